@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/base/file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <utility>
+
+namespace lk {
+namespace {
+
+Status errno_status(const char* verb, const std::string& path) {
+  const int error = errno;
+  const StatusCode code = error == ENOENT || error == ENOTDIR ? StatusCode::kNotFound : StatusCode::kIoError;
+  return Status(code, fmt::format("cannot {} {}: {}", verb, path, std::strerror(error)));
+}
+
+struct Fd {
+  int fd;
+  ~Fd() { if (fd >= 0) ::close(fd); }
+};
+
+// Opens for reading; refuses directories, pipes and devices.
+Result<size_t> open_regular(const std::string& path, Fd& file) {
+  file.fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (file.fd < 0) return errno_status("open", path);
+  struct stat info {};
+  if (::fstat(file.fd, &info) != 0) return errno_status("stat", path);
+  if (!S_ISREG(info.st_mode)) return invalid_argument("{} is not a regular file", path);
+  return static_cast<size_t>(info.st_size);
+}
+
+}  // namespace
+
+Result<std::string> read_file(const std::string& path, size_t max_bytes) {
+  Fd file{-1};
+  LK_ASSIGN_OR_RETURN(const size_t size, open_regular(path, file));
+  if (size > max_bytes) return resource_exhausted("{} has {} bytes, more than the limit of {}", path, size, max_bytes);
+  std::string text(size, '\0');
+  size_t done = 0;
+  while (done < size) {
+    const ssize_t got = ::read(file.fd, text.data() + done, size - done);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return errno_status("read", path);
+    if (got == 0) break;
+    done += static_cast<size_t>(got);
+  }
+  text.resize(done);
+  return text;
+}
+
+Status write_file_atomic(const std::string& path, std::string_view bytes) {
+  const std::string temporary = path + fmt::format(".tmp.{}", ::getpid());
+  {
+    Fd file{::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)};
+    if (file.fd < 0) return errno_status("create", temporary);
+    size_t done = 0;
+    while (done < bytes.size()) {
+      const ssize_t put = ::write(file.fd, bytes.data() + done, bytes.size() - done);
+      if (put < 0 && errno == EINTR) continue;
+      if (put < 0) {
+        Status status = errno_status("write", temporary);
+        ::unlink(temporary.c_str());
+        return status;
+      }
+      done += static_cast<size_t>(put);
+    }
+    if (::fsync(file.fd) != 0) {
+      Status status = errno_status("sync", temporary);
+      ::unlink(temporary.c_str());
+      return status;
+    }
+  }
+  if (::rename(temporary.c_str(), path.c_str()) != 0) {
+    Status status = errno_status("rename to", path);
+    ::unlink(temporary.c_str());
+    return status;
+  }
+  return Status();
+}
+
+bool file_exists(const std::string& path) { return ::access(path.c_str(), F_OK) == 0; }
+
+bool is_directory(const std::string& path) {
+  struct stat info {};
+  return ::stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode);
+}
+
+Status make_directories(const std::string& path) {
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  if (error) return io_error("cannot create directory {}: {}", path, error.message());
+  return Status();
+}
+
+std::string join_path(std::string_view directory, std::string_view name) {
+  if (directory.empty()) return std::string(name);
+  if (directory.back() == '/') return fmt::format("{}{}", directory, name);
+  return fmt::format("{}/{}", directory, name);
+}
+
+Result<MmapFile> MmapFile::open(const std::string& path) {
+  Fd file{-1};
+  LK_ASSIGN_OR_RETURN(const size_t size, open_regular(path, file));
+  MmapFile map;
+  map.path_ = path;
+  map.size_ = size;
+  if (size > 0) {
+    void* data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.fd, 0);
+    if (data == MAP_FAILED) return errno_status("map", path);
+    map.data_ = static_cast<const std::byte*>(data);
+  }
+  return map;
+}
+
+MmapFile::MmapFile(MmapFile&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)), path_(std::move(other.path_)) {}
+
+MmapFile& MmapFile::operator=(MmapFile&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  std::swap(path_, other.path_);
+  return *this;
+}
+
+MmapFile::~MmapFile() {
+  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+}
+
+}  // namespace lk

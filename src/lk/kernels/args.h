@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+// The argument structs of all kernels: typed pointers, sizes and strides in elements. One struct serves the
+// reference (kernels/ref) and every CPU instruction set (kernels/cpu). Launchers never allocate, accept zero rows and
+// any ragged size.
+//
+// Conventions. "act" is the compute type of activations that feed a matrix product: bf16 in bf16 mode, f32 in f32 mode.
+// The residual stream, the outputs of products and all accumulation are f32.
+// Row determinism: the value of an output row depends on that row's inputs only, bit for bit, never on the number of
+// rows, their order, the chunking or the thread count (docs/numerics.md).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "lk/tensor/dtype.h"
+
+namespace lk {
+
+inline constexpr int64_t kPanelCols = 32;   // output columns per packed weight panel
+inline constexpr int64_t kPageTokens = 16;  // token slots per KV page
+
+// How a weight matrix is laid out for gemm. int8 and int4 join here.
+enum class WeightFormat : uint8_t {
+  kBF16Panels,  // [ceil(n/32)][ceil(k/2)][32][2] bf16, zero padded
+  kF32Panels,   // [ceil(n/32)][k][32] f32, zero padded
+};
+struct PackedWeight {
+  WeightFormat format = WeightFormat::kBF16Panels;
+  int64_t n = 0;  // output features
+  int64_t k = 0;  // input features
+  const void* data = nullptr;
+};
+constexpr int64_t packed_weight_bytes(WeightFormat format, int64_t n, int64_t k) {
+  const int64_t panels = (n + kPanelCols - 1) / kPanelCols;
+  return format == WeightFormat::kBF16Panels ? panels * ((k + 1) / 2) * kPanelCols * 2 * 2 : panels * k * kPanelCols * 4;
+}
+
+// y[m, n] = sum_k x[m, k] w[n, k].  x: act [num_rows, k]; y: f32 [num_rows, n].
+struct GemmArgs {
+  const void* x = nullptr;  // bf16 for kBF16Panels, f32 for kF32Panels
+  int64_t x_stride = 0;
+  PackedWeight w;
+  float* y = nullptr;
+  int64_t y_stride = 0;
+  int64_t num_rows = 0;
+};
+
+// Rank rows of one LoRA matrix (A, or B transposed), scattered over pool pages. Row r is split into chunks of
+// chunk_cols columns (the last one shorter); chunk c of row r starts at byte row_offsets[r * num_chunks + c] from the
+// base that the segment gives. chunk_cols is a multiple of 32 unless num_chunks == 1. Elements are act-typed.
+struct LoraMatrix {
+  const int64_t* row_offsets = nullptr;  // [num_rows * num_chunks] bytes
+  int32_t num_rows = 0;                  // rank
+  int32_t num_chunks = 1;
+  int64_t width = 0;                     // in (A) or out (B)
+  int64_t chunk_cols = 0;
+};
+
+// One projection of a segment: y[:, out_begin + j] =
+//     (y + scaling * sum_r v[r] b[r][j] + out_bias[j]) * out_scale[j],   v[r] = sum_i x[i] a[r][i]  (f32)
+// The base projection's own bias is added afterwards (add_bias), outside the DoRA scale.
+struct LoraProj {
+  LoraMatrix a, b;
+  float scaling = 0;
+  int64_t out_begin = 0;             // first column of this projection in y
+  LoraMatrix out_bias, out_scale;    // one f32 row each, num_rows == 0 when absent (out_bias is already scaled)
+};
+
+// Rows [row_begin, row_end) of the batch that use one adapter. Rows outside every segment are base-only.
+struct LoraSegment {
+  int32_t row_begin = 0, row_end = 0;
+  const std::byte* base = nullptr;   // pool base + offset of this layer's slice
+  std::span<const LoraProj> projs;   // <= 3 projections that read the same x
+};
+
+// Adds the adapters' contribution to y in place. All segments' projections share x and write disjoint columns of y.
+struct LoraArgs {
+  const void* x = nullptr;   // act [num_rows, in]
+  DType act = DType::kBF16;
+  int64_t x_stride = 0;
+  float* y = nullptr;        // f32 [num_rows, *]
+  int64_t y_stride = 0;
+  std::span<const LoraSegment> segments;  // disjoint, ascending
+  float* v = nullptr;        // scratch f32 [num_rows, v_stride]
+  int64_t v_stride = 0;      // >= the largest sum of ranks over the projections of one segment
+};
+
+// The pool as one layer of the attention sees it. K and V of page p:
+//   k = base + p * page_stride,  v = k + v_offset   (bytes), 16 slots each, for all kv heads.
+// Inside, the CPU layout is (act type T, 16 = kPageTokens):
+//   K, bf16: [num_kv_heads][head_dim/2][16][2]   K, f32: [num_kv_heads][head_dim][16]   (token-minor: one vector = 16 scores)
+//   V: [num_kv_heads][16][head_dim]
+struct KvLayer {
+  std::byte* base = nullptr;
+  int64_t page_stride = 0;
+  int64_t v_offset = 0;
+  DType dtype = DType::kBF16;
+  int64_t num_kv_heads = 0;
+  int64_t head_dim = 0;  // even
+};
+
+// Writes rows of K and V into their slots. slot = page * 16 + offset.
+struct StoreKvArgs {
+  const float* k = nullptr;  // [num_rows, num_kv_heads * head_dim]
+  const float* v = nullptr;
+  int64_t k_stride = 0, v_stride = 0;
+  const int64_t* slots = nullptr;  // [num_rows]
+  int64_t num_rows = 0;
+  KvLayer kv;
+};
+
+// A run of query rows of one sequence. Row i has position first_position + i and attends to the positions
+// (pos - window, pos], window = 0 meaning all of [0, pos]. Slots past the row's position may hold anything, NaN included.
+struct AttentionSeq {
+  int32_t row_begin = 0, row_end = 0;
+  int64_t first_position = 0;
+  const int32_t* block_table = nullptr;  // page of positions [16 b, 16 b + 16)
+};
+struct AttentionArgs {
+  const float* q = nullptr;  // [num_rows, num_heads * head_dim], rotated
+  int64_t q_stride = 0;
+  void* y = nullptr;         // act [num_rows, num_heads * head_dim]
+  int64_t y_stride = 0;
+  int64_t num_heads = 0;
+  float scale = 0;           // 1 / sqrt(head_dim), times yarn's mscale^2 where used
+  int64_t window = 0;
+  std::span<const AttentionSeq> seqs;
+  KvLayer kv;
+};
+
+// y = x / sqrt(mean(x^2) + eps) * weight, per row of dim columns.  Source: arXiv:1910.07467.
+struct RmsNormArgs {
+  const float* x = nullptr;       // [num_rows, dim]
+  int64_t x_stride = 0;
+  const float* weight = nullptr;  // [dim]
+  void* y = nullptr;              // y_dtype [num_rows, dim]; may be x when y_dtype is f32
+  DType y_dtype = DType::kBF16;
+  int64_t y_stride = 0;
+  int64_t num_rows = 0, dim = 0;
+  float eps = 0;
+};
+
+// Rotates pairs (i, i + head_dim/2) of each head in place.  Source: arXiv:2104.09864, HF "rotate_half" convention.
+struct RopeArgs {
+  float* x = nullptr;         // [num_rows, num_heads * head_dim]
+  int64_t x_stride = 0;
+  int64_t num_rows = 0, num_heads = 0, head_dim = 0;
+  const float* cos = nullptr; // [num_rows, head_dim / 2]
+  const float* sin = nullptr;
+};
+
+// y = silu(gate) * up, gate = x[:, :dim], up = x[:, dim : 2 dim].
+struct SwigluArgs {
+  const float* x = nullptr;  // [num_rows, 2 dim]
+  int64_t x_stride = 0;
+  void* y = nullptr;         // act [num_rows, dim]
+  DType y_dtype = DType::kBF16;
+  int64_t y_stride = 0;
+  int64_t num_rows = 0, dim = 0;
+};
+
+}  // namespace lk

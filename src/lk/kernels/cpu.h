@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU kernels, one table per instruction set, chosen at run time. lk::ref holds the scalar reference of each.
+#pragma once
+
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "lk/base/thread_pool.h"
+#include "lk/kernels/args.h"
+#include "lk/tensor/tensor_view.h"
+
+namespace lk {
+
+enum class CpuIsa : uint8_t { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
+const char* to_string(CpuIsa isa);                       // "portable" "avx2" "avx512" "avx512_bf16"
+std::optional<CpuIsa> parse_cpu_isa(std::string_view name);
+std::vector<CpuIsa> supported_cpu_isas();                // of this machine, best last
+
+// All launchers run on the pool's threads and return when done.
+struct CpuKernels {
+  CpuIsa isa;
+  void (*gemm)(const GemmArgs&, ThreadPool&);
+  void (*lora)(const LoraArgs&, ThreadPool&);
+  void (*store_kv)(const StoreKvArgs&, ThreadPool&);
+  void (*attention)(const AttentionArgs&, ThreadPool&);
+  void (*rms_norm)(const RmsNormArgs&, ThreadPool&);
+  void (*rope)(const RopeArgs&, ThreadPool&);
+  void (*swiglu)(const SwigluArgs&, ThreadPool&);
+  // y[m, :] += bias (f32 [n]);  y: f32 [num_rows, n].
+  void (*add_bias)(float* y, int64_t y_stride, const float* bias, int64_t num_rows, int64_t n, ThreadPool&);
+  // y[m, :] += x[m, :], f32 both.
+  void (*add)(float* y, int64_t y_stride, const float* x, int64_t x_stride, int64_t num_rows, int64_t n, ThreadPool&);
+  // max and log(sum(exp(x))) of one row, f32 [n].  For sampling and log-probabilities.
+  float (*row_max)(const float* x, int64_t n);
+  float (*log_sum_exp)(const float* x, int64_t n, float row_max);
+};
+const CpuKernels& cpu_kernels(CpuIsa isa);  // Requires: isa is in supported_cpu_isas()
+
+// Packs rows [0, n) of w ([n, k], any dtype, row-major) as the panels starting at column out_begin (a multiple of 32) of
+// a packed matrix; lets q, k, v share one matrix. dst holds packed_weight_bytes(format, total_n, k) bytes.
+void pack_weight(const TensorView& w, WeightFormat format, int64_t out_begin, void* dst, ThreadPool& pool);
+// One element back as f32, for tests and merging.
+float unpack_weight_at(const PackedWeight& w, int64_t out, int64_t in);
+
+namespace ref {
+// Straight loops in double; the same contracts. Used by tests and as the oracle of every back-end.
+void gemm(const GemmArgs&);
+void lora(const LoraArgs&);
+void store_kv(const StoreKvArgs&);
+void attention(const AttentionArgs&);
+void rms_norm(const RmsNormArgs&);
+void rope(const RopeArgs&);
+void swiglu(const SwigluArgs&);
+}  // namespace ref
+
+}  // namespace lk

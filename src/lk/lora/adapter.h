@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// Adapter: one PEFT LoRA adapter, checked against the base model and held in host memory (mapped file or own
+// buffers). Immutable after load. Nothing here knows pages or kernels; engine/ packs it into the pool.
+// PEFT format and matching rules: docs of HF PEFT (LoraConfig, save_pretrained).
+#pragma once
+
+#include <array>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "lk/base/status.h"
+#include "lk/io/model_config.h"
+#include "lk/io/safetensors.h"
+#include "lk/tensor/buffer.h"
+
+namespace lk {
+
+// The linear projections of a decoder layer, in the order of their fused groups (q,k,v | o | gate,up | down).
+enum class Proj : uint8_t { kQ, kK, kV, kO, kGate, kUp, kDown };
+inline constexpr int kNumProjs = 7;
+const char* hf_name(Proj proj);  // "self_attn.q_proj" ...
+int64_t in_dim(Proj proj, const ModelConfig& config);
+int64_t out_dim(Proj proj, const ModelConfig& config);
+
+// delta(x) = scaling * B (A x) + bias; for DoRA the projection's output is magnitude_scale * (W x + delta).
+struct LoraDelta {
+  int64_t rank = 0;
+  double scaling = 0;      // alpha / r, or alpha / sqrt(r) for rsLoRA
+  TensorView a;            // [rank, in]
+  TensorView b;            // [out, rank]
+  TensorView bias;         // [out] lora_B.bias, or undefined; contributes scaling * bias
+  TensorView magnitude;    // [out] DoRA m, or undefined
+  TensorView dora_scale;   // [out] f32 m / ||W + scaling B A||_row, computed at load; defined iff magnitude is
+};
+
+struct Adapter {
+  std::string name;
+  std::string directory;
+  std::string digest;  // SHA-256 of adapter_config.json and adapter_model.safetensors, hex
+  int64_t file_bytes = 0;
+  int64_t max_rank = 0;
+
+  // layers[layer][proj]; absent = that projection is not adapted.
+  std::vector<std::array<std::optional<LoraDelta>, kNumProjs>> layers;
+  // Input embedding delta for token t: scaling * embed_b [hidden, r] * embed_a[:, t]  (embed_a: [r, vocab]).
+  struct EmbeddingDelta { int64_t rank = 0; double scaling = 0; TensorView a, b; };
+  std::optional<EmbeddingDelta> embedding;
+  std::optional<LoraDelta> lm_head;
+  // modules_to_save and other full replacements, keyed by module path without prefix and ".weight"/".bias"
+  // kept: "lm_head.weight", "model.embed_tokens.weight", "model.norm.weight",
+  // "model.layers.3.input_layernorm.weight", "model.layers.0.mlp.down_proj.weight", ...
+  std::map<std::string, TensorView> replaced;
+  // trainable_token_indices: rows that replace rows of the input embedding, and of lm_head when tied.
+  std::vector<int64_t> trained_token_ids;
+  TensorView trained_token_rows;  // [n, hidden]
+
+  std::vector<std::string> warnings;
+
+  // Backing store of the views above.
+  std::shared_ptr<const TensorStore> file;
+  std::vector<Buffer> owned;
+};
+
+struct AdapterLoadOptions {
+  bool ignore_unknown_tensors = false;
+  int64_t max_rank = 512;
+  int64_t max_bytes = int64_t{16} << 30;
+};
+
+// Reads directory/adapter_config.json and adapter_model.safetensors. `base` gives W where the kind needs it (DoRA norms,
+// PiSSA/OLoRA conversion) and may be null otherwise: then those kinds are refused.
+Result<std::shared_ptr<const Adapter>> load_adapter(const std::string& name, const std::string& directory,
+                                                    const ModelConfig& config, const TensorStore* base,
+                                                    const AdapterLoadOptions& options = {});
+
+}  // namespace lk

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// Chat templates: a bounded subset of Jinja2, enough for the templates of the supported model families. Rendering is
+// limited in steps, nesting, output bytes and time, so that a hostile template fails instead of hanging.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include <boost/json/value.hpp>
+
+#include "lk/base/status.h"
+
+namespace lk {
+
+struct TemplateLimits {
+  int64_t max_steps = 1'000'000;
+  int64_t max_depth = 64;
+  int64_t max_output_bytes = 8 << 20;
+  std::chrono::milliseconds max_time{1000};
+};
+
+// Thread safety: immutable after parse.
+class ChatTemplate {
+ public:
+  static Result<std::shared_ptr<const ChatTemplate>> parse(std::string_view source, std::string_view where);
+  // chat_template.jinja, or "chat_template" of tokenizer_config.json (a string, or the list entry named "default");
+  // kNotFound when the directory has none. bos/eos tokens come from tokenizer_config.json.
+  static Result<std::shared_ptr<const ChatTemplate>> load(const std::string& directory);
+  ~ChatTemplate();
+
+  // variables: {"messages": [...], "tools": [...], "add_generation_prompt": true, ...}; bos_token and eos_token
+  // are added from the directory unless given. raise_exception(...) in the template is kInvalidArgument.
+  Result<std::string> render(const boost::json::object& variables, const TemplateLimits& limits = {}) const;
+
+ private:
+  struct Impl;
+  explicit ChatTemplate(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace lk

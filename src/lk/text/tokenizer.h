@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tokenizer: reads a Hugging Face tokenizer.json (BPE models, byte-level or SentencePiece-style with byte fallback)
+// and reproduces the `tokenizers` package id for id. Other model types and unknown parts are refused by name.
+// Thread safety: immutable after load; encode and decode are const and may run concurrently.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "lk/base/status.h"
+
+namespace lk {
+
+class Tokenizer {
+ public:
+  static Result<std::shared_ptr<const Tokenizer>> load(const std::string& directory);  // directory/tokenizer.json
+  static Result<std::shared_ptr<const Tokenizer>> parse(std::string_view json, std::string_view where);
+  ~Tokenizer();
+
+  // Invalid UTF-8 in `text` is kInvalidArgument naming the byte offset. add_special_tokens runs the post-processor.
+  Result<std::vector<int32_t>> encode(std::string_view text, bool add_special_tokens) const;
+  // Ids outside the vocabulary are skipped (as the `tokenizers` package does).
+  std::string decode(std::span<const int32_t> ids, bool skip_special_tokens) const;
+
+  int64_t vocab_size() const;  // highest id + 1, added tokens included
+  std::optional<int32_t> token_to_id(std::string_view token) const;
+  std::optional<std::string> id_to_token(int32_t id) const;
+  bool is_special(int32_t id) const;
+
+ private:
+  struct Impl;
+  explicit Tokenizer(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+  friend class IncrementalDecoder;
+};
+
+// Turns a growing list of ids into text pieces whose concatenation equals decode(all ids), never emitting half a
+// UTF-8 character: bytes of an unfinished character wait until it is complete; flush() gives what is left
+// (U+FFFD for bytes that never became a character).
+class IncrementalDecoder {
+ public:
+  IncrementalDecoder(std::shared_ptr<const Tokenizer> tokenizer, bool skip_special_tokens);
+  std::string push(int32_t id);
+  std::string flush();
+
+ private:
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  bool skip_special_tokens_;
+  std::vector<int32_t> window_;   // ids whose text is not final yet, after a context prefix
+  size_t prefix_ids_ = 0;         // leading ids of window_ kept only as context (already emitted)
+  std::string emitted_;           // text of window_[0, prefix_ids_)
+};
+
+}  // namespace lk

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <vector>
+
+#include "lk/base/file.h"
+#include "lk/base/sha256.h"
+#include "lk/base/status.h"
+#include "lk/base/thread_pool.h"
+
+namespace lk {
+namespace {
+
+Status fails() { return not_found("no {}", "file"); }
+Result<int> half(int x) {
+  if (x % 2 != 0) return invalid_argument("{} is odd", x);
+  return x / 2;
+}
+Result<int> quarter(int x) {
+  LK_ASSIGN_OR_RETURN(const int h, half(x));
+  LK_ASSIGN_OR_RETURN(const int q, half(h));
+  return q;
+}
+
+TEST(Status, CarriesCodeMessageAndContext) {
+  const Status status = fails().with_context("adapter x");
+  EXPECT_EQ(status.code(), StatusCode::kNotFound);
+  EXPECT_EQ(status.message(), "adapter x: no file");
+}
+
+TEST(Result, MacrosReturnTheFirstFailure) {
+  EXPECT_EQ(*quarter(12), 3);
+  EXPECT_EQ(quarter(6).status().message(), "3 is odd");
+}
+
+TEST(Sha256, MatchesPublishedVectors) {
+  const auto digest = [](std::string_view text) {
+    Sha256 sha;
+    for (char c : text) sha.update(&c, 1);
+    return to_hex(sha.finish());
+  };
+  EXPECT_EQ(digest(""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+  EXPECT_EQ(digest("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+  EXPECT_EQ(digest("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq"),
+            "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");
+}
+
+TEST(ThreadPool, ForEachVisitsEveryItemOnce) {
+  for (int num_threads : {1, 2, 5}) {
+    ThreadPool pool(num_threads);
+    for (int64_t items : {0, 1, 2, 1000}) {
+      std::vector<std::atomic<int>> visits(static_cast<size_t>(items));
+      pool.for_each(items, [&](int64_t item) { visits[static_cast<size_t>(item)].fetch_add(1); });
+      for (const auto& count : visits) EXPECT_EQ(count.load(), 1);
+    }
+  }
+}
+
+TEST(ThreadPool, RunReachesEveryThread) {
+  ThreadPool pool(3);
+  for (int round = 0; round < 1000; ++round) {
+    std::array<std::atomic<int>, 3> seen{};
+    pool.run([&](int thread_idx) { seen[static_cast<size_t>(thread_idx)].fetch_add(1); });
+    for (const auto& count : seen) ASSERT_EQ(count.load(), 1);
+  }
+}
+
+TEST(File, ReadNamesTheMissingPathAndCapsTheSize) {
+  EXPECT_EQ(read_file("/nonexistent/x").status().code(), StatusCode::kNotFound);
+  const std::string path = testing::TempDir() + "/lk_file_test";
+  ASSERT_TRUE(write_file_atomic(path, "hello").ok());
+  EXPECT_EQ(*read_file(path), "hello");
+  EXPECT_EQ(read_file(path, 4).status().code(), StatusCode::kResourceExhausted);
+  EXPECT_FALSE(read_file(testing::TempDir()).ok());
+}
+
+}  // namespace
+}  // namespace lk

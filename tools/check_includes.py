@@ -1,0 +1,38 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Fails on an #include against the layers: a module may include itself and the modules listed for it, nothing else."""
+import pathlib
+import re
+import sys
+
+ALLOWED = {
+    "base": [],
+    "net": ["base"], "text": ["base"], "tensor": ["base"], "memory": ["base"],
+    "kernels": ["base", "tensor"],
+    "io": ["base", "tensor"],
+    "ops": ["base", "tensor", "kernels"],
+    "lora": ["base", "tensor", "io"],
+    "model": ["base", "tensor", "io", "kernels", "ops", "lora"],
+    "sched": ["base", "memory"],
+    "engine": ["base", "tensor", "io", "kernels", "ops", "lora", "model", "sched", "memory"],
+    "serve": ["base", "text", "io", "lora", "sched", "engine"],
+}
+
+
+def main() -> int:
+    root = pathlib.Path(__file__).resolve().parent.parent
+    bad = []
+    for path in sorted((root / "src/lk").rglob("*")):
+        if path.suffix not in (".h", ".cpp"):
+            continue
+        module = path.relative_to(root / "src/lk").parts[0]
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            found = re.match(r'\s*#\s*include\s+["<]lk/(\w+)/', line)
+            if found and found[1] != module and found[1] not in ALLOWED.get(module, []):
+                bad.append(f"{path.relative_to(root)}:{number}: {module} must not include {found[1]}")
+    print("\n".join(bad) if bad else "layers: every include is allowed")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

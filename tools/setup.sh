@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+# Sourced by ./demo and ./test: installs what the build needs (apt, idempotent) and builds a preset.
+
+PACKAGES="g++ cmake ninja-build pkg-config python3 libfmt-dev libspdlog-dev libcli11-dev libboost1.81-dev libboost-json1.81-dev
+  libpcre2-dev libicu-dev libeigen3-dev libgtest-dev libgmock-dev"
+
+install_packages() {
+  local missing=() package
+  for package in $PACKAGES; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+  done
+  [ ${#missing[@]} -eq 0 ] && return
+  local sudo=""
+  if [ "$(id -u)" -ne 0 ]; then
+    command -v sudo >/dev/null || { echo "missing packages: ${missing[*]}; run as root or install sudo" >&2; exit 1; }
+    sudo=sudo
+  fi
+  echo "==> installing ${missing[*]}"
+  $sudo apt-get update -q
+  $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"
+}
+
+build_preset() {
+  echo "==> building ($1)"
+  cmake --preset "$1" >/dev/null
+  cmake --build --preset "$1"
+}
