@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/memory/unified_pool.h"
+
+#include <cstring>
+
+#include "lk/base/check.h"
+#include "lk/base/sha256.h"
+
+namespace lk {
+
+BlockKey root_block_key(AdapterId adapter, uint64_t salt) {
+  Sha256 sha;
+  sha.update(&adapter, sizeof adapter);
+  sha.update(&salt, sizeof salt);
+  return sha.finish();
+}
+
+BlockKey child_block_key(const BlockKey& parent, std::span<const int32_t> tokens) {
+  Sha256 sha;
+  sha.update(parent.data(), parent.size());
+  sha.update(tokens.data(), tokens.size_bytes());
+  return sha.finish();
+}
+
+size_t UnifiedPool::KeyHash::operator()(const BlockKey& key) const {
+  size_t hash;
+  std::memcpy(&hash, key.data(), sizeof hash);
+  return hash;
+}
+
+UnifiedPool::UnifiedPool(int64_t num_pages, EvictionCosts costs)
+    : pool_(num_pages), costs_(costs), kv_(static_cast<size_t>(num_pages)) {}
+
+// --- LRU of cached KV pages
+
+void UnifiedPool::lru_append(PageId page) {
+  KvPage& info = kv_[static_cast<size_t>(page)];
+  info.priority = clock_ + costs_.kv_page;
+  info.older = newest_;
+  info.newer = -1;
+  (newest_ >= 0 ? kv_[static_cast<size_t>(newest_)].newer : oldest_) = page;
+  newest_ = page;
+  ++cached_kv_pages_;
+}
+
+void UnifiedPool::lru_remove(PageId page) {
+  KvPage& info = kv_[static_cast<size_t>(page)];
+  (info.older >= 0 ? kv_[static_cast<size_t>(info.older)].newer : oldest_) = info.newer;
+  (info.newer >= 0 ? kv_[static_cast<size_t>(info.newer)].older : newest_) = info.older;
+  info.older = info.newer = -1;
+  --cached_kv_pages_;
+}
+
+// --- Eviction
+
+bool UnifiedPool::evict_one() {
+  const bool have_kv = oldest_ >= 0;
+  const bool have_adapter = !adapter_lru_.empty();
+  if (!have_kv && !have_adapter) return false;
+  const double kv_priority = have_kv ? kv_[static_cast<size_t>(oldest_)].priority : 0;
+  const double adapter_priority = have_adapter ? adapters_.at(adapter_lru_.front()).priority : 0;
+  if (have_kv && (!have_adapter || kv_priority <= adapter_priority)) {
+    clock_ = std::max(clock_, kv_priority);
+    const PageId page = oldest_;
+    lru_remove(page);
+    KvPage& info = kv_[static_cast<size_t>(page)];
+    published_.erase(info.key);
+    info.published = false;
+    pool_.free(page);
+  } else {
+    clock_ = std::max(clock_, adapter_priority);
+    const AdapterId adapter = adapter_lru_.front();
+    Resident& resident = adapters_.at(adapter);
+    uncache_adapter(resident);
+    free_adapter_pages(resident);
+    adapters_.erase(adapter);
+    ++evicted_adapters_;
+  }
+  return true;
+}
+
+bool UnifiedPool::make_room(int64_t num_pages) {
+  if (num_available() < num_pages) return false;
+  while (num_free() < num_pages)
+    if (!evict_one()) return false;
+  return true;
+}
+
+void UnifiedPool::evict_all() {
+  while (evict_one()) {
+  }
+}
+
+// --- KV pages
+
+std::optional<PageId> UnifiedPool::alloc_kv() {
+  if (!make_room(1)) return std::nullopt;
+  const PageId page = *pool_.try_alloc(PageUse::kKv);
+  kv_[static_cast<size_t>(page)] = KvPage{.references = 1};
+  return page;
+}
+
+void UnifiedPool::retain_kv(PageId page) {
+  KvPage& info = kv_[static_cast<size_t>(page)];
+  if (info.references++ == 0) lru_remove(page);
+}
+
+void UnifiedPool::release_kv(PageId page) {
+  KvPage& info = kv_[static_cast<size_t>(page)];
+  LK_CHECK(info.references > 0, "KV page {} released more often than retained", page);
+  if (--info.references > 0) return;
+  if (info.published) lru_append(page);
+  else pool_.free(page);
+}
+
+std::optional<PageId> UnifiedPool::find_kv(const BlockKey& key) {
+  const auto it = published_.find(key);
+  if (it == published_.end()) return std::nullopt;
+  retain_kv(it->second);
+  return it->second;
+}
+
+void UnifiedPool::publish_kv(PageId page, const BlockKey& key) {
+  KvPage& info = kv_[static_cast<size_t>(page)];
+  LK_CHECK(info.references > 0);
+  if (info.published || !published_.emplace(key, page).second) return;
+  info.published = true;
+  info.key = key;
+}
+
+// --- Adapters
+
+void UnifiedPool::free_adapter_pages(Resident& resident) {
+  pool_.free(resident.pages.pages);
+  for (int64_t i = 0; i < resident.pages.run_length; ++i) pool_.free(static_cast<PageId>(resident.pages.run_begin + i));
+}
+
+void UnifiedPool::cache_adapter(AdapterId adapter, Resident& resident) {
+  resident.priority = clock_ + costs_.adapter_page;
+  resident.lru = adapter_lru_.insert(adapter_lru_.end(), adapter);
+  cached_adapter_pages_ += resident.total();
+}
+
+void UnifiedPool::uncache_adapter(Resident& resident) {
+  adapter_lru_.erase(resident.lru);
+  cached_adapter_pages_ -= resident.total();
+}
+
+AdapterState UnifiedPool::adapter_state(AdapterId adapter) const {
+  const auto it = adapters_.find(adapter);
+  return it == adapters_.end() ? AdapterState::kAbsent : it->second.state;
+}
+
+bool UnifiedPool::begin_load(AdapterId adapter, const AdapterFootprint& footprint) {
+  LK_CHECK(adapter_state(adapter) == AdapterState::kAbsent);
+  if (!make_room(footprint.total())) return false;
+  Resident resident;
+  if (footprint.run_length > 0) {
+    std::optional<PageId> run;
+    // Enough pages may be free but scattered; evicting more may join them.
+    while (!(run = pool_.try_alloc_run(PageUse::kAdapter, footprint.run_length)))
+      if (!evict_one()) return false;
+    resident.pages.run_begin = *run;
+    resident.pages.run_length = footprint.run_length;
+  }
+  resident.pages.pages.resize(static_cast<size_t>(footprint.num_pages));
+  LK_CHECK(pool_.try_alloc(PageUse::kAdapter, resident.pages.pages));
+  adapters_.emplace(adapter, std::move(resident));
+  return true;
+}
+
+const AdapterPages& UnifiedPool::adapter_pages(AdapterId adapter) const { return adapters_.at(adapter).pages; }
+
+void UnifiedPool::finish_load(AdapterId adapter, bool success) {
+  Resident& resident = adapters_.at(adapter);
+  LK_CHECK(resident.state == AdapterState::kLoading);
+  if (success) {
+    resident.state = AdapterState::kResident;
+    cache_adapter(adapter, resident);
+  } else {
+    free_adapter_pages(resident);
+    adapters_.erase(adapter);
+  }
+}
+
+void UnifiedPool::pin(AdapterId adapter) {
+  Resident& resident = adapters_.at(adapter);
+  LK_CHECK(resident.state == AdapterState::kResident);
+  if (resident.pins++ == 0) uncache_adapter(resident);
+}
+
+void UnifiedPool::unpin(AdapterId adapter) {
+  Resident& resident = adapters_.at(adapter);
+  LK_CHECK(resident.pins > 0);
+  if (--resident.pins == 0) cache_adapter(adapter, resident);
+}
+
+int64_t UnifiedPool::num_pins(AdapterId adapter) const {
+  const auto it = adapters_.find(adapter);
+  return it == adapters_.end() ? 0 : it->second.pins;
+}
+
+void UnifiedPool::forget(AdapterId adapter) {
+  const auto it = adapters_.find(adapter);
+  if (it == adapters_.end()) return;
+  LK_CHECK(it->second.state == AdapterState::kResident && it->second.pins == 0, "adapter {} is in use", adapter);
+  uncache_adapter(it->second);
+  free_adapter_pages(it->second);
+  adapters_.erase(it);
+}
+
+void UnifiedPool::check_integrity() const {
+  pool_.check_integrity();
+  int64_t kv_pages = 0, cached = 0;
+  for (size_t page = 0; page < kv_.size(); ++page) {
+    if (pool_.use(static_cast<PageId>(page)) != PageUse::kKv) continue;
+    ++kv_pages;
+    const KvPage& info = kv_[page];
+    if (info.references == 0) ++cached;
+    LK_CHECK(info.references > 0 || info.published, "KV page {} is unreferenced, unpublished and not free", page);
+    if (info.published) LK_CHECK(published_.at(info.key) == static_cast<PageId>(page));
+  }
+  LK_CHECK(kv_pages == pool_.num_used(PageUse::kKv) && cached == cached_kv_pages_);
+  int64_t listed = 0;
+  for (PageId page = oldest_; page >= 0; page = kv_[static_cast<size_t>(page)].newer) ++listed;
+  LK_CHECK(listed == cached);
+  int64_t adapter_pages = 0, cached_adapters = 0;
+  for (const auto& [id, resident] : adapters_) {
+    adapter_pages += resident.total();
+    if (resident.state == AdapterState::kResident && resident.pins == 0) cached_adapters += resident.total();
+    for (PageId page : resident.pages.pages) LK_CHECK(pool_.use(page) == PageUse::kAdapter);
+  }
+  LK_CHECK(adapter_pages == pool_.num_used(PageUse::kAdapter), "adapter pages leaked");
+  LK_CHECK(cached_adapters == cached_adapter_pages_);
+}
+
+}  // namespace lk

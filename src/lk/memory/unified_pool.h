@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+// UnifiedPool: one page budget for KV blocks and resident adapters (S-LoRA's unified paging, arXiv:2311.03285 §5.1).
+//
+// A KV page is referenced by the sequences that read it. A full page may be published under a key, the hash chain of
+// (salt, adapter version, tokens so far); when its last reader leaves it stays, cached, until room is needed.
+// An adapter is absent, loading (its pages are taken, a loader fills them) or resident; running requests pin it; an
+// unpinned resident adapter is cached until room is needed.
+// Eviction picks between the oldest cached KV page and the oldest cached adapter by Greedy-Dual priority
+// (Young 1994): priority = clock + cost to bring one page back; the clock rises to each victim's priority.
+//
+// Thread safety: none; owned by the scheduler on the engine thread. Pure accounting.
+#pragma once
+
+#include <array>
+#include <list>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "lk/memory/page_pool.h"
+
+namespace lk {
+
+using AdapterId = int32_t;  // a loaded adapter version; never reused
+inline constexpr AdapterId kBaseModel = -1;
+
+// SHA-256 of (parent key, adapter id, salt, 16 token ids): a collision would serve one prompt's cache to another.
+using BlockKey = std::array<uint8_t, 32>;
+BlockKey root_block_key(AdapterId adapter, uint64_t salt);
+BlockKey child_block_key(const BlockKey& parent, std::span<const int32_t> tokens);
+
+// Pages an adapter takes: `num_pages` single ones for its layer slices and a contiguous run for whole matrices.
+struct AdapterPages {
+  std::vector<PageId> pages;
+  PageId run_begin = -1;
+  int64_t run_length = 0;
+};
+struct AdapterFootprint {
+  int64_t num_pages = 0;
+  int64_t run_length = 0;
+  int64_t total() const { return num_pages + run_length; }
+};
+
+enum class AdapterState : uint8_t { kAbsent, kLoading, kResident };
+
+struct EvictionCosts {
+  double kv_page = 4.0;       // recomputing 16 tokens
+  double adapter_page = 1.0;  // copying one page from the host tier
+};
+
+class UnifiedPool {
+ public:
+  explicit UnifiedPool(int64_t num_pages, EvictionCosts costs = {});
+
+  int64_t num_pages() const { return pool_.num_pages(); }
+  int64_t num_free() const { return pool_.num_free(); }
+  int64_t num_evictable() const { return cached_kv_pages_ + cached_adapter_pages_; }
+  int64_t num_available() const { return num_free() + num_evictable(); }
+  int64_t num_kv() const { return pool_.num_used(PageUse::kKv); }
+  int64_t num_adapter() const { return pool_.num_used(PageUse::kAdapter); }
+  int64_t num_cached_kv() const { return cached_kv_pages_; }
+  int64_t num_evicted_adapters() const { return evicted_adapters_; }
+
+  // --- KV pages
+  std::optional<PageId> alloc_kv();  // one reference; evicts cached pages or adapters when needed
+  void retain_kv(PageId page);
+  void release_kv(PageId page);
+  // The page published under `key`, with one more reference.
+  std::optional<PageId> find_kv(const BlockKey& key);
+  // Makes a full page findable. Keeps the first page when the key exists already.
+  void publish_kv(PageId page, const BlockKey& key);
+
+  // --- Adapters
+  AdapterState adapter_state(AdapterId adapter) const;
+  // Takes the pages of an absent adapter, evicting as needed: absent -> loading. False when there is no room now.
+  // The caller's pin count starts at 0; a loading adapter is not evicted.
+  bool begin_load(AdapterId adapter, const AdapterFootprint& footprint);
+  const AdapterPages& adapter_pages(AdapterId adapter) const;
+  void finish_load(AdapterId adapter, bool success);  // loading -> resident, or absent and its pages free
+  void pin(AdapterId adapter);                         // Requires: resident
+  void unpin(AdapterId adapter);
+  int64_t num_pins(AdapterId adapter) const;
+  // Drops an unregistered adapter and everything published for it is left to age out (its id is never used again).
+  // Requires: not loading, no pins.
+  void forget(AdapterId adapter);
+
+  // Frees everything that is only cached. For tests and for giving memory back.
+  void evict_all();
+  void check_integrity() const;
+
+ private:
+  struct KvPage {
+    int32_t references = 0;
+    bool published = false;
+    BlockKey key{};
+    double priority = 0;
+    PageId newer = -1, older = -1;  // LRU links while cached
+  };
+  struct Resident {
+    AdapterState state = AdapterState::kLoading;
+    AdapterPages pages;
+    int64_t pins = 0;
+    double priority = 0;
+    std::list<AdapterId>::iterator lru;  // valid while cached (resident, no pins)
+    int64_t total() const { return static_cast<int64_t>(pages.pages.size()) + pages.run_length; }
+  };
+  struct KeyHash {
+    size_t operator()(const BlockKey& key) const;
+  };
+
+  bool evict_one();  // one cached KV page or one cached adapter
+  bool make_room(int64_t num_pages);
+  void lru_append(PageId page);
+  void lru_remove(PageId page);
+  void free_adapter_pages(Resident& resident);
+  void cache_adapter(AdapterId adapter, Resident& resident);
+  void uncache_adapter(Resident& resident);
+
+  PagePool pool_;
+  EvictionCosts costs_;
+  double clock_ = 0;
+
+  std::vector<KvPage> kv_;                                      // by page
+  std::unordered_map<BlockKey, PageId, KeyHash> published_;
+  PageId oldest_ = -1, newest_ = -1;
+  int64_t cached_kv_pages_ = 0;
+
+  std::unordered_map<AdapterId, Resident> adapters_;
+  std::list<AdapterId> adapter_lru_;  // oldest first
+  int64_t cached_adapter_pages_ = 0;
+  int64_t evicted_adapters_ = 0;
+};
+
+}  // namespace lk
