@@ -4,7 +4,7 @@
 # Files named *.isa.cpp are left out: kernels/ compiles them once per instruction set.
 add_library(lk_flags INTERFACE)
 target_include_directories(lk_flags INTERFACE ${CMAKE_SOURCE_DIR}/src)
-target_compile_options(lk_flags INTERFACE -Wall -Wextra -Wpedantic -Werror)
+target_compile_options(lk_flags INTERFACE -Wall -Wextra -Wpedantic -Werror -Wno-missing-field-initializers)
 
 function(lk_module name)
   cmake_parse_arguments(ARG "" "" "DEPS;LIBS" ${ARGN})

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the scheduler knows of a request: token ids, an adapter version, how to sample, when to stop. No text.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "lk/base/status.h"
+#include "lk/memory/unified_pool.h"
+
+namespace lk {
+
+using RequestId = int64_t;
+
+struct SamplingParams {
+  double temperature = 1.0;         // 0 = greedy
+  int64_t top_k = 0;                // 0 = off
+  double top_p = 1.0;               // (0, 1]
+  double min_p = 0.0;               // [0, 1]
+  double repetition_penalty = 1.0;  // > 0; over prompt and output (arXiv:1909.05858)
+  double presence_penalty = 0.0;    // over the output only, as in OpenAI's API
+  double frequency_penalty = 0.0;
+  std::vector<std::pair<int32_t, float>> logit_bias;
+  uint64_t seed = 0;
+  int num_logprobs = -1;         // -1 = none, 0 = the token's own, n = and the n most likely
+  int num_prompt_logprobs = -1;  // likewise for prompt tokens after the first
+};
+
+struct Request {
+  RequestId id = 0;
+  AdapterId adapter = kBaseModel;
+  std::vector<int32_t> prompt;  // >= 1 token
+  int64_t max_tokens = 16;      // 0 = only score the prompt
+  std::vector<int32_t> stop_token_ids;
+  SamplingParams sampling;
+  // Requests share cached KV pages only when their salts are equal: a tenant, a rope length.
+  uint64_t cache_salt = 0;
+  // Sequence length that length-dependent rope scaling assumes (rope type dynamic).
+  int64_t rope_length = 0;
+};
+
+enum class FinishReason : uint8_t { kNone, kStop, kLength, kCancelled, kError };
+const char* to_string(FinishReason reason);
+
+struct TokenLogprob {
+  int32_t token = 0;
+  float logprob = 0;                               // of the model's raw distribution
+  int64_t rank = 0;                                // 1 = most likely
+  std::vector<std::pair<int32_t, float>> top;      // most likely first
+};
+
+// What happened to a request in one step.
+struct RequestEvent {
+  RequestId id = 0;
+  bool has_token = false;
+  TokenLogprob token;
+  std::vector<TokenLogprob> prompt_logprobs;  // once, when the prompt is done; entry i is prompt token i + 1
+  FinishReason finish = FinishReason::kNone;
+  Status error;  // with kError
+};
+
+}  // namespace lk

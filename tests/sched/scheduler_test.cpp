@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/sched/scheduler.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <deque>
+#include <map>
+#include <set>
+
+#include "lk/base/rng.h"
+
+namespace lk {
+namespace {
+
+// A model without tensors: the state of position p is a hash of the state of p - 1, read from the page table, and the
+// token. A wrong, stale or foreign page changes every later token, so tokens prove the paging.
+class HashExecutor : public Executor {
+ public:
+  explicit HashExecutor(uint64_t seed, int64_t num_pages) : rng_(seed), slots_(static_cast<size_t>(num_pages * 16)) {}
+
+  static uint64_t next_state(uint64_t state, int32_t token) { return mix64(state * 31 + static_cast<uint64_t>(token) + 1); }
+  static uint64_t first_state(AdapterId adapter) { return mix64(static_cast<uint64_t>(adapter) + 77); }
+  static int32_t token_of(uint64_t state) { return static_cast<int32_t>(mix64(state) % 50); }
+  // What a request alone would produce.
+  static std::vector<int32_t> expected(const Request& request) {
+    uint64_t state = first_state(request.adapter);
+    for (int32_t token : request.prompt) state = next_state(state, token);
+    std::vector<int32_t> output;
+    while (static_cast<int64_t>(output.size()) < request.max_tokens) {
+      output.push_back(token_of(state));
+      if (std::find(request.stop_token_ids.begin(), request.stop_token_ids.end(), output.back()) != request.stop_token_ids.end())
+        break;
+      state = next_state(state, output.back());
+    }
+    return output;
+  }
+
+  AdapterFootprint footprint(AdapterId adapter) const override { return {.num_pages = 1 + adapter % 3, .run_length = adapter % 2}; }
+  void start_load(AdapterId adapter, const AdapterPages&) override { loading_.push_back(adapter); }
+  std::vector<LoadResult> take_finished_loads(bool wait) override {
+    std::vector<LoadResult> done;
+    while (!loading_.empty() && ((wait && done.empty()) || rng_.below(3) == 0)) {
+      const AdapterId adapter = loading_.front();
+      loading_.pop_front();
+      done.push_back({adapter, adapter == broken_adapter ? data_loss("adapter {} is broken", adapter) : Status()});
+    }
+    return done;
+  }
+  std::vector<ItemResult> execute(const StepPlan& plan) override {
+    std::vector<ItemResult> results;
+    int64_t num_tokens = 0;
+    for (const StepItem& item : plan.items) {
+      EXPECT_LT(item.begin, item.end);
+      num_tokens += item.end - item.begin;
+      ItemResult result;
+      for (int64_t pos = item.begin; pos < item.end; ++pos) {
+        const uint64_t before = pos == 0 ? first_state(item.request->adapter) : slot(item, pos - 1);
+        slot(item, pos) = next_state(before, item.tokens[static_cast<size_t>(pos)]);
+        if (item.prompt_logprobs && pos + 1 < static_cast<int64_t>(item.request->prompt.size()))
+          result.prompt_logprobs.push_back({.token = item.request->prompt[static_cast<size_t>(pos + 1)],
+                                            .logprob = static_cast<float>(token_of(slot(item, pos)))});
+      }
+      if (item.sample) result.token.token = token_of(slot(item, item.end - 1));
+      results.push_back(std::move(result));
+    }
+    EXPECT_EQ(num_tokens, plan.num_tokens);
+    max_step_tokens_seen = std::max(max_step_tokens_seen, num_tokens);
+    return results;
+  }
+
+  AdapterId broken_adapter = -2;
+  int64_t max_step_tokens_seen = 0;
+
+ private:
+  uint64_t& slot(const StepItem& item, int64_t pos) {
+    return slots_[static_cast<size_t>(item.block_table[static_cast<size_t>(pos / 16)] * 16 + pos % 16)];
+  }
+  Rng rng_;
+  std::vector<uint64_t> slots_;
+  std::deque<AdapterId> loading_;
+};
+
+struct Outcome {
+  std::vector<int32_t> tokens;
+  std::vector<TokenLogprob> prompt_logprobs;
+  FinishReason finish = FinishReason::kNone;
+};
+
+std::map<RequestId, Outcome> run_all(Scheduler& scheduler, UnifiedPool& pool) {
+  std::map<RequestId, Outcome> outcomes;
+  for (int guard = 0; scheduler.has_work(); ++guard) {
+    EXPECT_LT(guard, 100000) << "no progress";
+    for (RequestEvent& event : scheduler.step()) {
+      Outcome& outcome = outcomes[event.id];
+      if (event.has_token) outcome.tokens.push_back(event.token.token);
+      if (!event.prompt_logprobs.empty()) outcome.prompt_logprobs = std::move(event.prompt_logprobs);
+      if (event.finish != FinishReason::kNone) outcome.finish = event.finish;
+    }
+    pool.check_integrity();
+  }
+  return outcomes;
+}
+
+Request make_request(RequestId id, AdapterId adapter, int64_t prompt_length, int64_t max_tokens, uint64_t seed) {
+  Request request{.id = id, .adapter = adapter, .max_tokens = max_tokens};
+  Rng rng(seed);
+  for (int64_t i = 0; i < prompt_length; ++i) request.prompt.push_back(static_cast<int32_t>(rng.below(50)));
+  return request;
+}
+
+TEST(Scheduler, RefusesWhatCouldNeverRun) {
+  UnifiedPool pool(4);
+  HashExecutor executor(0, 4);
+  Scheduler scheduler({.max_sequence = 40}, pool, executor);
+  EXPECT_EQ(scheduler.submit(make_request(1, kBaseModel, 0, 5, 0)).code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(scheduler.submit(make_request(1, kBaseModel, 30, 11, 0)).code(), StatusCode::kInvalidArgument);
+  EXPECT_TRUE(scheduler.submit(make_request(1, kBaseModel, 30, 10, 0)).ok());
+  // 3 KV pages and adapter 2's three pages exceed the four of the pool.
+  EXPECT_EQ(scheduler.submit(make_request(2, 2, 30, 10, 0)).code(), StatusCode::kResourceExhausted);
+}
+
+TEST(Scheduler, DecodesWhileALongPromptIsChunked) {
+  UnifiedPool pool(64);
+  HashExecutor executor(0, 64);
+  Scheduler scheduler({.max_step_tokens = 8}, pool, executor);
+  ASSERT_TRUE(scheduler.submit(make_request(1, kBaseModel, 4, 30, 1)).ok());
+  (void)scheduler.step();
+  ASSERT_TRUE(scheduler.submit(make_request(2, kBaseModel, 70, 3, 2)).ok());
+  for (int step = 0; step < 5; ++step) {
+    const auto events = scheduler.step();
+    ASSERT_EQ(events.size(), 1u);
+    EXPECT_EQ(events[0].id, 1);
+  }
+  run_all(scheduler, pool);
+  EXPECT_EQ(executor.max_step_tokens_seen, 8);
+}
+
+TEST(Scheduler, SecondPromptReusesTheCachedPrefixOfItsOwnAdapterOnly) {
+  UnifiedPool pool(64);
+  HashExecutor executor(0, 64);
+  Scheduler scheduler({}, pool, executor);
+  const auto cached_after = [&](RequestId id, AdapterId adapter, uint64_t salt) {
+    const int64_t before = scheduler.stats().num_cached_prompt_tokens;
+    Request request = make_request(id, adapter, 50, 2, 9);
+    request.cache_salt = salt;
+    EXPECT_TRUE(scheduler.submit(request).ok());
+    EXPECT_EQ(run_all(scheduler, pool)[id].tokens, HashExecutor::expected(request));
+    return scheduler.stats().num_cached_prompt_tokens - before;
+  };
+  EXPECT_EQ(cached_after(1, kBaseModel, 0), 0);
+  EXPECT_EQ(cached_after(2, kBaseModel, 0), 48);
+  EXPECT_EQ(cached_after(3, 1, 0), 0);
+  EXPECT_EQ(cached_after(4, kBaseModel, 5), 0);
+  EXPECT_EQ(cached_after(5, 1, 0), 48);
+}
+
+TEST(Scheduler, AdapterThatFailsToLoadFailsItsOwnRequestsOnly) {
+  UnifiedPool pool(64);
+  HashExecutor executor(0, 64);
+  executor.broken_adapter = 3;
+  Scheduler scheduler({}, pool, executor);
+  ASSERT_TRUE(scheduler.submit(make_request(1, 3, 10, 4, 1)).ok());
+  ASSERT_TRUE(scheduler.submit(make_request(2, 4, 10, 4, 1)).ok());
+  const auto outcomes = run_all(scheduler, pool);
+  EXPECT_EQ(outcomes.at(1).finish, FinishReason::kError);
+  EXPECT_EQ(outcomes.at(2).tokens.size(), 4u);
+}
+
+// Small pools force preemption, eviction and reloads; cancellations come at any step.
+TEST(Scheduler, RandomTrafficGivesEachRequestItsOwnTokensAndFreesEverything) {
+  int64_t preemptions = 0, cached_tokens = 0, evicted = 0;
+  for (uint64_t seed = 0; seed < 60; ++seed) {
+    Rng rng(seed);
+    const auto num_pages = static_cast<int64_t>(8 + rng.below(20));
+    UnifiedPool pool(num_pages);
+    HashExecutor executor(seed, num_pages);
+    Scheduler scheduler({.max_step_tokens = static_cast<int64_t>(1 + rng.below(40)),
+                         .max_running = static_cast<int64_t>(1 + rng.below(6)),
+                         .prefix_cache = rng.below(4) != 0},
+                        pool, executor);
+    std::map<RequestId, Request> requests;
+    std::map<RequestId, Outcome> outcomes;
+    std::set<RequestId> cancelled;
+    RequestId next_id = 0;
+    while (next_id < 40 || scheduler.has_work()) {
+      while (next_id < 40 && rng.below(3) == 0) {
+        // Few distinct prompts, so that prefixes are shared.
+        Request request = make_request(next_id++, static_cast<AdapterId>(rng.below(6)) - 1, static_cast<int64_t>(1 + rng.below(60)),
+                                       static_cast<int64_t>(rng.below(30)), rng.below(3));
+        if (rng.below(3) == 0) request.stop_token_ids = {static_cast<int32_t>(rng.below(50))};
+        if (rng.below(4) == 0) request.sampling.num_prompt_logprobs = 0;
+        if (scheduler.submit(request).ok()) requests[request.id] = request;
+      }
+      if (!scheduler.has_work()) continue;
+      if (next_id > 0 && rng.below(10) == 0) {
+        const auto id = static_cast<RequestId>(rng.below(static_cast<uint64_t>(next_id)));
+        if (scheduler.finish(id)) cancelled.insert(id);
+      }
+      if (!scheduler.has_work()) continue;
+      for (RequestEvent& event : scheduler.step()) {
+        Outcome& outcome = outcomes[event.id];
+        if (event.has_token) outcome.tokens.push_back(event.token.token);
+        if (!event.prompt_logprobs.empty()) outcome.prompt_logprobs = std::move(event.prompt_logprobs);
+        if (event.finish != FinishReason::kNone) outcome.finish = event.finish;
+      }
+      pool.check_integrity();
+    }
+    for (const auto& [id, request] : requests) {
+      std::vector<int32_t> expected = HashExecutor::expected(request);
+      const Outcome& outcome = outcomes[id];
+      if (cancelled.contains(id)) {
+        ASSERT_LE(outcome.tokens.size(), expected.size());
+        expected.resize(outcome.tokens.size());
+      } else {
+        EXPECT_NE(outcome.finish, FinishReason::kNone);
+        if (request.sampling.num_prompt_logprobs >= 0) {
+          EXPECT_EQ(outcome.prompt_logprobs.size(), request.prompt.size() - 1);
+          for (size_t i = 0; i < outcome.prompt_logprobs.size(); ++i)
+            EXPECT_EQ(outcome.prompt_logprobs[i].token, request.prompt[i + 1]);
+        }
+      }
+      EXPECT_EQ(outcome.tokens, expected) << "seed " << seed << " request " << id;
+    }
+    EXPECT_EQ(pool.num_available(), num_pages);
+    pool.evict_all();
+    EXPECT_EQ(pool.num_free(), num_pages);
+    preemptions += scheduler.stats().num_preemptions;
+    cached_tokens += scheduler.stats().num_cached_prompt_tokens;
+    evicted += pool.num_evicted_adapters();
+  }
+  // The traffic must have exercised what it claims to.
+  EXPECT_GT(preemptions, 20);
+  EXPECT_GT(cached_tokens, 1000);
+  EXPECT_GT(evicted, 20);
+}
+
+}  // namespace
+}  // namespace lk
