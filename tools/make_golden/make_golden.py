@@ -11,6 +11,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import re
@@ -68,12 +69,17 @@ def _base_case(base: Base, arrays: Arrays) -> dict[str, Any]:
     return {"name": base.name, "model": f"models/{base.name}", "adapter": None, "prompts": prompts}
 
 
-def _adapter_case(adapter: Adapter, arrays: Arrays, done: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _adapter_prompts(base: Base) -> tuple[Prompt, ...]:
+    """The prompts of the base, with all logits stored only for the short ones."""
+    return tuple(dataclasses.replace(prompt, full=prompt.full and prompt.length <= 10) for prompt in base.prompts)
+
+
+def _adapter_case(adapter: Adapter, base: Base, arrays: Arrays, done: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The manifest case of a base with an adapter; a fused twin has the same expected values as its source."""
     if adapter.fused_of:
         prompts = done[adapter.fused_of]["prompts"]
     else:
-        prompts = _prompts(load_adapter(adapter, ROOT), adapter.case, adapter.prompts, arrays)
+        prompts = _prompts(load_adapter(adapter, ROOT), adapter.case, _adapter_prompts(base), arrays)
     return {
         "name": adapter.case,
         "model": f"models/{adapter.base}",
@@ -83,13 +89,17 @@ def _adapter_case(adapter: Adapter, arrays: Arrays, done: dict[str, dict[str, An
 
 
 def _mixed_batches(adapters: list[Adapter], cases: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Lists of cases on one base that a server must be able to run in a single batch."""
-    batches = []
-    for base in sorted({adapter.base for adapter in adapters if adapter.mixed}):
-        names = [base] + [adapter.case for adapter in adapters if adapter.base == base and adapter.mixed] + [base]
+    """Lists of cases on one base that a server must be able to run in a single batch, base rows included."""
+    batches: dict[tuple[str, str], list[str]] = {}
+    for adapter in adapters:
+        for kind in adapter.mixed:
+            batches.setdefault((adapter.base, kind), [adapter.base]).append(adapter.case)
+    result = []
+    for (base, kind), names in batches.items():
+        names = [*names, base]
         rows = [{"case": name, "prompt": row % len(cases[name]["prompts"])} for row, name in enumerate(names)]
-        batches.append({"name": f"{base}_mixed", "model": f"models/{base}", "rows": rows})
-    return batches
+        result.append({"name": f"{base}_{kind}", "model": f"models/{base}", "rows": rows})
+    return result
 
 
 def generate() -> None:
@@ -98,14 +108,15 @@ def generate() -> None:
     ROOT.mkdir(parents=True)
     arrays: Arrays = {}
     cases: dict[str, dict[str, Any]] = {}
-    for base in all_bases():
+    bases = {base.name: base for base in all_bases()}
+    for base in bases.values():
         write_base(base, ROOT)
         cases[base.name] = _base_case(base, arrays)
         print(base.name, flush=True)
     adapters = all_adapters()
     for adapter in adapters:
         write_adapter(adapter, ROOT)
-        cases[adapter.case] = _adapter_case(adapter, arrays, cases)
+        cases[adapter.case] = _adapter_case(adapter, bases[adapter.base], arrays, cases)
         print(adapter.case, flush=True)
     save_file(arrays, ROOT / "expected.safetensors")
     manifest = {
