@@ -88,7 +88,7 @@ def _qwen3(*shape: int, **extra: Any) -> dict[str, Any]:
 
 def _llama_bases() -> list[Base]:
     """Llama: attention shapes, biases and every kind of rope scaling."""
-    yarn_prompts = (Prompt(1, full=True), Prompt(9, full=True), Prompt(24), Prompt(61))
+    yarn_prompts = (Prompt(1, full=True), Prompt(9, full=True), Prompt(24), Prompt(90))
     return [
         Base(
             "llama_mha",
@@ -103,10 +103,10 @@ def _llama_bases() -> list[Base]:
             "llama_gqa_llama3",
             _llama(
                 48, 72, 3, 6, 2, 131,
-                torch_dtype="float32", head_dim=16, tie_word_embeddings=True, rope_theta=500000.0,
+                torch_dtype="float32", head_dim=16, tie_word_embeddings=True, rope_theta=5000.0,
                 rope_scaling={
                     "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                    "original_max_position_embeddings": 32, "rope_type": "llama3",
+                    "original_max_position_embeddings": 64, "rope_type": "llama3",
                 },
             ),
             prompts=(Prompt(1, full=True), Prompt(5, full=True), Prompt(17, 20, True), Prompt(70, 20)),
@@ -145,16 +145,16 @@ def _llama_bases() -> list[Base]:
                 torch_dtype="float32", rope_theta=10000.0, max_position_embeddings=64,
                 rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
             ),
-            prompts=yarn_prompts,
+            prompts=(Prompt(1, full=True), Prompt(9, full=True), Prompt(17), Prompt(45)),
         ),
         Base(
             "llama_yarn_attention_factor",
             _llama(
                 32, 56, 2, 2, 2, 96,
-                dtype="float32", max_position_embeddings=128,
+                dtype="float32", max_position_embeddings=512,
                 rope_parameters={
                     "rope_type": "yarn", "rope_theta": 1000.0, "factor": 8.0, "attention_factor": 1.3,
-                    "beta_fast": 8.0, "beta_slow": 0.5, "original_max_position_embeddings": 16,
+                    "beta_fast": 4.0, "beta_slow": 0.5, "original_max_position_embeddings": 64,
                 },
             ),
             prompts=yarn_prompts,
@@ -166,7 +166,7 @@ def _llama_bases() -> list[Base]:
                 dtype="float32", max_position_embeddings=128, head_dim=24,
                 rope_parameters={
                     "rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "mscale": 1.5, "mscale_all_dim": 0.5,
-                    "beta_fast": 16, "beta_slow": 1, "original_max_position_embeddings": 32, "truncate": False,
+                    "beta_fast": 2, "beta_slow": 0.25, "original_max_position_embeddings": 32, "truncate": False,
                 },
             ),
             prompts=yarn_prompts,
@@ -175,7 +175,7 @@ def _llama_bases() -> list[Base]:
             "llama_bias",
             _llama(
                 48, 72, 2, 4, 2, 131,
-                dtype="float32", attention_bias=True, mlp_bias=True,
+                dtype="float32", attention_bias=True, mlp_bias=True, rms_norm_eps=0.01,
                 rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
             ),
         ),
