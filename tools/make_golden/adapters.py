@@ -154,6 +154,7 @@ def _other_adapters() -> list[Adapter]:
         Adapter("f16_r4", "mistral_full_f16", _lora(4, 8, LINEAR), dtype="float16"),
         Adapter("r8_linear", "qwen2_tied", _lora(8, 8, LINEAR)),
         Adapter("dora_r2", "qwen2_tied", _lora(2, 4, LINEAR, use_dora=True)),
+        Adapter("trained_biases", "qwen2_tied", _lora(2, 4, ["q_proj", "v_proj"], bias="lora_only")),
         Adapter("r4", "qwen2_window", _lora(4, 8, ATTENTION)),
         Adapter("r6_linear", "qwen3", _lora(6, 6, LINEAR)),
         Adapter("all_norms", "qwen3", _lora(2, 2, ["q_proj"], modules_to_save=["norm"])),
@@ -224,7 +225,8 @@ def _randomize(model: PeftModel, adapter: Adapter) -> None:
         if isinstance(module, LoraLayer):
             _randomize_lora(module, gen, perturb)
     for name, parameter in model.named_parameters():
-        if "modules_to_save" in name or "trainable_tokens_delta" in name:
+        trained_bias = name.endswith("base_layer.bias") and parameter.requires_grad
+        if trained_bias or "modules_to_save" in name or "trainable_tokens_delta" in name:
             _randomize_extra(name, parameter, gen)
     if adapter.shared_a:
         _share_a(model)
