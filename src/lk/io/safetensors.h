@@ -6,11 +6,13 @@
 
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "lk/base/file.h"
 #include "lk/base/status.h"
+#include "lk/tensor/buffer.h"
 #include "lk/tensor/tensor_view.h"
 
 namespace lk {
@@ -22,14 +24,16 @@ struct TensorEntry {
 
 // Parses and validates a header. `bytes` is the whole file. For fuzzing and SafetensorsFile.
 // Errors (kDataLoss) name the tensor: truncated, lying or oversized header (> 100 MB), duplicate names, ranges that
-// overlap, leave holes or leave the file, a shape that contradicts its byte range; unknown dtypes are kUnsupported.
+// overlap, leave holes or leave the file, a shape that contradicts its byte range; dtypes other than F32, BF16 and
+// F16 are kUnsupported. Views may be unaligned when the header has an odd length: see TensorStore.
 struct SafetensorsIndex {
-  std::vector<TensorEntry> tensors;             // in file order
+  std::vector<TensorEntry> tensors;             // in order of their data
   std::map<std::string, std::string> metadata;  // "__metadata__"
 };
 Result<SafetensorsIndex> parse_safetensors(std::span<const std::byte> bytes);
 
-// One or more mapped safetensors files as one name -> tensor map.
+// One or more mapped safetensors files as one name -> tensor map. Every view is aligned to its element: a tensor
+// that is not, in the file, is copied.
 // Thread safety: immutable after open; share freely.
 class TensorStore {
  public:
@@ -42,9 +46,14 @@ class TensorStore {
   const std::map<std::string, TensorView>& tensors() const { return tensors_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   int64_t size_bytes() const { return size_bytes_; }
+  // The mapped bytes of file `index`, for digests.
+  std::span<const std::byte> file_bytes(size_t index) const { return files_[index].bytes(); }
 
  private:
+  Status add_file(const std::string& path);
+
   std::vector<MmapFile> files_;
+  std::vector<Buffer> realigned_;  // copies of misaligned tensors
   std::map<std::string, TensorView> tensors_;
   std::map<std::string, std::string> metadata_;
   int64_t size_bytes_ = 0;

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/io/safetensors.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <optional>
+#include <set>
+
+#include "lk/io/json_fields.h"
+#include "lk/io/safetensors_header.h"
+
+namespace lk {
+namespace {
+
+constexpr uint64_t kMaxHeaderBytes = 100'000'000;
+static_assert(std::endian::native == std::endian::little, "tensor data is mapped as it is");
+
+std::optional<DType> dtype_from_name(std::string_view name) {
+  if (name == "F32") return DType::kF32;
+  if (name == "BF16") return DType::kBF16;
+  if (name == "F16") return DType::kF16;
+  return std::nullopt;
+}
+
+// Bytes of the tensor, or nullopt on overflow.
+std::optional<uint64_t> tensor_bytes(const SafetensorsHeaderEntry& entry, DType dtype) {
+  uint64_t bytes = static_cast<uint64_t>(dtype_bytes(dtype));
+  for (uint64_t extent : entry.shape) {
+    // int64 bound as well: TensorView counts in int64.
+    if (__builtin_mul_overflow(bytes, extent, &bytes) || bytes > INT64_MAX) return std::nullopt;
+  }
+  return bytes;
+}
+
+Result<TensorView> make_view(const SafetensorsHeaderEntry& entry, std::span<const std::byte> data) {
+  const std::optional<DType> dtype = dtype_from_name(entry.dtype);
+  if (!dtype) {
+    return unsupported("tensor '{}' has dtype {}; supported: F32, BF16, F16", entry.name, entry.dtype);
+  }
+  if (entry.shape.size() > 4) {
+    return unsupported("tensor '{}' has {} dimensions, at most 4 are supported", entry.name, entry.shape.size());
+  }
+  const std::optional<uint64_t> bytes = tensor_bytes(entry, *dtype);
+  if (!bytes || *bytes != entry.end - entry.begin) {
+    return data_loss("tensor '{}': its shape and dtype contradict its {} bytes", entry.name, entry.end - entry.begin);
+  }
+  std::array<int64_t, 4> shape{};
+  std::copy(entry.shape.begin(), entry.shape.end(), shape.begin());
+  return TensorView(data.data() + entry.begin, *dtype, std::span<const int64_t>(shape.data(), entry.shape.size()));
+}
+
+}  // namespace
+
+Result<SafetensorsIndex> parse_safetensors(std::span<const std::byte> bytes) {
+  if (bytes.size() < 8) return data_loss("truncated: {} bytes, not even a header length", bytes.size());
+  uint64_t header_bytes = 0;
+  std::memcpy(&header_bytes, bytes.data(), 8);
+  if (header_bytes > kMaxHeaderBytes) {
+    return data_loss("header of {} bytes exceeds the limit of {}; not a safetensors file?", header_bytes, kMaxHeaderBytes);
+  }
+  if (header_bytes > bytes.size() - 8) {
+    return data_loss("truncated: the header has {} bytes, the file {}", header_bytes, bytes.size());
+  }
+  const auto text = std::string_view(reinterpret_cast<const char*>(bytes.data() + 8), header_bytes);
+  LK_ASSIGN_OR_RETURN(SafetensorsHeader header, parse_safetensors_header(text));
+  const std::span<const std::byte> data = bytes.subspan(8 + header_bytes);
+
+  std::vector<SafetensorsHeaderEntry>& entries = header.entries;
+  std::stable_sort(entries.begin(), entries.end(), [](const auto& left, const auto& right) {
+    return std::pair(left.begin, left.end) < std::pair(right.begin, right.end);
+  });
+  SafetensorsIndex index;
+  index.metadata = std::move(header.metadata);
+  index.tensors.reserve(entries.size());
+  uint64_t position = 0;
+  for (SafetensorsHeaderEntry& entry : entries) {
+    if (entry.begin > entry.end || entry.end > data.size()) {
+      return data_loss("tensor '{}': bytes [{}, {}) lie outside the {} bytes of data; truncated file?", entry.name,
+                       entry.begin, entry.end, data.size());
+    }
+    if (entry.begin != position) {
+      return data_loss("tensor '{}' begins at byte {}, {} the previous tensor's end at {}", entry.name, entry.begin,
+                       entry.begin < position ? "overlapping" : "leaving a hole after", position);
+    }
+    position = entry.end;
+    LK_ASSIGN_OR_RETURN(TensorView view, make_view(entry, data));
+    index.tensors.push_back({std::move(entry.name), view});
+  }
+  if (position != data.size()) return data_loss("{} bytes after the last tensor", data.size() - position);
+  return index;
+}
+
+Status TensorStore::add_file(const std::string& path) {
+  LK_ASSIGN_OR_RETURN(MmapFile file, MmapFile::open(path));
+  Result<SafetensorsIndex> index = parse_safetensors(file.bytes());
+  if (!index.ok()) return index.status().with_context(path);
+  for (TensorEntry& tensor : index->tensors) {
+    const auto address = reinterpret_cast<uintptr_t>(tensor.view.raw());
+    if (address % static_cast<uintptr_t>(dtype_bytes(tensor.view.dtype())) != 0) {
+      // A header of odd length: copied, so that every view of a store can be read in place.
+      LK_ASSIGN_OR_RETURN(Buffer copy, Buffer::try_allocate(std::max<int64_t>(tensor.view.num_bytes(), 8)));
+      std::memcpy(copy.data(), tensor.view.raw(), static_cast<size_t>(tensor.view.num_bytes()));
+      tensor.view = TensorView(copy.data(), tensor.view.dtype(), tensor.view.shape());
+      realigned_.push_back(std::move(copy));
+    }
+    const auto [at, added] = tensors_.emplace(tensor.name, tensor.view);
+    if (!added) return data_loss("{}: tensor '{}' is also in another shard", path, at->first);
+  }
+  metadata_.insert(index->metadata.begin(), index->metadata.end());
+  size_bytes_ += static_cast<int64_t>(file.bytes().size());
+  files_.push_back(std::move(file));
+  return Status();
+}
+
+Result<std::shared_ptr<const TensorStore>> TensorStore::open_file(const std::string& path) {
+  auto store = std::make_shared<TensorStore>();
+  LK_RETURN_IF_ERROR(store->add_file(path));
+  return std::shared_ptr<const TensorStore>(std::move(store));
+}
+
+Result<std::shared_ptr<const TensorStore>> TensorStore::open_model(const std::string& directory) {
+  const std::string single = join_path(directory, "model.safetensors");
+  const std::string index_path = join_path(directory, "model.safetensors.index.json");
+  if (file_exists(single)) return open_file(single);
+  if (!file_exists(index_path)) {
+    const bool pickle = file_exists(join_path(directory, "pytorch_model.bin")) ||
+                        file_exists(join_path(directory, "pytorch_model.bin.index.json"));
+    return not_found("{}: neither model.safetensors nor model.safetensors.index.json{}", directory,
+                     pickle ? "; pickle weights (pytorch_model.bin) can run code and are not read: save the model with "
+                              "save_pretrained(safe_serialization=True)"
+                            : "");
+  }
+  LK_ASSIGN_OR_RETURN(const boost::json::object index, load_json_object(index_path));
+  const boost::json::value* map = index.if_contains("weight_map");
+  if (map == nullptr || !map->is_object()) return data_loss("{}: no object \"weight_map\"", index_path);
+
+  std::set<std::string> shards;
+  for (const auto& field : map->get_object()) {
+    if (!field.value().is_string()) {
+      return data_loss("{}: the shard of tensor '{}' is not a string", index_path, std::string_view(field.key()));
+    }
+    std::string shard(field.value().get_string());
+    // The name comes from the file: it must stay inside the directory.
+    if (shard.empty() || shard.front() == '.' || shard.find('/') != std::string::npos ||
+        shard.find('\0') != std::string::npos) {
+      return data_loss("{}: shard name '{}' is not a plain file name", index_path, shard);
+    }
+    shards.insert(std::move(shard));
+  }
+  auto store = std::make_shared<TensorStore>();
+  for (const std::string& shard : shards) {
+    const std::string path = join_path(directory, shard);
+    if (!file_exists(path)) return not_found("{}: shard {} named by the index is missing", directory, shard);
+    LK_RETURN_IF_ERROR(store->add_file(path));
+  }
+  for (const auto& field : map->get_object()) {
+    const std::string name(field.key());
+    if (store->find(name) == nullptr) {
+      return data_loss("{}: tensor '{}' should be in {} and is in no shard", index_path, name,
+                       std::string_view(field.value().get_string()));
+    }
+  }
+  return std::shared_ptr<const TensorStore>(std::move(store));
+}
+
+const TensorView* TensorStore::find(const std::string& name) const {
+  const auto found = tensors_.find(name);
+  return found == tensors_.end() ? nullptr : &found->second;
+}
+
+}  // namespace lk

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a checkpoint must contain for a model config, and checks of a TensorStore against it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "lk/base/status.h"
+#include "lk/io/model_config.h"
+#include "lk/io/safetensors.h"
+
+namespace lk {
+
+struct WeightSpec {
+  std::string name;            // "model.layers.0.self_attn.q_proj.weight"
+  std::vector<int64_t> shape;  // [out, in], or [dim]
+};
+
+// Every tensor a Hugging Face checkpoint of this config must have, in layer order. A tied lm_head is not listed.
+std::vector<WeightSpec> weight_manifest(const ModelConfig& config);
+
+// Names a missing tensor, or one of the wrong shape with the expected and the found shape. Tensors beyond the
+// manifest are no error: one line each in `warnings`, except harmless ones (rotary inv_freq, a tied lm_head).
+Status check_weights(const ModelConfig& config, const TensorStore& store, std::vector<std::string>* warnings = nullptr);
+
+// True when no element is NaN or infinite.
+bool all_finite(const TensorView& tensor);
+
+// Reads every tensor once; the error names one that contains NaN or infinity.
+Status check_finite(const TensorStore& store, int num_threads = 1);
+
+}  // namespace lk
