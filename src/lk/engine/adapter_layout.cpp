@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/engine/adapter_layout.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+
+#include "lk/kernels/cpu.h"
+
+namespace lk {
+namespace {
+
+constexpr int64_t kRowAlign = 64;  // one cache line
+int64_t align_row(int64_t bytes) { return (bytes + kRowAlign - 1) / kRowAlign * kRowAlign; }
+
+// The layers that look the same to the packer have the same key.
+std::string shape_key(const std::array<std::optional<LoraDelta>, kNumProjs>& layer) {
+  std::string key;
+  for (size_t p = 0; p < layer.size(); ++p) {
+    if (!layer[p]) {
+      key += '-';
+      continue;
+    }
+    size_t shared = p;
+    for (size_t q = 0; q < p; ++q)
+      if (layer[q] && layer[q]->a.raw() == layer[p]->a.raw()) shared = q;
+    key += fmt::format("{}:{}{}{};", layer[p]->rank, shared, layer[p]->bias.defined() ? "b" : "", layer[p]->dora_scale.defined() ? "d" : "");
+  }
+  return key;
+}
+
+// dst[j] = src[j * stride] for one rank row of B, stored [out, rank].
+void copy_column(const TensorView& b, int64_t column, int64_t begin, int64_t end, DType act, std::byte* dst) {
+  dispatch_dtype(b.dtype(), [&]<class S>(std::type_identity<S>) {
+    const S* src = b.data<S>() + column;
+    const int64_t stride = b.dim(1);
+    const auto copy = [&](auto* out) {
+      using D = std::remove_pointer_t<decltype(out)>;
+      if constexpr (std::is_same_v<S, D>) {
+        for (int64_t j = begin; j < end; ++j) out[j - begin] = src[j * stride];
+      } else {
+        for (int64_t j = begin; j < end; ++j) out[j - begin] = D(static_cast<float>(src[j * stride]));
+      }
+    };
+    if (act == DType::kBF16) copy(reinterpret_cast<bf16*>(dst));
+    else copy(reinterpret_cast<float*>(dst));
+  });
+}
+
+struct NamedWeight {
+  std::string name;
+  TensorView view;
+};
+
+// Replaced matrices of an adapter, in a fixed order: linears by name, then the head.
+std::vector<NamedWeight> replaced_matrices(const Adapter& adapter) {
+  std::vector<NamedWeight> matrices;
+  for (const auto& [name, view] : adapter.replaced)
+    if (view.num_dims() == 2 && name != "model.embed_tokens.weight") matrices.push_back({name, view});
+  return matrices;
+}
+
+}  // namespace
+
+AdapterLayout::AdapterLayout(const Adapter& adapter, const ModelConfig& config, const PageGeometry& geometry)
+    : config_(config), geometry_(geometry) {
+  std::map<std::string, size_t> kind_of;
+  for (size_t layer = 0; layer < adapter.layers.size(); ++layer) {
+    const auto [it, is_new] = kind_of.emplace(shape_key(adapter.layers[layer]), kinds_.size());
+    if (is_new) kinds_.push_back(place_layer(adapter, layer));
+    layer_kind_.push_back(it->second);
+    const LayerKind& kind = kinds_[it->second];
+    num_pages_ = std::max(num_pages_, kind.num_pages);
+    std::array<int64_t, kNumProjGroups> group_rank{};
+    for (const ProjPlace& place : kind.projs) {
+      group_rank[static_cast<size_t>(group_of(place.proj))] += place.a.num_rows;
+      for (const MatrixPlace* m : {&place.a, &place.b}) payload_bytes_ += m->num_rows * m->width * dtype_bytes(geometry.act);
+    }
+    max_group_rank_ = std::max(max_group_rank_, *std::max_element(group_rank.begin(), group_rank.end()));
+  }
+  for (const NamedWeight& matrix : replaced_matrices(adapter)) {
+    const WeightFormat format = geometry.act == DType::kBF16 ? WeightFormat::kBF16Panels : WeightFormat::kF32Panels;
+    run_bytes_ += align_row(packed_weight_bytes(format, matrix.view.dim(0), matrix.view.dim(1)));
+  }
+  if (adapter.lm_head) {
+    const int64_t elem = dtype_bytes(geometry.act);
+    run_bytes_ += adapter.lm_head->rank * (align_row(config.hidden_dim * elem) + align_row(config.vocab_size * elem));
+    run_bytes_ += align_row(config.vocab_size * 4) * ((adapter.lm_head->bias.defined() ? 1 : 0) + (adapter.lm_head->dora_scale.defined() ? 1 : 0));
+    max_group_rank_ = std::max(max_group_rank_, adapter.lm_head->rank);
+  }
+  payload_bytes_ += run_bytes_;
+  run_pages_ = (run_bytes_ + geometry.page_bytes - 1) / geometry.page_bytes;
+}
+
+AdapterLayout::LayerKind AdapterLayout::place_layer(const Adapter& adapter, size_t layer) const {
+  LayerKind kind;
+  const int64_t elem = dtype_bytes(geometry_.act);
+  const auto shape = [&](int64_t rows, int64_t width, int64_t elem_bytes) {
+    MatrixPlace m{.num_rows = static_cast<int32_t>(rows), .width = width, .chunk_cols = width};
+    if (align_row(width * elem_bytes) > geometry_.slice_bytes) {
+      m.chunk_cols = geometry_.slice_bytes / elem_bytes / kPanelCols * kPanelCols;
+      LK_CHECK(m.chunk_cols > 0, "a page slice of {} bytes holds no row chunk", geometry_.slice_bytes);
+      m.num_chunks = static_cast<int32_t>((width + m.chunk_cols - 1) / m.chunk_cols);
+    }
+    m.chunks.resize(static_cast<size_t>(m.num_rows * m.num_chunks));
+    return m;
+  };
+  const auto& deltas = adapter.layers[layer];
+  for (size_t p = 0; p < deltas.size(); ++p) {
+    if (!deltas[p]) continue;
+    const LoraDelta& delta = *deltas[p];
+    ProjPlace place{.proj = static_cast<Proj>(p),
+                    .a = shape(delta.rank, delta.a.dim(1), elem),
+                    .b = shape(delta.rank, delta.b.dim(0), elem),
+                    .bias = shape(delta.bias.defined() ? 1 : 0, delta.b.dim(0), 4),
+                    .scale = shape(delta.dora_scale.defined() ? 1 : 0, delta.b.dim(0), 4)};
+    for (size_t i = 0; i < kind.projs.size(); ++i)
+      if (deltas[static_cast<size_t>(kind.projs[i].proj)]->a.raw() == delta.a.raw()) place.a_shared_with = static_cast<int>(i);
+    kind.projs.push_back(std::move(place));
+  }
+
+  struct Piece {
+    int64_t bytes;
+    Place* place;
+  };
+  std::vector<Piece> pieces;
+  for (ProjPlace& proj : kind.projs) {
+    const auto add = [&](MatrixPlace& m, int64_t elem_bytes) {
+      for (int32_t row = 0; row < m.num_rows; ++row)
+        for (int32_t c = 0; c < m.num_chunks; ++c)
+          pieces.push_back({align_row(std::min(m.chunk_cols, m.width - c * m.chunk_cols) * elem_bytes),
+                            &m.chunks[static_cast<size_t>(row * m.num_chunks + c)]});
+    };
+    if (proj.a_shared_with < 0) add(proj.a, elem);
+    add(proj.b, elem);
+    add(proj.bias, 4);
+    add(proj.scale, 4);
+  }
+  // First fit, largest first. Equal pieces are contiguous, so the first page that may still fit only moves forward.
+  std::stable_sort(pieces.begin(), pieces.end(), [](const Piece& x, const Piece& y) { return x.bytes > y.bytes; });
+  std::vector<int64_t> used;
+  size_t first = 0;
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    if (i == 0 || pieces[i].bytes != pieces[i - 1].bytes) first = 0;
+    while (first < used.size() && used[first] + pieces[i].bytes > geometry_.slice_bytes) ++first;
+    if (first == used.size()) used.push_back(0);
+    *pieces[i].place = {static_cast<int32_t>(first), static_cast<int32_t>(used[first])};
+    used[first] += pieces[i].bytes;
+  }
+  for (ProjPlace& proj : kind.projs)
+    if (proj.a_shared_with >= 0) proj.a.chunks = kind.projs[static_cast<size_t>(proj.a_shared_with)].a.chunks;
+  kind.num_pages = static_cast<int64_t>(used.size());
+  return kind;
+}
+
+// Writes one adapter's data and builds its ResidentAdapter.
+class AdapterLayout::Filler {
+ public:
+  Filler(const AdapterLayout& layout, const Adapter& adapter, const AdapterPages& pages, std::byte* pool_base, ResidentAdapter& out)
+      : layout_(layout), adapter_(adapter), pages_(pages), pool_base_(pool_base), out_(out) {}
+
+  void fill_layer(size_t layer) {
+    const LayerKind& kind = layout_.kinds_[layout_.layer_kind_[layer]];
+    std::byte* base = pool_base_ + static_cast<int64_t>(layer) * layout_.geometry_.slice_bytes;
+    for (size_t i = 0; i < kind.projs.size(); ++i) {
+      const ProjPlace& place = kind.projs[i];
+      const LoraDelta& delta = *adapter_.layers[layer][static_cast<size_t>(place.proj)];
+      LoraProj proj{.a = table(layer, i, 0, place.a), .b = table(layer, i, 1, place.b),
+                    .scaling = static_cast<float>(delta.scaling), .out_begin = group_column(place.proj, layout_.config_),
+                    .out_bias = table(layer, i, 2, place.bias), .out_scale = table(layer, i, 3, place.scale)};
+      if (place.a_shared_with < 0) write_rows(proj.a, delta.a, base);
+      write_columns(proj.b, delta.b, base);
+      if (delta.bias.defined()) write_scaled_bias(proj.out_bias, delta, base);
+      if (delta.dora_scale.defined()) write_f32(proj.out_scale, delta.dora_scale, base);
+      out_.layers[layer].groups[static_cast<size_t>(group_of(place.proj))].push_back(proj);
+    }
+  }
+
+  void fill_run(ThreadPool& threads) {
+    int64_t cursor = static_cast<int64_t>(pages_.run_begin) * layout_.geometry_.page_bytes;
+    const WeightFormat format = layout_.geometry_.act == DType::kBF16 ? WeightFormat::kBF16Panels : WeightFormat::kF32Panels;
+    for (const NamedWeight& matrix : replaced_matrices(adapter_)) {
+      const int64_t n = matrix.view.dim(0), k = matrix.view.dim(1);
+      pack_weight(matrix.view, format, 0, pool_base_ + cursor, threads);
+      out_.matrices.push_back({.format = format, .n = n, .k = k, .data = pool_base_ + cursor});
+      place_matrix(matrix.name, &out_.matrices.back());
+      cursor += align_row(packed_weight_bytes(format, n, k));
+    }
+    if (!adapter_.lm_head) return;
+    const LoraDelta& head = *adapter_.lm_head;
+    const auto rows = [&](int64_t count, int64_t width, int64_t elem) {
+      std::vector<int64_t>& offsets = out_.row_offsets.emplace_back();
+      for (int64_t row = 0; row < count; ++row, cursor += align_row(width * elem)) offsets.push_back(cursor);
+      return LoraMatrix{.row_offsets = offsets.data(), .num_rows = static_cast<int32_t>(count), .width = width, .chunk_cols = width};
+    };
+    const int64_t elem = dtype_bytes(layout_.geometry_.act);
+    LoraProj proj{.a = rows(head.rank, head.a.dim(1), elem), .b = rows(head.rank, head.b.dim(0), elem),
+                  .scaling = static_cast<float>(head.scaling)};
+    write_rows(proj.a, head.a, pool_base_);
+    write_columns(proj.b, head.b, pool_base_);
+    if (head.bias.defined()) write_scaled_bias(proj.out_bias = rows(1, head.b.dim(0), 4), head, pool_base_);
+    if (head.dora_scale.defined()) write_f32(proj.out_scale = rows(1, head.b.dim(0), 4), head.dora_scale, pool_base_);
+    out_.lm_head.push_back(proj);
+  }
+
+  // Norms and biases: small f32 vectors, kept beside the tables.
+  void fill_vectors() {
+    for (const auto& [name, view] : adapter_.replaced) {
+      if (view.num_dims() != 1) continue;
+      std::vector<float>& vector = out_.vectors.emplace_back(static_cast<size_t>(view.num_elements()));
+      view.copy_to(vector.data());
+      place_vector(name, vector.data());
+    }
+  }
+
+ private:
+  // The row table of a matrix; layers of one kind share it.
+  LoraMatrix table(size_t layer, size_t proj, int which, const MatrixPlace& place) {
+    const auto key = std::tuple(layout_.layer_kind_[layer], proj, which);
+    auto it = tables_.find(key);
+    if (it == tables_.end()) {
+      std::vector<int64_t>& offsets = out_.row_offsets.emplace_back();
+      for (const Place& chunk : place.chunks)
+        offsets.push_back(static_cast<int64_t>(pages_.pages[static_cast<size_t>(chunk.page)]) * layout_.geometry_.page_bytes + chunk.offset);
+      it = tables_.emplace(key, offsets.data()).first;
+    }
+    return {.row_offsets = it->second, .num_rows = place.num_rows, .num_chunks = place.num_chunks, .width = place.width,
+            .chunk_cols = place.chunk_cols};
+  }
+
+  template <class F>
+  static void for_each_chunk(const LoraMatrix& m, std::byte* base, F&& f) {
+    for (int32_t row = 0; row < m.num_rows; ++row)
+      for (int32_t c = 0; c < m.num_chunks; ++c)
+        f(row, c * m.chunk_cols, std::min(m.width, (c + 1) * m.chunk_cols), base + m.row_offsets[row * m.num_chunks + c]);
+  }
+  void write_rows(const LoraMatrix& m, const TensorView& a, std::byte* base) {
+    for_each_chunk(m, base, [&](int64_t row, int64_t begin, int64_t end, std::byte* dst) {
+      convert(static_cast<const std::byte*>(a.row(row)) + begin * dtype_bytes(a.dtype()), a.dtype(), dst, layout_.geometry_.act, end - begin);
+    });
+  }
+  void write_columns(const LoraMatrix& m, const TensorView& b, std::byte* base) {
+    // In blocks of output features, so that the strided reads stay in the cache.
+    constexpr int64_t kBlock = 256;
+    const int64_t elem = dtype_bytes(layout_.geometry_.act);
+    for (int64_t block = 0; block < m.width; block += kBlock)
+      for_each_chunk(m, base, [&](int64_t row, int64_t begin, int64_t end, std::byte* dst) {
+        const int64_t first = std::max(begin, block), last = std::min(end, block + kBlock);
+        if (first < last) copy_column(b, row, first, last, layout_.geometry_.act, dst + (first - begin) * elem);
+      });
+  }
+  void write_f32(const LoraMatrix& m, const TensorView& vector, std::byte* base) {
+    for_each_chunk(m, base, [&](int64_t, int64_t begin, int64_t end, std::byte* dst) {
+      convert(static_cast<const std::byte*>(vector.raw()) + begin * dtype_bytes(vector.dtype()), vector.dtype(), dst, DType::kF32, end - begin);
+    });
+  }
+  void write_scaled_bias(const LoraMatrix& m, const LoraDelta& delta, std::byte* base) {
+    std::vector<float> scaled(static_cast<size_t>(delta.bias.num_elements()));
+    delta.bias.copy_to(scaled.data());
+    for (float& value : scaled) value = static_cast<float>(value * delta.scaling);
+    write_f32(m, TensorView(scaled.data(), DType::kF32, {delta.bias.num_elements()}), base);
+  }
+
+  // "model.layers.3.<rest>" -> layer 3 and <rest>; null for other names.
+  ResidentAdapter::Layer* layer_of(const std::string& name, std::string* rest) {
+    constexpr std::string_view kPrefix = "model.layers.";
+    if (!name.starts_with(kPrefix)) return nullptr;
+    const size_t dot = name.find('.', kPrefix.size());
+    LK_CHECK(dot != std::string::npos);
+    *rest = name.substr(dot + 1);
+    return &out_.layers.at(static_cast<size_t>(std::stoul(name.substr(kPrefix.size(), dot - kPrefix.size()))));
+  }
+  void place_matrix(const std::string& name, const PackedWeight* matrix) {
+    std::string rest;
+    ResidentAdapter::Layer* layer = layer_of(name, &rest);
+    if (!layer) {
+      LK_CHECK(name == "lm_head.weight", "{} is not a matrix that can be replaced", name);
+      out_.replaced_lm_head = matrix;
+      return;
+    }
+    for (int p = 0; p < kNumProjs; ++p)
+      if (rest == std::string(hf_name(static_cast<Proj>(p))) + ".weight") layer->replaced[static_cast<size_t>(p)] = matrix;
+  }
+  void place_vector(const std::string& name, const float* vector) {
+    std::string rest;
+    ResidentAdapter::Layer* layer = layer_of(name, &rest);
+    if (!layer) {
+      LK_CHECK(name == "model.norm.weight", "{} is not a vector that can be replaced", name);
+      out_.final_norm = vector;
+    } else if (rest == "input_layernorm.weight") {
+      layer->input_norm = vector;
+    } else if (rest == "post_attention_layernorm.weight") {
+      layer->post_norm = vector;
+    } else if (rest == "self_attn.q_norm.weight") {
+      layer->q_norm = vector;
+    } else if (rest == "self_attn.k_norm.weight") {
+      layer->k_norm = vector;
+    } else {
+      for (int p = 0; p < kNumProjs; ++p)
+        if (rest == std::string(hf_name(static_cast<Proj>(p))) + ".bias") layer->replaced_bias[static_cast<size_t>(p)] = vector;
+    }
+  }
+
+  const AdapterLayout& layout_;
+  const Adapter& adapter_;
+  const AdapterPages& pages_;
+  std::byte* pool_base_;
+  ResidentAdapter& out_;
+  std::map<std::tuple<size_t, size_t, int>, const int64_t*> tables_;
+};
+
+std::shared_ptr<const ResidentAdapter> AdapterLayout::load(std::shared_ptr<const Adapter> adapter, const AdapterPages& pages,
+                                                           std::byte* pool_base, ThreadPool& threads) const {
+  auto resident = std::make_shared<ResidentAdapter>();
+  resident->layers.resize(adapter->layers.size());
+  Filler filler(*this, *adapter, pages, pool_base, *resident);
+  for (size_t layer = 0; layer < adapter->layers.size(); ++layer) filler.fill_layer(layer);
+  filler.fill_run(threads);
+  filler.fill_vectors();
+  for (size_t i = 0; i < adapter->trained_token_ids.size(); ++i)
+    resident->trained_rows.emplace(static_cast<int32_t>(adapter->trained_token_ids[i]), static_cast<int64_t>(i));
+  resident->max_group_rank = max_group_rank_;
+  resident->host = std::move(adapter);
+  return resident;
+}
+
+}  // namespace lk

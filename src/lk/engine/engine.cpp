@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/engine/engine.h"
+
+#include <algorithm>
+#include <fstream>
+#include <limits>
+
+#include "lk/engine/sampler.h"
+
+namespace lk {
+namespace {
+
+// Rows of logits computed at a time: enough for the product to be compute bound, small against the pool.
+constexpr int64_t kMaxLogitRows = 64;
+
+int64_t free_memory_bytes() {
+  std::ifstream meminfo("/proc/meminfo");
+  std::string key, unit;
+  for (int64_t kib; meminfo >> key >> kib; std::getline(meminfo, unit))
+    if (key == "MemAvailable:") return kib * 1024;
+  return int64_t{1} << 30;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options, std::shared_ptr<const ModelWeights> weights,
+                                               std::unique_ptr<Backend> backend) {
+  if (options.max_step_tokens < 1) return invalid_argument("max_step_tokens must be >= 1, got {}", options.max_step_tokens);
+  std::unique_ptr<Engine> engine(new Engine(options, std::move(weights), std::move(backend)));
+  const int64_t budget = options.memory_bytes > 0 ? options.memory_bytes : free_memory_bytes() / 10 * 8;
+  // Page numbers are 32 bits, and a pool beyond what all sequences together could fill has no use.
+  engine->num_pages_ = std::min<int64_t>(budget / engine->page_bytes(), std::numeric_limits<PageId>::max() / 2);
+  if (engine->num_pages_ < 1)
+    return resource_exhausted("a memory budget of {} bytes holds no page; one page (16 tokens) takes {} bytes: raise --memory", budget,
+                              engine->page_bytes());
+  LK_ASSIGN_OR_RETURN(engine->arena_, Buffer::try_allocate(engine->num_pages_ * engine->page_bytes()));
+  engine->decoder_.set_pool(engine->arena_.data());
+  Engine* self = engine.get();
+  engine->loader_ = std::jthread([self](std::stop_token stop) { self->loader_main(stop); });
+  return engine;
+}
+
+Engine::Engine(const EngineOptions& options, std::shared_ptr<const ModelWeights> weights, std::unique_ptr<Backend> backend)
+    : options_(options),
+      weights_(std::move(weights)),
+      backend_(std::move(backend)),
+      decoder_(weights_, *backend_, options.max_step_tokens, std::min(kMaxLogitRows, options.max_step_tokens)),
+      geometry_{.slice_bytes = decoder_.slice_bytes(), .page_bytes = decoder_.page_bytes(), .act = weights_->act},
+      default_rope_(make_rope_table(weights_->config, 0)) {}
+
+Engine::~Engine() = default;
+
+// --- Adapters
+
+Result<AdapterId> Engine::register_adapter(std::shared_ptr<const Adapter> adapter) {
+  auto layout = std::make_shared<AdapterLayout>(*adapter, weights_->config, geometry_);
+  if (layout->footprint().total() >= num_pages_)
+    return resource_exhausted("adapter {} needs {} pages of {} bytes, the pool has {}: raise --memory", adapter->name,
+                              layout->footprint().total(), page_bytes(), num_pages_);
+  decoder_.reserve_rank(layout->max_group_rank());
+  adapters_.push_back({.host = std::move(adapter), .layout = std::move(layout)});
+  return static_cast<AdapterId>(adapters_.size() - 1);
+}
+
+AdapterFootprint Engine::footprint(AdapterId adapter) const { return adapters_[static_cast<size_t>(adapter)].layout->footprint(); }
+
+void Engine::start_load(AdapterId adapter, const AdapterPages& pages) {
+  const Registered& registered = adapters_[static_cast<size_t>(adapter)];
+  {
+    std::lock_guard lock(load_mutex_);
+    load_queue_.push_back({adapter, registered.host, registered.layout, pages});
+  }
+  load_wanted_.notify_one();
+}
+
+std::vector<LoadResult> Engine::take_finished_loads(bool wait) {
+  std::vector<LoadDone> done;
+  {
+    std::unique_lock lock(load_mutex_);
+    if (wait) load_finished_.wait(lock, [&] { return !loads_done_.empty(); });
+    done.swap(loads_done_);
+  }
+  std::vector<LoadResult> results;
+  for (LoadDone& load : done) {
+    adapters_[static_cast<size_t>(load.adapter)].resident = std::move(load.resident);
+    results.push_back({load.adapter, Status()});
+  }
+  return results;
+}
+
+void Engine::loader_main(std::stop_token stop) {
+  ThreadPool threads(1);
+  for (;;) {
+    LoadJob job;
+    {
+      std::unique_lock lock(load_mutex_);
+      if (!load_wanted_.wait(lock, stop, [&] { return !load_queue_.empty(); })) return;
+      job = std::move(load_queue_.front());
+      load_queue_.pop_front();
+    }
+    auto resident = job.layout->load(std::move(job.host), job.pages, arena_.data(), threads);
+    {
+      std::lock_guard lock(load_mutex_);
+      loads_done_.push_back({job.adapter, std::move(resident)});
+    }
+    load_finished_.notify_one();
+  }
+}
+
+// --- Steps
+
+const RopeTable& Engine::rope_table(int64_t sequence_length) {
+  const ModelConfig& c = weights_->config;
+  if (c.rope.type != RopeType::kDynamic || sequence_length <= c.max_positions) return default_rope_;
+  const auto it = rope_tables_.find(sequence_length);
+  if (it != rope_tables_.end()) return it->second;
+  if (rope_tables_.size() > 1024) rope_tables_.clear();
+  return rope_tables_.emplace(sequence_length, make_rope_table(c, sequence_length)).first->second;
+}
+
+void Engine::add_rows(const StepPlan& plan, size_t item_idx) {
+  const StepItem& item = plan.items[item_idx];
+  const auto row_begin = static_cast<int32_t>(token_ids_.size());
+  const auto half = static_cast<size_t>(weights_->config.head_dim / 2);
+  const RopeTable& rope = rope_table(item.request->rope_length);
+  for (int64_t position = item.begin; position < item.end; ++position) {
+    const auto row = static_cast<int32_t>(token_ids_.size());
+    token_ids_.push_back(item.tokens[static_cast<size_t>(position)]);
+    slots_.push_back(item.block_table[static_cast<size_t>(position / kPageTokens)] * kPageTokens + position % kPageTokens);
+    cos_.resize(cos_.size() + half);
+    sin_.resize(sin_.size() + half);
+    rope_row(rope, position, cos_.data() + cos_.size() - half, sin_.data() + sin_.size() - half);
+    const bool score = item.prompt_logprobs && position + 1 < static_cast<int64_t>(item.request->prompt.size());
+    if (score) logit_rows_.push_back({row, item_idx, position, false});
+    if (item.sample && position + 1 == item.end) logit_rows_.push_back({row, item_idx, position, true});
+  }
+  sequences_.push_back({.row_begin = row_begin, .row_end = static_cast<int32_t>(token_ids_.size()), .first_position = item.begin,
+                        .block_table = item.block_table.data()});
+  const ResidentAdapter* adapter =
+      item.request->adapter == kBaseModel ? nullptr : adapters_[static_cast<size_t>(item.request->adapter)].resident.get();
+  if (!runs_.empty() && runs_.back().adapter == adapter) runs_.back().row_end = static_cast<int32_t>(token_ids_.size());
+  else runs_.push_back({row_begin, static_cast<int32_t>(token_ids_.size()), adapter});
+}
+
+void Engine::build_batch(const StepPlan& plan) {
+  order_.resize(plan.items.size());
+  for (size_t i = 0; i < order_.size(); ++i) order_[i] = i;
+  std::stable_sort(order_.begin(), order_.end(),
+                   [&](size_t a, size_t b) { return plan.items[a].request->adapter < plan.items[b].request->adapter; });
+  token_ids_.clear();
+  slots_.clear();
+  cos_.clear();
+  sin_.clear();
+  sequences_.clear();
+  runs_.clear();
+  logit_rows_.clear();
+  for (size_t item : order_) add_rows(plan, item);
+}
+
+std::vector<ItemResult> Engine::execute(const StepPlan& plan) {
+  LK_CHECK(plan.num_tokens <= options_.max_step_tokens);
+  build_batch(plan);
+  decoder_.forward({.token_ids = token_ids_, .slots = slots_, .cos = cos_.data(), .sin = sin_.data(), .sequences = sequences_, .runs = runs_});
+  std::vector<ItemResult> results(plan.items.size());
+  resolve_logits(plan, results);
+  return results;
+}
+
+void Engine::resolve_logits(const StepPlan& plan, std::vector<ItemResult>& results) {
+  const int64_t vocab_size = weights_->config.vocab_size;
+  std::vector<int32_t> rows;
+  std::vector<TokenLogprob> outcomes(logit_rows_.size());
+  for (size_t begin = 0; begin < logit_rows_.size();) {
+    const size_t end = std::min(logit_rows_.size(), begin + static_cast<size_t>(decoder_.max_logit_rows()));
+    rows.clear();
+    for (size_t i = begin; i < end; ++i) rows.push_back(logit_rows_[i].row);
+    const float* logits = decoder_.logits(rows, runs_);
+    backend_->threads().for_each(static_cast<int64_t>(end - begin), [&](int64_t offset) {
+      const LogitRow& wanted = logit_rows_[begin + static_cast<size_t>(offset)];
+      const StepItem& item = plan.items[wanted.item];
+      // The sampler may scale and mask its row in place; nobody reads it afterwards.
+      float* row = const_cast<float*>(logits) + offset * decoder_.logits_stride();
+      TokenLogprob& outcome = outcomes[begin + static_cast<size_t>(offset)];
+      if (wanted.sample) {
+        outcome = sample_token(row, vocab_size, item.request->sampling, item.tokens, static_cast<int64_t>(item.request->prompt.size()),
+                               *backend_);
+      } else {
+        outcome = token_logprob(row, vocab_size, item.tokens[static_cast<size_t>(wanted.position + 1)],
+                                item.request->sampling.num_prompt_logprobs, *backend_);
+      }
+    });
+    begin = end;
+  }
+  for (size_t i = 0; i < logit_rows_.size(); ++i) {
+    ItemResult& result = results[logit_rows_[i].item];
+    if (logit_rows_[i].sample) result.token = std::move(outcomes[i]);
+    else result.prompt_logprobs.push_back(std::move(outcomes[i]));
+  }
+}
+
+}  // namespace lk

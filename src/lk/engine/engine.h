@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+// Engine: executes step plans with kernels. Owns the page arena, the registered adapters (host tier) and the loader thread that
+// copies them into pages (device tier). Policy and page accounting stay with the scheduler.
+//
+// Thread safety: engine thread only; the loader thread works on pages that the scheduler lent it until the load is reported.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "lk/engine/adapter_layout.h"
+#include "lk/model/decoder.h"
+#include "lk/model/rope.h"
+#include "lk/sched/executor.h"
+
+namespace lk {
+
+struct EngineOptions {
+  int64_t max_step_tokens = 512;
+  int64_t memory_bytes = 0;  // of the page pool; 0 = 80 % of the memory that is free now
+};
+
+class Engine : public Executor {
+ public:
+  static Result<std::unique_ptr<Engine>> create(const EngineOptions& options, std::shared_ptr<const ModelWeights> weights,
+                                                std::unique_ptr<Backend> backend);
+  ~Engine() override;
+
+  const ModelWeights& weights() const { return *weights_; }
+  Backend& backend() { return *backend_; }
+  int64_t num_pages() const { return num_pages_; }
+  int64_t page_bytes() const { return geometry_.page_bytes; }
+
+  // Makes an adapter known; it becomes resident when a request needs it. kResourceExhausted when it can never fit.
+  Result<AdapterId> register_adapter(std::shared_ptr<const Adapter> adapter);
+  const Adapter& adapter(AdapterId id) const { return *adapters_[static_cast<size_t>(id)].host; }
+
+  AdapterFootprint footprint(AdapterId adapter) const override;
+  void start_load(AdapterId adapter, const AdapterPages& pages) override;
+  std::vector<LoadResult> take_finished_loads(bool wait) override;
+  std::vector<ItemResult> execute(const StepPlan& plan) override;
+
+ private:
+  struct Registered {
+    std::shared_ptr<const Adapter> host;
+    std::shared_ptr<const AdapterLayout> layout;
+    std::shared_ptr<const ResidentAdapter> resident;  // of the latest load; valid while the scheduler says resident
+  };
+  struct LoadJob {
+    AdapterId adapter;
+    std::shared_ptr<const Adapter> host;
+    std::shared_ptr<const AdapterLayout> layout;
+    AdapterPages pages;
+  };
+  struct LoadDone {
+    AdapterId adapter;
+    std::shared_ptr<const ResidentAdapter> resident;
+  };
+  // A row of logits somebody wants.
+  struct LogitRow {
+    int32_t row;
+    size_t item;
+    int64_t position;  // of the row in its sequence
+    bool sample;       // else: score the next prompt token
+  };
+
+  Engine(const EngineOptions& options, std::shared_ptr<const ModelWeights> weights, std::unique_ptr<Backend> backend);
+  void build_batch(const StepPlan& plan);
+  void add_rows(const StepPlan& plan, size_t item_idx);
+  const RopeTable& rope_table(int64_t sequence_length);
+  void resolve_logits(const StepPlan& plan, std::vector<ItemResult>& results);
+  void loader_main(std::stop_token stop);
+
+  const EngineOptions options_;
+  std::shared_ptr<const ModelWeights> weights_;
+  std::unique_ptr<Backend> backend_;
+  Decoder decoder_;
+  PageGeometry geometry_;
+  int64_t num_pages_ = 0;
+  Buffer arena_;
+  std::vector<Registered> adapters_;
+  RopeTable default_rope_;
+  std::unordered_map<int64_t, RopeTable> rope_tables_;  // rope type dynamic, by sequence length
+
+  // The step being executed; sized once, reused.
+  std::vector<size_t> order_;  // items sorted by adapter
+  std::vector<int32_t> token_ids_;
+  std::vector<int64_t> slots_;
+  std::vector<float> cos_, sin_;
+  std::vector<AttentionSeq> sequences_;
+  std::vector<AdapterRun> runs_;
+  std::vector<LogitRow> logit_rows_;
+
+  std::mutex load_mutex_;
+  std::condition_variable_any load_wanted_;
+  std::condition_variable load_finished_;
+  std::deque<LoadJob> load_queue_;      // guarded by load_mutex_
+  std::vector<LoadDone> loads_done_;    // guarded by load_mutex_
+  std::jthread loader_;
+};
+
+}  // namespace lk

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// Decoder: the forward pass of Llama, Mistral, Qwen2 and Qwen3, from one configuration.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "lk/model/resident_adapter.h"
+#include "lk/model/weights.h"
+#include "lk/ops/backend.h"
+
+namespace lk {
+
+// One step's rows, sorted by adapter; every array lives until forward() returns.
+struct DecoderBatch {
+  std::span<const int32_t> token_ids;       // [num_rows]
+  std::span<const int64_t> slots;           // [num_rows] where each row's K and V go
+  const float* cos = nullptr;               // [num_rows, head_dim / 2]
+  const float* sin = nullptr;
+  std::span<const AttentionSeq> sequences;
+  std::span<const AdapterRun> runs;         // ascending, cover all rows
+};
+
+class Decoder {
+ public:
+  // Buffers are sized for max_rows rows a step and max_logit_rows rows a logits() call.
+  Decoder(std::shared_ptr<const ModelWeights> weights, Backend& backend, int64_t max_rows, int64_t max_logit_rows);
+
+  // Geometry of the KV pages (bytes): page = num_layers slices of [K | V], 16 tokens each.
+  int64_t slice_bytes() const { return 2 * kv_bytes_; }
+  int64_t page_bytes() const { return slice_bytes() * weights_->config.num_layers; }
+  void set_pool(std::byte* base) { pool_base_ = base; }
+
+  // Runs all layers; hidden states of all rows stay inside for logits().
+  void forward(const DecoderBatch& batch);
+  // Logits of `rows` (ascending rows of the last forward): f32 [rows.size(), vocab_size], row stride logits_stride().
+  // Requires: rows.size() <= max_logit_rows.
+  const float* logits(std::span<const int32_t> rows, std::span<const AdapterRun> runs);
+  int64_t logits_stride() const { return logits_stride_; }
+  int64_t max_logit_rows() const { return max_logit_rows_; }
+
+  // Grows the LoRA scratch for an adapter whose group ranks sum to more than seen so far.
+  void reserve_rank(int64_t sum_of_ranks);
+
+ private:
+  void embed(const DecoderBatch& batch);
+  void attention_block(int64_t layer, const DecoderBatch& batch);
+  void mlp_block(int64_t layer, const DecoderBatch& batch);
+  // y[rows, group_columns] = linear(x) with each run's adapter, bias included.
+  void linear(int64_t layer, ProjGroup group, const void* x, int64_t x_stride, float* y, std::span<const AdapterRun> runs,
+              int64_t num_rows);
+  void norm(const float* x, const float* weight, const float* ResidentAdapter::Layer::*replaced, int64_t layer,
+            std::span<const AdapterRun> runs, int64_t num_rows);
+  void head_norm(float* x, int64_t x_stride, int64_t num_heads, const float* weight,
+                 const float* ResidentAdapter::Layer::*replaced, int64_t layer, std::span<const AdapterRun> runs);
+  void base_linear(int64_t layer, ProjGroup group, const void* x, int64_t x_stride, float* y, int64_t begin, int64_t end);
+  void replaced_linear(int64_t layer, ProjGroup group, const ResidentAdapter& adapter, const void* x, int64_t x_stride, float* y,
+                       int64_t begin, int64_t end);
+  const std::byte* act_row(const void* x, int64_t x_stride, int64_t row) const {
+    return static_cast<const std::byte*>(x) + row * x_stride * act_bytes_;
+  }
+
+  std::shared_ptr<const ModelWeights> weights_;
+  Backend& backend_;
+  int64_t max_rows_, max_logit_rows_;
+  int64_t act_bytes_, kv_bytes_;
+  std::byte* pool_base_ = nullptr;
+
+  int64_t qkv_columns_, gate_up_columns_, product_columns_, logits_stride_, rank_capacity_ = 0;
+  Buffer hidden_;      // f32 [max_rows, hidden_dim] residual stream
+  Buffer normed_;      // act [max_rows, hidden_dim]
+  Buffer qkv_;         // f32 [max_rows, qkv_columns]
+  Buffer attended_;    // act [max_rows, q_dim]
+  Buffer gate_up_;     // f32 [max_rows, gate_up_columns]
+  Buffer activated_;   // act [max_rows, intermediate_dim]
+  Buffer product_;     // f32 [max_rows, hidden_dim padded] of o and down
+  Buffer rank_rows_;   // f32 [max_rows, rank_capacity]
+  Buffer head_input_;  // act [max_logit_rows, hidden_dim]
+  Buffer gathered_;    // f32 [max_logit_rows, hidden_dim]
+  Buffer logits_;      // f32 [max_logit_rows, logits_stride]
+  std::vector<LoraSegment> segments_;
+};
+
+}  // namespace lk

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/model/weights.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "lk/base/rng.h"
+
+namespace lk {
+namespace {
+
+int64_t align_panel(int64_t columns) { return (columns + kPanelCols - 1) / kPanelCols * kPanelCols; }
+
+// Gathers named tensors of a checkpoint into packed matrices and f32 vectors.
+class Packer {
+ public:
+  Packer(ModelWeights& weights, Backend& backend, void (*progress)(int64_t, int64_t))
+      : weights_(weights), backend_(backend), progress_(progress), total_(weights.checkpoint->size_bytes()) {}
+
+  Result<const TensorView*> tensor(const std::string& name, std::initializer_list<int64_t> shape) {
+    const TensorView* view = weights_.checkpoint->find(name);
+    if (!view) return not_found("the checkpoint has no tensor {}", name);
+    if (!view->has_shape(shape)) {
+      const TensorView expected(view->raw(), view->dtype(), shape);
+      return invalid_argument("tensor {} has shape {}, config.json says {}", name, view->shape_string(), expected.shape_string());
+    }
+    LK_RETURN_IF_ERROR(check_finite(name, *view));
+    done_ += view->num_bytes();
+    if (progress_) progress_(done_, total_);
+    return view;
+  }
+
+  Result<const float*> vector(const std::string& name, int64_t size) {
+    LK_ASSIGN_OR_RETURN(const TensorView* view, tensor(name, {size}));
+    Buffer& buffer = weights_.storage.emplace_back(size * 4);
+    view->copy_to(buffer.as<float>());
+    return const_cast<const Buffer&>(buffer).as<float>();
+  }
+
+  Result<PackedWeight> matrix(const std::vector<std::pair<std::string, std::pair<int64_t, int64_t>>>& parts, int64_t n, int64_t k) {
+    const int64_t bytes = packed_weight_bytes(weights_.format(), n, k);
+    Buffer buffer(bytes);
+    for (const auto& [name, place] : parts) {
+      const auto& [column, rows] = place;
+      LK_ASSIGN_OR_RETURN(const TensorView* view, tensor(name, {rows, k}));
+      pack_weight(*view, weights_.format(), column, buffer.data(), backend_.threads());
+    }
+    weights_.packed_bytes += bytes;
+    const PackedWeight packed{.format = weights_.format(), .n = n, .k = k, .data = buffer.data()};
+    weights_.storage.push_back(std::move(buffer));
+    return packed;
+  }
+
+ private:
+  Status check_finite(const std::string& name, const TensorView& view) {
+    const int64_t n = view.num_elements(), block = 1 << 16;
+    std::atomic<bool> finite{true};
+    backend_.threads().for_each((n + block - 1) / block, [&](int64_t item) {
+      const int64_t begin = item * block, end = std::min(n, begin + block);
+      // Exponent all ones = infinity or NaN. Integer reduction: vectorises, and no early exit to mispredict.
+      uint32_t bad = 0;
+      if (view.dtype() == DType::kF32) {
+        const auto* bits = static_cast<const uint32_t*>(view.raw());
+        for (int64_t i = begin; i < end; ++i) bad |= (bits[i] & 0x7f800000u) == 0x7f800000u;
+      } else {
+        const uint16_t mask = view.dtype() == DType::kBF16 ? 0x7f80 : 0x7c00;
+        const auto* bits = static_cast<const uint16_t*>(view.raw());
+        for (int64_t i = begin; i < end; ++i) bad |= (bits[i] & mask) == mask;
+      }
+      if (bad) finite.store(false, std::memory_order_relaxed);
+    });
+    if (!finite.load()) return data_loss("tensor {} holds NaN or infinity", name);
+    return Status();
+  }
+
+  ModelWeights& weights_;
+  Backend& backend_;
+  void (*progress_)(int64_t, int64_t);
+  int64_t done_ = 0, total_;
+};
+
+bool has_bias(ProjGroup group, const ModelConfig& c) {
+  return group == ProjGroup::kQkv ? c.qkv_bias : group == ProjGroup::kO ? c.o_bias : c.mlp_bias;
+}
+
+Status pack_layer(Packer& packer, ModelWeights& weights, int64_t index) {
+  const ModelConfig& c = weights.config;
+  const std::string prefix = fmt::format("model.layers.{}.", index);
+  LayerWeights& layer = weights.layers[static_cast<size_t>(index)];
+  for (const ProjGroup group : {ProjGroup::kQkv, ProjGroup::kO, ProjGroup::kGateUp, ProjGroup::kDown}) {
+    const auto g = static_cast<size_t>(group);
+    std::vector<std::pair<std::string, std::pair<int64_t, int64_t>>> parts;
+    for (Proj proj : projs_of(group))
+      parts.push_back({prefix + hf_name(proj) + ".weight", {group_column(proj, c), out_dim(proj, c)}});
+    LK_ASSIGN_OR_RETURN(layer.linear[g], packer.matrix(parts, group_columns(group, c), in_dim(projs_of(group)[0], c)));
+    if (!has_bias(group, c)) continue;
+    Buffer bias(group_columns(group, c) * 4);
+    for (Proj proj : projs_of(group)) {
+      LK_ASSIGN_OR_RETURN(const float* part, packer.vector(prefix + hf_name(proj) + ".bias", out_dim(proj, c)));
+      std::copy_n(part, out_dim(proj, c), bias.as<float>() + group_column(proj, c));
+    }
+    layer.bias[g] = bias.as<float>();
+    weights.storage.push_back(std::move(bias));
+  }
+  LK_ASSIGN_OR_RETURN(layer.input_norm, packer.vector(prefix + "input_layernorm.weight", c.hidden_dim));
+  LK_ASSIGN_OR_RETURN(layer.post_norm, packer.vector(prefix + "post_attention_layernorm.weight", c.hidden_dim));
+  if (c.qk_norm) {
+    LK_ASSIGN_OR_RETURN(layer.q_norm, packer.vector(prefix + "self_attn.q_norm.weight", c.head_dim));
+    LK_ASSIGN_OR_RETURN(layer.k_norm, packer.vector(prefix + "self_attn.k_norm.weight", c.head_dim));
+  }
+  return Status();
+}
+
+// Uniform values of standard deviation 0.02: the usual initialiser, cheap to make.
+void fill_random(void* data, DType dtype, int64_t n, uint64_t seed, ThreadPool& pool) {
+  constexpr int64_t kBlock = 1 << 16;
+  constexpr float kWidth = 0.02f * 3.4641016f;
+  pool.for_each((n + kBlock - 1) / kBlock, [&](int64_t block) {
+    uint64_t state = random_bits(seed, static_cast<uint64_t>(block)) | 1;
+    for (int64_t i = block * kBlock; i < std::min(n, (block + 1) * kBlock); ++i) {
+      state = state * 6364136223846793005ull + 1442695040888963407ull;
+      const float value = (static_cast<float>(state >> 40) * 0x1.0p-24f - 0.5f) * kWidth;
+      if (dtype == DType::kF32) static_cast<float*>(data)[i] = value;
+      else static_cast<bf16*>(data)[i] = bf16(value);
+    }
+  });
+}
+
+}  // namespace
+
+ProjGroup group_of(Proj proj) {
+  switch (proj) {
+    case Proj::kQ:
+    case Proj::kK:
+    case Proj::kV: return ProjGroup::kQkv;
+    case Proj::kO: return ProjGroup::kO;
+    case Proj::kGate:
+    case Proj::kUp: return ProjGroup::kGateUp;
+    case Proj::kDown: return ProjGroup::kDown;
+  }
+  check_failed(__FILE__, __LINE__, "proj", "not a Proj");
+}
+
+std::span<const Proj> projs_of(ProjGroup group) {
+  static constexpr Proj kAll[] = {Proj::kQ, Proj::kK, Proj::kV, Proj::kO, Proj::kGate, Proj::kUp, Proj::kDown};
+  switch (group) {
+    case ProjGroup::kQkv: return std::span(kAll).subspan(0, 3);
+    case ProjGroup::kO: return std::span(kAll).subspan(3, 1);
+    case ProjGroup::kGateUp: return std::span(kAll).subspan(4, 2);
+    case ProjGroup::kDown: return std::span(kAll).subspan(6, 1);
+  }
+  check_failed(__FILE__, __LINE__, "group", "not a ProjGroup");
+}
+
+int64_t group_column(Proj proj, const ModelConfig& config) {
+  int64_t column = 0;
+  for (Proj other : projs_of(group_of(proj))) {
+    if (other == proj) break;
+    column += align_panel(out_dim(other, config));
+  }
+  return column;
+}
+
+int64_t group_columns(ProjGroup group, const ModelConfig& config) {
+  int64_t columns = 0;
+  for (Proj proj : projs_of(group)) columns += align_panel(out_dim(proj, config));
+  return columns;
+}
+
+Result<std::shared_ptr<const ModelWeights>> load_weights(const std::string& directory, DType act, Backend& backend,
+                                                         void (*progress)(int64_t, int64_t)) {
+  LK_CHECK(act == DType::kBF16 || act == DType::kF32);
+  auto weights = std::make_shared<ModelWeights>();
+  weights->act = act;
+  LK_ASSIGN_OR_RETURN(weights->config, load_model_config(directory));
+  LK_ASSIGN_OR_RETURN(weights->checkpoint, TensorStore::open_model(directory));
+  const ModelConfig& c = weights->config;
+  weights->layers.resize(static_cast<size_t>(c.num_layers));
+  Packer packer(*weights, backend, progress);
+  const auto pack_all = [&]() -> Status {
+    LK_ASSIGN_OR_RETURN(const TensorView* embedding, packer.tensor("model.embed_tokens.weight", {c.vocab_size, c.hidden_dim}));
+    weights->embedding = *embedding;
+    for (int64_t layer = 0; layer < c.num_layers; ++layer) LK_RETURN_IF_ERROR(pack_layer(packer, *weights, layer));
+    LK_ASSIGN_OR_RETURN(weights->final_norm, packer.vector("model.norm.weight", c.hidden_dim));
+    const char* head = c.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
+    LK_ASSIGN_OR_RETURN(weights->lm_head, packer.matrix({{head, {0, c.vocab_size}}}, c.vocab_size, c.hidden_dim));
+    return Status();
+  };
+  if (Status status = pack_all(); !status.ok()) return status.with_context(directory);
+  return std::shared_ptr<const ModelWeights>(std::move(weights));
+}
+
+std::shared_ptr<const ModelWeights> make_dummy_weights(const ModelConfig& config, DType act, uint64_t seed, Backend& backend) {
+  auto weights = std::make_shared<ModelWeights>();
+  weights->config = config;
+  weights->act = act;
+  ThreadPool& pool = backend.threads();
+  const auto matrix = [&](int64_t n, int64_t k) {
+    const int64_t bytes = packed_weight_bytes(weights->format(), n, k);
+    Buffer& buffer = weights->storage.emplace_back(bytes);
+    fill_random(buffer.data(), act, bytes / dtype_bytes(act), seed + weights->storage.size(), pool);
+    weights->packed_bytes += bytes;
+    return PackedWeight{.format = weights->format(), .n = n, .k = k, .data = buffer.data()};
+  };
+  const auto vector = [&](int64_t n, float value) {
+    Buffer& buffer = weights->storage.emplace_back(n * 4);
+    std::fill_n(buffer.as<float>(), n, value);
+    return const_cast<const Buffer&>(buffer).as<float>();
+  };
+  for (int64_t index = 0; index < config.num_layers; ++index) {
+    LayerWeights layer;
+    for (const ProjGroup group : {ProjGroup::kQkv, ProjGroup::kO, ProjGroup::kGateUp, ProjGroup::kDown}) {
+      const auto g = static_cast<size_t>(group);
+      layer.linear[g] = matrix(group_columns(group, config), in_dim(projs_of(group)[0], config));
+      if (has_bias(group, config)) layer.bias[g] = vector(group_columns(group, config), 0.01f);
+    }
+    layer.input_norm = vector(config.hidden_dim, 1);
+    layer.post_norm = vector(config.hidden_dim, 1);
+    if (config.qk_norm) layer.q_norm = vector(config.head_dim, 1), layer.k_norm = vector(config.head_dim, 1);
+    weights->layers.push_back(layer);
+  }
+  weights->final_norm = vector(config.hidden_dim, 1);
+  weights->lm_head = matrix(config.vocab_size, config.hidden_dim);
+  const int64_t table = config.vocab_size * config.hidden_dim;
+  Buffer& embedding = weights->storage.emplace_back(table * dtype_bytes(act));
+  fill_random(embedding.data(), act, table, seed + 1, pool);
+  weights->embedding = TensorView(embedding.data(), act, {config.vocab_size, config.hidden_dim});
+  return weights;
+}
+
+}  // namespace lk

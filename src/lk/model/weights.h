@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// ModelWeights: the base model, packed for the kernels once at load and immutable from then on (design principle 1).
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "lk/io/model_config.h"
+#include "lk/io/safetensors.h"
+#include "lk/kernels/args.h"
+#include "lk/lora/adapter.h"
+#include "lk/ops/backend.h"
+#include "lk/tensor/buffer.h"
+
+namespace lk {
+
+// Projections that read the same input share one packed matrix and one LoRA call.
+enum class ProjGroup : uint8_t { kQkv, kO, kGateUp, kDown };
+inline constexpr int kNumProjGroups = 4;
+ProjGroup group_of(Proj proj);
+// First output column of a projection inside its group's product; a multiple of kPanelCols.
+int64_t group_column(Proj proj, const ModelConfig& config);
+int64_t group_columns(ProjGroup group, const ModelConfig& config);  // padded width of the product
+std::span<const Proj> projs_of(ProjGroup group);
+
+struct LayerWeights {
+  std::array<PackedWeight, kNumProjGroups> linear;       // n = group_columns
+  std::array<const float*, kNumProjGroups> bias{};       // [group_columns] or null
+  const float* input_norm = nullptr;                     // [hidden_dim]
+  const float* post_norm = nullptr;                      // [hidden_dim]
+  const float* q_norm = nullptr;                         // [head_dim] or null (Qwen3)
+  const float* k_norm = nullptr;
+};
+
+struct ModelWeights {
+  ModelConfig config;
+  DType act = DType::kBF16;  // compute type: bf16 or f32
+  std::vector<LayerWeights> layers;
+  TensorView embedding;      // [vocab_size, hidden_dim], any dtype, host memory
+  PackedWeight lm_head;      // n = vocab_size
+  const float* final_norm = nullptr;
+  int64_t packed_bytes = 0;
+
+  std::shared_ptr<const TensorStore> checkpoint;  // null for dummy weights
+  std::vector<Buffer> storage;
+
+  WeightFormat format() const { return act == DType::kBF16 ? WeightFormat::kBF16Panels : WeightFormat::kF32Panels; }
+  // Bytes of weights read for one decode step (all linears and the head).
+  int64_t decode_bytes() const { return packed_bytes; }
+};
+
+// Reads and packs a Hugging Face directory. Errors name the tensor: missing, misshapen, not finite.
+// progress: called with (done, total) bytes, may be null.
+Result<std::shared_ptr<const ModelWeights>> load_weights(const std::string& directory, DType act, Backend& backend,
+                                                         void (*progress)(int64_t done, int64_t total) = nullptr);
+// Seeded random weights of the given shape; for benchmarks.
+std::shared_ptr<const ModelWeights> make_dummy_weights(const ModelConfig& config, DType act, uint64_t seed, Backend& backend);
+
+}  // namespace lk

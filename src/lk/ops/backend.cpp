@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/ops/backend.h"
+
+namespace lk {
+
+void Backend::gemm(const GemmArgs& a) {
+  if (a.num_rows == 0) return;
+  LK_CHECK(a.x && a.y && a.w.data && a.num_rows > 0 && a.x_stride >= a.w.k && a.y_stride >= a.w.n);
+  do_gemm(a);
+}
+
+void Backend::lora(const LoraArgs& a) {
+  if (a.segments.empty()) return;
+  int32_t end = 0;
+  for (const LoraSegment& segment : a.segments) {
+    LK_CHECK(segment.row_begin >= end && segment.row_begin < segment.row_end, "segments must be ascending and disjoint");
+    end = segment.row_end;
+    int64_t sum_ranks = 0;
+    for (const LoraProj& proj : segment.projs) {
+      LK_CHECK(proj.a.num_rows == proj.b.num_rows && proj.a.width <= a.x_stride && proj.out_begin + proj.b.width <= a.y_stride);
+      sum_ranks += proj.a.num_rows;
+    }
+    LK_CHECK(sum_ranks <= a.v_stride);
+  }
+  do_lora(a);
+}
+
+void Backend::store_kv(const StoreKvArgs& a) {
+  if (a.num_rows == 0) return;
+  LK_CHECK(a.k && a.v && a.slots && a.kv.base && a.kv.head_dim % 2 == 0);
+  do_store_kv(a);
+}
+
+void Backend::attention(const AttentionArgs& a) {
+  if (a.seqs.empty()) return;
+  LK_CHECK(a.q && a.y && a.kv.base && a.num_heads % a.kv.num_kv_heads == 0);
+  do_attention(a);
+}
+
+void Backend::rms_norm(const RmsNormArgs& a) {
+  if (a.num_rows == 0) return;
+  LK_CHECK(a.x && a.weight && a.y && a.x_stride >= a.dim && a.y_stride >= a.dim);
+  do_rms_norm(a);
+}
+
+void Backend::rope(const RopeArgs& a) {
+  if (a.num_rows == 0) return;
+  LK_CHECK(a.x && a.cos && a.sin && a.x_stride >= a.num_heads * a.head_dim && a.head_dim % 2 == 0);
+  do_rope(a);
+}
+
+void Backend::swiglu(const SwigluArgs& a) {
+  if (a.num_rows == 0) return;
+  LK_CHECK(a.x && a.y && a.y_stride >= a.dim);
+  do_swiglu(a);
+}
+
+void Backend::add_bias(float* y, int64_t y_stride, const float* bias, int64_t num_rows, int64_t n) {
+  if (num_rows == 0) return;
+  LK_CHECK(y && bias && y_stride >= n);
+  do_add_bias(y, y_stride, bias, num_rows, n);
+}
+
+void Backend::add(float* y, int64_t y_stride, const float* x, int64_t x_stride, int64_t num_rows, int64_t n) {
+  if (num_rows == 0) return;
+  LK_CHECK(y && x && y_stride >= n && x_stride >= n);
+  do_add(y, y_stride, x, x_stride, num_rows, n);
+}
+
+}  // namespace lk

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// The JSON-lines format of `lorikeet generate --input`: one request a line in, one result a line out.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "lk/serve/text_engine.h"
+
+namespace lk {
+
+struct JsonlRequest {
+  boost::json::value id;  // string or integer, echoed; null when absent
+  TextRequest request;
+};
+
+// Fields: id, adapter, prompt | messages | token_ids, max_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
+// presence_penalty, frequency_penalty, logit_bias {"id": bias}, seed, stop (string or list), stop_token_ids, logprobs,
+// prompt_logprobs (integer or true), ignore_eos, skip_special_tokens, add_special_tokens. An unknown or mistyped field is an
+// error that names it. `defaults` supplies what the line leaves out.
+Result<JsonlRequest> parse_jsonl_request(std::string_view line, const TextRequest& defaults);
+// The id of a line that could not be parsed as a request, if it has one.
+boost::json::value jsonl_id(std::string_view line);
+
+// {"id", "adapter", "text", "token_ids", "logprobs", "prompt_logprobs", "finish_reason", "prompt_tokens", "completion_tokens"}; a
+// failed request has "error" {"code", "message"} instead of the results. No line break at the end.
+std::string format_jsonl_result(const boost::json::value& id, const std::string& adapter, const Completion& completion);
+std::string format_jsonl_error(const boost::json::value& id, const std::string& adapter, const Status& error);
+
+}  // namespace lk
