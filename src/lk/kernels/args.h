@@ -150,10 +150,11 @@ struct RopeArgs {
   const float* sin = nullptr;
 };
 
-// y = silu(gate) * up, gate = x[:, :dim], up = x[:, dim : 2 dim].
+// y = silu(gate) * up, gate = x[:, :dim], up = x[:, up_offset : up_offset + dim].
 struct SwigluArgs {
-  const float* x = nullptr;  // [num_rows, 2 dim]
+  const float* x = nullptr;  // [num_rows, up_offset + dim]
   int64_t x_stride = 0;
+  int64_t up_offset = 0;     // >= dim
   void* y = nullptr;         // act [num_rows, dim]
   DType y_dtype = DType::kBF16;
   int64_t y_stride = 0;

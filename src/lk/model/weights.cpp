@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "lk/base/rng.h"
+#include "lk/io/weights.h"
 
 namespace lk {
 namespace {
@@ -17,34 +18,27 @@ class Packer {
   Packer(ModelWeights& weights, Backend& backend, void (*progress)(int64_t, int64_t))
       : weights_(weights), backend_(backend), progress_(progress), total_(weights.checkpoint->size_bytes()) {}
 
-  Result<const TensorView*> tensor(const std::string& name, std::initializer_list<int64_t> shape) {
+  // Requires: check_weights() has passed, so that the tensor is there in the shape of the config.
+  const TensorView& tensor(const std::string& name) {
     const TensorView* view = weights_.checkpoint->find(name);
-    if (!view) return not_found("the checkpoint has no tensor {}", name);
-    if (!view->has_shape(shape)) {
-      const TensorView expected(view->raw(), view->dtype(), shape);
-      return invalid_argument("tensor {} has shape {}, config.json says {}", name, view->shape_string(), expected.shape_string());
-    }
-    LK_RETURN_IF_ERROR(check_finite(name, *view));
+    LK_CHECK(view, "no tensor {}", name);
     done_ += view->num_bytes();
-    if (progress_) progress_(done_, total_);
-    return view;
+    if (progress_) progress_(std::min(done_, total_), total_);
+    return *view;
   }
 
-  Result<const float*> vector(const std::string& name, int64_t size) {
-    LK_ASSIGN_OR_RETURN(const TensorView* view, tensor(name, {size}));
-    Buffer& buffer = weights_.storage.emplace_back(size * 4);
-    view->copy_to(buffer.as<float>());
-    return const_cast<const Buffer&>(buffer).as<float>();
+  const float* vector(const std::string& name) {
+    const TensorView& view = tensor(name);
+    Buffer& buffer = weights_.storage.emplace_back(view.num_elements() * 4);
+    view.copy_to(buffer.as<float>());
+    return buffer.as<float>();
   }
 
-  Result<PackedWeight> matrix(const std::vector<std::pair<std::string, std::pair<int64_t, int64_t>>>& parts, int64_t n, int64_t k) {
+  // Parts are (tensor name, first column) of one matrix.
+  PackedWeight matrix(const std::vector<std::pair<std::string, int64_t>>& parts, int64_t n, int64_t k) {
     const int64_t bytes = packed_weight_bytes(weights_.format(), n, k);
     Buffer buffer(bytes);
-    for (const auto& [name, place] : parts) {
-      const auto& [column, rows] = place;
-      LK_ASSIGN_OR_RETURN(const TensorView* view, tensor(name, {rows, k}));
-      pack_weight(*view, weights_.format(), column, buffer.data(), backend_.threads());
-    }
+    for (const auto& [name, column] : parts) pack_weight(tensor(name), weights_.format(), column, buffer.data(), backend_.threads());
     weights_.packed_bytes += bytes;
     const PackedWeight packed{.format = weights_.format(), .n = n, .k = k, .data = buffer.data()};
     weights_.storage.push_back(std::move(buffer));
@@ -52,27 +46,6 @@ class Packer {
   }
 
  private:
-  Status check_finite(const std::string& name, const TensorView& view) {
-    const int64_t n = view.num_elements(), block = 1 << 16;
-    std::atomic<bool> finite{true};
-    backend_.threads().for_each((n + block - 1) / block, [&](int64_t item) {
-      const int64_t begin = item * block, end = std::min(n, begin + block);
-      // Exponent all ones = infinity or NaN. Integer reduction: vectorises, and no early exit to mispredict.
-      uint32_t bad = 0;
-      if (view.dtype() == DType::kF32) {
-        const auto* bits = static_cast<const uint32_t*>(view.raw());
-        for (int64_t i = begin; i < end; ++i) bad |= (bits[i] & 0x7f800000u) == 0x7f800000u;
-      } else {
-        const uint16_t mask = view.dtype() == DType::kBF16 ? 0x7f80 : 0x7c00;
-        const auto* bits = static_cast<const uint16_t*>(view.raw());
-        for (int64_t i = begin; i < end; ++i) bad |= (bits[i] & mask) == mask;
-      }
-      if (bad) finite.store(false, std::memory_order_relaxed);
-    });
-    if (!finite.load()) return data_loss("tensor {} holds NaN or infinity", name);
-    return Status();
-  }
-
   ModelWeights& weights_;
   Backend& backend_;
   void (*progress_)(int64_t, int64_t);
@@ -83,32 +56,27 @@ bool has_bias(ProjGroup group, const ModelConfig& c) {
   return group == ProjGroup::kQkv ? c.qkv_bias : group == ProjGroup::kO ? c.o_bias : c.mlp_bias;
 }
 
-Status pack_layer(Packer& packer, ModelWeights& weights, int64_t index) {
+void pack_layer(Packer& packer, ModelWeights& weights, int64_t index) {
   const ModelConfig& c = weights.config;
   const std::string prefix = fmt::format("model.layers.{}.", index);
   LayerWeights& layer = weights.layers[static_cast<size_t>(index)];
   for (const ProjGroup group : {ProjGroup::kQkv, ProjGroup::kO, ProjGroup::kGateUp, ProjGroup::kDown}) {
     const auto g = static_cast<size_t>(group);
-    std::vector<std::pair<std::string, std::pair<int64_t, int64_t>>> parts;
-    for (Proj proj : projs_of(group))
-      parts.push_back({prefix + hf_name(proj) + ".weight", {group_column(proj, c), out_dim(proj, c)}});
-    LK_ASSIGN_OR_RETURN(layer.linear[g], packer.matrix(parts, group_columns(group, c), in_dim(projs_of(group)[0], c)));
+    std::vector<std::pair<std::string, int64_t>> parts;
+    for (Proj proj : projs_of(group)) parts.emplace_back(prefix + hf_name(proj) + ".weight", group_column(proj, c));
+    layer.linear[g] = packer.matrix(parts, group_columns(group, c), in_dim(projs_of(group)[0], c));
     if (!has_bias(group, c)) continue;
     Buffer bias(group_columns(group, c) * 4);
-    for (Proj proj : projs_of(group)) {
-      LK_ASSIGN_OR_RETURN(const float* part, packer.vector(prefix + hf_name(proj) + ".bias", out_dim(proj, c)));
-      std::copy_n(part, out_dim(proj, c), bias.as<float>() + group_column(proj, c));
-    }
+    for (Proj proj : projs_of(group))
+      packer.tensor(prefix + hf_name(proj) + ".bias").copy_to(bias.as<float>() + group_column(proj, c));
     layer.bias[g] = bias.as<float>();
     weights.storage.push_back(std::move(bias));
   }
-  LK_ASSIGN_OR_RETURN(layer.input_norm, packer.vector(prefix + "input_layernorm.weight", c.hidden_dim));
-  LK_ASSIGN_OR_RETURN(layer.post_norm, packer.vector(prefix + "post_attention_layernorm.weight", c.hidden_dim));
-  if (c.qk_norm) {
-    LK_ASSIGN_OR_RETURN(layer.q_norm, packer.vector(prefix + "self_attn.q_norm.weight", c.head_dim));
-    LK_ASSIGN_OR_RETURN(layer.k_norm, packer.vector(prefix + "self_attn.k_norm.weight", c.head_dim));
-  }
-  return Status();
+  layer.input_norm = packer.vector(prefix + "input_layernorm.weight");
+  layer.post_norm = packer.vector(prefix + "post_attention_layernorm.weight");
+  if (!c.qk_norm) return;
+  layer.q_norm = packer.vector(prefix + "self_attn.q_norm.weight");
+  layer.k_norm = packer.vector(prefix + "self_attn.k_norm.weight");
 }
 
 // Uniform values of standard deviation 0.02: the usual initialiser, cheap to make.
@@ -175,18 +143,15 @@ Result<std::shared_ptr<const ModelWeights>> load_weights(const std::string& dire
   LK_ASSIGN_OR_RETURN(weights->config, load_model_config(directory));
   LK_ASSIGN_OR_RETURN(weights->checkpoint, TensorStore::open_model(directory));
   const ModelConfig& c = weights->config;
+  LK_RETURN_IF_ERROR(check_weights(c, *weights->checkpoint).with_context(directory));
+  LK_RETURN_IF_ERROR(check_finite(*weights->checkpoint, backend.threads().size()).with_context(directory));
   weights->layers.resize(static_cast<size_t>(c.num_layers));
   Packer packer(*weights, backend, progress);
-  const auto pack_all = [&]() -> Status {
-    LK_ASSIGN_OR_RETURN(const TensorView* embedding, packer.tensor("model.embed_tokens.weight", {c.vocab_size, c.hidden_dim}));
-    weights->embedding = *embedding;
-    for (int64_t layer = 0; layer < c.num_layers; ++layer) LK_RETURN_IF_ERROR(pack_layer(packer, *weights, layer));
-    LK_ASSIGN_OR_RETURN(weights->final_norm, packer.vector("model.norm.weight", c.hidden_dim));
-    const char* head = c.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
-    LK_ASSIGN_OR_RETURN(weights->lm_head, packer.matrix({{head, {0, c.vocab_size}}}, c.vocab_size, c.hidden_dim));
-    return Status();
-  };
-  if (Status status = pack_all(); !status.ok()) return status.with_context(directory);
+  weights->embedding = packer.tensor("model.embed_tokens.weight");
+  for (int64_t layer = 0; layer < c.num_layers; ++layer) pack_layer(packer, *weights, layer);
+  weights->final_norm = packer.vector("model.norm.weight");
+  const char* head = c.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
+  weights->lm_head = packer.matrix({{head, 0}}, c.vocab_size, c.hidden_dim);
   return std::shared_ptr<const ModelWeights>(std::move(weights));
 }
 

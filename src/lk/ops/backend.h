@@ -4,7 +4,9 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 
+#include "lk/base/status.h"
 #include "lk/kernels/args.h"
 #include "lk/kernels/cpu.h"
 

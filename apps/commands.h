@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// The subcommands of `lorikeet`. Each add_* registers its options; when chosen, its callback runs and stores the exit code:
+// 0 success, 1 failure (one line on standard error), 2 wrong usage, 130 interrupted.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include <csignal>
+#include <string>
+#include <vector>
+
+#include "lk/serve/text_engine.h"
+
+namespace lk::apps {
+
+void add_generate(CLI::App& app, int& exit_code);
+void add_inspect(CLI::App& app, int& exit_code);
+void add_merge(CLI::App& app, int& exit_code);
+void add_adapter(CLI::App& app, int& exit_code);
+void add_bench(CLI::App& app, int& exit_code);
+
+// Options shared by the commands that run a model.
+struct ModelFlags {
+  std::string model;
+  std::string dummy;
+  std::vector<std::string> loras;  // NAME=DIR
+  std::string dtype = "bf16";
+  std::string isa = "auto";
+  std::string memory = "auto";
+  int threads = 0;
+  int64_t context = 0;
+  int64_t step_tokens = 512;
+  int64_t max_running = 256;
+  bool no_prefix_cache = false;
+
+  void add_to(CLI::App& command, bool model_is_positional);
+  // Loads the model and every --lora, with progress on a terminal.
+  Result<std::unique_ptr<TextEngine>> open() const;
+};
+
+// "8GiB", "512MiB", "1000000".
+Result<int64_t> parse_bytes(const std::string& text);
+std::string format_bytes(int64_t bytes);
+
+// Prints "lorikeet: message" and returns 1.
+int fail(const Status& status);
+
+// Set by SIGINT and SIGTERM once watch_interrupts() was called; the second signal ends the program at once.
+extern volatile std::sig_atomic_t interrupted;
+void watch_interrupts();
+
+bool stderr_is_terminal();
+
+}  // namespace lk::apps

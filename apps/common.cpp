@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <unistd.h>
+
+#include <charconv>
+#include <cstdio>
+
+#include "commands.h"
+
+namespace lk::apps {
+
+volatile std::sig_atomic_t interrupted = 0;
+
+namespace {
+
+void on_signal(int) {
+  if (interrupted) std::_Exit(130);
+  interrupted = 1;
+}
+
+void show_progress(int64_t done, int64_t total) {
+  static int shown = -1;
+  const int percent = total > 0 ? static_cast<int>(done * 100 / total) : 100;
+  if (percent == shown) return;
+  shown = percent;
+  fmt::print(stderr, "\rloading model {:3d} %", percent);
+  if (percent == 100) fmt::print(stderr, "\r{:20}\r", "");
+  std::fflush(stderr);
+}
+
+}  // namespace
+
+void watch_interrupts() {
+  struct sigaction action {};
+  action.sa_handler = on_signal;
+  ::sigaction(SIGINT, &action, nullptr);
+  ::sigaction(SIGTERM, &action, nullptr);
+}
+
+bool stderr_is_terminal() { return ::isatty(STDERR_FILENO) != 0; }
+
+int fail(const Status& status) {
+  fmt::print(stderr, "lorikeet: {}\n", status.message());
+  return 1;
+}
+
+Result<int64_t> parse_bytes(const std::string& text) {
+  double number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  const std::string_view unit(end, static_cast<size_t>(text.data() + text.size() - end));
+  double factor = 0;
+  for (const auto& [name, value] : {std::pair<std::string_view, double>{"", 1}, {"B", 1}, {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30},
+                                    {"K", 0x1p10}, {"M", 0x1p20}, {"G", 0x1p30}, {"kB", 1e3}, {"MB", 1e6}, {"GB", 1e9}})
+    if (unit == name) factor = value;
+  if (error != std::errc() || factor == 0 || !(number > 0) || number * factor > 0x1p50)
+    return invalid_argument("\"{}\" is not a size; write for example 8GiB, 512MiB or a number of bytes", text);
+  return static_cast<int64_t>(number * factor);
+}
+
+std::string format_bytes(int64_t bytes) {
+  const auto b = static_cast<double>(bytes);
+  if (b >= 0x1p30) return fmt::format("{:.2f} GiB", b * 0x1p-30);
+  if (b >= 0x1p20) return fmt::format("{:.1f} MiB", b * 0x1p-20);
+  if (b >= 0x1p10) return fmt::format("{:.1f} KiB", b * 0x1p-10);
+  return fmt::format("{} B", bytes);
+}
+
+void ModelFlags::add_to(CLI::App& command, bool model_is_positional) {
+  const std::string model_help = "Hugging Face model directory (config.json, *.safetensors, tokenizer.json)";
+  auto* model_option = model_is_positional ? command.add_option("MODEL", model, model_help) : command.add_option("--model", model, model_help);
+  model_option->group("Model");
+  command.add_option("--dummy", dummy, "config.json: seeded random weights of this shape instead of a model")->group("Model");
+  command.add_option("--lora", loras, "load a PEFT adapter directory under a name; repeatable")->type_name("NAME=DIR")->group("Model");
+  command.add_option("--dtype", dtype, "compute type; f32 is for exact comparisons")
+      ->check(CLI::IsMember({"bf16", "f32"}))->capture_default_str()->group("Model");
+  command.add_option("--context", context, "longest prompt + output in tokens; 0 = the model's own")->capture_default_str()->group("Model");
+  command.add_option("--threads", threads, "kernel threads; 0 = every core this process may use")
+      ->check(CLI::Range(0, 1024))->capture_default_str()->group("Machine");
+  command.add_option("--isa", isa, "instruction set of the kernels")
+      ->check(CLI::IsMember({"auto", "portable", "avx2", "avx512", "avx512_bf16"}))->capture_default_str()->group("Machine");
+  command.add_option("--memory", memory, "page pool for KV cache and resident adapters, e.g. 8GiB; auto = 80 % of what is free")
+      ->capture_default_str()->group("Machine");
+  command.add_option("--step-tokens", step_tokens, "most tokens computed in one step")
+      ->check(CLI::Range(1, 1 << 16))->capture_default_str()->group("Scheduling");
+  command.add_option("--max-running", max_running, "most requests in one step")->check(CLI::Range(1, 1 << 16))->capture_default_str()->group("Scheduling");
+  command.add_flag("--no-prefix-cache", no_prefix_cache, "compute every prompt from its start")->group("Scheduling");
+}
+
+Result<std::unique_ptr<TextEngine>> ModelFlags::open() const {
+  if (model.empty() == dummy.empty()) return invalid_argument("give a model directory, or --dummy CONFIG.json for random weights");
+  TextEngineOptions options{.model = model, .dummy_config = dummy, .num_threads = threads, .context = context};
+  options.act = dtype == "f32" ? DType::kF32 : DType::kBF16;
+  options.isa = parse_cpu_isa(isa);
+  options.scheduler.max_step_tokens = step_tokens;
+  options.scheduler.max_running = max_running;
+  options.scheduler.prefix_cache = !no_prefix_cache;
+  if (stderr_is_terminal()) options.progress = show_progress;
+  if (memory != "auto") {
+    LK_ASSIGN_OR_RETURN(options.memory_bytes, parse_bytes(memory));
+  }
+  LK_ASSIGN_OR_RETURN(std::unique_ptr<TextEngine> engine, TextEngine::open(options));
+  for (const std::string& lora : loras) {
+    const size_t equals = lora.find('=');
+    if (equals == std::string::npos || equals == 0) return invalid_argument("--lora wants NAME=DIR, got \"{}\"", lora);
+    LK_RETURN_IF_ERROR(engine->add_adapter(lora.substr(0, equals), lora.substr(equals + 1)));
+  }
+  return engine;
+}
+
+}  // namespace lk::apps

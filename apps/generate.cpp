@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+// lorikeet generate: prompts on the command line, or a JSON-lines batch; all requests share every step.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <deque>
+#include <fstream>
+#include <iostream>
+#include <optional>
+
+#include "commands.h"
+#include "lk/serve/jsonl.h"
+
+namespace lk::apps {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct GenerateFlags {
+  ModelFlags model;
+  std::vector<std::string> prompts, adapters, stop;
+  std::string input, output = "-";
+  TextRequest defaults;
+  int64_t seed = 0;
+};
+
+struct Totals {
+  int64_t requests = 0, failed = 0, prompt_tokens = 0, output_tokens = 0;
+  Clock::time_point start = Clock::now();
+
+  void add(const Completion& completion) {
+    ++requests;
+    failed += completion.finish == FinishReason::kError;
+    prompt_tokens += completion.prompt_tokens;
+    output_tokens += static_cast<int64_t>(completion.token_ids.size());
+  }
+  std::string summary() const {
+    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    return fmt::format("{} requests, {} prompt + {} output tokens in {:.2f} s ({:.1f} output tokens/s)", requests, prompt_tokens,
+                       output_tokens, seconds, static_cast<double>(output_tokens) / seconds);
+  }
+};
+
+// Finished results in input order. A result is written as soon as all before it are done; the file always ends with a whole
+// line. When the disk is full, what could not be written goes to standard output, so that no finished work is lost.
+class ResultWriter {
+ public:
+  static Result<std::unique_ptr<ResultWriter>> open(const std::string& path) {
+    std::unique_ptr<ResultWriter> writer(new ResultWriter());
+    writer->path_ = path;
+    if (path == "-") {
+      writer->fd_ = STDOUT_FILENO;
+      return writer;
+    }
+    writer->fd_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    if (writer->fd_ < 0) return io_error("cannot write --output {}: {}", path, std::strerror(errno));
+    return writer;
+  }
+  ~ResultWriter() {
+    if (fd_ > STDERR_FILENO) ::close(fd_);
+  }
+
+  void put(size_t index, std::string line) {
+    if (lines_.size() <= index) lines_.resize(index + 1);
+    lines_[index] = std::move(line);
+    while (next_ < lines_.size() && lines_[next_]) write_line(*std::exchange(lines_[next_++], std::nullopt));
+  }
+
+  // After an interruption: also the finished results behind unfinished ones.
+  void flush() {
+    for (; next_ < lines_.size(); ++next_)
+      if (lines_[next_]) write_line(*lines_[next_]);
+  }
+  const Status& status() const { return status_; }
+
+ private:
+  void write_line(std::string line) {
+    line += '\n';
+    if (status_.ok()) {
+      size_t done = 0;
+      while (done < line.size()) {
+        const ssize_t put = ::write(fd_, line.data() + done, line.size() - done);
+        if (put < 0 && errno == EINTR) continue;
+        if (put < 0) break;
+        done += static_cast<size_t>(put);
+      }
+      if (done == line.size()) {
+        written_ += static_cast<off_t>(line.size());
+        return;
+      }
+      status_ = io_error("cannot write {}: {}; {} bytes of whole lines are in it, the other finished results follow on standard output", path_,
+                         std::strerror(errno), written_);
+      if (fd_ > STDERR_FILENO && ::ftruncate(fd_, written_) != 0) status_ = status_.with_context("(its last line is cut)");
+    }
+    if (fd_ > STDERR_FILENO) std::fwrite(line.data(), 1, line.size(), stdout);
+  }
+
+  std::string path_;
+  int fd_ = -1;
+  off_t written_ = 0;
+  std::vector<std::optional<std::string>> lines_;
+  size_t next_ = 0;
+  Status status_;
+};
+
+// "running 12, waiting 80, 41 done, 98.3 tok/s", redrawn in place on a terminal, a plain line every ten seconds otherwise.
+class Progress {
+ public:
+  explicit Progress(size_t total) : total_(total), terminal_(stderr_is_terminal()) {}
+  void update(const TextEngine& engine, const Totals& totals, bool last = false) {
+    const auto now = Clock::now();
+    if (!last && now - shown_ < (terminal_ ? std::chrono::milliseconds(100) : std::chrono::milliseconds(10000))) return;
+    shown_ = now;
+    const auto done = static_cast<size_t>(totals.requests);
+    if (terminal_) {
+      constexpr size_t kWidth = 30;
+      const size_t filled = total_ == 0 ? kWidth : done * kWidth / total_;
+      fmt::print(stderr, "\r[{}{}] {}/{} done, {} running, {} waiting \x1b[K", std::string(filled, '#'), std::string(kWidth - filled, '.'), done,
+                 total_, engine.scheduler().num_running(), engine.scheduler().num_waiting());
+      if (last) fmt::print(stderr, "\r\x1b[K");
+      std::fflush(stderr);
+    } else if (!last) {
+      fmt::print(stderr, "{}/{} done, {} running, {} waiting\n", done, total_, engine.scheduler().num_running(), engine.scheduler().num_waiting());
+    }
+  }
+
+ private:
+  size_t total_;
+  bool terminal_;
+  Clock::time_point shown_{};
+};
+
+Result<std::vector<std::string>> read_lines(const std::string& path) {
+  std::vector<std::string> lines;
+  const auto read = [&](std::istream& stream) {
+    for (std::string line; std::getline(stream, line);)
+      if (line.find_first_not_of(" \t\r") != std::string::npos) lines.push_back(std::move(line));
+  };
+  if (path == "-") {
+    read(std::cin);
+    return lines;
+  }
+  std::ifstream stream(path);
+  if (!stream) return not_found("cannot open --input {}: {}", path, std::strerror(errno));
+  read(stream);
+  return lines;
+}
+
+int run_batch(const GenerateFlags& flags) {
+  Result<std::vector<std::string>> lines = read_lines(flags.input);
+  if (!lines.ok()) return fail(lines.status());
+  Result<std::unique_ptr<ResultWriter>> writer = ResultWriter::open(flags.output);
+  if (!writer.ok()) return fail(writer.status());
+  Result<std::unique_ptr<TextEngine>> opened = flags.model.open();
+  if (!opened.ok()) return fail(opened.status());
+  TextEngine& engine = **opened;
+
+  Totals totals;
+  Progress progress(lines->size());
+  for (size_t i = 0; i < lines->size(); ++i) {
+    const auto reject = [&](const boost::json::value& id, const std::string& adapter, const Status& status) {
+      ++totals.requests, ++totals.failed;
+      (*writer)->put(i, format_jsonl_error(id, adapter, status.with_context(fmt::format("line {}", i + 1))));
+    };
+    Result<JsonlRequest> parsed = parse_jsonl_request((*lines)[i], flags.defaults);
+    if (!parsed.ok()) {
+      reject(jsonl_id((*lines)[i]), "", parsed.status());
+      continue;
+    }
+    const boost::json::value id = parsed->id;
+    const std::string adapter = parsed->request.adapter;
+    Result<RequestId> submitted = engine.submit(std::move(parsed->request), {.on_done = [&, i, id, adapter](Completion completion) {
+      totals.add(completion);
+      (*writer)->put(i, format_jsonl_result(id, adapter, completion));
+    }});
+    if (!submitted.ok()) reject(id, adapter, submitted.status());
+  }
+  while (engine.has_work() && !interrupted && (*writer)->status().ok()) {
+    engine.step();
+    progress.update(engine, totals);
+  }
+  progress.update(engine, totals, true);
+  (*writer)->flush();
+  fmt::print(stderr, "{}{}\n", totals.summary(), totals.failed ? fmt::format(", {} failed", totals.failed) : "");
+  if (!(*writer)->status().ok()) return fail((*writer)->status());
+  if (interrupted) {
+    fmt::print(stderr, "lorikeet: interrupted; {} of {} results were written\n", totals.requests, lines->size());
+    return 130;
+  }
+  return totals.failed ? 1 : 0;
+}
+
+int run_prompts(const GenerateFlags& flags) {
+  Result<std::unique_ptr<TextEngine>> opened = flags.model.open();
+  if (!opened.ok()) return fail(opened.status());
+  TextEngine& engine = **opened;
+  const std::vector<std::string> adapters = flags.adapters.empty() ? std::vector<std::string>{""} : flags.adapters;
+  const size_t count = flags.prompts.size() * adapters.size();
+  std::vector<std::optional<Completion>> done(count);
+  Totals totals;
+  size_t index = 0;
+  for (const std::string& prompt : flags.prompts) {
+    for (const std::string& adapter : adapters) {
+      TextRequest request = flags.defaults;
+      request.prompt = prompt;
+      request.adapter = adapter;
+      CompletionSink sink{.on_done = [&, index](Completion completion) {
+        totals.add(completion);
+        done[index] = std::move(completion);
+      }};
+      // A single answer is shown as it is made.
+      if (count == 1)
+        sink.on_text = [](std::string_view piece) {
+          std::fwrite(piece.data(), 1, piece.size(), stdout);
+          std::fflush(stdout);
+        };
+      Result<RequestId> submitted = engine.submit(std::move(request), std::move(sink));
+      if (!submitted.ok()) return fail(submitted.status());
+      ++index;
+    }
+  }
+  while (engine.has_work() && !interrupted) engine.step();
+  if (count == 1) {
+    fmt::print("\n");
+  } else {
+    for (size_t i = 0; i < count; ++i) {
+      const std::string& adapter = adapters[i % adapters.size()];
+      if (i % adapters.size() == 0) fmt::print("{}> {}\n", i == 0 ? "" : "\n", flags.prompts[i / adapters.size()]);
+      fmt::print("[{}] {}\n", adapter.empty() ? "base" : adapter, done[i] ? done[i]->text : "(interrupted)");
+    }
+  }
+  for (const auto& completion : done)
+    if (completion && completion->finish == FinishReason::kError) return fail(completion->error);
+  fmt::print(stderr, "{}\n", totals.summary());
+  return interrupted ? 130 : 0;
+}
+
+}  // namespace
+
+void add_generate(CLI::App& app, int& exit_code) {
+  auto flags = std::make_shared<GenerateFlags>();
+  CLI::App* command = app.add_subcommand("generate", "Generate text: prompts on the command line, or a JSON-lines batch");
+  flags->model.add_to(*command, true);
+  auto* prompt = command->add_option("--prompt", flags->prompts, "prompt text; repeatable, all run in one batch")->group("Input and output");
+  command->add_option("--adapter", flags->adapters, "adapter for the prompts; repeatable (each prompt runs with each); \"base\" = none")->group("Input and output");
+  command->add_option("--input", flags->input, "JSON-lines file of requests, - = standard input")->group("Input and output")->excludes(prompt);
+  command->add_option("--output", flags->output, "JSON-lines file of results, in input order; - = standard output")->capture_default_str()->group("Input and output");
+  TextRequest& d = flags->defaults;
+  SamplingParams& s = d.sampling;
+  s.temperature = 0;
+  command->add_option("--max-tokens", d.max_tokens, "most output tokens per request")->capture_default_str()->group("Sampling");
+  command->add_option("--temperature", s.temperature, "0 = greedy")->capture_default_str()->group("Sampling");
+  command->add_option("--top-k", s.top_k, "0 = off")->capture_default_str()->group("Sampling");
+  command->add_option("--top-p", s.top_p, "in (0, 1]")->capture_default_str()->group("Sampling");
+  command->add_option("--min-p", s.min_p, "in [0, 1]")->capture_default_str()->group("Sampling");
+  command->add_option("--repetition-penalty", s.repetition_penalty, "1 = off")->capture_default_str()->group("Sampling");
+  command->add_option("--presence-penalty", s.presence_penalty, "in [-2, 2]")->capture_default_str()->group("Sampling");
+  command->add_option("--frequency-penalty", s.frequency_penalty, "in [-2, 2]")->capture_default_str()->group("Sampling");
+  command->add_option("--seed", s.seed, "of every request that has none of its own")->capture_default_str()->group("Sampling");
+  command->add_option("--logprobs", s.num_logprobs, "also report the n most likely tokens at each position (batch mode)")->group("Sampling");
+  command->add_option("--prompt-logprobs", s.num_prompt_logprobs, "likewise for the prompt (batch mode)")->group("Sampling");
+  command->add_option("--stop", d.stop, "stop string; repeatable")->group("Sampling");
+  command->add_flag("--ignore-eos", d.ignore_eos, "go on after an end-of-sequence token")->group("Sampling");
+  command->callback([flags, &exit_code] {
+    watch_interrupts();
+    if (flags->input.empty() && flags->prompts.empty()) throw CLI::ValidationError("give --prompt TEXT or --input FILE.jsonl");
+    exit_code = flags->input.empty() ? run_prompts(*flags) : run_batch(*flags);
+  });
+}
+
+}  // namespace lk::apps

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// lorikeet: many LoRA adapters over one base model.
+#include "commands.h"
+
+int main(int argc, char** argv) {
+  CLI::App app{"Lorikeet serves many LoRA adapters over one shared base model."};
+  app.name("lorikeet");
+  app.set_version_flag("--version", LK_VERSION);
+  app.require_subcommand(1);
+  app.get_formatter()->column_width(34);
+  int exit_code = 0;
+  lk::apps::add_generate(app, exit_code);
+  lk::apps::add_inspect(app, exit_code);
+  lk::apps::add_merge(app, exit_code);
+  lk::apps::add_adapter(app, exit_code);
+  lk::apps::add_bench(app, exit_code);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  return exit_code;
+}
