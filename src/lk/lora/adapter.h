@@ -14,6 +14,7 @@
 #include "lk/base/status.h"
 #include "lk/io/model_config.h"
 #include "lk/io/safetensors.h"
+#include "lk/lora/adapter_config.h"
 #include "lk/tensor/buffer.h"
 
 namespace lk {
@@ -39,7 +40,7 @@ struct LoraDelta {
 struct Adapter {
   std::string name;
   std::string directory;
-  std::string digest;  // SHA-256 of adapter_config.json and adapter_model.safetensors, hex
+  std::string digest;  // SHA-256 of adapter_config.json followed by adapter_model.safetensors, hex
   int64_t file_bytes = 0;
   int64_t max_rank = 0;
 
@@ -52,11 +53,15 @@ struct Adapter {
   // modules_to_save and other full replacements, keyed by module path without prefix and ".weight"/".bias"
   // kept: "lm_head.weight", "model.embed_tokens.weight", "model.norm.weight",
   // "model.layers.3.input_layernorm.weight", "model.layers.0.mlp.down_proj.weight", ...
+  // "model.embed_tokens.weight" replaces the input embedding only: with tied embeddings the lm_head stays the base's
+  // unless "lm_head.weight" is here too. A replaced weight may also carry a delta (embedding, lm_head): the delta is
+  // then relative to the replacement. Trained rows are applied last.
   std::map<std::string, TensorView> replaced;
-  // trainable_token_indices: rows that replace rows of the input embedding, and of lm_head when tied.
+  // trainable_token_indices: rows that replace rows of the input embedding, and of lm_head when tied. Ids are distinct.
   std::vector<int64_t> trained_token_ids;
   TensorView trained_token_rows;  // [n, hidden]
 
+  AdapterConfig config;  // as read; ranks and scalings above are what counts
   std::vector<std::string> warnings;
 
   // Backing store of the views above.
@@ -68,6 +73,7 @@ struct AdapterLoadOptions {
   bool ignore_unknown_tensors = false;
   int64_t max_rank = 512;
   int64_t max_bytes = int64_t{16} << 30;
+  int num_threads = 1;  // for DoRA norms and conversions
 };
 
 // Reads directory/adapter_config.json and adapter_model.safetensors. `base` gives W where the kind needs it (DoRA norms,

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/lora/adapter_loader.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "lk/io/weights.h"
+#include "lk/lora/delta_math.h"
+
+namespace lk {
+namespace {
+
+bool is_lora_part(Part part) {
+  return part == Part::kA || part == Part::kB || part == Part::kBias || part == Part::kMagnitude;
+}
+
+std::string list_some(const std::vector<std::string>& names) {
+  std::string text = fmt::format("{}", fmt::join(names.begin(), names.begin() + std::min<ptrdiff_t>(5, std::ssize(names)), ", "));
+  if (names.size() > 5) text += fmt::format(" and {} more", names.size() - 5);
+  return text;
+}
+
+}  // namespace
+
+Status AdapterLoader::run() {
+  LK_ASSIGN_OR_RETURN(ModuleMatcher matcher, ModuleMatcher::create(config_));
+  matcher_ = std::move(matcher);
+  for (WeightSpec& spec : weight_manifest(model_)) base_shapes_.emplace(std::move(spec.name), std::move(spec.shape));
+  base_shapes_.emplace("lm_head.weight", std::vector<int64_t>{model_.vocab_size, model_.hidden_dim});
+  adapter_.layers.resize(static_cast<size_t>(model_.num_layers));
+  LK_RETURN_IF_ERROR(group_tensors());
+  LK_RETURN_IF_ERROR(place_lora());
+  LK_RETURN_IF_ERROR(place_replacements());
+  LK_RETURN_IF_ERROR(place_trained_tokens());
+  tie_head();
+  LK_RETURN_IF_ERROR(finish_deltas());
+  return cross_check();
+}
+
+// Which tensor plays which part in which module; anything that plays none is an error.
+Status AdapterLoader::group_tensors() {
+  std::vector<std::string> unknown;
+  for (const auto& [name, view] : adapter_.file->tensors()) {
+    const TensorRole role = parse_tensor_name(name);
+    const bool is_lora_place = role.module == kLmHead || find_projection(role.module, model_).has_value();
+    bool known = false;
+    switch (role.part) {
+      case Part::kA:
+      case Part::kB:
+      case Part::kBias:
+      case Part::kMagnitude: known = is_lora_place; break;
+      case Part::kEmbeddingA:
+      case Part::kEmbeddingB: known = role.module == kEmbedTokens; break;
+      case Part::kTokenRows:
+      case Part::kBaseWeight: known = role.module == kEmbedTokens || role.module == kLmHead; break;
+      case Part::kWeight:
+      case Part::kPlainBias: known = true; break;  // place_replacements decides
+      case Part::kUnknown: break;
+    }
+    if (!known) {
+      unknown.push_back(name);
+      continue;
+    }
+    if (!all_finite(view)) {
+      return data_loss("tensor '{}' contains NaN or infinity; training diverged or the file is damaged", name);
+    }
+    const auto [at, added] = modules_[role.module].emplace(role.part, Source{name, view});
+    if (!added) return data_loss("tensors '{}' and '{}' stand for the same weight", at->second.name, name);
+  }
+  if (unknown.empty()) return Status();
+  if (!options_.ignore_unknown_tensors) {
+    return invalid_argument("tensors that match nothing in this {} model ({} layers): {}; adapter for another base or of "
+                            "another kind?", model_.architecture, model_.num_layers, list_some(unknown));
+  }
+  warn(fmt::format("ignored tensors that match nothing in this model: {}", list_some(unknown)));
+  return Status();
+}
+
+Status AdapterLoader::place_lora() {
+  for (const auto& [module, parts] : modules_) {
+    if (parts.contains(Part::kEmbeddingA) || parts.contains(Part::kEmbeddingB)) {
+      LK_RETURN_IF_ERROR(place_embedding(parts));
+      continue;
+    }
+    if (std::ranges::none_of(parts, [](const auto& item) { return is_lora_part(item.first); })) continue;
+    if (module == kLmHead) {
+      LK_RETURN_IF_ERROR(place_lm_head(parts));
+    } else {
+      LK_RETURN_IF_ERROR(place_projection(module, *find_projection(module, model_), parts));
+    }
+  }
+  return Status();
+}
+
+Status AdapterLoader::wrong_shape(const Source& source, std::string_view expected) const {
+  return invalid_argument("tensor '{}' has shape {}, this base needs {}; adapter for another base?", source.name,
+                          source.view.shape_string(), expected);
+}
+
+// r and alpha of a module from the config, checked against the rank its tensors have.
+Result<AdapterLoader::Scale> AdapterLoader::scale_of(const std::string& module, const Source& a, int64_t tensor_rank) {
+  LK_ASSIGN_OR_RETURN(const std::optional<size_t> rank_key, matcher_->rank_pattern_of(module));
+  LK_ASSIGN_OR_RETURN(const std::optional<size_t> alpha_key, matcher_->alpha_pattern_of(module));
+  Scale scale;
+  scale.rank = config_.rank.value_or(tensor_rank);
+  if (rank_key) {
+    scale.rank = config_.rank_pattern[*rank_key].second;
+    used_rank_keys_.insert(*rank_key);
+  }
+  if (scale.rank != tensor_rank) {
+    return invalid_argument("tensor '{}' {} has rank {}, adapter_config.json says {} ({}); the scaling alpha / r would be wrong",
+                            a.name, a.view.shape_string(), tensor_rank, scale.rank,
+                            rank_key ? fmt::format("rank_pattern \"{}\"", config_.rank_pattern[*rank_key].first) : "r");
+  }
+  if (scale.rank > options_.max_rank) {
+    return invalid_argument("tensor '{}': rank {} exceeds the limit of {}", a.name, scale.rank, options_.max_rank);
+  }
+  double alpha = config_.alpha;
+  if (alpha_key) {
+    alpha = config_.alpha_pattern[*alpha_key].second;
+    used_alpha_keys_.insert(*alpha_key);
+  }
+  const double rank = static_cast<double>(scale.rank);
+  scale.scaling = config_.use_rslora ? alpha / std::sqrt(rank) : alpha / rank;
+  return scale;
+}
+
+Result<LoraDelta> AdapterLoader::make_delta(const std::string& module, const Parts& parts, int64_t in, int64_t out) {
+  const auto a = parts.find(Part::kA), b = parts.find(Part::kB);
+  if (a == parts.end() || b == parts.end()) {
+    return data_loss("module '{}' has {} only; lora_A and lora_B belong together. Incomplete save?", module,
+                     parts.begin()->second.name);
+  }
+  const Source& source_a = a->second;
+  const Source& source_b = b->second;
+  if (source_a.view.num_dims() != 2 || source_a.view.dim(1) != in || source_a.view.dim(0) < 1) {
+    return wrong_shape(source_a, fmt::format("[r, {}]", in));
+  }
+  if (source_b.view.num_dims() != 2 || source_b.view.dim(0) != out) return wrong_shape(source_b, fmt::format("[{}, r]", out));
+  if (source_a.view.dim(0) != source_b.view.dim(1)) {
+    return data_loss("module '{}': lora_A {} and lora_B {} differ in rank", module, source_a.view.shape_string(),
+                     source_b.view.shape_string());
+  }
+  LK_ASSIGN_OR_RETURN(const Scale scale, scale_of(module, source_a, source_a.view.dim(0)));
+  LoraDelta delta;
+  delta.rank = scale.rank;
+  delta.scaling = scale.scaling;
+  delta.a = source_a.view;
+  delta.b = source_b.view;
+  if (const auto bias = parts.find(Part::kBias); bias != parts.end()) {
+    if (!bias->second.view.has_shape({out})) return wrong_shape(bias->second, fmt::format("[{}]", out));
+    delta.bias = bias->second.view;
+  }
+  if (const auto magnitude = parts.find(Part::kMagnitude); magnitude != parts.end()) {
+    if (!config_.use_dora) {
+      return data_loss("tensor '{}' belongs to DoRA, adapter_config.json has use_dora false", magnitude->second.name);
+    }
+    // Old PEFT wrote [1, out] for some layer kinds.
+    if (!magnitude->second.view.has_shape({out}) && !magnitude->second.view.has_shape({1, out})) {
+      return wrong_shape(magnitude->second, fmt::format("[{}]", out));
+    }
+    delta.magnitude = TensorView(magnitude->second.view.raw(), magnitude->second.view.dtype(), {out});
+  } else if (config_.use_dora) {
+    return data_loss("module '{}' has no lora_magnitude_vector, adapter_config.json has use_dora true", module);
+  }
+  return delta;
+}
+
+// A fused module's A serves all its parts; B, bias and magnitude are cut by output rows. All views alias the file.
+Status AdapterLoader::place_projection(const std::string& module, const ProjPlace& place, const Parts& parts) {
+  int64_t out = 0;
+  for (Proj proj : place.projs) out += out_dim(proj, model_);
+  LK_ASSIGN_OR_RETURN(const LoraDelta fused, make_delta(module, parts, in_dim(place.projs.front(), model_), out));
+  int64_t begin = 0;
+  for (Proj proj : place.projs) {
+    const int64_t end = begin + out_dim(proj, model_);
+    LoraDelta delta = fused;
+    delta.b = fused.b.slice(begin, end);
+    if (fused.bias.defined()) delta.bias = fused.bias.slice(begin, end);
+    if (fused.magnitude.defined()) delta.magnitude = fused.magnitude.slice(begin, end);
+    std::optional<LoraDelta>& slot = adapter_.layers[static_cast<size_t>(place.layer)][static_cast<size_t>(proj)];
+    if (slot) return data_loss("{} is adapted twice, on its own and as part of {}", module_path(place.layer, proj), module);
+    slot = delta;
+    lora_modules_.insert(place.projs.size() == 1 ? module : module_path(place.layer, proj));
+    begin = end;
+  }
+  return Status();
+}
+
+Status AdapterLoader::place_lm_head(const Parts& parts) {
+  LK_ASSIGN_OR_RETURN(adapter_.lm_head, make_delta(kLmHead, parts, model_.hidden_dim, model_.vocab_size));
+  lora_modules_.insert(kLmHead);
+  return Status();
+}
+
+Status AdapterLoader::place_embedding(const Parts& parts) {
+  const auto a = parts.find(Part::kEmbeddingA), b = parts.find(Part::kEmbeddingB);
+  if (a == parts.end() || b == parts.end()) {
+    return data_loss("'{}' stands alone; lora_embedding_A and lora_embedding_B belong together", parts.begin()->second.name);
+  }
+  if (config_.use_dora) return unsupported("DoRA on the input embedding is not supported; exclude embed_tokens or use_dora=False");
+  if (config_.base_change != BaseChange::kNone) {
+    return unsupported("init_lora_weights pissa/olora on the input embedding is not supported; exclude embed_tokens");
+  }
+  const TensorView& view_a = a->second.view;
+  const TensorView& view_b = b->second.view;
+  if (view_a.num_dims() != 2 || view_a.dim(1) != model_.vocab_size || view_a.dim(0) < 1) {
+    return wrong_shape(a->second, fmt::format("[r, {}]", model_.vocab_size));
+  }
+  if (view_b.num_dims() != 2 || view_b.dim(0) != model_.hidden_dim || view_b.dim(1) != view_a.dim(0)) {
+    return wrong_shape(b->second, fmt::format("[{}, {}]", model_.hidden_dim, view_a.dim(0)));
+  }
+  LK_ASSIGN_OR_RETURN(const Scale scale, scale_of(kEmbedTokens, a->second, view_a.dim(0)));
+  adapter_.embedding = Adapter::EmbeddingDelta{scale.rank, scale.scaling, view_a, view_b};
+  lora_modules_.insert(kEmbedTokens);
+  return Status();
+}
+
+// ensure_weight_tying on a tied base: the head uses the transpose of the embedding's delta.
+void AdapterLoader::tie_head() {
+  if (!config_.ensure_weight_tying || !model_.tie_word_embeddings) return;
+  const auto embedding = adapter_.replaced.find("model.embed_tokens.weight");
+  if (embedding != adapter_.replaced.end()) adapter_.replaced.emplace("lm_head.weight", embedding->second);
+  if (!adapter_.embedding || adapter_.lm_head) return;
+  const Adapter::EmbeddingDelta& source = *adapter_.embedding;
+  LoraDelta head;
+  head.rank = source.rank;
+  head.scaling = source.scaling;
+  head.a = transposed(source.b, adapter_.owned);
+  head.b = transposed(source.a, adapter_.owned);
+  adapter_.lm_head = head;
+}
+
+Result<Buffer*> AdapterLoader::own(int64_t num_bytes) {
+  LK_ASSIGN_OR_RETURN(Buffer buffer, Buffer::try_allocate(std::max<int64_t>(num_bytes, 64)));
+  adapter_.owned.push_back(std::move(buffer));
+  return &adapter_.owned.back();
+}
+
+// The loaded modules against what the config targets: PEFT would build and load a different set.
+Status AdapterLoader::cross_check() {
+  std::vector<std::string> missing, extra;
+  for (const std::string& module : lora_modules(model_)) {
+    LK_ASSIGN_OR_RETURN(const bool targeted, matcher_->is_targeted(module));
+    const bool loaded = lora_modules_.contains(module);
+    if (targeted && !loaded) missing.push_back(module);
+    const bool tied = module == kLmHead && config_.ensure_weight_tying && model_.tie_word_embeddings;
+    if (!targeted && loaded && !tied) extra.push_back(module);
+    // Patterns are reported as unused only when they match no module of the model at all.
+    LK_ASSIGN_OR_RETURN(const std::optional<size_t> rank_key, matcher_->rank_pattern_of(module));
+    LK_ASSIGN_OR_RETURN(const std::optional<size_t> alpha_key, matcher_->alpha_pattern_of(module));
+    if (rank_key) used_rank_keys_.insert(*rank_key);
+    if (alpha_key) used_alpha_keys_.insert(*alpha_key);
+  }
+  if (!missing.empty()) warn(fmt::format("target_modules names {} modules without tensors: {}", missing.size(), list_some(missing)));
+  if (!extra.empty()) {
+    warn(fmt::format("{} modules have tensors but are not in target_modules (PEFT would ignore them, here they apply): {}",
+                     extra.size(), list_some(extra)));
+  }
+  for (size_t key = 0; key < config_.rank_pattern.size(); ++key) {
+    if (!used_rank_keys_.contains(key)) warn(fmt::format("rank_pattern \"{}\" matches no module", config_.rank_pattern[key].first));
+  }
+  for (size_t key = 0; key < config_.alpha_pattern.size(); ++key) {
+    if (!used_alpha_keys_.contains(key)) warn(fmt::format("alpha_pattern \"{}\" matches no module", config_.alpha_pattern[key].first));
+  }
+  if (lora_modules_.empty() && adapter_.replaced.empty() && adapter_.trained_token_ids.empty()) {
+    return invalid_argument("adapter_model.safetensors holds no adapter tensors");
+  }
+  return Status();
+}
+
+}  // namespace lk

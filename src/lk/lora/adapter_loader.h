@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// AdapterLoader: the steps of load_adapter after the files are open. Private to lora/.
+#pragma once
+
+#include <map>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "lk/lora/adapter.h"
+#include "lk/lora/matching.h"
+#include "lk/lora/module_names.h"
+
+namespace lk {
+
+class AdapterLoader {
+ public:
+  // Requires: adapter.file and adapter.config are set. Fills in the rest of `adapter`.
+  AdapterLoader(const ModelConfig& model, const TensorStore* base, const AdapterLoadOptions& options, Adapter& adapter)
+      : model_(model), base_(base), options_(options), adapter_(adapter), config_(adapter.config) {}
+
+  Status run();
+
+ private:
+  struct Source {
+    std::string name;  // as in the file, for messages
+    TensorView view;
+  };
+  using Parts = std::map<Part, Source>;
+  struct Scale {
+    int64_t rank = 0;
+    double scaling = 0;
+  };
+
+  Status group_tensors();
+  Status place_lora();
+  Status place_projection(const std::string& module, const ProjPlace& place, const Parts& parts);
+  Status place_lm_head(const Parts& parts);
+  Status place_embedding(const Parts& parts);
+  Status place_replacements();
+  Status place_replacement(const std::string& module, Part part, const Source& source);
+  Status place_frozen_base(const std::string& module, const Source& source);
+  Status place_trained_tokens();
+  Status place_trained_head_rows(const Source& source, const std::vector<int64_t>& ids);
+  void tie_head();
+  Status finish_deltas();
+  Status finish_delta(LoraDelta& delta, const std::string& module, std::mutex& mutex);
+  Status cross_check();
+
+  Result<LoraDelta> make_delta(const std::string& module, const Parts& parts, int64_t in, int64_t out);
+  Result<Scale> scale_of(const std::string& module, const Source& a, int64_t tensor_rank);
+  Result<const TensorView*> base_weight(const std::string& module, std::string_view purpose) const;
+  Result<Buffer*> own(int64_t num_bytes);
+  void warn(std::string message) { adapter_.warnings.push_back(std::move(message)); }
+  Status wrong_shape(const Source& source, std::string_view expected) const;
+
+  const ModelConfig& model_;
+  const TensorStore* base_;
+  const AdapterLoadOptions& options_;
+  Adapter& adapter_;
+  const AdapterConfig& config_;
+  std::optional<ModuleMatcher> matcher_;
+  std::map<std::string, std::vector<int64_t>> base_shapes_;  // every tensor of the base, lm_head.weight even if tied
+  std::map<std::string, Parts> modules_;  // module -> its tensors
+  std::set<std::string> lora_modules_;    // modules that got a delta (fused ones by their split names)
+  std::set<size_t> used_rank_keys_, used_alpha_keys_;
+};
+
+}  // namespace lk
