@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+// simd.h for AVX-512 (F, BW, DQ, VL), with and without BF16. Included by simd.h only.
+#pragma once
+
+#include <immintrin.h>
+
+#include "lk/kernels/cpu.h"
+
+namespace lk::LK_ISA_NAMESPACE {
+
+#if defined(__AVX512BF16__)
+constexpr CpuIsa kIsa = CpuIsa::kAvx512Bf16;
+#else
+constexpr CpuIsa kIsa = CpuIsa::kAvx512;
+#endif
+constexpr int kNumVectors = 32;
+
+struct F32x16 { __m512 v; };
+struct Pairs { __m512i v; };
+
+LK_INLINE __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+
+LK_INLINE F32x16 zero() { return {_mm512_setzero_ps()}; }
+LK_INLINE F32x16 broadcast(float x) { return {_mm512_set1_ps(x)}; }
+LK_INLINE F32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+LK_INLINE void store(float* p, F32x16 a) { _mm512_storeu_ps(p, a.v); }
+LK_INLINE F32x16 load_partial(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first_lanes(n), p)}; }
+LK_INLINE void store_partial(float* p, F32x16 a, int64_t n) { _mm512_mask_storeu_ps(p, first_lanes(n), a.v); }
+
+LK_INLINE F32x16 widen(__m256i bits) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+}
+LK_INLINE __m256i narrow(F32x16 a) {
+#if defined(__AVX512BF16__)
+  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v));
+#else
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __m512i quiet_nan = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, is_nan, quiet_nan), 16));
+#endif
+}
+LK_INLINE F32x16 load_bf16(const uint16_t* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+LK_INLINE F32x16 load_bf16_partial(const uint16_t* p, int64_t n) {
+  return widen(_mm256_maskz_loadu_epi16(first_lanes(n), p));
+}
+LK_INLINE void store_bf16(uint16_t* p, F32x16 a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(a)); }
+LK_INLINE void store_bf16_partial(uint16_t* p, F32x16 a, int64_t n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), narrow(a));
+}
+
+LK_INLINE Pairs load_pairs(const uint16_t* p) { return {_mm512_loadu_si512(p)}; }
+LK_INLINE Pairs load_pairs_partial(const uint16_t* p, int64_t num_elements) {
+  return {_mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint64_t{1} << num_elements) - 1), p)};
+}
+LK_INLINE Pairs broadcast_pair(uint32_t pair) { return {_mm512_set1_epi32(static_cast<int>(pair))}; }
+
+LK_INLINE F32x16 add(F32x16 a, F32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+LK_INLINE F32x16 sub(F32x16 a, F32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+LK_INLINE F32x16 mul(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+LK_INLINE F32x16 div(F32x16 a, F32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+LK_INLINE F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+LK_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+
+LK_INLINE F32x16 dot_bf16(F32x16 acc, Pairs w, Pairs x) {
+#if defined(__AVX512BF16__)
+  return {_mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh>(w.v), reinterpret_cast<__m512bh>(x.v))};
+#else
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  const __m512 lo = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(w.v, 16)),
+                                    _mm512_castsi512_ps(_mm512_slli_epi32(x.v, 16)), acc.v);
+  return {_mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(w.v, high)),
+                          _mm512_castsi512_ps(_mm512_and_si512(x.v, high)), lo)};
+#endif
+}
+
+LK_INLINE float reduce_add(F32x16 a) {
+  const __m256 h8 = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  const __m128 h4 = _mm_add_ps(_mm256_castps256_ps128(h8), _mm256_extractf128_ps(h8, 1));
+  const __m128 h2 = _mm_add_ps(h4, _mm_movehl_ps(h4, h4));
+  return _mm_cvtss_f32(_mm_add_ss(h2, _mm_movehdup_ps(h2)));
+}
+LK_INLINE float reduce_max(F32x16 a) {
+  const __m256 h8 = _mm256_max_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  const __m128 h4 = _mm_max_ps(_mm256_castps256_ps128(h8), _mm256_extractf128_ps(h8, 1));
+  const __m128 h2 = _mm_max_ps(h4, _mm_movehl_ps(h4, h4));
+  return _mm_cvtss_f32(_mm_max_ss(h2, _mm_movehdup_ps(h2)));
+}
+
+// v in lanes [begin, end), fill elsewhere; 0 <= begin, end <= 16.
+LK_INLINE F32x16 keep_lanes(F32x16 a, int64_t begin, int64_t end, float fill) {
+  const uint32_t lanes = ((1u << end) - 1) & ~((1u << begin) - 1);
+  return {_mm512_mask_mov_ps(_mm512_set1_ps(fill), static_cast<__mmask16>(end > begin ? lanes : 0), a.v)};
+}
+
+// Relative error about 1e-7; exp(0) == 1 exactly; below -87.3 (so for -inf) exactly 0.
+// Source of the polynomial: Cephes expf.
+LK_INLINE F32x16 exp(F32x16 a) {
+  const __mmask16 tiny = _mm512_cmp_ps_mask(a.v, _mm512_set1_ps(-87.33f), _CMP_LT_OQ);
+  const __m512 x = _mm512_min_ps(a.v, _mm512_set1_ps(89.0f));
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)),
+                                        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
+  p = _mm512_add_ps(_mm512_fmadd_ps(_mm512_mul_ps(r, r), p, r), _mm512_set1_ps(1.0f));
+  return {_mm512_maskz_mov_ps(static_cast<__mmask16>(~tiny), _mm512_scalef_ps(p, n))};
+}
+
+LK_INLINE void keep(Pairs& a) { asm volatile("" : "+v"(a.v)); }
+LK_INLINE void keep(F32x16& a) { asm volatile("" : "+v"(a.v)); }
+
+}  // namespace lk::LK_ISA_NAMESPACE
