@@ -71,7 +71,7 @@ LK_INLINE F32x16 silu_times(F32x16 gate, F32x16 up) {
 template <class T>
 void swiglu_tile(const SwigluArgs& args, int64_t row, int64_t begin, int64_t end) {
   const float* gate = args.x + row * args.x_stride;
-  const float* up = gate + args.dim;
+  const float* up = gate + args.up_offset;
   T* y = static_cast<T*>(args.y) + row * args.y_stride;
   int64_t i = begin;
   for (; i + 16 <= end; i += 16) store_from_f32(y + i, silu_times(load(gate + i), load(up + i)));

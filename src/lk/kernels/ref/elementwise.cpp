@@ -44,7 +44,7 @@ void swiglu(const SwigluArgs& args) {
   for (int64_t row = 0; row < args.num_rows; ++row) {
     for (int64_t i = 0; i < args.dim; ++i) {
       const double gate = static_cast<double>(args.x[row * args.x_stride + i]);
-      const double up = static_cast<double>(args.x[row * args.x_stride + args.dim + i]);
+      const double up = static_cast<double>(args.x[row * args.x_stride + args.up_offset + i]);
       put(args.y, args.y_dtype, row * args.y_stride + i, gate / (1.0 + std::exp(-gate)) * up);
     }
   }

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+// Principle 4: a request's tokens do not depend on its neighbours. Adapters of every rank, kind and target set plus base rows,
+// in one engine whose pool is too small, must give each request bit for bit what it gets alone: same tokens, same
+// log-probabilities; under chunking, preemption, prefix hits, adapter eviction and cancellation of others.
+#include <fmt/ranges.h>
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <set>
+
+#include "lk/base/rng.h"
+#include "lk/engine/engine.h"
+#include "lk/sched/scheduler.h"
+#include "testing/golden.h"
+
+namespace lk {
+namespace {
+
+using testing::kGoldenDir;
+
+struct Output {
+  std::vector<int32_t> tokens;
+  std::vector<uint32_t> logprob_bits;  // of output and prompt tokens
+  bool operator==(const Output&) const = default;
+};
+void PrintTo(const Output& output, std::ostream* out) { *out << fmt::format("{} {:x}", fmt::join(output.tokens, " "), fmt::join(output.logprob_bits, " ")); }
+
+struct Setup {
+  std::string model;
+  std::vector<std::string> adapters;
+  DType act;
+};
+
+class Harness {
+ public:
+  Harness(const Setup& setup, const SchedulerOptions& options, int64_t num_pages, int num_threads) {
+    auto backend = make_cpu_backend({.num_threads = num_threads}).value();
+    auto weights = load_weights(kGoldenDir + "models/" + setup.model, setup.act, *backend).value();
+    const int64_t page = Decoder(weights, *backend, 1, 1).page_bytes();
+    engine = Engine::create({.max_step_tokens = options.max_step_tokens, .memory_bytes = num_pages * page}, weights, std::move(backend)).value();
+    pool = std::make_unique<UnifiedPool>(engine->num_pages());
+    scheduler = std::make_unique<Scheduler>(options, *pool, *engine);
+    for (const std::string& name : setup.adapters) {
+      auto adapter = load_adapter(name, kGoldenDir + "adapters/" + setup.model + "__" + name, weights->config, weights->checkpoint.get()).value();
+      ids.push_back(engine->register_adapter(adapter).value());
+    }
+  }
+  int64_t largest_adapter() const {
+    int64_t pages = 0;
+    for (AdapterId id : ids) pages = std::max(pages, engine->footprint(id).total());
+    return pages;
+  }
+  void take_events(std::map<RequestId, Output>& outputs) {
+    for (const RequestEvent& event : scheduler->step()) {
+      Output& output = outputs[event.id];
+      if (event.has_token) {
+        output.tokens.push_back(event.token.token);
+        output.logprob_bits.push_back(std::bit_cast<uint32_t>(event.token.logprob));
+      }
+      for (const TokenLogprob& entry : event.prompt_logprobs) output.logprob_bits.push_back(std::bit_cast<uint32_t>(entry.logprob));
+    }
+    pool->check_integrity();
+  }
+  std::unique_ptr<Engine> engine;
+  std::unique_ptr<UnifiedPool> pool;
+  std::unique_ptr<Scheduler> scheduler;
+  std::vector<AdapterId> ids;
+};
+
+Request random_request(RequestId id, const Harness& harness, Rng& rng, int64_t vocab_size) {
+  Request request{.id = id, .max_tokens = static_cast<int64_t>(1 + rng.below(60))};
+  const uint64_t choice = rng.below(harness.ids.size() + 1);
+  request.adapter = choice == harness.ids.size() ? kBaseModel : harness.ids[choice];
+  // Prompts come from few families, so that their prefixes are shared.
+  Rng prompt(rng.below(3));
+  const uint64_t length = 1 + rng.below(70);
+  for (uint64_t i = 0; i < length; ++i) request.prompt.push_back(static_cast<int32_t>(prompt.below(static_cast<uint64_t>(vocab_size))));
+  request.sampling.temperature = rng.below(2) == 0 ? 0 : 1.0;
+  request.sampling.top_k = static_cast<int64_t>(rng.below(3)) * 7;
+  request.sampling.seed = rng.next();
+  request.sampling.num_logprobs = 0;
+  if (rng.below(4) == 0) request.sampling.num_prompt_logprobs = 0;
+  request.rope_length = static_cast<int64_t>(length) + request.max_tokens;
+  const ModelConfig& config = harness.engine->weights().config;
+  // Dynamic rope rotates the keys of long sequences by their length: such requests must not share pages.
+  if (config.rope.type == RopeType::kDynamic && request.rope_length > config.max_positions)
+    request.cache_salt = static_cast<uint64_t>(request.rope_length);
+  return request;
+}
+
+void expect_isolation(const Setup& setup, uint64_t num_seeds) {
+  int64_t preemptions = 0, evictions = 0, cached = 0;
+  Harness alone(setup, {.max_step_tokens = 512, .prefix_cache = false}, 4096, 1);
+  const int64_t vocab_size = alone.engine->weights().config.vocab_size;
+  for (uint64_t seed = 0; seed < num_seeds; ++seed) {
+    Rng rng(seed);
+    const SchedulerOptions options{.max_step_tokens = static_cast<int64_t>(3 + rng.below(60)), .max_running = static_cast<int64_t>(4 + rng.below(12))};
+    const int64_t num_pages = std::max<int64_t>(alone.largest_adapter() + 9, 12) + static_cast<int64_t>(rng.below(8));
+    Harness crowd(setup, options, num_pages, 2);
+    std::map<RequestId, Request> requests;
+    std::map<RequestId, Output> outputs;
+    std::set<RequestId> cancelled;
+    RequestId next_id = 0;
+    while (next_id < 30 || crowd.scheduler->has_work()) {
+      while (next_id < 30 && rng.below(3) != 0) {
+        Request request = random_request(next_id++, crowd, rng, vocab_size);
+        if (crowd.scheduler->submit(request).ok()) requests[request.id] = request;
+      }
+      if (rng.below(40) == 0 && next_id > 0) {
+        const auto id = static_cast<RequestId>(rng.below(static_cast<uint64_t>(next_id)));
+        if (crowd.scheduler->finish(id)) cancelled.insert(id);
+      }
+      if (crowd.scheduler->has_work()) crowd.take_events(outputs);
+    }
+    std::map<RequestId, Output> expected;
+    for (const auto& [id, request] : requests) {
+      if (cancelled.contains(id)) continue;
+      ASSERT_TRUE(alone.scheduler->submit(request).ok());
+      while (alone.scheduler->has_work()) alone.take_events(expected);
+      EXPECT_EQ(outputs[id], expected[id]) << "seed " << seed << " request " << id << " adapter " << request.adapter << " prompt "
+                                           << request.prompt.size();
+    }
+    preemptions += crowd.scheduler->stats().num_preemptions;
+    cached += crowd.scheduler->stats().num_cached_prompt_tokens;
+    evictions += crowd.pool->num_evicted_adapters();
+    EXPECT_EQ(crowd.pool->num_available(), crowd.pool->num_pages());
+  }
+  EXPECT_GT(preemptions, 0);
+  EXPECT_GT(cached, 0);
+  EXPECT_GT(evictions, 0);
+}
+
+const std::vector<std::string> kLlamaAdapters = {"r1", "r8_attention", "r64_linear", "rslora_r3", "patterns", "lora_bias", "dora_r4",
+                                                 "embed_head", "modules_to_save", "tokens", "pissa_r4", "fused", "final_norm"};
+
+TEST(Isolation, MixedBatchIsBitIdenticalToEachRequestAloneInBf16) { expect_isolation({"llama_mha", kLlamaAdapters, DType::kBF16}, 6); }
+TEST(Isolation, MixedBatchIsBitIdenticalToEachRequestAloneInF32) { expect_isolation({"llama_mha", kLlamaAdapters, DType::kF32}, 3); }
+TEST(Isolation, TiedHeadsAndGroupedQueries) {
+  expect_isolation({"llama_gqa_llama3", {"r8_linear", "layers_to_transform", "embed", "head", "modules_to_save", "tokens"}, DType::kBF16}, 3);
+}
+TEST(Isolation, SlidingWindows) { expect_isolation({"mistral_window7", {"r8_attention", "r5_all_linear"}, DType::kBF16}, 3); }
+TEST(Isolation, DynamicRope) { expect_isolation({"llama_dynamic", {"r4"}, DType::kBF16}, 3); }
+
+}  // namespace
+}  // namespace lk
