@@ -39,21 +39,25 @@ class Tokenizer {
   friend class IncrementalDecoder;
 };
 
+class DecodeStream;
+
 // Turns a growing list of ids into text pieces whose concatenation equals decode(all ids), never emitting half a
-// UTF-8 character: bytes of an unfinished character wait until it is complete; flush() gives what is left
-// (U+FFFD for bytes that never became a character).
+// UTF-8 character: text waits until no later id can change it. That is at most an unfinished character for byte-level
+// decoders; with byte fallback it is the whole run of <0x..> tokens, because one bad byte turns all of the run into
+// U+FFFD. flush() gives what is left (U+FFFD for bytes that never became a character) and starts a new text.
 class IncrementalDecoder {
  public:
   IncrementalDecoder(std::shared_ptr<const Tokenizer> tokenizer, bool skip_special_tokens);
+  IncrementalDecoder(IncrementalDecoder&&) noexcept;
+  IncrementalDecoder& operator=(IncrementalDecoder&&) noexcept;
+  ~IncrementalDecoder();
   std::string push(int32_t id);
   std::string flush();
 
  private:
   std::shared_ptr<const Tokenizer> tokenizer_;
   bool skip_special_tokens_;
-  std::vector<int32_t> window_;   // ids whose text is not final yet, after a context prefix
-  size_t prefix_ids_ = 0;         // leading ids of window_ kept only as context (already emitted)
-  std::string emitted_;           // text of window_[0, prefix_ids_)
+  std::unique_ptr<DecodeStream> stream_;
 };
 
 }  // namespace lk

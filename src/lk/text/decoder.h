@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// The "decoder" section of tokenizer.json, as a chain of streaming stages: tokens go in one by one, text comes out as
+// soon as no later token can change it. Decoding a whole list is the same stream flushed at its end, so incremental
+// text always adds up to the decoded text.
+// Thread safety: Decoder is immutable after parse; a DecodeStream belongs to one thread at a time.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "lk/text/json_view.h"
+
+namespace lk {
+
+// One step of the chain. Between stages flow tokens, in fragments of whole characters: the stages before a Fuse see
+// every token as one fragment, those after it one token that grows.
+class DecodeStage {
+ public:
+  // Where a stage puts its result: the next stage, or the text.
+  class Output {
+   public:
+    virtual ~Output() = default;
+    virtual void write(std::string_view fragment, bool ends_token) = 0;
+  };
+  virtual ~DecodeStage() = default;
+  virtual void push(std::string_view fragment, bool ends_token, Output& out) = 0;
+  virtual void finish(Output& out) = 0;  // no more tokens
+};
+
+// A running chain.
+class DecodeStream {
+ public:
+  explicit DecodeStream(std::vector<std::unique_ptr<DecodeStage>> stages) : stages_(std::move(stages)) {}
+  void push(std::string_view token, std::string& text);  // appends what is final to `text`
+  void finish(std::string& text);
+
+ private:
+  class Link;
+  std::vector<std::unique_ptr<DecodeStage>> stages_;
+};
+
+class Decoder {
+ public:
+  // A null section joins tokens with spaces, as the package does.
+  static Result<Decoder> parse(const JsonView& json);
+  DecodeStream start() const;
+
+  // Makes a fresh stage for a stream.
+  class Factory {
+   public:
+    virtual ~Factory() = default;
+    virtual std::unique_ptr<DecodeStage> make() const = 0;
+  };
+
+ private:
+  Status add(const JsonView& json);
+  std::vector<std::shared_ptr<const Factory>> factories_;
+};
+
+}  // namespace lk

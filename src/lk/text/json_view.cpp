@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/text/json_view.h"
+
+#include <boost/json/array.hpp>
+#include <boost/json/object.hpp>
+#include <boost/json/string.hpp>
+
+namespace lk {
+namespace {
+
+std::string_view kind_name(const boost::json::value& value) {
+  switch (value.kind()) {
+    case boost::json::kind::null: return "null";
+    case boost::json::kind::bool_: return "a boolean";
+    case boost::json::kind::int64:
+    case boost::json::kind::uint64:
+    case boost::json::kind::double_: return "a number";
+    case boost::json::kind::string: return "a string";
+    case boost::json::kind::array: return "an array";
+    case boost::json::kind::object: return "an object";
+  }
+  return "unknown";
+}
+
+const boost::json::value* find(const boost::json::value& value, std::string_view key) {
+  const boost::json::object* object = value.if_object();
+  return object == nullptr ? nullptr : object->if_contains({key.data(), key.size()});
+}
+
+}  // namespace
+
+bool JsonView::has(std::string_view key) const {
+  const boost::json::value* value = find(*value_, key);
+  return value != nullptr && !value->is_null();
+}
+
+Status JsonView::expect_object() const {
+  if (value_->is_object()) return {};
+  return error(StatusCode::kDataLoss, "must be an object, is {}", kind_name(*value_));
+}
+
+Result<JsonView> JsonView::field(std::string_view key) const {
+  LK_RETURN_IF_ERROR(expect_object());
+  const boost::json::value* value = find(*value_, key);
+  if (value == nullptr) return error(StatusCode::kDataLoss, "field \"{}\" is missing", key);
+  return JsonView(*value, file_, path_.empty() ? std::string(key) : fmt::format("{}.{}", path_, key));
+}
+
+Result<std::string_view> JsonView::string() const {
+  const boost::json::string* text = value_->if_string();
+  if (text == nullptr) return error(StatusCode::kDataLoss, "must be a string, is {}", kind_name(*value_));
+  return std::string_view(text->data(), text->size());
+}
+
+Result<bool> JsonView::boolean() const {
+  const bool* flag = value_->if_bool();
+  if (flag == nullptr) return error(StatusCode::kDataLoss, "must be true or false, is {}", kind_name(*value_));
+  return *flag;
+}
+
+Result<int64_t> JsonView::integer(int64_t min, int64_t max) const {
+  // Larger uint64 values are beyond every limit used here; Boost.JSON keeps what fits an int64 as int64.
+  const int64_t* number = value_->if_int64();
+  if (number == nullptr && !value_->is_uint64()) {
+    return error(StatusCode::kDataLoss, "must be an integer, is {}", kind_name(*value_));
+  }
+  if (number == nullptr || *number < min || *number > max) {
+    return error(StatusCode::kDataLoss, "must be an integer in [{}, {}]", min, max);
+  }
+  return *number;
+}
+
+Result<std::vector<JsonView>> JsonView::array() const {
+  const boost::json::array* items = value_->if_array();
+  if (items == nullptr) return error(StatusCode::kDataLoss, "must be an array, is {}", kind_name(*value_));
+  std::vector<JsonView> views;
+  views.reserve(items->size());
+  for (size_t k = 0; k < items->size(); ++k) views.emplace_back((*items)[k], file_, fmt::format("{}[{}]", path_, k));
+  return views;
+}
+
+Result<std::string_view> JsonView::string(std::string_view key) const {
+  LK_ASSIGN_OR_RETURN(const JsonView value, field(key));
+  return value.string();
+}
+
+Result<bool> JsonView::boolean(std::string_view key) const {
+  LK_ASSIGN_OR_RETURN(const JsonView value, field(key));
+  return value.boolean();
+}
+
+Result<bool> JsonView::boolean_or(std::string_view key, bool fallback) const {
+  return has(key) ? boolean(key) : Result<bool>(fallback);
+}
+
+Result<std::vector<JsonView>> JsonView::array(std::string_view key) const {
+  LK_ASSIGN_OR_RETURN(const JsonView value, field(key));
+  return value.array();
+}
+
+}  // namespace lk

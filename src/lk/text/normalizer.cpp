@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/text/normalizer.h"
+
+#include <array>
+
+#include "lk/text/unicode.h"
+
+namespace lk {
+namespace {
+
+constexpr int kNumByteChars = 0x144;  // the alphabet of 256 ends at U+0143
+
+struct ByteAlphabet {
+  std::array<std::string, 256> chars;
+  std::array<int, kNumByteChars> bytes;
+
+  // Source: bytes_to_unicode of GPT-2's encoder.py: printable bytes stand for themselves, the rest for U+0100 on.
+  ByteAlphabet() {
+    bytes.fill(-1);
+    uint32_t next = 0x100;
+    for (uint32_t b = 0; b < 256; ++b) {
+      const bool printable = (b >= 0x21 && b <= 0x7E) || (b >= 0xA1 && b <= 0xAC) || b >= 0xAE;
+      const uint32_t code_point = printable ? b : next++;
+      unicode::append(chars[b], code_point);
+      bytes[code_point] = static_cast<int>(b);
+    }
+  }
+};
+
+const ByteAlphabet& alphabet() {
+  static const ByteAlphabet instance;
+  return instance;
+}
+
+class Sequence : public Normalizer {
+ public:
+  explicit Sequence(std::vector<std::unique_ptr<const Normalizer>> parts) : parts_(std::move(parts)) {}
+  Status apply(NormalizedText& text, RegexBudget& budget) const override {
+    for (const auto& part : parts_) {
+      LK_RETURN_IF_ERROR(part->apply(text, budget));
+      LK_RETURN_IF_ERROR(text.check_size());
+    }
+    return {};
+  }
+
+ private:
+  std::vector<std::unique_ptr<const Normalizer>> parts_;
+};
+
+class Prepend : public Normalizer {
+ public:
+  explicit Prepend(std::string prefix) : prefix_(std::move(prefix)) {}
+  Status apply(NormalizedText& text, RegexBudget&) const override {
+    if (text.text.empty()) return {};
+    const uint32_t origin = text.origin_at(0);
+    text.text.insert(0, prefix_);
+    if (text.track) text.origins.insert(text.origins.begin(), prefix_.size(), origin);
+    return {};
+  }
+
+ private:
+  std::string prefix_;
+};
+
+class Replace : public Normalizer {
+ public:
+  explicit Replace(ReplaceRule rule) : rule_(std::move(rule)) {}
+  Status apply(NormalizedText& text, RegexBudget& budget) const override {
+    std::vector<Span> spans;
+    LK_RETURN_IF_ERROR(rule_.pattern.find_spans(text.text, budget, spans));
+    NormalizedText out{.text = {}, .origins = {}, .track = text.track};
+    out.text.reserve(text.text.size());
+    for (const Span& span : spans) {
+      if (span.is_match) {
+        out.add(rule_.content, span.end == 0 ? 0 : text.origin_at(span.end - 1));
+        LK_RETURN_IF_ERROR(out.check_size());
+      } else {
+        out.add(std::string_view(text.text).substr(span.begin, span.end - span.begin), text.origins_at(span.begin));
+      }
+    }
+    text = std::move(out);
+    return {};
+  }
+
+ private:
+  ReplaceRule rule_;
+};
+
+class Strip : public Normalizer {
+ public:
+  Strip(bool left, bool right) : left_(left), right_(right) {}
+  Status apply(NormalizedText& text, RegexBudget&) const override {
+    const std::string_view view = text.text;
+    size_t begin = 0, end = view.size();
+    while (left_ && begin < end && unicode::is_space(unicode::decode(view, begin))) {
+      begin += unicode::char_length(view[begin]);
+    }
+    while (right_ && end > begin) {
+      const size_t last = unicode::previous_start(view, end);
+      if (!unicode::is_space(unicode::decode(view, last))) break;
+      end = last;
+    }
+    text.text = text.text.substr(begin, end - begin);
+    if (text.track) {
+      text.origins = std::vector<uint32_t>(text.origins.begin() + static_cast<ptrdiff_t>(begin),
+                                           text.origins.begin() + static_cast<ptrdiff_t>(end));
+    }
+    return {};
+  }
+
+ private:
+  bool left_, right_;
+};
+
+class UnicodeForm : public Normalizer {
+ public:
+  explicit UnicodeForm(unicode::Form form) : form_(form) {}
+  Status apply(NormalizedText& text, RegexBudget&) const override {
+    LK_ASSIGN_OR_RETURN(std::string out, unicode::normalize(text.text, form_));
+    if (text.track && out != text.text) {
+      // Only a piece's first byte is ever asked for its origin; equal bytes from the left keep theirs and the rest is
+      // shared out in order, so that exactly the first character keeps the origin of the first.
+      std::vector<uint32_t> origins(out.size());
+      for (size_t k = 0; k < out.size(); ++k) {
+        origins[k] = text.origins[std::min(k, text.origins.size() - 1)];
+      }
+      text.origins = std::move(origins);
+    }
+    text.text = std::move(out);
+    return {};
+  }
+
+ private:
+  unicode::Form form_;
+};
+
+// Normalizers that map each character on its own.
+class PerCharacter : public Normalizer {
+ public:
+  Status apply(NormalizedText& text, RegexBudget&) const override {
+    NormalizedText out{.text = {}, .origins = {}, .track = text.track};
+    out.text.reserve(text.text.size());
+    std::string mapped;
+    for (size_t pos = 0; pos < text.text.size(); pos += unicode::char_length(text.text[pos])) {
+      mapped.clear();
+      map(unicode::decode(text.text, pos), mapped);
+      out.add(mapped, text.origin_at(pos));
+    }
+    text = std::move(out);
+    return {};
+  }
+
+ private:
+  virtual void map(uint32_t code_point, std::string& out) const = 0;
+};
+
+class Lowercase : public PerCharacter {
+  void map(uint32_t code_point, std::string& out) const override { unicode::append_lower(out, code_point); }
+};
+
+class StripAccents : public PerCharacter {
+  void map(uint32_t code_point, std::string& out) const override {
+    if (!unicode::is_mark(code_point)) unicode::append(out, code_point);
+  }
+};
+
+class ByteLevel : public PerCharacter {
+  void map(uint32_t code_point, std::string& out) const override {
+    std::string bytes;
+    unicode::append(bytes, code_point);
+    for (const char byte : bytes) out += byte_char(static_cast<unsigned char>(byte));
+  }
+};
+
+}  // namespace
+
+const std::string& byte_char(unsigned char byte) { return alphabet().chars[byte]; }
+
+int char_byte(uint32_t code_point) { return code_point < kNumByteChars ? alphabet().bytes[code_point] : -1; }
+
+Result<Regex> parse_pattern(const JsonView& json) {
+  LK_RETURN_IF_ERROR(json.expect_object());
+  const bool literal = json.has("String");
+  LK_ASSIGN_OR_RETURN(const JsonView field, json.field(literal ? "String" : "Regex"));
+  LK_ASSIGN_OR_RETURN(const std::string_view text, field.string());
+  Result<Regex> regex = literal ? Regex::compile_literal(text) : Regex::compile(text);
+  if (!regex.ok()) return regex.status().with_context(field.where());
+  return regex;
+}
+
+Result<ReplaceRule> ReplaceRule::parse(const JsonView& json) {
+  LK_ASSIGN_OR_RETURN(const JsonView pattern_json, json.field("pattern"));
+  LK_ASSIGN_OR_RETURN(Regex pattern, parse_pattern(pattern_json));
+  LK_ASSIGN_OR_RETURN(const std::string_view content, json.string("content"));
+  return ReplaceRule{std::move(pattern), std::string(content)};
+}
+
+Result<std::unique_ptr<const Normalizer>> Normalizer::parse(const JsonView& json) {
+  using Pointer = std::unique_ptr<const Normalizer>;
+  if (json.is_null()) return Pointer();
+  LK_ASSIGN_OR_RETURN(const std::string_view type, json.string("type"));
+  if (type == "Sequence") {
+    LK_ASSIGN_OR_RETURN(const std::vector<JsonView> items, json.array("normalizers"));
+    std::vector<Pointer> parts;
+    for (const JsonView& item : items) {
+      LK_RETURN_IF_ERROR(item.expect_object());
+      LK_ASSIGN_OR_RETURN(Pointer part, parse(item));
+      parts.push_back(std::move(part));
+    }
+    return Pointer(std::make_unique<Sequence>(std::move(parts)));
+  }
+  if (type == "Prepend") {
+    LK_ASSIGN_OR_RETURN(const std::string_view prefix, json.string("prepend"));
+    return Pointer(std::make_unique<Prepend>(std::string(prefix)));
+  }
+  if (type == "Replace") {
+    LK_ASSIGN_OR_RETURN(ReplaceRule rule, ReplaceRule::parse(json));
+    return Pointer(std::make_unique<Replace>(std::move(rule)));
+  }
+  if (type == "Strip") {
+    LK_ASSIGN_OR_RETURN(const bool left, json.boolean("strip_left"));
+    LK_ASSIGN_OR_RETURN(const bool right, json.boolean("strip_right"));
+    return Pointer(std::make_unique<Strip>(left, right));
+  }
+  static constexpr std::pair<std::string_view, unicode::Form> kForms[] = {{"NFC", unicode::Form::kNfc},
+                                                                          {"NFD", unicode::Form::kNfd},
+                                                                          {"NFKC", unicode::Form::kNfkc},
+                                                                          {"NFKD", unicode::Form::kNfkd}};
+  for (const auto& [name, form] : kForms) {
+    if (type == name) return Pointer(std::make_unique<UnicodeForm>(form));
+  }
+  if (type == "Lowercase") return Pointer(std::make_unique<Lowercase>());
+  if (type == "StripAccents") return Pointer(std::make_unique<StripAccents>());
+  if (type == "ByteLevel") return Pointer(std::make_unique<ByteLevel>());
+  return json.error(StatusCode::kUnsupported, "normalizer \"{}\" is not supported", type);
+}
+
+}  // namespace lk

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/text/tokenizer.h"
+
+#include <algorithm>
+
+#include "lk/base/file.h"
+#include "lk/text/tokenizer_impl.h"
+#include "lk/text/tokenizer_json.h"
+#include "lk/text/unicode.h"
+
+namespace lk {
+namespace {
+
+constexpr size_t kMaxInputBytes = size_t{256} << 20;
+
+}  // namespace
+
+Tokenizer::Tokenizer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Tokenizer::~Tokenizer() = default;
+
+Result<std::shared_ptr<const Tokenizer>> Tokenizer::load(const std::string& directory) {
+  const std::string path = join_path(directory, "tokenizer.json");
+  LK_ASSIGN_OR_RETURN(const std::string json, read_file(path, kMaxInputBytes));
+  return parse(json, path);
+}
+
+Result<std::shared_ptr<const Tokenizer>> Tokenizer::parse(std::string_view json, std::string_view where) {
+  const std::string file(where);
+  LK_ASSIGN_OR_RETURN(const ParsedJson document, ParsedJson::parse(json, file));
+  const JsonView root(document.value(), file);
+  LK_RETURN_IF_ERROR(root.expect_object());
+  if (root.has("version")) {
+    LK_ASSIGN_OR_RETURN(const std::string_view version, root.string("version"));
+    if (version != "1.0") return root.error(StatusCode::kUnsupported, "version \"{}\" is not supported", version);
+  }
+  // "truncation" and "padding" are not read: encode never truncates or pads, as transformers' plain call.
+  static const boost::json::value null;
+  const auto section = [&](std::string_view key) {
+    return root.has(key) ? root.field(key) : Result<JsonView>(JsonView(null, file, std::string(key)));
+  };
+  auto impl = std::make_unique<Impl>();
+  LK_ASSIGN_OR_RETURN(const JsonView model, root.field("model"));
+  LK_ASSIGN_OR_RETURN(impl->model, BpeModel::parse(model));
+  LK_ASSIGN_OR_RETURN(const JsonView normalizer, section("normalizer"));
+  LK_ASSIGN_OR_RETURN(impl->normalizer, Normalizer::parse(normalizer));
+  LK_ASSIGN_OR_RETURN(const JsonView added, section("added_tokens"));
+  LK_ASSIGN_OR_RETURN(impl->added, AddedTokens::parse(added, *impl->model, impl->normalizer.get()));
+  LK_ASSIGN_OR_RETURN(const JsonView pre_tokenizer, section("pre_tokenizer"));
+  LK_ASSIGN_OR_RETURN(impl->pre_tokenizer, PreTokenizer::parse(pre_tokenizer));
+  LK_ASSIGN_OR_RETURN(const JsonView post_processor, section("post_processor"));
+  LK_ASSIGN_OR_RETURN(impl->post_processor, PostProcessor::parse(post_processor));
+  LK_ASSIGN_OR_RETURN(const JsonView decoder, section("decoder"));
+  LK_ASSIGN_OR_RETURN(impl->decoder, Decoder::parse(decoder));
+
+  const int32_t max_id = std::max(impl->model->max_id(), impl->added.max_id());
+  if (impl->post_processor.max_id() > max_id) {
+    return post_processor.error(StatusCode::kDataLoss, "id {} is beyond the vocabulary's highest id {}",
+                                impl->post_processor.max_id(), max_id);
+  }
+  impl->vocab_size = int64_t{max_id} + 1;
+  return std::shared_ptr<const Tokenizer>(new Tokenizer(std::move(impl)));
+}
+
+Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, bool add_special_tokens) const {
+  if (text.size() > kMaxInputBytes) {
+    return invalid_argument("the text has {} bytes, more than {}", text.size(), kMaxInputBytes);
+  }
+  if (const std::optional<size_t> offset = unicode::find_invalid(text)) {
+    return invalid_argument("the text is not valid UTF-8 at byte {}", *offset);
+  }
+  RegexBudget budget(text.size());
+  LK_ASSIGN_OR_RETURN(PieceList list, impl_->cut(text, budget));
+  if (impl_->pre_tokenizer != nullptr) LK_RETURN_IF_ERROR(impl_->pre_tokenizer->apply(list, budget));
+  std::vector<int32_t> ids;
+  for (const Piece& piece : list.pieces) {
+    if (piece.token >= 0) {
+      ids.push_back(piece.token);
+    } else {
+      LK_RETURN_IF_ERROR(impl_->model->tokenize(list.text(piece), ids));
+    }
+  }
+  std::vector<int32_t> out;
+  impl_->post_processor.apply(ids, add_special_tokens, out);
+  return out;
+}
+
+// Source: AddedVocabulary::extract_and_normalize.
+Result<PieceList> Tokenizer::Impl::cut(std::string_view text, RegexBudget& budget) const {
+  PieceList list;
+  list.buffer.track = pre_tokenizer != nullptr && pre_tokenizer->needs_origins();
+  for (const AddedTokens::Part& raw : added.split(text, false)) {
+    if (raw.token >= 0) {
+      list.pieces.push_back({list.buffer.text.size(), list.buffer.text.size(), 0, raw.token});
+      continue;
+    }
+    NormalizedText part{.text = std::string(text.substr(raw.begin, raw.end - raw.begin)),
+                        .origins = {},
+                        .track = list.buffer.track};
+    if (part.track) {
+      part.origins.resize(part.text.size());
+      for (size_t k = 0; k < part.origins.size(); ++k) part.origins[k] = static_cast<uint32_t>(raw.begin + k);
+    }
+    if (normalizer != nullptr) LK_RETURN_IF_ERROR(normalizer->apply(part, budget));
+    const size_t base = list.buffer.text.size();
+    for (const AddedTokens::Part& piece : added.split(part.text, true)) {
+      list.pieces.push_back(
+          {base + piece.begin, base + piece.end, part.origin_at(piece.begin), piece.token});
+    }
+    list.buffer.add(part.text, part.origins.data());
+    LK_RETURN_IF_ERROR(list.buffer.check_size());
+  }
+  return list;
+}
+
+const std::string* Tokenizer::Impl::token_text(int32_t id) const {
+  if (const AddedTokens::Token* token = added.find(id)) return &token->text;
+  return model->id_to_token(id);
+}
+
+std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special_tokens) const {
+  DecodeStream stream = impl_->decoder.start();
+  std::string text;
+  for (const int32_t id : ids) {
+    const std::string* token = impl_->token_text(id);
+    if (token == nullptr || (skip_special_tokens && impl_->added.is_special_text(*token))) continue;
+    stream.push(*token, text);
+  }
+  stream.finish(text);
+  return text;
+}
+
+int64_t Tokenizer::vocab_size() const { return impl_->vocab_size; }
+
+std::optional<int32_t> Tokenizer::token_to_id(std::string_view token) const {
+  if (const AddedTokens::Token* added = impl_->added.find(token)) return added->id;
+  return impl_->model->token_to_id(token);
+}
+
+std::optional<std::string> Tokenizer::id_to_token(int32_t id) const {
+  const std::string* token = impl_->token_text(id);
+  return token == nullptr ? std::nullopt : std::optional<std::string>(*token);
+}
+
+bool Tokenizer::is_special(int32_t id) const {
+  const std::string* token = impl_->token_text(id);
+  return token != nullptr && impl_->added.is_special_text(*token);
+}
+
+}  // namespace lk

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// The parts of a Tokenizer, shared by tokenizer.cpp and incremental_decoder.cpp.
+#pragma once
+
+#include <memory>
+
+#include "lk/text/added_tokens.h"
+#include "lk/text/bpe_model.h"
+#include "lk/text/decoder.h"
+#include "lk/text/normalizer.h"
+#include "lk/text/post_processor.h"
+#include "lk/text/pre_tokenizer.h"
+#include "lk/text/tokenizer.h"
+
+namespace lk {
+
+struct Tokenizer::Impl {
+  std::unique_ptr<const BpeModel> model;
+  std::unique_ptr<const Normalizer> normalizer;       // null: none
+  std::unique_ptr<const PreTokenizer> pre_tokenizer;  // null: none
+  AddedTokens added;
+  PostProcessor post_processor;
+  Decoder decoder;
+  int64_t vocab_size = 0;
+
+  // The normalised text cut at the added tokens. Requires: valid UTF-8.
+  Result<PieceList> cut(std::string_view text, RegexBudget& budget) const;
+  // What decoding sees of an id; nullptr outside the vocabulary.
+  const std::string* token_text(int32_t id) const;
+};
+
+}  // namespace lk
