@@ -27,7 +27,7 @@ Status visit_merged_tensor(const std::string& name, const Adapter& adapter, cons
                            const TensorStore& base, const RowVisitor& visit);
 
 struct MergeOptions {
-  std::optional<DType> dtype;  // of every tensor written; absent: each tensor keeps its own
+  std::optional<DType> dtype = {};  // of every tensor written; absent: each tensor keeps its own
 };
 
 // What rounding to the output dtype costs. The change is W' - W before rounding.

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+// merge_adapter: the merged model as a directory of files.
+#include <unistd.h>
+
+#include <algorithm>
+#include <boost/json/serialize.hpp>
+#include <cmath>
+#include <filesystem>
+#include <set>
+
+#include "lk/base/file.h"
+#include "lk/io/json_fields.h"
+#include "lk/io/safetensors_writer.h"
+#include "lk/lora/merge.h"
+
+namespace lk {
+namespace {
+namespace fs = std::filesystem;
+namespace json = boost::json;
+
+constexpr const char* kEmbedWeight = "model.embed_tokens.weight";
+constexpr const char* kHeadWeight = "lm_head.weight";
+
+// A tied base stays tied when the adapter changes both ends alike: trained rows only, or one shared replacement.
+bool must_untie(const Adapter& adapter, const ModelConfig& config) {
+  if (!config.tie_word_embeddings) return false;
+  if (adapter.embedding || adapter.lm_head) return true;
+  const auto embedding = adapter.replaced.find(kEmbedWeight), head = adapter.replaced.find(kHeadWeight);
+  if (embedding == adapter.replaced.end() && head == adapter.replaced.end()) return false;
+  return embedding == adapter.replaced.end() || head == adapter.replaced.end() ||
+         embedding->second.raw() != head->second.raw();
+}
+
+// Model weights, in any format, are what the merge replaces; everything else goes along.
+bool is_weight_file(const fs::path& path) {
+  const std::string name = path.filename().string();
+  for (const char* end : {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".msgpack", ".h5", ".index.json"}) {
+    if (name.ends_with(end)) return true;
+  }
+  return name.starts_with('.');
+}
+
+Status copy_side_files(const std::string& from, const std::string& to) {
+  std::error_code error;
+  for (fs::directory_iterator it(from, error), end; !error && it != end; it.increment(error)) {
+    if (!it->is_regular_file(error) || is_weight_file(it->path())) continue;
+    fs::copy_file(it->path(), fs::path(to) / it->path().filename(), error);
+    if (error) return io_error("cannot copy {} to {}: {}", it->path().string(), to, error.message());
+  }
+  if (error) return io_error("cannot read directory {}: {}", from, error.message());
+  return Status();
+}
+
+const char* config_dtype(DType dtype) {
+  return dtype == DType::kF32 ? "float32" : dtype == DType::kBF16 ? "bfloat16" : "float16";
+}
+
+Status update_config(const std::string& path, bool untied, std::optional<DType> dtype) {
+  if (!untied && !dtype) return Status();
+  LK_ASSIGN_OR_RETURN(json::object config, load_json_object(path));
+  if (untied) config["tie_word_embeddings"] = false;
+  if (dtype) config[config.contains("torch_dtype") && !config.contains("dtype") ? "torch_dtype" : "dtype"] = config_dtype(*dtype);
+  return write_file_atomic(path, json::serialize(config) + "\n");
+}
+
+// Removes the half-written directory unless it was renamed.
+struct TemporaryDirectory {
+  std::string path;
+  bool keep = false;
+  ~TemporaryDirectory() {
+    std::error_code ignored;
+    if (!keep) fs::remove_all(path, ignored);
+  }
+};
+
+// Writes one merged tensor and adds up what rounding lost.
+class LossMeter {
+ public:
+  explicit LossMeter(MergeLoss& loss) : loss_(loss) {}
+  void add(const float* merged, const float* original, const float* rounded, int64_t n) {
+    for (int64_t index = 0; index < n; ++index) {
+      const double change = static_cast<double>(merged[index]) - original[index];
+      const double rounding = static_cast<double>(rounded[index]) - merged[index];
+      change_ += change * change;
+      rounding_ += rounding * rounding;
+      loss_.rounding_max = std::max(loss_.rounding_max, std::abs(rounding));
+    }
+    loss_.change_norm = std::sqrt(change_);
+    loss_.rounding_norm = std::sqrt(rounding_);
+  }
+
+ private:
+  MergeLoss& loss_;
+  double change_ = 0, rounding_ = 0;
+};
+
+Status check_out_dir(const std::string& out_dir) {
+  std::error_code error;
+  if (!fs::exists(out_dir, error)) return Status();
+  if (!fs::is_directory(out_dir, error)) return already_exists("{} exists and is not a directory", out_dir);
+  if (!fs::is_empty(out_dir, error)) return already_exists("{} is not empty; name a new directory", out_dir);
+  return Status();
+}
+
+class ModelMerger {
+ public:
+  ModelMerger(const ModelConfig& config, const TensorStore& base, const Adapter& adapter, const MergeOptions& options)
+      : config_(config), base_(base), adapter_(adapter), options_(options) {
+    report_.untied = must_untie(adapter, config);
+    for (std::string& name : changed_tensors(adapter, config)) changed_.insert(std::move(name));
+    if (report_.untied) changed_.insert(kHeadWeight);  // written even when it is the base's embedding
+  }
+
+  Result<MergeReport> write(const std::string& path) {
+    LK_RETURN_IF_ERROR(check_biases());
+    std::vector<TensorSpec> specs;
+    for (const auto& [name, view] : base_.tensors()) {
+      if (config_.tie_word_embeddings && name == kHeadWeight) continue;  // a copy some checkpoints carry
+      specs.push_back(spec(name, view));
+    }
+    if (report_.untied) specs.push_back(spec(kHeadWeight, *base_.find(kEmbedWeight)));
+    LK_ASSIGN_OR_RETURN(SafetensorsWriter writer, SafetensorsWriter::create(path, specs));
+    double change = 0, rounding = 0;
+    for (const TensorSpec& tensor : specs) {
+      if (!changed_.contains(tensor.name)) {
+        LK_RETURN_IF_ERROR(copy(tensor, writer));
+        continue;
+      }
+      MergeLoss loss;
+      loss.tensor = tensor.name;
+      LK_RETURN_IF_ERROR(merge(tensor, writer, loss));
+      change += loss.change_norm * loss.change_norm;
+      rounding += loss.rounding_norm * loss.rounding_norm;
+      report_.total.rounding_max = std::max(report_.total.rounding_max, loss.rounding_max);
+      report_.tensors.push_back(std::move(loss));
+    }
+    report_.total.tensor = "all";
+    report_.total.change_norm = std::sqrt(change);
+    report_.total.rounding_norm = std::sqrt(rounding);
+    for (const TensorSpec& tensor : specs) report_.bytes_written += tensor.num_bytes();
+    LK_RETURN_IF_ERROR(writer.finish());
+    return std::move(report_);
+  }
+
+ private:
+  TensorSpec spec(const std::string& name, const TensorView& view) const {
+    return {name, options_.dtype.value_or(view.dtype()), {view.shape().begin(), view.shape().end()}};
+  }
+
+  Status check_biases() const {
+    for (const std::string& name : changed_) {
+      if (name.ends_with(".bias") && base_.find(name) == nullptr) {
+        return unsupported("the adapter has lora_bias and {} has no '{}' to hold it: a merged {} cannot express it; serve the "
+                           "adapter unmerged", config_.architecture, name, config_.architecture);
+      }
+    }
+    return Status();
+  }
+
+  Status copy(const TensorSpec& tensor, SafetensorsWriter& writer) {
+    const TensorView& view = *base_.find(tensor.name);
+    if (view.dtype() == tensor.dtype) return writer.append(view.raw(), view.num_bytes());
+    constexpr int64_t kBlock = 1 << 18;
+    std::vector<std::byte> block(static_cast<size_t>(kBlock * dtype_bytes(tensor.dtype)));
+    const int64_t total = view.num_elements();
+    for (int64_t begin = 0; begin < total; begin += kBlock) {
+      const int64_t n = std::min(kBlock, total - begin);
+      convert(static_cast<const std::byte*>(view.raw()) + begin * dtype_bytes(view.dtype()), view.dtype(), block.data(), tensor.dtype, n);
+      LK_RETURN_IF_ERROR(writer.append(block.data(), n * dtype_bytes(tensor.dtype)));
+    }
+    return Status();
+  }
+
+  Status merge(const TensorSpec& tensor, SafetensorsWriter& writer, MergeLoss& loss) {
+    const TensorView& original = *base_.find(base_.find(tensor.name) == nullptr || (config_.tie_word_embeddings && tensor.name == kHeadWeight)
+                                                 ? kEmbedWeight : tensor.name);
+    const int64_t width = tensor.shape.size() == 2 ? tensor.shape[1] : tensor.num_elements();
+    LossMeter meter(loss);
+    std::vector<float> before, after;
+    std::vector<std::byte> rounded;
+    return visit_merged_tensor(tensor.name, adapter_, config_, base_, [&](int64_t first, int64_t count, const float* rows) {
+      const int64_t n = count * width;
+      before.resize(static_cast<size_t>(n));
+      after.resize(static_cast<size_t>(n));
+      rounded.resize(static_cast<size_t>(n * dtype_bytes(tensor.dtype)));
+      convert(static_cast<const std::byte*>(original.raw()) + first * width * dtype_bytes(original.dtype()), original.dtype(),
+              before.data(), DType::kF32, n);
+      convert(rows, DType::kF32, rounded.data(), tensor.dtype, n);
+      convert(rounded.data(), tensor.dtype, after.data(), DType::kF32, n);
+      meter.add(rows, before.data(), after.data(), n);
+      if (!std::isfinite(loss.rounding_norm)) {
+        return invalid_argument("tensor '{}' overflows {} when merged; write the model as bf16 or f32", tensor.name, to_string(tensor.dtype));
+      }
+      return writer.append(rounded.data(), std::ssize(rounded));
+    });
+  }
+
+  const ModelConfig& config_;
+  const TensorStore& base_;
+  const Adapter& adapter_;
+  const MergeOptions& options_;
+  std::set<std::string> changed_;
+  MergeReport report_;
+};
+
+}  // namespace
+
+Result<MergeReport> merge_adapter(const std::string& base_dir, const Adapter& adapter, const std::string& out_dir,
+                                  const MergeOptions& options) {
+  LK_RETURN_IF_ERROR(check_out_dir(out_dir));
+  LK_ASSIGN_OR_RETURN(const ModelConfig config, load_model_config(base_dir));
+  LK_ASSIGN_OR_RETURN(const std::shared_ptr<const TensorStore> base, TensorStore::open_model(base_dir));
+  if (adapter.layers.size() != static_cast<size_t>(config.num_layers)) {
+    return invalid_argument("adapter '{}' was loaded for a model of {} layers, {} has {}", adapter.name, adapter.layers.size(), base_dir,
+                            config.num_layers);
+  }
+  std::string clean = out_dir;
+  while (clean.size() > 1 && clean.back() == '/') clean.pop_back();
+  TemporaryDirectory temporary{fmt::format("{}.tmp.{}", clean, ::getpid())};
+  LK_RETURN_IF_ERROR(make_directories(temporary.path));
+  LK_RETURN_IF_ERROR(copy_side_files(base_dir, temporary.path));
+  ModelMerger merger(config, *base, adapter, options);
+  LK_ASSIGN_OR_RETURN(MergeReport report, merger.write(join_path(temporary.path, "model.safetensors")));
+  LK_RETURN_IF_ERROR(update_config(join_path(temporary.path, "config.json"), report.untied, options.dtype));
+  if (::rename(temporary.path.c_str(), clean.c_str()) != 0) {
+    return io_error("cannot rename {} to {}: {}", temporary.path, clean, std::generic_category().message(errno));
+  }
+  temporary.keep = true;
+  report.warnings = adapter.warnings;
+  if (report.untied) report.warnings.push_back("embeddings are untied in the merged model: the adapter changes one end only");
+  return report;
+}
+
+std::string render_merge_report(const MergeReport& report) {
+  std::string text = fmt::format("{} tensors changed, {:.1f} MB written\n", report.tensors.size(), static_cast<double>(report.bytes_written) / 1e6);
+  text += fmt::format("rounding loss overall: {:.2e} of the change (largest single error {:.2e})\n", report.total.relative(), report.total.rounding_max);
+  const auto worst = std::ranges::max_element(report.tensors, {}, &MergeLoss::relative);
+  if (worst != report.tensors.end()) text += fmt::format("worst tensor: {} {:.2e}\n", worst->tensor, worst->relative());
+  for (const std::string& warning : report.warnings) text += fmt::format("warning: {}\n", warning);
+  return text;
+}
+
+}  // namespace lk

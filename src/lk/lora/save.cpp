@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/lora/save.h"
+
+#include <algorithm>
+#include <boost/json/array.hpp>
+#include <boost/json/object.hpp>
+#include <boost/json/serialize.hpp>
+#include <cmath>
+#include <set>
+
+#include "lk/base/file.h"
+#include "lk/lora/module_names.h"
+
+namespace lk {
+namespace {
+namespace json = boost::json;
+
+// One targeted module with the numbers the config must give it.
+struct Module {
+  std::string path;  // "model.layers.0.self_attn.q_proj"
+  int64_t rank;
+  double alpha;
+};
+
+// alpha from the scaling; the division of the load is undone, so whole numbers come back whole.
+double alpha_of(double scaling, int64_t rank, bool use_rslora) {
+  const double alpha = scaling * (use_rslora ? std::sqrt(static_cast<double>(rank)) : static_cast<double>(rank));
+  const double whole = std::round(alpha);
+  return std::abs(alpha - whole) <= 1e-9 * std::max(1.0, std::abs(alpha)) ? whole : alpha;
+}
+
+json::value number(double value) {
+  if (value == std::floor(value) && std::abs(value) < 1e15) return static_cast<int64_t>(value);
+  return value;
+}
+
+std::string last_part(const std::string& path) { return path.substr(path.rfind('.') + 1); }
+
+template <class T> T most_common(const std::vector<Module>& modules, T Module::*field, T fallback) {
+  std::map<T, size_t> counts;
+  for (const Module& module : modules) ++counts[module.*field];
+  const auto best = std::ranges::max_element(counts, {}, [](const auto& item) { return item.second; });
+  return best == counts.end() ? fallback : best->first;
+}
+
+// Suffixes ("q_proj") when they select exactly these modules, full paths otherwise.
+json::array target_list(const std::vector<Module>& modules, const ModelConfig& config) {
+  std::set<std::string> paths, suffixes;
+  for (const Module& module : modules) {
+    paths.insert(module.path);
+    suffixes.insert(last_part(module.path));
+  }
+  const bool exact = std::ranges::all_of(lora_modules(config), [&](const std::string& path) {
+    return paths.contains(path) == suffixes.contains(last_part(path));
+  });
+  json::array list;
+  for (const std::string& name : exact ? suffixes : paths) list.emplace_back(name);
+  return list;
+}
+
+std::string escape_regex(const std::string& path) {
+  std::string escaped;
+  for (char c : path) escaped += c == '.' ? std::string("\\.") : std::string(1, c);
+  return escaped;
+}
+
+class AdapterWriter {
+ public:
+  AdapterWriter(const Adapter& adapter, const ModelConfig& config, const SaveOptions& options)
+      : adapter_(adapter), config_(config), options_(options) {}
+
+  Status write(const std::string& directory) {
+    collect();
+    LK_RETURN_IF_ERROR(make_directories(directory));
+    LK_RETURN_IF_ERROR(write_safetensors(join_path(directory, "adapter_model.safetensors"), tensors_));
+    return write_file_atomic(join_path(directory, "adapter_config.json"), json::serialize(config_object()) + "\n");
+  }
+
+ private:
+  void add(const std::string& path, const char* suffix, const TensorView& view) {
+    tensors_.push_back({fmt::format("base_model.model.{}.{}", path, suffix), cast(view)});
+  }
+  void add_lora(const std::string& path, const LoraDelta& delta) {
+    modules_.push_back({path, delta.rank, alpha_of(delta.scaling, delta.rank, adapter_.config.use_rslora)});
+    add(path, "lora_A.weight", delta.a);
+    add(path, "lora_B.weight", delta.b);
+    if (delta.bias.defined()) add(path, "lora_B.bias", delta.bias);
+    // Not rounded: small, and every output of the module is proportional to it.
+    if (delta.magnitude.defined()) tensors_.push_back({fmt::format("base_model.model.{}.lora_magnitude_vector", path), delta.magnitude});
+    lora_bias_ |= delta.bias.defined();
+    dora_ |= delta.magnitude.defined();
+  }
+  TensorView cast(const TensorView& view) {
+    const DType dtype = options_.dtype.value_or(view.dtype());
+    if (dtype == view.dtype()) return view;
+    Buffer buffer(std::max<int64_t>(view.num_elements() * dtype_bytes(dtype), 64));
+    convert(view.raw(), view.dtype(), buffer.data(), dtype, view.num_elements());
+    const TensorView copy(buffer.data(), dtype, view.shape());
+    casts_.push_back(std::move(buffer));
+    return copy;
+  }
+
+  void collect() {
+    for (size_t layer = 0; layer < adapter_.layers.size(); ++layer) {
+      for (int proj = 0; proj < kNumProjs; ++proj) {
+        const auto& delta = adapter_.layers[layer][static_cast<size_t>(proj)];
+        if (delta) add_lora(module_path(static_cast<int64_t>(layer), static_cast<Proj>(proj)), *delta);
+      }
+    }
+    if (adapter_.lm_head) add_lora(kLmHead, *adapter_.lm_head);
+    if (adapter_.embedding) {
+      const Adapter::EmbeddingDelta& delta = *adapter_.embedding;
+      modules_.push_back({kEmbedTokens, delta.rank, alpha_of(delta.scaling, delta.rank, adapter_.config.use_rslora)});
+      add(kEmbedTokens, "lora_embedding_A", delta.a);
+      add(kEmbedTokens, "lora_embedding_B", delta.b);
+    }
+    for (const auto& [name, view] : adapter_.replaced) {
+      const std::string module = name.substr(0, name.rfind('.'));
+      const bool targeted = std::ranges::any_of(modules_, [&](const Module& item) { return item.path == module; });
+      // Below a LoRA layer PEFT keeps the weight as base_layer; a plain name would make it a modules_to_save.
+      if (targeted) {
+        tensors_.push_back({fmt::format("base_model.model.{}.base_layer{}", module, name.substr(module.size())), view});
+        continue;
+      }
+      tensors_.push_back({"base_model.model." + name, view});
+      saved_.insert(module == kEmbedTokens ? "embed_tokens" : module);
+    }
+    if (!adapter_.trained_token_ids.empty()) {
+      tensors_.push_back({fmt::format("base_model.model.{}.token_adapter.trainable_tokens_delta", kEmbedTokens), adapter_.trained_token_rows});
+    }
+  }
+
+  json::object config_object() const {
+    const int64_t rank = most_common(modules_, &Module::rank, int64_t{8});
+    const double alpha = most_common(modules_, &Module::alpha, 8.0);
+    json::object rank_pattern, alpha_pattern;
+    for (const Module& module : modules_) {
+      // A full path, with the dots taken literally.
+      if (module.rank != rank) rank_pattern[escape_regex(module.path)] = module.rank;
+      if (module.alpha != alpha) alpha_pattern[escape_regex(module.path)] = number(module.alpha);
+    }
+    const std::string& base = options_.base_model_name.empty() ? adapter_.config.base_model_name : options_.base_model_name;
+    json::object object;
+    object["alpha_pattern"] = std::move(alpha_pattern);
+    object["auto_mapping"] = nullptr;
+    object["base_model_name_or_path"] = base.empty() ? json::value(nullptr) : json::value(base);
+    object["bias"] = "none";
+    object["exclude_modules"] = nullptr;
+    object["fan_in_fan_out"] = false;
+    object["inference_mode"] = true;
+    object["init_lora_weights"] = true;
+    object["layers_pattern"] = nullptr;
+    object["layers_to_transform"] = nullptr;
+    object["lora_alpha"] = number(alpha);
+    object["lora_bias"] = lora_bias_;
+    object["lora_dropout"] = 0.0;
+    object["modules_to_save"] = saved_.empty() ? json::value(nullptr) : json::value(json::array(saved_.begin(), saved_.end()));
+    object["peft_type"] = "LORA";
+    object["peft_version"] = "0.18.0";
+    object["r"] = rank;
+    object["rank_pattern"] = std::move(rank_pattern);
+    object["revision"] = nullptr;
+    object["target_modules"] = target_list(modules_, config_);
+    object["task_type"] = "CAUSAL_LM";
+    object["trainable_token_indices"] = adapter_.trained_token_ids.empty()
+        ? json::value(nullptr) : json::value(json::array(adapter_.trained_token_ids.begin(), adapter_.trained_token_ids.end()));
+    object["use_dora"] = dora_;
+    object["use_rslora"] = adapter_.config.use_rslora;
+    return object;
+  }
+
+  const Adapter& adapter_;
+  const ModelConfig& config_;
+  const SaveOptions& options_;
+  std::vector<TensorEntry> tensors_;
+  std::vector<Module> modules_;
+  std::vector<Buffer> casts_;
+  std::set<std::string> saved_;
+  bool lora_bias_ = false, dora_ = false;
+};
+
+double rounding_of(const TensorView& view, DType dtype) {
+  const auto n = static_cast<size_t>(view.num_elements());
+  std::vector<float> exact(n), rounded(n);
+  std::vector<std::byte> stored(n * static_cast<size_t>(dtype_bytes(dtype)));
+  view.copy_to(exact.data());
+  convert(view.raw(), view.dtype(), stored.data(), dtype, view.num_elements());
+  convert(stored.data(), dtype, rounded.data(), DType::kF32, view.num_elements());
+  double largest = 0;
+  for (size_t index = 0; index < n; ++index) largest = std::max(largest, std::abs(static_cast<double>(exact[index]) - rounded[index]));
+  return largest;
+}
+
+}  // namespace
+
+Status save_adapter(const Adapter& adapter, const ModelConfig& config, const std::string& directory, const SaveOptions& options) {
+  return AdapterWriter(adapter, config, options).write(directory);
+}
+
+Result<ConvertReport> convert_adapter(const std::string& in_dir, const ModelConfig& config, const TensorStore* base,
+                                      const std::string& out_dir, const SaveOptions& options, const AdapterLoadOptions& load) {
+  if (file_exists(join_path(out_dir, "adapter_model.safetensors")) || file_exists(join_path(out_dir, "adapter_config.json"))) {
+    return already_exists("{} holds an adapter already; name another directory", out_dir);
+  }
+  LK_ASSIGN_OR_RETURN(const std::shared_ptr<const Adapter> adapter, load_adapter("convert", in_dir, config, base, load));
+  ConvertReport report;
+  report.bytes_before = adapter->file_bytes;
+  report.warnings = adapter->warnings;
+  const auto measure = [&](const TensorView& view) {
+    if (view.defined() && options.dtype) report.largest_rounding = std::max(report.largest_rounding, rounding_of(view, *options.dtype));
+  };
+  const auto measure_delta = [&](const std::optional<LoraDelta>& delta) {
+    if (!delta) return;
+    for (const TensorView* view : {&delta->a, &delta->b, &delta->bias}) measure(*view);
+  };
+  for (const auto& layer : adapter->layers) std::ranges::for_each(layer, measure_delta);
+  measure_delta(adapter->lm_head);
+  if (adapter->embedding) {
+    measure(adapter->embedding->a);
+    measure(adapter->embedding->b);
+  }
+  if (!std::isfinite(report.largest_rounding)) {
+    return invalid_argument("{}: a value exceeds the range of {}; convert to bf16 or f32", in_dir, to_string(*options.dtype));
+  }
+  LK_RETURN_IF_ERROR(save_adapter(*adapter, config, out_dir, options));
+  LK_ASSIGN_OR_RETURN(const std::shared_ptr<const Adapter> written, load_adapter("convert", out_dir, config, base, load));
+  report.bytes_after = written->file_bytes;
+  return report;
+}
+
+}  // namespace lk
