@@ -44,8 +44,9 @@ struct F32Panels {
 // Cache lines to prefetch for each group of kGroup steps.
 constexpr int64_t kGroup = 4;
 struct Prefetch {
-  const char* next;
-  int lines;  // <= kGroup * kStepBytes / 64
+  int64_t near_bytes;  // into L1, so far ahead in the panel
+  const char* next;    // into L2: this many lines from here on
+  int lines;
 };
 
 template <class P, int kRows>
@@ -74,7 +75,9 @@ LK_INLINE void tile(const typename P::X* x, int64_t x_stride, int64_t k, const c
   const int64_t num_steps = k / P::kPerStep;
   int64_t i = 0;
   for (; i + kGroup <= num_steps; i += kGroup) {
-    for (int line = 0; line < ahead.lines; ++line) prefetch(ahead.next + 64 * line);
+    LK_UNROLL
+    for (int64_t byte = 0; byte < kGroup * kStepBytes; byte += 64) prefetch(w + ahead.near_bytes + byte);
+    for (int line = 0; line < ahead.lines; ++line) prefetch_l2(ahead.next + 64 * line);
     ahead.next += 64 * ahead.lines;
     LK_UNROLL
     for (int64_t s = 0; s < kGroup; ++s) step(full);
@@ -121,11 +124,13 @@ void run(const GemmArgs& args, ThreadPool& pool) {
   const int64_t n = args.w.n, k = args.w.k, num_rows = args.num_rows;
   const int64_t panel_bytes = ceil_div(k, P::kPerStep) * kStepBytes;
   const int64_t num_panels = ceil_div(n, kPanelCols);
-  const int64_t num_tiles = ceil_div(num_rows, kMaxRows);
+  // Rows a multiple of 4 KiB apart share the sets of an 8-way L1, and 12 of them evict each other.
+  const bool aliased = args.x_stride * static_cast<int64_t>(sizeof(typename P::X)) % 4096 == 0;
+  const int64_t num_tiles = ceil_div(num_rows, aliased ? min64(kMaxRows, 11) : kMaxRows);
   constexpr int64_t kHalves = 2 / kTileVecs;  // passes over a panel's columns per tile
   constexpr int kGroupLines = kGroup * kStepBytes / 64;
   // One pass: run ahead in the same stream. More: each pass fetches its share of the next panel.
-  constexpr int64_t kAheadBytes = 4096;
+  constexpr int64_t kAheadBytes = 4096, kNearBytes = 2048;
   const int lines = static_cast<int>(ceil_div(kGroupLines, num_tiles));
   const int64_t pass_bytes = lines * 64 * (ceil_div(k, P::kPerStep) / kGroup);
 
@@ -136,9 +141,9 @@ void run(const GemmArgs& args, ThreadPool& pool) {
       int64_t row = 0;
       for (int64_t t = 0; t < num_tiles; ++t) {
         const int64_t rows = num_rows / num_tiles + (t < num_rows % num_tiles ? 1 : 0);
-        Prefetch ahead = {w + kAheadBytes, lines};
+        Prefetch ahead = {kAheadBytes, w, 0};
         if (num_tiles > 1) {
-          ahead.next = w + panel_bytes + t * pass_bytes;
+          ahead = {kNearBytes, w + panel_bytes + t * pass_bytes, lines};
           if (t * pass_bytes >= panel_bytes || panel + 1 == num_panels) ahead.lines = 0;
         }
         const TileFn<P> fn = tile_for<P>(rows);
