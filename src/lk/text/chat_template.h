@@ -16,7 +16,7 @@ namespace lk {
 
 struct TemplateLimits {
   int64_t max_steps = 1'000'000;
-  int64_t max_depth = 64;
+  int64_t max_depth = 64;  // macro calls inside macro calls; other nesting has fixed limits
   int64_t max_output_bytes = 8 << 20;
   std::chrono::milliseconds max_time{1000};
 };
@@ -31,7 +31,9 @@ class ChatTemplate {
   ~ChatTemplate();
 
   // variables: {"messages": [...], "tools": [...], "add_generation_prompt": true, ...}; bos_token and eos_token
-  // are added from the directory unless given. raise_exception(...) in the template is kInvalidArgument.
+  // are added from the directory unless given; so are tools and documents (none) and add_generation_prompt (false),
+  // as transformers does. raise_exception(...) in the template is kInvalidArgument with its message alone; other
+  // failures name the line. strftime_now_unix (seconds, read as UTC) replaces the clock.
   Result<std::string> render(const boost::json::object& variables, const TemplateLimits& limits = {}) const;
 
  private:
