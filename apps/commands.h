@@ -41,6 +41,8 @@ struct ModelFlags {
 // "8GiB", "512MiB", "1000000".
 Result<int64_t> parse_bytes(const std::string& text);
 std::string format_bytes(int64_t bytes);
+// "all", "attention" or "q_proj,v_proj,...".
+Result<std::vector<std::string>> parse_targets(const std::string& text);
 
 // Prints "lorikeet: message" and returns 1.
 int fail(const Status& status);

@@ -324,7 +324,7 @@ void Bench::rows() {
       kernels().rms_norm({x, kDim, weight.data(), y.data(), dtype_, kDim, rows, kDim, 1e-5f}, pool_);
     });
     row_case("swiglu", 2 * kFfn, kFfn * elem(), [&](float* x) {
-      kernels().swiglu({x, 2 * kFfn, y.data(), dtype_, kFfn, rows, kFfn}, pool_);
+      kernels().swiglu({x, 2 * kFfn, kFfn, y.data(), dtype_, kFfn, rows, kFfn}, pool_);
     });
     row_case("rope", kHeads * kHeadDim, kHeads * kHeadDim * 4, [&](float* x) {
       kernels().rope({x, kHeads * kHeadDim, rows, kHeads, kHeadDim, cos.data(), sin.data()}, pool_);

@@ -190,6 +190,7 @@ void TextEngine::on_event(RequestEvent& event) {
   if (event.has_token) {
     const int32_t token = event.token.token;
     active.completion.token_ids.push_back(token);
+    if (active.sink.on_token) active.sink.on_token(event.token);
     if (active.request.sampling.num_logprobs >= 0) active.completion.logprobs.push_back(std::move(event.token));
     // The token that stops is reported, its text is not.
     const bool is_stop_token = event.finish == FinishReason::kStop;

@@ -57,8 +57,10 @@ struct Completion {
   int64_t prompt_tokens = 0;
 };
 
-// Receives new text (never half a character, never part of a stop string) and, once, the whole completion.
+// Receives each token as it is made, new text (never half a character, never part of a stop string) and, once, the whole
+// completion. Any may be empty.
 struct CompletionSink {
+  std::function<void(const TokenLogprob& token)> on_token;
   std::function<void(std::string_view piece)> on_text;
   std::function<void(Completion)> on_done;
 };
