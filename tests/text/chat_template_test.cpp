@@ -23,7 +23,9 @@ std::string text_of(const boost::json::value& value) {
   return std::string(text.data(), text.size());
 }
 
-boost::json::object object_of(std::string_view json) { return boost::json::parse(json).as_object(); }
+boost::json::object object_of(std::string_view json) {
+  return boost::json::parse(json).as_object();
+}
 
 Result<std::string> render(std::string_view source, std::string_view variables = "{}",
                            const TemplateLimits& limits = {}) {
@@ -78,9 +80,11 @@ TEST(ChatTemplate, FixturesMatchJinja2) {
 
 TEST(ChatTemplate, LoadsTheFileAndTheSpecialTokens) {
   const TemporaryDirectory directory;
-  directory.write("chat_template.jinja", "{{ bos_token }}|{{ eos_token }}|{{ pad_token is defined }}\n");
-  directory.write("tokenizer_config.json",
-                  R"({"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": null, "chat_template": "no"})");
+  directory.write("chat_template.jinja",
+                  "{{ bos_token }}|{{ eos_token }}|{{ pad_token is defined }}\n");
+  directory.write(
+      "tokenizer_config.json",
+      R"({"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": null, "chat_template": "no"})");
   const auto loaded = ChatTemplate::load(directory.path());
   ASSERT_TRUE(loaded.ok()) << loaded.status().message();
   EXPECT_EQ(*(*loaded)->render({}), "<s>|</s>|False");
@@ -101,7 +105,8 @@ TEST(ChatTemplate, LoadSaysWhatIsMissingOrBroken) {
   EXPECT_EQ(ChatTemplate::load(directory.path()).status().code(), StatusCode::kNotFound);
   directory.write("tokenizer_config.json", R"({"bos_token": "<s>"})");
   EXPECT_EQ(ChatTemplate::load(directory.path()).status().code(), StatusCode::kNotFound);
-  directory.write("tokenizer_config.json", R"({"chat_template": [{"name": "rag", "template": "r"}]})");
+  directory.write("tokenizer_config.json",
+                  R"({"chat_template": [{"name": "rag", "template": "r"}]})");
   EXPECT_EQ(ChatTemplate::load(directory.path()).status().code(), StatusCode::kNotFound);
   directory.write("tokenizer_config.json", "{");
   EXPECT_EQ(ChatTemplate::load(directory.path()).status().code(), StatusCode::kDataLoss);
@@ -114,7 +119,8 @@ TEST(ChatTemplate, ErrorsNameTheLine) {
   EXPECT_EQ(render("{% if a %}\n\n{% endfor %}").status().message(),
             "t: line 3: unknown tag {% endfor %}; {% endif %} is still to come");
   EXPECT_EQ(render("\n{% include 'x' %}").status().code(), StatusCode::kUnsupported);
-  EXPECT_EQ(render("{% for x in y recursive %}{% endfor %}").status().code(), StatusCode::kUnsupported);
+  EXPECT_EQ(render("{% for x in y recursive %}{% endfor %}").status().code(),
+            StatusCode::kUnsupported);
   EXPECT_EQ(render("{{ cycler(1) }}").status().code(), StatusCode::kUnsupported);
   EXPECT_EQ(render("{{ 'a' | urlize }}").status().code(), StatusCode::kUnsupported);
   EXPECT_EQ(render("{{ 9223372036854775807 + 1 }}").status().code(), StatusCode::kInvalidArgument);
@@ -123,8 +129,10 @@ TEST(ChatTemplate, ErrorsNameTheLine) {
 }
 
 TEST(ChatTemplate, MissingVariablesAreThoseOfTransformers) {
-  EXPECT_EQ(*render("{{ tools is none }}{{ documents }}{{ add_generation_prompt }}{{ messages is defined }}"),
-            "TrueNoneFalseFalse");
+  EXPECT_EQ(
+      *render(
+          "{{ tools is none }}{{ documents }}{{ add_generation_prompt }}{{ messages is defined }}"),
+      "TrueNoneFalseFalse");
 }
 
 TEST(ChatTemplate, ClockCanBeFixed) {
@@ -140,13 +148,20 @@ TEST(ChatTemplate, HostileTemplatesHitALimit) {
            "{{ 'x' * 9000000000000 }}",
            "{{ [0] * 9000000000000 }}",
            "{{ range(9000000000000) }}",
-           "{% set ns = namespace(s='xx') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
-           "{% set ns = namespace(l=[]) %}{% for i in range(999) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}",
-           "{% set ns = namespace(l=1) %}{% for i in range(999) %}{% set ns.l = [ns.l].index %}{% endfor %}",
+           "{% set ns = namespace(s='xx') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% "
+           "endfor %}",
+           "{% set ns = namespace(l=[]) %}{% for i in range(999) %}{% set ns.l = [ns.l, ns.l] %}{% "
+           "endfor %}",
+           "{% set ns = namespace(l=1) %}{% for i in range(999) %}{% set ns.l = [ns.l].index %}{% "
+           "endfor %}",
            "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-           "{% for i in range(99999) %}{{ 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx' }}{% endfor %}",
-           "{{ 'a' | center(9000000000000) }}", "{{ '%9000000000000d' % 1 }}", "{{ '{:>999999999}'.format('x') }}",
-           "{{ ('a' * 100000) | replace('', 'b' * 100000) }}", "{{ [1] | tojson(indent=9000000000000) }}",
+           "{% for i in range(99999) %}{{ 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx' }}{% "
+           "endfor %}",
+           "{{ 'a' | center(9000000000000) }}",
+           "{{ '%9000000000000d' % 1 }}",
+           "{{ '{:>999999999}'.format('x') }}",
+           "{{ ('a' * 100000) | replace('', 'b' * 100000) }}",
+           "{{ [1] | tojson(indent=9000000000000) }}",
            "{{ ('a' * 1000000) | list | map('center', 1000) | join }}",
        }) {
     SCOPED_TRACE(source);
@@ -162,7 +177,8 @@ TEST(ChatTemplate, DeepNestingIsRefused) {
     for (int k = 0; k < count; ++k) out += text;
     return out;
   };
-  for (const std::string_view opener : {"(", "[", "{1:", "-", "not ", "a.b[", "f(", "x if y else "}) {
+  for (const std::string_view opener :
+       {"(", "[", "{1:", "-", "not ", "a.b[", "f(", "x if y else "}) {
     EXPECT_FALSE(render("{{ " + repeat(opener, 100'000)).ok()) << opener;
   }
   EXPECT_FALSE(render("{{ 1" + repeat(" + 1", 100'000) + " }}").ok());
@@ -174,10 +190,13 @@ TEST(ChatTemplate, DeepNestingIsRefused) {
 }
 
 TEST(ChatTemplate, CyclesAreReleased) {  // checked by the leak sanitizer
-  EXPECT_TRUE(render("{% set ns = namespace() %}{% set ns.self = [ns] %}{% macro m() %}{{ ns }}{% endmacro %}"
-                     "{% set ns.m = m %}{% for i in [1, 2] %}{% set ns.loop = loop %}"
-                     "{% set x = loop.changed(loop) %}{% macro k() %}{{ x }}{% endmacro %}{% set y = k %}{% endfor %}")
-                  .ok());
+  EXPECT_TRUE(
+      render(
+          "{% set ns = namespace() %}{% set ns.self = [ns] %}{% macro m() %}{{ ns }}{% endmacro %}"
+          "{% set ns.m = m %}{% for i in [1, 2] %}{% set ns.loop = loop %}"
+          "{% set x = loop.changed(loop) %}{% macro k() %}{{ x }}{% endmacro %}{% set y = k %}{% "
+          "endfor %}")
+          .ok());
   EXPECT_FALSE(render("{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}").ok());
 }
 
@@ -185,7 +204,9 @@ TEST(ChatTemplate, TimeLimitHolds) {
   TemplateLimits limits;
   limits.max_time = std::chrono::milliseconds(30);
   limits.max_steps = INT64_MAX;
-  const auto rendered = render("{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}", "{}", limits);
+  const auto rendered =
+      render("{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}", "{}",
+             limits);
   EXPECT_EQ(rendered.status().code(), StatusCode::kDeadlineExceeded);
 }
 

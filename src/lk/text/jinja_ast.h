@@ -15,22 +15,26 @@ struct Expr;
 using ExprPtr = std::unique_ptr<Expr>;
 
 enum class ExprKind {
-  kConstant,      // constant
-  kName,          // name
-  kList, kTuple,  // args
-  kDict,          // args: key, value, key, value, ...
-  kAttribute,     // args[0].name
-  kSubscript,     // args[0][args[1]]
-  kSlice,         // start, stop, step in args, null when absent; only as args[1] of kSubscript
-  kCall,          // args[0](args[1...], named, *star, **star_star)
-  kFilter,        // args[0] | name(args[1...], ...); args[0] null: the body of a filter or set block
-  kTest,          // args[0] is name(args[1...], ...)
-  kNot, kNegative, kPositive,  // args[0]
-  kBinary,        // args[0] name args[1]: + - * / // % **
-  kConcat,        // args joined by ~
-  kAnd, kOr,      // args[0], args[1]
-  kCompare,       // args[0] operators[0] args[1] operators[1] args[2] ...
-  kConditional,   // args[0] if args[1] else args[2]; args[2] may be null
+  kConstant,  // constant
+  kName,      // name
+  kList,
+  kTuple,      // args
+  kDict,       // args: key, value, key, value, ...
+  kAttribute,  // args[0].name
+  kSubscript,  // args[0][args[1]]
+  kSlice,      // start, stop, step in args, null when absent; only as args[1] of kSubscript
+  kCall,       // args[0](args[1...], named, *star, **star_star)
+  kFilter,     // args[0] | name(args[1...], ...); args[0] null: the body of a filter or set block
+  kTest,       // args[0] is name(args[1...], ...)
+  kNot,
+  kNegative,
+  kPositive,  // args[0]
+  kBinary,    // args[0] name args[1]: + - * / // % **
+  kConcat,    // args joined by ~
+  kAnd,
+  kOr,           // args[0], args[1]
+  kCompare,      // args[0] operators[0] args[1] operators[1] args[2] ...
+  kConditional,  // args[0] if args[1] else args[2]; args[2] may be null
 };
 
 struct Expr {
@@ -66,18 +70,19 @@ struct Macro {  // also the body of a call block
 };
 
 enum class StmtKind {
-  kText,      // text
-  kPrint,     // exprs
-  kIf,        // exprs[k] guards bodies[k]; one more body is the else
-  kFor,       // target in exprs[0] if exprs[1] (may be null); bodies: loop, else
-  kSet,       // target = exprs[0]
-  kSetBlock,  // target = bodies[0] through the filter exprs[0] (may be null)
-  kWith,      // targets = exprs, around bodies[0]
-  kMacro,     // macro
-  kCallBlock, // exprs[0] is the call, macro the body
+  kText,         // text
+  kPrint,        // exprs
+  kIf,           // exprs[k] guards bodies[k]; one more body is the else
+  kFor,          // target in exprs[0] if exprs[1] (may be null); bodies: loop, else
+  kSet,          // target = exprs[0]
+  kSetBlock,     // target = bodies[0] through the filter exprs[0] (may be null)
+  kWith,         // targets = exprs, around bodies[0]
+  kMacro,        // macro
+  kCallBlock,    // exprs[0] is the call, macro the body
   kFilterBlock,  // exprs[0] over bodies[0]
-  kScope,     // bodies[0]: the generation tag
-  kBreak, kContinue,
+  kScope,        // bodies[0]: the generation tag
+  kBreak,
+  kContinue,
 };
 
 struct Stmt {

@@ -13,7 +13,8 @@
 
 namespace lk::jinja {
 
-// Nested calls of eval and exec. A level costs about half a kilobyte of stack, some more under sanitizers.
+// Nested calls of eval and exec. A level costs about half a kilobyte of stack, some more under
+// sanitizers.
 inline constexpr int kMaxEvalDepth = 1000;
 
 // Variables of a block. Names point into the syntax tree.

@@ -14,32 +14,48 @@ Value Evaluator::eval(const Expr& expr) {
   line_ = expr.line;
   runtime_.step();
   switch (expr.kind) {
-    case ExprKind::kConstant: return expr.constant;
-    case ExprKind::kName: return eval_name(expr);
+    case ExprKind::kConstant:
+      return expr.constant;
+    case ExprKind::kName:
+      return eval_name(expr);
     case ExprKind::kList:
-    case ExprKind::kTuple: return eval_sequence(expr);
-    case ExprKind::kDict: return eval_dict(expr);
-    case ExprKind::kAttribute: return get_attribute(runtime_, eval(*expr.args[0]), expr.name);
-    case ExprKind::kSubscript: return eval_subscript(expr);
-    case ExprKind::kSlice: break;  // only inside kSubscript
-    case ExprKind::kCall: return eval_call(expr);
-    case ExprKind::kFilter: return eval_filter(expr);
-    case ExprKind::kTest: return eval_test(expr);
-    case ExprKind::kNot: return boolean(!truthy(eval(*expr.args[0])));
-    case ExprKind::kNegative: return negative(eval(*expr.args[0]));
-    case ExprKind::kPositive: return positive(eval(*expr.args[0]));
+    case ExprKind::kTuple:
+      return eval_sequence(expr);
+    case ExprKind::kDict:
+      return eval_dict(expr);
+    case ExprKind::kAttribute:
+      return get_attribute(runtime_, eval(*expr.args[0]), expr.name);
+    case ExprKind::kSubscript:
+      return eval_subscript(expr);
+    case ExprKind::kSlice:
+      break;  // only inside kSubscript
+    case ExprKind::kCall:
+      return eval_call(expr);
+    case ExprKind::kFilter:
+      return eval_filter(expr);
+    case ExprKind::kTest:
+      return eval_test(expr);
+    case ExprKind::kNot:
+      return boolean(!truthy(eval(*expr.args[0])));
+    case ExprKind::kNegative:
+      return negative(eval(*expr.args[0]));
+    case ExprKind::kPositive:
+      return positive(eval(*expr.args[0]));
     case ExprKind::kBinary: {
       const Value left = eval(*expr.args[0]);
       return binary(runtime_, expr.name, left, eval(*expr.args[1]));
     }
-    case ExprKind::kConcat: return eval_concat(expr);
+    case ExprKind::kConcat:
+      return eval_concat(expr);
     case ExprKind::kAnd:
     case ExprKind::kOr: {
       Value left = eval(*expr.args[0]);
       return truthy(left) == (expr.kind == ExprKind::kOr) ? left : eval(*expr.args[1]);
     }
-    case ExprKind::kCompare: return eval_compare(expr);
-    case ExprKind::kConditional: return eval_conditional(expr);
+    case ExprKind::kCompare:
+      return eval_compare(expr);
+    case ExprKind::kConditional:
+      return eval_conditional(expr);
   }
   return {};
 }
@@ -53,7 +69,8 @@ Value Evaluator::eval_name(const Expr& expr) {
 }
 
 Value Evaluator::eval_sequence(const Expr& expr) {
-  SequencePtr out = runtime_.sequence(expr.kind == ExprKind::kList ? SequenceKind::kList : SequenceKind::kTuple);
+  SequencePtr out =
+      runtime_.sequence(expr.kind == ExprKind::kList ? SequenceKind::kList : SequenceKind::kTuple);
   for (const ExprPtr& arg : expr.args) out->push(eval(*arg));
   return Value::Data(std::move(out));
 }
@@ -72,13 +89,15 @@ Value Evaluator::eval_subscript(const Expr& expr) {
   const Expr& key = *expr.args[1];
   if (key.kind != ExprKind::kSlice) return get_item(runtime_, object, eval(key));
   Value bounds[3];
-  for (size_t idx = 0; idx < 3; ++idx) bounds[idx] = key.args[idx] != nullptr ? eval(*key.args[idx]) : none();
+  for (size_t idx = 0; idx < 3; ++idx)
+    bounds[idx] = key.args[idx] != nullptr ? eval(*key.args[idx]) : none();
   return slice(runtime_, object, bounds[0], bounds[1], bounds[2]);
 }
 
 Arguments Evaluator::eval_arguments(const Expr& expr) {
   Arguments arguments;
-  for (size_t idx = 1; idx < expr.args.size(); ++idx) arguments.positional.push_back(eval(*expr.args[idx]));
+  for (size_t idx = 1; idx < expr.args.size(); ++idx)
+    arguments.positional.push_back(eval(*expr.args[idx]));
   if (expr.star != nullptr) {
     const SequencePtr rest = runtime_.to_list(eval(*expr.star));
     for (const Value& value : rest->items()) arguments.positional.push_back(value);

@@ -11,16 +11,25 @@ namespace {
 
 std::string describe(const Token& token) {
   switch (token.kind) {
-    case TokenKind::kText: return "template text";
-    case TokenKind::kBlockBegin: return "{%";
-    case TokenKind::kBlockEnd: return "%}";
-    case TokenKind::kPrintBegin: return "{{";
-    case TokenKind::kPrintEnd: return "}}";
-    case TokenKind::kString: return "a string";
+    case TokenKind::kText:
+      return "template text";
+    case TokenKind::kBlockBegin:
+      return "{%";
+    case TokenKind::kBlockEnd:
+      return "%}";
+    case TokenKind::kPrintBegin:
+      return "{{";
+    case TokenKind::kPrintEnd:
+      return "}}";
+    case TokenKind::kString:
+      return "a string";
     case TokenKind::kInteger:
-    case TokenKind::kFloat: return "a number";
-    case TokenKind::kEnd: return "the end of the template";
-    default: return "'" + token.text + "'";
+    case TokenKind::kFloat:
+      return "a number";
+    case TokenKind::kEnd:
+      return "the end of the template";
+    default:
+      return "'" + token.text + "'";
   }
 }
 
@@ -32,9 +41,10 @@ bool is_reserved(std::string_view name) {
 }  // namespace
 
 void ExprParser::fail_depth() const {
-  throw TemplateError{StatusCode::kResourceExhausted,
-                      "expressions or blocks nest too deep here; split the expression with set tags",
-                      current().line};
+  throw TemplateError{
+      StatusCode::kResourceExhausted,
+      "expressions or blocks nest too deep here; split the expression with set tags",
+      current().line};
 }
 
 void ExprParser::check_depth(int depth) const {
@@ -64,7 +74,8 @@ void ExprParser::expect_operator(std::string_view text) {
   if (!skip_operator(text)) error(fmt::format("expected '{}', got {}", text, describe(current())));
 }
 std::string ExprParser::expect_name() {
-  if (current().kind != TokenKind::kName) error(fmt::format("expected a name, got {}", describe(current())));
+  if (current().kind != TokenKind::kName)
+    error(fmt::format("expected a name, got {}", describe(current())));
   return take().text;
 }
 std::string ExprParser::expect_identifier() {
@@ -78,15 +89,17 @@ ExprPtr ExprParser::parse_tuple(bool conditional, std::string_view end_name, boo
   bool is_tuple = false;
   while (true) {
     if (!tuple->args.empty()) expect_operator(",");
-    const bool at_end = current().kind == TokenKind::kPrintEnd || current().kind == TokenKind::kBlockEnd ||
-                        at_operator(")") || (!end_name.empty() && at_name(end_name));
+    const bool at_end = current().kind == TokenKind::kPrintEnd ||
+                        current().kind == TokenKind::kBlockEnd || at_operator(")") ||
+                        (!end_name.empty() && at_name(end_name));
     if (at_end) break;
     adopt(*tuple, parse_expression(conditional));
     if (!at_operator(",")) break;
     is_tuple = true;
   }
   if (!is_tuple && !tuple->args.empty()) return std::move(tuple->args[0]);
-  if (!is_tuple && !parenthesized) error(fmt::format("expected an expression, got {}", describe(current())));
+  if (!is_tuple && !parenthesized)
+    error(fmt::format("expected an expression, got {}", describe(current())));
   return tuple;
 }
 
@@ -95,7 +108,9 @@ Target ExprParser::parse_target(bool allow_attribute) {
   target.line = current().line;
   while (true) {
     if (!target.parts.empty()) expect_operator(",");
-    if (!target.parts.empty() && (at_name("in") || at_operator("=") || current().kind == TokenKind::kBlockEnd)) break;
+    if (!target.parts.empty() &&
+        (at_name("in") || at_operator("=") || current().kind == TokenKind::kBlockEnd))
+      break;
     if (target.is_tuple && at_operator(")")) break;
     target.parts.push_back(parse_target_item(allow_attribute));
     if (!at_operator(",")) break;
@@ -178,7 +193,8 @@ ExprPtr ExprParser::parse_compare() {
   while (true) {
     std::string op;
     if (current().kind == TokenKind::kOperator &&
-        std::find(std::begin(kOperators), std::end(kOperators), current().text) != std::end(kOperators)) {
+        std::find(std::begin(kOperators), std::end(kOperators), current().text) !=
+            std::end(kOperators)) {
       op = take().text;
     } else if (skip_name("in")) {
       op = "in";
@@ -314,7 +330,8 @@ ExprPtr ExprParser::parse_primary() {
   }
   if (token.kind == TokenKind::kInteger || token.kind == TokenKind::kFloat) {
     node = make(ExprKind::kConstant, line);
-    node->constant = token.kind == TokenKind::kInteger ? integer(token.integer) : Value::Data(token.number);
+    node->constant =
+        token.kind == TokenKind::kInteger ? integer(token.integer) : Value::Data(token.number);
     take();
     return node;
   }
@@ -432,7 +449,8 @@ void ExprParser::parse_arguments(Expr& call) {
     } else if (skip_operator("**")) {
       require(call.star_star == nullptr);
       call.star_star = adopt_as(parse_expression());
-    } else if (current().kind == TokenKind::kName && peek().kind == TokenKind::kOperator && peek().text == "=") {
+    } else if (current().kind == TokenKind::kName && peek().kind == TokenKind::kOperator &&
+               peek().text == "=") {
       require(call.star_star == nullptr);
       const std::string name = take().text;
       take();

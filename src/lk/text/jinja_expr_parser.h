@@ -18,7 +18,8 @@ class ExprParser {
 
  protected:
   [[noreturn]] void error(std::string message, int line = 0) const {
-    throw TemplateError{StatusCode::kInvalidArgument, std::move(message), line > 0 ? line : current().line};
+    throw TemplateError{StatusCode::kInvalidArgument, std::move(message),
+                        line > 0 ? line : current().line};
   }
 
   const Token& current() const { return tokens_[at_]; }
@@ -42,7 +43,8 @@ class ExprParser {
   std::string expect_identifier();  // a name that can be assigned to
 
   // a, b, c is a tuple; `end_name` is a name that ends it.
-  ExprPtr parse_tuple(bool conditional = true, std::string_view end_name = {}, bool parenthesized = false);
+  ExprPtr parse_tuple(bool conditional = true, std::string_view end_name = {},
+                      bool parenthesized = false);
   ExprPtr parse_expression(bool conditional = true);
   ExprPtr parse_filters(ExprPtr node, bool inline_start);
   Target parse_target(bool allow_attribute);
@@ -76,7 +78,8 @@ class ExprParser {
     bool varargs = false, kwargs = false, caller = false;
   };
   SpecialNames special_names_;
-  int num_conditional_ = 0;  // enclosing if tags: unknown filters there fail when reached, as in jinja2
+  int num_conditional_ =
+      0;  // enclosing if tags: unknown filters there fail when reached, as in jinja2
 
  private:
   [[noreturn]] void fail_depth() const;

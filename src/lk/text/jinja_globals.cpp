@@ -100,13 +100,15 @@ std::string checked_time_format(std::string_view format) {
     } else if (kind != '\0' && kKinds.find(kind) != std::string_view::npos) {
       out += directive + kind;
     } else {
-      fail_unsupported("strftime_now: the directive %{} is not supported", kind == '\0' ? ' ' : kind);
+      fail_unsupported("strftime_now: the directive %{} is not supported",
+                       kind == '\0' ? ' ' : kind);
     }
   }
   return out;
 }
 
-// The local time, or the UTC time of the variable strftime_now_unix (seconds), for reproducible prompts.
+// The local time, or the UTC time of the variable strftime_now_unix (seconds), for reproducible
+// prompts.
 Value strftime_now(const Dict& variables, Runtime& runtime, const Arguments& arguments) {
   const auto bound = arguments.bind("strftime_now", {"format"}, 1);
   if (!bound[0]->is_string()) fail("strftime_now needs a format string");
@@ -141,7 +143,8 @@ ObjectPtr find_global(Evaluator& evaluator, const Dict& variables, std::string_v
       auto object = std::make_shared<Namespace>(runtime.meter());
       fill_dict(runtime, arguments, object->attributes);
       for (const auto& [key, value] : object->attributes.items()) {
-        if (key.is_string() && key.text().starts_with('_')) fail("namespace attributes cannot begin with _");
+        if (key.is_string() && key.text().starts_with('_'))
+          fail("namespace attributes cannot begin with _");
       }
       evaluator.adopt(object);
       return Value(Value::Data(ObjectPtr(std::move(object))));

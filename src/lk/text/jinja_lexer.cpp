@@ -73,7 +73,8 @@ class Lexer {
       text = strip(text, false, true);
     } else if (sign != '+' && lstrip) {
       const size_t line_begin = text.rfind('\n') + 1;  // npos + 1 == 0
-      if ((line_begin > 0 || line_starting_) && strip(text.substr(line_begin), true, false).empty()) {
+      if ((line_begin > 0 || line_starting_) &&
+          strip(text.substr(line_begin), true, false).empty()) {
         text = text.substr(0, line_begin);
       }
     }
@@ -81,7 +82,8 @@ class Lexer {
     advance(end - pos_);
   }
 
-  // If "{% raw %}" or "{% endraw %}" starts at `at`: the byte after "raw"; else npos. Sets the sign.
+  // If "{% raw %}" or "{% endraw %}" starts at `at`: the byte after "raw"; else npos. Sets the
+  // sign.
   size_t match_raw(size_t at, std::string_view word, char& sign) const {
     size_t pos = at + 2;
     sign = 0;
@@ -185,7 +187,8 @@ class Lexer {
     while (true) {
       if (pos_ >= text_.size()) {
         line_ = tag_line;
-        error(block ? "this tag has no end; close it with %}" : "this tag has no end; close it with }}");
+        error(block ? "this tag has no end; close it with %}"
+                    : "this tag has no end; close it with }}");
       }
       const int end_line = line_;
       if (closers.empty() && end_tag(block ? "%}" : "}}", block, block)) {
@@ -227,9 +230,9 @@ class Lexer {
   // Digits with single underscores between them; the end of the run from `begin`, or `begin`.
   size_t digits_end(size_t begin) const {
     size_t end = begin;
-    while (end < text_.size() && (is_digit(text_[end]) || (text_[end] == '_' && end > begin &&
-                                                           text_[end - 1] != '_' && end + 1 < text_.size() &&
-                                                           is_digit(text_[end + 1])))) {
+    while (end < text_.size() &&
+           (is_digit(text_[end]) || (text_[end] == '_' && end > begin && text_[end - 1] != '_' &&
+                                     end + 1 < text_.size() && is_digit(text_[end + 1])))) {
       ++end;
     }
     return end;
@@ -240,12 +243,14 @@ class Lexer {
     size_t end = digits_end(pos_);
     size_t float_end = end;
     if (!after_dot) {
-      if (float_end + 1 < text_.size() && text_[float_end] == '.' && is_digit(text_[float_end + 1])) {
+      if (float_end + 1 < text_.size() && text_[float_end] == '.' &&
+          is_digit(text_[float_end + 1])) {
         float_end = digits_end(float_end + 1);
       }
       if (float_end < text_.size() && (text_[float_end] == 'e' || text_[float_end] == 'E')) {
         size_t exponent = float_end + 1;
-        if (exponent < text_.size() && (text_[exponent] == '+' || text_[exponent] == '-')) ++exponent;
+        if (exponent < text_.size() && (text_[exponent] == '+' || text_[exponent] == '-'))
+          ++exponent;
         if (exponent < text_.size() && is_digit(text_[exponent])) float_end = digits_end(exponent);
       }
     }
@@ -255,9 +260,11 @@ class Lexer {
     if (float_end > end) {
       std::erase(digits, '_');
       token.kind = TokenKind::kFloat;
-      const auto result = std::from_chars(digits.data(), digits.data() + digits.size(), token.number);
+      const auto result =
+          std::from_chars(digits.data(), digits.data() + digits.size(), token.number);
       // Out of range is infinity or zero, as strtod gives it.
-      if (result.ec == std::errc::result_out_of_range) token.number = std::strtod(digits.c_str(), nullptr);
+      if (result.ec == std::errc::result_out_of_range)
+        token.number = std::strtod(digits.c_str(), nullptr);
       end = float_end;
     } else {
       end = lex_integer(end, token);
@@ -277,11 +284,15 @@ class Lexer {
       const auto is_base_digit = [&](size_t at) {
         if (at >= text_.size()) return false;
         const char c = static_cast<char>(text_[at] | 0x20);
-        const int digit = is_digit(text_[at]) ? text_[at] - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : 99;
+        const int digit = is_digit(text_[at])    ? text_[at] - '0'
+                          : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                                                 : 99;
         return digit < prefix_base;
       };
       size_t scan = pos_ + 2;
-      while (is_base_digit(scan) || (scan < text_.size() && text_[scan] == '_' && is_base_digit(scan + 1))) ++scan;
+      while (is_base_digit(scan) ||
+             (scan < text_.size() && text_[scan] == '_' && is_base_digit(scan + 1)))
+        ++scan;
       if (prefix_base != 0 && scan > pos_ + 2) {
         base = prefix_base;
         begin = pos_ + 2;
@@ -295,7 +306,8 @@ class Lexer {
     }
     std::string digits(text_.substr(begin, end - begin));
     std::erase(digits, '_');
-    const auto result = std::from_chars(digits.data(), digits.data() + digits.size(), token.integer, base);
+    const auto result =
+        std::from_chars(digits.data(), digits.data() + digits.size(), token.integer, base);
     if (result.ec != std::errc()) error("integer " + digits + " does not fit 64 bits");
     return end;
   }
@@ -316,7 +328,8 @@ class Lexer {
         out += raw[pos++];
         continue;
       }
-      const char c = raw[++pos];  // a lone backslash cannot end the string: it would escape the quote
+      const char c =
+          raw[++pos];  // a lone backslash cannot end the string: it would escape the quote
       ++pos;
       static constexpr std::string_view kNames = "\\'\"abfnrtv";
       static constexpr std::string_view kChars = "\\'\"\a\b\f\n\r\t\v";
@@ -335,7 +348,8 @@ class Lexer {
         const char* begin = raw.data() + pos;
         const char* end = begin + std::min(width, raw.size() - pos);
         const auto result = std::from_chars(begin, end, code, 16);
-        if (result.ptr != begin + width) error(std::string("truncated \\") + c + " escape in a string");
+        if (result.ptr != begin + width)
+          error(std::string("truncated \\") + c + " escape in a string");
         if (code > 0x10FFFF || (code >= 0xD800 && code < 0xE000)) {
           error("a string escape names no Unicode character (surrogates are not supported)");
         }
@@ -347,8 +361,9 @@ class Lexer {
         // jinja2 escapes non-ASCII first, so the backslash meets another one.
         size_t next = pos - 1;
         const auto code = static_cast<uint32_t>(next_code_point(raw, next));
-        out += code < 0x100 ? fmt::format("\\x{:02x}", code)
-                            : code < 0x10000 ? fmt::format("\\u{:04x}", code) : fmt::format("\\U{:08x}", code);
+        out += code < 0x100     ? fmt::format("\\x{:02x}", code)
+               : code < 0x10000 ? fmt::format("\\u{:04x}", code)
+                                : fmt::format("\\U{:08x}", code);
         pos = next;
       } else {
         out += '\\';

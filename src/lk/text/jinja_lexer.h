@@ -11,8 +11,17 @@
 namespace lk::jinja {
 
 enum class TokenKind {
-  kText, kBlockBegin, kBlockEnd, kPrintBegin, kPrintEnd,
-  kName, kString, kInteger, kFloat, kOperator, kEnd,
+  kText,
+  kBlockBegin,
+  kBlockEnd,
+  kPrintBegin,
+  kPrintEnd,
+  kName,
+  kString,
+  kInteger,
+  kFloat,
+  kOperator,
+  kEnd,
 };
 
 struct Token {

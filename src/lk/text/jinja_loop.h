@@ -15,11 +15,15 @@ class LoopObject : public Object, public std::enable_shared_from_this<LoopObject
  public:
   // `source` is a sequence or an iterator.
   LoopObject(Evaluator& evaluator, const Stmt& stmt, ScopePtr scope, Value source)
-      : Object(Kind::kLoop), evaluator_(evaluator), stmt_(stmt), scope_(std::move(scope)), source_(std::move(source)) {}
+      : Object(Kind::kLoop),
+        evaluator_(evaluator),
+        stmt_(stmt),
+        scope_(std::move(scope)),
+        source_(std::move(source)) {}
 
   bool advance();  // to the next item; false after the last
   const Value& current() const { return current_; }
-  void finish() { scope_.reset(); }   // the loop is over: its filter no longer applies
+  void finish() { scope_.reset(); }  // the loop is over: its filter no longer applies
   void clear() { last_changed_ = Value(); }
 
   Value attribute(Runtime& runtime, std::string_view name) override;

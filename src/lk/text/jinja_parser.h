@@ -8,7 +8,8 @@
 
 namespace lk::jinja {
 
-// Nesting of expressions and blocks; keeps the parser, the evaluator and ~Expr off the end of the stack.
+// Nesting of expressions and blocks; keeps the parser, the evaluator and ~Expr off the end of the
+// stack.
 inline constexpr int kMaxSyntaxDepth = 200;
 
 Block parse(std::string_view source);  // TemplateError with the line

@@ -23,7 +23,8 @@ class Runtime {
   // One unit of work that touches about `work` bytes. Long work is charged before it is done.
   void step(int64_t work = 0) {
     if (++num_steps_ > limits_.max_steps) {
-      fail_limit("the template took more than {} steps; raise max_steps or simplify it", limits_.max_steps);
+      fail_limit("the template took more than {} steps; raise max_steps or simplify it",
+                 limits_.max_steps);
     }
     work_since_check_ += work + kStepWork;
     if (work_since_check_ > kCheckWork) check_time();
@@ -57,8 +58,9 @@ class Runtime {
 
   void check_string(size_t bytes) const {
     if (bytes > max_string_bytes()) {
-      fail_limit("a string is longer than {} bytes; raise max_output_bytes or simplify the template",
-                 max_string_bytes());
+      fail_limit(
+          "a string is longer than {} bytes; raise max_output_bytes or simplify the template",
+          max_string_bytes());
     }
   }
   std::string str(const Value& value) {
@@ -68,7 +70,8 @@ class Runtime {
     return out;
   }
 
-  // Every item of an iterable: list, tuple, view, dict keys, characters, what is left of a generator.
+  // Every item of an iterable: list, tuple, view, dict keys, characters, what is left of a
+  // generator.
   SequencePtr to_list(const Value& value, SequenceKind kind = SequenceKind::kList);
   // Comparisons, charged for the size of the values.
   bool equals(const Value& a, const Value& b) {
@@ -86,8 +89,9 @@ class Runtime {
   void check_time() {
     work_since_check_ = 0;
     if (std::chrono::steady_clock::now() > deadline_) {
-      throw TemplateError{StatusCode::kDeadlineExceeded,
-                          fmt::format("the template ran longer than {} ms", limits_.max_time.count())};
+      throw TemplateError{
+          StatusCode::kDeadlineExceeded,
+          fmt::format("the template ran longer than {} ms", limits_.max_time.count())};
     }
   }
 
@@ -127,8 +131,10 @@ struct Arguments {
   std::vector<Value> positional;
   std::vector<std::pair<std::string, Value>> named;
 
-  // One value per name; a missing one is std::nullopt-like: has() is false. `function` is for messages.
-  std::vector<const Value*> bind(std::string_view function, std::initializer_list<std::string_view> names,
+  // One value per name; a missing one is std::nullopt-like: has() is false. `function` is for
+  // messages.
+  std::vector<const Value*> bind(std::string_view function,
+                                 std::initializer_list<std::string_view> names,
                                  size_t num_required = 0) const;
 };
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Filters over sequences and dicts. Those that are generators in jinja2 give one-shot iterators here
-// too (always true, no length), but are computed at once.
+// Filters over sequences and dicts. Those that are generators in jinja2 give one-shot iterators
+// here too (always true, no length), but are computed at once.
 #include <algorithm>
 #include <optional>
 
@@ -14,7 +14,8 @@ namespace {
 // "a.b.0" or an index: the path that map(attribute=), sort, groupby... follow into each item.
 class AttributePath {
  public:
-  AttributePath(Runtime& runtime, const Value* attribute, bool lower_case = false, const Value* fallback = nullptr)
+  AttributePath(Runtime& runtime, const Value* attribute, bool lower_case = false,
+                const Value* fallback = nullptr)
       : runtime_(runtime), lower_case_(lower_case), fallback_(fallback) {
     if (attribute == nullptr || attribute->is_none()) return;
     if (!attribute->is_string()) {
@@ -110,9 +111,11 @@ Value filter_first(const FilterCall& call) {
   call.bind({});
   if (call.value.is_object(Object::Kind::kIterator)) {
     auto& it = static_cast<Iterator&>(*call.value.as<ObjectPtr>());
-    return it.next < it.items().size() ? it.items()[it.next++] : undefined("first: the sequence is empty");
+    return it.next < it.items().size() ? it.items()[it.next++]
+                                       : undefined("first: the sequence is empty");
   }
-  if (call.value.is_string() && !call.value.text().empty()) return get_item(call.runtime, call.value, integer(0));
+  if (call.value.is_string() && !call.value.text().empty())
+    return get_item(call.runtime, call.value, integer(0));
   if (call.value.is_sequence() && !call.value.items().empty()) return call.value.items()[0];
   const SequencePtr items = call.runtime.to_list(call.value);
   return items->items().empty() ? undefined("first: the sequence is empty") : items->items()[0];
@@ -120,8 +123,10 @@ Value filter_first(const FilterCall& call) {
 
 Value filter_last(const FilterCall& call) {
   call.bind({});
-  if (call.value.is_object(Object::Kind::kIterator)) fail("last needs a list; turn the generator into one with | list");
-  if (call.value.is_string() && !call.value.text().empty()) return get_item(call.runtime, call.value, integer(-1));
+  if (call.value.is_object(Object::Kind::kIterator))
+    fail("last needs a list; turn the generator into one with | list");
+  if (call.value.is_string() && !call.value.text().empty())
+    return get_item(call.runtime, call.value, integer(-1));
   if (call.value.is_sequence() && !call.value.items().empty()) return call.value.items().back();
   const SequencePtr items = call.runtime.to_list(call.value);
   return items->items().empty() ? undefined("last: the sequence is empty") : items->items().back();
@@ -139,7 +144,8 @@ Value filter_reverse(const FilterCall& call) {
 
 Value filter_items(const FilterCall& call) {
   call.bind({});
-  if (!call.value.is_undefined() && !call.value.is_dict()) fail("items needs a mapping, got {}", type_name(call.value));
+  if (!call.value.is_undefined() && !call.value.is_dict())
+    fail("items needs a mapping, got {}", type_name(call.value));
   SequencePtr out = call.runtime.sequence();
   if (call.value.is_dict()) {
     for (const auto& [key, value] : call.value.dict().items()) {
@@ -230,7 +236,8 @@ Value filter_sum(const FilterCall& call) {
   Value total = bound[1] != nullptr ? *bound[1] : integer(0);
   if (total.is_string()) fail("sum cannot add strings; use join");
   const SequencePtr source = call.runtime.to_list(call.value);
-  for (const Value& item : source->items()) total = binary(call.runtime, "+", total, path.get(item));
+  for (const Value& item : source->items())
+    total = binary(call.runtime, "+", total, path.get(item));
   return total;
 }
 
@@ -279,7 +286,8 @@ Value filter_select(const FilterCall& call) {
   const SequencePtr source = call.runtime.to_list(call.value);
   for (const Value& item : source->items()) {
     const Value subject = path.get(item);
-    const bool holds = test.has_value() ? apply_test(call.runtime, test->text(), subject, arguments) : truthy(subject);
+    const bool holds = test.has_value() ? apply_test(call.runtime, test->text(), subject, arguments)
+                                        : truthy(subject);
     if (holds == wanted) out->push(item);
   }
   return call.runtime.iterator(std::move(out));
@@ -321,7 +329,8 @@ Value filter_slice(const FilterCall& call) {
     SequencePtr part = call.runtime.sequence();
     const int64_t size = count / num_slices + (idx < count % num_slices ? 1 : 0);
     for (int64_t k = 0; k < size; ++k) part->push(source->items()[at++]);
-    if (bound[1] != nullptr && !bound[1]->is_none() && idx >= count % num_slices) part->push(*bound[1]);
+    if (bound[1] != nullptr && !bound[1]->is_none() && idx >= count % num_slices)
+      part->push(*bound[1]);
     out->push(list_of(std::move(part)));
   }
   return call.runtime.iterator(std::move(out));
@@ -354,17 +363,20 @@ Value filter_groupby(const FilterCall& call) {
 }
 
 constexpr FilterEntry kFilters[] = {
-    {"batch", filter_batch}, {"count", filter_length}, {"dictsort", filter_dictsort}, {"first", filter_first},
-    {"groupby", filter_groupby}, {"items", filter_items}, {"join", filter_join}, {"last", filter_last},
-    {"length", filter_length}, {"list", filter_list}, {"map", filter_map}, {"max", filter_min_max},
-    {"min", filter_min_max}, {"reject", filter_select}, {"rejectattr", filter_select},
-    {"reverse", filter_reverse}, {"select", filter_select}, {"selectattr", filter_select},
-    {"slice", filter_slice}, {"sort", filter_sort}, {"sum", filter_sum}, {"unique", filter_unique}};
+    {"batch", filter_batch},     {"count", filter_length},    {"dictsort", filter_dictsort},
+    {"first", filter_first},     {"groupby", filter_groupby}, {"items", filter_items},
+    {"join", filter_join},       {"last", filter_last},       {"length", filter_length},
+    {"list", filter_list},       {"map", filter_map},         {"max", filter_min_max},
+    {"min", filter_min_max},     {"reject", filter_select},   {"rejectattr", filter_select},
+    {"reverse", filter_reverse}, {"select", filter_select},   {"selectattr", filter_select},
+    {"slice", filter_slice},     {"sort", filter_sort},       {"sum", filter_sum},
+    {"unique", filter_unique}};
 
 }  // namespace
 
 const FilterEntry* find_sequence_filter(std::string_view name) {
-  const auto* it = std::find_if(std::begin(kFilters), std::end(kFilters), [&](const auto& e) { return e.name == name; });
+  const auto* it = std::find_if(std::begin(kFilters), std::end(kFilters),
+                                [&](const auto& e) { return e.name == name; });
   return it == std::end(kFilters) ? nullptr : it;
 }
 

@@ -20,9 +20,9 @@ int64_t num_code_points(std::string_view text);
 // Byte offset of code point `index`; text.size() past the end.
 size_t byte_offset(std::string_view text, int64_t index);
 
-bool is_space(char32_t c);         // str.isspace
-bool is_line_break(char32_t c);    // a boundary of str.splitlines
-bool is_printable(char32_t c);     // str.isprintable
+bool is_space(char32_t c);       // str.isspace
+bool is_line_break(char32_t c);  // a boundary of str.splitlines
+bool is_printable(char32_t c);   // str.isprintable
 
 std::string upper(std::string_view text);
 std::string lower(std::string_view text);

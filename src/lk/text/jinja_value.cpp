@@ -14,10 +14,11 @@ namespace {
 constexpr int64_t kStringOverheadBytes = 64;  // control block, StringData, allocator
 constexpr int64_t kItemBytes = sizeof(Value);
 constexpr int64_t kEntryBytes = 2 * sizeof(Value) + 48;  // 48: the node of the hash index
-constexpr size_t kLinearDictSize = 8;  // below, comparing keys beats hashing
+constexpr size_t kLinearDictSize = 8;                    // below, comparing keys beats hashing
 
 void check_depth(int depth) {
-  if (depth > kMaxValueDepth) fail_limit("a value is nested more than {} levels deep", kMaxValueDepth);
+  if (depth > kMaxValueDepth)
+    fail_limit("a value is nested more than {} levels deep", kMaxValueDepth);
 }
 
 void check_weight(int64_t weight) {
@@ -81,7 +82,8 @@ void append_string_repr(std::string& out, std::string_view text) {
   out += quote;
 }
 
-// repr of nested values; `depth` also bounds chains of namespaces, which Sequence::depth does not see.
+// repr of nested values; `depth` also bounds chains of namespaces, which Sequence::depth does not
+// see.
 class ReprWriter {
  public:
   ReprWriter(std::string& out, size_t limit_bytes) : out_(out), limit_bytes_(limit_bytes) {}
@@ -107,7 +109,8 @@ class ReprWriter {
     } else {
       write_object(*value.as<ObjectPtr>(), depth);
     }
-    if (out_.size() > limit_bytes_) fail_limit("a printed value is longer than {} bytes", limit_bytes_);
+    if (out_.size() > limit_bytes_)
+      fail_limit("a printed value is longer than {} bytes", limit_bytes_);
   }
 
  private:
@@ -123,10 +126,17 @@ class ReprWriter {
         write_items(sequence.items(), depth);
         out_ += sequence.items().size() == 1 ? ",)" : ")";
         return;
-      case SequenceKind::kKeys: out_ += "dict_keys("; break;
-      case SequenceKind::kValues: out_ += "dict_values("; break;
-      case SequenceKind::kItems: out_ += "dict_items("; break;
-      case SequenceKind::kList: break;
+      case SequenceKind::kKeys:
+        out_ += "dict_keys(";
+        break;
+      case SequenceKind::kValues:
+        out_ += "dict_values(";
+        break;
+      case SequenceKind::kItems:
+        out_ += "dict_items(";
+        break;
+      case SequenceKind::kList:
+        break;
     }
     out_ += '[';
     write_items(sequence.items(), depth);
@@ -170,7 +180,8 @@ class ReprWriter {
 
 }  // namespace
 
-StringData::StringData(std::string text_in, Meter* meter_in) : text(std::move(text_in)), meter(meter_in) {
+StringData::StringData(std::string text_in, Meter* meter_in)
+    : text(std::move(text_in)), meter(meter_in) {
   if (meter != nullptr) meter->add(kStringOverheadBytes + static_cast<int64_t>(text.size()));
 }
 StringData::~StringData() {
@@ -230,7 +241,8 @@ const Value* Dict::find(std::string_view key) const {
 }
 
 Value Object::attribute(Runtime&, std::string_view name) {
-  return undefined(fmt::format("a {} has no attribute {}", type_name(Value::Data(ObjectPtr(ObjectPtr(), this))), name));
+  return undefined(fmt::format("a {} has no attribute {}",
+                               type_name(Value::Data(ObjectPtr(ObjectPtr(), this))), name));
 }
 Value Object::call(Runtime&, const Arguments&) {
   fail("a {} cannot be called", type_name(Value::Data(ObjectPtr(ObjectPtr(), this))));
@@ -282,7 +294,8 @@ bool equal(const Value& a, const Value& b) {
   if (a.is_number() && b.is_number()) return equal_numbers(a, b);
   if (a.is_string() && b.is_string()) return a.text() == b.text();
   if (a.is_sequence() && b.is_sequence()) {
-    return a.as<SequencePtr>()->kind == b.as<SequencePtr>()->kind && equal_items(a.items(), b.items());
+    return a.as<SequencePtr>()->kind == b.as<SequencePtr>()->kind &&
+           equal_items(a.items(), b.items());
   }
   if (a.is_dict() && b.is_dict()) return equal_dicts(a.dict(), b.dict());
   if (a.is<ObjectPtr>() && b.is<ObjectPtr>()) return a.as<ObjectPtr>() == b.as<ObjectPtr>();
@@ -311,7 +324,8 @@ size_t hash(const Value& value) {
   if (value.is_integral()) return std::hash<int64_t>{}(value.integer());
   if (value.is<double>()) {
     const double x = value.as<double>();
-    if (x >= -0x1p63 && x < 0x1p63 && std::floor(x) == x) return std::hash<int64_t>{}(static_cast<int64_t>(x));
+    if (x >= -0x1p63 && x < 0x1p63 && std::floor(x) == x)
+      return std::hash<int64_t>{}(static_cast<int64_t>(x));
     return std::hash<double>{}(x);
   }
   if (value.is_sequence(SequenceKind::kTuple) || value.is_sequence(SequenceKind::kRange)) {
@@ -334,21 +348,33 @@ std::string type_name(const Value& value) {
   if (value.is_dict()) return "dict";
   if (value.is_sequence()) {
     switch (value.as<SequencePtr>()->kind) {
-      case SequenceKind::kList: return "list";
-      case SequenceKind::kTuple: return "tuple";
-      case SequenceKind::kRange: return "range";
-      case SequenceKind::kKeys: return "dict_keys";
-      case SequenceKind::kValues: return "dict_values";
-      case SequenceKind::kItems: return "dict_items";
+      case SequenceKind::kList:
+        return "list";
+      case SequenceKind::kTuple:
+        return "tuple";
+      case SequenceKind::kRange:
+        return "range";
+      case SequenceKind::kKeys:
+        return "dict_keys";
+      case SequenceKind::kValues:
+        return "dict_values";
+      case SequenceKind::kItems:
+        return "dict_items";
     }
   }
   switch (value.as<ObjectPtr>()->kind) {
-    case Object::Kind::kIterator: return "generator";
-    case Object::Kind::kNamespace: return "namespace";
-    case Object::Kind::kLoop: return "loop";
-    case Object::Kind::kFunction: return "function";
-    case Object::Kind::kMethod: return "method";
-    case Object::Kind::kMacro: return "macro";
+    case Object::Kind::kIterator:
+      return "generator";
+    case Object::Kind::kNamespace:
+      return "namespace";
+    case Object::Kind::kLoop:
+      return "loop";
+    case Object::Kind::kFunction:
+      return "function";
+    case Object::Kind::kMethod:
+      return "method";
+    case Object::Kind::kMacro:
+      return "macro";
   }
   return "object";
 }
@@ -361,7 +387,8 @@ void fail_undefined(const Value& value) {
 void append_str(std::string& out, const Value& value, size_t limit_bytes) {
   if (value.is_undefined()) return;
   if (value.is_string()) {
-    if (out.size() + value.text().size() > limit_bytes) fail_limit("text longer than {} bytes", limit_bytes);
+    if (out.size() + value.text().size() > limit_bytes)
+      fail_limit("text longer than {} bytes", limit_bytes);
     out += value.text();
     return;
   }
@@ -377,7 +404,8 @@ std::string float_repr(double x) {
   if (std::isnan(x)) return "nan";
   if (std::isinf(x)) return x > 0 ? "inf" : "-inf";
   char buffer[40];
-  const auto result = std::to_chars(buffer, buffer + sizeof(buffer), x, std::chars_format::scientific);
+  const auto result =
+      std::to_chars(buffer, buffer + sizeof(buffer), x, std::chars_format::scientific);
   const std::string_view text(buffer, static_cast<size_t>(result.ptr - buffer));
   const bool negative = text[0] == '-';
   const size_t e_at = text.find('e');
@@ -393,7 +421,8 @@ std::string float_repr(double x) {
     if (num_digits > 1) out += "." + digits.substr(1);
     return out + fmt::format("e{}{:02}", exponent < 0 ? '-' : '+', std::abs(exponent));
   }
-  if (exponent < 0) return out + "0." + std::string(static_cast<size_t>(-exponent - 1), '0') + digits;
+  if (exponent < 0)
+    return out + "0." + std::string(static_cast<size_t>(-exponent - 1), '0') + digits;
   if (num_digits <= exponent + 1) {
     return out + digits + std::string(static_cast<size_t>(exponent + 1 - num_digits), '0') + ".0";
   }

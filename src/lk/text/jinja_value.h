@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Values of the template language, with Python's semantics: truth, equality, order, hash, str, repr.
-// Strings, sequences and dicts do not change once a template can see them (the sandbox forbids
-// mutation), so they are shared; each carries its nesting depth and is charged to a Meter.
+// Values of the template language, with Python's semantics: truth, equality, order, hash, str,
+// repr. Strings, sequences and dicts do not change once a template can see them (the sandbox
+// forbids mutation), so they are shared; each carries its nesting depth and is charged to a Meter.
 #pragma once
 
 #include <cstdint>
@@ -17,17 +17,19 @@
 
 namespace lk::jinja {
 
-// How evaluation stops early. Thrown inside the template engine only; ChatTemplate turns it into a Status.
+// How evaluation stops early. Thrown inside the template engine only; ChatTemplate turns it into a
+// Status.
 struct TemplateError {
   StatusCode code;
   std::string message;
-  int line = 0;  // 0: the line being evaluated
+  int line = 0;         // 0: the line being evaluated
   bool raised = false;  // by raise_exception: the message is the template's own, for the caller
 };
 
 template <class... Args>
 [[noreturn]] void fail(fmt::format_string<Args...> format, Args&&... args) {
-  throw TemplateError{StatusCode::kInvalidArgument, fmt::format(format, std::forward<Args>(args)...)};
+  throw TemplateError{StatusCode::kInvalidArgument,
+                      fmt::format(format, std::forward<Args>(args)...)};
 }
 template <class... Args>
 [[noreturn]] void fail_unsupported(fmt::format_string<Args...> format, Args&&... args) {
@@ -35,12 +37,14 @@ template <class... Args>
 }
 template <class... Args>
 [[noreturn]] void fail_limit(fmt::format_string<Args...> format, Args&&... args) {
-  throw TemplateError{StatusCode::kResourceExhausted, fmt::format(format, std::forward<Args>(args)...)};
+  throw TemplateError{StatusCode::kResourceExhausted,
+                      fmt::format(format, std::forward<Args>(args)...)};
 }
 
 // Deeper values are refused: destruction, repr and comparison recurse once per level.
 inline constexpr int kMaxValueDepth = 100;
-// Larger values are refused. Sharing lets a few steps build a value of 2**100 nodes, which comparing would walk.
+// Larger values are refused. Sharing lets a few steps build a value of 2**100 nodes, which
+// comparing would walk.
 inline constexpr int64_t kMaxValueWeight = 4 << 20;
 
 // Live bytes of the values of one rendering. Must outlive them.
@@ -50,8 +54,9 @@ class Meter {
   void add(int64_t bytes) {
     live_bytes_ += bytes;
     if (live_bytes_ > limit_bytes_) {
-      fail_limit("the template holds more than {} bytes of values; raise max_output_bytes or simplify it",
-                 limit_bytes_);
+      fail_limit(
+          "the template holds more than {} bytes of values; raise max_output_bytes or simplify it",
+          limit_bytes_);
     }
   }
   void sub(int64_t bytes) { live_bytes_ -= bytes; }
@@ -104,14 +109,19 @@ using ObjectPtr = std::shared_ptr<Object>;
 
 class Value {
  public:
-  using Data = std::variant<Undefined, None, bool, int64_t, double, StringPtr, SequencePtr, DictPtr, ObjectPtr>;
-  Value() = default;  // undefined
+  using Data = std::variant<Undefined, None, bool, int64_t, double, StringPtr, SequencePtr, DictPtr,
+                            ObjectPtr>;
+  Value() = default;                            // undefined
   Value(Data data) : data_(std::move(data)) {}  // NOLINT(google-explicit-constructor)
 
   template <class T>
-  bool is() const { return std::holds_alternative<T>(data_); }
+  bool is() const {
+    return std::holds_alternative<T>(data_);
+  }
   template <class T>
-  const T& as() const { return *std::get_if<T>(&data_); }  // Requires: is<T>()
+  const T& as() const {
+    return *std::get_if<T>(&data_);
+  }  // Requires: is<T>()
 
   bool is_undefined() const { return is<Undefined>(); }
   bool is_none() const { return is<None>(); }
@@ -121,7 +131,9 @@ class Value {
   bool is_sequence(SequenceKind kind) const;
   bool is_integral() const { return is<int64_t>() || is<bool>(); }  // bool is an int in Python
   bool is_number() const { return is_integral() || is<double>(); }
-  bool is_object(Object::Kind kind) const { return is<ObjectPtr>() && as<ObjectPtr>()->kind == kind; }
+  bool is_object(Object::Kind kind) const {
+    return is<ObjectPtr>() && as<ObjectPtr>()->kind == kind;
+  }
 
   const std::string& text() const { return as<StringPtr>()->text; }
   int64_t integer() const { return is<bool>() ? as<bool>() : as<int64_t>(); }
@@ -183,7 +195,9 @@ class Dict {
   int64_t weight_ = 1;
 };
 
-inline bool Value::is_sequence(SequenceKind kind) const { return is_sequence() && as<SequencePtr>()->kind == kind; }
+inline bool Value::is_sequence(SequenceKind kind) const {
+  return is_sequence() && as<SequencePtr>()->kind == kind;
+}
 inline const std::vector<Value>& Value::items() const { return as<SequencePtr>()->items(); }
 
 // A generator of Python: can be walked once, has no length and is always true.
