@@ -9,6 +9,7 @@
 #include <deque>
 #include <fstream>
 #include <iostream>
+#include <map>
 #include <optional>
 
 #include "commands.h"
@@ -29,6 +30,7 @@ struct GenerateFlags {
 
 struct Totals {
   int64_t requests = 0, failed = 0, prompt_tokens = 0, output_tokens = 0;
+  std::map<std::string, std::pair<int64_t, int64_t>> matches;  // adapter -> exact matches, requests with an expected answer
   Clock::time_point start = Clock::now();
 
   void add(const Completion& completion) {
@@ -36,6 +38,11 @@ struct Totals {
     failed += completion.finish == FinishReason::kError;
     prompt_tokens += completion.prompt_tokens;
     output_tokens += static_cast<int64_t>(completion.token_ids.size());
+  }
+  void add_match(const std::string& adapter, bool matched) {
+    auto& [count, total] = matches[adapter.empty() ? "base" : adapter];
+    count += matched;
+    ++total;
   }
   std::string summary() const {
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
@@ -150,6 +157,7 @@ Result<std::vector<std::string>> read_lines(const std::string& path) {
 }
 
 int run_batch(const GenerateFlags& flags) {
+  if (flags.adapters.size() > 1) return fail(invalid_argument("with --input, at most one --adapter can override the lines' own"));
   Result<std::vector<std::string>> lines = read_lines(flags.input);
   if (!lines.ok()) return fail(lines.status());
   Result<std::unique_ptr<ResultWriter>> writer = ResultWriter::open(flags.output);
@@ -170,11 +178,14 @@ int run_batch(const GenerateFlags& flags) {
       reject(jsonl_id((*lines)[i]), "", parsed.status());
       continue;
     }
+    if (!flags.adapters.empty()) parsed->request.adapter = flags.adapters[0];
     const boost::json::value id = parsed->id;
     const std::string adapter = parsed->request.adapter;
-    Result<RequestId> submitted = engine.submit(std::move(parsed->request), {.on_done = [&, i, id, adapter](Completion completion) {
+    const std::optional<std::string> expected = parsed->expected;
+    Result<RequestId> submitted = engine.submit(std::move(parsed->request), {.on_done = [&, i, id, adapter, expected](Completion completion) {
       totals.add(completion);
-      (*writer)->put(i, format_jsonl_result(id, adapter, completion));
+      if (expected) totals.add_match(adapter, matches_expected(completion.text, *expected));
+      (*writer)->put(i, format_jsonl_result(id, adapter, completion, expected));
     }});
     if (!submitted.ok()) reject(id, adapter, submitted.status());
   }
@@ -185,6 +196,9 @@ int run_batch(const GenerateFlags& flags) {
   progress.update(engine, totals, true);
   (*writer)->flush();
   fmt::print(stderr, "{}{}\n", totals.summary(), totals.failed ? fmt::format(", {} failed", totals.failed) : "");
+  for (const auto& [adapter, count] : totals.matches)
+    fmt::print(stderr, "  {:<20} {:4} of {:4} answers match exactly ({:.1f} %)\n", adapter, count.first, count.second,
+               100.0 * static_cast<double>(count.first) / static_cast<double>(count.second));
   if (!(*writer)->status().ok()) return fail((*writer)->status());
   if (interrupted) {
     fmt::print(stderr, "lorikeet: interrupted; {} of {} results were written\n", totals.requests, lines->size());
@@ -245,7 +259,7 @@ void add_generate(CLI::App& app, int& exit_code) {
   CLI::App* command = app.add_subcommand("generate", "Generate text: prompts on the command line, or a JSON-lines batch");
   flags->model.add_to(*command, true);
   auto* prompt = command->add_option("--prompt", flags->prompts, "prompt text; repeatable, all run in one batch")->group("Input and output");
-  command->add_option("--adapter", flags->adapters, "adapter for the prompts; repeatable (each prompt runs with each); \"base\" = none")->group("Input and output");
+  command->add_option("--adapter", flags->adapters, "adapter for the prompts; repeatable (each prompt runs with each); \"base\" = none; with --input, overrides each line's")->group("Input and output");
   command->add_option("--input", flags->input, "JSON-lines file of requests, - = standard input")->group("Input and output")->excludes(prompt);
   command->add_option("--output", flags->output, "JSON-lines file of results, in input order; - = standard output")->capture_default_str()->group("Input and output");
   TextRequest& d = flags->defaults;

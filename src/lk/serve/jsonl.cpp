@@ -3,6 +3,7 @@
 
 #include <boost/json.hpp>
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <limits>
@@ -21,6 +22,9 @@ class Fields {
     return read(name, "true or false", [&](const json::value& v) { return v.is_bool() && (out = v.get_bool(), true); });
   }
   Status text(std::string_view name, std::string& out) {
+    return read(name, "a string", [&](const json::value& v) { return v.is_string() && (out = v.get_string(), true); });
+  }
+  Status text(std::string_view name, std::optional<std::string>& out) {
     return read(name, "a string", [&](const json::value& v) { return v.is_string() && (out = v.get_string(), true); });
   }
   Status number(std::string_view name, double& out) {
@@ -170,6 +174,7 @@ Result<JsonlRequest> parse_jsonl_request(std::string_view line, const TextReques
   LK_RETURN_IF_ERROR(fields.boolean("ignore_eos", r.ignore_eos));
   LK_RETURN_IF_ERROR(fields.boolean("skip_special_tokens", r.skip_special_tokens));
   LK_RETURN_IF_ERROR(fields.boolean("add_special_tokens", r.add_special_tokens));
+  LK_RETURN_IF_ERROR(fields.text("expected", parsed.expected));
   LK_RETURN_IF_ERROR(fields.no_others());
   return parsed;
 }
@@ -182,12 +187,22 @@ json::value jsonl_id(std::string_view line) {
   return id ? *id : json::value(nullptr);
 }
 
-std::string format_jsonl_result(const json::value& id, const std::string& adapter, const Completion& completion) {
+bool matches_expected(const std::string& text, const std::string& expected) {
+  const auto trim = [](std::string_view s) {
+    const size_t first = s.find_first_not_of(" \t\r\n");
+    return first == std::string_view::npos ? std::string_view{} : s.substr(first, s.find_last_not_of(" \t\r\n") - first + 1);
+  };
+  return trim(text) == trim(expected);
+}
+
+std::string format_jsonl_result(const json::value& id, const std::string& adapter, const Completion& completion,
+                                const std::optional<std::string>& expected) {
   if (completion.finish == FinishReason::kError) return format_jsonl_error(id, adapter, completion.error);
   json::object object{{"id", id}, {"adapter", adapter.empty() ? "base" : adapter}, {"text", completion.text},
                       {"token_ids", json::value_from(completion.token_ids)}};
   if (!completion.logprobs.empty()) object["logprobs"] = logprobs_json(completion.logprobs);
   if (!completion.prompt_logprobs.empty()) object["prompt_logprobs"] = logprobs_json(completion.prompt_logprobs);
+  if (expected) object["match"] = matches_expected(completion.text, *expected);
   object["finish_reason"] = to_string(completion.finish);
   object["prompt_tokens"] = completion.prompt_tokens;
   object["completion_tokens"] = completion.token_ids.size();
