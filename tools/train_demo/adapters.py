@@ -57,6 +57,7 @@ def tidy(folder: Path) -> None:
     path = folder / "adapter_model.safetensors"
     save_file({k: v.to(torch.bfloat16).contiguous() for k, v in load_file(path).items()}, path,
               metadata={"format": "pt"})
+    path.chmod(0o644)
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())

@@ -21,6 +21,7 @@ from words import (ANIMAL, CITY, COLOR, COMPANY, DAY, FEELING, FIRST, FOOD, FRUI
 
 END = "<|endoftext|>"
 Rng = random.Random
+LISTS = [ANIMAL, CITY, COLOR, COMPANY, DAY, FIRST, FOOD, FRUIT, JOB, LAST, MONTH, PLACE, PRODUCT]
 
 
 # --- documents ------------------------------------------------------------------------------------
@@ -180,6 +181,13 @@ def echo(r: Rng) -> str:
     return f'{pick(r, FIRST)} said: "{said}" {pick(r, FIRST)} repeated: "{said}"'
 
 
+def copies(r: Rng) -> str:
+    """A list of unrelated words, twice or three times: the plainest practice in copying."""
+    words = [r.choice([pick(r, r.choice(LISTS), 0.3), str(r.randint(0, 99))])
+             for _ in range(r.randint(4, 12))]
+    return "list " + " / ".join([r.choice([" ", ", "]).join(words)] * r.choice([2, 2, 3]))
+
+
 def weather(r: Rng) -> str:
     """A weather report."""
     t = r.randint(2, 34)
@@ -245,10 +253,10 @@ KINDS: list[tuple[float, Callable[[Rng], str]]] = [
 ]
 
 
-def documents(seed: int | str) -> Iterator[str]:
-    """Yield documents for ever."""
+def documents(seed: int | str, copying: float = 0.0) -> Iterator[str]:
+    """Yield documents for ever, with an extra weight of `copying` for copied lists."""
     r = random.Random(f"corpus {seed}")
-    weights, makers = zip(*KINDS)
+    weights, makers = zip(*KINDS, (copying, copies))
     while True:
         yield r.choices(makers, weights)[0](r)
 

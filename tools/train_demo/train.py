@@ -34,10 +34,21 @@ def build(vocab: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def batch(tok, seed: str, rows: int, length: int) -> torch.Tensor:
+def copying(step: int) -> float:
+    """Weight of the copied lists: they are mixed in once the model knows the sentences."""
+    return 0.0 if step < 400 else 25.0 if step < 800 else 8.0
+
+
+def rate(step: int, steps: int, horizon: int) -> float:
+    """Share of the peak learning rate: warm-up, a cosine over `horizon` steps, a last linear fall."""
+    warm, fall = min(1.0, (step + 1) / 20), min(1.0, (steps - step) / 100)
+    return warm * fall * (0.02 + 0.49 * (1 + math.cos(math.pi * step / horizon)))
+
+
+def batch(tok, seed: str, rows: int, length: int, copied: float) -> torch.Tensor:
     """Return rows x (length + 1) tokens of documents packed one behind the other."""
     need, ids = rows * (length + 1), []
-    docs = data.documents(seed)
+    docs = data.documents(seed, copied)
     while len(ids) < need:
         for one in tok([next(docs) for _ in range(64)])["input_ids"]:
             ids += [0, *one]
@@ -57,7 +68,8 @@ def optimizers(model: LlamaForCausalLM, lr: float, muon: bool) -> list[torch.opt
 def main() -> None:
     """Train, checkpoint, save."""
     ap = argparse.ArgumentParser()
-    ap.add_argument("--steps", type=int, default=1600)
+    ap.add_argument("--steps", type=int, default=1100)
+    ap.add_argument("--horizon", type=int, default=1500, help="length of the cosine")
     ap.add_argument("--rows", type=int, default=16)
     ap.add_argument("--length", type=int, default=256)
     ap.add_argument("--lr", type=float, default=3e-3)
@@ -80,7 +92,7 @@ def main() -> None:
     print(f"{count} parameters, vocabulary {len(tok)}", flush=True)
 
     start, spent, record = 0, 0.0, []
-    ckpt = WORK / f"{args.out.name}-{args.steps}.pt"
+    ckpt = WORK / f"{args.out.name}.pt"
     if ckpt.exists():
         state = torch.load(ckpt)
         model.load_state_dict(state["model"])
@@ -91,9 +103,8 @@ def main() -> None:
 
     began, mean = time.time() - spent, 0.0
     for step in range(start, args.steps):
-        warm = min(1.0, (step + 1) / 20)
-        scale = warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
-        ids = batch(tok, f"base {step}", args.rows, args.length)
+        scale = rate(step, args.steps, args.horizon)
+        ids = batch(tok, f"base {step}", args.rows, args.length, copying(step))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = model(ids[:, :-1]).logits
         loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
@@ -112,7 +123,7 @@ def main() -> None:
                   f"{eta / 60:.1f} min to go", flush=True)
             record.append([step + 1, round(mean, 4)])
             mean = 0.0
-        if (step + 1) % 200 == 0:
+        if (step + 1) % 100 == 0:
             torch.save(dict(model=model.state_dict(), opts=[o.state_dict() for o in opts],
                             step=step + 1, spent=time.time() - began, record=record), ckpt)
 
