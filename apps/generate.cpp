@@ -23,7 +23,8 @@ using Clock = std::chrono::steady_clock;
 struct GenerateFlags {
   ModelFlags model;
   std::vector<std::string> prompts, adapters, stop;
-  std::string input, output = "-";
+  std::string input, output = "-", format = "jsonl";
+  bool chat = false;
   TextRequest defaults;
   int64_t seed = 0;
 };
@@ -156,6 +157,18 @@ Result<std::vector<std::string>> read_lines(const std::string& path) {
   return lines;
 }
 
+// What a person would call the question: the prompt, or the last message.
+std::string last_words(const TextRequest& request) {
+  if (request.messages.empty()) return request.prompt;
+  const boost::json::value* content = request.messages.back().as_object().if_contains("content");
+  return content && content->is_string() ? std::string(content->get_string()) : "";
+}
+
+std::string format_text_result(const std::string& question, const std::string& adapter, const Completion& completion) {
+  const std::string& answer = completion.finish == FinishReason::kError ? completion.error.message() : completion.text;
+  return fmt::format("[{}] {}\n  -> {}", adapter.empty() ? "base" : adapter, question, answer);
+}
+
 int run_batch(const GenerateFlags& flags) {
   if (flags.adapters.size() > 1) return fail(invalid_argument("with --input, at most one --adapter can override the lines' own"));
   Result<std::vector<std::string>> lines = read_lines(flags.input);
@@ -167,6 +180,7 @@ int run_batch(const GenerateFlags& flags) {
   TextEngine& engine = **opened;
 
   Totals totals;
+  const bool text = flags.format == "text";
   Progress progress(lines->size());
   for (size_t i = 0; i < lines->size(); ++i) {
     const auto reject = [&](const boost::json::value& id, const std::string& adapter, const Status& status) {
@@ -182,10 +196,11 @@ int run_batch(const GenerateFlags& flags) {
     const boost::json::value id = parsed->id;
     const std::string adapter = parsed->request.adapter;
     const std::optional<std::string> expected = parsed->expected;
-    Result<RequestId> submitted = engine.submit(std::move(parsed->request), {.on_done = [&, i, id, adapter, expected](Completion completion) {
+    const std::string question = text ? last_words(parsed->request) : "";
+    Result<RequestId> submitted = engine.submit(std::move(parsed->request), {.on_done = [&, i, id, adapter, expected, question](Completion completion) {
       totals.add(completion);
       if (expected) totals.add_match(adapter, matches_expected(completion.text, *expected));
-      (*writer)->put(i, format_jsonl_result(id, adapter, completion, expected));
+      (*writer)->put(i, text ? format_text_result(question, adapter, completion) : format_jsonl_result(id, adapter, completion, expected));
     }});
     if (!submitted.ok()) reject(id, adapter, submitted.status());
   }
@@ -219,7 +234,8 @@ int run_prompts(const GenerateFlags& flags) {
   for (const std::string& prompt : flags.prompts) {
     for (const std::string& adapter : adapters) {
       TextRequest request = flags.defaults;
-      request.prompt = prompt;
+      if (flags.chat) request.messages = {{{"role", "user"}, {"content", prompt}}};
+      else request.prompt = prompt;
       request.adapter = adapter;
       CompletionSink sink{.on_done = [&, index](Completion completion) {
         totals.add(completion);
@@ -262,6 +278,8 @@ void add_generate(CLI::App& app, int& exit_code) {
   command->add_option("--adapter", flags->adapters, "adapter for the prompts; repeatable (each prompt runs with each); \"base\" = none; with --input, overrides each line's")->group("Input and output");
   command->add_option("--input", flags->input, "JSON-lines file of requests, - = standard input")->group("Input and output")->excludes(prompt);
   command->add_option("--output", flags->output, "JSON-lines file of results, in input order; - = standard output")->capture_default_str()->group("Input and output");
+  command->add_option("--format", flags->format, "of the results in batch mode")->check(CLI::IsMember({"jsonl", "text"}))->capture_default_str()->group("Input and output");
+  command->add_flag("--chat", flags->chat, "render each --prompt as a user message with the model's chat template")->group("Input and output");
   TextRequest& d = flags->defaults;
   SamplingParams& s = d.sampling;
   s.temperature = 0;

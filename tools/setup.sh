@@ -20,8 +20,11 @@ install_packages() {
   $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"
 }
 
+# build_preset PRESET [TARGET...]
 build_preset() {
-  echo "==> building ($1)"
-  cmake --preset "$1" >/dev/null
-  cmake --build --preset "$1"
+  local preset=$1
+  shift
+  echo "==> building ($preset)"
+  cmake --preset "$preset" >/dev/null
+  cmake --build --preset "$preset" ${@:+--target "$@"}
 }
