@@ -183,6 +183,8 @@ def main():
     for k in range(args.random_kinds):
         jobs[f"random_{k}"] = (tokenizer_kinds.random_kind(args.seed * 1000 + k, bases[k % 2]),
                                args.lines // 10 // args.random_kinds)
+    if args.random_kinds == 0:
+        jobs = {name: (config, args.lines // len(all_kinds)) for name, config in all_kinds.items()}
     total_lines = total_tokens = total_differences = 0
     start = time.time()
     for k, (name, (config, num_lines)) in enumerate(jobs.items()):

@@ -46,7 +46,7 @@ def between_letters(pre_tokenizer, separator, wanted):
     for k in range(0, len(CODE_POINTS), 5000):
         text = separator.join("a" + chr(c) + "a" for c in CODE_POINTS[k:k + 5000])
         for piece, _ in pre_tokenizer.pre_tokenize_str(text):
-            if len(piece) == wanted and piece != "a" * wanted:
+            if len(piece) == wanted and (wanted == 3 or piece != "a"):
                 out.add(ord(piece[1 if wanted == 3 else 0]))
     return out
 

@@ -3,6 +3,7 @@
 
 #include <boost/json/memory_resource.hpp>
 #include <boost/json/stream_parser.hpp>
+#include <cstddef>
 #include <new>
 
 #include "lk/text/unicode.h"
@@ -24,13 +25,15 @@ class ParsedJson::BoundedResource : public boost::json::memory_resource {
 
  private:
   void* do_allocate(size_t bytes, size_t alignment) override {
+    LK_CHECK(alignment <= alignof(std::max_align_t));
     if (bytes > left_) throw std::bad_alloc();
     left_ -= bytes;
-    return ::operator new(bytes, std::align_val_t(alignment));
+    return ::operator new(bytes);
   }
-  void do_deallocate(void* pointer, size_t bytes, size_t alignment) override {
+  // Boost 1.81 gives some blocks back with another alignment than it asked for, so neither is handed on.
+  void do_deallocate(void* pointer, size_t bytes, size_t) override {
     left_ += bytes;
-    ::operator delete(pointer, std::align_val_t(alignment));
+    ::operator delete(pointer);
   }
   bool do_is_equal(const memory_resource& other) const noexcept override { return this == &other; }
   size_t left_;
@@ -47,7 +50,9 @@ Result<ParsedJson> ParsedJson::parse(std::string_view text, const std::string& f
     boost::json::error_code error;
     const size_t used = parser.write_some(text.data(), text.size(), error);
     if (error) return data_loss("{}: not valid JSON at byte {}: {}", file, used, error.message());
-    if (!parser.done()) return data_loss("{}: the JSON ends too early, after {} bytes: is the file truncated?", file, text.size());
+    if (!parser.done()) {
+      return data_loss("{}: the JSON ends too early, after {} bytes: is the file truncated?", file, text.size());
+    }
     if (text.substr(used).find_first_not_of(" \t\r\n") != text.npos) {
       return data_loss("{}: more text after the JSON value, at byte {}", file, used);
     }
