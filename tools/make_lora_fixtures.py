@@ -4,7 +4,11 @@
 
 Needs torch, transformers and peft; no downloads. Every adapter is saved, loaded again into a fresh base and probed:
 expected.safetensors holds, for each module it changes, the effective weight (the module applied to the identity) and
-bias (applied to zero). Usage: make_lora_fixtures.py [output directory]
+bias (applied to zero).
+
+Usage: make_lora_fixtures.py [output directory]
+       make_lora_fixtures.py --check FIXTURES DIRECTORY   DIRECTORY/<name> is a fixture saved again by lorikeet: PEFT must
+                                                          load it and give the expected weights
 """
 import json
 import pathlib
@@ -14,7 +18,7 @@ import warnings
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, logging
 
 warnings.filterwarnings("ignore")
@@ -51,6 +55,7 @@ ADAPTERS = {
     "pissa": ("base", dict(r=4, lora_alpha=8, init_lora_weights="pissa", target_modules=ALL)),
     "pissa_rslora": ("base", dict(r=2, lora_alpha=8, init_lora_weights="pissa", use_rslora=True, target_modules=["q_proj"])),
     "pissa_dora": ("base", dict(r=2, lora_alpha=8, init_lora_weights="pissa", use_dora=True, target_modules=["q_proj", "down_proj"])),
+    "pissa_head": ("base", dict(r=2, lora_alpha=8, init_lora_weights="pissa", target_modules=["q_proj", "lm_head"])),
     "olora": ("base", dict(r=4, lora_alpha=8, init_lora_weights="olora", target_modules=ALL)),
     "orthogonal": ("base", dict(r=4, lora_alpha=8, init_lora_weights="orthogonal", target_modules=["q_proj"])),
     "lora_bias": ("biased", dict(r=4, lora_alpha=8, lora_bias=True, target_modules=ALL)),
@@ -134,11 +139,31 @@ def make_adapter(out, base_directory, arguments):
     path = out / "adapter_config.json"  # the base's name is a path of this machine
     config = json.loads(path.read_text())
     config["base_model_name_or_path"] = base_directory.name
+    for key, value in config.items():  # sets, in an order that changes from run to run
+        if isinstance(value, list) and key in ("target_modules", "exclude_modules", "modules_to_save"):
+            value.sort()
     path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     print(f"{out.name:20} {len(expected)} changed")
 
 
+def check(fixtures, directory):
+    failures = 0
+    for name, (base, _) in ADAPTERS.items():
+        if not (directory / name).exists():
+            continue
+        before = probe(load_base(fixtures / base))
+        after = probe(PeftModel.from_pretrained(load_base(fixtures / base), directory / name).eval())
+        expected = load_file(fixtures / name / "expected.safetensors")
+        wanted = {key: expected.get(key, before.get(key)) for key in after}
+        worst = max(((after[key] - value).norm() / value.norm()).item() for key, value in wanted.items())
+        failures += worst > 1e-5
+        print(f"{name:20} {worst:.1e}{'  WRONG' if worst > 1e-5 else ''}")
+    return 1 if failures else 0
+
+
 def main():
+    if sys.argv[1:2] == ["--check"]:
+        sys.exit(check(pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])))
     root = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "tests/lora/fixtures")
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)

@@ -80,6 +80,12 @@ Result<std::shared_ptr<const Adapter>> load_adapter(const std::string& name, con
   adapter->config = std::move(adapter_config);
   AdapterLoader loader(config, base, options, *adapter);
   if (Status status = loader.run(); !status.ok()) return status.with_context(directory);
+  constexpr size_t kMaxWarnings = 100;  // a hostile config has thousands of unknown keys
+  if (adapter->warnings.size() > kMaxWarnings) {
+    const size_t more = adapter->warnings.size() - kMaxWarnings;
+    adapter->warnings.resize(kMaxWarnings);
+    adapter->warnings.push_back(fmt::format("and {} more warnings", more));
+  }
   return std::shared_ptr<const Adapter>(std::move(adapter));
 }
 

@@ -82,7 +82,8 @@ Status AdapterLoader::finish_delta(LoraDelta& delta, const std::string& module, 
     const std::lock_guard lock(mutex);
     adapter_.owned.push_back(std::move(buffer));
   };
-  if (config_.base_change != BaseChange::kNone) {
+  // A saved base_layer.weight is already the changed base that A and B belong to.
+  if (config_.base_change != BaseChange::kNone && !adapter_.replaced.contains(module + ".weight")) {
     const char* kind = config_.base_change == BaseChange::kPissa ? "PiSSA" : "OLoRA";
     if (delta.scaling <= 0) return invalid_argument("{} needs a positive lora_alpha, module '{}' has scaling {}", kind, module, delta.scaling);
     if (module == kLmHead && model_.tie_word_embeddings) {

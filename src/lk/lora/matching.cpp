@@ -32,6 +32,28 @@ bool plain_match(std::string_view key, std::string_view module) {
   return true;
 }
 
+// One pattern is bounded by its match limit; many patterns on many modules are bounded by this.
+constexpr std::chrono::seconds kMatchingBudget{10};
+
+// Adds the time of its scope to `spent`.
+class Stopwatch {
+ public:
+  explicit Stopwatch(std::chrono::steady_clock::duration& spent) : spent_(spent), start_(std::chrono::steady_clock::now()) {}
+  ~Stopwatch() { spent_ += std::chrono::steady_clock::now() - start_; }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+ private:
+  std::chrono::steady_clock::duration& spent_;
+  std::chrono::steady_clock::time_point start_;
+};
+
+Status check_budget(std::chrono::steady_clock::duration spent) {
+  if (spent <= kMatchingBudget) return Status();
+  return invalid_argument("the regular expressions of adapter_config.json take more than {} s to match; simplify them",
+                          kMatchingBudget.count());
+}
+
 }  // namespace
 
 Result<PatternKey> PatternKey::compile(const std::string& key) {
@@ -48,7 +70,7 @@ Result<bool> PatternKey::matches(std::string_view module) const {
 }
 
 Result<ModuleMatcher> ModuleMatcher::create(const AdapterConfig& config) {
-  constexpr size_t kMaxRegexes = 1024;
+  constexpr size_t kMaxRegexes = 256;
   ModuleMatcher matcher;
   matcher.config_ = config;
   matcher.targets_ = config.target_modules;
@@ -123,6 +145,12 @@ Result<bool> ModuleMatcher::is_saved_segment(const std::string& module) const {
 }
 
 Result<bool> ModuleMatcher::is_targeted(const std::string& module) const {
+  LK_RETURN_IF_ERROR(check_budget(spent_));
+  const Stopwatch stopwatch(spent_);
+  return target_matches(module);
+}
+
+Result<bool> ModuleMatcher::target_matches(const std::string& module) const {
   if (exclude_regex_) {
     LK_ASSIGN_OR_RETURN(const bool excluded, exclude_regex_->full_match(module));
     if (excluded) return false;
@@ -137,7 +165,9 @@ Result<bool> ModuleMatcher::is_targeted(const std::string& module) const {
   return in_layers(module);
 }
 
-Result<std::optional<size_t>> ModuleMatcher::first(const std::vector<PatternKey>& keys, const std::string& module) {
+Result<std::optional<size_t>> ModuleMatcher::first(const std::vector<PatternKey>& keys, const std::string& module) const {
+  LK_RETURN_IF_ERROR(check_budget(spent_));
+  const Stopwatch stopwatch(spent_);
   for (size_t index = 0; index < keys.size(); ++index) {
     LK_ASSIGN_OR_RETURN(const bool found, keys[index].matches(module));
     if (found) return std::optional<size_t>(index);

@@ -2,8 +2,11 @@
 // ModuleMatcher: which modules an adapter config targets, and with which rank and alpha, exactly as PEFT decides
 // (tuners_utils.check_target_module_exists, other.get_pattern_key). A module is its dotted path without
 // "base_model.model.", e.g. "model.layers.3.self_attn.q_proj".
+//
+// Thread safety: none, not even for const calls: they share one time budget against hostile patterns.
 #pragma once
 
+#include <chrono>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -41,7 +44,8 @@ class ModuleMatcher {
   Result<std::optional<size_t>> alpha_pattern_of(const std::string& module) const { return first(alpha_keys_, module); }
 
  private:
-  static Result<std::optional<size_t>> first(const std::vector<PatternKey>& keys, const std::string& module);
+  Result<bool> target_matches(const std::string& module) const;
+  Result<std::optional<size_t>> first(const std::vector<PatternKey>& keys, const std::string& module) const;
   Result<bool> in_layers(const std::string& module) const;
   // modules_to_save as a reason not to put LoRA on a module: whole path segments.
   Result<bool> is_saved_segment(const std::string& module) const;
@@ -52,6 +56,7 @@ class ModuleMatcher {
   std::vector<PythonRegex> saved_;           // one per modules_to_save entry
   std::vector<PythonRegex> layer_patterns_;  // with a group "idx"
   std::optional<PythonRegex> target_regex_, exclude_regex_;
+  mutable std::chrono::steady_clock::duration spent_{};  // in matching, so far
 };
 
 }  // namespace lk

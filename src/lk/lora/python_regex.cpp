@@ -10,7 +10,7 @@ namespace lk {
 namespace {
 
 constexpr size_t kMaxPatternBytes = 4096;
-constexpr uint32_t kMatchLimit = 200'000;  // backtracking steps; module names need a few hundred
+constexpr uint32_t kMatchLimit = 100'000;  // backtracking steps; module names need a few hundred
 
 struct Deleter {
   void operator()(pcre2_code* p) const { pcre2_code_free(p); }
