@@ -59,8 +59,8 @@ void score_page(State<P>& st, int64_t page_idx, const std::byte* k, const std::b
   LK_UNROLL
   for (int row = 0; row < kRows; ++row) acc[row] = zero();
   for (int64_t d = 0; d < steps; ++d) {
-    prefetch(ahead_k + 64 * d);  // a page's K and V of one head are `steps` cache lines each
-    prefetch(ahead_v + 64 * d);
+    prefetch_l2(ahead_k + 64 * d);  // a page's K and V of one head are `steps` cache lines each
+    prefetch_l2(ahead_v + 64 * d);
     LK_UNROLL
     for (int row = 0; row < kRows; ++row) acc[row] = P::mac(acc[row], k + 64 * d, st.q[d][row]);
   }

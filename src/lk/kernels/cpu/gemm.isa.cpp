@@ -129,7 +129,8 @@ void run(const GemmArgs& args, ThreadPool& pool) {
   const int64_t num_tiles = ceil_div(num_rows, aliased ? min64(kMaxRows, 11) : kMaxRows);
   constexpr int64_t kHalves = 2 / kTileVecs;  // passes over a panel's columns per tile
   constexpr int kGroupLines = kGroup * kStepBytes / 64;
-  // One pass: run ahead in the same stream. More: each pass fetches its share of the next panel.
+  // One pass: run ahead in the same stream; into L2 first when the product takes longer than L1 keeps lines in flight.
+  // More passes: each fetches its share of the next panel.
   constexpr int64_t kAheadBytes = 4096, kNearBytes = 2048;
   const int lines = static_cast<int>(ceil_div(kGroupLines, num_tiles));
   const int64_t pass_bytes = lines * 64 * (ceil_div(k, P::kPerStep) / kGroup);
@@ -142,6 +143,7 @@ void run(const GemmArgs& args, ThreadPool& pool) {
       for (int64_t t = 0; t < num_tiles; ++t) {
         const int64_t rows = num_rows / num_tiles + (t < num_rows % num_tiles ? 1 : 0);
         Prefetch ahead = {kAheadBytes, w, 0};
+        if (rows > 4) ahead = {kAheadBytes / 4, w + 2 * kAheadBytes, kGroupLines};
         if (num_tiles > 1) {
           ahead = {kNearBytes, w + panel_bytes + t * pass_bytes, lines};
           if (t * pass_bytes >= panel_bytes || panel + 1 == num_panels) ahead.lines = 0;

@@ -58,10 +58,18 @@ struct F32Act {
   LK_INLINE F32x16 mac(F32x16 acc, V a, V x) { return fma(a, x, acc); }
 };
 
-// kRows rows of x times kRanks rank rows from r on; next_r: the rank rows to prefetch, or r when there are none.
+// Rank rows of the projection (and segment) that the thread reads after the present ones.
+struct NextRows {
+  const LoraMatrix* a;
+  const std::byte* base;
+  int64_t r;
+};
+constexpr int64_t kAheadBytes = 1024;  // per rank row
+
+// kRows rows of x times kRanks rank rows from r on.
 template <class P, int kRows, int kRanks>
 void shrink_tile(const typename P::T* x, int64_t x_stride, const LoraMatrix& a, const std::byte* base, int64_t r,
-                 int64_t next_r, float scaling, float* v, int64_t v_stride) {
+                 const NextRows& next, float scaling, float* v, int64_t v_stride) {
   using T = typename P::T;
   F32x16 acc[kRows][kRanks];
   LK_UNROLL
@@ -76,17 +84,20 @@ void shrink_tile(const typename P::T* x, int64_t x_stride, const LoraMatrix& a, 
     LK_UNROLL
     for (int rank = 0; rank < kRanks; ++rank) {
       ar[rank] = row_chunk<T>(a, base, r + rank, chunk);
-      ahead[rank] = row_chunk<T>(a, base, min64(next_r + rank, a.num_rows - 1), chunk);
+      ahead[rank] = chunk + 1 < a.num_chunks
+                        ? row_chunk<T>(a, base, r + rank, chunk + 1)
+                        : row_chunk<T>(*next.a, next.base, min64(next.r + rank, next.a->num_rows - 1), 0);
     }
     const int64_t begin = chunk * chunk_cols, cols = min64(chunk_cols, a.width - begin);
     const T* xc = x + begin;
+    constexpr int64_t kAhead = kAheadBytes / static_cast<int64_t>(sizeof(T));
     int64_t i = 0;
-    for (; i + P::kStep <= cols; i += P::kStep) {
+    const auto step = [&](const T* const* from, int64_t at) __attribute__((always_inline)) {
       typename P::V av[kRanks];
       LK_UNROLL
       for (int rank = 0; rank < kRanks; ++rank) {
         av[rank] = P::load(ar[rank] + i);
-        if (kRows <= 2) prefetch(ahead[rank] + i);
+        prefetch_l2(from[rank] + at);
       }
       LK_UNROLL
       for (int row = 0; row < kRows; ++row) {
@@ -94,7 +105,10 @@ void shrink_tile(const typename P::T* x, int64_t x_stride, const LoraMatrix& a, 
         LK_UNROLL
         for (int rank = 0; rank < kRanks; ++rank) acc[row][rank] = P::mac(acc[row][rank], av[rank], xv);
       }
-    }
+    };
+    for (; i + P::kStep + kAhead <= cols; i += P::kStep) step(ar, i + kAhead);
+    const int64_t wrap = i + kAhead < cols ? cols - kAhead : i;
+    for (; i + P::kStep <= cols; i += P::kStep) step(ahead, i - wrap);
     if (i < cols) {
       for (int row = 0; row < kRows; ++row) {
         const typename P::V xv = P::load(xc + row * x_stride + i, cols - i);
@@ -111,8 +125,8 @@ void shrink_tile(const typename P::T* x, int64_t x_stride, const LoraMatrix& a, 
 }
 
 template <class P>
-using ShrinkFn = void (*)(const typename P::T*, int64_t, const LoraMatrix&, const std::byte*, int64_t, int64_t, float,
-                          float*, int64_t);
+using ShrinkFn = void (*)(const typename P::T*, int64_t, const LoraMatrix&, const std::byte*, int64_t,
+                          const NextRows&, float, float*, int64_t);
 template <class P>
 ShrinkFn<P> shrink_for(int64_t rows, int64_t ranks) {
 #define LK_FN(rows, ranks) \
@@ -135,46 +149,90 @@ int64_t num_shrink_items(const LoraSegment& s) {
   return ceil_div(s.row_end - s.row_begin, kShrinkBlockRows) * num_rank_tiles(s);
 }
 
-template <class P>
-void shrink_item(const LoraArgs& args, const LoraSegment& s, int64_t item) {
-  const int64_t tiles = num_rank_tiles(s);
-  int64_t tile = item % tiles, v_begin = 0;
-  const LoraProj* proj = s.projs.data();
-  for (;; ++proj) {
-    const int64_t proj_tiles = ceil_div(proj->a.num_rows, kShrinkRanks);
-    if (tile < proj_tiles) break;
-    tile -= proj_tiles;
+// The projection and first rank row of tile number `tile` of a segment; v_begin: where its v starts.
+struct RankTile {
+  const LoraProj* proj;
+  int64_t r, v_begin;
+};
+RankTile find_rank_tile(const LoraSegment& s, int64_t tile) {
+  int64_t v_begin = 0;
+  for (const LoraProj* proj = s.projs.data();; ++proj) {
+    const int64_t tiles = ceil_div(proj->a.num_rows, kShrinkRanks);
+    if (tile < tiles) return {proj, tile * kShrinkRanks, v_begin};
+    tile -= tiles;
     v_begin += proj->a.num_rows;
   }
-  const int64_t r = tile * kShrinkRanks, ranks = min64(kShrinkRanks, proj->a.num_rows - r);
-  const int64_t next_r = r + kShrinkRanks < proj->a.num_rows ? r + kShrinkRanks : r;
+}
+
+template <class P>
+void shrink_item(const LoraArgs& args, const LoraSegment& s, int64_t item, const LoraSegment* next_segment) {
+  const int64_t tiles = num_rank_tiles(s);
+  const auto [proj, r, v_begin] = find_rank_tile(s, item % tiles);
+  NextRows next = {&proj->a, s.base, r};
+  if (item % tiles + 1 < tiles) {
+    const RankTile tile = find_rank_tile(s, item % tiles + 1);
+    next = {&tile.proj->a, s.base, tile.r};
+  } else if (next_segment != nullptr && num_rank_tiles(*next_segment) > 0) {
+    const RankTile tile = find_rank_tile(*next_segment, 0);
+    next = {&tile.proj->a, next_segment->base, tile.r};
+  }
+  const int64_t ranks = min64(kShrinkRanks, proj->a.num_rows - r);
   const int64_t first = s.row_begin + item / tiles * kShrinkBlockRows;
   const int64_t last = min64(first + kShrinkBlockRows, s.row_end);
   const auto* x = static_cast<const typename P::T*>(args.x);
   for (int64_t row = first; row < last; row += kShrinkRows) {
     const int64_t rows = min64(kShrinkRows, last - row);
-    shrink_for<P>(rows, ranks)(x + row * args.x_stride, args.x_stride, proj->a, s.base, r, next_r, proj->scaling,
+    shrink_for<P>(rows, ranks)(x + row * args.x_stride, args.x_stride, proj->a, s.base, r, next, proj->scaling,
                                args.v + row * args.v_stride + v_begin + r, args.v_stride);
   }
 }
 
 // ---- expand -----------------------------------------------------------------------------------------------------
 
-constexpr int64_t kExpandCols = 512;       // columns of one item: r = 16 rank rows of them stay in L1
+constexpr int64_t kExpandCols = 1024;      // columns of one item: r = 16 rank rows of them stay in L2
 constexpr int64_t kExpandBlockRows = 64;
 constexpr int kExpandRows = kNumVectors >= 32 ? 8 : kNumVectors >= 8 ? 2 : 1;
-constexpr int kWideVecs = kNumVectors >= 32 ? 8 : kNumVectors >= 8 ? 4 : 2;  // of the tile for one row
+constexpr int64_t kStreamRanks = kNumVectors >= 8 ? 4 : 2;
 
-// kRows rows x kVecs vectors from column col of the projection on, all inside chunk `chunk`. num_cols < 16 kVecs only
-// when kVecs <= 2; ahead: the distance in columns to prefetch, 0 for none.
+// out_bias and out_scale of up to 16 columns. Their rows may be cut into other chunks than b.
+struct ColumnExtras {
+  bool has_bias, has_scale;
+  F32x16 bias, scale;
+
+  LK_INLINE F32x16 read(const LoraMatrix& m, const std::byte* base, int64_t col, int64_t cols) {
+    const int64_t width = chunk_width(m);
+    return load_partial(row_chunk<float>(m, base, 0, col / width) + col % width, cols);
+  }
+  __attribute__((always_inline)) ColumnExtras(const LoraProj& p, const std::byte* base, int64_t col, int64_t cols)
+      : has_bias(p.out_bias.num_rows != 0),
+        has_scale(p.out_scale.num_rows != 0),
+        bias(has_bias ? read(p.out_bias, base, col, cols) : zero()),
+        scale(has_scale ? read(p.out_scale, base, col, cols) : zero()) {}
+  __attribute__((always_inline)) void apply(float* y, F32x16 sum, int64_t cols) const {
+    sum = add(cols == 16 ? load(y) : load_partial(y, cols), sum);
+    if (has_bias) sum = add(sum, bias);
+    if (has_scale) sum = mul(sum, scale);
+    if (cols == 16) store(y, sum);
+    else store_partial(y, sum, cols);
+  }
+};
+
+// kRows rows x kVecs vectors from column col of the projection on, all inside chunk `chunk`.
 template <class T, int kRows, int kVecs>
 void expand_tile(const LoraProj& p, const std::byte* base, const float* v, int64_t v_stride, float* y, int64_t y_stride,
-                 int64_t col, int64_t chunk, int64_t num_cols, int64_t ahead) {
+                 int64_t col, int64_t chunk, int64_t num_cols) {
   F32x16 acc[kRows][kVecs];
   LK_UNROLL
   for (int row = 0; row < kRows; ++row) {
     LK_UNROLL
     for (int vec = 0; vec < kVecs; ++vec) acc[row][vec] = zero();
+  }
+  if (kRows > 2) {  // y is read at the end of a tile that is too long for the core to look ahead to it
+    LK_UNROLL
+    for (int row = 0; row < kRows; ++row) {
+      LK_UNROLL
+      for (int vec = 0; vec < kVecs; ++vec) prefetch(y + row * y_stride + 16 * vec);
+    }
   }
   const int64_t in_chunk = col - chunk * chunk_width(p.b);
   const int64_t num_chunks = p.b.num_chunks;
@@ -186,11 +244,7 @@ void expand_tile(const LoraProj& p, const std::byte* base, const float* v, int64
     if (full) {
       LK_UNROLL
       for (int vec = 0; vec < kVecs; ++vec) bv[vec] = load_as_f32(b + 16 * vec);
-      if (kRows == 1 && ahead != 0) {
-        LK_UNROLL
-        for (size_t byte = 0; byte < 16 * kVecs * sizeof(T); byte += 64)
-          prefetch(reinterpret_cast<const char*>(b + ahead) + byte);
-      }
+      if (kRows <= 4) prefetch_l2(b + 256 / sizeof(T));  // few rows: b comes from memory
     } else {
       for (int vec = 0; vec < kVecs; ++vec) {
         const int64_t cols = min64(16, num_cols - 16 * vec);
@@ -204,33 +258,64 @@ void expand_tile(const LoraProj& p, const std::byte* base, const float* v, int64
       for (int vec = 0; vec < kVecs; ++vec) acc[row][vec] = fma(vr, bv[vec], acc[row][vec]);
     }
   }
-  // A DoRA row may be cut into other chunks than b.
-  const auto extra = [&](const LoraMatrix& m, int64_t c, int64_t n) {
-    const int64_t width = chunk_width(m);
-    return load_partial(row_chunk<float>(m, base, 0, c / width) + c % width, n);
-  };
   LK_UNROLL
   for (int vec = 0; vec < kVecs; ++vec) {
     const int64_t cols = min64(16, num_cols - 16 * vec);
     if (cols <= 0) break;
-    const bool has_bias = p.out_bias.num_rows != 0, has_scale = p.out_scale.num_rows != 0;
-    const F32x16 bias = has_bias ? extra(p.out_bias, col + 16 * vec, cols) : zero();
-    const F32x16 scale = has_scale ? extra(p.out_scale, col + 16 * vec, cols) : zero();
+    const ColumnExtras extras(p, base, col + 16 * vec, cols);
     LK_UNROLL
-    for (int row = 0; row < kRows; ++row) {
-      float* out = y + row * y_stride + 16 * vec;
-      F32x16 sum = add(cols == 16 ? load(out) : load_partial(out, cols), acc[row][vec]);
-      if (has_bias) sum = add(sum, bias);
-      if (has_scale) sum = mul(sum, scale);
-      if (cols == 16) store(out, sum);
-      else store_partial(out, sum, cols);
+    for (int row = 0; row < kRows; ++row) extras.apply(y + row * y_stride + 16 * vec, acc[row][vec], cols);
+  }
+}
+
+// The same for one row over many columns of a chunk, num_cols <= kExpandCols and a multiple of 32. The accumulators live
+// in L1, so that b is read along its rows, kStreamRanks of them at once: what the memory prefetchers like.
+template <class T>
+void expand_stream(const LoraProj& p, const std::byte* base, const float* v, float* y, int64_t col, int64_t chunk,
+                   int64_t num_cols) {
+  alignas(64) float acc[kExpandCols];
+  for (int64_t j = 0; j < num_cols; j += 16) store(acc + j, zero());
+  const int64_t in_chunk = col - chunk * chunk_width(p.b), rank = p.b.num_rows;
+  const auto row_at = [&](int64_t r) { return row_chunk<T>(p.b, base, r, chunk) + in_chunk; };
+  constexpr int64_t kAhead = kAheadBytes / static_cast<int64_t>(sizeof(T));
+  int64_t r = 0;
+  for (; r + kStreamRanks <= rank; r += kStreamRanks) {
+    const T* b[kStreamRanks];
+    const T* ahead[kStreamRanks];
+    F32x16 vr[kStreamRanks];
+    for (int64_t q = 0; q < kStreamRanks; ++q) {
+      b[q] = row_at(r + q);
+      vr[q] = broadcast(v[r + q]);
+      // Then come the next rank rows, or the next columns of the first ones.
+      const int64_t next = r + kStreamRanks + q;
+      ahead[q] = next < rank ? row_at(next) : row_at(q) + num_cols;
+    }
+    const int64_t wrap = max64(0, num_cols - kAhead);
+    for (int64_t j = 0; j < num_cols; j += 32) {
+      F32x16 lo = load(acc + j), hi = load(acc + j + 16);
+      LK_UNROLL
+      for (int64_t q = 0; q < kStreamRanks; ++q) {
+        const T* from = j < wrap ? b[q] + j + kAhead : ahead[q] + j - wrap;
+        prefetch_l2(from);
+        if (sizeof(T) == 4) prefetch_l2(from + 16);
+        lo = fma(vr[q], load_as_f32(b[q] + j), lo);
+        hi = fma(vr[q], load_as_f32(b[q] + j + 16), hi);
+      }
+      store(acc + j, lo);
+      store(acc + j + 16, hi);
     }
   }
+  for (; r < rank; ++r) {
+    const T* b = row_at(r);
+    const F32x16 vr = broadcast(v[r]);
+    for (int64_t j = 0; j < num_cols; j += 16) store(acc + j, fma(vr, load_as_f32(b + j), load(acc + j)));
+  }
+  for (int64_t j = 0; j < num_cols; j += 16) ColumnExtras(p, base, col + j, 16).apply(y + j, load(acc + j), 16);
 }
 
 template <class T>
 using ExpandFn = void (*)(const LoraProj&, const std::byte*, const float*, int64_t, float*, int64_t, int64_t, int64_t,
-                          int64_t, int64_t);
+                          int64_t);
 template <class T>
 ExpandFn<T> expand_for(int64_t rows) {
 #define LK_FN(rows) expand_tile<T, rows <= kExpandRows ? rows : kExpandRows, 2>
@@ -259,7 +344,7 @@ int64_t num_expand_items(const LoraSegment& s) {
 }
 
 template <class T>
-void expand_item(const LoraArgs& args, const LoraSegment& s, int64_t item) {
+void expand_item(const LoraArgs& args, const LoraSegment& s, int64_t item, const LoraSegment*) {
   const int64_t blocks = num_col_blocks(s);
   int64_t block = item % blocks, v_begin = 0;
   const LoraProj* proj = s.projs.data();
@@ -272,27 +357,28 @@ void expand_item(const LoraArgs& args, const LoraSegment& s, int64_t item) {
   const int64_t first = s.row_begin + item / blocks * kExpandBlockRows;
   const int64_t last = min64(first + kExpandBlockRows, s.row_end);
   const int64_t width = expand_width(*proj);
-  const int64_t col_begin = block * kExpandCols, col_end = min64(col_begin + kExpandCols, width);
+  int64_t col_begin = block * kExpandCols;
+  const int64_t col_end = min64(col_begin + kExpandCols, width);
   const int64_t chunk_cols = proj->b.num_rows == 0 ? width : chunk_width(proj->b);
+  const bool stream = s.row_end - s.row_begin == 1;
   const int64_t num_tiles = ceil_div(last - first, kExpandRows);
+  for (int64_t col = col_begin; stream && col < col_end;) {
+    const int64_t chunk = col / chunk_cols, cols = (min64((chunk + 1) * chunk_cols, col_end) - col) / 32 * 32;
+    if (cols == 0) break;
+    for (int64_t row = first; row < last; ++row)
+      expand_stream<T>(*proj, s.base, args.v + row * args.v_stride + v_begin,
+                       args.y + row * args.y_stride + proj->out_begin + col, col, chunk, cols);
+    col += cols;
+    col_begin = col;
+  }
   int64_t row = first;
   for (int64_t t = 0; t < num_tiles; ++t) {
     const int64_t rows = (last - first) / num_tiles + (t < (last - first) % num_tiles ? 1 : 0);
     const float* v = args.v + row * args.v_stride + v_begin;
     float* y = args.y + row * args.y_stride + proj->out_begin;
-    for (int64_t col = col_begin; col < col_end;) {
+    for (int64_t col = col_begin; col < col_end; col += 32) {
       const int64_t chunk = col / chunk_cols;
-      const int64_t left = min64((chunk + 1) * chunk_cols, col_end) - col;
-      if (rows == 1 && left >= 16 * kWideVecs) {
-        // Past the last column block the prefetch touches what follows in the page: harmless.
-        expand_tile<T, 1, kWideVecs>(*proj, s.base, v, args.v_stride, y + col, args.y_stride, col, chunk,
-                                     16 * kWideVecs, 16 * kWideVecs);
-        col += 16 * kWideVecs;
-      } else {
-        const int64_t cols = min64(32, left);
-        expand_for<T>(rows)(*proj, s.base, v, args.v_stride, y + col, args.y_stride, col, chunk, cols, 0);
-        col += cols;
-      }
+      expand_for<T>(rows)(*proj, s.base, v, args.v_stride, y + col, args.y_stride, col, chunk, min64(32, col_end - col));
     }
     row += rows;
   }
@@ -306,7 +392,8 @@ void run_items(const LoraArgs& args, ThreadPool& pool, CountFn count_items, Item
     Cursor<CountFn> cursor(args, count_items);
     for (int64_t item = begin; item < end; ++item) {
       const LoraSegment& segment = cursor.seek(item);
-      run_item(args, segment, item - cursor.first);
+      const bool more = cursor.segment + 1 < static_cast<int64_t>(args.segments.size());
+      run_item(args, segment, item - cursor.first, more ? &segment + 1 : nullptr);
     }
   });
 }
