@@ -11,24 +11,28 @@
 namespace lk {
 namespace {
 
-using testing::TempDir;
 using ::testing::HasSubstr;
+using testing::TempDir;
 
 ModelConfig small_config() {
   auto config = parse_model_config(
       R"({"architectures":["Qwen3ForCausalLM"],"hidden_size":8,"num_attention_heads":2,"num_key_value_heads":1,"head_dim":4,
-          "num_hidden_layers":2,"intermediate_size":12,"vocab_size":10,"attention_bias":true})", "test");
+          "num_hidden_layers":2,"intermediate_size":12,"vocab_size":10,"attention_bias":true})",
+      "test");
   return *config;
 }
 
 // A checkpoint of zeros; `change` may edit the specs.
 template <class F>
-std::shared_ptr<const TensorStore> checkpoint(const TempDir& dir, const ModelConfig& config, F change) {
+std::shared_ptr<const TensorStore> checkpoint(const TempDir& dir, const ModelConfig& config,
+                                              F change) {
   std::vector<WeightSpec> specs = weight_manifest(config);
   change(specs);
   std::vector<TensorEntry> entries;
   static const std::vector<float> zeros(1 << 12);
-  for (const WeightSpec& spec : specs) entries.push_back({spec.name, TensorView(zeros.data(), DType::kF32, std::span<const int64_t>(spec.shape))});
+  for (const WeightSpec& spec : specs)
+    entries.push_back(
+        {spec.name, TensorView(zeros.data(), DType::kF32, std::span<const int64_t>(spec.shape))});
   EXPECT_TRUE(write_safetensors(dir.file("m.safetensors"), entries).ok());
   return *TensorStore::open_file(dir.file("m.safetensors"));
 }
@@ -37,7 +41,9 @@ TEST(CheckWeights, AcceptsExactlyTheManifest) {
   TempDir dir;
   const ModelConfig config = small_config();
   std::vector<std::string> warnings;
-  const auto store = checkpoint(dir, config, [](auto& specs) { specs.push_back({"model.layers.0.self_attn.rotary_emb.inv_freq", {4}}); });
+  const auto store = checkpoint(dir, config, [](auto& specs) {
+    specs.push_back({"model.layers.0.self_attn.rotary_emb.inv_freq", {4}});
+  });
   EXPECT_TRUE(check_weights(config, *store, &warnings).ok());
   EXPECT_TRUE(warnings.empty());
   EXPECT_TRUE(check_finite(*store, 2).ok());
@@ -46,10 +52,15 @@ TEST(CheckWeights, AcceptsExactlyTheManifest) {
 TEST(CheckWeights, NamesMissingMisshapenAndExtraTensors) {
   const ModelConfig config = small_config();
   TempDir dir;
-  auto store = checkpoint(dir, config, [](auto& specs) { std::erase_if(specs, [](const auto& s) { return s.name == "model.layers.1.self_attn.q_norm.weight"; }); });
-  EXPECT_THAT(check_weights(config, *store).message(), HasSubstr("'model.layers.1.self_attn.q_norm.weight' [4] is missing"));
+  auto store = checkpoint(dir, config, [](auto& specs) {
+    std::erase_if(specs,
+                  [](const auto& s) { return s.name == "model.layers.1.self_attn.q_norm.weight"; });
+  });
+  EXPECT_THAT(check_weights(config, *store).message(),
+              HasSubstr("'model.layers.1.self_attn.q_norm.weight' [4] is missing"));
   store = checkpoint(dir, config, [](auto& specs) { specs[0].shape = {11, 8}; });
-  EXPECT_THAT(check_weights(config, *store).message(), HasSubstr("shape [11, 8], config.json says [10, 8]"));
+  EXPECT_THAT(check_weights(config, *store).message(),
+              HasSubstr("shape [11, 8], config.json says [10, 8]"));
   store = checkpoint(dir, config, [](auto& specs) { specs.push_back({"score.weight", {2}}); });
   std::vector<std::string> warnings;
   EXPECT_TRUE(check_weights(config, *store, &warnings).ok());
@@ -60,7 +71,8 @@ TEST(CheckWeights, NamesMissingMisshapenAndExtraTensors) {
 TEST(CheckFinite, FindsNanAndInfinityInEveryDtype) {
   TempDir dir;
   for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
-    for (const float bad : {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
+    for (const float bad :
+         {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
       std::vector<float> values(100'000, 3.0f);
       Buffer stored(100'000 * 4);
       convert(values.data(), DType::kF32, stored.data(), dtype, 100'000);
@@ -70,7 +82,8 @@ TEST(CheckFinite, FindsNanAndInfinityInEveryDtype) {
       const TensorView view(stored.data(), dtype, {100'000});
       EXPECT_FALSE(all_finite(view));
       ASSERT_TRUE(write_safetensors(dir.file("x"), {{"bad", view}}).ok());
-      EXPECT_THAT(check_finite(**TensorStore::open_file(dir.file("x"))).message(), HasSubstr("'bad'"));
+      EXPECT_THAT(check_finite(**TensorStore::open_file(dir.file("x"))).message(),
+                  HasSubstr("'bad'"));
     }
   }
 }

@@ -7,27 +7,31 @@
 #include <cmath>
 #include <filesystem>
 
-#include "lora/adapter_maker.h"
 #include "lk/base/file.h"
 #include "lk/lora/merge.h"
+#include "lora/adapter_maker.h"
 
 namespace lk {
 namespace {
 
-using testing::TempDir;
-using testing::to_floats;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using testing::TempDir;
+using testing::to_floats;
 
 constexpr const char* kFixtures = "tests/lora/fixtures";
 
-std::vector<float> merged_values(const std::string& name, const Adapter& adapter, const ModelConfig& config, const TensorStore& base) {
+std::vector<float> merged_values(const std::string& name, const Adapter& adapter,
+                                 const ModelConfig& config, const TensorStore& base) {
   std::vector<float> values;
-  const auto width = [&](int64_t) { return name.ends_with("down_proj.weight") ? config.intermediate_dim : config.hidden_dim; };
-  const Status status = visit_merged_tensor(name, adapter, config, base, [&](int64_t first, int64_t count, const float* rows) {
-    values.insert(values.end(), rows, rows + count * width(first));
-    return Status();
-  });
+  const auto width = [&](int64_t) {
+    return name.ends_with("down_proj.weight") ? config.intermediate_dim : config.hidden_dim;
+  };
+  const Status status = visit_merged_tensor(
+      name, adapter, config, base, [&](int64_t first, int64_t count, const float* rows) {
+        values.insert(values.end(), rows, rows + count * width(first));
+        return Status();
+      });
   EXPECT_TRUE(status.ok()) << status.message();
   return values;
 }
@@ -38,7 +42,10 @@ TEST(SaveAdapter, RoundTripsEveryFixture) {
   for (const auto& entry : std::filesystem::directory_iterator(kFixtures)) {
     const std::string name = entry.path().filename();
     if (!file_exists(entry.path() / "adapter_config.json")) continue;
-    const std::string base_dir = join_path(kFixtures, name.starts_with("tied_") ? "tied" : name.find("bias") != std::string::npos ? "biased" : "base");
+    const std::string base_dir =
+        join_path(kFixtures, name.starts_with("tied_")                ? "tied"
+                             : name.find("bias") != std::string::npos ? "biased"
+                                                                      : "base");
     const ModelConfig config = *load_model_config(base_dir);
     const auto base = *TensorStore::open_model(base_dir);
     const auto before = load_adapter(name, entry.path(), config, base.get());
@@ -52,13 +59,17 @@ TEST(SaveAdapter, RoundTripsEveryFixture) {
     EXPECT_EQ(changed, changed_tensors(**after, config)) << name;
     for (const std::string& tensor : changed) {
       if (tensor.ends_with(".bias")) continue;
-      const auto want = merged_values(tensor, **before, config, *base), got = merged_values(tensor, **after, config, *base);
+      const auto want = merged_values(tensor, **before, config, *base),
+                 got = merged_values(tensor, **after, config, *base);
       ASSERT_EQ(want.size(), got.size());
-      for (size_t index = 0; index < want.size(); ++index) ASSERT_NEAR(want[index], got[index], 1e-6 * (1 + std::abs(want[index]))) << name << " " << tensor;
+      for (size_t index = 0; index < want.size(); ++index)
+        ASSERT_NEAR(want[index], got[index], 1e-6 * (1 + std::abs(want[index])))
+            << name << " " << tensor;
     }
     // A second generation is the same file: nothing drifts.
     ASSERT_TRUE(save_adapter(**after, config, out.file("b")).ok());
-    EXPECT_EQ(out.read("a/adapter_model.safetensors"), out.read("b/adapter_model.safetensors")) << name;
+    EXPECT_EQ(out.read("a/adapter_model.safetensors"), out.read("b/adapter_model.safetensors"))
+        << name;
     ++checked;
   }
   EXPECT_EQ(checked, 31);
@@ -82,14 +93,17 @@ TEST(SaveAdapter, PlainPeftFilesKeepTheirTensorsBitForBit) {
 TEST(ConvertAdapter, HalvesTheBytesAndReportsTheRounding) {
   const ModelConfig config = *load_model_config(join_path(kFixtures, "base"));
   TempDir out;
-  const auto report = convert_adapter(join_path(kFixtures, "all_linear"), config, nullptr, out.path(), {.dtype = DType::kBF16});
+  const auto report = convert_adapter(join_path(kFixtures, "all_linear"), config, nullptr,
+                                      out.path(), {.dtype = DType::kBF16});
   ASSERT_TRUE(report.ok()) << report.status().message();
   EXPECT_LT(report->bytes_after, report->bytes_before);
   EXPECT_GT(report->largest_rounding, 0);
   EXPECT_LT(report->largest_rounding, 0.01);
   const auto adapter = *load_adapter("x", out.path(), config, nullptr);
   EXPECT_EQ(adapter->layers[0][0]->a.dtype(), DType::kBF16);
-  EXPECT_EQ(convert_adapter(join_path(kFixtures, "plain"), config, nullptr, out.path()).status().code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(
+      convert_adapter(join_path(kFixtures, "plain"), config, nullptr, out.path()).status().code(),
+      StatusCode::kAlreadyExists);
 }
 
 TEST(ConvertAdapter, MakesPissaLoadWithoutTheBase) {

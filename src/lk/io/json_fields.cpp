@@ -26,14 +26,20 @@ Result<json::object> load_json_object(const std::string& path) {
 
 const char* json_kind(const json::value& value) {
   switch (value.kind()) {
-    case json::kind::null: return "null";
-    case json::kind::bool_: return "a boolean";
+    case json::kind::null:
+      return "null";
+    case json::kind::bool_:
+      return "a boolean";
     case json::kind::int64:
     case json::kind::uint64:
-    case json::kind::double_: return "a number";
-    case json::kind::string: return "a string";
-    case json::kind::array: return "a list";
-    case json::kind::object: return "an object";
+    case json::kind::double_:
+      return "a number";
+    case json::kind::string:
+      return "a string";
+    case json::kind::array:
+      return "a list";
+    case json::kind::object:
+      return "an object";
   }
   return "?";
 }
@@ -57,8 +63,8 @@ const json::value* JsonFields::find(std::string_view key) {
 
 void JsonFields::wrong_kind(std::string_view key, std::string_view expected,
                             const json::value& found) {
-  fail(invalid_argument("{}: \"{}\" must be {}, found {}", where_, key, expected,
-                        json_kind(found)));
+  fail(
+      invalid_argument("{}: \"{}\" must be {}, found {}", where_, key, expected, json_kind(found)));
 }
 
 void JsonFields::read_int(std::string_view key, int64_t& out, int64_t min, int64_t max) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// JsonFields: typed, range-checked reading of one JSON object from an untrusted file. The first failure
-// sticks and names the file and the field, so callers read all fields and check status() once.
+// JsonFields: typed, range-checked reading of one JSON object from an untrusted file. The first
+// failure sticks and names the file and the field, so callers read all fields and check status()
+// once.
 #pragma once
 
 #include <boost/json/object.hpp>
@@ -29,7 +30,8 @@ const char* json_kind(const boost::json::value& value);
 // An integer, or a number without a fraction such as 2048.0.
 std::optional<int64_t> json_integer(const boost::json::value& value);
 
-// The object must outlive the reader. All read_* leave `out` as it is when the field is absent or null.
+// The object must outlive the reader. All read_* leave `out` as it is when the field is absent or
+// null.
 class JsonFields {
  public:
   JsonFields(const boost::json::object& object, std::string where)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// ModelConfig: the decoder shape read from a Hugging Face config.json. Everything that would change the maths
-// and is not implemented (architecture, rope type, quantisation, activation) is refused by name.
+// ModelConfig: the decoder shape read from a Hugging Face config.json. Everything that would change
+// the maths and is not implemented (architecture, rope type, quantisation, activation) is refused
+// by name.
 #pragma once
 
 #include <optional>
@@ -19,18 +20,19 @@ enum class RopeType { kDefault, kLinear, kDynamic, kLlama3, kYarn };
 struct RopeConfig {
   RopeType type = RopeType::kDefault;
   double theta = 10000.0;
-  double factor = 1.0;                     // linear, dynamic, llama3, yarn
-  double low_freq_factor = 1.0;            // llama3
-  double high_freq_factor = 4.0;           // llama3
-  int64_t original_max_positions = 0;      // llama3, yarn; 0 = max_positions
-  double beta_fast = 32.0, beta_slow = 1.0;  // yarn
-  double mscale = 0.0, mscale_all_dim = 0.0; // yarn, 0 = absent
-  bool truncate = true;                      // yarn
-  double attention_factor = 0.0;             // yarn, 0 = derive from factor
+  double factor = 1.0;                        // linear, dynamic, llama3, yarn
+  double low_freq_factor = 1.0;               // llama3
+  double high_freq_factor = 4.0;              // llama3
+  int64_t original_max_positions = 0;         // llama3, yarn; 0 = max_positions
+  double beta_fast = 32.0, beta_slow = 1.0;   // yarn
+  double mscale = 0.0, mscale_all_dim = 0.0;  // yarn, 0 = absent
+  bool truncate = true;                       // yarn
+  double attention_factor = 0.0;              // yarn, 0 = derive from factor
 };
 
 struct ModelConfig {
-  std::string architecture;  // "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"
+  std::string architecture;  // "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM",
+                             // "Qwen3ForCausalLM"
   std::string model_type;
   int64_t hidden_dim = 0;        // e.g. 2048
   int64_t intermediate_dim = 0;  // e.g. 5632
@@ -43,10 +45,10 @@ struct ModelConfig {
   double rms_norm_eps = 1e-6;
   RopeConfig rope;
   bool tie_word_embeddings = false;
-  bool qkv_bias = false;   // Qwen2; Llama with attention_bias (then o_bias too)
+  bool qkv_bias = false;  // Qwen2; Llama with attention_bias (then o_bias too)
   bool o_bias = false;
-  bool mlp_bias = false;   // Llama with mlp_bias
-  bool qk_norm = false;    // Qwen3
+  bool mlp_bias = false;              // Llama with mlp_bias
+  bool qk_norm = false;               // Qwen3
   std::vector<int64_t> layer_window;  // [num_layers] sliding window in tokens, 0 = full attention
   DType dtype = DType::kBF16;         // torch_dtype / dtype of the checkpoint
   std::optional<int64_t> bos_token_id;
@@ -56,8 +58,8 @@ struct ModelConfig {
   int64_t kv_dim() const { return num_kv_heads * head_dim; }
 };
 
-// `where` (a path) prefixes errors. Checks ranges: every extent positive and bounded (hidden <= 65536, layers <= 1024,
-// vocab <= 4 Mi), num_heads % num_kv_heads == 0, head_dim even.
+// `where` (a path) prefixes errors. Checks ranges: every extent positive and bounded (hidden <=
+// 65536, layers <= 1024, vocab <= 4 Mi), num_heads % num_kv_heads == 0, head_dim even.
 Result<ModelConfig> parse_model_config(std::string_view json, std::string_view where);
 Result<ModelConfig> load_model_config(const std::string& directory);  // directory/config.json
 

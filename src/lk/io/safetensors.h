@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// safetensors: 8-byte little-endian header length, JSON header, raw row-major data. The file is mapped, never
-// copied; every offset is checked against the file size before anything is read (hostile input).
-// Format: https://github.com/huggingface/safetensors#format
+// safetensors: 8-byte little-endian header length, JSON header, raw row-major data. The file is
+// mapped, never copied; every offset is checked against the file size before anything is read
+// (hostile input). Format: https://github.com/huggingface/safetensors#format
 #pragma once
 
 #include <map>
@@ -23,23 +23,25 @@ struct TensorEntry {
 };
 
 // Parses and validates a header. `bytes` is the whole file. For fuzzing and SafetensorsFile.
-// Errors (kDataLoss) name the tensor: truncated, lying or oversized header (> 100 MB), duplicate names, ranges that
-// overlap, leave holes or leave the file, a shape that contradicts its byte range; dtypes other than F32, BF16 and
-// F16 are kUnsupported. Views may be unaligned when the header has an odd length: see TensorStore.
+// Errors (kDataLoss) name the tensor: truncated, lying or oversized header (> 100 MB), duplicate
+// names, ranges that overlap, leave holes or leave the file, a shape that contradicts its byte
+// range; dtypes other than F32, BF16 and F16 are kUnsupported. Views may be unaligned when the
+// header has an odd length: see TensorStore.
 struct SafetensorsIndex {
   std::vector<TensorEntry> tensors;             // in order of their data
   std::map<std::string, std::string> metadata;  // "__metadata__"
 };
 Result<SafetensorsIndex> parse_safetensors(std::span<const std::byte> bytes);
 
-// One or more mapped safetensors files as one name -> tensor map. Every view is aligned to its element: a tensor
-// that is not, in the file, is copied.
-// Thread safety: immutable after open; share freely.
+// One or more mapped safetensors files as one name -> tensor map. Every view is aligned to its
+// element: a tensor that is not, in the file, is copied. Thread safety: immutable after open; share
+// freely.
 class TensorStore {
  public:
   static Result<std::shared_ptr<const TensorStore>> open_file(const std::string& path);
-  // A Hugging Face model directory: model.safetensors, or the shards of model.safetensors.index.json
-  // (a missing shard, or a tensor the index names but no shard has, is an error naming it).
+  // A Hugging Face model directory: model.safetensors, or the shards of
+  // model.safetensors.index.json (a missing shard, or a tensor the index names but no shard has, is
+  // an error naming it).
   static Result<std::shared_ptr<const TensorStore>> open_model(const std::string& directory);
 
   const TensorView* find(const std::string& name) const;  // nullptr when absent

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The JSON header of a safetensors file, read as a stream: duplicate names are seen (a DOM would hide
-// them) and a hostile header costs no more memory than the entries it declares.
+// The JSON header of a safetensors file, read as a stream: duplicate names are seen (a DOM would
+// hide them) and a hostile header costs no more memory than the entries it declares.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ namespace lk {
 
 struct SafetensorsHeaderEntry {
   std::string name;
-  std::string dtype;            // as written: "BF16"
+  std::string dtype;  // as written: "BF16"
   std::vector<uint64_t> shape;
   uint64_t begin = 0, end = 0;  // bytes, from the start of the data
 };

@@ -19,12 +19,16 @@ const char* dtype_name(DType dtype) {
   return dtype == DType::kF32 ? "F32" : dtype == DType::kBF16 ? "BF16" : "F16";
 }
 
-std::string quoted(const std::string& text) { return boost::json::serialize(boost::json::string(text)); }
+std::string quoted(const std::string& text) {
+  return boost::json::serialize(boost::json::string(text));
+}
 
 // Makes the rename durable; failures are ignored because the file itself is already safe.
 void sync_parent(const std::string& path) {
   const size_t slash = path.rfind('/');
-  const std::string parent = slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
+  const std::string parent = slash == std::string::npos ? "."
+                             : slash == 0               ? "/"
+                                                        : path.substr(0, slash);
   const int fd = ::open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd < 0) return;
   ::fsync(fd);
@@ -33,8 +37,9 @@ void sync_parent(const std::string& path) {
 
 }  // namespace
 
-Result<SafetensorsWriter> SafetensorsWriter::create(const std::string& path, const std::vector<TensorSpec>& tensors,
-                                                    const std::map<std::string, std::string>& metadata) {
+Result<SafetensorsWriter> SafetensorsWriter::create(
+    const std::string& path, const std::vector<TensorSpec>& tensors,
+    const std::map<std::string, std::string>& metadata) {
   std::string header = R"({"__metadata__":{)";
   std::map<std::string, std::string> all = metadata;
   all.emplace("format", "pt");
@@ -50,9 +55,9 @@ Result<SafetensorsWriter> SafetensorsWriter::create(const std::string& path, con
     if (tensor.name == "__metadata__" || !names.insert(tensor.name).second) {
       return invalid_argument("{}: tensor name '{}' is used twice or reserved", path, tensor.name);
     }
-    header += fmt::format(R"(,{}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})", quoted(tensor.name),
-                          dtype_name(tensor.dtype), fmt::join(tensor.shape, ","), position,
-                          position + tensor.num_bytes());
+    header += fmt::format(R"(,{}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})",
+                          quoted(tensor.name), dtype_name(tensor.dtype),
+                          fmt::join(tensor.shape, ","), position, position + tensor.num_bytes());
     position += tensor.num_bytes();
   }
   header += '}';
@@ -129,7 +134,8 @@ Status write_safetensors(const std::string& path, const std::vector<TensorEntry>
     specs.push_back({name, view.dtype(), {view.shape().begin(), view.shape().end()}});
   }
   LK_ASSIGN_OR_RETURN(SafetensorsWriter writer, SafetensorsWriter::create(path, specs, metadata));
-  for (const TensorEntry& tensor : tensors) LK_RETURN_IF_ERROR(writer.append(tensor.view.raw(), tensor.view.num_bytes()));
+  for (const TensorEntry& tensor : tensors)
+    LK_RETURN_IF_ERROR(writer.append(tensor.view.raw(), tensor.view.num_bytes()));
   return writer.finish();
 }
 

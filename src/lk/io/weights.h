@@ -17,12 +17,15 @@ struct WeightSpec {
   std::vector<int64_t> shape;  // [out, in], or [dim]
 };
 
-// Every tensor a Hugging Face checkpoint of this config must have, in layer order. A tied lm_head is not listed.
+// Every tensor a Hugging Face checkpoint of this config must have, in layer order. A tied lm_head
+// is not listed.
 std::vector<WeightSpec> weight_manifest(const ModelConfig& config);
 
-// Names a missing tensor, or one of the wrong shape with the expected and the found shape. Tensors beyond the
-// manifest are no error: one line each in `warnings`, except harmless ones (rotary inv_freq, a tied lm_head).
-Status check_weights(const ModelConfig& config, const TensorStore& store, std::vector<std::string>* warnings = nullptr);
+// Names a missing tensor, or one of the wrong shape with the expected and the found shape. Tensors
+// beyond the manifest are no error: one line each in `warnings`, except harmless ones (rotary
+// inv_freq, a tied lm_head).
+Status check_weights(const ModelConfig& config, const TensorStore& store,
+                     std::vector<std::string>* warnings = nullptr);
 
 // True when no element is NaN or infinite.
 bool all_finite(const TensorView& tensor);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Adapter: one PEFT LoRA adapter, checked against the base model and held in host memory (mapped file or own
-// buffers). Immutable after load. Nothing here knows pages or kernels; engine/ packs it into the pool.
-// PEFT format and matching rules: docs of HF PEFT (LoraConfig, save_pretrained).
+// Adapter: one PEFT LoRA adapter, checked against the base model and held in host memory (mapped
+// file or own buffers). Immutable after load. Nothing here knows pages or kernels; engine/ packs it
+// into the pool. PEFT format and matching rules: docs of HF PEFT (LoraConfig, save_pretrained).
 #pragma once
 
 #include <array>
@@ -19,22 +19,25 @@
 
 namespace lk {
 
-// The linear projections of a decoder layer, in the order of their fused groups (q,k,v | o | gate,up | down).
+// The linear projections of a decoder layer, in the order of their fused groups (q,k,v | o |
+// gate,up | down).
 enum class Proj : uint8_t { kQ, kK, kV, kO, kGate, kUp, kDown };
 inline constexpr int kNumProjs = 7;
 const char* hf_name(Proj proj);  // "self_attn.q_proj" ...
 int64_t in_dim(Proj proj, const ModelConfig& config);
 int64_t out_dim(Proj proj, const ModelConfig& config);
 
-// delta(x) = scaling * B (A x) + bias; for DoRA the projection's output is magnitude_scale * (W x + delta).
+// delta(x) = scaling * B (A x) + bias; for DoRA the projection's output is magnitude_scale * (W x +
+// delta).
 struct LoraDelta {
   int64_t rank = 0;
-  double scaling = 0;      // alpha / r, or alpha / sqrt(r) for rsLoRA
-  TensorView a;            // [rank, in]
-  TensorView b;            // [out, rank]
-  TensorView bias;         // [out] lora_B.bias, or undefined; contributes scaling * bias
-  TensorView magnitude;    // [out] DoRA m, or undefined
-  TensorView dora_scale;   // [out] f32 m / ||W + scaling B A||_row, computed at load; defined iff magnitude is
+  double scaling = 0;     // alpha / r, or alpha / sqrt(r) for rsLoRA
+  TensorView a;           // [rank, in]
+  TensorView b;           // [out, rank]
+  TensorView bias;        // [out] lora_B.bias, or undefined; contributes scaling * bias
+  TensorView magnitude;   // [out] DoRA m, or undefined
+  TensorView dora_scale;  // [out] f32 m / ||W + scaling B A||_row, computed at load; defined iff
+                          // magnitude is
 };
 
 struct Adapter {
@@ -46,18 +49,25 @@ struct Adapter {
 
   // layers[layer][proj]; absent = that projection is not adapted.
   std::vector<std::array<std::optional<LoraDelta>, kNumProjs>> layers;
-  // Input embedding delta for token t: scaling * embed_b [hidden, r] * embed_a[:, t]  (embed_a: [r, vocab]).
-  struct EmbeddingDelta { int64_t rank = 0; double scaling = 0; TensorView a, b; };
+  // Input embedding delta for token t: scaling * embed_b [hidden, r] * embed_a[:, t]  (embed_a: [r,
+  // vocab]).
+  struct EmbeddingDelta {
+    int64_t rank = 0;
+    double scaling = 0;
+    TensorView a, b;
+  };
   std::optional<EmbeddingDelta> embedding;
   std::optional<LoraDelta> lm_head;
-  // modules_to_save and other full replacements, keyed by module path without prefix and ".weight"/".bias"
-  // kept: "lm_head.weight", "model.embed_tokens.weight", "model.norm.weight",
+  // modules_to_save and other full replacements, keyed by module path without prefix and
+  // ".weight"/".bias" kept: "lm_head.weight", "model.embed_tokens.weight", "model.norm.weight",
   // "model.layers.3.input_layernorm.weight", "model.layers.0.mlp.down_proj.weight", ...
-  // "model.embed_tokens.weight" replaces the input embedding only: with tied embeddings the lm_head stays the base's
-  // unless "lm_head.weight" is here too. A replaced weight may also carry a delta (embedding, lm_head): the delta is
-  // then relative to the replacement. Trained rows are applied last.
+  // "model.embed_tokens.weight" replaces the input embedding only: with tied embeddings the lm_head
+  // stays the base's unless "lm_head.weight" is here too. A replaced weight may also carry a delta
+  // (embedding, lm_head): the delta is then relative to the replacement. Trained rows are applied
+  // last.
   std::map<std::string, TensorView> replaced;
-  // trainable_token_indices: rows that replace rows of the input embedding, and of lm_head when tied. Ids are distinct.
+  // trainable_token_indices: rows that replace rows of the input embedding, and of lm_head when
+  // tied. Ids are distinct.
   std::vector<int64_t> trained_token_ids;
   TensorView trained_token_rows;  // [n, hidden]
 
@@ -76,10 +86,13 @@ struct AdapterLoadOptions {
   int num_threads = 1;  // for DoRA norms and conversions
 };
 
-// Reads directory/adapter_config.json and adapter_model.safetensors. `base` gives W where the kind needs it (DoRA norms,
-// PiSSA/OLoRA conversion) and may be null otherwise: then those kinds are refused.
-Result<std::shared_ptr<const Adapter>> load_adapter(const std::string& name, const std::string& directory,
-                                                    const ModelConfig& config, const TensorStore* base,
+// Reads directory/adapter_config.json and adapter_model.safetensors. `base` gives W where the kind
+// needs it (DoRA norms, PiSSA/OLoRA conversion) and may be null otherwise: then those kinds are
+// refused.
+Result<std::shared_ptr<const Adapter>> load_adapter(const std::string& name,
+                                                    const std::string& directory,
+                                                    const ModelConfig& config,
+                                                    const TensorStore* base,
                                                     const AdapterLoadOptions& options = {});
 
 }  // namespace lk

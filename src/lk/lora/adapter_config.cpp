@@ -14,11 +14,13 @@ namespace json = boost::json;
 
 // Keys that say how an adapter was made or stored, and nothing about its result.
 constexpr const char* kInformative[] = {
-    "auto_mapping", "revision", "inference_mode", "lora_dropout", "megatron_core", "qalora_group_size", "loftq_config",
-    "eva_config", "corda_config", "lora_ga_config", "peft_type", "init_lora_weights", "fan_in_fan_out",
+    "auto_mapping",      "revision",          "inference_mode", "lora_dropout", "megatron_core",
+    "qalora_group_size", "loftq_config",      "eva_config",     "corda_config", "lora_ga_config",
+    "peft_type",         "init_lora_weights", "fan_in_fan_out",
 };
 
-// Keys that change the result in a way not implemented, when they hold anything but null, false or empty.
+// Keys that change the result in a way not implemented, when they hold anything but null, false or
+// empty.
 struct Refusal {
   const char* key;
   const char* reason;
@@ -31,19 +33,26 @@ constexpr Refusal kRefusals[] = {
     {"use_bdlora", "BD-LoRA stores block-diagonal factors"},
     {"velora_config", "the VeLoRA variant is not implemented"},
     {"monteclora_config", "the MonteCLoRA variant is not implemented"},
-    {"kasa_config", "KaSA truncates the base weights, so the adapter does not fit the published base"},
+    {"kasa_config",
+     "KaSA truncates the base weights, so the adapter does not fit the published base"},
     {"arrow_config", "arrow routes between several adapters"},
     {"megatron_config", "Megatron parallel layers are stored in shards"},
 };
 
 bool is_empty(const json::value& value) {
   switch (value.kind()) {
-    case json::kind::null: return true;
-    case json::kind::bool_: return !value.get_bool();
-    case json::kind::array: return value.get_array().empty();
-    case json::kind::object: return value.get_object().empty();
-    case json::kind::string: return value.get_string().empty();
-    default: return false;
+    case json::kind::null:
+      return true;
+    case json::kind::bool_:
+      return !value.get_bool();
+    case json::kind::array:
+      return value.get_array().empty();
+    case json::kind::object:
+      return value.get_object().empty();
+    case json::kind::string:
+      return value.get_string().empty();
+    default:
+      return false;
   }
 }
 
@@ -51,41 +60,57 @@ void refuse_variants(JsonFields& fields) {
   for (const Refusal& refusal : kRefusals) {
     const json::value* value = fields.find(refusal.key);
     if (value != nullptr && !is_empty(*value)) {
-      fields.fail(unsupported("{}: \"{}\" is not supported: {}", fields.where(), refusal.key, refusal.reason));
+      fields.fail(unsupported("{}: \"{}\" is not supported: {}", fields.where(), refusal.key,
+                              refusal.reason));
     }
   }
   std::string bias = "none";
   fields.read_string("bias", bias);
   if (bias != "none") {
-    fields.fail(unsupported("{}: \"bias\" is \"{}\": trained base biases are not supported; train with bias=\"none\"",
-                            fields.where(), bias));
+    fields.fail(unsupported(
+        "{}: \"bias\" is \"{}\": trained base biases are not supported; train with bias=\"none\"",
+        fields.where(), bias));
   }
 }
 
 void read_init(JsonFields& fields, AdapterConfig& config) {
   const json::value* value = fields.find("init_lora_weights");
   if (value == nullptr || value->is_bool()) return;
-  if (!value->is_string()) return fields.wrong_kind("init_lora_weights", "true, false or a string", *value);
+  if (!value->is_string())
+    return fields.wrong_kind("init_lora_weights", "true, false or a string", *value);
   std::string init(value->get_string());
   std::ranges::transform(init, init.begin(), [](unsigned char c) { return std::tolower(c); });
   constexpr const char* kRemedy =
-      "save the adapter again with model.save_pretrained(..., path_initial_model_for_weight_conversion=<directory saved "
+      "save the adapter again with model.save_pretrained(..., "
+      "path_initial_model_for_weight_conversion=<directory saved "
       "before training>)";
   if (init == "gaussian" || init == "orthogonal" || init == "eva" || init == "mica") return;
-  if (init == "pissa") config.base_change = BaseChange::kPissa;
-  else if (init == "olora") config.base_change = BaseChange::kOlora;
+  if (init == "pissa")
+    config.base_change = BaseChange::kPissa;
+  else if (init == "olora")
+    config.base_change = BaseChange::kOlora;
   else if (init.starts_with("pissa_niter_")) {
-    fields.fail(unsupported("{}: init_lora_weights \"{}\" changed the base by a randomised SVD that cannot be repeated; {}",
-                            fields.where(), init, kRemedy));
+    fields.fail(
+        unsupported("{}: init_lora_weights \"{}\" changed the base by a randomised SVD that cannot "
+                    "be repeated; {}",
+                    fields.where(), init, kRemedy));
   } else if (init == "corda" || init == "lora_ga") {
-    fields.fail(unsupported("{}: init_lora_weights \"{}\" changed the base from training data that the adapter does not hold; {}",
-                            fields.where(), init, kRemedy));
+    fields.fail(
+        unsupported("{}: init_lora_weights \"{}\" changed the base from training data that the "
+                    "adapter does not hold; {}",
+                    fields.where(), init, kRemedy));
   } else if (init == "loftq") {
-    fields.fail(unsupported("{}: init_lora_weights \"loftq\" is relative to a quantised base; merge it into that base with PEFT "
-                            "and serve the merged model", fields.where()));
+    fields.fail(
+        unsupported("{}: init_lora_weights \"loftq\" is relative to a quantised base; merge it "
+                    "into that base with PEFT "
+                    "and serve the merged model",
+                    fields.where()));
   } else {
-    fields.fail(unsupported("{}: init_lora_weights \"{}\" is not known; supported: true, false, gaussian, orthogonal, eva, mica, "
-                            "pissa, olora", fields.where(), init));
+    fields.fail(
+        unsupported("{}: init_lora_weights \"{}\" is not known; supported: true, false, gaussian, "
+                    "orthogonal, eva, mica, "
+                    "pissa, olora",
+                    fields.where(), init));
   }
 }
 
@@ -96,7 +121,8 @@ void read_selector(JsonFields& fields, const char* key, ModuleSelector& selector
     selector.pattern = std::string(value->get_string());
     std::string lower = selector.pattern;
     std::ranges::transform(lower, lower.begin(), [](unsigned char c) { return std::tolower(c); });
-    selector.kind = lower == "all-linear" ? ModuleSelector::Kind::kAllLinear : ModuleSelector::Kind::kRegex;
+    selector.kind =
+        lower == "all-linear" ? ModuleSelector::Kind::kAllLinear : ModuleSelector::Kind::kRegex;
     return;
   }
   fields.read_strings(key, selector.names);
@@ -104,13 +130,15 @@ void read_selector(JsonFields& fields, const char* key, ModuleSelector& selector
 }
 
 template <class T, class Read>
-void read_pattern_map(JsonFields& fields, const char* key, std::vector<std::pair<std::string, T>>& out, Read read) {
+void read_pattern_map(JsonFields& fields, const char* key,
+                      std::vector<std::pair<std::string, T>>& out, Read read) {
   constexpr size_t kMaxPatterns = 16384;
   const json::value* value = fields.find(key);
   if (value == nullptr) return;
   if (!value->is_object()) return fields.wrong_kind(key, "an object", *value);
   if (value->get_object().size() > kMaxPatterns) {
-    return fields.fail(invalid_argument("{}: \"{}\" has more than {} entries", fields.where(), key, kMaxPatterns));
+    return fields.fail(
+        invalid_argument("{}: \"{}\" has more than {} entries", fields.where(), key, kMaxPatterns));
   }
   JsonFields entries(value->get_object(), fmt::format("{}: {}", fields.where(), key));
   for (const auto& entry : value->get_object()) {
@@ -131,9 +159,11 @@ void read_token_indices(JsonFields& fields, AdapterConfig& config) {
     if (!ids.empty()) config.trainable_token_indices["embed_tokens"] = std::move(ids);
     return;
   }
-  JsonFields entries(value->get_object(), fmt::format("{}: trainable_token_indices", fields.where()));
+  JsonFields entries(value->get_object(),
+                     fmt::format("{}: trainable_token_indices", fields.where()));
   for (const auto& entry : value->get_object()) {
-    entries.read_ints(entry.key(), config.trainable_token_indices[std::string(entry.key())], 0, int64_t{1} << 40);
+    entries.read_ints(entry.key(), config.trainable_token_indices[std::string(entry.key())], 0,
+                      int64_t{1} << 40);
   }
   fields.fail(entries.status());
 }
@@ -141,8 +171,10 @@ void read_token_indices(JsonFields& fields, AdapterConfig& config) {
 void check_layer_filters(JsonFields& fields, const AdapterConfig& config) {
   const bool regex = config.target_modules.kind == ModuleSelector::Kind::kRegex;
   if (regex && (!config.layers_to_transform.empty() || !config.layers_pattern.empty())) {
-    fields.fail(invalid_argument("{}: layers_to_transform and layers_pattern need target_modules to be a list, it is a "
-                                 "regular expression", fields.where()));
+    fields.fail(invalid_argument(
+        "{}: layers_to_transform and layers_pattern need target_modules to be a list, it is a "
+        "regular expression",
+        fields.where()));
   }
   if (!config.layers_pattern.empty() && config.layers_to_transform.empty()) {
     fields.fail(invalid_argument("{}: layers_pattern needs layers_to_transform", fields.where()));
@@ -178,8 +210,10 @@ Result<AdapterConfig> parse_adapter_config(std::string_view text, std::string_vi
   std::string peft_type;
   fields.read_string("peft_type", peft_type);
   LK_RETURN_IF_ERROR(fields.status());
-  if (peft_type.empty()) return invalid_argument("{}: no \"peft_type\"; is this a PEFT adapter?", where);
-  if (peft_type != "LORA") return unsupported("{}: peft_type {} is not supported; supported: LORA", where, peft_type);
+  if (peft_type.empty())
+    return invalid_argument("{}: no \"peft_type\"; is this a PEFT adapter?", where);
+  if (peft_type != "LORA")
+    return unsupported("{}: peft_type {} is not supported; supported: LORA", where, peft_type);
 
   AdapterConfig config;
   refuse_variants(fields);
@@ -195,12 +229,14 @@ Result<AdapterConfig> parse_adapter_config(std::string_view text, std::string_vi
   fields.read_bool("use_dora", config.use_dora);
   fields.read_bool("lora_bias", config.lora_bias);
   fields.read_bool("ensure_weight_tying", config.ensure_weight_tying);
-  read_pattern_map(fields, "rank_pattern", config.rank_pattern, [](JsonFields& entries, std::string_view key, int64_t& out) {
-    entries.read_int(key, out, 1, 65536);
-  });
-  read_pattern_map(fields, "alpha_pattern", config.alpha_pattern, [](JsonFields& entries, std::string_view key, double& out) {
-    entries.read_double(key, out, -kMaxAlpha, kMaxAlpha);
-  });
+  read_pattern_map(fields, "rank_pattern", config.rank_pattern,
+                   [](JsonFields& entries, std::string_view key, int64_t& out) {
+                     entries.read_int(key, out, 1, 65536);
+                   });
+  read_pattern_map(fields, "alpha_pattern", config.alpha_pattern,
+                   [](JsonFields& entries, std::string_view key, double& out) {
+                     entries.read_double(key, out, -kMaxAlpha, kMaxAlpha);
+                   });
   read_selector(fields, "target_modules", config.target_modules);
   read_selector(fields, "exclude_modules", config.exclude_modules);
   if (config.exclude_modules.kind == ModuleSelector::Kind::kAllLinear) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// AdapterConfig: adapter_config.json as PEFT writes it. A key that changes the maths and is not implemented is
-// refused by name; a key nobody knows is a warning.
+// AdapterConfig: adapter_config.json as PEFT writes it. A key that changes the maths and is not
+// implemented is refused by name; a key nobody knows is a warning.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,8 @@ struct ModuleSelector {
   std::string pattern;
 };
 
-// Initialisations that leave the saved A and B relative to a changed base: W_trained_on = W - scaling * B0 A0.
+// Initialisations that leave the saved A and B relative to a changed base: W_trained_on = W -
+// scaling * B0 A0.
 enum class BaseChange { kNone, kPissa, kOlora };
 
 struct AdapterConfig {

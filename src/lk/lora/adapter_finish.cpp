@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// AdapterLoader: what is computed from the base weights at load. DoRA norms, and the conversion of PiSSA and OLoRA
-// adapters to plain ones: A' = [A; A0], B' = [B, -B0], so that W + s B' A' = (W - s B0 A0) + s B A.
+// AdapterLoader: what is computed from the base weights at load. DoRA norms, and the conversion of
+// PiSSA and OLoRA adapters to plain ones: A' = [A; A0], B' = [B, -B0], so that W + s B' A' = (W - s
+// B0 A0) + s B A.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -40,7 +41,9 @@ Status AdapterLoader::finish_deltas() {
   for (size_t layer = 0; layer < adapter_.layers.size(); ++layer) {
     for (int proj = 0; proj < kNumProjs; ++proj) {
       std::optional<LoraDelta>& delta = adapter_.layers[layer][static_cast<size_t>(proj)];
-      if (delta) items.push_back({&*delta, module_path(static_cast<int64_t>(layer), static_cast<Proj>(proj))});
+      if (delta)
+        items.push_back(
+            {&*delta, module_path(static_cast<int64_t>(layer), static_cast<Proj>(proj))});
     }
   }
   if (adapter_.lm_head) items.push_back({&*adapter_.lm_head, kLmHead});
@@ -62,13 +65,16 @@ Status AdapterLoader::finish_deltas() {
     });
     LK_RETURN_IF_ERROR(first);
     if (config_.base_change != BaseChange::kNone) {
-      warn(fmt::format("init_lora_weights \"{}\": converted to a plain adapter of twice the rank; convert the file once to load it faster",
-                       config_.base_change == BaseChange::kPissa ? "pissa" : "olora"));
+      warn(
+          fmt::format("init_lora_weights \"{}\": converted to a plain adapter of twice the rank; "
+                      "convert the file once to load it faster",
+                      config_.base_change == BaseChange::kPissa ? "pissa" : "olora"));
     }
   }
   for (const Item& item : items) {
     if (item.delta->rank > options_.max_rank) {
-      return invalid_argument("module '{}': rank {} after conversion exceeds the limit of {}", item.module, item.delta->rank, options_.max_rank);
+      return invalid_argument("module '{}': rank {} after conversion exceeds the limit of {}",
+                              item.module, item.delta->rank, options_.max_rank);
     }
     adapter_.max_rank = std::max(adapter_.max_rank, item.delta->rank);
   }
@@ -85,13 +91,18 @@ Status AdapterLoader::finish_delta(LoraDelta& delta, const std::string& module, 
   // A saved base_layer.weight is already the changed base that A and B belong to.
   if (config_.base_change != BaseChange::kNone && !adapter_.replaced.contains(module + ".weight")) {
     const char* kind = config_.base_change == BaseChange::kPissa ? "PiSSA" : "OLoRA";
-    if (delta.scaling <= 0) return invalid_argument("{} needs a positive lora_alpha, module '{}' has scaling {}", kind, module, delta.scaling);
+    if (delta.scaling <= 0)
+      return invalid_argument("{} needs a positive lora_alpha, module '{}' has scaling {}", kind,
+                              module, delta.scaling);
     if (module == kLmHead && model_.tie_word_embeddings) {
       return unsupported("{} on lm_head is not supported on a base with tied embeddings", kind);
     }
-    LK_ASSIGN_OR_RETURN(const TensorView* weight, base_weight(module, fmt::format("converting a {} adapter", kind)));
+    LK_ASSIGN_OR_RETURN(const TensorView* weight,
+                        base_weight(module, fmt::format("converting a {} adapter", kind)));
     const int64_t rank = delta.rank, out = weight->dim(0), in = weight->dim(1);
-    if (rank > std::min(out, in)) return invalid_argument("module '{}': rank {} exceeds the weight's {}", module, rank, weight->shape_string());
+    if (rank > std::min(out, in))
+      return invalid_argument("module '{}': rank {} exceeds the weight's {}", module, rank,
+                              weight->shape_string());
     const InitFactors factors = initial_factors(config_.base_change, *weight, rank, delta.scaling);
     LK_ASSIGN_OR_RETURN(Buffer a, Buffer::try_allocate(2 * rank * in * 4));
     LK_ASSIGN_OR_RETURN(Buffer b, Buffer::try_allocate(out * 2 * rank * 4));
@@ -110,7 +121,10 @@ Status AdapterLoader::finish_delta(LoraDelta& delta, const std::string& module, 
     const int64_t out = weight.dim(0);
     LK_ASSIGN_OR_RETURN(Buffer scales, Buffer::try_allocate(out * 4));
     if (!dora_scales(weight, delta, scales.as<float>())) {
-      return data_loss("module '{}': a row of W + BA has norm 0, so DoRA's scale is not finite; adapter for another base?", module);
+      return data_loss(
+          "module '{}': a row of W + BA has norm 0, so DoRA's scale is not finite; adapter for "
+          "another base?",
+          module);
     }
     delta.dora_scale = TensorView(scales.data(), DType::kF32, {out});
     keep(std::move(scales));

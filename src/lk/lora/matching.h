@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// ModuleMatcher: which modules an adapter config targets, and with which rank and alpha, exactly as PEFT decides
-// (tuners_utils.check_target_module_exists, other.get_pattern_key). A module is its dotted path without
-// "base_model.model.", e.g. "model.layers.3.self_attn.q_proj".
+// ModuleMatcher: which modules an adapter config targets, and with which rank and alpha, exactly as
+// PEFT decides (tuners_utils.check_target_module_exists, other.get_pattern_key). A module is its
+// dotted path without "base_model.model.", e.g. "model.layers.3.self_attn.q_proj".
 //
-// Thread safety: none, not even for const calls: they share one time budget against hostile patterns.
+// Thread safety: none, not even for const calls: they share one time budget against hostile
+// patterns.
 #pragma once
 
 #include <chrono>
@@ -35,17 +36,22 @@ class ModuleMatcher {
   static Result<ModuleMatcher> create(const AdapterConfig& config);
 
   Result<bool> is_targeted(const std::string& module) const;
-  // True when modules_to_save has PEFT train a full copy of the module or of a parent. Here PEFT compares plain
-  // endings: "norm" also covers "model.layers.0.input_layernorm".
+  // True when modules_to_save has PEFT train a full copy of the module or of a parent. Here PEFT
+  // compares plain endings: "norm" also covers "model.layers.0.input_layernorm".
   bool is_saved(std::string_view module) const;
 
   // Index into rank_pattern / alpha_pattern of the first key that matches.
-  Result<std::optional<size_t>> rank_pattern_of(const std::string& module) const { return first(rank_keys_, module); }
-  Result<std::optional<size_t>> alpha_pattern_of(const std::string& module) const { return first(alpha_keys_, module); }
+  Result<std::optional<size_t>> rank_pattern_of(const std::string& module) const {
+    return first(rank_keys_, module);
+  }
+  Result<std::optional<size_t>> alpha_pattern_of(const std::string& module) const {
+    return first(alpha_keys_, module);
+  }
 
  private:
   Result<bool> target_matches(const std::string& module) const;
-  Result<std::optional<size_t>> first(const std::vector<PatternKey>& keys, const std::string& module) const;
+  Result<std::optional<size_t>> first(const std::vector<PatternKey>& keys,
+                                      const std::string& module) const;
   Result<bool> in_layers(const std::string& module) const;
   // modules_to_save as a reason not to put LoRA on a module: whole path segments.
   Result<bool> is_saved_segment(const std::string& module) const;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Names of adapter tensors and base modules: splitting a tensor name of adapter_model.safetensors into the module
-// and the part it plays, and mapping a module path to its place in the model.
+// Names of adapter tensors and base modules: splitting a tensor name of adapter_model.safetensors
+// into the module and the part it plays, and mapping a module path to its place in the model.
 #pragma once
 
 #include <cstdint>
@@ -15,12 +15,16 @@
 namespace lk {
 
 enum class Part {
-  kA, kB, kBias,              // lora_A.weight, lora_B.weight, lora_B.bias
-  kMagnitude,                 // lora_magnitude_vector
-  kEmbeddingA, kEmbeddingB,   // lora_embedding_A, lora_embedding_B
-  kTokenRows,                 // token_adapter.trainable_tokens_delta
-  kBaseWeight,                // base_layer.weight: the frozen weight below a LoRA layer
-  kWeight, kPlainBias,        // weight, bias of the module itself
+  kA,
+  kB,
+  kBias,       // lora_A.weight, lora_B.weight, lora_B.bias
+  kMagnitude,  // lora_magnitude_vector
+  kEmbeddingA,
+  kEmbeddingB,  // lora_embedding_A, lora_embedding_B
+  kTokenRows,   // token_adapter.trainable_tokens_delta
+  kBaseWeight,  // base_layer.weight: the frozen weight below a LoRA layer
+  kWeight,
+  kPlainBias,  // weight, bias of the module itself
   kUnknown,
 };
 
@@ -29,8 +33,8 @@ struct TensorRole {
   Part part = Part::kUnknown;
 };
 
-// Accepts names with or without "base_model.model.", with an embedded adapter name ("lora_A.default.weight") and with
-// the prefixes of torch.compile and FSDP.
+// Accepts names with or without "base_model.model.", with an embedded adapter name
+// ("lora_A.default.weight") and with the prefixes of torch.compile and FSDP.
 TensorRole parse_tensor_name(std::string_view name);
 
 // A linear projection, or several fused into one: qkv_proj and gate_up_proj.

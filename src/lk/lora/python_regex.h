@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// PythonRegex: the patterns of adapter_config.json, which PEFT hands to Python's `re`, run on PCRE2.
-// A pattern whose meaning differs between the two is refused; matching is bounded (hostile patterns).
+// PythonRegex: the patterns of adapter_config.json, which PEFT hands to Python's `re`, run on
+// PCRE2. A pattern whose meaning differs between the two is refused; matching is bounded (hostile
+// patterns).
 #pragma once
 
 #include <memory>

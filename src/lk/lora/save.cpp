@@ -24,7 +24,8 @@ struct Module {
 
 // alpha from the scaling; the division of the load is undone, so whole numbers come back whole.
 double alpha_of(double scaling, int64_t rank, bool use_rslora) {
-  const double alpha = scaling * (use_rslora ? std::sqrt(static_cast<double>(rank)) : static_cast<double>(rank));
+  const double alpha =
+      scaling * (use_rslora ? std::sqrt(static_cast<double>(rank)) : static_cast<double>(rank));
   const double whole = std::round(alpha);
   return std::abs(alpha - whole) <= 1e-9 * std::max(1.0, std::abs(alpha)) ? whole : alpha;
 }
@@ -36,10 +37,12 @@ json::value number(double value) {
 
 std::string last_part(const std::string& path) { return path.substr(path.rfind('.') + 1); }
 
-template <class T> T most_common(const std::vector<Module>& modules, T Module::*field, T fallback) {
+template <class T>
+T most_common(const std::vector<Module>& modules, T Module::*field, T fallback) {
   std::map<T, size_t> counts;
   for (const Module& module : modules) ++counts[module.*field];
-  const auto best = std::ranges::max_element(counts, {}, [](const auto& item) { return item.second; });
+  const auto best =
+      std::ranges::max_element(counts, {}, [](const auto& item) { return item.second; });
   return best == counts.end() ? fallback : best->first;
 }
 
@@ -72,8 +75,10 @@ class AdapterWriter {
   Status write(const std::string& directory) {
     collect();
     LK_RETURN_IF_ERROR(make_directories(directory));
-    LK_RETURN_IF_ERROR(write_safetensors(join_path(directory, "adapter_model.safetensors"), tensors_));
-    return write_file_atomic(join_path(directory, "adapter_config.json"), json::serialize(config_object()) + "\n");
+    LK_RETURN_IF_ERROR(
+        write_safetensors(join_path(directory, "adapter_model.safetensors"), tensors_));
+    return write_file_atomic(join_path(directory, "adapter_config.json"),
+                             json::serialize(config_object()) + "\n");
   }
 
  private:
@@ -81,12 +86,15 @@ class AdapterWriter {
     tensors_.push_back({fmt::format("base_model.model.{}.{}", path, suffix), cast(view)});
   }
   void add_lora(const std::string& path, const LoraDelta& delta) {
-    modules_.push_back({path, delta.rank, alpha_of(delta.scaling, delta.rank, adapter_.config.use_rslora)});
+    modules_.push_back(
+        {path, delta.rank, alpha_of(delta.scaling, delta.rank, adapter_.config.use_rslora)});
     add(path, "lora_A.weight", delta.a);
     add(path, "lora_B.weight", delta.b);
     if (delta.bias.defined()) add(path, "lora_B.bias", delta.bias);
     // Not rounded: small, and every output of the module is proportional to it.
-    if (delta.magnitude.defined()) tensors_.push_back({fmt::format("base_model.model.{}.lora_magnitude_vector", path), delta.magnitude});
+    if (delta.magnitude.defined())
+      tensors_.push_back(
+          {fmt::format("base_model.model.{}.lora_magnitude_vector", path), delta.magnitude});
     lora_bias_ |= delta.bias.defined();
     dora_ |= delta.magnitude.defined();
   }
@@ -104,29 +112,37 @@ class AdapterWriter {
     for (size_t layer = 0; layer < adapter_.layers.size(); ++layer) {
       for (int proj = 0; proj < kNumProjs; ++proj) {
         const auto& delta = adapter_.layers[layer][static_cast<size_t>(proj)];
-        if (delta) add_lora(module_path(static_cast<int64_t>(layer), static_cast<Proj>(proj)), *delta);
+        if (delta)
+          add_lora(module_path(static_cast<int64_t>(layer), static_cast<Proj>(proj)), *delta);
       }
     }
     if (adapter_.lm_head) add_lora(kLmHead, *adapter_.lm_head);
     if (adapter_.embedding) {
       const Adapter::EmbeddingDelta& delta = *adapter_.embedding;
-      modules_.push_back({kEmbedTokens, delta.rank, alpha_of(delta.scaling, delta.rank, adapter_.config.use_rslora)});
+      modules_.push_back({kEmbedTokens, delta.rank,
+                          alpha_of(delta.scaling, delta.rank, adapter_.config.use_rslora)});
       add(kEmbedTokens, "lora_embedding_A", delta.a);
       add(kEmbedTokens, "lora_embedding_B", delta.b);
     }
     for (const auto& [name, view] : adapter_.replaced) {
       const std::string module = name.substr(0, name.rfind('.'));
-      const bool targeted = std::ranges::any_of(modules_, [&](const Module& item) { return item.path == module; });
-      // Below a LoRA layer PEFT keeps the weight as base_layer; a plain name would make it a modules_to_save.
+      const bool targeted =
+          std::ranges::any_of(modules_, [&](const Module& item) { return item.path == module; });
+      // Below a LoRA layer PEFT keeps the weight as base_layer; a plain name would make it a
+      // modules_to_save.
       if (targeted) {
-        tensors_.push_back({fmt::format("base_model.model.{}.base_layer{}", module, name.substr(module.size())), view});
+        tensors_.push_back(
+            {fmt::format("base_model.model.{}.base_layer{}", module, name.substr(module.size())),
+             view});
         continue;
       }
       tensors_.push_back({"base_model.model." + name, view});
       saved_.insert(module == kEmbedTokens ? "embed_tokens" : module);
     }
     if (!adapter_.trained_token_ids.empty()) {
-      tensors_.push_back({fmt::format("base_model.model.{}.token_adapter.trainable_tokens_delta", kEmbedTokens), adapter_.trained_token_rows});
+      tensors_.push_back(
+          {fmt::format("base_model.model.{}.token_adapter.trainable_tokens_delta", kEmbedTokens),
+           adapter_.trained_token_rows});
     }
   }
 
@@ -139,7 +155,8 @@ class AdapterWriter {
       if (module.rank != rank) rank_pattern[escape_regex(module.path)] = module.rank;
       if (module.alpha != alpha) alpha_pattern[escape_regex(module.path)] = number(module.alpha);
     }
-    const std::string& base = options_.base_model_name.empty() ? adapter_.config.base_model_name : options_.base_model_name;
+    const std::string& base = options_.base_model_name.empty() ? adapter_.config.base_model_name
+                                                               : options_.base_model_name;
     json::object object;
     object["alpha_pattern"] = std::move(alpha_pattern);
     object["auto_mapping"] = nullptr;
@@ -154,7 +171,9 @@ class AdapterWriter {
     object["lora_alpha"] = number(alpha);
     object["lora_bias"] = lora_bias_;
     object["lora_dropout"] = 0.0;
-    object["modules_to_save"] = saved_.empty() ? json::value(nullptr) : json::value(json::array(saved_.begin(), saved_.end()));
+    object["modules_to_save"] = saved_.empty()
+                                    ? json::value(nullptr)
+                                    : json::value(json::array(saved_.begin(), saved_.end()));
     object["peft_type"] = "LORA";
     object["peft_version"] = "0.18.0";
     object["r"] = rank;
@@ -162,8 +181,11 @@ class AdapterWriter {
     object["revision"] = nullptr;
     object["target_modules"] = target_list(modules_, config_);
     object["task_type"] = "CAUSAL_LM";
-    object["trainable_token_indices"] = adapter_.trained_token_ids.empty()
-        ? json::value(nullptr) : json::value(json::array(adapter_.trained_token_ids.begin(), adapter_.trained_token_ids.end()));
+    object["trainable_token_indices"] =
+        adapter_.trained_token_ids.empty()
+            ? json::value(nullptr)
+            : json::value(json::array(adapter_.trained_token_ids.begin(),
+                                      adapter_.trained_token_ids.end()));
     object["use_dora"] = dora_;
     object["use_rslora"] = adapter_.config.use_rslora;
     return object;
@@ -187,27 +209,34 @@ double rounding_of(const TensorView& view, DType dtype) {
   convert(view.raw(), view.dtype(), stored.data(), dtype, view.num_elements());
   convert(stored.data(), dtype, rounded.data(), DType::kF32, view.num_elements());
   double largest = 0;
-  for (size_t index = 0; index < n; ++index) largest = std::max(largest, std::abs(static_cast<double>(exact[index]) - rounded[index]));
+  for (size_t index = 0; index < n; ++index)
+    largest = std::max(largest, std::abs(static_cast<double>(exact[index]) - rounded[index]));
   return largest;
 }
 
 }  // namespace
 
-Status save_adapter(const Adapter& adapter, const ModelConfig& config, const std::string& directory, const SaveOptions& options) {
+Status save_adapter(const Adapter& adapter, const ModelConfig& config, const std::string& directory,
+                    const SaveOptions& options) {
   return AdapterWriter(adapter, config, options).write(directory);
 }
 
-Result<ConvertReport> convert_adapter(const std::string& in_dir, const ModelConfig& config, const TensorStore* base,
-                                      const std::string& out_dir, const SaveOptions& options, const AdapterLoadOptions& load) {
-  if (file_exists(join_path(out_dir, "adapter_model.safetensors")) || file_exists(join_path(out_dir, "adapter_config.json"))) {
+Result<ConvertReport> convert_adapter(const std::string& in_dir, const ModelConfig& config,
+                                      const TensorStore* base, const std::string& out_dir,
+                                      const SaveOptions& options, const AdapterLoadOptions& load) {
+  if (file_exists(join_path(out_dir, "adapter_model.safetensors")) ||
+      file_exists(join_path(out_dir, "adapter_config.json"))) {
     return already_exists("{} holds an adapter already; name another directory", out_dir);
   }
-  LK_ASSIGN_OR_RETURN(const std::shared_ptr<const Adapter> adapter, load_adapter("convert", in_dir, config, base, load));
+  LK_ASSIGN_OR_RETURN(const std::shared_ptr<const Adapter> adapter,
+                      load_adapter("convert", in_dir, config, base, load));
   ConvertReport report;
   report.bytes_before = adapter->file_bytes;
   report.warnings = adapter->warnings;
   const auto measure = [&](const TensorView& view) {
-    if (view.defined() && options.dtype) report.largest_rounding = std::max(report.largest_rounding, rounding_of(view, *options.dtype));
+    if (view.defined() && options.dtype)
+      report.largest_rounding =
+          std::max(report.largest_rounding, rounding_of(view, *options.dtype));
   };
   const auto measure_delta = [&](const std::optional<LoraDelta>& delta) {
     if (!delta) return;
@@ -220,10 +249,12 @@ Result<ConvertReport> convert_adapter(const std::string& in_dir, const ModelConf
     measure(adapter->embedding->b);
   }
   if (!std::isfinite(report.largest_rounding)) {
-    return invalid_argument("{}: a value exceeds the range of {}; convert to bf16 or f32", in_dir, to_string(*options.dtype));
+    return invalid_argument("{}: a value exceeds the range of {}; convert to bf16 or f32", in_dir,
+                            to_string(*options.dtype));
   }
   LK_RETURN_IF_ERROR(save_adapter(*adapter, config, out_dir, options));
-  LK_ASSIGN_OR_RETURN(const std::shared_ptr<const Adapter> written, load_adapter("convert", out_dir, config, base, load));
+  LK_ASSIGN_OR_RETURN(const std::shared_ptr<const Adapter> written,
+                      load_adapter("convert", out_dir, config, base, load));
   report.bytes_after = written->file_bytes;
   return report;
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Writing adapters as PEFT reads them, and the functions behind `lorikeet adapter inspect|verify|convert|init`.
+// Writing adapters as PEFT reads them, and the functions behind `lorikeet adapter
+// inspect|verify|convert|init`.
 #pragma once
 
 #include <cstdint>
@@ -14,13 +15,16 @@
 namespace lk {
 
 struct SaveOptions {
-  std::optional<DType> dtype = {};   // of A, B and bias; absent: as held in memory. PEFT itself writes f32
+  std::optional<DType> dtype =
+      {};  // of A, B and bias; absent: as held in memory. PEFT itself writes f32
   std::string base_model_name = {};  // "base_model_name_or_path"; empty: the adapter's own
 };
 
-// Writes directory/adapter_config.json and adapter_model.safetensors. What is written is the adapter as it acts: split
-// projections, PiSSA and OLoRA as plain LoRA of twice the rank, a rank and alpha for every module.
-Status save_adapter(const Adapter& adapter, const ModelConfig& config, const std::string& directory, const SaveOptions& options = {});
+// Writes directory/adapter_config.json and adapter_model.safetensors. What is written is the
+// adapter as it acts: split projections, PiSSA and OLoRA as plain LoRA of twice the rank, a rank
+// and alpha for every module.
+Status save_adapter(const Adapter& adapter, const ModelConfig& config, const std::string& directory,
+                    const SaveOptions& options = {});
 
 // Loads and saves. out_dir must not hold an adapter yet.
 struct ConvertReport {
@@ -28,8 +32,10 @@ struct ConvertReport {
   double largest_rounding = 0;  // largest |rounded - value| over A, B and bias
   std::vector<std::string> warnings;
 };
-Result<ConvertReport> convert_adapter(const std::string& in_dir, const ModelConfig& config, const TensorStore* base,
-                                      const std::string& out_dir, const SaveOptions& options = {}, const AdapterLoadOptions& load = {});
+Result<ConvertReport> convert_adapter(const std::string& in_dir, const ModelConfig& config,
+                                      const TensorStore* base, const std::string& out_dir,
+                                      const SaveOptions& options = {},
+                                      const AdapterLoadOptions& load = {});
 
 struct Inspection {
   std::string name, directory, digest, base_model_name, peft_version;
@@ -42,7 +48,7 @@ struct Inspection {
     double min_scaling = 0, max_scaling = 0;
     bool bias = false, dora = false;
   };
-  std::map<std::string, Target> targets;  // "q_proj" ... "embed_tokens", "lm_head"
+  std::map<std::string, Target> targets;         // "q_proj" ... "embed_tokens", "lm_head"
   std::map<std::string, int64_t> tensor_dtypes;  // "f32" -> how many
   std::vector<std::string> replaced;
   std::vector<int64_t> trained_token_ids;
@@ -52,7 +58,8 @@ Inspection inspect_adapter(const Adapter& adapter);
 std::string render_inspection(const Inspection& inspection);
 
 // load_adapter with every check, for its warnings; the failure says what is wrong.
-Result<std::vector<std::string>> verify_adapter(const std::string& directory, const ModelConfig& config, const TensorStore* base,
+Result<std::vector<std::string>> verify_adapter(const std::string& directory,
+                                                const ModelConfig& config, const TensorStore* base,
                                                 const AdapterLoadOptions& options = {});
 
 // A random adapter, for benchmarks and tests. Equal options give equal bytes.
@@ -60,9 +67,11 @@ struct InitOptions {
   int64_t rank = 16;
   std::map<std::string, int64_t> rank_of = {};  // by projection name, "q_proj": other ranks
   std::optional<double> alpha = {};             // absent: 2 * rank
-  std::vector<std::string> targets = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
+  std::vector<std::string> targets = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
+                                      "gate_proj", "up_proj", "down_proj"};
   uint64_t seed = 0;
-  // B ~ N(0, (b_scale / sqrt(rank))^2): non-zero, so that the adapter changes outputs. 0 gives LoRA's own start.
+  // B ~ N(0, (b_scale / sqrt(rank))^2): non-zero, so that the adapter changes outputs. 0 gives
+  // LoRA's own start.
   double b_scale = 0.02;
   DType dtype = DType::kF32;
   bool use_rslora = false;
@@ -70,6 +79,7 @@ struct InitOptions {
   bool use_dora = false;  // needs `base` for the magnitudes
   std::string base_model_name = {};
 };
-Status init_adapter(const ModelConfig& config, const InitOptions& options, const std::string& out_dir, const TensorStore* base = nullptr);
+Status init_adapter(const ModelConfig& config, const InitOptions& options,
+                    const std::string& out_dir, const TensorStore* base = nullptr);
 
 }  // namespace lk
