@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Drives a Tokenizer for tools/compare_tokenizers.py: one request per record on stdin, one answer on stdout.
+// Drives a Tokenizer for tools/compare_tokenizers.py: one request per record on stdin, one answer
+// on stdout.
 //   tokenizer_driver <tokenizer.json> [--bench]
-// Records are a little-endian uint32 length and that many bytes, all answers uint32 counts and values:
-//   'E' text  ->  encode with and without special tokens, decode of the first with and without special tokens, and
+// Records are a little-endian uint32 length and that many bytes, all answers uint32 counts and
+// values:
+//   'E' text  ->  encode with and without special tokens, decode of the first with and without
+//   special tokens, and
 //                 the first decoded incrementally: ids, ids, text, text, text
 //   'D' int32 ids  ->  decode with and without special tokens: text, text
 // With --bench the whole of stdin is encoded line by line, and the speed printed.
@@ -37,7 +40,8 @@ int bench(const lk::Tokenizer& tokenizer) {
     const auto start = std::chrono::steady_clock::now();
     size_t num_ids = 0;
     for (size_t begin = 0; begin < text.size();) {
-      const size_t end = whole ? text.size() : std::min(text.find('\n', begin), text.size() - 1) + 1;
+      const size_t end =
+          whole ? text.size() : std::min(text.find('\n', begin), text.size() - 1) + 1;
       const auto ids = tokenizer.encode(std::string_view(text).substr(begin, end - begin), true);
       if (!ids.ok()) {
         std::cerr << ids.status().message() << "\n";
@@ -46,9 +50,10 @@ int bench(const lk::Tokenizer& tokenizer) {
       num_ids += ids->size();
       begin = end;
     }
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    std::cout << (whole ? "whole: " : "lines: ") << text.size() << " bytes, " << num_ids << " ids, " << seconds << " s, "
-              << static_cast<double>(text.size()) / 1e6 / seconds << " MB/s\n";
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    std::cout << (whole ? "whole: " : "lines: ") << text.size() << " bytes, " << num_ids << " ids, "
+              << seconds << " s, " << static_cast<double>(text.size()) / 1e6 / seconds << " MB/s\n";
   }
   return 0;
 }
@@ -83,8 +88,9 @@ int answer(const std::shared_ptr<const lk::Tokenizer>& tokenizer, std::string_vi
 int main(int argc, char** argv) {
   if (argc < 2) return 2;
   const auto json = lk::read_file(argv[1]);
-  const auto tokenizer = json.ok() ? lk::Tokenizer::parse(*json, argv[1])
-                                   : lk::Result<std::shared_ptr<const lk::Tokenizer>>(json.status());
+  const auto tokenizer = json.ok()
+                             ? lk::Tokenizer::parse(*json, argv[1])
+                             : lk::Result<std::shared_ptr<const lk::Tokenizer>>(json.status());
   if (!tokenizer.ok()) {
     std::cerr << tokenizer.status().message() << "\n";
     return 1;
@@ -96,7 +102,8 @@ int main(int argc, char** argv) {
     record.resize(size);
     if (size == 0 || std::fread(record.data(), 1, size, stdin) != size) return 2;
     if (const int failed = answer(*tokenizer, record); failed != 0) return failed;
-    // The other side writes a batch and then reads: answers wait until the batch ends or the buffer is large.
+    // The other side writes a batch and then reads: answers wait until the batch ends or the buffer
+    // is large.
     if (buffer.size() > (1 << 20)) {
       std::fwrite(buffer.data(), 1, buffer.size(), stdout);
       buffer.clear();

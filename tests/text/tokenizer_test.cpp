@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Expectations by hand on a tiny byte-level and a tiny SentencePiece-style vocabulary; the recorded answers of the
-// `tokenizers` package (tests/text/fixtures, written by tools/compare_tokenizers.py); hostile files.
+// Expectations by hand on a tiny byte-level and a tiny SentencePiece-style vocabulary; the recorded
+// answers of the `tokenizers` package (tests/text/fixtures, written by
+// tools/compare_tokenizers.py); hostile files.
 #include "lk/text/tokenizer.h"
 
 #include <gmock/gmock.h>
@@ -31,14 +32,16 @@ struct Sections {
   std::string merges = R"(["a b","ab c","Ġ ab"])";
   std::string model_extra;
   std::string added = "[]";
-  std::string normalizer = "null", pre_tokenizer = "null", post_processor = "null", decoder = R"({"type":"ByteLevel",
+  std::string normalizer = "null", pre_tokenizer = "null", post_processor = "null",
+              decoder = R"({"type":"ByteLevel",
     "add_prefix_space":false,"trim_offsets":false,"use_regex":true})";
 
   std::string json() const {
-    return fmt::format(R"({{"version":"1.0","truncation":null,"padding":null,"added_tokens":{},"normalizer":{},
+    return fmt::format(
+        R"({{"version":"1.0","truncation":null,"padding":null,"added_tokens":{},"normalizer":{},
       "pre_tokenizer":{},"post_processor":{},"decoder":{},
       "model":{{"type":"BPE","dropout":null,"unk_token":null{},"vocab":{},"merges":{}}}}})",
-                       added, normalizer, pre_tokenizer, post_processor, decoder, model_extra, vocab, merges);
+        added, normalizer, pre_tokenizer, post_processor, decoder, model_extra, vocab, merges);
   }
   std::shared_ptr<const Tokenizer> load() const {
     auto tokenizer = Tokenizer::parse(json(), "t.json");
@@ -51,7 +54,8 @@ struct Sections {
   }
 };
 
-Ids encode(const std::shared_ptr<const Tokenizer>& tokenizer, std::string_view text, bool special = true) {
+Ids encode(const std::shared_ptr<const Tokenizer>& tokenizer, std::string_view text,
+           bool special = true) {
   auto ids = tokenizer->encode(text, special);
   EXPECT_TRUE(ids.ok()) << ids.status().message();
   return ids.ok() ? *ids : Ids{-1};
@@ -59,7 +63,8 @@ Ids encode(const std::shared_ptr<const Tokenizer>& tokenizer, std::string_view t
 
 Sections byte_level() {
   Sections sections;
-  sections.pre_tokenizer = R"({"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true})";
+  sections.pre_tokenizer =
+      R"({"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true})";
   return sections;
 }
 
@@ -67,7 +72,8 @@ Sections byte_level() {
 Sections sentencepiece() {
   Sections sections;
   std::string bytes;
-  for (int byte = 0x80; byte < 0x100; ++byte) bytes += fmt::format(R"(,"<0x{:02X}>":{})", byte, byte);
+  for (int byte = 0x80; byte < 0x100; ++byte)
+    bytes += fmt::format(R"(,"<0x{:02X}>":{})", byte, byte);
   sections.vocab = R"({"<unk>":0,"<s>":1,"▁":2,"a":3,"b":4,"▁a":5)" + bytes + "}";
   sections.merges = R"([["▁","a"]])";
   sections.model_extra = R"(,"unk_token":"<unk>","fuse_unk":true,"byte_fallback":true)";
@@ -79,8 +85,10 @@ Sections sentencepiece() {
 
 std::string added_token(std::string_view content, int id, std::string_view flags = "") {
   // Flags given replace the defaults: the last of two equal keys counts.
-  return fmt::format(R"({{"id":{},"content":"{}","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,
-    "special":true{}}})", id, content, flags);
+  return fmt::format(
+      R"({{"id":{},"content":"{}","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,
+    "special":true{}}})",
+      id, content, flags);
 }
 
 TEST(Tokenizer, ByteLevelMergesLowestRankFirst) {
@@ -114,12 +122,14 @@ TEST(Tokenizer, SentencePieceFallsBackToBytesAndFusesUnknowns) {
 TEST(Tokenizer, TemplateAddsSpecialTokensOnlyWhenAsked) {
   Sections sections = sentencepiece();
   sections.added = "[" + added_token("<unk>", 0) + "," + added_token("<s>", 1) + "]";
-  sections.post_processor = R"({"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<s>","type_id":0}},
+  sections.post_processor =
+      R"({"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<s>","type_id":0}},
     {"Sequence":{"id":"A","type_id":0}}],"pair":[],"special_tokens":{"<s>":{"id":"<s>","ids":[1],"tokens":["<s>"]}}})";
   const auto tokenizer = sections.load();
   EXPECT_THAT(encode(tokenizer, "a", true), ElementsAre(1, 5));
   EXPECT_THAT(encode(tokenizer, "a", false), ElementsAre(5));
-  EXPECT_THAT(encode(tokenizer, "a<s>a", false), ElementsAre(5, 1, 5)) << "each part is normalised alone";
+  EXPECT_THAT(encode(tokenizer, "a<s>a", false), ElementsAre(5, 1, 5))
+      << "each part is normalised alone";
   EXPECT_EQ(tokenizer->decode(Ids{1, 5}, true), "a");
   EXPECT_EQ(tokenizer->decode(Ids{1, 5}, false), "<s> a");
   EXPECT_TRUE(tokenizer->is_special(1));
@@ -128,8 +138,10 @@ TEST(Tokenizer, TemplateAddsSpecialTokensOnlyWhenAsked) {
 
 TEST(Tokenizer, AddedTokensStripSpacesAndKeepToWords) {
   Sections sections = byte_level();
-  sections.added = "[" + added_token("<l>", 7, R"(,"lstrip":true)") + "," + added_token("<r>", 8, R"(,"rstrip":true)") +
-                   "," + added_token("abab", 9, R"(,"single_word":true)") + "," + added_token("<l>>", 10) + "]";
+  sections.added = "[" + added_token("<l>", 7, R"(,"lstrip":true)") + "," +
+                   added_token("<r>", 8, R"(,"rstrip":true)") + "," +
+                   added_token("abab", 9, R"(,"single_word":true)") + "," +
+                   added_token("<l>>", 10) + "]";
   const auto tokenizer = sections.load();
   EXPECT_THAT(encode(tokenizer, "a  <l>b"), ElementsAre(0, 7, 1));
   EXPECT_THAT(encode(tokenizer, "a<r>  b"), ElementsAre(0, 8, 1));
@@ -174,20 +186,26 @@ TEST(Tokenizer, PathologicalPatternIsAnErrorNotAHang) {
 }
 
 TEST(Tokenizer, RefusesWhatItDoesNotKnowByNameAndPlace) {
-  const auto error_of = [](std::string Sections::* section, std::string_view json) {
+  const auto error_of = [](std::string Sections::*section, std::string_view json) {
     Sections sections;
     sections.*section = json;
     return sections.error();
   };
-  EXPECT_THAT(error_of(&Sections::normalizer, R"({"type":"Sequence","normalizers":[{"type":"Nmt"}]})"),
-              HasSubstr("t.json: normalizer.normalizers[0]: normalizer \"Nmt\""));
-  EXPECT_THAT(error_of(&Sections::pre_tokenizer, R"({"type":"BertPreTokenizer"})"), HasSubstr("\"BertPreTokenizer\""));
-  EXPECT_THAT(error_of(&Sections::post_processor, R"({"type":"RobertaProcessing"})"), HasSubstr("post_processor: "));
+  EXPECT_THAT(
+      error_of(&Sections::normalizer, R"({"type":"Sequence","normalizers":[{"type":"Nmt"}]})"),
+      HasSubstr("t.json: normalizer.normalizers[0]: normalizer \"Nmt\""));
+  EXPECT_THAT(error_of(&Sections::pre_tokenizer, R"({"type":"BertPreTokenizer"})"),
+              HasSubstr("\"BertPreTokenizer\""));
+  EXPECT_THAT(error_of(&Sections::post_processor, R"({"type":"RobertaProcessing"})"),
+              HasSubstr("post_processor: "));
   EXPECT_THAT(error_of(&Sections::decoder, R"({"type":"CTC"})"), HasSubstr("decoder \"CTC\""));
-  EXPECT_THAT(error_of(&Sections::model_extra, R"(,"dropout":0.1)"), HasSubstr("t.json: model.dropout"));
-  EXPECT_THAT(error_of(&Sections::model_extra, R"(,"type":"Unigram")"), HasSubstr("model type \"Unigram\""));
+  EXPECT_THAT(error_of(&Sections::model_extra, R"(,"dropout":0.1)"),
+              HasSubstr("t.json: model.dropout"));
+  EXPECT_THAT(error_of(&Sections::model_extra, R"(,"type":"Unigram")"),
+              HasSubstr("model type \"Unigram\""));
   EXPECT_THAT(error_of(&Sections::pre_tokenizer, R"({"type":"Split","pattern":{"Regex":"(a)\\1"},
-    "behavior":"Isolated","invert":false})"), HasSubstr("pre_tokenizer.pattern.Regex: the regular expression uses \\1"));
+    "behavior":"Isolated","invert":false})"),
+              HasSubstr("pre_tokenizer.pattern.Regex: the regular expression uses \\1"));
 }
 
 TEST(Tokenizer, RefusesFilesThatContradictThemselves) {
@@ -208,7 +226,8 @@ TEST(Tokenizer, RefusesFilesThatContradictThemselves) {
   EXPECT_THAT(sections.error(), HasSubstr("t.json: model.vocab: must be an object"));
   sections = {};
   sections.added = "[" + added_token("<x>", 9) + "]";
-  EXPECT_THAT(sections.error(), HasSubstr("t.json: added_tokens[0].id: token \"<x>\" declares id 9"));
+  EXPECT_THAT(sections.error(),
+              HasSubstr("t.json: added_tokens[0].id: token \"<x>\" declares id 9"));
   EXPECT_THAT(Tokenizer::parse("[1]", "t.json").status().message(), HasSubstr("must be an object"));
   EXPECT_THAT(Tokenizer::parse("{", "t.json").status().message(), HasSubstr("truncated"));
   EXPECT_FALSE(Tokenizer::parse(std::string(100000, '['), "t.json").ok());
@@ -248,7 +267,9 @@ TEST_P(Fixture, MatchesTheTokenizersPackage) {
     };
     const Ids ids = ids_at("ids");
     EXPECT_EQ(encode(tokenizer, text, true), ids) << line;
-    EXPECT_EQ(encode(tokenizer, text, false), record.as_object().contains("plain") ? ids_at("plain") : ids) << line;
+    EXPECT_EQ(encode(tokenizer, text, false),
+              record.as_object().contains("plain") ? ids_at("plain") : ids)
+        << line;
     EXPECT_EQ(tokenizer->decode(ids, true), text_at("skip")) << line;
     EXPECT_EQ(tokenizer->decode(ids, false), text_at("full")) << line;
   }
@@ -292,7 +313,8 @@ TEST_P(Fixture, ThreadsShareATokenizer) {
 }
 
 INSTANTIATE_TEST_SUITE_P(, Fixture,
-                         testing::Values("gpt2", "llama3", "qwen", "llama2", "mistral", "mistral_always"));
+                         testing::Values("gpt2", "llama3", "qwen", "llama2", "mistral",
+                                         "mistral_always"));
 
 TEST(IncrementalDecoder, HoldsUnfinishedCharacters) {
   const auto tokenizer = sentencepiece().load();

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The BPE model of tokenizer.json: vocabulary, ranked merges, and the merging of one pre-token.
-// Source: models/bpe of the `tokenizers` package (word.rs: merge the lowest rank first, leftmost on a tie).
-// Thread safety: tokenize is const and concurrent; the cache of merged words is sharded under mutexes.
+// Source: models/bpe of the `tokenizers` package (word.rs: merge the lowest rank first, leftmost on
+// a tie). Thread safety: tokenize is const and concurrent; the cache of merged words is sharded
+// under mutexes.
 #pragma once
 
 #include <array>
@@ -26,8 +27,8 @@ struct StringHash {
 template <class T>
 using StringMap = std::unordered_map<std::string, T, StringHash, std::equal_to<>>;
 
-// (left id, right id) -> (rank, id of the concatenation). Open addressing, seeded per process: the keys come from a
-// file that nobody has to trust.
+// (left id, right id) -> (rank, id of the concatenation). Open addressing, seeded per process: the
+// keys come from a file that nobody has to trust.
 class MergeTable {
  public:
   struct Merge {
@@ -35,7 +36,8 @@ class MergeTable {
     int32_t id;
   };
   explicit MergeTable(size_t capacity);
-  void insert(int32_t left, int32_t right, Merge merge);  // a second insert of a pair replaces the first
+  void insert(int32_t left, int32_t right,
+              Merge merge);  // a second insert of a pair replaces the first
   const Merge* find(int32_t left, int32_t right) const {
     for (size_t slot = slot_of(key_of(left, right));; slot = (slot + 1) & mask_) {
       if (slots_[slot].key == key_of(left, right)) return &slots_[slot].merge;
@@ -90,7 +92,8 @@ class BpeModel {
   Status parse_options(const JsonView& json);
   Status parse_vocab(const JsonView& json);
   Status parse_merges(const JsonView& json);
-  Status add_merge(const JsonView& json, uint32_t rank, std::string_view left, std::string_view right);
+  Status add_merge(const JsonView& json, uint32_t rank, std::string_view left,
+                   std::string_view right);
   void index_characters();
   std::optional<int32_t> find_symbol(std::string_view character, bool first, bool last) const;
   Status split_symbols(std::string_view word, std::vector<Symbol>& symbols) const;

@@ -71,8 +71,8 @@ class ByteLevelStage : public WholeTokenStage {
   std::string bytes_;  // at most an unfinished character between tokens
 };
 
-// Runs of tokens <0x..> are bytes. A run is text only if it is valid UTF-8 as a whole, else each byte is U+FFFD: so
-// nothing of a run is final before its end.
+// Runs of tokens <0x..> are bytes. A run is text only if it is valid UTF-8 as a whole, else each
+// byte is U+FFFD: so nothing of a run is final before its end.
 class ByteFallbackStage : public WholeTokenStage {
  public:
   void finish(Output& out) override { end_run(out); }
@@ -98,7 +98,10 @@ class ByteFallbackStage : public WholeTokenStage {
   static int byte_of(std::string_view token) {
     if (token.size() != 6 || !token.starts_with("<0x") || token.back() != '>') return -1;
     const auto digit = [](char c) {
-      return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+      return c >= '0' && c <= '9'   ? c - '0'
+             : c >= 'a' && c <= 'f' ? c - 'a' + 10
+             : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                    : -1;
     };
     const int low = digit(token[4]);
     if (token[3] == '+') return low;  // Rust's from_str_radix takes a sign
@@ -151,14 +154,17 @@ class ReplaceStage : public DecodeStage {
       RegexBudget budget(pending_.size());
       std::vector<Span> spans;
       // A pattern that exceeds its limits replaces nothing: decoding has no way to fail.
-      if (!rule_.pattern.find_spans(pending_, budget, spans).ok()) spans.assign(1, {0, pending_.size(), false});
+      if (!rule_.pattern.find_spans(pending_, budget, spans).ok())
+        spans.assign(1, {0, pending_.size(), false});
       for (const Span& span : spans) {
-        text.append(span.is_match ? std::string_view(rule_.content)
-                                  : std::string_view(pending_).substr(span.begin, span.end - span.begin));
+        text.append(span.is_match
+                        ? std::string_view(rule_.content)
+                        : std::string_view(pending_).substr(span.begin, span.end - span.begin));
       }
       used = pending_.size();
     } else {
-      for (size_t at; (at = pending_.find(literal, used)) != pending_.npos; used = at + literal.size()) {
+      for (size_t at; (at = pending_.find(literal, used)) != pending_.npos;
+           used = at + literal.size()) {
         text.append(pending_, used, at - used).append(rule_.content);
       }
       const size_t keep = partial_match(std::string_view(pending_).substr(used), literal);
@@ -191,7 +197,8 @@ class StripStage : public DecodeStage {
       fragment.remove_prefix(content_.size());
       ++leading_;
     }
-    if (!fragment.empty()) leading_ = start_;  // another character came: what follows is not leading
+    if (!fragment.empty())
+      leading_ = start_;  // another character came: what follows is not leading
     pending_ += fragment;
     size_t end = pending_.size();
     size_t tail = 0;  // characters of content at the end, which may turn out to be trailing
@@ -200,7 +207,8 @@ class StripStage : public DecodeStage {
       end -= content_.size();
       ++tail;
     }
-    if (!pending_.empty() || ends_token) out.write(std::string_view(pending_).substr(0, end), ends_token);
+    if (!pending_.empty() || ends_token)
+      out.write(std::string_view(pending_).substr(0, end), ends_token);
     pending_.erase(0, end);
     if (ends_token) {
       pending_.clear();
@@ -238,7 +246,8 @@ std::shared_ptr<const Decoder::Factory> factory(Args... args) {
 // The output of stage `index - 1`: stage `index`, or the text after the last.
 class DecodeStream::Link : public DecodeStage::Output {
  public:
-  Link(DecodeStream& stream, size_t index, std::string& text) : stream_(stream), index_(index), text_(text) {}
+  Link(DecodeStream& stream, size_t index, std::string& text)
+      : stream_(stream), index_(index), text_(text) {}
   void write(std::string_view fragment, bool ends_token) override {
     if (index_ == stream_.stages_.size()) {
       text_ += fragment;
@@ -254,7 +263,9 @@ class DecodeStream::Link : public DecodeStage::Output {
   std::string& text_;
 };
 
-void DecodeStream::push(std::string_view token, std::string& text) { Link(*this, 0, text).write(token, true); }
+void DecodeStream::push(std::string_view token, std::string& text) {
+  Link(*this, 0, text).write(token, true);
+}
 
 void DecodeStream::finish(std::string& text) {
   for (size_t k = 0; k < stages_.size(); ++k) {
@@ -310,8 +321,8 @@ Status Decoder::add(const JsonView& json) {
     LK_ASSIGN_OR_RETURN(const int64_t start, start_json.integer(0, 1 << 20));
     LK_ASSIGN_OR_RETURN(const JsonView stop_json, json.field("stop"));
     LK_ASSIGN_OR_RETURN(const int64_t stop, stop_json.integer(0, 1 << 20));
-    factories_.push_back(
-        factory<StripStage>(std::string(text), static_cast<size_t>(start), static_cast<size_t>(stop)));
+    factories_.push_back(factory<StripStage>(std::string(text), static_cast<size_t>(start),
+                                             static_cast<size_t>(stop)));
   } else {
     return json.error(StatusCode::kUnsupported, "decoder \"{}\" is not supported", type);
   }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The "decoder" section of tokenizer.json, as a chain of streaming stages: tokens go in one by one, text comes out as
-// soon as no later token can change it. Decoding a whole list is the same stream flushed at its end, so incremental
-// text always adds up to the decoded text.
-// Thread safety: Decoder is immutable after parse; a DecodeStream belongs to one thread at a time.
+// The "decoder" section of tokenizer.json, as a chain of streaming stages: tokens go in one by one,
+// text comes out as soon as no later token can change it. Decoding a whole list is the same stream
+// flushed at its end, so incremental text always adds up to the decoded text. Thread safety:
+// Decoder is immutable after parse; a DecodeStream belongs to one thread at a time.
 #pragma once
 
 #include <memory>
@@ -14,8 +14,8 @@
 
 namespace lk {
 
-// One step of the chain. Between stages flow tokens, in fragments of whole characters: the stages before a Fuse see
-// every token as one fragment, those after it one token that grows.
+// One step of the chain. Between stages flow tokens, in fragments of whole characters: the stages
+// before a Fuse see every token as one fragment, those after it one token that grows.
 class DecodeStage {
  public:
   // Where a stage puts its result: the next stage, or the text.
@@ -32,7 +32,8 @@ class DecodeStage {
 // A running chain.
 class DecodeStream {
  public:
-  explicit DecodeStream(std::vector<std::unique_ptr<DecodeStage>> stages) : stages_(std::move(stages)) {}
+  explicit DecodeStream(std::vector<std::unique_ptr<DecodeStage>> stages)
+      : stages_(std::move(stages)) {}
   void push(std::string_view token, std::string& text);  // appends what is final to `text`
   void finish(std::string& text);
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A JSON value together with where it stands ("file: model.merges[3]"), and typed access that fails naming the place.
+// A JSON value together with where it stands ("file: model.merges[3]"), and typed access that fails
+// naming the place.
 #pragma once
 
 #include <boost/json/value.hpp>
@@ -39,7 +40,8 @@ class JsonView {
 
   template <class... Args>
   Status error(StatusCode code, fmt::format_string<Args...> format, Args&&... args) const {
-    return Status(code, fmt::format("{}: {}", where(), fmt::format(format, std::forward<Args>(args)...)));
+    return Status(code,
+                  fmt::format("{}: {}", where(), fmt::format(format, std::forward<Args>(args)...)));
   }
 
  private:

@@ -14,7 +14,8 @@ struct ByteAlphabet {
   std::array<std::string, 256> chars;
   std::array<int, kNumByteChars> bytes;
 
-  // Source: bytes_to_unicode of GPT-2's encoder.py: printable bytes stand for themselves, the rest for U+0100 on.
+  // Source: bytes_to_unicode of GPT-2's encoder.py: printable bytes stand for themselves, the rest
+  // for U+0100 on.
   ByteAlphabet() {
     bytes.fill(-1);
     uint32_t next = 0x100;
@@ -34,7 +35,8 @@ const ByteAlphabet& alphabet() {
 
 class Sequence : public Normalizer {
  public:
-  explicit Sequence(std::vector<std::unique_ptr<const Normalizer>> parts) : parts_(std::move(parts)) {}
+  explicit Sequence(std::vector<std::unique_ptr<const Normalizer>> parts)
+      : parts_(std::move(parts)) {}
   Status apply(NormalizedText& text, RegexBudget& budget) const override {
     for (const auto& part : parts_) {
       LK_RETURN_IF_ERROR(part->apply(text, budget));
@@ -75,7 +77,8 @@ class Replace : public Normalizer {
         out.add(rule_.content, span.end == 0 ? 0 : text.origin_at(span.end - 1));
         LK_RETURN_IF_ERROR(out.check_size());
       } else {
-        out.add(std::string_view(text.text).substr(span.begin, span.end - span.begin), text.origins_at(span.begin));
+        out.add(std::string_view(text.text).substr(span.begin, span.end - span.begin),
+                text.origins_at(span.begin));
       }
     }
     text = std::move(out);
@@ -118,8 +121,9 @@ class UnicodeForm : public Normalizer {
   Status apply(NormalizedText& text, RegexBudget&) const override {
     LK_ASSIGN_OR_RETURN(std::string out, unicode::normalize(text.text, form_));
     if (text.track && out != text.text) {
-      // Only a piece's first byte is ever asked for its origin; equal bytes from the left keep theirs and the rest is
-      // shared out in order, so that exactly the first character keeps the origin of the first.
+      // Only a piece's first byte is ever asked for its origin; equal bytes from the left keep
+      // theirs and the rest is shared out in order, so that exactly the first character keeps the
+      // origin of the first.
       std::vector<uint32_t> origins(out.size());
       for (size_t k = 0; k < out.size(); ++k) {
         origins[k] = text.origins[std::min(k, text.origins.size() - 1)];
@@ -155,7 +159,9 @@ class PerCharacter : public Normalizer {
 };
 
 class Lowercase : public PerCharacter {
-  void map(uint32_t code_point, std::string& out) const override { unicode::append_lower(out, code_point); }
+  void map(uint32_t code_point, std::string& out) const override {
+    unicode::append_lower(out, code_point);
+  }
 };
 
 class StripAccents : public PerCharacter {
@@ -176,7 +182,9 @@ class ByteLevel : public PerCharacter {
 
 const std::string& byte_char(unsigned char byte) { return alphabet().chars[byte]; }
 
-int char_byte(uint32_t code_point) { return code_point < kNumByteChars ? alphabet().bytes[code_point] : -1; }
+int char_byte(uint32_t code_point) {
+  return code_point < kNumByteChars ? alphabet().bytes[code_point] : -1;
+}
 
 Result<Regex> parse_pattern(const JsonView& json) {
   LK_RETURN_IF_ERROR(json.expect_object());
@@ -222,10 +230,11 @@ Result<std::unique_ptr<const Normalizer>> Normalizer::parse(const JsonView& json
     LK_ASSIGN_OR_RETURN(const bool right, json.boolean("strip_right"));
     return Pointer(std::make_unique<Strip>(left, right));
   }
-  static constexpr std::pair<std::string_view, unicode::Form> kForms[] = {{"NFC", unicode::Form::kNfc},
-                                                                          {"NFD", unicode::Form::kNfd},
-                                                                          {"NFKC", unicode::Form::kNfkc},
-                                                                          {"NFKD", unicode::Form::kNfkd}};
+  static constexpr std::pair<std::string_view, unicode::Form> kForms[] = {
+      {"NFC", unicode::Form::kNfc},
+      {"NFD", unicode::Form::kNfd},
+      {"NFKC", unicode::Form::kNfkc},
+      {"NFKD", unicode::Form::kNfkd}};
   for (const auto& [name, form] : kForms) {
     if (type == name) return Pointer(std::make_unique<UnicodeForm>(form));
   }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The text on its way through the tokenizer: a string cut into pieces, some of which are already a token.
-// The "origin" of a byte is the offset in the raw input of the character it came from; only Metaspace's prepend_scheme
-// "first" looks at it, so it is tracked only then. It follows the alignments of the package's NormalizedString.
+// The text on its way through the tokenizer: a string cut into pieces, some of which are already a
+// token. The "origin" of a byte is the offset in the raw input of the character it came from; only
+// Metaspace's prepend_scheme "first" looks at it, so it is tracked only then. It follows the
+// alignments of the package's NormalizedString.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,8 @@
 
 namespace lk {
 
-inline constexpr size_t kMaxTextBytes = size_t{1} << 30;  // of any stage: hostile rules may grow the text
+inline constexpr size_t kMaxTextBytes = size_t{1}
+                                        << 30;  // of any stage: hostile rules may grow the text
 
 // A string that normalizers rewrite. With `track`, origins has one entry per byte.
 struct NormalizedText {
@@ -31,7 +33,9 @@ struct NormalizedText {
     text += bytes;
     if (track) origins.insert(origins.end(), bytes.size(), origin);
   }
-  uint32_t origin_at(size_t byte) const { return track && byte < origins.size() ? origins[byte] : 0; }
+  uint32_t origin_at(size_t byte) const {
+    return track && byte < origins.size() ? origins[byte] : 0;
+  }
   const uint32_t* origins_at(size_t byte) const { return track ? origins.data() + byte : nullptr; }
   Status check_size() const {
     if (text.size() <= kMaxTextBytes) return {};

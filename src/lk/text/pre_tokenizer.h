@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The "pre_tokenizer" section of tokenizer.json: cuts pieces into smaller ones that the model treats alone.
-// Thread safety: immutable after parse.
+// The "pre_tokenizer" section of tokenizer.json: cuts pieces into smaller ones that the model
+// treats alone. Thread safety: immutable after parse.
 #pragma once
 
 #include <memory>
@@ -12,7 +12,8 @@ namespace lk {
 
 enum class SplitBehavior { kRemoved, kIsolated, kMergedWithPrevious, kMergedWithNext, kContiguous };
 
-// What happens to matches: turns the cover of a text (matches and the rest) into the kept spans, in place.
+// What happens to matches: turns the cover of a text (matches and the rest) into the kept spans, in
+// place.
 void apply_behavior(SplitBehavior behavior, std::vector<Span>& spans);
 
 enum class PrependScheme { kFirst, kNever, kAlways };

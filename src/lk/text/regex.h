@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Regular expressions of tokenizer.json: written for Oniguruma (Ruby syntax), run by PCRE2. translate_regex rewrites
-// what differs (\s, \h, \p{..} of a newer Unicode, nested classes, ...) and refuses by name what it cannot rewrite.
-// Patterns are hostile: compile size, match steps, heap and time are all bounded.
-// Thread safety: a Regex is immutable; a RegexBudget belongs to one call.
+// Regular expressions of tokenizer.json: written for Oniguruma (Ruby syntax), run by PCRE2.
+// translate_regex rewrites what differs (\s, \h, \p{..} of a newer Unicode, nested classes, ...)
+// and refuses by name what it cannot rewrite. Patterns are hostile: compile size, match steps, heap
+// and time are all bounded. Thread safety: a Regex is immutable; a RegexBudget belongs to one call.
 #pragma once
 
 #include <chrono>
@@ -40,8 +40,9 @@ class Regex {
   static Result<Regex> compile(std::string_view pattern);
   static Result<Regex> compile_literal(std::string_view text);
 
-  // Replaces `spans` by the cover of `text`: matches, and the text between them, in order. An empty text has none.
-  // Zero-width matches give empty spans, none directly after another match. kResourceExhausted past a limit.
+  // Replaces `spans` by the cover of `text`: matches, and the text between them, in order. An empty
+  // text has none. Zero-width matches give empty spans, none directly after another match.
+  // kResourceExhausted past a limit.
   Status find_spans(std::string_view text, RegexBudget& budget, std::vector<Span>& spans) const;
 
   const std::string& literal() const { return literal_; }  // empty if a pattern

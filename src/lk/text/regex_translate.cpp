@@ -6,8 +6,8 @@
 namespace lk {
 namespace {
 
-// A set of characters as PCRE2 text. `body` goes between brackets; `others` are patterns of one character each, for
-// what a bracket cannot say (the complement of a set inside a positive set).
+// A set of characters as PCRE2 text. `body` goes between brackets; `others` are patterns of one
+// character each, for what a bracket cannot say (the complement of a set inside a positive set).
 struct CharSet {
   std::string body;
   std::vector<std::string> others;
@@ -50,7 +50,9 @@ class Translator {
   static constexpr size_t kMaxBytes = 1 << 20;  // sets written out as ranges are long
 
   bool at_end() const { return pos_ >= pattern_.size(); }
-  char peek(size_t ahead = 0) const { return pos_ + ahead < pattern_.size() ? pattern_[pos_ + ahead] : '\0'; }
+  char peek(size_t ahead = 0) const {
+    return pos_ + ahead < pattern_.size() ? pattern_[pos_ + ahead] : '\0';
+  }
   bool take(std::string_view text) {
     if (!pattern_.substr(pos_).starts_with(text)) return false;
     pos_ += text.size();
@@ -62,13 +64,15 @@ class Translator {
     return code_point;
   }
   Status refuse(std::string_view what) const {
-    return unsupported("the regular expression uses {} (byte {}), which is not supported", what, pos_);
+    return unsupported("the regular expression uses {} (byte {}), which is not supported", what,
+                       pos_);
   }
 
   // One group's inside, up to its ')' or the end of the pattern.
   Status sequence(int depth) {
     if (depth > kMaxDepth) return refuse("more than 100 nested groups");
-    int options_open = 0;  // (?i) without ':' reaches to the end of the group, alternatives included (Ruby)
+    int options_open =
+        0;  // (?i) without ':' reaches to the end of the group, alternatives included (Ruby)
     bool can_repeat = false;
     while (!at_end() && peek() != ')') {
       if (out_.size() > kMaxBytes) return refuse("too many sets");
@@ -153,7 +157,8 @@ class Translator {
       options += peek() == 'm' ? 's' : peek();
       ++pos_;
     }
-    if (peek() != ':' && peek() != ')') return refuse(fmt::format("the group option \"(?{}{}\"", options, peek()));
+    if (peek() != ':' && peek() != ')')
+      return refuse(fmt::format("the group option \"(?{}{}\"", options, peek()));
     return options;
   }
 
@@ -228,14 +233,15 @@ class Translator {
     return {};
   }
 
-  // \n, \x{..}, \., ...: the character; nullopt if the escape is no single character (nothing is consumed then).
+  // \n, \x{..}, \., ...: the character; nullopt if the escape is no single character (nothing is
+  // consumed then).
   Result<std::optional<uint32_t>> escaped_literal() {
     using Literal = std::optional<uint32_t>;
     const char c = peek();
     const bool alnum = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
     if (!alnum) return Literal(take_char());
-    static constexpr std::pair<char, uint32_t> kControls[] = {{'n', 10}, {'r', 13}, {'t', 9}, {'f', 12},
-                                                              {'v', 11}, {'a', 7},  {'e', 27}};
+    static constexpr std::pair<char, uint32_t> kControls[] = {
+        {'n', 10}, {'r', 13}, {'t', 9}, {'f', 12}, {'v', 11}, {'a', 7}, {'e', 27}};
     for (const auto& [name, code_point] : kControls) {
       if (c == name) {
         ++pos_;
@@ -250,16 +256,18 @@ class Translator {
     size_t digits = 0;
     for (; digits < max_digits; ++digits, ++pos_) {
       const char d = peek();
-      const int nibble = d >= '0' && d <= '9' ? d - '0'
+      const int nibble = d >= '0' && d <= '9'   ? d - '0'
                          : d >= 'a' && d <= 'f' ? d - 'a' + 10
                          : d >= 'A' && d <= 'F' ? d - 'A' + 10
                                                 : -1;
       if (nibble < 0) break;
       value = value << 4 | static_cast<uint32_t>(nibble);
     }
-    if (digits == 0 || (c == 'u' && digits != 4) || (braces && !take("}"))) return refuse("a malformed \\x or \\u");
+    if (digits == 0 || (c == 'u' && digits != 4) || (braces && !take("}")))
+      return refuse("a malformed \\x or \\u");
     // A bare \x80..\xff is a byte to Oniguruma, not a character.
-    if (value > 0x10FFFF || (value >= 0xD800 && value < 0xE000) || (c == 'x' && !braces && value >= 0x80)) {
+    if (value > 0x10FFFF || (value >= 0xD800 && value < 0xE000) ||
+        (c == 'x' && !braces && value >= 0x80)) {
       return refuse("a \\x or \\u that is no character");
     }
     return Literal(value);
@@ -278,13 +286,17 @@ class Translator {
     negated = c >= 'A' && c <= 'Z';
     switch (c) {
       case 's':
-      case 'S': return CharSet{ranges_body(unicode::space_ranges()), {}};
+      case 'S':
+        return CharSet{ranges_body(unicode::space_ranges()), {}};
       case 'd':
-      case 'D': return property_set("Nd");
+      case 'D':
+        return property_set("Nd");
       case 'w':
-      case 'W': return property_set("word");
+      case 'W':
+        return property_set("word");
       case 'h':
-      case 'H': return CharSet{"0-9a-fA-F", {}};
+      case 'H':
+        return CharSet{"0-9a-fA-F", {}};
       case 'p':
       case 'P': {
         if (!take("{")) break;
@@ -297,7 +309,8 @@ class Translator {
         pos_ = close + 1;
         return CharSet{std::string(property->base) + ranges_body(property->ranges), {}};
       }
-      default: break;
+      default:
+        break;
     }
     return refuse(fmt::format("\\{}", c));
   }
@@ -343,7 +356,8 @@ class Translator {
       set.body += hex(*low) + "-" + hex(*high);
     }
     ++pos_;
-    if (!intersection.empty()) set = {"", {fmt::format("(?:{}{})", intersection, set.pattern(false))}};
+    if (!intersection.empty())
+      set = {"", {fmt::format("(?:{}{})", intersection, set.pattern(false))}};
     return set;
   }
 

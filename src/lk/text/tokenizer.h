@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tokenizer: reads a Hugging Face tokenizer.json (BPE models, byte-level or SentencePiece-style with byte fallback)
-// and reproduces the `tokenizers` package id for id. Other model types and unknown parts are refused by name.
-// Thread safety: immutable after load; encode and decode are const and may run concurrently.
+// Tokenizer: reads a Hugging Face tokenizer.json (BPE models, byte-level or SentencePiece-style
+// with byte fallback) and reproduces the `tokenizers` package id for id. Other model types and
+// unknown parts are refused by name. Thread safety: immutable after load; encode and decode are
+// const and may run concurrently.
 #pragma once
 
 #include <cstdint>
@@ -18,11 +19,14 @@ namespace lk {
 
 class Tokenizer {
  public:
-  static Result<std::shared_ptr<const Tokenizer>> load(const std::string& directory);  // directory/tokenizer.json
-  static Result<std::shared_ptr<const Tokenizer>> parse(std::string_view json, std::string_view where);
+  static Result<std::shared_ptr<const Tokenizer>> load(
+      const std::string& directory);  // directory/tokenizer.json
+  static Result<std::shared_ptr<const Tokenizer>> parse(std::string_view json,
+                                                        std::string_view where);
   ~Tokenizer();
 
-  // Invalid UTF-8 in `text` is kInvalidArgument naming the byte offset. add_special_tokens runs the post-processor.
+  // Invalid UTF-8 in `text` is kInvalidArgument naming the byte offset. add_special_tokens runs the
+  // post-processor.
   Result<std::vector<int32_t>> encode(std::string_view text, bool add_special_tokens) const;
   // Ids outside the vocabulary are skipped (as the `tokenizers` package does).
   std::string decode(std::span<const int32_t> ids, bool skip_special_tokens) const;
@@ -41,10 +45,11 @@ class Tokenizer {
 
 class DecodeStream;
 
-// Turns a growing list of ids into text pieces whose concatenation equals decode(all ids), never emitting half a
-// UTF-8 character: text waits until no later id can change it. That is at most an unfinished character for byte-level
-// decoders; with byte fallback it is the whole run of <0x..> tokens, because one bad byte turns all of the run into
-// U+FFFD. flush() gives what is left (U+FFFD for bytes that never became a character) and starts a new text.
+// Turns a growing list of ids into text pieces whose concatenation equals decode(all ids), never
+// emitting half a UTF-8 character: text waits until no later id can change it. That is at most an
+// unfinished character for byte-level decoders; with byte fallback it is the whole run of <0x..>
+// tokens, because one bad byte turns all of the run into U+FFFD. flush() gives what is left (U+FFFD
+// for bytes that never became a character) and starts a new text.
 class IncrementalDecoder {
  public:
   IncrementalDecoder(std::shared_ptr<const Tokenizer> tokenizer, bool skip_special_tokens);

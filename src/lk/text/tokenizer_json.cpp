@@ -12,7 +12,8 @@ namespace lk {
 namespace {
 
 constexpr size_t kMaxDepth = 32;
-// A file of n bytes may take this much memory as a tree: real files take less than 20 n, "[0,0,0..." takes more.
+// A file of n bytes may take this much memory as a tree: real files take less than 20 n,
+// "[0,0,0..." takes more.
 constexpr size_t kMemoryPerByte = 40;
 constexpr size_t kMaxMemory = size_t{4} << 30;
 
@@ -30,7 +31,8 @@ class ParsedJson::BoundedResource : public boost::json::memory_resource {
     left_ -= bytes;
     return ::operator new(bytes);
   }
-  // Boost 1.81 gives some blocks back with another alignment than it asked for, so neither is handed on.
+  // Boost 1.81 gives some blocks back with another alignment than it asked for, so neither is
+  // handed on.
   void do_deallocate(void* pointer, size_t bytes, size_t) override {
     left_ += bytes;
     ::operator delete(pointer);
@@ -41,7 +43,8 @@ class ParsedJson::BoundedResource : public boost::json::memory_resource {
 
 Result<ParsedJson> ParsedJson::parse(std::string_view text, const std::string& file) {
   ParsedJson out;
-  out.memory_ = std::make_shared<BoundedResource>(std::min(kMaxMemory, (1 << 16) + kMemoryPerByte * text.size()));
+  out.memory_ = std::make_shared<BoundedResource>(
+      std::min(kMaxMemory, (1 << 16) + kMemoryPerByte * text.size()));
   try {
     boost::json::parse_options options;
     options.max_depth = kMaxDepth;
@@ -51,7 +54,8 @@ Result<ParsedJson> ParsedJson::parse(std::string_view text, const std::string& f
     const size_t used = parser.write_some(text.data(), text.size(), error);
     if (error) return data_loss("{}: not valid JSON at byte {}: {}", file, used, error.message());
     if (!parser.done()) {
-      return data_loss("{}: the JSON ends too early, after {} bytes: is the file truncated?", file, text.size());
+      return data_loss("{}: the JSON ends too early, after {} bytes: is the file truncated?", file,
+                       text.size());
     }
     if (text.substr(used).find_first_not_of(" \t\r\n") != text.npos) {
       return data_loss("{}: more text after the JSON value, at byte {}", file, used);

@@ -16,8 +16,9 @@ namespace {
 #include "lk/text/unicode_tables.inc"
 
 bool contains(std::span<const CodePointRange> ranges, uint32_t code_point) {
-  const auto it = std::upper_bound(ranges.begin(), ranges.end(), code_point,
-                                   [](uint32_t c, const CodePointRange& range) { return c < range.first; });
+  const auto it =
+      std::upper_bound(ranges.begin(), ranges.end(), code_point,
+                       [](uint32_t c, const CodePointRange& range) { return c < range.first; });
   return it != ranges.begin() && code_point <= std::prev(it)->last;
 }
 
@@ -30,7 +31,8 @@ std::string property_key(std::string_view name) {
   return key;
 }
 
-// Bytes of the longest prefix of `bytes` that is a character or could become one, and whether it is one.
+// Bytes of the longest prefix of `bytes` that is a character or could become one, and whether it is
+// one.
 struct Prefix {
   size_t length;
   bool complete;
@@ -85,12 +87,18 @@ struct Normalizers {
 }  // namespace
 
 uint32_t decode(std::string_view text, size_t pos) {
-  const auto at = [&](size_t i) { return static_cast<uint32_t>(static_cast<unsigned char>(text[pos + i])); };
+  const auto at = [&](size_t i) {
+    return static_cast<uint32_t>(static_cast<unsigned char>(text[pos + i]));
+  };
   switch (char_length(text[pos])) {
-    case 1: return at(0);
-    case 2: return (at(0) & 0x1F) << 6 | (at(1) & 0x3F);
-    case 3: return (at(0) & 0x0F) << 12 | (at(1) & 0x3F) << 6 | (at(2) & 0x3F);
-    default: return (at(0) & 0x07) << 18 | (at(1) & 0x3F) << 12 | (at(2) & 0x3F) << 6 | (at(3) & 0x3F);
+    case 1:
+      return at(0);
+    case 2:
+      return (at(0) & 0x1F) << 6 | (at(1) & 0x3F);
+    case 3:
+      return (at(0) & 0x0F) << 12 | (at(1) & 0x3F) << 6 | (at(2) & 0x3F);
+    default:
+      return (at(0) & 0x07) << 18 | (at(1) & 0x3F) << 12 | (at(2) & 0x3F) << 6 | (at(3) & 0x3F);
   }
 }
 
@@ -178,7 +186,8 @@ void append_lower(std::string& out, uint32_t code_point) {
 const RegexProperty* find_property(std::string_view name) {
   std::string key = property_key(name);
   static constexpr std::pair<std::string_view, std::string_view> kLongNames[] = {
-      {"letter", "l"}, {"mark", "m"}, {"number", "n"}, {"punctuation", "p"}, {"symbol", "s"}, {"separator", "z"}};
+      {"letter", "l"},      {"mark", "m"},   {"number", "n"},
+      {"punctuation", "p"}, {"symbol", "s"}, {"separator", "z"}};
   for (const auto& [long_name, short_name] : kLongNames) {
     if (key == long_name) key = short_name;
   }
@@ -191,17 +200,20 @@ const RegexProperty* find_property(std::string_view name) {
 std::span<const CodePointRange> space_ranges() { return kSpaceRanges; }
 
 Result<std::string> normalize(std::string_view text, Form form) {
-  const bool ascii = std::none_of(text.begin(), text.end(), [](char c) { return static_cast<signed char>(c) < 0; });
+  const bool ascii = std::none_of(text.begin(), text.end(),
+                                  [](char c) { return static_cast<signed char>(c) < 0; });
   if (ascii) return std::string(text);  // every form leaves ASCII alone
   static const Normalizers normalizers;
   if (!normalizers.ok) return internal_error("ICU has no normalisation data");
   UErrorCode error = U_ZERO_ERROR;
   std::string out;
   icu::StringByteSink<std::string> sink(&out, static_cast<int32_t>(text.size()));
-  // FilteredNormalizer2 in UTF-8 calls the filtered normaliser span by span; ICU sizes are int32, checked by callers.
+  // FilteredNormalizer2 in UTF-8 calls the filtered normaliser span by span; ICU sizes are int32,
+  // checked by callers.
   normalizers.forms[static_cast<size_t>(form)]->normalizeUTF8(
       0, icu::StringPiece(text.data(), static_cast<int32_t>(text.size())), sink, nullptr, error);
-  if (U_FAILURE(error)) return internal_error("Unicode normalisation failed: {}", u_errorName(error));
+  if (U_FAILURE(error))
+    return internal_error("Unicode normalisation failed: {}", u_errorName(error));
   return out;
 }
 

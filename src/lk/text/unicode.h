@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // UTF-8 walking, the character classes of the `tokenizers` package, and Unicode normalisation.
-// The classes are measured (tools/make_unicode_tables.py), so they do not move with the ICU or PCRE2 installed.
+// The classes are measured (tools/make_unicode_tables.py), so they do not move with the ICU or
+// PCRE2 installed.
 #pragma once
 
 #include <cstddef>
@@ -43,11 +44,12 @@ uint32_t decode(std::string_view text, size_t pos);
 size_t previous_start(std::string_view text, size_t end);
 void append(std::string& out, uint32_t code_point);
 
-// Offset of the first byte that is not valid UTF-8 (overlong forms and surrogates are not); nullopt if all is.
+// Offset of the first byte that is not valid UTF-8 (overlong forms and surrogates are not); nullopt
+// if all is.
 std::optional<size_t> find_invalid(std::string_view bytes);
 
-// Appends `bytes` to `out`, each maximal ill-formed part replaced by U+FFFD. With `final` false, a tail that may
-// still become a character is left: returns the number of bytes used.
+// Appends `bytes` to `out`, each maximal ill-formed part replaced by U+FFFD. With `final` false, a
+// tail that may still become a character is left: returns the number of bytes used.
 size_t append_lossy(std::string& out, std::string_view bytes, bool final);
 
 bool is_space(uint32_t code_point);        // Rust char::is_whitespace
@@ -59,7 +61,8 @@ bool is_mark(uint32_t code_point);         // of the StripAccents normalizer
 // Rust char::to_lowercase: one character at a time, no final sigma.
 void append_lower(std::string& out, uint32_t code_point);
 
-// nullptr if unknown. `name` as written in \p{...}; case, spaces, '-' and '_' do not matter. "word" is \w.
+// nullptr if unknown. `name` as written in \p{...}; case, spaces, '-' and '_' do not matter. "word"
+// is \w.
 const RegexProperty* find_property(std::string_view name);
 std::span<const CodePointRange> space_ranges();
 
