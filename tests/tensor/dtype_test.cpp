@@ -28,6 +28,18 @@ TEST(F16, RoundTripsEveryFiniteValue) {
   }
 }
 
+TEST(F16, RoundsToNearestEvenAtEveryScale) {
+  EXPECT_EQ(f16(1.0f + 0x1p-11f).bits, 0x3c00);            // halfway: to even
+  EXPECT_EQ(f16(1.0f + 3 * 0x1p-11f).bits, 0x3c02);        // halfway: to even, upwards
+  EXPECT_EQ(f16(1.0f + 0x1p-11f + 0x1p-20f).bits, 0x3c01);
+  EXPECT_EQ(f16(65519.0f).bits, 0x7bff);
+  EXPECT_EQ(f16(65520.0f).bits, 0x7c00);
+  EXPECT_EQ(f16(0x1p-25f).bits, 0);                        // halfway to the smallest subnormal
+  EXPECT_EQ(f16(0x1.8p-25f).bits, 1);
+  EXPECT_EQ(f16(-0x1p-24f).bits, 0x8001);
+  EXPECT_TRUE(std::isnan(static_cast<float>(f16(std::numeric_limits<float>::quiet_NaN()))));
+}
+
 TEST(TensorView, SliceKeepsRowsAndConverts) {
   const bf16 data[6] = {bf16(0), bf16(1), bf16(2), bf16(3), bf16(4), bf16(5)};
   const TensorView view(data, DType::kBF16, {3, 2});
