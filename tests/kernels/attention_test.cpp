@@ -116,7 +116,9 @@ TEST_P(AttentionTest, RowDoesNotDependOnChunkingOrNeighboursBitForBit) {
       Cache<T> cache(shape, {kLength, 50}, nullptr, pool());
       const auto q = random_values<float>((kLength + 50) * width, 3, 3.0);
       std::vector<T> alone(static_cast<size_t>(kLength * width)), y((kLength + 50) * static_cast<size_t>(width));
+      const auto is_sampled = [](int64_t row) { return row % 16 == 0 || row % 16 == 15 || row % 7 == 3; };
       for (int64_t row = 0; row < kLength; ++row) {
+        if (!is_sampled(row)) continue;
         // Later positions do not exist yet when a token is decoded: their slots are NaN.
         const std::vector<float> q_row(q.begin() + row * width, q.begin() + (row + 1) * width);
         Cache<T> partial(shape, {row + 1}, nullptr, pool());
@@ -131,8 +133,9 @@ TEST_P(AttentionTest, RowDoesNotDependOnChunkingOrNeighboursBitForBit) {
               {kLength, kLength + 50, 0, cache.table(1).data()}};
           kernels().attention(cache.args(q, y.data(), seqs), pool());
         }
-        ASSERT_TRUE(same_bits(y.data(), alone.data(), kLength * width))
-            << "chunk " << chunk << " head_dim " << shape.head_dim << " window " << shape.window;
+        for (int64_t row = 0; row < kLength; ++row)
+          ASSERT_TRUE(!is_sampled(row) || same_bits(y.data() + row * width, alone.data() + row * width, width))
+            << "row " << row << " chunk " << chunk << " head_dim " << shape.head_dim << " window " << shape.window;
       }
     }
   });

@@ -135,8 +135,8 @@ TEST_P(LoraTest, RowAloneEqualsRowInAnyBatchAndAnyChunkingBitForBit) {
             alone.insert(alone.end(), y.begin() + row * kOut, y.begin() + (row + 1) * kOut);
           }
         }
-        for (int32_t first : {0, 1, 10}) {
-          for (int32_t last : {11, 12, 13, 15, 46, 75}) {
+        for (int32_t first : {0, 10}) {
+          for (int32_t last : {11, 13, 15, 75}) {
             std::vector<LoraSegment> segments;
             if (first > 0) segments.push_back({0, first, other.base(), other.projs()});
             segments.push_back({first, last, chunked.base(), chunked.projs()});
