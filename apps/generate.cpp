@@ -101,7 +101,7 @@ class ResultWriter {
       }
       status_ = io_error("cannot write {}: {}; {} bytes of whole lines are in it, the other finished results follow on standard output", path_,
                          std::strerror(errno), written_);
-      if (fd_ > STDERR_FILENO && ::ftruncate(fd_, written_) != 0) status_ = status_.with_context("(its last line is cut)");
+      if (done > 0 && fd_ > STDERR_FILENO && ::ftruncate(fd_, written_) != 0) status_ = io_error("{} (and a part of a line)", status_.message());
     }
     if (fd_ > STDERR_FILENO) std::fwrite(line.data(), 1, line.size(), stdout);
   }

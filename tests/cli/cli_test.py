@@ -1,0 +1,194 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Black-box tests of the lorikeet program: outputs, exit codes, one clear line per error. Usage: cli_test.py BINARY"""
+import json
+import os
+import pathlib
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+BINARY = sys.argv.pop(1) if len(sys.argv) > 1 else "build/cpu-release/bin/lorikeet"
+DEMO = pathlib.Path("examples/demo")
+MODEL = str(DEMO / "model")
+ADAPTERS = sorted(p.name for p in (DEMO / "adapters").iterdir())
+LORAS = [part for name in ADAPTERS for part in ("--lora", f"{name}={DEMO / 'adapters' / name}")]
+
+
+def run(*args: str, stdin: str = "") -> subprocess.CompletedProcess:
+    return subprocess.run([BINARY, *args], input=stdin, capture_output=True, text=True, timeout=300, check=False)
+
+
+def batch(lines: list, *args: str) -> tuple[list, subprocess.CompletedProcess]:
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    done = run("generate", MODEL, *LORAS, "--input", "-", *args, stdin=text)
+    return [json.loads(line) for line in done.stdout.splitlines()], done
+
+
+class Temporary(unittest.TestCase):
+    def setUp(self):
+        self.dir = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.dir)
+
+    def copy_model(self) -> str:
+        target = os.path.join(self.dir, "model")
+        shutil.copytree(MODEL, target)
+        return target
+
+    def refused(self, *args: str, words: tuple = ()):
+        done = run(*args)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertEqual(len(done.stderr.strip().splitlines()), 1, done.stderr)
+        self.assertTrue(done.stderr.startswith("lorikeet: "), done.stderr)
+        for word in words:
+            self.assertIn(word, done.stderr)
+
+
+class Generate(Temporary):
+    def test_mixed_batch_equals_each_request_alone(self):
+        lines = [json.loads(line) for line in (DEMO / "prompts.jsonl").read_text().splitlines()]
+        together, done = batch([{**line, "logprobs": 2} for line in lines], "--step-tokens", "23")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual([r["id"] for r in together], [line["id"] for line in lines])
+        for line, expected in zip(lines, together):
+            alone, _ = batch([{**line, "logprobs": 2}], "--threads", "1", "--no-prefix-cache")
+            self.assertEqual(alone[0], expected)
+
+    def test_bad_lines_fail_alone_and_order_is_kept(self):
+        lines = [{"id": 0, "prompt": "hi", "max_tokens": 2}, {"id": 1, "prompt": "hi", "nonsense": 1}, "not json",
+                 {"id": 3, "token_ids": [10 ** 6]}, {"id": 4, "prompt": "hi", "adapter": "nobody"},
+                 {"id": 5, "prompt": "word " * 4000}, {"id": 6, "prompt": "hi", "temperature": -1}, {"id": 7, "prompt": ""},
+                 {"id": 8, "prompt": "hi", "max_tokens": 2}]
+        results, done = batch(lines)
+        self.assertEqual(done.returncode, 1)
+        self.assertEqual([r["id"] for r in results], [0, 1, None, 3, 4, 5, 6, 7, 8])
+        self.assertEqual([i for i, r in enumerate(results) if "error" in r], [1, 2, 3, 4, 5, 6, 7])
+        self.assertEqual(results[0]["token_ids"], results[8]["token_ids"])
+
+    def test_expected_answers_are_scored(self):
+        results, done = batch([{"prompt": "hi", "max_tokens": 1, "expected": "zzz"}])
+        self.assertFalse(results[0]["match"])
+        self.assertIn("0 of    1 answers match", done.stderr)
+
+    def test_full_disk_loses_no_finished_result(self):
+        done = run("generate", MODEL, "--input", "-", "--output", "/dev/full", stdin='{"id": 1, "prompt": "hi", "max_tokens": 2}')
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("No space left", done.stderr)
+        self.assertEqual(json.loads(done.stdout)["id"], 1)
+
+    def test_interrupt_keeps_what_is_finished(self):
+        output = os.path.join(self.dir, "out.jsonl")
+        lines = [{"id": i, "prompt": "Once upon a time", "max_tokens": 2 if i < 5 else 400, "ignore_eos": True} for i in range(200)]
+        source = os.path.join(self.dir, "in.jsonl")
+        pathlib.Path(source).write_text("\n".join(map(json.dumps, lines)))
+        process = subprocess.Popen([BINARY, "generate", MODEL, "--input", source, "--output", output, "--max-running", "8"],
+                                   stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and (not os.path.exists(output) or os.path.getsize(output) == 0):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        results = [json.loads(line) for line in pathlib.Path(output).read_text().splitlines()]
+        self.assertGreaterEqual(len(results), 1)
+        self.assertIn(process.returncode, (0, 130), errors)
+
+    def test_wrong_usage(self):
+        self.assertEqual(run("generate", MODEL).returncode, 2)
+        self.assertEqual(run("generate", MODEL, "--isa", "mmx", "--prompt", "x").returncode, 2)
+        self.assertEqual(run("nonsense").returncode, 2)
+        self.assertEqual(run("--help").returncode, 0)
+        self.refused("generate", "/nonexistent", "--prompt", "x", words=("/nonexistent",))
+        self.refused("generate", MODEL, "--prompt", "x", "--lora", "a", words=("NAME=DIR",))
+        self.refused("generate", MODEL, "--prompt", "x", "--lora", "a=/nonexistent", words=("/nonexistent",))
+        self.refused("generate", MODEL, "--prompt", "x", "--memory", "1KiB", words=("--memory",))
+
+
+class BadModels(Temporary):
+    def test_truncated_lying_and_nonsense_weights(self):
+        data = pathlib.Path(MODEL, "model.safetensors").read_bytes()
+        cases = {"truncated": data[: len(data) // 2], "header only": data[:100], "empty": b"", "huge header": struct.pack("<Q", 1 << 60) + data[8:],
+                 "garbage header": data[:8] + b"\xff" * 64 + data[72:]}
+        for name, damaged in cases.items():
+            with self.subTest(name):
+                model = self.copy_model()
+                pathlib.Path(model, "model.safetensors").write_bytes(damaged)
+                self.refused("generate", model, "--prompt", "x", words=("model.safetensors",))
+                shutil.rmtree(model)
+
+    def test_not_a_number_is_named(self):
+        model = self.copy_model()
+        path = pathlib.Path(model, "model.safetensors")
+        data = bytearray(path.read_bytes())
+        size = struct.unpack("<Q", data[:8])[0]
+        header = json.loads(data[8:8 + size])
+        begin = header["model.layers.1.mlp.up_proj.weight"]["data_offsets"][0]
+        data[8 + size + begin:8 + size + begin + 2] = b"\xc0\x7f"
+        path.write_bytes(data)
+        self.refused("generate", model, "--prompt", "x", words=("model.layers.1.mlp.up_proj.weight",))
+
+    def test_config_that_disagrees_or_is_unknown(self):
+        for change, words in (({"hidden_size": 128}, ("model.embed_tokens.weight",)), ({"architectures": ["FooForCausalLM"]}, ("FooForCausalLM",)),
+                              ({"rope_scaling": {"rope_type": "longrope"}}, ("longrope",)), ({"hidden_act": "gelu"}, ("gelu",)),
+                              ({"quantization_config": {"quant_method": "gptq"}}, ("gptq",)), ({"num_hidden_layers": 10 ** 9}, ("num_hidden_layers",))):
+            with self.subTest(change):
+                model = self.copy_model()
+                path = pathlib.Path(model, "config.json")
+                path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+                self.refused("generate", model, "--prompt", "x", words=words)
+                shutil.rmtree(model)
+
+    def test_tokenizer_with_unknown_parts(self):
+        model = self.copy_model()
+        path = pathlib.Path(model, "tokenizer.json")
+        path.write_text(json.dumps({**json.loads(path.read_text()), "pre_tokenizer": {"type": "Mystery"}}))
+        self.refused("generate", model, "--prompt", "x", words=("tokenizer.json", "Mystery"))
+
+    def test_template_that_loops_is_stopped(self):
+        model = self.copy_model()
+        path = pathlib.Path(model, "tokenizer_config.json")
+        endless = "{% for a in range(100000) %}{% for b in range(100000) %}x{% endfor %}{% endfor %}"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": endless}))
+        done = run("generate", model, "--chat", "--prompt", "x")
+        self.assertEqual(done.returncode, 1)
+
+
+class Adapters(Temporary):
+    def test_inspect_verify_convert_merge(self):
+        source = str(DEMO / "adapters" / ADAPTERS[0])
+        self.assertEqual(run("adapter", "inspect", source, "--base", MODEL).returncode, 0)
+        self.assertIn("can be served", run("adapter", "verify", source, "--base", MODEL).stdout)
+        converted, merged = os.path.join(self.dir, "f32"), os.path.join(self.dir, "merged")
+        self.assertEqual(run("adapter", "convert", source, "--base", MODEL, "--out", converted, "--dtype", "f32").returncode, 0)
+        done = run("merge", MODEL, source, merged, "--dtype", "f32")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        # In f32 the converted adapter on the base and the merged model make the same tokens.
+        args = ("--prompt", "Once upon a time", "--max-tokens", "24", "--dtype", "f32")
+        served = run("generate", MODEL, "--lora", f"a={converted}", "--adapter", "a", *args)
+        baked = run("generate", merged, *args)
+        self.assertEqual(served.stdout, baked.stdout)
+        self.refused("merge", MODEL, source, merged, words=(merged,))
+
+    def test_adapter_that_does_not_fit_is_refused(self):
+        broken = os.path.join(self.dir, "broken")
+        shutil.copytree(DEMO / "adapters" / ADAPTERS[0], broken)
+        path = pathlib.Path(broken, "adapter_config.json")
+        good = json.loads(path.read_text())
+        for change, words in (({"r": 3, "rank_pattern": {}}, ("rank",)), ({"peft_type": "IA3"}, ("IA3",)), ({"use_qalora": True}, ("qalora",))):
+            with self.subTest(change):
+                path.write_text(json.dumps({**good, **change}))
+                self.refused("generate", MODEL, "--lora", f"a={broken}", "--prompt", "x", words=words)
+        path.write_text(json.dumps(good))
+        other = os.path.join(self.dir, "other")
+        config = {**json.loads(pathlib.Path(MODEL, "config.json").read_text()), "hidden_size": 128, "head_dim": 32}
+        pathlib.Path(self.dir, "config.json").write_text(json.dumps(config))
+        self.assertEqual(run("adapter", "init", other, "--config", os.path.join(self.dir, "config.json"), "--rank", "4").returncode, 0)
+        self.refused("generate", MODEL, "--lora", f"a={other}", "--prompt", "x", words=("another base",))
+
+
+if __name__ == "__main__":
+    unittest.main()
