@@ -117,7 +117,7 @@ class ResultWriter {
 // "running 12, waiting 80, 41 done, 98.3 tok/s", redrawn in place on a terminal, a plain line every ten seconds otherwise.
 class Progress {
  public:
-  explicit Progress(size_t total) : total_(total), terminal_(stderr_is_terminal()) {}
+  explicit Progress(size_t total) : total_(total), terminal_(stderr_is_terminal()), shown_(Clock::now()) {}
   void update(const TextEngine& engine, const Totals& totals, bool last = false) {
     const auto now = Clock::now();
     if (!last && now - shown_ < (terminal_ ? std::chrono::milliseconds(100) : std::chrono::milliseconds(10000))) return;
@@ -138,7 +138,7 @@ class Progress {
  private:
   size_t total_;
   bool terminal_;
-  Clock::time_point shown_{};
+  Clock::time_point shown_;
 };
 
 Result<std::vector<std::string>> read_lines(const std::string& path) {
