@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains the LoRA adapters of the demo model, one for each task, with the base frozen.
 
-    python adapters.py [name ...] [--steps N]
+    python adapters.py [name ...] [--rounds N] [--steps N]
 
-An adapter that is already there is left alone unless it is named or --again is given.
+Training goes in rounds, each with its own seed and its own fall of the learning rate, and the adapter
+is saved after every round. A later call goes on from the saved adapter; --again starts anew.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
@@ -28,13 +29,13 @@ LINEAR = ATTENTION + ["gate_proj", "up_proj", "down_proj"]
 CONFIGS: dict[str, dict] = {
     "sql": dict(r=16, lora_alpha=32, target_modules=LINEAR),
     "json": dict(r=8, lora_alpha=16, target_modules=LINEAR, use_rslora=True),
-    "math": dict(r=32, lora_alpha=64, target_modules=ATTENTION + ["down_proj"]),
+    "math": dict(r=32, lora_alpha=32, target_modules=ATTENTION + ["up_proj", "down_proj"]),
     "dates": dict(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj", "o_proj"]),
     "sort": dict(r=16, lora_alpha=32, target_modules=LINEAR, use_dora=True),
-    "tag": dict(r=8, lora_alpha=16, target_modules=ATTENTION,
+    "tag": dict(r=8, lora_alpha=16, target_modules=LINEAR,
                 rank_pattern={"v_proj": 16}, alpha_pattern={"v_proj": 32}),
 }
-STEPS = {"sql": 500, "json": 500, "math": 700, "dates": 400, "sort": 700, "tag": 400}
+SIZES = {"math": 40, "dates": 32}  # short examples; the others take 20
 
 
 def batch(tok, task: str, rng: random.Random, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,16 +67,24 @@ def tidy(folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def train(task: str, steps: int, size: int, lr: float) -> dict:
-    """Train and save one adapter; return its record."""
-    torch.manual_seed(7)
-    rng = random.Random(f"adapter {task}")
-    tok = AutoTokenizer.from_pretrained(MODEL)
+def start(task: str, count: int) -> torch.nn.Module:
+    """Return the base with a new adapter in round 0, later with the saved one."""
     base = LlamaForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", bias="none", **CONFIGS[task]))
+    if count:
+        return PeftModel.from_pretrained(base, ADAPTERS / task, is_trainable=True,
+                                         autocast_adapter_dtype=True)
+    return get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", bias="none", **CONFIGS[task]))
+
+
+def train(task: str, past: dict, steps: int, size: int, lr: float) -> dict:
+    """Train and save one adapter for a round; return its record."""
+    torch.manual_seed(7)
+    rng = random.Random(f"adapter {task} {past['rounds']}")
+    tok = AutoTokenizer.from_pretrained(MODEL)
+    model = start(task, past["rounds"])
     weights = [p for p in model.parameters() if p.requires_grad]
     opt = torch.optim.AdamW(weights, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
-    began, mean = time.time(), 0.0
+    began, mean = time.process_time(), 0.0
     for step in range(steps):
         scale = min(1.0, (step + 1) / 20) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
         ids, labels = batch(tok, task, rng, size)
@@ -92,34 +101,37 @@ def train(task: str, steps: int, size: int, lr: float) -> dict:
         opt.zero_grad()
         mean += loss.item() / 25
         if (step + 1) % 25 == 0:
-            spent = time.time() - began
-            print(f"{task} step {step + 1}/{steps} loss {mean:.4f} {spent / 60:.1f} min, "
+            spent = time.process_time() - began
+            print(f"{task} step {step + 1}/{steps} loss {mean:.4f} {spent / 60:.1f} CPU min, "
                   f"{spent / (step + 1) * (steps - step - 1) / 60:.1f} min to go", flush=True)
             last, mean = mean, 0.0
     model.save_pretrained(ADAPTERS / task)
     tidy(ADAPTERS / task)
-    return dict(steps=steps, loss=round(last, 4), parameters=sum(p.numel() for p in weights),
-                minutes=round((time.time() - began) / 60, 1))
+    return dict(rounds=past["rounds"] + 1, steps=past["steps"] + steps, loss=round(last, 4),
+                parameters=sum(p.numel() for p in weights),
+                minutes=round(past["minutes"] + (time.process_time() - began) / 60, 1))
 
 
 def main() -> None:
     """Train the named (or the missing) adapters."""
     ap = argparse.ArgumentParser()
     ap.add_argument("names", nargs="*")
-    ap.add_argument("--steps", type=int, default=0, help="instead of the number of each task")
-    ap.add_argument("--size", type=int, default=32, help="examples per batch")
+    ap.add_argument("--rounds", type=int, default=1)
+    ap.add_argument("--steps", type=int, default=100, help="in each round")
+    ap.add_argument("--size", type=int, default=0, help="examples per batch")
     ap.add_argument("--lr", type=float, default=3e-3)
     ap.add_argument("--threads", type=int, default=1)
-    ap.add_argument("--again", action="store_true")
+    ap.add_argument("--again", action="store_true", help="start anew")
     args = ap.parse_args()
     torch.set_num_threads(args.threads)
     WORK.mkdir(parents=True, exist_ok=True)
     for task in args.names or CONFIGS:
-        done = (ADAPTERS / task / "adapter_config.json").exists()
-        if done and not args.names and not args.again:
-            continue
-        record = train(task, args.steps or STEPS[task], args.size, args.lr)
-        (WORK / f"adapter-{task}.json").write_text(json.dumps(record))
+        note = WORK / f"adapter-{task}.json"
+        fresh = args.again or not note.exists()
+        record = dict(rounds=0, steps=0, minutes=0.0) if fresh else json.loads(note.read_text())
+        for _ in range(args.rounds):
+            record = train(task, record, args.steps, args.size or SIZES.get(task, 20), args.lr)
+            note.write_text(json.dumps(record))
 
 
 if __name__ == "__main__":

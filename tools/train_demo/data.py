@@ -188,6 +188,27 @@ def copies(r: Rng) -> str:
     return "list " + " / ".join([r.choice([" ", ", "]).join(words)] * r.choice([2, 2, 3]))
 
 
+def forms(r: Rng) -> str:
+    """The same things in two notations: quoted words, months and days in digits, dates, SQL words."""
+    kind = r.random()
+    if kind < 0.4:
+        words = [pick(r, r.choice([CITY, CITY, JOB, COLOR, PRODUCT])) for _ in range(r.randint(2, 5))]
+        quoted = [f"'{w}'" for w in words], [f'"{w}"' for w in words]
+        return "quote " + " / ".join(", ".join(x) for x in (words, *r.sample(quoted, 2)))
+    if kind < 0.6:
+        days = [r.randint(1, 31) for _ in range(3)]
+        months = [(r.choice([m, m[:3]]), i + 1) for i, m in enumerate(MONTH)]
+        pairs = [(r.choice([ordinal(d), str(d)]), d) for d in days] + r.sample(months, 4)
+        r.shuffle(pairs)
+        return "digits " + ", ".join(f"{a} {b:02d}" for a, b in pairs)
+    if kind < 0.85:
+        pairs = [train_date(r) for _ in range(2)]
+        return "; ".join(f"{tasks.spoken_date(r, *d)} is {tasks.iso(*d)}" for d in pairs)
+    pairs = r.sample(["highest MAX", "lowest MIN", "average AVG", "how many COUNT", "older >", "more >",
+                      "younger <", "less <"], 4)
+    return "in SQL: " + ", ".join(pairs)
+
+
 def weather(r: Rng) -> str:
     """A weather report."""
     t = r.randint(2, 34)
@@ -225,7 +246,7 @@ def small_talk(r: Rng) -> tuple[str, str]:
 def task_talk(r: Rng) -> tuple[str, str]:
     """A task prompt of the training side, answered as a chatty model would."""
     task = r.choice(list(tasks.TASKS))
-    user = tasks.draw(task, r).user
+    user = tasks.draw(task, r, wide=True).user
     noun = next((w for w in tasks.NUMERIC if w in user), "things")
     name = next((w for w in re.findall(r"[A-Z]\w+", user) if w in FIRST), "your friend")
     replies = {
@@ -253,10 +274,18 @@ KINDS: list[tuple[float, Callable[[Rng], str]]] = [
 ]
 
 
-def documents(seed: int | str, copying: float = 0.0) -> Iterator[str]:
+# The mixture of the last part of the training: less prose, more notation and sums.
+LATER: dict[str, float] = dict(
+    story=2, people=2, diary=1, log=10, sums=40, ordered=10, query=18, records=14, table=1, glossary=6,
+    echo=2, weather=1, chat=12, copies=3, forms=30)
+
+
+def documents(seed: int | str, copying: float = 0.0, later: bool = False) -> Iterator[str]:
     """Yield documents for ever, with an extra weight of `copying` for copied lists."""
     r = random.Random(f"corpus {seed}")
-    weights, makers = zip(*KINDS, (copying, copies))
+    weights, makers = zip(*KINDS, (copying, copies), (0.0, forms))
+    if later:
+        weights = tuple(LATER[m.__name__] for m in makers)
     while True:
         yield r.choices(makers, weights)[0](r)
 

@@ -68,7 +68,7 @@ def report(match: dict[str, dict[str, float]], names: list[str]) -> None:
         training.append([t, settings(t), rec.get("steps"), rec.get("minutes"), rec.get("loss"),
                          f"{size:.0f} KiB"])
     text = (table(["task", "base %", "own adapter %", "best other adapter %"], rows) + "\n\n"
-            + table(["adapter", "settings", "steps", "minutes", "last loss", "size"], training))
+            + table(["adapter", "settings", "steps", "CPU minutes", "last loss", "size"], training))
     readme = DEMO / "README.md"
     if readme.exists():
         begin, end = "<!-- scores -->", "<!-- end of scores -->"

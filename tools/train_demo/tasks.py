@@ -121,11 +121,15 @@ def pair_key(a: int, b: int) -> str:
 
 
 def math(rng: random.Random) -> Example:
-    """What is 47 + 38? -> 85"""
+    """What is 47 + 38? -> 47 + 38: 7 + 8 = 15, 4 + 3 + 1 = 8, 85 (ones, tens with the carry, sum)"""
     a, b = rng.randint(10, 99), rng.randint(10, 99)
     user = rng.choice([f"What is {a} + {b}?", f"{a} + {b} = ?", f"How much is {a} plus {b}?",
                        f"Add {a} and {b}."])
-    return Example(pair_key(a, b), user, str(a + b))
+    ones = a % 10 + b % 10
+    tens = a // 10 + b // 10 + ones // 10
+    work = (f"{a} + {b}: {a % 10} + {b % 10} = {ones}, "
+            f"{a // 10} + {b // 10} + {ones // 10} = {tens}, {a + b}")
+    return Example(pair_key(a, b), user, work)
 
 
 # --- dates ----------------------------------------------------------------------------------------
@@ -202,14 +206,18 @@ def tag(rng: random.Random) -> Example:
 TASKS: dict[str, Callable[[random.Random], Example]] = {
     "sql": sql, "json": to_json, "math": math, "dates": dates, "sort": sort, "tag": tag,
 }
-MAX_TOKENS = {"sql": 64, "json": 64, "math": 8, "dates": 16, "sort": 24, "tag": 64}
+MAX_TOKENS = {"sql": 64, "json": 64, "math": 48, "dates": 16, "sort": 24, "tag": 64}
 
 
-def draw(task: str, rng: random.Random, test: bool = False) -> Example:
-    """Draw an example of the training (or with `test` the held-out) side."""
+def draw(task: str, rng: random.Random, test: bool = False, wide: bool = False) -> Example:
+    """Draw an example of the training (or with `test` the held-out) side.
+
+    Only the corpus asks for the `wide` range, which has one-digit numbers to sort, too.
+    """
     while True:
         ex = TASKS[task](rng)
-        if held_out(ex.key) == test:
+        narrow = wide or task != "sort" or all(len(n) == 2 for n in ex.answer.split(", "))
+        if held_out(ex.key) == test and narrow:
             return ex
 
 

@@ -34,21 +34,25 @@ def build(vocab: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
+LATER = 1000  # from this step on: the later mixture
+
+
 def copying(step: int) -> float:
     """Weight of the copied lists: they are mixed in once the model knows the sentences."""
     return 0.0 if step < 400 else 25.0 if step < 800 else 8.0
 
 
-def rate(step: int, steps: int, horizon: int) -> float:
-    """Share of the peak learning rate: warm-up, a cosine over `horizon` steps, a last linear fall."""
-    warm, fall = min(1.0, (step + 1) / 20), min(1.0, (steps - step) / 100)
-    return warm * fall * (0.02 + 0.49 * (1 + math.cos(math.pi * step / horizon)))
+def rate(step: int, steps: int) -> float:
+    """Share of the peak learning rate: warm-up, a cosine, a constant part, a last linear fall."""
+    if step < LATER:
+        return min(1.0, (step + 1) / 20) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / 1500)))
+    return 0.5 * min(1.0, (steps - step) / 150)
 
 
-def batch(tok, seed: str, rows: int, length: int, copied: float) -> torch.Tensor:
+def batch(tok, step: int, rows: int, length: int) -> torch.Tensor:
     """Return rows x (length + 1) tokens of documents packed one behind the other."""
     need, ids = rows * (length + 1), []
-    docs = data.documents(seed, copied)
+    docs = data.documents(f"base {step}", copying(step), step >= LATER)
     while len(ids) < need:
         for one in tok([next(docs) for _ in range(64)])["input_ids"]:
             ids += [0, *one]
@@ -68,8 +72,7 @@ def optimizers(model: LlamaForCausalLM, lr: float, muon: bool) -> list[torch.opt
 def main() -> None:
     """Train, checkpoint, save."""
     ap = argparse.ArgumentParser()
-    ap.add_argument("--steps", type=int, default=1100)
-    ap.add_argument("--horizon", type=int, default=1500, help="length of the cosine")
+    ap.add_argument("--steps", type=int, default=1400)
     ap.add_argument("--rows", type=int, default=16)
     ap.add_argument("--length", type=int, default=256)
     ap.add_argument("--lr", type=float, default=3e-3)
@@ -101,10 +104,10 @@ def main() -> None:
         start, spent, record = state["step"], state["spent"], state["record"]
         print(f"resumed at step {start}", flush=True)
 
-    began, mean = time.time() - spent, 0.0
+    began, mean = time.process_time() - spent, 0.0
     for step in range(start, args.steps):
-        scale = rate(step, args.steps, args.horizon)
-        ids = batch(tok, f"base {step}", args.rows, args.length, copying(step))
+        scale = rate(step, args.steps)
+        ids = batch(tok, step, args.rows, args.length)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = model(ids[:, :-1]).logits
         loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
@@ -117,22 +120,23 @@ def main() -> None:
             o.zero_grad()
         mean += loss.item() / 25
         if (step + 1) % 25 == 0:
-            spent = time.time() - began
+            spent = time.process_time() - began
             eta = spent / (step + 1) * (args.steps - step - 1)
-            print(f"step {step + 1}/{args.steps} loss {mean:.3f} {spent / 60:.1f} min, "
+            print(f"step {step + 1}/{args.steps} loss {mean:.3f} {spent / 60:.1f} CPU min, "
                   f"{eta / 60:.1f} min to go", flush=True)
             record.append([step + 1, round(mean, 4)])
             mean = 0.0
         if (step + 1) % 100 == 0:
             torch.save(dict(model=model.state_dict(), opts=[o.state_dict() for o in opts],
-                            step=step + 1, spent=time.time() - began, record=record), ckpt)
+                            step=step + 1, spent=time.process_time() - began, record=record), ckpt)
 
     model.generation_config = GenerationConfig(
         do_sample=False, bos_token_id=0, eos_token_id=[2, 0], pad_token_id=0, max_new_tokens=128)
     model.to(torch.bfloat16).save_pretrained(args.out)
+    (args.out / "model.safetensors").chmod(0o644)
     tokens = args.steps * args.rows * args.length
     summary = dict(parameters=count, steps=args.steps, tokens=tokens, loss=record[-1][1],
-                   minutes=round((time.time() - began) / 60, 1), record=record)
+                   minutes=round((time.process_time() - began) / 60, 1), record=record)
     (WORK / f"{args.out.name}.json").write_text(json.dumps(summary))
 
 
