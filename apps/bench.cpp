@@ -215,9 +215,12 @@ Status run_engine(EngineFlags& flags) {
   const ModelConfig& c = engine->config();
   const auto weight_bytes = static_cast<double>(engine->engine().weights().decode_bytes());
 
-  // The first run fills caches and page tables and is not counted.
-  if (Result<RunResult> warm_up = run_once(flags, *engine, assignment, 99); !warm_up.ok()) return warm_up.status();
-  std::vector<double> prefill, decode, limit_prefill, limit_decode, decode_fraction, prefill_fraction, ttft, tpot;
+  // A short run first loads adapters, touches pages and is not counted.
+  EngineFlags short_flags = flags;
+  short_flags.prompt_tokens = std::min<int64_t>(flags.prompt_tokens, 16);
+  short_flags.output_tokens = std::min<int64_t>(flags.output_tokens, 4);
+  if (Result<RunResult> warm_up = run_once(short_flags, *engine, assignment, 99); !warm_up.ok()) return warm_up.status();
+  std::vector<double> output, prefill, decode, limit_prefill, limit_decode, decode_fraction, prefill_fraction, ttft, tpot;
   MachineLimits limits;
   for (int i = 0; i < flags.repeat; ++i) {
     const MachineLimits before = measure_machine_limits(pool);
@@ -225,6 +228,7 @@ Status run_engine(EngineFlags& flags) {
     const MachineLimits after = measure_machine_limits(pool);
     limits = {.read_gb_s = (before.read_gb_s + after.read_gb_s) / 2, .bf16_gflop_s = std::max(before.bf16_gflop_s, after.bf16_gflop_s),
               .f32_gflop_s = std::max(before.f32_gflop_s, after.f32_gflop_s)};
+    output.push_back(static_cast<double>(flags.output_tokens) * static_cast<double>(assignment.size()) / run.wall_s);
     const double peak = (flags.model.dtype == "f32" ? limits.f32_gflop_s : limits.bf16_gflop_s) * 1e9;
     if (run.prefill_s > 0 && run.prefill_tokens > 0) {
       prefill.push_back(static_cast<double>(run.prefill_tokens) / run.prefill_s);
@@ -250,7 +254,7 @@ Status run_engine(EngineFlags& flags) {
                    {"batch", flags.batch}, {"prompt_tokens", flags.prompt_tokens}, {"output_tokens", flags.output_tokens},
                    {"adapters", flags.adapters}, {"ranks", json::value_from(flags.ranks)}, {"targets", flags.targets}, {"assign", flags.assign},
                    {"dtype", flags.model.dtype}, {"runs", flags.repeat},
-                   {"prefill_tokens_s", median(prefill)}, {"decode_tokens_s", median(decode)},
+                   {"output_tokens_s", median(output)}, {"prefill_tokens_s", median(prefill)}, {"decode_tokens_s", median(decode)},
                    {"ttft_ms", percentiles(ttft)}, {"tpot_ms", percentiles(tpot)}, {"peak_rss_bytes", usage.ru_maxrss * 1024},
                    {"limit_prefill_tokens_s", median(limit_prefill)}, {"limit_decode_tokens_s", median(limit_decode)},
                    {"prefill_fraction_of_limit", median(prefill_fraction)}, {"fraction_of_limit", median(decode_fraction)},
@@ -258,6 +262,7 @@ Status run_engine(EngineFlags& flags) {
   fmt::print("batch {}, prompt {}, output {}, {} adapters ({}, ranks {}, targets {})\n", flags.batch, flags.prompt_tokens, flags.output_tokens,
              flags.adapters, flags.assign, json::serialize(json::value_from(flags.ranks)), flags.targets);
   fmt::print("machine    read {:.1f} GB/s, bf16 {:.0f} GFLOP/s\n", limits.read_gb_s, limits.bf16_gflop_s);
+  fmt::print("output     {:8.1f} tok/s   prompts included\n", median(output));
   fmt::print("prefill    {:8.1f} tok/s   {:.3f} of the limit\n", median(prefill), median(prefill_fraction));
   fmt::print("decode     {:8.1f} tok/s   {:.3f} of the limit ({:.1f} tok/s)\n", median(decode), median(decode_fraction), median(limit_decode));
   fmt::print("ttft ms    p50 {:.1f}  p90 {:.1f}  p99 {:.1f}\n", percentile(ttft, 50), percentile(ttft, 90), percentile(ttft, 99));

@@ -7,6 +7,9 @@
 namespace lk {
 namespace {
 
+// Rows of the MLP computed at a time: still compute bound, and their products fit the cache.
+constexpr int64_t kMlpRows = 256;
+
 int64_t align_panel(int64_t columns) { return (columns + kPanelCols - 1) / kPanelCols * kPanelCols; }
 
 // Adds one row of the embedding delta of token `token`: hidden[d] += scaling * sum_k B[d, k] A[k, token].
@@ -55,8 +58,8 @@ Decoder::Decoder(std::shared_ptr<const ModelWeights> weights, Backend& backend, 
   normed_ = Buffer(max_rows * c.hidden_dim * act_bytes_);
   qkv_ = Buffer(max_rows * qkv_columns_ * 4);
   attended_ = Buffer(max_rows * c.q_dim() * act_bytes_);
-  gate_up_ = Buffer(max_rows * gate_up_columns_ * 4);
-  activated_ = Buffer(max_rows * c.intermediate_dim * act_bytes_);
+  gate_up_ = Buffer(std::min(max_rows, kMlpRows) * gate_up_columns_ * 4);
+  activated_ = Buffer(std::min(max_rows, kMlpRows) * c.intermediate_dim * act_bytes_);
   product_ = Buffer(max_rows * product_columns_ * 4);
   head_input_ = Buffer(max_logit_rows * c.hidden_dim * act_bytes_);
   gathered_ = Buffer(max_logit_rows * c.hidden_dim * 4);
@@ -121,14 +124,28 @@ void Decoder::mlp_block(int64_t layer, const DecoderBatch& batch) {
   const LayerWeights& w = weights_->layers[static_cast<size_t>(layer)];
   const auto num_rows = static_cast<int64_t>(batch.token_ids.size());
   float* hidden = hidden_.as<float>();
-  float* product = product_.as<float>();
   norm(hidden, w.post_norm, &ResidentAdapter::Layer::post_norm, layer, batch.runs, num_rows);
-  linear(layer, ProjGroup::kGateUp, normed_.data(), c.hidden_dim, gate_up_.as<float>(), batch.runs, num_rows);
-  backend_.swiglu({.x = gate_up_.as<float>(), .x_stride = gate_up_columns_, .up_offset = group_column(Proj::kUp, c),
-                   .y = activated_.data(), .y_dtype = weights_->act, .y_stride = c.intermediate_dim, .num_rows = num_rows,
-                   .dim = c.intermediate_dim});
-  linear(layer, ProjGroup::kDown, activated_.data(), c.intermediate_dim, product, batch.runs, num_rows);
-  backend_.add(hidden, c.hidden_dim, product, product_columns_, num_rows, c.hidden_dim);
+  // In blocks of rows, so that the widest product (f32, 2 x intermediate) is still in the cache when LoRA and swiglu read it.
+  for (int64_t begin = 0; begin < num_rows; begin += kMlpRows) {
+    const int64_t end = std::min(num_rows, begin + kMlpRows);
+    clip_runs(batch.runs, begin, end);
+    linear(layer, ProjGroup::kGateUp, act_row(normed_.data(), c.hidden_dim, begin), c.hidden_dim, gate_up_.as<float>(), block_runs_, end - begin);
+    backend_.swiglu({.x = gate_up_.as<float>(), .x_stride = gate_up_columns_, .up_offset = group_column(Proj::kUp, c),
+                     .y = activated_.data(), .y_dtype = weights_->act, .y_stride = c.intermediate_dim, .num_rows = end - begin,
+                     .dim = c.intermediate_dim});
+    linear(layer, ProjGroup::kDown, activated_.data(), c.intermediate_dim, product_.as<float>(), block_runs_, end - begin);
+    backend_.add(hidden + begin * c.hidden_dim, c.hidden_dim, product_.as<float>(), product_columns_, end - begin, c.hidden_dim);
+  }
+}
+
+// block_runs_ = the parts of `runs` in rows [begin, end), counted from begin.
+void Decoder::clip_runs(std::span<const AdapterRun> runs, int64_t begin, int64_t end) {
+  block_runs_.clear();
+  for (const AdapterRun& run : runs) {
+    const auto first = static_cast<int32_t>(std::max<int64_t>(run.row_begin, begin) - begin);
+    const auto last = static_cast<int32_t>(std::min<int64_t>(run.row_end, end) - begin);
+    if (first < last) block_runs_.push_back({first, last, run.adapter});
+  }
 }
 
 void Decoder::linear(int64_t layer, ProjGroup group, const void* x, int64_t x_stride, float* y, std::span<const AdapterRun> runs,

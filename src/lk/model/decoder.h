@@ -47,6 +47,7 @@ class Decoder {
   void embed(const DecoderBatch& batch);
   void attention_block(int64_t layer, const DecoderBatch& batch);
   void mlp_block(int64_t layer, const DecoderBatch& batch);
+  void clip_runs(std::span<const AdapterRun> runs, int64_t begin, int64_t end);
   // y[rows, group_columns] = linear(x) with each run's adapter, bias included.
   void linear(int64_t layer, ProjGroup group, const void* x, int64_t x_stride, float* y, std::span<const AdapterRun> runs,
               int64_t num_rows);
@@ -72,14 +73,15 @@ class Decoder {
   Buffer normed_;      // act [max_rows, hidden_dim]
   Buffer qkv_;         // f32 [max_rows, qkv_columns]
   Buffer attended_;    // act [max_rows, q_dim]
-  Buffer gate_up_;     // f32 [max_rows, gate_up_columns]
-  Buffer activated_;   // act [max_rows, intermediate_dim]
+  Buffer gate_up_;     // f32 [block rows, gate_up_columns]
+  Buffer activated_;   // act [block rows, intermediate_dim]
   Buffer product_;     // f32 [max_rows, hidden_dim padded] of o and down
   Buffer rank_rows_;   // f32 [max_rows, rank_capacity]
   Buffer head_input_;  // act [max_logit_rows, hidden_dim]
   Buffer gathered_;    // f32 [max_logit_rows, hidden_dim]
   Buffer logits_;      // f32 [max_logit_rows, logits_stride]
   std::vector<LoraSegment> segments_;
+  std::vector<AdapterRun> block_runs_;
 };
 
 }  // namespace lk
