@@ -10,8 +10,6 @@ namespace {
 // Rows of the MLP computed at a time: still compute bound, and their products fit the cache.
 constexpr int64_t kMlpRows = 256;
 
-int64_t align_panel(int64_t columns) { return (columns + kPanelCols - 1) / kPanelCols * kPanelCols; }
-
 // Adds one row of the embedding delta of token `token`: hidden[d] += scaling * sum_k B[d, k] A[k, token].
 void add_embedding_delta(const Adapter::EmbeddingDelta& delta, int32_t token, float* hidden) {
   const int64_t hidden_dim = delta.b.dim(0), vocab = delta.a.dim(1);

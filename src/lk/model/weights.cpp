@@ -10,8 +10,6 @@
 namespace lk {
 namespace {
 
-int64_t align_panel(int64_t columns) { return (columns + kPanelCols - 1) / kPanelCols * kPanelCols; }
-
 // Gathers named tensors of a checkpoint into packed matrices and f32 vectors.
 class Packer {
  public:

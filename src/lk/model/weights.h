@@ -15,6 +15,9 @@
 
 namespace lk {
 
+// Columns rounded up to whole panels.
+constexpr int64_t align_panel(int64_t columns) { return (columns + kPanelCols - 1) / kPanelCols * kPanelCols; }
+
 // Projections that read the same input share one packed matrix and one LoRA call.
 enum class ProjGroup : uint8_t { kQkv, kO, kGateUp, kDown };
 inline constexpr int kNumProjGroups = 4;
