@@ -8,6 +8,7 @@ import sys
 ALLOWED = {
     "base": [],
     "net": ["base"], "text": ["base"], "tensor": ["base"], "memory": ["base"],
+    "grammar": ["base", "text"],
     "kernels": ["base", "tensor"],
     "io": ["base", "tensor"],
     "ops": ["base", "tensor", "kernels"],
@@ -15,7 +16,7 @@ ALLOWED = {
     "model": ["base", "tensor", "io", "kernels", "ops", "lora"],
     "sched": ["base", "memory"],
     "engine": ["base", "tensor", "io", "kernels", "ops", "lora", "model", "sched", "memory"],
-    "serve": ["base", "text", "io", "lora", "sched", "engine"],
+    "serve": ["base", "net", "text", "grammar", "io", "lora", "memory", "sched", "engine"],
 }
 
 

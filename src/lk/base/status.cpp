@@ -18,6 +18,9 @@ const char* to_string(StatusCode code) {
     case StatusCode::kFailedPrecondition: return "failed precondition";
     case StatusCode::kCancelled: return "cancelled";
     case StatusCode::kDeadlineExceeded: return "deadline exceeded";
+    case StatusCode::kUnauthenticated: return "unauthenticated";
+    case StatusCode::kPermissionDenied: return "permission denied";
+    case StatusCode::kUnavailable: return "unavailable";
     case StatusCode::kIoError: return "i/o error";
     case StatusCode::kInternal: return "internal error";
   }

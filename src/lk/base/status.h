@@ -25,6 +25,9 @@ enum class StatusCode {
   kFailedPrecondition,
   kCancelled,
   kDeadlineExceeded,
+  kUnauthenticated,    // no key, or a wrong one
+  kPermissionDenied,   // known, but not allowed
+  kUnavailable,        // overloaded or shutting down: try again later
   kIoError,            // the operating system refused: permissions, disk full
   kInternal,
 };
@@ -65,6 +68,10 @@ LK_STATUS_FACTORY(unsupported, kUnsupported)
 LK_STATUS_FACTORY(resource_exhausted, kResourceExhausted)
 LK_STATUS_FACTORY(failed_precondition, kFailedPrecondition)
 LK_STATUS_FACTORY(cancelled, kCancelled)
+LK_STATUS_FACTORY(deadline_exceeded, kDeadlineExceeded)
+LK_STATUS_FACTORY(unauthenticated, kUnauthenticated)
+LK_STATUS_FACTORY(permission_denied, kPermissionDenied)
+LK_STATUS_FACTORY(unavailable, kUnavailable)
 LK_STATUS_FACTORY(io_error, kIoError)
 LK_STATUS_FACTORY(internal_error, kInternal)
 #undef LK_STATUS_FACTORY

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -27,6 +29,16 @@ struct SamplingParams {
   int num_prompt_logprobs = -1;  // likewise for prompt tokens after the first
 };
 
+// Which tokens may come next: a grammar, an allow-list. One per request; it advances with the request's tokens and never sees
+// anything else. Called where tokens are sampled, from any one thread at a time.
+class TokenConstraint {
+ public:
+  virtual ~TokenConstraint() = default;
+  // Sets the logits of tokens that may not come next to minus infinity; at least one stays finite.
+  virtual void mask(std::span<float> logits) = 0;
+  virtual void accept(int32_t token) = 0;
+};
+
 struct Request {
   RequestId id = 0;
   AdapterId adapter = kBaseModel;
@@ -36,6 +48,9 @@ struct Request {
   SamplingParams sampling;
   // Requests share cached KV pages only when their salts are equal: a tenant, a rope length.
   uint64_t cache_salt = 0;
+  std::shared_ptr<TokenConstraint> constraint;  // or null
+  // Also return the sum of the prompt's last hidden states (after the final norm); disables prefix reuse for this request.
+  bool sum_hidden = false;
   // Sequence length that length-dependent rope scaling assumes (rope type dynamic).
   int64_t rope_length = 0;
 };
@@ -56,6 +71,7 @@ struct RequestEvent {
   bool has_token = false;
   TokenLogprob token;
   std::vector<TokenLogprob> prompt_logprobs;  // once, when the prompt is done; entry i is prompt token i + 1
+  std::vector<double> hidden_sum;             // likewise, [hidden_dim], with Request::sum_hidden
   FinishReason finish = FinishReason::kNone;
   Status error;  // with kError
 };

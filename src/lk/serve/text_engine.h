@@ -13,6 +13,7 @@
 #include <boost/json/value.hpp>
 
 #include "lk/engine/engine.h"
+#include "lk/grammar/grammar.h"
 #include "lk/sched/scheduler.h"
 #include "lk/text/chat_template.h"
 #include "lk/text/tokenizer.h"
@@ -37,11 +38,21 @@ struct TextRequest {
   std::string prompt;                          // one of prompt, token_ids, messages
   std::vector<int32_t> token_ids;
   boost::json::array messages;                 // rendered with the chat template
+  boost::json::array tools;                    // likewise; empty = none
+  boost::json::object template_variables;      // further variables for the template (chat_template_kwargs)
+  bool add_generation_prompt = true;           // for messages
+  bool continue_final_message = false;         // the last message is left open; excludes add_generation_prompt
   bool add_special_tokens = true;              // for prompt; a chat template brings its own
-  int64_t max_tokens = 128;
+  int64_t max_tokens = 128;                    // more than fits means "until the context is full"
+  int64_t min_tokens = 0;                      // no stop token or end of text before
+  int64_t truncate_prompt_tokens = 0;          // keep the last n tokens of the prompt; 0 = all
   SamplingParams sampling;
   std::vector<std::string> stop;               // at most 16, none empty
   std::vector<int32_t> stop_token_ids;
+  bool include_stop_string = false;            // the text ends with the stop string that was reached
+  std::vector<int32_t> allowed_token_ids;      // empty = all
+  std::shared_ptr<const Grammar> grammar;      // what the text must match, or null
+  bool embed = false;                          // no output tokens: Completion::embedding instead
   bool ignore_eos = false;
   bool skip_special_tokens = true;
   uint64_t cache_salt = 0;
@@ -54,7 +65,13 @@ struct Completion {
   std::vector<TokenLogprob> prompt_logprobs;   // entry i is prompt token i + 1
   FinishReason finish = FinishReason::kNone;
   Status error;                                // with kError
+  std::vector<int32_t> prompt_token_ids;
   int64_t prompt_tokens = 0;
+  int64_t cached_tokens = 0;                   // of the prompt, taken from the prefix cache
+  // What stopped it: the stop string, or the stop token when it is not an end-of-sequence token.
+  std::optional<std::string> stop_string;
+  std::optional<int32_t> stop_token;
+  std::vector<float> embedding;                // [hidden_dim] mean of the last hidden states, L2-normalised
 };
 
 // Receives each token as it is made, new text (never half a character, never part of a stop string) and, once, the whole

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// ServerSnapshot: gauges and totals of one moment, published by the engine thread and the server for /metrics and the console.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace lk {
+
+struct AdapterSnapshot {
+  std::string name;
+  int64_t version = 0;
+  std::string digest;           // SHA-256, hex
+  std::string path;
+  std::string tier;             // "device", "loading", "host", "disk"
+  int64_t rank = 0;
+  std::vector<std::string> targets;
+  int64_t host_bytes = 0, device_bytes = 0;
+  bool pinned = false;
+  int64_t running = 0, waiting = 0;  // requests in flight
+  int64_t requests = 0;              // since it was loaded
+  double load_seconds = 0;
+};
+
+struct ServerSnapshot {
+  // Scheduler
+  int64_t num_running = 0, num_waiting = 0;
+  int64_t num_steps = 0, num_computed_tokens = 0, num_preemptions = 0, num_adapter_loads = 0, num_adapter_evictions = 0;
+  int64_t prefix_queries_tokens = 0, prefix_hit_tokens = 0;  // prompt tokens looked up, found
+  int64_t prompt_tokens = 0, generation_tokens = 0;          // totals
+  double step_seconds = 0;                                    // total time spent in steps
+  double tokens_per_second = 0;                               // output, over the last seconds
+  // Pool, pages
+  int64_t pages = 0, pages_free = 0, pages_kv = 0, pages_cached = 0, pages_adapter = 0;
+  int64_t page_bytes = 0, page_tokens = 16;
+  // Server
+  double uptime_seconds = 0;
+  bool ready = false, draining = false;
+  int64_t queued_tokens = 0, max_queue = 0;
+  double predicted_wait_seconds = 0;
+  int64_t connections = 0, open_streams = 0;
+  int64_t resident_bytes = 0;   // of the process
+  int64_t open_files = 0, threads = 0;
+  std::vector<AdapterSnapshot> adapters;
+  struct TenantSnapshot {
+    std::string name;
+    int64_t in_flight = 0;
+    int64_t prompt_tokens = 0, output_tokens = 0, requests = 0, refused = 0;
+  };
+  std::vector<TenantSnapshot> tenants;
+};
+
+}  // namespace lk
