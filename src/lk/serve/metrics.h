@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Metrics in Prometheus text format: own names (lorikeet_*) and the vLLM names that routers, dashboards and benchmark tools read.
 // Label values that clients can invent (adapters, tenants) are capped; what exceeds the cap is counted as "other".
+// Counters that mirror totals of the snapshot never fall, even when scrapes with older snapshots overtake each other.
 #pragma once
 
 #include <cstdint>
@@ -38,6 +39,7 @@ class Metrics {
   // Thread safe, cheap (called for every request, and token_gap for every token).
   virtual void request_finished(const RequestRecord& record) = 0;
   virtual void token_gap(double seconds) = 0;
+  virtual void step_finished(int64_t num_tokens, double seconds) = 0;  // tokens computed by the step
   virtual void request_refused(std::string_view reason, std::string_view tenant) = 0;  // "auth", "rate_limit", "overload", "invalid", ...
   virtual void http_request(std::string_view route, int status, double seconds) = 0;  // route pattern, not path
   virtual void adapter_load(double seconds, bool ok) = 0;

@@ -31,7 +31,8 @@ struct ServerSnapshot {
   int64_t prompt_tokens = 0, generation_tokens = 0;          // totals
   double step_seconds = 0;                                    // total time spent in steps
   double tokens_per_second = 0;                               // output, over the last seconds
-  // Pool, pages
+  // Pool, pages. Each page is one of free, kv (read by a running sequence), cached (kept only for the prefix cache) and
+  // adapter (loading or resident, pinned or not): the four add up to `pages`.
   int64_t pages = 0, pages_free = 0, pages_kv = 0, pages_cached = 0, pages_adapter = 0;
   int64_t page_bytes = 0, page_tokens = 16;
   // Server
