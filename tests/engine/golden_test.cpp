@@ -52,7 +52,7 @@ struct Model {
     auto loaded = load_adapter(directory, kGoldenDir + directory, engine->weights().config, engine->weights().checkpoint.get());
     EXPECT_TRUE(loaded.ok()) << loaded.status().message();
     if (!loaded.ok()) return kBaseModel;
-    return adapters[directory] = engine->register_adapter(*loaded).value();
+    return adapters[directory] = engine->register_adapter(engine->prepare_adapter(*loaded).value());
   }
   Request request(RequestId id, const GoldenCase& c, const GoldenPrompt& prompt) {
     Request request{.id = id, .adapter = adapter(c.adapter), .prompt = prompt.token_ids,

@@ -42,7 +42,7 @@ class Harness {
     scheduler = std::make_unique<Scheduler>(options, *pool, *engine);
     for (const std::string& name : setup.adapters) {
       auto adapter = load_adapter(name, kGoldenDir + "adapters/" + setup.model + "__" + name, weights->config, weights->checkpoint.get()).value();
-      ids.push_back(engine->register_adapter(adapter).value());
+      ids.push_back(engine->register_adapter(engine->prepare_adapter(adapter).value()));
     }
   }
   int64_t largest_adapter() const {

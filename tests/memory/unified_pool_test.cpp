@@ -46,7 +46,7 @@ TEST(PagePoolDeathTest, FreeingTwiceIsABug) {
 TEST(UnifiedPool, PublishedPageSurvivesItsReaderAndIsFoundAgain) {
   UnifiedPool pool(2);
   const PageId page = *pool.alloc_kv();
-  pool.publish_kv(page, key_of(1));
+  pool.publish_kv(page, key_of(1), kBaseModel);
   pool.release_kv(page);
   EXPECT_EQ(pool.num_free(), 1);
   EXPECT_EQ(pool.find_kv(key_of(1)), page);
@@ -66,7 +66,7 @@ TEST(UnifiedPool, EvictsTheOldestCachedPageFirst) {
   UnifiedPool pool(2);
   for (int32_t n : {1, 2}) {
     const PageId page = *pool.alloc_kv();
-    pool.publish_kv(page, key_of(n));
+    pool.publish_kv(page, key_of(n), kBaseModel);
     pool.release_kv(page);
   }
   ASSERT_TRUE(pool.alloc_kv().has_value());
@@ -95,7 +95,7 @@ TEST(UnifiedPool, RunEvictsUntilPagesAreContiguous) {
   std::vector<PageId> pages;
   for (int32_t n = 0; n < 6; ++n) {
     pages.push_back(*pool.alloc_kv());
-    if (n % 2 == 0) pool.publish_kv(pages.back(), key_of(n));
+    if (n % 2 == 0) pool.publish_kv(pages.back(), key_of(n), kBaseModel);
   }
   for (PageId page : pages) pool.release_kv(page);  // odd ones are free, even ones cached
   EXPECT_EQ(pool.num_free(), 3);
@@ -126,7 +126,7 @@ TEST(UnifiedPool, RandomOperationsKeepEveryInvariant) {
           }
           break;
         case 2:
-          if (!held.empty()) pool.publish_kv(held[rng.below(held.size())], key_of(static_cast<int32_t>(rng.below(40))));
+          if (!held.empty()) pool.publish_kv(held[rng.below(held.size())], key_of(static_cast<int32_t>(rng.below(40))), kBaseModel);
           break;
         case 3:
           if (auto page = pool.find_kv(key_of(static_cast<int32_t>(rng.below(40))))) held.push_back(*page);

@@ -128,12 +128,76 @@ TEST(Scheduler, DecodesWhileALongPromptIsChunked) {
   (void)scheduler.step();
   ASSERT_TRUE(scheduler.submit(make_request(2, kBaseModel, 70, 3, 2)).ok());
   for (int step = 0; step < 5; ++step) {
-    const auto events = scheduler.step();
+    std::vector<RequestEvent> events = scheduler.step();
+    std::erase_if(events, [](const RequestEvent& event) { return !event.has_token; });
     ASSERT_EQ(events.size(), 1u);
     EXPECT_EQ(events[0].id, 1);
   }
   run_all(scheduler, pool);
   EXPECT_EQ(executor.max_step_tokens_seen, 8);
+}
+
+TEST(Scheduler, PinnedAdapterStaysUnderPressureAndDroppedOneLeavesNothing) {
+  UnifiedPool pool(24);
+  HashExecutor executor(0, 24);
+  Scheduler scheduler({}, pool, executor);
+  ASSERT_TRUE(scheduler.set_pinned(3, true).ok());
+  EXPECT_EQ(scheduler.set_pinned(4, true).code(), StatusCode::kOk);
+  for (RequestId id = 0; id < 12; ++id) {
+    ASSERT_TRUE(scheduler.submit(make_request(id, static_cast<AdapterId>(id % 6), 60, 20, static_cast<uint64_t>(id))).ok());
+    run_all(scheduler, pool);
+    EXPECT_EQ(pool.adapter_state(3), AdapterState::kResident);
+  }
+  // A request that only fits without the pinned adapters is refused now, not left waiting for ever.
+  EXPECT_EQ(scheduler.submit(make_request(99, kBaseModel, 24 * 16 - 8, 4, 1)).code(), StatusCode::kResourceExhausted);
+  ASSERT_TRUE(scheduler.submit(make_request(100, 3, 60, 20, 1)).ok());
+  EXPECT_EQ(scheduler.adapter_load().at(3).waiting, 1);
+  run_all(scheduler, pool);
+  EXPECT_GT(scheduler.drop_adapter(3).value(), 1);  // its own pages and those of its cached prompts
+  EXPECT_EQ(pool.adapter_state(3), AdapterState::kAbsent);
+  EXPECT_EQ(scheduler.submit(make_request(101, kBaseModel, 24 * 16 - 8, 4, 1)).code(), StatusCode::kResourceExhausted);  // 4 is still pinned
+  ASSERT_TRUE(scheduler.set_pinned(4, false).ok());
+  EXPECT_TRUE(scheduler.submit(make_request(102, kBaseModel, 24 * 16 - 8, 4, 1)).ok());
+  run_all(scheduler, pool);
+}
+
+TEST(Scheduler, StartIsReportedOnceWithTheCachedTokens) {
+  UnifiedPool pool(64);
+  HashExecutor executor(0, 64);
+  Scheduler scheduler({.max_step_tokens = 16}, pool, executor);
+  for (RequestId id = 0; id < 2; ++id) {
+    ASSERT_TRUE(scheduler.submit(make_request(id, kBaseModel, 50, 3, 5)).ok());
+    int started = 0;
+    while (scheduler.has_work())
+      for (const RequestEvent& event : scheduler.step()) {
+        started += event.started;
+        if (event.started) { EXPECT_EQ(event.cached_tokens, id == 0 ? 0 : 48); }
+      }
+    EXPECT_EQ(started, 1);
+  }
+}
+
+TEST(Scheduler, StepWithoutWaitingReturnsWhileEverythingLoads) {
+  class NeverLoads : public HashExecutor {
+   public:
+    using HashExecutor::HashExecutor;
+    std::vector<LoadResult> take_finished_loads(bool wait) override {
+      if (!open) return {};
+      return HashExecutor::take_finished_loads(wait);
+    }
+    bool open = false;
+  };
+  UnifiedPool pool(64);
+  NeverLoads executor(0, 64);
+  Scheduler scheduler({}, pool, executor);
+  ASSERT_TRUE(scheduler.submit(make_request(1, 2, 5, 3, 5)).ok());
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_TRUE(scheduler.step(false).empty());
+    EXPECT_TRUE(scheduler.last_step_idle());
+  }
+  EXPECT_FALSE(scheduler.drop_adapter(2).has_value()) << "an adapter that is loading cannot be dropped yet";
+  executor.open = true;
+  EXPECT_EQ(run_all(scheduler, pool)[1].finish, FinishReason::kLength);
 }
 
 TEST(Scheduler, SecondPromptReusesTheCachedPrefixOfItsOwnAdapterOnly) {
@@ -169,7 +233,7 @@ TEST(Scheduler, AdapterThatFailsToLoadFailsItsOwnRequestsOnly) {
 
 // Small pools force preemption, eviction and reloads; cancellations come at any step.
 TEST(Scheduler, RandomTrafficGivesEachRequestItsOwnTokensAndFreesEverything) {
-  int64_t preemptions = 0, cached_tokens = 0, evicted = 0;
+  int64_t preemptions = 0, cached_tokens = 0, evicted = 0, num_drops = 0, num_pins = 0, num_refused = 0;
   for (uint64_t seed = 0; seed < 60; ++seed) {
     Rng rng(seed);
     const auto num_pages = static_cast<int64_t>(8 + rng.below(20));
@@ -197,6 +261,18 @@ TEST(Scheduler, RandomTrafficGivesEachRequestItsOwnTokensAndFreesEverything) {
         const auto id = static_cast<RequestId>(rng.below(static_cast<uint64_t>(next_id)));
         if (scheduler.finish(id)) cancelled.insert(id);
       }
+      // Operators pin adapters and drop those that nobody uses.
+      const auto adapter = static_cast<AdapterId>(rng.below(6));
+      if (rng.below(20) == 0) num_pins += scheduler.set_pinned(adapter, rng.below(2) == 0).ok();
+      if (rng.below(10) == 0 && !scheduler.adapter_load().contains(adapter)) {
+        const int64_t free = pool.num_free();
+        if (const auto freed = scheduler.drop_adapter(adapter)) {
+          EXPECT_EQ(pool.num_free(), free + *freed);
+          EXPECT_EQ(pool.adapter_state(adapter), AdapterState::kAbsent);
+          num_drops += *freed > 0;
+        }
+        pool.check_integrity();
+      }
       if (!scheduler.has_work()) continue;
       for (RequestEvent& event : scheduler.step()) {
         Outcome& outcome = outcomes[event.id];
@@ -214,6 +290,10 @@ TEST(Scheduler, RandomTrafficGivesEachRequestItsOwnTokensAndFreesEverything) {
         expected.resize(outcome.tokens.size());
       } else {
         EXPECT_NE(outcome.finish, FinishReason::kNone);
+        if (outcome.finish == FinishReason::kError) {  // pinned adapters left no contiguous pages
+          ++num_refused;
+          continue;
+        }
         if (request.sampling.num_prompt_logprobs >= 0) {
           EXPECT_EQ(outcome.prompt_logprobs.size(), request.prompt.size() - 1);
           for (size_t i = 0; i < outcome.prompt_logprobs.size(); ++i)
@@ -222,6 +302,7 @@ TEST(Scheduler, RandomTrafficGivesEachRequestItsOwnTokensAndFreesEverything) {
       }
       EXPECT_EQ(outcome.tokens, expected) << "seed " << seed << " request " << id;
     }
+    for (AdapterId adapter = 0; adapter < 6; ++adapter) EXPECT_TRUE(scheduler.set_pinned(adapter, false).ok());
     EXPECT_EQ(pool.num_available(), num_pages);
     pool.evict_all();
     EXPECT_EQ(pool.num_free(), num_pages);
@@ -233,6 +314,9 @@ TEST(Scheduler, RandomTrafficGivesEachRequestItsOwnTokensAndFreesEverything) {
   EXPECT_GT(preemptions, 20);
   EXPECT_GT(cached_tokens, 1000);
   EXPECT_GT(evicted, 20);
+  EXPECT_GT(num_drops, 20);
+  EXPECT_GT(num_pins, 20);
+  EXPECT_LT(num_refused, 10);
 }
 
 }  // namespace

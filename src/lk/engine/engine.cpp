@@ -52,20 +52,26 @@ Engine::~Engine() = default;
 
 // --- Adapters
 
-Result<AdapterId> Engine::register_adapter(std::shared_ptr<const Adapter> adapter) {
+Result<Engine::PreparedAdapter> Engine::prepare_adapter(std::shared_ptr<const Adapter> adapter) const {
   auto layout = std::make_shared<AdapterLayout>(*adapter, weights_->config, geometry_);
   if (layout->footprint().total() >= num_pages_)
     return resource_exhausted("adapter {} needs {} pages of {} bytes, the pool has {}: raise --memory", adapter->name,
                               layout->footprint().total(), page_bytes(), num_pages_);
-  decoder_.reserve_rank(layout->max_group_rank());
-  adapters_.push_back({.host = std::move(adapter), .layout = std::move(layout)});
-  return static_cast<AdapterId>(adapters_.size() - 1);
+  return PreparedAdapter{std::move(adapter), std::move(layout)};
 }
 
-AdapterFootprint Engine::footprint(AdapterId adapter) const { return adapters_[static_cast<size_t>(adapter)].layout->footprint(); }
+AdapterId Engine::register_adapter(PreparedAdapter adapter) {
+  decoder_.reserve_rank(adapter.layout->max_group_rank());
+  adapters_.emplace(next_adapter_, Registered{.host = std::move(adapter.host), .layout = std::move(adapter.layout)});
+  return next_adapter_++;
+}
+
+void Engine::unregister_adapter(AdapterId id) { LK_CHECK(adapters_.erase(id) == 1, "adapter {} is not registered", id); }
+
+AdapterFootprint Engine::footprint(AdapterId adapter) const { return adapters_.at(adapter).layout->footprint(); }
 
 void Engine::start_load(AdapterId adapter, const AdapterPages& pages) {
-  const Registered& registered = adapters_[static_cast<size_t>(adapter)];
+  const Registered& registered = adapters_.at(adapter);
   {
     std::lock_guard lock(load_mutex_);
     load_queue_.push_back({adapter, registered.host, registered.layout, pages});
@@ -82,7 +88,7 @@ std::vector<LoadResult> Engine::take_finished_loads(bool wait) {
   }
   std::vector<LoadResult> results;
   for (LoadDone& load : done) {
-    adapters_[static_cast<size_t>(load.adapter)].resident = std::move(load.resident);
+    adapters_.at(load.adapter).resident = std::move(load.resident);
     results.push_back({load.adapter, Status()});
   }
   return results;
@@ -104,6 +110,7 @@ void Engine::loader_main(std::stop_token stop) {
       loads_done_.push_back({job.adapter, std::move(resident)});
     }
     load_finished_.notify_one();
+    if (load_listener_) load_listener_();
   }
 }
 
@@ -133,11 +140,12 @@ void Engine::add_rows(const StepPlan& plan, size_t item_idx) {
     const bool score = item.prompt_logprobs && position + 1 < static_cast<int64_t>(item.request->prompt.size());
     if (score) logit_rows_.push_back({row, item_idx, position, false});
     if (item.sample && position + 1 == item.end) logit_rows_.push_back({row, item_idx, position, true});
+    if (item.hidden_sum) hidden_rows_.push_back({row, item.hidden_sum});
   }
   sequences_.push_back({.row_begin = row_begin, .row_end = static_cast<int32_t>(token_ids_.size()), .first_position = item.begin,
                         .block_table = item.block_table.data()});
   const ResidentAdapter* adapter =
-      item.request->adapter == kBaseModel ? nullptr : adapters_[static_cast<size_t>(item.request->adapter)].resident.get();
+      item.request->adapter == kBaseModel ? nullptr : adapters_.at(item.request->adapter).resident.get();
   if (!runs_.empty() && runs_.back().adapter == adapter) runs_.back().row_end = static_cast<int32_t>(token_ids_.size());
   else runs_.push_back({row_begin, static_cast<int32_t>(token_ids_.size()), adapter});
 }
@@ -154,6 +162,7 @@ void Engine::build_batch(const StepPlan& plan) {
   sequences_.clear();
   runs_.clear();
   logit_rows_.clear();
+  hidden_rows_.clear();
   for (size_t item : order_) add_rows(plan, item);
 }
 
@@ -162,8 +171,27 @@ std::vector<ItemResult> Engine::execute(const StepPlan& plan) {
   build_batch(plan);
   decoder_.forward({.token_ids = token_ids_, .slots = slots_, .cos = cos_.data(), .sin = sin_.data(), .sequences = sequences_, .runs = runs_});
   std::vector<ItemResult> results(plan.items.size());
+  add_hidden(plan);
   resolve_logits(plan, results);
   return results;
+}
+
+void Engine::add_hidden(const StepPlan& plan) {
+  if (hidden_rows_.empty()) return;
+  const auto dim = static_cast<size_t>(weights_->config.hidden_dim);
+  for (const StepItem& item : plan.items)
+    if (item.hidden_sum && item.begin == 0) item.hidden_sum->assign(dim, 0.0);
+  std::vector<int32_t> rows;
+  for (size_t begin = 0; begin < hidden_rows_.size();) {
+    const size_t end = std::min(hidden_rows_.size(), begin + static_cast<size_t>(decoder_.max_logit_rows()));
+    rows.clear();
+    for (size_t i = begin; i < end; ++i) rows.push_back(hidden_rows_[i].row);
+    const float* hidden = decoder_.hidden(rows, runs_);
+    // One row after the other: the sum does not depend on how the prompt was cut into chunks.
+    for (size_t i = begin; i < end; ++i)
+      for (size_t d = 0; d < dim; ++d) (*hidden_rows_[i].sum)[d] += static_cast<double>(hidden[(i - begin) * dim + d]);
+    begin = end;
+  }
 }
 
 void Engine::resolve_logits(const StepPlan& plan, std::vector<ItemResult>& results) {
@@ -183,7 +211,7 @@ void Engine::resolve_logits(const StepPlan& plan, std::vector<ItemResult>& resul
       TokenLogprob& outcome = outcomes[begin + static_cast<size_t>(offset)];
       if (wanted.sample) {
         outcome = sample_token(row, vocab_size, item.request->sampling, item.tokens, static_cast<int64_t>(item.request->prompt.size()),
-                               *backend_);
+                               item.request->constraint.get(), *backend_);
       } else {
         outcome = token_logprob(row, vocab_size, item.tokens[static_cast<size_t>(wanted.position + 1)],
                                 item.request->sampling.num_prompt_logprobs, *backend_);

@@ -7,6 +7,7 @@
 
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -36,9 +37,19 @@ class Engine : public Executor {
   int64_t num_pages() const { return num_pages_; }
   int64_t page_bytes() const { return geometry_.page_bytes; }
 
-  // Makes an adapter known; it becomes resident when a request needs it. kResourceExhausted when it can never fit.
-  Result<AdapterId> register_adapter(std::shared_ptr<const Adapter> adapter);
-  const Adapter& adapter(AdapterId id) const { return *adapters_[static_cast<size_t>(id)].host; }
+  // Plans where an adapter will lie. Any thread. kResourceExhausted when it can never fit.
+  struct PreparedAdapter {
+    std::shared_ptr<const Adapter> host;
+    std::shared_ptr<const AdapterLayout> layout;
+  };
+  Result<PreparedAdapter> prepare_adapter(std::shared_ptr<const Adapter> adapter) const;
+  // Makes an adapter known; it becomes resident when a request needs it.
+  AdapterId register_adapter(PreparedAdapter adapter);
+  // Lets go of the host copy. Requires: Scheduler::drop_adapter() freed its pages.
+  void unregister_adapter(AdapterId id);
+  const Adapter& adapter(AdapterId id) const { return *adapters_.at(id).host; }
+  // Called on the loader thread after each load: wakes whoever waits for take_finished_loads(). Set before the first load.
+  void set_load_listener(std::function<void()> listener) { load_listener_ = std::move(listener); }
 
   AdapterFootprint footprint(AdapterId adapter) const override;
   void start_load(AdapterId adapter, const AdapterPages& pages) override;
@@ -73,6 +84,7 @@ class Engine : public Executor {
   void build_batch(const StepPlan& plan);
   void add_rows(const StepPlan& plan, size_t item_idx);
   const RopeTable& rope_table(int64_t sequence_length);
+  void add_hidden(const StepPlan& plan);
   void resolve_logits(const StepPlan& plan, std::vector<ItemResult>& results);
   void loader_main(std::stop_token stop);
 
@@ -83,7 +95,8 @@ class Engine : public Executor {
   PageGeometry geometry_;
   int64_t num_pages_ = 0;
   Buffer arena_;
-  std::vector<Registered> adapters_;
+  std::unordered_map<AdapterId, Registered> adapters_;
+  AdapterId next_adapter_ = 0;
   RopeTable default_rope_;
   std::unordered_map<int64_t, RopeTable> rope_tables_;  // rope type dynamic, by sequence length
 
@@ -95,12 +108,18 @@ class Engine : public Executor {
   std::vector<AttentionSeq> sequences_;
   std::vector<AdapterRun> runs_;
   std::vector<LogitRow> logit_rows_;
+  struct HiddenRow {
+    int32_t row;
+    std::vector<double>* sum;
+  };
+  std::vector<HiddenRow> hidden_rows_;
 
   std::mutex load_mutex_;
   std::condition_variable_any load_wanted_;
   std::condition_variable load_finished_;
   std::deque<LoadJob> load_queue_;      // guarded by load_mutex_
   std::vector<LoadDone> loads_done_;    // guarded by load_mutex_
+  std::function<void()> load_listener_;
   std::jthread loader_;
 };
 

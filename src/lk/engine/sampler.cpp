@@ -90,7 +90,7 @@ int32_t draw_from_candidates(std::vector<Candidate>& candidates, const SamplingP
   size_t kept = 0;
   double kept_total = 0;
   while (kept < weight.size()) {
-    if (kept > 0 && (kept_total >= params.top_p * total || weight[kept] < params.min_p)) break;
+    if (kept > 0 && (kept_total >= params.top_p * total || weight[kept] < params.min_p || weight[kept] <= 0)) break;
     kept_total += weight[kept++];
   }
   double left = u * kept_total;
@@ -114,13 +114,14 @@ TokenLogprob token_logprob(const float* logits, int64_t vocab_size, int32_t toke
 }
 
 TokenLogprob sample_token(float* logits, int64_t vocab_size, const SamplingParams& params, std::span<const int32_t> tokens,
-                          int64_t prompt_length, const Backend& backend) {
+                          int64_t prompt_length, TokenConstraint* constraint, const Backend& backend) {
   const bool changes_logits = !params.logit_bias.empty() || params.repetition_penalty != 1 || params.presence_penalty != 0 ||
                               params.frequency_penalty != 0;
   // Log-probabilities are the model's own, so the untouched row is kept when both are wanted.
   std::vector<float> raw;
-  if (changes_logits && params.num_logprobs >= 0) raw.assign(logits, logits + vocab_size);
+  if ((changes_logits || constraint) && params.num_logprobs >= 0) raw.assign(logits, logits + vocab_size);
   if (changes_logits) apply_penalties(logits, vocab_size, params, tokens, prompt_length);
+  if (constraint) constraint->mask({logits, static_cast<size_t>(vocab_size)});
 
   int32_t token;
   if (params.temperature == 0) {

@@ -61,12 +61,7 @@ bool UnifiedPool::evict_one() {
   const double adapter_priority = have_adapter ? adapters_.at(adapter_lru_.front()).priority : 0;
   if (have_kv && (!have_adapter || kv_priority <= adapter_priority)) {
     clock_ = std::max(clock_, kv_priority);
-    const PageId page = oldest_;
-    lru_remove(page);
-    KvPage& info = kv_[static_cast<size_t>(page)];
-    published_.erase(info.key);
-    info.published = false;
-    pool_.free(page);
+    evict_kv(oldest_);
   } else {
     clock_ = std::max(clock_, adapter_priority);
     const AdapterId adapter = adapter_lru_.front();
@@ -77,6 +72,14 @@ bool UnifiedPool::evict_one() {
     ++evicted_adapters_;
   }
   return true;
+}
+
+void UnifiedPool::evict_kv(PageId page) {
+  lru_remove(page);
+  KvPage& info = kv_[static_cast<size_t>(page)];
+  published_.erase(info.key);
+  info.published = false;
+  pool_.free(page);
 }
 
 bool UnifiedPool::make_room(int64_t num_pages) {
@@ -120,12 +123,13 @@ std::optional<PageId> UnifiedPool::find_kv(const BlockKey& key) {
   return it->second;
 }
 
-void UnifiedPool::publish_kv(PageId page, const BlockKey& key) {
+void UnifiedPool::publish_kv(PageId page, const BlockKey& key, AdapterId adapter) {
   KvPage& info = kv_[static_cast<size_t>(page)];
   LK_CHECK(info.references > 0);
   if (info.published || !published_.emplace(key, page).second) return;
   info.published = true;
   info.key = key;
+  info.adapter = adapter;
 }
 
 // --- Adapters
@@ -200,13 +204,20 @@ int64_t UnifiedPool::num_pins(AdapterId adapter) const {
   return it == adapters_.end() ? 0 : it->second.pins;
 }
 
-void UnifiedPool::forget(AdapterId adapter) {
-  const auto it = adapters_.find(adapter);
-  if (it == adapters_.end()) return;
-  LK_CHECK(it->second.state == AdapterState::kResident && it->second.pins == 0, "adapter {} is in use", adapter);
-  uncache_adapter(it->second);
-  free_adapter_pages(it->second);
-  adapters_.erase(it);
+int64_t UnifiedPool::forget(AdapterId adapter) {
+  const int64_t free_before = num_free();
+  if (const auto it = adapters_.find(adapter); it != adapters_.end()) {
+    LK_CHECK(it->second.state == AdapterState::kResident && it->second.pins == 0, "adapter {} is in use", adapter);
+    uncache_adapter(it->second);
+    free_adapter_pages(it->second);
+    adapters_.erase(it);
+  }
+  for (PageId page = oldest_; page >= 0;) {
+    const PageId next = kv_[static_cast<size_t>(page)].newer;
+    if (kv_[static_cast<size_t>(page)].adapter == adapter) evict_kv(page);
+    page = next;
+  }
+  return num_free() - free_before;
 }
 
 void UnifiedPool::check_integrity() const {

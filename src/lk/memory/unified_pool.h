@@ -67,8 +67,8 @@ class UnifiedPool {
   void release_kv(PageId page);
   // The page published under `key`, with one more reference.
   std::optional<PageId> find_kv(const BlockKey& key);
-  // Makes a full page findable. Keeps the first page when the key exists already.
-  void publish_kv(PageId page, const BlockKey& key);
+  // Makes a full page findable; `adapter` is the one it was computed with. Keeps the first page when the key exists already.
+  void publish_kv(PageId page, const BlockKey& key, AdapterId adapter);
 
   // --- Adapters
   AdapterState adapter_state(AdapterId adapter) const;
@@ -80,9 +80,9 @@ class UnifiedPool {
   void pin(AdapterId adapter);                         // Requires: resident
   void unpin(AdapterId adapter);
   int64_t num_pins(AdapterId adapter) const;
-  // Drops an unregistered adapter and everything published for it is left to age out (its id is never used again).
-  // Requires: not loading, no pins.
-  void forget(AdapterId adapter);
+  // Frees everything an unregistered adapter holds, its pages and those cached for its prompts (its id is never used again), and
+  // returns how many pages that were. Requires: not loading, no pins, no sequence of it.
+  int64_t forget(AdapterId adapter);
 
   // Frees everything that is only cached. For tests and for giving memory back.
   void evict_all();
@@ -93,6 +93,7 @@ class UnifiedPool {
     int32_t references = 0;
     bool published = false;
     BlockKey key{};
+    AdapterId adapter = kBaseModel;  // while published
     double priority = 0;
     PageId newer = -1, older = -1;  // LRU links while cached
   };
@@ -109,6 +110,7 @@ class UnifiedPool {
   };
 
   bool evict_one();  // one cached KV page or one cached adapter
+  void evict_kv(PageId page);
   bool make_room(int64_t num_pages);
   void lru_append(PageId page);
   void lru_remove(PageId page);

@@ -243,14 +243,36 @@ void Decoder::head_norm(float* x, int64_t x_stride, int64_t num_heads, const flo
   }
 }
 
-const float* Decoder::logits(std::span<const int32_t> rows, std::span<const AdapterRun> runs) {
+void Decoder::final_norm(std::span<const int32_t> rows, std::span<const AdapterRun> runs, void* y, DType y_dtype) {
   const ModelConfig& c = weights_->config;
   const auto num_rows = static_cast<int64_t>(rows.size());
   LK_CHECK(num_rows <= max_logit_rows_);
   float* gathered = gathered_.as<float>();
   for (int64_t i = 0; i < num_rows; ++i)
     std::copy_n(hidden_.as<float>() + rows[static_cast<size_t>(i)] * c.hidden_dim, c.hidden_dim, gathered + i * c.hidden_dim);
+  int64_t begin = 0;
+  for (const AdapterRun& run : runs) {
+    int64_t end = begin;
+    while (end < num_rows && rows[static_cast<size_t>(end)] < run.row_end) ++end;
+    if (begin == end) continue;
+    backend_.rms_norm({.x = gathered + begin * c.hidden_dim, .x_stride = c.hidden_dim,
+                       .weight = run.adapter && run.adapter->final_norm ? run.adapter->final_norm : weights_->final_norm,
+                       .y = static_cast<std::byte*>(y) + begin * c.hidden_dim * dtype_bytes(y_dtype), .y_dtype = y_dtype,
+                       .y_stride = c.hidden_dim, .num_rows = end - begin, .dim = c.hidden_dim,
+                       .eps = static_cast<float>(c.rms_norm_eps)});
+    begin = end;
+  }
+}
 
+const float* Decoder::hidden(std::span<const int32_t> rows, std::span<const AdapterRun> runs) {
+  final_norm(rows, runs, gathered_.data(), DType::kF32);  // in place: a row is read before it is written
+  return gathered_.as<float>();
+}
+
+const float* Decoder::logits(std::span<const int32_t> rows, std::span<const AdapterRun> runs) {
+  const ModelConfig& c = weights_->config;
+  const auto num_rows = static_cast<int64_t>(rows.size());
+  final_norm(rows, runs, head_input_.data(), weights_->act);
   float* out = logits_.as<float>();
   segments_.clear();
   int64_t begin = 0;
@@ -259,11 +281,6 @@ const float* Decoder::logits(std::span<const int32_t> rows, std::span<const Adap
     while (end < num_rows && rows[static_cast<size_t>(end)] < run.row_end) ++end;
     if (begin == end) continue;
     const ResidentAdapter* adapter = run.adapter;
-    backend_.rms_norm({.x = gathered + begin * c.hidden_dim, .x_stride = c.hidden_dim,
-                       .weight = adapter && adapter->final_norm ? adapter->final_norm : weights_->final_norm,
-                       .y = head_input_.data() + begin * c.hidden_dim * act_bytes_, .y_dtype = weights_->act,
-                       .y_stride = c.hidden_dim, .num_rows = end - begin, .dim = c.hidden_dim,
-                       .eps = static_cast<float>(c.rms_norm_eps)});
     if (adapter && !adapter->lm_head.empty())
       segments_.push_back({.row_begin = static_cast<int32_t>(begin), .row_end = static_cast<int32_t>(end), .base = pool_base_,
                            .projs = adapter->lm_head});

@@ -37,6 +37,9 @@ class Decoder {
   // Logits of `rows` (ascending rows of the last forward): f32 [rows.size(), vocab_size], row stride logits_stride().
   // Requires: rows.size() <= max_logit_rows.
   const float* logits(std::span<const int32_t> rows, std::span<const AdapterRun> runs);
+  // Last hidden states of `rows` after the final norm (Hugging Face's last_hidden_state): f32 [rows.size(), hidden_dim].
+  // Requires: rows.size() <= max_logit_rows. Valid until the next call of hidden() or logits().
+  const float* hidden(std::span<const int32_t> rows, std::span<const AdapterRun> runs);
   int64_t logits_stride() const { return logits_stride_; }
   int64_t max_logit_rows() const { return max_logit_rows_; }
 
@@ -47,6 +50,8 @@ class Decoder {
   void embed(const DecoderBatch& batch);
   void attention_block(int64_t layer, const DecoderBatch& batch);
   void mlp_block(int64_t layer, const DecoderBatch& batch);
+  // Gathers rows of the residual stream and applies the final norm: y [rows.size(), hidden_dim] of y_dtype.
+  void final_norm(std::span<const int32_t> rows, std::span<const AdapterRun> runs, void* y, DType y_dtype);
   void clip_runs(std::span<const AdapterRun> runs, int64_t begin, int64_t end);
   // y[rows, group_columns] = linear(x) with each run's adapter, bias included.
   void linear(int64_t layer, ProjGroup group, const void* x, int64_t x_stride, float* y, std::span<const AdapterRun> runs,

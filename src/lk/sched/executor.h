@@ -18,6 +18,8 @@ struct StepItem {
   std::span<const PageId> block_table;    // covers positions [0, end)
   bool sample = false;                    // end == tokens.size() and another token is wanted
   bool prompt_logprobs = false;           // score the prompt tokens that follow positions [begin, end)
+  // Add the last hidden states of [begin, end) here, position by position; reset when begin == 0. Null: not wanted.
+  std::vector<double>* hidden_sum = nullptr;
 };
 
 struct StepPlan {

@@ -68,6 +68,8 @@ struct TokenLogprob {
 // What happened to a request in one step.
 struct RequestEvent {
   RequestId id = 0;
+  bool started = false;       // once: its first tokens were computed in this step (again after nothing but a preemption: no)
+  int64_t cached_tokens = 0;  // with started: prompt tokens taken from the prefix cache
   bool has_token = false;
   TokenLogprob token;
   std::vector<TokenLogprob> prompt_logprobs;  // once, when the prompt is done; entry i is prompt token i + 1

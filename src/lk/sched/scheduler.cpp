@@ -34,7 +34,9 @@ struct Scheduler::Sequence {
   int64_t num_published = 0;          // leading pages that carry a key
   BlockKey last_key{};                // key of page num_published - 1, or the root
   std::vector<TokenLogprob> prompt_logprobs;
+  std::vector<double> hidden_sum;
   bool running = false;
+  bool started = false;               // was in a step
 
   int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
   int64_t prompt_length() const { return static_cast<int64_t>(request.prompt.size()); }
@@ -64,10 +66,9 @@ Status Scheduler::submit(Request request) {
   if (total > options_.max_sequence)
     return invalid_argument("prompt ({}) + max_tokens ({}) exceed the context of {} tokens", prompt_length, request.max_tokens,
                             options_.max_sequence);
-  const int64_t adapter_pages = request.adapter == kBaseModel ? 0 : executor_.footprint(request.adapter).total();
-  if (pages_for(total) + adapter_pages > pool_.num_pages())
-    return resource_exhausted("the request needs {} KV pages and {} adapter pages, the pool has {}: raise --memory or lower max_tokens",
-                              pages_for(total), adapter_pages, pool_.num_pages());
+  if (pages_needed(request) + pinned_pages_ > pool_.num_pages())
+    return resource_exhausted("the request needs {} pages for {} tokens and its adapter, the pool has {} ({} taken by pinned adapters): raise "
+                              "--memory or lower max_tokens", pages_needed(request), total, pool_.num_pages(), pinned_pages_);
   auto sequence = std::make_unique<Sequence>();
   sequence->tokens = request.prompt;
   sequence->order = next_order_++;
@@ -76,6 +77,50 @@ Status Scheduler::submit(Request request) {
   const RequestId id = sequence->request.id;
   sequences_.emplace(id, std::move(sequence));
   return Status();
+}
+
+int64_t Scheduler::pages_needed(const Request& request) const {
+  const bool own_pages = request.adapter != kBaseModel && !pinned_.contains(request.adapter);
+  return pages_for(static_cast<int64_t>(request.prompt.size()) + request.max_tokens) +
+         (own_pages ? executor_.footprint(request.adapter).total() : 0);
+}
+
+Status Scheduler::set_pinned(AdapterId adapter, bool pinned) {
+  const auto it = pinned_.find(adapter);
+  if (pinned == (it != pinned_.end())) return Status();
+  const AdapterState state = pool_.adapter_state(adapter);
+  if (!pinned) {
+    if (state == AdapterState::kResident) pool_.unpin(adapter);
+    pinned_pages_ -= it->second;
+    pinned_.erase(it);
+    return Status();
+  }
+  const int64_t pages = executor_.footprint(adapter).total();
+  int64_t largest = 1;  // the most any request in the queue needs
+  for (const auto& [id, sequence] : sequences_) largest = std::max(largest, pages_needed(sequence->request));
+  if (pinned_pages_ + pages + largest > pool_.num_pages())
+    return resource_exhausted("pinning needs {} pages; with {} pinned already, requests that need {} would no longer fit in the pool of {}", pages,
+                              pinned_pages_, largest, pool_.num_pages());
+  if (state == AdapterState::kAbsent && !begin_load(adapter))
+    return resource_exhausted("no room for {} pages of a pinned adapter now: {} of {} are free or only cached", pages, pool_.num_available(),
+                              pool_.num_pages());
+  if (state == AdapterState::kResident) pool_.pin(adapter);
+  pinned_.emplace(adapter, pages);
+  pinned_pages_ += pages;
+  return Status();
+}
+
+std::optional<int64_t> Scheduler::drop_adapter(AdapterId adapter) {
+  if (pool_.adapter_state(adapter) == AdapterState::kLoading) return std::nullopt;
+  LK_CHECK(set_pinned(adapter, false).ok());
+  return pool_.forget(adapter);
+}
+
+std::map<AdapterId, Scheduler::AdapterLoad> Scheduler::adapter_load() const {
+  std::map<AdapterId, AdapterLoad> load;
+  for (const auto& [order, sequence] : running_) ++load[sequence->request.adapter].running;
+  for (const auto& [order, sequence] : waiting_) ++load[sequence->request.adapter].waiting;
+  return load;
 }
 
 bool Scheduler::finish(RequestId id) {
@@ -119,7 +164,15 @@ void Scheduler::poll_loads(bool wait, std::vector<RequestEvent>& events) {
   for (LoadResult& load : executor_.take_finished_loads(wait)) {
     --num_loading_;
     pool_.finish_load(load.adapter, load.status.ok());
-    if (load.status.ok()) continue;
+    const auto pinned = pinned_.find(load.adapter);
+    if (load.status.ok()) {
+      if (pinned != pinned_.end()) pool_.pin(load.adapter);
+      continue;
+    }
+    if (pinned != pinned_.end()) {
+      pinned_pages_ -= pinned->second;
+      pinned_.erase(pinned);
+    }
     // Only the requests of this adapter fail; nobody else notices.
     std::vector<Sequence*> failed;
     for (const auto& [order, sequence] : waiting_)
@@ -165,8 +218,9 @@ void Scheduler::plan_running() {
 
 void Scheduler::match_prefix(Sequence& sequence) {
   sequence.last_key = root_block_key(sequence.request.adapter, sequence.request.cache_salt);
-  // Prompt log-probabilities need every position computed; and the last token always is, to have its logits.
-  if (!options_.prefix_cache || sequence.wants_prompt_logprobs()) return;
+  // Prompt log-probabilities and hidden sums need every position computed; and the last token always is, to have its logits.
+  if (!options_.prefix_cache || sequence.wants_prompt_logprobs() || sequence.request.sum_hidden) return;
+  stats_.num_looked_up_tokens += sequence.num_tokens();
   for (int64_t begin = 0; begin + kPageTokens < sequence.num_tokens(); begin += kPageTokens) {
     const auto tokens = std::span<const int32_t>(sequence.tokens).subspan(static_cast<size_t>(begin), kPageTokens);
     const BlockKey key = child_block_key(sequence.last_key, tokens);
@@ -185,9 +239,18 @@ void Scheduler::publish_pages(Sequence& sequence) {
     const auto tokens =
         std::span<const int32_t>(sequence.tokens).subspan(static_cast<size_t>(sequence.num_published * kPageTokens), kPageTokens);
     sequence.last_key = child_block_key(sequence.last_key, tokens);
-    pool_.publish_kv(sequence.pages[static_cast<size_t>(sequence.num_published)], sequence.last_key);
+    pool_.publish_kv(sequence.pages[static_cast<size_t>(sequence.num_published)], sequence.last_key,
+                     sequence.request.adapter);
     ++sequence.num_published;
   }
+}
+
+bool Scheduler::begin_load(AdapterId adapter) {
+  if (!pool_.begin_load(adapter, executor_.footprint(adapter))) return false;
+  executor_.start_load(adapter, pool_.adapter_pages(adapter));
+  ++num_loading_;
+  ++stats_.num_adapter_loads;
+  return true;
 }
 
 // Moves a waiting sequence to running if its adapter is resident and its first chunk finds pages.
@@ -219,12 +282,7 @@ void Scheduler::admit_waiting() {
     ++it;  // admission removes the element
     const AdapterId adapter = sequence.request.adapter;
     const AdapterState state = adapter == kBaseModel ? AdapterState::kResident : pool_.adapter_state(adapter);
-    if (state == AdapterState::kAbsent) {
-      if (!pool_.begin_load(adapter, executor_.footprint(adapter))) return;  // nobody behind may take the room it waits for
-      executor_.start_load(adapter, pool_.adapter_pages(adapter));
-      ++num_loading_;
-      ++stats_.num_adapter_loads;
-    }
+    if (state == AdapterState::kAbsent && !begin_load(adapter)) return;  // nobody behind may take the room it waits for
     if (state == AdapterState::kResident && budget_ > 0 && num_running() < options_.max_running) {
       if (!try_admit(sequence)) return;
       waiting_.erase(sequence.order);
@@ -237,15 +295,25 @@ void Scheduler::admit_waiting() {
 void Scheduler::apply(const Planned& planned, ItemResult& result, std::vector<RequestEvent>& events) {
   Sequence& sequence = *planned.sequence;
   const int64_t end = planned.end;
+  RequestEvent event{.id = sequence.request.id};
+  if (!sequence.started) {
+    sequence.started = event.started = true;
+    event.cached_tokens = planned.begin;
+  }
   sequence.num_computed = end;
   publish_pages(sequence);
   // After a preemption the prompt is computed again: keep the first copy of each entry.
   for (size_t i = 0; i < result.prompt_logprobs.size(); ++i)
     if (sequence.prompt_logprobs.size() == static_cast<size_t>(planned.begin) + i)
       sequence.prompt_logprobs.push_back(std::move(result.prompt_logprobs[i]));
-  if (end < sequence.num_tokens()) return;
-  RequestEvent event{.id = sequence.request.id};
-  if (sequence.num_output() == 0) event.prompt_logprobs = std::move(sequence.prompt_logprobs);
+  if (end < sequence.num_tokens()) {
+    if (event.started) events.push_back(std::move(event));
+    return;
+  }
+  if (sequence.num_output() == 0) {
+    event.prompt_logprobs = std::move(sequence.prompt_logprobs);
+    event.hidden_sum = std::move(sequence.hidden_sum);
+  }
   if (sequence.request.max_tokens == 0) {
     event.finish = FinishReason::kLength;
   } else {
@@ -253,6 +321,7 @@ void Scheduler::apply(const Planned& planned, ItemResult& result, std::vector<Re
     event.token = std::move(result.token);
     const int32_t token = event.token.token;
     sequence.tokens.push_back(token);
+    if (sequence.request.constraint) sequence.request.constraint->accept(token);
     const auto& stops = sequence.request.stop_token_ids;
     if (std::find(stops.begin(), stops.end(), token) != stops.end()) event.finish = FinishReason::kStop;
     else if (sequence.num_output() >= sequence.request.max_tokens) event.finish = FinishReason::kLength;
@@ -261,7 +330,7 @@ void Scheduler::apply(const Planned& planned, ItemResult& result, std::vector<Re
   events.push_back(std::move(event));
 }
 
-std::vector<RequestEvent> Scheduler::step() {
+std::vector<RequestEvent> Scheduler::step(bool wait) {
   LK_CHECK(has_work());
   std::vector<RequestEvent> events;
   poll_loads(false, events);
@@ -271,16 +340,24 @@ std::vector<RequestEvent> Scheduler::step() {
   admit_waiting();
   if (planned_.empty()) {
     // Everything that could run waits for an adapter (or failed to load just now).
-    if (events.empty()) {
-      LK_CHECK(num_loading_ > 0, "nothing runs and nothing loads: {} waiting, {} running", num_waiting(), num_running());
-      poll_loads(true, events);
+    if (!events.empty()) return events;
+    if (num_loading_ > 0) {
+      if (wait) poll_loads(true, events);
+      return events;
     }
+    if (waiting_.empty()) return events;
+    // Pinned adapters may leave free pages that are too scattered for a run.
+    LK_CHECK(!pinned_.empty(), "nothing runs and nothing loads: {} waiting, {} running", num_waiting(), num_running());
+    Sequence& sequence = *waiting_.begin()->second;
+    events.push_back({.id = sequence.request.id, .finish = FinishReason::kError,
+                      .error = resource_exhausted("no contiguous pages for the adapter beside the pinned ones: raise --memory or unpin")});
+    remove(sequence);
     return events;
   }
 
   StepPlan plan;
   for (const Planned& planned : planned_) {
-    const Sequence& sequence = *planned.sequence;
+    Sequence& sequence = *planned.sequence;
     plan.items.push_back({.request = &sequence.request,
                           .tokens = sequence.tokens,
                           .begin = planned.begin,
@@ -288,7 +365,8 @@ std::vector<RequestEvent> Scheduler::step() {
                           .block_table = sequence.pages,
                           .sample = planned.end == sequence.num_tokens() && sequence.request.max_tokens > 0,
                           .prompt_logprobs = sequence.wants_prompt_logprobs() && sequence.num_output() == 0 &&
-                                             planned.begin < sequence.prompt_length() - 1});
+                                             planned.begin < sequence.prompt_length() - 1,
+                          .hidden_sum = sequence.request.sum_hidden && sequence.num_output() == 0 ? &sequence.hidden_sum : nullptr});
     plan.num_tokens += planned.end - planned.begin;
   }
   std::vector<ItemResult> results = executor_.execute(plan);

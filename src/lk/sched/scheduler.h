@@ -13,6 +13,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
@@ -31,7 +32,8 @@ struct SchedulerOptions {
 struct SchedulerStats {
   int64_t num_steps = 0;
   int64_t num_computed_tokens = 0;
-  int64_t num_cached_prompt_tokens = 0;  // taken from the prefix cache
+  int64_t num_looked_up_tokens = 0;      // prompt tokens that the prefix cache was asked for
+  int64_t num_cached_prompt_tokens = 0;  // taken from it
   int64_t num_preemptions = 0;
   int64_t num_adapter_loads = 0;
 };
@@ -49,13 +51,26 @@ class Scheduler {
   // False when there is no such request (it may have just finished).
   bool finish(RequestId id);
 
-  bool has_work() const { return !sequences_.empty(); }
+  // Keeps an adapter resident from now on (its load starts at once) or lets it go. kResourceExhausted when a request in the queue
+  // would then never fit.
+  Status set_pinned(AdapterId adapter, bool pinned);
+  // Frees what an adapter holds; the pages freed, or nothing while it is loading (try again after a step).
+  // Requires: no request uses it.
+  std::optional<int64_t> drop_adapter(AdapterId adapter);
+  struct AdapterLoad {
+    int64_t running = 0, waiting = 0;  // requests
+  };
+  std::map<AdapterId, AdapterLoad> adapter_load() const;
+
+  bool has_work() const { return !sequences_.empty() || num_loading_ > 0; }
   int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
   const SchedulerStats& stats() const { return stats_; }
 
-  // Plans and executes one step. May return no events (only chunks were computed). Requires: has_work().
-  std::vector<RequestEvent> step();
+  // Plans and executes one step. May return no events (only chunks were computed). Requires: has_work(). When everything waits for
+  // adapter loads it waits for one of them, or with `wait` false returns at once; last_step_idle() tells.
+  std::vector<RequestEvent> step(bool wait = true);
+  bool last_step_idle() const { return planned_.empty(); }
 
  private:
   struct Sequence;
@@ -65,6 +80,8 @@ class Scheduler {
     int64_t begin, end;
   };
 
+  bool begin_load(AdapterId adapter);
+  int64_t pages_needed(const Request& request) const;
   void poll_loads(bool wait, std::vector<RequestEvent>& events);
   void plan_running();
   void admit_waiting();
@@ -88,6 +105,8 @@ class Scheduler {
   std::map<Order, Sequence*> running_;
   Order next_order_ = 0;
   int64_t num_loading_ = 0;
+  std::map<AdapterId, int64_t> pinned_;  // pages of adapters that set_pinned() keeps
+  int64_t pinned_pages_ = 0;
 
   std::vector<Planned> planned_;  // of the step being built
   int64_t budget_ = 0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// TextEngine: the whole path from a text request to text, on one thread: tokenizer, chat template, scheduler, engine,
-// incremental decoding, stop strings. `lorikeet generate` drives it directly; the server drives it from its engine thread.
+// TextEngine: the whole path from a request to text, on one thread: scheduler, engine, incremental decoding, stop strings.
+// `lorikeet generate` drives it directly; the server drives it from its engine thread.
 #pragma once
 
 #include <functional>
@@ -10,13 +10,9 @@
 #include <unordered_map>
 #include <vector>
 
-#include <boost/json/value.hpp>
-
 #include "lk/engine/engine.h"
-#include "lk/grammar/grammar.h"
 #include "lk/sched/scheduler.h"
-#include "lk/text/chat_template.h"
-#include "lk/text/tokenizer.h"
+#include "lk/serve/text_model.h"
 
 namespace lk {
 
@@ -31,31 +27,6 @@ struct TextEngineOptions {
   SchedulerOptions scheduler;      // max_sequence is set from context
   uint64_t seed = 0;               // of dummy weights
   void (*progress)(int64_t done, int64_t total) = nullptr;  // while loading
-};
-
-struct TextRequest {
-  std::string adapter;                         // name; empty = the base model
-  std::string prompt;                          // one of prompt, token_ids, messages
-  std::vector<int32_t> token_ids;
-  boost::json::array messages;                 // rendered with the chat template
-  boost::json::array tools;                    // likewise; empty = none
-  boost::json::object template_variables;      // further variables for the template (chat_template_kwargs)
-  bool add_generation_prompt = true;           // for messages
-  bool continue_final_message = false;         // the last message is left open; excludes add_generation_prompt
-  bool add_special_tokens = true;              // for prompt; a chat template brings its own
-  int64_t max_tokens = 128;                    // more than fits means "until the context is full"
-  int64_t min_tokens = 0;                      // no stop token or end of text before
-  int64_t truncate_prompt_tokens = 0;          // keep the last n tokens of the prompt; 0 = all
-  SamplingParams sampling;
-  std::vector<std::string> stop;               // at most 16, none empty
-  std::vector<int32_t> stop_token_ids;
-  bool include_stop_string = false;            // the text ends with the stop string that was reached
-  std::vector<int32_t> allowed_token_ids;      // empty = all
-  std::shared_ptr<const Grammar> grammar;      // what the text must match, or null
-  bool embed = false;                          // no output tokens: Completion::embedding instead
-  bool ignore_eos = false;
-  bool skip_special_tokens = true;
-  uint64_t cache_salt = 0;
 };
 
 struct Completion {
@@ -74,9 +45,10 @@ struct Completion {
   std::vector<float> embedding;                // [hidden_dim] mean of the last hidden states, L2-normalised
 };
 
-// Receives each token as it is made, new text (never half a character, never part of a stop string) and, once, the whole
+// Receives the start of the computation, each token as it is made, new text (never half a character, never part of a stop string) and, once, the whole
 // completion. Any may be empty.
 struct CompletionSink {
+  std::function<void()> on_start;  // the first tokens of the prompt were computed
   std::function<void(const TokenLogprob& token)> on_token;
   std::function<void(std::string_view piece)> on_text;
   std::function<void(Completion)> on_done;
@@ -90,26 +62,31 @@ class TextEngine {
   // Loads a PEFT directory under a name. kAlreadyExists when the name is taken ("base" always is).
   Status add_adapter(const std::string& name, const std::string& directory);
   Status add_adapter(std::shared_ptr<const Adapter> adapter);
+  const std::map<std::string, AdapterId>& adapters() const { return adapters_; }
 
-  // kInvalidArgument / kNotFound with the reason; nothing is queued then.
+  // kInvalidArgument / kNotFound with the reason; nothing is queued then. Looks the adapter up by name.
   Result<RequestId> submit(TextRequest request, CompletionSink sink);
+  // The same for a request that was prepared elsewhere. Requires: its id is new and its adapter registered.
+  Status submit(PreparedRequest request, CompletionSink sink);
   bool cancel(RequestId id);  // on_done is called with kCancelled
+  // Ends a request with an error of the caller's; false when it is gone.
+  bool fail(RequestId id, Status error);
   bool has_work() const { return scheduler_->has_work(); }
-  void step();  // Requires: has_work(). Calls sinks.
+  void step(bool wait = true);  // Requires: has_work(). Calls sinks. See Scheduler::step.
 
-  const Tokenizer* tokenizer() const { return tokenizer_.get(); }  // null with dummy weights
+  const TextModel& text() const { return *text_; }
+  std::shared_ptr<const TextModel> shared_text() const { return text_; }
+  const Tokenizer* tokenizer() const { return text_->tokenizer().get(); }  // null with dummy weights
   const ModelConfig& config() const { return engine_->weights().config; }
+  int64_t context() const { return text_->context(); }
   Engine& engine() { return *engine_; }
+  Scheduler& scheduler() { return *scheduler_; }
   const Scheduler& scheduler() const { return *scheduler_; }
   const UnifiedPool& pool() const { return *pool_; }
-  int64_t context() const { return context_; }
-  const std::map<std::string, AdapterId>& adapters() const { return adapters_; }
-  const GenerationDefaults& generation_defaults() const { return generation_; }
 
  private:
   struct Active;
   TextEngine() = default;
-  Result<std::vector<int32_t>> prompt_tokens(const TextRequest& request) const;
   void on_event(RequestEvent& event);
   bool append_text(Active& active, const std::string& piece);  // true: a stop string was reached
   void flush_text(Active& active, bool all);
@@ -118,17 +95,10 @@ class TextEngine {
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<UnifiedPool> pool_;
   std::unique_ptr<Scheduler> scheduler_;
-  std::shared_ptr<const Tokenizer> tokenizer_;
-  std::shared_ptr<const ChatTemplate> chat_template_;
-  GenerationDefaults generation_;
-  std::vector<int32_t> eos_token_ids_;
-  int64_t context_ = 0;
+  std::shared_ptr<const TextModel> text_;
   std::map<std::string, AdapterId> adapters_;
   std::unordered_map<RequestId, std::unique_ptr<Active>> active_;
   RequestId next_id_ = 1;
 };
-
-// Range checks of every sampling field; the message names the field, its value and the range.
-Status validate_sampling(const SamplingParams& params, int64_t vocab_size);
 
 }  // namespace lk
