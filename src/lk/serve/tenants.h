@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tenants, API keys and limits. Keys are random; only their SHA-256 is stored, and compared in constant time.
-// Once any key exists every request needs one; with none, the server is open (and binds to loopback only).
+// Once any key exists, usable or not, every request needs one; with none, the server is open (and binds to loopback only).
 #pragma once
 
 #include <chrono>
@@ -55,6 +55,7 @@ class KeyRing {
   KeyRing() = default;  // open: no keys
   KeyRing(std::vector<Tenant> tenants, std::vector<ApiKey> keys);
   bool open() const { return keys_.empty(); }
+  // Without keys: everyone, with all scopes, as tenant "default" (its stored limits hold, if there are any).
   // `authorization` is the header's value ("Bearer lk-..."). kUnauthenticated without saying which part was wrong. An unknown id
   // takes as long as a wrong secret.
   Result<Principal> authenticate(std::string_view authorization, int64_t now_unix) const;
@@ -65,7 +66,8 @@ class KeyRing {
 };
 
 // What each tenant has in flight and the tokens it has left this minute (token bucket of one minute's size, refilled
-// continuously; charged with the reservation on entry, corrected with what was used at the end). Thread safe.
+// continuously; charged with the reservation on entry, corrected with what was used at the end). A reservation bigger than the
+// bucket is admitted when the bucket is full and leaves a debt, which later requests wait for. Thread safe.
 class TenantLimiter {
  public:
   using Clock = std::chrono::steady_clock;
@@ -88,6 +90,7 @@ class TenantLimiter {
     Clock::time_point refilled;
     bool started = false;
   };
+  static void refill(Bucket& bucket, double size, Clock::time_point now);
   mutable std::mutex mutex_;
   std::unordered_map<std::string, Bucket> buckets_;  // by tenant name
 };
