@@ -299,6 +299,30 @@ TEST_P(Fixture, IncrementalPiecesAddUpAndAreWholeCharacters) {
   }
 }
 
+TEST_P(Fixture, TokenBytesAddUpToTheDecodedText) {
+  const auto tokenizer = load();
+  const std::optional<int32_t> leader = tokenizer->token_to_id("a");  // decoders treat the first token apart
+  ASSERT_TRUE(leader.has_value());
+  EXPECT_EQ(tokenizer->token_bytes(*leader), "a");
+  EXPECT_EQ(tokenizer->token_bytes(-1), "");
+  EXPECT_EQ(tokenizer->token_bytes(static_cast<int32_t>(tokenizer->vocab_size())), "");
+  std::ifstream file(directory() + "/expected.jsonl");
+  int compared = 0;
+  for (std::string line; std::getline(file, line);) {
+    const boost::json::value json = boost::json::parse(line);
+    Ids ids{*leader};
+    for (const auto& id : json.at("ids").as_array()) ids.push_back(static_cast<int32_t>(id.as_int64()));
+    std::string bytes;
+    for (const int32_t id : ids) {
+      EXPECT_EQ(tokenizer->token_bytes(id).empty(), tokenizer->is_special(id)) << id;
+      bytes += tokenizer->token_bytes(id);
+    }
+    EXPECT_EQ(tokenizer->decode(ids, true), bytes) << line;
+    ++compared;
+  }
+  EXPECT_GE(compared, 200);
+}
+
 TEST_P(Fixture, ThreadsShareATokenizer) {
   const auto tokenizer = load();
   const std::string text = "The quick brown fox, 12345 times. Straße 你好 don't\n\n";
@@ -315,6 +339,26 @@ TEST_P(Fixture, ThreadsShareATokenizer) {
 INSTANTIATE_TEST_SUITE_P(, Fixture,
                          testing::Values("gpt2", "llama3", "qwen", "llama2", "mistral",
                                          "mistral_always"));
+
+TEST(Tokenizer, TokenBytesKeepPartsOfCharacters) {
+  Sections bytes = byte_level();
+  bytes.vocab = R"({"a":0,"Ã":1,"©":2,"Ġa":3,"★":4})";
+  bytes.merges = "[]";
+  bytes.added = "[" + added_token("<é>", 5, R"(,"special":false)") + "," + added_token("<end>", 6) + "]";
+  const auto tokenizer = bytes.load();
+  EXPECT_EQ(tokenizer->token_bytes(1), "\xC3");
+  EXPECT_EQ(tokenizer->token_bytes(2), "\xA9");
+  EXPECT_EQ(tokenizer->token_bytes(3), " a");
+  EXPECT_EQ(tokenizer->token_bytes(4), "★") << "outside the byte alphabet";
+  EXPECT_EQ(tokenizer->token_bytes(6), "") << "special";
+  const auto pieces = sentencepiece().load();
+  EXPECT_EQ(pieces->token_bytes(0xE9), "\xE9");
+  EXPECT_EQ(pieces->token_bytes(5), " a");
+  EXPECT_EQ(pieces->token_bytes(2), " ");
+  Sections none = byte_level();
+  none.decoder = "null";
+  EXPECT_EQ(none.load()->token_bytes(5), " abc") << "without a decoder tokens are joined by spaces";
+}
 
 TEST(IncrementalDecoder, HoldsUnfinishedCharacters) {
   const auto tokenizer = sentencepiece().load();

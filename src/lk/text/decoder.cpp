@@ -19,6 +19,7 @@ class JoinStage : public DecodeStage {
     out.write(fragment, ends_token);
   }
   void finish(Output&) override {}
+  std::string middle_bytes(std::string_view token) override { return " " + std::string(token); }
 
  private:
   bool first_ = true;
@@ -51,10 +52,14 @@ class ByteLevelStage : public WholeTokenStage {
     bytes_.clear();
     out.write(text, true);
   }
+  std::string middle_bytes(std::string_view token) override {
+    append_bytes(token);
+    return bytes_;
+  }
 
  private:
   // A token with any character outside the byte alphabet stands for itself.
-  void token(std::string_view token, Output& out) override {
+  void append_bytes(std::string_view token) {
     const size_t begin = bytes_.size();
     for (size_t pos = 0; pos < token.size(); pos += unicode::char_length(token[pos])) {
       const int byte = char_byte(unicode::decode(token, pos));
@@ -64,6 +69,9 @@ class ByteLevelStage : public WholeTokenStage {
       }
       bytes_ += static_cast<char>(byte);
     }
+  }
+  void token(std::string_view token, Output& out) override {
+    append_bytes(token);
     std::string text;
     bytes_.erase(0, unicode::append_lossy(text, bytes_, false));
     if (!text.empty()) out.write(text, false);
@@ -76,6 +84,10 @@ class ByteLevelStage : public WholeTokenStage {
 class ByteFallbackStage : public WholeTokenStage {
  public:
   void finish(Output& out) override { end_run(out); }
+  std::string middle_bytes(std::string_view token) override {
+    const int byte = byte_of(token);
+    return byte < 0 ? std::string(token) : std::string(1, static_cast<char>(byte));
+  }
 
  private:
   void token(std::string_view token, Output& out) override {
@@ -115,12 +127,25 @@ class FuseStage : public DecodeStage {
  public:
   void push(std::string_view fragment, bool, Output& out) override { out.write(fragment, false); }
   void finish(Output& out) override { out.write("", true); }
+  bool joins_tokens() const override { return true; }
 };
 
 class MetaspaceStage : public DecodeStage {
  public:
   explicit MetaspaceStage(const MetaspaceOptions& options) : options_(options) {}
   void push(std::string_view fragment, bool ends_token, Output& out) override {
+    const std::string text = convert(fragment);
+    if (ends_token) first_ = false;
+    out.write(text, ends_token);
+  }
+  void finish(Output&) override {}
+  std::string middle_bytes(std::string_view token) override {
+    first_ = false;
+    return convert(token);
+  }
+
+ private:
+  std::string convert(std::string_view fragment) const {
     std::string text;
     for (size_t pos = 0; pos < fragment.size();) {
       const std::string_view c = fragment.substr(pos, unicode::char_length(fragment[pos]));
@@ -131,12 +156,8 @@ class MetaspaceStage : public DecodeStage {
         text += ' ';
       }
     }
-    if (ends_token) first_ = false;
-    out.write(text, ends_token);
+    return text;
   }
-  void finish(Output&) override {}
-
- private:
   MetaspaceOptions options_;
   bool first_ = true;
 };
@@ -151,16 +172,7 @@ class ReplaceStage : public DecodeStage {
     std::string text;
     size_t used = 0;
     if (ends_token) {
-      RegexBudget budget(pending_.size());
-      std::vector<Span> spans;
-      // A pattern that exceeds its limits replaces nothing: decoding has no way to fail.
-      if (!rule_.pattern.find_spans(pending_, budget, spans).ok())
-        spans.assign(1, {0, pending_.size(), false});
-      for (const Span& span : spans) {
-        text.append(span.is_match
-                        ? std::string_view(rule_.content)
-                        : std::string_view(pending_).substr(span.begin, span.end - span.begin));
-      }
+      text = replace_all(pending_);
       used = pending_.size();
     } else {
       for (size_t at; (at = pending_.find(literal, used)) != pending_.npos;
@@ -175,8 +187,22 @@ class ReplaceStage : public DecodeStage {
     if (!text.empty() || ends_token) out.write(text, ends_token);
   }
   void finish(Output&) override {}
+  std::string middle_bytes(std::string_view token) override { return replace_all(token); }
 
  private:
+  std::string replace_all(std::string_view whole) const {
+    RegexBudget budget(whole.size());
+    std::vector<Span> spans;
+    // A pattern that exceeds its limits replaces nothing: decoding has no way to fail.
+    if (!rule_.pattern.find_spans(whole, budget, spans).ok())
+      spans.assign(1, {0, whole.size(), false});
+    std::string text;
+    for (const Span& span : spans) {
+      text.append(span.is_match ? std::string_view(rule_.content)
+                                : whole.substr(span.begin, span.end - span.begin));
+    }
+    return text;
+  }
   // Length of the longest suffix of `text` that begins `literal`.
   static size_t partial_match(std::string_view text, std::string_view literal) {
     for (size_t length = std::min(text.size(), literal.size() - 1); length > 0; --length) {
@@ -216,6 +242,14 @@ class StripStage : public DecodeStage {
     }
   }
   void finish(Output&) override {}
+  std::string middle_bytes(std::string_view token) override {
+    size_t begin = 0, end = token.size();
+    for (size_t k = 0; k < start_ && token.substr(begin).starts_with(content_); ++k)
+      begin += content_.size();
+    for (size_t k = 0; k < stop_ && token.substr(begin, end - begin).ends_with(content_); ++k)
+      end -= content_.size();
+    return std::string(token.substr(begin, end - begin));
+  }
 
  private:
   std::string content_;  // one character
@@ -278,6 +312,16 @@ DecodeStream Decoder::start() const {
   std::vector<std::unique_ptr<DecodeStage>> stages;
   for (const auto& stage : factories_) stages.push_back(stage->make());
   return DecodeStream(std::move(stages));
+}
+
+std::string Decoder::middle_bytes(std::string_view token) const {
+  std::string bytes(token);
+  for (const auto& factory : factories_) {
+    const std::unique_ptr<DecodeStage> stage = factory->make();
+    if (stage->joins_tokens()) break;  // what follows sees one long token: its ends are elsewhere
+    bytes = stage->middle_bytes(bytes);
+  }
+  return bytes;
 }
 
 Result<Decoder> Decoder::parse(const JsonView& json) {

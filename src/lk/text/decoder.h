@@ -27,6 +27,10 @@ class DecodeStage {
   virtual ~DecodeStage() = default;
   virtual void push(std::string_view fragment, bool ends_token, Output& out) = 0;
   virtual void finish(Output& out) = 0;  // no more tokens
+  // The bytes that this stage makes of one token in the middle of a text, which need not be whole
+  // characters. Requires: a fresh stage.
+  virtual std::string middle_bytes(std::string_view token) { return std::string(token); }
+  virtual bool joins_tokens() const { return false; }
 };
 
 // A running chain.
@@ -47,6 +51,8 @@ class Decoder {
   // A null section joins tokens with spaces, as the package does.
   static Result<Decoder> parse(const JsonView& json);
   DecodeStream start() const;
+  // The raw bytes of a token in the middle of a text.
+  std::string middle_bytes(std::string_view token) const;
 
   // Makes a fresh stage for a stream.
   class Factory {

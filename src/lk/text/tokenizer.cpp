@@ -154,4 +154,10 @@ bool Tokenizer::is_special(int32_t id) const {
   return token != nullptr && impl_->added.is_special_text(*token);
 }
 
+std::string Tokenizer::token_bytes(int32_t id) const {
+  const std::string* token = impl_->token_text(id);
+  if (token == nullptr || impl_->added.is_special_text(*token)) return "";
+  return impl_->decoder.middle_bytes(*token);
+}
+
 }  // namespace lk

@@ -35,6 +35,10 @@ class Tokenizer {
   std::optional<int32_t> token_to_id(std::string_view token) const;
   std::optional<std::string> id_to_token(int32_t id) const;
   bool is_special(int32_t id) const;
+  // The raw bytes that a token adds in the middle of a text: perhaps part of a character. Empty for
+  // special tokens and ids outside the vocabulary. At the very start of a text some decoders drop a
+  // space (SentencePiece style); that is not seen here.
+  std::string token_bytes(int32_t id) const;
 
  private:
   struct Impl;
