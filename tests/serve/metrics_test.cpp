@@ -3,9 +3,14 @@
 
 #include <gtest/gtest.h>
 
+#include <boost/json.hpp>
+
 #include <ctime>
+#include <functional>
+#include <regex>
 #include <thread>
 
+#include "lk/base/file.h"
 #include "lk/serve/histogram.h"
 #include "lk/serve/metric_families.h"
 #include "serve/exposition.h"
@@ -245,6 +250,50 @@ TEST(Metrics, CountsOfManyThreadsAreExact) {
   EXPECT_EQ(e.value("lorikeet_step_seconds_sum", {}), kTotal / 4);
   EXPECT_EQ(e.value("lorikeet_adapter_load_failures_total", {}), kTotal / 2);
   EXPECT_EQ(e.value("vllm:lora_adapter_load_seconds_count", vllm()), kTotal / 2);
+}
+
+// Every expression of the dashboard, by walking its JSON.
+std::vector<std::string> dashboard_expressions() {
+  namespace json = boost::json;
+  std::vector<std::string> found;
+  const std::function<void(const json::value&)> walk = [&](const json::value& v) {
+    if (v.is_array())
+      for (const json::value& item : v.get_array()) walk(item);
+    if (!v.is_object()) return;
+    for (const auto& [key, item] : v.get_object()) {
+      if (key == "expr") found.emplace_back(item.as_string());
+      else walk(item);
+    }
+  };
+  walk(json::parse(read_file("packaging/grafana.json").value()));
+  return found;
+}
+
+TEST(Metrics, DashboardAsksForNamesAndLabelsThatExist) {
+  const auto metrics = make();
+  metrics->request_finished(record());
+  metrics->request_refused("overload", "acme");
+  metrics->http_request("/v1/models", 200, 0.1);
+  const Exposition e(metrics->scrape({}));
+  const std::set<std::string> names = e.sample_names();
+  const std::regex name(R"((vllm:|lorikeet_|process_)[a-z0-9_]+)"), grouping(R"(by \(([a-z_, ]+)\))");
+  int num_names = 0;
+  for (const std::string& expression : dashboard_expressions()) {
+    std::set<std::string> labels{"instance"};  // the scraper's
+    for (std::sregex_iterator it(expression.begin(), expression.end(), name), end; it != end; ++it, ++num_names) {
+      EXPECT_TRUE(names.contains(it->str())) << it->str();
+      for (const auto& [family_name, family] : e.families)
+        if (const auto found = family.samples.find(it->str()); found != family.samples.end())
+          for (const auto& [label, value] : found->second.begin()->first) labels.insert(label);
+    }
+    const std::regex comma(", *");
+    for (std::sregex_iterator it(expression.begin(), expression.end(), grouping), end; it != end; ++it) {
+      const std::string list = (*it)[1];
+      for (std::sregex_token_iterator label(list.begin(), list.end(), comma, -1), none; label != none; ++label)
+        EXPECT_TRUE(labels.contains(label->str())) << *label << " in " << expression;
+    }
+  }
+  EXPECT_GE(num_names, 40);
 }
 
 TEST(Histogram, BoundsAreInclusiveAndNanPoisonsNothing) {

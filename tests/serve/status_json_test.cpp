@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/serve/status_json.h"
+
+#include <gtest/gtest.h>
+
+#include <boost/json.hpp>
+
+#include <limits>
+
+namespace lk {
+namespace {
+
+namespace json = boost::json;
+
+AdapterSnapshot adapter(std::string name) {
+  AdapterSnapshot a;
+  a.name = std::move(name), a.version = 3, a.digest = "abc", a.path = "/srv/a", a.tier = "device", a.rank = 16, a.targets = {"q_proj", "v_proj"};
+  a.host_bytes = 1000, a.device_bytes = 2000, a.pinned = true, a.running = 2, a.waiting = 1, a.requests = 9, a.load_seconds = 0.25;
+  return a;
+}
+
+TEST(StatusJson, HoldsEveryFieldOfTheSnapshot) {
+  ServerSnapshot s;
+  // Every number differs, so that a field in the wrong place is seen.
+  s.num_running = 1, s.num_waiting = 2, s.num_steps = 3, s.num_computed_tokens = 4, s.num_preemptions = 5, s.num_adapter_loads = 6;
+  s.num_adapter_evictions = 7, s.prefix_queries_tokens = 8, s.prefix_hit_tokens = 9, s.prompt_tokens = 10, s.generation_tokens = 11;
+  s.step_seconds = 12.5, s.tokens_per_second = 13.5, s.pages = 14, s.pages_free = 15, s.pages_kv = 16, s.pages_cached = 17, s.pages_adapter = 18;
+  s.page_bytes = 19, s.page_tokens = 20, s.uptime_seconds = 21.5, s.ready = true, s.draining = true, s.queued_tokens = 22, s.max_queue = 23;
+  s.predicted_wait_seconds = 24.5, s.connections = 25, s.open_streams = 26, s.resident_bytes = 27, s.open_files = 28, s.threads = 29;
+  s.tenants = {{.name = "acme", .in_flight = 30, .prompt_tokens = 31, .output_tokens = 32, .requests = 33, .refused = 34}};
+  s.adapters = {adapter("a"), adapter("idle")};
+  s.adapters[1].tier = "disk", s.adapters[1].running = s.adapters[1].waiting = 0, s.adapters[1].pinned = false;
+  EXPECT_EQ(json::parse(format_status(s)), json::parse(R"({"object": "status", "ready": true, "draining": true, "uptime_seconds": 21.5,
+    "requests": {"running": 1, "waiting": 2, "max_queue": 23, "queued_tokens": 22, "predicted_wait_seconds": 24.5, "preemptions": 5},
+    "tokens": {"prompt": 10, "output": 11, "computed": 4, "output_per_second": 13.5, "prefix_queries": 8, "prefix_hits": 9},
+    "steps": {"count": 3, "seconds": 12.5},
+    "pool": {"pages": 14, "free": 15, "kv": 16, "cached": 17, "adapter": 18, "page_bytes": 19, "page_tokens": 20},
+    "adapters": {"total": 2, "device": 1, "loading": 0, "host": 0, "disk": 1, "pinned": 1, "loads": 6, "evictions": 7,
+                 "active": [{"name": "a", "version": 3, "running": 2, "waiting": 1}]},
+    "http": {"connections": 25, "open_streams": 26}, "process": {"resident_bytes": 27, "open_files": 28, "threads": 29},
+    "tenants": [{"name": "acme", "in_flight": 30, "requests": 33, "refused": 34, "prompt_tokens": 31, "output_tokens": 32}]})"));
+}
+
+TEST(StatusJson, NumbersThatJsonLacksAreNull) {
+  ServerSnapshot s;
+  s.predicted_wait_seconds = std::numeric_limits<double>::infinity();
+  s.tokens_per_second = std::numeric_limits<double>::quiet_NaN();
+  const json::value v = json::parse(format_status(s));
+  EXPECT_TRUE(v.at("requests").at("predicted_wait_seconds").is_null());
+  EXPECT_TRUE(v.at("tokens").at("output_per_second").is_null());
+}
+
+TEST(StatusJson, AdaptersAreListedWithAllFields) {
+  EXPECT_EQ(json::parse(format_adapters({adapter("a")})), json::parse(R"({"object": "list", "data": [{"id": "a@3", "object": "adapter", "name": "a",
+    "version": 3, "digest": "abc", "path": "/srv/a", "tier": "device", "rank": 16, "targets": ["q_proj", "v_proj"], "host_bytes": 1000,
+    "device_bytes": 2000, "pinned": true, "running": 2, "waiting": 1, "requests": 9, "load_seconds": 0.25}]})"));
+  EXPECT_EQ(format_adapters({}), R"({"object":"list","data":[]})");
+  EXPECT_EQ(json::parse(format_adapter(adapter("b"))).at("name"), "b");
+}
+
+TEST(StatusJson, BytesThatAreNotTextAreReplaced) {
+  AdapterSnapshot a = adapter("x\xff\"\n");
+  a.path = "/srv/\xc3(";
+  const json::value v = json::parse(format_adapter(a));
+  EXPECT_EQ(v.at("name"), "x?\"?");
+  EXPECT_EQ(v.at("path"), "/srv/?(");
+}
+
+TEST(StatusJson, ActiveAdaptersAreCapped) {
+  ServerSnapshot s;
+  s.adapters.assign(1000, adapter("a"));
+  const json::value v = json::parse(format_status(s));
+  EXPECT_EQ(v.at("adapters").at("active").as_array().size(), 256u);
+  EXPECT_EQ(v.at("adapters").at("total"), 1000);
+}
+
+}  // namespace
+}  // namespace lk
