@@ -68,8 +68,9 @@ struct HttpLimits {
   std::chrono::milliseconds idle_timeout{75'000};       // keep-alive
   std::chrono::milliseconds stall_timeout{30'000};      // a reader that takes nothing for so long is cut
   int64_t max_buffered_bytes = 256 << 10;               // per connection, waiting for the reader
+  int64_t max_total_body_bytes = 1 << 30;               // of all requests being received, together; beyond it 503
   int64_t max_connections = 16'384;
-  int64_t max_connections_per_address = 8'192;
+  int64_t max_connections_per_address = 8'192;          // an IPv6 /64 counts as one address; unix sockets are exempt
 };
 
 struct HttpListen {

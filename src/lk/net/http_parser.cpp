@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/net/http_parser.h"
+
+#include <algorithm>
+#include <boost/asio/buffer.hpp>
+#include <boost/beast/http/basic_parser.hpp>
+
+namespace lk {
+namespace {
+
+namespace http = boost::beast::http;
+using boost::beast::error_code;
+using BeastView = boost::beast::string_view;
+
+std::string_view view(BeastView text) { return {text.data(), text.size()}; }
+std::string_view without_crlf(std::string_view text) { return text.substr(0, text.find('\r')); }
+
+std::string to_lower(std::string_view text) {
+  std::string lower(text);
+  for (char& c : lower) {
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+  }
+  return lower;
+}
+
+int hex_value(char c) {
+  if (c >= '0' && c <= '9') return c - '0';
+  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+  return -1;
+}
+
+}  // namespace
+
+std::string_view HttpRequest::header(std::string_view lower_name) const {
+  for (const auto& [name, value] : headers) {
+    if (name == lower_name) return value;
+  }
+  return {};
+}
+
+bool percent_decode(std::string_view in, std::string* out) {
+  out->clear();
+  out->reserve(in.size());
+  for (size_t i = 0; i < in.size(); ++i) {
+    if (in[i] != '%') {
+      *out += in[i];
+      continue;
+    }
+    if (i + 2 >= in.size()) return false;
+    const int high = hex_value(in[i + 1]), low = hex_value(in[i + 2]);
+    if (high < 0 || low < 0 || (high == 0 && low == 0)) return false;
+    *out += static_cast<char>(high * 16 + low);
+    i += 2;
+  }
+  return true;
+}
+
+// Receives what Beast finds. An error of ours is stored in the parser and reported to Beast as bad_value.
+struct HttpParser::Impl final : http::basic_parser<true> {
+  explicit Impl(HttpParser& owner) : owner(owner) {
+    header_limit(static_cast<uint32_t>(owner.limits_.max_header_bytes) + 4096);  // ours comes first; also bounds trailers
+    body_limit(boost::none);                                                     // likewise
+    eager(false);
+  }
+  HttpParser& owner;
+
+  void refuse(int status, std::string message, error_code& ec) {
+    owner.fail(status, std::move(message));
+    ec = http::error::bad_value;
+  }
+  void on_request_impl(http::verb, BeastView method, BeastView target, int version, error_code&) override {
+    owner.request_.method = std::string(view(method));
+    owner.request_.target = std::string(view(target));
+    owner.http_1_0_ = version == 10;
+  }
+  void on_response_impl(int, BeastView, int, error_code&) override {}
+  void on_field_impl(http::field, BeastView name, BeastView value, error_code& ec) override {
+    if (owner.head_done_) return;  // a trailer: nothing reads them
+    if (static_cast<int64_t>(owner.request_.headers.size()) >= kMaxHeaders) return refuse(431, "too many header fields", ec);
+    owner.request_.headers.emplace_back(to_lower(view(name)), std::string(view(value)));
+  }
+  void on_header_impl(error_code&) override {}
+  void on_body_init_impl(const boost::optional<uint64_t>&, error_code&) override {}
+  size_t on_body_impl(BeastView body, error_code&) override {
+    owner.body_bytes_ += static_cast<int64_t>(body.size());
+    if (!owner.discard_body_) owner.request_.body.append(body.data(), body.size());
+    return body.size();
+  }
+  void on_chunk_header_impl(uint64_t size, BeastView extension, error_code& ec) override {
+    owner.chunk_extension_bytes_ += static_cast<int64_t>(extension.size());
+    if (size > static_cast<uint64_t>(owner.limits_.max_body_bytes - owner.body_bytes_)) {
+      return refuse(413, fmt::format("the body is larger than {} bytes", owner.limits_.max_body_bytes), ec);
+    }
+    if (++owner.chunks_ > kMaxChunks) return refuse(400, fmt::format("the body has more than {} chunks", kMaxChunks), ec);
+    if (owner.chunk_extension_bytes_ > 4096) return refuse(400, "chunk extensions are too long", ec);
+  }
+  size_t on_chunk_body_impl(uint64_t, BeastView body, error_code& ec) override { return on_body_impl(body, ec); }
+  void on_finish_impl(error_code&) override {}
+};
+
+HttpParser::HttpParser(const HttpLimits& limits) : limits_(limits), impl_(std::make_unique<Impl>(*this)) {}
+HttpParser::~HttpParser() = default;
+
+HttpParser::Event HttpParser::fail(int status, std::string message) {
+  if (error_.status == 0) error_ = {status, std::move(message)};
+  return Event::kError;
+}
+
+HttpParser::Event HttpParser::parse(std::string_view data, size_t* consumed) {
+  *consumed = 0;
+  if (error_.status != 0) return Event::kError;
+  return head_done_ ? parse_body(data, consumed) : parse_head(data, consumed);
+}
+
+// Looks at the bytes that came since the last call. True when the head is complete and ends before `end`.
+bool HttpParser::scan_head(std::string_view data, size_t* end) {
+  for (size_t i = scanned_; i < data.size(); ++i) {
+    const auto c = static_cast<unsigned char>(data[i]);
+    if (c == '\n') {
+      if (i == 0 || data[i - 1] != '\r') {
+        fail(400, "a header line ends in LF without CR");
+        return false;
+      }
+      if (i >= 3 && data[i - 2] == '\n') {
+        *end = i + 1;
+        return true;
+      }
+    } else if (i > 0 && data[i - 1] == '\r') {
+      fail(400, "a CR in the header is not followed by LF");
+      return false;
+    } else if ((c == ' ' || c == '\t') && i > 0 && data[i - 1] == '\n') {
+      fail(400, "folded header lines are not accepted");
+      return false;
+    } else if ((c < 0x20 && c != '\t' && c != '\r') || c == 0x7f) {
+      fail(400, "the header contains a control character");
+      return false;
+    }
+  }
+  scanned_ = data.size();
+  return false;
+}
+
+HttpParser::Event HttpParser::parse_head(std::string_view data, size_t* consumed) {
+  size_t blank = 0;  // empty lines before a request are skipped (RFC 9112, 2.2), but not without end
+  while (scanned_ == 0 && blank < 4 && data.substr(blank).starts_with("\r\n")) blank += 2;
+  *consumed = blank;
+  data.remove_prefix(blank);
+  if (scanned_ == 0 && data == "\r") return Event::kNeedMore;
+
+  size_t end = 0;
+  const size_t limit = static_cast<size_t>(limits_.max_header_bytes);
+  const bool complete = scan_head(data.substr(0, limit), &end);
+  if (error_.status != 0) return Event::kError;
+  if (!complete) {
+    if (data.size() >= limit) return fail(431, fmt::format("the header is larger than {} bytes", limit));
+    return Event::kNeedMore;
+  }
+  error_code ec;
+  const size_t used = impl_->put(boost::asio::const_buffer(data.data(), end), ec);
+  if (error_.status != 0) return Event::kError;
+  if (ec || used != end || !impl_->is_header_done()) {
+    const bool version = ec == http::error::bad_version;
+    return fail(version ? 505 : 400, fmt::format("malformed request header{}{}", ec ? ": " : "", ec ? ec.message() : ""));
+  }
+  *consumed += end;
+  finish_head();
+  if (error_.status != 0) return Event::kError;
+  head_done_ = true;
+  return Event::kHead;
+}
+
+void HttpParser::finish_head() {
+  check_framing();
+  if (error_.status != 0) return;
+  keep_alive_ = impl_->keep_alive();
+  if (const std::string expect = to_lower(request_.header("expect")); !expect.empty() && !http_1_0_) {
+    if (expect != "100-continue") {
+      fail(417, "the only supported expectation is 100-continue");
+      return;
+    }
+    expects_continue_ = has_body();
+  }
+  parse_target();
+}
+
+void HttpParser::check_framing() {
+  int lengths = 0, codings = 0, hosts = 0;
+  for (const auto& [name, value] : request_.headers) {
+    if (name == "host") ++hosts;
+    if (name == "content-length") {
+      ++lengths;
+      if (value.empty() || value.find_first_not_of("0123456789") != std::string::npos) {
+        fail(400, "Content-Length is not a number");
+        return;
+      }
+    }
+    if (name == "transfer-encoding") {
+      ++codings;
+      if (to_lower(value) != "chunked") {
+        fail(400, "the only supported Transfer-Encoding is chunked");
+        return;
+      }
+    }
+  }
+  if (lengths > 1 || codings > 1 || (lengths == 1 && codings == 1)) {
+    fail(400, "conflicting Content-Length or Transfer-Encoding fields");
+    return;
+  }
+  if (hosts > 1 || (hosts == 0 && !http_1_0_)) {
+    fail(400, hosts > 1 ? "more than one Host field" : "the Host field is missing");
+    return;
+  }
+  chunked_ = codings == 1;
+  if (chunked_ && http_1_0_) {
+    fail(400, "Transfer-Encoding in an HTTP/1.0 request");
+    return;
+  }
+  body_bytes_left_ = chunked_ ? limits_.max_body_bytes : static_cast<int64_t>(impl_->content_length().value_or(0));
+  if (!chunked_ && impl_->content_length().value_or(0) > static_cast<uint64_t>(limits_.max_body_bytes)) {
+    fail(413, fmt::format("the body is larger than {} bytes", limits_.max_body_bytes));
+  }
+}
+
+void HttpParser::parse_target() {
+  std::string_view target = request_.target;
+  if (target.starts_with("http://") || target.starts_with("https://")) {  // absolute form: a proxy's habit
+    const size_t path = target.find_first_of("/?", target.find("//") + 2);
+    target = path == std::string_view::npos ? "/" : target.substr(path);
+  } else if (target != "*" && !target.starts_with('/')) {
+    fail(400, "the request target is neither a path nor an http URL");
+    return;
+  }
+  if (target.find('#') != std::string_view::npos) {
+    fail(400, "the request target contains a fragment");
+    return;
+  }
+  const size_t question = target.find('?');
+  if (question != std::string_view::npos) request_.query = std::string(target.substr(question + 1));
+  if (!percent_decode(target.substr(0, question), &request_.path)) fail(400, "the request path has a malformed escape");
+  if (request_.path.empty()) request_.path.assign(1, '/');
+}
+
+HttpParser::Event HttpParser::parse_body(std::string_view data, size_t* consumed) {
+  while (!impl_->is_done()) {
+    if (data.empty()) return Event::kNeedMore;
+    error_code ec;
+    const size_t used = impl_->put(boost::asio::const_buffer(data.data(), data.size()), ec);
+    if (error_.status != 0) return Event::kError;
+    *consumed += used;
+    data.remove_prefix(used);
+    if (ec == http::error::need_more) {
+      // Only chunk headers and trailers wait for more; both are short.
+      if (static_cast<int64_t>(data.size()) > limits_.max_header_bytes) return fail(400, "a chunk header or trailer is too long");
+      return Event::kNeedMore;
+    }
+    if (ec) return fail(400, fmt::format("malformed request body: {}", without_crlf(ec.message())));
+  }
+  body_bytes_left_ = 0;
+  return Event::kDone;
+}
+
+}  // namespace lk

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/net/http_shard.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "lk/net/http_connection.h"
+
+namespace lk {
+
+bool HttpServerState::admit(const Peer& peer) {
+  if (open_connections.load() >= options.limits.max_connections) return false;
+  if (!peer.account.empty()) {
+    const std::lock_guard lock(mutex_);
+    int64_t& count = per_account_[peer.account];
+    if (count >= options.limits.max_connections_per_address) return false;
+    ++count;
+  }
+  ++open_connections;
+  ++connections;
+  return true;
+}
+
+void HttpServerState::leave(const Peer& peer) {
+  --open_connections;
+  if (peer.account.empty()) return;
+  const std::lock_guard lock(mutex_);
+  const auto found = per_account_.find(peer.account);
+  if (--found->second == 0) per_account_.erase(found);
+}
+
+void HttpServerState::add_busy(int64_t change) {
+  const std::lock_guard lock(mutex_);
+  busy_ += change;
+  if (busy_ == 0) idle_.notify_all();
+}
+
+bool HttpServerState::wait_until_no_busy(std::chrono::steady_clock::time_point deadline) {
+  std::unique_lock lock(mutex_);
+  return idle_.wait_until(lock, deadline, [this] { return busy_ == 0; });
+}
+
+HttpShard::HttpShard(std::shared_ptr<HttpServerState> state, int index)
+    : index(index), state(std::move(state)), loop([this] { epilogue(); }), read_buffer_(64 << 10) {}
+HttpShard::~HttpShard() = default;
+
+// Deadlines are judged by one timer per shard: thousands of connections change theirs all the time and few ever expire.
+void HttpShard::start_ticking() {
+  const HttpLimits& l = state->options.limits;
+  const auto shortest = std::min({l.header_timeout, l.body_timeout, l.idle_timeout, l.stall_timeout});
+  const auto period = std::clamp(shortest / 8, std::chrono::milliseconds(5), std::chrono::milliseconds(250));
+  loop.every(period, [this] {
+    const auto now = Clock::now();
+    const std::vector<std::shared_ptr<HttpConnection>> all(connections_.begin(), connections_.end());
+    for (const auto& connection : all) connection->tick(now);
+  });
+}
+
+void HttpShard::adopt(int fd, Peer peer, int listener) {
+  std::shared_ptr<HttpConnection> connection;
+  const Peer copy = peer;
+  try {
+    connection = std::make_shared<HttpConnection>(shared_from_this(), fd, std::move(peer), listener);
+  } catch (const std::exception&) {  // no memory, or epoll refuses
+    ::close(fd);
+    state->leave(copy);
+    return;
+  }
+  connections_.insert(connection);
+  connection->start();
+}
+
+void HttpShard::drain() {
+  const std::vector<std::shared_ptr<HttpConnection>> all(connections_.begin(), connections_.end());
+  for (const auto& connection : all) connection->drain();
+}
+
+void HttpShard::close_all() {
+  const std::vector<std::shared_ptr<HttpConnection>> all(connections_.begin(), connections_.end());
+  for (const auto& connection : all) connection->abort();
+}
+
+void HttpShard::flush_later(const std::shared_ptr<HttpConnection>& connection) { to_flush_.push_back(connection); }
+void HttpShard::call_later(std::function<void()> callback) { to_call_.push_back(std::move(callback)); }
+void HttpShard::remove(const std::shared_ptr<HttpConnection>& connection) { connections_.erase(connection); }
+
+void HttpShard::epilogue() {
+  while (!to_flush_.empty() || !to_call_.empty()) {
+    flushing_.swap(to_flush_);
+    for (const auto& connection : flushing_) run_guarded("a connection", [&] { connection->after_callback(); });
+    flushing_.clear();
+    std::vector<std::function<void()>> callbacks;
+    callbacks.swap(to_call_);
+    for (const auto& callback : callbacks) run_guarded("an on_close callback", callback);
+  }
+}
+
+}  // namespace lk
