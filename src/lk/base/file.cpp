@@ -118,6 +118,28 @@ Result<MmapFile> MmapFile::open(const std::string& path) {
   return map;
 }
 
+Result<MmapFile> MmapFile::copy(const std::string& path, size_t max_bytes) {
+  Fd file{-1};
+  LK_ASSIGN_OR_RETURN(const size_t size, open_regular(path, file));
+  if (size > max_bytes) return resource_exhausted("{} has {} bytes, more than the limit of {}", path, size, max_bytes);
+  MmapFile copy;
+  copy.path_ = path;
+  copy.size_ = size;
+  if (size == 0) return copy;
+  void* data = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (data == MAP_FAILED) return errno_status("allocate memory for", path);
+  copy.data_ = static_cast<const std::byte*>(data);
+  for (size_t done = 0; done < size;) {
+    const ssize_t got = ::pread(file.fd, static_cast<std::byte*>(data) + done, size - done, static_cast<off_t>(done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return errno_status("read", path);
+    if (got == 0) return data_loss("{} became shorter while it was read ({} of {} bytes)", path, done, size);
+    done += static_cast<size_t>(got);
+  }
+  ::mprotect(data, size, PROT_READ);
+  return copy;
+}
+
 MmapFile::MmapFile(MmapFile&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)), path_(std::move(other.path_)) {}
 

@@ -100,8 +100,8 @@ Result<SafetensorsIndex> parse_safetensors(std::span<const std::byte> bytes) {
   return index;
 }
 
-Status TensorStore::add_file(const std::string& path) {
-  LK_ASSIGN_OR_RETURN(MmapFile file, MmapFile::open(path));
+Status TensorStore::add_file(MmapFile file) {
+  const std::string path = file.path();
   Result<SafetensorsIndex> index = parse_safetensors(file.bytes());
   if (!index.ok()) return index.status().with_context(path);
   for (TensorEntry& tensor : index->tensors) {
@@ -124,8 +124,16 @@ Status TensorStore::add_file(const std::string& path) {
 }
 
 Result<std::shared_ptr<const TensorStore>> TensorStore::open_file(const std::string& path) {
+  LK_ASSIGN_OR_RETURN(MmapFile file, MmapFile::open(path));
   auto store = std::make_shared<TensorStore>();
-  LK_RETURN_IF_ERROR(store->add_file(path));
+  LK_RETURN_IF_ERROR(store->add_file(std::move(file)));
+  return std::shared_ptr<const TensorStore>(std::move(store));
+}
+
+Result<std::shared_ptr<const TensorStore>> TensorStore::copy_file(const std::string& path, int64_t max_bytes) {
+  LK_ASSIGN_OR_RETURN(MmapFile file, MmapFile::copy(path, static_cast<size_t>(max_bytes)));
+  auto store = std::make_shared<TensorStore>();
+  LK_RETURN_IF_ERROR(store->add_file(std::move(file)));
   return std::shared_ptr<const TensorStore>(std::move(store));
 }
 
@@ -166,7 +174,8 @@ Result<std::shared_ptr<const TensorStore>> TensorStore::open_model(const std::st
     const std::string path = join_path(directory, shard);
     if (!file_exists(path))
       return not_found("{}: shard {} named by the index is missing", directory, shard);
-    LK_RETURN_IF_ERROR(store->add_file(path));
+    LK_ASSIGN_OR_RETURN(MmapFile file, MmapFile::open(path));
+    LK_RETURN_IF_ERROR(store->add_file(std::move(file)));
   }
   for (const auto& field : map->get_object()) {
     const std::string name(field.key());

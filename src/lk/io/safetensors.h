@@ -39,6 +39,8 @@ Result<SafetensorsIndex> parse_safetensors(std::span<const std::byte> bytes);
 class TensorStore {
  public:
   static Result<std::shared_ptr<const TensorStore>> open_file(const std::string& path);
+  // The same, copied into memory: independent of what happens to the file afterwards.
+  static Result<std::shared_ptr<const TensorStore>> copy_file(const std::string& path, int64_t max_bytes);
   // A Hugging Face model directory: model.safetensors, or the shards of
   // model.safetensors.index.json (a missing shard, or a tensor the index names but no shard has, is
   // an error naming it).
@@ -52,7 +54,7 @@ class TensorStore {
   std::span<const std::byte> file_bytes(size_t index) const { return files_[index].bytes(); }
 
  private:
-  Status add_file(const std::string& path);
+  Status add_file(MmapFile file);
 
   std::vector<MmapFile> files_;
   std::vector<Buffer> realigned_;  // copies of misaligned tensors

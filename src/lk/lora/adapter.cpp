@@ -84,7 +84,8 @@ Result<std::shared_ptr<const Adapter>> load_adapter(const std::string& name,
   LK_ASSIGN_OR_RETURN(AdapterConfig adapter_config, parse_adapter_config(text, config_path));
   if (!file_exists(weights_path)) return missing_files(directory);
   LK_ASSIGN_OR_RETURN(std::shared_ptr<const TensorStore> file,
-                      TensorStore::open_file(weights_path));
+                      options.copy_file ? TensorStore::copy_file(weights_path, options.max_bytes)
+                                        : TensorStore::open_file(weights_path));
   if (file->size_bytes() > options.max_bytes) {
     return resource_exhausted("{} has {} bytes, more than the limit of {}", weights_path,
                               file->size_bytes(), options.max_bytes);

@@ -84,6 +84,7 @@ struct AdapterLoadOptions {
   int64_t max_rank = 512;
   int64_t max_bytes = int64_t{16} << 30;
   int num_threads = 1;  // for DoRA norms and conversions
+  bool copy_file = false;  // into memory instead of mapping it: safe against files that are changed in place
 };
 
 // Reads directory/adapter_config.json and adapter_model.safetensors. `base` gives W where the kind

@@ -204,6 +204,13 @@ int64_t UnifiedPool::num_pins(AdapterId adapter) const {
   return it == adapters_.end() ? 0 : it->second.pins;
 }
 
+std::vector<std::pair<AdapterId, UnifiedPool::AdapterInfo>> UnifiedPool::resident_adapters() const {
+  std::vector<std::pair<AdapterId, AdapterInfo>> infos;
+  for (const auto& [id, resident] : adapters_)
+    infos.emplace_back(id, AdapterInfo{.state = resident.state, .pages = resident.total(), .pins = resident.pins});
+  return infos;
+}
+
 int64_t UnifiedPool::forget(AdapterId adapter) {
   const int64_t free_before = num_free();
   if (const auto it = adapters_.find(adapter); it != adapters_.end()) {

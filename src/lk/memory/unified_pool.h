@@ -80,6 +80,11 @@ class UnifiedPool {
   void pin(AdapterId adapter);                         // Requires: resident
   void unpin(AdapterId adapter);
   int64_t num_pins(AdapterId adapter) const;
+  struct AdapterInfo {
+    AdapterState state = AdapterState::kAbsent;
+    int64_t pages = 0, pins = 0;
+  };
+  std::vector<std::pair<AdapterId, AdapterInfo>> resident_adapters() const;  // and loading ones
   // Frees everything an unregistered adapter holds, its pages and those cached for its prompts (its id is never used again), and
   // returns how many pages that were. Requires: not loading, no pins, no sequence of it.
   int64_t forget(AdapterId adapter);

@@ -49,6 +49,7 @@ struct Request {
   // Requests share cached KV pages only when their salts are equal: a tenant, a rope length.
   uint64_t cache_salt = 0;
   std::shared_ptr<TokenConstraint> constraint;  // or null
+  bool urgent = false;                          // before everything that waits: the server's own probes, never a client's
   // Also return the sum of the prompt's last hidden states (after the final norm); disables prefix reuse for this request.
   bool sum_hidden = false;
   // Sequence length that length-dependent rope scaling assumes (rope type dynamic).

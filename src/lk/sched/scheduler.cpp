@@ -71,7 +71,7 @@ Status Scheduler::submit(Request request) {
                               "--memory or lower max_tokens", pages_needed(request), total, pool_.num_pages(), pinned_pages_);
   auto sequence = std::make_unique<Sequence>();
   sequence->tokens = request.prompt;
-  sequence->order = next_order_++;
+  sequence->order = request.urgent ? next_urgent_order_++ : next_order_++;
   sequence->request = std::move(request);
   waiting_.emplace(sequence->order, sequence.get());
   const RequestId id = sequence->request.id;

@@ -103,7 +103,7 @@ class Scheduler {
   std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;
   std::map<Order, Sequence*> waiting_;
   std::map<Order, Sequence*> running_;
-  Order next_order_ = 0;
+  Order next_order_ = Order{1} << 48, next_urgent_order_ = 0;
   int64_t num_loading_ = 0;
   std::map<AdapterId, int64_t> pinned_;  // pages of adapters that set_pinned() keeps
   int64_t pinned_pages_ = 0;

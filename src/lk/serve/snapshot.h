@@ -18,6 +18,7 @@ struct AdapterSnapshot {
   std::vector<std::string> targets;
   int64_t host_bytes = 0, device_bytes = 0;
   bool pinned = false;
+  bool is_default = true;            // what the bare name means
   int64_t running = 0, waiting = 0;  // requests in flight
   int64_t requests = 0;              // since it was loaded
   double load_seconds = 0;

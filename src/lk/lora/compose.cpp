@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/lora/compose.h"
+
+#include <cmath>
+
+#include "lk/base/sha256.h"
+
+namespace lk {
+namespace {
+
+// One low-rank delta of one component, with its weight.
+struct Part {
+  const TensorView* a;    // [rank, in], or [rank, vocab] of an embedding
+  const TensorView* b;    // [out, rank]
+  const TensorView* bias; // undefined: none
+  double scale;           // weight * scaling
+  int64_t rank;
+};
+
+TensorView new_tensor(Adapter& owner, int64_t rows, int64_t cols) {
+  owner.owned.emplace_back(rows * cols * dtype_bytes(DType::kF32));
+  return TensorView(owner.owned.back().data(), DType::kF32, {rows, cols});
+}
+
+// A = [A_1; A_2; ...], B = [s_1 B_1, s_2 B_2, ...], scaling 1.
+LoraDelta stack(Adapter& owner, std::span<const Part> parts) {
+  LoraDelta sum{.scaling = 1};
+  for (const Part& part : parts) sum.rank += part.rank;
+  const int64_t in = parts[0].a->dim(1), out = parts[0].b->dim(0);
+  sum.a = new_tensor(owner, sum.rank, in);
+  sum.b = new_tensor(owner, out, sum.rank);
+  auto* a = static_cast<float*>(const_cast<void*>(sum.a.raw()));
+  auto* b = static_cast<float*>(const_cast<void*>(sum.b.raw()));
+  std::vector<float> bias;
+  int64_t first = 0;
+  for (const Part& part : parts) {
+    part.a->copy_to(a + first * in);
+    for (int64_t row = 0; row < out; ++row) {
+      float* to = b + row * sum.rank + first;
+      convert(part.b->row(row), part.b->dtype(), to, DType::kF32, part.rank);
+      for (int64_t k = 0; k < part.rank; ++k) to[k] = static_cast<float>(part.scale * static_cast<double>(to[k]));
+    }
+    if (part.bias && part.bias->defined()) {
+      std::vector<float> own(static_cast<size_t>(out));
+      part.bias->copy_to(own.data());
+      bias.resize(own.size());
+      for (size_t i = 0; i < own.size(); ++i) bias[i] += static_cast<float>(part.scale * static_cast<double>(own[i]));
+    }
+    first += part.rank;
+  }
+  if (!bias.empty()) {
+    owner.owned.emplace_back(out * dtype_bytes(DType::kF32));
+    std::copy(bias.begin(), bias.end(), owner.owned.back().as<float>());
+    sum.bias = TensorView(owner.owned.back().data(), DType::kF32, {out});
+  }
+  return sum;
+}
+
+Status check_summable(const Adapter& adapter) {
+  if (!adapter.replaced.empty())
+    return unsupported("adapter {} replaces {}: a weighted sum of replaced modules has no meaning", adapter.name, adapter.replaced.begin()->first);
+  if (!adapter.trained_token_ids.empty()) return unsupported("adapter {} has trained token rows, which cannot be summed", adapter.name);
+  const auto dora = [](const std::optional<LoraDelta>& delta) { return delta && delta->magnitude.defined(); };
+  bool found = dora(adapter.lm_head);
+  for (const auto& layer : adapter.layers)
+    for (const auto& delta : layer) found |= dora(delta);
+  if (found) return unsupported("adapter {} uses DoRA, whose magnitude is not a sum of deltas", adapter.name);
+  return Status();
+}
+
+}  // namespace
+
+Result<std::shared_ptr<const Adapter>> compose_adapters(const std::string& name, std::span<const WeightedAdapter> parts) {
+  LK_CHECK(!parts.empty());
+  auto sum = std::make_shared<Adapter>();
+  sum->name = name;
+  sum->config = parts[0].adapter->config;
+  Sha256 digest;
+  for (const WeightedAdapter& part : parts) {
+    LK_RETURN_IF_ERROR(check_summable(*part.adapter));
+    if (!std::isfinite(part.weight)) return invalid_argument("weight {} of adapter {} is not finite", part.weight, part.adapter->name);
+    digest.update(part.adapter->digest.data(), part.adapter->digest.size());
+    digest.update(&part.weight, sizeof part.weight);
+    sum->file_bytes += part.adapter->file_bytes;
+  }
+  sum->digest = to_hex(digest.finish());
+
+  std::vector<Part> chosen;
+  const auto collect = [&](const auto& delta_of) {
+    chosen.clear();
+    for (const WeightedAdapter& part : parts)
+      if (const auto& delta = delta_of(*part.adapter); delta)
+        chosen.push_back({&delta->a, &delta->b, nullptr, part.weight * delta->scaling, delta->rank});
+    return !chosen.empty();
+  };
+  const auto collect_linear = [&](const auto& delta_of) {
+    if (!collect(delta_of)) return false;
+    size_t i = 0;
+    for (const WeightedAdapter& part : parts)
+      if (const auto& delta = delta_of(*part.adapter); delta) chosen[i++].bias = &delta->bias;
+    return true;
+  };
+  sum->layers.resize(parts[0].adapter->layers.size());
+  for (size_t layer = 0; layer < sum->layers.size(); ++layer)
+    for (size_t proj = 0; proj < kNumProjs; ++proj)
+      if (collect_linear([&](const Adapter& adapter) -> const std::optional<LoraDelta>& { return adapter.layers[layer][proj]; }))
+        sum->layers[layer][proj] = stack(*sum, chosen);
+  if (collect_linear([](const Adapter& adapter) -> const std::optional<LoraDelta>& { return adapter.lm_head; })) sum->lm_head = stack(*sum, chosen);
+  if (collect([](const Adapter& adapter) -> const std::optional<Adapter::EmbeddingDelta>& { return adapter.embedding; })) {
+    const LoraDelta delta = stack(*sum, chosen);
+    sum->embedding = Adapter::EmbeddingDelta{.rank = delta.rank, .scaling = 1, .a = delta.a, .b = delta.b};
+  }
+  for (const auto& layer : sum->layers)
+    for (const auto& delta : layer)
+      if (delta) sum->max_rank = std::max(sum->max_rank, delta->rank);
+  return std::shared_ptr<const Adapter>(std::move(sum));
+}
+
+}  // namespace lk

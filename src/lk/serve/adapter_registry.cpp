@@ -1,0 +1,476 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/serve/adapter_registry.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <ctime>
+#include <future>
+
+#include "lk/lora/adapter.h"
+#include "lk/lora/compose.h"
+#include "lk/serve/names.h"
+#include "lk/serve/path_guard.h"
+
+namespace lk {
+namespace {
+
+constexpr int64_t kProbeTokens = 16;
+constexpr size_t kMaxParts = 8;
+
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+
+Status no_such_model(std::string_view model) {
+  return not_found("The model `{}` does not exist or you do not have access to it.", model);
+}
+
+// "name@3" -> ("name", 3); version 0 when none is given, -1 when it is not a number.
+std::pair<std::string, int64_t> split_version(std::string_view text) {
+  const size_t at = text.find('@');
+  if (at == std::string_view::npos) return {std::string(text), 0};
+  int64_t version = -1;
+  const std::string_view digits = text.substr(at + 1);
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), version);
+  if (error != std::errc() || end != digits.data() + digits.size() || version <= 0) version = -1;
+  return {std::string(text.substr(0, at)), version};
+}
+
+std::vector<std::string> target_names(const Adapter& adapter) {
+  std::vector<std::string> names;
+  for (size_t proj = 0; proj < kNumProjs; ++proj) {
+    const bool used = std::any_of(adapter.layers.begin(), adapter.layers.end(), [&](const auto& layer) { return layer[proj].has_value(); });
+    if (!used) continue;
+    const std::string_view path = hf_name(static_cast<Proj>(proj));
+    names.emplace_back(path.substr(path.rfind('.') + 1));
+  }
+  if (adapter.embedding) names.emplace_back("embed_tokens");
+  if (adapter.lm_head) names.emplace_back("lm_head");
+  for (const auto& [module, tensor] : adapter.replaced) names.push_back(module);
+  return names;
+}
+
+int64_t machine_memory() { return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE); }
+
+}  // namespace
+
+// --- AdapterVersion
+
+AdapterVersion::AdapterVersion(EngineService& service, std::shared_ptr<const Adapter> host, Engine::PreparedAdapter prepared)
+    : name(host->name), path(host->directory), digest(host->digest), rank(host->max_rank), host_bytes(host->file_bytes),
+      targets(target_names(*host)), created(std::time(nullptr)), host_(std::move(host)), service_(service),
+      id_(service.add_adapter(std::move(prepared))) {}
+
+AdapterVersion::~AdapterVersion() { service_.remove_adapter(id_, std::move(on_freed_)); }
+
+// --- Loading
+
+AdapterRegistry::AdapterRegistry(EngineService& service, const AdapterRegistryOptions& options, std::shared_ptr<const TensorStore> checkpoint,
+                                 StateStore* store)
+    : service_(service), options_([&] {
+        AdapterRegistryOptions filled = options;
+        if (filled.max_host_bytes <= 0) filled.max_host_bytes = machine_memory() / 2;
+        return filled;
+      }()),
+      checkpoint_(std::move(checkpoint)), store_(store), host_bytes_(std::make_shared<std::atomic<int64_t>>(0)) {
+  const int64_t vocab_size = service.text().config().vocab_size;
+  const int64_t length = std::min(kProbeTokens, service.text().context());
+  for (int64_t i = 0; i < length; ++i) probe_tokens_.push_back(static_cast<int32_t>((i * 7919 + 13) % vocab_size));
+  for (int i = 0; i < options_.num_threads; ++i) loaders_.emplace_back([this] { loader_main(); });
+}
+
+AdapterRegistry::~AdapterRegistry() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  wanted_.notify_all();
+  for (std::thread& loader : loaders_) loader.join();
+  for (const Job& job : jobs_)
+    if (job.done) job.done(unavailable("the server is shutting down"));
+}
+
+void AdapterRegistry::load(LoadRequest request, Loaded done) {
+  {
+    std::lock_guard lock(mutex_);
+    jobs_.push_back({std::move(request), std::move(done)});
+    ++num_loading_;
+  }
+  wanted_.notify_one();
+}
+
+Result<AdapterLease> AdapterRegistry::load_and_wait(LoadRequest request) {
+  std::promise<Result<AdapterLease>> promise;
+  std::future<Result<AdapterLease>> result = promise.get_future();
+  load(std::move(request), [&](Result<AdapterLease> loaded) { promise.set_value(std::move(loaded)); });
+  return result.get();
+}
+
+void AdapterRegistry::loader_main() {
+  for (;;) {
+    Job job;
+    {
+      std::unique_lock lock(mutex_);
+      // One load per name at a time, so that replacements happen in the order they were asked for.
+      auto next = jobs_.end();
+      wanted_.wait(lock, [&] {
+        next = std::find_if(jobs_.begin(), jobs_.end(), [&](const Job& candidate) { return !busy_.contains(candidate.request.name); });
+        return stopping_ || next != jobs_.end();
+      });
+      if (stopping_) return;
+      job = std::move(*next);
+      jobs_.erase(next);
+      busy_.insert(job.request.name);
+    }
+    Result<AdapterLease> loaded = run_load(job.request);
+    {
+      std::lock_guard lock(mutex_);
+      busy_.erase(job.request.name);
+      --num_loading_;
+    }
+    wanted_.notify_all();
+    if (job.done) job.done(std::move(loaded));
+  }
+}
+
+Status AdapterRegistry::check_free(const LoadRequest& request) const {
+  LK_RETURN_IF_ERROR(check_name("adapter name", request.name));
+  if (request.name == "base" || request.name == options_.base_name) return already_exists("\"{}\" is the base model", request.name);
+  std::lock_guard lock(mutex_);
+  if (aliases_.contains(request.name)) return already_exists("\"{}\" is an alias", request.name);
+  if (!request.replace && !request.version && names_.contains(request.name))
+    return already_exists("The lora adapter '{}' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to True.",
+                          request.name);
+  return Status();
+}
+
+Result<AdapterLease> AdapterRegistry::run_load(const LoadRequest& request) {
+  LK_RETURN_IF_ERROR(check_free(request));
+  int64_t version = 0;
+  if (request.version) {
+    version = *request.version;
+  } else {
+    int64_t stored = 0;
+    if (store_ && request.persist) {
+      LK_ASSIGN_OR_RETURN(stored, store_->last_version(request.name));
+    }
+    std::lock_guard lock(mutex_);
+    version = std::max(stored, last_version_[request.name]) + 1;
+  }
+  const Clock::time_point begin = Clock::now();
+  LK_ASSIGN_OR_RETURN(AdapterLease adapter, create(request, version));
+  if (options_.probe) LK_RETURN_IF_ERROR(prove(*adapter).with_context(request.name));
+  if (request.pinned) {
+    LK_RETURN_IF_ERROR(pin_in_engine(*adapter, true));
+  }
+  adapter->load_seconds = seconds_since(begin);
+  LK_RETURN_IF_ERROR(publish(request, adapter));
+  return adapter;
+}
+
+Result<AdapterLease> AdapterRegistry::create(const LoadRequest& request, int64_t version) {
+  std::string path = request.path;
+  if (!request.trusted_path) {
+    LK_ASSIGN_OR_RETURN(path, resolve_beneath(options_.roots, request.path));
+  }
+  if (!is_directory(path)) return not_found("No adapter found for {}: {} is not a directory", request.name, request.path);
+  const int64_t room = options_.max_host_bytes - host_bytes_->load();
+  AdapterLoadOptions load_options{.copy_file = true};
+  load_options.max_bytes = std::min(load_options.max_bytes, std::max<int64_t>(room, 0));
+  LK_ASSIGN_OR_RETURN(std::shared_ptr<const Adapter> host, load_adapter(request.name, path, service_.text().config(), checkpoint_.get(), load_options));
+  std::shared_ptr<const ChatTemplate> chat_template;
+  Result<std::shared_ptr<const ChatTemplate>> own = ChatTemplate::load(path);
+  if (own.ok()) chat_template = std::move(own).value();
+  else if (own.status().code() != StatusCode::kNotFound) return own.status();
+  LK_ASSIGN_OR_RETURN(Engine::PreparedAdapter prepared, service_.prepare_adapter(host));
+  auto adapter = std::make_shared<AdapterVersion>(service_, std::move(host), std::move(prepared));
+  adapter->version = version;
+  adapter->chat_template = std::move(chat_template);
+  adapter->account_host_bytes(host_bytes_);
+  return adapter;
+}
+
+Result<std::vector<TokenLogprob>> AdapterRegistry::run_probe(AdapterId adapter) {
+  TextRequest request{.token_ids = probe_tokens_, .max_tokens = 0};
+  request.sampling.temperature = 0;
+  request.sampling.num_prompt_logprobs = 0;
+  LK_ASSIGN_OR_RETURN(PreparedRequest prepared, service_.text().prepare(std::move(request)));
+  prepared.request.adapter = adapter;
+  prepared.request.urgent = true;
+  std::promise<Completion> promise;
+  std::future<Completion> done = promise.get_future();
+  service_.submit({.request = std::move(prepared), .on_done = [&](Completion completion) { promise.set_value(std::move(completion)); }});
+  Completion completion = done.get();
+  if (completion.finish == FinishReason::kError) return completion.error;
+  return std::move(completion.prompt_logprobs);
+}
+
+// The whole path, pages and kernels included, must give finite log-probabilities; how far they moved from the base's is reported, so
+// that an adapter without effect is seen before its users see it.
+Status AdapterRegistry::prove(AdapterVersion& version) {
+  {
+    std::lock_guard lock(probe_mutex_);
+    if (base_probe_.empty()) {
+      LK_ASSIGN_OR_RETURN(base_probe_, run_probe(kBaseModel));
+    }
+  }
+  LK_ASSIGN_OR_RETURN(const std::vector<TokenLogprob> probe, run_probe(version.id()));
+  for (size_t i = 0; i < probe.size(); ++i) {
+    if (!std::isfinite(probe[i].logprob))
+      return data_loss("the adapter makes the model give log-probability {} on a probe prompt: its weights overflow or are damaged", probe[i].logprob);
+    version.probe_shift = std::max(version.probe_shift, std::abs(probe[i].logprob - base_probe_[i].logprob));
+  }
+  return Status();
+}
+
+Status AdapterRegistry::publish(const LoadRequest& request, const AdapterLease& version) {
+  std::vector<AdapterLease> retired;  // released after the lock
+  {
+    std::lock_guard lock(mutex_);
+    if (aliases_.contains(request.name)) return already_exists("\"{}\" is an alias", request.name);
+    Name& name = names_[request.name];
+    const bool older = version->version < name.default_version;
+    if (!request.keep_previous && !request.version) {
+      for (auto it = name.versions.begin(); it != name.versions.end();) {
+        const std::string exact = fmt::format("{}@{}", request.name, it->first);
+        const bool aliased = std::any_of(aliases_.begin(), aliases_.end(), [&](const auto& alias) { return alias.second == exact; });
+        if (aliased) {
+          ++it;
+          continue;
+        }
+        retired.push_back(std::move(it->second));
+        it = name.versions.erase(it);
+      }
+    }
+    name.versions[version->version] = version;
+    if (!older) name.default_version = version->version;
+    int64_t& last = last_version_[request.name];
+    last = std::max(last, version->version);
+  }
+  for (const AdapterLease& old : retired)
+    if (old->pinned.exchange(false)) (void)pin_in_engine(*old, false);
+  if (!store_ || !request.persist || request.version) return Status();
+  for (const AdapterLease& old : retired) LK_RETURN_IF_ERROR(store_->remove_adapter(old->name, old->version));
+  return store_->put_adapter({.name = version->name, .version = version->version, .path = version->path, .digest = version->digest,
+                              .pinned = version->pinned.load(), .is_default = true});
+}
+
+// --- Unloading, pins, aliases
+
+Result<int> AdapterRegistry::unload(const std::string& target, std::function<void(Freed)> freed) {
+  const auto [name, version] = split_version(target);
+  std::vector<AdapterLease> retired;
+  {
+    std::lock_guard lock(mutex_);
+    const auto it = names_.find(name);
+    if (it == names_.end() || version < 0 || (version > 0 && !it->second.versions.contains(version)))
+      return not_found("The lora adapter '{}' cannot be found.", target);
+    std::map<int64_t, AdapterLease>& versions = it->second.versions;
+    for (auto entry = versions.begin(); entry != versions.end();) {
+      if (version != 0 && entry->first != version) {
+        ++entry;
+        continue;
+      }
+      const std::string exact = fmt::format("{}@{}", name, entry->first);
+      std::erase_if(aliases_, [&](const auto& alias) { return alias.second == exact; });
+      retired.push_back(std::move(entry->second));
+      entry = versions.erase(entry);
+    }
+    if (versions.empty()) {
+      std::erase_if(aliases_, [&](const auto& alias) { return alias.second == name; });
+      names_.erase(it);
+    } else if (!versions.contains(it->second.default_version)) {
+      it->second.default_version = versions.rbegin()->first;
+    }
+    // Sums that contain it would keep nothing of it, but their name would still work.
+    composed_.remove_if([&](const auto& entry) {
+      return std::any_of(retired.begin(), retired.end(), [&](const AdapterLease& old) { return entry.first.find(old->digest) != std::string::npos; });
+    });
+  }
+  const auto count = static_cast<int>(retired.size());
+  for (AdapterLease& old : retired) {
+    if (store_) (void)store_->remove_adapter(old->name, old->version);
+    if (old->pinned.exchange(false)) (void)pin_in_engine(*old, false);
+    if (freed)
+      old->on_freed([freed, name = old->name, number = old->version, host_bytes = old->host_bytes](int64_t page_bytes) {
+        freed({.name = name, .version = number, .page_bytes = page_bytes, .host_bytes = host_bytes});
+      });
+  }
+  return count;
+}
+
+Status AdapterRegistry::pin_in_engine(AdapterVersion& version, bool pinned) {
+  std::promise<Status> promise;
+  std::future<Status> done = promise.get_future();
+  service_.call([&](TextEngine& engine) { promise.set_value(engine.scheduler().set_pinned(version.id(), pinned)); });
+  Status status = done.get();
+  if (status.ok()) version.pinned = pinned;
+  return status;
+}
+
+Status AdapterRegistry::set_pinned(const std::string& name, bool pinned) {
+  AdapterLease version;
+  bool is_default = false;
+  {
+    std::lock_guard lock(mutex_);
+    version = find_locked(name);
+    if (!version) return not_found("The lora adapter '{}' cannot be found.", name);
+    is_default = names_.at(version->name).default_version == version->version;
+  }
+  LK_RETURN_IF_ERROR(pin_in_engine(*version, pinned));
+  if (!store_) return Status();
+  return store_->put_adapter({.name = version->name, .version = version->version, .path = version->path, .digest = version->digest,
+                              .pinned = pinned, .is_default = is_default});
+}
+
+Status AdapterRegistry::set_alias(const std::string& alias, const std::string& target) {
+  LK_RETURN_IF_ERROR(check_name("alias", alias));
+  const auto [name, version] = split_version(target);
+  {
+    std::lock_guard lock(mutex_);
+    if (alias == "base" || alias == options_.base_name || names_.contains(alias)) return already_exists("\"{}\" is the name of a model", alias);
+    if (aliases_.contains(target) || !find_locked(target)) return not_found("The lora adapter '{}' cannot be found.", target);
+    aliases_[alias] = target;
+  }
+  return store_ ? store_->put_alias({.alias = alias, .name = name, .version = version}) : Status();
+}
+
+Status AdapterRegistry::remove_alias(const std::string& alias) {
+  {
+    std::lock_guard lock(mutex_);
+    if (aliases_.erase(alias) == 0) return not_found("there is no alias \"{}\"", alias);
+  }
+  return store_ ? store_->remove_alias(alias) : Status();
+}
+
+std::map<std::string, std::string> AdapterRegistry::aliases() const {
+  std::lock_guard lock(mutex_);
+  return aliases_;
+}
+
+// --- Looking up
+
+AdapterLease AdapterRegistry::find_locked(const std::string& text) const {
+  const auto alias = aliases_.find(text);
+  const auto [name, version] = split_version(alias == aliases_.end() ? text : alias->second);
+  const auto it = names_.find(name);
+  if (it == names_.end() || version < 0) return nullptr;
+  const auto found = it->second.versions.find(version == 0 ? it->second.default_version : version);
+  return found == it->second.versions.end() ? nullptr : found->second;
+}
+
+Result<AdapterRegistry::Resolved> AdapterRegistry::resolve(std::string_view model, const Tenant& tenant) {
+  if (model.empty() || model == "base" || model == options_.base_name) {
+    if (!tenant.may_use("base")) return no_such_model(model);
+    return Resolved{nullptr, options_.base_name};
+  }
+  // Ray and SGLang write base:adapter, vLLM the bare name.
+  std::string_view name = model;
+  if (const size_t colon = name.find(':'); colon != std::string_view::npos) {
+    const std::string_view base = name.substr(0, colon);
+    if (base != "base" && base != options_.base_name) return no_such_model(model);
+    name = name.substr(colon + 1);
+  }
+  if (name.find_first_of("+*") != std::string_view::npos) return compose(name, tenant);
+  std::lock_guard lock(mutex_);
+  AdapterLease found = find_locked(std::string(name));
+  // The tenant needs to be allowed the name it asks for or the adapter behind it.
+  if (!found || !(tenant.may_use(found->name) || tenant.may_use(name))) return no_such_model(model);
+  return Resolved{std::move(found), std::string(name)};
+}
+
+Result<AdapterRegistry::Resolved> AdapterRegistry::compose(std::string_view expression, const Tenant& tenant) {
+  struct Term {
+    AdapterLease adapter;
+    double weight = 1;
+  };
+  std::vector<Term> terms;
+  std::string key;  // by content, so that a replaced component makes another sum
+  for (size_t begin = 0; begin <= expression.size();) {
+    const size_t end = std::min(expression.find('+', begin), expression.size());
+    const std::string_view text = expression.substr(begin, end - begin);
+    begin = end + 1;
+    Term term;
+    const size_t star = text.find('*');
+    if (star != std::string_view::npos) {
+      const std::string_view number = text.substr(star + 1);
+      const auto [stop, error] = std::from_chars(number.data(), number.data() + number.size(), term.weight);
+      if (error != std::errc() || stop != number.data() + number.size() || !std::isfinite(term.weight) || std::abs(term.weight) > 100)
+        return invalid_argument("model \"{}\": \"{}\" is not a weight in [-100, 100]; write name*0.7+other*0.3", expression, number);
+    }
+    LK_ASSIGN_OR_RETURN(Resolved part, resolve(text.substr(0, star), tenant));
+    if (!part.adapter) return invalid_argument("model \"{}\": the base model is not part of a sum", expression);
+    if (terms.size() == kMaxParts) return invalid_argument("model \"{}\": at most {} adapters can be summed", expression, kMaxParts);
+    key += fmt::format("{}*{:a}+", part.adapter->digest, term.weight);
+    term.adapter = std::move(part.adapter);
+    terms.push_back(std::move(term));
+  }
+  {
+    std::lock_guard lock(mutex_);
+    for (auto it = composed_.begin(); it != composed_.end(); ++it) {
+      if (it->first != key) continue;
+      composed_.splice(composed_.begin(), composed_, it);
+      return Resolved{it->second, std::string(expression)};
+    }
+  }
+  std::vector<WeightedAdapter> parts;
+  for (const Term& term : terms) parts.push_back({term.adapter->host(), term.weight});
+  LK_ASSIGN_OR_RETURN(std::shared_ptr<const Adapter> sum, compose_adapters(std::string(expression), parts));
+  LK_ASSIGN_OR_RETURN(Engine::PreparedAdapter prepared, service_.prepare_adapter(sum));
+  auto adapter = std::make_shared<AdapterVersion>(service_, std::move(sum), std::move(prepared));
+  // The first component's template stands for all, if they agree on having one.
+  adapter->chat_template = terms[0].adapter->chat_template;
+  std::lock_guard lock(mutex_);
+  composed_.emplace_front(key, adapter);
+  if (static_cast<int64_t>(composed_.size()) > options_.max_composed) composed_.pop_back();
+  return Resolved{std::move(adapter), std::string(expression)};
+}
+
+AdapterSnapshot AdapterRegistry::describe(const AdapterVersion& version, const EngineService::Snapshot& engine) const {
+  AdapterSnapshot s{.name = version.name, .version = version.version, .digest = version.digest, .path = version.path, .tier = "host",
+                    .rank = version.rank, .targets = version.targets, .host_bytes = version.host_bytes, .pinned = version.pinned.load(),
+                    .requests = version.requests.load(), .load_seconds = version.load_seconds};
+  const auto it = engine.adapters.find(version.id());
+  if (it == engine.adapters.end()) return s;
+  if (it->second.state == AdapterState::kResident) s.tier = "device";
+  if (it->second.state == AdapterState::kLoading) s.tier = "loading";
+  s.device_bytes = it->second.bytes;
+  s.running = it->second.running;
+  s.waiting = it->second.waiting;
+  return s;
+}
+
+std::vector<AdapterSnapshot> AdapterRegistry::list(const EngineService::Snapshot& engine) const {
+  std::lock_guard lock(mutex_);
+  std::vector<AdapterSnapshot> all;
+  for (const auto& [name, entry] : names_)
+    for (const auto& [number, version] : entry.versions) {
+      all.push_back(describe(*version, engine));
+      all.back().is_default = number == entry.default_version;
+    }
+  return all;
+}
+
+std::optional<AdapterSnapshot> AdapterRegistry::find(const std::string& name, const EngineService::Snapshot& engine) const {
+  std::lock_guard lock(mutex_);
+  const AdapterLease found = find_locked(name);
+  if (!found) return std::nullopt;
+  AdapterSnapshot snapshot = describe(*found, engine);
+  snapshot.is_default = names_.at(found->name).default_version == found->version;
+  return snapshot;
+}
+
+std::vector<AdapterLease> AdapterRegistry::versions() const {
+  std::lock_guard lock(mutex_);
+  std::vector<AdapterLease> all;
+  for (const auto& [name, entry] : names_) all.push_back(entry.versions.at(entry.default_version));
+  return all;
+}
+
+int64_t AdapterRegistry::num_loading() const {
+  std::lock_guard lock(mutex_);
+  return num_loading_;
+}
+
+}  // namespace lk

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+// AdapterRegistry: names, versions and aliases of the adapters a server offers, and their life: load (verify, prove on a probe
+// prompt), publish, replace, pin, unload. A version never changes; what a name means is switched at one moment; a request keeps the
+// version it began with until it ends, and only then is a retired version freed.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <list>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "lk/serve/engine_service.h"
+#include "lk/serve/state_store.h"
+#include "lk/serve/tenants.h"
+
+namespace lk {
+
+// One immutable version of an adapter, registered with the engine. The last reference frees it there.
+class AdapterVersion {
+ public:
+  AdapterVersion(EngineService& service, std::shared_ptr<const Adapter> host, Engine::PreparedAdapter prepared);
+  ~AdapterVersion();
+  AdapterVersion(const AdapterVersion&) = delete;
+  AdapterVersion& operator=(const AdapterVersion&) = delete;
+
+  std::string name;
+  int64_t version = 0;
+  std::string path, digest;
+  int64_t rank = 0, host_bytes = 0;
+  std::vector<std::string> targets;
+  std::shared_ptr<const ChatTemplate> chat_template;  // of the adapter's directory, or null
+  double load_seconds = 0;
+  int64_t created = 0;                                // Unix seconds
+  float probe_shift = 0;                              // largest change of a log-probability of the probe prompt against the base
+  std::atomic<bool> pinned{false};
+  std::atomic<int64_t> requests{0};
+  AdapterId id() const { return id_; }
+  const std::shared_ptr<const Adapter>& host() const { return host_; }
+  // Called once the engine has freed it, with the bytes of pages; on the engine thread.
+  void on_freed(std::function<void(int64_t page_bytes)> callback) { on_freed_ = std::move(callback); }
+  // Counts its bytes in `total` for as long as it lives.
+  void account_host_bytes(std::shared_ptr<std::atomic<int64_t>> total) {
+    total->fetch_add(host_bytes);
+    counted_in_ = std::shared_ptr<void>(nullptr, [total, bytes = host_bytes](void*) { total->fetch_sub(bytes); });
+  }
+
+ private:
+  std::shared_ptr<const Adapter> host_;
+  std::shared_ptr<void> counted_in_;
+  EngineService& service_;
+  AdapterId id_;
+  std::function<void(int64_t)> on_freed_;
+};
+using AdapterLease = std::shared_ptr<AdapterVersion>;
+
+struct AdapterRegistryOptions {
+  std::string base_name;              // what clients call the base model, besides "base"
+  std::vector<std::string> roots;     // adapter paths from clients must lie in one of them; empty = loading at run time is refused
+  bool probe = true;
+  int num_threads = 2;
+  int64_t max_host_bytes = 0;         // of all loaded adapters; 0 = half of the machine's memory
+  int64_t max_composed = 64;          // cached weighted sums
+};
+
+class AdapterRegistry {
+ public:
+  // `store` may be null: nothing survives a restart. `checkpoint` is the base model's file (for DoRA), or null.
+  AdapterRegistry(EngineService& service, const AdapterRegistryOptions& options, std::shared_ptr<const TensorStore> checkpoint, StateStore* store);
+  ~AdapterRegistry();
+
+  struct LoadRequest {
+    std::string name, path;
+    bool trusted_path = false;   // given by the operator: not confined to the roots
+    bool replace = false;        // false: kAlreadyExists when the name is taken
+    bool keep_previous = false;  // the old version stays addressable as name@version
+    bool pinned = false;
+    bool persist = true;
+    std::optional<int64_t> version;  // of a restored adapter
+  };
+  using Loaded = std::function<void(Result<AdapterLease>)>;
+  // Queues a load; `done` is called on a loader thread, after the version is visible (or the failure is final).
+  void load(LoadRequest request, Loaded done);
+  Result<AdapterLease> load_and_wait(LoadRequest request);
+
+  struct Freed {
+    std::string name;
+    int64_t version = 0;
+    int64_t page_bytes = 0, host_bytes = 0;
+  };
+  // Takes "name" (all versions and their aliases) or "name@version" out of sight at once; `freed` is called once per version when its last
+  // request ended and its memory was given back. Returns how many versions that are. kNotFound.
+  Result<int> unload(const std::string& name, std::function<void(Freed)> freed);
+  // kResourceExhausted when its pages do not fit beside the others that are pinned.
+  Status set_pinned(const std::string& name, bool pinned);
+  // Lets `alias` mean "name" or "name@version" from now on.
+  Status set_alias(const std::string& alias, const std::string& target);
+  Status remove_alias(const std::string& alias);
+  std::map<std::string, std::string> aliases() const;
+
+  struct Resolved {
+    AdapterLease adapter;  // null: the base model
+    std::string name;      // as the answer and the metrics show it
+  };
+  // "", "base", base name -> base; name, name@version, alias, base:name; a*0.7+b*0.3. kNotFound for what does not exist or the tenant
+  // may not use, with the same words. May build a sum: not on an io thread.
+  Result<Resolved> resolve(std::string_view model, const Tenant& tenant);
+
+  std::vector<AdapterSnapshot> list(const EngineService::Snapshot& engine) const;
+  std::optional<AdapterSnapshot> find(const std::string& name, const EngineService::Snapshot& engine) const;
+  std::vector<AdapterLease> versions() const;  // default versions only, by name
+  int64_t num_loading() const;
+  const std::string& base_name() const { return options_.base_name; }
+
+ private:
+  struct Job {
+    LoadRequest request;
+    Loaded done;
+  };
+  struct Name {
+    std::map<int64_t, AdapterLease> versions;
+    int64_t default_version = 0;
+  };
+
+  void loader_main();
+  Result<AdapterLease> run_load(const LoadRequest& request);
+  Result<AdapterLease> create(const LoadRequest& request, int64_t version);
+  Status prove(AdapterVersion& version);
+  Status publish(const LoadRequest& request, const AdapterLease& version);
+  Status check_free(const LoadRequest& request) const;
+  AdapterLease find_locked(const std::string& name) const;  // name, name@version or alias; null: not there
+  Status pin_in_engine(AdapterVersion& version, bool pinned);
+  Result<Resolved> compose(std::string_view expression, const Tenant& tenant);
+  AdapterSnapshot describe(const AdapterVersion& version, const EngineService::Snapshot& engine) const;
+  Result<std::vector<TokenLogprob>> run_probe(AdapterId adapter);
+
+  EngineService& service_;
+  const AdapterRegistryOptions options_;
+  const std::shared_ptr<const TensorStore> checkpoint_;
+  StateStore* const store_;
+  std::vector<int32_t> probe_tokens_;
+  std::vector<TokenLogprob> base_probe_;  // set once, by the first load
+
+  mutable std::mutex mutex_;
+  std::map<std::string, Name> names_;
+  std::map<std::string, std::string> aliases_;       // alias -> name or name@version
+  std::map<std::string, int64_t> last_version_;
+  std::shared_ptr<std::atomic<int64_t>> host_bytes_;
+  std::list<std::pair<std::string, AdapterLease>> composed_;  // by expression with versions, most recent first
+
+  std::condition_variable wanted_;
+  std::deque<Job> jobs_;
+  std::set<std::string> busy_;                       // names being loaded: one load per name at a time
+  int64_t num_loading_ = 0;
+  bool stopping_ = false;
+  std::vector<std::thread> loaders_;
+  std::mutex probe_mutex_;
+};
+
+}  // namespace lk

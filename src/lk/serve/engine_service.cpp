@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/serve/engine_service.h"
+
+#include <algorithm>
+#include <future>
+
+namespace lk {
+namespace {
+
+constexpr auto kPublishInterval = std::chrono::milliseconds(100);
+constexpr auto kRateWindow = std::chrono::seconds(5);
+
+double seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
+
+}  // namespace
+
+EngineService::EngineService(std::unique_ptr<TextEngine> engine, const EngineServiceOptions& options, Deliver deliver)
+    : engine_(std::move(engine)), text_(engine_->shared_text()), options_([&] {
+        EngineServiceOptions filled = options;
+        if (filled.max_queue_tokens <= 0) filled.max_queue_tokens = 64 * text_->context();
+        return filled;
+      }()),
+      deliver_(std::move(deliver)) {
+  engine_->engine().set_load_listener([this] {
+    {
+      std::lock_guard lock(mutex_);
+      woken_ = true;
+    }
+    wake_.notify_one();
+  });
+  publish(true);
+  thread_ = std::thread([this] { main(); });
+}
+
+EngineService::~EngineService() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  wake_.notify_one();
+  thread_.join();
+}
+
+// --- Any thread
+
+double EngineService::predicted_wait_seconds() const {
+  const double rate = start_rate_.load(std::memory_order_relaxed);
+  const auto queued = static_cast<double>(queued_tokens_.load(std::memory_order_relaxed));
+  return rate > 0 ? queued / rate : 0;
+}
+
+EngineService::Admission EngineService::admit(int64_t requests, int64_t tokens, std::optional<double> patience_seconds) {
+  const int64_t queued = queued_requests_.fetch_add(requests);
+  const int64_t queued_tokens = queued_tokens_.fetch_add(tokens);
+  const double wait = queued > 0 ? predicted_wait_seconds() : 0;
+  Admission refusal;
+  // A request larger than a bound still runs when nobody else waits.
+  if (queued > 0 && queued + requests > options_.max_queue_requests)
+    refusal.status = unavailable("the server is overloaded: {} requests are waiting, at most {} may", queued, options_.max_queue_requests);
+  else if (queued > 0 && queued_tokens + tokens > options_.max_queue_tokens)
+    refusal.status = unavailable("the server is overloaded: requests of {} tokens are waiting, at most {} may", queued_tokens, options_.max_queue_tokens);
+  else if (wait > options_.max_wait_seconds)
+    refusal.status = unavailable("the server is overloaded: the wait would be about {:.0f} s, at most {:.0f} s are allowed", wait, options_.max_wait_seconds);
+  else if (patience_seconds && wait > *patience_seconds)
+    refusal.status = unavailable("the wait would be about {:.1f} s, longer than the request's timeout of {:.1f} s", wait, *patience_seconds);
+  if (refusal.status.ok()) return refusal;
+  abandon(requests, tokens);
+  refusal.retry_after_seconds = std::clamp(wait / 2, 1.0, 60.0);
+  return refusal;
+}
+
+void EngineService::abandon(int64_t requests, int64_t tokens) {
+  queued_requests_.fetch_sub(requests);
+  queued_tokens_.fetch_sub(tokens);
+}
+
+void EngineService::call(std::function<void(TextEngine&)> task) {
+  {
+    std::lock_guard lock(mutex_);
+    commands_.push_back([this, task = std::move(task)] { task(*engine_); });
+  }
+  wake_.notify_one();
+}
+
+RequestId EngineService::submit(Submission submission) {
+  const RequestId id = next_id_.fetch_add(1);
+  {
+    std::lock_guard lock(mutex_);
+    // std::function wants copyable things.
+    auto held = std::make_shared<Submission>(std::move(submission));
+    commands_.push_back([this, id, held] { start(id, std::move(*held)); });
+  }
+  wake_.notify_one();
+  return id;
+}
+
+void EngineService::cancel(RequestId id) {
+  call([id](TextEngine& engine) { engine.cancel(id); });
+}
+
+AdapterId EngineService::add_adapter(Engine::PreparedAdapter adapter) {
+  std::promise<AdapterId> promise;
+  std::future<AdapterId> registered = promise.get_future();
+  call([&](TextEngine& engine) { promise.set_value(engine.engine().register_adapter(std::move(adapter))); });
+  return registered.get();
+}
+
+void EngineService::remove_adapter(AdapterId id, std::function<void(int64_t)> done) {
+  call([this, id, done = std::move(done)](TextEngine&) { removed_.emplace_back(id, done); });
+}
+
+void EngineService::abort_all(Status error) {
+  call([this, error](TextEngine& engine) {
+    std::vector<RequestId> ids;
+    for (const auto& [id, active] : active_) ids.push_back(id);
+    for (const RequestId id : ids) engine.fail(id, error);
+  });
+}
+
+EngineService::Snapshot EngineService::snapshot() const {
+  std::lock_guard lock(snapshot_mutex_);
+  Snapshot snapshot = snapshot_;
+  snapshot.server.queued_tokens = queued_tokens_.load();
+  snapshot.server.max_queue = options_.max_queue_requests;
+  snapshot.server.predicted_wait_seconds = predicted_wait_seconds();
+  return snapshot;
+}
+
+double EngineService::stalled_seconds() const {
+  const int64_t since = busy_since_.load(std::memory_order_relaxed);
+  return since == 0 ? 0 : seconds(Clock::now().time_since_epoch() - std::chrono::nanoseconds(since));
+}
+
+// --- Engine thread
+
+void EngineService::main() {
+  for (;;) {
+    run_commands();
+    expire_deadlines();
+    drop_removed();
+    if (engine_->has_work()) {
+      const Clock::time_point begin = Clock::now();
+      busy_since_ = std::chrono::nanoseconds(begin.time_since_epoch()).count();
+      engine_->step(false);
+      step_end_ = Clock::now();
+      if (!engine_->scheduler().last_step_idle()) step_seconds_ += seconds(step_end_ - begin);
+    }
+    flush_events();
+    publish(false);
+    const bool nothing_to_do = !engine_->has_work() || engine_->scheduler().last_step_idle();
+    std::unique_lock lock(mutex_);
+    if (stopping_) break;
+    if (!nothing_to_do || !commands_.empty() || woken_) {
+      woken_ = false;
+      continue;
+    }
+    busy_since_ = 0;
+    lock.unlock();
+    publish(true);
+    lock.lock();
+    const auto ready = [&] { return !commands_.empty() || stopping_ || woken_; };
+    // While adapters load or wait to be dropped, look again soon even without a wake-up.
+    if (!removed_.empty() || engine_->has_work()) wake_.wait_for(lock, std::chrono::milliseconds(20), ready);
+    else if (!deadlines_.empty()) wake_.wait_until(lock, deadlines_.begin()->first, ready);
+    else wake_.wait(lock, ready);
+    woken_ = false;
+  }
+  run_commands();
+  std::vector<RequestId> ids;
+  for (const auto& [id, active] : active_) ids.push_back(id);
+  for (const RequestId id : ids) engine_->fail(id, unavailable("the server is shutting down"));
+  step_end_ = Clock::now();
+  flush_events();
+  for (auto& [id, done] : removed_) done(0);
+}
+
+void EngineService::run_commands() {
+  std::deque<std::function<void()>> commands;
+  {
+    std::lock_guard lock(mutex_);
+    commands.swap(commands_);
+  }
+  if (!commands.empty()) step_end_ = Clock::now();
+  for (const auto& command : commands) command();
+}
+
+void EngineService::start(RequestId id, Submission submission) {
+  PreparedRequest request = std::move(submission.request);
+  request.request.id = id;
+  Active& active = active_[id];
+  active.tokens = static_cast<int64_t>(request.request.prompt.size()) + request.request.max_tokens;
+  active.timing.arrival = submission.arrival;
+  if (submission.deadline) active.deadline = deadlines_.emplace(*submission.deadline, id);
+  active.submission = std::move(submission);
+  active.queued = active.submission.receiver != nullptr;
+  const bool wants_tokens = request.text.sampling.num_logprobs >= 0;
+  CompletionSink sink{
+      .on_start = [this, &active] { on_start(active); },
+      .on_token = [this, &active, id, wants_tokens](const TokenLogprob& token) {
+        if (active.timing.first_token == Clock::time_point()) active.timing.first_token = Clock::now();
+        ++generation_tokens_;
+        // Without log-probabilities only the number of tokens matters to the receiver.
+        active.delta.tokens.push_back(wants_tokens ? token : TokenLogprob{.token = token.token});
+        touch(active, id);
+      },
+      .on_text = [this, &active, id](std::string_view piece) {
+        active.delta.text += piece;
+        touch(active, id);
+      },
+      .on_done = [this, id](Completion completion) { on_done(id, std::move(completion)); }};
+  const Status status = engine_->submit(std::move(request), std::move(sink));
+  if (!status.ok()) on_done(id, Completion{.finish = FinishReason::kError, .error = status});
+}
+
+void EngineService::on_start(Active& active) {
+  active.timing.started = Clock::now();
+  leave_queue(active);
+  started_tokens_ += active.tokens;
+}
+
+void EngineService::leave_queue(Active& active) {
+  if (!std::exchange(active.queued, false)) return;
+  abandon(1, active.tokens);
+}
+
+void EngineService::touch(Active& active, RequestId id) {
+  if (std::exchange(active.touched, true)) return;
+  touched_.push_back(id);
+}
+
+void EngineService::on_done(RequestId id, Completion completion) {
+  const auto it = active_.find(id);
+  Active& active = it->second;
+  leave_queue(active);
+  if (active.deadline) deadlines_.erase(*active.deadline);
+  active.timing.finished = Clock::now();
+  prompt_tokens_ += completion.prompt_tokens;
+  if (active.submission.receiver) {
+    const auto shard = static_cast<size_t>(active.submission.receiver->shard());
+    if (batches_.size() <= shard) batches_.resize(shard + 1);
+    batches_[shard].push_back({.receiver = std::move(active.submission.receiver), .choice = active.submission.choice,
+                               .delta = std::move(active.delta), .completion = std::move(completion), .timing = active.timing});
+  }
+  const std::function<void(Completion)> callback = std::move(active.submission.on_done);
+  active_.erase(it);
+  if (callback) callback(std::move(completion));
+}
+
+void EngineService::flush_events() {
+  for (const RequestId id : touched_) {
+    const auto it = active_.find(id);
+    if (it == active_.end()) continue;  // it ended in this step; the last event has everything
+    Active& active = it->second;
+    active.touched = false;
+    if (!active.submission.receiver) continue;
+    const auto shard = static_cast<size_t>(active.submission.receiver->shard());
+    if (batches_.size() <= shard) batches_.resize(shard + 1);
+    batches_[shard].push_back({.receiver = active.submission.receiver, .choice = active.submission.choice,
+                               .delta = std::exchange(active.delta, {}), .timing = active.timing});
+  }
+  touched_.clear();
+  for (size_t shard = 0; shard < batches_.size(); ++shard) {
+    if (batches_[shard].empty()) continue;
+    for (StreamEvent& event : batches_[shard]) event.step_end = step_end_;
+    deliver_(static_cast<int>(shard), std::exchange(batches_[shard], {}));
+  }
+}
+
+void EngineService::expire_deadlines() {
+  const Clock::time_point now = Clock::now();
+  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
+    const RequestId id = deadlines_.begin()->second;
+    active_.at(id).deadline.reset();
+    deadlines_.erase(deadlines_.begin());
+    step_end_ = now;
+    engine_->fail(id, deadline_exceeded("the request's timeout passed"));
+  }
+}
+
+void EngineService::drop_removed() {
+  std::erase_if(removed_, [&](auto& entry) {
+    const std::optional<int64_t> pages = engine_->scheduler().drop_adapter(entry.first);
+    if (!pages) return false;
+    engine_->engine().unregister_adapter(entry.first);
+    if (entry.second) entry.second(*pages * engine_->engine().page_bytes());
+    return true;
+  });
+}
+
+void EngineService::publish(bool force) {
+  const Clock::time_point now = Clock::now();
+  if (!force && now - published_ < kPublishInterval) return;
+  // The rate of starts only means something while there is a queue to start from.
+  const double elapsed = seconds(now - rate_sampled_);
+  if (elapsed > 0.5) {
+    if (engine_->scheduler().num_waiting() > 0 && started_tokens_ > 0) {
+      const double rate = static_cast<double>(started_tokens_) / std::min(elapsed, 5.0);
+      const double old = start_rate_.load();
+      const double blend = std::min(1.0, elapsed / 5);
+      start_rate_ = old == 0 ? rate : old + (rate - old) * blend;
+    }
+    started_tokens_ = 0;
+    rate_sampled_ = now;
+  }
+  published_ = now;
+  generated_.emplace_back(now, generation_tokens_);
+  while (generated_.size() > 2 && now - generated_.front().first > kRateWindow) generated_.pop_front();
+
+  Snapshot next;
+  ServerSnapshot& s = next.server;
+  const Scheduler& scheduler = engine_->scheduler();
+  const UnifiedPool& pool = engine_->pool();
+  const SchedulerStats& stats = scheduler.stats();
+  s.num_running = scheduler.num_running();
+  s.num_waiting = scheduler.num_waiting();
+  s.num_steps = stats.num_steps;
+  s.num_computed_tokens = stats.num_computed_tokens;
+  s.num_preemptions = stats.num_preemptions;
+  s.num_adapter_loads = stats.num_adapter_loads;
+  s.num_adapter_evictions = pool.num_evicted_adapters();
+  s.prefix_queries_tokens = stats.num_looked_up_tokens;
+  s.prefix_hit_tokens = stats.num_cached_prompt_tokens;
+  s.prompt_tokens = prompt_tokens_;
+  s.generation_tokens = generation_tokens_;
+  s.step_seconds = step_seconds_;
+  const double window = seconds(now - generated_.front().first);
+  s.tokens_per_second = window > 0 ? static_cast<double>(generation_tokens_ - generated_.front().second) / window : 0;
+  s.pages = pool.num_pages();
+  s.pages_free = pool.num_free();
+  s.pages_cached = pool.num_evictable();
+  s.pages_kv = pool.num_kv();
+  s.pages_adapter = pool.num_adapter();
+  s.page_bytes = engine_->engine().page_bytes();
+  for (const auto& [id, resident] : pool.resident_adapters())
+    next.adapters[id] = {.state = resident.state, .bytes = resident.pages * s.page_bytes};
+  for (const auto& [id, load] : scheduler.adapter_load()) {
+    next.adapters[id].running = load.running;
+    next.adapters[id].waiting = load.waiting;
+  }
+  std::lock_guard lock(snapshot_mutex_);
+  snapshot_ = std::move(next);
+}
+
+}  // namespace lk

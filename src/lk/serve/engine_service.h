@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+// EngineService: the engine thread. It owns a TextEngine; everybody else sends it requests and small tasks through a queue, and it
+// hands the events of each step to the shards, one batch per shard and step. It also bounds the queue: by requests, by tokens and by
+// the wait that the measured rate of starts predicts.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "lk/serve/openai.h"
+#include "lk/serve/snapshot.h"
+#include "lk/serve/text_engine.h"
+
+namespace lk {
+
+using Clock = std::chrono::steady_clock;
+
+struct RequestTiming {
+  Clock::time_point arrival, started, first_token, finished;  // zero when it did not happen
+};
+
+struct StreamEvent;
+// Receives the events of requests, on the shard it names.
+class StreamReceiver {
+ public:
+  explicit StreamReceiver(int shard) : shard_(shard) {}
+  virtual ~StreamReceiver() = default;
+  int shard() const { return shard_; }
+  virtual void on_event(StreamEvent& event) = 0;
+
+ private:
+  const int shard_;
+};
+
+// What one step did for one request.
+struct StreamEvent {
+  std::shared_ptr<StreamReceiver> receiver;
+  int choice = 0;
+  StreamDelta delta;
+  std::optional<Completion> completion;  // with the last event
+  RequestTiming timing;                  // complete with the last event
+  Clock::time_point step_end;
+};
+
+struct EngineServiceOptions {
+  int64_t max_queue_requests = 1024;  // waiting, not running
+  int64_t max_queue_tokens = 0;       // prompt + max_tokens of waiting requests; 0 = 64 contexts
+  double max_wait_seconds = 60;       // predicted
+};
+
+class EngineService {
+ public:
+  using Deliver = std::function<void(int shard, std::vector<StreamEvent> events)>;
+
+  // `deliver` is called on the engine thread and must not block.
+  EngineService(std::unique_ptr<TextEngine> engine, const EngineServiceOptions& options, Deliver deliver);
+  ~EngineService();  // ends what is left with kUnavailable, after delivering it
+
+  const TextModel& text() const { return *text_; }
+  std::shared_ptr<const TextModel> shared_text() const { return text_; }
+
+  // --- Any thread
+  // Asks for room in the queue for `requests` requests of together `tokens` tokens. A refusal (kUnavailable, or kDeadlineExceeded when the
+  // predicted wait is longer than `patience_seconds`) carries when it is worth trying again. Admitted requests must be submitted or
+  // given back with abandon().
+  struct Admission {
+    Status status;
+    double retry_after_seconds = 0;
+  };
+  Admission admit(int64_t requests, int64_t tokens, std::optional<double> patience_seconds = {});
+  void abandon(int64_t requests, int64_t tokens);
+  double predicted_wait_seconds() const;
+  int64_t num_queued() const { return queued_requests_.load(std::memory_order_relaxed); }
+
+  struct Submission {
+    PreparedRequest request;             // adapter set; the id is given here
+    std::shared_ptr<const void> lease;   // kept until the request is out of the engine
+    std::shared_ptr<StreamReceiver> receiver;
+    std::function<void(Completion)> on_done;  // instead of a receiver, on the engine thread; such a request needs no admission
+    int choice = 0;
+    Clock::time_point arrival = Clock::now();
+    std::optional<Clock::time_point> deadline;
+  };
+  RequestId submit(Submission submission);
+  void cancel(RequestId id);  // the last event says kCancelled, unless it was already on its way
+  // Runs a task on the engine thread between two steps.
+  void call(std::function<void(TextEngine&)> task);
+  // Thread safe, on the caller's thread.
+  Result<Engine::PreparedAdapter> prepare_adapter(std::shared_ptr<const Adapter> adapter) const {
+    return engine_->engine().prepare_adapter(std::move(adapter));
+  }
+  // Registers an adapter version; blocks for at most a step.
+  AdapterId add_adapter(Engine::PreparedAdapter adapter);
+  // Frees an adapter that no request uses; `done` gets the bytes of pages that became free, on the engine thread.
+  void remove_adapter(AdapterId id, std::function<void(int64_t page_bytes)> done);
+  // Ends every request in the engine with this error.
+  void abort_all(Status error);
+
+  struct ResidentState {
+    AdapterState state = AdapterState::kAbsent;
+    int64_t bytes = 0, running = 0, waiting = 0;
+  };
+  struct Snapshot {
+    ServerSnapshot server;  // the parts the engine knows
+    std::map<AdapterId, ResidentState> adapters;
+  };
+  Snapshot snapshot() const;
+  // Seconds since the engine thread last showed life, 0 when it has nothing to do.
+  double stalled_seconds() const;
+
+ private:
+  struct Active {
+    Submission submission;
+    RequestTiming timing;
+    int64_t tokens = 0;  // in the queue account
+    bool queued = true;
+    StreamDelta delta;   // of this step
+    bool touched = false;
+    std::optional<std::multimap<Clock::time_point, RequestId>::iterator> deadline;
+  };
+
+  void main();
+  void run_commands();
+  void start(RequestId id, Submission submission);
+  void on_start(Active& active);
+  void on_done(RequestId id, Completion completion);
+  void leave_queue(Active& active);
+  void touch(Active& active, RequestId id);
+  void flush_events();
+  void expire_deadlines();
+  void drop_removed();
+  void publish(bool force);
+
+  std::unique_ptr<TextEngine> engine_;
+  std::shared_ptr<const TextModel> text_;
+  const EngineServiceOptions options_;
+  const Deliver deliver_;
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<std::function<void()>> commands_;  // guarded by mutex_
+  bool stopping_ = false;                       // guarded by mutex_
+  bool woken_ = false;                          // guarded by mutex_: a load finished
+
+  std::atomic<RequestId> next_id_{1};
+  std::atomic<int64_t> queued_requests_{0}, queued_tokens_{0};
+  std::atomic<double> start_rate_{0};           // tokens per second that left the queue while there was one
+  std::atomic<int64_t> busy_since_{0};          // steady clock, ns; 0 = idle
+
+  // Engine thread only.
+  std::unordered_map<RequestId, Active> active_;
+  std::vector<RequestId> touched_;
+  std::vector<std::vector<StreamEvent>> batches_;  // by shard
+  std::multimap<Clock::time_point, RequestId> deadlines_;
+  std::vector<std::pair<AdapterId, std::function<void(int64_t)>>> removed_;
+  Clock::time_point step_end_, published_, rate_sampled_;
+  int64_t started_tokens_ = 0;
+  int64_t prompt_tokens_ = 0, generation_tokens_ = 0;
+  double step_seconds_ = 0;
+  std::deque<std::pair<Clock::time_point, int64_t>> generated_;  // recent totals, for the rate
+
+  mutable std::mutex snapshot_mutex_;
+  Snapshot snapshot_;
+  std::thread thread_;
+};
+
+}  // namespace lk
