@@ -13,13 +13,6 @@ constexpr size_t kMaxName = 128;
 bool is_alnum(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9'); }
 bool is_name_char(char c) { return is_alnum(c) || c == '.' || c == '_' || c == '-'; }
 
-// For messages: what was given may be long or unprintable.
-std::string shown(std::string_view text) {
-  std::string out;
-  for (const char c : text.substr(0, 64)) out += c >= 0x20 && c < 0x7f ? c : '?';
-  return text.size() > 64 ? out + "..." : out;
-}
-
 }  // namespace
 
 bool is_valid_name(std::string_view name) {
@@ -31,7 +24,7 @@ bool is_valid_name(std::string_view name) {
 
 Status check_name(std::string_view what, std::string_view name) {
   if (is_valid_name(name)) return Status();
-  return invalid_argument("{} \"{}\" is not a name: 1 to 128 of A-Z a-z 0-9 . _ -, a letter or digit first", what, shown(name));
+  return invalid_argument("{} \"{}\" is not a name: 1 to 128 of A-Z a-z 0-9 . _ -, a letter or digit first", what, printable(name));
 }
 
 bool is_valid_glob(std::string_view pattern) {
@@ -70,6 +63,12 @@ bool is_plain_text(std::string_view text, size_t max_bytes) {
     if (byte < 0x20 || byte == 0x7f || c1_control) return false;
   }
   return true;
+}
+
+std::string printable(std::string_view text, size_t max_bytes) {
+  std::string out;
+  for (const char c : text.substr(0, max_bytes)) out += c >= 0x20 && c < 0x7f ? c : '?';
+  return text.size() > max_bytes ? out + "..." : out;
 }
 
 }  // namespace lk

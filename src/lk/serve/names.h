@@ -22,5 +22,7 @@ bool glob_match(std::string_view pattern, std::string_view text);
 
 // Valid UTF-8 of at most max_bytes without control characters: one printable line.
 bool is_plain_text(std::string_view text, size_t max_bytes);
+// For messages that repeat what was given: printable ASCII of at most max_bytes, '?' for the rest.
+std::string printable(std::string_view text, size_t max_bytes = 64);
 
 }  // namespace lk
