@@ -2,6 +2,7 @@
 #include "lk/serve/openai/fields.h"
 
 #include "lk/io/json_fields.h"
+#include "lk/serve/clean_text.h"
 
 namespace lk::openai {
 
@@ -147,11 +148,7 @@ void ApiFields::unknown(std::vector<std::string>& names) const {
   for (const auto& [key, value] : object_) {
     if (names.size() >= 16) return;
     if (known_.contains(std::string_view(key))) continue;
-    // The names go to the log: no control bytes, no half characters.
-    std::string name = path(std::string_view(key).substr(0, 64));
-    for (char& c : name)
-      if (static_cast<unsigned char>(c) < 0x20 || static_cast<unsigned char>(c) >= 0x7f) c = '?';
-    names.push_back(std::move(name));
+    names.push_back(clean_text(path(std::string_view(key)), 64));
   }
 }
 

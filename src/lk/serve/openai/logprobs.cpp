@@ -14,7 +14,7 @@ namespace lk::openai {
 
 std::string TokenNames::bytes(int32_t token) const {
   if (tokenizer == nullptr) return fmt::format("token_id:{}", token);
-  return tokenizer->decode(std::span(&token, 1), false);
+  return tokenizer->is_special(token) ? tokenizer->id_to_token(token).value_or("") : tokenizer->token_bytes(token);
 }
 
 std::string TokenNames::name(int32_t token, Endpoint endpoint) const {
@@ -73,7 +73,7 @@ void append_completion_logprobs(std::string& out, std::span<const TokenLogprob> 
       continue;
     }
     append_logprob(logprobs, token.logprob);
-    // The token itself is always there, the most likely tokens after it; of tokens with the same text the most likely.
+    // The most likely tokens, and always the token itself; of tokens with the same text the most likely.
     std::set<std::string> shown;
     tops += '{';
     const auto add = [&](const std::string& text, float logprob) {

@@ -16,7 +16,7 @@ struct TokenNames {
   bool as_ids = false;              // "token_id:123"
   bool skip_special_tokens = true;  // special tokens add nothing to the text
 
-  std::string bytes(int32_t token) const;  // what the token adds to a text; special tokens: their name
+  std::string bytes(int32_t token) const;  // that the token adds to a text; of a special token its name
   // `bytes` as a string: bytes that are not whole characters are escaped, \xe2\x82, in completions after "bytes:".
   std::string name(int32_t token, Endpoint endpoint) const;
   int64_t num_characters(int32_t token) const;  // that begin in the token
