@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -26,7 +27,10 @@ struct ApiError {
   std::string code;                 // "" = null
   double retry_after_seconds = 0;   // > 0: a Retry-After header
 };
-ApiError api_error(const Status& status);  // the HTTP status and type of each StatusCode; kInternal hides its message
+// The HTTP status, type and code of each StatusCode. kInternal and kIoError hide their message (log it): the answer names the request id
+// instead, if there is one. A quota or full queue (kResourceExhausted) is 429, a server that is full or draining (kUnavailable) 503, both
+// with a Retry-After; the codes of 404 ("model_not_found") and the wait of 429 are for the caller to set.
+ApiError api_error(const Status& status, std::string_view request_id = {});
 std::string format_error(const ApiError& error);
 
 // Either a value or an ApiError.
@@ -54,14 +58,17 @@ struct GenerateRequest {
   bool stream = false, include_usage = false, continuous_usage = false;
   bool echo = false;                        // completions: the prompt's text comes first
   bool logprobs = false;                    // report logprobs (sampling.num_logprobs says how many alternatives)
+  bool prompt_logprobs = false;             // report them (not streaming); echo with logprobs needs them, too, but reports them elsewhere
   bool return_token_ids = false;
+  bool tokens_as_ids = false;               // logprobs name tokens "token_id:123"
   std::optional<GrammarSpec> grammar;       // response_format, guided_*, structured_outputs, or a forced tool call
   bool tools_allowed = false;               // parse tool calls out of the answer
   bool tool_forced = false;                 // the grammar makes it a tool call: finish_reason is tool_calls ("stop" for a named function)
   std::string forced_tool;                  // tool_choice names a function: the whole answer is its arguments
   bool parallel_tool_calls = true;
   std::string user;
-  std::vector<std::string> ignored_fields;  // unknown, ignored as OpenAI and vLLM do; for the log
+  std::string cache_salt;                   // requests share cached prompts only when these are equal (within a tenant)
+  std::vector<std::string> ignored_fields;  // unknown, ignored as OpenAI and vLLM do; for the log: at most 16, names cut to 64 bytes
 };
 
 struct ApiDefaults {
@@ -106,6 +113,9 @@ struct StreamDelta {
 };
 
 // Formats the answer to one request. Not thread safe.
+//
+// A choice is fed by begin (optional), delta (any number) and done; what the deltas did not show of the completion, done shows. Answers
+// that start with facts of the prompt (its token ids, its logprobs with echo) wait for begin, or else for done.
 class AnswerFormatter {
  public:
   // `model` is echoed; `tokenizer` may be null (dummy weights: token ids stand in for text).
@@ -114,12 +124,14 @@ class AnswerFormatter {
   ~AnswerFormatter();
 
   // --- Streaming: bytes of zero or more whole events ("data: {...}\n\n").
+  // The prompt was computed: prompt_tokens, cached_tokens, prompt_token_ids and prompt_logprobs are read.
+  std::string begin(int choice, const Completion& prompt);
   std::string delta(int choice, const StreamDelta& delta);
   std::string done(int choice, const Completion& completion);  // the chunk with the finish reason
   std::string end();                                           // usage if asked for, and [DONE]
   std::string error(const ApiError& error);                    // mid-stream failure: an error event and [DONE]
 
-  // --- Not streaming: completions by choice index.
+  // --- Not streaming: completions by choice index. Requires: as many as prompts times n, none failed (kError).
   std::string response(const std::vector<Completion>& completions);
 
  private:

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// Reads {"name": ..., "arguments": {...}} byte by byte, as models write tool calls ("parameters" is the same). The name is known before the
+// object ends, and the arguments pass through as they are written.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "lk/serve/openai/json_scanner.h"
+
+namespace lk::openai {
+
+class CallObject {
+ public:
+  // `names`: the only names that are calls; null = any.
+  explicit CallObject(const std::vector<std::string>* names) : names_(names) {}
+
+  enum class Step { kMore, kDone, kBad };  // kBad: the byte was not taken
+  // Appends what is now known to `arguments`; the call has begun once name() is set.
+  Step feed(char c, std::string& arguments);
+
+  bool begun() const { return begun_; }
+  bool arguments_done() const { return arguments_done_; }
+  const std::string& name() const { return *name_; }
+
+ private:
+  enum class State { kOpen, kFirstKey, kKey, kInKey, kColon, kValue, kInValue, kAfter };
+  bool begin_value(char c, std::string& arguments);
+  bool end_key();
+  bool end_value(std::string& arguments);
+  bool begin(std::string& arguments);
+
+  const std::vector<std::string>* names_;
+  State state_ = State::kOpen;
+  JsonScanner scanner_;
+  std::string key_, value_;  // raw
+  std::optional<std::string> name_, arguments_;
+  bool begun_ = false, passing_ = false, arguments_done_ = false;
+};
+
+}  // namespace lk::openai

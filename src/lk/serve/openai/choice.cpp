@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/serve/openai/choice.h"
+
+#include <fmt/format.h>
+
+#include <iterator>
+
+#include "lk/base/sha256.h"
+#include "lk/serve/openai/json_writer.h"
+
+namespace lk::openai {
+
+std::string AnswerShape::call_id(int choice, int call) const {
+  static constexpr std::string_view kAlphabet = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+  const std::string source = fmt::format("{}/{}/{}", id, choice, call);
+  Sha256 hash;
+  hash.update(source.data(), source.size());
+  const std::array<uint8_t, 32> digest = hash.finish();
+  const size_t length = tool_format == ToolFormat::kMistral ? 9 : 24;
+  std::string text = tool_format == ToolFormat::kMistral ? "" : "call_";
+  for (size_t i = 0; i < length; ++i) text += kAlphabet[digest[i] % kAlphabet.size()];
+  return text;
+}
+
+std::vector<TokenLogprob> AnswerShape::prompt_tokens(const Completion& prompt) const {
+  std::vector<TokenLogprob> tokens;
+  for (size_t i = 0; i < prompt.prompt_token_ids.size(); ++i) {
+    const bool known = i > 0 && i - 1 < prompt.prompt_logprobs.size();
+    tokens.push_back(known ? prompt.prompt_logprobs[i - 1] : TokenLogprob{});
+    tokens.back().token = prompt.prompt_token_ids[i];
+  }
+  return tokens;
+}
+
+void AnswerShape::append_finish(std::string& out, const Completion& completion, int num_calls) const {
+  std::string_view reason = "stop";
+  if (completion.finish == FinishReason::kLength) reason = "length";
+  else if (completion.finish == FinishReason::kCancelled) reason = "abort";
+  else if (completion.finish == FinishReason::kError) reason = "error";
+  else if (num_calls > 0 && forced_tool.empty()) reason = "tool_calls";
+  fmt::format_to(std::back_inserter(out), "\"finish_reason\":\"{}\",\"stop_reason\":", reason);
+  if (completion.stop_string) append_string(out, *completion.stop_string);
+  else if (completion.stop_token) out += std::to_string(*completion.stop_token);
+  else out += "null";
+}
+
+void append_usage(std::string& out, int64_t prompt_tokens, int64_t completion_tokens, int64_t cached_tokens) {
+  fmt::format_to(std::back_inserter(out),
+                 "\"usage\":{{\"prompt_tokens\":{},\"completion_tokens\":{},\"total_tokens\":{},\"prompt_tokens_details\":{{\"cached_tokens\":{}}}}}",
+                 prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, cached_tokens);
+}
+
+void append_token_ids(std::string& out, std::span<const TokenLogprob> tokens) {
+  std::vector<int32_t> ids;
+  for (const TokenLogprob& token : tokens) ids.push_back(token.token);
+  append_ints(out, ids);
+}
+
+}  // namespace lk::openai

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <boost/json/object.hpp>
+#include <boost/json/serialize.hpp>
+
+#include "lk/serve/openai.h"
+
+namespace lk {
+
+ApiError api_error(const Status& status, std::string_view request_id) {
+  ApiError error{.message = status.message()};
+  const auto set = [&](int http_status, std::string type, std::string code, double retry_after = 0) {
+    error.status = http_status;
+    error.type = std::move(type);
+    error.code = std::move(code);
+    error.retry_after_seconds = retry_after;
+  };
+  switch (status.code()) {
+    case StatusCode::kOk:
+    case StatusCode::kInternal:
+    case StatusCode::kIoError:
+      set(500, "server_error", "internal_error");
+      error.message = "The server failed on this request.";
+      if (!request_id.empty()) error.message += fmt::format(" Quote request {} when you report it.", request_id);
+      break;
+    case StatusCode::kInvalidArgument:
+    case StatusCode::kDataLoss:
+    case StatusCode::kUnsupported:
+    case StatusCode::kFailedPrecondition:
+      set(400, "invalid_request_error", "");
+      break;
+    case StatusCode::kNotFound: set(404, "invalid_request_error", "not_found"); break;
+    case StatusCode::kAlreadyExists: set(400, "invalid_request_error", "already_exists"); break;  // not 409: clients retry that
+    case StatusCode::kUnauthenticated: set(401, "invalid_request_error", "invalid_api_key"); break;
+    case StatusCode::kPermissionDenied: set(403, "invalid_request_error", "permission_denied"); break;
+    case StatusCode::kResourceExhausted: set(429, "rate_limit_error", "rate_limit_exceeded", 1); break;
+    case StatusCode::kUnavailable: set(503, "server_error", "overloaded", 1); break;
+    case StatusCode::kDeadlineExceeded: set(408, "server_error", "timeout"); break;
+    case StatusCode::kCancelled: set(499, "invalid_request_error", "cancelled"); break;
+  }
+  return error;
+}
+
+std::string format_error(const ApiError& error) {
+  const auto text_or_null = [](const std::string& text) {
+    return text.empty() ? boost::json::value(nullptr) : boost::json::value(boost::json::string_view(text));
+  };
+  return boost::json::serialize(boost::json::object{{"error",
+                                                     {{"message", error.message},
+                                                      {"type", error.type},
+                                                      {"param", text_or_null(error.param)},
+                                                      {"code", text_or_null(error.code)}}}});
+}
+
+}  // namespace lk

@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+
+#include <iterator>
+
+#include "lk/serve/openai.h"
+#include "lk/serve/openai/choice.h"
+#include "lk/serve/openai/json_writer.h"
+
+namespace lk {
+
+using namespace openai;
+
+namespace {
+
+ToolSyntax tool_syntax(const GenerateRequest& request, ToolFormat format) {
+  ToolSyntax syntax;
+  for (const boost::json::value& tool : request.prompts.at(0).tools) syntax.names.emplace_back(tool.at("function").at("name").as_string());
+  if (!request.forced_tool.empty()) syntax.forced_name = request.forced_tool;
+  else if (request.tool_forced) syntax.format = ToolFormat::kLlama3;  // the grammar is that of a bare object
+  else if (request.tools_allowed) syntax.format = format;
+  return syntax;
+}
+
+// What echo puts before the answer.
+std::string echoed(const GenerateRequest& request, const TextRequest& text, const Tokenizer* tokenizer) {
+  if (!request.echo) return {};
+  if (request.endpoint == Endpoint::kCompletion)
+    return text.token_ids.empty() || tokenizer == nullptr ? text.prompt : tokenizer->decode(text.token_ids, text.skip_special_tokens);
+  // Of a chat only an assistant's message that is being continued.
+  if (text.messages.empty()) return {};
+  const boost::json::value& last = text.messages.back();
+  return last.at("role") == "assistant" ? std::string(last.at("content").as_string()) : "";
+}
+
+Completion prompt_facts(const Completion& completion) {
+  Completion facts;
+  facts.prompt_tokens = completion.prompt_tokens;
+  facts.cached_tokens = completion.cached_tokens;
+  facts.prompt_token_ids = completion.prompt_token_ids;
+  facts.prompt_logprobs = completion.prompt_logprobs;
+  return facts;
+}
+
+// The tokens from `first` on, with their logprobs if there are any.
+std::vector<TokenLogprob> tokens_of(const Completion& completion, size_t first) {
+  std::vector<TokenLogprob> tokens;
+  for (size_t i = first; i < completion.token_ids.size(); ++i)
+    tokens.push_back(i < completion.logprobs.size() ? completion.logprobs[i] : TokenLogprob{.token = completion.token_ids[i]});
+  return tokens;
+}
+
+}  // namespace
+
+struct AnswerFormatter::Impl {
+  AnswerShape shape;
+  std::vector<Choice> choices;
+  std::vector<std::string> echo;  // per prompt
+  size_t n;
+  std::string model;
+  int64_t created;
+  bool include_usage, continuous_usage;
+  int64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;
+  bool failed = false, ended = false;
+
+  size_t index_of(const Choice& choice) const { return static_cast<size_t>(&choice - choices.data()); }
+
+  // {"id":...,"object":...,"created":...,"model":...
+  std::string head(std::string_view object) const {
+    std::string out = "{\"id\":";
+    append_string(out, shape.id);
+    fmt::format_to(std::back_inserter(out), ",\"object\":\"{}\",\"created\":{},\"model\":", object, created);
+    append_string(out, model);
+    return out;
+  }
+
+  void append_logprobs(std::string& out, std::span<const TokenLogprob> tokens, bool first_is_prompt, Choice& choice) const {
+    out += "\"logprobs\":";
+    if (!shape.logprobs || tokens.empty()) {
+      out += "null";
+    } else if (shape.chat()) {
+      out += "{\"content\":";
+      append_chat_logprobs(out, tokens, shape.names);
+      out += '}';
+    } else {
+      append_completion_logprobs(out, tokens, first_is_prompt, choice.text_offset, shape.names);
+    }
+  }
+
+  // One event. `body`: the delta (chat) or the text; `tokens` go with it; `finish`: "finish_reason":...,"stop_reason":...
+  void append_chunk(std::string& out, Choice& choice, std::string_view body, std::span<const TokenLogprob> tokens, bool first_is_prompt,
+                    std::string_view finish) const {
+    out += "data: ";
+    out += stream_head;
+    fmt::format_to(std::back_inserter(out), ",\"choices\":[{{\"index\":{},", index_of(choice));
+    out += body;
+    out += ',';
+    append_logprobs(out, tokens, first_is_prompt, choice);
+    out += ',';
+    out += finish.empty() ? "\"finish_reason\":null" : finish;
+    const bool first = !choice.started;
+    if (shape.token_ids && !first) {
+      out += ",\"token_ids\":";
+      append_token_ids(out, tokens);
+    }
+    if (shape.token_ids && first && !shape.chat()) append_prompt_ids(out, *choice.prompt);
+    out += "}]";
+    if (shape.token_ids && first && shape.chat()) append_prompt_ids(out, *choice.prompt);
+    if (continuous_usage && choice.prompt) {
+      out += ',';
+      append_usage(out, choice.prompt->prompt_tokens, choice.num_tokens, choice.prompt->cached_tokens);
+    }
+    out += "}\n\n";
+  }
+
+  static void append_prompt_ids(std::string& out, const Completion& prompt) {
+    out += ",\"prompt_token_ids\":";
+    append_ints(out, prompt.prompt_token_ids);
+  }
+
+  // A chunk with the tokens that wait.
+  void append_chunk(std::string& out, Choice& choice, std::string_view body, std::string_view finish = {}) const {
+    append_chunk(out, choice, body, span_of(choice.waiting), false, finish);
+    choice.waiting.clear();
+  }
+
+  static std::string text_body(std::string_view text) {
+    std::string body = "\"text\":";
+    append_string(body, text);
+    return body;
+  }
+  static std::string content_body(std::string_view text) {
+    std::string body = "\"delta\":{\"content\":";
+    append_string(body, text);
+    body += '}';
+    return body;
+  }
+
+  void start(std::string& out, Choice& choice) const {
+    const std::string& echo_text = echo[index_of(choice) / n];
+    if (shape.chat()) {
+      append_chunk(out, choice, "\"delta\":{\"role\":\"assistant\",\"content\":\"\"}", {}, false, {});
+      choice.started = true;
+      if (!echo_text.empty()) append_chunk(out, choice, content_body(echo_text), {}, false, {});
+    } else if (shape.echo || shape.token_ids) {
+      const std::vector<TokenLogprob> prompt = shape.echo && shape.logprobs ? shape.prompt_tokens(*choice.prompt) : std::vector<TokenLogprob>();
+      append_chunk(out, choice, text_body(echo_text), span_of(prompt), true, {});
+    }
+    choice.started = true;
+  }
+
+  void append_deltas(std::string& out, int index, Choice& choice, const ToolDeltas& deltas) const {
+    for (const ToolDelta& delta : deltas) {
+      if (delta.kind == ToolDelta::Kind::kContent) {
+        append_chunk(out, choice, content_body(delta.text));
+        continue;
+      }
+      if (delta.call > 0 && !shape.parallel_tool_calls) continue;
+      std::string body = fmt::format("\"delta\":{{\"tool_calls\":[{{\"index\":{},", delta.call);
+      if (delta.kind == ToolDelta::Kind::kBegin) {
+        body += "\"id\":\"" + shape.call_id(index, delta.call) + "\",\"type\":\"function\",\"function\":{\"name\":";
+        append_string(body, delta.text);
+        body += ",\"arguments\":\"\"}}]}";
+      } else {
+        body += "\"function\":{\"arguments\":";
+        append_string(body, delta.text);
+        body += "}}]}";
+      }
+      append_chunk(out, choice, body);
+    }
+  }
+
+  void feed(std::string& out, int index, Choice& choice, std::string_view text, std::span<const TokenLogprob> tokens) const {
+    if (!choice.prompt && shape.needs_prompt()) {
+      choice.early.text += text;
+      choice.early.tokens.insert(choice.early.tokens.end(), tokens.begin(), tokens.end());
+      return;
+    }
+    if (!choice.started) start(out, choice);
+    choice.text_bytes += text.size();
+    choice.num_tokens += static_cast<int64_t>(tokens.size());
+    if (shape.logprobs || shape.token_ids) choice.waiting.insert(choice.waiting.end(), tokens.begin(), tokens.end());
+    if (shape.chat()) {
+      ToolDeltas deltas;
+      choice.parser.push(text, deltas);
+      append_deltas(out, index, choice, deltas);
+    } else if (!text.empty()) {
+      append_chunk(out, choice, text_body(text));
+    }
+  }
+
+  void know_prompt(std::string& out, int index, Choice& choice, const Completion& completion) const {
+    if (choice.prompt) return;
+    choice.prompt = prompt_facts(completion);
+    const StreamDelta early = std::move(choice.early);
+    choice.early = {};
+    if (!early.text.empty() || !early.tokens.empty()) feed(out, index, choice, early.text, span_of(early.tokens));
+  }
+
+  void count(int index, const Completion& completion) {
+    completion_tokens += static_cast<int64_t>(completion.token_ids.size());
+    if (static_cast<size_t>(index) % n != 0) return;  // the choices of a prompt share it
+    prompt_tokens += completion.prompt_tokens;
+    cached_tokens += completion.cached_tokens;
+  }
+
+  void append_message(std::string& out, int index, Choice& choice, const Completion& completion) const {
+    ToolDeltas deltas;
+    choice.parser.push(completion.text, deltas);
+    choice.parser.finish(deltas);
+    std::string content = echo[static_cast<size_t>(index) / n];
+    std::vector<std::pair<std::string, std::string>> calls;
+    for (ToolDelta& delta : deltas) {
+      if (delta.kind == ToolDelta::Kind::kContent) content += delta.text;
+      else if (delta.call > 0 && !shape.parallel_tool_calls) continue;
+      else if (delta.kind == ToolDelta::Kind::kBegin) calls.emplace_back(std::move(delta.text), "");
+      else calls.back().second += delta.text;
+    }
+    out += "\"message\":{\"role\":\"assistant\",\"content\":";
+    if (content.empty() && !calls.empty()) out += "null";
+    else append_string(out, content);
+    out += ",\"refusal\":null";
+    for (size_t i = 0; i < calls.size(); ++i) {
+      out += i == 0 ? ",\"tool_calls\":[" : ",";
+      out += "{\"id\":\"" + shape.call_id(index, static_cast<int>(i)) + "\",\"type\":\"function\",\"function\":{\"name\":";
+      append_string(out, calls[i].first);
+      out += ",\"arguments\":";
+      append_string(out, calls[i].second);
+      out += "}}";
+    }
+    out += calls.empty() ? "}," : "]},";
+  }
+
+  void append_choice(std::string& out, int index, const Completion& completion) {
+    Choice& choice = choices[static_cast<size_t>(index)];
+    fmt::format_to(std::back_inserter(out), "{}{{\"index\":{},", index > 0 ? "," : "", index);
+    std::vector<TokenLogprob> tokens = tokens_of(completion, 0);
+    const bool with_prompt = !shape.chat() && shape.echo;
+    if (shape.chat()) append_message(out, index, choice, completion);
+    else out += text_body(echo[static_cast<size_t>(index) / n] + completion.text) + ",";
+    std::vector<TokenLogprob> shown = with_prompt ? shape.prompt_tokens(completion) : std::vector<TokenLogprob>();
+    const bool first_is_prompt = !shown.empty();
+    shown.insert(shown.end(), tokens.begin(), tokens.end());
+    append_logprobs(out, span_of(shown), first_is_prompt, choice);
+    out += ',';
+    shape.append_finish(out, completion, choice.parser.num_calls());
+    if (shape.token_ids) {
+      out += ",\"token_ids\":";
+      append_ints(out, completion.token_ids);
+    }
+    if (!shape.chat()) append_prompt_extras(out, completion);
+    out += '}';
+  }
+
+  void append_prompt_extras(std::string& out, const Completion& completion) const {
+    if (shape.token_ids) append_prompt_ids(out, completion);
+    if (!shape.prompt_logprobs) return;
+    out += ",\"prompt_logprobs\":";
+    append_prompt_logprobs(out, span_of(completion.prompt_logprobs), shape.names);
+  }
+
+  std::string stream_head;
+};
+
+AnswerFormatter::AnswerFormatter(const GenerateRequest& request, std::string id, int64_t created, std::string model, const Tokenizer* tokenizer,
+                                 ToolFormat tool_format)
+    : impl_(std::make_unique<Impl>()) {
+  const TextRequest& first = request.prompts.at(0);
+  impl_->shape = {.endpoint = request.endpoint,
+                  .names = {.tokenizer = tokenizer, .as_ids = request.tokens_as_ids, .skip_special_tokens = first.skip_special_tokens},
+                  .tool_format = tool_format,
+                  .logprobs = request.logprobs,
+                  .prompt_logprobs = request.prompt_logprobs,
+                  .token_ids = request.return_token_ids,
+                  .echo = request.echo,
+                  .parallel_tool_calls = request.parallel_tool_calls,
+                  .forced_tool = request.forced_tool,
+                  .id = std::move(id)};
+  impl_->n = static_cast<size_t>(request.n);
+  impl_->model = std::move(model);
+  impl_->created = created;
+  impl_->include_usage = request.include_usage;
+  impl_->continuous_usage = request.continuous_usage;
+  for (const TextRequest& text : request.prompts) impl_->echo.push_back(echoed(request, text, tokenizer));
+  const ToolSyntax syntax = tool_syntax(request, tool_format);
+  for (size_t i = 0; i < request.prompts.size() * impl_->n; ++i) impl_->choices.emplace_back(syntax);
+  impl_->stream_head = impl_->head(impl_->shape.chat() ? "chat.completion.chunk" : "text_completion");
+}
+
+AnswerFormatter::~AnswerFormatter() = default;
+
+std::string AnswerFormatter::begin(int index, const Completion& prompt) {
+  std::string out;
+  impl_->know_prompt(out, index, impl_->choices.at(static_cast<size_t>(index)), prompt);
+  return out;
+}
+
+std::string AnswerFormatter::delta(int index, const StreamDelta& delta) {
+  std::string out;
+  Choice& choice = impl_->choices.at(static_cast<size_t>(index));
+  if (!choice.finished && !impl_->failed) impl_->feed(out, index, choice, delta.text, span_of(delta.tokens));
+  return out;
+}
+
+std::string AnswerFormatter::done(int index, const Completion& completion) {
+  Impl& self = *impl_;
+  std::string out;
+  Choice& choice = self.choices.at(static_cast<size_t>(index));
+  if (choice.finished || self.failed) return out;
+  choice.finished = true;
+  if (completion.finish == FinishReason::kError) {
+    self.failed = true;
+    return "data: " + format_error(api_error(completion.error)) + "\n\n";
+  }
+  self.know_prompt(out, index, choice, completion);
+  const auto text = std::string_view(completion.text).substr(std::min(choice.text_bytes, completion.text.size()));
+  const std::vector<TokenLogprob> tokens = tokens_of(completion, static_cast<size_t>(choice.num_tokens));
+  self.feed(out, index, choice, text, span_of(tokens));
+  if (self.shape.chat()) {
+    ToolDeltas deltas;
+    choice.parser.finish(deltas);
+    self.append_deltas(out, index, choice, deltas);
+  }
+  std::string finish;
+  self.shape.append_finish(finish, completion, choice.parser.num_calls());
+  self.append_chunk(out, choice, self.shape.chat() ? "\"delta\":{}" : "\"text\":\"\"", finish);
+  self.count(index, completion);
+  return out;
+}
+
+std::string AnswerFormatter::end() {
+  Impl& self = *impl_;
+  if (std::exchange(self.ended, true)) return {};
+  std::string out;
+  if (self.include_usage && !self.failed) {
+    out = "data: " + self.stream_head + ",\"choices\":[],";
+    append_usage(out, self.prompt_tokens, self.completion_tokens, self.cached_tokens);
+    out += "}\n\n";
+  }
+  return out + "data: [DONE]\n\n";
+}
+
+std::string AnswerFormatter::error(const ApiError& error) {
+  if (impl_->ended) return {};
+  impl_->failed = true;
+  return "data: " + format_error(error) + "\n\n" + end();
+}
+
+std::string AnswerFormatter::response(const std::vector<Completion>& completions) {
+  Impl& self = *impl_;
+  LK_CHECK(completions.size() == self.choices.size(), "{} completions for {} choices", completions.size(), self.choices.size());
+  std::string out = self.head(self.shape.chat() ? "chat.completion" : "text_completion") + ",\"system_fingerprint\":null,\"choices\":[";
+  for (size_t i = 0; i < completions.size(); ++i) {
+    self.append_choice(out, static_cast<int>(i), completions[i]);
+    self.count(static_cast<int>(i), completions[i]);
+  }
+  out += "],";
+  append_usage(out, self.prompt_tokens, self.completion_tokens, self.cached_tokens);
+  if (self.shape.chat()) self.append_prompt_extras(out, completions[0]);
+  return out + "}";
+}
+
+}  // namespace lk
