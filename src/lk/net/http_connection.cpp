@@ -188,6 +188,7 @@ void HttpConnection::on_request() {
     return;
   }
   phase_ = Phase::kAnswer;
+  looked_again_ = false;
   deadline_ = kNever;
   update_busy();
   const auto answer = answer_;

@@ -34,9 +34,9 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
 
   void start();
   void tick(Clock::time_point now);
-  void drain();           // closes it if it is idle
   void abort();           // closes it at once; a pending answer is lost
-  void after_callback();  // sends what was queued, goes on with pipelined requests
+  void after_callback();  // sends what was queued, goes on with pipelined requests, closes if idle while draining
+  void flush_later();     // after_callback() at the end of the callback that runs
 
   // For HttpReply.
   HttpShard& shard() { return *shard_; }
@@ -72,11 +72,11 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void queue(HttpAnswer& answer, const HttpResponse& response);
   void complete(HttpAnswer& answer);
   void flush();
-  void flush_later();
   std::string& output();
   size_t unsent() const { return out_.size() - out_sent_; }
   void linger();
   void lose_answer();
+  bool idle() const;
   void update_busy();
 
   const std::shared_ptr<HttpShard> shard_;
@@ -101,7 +101,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   bool waiting_read_ = false, waiting_write_ = false, read_wants_write_ = false, write_wants_read_ = false;
   bool flush_queued_ = false, busy_ = false, eof_ = false;
   bool close_after_flush_ = false;  // nothing follows what is in out_
-  bool write_shut_ = false;
+  bool write_shut_ = false, looked_again_ = false;
 };
 
 }  // namespace lk

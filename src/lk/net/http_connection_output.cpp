@@ -34,6 +34,14 @@ void HttpConnection::after_callback() {
     in_.erase(0, consumed);
     if (consumed == 0) break;
   }
+  if (idle() && state_.draining) {
+    // A request that had arrived when the drain began is still served.
+    if (std::exchange(looked_again_, true)) {
+      linger();
+    } else {
+      on_readable();
+    }
+  }
   update_busy();
   wait_for_events();
 }
@@ -185,15 +193,10 @@ void HttpConnection::abort() {
   shard_->remove(self);
 }
 
-void HttpConnection::drain() {
-  if (phase_ == Phase::kClosed) return;
-  on_readable();  // a request that has arrived is still served; after_callback() closes an idle connection
-}
+bool HttpConnection::idle() const { return phase_ == Phase::kHead && in_.empty() && unsent() == 0; }
 
 void HttpConnection::update_busy() {
-  const bool idle = phase_ == Phase::kHead && in_.empty() && unsent() == 0;
-  if (idle && state_.draining) linger();
-  const bool busy = phase_ != Phase::kClosed && !idle && (phase_ != Phase::kLinger || unsent() > 0);
+  const bool busy = phase_ != Phase::kClosed && !idle() && (phase_ != Phase::kLinger || unsent() > 0);
   if (busy == busy_) return;
   busy_ = busy;
   state_.add_busy(busy ? 1 : -1);

@@ -73,8 +73,7 @@ void HttpShard::adopt(int fd, Peer peer, int listener) {
 }
 
 void HttpShard::drain() {
-  const std::vector<std::shared_ptr<HttpConnection>> all(connections_.begin(), connections_.end());
-  for (const auto& connection : all) connection->drain();
+  for (const auto& connection : connections_) connection->flush_later();
 }
 
 void HttpShard::close_all() {
