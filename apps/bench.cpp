@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// lorikeet bench kernels | engine: figures beside the machine's own limits, measured in the same run.
+// lorikeet bench kernels | engine (serve is in bench_serve.cpp): figures beside the machine's own limits, measured in the same run.
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -274,7 +274,7 @@ Status run_engine(EngineFlags& flags) {
 }  // namespace
 
 void add_bench(CLI::App& app, int& exit_code) {
-  CLI::App* command = app.add_subcommand("bench", "Measure kernels and the engine against the machine's limits");
+  CLI::App* command = app.add_subcommand("bench", "Measure kernels, the engine or a server");
   command->require_subcommand(1);
 
   auto kernel = std::make_shared<KernelFlags>();
@@ -309,6 +309,7 @@ void add_bench(CLI::App& app, int& exit_code) {
   engine->callback([flags, &exit_code] {
     if (Status status = run_engine(*flags); !status.ok()) exit_code = fail(status);
   });
+  add_bench_serve(*command, exit_code);
 }
 
 }  // namespace lk::apps
