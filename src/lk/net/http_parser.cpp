@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <boost/asio/buffer.hpp>
 #include <boost/beast/http/basic_parser.hpp>
+#include <charconv>
 
 namespace lk {
 namespace {
@@ -13,7 +14,6 @@ using boost::beast::error_code;
 using BeastView = boost::beast::string_view;
 
 std::string_view view(BeastView text) { return {text.data(), text.size()}; }
-std::string_view without_crlf(std::string_view text) { return text.substr(0, text.find('\r')); }
 
 std::string to_lower(std::string_view text) {
   std::string lower(text);
@@ -56,51 +56,40 @@ bool percent_decode(std::string_view in, std::string* out) {
   return true;
 }
 
-// Receives what Beast finds. An error of ours is stored in the parser and reported to Beast as bad_value.
-struct HttpParser::Impl final : http::basic_parser<true> {
-  explicit Impl(HttpParser& owner) : owner(owner) {
-    header_limit(static_cast<uint32_t>(owner.limits_.max_header_bytes) + 4096);  // ours comes first; also bounds trailers
-    body_limit(boost::none);                                                     // likewise
-    eager(false);
+// Receives what Beast finds in a head.
+class HttpParser::HeadParser final : public http::basic_parser<true> {
+ public:
+  explicit HeadParser(HttpParser& owner) : owner_(owner) {
+    header_limit(static_cast<uint32_t>(owner.limits_.max_header_bytes) + 1);  // ours comes first
+    body_limit(boost::none);                                                  // likewise
   }
-  HttpParser& owner;
 
-  void refuse(int status, std::string message, error_code& ec) {
-    owner.fail(status, std::move(message));
-    ec = http::error::bad_value;
-  }
+ private:
   void on_request_impl(http::verb, BeastView method, BeastView target, int version, error_code&) override {
-    owner.request_.method = std::string(view(method));
-    owner.request_.target = std::string(view(target));
-    owner.http_1_0_ = version == 10;
+    owner_.request_.method = std::string(view(method));
+    owner_.request_.target = std::string(view(target));
+    owner_.http_1_0_ = version == 10;
   }
-  void on_response_impl(int, BeastView, int, error_code&) override {}
   void on_field_impl(http::field, BeastView name, BeastView value, error_code& ec) override {
-    if (owner.head_done_) return;  // a trailer: nothing reads them
-    if (static_cast<int64_t>(owner.request_.headers.size()) >= kMaxHeaders) return refuse(431, "too many header fields", ec);
-    owner.request_.headers.emplace_back(to_lower(view(name)), std::string(view(value)));
+    if (static_cast<int64_t>(owner_.request_.headers.size()) < kMaxHeaders) {
+      owner_.request_.headers.emplace_back(to_lower(view(name)), std::string(view(value)));
+      return;
+    }
+    owner_.fail(431, "too many header fields");
+    ec = http::error::bad_field;
   }
+  // A head is all it is given.
+  void on_response_impl(int, BeastView, int, error_code&) override {}
   void on_header_impl(error_code&) override {}
   void on_body_init_impl(const boost::optional<uint64_t>&, error_code&) override {}
-  size_t on_body_impl(BeastView body, error_code&) override {
-    owner.body_bytes_ += static_cast<int64_t>(body.size());
-    if (!owner.discard_body_) owner.request_.body.append(body.data(), body.size());
-    return body.size();
-  }
-  void on_chunk_header_impl(uint64_t size, BeastView extension, error_code& ec) override {
-    owner.chunk_extension_bytes_ += static_cast<int64_t>(extension.size());
-    if (size > static_cast<uint64_t>(owner.limits_.max_body_bytes - owner.body_bytes_)) {
-      return refuse(413, fmt::format("the body is larger than {} bytes", owner.limits_.max_body_bytes), ec);
-    }
-    if (++owner.chunks_ > kMaxChunks) return refuse(400, fmt::format("the body has more than {} chunks", kMaxChunks), ec);
-    if (owner.chunk_extension_bytes_ > 4096) return refuse(400, "chunk extensions are too long", ec);
-  }
-  size_t on_chunk_body_impl(uint64_t, BeastView body, error_code& ec) override { return on_body_impl(body, ec); }
+  size_t on_body_impl(BeastView, error_code&) override { return 0; }
+  void on_chunk_header_impl(uint64_t, BeastView, error_code&) override {}
+  size_t on_chunk_body_impl(uint64_t, BeastView, error_code&) override { return 0; }
   void on_finish_impl(error_code&) override {}
+  HttpParser& owner_;
 };
 
-HttpParser::HttpParser(const HttpLimits& limits) : limits_(limits), impl_(std::make_unique<Impl>(*this)) {}
-HttpParser::~HttpParser() = default;
+HttpParser::HttpParser(const HttpLimits& limits) : limits_(limits) {}
 
 HttpParser::Event HttpParser::fail(int status, std::string message) {
   if (error_.status == 0) error_ = {status, std::move(message)};
@@ -156,32 +145,29 @@ HttpParser::Event HttpParser::parse_head(std::string_view data, size_t* consumed
     if (data.size() >= limit) return fail(431, fmt::format("the header is larger than {} bytes", limit));
     return Event::kNeedMore;
   }
+  HeadParser head(*this);
   error_code ec;
-  const size_t used = impl_->put(boost::asio::const_buffer(data.data(), end), ec);
+  const size_t used = head.put(boost::asio::const_buffer(data.data(), end), ec);
   if (error_.status != 0) return Event::kError;
-  if (ec || used != end || !impl_->is_header_done()) {
+  if (ec || used != end || !head.is_header_done()) {
     const bool version = ec == http::error::bad_version;
     return fail(version ? 505 : 400, fmt::format("malformed request header{}{}", ec ? ": " : "", ec ? ec.message() : ""));
   }
   *consumed += end;
-  finish_head();
+  keep_alive_ = head.keep_alive();
+  check_framing();
+  check_expectation();
+  parse_target();
   if (error_.status != 0) return Event::kError;
   head_done_ = true;
   return Event::kHead;
 }
 
-void HttpParser::finish_head() {
-  check_framing();
-  if (error_.status != 0) return;
-  keep_alive_ = impl_->keep_alive();
-  if (const std::string expect = to_lower(request_.header("expect")); !expect.empty() && !http_1_0_) {
-    if (expect != "100-continue") {
-      fail(417, "the only supported expectation is 100-continue");
-      return;
-    }
-    expects_continue_ = has_body();
-  }
-  parse_target();
+void HttpParser::check_expectation() {
+  const std::string expect = to_lower(request_.header("expect"));
+  if (expect.empty() || http_1_0_) return;
+  if (expect != "100-continue") fail(417, "the only supported expectation is 100-continue");
+  expects_continue_ = has_body();
 }
 
 void HttpParser::check_framing() {
@@ -211,14 +197,16 @@ void HttpParser::check_framing() {
     fail(400, hosts > 1 ? "more than one Host field" : "the Host field is missing");
     return;
   }
-  chunked_ = codings == 1;
-  if (chunked_ && http_1_0_) {
-    fail(400, "Transfer-Encoding in an HTTP/1.0 request");
-    return;
-  }
-  body_bytes_left_ = chunked_ ? limits_.max_body_bytes : static_cast<int64_t>(impl_->content_length().value_or(0));
-  if (!chunked_ && impl_->content_length().value_or(0) > static_cast<uint64_t>(limits_.max_body_bytes)) {
-    fail(413, fmt::format("the body is larger than {} bytes", limits_.max_body_bytes));
+  if (codings == 1) {
+    if (http_1_0_) fail(400, "Transfer-Encoding in an HTTP/1.0 request");
+    content_length_ = -1;
+    chunks_ = std::make_unique<ChunkDecoder>(limits_.max_body_bytes);
+  } else if (lengths == 1) {
+    const std::string_view digits = request_.header("content-length");
+    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), content_length_);
+    if (error != std::errc() || content_length_ > limits_.max_body_bytes) {  // an overflow is larger than anything
+      fail(413, fmt::format("the body is larger than {} bytes", limits_.max_body_bytes));
+    }
   }
 }
 
@@ -241,23 +229,23 @@ void HttpParser::parse_target() {
   if (request_.path.empty()) request_.path.assign(1, '/');
 }
 
+void HttpParser::add_body(std::string_view bytes) {
+  body_bytes_ += static_cast<int64_t>(bytes.size());
+  if (!discard_body_) request_.body.append(bytes);
+}
+
 HttpParser::Event HttpParser::parse_body(std::string_view data, size_t* consumed) {
-  while (!impl_->is_done()) {
-    if (data.empty()) return Event::kNeedMore;
-    error_code ec;
-    const size_t used = impl_->put(boost::asio::const_buffer(data.data(), data.size()), ec);
-    if (error_.status != 0) return Event::kError;
-    *consumed += used;
-    data.remove_prefix(used);
-    if (ec == http::error::need_more) {
-      // Only chunk headers and trailers wait for more; both are short.
-      if (static_cast<int64_t>(data.size()) > limits_.max_header_bytes) return fail(400, "a chunk header or trailer is too long");
-      return Event::kNeedMore;
-    }
-    if (ec) return fail(400, fmt::format("malformed request body: {}", without_crlf(ec.message())));
+  if (chunks_ == nullptr) {
+    *consumed = static_cast<size_t>(std::min(content_length_ - body_bytes_, static_cast<int64_t>(data.size())));
+    add_body(data.substr(0, *consumed));
+    return body_bytes_ == content_length_ ? Event::kDone : Event::kNeedMore;
   }
-  body_bytes_left_ = 0;
-  return Event::kDone;
+  std::string_view rest = data, piece;
+  ChunkDecoder::Event event;
+  while ((event = chunks_->next(&rest, &piece)) == ChunkDecoder::Event::kData) add_body(piece);
+  *consumed = data.size() - rest.size();
+  if (event == ChunkDecoder::Event::kError) return fail(chunks_->error().status, chunks_->error().message);
+  return event == ChunkDecoder::Event::kDone ? Event::kDone : Event::kNeedMore;
 }
 
 }  // namespace lk

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// HttpParser: one HTTP/1.x request from a stream of bytes, without I/O. The grammar is Boost.Beast's; on top of it everything on
+// HttpParser: one HTTP/1.x request from a stream of bytes, without I/O. The grammar of the head is Boost.Beast's; on top of it everything on
 // which two parsers could disagree (request smuggling) is refused: folded header lines, control bytes, repeated or mixed
 // Content-Length and Transfer-Encoding, codings other than chunked, more than one Host. Sizes are judged before bytes are kept.
 #pragma once
@@ -9,14 +9,10 @@
 #include <string>
 #include <string_view>
 
+#include "lk/net/chunk_decoder.h"
 #include "lk/net/http_server.h"
 
 namespace lk {
-
-struct HttpError {
-  int status = 0;  // 0 = none
-  std::string message;
-};
 
 class HttpParser {
  public:
@@ -27,7 +23,6 @@ class HttpParser {
     kError,     // error() says why; the stream cannot be used any more
   };
   explicit HttpParser(const HttpLimits& limits);
-  ~HttpParser();
 
   // Parses the front of `data`, which starts at the first byte not consumed so far.
   Event parse(std::string_view data, size_t* consumed);
@@ -38,34 +33,32 @@ class HttpParser {
   bool keep_alive() const { return keep_alive_; }
   bool http_1_0() const { return http_1_0_; }
   bool expects_continue() const { return expects_continue_; }
-  bool has_body() const { return body_bytes_left_ != 0; }
-  int64_t content_length() const { return chunked_ ? -1 : body_bytes_left_; }  // -1: chunked, not known
-  int64_t body_bytes() const { return body_bytes_; }                            // received so far
-  void discard_body() { discard_body_ = true; }                                 // count and check, but do not keep
+  bool has_body() const { return content_length_ != 0; }
+  int64_t content_length() const { return content_length_; }  // -1: chunked, not known
+  int64_t body_bytes() const { return body_bytes_; }          // received so far
+  void discard_body() { discard_body_ = true; }               // count and check, but do not keep
 
-  static constexpr int64_t kMaxChunks = 16'384;
   static constexpr int64_t kMaxHeaders = 128;
 
  private:
-  struct Impl;  // the Beast parser
-  friend struct Impl;
+  class HeadParser;  // Beast's
 
   Event parse_head(std::string_view data, size_t* consumed);
   Event parse_body(std::string_view data, size_t* consumed);
   bool scan_head(std::string_view data, size_t* end);
-  void finish_head();
+  void check_expectation();
   void check_framing();
+  void add_body(std::string_view bytes);
   void parse_target();
   Event fail(int status, std::string message);
 
   const HttpLimits& limits_;
-  std::unique_ptr<Impl> impl_;
+  std::unique_ptr<ChunkDecoder> chunks_;  // of a chunked body
   HttpRequest request_;
   HttpError error_;
   size_t scanned_ = 0;  // bytes of the head that were looked at
-  bool head_done_ = false, http_1_0_ = false, keep_alive_ = false, expects_continue_ = false, chunked_ = false, discard_body_ = false;
-  int64_t body_bytes_left_ = 0;  // as declared; max_body_bytes when chunked
-  int64_t body_bytes_ = 0, chunks_ = 0, chunk_extension_bytes_ = 0;
+  bool head_done_ = false, http_1_0_ = false, keep_alive_ = false, expects_continue_ = false, discard_body_ = false;
+  int64_t content_length_ = 0, body_bytes_ = 0;
 };
 
 // Percent-decodes; false when an escape is malformed or stands for NUL.
