@@ -172,7 +172,7 @@ Result<AdapterLease> AdapterRegistry::run_load(const LoadRequest& request) {
 Result<AdapterLease> AdapterRegistry::create(const LoadRequest& request, int64_t version) {
   std::string path = request.path;
   if (!request.trusted_path) {
-    LK_ASSIGN_OR_RETURN(path, resolve_beneath(options_.roots, request.path));
+    LK_ASSIGN_OR_RETURN(path, resolve_adapter_directory(options_.roots, request.path));
   }
   if (!is_directory(path)) return not_found("No adapter found for {}: {} is not a directory", request.name, request.path);
   const int64_t room = options_.max_host_bytes - host_bytes_->load();

@@ -32,7 +32,8 @@ EngineService::EngineService(std::unique_ptr<TextEngine> engine, const EngineSer
   thread_ = std::thread([this] { main(); });
 }
 
-EngineService::~EngineService() {
+void EngineService::stop() {
+  if (!thread_.joinable()) return;
   {
     std::lock_guard lock(mutex_);
     stopping_ = true;
@@ -140,10 +141,14 @@ void EngineService::main() {
     drop_removed();
     if (engine_->has_work()) {
       const Clock::time_point begin = Clock::now();
+      const int64_t computed = engine_->scheduler().stats().num_computed_tokens;
       busy_since_ = std::chrono::nanoseconds(begin.time_since_epoch()).count();
       engine_->step(false);
       step_end_ = Clock::now();
-      if (!engine_->scheduler().last_step_idle()) step_seconds_ += seconds(step_end_ - begin);
+      if (!engine_->scheduler().last_step_idle()) {
+        step_seconds_ += seconds(step_end_ - begin);
+        if (options_.on_step) options_.on_step(engine_->scheduler().stats().num_computed_tokens - computed, seconds(step_end_ - begin));
+      }
     }
     flush_events();
     publish(false);
@@ -196,6 +201,11 @@ void EngineService::start(RequestId id, Submission submission) {
   const bool wants_tokens = request.text.sampling.num_logprobs >= 0;
   CompletionSink sink{
       .on_start = [this, &active] { on_start(active); },
+      .on_prompt = [this, &active, id](const Completion& prompt) {
+        if (!active.submission.wants_prompt) return;
+        active.prompt = std::make_shared<const Completion>(prompt);
+        touch(active, id);
+      },
       .on_token = [this, &active, id, wants_tokens](const TokenLogprob& token) {
         if (active.timing.first_token == Clock::time_point()) active.timing.first_token = Clock::now();
         ++generation_tokens_;
@@ -239,7 +249,7 @@ void EngineService::on_done(RequestId id, Completion completion) {
     const auto shard = static_cast<size_t>(active.submission.receiver->shard());
     if (batches_.size() <= shard) batches_.resize(shard + 1);
     batches_[shard].push_back({.receiver = std::move(active.submission.receiver), .choice = active.submission.choice,
-                               .delta = std::move(active.delta), .completion = std::move(completion), .timing = active.timing});
+                               .prompt = std::move(active.prompt), .delta = std::move(active.delta), .completion = std::move(completion), .timing = active.timing});
   }
   const std::function<void(Completion)> callback = std::move(active.submission.on_done);
   active_.erase(it);
@@ -256,7 +266,7 @@ void EngineService::flush_events() {
     const auto shard = static_cast<size_t>(active.submission.receiver->shard());
     if (batches_.size() <= shard) batches_.resize(shard + 1);
     batches_[shard].push_back({.receiver = active.submission.receiver, .choice = active.submission.choice,
-                               .delta = std::exchange(active.delta, {}), .timing = active.timing});
+                               .prompt = std::exchange(active.prompt, nullptr), .delta = std::exchange(active.delta, {}), .timing = active.timing});
   }
   touched_.clear();
   for (size_t shard = 0; shard < batches_.size(); ++shard) {

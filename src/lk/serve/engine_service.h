@@ -47,8 +47,9 @@ class StreamReceiver {
 struct StreamEvent {
   std::shared_ptr<StreamReceiver> receiver;
   int choice = 0;
+  std::shared_ptr<const Completion> prompt;  // once, before the first token, when asked for: facts of the prompt only
   StreamDelta delta;
-  std::optional<Completion> completion;  // with the last event
+  std::optional<Completion> completion;      // with the last event
   RequestTiming timing;                  // complete with the last event
   Clock::time_point step_end;
 };
@@ -57,6 +58,7 @@ struct EngineServiceOptions {
   int64_t max_queue_requests = 1024;  // waiting, not running
   int64_t max_queue_tokens = 0;       // prompt + max_tokens of waiting requests; 0 = 64 contexts
   double max_wait_seconds = 60;       // predicted
+  std::function<void(int64_t num_tokens, double seconds)> on_step;  // after each step, on the engine thread
 };
 
 class EngineService {
@@ -65,7 +67,9 @@ class EngineService {
 
   // `deliver` is called on the engine thread and must not block.
   EngineService(std::unique_ptr<TextEngine> engine, const EngineServiceOptions& options, Deliver deliver);
-  ~EngineService();  // ends what is left with kUnavailable, after delivering it
+  ~EngineService() { stop(); }
+  // Ends what is left with kUnavailable, delivers that, and joins the thread. Later calls do nothing, submissions are dropped.
+  void stop();
 
   const TextModel& text() const { return *text_; }
   std::shared_ptr<const TextModel> shared_text() const { return text_; }
@@ -87,6 +91,7 @@ class EngineService {
     PreparedRequest request;             // adapter set; the id is given here
     std::shared_ptr<const void> lease;   // kept until the request is out of the engine
     std::shared_ptr<StreamReceiver> receiver;
+    bool wants_prompt = false;           // deliver the facts of the prompt before the first token
     std::function<void(Completion)> on_done;  // instead of a receiver, on the engine thread; such a request needs no admission
     int choice = 0;
     Clock::time_point arrival = Clock::now();
@@ -125,7 +130,8 @@ class EngineService {
     RequestTiming timing;
     int64_t tokens = 0;  // in the queue account
     bool queued = true;
-    StreamDelta delta;   // of this step
+    std::shared_ptr<const Completion> prompt;  // of this step
+    StreamDelta delta;                         // likewise
     bool touched = false;
     std::optional<std::multimap<Clock::time_point, RequestId>::iterator> deadline;
   };

@@ -65,6 +65,11 @@ class MetricsImpl final : public Metrics {
     state_.step_seconds.observe(seconds);
   }
 
+  void events_delivered(double seconds) override {
+    const std::lock_guard lock(mutex_);
+    state_.event_delay.observe(seconds);
+  }
+
   void request_refused(std::string_view reason, std::string_view tenant) override {
     const std::lock_guard lock(mutex_);
     ++state_.refused(reason, options_.max_label_values);

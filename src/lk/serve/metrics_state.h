@@ -63,7 +63,7 @@ struct State {
   int64_t cached_tokens = 0;
   Histogram first_token{kFirstToken}, e2e{kLatency}, queue{kLatency}, prefill{kLatency}, decode{kLatency}, inference{kLatency};
   Histogram prompt_tokens{kTokens}, output_tokens{kTokens}, max_tokens{kTokens}, choices{kChoices};
-  Histogram step_tokens{kStepTokens}, step_seconds{kStep};
+  Histogram step_tokens{kStepTokens}, step_seconds{kStep}, event_delay{kStep};
   Histogram load_seconds{kLoad};
   int64_t failed_loads = 0;
   ByLabel<Usage> adapters, tenants;

@@ -134,6 +134,7 @@ void TextEngine::on_event(RequestEvent& event) {
   }
   if (!event.hidden_sum.empty()) active.completion.embedding = mean_embedding(event.hidden_sum);
   if (!event.prompt_logprobs.empty()) active.completion.prompt_logprobs = std::move(event.prompt_logprobs);
+  if (event.has_token && active.completion.token_ids.empty() && active.sink.on_prompt) active.sink.on_prompt(active.completion);
   if (event.has_token) {
     const int32_t token = event.token.token;
     active.completion.token_ids.push_back(token);

@@ -49,6 +49,8 @@ struct Completion {
 // completion. Any may be empty.
 struct CompletionSink {
   std::function<void()> on_start;  // the first tokens of the prompt were computed
+  // The whole prompt was: its tokens, cached tokens and log-probabilities are in; before the first token.
+  std::function<void(const Completion& so_far)> on_prompt;
   std::function<void(const TokenLogprob& token)> on_token;
   std::function<void(std::string_view piece)> on_text;
   std::function<void(Completion)> on_done;

@@ -64,18 +64,20 @@ Result<std::string> template_of_config(const boost::json::object& config, const 
 }  // namespace
 
 struct ChatTemplate::Impl {
-  std::string where;
+  std::string where, source;
   jinja::Block body;
   std::vector<std::pair<std::string, std::string>> special_tokens;
 };
 
 ChatTemplate::ChatTemplate(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 ChatTemplate::~ChatTemplate() = default;
+const std::string& ChatTemplate::source() const { return impl_->source; }
 
 Result<std::shared_ptr<const ChatTemplate>> ChatTemplate::parse(std::string_view source,
                                                                 std::string_view where) {
   auto impl = std::make_unique<Impl>();
   impl->where = std::string(where);
+  impl->source = std::string(source);
   if (source.size() > kMaxSourceBytes) {
     return resource_exhausted("{}: a chat template is limited to {} bytes, this one has {}", where,
                               kMaxSourceBytes, source.size());

@@ -30,6 +30,8 @@ class ChatTemplate {
   static Result<std::shared_ptr<const ChatTemplate>> load(const std::string& directory);
   ~ChatTemplate();
 
+  const std::string& source() const;
+
   // variables: {"messages": [...], "tools": [...], "add_generation_prompt": true, ...}; bos_token and eos_token
   // are added from the directory unless given; so are tools and documents (none) and add_generation_prompt (false),
   // as transformers does. raise_exception(...) in the template is kInvalidArgument with its message alone; other

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+// Models and adapters: OpenAI's /v1/models, vLLM's load and unload endpoints, and our own /v1/adapters.
+#include <ctime>
+
+#include <boost/json/serialize.hpp>
+
+#include "lk/serve/openai/json_reader.h"
+#include "lk/serve/server_impl.h"
+#include "lk/serve/status_json.h"
+
+namespace lk {
+namespace {
+
+namespace json = boost::json;
+
+json::object model_object(const std::string& id, const std::string& root, const json::value& parent, const json::value& context, int64_t created) {
+  return {{"id", id}, {"object", "model"}, {"created", created}, {"owned_by", "lorikeet"}, {"root", root}, {"parent", parent},
+          {"max_model_len", context},
+          {"permission", {{{"id", "modelperm-" + id}, {"object", "model_permission"}, {"created", created}, {"allow_create_engine", false},
+                           {"allow_sampling", true}, {"allow_logprobs", true}, {"allow_search_indices", false}, {"allow_view", true},
+                           {"allow_fine_tuning", false}, {"organization", "*"}, {"group", nullptr}, {"is_blocking", false}}}}};
+}
+
+// vLLM's errors: type by status, integer code.
+void vllm_error(const std::shared_ptr<Exchange>& exchange, int status, std::string_view type, std::string_view message) {
+  exchange->respond(status, json::serialize(json::object{{"error", {{"message", message}, {"type", type}, {"param", nullptr}, {"code", status}}}}));
+}
+
+void vllm_error(const std::shared_ptr<Exchange>& exchange, const Status& status) {
+  switch (status.code()) {
+    case StatusCode::kNotFound: return vllm_error(exchange, 404, "NotFoundError", status.message());
+    case StatusCode::kAlreadyExists: return vllm_error(exchange, 400, "InvalidUserInput", status.message());
+    case StatusCode::kPermissionDenied: return vllm_error(exchange, 403, "PermissionDeniedError", status.message());
+    case StatusCode::kUnavailable: return vllm_error(exchange, 503, "ServiceUnavailableError", status.message());
+    case StatusCode::kIoError: case StatusCode::kInternal: return vllm_error(exchange, 500, "InternalServerError", "the adapter could not be loaded; see the log");
+    default: return vllm_error(exchange, 400, "BadRequestError", status.message());
+  }
+}
+
+// The fields of a small JSON body; null counts as absent.
+class Fields {
+ public:
+  static Result<Fields> parse(std::string_view body) {
+    LK_ASSIGN_OR_RETURN(json::value value, openai::read_json(body));
+    if (!value.is_object()) return invalid_argument("the body must be a JSON object");
+    Fields fields;
+    fields.object_ = std::move(value.get_object());
+    return fields;
+  }
+  Result<std::string> text(std::string_view name) const {
+    const json::value* value = find(name);
+    if (!value) return std::string();
+    if (!value->is_string()) return invalid_argument("\"{}\" must be a string", name);
+    return std::string(value->get_string());
+  }
+  Result<bool> flag(std::string_view name) const {
+    const json::value* value = find(name);
+    if (!value) return false;
+    if (!value->is_bool()) return invalid_argument("\"{}\" must be true or false", name);
+    return value->get_bool();
+  }
+  bool has(std::string_view name) const { return find(name) != nullptr; }
+  Status only(std::initializer_list<std::string_view> known) const {
+    for (const auto& field : object_)
+      if (std::find(known.begin(), known.end(), std::string_view(field.key())) == known.end())
+        return invalid_argument("unknown field \"{}\"", std::string_view(field.key()));
+    return Status();
+  }
+
+ private:
+  const json::value* find(std::string_view name) const {
+    const json::value* value = object_.if_contains(name);
+    return value && !value->is_null() ? value : nullptr;
+  }
+  json::object object_;
+};
+
+struct LoadFields {
+  std::string name, path;
+  bool in_place = false, pinned = false, keep_previous = false;
+};
+
+// vLLM's names, ours and SageMaker's for the same things.
+Result<LoadFields> parse_load(const Fields& fields, bool vllm) {
+  LoadFields load;
+  LK_ASSIGN_OR_RETURN(load.name, fields.text(vllm ? "lora_name" : "name"));
+  LK_ASSIGN_OR_RETURN(load.path, fields.text(vllm ? "lora_path" : "path"));
+  if (vllm) {
+    LK_ASSIGN_OR_RETURN(load.in_place, fields.flag("load_inplace"));
+    return load;
+  }
+  LK_RETURN_IF_ERROR(fields.only({"name", "path", "pinned", "keep_previous", "replace"}));
+  LK_ASSIGN_OR_RETURN(load.pinned, fields.flag("pinned"));
+  LK_ASSIGN_OR_RETURN(load.keep_previous, fields.flag("keep_previous"));
+  load.in_place = true;
+  if (fields.has("replace")) {
+    LK_ASSIGN_OR_RETURN(load.in_place, fields.flag("replace"));
+  }
+  return load;
+}
+
+}  // namespace
+
+void ServerImpl::models(const std::shared_ptr<Exchange>& exchange) {
+  const Tenant& tenant = *exchange->principal.tenant;
+  const bool paths = exchange->principal.has(Scope::kAdapters);
+  const std::string& base = registry_->base_name();
+  json::array data;
+  const int64_t started = std::time(nullptr) - static_cast<int64_t>(std::chrono::duration<double>(Clock::now() - started_).count());
+  if (tenant.may_use("base")) data.push_back(model_object(base, options_.model_root, nullptr, text().context(), started));
+  for (const AdapterLease& adapter : registry_->versions())
+    if (tenant.may_use(adapter->name)) data.push_back(model_object(adapter->name, paths ? adapter->path : adapter->name, json::string(base), nullptr, adapter->created));
+  for (const auto& [alias, target] : registry_->aliases())
+    if (tenant.may_use(alias)) data.push_back(model_object(alias, target, json::string(base), nullptr, started));
+  exchange->respond(200, json::serialize(json::object{{"object", "list"}, {"data", data}}));
+}
+
+void ServerImpl::model(const std::shared_ptr<Exchange>& exchange) {
+  const std::string& id = exchange->parameter;
+  // A sum is built on a worker; the listing only knows what is loaded.
+  const bool is_sum = id.find_first_of("+*") != std::string::npos;
+  const auto missing = ApiError{.status = 404, .message = fmt::format("The model `{}` does not exist or you do not have access to it.", id),
+                                .param = "model", .code = "model_not_found"};
+  if (is_sum) return exchange->fail(missing);
+  const Result<AdapterRegistry::Resolved> found = registry_->resolve(id, *exchange->principal.tenant);
+  if (!found.ok()) return exchange->fail(missing);
+  const json::object object = found->adapter
+                                  ? model_object(id, exchange->principal.has(Scope::kAdapters) ? found->adapter->path : found->adapter->name,
+                                                 json::string(registry_->base_name()), nullptr, found->adapter->created)
+                                  : model_object(registry_->base_name(), options_.model_root, nullptr, text().context(), std::time(nullptr));
+  exchange->respond(200, json::serialize(object));
+}
+
+// --- vLLM
+
+void ServerImpl::vllm_load(const std::shared_ptr<Exchange>& exchange) {
+  if (options_.adapters.roots.empty())
+    return vllm_error(exchange, 404, "NotFoundError", "loading adapters at run time is off: start the server with --lora-root DIR");
+  const Result<Fields> fields = Fields::parse(exchange->request.body);
+  if (!fields.ok()) return vllm_error(exchange, fields.status());
+  const Result<LoadFields> load = parse_load(*fields, true);
+  if (!load.ok()) return vllm_error(exchange, load.status());
+  if (load->name.empty() || load->path.empty()) return vllm_error(exchange, 400, "InvalidUserInput", "Both 'lora_name' and 'lora_path' must be provided.");
+  if (!exchange->principal.tenant->may_use(load->name))
+    return vllm_error(exchange, 403, "PermissionDeniedError", "this tenant may not use that adapter name");
+  registry_->load({.name = load->name, .path = load->path, .replace = load->in_place}, [this, exchange](Result<AdapterLease> loaded) {
+    metrics_->adapter_load(loaded.ok() ? (*loaded)->load_seconds : 0, loaded.ok());
+    exchange->post([exchange, status = loaded.ok() ? Status() : loaded.status(), name = loaded.ok() ? (*loaded)->name : ""] {
+      if (!status.ok()) return vllm_error(exchange, status);
+      exchange->respond(200, fmt::format("Success: LoRA adapter '{}' added successfully.", name), "text/plain; charset=utf-8");
+    });
+  });
+}
+
+void ServerImpl::vllm_unload(const std::shared_ptr<Exchange>& exchange) {
+  const Result<Fields> fields = Fields::parse(exchange->request.body);
+  if (!fields.ok()) return vllm_error(exchange, fields.status());
+  const Result<std::string> name = fields->text("lora_name");
+  if (!name.ok()) return vllm_error(exchange, name.status());
+  if (name->empty()) return vllm_error(exchange, 400, "InvalidUserInput", "'lora_name' needs to be provided to unload a LoRA adapter.");
+  if (!exchange->principal.tenant->may_use(*name))
+    return vllm_error(exchange, 404, "NotFoundError", fmt::format("The lora adapter '{}' cannot be found.", *name));
+  work(exchange, [this, exchange, name = *name] {
+    const Result<int> unloaded = registry_->unload(name, nullptr);
+    exchange->post([exchange, name, status = unloaded.ok() ? Status() : unloaded.status()] {
+      if (!status.ok()) return vllm_error(exchange, status);
+      exchange->respond(200, fmt::format("Success: LoRA adapter '{}' removed successfully.", name), "text/plain; charset=utf-8");
+    });
+  });
+}
+
+// --- /v1/adapters
+
+void ServerImpl::list_adapters(const std::shared_ptr<Exchange>& exchange) {
+  std::vector<AdapterSnapshot> adapters = registry_->list(service_->snapshot());
+  std::erase_if(adapters, [&](const AdapterSnapshot& adapter) { return !exchange->principal.tenant->may_use(adapter.name); });
+  exchange->respond(200, format_adapters(adapters));
+}
+
+void ServerImpl::get_adapter(const std::shared_ptr<Exchange>& exchange) {
+  const std::optional<AdapterSnapshot> adapter = registry_->find(exchange->parameter, service_->snapshot());
+  if (!adapter || !exchange->principal.tenant->may_use(adapter->name))
+    return exchange->fail(not_found("there is no adapter \"{}\"", exchange->parameter));
+  exchange->respond(200, format_adapter(*adapter));
+}
+
+void ServerImpl::post_adapter(const std::shared_ptr<Exchange>& exchange) {
+  const Result<Fields> fields = Fields::parse(exchange->request.body);
+  if (!fields.ok()) return exchange->fail(fields.status());
+  const Result<LoadFields> load = parse_load(*fields, false);
+  if (!load.ok()) return exchange->fail(load.status());
+  if (load->name.empty() || load->path.empty()) return exchange->fail(invalid_argument("\"name\" and \"path\" must be given"));
+  if (options_.adapters.roots.empty())
+    return exchange->fail(permission_denied("loading adapters at run time is off: start the server with --lora-root DIR"));
+  if (!exchange->principal.tenant->may_use(load->name)) return exchange->fail(permission_denied("this tenant may not use that adapter name"));
+  AdapterRegistry::LoadRequest request{.name = load->name, .path = load->path, .replace = load->in_place, .keep_previous = load->keep_previous,
+                                       .pinned = load->pinned};
+  registry_->load(std::move(request), [this, exchange](Result<AdapterLease> loaded) {
+    metrics_->adapter_load(loaded.ok() ? (*loaded)->load_seconds : 0, loaded.ok());
+    if (!loaded.ok()) {
+      exchange->post([exchange, status = loaded.status()] {
+        ApiError error = api_error(status, exchange->id);
+        if (status.code() == StatusCode::kAlreadyExists) error.status = 409;
+        exchange->fail(error);
+      });
+      return;
+    }
+    const std::string exact = fmt::format("{}@{}", (*loaded)->name, (*loaded)->version);
+    const std::optional<AdapterSnapshot> adapter = registry_->find(exact, service_->snapshot());
+    std::string body = adapter ? format_adapter(*adapter) : json::serialize(json::object{{"id", exact}});
+    log_->write(LogLevel::kInfo, "adapter_loaded", {{"adapter", exact}, {"digest", (*loaded)->digest}, {"seconds", (*loaded)->load_seconds}});
+    exchange->post([exchange, body = std::move(body)] { exchange->respond(201, body); });
+  });
+}
+
+// {"pinned": bool} and/or, on an alias or a new one, {"target": "name@2"}.
+void ServerImpl::patch_adapter(const std::shared_ptr<Exchange>& exchange) {
+  const Result<Fields> fields = Fields::parse(exchange->request.body);
+  if (!fields.ok()) return exchange->fail(fields.status());
+  if (const Status status = fields->only({"pinned", "alias"}); !status.ok()) return exchange->fail(status);
+  const Result<bool> pinned = fields->flag("pinned");
+  const Result<std::string> alias = fields->text("alias");
+  if (!pinned.ok()) return exchange->fail(pinned.status());
+  if (!alias.ok()) return exchange->fail(alias.status());
+  if (!fields->has("pinned") && alias->empty()) return exchange->fail(invalid_argument("give \"pinned\" or \"alias\""));
+  const std::optional<AdapterSnapshot> known = registry_->find(exchange->parameter, service_->snapshot());
+  const Tenant& tenant = *exchange->principal.tenant;
+  if (!known || !tenant.may_use(known->name)) return exchange->fail(not_found("there is no adapter \"{}\"", exchange->parameter));
+  if (!alias->empty() && !tenant.may_use(*alias)) return exchange->fail(permission_denied("this tenant may not use that alias"));
+  work(exchange, [this, exchange, set_pin = fields->has("pinned"), pinned = *pinned, alias = *alias] {
+    Status status;
+    if (set_pin) status = registry_->set_pinned(exchange->parameter, pinned);
+    if (status.ok() && !alias.empty()) status = registry_->set_alias(alias, exchange->parameter);
+    const std::optional<AdapterSnapshot> adapter = registry_->find(exchange->parameter, service_->snapshot());
+    exchange->post([exchange, status, body = adapter ? format_adapter(*adapter) : ""] {
+      if (status.ok() && !body.empty()) return exchange->respond(200, body);
+      ApiError error = api_error(status.ok() ? not_found("there is no adapter \"{}\"", exchange->parameter) : status, exchange->id);
+      if (status.code() == StatusCode::kAlreadyExists || status.code() == StatusCode::kResourceExhausted) error.status = 409;
+      exchange->fail(error);
+    });
+  });
+}
+
+// Answers when the memory is free: at once without requests in flight, else when the last one ended (?wait=0: at once in any case).
+void ServerImpl::delete_adapter(const std::shared_ptr<Exchange>& exchange) {
+  const std::string& name = exchange->parameter;
+  if (!exchange->principal.tenant->may_use(name.substr(0, name.find('@')))) return exchange->fail(not_found("there is no adapter \"{}\"", name));
+  if (registry_->aliases().contains(name)) {
+    const Status status = registry_->remove_alias(name);
+    if (!status.ok()) return exchange->fail(status);
+    return exchange->respond(200, json::serialize(json::object{{"id", name}, {"object", "adapter.alias"}, {"deleted", true}}));
+  }
+  const bool wait = exchange->request.query.find("wait=0") == std::string::npos;
+  work(exchange, [this, exchange, name, wait] {
+    struct Receipt {
+      std::mutex mutex;
+      int expected = -1, freed = 0;
+      int64_t page_bytes = 0, host_bytes = 0;
+    };
+    auto receipt = std::make_shared<Receipt>();
+    const auto answer = [exchange, name, receipt](bool complete) {
+      json::object body{{"id", name}, {"object", "adapter"}, {"deleted", true}, {"freed", complete}};
+      if (complete) {
+        body["freed_device_bytes"] = receipt->page_bytes;
+        body["freed_host_bytes"] = receipt->host_bytes;
+      }
+      exchange->post([exchange, status = complete ? 200 : 202, text = json::serialize(body)] { exchange->respond(status, text); });
+    };
+    const Result<int> unloaded = registry_->unload(name, [receipt, answer, wait](const AdapterRegistry::Freed& freed) {
+      bool complete = false;
+      {
+        std::lock_guard lock(receipt->mutex);
+        ++receipt->freed;
+        receipt->page_bytes += freed.page_bytes;
+        receipt->host_bytes += freed.host_bytes;
+        complete = receipt->freed == receipt->expected;
+      }
+      if (complete && wait) answer(true);
+    });
+    if (!unloaded.ok()) return exchange->post([exchange, status = unloaded.status()] { exchange->fail(status); });
+    log_->write(LogLevel::kInfo, "adapter_unloaded", {{"adapter", name}});
+    bool complete = false;
+    {
+      std::lock_guard lock(receipt->mutex);
+      receipt->expected = *unloaded;
+      complete = receipt->freed == receipt->expected;
+    }
+    if (!wait) answer(false);
+    else if (complete) answer(true);
+  });
+}
+
+}  // namespace lk
