@@ -32,3 +32,16 @@ function(lk_tests name)
   gtest_discover_tests(${name}_tests WORKING_DIRECTORY ${CMAKE_SOURCE_DIR}
                        TEST_PREFIX ${name}. PROPERTIES LABELS unit DISCOVERY_TIMEOUT 60)
 endfunction()
+
+# embed_files(TARGET FILE...): each file becomes the object lk::embedded::NAME (index.html: index_html) in the program.
+function(embed_files target)
+  foreach(path ${ARGN})
+    get_filename_component(name ${path} NAME)
+    string(MAKE_C_IDENTIFIER ${name} symbol)
+    set(out ${CMAKE_CURRENT_BINARY_DIR}/embedded/${symbol}.cpp)
+    add_custom_command(OUTPUT ${out} DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${path} ${CMAKE_SOURCE_DIR}/cmake/embed.cmake
+      COMMAND ${CMAKE_COMMAND} -DFILE=${CMAKE_CURRENT_SOURCE_DIR}/${path} -DNAME=${path} -DSYMBOL=${symbol} -DOUT=${out}
+              -P ${CMAKE_SOURCE_DIR}/cmake/embed.cmake VERBATIM)
+    target_sources(${target} PRIVATE ${out})
+  endforeach()
+endfunction()
