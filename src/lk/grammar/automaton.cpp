@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/grammar/automaton.h"
+
+#include <algorithm>
+#include <queue>
+
+#include "lk/grammar/dfa.h"
+
+namespace lk::grammar {
+namespace {
+
+// Which rules are reached from the root, which of them call themselves, and how large each is when expanded.
+class RuleGraph {
+ public:
+  RuleGraph(const Ir& ir, RuleId root) : ir_(ir), info_(ir.num_rules()) { visit(root); }
+
+  struct Info {
+    bool reached = false, done = false, recursive = false;
+    int64_t size = 0;
+    int nesting = 0;  // of expanded rules in one another
+    int uses = 0;
+  };
+  const Info& operator[](RuleId rule) const { return info_[rule]; }
+  std::vector<uint8_t> expand(RuleId root) const {
+    std::vector<uint8_t> out(info_.size());
+    for (RuleId rule = 0; rule < info_.size(); ++rule) out[rule] = rule != root && info_[rule].reached && expandable(rule);
+    return out;
+  }
+
+ private:
+  static constexpr int64_t kAlwaysExpanded = 128;  // bytes of text, about
+  static constexpr int kMaxNesting = 32;
+  bool expandable(RuleId rule) const {
+    const Info& info = info_[rule];
+    return !ir_.rule(rule).shared && !info.recursive && info.nesting < kMaxNesting && (info.size <= kAlwaysExpanded || info.uses == 1);
+  }
+
+  // Depth first without recursion: a rule is done after the rules it calls; one that is met while open calls itself.
+  void visit(RuleId root) {
+    std::vector<std::pair<RuleId, size_t>> open;
+    std::vector<std::vector<RuleId>> callees(info_.size());
+    const auto enter = [&](RuleId rule) {
+      info_[rule].reached = true;
+      collect(ir_.rule(rule).body, callees[rule]);
+      open.emplace_back(rule, 0);
+    };
+    enter(root);
+    while (!open.empty()) {
+      const RuleId rule = open.back().first;
+      if (open.back().second < callees[rule].size()) {
+        const RuleId callee = callees[rule][open.back().second++];
+        ++info_[callee].uses;
+        if (!info_[callee].reached) {
+          enter(callee);
+        } else if (!info_[callee].done) {
+          // A cycle: all its rules are on the stack from the callee on. Marking the callee breaks every such cycle.
+          info_[callee].recursive = true;
+        }
+        continue;
+      }
+      info_[rule].done = true;
+      measure(rule);
+      open.pop_back();
+    }
+  }
+
+  void collect(Expr root, std::vector<RuleId>& rules) const {
+    std::vector<Expr> todo{root};
+    while (!todo.empty()) {
+      const ExprNode& node = ir_.node(todo.back());
+      todo.pop_back();
+      if (node.kind == ExprNode::Kind::kRule) rules.push_back(node.rule);
+      for (const Expr child : node.children) todo.push_back(child);
+      for (const auto& edge : node.edges) todo.push_back(edge.expr);
+    }
+  }
+
+  void measure(RuleId rule) {
+    info_[rule].size = size(ir_.rule(rule).body, info_[rule]);
+    ++info_[rule].nesting;
+  }
+  int64_t size(Expr expr, Info& info) {
+    constexpr int64_t kHuge = int64_t{1} << 40;
+    const ExprNode& node = ir_.node(expr);
+    if (node.kind == ExprNode::Kind::kRule) {
+      const Info& callee = info_[node.rule];
+      if (!callee.done || !expandable(node.rule)) return 1;
+      info.nesting = std::max(info.nesting, callee.nesting);
+      return callee.size;
+    }
+    int64_t total = 1 + static_cast<int64_t>(node.literal.size());
+    for (const Expr child : node.children) total += size(child, info);
+    for (const auto& edge : node.edges) total += size(edge.expr, info);
+    if (node.kind == ExprNode::Kind::kRepeat) total *= std::max({1, node.min, node.max});
+    return std::min(total, kHuge);
+  }
+
+  const Ir& ir_;
+  std::vector<Info> info_;
+};
+
+// Open calls that each node needs to reach the end of its rule; kNoNode if it never does. Settles nodes in order of that number.
+std::vector<uint32_t> heights(const Automaton& a, const std::vector<std::vector<Automaton::Call>>& calls) {
+  const size_t num_nodes = a.accepts.size();
+  struct Use {
+    uint32_t node, call;
+  };
+  std::vector<std::vector<uint32_t>> before(num_nodes);
+  std::vector<std::vector<Use>> callers(a.start.size()), returns(num_nodes);
+  for (uint32_t node = 0; node < num_nodes; ++node) {
+    uint32_t last = kNoNode;
+    for (uint32_t c = 0; c < a.num_classes; ++c) {
+      const uint32_t to = a.next[size_t{node} * a.num_classes + c];
+      if (to != kNoNode && to != last) before[to].push_back(node);
+      last = to;
+    }
+    for (uint32_t k = 0; k < calls[node].size(); ++k) {
+      callers[calls[node][k].rule].push_back({node, k});
+      returns[calls[node][k].target].push_back({node, k});
+    }
+  }
+  std::vector<RuleId> rule_at(num_nodes, kNoNode);
+  for (RuleId rule = 0; rule < a.start.size(); ++rule) {
+    if (a.start[rule] != kNoNode) rule_at[a.start[rule]] = rule;
+  }
+  std::vector<uint32_t> height(num_nodes, kNoNode);
+  using Entry = std::pair<uint32_t, uint32_t>;  // height, node
+  std::priority_queue<Entry, std::vector<Entry>, std::greater<>> queue;
+  for (uint32_t node = 0; node < num_nodes; ++node) {
+    if (a.accepts[node]) queue.emplace(0, node);
+  }
+  const auto try_call = [&](const Use& use) {
+    const Automaton::Call& call = calls[use.node][use.call];
+    const uint32_t inside = height[a.start[call.rule]], after = height[call.target];
+    if (inside != kNoNode && after != kNoNode) queue.emplace(std::max(inside + (call.tail ? 0 : 1), after), use.node);
+  };
+  while (!queue.empty()) {
+    const auto [value, node] = queue.top();
+    queue.pop();
+    if (height[node] != kNoNode) continue;
+    height[node] = value;
+    for (const uint32_t previous : before[node]) queue.emplace(value, previous);
+    for (const Use& use : returns[node]) try_call(use);
+    if (rule_at[node] != kNoNode) {
+      for (const Use& use : callers[rule_at[node]]) try_call(use);
+    }
+  }
+  return height;
+}
+
+void find_nullable(Automaton& a, const std::vector<std::vector<Automaton::Call>>& calls) {
+  a.nullable.assign(a.start.size(), 0);
+  for (bool changed = true; changed;) {
+    changed = false;
+    for (RuleId rule = 0; rule < a.start.size(); ++rule) {
+      if (a.nullable[rule] || a.start[rule] == kNoNode) continue;
+      std::vector<uint32_t> todo{a.start[rule]}, seen{a.start[rule]};
+      while (!todo.empty() && !a.nullable[rule]) {
+        const uint32_t node = todo.back();
+        todo.pop_back();
+        a.nullable[rule] = a.accepts[node];
+        for (const Automaton::Call& call : calls[node]) {
+          if (!a.nullable[call.rule] || std::find(seen.begin(), seen.end(), call.target) != seen.end()) continue;
+          seen.push_back(call.target);
+          todo.push_back(call.target);
+        }
+      }
+      changed |= a.nullable[rule] != 0;
+    }
+  }
+}
+
+// A rule that can call itself before any byte, or kNoNode.
+RuleId find_left_recursion(const Automaton& a) {
+  const size_t num_rules = a.start.size();
+  std::vector<std::vector<RuleId>> first(num_rules);
+  for (RuleId rule = 0; rule < num_rules; ++rule) {
+    if (a.start[rule] == kNoNode) continue;
+    std::vector<uint32_t> todo{a.start[rule]}, seen{a.start[rule]};
+    while (!todo.empty()) {
+      const uint32_t node = todo.back();
+      todo.pop_back();
+      for (const Automaton::Call& call : a.calls_of(node)) {
+        first[rule].push_back(call.rule);
+        if (!a.nullable[call.rule] || std::find(seen.begin(), seen.end(), call.target) != seen.end()) continue;
+        seen.push_back(call.target);
+        todo.push_back(call.target);
+      }
+    }
+  }
+  enum : uint8_t { kNew, kOpen, kDone };
+  std::vector<uint8_t> state(num_rules, kNew);
+  for (RuleId root = 0; root < num_rules; ++root) {
+    if (state[root] != kNew) continue;
+    std::vector<std::pair<RuleId, size_t>> open{{root, 0}};
+    state[root] = kOpen;
+    while (!open.empty()) {
+      const RuleId rule = open.back().first;
+      if (open.back().second == first[rule].size()) {
+        state[rule] = kDone;
+        open.pop_back();
+        continue;
+      }
+      const RuleId callee = first[rule][open.back().second++];
+      if (state[callee] == kOpen) return callee;
+      if (state[callee] == kNew) {
+        state[callee] = kOpen;
+        open.emplace_back(callee, 0);
+      }
+    }
+  }
+  return kNoNode;
+}
+
+// Takes out what never ends, so that whatever is alive can be finished.
+void prune(Automaton& a, std::vector<std::vector<Automaton::Call>>& calls) {
+  const std::vector<uint32_t> height = heights(a, calls);
+  const auto dead = [&](uint32_t node) { return height[node] > static_cast<uint32_t>(kMaxOpenCalls); };
+  for (uint32_t& to : a.next) {
+    if (to != kNoNode && dead(to)) to = kNoNode;
+  }
+  a.call_begin.assign(1, 0);
+  a.moves.assign(a.num_nodes(), 0);
+  a.height.assign(a.num_nodes(), 0);
+  for (uint32_t node = 0; node < a.num_nodes(); ++node) {
+    for (const Automaton::Call& call : calls[node]) {
+      if (!dead(node) && !dead(call.target) && !dead(a.start[call.rule])) a.calls.push_back(call);
+    }
+    a.call_begin.push_back(static_cast<uint32_t>(a.calls.size()));
+    const auto row = a.next.begin() + static_cast<std::ptrdiff_t>(size_t{node} * a.num_classes);
+    a.moves[node] = std::any_of(row, row + a.num_classes, [](uint32_t to) { return to != kNoNode; });
+    if (dead(node)) continue;
+    a.height[node] = static_cast<uint16_t>(height[node]);
+    a.max_height = std::max(a.max_height, static_cast<int>(height[node]));
+  }
+}
+
+}  // namespace
+
+int64_t Automaton::memory() const {
+  return static_cast<int64_t>(sizeof(*this) + next.size() * sizeof(uint32_t) + num_nodes() * (4 + sizeof(uint32_t)) +
+                              calls.size() * sizeof(Call) + start.size() * 5);
+}
+
+Result<Automaton> build_automaton(const Ir& ir, RuleId root, Budget& budget) {
+  budget.spend(ir.memory());
+  LK_RETURN_IF_ERROR(budget.status());
+  const RuleGraph graph(ir, root);
+  for (RuleId rule = 0; rule < ir.num_rules(); ++rule) {
+    if (graph[rule].reached && !ir.rule(rule).defined) return invalid_argument("rule \"{}\" is not defined", ir.rule(rule).name);
+  }
+  const ByteClasses classes(ir);
+  const std::vector<uint8_t> expand = graph.expand(root);
+  Automaton a;
+  a.num_classes = classes.count;
+  a.class_of = classes.class_of;
+  a.root = root;
+  a.start.assign(ir.num_rules(), kNoNode);
+  std::vector<std::vector<Automaton::Call>> calls;
+  for (RuleId rule = 0; rule < ir.num_rules(); ++rule) {
+    if (!graph[rule].reached || expand[rule]) continue;
+    const Dfa dfa = build_dfa(ir, ir.rule(rule).body, classes, expand, budget);
+    LK_RETURN_IF_ERROR(budget.status());
+    const auto offset = static_cast<uint32_t>(a.num_nodes());
+    a.start[rule] = offset;
+    for (const uint32_t to : dfa.next) a.next.push_back(to == kNoNode ? kNoNode : to + offset);
+    a.accepts.insert(a.accepts.end(), dfa.accepts.begin(), dfa.accepts.end());
+    for (const auto& list : dfa.calls) {
+      calls.emplace_back();
+      for (const auto& [callee, target] : list) calls.back().push_back({callee, target + offset, false});
+    }
+  }
+  for (auto& list : calls) {
+    for (Automaton::Call& call : list) {
+      const auto row = a.next.begin() + static_cast<std::ptrdiff_t>(size_t{call.target} * a.num_classes);
+      call.tail = a.accepts[call.target] && calls[call.target].empty() &&
+                  std::all_of(row, row + a.num_classes, [](uint32_t to) { return to == kNoNode; });
+    }
+  }
+  prune(a, calls);
+  for (uint32_t node = 0; node < a.num_nodes(); ++node) {
+    const auto list = a.calls_of(node);
+    calls[node].assign(list.begin(), list.end());
+  }
+  find_nullable(a, calls);
+  if (const RuleId rule = find_left_recursion(a); rule != kNoNode) {
+    return invalid_argument("rule \"{}\" is left-recursive: it can begin with itself before any character; write it with repetition",
+                            ir.rule(rule).name);
+  }
+  const uint32_t start = a.start[root];
+  if (heights(a, calls)[start] > static_cast<uint32_t>(kMaxOpenCalls)) return invalid_argument("no text matches the grammar");
+  return a;
+}
+
+}  // namespace lk::grammar

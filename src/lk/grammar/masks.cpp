@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/grammar/masks.h"
+
+#include <algorithm>
+#include <bit>
+
+namespace lk::grammar {
+namespace {
+
+// Memory that one walk may add to the arena. A grammar that needs more loses tokens in this mask: never a wrong one, never all.
+constexpr int64_t kMaxWalkBytes = 48 << 20;
+
+void set(std::vector<uint64_t>& words, uint32_t token) { words[token / 64] |= uint64_t{1} << (token % 64); }
+
+}  // namespace
+
+// Visits the nodes [first, last) of the trie, whose parents' states are on the stack.
+struct MaskBuilder::Walk {
+  const Machine& machine;
+  const TrieVocabulary& vocabulary;
+  Arena& arena;
+  std::vector<uint64_t>& words;
+  std::vector<uint32_t>* left = nullptr;  // receives the subtrees that left the bottom frame and did not survive in it
+  std::vector<StateId> stack;             // [depth]
+  std::vector<uint8_t> escaped;           // [depth] the bottom frame was left on the way
+  int depth = 0;
+  bool found = false;
+
+  Walk(const MaskBuilder& masks, Arena& to, std::vector<uint64_t>& tokens)
+      : machine(masks.machine_), vocabulary(masks.vocabulary_), arena(to), words(tokens), stack(vocabulary.max_depth() + 1, kDead),
+        escaped(vocabulary.max_depth() + 1, 0) {}
+
+  void run_all(StateId from) {
+    stack[0] = from;
+    depth = arena.state(from).depth;
+    run(1, vocabulary.num_nodes());
+  }
+  void run_subtree(StateId from, uint32_t subtree) {
+    const size_t parent = vocabulary.depth(subtree) - 1;
+    stack[parent] = machine.run(arena, from, vocabulary.path(subtree).substr(0, parent));
+    if (stack[parent] != kDead) run(subtree, vocabulary.subtree_end(subtree));
+  }
+
+ private:
+  void run(size_t first, size_t last) {
+    const int64_t limit = arena.memory() + kMaxWalkBytes;
+    for (size_t node = first; node < last;) {
+      const size_t at = vocabulary.depth(node);
+      const StateId state = machine.step(arena, stack[at - 1], vocabulary.byte(node));
+      if (state == kDead) {
+        if (left != nullptr && escaped[at - 1]) left->push_back(static_cast<uint32_t>(node));
+        node = vocabulary.subtree_end(node);
+        continue;
+      }
+      const Arena::State& reached = arena.state(state);
+      stack[at] = state;
+      escaped[at] = escaped[at - 1] | static_cast<uint8_t>(reached.ends);
+      depth = std::max(depth, reached.depth);
+      for (const uint32_t token : vocabulary.tokens_at(node)) {
+        set(words, token);
+        found = true;
+      }
+      ++node;
+      if (arena.memory() > limit && found) return;
+    }
+  }
+};
+
+TokenSet MaskBuilder::pack(const std::vector<uint64_t>& words) const {
+  TokenSet out;
+  size_t count = 0;
+  for (const uint64_t word : words) count += static_cast<size_t>(std::popcount(word));
+  if (count > words.size()) {
+    out.words = words;
+    return out;
+  }
+  out.list.reserve(count);
+  for (size_t k = 0; k < words.size(); ++k) {
+    for (uint64_t word = words[k]; word != 0; word &= word - 1)
+      out.list.push_back(static_cast<uint32_t>(k * 64 + static_cast<size_t>(std::countr_zero(word))));
+  }
+  return out;
+}
+
+const Arena::NodeMask& MaskBuilder::node_mask(Arena& arena, uint32_t node) const {
+  const auto [at, added] = arena.node_masks.try_emplace(node);
+  Arena::NodeMask& mask = at->second;
+  if (!added) return mask;
+  std::vector<uint64_t> words(static_cast<size_t>(vocabulary_.size() + 63) / 64);
+  Walk walk(*this, arena, words);
+  walk.left = &mask.subtrees;
+  walk.run_all(machine_.start(arena, node));
+  mask.tokens = pack(words);
+  mask.depth = walk.depth;
+  arena.account(mask.tokens.memory() + static_cast<int64_t>(mask.subtrees.capacity() * 4 + 64));
+  return mask;
+}
+
+const Arena::StateMask& MaskBuilder::mask(Arena& arena, StateId id) const {
+  if (arena.state(id).mask != nullptr) return *arena.state(id).mask;
+  auto mask = std::make_unique<Arena::StateMask>();
+  std::vector<uint64_t> own(static_cast<size_t>(vocabulary_.size() + 63) / 64);
+  Walk walk(*this, arena, own);
+  for (const Item item : std::vector<Item>(arena.state(id).kernel)) {
+    const Arena::NodeMask& part = node_mask(arena, item.node);
+    const int below = arena.frame(item.frame).depth;
+    if (below > 0 && below + part.depth + machine_.automaton().max_height + 1 > kMaxOpenCalls) {
+      // So deep that the limit on open calls may forbid what the node alone allows.
+      mask->parts.clear();
+      walk.run_all(id);
+      break;
+    }
+    if (!part.tokens.empty()) mask->parts.push_back(&part.tokens);
+    if (item.frame == kBottom) continue;  // nothing below: what leaves has no way on
+    for (const uint32_t subtree : part.subtrees) walk.run_subtree(id, subtree);
+  }
+  mask->own = pack(own);
+  arena.account(mask->own.memory() + static_cast<int64_t>(sizeof(*mask) + mask->parts.size() * sizeof(void*)));
+  arena.state(id).mask = std::move(mask);
+  return *arena.state(id).mask;
+}
+
+}  // namespace lk::grammar

@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/grammar/schema.h"
+
+#include <boost/json.hpp>
+#include <cmath>
+#include <deque>
+
+#include "lk/grammar/regex_grammar.h"
+#include "lk/text/unicode.h"
+
+namespace lk::grammar {
+namespace {
+
+namespace json = boost::json;
+
+class SchemaCompiler {
+ public:
+  SchemaCompiler(Ir& ir, const SchemaDocument& document, const GrammarLimits& limits, Budget& budget)
+      : ir_(ir), rules_(ir), document_(document), limits_(limits), budget_(budget) {}
+
+  Result<RuleId> run() {
+    const RuleId root = rule_of(document_.root(), "#");
+    while (!pending_.empty()) {
+      const auto [rule, schema, where] = pending_.front();
+      pending_.pop_front();
+      LK_ASSIGN_OR_RETURN(const Expr body, compile(*schema, where, 0));
+      ir_.define(rule, body);
+    }
+    return root;
+  }
+
+ private:
+  struct Pending {
+    RuleId rule;
+    const json::value* schema;
+    std::string where;
+  };
+
+  // Schemas that are referred to become rules; they are compiled later, so that they may refer to themselves.
+  RuleId rule_of(const json::value& schema, const std::string& where) {
+    const auto [at, added] = by_schema_.try_emplace(&schema, 0);
+    if (added) {
+      at->second = ir_.add_rule(where);
+      pending_.push_back({at->second, &schema, where});
+    }
+    return at->second;
+  }
+
+  Result<Expr> compile(const json::value& schema, const std::string& where, int depth) {
+    if (!budget_.spend(0)) return budget_.status();
+    if (ir_.memory() > limits_.max_compiled_bytes) return invalid_argument("{}: the schema is too large when compiled", where);
+    if (depth > limits_.max_depth) return invalid_argument("{}: schemas are nested more than {} deep", where, limits_.max_depth);
+    if (const bool* any = schema.if_bool()) return *any ? rules_.value() : ir_.never();
+    const json::object* object = schema.if_object();
+    if (object == nullptr) return invalid_argument("{}: a schema must be an object or a boolean", where);
+    LK_RETURN_IF_ERROR(check_keywords(*object, where));
+    if (const json::value* reference = object->if_contains("$ref"); reference != nullptr && is_alone(*object, "$ref")) {
+      if (!reference->is_string()) return invalid_argument("{}: \"$ref\" must be a string", where);
+      const std::string target(reference->get_string());
+      LK_ASSIGN_OR_RETURN(const json::value* to, document_.resolve(target, where));
+      return ir_.call(rule_of(*to, target));
+    }
+    if (object->contains("$ref") || object->contains("allOf")) {
+      LK_ASSIGN_OR_RETURN(const json::value flat, document_.flatten(schema, where));
+      return compile(flat, where, depth + 1);
+    }
+    for (const char* keyword : {"anyOf", "oneOf"}) {
+      if (object->contains(keyword)) return any_of(*object, keyword, where, depth);
+    }
+    if (const auto constants = constants_of(*object)) return enumeration(*object, *constants, where);
+    return by_type(*object, where, depth);
+  }
+
+  static bool is_alone(const json::object& schema, std::string_view keyword) {
+    for (const auto& [key, value] : schema) {
+      if (std::string_view(key) != keyword && !is_annotation(key)) return false;
+    }
+    return true;
+  }
+
+  Status check_keywords(const json::object& schema, const std::string& where) const {
+    static const std::vector<std::string_view> known = {
+        "type",      "enum",     "const",   "properties", "required",         "additionalProperties", "items",   "prefixItems", "minItems",
+        "maxItems",  "minLength", "maxLength", "pattern", "format",           "minimum",              "maximum", "exclusiveMinimum",
+        "exclusiveMaximum", "anyOf", "oneOf", "allOf",    "$ref"};
+    for (const auto& [key, value] : schema) {
+      const std::string_view keyword(key);
+      if (is_annotation(keyword) || std::find(known.begin(), known.end(), keyword) != known.end()) continue;
+      if (keyword == "uniqueItems" && value.is_bool() && !value.get_bool()) continue;
+      return invalid_argument("{}: the keyword \"{}\" is not supported", where, keyword);
+    }
+    return {};
+  }
+
+  Result<Expr> any_of(const json::object& schema, const char* keyword, const std::string& where, int depth) {
+    const json::array* branches = schema.at(keyword).if_array();
+    if (branches == nullptr || branches->empty()) return invalid_argument("{}: \"{}\" must be a non-empty array", where, keyword);
+    json::object rest = schema;
+    rest.erase(keyword);
+    if (std::string_view(keyword) == "oneOf") {
+      for (size_t a = 0; a < branches->size(); ++a) {
+        for (size_t b = a + 1; b < branches->size(); ++b) {
+          if (!budget_.spend(0)) return budget_.status();
+          LK_ASSIGN_OR_RETURN(const bool disjoint, document_.disjoint((*branches)[a], (*branches)[b], where));
+          if (disjoint) continue;
+          return invalid_argument("{}: \"oneOf\" is supported when types, constants or required properties show that no two branches hold "
+                                  "together; branches {} and {} might: use \"anyOf\"", where, a, b);
+        }
+      }
+    }
+    const bool alone = is_alone(schema, keyword);
+    std::vector<Expr> parts;
+    for (size_t k = 0; k < branches->size(); ++k) {
+      const std::string place = fmt::format("{}/{}/{}", where, keyword, k);
+      if (alone) {
+        LK_ASSIGN_OR_RETURN(const Expr part, compile((*branches)[k], place, depth + 1));
+        parts.push_back(part);
+      } else {
+        LK_ASSIGN_OR_RETURN(const json::value both, document_.merge(rest, (*branches)[k], place));
+        LK_ASSIGN_OR_RETURN(const Expr part, compile(both, place, depth + 1));
+        parts.push_back(part);
+      }
+    }
+    return ir_.alt(std::move(parts));
+  }
+
+  Result<Expr> enumeration(const json::object& schema, const std::vector<json::value>& constants, const std::string& where) {
+    LK_ASSIGN_OR_RETURN(const unsigned types, schema.contains("type") ? types_of(schema, where) : Result<unsigned>(kAnyType));
+    for (const auto& [key, value] : schema) {
+      if (is_annotation(key) || key == "enum" || key == "const" || key == "type") continue;
+      return invalid_argument("{}: the keyword \"{}\" beside \"enum\" or \"const\" is not supported", where, std::string_view(key));
+    }
+    std::vector<Expr> parts;
+    for (const json::value& constant : constants) {
+      if (type_of(constant) & types) parts.push_back(rules_.constant(constant));
+    }
+    return ir_.alt(std::move(parts));
+  }
+
+  Result<Expr> by_type(const json::object& schema, const std::string& where, int depth) {
+    LK_ASSIGN_OR_RETURN(const unsigned types, types_of(schema, where));
+    if (types == kAnyType && is_alone(schema, "type")) return rules_.value();
+    std::vector<Expr> parts;
+    if (types & kNull) parts.push_back(rules_.null());
+    if (types & kBoolean) parts.push_back(rules_.boolean());
+    if (types & kNumber) {
+      LK_ASSIGN_OR_RETURN(const Expr part, number(schema, (types & kFraction) == 0, where));
+      parts.push_back(part);
+    }
+    if (types & kString) {
+      LK_ASSIGN_OR_RETURN(const Expr part, string(schema, where));
+      parts.push_back(part);
+    }
+    if (types & kArray) {
+      LK_ASSIGN_OR_RETURN(const Expr part, array(schema, where, depth));
+      parts.push_back(part);
+    }
+    if (types & kObject) {
+      LK_ASSIGN_OR_RETURN(const Expr part, object(schema, where, depth));
+      parts.push_back(part);
+    }
+    return ir_.alt(std::move(parts));
+  }
+
+  Result<Expr> number(const json::object& schema, bool integer, const std::string& where) {
+    LK_ASSIGN_OR_RETURN(const NumberRange range, number_range(schema, where));
+    if (!range.low.has_value() && !range.high.has_value()) return integer ? rules_.integer() : rules_.number();
+    if (!integer) return rules_.number_between(range.low, range.high);
+    return range.empty_integers ? ir_.never() : rules_.integer_between(range.low_integer, range.high_integer);
+  }
+
+  // A limit such as "minLength"; `fallback` if absent.
+  Result<int64_t> count(const json::object& schema, const char* keyword, int64_t fallback, const std::string& where) const {
+    const json::value* value = schema.if_contains(keyword);
+    if (value == nullptr) return fallback;
+    int64_t number = -1;
+    if (const auto* i = value->if_int64()) number = *i;
+    if (const auto* d = value->if_double(); d != nullptr && *d >= 0 && *d <= 1e9 && *d == std::floor(*d)) number = static_cast<int64_t>(*d);
+    if (value->is_uint64()) number = int64_t{1} << 40;
+    if (number < 0) return invalid_argument("{}: \"{}\" must be a whole number that is not negative", where, keyword);
+    if (number > kMaxRepeat) return invalid_argument("{}: \"{}\" is more than {}", where, keyword, kMaxRepeat);
+    return number;
+  }
+
+  Result<Expr> string(const json::object& schema, const std::string& where) {
+    LK_ASSIGN_OR_RETURN(const int64_t min, count(schema, "minLength", 0, where));
+    LK_ASSIGN_OR_RETURN(const int64_t max, count(schema, "maxLength", kUnbounded, where));
+    if (max != kUnbounded && min > max) return ir_.never();
+    const RegexOptions search{.max_depth = limits_.max_depth, .spell = [this](const CodePoints& set) { return rules_.spell(set); }, .search = true};
+    std::vector<Expr> conditions;
+    if (const json::value* pattern = schema.if_contains("pattern")) {
+      if (!pattern->is_string()) return invalid_argument("{}: \"pattern\" must be a string", where);
+      auto expr = parse_regex(ir_, std::string_view(pattern->get_string()), search, budget_);
+      if (!expr.ok()) return expr.status().with_context(where);
+      conditions.push_back(*expr);
+    }
+    if (const json::value* format = schema.if_contains("format")) {
+      if (!format->is_string()) return invalid_argument("{}: \"format\" must be a string", where);
+      const std::string_view pattern = format_pattern(std::string_view(format->get_string()));
+      if (pattern.empty()) return invalid_argument("{}: the format \"{}\" is not supported", where, std::string_view(format->get_string()));
+      RegexOptions whole = search;
+      whole.search = false;
+      LK_ASSIGN_OR_RETURN(const Expr expr, parse_regex(ir_, pattern, whole, budget_));
+      conditions.push_back(expr);
+    }
+    if (min > 0 || max != kUnbounded)
+      conditions.push_back(ir_.repeat(rules_.spell(CodePoints::all()), static_cast<int>(min), static_cast<int>(max)));
+    if (conditions.empty()) return rules_.string();
+    Expr content = conditions[0];
+    for (size_t k = 1; k < conditions.size(); ++k) content = ir_.both(content, conditions[k]);
+    return rules_.string_of(content);
+  }
+
+  Result<Expr> array(const json::object& schema, const std::string& where, int depth) {
+    LK_ASSIGN_OR_RETURN(const int64_t min, count(schema, "minItems", 0, where));
+    LK_ASSIGN_OR_RETURN(const int64_t max, count(schema, "maxItems", kUnbounded, where));
+    std::vector<Expr> prefix;
+    if (const json::value* list = schema.if_contains("prefixItems")) {
+      if (!list->is_array()) return invalid_argument("{}: \"prefixItems\" must be an array", where);
+      for (const json::value& item : list->get_array()) {
+        LK_ASSIGN_OR_RETURN(const Expr expr, compile(item, fmt::format("{}/prefixItems/{}", where, prefix.size()), depth + 1));
+        prefix.push_back(expr);
+      }
+    }
+    Expr items = ir_.never();
+    if (const json::value* item = schema.if_contains("items")) {
+      if (max != 0) {
+        LK_ASSIGN_OR_RETURN(items, compile(*item, where + "/items", depth + 1));
+      }
+    } else {
+      items = rules_.value();
+    }
+    return rules_.array(prefix, items, min, max);
+  }
+
+  Result<Expr> object(const json::object& schema, const std::string& where, int depth) {
+    std::vector<std::string> required;
+    if (const json::value* list = schema.if_contains("required")) {
+      if (!list->is_array()) return invalid_argument("{}: \"required\" must be an array", where);
+      for (const json::value& name : list->get_array()) {
+        if (!name.is_string()) return invalid_argument("{}: \"required\" must be an array of strings", where);
+        required.emplace_back(name.get_string());
+      }
+    }
+    const auto is_required = [&](std::string_view name) { return std::find(required.begin(), required.end(), name) != required.end(); };
+    std::vector<Property> properties;
+    if (const json::value* list = schema.if_contains("properties")) {
+      if (!list->is_object()) return invalid_argument("{}: \"properties\" must be an object", where);
+      for (const auto& [key, value] : list->get_object()) {
+        const std::string name(key);
+        LK_ASSIGN_OR_RETURN(const Expr expr, compile(value, where + "/properties/" + name, depth + 1));
+        properties.push_back({name, expr, is_required(name)});
+      }
+    }
+    Expr additional = rules_.value();
+    if (const json::value* rest = schema.if_contains("additionalProperties")) {
+      LK_ASSIGN_OR_RETURN(additional, compile(*rest, where + "/additionalProperties", depth + 1));
+    }
+    if (!required.empty()) additional = rules_.reuse(additional);
+    for (const std::string& name : required) {  // required, but not described
+      const bool listed = std::any_of(properties.begin(), properties.end(), [&](const Property& p) { return p.key == name; });
+      if (!listed) properties.push_back({name, additional, true});
+    }
+    return rules_.object(properties, additional);
+  }
+
+  Ir& ir_;
+  JsonRules rules_;
+  const SchemaDocument& document_;
+  const GrammarLimits& limits_;
+  Budget& budget_;
+  std::map<const json::value*, RuleId> by_schema_;
+  std::deque<Pending> pending_;
+};
+
+}  // namespace
+
+Result<RuleId> translate_schema(Ir& ir, std::string_view text, const GrammarLimits& limits, Budget& budget) {
+  json::parse_options options;
+  options.max_depth = static_cast<size_t>(4 * limits.max_depth);  // a schema has several levels of JSON
+  boost::system::error_code failure;
+  json::value root = json::parse(text, failure, {}, options);
+  if (failure) return invalid_argument("schema: not valid JSON, or nested too deep: {}", failure.message());
+  const SchemaDocument document(std::move(root), budget);
+  return SchemaCompiler(ir, document, limits, budget).run();
+}
+
+}  // namespace lk::grammar
