@@ -19,6 +19,7 @@ void add_merge(CLI::App& app, int& exit_code);
 void add_adapter(CLI::App& app, int& exit_code);
 void add_bench(CLI::App& app, int& exit_code);
 void add_bench_serve(CLI::App& bench, int& exit_code);
+void add_keys(CLI::App& app, int& exit_code);
 
 // Options shared by the commands that run a model.
 struct ModelFlags {
@@ -44,6 +45,10 @@ Result<int64_t> parse_bytes(const std::string& text);
 std::string format_bytes(int64_t bytes);
 // "all", "attention" or "q_proj,v_proj,...".
 Result<std::vector<std::string>> parse_targets(const std::string& text);
+
+// Where tenants, keys and loaded adapters are kept when --state says nothing: $LORIKEET_STATE, or state.db in the first of
+// $STATE_DIRECTORY (systemd), $XDG_STATE_HOME/lorikeet, ~/.local/state/lorikeet, /var/lib/lorikeet.
+std::string default_state_path();
 
 // Prints "lorikeet: message" and returns 1.
 int fail(const Status& status);

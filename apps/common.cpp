@@ -3,8 +3,10 @@
 
 #include <charconv>
 #include <cstdio>
+#include <cstdlib>
 
 #include "commands.h"
+#include "lk/base/file.h"
 
 namespace lk::apps {
 
@@ -37,6 +39,18 @@ void watch_interrupts() {
 }
 
 bool stderr_is_terminal() { return ::isatty(STDERR_FILENO) != 0; }
+
+std::string default_state_path() {
+  const auto variable = [](const char* name) {
+    const char* value = std::getenv(name);
+    return std::string(value == nullptr ? "" : value);
+  };
+  if (const std::string given = variable("LORIKEET_STATE"); !given.empty()) return given;
+  if (const std::string given = variable("STATE_DIRECTORY"); given.starts_with('/')) return join_path(given.substr(0, given.find(':')), "state.db");
+  if (const std::string given = variable("XDG_STATE_HOME"); given.starts_with('/')) return join_path(given, "lorikeet/state.db");
+  if (const std::string given = variable("HOME"); given.starts_with('/')) return join_path(given, ".local/state/lorikeet/state.db");
+  return "/var/lib/lorikeet/state.db";
+}
 
 int fail(const Status& status) {
   fmt::print(stderr, "lorikeet: {}\n", status.message());

@@ -13,6 +13,7 @@
 #include <optional>
 
 #include "commands.h"
+#include "config.h"
 #include "lk/serve/jsonl.h"
 
 namespace lk::apps {
@@ -296,6 +297,7 @@ void add_generate(CLI::App& app, int& exit_code) {
   command->add_option("--prompt-logprobs", s.num_prompt_logprobs, "likewise for the prompt (batch mode)")->group("Sampling");
   command->add_option("--stop", d.stop, "stop string; repeatable")->group("Sampling");
   command->add_flag("--ignore-eos", d.ignore_eos, "go on after an end-of-sequence token")->group("Sampling");
+  add_config_options(*command);
   command->callback([flags, &exit_code] {
     watch_interrupts();
     if (flags->input.empty() && flags->prompts.empty()) throw CLI::ValidationError("give --prompt TEXT or --input FILE.jsonl");

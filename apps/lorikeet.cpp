@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // lorikeet: many LoRA adapters over one base model.
 #include "commands.h"
+#include "config.h"
 
 int main(int argc, char** argv) {
   CLI::App app{"Lorikeet serves many LoRA adapters over one shared base model."};
@@ -14,10 +15,11 @@ int main(int argc, char** argv) {
   lk::apps::add_merge(app, exit_code);
   lk::apps::add_adapter(app, exit_code);
   lk::apps::add_bench(app, exit_code);
+  lk::apps::add_keys(app, exit_code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
+    return lk::apps::exit_code_of(app, error);
   }
   return exit_code;
 }
