@@ -133,7 +133,8 @@ class Reader {
   Status read_key(const std::string& name, const toml::node& node, const std::string& where) {
     const auto found = options_.find(normalized(name));
     if (found == options_.end()) return invalid_argument("{}: unknown key \"{}\"{}", where, name, suggestion(normalized(name), options_));
-    auto& [option, long_name] = found->second;
+    CLI::Option* option = found->second.option;
+    const std::string& long_name = found->second.name;
     if (const auto [first, added] = seen_.emplace(option, where); !added)
       return invalid_argument("{}: \"{}\" was already given at {}", where, name, first->second);
     Setting setting{.option = option, .values = {}, .where = fmt::format("{}: {}", where, name)};

@@ -166,6 +166,14 @@ class Configuration(Program):
         self.refused(*args, LORIKEET_CONFIG="", LORIKEET_TOP_K="x", words=("LORIKEET_TOP_K",))
         self.assertTrue(re.search(r"LORIKEET_MAX_TOKENS", self.good("generate", "--help")))
 
+    def test_packaged_example_fits_the_program(self):
+        if "serve" not in self.good("--help").split():
+            self.skipTest("no serve command yet")
+        path = os.path.join(self.dir, "example.toml")
+        text = pathlib.Path("packaging/lorikeet.toml").read_text()
+        pathlib.Path(path).write_text(re.sub(r"(?m)^#(?=[a-z-]+ = )", "", text))  # with every example line in force
+        self.good("serve", "--config", path, "--print-config")
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -105,6 +105,9 @@ TEST_F(PathGuardTest, FilesOfAnAdapterAreBeneathToo) {
   fs::create_symlink(dir_ + "/outside/secret/adapter_config.json", model);
   EXPECT_EQ(resolve_adapter_directory(roots, "sql").status().code(), StatusCode::kPermissionDenied);
   fs::remove(model);
+  fs::create_symlink("/etc/passwd", root_ + "/sql/chat_template.jinja");  // rendered into every prompt, were it read
+  EXPECT_EQ(resolve_adapter_directory(roots, "sql").status().code(), StatusCode::kPermissionDenied);
+  fs::remove(root_ + "/sql/chat_template.jinja");
   ASSERT_EQ(::mkfifo(model.c_str(), 0600), 0);
   EXPECT_EQ(resolve_adapter_directory(roots, root_ + "/sql").status().code(), StatusCode::kInvalidArgument);
 }

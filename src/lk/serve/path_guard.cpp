@@ -19,6 +19,9 @@
 namespace lk {
 namespace {
 
+// What is read of an adapter's directory.
+constexpr const char* kFiles[] = {"adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "tokenizer_config.json"};
+
 class Fd {
  public:
   explicit Fd(int fd = -1) : fd_(fd) {}
@@ -143,7 +146,7 @@ Result<std::string> resolve_adapter_directory(const std::vector<std::string>& ro
   const std::optional<std::string> root = path_of(found.root.get());
   const std::optional<std::string> relative = root ? strip_root(found.path, *root) : std::nullopt;
   if (!relative) return outside(path);
-  for (const char* name : {"adapter_config.json", "adapter_model.safetensors"}) {
+  for (const char* name : kFiles) {
     const Fd file = open_beneath(found.root.get(), *relative + "/" + name, 0);  // links may leave the directory, not the root
     struct stat info {};
     if (!file.ok() && errno == ENOENT) continue;  // the loader says what is missing

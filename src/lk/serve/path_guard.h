@@ -15,8 +15,8 @@ namespace lk {
 // kNotFound when it does not exist beneath a root; kPermissionDenied for everything outside, existing or not, naming no other path.
 Result<std::string> resolve_beneath(const std::vector<std::string>& roots, const std::string& path);
 
-// The same for a PEFT directory: adapter_config.json and adapter_model.safetensors, where they exist, must also lie in the root and be
-// regular files.
+// The same for a PEFT directory: the files read of it (config, weights, chat template), where they exist, must also lie in the root and
+// be regular files.
 Result<std::string> resolve_adapter_directory(const std::vector<std::string>& roots, const std::string& path);
 
 }  // namespace lk
