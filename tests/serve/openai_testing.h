@@ -13,7 +13,7 @@
 
 namespace lk::testing {
 
-inline constexpr int32_t kEndToken = 300, kToolToken = 301;  // "<|end|>", "<tool_call>": special
+inline constexpr int32_t kEndToken = 256, kToolToken = 257;  // "<|end|>", "<tool_call>": special
 
 // The GPT-2 alphabet: the character that stands for a byte.
 inline std::string byte_letter(int byte) {
