@@ -42,6 +42,7 @@ std::vector<std::pair<std::string, int>> bad_requests() {
   std::vector<std::pair<std::string, int>> cases = {
       {"hello\r\n\r\n", 400},
       {"GET /\r\n\r\n", 400},
+      {"\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: t\r\n\r\n", 400},
       {"GET / HTTP/2.0\r\nHost: t\r\n\r\n", 505},
       {"GET / HTTP/1.1 \r\nHost: t\r\n\r\n", 505},
       {"GET  / HTTP/1.1\r\nHost: t\r\n\r\n", 400},

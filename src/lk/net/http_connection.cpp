@@ -47,13 +47,23 @@ bool HttpConnection::wants_input() const {
   return false;
 }
 
+// Out of memory: this connection goes, the others stay.
+template <class F>
+void HttpConnection::guarded(F f) {
+  try {
+    f();
+  } catch (const std::exception&) {
+    abort();
+  }
+}
+
 void HttpConnection::wait_for_events() {
   if (phase_ == Phase::kClosed) return;
   if (wants_input() && !waiting_read_ && !read_wants_write_) {
     waiting_read_ = true;
     const auto callback = [self = shared_from_this()] {
       self->waiting_read_ = false;
-      self->on_readable();
+      self->guarded([&] { self->on_readable(); });
     };
     if (transport_.has_pending_input()) {
       shard_->loop.post(callback);
@@ -65,9 +75,11 @@ void HttpConnection::wait_for_events() {
     waiting_write_ = true;
     watch_.when_writable([self = shared_from_this()] {
       self->waiting_write_ = false;
-      if (std::exchange(self->read_wants_write_, false)) self->on_readable();
-      self->flush();
-      self->flush_later();
+      self->guarded([&] {
+        if (std::exchange(self->read_wants_write_, false)) self->on_readable();
+        self->flush();
+        self->flush_later();
+      });
     });
   }
 }

@@ -56,6 +56,8 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   };
   // Input.
   void wait_for_events();
+  template <class F>
+  void guarded(F f);
   void on_readable();
   bool wants_input() const;
   void take(std::string_view bytes);

@@ -27,7 +27,7 @@ std::string& HttpConnection::output() {
 void HttpConnection::after_callback() {
   flush_queued_ = false;
   for (;;) {
-    flush();
+    if (!waiting_write_) flush();  // otherwise the socket is known to be full
     if (phase_ == Phase::kClosed) return;
     if ((phase_ != Phase::kHead && phase_ != Phase::kBody) || in_.empty()) break;
     const size_t consumed = process(in_);  // requests that waited for the answer before theirs

@@ -131,10 +131,11 @@ bool HttpParser::scan_head(std::string_view data, size_t* end) {
 }
 
 HttpParser::Event HttpParser::parse_head(std::string_view data, size_t* consumed) {
-  size_t blank = 0;  // empty lines before a request are skipped (RFC 9112, 2.2), but not without end
-  while (scanned_ == 0 && blank < 4 && data.substr(blank).starts_with("\r\n")) blank += 2;
-  *consumed = blank;
-  data.remove_prefix(blank);
+  while (scanned_ == 0 && data.starts_with("\r\n")) {  // empty lines before a request are skipped (RFC 9112, 2.2)
+    if (++blank_lines_ > kMaxBlankLines) return fail(400, "too many empty lines before the request");
+    *consumed += 2;
+    data.remove_prefix(2);
+  }
   if (scanned_ == 0 && data == "\r") return Event::kNeedMore;
 
   size_t end = 0;

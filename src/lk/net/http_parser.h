@@ -39,6 +39,7 @@ class HttpParser {
   void discard_body() { discard_body_ = true; }               // count and check, but do not keep
 
   static constexpr int64_t kMaxHeaders = 128;
+  static constexpr int kMaxBlankLines = 2;
 
  private:
   class HeadParser;  // Beast's
@@ -56,6 +57,7 @@ class HttpParser {
   std::unique_ptr<ChunkDecoder> chunks_;  // of a chunked body
   HttpRequest request_;
   HttpError error_;
+  int blank_lines_ = 0;
   size_t scanned_ = 0;  // bytes of the head that were looked at
   bool head_done_ = false, http_1_0_ = false, keep_alive_ = false, expects_continue_ = false, discard_body_ = false;
   int64_t content_length_ = 0, body_bytes_ = 0;

@@ -55,7 +55,9 @@ class HttpReply {
   // than max_buffered_bytes waited for it. Never blocks.
   virtual bool write(std::string_view bytes) = 0;
   virtual void end() = 0;
-  // The connection was lost, cut or stalled before the answer was complete. Called once, on the shard; never after the end.
+  // The connection was lost, cut or stalled before the answer was complete. Called once, on the shard, never from within another
+  // call of this interface, never after the end. A peer that closes only its sending half while it waits counts as lost (as with
+  // uvicorn): it cannot be told from one that is gone.
   virtual void on_close(std::function<void()> callback) = 0;
 };
 
@@ -74,7 +76,7 @@ struct HttpLimits {
 };
 
 struct HttpListen {
-  std::string address;  // "127.0.0.1:8000", "[::1]:0" (0 = any free port), "unix:/run/lorikeet/admin.sock"
+  std::string address;  // "127.0.0.1:8000", "[::1]:0" (0 = any free port), "unix:/run/lorikeet/admin.sock" (mode 0600)
   bool tls = false;
 };
 
@@ -94,8 +96,10 @@ class HttpServer {
  public:
   using Handler = std::function<void(HttpRequest request, std::shared_ptr<HttpReply> reply)>;
   // Called when the head is known, before the body is read: an answer given here ends the request (wrong key, overload, too large).
+  // A short body is skipped then, for a long or unknown one the connection is closed behind the answer. On the shard's thread.
   using HeadFilter = std::function<std::optional<HttpResponse>(const HttpRequest& head)>;
 
+  // Sets SIGPIPE to be ignored. With TLS listeners the certificate is read once, here.
   static Result<std::unique_ptr<HttpServer>> start(const HttpServerOptions& options, HeadFilter filter, Handler handler);
   virtual ~HttpServer() = default;  // closes everything at once
 
