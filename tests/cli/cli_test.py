@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Black-box tests of the lorikeet program: outputs, exit codes, one clear line per error. Usage: cli_test.py BINARY"""
+import http.server
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 
@@ -188,6 +190,82 @@ class Adapters(Temporary):
         pathlib.Path(self.dir, "config.json").write_text(json.dumps(config))
         self.assertEqual(run("adapter", "init", other, "--config", os.path.join(self.dir, "config.json"), "--rank", "4").returncode, 0)
         self.refused("generate", MODEL, "--lora", f"a={other}", "--prompt", "x", words=("another base",))
+
+
+class FakeServer(http.server.BaseHTTPRequestHandler):
+    """Streams max_tokens words; knows the models base and sql."""
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def answer(self, status: int, body: bytes, kind: str = "application/json"):
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        self.answer(200, json.dumps({"data": [{"id": "base", "parent": None}, {"id": "sql", "parent": "base"}]}).encode())
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.bodies.append((self.headers.get("Authorization"), body))
+        if self.server.refuse:
+            return self.answer(429, b'{"error":{"message":"too much"}}')
+        count = body["max_tokens"]
+        events = [{"choices": [{"index": 0, "text": "x", "delta": {"content": "x"}}]}] * count
+        events.append({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": count}})
+        text = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+        self.answer(200, text.encode(), "text/event-stream")
+
+
+class BenchServe(Temporary):
+    def setUp(self):
+        super().setUp()
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeServer)
+        self.server.bodies, self.server.refuse = [], False
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.addCleanup(self.server.server_close)
+        self.addCleanup(self.server.shutdown)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def test_figures_of_a_run(self):
+        report = os.path.join(self.dir, "report.json")
+        done = run("bench", "serve", self.url + "/v1", "--endpoint", "completions", "--input-tokens", "5:9", "--output-tokens", "4", "--num-requests", "12",
+                   "--rate", "200", "--arrival", "gamma", "--cv", "2", "--adapter-mix", "distinct", "--slo", "ttft=60000", "--warmup", "2", "--api-key", "k",
+                   "--per-adapter", "--json", report)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        for word in ("12 ok of 12", "TTFT", "send delay", "sql"):
+            self.assertIn(word, done.stdout)
+        figures = json.loads(pathlib.Path(report).read_text())
+        self.assertEqual((figures["ok"], figures["output_tokens"], figures["prompt_tokens"], figures["slo_attainment"]), (12, 48, 84, 1.0))
+        self.assertEqual(figures["adapters"]["sql"]["ok"], 12)
+        self.assertEqual(len(self.server.bodies), 14)
+        for key, body in self.server.bodies:
+            self.assertEqual((key, body["model"], body["ignore_eos"], body["stream"]), ("Bearer k", "sql", True, True))
+            self.assertTrue(5 <= len(body["prompt"]) <= 9)
+
+    def test_prompts_and_adapters_of_a_file(self):
+        path = pathlib.Path(self.dir, "prompts.jsonl")
+        path.write_text('{"prompt": "hello", "adapter": "sql", "max_tokens": 3}\n{"messages": [{"role": "user", "content": "x"}], "adapter": ""}\n')
+        done = run("bench", "serve", self.url, "--prompts", str(path), "--adapter-mix", "file", "--num-requests", "4", "--concurrency", "1")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual([body["model"] for _, body in self.server.bodies], ["sql", "base"] * 2)
+        self.assertEqual([body["max_tokens"] for _, body in self.server.bodies], [3, 64] * 2)
+
+    def test_failures_are_clear(self):
+        self.refused("bench", "serve", "http://127.0.0.1:1", words=("no server", "127.0.0.1:1"))
+        self.refused("bench", "serve", self.url, "--model", "other", words=("other", "base"))
+        self.refused("bench", "serve", self.url, "--adapter-mix", "same", "--adapters", "none", words=("none", "sql"))
+        self.refused("bench", "serve", self.url, "--rate", "1", "--concurrency", "1", words=("--rate",))
+        self.refused("bench", "serve", self.url, "--slo", "ttft", words=("--slo",))
+        self.server.refuse = True
+        done = run("bench", "serve", self.url, "--num-requests", "3")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("3 x 429: too much", done.stdout)
+        self.refused("bench", "serve", self.url, "--warmup", "1", words=("warm-up", "too much"))
 
 
 if __name__ == "__main__":
