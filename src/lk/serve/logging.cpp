@@ -112,8 +112,9 @@ std::string format_log_line(Log::Format format, double unix_seconds, LogLevel le
 
 struct Log::Impl {
   Format format;
-  std::shared_ptr<spdlog::details::thread_pool> writer;  // the logger refers to it weakly: it must live as long
   std::shared_ptr<spdlog::async_logger> logger;
+  // Goes first: it writes what is queued and ends its thread while the logger, which refers to it weakly, still has its sink.
+  std::shared_ptr<spdlog::details::thread_pool> writer;
 };
 
 Log::Log(LogLevel level) : level_(level) {}
