@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks `lorikeet bench serve` against SGLang's benchmark client: both drive the same server in turn with equal settings.
 
-  python3 -m venv venv && venv/bin/pip install aiohttp msgspec numpy orjson pybase64 Pillow requests tqdm transformers
+  python3 -m venv venv && venv/bin/pip install aiohttp jinja2 msgspec numpy orjson pybase64 Pillow requests tqdm transformers
   venv/bin/pip download sglang --no-deps -d wheel && python3 -m zipfile -e wheel/sglang-*.whl sglang-client
   tools/compare_bench.py http://127.0.0.1:8000 --sglang sglang-client --python venv/bin/python --tokenizer examples/demo/model --rate 8
 
@@ -157,7 +157,7 @@ def main():
             theirs.append(figures)
             print(f"--- round {index + 1}, SGLang's client\n{table[table.rfind('====== Serving') if '====== Serving' in table else -3000:]}")
 
-    print(f"{'median of ' + str(args.rounds):<14} {'ours':>12} {'theirs':>12} {'ratio':>8}")
+    print(f"{'median of ' + str(args.rounds):<14} {'ours':>12} {'theirs':>12} {'ratio':>8} {'difference':>11}")
     bad = 0
     for label, path, key, loops in FIGURES:
         judged = ("open" if args.rate else "closed") in loops.split()
@@ -169,7 +169,7 @@ def main():
         ratio = a / b if b else float("nan")
         outside = judged and not abs(ratio - 1) <= args.tolerance
         bad += outside
-        print(f"{label:<14} {a:>12.3f} {b:>12.3f} {ratio:>8.4f}{'' if judged else '  (not judged)'}{'  OUTSIDE' if outside else ''}")
+        print(f"{label:<14} {a:>12.3f} {b:>12.3f} {ratio:>8.4f} {a - b:>11.3f}{'' if judged else '  (not judged)'}{'  OUTSIDE' if outside else ''}")
     print(f"{bad} figures differ by more than {args.tolerance:.1%}" if bad else f"every judged figure agrees within {args.tolerance:.1%}")
     return 1 if bad else 0
 
