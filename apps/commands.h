@@ -14,6 +14,7 @@
 namespace lk::apps {
 
 void add_generate(CLI::App& app, int& exit_code);
+void add_serve(CLI::App& app, int& exit_code);
 void add_inspect(CLI::App& app, int& exit_code);
 void add_merge(CLI::App& app, int& exit_code);
 void add_adapter(CLI::App& app, int& exit_code);
@@ -38,6 +39,8 @@ struct ModelFlags {
   void add_to(CLI::App& command, bool model_is_positional);
   // Loads the model and every --lora, with progress on a terminal.
   Result<std::unique_ptr<TextEngine>> open() const;
+  Result<std::unique_ptr<TextEngine>> open_without_adapters() const;
+  Result<std::vector<std::pair<std::string, std::string>>> parse_loras() const;  // (name, directory)
 };
 
 // "8GiB", "512MiB", "1000000".

@@ -83,23 +83,23 @@ void ModelFlags::add_to(CLI::App& command, bool model_is_positional) {
   auto* model_option = model_is_positional ? command.add_option("MODEL", model, model_help) : command.add_option("--model", model, model_help);
   model_option->group("Model");
   command.add_option("--dummy", dummy, "config.json: seeded random weights of this shape instead of a model")->group("Model");
-  command.add_option("--lora", loras, "load a PEFT adapter directory under a name; repeatable")->type_name("NAME=DIR")->group("Model");
+  command.add_option("--lora,--lora-modules", loras, "load a PEFT adapter directory under a name; repeatable")->type_name("NAME=DIR")->group("Model");
   command.add_option("--dtype", dtype, "compute type; f32 is for exact comparisons")
       ->check(CLI::IsMember({"bf16", "f32"}))->capture_default_str()->group("Model");
-  command.add_option("--context", context, "longest prompt + output in tokens; 0 = the model's own")->capture_default_str()->group("Model");
+  command.add_option("--context,--max-model-len", context, "longest prompt + output in tokens; 0 = the model's own")->capture_default_str()->group("Model");
   command.add_option("--threads", threads, "kernel threads; 0 = every core this process may use")
       ->check(CLI::Range(0, 1024))->capture_default_str()->group("Machine");
   command.add_option("--isa", isa, "instruction set of the kernels")
       ->check(CLI::IsMember({"auto", "portable", "avx2", "avx512", "avx512_bf16"}))->capture_default_str()->group("Machine");
   command.add_option("--memory", memory, "page pool for KV cache and resident adapters, e.g. 8GiB; auto = 80 % of what is free")
       ->capture_default_str()->group("Machine");
-  command.add_option("--step-tokens", step_tokens, "most tokens computed in one step")
+  command.add_option("--step-tokens,--max-num-batched-tokens", step_tokens, "most tokens computed in one step")
       ->check(CLI::Range(1, 1 << 16))->capture_default_str()->group("Scheduling");
-  command.add_option("--max-running", max_running, "most requests in one step")->check(CLI::Range(1, 1 << 16))->capture_default_str()->group("Scheduling");
+  command.add_option("--max-running,--max-num-seqs", max_running, "most requests in one step")->check(CLI::Range(1, 1 << 16))->capture_default_str()->group("Scheduling");
   command.add_flag("--no-prefix-cache", no_prefix_cache, "compute every prompt from its start")->group("Scheduling");
 }
 
-Result<std::unique_ptr<TextEngine>> ModelFlags::open() const {
+Result<std::unique_ptr<TextEngine>> ModelFlags::open_without_adapters() const {
   if (model.empty() == dummy.empty()) return invalid_argument("give a model directory, or --dummy CONFIG.json for random weights");
   TextEngineOptions options{.model = model, .dummy_config = dummy, .num_threads = threads, .context = context};
   options.act = dtype == "f32" ? DType::kF32 : DType::kBF16;
@@ -111,12 +111,23 @@ Result<std::unique_ptr<TextEngine>> ModelFlags::open() const {
   if (memory != "auto") {
     LK_ASSIGN_OR_RETURN(options.memory_bytes, parse_bytes(memory));
   }
-  LK_ASSIGN_OR_RETURN(std::unique_ptr<TextEngine> engine, TextEngine::open(options));
+  return TextEngine::open(options);
+}
+
+Result<std::vector<std::pair<std::string, std::string>>> ModelFlags::parse_loras() const {
+  std::vector<std::pair<std::string, std::string>> parsed;
   for (const std::string& lora : loras) {
     const size_t equals = lora.find('=');
     if (equals == std::string::npos || equals == 0) return invalid_argument("--lora wants NAME=DIR, got \"{}\"", lora);
-    LK_RETURN_IF_ERROR(engine->add_adapter(lora.substr(0, equals), lora.substr(equals + 1)));
+    parsed.emplace_back(lora.substr(0, equals), lora.substr(equals + 1));
   }
+  return parsed;
+}
+
+Result<std::unique_ptr<TextEngine>> ModelFlags::open() const {
+  LK_ASSIGN_OR_RETURN(const auto adapters, parse_loras());
+  LK_ASSIGN_OR_RETURN(std::unique_ptr<TextEngine> engine, open_without_adapters());
+  for (const auto& [name, directory] : adapters) LK_RETURN_IF_ERROR(engine->add_adapter(name, directory));
   return engine;
 }
 

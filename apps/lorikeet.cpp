@@ -11,6 +11,7 @@ int main(int argc, char** argv) {
   app.get_formatter()->column_width(34);
   int exit_code = 0;
   lk::apps::add_generate(app, exit_code);
+  lk::apps::add_serve(app, exit_code);
   lk::apps::add_inspect(app, exit_code);
   lk::apps::add_merge(app, exit_code);
   lk::apps::add_adapter(app, exit_code);

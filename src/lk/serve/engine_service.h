@@ -91,9 +91,9 @@ class EngineService {
     PreparedRequest request;             // adapter set; the id is given here
     std::shared_ptr<const void> lease;   // kept until the request is out of the engine
     std::shared_ptr<StreamReceiver> receiver;
-    bool wants_prompt = false;           // deliver the facts of the prompt before the first token
     std::function<void(Completion)> on_done;  // instead of a receiver, on the engine thread; such a request needs no admission
     int choice = 0;
+    bool wants_prompt = false;           // deliver the facts of the prompt before the first token
     Clock::time_point arrival = Clock::now();
     std::optional<Clock::time_point> deadline;
   };

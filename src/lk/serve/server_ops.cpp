@@ -44,11 +44,11 @@ void ServerImpl::console(const std::shared_ptr<Exchange>& exchange) {
   if (!file) return exchange->fail(not_found("no such page"));
   HttpHeaders headers{{"etag", std::string(file->etag)},
                       {"cache-control", "no-cache"},
-                      {"content-security-policy", "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"},
+                      {"content-security-policy", std::string(console_csp())},
                       {"x-content-type-options", "nosniff"},
                       {"referrer-policy", "no-referrer"}};
-  if (exchange->request.header("if-none-match") == file->etag) return exchange->respond(304, "", file->content_type, std::move(headers));
-  exchange->respond(200, std::string(file->content), file->content_type, std::move(headers));
+  if (etag_matches(exchange->request.header("if-none-match"), file->etag)) return exchange->respond(304, "", file->content_type, std::move(headers));
+  exchange->respond(200, std::string(file->body), file->content_type, std::move(headers));
 }
 
 }  // namespace lk

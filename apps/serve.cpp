@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+// lorikeet serve: the OpenAI-compatible server.
+#include <signal.h>
+#include <sys/resource.h>
+
+#include <filesystem>
+
+#include "commands.h"
+#include "config.h"
+#include "lk/base/file.h"
+#include "lk/base/sd_notify.h"
+#include "lk/serve/directory_watcher.h"
+#include "lk/serve/server.h"
+
+namespace lk::apps {
+namespace {
+
+struct ServeFlags {
+  ModelFlags model;
+  std::string host = "127.0.0.1", unix_socket, admin, state, served_name, log_level = "info", log_format = "auto", log_file;
+  std::string max_body = "8MiB", host_memory = "auto";
+  int port = 8000;
+  std::vector<std::string> lora_dirs, lora_roots;
+  bool no_state = false, insecure = false, enable_lora = false, no_probe = false;
+  double watch_seconds = 2, drain_grace = 5, drain_timeout = 120;
+  ServerOptions server;
+
+  void add_to(CLI::App& command);
+  Status check() const;
+  Result<ServerOptions> options() const;
+};
+
+bool is_loopback(const std::string& host) { return host == "localhost" || host.starts_with("127.") || host == "::1" || host == "[::1]"; }
+
+void ServeFlags::add_to(CLI::App& command) {
+  model.add_to(command, true);
+  command.add_option("--served-model-name", served_name, "what clients call the base model; default: the directory's name")->group("Model");
+  command.add_option("--tool-call-parser", server.tool_format, "how the model writes tool calls")
+      ->check(CLI::IsMember({"auto", "none", "hermes", "llama3", "mistral"}))->capture_default_str()->group("Model");
+  const char* adapters = "Adapters";
+  command.add_option("--lora-dir", lora_dirs, "directory of adapter directories: all are loaded, and followed as they come, change and go; repeatable")->group(adapters);
+  command.add_option("--lora-root", lora_roots, "adapters may be loaded at run time from beneath this directory; repeatable (every --lora-dir counts)")->group(adapters);
+  command.add_option("--watch-interval", watch_seconds, "seconds between looks at --lora-dir")->check(CLI::Range(0.05, 3600.0))->capture_default_str()->group(adapters);
+  command.add_option("--host-memory", host_memory, "of loaded adapters together, e.g. 4GiB; auto = half of the machine's")->capture_default_str()->group(adapters);
+  command.add_flag("--no-probe", no_probe, "publish adapters without running a probe prompt through them first")->group(adapters);
+  command.add_flag("--enable-lora", enable_lora, "accepted for vLLM's command lines; adapters are always enabled")->group(adapters);
+  const char* network = "Network";
+  command.add_option("--host", host, "address to listen on")->capture_default_str()->group(network);
+  command.add_option("--port", port, "0 = any free port")->check(CLI::Range(0, 65535))->capture_default_str()->group(network);
+  command.add_option("--unix-socket", unix_socket, "also listen on this unix socket")->group(network);
+  command.add_option("--admin", admin, "ADDRESS:PORT or unix:PATH: adapter management, status and metrics answer there only")->group(network);
+  command.add_option("--tls-cert", server.tls_cert, "certificate chain (PEM)")->group(network);
+  command.add_option("--tls-key", server.tls_key, "private key (PEM)")->group(network);
+  command.add_option("--io-threads", server.io_threads, "threads for connections")->check(CLI::Range(1, 64))->capture_default_str()->group(network);
+  command.add_option("--worker-threads", server.worker_threads, "threads for parsing and tokenizing")->check(CLI::Range(1, 64))->capture_default_str()->group(network);
+  command.add_option("--max-connections", server.limits.max_connections, "in all")->check(CLI::Range(1, 1 << 20))->capture_default_str()->group(network);
+  command.add_option("--max-connections-per-address", server.limits.max_connections_per_address, "of one client")->check(CLI::Range(1, 1 << 20))->capture_default_str()->group(network);
+  command.add_option("--max-body", max_body, "largest request body")->capture_default_str()->group(network);
+  const char* security = "Security";
+  command.add_option("--state", state, "file of keys, tenants and loaded adapters; default: as `lorikeet keys`")->group(security);
+  command.add_flag("--no-state", no_state, "no keys, and nothing survives a restart")->group(security);
+  command.add_flag("--insecure", insecure, "allow listening beyond loopback without any API key")->group(security);
+  command.add_flag("--public-metrics", server.public_metrics, "/metrics and /v1/status without a key")->group(security);
+  const char* overload = "Overload";
+  command.add_option("--max-queue", server.engine.max_queue_requests, "most waiting requests; beyond it 503")->check(CLI::Range(1, 1 << 20))->capture_default_str()->group(overload);
+  command.add_option("--max-queue-tokens", server.engine.max_queue_tokens, "most tokens of waiting requests; 0 = 64 contexts")->check(CLI::NonNegativeNumber)->capture_default_str()->group(overload);
+  command.add_option("--max-wait", server.engine.max_wait_seconds, "longest predicted wait in seconds; beyond it 503")->check(CLI::Range(0.001, 86400.0))->capture_default_str()->group(overload);
+  command.add_option("--request-timeout", server.default_timeout_seconds, "seconds, for requests without x-request-timeout")->check(CLI::Range(0.001, 86400.0))->capture_default_str()->group(overload);
+  const char* operations = "Operations";
+  command.add_option("--drain-grace", drain_grace, "seconds from SIGTERM (and /ready 503) until nothing new is accepted")->check(CLI::Range(0.0, 3600.0))->capture_default_str()->group(operations);
+  command.add_option("--drain-timeout", drain_timeout, "seconds to finish what is in flight")->check(CLI::Range(0.0, 86400.0))->capture_default_str()->group(operations);
+  command.add_option("--stuck-after", server.stuck_seconds, "seconds without a finished step until /live fails")->check(CLI::Range(1.0, 86400.0))->capture_default_str()->group(operations);
+  command.add_option("--log-level", log_level, "least severe level to log")->check(CLI::IsMember({"debug", "info", "warning", "error"}))->capture_default_str()->group(operations);
+  command.add_option("--log-format", log_format, "auto = text on a terminal, JSON lines otherwise")->check(CLI::IsMember({"auto", "json", "text"}))->capture_default_str()->group(operations);
+  command.add_option("--log-file", log_file, "appended to; default: standard error")->group(operations);
+}
+
+Status ServeFlags::check() const { return options().ok() ? Status() : options().status(); }
+
+Result<ServerOptions> ServeFlags::options() const {
+  ServerOptions filled = server;
+  if (model.model.empty() == model.dummy.empty()) return invalid_argument("give a model directory, or --dummy CONFIG.json for random weights");
+  LK_ASSIGN_OR_RETURN(const auto loras, model.parse_loras());
+  (void)loras;
+  if (filled.tls_cert.empty() != filled.tls_key.empty()) return invalid_argument("--tls-cert and --tls-key go together");
+  const bool tls = !filled.tls_cert.empty();
+  const std::string shown = host == "localhost" ? "127.0.0.1" : host;
+  filled.listen = {{.address = fmt::format("{}:{}", shown.find(':') != std::string::npos && shown[0] != '[' ? "[" + shown + "]" : shown, port), .tls = tls}};
+  if (!unix_socket.empty()) filled.listen.push_back({.address = "unix:" + unix_socket});
+  if (!admin.empty()) filled.admin = HttpListen{.address = admin, .tls = tls && !admin.starts_with("unix:")};
+  LK_ASSIGN_OR_RETURN(filled.limits.max_body_bytes, parse_bytes(max_body));
+  if (host_memory != "auto") {
+    LK_ASSIGN_OR_RETURN(filled.adapters.max_host_bytes, parse_bytes(host_memory));
+  }
+  const std::filesystem::path directory = model.model.empty() ? std::filesystem::path("dummy") : std::filesystem::path(model.model);
+  filled.adapters.base_name = !served_name.empty() ? served_name : (directory.has_filename() ? directory : directory.parent_path()).filename().string();
+  filled.adapters.probe = !no_probe;
+  for (const auto* roots : {&lora_roots, &lora_dirs})
+    for (const std::string& root : *roots) {
+      if (!is_directory(root)) return not_found("{} is not a directory", root);
+      std::error_code error;
+      filled.adapters.roots.push_back(std::filesystem::canonical(root, error).string());
+    }
+  filled.model_root = model.model.empty() ? model.dummy : model.model;
+  filled.version = LK_VERSION;
+  return filled;
+}
+
+// Every stream is a file descriptor.
+void raise_file_limit(int64_t wanted) {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  const auto target = std::min<rlim_t>(limit.rlim_max, static_cast<rlim_t>(wanted + 256));
+  if (target <= limit.rlim_cur) return;
+  limit.rlim_cur = target;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+Status load_adapters(const ServeFlags& flags, Server& server, std::unique_ptr<DirectoryWatcher>& watcher, const std::vector<StoredAdapter>& stored,
+                     const std::vector<StateStore::Alias>& aliases) {
+  AdapterRegistry& registry = server.adapters();
+  LK_ASSIGN_OR_RETURN(const auto loras, flags.model.parse_loras());
+  for (const auto& [name, directory] : loras) {
+    const Result<AdapterLease> loaded = registry.load_and_wait({.name = name, .path = directory, .trusted_path = true, .persist = false});
+    if (!loaded.ok()) return loaded.status().with_context(fmt::format("--lora {}={}", name, directory));
+    for (const std::string& warning : (*loaded)->host()->warnings)
+      server.log().write(LogLevel::kWarning, "adapter_warning", {{"adapter", name}, {"reason", warning}});
+  }
+  if (!flags.lora_dirs.empty()) {
+    const auto interval = std::chrono::milliseconds(static_cast<int64_t>(flags.watch_seconds * 1e3));
+    LK_ASSIGN_OR_RETURN(watcher, DirectoryWatcher::start(registry, server.log(), flags.lora_dirs, interval));
+  }
+  // What clients had loaded before the restart. Something that is gone or no longer allowed costs a log line, not the start.
+  for (const StoredAdapter& adapter : stored) {
+    const Result<AdapterLease> loaded = registry.load_and_wait({.name = adapter.name, .path = adapter.path, .replace = true, .keep_previous = true,
+                                                                .pinned = adapter.pinned, .version = adapter.version});
+    if (!loaded.ok())
+      server.log().write(LogLevel::kWarning, "adapter_not_restored", {{"adapter", adapter.name}, {"version", adapter.version}, {"reason", loaded.status().message()}});
+    else if ((*loaded)->digest != adapter.digest)
+      server.log().write(LogLevel::kWarning, "adapter_changed_on_disk", {{"adapter", adapter.name}, {"version", adapter.version}, {"digest", (*loaded)->digest}});
+  }
+  for (const StateStore::Alias& alias : aliases) {
+    const std::string target = alias.version > 0 ? fmt::format("{}@{}", alias.name, alias.version) : alias.name;
+    if (const Status status = registry.set_alias(alias.alias, target); !status.ok())
+      server.log().write(LogLevel::kWarning, "alias_not_restored", {{"alias", alias.alias}, {"reason", status.message()}});
+  }
+  return Status();
+}
+
+void print_banner(const ServeFlags& flags, const ServerOptions& options, Server& server) {
+  std::string address = server.address(0);
+  const std::string url = fmt::format("{}://{}", options.tls_cert.empty() ? "http" : "https", address);
+  const std::vector<AdapterLease> adapters = server.adapters().versions();
+  fmt::print(stderr, "\nLorikeet {} serves {} with {} adapter{} on {}\n", options.version, options.adapters.base_name, adapters.size(),
+             adapters.size() == 1 ? "" : "s", url);
+  if (options.admin) fmt::print(stderr, "  admin    {}\n", server.address(static_cast<int>(options.listen.size())));
+  if (options.console) fmt::print(stderr, "  console  {}/\n", url);
+  fmt::print(stderr, "  metrics  {}/metrics\n", options.admin ? server.address(static_cast<int>(options.listen.size())) : url);
+  const std::string name = adapters.empty() ? options.adapters.base_name : adapters[0]->name;
+  const bool chat = server.engine().text().chat_template() != nullptr;
+  if (chat)
+    fmt::print(stderr, "\n  curl {}/v1/chat/completions -H 'Content-Type: application/json' \\\n    -d '{{\"model\": \"{}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'\n\n", url, name);
+  else if (server.engine().text().tokenizer())
+    fmt::print(stderr, "\n  curl {}/v1/completions -H 'Content-Type: application/json' -d '{{\"model\": \"{}\", \"prompt\": \"Hello\"}}'\n\n", url, name);
+  else
+    fmt::print(stderr, "\n  curl {}/v1/completions -H 'Content-Type: application/json' -d '{{\"model\": \"{}\", \"prompt\": [1, 2, 3]}}'\n\n", url, name);
+  (void)flags;
+}
+
+// Waits for SIGINT or SIGTERM; SIGHUP reloads keys. The signals are blocked in every thread and taken here.
+int wait_for_shutdown(Server& server, const sigset_t& signals) {
+  const auto watchdog = watchdog_timeout();
+  for (;;) {
+    timespec timeout{.tv_sec = 1, .tv_nsec = 0};
+    const int signal = ::sigtimedwait(&signals, nullptr, &timeout);
+    if (signal == SIGINT || signal == SIGTERM) return signal;
+    if (signal == SIGHUP) {
+      (void)notify_reloading();
+      const Status status = server.reload_keys();
+      if (status.ok()) server.log().write(LogLevel::kInfo, "keys_reloaded");
+      else server.log().write(LogLevel::kError, "keys_not_reloaded", {{"reason", status.message()}});
+      (void)notify_service_manager("READY=1");
+    }
+    if (watchdog && server.engine().stalled_seconds() < 60) (void)notify_service_manager("WATCHDOG=1");
+  }
+}
+
+int run(const ServeFlags& flags) {
+  // Before any thread exists, so that all inherit it.
+  sigset_t signals;
+  ::sigemptyset(&signals);
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) ::sigaddset(&signals, signal);
+  ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+
+  Result<ServerOptions> options = flags.options();
+  if (!options.ok()) return fail(options.status());
+  std::unique_ptr<StateStore> store;
+  std::vector<StoredAdapter> stored;
+  std::vector<StateStore::Alias> aliases;
+  bool has_keys = false;
+  if (!flags.no_state) {
+    Result<std::unique_ptr<StateStore>> opened = StateStore::open(flags.state.empty() ? default_state_path() : flags.state);
+    if (!opened.ok()) return fail(opened.status());
+    store = std::move(opened).value();
+    Result<KeyRing> ring = store->load_key_ring();
+    if (!ring.ok()) return fail(ring.status());
+    has_keys = !ring->open();
+    auto adapters = store->adapters();
+    auto names = store->aliases();
+    if (!adapters.ok()) return fail(adapters.status());
+    if (!names.ok()) return fail(names.status());
+    stored = std::move(adapters).value();
+    aliases = std::move(names).value();
+  }
+  if (!has_keys && !flags.insecure && !is_loopback(flags.host))
+    return fail(failed_precondition("listening on {} without any API key would let everybody in: create one with `lorikeet keys create`, or say --insecure", flags.host));
+  const bool text_log = flags.log_format == "text" || (flags.log_format == "auto" && flags.log_file.empty() && stderr_is_terminal());
+  Result<std::unique_ptr<Log>> log = Log::create({.level = parse_log_level(flags.log_level).value(),
+                                                  .format = text_log ? Log::Format::kText : Log::Format::kJson, .file = flags.log_file});
+  if (!log.ok()) return fail(log.status());
+  raise_file_limit(options->limits.max_connections);
+
+  Result<std::unique_ptr<TextEngine>> engine = flags.model.open_without_adapters();
+  if (!engine.ok()) return fail(engine.status());
+  Result<std::unique_ptr<Server>> started = Server::start(*options, std::move(engine).value(), std::move(store), std::move(log).value());
+  if (!started.ok()) return fail(started.status());
+  Server& server = **started;
+  std::unique_ptr<DirectoryWatcher> watcher;
+  if (const Status status = load_adapters(flags, server, watcher, stored, aliases); !status.ok()) return fail(status);
+  server.set_ready(true);
+  server.log().write(LogLevel::kInfo, "ready", {{"address", server.address(0)}, {"adapters", server.adapters().versions().size()}});
+  print_banner(flags, *options, server);
+  (void)notify_service_manager("READY=1");
+
+  const int signal = wait_for_shutdown(server, signals);
+  (void)notify_service_manager("STOPPING=1");
+  watch_interrupts();  // the next signal ends the program at once
+  ::pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
+  interrupted = 1;
+  watcher.reset();
+  // Somebody at a terminal does not want to wait for load balancers to notice.
+  const double grace = signal == SIGINT ? 0 : flags.drain_grace;
+  server.begin_drain(std::chrono::milliseconds(static_cast<int64_t>(grace * 1e3)));
+  const bool clean = server.finish_drain(std::chrono::milliseconds(static_cast<int64_t>(flags.drain_timeout * 1e3)));
+  server.log().write(LogLevel::kInfo, "stopped", {{"clean", clean}});
+  return 0;
+}
+
+}  // namespace
+
+void add_serve(CLI::App& app, int& exit_code) {
+  auto flags = std::make_shared<ServeFlags>();
+  CLI::App* command = app.add_subcommand("serve", "Serve the model and its adapters over HTTP (OpenAI's API)");
+  flags->add_to(*command);
+  add_config_options(*command, [flags] { return flags->check(); });
+  command->callback([flags, &exit_code] { exit_code = run(*flags); });
+}
+
+}  // namespace lk::apps

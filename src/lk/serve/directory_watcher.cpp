@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/serve/directory_watcher.h"
+
+#include <sys/stat.h>
+
+#include <filesystem>
+#include <future>
+
+#include "lk/base/file.h"
+#include "lk/serve/names.h"
+
+namespace lk {
+namespace {
+
+// "" when the directory does not look like an adapter (yet).
+std::string fingerprint_of(const std::string& path) {
+  std::string text;
+  for (const char* name : {"adapter_config.json", "adapter_model.safetensors"}) {
+    struct stat info {};
+    if (::stat(join_path(path, name).c_str(), &info) != 0 || !S_ISREG(info.st_mode)) return "";
+    text += fmt::format("{}:{}:{}.{};", info.st_ino, info.st_size, info.st_mtim.tv_sec, info.st_mtim.tv_nsec);
+  }
+  return text;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<DirectoryWatcher>> DirectoryWatcher::start(AdapterRegistry& registry, Log& log, std::vector<std::string> directories,
+                                                                  std::chrono::milliseconds interval) {
+  std::unique_ptr<DirectoryWatcher> self(new DirectoryWatcher(registry, log, std::move(directories)));
+  LK_RETURN_IF_ERROR(self->look());
+  std::vector<std::future<void>> loads;
+  for (auto& [name, entry] : self->entries_) {
+    entry.loaded = entry.seen;
+    auto done = std::make_shared<std::promise<void>>();
+    loads.push_back(done->get_future());
+    registry.load({.name = name, .path = entry.path, .trusted_path = true, .replace = true, .persist = false},
+                  [&log, done, name = name](Result<AdapterLease> loaded) {
+                    if (!loaded.ok()) log.write(LogLevel::kWarning, "adapter_failed", {{"adapter", name}, {"reason", loaded.status().message()}});
+                    done->set_value();
+                  });
+  }
+  for (std::future<void>& load : loads) load.wait();
+  DirectoryWatcher* raw = self.get();
+  self->thread_ = std::thread([raw, interval] {
+    std::unique_lock lock(raw->mutex_);
+    while (!raw->stop_.wait_for(lock, interval, [&] { return raw->stopping_; })) {
+      lock.unlock();
+      raw->scan();
+      lock.lock();
+    }
+  });
+  return self;
+}
+
+DirectoryWatcher::~DirectoryWatcher() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  stop_.notify_all();
+  if (thread_.joinable()) thread_.join();
+}
+
+Status DirectoryWatcher::look() {
+  for (auto& [name, entry] : entries_) entry.listed = false;
+  for (const std::string& directory : directories_) {
+    std::error_code error;
+    for (std::filesystem::directory_iterator it(directory, error), end; !error && it != end; it.increment(error)) {
+      const std::string name = it->path().filename();
+      if (!is_valid_name(name)) continue;
+      const Fingerprint now = fingerprint_of(it->path());
+      if (now.empty()) continue;
+      Entry& entry = entries_[name];
+      if (entry.listed) continue;  // the first directory wins
+      entry.listed = true;
+      entry.path = it->path();
+      entry.missing = 0;
+      if (entry.seen != now) {
+        entry.seen = now;
+        continue;
+      }
+      if (entry.loaded != now) load(name, entry);
+    }
+    if (error) return io_error("cannot read --lora-dir {}: {}", directory, error.message());
+  }
+  return Status();
+}
+
+void DirectoryWatcher::load(const std::string& name, Entry& entry) {
+  entry.loaded = entry.seen;  // also when it fails: tried again when it changes
+  const Result<AdapterLease> loaded =
+      registry_.load_and_wait({.name = name, .path = entry.path, .trusted_path = true, .replace = true, .persist = false});
+  if (loaded.ok()) log_.write(LogLevel::kInfo, "adapter_loaded", {{"adapter", name}, {"version", (*loaded)->version}, {"digest", (*loaded)->digest}});
+  else log_.write(LogLevel::kWarning, "adapter_failed", {{"adapter", name}, {"reason", loaded.status().message()}});
+}
+
+void DirectoryWatcher::scan() {
+  if (const Status status = look(); !status.ok()) {
+    // The directory may be back soon (a remount): nothing is unloaded because of it.
+    log_.write(LogLevel::kWarning, "lora_dir_unreadable", {{"reason", status.message()}});
+    return;
+  }
+  for (auto it = entries_.begin(); it != entries_.end();) {
+    Entry& entry = it->second;
+    if (entry.listed || ++entry.missing < 2) {
+      ++it;
+      continue;
+    }
+    const Result<int> unloaded = registry_.unload(it->first, nullptr);
+    log_.write(LogLevel::kInfo, "adapter_unloaded", {{"adapter", it->first}, {"known", unloaded.ok()}});
+    it = entries_.erase(it);
+  }
+}
+
+}  // namespace lk
