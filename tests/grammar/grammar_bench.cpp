@@ -3,6 +3,8 @@
 // grammar (warm), over a random text of a tool call. Vocabularies: the tokenizer given, and synthetic ones of 32k and 128k tokens.
 #include <fmt/format.h>
 
+#include <time.h>
+
 #include <algorithm>
 #include <chrono>
 #include <random>
@@ -14,7 +16,16 @@
 namespace {
 
 using namespace lk;
-using Clock = std::chrono::steady_clock;
+
+// Time of this thread on a processor: others may be busy on the machine.
+struct Clock {
+  using time_point = std::chrono::nanoseconds;
+  static time_point now() {
+    timespec time{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    return std::chrono::seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
+  }
+};
 
 const char* const kSchema = R"({"type":"object","properties":{"name":{"const":"search_flights"},"arguments":{"type":"object","properties":{
   "from":{"type":"string","description":"IATA code","pattern":"^[A-Z]{3}$"},"to":{"type":"string","pattern":"^[A-Z]{3}$"},

@@ -98,11 +98,18 @@ Expr JsonRules::define_value() {
 }
 
 Expr JsonRules::spell(const CodePoints& set) {
-  std::vector<Expr> parts{ir_.code_points(set.minus(escaped()))};
+  const auto [at, added] = spellings_.try_emplace(set.ranges, ir_.never());
+  if (!added) return at->second;
+  ByteSet letters, digits[2];  // of \n and its kin; last digits of \u000x and \u001x
   for (const auto& [first, last] : set.both(escaped()).ranges) {
-    for (uint32_t code = first; code <= last; ++code) parts.push_back(ir_.literal(spell_escape(code)));
+    for (uint32_t code = first; code <= last; ++code) {
+      const std::string spelling = spell_escape(code);
+      (spelling.size() == 2 ? letters : digits[code >> 4]).set(static_cast<uint8_t>(spelling.back()));
+    }
   }
-  return ir_.alt(std::move(parts));
+  const Expr escape = ir_.alt({ir_.bytes(letters), ir_.seq({ir_.literal("u000"), ir_.bytes(digits[0])}),
+                               ir_.seq({ir_.literal("u001"), ir_.bytes(digits[1])})});
+  return at->second = ir_.alt({ir_.code_points(set.minus(escaped())), ir_.seq({ir_.literal("\\"), escape})});
 }
 
 Expr JsonRules::constant(const boost::json::value& value) {

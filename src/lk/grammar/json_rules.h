@@ -4,6 +4,7 @@
 #pragma once
 
 #include <boost/json/value.hpp>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -68,6 +69,7 @@ class JsonRules {
   Expr pair(Expr key, Expr value) { return ir_.seq({key, ir_.literal(":"), ir_.optional(ir_.literal(" ")), value}); }
 
   Ir& ir_;
+  std::map<std::vector<CodePoints::Range>, Expr> spellings_;
   std::optional<RuleId> space_, string_, number_, integer_, value_;
 };
 

@@ -21,7 +21,7 @@ struct MaskBuilder::Walk {
   Arena& arena;
   std::vector<uint64_t>& words;
   std::vector<uint32_t>* left = nullptr;  // receives the subtrees that left the bottom frame and did not survive in it
-  std::vector<StateId> stack;             // [depth]
+  std::vector<StateId> stack;             // [depth]; kSimple | node for a lone item on the bottom frame that calls and ends nothing
   std::vector<uint8_t> escaped;           // [depth] the bottom frame was left on the way
   int depth = 0;
   bool found = false;
@@ -35,6 +35,14 @@ struct MaskBuilder::Walk {
     depth = arena.state(from).depth;
     run(1, vocabulary.num_nodes());
   }
+  void run_node(uint32_t node) {
+    if (simple(node)) {
+      stack[0] = kSimple | node;
+      run(1, vocabulary.num_nodes());
+    } else {
+      run_all(machine.start(arena, node));
+    }
+  }
   void run_subtree(StateId from, uint32_t subtree) {
     const size_t parent = vocabulary.depth(subtree) - 1;
     stack[parent] = machine.run(arena, from, vocabulary.path(subtree).substr(0, parent));
@@ -42,20 +50,42 @@ struct MaskBuilder::Walk {
   }
 
  private:
+  static constexpr StateId kSimple = 1u << 31;
+  bool simple(uint32_t node) const {
+    const Automaton& a = machine.automaton();
+    return !a.accepts[node] && a.calls_of(node).empty();
+  }
+
+  // Most of a walk stays within one rule: then the automaton's own table is enough.
+  StateId step(StateId from, uint8_t byte) {
+    if ((from & kSimple) == 0) return machine.step(arena, from, byte);
+    const Automaton& a = machine.automaton();
+    const uint32_t to = a.next[size_t{from & ~kSimple} * a.num_classes + a.class_of[byte]];
+    if (to == kNoNode) return kDead;
+    if (simple(to)) return kSimple | to;
+    const auto [at, added] = starts.try_emplace(to, 0);
+    if (added) at->second = machine.start(arena, to);
+    return at->second;
+  }
+  std::unordered_map<uint32_t, StateId> starts;
+
   void run(size_t first, size_t last) {
     const int64_t limit = arena.memory() + kMaxWalkBytes;
     for (size_t node = first; node < last;) {
       const size_t at = vocabulary.depth(node);
-      const StateId state = machine.step(arena, stack[at - 1], vocabulary.byte(node));
+      const StateId state = step(stack[at - 1], vocabulary.byte(node));
       if (state == kDead) {
         if (left != nullptr && escaped[at - 1]) left->push_back(static_cast<uint32_t>(node));
         node = vocabulary.subtree_end(node);
         continue;
       }
-      const Arena::State& reached = arena.state(state);
       stack[at] = state;
-      escaped[at] = escaped[at - 1] | static_cast<uint8_t>(reached.ends);
-      depth = std::max(depth, reached.depth);
+      escaped[at] = escaped[at - 1];
+      if ((state & kSimple) == 0) {
+        const Arena::State& reached = arena.state(state);
+        escaped[at] |= static_cast<uint8_t>(reached.ends);
+        depth = std::max(depth, reached.depth);
+      }
       for (const uint32_t token : vocabulary.tokens_at(node)) {
         set(words, token);
         found = true;
@@ -89,7 +119,7 @@ const Arena::NodeMask& MaskBuilder::node_mask(Arena& arena, uint32_t node) const
   std::vector<uint64_t> words(static_cast<size_t>(vocabulary_.size() + 63) / 64);
   Walk walk(*this, arena, words);
   walk.left = &mask.subtrees;
-  walk.run_all(machine_.start(arena, node));
+  walk.run_node(node);
   mask.tokens = pack(words);
   mask.depth = walk.depth;
   arena.account(mask.tokens.memory() + static_cast<int64_t>(mask.subtrees.capacity() * 4 + 64));
