@@ -99,6 +99,15 @@ TEST(Ebnf, LongRightRecursionAndDeepAmbiguityStayCheap) {
   EXPECT_EQ(fit(twins, std::string(1000, 'a')), Fit::kNo) << "nested deeper than the limit";
 }
 
+TEST(Ebnf, RefusesWhatWouldBeSlowAtEveryStep) {
+  std::string many = "e ::= \"(\" e \")\" | \"\"\nroot ::= \"a\"";
+  for (int k = 0; k < 20'000; ++k) many += " e";
+  EXPECT_THAT(compile_error(ebnf_spec(many)), HasSubstr("too complex"));
+  std::string chain = "root ::= r0";
+  for (int k = 0; k < 3000; ++k) chain += "\nr" + std::to_string(k) + " ::= r" + std::to_string(k + 1) + " r" + std::to_string(k + 1);
+  EXPECT_THAT(compile_error(ebnf_spec(chain + "\nr3000 ::= \"a\"")), HasSubstr("no text")) << "more open calls than the limit";
+}
+
 TEST(Ebnf, SyntaxOfTheDialect) {
   const auto grammar = compile(ebnf_spec(R"x(# arithmetic
 root  ::= expr "\n"?

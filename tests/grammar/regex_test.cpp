@@ -90,6 +90,7 @@ TEST(Regex, RefusesByName) {
   EXPECT_THAT(error("a\\"), HasSubstr("ends with"));
   EXPECT_THAT(error("\xC3"), HasSubstr("UTF-8"));
   EXPECT_THAT(error("\\uD800"), HasSubstr("no Unicode character"));
+  EXPECT_THAT(error("a{,2}"), HasSubstr("write {0,n}"));
   EXPECT_THAT(error("a{3,2}"), HasSubstr("below its minimum"));
 }
 

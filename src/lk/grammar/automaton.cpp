@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <queue>
+#include <unordered_set>
 
 #include "lk/grammar/dfa.h"
 
@@ -29,7 +30,7 @@ class RuleGraph {
 
  private:
   static constexpr int64_t kAlwaysExpanded = 128;  // bytes of text, about
-  static constexpr int kMaxNesting = 32;
+  static constexpr int kMaxNesting = 8;  // expansion is recursive
   bool expandable(RuleId rule) const {
     const Info& info = info_[rule];
     return !ir_.rule(rule).shared && !info.recursive && info.nesting < kMaxNesting && (info.size <= kAlwaysExpanded || info.uses == 1);
@@ -154,14 +155,14 @@ void find_nullable(Automaton& a, const std::vector<std::vector<Automaton::Call>>
     changed = false;
     for (RuleId rule = 0; rule < a.start.size(); ++rule) {
       if (a.nullable[rule] || a.start[rule] == kNoNode) continue;
-      std::vector<uint32_t> todo{a.start[rule]}, seen{a.start[rule]};
+      std::vector<uint32_t> todo{a.start[rule]};
+      std::unordered_set<uint32_t> seen{a.start[rule]};
       while (!todo.empty() && !a.nullable[rule]) {
         const uint32_t node = todo.back();
         todo.pop_back();
         a.nullable[rule] = a.accepts[node];
         for (const Automaton::Call& call : calls[node]) {
-          if (!a.nullable[call.rule] || std::find(seen.begin(), seen.end(), call.target) != seen.end()) continue;
-          seen.push_back(call.target);
+          if (!a.nullable[call.rule] || !seen.insert(call.target).second) continue;
           todo.push_back(call.target);
         }
       }
@@ -170,20 +171,45 @@ void find_nullable(Automaton& a, const std::vector<std::vector<Automaton::Call>>
   }
 }
 
+// Nodes that stand beside a node before any byte, for each node: what one step of a text costs. False if too many.
+bool fan_out_fits(const Automaton& a, Budget& budget) {
+  constexpr size_t kMaxFanOut = 1024;
+  std::vector<uint32_t> mark(a.num_nodes(), kNoNode), todo;
+  for (uint32_t from = 0; from < a.num_nodes() && budget.ok(); ++from) {
+    if (a.calls_of(from).empty()) continue;
+    todo.assign(1, from);
+    mark[from] = from;
+    for (size_t k = 0; k < todo.size(); ++k) {
+      if (todo.size() > kMaxFanOut) return false;
+      const auto visit = [&](uint32_t node) {
+        if (mark[node] == from) return;
+        mark[node] = from;
+        todo.push_back(node);
+      };
+      for (const Automaton::Call& call : a.calls_of(todo[k])) {
+        visit(a.start[call.rule]);
+        if (a.nullable[call.rule]) visit(call.target);
+      }
+    }
+    budget.spend(0);
+  }
+  return true;
+}
+
 // A rule that can call itself before any byte, or kNoNode.
 RuleId find_left_recursion(const Automaton& a) {
   const size_t num_rules = a.start.size();
   std::vector<std::vector<RuleId>> first(num_rules);
   for (RuleId rule = 0; rule < num_rules; ++rule) {
     if (a.start[rule] == kNoNode) continue;
-    std::vector<uint32_t> todo{a.start[rule]}, seen{a.start[rule]};
+    std::vector<uint32_t> todo{a.start[rule]};
+    std::unordered_set<uint32_t> seen{a.start[rule]};
     while (!todo.empty()) {
       const uint32_t node = todo.back();
       todo.pop_back();
       for (const Automaton::Call& call : a.calls_of(node)) {
         first[rule].push_back(call.rule);
-        if (!a.nullable[call.rule] || std::find(seen.begin(), seen.end(), call.target) != seen.end()) continue;
-        seen.push_back(call.target);
+        if (!a.nullable[call.rule] || !seen.insert(call.target).second) continue;
         todo.push_back(call.target);
       }
     }
@@ -289,6 +315,8 @@ Result<Automaton> build_automaton(const Ir& ir, RuleId root, Budget& budget) {
   }
   const uint32_t start = a.start[root];
   if (heights(a, calls)[start] > static_cast<uint32_t>(kMaxOpenCalls)) return invalid_argument("no text matches the grammar");
+  if (!fan_out_fits(a, budget)) return invalid_argument("the grammar is too complex: more than 1024 places may come next without a character");
+  LK_RETURN_IF_ERROR(budget.status());
   return a;
 }
 

@@ -2,6 +2,7 @@
 #include <condition_variable>
 #include <list>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <unordered_map>
 
@@ -88,7 +89,11 @@ Result<std::shared_ptr<const Grammar>> GrammarCache::get(const GrammarSpec& spec
   const auto flight = std::make_shared<Impl::Flight>();
   impl_->flights[key] = flight;
   lock.unlock();
-  auto result = compile_grammar(spec, impl_->vocabulary, impl_->limits);
+  Result<std::shared_ptr<const Grammar>> result = resource_exhausted("no memory for the grammar");
+  try {
+    result = compile_grammar(spec, impl_->vocabulary, impl_->limits);
+  } catch (const std::bad_alloc&) {  // those who wait must hear of it
+  }
   lock.lock();
   flight->result = result;
   impl_->flights.erase(key);

@@ -11,6 +11,28 @@ namespace {
 // A grammar so ambiguous that more items are alive at once loses some of its texts: never a wrong one, and never all.
 constexpr size_t kMaxKernel = 256;
 
+// Finds the position of a key in a list that mostly has a few entries.
+class SmallIndex {
+ public:
+  // The position of `key`, or `next` after noting the key for that position.
+  uint32_t find_or_add(uint64_t key, uint32_t next) {
+    if (keys_.size() < kFew) {
+      for (const auto& [known, position] : keys_) {
+        if (known == key) return position;
+      }
+      keys_.emplace_back(key, next);
+      if (keys_.size() == kFew) map_.insert(keys_.begin(), keys_.end());
+      return next;
+    }
+    return map_.try_emplace(key, next).first->second;
+  }
+
+ private:
+  static constexpr size_t kFew = 16;
+  std::vector<std::pair<uint64_t, uint32_t>> keys_;
+  std::unordered_map<uint64_t, uint32_t> map_;
+};
+
 // Computes what follows from a set of items without a byte: returns from rules that end, then calls.
 class Closure {
  public:
@@ -55,13 +77,13 @@ class Closure {
   bool fits(int depth, uint32_t node) const { return depth + a_.height[node] <= kMaxOpenCalls; }
 
   void add(const Item& item, bool kernel) {
-    for (Work& work : work_) {
-      if (work.item == item) {
-        work.kernel |= kernel;
-        return;
-      }
+    const auto next = static_cast<uint32_t>(work_.size());
+    const uint32_t at = work_index_.find_or_add(uint64_t{item.node} << 32 | item.frame, next);
+    if (at == next) {
+      work_.push_back({item, kernel});
+    } else {
+      work_[at].kernel |= kernel;
     }
-    work_.push_back({item, kernel});
   }
 
   // Ends the rule of an item on a finished frame, and steps over calls of rules that may be empty.
@@ -97,17 +119,18 @@ class Closure {
   }
 
   size_t find_temp(RuleId rule, int depth, uint32_t start) {
-    for (size_t k = 0; k < temps_.size(); ++k) {
-      if (temps_[k].rule == rule && temps_[k].depth == depth) return k;
+    const auto next = static_cast<uint32_t>(temps_.size());
+    const uint32_t at = temp_index_.find_or_add(uint64_t{rule} << 32 | static_cast<uint32_t>(depth), next);
+    if (at == next) {
+      temps_.push_back({rule, depth, {}});
+      add_inner(start, at);
     }
-    temps_.push_back({rule, depth, {}});
-    add_inner(start, static_cast<uint32_t>(temps_.size() - 1));
-    return temps_.size() - 1;
+    return at;
   }
 
   void add_inner(uint32_t node, uint32_t temp) {
-    const std::pair<uint32_t, uint32_t> item{node, temp};
-    if (std::find(inner_.begin(), inner_.end(), item) == inner_.end()) inner_.push_back(item);
+    const auto next = static_cast<uint32_t>(inner_.size());
+    if (inner_index_.find_or_add(uint64_t{node} << 32 | temp, next) == next) inner_.emplace_back(node, temp);
   }
 
   // Interns the frames, outer ones first, and collects the items that move on.
@@ -134,6 +157,7 @@ class Closure {
   std::vector<Temp> temps_;
   std::vector<std::pair<uint32_t, uint32_t>> inner_;  // node, temp
   std::vector<std::pair<uint32_t, Ref>> shift_;
+  SmallIndex work_index_, temp_index_, inner_index_;
 };
 
 }  // namespace

@@ -92,6 +92,9 @@ class Parser {
       } else if (const auto parsed = parse_bounds(pattern_, at_)) {
         bounds = *parsed;
       } else {
+        const size_t digits = pattern_.find_first_not_of("0123456789", at_ + 2);
+        if (pattern_.substr(at_).starts_with("{,") && digits > at_ + 2 && digits != pattern_.npos && pattern_[digits] == '}')
+          return error("\"{{,n}}\" is read differently by different readers; write {{0,n}}");
         break;
       }
       if (quantifiers > 0) return error("a quantifier after a quantifier");

@@ -83,8 +83,8 @@ unsigned type_of(const json::value& value) {
 
 bool is_annotation(std::string_view keyword) {
   static const std::set<std::string_view> names = {"title", "description", "default", "examples", "$schema", "$comment", "deprecated", "readOnly",
-                                                   "writeOnly", "$defs", "definitions", "$id"};
-  return names.contains(keyword);
+                                                   "writeOnly", "$defs", "definitions", "$id", "example", "discriminator"};
+  return names.contains(keyword) || keyword.starts_with("x-");
 }
 
 Result<unsigned> types_of(const json::object& schema, const std::string& where) {
