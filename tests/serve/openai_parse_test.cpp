@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "lk/serve/openai.h"
+#include "serve/openai_testing.h"
 
 namespace lk {
 namespace {
@@ -405,6 +406,27 @@ TEST(OpenAiParse, ToolChoices) {
       "$defs": {"f0.X": {"type": "integer"}, "f0": {"type": "object", "properties": {"x": {"$ref": "#/$defs/f0.X"}}},
                 "f1": {"type": "object", "properties": {}}}})"));
   EXPECT_TRUE(chat(R"("tools": null, "tool_choice": "auto")").ok());
+}
+
+// The grammar of a required call takes a call of any function, with arguments of its schema, and nothing else.
+TEST(OpenAiParse, RequiredCallsFollowTheSchemas) {
+  const auto parsed = chat(std::string(kTools) + R"(, "tool_choice": "required")");
+  ASSERT_TRUE(parsed.ok());
+  const std::shared_ptr<const Tokenizer> tokenizer = testing::byte_tokenizer();
+  const std::vector<int32_t> ends = {testing::kEndToken};
+  const auto grammar = compile_grammar(*parsed.value->grammar, TokenVocabulary::create(*tokenizer, tokenizer->vocab_size(), ends));
+  ASSERT_TRUE(grammar.ok()) << grammar.status().message();
+  const auto accepts = [&](std::string_view text) {
+    GrammarState state(*grammar);
+    for (const int32_t token : testing::byte_tokens(text))
+      if (!state.accept(token)) return false;
+    return state.can_end();
+  };
+  EXPECT_TRUE(accepts(R"({"name": "f", "arguments": {"x": 12}})"));
+  EXPECT_TRUE(accepts(R"({"name": "g", "arguments": {}})"));
+  EXPECT_FALSE(accepts(R"({"name": "h", "arguments": {}})"));
+  EXPECT_FALSE(accepts(R"({"name": "f", "arguments": {"x": "a"}})"));
+  EXPECT_FALSE(accepts(R"({"name": "f"})"));
 }
 
 TEST(OpenAiParse, BadToolsAreNamed) {

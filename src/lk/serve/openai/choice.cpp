@@ -45,15 +45,51 @@ void AnswerShape::append_finish(std::string& out, const Completion& completion, 
 }
 
 void append_usage(std::string& out, int64_t prompt_tokens, int64_t completion_tokens, int64_t cached_tokens) {
-  fmt::format_to(std::back_inserter(out),
-                 "\"usage\":{{\"prompt_tokens\":{},\"completion_tokens\":{},\"total_tokens\":{},\"prompt_tokens_details\":{{\"cached_tokens\":{}}}}}",
-                 prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, cached_tokens);
+  const auto out_at = std::back_inserter(out);
+  fmt::format_to(out_at, "\"usage\":{{\"prompt_tokens\":{},\"completion_tokens\":{},\"total_tokens\":{},", prompt_tokens, completion_tokens,
+                 prompt_tokens + completion_tokens);
+  fmt::format_to(out_at, "\"prompt_tokens_details\":{{\"cached_tokens\":{}}}}}", cached_tokens);
 }
 
 void append_token_ids(std::string& out, std::span<const TokenLogprob> tokens) {
   std::vector<int32_t> ids;
   for (const TokenLogprob& token : tokens) ids.push_back(token.token);
   append_ints(out, ids);
+}
+
+ToolSyntax tool_syntax(const GenerateRequest& request, ToolFormat format) {
+  ToolSyntax syntax;
+  for (const boost::json::value& tool : request.prompts.at(0).tools) syntax.names.emplace_back(tool.at("function").at("name").as_string());
+  if (!request.forced_tool.empty()) syntax.forced_name = request.forced_tool;
+  else if (request.tool_forced) syntax.format = ToolFormat::kLlama3;  // the grammar is that of a bare object
+  else if (request.tools_allowed) syntax.format = format;
+  return syntax;
+}
+
+std::string echoed(const GenerateRequest& request, const TextRequest& text, const Tokenizer* tokenizer) {
+  if (!request.echo) return {};
+  if (request.endpoint == Endpoint::kCompletion)
+    return text.token_ids.empty() || tokenizer == nullptr ? text.prompt : tokenizer->decode(text.token_ids, text.skip_special_tokens);
+  // Of a chat only an assistant's message that is being continued.
+  if (text.messages.empty()) return {};
+  const boost::json::value& last = text.messages.back();
+  return last.at("role") == "assistant" ? std::string(last.at("content").as_string()) : "";
+}
+
+Completion prompt_facts(const Completion& completion) {
+  Completion facts;
+  facts.prompt_tokens = completion.prompt_tokens;
+  facts.cached_tokens = completion.cached_tokens;
+  facts.prompt_token_ids = completion.prompt_token_ids;
+  facts.prompt_logprobs = completion.prompt_logprobs;
+  return facts;
+}
+
+std::vector<TokenLogprob> tokens_of(const Completion& completion, size_t first) {
+  std::vector<TokenLogprob> tokens;
+  for (size_t i = first; i < completion.token_ids.size(); ++i)
+    tokens.push_back(i < completion.logprobs.size() ? completion.logprobs[i] : TokenLogprob{.token = completion.token_ids[i]});
+  return tokens;
 }
 
 }  // namespace lk::openai

@@ -45,6 +45,14 @@ struct AnswerShape {
   void append_finish(std::string& out, const Completion& completion, int num_calls) const;  // "finish_reason":...,"stop_reason":...
 };
 
+// How the answer's tool calls are written, if it may have any.
+ToolSyntax tool_syntax(const GenerateRequest& request, ToolFormat format);
+// What echo puts before the answer.
+std::string echoed(const GenerateRequest& request, const TextRequest& text, const Tokenizer* tokenizer);
+Completion prompt_facts(const Completion& completion);
+// The tokens from `first` on, with their logprobs if there are any.
+std::vector<TokenLogprob> tokens_of(const Completion& completion, size_t first);
+
 void append_usage(std::string& out, int64_t prompt_tokens, int64_t completion_tokens, int64_t cached_tokens);
 void append_token_ids(std::string& out, std::span<const TokenLogprob> tokens);
 inline std::span<const TokenLogprob> span_of(const std::vector<TokenLogprob>& tokens) { return {tokens.data(), tokens.size()}; }

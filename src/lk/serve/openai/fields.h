@@ -27,7 +27,8 @@ struct FirstError {
 // All read_* leave `out` alone when the field is absent or null. The object and the error must outlive the reader.
 class ApiFields {
  public:
-  ApiFields(const boost::json::object& object, std::string path, FirstError& error) : object_(object), path_(std::move(path)), error_(error) {}
+  ApiFields(const boost::json::object& object, std::string path, FirstError& error)
+      : object_(object), path_(std::move(path)), error_(error) {}
 
   // nullptr when absent or null. Marks the key as known.
   const boost::json::value* find(std::string_view key);
@@ -61,7 +62,7 @@ class ApiFields {
     error_.set(path(key), fmt::format("\"{}\" {}", path(key), fmt::format(format, std::forward<Args>(args)...)));
   }
   void wrong_kind(std::string_view key, std::string_view expected, const boost::json::value& found);
-  std::string path(std::string_view key) const { return path_.empty() ? std::string(key) : key.empty() ? path_ : path_ + "." + std::string(key); }
+  std::string path(std::string_view key) const { return path_.empty() ? std::string(key) : path_ + "." + std::string(key); }
   FirstError& error() { return error_; }
   bool failed() const { return error_.error.has_value(); }
 

@@ -11,47 +11,6 @@ namespace lk {
 
 using namespace openai;
 
-namespace {
-
-ToolSyntax tool_syntax(const GenerateRequest& request, ToolFormat format) {
-  ToolSyntax syntax;
-  for (const boost::json::value& tool : request.prompts.at(0).tools) syntax.names.emplace_back(tool.at("function").at("name").as_string());
-  if (!request.forced_tool.empty()) syntax.forced_name = request.forced_tool;
-  else if (request.tool_forced) syntax.format = ToolFormat::kLlama3;  // the grammar is that of a bare object
-  else if (request.tools_allowed) syntax.format = format;
-  return syntax;
-}
-
-// What echo puts before the answer.
-std::string echoed(const GenerateRequest& request, const TextRequest& text, const Tokenizer* tokenizer) {
-  if (!request.echo) return {};
-  if (request.endpoint == Endpoint::kCompletion)
-    return text.token_ids.empty() || tokenizer == nullptr ? text.prompt : tokenizer->decode(text.token_ids, text.skip_special_tokens);
-  // Of a chat only an assistant's message that is being continued.
-  if (text.messages.empty()) return {};
-  const boost::json::value& last = text.messages.back();
-  return last.at("role") == "assistant" ? std::string(last.at("content").as_string()) : "";
-}
-
-Completion prompt_facts(const Completion& completion) {
-  Completion facts;
-  facts.prompt_tokens = completion.prompt_tokens;
-  facts.cached_tokens = completion.cached_tokens;
-  facts.prompt_token_ids = completion.prompt_token_ids;
-  facts.prompt_logprobs = completion.prompt_logprobs;
-  return facts;
-}
-
-// The tokens from `first` on, with their logprobs if there are any.
-std::vector<TokenLogprob> tokens_of(const Completion& completion, size_t first) {
-  std::vector<TokenLogprob> tokens;
-  for (size_t i = first; i < completion.token_ids.size(); ++i)
-    tokens.push_back(i < completion.logprobs.size() ? completion.logprobs[i] : TokenLogprob{.token = completion.token_ids[i]});
-  return tokens;
-}
-
-}  // namespace
-
 struct AnswerFormatter::Impl {
   AnswerShape shape;
   std::vector<Choice> choices;

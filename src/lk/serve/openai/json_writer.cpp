@@ -45,11 +45,16 @@ void append_logprob(std::string& out, float logprob) {
   fmt::format_to(std::back_inserter(out), "{:#}", std::isnan(logprob) ? -9999.0f : std::clamp(logprob, -9999.0f, 9999.0f));
 }
 
-void append_ints(std::string& out, std::span<const int32_t> numbers) { fmt::format_to(std::back_inserter(out), "[{}]", fmt::join(numbers, ",")); }
+void append_ints(std::string& out, std::span<const int32_t> numbers) {
+  fmt::format_to(std::back_inserter(out), "[{}]", fmt::join(numbers, ","));
+}
 
 void append_bytes(std::string& out, std::string_view bytes) {
   out += '[';
-  for (size_t i = 0; i < bytes.size(); ++i) fmt::format_to(std::back_inserter(out), "{}{}", i ? "," : "", static_cast<unsigned char>(bytes[i]));
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    if (i > 0) out += ',';
+    out += std::to_string(static_cast<unsigned char>(bytes[i]));
+  }
   out += ']';
 }
 

@@ -73,7 +73,8 @@ bool read_call(const json::value& value, const std::string& path, json::array& o
   return true;
 }
 
-bool read_message(const json::object& message, const std::string& path, json::array& out, std::vector<std::string>& ignored, FirstError& error) {
+bool read_message(const json::object& message, const std::string& path, json::array& out, std::vector<std::string>& ignored,
+                  FirstError& error) {
   ApiFields fields(message, path, error);
   std::string role, name, tool_call_id, reasoning;
   fields.read_string("role", role, 1, 64);
@@ -146,7 +147,7 @@ void read_template_fields(ApiFields& fields, TextRequest& text) {
   const json::object* variables = fields.object("chat_template_kwargs");
   if (variables == nullptr) return;
   if (variables->size() > 64) return fields.fail("chat_template_kwargs", "has {} entries, at most 64 are allowed", variables->size());
-  static constexpr std::string_view kReserved[] = {"messages",      "tools",    "documents",     "add_generation_prompt", "continue_final_message",
+  static constexpr std::string_view kReserved[] = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message",
                                                    "chat_template", "tokenize", "return_tensors"};
   for (const auto& [key, value] : *variables) {
     const std::string_view name(key.data(), key.size());
