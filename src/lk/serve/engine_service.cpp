@@ -337,8 +337,8 @@ void EngineService::publish(bool force) {
   s.tokens_per_second = window > 0 ? static_cast<double>(generation_tokens_ - generated_.front().second) / window : 0;
   s.pages = pool.num_pages();
   s.pages_free = pool.num_free();
-  s.pages_cached = pool.num_evictable();
-  s.pages_kv = pool.num_kv();
+  s.pages_cached = pool.num_cached_kv();
+  s.pages_kv = pool.num_kv() - pool.num_cached_kv();
   s.pages_adapter = pool.num_adapter();
   s.page_bytes = engine_->engine().page_bytes();
   for (const auto& [id, resident] : pool.resident_adapters())

@@ -259,8 +259,9 @@ void ServerImpl::delete_adapter(const std::shared_ptr<Exchange>& exchange) {
     };
     auto receipt = std::make_shared<Receipt>();
     const auto answer = [exchange, name, receipt](bool complete) {
-      json::object body{{"id", name}, {"object", "adapter"}, {"deleted", true}, {"freed", complete}};
+      json::object body{{"id", name}, {"object", "adapter"}, {"deleted", true}, {"versions", receipt->expected}};
       if (complete) {
+        body["freed_bytes"] = receipt->page_bytes + receipt->host_bytes;
         body["freed_device_bytes"] = receipt->page_bytes;
         body["freed_host_bytes"] = receipt->host_bytes;
       }

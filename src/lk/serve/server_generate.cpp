@@ -127,7 +127,10 @@ class Answer : public StreamReceiver, public std::enable_shared_from_this<Answer
          .e2e_seconds = e2e_seconds_});
     if (completion.finish == FinishReason::kError && !failed_) {
       failed_ = true;
-      failed(api_error(completion.error, exchange_->id));
+      ApiError error = api_error(completion.error, exchange_->id);
+      // Not a full queue: this request is larger than the whole pool.
+      if (completion.error.code() == StatusCode::kResourceExhausted) error = {.message = completion.error.message(), .code = "request_too_large"};
+      failed(error);
       cancel_others();
     }
     if (!failed_ && completion.finish != FinishReason::kCancelled) choice_done(event.choice, completion);
