@@ -9,7 +9,7 @@ namespace lk::grammar {
 namespace {
 
 // A grammar so ambiguous that more items are alive at once loses some of its texts: never a wrong one, and never all.
-constexpr size_t kMaxKernel = 256;
+constexpr size_t kMaxKernel = 64;
 
 // Finds the position of a key in a list that mostly has a few entries.
 class SmallIndex {
@@ -174,6 +174,7 @@ StateId Machine::move(Arena& arena, StateId from, uint8_t c) const {
   }
   const StateId to = items.empty() ? kDead : close(arena, items);
   arena.state(from).next[c] = to;
+  arena.account(static_cast<int64_t>(32 * items.size()));  // work already done counts as something worth keeping
   return to;
 }
 

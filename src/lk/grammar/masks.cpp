@@ -7,8 +7,9 @@
 namespace lk::grammar {
 namespace {
 
-// Memory that one walk may add to the arena. A grammar that needs more loses tokens in this mask: never a wrong one, never all.
-constexpr int64_t kMaxWalkBytes = 48 << 20;
+// What the computation of one mask may add to the arena, as a measure of its time. A grammar that needs more loses tokens in this
+// mask: never a wrong one, never all.
+constexpr int64_t kMaxMaskBytes = 4 << 20;
 
 void set(std::vector<uint64_t>& words, uint32_t token) { words[token / 64] |= uint64_t{1} << (token % 64); }
 
@@ -24,11 +25,12 @@ struct MaskBuilder::Walk {
   std::vector<StateId> stack;             // [depth]; kSimple | node for a lone item on the bottom frame that calls and ends nothing
   std::vector<uint8_t> escaped;           // [depth] the bottom frame was left on the way
   int depth = 0;
+  int64_t limit;  // of the arena's memory
   bool found = false;
 
-  Walk(const MaskBuilder& masks, Arena& to, std::vector<uint64_t>& tokens)
+  Walk(const MaskBuilder& masks, Arena& to, std::vector<uint64_t>& tokens, int64_t memory)
       : machine(masks.machine_), vocabulary(masks.vocabulary_), arena(to), words(tokens), stack(vocabulary.max_depth() + 1, kDead),
-        escaped(vocabulary.max_depth() + 1, 0) {}
+        escaped(vocabulary.max_depth() + 1, 0), limit(memory) {}
 
   void run_all(StateId from) {
     stack[0] = from;
@@ -70,7 +72,6 @@ struct MaskBuilder::Walk {
   std::unordered_map<uint32_t, StateId> starts;
 
   void run(size_t first, size_t last) {
-    const int64_t limit = arena.memory() + kMaxWalkBytes;
     for (size_t node = first; node < last;) {
       const size_t at = vocabulary.depth(node);
       const StateId state = step(stack[at - 1], vocabulary.byte(node));
@@ -112,12 +113,12 @@ TokenSet MaskBuilder::pack(const std::vector<uint64_t>& words) const {
   return out;
 }
 
-const Arena::NodeMask& MaskBuilder::node_mask(Arena& arena, uint32_t node) const {
+const Arena::NodeMask& MaskBuilder::node_mask(Arena& arena, uint32_t node, int64_t limit) const {
   const auto [at, added] = arena.node_masks.try_emplace(node);
   Arena::NodeMask& mask = at->second;
   if (!added) return mask;
   std::vector<uint64_t> words(static_cast<size_t>(vocabulary_.size() + 63) / 64);
-  Walk walk(*this, arena, words);
+  Walk walk(*this, arena, words, limit);
   walk.left = &mask.subtrees;
   walk.run_node(node);
   mask.tokens = pack(words);
@@ -130,9 +131,11 @@ const Arena::StateMask& MaskBuilder::mask(Arena& arena, StateId id) const {
   if (arena.state(id).mask != nullptr) return *arena.state(id).mask;
   auto mask = std::make_unique<Arena::StateMask>();
   std::vector<uint64_t> own(static_cast<size_t>(vocabulary_.size() + 63) / 64);
-  Walk walk(*this, arena, own);
+  const int64_t limit = arena.memory() + kMaxMaskBytes;
+  Walk walk(*this, arena, own, limit);
   for (const Item item : std::vector<Item>(arena.state(id).kernel)) {
-    const Arena::NodeMask& part = node_mask(arena, item.node);
+    if (arena.memory() > limit && (walk.found || !mask->parts.empty())) break;
+    const Arena::NodeMask& part = node_mask(arena, item.node, limit);
     const int below = arena.frame(item.frame).depth;
     if (below > 0 && below + part.depth + machine_.automaton().max_height + 1 > kMaxOpenCalls) {
       // So deep that the limit on open calls may forbid what the node alone allows.
@@ -142,7 +145,10 @@ const Arena::StateMask& MaskBuilder::mask(Arena& arena, StateId id) const {
     }
     if (!part.tokens.empty()) mask->parts.push_back(&part.tokens);
     if (item.frame == kBottom) continue;  // nothing below: what leaves has no way on
-    for (const uint32_t subtree : part.subtrees) walk.run_subtree(id, subtree);
+    for (const uint32_t subtree : part.subtrees) {
+      if (arena.memory() > limit && (walk.found || !mask->parts.empty())) break;
+      walk.run_subtree(id, subtree);
+    }
   }
   mask->own = pack(own);
   arena.account(mask->own.memory() + static_cast<int64_t>(sizeof(*mask) + mask->parts.size() * sizeof(void*)));

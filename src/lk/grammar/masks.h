@@ -15,7 +15,7 @@ class MaskBuilder {
 
  private:
   struct Walk;
-  const Arena::NodeMask& node_mask(Arena& arena, uint32_t node) const;
+  const Arena::NodeMask& node_mask(Arena& arena, uint32_t node, int64_t limit) const;
   TokenSet pack(const std::vector<uint64_t>& words) const;
 
   const Machine& machine_;
