@@ -235,6 +235,7 @@ int run(const ServeFlags& flags) {
   const int signal = wait_for_shutdown(server, signals);
   (void)notify_service_manager("STOPPING=1");
   watch_interrupts();  // the next signal ends the program at once
+  ::signal(SIGHUP, SIG_IGN);
   ::pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
   interrupted = 1;
   watcher.reset();

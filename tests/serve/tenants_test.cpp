@@ -123,6 +123,20 @@ TEST_F(LimiterTest, CountsWhatIsInFlight) {
   EXPECT_EQ(usage.at("a").used_tokens, 7);
 }
 
+TEST_F(LimiterTest, ChoicesCountLikeRequests) {
+  TenantLimiter limiter;
+  const Tenant tenant{.name = "t", .max_in_flight = 4};
+  const auto now = TenantLimiter::Clock::time_point();
+  EXPECT_TRUE(limiter.admit(tenant, 0, now, 3).admitted);
+  EXPECT_FALSE(limiter.admit(tenant, 0, now, 2).admitted);
+  EXPECT_TRUE(limiter.admit(tenant, 0, now, 1).admitted);
+  limiter.finish(tenant, 0, 0, now, 3);
+  limiter.finish(tenant, 0, 0, now, 1);
+  EXPECT_TRUE(limiter.admit(tenant, 0, now, 16).admitted) << "alone, more than the limit may enter together";
+  EXPECT_FALSE(limiter.admit(tenant, 0, now, 1).admitted);
+  EXPECT_EQ(limiter.usage().at("t").in_flight, 16);
+}
+
 TEST_F(LimiterTest, BucketRefillsAndSaysWhen) {
   const Tenant tenant{.name = "a", .tokens_per_minute = 600};  // 10 a second
   EXPECT_TRUE(limiter_.admit(tenant, 600, at(0)).admitted);

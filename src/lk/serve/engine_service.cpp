@@ -169,6 +169,9 @@ void EngineService::main() {
     else if (!deadlines_.empty()) wake_.wait_until(lock, deadlines_.begin()->first, ready);
     else wake_.wait(lock, ready);
     woken_ = false;
+    // Idle time says nothing about how fast requests start.
+    rate_sampled_ = Clock::now();
+    started_tokens_ = 0;
   }
   run_commands();
   std::vector<RequestId> ids;
@@ -304,7 +307,7 @@ void EngineService::publish(bool force) {
   const double elapsed = seconds(now - rate_sampled_);
   if (elapsed > 0.5) {
     if (engine_->scheduler().num_waiting() > 0 && started_tokens_ > 0) {
-      const double rate = static_cast<double>(started_tokens_) / std::min(elapsed, 5.0);
+      const double rate = static_cast<double>(started_tokens_) / elapsed;
       const double old = start_rate_.load();
       const double blend = std::min(1.0, elapsed / 5);
       start_rate_ = old == 0 ? rate : old + (rate - old) * blend;

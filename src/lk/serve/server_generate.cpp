@@ -137,7 +137,7 @@ class Answer : public StreamReceiver, public std::enable_shared_from_this<Answer
     any_cancelled_ |= completion.finish == FinishReason::kCancelled;
     completions_[static_cast<size_t>(event.choice)] = std::move(completion);
     if (++num_done_ < num_requests_) return;
-    server().limiter().finish(*exchange_->principal.tenant, reserved_, used_tokens_, Clock::now());
+    server().limiter().finish(*exchange_->principal.tenant, reserved_, used_tokens_, Clock::now(), static_cast<int64_t>(num_requests_));
     server().count_stream(-1);
     if (!failed_ && !any_cancelled_) all_done(std::move(completions_));
   }
@@ -245,13 +245,14 @@ void admit_and_submit(const std::shared_ptr<Answer>& answer, const std::shared_p
   int64_t tokens = 0;
   for (const PreparedRequest& request : requests) tokens += reserved_tokens(request);
   const Tenant& tenant = *exchange->principal.tenant;
-  const TenantLimiter::Decision decision = server.limiter().admit(tenant, tokens, Clock::now());
+  const auto count = static_cast<int64_t>(requests.size());
+  const TenantLimiter::Decision decision = server.limiter().admit(tenant, tokens, Clock::now(), count);
   if (!decision.admitted)
     return refuse({.status = 429, .message = decision.reason, .type = "rate_limit_error", .code = "rate_limit_exceeded",
                    .retry_after_seconds = std::max(1.0, decision.retry_after_seconds)});
-  const EngineService::Admission admission = server.engine().admit(static_cast<int64_t>(requests.size()), tokens, *timeout.value);
+  const EngineService::Admission admission = server.engine().admit(count, tokens, *timeout.value);
   if (!admission.status.ok()) {
-    server.limiter().finish(tenant, tokens, 0, Clock::now());
+    server.limiter().finish(tenant, tokens, 0, Clock::now(), count);
     return refuse({.status = 503, .message = admission.status.message(), .type = "server_error", .code = "overloaded",
                    .retry_after_seconds = admission.retry_after_seconds});
   }

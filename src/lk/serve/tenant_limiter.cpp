@@ -20,11 +20,11 @@ void TenantLimiter::refill(Bucket& bucket, double size, Clock::time_point now) {
   bucket.tokens = std::min(bucket.tokens, size);
 }
 
-TenantLimiter::Decision TenantLimiter::admit(const Tenant& tenant, int64_t reserved_tokens, Clock::time_point now) {
+TenantLimiter::Decision TenantLimiter::admit(const Tenant& tenant, int64_t reserved_tokens, Clock::time_point now, int64_t requests) {
   LK_CHECK(reserved_tokens >= 0, "a reservation of {} tokens", reserved_tokens);
   const std::lock_guard lock(mutex_);
   Bucket& bucket = buckets_[tenant.name];
-  if (tenant.max_in_flight > 0 && bucket.usage.in_flight >= tenant.max_in_flight) {
+  if (tenant.max_in_flight > 0 && bucket.usage.in_flight > 0 && bucket.usage.in_flight + requests > tenant.max_in_flight) {
     ++bucket.usage.refused;
     return {false, fmt::format("too many requests in flight: {} of {}", bucket.usage.in_flight, tenant.max_in_flight), 1};
   }
@@ -45,16 +45,16 @@ TenantLimiter::Decision TenantLimiter::admit(const Tenant& tenant, int64_t reser
   } else {
     bucket.started = false;  // a limit set later begins with a full bucket
   }
-  ++bucket.usage.in_flight;
-  ++bucket.usage.requests;
+  bucket.usage.in_flight += requests;
+  bucket.usage.requests += requests;
   return {};
 }
 
-void TenantLimiter::finish(const Tenant& tenant, int64_t reserved_tokens, int64_t used_tokens, Clock::time_point now) {
+void TenantLimiter::finish(const Tenant& tenant, int64_t reserved_tokens, int64_t used_tokens, Clock::time_point now, int64_t requests) {
   const std::lock_guard lock(mutex_);
   Bucket& bucket = buckets_[tenant.name];
-  LK_CHECK(bucket.usage.in_flight > 0, "finish() without admit() for tenant {}", tenant.name);
-  --bucket.usage.in_flight;
+  LK_CHECK(bucket.usage.in_flight >= requests, "finish() without admit() for tenant {}", tenant.name);
+  bucket.usage.in_flight -= requests;
   bucket.usage.used_tokens += used_tokens;
   if (tenant.tokens_per_minute <= 0 || !bucket.started) return;
   const auto size = static_cast<double>(tenant.tokens_per_minute);

@@ -76,8 +76,10 @@ class TenantLimiter {
     std::string reason;              // "too many requests in flight: 8 of 8"
     double retry_after_seconds = 0;  // when it is worth trying again
   };
-  Decision admit(const Tenant& tenant, int64_t reserved_tokens, Clock::time_point now);
-  void finish(const Tenant& tenant, int64_t reserved_tokens, int64_t used_tokens, Clock::time_point now);
+  // `requests` counts choices, not HTTP requests: n and lists of prompts are no way around the limit. More of them than the limit
+  // enter together when nothing else of the tenant is in flight.
+  Decision admit(const Tenant& tenant, int64_t reserved_tokens, Clock::time_point now, int64_t requests = 1);
+  void finish(const Tenant& tenant, int64_t reserved_tokens, int64_t used_tokens, Clock::time_point now, int64_t requests = 1);
   struct Usage {
     int64_t in_flight = 0, requests = 0, refused = 0, used_tokens = 0;
   };
