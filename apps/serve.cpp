@@ -63,7 +63,7 @@ void ServeFlags::add_to(CLI::App& command) {
   command.add_flag("--public-metrics", server.public_metrics, "/metrics and /v1/status without a key")->group(security);
   const char* overload = "Overload";
   command.add_option("--max-queue", server.engine.max_queue_requests, "most waiting requests; beyond it 503")->check(CLI::Range(1, 1 << 20))->capture_default_str()->group(overload);
-  command.add_option("--max-queue-tokens", server.engine.max_queue_tokens, "most tokens of waiting requests; 0 = 64 contexts")->check(CLI::NonNegativeNumber)->capture_default_str()->group(overload);
+  command.add_option("--max-queue-tokens", server.engine.max_queue_tokens, "most tokens (prompt + max_tokens) of waiting requests; 0 = max-queue * context / 4")->check(CLI::NonNegativeNumber)->capture_default_str()->group(overload);
   command.add_option("--max-wait", server.engine.max_wait_seconds, "longest predicted wait in seconds; beyond it 503")->check(CLI::Range(0.001, 86400.0))->capture_default_str()->group(overload);
   command.add_option("--request-timeout", server.default_timeout_seconds, "seconds, for requests without x-request-timeout")->check(CLI::Range(0.001, 86400.0))->capture_default_str()->group(overload);
   const char* operations = "Operations";

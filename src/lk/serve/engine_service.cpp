@@ -17,7 +17,7 @@ double seconds(Clock::duration duration) { return std::chrono::duration<double>(
 EngineService::EngineService(std::unique_ptr<TextEngine> engine, const EngineServiceOptions& options, Deliver deliver)
     : engine_(std::move(engine)), text_(engine_->shared_text()), options_([&] {
         EngineServiceOptions filled = options;
-        if (filled.max_queue_tokens <= 0) filled.max_queue_tokens = 64 * text_->context();
+        if (filled.max_queue_tokens <= 0) filled.max_queue_tokens = filled.max_queue_requests * text_->context() / 4;
         return filled;
       }()),
       deliver_(std::move(deliver)) {

@@ -56,7 +56,7 @@ struct StreamEvent {
 
 struct EngineServiceOptions {
   int64_t max_queue_requests = 1024;  // waiting, not running
-  int64_t max_queue_tokens = 0;       // prompt + max_tokens of waiting requests; 0 = 64 contexts
+  int64_t max_queue_tokens = 0;       // prompt + max_tokens of waiting requests; 0 = a quarter context for each
   double max_wait_seconds = 60;       // predicted
   std::function<void(int64_t num_tokens, double seconds)> on_step;  // after each step, on the engine thread
 };

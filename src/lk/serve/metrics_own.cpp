@@ -81,6 +81,7 @@ void Exposition::write_own(MetricFamilies& out) const {
   total("lorikeet_step_seconds_total", "Time spent in steps.", "step_seconds");
   total("lorikeet_computed_tokens_total", "Tokens computed, prompt and output.", "computed_tokens");
   out.histogram("lorikeet_step_seconds", "Time of one step.").add(state.step_seconds);
+  out.histogram("lorikeet_event_delay_seconds", "From the end of a step until an io thread has written the step's events.").add(state.event_delay);
 
   out.counter("lorikeet_requests_total", "Finished requests by how they ended.");
   for (const auto& [word, count] : state.finished) out.add(number(count), {{"finish", word}});

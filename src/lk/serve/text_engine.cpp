@@ -144,7 +144,8 @@ void TextEngine::on_event(RequestEvent& event) {
     const bool is_stop_token = event.finish == FinishReason::kStop;
     const auto& own_stops = active.request.stop_token_ids;
     if (is_stop_token && std::find(own_stops.begin(), own_stops.end(), token) != own_stops.end()) active.completion.stop_token = token;
-    if (active.decoder && !is_stop_token && append_text(active, active.decoder->push(token))) {
+    // Without a tokenizer (dummy weights) tokens are written as numbers, so that everything downstream has a text to carry.
+    if (!is_stop_token && append_text(active, active.decoder ? active.decoder->push(token) : fmt::format("{} ", token))) {
       if (event.finish == FinishReason::kNone) LK_CHECK(scheduler_->finish(event.id));
       event.finish = FinishReason::kStop;
     }
