@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <thread>
 #include <vector>
 
 #include "lk/base/file.h"
@@ -57,12 +58,31 @@ TEST(ThreadPool, ForEachVisitsEveryItemOnce) {
   }
 }
 
-TEST(ThreadPool, RunReachesEveryThread) {
+TEST(ThreadPool, RunReachesThreadsThatAreFree) {
   ThreadPool pool(3);
-  for (int round = 0; round < 1000; ++round) {
-    std::array<std::atomic<int>, 3> seen{};
-    pool.run([&](int thread_idx) { seen[static_cast<size_t>(thread_idx)].fetch_add(1); });
-    for (const auto& count : seen) ASSERT_EQ(count.load(), 1);
+  // Whoever entered waits for the others: this only ends when all three are inside at once.
+  std::atomic<int> inside{0};
+  pool.run([&](int) {
+    ++inside;
+    while (inside < 3) std::this_thread::yield();
+  });
+  EXPECT_EQ(inside, 3);
+}
+
+TEST(ThreadPool, RunEndsWithItsWorkAndNobodyEntersLater) {
+  ThreadPool pool(4);
+  for (int round = 0; round < 20000; ++round) {
+    // A worker that entered after the end would write to a dead frame; the counts would not add up.
+    std::atomic<int64_t> next{0}, sum{0};
+    std::atomic<int> inside{0};
+    pool.run([&](int thread_idx) {
+      ++inside;
+      ASSERT_LT(thread_idx, 4);
+      for (int64_t item; (item = next.fetch_add(1)) < 7;) sum += item;
+      --inside;
+    });
+    ASSERT_EQ(sum, 21);
+    ASSERT_EQ(inside, 0);
   }
 }
 

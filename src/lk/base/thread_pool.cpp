@@ -3,6 +3,8 @@
 
 #include <sched.h>
 
+#include <chrono>
+
 #include "lk/base/check.h"
 
 namespace lk {
@@ -16,8 +18,21 @@ void cpu_relax() {
 #endif
 }
 
-// ~100 us of spinning covers the serial gaps between the kernels of one step.
-constexpr int kSpinIterations = 20000;
+// Covers the serial gaps between the kernels of one step; longer would take the core from somebody who has work.
+constexpr auto kSpinTime = std::chrono::microseconds(100);
+
+// False once kSpinTime has passed without `done`.
+template <class F>
+bool spin_until(const F& done) {
+  const auto begin = std::chrono::steady_clock::now();
+  do {
+    for (int i = 0; i < 32; ++i) {
+      if (done()) return true;
+      cpu_relax();
+    }
+  } while (std::chrono::steady_clock::now() - begin < kSpinTime);
+  return false;
+}
 
 }  // namespace
 
@@ -38,28 +53,29 @@ void ThreadPool::run_raw(RawFn fn, void* ctx) {
   if (num_threads_ == 1) return fn(ctx, 0);
   fn_ = fn;
   ctx_ = ctx;
-  pending_.store(num_threads_ - 1, std::memory_order_relaxed);
+  active_.store(kOpen, std::memory_order_release);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
   fn(ctx, 0);
-  for (int spins = 0; pending_.load(std::memory_order_acquire) != 0; ++spins) {
-    if (spins < kSpinIterations) cpu_relax();
-    else std::this_thread::yield();
-  }
+  active_.fetch_and(~kOpen, std::memory_order_relaxed);
+  const auto done = [&] { return active_.load(std::memory_order_acquire) == 0; };
+  while (!spin_until(done)) std::this_thread::yield();
 }
 
 void ThreadPool::worker(int thread_idx) {
   uint32_t seen = 0;
   for (;;) {
-    int spins = 0;
-    while (generation_.load(std::memory_order_acquire) == seen) {
-      if (++spins < kSpinIterations) cpu_relax();
-      else generation_.wait(seen, std::memory_order_acquire);
-    }
-    ++seen;
+    const auto changed = [&] { return generation_.load(std::memory_order_acquire) != seen; };
+    if (!spin_until(changed)) generation_.wait(seen, std::memory_order_acquire);
+    seen = generation_.load(std::memory_order_acquire);
     if (stop_) return;
+    // Entering and closing are changes of one word: a run that still waits for us has not ended, one that does not is closed.
+    uint32_t active = active_.load(std::memory_order_relaxed);
+    while ((active & kOpen) != 0 && !active_.compare_exchange_weak(active, active + 1, std::memory_order_acquire, std::memory_order_relaxed)) {
+    }
+    if ((active & kOpen) == 0) continue;
     fn_(ctx_, thread_idx);
-    pending_.fetch_sub(1, std::memory_order_release);
+    active_.fetch_sub(1, std::memory_order_release);
   }
 }
 

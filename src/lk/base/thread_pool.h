@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// ThreadPool: the kernel threads of one engine. run(f) calls f(thread_idx) on every thread at once, the
-// caller being thread 0, and returns when all are done. Workers spin briefly between calls (a step makes
+// ThreadPool: the kernel threads of one engine. run(f) offers f to every thread and returns when all that took it are done. The caller is
+// thread 0 and always takes it; a worker that comes late, because its core is busy with something else, finds the run closed and is not
+// waited for. So f must share its work dynamically: whoever comes takes what is left. Workers spin briefly between runs (a step makes
 // hundreds), then sleep on a futex.
 //
 // Thread safety: run() from one thread at a time (the engine thread).
@@ -23,7 +24,7 @@ class ThreadPool {
 
   int size() const { return num_threads_; }
 
-  // F: void(int thread_idx). Must not throw and not call run() again.
+  // F: void(int thread_idx), by thread 0 once, by others perhaps (a fast one may come again). Must not throw and not call run() again.
   template <class F>
   void run(F&& f) {
     run_raw([](void* ctx, int thread_idx) { (*static_cast<std::remove_reference_t<F>*>(ctx))(thread_idx); }, &f);
@@ -45,6 +46,7 @@ class ThreadPool {
   }
 
  private:
+  static constexpr uint32_t kOpen = 1u << 31;  // of active_
   using RawFn = void (*)(void* ctx, int thread_idx);
   void run_raw(RawFn fn, void* ctx);
   void worker(int thread_idx);
@@ -52,10 +54,10 @@ class ThreadPool {
   const int num_threads_;
   std::vector<std::thread> threads_;
   alignas(64) std::atomic<uint32_t> generation_{0};  // bumped for each run(); workers wait for a change
-  alignas(64) std::atomic<int32_t> pending_{0};      // workers still inside the current run()
-  RawFn fn_ = nullptr;                               // written before generation_ is released
+  alignas(64) std::atomic<uint32_t> active_{0};      // workers inside the current run; kOpen while more may enter
+  RawFn fn_ = nullptr;                               // of the current run: written before it opens, read by those who entered
   void* ctx_ = nullptr;
-  bool stop_ = false;
+  std::atomic<bool> stop_{false};
 };
 
 // Threads to use by default: what the affinity mask allows.
