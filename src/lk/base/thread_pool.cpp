@@ -4,6 +4,7 @@
 #include <sched.h>
 
 #include "lk/base/check.h"
+#include "lk/base/thread_name.h"
 
 namespace lk {
 namespace {
@@ -49,6 +50,7 @@ void ThreadPool::run_raw(RawFn fn, void* ctx) {
 }
 
 void ThreadPool::worker(int thread_idx) {
+  set_thread_name("lk-kernel");
   uint32_t seen = 0;
   for (;;) {
     int spins = 0;
