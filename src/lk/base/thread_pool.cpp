@@ -6,6 +6,7 @@
 #include <chrono>
 
 #include "lk/base/check.h"
+#include "lk/base/thread_name.h"
 
 namespace lk {
 namespace {
@@ -63,6 +64,7 @@ void ThreadPool::run_raw(RawFn fn, void* ctx) {
 }
 
 void ThreadPool::worker(int thread_idx) {
+  set_thread_name("lk-kernel");
   uint32_t seen = 0;
   for (;;) {
     const auto changed = [&] { return generation_.load(std::memory_order_acquire) != seen; };

@@ -2,9 +2,11 @@
 #include "lk/engine/engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <fstream>
 #include <limits>
 
+#include "lk/base/thread_name.h"
 #include "lk/engine/sampler.h"
 
 namespace lk {
@@ -95,6 +97,7 @@ std::vector<LoadResult> Engine::take_finished_loads(bool wait) {
 }
 
 void Engine::loader_main(std::stop_token stop) {
+  set_thread_name("lk-loader");
   ThreadPool threads(1);
   for (;;) {
     LoadJob job;
@@ -168,11 +171,13 @@ void Engine::build_batch(const StepPlan& plan) {
 
 std::vector<ItemResult> Engine::execute(const StepPlan& plan) {
   LK_CHECK(plan.num_tokens <= options_.max_step_tokens);
+  const auto begin = std::chrono::steady_clock::now();
   build_batch(plan);
   decoder_.forward({.token_ids = token_ids_, .slots = slots_, .cos = cos_.data(), .sin = sin_.data(), .sequences = sequences_, .runs = runs_});
   std::vector<ItemResult> results(plan.items.size());
   add_hidden(plan);
   resolve_logits(plan, results);
+  execute_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return results;
 }
 

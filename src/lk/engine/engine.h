@@ -55,6 +55,7 @@ class Engine : public Executor {
   void start_load(AdapterId adapter, const AdapterPages& pages) override;
   std::vector<LoadResult> take_finished_loads(bool wait) override;
   std::vector<ItemResult> execute(const StepPlan& plan) override;
+  double execute_seconds() const { return execute_seconds_; }  // total
 
  private:
   struct Registered {
@@ -97,6 +98,7 @@ class Engine : public Executor {
   Buffer arena_;
   std::unordered_map<AdapterId, Registered> adapters_;
   AdapterId next_adapter_ = 0;
+  double execute_seconds_ = 0;
   RopeTable default_rope_;
   std::unordered_map<int64_t, RopeTable> rope_tables_;  // rope type dynamic, by sequence length
 

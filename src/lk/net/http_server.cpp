@@ -13,6 +13,7 @@
 #include <thread>
 #include <utility>
 
+#include "lk/base/thread_name.h"
 #include "lk/net/http_format.h"
 #include "lk/net/http_shard.h"
 
@@ -143,7 +144,11 @@ class Server final : public HttpServer {
   void run() {
     for (const auto& shard : shards_) shard->loop.post([&shard = *shard] { shard.start_ticking(); });
     shards_[0]->loop.post([this] { acceptor_.start(); });
-    for (const auto& shard : shards_) threads_.emplace_back([shard] { shard->loop.run(); });
+    for (const auto& shard : shards_)
+      threads_.emplace_back([shard] {
+        set_thread_name("lk-http");
+        shard->loop.run();
+      });
   }
 
   ~Server() override {

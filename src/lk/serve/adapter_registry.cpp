@@ -9,6 +9,7 @@
 #include <ctime>
 #include <future>
 
+#include "lk/base/thread_name.h"
 #include "lk/lora/adapter.h"
 #include "lk/lora/compose.h"
 #include "lk/serve/names.h"
@@ -108,6 +109,7 @@ Result<AdapterLease> AdapterRegistry::load_and_wait(LoadRequest request) {
 }
 
 void AdapterRegistry::loader_main() {
+  set_thread_name("lk-adapters");
   for (;;) {
     Job job;
     {

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <future>
 
+#include "lk/base/thread_name.h"
+
 namespace lk {
 namespace {
 
@@ -135,6 +137,7 @@ double EngineService::stalled_seconds() const {
 // --- Engine thread
 
 void EngineService::main() {
+  set_thread_name("lk-engine");
   for (;;) {
     run_commands();
     expire_deadlines();
@@ -336,6 +339,7 @@ void EngineService::publish(bool force) {
   s.prompt_tokens = prompt_tokens_;
   s.generation_tokens = generation_tokens_;
   s.step_seconds = step_seconds_;
+  s.execute_seconds = engine_->engine().execute_seconds();
   const double window = seconds(now - generated_.front().first);
   s.tokens_per_second = window > 0 ? static_cast<double>(generation_tokens_ - generated_.front().second) / window : 0;
   s.pages = pool.num_pages();

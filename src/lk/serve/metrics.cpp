@@ -70,6 +70,11 @@ class MetricsImpl final : public Metrics {
     state_.event_delay.observe(seconds);
   }
 
+  void request_abandoned(double seconds) override {
+    const std::lock_guard lock(mutex_);
+    state_.abandoned.observe(seconds);
+  }
+
   void request_refused(std::string_view reason, std::string_view tenant) override {
     const std::lock_guard lock(mutex_);
     ++state_.refused(reason, options_.max_label_values);

@@ -40,7 +40,8 @@ class Metrics {
   virtual void request_finished(const RequestRecord& record) = 0;
   virtual void token_gap(double seconds) = 0;
   virtual void step_finished(int64_t num_tokens, double seconds) = 0;  // tokens computed by the step
-  virtual void events_delivered(double seconds) = 0;  // from the end of a step until a shard has written its events
+  virtual void events_delivered(double seconds) = 0;  // from the end of a step until a shard has sent its events to the sockets
+  virtual void request_abandoned(double seconds) = 0;  // from the loss of its connection until the engine had freed what it held
   virtual void request_refused(std::string_view reason, std::string_view tenant) = 0;  // "auth", "rate_limit", "overload", "invalid", ...
   virtual void http_request(std::string_view route, int status, double seconds) = 0;  // route pattern, not path
   virtual void adapter_load(double seconds, bool ok) = 0;

@@ -79,9 +79,10 @@ void Exposition::write_own(MetricFamilies& out) const {
 
   total("lorikeet_steps_total", "Engine steps.", "steps");
   total("lorikeet_step_seconds_total", "Time spent in steps.", "step_seconds");
+  total("lorikeet_execute_seconds_total", "Of these the model itself; the rest is scheduling and text.", "execute_seconds");
   total("lorikeet_computed_tokens_total", "Tokens computed, prompt and output.", "computed_tokens");
   out.histogram("lorikeet_step_seconds", "Time of one step.").add(state.step_seconds);
-  out.histogram("lorikeet_event_delay_seconds", "From the end of a step until an io thread has written the step's events.").add(state.event_delay);
+  out.histogram("lorikeet_event_delay_seconds", "From the end of a step until all its events were sent to their sockets.").add(state.event_delay);
 
   out.counter("lorikeet_requests_total", "Finished requests by how they ended.");
   for (const auto& [word, count] : state.finished) out.add(number(count), {{"finish", word}});
@@ -89,6 +90,7 @@ void Exposition::write_own(MetricFamilies& out) const {
   for (const auto& [endpoint, count] : state.endpoints) out.add(number(count), {{"endpoint", endpoint}});
   out.counter("lorikeet_requests_refused_total", "Requests refused, by reason.");
   for (const auto& [reason, count] : state.refused) out.add(number(count), {{"reason", reason}});
+  out.histogram("lorikeet_abandoned_seconds", "From the loss of a client until all its request held was free.").add(state.abandoned);
   out.counter("lorikeet_cached_prompt_tokens_total", "Prompt tokens of finished requests that came from the prefix cache.")
       .add(number(state.cached_tokens));
 

@@ -27,6 +27,7 @@ inline constexpr double kStepTokens[] = {1, 8, 16, 32, 64, 128, 256, 512, 1024, 
 inline constexpr double kFirstTokenShort[] = {.01, .05, .1, .25, .5, 1, 2.5, 5, 10, 30};
 inline constexpr double kHttp[] = {.001, .005, .01, .05, .1, .5, 1, 5, 10, 60, 300};
 inline constexpr double kStep[] = {.0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5};
+inline constexpr double kDelay[] = {.00005, .0001, .0002, .0005, .001, .002, .005, .01, .02, .03, .05, .075, .1, .15, .2, .3, .5, 1, 2, 5};
 inline constexpr double kLoad[] = {.001, .005, .01, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60};
 
 // Requests of one adapter or tenant.
@@ -63,7 +64,7 @@ struct State {
   int64_t cached_tokens = 0;
   Histogram first_token{kFirstToken}, e2e{kLatency}, queue{kLatency}, prefill{kLatency}, decode{kLatency}, inference{kLatency};
   Histogram prompt_tokens{kTokens}, output_tokens{kTokens}, max_tokens{kTokens}, choices{kChoices};
-  Histogram step_tokens{kStepTokens}, step_seconds{kStep}, event_delay{kStep};
+  Histogram step_tokens{kStepTokens}, step_seconds{kStep}, event_delay{kDelay}, abandoned{kDelay};
   Histogram load_seconds{kLoad};
   int64_t failed_loads = 0;
   ByLabel<Usage> adapters, tenants;
@@ -86,7 +87,7 @@ struct Exposition {
 };
 
 // The names under which totals of the snapshot are kept monotone.
-inline std::array<std::pair<const char*, double>, 10> snapshot_totals(const ServerSnapshot& s) {
+inline std::array<std::pair<const char*, double>, 11> snapshot_totals(const ServerSnapshot& s) {
   const auto number = [](int64_t n) { return static_cast<double>(n); };
   return {{{"prompt_tokens", number(s.prompt_tokens)},
            {"generation_tokens", number(s.generation_tokens)},
@@ -95,6 +96,7 @@ inline std::array<std::pair<const char*, double>, 10> snapshot_totals(const Serv
            {"prefix_hits", number(s.prefix_hit_tokens)},
            {"steps", number(s.num_steps)},
            {"step_seconds", s.step_seconds},
+           {"execute_seconds", s.execute_seconds},
            {"computed_tokens", number(s.num_computed_tokens)},
            {"adapter_loads", number(s.num_adapter_loads)},
            {"adapter_evictions", number(s.num_adapter_evictions)}}};

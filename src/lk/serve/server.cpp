@@ -147,9 +147,11 @@ Result<std::unique_ptr<ServerImpl>> ServerImpl::create(const ServerOptions& opti
   service_options.on_step = [raw](int64_t tokens, double seconds) { raw->metrics_->step_finished(tokens, seconds); };
   self->service_ = std::make_unique<EngineService>(std::move(engine), service_options, [raw](int shard, std::vector<StreamEvent> events) {
     auto batch = std::make_shared<std::vector<StreamEvent>>(std::move(events));
-    raw->http_->post(shard, [raw, batch] {
+    raw->http_->post(shard, [raw, shard, batch] {
       for (StreamEvent& event : *batch) event.receiver->on_event(event);
-      if (!batch->empty()) raw->metrics_->events_delivered(std::chrono::duration<double>(Clock::now() - batch->front().step_end).count());
+      // What they wrote is sent when this task returns; the next one sees it done.
+      const Clock::time_point step_end = batch->front().step_end;
+      raw->http_->post(shard, [raw, step_end] { raw->metrics_->events_delivered(std::chrono::duration<double>(Clock::now() - step_end).count()); });
     });
   });
   const TextModel& text = self->service_->text();

@@ -42,7 +42,7 @@ class Answer : public StreamReceiver, public std::enable_shared_from_this<Answer
   // Shard: the client went away before the answer was complete.
   void close() {
     std::lock_guard lock(mutex_);
-    closed_ = true;
+    closed_ = Clock::now();
     for (const RequestId id : ids_) server().engine().cancel(id);
   }
   // Worker, once the tenant's and the queue's reservations are made.
@@ -64,7 +64,7 @@ class Answer : public StreamReceiver, public std::enable_shared_from_this<Answer
                                                .choice = static_cast<int>(choice), .wants_prompt = wants_prompt, .arrival = exchange_->arrival,
                                                .deadline = deadline}));
     }
-    if (closed_)
+    if (closed_ != Clock::time_point())
       for (const RequestId id : ids_) server().engine().cancel(id);
   }
   void set_reservation(int64_t tokens) { reserved_ = tokens; }
@@ -117,6 +117,8 @@ class Answer : public StreamReceiver, public std::enable_shared_from_this<Answer
     e2e_seconds_ = seconds(event.timing.finished);
     queue_seconds_ = std::max(0.0, seconds(event.timing.started));
     first_token_seconds_ = seconds(event.timing.first_token);
+    if (const Clock::time_point closed = closed_at(); completion.finish == FinishReason::kCancelled && closed != Clock::time_point())
+      server().measures().request_abandoned(std::chrono::duration<double>(event.timing.finished - closed).count());
     used_tokens_ += completion.prompt_tokens + static_cast<int64_t>(completion.token_ids.size());
     const bool timed_out = completion.error.code() == StatusCode::kDeadlineExceeded;
     server().measures().request_finished(
@@ -141,6 +143,10 @@ class Answer : public StreamReceiver, public std::enable_shared_from_this<Answer
     server().count_stream(-1);
     if (!failed_ && !any_cancelled_) all_done(std::move(completions_));
   }
+  Clock::time_point closed_at() {
+    std::lock_guard lock(mutex_);
+    return closed_;
+  }
   void cancel_others() {
     std::lock_guard lock(mutex_);
     for (const RequestId id : ids_) server().engine().cancel(id);
@@ -148,7 +154,7 @@ class Answer : public StreamReceiver, public std::enable_shared_from_this<Answer
 
   std::mutex mutex_;
   std::vector<RequestId> ids_;  // guarded by mutex_
-  bool closed_ = false;         // guarded by mutex_
+  Clock::time_point closed_;    // guarded by mutex_
   size_t num_requests_ = 0, num_done_ = 0;
   std::vector<Completion> completions_;
   std::vector<Clock::time_point> last_token_;

@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "lk/base/thread_name.h"
+
 namespace lk {
 
 class WorkQueue {
@@ -41,6 +43,7 @@ class WorkQueue {
 
  private:
   void main() {
+    set_thread_name("lk-worker");
     for (;;) {
       std::function<void()> task;
       {
