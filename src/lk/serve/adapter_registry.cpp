@@ -154,7 +154,7 @@ Result<AdapterLease> AdapterRegistry::run_load(const LoadRequest& request) {
     version = *request.version;
   } else {
     int64_t stored = 0;
-    if (store_ && request.persist) {
+    if (store_) {
       LK_ASSIGN_OR_RETURN(stored, store_->last_version(request.name));
     }
     std::lock_guard lock(mutex_);
@@ -188,6 +188,7 @@ Result<AdapterLease> AdapterRegistry::create(const LoadRequest& request, int64_t
   LK_ASSIGN_OR_RETURN(Engine::PreparedAdapter prepared, service_.prepare_adapter(host));
   auto adapter = std::make_shared<AdapterVersion>(service_, std::move(host), std::move(prepared));
   adapter->version = version;
+  adapter->persisted = request.persist;
   adapter->chat_template = std::move(chat_template);
   adapter->account_host_bytes(host_bytes_);
   return adapter;
@@ -263,8 +264,16 @@ Status AdapterRegistry::publish(const LoadRequest& request, const AdapterLease& 
 Result<int> AdapterRegistry::unload(const std::string& target, std::function<void(Freed)> freed) {
   const auto [name, version] = split_version(target);
   std::vector<AdapterLease> retired;
+  std::vector<std::string> lost_aliases;
   {
     std::lock_guard lock(mutex_);
+    const auto drop_aliases = [&](const std::string& meaning) {
+      std::erase_if(aliases_, [&](const auto& alias) {
+        if (alias.second != meaning) return false;
+        lost_aliases.push_back(alias.first);
+        return true;
+      });
+    };
     const auto it = names_.find(name);
     if (it == names_.end() || version < 0 || (version > 0 && !it->second.versions.contains(version)))
       return not_found("The lora adapter '{}' cannot be found.", target);
@@ -274,13 +283,12 @@ Result<int> AdapterRegistry::unload(const std::string& target, std::function<voi
         ++entry;
         continue;
       }
-      const std::string exact = fmt::format("{}@{}", name, entry->first);
-      std::erase_if(aliases_, [&](const auto& alias) { return alias.second == exact; });
+      drop_aliases(fmt::format("{}@{}", name, entry->first));
       retired.push_back(std::move(entry->second));
       entry = versions.erase(entry);
     }
     if (versions.empty()) {
-      std::erase_if(aliases_, [&](const auto& alias) { return alias.second == name; });
+      drop_aliases(name);
       names_.erase(it);
     } else if (!versions.contains(it->second.default_version)) {
       it->second.default_version = versions.rbegin()->first;
@@ -290,6 +298,8 @@ Result<int> AdapterRegistry::unload(const std::string& target, std::function<voi
       return std::any_of(retired.begin(), retired.end(), [&](const AdapterLease& old) { return entry.first.find(old->digest) != std::string::npos; });
     });
   }
+  if (store_)
+    for (const std::string& alias : lost_aliases) (void)store_->remove_alias(alias);
   const auto count = static_cast<int>(retired.size());
   for (AdapterLease& old : retired) {
     if (store_) (void)store_->remove_adapter(old->name, old->version);
@@ -321,7 +331,7 @@ Status AdapterRegistry::set_pinned(const std::string& name, bool pinned) {
     is_default = names_.at(version->name).default_version == version->version;
   }
   LK_RETURN_IF_ERROR(pin_in_engine(*version, pinned));
-  if (!store_) return Status();
+  if (!store_ || !version->persisted) return Status();
   return store_->put_adapter({.name = version->name, .version = version->version, .path = version->path, .digest = version->digest,
                               .pinned = pinned, .is_default = is_default});
 }

@@ -40,6 +40,7 @@ class AdapterVersion {
   double load_seconds = 0;
   int64_t created = 0;                                // Unix seconds
   float probe_shift = 0;                              // largest change of a log-probability of the probe prompt against the base
+  bool persisted = false;                             // a restart loads it again from the state file
   std::atomic<bool> pinned{false};
   std::atomic<int64_t> requests{0};
   AdapterId id() const { return id_; }
