@@ -113,6 +113,8 @@ Result<std::shared_ptr<const Adapter>> compose_adapters(const std::string& name,
   for (const auto& layer : sum->layers)
     for (const auto& delta : layer)
       if (delta) sum->max_rank = std::max(sum->max_rank, delta->rank);
+  if (sum->lm_head) sum->max_rank = std::max(sum->max_rank, sum->lm_head->rank);
+  if (sum->embedding) sum->max_rank = std::max(sum->max_rank, sum->embedding->rank);
   return std::shared_ptr<const Adapter>(std::move(sum));
 }
 

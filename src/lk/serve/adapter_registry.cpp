@@ -52,6 +52,12 @@ std::vector<std::string> target_names(const Adapter& adapter) {
   return names;
 }
 
+int64_t host_bytes_of(const Adapter& adapter) {
+  int64_t bytes = adapter.file ? adapter.file_bytes : 0;
+  for (const Buffer& buffer : adapter.owned) bytes += buffer.size_bytes();
+  return bytes;
+}
+
 int64_t machine_memory() { return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE); }
 
 }  // namespace
@@ -59,7 +65,7 @@ int64_t machine_memory() { return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC
 // --- AdapterVersion
 
 AdapterVersion::AdapterVersion(EngineService& service, std::shared_ptr<const Adapter> host, Engine::PreparedAdapter prepared)
-    : name(host->name), path(host->directory), digest(host->digest), rank(host->max_rank), host_bytes(host->file_bytes),
+    : name(host->name), path(host->directory), digest(host->digest), rank(host->max_rank), host_bytes(host_bytes_of(*host)),
       targets(target_names(*host)), created(std::time(nullptr)), host_(std::move(host)), service_(service),
       id_(service.add_adapter(std::move(prepared))) {}
 
@@ -188,10 +194,17 @@ Result<AdapterLease> AdapterRegistry::create(const LoadRequest& request, int64_t
   LK_ASSIGN_OR_RETURN(Engine::PreparedAdapter prepared, service_.prepare_adapter(host));
   auto adapter = std::make_shared<AdapterVersion>(service_, std::move(host), std::move(prepared));
   adapter->version = version;
-  adapter->persisted = request.persist;
   adapter->chat_template = std::move(chat_template);
-  adapter->account_host_bytes(host_bytes_);
+  LK_RETURN_IF_ERROR(account(*adapter));
   return adapter;
+}
+
+// Loads run side by side, so what counts is the total once a new one is in it.
+Status AdapterRegistry::account(AdapterVersion& version) {
+  const int64_t total = version.account_host_bytes(host_bytes_);
+  if (total <= options_.max_host_bytes) return Status();
+  return resource_exhausted("adapter {} needs {} bytes of host memory; with the others that would be {}, at most {} may be used", version.name,
+                            version.host_bytes, total, options_.max_host_bytes);
 }
 
 Result<std::vector<TokenLogprob>> AdapterRegistry::run_probe(AdapterId adapter) {
@@ -228,10 +241,14 @@ Status AdapterRegistry::prove(AdapterVersion& version) {
 }
 
 Status AdapterRegistry::publish(const LoadRequest& request, const AdapterLease& version) {
+  // The store first: what it refuses never becomes visible. The name cannot become an alias meanwhile, because it is busy.
+  version->persisted = store_ && request.persist;
+  if (version->persisted && !request.version)
+    LK_RETURN_IF_ERROR(store_->put_adapter({.name = version->name, .version = version->version, .path = version->path, .digest = version->digest,
+                                            .pinned = version->pinned.load(), .is_default = true}));
   std::vector<AdapterLease> retired;  // released after the lock
   {
     std::lock_guard lock(mutex_);
-    if (aliases_.contains(request.name)) return already_exists("\"{}\" is an alias", request.name);
     Name& name = names_[request.name];
     const bool older = version->version < name.default_version;
     if (!request.keep_previous && !request.version) {
@@ -250,13 +267,20 @@ Status AdapterRegistry::publish(const LoadRequest& request, const AdapterLease& 
     if (!older) name.default_version = version->version;
     int64_t& last = last_version_[request.name];
     last = std::max(last, version->version);
+    drop_sums_locked(retired);
   }
   for (const AdapterLease& old : retired)
     if (old->pinned.exchange(false)) (void)pin_in_engine(*old, false);
-  if (!store_ || !request.persist || request.version) return Status();
-  for (const AdapterLease& old : retired) LK_RETURN_IF_ERROR(store_->remove_adapter(old->name, old->version));
-  return store_->put_adapter({.name = version->name, .version = version->version, .path = version->path, .digest = version->digest,
-                              .pinned = version->pinned.load(), .is_default = true});
+  for (const AdapterLease& old : retired)
+    if (old->persisted) (void)store_->remove_adapter(old->name, old->version);
+  return Status();
+}
+
+// Nobody can ask for a sum of a version that is gone: it would only take memory.
+void AdapterRegistry::drop_sums_locked(const std::vector<AdapterLease>& parts) {
+  composed_.remove_if([&](const Sum& sum) {
+    return std::any_of(parts.begin(), parts.end(), [&](const AdapterLease& part) { return std::ranges::count(sum.parts, part->id()) > 0; });
+  });
 }
 
 // --- Unloading, pins, aliases
@@ -264,14 +288,14 @@ Status AdapterRegistry::publish(const LoadRequest& request, const AdapterLease& 
 Result<int> AdapterRegistry::unload(const std::string& target, std::function<void(Freed)> freed) {
   const auto [name, version] = split_version(target);
   std::vector<AdapterLease> retired;
-  std::vector<std::string> lost_aliases;
+  std::vector<std::string> gone;  // aliases
+  std::lock_guard changes(alias_mutex_);
   {
     std::lock_guard lock(mutex_);
-    const auto drop_aliases = [&](const std::string& meaning) {
+    const auto erase_aliases_of = [&](const std::string& meaning) {
       std::erase_if(aliases_, [&](const auto& alias) {
-        if (alias.second != meaning) return false;
-        lost_aliases.push_back(alias.first);
-        return true;
+        if (alias.second == meaning) gone.push_back(alias.first);
+        return alias.second == meaning;
       });
     };
     const auto it = names_.find(name);
@@ -283,26 +307,23 @@ Result<int> AdapterRegistry::unload(const std::string& target, std::function<voi
         ++entry;
         continue;
       }
-      drop_aliases(fmt::format("{}@{}", name, entry->first));
+      erase_aliases_of(fmt::format("{}@{}", name, entry->first));
       retired.push_back(std::move(entry->second));
       entry = versions.erase(entry);
     }
     if (versions.empty()) {
-      drop_aliases(name);
+      erase_aliases_of(name);
       names_.erase(it);
     } else if (!versions.contains(it->second.default_version)) {
       it->second.default_version = versions.rbegin()->first;
     }
-    // Sums that contain it would keep nothing of it, but their name would still work.
-    composed_.remove_if([&](const auto& entry) {
-      return std::any_of(retired.begin(), retired.end(), [&](const AdapterLease& old) { return entry.first.find(old->digest) != std::string::npos; });
-    });
+    drop_sums_locked(retired);
   }
   if (store_)
-    for (const std::string& alias : lost_aliases) (void)store_->remove_alias(alias);
+    for (const std::string& alias : gone) (void)store_->remove_alias(alias);
   const auto count = static_cast<int>(retired.size());
   for (AdapterLease& old : retired) {
-    if (store_) (void)store_->remove_adapter(old->name, old->version);
+    if (old->persisted) (void)store_->remove_adapter(old->name, old->version);
     if (old->pinned.exchange(false)) (void)pin_in_engine(*old, false);
     if (freed)
       old->on_freed([freed, name = old->name, number = old->version, host_bytes = old->host_bytes](int64_t page_bytes) {
@@ -315,7 +336,8 @@ Result<int> AdapterRegistry::unload(const std::string& target, std::function<voi
 Status AdapterRegistry::pin_in_engine(AdapterVersion& version, bool pinned) {
   std::promise<Status> promise;
   std::future<Status> done = promise.get_future();
-  service_.call([&](TextEngine& engine) { promise.set_value(engine.scheduler().set_pinned(version.id(), pinned)); });
+  if (!service_.call([&](TextEngine& engine) { promise.set_value(engine.scheduler().set_pinned(version.id(), pinned)); }))
+    return unavailable("the server is shutting down");
   Status status = done.get();
   if (status.ok()) version.pinned = pinned;
   return status;
@@ -331,7 +353,7 @@ Status AdapterRegistry::set_pinned(const std::string& name, bool pinned) {
     is_default = names_.at(version->name).default_version == version->version;
   }
   LK_RETURN_IF_ERROR(pin_in_engine(*version, pinned));
-  if (!store_ || !version->persisted) return Status();
+  if (!version->persisted) return Status();
   return store_->put_adapter({.name = version->name, .version = version->version, .path = version->path, .digest = version->digest,
                               .pinned = pinned, .is_default = is_default});
 }
@@ -339,16 +361,22 @@ Status AdapterRegistry::set_pinned(const std::string& name, bool pinned) {
 Status AdapterRegistry::set_alias(const std::string& alias, const std::string& target) {
   LK_RETURN_IF_ERROR(check_name("alias", alias));
   const auto [name, version] = split_version(target);
+  std::lock_guard changes(alias_mutex_);
   {
     std::lock_guard lock(mutex_);
-    if (alias == "base" || alias == options_.base_name || names_.contains(alias)) return already_exists("\"{}\" is the name of a model", alias);
+    if (alias == "base" || alias == options_.base_name || names_.contains(alias) || busy_.contains(alias))
+      return already_exists("\"{}\" is the name of a model", alias);
     if (aliases_.contains(target) || !find_locked(target)) return not_found("The lora adapter '{}' cannot be found.", target);
-    aliases_[alias] = target;
   }
-  return store_ ? store_->put_alias({.alias = alias, .name = name, .version = version}) : Status();
+  // The store first: what it refuses never becomes visible. Unloading the target waits for alias_mutex_, replacing it does not.
+  if (store_) LK_RETURN_IF_ERROR(store_->put_alias({.alias = alias, .name = name, .version = version}));
+  std::lock_guard lock(mutex_);
+  aliases_[alias] = target;
+  return Status();
 }
 
 Status AdapterRegistry::remove_alias(const std::string& alias) {
+  std::lock_guard changes(alias_mutex_);
   {
     std::lock_guard lock(mutex_);
     if (aliases_.erase(alias) == 0) return not_found("there is no alias \"{}\"", alias);
@@ -398,7 +426,8 @@ Result<AdapterRegistry::Resolved> AdapterRegistry::compose(std::string_view expr
     double weight = 1;
   };
   std::vector<Term> terms;
-  std::string key;  // by content, so that a replaced component makes another sum
+  std::string key;  // by version, so that a replaced component makes another sum
+  int64_t file_bytes = 0;
   for (size_t begin = 0; begin <= expression.size();) {
     const size_t end = std::min(expression.find('+', begin), expression.size());
     const std::string_view text = expression.substr(begin, end - begin);
@@ -414,17 +443,22 @@ Result<AdapterRegistry::Resolved> AdapterRegistry::compose(std::string_view expr
     LK_ASSIGN_OR_RETURN(Resolved part, resolve(text.substr(0, star), tenant));
     if (!part.adapter) return invalid_argument("model \"{}\": the base model is not part of a sum", expression);
     if (terms.size() == kMaxParts) return invalid_argument("model \"{}\": at most {} adapters can be summed", expression, kMaxParts);
-    key += fmt::format("{}*{:a}+", part.adapter->digest, term.weight);
+    key += fmt::format("{}*{:a}+", part.adapter->id(), term.weight);
+    file_bytes += part.adapter->host()->file_bytes;
     term.adapter = std::move(part.adapter);
     terms.push_back(std::move(term));
   }
+  const auto cached_locked = [&]() -> AdapterLease {
+    const auto it = std::find_if(composed_.begin(), composed_.end(), [&](const Sum& sum) { return sum.key == key; });
+    if (it == composed_.end()) return nullptr;
+    composed_.splice(composed_.begin(), composed_, it);
+    return it->adapter;
+  };
   {
     std::lock_guard lock(mutex_);
-    for (auto it = composed_.begin(); it != composed_.end(); ++it) {
-      if (it->first != key) continue;
-      composed_.splice(composed_.begin(), composed_, it);
-      return Resolved{it->second, std::string(expression)};
-    }
+    if (AdapterLease cached = cached_locked()) return Resolved{std::move(cached), std::string(expression)};
+    // Its bytes are at most twice those of the files (f32 of 2 byte types); older sums make room for it.
+    while (!composed_.empty() && host_bytes_->load() + 2 * file_bytes > options_.max_host_bytes) composed_.pop_back();
   }
   std::vector<WeightedAdapter> parts;
   for (const Term& term : terms) parts.push_back({term.adapter->host(), term.weight});
@@ -433,8 +467,15 @@ Result<AdapterRegistry::Resolved> AdapterRegistry::compose(std::string_view expr
   auto adapter = std::make_shared<AdapterVersion>(service_, std::move(sum), std::move(prepared));
   // The first component's template stands for all, if they agree on having one.
   adapter->chat_template = terms[0].adapter->chat_template;
+  LK_RETURN_IF_ERROR(account(*adapter));
+  Sum entry{.key = key, .parts = {}, .adapter = adapter};
+  for (const Term& term : terms) entry.parts.push_back(term.adapter->id());
   std::lock_guard lock(mutex_);
-  composed_.emplace_front(key, adapter);
+  if (AdapterLease cached = cached_locked()) return Resolved{std::move(cached), std::string(expression)};  // somebody was faster
+  // A component that was retired meanwhile took its sums with it: this one serves the request only.
+  if (std::ranges::any_of(terms, [&](const Term& term) { return find_locked(fmt::format("{}@{}", term.adapter->name, term.adapter->version)) != term.adapter; }))
+    return Resolved{std::move(adapter), std::string(expression)};
+  composed_.push_front(std::move(entry));
   if (static_cast<int64_t>(composed_.size()) > options_.max_composed) composed_.pop_back();
   return Resolved{std::move(adapter), std::string(expression)};
 }

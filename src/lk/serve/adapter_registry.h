@@ -40,17 +40,17 @@ class AdapterVersion {
   double load_seconds = 0;
   int64_t created = 0;                                // Unix seconds
   float probe_shift = 0;                              // largest change of a log-probability of the probe prompt against the base
-  bool persisted = false;                             // a restart loads it again from the state file
+  bool persisted = false;                             // in the state store
   std::atomic<bool> pinned{false};
   std::atomic<int64_t> requests{0};
   AdapterId id() const { return id_; }
   const std::shared_ptr<const Adapter>& host() const { return host_; }
   // Called once the engine has freed it, with the bytes of pages; on the engine thread.
   void on_freed(std::function<void(int64_t page_bytes)> callback) { on_freed_ = std::move(callback); }
-  // Counts its bytes in `total` for as long as it lives.
-  void account_host_bytes(std::shared_ptr<std::atomic<int64_t>> total) {
-    total->fetch_add(host_bytes);
+  // Counts its bytes in `total` for as long as it lives; returns the sum.
+  int64_t account_host_bytes(std::shared_ptr<std::atomic<int64_t>> total) {
     counted_in_ = std::shared_ptr<void>(nullptr, [total, bytes = host_bytes](void*) { total->fetch_sub(bytes); });
+    return total->fetch_add(host_bytes) + host_bytes;
   }
 
  private:
@@ -118,6 +118,7 @@ class AdapterRegistry {
   std::optional<AdapterSnapshot> find(const std::string& name, const EngineService::Snapshot& engine) const;
   std::vector<AdapterLease> versions() const;  // default versions only, by name
   int64_t num_loading() const;
+  int64_t host_bytes() const { return host_bytes_->load(); }  // of all versions and sums that live
   const std::string& base_name() const { return options_.base_name; }
 
  private:
@@ -136,6 +137,8 @@ class AdapterRegistry {
   Status prove(AdapterVersion& version);
   Status publish(const LoadRequest& request, const AdapterLease& version);
   Status check_free(const LoadRequest& request) const;
+  void drop_sums_locked(const std::vector<AdapterLease>& parts);
+  Status account(AdapterVersion& version);
   AdapterLease find_locked(const std::string& name) const;  // name, name@version or alias; null: not there
   Status pin_in_engine(AdapterVersion& version, bool pinned);
   Result<Resolved> compose(std::string_view expression, const Tenant& tenant);
@@ -154,7 +157,12 @@ class AdapterRegistry {
   std::map<std::string, std::string> aliases_;       // alias -> name or name@version
   std::map<std::string, int64_t> last_version_;
   std::shared_ptr<std::atomic<int64_t>> host_bytes_;
-  std::list<std::pair<std::string, AdapterLease>> composed_;  // by expression with versions, most recent first
+  struct Sum {
+    std::string key;                                 // versions and weights
+    std::vector<AdapterId> parts;
+    AdapterLease adapter;
+  };
+  std::list<Sum> composed_;                          // most recent first
 
   std::condition_variable wanted_;
   std::deque<Job> jobs_;
@@ -163,6 +171,7 @@ class AdapterRegistry {
   bool stopping_ = false;
   std::vector<std::thread> loaders_;
   std::mutex probe_mutex_;
+  std::mutex alias_mutex_;                           // one change of aliases at a time, in memory and in the store; before mutex_
 };
 
 }  // namespace lk

@@ -23,6 +23,9 @@ class TextConstraint final : public TokenConstraint {
   void mask(std::span<float> logits) override {
     if (grammar_) grammar_->allowed(words_);
     else allow_all(logits.size());
+    // A vocabulary may lack the bytes a grammar demands: the text ends there, since nothing that follows could match.
+    if (none(words_)) std::for_each(stop_token_ids_.begin(), stop_token_ids_.end(), [&](int32_t token) { set(words_, token); });
+    if (none(words_)) allow_all(logits.size());
     // What the grammar demands comes first: a further limit that would leave nothing is passed over.
     if (!allowed_.empty()) narrow([&](std::vector<uint64_t>& words) {
       for (size_t i = 0; i < words.size(); ++i) words[i] &= allowed_[i];
@@ -48,8 +51,9 @@ class TextConstraint final : public TokenConstraint {
   void narrow(const F& f) {
     scratch_ = words_;
     f(scratch_);
-    if (std::any_of(scratch_.begin(), scratch_.end(), [](uint64_t word) { return word != 0; })) words_.swap(scratch_);
+    if (!none(scratch_)) words_.swap(scratch_);
   }
+  static bool none(const std::vector<uint64_t>& words) { return std::ranges::all_of(words, [](uint64_t word) { return word == 0; }); }
 
   const int64_t min_tokens_;
   const std::vector<int32_t> stop_token_ids_;

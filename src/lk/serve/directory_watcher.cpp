@@ -12,13 +12,23 @@
 namespace lk {
 namespace {
 
+std::string describe(const struct stat& info) {
+  return fmt::format("{}:{}:{}.{};", info.st_ino, info.st_size, info.st_mtim.tv_sec, info.st_mtim.tv_nsec);
+}
+
 // "" when the directory does not look like an adapter (yet).
 std::string fingerprint_of(const std::string& path) {
   std::string text;
   for (const char* name : {"adapter_config.json", "adapter_model.safetensors"}) {
     struct stat info {};
     if (::stat(join_path(path, name).c_str(), &info) != 0 || !S_ISREG(info.st_mode)) return "";
-    text += fmt::format("{}:{}:{}.{};", info.st_ino, info.st_size, info.st_mtim.tv_sec, info.st_mtim.tv_nsec);
+    text += describe(info);
+  }
+  // What need not be there: a chat template of its own.
+  for (const char* name : {"chat_template.jinja", "tokenizer_config.json"}) {
+    struct stat info {};
+    if (::stat(join_path(path, name).c_str(), &info) == 0) text += describe(info);
+    else text += "-;";
   }
   return text;
 }
@@ -35,7 +45,8 @@ Result<std::unique_ptr<DirectoryWatcher>> DirectoryWatcher::start(AdapterRegistr
     auto done = std::make_shared<std::promise<void>>();
     loads.push_back(done->get_future());
     registry.load({.name = name, .path = entry.path, .trusted_path = true, .replace = true, .persist = false},
-                  [&log, done, name = name](Result<AdapterLease> loaded) {
+                  [&log, done, name = name, &entry = entry](Result<AdapterLease> loaded) {
+                    if (loaded.ok()) entry.version = (*loaded)->version;
                     if (!loaded.ok()) log.write(LogLevel::kWarning, "adapter_failed", {{"adapter", name}, {"reason", loaded.status().message()}});
                     done->set_value();
                   });
@@ -91,6 +102,7 @@ void DirectoryWatcher::load(const std::string& name, Entry& entry) {
   entry.loaded = entry.seen;  // also when it fails: tried again when it changes
   const Result<AdapterLease> loaded =
       registry_.load_and_wait({.name = name, .path = entry.path, .trusted_path = true, .replace = true, .persist = false});
+  if (loaded.ok()) entry.version = (*loaded)->version;
   if (loaded.ok()) log_.write(LogLevel::kInfo, "adapter_loaded", {{"adapter", name}, {"version", (*loaded)->version}, {"digest", (*loaded)->digest}});
   else log_.write(LogLevel::kWarning, "adapter_failed", {{"adapter", name}, {"reason", loaded.status().message()}});
 }
@@ -107,10 +119,18 @@ void DirectoryWatcher::scan() {
       ++it;
       continue;
     }
-    const Result<int> unloaded = registry_.unload(it->first, nullptr);
-    log_.write(LogLevel::kInfo, "adapter_unloaded", {{"adapter", it->first}, {"known", unloaded.ok()}});
+    unload(it->first, entry);
     it = entries_.erase(it);
   }
+}
+
+// Takes out what came from the directory, not what somebody else loaded under the same name since.
+void DirectoryWatcher::unload(const std::string& name, const Entry& entry) {
+  if (entry.version == 0) return;
+  const Result<AdapterRegistry::Resolved> now = registry_.resolve(name, Tenant{});
+  const bool ours = now.ok() && now->adapter && now->adapter->version == entry.version;
+  const Result<int> unloaded = registry_.unload(ours ? name : fmt::format("{}@{}", name, entry.version), nullptr);
+  log_.write(LogLevel::kInfo, "adapter_unloaded", {{"adapter", name}, {"version", entry.version}, {"known", unloaded.ok()}});
 }
 
 }  // namespace lk

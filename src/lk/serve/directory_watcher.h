@@ -31,12 +31,14 @@ class DirectoryWatcher {
     std::string path;
     Fingerprint seen, loaded;
     int missing = 0;     // scans in a row
+    int64_t version = 0; // that was loaded from it; 0 = none
     bool listed = false; // in this scan
   };
   DirectoryWatcher(AdapterRegistry& registry, Log& log, std::vector<std::string> directories)
       : registry_(registry), log_(log), directories_(std::move(directories)) {}
   Status look();
   void load(const std::string& name, Entry& entry);
+  void unload(const std::string& name, const Entry& entry);
 
   AdapterRegistry& registry_;
   Log& log_;

@@ -11,7 +11,11 @@ namespace {
 
 constexpr auto kPublishInterval = std::chrono::milliseconds(100);
 constexpr auto kRateWindow = std::chrono::seconds(5);
+constexpr double kMinRateSeconds = 0.5;
 
+constexpr const char* kShuttingDown = "the server is shutting down";
+
+int64_t queue_tokens(const PreparedRequest& request) { return static_cast<int64_t>(request.request.prompt.size()) + request.request.max_tokens; }
 double seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
 
 }  // namespace
@@ -32,6 +36,11 @@ EngineService::EngineService(std::unique_ptr<TextEngine> engine, const EngineSer
   });
   publish(true);
   thread_ = std::thread([this] { main(); });
+}
+
+EngineService::~EngineService() {
+  stop();
+  engine_.reset();  // its loader thread may still be calling the listener above
 }
 
 void EngineService::stop() {
@@ -65,7 +74,7 @@ EngineService::Admission EngineService::admit(int64_t requests, int64_t tokens, 
   else if (wait > options_.max_wait_seconds)
     refusal.status = unavailable("the server is overloaded: the wait would be about {:.0f} s, at most {:.0f} s are allowed", wait, options_.max_wait_seconds);
   else if (patience_seconds && wait > *patience_seconds)
-    refusal.status = unavailable("the wait would be about {:.1f} s, longer than the request's timeout of {:.1f} s", wait, *patience_seconds);
+    refusal.status = deadline_exceeded("the wait would be about {:.1f} s, longer than the request's timeout of {:.1f} s", wait, *patience_seconds);
   if (refusal.status.ok()) return refusal;
   abandon(requests, tokens);
   refusal.retry_after_seconds = std::clamp(wait / 2, 1.0, 60.0);
@@ -77,23 +86,27 @@ void EngineService::abandon(int64_t requests, int64_t tokens) {
   queued_tokens_.fetch_sub(tokens);
 }
 
-void EngineService::call(std::function<void(TextEngine&)> task) {
+bool EngineService::post(std::function<void()> command) {
   {
     std::lock_guard lock(mutex_);
-    commands_.push_back([this, task = std::move(task)] { task(*engine_); });
+    if (stopped_) return false;
+    commands_.push_back(std::move(command));
   }
   wake_.notify_one();
+  return true;
+}
+
+bool EngineService::call(std::function<void(TextEngine&)> task) {
+  return post([this, task = std::move(task)] { task(*engine_); });
 }
 
 RequestId EngineService::submit(Submission submission) {
   const RequestId id = next_id_.fetch_add(1);
-  {
-    std::lock_guard lock(mutex_);
-    // std::function wants copyable things.
-    auto held = std::make_shared<Submission>(std::move(submission));
-    commands_.push_back([this, id, held] { start(id, std::move(*held)); });
-  }
-  wake_.notify_one();
+  // std::function wants copyable things.
+  auto held = std::make_shared<Submission>(std::move(submission));
+  if (post([this, id, held] { start(id, std::move(*held)); })) return id;
+  if (held->receiver) abandon(1, queue_tokens(held->request));
+  if (held->on_done) held->on_done(Completion{.finish = FinishReason::kError, .error = unavailable(kShuttingDown)});
   return id;
 }
 
@@ -104,12 +117,12 @@ void EngineService::cancel(RequestId id) {
 AdapterId EngineService::add_adapter(Engine::PreparedAdapter adapter) {
   std::promise<AdapterId> promise;
   std::future<AdapterId> registered = promise.get_future();
-  call([&](TextEngine& engine) { promise.set_value(engine.engine().register_adapter(std::move(adapter))); });
+  if (!call([&](TextEngine& engine) { promise.set_value(engine.engine().register_adapter(std::move(adapter))); })) return kBaseModel;
   return registered.get();
 }
 
 void EngineService::remove_adapter(AdapterId id, std::function<void(int64_t)> done) {
-  call([this, id, done = std::move(done)](TextEngine&) { removed_.emplace_back(id, done); });
+  if (!post([this, id, done] { removed_.emplace_back(id, done); }) && done) done(0);
 }
 
 void EngineService::abort_all(Status error) {
@@ -153,6 +166,7 @@ void EngineService::main() {
         if (options_.on_step) options_.on_step(engine_->scheduler().stats().num_computed_tokens - computed, seconds(step_end_ - begin));
       }
     }
+    sample_rate();
     flush_events();
     publish(false);
     const bool nothing_to_do = !engine_->has_work() || engine_->scheduler().last_step_idle();
@@ -172,17 +186,27 @@ void EngineService::main() {
     else if (!deadlines_.empty()) wake_.wait_until(lock, deadlines_.begin()->first, ready);
     else wake_.wait(lock, ready);
     woken_ = false;
-    // Idle time says nothing about how fast requests start.
-    rate_sampled_ = Clock::now();
-    started_tokens_ = 0;
   }
-  run_commands();
-  std::vector<RequestId> ids;
-  for (const auto& [id, active] : active_) ids.push_back(id);
-  for (const RequestId id : ids) engine_->fail(id, unavailable("the server is shutting down"));
-  step_end_ = Clock::now();
-  flush_events();
-  for (auto& [id, done] : removed_) done(0);
+  end_everything();
+}
+
+void EngineService::end_everything() {
+  // What ends lets go of adapters, which gives new commands.
+  for (;;) {
+    run_commands();
+    std::vector<RequestId> ids;
+    for (const auto& [id, active] : active_) ids.push_back(id);
+    for (const RequestId id : ids) engine_->fail(id, unavailable(kShuttingDown));
+    step_end_ = Clock::now();
+    flush_events();
+    drop_removed();
+    for (auto& [id, done] : std::exchange(removed_, {}))
+      if (done) done(0);
+    std::lock_guard lock(mutex_);
+    stopped_ = commands_.empty();
+    if (stopped_) break;
+  }
+  publish(true);
 }
 
 void EngineService::run_commands() {
@@ -192,14 +216,15 @@ void EngineService::run_commands() {
     commands.swap(commands_);
   }
   if (!commands.empty()) step_end_ = Clock::now();
-  for (const auto& command : commands) command();
+  // One by one: what a command holds is let go of before the next one runs.
+  for (; !commands.empty(); commands.pop_front()) commands.front()();
 }
 
 void EngineService::start(RequestId id, Submission submission) {
   PreparedRequest request = std::move(submission.request);
   request.request.id = id;
   Active& active = active_[id];
-  active.tokens = static_cast<int64_t>(request.request.prompt.size()) + request.request.max_tokens;
+  active.tokens = queue_tokens(request);
   active.timing.arrival = submission.arrival;
   if (submission.deadline) active.deadline = deadlines_.emplace(*submission.deadline, id);
   active.submission = std::move(submission);
@@ -250,7 +275,7 @@ void EngineService::on_done(RequestId id, Completion completion) {
   leave_queue(active);
   if (active.deadline) deadlines_.erase(*active.deadline);
   active.timing.finished = Clock::now();
-  prompt_tokens_ += completion.prompt_tokens;
+  if (active.timing.started != Clock::time_point()) prompt_tokens_ += completion.prompt_tokens;
   if (active.submission.receiver) {
     const auto shard = static_cast<size_t>(active.submission.receiver->shard());
     if (batches_.size() <= shard) batches_.resize(shard + 1);
@@ -303,21 +328,26 @@ void EngineService::drop_removed() {
   });
 }
 
+// The rate of starts only means something while there is a queue to start from: idle time does not count, and a measurement goes on
+// until something started.
+void EngineService::sample_rate() {
+  const Clock::time_point now = Clock::now();
+  if (had_queue_) {
+    rate_seconds_ += seconds(now - rate_sampled_);
+    rate_tokens_ += static_cast<double>(started_tokens_);
+  }
+  started_tokens_ = 0;
+  rate_sampled_ = now;
+  had_queue_ = engine_->scheduler().num_waiting() > 0;  // that the step did not start
+  if (rate_seconds_ < kMinRateSeconds || rate_tokens_ <= 0) return;
+  const double rate = rate_tokens_ / rate_seconds_, old = start_rate_.load();
+  start_rate_ = old == 0 ? rate : old + (rate - old) * std::min(1.0, rate_seconds_ / 5);
+  rate_seconds_ = rate_tokens_ = 0;
+}
+
 void EngineService::publish(bool force) {
   const Clock::time_point now = Clock::now();
   if (!force && now - published_ < kPublishInterval) return;
-  // The rate of starts only means something while there is a queue to start from.
-  const double elapsed = seconds(now - rate_sampled_);
-  if (elapsed > 0.5) {
-    if (engine_->scheduler().num_waiting() > 0 && started_tokens_ > 0) {
-      const double rate = static_cast<double>(started_tokens_) / elapsed;
-      const double old = start_rate_.load();
-      const double blend = std::min(1.0, elapsed / 5);
-      start_rate_ = old == 0 ? rate : old + (rate - old) * blend;
-    }
-    started_tokens_ = 0;
-    rate_sampled_ = now;
-  }
   published_ = now;
   generated_.emplace_back(now, generation_tokens_);
   while (generated_.size() > 2 && now - generated_.front().first > kRateWindow) generated_.pop_front();

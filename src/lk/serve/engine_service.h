@@ -67,8 +67,9 @@ class EngineService {
 
   // `deliver` is called on the engine thread and must not block.
   EngineService(std::unique_ptr<TextEngine> engine, const EngineServiceOptions& options, Deliver deliver);
-  ~EngineService() { stop(); }
-  // Ends what is left with kUnavailable, delivers that, and joins the thread. Later calls do nothing, submissions are dropped.
+  ~EngineService();
+  // Ends what is left with kUnavailable, delivers that, and joins the thread. From then on tasks are not taken, and a submission's
+  // `on_done` is called at once with kUnavailable (a receiver hears nothing).
   void stop();
 
   const TextModel& text() const { return *text_; }
@@ -99,15 +100,16 @@ class EngineService {
   };
   RequestId submit(Submission submission);
   void cancel(RequestId id);  // the last event says kCancelled, unless it was already on its way
-  // Runs a task on the engine thread between two steps.
-  void call(std::function<void(TextEngine&)> task);
+  // Runs a task on the engine thread between two steps; false once stopped: the task was not taken.
+  bool call(std::function<void(TextEngine&)> task);
   // Thread safe, on the caller's thread.
   Result<Engine::PreparedAdapter> prepare_adapter(std::shared_ptr<const Adapter> adapter) const {
     return engine_->engine().prepare_adapter(std::move(adapter));
   }
-  // Registers an adapter version; blocks for at most a step.
+  // Registers an adapter version; blocks for at most a step. kBaseModel once stopped, when nothing runs any more.
   AdapterId add_adapter(Engine::PreparedAdapter adapter);
-  // Frees an adapter that no request uses; `done` gets the bytes of pages that became free, on the engine thread.
+  // Frees an adapter that no request uses; `done` (may be empty) gets the bytes of pages that became free, on the engine thread;
+  // once stopped 0, on the caller's.
   void remove_adapter(AdapterId id, std::function<void(int64_t page_bytes)> done);
   // Ends every request in the engine with this error.
   void abort_all(Status error);
@@ -137,6 +139,8 @@ class EngineService {
   };
 
   void main();
+  void end_everything();
+  bool post(std::function<void()> command);  // false once stopped
   void run_commands();
   void start(RequestId id, Submission submission);
   void on_start(Active& active);
@@ -146,6 +150,7 @@ class EngineService {
   void flush_events();
   void expire_deadlines();
   void drop_removed();
+  void sample_rate();
   void publish(bool force);
 
   std::unique_ptr<TextEngine> engine_;
@@ -157,6 +162,7 @@ class EngineService {
   std::condition_variable wake_;
   std::deque<std::function<void()>> commands_;  // guarded by mutex_
   bool stopping_ = false;                       // guarded by mutex_
+  bool stopped_ = false;                        // guarded by mutex_: no command will run any more
   bool woken_ = false;                          // guarded by mutex_: a load finished
 
   std::atomic<RequestId> next_id_{1};
@@ -171,7 +177,9 @@ class EngineService {
   std::multimap<Clock::time_point, RequestId> deadlines_;
   std::vector<std::pair<AdapterId, std::function<void(int64_t)>>> removed_;
   Clock::time_point step_end_, published_, rate_sampled_;
-  int64_t started_tokens_ = 0;
+  int64_t started_tokens_ = 0;                                      // since rate_sampled_
+  bool had_queue_ = false;                                          // at rate_sampled_
+  double rate_seconds_ = 0, rate_tokens_ = 0;                       // of the rate being measured
   int64_t prompt_tokens_ = 0, generation_tokens_ = 0;
   double step_seconds_ = 0;
   std::deque<std::pair<Clock::time_point, int64_t>> generated_;  // recent totals, for the rate

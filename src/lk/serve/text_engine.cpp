@@ -185,8 +185,8 @@ void TextEngine::finish(RequestId id, FinishReason reason, Status error) {
   active_.erase(it);
   active->completion.finish = reason;
   active->completion.error = std::move(error);
-  // Bytes of a character that never became whole.
-  if (active->decoder && !active->reached_stop_string && append_text(*active, active->decoder->flush()))
+  // Bytes of a character that never became whole. They may end in a stop string; a request that was ended from outside stays so.
+  if (active->decoder && !active->reached_stop_string && append_text(*active, active->decoder->flush()) && reason == FinishReason::kLength)
     active->completion.finish = FinishReason::kStop;
   flush_text(*active, true);
   if (active->sink.on_done) active->sink.on_done(std::move(active->completion));

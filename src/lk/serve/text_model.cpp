@@ -13,6 +13,29 @@ namespace {
 constexpr size_t kMaxStops = 16;
 constexpr size_t kMaxStopBytes = 256;
 constexpr int kMaxLogprobs = 20;
+constexpr std::string_view kContinueTag = "<|lorikeet: the message goes on here|>";
+constexpr std::string_view kSpace = " \t\r\n\v\f";
+
+std::string_view trim_end(std::string_view text) { return text.substr(0, text.find_last_not_of(kSpace) + 1); }
+std::string_view trim(std::string_view text) {
+  text = trim_end(text);
+  return text.substr(std::min(text.size(), text.find_first_not_of(kSpace)));
+}
+
+// The text content of the last message, or of the last text part of it; null when there is none.
+boost::json::string* text_of_last(boost::json::array& messages) {
+  if (messages.empty()) return nullptr;
+  boost::json::object* message = messages.back().if_object();
+  boost::json::value* content = message ? message->if_contains("content") : nullptr;
+  if (!content) return nullptr;
+  if (content->is_string()) return &content->get_string();
+  if (!content->is_array()) return nullptr;
+  boost::json::array& parts = content->get_array();
+  for (auto part = parts.rbegin(); part != parts.rend(); ++part)
+    if (boost::json::object* object = part->if_object())
+      if (boost::json::value* text = object->if_contains("text"); text && text->is_string()) return &text->get_string();
+  return nullptr;
+}
 
 }  // namespace
 
@@ -63,20 +86,24 @@ Result<std::string> TextModel::render(const TextRequest& request, const ChatTemp
   const ChatTemplate* chat = own_template ? own_template : chat_template_.get();
   if (!chat) return failed_precondition("the model has no chat template: give a prompt instead of messages");
   boost::json::object variables = request.template_variables;
-  variables["messages"] = request.messages;
+  boost::json::array messages = request.messages;
+  boost::json::string* last = request.continue_final_message ? text_of_last(messages) : nullptr;
+  if (request.continue_final_message && !last) return invalid_argument("continue_final_message needs a last message with text content");
+  const std::string content = last ? std::string(*last) : "";
+  if (last) last->append(kContinueTag).append(" ");
+  variables["messages"] = std::move(messages);
   variables["add_generation_prompt"] = request.add_generation_prompt && !request.continue_final_message;
   if (!request.tools.empty()) variables["tools"] = request.tools;
   LK_ASSIGN_OR_RETURN(std::string text, chat->render(variables));
-  if (!request.continue_final_message) return text;
-  // As transformers: the text is cut behind the content of the last message.
-  const boost::json::value* content = request.messages.back().is_object() ? request.messages.back().get_object().if_contains("content") : nullptr;
-  if (!content || !content->is_string()) return invalid_argument("continue_final_message needs a last message with text content");
-  std::string_view last = content->get_string();
-  const size_t end = last.find_last_not_of(" \t\r\n");
-  last = last.substr(0, end == std::string_view::npos ? 0 : end + 1);
-  const size_t at = text.rfind(last);
-  if (last.empty() || at == std::string::npos) return invalid_argument("continue_final_message: the template does not show the last message as it is");
-  text.resize(at + last.size());
+  if (!last) return text;
+  // As transformers: the text is cut behind the content of the last message, where the mark is; what a template that trims the content
+  // took from the mark, it would have taken from the content.
+  const size_t at = text.rfind(kContinueTag);
+  if (at == std::string::npos || text.find(trim(content)) == std::string::npos)
+    return invalid_argument("continue_final_message: the template does not show the last message as it is");
+  const bool trims = text.compare(at + kContinueTag.size(), 1, " ") != 0;
+  text.resize(at);
+  if (trims) text.resize(trim_end(text).size());
   return text;
 }
 
