@@ -200,6 +200,74 @@ TEST(Scheduler, StepWithoutWaitingReturnsWhileEverythingLoads) {
   EXPECT_EQ(run_all(scheduler, pool)[1].finish, FinishReason::kLength);
 }
 
+TEST(Scheduler, UrgentRequestsStartFirstInTheirOwnOrder) {
+  UnifiedPool pool(64);
+  HashExecutor executor(0, 64);
+  Scheduler scheduler({.max_running = 1}, pool, executor);
+  std::vector<RequestId> started;
+  const auto run = [&](int steps) {
+    for (int step = 0; step < steps && scheduler.has_work(); ++step)
+      for (const RequestEvent& event : scheduler.step())
+        if (event.started) started.push_back(event.id);
+  };
+  ASSERT_TRUE(scheduler.submit(make_request(1, kBaseModel, 5, 4, 1)).ok());
+  run(1);
+  for (RequestId id = 2; id <= 5; ++id) {
+    Request request = make_request(id, kBaseModel, 5, 3, static_cast<uint64_t>(id));
+    request.urgent = id >= 4;
+    ASSERT_TRUE(scheduler.submit(request).ok());
+  }
+  run(1000);
+  EXPECT_EQ(started, (std::vector<RequestId>{1, 4, 5, 2, 3})) << "what runs is not pushed aside, what waits is passed";
+}
+
+// A pool that is too small: who came last loses its pages, but never to a request that came later, unless that is urgent.
+TEST(Scheduler, UrgentRequestKeepsItsPages) {
+  UnifiedPool pool(8);
+  HashExecutor executor(0, 8);
+  Scheduler scheduler({}, pool, executor);
+  for (RequestId id = 1; id <= 3; ++id) ASSERT_TRUE(scheduler.submit(make_request(id, kBaseModel, 20, 60, static_cast<uint64_t>(id))).ok());
+  for (int step = 0; step < 3; ++step) (void)scheduler.step();
+  Request urgent = make_request(9, kBaseModel, 16, 30, 9);
+  urgent.urgent = true;
+  ASSERT_TRUE(scheduler.submit(urgent).ok());
+  std::vector<RequestId> ended;
+  std::map<RequestId, std::vector<int32_t>> tokens;
+  while (scheduler.has_work()) {
+    for (const RequestEvent& event : scheduler.step()) {
+      if (event.has_token) tokens[event.id].push_back(event.token.token);
+      if (event.finish != FinishReason::kNone) ended.push_back(event.id);
+    }
+    pool.check_integrity();
+  }
+  EXPECT_GT(scheduler.stats().num_preemptions, 0);
+  EXPECT_EQ(ended.front(), 9);
+  EXPECT_EQ(tokens[9], HashExecutor::expected(urgent));
+}
+
+// Each constraint hears each of its request's tokens once, in order, also when pages were lost in between.
+TEST(Scheduler, ConstraintHearsEveryTokenOnceAcrossPreemptions) {
+  struct Listener final : TokenConstraint {
+    void mask(std::span<float>) override {}
+    void accept(int32_t token) override { heard.push_back(token); }
+    std::vector<int32_t> heard;
+  };
+  UnifiedPool pool(8);
+  HashExecutor executor(0, 8);
+  Scheduler scheduler({}, pool, executor);
+  std::map<RequestId, std::shared_ptr<Listener>> listeners;
+  std::map<RequestId, Request> requests;
+  for (RequestId id = 0; id < 6; ++id) {
+    Request request = make_request(id, kBaseModel, 20, 60, static_cast<uint64_t>(id));
+    request.constraint = listeners[id] = std::make_shared<Listener>();
+    requests[id] = request;
+    ASSERT_TRUE(scheduler.submit(request).ok());
+  }
+  run_all(scheduler, pool);
+  EXPECT_GT(scheduler.stats().num_preemptions, 0);
+  for (const auto& [id, listener] : listeners) EXPECT_EQ(listener->heard, HashExecutor::expected(requests[id]));
+}
+
 TEST(Scheduler, SecondPromptReusesTheCachedPrefixOfItsOwnAdapterOnly) {
   UnifiedPool pool(64);
   HashExecutor executor(0, 64);

@@ -26,6 +26,7 @@ import transformers
 from adapters import Adapter, all_adapters, load_adapter, write_adapter
 from bases import Base, Prompt, all_bases, load_base, write_base, write_json
 from expected import Expected, find_prompt
+from extras import write_extras
 from safetensors.torch import save_file
 
 ROOT = pathlib.Path(__file__).resolve().parents[2] / "tests" / "golden" / "fixtures"
@@ -144,6 +145,7 @@ def main() -> int:
     """Command line entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--verify", action="store_true", help="reload the fixtures from disk and compare")
+    parser.add_argument("--extras", action="store_true", help="write only extras.json and extras.safetensors")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -154,7 +156,9 @@ def main() -> int:
         from verify import verify
 
         return verify(ROOT)
-    generate()
+    if not args.extras:
+        generate()
+    write_extras(ROOT)
     return 0
 
 

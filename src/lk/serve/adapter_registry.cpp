@@ -407,11 +407,11 @@ Result<AdapterRegistry::Resolved> AdapterRegistry::resolve(std::string_view mode
   }
   // Ray and SGLang write base:adapter, vLLM the bare name.
   std::string_view name = model;
-  if (const size_t colon = name.find(':'); colon != std::string_view::npos) {
-    const std::string_view base = name.substr(0, colon);
-    if (base != "base" && base != options_.base_name) return no_such_model(model);
-    name = name.substr(colon + 1);
-  }
+  for (const std::string& prefix : {std::string("base:"), options_.base_name + ":"})
+    if (name.starts_with(prefix)) {
+      name.remove_prefix(prefix.size());
+      break;
+    }
   if (name.find_first_of("+*") != std::string_view::npos) return compose(name, tenant);
   std::lock_guard lock(mutex_);
   AdapterLease found = find_locked(std::string(name));

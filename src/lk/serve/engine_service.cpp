@@ -55,16 +55,17 @@ void EngineService::stop() {
 
 // --- Any thread
 
-double EngineService::predicted_wait_seconds() const {
+double EngineService::predicted_wait_seconds() const { return wait_for_tokens(queued_tokens_.load(std::memory_order_relaxed)); }
+
+double EngineService::wait_for_tokens(int64_t tokens) const {
   const double rate = start_rate_.load(std::memory_order_relaxed);
-  const auto queued = static_cast<double>(queued_tokens_.load(std::memory_order_relaxed));
-  return rate > 0 ? queued / rate : 0;
+  return rate > 0 ? static_cast<double>(tokens) / rate : 0;
 }
 
 EngineService::Admission EngineService::admit(int64_t requests, int64_t tokens, std::optional<double> patience_seconds) {
   const int64_t queued = queued_requests_.fetch_add(requests);
   const int64_t queued_tokens = queued_tokens_.fetch_add(tokens);
-  const double wait = queued > 0 ? predicted_wait_seconds() : 0;
+  const double wait = queued > 0 ? wait_for_tokens(queued_tokens) : 0;
   Admission refusal;
   // A request larger than a bound still runs when nobody else waits.
   if (queued > 0 && queued + requests > options_.max_queue_requests)

@@ -138,6 +138,7 @@ class EngineService {
     std::optional<std::multimap<Clock::time_point, RequestId>::iterator> deadline;
   };
 
+  double wait_for_tokens(int64_t tokens) const;
   void main();
   void end_everything();
   bool post(std::function<void()> command);  // false once stopped

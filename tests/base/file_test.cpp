@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/base/file.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <filesystem>
+#include <thread>
+
+#include "testing/temp_dir.h"
+
+namespace lk {
+namespace {
+
+using testing::TempDir;
+
+std::string text_of(const MmapFile& file) { return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()}; }
+
+TEST(MmapFile, CopyEqualsTheMapAndOutlivesTheFilesEnd) {
+  const TempDir dir;
+  std::string bytes(3 * 4096 + 17, '\0');
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<char>(i * 31 >> 3);
+  dir.write("file", bytes);
+  const auto copy = MmapFile::copy(dir.file("file"), bytes.size());
+  ASSERT_TRUE(copy.ok()) << copy.status().message();
+  EXPECT_EQ(text_of(*copy), text_of(*MmapFile::open(dir.file("file"))));
+  EXPECT_EQ(copy->path(), dir.file("file"));
+  std::filesystem::resize_file(dir.file("file"), 0);  // a map would be SIGBUS from here on
+  EXPECT_EQ(text_of(*copy), bytes);
+}
+
+TEST(MmapFile, CopyChecksTheSizeAndTheKind) {
+  const TempDir dir;
+  dir.write("file", std::string(100, 'x'));
+  dir.write("empty", "");
+  EXPECT_EQ(MmapFile::copy(dir.file("file"), 99).status().code(), StatusCode::kResourceExhausted);
+  EXPECT_TRUE(MmapFile::copy(dir.file("file"), 100).ok());
+  const auto empty = MmapFile::copy(dir.file("empty"), 0);
+  ASSERT_TRUE(empty.ok());
+  EXPECT_TRUE(empty->bytes().empty());
+  EXPECT_EQ(MmapFile::copy(dir.file("missing"), 100).status().code(), StatusCode::kNotFound);
+  EXPECT_EQ(MmapFile::copy(dir.path(), 100).status().code(), StatusCode::kInvalidArgument);
+}
+
+// Whatever the moment, the copy is an error or a whole length of bytes that were in the file.
+TEST(MmapFile, CopyOfAFileThatShrinksIsAnErrorOrWhole) {
+  const TempDir dir;
+  const std::string path = dir.file("file");
+  const size_t size = 8 << 20;
+  dir.write("file", std::string(size, 'x'));
+  std::atomic<bool> done{false};
+  std::thread other([&] {
+    while (!done) {
+      std::filesystem::resize_file(path, 1000);
+      std::filesystem::resize_file(path, size);  // zeros behind 1000
+    }
+  });
+  int whole = 0, errors = 0;
+  for (int i = 0; i < 50; ++i) {
+    const auto copy = MmapFile::copy(path, size);
+    if (!copy.ok()) {
+      EXPECT_EQ(copy.status().code(), StatusCode::kDataLoss) << copy.status().message();
+      ++errors;
+      continue;
+    }
+    ++whole;
+    EXPECT_TRUE(copy->bytes().size() == size || copy->bytes().size() == 1000) << copy->bytes().size();
+    EXPECT_TRUE(std::all_of(copy->bytes().begin(), copy->bytes().begin() + 1000, [](std::byte byte) { return byte == std::byte{'x'}; }));
+  }
+  done = true;
+  other.join();
+  EXPECT_EQ(whole + errors, 50);
+}
+
+}  // namespace
+}  // namespace lk

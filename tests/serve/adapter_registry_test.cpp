@@ -1,0 +1,498 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/serve/adapter_registry.h"
+
+#include <gmock/gmock.h>
+
+#include <set>
+
+#include "lk/base/rng.h"
+#include "lk/lora/adapter.h"
+#include "serve/service_testing.h"
+
+namespace lk {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using testing::Heard;
+using testing::Hold;
+using testing::kDemoAdapters;
+using testing::Service;
+using testing::TempDir;
+
+constexpr const char* kPrompt = "Once upon a time";
+
+class AdapterRegistryTest : public ::testing::Test {
+ protected:
+  AdapterRegistryTest() { open(); }
+  ~AdapterRegistryTest() override {
+    registry_.reset();
+    if (!service_) return;
+    service_->expect_idle_pool();
+    EXPECT_TRUE(service_->wait_on_engine([](TextEngine& engine) { return engine.pool().resident_adapters().empty(); })) << "all were unregistered";
+    service_->expect_empty_queue();
+  }
+  // A fresh registry, as after a restart.
+  void open(AdapterRegistryOptions options = {}, StateStore* store = nullptr, int64_t memory_bytes = 32 << 20) {
+    registry_.reset();
+    service_ = std::make_unique<Service>(EngineServiceOptions{}, SchedulerOptions{}, memory_bytes);
+    options.base_name = "demo";
+    options.roots = {dir_.path()};
+    registry_ = std::make_unique<AdapterRegistry>(*service_->engine, options, nullptr, store);
+  }
+  Result<AdapterLease> load(const std::string& name, const std::string& from, AdapterRegistry::LoadRequest extra = {}) {
+    extra.name = name;
+    extra.path = from.starts_with('/') ? from : kDemoAdapters + from;
+    extra.trusted_path = true;
+    return registry_->load_and_wait(std::move(extra));
+  }
+  AdapterLease must_load(const std::string& name, const std::string& from, AdapterRegistry::LoadRequest extra = {}) {
+    auto loaded = load(name, from, std::move(extra));
+    EXPECT_TRUE(loaded.ok()) << loaded.status().message();
+    return loaded.ok() ? std::move(*loaded) : nullptr;
+  }
+  Result<AdapterRegistry::Resolved> resolve(const std::string& model) { return registry_->resolve(model, Tenant{}); }
+  // The version a name means; 0 when it means nothing.
+  int64_t version_of(const std::string& model) {
+    const auto resolved = resolve(model);
+    return resolved.ok() && resolved->adapter ? resolved->adapter->version : 0;
+  }
+  StatusCode code_of(const std::string& model) { return resolve(model).status().code(); }
+  RequestId start(const std::shared_ptr<Heard>& heard, const AdapterLease& adapter, int64_t max_tokens) {
+    return service_->submit({.request = service_->prepare(kPrompt, max_tokens, adapter ? adapter->id() : kBaseModel), .lease = adapter, .receiver = heard});
+  }
+  std::vector<int32_t> tokens_of(const AdapterLease& adapter, int64_t max_tokens = 24) {
+    auto heard = std::make_shared<Heard>();
+    start(heard, adapter, max_tokens);
+    EXPECT_TRUE(heard->wait_for_ends());
+    EXPECT_EQ(heard->choice().completion.finish, FinishReason::kLength) << heard->choice().completion.error.message();
+    return heard->choice().tokens;
+  }
+  bool wait_until_absent(AdapterId id) {
+    return service_->wait_on_engine([id](TextEngine& engine) { return engine.pool().adapter_state(id) == AdapterState::kAbsent; });
+  }
+  bool wait_for_host_bytes(int64_t bytes) {
+    return service_->wait_on_engine([&](TextEngine&) { return registry_->host_bytes() == bytes; });
+  }
+
+  TempDir dir_;
+  std::unique_ptr<Service> service_;
+  std::unique_ptr<AdapterRegistry> registry_;
+};
+
+TEST_F(AdapterRegistryTest, ResolvesEveryFormOfANameAndNothingElse) {
+  const AdapterLease sql = must_load("sql", "sql");
+  EXPECT_EQ(sql->version, 1);
+  EXPECT_EQ(sql->rank, 16);
+  EXPECT_GT(sql->host_bytes, 0);
+  EXPECT_GT(sql->probe_shift, 0);
+  EXPECT_THAT(sql->targets, ElementsAre("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"));
+  for (const char* base : {"", "base", "demo"}) {
+    const auto resolved = resolve(base);
+    ASSERT_TRUE(resolved.ok()) << base;
+    EXPECT_EQ(resolved->adapter, nullptr);
+    EXPECT_EQ(resolved->name, "demo");
+  }
+  for (const char* name : {"sql", "sql@1", "demo:sql", "base:sql", "demo:sql@1"}) {
+    const auto resolved = resolve(name);
+    ASSERT_TRUE(resolved.ok()) << name;
+    EXPECT_EQ(resolved->adapter, sql);
+  }
+  for (const char* name : {"math", "sql@2", "sql@0", "sql@", "sql@-1", "sql@1x", "sql@99999999999999999999", "other:sql", "demo:", ":sql", "demo:demo", "SQL", "sql ", "@1"})
+    EXPECT_EQ(code_of(name), StatusCode::kNotFound) << name;
+}
+
+TEST_F(AdapterRegistryTest, TenantsSeeOnlyWhatTheyMayUse) {
+  must_load("sql", "sql");
+  must_load("math", "math");
+  ASSERT_TRUE(registry_->set_alias("sums", "math").ok());
+  const Tenant tenant{.name = "t", .adapters = {"sq*"}};
+  EXPECT_TRUE(registry_->resolve("sql", tenant).ok());
+  const Status forbidden = registry_->resolve("math", tenant).status();
+  EXPECT_EQ(forbidden.code(), StatusCode::kNotFound);
+  std::string words = registry_->resolve("nada", tenant).status().message();
+  words.replace(words.find("nada"), 4, "math");
+  EXPECT_EQ(forbidden.message(), words) << "the same words as for what does not exist";
+  for (const char* name : {"math@1", "sums", "demo:math", "base", "demo", "", "sql+math", "math*2"})
+    EXPECT_EQ(registry_->resolve(name, tenant).status().code(), StatusCode::kNotFound) << name;
+  EXPECT_TRUE(registry_->resolve("sql*0.5", tenant).ok());
+  const Tenant by_alias{.name = "a", .adapters = {"sums"}};
+  EXPECT_TRUE(registry_->resolve("sums", by_alias).ok());
+  EXPECT_FALSE(registry_->resolve("math", by_alias).ok());
+}
+
+TEST_F(AdapterRegistryTest, RefusedLoadsLeaveNothing) {
+  must_load("sql", "sql");
+  ASSERT_TRUE(registry_->set_alias("alias", "sql").ok());
+  const int64_t bytes = registry_->host_bytes();
+  EXPECT_EQ(load("sql", "math").status().code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(load("alias", "math", {.replace = true}).status().code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(load("base", "math", {.replace = true}).status().code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(load("demo", "math", {.replace = true}).status().code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(load("../x", "math").status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(load("a+b", "math").status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(load("new", "/nowhere").status().code(), StatusCode::kNotFound);
+  EXPECT_FALSE(load("new", dir_.path()).ok()) << "no adapter in it";
+  dir_.write("adapter_config.json", "{}");
+  dir_.write("adapter_model.safetensors", "garbage");
+  EXPECT_FALSE(load("new", dir_.path()).ok());
+  // A client's path must lie in a root.
+  EXPECT_EQ(registry_->load_and_wait({.name = "new", .path = std::filesystem::absolute(kDemoAdapters + "math")}).status().code(), StatusCode::kPermissionDenied);
+  testing::copy_adapter("math", dir_.file("inside"));
+  EXPECT_TRUE(registry_->load_and_wait({.name = "inside", .path = "inside"}).ok());
+  EXPECT_TRUE(registry_->unload("inside", nullptr).ok());
+  EXPECT_TRUE(wait_for_host_bytes(bytes));
+  EXPECT_EQ(version_of("sql"), 1);
+  EXPECT_EQ(version_of("alias"), 1);
+  EXPECT_EQ(registry_->list(service_->engine->snapshot()).size(), 1u);
+  EXPECT_EQ(must_load("new", "math")->version, 1) << "the failures took no number";
+  EXPECT_EQ(registry_->num_loading(), 0);
+}
+
+TEST_F(AdapterRegistryTest, ProbeRefusesWeightsThatOverflow) {
+  testing::copy_adapter("sql", dir_.file("huge"), 1e30f);
+  const Status status = load("huge", dir_.file("huge")).status();
+  EXPECT_EQ(status.code(), StatusCode::kDataLoss) << status.message();
+  EXPECT_THAT(status.message(), HasSubstr("probe"));
+  EXPECT_EQ(code_of("huge"), StatusCode::kNotFound);
+  EXPECT_TRUE(wait_for_host_bytes(0));
+  EXPECT_TRUE(service_->wait_on_engine([](TextEngine& engine) { return engine.pool().resident_adapters().empty(); }));
+  service_->expect_idle_pool();
+  // Pages that held what overflowed do not spoil whoever has them next.
+  const AdapterLease good = must_load("huge", "sql");
+  ASSERT_NE(good, nullptr);
+  EXPECT_EQ(good->version, 1);
+  EXPECT_NE(tokens_of(good), tokens_of(nullptr));
+}
+
+TEST_F(AdapterRegistryTest, ReplacedVersionServesItsRequestsToTheEndAndIsFreedThen) {
+  AdapterLease first = must_load("x", "sql");
+  const AdapterLease reference = must_load("reference", "sql");
+  const std::vector<int32_t> expected = tokens_of(reference, 200);
+  const AdapterId old = first->id();
+  auto heard = std::make_shared<Heard>();
+  {
+    Hold hold(*service_);  // the request is not over before the replacement begins
+    start(heard, first, 200);
+    first.reset();
+    auto replaced = std::make_shared<std::promise<void>>();
+    registry_->load({.name = "x", .path = kDemoAdapters + "math", .trusted_path = true, .replace = true},
+                    [replaced](const Result<AdapterLease>& loaded) {
+                      EXPECT_TRUE(loaded.ok());
+                      replaced->set_value();
+                    });
+  }
+  EXPECT_TRUE(service_->wait_on_engine([&](TextEngine&) { return version_of("x") == 2; }));
+  const AdapterLease second = resolve("x")->adapter;
+  EXPECT_EQ(code_of("x@1"), StatusCode::kNotFound);
+  ASSERT_TRUE(heard->wait_for_ends());
+  EXPECT_EQ(heard->choice().tokens, expected) << "what it began with";
+  EXPECT_EQ(tokens_of(second, 200), tokens_of(must_load("math", "math"), 200));
+  EXPECT_TRUE(wait_until_absent(old));
+}
+
+TEST_F(AdapterRegistryTest, KeptVersionsAndAliases) {
+  must_load("x", "sql");
+  must_load("x", "math", {.replace = true, .keep_previous = true});
+  EXPECT_EQ(version_of("x"), 2);
+  EXPECT_EQ(version_of("x@1"), 1);
+  ASSERT_TRUE(registry_->set_alias("prod", "x@1").ok());
+  ASSERT_TRUE(registry_->set_alias("edge", "x").ok());
+  EXPECT_EQ(version_of("prod"), 1);
+  EXPECT_EQ(version_of("edge"), 2);
+  must_load("x", "tag", {.replace = true});  // retires version 2; 1 has an alias
+  EXPECT_EQ(version_of("prod"), 1) << "an alias keeps its version";
+  EXPECT_EQ(version_of("edge"), 3);
+  EXPECT_EQ(code_of("x@2"), StatusCode::kNotFound);
+  ASSERT_TRUE(registry_->set_alias("prod", "x@3").ok());  // flips at once
+  EXPECT_EQ(version_of("prod"), 3);
+  EXPECT_EQ(registry_->aliases(), (std::map<std::string, std::string>{{"edge", "x"}, {"prod", "x@3"}}));
+
+  EXPECT_EQ(registry_->set_alias("x", "x@1").code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(registry_->set_alias("base", "x").code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(registry_->set_alias("demo", "x").code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(registry_->set_alias("y", "prod").code(), StatusCode::kNotFound) << "no alias of an alias";
+  EXPECT_EQ(registry_->set_alias("y", "x@9").code(), StatusCode::kNotFound);
+  EXPECT_EQ(registry_->set_alias("a b", "x").code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(registry_->remove_alias("y").code(), StatusCode::kNotFound);
+  ASSERT_TRUE(registry_->remove_alias("edge").ok());
+  EXPECT_EQ(code_of("edge"), StatusCode::kNotFound);
+
+  // The default goes: the highest one left takes its place; its exact alias goes with it.
+  EXPECT_EQ(*registry_->unload("x@3", nullptr), 1);
+  EXPECT_EQ(version_of("x"), 1);
+  EXPECT_EQ(code_of("prod"), StatusCode::kNotFound);
+  EXPECT_EQ(registry_->unload("x@3", nullptr).status().code(), StatusCode::kNotFound);
+  EXPECT_EQ(must_load("x", "sql", {.replace = true})->version, 4) << "numbers are not used again";
+}
+
+TEST_F(AdapterRegistryTest, UnloadReportsEachVersionOnceWhenItsLastRequestEnded) {
+  must_load("x", "sql");
+  must_load("x", "math", {.replace = true, .keep_previous = true});
+  ASSERT_TRUE(registry_->set_alias("alias", "x").ok());
+  auto heard = std::make_shared<Heard>();
+  const RequestId id = start(heard, resolve("x@1")->adapter, 490);
+  ASSERT_TRUE(heard->wait_for_tokens(1));
+  std::mutex mutex;
+  std::vector<AdapterRegistry::Freed> freed;
+  std::promise<void> first, both;
+  const Result<int> count = registry_->unload("x", [&](const AdapterRegistry::Freed& report) {
+    std::lock_guard lock(mutex);
+    freed.push_back(report);
+    if (freed.size() == 1) first.set_value();
+    if (freed.size() == 2) both.set_value();
+  });
+  ASSERT_EQ(*count, 2);
+  EXPECT_EQ(code_of("x"), StatusCode::kNotFound);
+  EXPECT_EQ(code_of("x@1"), StatusCode::kNotFound);
+  EXPECT_EQ(code_of("alias"), StatusCode::kNotFound);
+  EXPECT_EQ(registry_->unload("x", nullptr).status().code(), StatusCode::kNotFound);
+  first.get_future().wait();
+  service_->engine->cancel(id);
+  both.get_future().wait();
+  ASSERT_TRUE(heard->wait_for_ends());
+  service_->on_engine([](TextEngine&) {});
+  std::lock_guard lock(mutex);
+  ASSERT_EQ(freed.size(), 2u);
+  if (heard->choice().completion.finish == FinishReason::kCancelled) {
+    EXPECT_EQ(freed[0].version, 2) << "version 1 still had a request";
+  }
+  EXPECT_NE(freed[0].version, freed[1].version);
+  for (const auto& report : freed) {
+    EXPECT_EQ(report.name, "x");
+    EXPECT_GT(report.page_bytes, 0);
+    EXPECT_GT(report.host_bytes, 0);
+  }
+  EXPECT_EQ(registry_->host_bytes(), 0);
+}
+
+TEST_F(AdapterRegistryTest, HostMemoryIsBoundedAlsoWhenLoadsRunSideBySide) {
+  const int64_t bytes = must_load("one", "sql")->host_bytes;
+  open({.num_threads = 4, .max_host_bytes = bytes * 5 / 2});
+  std::vector<std::future<StatusCode>> loads;
+  for (int i = 0; i < 8; ++i) {
+    auto promise = std::make_shared<std::promise<StatusCode>>();
+    loads.push_back(promise->get_future());
+    registry_->load({.name = fmt::format("a{}", i), .path = kDemoAdapters + "sql", .trusted_path = true},
+                    [promise](const Result<AdapterLease>& loaded) { promise->set_value(loaded.status().code()); });
+  }
+  int loaded = 0;
+  for (auto& load : loads) {
+    const StatusCode code = load.get();
+    loaded += code == StatusCode::kOk;
+    EXPECT_TRUE(code == StatusCode::kOk || code == StatusCode::kResourceExhausted);
+  }
+  EXPECT_LE(loaded, 2);
+  EXPECT_TRUE(wait_for_host_bytes(loaded * bytes)) << "failed loads give theirs back";
+  for (const AdapterLease& version : registry_->versions()) ASSERT_TRUE(registry_->unload(version->name, nullptr).ok());
+  EXPECT_TRUE(wait_for_host_bytes(0));
+  EXPECT_NE(must_load("again", "sql"), nullptr);
+}
+
+TEST_F(AdapterRegistryTest, PinsHoldPagesAndAreRefusedWhenTheyDoNotFit) {
+  must_load("sql", "sql", {.pinned = true});
+  EXPECT_TRUE(resolve("sql")->adapter->pinned);
+  const AdapterId id = resolve("sql")->adapter->id();
+  EXPECT_TRUE(service_->wait_on_engine([id](TextEngine& engine) { return engine.pool().num_pins(id) == 1; }));
+  ASSERT_TRUE(registry_->set_pinned("sql", false).ok());
+  service_->on_engine([id](TextEngine& engine) { EXPECT_EQ(engine.pool().num_pins(id), 0); });
+  EXPECT_EQ(registry_->set_pinned("nada", true).code(), StatusCode::kNotFound);
+  ASSERT_TRUE(registry_->set_pinned("sql", true).ok());
+  must_load("sql", "math", {.replace = true});
+  EXPECT_TRUE(wait_until_absent(id)) << "a retired version is not held by its pin";
+  // In a pool with room for one and a half adapters the second pin does not fit.
+  int64_t adapter_bytes = 0;
+  service_->on_engine([&](TextEngine& engine) {
+    adapter_bytes = engine.engine().footprint(resolve("sql")->adapter->id()).total() * engine.engine().page_bytes();
+  });
+  open({}, nullptr, adapter_bytes * 3 / 2 + (1 << 18));
+  must_load("a", "math", {.pinned = true});
+  EXPECT_EQ(load("b", "math", {.pinned = true}).status().code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(code_of("b"), StatusCode::kNotFound);
+}
+
+class StoredRegistryTest : public AdapterRegistryTest {
+ protected:
+  StoredRegistryTest() {
+    store_ = StateStore::open(dir_.file("state.db")).value();
+    open({}, store_.get());
+  }
+  ~StoredRegistryTest() override { registry_.reset(); }
+  std::unique_ptr<StateStore> store_;
+};
+
+TEST_F(StoredRegistryTest, VersionsAreNeverUsedAgainAlsoAfterARestart) {
+  EXPECT_EQ(must_load("x", "sql")->version, 1);
+  EXPECT_EQ(must_load("x", "sql", {.replace = true})->version, 2);
+  ASSERT_TRUE(registry_->unload("x", nullptr).ok());
+  open({}, store_.get());
+  EXPECT_EQ(must_load("x", "math")->version, 3);
+  ASSERT_TRUE(registry_->unload("x", nullptr).ok());
+  open({}, store_.get());
+  EXPECT_EQ(must_load("x", "tag", {.persist = false})->version, 4) << "nor by an adapter that is not stored";
+  EXPECT_TRUE(store_->adapters()->empty());
+}
+
+TEST_F(StoredRegistryTest, StoreFollowsTheRegistry) {
+  must_load("x", "sql");
+  must_load("x", "math", {.replace = true, .keep_previous = true, .pinned = true});
+  must_load("file", "tag", {.persist = false});
+  ASSERT_TRUE(registry_->set_pinned("file", true).ok());
+  ASSERT_TRUE(registry_->set_alias("old", "x@1").ok());
+  ASSERT_TRUE(registry_->set_alias("new", "x").ok());
+  auto stored = store_->adapters().value();
+  ASSERT_EQ(stored.size(), 2u) << "a pin does not make an operator's adapter a stored one";
+  EXPECT_EQ(stored[0].version, 1);
+  EXPECT_FALSE(stored[0].is_default);
+  EXPECT_TRUE(stored[1].is_default);
+  EXPECT_TRUE(stored[1].pinned);
+  EXPECT_EQ(store_->aliases()->size(), 2u);
+
+  // Restored under their numbers, in any order.
+  open({}, store_.get());
+  for (auto it = stored.rbegin(); it != stored.rend(); ++it)
+    must_load(it->name, std::filesystem::absolute(it->path), {.replace = true, .keep_previous = true, .pinned = it->pinned, .version = it->version});
+  EXPECT_EQ(version_of("x"), 2);
+  EXPECT_EQ(version_of("x@1"), 1);
+  ASSERT_TRUE(registry_->set_alias("old", "x@1").ok());
+  ASSERT_TRUE(registry_->set_alias("new", "x").ok());
+  ASSERT_TRUE(registry_->unload("x@1", nullptr).ok());
+  EXPECT_EQ(store_->adapters()->size(), 1u);
+  EXPECT_EQ(store_->aliases()->size(), 1u) << "aliases go with what they meant";
+  ASSERT_TRUE(registry_->unload("x", nullptr).ok());
+  EXPECT_TRUE(store_->adapters()->empty());
+  EXPECT_TRUE(store_->aliases()->empty());
+}
+
+TEST_F(AdapterRegistryTest, SumsAreResolvedCachedAndRefused) {
+  open({.max_composed = 2});
+  must_load("sql", "sql");
+  must_load("math", "math");
+  must_load("tag", "tag");
+  const auto sum = resolve("sql*0.5+math*0.5");
+  ASSERT_TRUE(sum.ok()) << sum.status().message();
+  EXPECT_EQ(sum->name, "sql*0.5+math*0.5");
+  EXPECT_EQ(sum->adapter->rank, resolve("sql")->adapter->rank + resolve("math")->adapter->rank);
+  const AdapterLease half = sum->adapter;
+  EXPECT_EQ(resolve("sql@1*0.5+demo:math*0.50")->adapter, half) << "the same sum by other words";
+  EXPECT_EQ(resolve("demo:sql*0.5+math*0.5")->adapter, half);
+  EXPECT_NE(resolve("sql*0.5+math*0.25")->adapter, half);
+  EXPECT_EQ(tokens_of(resolve("sql*1")->adapter), tokens_of(resolve("sql")->adapter)) << "one times itself";
+  EXPECT_NE(tokens_of(half), tokens_of(resolve("sql")->adapter));
+  EXPECT_NE(resolve("sql*0.5+math*0.5")->adapter, half) << "the least recently used of three went";
+
+  for (const char* wrong : {"sql*", "sql*x", "sql*0.5x", "sql*nan", "sql*inf", "sql*101", "sql*-101", "sql*0.5*2", "sql+", "+sql", "sql++math", "base+sql", "sql*0.5+demo*0.5"})
+    EXPECT_EQ(code_of(wrong), StatusCode::kInvalidArgument) << wrong;
+  EXPECT_TRUE(resolve("sql*-100+math*1e-3").ok());
+  EXPECT_EQ(code_of("sql+nada"), StatusCode::kNotFound);
+  EXPECT_EQ(code_of("other:sql+math"), StatusCode::kNotFound);
+  EXPECT_TRUE(resolve("sql+sql+sql+sql+sql+sql+sql+sql").ok());
+  EXPECT_EQ(code_of("sql+sql+sql+sql+sql+sql+sql+sql+sql"), StatusCode::kInvalidArgument);
+  EXPECT_EQ(registry_->list(service_->engine->snapshot()).size(), 3u) << "sums are not listed";
+}
+
+TEST_F(AdapterRegistryTest, SumFollowsItsComponents) {
+  must_load("a", "sql");
+  must_load("b", "math");
+  const int64_t bytes = registry_->host_bytes();
+  AdapterLease before = resolve("a+b")->adapter;
+  EXPECT_GT(registry_->host_bytes(), bytes) << "a sum counts";
+  const AdapterId id = before->id();
+  must_load("b", "tag", {.replace = true});
+  const AdapterLease after = resolve("a+b")->adapter;
+  EXPECT_NE(after, before);
+  before.reset();
+  EXPECT_TRUE(service_->wait_on_engine([id](TextEngine& engine) {
+    for (const auto& [resident, info] : engine.pool().resident_adapters())
+      if (resident == id) return false;
+    return true;
+  })) << "a sum of a retired version is not kept";
+  ASSERT_TRUE(registry_->unload("b", nullptr).ok());
+  EXPECT_EQ(code_of("a+b"), StatusCode::kNotFound);
+  EXPECT_FALSE(tokens_of(after).empty()) << "who has it may finish";
+}
+
+TEST_F(AdapterRegistryTest, SumsRespectTheHostMemoryBudget) {
+  const int64_t bytes = must_load("probe", "sql")->host_bytes;
+  open({.max_host_bytes = bytes * 9 / 2});
+  must_load("a", "sql");
+  must_load("b", "sql");
+  EXPECT_EQ(code_of("a+b+a"), StatusCode::kResourceExhausted) << "a sum holds its parts in f32, twice their bytes";
+  for (const char* weight : {"0.1", "0.2", "0.3"}) {
+    EXPECT_TRUE(resolve(fmt::format("a*{}", weight)).ok()) << "older sums make room";
+    EXPECT_LE(registry_->host_bytes(), bytes * 9 / 2);
+  }
+}
+
+// Loads, replacements, unloads, aliases and requests from several threads; afterwards nothing is left.
+TEST_F(AdapterRegistryTest, ConcurrentChangesAndRequests) {
+  open({.num_threads = 3});
+  const std::vector<std::string> sources{"sql", "math", "tag", "dates"};
+  std::vector<std::thread> threads;
+  std::atomic<int> expected_frees{0}, frees{0}, served{0};
+  for (uint64_t seed = 0; seed < 4; ++seed)
+    threads.emplace_back([&, seed] {
+      Rng rng(seed);
+      for (int i = 0; i < 25; ++i) {
+        const std::string name = fmt::format("n{}", rng.below(3));
+        switch (rng.below(7)) {
+          case 0:
+          case 1:
+            (void)load(name, sources[rng.below(4)], {.replace = rng.below(2) == 0, .keep_previous = rng.below(3) == 0});
+            break;
+          case 2: {
+            const auto count = registry_->unload(rng.below(2) == 0 ? name : name + "@1", [&](const AdapterRegistry::Freed&) { ++frees; });
+            if (count.ok()) expected_frees += *count;
+            break;
+          }
+          case 3: (void)registry_->set_alias("alias", name); break;
+          case 4: (void)registry_->list(service_->engine->snapshot()); break;
+          case 5: (void)registry_->set_pinned(name, rng.below(2) == 0); break;
+          default: {
+            const auto resolved = resolve(rng.below(3) == 0 ? "n0*0.5+n1" : rng.below(2) == 0 ? "alias" : name);
+            if (!resolved.ok()) break;
+            EXPECT_EQ(tokens_of(resolved->adapter, 4).size(), 4u);
+            ++served;
+          }
+        }
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  for (const char* name : {"n0", "n1", "n2"})
+    if (const auto count = registry_->unload(name, [&](const AdapterRegistry::Freed&) { ++frees; }); count.ok()) expected_frees += *count;
+  EXPECT_TRUE(service_->wait_on_engine([&](TextEngine& engine) { return frees == expected_frees && engine.pool().resident_adapters().empty(); }))
+      << frees << " of " << expected_frees;
+  EXPECT_TRUE(wait_for_host_bytes(0));
+  EXPECT_TRUE(registry_->versions().empty());
+  EXPECT_GT(expected_frees, 0);
+}
+
+TEST_F(AdapterRegistryTest, LoadsEndWhenTheServerStops) {
+  std::vector<std::future<StatusCode>> loads;
+  for (int i = 0; i < 12; ++i) {
+    auto promise = std::make_shared<std::promise<StatusCode>>();
+    loads.push_back(promise->get_future());
+    registry_->load({.name = fmt::format("a{}", i), .path = kDemoAdapters + "sql", .trusted_path = true},
+                    [promise](const Result<AdapterLease>& loaded) { promise->set_value(loaded.status().code()); });
+  }
+  service_->engine->stop();
+  registry_.reset();
+  for (auto& load : loads) {
+    const StatusCode code = load.get();
+    EXPECT_TRUE(code == StatusCode::kOk || code == StatusCode::kUnavailable) << to_string(code);
+  }
+  service_.reset();
+}
+
+// Somebody copies over the file of a loaded adapter, in place: the server has its own bytes (a map would be SIGBUS).
+TEST_F(AdapterRegistryTest, AdapterSurvivesItsFileBeingTruncated) {
+  testing::copy_adapter("sql", dir_.file("sql"));
+  const AdapterLease adapter = must_load("sql", dir_.file("sql"));
+  const std::vector<int32_t> before = tokens_of(adapter);
+  std::filesystem::resize_file(dir_.file("sql/adapter_model.safetensors"), 10);
+  service_->on_engine([](TextEngine& engine) { const_cast<UnifiedPool&>(engine.pool()).evict_all(); });  // so that it is copied into pages again
+  EXPECT_EQ(tokens_of(adapter), before);
+}
+
+}  // namespace
+}  // namespace lk
