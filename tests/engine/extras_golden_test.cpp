@@ -118,12 +118,17 @@ TEST(ExtrasGolden, EmbeddingsAreTheNormalisedMeanOfTheLastHiddenStates) {
 TEST(HiddenSum, DoesNotDependOnTheBatch) {
   const std::vector<std::string> names{"r64_linear", "dora_r4", "final_norm"};
   Model alone("models/llama_mha", {.max_step_tokens = 512}, 4096, DType::kBF16);
-  Model crowd("models/llama_mha", {.max_step_tokens = 13, .max_running = 8}, 24, DType::kBF16);
   std::vector<AdapterId> ids{kBaseModel};
+  int64_t largest = 0;
   for (const std::string& name : names) {
-    const AdapterId id = alone.add(alone.load("adapters/llama_mha__" + name));
+    ids.push_back(alone.add(alone.load("adapters/llama_mha__" + name)));
+    largest = std::max(largest, alone.engine->footprint(ids.back()).total());
+  }
+  Model crowd("models/llama_mha", {.max_step_tokens = 13, .max_running = 8}, largest + 12, DType::kBF16);
+  for (size_t i = 0; i < names.size(); ++i) {
+    const AdapterId id = ids[i + 1];
+    const std::string& name = names[i];
     ASSERT_EQ(crowd.add(crowd.load("adapters/llama_mha__" + name)), id);
-    ids.push_back(id);
   }
   std::vector<Request> requests;
   Rng rng(3);

@@ -54,7 +54,7 @@ TEST(Constraint, NeverLeavesNothing) {
 
 class GrammarConstraintTest : public ::testing::Test {
  protected:
-  GrammarConstraintTest() : engine_(testing::open_demo({.max_step_tokens = 32}, 1 << 20)) {
+  GrammarConstraintTest() : engine_(testing::open_demo({.max_step_tokens = 32}, 512 << 10)) {
     const TextModel& text = engine_->text();
     vocabulary_ = TokenVocabulary::create(*text.tokenizer(), text.config().vocab_size, text.end_tokens());
   }
