@@ -89,6 +89,8 @@ TEST(LoadReport, ComputesTheDefinitions) {
   EXPECT_EQ(r.delay_ms.count, 7);
   EXPECT_NEAR(r.delay_ms.max, 500, 1e-6);
   EXPECT_EQ(r.errors, (std::map<std::string, int64_t>{{"429", 2}, {"503", 1}, {"timeout", 1}}));
+  EXPECT_EQ(r.refused_ms.count, 3);
+  EXPECT_DOUBLE_EQ(r.refused_ms.p50, 1000);
   EXPECT_EQ(r.adapters.at(0).ok, 2);
   EXPECT_EQ(r.adapters.at(0).output_tokens, 12);
   EXPECT_NEAR(r.adapters.at(1).ttft_ms.p50, 300, 1e-6);

@@ -76,7 +76,7 @@ LoadReport make_report(std::span<const RequestRecord> records, const RunFacts& f
   LoadReport report{.requests = static_cast<int64_t>(records.size()), .peak_concurrency = facts.peak_concurrency, .duration_s = facts.duration_s};
   Samples all;
   std::map<int, Samples> by_adapter;
-  std::vector<double> delays;
+  std::vector<double> delays, refused;
   int64_t good = 0;
   for (const RequestRecord& record : records) {
     AdapterFigures& figures = report.adapters[record.adapter];
@@ -86,6 +86,7 @@ LoadReport make_report(std::span<const RequestRecord> records, const RunFacts& f
     if (record.outcome != Outcome::kOk) {
       const std::string name = error_name(record);
       ++report.errors[name];
+      if (record.http_status == 429 || record.http_status == 503) refused.push_back(record.e2e_s() * 1e3);
       report.error_examples.emplace(name, record.error);
       continue;
     }
@@ -103,6 +104,7 @@ LoadReport make_report(std::span<const RequestRecord> records, const RunFacts& f
   report.itl_ms = summarize(std::move(all.itl));
   report.tpot_ms = summarize(std::move(all.tpot));
   report.e2e_ms = summarize(std::move(all.e2e));
+  report.refused_ms = summarize(std::move(refused));
   report.delay_ms = summarize(std::move(delays));
   for (auto& [adapter, samples] : by_adapter) {
     report.adapters[adapter].ttft_ms = summarize(std::move(samples.ttft));

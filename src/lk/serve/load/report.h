@@ -43,6 +43,7 @@ struct LoadReport {
   double requests_per_s = 0, output_tokens_per_s = 0, total_tokens_per_s = 0;
   std::optional<double> goodput, slo_attainment;  // attainment: fraction of all requests
   Summary ttft_ms, itl_ms, tpot_ms, e2e_ms;
+  Summary refused_ms;                  // send to the answer, of those that were refused with 429 or 503
   Summary delay_ms;                    // scheduled to sent, all requests; empty for a closed loop
   std::map<std::string, int64_t> errors;  // "429", "503", "timeout", ... -> count
   std::map<std::string, std::string> error_examples;

@@ -48,6 +48,7 @@ std::string format_report(const LoadReport& r, const std::vector<std::string>& a
   for (const auto& [name, count] : r.errors) out += fmt::format("failed     {} x {}: {}\n", count, name, printable(r.error_examples.at(name)));
   out += fmt::format("\n{:<10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>9}\n", "ms", "mean", "p50", "p90", "p99", "max", "samples");
   out += row("TTFT", r.ttft_ms) + row("TPOT", r.tpot_ms) + row("ITL", r.itl_ms) + row("E2E", r.e2e_ms);
+  if (r.refused_ms.count > 0) out += row("refused", r.refused_ms);
   if (r.delay_ms.count > 0) out += row("send delay", r.delay_ms);
   if (per_adapter) out += adapter_rows(r, adapter_names);
   if (r.without_usage > 0) out += fmt::format("\nnote: {} answers came without usage; their tokens are counted by events\n", r.without_usage);
@@ -68,7 +69,8 @@ json::object report_json(const LoadReport& r, const std::vector<std::string>& ad
                    {"prompt_tokens", r.prompt_tokens}, {"output_tokens", r.output_tokens}, {"requests_per_s", r.requests_per_s},
                    {"output_tokens_per_s", r.output_tokens_per_s}, {"total_tokens_per_s", r.total_tokens_per_s},
                    {"ttft_ms", summary_json(r.ttft_ms)}, {"tpot_ms", summary_json(r.tpot_ms)}, {"itl_ms", summary_json(r.itl_ms)},
-                   {"e2e_ms", summary_json(r.e2e_ms)}, {"send_delay_ms", summary_json(r.delay_ms)}, {"errors", std::move(errors)},
+                   {"e2e_ms", summary_json(r.e2e_ms)}, {"refused_ms", summary_json(r.refused_ms)},
+                   {"send_delay_ms", summary_json(r.delay_ms)}, {"errors", std::move(errors)},
                    {"without_usage", r.without_usage}, {"short_answers", r.short_answers}, {"adapters", std::move(adapters)}};
   if (r.goodput) out["goodput"] = *r.goodput;
   if (r.slo_attainment) out["slo_attainment"] = *r.slo_attainment;
