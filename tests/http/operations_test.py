@@ -110,7 +110,7 @@ class Endpoints(ServerTest):
                 stream.connection.close()
         wait_for(lambda: (lambda s: s["requests"]["running"] == s["requests"]["waiting"] == s["http"]["open_streams"] == 0)(self.server.status()), "all ended")
         pool = self.server.status()["pool"]
-        self.assertEqual(pool["kv"], pool["cached"])
+        self.assertEqual(pool["free"] + pool["cached"], pool["pages"])
 
     def test_keep_alive_and_pipelining(self):
         connection = self.server.connect()
