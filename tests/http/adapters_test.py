@@ -143,7 +143,7 @@ class OwnEndpoints(Directory):
         before = adapter(server, "x@3")
         freed = server.call("DELETE", "/v1/adapters/x@3")
         self.assertEqual(freed.status, 200)
-        self.assertEqual((freed.json["deleted"], freed.json["freed"], freed.json["freed_host_bytes"]), (True, True, before["host_bytes"]))
+        self.assertEqual((freed.json["deleted"], freed.json["freed_host_bytes"]), (True, before["host_bytes"]))
         self.assertGreater(before["device_bytes"], 0)
         self.assertGreaterEqual(freed.json["freed_device_bytes"], before["device_bytes"])  # and what was cached of its prompts
         self.assertEqual(says(server, "x", MARCH), DATE)
@@ -203,7 +203,7 @@ class OwnEndpoints(Directory):
         with server.open_stream("/v1/chat/completions", request) as stream:
             stream.next()
             quick = server.call("DELETE", "/v1/adapters/x?wait=0")
-            self.assertEqual((quick.status, quick.json["freed"]), (202, False))
+            self.assertEqual((quick.status, quick.json["deleted"], "freed_host_bytes" in quick.json), (202, True, False))
             self.assertEqual(server.chat(model="x").status, 404)
             self.assertTrue(stream.rest())
         wait_for(lambda: server.status()["pool"]["adapter"] == 0, "pages back")
@@ -312,6 +312,14 @@ class Refusals(Directory):
                 status, message = damaged(f"damaged{i}", change)
                 self.assertIn(status, (400, 404), message)
         self.assertEqual(says(self.server, "tag", "On Tuesday Ben Keller met Sam in Berlin."), "On [DATE Tuesday] [PER Ben Keller] met [PER Sam] in [LOC Berlin].")
+        self.server.stop(0)
+
+    def test_warnings_are_logged(self):
+        target = self.copy_adapter("sql", "root", "odd")
+        path = pathlib.Path(target) / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "target_modules": ["q_proj"]}))
+        self.assertEqual(self.server.post("/v1/load_lora_adapter", {"lora_name": "odd", "lora_path": "odd"}).status, 200)
+        self.assertIn("target_modules", wait_for(lambda: self.server.event("adapter_warning"), "the warning")["reason"])
         self.server.stop(0)
 
     def test_files_that_change_while_loaded(self):

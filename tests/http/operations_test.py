@@ -108,9 +108,13 @@ class Endpoints(ServerTest):
                     stream.next()
                 stream.response.close()
                 stream.connection.close()
-        wait_for(lambda: (lambda s: s["requests"]["running"] == s["requests"]["waiting"] == s["http"]["open_streams"] == 0)(self.server.status()), "all ended")
-        pool = self.server.status()["pool"]
-        self.assertEqual(pool["free"] + pool["cached"], pool["pages"])
+
+        def at_rest() -> bool:
+            status = self.server.status()
+            pool = status["pool"]
+            return (status["requests"]["running"] == status["requests"]["waiting"] == status["http"]["open_streams"] == 0
+                    and pool["kv"] == 0 and pool["free"] + pool["cached"] + pool["adapter"] == pool["pages"])
+        wait_for(at_rest, "everything is given back")
 
     def test_keep_alive_and_pipelining(self):
         connection = self.server.connect()

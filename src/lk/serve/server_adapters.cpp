@@ -75,6 +75,13 @@ class Fields {
   json::object object_;
 };
 
+void log_loaded(Log& log, const AdapterVersion& adapter) {
+  log.write(LogLevel::kInfo, "adapter_loaded", {{"adapter", fmt::format("{}@{}", adapter.name, adapter.version)}, {"digest", adapter.digest},
+                                                {"seconds", adapter.load_seconds}});
+  for (const std::string& warning : adapter.host()->warnings)
+    log.write(LogLevel::kWarning, "adapter_warning", {{"adapter", adapter.name}, {"reason", warning}});
+}
+
 struct LoadFields {
   std::string name, path;
   bool in_place = false, pinned = false, keep_previous = false;
@@ -145,6 +152,7 @@ void ServerImpl::vllm_load(const std::shared_ptr<Exchange>& exchange) {
     return vllm_error(exchange, 403, "PermissionDeniedError", "this tenant may not use that adapter name");
   registry_->load({.name = load->name, .path = load->path, .replace = load->in_place}, [this, exchange](Result<AdapterLease> loaded) {
     metrics_->adapter_load(loaded.ok() ? (*loaded)->load_seconds : 0, loaded.ok());
+    if (loaded.ok()) log_loaded(*log_, **loaded);
     exchange->post([exchange, status = loaded.ok() ? Status() : loaded.status(), name = loaded.ok() ? (*loaded)->name : ""] {
       if (!status.ok()) return vllm_error(exchange, status);
       exchange->respond(200, fmt::format("Success: LoRA adapter '{}' added successfully.", name), "text/plain; charset=utf-8");
@@ -208,7 +216,7 @@ void ServerImpl::post_adapter(const std::shared_ptr<Exchange>& exchange) {
     const std::string exact = fmt::format("{}@{}", (*loaded)->name, (*loaded)->version);
     const std::optional<AdapterSnapshot> adapter = registry_->find(exact, service_->snapshot());
     std::string body = adapter ? format_adapter(*adapter) : json::serialize(json::object{{"id", exact}});
-    log_->write(LogLevel::kInfo, "adapter_loaded", {{"adapter", exact}, {"digest", (*loaded)->digest}, {"seconds", (*loaded)->load_seconds}});
+    log_loaded(*log_, **loaded);
     exchange->post([exchange, body = std::move(body)] { exchange->respond(201, body); });
   });
 }
