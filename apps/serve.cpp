@@ -21,7 +21,7 @@ struct ServeFlags {
   std::string max_body = "8MiB", host_memory = "auto";
   int port = 8000;
   std::vector<std::string> lora_dirs, lora_roots;
-  bool no_state = false, insecure = false, enable_lora = false, no_probe = false;
+  bool no_state = false, enable_lora = false, no_probe = false;
   double watch_seconds = 2, drain_grace = 5, drain_timeout = 120;
   ServerOptions server;
 
@@ -59,7 +59,7 @@ void ServeFlags::add_to(CLI::App& command) {
   const char* security = "Security";
   command.add_option("--state", state, "file of keys, tenants and loaded adapters; default: as `lorikeet keys`")->group(security);
   command.add_flag("--no-state", no_state, "no keys, and nothing survives a restart")->group(security);
-  command.add_flag("--insecure", insecure, "allow listening beyond loopback without any API key")->group(security);
+  command.add_flag("--insecure", server.insecure, "allow listening beyond loopback without any API key")->group(security);
   command.add_flag("--public-metrics", server.public_metrics, "/metrics and /v1/status without a key")->group(security);
   const char* overload = "Overload";
   command.add_option("--max-queue", server.engine.max_queue_requests, "most waiting requests; beyond it 503")->check(CLI::Range(1, 1 << 20))->capture_default_str()->group(overload);
@@ -212,7 +212,7 @@ int run(const ServeFlags& flags) {
     stored = std::move(adapters).value();
     aliases = std::move(names).value();
   }
-  if (!has_keys && !flags.insecure && !is_loopback(flags.host))
+  if (!has_keys && !flags.server.insecure && !is_loopback(flags.host))
     return fail(failed_precondition("listening on {} without any API key would let everybody in: create one with `lorikeet keys create`, or say --insecure", flags.host));
   const bool text_log = flags.log_format == "text" || (flags.log_format == "auto" && flags.log_file.empty() && stderr_is_terminal());
   Result<std::unique_ptr<Log>> log = Log::create({.level = parse_log_level(flags.log_level).value(),

@@ -138,6 +138,19 @@ class Keys(Directory):
         self.assertEqual((server.chat(max_tokens=1).status, server.chat(key=key, max_tokens=1).status), (401, 200))
         server.stop(0)
 
+    def test_pages_of_other_origins_cannot_use_a_keyless_server(self):
+        server = self.start(adapters=("sql",))
+        body = {"model": "sql", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+        own = server.address
+        port = own.rsplit(":", 1)[1]
+        for host, origin, status in ((own, f"http://{own}", 200), (own, "", 200), (own, "https://evil.example", 403), (own, "null", 403),
+                                     (f"evil.example:{port}", f"http://evil.example:{port}", 403),
+                                     (f"127.evil.example:{port}", f"http://127.evil.example:{port}", 403)):
+            headers = {"Host": host, **({"Origin": origin} if origin else {})}
+            answer = server.call("POST", "/v1/chat/completions", body, headers=headers)
+            self.assertEqual(answer.status, status, (host, origin))
+            self.assertIn("x-request-id", answer.headers)
+
     def test_refuses_to_be_open_to_the_world(self):
         for args in (("--host", "0.0.0.0"), ("--host", "::"), ("--host", "192.0.2.1")):
             with self.assertRaisesRegex(RuntimeError, "without any API key"):

@@ -76,6 +76,26 @@ bool is_request_id(std::string_view text) {
          text.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:") == std::string_view::npos;
 }
 
+// "http://localhost:3000" -> "localhost:3000".
+std::string_view authority_of(std::string_view origin) {
+  const size_t scheme = origin.find("://");
+  return scheme == std::string_view::npos ? origin : origin.substr(scheme + 3);
+}
+
+bool is_loopback_host(std::string_view host) {
+  if (host.starts_with('[')) return host.substr(0, host.find(']') + 1) == "[::1]";
+  host = host.substr(0, host.rfind(':'));
+  return host == "localhost" || (host.starts_with("127.") && host.find_first_not_of("0123456789.") == std::string_view::npos);
+}
+
+// Without keys a browser must not become the way in: neither a page of another site (Origin), nor one whose name was pointed at this
+// machine (Host).
+bool comes_from_foreign_page(const HttpRequest& request, bool any_host) {
+  const std::string_view origin = request.header("origin"), host = request.header("host");
+  if (origin.empty()) return false;
+  return authority_of(origin) != host || !(any_host || is_loopback_host(host));
+}
+
 std::string random_id() {
   thread_local Rng rng([] {
     uint64_t seed = 0;
@@ -244,6 +264,9 @@ ApiResult<Principal> ServerImpl::authorize(const HttpRequest& request, const Rou
   const uint8_t all = static_cast<uint8_t>(Scope::kAdmin) | static_cast<uint8_t>(Scope::kAdapters) | static_cast<uint8_t>(Scope::kInfer);
   const std::shared_ptr<const KeyRing> ring = keys();
   // The file system says who may open the admin socket.
+  if (ring->open() && comes_from_foreign_page(request, options_.insecure))
+    return ApiError{.status = 403, .message = "requests of web pages of other origins are refused while the server has no API keys",
+                    .type = "permission_error", .code = "foreign_origin"};
   if (ring->open() || (is_admin_listener(request.listener) && request.peer == "unix")) return Principal{.tenant = nobody, .scopes = all};
   const bool open = route.access == Access::kOpen || (route.access == Access::kMetrics && options_.public_metrics);
   if (open) return Principal{.tenant = nobody, .scopes = 0};
@@ -287,15 +310,32 @@ std::optional<HttpResponse> ServerImpl::filter(const HttpRequest& head) {
     else tenant = principal.value->tenant->name;
     if (!error && route->sheds) error = shed();
     const std::string_view type = head.header("content-type");
-    if (!error && head.method == "POST" && !type.empty() && !type.starts_with("application/json"))
+    if (!error && (head.method == "POST" || head.method == "PATCH") && !type.empty() && !type.starts_with("application/json"))
       error = ApiError{.status = 415, .message = "Content-Type must be application/json", .code = "unsupported_media_type"};
   }
   if (!error) return std::nullopt;
+  const std::string_view own_id = head.header("x-request-id");
+  const std::string id = is_request_id(own_id) ? std::string(own_id) : random_id();
   metrics_->http_request(route ? route->path : "other", error->status, 0);
   metrics_->request_refused(refusal_reason(error->status), tenant);
-  log_->write(LogLevel::kInfo, "refused", {{"method", head.method}, {"route", route ? route->path : "other"}, {"status", error->status},
+  log_->write(LogLevel::kInfo, "refused", {{"id", id}, {"method", head.method}, {"route", route ? route->path : "other"}, {"status", error->status},
                                            {"tenant", tenant}, {"peer", head.peer}});
-  return error_response(*error);
+  HttpResponse response = error_response(*error);
+  response.headers.emplace_back("x-request-id", id);
+  if (error->status == 405) response.headers.emplace_back("allow", allowed_methods(head));
+  return response;
+}
+
+std::string ServerImpl::allowed_methods(const HttpRequest& head) const {
+  std::string methods;
+  for (const char* method : {"GET", "POST", "PATCH", "DELETE"}) {
+    HttpRequest other = head;
+    other.method = method;
+    std::string parameter;
+    bool path_exists = false;
+    if (find_route(other, &parameter, &path_exists)) methods += methods.empty() ? method : fmt::format(", {}", method);
+  }
+  return methods;
 }
 
 void ServerImpl::handle(HttpRequest request, std::shared_ptr<HttpReply> reply) {

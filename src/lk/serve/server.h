@@ -30,6 +30,7 @@ struct ServerOptions {
   std::string model_root;               // "root" of the base in /v1/models
   AdapterRegistryOptions adapters;
   EngineServiceOptions engine;
+  bool insecure = false;                // keyless service beyond loopback is wanted
   bool public_metrics = false;          // /metrics and /v1/status without a key
   bool console = true;
   double default_timeout_seconds = 600; // of a request that names none

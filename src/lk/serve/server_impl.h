@@ -112,6 +112,7 @@ class ServerImpl final : public Server {
   std::optional<HttpResponse> filter(const HttpRequest& head);
   void handle(HttpRequest request, std::shared_ptr<HttpReply> reply);
   const Route* find_route(const HttpRequest& request, std::string* parameter, bool* path_exists) const;
+  std::string allowed_methods(const HttpRequest& head) const;
   ApiResult<Principal> authorize(const HttpRequest& request, const Route& route) const;
   std::optional<ApiError> shed() const;
   std::shared_ptr<const KeyRing> keys() const;
