@@ -18,6 +18,10 @@ void NameCache::resolve(const std::string& host, const std::string& port, Callba
   error_code not_numeric;
   if (const auto address = asio::ip::make_address(host, not_numeric); !not_numeric)
     return callback({}, {{address, static_cast<uint16_t>(std::stoi(port))}});
+  // RFC 6761 §6.3: this name is the loopback address, whatever (or no) hosts file says.
+  if (host == "localhost")
+    return callback({}, {{asio::ip::address_v4::loopback(), static_cast<uint16_t>(std::stoi(port))},
+                         {asio::ip::address_v6::loopback(), static_cast<uint16_t>(std::stoi(port))}});
   const std::string key = host + ":" + port;
   Entry& entry = entries_[key];
   if (!entry.endpoints.empty() && Clock::now() < entry.expires) return callback({}, entry.endpoints);
