@@ -4,11 +4,13 @@
 #include <sys/resource.h>
 
 #include <filesystem>
+#include <thread>
 
 #include "commands.h"
 #include "config.h"
 #include "lk/base/file.h"
 #include "lk/base/sd_notify.h"
+#include "lk/base/thread_name.h"
 #include "lk/serve/directory_watcher.h"
 #include "lk/serve/server.h"
 
@@ -22,6 +24,7 @@ struct ServeFlags {
   int port = 8000;
   std::vector<std::string> lora_dirs, lora_roots;
   bool no_state = false, enable_lora = false, no_probe = false;
+  int kernel_nice = 3;
   double watch_seconds = 2, drain_grace = 5, drain_timeout = 120;
   ServerOptions server;
 
@@ -52,6 +55,7 @@ void ServeFlags::add_to(CLI::App& command) {
   command.add_option("--tls-cert", server.tls_cert, "certificate chain (PEM)")->group(network);
   command.add_option("--tls-key", server.tls_key, "private key (PEM)")->group(network);
   command.add_option("--io-threads", server.io_threads, "threads for connections")->check(CLI::Range(1, 64))->capture_default_str()->group(network);
+  command.add_option("--kernel-nice", kernel_nice, "how far kernel threads stand back for connections (nice value)")->check(CLI::Range(0, 19))->capture_default_str()->group("Machine");
   command.add_option("--worker-threads", server.worker_threads, "threads for parsing and tokenizing")->check(CLI::Range(1, 64))->capture_default_str()->group(network);
   command.add_option("--max-connections", server.limits.max_connections, "in all")->check(CLI::Range(1, 1 << 20))->capture_default_str()->group(network);
   command.add_option("--max-connections-per-address", server.limits.max_connections_per_address, "of one client")->check(CLI::Range(1, 1 << 20))->capture_default_str()->group(network);
@@ -102,8 +106,20 @@ Result<ServerOptions> ServeFlags::options() const {
       filled.adapters.roots.push_back(std::filesystem::canonical(root, error).string());
     }
   filled.model_root = model.model.empty() ? model.dummy : model.model;
+  filled.engine.nice = kernel_nice;
   filled.version = LK_VERSION;
   return filled;
+}
+
+// The engine and its kernel threads, with a lower priority than the threads that answer: an event that waits for a core is late, a
+// kernel that waits for an event to leave loses next to nothing. Threads inherit the priority of the one that makes them.
+Result<std::unique_ptr<TextEngine>> open_engine(const ModelFlags& model, int nice) {
+  Result<std::unique_ptr<TextEngine>> engine = internal_error("the engine was not opened");
+  std::thread([&] {
+    lower_thread_priority(nice);
+    engine = model.open_without_adapters();
+  }).join();
+  return engine;
 }
 
 // Every stream is a file descriptor.
@@ -220,7 +236,7 @@ int run(const ServeFlags& flags) {
   if (!log.ok()) return fail(log.status());
   raise_file_limit(options->limits.max_connections);
 
-  Result<std::unique_ptr<TextEngine>> engine = flags.model.open_without_adapters();
+  Result<std::unique_ptr<TextEngine>> engine = open_engine(flags.model, flags.kernel_nice);
   if (!engine.ok()) return fail(engine.status());
   Result<std::unique_ptr<Server>> started = Server::start(*options, std::move(engine).value(), std::move(store), std::move(log).value());
   if (!started.ok()) return fail(started.status());

@@ -152,6 +152,7 @@ double EngineService::stalled_seconds() const {
 
 void EngineService::main() {
   set_thread_name("lk-engine");
+  lower_thread_priority(options_.nice);
   for (;;) {
     run_commands();
     expire_deadlines();

@@ -58,6 +58,7 @@ struct EngineServiceOptions {
   int64_t max_queue_requests = 1024;  // waiting, not running
   int64_t max_queue_tokens = 0;       // prompt + max_tokens of waiting requests; 0 = a quarter context for each
   double max_wait_seconds = 60;       // predicted
+  int nice = 0;                       // of the engine thread
   std::function<void(int64_t num_tokens, double seconds)> on_step;  // after each step, on the engine thread
 };
 

@@ -146,6 +146,10 @@ void Exchange::begin_stream(HttpHeaders headers) {
 
 void Exchange::post(std::function<void()> task) { server->http_->post(shard, std::move(task)); }
 
+void Exchange::refuse(ApiError error) {
+  post([self = shared_from_this(), error = std::move(error)] { self->fail(error); });
+}
+
 // --- Life
 
 Result<std::unique_ptr<Server>> Server::start(const ServerOptions& options, std::unique_ptr<TextEngine> engine,

@@ -50,7 +50,6 @@ class Answer : public StreamReceiver, public std::enable_shared_from_this<Answer
     model_ = std::move(model);
     completions_.resize(requests.size());
     last_token_.resize(requests.size());
-    begun_.resize(requests.size());
     const AdapterId adapter = model_.adapter ? model_.adapter->id() : kBaseModel;
     if (model_.adapter) model_.adapter->requests.fetch_add(static_cast<int64_t>(requests.size()));
     num_requests_ = requests.size();
@@ -158,7 +157,6 @@ class Answer : public StreamReceiver, public std::enable_shared_from_this<Answer
   size_t num_requests_ = 0, num_done_ = 0;
   std::vector<Completion> completions_;
   std::vector<Clock::time_point> last_token_;
-  std::vector<bool> begun_;
   int64_t reserved_ = 0, used_tokens_ = 0, max_tokens_ = 0;
   double queue_seconds_ = 0, first_token_seconds_ = -1, e2e_seconds_ = 0;
   bool any_cancelled_ = false;
@@ -245,21 +243,20 @@ ApiResult<double> timeout_of(const Exchange& exchange) {
 void admit_and_submit(const std::shared_ptr<Answer>& answer, const std::shared_ptr<Exchange>& exchange, std::vector<PreparedRequest> requests,
                       AdapterRegistry::Resolved model, bool wants_prompt) {
   ServerImpl& server = *exchange->server;
-  const auto refuse = [&](ApiError error) { exchange->post([exchange, error = std::move(error)] { exchange->fail(error); }); };
   const ApiResult<double> timeout = timeout_of(*exchange);
-  if (!timeout.ok()) return refuse(timeout.error);
+  if (!timeout.ok()) return exchange->refuse(timeout.error);
   int64_t tokens = 0;
   for (const PreparedRequest& request : requests) tokens += reserved_tokens(request);
   const Tenant& tenant = *exchange->principal.tenant;
   const auto count = static_cast<int64_t>(requests.size());
   const TenantLimiter::Decision decision = server.limiter().admit(tenant, tokens, Clock::now(), count);
   if (!decision.admitted)
-    return refuse({.status = 429, .message = decision.reason, .type = "rate_limit_error", .code = "rate_limit_exceeded",
+    return exchange->refuse({.status = 429, .message = decision.reason, .type = "rate_limit_error", .code = "rate_limit_exceeded",
                    .retry_after_seconds = std::max(1.0, decision.retry_after_seconds)});
   const EngineService::Admission admission = server.engine().admit(count, tokens, *timeout.value);
   if (!admission.status.ok()) {
     server.limiter().finish(tenant, tokens, 0, Clock::now(), count);
-    return refuse({.status = 503, .message = admission.status.message(), .type = "server_error", .code = "overloaded",
+    return exchange->refuse({.status = 503, .message = admission.status.message(), .type = "server_error", .code = "overloaded",
                    .retry_after_seconds = admission.retry_after_seconds});
   }
   answer->set_reservation(tokens);
@@ -280,22 +277,21 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
   watch_close(answer, exchange);
   exchange->server->work(exchange, [answer, exchange, endpoint] {
     ServerImpl& server = *exchange->server;
-    const auto refuse = [&](ApiError error) { exchange->post([exchange, error = std::move(error)] { exchange->fail(error); }); };
     ApiResult<GenerateRequest> parsed = endpoint == Endpoint::kChat ? parse_chat_request(exchange->request.body, server.api_defaults())
                                                                     : parse_completion_request(exchange->request.body, server.api_defaults());
     exchange->request.body = {};
-    if (!parsed.ok()) return refuse(parsed.error);
+    if (!parsed.ok()) return exchange->refuse(parsed.error);
     GenerateRequest& request = *parsed.value;
     Result<AdapterRegistry::Resolved> model = server.adapters().resolve(request.model, *exchange->principal.tenant);
-    if (!model.ok()) return refuse(model_error(model.status(), exchange->id));
+    if (!model.ok()) return exchange->refuse(model_error(model.status(), exchange->id));
     std::shared_ptr<const Grammar> grammar;
     if (request.grammar) {
-      if (!server.grammars()) return refuse({.message = "the model has no tokenizer: structured output is not available", .param = "response_format"});
+      if (!server.grammars()) return exchange->refuse({.message = "the model has no tokenizer: structured output is not available", .param = "response_format"});
       Result<std::shared_ptr<const Grammar>> compiled = server.grammars()->get(*request.grammar);
       if (!compiled.ok()) {
         ApiError error = api_error(compiled.status(), exchange->id);
         if (error.status < 500) error.status = 400;
-        return refuse(std::move(error));
+        return exchange->refuse(std::move(error));
       }
       grammar = std::move(compiled).value();
     }
@@ -313,7 +309,7 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
           copy.messages.clear();
         }
         Result<PreparedRequest> prepared = server.text().prepare(std::move(copy), own_template);
-        if (!prepared.ok()) return refuse(api_error(prepared.status(), exchange->id));
+        if (!prepared.ok()) return exchange->refuse(api_error(prepared.status(), exchange->id));
         requests.push_back(std::move(prepared).value());
       }
     }
@@ -333,18 +329,17 @@ void ServerImpl::embeddings(const std::shared_ptr<Exchange>& exchange) {
   watch_close(answer, exchange);
   work(exchange, [answer, exchange] {
     ServerImpl& server = *exchange->server;
-    const auto refuse = [&](ApiError error) { exchange->post([exchange, error = std::move(error)] { exchange->fail(error); }); };
     ApiResult<EmbeddingRequest> parsed = parse_embedding_request(exchange->request.body, server.api_defaults());
     exchange->request.body = {};
-    if (!parsed.ok()) return refuse(parsed.error);
+    if (!parsed.ok()) return exchange->refuse(parsed.error);
     EmbeddingRequest& request = *parsed.value;
     Result<AdapterRegistry::Resolved> model = server.adapters().resolve(request.model, *exchange->principal.tenant);
-    if (!model.ok()) return refuse(model_error(model.status(), exchange->id));
+    if (!model.ok()) return exchange->refuse(model_error(model.status(), exchange->id));
     std::vector<PreparedRequest> requests;
     for (TextRequest& input : request.inputs) {
       input.embed = true;
       Result<PreparedRequest> prepared = server.text().prepare(std::move(input));
-      if (!prepared.ok()) return refuse(api_error(prepared.status(), exchange->id));
+      if (!prepared.ok()) return exchange->refuse(api_error(prepared.status(), exchange->id));
       requests.push_back(std::move(prepared).value());
     }
     answer->set_request(std::move(request), model->name);
@@ -355,15 +350,14 @@ void ServerImpl::embeddings(const std::shared_ptr<Exchange>& exchange) {
 void ServerImpl::tokenize(const std::shared_ptr<Exchange>& exchange) {
   work(exchange, [exchange] {
     ServerImpl& server = *exchange->server;
-    const auto refuse = [&](ApiError error) { exchange->post([exchange, error = std::move(error)] { exchange->fail(error); }); };
     ApiResult<TokenizeRequest> parsed = parse_tokenize_request(exchange->request.body, server.api_defaults());
-    if (!parsed.ok()) return refuse(parsed.error);
-    if (!server.text().tokenizer()) return refuse({.message = "the model has no tokenizer"});
+    if (!parsed.ok()) return exchange->refuse(parsed.error);
+    if (!server.text().tokenizer()) return exchange->refuse({.message = "the model has no tokenizer"});
     Result<AdapterRegistry::Resolved> model = server.adapters().resolve(parsed.value->model, *exchange->principal.tenant);
-    if (!model.ok()) return refuse(model_error(model.status(), exchange->id));
+    if (!model.ok()) return exchange->refuse(model_error(model.status(), exchange->id));
     const Result<std::vector<int32_t>> tokens =
         server.text().prompt_tokens(parsed.value->input, model->adapter ? model->adapter->chat_template.get() : nullptr);
-    if (!tokens.ok()) return refuse(api_error(tokens.status(), exchange->id));
+    if (!tokens.ok()) return exchange->refuse(api_error(tokens.status(), exchange->id));
     std::string body = format_tokenize(*parsed.value, *tokens, server.text().context(), *server.text().tokenizer());
     exchange->post([exchange, body = std::move(body)] { exchange->respond(200, body); });
   });
@@ -372,10 +366,9 @@ void ServerImpl::tokenize(const std::shared_ptr<Exchange>& exchange) {
 void ServerImpl::detokenize(const std::shared_ptr<Exchange>& exchange) {
   work(exchange, [exchange] {
     ServerImpl& server = *exchange->server;
-    const auto refuse = [&](ApiError error) { exchange->post([exchange, error = std::move(error)] { exchange->fail(error); }); };
     ApiResult<DetokenizeRequest> parsed = parse_detokenize_request(exchange->request.body, server.api_defaults());
-    if (!parsed.ok()) return refuse(parsed.error);
-    if (!server.text().tokenizer()) return refuse({.message = "the model has no tokenizer"});
+    if (!parsed.ok()) return exchange->refuse(parsed.error);
+    if (!server.text().tokenizer()) return exchange->refuse({.message = "the model has no tokenizer"});
     std::string body = format_detokenize(server.text().tokenizer()->decode(parsed.value->tokens, false));
     exchange->post([exchange, body = std::move(body)] { exchange->respond(200, body); });
   });

@@ -46,8 +46,9 @@ struct Exchange : std::enable_shared_from_this<Exchange> {
   void fail(const ApiError& error, HttpHeaders headers = {});
   void fail(const Status& status) { fail(api_error(status, id)); }
   void begin_stream(HttpHeaders headers);
-  // Runs `task` on the exchange's shard, from any thread.
+  // From any thread: runs `task`, or fail(), on the exchange's shard.
   void post(std::function<void()> task);
+  void refuse(ApiError error);
 
  private:
   void record(int status);
