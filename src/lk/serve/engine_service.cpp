@@ -154,6 +154,7 @@ void EngineService::main() {
   set_thread_name("lk-engine");
   lower_thread_priority(options_.nice);
   for (;;) {
+    const Clock::time_point loop_begin = Clock::now();
     run_commands();
     expire_deadlines();
     drop_removed();
@@ -171,6 +172,7 @@ void EngineService::main() {
     sample_rate();
     flush_events();
     publish(false);
+    busy_seconds_ += seconds(Clock::now() - loop_begin);
     const bool nothing_to_do = !engine_->has_work() || engine_->scheduler().last_step_idle();
     std::unique_lock lock(mutex_);
     if (stopping_) break;
@@ -371,6 +373,7 @@ void EngineService::publish(bool force) {
   s.prompt_tokens = prompt_tokens_;
   s.generation_tokens = generation_tokens_;
   s.step_seconds = step_seconds_;
+  s.busy_seconds = busy_seconds_;
   s.execute_seconds = engine_->engine().execute_seconds();
   const double window = seconds(now - generated_.front().first);
   s.tokens_per_second = window > 0 ? static_cast<double>(generation_tokens_ - generated_.front().second) / window : 0;

@@ -183,7 +183,7 @@ class EngineService {
   bool had_queue_ = false;                                          // at rate_sampled_
   double rate_seconds_ = 0, rate_tokens_ = 0;                       // of the rate being measured
   int64_t prompt_tokens_ = 0, generation_tokens_ = 0;
-  double step_seconds_ = 0;
+  double step_seconds_ = 0, busy_seconds_ = 0;
   std::deque<std::pair<Clock::time_point, int64_t>> generated_;  // recent totals, for the rate
 
   mutable std::mutex snapshot_mutex_;

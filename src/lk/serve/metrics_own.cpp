@@ -78,8 +78,9 @@ void Exposition::write_own(MetricFamilies& out) const {
   write_pool(out, s);
 
   total("lorikeet_steps_total", "Engine steps.", "steps");
+  total("lorikeet_busy_seconds_total", "Time that the engine thread did not wait for work.", "busy_seconds");
   total("lorikeet_step_seconds_total", "Time spent in steps.", "step_seconds");
-  total("lorikeet_execute_seconds_total", "Of these the model itself; the rest is scheduling and text.", "execute_seconds");
+  total("lorikeet_execute_seconds_total", "Of the steps the model itself; the rest is scheduling and text.", "execute_seconds");
   total("lorikeet_computed_tokens_total", "Tokens computed, prompt and output.", "computed_tokens");
   out.histogram("lorikeet_step_seconds", "Time of one step.").add(state.step_seconds);
   out.histogram("lorikeet_event_delay_seconds", "From the end of a step until all its events were sent to their sockets.").add(state.event_delay);

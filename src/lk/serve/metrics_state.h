@@ -87,7 +87,7 @@ struct Exposition {
 };
 
 // The names under which totals of the snapshot are kept monotone.
-inline std::array<std::pair<const char*, double>, 11> snapshot_totals(const ServerSnapshot& s) {
+inline std::array<std::pair<const char*, double>, 12> snapshot_totals(const ServerSnapshot& s) {
   const auto number = [](int64_t n) { return static_cast<double>(n); };
   return {{{"prompt_tokens", number(s.prompt_tokens)},
            {"generation_tokens", number(s.generation_tokens)},
@@ -96,6 +96,7 @@ inline std::array<std::pair<const char*, double>, 11> snapshot_totals(const Serv
            {"prefix_hits", number(s.prefix_hit_tokens)},
            {"steps", number(s.num_steps)},
            {"step_seconds", s.step_seconds},
+           {"busy_seconds", s.busy_seconds},
            {"execute_seconds", s.execute_seconds},
            {"computed_tokens", number(s.num_computed_tokens)},
            {"adapter_loads", number(s.num_adapter_loads)},

@@ -31,6 +31,7 @@ struct ServerSnapshot {
   int64_t prefix_queries_tokens = 0, prefix_hit_tokens = 0;  // prompt tokens looked up, found
   int64_t prompt_tokens = 0, generation_tokens = 0;          // totals
   double step_seconds = 0;                                    // total time spent in steps
+  double busy_seconds = 0;                                    // total time that the engine thread did not wait
   double execute_seconds = 0;                                 // of these in the model
   double tokens_per_second = 0;                               // output, over the last seconds
   // Pool, pages. Each page is one of free, kv (read by a running sequence), cached (kept only for the prefix cache) and

@@ -1,0 +1,107 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""R8: thousands of idle and slow connections. A third sends its header a byte at a time, a third its body, a third nothing after a first
+request; those that the server cuts come back. Others' time to first token (p99 of `lorikeet bench serve`) is compared with and without
+them in interleaved rounds. The slow clients share the machine's cores; their CPU is reported."""
+import asyncio
+import os
+import resource
+import statistics
+import time
+
+from common import Closed, Connection, DEMO, Server, arguments, run
+from r4_overload import bench
+
+
+class Slow(asyncio.Protocol):
+    """As cheap as possible: one timer for all of them."""
+
+    def __init__(self, kind: int, crowd):
+        self.kind, self.crowd, self.sent, self.transport = kind, crowd, 0, None
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self.crowd.open.add(self)
+        if self.kind == 1:
+            transport.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100000\r\n\r\n")
+        if self.kind == 2:
+            transport.write(b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n")
+
+    def nudge(self):
+        if self.kind == 0:
+            self.transport.write(b"GET / HTTP/1.1\r\nhost: xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"[self.sent:self.sent + 1] or b"x")
+            self.sent += 1
+        elif self.kind == 1:
+            self.transport.write(b" ")
+
+    def connection_lost(self, _):
+        self.crowd.open.discard(self)
+        self.crowd.cut[self.kind] += 1
+
+
+class Crowd:
+    def __init__(self, server, count: int):
+        self.server, self.count, self.open, self.cut, self.made = server, count, set(), [0, 0, 0], 0
+
+    async def run(self):
+        loop = asyncio.get_running_loop()
+        while True:
+            began = time.monotonic()
+            for index, slow in enumerate(list(self.open)):
+                slow.nudge()
+                if index % 50 == 49:
+                    await asyncio.sleep(0.02)
+            while len(self.open) < self.count:
+                missing = min(50, self.count - len(self.open))
+                await asyncio.gather(*[loop.create_connection(lambda: Slow(self.made % 3, self), self.server.host, self.server.port) for _ in range(missing)])
+                self.made += missing
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(max(0, 4 - (time.monotonic() - began)))
+
+    def close(self):
+        for slow in list(self.open):
+            slow.transport.abort()
+
+
+async def main(options, report) -> None:
+    with Server(options.binary, "--lora-dir", str(DEMO / "adapters"), "--memory", "64MiB", "--log-level", "error") as server:
+        await bench(options, server, "--concurrency", "2", "--num-requests", "20")
+        figures: dict[str, list[float]] = {"without": [], "with": []}
+        shares, rss_each, held, cut = [], [], [], [0, 0, 0]
+        for _ in range(options.rounds):
+            result, _ = await bench(options, server, "--rate", options.rate, "--duration", options.duration)
+            figures["without"].append(result.get("report", result)["ttft_ms"]["p99"])
+            rss = server.process_stats()["rss"]
+            crowd = Crowd(server, options.connections)
+            running = asyncio.create_task(crowd.run())
+            while (await server.status())["http"]["connections"] < options.connections:
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(12)  # past the header timeout: cutting and coming back goes on while it is measured
+            held.append((await server.status())["http"]["connections"])
+            rss_each.append((server.process_stats()["rss"] - rss) / held[-1])
+            usage, began = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
+            result, _ = await bench(options, server, "--rate", options.rate, "--duration", options.duration)
+            used = resource.getrusage(resource.RUSAGE_SELF)
+            shares.append((used.ru_utime + used.ru_stime - usage.ru_utime - usage.ru_stime) / (time.monotonic() - began))
+            figures["with"].append(result.get("report", result)["ttft_ms"]["p99"])
+            running.cancel()
+            cut = [a + b for a, b in zip(cut, crowd.cut)]
+            crowd.close()
+            while (await server.status())["http"]["connections"] > 10:
+                await asyncio.sleep(0.1)
+        without, with_ = statistics.median(figures["without"]), statistics.median(figures["with"])
+        report.check("connections held", min(held) >= options.connections * 0.9, min(held), held)
+        report.check("others' TTFT p99", with_ <= 1.05 * without, f"{without:.1f} ms alone, {with_:.1f} ms beside them ({with_ / without - 1:+.1%})", figures)
+        report.check("slow headers cut", cut[0] > 0, f"{cut[0]}; slow bodies {cut[1]}, idle {cut[2]}")
+        report.note("memory", f"{max(rss_each) / 1024:.1f} KiB a connection", rss_each)
+        report.note("slow clients' CPU", f"{max(shares):.2f} cores", shares)
+
+
+if __name__ == "__main__":
+    parser = arguments(__doc__)
+    parser.add_argument("--connections", type=int, default=5000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rate", type=float, default=8, help="requests per second of the others")
+    parser.add_argument("--duration", type=float, default=20)
+    parser.set_defaults(slo="ttft=3000,e2e=10000")
+    run("R8 idle and slow connections", parser.parse_args(), main)
