@@ -190,7 +190,7 @@ if __name__ == "__main__":
     parser.add_argument("--total", type=int, default=1_000_000, help="tokens to compare")
     parser.add_argument("--interval", type=float, default=0.03, help="seconds between changes")
     parser.add_argument("--variants", type=int, default=12, help="strengths of each of the six adapters")
-    parser.add_argument("--names", type=int, default=60, help="names that adapters have in turn")
+    parser.add_argument("--names", type=int, default=75, help="names that adapters have in turn")
     parser.add_argument("--prompts-per-task", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=96, help="longest answer")
     parser.add_argument("--concurrency", type=int, default=48)

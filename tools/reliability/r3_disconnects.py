@@ -107,8 +107,8 @@ async def main(options, report) -> None:
                      f"p50 {percentile(lone_seconds, 50) * 1e3:.1f} ms, p99 {percentile(lone_seconds, 99) * 1e3:.1f} ms of {len(lone_seconds)}", lone_seconds)
         report.check("last disconnect to idle", to_idle <= 2, f"{to_idle * 1e3:.0f} ms", to_idle)
         pool = final["pool"]
-        report.check("pages", pool["kv"] == 0 and pool["free"] + pool["cached"] + pool["adapter"] == pool["pages"] and
-                     pool["adapter"] == before["pool"]["adapter"], f"{pool['free']} free + {pool['cached']} cached + {pool['adapter']} adapters = {pool['pages']}")
+        report.check("pages", pool["kv"] == 0 and pool["free"] + pool["cached"] + pool["adapter"] == pool["pages"],
+                     f"{pool['free']} free + {pool['cached']} cached + {pool['adapter']} adapters = {pool['pages']}")
         report.check("tokens computed afterwards", later["tokens"]["computed"] == final["tokens"]["computed"], later["tokens"]["computed"] - final["tokens"]["computed"])
         report.check("files, threads", process_after["fds"] <= process_before["fds"] + 1 and process_after["threads"] == process_before["threads"],
                      f"{process_before['fds']} -> {process_after['fds']}, {process_before['threads']} -> {process_after['threads']}")

@@ -153,8 +153,8 @@ double EngineService::stalled_seconds() const {
 void EngineService::main() {
   set_thread_name("lk-engine");
   lower_thread_priority(options_.nice);
+  Clock::time_point counted = Clock::now();
   for (;;) {
-    const Clock::time_point loop_begin = Clock::now();
     run_commands();
     expire_deadlines();
     drop_removed();
@@ -171,8 +171,11 @@ void EngineService::main() {
     }
     sample_rate();
     flush_events();
+    // Before it is published, so that it stands for the same steps as the other counts.
+    const Clock::time_point now = Clock::now();
+    busy_seconds_ += seconds(now - counted);
+    counted = now;
     publish(false);
-    busy_seconds_ += seconds(Clock::now() - loop_begin);
     const bool nothing_to_do = !engine_->has_work() || engine_->scheduler().last_step_idle();
     std::unique_lock lock(mutex_);
     if (stopping_) break;
@@ -190,6 +193,7 @@ void EngineService::main() {
     else if (!deadlines_.empty()) wake_.wait_until(lock, deadlines_.begin()->first, ready);
     else wake_.wait(lock, ready);
     woken_ = false;
+    counted = Clock::now();
   }
   end_everything();
 }
