@@ -70,6 +70,12 @@ std::string_view refusal_reason(int status) {
   }
 }
 
+// Overload and limits come in thousands: the metrics count them, a line for each would be part of the overload.
+LogLevel level_of(int status) {
+  if (status == 429 || status == 503) return LogLevel::kDebug;
+  return status >= 500 ? LogLevel::kWarning : LogLevel::kInfo;
+}
+
 // A client's own id goes into headers and logs: only what is harmless there.
 bool is_request_id(std::string_view text) {
   return !text.empty() && text.size() <= 128 &&
@@ -112,7 +118,7 @@ std::string random_id() {
 void Exchange::record(int status) {
   server->metrics_->http_request(route ? route->path : "other", status, std::chrono::duration<double>(Clock::now() - arrival).count());
   if (status >= 400) server->metrics_->request_refused(refusal_reason(status), principal.tenant ? principal.tenant->name : "");
-  server->log_->write(status >= 500 ? LogLevel::kWarning : LogLevel::kInfo, "request",
+  server->log_->write(level_of(status), "request",
                       {{"id", id}, {"method", request.method}, {"route", route ? route->path : "other"}, {"status", status},
                        {"ms", std::chrono::duration<double, std::milli>(Clock::now() - arrival).count()},
                        {"tenant", principal.tenant ? principal.tenant->name : ""}, {"key", principal.key_id}, {"peer", request.peer}});
@@ -322,7 +328,7 @@ std::optional<HttpResponse> ServerImpl::filter(const HttpRequest& head) {
   const std::string id = is_request_id(own_id) ? std::string(own_id) : random_id();
   metrics_->http_request(route ? route->path : "other", error->status, 0);
   metrics_->request_refused(refusal_reason(error->status), tenant);
-  log_->write(LogLevel::kInfo, "refused", {{"id", id}, {"method", head.method}, {"route", route ? route->path : "other"}, {"status", error->status},
+  log_->write(level_of(error->status), "refused", {{"id", id}, {"method", head.method}, {"route", route ? route->path : "other"}, {"status", error->status},
                                            {"tenant", tenant}, {"peer", head.peer}});
   HttpResponse response = error_response(*error);
   response.headers.emplace_back("x-request-id", id);
