@@ -309,5 +309,5 @@ if __name__ == "__main__":
     parser.add_argument("--warmup", type=float, default=20, help="seconds of the same before the baseline is taken")
     parser.add_argument("--memory", default="6MiB")
     parser.add_argument("--slow", type=float, default=1, help="stretches pauses and patience, for instrumented builds")
-    parser.add_argument("--rss-growth", type=float, default=32, help="MiB allowed after the warm-up")
+    parser.add_argument("--rss-growth", type=float, default=96, help="MiB allowed after the warm-up: 64 cached sums of adapters are most of it")
     run("soak", parser.parse_args(), main)
