@@ -254,14 +254,14 @@ TEST(EngineService, AdapterRemovedWhileItLoadsIsFreedAfterwards) {
 }
 
 TEST(EngineService, SnapshotAddsUp) {
-  Service service;
+  Service service({.publish_interval = {}});  // after each step
   const AdapterId adapter = add_demo_adapter(service, "sql");
   auto heard = std::make_shared<Heard>();
   int sent = 0;
   int64_t last_tokens = 0;
   bool saw_running = false;
   const auto patience = Clock::now() + testing::kPatience;
-  // It is published every 100 ms: work goes on until one of them shows it.
+  // This thread may sleep through a whole batch: work goes on until a snapshot shows it.
   while (!saw_running && Clock::now() < patience) {
     if (sent == 0 || heard->choice(sent - 1).num_ends > 0)
       for (int i = 0; i < 8; ++i, ++sent)

@@ -9,7 +9,6 @@
 namespace lk {
 namespace {
 
-constexpr auto kPublishInterval = std::chrono::milliseconds(100);
 constexpr auto kRateWindow = std::chrono::seconds(5);
 constexpr double kMinRateSeconds = 0.5;
 
@@ -355,7 +354,7 @@ void EngineService::sample_rate() {
 
 void EngineService::publish(bool force) {
   const Clock::time_point now = Clock::now();
-  if (!force && now - published_ < kPublishInterval) return;
+  if (!force && now - published_ < options_.publish_interval) return;
   published_ = now;
   generated_.emplace_back(now, generation_tokens_);
   while (generated_.size() > 2 && now - generated_.front().first > kRateWindow) generated_.pop_front();

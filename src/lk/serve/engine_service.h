@@ -59,6 +59,7 @@ struct EngineServiceOptions {
   int64_t max_queue_tokens = 0;       // prompt + max_tokens of waiting requests; 0 = a quarter context for each
   double max_wait_seconds = 60;       // predicted
   int nice = 0;                       // of the engine thread
+  Clock::duration publish_interval = std::chrono::milliseconds(100);  // of snapshots while it works
   std::function<void(int64_t num_tokens, double seconds)> on_step;  // after each step, on the engine thread
 };
 
