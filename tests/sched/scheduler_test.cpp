@@ -19,6 +19,7 @@ class HashExecutor : public Executor {
  public:
   explicit HashExecutor(uint64_t seed, int64_t num_pages) : rng_(seed), slots_(static_cast<size_t>(num_pages * 16)) {}
 
+  Micros now() const override { return time; }
   static uint64_t next_state(uint64_t state, int32_t token) { return mix64(state * 31 + static_cast<uint64_t>(token) + 1); }
   static uint64_t first_state(AdapterId adapter) { return mix64(static_cast<uint64_t>(adapter) + 77); }
   static int32_t token_of(uint64_t state) { return static_cast<int32_t>(mix64(state) % 50); }
@@ -70,6 +71,7 @@ class HashExecutor : public Executor {
   }
 
   AdapterId broken_adapter = -2;
+  Micros time = 0;
   int64_t max_step_tokens_seen = 0;
 
  private:

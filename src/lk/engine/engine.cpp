@@ -119,6 +119,10 @@ void Engine::loader_main(std::stop_token stop) {
 
 // --- Steps
 
+Micros Engine::now() const {
+  return std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
 const RopeTable& Engine::rope_table(int64_t sequence_length) {
   const ModelConfig& c = weights_->config;
   if (c.rope.type != RopeType::kDynamic || sequence_length <= c.max_positions) return default_rope_;

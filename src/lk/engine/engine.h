@@ -51,6 +51,7 @@ class Engine : public Executor {
   // Called on the loader thread after each load: wakes whoever waits for take_finished_loads(). Set before the first load.
   void set_load_listener(std::function<void()> listener) { load_listener_ = std::move(listener); }
 
+  Micros now() const override;
   AdapterFootprint footprint(AdapterId adapter) const override;
   void start_load(AdapterId adapter, const AdapterPages& pages) override;
   std::vector<LoadResult> take_finished_loads(bool wait) override;

@@ -40,6 +40,8 @@ struct LoadResult {
 class Executor {
  public:
   virtual ~Executor() = default;
+  // The time by the clock of whatever executes: monotonic, never negative. The scheduler has no other.
+  virtual Micros now() const = 0;
   virtual AdapterFootprint footprint(AdapterId adapter) const = 0;
   // Starts filling the pages of an adapter; does not wait. `pages` stays valid until the load is reported.
   virtual void start_load(AdapterId adapter, const AdapterPages& pages) = 0;

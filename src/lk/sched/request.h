@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 #include <utility>
@@ -14,6 +15,9 @@
 namespace lk {
 
 using RequestId = int64_t;
+using TenantId = int64_t;  // the server's number of an account; 0 = nobody in particular
+using Micros = int64_t;    // a point in time or a duration; the executor's clock counts them
+inline constexpr Micros kNoDeadline = std::numeric_limits<Micros>::max();
 
 struct SamplingParams {
   double temperature = 1.0;         // 0 = greedy
@@ -42,6 +46,8 @@ class TokenConstraint {
 struct Request {
   RequestId id = 0;
   AdapterId adapter = kBaseModel;
+  TenantId tenant = 0;  // who pays
+  int64_t user = 0;     // whom the tenant serves with it; 0 = nobody in particular
   std::vector<int32_t> prompt;  // >= 1 token
   int64_t max_tokens = 16;      // 0 = only score the prompt
   std::vector<int32_t> stop_token_ids;
