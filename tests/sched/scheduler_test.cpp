@@ -301,6 +301,93 @@ TEST(Scheduler, AdapterThatFailsToLoadFailsItsOwnRequestsOnly) {
   EXPECT_EQ(outcomes.at(2).tokens.size(), 4u);
 }
 
+// Each tenant its own adapter, all of them always waiting, fewer slots than tenants.
+TEST(Scheduler, AdapterSlotsAreSharedFairlyAndNeverExceeded) {
+  for (const auto& [num_tenants, num_slots] : {std::pair{3, 2}, std::pair{8, 4}, std::pair{16, 4}}) {
+    UnifiedPool pool(4096);
+    HashExecutor executor(0, 4096);
+    Scheduler scheduler({.max_step_tokens = 256, .max_running = 32, .prefix_cache = false, .slots = {.max = num_slots, .drain_gap = 400'000}}, pool, executor);
+    Rng rng(1);
+    RequestId next_id = 0;
+    std::map<RequestId, AdapterId> running;
+    int64_t computed_with_room = 0, steps = 0;
+    for (; steps < 6000; ++steps) {
+      executor.time += 1000;
+      for (int tenant = 0; tenant < num_tenants; ++tenant) {
+        const auto it = scheduler.tenants().find(tenant);
+        for (int64_t waiting = it == scheduler.tenants().end() ? 0 : it->second.waiting; waiting < 20; ++waiting) {
+          Request request = make_request(next_id++, tenant, 1 + static_cast<int64_t>(rng.below(40)), 1 + static_cast<int64_t>(rng.below(40)), rng.below(1000));
+          request.tenant = tenant;
+          ASSERT_TRUE(scheduler.submit(std::move(request)).ok());
+        }
+      }
+      (void)scheduler.step();
+      int64_t distinct = 0;
+      for (const auto& [adapter, load] : scheduler.adapter_load()) distinct += load.running > 0;
+      ASSERT_LE(distinct, num_slots);
+      if (steps > 100) computed_with_room += scheduler.num_running() >= 28;
+    }
+    double all = 0;
+    for (const auto& [tenant, service] : scheduler.tenants()) all += static_cast<double>(service.service);
+    for (const auto& [tenant, service] : scheduler.tenants())
+      EXPECT_GT(static_cast<double>(service.service) / all, 0.7 / num_tenants) << tenant << " of " << num_tenants;
+    EXPECT_GT(scheduler.stats().num_adapter_drains, 0);
+    EXPECT_GT(computed_with_room, 0.95 * static_cast<double>(steps - 100)) << "the batch stays full";
+  }
+}
+
+TEST(Scheduler, ReservedAdmissionNeverPreempts) {
+  for (const Admission admission : {Admission::kOptimistic, Admission::kExpected, Admission::kReserved}) {
+    UnifiedPool pool(40);
+    HashExecutor executor(0, 40);
+    Scheduler scheduler({.prefix_cache = false, .admission = admission}, pool, executor);
+    for (RequestId id = 0; id < 60; ++id) ASSERT_TRUE(scheduler.submit(make_request(id, kBaseModel, 20, 60, static_cast<uint64_t>(id))).ok());
+    int64_t most_running = 0;
+    while (scheduler.has_work()) {
+      (void)scheduler.step();
+      most_running = std::max(most_running, scheduler.num_running());
+    }
+    if (admission != Admission::kExpected) {
+      EXPECT_EQ(scheduler.stats().num_preemptions > 0, admission == Admission::kOptimistic);
+    }
+    EXPECT_GE(most_running, 7);  // of 8 that fit
+  }
+}
+
+TEST(Scheduler, MissedDeadlinesEndAndHopelessRequestsAreRefusedAtOnce) {
+  for (const bool refuse_early : {false, true}) {
+    UnifiedPool pool(4096);
+    HashExecutor executor(0, 4096);
+    // A step of 10 ms; a prompt is a step's worth of tokens: 100 requests a second at most.
+    Scheduler scheduler({.max_step_tokens = 50, .prefix_cache = false, .slo = {.first_token = 1'000'000, .refuse_early = refuse_early}}, pool, executor);
+    std::map<RequestId, Micros> arrivals;
+    int64_t in_time = 0, late = 0, ended = 0, refused = 0, waited_in_vain = 0;
+    RequestId next_id = 0;
+    for (int step = 0; step < 3000; ++step) {
+      for (int i = 0; i < 2; ++i) {  // twice what it can do
+        arrivals[next_id] = executor.time;
+        const Status status = scheduler.submit(make_request(next_id, kBaseModel, 45, 1, static_cast<uint64_t>(next_id)));
+        EXPECT_TRUE(status.ok() || status.code() == StatusCode::kDeadlineExceeded);
+        refused += !status.ok();
+        ++next_id;
+      }
+      executor.time += 10'000;
+      for (const RequestEvent& event : scheduler.step()) {
+        if (event.has_token) ++(executor.time - arrivals[event.id] <= 1'000'000 ? in_time : late);
+        if (event.finish != FinishReason::kError) continue;
+        EXPECT_EQ(event.error.code(), StatusCode::kDeadlineExceeded);
+        ++ended;
+        waited_in_vain += executor.time - arrivals[event.id];
+      }
+    }
+    EXPECT_GT(in_time, 2900);
+    EXPECT_LT(late, 30);
+    EXPECT_GE(refused, refuse_early ? 2000 : 0);
+    EXPECT_TRUE(refuse_early || refused == 0);
+    EXPECT_EQ(scheduler.stats().num_missed_deadlines, ended);
+  }
+}
+
 // Small pools force preemption, eviction and reloads; cancellations come at any step.
 TEST(Scheduler, RandomTrafficGivesEachRequestItsOwnTokensAndFreesEverything) {
   int64_t preemptions = 0, cached_tokens = 0, evicted = 0, num_drops = 0, num_pins = 0, num_refused = 0;
@@ -311,8 +398,15 @@ TEST(Scheduler, RandomTrafficGivesEachRequestItsOwnTokensAndFreesEverything) {
     HashExecutor executor(seed, num_pages);
     Scheduler scheduler({.max_step_tokens = static_cast<int64_t>(1 + rng.below(40)),
                          .max_running = static_cast<int64_t>(1 + rng.below(6)),
-                         .prefix_cache = rng.below(4) != 0},
+                         .prefix_cache = rng.below(4) != 0,
+                         .admission = static_cast<Admission>(rng.below(3)),
+                         .queue = {.kind = static_cast<QueueKind>(rng.below(5)),
+                                   .within = static_cast<WithinTenant>(rng.below(5)),
+                                   .prediction = static_cast<Prediction>(rng.below(3)),
+                                   .quantum = 1000 + static_cast<int64_t>(rng.below(100'000))},
+                         .slots = {.max = static_cast<int64_t>(rng.below(4)), .cluster = static_cast<int64_t>(rng.below(3)), .drain_gap = 10'000}},
                         pool, executor);
+    int64_t billed = 0, computed_or_made = 0;
     std::map<RequestId, Request> requests;
     std::map<RequestId, Outcome> outcomes;
     std::set<RequestId> cancelled;
@@ -322,6 +416,8 @@ TEST(Scheduler, RandomTrafficGivesEachRequestItsOwnTokensAndFreesEverything) {
         // Few distinct prompts, so that prefixes are shared.
         Request request = make_request(next_id++, static_cast<AdapterId>(rng.below(6)) - 1, static_cast<int64_t>(1 + rng.below(60)),
                                        static_cast<int64_t>(rng.below(30)), rng.below(3));
+        request.tenant = static_cast<TenantId>(rng.below(3));
+        request.user = static_cast<int64_t>(rng.below(2));
         if (rng.below(3) == 0) request.stop_token_ids = {static_cast<int32_t>(rng.below(50))};
         if (rng.below(4) == 0) request.sampling.num_prompt_logprobs = 0;
         if (scheduler.submit(request).ok()) requests[request.id] = request;
@@ -347,11 +443,18 @@ TEST(Scheduler, RandomTrafficGivesEachRequestItsOwnTokensAndFreesEverything) {
       for (RequestEvent& event : scheduler.step()) {
         Outcome& outcome = outcomes[event.id];
         if (event.has_token) outcome.tokens.push_back(event.token.token);
+        computed_or_made += event.has_token;
         if (!event.prompt_logprobs.empty()) outcome.prompt_logprobs = std::move(event.prompt_logprobs);
         if (event.finish != FinishReason::kNone) outcome.finish = event.finish;
       }
       pool.check_integrity();
     }
+    for (const auto& [tenant, service] : scheduler.tenants()) {
+      EXPECT_EQ(service.waiting + service.running, 0);
+      EXPECT_EQ(service.service, 1000 * service.prompt_tokens + 2000 * service.output_tokens);
+      billed += service.output_tokens;
+    }
+    EXPECT_EQ(billed, computed_or_made) << "each token is billed once, whatever was preempted";
     for (const auto& [id, request] : requests) {
       std::vector<int32_t> expected = HashExecutor::expected(request);
       const Outcome& outcome = outcomes[id];

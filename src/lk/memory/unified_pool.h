@@ -67,6 +67,7 @@ class UnifiedPool {
   void release_kv(PageId page);
   // The page published under `key`, with one more reference.
   std::optional<PageId> find_kv(const BlockKey& key);
+  bool has_kv(const BlockKey& key) const { return published_.contains(key); }
   // Makes a full page findable; `adapter` is the one it was computed with. Keeps the first page when the key exists already.
   void publish_kv(PageId page, const BlockKey& key, AdapterId adapter);
 

@@ -48,6 +48,8 @@ struct Request {
   AdapterId adapter = kBaseModel;
   TenantId tenant = 0;  // who pays
   int64_t user = 0;     // whom the tenant serves with it; 0 = nobody in particular
+  // Of the first token; the earlier one of this and the scheduler's SLO holds.
+  Micros deadline = kNoDeadline;
   std::vector<int32_t> prompt;  // >= 1 token
   int64_t max_tokens = 16;      // 0 = only score the prompt
   std::vector<int32_t> stop_token_ids;

@@ -2,6 +2,7 @@
 #include "lk/sched/scheduler.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "lk/base/check.h"
 
@@ -14,6 +15,13 @@ int64_t pages_for(int64_t num_tokens) { return (num_tokens + kPageTokens - 1) / 
 
 }  // namespace
 
+Result<Admission> parse_admission(std::string_view text) {
+  if (text == "optimistic") return Admission::kOptimistic;
+  if (text == "expected") return Admission::kExpected;
+  if (text == "reserved") return Admission::kReserved;
+  return invalid_argument("unknown admission \"{}\"; known: optimistic, expected, reserved", text);
+}
+
 const char* to_string(FinishReason reason) {
   switch (reason) {
     case FinishReason::kNone: return "none";
@@ -25,9 +33,9 @@ const char* to_string(FinishReason reason) {
   return "unknown";
 }
 
-struct Scheduler::Sequence {
-  Request request;
-  Order order = 0;
+struct Scheduler::Sequence : Ticket {
+  explicit Sequence(Request owned) : owned(std::move(owned)) { request = &this->owned; }
+  Request owned;
   std::vector<int32_t> tokens;        // prompt, then output
   int64_t num_computed = 0;           // positions whose K and V are in pages
   std::vector<PageId> pages;          // block table; one reference each
@@ -37,15 +45,22 @@ struct Scheduler::Sequence {
   std::vector<double> hidden_sum;
   bool running = false;
   bool started = false;               // was in a step
+  int64_t num_billed = 0;             // positions that were computed, or cached, for the first time
+  Micros admitted_at = 0;             // latest
+  Micros blocked_since = -1;          // for an adapter slot
+  std::vector<BlockKey> prompt_keys;  // of its full pages, for locality
 
+  Seniority seniority() const { return {tag, order}; }
   int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
-  int64_t prompt_length() const { return static_cast<int64_t>(request.prompt.size()); }
+  int64_t prompt_length() const { return static_cast<int64_t>(request->prompt.size()); }
   int64_t num_output() const { return num_tokens() - prompt_length(); }
-  bool wants_prompt_logprobs() const { return request.sampling.num_prompt_logprobs >= 0; }
+  bool wants_prompt_logprobs() const { return request->sampling.num_prompt_logprobs >= 0; }
 };
 
 Scheduler::Scheduler(const SchedulerOptions& options, UnifiedPool& pool, Executor& executor)
-    : options_(options), pool_(pool), executor_(executor) {
+    : options_(options), pool_(pool), executor_(executor),
+      policy_(QueuePolicy::create(options.queue, [this](Ticket& ticket) { return locality(static_cast<Sequence&>(ticket)); })),
+      slots_(options.slots), slo_(options.slo) {
   LK_CHECK(options.max_step_tokens >= 1 && options.max_running >= 1);
 }
 
@@ -69,12 +84,21 @@ Status Scheduler::submit(Request request) {
   if (pages_needed(request) + pinned_pages_ > pool_.num_pages())
     return resource_exhausted("the request needs {} pages for {} tokens and its adapter, the pool has {} ({} taken by pinned adapters): raise "
                               "--memory or lower max_tokens", pages_needed(request), total, pool_.num_pages(), pinned_pages_);
-  auto sequence = std::make_unique<Sequence>();
-  sequence->tokens = request.prompt;
-  sequence->order = request.urgent ? next_urgent_order_++ : next_order_++;
-  sequence->request = std::move(request);
-  waiting_.emplace(sequence->order, sequence.get());
-  const RequestId id = sequence->request.id;
+  auto sequence = std::make_unique<Sequence>(std::move(request));
+  sequence->tokens = sequence->request->prompt;
+  sequence->order = next_order_++;
+  sequence->arrival = executor_.now();
+  if (!sequence->request->urgent) sequence->deadline = std::min(sequence->request->deadline, slo_.deadline(sequence->arrival));
+  if (sequence->deadline != kNoDeadline) {
+    const Micros start = sequence->arrival + (num_waiting() > 0 && slo_.refuses_early() ? slo_.forecast(policy_->tokens_ahead(*sequence->request)) : 0);
+    if (start > slo_.start_by(sequence->deadline))
+      return deadline_exceeded("the first token would come in about {:.1f} s, {:.1f} s are allowed",
+                               static_cast<double>(start - slo_.start_by(0) - sequence->arrival) / 1e6,
+                               static_cast<double>(sequence->deadline - sequence->arrival) / 1e6);
+  }
+  LK_RETURN_IF_ERROR(policy_->arrive(*sequence, sequence->arrival));
+  if (sequence->deadline != kNoDeadline) deadlines_.emplace(sequence->deadline, sequence.get());
+  const RequestId id = sequence->request->id;
   sequences_.emplace(id, std::move(sequence));
   return Status();
 }
@@ -97,7 +121,7 @@ Status Scheduler::set_pinned(AdapterId adapter, bool pinned) {
   }
   const int64_t pages = executor_.footprint(adapter).total();
   int64_t largest = 1;  // the most any request in the queue needs
-  for (const auto& [id, sequence] : sequences_) largest = std::max(largest, pages_needed(sequence->request));
+  for (const auto& [id, sequence] : sequences_) largest = std::max(largest, pages_needed(*sequence->request));
   if (pinned_pages_ + pages + largest > pool_.num_pages())
     return resource_exhausted("pinning needs {} pages; with {} pinned already, requests that need {} would no longer fit in the pool of {}", pages,
                               pinned_pages_, largest, pool_.num_pages());
@@ -118,8 +142,7 @@ std::optional<int64_t> Scheduler::drop_adapter(AdapterId adapter) {
 
 std::map<AdapterId, Scheduler::AdapterLoad> Scheduler::adapter_load() const {
   std::map<AdapterId, AdapterLoad> load;
-  for (const auto& [order, sequence] : running_) ++load[sequence->request.adapter].running;
-  for (const auto& [order, sequence] : waiting_) ++load[sequence->request.adapter].waiting;
+  for (const auto& [id, sequence] : sequences_) ++(sequence->running ? load[sequence->request->adapter].running : load[sequence->request->adapter].waiting);
   return load;
 }
 
@@ -136,7 +159,7 @@ void Scheduler::release_pages(Sequence& sequence) {
   sequence.pages.clear();
   sequence.num_computed = 0;
   sequence.num_published = 0;
-  if (sequence.running && sequence.request.adapter != kBaseModel) pool_.unpin(sequence.request.adapter);
+  if (sequence.running && sequence.request->adapter != kBaseModel) pool_.unpin(sequence.request->adapter);
   sequence.running = false;
 }
 
@@ -146,17 +169,39 @@ void Scheduler::preempt(Sequence& sequence) {
     budget_ += planned.end - planned.begin;
     return true;
   });
-  release_pages(sequence);
-  running_.erase(sequence.order);
-  waiting_.emplace(sequence.order, &sequence);
+  stop_running(sequence, false);
+  policy_->wait_again(sequence);
   ++stats_.num_preemptions;
 }
 
-void Scheduler::remove(Sequence& sequence) {
+void Scheduler::stop_running(Sequence& sequence, bool finished) {
   release_pages(sequence);
-  running_.erase(sequence.order);
-  waiting_.erase(sequence.order);
-  sequences_.erase(sequence.request.id);
+  running_.erase(sequence.seniority());
+  slots_.release(sequence.request->adapter);
+  policy_->stop(sequence, finished);
+}
+
+void Scheduler::remove(Sequence& sequence) {
+  if (sequence.running) stop_running(sequence, true);
+  else policy_->leave(sequence);
+  deadlines_.erase({sequence.deadline, &sequence});
+  sequences_.erase(sequence.request->id);
+}
+
+void Scheduler::fail(Sequence& sequence, Status error, std::vector<RequestEvent>& events) {
+  events.push_back({.id = sequence.request->id, .finish = FinishReason::kError, .error = std::move(error)});
+  remove(sequence);
+}
+
+// Ends what waits and can no longer have its first token in time: nobody is served late at the expense of who is not late yet.
+void Scheduler::end_hopeless(std::vector<RequestEvent>& events) {
+  while (!deadlines_.empty() && slo_.start_by(deadlines_.begin()->first) < now_) {
+    Sequence& sequence = *deadlines_.begin()->second;
+    ++stats_.num_missed_deadlines;
+    fail(sequence, deadline_exceeded("waited {:.1f} s: the first token would come later than the {:.1f} s allowed",
+                                     static_cast<double>(now_ - sequence.arrival) / 1e6, static_cast<double>(sequence.deadline - sequence.arrival) / 1e6),
+         events);
+  }
 }
 
 void Scheduler::poll_loads(bool wait, std::vector<RequestEvent>& events) {
@@ -174,13 +219,11 @@ void Scheduler::poll_loads(bool wait, std::vector<RequestEvent>& events) {
       pinned_.erase(pinned);
     }
     // Only the requests of this adapter fail; nobody else notices.
-    std::vector<Sequence*> failed;
-    for (const auto& [order, sequence] : waiting_)
-      if (sequence->request.adapter == load.adapter) failed.push_back(sequence);
-    for (Sequence* sequence : failed) {
-      events.push_back({.id = sequence->request.id, .finish = FinishReason::kError, .error = load.status});
-      remove(*sequence);
-    }
+    std::vector<std::pair<uint64_t, Sequence*>> failed;
+    for (const auto& [id, sequence] : sequences_)
+      if (!sequence->running && sequence->request->adapter == load.adapter) failed.emplace_back(sequence->order, sequence.get());
+    std::sort(failed.begin(), failed.end());
+    for (const auto& [order, sequence] : failed) fail(*sequence, load.status, events);
   }
 }
 
@@ -217,9 +260,9 @@ void Scheduler::plan_running() {
 }
 
 void Scheduler::match_prefix(Sequence& sequence) {
-  sequence.last_key = root_block_key(sequence.request.adapter, sequence.request.cache_salt);
+  sequence.last_key = root_block_key(sequence.request->adapter, sequence.request->cache_salt);
   // Prompt log-probabilities and hidden sums need every position computed; and the last token always is, to have its logits.
-  if (!options_.prefix_cache || sequence.wants_prompt_logprobs() || sequence.request.sum_hidden) return;
+  if (!options_.prefix_cache || sequence.wants_prompt_logprobs() || sequence.request->sum_hidden) return;
   stats_.num_looked_up_tokens += sequence.num_tokens();
   for (int64_t begin = 0; begin + kPageTokens < sequence.num_tokens(); begin += kPageTokens) {
     const auto tokens = std::span<const int32_t>(sequence.tokens).subspan(static_cast<size_t>(begin), kPageTokens);
@@ -240,7 +283,7 @@ void Scheduler::publish_pages(Sequence& sequence) {
         std::span<const int32_t>(sequence.tokens).subspan(static_cast<size_t>(sequence.num_published * kPageTokens), kPageTokens);
     sequence.last_key = child_block_key(sequence.last_key, tokens);
     pool_.publish_kv(sequence.pages[static_cast<size_t>(sequence.num_published)], sequence.last_key,
-                     sequence.request.adapter);
+                     sequence.request->adapter);
     ++sequence.num_published;
   }
 }
@@ -253,9 +296,29 @@ bool Scheduler::begin_load(AdapterId adapter) {
   return true;
 }
 
-// Moves a waiting sequence to running if its adapter is resident and its first chunk finds pages.
+int64_t Scheduler::remaining_tokens(const Sequence& sequence) const {
+  const Request& request = *sequence.request;
+  const int64_t most = request.max_tokens - sequence.num_output();
+  if (options_.admission == Admission::kReserved) return most;
+  // One that outlived its forecast is taken for half done.
+  const int64_t expected = policy_->expected_output(request) - sequence.num_output();
+  return std::min(most, expected > 0 ? expected : std::max(kPageTokens, sequence.num_output()));
+}
+
+bool Scheduler::fits_until_the_end(const Sequence& candidate) {
+  int64_t held = static_cast<int64_t>(candidate.pages.size());
+  reservation_.clear();
+  reservation_.add(candidate.num_tokens(), remaining_tokens(candidate));
+  for (const auto& [seniority, sequence] : running_) {
+    held += static_cast<int64_t>(sequence->pages.size());
+    reservation_.add(sequence->num_tokens(), remaining_tokens(*sequence));
+  }
+  return reservation_.peak_pages(kPageTokens) <= held + pool_.num_available();
+}
+
+// Moves a waiting sequence to running if its adapter is resident and it finds pages.
 bool Scheduler::try_admit(Sequence& sequence) {
-  const AdapterId adapter = sequence.request.adapter;
+  const AdapterId adapter = sequence.request->adapter;
   // Pinned first, so that making room for KV pages cannot evict the adapter.
   if (adapter != kBaseModel) pool_.pin(adapter);
   sequence.running = true;
@@ -264,43 +327,108 @@ bool Scheduler::try_admit(Sequence& sequence) {
   const int64_t needed = pages_for(sequence.num_computed + chunk) - static_cast<int64_t>(sequence.pages.size());
   // Leave one page per running sequence, or admission and preemption chase each other.
   const int64_t reserve = running_.empty() ? 0 : static_cast<int64_t>(running_.size()) + 1;
-  if (pool_.num_available() < needed + reserve) {
+  const bool fits = pool_.num_available() >= needed + reserve &&
+                    (running_.empty() || options_.admission == Admission::kOptimistic || fits_until_the_end(sequence));
+  if (!fits) {
     release_pages(sequence);
     return false;
   }
-  running_.emplace(sequence.order, &sequence);
+  const bool first = !sequence.charged;
+  if (first) sequence.num_billed = std::min(sequence.num_computed, sequence.prompt_length());
+  policy_->dispatch(sequence, sequence.prompt_length() - sequence.num_billed);
+  running_.emplace(sequence.seniority(), &sequence);
+  slots_.take(adapter);
+  deadlines_.erase({sequence.deadline, &sequence});
+  sequence.admitted_at = now_;
+  sequence.blocked_since = -1;
+  if (first) started_tokens_ += sequence.prompt_length();
   stats_.num_cached_prompt_tokens += sequence.num_computed;
   LK_CHECK(ensure_pages(sequence, sequence.num_computed + chunk));
   add_to_plan(sequence, chunk);
   return true;
 }
 
-void Scheduler::admit_waiting() {
-  int64_t num_skipped = 0;
-  for (auto it = waiting_.begin(); it != waiting_.end() && num_skipped < options_.load_ahead;) {
-    Sequence& sequence = *it->second;
-    ++it;  // admission removes the element
-    const AdapterId adapter = sequence.request.adapter;
+// A request found every adapter slot taken. When it falls too far behind, the adapter of the tenant furthest ahead makes room.
+void Scheduler::consider_drain(Sequence& blocked) {
+  if (blocked.blocked_since < 0) blocked.blocked_since = now_;
+  const int64_t own = policy_->virtual_time(blocked);
+  const Sequence* furthest = nullptr;
+  int64_t furthest_time = 0;
+  for (const auto& [seniority, sequence] : running_) {
+    if (sequence->request->adapter == kBaseModel || sequence->request->urgent) continue;
+    const int64_t time = policy_->virtual_time(*sequence);
+    if (furthest && time <= furthest_time) continue;
+    furthest = sequence;
+    furthest_time = time;
+  }
+  if (furthest && slots_.wants_drain(furthest_time - own, now_ - blocked.blocked_since)) {
+    slots_.drain(furthest->request->adapter);
+    ++stats_.num_adapter_drains;
+  }
+}
+
+bool Scheduler::admit_round(bool only_running_adapters) {
+  policy_->begin_round();
+  while (passed_ < options_.load_ahead) {
+    Ticket* ticket = policy_->next();
+    if (!ticket) break;
+    auto& sequence = static_cast<Sequence&>(*ticket);
+    const AdapterId adapter = sequence.request->adapter;
+    if (only_running_adapters && !slots_.runs(adapter)) {
+      policy_->pass_over(sequence);
+      continue;
+    }
     const AdapterState state = adapter == kBaseModel ? AdapterState::kResident : pool_.adapter_state(adapter);
-    if (state == AdapterState::kAbsent && !begin_load(adapter)) return;  // nobody behind may take the room it waits for
-    if (state == AdapterState::kResident && budget_ > 0 && num_running() < options_.max_running) {
-      if (!try_admit(sequence)) return;
-      waiting_.erase(sequence.order);
+    if (state == AdapterState::kAbsent && !begin_load(adapter)) return false;
+    const bool room = budget_ > 0 && num_running() < options_.max_running;
+    const bool slot = slots_.admits(adapter);
+    if (room && !slot) consider_drain(sequence);
+    if (room && slot && state == AdapterState::kResident) {
+      if (!try_admit(sequence)) return false;
     } else {
-      ++num_skipped;
+      policy_->pass_over(sequence);
+      ++passed_;
     }
   }
+  return true;
+}
+
+void Scheduler::admit_waiting() {
+  if (num_waiting() == 0) return;
+  passed_ = 0;
+  if (slots_.clusters() && !admit_round(true)) return;
+  admit_round(false);
+}
+
+// Cached tokens of its prompt, and before them whether its adapter runs or is resident.
+int64_t Scheduler::locality(Sequence& sequence) const {
+  const AdapterId adapter = sequence.request->adapter;
+  const int64_t adapter_score = slots_.runs(adapter) ? 2 : pool_.adapter_state(adapter) == AdapterState::kResident ? 1 : 0;
+  int64_t cached = 0;
+  if (options_.prefix_cache && !sequence.wants_prompt_logprobs() && !sequence.request->sum_hidden) {
+    const BlockKey root = root_block_key(adapter, sequence.request->cache_salt);
+    for (size_t page = 0; static_cast<int64_t>(page + 1) * kPageTokens < sequence.prompt_length(); ++page, ++cached) {
+      if (page == sequence.prompt_keys.size())
+        sequence.prompt_keys.push_back(child_block_key(page == 0 ? root : sequence.prompt_keys.back(),
+                                                       std::span<const int32_t>(sequence.request->prompt).subspan(page * kPageTokens, kPageTokens)));
+      if (!pool_.has_kv(sequence.prompt_keys[page])) break;
+    }
+  }
+  return (adapter_score << 32) + cached * kPageTokens;
 }
 
 void Scheduler::apply(const Planned& planned, ItemResult& result, std::vector<RequestEvent>& events) {
   Sequence& sequence = *planned.sequence;
   const int64_t end = planned.end;
-  RequestEvent event{.id = sequence.request.id};
+  RequestEvent event{.id = sequence.request->id};
   if (!sequence.started) {
     sequence.started = event.started = true;
     event.cached_tokens = planned.begin;
   }
   sequence.num_computed = end;
+  const int64_t billed = std::exchange(sequence.num_billed, std::max(sequence.num_billed, std::min(end, sequence.prompt_length())));
+  const bool makes_output = end == sequence.num_tokens() && sequence.request->max_tokens > 0;
+  policy_->computed(sequence, sequence.num_billed - billed, makes_output ? 1 : 0);
   publish_pages(sequence);
   // After a preemption the prompt is computed again: keep the first copy of each entry.
   for (size_t i = 0; i < result.prompt_logprobs.size(); ++i)
@@ -313,18 +441,19 @@ void Scheduler::apply(const Planned& planned, ItemResult& result, std::vector<Re
   if (sequence.num_output() == 0) {
     event.prompt_logprobs = std::move(sequence.prompt_logprobs);
     event.hidden_sum = std::move(sequence.hidden_sum);
+    slo_.first_token_after(executor_.now() - sequence.admitted_at);
   }
-  if (sequence.request.max_tokens == 0) {
+  if (sequence.request->max_tokens == 0) {
     event.finish = FinishReason::kLength;
   } else {
     event.has_token = true;
     event.token = std::move(result.token);
     const int32_t token = event.token.token;
     sequence.tokens.push_back(token);
-    if (sequence.request.constraint) sequence.request.constraint->accept(token);
-    const auto& stops = sequence.request.stop_token_ids;
+    if (sequence.request->constraint) sequence.request->constraint->accept(token);
+    const auto& stops = sequence.request->stop_token_ids;
     if (std::find(stops.begin(), stops.end(), token) != stops.end()) event.finish = FinishReason::kStop;
-    else if (sequence.num_output() >= sequence.request.max_tokens) event.finish = FinishReason::kLength;
+    else if (sequence.num_output() >= sequence.request->max_tokens) event.finish = FinishReason::kLength;
   }
   if (event.finish != FinishReason::kNone) remove(sequence);
   events.push_back(std::move(event));
@@ -333,7 +462,10 @@ void Scheduler::apply(const Planned& planned, ItemResult& result, std::vector<Re
 std::vector<RequestEvent> Scheduler::step(bool wait) {
   LK_CHECK(has_work());
   std::vector<RequestEvent> events;
+  now_ = executor_.now();
+  started_tokens_ = 0;
   poll_loads(false, events);
+  end_hopeless(events);
   planned_.clear();
   budget_ = options_.max_step_tokens;
   plan_running();
@@ -345,28 +477,27 @@ std::vector<RequestEvent> Scheduler::step(bool wait) {
       if (wait) poll_loads(true, events);
       return events;
     }
-    if (waiting_.empty()) return events;
+    if (num_waiting() == 0) return events;
     // Pinned adapters may leave free pages that are too scattered for a run.
     LK_CHECK(!pinned_.empty(), "nothing runs and nothing loads: {} waiting, {} running", num_waiting(), num_running());
-    Sequence& sequence = *waiting_.begin()->second;
-    events.push_back({.id = sequence.request.id, .finish = FinishReason::kError,
-                      .error = resource_exhausted("no contiguous pages for the adapter beside the pinned ones: raise --memory or unpin")});
-    remove(sequence);
+    policy_->begin_round();
+    fail(static_cast<Sequence&>(*policy_->next()), resource_exhausted("no contiguous pages for the adapter beside the pinned ones: raise --memory or unpin"),
+         events);
     return events;
   }
 
   StepPlan plan;
   for (const Planned& planned : planned_) {
     Sequence& sequence = *planned.sequence;
-    plan.items.push_back({.request = &sequence.request,
+    plan.items.push_back({.request = sequence.request,
                           .tokens = sequence.tokens,
                           .begin = planned.begin,
                           .end = planned.end,
                           .block_table = sequence.pages,
-                          .sample = planned.end == sequence.num_tokens() && sequence.request.max_tokens > 0,
+                          .sample = planned.end == sequence.num_tokens() && sequence.request->max_tokens > 0,
                           .prompt_logprobs = sequence.wants_prompt_logprobs() && sequence.num_output() == 0 &&
                                              planned.begin < sequence.prompt_length() - 1,
-                          .hidden_sum = sequence.request.sum_hidden && sequence.num_output() == 0 ? &sequence.hidden_sum : nullptr});
+                          .hidden_sum = sequence.request->sum_hidden && sequence.num_output() == 0 ? &sequence.hidden_sum : nullptr});
     plan.num_tokens += planned.end - planned.begin;
   }
   std::vector<ItemResult> results = executor_.execute(plan);
@@ -374,6 +505,7 @@ std::vector<RequestEvent> Scheduler::step(bool wait) {
   ++stats_.num_steps;
   stats_.num_computed_tokens += plan.num_tokens;
   for (size_t i = 0; i < planned_.size(); ++i) apply(planned_[i], results[i], events);
+  slo_.step_ended(executor_.now(), started_tokens_, num_waiting() > 0);
   return events;
 }
 

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Scheduler: continuous batching. Each step takes one token of every decoding sequence and fills the rest of a token
-// budget with prompt chunks, first come first served. It owns the page accounting; it never sees a tensor, a file, a
-// clock or a thread.
+// budget with prompt chunks, in the order of a QueuePolicy. It owns the page accounting; it never sees a tensor, a file, a
+// clock or a thread (the time is the executor's).
 //
-// A sequence is waiting (no pages) or running (pages, adapter pinned). When a running sequence finds no page, the latest
-// arrival loses its pages and waits again; its tokens are computed anew later (cached pages make that cheap, and row
-// determinism makes it exact). Loads are started for waiting requests in order; a request whose adapter is still loading
-// is passed over, it does not hold up the others.
+// A sequence is waiting (no pages) or running (pages, adapter pinned). When a running sequence finds no page, the one that was
+// furthest ahead in virtual time when it was admitted (the latest arrival, with policies that have none) loses its pages and waits
+// again; its tokens are computed anew later (cached pages make that cheap, and row determinism makes it exact). Loads are started
+// for waiting requests in the policy's order; a request whose adapter is still loading is passed over, it does not hold up the others.
 //
 // Thread safety: none; engine thread.
 #pragma once
@@ -14,12 +14,23 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
+#include "lk/sched/adapter_slots.h"
 #include "lk/sched/executor.h"
+#include "lk/sched/queue_policy.h"
+#include "lk/sched/reservation.h"
+#include "lk/sched/slo.h"
 
 namespace lk {
+
+// When a waiting sequence finds enough pages: when its first chunk does, and preemption settles the rest; or when all that run and it
+// will find enough until their ends, by the output they may be expected to make or by max_tokens (then nobody is ever preempted).
+enum class Admission : uint8_t { kOptimistic, kExpected, kReserved };
+Result<Admission> parse_admission(std::string_view text);  // "optimistic", "expected", "reserved"
 
 struct SchedulerOptions {
   int64_t max_step_tokens = 512;   // rows per step
@@ -27,6 +38,10 @@ struct SchedulerOptions {
   int64_t max_sequence = 1 << 20;  // prompt + output, tokens
   bool prefix_cache = true;
   int64_t load_ahead = 32;         // waiting requests whose adapters may be loaded before their turn
+  Admission admission = Admission::kOptimistic;
+  QueueOptions queue;
+  AdapterSlotOptions slots;
+  SloOptions slo;
 };
 
 struct SchedulerStats {
@@ -36,6 +51,8 @@ struct SchedulerStats {
   int64_t num_cached_prompt_tokens = 0;  // taken from it
   int64_t num_preemptions = 0;
   int64_t num_adapter_loads = 0;
+  int64_t num_adapter_drains = 0;
+  int64_t num_missed_deadlines = 0;      // ended because their first token would have come too late
 };
 
 class Scheduler {
@@ -44,7 +61,8 @@ class Scheduler {
   ~Scheduler();
 
   // Refuses (kInvalidArgument, kResourceExhausted) what could never run: empty, longer than max_sequence, or bigger than the
-  // whole pool together with its adapter. Requires: the id is not in use.
+  // whole pool together with its adapter; what is over its tenant's limit (kResourceExhausted); and what would miss its deadline
+  // (kDeadlineExceeded). Requires: the id is not in use.
   Status submit(Request request);
   // Ends a request before the next step, freeing everything it holds: a cancelled one, or one whose
   // text reached a stop string.
@@ -61,9 +79,11 @@ class Scheduler {
     int64_t running = 0, waiting = 0;  // requests
   };
   std::map<AdapterId, AdapterLoad> adapter_load() const;
+  void set_tenant_weight(TenantId tenant, double weight) { policy_->set_weight(tenant, weight); }
+  const std::unordered_map<TenantId, TenantService>& tenants() const { return policy_->tenants(); }
 
   bool has_work() const { return !sequences_.empty() || num_loading_ > 0; }
-  int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
+  int64_t num_waiting() const { return static_cast<int64_t>(sequences_.size() - running_.size()); }
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
   const SchedulerStats& stats() const { return stats_; }
 
@@ -74,7 +94,8 @@ class Scheduler {
 
  private:
   struct Sequence;
-  using Order = uint64_t;  // arrival number: who comes first
+  // Who keeps its pages longer: the smaller virtual time at its first dispatch, then the earlier arrival.
+  using Seniority = std::pair<int64_t, uint64_t>;
   struct Planned {
     Sequence* sequence;
     int64_t begin, end;
@@ -85,7 +106,17 @@ class Scheduler {
   void poll_loads(bool wait, std::vector<RequestEvent>& events);
   void plan_running();
   void admit_waiting();
+  // Goes through the queue once; `only_running_adapters` passes over the others. False when nobody else may take what the next in line
+  // waits for.
+  bool admit_round(bool only_running_adapters);
   bool try_admit(Sequence& sequence);
+  bool fits_until_the_end(const Sequence& sequence);
+  int64_t remaining_tokens(const Sequence& sequence) const;
+  void consider_drain(Sequence& blocked);
+  void end_hopeless(std::vector<RequestEvent>& events);
+  int64_t locality(Sequence& sequence) const;
+  void fail(Sequence& sequence, Status error, std::vector<RequestEvent>& events);
+  void stop_running(Sequence& sequence, bool finished);
   bool ensure_pages(Sequence& sequence, int64_t end);  // false: the sequence itself was preempted
   void add_to_plan(Sequence& sequence, int64_t num_tokens);
   void match_prefix(Sequence& sequence);
@@ -101,14 +132,21 @@ class Scheduler {
   SchedulerStats stats_;
 
   std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;
-  std::map<Order, Sequence*> waiting_;
-  std::map<Order, Sequence*> running_;
-  Order next_order_ = Order{1} << 48, next_urgent_order_ = 0;
+  std::unique_ptr<QueuePolicy> policy_;
+  AdapterSlots slots_;
+  FirstTokenSlo slo_;
+  Reservation reservation_;
+  std::map<Seniority, Sequence*> running_;
+  std::set<std::pair<Micros, Sequence*>> deadlines_;  // of waiting sequences that never started
+  uint64_t next_order_ = 0;
+  Micros now_ = 0;  // at the start of the step
+  int64_t started_tokens_ = 0;  // in the step: prompts of sequences that ran for the first time
   int64_t num_loading_ = 0;
   std::map<AdapterId, int64_t> pinned_;  // pages of adapters that set_pinned() keeps
   int64_t pinned_pages_ = 0;
 
   std::vector<Planned> planned_;  // of the step being built
+  int64_t passed_ = 0;            // waiting requests passed over in it
   int64_t budget_ = 0;
 };
 

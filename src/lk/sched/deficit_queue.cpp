@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/sched/deficit_queue.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace lk {
+namespace {
+
+constexpr int kLocalityWindow = 64;  // requests of a tenant that are compared
+
+}  // namespace
+
+std::map<uint64_t, Ticket*>::const_iterator DeficitQueue::first_of(const Tenant& tenant) const {
+  return tenant.passed_round == round_ ? tenant.waiting.upper_bound(tenant.passed) : tenant.waiting.begin();
+}
+
+// Gives every tenant that can be served as many quanta as the nearest to credit needs, all at once: debts of running requests may be
+// deep. False when there is none.
+bool DeficitQueue::refill() {
+  double quanta = std::numeric_limits<double>::infinity();
+  const auto quantum_of = [this](const Tenant& tenant) { return static_cast<double>(options_.quantum) * tenants().at(tenant.id).weight; };
+  for (const Tenant* tenant : ring_)
+    if (first_of(*tenant) != tenant->waiting.end()) quanta = std::min(quanta, std::floor(-tenant->credit / quantum_of(*tenant)) + 1);
+  if (std::isinf(quanta)) return false;
+  for (Tenant* tenant : ring_)
+    if (tenant->credit <= 0) tenant->credit += quanta * quantum_of(*tenant);
+  return true;
+}
+
+Ticket* DeficitQueue::most_local() const {
+  Ticket* best = nullptr;
+  int64_t best_score = -1;
+  for (const Tenant* tenant : ring_) {
+    if (tenant->credit <= 0) continue;
+    int seen = 0;
+    for (auto it = first_of(*tenant); it != tenant->waiting.end() && seen < kLocalityWindow; ++it, ++seen) {
+      const int64_t score = locality_(*it->second);
+      if (score < best_score || (score == best_score && best->order < it->second->order)) continue;
+      best = it->second;
+      best_score = score;
+    }
+  }
+  return best;
+}
+
+Ticket* DeficitQueue::pick() {
+  do {
+    if (locality_) {
+      if (Ticket* ticket = most_local()) return ticket;
+      continue;
+    }
+    for (size_t visited = 0; visited < ring_.size(); ++visited) {
+      const Tenant& tenant = *ring_.front();
+      const auto first = first_of(tenant);
+      if (tenant.credit > 0 && first != tenant.waiting.end()) return first->second;
+      ring_.splice(ring_.end(), ring_, ring_.begin());
+    }
+  } while (refill());
+  return nullptr;
+}
+
+// With locality the order within a tenant is not that of arrival: those before it were no better.
+void DeficitQueue::pass(Ticket& ticket) {
+  Tenant& tenant = tenant_of(ticket);
+  tenant.passed = ticket.order;
+  tenant.passed_round = round_;
+}
+
+void DeficitQueue::insert(Ticket& ticket, bool) {
+  std::unique_ptr<Tenant>& tenant = tenants_[ticket.request->tenant];
+  if (!tenant) {
+    tenant = std::make_unique<Tenant>();
+    tenant->id = ticket.request->tenant;
+  }
+  ticket.place = tenant.get();
+  // Who comes back has no credit left from before; its debt stays.
+  if (tenant->waiting.empty()) {
+    tenant->credit = std::min(tenant->credit, 0.0);
+    tenant->place = ring_.insert(ring_.end(), tenant.get());
+  }
+  tenant->waiting.emplace(ticket.order, &ticket);
+}
+
+void DeficitQueue::erase(Ticket& ticket) {
+  Tenant& tenant = tenant_of(ticket);
+  tenant.waiting.erase(ticket.order);
+  if (tenant.waiting.empty()) ring_.erase(tenant.place);
+}
+
+void DeficitQueue::charge(Ticket& ticket, MilliUnits price, MilliUnits advance) {
+  tenant_of(ticket).credit -= static_cast<double>(price + advance);
+}
+
+}  // namespace lk

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// DeficitQueue: deficit round robin over tenants (the adapted DRR of arXiv:2401.00588, appendix C.2), and with locality
+// deficit longest prefix match (DLPM, arXiv:2501.14312). A tenant runs while it has credit; what it is charged, even after dispatch,
+// is taken from it; when no waiting tenant has credit, each gets a quantum times its weight until one has.
+#pragma once
+
+#include <list>
+#include <map>
+#include <memory>
+#include <unordered_map>
+
+#include "lk/sched/queue_policy.h"
+
+namespace lk {
+
+class DeficitQueue : public QueuePolicy {
+ public:
+  DeficitQueue(const QueueOptions& options, Locality locality) : QueuePolicy(options), locality_(std::move(locality)) {}
+
+ protected:
+  void new_round() override { ++round_; }
+  Ticket* pick() override;
+  void pass(Ticket& ticket) override;
+  void insert(Ticket& ticket, bool arrives) override;
+  void erase(Ticket& ticket) override;
+  void charge(Ticket& ticket, MilliUnits price, MilliUnits advance) override;
+
+ private:
+  struct Tenant {
+    TenantId id = 0;
+    double credit = 0;                     // milli-units
+    std::map<uint64_t, Ticket*> waiting;   // by order
+    uint64_t passed = 0, passed_round = 0; // the last passed over in that round
+    std::list<Tenant*>::iterator place;    // in the ring, while something waits
+  };
+  Tenant& tenant_of(const Ticket& ticket) { return *static_cast<Tenant*>(ticket.place); }
+  std::map<uint64_t, Ticket*>::const_iterator first_of(const Tenant& tenant) const;
+  bool refill();
+  Ticket* most_local() const;
+
+  const Locality locality_;  // null: plain round robin
+  uint64_t round_ = 0;
+  std::unordered_map<TenantId, std::unique_ptr<Tenant>> tenants_;
+  std::list<Tenant*> ring_;  // tenants with waiting requests; the front is visited
+};
+
+}  // namespace lk

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/sched/fair_queue.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "lk/base/check.h"
+
+namespace lk {
+namespace {
+
+constexpr int64_t kEndsBetweenSweeps = 1024;
+
+}  // namespace
+
+void Counter::charge(MilliUnits price, MilliUnits advance) {
+  const int64_t total = price * kScale + carry_;
+  value_ += total / weight_;
+  carry_ = total % weight_;
+  advance_ += advance;
+}
+
+void Counter::set_weight(double weight) {
+  weight_ = std::max<int64_t>(1, std::llround(weight * kScale));
+  carry_ = 0;
+}
+
+// --- CounterGroup
+
+void CounterGroup::place(Member& member) {
+  member.placed_key = member.counter.key();
+  member.placed_at = ++next_place_;
+  order_.insert(&member);
+}
+
+int64_t CounterGroup::floor() const {
+  if (!order_.empty()) return (*order_.begin())->placed_key;
+  return last_ ? last_->counter.key() : last_key_;
+}
+
+void CounterGroup::enter(Member& member, bool lift) {
+  LK_CHECK(!member.waits);
+  if (lift) member.counter.lift_to(floor());
+  member.waits = true;
+  place(member);
+}
+
+void CounterGroup::leave(Member& member) {
+  order_.erase(&member);
+  member.waits = false;
+  last_ = &member;
+}
+
+void CounterGroup::charge(Member& member, MilliUnits price, MilliUnits advance) {
+  member.counter.charge(price, advance);
+  // Output that was charged in advance moves no key, and nobody's place.
+  if (!member.waits || member.counter.key() == member.placed_key) return;
+  order_.erase(&member);
+  place(member);
+}
+
+void CounterGroup::set_weight(Member& member, double weight) {
+  if (member.waits) order_.erase(&member);
+  member.counter.set_weight(weight);
+  if (member.waits) place(member);
+}
+
+CounterGroup::Member* CounterGroup::first(uint64_t round) const {
+  for (Member* member : order_)
+    if (member->passed_round != round) return member;
+  return nullptr;
+}
+
+void CounterGroup::forget(Member& member) {
+  if (last_ != &member) return;
+  last_key_ = member.counter.key();
+  last_ = nullptr;
+}
+
+// --- FairQueue
+
+FairQueue::Tenant& FairQueue::tenant_of(TenantId id) {
+  std::unique_ptr<Tenant>& tenant = tenants_[id];
+  if (!tenant) {
+    tenant = std::make_unique<Tenant>();
+    const auto known = tenants().find(id);
+    if (known != tenants().end()) tenant->counter.set_weight(known->second.weight);
+  }
+  return *tenant;
+}
+
+int64_t FairQueue::leaf_id(const Request& request) const {
+  switch (options_.within) {
+    case WithinTenant::kAdapter: return request.adapter;
+    case WithinTenant::kUser: return request.user;
+    default: return 0;
+  }
+}
+
+FairQueue::Rank FairQueue::rank_within(const Ticket& ticket) const {
+  switch (options_.within) {
+    // A prompt's own time is part of its slack; one token of it counts as a millisecond.
+    case WithinTenant::kSlack:
+      return {ticket.deadline == kNoDeadline ? kNoDeadline : ticket.deadline - 1000 * static_cast<int64_t>(ticket.request->prompt.size()), ticket.order};
+    case WithinTenant::kNewest: return {-static_cast<int64_t>(ticket.order), ticket.order};
+    default: return {0, ticket.order};
+  }
+}
+
+void FairQueue::set_weight(TenantId id, double weight) {
+  QueuePolicy::set_weight(id, weight);
+  const auto it = tenants_.find(id);
+  if (it == tenants_.end()) return;
+  waiting_.set_weight(*it->second, weight);
+}
+
+double FairQueue::tokens_ahead(const Request& request) const {
+  const auto own = tenants().find(request.tenant);
+  if (own == tenants().end()) return 0;
+  if (options_.within == WithinTenant::kNewest) return 0;
+  // While it waits for its own, the others are served by their weights, as long as they have something.
+  double ahead = static_cast<double>(own->second.waiting_tokens);
+  const double turns = ahead / own->second.weight;
+  for (const auto& [id, tenant] : tenants())
+    if (id != request.tenant) ahead += std::min(static_cast<double>(tenant.waiting_tokens), turns * tenant.weight);
+  return ahead;
+}
+
+void FairQueue::insert(Ticket& ticket, bool arrives) {
+  Tenant& tenant = tenant_of(ticket.request->tenant);
+  std::unique_ptr<Leaf>& leaf = tenant.leaves[leaf_id(*ticket.request)];
+  if (!leaf) {
+    leaf = std::make_unique<Leaf>();
+    leaf->tenant = &tenant;
+  }
+  ticket.place = leaf.get();
+  leaf->tickets.emplace(rank_within(ticket), &ticket);
+  if (!leaf->waits) tenant.waiting.enter(*leaf, arrives && lift_);
+  if (!tenant.waits) waiting_.enter(tenant, arrives && lift_);
+}
+
+void FairQueue::erase(Ticket& ticket) {
+  Leaf& leaf = leaf_of(ticket);
+  leaf.tickets.erase(rank_within(ticket));
+  if (!leaf.tickets.empty()) return;
+  leaf.tenant->waiting.leave(leaf);
+  if (leaf.tenant->waiting.empty()) waiting_.leave(*leaf.tenant);
+}
+
+Ticket* FairQueue::pick() {
+  while (auto* tenant = static_cast<Tenant*>(waiting_.first(round_))) {
+    while (auto* leaf = static_cast<Leaf*>(tenant->waiting.first(round_))) {
+      const auto first = leaf->passed_in == round_ ? leaf->tickets.upper_bound(leaf->passed) : leaf->tickets.begin();
+      if (first != leaf->tickets.end()) return first->second;
+      leaf->passed_round = round_;
+    }
+    tenant->passed_round = round_;
+  }
+  return nullptr;
+}
+
+void FairQueue::pass(Ticket& ticket) {
+  Leaf& leaf = leaf_of(ticket);
+  leaf.passed = rank_within(ticket);
+  leaf.passed_in = round_;
+  // What stands behind it in an adapter's leaf waits for the same adapter.
+  if (options_.within == WithinTenant::kAdapter) leaf.passed_round = round_;
+}
+
+int64_t FairQueue::tenant_time(const Ticket& ticket) const { return leaf_of(ticket).tenant->counter.key(); }
+
+void FairQueue::charge(Ticket& ticket, MilliUnits price, MilliUnits advance) {
+  Leaf& leaf = leaf_of(ticket);
+  leaf.tenant->waiting.charge(leaf, price, advance);
+  waiting_.charge(*leaf.tenant, price, advance);
+}
+
+void FairQueue::begin_running(Ticket& ticket) {
+  ++leaf_of(ticket).num_running;
+  ++leaf_of(ticket).tenant->num_running;
+}
+
+void FairQueue::end_running(Ticket& ticket) {
+  --leaf_of(ticket).num_running;
+  --leaf_of(ticket).tenant->num_running;
+  if (++num_ended_ % kEndsBetweenSweeps == 0) collect_garbage();
+}
+
+// Forgets who has nothing here and would be lifted on return anyway. A debt above the floor is kept until the floor passes it.
+void FairQueue::collect_garbage() {
+  if (!lift_) return;
+  const auto idle = [](const auto& member, int64_t floor) { return !member.waits && member.num_running == 0 && member.counter.key() <= floor; };
+  std::erase_if(tenants_, [&](auto& entry) {
+    Tenant& tenant = *entry.second;
+    std::erase_if(tenant.leaves, [&](auto& leaf) {
+      if (!idle(*leaf.second, tenant.waiting.floor())) return false;
+      tenant.waiting.forget(*leaf.second);
+      return true;
+    });
+    if (!idle(tenant, waiting_.floor()) || tenant.num_running > 0) return false;
+    waiting_.forget(tenant);
+    return true;
+  });
+}
+
+}  // namespace lk

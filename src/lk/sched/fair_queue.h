@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+// FairQueue: virtual token counters (VTC, arXiv:2401.00588, algorithm 2) on two levels, tenants and what each tenant chose to be
+// fair between. A counter holds the weighted service its owner was charged; its key adds what is charged in advance. The smallest
+// key is next. Who starts to wait again is lifted to the smallest key that waits, or, when nobody waits, to that of the one who
+// waited last: idle time earns nothing, debts stay.
+#pragma once
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <set>
+#include <unordered_map>
+
+#include "lk/sched/queue_policy.h"
+
+namespace lk {
+
+// A virtual token counter. In milli-units divided by the weight; the remainder of each division is carried.
+class Counter {
+ public:
+  int64_t key() const { return value_ + scaled(advance_); }
+  void charge(MilliUnits price, MilliUnits advance);
+  void lift_to(int64_t key) { value_ += std::max<int64_t>(0, key - this->key()); }
+  void set_weight(double weight);
+
+ private:
+  static constexpr int64_t kScale = 1000;  // weights have three decimals
+  int64_t scaled(MilliUnits units) const { return units * kScale / weight_; }
+
+  int64_t value_ = 0, carry_ = 0;
+  MilliUnits advance_ = 0;
+  int64_t weight_ = kScale;
+};
+
+// Counters that compete: those that wait, in the order of their keys.
+class CounterGroup {
+ public:
+  struct Member {
+    Counter counter;
+    int64_t placed_key = 0;       // its place in the order
+    uint64_t placed_at = 0;       // equal keys take turns
+    bool waits = false;
+    uint64_t passed_round = 0;    // passed over in this round
+  };
+  bool empty() const { return order_.empty(); }
+  // `member` has something waiting from now on. With `lift`, it did not have for a while.
+  void enter(Member& member, bool lift);
+  void leave(Member& member);
+  void charge(Member& member, MilliUnits price, MilliUnits advance);
+  void set_weight(Member& member, double weight);
+  // The first that was not passed over in this round; null when there is none.
+  Member* first(uint64_t round) const;
+  // Below this no debt is worth remembering.
+  int64_t floor() const;
+  void forget(Member& member);  // Requires: !waits
+
+ private:
+  struct Before {
+    bool operator()(const Member* a, const Member* b) const {
+      return a->placed_key != b->placed_key ? a->placed_key < b->placed_key : a->placed_at < b->placed_at;
+    }
+  };
+  void place(Member& member);
+
+  std::set<Member*, Before> order_;
+  uint64_t next_place_ = 0;
+  Member* last_ = nullptr;  // to leave
+  int64_t last_key_ = 0;    // of a last one that was forgotten
+};
+
+class FairQueue : public QueuePolicy {
+ public:
+  explicit FairQueue(const QueueOptions& options) : QueuePolicy(options), lift_(options.kind == QueueKind::kVtc) {}
+
+  void set_weight(TenantId tenant, double weight) override;
+  double tokens_ahead(const Request& request) const override;
+
+ protected:
+  void new_round() override { ++round_; }
+  Ticket* pick() override;
+  void pass(Ticket& ticket) override;
+  int64_t tenant_time(const Ticket& ticket) const override;
+  void insert(Ticket& ticket, bool arrives) override;
+  void erase(Ticket& ticket) override;
+  void charge(Ticket& ticket, MilliUnits price, MilliUnits advance) override;
+  void begin_running(Ticket& ticket) override;
+  void end_running(Ticket& ticket) override;
+
+ private:
+  struct Tenant;
+  using Rank = std::pair<int64_t, uint64_t>;
+  struct Leaf : CounterGroup::Member {
+    Tenant* tenant = nullptr;
+    std::map<Rank, Ticket*> tickets;  // waiting
+    Rank passed{};                    // in round `passed_in`, the last that was passed over
+    uint64_t passed_in = 0;
+    int64_t num_running = 0;
+  };
+  struct Tenant : CounterGroup::Member {
+    std::unordered_map<int64_t, std::unique_ptr<Leaf>> leaves;
+    CounterGroup waiting;  // leaves
+    int64_t num_running = 0;
+  };
+  static Leaf& leaf_of(const Ticket& ticket) { return *static_cast<Leaf*>(ticket.place); }
+  Tenant& tenant_of(TenantId id);
+  int64_t leaf_id(const Request& request) const;
+  Rank rank_within(const Ticket& ticket) const;
+  void collect_garbage();
+
+  const bool lift_;
+  uint64_t round_ = 0;
+  std::unordered_map<TenantId, std::unique_ptr<Tenant>> tenants_;
+  CounterGroup waiting_;  // tenants
+  int64_t num_ended_ = 0;
+};
+
+}  // namespace lk

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/sched/queue_policy.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "lk/base/check.h"
+#include "lk/sched/deficit_queue.h"
+#include "lk/sched/fair_queue.h"
+#include "lk/sched/fifo_queue.h"
+
+namespace lk {
+namespace {
+
+template <typename Enum, size_t n>
+Result<Enum> parse_name(std::string_view what, std::string_view text, const std::array<std::pair<std::string_view, Enum>, n>& names) {
+  std::string known;
+  for (const auto& [name, value] : names) {
+    if (name == text) return value;
+    known += known.empty() ? name : std::string(", ").append(name);
+  }
+  return invalid_argument("unknown {} \"{}\"; known: {}", what, text, known);
+}
+
+constexpr std::array<std::pair<std::string_view, QueueKind>, 6> kKinds{
+    {{"fcfs", QueueKind::kFcfs}, {"vtc", QueueKind::kVtc}, {"lcf", QueueKind::kLcf}, {"drr", QueueKind::kDrr}, {"dlpm", QueueKind::kDlpm}, {"rpm", QueueKind::kRpm}}};
+constexpr std::array<std::pair<std::string_view, WithinTenant>, 5> kWithin{{{"adapter", WithinTenant::kAdapter}, {"user", WithinTenant::kUser},
+                                                                           {"arrival", WithinTenant::kArrival}, {"slack", WithinTenant::kSlack},
+                                                                           {"newest", WithinTenant::kNewest}}};
+constexpr std::array<std::pair<std::string_view, Prediction>, 3> kPredictions{
+    {{"none", Prediction::kNone}, {"mean", Prediction::kMean}, {"max-tokens", Prediction::kMaxTokens}}};
+
+}  // namespace
+
+Result<QueueKind> parse_queue_kind(std::string_view text) { return parse_name("scheduling policy", text, kKinds); }
+Result<WithinTenant> parse_within_tenant(std::string_view text) { return parse_name("order within a tenant", text, kWithin); }
+Result<Prediction> parse_prediction(std::string_view text) { return parse_name("length prediction", text, kPredictions); }
+const char* to_string(QueueKind kind) {
+  return std::find_if(kKinds.begin(), kKinds.end(), [&](const auto& entry) { return entry.second == kind; })->first.data();
+}
+
+std::unique_ptr<QueuePolicy> QueuePolicy::create(const QueueOptions& options, Locality locality) {
+  switch (options.kind) {
+    case QueueKind::kFcfs:
+    case QueueKind::kRpm: return std::make_unique<FifoQueue>(options);
+    case QueueKind::kVtc:
+    case QueueKind::kLcf: return std::make_unique<FairQueue>(options);
+    case QueueKind::kDrr: return std::make_unique<DeficitQueue>(options, Locality());
+    case QueueKind::kDlpm: return std::make_unique<DeficitQueue>(options, std::move(locality));
+  }
+  LK_CHECK(false, "unknown queue kind");
+}
+
+void QueuePolicy::set_weight(TenantId tenant, double weight) {
+  LK_CHECK(weight >= 1e-3 && weight <= 1e6, "tenant {}: weight {}", tenant, weight);
+  services_[tenant].weight = weight;
+}
+
+Status QueuePolicy::arrive(Ticket& ticket, Micros now) {
+  if (!ticket.request->urgent) LK_RETURN_IF_ERROR(allow(ticket, now));
+  enter(ticket, true);
+  return Status();
+}
+
+void QueuePolicy::wait_again(Ticket& ticket) { enter(ticket, false); }
+
+void QueuePolicy::enter(Ticket& ticket, bool arrives) {
+  count_waiting(ticket, 1);
+  if (ticket.request->urgent) urgent_.emplace(ticket.order, &ticket);
+  else insert(ticket, arrives);
+}
+
+void QueuePolicy::count_waiting(const Ticket& ticket, int64_t requests) {
+  const int64_t tokens = requests * static_cast<int64_t>(ticket.request->prompt.size());
+  TenantService& tenant = service(ticket);
+  tenant.waiting += requests;
+  tenant.waiting_tokens += tokens;
+  waiting_tokens_ += tokens;
+}
+
+void QueuePolicy::exit(Ticket& ticket) {
+  count_waiting(ticket, -1);
+  if (ticket.request->urgent) urgent_.erase(ticket.order);
+  else erase(ticket);
+}
+
+void QueuePolicy::begin_round() {
+  urgent_passed_ = 0;
+  new_round();
+}
+
+Ticket* QueuePolicy::next() {
+  const auto it = urgent_.lower_bound(urgent_passed_);
+  return it != urgent_.end() ? it->second : pick();
+}
+
+void QueuePolicy::pass_over(Ticket& ticket) {
+  if (ticket.request->urgent) urgent_passed_ = ticket.order + 1;
+  else pass(ticket);
+}
+
+void QueuePolicy::leave(Ticket& ticket) {
+  exit(ticket);
+  // Of a prompt that was charged at dispatch, what was never computed.
+  if (ticket.charged)
+    book(ticket, options_.cost.of(ticket.computed_prompt, ticket.output_tokens) - options_.cost.of(ticket.prompt_tokens, ticket.output_tokens), 0);
+}
+
+void QueuePolicy::book(Ticket& ticket, MilliUnits price, MilliUnits advance) {
+  if (!ticket.request->urgent && (price != 0 || advance != 0)) charge(ticket, price, advance);
+}
+
+void QueuePolicy::dispatch(Ticket& ticket, int64_t uncached_prompt) {
+  TenantService& tenant = service(ticket);
+  if (!ticket.charged) {
+    ticket.tag = virtual_time(ticket);
+    ticket.prompt_tokens = uncached_prompt;
+    switch (options_.prediction) {
+      case Prediction::kNone: break;
+      case Prediction::kMean: ticket.predicted_output = predictor_.predict(*ticket.request); break;
+      case Prediction::kMaxTokens: ticket.predicted_output = ticket.request->max_tokens; break;
+    }
+    tenant.cached_tokens += static_cast<int64_t>(ticket.request->prompt.size()) - uncached_prompt;
+  }
+  exit(ticket);
+  ++tenant.running;
+  if (!ticket.request->urgent) begin_running(ticket);
+  // The whole prompt at once, or the tenant would win every round until it was computed.
+  set_advance(ticket, ticket.charged ? 0 : options_.cost.of(uncached_prompt, 0));
+  ticket.charged = true;
+}
+
+MilliUnits QueuePolicy::advance_of(const Ticket& ticket) const {
+  if (ticket.predicted_output <= ticket.output_tokens) return 0;
+  return options_.cost.of(ticket.prompt_tokens, ticket.predicted_output) - options_.cost.of(ticket.prompt_tokens, ticket.output_tokens);
+}
+
+void QueuePolicy::set_advance(Ticket& ticket, MilliUnits price) {
+  const MilliUnits before = std::exchange(ticket.advance, advance_of(ticket));
+  book(ticket, price, ticket.advance - before);
+}
+
+void QueuePolicy::computed(Ticket& ticket, int64_t prompt_tokens, int64_t output_tokens) {
+  const ServiceCost& cost = options_.cost;
+  TenantService& tenant = service(ticket);
+  tenant.prompt_tokens += prompt_tokens;
+  tenant.output_tokens += output_tokens;
+  const MilliUnits done = cost.of(ticket.computed_prompt, ticket.output_tokens);
+  const MilliUnits charged = cost.of(ticket.prompt_tokens, ticket.output_tokens);
+  ticket.computed_prompt += prompt_tokens;
+  ticket.output_tokens += output_tokens;
+  tenant.service += cost.of(ticket.computed_prompt, ticket.output_tokens) - done;
+  if (output_tokens > 0) set_advance(ticket, cost.of(ticket.prompt_tokens, ticket.output_tokens) - charged);
+}
+
+void QueuePolicy::stop(Ticket& ticket, bool finished) {
+  --service(ticket).running;
+  MilliUnits refund = 0;
+  if (finished) {
+    refund = options_.cost.of(ticket.prompt_tokens, ticket.output_tokens) - options_.cost.of(ticket.computed_prompt, ticket.output_tokens);
+    if (ticket.output_tokens > 0) predictor_.learn(*ticket.request, ticket.output_tokens);
+  }
+  book(ticket, -refund, -std::exchange(ticket.advance, 0));
+  if (!ticket.request->urgent) end_running(ticket);
+}
+
+}  // namespace lk
