@@ -205,8 +205,9 @@ double row_flops(const ModelConfig& c) {
 
 Status run_engine(EngineFlags& flags) {
   if (flags.batch < 1 || flags.prompt_tokens < 1 || flags.output_tokens < 1) return invalid_argument("--batch, --prompt-tokens and --output-tokens must be >= 1");
-  flags.model.no_prefix_cache = true;
-  flags.model.max_running = std::max(flags.model.max_running, flags.batch);
+  flags.model.scheduler.no_prefix_cache = true;
+  int64_t& max_running = flags.model.scheduler.options.max_running;
+  max_running = std::max(max_running, flags.batch);
   LK_ASSIGN_OR_RETURN(const std::vector<int64_t> assignment, assign_adapters(flags, flags.requests > 0 ? flags.requests : flags.batch));
   LK_ASSIGN_OR_RETURN(std::unique_ptr<TextEngine> engine, flags.model.open());
   if (flags.adapter_dir.empty()) flags.adapter_dir = default_adapter_dir(engine->config());

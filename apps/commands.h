@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "lk/serve/text_engine.h"
+#include "scheduler_flags.h"
 
 namespace lk::apps {
 
@@ -32,9 +33,7 @@ struct ModelFlags {
   std::string memory = "auto";
   int threads = 0;
   int64_t context = 0;
-  int64_t step_tokens = 512;
-  int64_t max_running = 256;
-  bool no_prefix_cache = false;
+  SchedulerFlags scheduler;
 
   void add_to(CLI::App& command, bool model_is_positional);
   // Loads the model and every --lora, with progress on a terminal.

@@ -93,10 +93,7 @@ void ModelFlags::add_to(CLI::App& command, bool model_is_positional) {
       ->check(CLI::IsMember({"auto", "portable", "avx2", "avx512", "avx512_bf16"}))->capture_default_str()->group("Machine");
   command.add_option("--memory", memory, "page pool for KV cache and resident adapters, e.g. 8GiB; auto = 80 % of what is free")
       ->capture_default_str()->group("Machine");
-  command.add_option("--step-tokens,--max-num-batched-tokens", step_tokens, "most tokens computed in one step")
-      ->check(CLI::Range(1, 1 << 16))->capture_default_str()->group("Scheduling");
-  command.add_option("--max-running,--max-num-seqs", max_running, "most requests in one step")->check(CLI::Range(1, 1 << 16))->capture_default_str()->group("Scheduling");
-  command.add_flag("--no-prefix-cache", no_prefix_cache, "compute every prompt from its start")->group("Scheduling");
+  scheduler.add_to(command);
 }
 
 Result<std::unique_ptr<TextEngine>> ModelFlags::open_without_adapters() const {
@@ -104,9 +101,7 @@ Result<std::unique_ptr<TextEngine>> ModelFlags::open_without_adapters() const {
   TextEngineOptions options{.model = model, .dummy_config = dummy, .num_threads = threads, .context = context};
   options.act = dtype == "f32" ? DType::kF32 : DType::kBF16;
   options.isa = parse_cpu_isa(isa);
-  options.scheduler.max_step_tokens = step_tokens;
-  options.scheduler.max_running = max_running;
-  options.scheduler.prefix_cache = !no_prefix_cache;
+  LK_ASSIGN_OR_RETURN(options.scheduler, scheduler.parse());
   if (stderr_is_terminal()) options.progress = show_progress;
   if (memory != "auto") {
     LK_ASSIGN_OR_RETURN(options.memory_bytes, parse_bytes(memory));

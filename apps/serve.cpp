@@ -86,6 +86,7 @@ Result<ServerOptions> ServeFlags::options() const {
   if (model.model.empty() == model.dummy.empty()) return invalid_argument("give a model directory, or --dummy CONFIG.json for random weights");
   LK_ASSIGN_OR_RETURN(const auto loras, model.parse_loras());
   (void)loras;
+  LK_RETURN_IF_ERROR(model.scheduler.parse().status());
   if (filled.tls_cert.empty() != filled.tls_key.empty()) return invalid_argument("--tls-cert and --tls-key go together");
   const bool tls = !filled.tls_cert.empty();
   const std::string shown = host == "localhost" ? "127.0.0.1" : host;

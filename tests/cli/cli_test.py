@@ -109,6 +109,17 @@ class Generate(Temporary):
         self.refused("generate", MODEL, "--prompt", "x", "--lora", "a=/nonexistent", words=("/nonexistent",))
         self.refused("generate", MODEL, "--prompt", "x", "--memory", "1KiB", words=("--memory",))
 
+    def test_scheduling_options_that_contradict_each_other(self):
+        for options, words in ((("--scheduling-policy", "lifo"), ("lifo", "fcfs, vtc")), (("--fair-within", "floor"), ("floor", "adapter")),
+                               (("--service-cost", "1:-2"), ("1:-2",)), (("--service-cost", "nan:2"), ("nan",)), (("--admission", "never"), ("optimistic",)),
+                               (("--quantum", "100"), ("--quantum", "drr")), (("--requests-per-minute", "5"), ("rpm",)),
+                               (("--scheduling-policy", "fcfs", "--fair-within", "user"), ("vtc",)), (("--fair-within", "slack"), ("--slo-first-token",)),
+                               (("--slo-refuse-late",), ("--slo-first-token",)), (("--max-loras", "4", "--cluster-adapters", "4"), ("--cluster-adapters",)),
+                               (("--drain-gap", "1"), ("--max-loras",))):
+            with self.subTest(options):
+                self.refused("generate", MODEL, "--prompt", "x", *options, words=words)
+                self.refused("serve", MODEL, "--check-config", *options, words=words)
+
 
 class BadModels(Temporary):
     def test_truncated_lying_and_nonsense_weights(self):

@@ -89,7 +89,7 @@ class QueuePolicy {
   int64_t expected_output(const Request& request) const { return predictor_.predict(request); }
 
   // --- Waiting
-  // A request arrives. kResourceExhausted when the tenant is over its limit; then nothing happened.
+  // A request arrives. kUnavailable when the tenant is over its limit (rpm); then nothing happened.
   Status arrive(Ticket& ticket, Micros now);
   // It was preempted and waits again, in its old place: not an arrival.
   void wait_again(Ticket& ticket);

@@ -61,7 +61,7 @@ class Scheduler {
   ~Scheduler();
 
   // Refuses (kInvalidArgument, kResourceExhausted) what could never run: empty, longer than max_sequence, or bigger than the
-  // whole pool together with its adapter; what is over its tenant's limit (kResourceExhausted); and what would miss its deadline
+  // whole pool together with its adapter; what is over its tenant's limit (kUnavailable); and what would miss its deadline
   // (kDeadlineExceeded). Requires: the id is not in use.
   Status submit(Request request);
   // Ends a request before the next step, freeing everything it holds: a cancelled one, or one whose

@@ -110,6 +110,17 @@ RequestId EngineService::submit(Submission submission) {
   return id;
 }
 
+TenantId EngineService::tenant(const std::string& name, double weight) {
+  std::lock_guard lock(accounts_mutex_);
+  const auto [it, is_new] = accounts_.emplace(name, Account{.id = static_cast<TenantId>(accounts_.size()) + 1, .weight = 1});
+  Account& account = it->second;
+  if (account.weight != weight) {
+    account.weight = weight;
+    call([id = account.id, weight](TextEngine& engine) { engine.scheduler().set_tenant_weight(id, weight); });
+  }
+  return account.id;
+}
+
 void EngineService::cancel(RequestId id) {
   call([id](TextEngine& engine) { engine.cancel(id); });
 }
@@ -391,6 +402,11 @@ void EngineService::publish(bool force) {
   for (const auto& [id, load] : scheduler.adapter_load()) {
     next.adapters[id].running = load.running;
     next.adapters[id].waiting = load.waiting;
+  }
+  {
+    std::lock_guard lock(accounts_mutex_);
+    for (const auto& [name, account] : accounts_)
+      if (const auto it = scheduler.tenants().find(account.id); it != scheduler.tenants().end()) next.tenants.emplace(name, it->second);
   }
   std::lock_guard lock(snapshot_mutex_);
   snapshot_ = std::move(next);

@@ -74,6 +74,9 @@ class EngineService {
   // `on_done` is called at once with kUnavailable (a receiver hears nothing).
   void stop();
 
+  // The scheduler's number of an account, made when the name is new; its weight holds from now on. Any thread.
+  TenantId tenant(const std::string& name, double weight);
+
   const TextModel& text() const { return *text_; }
   std::shared_ptr<const TextModel> shared_text() const { return text_; }
 
@@ -123,6 +126,7 @@ class EngineService {
   struct Snapshot {
     ServerSnapshot server;  // the parts the engine knows
     std::map<AdapterId, ResidentState> adapters;
+    std::map<std::string, TenantService> tenants;
   };
   Snapshot snapshot() const;
   // Seconds since the engine thread last showed life, 0 when it has nothing to do.
@@ -186,6 +190,13 @@ class EngineService {
   int64_t prompt_tokens_ = 0, generation_tokens_ = 0;
   double step_seconds_ = 0, busy_seconds_ = 0;
   std::deque<std::pair<Clock::time_point, int64_t>> generated_;  // recent totals, for the rate
+
+  struct Account {
+    TenantId id;
+    double weight;
+  };
+  mutable std::mutex accounts_mutex_;
+  std::map<std::string, Account> accounts_;  // guarded by accounts_mutex_
 
   mutable std::mutex snapshot_mutex_;
   Snapshot snapshot_;

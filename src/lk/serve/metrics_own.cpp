@@ -110,6 +110,21 @@ void Exposition::write_own(MetricFamilies& out) const {
   for (const ServerSnapshot::TenantSnapshot& tenant : s.tenants)
     if (!tenant.name.empty()) in_flight(tenant.name, options.max_label_values) += tenant.in_flight;
   for (const auto& [name, count] : in_flight) out.add(number(count), {{"tenant", name}});
+  struct Fairness {
+    int64_t waiting = 0;
+    double service = 0;
+  };
+  ByLabel<Fairness> fairness;
+  for (const ServerSnapshot::TenantSnapshot& tenant : s.tenants) {
+    if (tenant.name.empty()) continue;
+    Fairness& entry = fairness(tenant.name, options.max_label_values);
+    entry.waiting += tenant.waiting;
+    entry.service += tenant.service;
+  }
+  out.gauge("lorikeet_tenant_waiting", "Requests that wait, by tenant.");
+  for (const auto& [name, entry] : fairness) out.add(number(entry.waiting), {{"tenant", name}});
+  out.counter("lorikeet_tenant_service_total", "Weighted tokens computed (--service-cost), by tenant: what fairness is measured in.");
+  for (const auto& [name, entry] : fairness) out.add(number(entry.service), {{"tenant", name}});
   write_http(out, state);
 }
 

@@ -375,8 +375,12 @@ ServerSnapshot ServerImpl::snapshot() const {
   EngineService::Snapshot engine = service_->snapshot();
   ServerSnapshot s = std::move(engine.server);
   s.adapters = registry_->list(engine);
-  for (const auto& [name, usage] : limiter_.usage())
-    s.tenants.push_back({.name = name, .in_flight = usage.in_flight, .requests = usage.requests, .refused = usage.refused});
+  for (const auto& [name, usage] : limiter_.usage()) {
+    const TenantService& service = engine.tenants[name];
+    s.tenants.push_back({.name = name, .in_flight = usage.in_flight, .prompt_tokens = service.prompt_tokens, .output_tokens = service.output_tokens,
+                         .requests = usage.requests, .refused = usage.refused, .weight = service.weight, .cached_tokens = service.cached_tokens,
+                         .waiting = service.waiting, .running = service.running, .service = static_cast<double>(service.service) / 1000});
+  }
   s.uptime_seconds = std::chrono::duration<double>(Clock::now() - started_).count();
   s.ready = ready_ && !draining_;
   s.draining = draining_;

@@ -55,10 +55,13 @@ class Answer : public StreamReceiver, public std::enable_shared_from_this<Answer
     num_requests_ = requests.size();
     max_tokens_ = requests[0].request.max_tokens;
     server().count_stream(1);
+    const Tenant& account = *exchange_->principal.tenant;
+    const TenantId tenant = server().engine().tenant(account.name, account.weight);
     std::lock_guard lock(mutex_);
     for (size_t choice = 0; choice < requests.size(); ++choice) {
       PreparedRequest& request = requests[choice];
       request.request.adapter = adapter;
+      request.request.tenant = tenant;
       ids_.push_back(server().engine().submit({.request = std::move(request), .lease = model_.adapter, .receiver = shared_from_this(),
                                                .choice = static_cast<int>(choice), .wants_prompt = wants_prompt, .arrival = exchange_->arrival,
                                                .deadline = deadline}));
@@ -310,6 +313,7 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
         }
         Result<PreparedRequest> prepared = server.text().prepare(std::move(copy), own_template);
         if (!prepared.ok()) return exchange->refuse(api_error(prepared.status(), exchange->id));
+        prepared->request.user = static_cast<int64_t>(std::hash<std::string>()(request.user));
         requests.push_back(std::move(prepared).value());
       }
     }

@@ -50,7 +50,10 @@ struct ServerSnapshot {
   struct TenantSnapshot {
     std::string name;
     int64_t in_flight = 0;
-    int64_t prompt_tokens = 0, output_tokens = 0, requests = 0, refused = 0;
+    int64_t prompt_tokens = 0, output_tokens = 0, requests = 0, refused = 0;  // tokens computed; those of the prefix cache are apart
+    double weight = 1;
+    int64_t cached_tokens = 0, waiting = 0, running = 0;
+    double service = 0;  // its price, in that of prompt tokens
   };
   std::vector<TenantSnapshot> tenants;
 };

@@ -56,7 +56,8 @@ json::array tenants_json(const ServerSnapshot& s) {
   json::array tenants;
   for (const ServerSnapshot::TenantSnapshot& t : s.tenants)
     tenants.push_back(json::object{{"name", clean_text(t.name, kMaxNameBytes)}, {"in_flight", t.in_flight}, {"requests", t.requests},
-                                   {"refused", t.refused}, {"prompt_tokens", t.prompt_tokens}, {"output_tokens", t.output_tokens}});
+                                   {"refused", t.refused}, {"prompt_tokens", t.prompt_tokens}, {"cached_tokens", t.cached_tokens}, {"output_tokens", t.output_tokens},
+                                   {"weight", real(t.weight)}, {"waiting", t.waiting}, {"running", t.running}, {"service", real(t.service)}});
   return tenants;
 }
 
