@@ -17,6 +17,7 @@ int main(int argc, char** argv) {
   lk::apps::add_adapter(app, exit_code);
   lk::apps::add_bench(app, exit_code);
   lk::apps::add_keys(app, exit_code);
+  lk::apps::add_simulate(app, exit_code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -15,6 +15,7 @@ ALLOWED = {
     "lora": ["base", "tensor", "io"],
     "model": ["base", "tensor", "io", "kernels", "ops", "lora"],
     "sched": ["base", "memory"],
+    "sim": ["base", "memory", "sched"],
     "engine": ["base", "tensor", "io", "kernels", "ops", "lora", "model", "sched", "memory"],
     "serve": ["base", "net", "text", "grammar", "io", "lora", "memory", "sched", "engine"],
 }

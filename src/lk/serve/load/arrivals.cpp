@@ -4,20 +4,9 @@
 #include <algorithm>
 
 #include "lk/base/check.h"
+#include "lk/base/variates.h"
 
 namespace lk::load {
-
-double sample_gamma(Rng& rng, double shape) {
-  // Below 1 the method does not apply: Gamma(a) = Gamma(a + 1) * U^(1/a).
-  if (shape < 1) return sample_gamma(rng, shape + 1) * std::pow(1 - rng.uniform(), 1 / shape);
-  const double d = shape - 1.0 / 3, c = 1 / std::sqrt(9 * d);
-  while (true) {
-    const double x = rng.normal(), base = 1 + c * x;
-    if (base <= 0) continue;
-    const double v = base * base * base;
-    if (std::log(1 - rng.uniform()) < 0.5 * x * x + d - d * v + d * std::log(v)) return d * v;
-  }
-}
 
 ArrivalProcess::ArrivalProcess(ArrivalKind kind, double rate, double cv, uint64_t seed) : kind_(kind), mean_gap_(1 / rate), cv_(cv), rng_(seed) {
   LK_CHECK(rate > 0 && cv > 0, "rate {} and cv {} must be positive", rate, cv);
@@ -30,7 +19,7 @@ double ArrivalProcess::next() {
   }
   switch (kind_) {
     case ArrivalKind::kConstant: time_ += mean_gap_; break;
-    case ArrivalKind::kPoisson: time_ += -std::log(1 - rng_.uniform()) * mean_gap_; break;
+    case ArrivalKind::kPoisson: time_ += sample_exponential(rng_) * mean_gap_; break;
     case ArrivalKind::kGamma: time_ += sample_gamma(rng_, 1 / (cv_ * cv_)) * cv_ * cv_ * mean_gap_; break;
   }
   return time_;

@@ -26,9 +26,6 @@ class ArrivalProcess {
   Rng rng_;
 };
 
-// A Gamma variate of the given shape and scale 1. Source: Marsaglia and Tsang, "A simple method for generating gamma variables" (2000).
-double sample_gamma(Rng& rng, double shape);
-
 enum class AdapterMixKind { kNone, kSame, kDistinct, kZipf };
 
 // Which adapter a request uses: none; always the first; each in turn; or the i-th (from 1) with probability proportional to i^-alpha.

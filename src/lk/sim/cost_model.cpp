@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/sim/cost_model.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include <boost/json.hpp>
+
+#include "lk/base/file.h"
+
+namespace lk::sim {
+namespace {
+
+namespace json = boost::json;
+
+constexpr double kPageTokens = 16;  // tokens per KV page; sched/scheduler.cpp
+using Kind = CostField::Kind;
+
+constexpr std::array kFields{
+    CostField{"weight_bytes", &CostModel::weight_bytes, Kind::kSize},
+    CostField{"head_bytes", &CostModel::head_bytes, Kind::kSize},
+    CostField{"flops_per_token", &CostModel::flops_per_token, Kind::kSize},
+    CostField{"head_flops_per_token", &CostModel::head_flops_per_token, Kind::kSize},
+    CostField{"memory_bytes_s", &CostModel::memory_bytes_s, Kind::kRate},
+    CostField{"flops_s", &CostModel::flops_s, Kind::kRate},
+    CostField{"step_us", &CostModel::step_us, Kind::kTime},
+    CostField{"token_us", &CostModel::token_us, Kind::kTime},
+    CostField{"sequence_us", &CostModel::sequence_us, Kind::kTime},
+    CostField{"kv_bytes_per_token", &CostModel::kv_bytes_per_token, Kind::kCount},
+    CostField{"attention_bytes_s", &CostModel::attention_bytes_s, Kind::kRate},
+    CostField{"attention_flops_per_pair", &CostModel::attention_flops_per_pair, Kind::kSize},
+    CostField{"adapter_bytes_per_rank", &CostModel::adapter_bytes_per_rank, Kind::kCount},
+    CostField{"adapter_flops_per_rank", &CostModel::adapter_flops_per_rank, Kind::kSize},
+    CostField{"adapter_flops_s", &CostModel::adapter_flops_s, Kind::kRate},
+    CostField{"adapter_step_us", &CostModel::adapter_step_us, Kind::kTime},
+    CostField{"segment_us", &CostModel::segment_us, Kind::kTime},
+    CostField{"load_us", &CostModel::load_us, Kind::kTime},
+    CostField{"load_bytes_s", &CostModel::load_bytes_s, Kind::kRate},
+    CostField{"disk_bytes_s", &CostModel::disk_bytes_s, Kind::kRate},
+    CostField{"pool_bytes", &CostModel::pool_bytes, Kind::kCount},
+    CostField{"max_step_tokens", &CostModel::max_step_tokens, Kind::kCount},
+    CostField{"max_running", &CostModel::max_running, Kind::kCount},
+};
+
+}  // namespace
+
+std::span<const CostField> cost_fields() { return kFields; }
+
+void StepShape::clear() {
+  num_tokens = num_samples = 0;
+  sequences.clear();
+  segments.clear();
+}
+
+double CostModel::step_us_of(const StepShape& shape) const {
+  const auto tokens = static_cast<double>(shape.num_tokens), samples = static_cast<double>(shape.num_samples);
+  double seconds = std::max(weight_bytes / memory_bytes_s, tokens * flops_per_token / flops_s);
+  if (shape.num_samples > 0) seconds += std::max(head_bytes / memory_bytes_s, samples * head_flops_per_token / flops_s);
+  const double read_s = kv_bytes_per_token / attention_bytes_s, pair_s = attention_flops_per_pair / flops_s;
+  for (const StepShape::Attention& sequence : shape.sequences) {
+    const auto rows = static_cast<double>(sequence.rows), context = static_cast<double>(sequence.context);
+    // Row i of the last `rows` sees context - rows + i + 1 positions.
+    seconds += std::max(context * read_s, rows * (context - (rows - 1) / 2) * pair_s);
+  }
+  double us = step_us + tokens * token_us + static_cast<double>(shape.sequences.size()) * sequence_us;
+  bool any_adapter = false;
+  for (const StepShape::Segment& segment : shape.segments) {
+    if (segment.rank == 0) continue;
+    any_adapter = true;
+    us += segment_us;
+    const auto rank = static_cast<double>(segment.rank), rows = static_cast<double>(segment.rows);
+    seconds += rank * std::max(adapter_bytes_per_rank / memory_bytes_s, rows * adapter_flops_per_rank / adapter_flops_s);
+  }
+  return us + (any_adapter ? adapter_step_us : 0) + seconds * 1e6;
+}
+
+double CostModel::load_us_of(double bytes, bool cold) const {
+  return load_us + bytes / load_bytes_s * 1e6 + (cold ? bytes / disk_bytes_s * 1e6 : 0);
+}
+
+double CostModel::page_bytes() const { return kPageTokens * kv_bytes_per_token; }
+int64_t CostModel::pages_of_adapter(int64_t rank) const { return static_cast<int64_t>(std::ceil(adapter_bytes(rank) / page_bytes())); }
+int64_t CostModel::num_pages() const { return static_cast<int64_t>(pool_bytes / page_bytes()); }
+
+Status validate(const CostModel& model) {
+  for (const CostField& field : kFields) {
+    const double value = model.*field.member;
+    const bool positive = field.kind == Kind::kRate || field.kind == Kind::kCount;
+    if (!std::isfinite(value) || value < 0 || (positive && value <= 0))
+      return invalid_argument("cost model \"{}\": {} must be {} and finite, got {}", model.name, field.name, positive ? "positive" : "at least 0", value);
+  }
+  return Status();
+}
+
+Result<CostModel> parse_cost_model(const std::string& text) {
+  boost::system::error_code error;
+  const json::value value = json::parse(text, error);
+  if (error || !value.is_object()) return invalid_argument("a cost model is one JSON object{}", error ? ": " + error.message() : "");
+  CostModel model;
+  std::vector<std::string> missing;
+  const json::object& object = value.as_object();
+  for (const auto& [key, field] : object) {
+    if (key == "name" || key == "description") {
+      if (!field.is_string()) return invalid_argument("cost model: \"{}\" must be a text", std::string_view(key));
+      (key == "name" ? model.name : model.description) = std::string(field.as_string());
+    } else if (key != "calibration" &&  // what the calibration measured, for the reader
+               std::none_of(kFields.begin(), kFields.end(), [&, k = std::string_view(key)](const CostField& f) { return k == f.name; })) {
+      return invalid_argument("cost model: unknown field \"{}\"", std::string_view(key));
+    }
+  }
+  for (const CostField& field : kFields) {
+    const json::value* number = object.if_contains(field.name);
+    if (!number) return invalid_argument("cost model: \"{}\" is missing", field.name);
+    if (!number->is_number()) return invalid_argument("cost model: \"{}\" must be a number", field.name);
+    model.*field.member = number->to_number<double>();
+  }
+  LK_RETURN_IF_ERROR(validate(model));
+  return model;
+}
+
+std::string to_json(const CostModel& model) {
+  std::string out = fmt::format("{{\n  \"name\": {},\n  \"description\": {}", json::serialize(json::value(model.name)),
+                                json::serialize(json::value(model.description)));
+  for (const CostField& field : kFields) out += fmt::format(",\n  \"{}\": {:.8g}", field.name, model.*field.member);
+  return out + "\n}\n";
+}
+
+}  // namespace lk::sim

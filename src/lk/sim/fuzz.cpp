@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/sim/fuzz.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace lk::sim {
+namespace {
+
+int64_t between(Rng& rng, int64_t min, int64_t max) { return min + static_cast<int64_t>(rng.below(static_cast<uint64_t>(max - min + 1))); }
+// Log-uniform: small and large values alike.
+double around(Rng& rng, double min, double max) { return min * std::pow(max / min, rng.uniform()); }
+
+LengthDist random_lengths(Rng& rng) {
+  const auto longest = static_cast<int32_t>(around(rng, 1, 200));
+  switch (rng.below(3)) {
+    case 0: return LengthDist::fixed(longest);
+    case 1: return LengthDist::uniform(1, longest);
+    default: return LengthDist::lognormal(std::max(1.0, longest / 4.0), 1.5, longest);
+  }
+}
+
+FaultOptions random_faults(Rng& rng) {
+  FaultOptions faults;
+  for (double FaultOptions::* field : {&FaultOptions::load_failure, &FaultOptions::slow_load, &FaultOptions::slow_step, &FaultOptions::cancel,
+                                       &FaultOptions::time_jump, &FaultOptions::pin})
+    if (rng.below(3) == 0) faults.*field = around(rng, 0.001, 0.3);
+  return faults;
+}
+
+SimSpec random_spec(uint64_t seed, Rng& rng) {
+  SimSpec spec;
+  spec.seed = seed;
+  spec.scheduler.max_step_tokens = between(rng, 1, rng.below(2) ? 16 : 600);
+  spec.scheduler.max_running = between(rng, 1, rng.below(2) ? 8 : 64);
+  spec.scheduler.load_ahead = between(rng, 1, 40);
+  spec.scheduler.prefix_cache = rng.below(2) == 0;
+  spec.adapters = rng.below(4) == 0 ? 0 : between(rng, 1, 24);
+  spec.ranks.clear();
+  for (int64_t i = between(rng, 1, 4); i > 0; --i) spec.ranks.push_back(between(rng, 1, 64));
+  spec.popularity = rng.below(2) ? Popularity::power(around(rng, 0.05, 1)) : Popularity::zipf(rng.uniform() * 2);
+  spec.tenants = between(rng, 1, 6);
+  spec.ownership = rng.below(2) ? Ownership::kShared : Ownership::kByAdapter;
+  for (int64_t i = 0; i < spec.tenants; ++i) spec.weights.push_back(static_cast<double>(between(rng, 1, 4)));
+  spec.requests = between(rng, 1, 120);
+  spec.rate = around(rng, 0.5, 2000);
+  spec.cv = around(rng, 0.2, 10);  // bursts
+  spec.input = random_lengths(rng);
+  spec.output = random_lengths(rng);
+  spec.max_tokens_factor = rng.below(2) ? 1 : around(rng, 1, 4);
+  if (rng.below(3) == 0) {
+    spec.prefix_groups = between(rng, 1, 4);
+    spec.prefix_tokens = between(rng, 1, 100);
+  }
+  if (rng.below(3) == 0) spec.host_bytes = around(rng, 1e6, 1e9);
+  spec.metrics.slo_s = 1e6;  // whatever it is, somebody can meet it
+  spec.faults = random_faults(rng);
+  return spec;
+}
+
+}  // namespace
+
+Result<Experiment> fuzz_experiment(uint64_t seed, const VaryScheduler& vary) {
+  Rng rng(random_bits(seed, 0xf022));
+  const SimSpec spec = random_spec(seed, rng);
+  LK_ASSIGN_OR_RETURN(Experiment experiment, make_experiment(spec));
+  SimOptions& options = experiment.options;
+  // As little memory as any request leaves possible, or up to eight times that.
+  int64_t most_tokens = 1, most_adapter = 0;
+  for (const SimRequest& request : experiment.workload.requests) most_tokens = std::max<int64_t>(most_tokens, request.input + request.max_tokens);
+  for (const SimAdapter& adapter : options.adapters) most_adapter = std::max(most_adapter, adapter.pages);
+  const int64_t least = (most_tokens + 15) / 16 + most_adapter + 1;
+  options.num_pages = rng.below(3) == 0 ? least : between(rng, least, 8 * least);
+  options.check_invariants = true;
+  if (vary) vary(options.scheduler, rng);
+  return experiment;
+}
+
+Result<SimResult> fuzz_one(uint64_t seed, const VaryScheduler& vary) {
+  LK_ASSIGN_OR_RETURN(const Experiment experiment, fuzz_experiment(seed, vary));
+  Result<SimResult> result = simulate(experiment.options, experiment.workload);
+  if (!result.ok()) return result.status().with_context(fmt::format("seed {}", seed));
+  return result;
+}
+
+}  // namespace lk::sim

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+// SimExecutor: an Executor without a model. A step takes the time the cost model says, on a virtual clock; loads run on one channel beside
+// the steps; the sampled token is kStopToken when the request has its true length, which the scheduler cannot see (its own limit is
+// Request::max_tokens).
+//
+// Thread safety: none.
+#pragma once
+
+#include <deque>
+#include <list>
+#include <optional>
+#include <vector>
+
+#include "lk/sched/executor.h"
+#include "lk/sim/cost_model.h"
+#include "lk/sim/faults.h"
+
+namespace lk::sim {
+
+inline constexpr int32_t kStopToken = 0, kToken = 1;
+
+struct SimAdapter {
+  int64_t rank = 0;
+  int64_t pages = 0;
+  double bytes = 0;
+};
+// Adapters 0, 1, ... with the ranks taken in turn.
+std::vector<SimAdapter> make_adapters(const CostModel& model, int64_t count, std::span<const int64_t> ranks);
+
+struct LoadRecord {
+  AdapterId adapter = 0;
+  Micros start = 0, end = 0;
+  bool failed = false;
+};
+
+class SimExecutor : public Executor {
+ public:
+  // host_bytes: of the host tier, least recently used out first; 0 = it holds every adapter. Both references must outlive this.
+  SimExecutor(const CostModel& model, std::vector<SimAdapter> adapters, double host_bytes, Faults& faults);
+
+  // Output length of request `id`, which must be the number of calls so far.
+  void expect(RequestId id, int32_t output_length);
+  // Requires: not in the past.
+  void advance_to(Micros time);
+  // When the load under way ends that ends first.
+  std::optional<Micros> next_load_end() const;
+  const std::vector<LoadRecord>& loads() const { return loads_; }
+  int64_t num_cold_loads() const { return num_cold_loads_; }
+  double busy_us() const { return busy_us_; }  // in steps, exact
+  const CostModel& model() const { return model_; }
+
+  Micros now() const override { return now_; }
+  AdapterFootprint footprint(AdapterId adapter) const override;
+  void start_load(AdapterId adapter, const AdapterPages& pages) override;
+  std::vector<LoadResult> take_finished_loads(bool wait) override;
+  std::vector<ItemResult> execute(const StepPlan& plan) override;
+
+ private:
+  bool touch_host(AdapterId adapter);  // false: it had to come from disk
+  void build_shape(const StepPlan& plan);
+
+  const CostModel& model_;
+  const std::vector<SimAdapter> adapters_;
+  Faults& faults_;
+  std::vector<int32_t> output_length_;  // by request
+  Micros now_ = 0;
+  double fraction_us_ = 0;  // of a microsecond, carried to the next step
+  double busy_us_ = 0;
+
+  Micros channel_free_ = 0;
+  std::deque<size_t> loading_;  // into loads_, in order of their end
+  std::vector<LoadRecord> loads_;
+  int64_t num_cold_loads_ = 0;
+
+  double host_bytes_ = 0, host_used_ = 0;
+  std::list<AdapterId> host_lru_;  // oldest first
+  std::vector<std::list<AdapterId>::iterator> host_place_;  // host_lru_.end() = on disk only
+
+  StepShape shape_;
+  std::vector<int32_t> segment_of_;  // by adapter: index into shape_.segments in this step, or -1
+};
+
+}  // namespace lk::sim
