@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "lk/serve/text_engine.h"
-#include "scheduler_flags.h"
+#include "policy_flags.h"
 
 namespace lk::apps {
 

@@ -96,6 +96,10 @@ Result<std::vector<Run>> run_all(const SimulateFlags& flags, const std::vector<S
       swept.emplace_back(sweeps[i].key, sweeps[i].values[at[i]]);
       LK_RETURN_IF_ERROR(set_parameter(parameters, spec, swept.back().first, swept.back().second));
     }
+    std::set<std::string> given;
+    for (const auto* pairs : {&flags.values, &swept})
+      for (const auto& [name, value] : *pairs) given.insert(name);
+    LK_RETURN_IF_ERROR(check_policy(spec.scheduler, given));
     Result<Run> run = run_one(spec, flags.check);
     if (!run.ok()) {
       std::string where;

@@ -114,7 +114,7 @@ class Generate(Temporary):
                                (("--service-cost", "1:-2"), ("1:-2",)), (("--service-cost", "nan:2"), ("nan",)), (("--admission", "never"), ("optimistic",)),
                                (("--quantum", "100"), ("--quantum", "drr")), (("--requests-per-minute", "5"), ("rpm",)),
                                (("--scheduling-policy", "fcfs", "--fair-within", "user"), ("vtc",)), (("--fair-within", "slack"), ("--slo-first-token",)),
-                               (("--slo-refuse-late",), ("--slo-first-token",)), (("--max-loras", "4", "--cluster-adapters", "4"), ("--cluster-adapters",)),
+                               (("--slo-refuse", "late"), ("--slo-first-token",)), (("--slo-first-token", "soon"), ("soon",)), (("--max-loras", "4", "--cluster-adapters", "4"), ("--cluster-adapters",)),
                                (("--drain-gap", "1"), ("--max-loras",))):
             with self.subTest(options):
                 self.refused("generate", MODEL, "--prompt", "x", *options, words=words)

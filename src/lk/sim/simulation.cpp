@@ -31,6 +31,8 @@ Status validate(const SimOptions& options, const Workload& workload) {
   if (workload.requests.empty()) return invalid_argument("the workload has no requests");
   if (static_cast<int64_t>(options.adapters.size()) < workload.num_adapters)
     return invalid_argument("the workload asks for {} adapters, there are {}", workload.num_adapters, options.adapters.size());
+  for (const Tenant& tenant : workload.tenants)
+    if (!(tenant.weight >= 1e-3 && tenant.weight <= 1e6)) return invalid_argument("tenant {}: weight {} is not in [0.001, 1000000]", tenant.name, tenant.weight);
   for (size_t i = 0; i < options.adapters.size(); ++i)
     if (options.adapters[i].pages >= options.num_pages)
       return invalid_argument("the pool of {} pages ({} tokens) does not hold adapter {} (rank {}, {} pages) and a token: raise it", options.num_pages,
@@ -56,7 +58,9 @@ class Simulation {
   Simulation(const SimOptions& options, const Workload& workload)
       : options_(options), workload_(workload), faults_(options.faults), executor_(options.model, options.adapters, options.host_bytes, faults_),
         pool_(options.num_pages), scheduler_(options.scheduler, pool_, executor_), recorder_(options.metrics, workload, executor_),
-        place_(workload.requests.size(), -1) {}
+        place_(workload.requests.size(), -1) {
+    for (size_t i = 0; i < workload.tenants.size(); ++i) scheduler_.set_tenant_weight(tenant_id(static_cast<int32_t>(i)), workload.tenants[i].weight);
+  }
 
   Result<SimResult> run() {
     while (next_ < workload_.requests.size() || scheduler_.has_work()) {
