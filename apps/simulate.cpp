@@ -97,8 +97,8 @@ Result<std::vector<Run>> run_all(const SimulateFlags& flags, const std::vector<S
       LK_RETURN_IF_ERROR(set_parameter(parameters, spec, swept.back().first, swept.back().second));
     }
     std::set<std::string> given;
-    for (const auto* pairs : {&flags.values, &swept})
-      for (const auto& [name, value] : *pairs) given.insert(name);
+    for (const auto& [name, value] : flags.values) given.insert(name);
+    for (const auto& [name, value] : swept) given.insert(name);
     LK_RETURN_IF_ERROR(check_policy(spec.scheduler, given));
     Result<Run> run = run_one(spec, flags.check);
     if (!run.ok()) {

@@ -301,6 +301,35 @@ TEST(Scheduler, AdapterThatFailsToLoadFailsItsOwnRequestsOnly) {
   EXPECT_EQ(outcomes.at(2).tokens.size(), 4u);
 }
 
+TEST(Scheduler, AdapterThatFailsToLoadIsNotTriedAgainAtOnce) {
+  UnifiedPool pool(64);
+  HashExecutor executor(0, 64);
+  executor.broken_adapter = 3;
+  Scheduler scheduler({}, pool, executor);
+  RequestId next_id = 0;
+  // The loads that were tried in 100 s of a request every 10 ms.
+  int64_t failed = 0, refused = 0;
+  for (; executor.time < 100'000'000; executor.time += 10'000) {
+    const Status status = scheduler.submit(make_request(next_id++, 3, 5, 2, 1));
+    EXPECT_TRUE(status.ok() || status.code() == StatusCode::kUnavailable);
+    refused += !status.ok();
+    while (scheduler.has_work())
+      for (const RequestEvent& event : scheduler.step()) failed += event.finish == FinishReason::kError;
+  }
+  EXPECT_EQ(failed, scheduler.stats().num_adapter_loads);
+  EXPECT_EQ(failed + refused, next_id);
+  EXPECT_GE(failed, 9) << "0.1 + 0.2 + ... s";
+  EXPECT_LE(failed, 14);
+  // Another adapter, and this one once it is repaired, go on as ever.
+  ASSERT_TRUE(scheduler.submit(make_request(next_id++, 4, 5, 2, 1)).ok());
+  executor.broken_adapter = -2;
+  executor.time += 30'000'000;
+  ASSERT_TRUE(scheduler.submit(make_request(next_id, 3, 5, 2, 1)).ok());
+  EXPECT_EQ(run_all(scheduler, pool)[next_id].tokens.size(), 2u);
+  ASSERT_TRUE(scheduler.submit(make_request(next_id, 3, 5, 2, 1)).ok());
+  run_all(scheduler, pool);
+}
+
 // Each tenant its own adapter, all of them always waiting, fewer slots than tenants.
 TEST(Scheduler, AdapterSlotsAreSharedFairlyAndNeverExceeded) {
   for (const auto& [num_tenants, num_slots] : {std::pair{3, 2}, std::pair{8, 4}, std::pair{16, 4}}) {

@@ -84,6 +84,8 @@ Status Scheduler::submit(Request request) {
   if (pages_needed(request) + pinned_pages_ > pool_.num_pages())
     return resource_exhausted("the request needs {} pages for {} tokens and its adapter, the pool has {} ({} taken by pinned adapters): raise "
                               "--memory or lower max_tokens", pages_needed(request), total, pool_.num_pages(), pinned_pages_);
+  if (request.adapter != kBaseModel && pool_.adapter_state(request.adapter) == AdapterState::kAbsent)
+    LK_RETURN_IF_ERROR(breaker_.check(request.adapter, executor_.now()));
   auto sequence = std::make_unique<Sequence>(std::move(request));
   sequence->tokens = sequence->request->prompt;
   sequence->order = next_order_++;
@@ -137,6 +139,7 @@ Status Scheduler::set_pinned(AdapterId adapter, bool pinned) {
 std::optional<int64_t> Scheduler::drop_adapter(AdapterId adapter) {
   if (pool_.adapter_state(adapter) == AdapterState::kLoading) return std::nullopt;
   LK_CHECK(set_pinned(adapter, false).ok());
+  breaker_.succeeded(adapter);
   return pool_.forget(adapter);
 }
 
@@ -211,6 +214,7 @@ void Scheduler::poll_loads(bool wait, std::vector<RequestEvent>& events) {
     pool_.finish_load(load.adapter, load.status.ok());
     const auto pinned = pinned_.find(load.adapter);
     if (load.status.ok()) {
+      breaker_.succeeded(load.adapter);
       if (pinned != pinned_.end()) pool_.pin(load.adapter);
       continue;
     }
@@ -218,6 +222,7 @@ void Scheduler::poll_loads(bool wait, std::vector<RequestEvent>& events) {
       pinned_pages_ -= pinned->second;
       pinned_.erase(pinned);
     }
+    breaker_.failed(load.adapter, load.status, now_);
     // Only the requests of this adapter fail; nobody else notices.
     std::vector<std::pair<uint64_t, Sequence*>> failed;
     for (const auto& [id, sequence] : sequences_)

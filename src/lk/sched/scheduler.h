@@ -21,6 +21,7 @@
 
 #include "lk/sched/adapter_slots.h"
 #include "lk/sched/executor.h"
+#include "lk/sched/load_breaker.h"
 #include "lk/sched/queue_policy.h"
 #include "lk/sched/reservation.h"
 #include "lk/sched/slo.h"
@@ -61,8 +62,8 @@ class Scheduler {
   ~Scheduler();
 
   // Refuses (kInvalidArgument, kResourceExhausted) what could never run: empty, longer than max_sequence, or bigger than the
-  // whole pool together with its adapter; what is over its tenant's limit (kUnavailable); and what would miss its deadline
-  // (kDeadlineExceeded). Requires: the id is not in use.
+  // whole pool together with its adapter; what is over its tenant's limit or whose adapter just failed to load
+  // (kUnavailable); and what would miss its deadline (kDeadlineExceeded). Requires: the id is not in use.
   Status submit(Request request);
   // Ends a request before the next step, freeing everything it holds: a cancelled one, or one whose
   // text reached a stop string.
@@ -136,6 +137,7 @@ class Scheduler {
   AdapterSlots slots_;
   FirstTokenSlo slo_;
   Reservation reservation_;
+  LoadBreaker breaker_;
   std::map<Seniority, Sequence*> running_;
   std::set<std::pair<Micros, Sequence*>> deadlines_;  // of waiting sequences that never started
   uint64_t next_order_ = 0;

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// LoadBreaker: an adapter that could not be loaded is not asked for again at once. Its requests fail without a load for a tenth of a
+// second, doubled with each failure in a row, at most half a minute; then one load may try.
+#pragma once
+
+#include <unordered_map>
+
+#include "lk/sched/request.h"
+
+namespace lk {
+
+class LoadBreaker {
+ public:
+  void failed(AdapterId adapter, Status error, Micros now);
+  void succeeded(AdapterId adapter) { failures_.erase(adapter); }
+  // The error of the last load, with when it is worth trying again (kUnavailable); ok when a load may be tried.
+  Status check(AdapterId adapter, Micros now) const;
+
+ private:
+  struct Failure {
+    Status error;
+    int64_t in_a_row = 0;
+    Micros retry_at = 0;
+  };
+  std::unordered_map<AdapterId, Failure> failures_;
+};
+
+}  // namespace lk
