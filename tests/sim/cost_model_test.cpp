@@ -102,7 +102,7 @@ TEST(CostFit, FindsAModelThatPredictsUnseenSteps) {
   const CostModel fitted = fit_cost_model(start, samples_of(truth, 1, 0.05));
   EXPECT_GT(fit_error(start, samples_of(truth, 2, 0)).median, 0.2);
   EXPECT_LT(fit_error(fitted, samples_of(truth, 2, 0)).median, 0.03);
-  EXPECT_NEAR(fitted.memory_bytes_s / truth.memory_bytes_s, 1, 0.15);
+  EXPECT_NEAR(fitted.memory_bytes_s / truth.memory_bytes_s, 1, 0.2);
   EXPECT_EQ(fitted.weight_bytes, truth.weight_bytes);
 }
 

@@ -129,7 +129,8 @@ TEST(Suites, HaveTheirPublishedRates) {
   SimSpec spec;
   (*find_suite("vtc-shift"))->apply(spec);
   std::map<int32_t, int> counts;
-  for (const SimRequest& request : make_experiment(spec)->workload.requests) ++counts[request.tenant];
+  const Result<Experiment> shift = make_experiment(spec);
+  for (const SimRequest& request : shift->workload.requests) ++counts[request.tenant];
   // 0.5/s in 3 of 5 minutes, then 1/s and 0.5/s for 5 minutes each; and 2, 1, 1.5.
   EXPECT_EQ(counts[0], 90 + 300 + 150);
   EXPECT_EQ(counts[1], 600 + 300 + 450);
