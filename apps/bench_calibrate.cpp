@@ -27,7 +27,7 @@ struct CalibrateFlags {
   std::string targets = "all", out;
   std::vector<int64_t> ranks{8, 64};
   uint64_t seed = 1;
-  int rounds = 1;
+  int rounds = 2;
 };
 
 // The engine, with a note of what each step computed and how long it took.
@@ -200,12 +200,18 @@ Status run_calibrate(CalibrateFlags& flags) {
   LK_RETURN_IF_ERROR(calibration.run({{16, 3, kBaseModel}, {16, 3, ids.front()}}, 64));
   RecordingExecutor& executor = calibration.executor();
   executor.samples.clear();
-  for (int i = 0; i < flags.rounds; ++i) LK_RETURN_IF_ERROR(calibration.measure());
-  const std::vector<StepSample> training = std::exchange(executor.samples, {});
+  // In turn, so that a machine that changes its speed does so for both.
+  std::vector<StepSample> training, unseen_steps;
+  for (int i = 0; i < flags.rounds; ++i)
+    for (const bool train : {true, false}) {
+      LK_RETURN_IF_ERROR(train ? calibration.measure() : calibration.validate());
+      std::vector<StepSample>& into = train ? training : unseen_steps;
+      into.insert(into.end(), executor.samples.begin(), executor.samples.end());
+      executor.samples.clear();
+    }
   model = sim::fit_cost_model(model, training);
   model.load_bytes_s = executor.load_bytes_s() > 0 ? executor.load_bytes_s() : model.memory_bytes_s;
-  LK_RETURN_IF_ERROR(calibration.validate());
-  const sim::FitError fit = sim::fit_error(model, training), unseen = sim::fit_error(model, executor.samples);
+  const sim::FitError fit = sim::fit_error(model, training), unseen = sim::fit_error(model, unseen_steps);
   model.description = fmt::format("measured by lorikeet bench calibrate: {} layers x {}, {}, {} threads, {} adapters; median error {:.1f} % on unseen traffic",
                                   text->config().num_layers, text->config().hidden_dim, flags.model.dtype, text->engine().backend().threads().size(), flags.targets,
                                   unseen.median * 100);
@@ -216,7 +222,7 @@ Status run_calibrate(CalibrateFlags& flags) {
   fmt::print("adapters   {:.1f} us a step, {:.2f} us a segment, products at {:.0f} GFLOP/s; loads at {:.2f} GB/s\n", model.adapter_step_us, model.segment_us,
              model.adapter_flops_s * 1e-9, model.load_bytes_s * 1e-9);
   fmt::print("fitted     {:4} steps: error median {:.1f} %, p90 {:.1f} %, of their sum {:+.1f} %\n", training.size(), fit.median * 100, fit.p90 * 100, fit.total * 100);
-  fmt::print("unseen     {:4} steps: error median {:.1f} %, p90 {:.1f} %, of their sum {:+.1f} %\n", executor.samples.size(), unseen.median * 100, unseen.p90 * 100,
+  fmt::print("unseen     {:4} steps: error median {:.1f} %, p90 {:.1f} %, of their sum {:+.1f} %\n", unseen_steps.size(), unseen.median * 100, unseen.p90 * 100,
              unseen.total * 100);
   return flags.out.empty() ? Status() : write_file_atomic(flags.out, to_json(model));
 }
