@@ -311,6 +311,7 @@ void add_bench(CLI::App& app, int& exit_code) {
     if (Status status = run_engine(*flags); !status.ok()) exit_code = fail(status);
   });
   add_bench_serve(*command, exit_code);
+  add_bench_calibrate(*command, exit_code);
 }
 
 }  // namespace lk::apps

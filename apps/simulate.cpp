@@ -26,7 +26,7 @@ struct SimulateFlags {
   std::vector<std::string> sweeps, streams;
   std::vector<std::pair<std::string, std::string>> values;  // parameters as given, in the order of the table
   int64_t fuzz_seeds = 0, first_seed = 0;
-  bool list = false, per_tenant = false, timeline = false, check = false;
+  bool list = false, print_model = false, per_tenant = false, timeline = false, check = false;
 };
 
 std::vector<Parameter> all_parameters() {
@@ -179,6 +179,12 @@ Status run_simulate(const SimulateFlags& flags) {
     print_lists();
     return Status();
   }
+  if (flags.print_model) {
+    LK_ASSIGN_OR_RETURN(const SimSpec spec, base_spec(flags, all_parameters()));
+    LK_ASSIGN_OR_RETURN(const CostModel model, find_cost_model(spec.model));
+    fmt::print("{}", to_json(model));
+    return Status();
+  }
   if (flags.fuzz_seeds > 0) return run_fuzz(flags);
   LK_ASSIGN_OR_RETURN(const std::vector<Sweep> sweeps, parse_sweeps(flags.sweeps));
   LK_ASSIGN_OR_RETURN(const std::vector<Run> runs, run_all(flags, sweeps));
@@ -211,6 +217,7 @@ void add_simulate(CLI::App& app, int& exit_code) {
   command->add_flag("--per-tenant", flags->per_tenant, "also a row for each tenant")->group("Runs");
   command->add_flag("--check", flags->check, "check every invariant after each step (slow)")->group("Runs");
   command->add_flag("--list", flags->list, "list suites and machines")->group("Runs");
+  command->add_flag("--print-model", flags->print_model, "print the machine as JSON, for --model after edits")->group("Runs");
   command->add_option("--fuzz-seeds", flags->fuzz_seeds, "instead: so many random schedules with faults, all invariants checked")->check(CLI::Range(0, 100'000'000))->group("Runs");
   command->add_option("--first-seed", flags->first_seed, "of --fuzz-seeds")->check(CLI::NonNegativeNumber)->group("Runs");
   command->callback([flags, values, options, &exit_code] {

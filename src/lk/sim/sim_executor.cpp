@@ -7,6 +7,15 @@
 #include "lk/base/check.h"
 
 namespace lk::sim {
+namespace {
+
+std::vector<int64_t> ranks_of(std::span<const SimAdapter> adapters) {
+  std::vector<int64_t> ranks;
+  for (const SimAdapter& adapter : adapters) ranks.push_back(adapter.rank);
+  return ranks;
+}
+
+}  // namespace
 
 std::vector<SimAdapter> make_adapters(const CostModel& model, int64_t count, std::span<const int64_t> ranks) {
   std::vector<SimAdapter> adapters(static_cast<size_t>(count));
@@ -18,7 +27,7 @@ std::vector<SimAdapter> make_adapters(const CostModel& model, int64_t count, std
 }
 
 SimExecutor::SimExecutor(const CostModel& model, std::vector<SimAdapter> adapters, double host_bytes, Faults& faults)
-    : model_(model), adapters_(std::move(adapters)), faults_(faults), host_bytes_(host_bytes), segment_of_(adapters_.size() + 1, -1) {
+    : model_(model), adapters_(std::move(adapters)), faults_(faults), host_bytes_(host_bytes), shape_(ranks_of(adapters_)) {
   host_place_.assign(adapters_.size(), host_lru_.end());
   // The first ones are on the host already, as a server leaves them that registered all in order.
   for (size_t i = 0; host_bytes_ > 0 && i < adapters_.size() && host_used_ + adapters_[i].bytes <= host_bytes_; ++i)
@@ -80,28 +89,8 @@ std::vector<LoadResult> SimExecutor::take_finished_loads(bool wait) {
   return done;
 }
 
-void SimExecutor::build_shape(const StepPlan& plan) {
-  shape_.clear();
-  shape_.num_tokens = plan.num_tokens;
-  for (const StepItem& item : plan.items) {
-    shape_.sequences.push_back({.rows = item.end - item.begin, .context = item.end});
-    shape_.num_samples += item.sample;
-    const AdapterId adapter = item.request->adapter;
-    if (adapter == kBaseModel) continue;
-    int32_t& segment = segment_of_[static_cast<size_t>(adapter)];
-    if (segment < 0) {
-      segment = static_cast<int32_t>(shape_.segments.size());
-      shape_.segments.push_back({.rank = adapters_[static_cast<size_t>(adapter)].rank});
-    }
-    shape_.segments[static_cast<size_t>(segment)].rows += item.end - item.begin;
-  }
-  for (const StepItem& item : plan.items)
-    if (item.request->adapter != kBaseModel) segment_of_[static_cast<size_t>(item.request->adapter)] = -1;
-}
-
 std::vector<ItemResult> SimExecutor::execute(const StepPlan& plan) {
-  build_shape(plan);
-  const double us = model_.step_us_of(shape_) * faults_.step_factor();
+  const double us = model_.step_us_of(shape_.build(plan)) * faults_.step_factor();
   busy_us_ += us;
   const double whole = std::floor(us + fraction_us_);
   fraction_us_ += us - whole;

@@ -14,6 +14,7 @@
 #include "lk/sched/executor.h"
 #include "lk/sim/cost_model.h"
 #include "lk/sim/faults.h"
+#include "lk/sim/step_shape.h"
 
 namespace lk::sim {
 
@@ -57,7 +58,6 @@ class SimExecutor : public Executor {
 
  private:
   bool touch_host(AdapterId adapter);  // false: it had to come from disk
-  void build_shape(const StepPlan& plan);
 
   const CostModel& model_;
   const std::vector<SimAdapter> adapters_;
@@ -76,8 +76,7 @@ class SimExecutor : public Executor {
   std::list<AdapterId> host_lru_;  // oldest first
   std::vector<std::list<AdapterId>::iterator> host_place_;  // host_lru_.end() = on disk only
 
-  StepShape shape_;
-  std::vector<int32_t> segment_of_;  // by adapter: index into shape_.segments in this step, or -1
+  ShapeBuilder shape_;
 };
 
 }  // namespace lk::sim

@@ -72,8 +72,9 @@ class Simulation {
       LK_RETURN_IF_ERROR(step());
       inject_faults();
     }
+    const SimResult figures = result();
     LK_RETURN_IF_ERROR(check_end());
-    return result();
+    return figures;
   }
 
  private:
