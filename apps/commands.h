@@ -20,6 +20,7 @@ void add_merge(CLI::App& app, int& exit_code);
 void add_adapter(CLI::App& app, int& exit_code);
 void add_bench(CLI::App& app, int& exit_code);
 void add_bench_serve(CLI::App& bench, int& exit_code);
+void add_bench_merge(CLI::App& bench, int& exit_code);
 void add_keys(CLI::App& app, int& exit_code);
 
 // Options shared by the commands that run a model.

@@ -39,7 +39,8 @@ Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options, std
   engine->decoder_.set_pool(engine->arena_.data());
   Engine* self = engine.get();
   engine->loader_ = std::jthread([self](std::stop_token stop) { self->loader_main(stop); });
-  engine->merger_ = std::make_unique<Merger>(options.merge, engine->weights_, *engine->backend_, engine->arena_.data());
+  engine->merger_ = std::make_unique<Merger>(options.merge, engine->weights_, *engine->backend_, engine->backend_->threads().size(),
+                                             engine->arena_.data());
   return engine;
 }
 
@@ -129,7 +130,8 @@ Result<MergeFootprint> Engine::merge_footprint(AdapterId adapter) const {
   const Registered& registered = adapters_.at(adapter);
   if (registered.merge_layout.empty())
     return failed_precondition("adapter {} has nothing to merge: it changes no linear layer by a low-rank delta", registered.host->name);
-  return MergeFootprint{.run_lengths = registered.merge_layout.run_lengths(), .relative_cost = registered.merge_layout.relative_cost()};
+  return MergeFootprint{.run_lengths = registered.merge_layout.run_lengths(), .relative_cost = registered.merge_layout.relative_cost(),
+                        .build_cost_rows = registered.merge_layout.build_cost_rows()};
 }
 
 void Engine::start_merge(AdapterId adapter, const MergePages& pages) {

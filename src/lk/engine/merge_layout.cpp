@@ -57,7 +57,9 @@ MergeLayout::MergeLayout(const Adapter& adapter, const ModelConfig& config, Weig
         const auto in = static_cast<double>(in_dim(proj, config)), out = static_cast<double>(out_dim(proj, config));
         base_cost += in * out;
         const auto& delta = adapter.layers[layer][static_cast<size_t>(proj)];
-        if (merges[g] && delta) delta_cost += static_cast<double>(delta->rank) * (in + out);
+        if (!merges[g] || !delta) continue;
+        delta_cost += static_cast<double>(delta->rank) * (in + out);
+        build_cost_rows_ += static_cast<double>(delta->rank) * in * out;
       }
       if (merges[g]) bytes += packed_weight_bytes(format, group_columns(group, config), in_dim(projs_of(group)[0], config));
     }
@@ -65,6 +67,7 @@ MergeLayout::MergeLayout(const Adapter& adapter, const ModelConfig& config, Weig
     run_lengths_.push_back((bytes + page_bytes - 1) / page_bytes);
   }
   relative_cost_ = delta_cost / base_cost;
+  build_cost_rows_ /= base_cost;
 }
 
 // Builds one adapter's merged layers on the calling thread.

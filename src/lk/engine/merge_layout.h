@@ -42,6 +42,8 @@ class MergeLayout {
   int64_t merged_bytes() const { return merged_bytes_; }
   // Multiply-adds of the merged deltas for one row, relative to those of all base linears.
   double relative_cost() const { return relative_cost_; }
+  // Multiply-adds of building, relative to those of all base linears for one row.
+  double build_cost_rows() const { return build_cost_rows_; }
 
   // Writes W' into the runs; `stop` is asked after each panel. kCancelled when it said so, kFailedPrecondition when rounding loses more
   // than allowed or W' is not finite. *loss is what was measured so far, either way.
@@ -57,7 +59,7 @@ class MergeLayout {
   std::vector<std::array<bool, kNumProjGroups>> merges_;  // by layer
   std::vector<int64_t> run_lengths_;
   int64_t merged_bytes_ = 0;
-  double relative_cost_ = 0;
+  double relative_cost_ = 0, build_cost_rows_ = 0;
 };
 
 }  // namespace lk

@@ -3,14 +3,25 @@
 
 #include <sys/resource.h>
 
+#include <time.h>
+
 #include <chrono>
 
 #include "lk/base/thread_name.h"
 
 namespace lk {
+namespace {
 
-Merger::Merger(const LayerMergeOptions& options, std::shared_ptr<const ModelWeights> base, const Backend& backend, std::byte* pool_base)
-    : options_(options), base_(std::move(base)), backend_(backend), pool_base_(pool_base) {
+Micros thread_cpu_time() {
+  struct timespec time {};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<Micros>(time.tv_sec) * 1000000 + time.tv_nsec / 1000;
+}
+
+}  // namespace
+
+Merger::Merger(const LayerMergeOptions& options, std::shared_ptr<const ModelWeights> base, const Backend& backend, int num_kernel_threads, std::byte* pool_base)
+    : options_(options), base_(std::move(base)), backend_(backend), num_kernel_threads_(num_kernel_threads), pool_base_(pool_base) {
   thread_ = std::jthread([this](std::stop_token stop) { thread_main(stop); });
 }
 
@@ -62,13 +73,15 @@ void Merger::thread_main(std::stop_token stop) {
 
 Merger::Done Merger::build(const Job& job, const std::stop_token& stop) {
   const auto begin = std::chrono::steady_clock::now();
+  const Micros cpu_begin = thread_cpu_time();
   const std::function<bool()> stopped = [&] { return stop_current_.load(std::memory_order_relaxed) || stop.stop_requested(); };
   RoundingLoss loss;
   Done done;
   auto weights = job.layout.build(*job.host, *base_, job.pages, pool_base_, backend_, options_, stopped, &loss);
   done.result = {.adapter = job.adapter, .status = weights.status(),
                  .build_time = std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - begin).count(),
-                 .rounding_loss = loss.total, .worst_rounding_loss = loss.worst, .worst_module = loss.worst_module};
+                 .engine_time = (thread_cpu_time() - cpu_begin) / num_kernel_threads_,
+                 .build_cost_rows = job.layout.build_cost_rows(), .rounding_loss = loss.total, .worst_rounding_loss = loss.worst, .worst_module = loss.worst_module};
   if (weights.ok()) done.weights = std::move(*weights);
   return done;
 }

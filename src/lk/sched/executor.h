@@ -48,6 +48,7 @@ struct LoadResult {
 struct MergeFootprint {
   std::vector<int64_t> run_lengths;  // pages, one run per layer
   double relative_cost = 0;          // multiply-adds of the delta for one row / those of all base linears
+  double build_cost_rows = 0;        // multiply-adds of building / those of all base linears for one row: about the rank
   int64_t total() const {
     int64_t pages = 0;
     for (int64_t length : run_lengths) pages += length;
@@ -58,7 +59,9 @@ struct MergeFootprint {
 struct MergeResult {
   AdapterId adapter = kBaseModel;
   Status status;          // kFailedPrecondition: rounding loses too much; never worth trying again for this version
-  Micros build_time = 0;
+  Micros build_time = 0;           // from start to end
+  Micros engine_time = 0;          // what that took from the engine: processor time / kernel threads
+  double build_cost_rows = 0;      // of the footprint
   double rounding_loss = 0;        // ||round(W') - W'|| / ||W' - W|| over the whole adapter
   double worst_rounding_loss = 0;  // of one matrix
   std::string worst_module;
