@@ -131,6 +131,8 @@ void MergeController::forget(AdapterId adapter) {
   footprints_.erase(adapter);
 }
 
+bool MergeController::is_first(AdapterId adapter) const { return std::find(first_.begin(), first_.end(), adapter) != first_.end(); }
+
 void MergeController::choose(StepPlan& plan) {
   shape_ = {.adapters = {}, .rows = plan.num_tokens};
   int64_t hot_rows = 0;

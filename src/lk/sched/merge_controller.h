@@ -49,7 +49,9 @@ class MergeController {
   void plan(std::span<const Queued> queue, int64_t max_running, Micros now);
   // Whether this adapter's requests may be in the step being planned.
   bool runs(AdapterId adapter) const { return exclusive_ == kBaseModel || adapter == exclusive_; }
-  std::span<const AdapterId> first() const { return first_; }  // adapters to be served before others
+  bool exclusive() const { return exclusive_ != kBaseModel; }
+  void end_exclusive() { exclusive_ = kBaseModel; }  // nothing of that adapter could run
+  bool is_first(AdapterId adapter) const;            // its requests come before all others'
   // After it was planned: decides and sets plan.merged.
   void choose(StepPlan& plan);
   void observe(const StepTimes& times);

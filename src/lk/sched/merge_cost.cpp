@@ -2,7 +2,7 @@
 // The cost chooser. Three measured quantities predict what nobody has run yet:
 //   product(n) = a + b n   time of a step of n rows without its low-rank part; a is reading the weights once. Least squares, forgetting.
 //   lora                   time per unit of low-rank work, a unit being relative_cost x rows; apart for small and large steps.
-//   build                  cost of building / (2 a + b x build_cost_rows): reading W, writing W', and the products.
+//   build                  cost of building / (2 reads + b x build_cost_rows): reading W, writing W', and the products.
 // What was run is remembered by kind of step (rows, share of the merged adapter, distinct adapters, its relative cost) and mode; measured
 // times replace predictions.
 //
@@ -20,6 +20,7 @@ namespace {
 
 constexpr double kFirstRows = 4;      // a segment of fewer rows costs as much: its weights are read once
 constexpr double kRidgeRows = 16;     // assumed while all steps had the same size: fewer rows cost the same
+constexpr double kLeastRidgeRows = 8;
 constexpr int64_t kSmallStep = 64;    // rows
 constexpr int64_t kMaxProbeEvery = 1024;
 
@@ -119,7 +120,7 @@ class CostChooser : public MergeChooser {
     }
     if (hot_rows == 0 || hot_rows == static_cast<double>(shape.rows)) product_.add(static_cast<double>(shape.rows), total - lora);
     if (units > 0) lora_[shape.rows > kSmallStep].add(lora / units);
-    account(shape, merged, total);
+    account(shape, merged);
   }
 
   void built(const MergeResult& result) override {
@@ -163,10 +164,18 @@ class CostChooser : public MergeChooser {
     }
     const auto [a, b] = product_.coefficients();
     const auto rows = static_cast<double>(shape.rows);
-    const bool split = hot_rows > 0 && hot_rows < rows;
-    // A second product reads a second set of weights; with many rows that hides behind the arithmetic.
-    const double second = split ? a * std::min(1.0, kRidgeRows / std::min(hot_rows, rows - hot_rows)) : 0;
-    return a + b * rows + second + lora_unit(shape.rows) * units;
+    return a + b * rows + second_product(hot_rows, rows - hot_rows) + lora_unit(shape.rows) * units;
+  }
+  // Time of reading the base once. Steps that are bound by arithmetic do not show it; no machine does many rows while it reads.
+  double read_time() const {
+    const auto [a, b] = product_.coefficients();
+    return std::max(a, kLeastRidgeRows * b);
+  }
+  // What two products cost beyond one of all rows: few rows wait for their weights, with many rows reading hides behind the arithmetic.
+  double second_product(double hot_rows, double other_rows) const {
+    if (hot_rows == 0 || other_rows == 0) return 0;
+    const double read = read_time(), b = product_.coefficients().second;
+    return std::max(read, b * hot_rows) + std::max(read, b * other_rows) - std::max(read, b * (hot_rows + other_rows));
   }
   double lora_unit(int64_t rows) const {
     const bool large = rows > kSmallStep;
@@ -176,16 +185,16 @@ class CostChooser : public MergeChooser {
     return kind.time[merged].count > 0 ? kind.time[merged].value : predicted(shape, merged ? hot : kBaseModel);
   }
 
-  // How much less each adapter's rows would have cost merged, or did.
-  void account(const StepShape& shape, AdapterId merged, double total) {
+  // How much less the step costs, or would, with each adapter's rows merged.
+  void account(const StepShape& shape, AdapterId merged) {
     for (auto& [adapter, savings] : savings_) savings.rate *= 0.98;
     for (const AdapterRows& rows : shape.adapters) {
       if (!rows.allowed || rows.rows == 0 || lora_unit(shape.rows) == 0) continue;
+      // Both from the same source: the model's error for this kind of step is larger than a small delta.
       const auto known = kinds_.find(key_of(shape, rows.adapter));
-      const Kind* kind = known == kinds_.end() ? nullptr : &known->second;
-      const double with = rows.adapter == merged ? total : kind ? expected(*kind, true, shape, rows.adapter) : predicted(shape, rows.adapter);
-      const double without = merged == kBaseModel ? total : kind ? expected(*kind, false, shape, rows.adapter) : predicted(shape, kBaseModel);
-      const double saved = without - with;
+      const bool measured = known != kinds_.end() && known->second.time[false].count > 0 && known->second.time[true].count > 0;
+      const double saved = measured ? known->second.time[false].value - known->second.time[true].value
+                                    : predicted(shape, kBaseModel) - predicted(shape, rows.adapter);
       Savings& savings = savings_[rows.adapter];
       savings.rate += 0.02 * std::max(0.0, saved);
       savings.per_row.add(std::max(0.0, saved) / static_cast<double>(rows.rows));
@@ -203,8 +212,7 @@ class CostChooser : public MergeChooser {
   }
 
   double predicted_build(double build_cost_rows) const {
-    const auto [a, b] = product_.coefficients();
-    return 2 * a + b * build_cost_rows;
+    return 2 * read_time() + product_.coefficients().second * build_cost_rows;
   }
   double build_cost(double build_cost_rows) const {
     return predicted_build(build_cost_rows) * (build_ratio_.count > 0 ? build_ratio_.value : 1.0);
@@ -220,9 +228,12 @@ class CostChooser : public MergeChooser {
       for (const MergeCandidate& candidate : view.candidates) {
         if (candidate.adapter != view.built) continue;
         if (candidate.requests < view.max_running || candidate.requests == static_cast<int64_t>(view.queue.size())) return false;
-        const auto rows = static_cast<double>(candidate.rows);
-        const double low_rank = lora_unit(candidate.rows) * candidate.relative_cost * rows;
-        return std::min(product_.coefficients().first, low_rank) > options_.exclusive_gain * product_.at(rows);
+        // A decoding batch of it; prompts are bound by arithmetic, where a second product costs nothing.
+        if (candidate.rows > 2 * candidate.requests) return false;
+        const auto rows = static_cast<double>(view.max_running);
+        const double hot_rows = rows * static_cast<double>(candidate.requests) / static_cast<double>(view.queue.size());
+        const double low_rank = lora_unit(view.max_running) * candidate.relative_cost * std::max(kFirstRows, hot_rows);
+        return std::min(second_product(hot_rows, rows - hot_rows), low_rank) > options_.exclusive_gain * product_.at(rows);
       }
       return false;
     }();
