@@ -49,6 +49,11 @@ Scheduler::Scheduler(const SchedulerOptions& options, UnifiedPool& pool, Executo
   LK_CHECK(options.max_step_tokens >= 1 && options.max_running >= 1);
 }
 
+void Scheduler::enable_merging(const MergeControllerOptions& options, std::unique_ptr<MergeChooser> chooser) {
+  LK_CHECK(sequences_.empty());
+  merging_ = std::make_unique<MergeController>(options, std::move(chooser), pool_, executor_);
+}
+
 Scheduler::~Scheduler() {
   while (!sequences_.empty()) remove(*sequences_.begin()->second);
   while (num_loading_ > 0) {
@@ -113,6 +118,7 @@ Status Scheduler::set_pinned(AdapterId adapter, bool pinned) {
 std::optional<int64_t> Scheduler::drop_adapter(AdapterId adapter) {
   if (pool_.adapter_state(adapter) == AdapterState::kLoading) return std::nullopt;
   LK_CHECK(set_pinned(adapter, false).ok());
+  if (merging_) merging_->forget(adapter);
   return pool_.forget(adapter);
 }
 
@@ -190,6 +196,7 @@ bool Scheduler::ensure_pages(Sequence& sequence, int64_t end) {
       sequence.pages.push_back(*page);
       continue;
     }
+    if (give_back_merged()) continue;
     Sequence& victim = *running_.rbegin()->second;
     preempt(victim);
     if (&victim == &sequence) return false;
@@ -202,6 +209,34 @@ void Scheduler::add_to_plan(Sequence& sequence, int64_t num_tokens) {
   budget_ -= num_tokens;
 }
 
+bool Scheduler::give_back_merged() { return merging_ && merging_->give_back(executor_.now()); }
+
+bool Scheduler::runs_now(const Sequence& sequence) const { return !merging_ || merging_->runs(sequence.request.adapter); }
+
+// Requests that are kept out of a step hold pages but no place in it.
+int64_t Scheduler::free_places() const {
+  const bool some_wait = merging_ && merging_->exclusive();
+  return options_.max_running - (some_wait ? static_cast<int64_t>(planned_.size()) : num_running());
+}
+
+void Scheduler::plan_merging() {
+  if (!merging_) return;
+  queued_.clear();
+  const auto add = [&](const Sequence& sequence) {
+    const int64_t left = sequence.prompt_length() + sequence.request.max_tokens - sequence.num_computed;
+    queued_.push_back({.adapter = sequence.request.adapter, .rows = std::min(sequence.num_tokens() - sequence.num_computed, options_.max_step_tokens),
+                       .backlog_rows = left});
+  };
+  // Both are in order of arrival.
+  auto waiting = waiting_.begin();
+  for (const auto& [order, sequence] : running_) {
+    for (; waiting != waiting_.end() && waiting->first < order; ++waiting) add(*waiting->second);
+    add(*sequence);
+  }
+  for (; waiting != waiting_.end(); ++waiting) add(*waiting->second);
+  merging_->plan(queued_, options_.max_running, executor_.now());
+}
+
 void Scheduler::plan_running() {
   // Decoding sequences first: a chunk of somebody's prompt never delays a token that could be made now.
   for (const bool decoding : {true, false}) {
@@ -209,7 +244,8 @@ void Scheduler::plan_running() {
     for (const auto& [order, sequence] : running_)
       if ((sequence->num_tokens() - sequence->num_computed == 1) == decoding) candidates.push_back(sequence);
     for (Sequence* sequence : candidates) {
-      if (!sequence->running || budget_ <= 0) continue;
+      if (!sequence->running || budget_ <= 0 || !runs_now(*sequence)) continue;
+      if (static_cast<int64_t>(planned_.size()) >= options_.max_running) return;  // after some were kept out of steps
       const int64_t num_tokens = std::min(sequence->num_tokens() - sequence->num_computed, budget_);
       if (ensure_pages(*sequence, sequence->num_computed + num_tokens)) add_to_plan(*sequence, num_tokens);
     }
@@ -246,7 +282,8 @@ void Scheduler::publish_pages(Sequence& sequence) {
 }
 
 bool Scheduler::begin_load(AdapterId adapter) {
-  if (!pool_.begin_load(adapter, executor_.footprint(adapter))) return false;
+  while (!pool_.begin_load(adapter, executor_.footprint(adapter)))
+    if (!give_back_merged()) return false;
   executor_.start_load(adapter, pool_.adapter_pages(adapter));
   ++num_loading_;
   ++stats_.num_adapter_loads;
@@ -264,7 +301,8 @@ bool Scheduler::try_admit(Sequence& sequence) {
   const int64_t needed = pages_for(sequence.num_computed + chunk) - static_cast<int64_t>(sequence.pages.size());
   // Leave one page per running sequence, or admission and preemption chase each other.
   const int64_t reserve = running_.empty() ? 0 : static_cast<int64_t>(running_.size()) + 1;
-  if (pool_.num_available() < needed + reserve) {
+  while (pool_.num_available() < needed + reserve) {
+    if (give_back_merged()) continue;
     release_pages(sequence);
     return false;
   }
@@ -276,14 +314,20 @@ bool Scheduler::try_admit(Sequence& sequence) {
 }
 
 void Scheduler::admit_waiting() {
+  if (merging_) admit_waiting(true);
+  admit_waiting(false);
+}
+
+void Scheduler::admit_waiting(bool only_first) {
   int64_t num_skipped = 0;
   for (auto it = waiting_.begin(); it != waiting_.end() && num_skipped < options_.load_ahead;) {
     Sequence& sequence = *it->second;
     ++it;  // admission removes the element
     const AdapterId adapter = sequence.request.adapter;
+    if (!runs_now(sequence) || (only_first && !merging_->is_first(adapter))) continue;
     const AdapterState state = adapter == kBaseModel ? AdapterState::kResident : pool_.adapter_state(adapter);
     if (state == AdapterState::kAbsent && !begin_load(adapter)) return;  // nobody behind may take the room it waits for
-    if (state == AdapterState::kResident && budget_ > 0 && num_running() < options_.max_running) {
+    if (state == AdapterState::kResident && budget_ > 0 && free_places() > 0) {
       if (!try_admit(sequence)) return;
       waiting_.erase(sequence.order);
     } else {
@@ -336,8 +380,14 @@ std::vector<RequestEvent> Scheduler::step(bool wait) {
   poll_loads(false, events);
   planned_.clear();
   budget_ = options_.max_step_tokens;
+  plan_merging();
   plan_running();
   admit_waiting();
+  if (planned_.empty() && merging_ && merging_->exclusive()) {
+    merging_->end_exclusive();
+    plan_running();
+    admit_waiting();
+  }
   if (planned_.empty()) {
     // Everything that could run waits for an adapter (or failed to load just now).
     if (!events.empty()) return events;
@@ -369,7 +419,9 @@ std::vector<RequestEvent> Scheduler::step(bool wait) {
                           .hidden_sum = sequence.request.sum_hidden && sequence.num_output() == 0 ? &sequence.hidden_sum : nullptr});
     plan.num_tokens += planned.end - planned.begin;
   }
+  if (merging_) merging_->choose(plan);
   std::vector<ItemResult> results = executor_.execute(plan);
+  if (merging_) merging_->observe(executor_.last_step_times());
   LK_CHECK(results.size() == plan.items.size());
   ++stats_.num_steps;
   stats_.num_computed_tokens += plan.num_tokens;

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "lk/sched/executor.h"
+#include "lk/sched/merge_controller.h"
 
 namespace lk {
 
@@ -62,6 +63,11 @@ class Scheduler {
   };
   std::map<AdapterId, AdapterLoad> adapter_load() const;
 
+  // Turns dynamic merging on; before the first request. Null while it is off.
+  void enable_merging(const MergeControllerOptions& options, std::unique_ptr<MergeChooser> chooser);
+  MergeController* merging() { return merging_.get(); }
+  const MergeController* merging() const { return merging_.get(); }
+
   bool has_work() const { return !sequences_.empty() || num_loading_ > 0; }
   int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
@@ -83,8 +89,13 @@ class Scheduler {
   bool begin_load(AdapterId adapter);
   int64_t pages_needed(const Request& request) const;
   void poll_loads(bool wait, std::vector<RequestEvent>& events);
+  void plan_merging();
+  bool give_back_merged();
+  bool runs_now(const Sequence& sequence) const;
+  int64_t free_places() const;
   void plan_running();
   void admit_waiting();
+  void admit_waiting(bool only_first);
   bool try_admit(Sequence& sequence);
   bool ensure_pages(Sequence& sequence, int64_t end);  // false: the sequence itself was preempted
   void add_to_plan(Sequence& sequence, int64_t num_tokens);
@@ -107,6 +118,9 @@ class Scheduler {
   int64_t num_loading_ = 0;
   std::map<AdapterId, int64_t> pinned_;  // pages of adapters that set_pinned() keeps
   int64_t pinned_pages_ = 0;
+
+  std::unique_ptr<MergeController> merging_;
+  std::vector<MergeController::Queued> queued_;  // for it, of the step being built
 
   std::vector<Planned> planned_;  // of the step being built
   int64_t budget_ = 0;
