@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// lorikeet bench kernels | engine (serve is in bench_serve.cpp): figures beside the machine's own limits, measured in the same run.
+// lorikeet bench kernels | engine (serve and merge are in bench_serve.cpp and bench_merge.cpp): figures beside the machine's own limits, measured in the same run.
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -312,6 +312,7 @@ void add_bench(CLI::App& app, int& exit_code) {
   });
   add_bench_serve(*command, exit_code);
   add_bench_calibrate(*command, exit_code);
+  add_bench_merge(*command, exit_code);
 }
 
 }  // namespace lk::apps

@@ -22,6 +22,7 @@ void add_adapter(CLI::App& app, int& exit_code);
 void add_bench(CLI::App& app, int& exit_code);
 void add_bench_serve(CLI::App& bench, int& exit_code);
 void add_bench_calibrate(CLI::App& bench, int& exit_code);
+void add_bench_merge(CLI::App& bench, int& exit_code);
 void add_keys(CLI::App& app, int& exit_code);
 void add_simulate(CLI::App& app, int& exit_code);
 

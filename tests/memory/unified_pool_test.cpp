@@ -163,5 +163,58 @@ TEST(UnifiedPool, RandomOperationsKeepEveryInvariant) {
   }
 }
 
+TEST(UnifiedPool, MergedLayersTakeRunsThroughCachedPagesButNotThroughAdapters) {
+  UnifiedPool pool(20);
+  std::vector<PageId> pages;
+  for (int32_t i = 0; i < 12; ++i) {
+    pages.push_back(*pool.alloc_kv());
+    pool.publish_kv(pages.back(), key_of(i), kBaseModel);
+  }
+  for (int32_t i = 0; i < 12; ++i)
+    if (i != 3) pool.release_kv(pages[static_cast<size_t>(i)]);  // pages 0..11, all cached but 3
+  ASSERT_TRUE(pool.begin_load(5, {.num_pages = 1, .run_length = 0}));
+  pool.finish_load(5, true);  // page 12
+  pool.check_integrity();
+  const std::vector<int64_t> runs{5, 0, 6};
+  EXPECT_FALSE(pool.begin_merge(7, runs, 9)) << "19 pages are available, 11 + 9 are asked for";
+  ASSERT_TRUE(pool.begin_merge(7, runs, 8));
+  const MergePages& merge = pool.merge_pages(7);
+  EXPECT_EQ(merge.run_begin, (std::vector<PageId>{15, -1, 6}));
+  EXPECT_EQ(pool.num_merged(), 11);
+  EXPECT_EQ(pool.num_cached_kv(), 5) << "0 1 2 4 5 stay";
+  EXPECT_EQ(pool.adapter_state(5), AdapterState::kResident);
+  pool.check_integrity();
+  pool.evict_all();
+  EXPECT_EQ(pool.num_merged(), 11) << "merged layers are given back by their holder, never evicted";
+  EXPECT_EQ(pool.release_merge(7), 11);
+  EXPECT_FALSE(pool.has_merge(7));
+  pool.release_kv(3);
+  pool.evict_all();
+  EXPECT_EQ(pool.num_free(), 20);
+  pool.check_integrity();
+}
+
+TEST(UnifiedPool, MergeThatFindsNoRunTakesNothing) {
+  UnifiedPool pool(10);
+  std::vector<PageId> pages;
+  for (int i = 0; i < 6; ++i) pages.push_back(*pool.alloc_kv());
+  for (PageId page : {0, 1, 2, 3}) pool.release_kv(page);  // free: 0..3 and 6..9
+  EXPECT_FALSE(pool.begin_merge(1, std::vector<int64_t>{4, 3, 1, 1}, 0)) << "nine of eight";
+  EXPECT_FALSE(pool.begin_merge(1, std::vector<int64_t>{3, 3, 2}, 0)) << "eight free pages, but only two runs of four";
+  EXPECT_FALSE(pool.has_merge(1));
+  EXPECT_EQ(pool.num_free(), 8);
+  EXPECT_TRUE(pool.begin_merge(1, std::vector<int64_t>{4, 4}, 0));
+  EXPECT_FALSE(pool.alloc_kv().has_value());
+  EXPECT_EQ(pool.release_merge(1), 8);
+  EXPECT_TRUE(pool.alloc_kv().has_value());
+  pool.check_integrity();
+}
+
+TEST(UnifiedPoolDeathTest, ForgettingAMergedAdapterIsABug) {
+  UnifiedPool pool(4);
+  ASSERT_TRUE(pool.begin_merge(1, std::vector<int64_t>{2}, 0));
+  EXPECT_DEATH(pool.forget(1), "while merged");
+}
+
 }  // namespace
 }  // namespace lk

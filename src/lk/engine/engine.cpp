@@ -39,6 +39,8 @@ Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options, std
   engine->decoder_.set_pool(engine->arena_.data());
   Engine* self = engine.get();
   engine->loader_ = std::jthread([self](std::stop_token stop) { self->loader_main(stop); });
+  engine->merger_ = std::make_unique<Merger>(options.merge, engine->weights_, *engine->backend_, engine->backend_->threads().size(),
+                                             engine->arena_.data());
   return engine;
 }
 
@@ -64,11 +66,16 @@ Result<Engine::PreparedAdapter> Engine::prepare_adapter(std::shared_ptr<const Ad
 
 AdapterId Engine::register_adapter(PreparedAdapter adapter) {
   decoder_.reserve_rank(adapter.layout->max_group_rank());
-  adapters_.emplace(next_adapter_, Registered{.host = std::move(adapter.host), .layout = std::move(adapter.layout)});
+  MergeLayout merge_layout(*adapter.host, weights_->config, weights_->format(), page_bytes());
+  adapters_.emplace(next_adapter_, Registered{.host = std::move(adapter.host), .layout = std::move(adapter.layout), .resident = nullptr,
+                                              .merge_layout = std::move(merge_layout)});
   return next_adapter_++;
 }
 
-void Engine::unregister_adapter(AdapterId id) { LK_CHECK(adapters_.erase(id) == 1, "adapter {} is not registered", id); }
+void Engine::unregister_adapter(AdapterId id) {
+  LK_CHECK(!merger_->has(id), "adapter {} is unregistered while it is merged", id);
+  LK_CHECK(adapters_.erase(id) == 1, "adapter {} is not registered", id);
+}
 
 AdapterFootprint Engine::footprint(AdapterId adapter) const { return adapters_.at(adapter).layout->footprint(); }
 
@@ -117,6 +124,35 @@ void Engine::loader_main(std::stop_token stop) {
   }
 }
 
+// --- Merging
+
+Result<MergeFootprint> Engine::merge_footprint(AdapterId adapter) const {
+  const Registered& registered = adapters_.at(adapter);
+  if (registered.merge_layout.empty())
+    return failed_precondition("adapter {} has nothing to merge: it changes no linear layer by a low-rank delta", registered.host->name);
+  return MergeFootprint{.run_lengths = registered.merge_layout.run_lengths(), .relative_cost = registered.merge_layout.relative_cost(),
+                        .build_cost_rows = registered.merge_layout.build_cost_rows()};
+}
+
+void Engine::start_merge(AdapterId adapter, const MergePages& pages) {
+  const Registered& registered = adapters_.at(adapter);
+  merger_->start({.adapter = adapter, .host = registered.host, .layout = registered.merge_layout, .pages = pages});
+}
+
+std::vector<MergeResult> Engine::take_finished_merges() {
+  std::vector<MergeResult> results;
+  for (Merger::Done& done : merger_->take_finished()) {
+    if (done.weights) merged_[done.result.adapter] = std::move(done.weights);
+    results.push_back(std::move(done.result));
+  }
+  return results;
+}
+
+void Engine::drop_merge(AdapterId adapter) {
+  merger_->drop(adapter);
+  merged_.erase(adapter);
+}
+
 // --- Steps
 
 Micros Engine::now() const {
@@ -153,15 +189,21 @@ void Engine::add_rows(const StepPlan& plan, size_t item_idx) {
                         .block_table = item.block_table.data()});
   const ResidentAdapter* adapter =
       item.request->adapter == kBaseModel ? nullptr : adapters_.at(item.request->adapter).resident.get();
+  const MergedWeights* merged =
+      plan.merged != kBaseModel && item.request->adapter == plan.merged ? merged_.at(plan.merged).get() : nullptr;
   if (!runs_.empty() && runs_.back().adapter == adapter) runs_.back().row_end = static_cast<int32_t>(token_ids_.size());
-  else runs_.push_back({row_begin, static_cast<int32_t>(token_ids_.size()), adapter});
+  else runs_.push_back({row_begin, static_cast<int32_t>(token_ids_.size()), adapter, merged});
 }
 
 void Engine::build_batch(const StepPlan& plan) {
   order_.resize(plan.items.size());
   for (size_t i = 0; i < order_.size(); ++i) order_[i] = i;
-  std::stable_sort(order_.begin(), order_.end(),
-                   [&](size_t a, size_t b) { return plan.items[a].request->adapter < plan.items[b].request->adapter; });
+  // The merged adapter last, so that everybody else's rows are one product.
+  const auto key = [&](size_t item) {
+    const AdapterId adapter = plan.items[item].request->adapter;
+    return std::pair(plan.merged != kBaseModel && adapter == plan.merged, adapter);
+  };
+  std::stable_sort(order_.begin(), order_.end(), [&](size_t a, size_t b) { return key(a) < key(b); });
   token_ids_.clear();
   slots_.clear();
   cos_.clear();
@@ -176,12 +218,20 @@ void Engine::build_batch(const StepPlan& plan) {
 std::vector<ItemResult> Engine::execute(const StepPlan& plan) {
   LK_CHECK(plan.num_tokens <= options_.max_step_tokens);
   const auto begin = std::chrono::steady_clock::now();
+  const double lora_before = decoder_.lora_seconds();
   build_batch(plan);
-  decoder_.forward({.token_ids = token_ids_, .slots = slots_, .cos = cos_.data(), .sin = sin_.data(), .sequences = sequences_, .runs = runs_});
+  DecoderBatch batch{.token_ids = token_ids_, .slots = slots_, .cos = cos_.data(), .sin = sin_.data(), .sequences = sequences_, .runs = runs_};
+  if (plan.subtract && plan.merged != kBaseModel) {
+    batch.subtract_from = merged_.at(plan.merged).get();
+    batch.subtract = adapters_.at(plan.merged).resident.get();
+  }
+  decoder_.forward(batch);
   std::vector<ItemResult> results(plan.items.size());
   add_hidden(plan);
   resolve_logits(plan, results);
-  execute_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  execute_seconds_ += seconds;
+  last_step_times_ = {.total = static_cast<Micros>(seconds * 1e6), .lora = static_cast<Micros>((decoder_.lora_seconds() - lora_before) * 1e6)};
   return results;
 }
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Engine: executes step plans with kernels. Owns the page arena, the registered adapters (host tier) and the loader thread that
-// copies them into pages (device tier). Policy and page accounting stay with the scheduler.
+// copies them into pages (device tier), and the thread that builds merged weights. Policy and page accounting stay with the scheduler.
 //
-// Thread safety: engine thread only; the loader thread works on pages that the scheduler lent it until the load is reported.
+// Thread safety: engine thread only; the loader and merger threads work on pages that the scheduler lent them until the load is reported
+// or the merge dropped.
 #pragma once
 
 #include <condition_variable>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "lk/engine/adapter_layout.h"
+#include "lk/engine/merger.h"
 #include "lk/model/decoder.h"
 #include "lk/model/rope.h"
 #include "lk/sched/executor.h"
@@ -24,6 +26,7 @@ namespace lk {
 struct EngineOptions {
   int64_t max_step_tokens = 512;
   int64_t memory_bytes = 0;  // of the page pool; 0 = 80 % of the memory that is free now
+  LayerMergeOptions merge;
 };
 
 class Engine : public Executor {
@@ -45,7 +48,7 @@ class Engine : public Executor {
   Result<PreparedAdapter> prepare_adapter(std::shared_ptr<const Adapter> adapter) const;
   // Makes an adapter known; it becomes resident when a request needs it.
   AdapterId register_adapter(PreparedAdapter adapter);
-  // Lets go of the host copy. Requires: Scheduler::drop_adapter() freed its pages.
+  // Lets go of the host copy. Requires: Scheduler::drop_adapter() freed its pages, and it has no merged weights.
   void unregister_adapter(AdapterId id);
   const Adapter& adapter(AdapterId id) const { return *adapters_.at(id).host; }
   // Called on the loader thread after each load: wakes whoever waits for take_finished_loads(). Set before the first load.
@@ -56,13 +59,20 @@ class Engine : public Executor {
   void start_load(AdapterId adapter, const AdapterPages& pages) override;
   std::vector<LoadResult> take_finished_loads(bool wait) override;
   std::vector<ItemResult> execute(const StepPlan& plan) override;
+  StepTimes last_step_times() const override { return last_step_times_; }
   double execute_seconds() const { return execute_seconds_; }  // total
+
+  Result<MergeFootprint> merge_footprint(AdapterId adapter) const override;
+  void start_merge(AdapterId adapter, const MergePages& pages) override;
+  std::vector<MergeResult> take_finished_merges() override;
+  void drop_merge(AdapterId adapter) override;
 
  private:
   struct Registered {
     std::shared_ptr<const Adapter> host;
     std::shared_ptr<const AdapterLayout> layout;
     std::shared_ptr<const ResidentAdapter> resident;  // of the latest load; valid while the scheduler says resident
+    MergeLayout merge_layout;
   };
   struct LoadJob {
     AdapterId adapter;
@@ -100,6 +110,7 @@ class Engine : public Executor {
   std::unordered_map<AdapterId, Registered> adapters_;
   AdapterId next_adapter_ = 0;
   double execute_seconds_ = 0;
+  StepTimes last_step_times_;
   RopeTable default_rope_;
   std::unordered_map<int64_t, RopeTable> rope_tables_;  // rope type dynamic, by sequence length
 
@@ -124,6 +135,9 @@ class Engine : public Executor {
   std::vector<LoadDone> loads_done_;    // guarded by load_mutex_
   std::function<void()> load_listener_;
   std::jthread loader_;
+
+  std::unordered_map<AdapterId, std::shared_ptr<const MergedWeights>> merged_;  // finished ones
+  std::unique_ptr<Merger> merger_;  // last: its thread writes into the arena
 };
 
 }  // namespace lk

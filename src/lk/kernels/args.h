@@ -86,6 +86,25 @@ struct LoraArgs {
   int64_t v_stride = 0;      // >= the largest sum of ranks over the projections of one segment
 };
 
+// A merged copy of one projection's columns of a packed weight:
+//   out[j, i] = round((w[j, i] + scaling * sum_r b[j, r] a[r, i]) * out_scale[j])   (sum in f32, rounded once to w's type)
+struct MergeArgs {
+  PackedWeight w;                        // read only: the base
+  void* out = nullptr;                   // packed like w; only the panels of this projection are written
+  int64_t out_begin = 0;                 // first column of the projection, a multiple of kPanelCols
+  const void* a_transposed = nullptr;    // act [w.k, rank]
+  PackedWeight b;                        // [columns of the projection, rank], packed like w
+  float scaling = 0;
+  const float* out_scale = nullptr;      // f32 [b.n] (DoRA) or null
+  bool stochastic = false;               // bf16: round up with the probability of the remainder, instead of to nearest
+  uint32_t seed = 0;                     // of stochastic rounding
+};
+// What a merge changed and what rounding cost, as sums of squares over the elements written. Not finite when W' is not.
+struct MergeSums {
+  double change = 0;    // ||W' - W||^2 before rounding
+  double rounding = 0;  // ||round(W') - W'||^2
+};
+
 // The pool as one layer of the attention sees it. K and V of page p:
 //   k = base + p * page_stride,  v = k + v_offset   (bytes), 16 slots each, for all kv heads.
 // Inside, the CPU layout is (act type T, 16 = kPageTokens):

@@ -31,6 +31,9 @@ struct CpuKernels {
   void (*add_bias)(float* y, int64_t y_stride, const float* bias, int64_t num_rows, int64_t n, ThreadPool&);
   // y[m, :] += x[m, :], f32 both.
   void (*add)(float* y, int64_t y_stride, const float* x, int64_t x_stride, int64_t num_rows, int64_t n, ThreadPool&);
+  // Writes panel `panel` (32 columns) of the projection and adds to *sums. Runs on the calling thread: merging is background work.
+  // Requires: the pool has one thread.
+  void (*merge_panel)(const MergeArgs&, int64_t panel, ThreadPool& one_thread, MergeSums* sums);
   // max and log(sum(exp(x))) of one row, f32 [n].  For sampling and log-probabilities.
   float (*row_max)(const float* x, int64_t n);
   float (*log_sum_exp)(const float* x, int64_t n, float row_max);

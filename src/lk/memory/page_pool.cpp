@@ -55,6 +55,14 @@ std::optional<PageId> PagePool::try_alloc_run(PageUse use, int64_t length) {
   return std::nullopt;
 }
 
+void PagePool::alloc_run_at(PageUse use, PageId begin, int64_t length) {
+  for (int64_t i = 0; i < length; ++i) {
+    const auto page = static_cast<PageId>(begin + i);
+    LK_CHECK(page >= 0 && page < num_pages() && use_[static_cast<size_t>(page)] == PageUse::kFree, "page {} is not free", page);
+    take(page, use);
+  }
+}
+
 void PagePool::free(std::span<const PageId> pages) {
   const size_t sentinel = use_.size();
   for (PageId page : pages) {

@@ -34,6 +34,8 @@ class PagePool {
   bool try_alloc(PageUse use, std::span<PageId> out);
   // First page of `length` consecutive pages.
   std::optional<PageId> try_alloc_run(PageUse use, int64_t length);
+  // Takes the run [begin, begin + length). Requires: all free.
+  void alloc_run_at(PageUse use, PageId begin, int64_t length);
   // Requires: every page is in use.
   void free(std::span<const PageId> pages);
   void free(PageId page) { free({&page, 1}); }

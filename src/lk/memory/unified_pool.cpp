@@ -212,6 +212,7 @@ std::vector<std::pair<AdapterId, UnifiedPool::AdapterInfo>> UnifiedPool::residen
 }
 
 int64_t UnifiedPool::forget(AdapterId adapter) {
+  LK_CHECK(!has_merge(adapter), "adapter {} is forgotten while merged", adapter);
   const int64_t free_before = num_free();
   if (const auto it = adapters_.find(adapter); it != adapters_.end()) {
     LK_CHECK(it->second.state == AdapterState::kResident && it->second.pins == 0, "adapter {} is in use", adapter);
@@ -225,6 +226,54 @@ int64_t UnifiedPool::forget(AdapterId adapter) {
     page = next;
   }
   return num_free() - free_before;
+}
+
+// --- Merged layers
+
+std::optional<PageId> UnifiedPool::take_merge_run(int64_t length) {
+  // From the high end, where single pages come last, and through cached KV pages: waiting for the eviction order to join as many
+  // free pages would empty the whole cache first.
+  int64_t found = 0;
+  for (int64_t at = num_pages() - 1; at >= 0; --at) {
+    const auto page = static_cast<PageId>(at);
+    const PageUse use = pool_.use(page);
+    const bool takeable = use == PageUse::kFree || (use == PageUse::kKv && kv_[static_cast<size_t>(at)].references == 0);
+    found = takeable ? found + 1 : 0;
+    if (found < length) continue;
+    for (int64_t i = 0; i < length; ++i)
+      if (pool_.use(static_cast<PageId>(at + i)) == PageUse::kKv) evict_kv(static_cast<PageId>(at + i));
+    pool_.alloc_run_at(PageUse::kMerged, page, length);
+    return page;
+  }
+  return std::nullopt;
+}
+
+bool UnifiedPool::begin_merge(AdapterId adapter, std::span<const int64_t> run_lengths, int64_t keep_available) {
+  LK_CHECK(!has_merge(adapter), "adapter {} has merged layers already", adapter);
+  int64_t total = 0;
+  for (int64_t length : run_lengths) total += length;
+  if (total + keep_available > num_available()) return false;
+  MergePages& merge = merges_[adapter];
+  for (int64_t length : run_lengths) {
+    const std::optional<PageId> run = length > 0 ? take_merge_run(length) : std::optional<PageId>(-1);
+    if (!run) {
+      release_merge(adapter);
+      return false;
+    }
+    merge.run_begin.push_back(*run);
+    merge.run_length.push_back(length);
+  }
+  return true;
+}
+
+int64_t UnifiedPool::release_merge(AdapterId adapter) {
+  const auto it = merges_.find(adapter);
+  LK_CHECK(it != merges_.end(), "adapter {} has no merged layers", adapter);
+  int64_t freed = 0;
+  for (size_t run = 0; run < it->second.run_begin.size(); ++run)
+    for (int64_t i = 0; i < it->second.run_length[run]; ++i, ++freed) pool_.free(static_cast<PageId>(it->second.run_begin[run] + i));
+  merges_.erase(it);
+  return freed;
 }
 
 void UnifiedPool::check_integrity() const {
@@ -250,6 +299,14 @@ void UnifiedPool::check_integrity() const {
   }
   LK_CHECK(adapter_pages == pool_.num_used(PageUse::kAdapter), "adapter pages leaked");
   LK_CHECK(cached_adapters == cached_adapter_pages_);
+  int64_t merged_pages = 0;
+  for (const auto& [id, merge] : merges_) {
+    LK_CHECK(merge.run_begin.size() == merge.run_length.size());
+    for (size_t run = 0; run < merge.run_begin.size(); ++run)
+      for (int64_t i = 0; i < merge.run_length[run]; ++i, ++merged_pages)
+        LK_CHECK(pool_.use(static_cast<PageId>(merge.run_begin[run] + i)) == PageUse::kMerged);
+  }
+  LK_CHECK(merged_pages == pool_.num_used(PageUse::kMerged), "merged pages leaked");
 }
 
 }  // namespace lk

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// UnifiedPool: one page budget for KV blocks and resident adapters (S-LoRA's unified paging, arXiv:2311.03285 §5.1).
+// UnifiedPool: one page budget for KV blocks, resident adapters and merged layers (S-LoRA's unified paging, arXiv:2311.03285 §5.1).
 //
 // A KV page is referenced by the sequences that read it. A full page may be published under a key, the hash chain of
 // (salt, adapter version, tokens so far); when its last reader leaves it stays, cached, until room is needed.
@@ -7,6 +7,8 @@
 // unpinned resident adapter is cached until room is needed.
 // Eviction picks between the oldest cached KV page and the oldest cached adapter by Greedy-Dual priority
 // (Young 1994): priority = clock + cost to bring one page back; the clock rises to each victim's priority.
+// Merged layers take contiguous runs, one per layer. They are never evicted here: who holds them gives them back
+// (release_merge), because somebody may be writing or reading them.
 //
 // Thread safety: none; owned by the scheduler on the engine thread. Pure accounting.
 #pragma once
@@ -41,6 +43,12 @@ struct AdapterFootprint {
   int64_t total() const { return num_pages + run_length; }
 };
 
+// The runs of pages that a merged copy of the base takes, one per layer; length 0 where nothing of the layer is merged.
+struct MergePages {
+  std::vector<PageId> run_begin;
+  std::vector<int64_t> run_length;
+};
+
 enum class AdapterState : uint8_t { kAbsent, kLoading, kResident };
 
 struct EvictionCosts {
@@ -58,6 +66,7 @@ class UnifiedPool {
   int64_t num_available() const { return num_free() + num_evictable(); }
   int64_t num_kv() const { return pool_.num_used(PageUse::kKv); }
   int64_t num_adapter() const { return pool_.num_used(PageUse::kAdapter); }
+  int64_t num_merged() const { return pool_.num_used(PageUse::kMerged); }
   int64_t num_cached_kv() const { return cached_kv_pages_; }
   int64_t num_evicted_adapters() const { return evicted_adapters_; }
 
@@ -87,8 +96,18 @@ class UnifiedPool {
   };
   std::vector<std::pair<AdapterId, AdapterInfo>> resident_adapters() const;  // and loading ones
   // Frees everything an unregistered adapter holds, its pages and those cached for its prompts (its id is never used again), and
-  // returns how many pages that were. Requires: not loading, no pins, no sequence of it.
+  // returns how many pages that were. Requires: not loading, not merged, no pins, no sequence of it.
   int64_t forget(AdapterId adapter);
+
+  // --- Merged layers
+  // Takes one run per entry of `run_lengths` for a merged copy of `adapter`, evicting cached KV pages that are in the way but no adapter.
+  // False, and nothing taken, when there is no room or fewer than `keep_available` pages would stay available.
+  // Requires: the adapter has none.
+  bool begin_merge(AdapterId adapter, std::span<const int64_t> run_lengths, int64_t keep_available);
+  bool has_merge(AdapterId adapter) const { return merges_.contains(adapter); }
+  const MergePages& merge_pages(AdapterId adapter) const { return merges_.at(adapter); }
+  // Frees the runs and returns how many pages that were. Requires: nobody writes or reads them any more.
+  int64_t release_merge(AdapterId adapter);
 
   // Frees everything that is only cached. For tests and for giving memory back.
   void evict_all();
@@ -123,6 +142,7 @@ class UnifiedPool {
   void free_adapter_pages(Resident& resident);
   void cache_adapter(AdapterId adapter, Resident& resident);
   void uncache_adapter(Resident& resident);
+  std::optional<PageId> take_merge_run(int64_t length);
 
   PagePool pool_;
   EvictionCosts costs_;
@@ -137,6 +157,7 @@ class UnifiedPool {
   std::list<AdapterId> adapter_lru_;  // oldest first
   int64_t cached_adapter_pages_ = 0;
   int64_t evicted_adapters_ = 0;
+  std::unordered_map<AdapterId, MergePages> merges_;
 };
 
 }  // namespace lk

@@ -2,6 +2,7 @@
 #include "lk/model/decoder.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 
 namespace lk {
@@ -72,6 +73,8 @@ void Decoder::reserve_rank(int64_t sum_of_ranks) {
 
 void Decoder::forward(const DecoderBatch& batch) {
   LK_CHECK(static_cast<int64_t>(batch.token_ids.size()) <= max_rows_ && pool_base_ != nullptr);
+  subtract_from_ = batch.subtract_from;
+  subtract_ = batch.subtract;
   embed(batch);
   for (int64_t layer = 0; layer < weights_->config.num_layers; ++layer) {
     attention_block(layer, batch);
@@ -142,7 +145,7 @@ void Decoder::clip_runs(std::span<const AdapterRun> runs, int64_t begin, int64_t
   for (const AdapterRun& run : runs) {
     const auto first = static_cast<int32_t>(std::max<int64_t>(run.row_begin, begin) - begin);
     const auto last = static_cast<int32_t>(std::min<int64_t>(run.row_end, end) - begin);
-    if (first < last) block_runs_.push_back({first, last, run.adapter});
+    if (first < last) block_runs_.push_back({first, last, run.adapter, run.merged});
   }
 }
 
@@ -150,25 +153,28 @@ void Decoder::linear(int64_t layer, ProjGroup group, const void* x, int64_t x_st
                      int64_t num_rows) {
   const auto g = static_cast<size_t>(group);
   const int64_t y_stride = group_columns(group, weights_->config);
-  // Rows of adapters that replace a matrix of this group go through their own; all others share one product.
+  // Rows of adapters that replace a matrix of this group go through their own, merged ones through W'; all others share one product.
+  const PackedWeight& shared = subtracts(layer, group) ? subtract_from_->layers[static_cast<size_t>(layer)].linear[g]
+                                                       : weights_->layers[static_cast<size_t>(layer)].linear[g];
   int64_t begin = 0;
   for (const AdapterRun& run : runs) {
-    if (!run.adapter || !run.adapter->layers[static_cast<size_t>(layer)].replaces(group)) continue;
-    base_linear(layer, group, x, x_stride, y, begin, run.row_begin);
-    replaced_linear(layer, group, *run.adapter, x, x_stride, y, run.row_begin, run.row_end);
+    if (!run.adapter) continue;
+    const PackedWeight* merged = run.merged ? &run.merged->layers[static_cast<size_t>(layer)].linear[g] : nullptr;
+    if (merged && merged->data == shared.data) continue;
+    if (merged && merged->data) {
+      product(shared, group, x, x_stride, y, begin, run.row_begin);
+      product(*merged, group, x, x_stride, y, run.row_begin, run.row_end);
+    } else if (run.adapter->layers[static_cast<size_t>(layer)].replaces(group)) {
+      product(shared, group, x, x_stride, y, begin, run.row_begin);
+      replaced_linear(layer, group, *run.adapter, x, x_stride, y, run.row_begin, run.row_end);
+    } else {
+      continue;
+    }
     begin = run.row_end;
   }
-  base_linear(layer, group, x, x_stride, y, begin, num_rows);
-
-  segments_.clear();
-  for (const AdapterRun& run : runs) {
-    if (!run.adapter) continue;
-    const std::vector<LoraProj>& projs = run.adapter->layers[static_cast<size_t>(layer)].groups[g];
-    if (projs.empty()) continue;
-    segments_.push_back({.row_begin = run.row_begin, .row_end = run.row_end, .base = pool_base_ + layer * slice_bytes(), .projs = projs});
-  }
-  backend_.lora({.x = x, .act = weights_->act, .x_stride = x_stride, .y = y, .y_stride = y_stride, .segments = segments_,
-                 .v = rank_rows_.as<float>(), .v_stride = rank_capacity_});
+  product(shared, group, x, x_stride, y, begin, num_rows);
+  if (subtracts(layer, group)) subtract_delta(layer, group, x, x_stride, y, runs);
+  add_deltas(layer, group, x, x_stride, y, runs);
   // Outside the LoRA and DoRA terms, as PEFT adds it.
   if (const float* bias = weights_->layers[static_cast<size_t>(layer)].bias[g]) {
     int64_t first = 0;
@@ -188,11 +194,54 @@ void Decoder::linear(int64_t layer, ProjGroup group, const void* x, int64_t x_st
   }
 }
 
-void Decoder::base_linear(int64_t layer, ProjGroup group, const void* x, int64_t x_stride, float* y, int64_t begin, int64_t end) {
+void Decoder::add_deltas(int64_t layer, ProjGroup group, const void* x, int64_t x_stride, float* y, std::span<const AdapterRun> runs) {
+  const auto g = static_cast<size_t>(group);
   const int64_t y_stride = group_columns(group, weights_->config);
-  backend_.gemm({.x = act_row(x, x_stride, begin), .x_stride = x_stride,
-                 .w = weights_->layers[static_cast<size_t>(layer)].linear[static_cast<size_t>(group)],
-                 .y = y + begin * y_stride, .y_stride = y_stride, .num_rows = end - begin});
+  segments_.clear();
+  for (const AdapterRun& run : runs) {
+    if (!run.adapter) continue;
+    if (run.merged && run.merged->layers[static_cast<size_t>(layer)].linear[g].data) {
+      if (const float* bias = run.merged->layers[static_cast<size_t>(layer)].bias[g])
+        backend_.add_bias(y + run.row_begin * y_stride, y_stride, bias, run.row_end - run.row_begin, y_stride);
+      continue;
+    }
+    const std::vector<LoraProj>& projs = run.adapter->layers[static_cast<size_t>(layer)].groups[g];
+    if (projs.empty()) continue;
+    segments_.push_back({.row_begin = run.row_begin, .row_end = run.row_end, .base = pool_base_ + layer * slice_bytes(), .projs = projs});
+  }
+  lora(x, x_stride, y, y_stride);
+}
+
+bool Decoder::subtracts(int64_t layer, ProjGroup group) const {
+  return subtract_from_ && subtract_ && subtract_from_->layers[static_cast<size_t>(layer)].subtractable[static_cast<size_t>(group)];
+}
+
+void Decoder::subtract_delta(int64_t layer, ProjGroup group, const void* x, int64_t x_stride, float* y, std::span<const AdapterRun> runs) {
+  std::vector<LoraProj>& minus = minus_[static_cast<size_t>(group)];
+  minus = subtract_->layers[static_cast<size_t>(layer)].groups[static_cast<size_t>(group)];
+  for (LoraProj& proj : minus) proj.scaling = -proj.scaling;
+  segments_.clear();
+  for (const AdapterRun& run : runs) {
+    if (run.adapter == subtract_) continue;
+    // Whoever replaces a matrix of this group was not part of the shared product.
+    if (run.adapter && run.adapter->layers[static_cast<size_t>(layer)].replaces(group)) continue;
+    segments_.push_back({.row_begin = run.row_begin, .row_end = run.row_end, .base = pool_base_ + layer * slice_bytes(), .projs = minus});
+  }
+  lora(x, x_stride, y, group_columns(group, weights_->config));
+}
+
+void Decoder::lora(const void* x, int64_t x_stride, float* y, int64_t y_stride) {
+  if (segments_.empty()) return;
+  const auto begin = std::chrono::steady_clock::now();
+  backend_.lora({.x = x, .act = weights_->act, .x_stride = x_stride, .y = y, .y_stride = y_stride, .segments = segments_,
+                 .v = rank_rows_.as<float>(), .v_stride = rank_capacity_});
+  lora_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+void Decoder::product(const PackedWeight& w, ProjGroup group, const void* x, int64_t x_stride, float* y, int64_t begin, int64_t end) {
+  const int64_t y_stride = group_columns(group, weights_->config);
+  backend_.gemm({.x = act_row(x, x_stride, begin), .x_stride = x_stride, .w = w, .y = y + begin * y_stride, .y_stride = y_stride,
+                 .num_rows = end - begin});
 }
 
 void Decoder::replaced_linear(int64_t layer, ProjGroup group, const ResidentAdapter& adapter, const void* x, int64_t x_stride,

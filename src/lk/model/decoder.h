@@ -20,6 +20,10 @@ struct DecoderBatch {
   const float* sin = nullptr;
   std::span<const AttentionSeq> sequences;
   std::span<const AdapterRun> runs;         // ascending, cover all rows
+  // With both: rows of all other runs run on W' too and have the delta of `subtract` taken off again. One product for all rows, but their
+  // results are no longer bit for bit those on W.
+  const MergedWeights* subtract_from = nullptr;
+  const ResidentAdapter* subtract = nullptr;
 };
 
 class Decoder {
@@ -43,6 +47,9 @@ class Decoder {
   int64_t logits_stride() const { return logits_stride_; }
   int64_t max_logit_rows() const { return max_logit_rows_; }
 
+  // Seconds spent in LoRA products since the start: what merging could save.
+  double lora_seconds() const { return lora_seconds_; }
+
   // Grows the LoRA scratch for an adapter whose group ranks sum to more than seen so far.
   void reserve_rank(int64_t sum_of_ranks);
 
@@ -56,11 +63,17 @@ class Decoder {
   // y[rows, group_columns] = linear(x) with each run's adapter, bias included.
   void linear(int64_t layer, ProjGroup group, const void* x, int64_t x_stride, float* y, std::span<const AdapterRun> runs,
               int64_t num_rows);
+  // Adds the low-rank products of the runs that need them, and the LoRA biases of merged ones.
+  void add_deltas(int64_t layer, ProjGroup group, const void* x, int64_t x_stride, float* y, std::span<const AdapterRun> runs);
+  void subtract_delta(int64_t layer, ProjGroup group, const void* x, int64_t x_stride, float* y, std::span<const AdapterRun> runs);
+  void lora(const void* x, int64_t x_stride, float* y, int64_t y_stride);  // of segments_
+  bool subtracts(int64_t layer, ProjGroup group) const;
   void norm(const float* x, const float* weight, const float* ResidentAdapter::Layer::*replaced, int64_t layer,
             std::span<const AdapterRun> runs, int64_t num_rows);
   void head_norm(float* x, int64_t x_stride, int64_t num_heads, const float* weight,
                  const float* ResidentAdapter::Layer::*replaced, int64_t layer, std::span<const AdapterRun> runs);
-  void base_linear(int64_t layer, ProjGroup group, const void* x, int64_t x_stride, float* y, int64_t begin, int64_t end);
+  // Rows [begin, end) of one product with a matrix packed like the group's.
+  void product(const PackedWeight& w, ProjGroup group, const void* x, int64_t x_stride, float* y, int64_t begin, int64_t end);
   void replaced_linear(int64_t layer, ProjGroup group, const ResidentAdapter& adapter, const void* x, int64_t x_stride, float* y,
                        int64_t begin, int64_t end);
   const std::byte* act_row(const void* x, int64_t x_stride, int64_t row) const {
@@ -86,6 +99,10 @@ class Decoder {
   Buffer gathered_;    // f32 [max_logit_rows, hidden_dim]
   Buffer logits_;      // f32 [max_logit_rows, logits_stride]
   std::vector<LoraSegment> segments_;
+  const MergedWeights* subtract_from_ = nullptr;  // of the batch being run
+  const ResidentAdapter* subtract_ = nullptr;
+  std::array<std::vector<LoraProj>, kNumProjGroups> minus_;  // scratch: projections with the sign turned
+  double lora_seconds_ = 0;
   std::vector<AdapterRun> block_runs_;
 };
 

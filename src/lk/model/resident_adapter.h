@@ -11,6 +11,7 @@
 
 #include "lk/kernels/args.h"
 #include "lk/lora/adapter.h"
+#include "lk/model/merged_weights.h"
 #include "lk/model/weights.h"
 
 namespace lk {
@@ -44,10 +45,12 @@ struct ResidentAdapter {
   std::deque<std::vector<float>> vectors;
 };
 
-// Rows [row_begin, row_end) of the batch use `adapter`; null = the bare base model.
+// Rows [row_begin, row_end) of the batch use `adapter`; null = the bare base model. With `merged` (of that adapter) they run on W'
+// where it has one, instead of on W and the rank rows.
 struct AdapterRun {
   int32_t row_begin = 0, row_end = 0;
   const ResidentAdapter* adapter = nullptr;
+  const MergedWeights* merged = nullptr;
 };
 
 }  // namespace lk

@@ -67,4 +67,11 @@ void Backend::add(float* y, int64_t y_stride, const float* x, int64_t x_stride, 
   do_add(y, y_stride, x, x_stride, num_rows, n);
 }
 
+void Backend::merge_panel(const MergeArgs& a, int64_t panel, ThreadPool& one_thread, MergeSums* sums) const {
+  LK_CHECK(a.w.data && a.out && a.out != a.w.data && a.a_transposed && a.b.data && sums && one_thread.size() == 1);
+  LK_CHECK(a.b.format == a.w.format && a.b.k > 0 && a.out_begin % kPanelCols == 0 && panel >= 0 && panel * kPanelCols < a.b.n &&
+           a.out_begin + a.b.n <= a.w.n, "columns {} + {} of {}, panel {}", a.out_begin, a.b.n, a.w.n, panel);
+  do_merge_panel(a, panel, one_thread, sums);
+}
+
 }  // namespace lk

@@ -25,6 +25,8 @@ class Backend {
   void swiglu(const SwigluArgs& a);
   void add_bias(float* y, int64_t y_stride, const float* bias, int64_t num_rows, int64_t n);
   void add(float* y, int64_t y_stride, const float* x, int64_t x_stride, int64_t num_rows, int64_t n);
+  // One panel of a merged weight, on the calling thread, beside whatever the engine thread runs. Thread-safe.
+  void merge_panel(const MergeArgs& a, int64_t panel, ThreadPool& one_thread, MergeSums* sums) const;
   virtual float row_max(const float* x, int64_t n) const = 0;
   virtual float log_sum_exp(const float* x, int64_t n, float row_max) const = 0;
 
@@ -42,6 +44,7 @@ class Backend {
   virtual void do_swiglu(const SwigluArgs& a) = 0;
   virtual void do_add_bias(float* y, int64_t y_stride, const float* bias, int64_t num_rows, int64_t n) = 0;
   virtual void do_add(float* y, int64_t y_stride, const float* x, int64_t x_stride, int64_t num_rows, int64_t n) = 0;
+  virtual void do_merge_panel(const MergeArgs& a, int64_t panel, ThreadPool& one_thread, MergeSums* sums) const = 0;
 };
 
 struct CpuBackendOptions {

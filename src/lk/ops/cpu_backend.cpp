@@ -29,6 +29,9 @@ class CpuBackend : public Backend {
   void do_add(float* y, int64_t y_stride, const float* x, int64_t x_stride, int64_t num_rows, int64_t n) override {
     kernels_.add(y, y_stride, x, x_stride, num_rows, n, pool_);
   }
+  void do_merge_panel(const MergeArgs& a, int64_t panel, ThreadPool& one_thread, MergeSums* sums) const override {
+    kernels_.merge_panel(a, panel, one_thread, sums);
+  }
 
   const CpuKernels& kernels_;
   ThreadPool pool_;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <span>
+#include <string>
 #include <vector>
 
 #include "lk/sched/request.h"
@@ -25,6 +26,12 @@ struct StepItem {
 struct StepPlan {
   std::vector<StepItem> items;
   int64_t num_tokens = 0;
+  // Items of this adapter run on its merged weights, everybody else's on the base (with bit for bit the same results as without it).
+  // kBaseModel: nobody is merged. Requires: take_finished_merges() reported it as a success and drop_merge() has not followed.
+  AdapterId merged = kBaseModel;
+  // Everybody else's items run on the merged weights too, and have the merged delta subtracted: one product for all rows, but the others'
+  // last bits change. Ignored where W' - W is not a plain low-rank product. Requires: an item of the merged adapter is in the step.
+  bool subtract = false;
 };
 
 struct ItemResult {
@@ -35,6 +42,35 @@ struct ItemResult {
 struct LoadResult {
   AdapterId adapter = kBaseModel;
   Status status;
+};
+
+// What a merged copy of the base with one adapter's delta takes, and what it could save.
+struct MergeFootprint {
+  std::vector<int64_t> run_lengths;  // pages, one run per layer
+  double relative_cost = 0;          // multiply-adds of the delta for one row / those of all base linears
+  double build_cost_rows = 0;        // multiply-adds of building / those of all base linears for one row: about the rank
+  int64_t total() const {
+    int64_t pages = 0;
+    for (int64_t length : run_lengths) pages += length;
+    return pages;
+  }
+};
+
+struct MergeResult {
+  AdapterId adapter = kBaseModel;
+  Status status;          // kFailedPrecondition: rounding loses too much; never worth trying again for this version
+  Micros build_time = 0;           // from start to end
+  Micros engine_time = 0;          // what that took from the engine: processor time / kernel threads
+  double build_cost_rows = 0;      // of the footprint
+  double rounding_loss = 0;        // ||round(W') - W'|| / ||W' - W|| over the whole adapter
+  double worst_rounding_loss = 0;  // of one matrix
+  std::string worst_module;
+};
+
+// Of the latest execute(), by the executor's clock; all zero when it does not measure.
+struct StepTimes {
+  Micros total = 0;
+  Micros lora = 0;  // the part spent in low-rank products
 };
 
 class Executor {
@@ -49,6 +85,18 @@ class Executor {
   virtual std::vector<LoadResult> take_finished_loads(bool wait) = 0;
   // One result per item, in order.
   virtual std::vector<ItemResult> execute(const StepPlan& plan) = 0;
+  virtual StepTimes last_step_times() const { return {}; }
+
+  // --- Merging (design principle 1). An executor that cannot merge leaves these alone.
+  // Why not, when the adapter can not be merged at all.
+  virtual Result<MergeFootprint> merge_footprint(AdapterId) const { return unsupported("this executor does not merge adapters"); }
+  // Starts building merged weights in the background; the adapter need not be resident. `pages` stays valid until drop_merge().
+  // Requires: merge_footprint() succeeded and the adapter has none.
+  virtual void start_merge(AdapterId, const MergePages& pages) { (void)pages; }
+  // Merges that ended since the last call, well or not. After a failure drop_merge() must follow.
+  virtual std::vector<MergeResult> take_finished_merges() { return {}; }
+  // Stops building, or forgets what was built. On return nobody touches the pages any more. Waits for at most one weight panel.
+  virtual void drop_merge(AdapterId) {}
 };
 
 }  // namespace lk

@@ -31,6 +31,7 @@ void CounterGroup::place(Member& member) {
   member.placed_key = member.counter.key();
   member.placed_at = ++next_place_;
   order_.insert(&member);
+  cursor_.round = 0;
 }
 
 int64_t CounterGroup::floor() const {
@@ -47,6 +48,7 @@ void CounterGroup::enter(Member& member, bool lift) {
 
 void CounterGroup::leave(Member& member) {
   order_.erase(&member);
+  cursor_.round = 0;
   member.waits = false;
   last_ = &member;
 }
@@ -66,9 +68,9 @@ void CounterGroup::set_weight(Member& member, double weight) {
 }
 
 CounterGroup::Member* CounterGroup::first(uint64_t round) const {
-  for (Member* member : order_)
-    if (member->passed_round != round) return member;
-  return nullptr;
+  if (cursor_.round != round) cursor_ = {round, order_.begin()};
+  while (cursor_.at != order_.end() && (*cursor_.at)->passed_round == round) ++cursor_.at;
+  return cursor_.at == order_.end() ? nullptr : *cursor_.at;
 }
 
 void CounterGroup::forget(Member& member) {

@@ -63,6 +63,12 @@ class CounterGroup {
   void place(Member& member);
 
   std::set<Member*, Before> order_;
+  // Members before it were passed over in its round, and nobody changed places since.
+  struct Cursor {
+    uint64_t round = 0;
+    std::set<Member*, Before>::iterator at;
+  };
+  mutable Cursor cursor_;
   uint64_t next_place_ = 0;
   Member* last_ = nullptr;  // to leave
   int64_t last_key_ = 0;    // of a last one that was forgotten
@@ -108,7 +114,7 @@ class FairQueue : public QueuePolicy {
   void collect_garbage();
 
   const bool lift_;
-  uint64_t round_ = 0;
+  uint64_t round_ = 0;  // from 1
   std::unordered_map<TenantId, std::unique_ptr<Tenant>> tenants_;
   CounterGroup waiting_;  // tenants
   int64_t num_ended_ = 0;

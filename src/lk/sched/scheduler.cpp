@@ -64,6 +64,11 @@ Scheduler::Scheduler(const SchedulerOptions& options, UnifiedPool& pool, Executo
   LK_CHECK(options.max_step_tokens >= 1 && options.max_running >= 1);
 }
 
+void Scheduler::enable_merging(const MergeControllerOptions& options, std::unique_ptr<MergeChooser> chooser) {
+  LK_CHECK(sequences_.empty());
+  merging_ = std::make_unique<MergeController>(options, std::move(chooser), pool_, executor_);
+}
+
 Scheduler::~Scheduler() {
   while (!sequences_.empty()) remove(*sequences_.begin()->second);
   while (num_loading_ > 0) {
@@ -140,6 +145,7 @@ std::optional<int64_t> Scheduler::drop_adapter(AdapterId adapter) {
   if (pool_.adapter_state(adapter) == AdapterState::kLoading) return std::nullopt;
   LK_CHECK(set_pinned(adapter, false).ok());
   breaker_.succeeded(adapter);
+  if (merging_) merging_->forget(adapter);
   return pool_.forget(adapter);
 }
 
@@ -238,6 +244,7 @@ bool Scheduler::ensure_pages(Sequence& sequence, int64_t end) {
       sequence.pages.push_back(*page);
       continue;
     }
+    if (give_back_merged()) continue;
     Sequence& victim = *running_.rbegin()->second;
     preempt(victim);
     if (&victim == &sequence) return false;
@@ -250,6 +257,28 @@ void Scheduler::add_to_plan(Sequence& sequence, int64_t num_tokens) {
   budget_ -= num_tokens;
 }
 
+bool Scheduler::give_back_merged() { return merging_ && merging_->give_back(executor_.now()); }
+
+bool Scheduler::runs_now(const Sequence& sequence) const { return !merging_ || merging_->runs(sequence.request->adapter); }
+
+// Requests that are kept out of a step hold pages but no place in it.
+int64_t Scheduler::free_places() const {
+  const bool some_wait = merging_ && merging_->exclusive();
+  return options_.max_running - (some_wait ? static_cast<int64_t>(planned_.size()) : num_running());
+}
+
+void Scheduler::plan_merging() {
+  if (!merging_) return;
+  std::vector<const Sequence*> oldest_first;
+  for (const auto& [id, sequence] : sequences_) oldest_first.push_back(sequence.get());
+  std::sort(oldest_first.begin(), oldest_first.end(), [](const Sequence* a, const Sequence* b) { return a->order < b->order; });
+  queued_.clear();
+  for (const Sequence* sequence : oldest_first)
+    queued_.push_back({.adapter = sequence->request->adapter, .rows = std::min(sequence->num_tokens() - sequence->num_computed, options_.max_step_tokens),
+                       .backlog_rows = sequence->prompt_length() + sequence->request->max_tokens - sequence->num_computed});
+  merging_->plan(queued_, options_.max_running, now_);
+}
+
 void Scheduler::plan_running() {
   // Decoding sequences first: a chunk of somebody's prompt never delays a token that could be made now.
   for (const bool decoding : {true, false}) {
@@ -257,7 +286,8 @@ void Scheduler::plan_running() {
     for (const auto& [order, sequence] : running_)
       if ((sequence->num_tokens() - sequence->num_computed == 1) == decoding) candidates.push_back(sequence);
     for (Sequence* sequence : candidates) {
-      if (!sequence->running || budget_ <= 0) continue;
+      if (!sequence->running || budget_ <= 0 || !runs_now(*sequence)) continue;
+      if (static_cast<int64_t>(planned_.size()) >= options_.max_running) return;  // after some were kept out of steps
       const int64_t num_tokens = std::min(sequence->num_tokens() - sequence->num_computed, budget_);
       if (ensure_pages(*sequence, sequence->num_computed + num_tokens)) add_to_plan(*sequence, num_tokens);
     }
@@ -294,7 +324,8 @@ void Scheduler::publish_pages(Sequence& sequence) {
 }
 
 bool Scheduler::begin_load(AdapterId adapter) {
-  if (!pool_.begin_load(adapter, executor_.footprint(adapter))) return false;
+  while (!pool_.begin_load(adapter, executor_.footprint(adapter)))
+    if (!give_back_merged()) return false;
   executor_.start_load(adapter, pool_.adapter_pages(adapter));
   ++num_loading_;
   ++stats_.num_adapter_loads;
@@ -332,9 +363,12 @@ bool Scheduler::try_admit(Sequence& sequence) {
   const int64_t needed = pages_for(sequence.num_computed + chunk) - static_cast<int64_t>(sequence.pages.size());
   // Leave one page per running sequence, or admission and preemption chase each other.
   const int64_t reserve = running_.empty() ? 0 : static_cast<int64_t>(running_.size()) + 1;
-  const bool fits = pool_.num_available() >= needed + reserve &&
-                    (running_.empty() || options_.admission == Admission::kOptimistic || fits_until_the_end(sequence));
-  if (!fits) {
+  const auto fits = [&] {
+    return pool_.num_available() >= needed + reserve &&
+           (running_.empty() || options_.admission == Admission::kOptimistic || fits_until_the_end(sequence));
+  };
+  while (!fits()) {
+    if (give_back_merged()) continue;
     release_pages(sequence);
     return false;
   }
@@ -372,20 +406,21 @@ void Scheduler::consider_drain(Sequence& blocked) {
   }
 }
 
-bool Scheduler::admit_round(bool only_running_adapters) {
+bool Scheduler::admit_round(Round round) {
   policy_->begin_round();
   while (passed_ < options_.load_ahead) {
     Ticket* ticket = policy_->next();
     if (!ticket) break;
     auto& sequence = static_cast<Sequence&>(*ticket);
     const AdapterId adapter = sequence.request->adapter;
-    if (only_running_adapters && !slots_.runs(adapter)) {
+    const bool left_out = (round == Round::kRunningAdapters && !slots_.runs(adapter)) || (round == Round::kStarving && !merging_->is_first(adapter));
+    if (left_out || !runs_now(sequence)) {
       policy_->pass_over(sequence);
       continue;
     }
     const AdapterState state = adapter == kBaseModel ? AdapterState::kResident : pool_.adapter_state(adapter);
     if (state == AdapterState::kAbsent && !begin_load(adapter)) return false;
-    const bool room = budget_ > 0 && num_running() < options_.max_running;
+    const bool room = budget_ > 0 && free_places() > 0;
     const bool slot = slots_.admits(adapter);
     if (room && !slot) consider_drain(sequence);
     if (room && slot && state == AdapterState::kResident) {
@@ -401,8 +436,9 @@ bool Scheduler::admit_round(bool only_running_adapters) {
 void Scheduler::admit_waiting() {
   if (num_waiting() == 0) return;
   passed_ = 0;
-  if (slots_.clusters() && !admit_round(true)) return;
-  admit_round(false);
+  if (merging_ && merging_->any_first() && !admit_round(Round::kStarving)) return;
+  if (slots_.clusters() && !admit_round(Round::kRunningAdapters)) return;
+  admit_round(Round::kAll);
 }
 
 // Cached tokens of its prompt, and before them whether its adapter runs or is resident.
@@ -473,8 +509,14 @@ std::vector<RequestEvent> Scheduler::step(bool wait) {
   end_hopeless(events);
   planned_.clear();
   budget_ = options_.max_step_tokens;
+  plan_merging();
   plan_running();
   admit_waiting();
+  if (planned_.empty() && merging_ && merging_->exclusive()) {
+    merging_->end_exclusive();
+    plan_running();
+    admit_waiting();
+  }
   if (planned_.empty()) {
     // Everything that could run waits for an adapter (or failed to load just now).
     if (!events.empty()) return events;
@@ -505,7 +547,9 @@ std::vector<RequestEvent> Scheduler::step(bool wait) {
                           .hidden_sum = sequence.request->sum_hidden && sequence.num_output() == 0 ? &sequence.hidden_sum : nullptr});
     plan.num_tokens += planned.end - planned.begin;
   }
+  if (merging_) merging_->choose(plan);
   std::vector<ItemResult> results = executor_.execute(plan);
+  if (merging_) merging_->observe(executor_.last_step_times());
   LK_CHECK(results.size() == plan.items.size());
   ++stats_.num_steps;
   stats_.num_computed_tokens += plan.num_tokens;

@@ -22,6 +22,7 @@
 #include "lk/sched/adapter_slots.h"
 #include "lk/sched/executor.h"
 #include "lk/sched/load_breaker.h"
+#include "lk/sched/merge_controller.h"
 #include "lk/sched/queue_policy.h"
 #include "lk/sched/reservation.h"
 #include "lk/sched/slo.h"
@@ -83,6 +84,11 @@ class Scheduler {
   void set_tenant_weight(TenantId tenant, double weight) { policy_->set_weight(tenant, weight); }
   const std::unordered_map<TenantId, TenantService>& tenants() const { return policy_->tenants(); }
 
+  // Turns dynamic merging on; before the first request. Null while it is off.
+  void enable_merging(const MergeControllerOptions& options, std::unique_ptr<MergeChooser> chooser);
+  MergeController* merging() { return merging_.get(); }
+  const MergeController* merging() const { return merging_.get(); }
+
   bool has_work() const { return !sequences_.empty() || num_loading_ > 0; }
   int64_t num_waiting() const { return static_cast<int64_t>(sequences_.size() - running_.size()); }
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
@@ -105,11 +111,15 @@ class Scheduler {
   bool begin_load(AdapterId adapter);
   int64_t pages_needed(const Request& request) const;
   void poll_loads(bool wait, std::vector<RequestEvent>& events);
+  void plan_merging();
+  bool give_back_merged();
+  bool runs_now(const Sequence& sequence) const;
+  int64_t free_places() const;
   void plan_running();
   void admit_waiting();
-  // Goes through the queue once; `only_running_adapters` passes over the others. False when nobody else may take what the next in line
-  // waits for.
-  bool admit_round(bool only_running_adapters);
+  // Goes through the queue once, for some adapters only or for all. False when nobody else may take what the next in line waits for.
+  enum class Round : uint8_t { kStarving, kRunningAdapters, kAll };
+  bool admit_round(Round round);
   bool try_admit(Sequence& sequence);
   bool fits_until_the_end(const Sequence& sequence);
   int64_t remaining_tokens(const Sequence& sequence) const;
@@ -146,6 +156,9 @@ class Scheduler {
   int64_t num_loading_ = 0;
   std::map<AdapterId, int64_t> pinned_;  // pages of adapters that set_pinned() keeps
   int64_t pinned_pages_ = 0;
+
+  std::unique_ptr<MergeController> merging_;
+  std::vector<MergeController::Queued> queued_;  // for it, of the step being built
 
   std::vector<Planned> planned_;  // of the step being built
   int64_t passed_ = 0;            // waiting requests passed over in it

@@ -45,6 +45,7 @@ void rope(const RopeArgs& args, ThreadPool& pool);
 void swiglu(const SwigluArgs& args, ThreadPool& pool);
 void add_bias(float* y, int64_t y_stride, const float* bias, int64_t num_rows, int64_t n, ThreadPool& pool);
 void add(float* y, int64_t y_stride, const float* x, int64_t x_stride, int64_t num_rows, int64_t n, ThreadPool& pool);
+void merge_panel(const MergeArgs& args, int64_t panel, ThreadPool& one_thread, MergeSums* sums);
 float row_max(const float* x, int64_t n);
 float log_sum_exp(const float* x, int64_t n, float row_max);
 

@@ -52,7 +52,7 @@ static double probe_fma_f32(int64_t iterations) {
 }
 
 static const IsaTable kTable = {
-    {kIsa, gemm, lora, store_kv, attention, rms_norm, rope, swiglu, add_bias, add, row_max, log_sum_exp},
+    {kIsa, gemm, lora, store_kv, attention, rms_norm, rope, swiglu, add_bias, add, merge_panel, row_max, log_sum_exp},
     {probe_read, probe_dot_bf16, probe_fma_f32}};
 
 const IsaTable& table() { return kTable; }

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/engine/merge_layout.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace lk {
+namespace {
+
+constexpr ProjGroup kGroups[] = {ProjGroup::kQkv, ProjGroup::kO, ProjGroup::kGateUp, ProjGroup::kDown};
+
+std::string module_name(size_t layer, Proj proj) { return fmt::format("model.layers.{}.{}", layer, hf_name(proj)); }
+
+bool can_merge(const Adapter& adapter, size_t layer, ProjGroup group) {
+  bool has_delta = false;
+  for (Proj proj : projs_of(group)) {
+    const std::string name = module_name(layer, proj);
+    if (adapter.replaced.contains(name + ".weight") || adapter.replaced.contains(name + ".bias")) return false;
+    has_delta |= adapter.layers[layer][static_cast<size_t>(proj)].has_value();
+  }
+  return has_delta;
+}
+
+// The columns of a as rows of the act type: [width, rank].
+void transpose_as(const TensorView& a, DType act, std::vector<std::byte>& out) {
+  const auto rank = static_cast<size_t>(a.dim(0)), width = static_cast<size_t>(a.dim(1)), elem = static_cast<size_t>(dtype_bytes(act));
+  out.resize(rank * width * elem);
+  std::vector<std::byte> row(width * elem);
+  for (size_t r = 0; r < rank; ++r) {
+    convert(a.row(static_cast<int64_t>(r)), a.dtype(), row.data(), act, static_cast<int64_t>(width));
+    const auto scatter = [&](auto zero) {
+      using T = decltype(zero);
+      const T* from = reinterpret_cast<const T*>(row.data());
+      T* to = reinterpret_cast<T*>(out.data()) + r;
+      for (size_t i = 0; i < width; ++i) to[i * rank] = from[i];
+    };
+    if (elem == 2) scatter(uint16_t{});
+    else scatter(uint32_t{});
+  }
+}
+
+double relative(const MergeSums& sums) { return sums.change > 0 ? std::sqrt(sums.rounding / sums.change) : 0; }
+
+}  // namespace
+
+MergeLayout::MergeLayout(const Adapter& adapter, const ModelConfig& config, WeightFormat format, int64_t page_bytes)
+    : config_(config), format_(format), page_bytes_(page_bytes) {
+  double base_cost = 0, delta_cost = 0;
+  for (size_t layer = 0; layer < adapter.layers.size(); ++layer) {
+    auto& merges = merges_.emplace_back();
+    int64_t bytes = 0;
+    for (ProjGroup group : kGroups) {
+      const auto g = static_cast<size_t>(group);
+      merges[g] = can_merge(adapter, layer, group);
+      for (Proj proj : projs_of(group)) {
+        const auto in = static_cast<double>(in_dim(proj, config)), out = static_cast<double>(out_dim(proj, config));
+        base_cost += in * out;
+        const auto& delta = adapter.layers[layer][static_cast<size_t>(proj)];
+        if (!merges[g] || !delta) continue;
+        delta_cost += static_cast<double>(delta->rank) * (in + out);
+        build_cost_rows_ += static_cast<double>(delta->rank) * in * out;
+      }
+      if (merges[g]) bytes += packed_weight_bytes(format, group_columns(group, config), in_dim(projs_of(group)[0], config));
+    }
+    merged_bytes_ += bytes;
+    run_lengths_.push_back((bytes + page_bytes - 1) / page_bytes);
+  }
+  relative_cost_ = delta_cost / base_cost;
+  build_cost_rows_ /= base_cost;
+}
+
+// Builds one adapter's merged layers on the calling thread.
+class MergeLayout::Builder {
+ public:
+  Builder(const MergeLayout& layout, const Adapter& adapter, const ModelWeights& base, const Backend& backend, const LayerMergeOptions& options,
+          const std::function<bool()>& stop)
+      : layout_(layout), adapter_(adapter), base_(base), backend_(backend), options_(options), stop_(stop) {}
+
+  Status build_layer(size_t layer, std::byte* dst, MergedWeights::Layer& out) {
+    for (ProjGroup group : kGroups) {
+      const auto g = static_cast<size_t>(group);
+      if (!layout_.merges_[layer][g]) continue;
+      PackedWeight& merged = out.linear[g];
+      merged = base_.layers[layer].linear[g];
+      out.subtractable[g] = true;
+      for (Proj proj : projs_of(group)) LK_RETURN_IF_ERROR(build_proj(layer, proj, dst, out));
+      merged.data = dst;
+      dst += packed_weight_bytes(merged.format, merged.n, merged.k);
+    }
+    return Status();
+  }
+  std::deque<std::vector<float>>& vectors() { return vectors_; }
+  const RoundingLoss& loss() const { return loss_; }
+
+ private:
+  Status build_proj(size_t layer, Proj proj, std::byte* dst, MergedWeights::Layer& out) {
+    const ProjGroup group = group_of(proj);
+    const auto g = static_cast<size_t>(group);
+    const PackedWeight& w = base_.layers[layer].linear[g];
+    const int64_t column = group_column(proj, layout_.config_), columns = out_dim(proj, layout_.config_);
+    const int64_t panel_bytes = packed_weight_bytes(w.format, kPanelCols, w.k), first = column / kPanelCols, num_panels = align_panel(columns) / kPanelCols;
+    const auto& delta = adapter_.layers[layer][static_cast<size_t>(proj)];
+    if (!delta) {
+      std::memcpy(dst + first * panel_bytes, static_cast<const std::byte*>(w.data) + first * panel_bytes, static_cast<size_t>(num_panels * panel_bytes));
+      return stop_() ? cancelled("merging was stopped") : Status();
+    }
+    transpose_as(delta->a, base_.act, a_transposed_);
+    b_.resize(static_cast<size_t>(packed_weight_bytes(w.format, columns, delta->rank)));
+    pack_weight(delta->b, w.format, 0, b_.data(), one_thread_);
+    std::vector<float> scale;
+    if (delta->dora_scale.defined()) {
+      scale.resize(static_cast<size_t>(columns));
+      delta->dora_scale.copy_to(scale.data());
+    }
+    const MergeArgs args{.w = w, .out = dst, .out_begin = column, .a_transposed = a_transposed_.data(),
+                         .b = {.format = w.format, .n = columns, .k = delta->rank, .data = b_.data()},
+                         .scaling = static_cast<float>(delta->scaling), .out_scale = scale.empty() ? nullptr : scale.data(),
+                         .stochastic = options_.stochastic_rounding,
+                         .seed = static_cast<uint32_t>(layer * kNumProjs + static_cast<size_t>(proj)) * 0x9e3779b1u};
+    MergeSums sums;
+    for (int64_t panel = 0; panel < num_panels; ++panel) {
+      if (stop_()) return cancelled("merging was stopped");
+      backend_.merge_panel(args, panel, one_thread_, &sums);
+    }
+    if (delta->bias.defined()) add_bias(*delta, scale, column, group, out);
+    out.subtractable[g] &= scale.empty() && !delta->bias.defined();
+    return judge(layer, proj, sums);
+  }
+
+  void add_bias(const LoraDelta& delta, const std::vector<float>& scale, int64_t column, ProjGroup group, MergedWeights::Layer& out) {
+    const auto g = static_cast<size_t>(group);
+    if (!out.bias[g]) out.bias[g] = vectors_.emplace_back(static_cast<size_t>(group_columns(group, layout_.config_))).data();
+    float* bias = vectors_.back().data() + column;  // this group's: groups are built one after the other
+    delta.bias.copy_to(bias);
+    for (int64_t j = 0; j < delta.bias.num_elements(); ++j)
+      bias[j] = static_cast<float>(bias[j] * delta.scaling) * (scale.empty() ? 1.0f : scale[static_cast<size_t>(j)]);
+  }
+
+  Status judge(size_t layer, Proj proj, const MergeSums& sums) {
+    total_.change += sums.change;
+    total_.rounding += sums.rounding;
+    loss_.total = relative(total_);
+    const std::string name = module_name(layer, proj);
+    if (!std::isfinite(sums.change) || !std::isfinite(sums.rounding))
+      return failed_precondition("merging adapter {}: {} would not be finite; it stays unmerged", adapter_.name, name);
+    const double loss = relative(sums);
+    if (loss > loss_.worst || loss_.worst_module.empty()) {
+      loss_.worst = loss;
+      loss_.worst_module = name;
+    }
+    if (loss <= options_.max_rounding_loss) return Status();
+    return failed_precondition("merging adapter {}: rounding {} to {} would lose {:.1f} % of its change, more than the {:.1f} % allowed; it stays "
+                               "unmerged (raise max_rounding_loss, or compute in f32)",
+                               adapter_.name, name, to_string(base_.act), 100 * loss, 100 * options_.max_rounding_loss);
+  }
+
+  const MergeLayout& layout_;
+  const Adapter& adapter_;
+  const ModelWeights& base_;
+  const Backend& backend_;
+  const LayerMergeOptions& options_;
+  const std::function<bool()>& stop_;
+  ThreadPool one_thread_{1};
+  std::vector<std::byte> a_transposed_, b_;
+  std::deque<std::vector<float>> vectors_;
+  MergeSums total_;
+  RoundingLoss loss_;
+};
+
+Result<std::shared_ptr<const MergedWeights>> MergeLayout::build(const Adapter& adapter, const ModelWeights& base, const MergePages& pages,
+                                                                std::byte* pool_base, const Backend& backend, const LayerMergeOptions& options,
+                                                                const std::function<bool()>& stop, RoundingLoss* loss) const {
+  auto merged = std::make_shared<MergedWeights>();
+  merged->layers.resize(run_lengths_.size());
+  Builder builder(*this, adapter, base, backend, options, stop);
+  Status status;
+  for (size_t layer = 0; layer < run_lengths_.size() && status.ok(); ++layer) {
+    LK_CHECK(pages.run_length[layer] >= run_lengths_[layer]);
+    if (run_lengths_[layer] == 0) continue;
+    status = builder.build_layer(layer, pool_base + pages.run_begin[layer] * page_bytes_, merged->layers[layer]);
+  }
+  *loss = builder.loss();
+  LK_RETURN_IF_ERROR(status);
+  merged->vectors = std::move(builder.vectors());
+  return std::shared_ptr<const MergedWeights>(std::move(merged));
+}
+
+}  // namespace lk

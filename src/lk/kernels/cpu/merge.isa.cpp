@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+// Merged panels: out = round((w + scaling * b a) * out_scale), one panel of 32 output columns at a time, so that whoever builds a
+// merged layer may stop between two of them. The product b a is a gemm with a's columns as rows and b as the weight (native bf16
+// dots where there are any), in blocks of the inner dimension whose sums stay in L1; sum, scale and rounding are one pass over them.
+// The inner loops are plain code over 32 columns that the compiler turns into vectors.
+#include "lk/kernels/cpu/isa.h"
+#include "lk/kernels/cpu/simd.h"
+
+namespace lk::LK_ISA_NAMESPACE {
+namespace {
+
+constexpr int64_t kBlockRows = 256;  // of the inner dimension; even
+constexpr int kCols = static_cast<int>(kPanelCols);
+
+// Per column, so that the sums need no reordering to be vectors.
+struct ColumnSums {
+  float change[kCols] = {}, rounding[kCols] = {};
+};
+
+template <class To, class From>
+LK_INLINE To bits_as(From value) {
+  To to;
+  __builtin_memcpy(&to, &value, sizeof to);
+  return to;
+}
+
+// Uniform 16 bits of the element's number (finaliser of MurmurHash3, public domain).
+LK_INLINE uint32_t random16(uint32_t seed, uint32_t element) {
+  uint32_t h = element * 0x9e3779b1u ^ seed;
+  h = (h ^ h >> 16) * 0x85ebca6bu;
+  h = (h ^ h >> 13) * 0xc2b2ae35u;
+  return h >> 16;
+}
+
+// bf16 bits in the upper half of the result. Finite values only: the caller looks at the sums.
+template <bool kStochastic>
+LK_INLINE uint32_t round_bits(float exact, uint32_t seed, uint32_t element) {
+  const uint32_t u = bits_as<uint32_t>(exact);
+  const uint32_t up = kStochastic ? random16(seed, element) : 0x7fffu + (u >> 16 & 1u);
+  return (u + up) & 0xffff0000u;
+}
+
+// Steps [0, num_steps) of a bf16 panel: pairs of inner rows. delta: [2 * num_steps][32], unscaled.
+template <bool kStochastic>
+void add_bf16(const uint32_t* w, const float* delta, float scaling, const float* scale, int64_t num_steps, uint32_t seed,
+              uint32_t first_element, uint32_t* out, ColumnSums& sums) {
+  for (int64_t step = 0; step < num_steps; ++step) {
+    const float* d = delta + step * 2 * kCols;
+    const uint32_t element = first_element + static_cast<uint32_t>(step) * 2 * kCols;
+    for (int c = 0; c < kCols; ++c) {
+      const float lo = bits_as<float>(w[c] << 16), hi = bits_as<float>(w[c] & 0xffff0000u);
+      const float exact_lo = (lo + scaling * d[c]) * scale[c], exact_hi = (hi + scaling * d[kCols + c]) * scale[c];
+      const uint32_t out_lo = round_bits<kStochastic>(exact_lo, seed, element + static_cast<uint32_t>(c));
+      const uint32_t out_hi = round_bits<kStochastic>(exact_hi, seed, element + static_cast<uint32_t>(kCols + c));
+      out[c] = out_lo >> 16 | out_hi;
+      const float change_lo = exact_lo - lo, change_hi = exact_hi - hi;
+      const float error_lo = bits_as<float>(out_lo) - exact_lo, error_hi = bits_as<float>(out_hi) - exact_hi;
+      sums.change[c] += change_lo * change_lo + change_hi * change_hi;
+      sums.rounding[c] += error_lo * error_lo + error_hi * error_hi;
+    }
+    w += kCols;
+    out += kCols;
+  }
+}
+
+// The same for f32: rounding is that of the sum itself (the error term of a two-sum, Knuth 4.2.2).
+void add_f32(const float* w, const float* delta, float scaling, const float* scale, int64_t num_steps, float* out, ColumnSums& sums) {
+  for (int64_t step = 0; step < num_steps; ++step) {
+    for (int c = 0; c < kCols; ++c) {
+      const float d = scaling * delta[c], sum = w[c] + d, back = sum - w[c];
+      const float error = ((w[c] - (sum - back)) + (d - back)) * scale[c];
+      out[c] = sum * scale[c];
+      const float change = out[c] - w[c];
+      sums.change[c] += change * change;
+      sums.rounding[c] += error * error;
+    }
+    w += kCols;
+    delta += kCols;
+    out += kCols;
+  }
+}
+
+}  // namespace
+
+void merge_panel(const MergeArgs& args, int64_t panel, ThreadPool& one_thread, MergeSums* total) {
+  const bool is_bf16 = args.w.format == WeightFormat::kBF16Panels;
+  const int64_t k = args.w.k, rank = args.b.k, per_step = is_bf16 ? 2 : 1, elem = is_bf16 ? 2 : 4;
+  const int64_t panel_bytes = packed_weight_bytes(args.w.format, kPanelCols, k);
+  const int64_t at = (args.out_begin / kPanelCols + panel) * panel_bytes;
+  const char* w = static_cast<const char*>(args.w.data) + at;
+  char* out = static_cast<char*>(args.out) + at;
+  const int64_t num_cols = min64(kPanelCols, args.b.n - panel * kPanelCols);
+  PackedWeight b = args.b;
+  b.n = num_cols;
+  b.data = static_cast<const char*>(args.b.data) + panel * packed_weight_bytes(args.b.format, kPanelCols, rank);
+  alignas(64) float delta[kBlockRows * kPanelCols];
+  alignas(64) float scale[kPanelCols];
+  for (int64_t c = 0; c < kPanelCols; ++c) scale[c] = args.out_scale != nullptr && c < num_cols ? args.out_scale[panel * kPanelCols + c] : 1.0f;
+  if (num_cols < kPanelCols) __builtin_memset(delta, 0, sizeof delta);  // the columns that gemm does not write
+  for (int64_t row = 0; row < k; row += kBlockRows) {
+    const int64_t rows = min64(kBlockRows, k - row), steps = ceil_div(rows, per_step);
+    gemm({.x = static_cast<const char*>(args.a_transposed) + row * rank * elem, .x_stride = rank, .w = b, .y = delta, .y_stride = kPanelCols,
+          .num_rows = rows}, one_thread);
+    if (rows < steps * per_step) __builtin_memset(delta + rows * kPanelCols, 0, kPanelCols * sizeof(float));  // odd k
+    const int64_t byte = row / per_step * kPanelCols * 4;
+    ColumnSums sums;  // in f32 over one block, then in f64
+    if (!is_bf16) {
+      add_f32(reinterpret_cast<const float*>(w + byte), delta, args.scaling, scale, steps, reinterpret_cast<float*>(out + byte), sums);
+    } else {
+      const auto* from = reinterpret_cast<const uint32_t*>(w + byte);
+      auto* to = reinterpret_cast<uint32_t*>(out + byte);
+      const auto element = static_cast<uint32_t>((at / elem) + row * kPanelCols);
+      if (args.stochastic) add_bf16<true>(from, delta, args.scaling, scale, steps, args.seed, element, to, sums);
+      else add_bf16<false>(from, delta, args.scaling, scale, steps, args.seed, element, to, sums);
+    }
+    for (int64_t c = 0; c < num_cols; ++c) {
+      total->change += static_cast<double>(sums.change[c]);
+      total->rounding += static_cast<double>(sums.rounding[c]);
+    }
+  }
+}
+
+}  // namespace lk::LK_ISA_NAMESPACE
