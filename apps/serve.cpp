@@ -189,7 +189,7 @@ void print_banner(const ServeFlags& flags, const ServerOptions& options, Server&
   (void)flags;
 }
 
-// Waits for SIGINT or SIGTERM; SIGHUP reloads keys. The signals are blocked in every thread and taken here.
+// Waits for SIGINT or SIGTERM; SIGHUP reloads keys and the TLS certificate. The signals are blocked in every thread and taken here.
 int wait_for_shutdown(Server& server, const sigset_t& signals) {
   const auto watchdog = watchdog_timeout();
   for (;;) {
@@ -202,6 +202,7 @@ int wait_for_shutdown(Server& server, const sigset_t& signals) {
       const Status status = server.reload_keys();
       if (status.ok()) server.log().write(LogLevel::kInfo, "keys_reloaded");
       else server.log().write(LogLevel::kError, "keys_not_reloaded", {{"reason", status.message()}});
+      if (const Status tls = server.reload_tls(); !tls.ok()) server.log().write(LogLevel::kError, "certificate_not_reloaded", {{"reason", tls.message()}});
       (void)notify_service_manager("READY=1");
     }
     if (watchdog && server.engine().stalled_seconds() < 60) (void)notify_service_manager("WATCHDOG=1");

@@ -107,7 +107,7 @@ TEST(Compose, RanksAddUpAndTheDigestTellsSumsApart) {
   EXPECT_NE(digest({{one, 1}}), one->digest);
 }
 
-// A mapping for each tensor would reach the kernel's limit of mappings with some sums of a deep model.
+// What a sum takes is what it says it takes.
 TEST(Compose, ASumIsOneBlockOfMemory) {
   const auto eight = load("llama_mha", "r8_attention"), head = load("llama_mha", "embed_head");
   const auto sum = compose_adapters("s", std::vector<WeightedAdapter>{{eight, 1}, {head, -2}}).value();

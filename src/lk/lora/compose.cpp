@@ -19,8 +19,8 @@ struct Part {
   int64_t rank;
 };
 
-// One block for all tensors of a sum: a mapping for each would, with some cached sums of a deep model, reach the kernel's limit of
-// mappings (65,530), and round each up to a page. First pass: without memory, adds up what is needed; second pass: hands it out.
+// One block for all tensors of a sum: with one each, every tensor would be rounded up to a page, unseen by the bound on cached sums, and
+// want of memory would end the program. First pass: without memory, adds up what is needed; second pass: hands it out.
 class Block {
  public:
   Status allocate() {

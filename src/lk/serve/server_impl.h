@@ -67,6 +67,7 @@ class ServerImpl final : public Server {
   std::string address(int listener) const override { return http_->address(listener); }
   void set_ready(bool ready) override { ready_ = ready; }
   Status reload_keys() override;
+  Status reload_tls() override { return http_->reload_tls(); }
   void housekeep() override;
   void begin_drain(std::chrono::milliseconds grace) override;
   bool finish_drain(std::chrono::milliseconds timeout) override;
