@@ -20,7 +20,7 @@ namespace {
 struct ServeFlags {
   ModelFlags model;
   std::string host = "127.0.0.1", unix_socket, admin, state, served_name, log_level = "info", log_format = "auto", log_file;
-  std::string max_body = "8MiB", host_memory = "auto";
+  std::string max_body = "8MiB", host_memory = "auto", sum_memory = "auto", grammar_memory = "64MiB";
   int port = 8000;
   std::vector<std::string> lora_dirs, lora_roots;
   bool no_state = false, enable_lora = false, no_probe = false;
@@ -45,6 +45,7 @@ void ServeFlags::add_to(CLI::App& command) {
   command.add_option("--lora-root", lora_roots, "adapters may be loaded at run time from beneath this directory; repeatable (every --lora-dir counts)")->group(adapters);
   command.add_option("--watch-interval", watch_seconds, "seconds between looks at --lora-dir")->check(CLI::Range(0.05, 3600.0))->capture_default_str()->group(adapters);
   command.add_option("--host-memory", host_memory, "of loaded adapters together, e.g. 4GiB; auto = half of the machine's")->capture_default_str()->group(adapters);
+  command.add_option("--sum-memory", sum_memory, "of cached weighted sums of adapters, as a part of --host-memory; auto = an eighth of it")->capture_default_str()->group(adapters);
   command.add_flag("--no-probe", no_probe, "publish adapters without running a probe prompt through them first")->group(adapters);
   command.add_flag("--enable-lora", enable_lora, "accepted for vLLM's command lines; adapters are always enabled")->group(adapters);
   const char* network = "Network";
@@ -70,6 +71,7 @@ void ServeFlags::add_to(CLI::App& command) {
   command.add_option("--max-queue-tokens", server.engine.max_queue_tokens, "most tokens (prompt + max_tokens) of waiting requests; 0 = max-queue * context / 4")->check(CLI::NonNegativeNumber)->capture_default_str()->group(overload);
   command.add_option("--max-wait", server.engine.max_wait_seconds, "longest predicted wait in seconds; beyond it 503")->check(CLI::Range(0.001, 86400.0))->capture_default_str()->group(overload);
   command.add_option("--request-timeout", server.default_timeout_seconds, "seconds, for requests without x-request-timeout")->check(CLI::Range(0.001, 86400.0))->capture_default_str()->group(overload);
+  command.add_option("--grammar-memory", grammar_memory, "of cached grammars of structured output")->capture_default_str()->group(overload);
   const char* operations = "Operations";
   command.add_option("--drain-grace", drain_grace, "seconds from SIGTERM (and /ready 503) until nothing new is accepted")->check(CLI::Range(0.0, 3600.0))->capture_default_str()->group(operations);
   command.add_option("--drain-timeout", drain_timeout, "seconds to finish what is in flight")->check(CLI::Range(0.0, 86400.0))->capture_default_str()->group(operations);
@@ -97,6 +99,10 @@ Result<ServerOptions> ServeFlags::options() const {
   if (host_memory != "auto") {
     LK_ASSIGN_OR_RETURN(filled.adapters.max_host_bytes, parse_bytes(host_memory));
   }
+  if (sum_memory != "auto") {
+    LK_ASSIGN_OR_RETURN(filled.adapters.max_composed_bytes, parse_bytes(sum_memory));
+  }
+  LK_ASSIGN_OR_RETURN(filled.max_grammar_bytes, parse_bytes(grammar_memory));
   const std::filesystem::path directory = model.model.empty() ? std::filesystem::path("dummy") : std::filesystem::path(model.model);
   filled.adapters.base_name = !served_name.empty() ? served_name : (directory.has_filename() ? directory : directory.parent_path()).filename().string();
   filled.adapters.probe = !no_probe;
@@ -184,18 +190,20 @@ void print_banner(const ServeFlags& flags, const ServerOptions& options, Server&
   (void)flags;
 }
 
-// Waits for SIGINT or SIGTERM; SIGHUP reloads keys. The signals are blocked in every thread and taken here.
+// Waits for SIGINT or SIGTERM; SIGHUP reloads keys and the TLS certificate. The signals are blocked in every thread and taken here.
 int wait_for_shutdown(Server& server, const sigset_t& signals) {
   const auto watchdog = watchdog_timeout();
   for (;;) {
     timespec timeout{.tv_sec = 1, .tv_nsec = 0};
     const int signal = ::sigtimedwait(&signals, nullptr, &timeout);
+    server.housekeep();
     if (signal == SIGINT || signal == SIGTERM) return signal;
     if (signal == SIGHUP) {
       (void)notify_reloading();
       const Status status = server.reload_keys();
       if (status.ok()) server.log().write(LogLevel::kInfo, "keys_reloaded");
       else server.log().write(LogLevel::kError, "keys_not_reloaded", {{"reason", status.message()}});
+      if (const Status tls = server.reload_tls(); !tls.ok()) server.log().write(LogLevel::kError, "certificate_not_reloaded", {{"reason", tls.message()}});
       (void)notify_service_manager("READY=1");
     }
     if (watchdog && server.engine().stalled_seconds() < 60) (void)notify_service_manager("WATCHDOG=1");

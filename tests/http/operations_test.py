@@ -83,6 +83,21 @@ class Endpoints(ServerTest):
         self.assertEqual((status["ready"], status["requests"]["running"], status["adapters"]["total"]), (True, 0, 2))
         self.assertGreater(status["process"]["resident_bytes"], 0)
 
+    def test_what_is_kept_is_counted(self):
+        before = self.server.status()["memory"]
+        self.assertGreater(before["adapters"], 0)
+        self.assertEqual(self.server.complete("x", model="sql*0.25", max_tokens=1).status, 200)
+        answer = self.server.call("POST", "/v1/completions", {"model": "sql", "prompt": "x", "max_tokens": 1, "guided_regex": "a{1,40}|counted"})
+        self.assertEqual(answer.status, 200, answer.text)
+        after = self.server.status()["memory"]
+        self.assertEqual(after["num_sums"], before["num_sums"] + 1)
+        self.assertEqual(after["adapters"] - before["adapters"], after["sums"] - before["sums"])
+        self.assertGreater(after["grammars"], before["grammars"])
+        self.assertGreater(after["max_grammars"], after["grammars"])
+        text = self.server.get("/metrics").text
+        for line in (f'lorikeet_cache_bytes{{cache="sums"}} {after["sums"]}', 'lorikeet_cache_bytes{cache="grammars"}', 'lorikeet_heap_bytes{state="used"}'):
+            self.assertIn(line, text)
+
     def test_adapter_in_use_is_named(self):
         def seen() -> str | None:
             # A fast answer may be over before a snapshot shows it: then the next call asks again.

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keys, scopes, tenants' limits and adapters, the admin listener, TLS, what the log may say."""
+import contextlib
 import os
+import pathlib
 import signal
 import socket
 import ssl
@@ -12,6 +14,19 @@ import warnings
 from harness import Directory, PATIENCE, ServerTest, trusting, wait_for
 
 refused = ServerTest.refused
+
+
+def make_certificate(cert: str, key: str) -> bool:
+    """A self-signed pair for "localhost"; False without openssl."""
+    made = subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+                           "-keyout", key, "-out", cert], capture_output=True, timeout=PATIENCE, check=False)
+    return made.returncode == 0
+
+
+def answers(server) -> bool:
+    with contextlib.suppress(ssl.SSLError):
+        return server.get("/health").status == 200
+    return False
 
 
 class Keys(Directory):
@@ -218,9 +233,7 @@ class Listeners(Directory):
 
     def test_tls(self):
         cert, key = self.path("cert.pem"), self.path("key.pem")
-        made = subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-                               "-keyout", key, "-out", cert], capture_output=True, timeout=PATIENCE, check=False)
-        if made.returncode != 0:
+        if not make_certificate(cert, key):
             self.skipTest("no openssl to make a certificate with")
         server = self.start("--tls-cert", cert, "--tls-key", key, adapters=("sql",), tls=trusting(cert))
         self.assertEqual(server.chat(max_tokens=1).status, 200)
@@ -237,6 +250,15 @@ class Listeners(Directory):
             server.get("/health")
         self.assertNotIn(b"200 OK", server.raw(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"))
         server.tls = trusting(cert)
+        self.assertEqual(server.get("/health").status, 200)
+        # Renewed, read again by SIGHUP; what does not fit together changes nothing.
+        make_certificate(cert, key)
+        server.signal(signal.SIGHUP)
+        server.tls = trusting(cert)
+        wait_for(lambda: answers(server), "the new certificate")
+        pathlib.Path(key).write_text("nonsense")
+        server.signal(signal.SIGHUP)
+        wait_for(lambda: server.event("certificate_not_reloaded"), "the refusal in the log")
         self.assertEqual(server.get("/health").status, 200)
         server.stop(0)
         for args in (("--tls-cert", cert), ("--tls-cert", cert, "--tls-key", self.path("nothing")), ("--tls-cert", key, "--tls-key", key)):

@@ -3,6 +3,7 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "lk/io/safetensors.h"
@@ -104,6 +105,34 @@ TEST(Compose, RanksAddUpAndTheDigestTellsSumsApart) {
   EXPECT_EQ(digest({{one, 1}, {eight, 2}}), digest({{one, 1}, {eight, 2}}));
   EXPECT_NE(digest({{one, 1}, {eight, 2}}), digest({{one, 2}, {eight, 1}}));
   EXPECT_NE(digest({{one, 1}}), one->digest);
+}
+
+// What a sum takes is what it says it takes.
+TEST(Compose, ASumIsOneBlockOfMemory) {
+  const auto eight = load("llama_mha", "r8_attention"), head = load("llama_mha", "embed_head");
+  const auto sum = compose_adapters("s", std::vector<WeightedAdapter>{{eight, 1}, {head, -2}}).value();
+  ASSERT_EQ(sum->owned.size(), 1u);
+  const std::byte* begin = sum->owned[0].data();
+  std::vector<std::pair<const std::byte*, int64_t>> tensors;
+  const auto add_tensor = [&](const TensorView& view) {
+    if (view.defined()) tensors.emplace_back(static_cast<const std::byte*>(view.raw()), view.num_elements() * 4);
+  };
+  const auto add_delta = [&](const LoraDelta& delta) {
+    for (const TensorView* view : {&delta.a, &delta.b, &delta.bias}) add_tensor(*view);
+  };
+  for (const auto& layer : sum->layers)
+    for (const auto& delta : layer)
+      if (delta) add_delta(*delta);
+  if (sum->lm_head) add_delta(*sum->lm_head);
+  if (sum->embedding) add_tensor(sum->embedding->a), add_tensor(sum->embedding->b);
+  ASSERT_GT(tensors.size(), 4u);
+  std::ranges::sort(tensors);
+  EXPECT_EQ(tensors[0].first, begin);
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const std::byte* limit = i + 1 < tensors.size() ? tensors[i + 1].first : begin + sum->owned[0].size_bytes();
+    EXPECT_LE(tensors[i].first + tensors[i].second, limit) << i;
+    EXPECT_EQ((tensors[i].first - begin) % 64, 0);
+  }
 }
 
 TEST(Compose, RefusesWhatIsNoSumByName) {

@@ -14,30 +14,33 @@
 namespace lk::testing {
 namespace {
 
-// A self-signed certificate for "localhost", made once.
+// A self-signed certificate for "localhost".
 class Certificate {
  public:
-  static const Certificate& get() {
+  static const Certificate& get() {  // made once
     static const Certificate certificate;
     return certificate;
   }
   std::string cert, key;
 
- private:
-  Certificate() {
-    const std::filesystem::path folder = std::filesystem::temp_directory_path() / ("lk_tls_" + std::to_string(::getpid()));
+  explicit Certificate(const std::string& name = "once") {
+    const std::filesystem::path folder = std::filesystem::temp_directory_path() / ("lk_tls_" + name + "_" + std::to_string(::getpid()));
     std::filesystem::create_directories(folder);
     cert = folder / "cert.pem";
     key = folder / "key.pem";
+    make();
+  }
+  // Writes a new pair into the files.
+  void make() const {
     EVP_PKEY* pair = EVP_EC_gen("P-256");
     X509* x509 = X509_new();
     ASN1_INTEGER_set(X509_get_serialNumber(x509), 1);
     X509_gmtime_adj(X509_getm_notBefore(x509), -3600);
     X509_gmtime_adj(X509_getm_notAfter(x509), 24 * 3600);
     X509_set_pubkey(x509, pair);
-    X509_NAME* name = X509_get_subject_name(x509);
-    X509_NAME_add_entry_by_txt(name, "CN", MBSTRING_ASC, reinterpret_cast<const unsigned char*>("localhost"), -1, -1, 0);
-    X509_set_issuer_name(x509, name);
+    X509_NAME* subject = X509_get_subject_name(x509);
+    X509_NAME_add_entry_by_txt(subject, "CN", MBSTRING_ASC, reinterpret_cast<const unsigned char*>("localhost"), -1, -1, 0);
+    X509_set_issuer_name(x509, subject);
     X509_sign(x509, pair, EVP_sha256());
     std::FILE* f = std::fopen(cert.c_str(), "w");
     PEM_write_X509(f, x509);
@@ -64,10 +67,11 @@ HttpServerOptions tls_options() {
 
 class TlsClient {
  public:
-  explicit TlsClient(const std::string& address, int max_version = 0) : raw_(address), context_(SSL_CTX_new(TLS_client_method())) {
+  explicit TlsClient(const std::string& address, int max_version = 0, const Certificate& trusted = Certificate::get())
+      : raw_(address), context_(SSL_CTX_new(TLS_client_method())) {
     SSL_CTX_set_security_level(context_, 0);
     if (max_version != 0) SSL_CTX_set_max_proto_version(context_, max_version);
-    SSL_CTX_load_verify_locations(context_, Certificate::get().cert.c_str(), nullptr);
+    SSL_CTX_load_verify_locations(context_, trusted.cert.c_str(), nullptr);
     SSL_CTX_set_verify(context_, SSL_VERIFY_PEER, nullptr);
     ssl_ = SSL_new(context_);
     SSL_set_fd(ssl_, raw_.fd());
@@ -127,6 +131,45 @@ TEST(HttpTls, RequestsAndLargeBodies) {
     EXPECT_TRUE(client.ended_cleanly());
   }
 }
+
+TEST(HttpTls, ANewCertificateIsForNewConnections) {
+  const Certificate served("served");
+  HttpServerOptions options = tls_options();
+  options.tls_cert = served.cert;
+  options.tls_key = served.key;
+  const auto server = start_server(options, echo);
+  TlsClient old(server->address(0), 0, served);
+  ASSERT_TRUE(old.connected());
+  const auto answers = [](TlsClient& client) {
+    EXPECT_TRUE(client.send(get("/x")));
+    return client.read_until("GET /x ").find("200 OK") != std::string::npos;
+  };
+  EXPECT_TRUE(answers(old));
+
+  const Certificate outdated("outdated");  // a copy of what was served first
+  std::filesystem::copy_file(served.cert, outdated.cert, std::filesystem::copy_options::overwrite_existing);
+  served.make();
+  EXPECT_FALSE(TlsClient(server->address(0), 0, served).connected()) << "nobody reloaded yet";
+  ASSERT_TRUE(server->reload_tls().ok());
+  TlsClient renewed(server->address(0), 0, served);
+  ASSERT_TRUE(renewed.connected());
+  EXPECT_TRUE(answers(renewed));
+  EXPECT_FALSE(TlsClient(server->address(0), 0, outdated).connected());
+  EXPECT_TRUE(answers(old)) << "a connection keeps its certificate";
+
+  std::filesystem::copy_file(served.cert, outdated.cert, std::filesystem::copy_options::overwrite_existing);  // what is served now
+  std::filesystem::copy_file(Certificate::get().key, served.key, std::filesystem::copy_options::overwrite_existing);
+  const Status mismatch = server->reload_tls();
+  EXPECT_EQ(mismatch.code(), StatusCode::kInvalidArgument);
+  EXPECT_NE(mismatch.message().find(served.key), std::string::npos) << mismatch.message();
+  std::filesystem::remove(served.cert);
+  EXPECT_FALSE(server->reload_tls().ok());
+  TlsClient last(server->address(0), 0, outdated);
+  ASSERT_TRUE(last.connected()) << "failures change nothing";
+  EXPECT_TRUE(answers(last));
+}
+
+TEST(HttpTls, ReloadWithoutTlsIsNothing) { EXPECT_TRUE(start_server({.listen = {{.address = "127.0.0.1:0"}}}, echo)->reload_tls().ok()); }
 
 TEST(HttpTls, StreamsAndDisconnects) {
   std::shared_ptr<HttpReply> stream;

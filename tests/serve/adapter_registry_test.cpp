@@ -414,7 +414,7 @@ TEST_F(AdapterRegistryTest, SumFollowsItsComponents) {
 
 TEST_F(AdapterRegistryTest, SumsRespectTheHostMemoryBudget) {
   const int64_t bytes = must_load("probe", "sql")->host_bytes;
-  open({.max_host_bytes = bytes * 9 / 2});
+  open({.max_host_bytes = bytes * 9 / 2, .max_composed_bytes = bytes * 9 / 2});
   must_load("a", "sql");
   must_load("b", "sql");
   EXPECT_EQ(code_of("a+b+a"), StatusCode::kResourceExhausted) << "a sum holds its parts in f32, twice their bytes";
@@ -422,6 +422,44 @@ TEST_F(AdapterRegistryTest, SumsRespectTheHostMemoryBudget) {
     EXPECT_TRUE(resolve(fmt::format("a*{}", weight)).ok()) << "older sums make room";
     EXPECT_LE(registry_->host_bytes(), bytes * 9 / 2);
   }
+}
+
+TEST_F(AdapterRegistryTest, CachedSumsAreBoundedInBytesAndCounted) {
+  must_load("a", "sql");
+  const int64_t files = registry_->host_bytes();
+  ASSERT_TRUE(resolve("a*0.5").ok());
+  const int64_t one = registry_->cached_sums().bytes;
+  EXPECT_EQ(registry_->cached_sums().count, 1);
+  EXPECT_EQ(registry_->host_bytes(), files + one);
+  open({.max_composed_bytes = 2 * one + 1});
+  must_load("a", "sql");
+  must_load("b", "math");
+  for (const char* weight : {"0.1", "0.2", "0.3", "0.4"}) ASSERT_TRUE(resolve(fmt::format("a*{}", weight)).ok());
+  EXPECT_EQ(registry_->cached_sums().count, 2);
+  EXPECT_EQ(registry_->cached_sums().bytes, 2 * one);
+  const auto large = resolve("a+b+a");
+  ASSERT_TRUE(large.ok()) << "one that is larger than the cache is built all the same";
+  EXPECT_FALSE(tokens_of(large->adapter).empty());
+  EXPECT_EQ(registry_->cached_sums().count, 0);
+  ASSERT_TRUE(resolve("b*0.5").ok());
+  ASSERT_TRUE(registry_->unload("b", nullptr).ok());
+  EXPECT_EQ(registry_->cached_sums().count, 0) << "it went with its component";
+  EXPECT_EQ(registry_->cached_sums().bytes, 0);
+}
+
+TEST_F(AdapterRegistryTest, SumsMakeRoomForAdapters) {
+  must_load("a", "sql");
+  const int64_t bytes = registry_->host_bytes();
+  open({.max_host_bytes = bytes * 4, .max_composed_bytes = bytes * 3});
+  must_load("a", "sql");
+  ASSERT_TRUE(resolve("a*0.5").ok());
+  ASSERT_EQ(registry_->cached_sums().count, 1);
+  must_load("b", "sql");
+  EXPECT_EQ(registry_->cached_sums().count, 1) << "there was room";
+  must_load("c", "sql");
+  EXPECT_EQ(registry_->cached_sums().count, 0) << "a cache does not keep an adapter out";
+  must_load("d", "sql");
+  EXPECT_EQ(load("e", "sql").status().code(), StatusCode::kResourceExhausted);
 }
 
 // Loads, replacements, unloads, aliases and requests from several threads; afterwards nothing is left.

@@ -114,6 +114,47 @@ TEST_F(DirectoryWatcherTest, HalfCopiedAndBrokenAdaptersAreTriedAgainWhenTheyCha
   watcher_.reset();
 }
 
+TEST_F(DirectoryWatcherTest, WhatFoundNoMemoryIsTriedAgain) {
+  copy_adapter("sql", one_.file("a"));
+  start({one_.path()});
+  const int64_t bytes = registry_->host_bytes();
+  watcher_.reset();
+  registry_ = std::make_unique<AdapterRegistry>(*service_.engine, AdapterRegistryOptions{.base_name = "demo", .max_host_bytes = bytes + bytes / 2}, nullptr, nullptr);
+  start({one_.path()});
+  ASSERT_EQ(version_of("a"), 1);
+  copy_adapter("math", one_.file("b"));
+  copy_adapter("sql", one_.file("broken"));
+  one_.write("broken/adapter_config.json", "{");
+  scan(40);
+  EXPECT_EQ(version_of("b"), 0) << "no room yet";
+  fs::remove_all(one_.file("a"));
+  scan(2 + 32);
+  EXPECT_EQ(version_of("a"), 0);
+  EXPECT_EQ(version_of("b"), 1) << "nothing changed in its directory, but now there is room";
+  log_->flush();
+  watcher_.reset();
+  log_.reset();
+  const auto count = [lines = lines_.str()](const std::string& text) {
+    size_t found = 0;
+    for (size_t at = lines.find(text); at != std::string::npos; at = lines.find(text, at + 1)) ++found;
+    return found;
+  };
+  EXPECT_EQ(count(R"("adapter":"b","retried":true)"), 1u) << "one line, however often it was tried";
+  EXPECT_EQ(count(R"("adapter":"broken","retried":false)"), 1u);
+  log_ = Log::create({.stream = &lines_}).value();
+}
+
+TEST_F(DirectoryWatcherTest, FailuresAtTheStartAreTriedAgainToo) {
+  registry_ = std::make_unique<AdapterRegistry>(*service_.engine, AdapterRegistryOptions{.base_name = "demo", .max_host_bytes = 700'000}, nullptr, nullptr);
+  for (const char* name : {"a", "b"}) copy_adapter("sql", one_.file(name));
+  start({one_.path()});
+  ASSERT_EQ(version_of("a") + version_of("b"), 1) << "one of them fits";
+  const std::string first = version_of("a") == 1 ? "a" : "b", second = first == "a" ? "b" : "a";
+  fs::remove_all(one_.file(first));
+  scan(2 + 32);
+  EXPECT_EQ(version_of(second), 1);
+}
+
 TEST_F(DirectoryWatcherTest, ChangedTemplateIsAChange) {
   copy_adapter("sql", one_.file("x"));
   start({one_.path()});

@@ -26,7 +26,9 @@ TEST(StatusJson, HoldsEveryFieldOfTheSnapshot) {
   s.num_adapter_evictions = 7, s.prefix_queries_tokens = 8, s.prefix_hit_tokens = 9, s.prompt_tokens = 10, s.generation_tokens = 11;
   s.step_seconds = 12.5, s.tokens_per_second = 13.5, s.pages = 14, s.pages_free = 15, s.pages_kv = 16, s.pages_cached = 17, s.pages_adapter = 18;
   s.page_bytes = 19, s.page_tokens = 20, s.uptime_seconds = 21.5, s.ready = true, s.draining = true, s.queued_tokens = 22, s.max_queue = 23;
-  s.predicted_wait_seconds = 24.5, s.connections = 25, s.open_streams = 26, s.resident_bytes = 27, s.open_files = 28, s.threads = 29;
+  s.predicted_wait_seconds = 24.5, s.connections = 25, s.open_streams = 26, s.resident_bytes = 27;
+  s.adapter_bytes = 61, s.max_adapter_bytes = 62, s.num_sums = 63, s.sum_bytes = 64, s.grammar_bytes = 65, s.max_grammar_bytes = 66;
+  s.heap_used_bytes = 67, s.heap_free_bytes = 68, s.open_files = 28, s.threads = 29;
   s.tenants = {{.name = "acme", .in_flight = 30, .prompt_tokens = 31, .output_tokens = 32, .requests = 33, .refused = 34}};
   s.adapters = {adapter("a"), adapter("idle")};
   s.adapters[1].tier = "disk", s.adapters[1].running = s.adapters[1].waiting = 0, s.adapters[1].pinned = false;
@@ -37,7 +39,8 @@ TEST(StatusJson, HoldsEveryFieldOfTheSnapshot) {
     "pool": {"pages": 14, "free": 15, "kv": 16, "cached": 17, "adapter": 18, "page_bytes": 19, "page_tokens": 20},
     "adapters": {"total": 2, "device": 1, "loading": 0, "host": 0, "disk": 1, "pinned": 1, "loads": 6, "evictions": 7,
                  "active": [{"name": "a", "version": 3, "running": 2, "waiting": 1}]},
-    "http": {"connections": 25, "open_streams": 26}, "process": {"resident_bytes": 27, "open_files": 28, "threads": 29},
+    "http": {"connections": 25, "open_streams": 26},
+    "memory": {"adapters": 61, "max_adapters": 62, "num_sums": 63, "sums": 64, "grammars": 65, "max_grammars": 66, "heap_used": 67, "heap_free": 68}, "process": {"resident_bytes": 27, "open_files": 28, "threads": 29},
     "tenants": [{"name": "acme", "in_flight": 30, "requests": 33, "refused": 34, "prompt_tokens": 31, "output_tokens": 32}]})"));
 }
 

@@ -186,6 +186,26 @@ TEST_F(LimiterTest, LimitsMayChangeBetweenRequests) {
   EXPECT_TRUE(limiter_.admit(tenant, 0, at(-5)).admitted);  // a clock that goes back harms nothing
 }
 
+TEST_F(LimiterTest, ForgetsTenantsThatAreGone) {
+  const Tenant stays{.name = "stays"}, gone{.name = "gone"}, busy{.name = "busy"};
+  for (const Tenant& tenant : {stays, gone, busy}) ASSERT_TRUE(limiter_.admit(tenant, 1, at(0)).admitted);
+  for (const Tenant& tenant : {stays, gone}) limiter_.finish(tenant, 1, 1, at(0));
+  const auto keep = [](const std::string& name) { return name == "stays"; };
+  limiter_.retain(keep);
+  EXPECT_EQ(limiter_.usage().size(), 2u);
+  EXPECT_EQ(limiter_.usage().at("stays").requests, 1);
+  EXPECT_EQ(limiter_.usage().at("busy").in_flight, 1) << "it still has a request";
+  limiter_.finish(busy, 1, 1, at(1));
+  limiter_.retain(keep);
+  EXPECT_EQ(limiter_.usage().size(), 1u);
+}
+
+TEST(KeyRing, KnowsItsTenants) {
+  const KeyRing ring({{.name = "acme"}}, {});
+  for (const char* name : {"acme", "default", ""}) EXPECT_TRUE(ring.knows(name)) << name;
+  EXPECT_FALSE(ring.knows("gone"));
+}
+
 TEST_F(LimiterTest, ManyThreadsKeepTheCount) {
   const Tenant tenant{.name = "a", .max_in_flight = 3, .tokens_per_minute = 1'000'000'000};
   std::vector<std::thread> threads;

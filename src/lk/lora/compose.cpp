@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/lora/compose.h"
 
+#include <algorithm>
 #include <cmath>
+#include <initializer_list>
 
 #include "lk/base/sha256.h"
 
@@ -17,18 +19,40 @@ struct Part {
   int64_t rank;
 };
 
-TensorView new_tensor(Adapter& owner, int64_t rows, int64_t cols) {
-  owner.owned.emplace_back(rows * cols * dtype_bytes(DType::kF32));
-  return TensorView(owner.owned.back().data(), DType::kF32, {rows, cols});
-}
+// One block for all tensors of a sum: with one each, every tensor would be rounded up to a page, unseen by the bound on cached sums, and
+// want of memory would end the program. First pass: without memory, adds up what is needed; second pass: hands it out.
+class Block {
+ public:
+  Status allocate() {
+    LK_ASSIGN_OR_RETURN(memory_, Buffer::try_allocate(used_));
+    used_ = 0;
+    return Status();
+  }
+  TensorView take(std::initializer_list<int64_t> shape) {
+    int64_t bytes = dtype_bytes(DType::kF32);
+    for (const int64_t dim : shape) bytes *= dim;
+    std::byte* at = memory_.data() ? memory_.data() + used_ : nullptr;
+    used_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    return at ? TensorView(at, DType::kF32, shape) : TensorView();
+  }
+  bool counting() const { return memory_.data() == nullptr; }
+  Buffer release() { return std::move(memory_); }
 
-// A = [A_1; A_2; ...], B = [s_1 B_1, s_2 B_2, ...], scaling 1.
-LoraDelta stack(Adapter& owner, std::span<const Part> parts) {
+ private:
+  static constexpr int64_t kAlignment = 64;
+  Buffer memory_;
+  int64_t used_ = 0;
+};
+
+// A = [A_1; A_2; ...], B = [s_1 B_1, s_2 B_2, ...], scaling 1. In the counting pass only the sizes are taken.
+LoraDelta stack(Block& block, std::span<const Part> parts) {
   LoraDelta sum{.scaling = 1};
   for (const Part& part : parts) sum.rank += part.rank;
   const int64_t in = parts[0].a->dim(1), out = parts[0].b->dim(0);
-  sum.a = new_tensor(owner, sum.rank, in);
-  sum.b = new_tensor(owner, out, sum.rank);
+  sum.a = block.take({sum.rank, in});
+  sum.b = block.take({out, sum.rank});
+  if (std::ranges::any_of(parts, [](const Part& part) { return part.bias && part.bias->defined(); })) sum.bias = block.take({out});
+  if (block.counting()) return sum;
   auto* a = static_cast<float*>(const_cast<void*>(sum.a.raw()));
   auto* b = static_cast<float*>(const_cast<void*>(sum.b.raw()));
   std::vector<float> bias;
@@ -48,11 +72,7 @@ LoraDelta stack(Adapter& owner, std::span<const Part> parts) {
     }
     first += part.rank;
   }
-  if (!bias.empty()) {
-    owner.owned.emplace_back(out * dtype_bytes(DType::kF32));
-    std::copy(bias.begin(), bias.end(), owner.owned.back().as<float>());
-    sum.bias = TensorView(owner.owned.back().data(), DType::kF32, {out});
-  }
+  if (!bias.empty()) std::copy(bias.begin(), bias.end(), static_cast<float*>(const_cast<void*>(sum.bias.raw())));
   return sum;
 }
 
@@ -101,15 +121,22 @@ Result<std::shared_ptr<const Adapter>> compose_adapters(const std::string& name,
     return true;
   };
   sum->layers.resize(parts[0].adapter->layers.size());
-  for (size_t layer = 0; layer < sum->layers.size(); ++layer)
-    for (size_t proj = 0; proj < kNumProjs; ++proj)
-      if (collect_linear([&](const Adapter& adapter) -> const std::optional<LoraDelta>& { return adapter.layers[layer][proj]; }))
-        sum->layers[layer][proj] = stack(*sum, chosen);
-  if (collect_linear([](const Adapter& adapter) -> const std::optional<LoraDelta>& { return adapter.lm_head; })) sum->lm_head = stack(*sum, chosen);
-  if (collect([](const Adapter& adapter) -> const std::optional<Adapter::EmbeddingDelta>& { return adapter.embedding; })) {
-    const LoraDelta delta = stack(*sum, chosen);
-    sum->embedding = Adapter::EmbeddingDelta{.rank = delta.rank, .scaling = 1, .a = delta.a, .b = delta.b};
-  }
+  Block block;
+  const auto build = [&] {
+    for (size_t layer = 0; layer < sum->layers.size(); ++layer)
+      for (size_t proj = 0; proj < kNumProjs; ++proj)
+        if (collect_linear([&](const Adapter& adapter) -> const std::optional<LoraDelta>& { return adapter.layers[layer][proj]; }))
+          sum->layers[layer][proj] = stack(block, chosen);
+    if (collect_linear([](const Adapter& adapter) -> const std::optional<LoraDelta>& { return adapter.lm_head; })) sum->lm_head = stack(block, chosen);
+    if (collect([](const Adapter& adapter) -> const std::optional<Adapter::EmbeddingDelta>& { return adapter.embedding; })) {
+      const LoraDelta delta = stack(block, chosen);
+      sum->embedding = Adapter::EmbeddingDelta{.rank = delta.rank, .scaling = 1, .a = delta.a, .b = delta.b};
+    }
+  };
+  build();
+  LK_RETURN_IF_ERROR(block.allocate());
+  build();
+  sum->owned.push_back(block.release());
   for (const auto& layer : sum->layers)
     for (const auto& delta : layer)
       if (delta) sum->max_rank = std::max(sum->max_rank, delta->rank);

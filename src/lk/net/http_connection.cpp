@@ -26,7 +26,7 @@ HttpConnection::HttpConnection(std::shared_ptr<HttpShard> shard, int fd, Peer pe
       peer_(std::move(peer)),
       listener_(listener),
       watch_(shard_->loop, fd),
-      transport_(fd, state_.options.listen[static_cast<size_t>(listener)].tls ? state_.tls.get() : nullptr) {}
+      transport_(fd, state_.options.listen[static_cast<size_t>(listener)].tls ? state_.tls().get() : nullptr) {}
 
 HttpConnection::~HttpConnection() = default;
 

@@ -199,6 +199,13 @@ class Server final : public HttpServer {
     return s;
   }
 
+  Status reload_tls() override {
+    if (!state_->tls()) return Status();
+    LK_ASSIGN_OR_RETURN(std::shared_ptr<TlsContext> tls, TlsContext::server(state_->options.tls_cert, state_->options.tls_key));
+    state_->set_tls(std::move(tls));
+    return Status();
+  }
+
   void stop_accepting() override {
     state_->draining = true;
     shards_[0]->loop.post([this] {
@@ -269,7 +276,8 @@ Result<std::unique_ptr<HttpServer>> HttpServer::start(const HttpServerOptions& o
   state->filter = std::move(filter);
   state->handler = std::move(handler);
   if (std::any_of(options.listen.begin(), options.listen.end(), [](const HttpListen& l) { return l.tls; })) {
-    LK_ASSIGN_OR_RETURN(state->tls, TlsContext::server(options.tls_cert, options.tls_key));
+    LK_ASSIGN_OR_RETURN(std::shared_ptr<TlsContext> tls, TlsContext::server(options.tls_cert, options.tls_key));
+    state->set_tls(std::move(tls));
   }
   ::signal(SIGPIPE, SIG_IGN);  // OpenSSL writes without MSG_NOSIGNAL
   auto server = std::make_unique<Server>(std::move(state));

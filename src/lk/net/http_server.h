@@ -99,7 +99,7 @@ class HttpServer {
   // A short body is skipped then, for a long or unknown one the connection is closed behind the answer. On the shard's thread.
   using HeadFilter = std::function<std::optional<HttpResponse>(const HttpRequest& head)>;
 
-  // Sets SIGPIPE to be ignored. With TLS listeners the certificate is read once, here.
+  // Sets SIGPIPE to be ignored. With TLS listeners the certificate is read here and by reload_tls().
   static Result<std::unique_ptr<HttpServer>> start(const HttpServerOptions& options, HeadFilter filter, Handler handler);
   virtual ~HttpServer() = default;  // closes everything at once
 
@@ -107,6 +107,9 @@ class HttpServer {
   virtual void post(int shard, std::function<void()> task) = 0;  // thread safe
   virtual std::string address(int listener) const = 0;           // with the port that was chosen
   virtual HttpStats stats() const = 0;                            // thread safe
+  // Reads certificate and key again, for connections accepted from now on; the old ones stay when that fails. Nothing to do without
+  // TLS listeners. Thread safe.
+  virtual Status reload_tls() = 0;
   // Drain: no new connections, idle ones close, requests in flight go on ("Connection: close" on their answers). Returns at once.
   virtual void stop_accepting() = 0;
   // Waits until no request is in flight, at most `timeout`; true when none is left. Not from a shard thread.

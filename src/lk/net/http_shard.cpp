@@ -10,6 +10,16 @@
 
 namespace lk {
 
+std::shared_ptr<TlsContext> HttpServerState::tls() const {
+  const std::lock_guard lock(mutex_);
+  return tls_;
+}
+
+void HttpServerState::set_tls(std::shared_ptr<TlsContext> tls) {
+  const std::lock_guard lock(mutex_);
+  tls_ = std::move(tls);
+}
+
 bool HttpServerState::admit(const Peer& peer) {
   if (open_connections.load() >= options.limits.max_connections) return false;
   if (!peer.account.empty()) {

@@ -24,7 +24,9 @@ struct HttpServerState {  // thread safe
   HttpServerOptions options;
   HttpServer::HeadFilter filter;
   HttpServer::Handler handler;
-  std::shared_ptr<TlsContext> tls;  // null without TLS listeners
+  // Null without TLS listeners. Connections keep the certificate they began with.
+  std::shared_ptr<TlsContext> tls() const;
+  void set_tls(std::shared_ptr<TlsContext> tls);
 
   std::atomic<bool> draining{false};
   std::atomic<int64_t> body_bytes{0};  // of requests that are being received
@@ -38,7 +40,8 @@ struct HttpServerState {  // thread safe
   bool wait_until_no_busy(std::chrono::steady_clock::time_point deadline);
 
  private:
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
+  std::shared_ptr<TlsContext> tls_;
   std::condition_variable idle_;
   int64_t busy_ = 0;  // connections with a request, or bytes of an answer to send
   std::unordered_map<std::string, int64_t> per_account_;

@@ -35,7 +35,8 @@ struct IoResult {
 
 class Transport {
  public:
-  Transport(int fd, const TlsContext* tls);  // does not own `fd`; the TLS handshake happens within the first reads
+  // Does not own `fd`. `tls` is needed for the call only. The TLS handshake happens within the first reads.
+  Transport(int fd, const TlsContext* tls);
   ~Transport();
   Transport(const Transport&) = delete;
   Transport& operator=(const Transport&) = delete;

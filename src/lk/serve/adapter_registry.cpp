@@ -7,8 +7,10 @@
 #include <charconv>
 #include <cmath>
 #include <ctime>
+#include <filesystem>
 #include <future>
 
+#include "lk/base/file.h"
 #include "lk/base/thread_name.h"
 #include "lk/lora/adapter.h"
 #include "lk/lora/compose.h"
@@ -78,6 +80,7 @@ AdapterRegistry::AdapterRegistry(EngineService& service, const AdapterRegistryOp
     : service_(service), options_([&] {
         AdapterRegistryOptions filled = options;
         if (filled.max_host_bytes <= 0) filled.max_host_bytes = machine_memory() / 2;
+        if (filled.max_composed_bytes <= 0) filled.max_composed_bytes = filled.max_host_bytes / 8;
         return filled;
       }()),
       checkpoint_(std::move(checkpoint)), store_(store), host_bytes_(std::make_shared<std::atomic<int64_t>>(0)) {
@@ -164,7 +167,8 @@ Result<AdapterLease> AdapterRegistry::run_load(const LoadRequest& request) {
       LK_ASSIGN_OR_RETURN(stored, store_->last_version(request.name));
     }
     std::lock_guard lock(mutex_);
-    version = std::max(stored, last_version_[request.name]) + 1;
+    const auto last = last_version_.find(request.name);
+    version = std::max(stored, last == last_version_.end() ? 0 : last->second) + 1;
   }
   const Clock::time_point begin = Clock::now();
   LK_ASSIGN_OR_RETURN(AdapterLease adapter, create(request, version));
@@ -183,6 +187,10 @@ Result<AdapterLease> AdapterRegistry::create(const LoadRequest& request, int64_t
     LK_ASSIGN_OR_RETURN(path, resolve_adapter_directory(options_.roots, request.path));
   }
   if (!is_directory(path)) return not_found("No adapter found for {}: {} is not a directory", request.name, request.path);
+  // Sums are only a cache: they make room for adapters.
+  std::error_code error;
+  const auto file_bytes = std::filesystem::file_size(join_path(path, "adapter_model.safetensors"), error);
+  if (!error && file_bytes <= static_cast<uintmax_t>(options_.max_host_bytes)) make_room(static_cast<int64_t>(file_bytes));
   const int64_t room = options_.max_host_bytes - host_bytes_->load();
   AdapterLoadOptions load_options{.copy_file = true};
   load_options.max_bytes = std::min(load_options.max_bytes, std::max<int64_t>(room, 0));
@@ -205,6 +213,22 @@ Status AdapterRegistry::account(AdapterVersion& version) {
   if (total <= options_.max_host_bytes) return Status();
   return resource_exhausted("adapter {} needs {} bytes of host memory; with the others that would be {}, at most {} may be used", version.name,
                             version.host_bytes, total, options_.max_host_bytes);
+}
+
+void AdapterRegistry::evict_oldest_sum_locked() {
+  composed_bytes_ -= composed_.back().adapter->host_bytes;
+  composed_.pop_back();
+}
+
+// Drops the oldest sums until `bytes` more fit, as far as sums are in the way. One that a request still uses frees nothing yet.
+void AdapterRegistry::make_room(int64_t bytes) {
+  std::lock_guard lock(mutex_);
+  while (!composed_.empty() && host_bytes_->load() + bytes > options_.max_host_bytes) evict_oldest_sum_locked();
+}
+
+AdapterRegistry::SumStats AdapterRegistry::cached_sums() const {
+  std::lock_guard lock(mutex_);
+  return {.count = static_cast<int64_t>(composed_.size()), .bytes = composed_bytes_};
 }
 
 Result<std::vector<TokenLogprob>> AdapterRegistry::run_probe(AdapterId adapter) {
@@ -279,7 +303,9 @@ Status AdapterRegistry::publish(const LoadRequest& request, const AdapterLease& 
 // Nobody can ask for a sum of a version that is gone: it would only take memory.
 void AdapterRegistry::drop_sums_locked(const std::vector<AdapterLease>& parts) {
   composed_.remove_if([&](const Sum& sum) {
-    return std::any_of(parts.begin(), parts.end(), [&](const AdapterLease& part) { return std::ranges::count(sum.parts, part->id()) > 0; });
+    const bool gone = std::any_of(parts.begin(), parts.end(), [&](const AdapterLease& part) { return std::ranges::count(sum.parts, part->id()) > 0; });
+    if (gone) composed_bytes_ -= sum.adapter->host_bytes;
+    return gone;
   });
 }
 
@@ -321,6 +347,7 @@ Result<int> AdapterRegistry::unload(const std::string& target, std::function<voi
   }
   if (store_)
     for (const std::string& alias : gone) (void)store_->remove_alias(alias);
+  forget_version_of(name);
   const auto count = static_cast<int>(retired.size());
   for (AdapterLease& old : retired) {
     if (old->persisted) (void)store_->remove_adapter(old->name, old->version);
@@ -331,6 +358,15 @@ Result<int> AdapterRegistry::unload(const std::string& target, std::function<voi
       });
   }
   return count;
+}
+
+// Version numbers are never used again, but for a name that is gone only one place needs to remember the last one.
+void AdapterRegistry::forget_version_of(const std::string& name) {
+  if (!store_) return;
+  const Result<int64_t> stored = store_->last_version(name);
+  std::lock_guard lock(mutex_);
+  const auto last = last_version_.find(name);
+  if (stored.ok() && last != last_version_.end() && last->second <= *stored && !names_.contains(name)) last_version_.erase(last);
 }
 
 Status AdapterRegistry::pin_in_engine(AdapterVersion& version, bool pinned) {
@@ -457,9 +493,8 @@ Result<AdapterRegistry::Resolved> AdapterRegistry::compose(std::string_view expr
   {
     std::lock_guard lock(mutex_);
     if (AdapterLease cached = cached_locked()) return Resolved{std::move(cached), std::string(expression)};
-    // Its bytes are at most twice those of the files (f32 of 2 byte types); older sums make room for it.
-    while (!composed_.empty() && host_bytes_->load() + 2 * file_bytes > options_.max_host_bytes) composed_.pop_back();
   }
+  make_room(2 * file_bytes);  // f32 of 2 byte types
   std::vector<WeightedAdapter> parts;
   for (const Term& term : terms) parts.push_back({term.adapter->host(), term.weight});
   LK_ASSIGN_OR_RETURN(std::shared_ptr<const Adapter> sum, compose_adapters(std::string(expression), parts));
@@ -475,8 +510,11 @@ Result<AdapterRegistry::Resolved> AdapterRegistry::compose(std::string_view expr
   // A component that was retired meanwhile took its sums with it: this one serves the request only.
   if (std::ranges::any_of(terms, [&](const Term& term) { return find_locked(fmt::format("{}@{}", term.adapter->name, term.adapter->version)) != term.adapter; }))
     return Resolved{std::move(adapter), std::string(expression)};
+  composed_bytes_ += adapter->host_bytes;
   composed_.push_front(std::move(entry));
-  if (static_cast<int64_t>(composed_.size()) > options_.max_composed) composed_.pop_back();
+  // One that is larger than the cache serves its request and goes.
+  while (!composed_.empty() && (static_cast<int64_t>(composed_.size()) > options_.max_composed || composed_bytes_ > options_.max_composed_bytes))
+    evict_oldest_sum_locked();
   return Resolved{std::move(adapter), std::string(expression)};
 }
 

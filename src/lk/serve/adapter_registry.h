@@ -69,6 +69,7 @@ struct AdapterRegistryOptions {
   int num_threads = 2;
   int64_t max_host_bytes = 0;         // of all loaded adapters; 0 = half of the machine's memory
   int64_t max_composed = 64;          // cached weighted sums
+  int64_t max_composed_bytes = 0;     // of them together; 0 = an eighth of max_host_bytes, which they are a part of
 };
 
 class AdapterRegistry {
@@ -119,6 +120,11 @@ class AdapterRegistry {
   std::vector<AdapterLease> versions() const;  // default versions only, by name
   int64_t num_loading() const;
   int64_t host_bytes() const { return host_bytes_->load(); }  // of all versions and sums that live
+  int64_t max_host_bytes() const { return options_.max_host_bytes; }
+  struct SumStats {
+    int64_t count = 0, bytes = 0;
+  };
+  SumStats cached_sums() const;
   const std::string& base_name() const { return options_.base_name; }
 
  private:
@@ -139,6 +145,9 @@ class AdapterRegistry {
   Status check_free(const LoadRequest& request) const;
   void drop_sums_locked(const std::vector<AdapterLease>& parts);
   Status account(AdapterVersion& version);
+  void make_room(int64_t bytes);
+  void evict_oldest_sum_locked();
+  void forget_version_of(const std::string& name);
   AdapterLease find_locked(const std::string& name) const;  // name, name@version or alias; null: not there
   Status pin_in_engine(AdapterVersion& version, bool pinned);
   Result<Resolved> compose(std::string_view expression, const Tenant& tenant);
@@ -155,7 +164,7 @@ class AdapterRegistry {
   mutable std::mutex mutex_;
   std::map<std::string, Name> names_;
   std::map<std::string, std::string> aliases_;       // alias -> name or name@version
-  std::map<std::string, int64_t> last_version_;
+  std::map<std::string, int64_t> last_version_;      // of names that are here, or that no store remembers
   std::shared_ptr<std::atomic<int64_t>> host_bytes_;
   struct Sum {
     std::string key;                                 // versions and weights
@@ -163,6 +172,7 @@ class AdapterRegistry {
     AdapterLease adapter;
   };
   std::list<Sum> composed_;                          // most recent first
+  int64_t composed_bytes_ = 0;
 
   std::condition_variable wanted_;
   std::deque<Job> jobs_;

@@ -3,6 +3,7 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <future>
 
@@ -11,6 +12,8 @@
 
 namespace lk {
 namespace {
+
+constexpr int kMaxRetryScans = 32;
 
 std::string describe(const struct stat& info) {
   return fmt::format("{}:{}:{}.{};", info.st_ino, info.st_size, info.st_mtim.tv_sec, info.st_mtim.tv_nsec);
@@ -45,9 +48,8 @@ Result<std::unique_ptr<DirectoryWatcher>> DirectoryWatcher::start(AdapterRegistr
     auto done = std::make_shared<std::promise<void>>();
     loads.push_back(done->get_future());
     registry.load({.name = name, .path = entry.path, .trusted_path = true, .replace = true, .persist = false},
-                  [&log, done, name = name, &entry = entry](Result<AdapterLease> loaded) {
-                    if (loaded.ok()) entry.version = (*loaded)->version;
-                    if (!loaded.ok()) log.write(LogLevel::kWarning, "adapter_failed", {{"adapter", name}, {"reason", loaded.status().message()}});
+                  [raw = self.get(), done, name = name, &entry = entry](const Result<AdapterLease>& loaded) {
+                    raw->finish_load(name, entry, loaded);
                     done->set_value();
                   });
   }
@@ -89,9 +91,10 @@ Status DirectoryWatcher::look() {
       entry.missing = 0;
       if (entry.seen != now) {
         entry.seen = now;
+        entry.retries = entry.retry_in = 0;
         continue;
       }
-      if (entry.loaded != now) load(name, entry);
+      if (entry.loaded != now || (entry.retry_in > 0 && --entry.retry_in == 0)) load(name, entry);
     }
     if (error) return io_error("cannot read --lora-dir {}: {}", directory, error.message());
   }
@@ -99,12 +102,25 @@ Status DirectoryWatcher::look() {
 }
 
 void DirectoryWatcher::load(const std::string& name, Entry& entry) {
-  entry.loaded = entry.seen;  // also when it fails: tried again when it changes
+  entry.loaded = entry.seen;  // also when it fails
   const Result<AdapterLease> loaded =
       registry_.load_and_wait({.name = name, .path = entry.path, .trusted_path = true, .replace = true, .persist = false});
-  if (loaded.ok()) entry.version = (*loaded)->version;
   if (loaded.ok()) log_.write(LogLevel::kInfo, "adapter_loaded", {{"adapter", name}, {"version", (*loaded)->version}, {"digest", (*loaded)->digest}});
-  else log_.write(LogLevel::kWarning, "adapter_failed", {{"adapter", name}, {"reason", loaded.status().message()}});
+  finish_load(name, entry, loaded);
+}
+
+// One log line for an adapter that does not fit, however often it is tried.
+void DirectoryWatcher::finish_load(const std::string& name, Entry& entry, const Result<AdapterLease>& loaded) {
+  if (loaded.ok()) {
+    entry.version = (*loaded)->version;
+    entry.retries = entry.retry_in = 0;
+    return;
+  }
+  const bool no_memory = loaded.status().code() == StatusCode::kResourceExhausted;
+  log_.write(entry.retries > 0 ? LogLevel::kDebug : LogLevel::kWarning, "adapter_failed",
+             {{"adapter", name}, {"retried", no_memory}, {"reason", loaded.status().message()}});
+  entry.retry_in = no_memory ? std::min(1 << std::min(entry.retries, 10), kMaxRetryScans) : 0;
+  entry.retries = no_memory ? entry.retries + 1 : 0;
 }
 
 void DirectoryWatcher::scan() {

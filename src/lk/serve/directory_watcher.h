@@ -22,7 +22,8 @@ class DirectoryWatcher {
   static Result<std::unique_ptr<DirectoryWatcher>> start(AdapterRegistry& registry, Log& log, std::vector<std::string> directories,
                                                          std::chrono::milliseconds interval);
   ~DirectoryWatcher();
-  // One look at the directories. A change counts once it looked the same twice in a row: nobody is still copying.
+  // One look at the directories. A change counts once it looked the same twice in a row: nobody is still copying. An adapter that there
+  // was no memory for is tried again after 1, 2, 4 ... 32 scans; one that is wrong when it changes.
   void scan();
 
  private:
@@ -33,11 +34,14 @@ class DirectoryWatcher {
     int missing = 0;     // scans in a row
     int64_t version = 0; // that was loaded from it; 0 = none
     bool listed = false; // in this scan
+    int retries = 0;     // that failed for lack of memory
+    int retry_in = 0;    // scans until the next try; 0 = none
   };
   DirectoryWatcher(AdapterRegistry& registry, Log& log, std::vector<std::string> directories)
       : registry_(registry), log_(log), directories_(std::move(directories)) {}
   Status look();
   void load(const std::string& name, Entry& entry);
+  void finish_load(const std::string& name, Entry& entry, const Result<AdapterLease>& loaded);
   void unload(const std::string& name, const Entry& entry);
 
   AdapterRegistry& registry_;

@@ -32,6 +32,13 @@ void write_server(MetricFamilies& out, const ServerSnapshot& s) {
   gauge("lorikeet_predicted_wait_seconds", "How long a request that came now would wait for its first step.", s.predicted_wait_seconds);
   gauge("lorikeet_output_tokens_per_second", "Output tokens a second, over the last seconds.", s.tokens_per_second);
   gauge("process_resident_memory_bytes", "Resident memory.", number(s.resident_bytes));
+  out.gauge("lorikeet_cache_bytes", "Host memory of adapters and of what is cached; sums are part of adapters.")
+      .add(number(s.adapter_bytes), {{"cache", "adapters"}})
+      .add(number(s.sum_bytes), {{"cache", "sums"}})
+      .add(number(s.grammar_bytes), {{"cache", "grammars"}});
+  out.gauge("lorikeet_heap_bytes", "The C library's heap; free pages may have been given back to the system.")
+      .add(number(s.heap_used_bytes), {{"state", "used"}})
+      .add(number(s.heap_free_bytes), {{"state", "free"}});
   gauge("process_open_fds", "Open file descriptors.", number(s.open_files));
   gauge("process_threads", "Threads.", number(s.threads));
 }

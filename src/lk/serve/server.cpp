@@ -7,6 +7,7 @@
 #include <ctime>
 
 #include "lk/base/rng.h"
+#include "lk/serve/heap_trimmer.h"
 #include "lk/serve/process_stats.h"
 #include "lk/serve/server_impl.h"
 
@@ -224,10 +225,14 @@ Status ServerImpl::reload_keys() {
   if (store_) {
     LK_ASSIGN_OR_RETURN(*ring, store_->load_key_ring());
   }
+  // Tenants that are gone leave no account behind once their last request ended.
+  limiter_.retain([&](const std::string& tenant) { return ring->knows(tenant); });
   std::lock_guard lock(keys_mutex_);
   keys_ = std::move(ring);
   return Status();
 }
+
+void ServerImpl::housekeep() { (void)heap_.tick(); }
 
 std::shared_ptr<const KeyRing> ServerImpl::keys() const {
   std::lock_guard lock(keys_mutex_);
@@ -388,6 +393,16 @@ ServerSnapshot ServerImpl::snapshot() const {
   s.open_streams = open_streams_;
   const ProcessStats process = read_process_stats();
   s.resident_bytes = process.resident_bytes;
+  s.adapter_bytes = registry_->host_bytes();
+  s.max_adapter_bytes = registry_->max_host_bytes();
+  const AdapterRegistry::SumStats sums = registry_->cached_sums();
+  s.num_sums = sums.count;
+  s.sum_bytes = sums.bytes;
+  s.grammar_bytes = grammars_ ? grammars_->bytes() : 0;
+  s.max_grammar_bytes = options_.max_grammar_bytes;
+  const HeapStats heap = read_heap_stats();
+  s.heap_used_bytes = heap.used_bytes;
+  s.heap_free_bytes = heap.free_bytes;
   s.open_files = process.open_files;
   s.threads = process.threads;
   return s;

@@ -53,6 +53,10 @@ class Server {
   virtual void set_ready(bool ready) = 0;
   // Reads tenants, keys and limits again (SIGHUP). On failure the old ones stay.
   virtual Status reload_keys() = 0;
+  // Reads the TLS certificate and its key again (SIGHUP), for new connections. On failure the old ones stay.
+  virtual Status reload_tls() = 0;
+  // To be called about once a second, by one thread: gives memory that nobody uses back to the system.
+  virtual void housekeep() = 0;
   // From now on /ready is 503; after `grace` nothing new is accepted.
   virtual void begin_drain(std::chrono::milliseconds grace) = 0;
   // Waits for what is in flight, at most `timeout`, then ends it with an error event. False when something had to be ended.

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "lk/grammar/grammar.h"
+#include "lk/serve/heap_trimmer.h"
 #include "lk/serve/metrics.h"
 #include "lk/serve/openai.h"
 #include "lk/serve/server.h"
@@ -66,6 +67,8 @@ class ServerImpl final : public Server {
   std::string address(int listener) const override { return http_->address(listener); }
   void set_ready(bool ready) override { ready_ = ready; }
   Status reload_keys() override;
+  Status reload_tls() override { return http_->reload_tls(); }
+  void housekeep() override;
   void begin_drain(std::chrono::milliseconds grace) override;
   bool finish_drain(std::chrono::milliseconds timeout) override;
   ServerSnapshot snapshot() const override;
@@ -130,6 +133,7 @@ class ServerImpl final : public Server {
   std::unique_ptr<HttpServer> http_;
   ApiDefaults defaults_;
   TenantLimiter limiter_;
+  HeapTrimmer heap_;
   mutable std::mutex keys_mutex_;
   std::shared_ptr<const KeyRing> keys_;  // guarded by keys_mutex_
   std::atomic<bool> ready_{false}, draining_{false}, refusing_{false};

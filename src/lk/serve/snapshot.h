@@ -45,6 +45,10 @@ struct ServerSnapshot {
   double predicted_wait_seconds = 0;
   int64_t connections = 0, open_streams = 0;
   int64_t resident_bytes = 0;   // of the process
+  int64_t adapter_bytes = 0, max_adapter_bytes = 0;  // host copies of adapters, cached sums among them; the budget
+  int64_t num_sums = 0, sum_bytes = 0;               // cached weighted sums
+  int64_t grammar_bytes = 0, max_grammar_bytes = 0;  // cached grammars with their masks; the bound
+  int64_t heap_used_bytes = 0, heap_free_bytes = 0;  // of the C library; free pages may be resident or not
   int64_t open_files = 0, threads = 0;
   std::vector<AdapterSnapshot> adapters;
   struct TenantSnapshot {

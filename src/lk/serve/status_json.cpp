@@ -81,6 +81,9 @@ std::string format_status(const ServerSnapshot& s) {
         {"page_bytes", s.page_bytes}, {"page_tokens", s.page_tokens}}},
       {"adapters", count_adapters(s)},
       {"http", {{"connections", s.connections}, {"open_streams", s.open_streams}}},
+      {"memory",
+       {{"adapters", s.adapter_bytes}, {"max_adapters", s.max_adapter_bytes}, {"num_sums", s.num_sums}, {"sums", s.sum_bytes},
+        {"grammars", s.grammar_bytes}, {"max_grammars", s.max_grammar_bytes}, {"heap_used", s.heap_used_bytes}, {"heap_free", s.heap_free_bytes}}},
       {"process", {{"resident_bytes", s.resident_bytes}, {"open_files", s.open_files}, {"threads", s.threads}}},
       {"tenants", tenants_json(s)}});
 }

@@ -62,6 +62,11 @@ void TenantLimiter::finish(const Tenant& tenant, int64_t reserved_tokens, int64_
   bucket.tokens = std::min(size, bucket.tokens + static_cast<double>(reserved_tokens) - static_cast<double>(used_tokens));
 }
 
+void TenantLimiter::retain(const std::function<bool(const std::string&)>& keep) {
+  const std::lock_guard lock(mutex_);
+  std::erase_if(buckets_, [&](const auto& entry) { return entry.second.usage.in_flight == 0 && !keep(entry.first); });
+}
+
 std::map<std::string, TenantLimiter::Usage> TenantLimiter::usage() const {
   const std::lock_guard lock(mutex_);
   std::map<std::string, Usage> all;

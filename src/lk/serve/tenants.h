@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -58,6 +59,7 @@ class KeyRing {
   // Without keys: everyone, with all scopes, as tenant "default" (its stored limits hold, if there are any).
   // `authorization` is the header's value ("Bearer lk-..."). kUnauthenticated without saying which part was wrong. An unknown id
   // takes as long as a wrong secret.
+  bool knows(std::string_view tenant) const { return tenant == "default" || tenant.empty() || tenants_.contains(tenant); }
   Result<Principal> authenticate(std::string_view authorization, int64_t now_unix) const;
 
  private:
@@ -80,6 +82,8 @@ class TenantLimiter {
   // enter together when nothing else of the tenant is in flight.
   Decision admit(const Tenant& tenant, int64_t reserved_tokens, Clock::time_point now, int64_t requests = 1);
   void finish(const Tenant& tenant, int64_t reserved_tokens, int64_t used_tokens, Clock::time_point now, int64_t requests = 1);
+  // Forgets tenants that `keep` does not want and that have nothing in flight.
+  void retain(const std::function<bool(const std::string& tenant)>& keep);
   struct Usage {
     int64_t in_flight = 0, requests = 0, refused = 0, used_tokens = 0;
   };
