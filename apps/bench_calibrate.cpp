@@ -86,7 +86,7 @@ class Calibration {
   // All jobs at once, to their ends.
   Status run(const std::vector<Job>& jobs, int64_t max_running) {
     UnifiedPool pool(engine_.num_pages());
-    Scheduler scheduler({.max_step_tokens = flags_.model.step_tokens, .max_running = max_running, .prefix_cache = false}, pool, executor_);
+    Scheduler scheduler({.max_step_tokens = flags_.model.scheduler.options.max_step_tokens, .max_running = max_running, .prefix_cache = false}, pool, executor_);
     RequestId id = 0;
     for (const Job& job : jobs) {
       Request request{.id = ++id, .adapter = job.adapter, .max_tokens = job.output, .sampling = {.temperature = 0}};
@@ -162,8 +162,8 @@ CostModel initial_model(const CalibrateFlags& flags, TextEngine& text, const std
   model.adapter_flops_per_rank = 2 * widths;
   model.disk_bytes_s = 1e9;
   model.pool_bytes = static_cast<double>(text.engine().num_pages() * text.engine().page_bytes());
-  model.max_step_tokens = static_cast<double>(flags.model.step_tokens);
-  model.max_running = static_cast<double>(flags.model.max_running);
+  model.max_step_tokens = static_cast<double>(flags.model.scheduler.options.max_step_tokens);
+  model.max_running = static_cast<double>(flags.model.scheduler.options.max_running);
   return model;
 }
 
