@@ -21,6 +21,8 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DEMO = ROOT / "examples/demo"
 TASKS = ("sql", "json", "math", "sort", "dates", "tag")
+# A program that is started without saying where its state is fails, instead of touching the user's.
+os.environ["LORIKEET_STATE"] = "/dev/null/name-a-state-file"
 
 
 def arguments(description: str, **defaults) -> argparse.ArgumentParser:
