@@ -126,7 +126,7 @@ Outcome run(const Workload& w, const std::string& chooser, uint64_t seed, const 
   for (AdapterId a = 0; a < w.adapters; ++a) costs[a] = w.cost;
   SimExecutor executor(machine, costs);
   UnifiedPool pool(1600);
-  Scheduler scheduler({.max_step_tokens = 512, .max_running = w.max_running, .prefix_cache = false}, pool, executor);
+  Scheduler scheduler({.max_step_tokens = 512, .max_running = w.max_running, .prefix_cache = false, .queue = {.kind = QueueKind::kFcfs}}, pool, executor);
   auto made = make_merge_chooser(chooser);
   EXPECT_TRUE(made) << chooser;
   scheduler.enable_merging({}, std::move(made));

@@ -182,7 +182,7 @@ inline void copy_adapter(const std::string& from, const std::string& to, float f
     for (float& value : values) value *= factor;
     Buffer& buffer = buffers.emplace_back(view.num_elements() * 4);
     convert(values.data(), DType::kF32, buffer.data(), view.dtype(), view.num_elements());
-    entries.push_back({name, TensorView(buffer.data(), view.dtype(), {view.dim(0), view.dim(1)})});
+    entries.push_back({name, TensorView(buffer.data(), view.dtype(), view.shape())});
   }
   const Status status = write_safetensors(to + "/adapter_model.safetensors", entries);
   ASSERT_TRUE(status.ok()) << status.message();

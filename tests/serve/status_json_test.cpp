@@ -29,7 +29,8 @@ TEST(StatusJson, HoldsEveryFieldOfTheSnapshot) {
   s.predicted_wait_seconds = 24.5, s.connections = 25, s.open_streams = 26, s.resident_bytes = 27;
   s.adapter_bytes = 61, s.max_adapter_bytes = 62, s.num_sums = 63, s.sum_bytes = 64, s.grammar_bytes = 65, s.max_grammar_bytes = 66;
   s.heap_used_bytes = 67, s.heap_free_bytes = 68, s.open_files = 28, s.threads = 29;
-  s.tenants = {{.name = "acme", .in_flight = 30, .prompt_tokens = 31, .output_tokens = 32, .requests = 33, .refused = 34}};
+  s.tenants = {{.name = "acme", .in_flight = 30, .prompt_tokens = 31, .output_tokens = 32, .requests = 33, .refused = 34, .weight = 35.5, .cached_tokens = 36,
+                .waiting = 37, .running = 38, .service = 39.5}};
   s.adapters = {adapter("a"), adapter("idle")};
   s.adapters[1].tier = "disk", s.adapters[1].running = s.adapters[1].waiting = 0, s.adapters[1].pinned = false;
   EXPECT_EQ(json::parse(format_status(s)), json::parse(R"({"object": "status", "ready": true, "draining": true, "uptime_seconds": 21.5,
@@ -41,7 +42,8 @@ TEST(StatusJson, HoldsEveryFieldOfTheSnapshot) {
                  "active": [{"name": "a", "version": 3, "running": 2, "waiting": 1}]},
     "http": {"connections": 25, "open_streams": 26},
     "memory": {"adapters": 61, "max_adapters": 62, "num_sums": 63, "sums": 64, "grammars": 65, "max_grammars": 66, "heap_used": 67, "heap_free": 68}, "process": {"resident_bytes": 27, "open_files": 28, "threads": 29},
-    "tenants": [{"name": "acme", "in_flight": 30, "requests": 33, "refused": 34, "prompt_tokens": 31, "output_tokens": 32}]})"));
+    "tenants": [{"name": "acme", "in_flight": 30, "requests": 33, "refused": 34, "prompt_tokens": 31, "cached_tokens": 36, "output_tokens": 32,
+                 "weight": 35.5, "waiting": 37, "running": 38, "service": 39.5}]})"));
 }
 
 TEST(StatusJson, NumbersThatJsonLacksAreNull) {

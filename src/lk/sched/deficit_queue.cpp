@@ -51,12 +51,8 @@ Ticket* DeficitQueue::pick() {
       if (Ticket* ticket = most_local()) return ticket;
       continue;
     }
-    for (size_t visited = 0; visited < ring_.size(); ++visited) {
-      const Tenant& tenant = *ring_.front();
-      const auto first = first_of(tenant);
-      if (tenant.credit > 0 && first != tenant.waiting.end()) return first->second;
-      ring_.splice(ring_.end(), ring_, ring_.begin());
-    }
+    for (const Tenant* tenant : ring_)
+      if (const auto first = first_of(*tenant); tenant->credit > 0 && first != tenant->waiting.end()) return first->second;
   } while (refill());
   return nullptr;
 }
@@ -90,7 +86,12 @@ void DeficitQueue::erase(Ticket& ticket) {
 }
 
 void DeficitQueue::charge(Ticket& ticket, MilliUnits price, MilliUnits advance) {
-  tenant_of(ticket).credit -= static_cast<double>(price + advance);
+  Tenant& tenant = tenant_of(ticket);
+  const bool had_credit = tenant.credit > 0;
+  tenant.credit -= static_cast<double>(price + advance);
+  // Its turn is over. Nothing else moves it: were the order to change because it was only passed over, two tenants could evict each
+  // other's adapters for ever.
+  if (had_credit && tenant.credit <= 0 && !tenant.waiting.empty()) ring_.splice(ring_.end(), ring_, tenant.place);
 }
 
 }  // namespace lk

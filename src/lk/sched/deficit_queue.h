@@ -41,7 +41,7 @@ class DeficitQueue : public QueuePolicy {
   const Locality locality_;  // null: plain round robin
   uint64_t round_ = 0;
   std::unordered_map<TenantId, std::unique_ptr<Tenant>> tenants_;
-  std::list<Tenant*> ring_;  // tenants with waiting requests; the front is visited
+  std::list<Tenant*> ring_;  // tenants with waiting requests; the first in credit has its turn
 };
 
 }  // namespace lk

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace lk::sim {
 namespace {
@@ -35,6 +36,11 @@ SimSpec random_spec(uint64_t seed, Rng& rng) {
   spec.scheduler.max_running = between(rng, 1, rng.below(2) ? 8 : 64);
   spec.scheduler.load_ahead = between(rng, 1, 40);
   spec.scheduler.prefix_cache = rng.below(2) == 0;
+  spec.scheduler.admission = static_cast<Admission>(rng.below(3));
+  spec.scheduler.queue = {.kind = static_cast<QueueKind>(rng.below(6)), .within = static_cast<WithinTenant>(rng.below(5)), .prediction = static_cast<Prediction>(rng.below(3)),
+                          .quantum = between(rng, 1000, 10'000'000), .requests_per_minute = between(rng, 1, 1000)};
+  if (rng.below(3) == 0) spec.scheduler.slots = {.max = between(rng, 1, 6), .cluster = between(rng, 0, 3), .drain_gap = between(rng, 0, 10'000'000), .drain_wait = between(rng, 0, 2'000'000)};
+  if (rng.below(4) == 0) spec.scheduler.slo = {.first_token = between(rng, 10'000, 10'000'000), .refuse_early = rng.below(2) == 0};
   spec.adapters = rng.below(4) == 0 ? 0 : between(rng, 1, 24);
   spec.ranks.clear();
   for (int64_t i = between(rng, 1, 4); i > 0; --i) spec.ranks.push_back(between(rng, 1, 64));
@@ -72,6 +78,10 @@ Result<Experiment> fuzz_experiment(uint64_t seed, const VaryScheduler& vary) {
   const int64_t least = (most_tokens + 15) / 16 + most_adapter + 1;
   options.num_pages = rng.below(3) == 0 ? least : between(rng, least, 8 * least);
   options.check_invariants = true;
+  // Whoever keeps the order of arrival within a tenant may pass nobody of it; the others have bounds of their own.
+  const QueueKind kind = options.scheduler.queue.kind;
+  const bool in_order = kind == QueueKind::kFcfs || kind == QueueKind::kRpm || kind == QueueKind::kDrr;
+  options.max_bypass = in_order && options.scheduler.slots.max == 0 && options.scheduler.slots.cluster == 0 ? 0 : std::numeric_limits<int64_t>::max();
   if (vary) vary(options.scheduler, rng);
   return experiment;
 }
