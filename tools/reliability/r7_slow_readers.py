@@ -13,10 +13,12 @@ from r4_overload import bench
 
 
 async def stall(server, wide: bool) -> Connection:
+    """Wide: outgrows the socket's and the server's buffers together. Else some 180 KB: more than a socket takes (128 KiB unsent), less
+    than both; every field that makes events longer is there, so that little has to be computed for it."""
     connection = Connection(server, receive_buffer=4096)
-    body = {"model": "sql", "prompt": "stall", "max_tokens": 480 if wide else 64, "stream": True, "ignore_eos": True, "logprobs": 5 if wide else 1, "temperature": 0,
-            "n": 4 if wide else 1}
-    await connection.send("POST", "/v1/completions", body)
+    body = {"model": "sql", "prompt": "stall", "max_tokens": 480 if wide else 176, "stream": True, "ignore_eos": True, "logprobs": 20, "temperature": 0, "n": 4 if wide else 1,
+            "return_tokens_as_token_ids": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    await connection.send("POST", "/v1/completions", body, headers={"x-request-id": "r" * 128})
     connection.writer.transport.pause_reading()
     return connection
 
