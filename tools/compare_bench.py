@@ -8,7 +8,9 @@
 
 SGLang's engine is not needed: of the package only sglang/benchmark runs, with its imports of the engine replaced by what the client uses
 of them. Every run has its own random prompts, of the same number of words, so that no prefix cache favours the second. Prints the median
-of the rounds of both and the ratio ours / theirs. Exits with 1 if a judged ratio is further than --tolerance from 1. Not judged are p99
+of the rounds of both and the ratio ours / theirs. Where the server has vLLM's histograms, the means of both clients are also divided by the
+server's own of the same run, so that a server that is faster in one run than in the other cancels out; then these ratios are judged
+instead, and the throughputs are not. Exits with 1 if a judged ratio is further than --tolerance from 1. Not judged are p99
 (one late answer moves it); throughput of an open loop (it is that of the arrivals drawn, and they differ); TTFT of a closed loop (SGLang's
 client opens a session and a connection for each request on one thread, and in a closed loop those of one moment queue behind each other).
 """
@@ -21,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 WORDS = "time year people way day man thing woman life child world school state family student group country problem".split()
@@ -63,6 +66,36 @@ FIGURES = [
 ]
 
 
+# name, our figure, SGLang's key, vLLM's histogram, loops in which it is judged
+AGAINST_SERVER = [
+    ("TTFT", ("ttft_ms", "mean"), "mean_ttft_ms", "time_to_first_token", "open"),
+    ("TPOT", ("tpot_ms", "mean"), "mean_tpot_ms", "request_decode_time", "open closed"),
+    ("E2E", ("e2e_ms", "mean"), "mean_e2e_latency_ms", "e2e_request_latency", "open closed"),
+]
+
+
+def server_histograms(args):
+    """(sum in ms, count) of each histogram of the server, or None where it has none."""
+    try:
+        with urllib.request.urlopen(args.url + "/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+    except OSError:
+        return None
+    found = {}
+    for _, _, _, name, _ in AGAINST_SERVER:
+        values = {line.split("{")[0].split(" ")[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"vllm:{name}_seconds_")}
+        if f"vllm:{name}_seconds_count" not in values:
+            return None
+        found[name] = (values[f"vllm:{name}_seconds_sum"] * 1e3, values[f"vllm:{name}_seconds_count"])
+    return found
+
+
+def server_means(args, before, after):
+    means = {name: (after[name][0] - before[name][0]) / max(after[name][1] - before[name][1], 1) for name in after}
+    means["request_decode_time"] /= args.output_tokens - 1  # as TPOT
+    return means
+
+
 def prompt_texts(args, seed):
     rng = random.Random(seed)
     return [" ".join(rng.choice(WORDS) for _ in range(args.words)) for _ in range(args.num_requests)]
@@ -80,7 +113,7 @@ def run_ours(args, seed, folder):
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in prompt_texts(args, seed)))
     report = folder / "ours.json"
     command = [args.lorikeet, "bench", "serve", args.url, "--endpoint", args.endpoint, "--prompts", str(prompts), "--num-requests", str(args.num_requests),
-               "--output-tokens", str(args.output_tokens), "--seed", str(seed), "--warmup", "1", "--json", str(report)]
+               "--output-tokens", str(args.output_tokens), "--seed", str(seed), "--warmup", str(args.warmup), "--json", str(report)]
     if args.model:
         command += ["--model", args.model]
     command += ["--rate", str(args.rate)] if args.rate else ["--concurrency", str(args.concurrency)]
@@ -105,7 +138,7 @@ def run_theirs(args, seed, folder):
     command = [args.python, "-c", LAUNCHER, str(pathlib.Path(args.sglang).resolve()), "--base-url", args.url, "--model", args.model, "--tokenizer", args.tokenizer,
                "--backend", "sglang-oai-chat" if args.endpoint == "chat" else "sglang-oai", "--dataset-name", "openai" if args.endpoint == "chat" else "custom",
                "--dataset-path", str(prompts), "--sharegpt-output-len", str(args.output_tokens), "--num-prompts", str(args.num_requests),
-               "--seed", str(seed), "--warmup-requests", "1", "--disable-tqdm", "--output-file", str(report)]
+               "--seed", str(seed), "--warmup-requests", str(args.warmup), "--disable-tqdm", "--output-file", str(report)]
     command += ["--request-rate", str(args.rate)] if args.rate else ["--request-rate", "inf", "--max-concurrency", str(args.concurrency)]
     if args.adapters:
         # Their "distinct" draws each name once, so it cannot repeat; ours in turn over n requests compares with uniform.
@@ -146,21 +179,31 @@ def main():
     if args.adapter_mix == "same" and args.adapters:
         args.adapters = args.adapters[:1]
 
-    ours, theirs = [], []
+    ours, theirs, own = [], [], {"ours": [], "theirs": []}
+    # Warm-up requests would be in the server's figures: an uncounted round takes their place.
+    has_histograms = server_histograms(args) is not None
+    args.warmup = 0 if has_histograms else 1
     with tempfile.TemporaryDirectory() as name:
+        if has_histograms:
+            run_ours(args, args.seed + 1_000_000, pathlib.Path(name))
         for index in range(args.rounds):
+            before = server_histograms(args)
             seeds = [args.seed + 2 * index, args.seed + 2 * index + 1]
             table, figures = run_ours(args, seeds[0], pathlib.Path(name))
             ours.append(figures)
+            middle = server_histograms(args)
             print(f"--- round {index + 1}, ours\n{table}")
             table, figures = run_theirs(args, seeds[1], pathlib.Path(name))
             theirs.append(figures)
+            if has_histograms:
+                own["ours"].append(server_means(args, before, middle))
+                own["theirs"].append(server_means(args, middle, server_histograms(args)))
             print(f"--- round {index + 1}, SGLang's client\n{table[table.rfind('====== Serving') if '====== Serving' in table else -3000:]}")
 
     print(f"{'median of ' + str(args.rounds):<14} {'ours':>12} {'theirs':>12} {'ratio':>8} {'difference':>11}")
     bad = 0
     for label, path, key, loops in FIGURES:
-        judged = ("open" if args.rate else "closed") in loops.split()
+        judged = ("open" if args.rate else "closed") in loops.split() and not has_histograms
         mine, others = [our_value(f, path) for f in ours], [f.get(key) for f in theirs]
         if None in mine or None in others:
             print(f"{label:<14} {'-':>12} {'-':>12}")
@@ -170,6 +213,15 @@ def main():
         outside = judged and not abs(ratio - 1) <= args.tolerance
         bad += outside
         print(f"{label:<14} {a:>12.3f} {b:>12.3f} {ratio:>8.4f} {a - b:>11.3f}{'' if judged else '  (not judged)'}{'  OUTSIDE' if outside else ''}")
+    for label, path, key, name, loops in AGAINST_SERVER if has_histograms else []:
+        judged = ("open" if args.rate else "closed") in loops.split()
+        a = [our_value(figures, path) / server[name] for figures, server in zip(ours, own["ours"])]
+        b = [figures[key] / server[name] for figures, server in zip(theirs, own["theirs"])]
+        ratio = statistics.median(a) / statistics.median(b)
+        outside = judged and not abs(ratio - 1) <= args.tolerance
+        bad += outside
+        print(f"mean {label} / the server's own of the same run: ours {statistics.median(a):.4f} [{min(a):.3f}..{max(a):.3f}], theirs {statistics.median(b):.4f} "
+              f"[{min(b):.3f}..{max(b):.3f}], ratio {ratio:.4f}{'' if judged else '  (not judged)'}{'  OUTSIDE' if outside else ''}")
     print(f"{bad} figures differ by more than {args.tolerance:.1%}" if bad else f"every judged figure agrees within {args.tolerance:.1%}")
     return 1 if bad else 0
 

@@ -139,6 +139,35 @@ TEST(HttpClient, TimesOutAndClosesTheSocket) {
   EXPECT_EQ(closed.get_future().wait_for(60s), std::future_status::ready);
 }
 
+TEST(HttpClient, SendsNothingBeforeItsTime) {
+  RawServer server(echo);
+  const auto client = make_client();
+  using Clock = std::chrono::steady_clock;
+  const auto due = Clock::now() + 200ms;
+  std::promise<Clock::time_point> started;
+  std::promise<Status> done;
+  bool answered = false;
+  client->send({.url = server.url(), .body = "x", .timeout = 60s, .not_before = due},
+               {.on_start = [&] {
+                  EXPECT_FALSE(answered);
+                  started.set_value(Clock::now());
+                },
+                .on_head = [&](int, const HttpHeaders&) { answered = true; }, .on_done = [&](Status status) { done.set_value(std::move(status)); }});
+  EXPECT_TRUE(done.get_future().get().ok());
+  EXPECT_GE(started.get_future().get(), due);
+  // The timeout starts when it is sent: a request may be handed over long before.
+  std::promise<Status> late;
+  const int64_t id = client->send({.url = server.url(), .timeout = 60s, .not_before = Clock::now() + 61s}, {.on_start = [] { FAIL(); }, .on_done = [&](Status status) { late.set_value(std::move(status)); }});
+  std::promise<Status> malformed;
+  client->send({.url = "nonsense", .not_before = Clock::now() + 60s}, {.on_start = [] { FAIL(); }, .on_done = [&](Status status) { malformed.set_value(std::move(status)); }});
+  EXPECT_EQ(malformed.get_future().get().code(), StatusCode::kInvalidArgument) << "known at once";
+  auto cancelled_one = late.get_future();
+  EXPECT_EQ(cancelled_one.wait_for(0s), std::future_status::timeout);
+  client->cancel(id);
+  EXPECT_EQ(cancelled_one.get().code(), StatusCode::kCancelled);
+  EXPECT_EQ(server.num_connections(), 1);
+}
+
 TEST(HttpClient, CancelClosesTheSocketAndOthersGoOn) {
   std::promise<void> closed, opened;
   std::latch finish(1);

@@ -76,6 +76,27 @@ TEST(HttpLimits, HeaderTime) {
   EXPECT_EQ(server->stats().cut_slow_writers, 1);
 }
 
+TEST(HttpLimits, EveryConnectionIsJudgedAlsoAmongMany) {
+  HttpServerOptions options = local_options();
+  options.num_shards = 2;
+  options.limits.header_timeout = milliseconds(400);  // a round of several ticks
+  const auto server = start_server(options, echo);
+  std::vector<std::unique_ptr<RawClient>> clients;
+  for (int i = 0; i < 101; ++i) {
+    clients.push_back(std::make_unique<RawClient>(server->address(0)));
+    clients.back()->send("GET / HTTP/1.1\r\nHost");
+  }
+  clients[7]->close();  // gone before its turn comes
+  for (size_t i = 0; i < clients.size(); ++i) {
+    if (i == 7) continue;
+    EXPECT_EQ(clients[i]->read().status, 408);
+  }
+  EXPECT_EQ(server->stats().cut_slow_writers, 100);
+  RawClient later(server->address(0));
+  later.send(get("/"));
+  EXPECT_EQ(later.read().status, 200);
+}
+
 TEST(HttpLimits, BodyTime) {
   HttpServerOptions options = local_options();
   options.limits.body_timeout = milliseconds(200);

@@ -289,6 +289,29 @@ TEST_F(AdapterRegistryTest, HostMemoryIsBoundedAlsoWhenLoadsRunSideBySide) {
   EXPECT_NE(must_load("again", "sql"), nullptr);
 }
 
+TEST_F(AdapterRegistryTest, LoadsThatWaitForTheEngineDoNotHoldUpReaders) {
+  open({.num_threads = 4, .num_readers = 1});
+  std::promise<void> blocked, go_on;
+  ASSERT_TRUE(service_->engine->call([&](TextEngine&) {
+    blocked.set_value();
+    go_on.get_future().wait();
+  }));
+  blocked.get_future().wait();
+  std::vector<std::future<Status>> loads;
+  const auto start = [&](const std::string& name, const std::string& path) {
+    auto promise = std::make_shared<std::promise<Status>>();
+    loads.push_back(promise->get_future());
+    registry_->load({.name = name, .path = path, .trusted_path = true}, [promise](const Result<AdapterLease>& loaded) { promise->set_value(loaded.status()); });
+  };
+  for (const char* name : {"a", "b", "c"}) start(name, kDemoAdapters + "sql");
+  start("d", kDemoAdapters + "missing");
+  ASSERT_EQ(loads[3].wait_for(testing::kPatience), std::future_status::ready) << "the only reader is free while the others wait";
+  EXPECT_EQ(loads[3].get().code(), StatusCode::kNotFound);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(loads[static_cast<size_t>(i)].wait_for(std::chrono::seconds(0)), std::future_status::timeout);
+  go_on.set_value();
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(loads[static_cast<size_t>(i)].get().ok());
+}
+
 TEST_F(AdapterRegistryTest, PinsHoldPagesAndAreRefusedWhenTheyDoNotFit) {
   must_load("sql", "sql", {.pinned = true});
   EXPECT_TRUE(resolve("sql")->adapter->pinned);

@@ -296,6 +296,16 @@ TEST(EngineService, SnapshotAddsUp) {
   EXPECT_GT(service->snapshot().adapters.at(adapter).bytes, 0);
 }
 
+TEST(EngineService, WhoHasTheLastAnswerFindsItCounted) {
+  Service service({.publish_interval = std::chrono::hours(1)});
+  for (int round = 1; round <= 50; ++round) {
+    auto heard = std::make_shared<Heard>();
+    service.submit({.request = service.prepare(kPrompt, 3), .receiver = heard});
+    ASSERT_TRUE(heard->wait_for_ends());
+    ASSERT_EQ(service->snapshot().server.generation_tokens, 3 * round);
+  }
+}
+
 // Several threads submit, cancel and set deadlines; stop comes while work is left in every second round.
 TEST(EngineService, EachRequestEndsExactlyOnceWhateverHappens) {
   for (uint64_t round = 0; round < 4; ++round) {

@@ -169,5 +169,36 @@ TEST(RunLoad, AnInterruptCancelsWhatIsInFlight) {
   for (const RequestRecord& record : result.records) EXPECT_EQ(record.outcome, Outcome::kCancelled);
 }
 
+TEST(RunLoad, AnInterruptForgetsWhatWasNotSentYet) {
+  std::atomic<int> waiting{0};
+  RawServer server([&](RawPeer& peer) {
+    peer.read_request();
+    ++waiting;
+    peer.wait_for_close();
+  });
+  Load load(server.url());
+  load.run = {.open_loop = true, .arrival = ArrivalKind::kConstant, .rate = 50, .num_requests = 1'000'000, .plan = load.run.plan};
+  load.run.interrupted = [&] { return waiting > 0; };
+  const RunResult result = run_load(*load.client, load.run);
+  EXPECT_TRUE(result.was_interrupted);
+  ASSERT_GE(result.records.size(), 1u);
+  for (const RequestRecord& record : result.records) {
+    EXPECT_GE(record.sent_s, record.scheduled_s);
+    EXPECT_EQ(record.outcome, Outcome::kCancelled);
+  }
+}
+
+TEST(RunLoad, CountsWhatCouldNotBeSent) {
+  Load load("nonsense");
+  for (const bool open_loop : {false, true}) {
+    load.run.open_loop = open_loop;
+    load.run.max_in_flight = open_loop ? 0 : 4;
+    load.run.rate = 1000;
+    load.run.num_requests = 5;
+    const RunResult result = run_load(*load.client, load.run);
+    EXPECT_EQ(make_report(result.records, result.facts, {}).errors, (std::map<std::string, int64_t>{{"broken", 5}}));
+  }
+}
+
 }  // namespace
 }  // namespace lk::load

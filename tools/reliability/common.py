@@ -50,6 +50,30 @@ def percentile(values, q: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
 
 
+def quartiles(values) -> str:
+    return f"[{percentile(values, 25):.2f}..{percentile(values, 75):.2f}]"
+
+
+class Sandwich:
+    """Rounds of three runs: alone, beside the disturbance, alone again. What is judged is the median of disturbed / mean of the two alone;
+    the ratios of the two alone show how much the machine itself changes between two runs."""
+
+    def __init__(self):
+        self.rounds: list[tuple[float, float, float]] = []
+
+    def add(self, before: float, beside: float, after: float) -> None:
+        self.rounds.append((before, beside, after))
+
+    def report(self, report, what: str, limit: float, unit: str = "ms") -> None:
+        ratios = [2 * beside / (before + after) for before, beside, after in self.rounds]
+        null = [after / before for before, _, after in self.rounds]
+        alone = [value for before, _, after in self.rounds for value in (before, after)]
+        ratio = percentile(ratios, 50)
+        report.check(what, ratio <= limit,
+                     f"{percentile(alone, 50):.1f} {unit} alone, {percentile([beside for _, beside, _ in self.rounds], 50):.1f} {unit} beside them: x {ratio:.3f} {quartiles(ratios)}; "
+                     f"alone to alone x {percentile(null, 50):.3f} {quartiles(null)}; {len(self.rounds)} rounds", self.rounds)
+
+
 # --- Server
 
 class Server:

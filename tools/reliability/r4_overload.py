@@ -39,7 +39,7 @@ async def main(options, report) -> None:
     with Server(options.binary, "--lora-dir", str(DEMO / "adapters"), "--memory", "64MiB", "--max-running", "32", "--max-queue", "64", "--max-wait", "2",
                 "--log-level", "error") as server:
         peak = []
-        for _ in range(2):
+        for _ in range(3):
             figures, _ = await bench(options, server, "--concurrency", "48", "--duration", options.duration)
             peak.append(figures["report"]["requests_per_s"] if "report" in figures else figures["requests_per_s"])
         saturation = max(peak)
@@ -80,8 +80,8 @@ async def main(options, report) -> None:
 
 if __name__ == "__main__":
     parser = arguments(__doc__)
-    parser.add_argument("--duration", type=float, default=10, help="seconds of each run")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--duration", type=float, default=4, help="seconds of each run")
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--factors", type=float, nargs="+", default=[0.7, 1, 2, 5])
     parser.add_argument("--slo", default="ttft=3000,e2e=10000")
     run("R4 overload", parser.parse_args(), main)

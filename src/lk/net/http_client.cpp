@@ -71,8 +71,17 @@ class Shard {
     exchange->bytes = std::make_shared<const std::string>(std::move(*bytes));
     exchange->head = request.method == "HEAD";
     exchange->may_repeat = is_idempotent_method(request.method);
-    exchange->deadline.expires_after(request.timeout);
+    if (request.not_before <= Clock::now()) return go(exchange, request.timeout);
+    exchange->deadline.expires_at(request.not_before);
     exchange->deadline.async_wait([this, exchange, timeout = request.timeout](const error_code& error) {
+      if (!error && exchanges_.contains(exchange->id)) go(exchange, timeout);
+    });
+  }
+
+  void go(const ExchangePtr& exchange, std::chrono::milliseconds timeout) {
+    if (exchange->callbacks.on_start) exchange->callbacks.on_start();
+    exchange->deadline.expires_after(timeout);
+    exchange->deadline.async_wait([this, exchange, timeout](const error_code& error) {
       if (!error) finish(exchange, deadline_exceeded("no complete answer within {} ms", timeout.count()));
     });
     if (take_idle(exchange)) run(exchange);

@@ -18,9 +18,12 @@ struct ClientRequest {
   HttpHeaders headers;
   std::string body;
   std::chrono::milliseconds timeout{600'000};  // whole exchange
+  // Sent at this time, by the io thread: no other thread has to wake for it. In the past (the default): at once. The timeout starts then.
+  std::chrono::steady_clock::time_point not_before{};
 };
 
 struct ClientCallbacks {  // all on the client's io thread
+  std::function<void()> on_start;  // its time has come; not called for what was cancelled or found malformed before
   std::function<void(int status, const HttpHeaders& headers)> on_head;  // names in lower case
   std::function<void(std::string_view bytes)> on_data;  // body bytes as they arrive, chunking removed
   // Once. OK when the answer is complete, whatever its status code. kUnavailable: no connection; kDataLoss: broken off or malformed;

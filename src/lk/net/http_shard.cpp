@@ -9,6 +9,11 @@
 #include "lk/net/http_connection.h"
 
 namespace lk {
+namespace {
+
+constexpr int kTicksOfRound = 16;
+
+}  // namespace
 
 std::shared_ptr<TlsContext> HttpServerState::tls() const {
   const std::lock_guard lock(mutex_);
@@ -56,16 +61,25 @@ HttpShard::HttpShard(std::shared_ptr<HttpServerState> state, int index)
     : index(index), state(std::move(state)), loop([this] { epilogue(); }), read_buffer_(64 << 10) {}
 HttpShard::~HttpShard() = default;
 
-// Deadlines are judged by one timer per shard: thousands of connections change theirs all the time and few ever expire.
+// Deadlines are judged by one timer per shard: thousands of connections change theirs all the time and few ever expire. A round judges
+// every connection once, a part of them at each tick: those that came together and are late together must not be cut in one go, for that
+// long the streams of the others would wait.
 void HttpShard::start_ticking() {
   const HttpLimits& l = state->options.limits;
   const auto shortest = std::min({l.header_timeout, l.body_timeout, l.idle_timeout, l.stall_timeout});
   const auto period = std::clamp(shortest / 8, std::chrono::milliseconds(5), std::chrono::milliseconds(250));
-  loop.every(period, [this] {
-    const auto now = Clock::now();
-    const std::vector<std::shared_ptr<HttpConnection>> all(connections_.begin(), connections_.end());
-    for (const auto& connection : all) connection->tick(now);
-  });
+  loop.every(std::max(period / kTicksOfRound, std::chrono::milliseconds(1)), [this] { tick(); });
+}
+
+void HttpShard::tick() {
+  if (ticks_left_ == 0) {
+    round_.assign(connections_.begin(), connections_.end());
+    ticks_left_ = kTicksOfRound;
+  }
+  const size_t end = round_.size() * static_cast<size_t>(--ticks_left_) / kTicksOfRound;
+  const auto now = Clock::now();
+  for (; round_.size() > end; round_.pop_back())
+    if (const auto connection = round_.back().lock()) connection->tick(now);
 }
 
 void HttpShard::adopt(int fd, Peer peer, int listener) {

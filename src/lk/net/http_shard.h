@@ -70,9 +70,12 @@ class HttpShard : public std::enable_shared_from_this<HttpShard> {
 
  private:
   void epilogue();
+  void tick();
   std::unordered_set<std::shared_ptr<HttpConnection>> connections_;
   std::vector<std::shared_ptr<HttpConnection>> to_flush_, flushing_;
   std::vector<std::function<void()>> to_call_;
+  std::vector<std::weak_ptr<HttpConnection>> round_;  // whose deadlines are still to be judged in this round
+  int ticks_left_ = 0;                                // of the round
   std::vector<char> read_buffer_;  // shared by all connections: they read when there is something to read
 };
 

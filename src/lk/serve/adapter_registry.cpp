@@ -83,7 +83,7 @@ AdapterRegistry::AdapterRegistry(EngineService& service, const AdapterRegistryOp
         if (filled.max_composed_bytes <= 0) filled.max_composed_bytes = filled.max_host_bytes / 8;
         return filled;
       }()),
-      checkpoint_(std::move(checkpoint)), store_(store), host_bytes_(std::make_shared<std::atomic<int64_t>>(0)) {
+      checkpoint_(std::move(checkpoint)), store_(store), host_bytes_(std::make_shared<std::atomic<int64_t>>(0)), readers_(options.num_readers) {
   const int64_t vocab_size = service.text().config().vocab_size;
   const int64_t length = std::min(kProbeTokens, service.text().context());
   for (int64_t i = 0; i < length; ++i) probe_tokens_.push_back(static_cast<int32_t>((i * 7919 + 13) % vocab_size));
@@ -181,7 +181,9 @@ Result<AdapterLease> AdapterRegistry::run_load(const LoadRequest& request) {
   return adapter;
 }
 
-Result<AdapterLease> AdapterRegistry::create(const LoadRequest& request, int64_t version) {
+Result<AdapterRegistry::Read> AdapterRegistry::read(const LoadRequest& request) {
+  readers_.acquire();
+  const std::shared_ptr<void> turn(nullptr, [this](void*) { readers_.release(); });
   std::string path = request.path;
   if (!request.trusted_path) {
     LK_ASSIGN_OR_RETURN(path, resolve_adapter_directory(options_.roots, request.path));
@@ -194,15 +196,20 @@ Result<AdapterLease> AdapterRegistry::create(const LoadRequest& request, int64_t
   const int64_t room = options_.max_host_bytes - host_bytes_->load();
   AdapterLoadOptions load_options{.copy_file = true};
   load_options.max_bytes = std::min(load_options.max_bytes, std::max<int64_t>(room, 0));
-  LK_ASSIGN_OR_RETURN(std::shared_ptr<const Adapter> host, load_adapter(request.name, path, service_.text().config(), checkpoint_.get(), load_options));
-  std::shared_ptr<const ChatTemplate> chat_template;
+  Read read;
+  LK_ASSIGN_OR_RETURN(read.host, load_adapter(request.name, path, service_.text().config(), checkpoint_.get(), load_options));
   Result<std::shared_ptr<const ChatTemplate>> own = ChatTemplate::load(path);
-  if (own.ok()) chat_template = std::move(own).value();
+  if (own.ok()) read.chat_template = std::move(own).value();
   else if (own.status().code() != StatusCode::kNotFound) return own.status();
-  LK_ASSIGN_OR_RETURN(Engine::PreparedAdapter prepared, service_.prepare_adapter(host));
-  auto adapter = std::make_shared<AdapterVersion>(service_, std::move(host), std::move(prepared));
+  LK_ASSIGN_OR_RETURN(read.prepared, service_.prepare_adapter(read.host));
+  return read;
+}
+
+Result<AdapterLease> AdapterRegistry::create(const LoadRequest& request, int64_t version) {
+  LK_ASSIGN_OR_RETURN(Read read, this->read(request));
+  auto adapter = std::make_shared<AdapterVersion>(service_, std::move(read.host), std::move(read.prepared));
   adapter->version = version;
-  adapter->chat_template = std::move(chat_template);
+  adapter->chat_template = std::move(read.chat_template);
   LK_RETURN_IF_ERROR(account(*adapter));
   return adapter;
 }

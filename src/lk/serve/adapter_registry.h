@@ -12,6 +12,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <semaphore>
 #include <set>
 #include <string>
 #include <thread>
@@ -66,7 +67,8 @@ struct AdapterRegistryOptions {
   std::string base_name;              // what clients call the base model, besides "base"
   std::vector<std::string> roots;     // adapter paths from clients must lie in one of them; empty = loading at run time is refused
   bool probe = true;
-  int num_threads = 2;
+  int num_threads = 8;                // loads at once: the most of one is waiting for the engine
+  int num_readers = 2;                // of them reading, checking and packing: the rest needs no processor
   int64_t max_host_bytes = 0;         // of all loaded adapters; 0 = half of the machine's memory
   int64_t max_composed = 64;          // cached weighted sums
   int64_t max_composed_bytes = 0;     // of them together; 0 = an eighth of max_host_bytes, which they are a part of
@@ -139,6 +141,12 @@ class AdapterRegistry {
 
   void loader_main();
   Result<AdapterLease> run_load(const LoadRequest& request);
+  struct Read {
+    std::shared_ptr<const Adapter> host;
+    std::shared_ptr<const ChatTemplate> chat_template;
+    Engine::PreparedAdapter prepared;
+  };
+  Result<Read> read(const LoadRequest& request);
   Result<AdapterLease> create(const LoadRequest& request, int64_t version);
   Status prove(AdapterVersion& version);
   Status publish(const LoadRequest& request, const AdapterLease& version);
@@ -180,6 +188,7 @@ class AdapterRegistry {
   int64_t num_loading_ = 0;
   bool stopping_ = false;
   std::vector<std::thread> loaders_;
+  std::counting_semaphore<> readers_;
   std::mutex probe_mutex_;
   std::mutex alias_mutex_;                           // one change of aliases at a time, in memory and in the store; before mutex_
 };

@@ -180,12 +180,13 @@ void EngineService::main() {
       }
     }
     sample_rate();
-    flush_events();
     // Before it is published, so that it stands for the same steps as the other counts.
     const Clock::time_point now = Clock::now();
     busy_seconds_ += seconds(now - counted);
     counted = now;
-    publish(false);
+    // And that before the events: who has the last answer finds it counted.
+    publish(!engine_->has_work() && std::ranges::any_of(batches_, [](const auto& batch) { return !batch.empty(); }));
+    flush_events();
     const bool nothing_to_do = !engine_->has_work() || engine_->scheduler().last_step_idle();
     std::unique_lock lock(mutex_);
     if (stopping_) break;

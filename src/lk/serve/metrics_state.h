@@ -27,7 +27,7 @@ inline constexpr double kStepTokens[] = {1, 8, 16, 32, 64, 128, 256, 512, 1024, 
 inline constexpr double kFirstTokenShort[] = {.01, .05, .1, .25, .5, 1, 2.5, 5, 10, 30};
 inline constexpr double kHttp[] = {.001, .005, .01, .05, .1, .5, 1, 5, 10, 60, 300};
 inline constexpr double kStep[] = {.0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5};
-inline constexpr double kDelay[] = {.00005, .0001, .0002, .0005, .001, .002, .005, .01, .02, .03, .05, .075, .1, .15, .2, .3, .5, 1, 2, 5};
+inline constexpr double kDelay[] = {.00005, .0001, .0002, .0005, .001, .002, .003, .005, .0075, .01, .0125, .015, .0175, .02, .0225, .025, .03, .04, .05, .075, .1, .15, .2, .3, .5, 1, 2, 5};
 inline constexpr double kLoad[] = {.001, .005, .01, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60};
 
 // Requests of one adapter or tenant.

@@ -22,7 +22,7 @@ namespace lk {
 struct ServerOptions {
   std::vector<HttpListen> listen;       // for clients
   std::optional<HttpListen> admin;      // then adapter management, status and metrics answer here only
-  int io_threads = 1;
+  int io_threads = 2;                   // events of a step leave in parallel
   int worker_threads = 2;
   HttpLimits limits;
   std::string tls_cert, tls_key;

@@ -80,7 +80,9 @@ void AnswerReader::on_event(std::string_view data) {
 
 void AnswerReader::read_answer(std::string_view text) {
   boost::system::error_code error;
-  const json::value answer = json::parse(text, error);
+  unsigned char memory[4096];  // enough for an event of a few tokens
+  json::monotonic_resource resource(memory);
+  const json::value answer = json::parse(text, error, &resource);
   if (error || !answer.is_object()) return fail(Outcome::kServerError, "the answer is not a JSON object: " + std::string(text.substr(0, 80)));
   if (const json::value* failure = find(&answer, "error"); failure && !failure->is_null()) return fail(Outcome::kServerError, error_text(failure));
   if (const json::value* usage = find(&answer, "usage"); usage && usage->is_object()) {

@@ -12,6 +12,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr auto kTick = std::chrono::milliseconds(100);
+// An open loop hands its requests to the io thread in lots, each with its time: a wake-up of this thread for every request would take
+// the processor from a server on the same machine.
+constexpr double kHandOverBefore = 0.01, kHandOverSpan = 0.05;  // seconds
 
 // The calling thread sends; the client's io threads fill the records. A record belongs to the io thread from send() to on_done.
 class Run {
@@ -24,14 +27,16 @@ class Run {
       const PlannedRequest planned = options_.plan(index);  // before its time comes
       const double scheduled = options_.open_loop ? arrivals_.next() : 0;
       if (past_end(scheduled)) break;
-      if (options_.open_loop && !wait_until(scheduled)) break;
+      const bool ahead = options_.open_loop && options_.max_in_flight <= 0;
+      if (options_.open_loop && !(ahead ? wait_for_lot(scheduled) : wait_until(scheduled))) break;
       if (!wait_for_room()) break;
       if (!options_.open_loop && past_end(now())) break;
       send(planned, scheduled);
     }
     drain();
     RunResult result{.facts = {.duration_s = last_end_s_ - first_send_s_, .peak_concurrency = peak_, .open_loop = options_.open_loop}, .was_interrupted = stopped_};
-    for (Slot& slot : slots_) result.records.push_back(std::move(slot.record));
+    for (Slot& slot : slots_)
+      if (slot.started) result.records.push_back(std::move(slot.record));
     return result;
   }
 
@@ -40,7 +45,7 @@ class Run {
     RequestRecord record;
     std::unique_ptr<AnswerReader> reader;
     int64_t id = 0;
-    bool done = false;  // guarded by mutex_
+    bool started = false, done = false;  // guarded by mutex_
   };
 
   double now() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
@@ -52,9 +57,10 @@ class Run {
     const double time = now();
     if (options_.on_progress && time >= next_progress_s_) {
       next_progress_s_ = time + 0.5;
-      RunProgress progress{.elapsed_s = time, .sent = static_cast<int64_t>(slots_.size())};
+      RunProgress progress{.elapsed_s = time};
       {
         const std::lock_guard lock(mutex_);
+        progress.sent = started_;
         progress.in_flight = in_flight_;
         progress.failed = failed_;
       }
@@ -73,11 +79,18 @@ class Run {
     return false;
   }
 
+  bool wait_for_lot(double scheduled) {
+    if (scheduled <= lot_end_s_) return true;
+    if (!wait_until(scheduled - kHandOverBefore)) return false;
+    lot_end_s_ = now() + kHandOverSpan;
+    return true;
+  }
+
   bool wait_for_room() {
     if (options_.max_in_flight <= 0) return check();
     while (check()) {
       std::unique_lock lock(mutex_);
-      if (changed_.wait_for(lock, kTick, [&] { return in_flight_ < options_.max_in_flight; })) return true;
+      if (changed_.wait_for(lock, kTick, [&] { return outstanding_ < options_.max_in_flight; })) return true;
     }
     return false;
   }
@@ -89,27 +102,40 @@ class Run {
     slot.reader = std::make_unique<AnswerReader>(slot.record, options_.stream);
     {
       const std::lock_guard lock(mutex_);
-      peak_ = std::max(peak_, ++in_flight_);
+      ++outstanding_;
     }
+    slot.record.scheduled_s = scheduled;
     ClientRequest request{.url = planned.url, .headers = options_.headers, .body = planned.body, .timeout = options_.timeout};
-    slot.record.sent_s = now();
-    slot.record.scheduled_s = options_.open_loop ? scheduled : slot.record.sent_s;
-    if (slots_.size() == 1) first_send_s_ = slot.record.sent_s;
-    slot.id = client_.send(std::move(request), {.on_head = [&slot](int status, const HttpHeaders&) { slot.reader->on_head(status); },
+    if (options_.open_loop) request.not_before = start_ + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(scheduled));
+    slot.id = client_.send(std::move(request), {.on_start = [this, &slot] { on_start(slot); },
+                                                .on_head = [&slot](int status, const HttpHeaders&) { slot.reader->on_head(status); },
                                                 .on_data = [this, &slot](std::string_view bytes) { slot.reader->on_data(bytes, now()); },
                                                 .on_done = [this, &slot](Status status) { on_done(slot, status); }});
   }
 
+  void on_start(Slot& slot) {
+    RequestRecord& record = slot.record;
+    record.sent_s = now();
+    if (!options_.open_loop) record.scheduled_s = record.sent_s;
+    const std::lock_guard lock(mutex_);
+    slot.started = true;
+    if (started_++ == 0) first_send_s_ = record.sent_s;
+    peak_ = std::max(peak_, ++in_flight_);
+  }
+
   void on_done(Slot& slot, const Status& status) {
+    if (!slot.started && status.code() != StatusCode::kCancelled) on_start(slot);  // it could not even be sent
     const double time = now();
     slot.reader->on_done(status, time);
     slot.reader.reset();
     const std::lock_guard lock(mutex_);
     slot.done = true;
+    --outstanding_;
+    changed_.notify_one();
+    if (!slot.started) return;
     --in_flight_;
     failed_ += slot.record.outcome == Outcome::kOk ? 0 : 1;
     last_end_s_ = std::max(last_end_s_, time);
-    changed_.notify_one();
   }
 
   void drain() {
@@ -127,7 +153,7 @@ class Run {
         for (const int64_t id : ids) client_.cancel(id);
       }
       std::unique_lock lock(mutex_);
-      if (changed_.wait_for(lock, kTick, [&] { return in_flight_ == 0; })) return;
+      if (changed_.wait_for(lock, kTick, [&] { return outstanding_ == 0; })) return;
     }
   }
 
@@ -137,11 +163,12 @@ class Run {
   const Clock::time_point start_;
   std::deque<Slot> slots_;  // stable addresses
   bool stopped_ = false;
-  double next_progress_s_ = 0, first_send_s_ = 0;
+  double next_progress_s_ = 0, lot_end_s_ = 0;
   std::mutex mutex_;
   std::condition_variable changed_;
-  int64_t in_flight_ = 0, peak_ = 0, failed_ = 0;  // guarded by mutex_
-  double last_end_s_ = 0;                          // guarded by mutex_
+  // Guarded by mutex_. Outstanding: handed to the client and not done, its time may be still to come; in flight: of these the started.
+  int64_t outstanding_ = 0, in_flight_ = 0, started_ = 0, peak_ = 0, failed_ = 0;
+  double first_send_s_ = 0, last_end_s_ = 0;
 };
 
 }  // namespace
