@@ -86,7 +86,7 @@ class Scheduler {
   void plan_running();
   void admit_waiting();
   bool try_admit(Sequence& sequence);
-  bool ensure_pages(Sequence& sequence, int64_t end);  // false: the sequence itself was preempted
+  bool ensure_pages(Sequence& sequence, int64_t end);  // false: not in this step (it waits for a load to end, or was itself preempted)
   void add_to_plan(Sequence& sequence, int64_t num_tokens);
   void match_prefix(Sequence& sequence);
   void publish_pages(Sequence& sequence);
