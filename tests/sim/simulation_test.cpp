@@ -222,6 +222,12 @@ TEST(Fuzz, RandomSchedulesKeepEveryInvariant) {
   EXPECT_GT(evictions, 100);
 }
 
+TEST(Fuzz, LoadsAheadDoNotStarveTheOneThatRuns) {
+  // Found by a seed: the only running request needed a page, adapters loading for others held them, and it started over each time.
+  const Result<SimResult> result = fuzz_one(8135, {});
+  EXPECT_TRUE(result.ok()) << result.status().message();
+}
+
 TEST(Fuzz, BrokenInvariantsAreFound) {
   // A bypass that FCFS never commits would be reported: with a limit below zero every beginning is one.
   Experiment experiment = *fuzz_experiment(1, {});

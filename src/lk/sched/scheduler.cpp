@@ -246,6 +246,8 @@ bool Scheduler::ensure_pages(Sequence& sequence, int64_t end) {
     }
     if (give_back_merged()) continue;
     Sequence& victim = *running_.rbegin()->second;
+    // A load under way holds pages that can be evicted once it ends: wait for that. Starting over would meet the next load, for ever.
+    if (&victim == &sequence && num_loading_ > 0) return false;
     preempt(victim);
     if (&victim == &sequence) return false;
   }

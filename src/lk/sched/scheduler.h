@@ -128,7 +128,7 @@ class Scheduler {
   int64_t locality(Sequence& sequence) const;
   void fail(Sequence& sequence, Status error, std::vector<RequestEvent>& events);
   void stop_running(Sequence& sequence, bool finished);
-  bool ensure_pages(Sequence& sequence, int64_t end);  // false: the sequence itself was preempted
+  bool ensure_pages(Sequence& sequence, int64_t end);  // false: not in this step (it waits for a load to end, or was itself preempted)
   void add_to_plan(Sequence& sequence, int64_t num_tokens);
   void match_prefix(Sequence& sequence);
   void publish_pages(Sequence& sequence);

@@ -12,6 +12,7 @@ namespace {
 constexpr int64_t kPageTokens = 16;           // tokens per KV page; sched/scheduler.cpp
 constexpr Micros kIdleStep = 10'000;          // a policy that waits for the clock is asked again after this
 constexpr int64_t kMaxIdleSteps = 1'000'000;  // in a row, before the scheduler counts as stalled
+constexpr int64_t kMaxBarrenSteps = 200'000;  // in a row without a token or an end, before it counts as going round in circles
 
 int64_t pages_for(int64_t num_tokens) { return (num_tokens + kPageTokens - 1) / kPageTokens; }
 
@@ -120,6 +121,11 @@ class Simulation {
     for (const RequestEvent& event : events) LK_RETURN_IF_ERROR(on_event(event, begin));
     if (ran) recorder_.on_step(begin, scheduler_.num_running(), point());
     if (options_.check_invariants) LK_RETURN_IF_ERROR(check_step(events));
+    barren_steps_ = events.empty() ? barren_steps_ + 1 : 0;
+    if (ran && barren_steps_ > kMaxBarrenSteps)
+      return internal_error("{} steps without a token: {} waiting, {} running, {} of {} pages hold adapters, {} loads and {} preemptions so far", barren_steps_,
+                            scheduler_.num_waiting(), scheduler_.num_running(), pool_.num_adapter(), pool_.num_pages(), executor_.loads().size(),
+                            scheduler_.stats().num_preemptions);
     idle_steps_ = ran || !events.empty() ? 0 : idle_steps_ + 1;
     return idle_steps_ > 0 ? wait_for_something() : Status();
   }
@@ -240,7 +246,7 @@ class Simulation {
   std::vector<int32_t> live_;      // requests in the scheduler, in no order
   std::vector<int32_t> place_;     // by request: its place in live_, or -1
   std::set<AdapterId> pinned_;     // by inject_faults
-  int64_t idle_steps_ = 0, max_bypass_ = 0;
+  int64_t idle_steps_ = 0, barren_steps_ = 0, max_bypass_ = 0;
 };
 
 }  // namespace
