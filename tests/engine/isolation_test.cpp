@@ -5,6 +5,7 @@
 #include <fmt/ranges.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <set>
 
@@ -29,6 +30,7 @@ struct Setup {
   std::string model;
   std::vector<std::string> adapters;
   DType act;
+  std::vector<size_t> merged = {};  // adapters that may be merged: their own last bits may change, nobody else's
 };
 
 class Harness {
@@ -44,6 +46,9 @@ class Harness {
       auto adapter = load_adapter(name, kGoldenDir + "adapters/" + setup.model + "__" + name, weights->config, weights->checkpoint.get()).value();
       ids.push_back(engine->register_adapter(engine->prepare_adapter(adapter).value()));
     }
+    if (setup.merged.empty()) return;
+    scheduler->enable_merging({.max_pool_share = 0.9, .keep_pages_per_request = 0, .retry_after = 0}, make_always_chooser());
+    for (size_t adapter : setup.merged) scheduler->merging()->set_allowed(ids[adapter], true);
   }
   int64_t largest_adapter() const {
     int64_t pages = 0;
@@ -90,10 +95,12 @@ Request random_request(RequestId id, const Harness& harness, Rng& rng, int64_t v
 
 void expect_isolation(const Setup& setup, uint64_t num_seeds) {
   int64_t preemptions = 0, evictions = 0, cached = 0;
-  Harness alone(setup, {.max_step_tokens = 512, .prefix_cache = false}, 4096, 1);
+  int64_t merged_steps = 0, given_back = 0;
+  const bool merging = !setup.merged.empty();
+  Harness alone({setup.model, setup.adapters, setup.act}, {.max_step_tokens = 512, .prefix_cache = false}, 4096, 1);
   const int64_t vocab_size = alone.engine->weights().config.vocab_size;
   // When loads finish depends on the machine, so what a seed exercises does too: go on until everything was.
-  const auto covered = [&] { return preemptions > 0 && cached > 0 && evictions > 0; };
+  const auto covered = [&] { return preemptions > 0 && cached > 0 && evictions > 0 && (!merging || (merged_steps > 0 && given_back > 0)); };
   for (uint64_t seed = 0; seed < num_seeds || (!covered() && seed < 100); ++seed) {
     Rng rng(seed);
     const SchedulerOptions options{.max_step_tokens = static_cast<int64_t>(3 + rng.below(60)), .max_running = static_cast<int64_t>(4 + rng.below(12))};
@@ -119,6 +126,7 @@ void expect_isolation(const Setup& setup, uint64_t num_seeds) {
     std::map<RequestId, Output> expected;
     for (const auto& [id, request] : requests) {
       if (cancelled.contains(id)) continue;
+      if (std::any_of(setup.merged.begin(), setup.merged.end(), [&](size_t a) { return crowd.ids[a] == request.adapter; })) continue;
       ASSERT_TRUE(alone.scheduler->submit(request).ok());
       while (alone.scheduler->has_work()) alone.take_events(expected);
       EXPECT_EQ(outputs[id], expected[id]) << "seed " << seed << " request " << id << " adapter " << request.adapter << " prompt "
@@ -127,11 +135,19 @@ void expect_isolation(const Setup& setup, uint64_t num_seeds) {
     preemptions += crowd.scheduler->stats().num_preemptions;
     cached += crowd.scheduler->stats().num_cached_prompt_tokens;
     evictions += crowd.pool->num_evicted_adapters();
+    if (merging) {
+      merged_steps += crowd.scheduler->merging()->stats().num_merged_steps;
+      given_back += crowd.scheduler->merging()->stats().num_given_back;
+      crowd.scheduler->merging()->give_back(0);
+      crowd.scheduler->merging()->give_back(0);
+    }
     EXPECT_EQ(crowd.pool->num_available(), crowd.pool->num_pages());
   }
   EXPECT_GT(preemptions, 0);
   EXPECT_GT(cached, 0);
   EXPECT_GT(evictions, 0);
+  EXPECT_EQ(merged_steps > 0, merging);
+  EXPECT_EQ(given_back > 0, merging);
 }
 
 const std::vector<std::string> kLlamaAdapters = {"r1", "r8_attention", "r64_linear", "rslora_r3", "patterns", "lora_bias", "dora_r4",
@@ -139,6 +155,11 @@ const std::vector<std::string> kLlamaAdapters = {"r1", "r8_attention", "r64_line
 
 TEST(Isolation, MixedBatchIsBitIdenticalToEachRequestAloneInBf16) { expect_isolation({"llama_mha", kLlamaAdapters, DType::kBF16}, 6); }
 TEST(Isolation, MixedBatchIsBitIdenticalToEachRequestAloneInF32) { expect_isolation({"llama_mha", kLlamaAdapters, DType::kF32}, 3); }
+// Merged in the background, given back under pressure, rebuilt, changing hands: whoever is not merged gets the same bits.
+TEST(Isolation, NeighboursOfMergedAdapters) {
+  expect_isolation({"llama_mha", kLlamaAdapters, DType::kBF16, {0, 2, 6}}, 4);
+  expect_isolation({"llama_mha", kLlamaAdapters, DType::kF32, {1, 5}}, 2);
+}
 TEST(Isolation, TiedHeadsAndGroupedQueries) {
   expect_isolation({"llama_gqa_llama3", {"r8_linear", "layers_to_transform", "embed", "head", "modules_to_save", "tokens"}, DType::kBF16}, 3);
 }

@@ -140,7 +140,7 @@ class CostChooser : public MergeChooser {
   using Key = std::tuple<int, int, int, int>;
   struct Savings {
     double missed = 0;   // us that merging would have saved, fading
-    double rate = 0;     // us per step that merging saves or would, recent steps
+    double rate = 0;     // us per step that merging should save, recent steps; by the model for everybody, since adapters are compared by it
     Average per_row;     // the same per row of the adapter
   };
 
@@ -193,10 +193,10 @@ class CostChooser : public MergeChooser {
       // Both from the same source: the model's error for this kind of step is larger than a small delta.
       const auto known = kinds_.find(key_of(shape, rows.adapter));
       const bool measured = known != kinds_.end() && known->second.time[false].count > 0 && known->second.time[true].count > 0;
-      const double saved = measured ? known->second.time[false].value - known->second.time[true].value
-                                    : predicted(shape, kBaseModel) - predicted(shape, rows.adapter);
+      const double expected = predicted(shape, kBaseModel) - predicted(shape, rows.adapter);
+      const double saved = measured ? known->second.time[false].value - known->second.time[true].value : expected;
       Savings& savings = savings_[rows.adapter];
-      savings.rate += 0.02 * std::max(0.0, saved);
+      savings.rate += 0.02 * std::max(0.0, expected);
       savings.per_row.add(std::max(0.0, saved) / static_cast<double>(rows.rows));
       if (rows.adapter != merged) savings.missed = std::max(0.0, savings.missed + saved);
     }
