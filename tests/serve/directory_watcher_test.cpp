@@ -122,7 +122,7 @@ TEST_F(DirectoryWatcherTest, WhatFoundNoMemoryIsTriedAgain) {
   registry_ = std::make_unique<AdapterRegistry>(*service_.engine, AdapterRegistryOptions{.base_name = "demo", .max_host_bytes = bytes + bytes / 2}, nullptr, nullptr);
   start({one_.path()});
   ASSERT_EQ(version_of("a"), 1);
-  copy_adapter("sort", one_.file("b"));
+  copy_adapter("sql", one_.file("b"));
   copy_adapter("sql", one_.file("broken"));
   one_.write("broken/adapter_config.json", "{");
   scan(40);
