@@ -81,6 +81,7 @@ class RawServer {
   using Script = std::function<void(RawPeer& peer)>;
   // On 127.0.0.1, or on a unix socket at `unix_path`; with TLS if a context is given (it must outlive this).
   explicit RawServer(Script script, const std::string& unix_path = "", SSL_CTX* tls = nullptr) : script_(std::move(script)), tls_(tls) {
+    ::signal(SIGPIPE, SIG_IGN);  // OpenSSL writes without MSG_NOSIGNAL
     if (unix_path.empty()) {
       listener_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
       sockaddr_in address{};
