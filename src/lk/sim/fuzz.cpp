@@ -60,7 +60,7 @@ SimSpec random_spec(uint64_t seed, Rng& rng) {
 
 }  // namespace
 
-Result<Experiment> fuzz_experiment(uint64_t seed, const VaryScheduler& vary) {
+Result<Experiment> fuzz_experiment(uint64_t seed, const VaryOptions& vary) {
   Rng rng(random_bits(seed, 0xf022));
   const SimSpec spec = random_spec(seed, rng);
   LK_ASSIGN_OR_RETURN(Experiment experiment, make_experiment(spec));
@@ -72,11 +72,11 @@ Result<Experiment> fuzz_experiment(uint64_t seed, const VaryScheduler& vary) {
   const int64_t least = (most_tokens + 15) / 16 + most_adapter + 1;
   options.num_pages = rng.below(3) == 0 ? least : between(rng, least, 8 * least);
   options.check_invariants = true;
-  if (vary) vary(options.scheduler, rng);
+  if (vary) vary(options, rng);
   return experiment;
 }
 
-Result<SimResult> fuzz_one(uint64_t seed, const VaryScheduler& vary) {
+Result<SimResult> fuzz_one(uint64_t seed, const VaryOptions& vary) {
   LK_ASSIGN_OR_RETURN(const Experiment experiment, fuzz_experiment(seed, vary));
   Result<SimResult> result = simulate(experiment.options, experiment.workload);
   if (!result.ok()) return result.status().with_context(fmt::format("seed {}", seed));
