@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // lorikeet bench calibrate: measures the steps of the real engine on this machine and fits the simulator's cost model to them.
+#include <time.h>
+
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
@@ -28,12 +30,19 @@ struct CalibrateFlags {
   std::vector<int64_t> ranks{8, 64};
   uint64_t seed = 1;
   int rounds = 2;
+  bool cpu_time = false;
 };
+
+double cpu_us() {
+  timespec time{};
+  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) * 1e6 + static_cast<double>(time.tv_nsec) * 1e-3;
+}
 
 // The engine, with a note of what each step computed and how long it took.
 class RecordingExecutor : public Executor {
  public:
-  RecordingExecutor(Engine& engine, std::vector<int64_t> ranks) : engine_(engine), shape_(std::move(ranks)) {}
+  RecordingExecutor(Engine& engine, std::vector<int64_t> ranks, bool cpu_time) : engine_(engine), shape_(std::move(ranks)), cpu_time_(cpu_time) {}
 
   Micros now() const override { return engine_.now(); }
   AdapterFootprint footprint(AdapterId adapter) const override { return engine_.footprint(adapter); }
@@ -52,8 +61,9 @@ class RecordingExecutor : public Executor {
   std::vector<ItemResult> execute(const StepPlan& plan) override {
     sim::StepShape shape = shape_.build(plan);
     const auto start = Clock::now();
+    const double cpu_start = cpu_us();
     std::vector<ItemResult> results = engine_.execute(plan);
-    samples.push_back({std::move(shape), us_since(start)});
+    samples.push_back({std::move(shape), cpu_time_ ? cpu_us() - cpu_start : us_since(start)});
     return results;
   }
   double load_bytes_s() {
@@ -67,6 +77,7 @@ class RecordingExecutor : public Executor {
  private:
   Engine& engine_;
   sim::ShapeBuilder shape_;
+  const bool cpu_time_;
   std::map<AdapterId, Clock::time_point> load_started_;
   std::vector<double> load_bytes_s_;
 };
@@ -79,7 +90,7 @@ struct Job {
 class Calibration {
  public:
   Calibration(const CalibrateFlags& flags, TextEngine& text, std::vector<AdapterId> adapters, std::vector<int64_t> ranks)
-      : flags_(flags), engine_(text.engine()), vocab_(text.config().vocab_size), adapters_(std::move(adapters)), executor_(engine_, std::move(ranks)), rng_(flags.seed) {}
+      : flags_(flags), engine_(text.engine()), vocab_(text.config().vocab_size), adapters_(std::move(adapters)), executor_(engine_, std::move(ranks), flags.cpu_time), rng_(flags.seed) {}
 
   RecordingExecutor& executor() { return executor_; }
 
@@ -188,6 +199,7 @@ Status add_adapters(const CalibrateFlags& flags, const std::vector<std::string>&
 Status run_calibrate(CalibrateFlags& flags) {
   for (const int64_t rank : flags.ranks)
     if (rank < 1 || rank > 1024) return invalid_argument("--ranks must be 1..1024, got {}", rank);
+  if (flags.cpu_time && flags.model.threads != 1) return invalid_argument("--cpu-time needs --threads 1: threads that wait for each other also count");
   LK_ASSIGN_OR_RETURN(const std::vector<std::string> targets, parse_targets(flags.targets));
   LK_ASSIGN_OR_RETURN(std::unique_ptr<TextEngine> text, flags.model.open());
   std::vector<AdapterId> ids;
@@ -237,6 +249,7 @@ void add_bench_calibrate(CLI::App& bench, int& exit_code) {
   command->add_option("--ranks", flags->ranks, "of the random adapters that are measured")->delimiter(',')->capture_default_str();
   command->add_option("--rounds", flags->rounds, "more are steadier")->check(CLI::Range(1, 1000))->capture_default_str();
   command->add_option("--seed", flags->seed, "of the prompts")->capture_default_str();
+  command->add_flag("--cpu-time", flags->cpu_time, "with --threads 1 on a machine with other work: count CPU time instead of elapsed time");
   command->add_option("--out", flags->out, "write the cost model here")->type_name("FILE.json");
   command->callback([flags, &exit_code] {
     if (Status status = run_calibrate(*flags); !status.ok()) exit_code = fail(status);

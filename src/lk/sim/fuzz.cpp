@@ -66,7 +66,7 @@ SimSpec random_spec(uint64_t seed, Rng& rng) {
 
 }  // namespace
 
-Result<Experiment> fuzz_experiment(uint64_t seed, const VaryScheduler& vary) {
+Result<Experiment> fuzz_experiment(uint64_t seed, const VaryOptions& vary) {
   Rng rng(random_bits(seed, 0xf022));
   const SimSpec spec = random_spec(seed, rng);
   LK_ASSIGN_OR_RETURN(Experiment experiment, make_experiment(spec));
@@ -82,11 +82,11 @@ Result<Experiment> fuzz_experiment(uint64_t seed, const VaryScheduler& vary) {
   const QueueKind kind = options.scheduler.queue.kind;
   const bool in_order = kind == QueueKind::kFcfs || kind == QueueKind::kRpm || kind == QueueKind::kDrr;
   options.max_bypass = in_order && options.scheduler.slots.max == 0 && options.scheduler.slots.cluster == 0 ? 0 : std::numeric_limits<int64_t>::max();
-  if (vary) vary(options.scheduler, rng);
+  if (vary) vary(options, rng);
   return experiment;
 }
 
-Result<SimResult> fuzz_one(uint64_t seed, const VaryScheduler& vary) {
+Result<SimResult> fuzz_one(uint64_t seed, const VaryOptions& vary) {
   LK_ASSIGN_OR_RETURN(const Experiment experiment, fuzz_experiment(seed, vary));
   Result<SimResult> result = simulate(experiment.options, experiment.workload);
   if (!result.ok()) return result.status().with_context(fmt::format("seed {}", seed));

@@ -8,10 +8,10 @@
 
 namespace lk::sim {
 
-// The experiment of a seed. `vary` may change the scheduler's options (a policy by the seed); it may be empty.
-using VaryScheduler = std::function<void(SchedulerOptions&, Rng&)>;
-Result<Experiment> fuzz_experiment(uint64_t seed, const VaryScheduler& vary);
+// The experiment of a seed. `vary` may change the options (a policy by the seed, and the max_bypass it allows); it may be empty.
+using VaryOptions = std::function<void(SimOptions&, Rng&)>;
+Result<Experiment> fuzz_experiment(uint64_t seed, const VaryOptions& vary);
 // kInternal, naming the seed, when an invariant broke. A broken contract inside the scheduler or the pool aborts (LK_CHECK).
-Result<SimResult> fuzz_one(uint64_t seed, const VaryScheduler& vary);
+Result<SimResult> fuzz_one(uint64_t seed, const VaryOptions& vary);
 
 }  // namespace lk::sim
