@@ -207,12 +207,14 @@ class Soak:
             # The signal is taken when its thread gets a core: asked until it works, for longer than any queue for a core takes.
             sent = time.monotonic()
             while True:
-                answer = await self.server.call("POST", "/v1/completions", {"model": "base", "prompt": "key", "max_tokens": 1}, key=secret)
+                answer = await self.server.call("GET", "/v1/models", key=secret)  # waits for no queue
                 waited = time.monotonic() - sent
                 if answer.status not in (401, 403) or waited > 10 * self.options.slow:
                     break
                 await asyncio.sleep(0.05)
             self.reload_waits.append(waited)
+            if answer.status == 200:
+                answer = await self.server.call("POST", "/v1/completions", {"model": "base", "prompt": "key", "max_tokens": 1}, key=secret)
             self.saw(answer)
             if answer.status in (401, 403):
                 self.wrong.append(("a new key does not work", answer.status, answer.body[:100]))
