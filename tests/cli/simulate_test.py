@@ -84,6 +84,11 @@ class Simulate(unittest.TestCase):
         self.assertIn("20 seeds from 7: every invariant held", done.stdout)
         self.assertIn("vtc-overload", run("--list").stdout)
 
+    def test_calibration_by_cpu_time_needs_one_thread(self):
+        done = subprocess.run([BINARY, "bench", "calibrate", "--dummy", "none.json", "--cpu-time"], capture_output=True, text=True, timeout=60, check=False)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("--cpu-time needs --threads 1", done.stderr)
+
     def test_bad_input_is_refused_with_the_reason(self):
         self.refused("--weights", "1/-1", words="--weights: a weight must be a number in 1e-06..1000000, got \"-1\"")
         self.refused("--weights", "nan", words="a weight must be a number")
