@@ -81,7 +81,7 @@ async def light(options, directory: str) -> None:
                     end = time.monotonic() + options.seconds
                     while time.monotonic() < end:
                         times.append((await stream(connection, "tag", prompts[0], 16, small))[0])
-                        await asyncio.sleep(0.1)
+                        await asyncio.sleep(options.pause)
                 rates[policy].append(await measured)
                 first[policy].append(percentile(times, 50))
                 await load.stop()
@@ -169,6 +169,7 @@ def main() -> None:
     parser.add_argument("--parts", default="light,slots,adapters")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=6, help="of each measurement")
+    parser.add_argument("--pause", type=float, default=1, help="of the light tenant between its requests")
     parser.add_argument("--heavy", type=int, default=256, help="streams of the heavy tenant")
     parser.add_argument("--tenants", type=int, default=16)
     options = parser.parse_args()
