@@ -82,7 +82,9 @@ TEST(Simulation, AnIdleMachineWaitsForALoad) {
 
 TEST(Simulation, LoadsRunBesideSteps) {
   // The first request decodes on; the second one's load (1 ms) ends within the step that it ran beside, and costs it that step only.
-  const SimResult result = World().adapters(1, 10).add(0, 10, 10).add(1, 10, 1, 0).run();
+  World world;
+  world.options.prefetch = false;
+  const SimResult result = world.adapters(1, 10).add(0, 10, 10).add(1, 10, 1, 0).run();
   EXPECT_NEAR(result.e2e_s.max, 0.0011 + 7 * 0.00101 + 0.00111 + 0.00101, 3e-4);
   EXPECT_EQ(result.one_step_loads, 1);
   EXPECT_EQ(result.steps, 10);
