@@ -331,6 +331,60 @@ TEST(Scheduler, AdapterThatFailsToLoadIsNotTriedAgainAtOnce) {
 }
 
 // Each tenant its own adapter, all of them always waiting, fewer slots than tenants.
+TEST(Scheduler, PrefetchLoadsWhatTheNextStepWants) {
+  UnifiedPool pool(64);
+  HashExecutor executor(0, 64);
+  Scheduler scheduler({.load_ahead = 2}, pool, executor);
+  scheduler.prefetch(kBaseModel);
+  EXPECT_FALSE(scheduler.has_work());
+  scheduler.prefetch(1);
+  scheduler.prefetch(1);  // it loads already
+  scheduler.prefetch(2);
+  scheduler.prefetch(3);  // a third before the next step
+  EXPECT_EQ(scheduler.stats().num_prefetches, 2);
+  EXPECT_EQ(pool.adapter_state(3), AdapterState::kAbsent);
+  while (scheduler.has_work()) (void)scheduler.step();
+  ASSERT_TRUE(scheduler.submit(make_request(1, 1, 4, 1, 1)).ok());
+  EXPECT_EQ(scheduler.step().size(), 1u) << "no step is lost";
+  EXPECT_EQ(scheduler.stats().num_adapter_loads, 2);
+  scheduler.prefetch(3);
+  EXPECT_EQ(pool.adapter_state(3), AdapterState::kLoading) << "the bound counts from step to step";
+}
+
+TEST(Scheduler, PrefetchTakesNothingFromThoseThatRunOrWait) {
+  // Adapter 0 takes 1 page, 2 takes 3, 5 takes 4.
+  UnifiedPool pool(9);
+  HashExecutor executor(0, 9);
+  Scheduler scheduler({.max_running = 1, .prefix_cache = false}, pool, executor);
+  ASSERT_TRUE(scheduler.submit(make_request(1, 0, 4, 40, 1)).ok());
+  while (scheduler.num_running() == 0) (void)scheduler.step();
+  ASSERT_TRUE(scheduler.submit(make_request(2, 2, 4, 2, 2)).ok());  // waits for its turn
+  while (pool.adapter_state(2) != AdapterState::kResident) (void)scheduler.step();
+  scheduler.prefetch(5);  // fits, but would leave too little beside adapter 2
+  EXPECT_EQ(scheduler.stats().num_prefetches, 0);
+  EXPECT_EQ(pool.adapter_state(0), AdapterState::kResident);
+  EXPECT_EQ(pool.adapter_state(2), AdapterState::kResident);
+  ASSERT_TRUE(scheduler.finish(2));
+  scheduler.prefetch(5);  // nobody wants adapter 2 any more: it counts as room
+  EXPECT_EQ(pool.adapter_state(5), AdapterState::kLoading);
+  pool.check_integrity();
+  run_all(scheduler, pool);
+}
+
+TEST(Scheduler, PrefetchLeavesABrokenAdapterAlone) {
+  UnifiedPool pool(16);
+  HashExecutor executor(0, 16);
+  executor.broken_adapter = 1;
+  Scheduler scheduler({}, pool, executor);
+  scheduler.prefetch(1);
+  while (scheduler.has_work()) EXPECT_TRUE(scheduler.step().empty());
+  scheduler.prefetch(1);
+  EXPECT_EQ(scheduler.stats().num_prefetches, 1);
+  executor.time = 200'000;  // past the first pause
+  scheduler.prefetch(1);
+  EXPECT_EQ(scheduler.stats().num_prefetches, 2);
+}
+
 TEST(Scheduler, AdapterSlotsAreSharedFairlyAndNeverExceeded) {
   for (const auto& [num_tenants, num_slots] : {std::pair{3, 2}, std::pair{8, 4}, std::pair{16, 4}}) {
     UnifiedPool pool(4096);

@@ -82,10 +82,27 @@ TEST(Simulation, AnIdleMachineWaitsForALoad) {
 
 TEST(Simulation, LoadsRunBesideSteps) {
   // The first request decodes on; the second one's load (1 ms) ends within the step that it ran beside, and costs it that step only.
-  const SimResult result = World().adapters(1, 10).add(0, 10, 10).add(1, 10, 1, 0).run();
+  World world;
+  world.options.prefetch = false;
+  const SimResult result = world.adapters(1, 10).add(0, 10, 10).add(1, 10, 1, 0).run();
   EXPECT_NEAR(result.e2e_s.max, 0.0011 + 7 * 0.00101 + 0.00111 + 0.00101, 3e-4);
   EXPECT_EQ(result.one_step_loads, 1);
   EXPECT_EQ(result.steps, 10);
+}
+
+TEST(Simulation, PrefetchHidesLoadsOfWhatArrivesWithinAStep) {
+  // One request decodes in steps of about 1 ms; the others ask for 40 cold adapters that load in 0.1 ms. One in ten arrives too late in its step.
+  World world;
+  world.options.num_pages = 100;
+  world.adapters(40, 1).add(0, 10, 200);
+  for (int32_t i = 0; i < 40; ++i) world.add(3'000 + 4'137 * i, 10, 1, i);
+  const SimResult with = world.run();
+  world.options.prefetch = false;
+  const SimResult without = world.run();
+  EXPECT_EQ(with.judged_loads, 40);
+  EXPECT_GE(with.hidden_loads, 0.8);
+  EXPECT_EQ(without.hidden_loads, 0);
+  EXPECT_LT(with.ttft_s.mean, without.ttft_s.mean);
 }
 
 TEST(Simulation, LoadsAreHiddenFromRequestsThatWaitForTheirTurn) {

@@ -225,7 +225,7 @@ std::vector<ItemResult> Engine::execute(const StepPlan& plan) {
     batch.subtract_from = merged_.at(plan.merged).get();
     batch.subtract = adapters_.at(plan.merged).resident.get();
   }
-  decoder_.forward(batch);
+  decoder_.forward(batch, interlude_);
   std::vector<ItemResult> results(plan.items.size());
   add_hidden(plan);
   resolve_logits(plan, results);

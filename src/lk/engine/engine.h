@@ -50,9 +50,13 @@ class Engine : public Executor {
   AdapterId register_adapter(PreparedAdapter adapter);
   // Lets go of the host copy. Requires: Scheduler::drop_adapter() freed its pages, and it has no merged weights.
   void unregister_adapter(AdapterId id);
+  bool has_adapter(AdapterId id) const { return adapters_.contains(id); }
   const Adapter& adapter(AdapterId id) const { return *adapters_.at(id).host; }
   // Called on the loader thread after each load: wakes whoever waits for take_finished_loads(). Set before the first load.
   void set_load_listener(std::function<void()> listener) { load_listener_ = std::move(listener); }
+  // Called by execute() after each layer, on its thread, to see to what cannot wait for the step's end. It must be cheap when there is
+  // nothing to do (a layer may take 50 us), and may start loads but register and unregister nothing. Set between two steps.
+  void set_interlude(std::function<void()> interlude) { interlude_ = std::move(interlude); }
 
   Micros now() const override;
   AdapterFootprint footprint(AdapterId adapter) const override;
@@ -109,6 +113,7 @@ class Engine : public Executor {
   Buffer arena_;
   std::unordered_map<AdapterId, Registered> adapters_;
   AdapterId next_adapter_ = 0;
+  std::function<void()> interlude_;
   double execute_seconds_ = 0;
   StepTimes last_step_times_;
   RopeTable default_rope_;

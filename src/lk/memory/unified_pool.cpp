@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/memory/unified_pool.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "lk/base/check.h"
@@ -53,18 +54,19 @@ void UnifiedPool::lru_remove(PageId page) {
 
 // --- Eviction
 
-bool UnifiedPool::evict_one() {
+bool UnifiedPool::evict_one(const std::function<bool(AdapterId)>& kept) {
   const bool have_kv = oldest_ >= 0;
-  const bool have_adapter = !adapter_lru_.empty();
+  const auto oldest_adapter = kept ? std::find_if_not(adapter_lru_.begin(), adapter_lru_.end(), kept) : adapter_lru_.begin();
+  const bool have_adapter = oldest_adapter != adapter_lru_.end();
   if (!have_kv && !have_adapter) return false;
   const double kv_priority = have_kv ? kv_[static_cast<size_t>(oldest_)].priority : 0;
-  const double adapter_priority = have_adapter ? adapters_.at(adapter_lru_.front()).priority : 0;
+  const double adapter_priority = have_adapter ? adapters_.at(*oldest_adapter).priority : 0;
   if (have_kv && (!have_adapter || kv_priority <= adapter_priority)) {
     clock_ = std::max(clock_, kv_priority);
     evict_kv(oldest_);
   } else {
     clock_ = std::max(clock_, adapter_priority);
-    const AdapterId adapter = adapter_lru_.front();
+    const AdapterId adapter = *oldest_adapter;
     Resident& resident = adapters_.at(adapter);
     uncache_adapter(resident);
     free_adapter_pages(resident);
@@ -158,19 +160,43 @@ AdapterState UnifiedPool::adapter_state(AdapterId adapter) const {
 bool UnifiedPool::begin_load(AdapterId adapter, const AdapterFootprint& footprint) {
   LK_CHECK(adapter_state(adapter) == AdapterState::kAbsent);
   if (!make_room(footprint.total())) return false;
+  std::optional<PageId> run;
+  // Enough pages may be free but scattered; evicting more may join them.
+  while (footprint.run_length > 0 && !(run = pool_.try_alloc_run(PageUse::kAdapter, footprint.run_length)))
+    if (!evict_one()) return false;
+  take_adapter_pages(adapter, footprint, run);
+  return true;
+}
+
+bool UnifiedPool::begin_load_gently(AdapterId adapter, const AdapterFootprint& footprint, const std::function<bool(AdapterId)>& kept, int64_t spare) {
+  LK_CHECK(adapter_state(adapter) == AdapterState::kAbsent);
+  int64_t room = num_free() + cached_kv_pages_;
+  for (auto it = adapter_lru_.begin(); it != adapter_lru_.end() && room < footprint.total() + spare; ++it)
+    if (!kept(*it)) room += adapters_.at(*it).total();
+  if (room < footprint.total() + spare) return false;
+  while (num_free() < footprint.total()) LK_CHECK(evict_one(kept));
+  std::optional<PageId> run;
+  if (footprint.run_length > 0 && !(run = pool_.try_alloc_run(PageUse::kAdapter, footprint.run_length))) return false;
+  take_adapter_pages(adapter, footprint, run);
+  return true;
+}
+
+void UnifiedPool::take_adapter_pages(AdapterId adapter, const AdapterFootprint& footprint, std::optional<PageId> run) {
   Resident resident;
-  if (footprint.run_length > 0) {
-    std::optional<PageId> run;
-    // Enough pages may be free but scattered; evicting more may join them.
-    while (!(run = pool_.try_alloc_run(PageUse::kAdapter, footprint.run_length)))
-      if (!evict_one()) return false;
+  if (run) {
     resident.pages.run_begin = *run;
     resident.pages.run_length = footprint.run_length;
   }
   resident.pages.pages.resize(static_cast<size_t>(footprint.num_pages));
   LK_CHECK(pool_.try_alloc(PageUse::kAdapter, resident.pages.pages));
   adapters_.emplace(adapter, std::move(resident));
-  return true;
+}
+
+void UnifiedPool::touch(AdapterId adapter) {
+  const auto it = adapters_.find(adapter);
+  if (it == adapters_.end() || it->second.state != AdapterState::kResident || it->second.pins > 0) return;
+  it->second.priority = clock_ + costs_.adapter_page;
+  adapter_lru_.splice(adapter_lru_.end(), adapter_lru_, it->second.lru);
 }
 
 const AdapterPages& UnifiedPool::adapter_pages(AdapterId adapter) const { return adapters_.at(adapter).pages; }

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <list>
 #include <span>
 #include <unordered_map>
@@ -85,6 +86,10 @@ class UnifiedPool {
   // Takes the pages of an absent adapter, evicting as needed: absent -> loading. False when there is no room now.
   // The caller's pin count starts at 0; a loading adapter is not evicted.
   bool begin_load(AdapterId adapter, const AdapterFootprint& footprint);
+  // The same for a load that nobody waits for yet: evicts no adapter that `kept` names, no more than the footprint (so it may fail for
+  // want of contiguous pages), and nothing at all unless `spare` pages besides stay free or evictable.
+  bool begin_load_gently(AdapterId adapter, const AdapterFootprint& footprint, const std::function<bool(AdapterId)>& kept, int64_t spare);
+  void touch(AdapterId adapter);  // a cached adapter becomes the last to be evicted; nothing for others
   const AdapterPages& adapter_pages(AdapterId adapter) const;
   void finish_load(AdapterId adapter, bool success);  // loading -> resident, or absent and its pages free
   void pin(AdapterId adapter);                         // Requires: resident
@@ -134,11 +139,12 @@ class UnifiedPool {
     size_t operator()(const BlockKey& key) const;
   };
 
-  bool evict_one();  // one cached KV page or one cached adapter
+  bool evict_one(const std::function<bool(AdapterId)>& kept = {});  // one cached KV page or one cached adapter that is not kept
   void evict_kv(PageId page);
   bool make_room(int64_t num_pages);
   void lru_append(PageId page);
   void lru_remove(PageId page);
+  void take_adapter_pages(AdapterId adapter, const AdapterFootprint& footprint, std::optional<PageId> run);
   void free_adapter_pages(Resident& resident);
   void cache_adapter(AdapterId adapter, Resident& resident);
   void uncache_adapter(Resident& resident);

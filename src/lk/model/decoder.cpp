@@ -71,7 +71,7 @@ void Decoder::reserve_rank(int64_t sum_of_ranks) {
   rank_rows_ = Buffer(std::max(max_rows_, max_logit_rows_) * rank_capacity_ * 4);
 }
 
-void Decoder::forward(const DecoderBatch& batch) {
+void Decoder::forward(const DecoderBatch& batch, const std::function<void()>& between_layers) {
   LK_CHECK(static_cast<int64_t>(batch.token_ids.size()) <= max_rows_ && pool_base_ != nullptr);
   subtract_from_ = batch.subtract_from;
   subtract_ = batch.subtract;
@@ -79,6 +79,7 @@ void Decoder::forward(const DecoderBatch& batch) {
   for (int64_t layer = 0; layer < weights_->config.num_layers; ++layer) {
     attention_block(layer, batch);
     mlp_block(layer, batch);
+    if (between_layers) between_layers();
   }
 }
 

@@ -2,6 +2,7 @@
 // Decoder: the forward pass of Llama, Mistral, Qwen2 and Qwen3, from one configuration.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -36,8 +37,9 @@ class Decoder {
   int64_t page_bytes() const { return slice_bytes() * weights_->config.num_layers; }
   void set_pool(std::byte* base) { pool_base_ = base; }
 
-  // Runs all layers; hidden states of all rows stay inside for logits().
-  void forward(const DecoderBatch& batch);
+  // Runs all layers; hidden states of all rows stay inside for logits(). `between_layers` (may be empty) is called after each, on this
+  // thread; it must not change what the batch refers to.
+  void forward(const DecoderBatch& batch, const std::function<void()>& between_layers = {});
   // Logits of `rows` (ascending rows of the last forward): f32 [rows.size(), vocab_size], row stride logits_stride().
   // Requires: rows.size() <= max_logit_rows.
   const float* logits(std::span<const int32_t> rows, std::span<const AdapterRun> runs);

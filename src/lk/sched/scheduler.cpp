@@ -2,6 +2,7 @@
 #include "lk/sched/scheduler.h"
 
 #include <algorithm>
+#include <unordered_set>
 #include <utility>
 
 #include "lk/base/check.h"
@@ -328,10 +329,45 @@ void Scheduler::publish_pages(Sequence& sequence) {
 bool Scheduler::begin_load(AdapterId adapter) {
   while (!pool_.begin_load(adapter, executor_.footprint(adapter)))
     if (!give_back_merged()) return false;
+  start_load(adapter);
+  return true;
+}
+
+bool Scheduler::begin_load_gently(AdapterId adapter, const std::function<bool(AdapterId)>& kept) {
+  // One page per running sequence stays, or what is loaded now is evicted by the next tokens and loaded again.
+  const int64_t spare = running_.empty() ? 0 : num_running() + 1;
+  if (!pool_.begin_load_gently(adapter, executor_.footprint(adapter), kept, spare)) return false;
+  start_load(adapter);
+  return true;
+}
+
+void Scheduler::start_load(AdapterId adapter) {
   executor_.start_load(adapter, pool_.adapter_pages(adapter));
   ++num_loading_;
   ++stats_.num_adapter_loads;
-  return true;
+}
+
+void Scheduler::prefetch(AdapterId adapter) {
+  if (adapter == kBaseModel || pool_.adapter_state(adapter) != AdapterState::kAbsent || prefetched_ >= options_.load_ahead) return;
+  if (!breaker_.check(adapter, executor_.now()).ok()) return;
+  std::optional<std::unordered_set<AdapterId>> wanted;  // collected only when something has to be evicted
+  const auto kept = [&](AdapterId other) {
+    if (!wanted) {
+      wanted.emplace();
+      for (const auto& [id, sequence] : sequences_)
+        if (!sequence->running) wanted->insert(sequence->request->adapter);
+    }
+    return wanted->contains(other);
+  };
+  if (!begin_load_gently(adapter, kept)) return;
+  ++prefetched_;
+  ++stats_.num_prefetches;
+}
+
+bool Scheduler::load_ahead(AdapterId adapter) {
+  if (!room_ahead_) return false;  // who is further behind does not take what this one lacked
+  room_ahead_ = begin_load_gently(adapter, [&](AdapterId other) { return std::find(ahead_.begin(), ahead_.end(), other) != ahead_.end(); });
+  return room_ahead_;
 }
 
 int64_t Scheduler::remaining_tokens(const Sequence& sequence) const {
@@ -421,7 +457,8 @@ bool Scheduler::admit_round(Round round) {
       continue;
     }
     const AdapterState state = adapter == kBaseModel ? AdapterState::kResident : pool_.adapter_state(adapter);
-    if (state == AdapterState::kAbsent && !begin_load(adapter)) return false;
+    // The first in line may evict what it likes, and nobody takes what it waits for; who comes later takes nothing from those before.
+    if (state == AdapterState::kAbsent && (ahead_.empty() ? !begin_load(adapter) : !load_ahead(adapter)) && ahead_.empty()) return false;
     const bool room = budget_ > 0 && free_places() > 0;
     const bool slot = slots_.admits(adapter);
     if (room && !slot) consider_drain(sequence);
@@ -430,6 +467,7 @@ bool Scheduler::admit_round(Round round) {
     } else {
       policy_->pass_over(sequence);
       ++passed_;
+      ahead_.push_back(adapter);
     }
   }
   return true;
@@ -438,9 +476,12 @@ bool Scheduler::admit_round(Round round) {
 void Scheduler::admit_waiting() {
   if (num_waiting() == 0) return;
   passed_ = 0;
-  if (merging_ && merging_->any_first() && !admit_round(Round::kStarving)) return;
-  if (slots_.clusters() && !admit_round(Round::kRunningAdapters)) return;
+  ahead_.clear();
+  room_ahead_ = true;
+  if ((merging_ && merging_->any_first() && !admit_round(Round::kStarving)) || (slots_.clusters() && !admit_round(Round::kRunningAdapters))) return;
   admit_round(Round::kAll);
+  // What running sequences evict for their next tokens is what is wanted last.
+  for (auto adapter = ahead_.rbegin(); adapter != ahead_.rend(); ++adapter) pool_.touch(*adapter);
 }
 
 // Cached tokens of its prompt, and before them whether its adapter runs or is resident.
@@ -507,6 +548,7 @@ std::vector<RequestEvent> Scheduler::step(bool wait) {
   std::vector<RequestEvent> events;
   now_ = executor_.now();
   started_tokens_ = 0;
+  prefetched_ = 0;
   poll_loads(false, events);
   end_hopeless(events);
   planned_.clear();

@@ -7,10 +7,12 @@
 // furthest ahead in virtual time when it was admitted (the latest arrival, with policies that have none) loses its pages and waits
 // again; its tokens are computed anew later (cached pages make that cheap, and row determinism makes it exact). Loads are started
 // for waiting requests in the policy's order; a request whose adapter is still loading is passed over, it does not hold up the others.
+// Whoever is first in line may evict any cached adapter for its own; a load ahead of its turn spares those of the requests before it.
 //
 // Thread safety: none; engine thread.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -53,6 +55,7 @@ struct SchedulerStats {
   int64_t num_cached_prompt_tokens = 0;  // taken from it
   int64_t num_preemptions = 0;
   int64_t num_adapter_loads = 0;
+  int64_t num_prefetches = 0;            // of the loads, those that prefetch() began
   int64_t num_adapter_drains = 0;
   int64_t num_missed_deadlines = 0;      // ended because their first token would have come too late
 };
@@ -70,6 +73,12 @@ class Scheduler {
   // text reached a stop string.
   // False when there is no such request (it may have just finished).
   bool finish(RequestId id);
+
+  // Begins to load the adapter of a request that arrived and will be submitted before the next step. A hint: nothing happens when the
+  // adapter is there or failed lately, when `load_ahead` were begun since the step began, or when there is no room without evicting the
+  // adapter of a waiting request or the pages that running ones will want next. May be called from Executor::execute(), on its thread:
+  // nothing of the step is touched. Requires: the executor knows the adapter.
+  void prefetch(AdapterId adapter);
 
   // Keeps an adapter resident from now on (its load starts at once) or lets it go. kResourceExhausted when a request in the queue
   // would then never fit.
@@ -109,6 +118,9 @@ class Scheduler {
   };
 
   bool begin_load(AdapterId adapter);
+  bool begin_load_gently(AdapterId adapter, const std::function<bool(AdapterId)>& kept);
+  void start_load(AdapterId adapter);
+  bool load_ahead(AdapterId adapter);  // of a request that is not first in line
   int64_t pages_needed(const Request& request) const;
   void poll_loads(bool wait, std::vector<RequestEvent>& events);
   void plan_merging();
@@ -162,6 +174,9 @@ class Scheduler {
 
   std::vector<Planned> planned_;  // of the step being built
   int64_t passed_ = 0;            // waiting requests passed over in it
+  std::vector<AdapterId> ahead_;  // their adapters, in that order
+  bool room_ahead_ = true;        // no load ahead of its turn found too little room in it
+  int64_t prefetched_ = 0;        // loads begun by prefetch() since it began
   int64_t budget_ = 0;
 };
 

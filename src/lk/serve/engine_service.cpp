@@ -33,6 +33,7 @@ EngineService::EngineService(std::unique_ptr<TextEngine> engine, const EngineSer
     }
     wake_.notify_one();
   });
+  engine_->engine().set_interlude([this] { prefetch_arriving(); });
   publish(true);
   thread_ = std::thread([this] { main(); });
 }
@@ -86,11 +87,15 @@ void EngineService::abandon(int64_t requests, int64_t tokens) {
   queued_tokens_.fetch_sub(tokens);
 }
 
-bool EngineService::post(std::function<void()> command) {
+bool EngineService::post(std::function<void()> command, AdapterId arriving) {
   {
     std::lock_guard lock(mutex_);
     if (stopped_) return false;
     commands_.push_back(std::move(command));
+    if (arriving != kBaseModel) {
+      arriving_.push_back(arriving);
+      any_arriving_.store(true, std::memory_order_relaxed);
+    }
   }
   wake_.notify_one();
   return true;
@@ -104,7 +109,7 @@ RequestId EngineService::submit(Submission submission) {
   const RequestId id = next_id_.fetch_add(1);
   // std::function wants copyable things.
   auto held = std::make_shared<Submission>(std::move(submission));
-  if (post([this, id, held] { start(id, std::move(*held)); })) return id;
+  if (post([this, id, held] { start(id, std::move(*held)); }, held->request.request.adapter)) return id;
   if (held->receiver) abandon(1, queue_tokens(held->request));
   if (held->on_done) held->on_done(Completion{.finish = FinishReason::kError, .error = unavailable(kShuttingDown)});
   return id;
@@ -233,10 +238,26 @@ void EngineService::run_commands() {
   {
     std::lock_guard lock(mutex_);
     commands.swap(commands_);
+    arriving_.clear();
+    any_arriving_.store(false, std::memory_order_relaxed);
   }
   if (!commands.empty()) step_end_ = Clock::now();
   // One by one: what a command holds is let go of before the next one runs.
   for (; !commands.empty(); commands.pop_front()) commands.front()();
+}
+
+// Between the layers of a step: adapters of requests that arrived since it began load beside the rest of it.
+void EngineService::prefetch_arriving() {
+  if (!any_arriving_.load(std::memory_order_relaxed)) return;
+  std::vector<AdapterId> arriving;
+  {
+    std::lock_guard lock(mutex_);
+    arriving.swap(arriving_);
+    any_arriving_.store(false, std::memory_order_relaxed);
+  }
+  // One that was unregistered is not loaded; its request learns that from whoever starts it.
+  for (const AdapterId adapter : arriving)
+    if (engine_->engine().has_adapter(adapter)) engine_->scheduler().prefetch(adapter);
 }
 
 void EngineService::start(RequestId id, Submission submission) {

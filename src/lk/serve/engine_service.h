@@ -147,7 +147,8 @@ class EngineService {
   double wait_for_tokens(int64_t tokens) const;
   void main();
   void end_everything();
-  bool post(std::function<void()> command);  // false once stopped
+  bool post(std::function<void()> command, AdapterId arriving = kBaseModel);  // false once stopped
+  void prefetch_arriving();
   void run_commands();
   void start(RequestId id, Submission submission);
   void on_start(Active& active);
@@ -168,6 +169,8 @@ class EngineService {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<std::function<void()>> commands_;  // guarded by mutex_
+  std::vector<AdapterId> arriving_;             // guarded by mutex_: adapters that commands_ will ask for
+  std::atomic<bool> any_arriving_{false};       // arriving_ is not empty; written under mutex_
   bool stopping_ = false;                       // guarded by mutex_
   bool stopped_ = false;                        // guarded by mutex_: no command will run any more
   bool woken_ = false;                          // guarded by mutex_: a load finished

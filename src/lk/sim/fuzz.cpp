@@ -82,6 +82,7 @@ Result<Experiment> fuzz_experiment(uint64_t seed, const VaryOptions& vary) {
   const QueueKind kind = options.scheduler.queue.kind;
   const bool in_order = kind == QueueKind::kFcfs || kind == QueueKind::kRpm || kind == QueueKind::kDrr;
   options.max_bypass = in_order && options.scheduler.slots.max == 0 && options.scheduler.slots.cluster == 0 ? 0 : std::numeric_limits<int64_t>::max();
+  options.prefetch = rng.below(4) != 0;
   if (vary) vary(options, rng);
   return experiment;
 }

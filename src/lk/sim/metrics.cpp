@@ -52,14 +52,17 @@ Summary LogHistogram::summary() const {
 
 Recorder::Recorder(const MetricOptions& options, const Workload& workload, const SimExecutor& executor)
     : options_(options), workload_(workload), executor_(executor), window_end_(static_cast<Micros>(workload.duration_s * 1e6)),
-      records_(workload.requests.size()), last_token_(workload.requests.size()), service_(workload.tenants.size()),
+      records_(workload.requests.size()), submitted_(workload.requests.size()), last_token_(workload.requests.size()), service_(workload.tenants.size()),
       window_service_(workload.tenants.size()), backlog_(workload.tenants.size()),
       unjudged_load_(static_cast<size_t>(workload.num_adapters), -1) {
   if (workload.tenants.size() <= kMaxComparedTenants) pairs_.resize(workload.tenants.size() * workload.tenants.size());
   for (size_t i = 0; i < records_.size(); ++i) records_[i].arrival = workload.requests[i].arrival;
 }
 
-void Recorder::on_submit(int32_t request) { ++backlog_[static_cast<size_t>(workload_.requests[static_cast<size_t>(request)].tenant)]; }
+void Recorder::on_submit(int32_t request) {
+  ++backlog_[static_cast<size_t>(workload_.requests[static_cast<size_t>(request)].tenant)];
+  submitted_[static_cast<size_t>(request)] = executor_.now();
+}
 
 void Recorder::on_event(const RequestEvent& event, Micros step_start) {
   const auto index = static_cast<size_t>(event.id);
@@ -71,7 +74,7 @@ void Recorder::on_event(const RequestEvent& event, Micros step_start) {
     record.first_step = step_start;
     record.cached = static_cast<int32_t>(event.cached_tokens);
     --backlog_[tenant];
-    if (request.adapter != kBaseModel) judge_load(request.adapter, step_start);
+    if (request.adapter != kBaseModel) judge_load(request.adapter, submitted_[index], step_start);
   }
   if (!event.has_token) return;
   double service = options_.output_weight;
@@ -98,8 +101,9 @@ void Recorder::on_end(int32_t request, Outcome outcome) {
   if (outcome == Outcome::kDone && record.finish <= window_end_) ++window_requests_;
 }
 
-// A load was hidden when its adapter lay ready at a step that did not take the request: it waited for its turn, not for the load.
-void Recorder::judge_load(AdapterId adapter, Micros step_start) {
+// A load was hidden when its adapter lay ready at the first step that could have taken the request, or at one that did not take it: it
+// waited for its turn, not for the load.
+void Recorder::judge_load(AdapterId adapter, Micros submitted, Micros step_start) {
   for (; loads_seen_ < executor_.loads().size(); ++loads_seen_)
     unjudged_load_[static_cast<size_t>(executor_.loads()[loads_seen_].adapter)] = static_cast<int64_t>(loads_seen_);
   int64_t& index = unjudged_load_[static_cast<size_t>(adapter)];
@@ -107,12 +111,12 @@ void Recorder::judge_load(AdapterId adapter, Micros step_start) {
   const LoadRecord& load = executor_.loads()[static_cast<size_t>(index)];
   index = -1;
   ++judged_;
-  if (load.end <= previous_step_) {
+  if (load.end <= std::max(submitted, previous_step_)) {
     ++hidden_;
     return;
   }
   load_delay_us_ += static_cast<double>(step_start - load.start);
-  one_step_ += load.start >= previous_step_;
+  one_step_ += std::max(submitted, load.start) >= previous_step_;
 }
 
 void Recorder::on_step(Micros step_start, int64_t num_sequences, const TimelinePoint& now) {

@@ -111,7 +111,7 @@ class Recorder {
   SimResult result(int64_t pool_tokens) const;
 
  private:
-  void judge_load(AdapterId adapter, Micros step_start);
+  void judge_load(AdapterId adapter, Micros submitted, Micros step_start);
   void compare_backlogged();
   void fill_tenants(SimResult& result) const;
   void fill_window(SimResult& result) const;
@@ -125,6 +125,7 @@ class Recorder {
   const SimExecutor& executor_;
   Micros window_end_;
   std::vector<RequestRecord> records_;
+  std::vector<Micros> submitted_;    // when a step could first have taken the request
   std::vector<Micros> last_token_;   // of requests that run
   LogHistogram itl_;
 

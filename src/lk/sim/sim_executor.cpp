@@ -94,7 +94,9 @@ std::vector<ItemResult> SimExecutor::execute(const StepPlan& plan) {
   busy_us_ += us;
   const double whole = std::floor(us + fraction_us_);
   fraction_us_ += us - whole;
-  now_ += static_cast<Micros>(whole);
+  const Micros end = now_ + static_cast<Micros>(whole);
+  if (interlude_) interlude_(end);
+  now_ = end;
   std::vector<ItemResult> results(plan.items.size());
   for (size_t i = 0; i < results.size(); ++i) {
     const StepItem& item = plan.items[i];

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <deque>
+#include <functional>
 #include <list>
 #include <optional>
 #include <vector>
@@ -43,6 +44,8 @@ class SimExecutor : public Executor {
   void expect(RequestId id, int32_t output_length);
   // Requires: not in the past.
   void advance_to(Micros time);
+  // Called within each step, at its beginning, with its end: what happens meanwhile may advance the clock so far.
+  void set_interlude(std::function<void(Micros end)> interlude) { interlude_ = std::move(interlude); }
   // When the load under way ends that ends first.
   std::optional<Micros> next_load_end() const;
   const std::vector<LoadRecord>& loads() const { return loads_; }
@@ -77,6 +80,7 @@ class SimExecutor : public Executor {
   std::vector<std::list<AdapterId>::iterator> host_place_;  // host_lru_.end() = on disk only
 
   ShapeBuilder shape_;
+  std::function<void(Micros)> interlude_;
 };
 
 }  // namespace lk::sim

@@ -61,6 +61,7 @@ class Simulation {
         pool_(options.num_pages), scheduler_(options.scheduler, pool_, executor_), recorder_(options.metrics, workload, executor_),
         place_(workload.requests.size(), -1) {
     for (size_t i = 0; i < workload.tenants.size(); ++i) scheduler_.set_tenant_weight(tenant_id(static_cast<int32_t>(i)), workload.tenants[i].weight);
+    if (options.prefetch) executor_.set_interlude([this](Micros end) { prefetch_until(end); });
   }
 
   Result<SimResult> run() {
@@ -111,6 +112,14 @@ class Simulation {
       }
     }
     return Status();
+  }
+
+  // What arrives before the step ends; it is submitted after it.
+  void prefetch_until(Micros end) {
+    for (size_t i = next_; i < workload_.requests.size() && workload_.requests[i].arrival < end; ++i) {
+      executor_.advance_to(workload_.requests[i].arrival);
+      scheduler_.prefetch(workload_.requests[i].adapter);
+    }
   }
 
   Status step() {

@@ -14,6 +14,7 @@ struct SimOptions {
   std::vector<SimAdapter> adapters;
   int64_t num_pages = 0;   // of the pool
   double host_bytes = 0;   // of the host tier; 0 = every adapter is on the host
+  bool prefetch = true;    // adapters of requests that arrive within a step begin to load at once, as in the server
   MetricOptions metrics;
   FaultOptions faults;
   // After each step: the pool's integrity, token counts, and that no request begins before an earlier one of its tenant whose adapter was

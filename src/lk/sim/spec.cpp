@@ -76,6 +76,8 @@ std::vector<Parameter> machine_parameters() {
       integer("step-tokens", "most tokens computed in one step (default: the model's)", 1, 1 << 20, [](SimSpec& s, int64_t v) { s.scheduler.max_step_tokens = v; }),
       integer("max-running", "most requests in one step (default: the model's)", 1, 1 << 20, [](SimSpec& s, int64_t v) { s.scheduler.max_running = v; }),
       integer("load-ahead", "waiting requests whose adapters may be loaded before their turn", 1, 1 << 20, [](SimSpec& s, int64_t v) { s.scheduler.load_ahead = v; }),
+      choice("prefetch", "adapters of requests that arrive within a step begin to load before it ends: on or off", {"on", "off"},
+             [](SimSpec& s, const std::string& v) { s.prefetch = v == "on"; }),
       choice("prefix-cache", "on or off", {"on", "off"}, [](SimSpec& s, const std::string& v) { s.scheduler.prefix_cache = v == "on"; }),
   };
 }
@@ -204,6 +206,7 @@ Result<Experiment> make_experiment(const SimSpec& spec) {
   if (options.scheduler.max_step_tokens == 0) options.scheduler.max_step_tokens = static_cast<int64_t>(options.model.max_step_tokens);
   if (options.scheduler.max_running == 0) options.scheduler.max_running = static_cast<int64_t>(options.model.max_running);
   options.host_bytes = spec.host_bytes;
+  options.prefetch = spec.prefetch;
   options.metrics = spec.metrics;
   options.faults = spec.faults;
   options.faults.seed = spec.seed;
