@@ -77,7 +77,8 @@ class CostChooser : public MergeChooser {
     for (const MergeCandidate& candidate : view.candidates)
       if (candidate.adapter == view.built) kept = promise(candidate);
     const MergeCandidate* best = nullptr;
-    double best_worth = options_.build_margin;
+    // Who is given up is likely to be wanted back: two builds.
+    double best_worth = options_.build_margin * (view.built == kBaseModel ? 1 : 2);
     for (const MergeCandidate& candidate : view.candidates) {
       if (!candidate.allowed || candidate.adapter == view.built || candidate.adapter == view.building) continue;
       const auto it = savings_.find(candidate.adapter);
