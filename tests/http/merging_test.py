@@ -43,7 +43,7 @@ class Merging(Directory):
         merging = wait_for(lambda: self.merged_by(server, before), "merged steps beside the exact adapter's")
         self.assertEqual((merging["chooser"], merging["adapter"]), ("always", "sql"))
         metrics = server.get("/metrics").text
-        self.assertIn('lorikeet_merge_info{adapter="sql",chooser="always"} 1', metrics)
+        self.assertIn('lorikeet_merge_info{chooser="always",adapter="sql"} 1', metrics)
         # A sum with an exact part is exact: asking it alone merges nothing.
         steps = server.status()["merging"]["merged_steps"]
         self.answers(server, "sql*0.5+tag*0.5")
