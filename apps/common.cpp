@@ -102,6 +102,7 @@ Result<std::unique_ptr<TextEngine>> ModelFlags::open_without_adapters() const {
   options.act = dtype == "f32" ? DType::kF32 : DType::kBF16;
   options.isa = parse_cpu_isa(isa);
   LK_ASSIGN_OR_RETURN(options.scheduler, scheduler.parse());
+  options.exact = scheduler.exact;
   if (stderr_is_terminal()) options.progress = show_progress;
   if (memory != "auto") {
     LK_ASSIGN_OR_RETURN(options.memory_bytes, parse_bytes(memory));

@@ -65,7 +65,10 @@ const std::vector<PolicyFlag>& policy_flags() {
          if (text != "early" && text != "late") return invalid_argument("\"{}\" is neither early nor late", text);
          o.slo.refuse_early = text == "early";
          return Status();
-       }}};
+       }},
+      named("merging", "run one adapter at a time merged into the base: never, always (the one with most requests), exclusive (the oldest request's, alone), "
+            "dlora (its thresholds and credits) or cost (by measured step times). A merged adapter's tokens may differ in rounding from step to step", "never",
+            parse_merge_mode, [](O& o) -> MergeMode& { return o.merging; })};
   return flags;
 }
 
@@ -94,6 +97,8 @@ void SchedulerFlags::add_to(CLI::App& command) {
   for (const PolicyFlag& flag : policy_flags())
     command.add_option_function<std::string>("--" + flag.name, [this, name = flag.name](const std::string& value) { values.emplace_back(name, value); }, flag.help)
         ->default_str(flag.standard)->type_name("")->group(group);
+  command.add_option("--exact", exact, "with --merging: names of adapters that are never merged, so that their tokens depend on nobody; * and ?; repeatable")
+      ->type_name("PATTERN")->group(group);
 }
 
 Result<SchedulerOptions> SchedulerFlags::parse() const {
@@ -107,6 +112,7 @@ Result<SchedulerOptions> SchedulerFlags::parse() const {
     given.insert(name);
   }
   LK_RETURN_IF_ERROR(check_policy(parsed, given));
+  if (!exact.empty() && parsed.merging == MergeMode::kNever) return invalid_argument("--exact needs --merging: without it every adapter is exact");
   return parsed;
 }
 

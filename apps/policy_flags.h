@@ -27,6 +27,7 @@ struct SchedulerFlags {
   SchedulerOptions options;                                 // of what is not policy
   std::vector<std::pair<std::string, std::string>> values;  // the policy's, as given
   bool no_prefix_cache = false;
+  std::vector<std::string> exact;                           // glob patterns of adapters that are never merged
 
   void add_to(CLI::App& command);
   // kInvalidArgument when a name is unknown, a number out of range, or options contradict each other.

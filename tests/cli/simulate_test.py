@@ -103,6 +103,7 @@ class Simulate(unittest.TestCase):
         self.refused("--sweep", "colour=red,blue", words="no parameter \"colour\"")
         self.refused("--sweep", "rate", words="--sweep wants KEY=VALUE,VALUE")
         self.refused("--sweep", "rate=1,x", words="rate must be a number")
+        self.refused("--merging", "sometimes", words="never, always, exclusive, dlora or cost")
         self.refused("--scheduling-policy", "luck", words="--scheduling-policy")
         self.refused("--quantum", "5", words="drr")
         self.refused("--stream", "rate=1,speed=2", words="--stream: unknown key \"speed\"")

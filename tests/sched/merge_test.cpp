@@ -114,6 +114,7 @@ struct Workload {
   int64_t requests = 400, prompt = 8, output = 64, max_running = 32, phase = 0;  // phase > 0: the hot adapter changes after so many
   double share = 0.5, cost = 0.2;
   int64_t adapters = 8;
+  QueueKind queue = QueueKind::kFcfs;
 };
 
 struct Outcome {
@@ -126,7 +127,7 @@ Outcome run(const Workload& w, const std::string& chooser, uint64_t seed, const 
   for (AdapterId a = 0; a < w.adapters; ++a) costs[a] = w.cost;
   SimExecutor executor(machine, costs);
   UnifiedPool pool(1600);
-  Scheduler scheduler({.max_step_tokens = 512, .max_running = w.max_running, .prefix_cache = false, .queue = {.kind = QueueKind::kFcfs}}, pool, executor);
+  Scheduler scheduler({.max_step_tokens = 512, .max_running = w.max_running, .prefix_cache = false, .queue = {.kind = w.queue}}, pool, executor);
   auto made = make_merge_chooser(chooser);
   EXPECT_TRUE(made) << chooser;
   scheduler.enable_merging({}, std::move(made));
@@ -162,16 +163,16 @@ Outcome run(const Workload& w, const std::string& chooser, uint64_t seed, const 
 // deltas and the kind of work, and clearly ahead of both where the best choice changes with the step.
 TEST(MergeCost, NeverWorseThanTheBetterPurePolicyAndSomewhereBetterThanBoth) {
   double best_gain = 0;
-  for (const bool prefill : {true, false}) {
+  for (const auto& [queue, prefill] : {std::pair(QueueKind::kFcfs, true), {QueueKind::kFcfs, false}, {QueueKind::kVtc, true}, {QueueKind::kVtc, false}}) {
     for (const double share : {0.3, 0.5, 0.7, 0.9, 1.0}) {
       for (const double cost : {0.01, 0.1, 0.4}) {
         for (const int64_t max_running : {4, 32}) {
           const Workload w{.requests = prefill ? 400 : 200, .prompt = prefill ? 256 : 8, .output = prefill ? 4 : 64, .max_running = max_running,
-                           .share = share, .cost = cost};
+                           .share = share, .cost = cost, .queue = queue};
           const double unmerged = run(w, "never", 1).seconds, merged = run(w, "always", 1).seconds;
           const Outcome chosen = run(w, "cost", 1);
           EXPECT_LE(chosen.seconds, std::min(unmerged, merged) / 0.98)
-              << (prefill ? "prefill" : "decode") << " share " << share << " cost " << cost << " running " << max_running << ": never " << unmerged
+              << to_string(queue) << (prefill ? " prefill" : " decode") << " share " << share << " cost " << cost << " running " << max_running << ": never " << unmerged
               << " always " << merged << " cost " << chosen.seconds << " s, builds " << chosen.stats.num_builds << ", merged steps "
               << chosen.stats.num_merged_steps << ", exclusive " << chosen.stats.num_exclusive_steps;
           best_gain = std::max(best_gain, std::min(unmerged, merged) / chosen.seconds);

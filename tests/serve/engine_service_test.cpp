@@ -268,7 +268,7 @@ TEST(EngineService, SnapshotAddsUp) {
         service.submit({.request = service.prepare(kPrompt, 60, i % 2 == 0 ? adapter : kBaseModel), .receiver = heard, .choice = sent});
     const EngineService::Snapshot snapshot = service->snapshot();
     const ServerSnapshot& s = snapshot.server;
-    EXPECT_EQ(s.pages_free + s.pages_kv + s.pages_cached + s.pages_adapter, s.pages);
+    EXPECT_EQ(s.pages_free + s.pages_kv + s.pages_cached + s.pages_adapter + s.pages_merged, s.pages);
     EXPECT_GE(s.generation_tokens, last_tokens);
     last_tokens = s.generation_tokens;
     int64_t running = 0, waiting = 0;

@@ -128,6 +128,7 @@ TEST(Metrics, SnapshotTotalsNeverFall) {
   const auto metrics = make();
   ServerSnapshot s;
   s.prompt_tokens = 100, s.num_preemptions = 3, s.prefix_queries_tokens = 50, s.prefix_hit_tokens = 20, s.generation_tokens = 7;
+  s.merging = {.chooser = "always", .adapter = "hot", .builds = 2, .merged_steps = 9};
   EXPECT_EQ(Exposition(metrics->scrape(s)).value("vllm:prompt_tokens_total", vllm()), 100);
   s.prompt_tokens = 90, s.generation_tokens = 8;  // an older snapshot overtaken by a newer one
   const Exposition e(metrics->scrape(s));
@@ -135,19 +136,22 @@ TEST(Metrics, SnapshotTotalsNeverFall) {
   EXPECT_EQ(e.value("vllm:generation_tokens_total", vllm()), 8);
   EXPECT_EQ(e.value("vllm:prefix_cache_hits_total", vllm()), 20);
   EXPECT_EQ(e.value("vllm:num_preemptions_total", vllm()), 3);
+  EXPECT_EQ(e.value("lorikeet_merge_builds_total", {}), 2);
+  EXPECT_EQ(e.value("lorikeet_merge_steps_total", {}), 9);
+  EXPECT_EQ(e.value("lorikeet_merge_info", {{"chooser", "always"}, {"adapter", "hot"}}), 1);
 }
 
 TEST(Metrics, SnapshotGauges) {
   ServerSnapshot s;
-  s.num_running = 3, s.num_waiting = 2, s.pages = 100, s.pages_free = 10, s.pages_cached = 20, s.pages_kv = 30, s.pages_adapter = 40, s.page_bytes = 500;
+  s.num_running = 3, s.num_waiting = 2, s.pages = 100, s.pages_free = 10, s.pages_cached = 20, s.pages_kv = 30, s.pages_adapter = 20, s.pages_merged = 20, s.page_bytes = 500;
   s.adapters = {adapter("b", "device", 2, 0), adapter("a", "device", 1, 1), adapter("idle", "host"), adapter("w", "disk", 0, 1)};
   s.tenants = {{.name = "acme", .in_flight = 4}};
   const double before = static_cast<double>(std::time(nullptr));
   const Exposition e(make()->scrape(s));
   EXPECT_EQ(e.value("vllm:num_requests_running", vllm()), 3);
   EXPECT_EQ(e.value("vllm:num_requests_waiting", vllm()), 2);
-  EXPECT_EQ(e.value("vllm:kv_cache_usage_perc", vllm()), 0.5);
-  EXPECT_EQ(e.value("vllm:gpu_cache_usage_perc", vllm()), 0.5);
+  EXPECT_EQ(e.value("vllm:kv_cache_usage_perc", vllm()), 0.375);
+  EXPECT_EQ(e.value("vllm:gpu_cache_usage_perc", vllm()), 0.375);
   EXPECT_EQ(e.value("vllm:cache_config_info", vllm({{"block_size", "16"}, {"num_gpu_blocks", "100"}, {"enable_prefix_caching", "True"}})), 1);
   // 100 pages of 500 bytes hold 50 adapters of 1000.
   const double now = e.value("vllm:lora_requests_info", vllm({{"max_lora", "50"}, {"running_lora_adapters", "a,b"}, {"waiting_lora_adapters", "a,w"}}));

@@ -52,6 +52,33 @@ TEST(CostModel, JsonKeepsEveryField) {
   for (const CostField& field : cost_fields()) EXPECT_DOUBLE_EQ(model.*field.member, (*again).*field.member) << field.name;
 }
 
+TEST(CostModel, MergedRowsAreASecondProductOfTheirPartOfTheLinears) {
+  CostModel model = round_model();
+  // Reading the weights takes 100 us whether two rows are computed or one; without segments the rest of the step is the same.
+  const StepShape plain{.num_tokens = 2, .sequences = {{1, 100}, {1, 100}}};
+  StepShape mixed = plain;
+  mixed.merged_rows = 1;
+  EXPECT_NEAR(model.step_us_of(mixed) - model.step_us_of(plain), 100, 1e-9);
+  model.merged_bytes = model.weight_bytes / 4;
+  EXPECT_NEAR(model.step_us_of(mixed) - model.step_us_of(plain), 25, 1e-9);
+  mixed.merged_rows = 2;
+  EXPECT_NEAR(model.step_us_of(mixed), model.step_us_of(plain), 1e-9) << "one product again";
+  // A quarter of W read and as much written, and eight multiply-adds for each of its weights.
+  EXPECT_NEAR(model.merge_us_of(8), (2 * 100 + 8 * 1e6 * model.flops_per_token / model.flops_s) / 4, 1e-9);
+  const StepShape shape{.num_tokens = 2, .sequences = {{1, 100}, {1, 100}}, .segments = {{.rank = 8, .rows = 1}, {.rank = 16, .rows = 1}}};
+  EXPECT_NEAR(model.adapter_us_of(shape), model.step_us_of(shape) - model.step_us_of(plain), 1e-9);
+}
+
+TEST(CostModel, FilesWithoutTheFieldsOfMergingAreValid) {
+  std::string text = to_json(round_model());
+  const size_t begin = text.find(",\n  \"merged_bytes\"");
+  ASSERT_NE(begin, std::string::npos);
+  text.erase(begin, text.find('\n', begin + 2) - begin - 1);
+  const Result<CostModel> model = parse_cost_model(text);
+  ASSERT_TRUE(model.ok()) << model.status().message() << text;
+  EXPECT_EQ(model->merged_share(), 1);
+}
+
 TEST(CostModel, BadJsonSaysWhatIsWrong) {
   const std::string good = to_json(round_model());
   const auto error = [](const std::string& text) { return parse_cost_model(text).status().message(); };

@@ -71,6 +71,43 @@ TEST(Simulation, TheTrueLengthEndsARequestThatMayGoOn) {
   EXPECT_EQ(result.tenants[0].output_tokens, 3);
 }
 
+// Weights of 64 bytes in 100 us; rank 10 adds 300 us and 40 bytes a segment. Merged weights take 2 of 40 pages.
+World merging_world(MergeMode mode) {
+  World world;
+  CostModel& model = world.options.model;
+  model.weight_bytes = 64, model.flops_per_token = 1000, model.memory_bytes_s = 640e3, model.flops_s = 1e9;
+  model.adapter_flops_per_rank = 10, model.adapter_flops_s = 1e9, model.segment_us = 300, model.step_us = 100, model.merged_bytes = 32;
+  world.options.num_pages = 40;
+  world.options.scheduler.merging = mode;
+  world.adapters(2, 10).add(0, 10, 60, 0).add(0, 10, 60, 0).add(0, 10, 60, 1);
+  return world;
+}
+
+TEST(Simulation, MergingBuildsBesideTheStepsAndSavesSegments) {
+  const SimResult never = merging_world(MergeMode::kNever).run();
+  EXPECT_EQ(never.merges.num_builds, 0);
+  EXPECT_EQ(never.merges.num_merged_steps, 0);
+  const SimResult always = merging_world(MergeMode::kAlways).run();
+  EXPECT_EQ(always.done, 3);
+  // Adapter 0 has two of the three requests; the other one is built for its last steps. A build takes 2 x 50 us of memory and 5 us of arithmetic,
+  // which fit beside one step.
+  EXPECT_EQ(always.merges.num_builds, 2);
+  EXPECT_GE(always.merges.num_merged_steps, always.steps - 2);
+  // Each step saves a segment of 300 us and its 40 bytes, and costs half of a read of the weights.
+  EXPECT_NEAR((never.makespan_s - always.makespan_s) * 1e6, 60 * (300 + 62.5 - 50), 1000);
+  const SimResult exclusive = merging_world(MergeMode::kExclusive).run();
+  EXPECT_EQ(exclusive.done, 3);
+  EXPECT_GT(exclusive.merges.num_exclusive_steps, 50);
+  EXPECT_EQ(exclusive.merges.num_builds, 2) << "first the one, then the other";
+  for (const MergeMode mode : {MergeMode::kDlora, MergeMode::kCost}) EXPECT_EQ(merging_world(mode).run().done, 3) << to_string(mode);
+}
+
+TEST(Simulation, MergedWeightsThatDoNotFitAreNotBuilt) {
+  World world = merging_world(MergeMode::kAlways);
+  world.options.model.weight_bytes = world.options.model.merged_bytes = 16 * 21;  // more than half of 40 pages
+  EXPECT_EQ(world.run().merges.num_builds, 0);
+}
+
 TEST(Simulation, AnIdleMachineWaitsForALoad) {
   // Rank 10: 40 bytes at 40 kB/s = 1 ms.
   const SimResult result = World().adapters(1, 10).add(0, 10, 1, 0).run();

@@ -54,6 +54,23 @@ class AlwaysChooser : public MergeChooser {
 std::unique_ptr<MergeChooser> make_never_chooser() { return std::make_unique<NeverChooser>(); }
 std::unique_ptr<MergeChooser> make_always_chooser(const AlwaysChooserOptions& options) { return std::make_unique<AlwaysChooser>(options); }
 
+Result<MergeMode> parse_merge_mode(std::string_view text) {
+  for (const MergeMode mode : {MergeMode::kNever, MergeMode::kAlways, MergeMode::kExclusive, MergeMode::kDlora, MergeMode::kCost})
+    if (text == to_string(mode)) return mode;
+  return invalid_argument("\"{}\" is not a way of merging; give never, always, exclusive, dlora or cost", text);
+}
+
+const char* to_string(MergeMode mode) {
+  switch (mode) {
+    case MergeMode::kNever: return "never";
+    case MergeMode::kAlways: return "always";
+    case MergeMode::kExclusive: return "exclusive";
+    case MergeMode::kDlora: return "dlora";
+    case MergeMode::kCost: return "cost";
+  }
+  return "";
+}
+
 std::unique_ptr<MergeChooser> make_merge_chooser(std::string_view name) {
   if (name == "never") return make_never_chooser();
   if (name == "always") return make_always_chooser();

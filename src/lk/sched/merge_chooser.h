@@ -101,6 +101,11 @@ struct CostChooserOptions {
 };
 std::unique_ptr<MergeChooser> make_cost_chooser(const CostChooserOptions& options = {});
 
+// Which chooser a scheduler has. kNever switches merging off altogether: it costs nothing.
+enum class MergeMode : uint8_t { kNever, kAlways, kExclusive, kDlora, kCost };
+Result<MergeMode> parse_merge_mode(std::string_view text);  // the names of the choosers
+const char* to_string(MergeMode mode);
+
 // "never", "always", "exclusive", "dlora", "cost"; null for other names.
 std::unique_ptr<MergeChooser> make_merge_chooser(std::string_view name);
 

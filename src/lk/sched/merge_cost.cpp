@@ -7,7 +7,8 @@
 // times replace predictions.
 //
 // Building is a ski rental problem: rent (run unmerged) until the rent paid would have bought the skis. That alone is never worse than twice
-// the best choice in hindsight; the known backlog lets it buy earlier.
+// the best choice in hindsight; the known backlog lets it buy earlier. Once something is built, the rent is only what another one would have
+// saved beyond it: with a fair queue whoever was served last looks hottest, and what is built would be given up for each in turn.
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -72,13 +73,17 @@ class CostChooser : public MergeChooser {
   MergePlan plan(const MergeView& view) override {
     fade(view.now);
     MergePlan plan;
+    double kept = 0;  // what the backlog promises to the one that would be given up
+    for (const MergeCandidate& candidate : view.candidates)
+      if (candidate.adapter == view.built) kept = promise(candidate);
     const MergeCandidate* best = nullptr;
-    double best_worth = options_.build_margin;
+    // Who is given up is likely to be wanted back: two builds.
+    double best_worth = options_.build_margin * (view.built == kBaseModel ? 1 : 2);
     for (const MergeCandidate& candidate : view.candidates) {
       if (!candidate.allowed || candidate.adapter == view.built || candidate.adapter == view.building) continue;
       const auto it = savings_.find(candidate.adapter);
       if (it == savings_.end()) continue;
-      const double promised = options_.backlog_weight * it->second.per_row.value * static_cast<double>(candidate.backlog_rows);
+      const double promised = std::max(0.0, promise(candidate) - kept);
       const double cost = build_cost(candidate.build_cost_rows);
       const double worth = cost > 0 ? (it->second.missed + promised) / cost : 0;
       if (worth <= best_worth) continue;
@@ -124,10 +129,11 @@ class CostChooser : public MergeChooser {
   }
 
   void built(const MergeResult& result) override {
+    if (result.status.ok())
+      for (auto& [adapter, savings] : savings_) savings.missed = 0;  // from now on against this one
     if (!result.status.ok() || result.engine_time <= 0) return;
     const double predicted = predicted_build(result.build_cost_rows);
     if (predicted > 0) build_ratio_.add(static_cast<double>(result.engine_time) / predicted, 0.3);
-    savings_[result.adapter].missed = 0;
   }
   const char* name() const override { return "cost"; }
 
@@ -139,7 +145,7 @@ class CostChooser : public MergeChooser {
   };
   using Key = std::tuple<int, int, int, int>;
   struct Savings {
-    double missed = 0;   // us that merging would have saved, fading
+    double missed = 0;   // us that merging would have saved beyond what is built, fading
     double rate = 0;     // us per step that merging should save, recent steps; by the model for everybody, since adapters are compared by it
     Average per_row;     // the same per row of the adapter
   };
@@ -185,9 +191,15 @@ class CostChooser : public MergeChooser {
     return kind.time[merged].count > 0 ? kind.time[merged].value : predicted(shape, merged ? hot : kBaseModel);
   }
 
+  double promise(const MergeCandidate& candidate) const {
+    const auto it = savings_.find(candidate.adapter);
+    return it == savings_.end() ? 0 : options_.backlog_weight * it->second.per_row.value * static_cast<double>(candidate.backlog_rows);
+  }
+
   // How much less the step costs, or would, with each adapter's rows merged.
   void account(const StepShape& shape, AdapterId merged) {
     for (auto& [adapter, savings] : savings_) savings.rate *= 0.98;
+    std::map<AdapterId, double> saved_by;
     for (const AdapterRows& rows : shape.adapters) {
       if (!rows.allowed || rows.rows == 0 || lora_unit(shape.rows) == 0) continue;
       // Both from the same source: the model's error for this kind of step is larger than a small delta.
@@ -198,7 +210,13 @@ class CostChooser : public MergeChooser {
       Savings& savings = savings_[rows.adapter];
       savings.rate += 0.02 * std::max(0.0, expected);
       savings.per_row.add(std::max(0.0, saved) / static_cast<double>(rows.rows));
-      if (rows.adapter != merged) savings.missed = std::max(0.0, savings.missed + saved);
+      saved_by[rows.adapter] = saved;
+    }
+    const auto in_use = merged == kBaseModel ? saved_by.end() : saved_by.find(merged);
+    const double had = in_use == saved_by.end() ? 0 : std::max(0.0, in_use->second);
+    for (auto& [adapter, savings] : savings_) {
+      const auto it = saved_by.find(adapter);
+      if (adapter != merged) savings.missed = std::max(0.0, savings.missed + (it == saved_by.end() ? 0 : it->second) - had);
     }
   }
   void fade(Micros now) {

@@ -63,6 +63,7 @@ Scheduler::Scheduler(const SchedulerOptions& options, UnifiedPool& pool, Executo
       policy_(QueuePolicy::create(options.queue, [this](Ticket& ticket) { return locality(static_cast<Sequence&>(ticket)); })),
       slots_(options.slots), slo_(options.slo) {
   LK_CHECK(options.max_step_tokens >= 1 && options.max_running >= 1);
+  if (options.merging != MergeMode::kNever) enable_merging({}, make_merge_chooser(to_string(options.merging)));
 }
 
 void Scheduler::enable_merging(const MergeControllerOptions& options, std::unique_ptr<MergeChooser> chooser) {

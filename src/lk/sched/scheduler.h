@@ -46,6 +46,7 @@ struct SchedulerOptions {
   QueueOptions queue;
   AdapterSlotOptions slots;
   SloOptions slo;
+  MergeMode merging = MergeMode::kNever;  // and only what merging()->set_allowed() allows is merged
 };
 
 struct SchedulerStats {
@@ -93,8 +94,9 @@ class Scheduler {
   void set_tenant_weight(TenantId tenant, double weight) { policy_->set_weight(tenant, weight); }
   const std::unordered_map<TenantId, TenantService>& tenants() const { return policy_->tenants(); }
 
-  // Turns dynamic merging on; before the first request. Null while it is off.
+  // Turns dynamic merging on with a chooser of one's own (SchedulerOptions::merging needs no call); before the first request.
   void enable_merging(const MergeControllerOptions& options, std::unique_ptr<MergeChooser> chooser);
+  // Null while it is off.
   MergeController* merging() { return merging_.get(); }
   const MergeController* merging() const { return merging_.get(); }
 

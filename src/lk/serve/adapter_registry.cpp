@@ -73,6 +73,11 @@ AdapterVersion::AdapterVersion(EngineService& service, std::shared_ptr<const Ada
 
 AdapterVersion::~AdapterVersion() { service_.remove_adapter(id_, std::move(on_freed_)); }
 
+void AdapterVersion::allow_merging() {
+  service_.allow_merging(id_);
+  exact = false;
+}
+
 // --- Loading
 
 AdapterRegistry::AdapterRegistry(EngineService& service, const AdapterRegistryOptions& options, std::shared_ptr<const TensorStore> checkpoint,
@@ -173,6 +178,8 @@ Result<AdapterLease> AdapterRegistry::run_load(const LoadRequest& request) {
   const Clock::time_point begin = Clock::now();
   LK_ASSIGN_OR_RETURN(AdapterLease adapter, create(request, version));
   if (options_.probe) LK_RETURN_IF_ERROR(prove(*adapter).with_context(request.name));
+  // After the probe, for which nobody should build merged weights.
+  if (!service_.is_exact(request.name)) adapter->allow_merging();
   if (request.pinned) {
     LK_RETURN_IF_ERROR(pin_in_engine(*adapter, true));
   }
@@ -510,6 +517,7 @@ Result<AdapterRegistry::Resolved> AdapterRegistry::compose(std::string_view expr
   // The first component's template stands for all, if they agree on having one.
   adapter->chat_template = terms[0].adapter->chat_template;
   LK_RETURN_IF_ERROR(account(*adapter));
+  if (std::ranges::none_of(terms, [](const Term& term) { return term.adapter->exact; })) adapter->allow_merging();
   Sum entry{.key = key, .parts = {}, .adapter = adapter};
   for (const Term& term : terms) entry.parts.push_back(term.adapter->id());
   std::lock_guard lock(mutex_);
@@ -528,7 +536,7 @@ Result<AdapterRegistry::Resolved> AdapterRegistry::compose(std::string_view expr
 AdapterSnapshot AdapterRegistry::describe(const AdapterVersion& version, const EngineService::Snapshot& engine) const {
   AdapterSnapshot s{.name = version.name, .version = version.version, .digest = version.digest, .path = version.path, .tier = "host",
                     .rank = version.rank, .targets = version.targets, .host_bytes = version.host_bytes, .pinned = version.pinned.load(),
-                    .requests = version.requests.load(), .load_seconds = version.load_seconds};
+                    .exact = version.exact, .requests = version.requests.load(), .load_seconds = version.load_seconds};
   const auto it = engine.adapters.find(version.id());
   if (it == engine.adapters.end()) return s;
   if (it->second.state == AdapterState::kResident) s.tier = "device";

@@ -44,6 +44,9 @@ class AdapterVersion {
   bool persisted = false;                             // in the state store
   std::atomic<bool> pinned{false};
   std::atomic<int64_t> requests{0};
+  bool exact = true;                                  // never merged
+  // Lets it run merged; before it is published. A probe that was run before changes nothing for anybody else.
+  void allow_merging();
   AdapterId id() const { return id_; }
   const std::shared_ptr<const Adapter>& host() const { return host_; }
   // Called once the engine has freed it, with the bytes of pages; on the engine thread.

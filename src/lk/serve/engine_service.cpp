@@ -137,6 +137,10 @@ AdapterId EngineService::add_adapter(Engine::PreparedAdapter adapter) {
   return registered.get();
 }
 
+void EngineService::allow_merging(AdapterId id) {
+  call([id](TextEngine& engine) { engine.allow_merging(id); });
+}
+
 void EngineService::remove_adapter(AdapterId id, std::function<void(int64_t)> done) {
   if (!post([this, id, done] { removed_.emplace_back(id, done); }) && done) done(0);
 }
@@ -418,6 +422,13 @@ void EngineService::publish(bool force) {
   s.pages_cached = pool.num_cached_kv();
   s.pages_kv = pool.num_kv() - pool.num_cached_kv();
   s.pages_adapter = pool.num_adapter();
+  s.pages_merged = pool.num_merged();
+  if (const MergeController* merging = scheduler.merging()) {
+    const MergeStats& merges = merging->stats();
+    s.merging = {.chooser = merging->chooser().name(), .adapter = merges.merged == kBaseModel ? "" : engine_->engine().adapter(merges.merged).name,
+                 .builds = merges.num_builds, .refused = merges.num_refused, .given_back = merges.num_given_back, .merged_steps = merges.num_merged_steps,
+                 .exclusive_steps = merges.num_exclusive_steps, .mode_changes = merges.num_mode_changes};
+  }
   s.page_bytes = engine_->engine().page_bytes();
   for (const auto& [id, resident] : pool.resident_adapters())
     next.adapters[id] = {.state = resident.state, .bytes = resident.pages * s.page_bytes};

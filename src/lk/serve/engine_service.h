@@ -113,6 +113,10 @@ class EngineService {
   }
   // Registers an adapter version; blocks for at most a step. kBaseModel once stopped, when nothing runs any more.
   AdapterId add_adapter(Engine::PreparedAdapter adapter);
+  // TextEngine's: whether --exact (or the lack of --merging) keeps an adapter of this name from being merged; and lets one be merged, from the
+  // requests on that are submitted after this call.
+  bool is_exact(std::string_view name) const { return engine_->is_exact(name); }
+  void allow_merging(AdapterId id);
   // Frees an adapter that no request uses; `done` (may be empty) gets the bytes of pages that became free, on the engine thread;
   // once stopped 0, on the caller's.
   void remove_adapter(AdapterId id, std::function<void(int64_t page_bytes)> done);

@@ -48,7 +48,8 @@ void write_pool(MetricFamilies& out, const ServerSnapshot& s) {
       .add(number(s.pages_free), {{"use", "free"}})
       .add(number(s.pages_kv), {{"use", "kv"}})
       .add(number(s.pages_cached), {{"use", "cached"}})
-      .add(number(s.pages_adapter), {{"use", "adapter"}});
+      .add(number(s.pages_adapter), {{"use", "adapter"}})
+      .add(number(s.pages_merged), {{"use", "merged"}});
   out.gauge("lorikeet_pool_page_bytes", "Size of a page.").add(number(s.page_bytes));
 }
 
@@ -91,6 +92,15 @@ void Exposition::write_own(MetricFamilies& out) const {
   total("lorikeet_computed_tokens_total", "Tokens computed, prompt and output.", "computed_tokens");
   out.histogram("lorikeet_step_seconds", "Time of one step.").add(state.step_seconds);
   out.histogram("lorikeet_event_delay_seconds", "From the end of a step until all its events were sent to their sockets.").add(state.event_delay);
+
+  out.gauge("lorikeet_merge_info", "How an adapter to merge is chosen, and whose merged weights can be used now.")
+      .add(1, {{"chooser", s.merging.chooser}, {"adapter", s.merging.adapter}});
+  total("lorikeet_merge_builds_total", "Builds of merged weights begun.", "merge_builds");
+  total("lorikeet_merge_refused_total", "Merges given up because rounding lost too much.", "merge_refused");
+  total("lorikeet_merge_given_back_total", "Merged weights, whole or not, given up because their pages were needed.", "merge_given_back");
+  total("lorikeet_merge_steps_total", "Steps in which an adapter ran merged.", "merge_steps");
+  total("lorikeet_merge_exclusive_steps_total", "Of these, steps that kept everybody else out.", "merge_exclusive_steps");
+  total("lorikeet_merge_mode_changes_total", "Changes of who runs merged, from one step to the next.", "merge_mode_changes");
 
   out.counter("lorikeet_requests_total", "Finished requests by how they ended.");
   for (const auto& [word, count] : state.finished) out.add(number(count), {{"finish", word}});

@@ -87,7 +87,7 @@ struct Exposition {
 };
 
 // The names under which totals of the snapshot are kept monotone.
-inline std::array<std::pair<const char*, double>, 12> snapshot_totals(const ServerSnapshot& s) {
+inline std::array<std::pair<const char*, double>, 18> snapshot_totals(const ServerSnapshot& s) {
   const auto number = [](int64_t n) { return static_cast<double>(n); };
   return {{{"prompt_tokens", number(s.prompt_tokens)},
            {"generation_tokens", number(s.generation_tokens)},
@@ -100,7 +100,13 @@ inline std::array<std::pair<const char*, double>, 12> snapshot_totals(const Serv
            {"execute_seconds", s.execute_seconds},
            {"computed_tokens", number(s.num_computed_tokens)},
            {"adapter_loads", number(s.num_adapter_loads)},
-           {"adapter_evictions", number(s.num_adapter_evictions)}}};
+           {"adapter_evictions", number(s.num_adapter_evictions)},
+           {"merge_builds", number(s.merging.builds)},
+           {"merge_refused", number(s.merging.refused)},
+           {"merge_given_back", number(s.merging.given_back)},
+           {"merge_steps", number(s.merging.merged_steps)},
+           {"merge_exclusive_steps", number(s.merging.exclusive_steps)},
+           {"merge_mode_changes", number(s.merging.mode_changes)}}};
 }
 
 }  // namespace lk::metrics_detail

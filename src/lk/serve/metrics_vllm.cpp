@@ -11,7 +11,7 @@ namespace {
 // Share of the pages KV may have without evicting an adapter that are read by running sequences: 1 means the next sequence waits or
 // evicts. Pages that only cache prefixes count as free, as in vLLM.
 double kv_usage(const ServerSnapshot& s) {
-  const int64_t reachable = s.pages_kv + s.pages_cached + s.pages_free;
+  const int64_t reachable = s.pages_kv + s.pages_cached + s.pages_free + s.pages_merged;  // merged weights go when room is needed
   if (reachable > 0) return static_cast<double>(s.pages_kv) / static_cast<double>(reachable);
   return s.pages > 0 ? 1 : 0;
 }

@@ -19,6 +19,7 @@ struct AdapterSnapshot {
   int64_t host_bytes = 0, device_bytes = 0;
   bool pinned = false;
   bool is_default = true;            // what the bare name means
+  bool exact = true;                 // never merged into the base: merging is off, or not allowed for it
   int64_t running = 0, waiting = 0;  // requests in flight
   int64_t requests = 0;              // since it was loaded
   double load_seconds = 0;
@@ -34,10 +35,16 @@ struct ServerSnapshot {
   double busy_seconds = 0;                                    // total time that the engine thread did not wait
   double execute_seconds = 0;                                 // of these in the model
   double tokens_per_second = 0;                               // output, over the last seconds
-  // Pool, pages. Each page is one of free, kv (read by a running sequence), cached (kept only for the prefix cache) and
-  // adapter (loading or resident, pinned or not): the four add up to `pages`.
-  int64_t pages = 0, pages_free = 0, pages_kv = 0, pages_cached = 0, pages_adapter = 0;
+  // Pool, pages. Each page is one of free, kv (read by a running sequence), cached (kept only for the prefix cache), adapter (loading or
+  // resident, pinned or not) and merged (of merged weights, whole or being built): the five add up to `pages`.
+  int64_t pages = 0, pages_free = 0, pages_kv = 0, pages_cached = 0, pages_adapter = 0, pages_merged = 0;
   int64_t page_bytes = 0, page_tokens = 16;
+  // Dynamic merging (docs/merging.md). Totals of steps and builds.
+  struct Merging {
+    std::string chooser = "never", adapter;  // whose merged weights can be used now; "" = nobody's
+    int64_t builds = 0, refused = 0, given_back = 0, merged_steps = 0, exclusive_steps = 0, mode_changes = 0;
+  };
+  Merging merging;
   // Server
   double uptime_seconds = 0;
   bool ready = false, draining = false;

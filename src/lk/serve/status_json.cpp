@@ -33,6 +33,7 @@ json::object adapter_json(const AdapterSnapshot& a) {
           {"host_bytes", a.host_bytes},
           {"device_bytes", a.device_bytes},
           {"pinned", a.pinned},
+          {"exact", a.exact},
           {"running", a.running},
           {"waiting", a.waiting},
           {"requests", a.requests},
@@ -50,6 +51,17 @@ json::object count_adapters(const ServerSnapshot& s) {
   }
   return {{"total", s.adapters.size()}, {"device", device}, {"loading", loading}, {"host", host}, {"disk", disk}, {"pinned", pinned},
           {"loads", s.num_adapter_loads}, {"evictions", s.num_adapter_evictions}, {"active", std::move(active)}};
+}
+
+json::object merging_json(const ServerSnapshot::Merging& m) {
+  return {{"chooser", m.chooser},
+          {"adapter", m.adapter.empty() ? json::value(nullptr) : json::value(clean_text(m.adapter, kMaxNameBytes))},
+          {"builds", m.builds},
+          {"refused", m.refused},
+          {"given_back", m.given_back},
+          {"merged_steps", m.merged_steps},
+          {"exclusive_steps", m.exclusive_steps},
+          {"mode_changes", m.mode_changes}};
 }
 
 json::array tenants_json(const ServerSnapshot& s) {
@@ -78,8 +90,9 @@ std::string format_status(const ServerSnapshot& s) {
       {"steps", {{"count", s.num_steps}, {"seconds", real(s.step_seconds)}}},
       {"pool",
        {{"pages", s.pages}, {"free", s.pages_free}, {"kv", s.pages_kv}, {"cached", s.pages_cached}, {"adapter", s.pages_adapter},
-        {"page_bytes", s.page_bytes}, {"page_tokens", s.page_tokens}}},
+        {"merged", s.pages_merged}, {"page_bytes", s.page_bytes}, {"page_tokens", s.page_tokens}}},
       {"adapters", count_adapters(s)},
+      {"merging", merging_json(s.merging)},
       {"http", {{"connections", s.connections}, {"open_streams", s.open_streams}}},
       {"memory",
        {{"adapters", s.adapter_bytes}, {"max_adapters", s.max_adapter_bytes}, {"num_sums", s.num_sums}, {"sums", s.sum_bytes},

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "lk/lora/adapter.h"
+#include "lk/serve/names.h"
 
 namespace lk {
 namespace {
@@ -64,6 +65,7 @@ Result<std::unique_ptr<TextEngine>> TextEngine::open(const TextEngineOptions& op
   SchedulerOptions scheduler = options.scheduler;
   scheduler.max_sequence = self->context();
   self->scheduler_ = std::make_unique<Scheduler>(scheduler, *self->pool_, *self->engine_);
+  self->exact_ = options.exact;
   return self;
 }
 
@@ -77,8 +79,18 @@ Status TextEngine::add_adapter(std::shared_ptr<const Adapter> adapter) {
   const std::string name = adapter->name;
   if (name.empty() || name == "base" || adapters_.contains(name)) return already_exists("there is already an adapter named \"{}\"", name);
   LK_ASSIGN_OR_RETURN(Engine::PreparedAdapter prepared, engine_->prepare_adapter(std::move(adapter)));
-  adapters_.emplace(name, engine_->register_adapter(std::move(prepared)));
+  const AdapterId id = engine_->register_adapter(std::move(prepared));
+  adapters_.emplace(name, id);
+  if (!is_exact(name)) allow_merging(id);
   return Status();
+}
+
+bool TextEngine::is_exact(std::string_view adapter) const {
+  return !std::as_const(*scheduler_).merging() || std::any_of(exact_.begin(), exact_.end(), [&](const std::string& pattern) { return glob_match(pattern, adapter); });
+}
+
+void TextEngine::allow_merging(AdapterId adapter) {
+  if (scheduler_->merging()) scheduler_->merging()->set_allowed(adapter, true);
 }
 
 Result<RequestId> TextEngine::submit(TextRequest request, CompletionSink sink) {

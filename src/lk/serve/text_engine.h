@@ -25,6 +25,7 @@ struct TextEngineOptions {
   int64_t memory_bytes = 0;        // of the page pool; 0 = most of what is free
   int64_t context = 0;             // prompt + output tokens; 0 = the model's
   SchedulerOptions scheduler;      // max_sequence is set from context
+  std::vector<std::string> exact;  // with scheduler.merging: adapters of these names (globs) are never merged; all others may be
   uint64_t seed = 0;               // of dummy weights
   void (*progress)(int64_t done, int64_t total) = nullptr;  // while loading
 };
@@ -65,6 +66,10 @@ class TextEngine {
   Status add_adapter(const std::string& name, const std::string& directory);
   Status add_adapter(std::shared_ptr<const Adapter> adapter);
   const std::map<std::string, AdapterId>& adapters() const { return adapters_; }
+  // Whether an adapter of this name never runs merged: merging is off, or --exact names it. Any thread.
+  bool is_exact(std::string_view adapter) const;
+  // Lets an adapter run merged from now on, if merging is on.
+  void allow_merging(AdapterId adapter);
 
   // kInvalidArgument / kNotFound with the reason; nothing is queued then. Looks the adapter up by name.
   Result<RequestId> submit(TextRequest request, CompletionSink sink);
@@ -99,6 +104,7 @@ class TextEngine {
   std::unique_ptr<Scheduler> scheduler_;
   std::shared_ptr<const TextModel> text_;
   std::map<std::string, AdapterId> adapters_;
+  std::vector<std::string> exact_;
   std::unordered_map<RequestId, std::unique_ptr<Active>> active_;
   RequestId next_id_ = 1;
 };

@@ -35,6 +35,7 @@ constexpr std::array kFields{
     CostField{"adapter_flops_s", &CostModel::adapter_flops_s, Kind::kRate},
     CostField{"adapter_step_us", &CostModel::adapter_step_us, Kind::kTime},
     CostField{"segment_us", &CostModel::segment_us, Kind::kTime},
+    CostField{"merged_bytes", &CostModel::merged_bytes, Kind::kSize, true},
     CostField{"load_us", &CostModel::load_us, Kind::kTime},
     CostField{"load_bytes_s", &CostModel::load_bytes_s, Kind::kRate},
     CostField{"disk_bytes_s", &CostModel::disk_bytes_s, Kind::kRate},
@@ -51,11 +52,17 @@ void StepShape::clear() {
   num_tokens = num_samples = 0;
   sequences.clear();
   segments.clear();
+  merged_rows = 0;
 }
 
 double CostModel::step_us_of(const StepShape& shape) const {
   const auto tokens = static_cast<double>(shape.num_tokens), samples = static_cast<double>(shape.num_samples);
-  double seconds = std::max(weight_bytes / memory_bytes_s, tokens * flops_per_token / flops_s);
+  const auto product_s = [&](double rows) { return std::max(weight_bytes / memory_bytes_s, rows * flops_per_token / flops_s); };
+  double seconds = product_s(tokens);
+  if (shape.merged_rows > 0 && shape.merged_rows < shape.num_tokens) {
+    const auto merged = static_cast<double>(shape.merged_rows);
+    seconds += merged_share() * (product_s(merged) + product_s(tokens - merged) - seconds);
+  }
   if (shape.num_samples > 0) seconds += std::max(head_bytes / memory_bytes_s, samples * head_flops_per_token / flops_s);
   const double read_s = kv_bytes_per_token / attention_bytes_s, pair_s = attention_flops_per_pair / flops_s;
   for (const StepShape::Attention& sequence : shape.sequences) {
@@ -75,6 +82,21 @@ double CostModel::step_us_of(const StepShape& shape) const {
   return us + (any_adapter ? adapter_step_us : 0) + seconds * 1e6;
 }
 
+double CostModel::adapter_us_of(const StepShape& shape) const {
+  double us = 0;
+  for (const StepShape::Segment& segment : shape.segments) {
+    if (segment.rank == 0) continue;
+    if (us == 0) us = adapter_step_us;
+    const auto rank = static_cast<double>(segment.rank), rows = static_cast<double>(segment.rows);
+    us += segment_us + 1e6 * rank * std::max(adapter_bytes_per_rank / memory_bytes_s, rows * adapter_flops_per_rank / adapter_flops_s);
+  }
+  return us;
+}
+
+double CostModel::merge_us_of(int64_t rank) const {
+  return merged_share() * (2 * weight_bytes / memory_bytes_s + static_cast<double>(rank) * flops_per_token / flops_s) * 1e6;
+}
+
 double CostModel::load_us_of(double bytes, bool cold) const {
   return load_us + bytes / load_bytes_s * 1e6 + (cold ? bytes / disk_bytes_s * 1e6 : 0);
 }
@@ -90,6 +112,8 @@ Status validate(const CostModel& model) {
     if (!std::isfinite(value) || value < 0 || (positive && value <= 0))
       return invalid_argument("cost model \"{}\": {} must be {} and finite, got {}", model.name, field.name, positive ? "positive" : "at least 0", value);
   }
+  if (model.merged_bytes > model.weight_bytes)
+    return invalid_argument("cost model \"{}\": merged_bytes is a part of weight_bytes, got {} of {}", model.name, model.merged_bytes, model.weight_bytes);
   return Status();
 }
 
@@ -111,6 +135,7 @@ Result<CostModel> parse_cost_model(const std::string& text) {
   }
   for (const CostField& field : kFields) {
     const json::value* number = object.if_contains(field.name);
+    if (!number && field.optional) continue;
     if (!number) return invalid_argument("cost model: \"{}\" is missing", field.name);
     if (!number->is_number()) return invalid_argument("cost model: \"{}\" must be a number", field.name);
     model.*field.member = number->to_number<double>();

@@ -5,6 +5,9 @@
 //        + max(W / BW, tokens * F / PF) + the same for the head (rows that sample)
 //        + sum over sequences of max(KV bytes read / BW_attention, pairs * flops / PF)
 //        + [some adapter] adapter_step_us + sum over segments of (segment_us + max(bytes_a / BW, rows_a * flops_a / PF_adapter))
+//   A step with h rows of a merged adapter and o others (merged fraction f = merged_bytes / W):
+//          f (max(W / BW, h F / PF) + max(W / BW, o F / PF)) + (1 - f) max(W / BW, (h + o) F / PF) for the linears, and no segment for h
+//   merge = (2 merged_bytes / BW + f rank F / PF) alone on the machine: read W, write W', and the products B A
 //   load = load_us + bytes / BW_load (+ bytes / BW_disk when the host tier does not hold the adapter)
 //
 // Source: the roofline form of a LoRA step (W bytes of weights, F flops a token, one term per adapter segment).
@@ -31,7 +34,8 @@ struct StepShape {
   int64_t num_tokens = 0;   // rows through all linears
   int64_t num_samples = 0;  // rows through the head
   std::vector<Attention> sequences;
-  std::vector<Segment> segments;  // one per distinct adapter
+  std::vector<Segment> segments;  // one per distinct adapter that is not merged
+  int64_t merged_rows = 0;  // of num_tokens: on merged weights, without a segment
 
   void clear();
 };
@@ -56,6 +60,7 @@ struct CostModel {
   double adapter_flops_s = 0;           // as the LoRA kernels reach it
   double adapter_step_us = 0;           // once a step with any adapter: the extra launches
   double segment_us = 0;                // per distinct adapter
+  double merged_bytes = 0;              // of the linears that adapters change, as merging copies them; 0 = all (weight_bytes)
   double load_us = 0;                   // fixed cost of a load
   double load_bytes_s = 0;              // host to device
   double disk_bytes_s = 0;              // disk to host
@@ -65,6 +70,10 @@ struct CostModel {
   double max_running = 256;
 
   double step_us_of(const StepShape& shape) const;
+  double adapter_us_of(const StepShape& shape) const;  // the part of it in segments
+  // Building merged weights of an adapter of this rank, alone on the machine.
+  double merge_us_of(int64_t rank) const;
+  double merged_share() const { return merged_bytes > 0 ? merged_bytes / weight_bytes : 1; }  // of the linears
   // From a host copy, or with `cold` from disk through the host tier.
   double load_us_of(double bytes, bool cold) const;
   double adapter_bytes(int64_t rank) const { return adapter_bytes_per_rank * static_cast<double>(rank); }
@@ -85,6 +94,7 @@ struct CostField {
   const char* name;
   double CostModel::* member;
   enum class Kind { kSize, kRate, kTime, kCount } kind;
+  bool optional = false;  // may be missing in JSON: then 0
 };
 std::span<const CostField> cost_fields();
 

@@ -60,6 +60,7 @@ CostModel make_model(const Machine& m) {
   // q, k, v, o: four projections, an A row and a B column of `hidden` fp16 numbers each.
   model.adapter_bytes_per_rank = 4 * 2 * 2 * s.layers * s.hidden;
   model.adapter_flops_per_rank = 4 * 2 * 2 * s.layers * s.hidden;
+  model.merged_bytes = 2 * s.layers * 4 * s.hidden * s.hidden;  // q, k, v, o
   model.adapter_flops_s = m.adapter_flops_s;
   model.adapter_step_us = m.adapter_step_us;
   model.load_us = 200;

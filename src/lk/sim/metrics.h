@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "lk/sched/merge_controller.h"
 #include "lk/sched/request.h"
 #include "lk/sim/sim_executor.h"
 #include "lk/sim/workload.h"
@@ -85,6 +86,7 @@ struct SimResult {
   double load_delay_ms = 0;               // mean of the others: load begun to request begun
   int64_t steps = 0, computed_tokens = 0, recomputed_tokens = 0, cached_prompt_tokens = 0, preemptions = 0;
   double mean_step_ms = 0, mean_step_sequences = 0, busy_fraction = 0;
+  MergeStats merges;
   int64_t max_bypass = 0;                 // only when invariants are checked; see SimOptions
   std::vector<TimelinePoint> timeline;
 };

@@ -59,6 +59,9 @@ json::object to_json(const SimResult& r, bool with_timeline) {
       {"scheduler", json::object{{"steps", r.steps}, {"computed_tokens", r.computed_tokens}, {"recomputed_tokens", r.recomputed_tokens},
                                  {"cached_prompt_tokens", r.cached_prompt_tokens}, {"preemptions", r.preemptions}, {"mean_step_ms", r.mean_step_ms},
                                  {"mean_running", r.mean_step_sequences}, {"busy_fraction", r.busy_fraction}}},
+      {"merging", json::object{{"builds", r.merges.num_builds}, {"refused", r.merges.num_refused}, {"given_back", r.merges.num_given_back},
+                               {"merged_steps", r.merges.num_merged_steps}, {"exclusive_steps", r.merges.num_exclusive_steps},
+                               {"mode_changes", r.merges.num_mode_changes}}},
       {"tenants", tenants}};
   if (with_timeline) out["timeline"] = timeline_json(r.timeline);
   return out;
@@ -77,6 +80,9 @@ std::string format_result(const SimResult& r, bool per_tenant) {
                      r.adapter_loads, r.cold_loads, r.failed_loads, r.adapter_evictions, r.hidden_loads, r.one_step_loads, r.load_delay_ms);
   out += fmt::format("  {:<22} {} of {:.2f} ms, {:.1f} sequences running, busy {:.3f}; {} preemptions, {} tokens computed again, {} from the prefix cache\n", "steps",
                      r.steps, r.mean_step_ms, r.mean_step_sequences, r.busy_fraction, r.preemptions, r.recomputed_tokens, r.cached_prompt_tokens);
+  if (r.merges.num_builds > 0)
+    out += fmt::format("  {:<22} {} builds ({} given back), {} steps merged, {} of them with nobody beside\n", "merging", r.merges.num_builds, r.merges.num_given_back,
+                       r.merges.num_merged_steps, r.merges.num_exclusive_steps);
   if (r.tenants.size() < 2) return out;
   out += fmt::format("  {:<22} largest accumulated {:.0f}, while both wait {:.0f} (VTC's bound {:.0f}), Jain {:.4f}\n", "service difference",
                      r.max_accumulated_difference, r.max_backlogged_difference, r.vtc_bound, r.jain_index);
@@ -93,14 +99,14 @@ std::string format_result(const SimResult& r, bool per_tenant) {
 }
 
 std::string sweep_header() {
-  return fmt::format("{:>9} {:>11} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>8} {:>9} {:>9}", "req/s", "drained", "tokens/s", "ttft s", "p99 s", "e2e s", "attained", "hidden",
-                     "loads", "preempted", "diff");
+  return fmt::format("{:>9} {:>11} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>8} {:>9} {:>9} {:>8} {:>7}", "req/s", "drained", "tokens/s", "ttft s", "p99 s", "e2e s", "attained", "hidden",
+                     "loads", "preempted", "diff", "merged", "builds");
 }
 
 std::string sweep_line(const SimResult& r) {
-  return fmt::format("{:>9.3f} {:>11.3f} {:>9.1f} {:>9.3f} {:>9.3f} {:>9.2f} {:>8.3f} {:>8.3f} {:>8} {:>9} {:>9.1f}", r.requests_per_s, r.drained_requests_per_s,
+  return fmt::format("{:>9.3f} {:>11.3f} {:>9.1f} {:>9.3f} {:>9.3f} {:>9.2f} {:>8.3f} {:>8.3f} {:>8} {:>9} {:>9.1f} {:>8.3f} {:>7}", r.requests_per_s, r.drained_requests_per_s,
                      r.total_tokens_per_s, r.ttft_s.mean, r.ttft_s.p99, r.e2e_s.mean, r.slo_attainment, r.hidden_loads, r.adapter_loads, r.preemptions,
-                     r.service_difference.mean);
+                     r.service_difference.mean, r.steps > 0 ? static_cast<double>(r.merges.num_merged_steps) / static_cast<double>(r.steps) : 0, r.merges.num_builds);
 }
 
 }  // namespace lk::sim

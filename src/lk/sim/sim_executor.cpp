@@ -9,6 +9,9 @@
 namespace lk::sim {
 namespace {
 
+constexpr double kBuilderShare = 1.0 / 3;  // of the machine, beside a step
+constexpr int64_t kMergeRuns = 32;         // contiguous pieces of merged weights: the layers of a 7B model
+
 std::vector<int64_t> ranks_of(std::span<const SimAdapter> adapters) {
   std::vector<int64_t> ranks;
   for (const SimAdapter& adapter : adapters) ranks.push_back(adapter.rank);
@@ -41,6 +44,7 @@ void SimExecutor::expect(RequestId id, int32_t output_length) {
 
 void SimExecutor::advance_to(Micros time) {
   LK_CHECK(time >= now_, "the clock cannot go back from {} to {} us", now_, time);
+  if (Merge* merge = building()) merge->left_us = std::max(0.0, merge->left_us - static_cast<double>(time - now_));
   now_ = time;
 }
 
@@ -79,7 +83,7 @@ void SimExecutor::start_load(AdapterId adapter, const AdapterPages&) {
 
 std::vector<LoadResult> SimExecutor::take_finished_loads(bool wait) {
   LK_CHECK(!wait || !loading_.empty(), "no load to wait for");
-  if (wait) now_ = std::max(now_, loads_[loading_.front()].end);
+  if (wait) advance_to(std::max(now_, loads_[loading_.front()].end));
   std::vector<LoadResult> done;
   while (!loading_.empty() && loads_[loading_.front()].end <= now_) {
     const LoadRecord& load = loads_[loading_.front()];
@@ -90,7 +94,16 @@ std::vector<LoadResult> SimExecutor::take_finished_loads(bool wait) {
 }
 
 std::vector<ItemResult> SimExecutor::execute(const StepPlan& plan) {
-  const double us = model_.step_us_of(shape_.build(plan)) * faults_.step_factor();
+  LK_CHECK(plan.merged == kBaseModel || (merges_.contains(plan.merged) && merges_.at(plan.merged).left_us <= 0), "adapter {} runs merged and is not", plan.merged);
+  const StepShape& shape = shape_.build(plan);
+  const double factor = faults_.step_factor();
+  double us = model_.step_us_of(shape) * factor;
+  if (Merge* merge = building()) {
+    const double done = std::min(merge->left_us, us * kBuilderShare / (1 - kBuilderShare));
+    merge->left_us -= done;
+    us += done;
+  }
+  times_ = {.total = std::llround(us), .lora = std::llround(model_.adapter_us_of(shape) * factor)};
   busy_us_ += us;
   const double whole = std::floor(us + fraction_us_);
   fraction_us_ += us - whole;
@@ -106,5 +119,38 @@ std::vector<ItemResult> SimExecutor::execute(const StepPlan& plan) {
   }
   return results;
 }
+
+SimExecutor::Merge* SimExecutor::building() {
+  for (auto& [adapter, merge] : merges_)
+    if (merge.left_us > 0) return &merge;
+  return nullptr;
+}
+
+Result<MergeFootprint> SimExecutor::merge_footprint(AdapterId adapter) const {
+  if (!(model_.flops_per_token > 0 && model_.weight_bytes > 0)) return failed_precondition("cost model \"{}\" has no linears to merge into", model_.name);
+  const auto rank = static_cast<double>(adapters_[static_cast<size_t>(adapter)].rank);
+  const auto pages = static_cast<int64_t>(std::ceil(model_.merged_share() * model_.weight_bytes / model_.page_bytes()));
+  const int64_t runs = std::min(kMergeRuns, pages);
+  return MergeFootprint{.run_lengths = std::vector<int64_t>(static_cast<size_t>(runs), (pages + runs - 1) / runs),
+                        .relative_cost = rank * model_.adapter_flops_per_rank / model_.flops_per_token, .build_cost_rows = rank * model_.merged_share()};
+}
+
+void SimExecutor::start_merge(AdapterId adapter, const MergePages&) {
+  const double us = model_.merge_us_of(adapters_[static_cast<size_t>(adapter)].rank);
+  LK_CHECK(!building() && merges_.emplace(adapter, Merge{.left_us = us, .begun = now_}).second, "adapter {} is built beside another, or twice", adapter);
+}
+
+std::vector<MergeResult> SimExecutor::take_finished_merges() {
+  std::vector<MergeResult> done;
+  for (auto& [adapter, merge] : merges_) {
+    if (merge.left_us > 0 || std::exchange(merge.reported, true)) continue;
+    const int64_t rank = adapters_[static_cast<size_t>(adapter)].rank;
+    done.push_back({.adapter = adapter, .status = Status(), .build_time = now_ - merge.begun, .engine_time = std::llround(model_.merge_us_of(rank)),
+                    .build_cost_rows = static_cast<double>(rank) * model_.merged_share()});
+  }
+  return done;
+}
+
+void SimExecutor::drop_merge(AdapterId adapter) { merges_.erase(adapter); }
 
 }  // namespace lk::sim

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // SimExecutor: an Executor without a model. A step takes the time the cost model says, on a virtual clock; loads run on one channel beside
-// the steps; the sampled token is kStopToken when the request has its true length, which the scheduler cannot see (its own limit is
+// the steps; merged weights are built one adapter at a time beside the steps, with a third of the machine, or all of it while no step runs;
+// the sampled token is kStopToken when the request has its true length, which the scheduler cannot see (its own limit is
 // Request::max_tokens).
 //
 // Thread safety: none.
@@ -9,6 +10,7 @@
 #include <deque>
 #include <functional>
 #include <list>
+#include <map>
 #include <optional>
 #include <vector>
 
@@ -58,8 +60,19 @@ class SimExecutor : public Executor {
   void start_load(AdapterId adapter, const AdapterPages& pages) override;
   std::vector<LoadResult> take_finished_loads(bool wait) override;
   std::vector<ItemResult> execute(const StepPlan& plan) override;
+  StepTimes last_step_times() const override { return times_; }
+  Result<MergeFootprint> merge_footprint(AdapterId adapter) const override;
+  void start_merge(AdapterId adapter, const MergePages& pages) override;
+  std::vector<MergeResult> take_finished_merges() override;
+  void drop_merge(AdapterId adapter) override;
 
  private:
+  struct Merge {
+    double left_us = 0;  // of work, alone on the machine; 0 = built
+    Micros begun = 0;
+    bool reported = false;
+  };
+  Merge* building();  // null when nothing is
   bool touch_host(AdapterId adapter);  // false: it had to come from disk
 
   const CostModel& model_;
@@ -79,6 +92,8 @@ class SimExecutor : public Executor {
   std::list<AdapterId> host_lru_;  // oldest first
   std::vector<std::list<AdapterId>::iterator> host_place_;  // host_lru_.end() = on disk only
 
+  std::map<AdapterId, Merge> merges_;
+  StepTimes times_;
   ShapeBuilder shape_;
   std::function<void(Micros)> interlude_;
 };

@@ -60,6 +60,7 @@ class Simulation {
       : options_(options), workload_(workload), faults_(options.faults), executor_(options.model, options.adapters, options.host_bytes, faults_),
         pool_(options.num_pages), scheduler_(options.scheduler, pool_, executor_), recorder_(options.metrics, workload, executor_),
         place_(workload.requests.size(), -1) {
+    for (size_t i = 0; scheduler_.merging() && i < options.adapters.size(); ++i) scheduler_.merging()->set_allowed(static_cast<AdapterId>(i), true);
     for (size_t i = 0; i < workload.tenants.size(); ++i) scheduler_.set_tenant_weight(tenant_id(static_cast<int32_t>(i)), workload.tenants[i].weight);
     if (options.prefetch) executor_.set_interlude([this](Micros end) { prefetch_until(end); });
   }
@@ -219,6 +220,8 @@ class Simulation {
     if (!live_.empty()) return internal_error("{} requests never ended", live_.size());
     if (!options_.check_invariants) return Status();
     for (const AdapterId adapter : pinned_) LK_CHECK(scheduler_.set_pinned(adapter, false).ok());
+    if (scheduler_.merging())
+      while (scheduler_.merging()->give_back(executor_.now())) {}
     pool_.evict_all();
     pool_.check_integrity();
     if (pool_.num_free() != pool_.num_pages()) return internal_error("{} pages are still taken after the end", pool_.num_pages() - pool_.num_free());
@@ -239,6 +242,7 @@ class Simulation {
       if (record.produced > 0) needed += workload_.requests[i].input - record.cached + record.produced - 1;
     }
     result.recomputed_tokens = std::max<int64_t>(0, stats.num_computed_tokens - needed);
+    if (scheduler_.merging()) result.merges = scheduler_.merging()->stats();
     result.adapter_evictions = pool_.num_evicted_adapters();
     result.max_bypass = max_bypass_;
     return result;

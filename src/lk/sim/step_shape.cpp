@@ -13,6 +13,10 @@ const StepShape& ShapeBuilder::build(const StepPlan& plan) {
     shape_.num_samples += item.sample;
     const AdapterId adapter = item.request->adapter;
     if (adapter == kBaseModel) continue;
+    if (adapter == plan.merged) {
+      shape_.merged_rows += item.end - item.begin;
+      continue;
+    }
     int32_t& segment = segment_of_[static_cast<size_t>(adapter)];
     if (segment < 0) {
       segment = static_cast<int32_t>(shape_.segments.size());
