@@ -24,7 +24,7 @@ PolicyFlag whole(const char* name, const char* help, const char* standard, doubl
             if (scale == 1 && value != std::floor(value)) return invalid_argument("\"{}\" is not a whole number", text);
             field(options) = std::llround(value * scale);
             return Status();
-          }};
+          }, scale == 1 ? "INT" : "FLOAT"};
 }
 
 template <typename Parse, typename Field>
@@ -96,7 +96,7 @@ void SchedulerFlags::add_to(CLI::App& command) {
   command.add_flag("--no-prefix-cache", no_prefix_cache, "compute every prompt from its start")->group(group);
   for (const PolicyFlag& flag : policy_flags())
     command.add_option_function<std::string>("--" + flag.name, [this, name = flag.name](const std::string& value) { values.emplace_back(name, value); }, flag.help)
-        ->default_str(flag.standard)->type_name("")->group(group);
+        ->default_str(flag.standard)->type_name(flag.type)->group(group);
   command.add_option("--exact", exact, "with --merging: names of adapters that are never merged, so that their tokens depend on nobody; * and ?; repeatable")
       ->type_name("PATTERN")->group(group);
 }

@@ -17,6 +17,7 @@ namespace lk::apps {
 struct PolicyFlag {
   std::string name, help, standard;  // without the dashes; the default, as it would be given
   std::function<Status(SchedulerOptions&, const std::string& value)> set;
+  std::string type = "TEXT";  // of the value, as CLI11 calls it: a configuration file must have that
 };
 const std::vector<PolicyFlag>& policy_flags();
 // kInvalidArgument when options contradict each other; `given` are the names that were set.

@@ -143,24 +143,27 @@ TEST(HiddenSum, DoesNotDependOnTheBatch) {
     for (uint64_t i = 0; i < length; ++i) request.prompt.push_back(static_cast<int32_t>(prompt.below(131)));
     requests.push_back(request);
   }
-  int64_t accepted = 0;
-  std::vector<bool> taken;
-  for (const Request& request : requests) {
-    taken.push_back(crowd.scheduler->submit(request).ok());
-    accepted += taken.back();
+  // Who is preempted depends on when the loader is done: until somebody was.
+  for (int round = 0; round < 100 && crowd.scheduler->stats().num_preemptions == 0; ++round) {
+    int64_t accepted = 0;
+    std::vector<bool> taken;
+    for (const Request& request : requests) {
+      taken.push_back(crowd.scheduler->submit(request).ok());
+      accepted += taken.back();
+    }
+    ASSERT_GT(accepted, 16);
+    const auto sums = crowd.hidden_sums();
+    crowd.pool->check_integrity();
+    for (const Request& request : requests) {
+      if (!request.sum_hidden || !taken[static_cast<size_t>(request.id)]) continue;
+      ASSERT_TRUE(alone.scheduler->submit(request).ok());
+      const auto expected = alone.hidden_sums();
+      ASSERT_EQ(sums.at(request.id).size(), expected.at(request.id).size());
+      for (size_t d = 0; d < expected.at(request.id).size(); ++d)
+        ASSERT_EQ(std::bit_cast<uint64_t>(sums.at(request.id)[d]), std::bit_cast<uint64_t>(expected.at(request.id)[d])) << "request " << request.id;
+    }
   }
-  ASSERT_GT(accepted, 16);
-  const auto sums = crowd.hidden_sums();
-  crowd.pool->check_integrity();
   EXPECT_GT(crowd.scheduler->stats().num_preemptions, 0);
-  for (const Request& request : requests) {
-    if (!request.sum_hidden || !taken[static_cast<size_t>(request.id)]) continue;
-    ASSERT_TRUE(alone.scheduler->submit(request).ok());
-    const auto expected = alone.hidden_sums();
-    ASSERT_EQ(sums.at(request.id).size(), expected.at(request.id).size());
-    for (size_t d = 0; d < expected.at(request.id).size(); ++d)
-      ASSERT_EQ(std::bit_cast<uint64_t>(sums.at(request.id)[d]), std::bit_cast<uint64_t>(expected.at(request.id)[d])) << "request " << request.id;
-  }
 }
 
 }  // namespace
