@@ -31,7 +31,6 @@ bool AdapterSlots::wants_drain(int64_t gap, Micros wait) const {
 void AdapterSlots::drain(AdapterId adapter) {
   LK_CHECK(running_.contains(adapter));
   draining_ = adapter;
-  ++num_drains_;
 }
 
 }  // namespace lk

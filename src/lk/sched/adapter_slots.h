@@ -31,7 +31,6 @@ class AdapterSlots {
   bool clusters() const { return options_.cluster > 0 && num_running() >= options_.cluster; }
   bool runs(AdapterId adapter) const { return adapter == kBaseModel || running_.contains(adapter); }
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
-  int64_t num_drains() const { return num_drains_; }
 
   // A request found no slot: it is `gap` behind the furthest tenant that runs, and blocked for `wait`. True when an adapter should be
   // drained for it; drain() says which.
@@ -42,7 +41,6 @@ class AdapterSlots {
   const AdapterSlotOptions options_;
   std::map<AdapterId, int64_t> running_;  // requests
   AdapterId draining_ = kBaseModel;       // none
-  int64_t num_drains_ = 0;
 };
 
 }  // namespace lk

@@ -2,19 +2,15 @@
 #include "lk/sched/scheduler.h"
 
 #include <algorithm>
-#include <unordered_set>
 #include <utility>
 
 #include "lk/base/check.h"
+#include "lk/sched/scheduler_sequence.h"
 
 namespace lk {
-namespace {
 
-constexpr int64_t kPageTokens = 16;  // tokens per KV page; kernels/args.h
-
-int64_t pages_for(int64_t num_tokens) { return (num_tokens + kPageTokens - 1) / kPageTokens; }
-
-}  // namespace
+using sched_detail::kPageTokens;
+using sched_detail::pages_for;
 
 Result<Admission> parse_admission(std::string_view text) {
   if (text == "optimistic") return Admission::kOptimistic;
@@ -33,30 +29,6 @@ const char* to_string(FinishReason reason) {
   }
   return "unknown";
 }
-
-struct Scheduler::Sequence : Ticket {
-  explicit Sequence(Request owned) : owned(std::move(owned)) { request = &this->owned; }
-  Request owned;
-  std::vector<int32_t> tokens;        // prompt, then output
-  int64_t num_computed = 0;           // positions whose K and V are in pages
-  std::vector<PageId> pages;          // block table; one reference each
-  int64_t num_published = 0;          // leading pages that carry a key
-  BlockKey last_key{};                // key of page num_published - 1, or the root
-  std::vector<TokenLogprob> prompt_logprobs;
-  std::vector<double> hidden_sum;
-  bool running = false;
-  bool started = false;               // was in a step
-  int64_t num_billed = 0;             // positions that were computed, or cached, for the first time
-  Micros admitted_at = 0;             // latest
-  Micros blocked_since = -1;          // for an adapter slot
-  std::vector<BlockKey> prompt_keys;  // of its full pages, for locality
-
-  Seniority seniority() const { return {tag, order}; }
-  int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
-  int64_t prompt_length() const { return static_cast<int64_t>(request->prompt.size()); }
-  int64_t num_output() const { return num_tokens() - prompt_length(); }
-  bool wants_prompt_logprobs() const { return request->sampling.num_prompt_logprobs >= 0; }
-};
 
 Scheduler::Scheduler(const SchedulerOptions& options, UnifiedPool& pool, Executor& executor)
     : options_(options), pool_(pool), executor_(executor),
@@ -325,181 +297,6 @@ void Scheduler::publish_pages(Sequence& sequence) {
                      sequence.request->adapter);
     ++sequence.num_published;
   }
-}
-
-bool Scheduler::begin_load(AdapterId adapter) {
-  while (!pool_.begin_load(adapter, executor_.footprint(adapter)))
-    if (!give_back_merged()) return false;
-  start_load(adapter);
-  return true;
-}
-
-bool Scheduler::begin_load_gently(AdapterId adapter, const std::function<bool(AdapterId)>& kept) {
-  // One page per running sequence stays, or what is loaded now is evicted by the next tokens and loaded again.
-  const int64_t spare = running_.empty() ? 0 : num_running() + 1;
-  if (!pool_.begin_load_gently(adapter, executor_.footprint(adapter), kept, spare)) return false;
-  start_load(adapter);
-  return true;
-}
-
-void Scheduler::start_load(AdapterId adapter) {
-  executor_.start_load(adapter, pool_.adapter_pages(adapter));
-  ++num_loading_;
-  ++stats_.num_adapter_loads;
-}
-
-void Scheduler::prefetch(AdapterId adapter) {
-  if (adapter == kBaseModel || pool_.adapter_state(adapter) != AdapterState::kAbsent || prefetched_ >= options_.load_ahead) return;
-  if (!breaker_.check(adapter, executor_.now()).ok()) return;
-  std::optional<std::unordered_set<AdapterId>> wanted;  // collected only when something has to be evicted
-  const auto kept = [&](AdapterId other) {
-    if (!wanted) {
-      wanted.emplace();
-      for (const auto& [id, sequence] : sequences_)
-        if (!sequence->running) wanted->insert(sequence->request->adapter);
-    }
-    return wanted->contains(other);
-  };
-  if (!begin_load_gently(adapter, kept)) return;
-  ++prefetched_;
-  ++stats_.num_prefetches;
-}
-
-bool Scheduler::load_ahead(AdapterId adapter) {
-  if (!room_ahead_) return false;  // who is further behind does not take what this one lacked
-  room_ahead_ = begin_load_gently(adapter, [&](AdapterId other) { return std::find(ahead_.begin(), ahead_.end(), other) != ahead_.end(); });
-  return room_ahead_;
-}
-
-int64_t Scheduler::remaining_tokens(const Sequence& sequence) const {
-  const Request& request = *sequence.request;
-  const int64_t most = request.max_tokens - sequence.num_output();
-  if (options_.admission == Admission::kReserved) return most;
-  // One that outlived its forecast is taken for half done.
-  const int64_t expected = policy_->expected_output(request) - sequence.num_output();
-  return std::min(most, expected > 0 ? expected : std::max(kPageTokens, sequence.num_output()));
-}
-
-bool Scheduler::fits_until_the_end(const Sequence& candidate) {
-  int64_t held = static_cast<int64_t>(candidate.pages.size());
-  reservation_.clear();
-  reservation_.add(candidate.num_tokens(), remaining_tokens(candidate));
-  for (const auto& [seniority, sequence] : running_) {
-    held += static_cast<int64_t>(sequence->pages.size());
-    reservation_.add(sequence->num_tokens(), remaining_tokens(*sequence));
-  }
-  return reservation_.peak_pages(kPageTokens) <= held + pool_.num_available();
-}
-
-// Moves a waiting sequence to running if its adapter is resident and it finds pages.
-bool Scheduler::try_admit(Sequence& sequence) {
-  const AdapterId adapter = sequence.request->adapter;
-  // Pinned first, so that making room for KV pages cannot evict the adapter.
-  if (adapter != kBaseModel) pool_.pin(adapter);
-  sequence.running = true;
-  match_prefix(sequence);
-  const int64_t chunk = std::min(sequence.num_tokens() - sequence.num_computed, budget_);
-  const int64_t needed = pages_for(sequence.num_computed + chunk) - static_cast<int64_t>(sequence.pages.size());
-  // Leave one page per running sequence, or admission and preemption chase each other.
-  const int64_t reserve = running_.empty() ? 0 : static_cast<int64_t>(running_.size()) + 1;
-  const auto fits = [&] {
-    return pool_.num_available() >= needed + reserve &&
-           (running_.empty() || options_.admission == Admission::kOptimistic || fits_until_the_end(sequence));
-  };
-  while (!fits()) {
-    if (give_back_merged()) continue;
-    release_pages(sequence);
-    return false;
-  }
-  const bool first = !sequence.charged;
-  if (first) sequence.num_billed = std::min(sequence.num_computed, sequence.prompt_length());
-  policy_->dispatch(sequence, sequence.prompt_length() - sequence.num_billed);
-  running_.emplace(sequence.seniority(), &sequence);
-  slots_.take(adapter);
-  deadlines_.erase({sequence.deadline, &sequence});
-  sequence.admitted_at = now_;
-  sequence.blocked_since = -1;
-  if (first) started_tokens_ += sequence.prompt_length();
-  stats_.num_cached_prompt_tokens += sequence.num_computed;
-  LK_CHECK(ensure_pages(sequence, sequence.num_computed + chunk));
-  add_to_plan(sequence, chunk);
-  return true;
-}
-
-// A request found every adapter slot taken. When it falls too far behind, the adapter of the tenant furthest ahead makes room.
-void Scheduler::consider_drain(Sequence& blocked) {
-  if (blocked.blocked_since < 0) blocked.blocked_since = now_;
-  const int64_t own = policy_->virtual_time(blocked);
-  const Sequence* furthest = nullptr;
-  int64_t furthest_time = 0;
-  for (const auto& [seniority, sequence] : running_) {
-    if (sequence->request->adapter == kBaseModel || sequence->request->urgent) continue;
-    const int64_t time = policy_->virtual_time(*sequence);
-    if (furthest && time <= furthest_time) continue;
-    furthest = sequence;
-    furthest_time = time;
-  }
-  if (furthest && slots_.wants_drain(furthest_time - own, now_ - blocked.blocked_since)) {
-    slots_.drain(furthest->request->adapter);
-    ++stats_.num_adapter_drains;
-  }
-}
-
-bool Scheduler::admit_round(Round round) {
-  policy_->begin_round();
-  while (passed_ < options_.load_ahead) {
-    Ticket* ticket = policy_->next();
-    if (!ticket) break;
-    auto& sequence = static_cast<Sequence&>(*ticket);
-    const AdapterId adapter = sequence.request->adapter;
-    const bool left_out = (round == Round::kRunningAdapters && !slots_.runs(adapter)) || (round == Round::kStarving && !merging_->is_first(adapter));
-    if (left_out || !runs_now(sequence)) {
-      policy_->pass_over(sequence);
-      continue;
-    }
-    const AdapterState state = adapter == kBaseModel ? AdapterState::kResident : pool_.adapter_state(adapter);
-    // The first in line may evict what it likes, and nobody takes what it waits for; who comes later takes nothing from those before.
-    if (state == AdapterState::kAbsent && (ahead_.empty() ? !begin_load(adapter) : !load_ahead(adapter)) && ahead_.empty()) return false;
-    const bool room = budget_ > 0 && free_places() > 0;
-    const bool slot = slots_.admits(adapter);
-    if (room && !slot) consider_drain(sequence);
-    if (room && slot && state == AdapterState::kResident) {
-      if (!try_admit(sequence)) return false;
-    } else {
-      policy_->pass_over(sequence);
-      ++passed_;
-      ahead_.push_back(adapter);
-    }
-  }
-  return true;
-}
-
-void Scheduler::admit_waiting() {
-  if (num_waiting() == 0) return;
-  passed_ = 0;
-  ahead_.clear();
-  room_ahead_ = true;
-  if ((merging_ && merging_->any_first() && !admit_round(Round::kStarving)) || (slots_.clusters() && !admit_round(Round::kRunningAdapters))) return;
-  admit_round(Round::kAll);
-  // What running sequences evict for their next tokens is what is wanted last.
-  for (auto adapter = ahead_.rbegin(); adapter != ahead_.rend(); ++adapter) pool_.touch(*adapter);
-}
-
-// Cached tokens of its prompt, and before them whether its adapter runs or is resident.
-int64_t Scheduler::locality(Sequence& sequence) const {
-  const AdapterId adapter = sequence.request->adapter;
-  const int64_t adapter_score = slots_.runs(adapter) ? 2 : pool_.adapter_state(adapter) == AdapterState::kResident ? 1 : 0;
-  int64_t cached = 0;
-  if (options_.prefix_cache && !sequence.wants_prompt_logprobs() && !sequence.request->sum_hidden) {
-    const BlockKey root = root_block_key(adapter, sequence.request->cache_salt);
-    for (size_t page = 0; static_cast<int64_t>(page + 1) * kPageTokens < sequence.prompt_length(); ++page, ++cached) {
-      if (page == sequence.prompt_keys.size())
-        sequence.prompt_keys.push_back(child_block_key(page == 0 ? root : sequence.prompt_keys.back(),
-                                                       std::span<const int32_t>(sequence.request->prompt).subspan(page * kPageTokens, kPageTokens)));
-      if (!pool_.has_kv(sequence.prompt_keys[page])) break;
-    }
-  }
-  return (adapter_score << 32) + cached * kPageTokens;
 }
 
 void Scheduler::apply(const Planned& planned, ItemResult& result, std::vector<RequestEvent>& events) {
