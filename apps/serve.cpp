@@ -44,7 +44,7 @@ void ServeFlags::add_to(CLI::App& command) {
   command.add_option("--lora-dir", lora_dirs, "directory of adapter directories: all are loaded, and followed as they come, change and go; repeatable")->group(adapters);
   command.add_option("--lora-root", lora_roots, "adapters may be loaded at run time from beneath this directory; repeatable (every --lora-dir counts)")->group(adapters);
   command.add_option("--watch-interval", watch_seconds, "seconds between looks at --lora-dir")->check(CLI::Range(0.05, 3600.0))->capture_default_str()->group(adapters);
-  command.add_option("--host-memory", host_memory, "of loaded adapters together, e.g. 4GiB; auto = half of the machine's")->capture_default_str()->group(adapters);
+  command.add_option("--host-memory", host_memory, "for copies of adapters, e.g. 4GiB; those least worth keeping are read from disk again; auto = half of the machine's")->capture_default_str()->group(adapters);
   command.add_option("--sum-memory", sum_memory, "of cached weighted sums of adapters, as a part of --host-memory; auto = an eighth of it")->capture_default_str()->group(adapters);
   command.add_flag("--no-probe", no_probe, "publish adapters without running a probe prompt through them first")->group(adapters);
   command.add_flag("--enable-lora", enable_lora, "accepted for vLLM's command lines; adapters are always enabled")->group(adapters);
@@ -146,7 +146,7 @@ Status load_adapters(const ServeFlags& flags, Server& server, std::unique_ptr<Di
   for (const auto& [name, directory] : loras) {
     const Result<AdapterLease> loaded = registry.load_and_wait({.name = name, .path = directory, .trusted_path = true, .persist = false});
     if (!loaded.ok()) return loaded.status().with_context(fmt::format("--lora {}={}", name, directory));
-    for (const std::string& warning : (*loaded)->host()->warnings)
+    for (const std::string& warning : (*loaded)->warnings)
       server.log().write(LogLevel::kWarning, "adapter_warning", {{"adapter", name}, {"reason", warning}});
   }
   if (!flags.lora_dirs.empty()) {

@@ -42,9 +42,17 @@ class Harness {
     engine = Engine::create({.max_step_tokens = options.max_step_tokens, .memory_bytes = num_pages * page}, weights, std::move(backend)).value();
     pool = std::make_unique<UnifiedPool>(engine->num_pages());
     scheduler = std::make_unique<Scheduler>(options, *pool, *engine);
+    // Host memory for the largest or a third of them: what is dropped is read from disk again and again.
+    const auto directory = [&](const std::string& name) { return kGoldenDir + "adapters/" + setup.model + "__" + name; };
+    int64_t bytes = 0, largest = 0;
     for (const std::string& name : setup.adapters) {
-      auto adapter = load_adapter(name, kGoldenDir + "adapters/" + setup.model + "__" + name, weights->config, weights->checkpoint.get()).value();
-      ids.push_back(engine->register_adapter(engine->prepare_adapter(adapter).value()));
+      const auto own = host_bytes_of(*load_adapter(name, directory(name), weights->config, weights->checkpoint.get()).value());
+      bytes += own, largest = std::max(largest, own);
+    }
+    host = HostTier::create(std::max(bytes / 3, largest));
+    for (const std::string& name : setup.adapters) {
+      auto source = std::make_shared<AdapterDirectory>(name, directory(name), engine->weights().config, weights->checkpoint, AdapterLoadOptions{.copy_file = true});
+      ids.push_back(engine->register_adapter(engine->prepare_adapter(host->add(std::move(source), 0).value()).value()));
     }
     if (setup.merged.empty()) return;
     scheduler->enable_merging({.max_pool_share = 0.9, .keep_pages_per_request = 0, .retry_after = 0}, make_always_chooser());
@@ -66,6 +74,7 @@ class Harness {
     }
     pool->check_integrity();
   }
+  std::shared_ptr<HostTier> host;
   std::unique_ptr<Engine> engine;
   std::unique_ptr<UnifiedPool> pool;
   std::unique_ptr<Scheduler> scheduler;
@@ -94,7 +103,7 @@ Request random_request(RequestId id, const Harness& harness, Rng& rng, int64_t v
 }
 
 void expect_isolation(const Setup& setup, uint64_t num_seeds) {
-  int64_t preemptions = 0, evictions = 0, cached = 0;
+  int64_t preemptions = 0, evictions = 0, disk_reads = 0, cached = 0;
   int64_t merged_steps = 0, given_back = 0;
   const bool merging = !setup.merged.empty();
   Harness alone({setup.model, setup.adapters, setup.act}, {.max_step_tokens = 512, .prefix_cache = false}, 4096, 1);
@@ -135,6 +144,7 @@ void expect_isolation(const Setup& setup, uint64_t num_seeds) {
     preemptions += crowd.scheduler->stats().num_preemptions;
     cached += crowd.scheduler->stats().num_cached_prompt_tokens;
     evictions += crowd.pool->num_evicted_adapters();
+    disk_reads += crowd.host->stats().num_reads;
     if (merging) {
       merged_steps += crowd.scheduler->merging()->stats().num_merged_steps;
       given_back += crowd.scheduler->merging()->stats().num_given_back;
@@ -146,6 +156,7 @@ void expect_isolation(const Setup& setup, uint64_t num_seeds) {
   EXPECT_GT(preemptions, 0);
   EXPECT_GT(cached, 0);
   EXPECT_GT(evictions, 0);
+  EXPECT_EQ(disk_reads > 0, setup.adapters.size() > 1);
   EXPECT_EQ(merged_steps > 0, merging);
   EXPECT_EQ(given_back > 0, merging);
 }

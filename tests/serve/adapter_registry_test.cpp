@@ -71,8 +71,12 @@ class AdapterRegistryTest : public ::testing::Test {
   bool wait_until_absent(AdapterId id) {
     return service_->wait_on_engine([id](TextEngine& engine) { return engine.pool().adapter_state(id) == AdapterState::kAbsent; });
   }
+  void push_out_of_pages(const AdapterLease& adapter) {
+    EXPECT_TRUE(service_->engine->call([id = adapter->id()](TextEngine& engine) { (void)engine.scheduler().drop_adapter(id); }));
+    EXPECT_TRUE(wait_until_absent(adapter->id()));
+  }
   bool wait_for_host_bytes(int64_t bytes) {
-    return service_->wait_on_engine([&](TextEngine&) { return registry_->host_bytes() == bytes; });
+    return service_->wait_on_engine([&](TextEngine&) { return registry_->host_stats().bytes == bytes; });
   }
 
   TempDir dir_;
@@ -124,7 +128,7 @@ TEST_F(AdapterRegistryTest, TenantsSeeOnlyWhatTheyMayUse) {
 TEST_F(AdapterRegistryTest, RefusedLoadsLeaveNothing) {
   must_load("sql", "sql");
   ASSERT_TRUE(registry_->set_alias("alias", "sql").ok());
-  const int64_t bytes = registry_->host_bytes();
+  const int64_t bytes = registry_->host_stats().bytes;
   EXPECT_EQ(load("sql", "math").status().code(), StatusCode::kAlreadyExists);
   EXPECT_EQ(load("alias", "math", {.replace = true}).status().code(), StatusCode::kAlreadyExists);
   EXPECT_EQ(load("base", "math", {.replace = true}).status().code(), StatusCode::kAlreadyExists);
@@ -263,7 +267,7 @@ TEST_F(AdapterRegistryTest, UnloadReportsEachVersionOnceWhenItsLastRequestEnded)
     EXPECT_GT(report.page_bytes, 0);
     EXPECT_GT(report.host_bytes, 0);
   }
-  EXPECT_EQ(registry_->host_bytes(), 0);
+  EXPECT_EQ(registry_->host_stats().bytes, 0);
 }
 
 TEST_F(AdapterRegistryTest, HostMemoryIsBoundedAlsoWhenLoadsRunSideBySide) {
@@ -276,17 +280,64 @@ TEST_F(AdapterRegistryTest, HostMemoryIsBoundedAlsoWhenLoadsRunSideBySide) {
     registry_->load({.name = fmt::format("a{}", i), .path = kDemoAdapters + "sql", .trusted_path = true},
                     [promise](const Result<AdapterLease>& loaded) { promise->set_value(loaded.status().code()); });
   }
-  int loaded = 0;
+  // Two are read at once; meanwhile a third can find everything in use.
   for (auto& load : loads) {
     const StatusCode code = load.get();
-    loaded += code == StatusCode::kOk;
     EXPECT_TRUE(code == StatusCode::kOk || code == StatusCode::kResourceExhausted);
   }
-  EXPECT_LE(loaded, 2);
-  EXPECT_TRUE(wait_for_host_bytes(loaded * bytes)) << "failed loads give theirs back";
+  EXPECT_TRUE(service_->wait_on_engine([&](TextEngine&) { return registry_->host_stats().bytes <= bytes * 5 / 2; }));
   for (const AdapterLease& version : registry_->versions()) ASSERT_TRUE(registry_->unload(version->name, nullptr).ok());
   EXPECT_TRUE(wait_for_host_bytes(0));
   EXPECT_NE(must_load("again", "sql"), nullptr);
+}
+
+TEST_F(AdapterRegistryTest, WhatHostMemoryDroppedIsReadAgainAndAnswersTheSame) {
+  const int64_t bytes = must_load("one", "sql")->host_bytes;
+  // Host memory for two of four, pages for two of them as well.
+  open({.max_host_bytes = bytes * 5 / 2}, nullptr, 2 << 20);
+  const std::vector<std::string> names{"sql", "math", "tag", "dates"};
+  std::map<std::string, std::vector<int32_t>> expected;
+  for (const std::string& name : names) expected[name] = tokens_of(must_load(name, name));
+  for (int round = 0; round < 3; ++round)
+    for (const std::string& name : names) EXPECT_EQ(tokens_of(resolve(name)->adapter), expected[name]) << name;
+  const HostTier::Stats stats = registry_->host_stats();
+  EXPECT_GT(stats.num_reads, 0);
+  EXPECT_GT(stats.num_drops, 2);
+  EXPECT_EQ(stats.num_failed_reads, 0);
+  EXPECT_TRUE(service_->wait_on_engine([&](TextEngine&) { return registry_->host_stats().bytes <= bytes * 5 / 2; }));
+  for (const AdapterSnapshot& adapter : registry_->list(service_->engine->snapshot()))
+    EXPECT_EQ(adapter.host_bytes > 0, resolve(adapter.name)->adapter->host()->on_host());
+  push_out_of_pages(resolve("sql")->adapter);
+  registry_->host_tier().drop_all();
+  EXPECT_TRUE(service_->wait_on_engine([&](TextEngine&) { return registry_->find("sql", service_->engine->snapshot())->tier == "disk"; }));
+}
+
+TEST_F(AdapterRegistryTest, WhatChangedOnDiskFailsOnlyItsOwnRequests) {
+  namespace fs = std::filesystem;
+  for (const char* name : {"a", "b", "c"}) fs::copy(kDemoAdapters + "sql", dir_.file(name), fs::copy_options::recursive);
+  const AdapterLease a = must_load("a", dir_.file("a")), b = must_load("b", dir_.file("b")), c = must_load("c", dir_.file("c"));
+  const std::vector<int32_t> expected = tokens_of(a);
+  const auto push_out = [&](const AdapterLease& adapter) {
+    registry_->host_tier().drop_all();
+    push_out_of_pages(adapter);
+  };
+  // Gone before its copy was dropped: it is kept, because nobody could bring it back.
+  fs::remove_all(a->path);
+  push_out(a);
+  EXPECT_TRUE(a->host()->on_host());
+  EXPECT_EQ(tokens_of(a), expected);
+  // Changed after it was dropped: its requests fail with the reason, nobody else's.
+  push_out(b);
+  ASSERT_FALSE(b->host()->on_host());
+  fs::copy_file(kDemoAdapters + "math/adapter_model.safetensors", dir_.file("b/adapter_model.safetensors"), fs::copy_options::overwrite_existing);
+  auto heard = std::make_shared<Heard>();
+  start(heard, b, 4);
+  ASSERT_TRUE(heard->wait_for_ends());
+  EXPECT_EQ(heard->choice().completion.finish, FinishReason::kError);
+  EXPECT_EQ(heard->choice().completion.error.code(), StatusCode::kDataLoss);
+  EXPECT_THAT(heard->choice().completion.error.message(), HasSubstr("are not what they were when it was loaded"));
+  EXPECT_EQ(registry_->host_stats().num_failed_reads, 1);
+  EXPECT_EQ(tokens_of(c), expected) << "read again from its own directory";
 }
 
 TEST_F(AdapterRegistryTest, LoadsThatWaitForTheEngineDoNotHoldUpReaders) {
@@ -417,9 +468,9 @@ TEST_F(AdapterRegistryTest, SumsAreResolvedCachedAndRefused) {
 TEST_F(AdapterRegistryTest, SumFollowsItsComponents) {
   must_load("a", "sql");
   must_load("b", "math");
-  const int64_t bytes = registry_->host_bytes();
+  const int64_t bytes = registry_->host_stats().bytes;
   AdapterLease before = resolve("a+b")->adapter;
-  EXPECT_GT(registry_->host_bytes(), bytes) << "a sum counts";
+  EXPECT_GT(registry_->host_stats().bytes, bytes) << "a sum counts";
   const AdapterId id = before->id();
   must_load("b", "tag", {.replace = true});
   const AdapterLease after = resolve("a+b")->adapter;
@@ -441,48 +492,53 @@ TEST_F(AdapterRegistryTest, SumsRespectTheHostMemoryBudget) {
   must_load("a", "sql");
   must_load("b", "sql");
   EXPECT_EQ(code_of("a+b+a"), StatusCode::kResourceExhausted) << "a sum holds its parts in f32, twice their bytes";
+  std::map<std::string, std::vector<int32_t>> expected;
   for (const char* weight : {"0.1", "0.2", "0.3"}) {
-    EXPECT_TRUE(resolve(fmt::format("a*{}", weight)).ok()) << "older sums make room";
-    EXPECT_LE(registry_->host_bytes(), bytes * 9 / 2);
+    const auto sum = resolve(fmt::format("a*{}+b*0.1", weight));
+    ASSERT_TRUE(sum.ok()) << sum.status().message();
+    EXPECT_LE(registry_->host_stats().bytes, bytes * 9 / 2);
   }
 }
 
 TEST_F(AdapterRegistryTest, CachedSumsAreBoundedInBytesAndCounted) {
   must_load("a", "sql");
-  const int64_t files = registry_->host_bytes();
+  const int64_t files = registry_->host_stats().bytes;
   ASSERT_TRUE(resolve("a*0.5").ok());
-  const int64_t one = registry_->cached_sums().bytes;
-  EXPECT_EQ(registry_->cached_sums().count, 1);
-  EXPECT_EQ(registry_->host_bytes(), files + one);
+  const int64_t one = registry_->sum_stats().bytes;
+  EXPECT_EQ(registry_->sum_stats().count, 1);
+  EXPECT_EQ(registry_->host_stats().bytes, files + one);
   open({.max_composed_bytes = 2 * one + 1});
   must_load("a", "sql");
   must_load("b", "math");
   for (const char* weight : {"0.1", "0.2", "0.3", "0.4"}) ASSERT_TRUE(resolve(fmt::format("a*{}", weight)).ok());
-  EXPECT_EQ(registry_->cached_sums().count, 2);
-  EXPECT_EQ(registry_->cached_sums().bytes, 2 * one);
+  EXPECT_EQ(registry_->sum_stats().count, 2);
+  EXPECT_EQ(registry_->sum_stats().bytes, 2 * one);
   const auto large = resolve("a+b+a");
   ASSERT_TRUE(large.ok()) << "one that is larger than the cache is built all the same";
   EXPECT_FALSE(tokens_of(large->adapter).empty());
-  EXPECT_EQ(registry_->cached_sums().count, 0);
+  EXPECT_EQ(registry_->sum_stats().count, 0);
   ASSERT_TRUE(resolve("b*0.5").ok());
   ASSERT_TRUE(registry_->unload("b", nullptr).ok());
-  EXPECT_EQ(registry_->cached_sums().count, 0) << "it went with its component";
-  EXPECT_EQ(registry_->cached_sums().bytes, 0);
+  EXPECT_EQ(registry_->sum_stats().count, 0) << "it went with its component";
+  EXPECT_EQ(registry_->sum_stats().bytes, 0);
 }
 
-TEST_F(AdapterRegistryTest, SumsMakeRoomForAdapters) {
+TEST_F(AdapterRegistryTest, SumsAndAdaptersMakeRoomForEachOther) {
+  const int64_t bytes = must_load("probe", "sql")->host_bytes;
+  open({.max_host_bytes = bytes * 4, .max_composed_bytes = bytes * 8});
   must_load("a", "sql");
-  const int64_t bytes = registry_->host_bytes();
-  open({.max_host_bytes = bytes * 4, .max_composed_bytes = bytes * 3});
-  must_load("a", "sql");
-  ASSERT_TRUE(resolve("a*0.5").ok());
-  ASSERT_EQ(registry_->cached_sums().count, 1);
+  const AdapterLease half = resolve("a*0.5")->adapter;
+  const std::vector<int32_t> expected = tokens_of(half);
   must_load("b", "sql");
-  EXPECT_EQ(registry_->cached_sums().count, 1) << "there was room";
+  EXPECT_TRUE(half->host()->on_host()) << "there was room";
   must_load("c", "sql");
-  EXPECT_EQ(registry_->cached_sums().count, 0) << "a cache does not keep an adapter out";
   must_load("d", "sql");
-  EXPECT_EQ(load("e", "sql").status().code(), StatusCode::kResourceExhausted);
+  must_load("e", "sql");
+  EXPECT_FALSE(half->host()->on_host()) << "a sum does not keep an adapter out";
+  EXPECT_EQ(registry_->sum_stats().count, 1);
+  push_out_of_pages(half);
+  EXPECT_EQ(tokens_of(half), expected) << "summed again, from what was read again";
+  EXPECT_LE(registry_->host_stats().bytes, bytes * 4);
 }
 
 // Loads, replacements, unloads, aliases and requests from several threads; afterwards nothing is left.

@@ -18,7 +18,7 @@ constexpr const char* kPrompt = "Once upon a time";
 
 AdapterId add_demo_adapter(Service& service, const std::string& name) {
   auto host = load_adapter(name, testing::kDemoAdapters + name, service->text().config(), nullptr).value();
-  return service->add_adapter(service->prepare_adapter(std::move(host)).value());
+  return service->add_adapter(service->prepare_adapter(std::make_shared<HostAdapter>(std::move(host))).value());
 }
 
 TEST(EngineService, EventsOfEachRequestAreInOrderAndAddUpToItsCompletion) {

@@ -28,6 +28,7 @@ TEST(StatusJson, HoldsEveryFieldOfTheSnapshot) {
   s.page_bytes = 19, s.page_tokens = 20, s.uptime_seconds = 21.5, s.ready = true, s.draining = true, s.queued_tokens = 22, s.max_queue = 23;
   s.predicted_wait_seconds = 24.5, s.connections = 25, s.open_streams = 26, s.resident_bytes = 27;
   s.adapter_bytes = 61, s.max_adapter_bytes = 62, s.num_sums = 63, s.sum_bytes = 64, s.grammar_bytes = 65, s.max_grammar_bytes = 66;
+  s.num_prefetches = 69, s.host_reads = 70, s.host_failed_reads = 71, s.host_drops = 72, s.host_read_seconds = 73.5;
   s.heap_used_bytes = 67, s.heap_free_bytes = 68, s.open_files = 28, s.threads = 29;
   s.merging = {.chooser = "cost", .adapter = "hot", .builds = 41, .refused = 42, .given_back = 43, .merged_steps = 44, .exclusive_steps = 45, .mode_changes = 46};
   s.tenants = {{.name = "acme", .in_flight = 30, .prompt_tokens = 31, .output_tokens = 32, .requests = 33, .refused = 34, .weight = 35.5, .cached_tokens = 36,
@@ -39,7 +40,8 @@ TEST(StatusJson, HoldsEveryFieldOfTheSnapshot) {
     "tokens": {"prompt": 10, "output": 11, "computed": 4, "output_per_second": 13.5, "prefix_queries": 8, "prefix_hits": 9},
     "steps": {"count": 3, "seconds": 12.5},
     "pool": {"pages": 14, "free": 15, "kv": 16, "cached": 17, "adapter": 18, "merged": 40, "page_bytes": 19, "page_tokens": 20},
-    "adapters": {"total": 2, "device": 1, "loading": 0, "host": 0, "disk": 1, "pinned": 1, "loads": 6, "evictions": 7,
+    "adapters": {"total": 2, "device": 1, "loading": 0, "host": 0, "disk": 1, "pinned": 1, "loads": 6, "prefetches": 69, "evictions": 7,
+                 "disk_reads": 70, "failed_disk_reads": 71, "host_drops": 72,
                  "active": [{"name": "a", "version": 3, "running": 2, "waiting": 1}]},
     "merging": {"chooser": "cost", "adapter": "hot", "builds": 41, "refused": 42, "given_back": 43, "merged_steps": 44, "exclusive_steps": 45, "mode_changes": 46},
     "http": {"connections": 25, "open_streams": 26},

@@ -39,8 +39,8 @@ TEST(CostModel, EachSegmentCostsItsWeightsOrItsRows) {
 }
 
 TEST(CostModel, LoadsFromDiskPassTheHost) {
-  EXPECT_NEAR(round_model().load_us_of(1000, false), 5 + 10, 1e-9);
-  EXPECT_NEAR(round_model().load_us_of(1000, true), 5 + 10 + 100, 1e-9);
+  EXPECT_NEAR(round_model().load_us_of(1000), 5 + 10, 1e-9);
+  EXPECT_NEAR(round_model().read_us_of(1000), 100, 1e-9);
   EXPECT_EQ(round_model().pages_of_adapter(4), 3);  // 400 bytes in pages of 160
 }
 

@@ -320,7 +320,8 @@ std::shared_ptr<const ResidentAdapter> AdapterLayout::load(std::shared_ptr<const
   for (size_t i = 0; i < adapter->trained_token_ids.size(); ++i)
     resident->trained_rows.emplace(static_cast<int32_t>(adapter->trained_token_ids[i]), static_cast<int64_t>(i));
   resident->max_group_rank = max_group_rank_;
-  resident->host = std::move(adapter);
+  // Only what looks rows up in it keeps the host copy in memory.
+  if (adapter->embedding || !adapter->trained_token_ids.empty() || adapter->replaced.contains("model.embed_tokens.weight")) resident->host = std::move(adapter);
   return resident;
 }
 

@@ -6,7 +6,6 @@
 #include <fstream>
 #include <limits>
 
-#include "lk/base/thread_name.h"
 #include "lk/engine/sampler.h"
 
 namespace lk {
@@ -37,8 +36,7 @@ Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options, std
                               engine->page_bytes());
   LK_ASSIGN_OR_RETURN(engine->arena_, Buffer::try_allocate(engine->num_pages_ * engine->page_bytes()));
   engine->decoder_.set_pool(engine->arena_.data());
-  Engine* self = engine.get();
-  engine->loader_ = std::jthread([self](std::stop_token stop) { self->loader_main(stop); });
+  engine->loader_ = std::make_unique<Loader>(engine->arena_.data(), std::max(1, options.num_readers));
   engine->merger_ = std::make_unique<Merger>(options.merge, engine->weights_, *engine->backend_, engine->backend_->threads().size(),
                                              engine->arena_.data());
   return engine;
@@ -56,19 +54,19 @@ Engine::~Engine() = default;
 
 // --- Adapters
 
-Result<Engine::PreparedAdapter> Engine::prepare_adapter(std::shared_ptr<const Adapter> adapter) const {
-  auto layout = std::make_shared<AdapterLayout>(*adapter, weights_->config, geometry_);
+Result<Engine::PreparedAdapter> Engine::prepare_adapter(std::shared_ptr<HostAdapter> adapter) const {
+  LK_ASSIGN_OR_RETURN(const std::shared_ptr<const Adapter> content, adapter->get());
+  auto layout = std::make_shared<AdapterLayout>(*content, weights_->config, geometry_);
   if (layout->footprint().total() >= num_pages_)
-    return resource_exhausted("adapter {} needs {} pages of {} bytes, the pool has {}: raise --memory", adapter->name,
+    return resource_exhausted("adapter {} needs {} pages of {} bytes, the pool has {}: raise --memory", adapter->name(),
                               layout->footprint().total(), page_bytes(), num_pages_);
-  return PreparedAdapter{std::move(adapter), std::move(layout)};
+  auto merge_layout = std::make_shared<MergeLayout>(*content, weights_->config, weights_->format(), page_bytes());
+  return PreparedAdapter{std::move(adapter), std::move(layout), std::move(merge_layout)};
 }
 
 AdapterId Engine::register_adapter(PreparedAdapter adapter) {
   decoder_.reserve_rank(adapter.layout->max_group_rank());
-  MergeLayout merge_layout(*adapter.host, weights_->config, weights_->format(), page_bytes());
-  adapters_.emplace(next_adapter_, Registered{.host = std::move(adapter.host), .layout = std::move(adapter.layout), .resident = nullptr,
-                                              .merge_layout = std::move(merge_layout)});
+  adapters_.emplace(next_adapter_, Registered{.prepared = std::move(adapter), .resident = nullptr});
   return next_adapter_++;
 }
 
@@ -77,66 +75,37 @@ void Engine::unregister_adapter(AdapterId id) {
   LK_CHECK(adapters_.erase(id) == 1, "adapter {} is not registered", id);
 }
 
-AdapterFootprint Engine::footprint(AdapterId adapter) const { return adapters_.at(adapter).layout->footprint(); }
+AdapterFootprint Engine::footprint(AdapterId adapter) const { return adapters_.at(adapter).prepared.layout->footprint(); }
 
 void Engine::start_load(AdapterId adapter, const AdapterPages& pages) {
-  const Registered& registered = adapters_.at(adapter);
-  {
-    std::lock_guard lock(load_mutex_);
-    load_queue_.push_back({adapter, registered.host, registered.layout, pages});
-  }
-  load_wanted_.notify_one();
+  const PreparedAdapter& prepared = adapters_.at(adapter).prepared;
+  loader_->start({.adapter = adapter, .host = prepared.host, .layout = prepared.layout, .pages = pages});
 }
+
+void Engine::stage(AdapterId adapter) { loader_->stage(adapters_.at(adapter).prepared.host); }
 
 std::vector<LoadResult> Engine::take_finished_loads(bool wait) {
-  std::vector<LoadDone> done;
-  {
-    std::unique_lock lock(load_mutex_);
-    if (wait) load_finished_.wait(lock, [&] { return !loads_done_.empty(); });
-    done.swap(loads_done_);
-  }
   std::vector<LoadResult> results;
-  for (LoadDone& load : done) {
-    adapters_.at(load.adapter).resident = std::move(load.resident);
-    results.push_back({load.adapter, Status()});
+  for (Loader::Done& done : loader_->take_finished(wait)) {
+    adapters_.at(done.adapter).resident = std::move(done.resident);
+    results.push_back({done.adapter, std::move(done.status)});
   }
   return results;
-}
-
-void Engine::loader_main(std::stop_token stop) {
-  set_thread_name("lk-loader");
-  ThreadPool threads(1);
-  for (;;) {
-    LoadJob job;
-    {
-      std::unique_lock lock(load_mutex_);
-      if (!load_wanted_.wait(lock, stop, [&] { return !load_queue_.empty(); })) return;
-      job = std::move(load_queue_.front());
-      load_queue_.pop_front();
-    }
-    auto resident = job.layout->load(std::move(job.host), job.pages, arena_.data(), threads);
-    {
-      std::lock_guard lock(load_mutex_);
-      loads_done_.push_back({job.adapter, std::move(resident)});
-    }
-    load_finished_.notify_one();
-    if (load_listener_) load_listener_();
-  }
 }
 
 // --- Merging
 
 Result<MergeFootprint> Engine::merge_footprint(AdapterId adapter) const {
-  const Registered& registered = adapters_.at(adapter);
-  if (registered.merge_layout.empty())
-    return failed_precondition("adapter {} has nothing to merge: it changes no linear layer by a low-rank delta", registered.host->name);
-  return MergeFootprint{.run_lengths = registered.merge_layout.run_lengths(), .relative_cost = registered.merge_layout.relative_cost(),
-                        .build_cost_rows = registered.merge_layout.build_cost_rows()};
+  const PreparedAdapter& prepared = adapters_.at(adapter).prepared;
+  if (prepared.merge_layout->empty())
+    return failed_precondition("adapter {} has nothing to merge: it changes no linear layer by a low-rank delta", prepared.host->name());
+  return MergeFootprint{.run_lengths = prepared.merge_layout->run_lengths(), .relative_cost = prepared.merge_layout->relative_cost(),
+                        .build_cost_rows = prepared.merge_layout->build_cost_rows()};
 }
 
 void Engine::start_merge(AdapterId adapter, const MergePages& pages) {
-  const Registered& registered = adapters_.at(adapter);
-  merger_->start({.adapter = adapter, .host = registered.host, .layout = registered.merge_layout, .pages = pages});
+  const PreparedAdapter& prepared = adapters_.at(adapter).prepared;
+  merger_->start({.adapter = adapter, .host = prepared.host, .layout = prepared.merge_layout, .pages = pages});
 }
 
 std::vector<MergeResult> Engine::take_finished_merges() {

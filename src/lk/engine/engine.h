@@ -1,21 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// Engine: executes step plans with kernels. Owns the page arena, the registered adapters (host tier) and the loader thread that
-// copies them into pages (device tier), and the thread that builds merged weights. Policy and page accounting stay with the scheduler.
+// Engine: executes step plans with kernels. Owns the page arena, the registered adapters, the threads that bring them from disk through
+// the host tier into pages, and the one that builds merged weights. Policy and page accounting stay with the scheduler.
 //
 // Thread safety: engine thread only; the loader and merger threads work on pages that the scheduler lent them until the load is reported
 // or the merge dropped.
 #pragma once
 
-#include <condition_variable>
-#include <deque>
 #include <functional>
 #include <memory>
-#include <mutex>
-#include <thread>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "lk/engine/adapter_layout.h"
+#include "lk/engine/loader.h"
 #include "lk/engine/merger.h"
 #include "lk/model/decoder.h"
 #include "lk/model/rope.h"
@@ -26,6 +24,7 @@ namespace lk {
 struct EngineOptions {
   int64_t max_step_tokens = 512;
   int64_t memory_bytes = 0;  // of the page pool; 0 = 80 % of the memory that is free now
+  int num_readers = 2;       // adapters read from disk at once
   LayerMergeOptions merge;
 };
 
@@ -42,18 +41,22 @@ class Engine : public Executor {
 
   // Plans where an adapter will lie. Any thread. kResourceExhausted when it can never fit.
   struct PreparedAdapter {
-    std::shared_ptr<const Adapter> host;
+    std::shared_ptr<HostAdapter> host;
     std::shared_ptr<const AdapterLayout> layout;
+    std::shared_ptr<const MergeLayout> merge_layout;
   };
-  Result<PreparedAdapter> prepare_adapter(std::shared_ptr<const Adapter> adapter) const;
+  Result<PreparedAdapter> prepare_adapter(std::shared_ptr<HostAdapter> adapter) const;
+  Result<PreparedAdapter> prepare_adapter(std::shared_ptr<const Adapter> adapter) const {  // that stays in host memory
+    return prepare_adapter(std::make_shared<HostAdapter>(std::move(adapter)));
+  }
   // Makes an adapter known; it becomes resident when a request needs it.
   AdapterId register_adapter(PreparedAdapter adapter);
-  // Lets go of the host copy. Requires: Scheduler::drop_adapter() freed its pages, and it has no merged weights.
+  // Lets go of its place in the host tier. Requires: Scheduler::drop_adapter() freed its pages, and it has no merged weights.
   void unregister_adapter(AdapterId id);
   bool has_adapter(AdapterId id) const { return adapters_.contains(id); }
-  const Adapter& adapter(AdapterId id) const { return *adapters_.at(id).host; }
+  const std::string& adapter_name(AdapterId id) const { return adapters_.at(id).prepared.host->name(); }
   // Called on the loader thread after each load: wakes whoever waits for take_finished_loads(). Set before the first load.
-  void set_load_listener(std::function<void()> listener) { load_listener_ = std::move(listener); }
+  void set_load_listener(std::function<void()> listener) { loader_->set_listener(std::move(listener)); }
   // Called by execute() after each layer, on its thread, to see to what cannot wait for the step's end. It must be cheap when there is
   // nothing to do (a layer may take 50 us), and may start loads but register and unregister nothing. Set between two steps.
   void set_interlude(std::function<void()> interlude) { interlude_ = std::move(interlude); }
@@ -61,6 +64,7 @@ class Engine : public Executor {
   Micros now() const override;
   AdapterFootprint footprint(AdapterId adapter) const override;
   void start_load(AdapterId adapter, const AdapterPages& pages) override;
+  void stage(AdapterId adapter) override;
   std::vector<LoadResult> take_finished_loads(bool wait) override;
   std::vector<ItemResult> execute(const StepPlan& plan) override;
   StepTimes last_step_times() const override { return last_step_times_; }
@@ -73,20 +77,8 @@ class Engine : public Executor {
 
  private:
   struct Registered {
-    std::shared_ptr<const Adapter> host;
-    std::shared_ptr<const AdapterLayout> layout;
+    PreparedAdapter prepared;
     std::shared_ptr<const ResidentAdapter> resident;  // of the latest load; valid while the scheduler says resident
-    MergeLayout merge_layout;
-  };
-  struct LoadJob {
-    AdapterId adapter;
-    std::shared_ptr<const Adapter> host;
-    std::shared_ptr<const AdapterLayout> layout;
-    AdapterPages pages;
-  };
-  struct LoadDone {
-    AdapterId adapter;
-    std::shared_ptr<const ResidentAdapter> resident;
   };
   // A row of logits somebody wants.
   struct LogitRow {
@@ -102,7 +94,6 @@ class Engine : public Executor {
   const RopeTable& rope_table(int64_t sequence_length);
   void add_hidden(const StepPlan& plan);
   void resolve_logits(const StepPlan& plan, std::vector<ItemResult>& results);
-  void loader_main(std::stop_token stop);
 
   const EngineOptions options_;
   std::shared_ptr<const ModelWeights> weights_;
@@ -133,16 +124,10 @@ class Engine : public Executor {
   };
   std::vector<HiddenRow> hidden_rows_;
 
-  std::mutex load_mutex_;
-  std::condition_variable_any load_wanted_;
-  std::condition_variable load_finished_;
-  std::deque<LoadJob> load_queue_;      // guarded by load_mutex_
-  std::vector<LoadDone> loads_done_;    // guarded by load_mutex_
-  std::function<void()> load_listener_;
-  std::jthread loader_;
-
   std::unordered_map<AdapterId, std::shared_ptr<const MergedWeights>> merged_;  // finished ones
-  std::unique_ptr<Merger> merger_;  // last: its thread writes into the arena
+  // Last: their threads write into the arena.
+  std::unique_ptr<Loader> loader_;
+  std::unique_ptr<Merger> merger_;
 };
 
 }  // namespace lk

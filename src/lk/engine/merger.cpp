@@ -77,11 +77,15 @@ Merger::Done Merger::build(const Job& job, const std::stop_token& stop) {
   const std::function<bool()> stopped = [&] { return stop_current_.load(std::memory_order_relaxed) || stop.stop_requested(); };
   RoundingLoss loss;
   Done done;
-  auto weights = job.layout.build(*job.host, *base_, job.pages, pool_base_, backend_, options_, stopped, &loss);
+  Result<std::shared_ptr<const MergedWeights>> weights = unavailable("not built");
+  if (const Result<std::shared_ptr<const Adapter>> content = job.host->get(); content.ok())
+    weights = job.layout->build(**content, *base_, job.pages, pool_base_, backend_, options_, stopped, &loss);
+  else
+    weights = content.status();
   done.result = {.adapter = job.adapter, .status = weights.status(),
                  .build_time = std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - begin).count(),
                  .engine_time = (thread_cpu_time() - cpu_begin) / num_kernel_threads_,
-                 .build_cost_rows = job.layout.build_cost_rows(), .rounding_loss = loss.total, .worst_rounding_loss = loss.worst, .worst_module = loss.worst_module};
+                 .build_cost_rows = job.layout->build_cost_rows(), .rounding_loss = loss.total, .worst_rounding_loss = loss.worst, .worst_module = loss.worst_module};
   if (weights.ok()) done.weights = std::move(*weights);
   return done;
 }

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "lk/engine/merge_layout.h"
+#include "lk/lora/host_tier.h"
 #include "lk/sched/executor.h"
 
 namespace lk {
@@ -22,8 +23,8 @@ class Merger {
  public:
   struct Job {
     AdapterId adapter = kBaseModel;
-    std::shared_ptr<const Adapter> host;
-    MergeLayout layout;
+    std::shared_ptr<HostAdapter> host;
+    std::shared_ptr<const MergeLayout> layout;
     MergePages pages;
   };
   struct Done {

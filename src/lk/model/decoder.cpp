@@ -30,16 +30,16 @@ void add_embedding_delta(const Adapter::EmbeddingDelta& delta, int32_t token, fl
 void embed_token(const ModelWeights& weights, const ResidentAdapter* adapter, int32_t token, float* hidden) {
   const TensorView* table = &weights.embedding;
   int64_t row = token;
-  if (adapter) {
-    if (const auto it = adapter->host->replaced.find("model.embed_tokens.weight"); it != adapter->host->replaced.end())
-      table = &it->second;
+  const Adapter* host = adapter ? adapter->host.get() : nullptr;
+  if (host) {
+    if (const auto it = host->replaced.find("model.embed_tokens.weight"); it != host->replaced.end()) table = &it->second;
     if (const auto it = adapter->trained_rows.find(token); it != adapter->trained_rows.end()) {
-      table = &adapter->host->trained_token_rows;
+      table = &host->trained_token_rows;
       row = it->second;
     }
   }
   convert(table->row(row), table->dtype(), hidden, DType::kF32, weights.config.hidden_dim);
-  if (adapter && adapter->host->embedding) add_embedding_delta(*adapter->host->embedding, token, hidden);
+  if (host && host->embedding) add_embedding_delta(*host->embedding, token, hidden);
 }
 
 }  // namespace

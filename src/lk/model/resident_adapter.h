@@ -36,7 +36,7 @@ struct ResidentAdapter {
   const PackedWeight* replaced_lm_head = nullptr;
   const float* final_norm = nullptr;
   int64_t max_group_rank = 0;                    // largest sum of ranks over one group
-  std::shared_ptr<const Adapter> host;           // embedding delta, replaced and trained rows
+  std::shared_ptr<const Adapter> host;           // of an embedding delta, replaced or trained embedding rows; null when it has none
   std::map<int32_t, int64_t> trained_rows;       // token id -> row of host->trained_token_rows
 
   // What the pointers above point to, besides pool pages.

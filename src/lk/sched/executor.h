@@ -81,6 +81,9 @@ class Executor {
   virtual AdapterFootprint footprint(AdapterId adapter) const = 0;
   // Starts filling the pages of an adapter; does not wait. `pages` stays valid until the load is reported.
   virtual void start_load(AdapterId adapter, const AdapterPages& pages) = 0;
+  // An adapter will be wanted before long and has no pages yet: a hint to bring its data nearer, from disk into host memory. Does not wait,
+  // and costs next to nothing when there is nothing to do.
+  virtual void stage(AdapterId) {}
   // Loads that ended since the last call. With `wait`, blocks until there is one (Requires: a load is under way).
   virtual std::vector<LoadResult> take_finished_loads(bool wait) = 0;
   // One result per item, in order.

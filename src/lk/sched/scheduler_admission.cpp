@@ -12,8 +12,11 @@ using sched_detail::kPageTokens;
 using sched_detail::pages_for;
 
 bool Scheduler::begin_load(AdapterId adapter) {
-  while (!pool_.begin_load(adapter, executor_.footprint(adapter)))
-    if (!give_back_merged()) return false;
+  while (!pool_.begin_load(adapter, executor_.footprint(adapter))) {
+    if (give_back_merged()) continue;
+    executor_.stage(adapter);
+    return false;
+  }
   start_load(adapter);
   return true;
 }
@@ -21,7 +24,10 @@ bool Scheduler::begin_load(AdapterId adapter) {
 bool Scheduler::begin_load_gently(AdapterId adapter, const std::function<bool(AdapterId)>& kept) {
   // One page per running sequence stays, or what is loaded now is evicted by the next tokens and loaded again.
   const int64_t spare = running_.empty() ? 0 : num_running() + 1;
-  if (!pool_.begin_load_gently(adapter, executor_.footprint(adapter), kept, spare)) return false;
+  if (!pool_.begin_load_gently(adapter, executor_.footprint(adapter), kept, spare)) {
+    executor_.stage(adapter);
+    return false;
+  }
   start_load(adapter);
   return true;
 }
@@ -50,7 +56,10 @@ void Scheduler::prefetch(AdapterId adapter) {
 }
 
 bool Scheduler::load_ahead(AdapterId adapter) {
-  if (!room_ahead_) return false;  // who is further behind does not take what this one lacked
+  if (!room_ahead_) {  // who is further behind does not take what this one lacked
+    executor_.stage(adapter);
+    return false;
+  }
   room_ahead_ = begin_load_gently(adapter, [&](AdapterId other) { return std::find(ahead_.begin(), ahead_.end(), other) != ahead_.end(); });
   return room_ahead_;
 }

@@ -6,14 +6,11 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <ctime>
 #include <filesystem>
 #include <future>
 
 #include "lk/base/file.h"
 #include "lk/base/thread_name.h"
-#include "lk/lora/adapter.h"
-#include "lk/lora/compose.h"
 #include "lk/serve/names.h"
 #include "lk/serve/path_guard.h"
 
@@ -21,7 +18,6 @@ namespace lk {
 namespace {
 
 constexpr int64_t kProbeTokens = 16;
-constexpr size_t kMaxParts = 8;
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
@@ -40,43 +36,9 @@ std::pair<std::string, int64_t> split_version(std::string_view text) {
   return {std::string(text.substr(0, at)), version};
 }
 
-std::vector<std::string> target_names(const Adapter& adapter) {
-  std::vector<std::string> names;
-  for (size_t proj = 0; proj < kNumProjs; ++proj) {
-    const bool used = std::any_of(adapter.layers.begin(), adapter.layers.end(), [&](const auto& layer) { return layer[proj].has_value(); });
-    if (!used) continue;
-    const std::string_view path = hf_name(static_cast<Proj>(proj));
-    names.emplace_back(path.substr(path.rfind('.') + 1));
-  }
-  if (adapter.embedding) names.emplace_back("embed_tokens");
-  if (adapter.lm_head) names.emplace_back("lm_head");
-  for (const auto& [module, tensor] : adapter.replaced) names.push_back(module);
-  return names;
-}
-
-int64_t host_bytes_of(const Adapter& adapter) {
-  int64_t bytes = adapter.file ? adapter.file_bytes : 0;
-  for (const Buffer& buffer : adapter.owned) bytes += buffer.size_bytes();
-  return bytes;
-}
-
 int64_t machine_memory() { return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE); }
 
 }  // namespace
-
-// --- AdapterVersion
-
-AdapterVersion::AdapterVersion(EngineService& service, std::shared_ptr<const Adapter> host, Engine::PreparedAdapter prepared)
-    : name(host->name), path(host->directory), digest(host->digest), rank(host->max_rank), host_bytes(host_bytes_of(*host)),
-      targets(target_names(*host)), created(std::time(nullptr)), host_(std::move(host)), service_(service),
-      id_(service.add_adapter(std::move(prepared))) {}
-
-AdapterVersion::~AdapterVersion() { service_.remove_adapter(id_, std::move(on_freed_)); }
-
-void AdapterVersion::allow_merging() {
-  service_.allow_merging(id_);
-  exact = false;
-}
 
 // --- Loading
 
@@ -88,7 +50,8 @@ AdapterRegistry::AdapterRegistry(EngineService& service, const AdapterRegistryOp
         if (filled.max_composed_bytes <= 0) filled.max_composed_bytes = filled.max_host_bytes / 8;
         return filled;
       }()),
-      checkpoint_(std::move(checkpoint)), store_(store), host_bytes_(std::make_shared<std::atomic<int64_t>>(0)), readers_(options.num_readers) {
+      checkpoint_(std::move(checkpoint)), store_(store), host_(HostTier::create(options_.max_host_bytes)),
+      sums_(service, host_, options_.max_composed, options_.max_composed_bytes), readers_(options.num_readers) {
   const int64_t vocab_size = service.text().config().vocab_size;
   const int64_t length = std::min(kProbeTokens, service.text().context());
   for (int64_t i = 0; i < length; ++i) probe_tokens_.push_back(static_cast<int32_t>((i * 7919 + 13) % vocab_size));
@@ -188,61 +151,34 @@ Result<AdapterLease> AdapterRegistry::run_load(const LoadRequest& request) {
   return adapter;
 }
 
-Result<AdapterRegistry::Read> AdapterRegistry::read(const LoadRequest& request) {
-  readers_.acquire();
-  const std::shared_ptr<void> turn(nullptr, [this](void*) { readers_.release(); });
-  std::string path = request.path;
-  if (!request.trusted_path) {
-    LK_ASSIGN_OR_RETURN(path, resolve_adapter_directory(options_.roots, request.path));
-  }
-  if (!is_directory(path)) return not_found("No adapter found for {}: {} is not a directory", request.name, request.path);
-  // Sums are only a cache: they make room for adapters.
-  std::error_code error;
-  const auto file_bytes = std::filesystem::file_size(join_path(path, "adapter_model.safetensors"), error);
-  if (!error && file_bytes <= static_cast<uintmax_t>(options_.max_host_bytes)) make_room(static_cast<int64_t>(file_bytes));
-  const int64_t room = options_.max_host_bytes - host_bytes_->load();
-  AdapterLoadOptions load_options{.copy_file = true};
-  load_options.max_bytes = std::min(load_options.max_bytes, std::max<int64_t>(room, 0));
-  Read read;
-  LK_ASSIGN_OR_RETURN(read.host, load_adapter(request.name, path, service_.text().config(), checkpoint_.get(), load_options));
-  Result<std::shared_ptr<const ChatTemplate>> own = ChatTemplate::load(path);
-  if (own.ok()) read.chat_template = std::move(own).value();
-  else if (own.status().code() != StatusCode::kNotFound) return own.status();
-  LK_ASSIGN_OR_RETURN(read.prepared, service_.prepare_adapter(read.host));
-  return read;
-}
-
 Result<AdapterLease> AdapterRegistry::create(const LoadRequest& request, int64_t version) {
-  LK_ASSIGN_OR_RETURN(Read read, this->read(request));
-  auto adapter = std::make_shared<AdapterVersion>(service_, std::move(read.host), std::move(read.prepared));
+  std::optional<Engine::PreparedAdapter> prepared;
+  std::shared_ptr<const Adapter> content;
+  std::shared_ptr<const ChatTemplate> chat_template;
+  {
+    readers_.acquire();
+    const std::shared_ptr<void> turn(nullptr, [this](void*) { readers_.release(); });
+    std::string path = request.path;
+    if (!request.trusted_path) {
+      LK_ASSIGN_OR_RETURN(path, resolve_adapter_directory(options_.roots, request.path));
+    }
+    if (!is_directory(path)) return not_found("No adapter found for {}: {} is not a directory", request.name, request.path);
+    AdapterLoadOptions load_options{.copy_file = true};
+    load_options.max_bytes = std::min(load_options.max_bytes, options_.max_host_bytes);
+    std::error_code error;  // of a file that is not there, which reading it will report
+    const auto file_bytes = std::filesystem::file_size(join_path(path, "adapter_model.safetensors"), error);
+    auto source = std::make_shared<AdapterDirectory>(request.name, path, service_.text().config(), checkpoint_, load_options);
+    LK_ASSIGN_OR_RETURN(const std::shared_ptr<HostAdapter> host, host_->add(std::move(source), error ? 0 : static_cast<int64_t>(file_bytes)));
+    Result<std::shared_ptr<const ChatTemplate>> own = ChatTemplate::load(path);
+    if (own.ok()) chat_template = std::move(own).value();
+    else if (own.status().code() != StatusCode::kNotFound) return own.status();
+    LK_ASSIGN_OR_RETURN(content, host->get());
+    LK_ASSIGN_OR_RETURN(prepared, service_.prepare_adapter(host));
+  }
+  auto adapter = std::make_shared<AdapterVersion>(service_, *content, std::move(*prepared));
   adapter->version = version;
-  adapter->chat_template = std::move(read.chat_template);
-  LK_RETURN_IF_ERROR(account(*adapter));
+  adapter->chat_template = std::move(chat_template);
   return adapter;
-}
-
-// Loads run side by side, so what counts is the total once a new one is in it.
-Status AdapterRegistry::account(AdapterVersion& version) {
-  const int64_t total = version.account_host_bytes(host_bytes_);
-  if (total <= options_.max_host_bytes) return Status();
-  return resource_exhausted("adapter {} needs {} bytes of host memory; with the others that would be {}, at most {} may be used", version.name,
-                            version.host_bytes, total, options_.max_host_bytes);
-}
-
-void AdapterRegistry::evict_oldest_sum_locked() {
-  composed_bytes_ -= composed_.back().adapter->host_bytes;
-  composed_.pop_back();
-}
-
-// Drops the oldest sums until `bytes` more fit, as far as sums are in the way. One that a request still uses frees nothing yet.
-void AdapterRegistry::make_room(int64_t bytes) {
-  std::lock_guard lock(mutex_);
-  while (!composed_.empty() && host_bytes_->load() + bytes > options_.max_host_bytes) evict_oldest_sum_locked();
-}
-
-AdapterRegistry::SumStats AdapterRegistry::cached_sums() const {
-  std::lock_guard lock(mutex_);
-  return {.count = static_cast<int64_t>(composed_.size()), .bytes = composed_bytes_};
 }
 
 Result<std::vector<TokenLogprob>> AdapterRegistry::run_probe(AdapterId adapter) {
@@ -305,22 +241,13 @@ Status AdapterRegistry::publish(const LoadRequest& request, const AdapterLease& 
     if (!older) name.default_version = version->version;
     int64_t& last = last_version_[request.name];
     last = std::max(last, version->version);
-    drop_sums_locked(retired);
   }
+  sums_.drop(retired);
   for (const AdapterLease& old : retired)
     if (old->pinned.exchange(false)) (void)pin_in_engine(*old, false);
   for (const AdapterLease& old : retired)
     if (old->persisted) (void)store_->remove_adapter(old->name, old->version);
   return Status();
-}
-
-// Nobody can ask for a sum of a version that is gone: it would only take memory.
-void AdapterRegistry::drop_sums_locked(const std::vector<AdapterLease>& parts) {
-  composed_.remove_if([&](const Sum& sum) {
-    const bool gone = std::any_of(parts.begin(), parts.end(), [&](const AdapterLease& part) { return std::ranges::count(sum.parts, part->id()) > 0; });
-    if (gone) composed_bytes_ -= sum.adapter->host_bytes;
-    return gone;
-  });
 }
 
 // --- Unloading, pins, aliases
@@ -357,8 +284,8 @@ Result<int> AdapterRegistry::unload(const std::string& target, std::function<voi
     } else if (!versions.contains(it->second.default_version)) {
       it->second.default_version = versions.rbegin()->first;
     }
-    drop_sums_locked(retired);
   }
+  sums_.drop(retired);
   if (store_)
     for (const std::string& alias : gone) (void)store_->remove_alias(alias);
   forget_version_of(name);
@@ -367,7 +294,7 @@ Result<int> AdapterRegistry::unload(const std::string& target, std::function<voi
     if (old->persisted) (void)store_->remove_adapter(old->name, old->version);
     if (old->pinned.exchange(false)) (void)pin_in_engine(*old, false);
     if (freed)
-      old->on_freed([freed, name = old->name, number = old->version, host_bytes = old->host_bytes](int64_t page_bytes) {
+      old->on_freed([freed, name = old->name, number = old->version, host_bytes = old->host()->on_host() ? old->host_bytes : 0](int64_t page_bytes) {
         freed({.name = name, .version = number, .page_bytes = page_bytes, .host_bytes = host_bytes});
       });
   }
@@ -462,7 +389,7 @@ Result<AdapterRegistry::Resolved> AdapterRegistry::resolve(std::string_view mode
       name.remove_prefix(prefix.size());
       break;
     }
-  if (name.find_first_of("+*") != std::string_view::npos) return compose(name, tenant);
+  if (AdapterSums::is_sum(name)) return compose(name, tenant);
   std::lock_guard lock(mutex_);
   AdapterLease found = find_locked(std::string(name));
   // The tenant needs to be allowed the name it asks for or the adapter behind it.
@@ -471,71 +398,23 @@ Result<AdapterRegistry::Resolved> AdapterRegistry::resolve(std::string_view mode
 }
 
 Result<AdapterRegistry::Resolved> AdapterRegistry::compose(std::string_view expression, const Tenant& tenant) {
-  struct Term {
-    AdapterLease adapter;
-    double weight = 1;
-  };
-  std::vector<Term> terms;
-  std::string key;  // by version, so that a replaced component makes another sum
-  int64_t file_bytes = 0;
-  for (size_t begin = 0; begin <= expression.size();) {
-    const size_t end = std::min(expression.find('+', begin), expression.size());
-    const std::string_view text = expression.substr(begin, end - begin);
-    begin = end + 1;
-    Term term;
-    const size_t star = text.find('*');
-    if (star != std::string_view::npos) {
-      const std::string_view number = text.substr(star + 1);
-      const auto [stop, error] = std::from_chars(number.data(), number.data() + number.size(), term.weight);
-      if (error != std::errc() || stop != number.data() + number.size() || !std::isfinite(term.weight) || std::abs(term.weight) > 100)
-        return invalid_argument("model \"{}\": \"{}\" is not a weight in [-100, 100]; write name*0.7+other*0.3", expression, number);
-    }
-    LK_ASSIGN_OR_RETURN(Resolved part, resolve(text.substr(0, star), tenant));
+  LK_ASSIGN_OR_RETURN(const std::vector<AdapterSums::NamedTerm> named, AdapterSums::parse(expression));
+  std::vector<AdapterSums::Term> terms;
+  for (const auto& [name, weight] : named) {
+    LK_ASSIGN_OR_RETURN(Resolved part, resolve(name, tenant));
     if (!part.adapter) return invalid_argument("model \"{}\": the base model is not part of a sum", expression);
-    if (terms.size() == kMaxParts) return invalid_argument("model \"{}\": at most {} adapters can be summed", expression, kMaxParts);
-    key += fmt::format("{}*{:a}+", part.adapter->id(), term.weight);
-    file_bytes += part.adapter->host()->file_bytes;
-    term.adapter = std::move(part.adapter);
-    terms.push_back(std::move(term));
+    terms.push_back({.adapter = std::move(part.adapter), .weight = weight});
   }
-  const auto cached_locked = [&]() -> AdapterLease {
-    const auto it = std::find_if(composed_.begin(), composed_.end(), [&](const Sum& sum) { return sum.key == key; });
-    if (it == composed_.end()) return nullptr;
-    composed_.splice(composed_.begin(), composed_, it);
-    return it->adapter;
-  };
-  {
+  LK_ASSIGN_OR_RETURN(AdapterLease sum, sums_.get(expression, terms, [this](const AdapterSums::Term& term) {
     std::lock_guard lock(mutex_);
-    if (AdapterLease cached = cached_locked()) return Resolved{std::move(cached), std::string(expression)};
-  }
-  make_room(2 * file_bytes);  // f32 of 2 byte types
-  std::vector<WeightedAdapter> parts;
-  for (const Term& term : terms) parts.push_back({term.adapter->host(), term.weight});
-  LK_ASSIGN_OR_RETURN(std::shared_ptr<const Adapter> sum, compose_adapters(std::string(expression), parts));
-  LK_ASSIGN_OR_RETURN(Engine::PreparedAdapter prepared, service_.prepare_adapter(sum));
-  auto adapter = std::make_shared<AdapterVersion>(service_, std::move(sum), std::move(prepared));
-  // The first component's template stands for all, if they agree on having one.
-  adapter->chat_template = terms[0].adapter->chat_template;
-  LK_RETURN_IF_ERROR(account(*adapter));
-  if (std::ranges::none_of(terms, [](const Term& term) { return term.adapter->exact; })) adapter->allow_merging();
-  Sum entry{.key = key, .parts = {}, .adapter = adapter};
-  for (const Term& term : terms) entry.parts.push_back(term.adapter->id());
-  std::lock_guard lock(mutex_);
-  if (AdapterLease cached = cached_locked()) return Resolved{std::move(cached), std::string(expression)};  // somebody was faster
-  // A component that was retired meanwhile took its sums with it: this one serves the request only.
-  if (std::ranges::any_of(terms, [&](const Term& term) { return find_locked(fmt::format("{}@{}", term.adapter->name, term.adapter->version)) != term.adapter; }))
-    return Resolved{std::move(adapter), std::string(expression)};
-  composed_bytes_ += adapter->host_bytes;
-  composed_.push_front(std::move(entry));
-  // One that is larger than the cache serves its request and goes.
-  while (!composed_.empty() && (static_cast<int64_t>(composed_.size()) > options_.max_composed || composed_bytes_ > options_.max_composed_bytes))
-    evict_oldest_sum_locked();
-  return Resolved{std::move(adapter), std::string(expression)};
+    return find_locked(fmt::format("{}@{}", term.adapter->name, term.adapter->version)) == term.adapter;
+  }));
+  return Resolved{std::move(sum), std::string(expression)};
 }
 
 AdapterSnapshot AdapterRegistry::describe(const AdapterVersion& version, const EngineService::Snapshot& engine) const {
-  AdapterSnapshot s{.name = version.name, .version = version.version, .digest = version.digest, .path = version.path, .tier = "host",
-                    .rank = version.rank, .targets = version.targets, .host_bytes = version.host_bytes, .pinned = version.pinned.load(),
+  AdapterSnapshot s{.name = version.name, .version = version.version, .digest = version.digest, .path = version.path, .tier = version.host()->on_host() ? "host" : "disk",
+                    .rank = version.rank, .targets = version.targets, .host_bytes = version.host()->on_host() ? version.host_bytes : 0, .pinned = version.pinned.load(),
                     .exact = version.exact, .requests = version.requests.load(), .load_seconds = version.load_seconds};
   const auto it = engine.adapters.find(version.id());
   if (it == engine.adapters.end()) return s;

@@ -4,11 +4,9 @@
 // version it began with until it ends, and only then is a retired version freed.
 #pragma once
 
-#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
-#include <list>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -18,53 +16,12 @@
 #include <thread>
 #include <vector>
 
-#include "lk/serve/engine_service.h"
+#include "lk/serve/adapter_sums.h"
+#include "lk/serve/adapter_version.h"
 #include "lk/serve/state_store.h"
 #include "lk/serve/tenants.h"
 
 namespace lk {
-
-// One immutable version of an adapter, registered with the engine. The last reference frees it there.
-class AdapterVersion {
- public:
-  AdapterVersion(EngineService& service, std::shared_ptr<const Adapter> host, Engine::PreparedAdapter prepared);
-  ~AdapterVersion();
-  AdapterVersion(const AdapterVersion&) = delete;
-  AdapterVersion& operator=(const AdapterVersion&) = delete;
-
-  std::string name;
-  int64_t version = 0;
-  std::string path, digest;
-  int64_t rank = 0, host_bytes = 0;
-  std::vector<std::string> targets;
-  std::shared_ptr<const ChatTemplate> chat_template;  // of the adapter's directory, or null
-  double load_seconds = 0;
-  int64_t created = 0;                                // Unix seconds
-  float probe_shift = 0;                              // largest change of a log-probability of the probe prompt against the base
-  bool persisted = false;                             // in the state store
-  std::atomic<bool> pinned{false};
-  std::atomic<int64_t> requests{0};
-  bool exact = true;                                  // never merged
-  // Lets it run merged; before it is published. A probe that was run before changes nothing for anybody else.
-  void allow_merging();
-  AdapterId id() const { return id_; }
-  const std::shared_ptr<const Adapter>& host() const { return host_; }
-  // Called once the engine has freed it, with the bytes of pages; on the engine thread.
-  void on_freed(std::function<void(int64_t page_bytes)> callback) { on_freed_ = std::move(callback); }
-  // Counts its bytes in `total` for as long as it lives; returns the sum.
-  int64_t account_host_bytes(std::shared_ptr<std::atomic<int64_t>> total) {
-    counted_in_ = std::shared_ptr<void>(nullptr, [total, bytes = host_bytes](void*) { total->fetch_sub(bytes); });
-    return total->fetch_add(host_bytes) + host_bytes;
-  }
-
- private:
-  std::shared_ptr<const Adapter> host_;
-  std::shared_ptr<void> counted_in_;
-  EngineService& service_;
-  AdapterId id_;
-  std::function<void(int64_t)> on_freed_;
-};
-using AdapterLease = std::shared_ptr<AdapterVersion>;
 
 struct AdapterRegistryOptions {
   std::string base_name;              // what clients call the base model, besides "base"
@@ -72,9 +29,9 @@ struct AdapterRegistryOptions {
   bool probe = true;
   int num_threads = 8;                // loads at once: the most of one is waiting for the engine
   int num_readers = 2;                // of them reading, checking and packing: the rest needs no processor
-  int64_t max_host_bytes = 0;         // of all loaded adapters; 0 = half of the machine's memory
+  int64_t max_host_bytes = 0;         // of copies in host memory (host_tier.h); 0 = half of the machine's memory
   int64_t max_composed = 64;          // cached weighted sums
-  int64_t max_composed_bytes = 0;     // of them together; 0 = an eighth of max_host_bytes, which they are a part of
+  int64_t max_composed_bytes = 0;     // of them together; 0 = an eighth of max_host_bytes
 };
 
 class AdapterRegistry {
@@ -100,7 +57,7 @@ class AdapterRegistry {
   struct Freed {
     std::string name;
     int64_t version = 0;
-    int64_t page_bytes = 0, host_bytes = 0;
+    int64_t page_bytes = 0, host_bytes = 0;  // host_bytes: 0 when it was on disk only
   };
   // Takes "name" (all versions and their aliases) or "name@version" out of sight at once; `freed` is called once per version when its last
   // request ended and its memory was given back. Returns how many versions that are. kNotFound.
@@ -124,12 +81,10 @@ class AdapterRegistry {
   std::optional<AdapterSnapshot> find(const std::string& name, const EngineService::Snapshot& engine) const;
   std::vector<AdapterLease> versions() const;  // default versions only, by name
   int64_t num_loading() const;
-  int64_t host_bytes() const { return host_bytes_->load(); }  // of all versions and sums that live
-  int64_t max_host_bytes() const { return options_.max_host_bytes; }
-  struct SumStats {
-    int64_t count = 0, bytes = 0;
-  };
-  SumStats cached_sums() const;
+  // Of the copies in host memory, of all versions and sums that live.
+  HostTier::Stats host_stats() const { return host_->stats(); }
+  HostTier& host_tier() { return *host_; }
+  AdapterSums::Stats sum_stats() const { return sums_.stats(); }
   const std::string& base_name() const { return options_.base_name; }
 
  private:
@@ -144,20 +99,10 @@ class AdapterRegistry {
 
   void loader_main();
   Result<AdapterLease> run_load(const LoadRequest& request);
-  struct Read {
-    std::shared_ptr<const Adapter> host;
-    std::shared_ptr<const ChatTemplate> chat_template;
-    Engine::PreparedAdapter prepared;
-  };
-  Result<Read> read(const LoadRequest& request);
   Result<AdapterLease> create(const LoadRequest& request, int64_t version);
   Status prove(AdapterVersion& version);
   Status publish(const LoadRequest& request, const AdapterLease& version);
   Status check_free(const LoadRequest& request) const;
-  void drop_sums_locked(const std::vector<AdapterLease>& parts);
-  Status account(AdapterVersion& version);
-  void make_room(int64_t bytes);
-  void evict_oldest_sum_locked();
   void forget_version_of(const std::string& name);
   AdapterLease find_locked(const std::string& name) const;  // name, name@version or alias; null: not there
   Status pin_in_engine(AdapterVersion& version, bool pinned);
@@ -169,6 +114,8 @@ class AdapterRegistry {
   const AdapterRegistryOptions options_;
   const std::shared_ptr<const TensorStore> checkpoint_;
   StateStore* const store_;
+  const std::shared_ptr<HostTier> host_;
+  AdapterSums sums_;
   std::vector<int32_t> probe_tokens_;
   std::vector<TokenLogprob> base_probe_;  // set once, by the first load
 
@@ -176,15 +123,6 @@ class AdapterRegistry {
   std::map<std::string, Name> names_;
   std::map<std::string, std::string> aliases_;       // alias -> name or name@version
   std::map<std::string, int64_t> last_version_;      // of names that are here, or that no store remembers
-  std::shared_ptr<std::atomic<int64_t>> host_bytes_;
-  struct Sum {
-    std::string key;                                 // versions and weights
-    std::vector<AdapterId> parts;
-    AdapterLease adapter;
-  };
-  std::list<Sum> composed_;                          // most recent first
-  int64_t composed_bytes_ = 0;
-
   std::condition_variable wanted_;
   std::deque<Job> jobs_;
   std::set<std::string> busy_;                       // names being loaded: one load per name at a time

@@ -407,6 +407,7 @@ void EngineService::publish(bool force) {
   s.num_computed_tokens = stats.num_computed_tokens;
   s.num_preemptions = stats.num_preemptions;
   s.num_adapter_loads = stats.num_adapter_loads;
+  s.num_prefetches = stats.num_prefetches;
   s.num_adapter_evictions = pool.num_evicted_adapters();
   s.prefix_queries_tokens = stats.num_looked_up_tokens;
   s.prefix_hit_tokens = stats.num_cached_prompt_tokens;
@@ -425,7 +426,7 @@ void EngineService::publish(bool force) {
   s.pages_merged = pool.num_merged();
   if (const MergeController* merging = scheduler.merging()) {
     const MergeStats& merges = merging->stats();
-    s.merging = {.chooser = merging->chooser().name(), .adapter = merges.merged == kBaseModel ? "" : engine_->engine().adapter(merges.merged).name,
+    s.merging = {.chooser = merging->chooser().name(), .adapter = merges.merged == kBaseModel ? "" : engine_->engine().adapter_name(merges.merged),
                  .builds = merges.num_builds, .refused = merges.num_refused, .given_back = merges.num_given_back, .merged_steps = merges.num_merged_steps,
                  .exclusive_steps = merges.num_exclusive_steps, .mode_changes = merges.num_mode_changes};
   }

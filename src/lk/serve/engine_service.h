@@ -108,7 +108,7 @@ class EngineService {
   // Runs a task on the engine thread between two steps; false once stopped: the task was not taken.
   bool call(std::function<void(TextEngine&)> task);
   // Thread safe, on the caller's thread.
-  Result<Engine::PreparedAdapter> prepare_adapter(std::shared_ptr<const Adapter> adapter) const {
+  Result<Engine::PreparedAdapter> prepare_adapter(std::shared_ptr<HostAdapter> adapter) const {
     return engine_->engine().prepare_adapter(std::move(adapter));
   }
   // Registers an adapter version; blocks for at most a step. kBaseModel once stopped, when nothing runs any more.

@@ -32,6 +32,7 @@ void write_server(MetricFamilies& out, const ServerSnapshot& s) {
   gauge("lorikeet_predicted_wait_seconds", "How long a request that came now would wait for its first step.", s.predicted_wait_seconds);
   gauge("lorikeet_output_tokens_per_second", "Output tokens a second, over the last seconds.", s.tokens_per_second);
   gauge("process_resident_memory_bytes", "Resident memory.", number(s.resident_bytes));
+  gauge("lorikeet_host_tier_limit_bytes", "Host memory that copies of adapters may take.", number(s.max_adapter_bytes));
   out.gauge("lorikeet_cache_bytes", "Host memory of adapters and of what is cached; sums are part of adapters.")
       .add(number(s.adapter_bytes), {{"cache", "adapters"}})
       .add(number(s.sum_bytes), {{"cache", "sums"}})
@@ -116,7 +117,12 @@ void Exposition::write_own(MetricFamilies& out) const {
   out.histogram("lorikeet_adapter_load_seconds", "Time to load an adapter, successes only.").add(state.load_seconds);
   out.counter("lorikeet_adapter_load_failures_total", "Adapters that could not be loaded.").add(number(state.failed_loads));
   total("lorikeet_adapter_device_loads_total", "Adapters copied into the device tier.", "adapter_loads");
+  total("lorikeet_adapter_prefetches_total", "Of these, those begun while the request was on its way to the queue.", "adapter_prefetches");
   total("lorikeet_adapter_evictions_total", "Adapters that left the device tier to make room.", "adapter_evictions");
+  total("lorikeet_host_tier_reads_total", "Adapters read again from disk, whose copies had been dropped from host memory.", "host_reads");
+  total("lorikeet_host_tier_read_failures_total", "Such reads in vain: the files are gone or not what they were.", "host_failed_reads");
+  total("lorikeet_host_tier_read_seconds_total", "Time of these reads.", "host_read_seconds");
+  total("lorikeet_host_tier_drops_total", "Copies of adapters dropped from host memory to make room.", "host_drops");
   write_usage(out, "adapter", state.adapters);
 
   write_usage(out, "tenant", state.tenants);

@@ -87,7 +87,7 @@ struct Exposition {
 };
 
 // The names under which totals of the snapshot are kept monotone.
-inline std::array<std::pair<const char*, double>, 18> snapshot_totals(const ServerSnapshot& s) {
+inline std::array<std::pair<const char*, double>, 23> snapshot_totals(const ServerSnapshot& s) {
   const auto number = [](int64_t n) { return static_cast<double>(n); };
   return {{{"prompt_tokens", number(s.prompt_tokens)},
            {"generation_tokens", number(s.generation_tokens)},
@@ -100,7 +100,12 @@ inline std::array<std::pair<const char*, double>, 18> snapshot_totals(const Serv
            {"execute_seconds", s.execute_seconds},
            {"computed_tokens", number(s.num_computed_tokens)},
            {"adapter_loads", number(s.num_adapter_loads)},
+           {"adapter_prefetches", number(s.num_prefetches)},
            {"adapter_evictions", number(s.num_adapter_evictions)},
+           {"host_reads", number(s.host_reads)},
+           {"host_failed_reads", number(s.host_failed_reads)},
+           {"host_read_seconds", s.host_read_seconds},
+           {"host_drops", number(s.host_drops)},
            {"merge_builds", number(s.merging.builds)},
            {"merge_refused", number(s.merging.refused)},
            {"merge_given_back", number(s.merging.given_back)},

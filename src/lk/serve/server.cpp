@@ -393,9 +393,14 @@ ServerSnapshot ServerImpl::snapshot() const {
   s.open_streams = open_streams_;
   const ProcessStats process = read_process_stats();
   s.resident_bytes = process.resident_bytes;
-  s.adapter_bytes = registry_->host_bytes();
-  s.max_adapter_bytes = registry_->max_host_bytes();
-  const AdapterRegistry::SumStats sums = registry_->cached_sums();
+  const HostTier::Stats host = registry_->host_stats();
+  s.adapter_bytes = host.bytes;
+  s.max_adapter_bytes = host.max_bytes;
+  s.host_reads = host.num_reads;
+  s.host_failed_reads = host.num_failed_reads;
+  s.host_drops = host.num_drops;
+  s.host_read_seconds = host.read_seconds;
+  const AdapterSums::Stats sums = registry_->sum_stats();
   s.num_sums = sums.count;
   s.sum_bytes = sums.bytes;
   s.grammar_bytes = grammars_ ? grammars_->bytes() : 0;

@@ -78,7 +78,7 @@ class Fields {
 void log_loaded(Log& log, const AdapterVersion& adapter) {
   log.write(LogLevel::kInfo, "adapter_loaded", {{"adapter", fmt::format("{}@{}", adapter.name, adapter.version)}, {"digest", adapter.digest},
                                                 {"seconds", adapter.load_seconds}});
-  for (const std::string& warning : adapter.host()->warnings)
+  for (const std::string& warning : adapter.warnings)
     log.write(LogLevel::kWarning, "adapter_warning", {{"adapter", adapter.name}, {"reason", warning}});
 }
 

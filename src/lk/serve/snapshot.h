@@ -29,6 +29,7 @@ struct ServerSnapshot {
   // Scheduler
   int64_t num_running = 0, num_waiting = 0;
   int64_t num_steps = 0, num_computed_tokens = 0, num_preemptions = 0, num_adapter_loads = 0, num_adapter_evictions = 0;
+  int64_t num_prefetches = 0;  // of the loads, those that began while the request was still on its way to the queue
   int64_t prefix_queries_tokens = 0, prefix_hit_tokens = 0;  // prompt tokens looked up, found
   int64_t prompt_tokens = 0, generation_tokens = 0;          // totals
   double step_seconds = 0;                                    // total time spent in steps
@@ -53,6 +54,8 @@ struct ServerSnapshot {
   int64_t connections = 0, open_streams = 0;
   int64_t resident_bytes = 0;   // of the process
   int64_t adapter_bytes = 0, max_adapter_bytes = 0;  // host copies of adapters, cached sums among them; the budget
+  int64_t host_reads = 0, host_failed_reads = 0, host_drops = 0;  // copies read again from disk, in vain, and dropped
+  double host_read_seconds = 0;                      // total time of these reads
   int64_t num_sums = 0, sum_bytes = 0;               // cached weighted sums
   int64_t grammar_bytes = 0, max_grammar_bytes = 0;  // cached grammars with their masks; the bound
   int64_t heap_used_bytes = 0, heap_free_bytes = 0;  // of the C library; free pages may be resident or not

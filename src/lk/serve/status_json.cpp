@@ -50,7 +50,8 @@ json::object count_adapters(const ServerSnapshot& s) {
       active.push_back(json::object{{"name", clean_text(a.name, kMaxNameBytes)}, {"version", a.version}, {"running", a.running}, {"waiting", a.waiting}});
   }
   return {{"total", s.adapters.size()}, {"device", device}, {"loading", loading}, {"host", host}, {"disk", disk}, {"pinned", pinned},
-          {"loads", s.num_adapter_loads}, {"evictions", s.num_adapter_evictions}, {"active", std::move(active)}};
+          {"loads", s.num_adapter_loads}, {"prefetches", s.num_prefetches},
+          {"evictions", s.num_adapter_evictions}, {"disk_reads", s.host_reads}, {"failed_disk_reads", s.host_failed_reads}, {"host_drops", s.host_drops}, {"active", std::move(active)}};
 }
 
 json::object merging_json(const ServerSnapshot::Merging& m) {

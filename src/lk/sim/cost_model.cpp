@@ -97,9 +97,8 @@ double CostModel::merge_us_of(int64_t rank) const {
   return merged_share() * (2 * weight_bytes / memory_bytes_s + static_cast<double>(rank) * flops_per_token / flops_s) * 1e6;
 }
 
-double CostModel::load_us_of(double bytes, bool cold) const {
-  return load_us + bytes / load_bytes_s * 1e6 + (cold ? bytes / disk_bytes_s * 1e6 : 0);
-}
+double CostModel::load_us_of(double bytes) const { return load_us + bytes / load_bytes_s * 1e6; }
+double CostModel::read_us_of(double bytes) const { return bytes / disk_bytes_s * 1e6; }
 
 double CostModel::page_bytes() const { return kPageTokens * kv_bytes_per_token; }
 int64_t CostModel::pages_of_adapter(int64_t rank) const { return static_cast<int64_t>(std::ceil(adapter_bytes(rank) / page_bytes())); }

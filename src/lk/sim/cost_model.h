@@ -74,8 +74,8 @@ struct CostModel {
   // Building merged weights of an adapter of this rank, alone on the machine.
   double merge_us_of(int64_t rank) const;
   double merged_share() const { return merged_bytes > 0 ? merged_bytes / weight_bytes : 1; }  // of the linears
-  // From a host copy, or with `cold` from disk through the host tier.
-  double load_us_of(double bytes, bool cold) const;
+  double load_us_of(double bytes) const;  // from a host copy into pages
+  double read_us_of(double bytes) const;  // from disk into host memory
   double adapter_bytes(int64_t rank) const { return adapter_bytes_per_rank * static_cast<double>(rank); }
   double page_bytes() const;
   int64_t pages_of_adapter(int64_t rank) const;  // rounded up

@@ -32,6 +32,7 @@ std::vector<SimAdapter> make_adapters(const CostModel& model, int64_t count, std
 SimExecutor::SimExecutor(const CostModel& model, std::vector<SimAdapter> adapters, double host_bytes, Faults& faults)
     : model_(model), adapters_(std::move(adapters)), faults_(faults), host_bytes_(host_bytes), shape_(ranks_of(adapters_)) {
   host_place_.assign(adapters_.size(), host_lru_.end());
+  host_ready_.assign(adapters_.size(), 0);
   // The first ones are on the host already, as a server leaves them that registered all in order.
   for (size_t i = 0; host_bytes_ > 0 && i < adapters_.size() && host_used_ + adapters_[i].bytes <= host_bytes_; ++i)
     touch_host(static_cast<AdapterId>(i));
@@ -55,11 +56,9 @@ std::optional<Micros> SimExecutor::next_load_end() const {
 
 AdapterFootprint SimExecutor::footprint(AdapterId adapter) const { return {.num_pages = adapters_[static_cast<size_t>(adapter)].pages}; }
 
-bool SimExecutor::touch_host(AdapterId adapter) {
-  if (host_bytes_ <= 0) return true;
+void SimExecutor::touch_host(AdapterId adapter) {
   auto& place = host_place_[static_cast<size_t>(adapter)];
-  const bool present = place != host_lru_.end();
-  if (present) host_lru_.erase(place);
+  if (place != host_lru_.end()) host_lru_.erase(place);
   else host_used_ += adapters_[static_cast<size_t>(adapter)].bytes;
   place = host_lru_.insert(host_lru_.end(), adapter);
   while (host_used_ > host_bytes_ && host_lru_.size() > 1) {
@@ -68,17 +67,48 @@ bool SimExecutor::touch_host(AdapterId adapter) {
     host_place_[static_cast<size_t>(oldest)] = host_lru_.end();
     host_lru_.pop_front();
   }
-  return present;
+}
+
+Micros SimExecutor::read(AdapterId adapter, double factor) {
+  Micros& reader = *std::min_element(reader_free_.begin(), reader_free_.end());
+  reader = std::max(now_, reader) + static_cast<Micros>(std::ceil(model_.read_us_of(adapters_[static_cast<size_t>(adapter)].bytes) * factor));
+  ++num_disk_reads_;
+  return host_ready_[static_cast<size_t>(adapter)] = reader;
+}
+
+void SimExecutor::stage(AdapterId adapter) {
+  if (on_host(adapter) || std::ranges::count(staged_, adapter) > 0) return;
+  const auto bytes = [&] {
+    double sum = adapters_[static_cast<size_t>(adapter)].bytes;
+    for (const AdapterId other : staged_) sum += adapters_[static_cast<size_t>(other)].bytes;
+    return sum;
+  };
+  if (bytes() > host_bytes_ / 2) std::erase_if(staged_, [&](AdapterId other) { return !on_host(other); });
+  if (bytes() > host_bytes_ / 2) return;
+  staged_.push_back(adapter);
+  read(adapter, 1);
+  touch_host(adapter);
 }
 
 void SimExecutor::start_load(AdapterId adapter, const AdapterPages&) {
-  const bool warm = touch_host(adapter);
-  if (!warm) ++num_cold_loads_;
-  const double us = model_.load_us_of(adapters_[static_cast<size_t>(adapter)].bytes, !warm) * faults_.load_factor();
-  const Micros begin = std::max(now_, channel_free_);
-  channel_free_ = begin + static_cast<Micros>(std::ceil(us));
-  loading_.push_back(loads_.size());
-  loads_.push_back({.adapter = adapter, .start = now_, .end = channel_free_, .failed = faults_.load_fails()});
+  const double factor = faults_.load_factor();
+  std::erase(staged_, adapter);
+  Micros ready = now_;
+  if (host_bytes_ > 0) {
+    ready = on_host(adapter) ? std::max(now_, host_ready_[static_cast<size_t>(adapter)]) : read(adapter, factor);
+    touch_host(adapter);
+  }
+  Micros end = static_cast<Micros>(std::ceil(model_.load_us_of(adapters_[static_cast<size_t>(adapter)].bytes) * factor));
+  if (ready > now_) {
+    end += ready;
+    ++num_cold_loads_;
+  } else {
+    end += std::max(now_, channel_free_);
+    channel_free_ = end;
+  }
+  const auto later = std::ranges::upper_bound(loading_, end, {}, [&](size_t load) { return loads_[load].end; });
+  loading_.insert(later, loads_.size());
+  loads_.push_back({.adapter = adapter, .start = now_, .end = end, .failed = faults_.load_fails()});
 }
 
 std::vector<LoadResult> SimExecutor::take_finished_loads(bool wait) {

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// SimExecutor: an Executor without a model. A step takes the time the cost model says, on a virtual clock; loads run on one channel beside
-// the steps; merged weights are built one adapter at a time beside the steps, with a third of the machine, or all of it while no step runs;
+// SimExecutor: an Executor without a model. A step takes the time the cost model says, on a virtual clock; copies into pages run on one
+// channel beside the steps, after two readers brought from disk what is not in host memory (the copy then follows at once, as if the channel
+// were free: reading takes far longer); merged weights are built one adapter at a time beside the steps, with a third of the machine, or all of it while no step runs;
 // the sampled token is kStopToken when the request has its true length, which the scheduler cannot see (its own limit is
 // Request::max_tokens).
 //
 // Thread safety: none.
 #pragma once
 
+#include <array>
 #include <deque>
 #include <functional>
 #include <list>
@@ -51,13 +53,15 @@ class SimExecutor : public Executor {
   // When the load under way ends that ends first.
   std::optional<Micros> next_load_end() const;
   const std::vector<LoadRecord>& loads() const { return loads_; }
-  int64_t num_cold_loads() const { return num_cold_loads_; }
+  int64_t num_cold_loads() const { return num_cold_loads_; }  // that had to wait for the disk
+  int64_t num_disk_reads() const { return num_disk_reads_; }
   double busy_us() const { return busy_us_; }  // in steps, exact
   const CostModel& model() const { return model_; }
 
   Micros now() const override { return now_; }
   AdapterFootprint footprint(AdapterId adapter) const override;
   void start_load(AdapterId adapter, const AdapterPages& pages) override;
+  void stage(AdapterId adapter) override;
   std::vector<LoadResult> take_finished_loads(bool wait) override;
   std::vector<ItemResult> execute(const StepPlan& plan) override;
   StepTimes last_step_times() const override { return times_; }
@@ -73,7 +77,9 @@ class SimExecutor : public Executor {
     bool reported = false;
   };
   Merge* building();  // null when nothing is
-  bool touch_host(AdapterId adapter);  // false: it had to come from disk
+  bool on_host(AdapterId adapter) const { return host_bytes_ <= 0 || host_place_[static_cast<size_t>(adapter)] != host_lru_.end(); }
+  void touch_host(AdapterId adapter);
+  Micros read(AdapterId adapter, double factor);  // from disk; when it is there
 
   const CostModel& model_;
   const std::vector<SimAdapter> adapters_;
@@ -86,11 +92,14 @@ class SimExecutor : public Executor {
   Micros channel_free_ = 0;
   std::deque<size_t> loading_;  // into loads_, in order of their end
   std::vector<LoadRecord> loads_;
-  int64_t num_cold_loads_ = 0;
+  int64_t num_cold_loads_ = 0, num_disk_reads_ = 0;
 
   double host_bytes_ = 0, host_used_ = 0;
   std::list<AdapterId> host_lru_;  // oldest first
   std::vector<std::list<AdapterId>::iterator> host_place_;  // host_lru_.end() = on disk only
+  std::vector<Micros> host_ready_;                          // when the read ends that brings it there
+  std::array<Micros, 2> reader_free_{};
+  std::vector<AdapterId> staged_;                           // and not loaded since, dropped ones among them
 
   std::map<AdapterId, Merge> merges_;
   StepTimes times_;

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/engine/loader.h"
+
+#include <gmock/gmock.h>
+
+#include <future>
+
+#include "lk/engine/engine.h"
+#include "testing/golden.h"
+
+namespace lk {
+namespace {
+
+using testing::kGoldenDir;
+
+// A golden adapter whose reads after the first wait until they are let through.
+class GatedSource : public AdapterSource {
+ public:
+  GatedSource(const std::string& name, const ModelConfig& config)
+      : directory_(name, kGoldenDir + "adapters/llama_mha__" + name, config, nullptr, {.copy_file = true}) {}
+  Result<std::shared_ptr<const Adapter>> read() override {
+    if (++reads > 1) gate.get_future().wait();
+    if (broken) return data_loss("broken");
+    return directory_.read();
+  }
+  bool available() const override { return true; }
+  std::promise<void> gate;  // one read
+  std::atomic<int> reads{0};
+  std::atomic<bool> broken{false};
+
+ private:
+  AdapterDirectory directory_;
+};
+
+class LoaderTest : public ::testing::Test {
+ protected:
+  void open(int64_t host_bytes) {
+    auto backend = make_cpu_backend({.num_threads = 1}).value();
+    auto weights = load_weights(kGoldenDir + "models/llama_mha", DType::kF32, *backend).value();
+    const int64_t page = Decoder(weights, *backend, 1, 1).page_bytes();
+    engine_ = Engine::create({.max_step_tokens = 64, .memory_bytes = 512 * page}, weights, std::move(backend)).value();
+    pool_ = std::make_unique<UnifiedPool>(engine_->num_pages());
+    host_ = HostTier::create(host_bytes);
+  }
+  AdapterId add(const std::string& name) {
+    auto source = std::make_shared<GatedSource>(name, engine_->weights().config);
+    auto adapter = host_->add(source, 0).value();
+    sources_.push_back(source);
+    adapters_.push_back(adapter);
+    return engine_->register_adapter(engine_->prepare_adapter(adapter).value());
+  }
+  void start(AdapterId id) {
+    ASSERT_TRUE(pool_->begin_load(id, engine_->footprint(id)));
+    engine_->start_load(id, pool_->adapter_pages(id));
+  }
+  LoadResult finish() {
+    LoadResult result = engine_->take_finished_loads(true).at(0);
+    pool_->finish_load(result.adapter, result.status.ok());
+    return result;
+  }
+  bool wait_for(const std::function<bool()>& condition) {
+    for (int i = 0; i < 10'000; ++i) {
+      if (condition()) return true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return false;
+  }
+
+  std::shared_ptr<HostTier> host_;
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<UnifiedPool> pool_;
+  std::vector<std::shared_ptr<GatedSource>> sources_;
+  std::vector<std::shared_ptr<HostAdapter>> adapters_;
+};
+
+TEST_F(LoaderTest, ReadsFromDiskHoldUpNoCopyAndNoOtherRead) {
+  open(1 << 20);
+  const AdapterId slow = add("r8_attention"), other = add("r1");
+  host_->drop_all();
+  const AdapterId warm = add("rslora_r3");
+  start(slow);
+  start(other);
+  start(warm);
+  EXPECT_EQ(finish().adapter, warm) << "its copy was in host memory";
+  sources_[1]->gate.set_value();
+  EXPECT_EQ(finish().adapter, other) << "read by the second reader";
+  sources_[0]->gate.set_value();
+  const LoadResult last = finish();
+  EXPECT_EQ(last.adapter, slow);
+  EXPECT_TRUE(last.status.ok());
+  EXPECT_EQ(pool_->adapter_state(slow), AdapterState::kResident);
+}
+
+TEST_F(LoaderTest, FailedReadIsReportedAndTheNextOneSucceeds) {
+  open(1 << 20);
+  const AdapterId id = add("r8_attention");
+  host_->drop_all();
+  sources_[0]->broken = true;
+  sources_[0]->gate.set_value();
+  start(id);
+  EXPECT_EQ(finish().status.code(), StatusCode::kDataLoss);
+  EXPECT_EQ(pool_->adapter_state(id), AdapterState::kAbsent);
+  sources_[0]->broken = false;
+  sources_[0]->gate = {};
+  sources_[0]->gate.set_value();
+  start(id);
+  EXPECT_TRUE(finish().status.ok());
+}
+
+TEST_F(LoaderTest, StagedAdapterNeedsNoReadingWhenItsLoadBegins) {
+  open(1 << 20);
+  const AdapterId id = add("r8_attention");
+  engine_->stage(id);
+  EXPECT_EQ(sources_[0]->reads, 1) << "it was there";
+  host_->drop_all();
+  sources_[0]->gate.set_value();
+  for (int i = 0; i < 3; ++i) engine_->stage(id);
+  ASSERT_TRUE(wait_for([&] { return adapters_[0]->on_host(); }));
+  start(id);
+  EXPECT_TRUE(finish().status.ok());
+  EXPECT_EQ(sources_[0]->reads, 2);
+}
+
+TEST_F(LoaderTest, StagingTakesAtMostHalfOfHostMemory) {
+  open(1 << 20);
+  add("r8_attention");
+  const int64_t bytes = adapters_[0]->bytes();
+  adapters_.clear(), sources_.clear();
+  open(bytes * 5 / 2);
+  const AdapterId first = add("r8_attention"), second = add("r8_attention");
+  host_->drop_all();
+  for (auto& source : sources_) source->gate.set_value();
+  engine_->stage(first);
+  engine_->stage(second);
+  ASSERT_TRUE(wait_for([&] { return adapters_[0]->on_host(); }));
+  engine_->stage(second);
+  EXPECT_EQ(sources_[1]->reads, 1) << "no room beside the first one";
+  start(first);
+  EXPECT_TRUE(finish().status.ok());
+  engine_->stage(second);
+  EXPECT_TRUE(wait_for([&] { return adapters_[1]->on_host(); }));
+}
+
+}  // namespace
+}  // namespace lk
