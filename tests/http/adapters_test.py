@@ -33,6 +33,27 @@ def names(server: Server) -> list:
     return [model["id"] for model in server.get("/v1/models").json["data"]][1:]
 
 
+class HostMemory(Directory):
+    def test_what_was_dropped_is_read_again(self):
+        """Host memory for one of three large adapters and pages for two of them: all answer right."""
+        for name in ("a", "b", "c"):
+            self.copy_adapter("sql", "root", name)
+        self.copy_adapter("dates", "root", "dates")
+        server = self.start("--lora-dir", self.path("root"), "--watch-interval", "3600", "--host-memory", "700KiB", "--memory", "1800KiB", adapters=())
+        for _ in range(3):
+            for name in ("a", "b", "c"):
+                self.assertEqual(says(server, name, RIGA), SQL)
+            self.assertEqual(says(server, "dates", MARCH), DATE)
+        status = server.get("/v1/status").json
+        self.assertLessEqual(status["memory"]["adapters"], 700 << 10)
+        self.assertGreater(status["adapters"]["host_drops"], 0)
+        self.assertGreater(status["adapters"]["disk_reads"], 0)
+        self.assertEqual(status["adapters"]["failed_disk_reads"], 0)
+        metrics = server.get("/metrics").text
+        self.assertIn("lorikeet_host_tier_drops_total ", metrics)
+        self.assertIn("lorikeet_host_tier_limit_bytes 716800", metrics)
+
+
 class VllmEndpoints(Directory):
     def text(self, answer, status: int, text: str):
         self.assertEqual((answer.status, answer.text), (status, text))

@@ -69,7 +69,9 @@ class Server:
     """One process. `log` collects its standard error, `address` is where clients connect."""
 
     def __init__(self, *args: str, adapters=NAMES, state: str | None = None, environment: dict | None = None, tls=None, quick: bool = True):
-        command = [BINARY, "serve", MODEL, "--memory", "256MiB", "--threads", "1", "--log-format", "json"]
+        command = [BINARY, "serve", MODEL, "--threads", "1", "--log-format", "json"]
+        if "--memory" not in args:
+            command += ["--memory", "256MiB"]
         if "--port" not in args:
             command += ["--port", "0"]
         if quick:

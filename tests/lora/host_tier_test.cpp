@@ -114,6 +114,24 @@ TEST(HostTier, SomebodyWhoWaitsGetsItEvenBeyondTheBudget) {
   EXPECT_EQ(world.tier->stats().bytes, 3 * 1024);
 }
 
+TEST(HostTier, NewOnesWaitForEachOther) {
+  World world(1024);
+  std::vector<std::thread> threads;
+  std::atomic<int> good{0};
+  for (int i = 0; i < 4; ++i)
+    threads.emplace_back([&, i] {
+      auto source = std::make_shared<FakeSource>(fmt::format("{}", i), 1000);
+      source->delay = std::chrono::milliseconds(10);
+      const auto added = world.tier->add(source, 1000);
+      if (!added.ok()) return;
+      const auto registered = (*added)->get();
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      good += registered.ok();
+    });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(good, 4);
+}
+
 TEST(HostTier, OneThatIsLargerThanTheBudgetIsRefused) {
   World world(1024);
   EXPECT_EQ(world.tier->add(std::make_shared<FakeSource>("a", 2048), 2048).status().code(), StatusCode::kResourceExhausted);

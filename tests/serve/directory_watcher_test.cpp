@@ -127,7 +127,7 @@ TEST_F(DirectoryWatcherTest, WhatFoundNoMemoryIsTriedAgain) {
   copy_adapter("sql", one_.file("broken"));
   one_.write("broken/adapter_config.json", "{");
   one_.write("broken/adapter_model.safetensors", "x");
-  scan(40);
+  scan(8);
   EXPECT_EQ(version_of("b"), 0) << "no room yet";
   in_use = unavailable("let go");
   scan(2 + 32);

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <thread>
 #include <utility>
 
 #include "lk/base/file.h"
@@ -102,20 +103,29 @@ Result<std::shared_ptr<const Adapter>> HostAdapter::get() {
 std::shared_ptr<HostTier> HostTier::create(int64_t max_bytes) { return std::shared_ptr<HostTier>(new HostTier(max_bytes)); }
 
 Result<std::shared_ptr<HostAdapter>> HostTier::add(std::shared_ptr<AdapterSource> source, int64_t expected_bytes) {
-  const auto refusal = [&](int64_t bytes) {
-    return resource_exhausted("an adapter of {} bytes does not fit into host memory: {} of {} bytes are taken by what cannot be dropped now", bytes, stats().bytes,
-                              max_bytes_);
-  };
-  if (!reserve(expected_bytes, false)) return refusal(expected_bytes);
+  LK_RETURN_IF_ERROR(reserve_for_new(expected_bytes));
   const Stopwatch watch;
   Result<std::shared_ptr<const Adapter>> adapter = source->read();
   release(expected_bytes);
   if (!adapter.ok()) return adapter.status();
-  const int64_t bytes = host_bytes_of(**adapter);
-  if (!reserve(bytes, false)) return refusal(bytes);
+  LK_RETURN_IF_ERROR(reserve_for_new(host_bytes_of(**adapter)));
   std::shared_ptr<HostAdapter> added(new HostAdapter(shared_from_this(), std::move(source), *adapter, watch.seconds()));
   keep(*added, std::move(*adapter));
   return added;
+}
+
+Status HostTier::reserve_for_new(int64_t bytes) {
+  // Somebody registers what he read, or copies it into pages: that is over soon, and nobody says when.
+  constexpr double kPatience = 1;  // seconds
+  const Stopwatch watch;
+  for (;;) {
+    const Room room = reserve(bytes, false);
+    if (room == Room::kTaken) return Status();
+    if (room == Room::kNone || watch.seconds() > kPatience)
+      return resource_exhausted("an adapter of {} bytes does not fit into host memory: {} of {} bytes are taken by what cannot be dropped now", bytes,
+                                stats().bytes, max_bytes_);
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
 }
 
 HostTier::Stats HostTier::stats() const {
@@ -131,11 +141,13 @@ void HostTier::drop_all() {
   drop_down_to_locked(0, dropped);
 }
 
-void HostTier::drop_down_to_locked(int64_t bytes, Dropped& dropped) {
+bool HostTier::drop_down_to_locked(int64_t bytes, Dropped& dropped) {
+  bool in_use = false;
   for (auto it = order_.begin(); it != order_.end() && stats_.bytes > bytes;) {
     HostAdapter& victim = *std::get<HostAdapter*>(*it);
     // Somebody who uses it keeps it in memory anyway; and what is not on disk any more would be lost for those who were promised it.
     if (victim.copy_.use_count() > 1 || !victim.source_->available()) {
+      in_use |= victim.copy_.use_count() > 1;
       ++it;
       continue;
     }
@@ -147,20 +159,23 @@ void HostTier::drop_down_to_locked(int64_t bytes, Dropped& dropped) {
     stats_.bytes -= victim.bytes_;
     ++stats_.num_drops;
   }
+  return in_use;
 }
 
-bool HostTier::reserve(int64_t bytes, bool even_beyond) {
+HostTier::Room HostTier::reserve(int64_t bytes, bool even_beyond) {
   Dropped dropped;
   std::lock_guard lock(mutex_);
-  drop_down_to_locked(max_bytes_ - bytes, dropped);
-  if (stats_.bytes + bytes > max_bytes_ && !even_beyond) return false;
+  const bool in_use = drop_down_to_locked(max_bytes_ - bytes, dropped) || num_reserved_ > 0;
+  if (stats_.bytes + bytes > max_bytes_ && !even_beyond) return in_use && bytes <= max_bytes_ ? Room::kInUse : Room::kNone;
   stats_.bytes += bytes;
-  return true;
+  ++num_reserved_;
+  return Room::kTaken;
 }
 
 void HostTier::release(int64_t bytes) {
   std::lock_guard lock(mutex_);
   stats_.bytes -= bytes;
+  --num_reserved_;
 }
 
 void HostTier::touch_locked(HostAdapter& adapter) {
@@ -171,6 +186,7 @@ void HostTier::touch_locked(HostAdapter& adapter) {
 
 void HostTier::keep(HostAdapter& adapter, std::shared_ptr<const Adapter> copy) {
   std::lock_guard lock(mutex_);
+  --num_reserved_;
   adapter.copy_ = std::move(copy);
   adapter.on_host_.store(true, std::memory_order_release);
   touch_locked(adapter);

@@ -99,7 +99,7 @@ class HostTier : public std::enable_shared_from_this<HostTier> {
   static std::shared_ptr<HostTier> create(int64_t max_bytes);
 
   // Reads an adapter of about `expected_bytes` for the first time, after making room for it. kResourceExhausted when there is too little
-  // even with everything dropped that can be.
+  // even with everything dropped that can be; for a second it waits for what others are using.
   Result<std::shared_ptr<HostAdapter>> add(std::shared_ptr<AdapterSource> source, int64_t expected_bytes);
 
   struct Stats {
@@ -114,12 +114,13 @@ class HostTier : public std::enable_shared_from_this<HostTier> {
 
  private:
   friend class HostAdapter;
-  class Reservation;
   using Dropped = std::vector<std::shared_ptr<const Adapter>>;  // to be destroyed without the lock
 
   explicit HostTier(int64_t max_bytes) : max_bytes_(max_bytes) {}
-  void drop_down_to_locked(int64_t bytes, Dropped& dropped);
-  bool reserve(int64_t bytes, bool even_beyond);
+  bool drop_down_to_locked(int64_t bytes, Dropped& dropped);  // whether something was in use
+  enum class Room : uint8_t { kTaken, kInUse, kNone };
+  Room reserve(int64_t bytes, bool even_beyond);
+  Status reserve_for_new(int64_t bytes);
   void release(int64_t bytes);
   void touch_locked(HostAdapter& adapter);
   void keep(HostAdapter& adapter, std::shared_ptr<const Adapter> copy);  // its bytes are reserved
@@ -130,6 +131,7 @@ class HostTier : public std::enable_shared_from_this<HostTier> {
   std::set<HostAdapter::Rank> order_;  // of those in memory
   double clock_ = 0;
   uint64_t num_uses_ = 0;
+  int64_t num_reserved_ = 0;  // whose bytes are counted, and whose copies are still to come
   Stats stats_;
 };
 
