@@ -39,6 +39,7 @@ class HashExecutor : public Executor {
 
   AdapterFootprint footprint(AdapterId adapter) const override { return {.num_pages = 1 + adapter % 3, .run_length = adapter % 2}; }
   void start_load(AdapterId adapter, const AdapterPages&) override { loading_.push_back(adapter); }
+  void stage(AdapterId adapter) override { staged.insert(adapter); }
   std::vector<LoadResult> take_finished_loads(bool wait) override {
     std::vector<LoadResult> done;
     while (!loading_.empty() && ((wait && done.empty()) || rng_.below(3) == 0)) {
@@ -71,6 +72,7 @@ class HashExecutor : public Executor {
   }
 
   AdapterId broken_adapter = -2;
+  std::set<AdapterId> staged;
   Micros time = 0;
   int64_t max_step_tokens_seen = 0;
 
@@ -330,7 +332,6 @@ TEST(Scheduler, AdapterThatFailsToLoadIsNotTriedAgainAtOnce) {
   run_all(scheduler, pool);
 }
 
-// Each tenant its own adapter, all of them always waiting, fewer slots than tenants.
 TEST(Scheduler, PrefetchLoadsWhatTheNextStepWants) {
   UnifiedPool pool(64);
   HashExecutor executor(0, 64);
@@ -385,6 +386,29 @@ TEST(Scheduler, PrefetchLeavesABrokenAdapterAlone) {
   EXPECT_EQ(scheduler.stats().num_prefetches, 2);
 }
 
+// A load ahead of its turn spares the adapters of the requests before it, even of those that only wait; what finds no room is staged instead.
+TEST(Scheduler, LoadsAheadSpareWhatEarlierRequestsWaitFor) {
+  // Adapter 0 takes 1 page, 2 takes 3, 5 and 8 take 3 and 4 (with its run).
+  UnifiedPool pool(12);
+  HashExecutor executor(0, 12);
+  Scheduler scheduler({.max_running = 1, .prefix_cache = false, .queue = {.kind = QueueKind::kFcfs}}, pool, executor);
+  ASSERT_TRUE(scheduler.submit(make_request(1, 0, 4, 60, 1)).ok());
+  while (scheduler.num_running() == 0) (void)scheduler.step();
+  for (RequestId id : {2, 3, 4}) ASSERT_TRUE(scheduler.submit(make_request(id, id == 2 ? 2 : id == 3 ? 5 : 8, 4, 2, static_cast<uint64_t>(id))).ok());
+  while (pool.adapter_state(2) != AdapterState::kResident || pool.adapter_state(5) != AdapterState::kResident) (void)scheduler.step();
+  for (int i = 0; i < 20; ++i) (void)scheduler.step();
+  EXPECT_EQ(scheduler.num_running(), 1) << "the first still runs";
+  EXPECT_EQ(scheduler.stats().num_adapter_loads, 3) << "8 took nobody's place, and nobody was loaded twice";
+  EXPECT_EQ(pool.adapter_state(2), AdapterState::kResident);
+  EXPECT_EQ(pool.adapter_state(5), AdapterState::kResident);
+  EXPECT_EQ(pool.adapter_state(8), AdapterState::kAbsent);
+  EXPECT_EQ(executor.staged, std::set<AdapterId>{8});
+  const auto outcomes = run_all(scheduler, pool);
+  for (RequestId id : {2, 3, 4}) EXPECT_EQ(outcomes.at(id).tokens.size(), 2u);
+  EXPECT_EQ(scheduler.stats().num_adapter_loads, 4);
+}
+
+// Each tenant its own adapter, all of them always waiting, fewer slots than tenants.
 TEST(Scheduler, AdapterSlotsAreSharedFairlyAndNeverExceeded) {
   for (const auto& [num_tenants, num_slots] : {std::pair{3, 2}, std::pair{8, 4}, std::pair{16, 4}}) {
     UnifiedPool pool(4096);

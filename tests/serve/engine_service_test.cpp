@@ -253,6 +253,28 @@ TEST(EngineService, AdapterRemovedWhileItLoadsIsFreedAfterwards) {
   service.expect_idle_pool();
 }
 
+// A request that arrives within a step finds its adapter loading when the step ends, and loses nothing by it.
+TEST(EngineService, AdapterOfAnArrivingRequestBeginsToLoadWithinTheStep) {
+  Service service({.publish_interval = {}});
+  const AdapterId adapter = add_demo_adapter(service, "sql");
+  auto alone = std::make_shared<Heard>();
+  service.submit({.request = service.prepare(kPrompt, 8, adapter), .receiver = alone});
+  ASSERT_TRUE(alone->wait_for_ends());
+  int64_t prefetches = 0;
+  for (int round = 0; prefetches == 0 && round < 1000; ++round) {
+    service.on_engine([&](TextEngine& text) { (void)text.scheduler().drop_adapter(adapter); });
+    auto busy = std::make_shared<Heard>(), heard = std::make_shared<Heard>();
+    service.submit({.request = service.prepare(kPrompt, 40), .receiver = busy});
+    ASSERT_TRUE(busy->wait_for_tokens(1));
+    service.submit({.request = service.prepare(kPrompt, 8, adapter), .receiver = heard});
+    ASSERT_TRUE(busy->wait_for_ends() && heard->wait_for_ends());
+    EXPECT_EQ(heard->choice().tokens, alone->choice().tokens);
+    service.on_engine([&](TextEngine& text) { prefetches = text.scheduler().stats().num_prefetches; });
+  }
+  EXPECT_GT(prefetches, 0);
+  service.expect_idle_pool();
+}
+
 TEST(EngineService, SnapshotAddsUp) {
   Service service({.publish_interval = {}});  // after each step
   const AdapterId adapter = add_demo_adapter(service, "sql");
