@@ -52,6 +52,21 @@ class HostMemory(Directory):
         metrics = server.get("/metrics").text
         self.assertIn("lorikeet_host_tier_drops_total ", metrics)
         self.assertIn("lorikeet_host_tier_limit_bytes 716800", metrics)
+        # Other files under the same names: whose copy was dropped fails until it is loaded again, and never answers with them.
+        for name in ("a", "b", "c"):
+            shutil.copy(f"{ADAPTERS}/sort/adapter_model.safetensors", self.path("root", name))
+        answers = [server.chat(RIGA, name, temperature=0) for name in ("a", "b", "c") * 2]
+        failed = [answer for answer in answers if answer.status != 200]
+        self.assertGreater(len(failed), 0)
+        for answer in failed:
+            self.assertEqual(answer.status, 503)
+            self.assertNotIn(self.path("root"), answer.text)
+        self.assertEqual({answer.json["error"]["code"] for answer in failed} - {"overloaded"}, {"adapter_unavailable"})
+        for answer in answers:
+            if answer.status == 200:
+                self.assertEqual(content(answer), SQL)
+        self.assertEqual(says(server, "dates", MARCH), DATE)
+        self.assertIn("adapter_unreadable", server.log)
 
 
 class VllmEndpoints(Directory):

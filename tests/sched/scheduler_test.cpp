@@ -121,7 +121,7 @@ TEST(Scheduler, RefusesWhatCouldNeverRun) {
   EXPECT_EQ(scheduler.submit(make_request(1, kBaseModel, 30, 11, 0)).code(), StatusCode::kInvalidArgument);
   EXPECT_TRUE(scheduler.submit(make_request(1, kBaseModel, 30, 10, 0)).ok());
   // 3 KV pages and adapter 2's three pages exceed the four of the pool.
-  EXPECT_EQ(scheduler.submit(make_request(2, 2, 30, 10, 0)).code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(scheduler.submit(make_request(2, 2, 30, 10, 0)).code(), StatusCode::kFailedPrecondition);
 }
 
 TEST(Scheduler, DecodesWhileALongPromptIsChunked) {
@@ -153,13 +153,13 @@ TEST(Scheduler, PinnedAdapterStaysUnderPressureAndDroppedOneLeavesNothing) {
     EXPECT_EQ(pool.adapter_state(3), AdapterState::kResident);
   }
   // A request that only fits without the pinned adapters is refused now, not left waiting for ever.
-  EXPECT_EQ(scheduler.submit(make_request(99, kBaseModel, 24 * 16 - 8, 4, 1)).code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(scheduler.submit(make_request(99, kBaseModel, 24 * 16 - 8, 4, 1)).code(), StatusCode::kFailedPrecondition);
   ASSERT_TRUE(scheduler.submit(make_request(100, 3, 60, 20, 1)).ok());
   EXPECT_EQ(scheduler.adapter_load().at(3).waiting, 1);
   run_all(scheduler, pool);
   EXPECT_GT(scheduler.drop_adapter(3).value(), 1);  // its own pages and those of its cached prompts
   EXPECT_EQ(pool.adapter_state(3), AdapterState::kAbsent);
-  EXPECT_EQ(scheduler.submit(make_request(101, kBaseModel, 24 * 16 - 8, 4, 1)).code(), StatusCode::kResourceExhausted);  // 4 is still pinned
+  EXPECT_EQ(scheduler.submit(make_request(101, kBaseModel, 24 * 16 - 8, 4, 1)).code(), StatusCode::kFailedPrecondition);  // 4 is still pinned
   ASSERT_TRUE(scheduler.set_pinned(4, false).ok());
   EXPECT_TRUE(scheduler.submit(make_request(102, kBaseModel, 24 * 16 - 8, 4, 1)).ok());
   run_all(scheduler, pool);

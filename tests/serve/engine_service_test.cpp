@@ -143,7 +143,7 @@ TEST(EngineService, RequestThatCannotFitFailsAndDeadlineEndsARunningOne) {
   auto heard = std::make_shared<Heard>();
   service.submit({.request = service.prepare(kPrompt, 500), .receiver = heard, .choice = 0});
   ASSERT_TRUE(heard->wait_for_ends(1));
-  EXPECT_EQ(heard->choice(0).completion.error.code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(heard->choice(0).completion.error.code(), StatusCode::kFailedPrecondition);
   service.expect_empty_queue();
   Service large;
   auto started = std::make_shared<Heard>();

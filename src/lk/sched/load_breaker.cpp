@@ -11,9 +11,8 @@ constexpr int64_t kDoublings = 16;  // more than enough to reach the longest pau
 
 }  // namespace
 
-void LoadBreaker::failed(AdapterId adapter, Status error, Micros now) {
+void LoadBreaker::failed(AdapterId adapter, Micros now) {
   Failure& failure = failures_[adapter];
-  failure.error = std::move(error);
   failure.retry_at = now + std::min(kLongestPause, kFirstPause << std::min(failure.in_a_row, kDoublings));
   ++failure.in_a_row;
 }
@@ -21,7 +20,7 @@ void LoadBreaker::failed(AdapterId adapter, Status error, Micros now) {
 Status LoadBreaker::check(AdapterId adapter, Micros now) const {
   const auto it = failures_.find(adapter);
   if (it == failures_.end() || now >= it->second.retry_at) return Status();
-  return unavailable("the adapter could not be loaded ({} times in a row): {}; tried again in {:.1f} s", it->second.in_a_row, it->second.error.message(),
+  return unavailable("the adapter could not be loaded ({} times in a row); tried again in {:.1f} s", it->second.in_a_row,
                      static_cast<double>(it->second.retry_at - now) / 1e6);
 }
 

@@ -11,14 +11,13 @@ namespace lk {
 
 class LoadBreaker {
  public:
-  void failed(AdapterId adapter, Status error, Micros now);
-  void succeeded(AdapterId adapter) { failures_.erase(adapter); }
-  // The error of the last load, with when it is worth trying again (kUnavailable); ok when a load may be tried.
+  void failed(AdapterId adapter, Micros now);
+  void forget(AdapterId adapter) { failures_.erase(adapter); }
+  // When it is worth trying again (kUnavailable); ok when a load may be tried. The reason was given to the requests that waited for the load.
   Status check(AdapterId adapter, Micros now) const;
 
  private:
   struct Failure {
-    Status error;
     int64_t in_a_row = 0;
     Micros retry_at = 0;
   };

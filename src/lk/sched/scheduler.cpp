@@ -61,8 +61,8 @@ Status Scheduler::submit(Request request) {
     return invalid_argument("prompt ({}) + max_tokens ({}) exceed the context of {} tokens", prompt_length, request.max_tokens,
                             options_.max_sequence);
   if (pages_needed(request) + pinned_pages_ > pool_.num_pages())
-    return resource_exhausted("the request needs {} pages for {} tokens and its adapter, the pool has {} ({} taken by pinned adapters): raise "
-                              "--memory or lower max_tokens", pages_needed(request), total, pool_.num_pages(), pinned_pages_);
+    return failed_precondition("the request needs {} pages for {} tokens and its adapter, the pool has {} ({} taken by pinned adapters): raise "
+                               "--memory or lower max_tokens", pages_needed(request), total, pool_.num_pages(), pinned_pages_);
   if (request.adapter != kBaseModel && pool_.adapter_state(request.adapter) == AdapterState::kAbsent)
     LK_RETURN_IF_ERROR(breaker_.check(request.adapter, executor_.now()));
   auto sequence = std::make_unique<Sequence>(std::move(request));
@@ -118,7 +118,7 @@ Status Scheduler::set_pinned(AdapterId adapter, bool pinned) {
 std::optional<int64_t> Scheduler::drop_adapter(AdapterId adapter) {
   if (pool_.adapter_state(adapter) == AdapterState::kLoading) return std::nullopt;
   LK_CHECK(set_pinned(adapter, false).ok());
-  breaker_.succeeded(adapter);
+  breaker_.forget(adapter);
   if (merging_) merging_->forget(adapter);
   return pool_.forget(adapter);
 }
@@ -194,7 +194,7 @@ void Scheduler::poll_loads(bool wait, std::vector<RequestEvent>& events) {
     pool_.finish_load(load.adapter, load.status.ok());
     const auto pinned = pinned_.find(load.adapter);
     if (load.status.ok()) {
-      breaker_.succeeded(load.adapter);
+      breaker_.forget(load.adapter);
       if (pinned != pinned_.end()) pool_.pin(load.adapter);
       continue;
     }
@@ -202,7 +202,7 @@ void Scheduler::poll_loads(bool wait, std::vector<RequestEvent>& events) {
       pinned_pages_ -= pinned->second;
       pinned_.erase(pinned);
     }
-    breaker_.failed(load.adapter, load.status, now_);
+    breaker_.failed(load.adapter, now_);
     // Only the requests of this adapter fail; nobody else notices.
     std::vector<std::pair<uint64_t, Sequence*>> failed;
     for (const auto& [id, sequence] : sequences_)
@@ -370,7 +370,7 @@ std::vector<RequestEvent> Scheduler::step(bool wait) {
     // Pinned adapters may leave free pages that are too scattered for a run.
     LK_CHECK(!pinned_.empty(), "nothing runs and nothing loads: {} waiting, {} running", num_waiting(), num_running());
     policy_->begin_round();
-    fail(static_cast<Sequence&>(*policy_->next()), resource_exhausted("no contiguous pages for the adapter beside the pinned ones: raise --memory or unpin"),
+    fail(static_cast<Sequence&>(*policy_->next()), unavailable("no contiguous pages for the adapter beside the pinned ones: raise --memory or unpin"),
          events);
     return events;
   }

@@ -66,8 +66,8 @@ class Scheduler {
   Scheduler(const SchedulerOptions& options, UnifiedPool& pool, Executor& executor);
   ~Scheduler();
 
-  // Refuses (kInvalidArgument, kResourceExhausted) what could never run: empty, longer than max_sequence, or bigger than the
-  // whole pool together with its adapter; what is over its tenant's limit or whose adapter just failed to load
+  // Refuses what could never run: empty or longer than max_sequence (kInvalidArgument), or bigger than the whole pool together with its
+  // adapter (kFailedPrecondition); what is over its tenant's limit (kResourceExhausted) or whose adapter just failed to load
   // (kUnavailable); and what would miss its deadline (kDeadlineExceeded). Requires: the id is not in use.
   Status submit(Request request);
   // Ends a request before the next step, freeing everything it holds: a cancelled one, or one whose

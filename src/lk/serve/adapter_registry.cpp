@@ -192,6 +192,8 @@ Result<std::vector<TokenLogprob>> AdapterRegistry::run_probe(AdapterId adapter) 
   std::future<Completion> done = promise.get_future();
   service_.submit({.request = std::move(prepared), .on_done = [&](Completion completion) { promise.set_value(std::move(completion)); }});
   Completion completion = done.get();
+  // A probe that does not fit beside what is pinned is the adapter's want of room, not the caller's mistake.
+  if (completion.error.code() == StatusCode::kFailedPrecondition) return resource_exhausted("{}", completion.error.message());
   if (completion.finish == FinishReason::kError) return completion.error;
   return std::move(completion.prompt_logprobs);
 }

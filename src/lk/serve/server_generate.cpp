@@ -132,8 +132,12 @@ class Answer : public StreamReceiver, public std::enable_shared_from_this<Answer
     if (completion.finish == FinishReason::kError && !failed_) {
       failed_ = true;
       ApiError error = api_error(completion.error, exchange_->id);
-      // Not a full queue: this request is larger than the whole pool.
-      if (completion.error.code() == StatusCode::kResourceExhausted) error = {.message = completion.error.message(), .code = "request_too_large"};
+      if (completion.error.code() == StatusCode::kFailedPrecondition) error.code = "request_too_large";  // larger than the whole pool
+      if (completion.error.code() == StatusCode::kDataLoss) {  // read again from disk, in vain; the reason names the server's directories
+        server().log().write(LogLevel::kError, "adapter_unreadable", {{"adapter", model_.name}, {"reason", completion.error.message()}});
+        error = {.status = 503, .message = fmt::format("The adapter of `{}` cannot be read at the moment.", model_.name), .type = "server_error",
+                 .code = "adapter_unavailable", .retry_after_seconds = 5};
+      }
       failed(error);
       cancel_others();
     }

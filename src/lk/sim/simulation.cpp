@@ -21,6 +21,7 @@ Outcome outcome_of(const RequestEvent& event) {
   if (event.finish != FinishReason::kError) return Outcome::kDone;
   switch (event.error.code()) {
     case StatusCode::kResourceExhausted:
+    case StatusCode::kFailedPrecondition:
     case StatusCode::kDeadlineExceeded:
     case StatusCode::kUnavailable: return Outcome::kRejected;
     default: return Outcome::kFailed;
