@@ -20,10 +20,11 @@ seeds = itertools.count(1)  # new prompts in each run: what one run left in the 
 
 async def bench(options, server, *flags) -> tuple[dict, float]:
     path = os.path.join(server.dir, "bench.json")
+    usual = {"--input-tokens": ["16:96"], "--output-tokens": ["16:64"], "--adapter-mix": ["zipf", "--adapters", *TASKS]}
+    usual = [text for flag, values in usual.items() if flag not in flags for text in (flag, *values)]
     process = await asyncio.create_subprocess_exec(
-        options.binary, "bench", "serve", f"http://{server.host}:{server.port}", "--endpoint", "completions", "--input-tokens", "16:96", "--output-tokens", "16:64",
-        "--slo", options.slo, "--json", path, "--timeout", "60", "--warmup", "2", "--adapter-mix", "zipf", "--adapters", *TASKS,
-        "--seed", str(next(seeds)), *map(str, flags),
+        options.binary, "bench", "serve", f"http://{server.host}:{server.port}", "--endpoint", "completions", *usual,
+        "--slo", options.slo, "--json", path, "--timeout", "60", "--warmup", "2", "--seed", str(next(seeds)), *map(str, flags),
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     _, errors = await process.communicate()
