@@ -7,28 +7,19 @@
 
 #include "lk/base/check.h"
 #include "lk/sched/deficit_queue.h"
+#include "lk/sched/enum_names.h"
 #include "lk/sched/fair_queue.h"
 #include "lk/sched/fifo_queue.h"
 
 namespace lk {
 namespace {
 
-template <typename Enum, size_t n>
-Result<Enum> parse_name(std::string_view what, std::string_view text, const std::array<std::pair<std::string_view, Enum>, n>& names) {
-  std::string known;
-  for (const auto& [name, value] : names) {
-    if (name == text) return value;
-    known += known.empty() ? name : std::string(", ").append(name);
-  }
-  return invalid_argument("unknown {} \"{}\"; known: {}", what, text, known);
-}
-
-constexpr std::array<std::pair<std::string_view, QueueKind>, 6> kKinds{
+constexpr EnumNames<QueueKind, 6> kKinds{
     {{"fcfs", QueueKind::kFcfs}, {"vtc", QueueKind::kVtc}, {"lcf", QueueKind::kLcf}, {"drr", QueueKind::kDrr}, {"dlpm", QueueKind::kDlpm}, {"rpm", QueueKind::kRpm}}};
-constexpr std::array<std::pair<std::string_view, WithinTenant>, 5> kWithin{{{"adapter", WithinTenant::kAdapter}, {"user", WithinTenant::kUser},
-                                                                           {"arrival", WithinTenant::kArrival}, {"slack", WithinTenant::kSlack},
-                                                                           {"newest", WithinTenant::kNewest}}};
-constexpr std::array<std::pair<std::string_view, Prediction>, 3> kPredictions{
+constexpr EnumNames<WithinTenant, 5> kWithin{{{"adapter", WithinTenant::kAdapter}, {"user", WithinTenant::kUser},
+                                              {"arrival", WithinTenant::kArrival}, {"slack", WithinTenant::kSlack},
+                                              {"newest", WithinTenant::kNewest}}};
+constexpr EnumNames<Prediction, 3> kPredictions{
     {{"none", Prediction::kNone}, {"mean", Prediction::kMean}, {"max-tokens", Prediction::kMaxTokens}}};
 
 }  // namespace

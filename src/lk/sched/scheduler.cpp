@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "lk/base/check.h"
+#include "lk/sched/enum_names.h"
 #include "lk/sched/scheduler_sequence.h"
 
 namespace lk {
@@ -13,10 +14,8 @@ using sched_detail::kPageTokens;
 using sched_detail::pages_for;
 
 Result<Admission> parse_admission(std::string_view text) {
-  if (text == "optimistic") return Admission::kOptimistic;
-  if (text == "expected") return Admission::kExpected;
-  if (text == "reserved") return Admission::kReserved;
-  return invalid_argument("unknown admission \"{}\"; known: optimistic, expected, reserved", text);
+  constexpr EnumNames<Admission, 3> kNames{{{"optimistic", Admission::kOptimistic}, {"expected", Admission::kExpected}, {"reserved", Admission::kReserved}}};
+  return parse_name("admission", text, kNames);
 }
 
 const char* to_string(FinishReason reason) {
