@@ -7,7 +7,6 @@ adapters  the same load over 5 and over 2,000 registered adapters, in a pool tha
 The sides alternate round by round; medians and quartiles are printed."""
 import asyncio
 import itertools
-
 import os
 import subprocess
 import tempfile
@@ -55,10 +54,31 @@ class Load:
                 raise result
 
 
-async def tokens_per_second(server, seconds: float, key) -> float:
-    before, begin = (await server.call("GET", "/v1/status", key=key)).json()["tokens"]["output"], time.monotonic()
-    await asyncio.sleep(seconds)
-    return ((await server.call("GET", "/v1/status", key=key)).json()["tokens"]["output"] - before) / (time.monotonic() - begin)
+class Rates:
+    """Output tokens per second of a server by the clock, and per second of processor time that it used (what others on the machine take away
+    changes the first; where the engine is always busy the second is what it would come to alone)."""
+
+    def __init__(self):
+        self.clock: list[float] = []
+        self.processor: list[float] = []
+
+    async def measure(self, server, seconds: float, key) -> None:
+        async def now():
+            return (await server.call("GET", "/v1/status", key=key)).json()["tokens"]["output"], time.monotonic(), sum(server.cpu_seconds().values())
+        before = await now()
+        await asyncio.sleep(seconds)
+        tokens, clock, processor = (b - a for a, b in zip(before, await now()))
+        self.clock.append(tokens / clock)
+        self.processor.append(tokens / processor)
+
+    def __str__(self) -> str:
+        return f"{percentile(self.clock, 50):.0f} tokens/s {quartiles(self.clock)}, {percentile(self.processor, 50):.0f} a processor second {quartiles(self.processor)}"
+
+    def over(self, other: "Rates") -> str:
+        def ratio(mine, others):
+            ratios = [a / b for a, b in zip(mine, others)]
+            return f"x {percentile(ratios, 50):.3f} {quartiles(ratios)}"
+        return f"tokens/s {ratio(self.clock, other.clock)}, a processor second {ratio(self.processor, other.processor)}"
 
 
 async def light(options, directory: str) -> None:
@@ -66,7 +86,7 @@ async def light(options, directory: str) -> None:
     heavy, small, admin = (make_key(options.binary, state, name, scope) for name, scope in (("heavy", "infer"), ("light", "infer"), ("ops", "admin")))
     prompts = task_prompts(4)
     first: dict[str, list] = {"fcfs": [], "vtc": []}
-    rates: dict[str, list] = {"fcfs": [], "vtc": []}
+    rates = {policy: Rates() for policy in first}
     for _ in range(options.rounds):
         for policy in first:
             with Server(options.binary, "--lora-dir", DEMO / "adapters", "--memory", "64MiB", "--max-running", "16", "--max-queue", "4096", "--max-wait", "3600",
@@ -75,22 +95,21 @@ async def light(options, directory: str) -> None:
                 for _ in range(options.heavy):
                     load.loop("sql", prompts, 64, heavy)
                 await asyncio.sleep(1.5)
-                measured = asyncio.create_task(tokens_per_second(server, options.seconds, admin))
+                measured = asyncio.create_task(rates[policy].measure(server, options.seconds, admin))
                 times = []
                 async with Connection(server) as connection:
                     end = time.monotonic() + options.seconds
                     while time.monotonic() < end:
                         times.append((await stream(connection, "tag", prompts[0], 16, small))[0])
                         await asyncio.sleep(options.pause)
-                rates[policy].append(await measured)
+                await measured
                 first[policy].append(percentile(times, 50))
                 await load.stop()
     for policy in first:
         print(f"light: {policy:4} first token of the light tenant, median {percentile(first[policy], 50) * 1e3:.1f} ms {quartiles([t * 1e3 for t in first[policy]])}, "
-              f"all together {percentile(rates[policy], 50):.0f} tokens/s")
+              f"all together {rates[policy]}")
     ratios = [a / b for a, b in zip(first["vtc"], first["fcfs"])]
-    speed = [a / b for a, b in zip(rates["vtc"], rates["fcfs"])]
-    print(f"light: vtc / fcfs first token x {percentile(ratios, 50):.3f} {quartiles(ratios)}, tokens/s x {percentile(speed, 50):.3f} {quartiles(speed)}")
+    print(f"light: vtc / fcfs first token x {percentile(ratios, 50):.3f} {quartiles(ratios)}, {rates['vtc'].over(rates['fcfs'])}")
 
 
 async def slots(options, directory: str) -> None:
@@ -102,7 +121,7 @@ async def slots(options, directory: str) -> None:
     names = list(adapters)
     prompts = task_prompts(4)
     sides = {"vtc, all slots": ("vtc", 0), "vtc, 4 slots": ("vtc", 4), "fcfs, 4 slots": ("fcfs", 4)}
-    rates: dict[str, list] = {side: [] for side in sides}
+    rates = {side: Rates() for side in sides}
     shares: dict[str, list] = {side: [] for side in sides}
     for _ in range(options.rounds):
         for side, (policy, most) in sides.items():
@@ -120,15 +139,14 @@ async def slots(options, directory: str) -> None:
                 async def services():
                     return {t["name"]: t["service"] for t in (await server.call("GET", "/v1/status", key=admin)).json()["tenants"] if t["name"].startswith("t")}
                 before = await services()
-                rates[side].append(await tokens_per_second(server, options.seconds, admin))
+                await rates[side].measure(server, options.seconds, admin)
                 got = {name: service - before.get(name, 0) for name, service in (await services()).items()}
                 shares[side].append(min(got.get(f"t{i}", 0) for i in range(options.tenants)) / sum(got.values()) * options.tenants)
                 await load.stop()
     for side in sides:
-        print(f"slots: {options.tenants} tenants, {side:14} {percentile(rates[side], 50):.0f} tokens/s {quartiles(rates[side])}, smallest share x tenants "
+        print(f"slots: {options.tenants} tenants, {side:14} {rates[side]}, smallest share x tenants "
               f"{percentile(shares[side], 50):.3f} {quartiles(shares[side])}")
-    speed = [a / b for a, b in zip(rates["vtc, 4 slots"], rates["vtc, all slots"])]
-    print(f"slots: vtc, 4 slots / all slots x {percentile(speed, 50):.3f} {quartiles(speed)}")
+    print(f"slots: vtc, 4 slots / all slots {rates['vtc, 4 slots'].over(rates['vtc, all slots'])}")
 
 
 async def adapters(options, directory: str) -> None:
@@ -142,7 +160,7 @@ async def adapters(options, directory: str) -> None:
                 for i in range(count):
                     loaded = await connection.request("POST", "/v1/adapters", {"name": f"a{i}", "path": TASKS[i % len(TASKS)]})
                     assert loaded.status == 201, loaded.body
-        rates: dict[int, list] = {count: [] for count in counts}
+        rates = {count: Rates() for count in counts}
         for _ in range(options.rounds * 2):
             for count, server in servers.items():
                 load = Load(server)
@@ -150,15 +168,14 @@ async def adapters(options, directory: str) -> None:
                 for _ in range(48):
                     load.loop(lambda: f"a{next(turn) * 7919 % count}", prompts, 64, None)
                 await asyncio.sleep(1)
-                rates[count].append(await tokens_per_second(server, options.seconds, None))
+                await rates[count].measure(server, options.seconds, None)
                 await load.stop()
                 await server.wait_idle()
         for count, server in servers.items():
             status = await server.status()
             print(f"adapters: {count:5} registered, {status['adapters']['device']} on the device, {status['adapters']['loads']} loads: "
-                  f"{percentile(rates[count], 50):.0f} tokens/s {quartiles(rates[count])}")
-        speed = [a / b for a, b in zip(rates[2000], rates[5])]
-        print(f"adapters: 2000 / 5 x {percentile(speed, 50):.3f} {quartiles(speed)}")
+                  f"{rates[count]}")
+        print(f"adapters: 2000 / 5 {rates[2000].over(rates[5])}")
     finally:
         for server in servers.values():
             server.stop()
