@@ -184,6 +184,9 @@ double thread_cpu_seconds() {
          1e-6 * static_cast<double>(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
 }
 
+// UBSan looks at an object's type through a pipe, for which there is no descriptor left here.
+[[gnu::no_sanitize("vptr")]] int64_t connections_of(const HttpServer& server) { return server.stats().connections; }
+
 TEST(HttpLimits, OutOfDescriptorsDoesNotSpin) {
   const auto server = start_server(local_options(), echo);
   rlimit before{};
@@ -212,7 +215,7 @@ TEST(HttpLimits, OutOfDescriptorsDoesNotSpin) {
   EXPECT_LT(thread_cpu_seconds() - cpu, 0.3);
   first.send(get("/"));  // others are served
   EXPECT_EQ(first.read().status, 200);
-  EXPECT_EQ(server->stats().connections, 3);
+  EXPECT_EQ(connections_of(*server), 3);
   ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
   EXPECT_TRUE(eventually([&] { return server->stats().connections == 4; }));
   ::close(socket_fd);

@@ -6,6 +6,8 @@
 namespace lk::testing {
 namespace {
 
+using namespace std::string_literals;  // with a NUL inside
+
 struct Parsed {
   HttpParser::Event last = HttpParser::Event::kNeedMore;
   HttpError error;
@@ -56,7 +58,7 @@ std::vector<std::pair<std::string, int>> bad_requests() {
       {"GET / HTTP/1.1\r\nHost: t\r\nNoColon\r\n\r\n", 400},
       {"GET / HTTP/1.1\r\nHost: t\r\nA: b\r\n folded\r\n\r\n", 400},
       {"GET / HTTP/1.1\r\n Host: t\r\n\r\n", 400},
-      {std::string("GET / HTTP/1.1\r\nHost: t\r\nA: \0b\r\n\r\n", 36), 400},
+      {"GET / HTTP/1.1\r\nHost: t\r\nA: \0b\r\n\r\n"s, 400},
       {"GET / HTTP/1.1\r\nHost: t\r\nA: \x01\r\n\r\n", 400},
       {"\x16\x03\x01\x02", 400},                                    // TLS on a plain port
       {"GET nothing HTTP/1.1\r\nHost: t\r\n\r\n", 400},

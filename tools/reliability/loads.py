@@ -66,7 +66,7 @@ async def main(options, report) -> None:
             requests = Requests(server, which, options.rate)
             await asyncio.sleep(1)
             began = asyncio.get_running_loop().time()
-            figures, _ = await bench(options, server, "--concurrency", options.streams, "--duration", options.duration, "--adapter-mix", "none", "--output-tokens", "200")
+            figures, _ = await bench(options, server, "--concurrency", options.streams, "--duration", options.duration, "--adapter-mix", "none", "--output-tokens", options.output_tokens)
             await requests.stop()
             seconds = asyncio.get_running_loop().time() - began
             after = (await server.status())["adapters"]
@@ -100,6 +100,7 @@ if __name__ == "__main__":
     parser.add_argument("--host-memory", default="", help="less than the adapters need: they come from disk")
     parser.add_argument("--rate", type=float, default=10, help="loads per second")
     parser.add_argument("--streams", type=int, default=4)
+    parser.add_argument("--output-tokens", default="200", help="of the streams")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--duration", type=float, default=6, help="seconds of each run")
     parser.set_defaults(slo="ttft=3000,e2e=100000")

@@ -51,10 +51,10 @@ void group_digits(std::string& digits, char separator) {
 }
 
 std::string integer_digits(uint64_t magnitude, int base, bool upper_case) {
+  const char* digits = upper_case ? "0123456789ABCDEF" : "0123456789abcdef";
   std::string out;
   do {
-    out += (upper_case ? "0123456789ABCDEF"
-                       : "0123456789abcdef")[magnitude % static_cast<uint64_t>(base)];
+    out += digits[magnitude % static_cast<uint64_t>(base)];
     magnitude /= static_cast<uint64_t>(base);
   } while (magnitude != 0);
   std::reverse(out.begin(), out.end());
