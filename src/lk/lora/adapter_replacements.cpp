@@ -155,7 +155,7 @@ Status AdapterLoader::place_frozen_base(const std::string& module, const Source&
 Status AdapterLoader::place_trained_tokens() {
   std::map<std::string, std::vector<int64_t>> ids_of;  // by module path
   for (const auto& [target, ids] : config_.trainable_token_indices) {
-    const auto names = [&](std::string_view path) {
+    const auto names = [&target = target](std::string_view path) {  // clang 14 captures no bindings by themselves
       return path == target || path.ends_with(std::string(".") + target);
     };
     const std::string module = names(kEmbedTokens) ? kEmbedTokens
