@@ -45,7 +45,7 @@ double relative(const MergeSums& sums) { return sums.change > 0 ? std::sqrt(sums
 }  // namespace
 
 MergeLayout::MergeLayout(const Adapter& adapter, const ModelConfig& config, WeightFormat format, int64_t page_bytes)
-    : config_(config), format_(format), page_bytes_(page_bytes) {
+    : config_(config), page_bytes_(page_bytes) {
   double base_cost = 0, delta_cost = 0;
   for (size_t layer = 0; layer < adapter.layers.size(); ++layer) {
     auto& merges = merges_.emplace_back();

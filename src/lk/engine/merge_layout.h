@@ -54,7 +54,6 @@ class MergeLayout {
  private:
   class Builder;
   ModelConfig config_;
-  WeightFormat format_;
   int64_t page_bytes_;
   std::vector<std::array<bool, kNumProjGroups>> merges_;  // by layer
   std::vector<int64_t> run_lengths_;
