@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -100,6 +101,30 @@ TEST(Workload, IsSortedAndDependsOnTheSeedOnly) {
     differs |= a[i].arrival != c[i].arrival;
   }
   EXPECT_TRUE(differs);
+}
+
+TEST(Workload, PopularityShiftsAndTheBaseHasItsShare) {
+  SimSpec spec;
+  spec.adapters = 100;
+  spec.popularity = Popularity::zipf(1.5);
+  spec.rate = 100;
+  spec.duration_s = 60;
+  spec.shift_s = 20;
+  spec.base_share = 0.25;
+  const Result<Experiment> experiment = make_experiment(spec);
+  ASSERT_TRUE(experiment.ok()) << experiment.status().message();
+  std::map<AdapterId, int> counts[3];
+  for (const SimRequest& request : experiment->workload.requests) ++counts[static_cast<size_t>(request.arrival / 20'000'000)][request.adapter];
+  const std::array<AdapterId, 3> popular{0, 61, 23};  // 0, 0.618 and 0.236 of the way
+  for (size_t period = 0; period < 3; ++period) {
+    EXPECT_NEAR(counts[period][kBaseModel], 500, 80) << period;
+    for (const auto& [adapter, count] : counts[period]) {
+      const bool in_order = adapter == kBaseModel || adapter == popular[period] || count < counts[period][popular[period]];
+      EXPECT_TRUE(in_order) << period << " " << adapter;
+    }
+  }
+  spec.shift_s = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_NE(make_experiment(spec).status().message().find("popularity shifts"), std::string::npos);
 }
 
 TEST(Workload, RefusesNonsense) {

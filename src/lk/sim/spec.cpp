@@ -97,6 +97,8 @@ std::vector<Parameter> workload_parameters() {
          return Status();
        }},
       number("alpha", "short for --popularity power:ALPHA", 1e-3, 100, [](SimSpec& s, double v) { s.popularity = Popularity::power(v); }),
+      number("base-share", "of the requests that ask the base model instead", 0, 1, [](SimSpec& s, double v) { s.base_share = v; }),
+      number("shift", "seconds after which other adapters are the popular ones; 0 = never", 0, 1e9, [](SimSpec& s, double v) { s.shift_s = v; }),
       integer("tenants", "who share the machine", 1, 1'000'000, [](SimSpec& s, int64_t v) { s.tenants = v; }),
       choice("ownership", "adapter = adapter i belongs to tenant i mod tenants; shared = every tenant asks every adapter", {"adapter", "shared"},
              [](SimSpec& s, const std::string& v) { s.ownership = v == "shared" ? Ownership::kShared : Ownership::kByAdapter; }),
@@ -158,7 +160,8 @@ WorkloadSpec gamma_workload(const SimSpec& spec) {
   const double end = spec.requests > 0 ? 1e9 : spec.duration_s;
   workload.streams = {{.tenant = spec.ownership == Ownership::kShared ? kAnyTenant : kOwnerOfAdapter,
                        .phases = {{.kind = Phase::Kind::kGamma, .begin_s = 0, .end_s = end, .rate = spec.rate, .cv = spec.cv}},
-                       .input = spec.input, .output = spec.output, .num_adapters = spec.adapters, .popularity = spec.popularity}};
+                       .input = spec.input, .output = spec.output, .num_adapters = spec.adapters, .popularity = spec.popularity,
+                       .base_share = spec.base_share, .shift_s = spec.shift_s}};
   return workload;
 }
 

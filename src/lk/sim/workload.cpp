@@ -33,8 +33,11 @@ Status check(const WorkloadSpec& spec) {
   if (!(spec.max_tokens_factor >= 1 && spec.max_tokens_factor <= 1e6))
     return invalid_argument("max_tokens over the true length must be at least 1, got {}", spec.max_tokens_factor);
   if (spec.streams.empty()) return invalid_argument("a workload needs a stream of requests");
-  for (const Stream& stream : spec.streams)
+  for (const Stream& stream : spec.streams) {
     for (const Phase& phase : stream.phases) LK_RETURN_IF_ERROR(check(phase));
+    if (!(stream.base_share >= 0 && stream.base_share <= 1)) return invalid_argument("the base model's share must lie in [0, 1], got {}", stream.base_share);
+    if (!(std::isfinite(stream.shift_s) && stream.shift_s >= 0)) return invalid_argument("popularity shifts after 0 s (never) or more, got {}", stream.shift_s);
+  }
   return Status();
 }
 
@@ -64,13 +67,23 @@ class Generator {
     request.input = stream_.input.sample(lengths_);
     request.output = stream_.output.sample(lengths_);
     request.max_tokens = static_cast<int32_t>(std::min(std::ceil(request.output * spec_.max_tokens_factor), 1e9));
-    if (stream_.num_adapters > 0) request.adapter = static_cast<AdapterId>(stream_.first_adapter + popularity_.pick(choices_));
+    if (stream_.num_adapters > 0) request.adapter = pick_adapter(time);
     const auto num_tenants = static_cast<int32_t>(spec_.tenants.size());
     if (stream_.tenant >= 0) request.tenant = stream_.tenant;
     else if (stream_.tenant == kOwnerOfAdapter) request.tenant = std::max(request.adapter, 0) % num_tenants;
     else request.tenant = static_cast<int32_t>(choices_.below(static_cast<uint64_t>(num_tenants)));
     if (spec_.prefix_groups > 0) request.prefix_group = static_cast<int32_t>(choices_.below(static_cast<uint64_t>(spec_.prefix_groups)));
     return request;
+  }
+
+  AdapterId pick_adapter(double time) {
+    const bool base = stream_.base_share > 0 && choices_.uniform() < stream_.base_share;
+    const int64_t rank = popularity_.pick(choices_);
+    if (base) return kBaseModel;
+    // Steps of the golden ratio: one period's popular adapters are far from those of the periods before.
+    const double turns = stream_.shift_s > 0 ? std::floor(time / stream_.shift_s) * 0.6180339887498949 : 0;
+    const auto begin = static_cast<int64_t>((turns - std::floor(turns)) * static_cast<double>(stream_.num_adapters));
+    return static_cast<AdapterId>(stream_.first_adapter + (begin + rank) % stream_.num_adapters);
   }
 
   const WorkloadSpec& spec_;

@@ -55,6 +55,8 @@ struct Stream {
   LengthDist input = LengthDist::fixed(256), output = LengthDist::fixed(256);
   int64_t first_adapter = 0, num_adapters = 0;  // 0 = the base model
   Popularity popularity;
+  double base_share = 0;                        // of the requests that ask the base model all the same, in [0, 1]
+  double shift_s = 0;                           // every so many seconds other adapters are the popular ones; 0 = never
 };
 
 struct WorkloadSpec {
