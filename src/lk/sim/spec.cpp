@@ -112,6 +112,8 @@ std::vector<Parameter> workload_parameters() {
       number("max-tokens-factor", "what clients ask for over the true output length", 1, 1e6, [](SimSpec& s, double v) { s.max_tokens_factor = v; }),
       integer("prefix-groups", "prompts of a group share their first tokens; 0 = none do", 0, kMaxCount, [](SimSpec& s, int64_t v) { s.prefix_groups = v; }),
       integer("prefix-tokens", "so many", 0, 1 << 22, [](SimSpec& s, int64_t v) { s.prefix_tokens = v; }),
+      number("turns", "requests of a conversation, mean; --rate is then of conversations", 1, 1e6, [](SimSpec& s, double v) { s.turns = v; }),
+      number("think", "seconds from one turn's arrival to the next one's, mean", 1e-3, 1e9, [](SimSpec& s, double v) { s.think_s = v; }),
       {"trace", "CSV of requests instead: time, context, generated[, adapter][, tenant]",
        [](SimSpec& spec, const std::string& text) {
          spec.trace = text;
@@ -177,6 +179,8 @@ Result<Workload> make_workload(const SimSpec& spec) {
   workload.max_tokens_factor = spec.max_tokens_factor;
   workload.prefix_groups = spec.prefix_groups;
   workload.prefix_tokens = spec.prefix_tokens;
+  workload.turns = spec.turns;
+  workload.think_s = spec.think_s;
   workload.max_requests = spec.requests;
   workload.seed = spec.seed;
   return generate(workload);

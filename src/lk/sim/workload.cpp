@@ -32,6 +32,8 @@ Status check(const WorkloadSpec& spec) {
     if (!(std::isfinite(tenant.weight) && tenant.weight > 0)) return invalid_argument("tenant {}: the weight must be positive, got {}", tenant.name, tenant.weight);
   if (!(spec.max_tokens_factor >= 1 && spec.max_tokens_factor <= 1e6))
     return invalid_argument("max_tokens over the true length must be at least 1, got {}", spec.max_tokens_factor);
+  if (!(spec.turns >= 1 && spec.turns <= 1e6 && spec.think_s > 0 && spec.think_s <= 1e9))
+    return invalid_argument("a conversation has at least one turn and positive pauses, got {} turns and {} s", spec.turns, spec.think_s);
   if (spec.streams.empty()) return invalid_argument("a workload needs a stream of requests");
   for (const Stream& stream : spec.streams) {
     for (const Phase& phase : stream.phases) LK_RETURN_IF_ERROR(check(phase));
@@ -51,22 +53,24 @@ double ramp_time(double r0, double r1, double length, double count) {
 class Generator {
  public:
   Generator(const WorkloadSpec& spec, const Stream& stream, uint64_t seed)
-      : spec_(spec), stream_(stream), popularity_(stream.popularity), arrivals_(seed ^ 1), lengths_(seed ^ 2), choices_(seed ^ 3) {
+      : spec_(spec), stream_(stream), popularity_(stream.popularity), arrivals_(seed ^ 1), lengths_(seed ^ 2), choices_(seed ^ 3), turns_(seed ^ 4) {
     if (stream.num_adapters > 0) popularity_.prepare(stream.num_adapters);
   }
 
   void run(std::vector<SimRequest>& out) {
     const int64_t limit = spec_.max_requests > 0 ? spec_.max_requests : kMaxRequests;
     for (const Phase& phase : stream_.phases)
-      for (const double time : arrivals_of(phase, arrivals_, limit)) out.push_back(make(time));
+      for (const double time : arrivals_of(phase, arrivals_, limit)) {
+        out.push_back(make(time));
+        if (spec_.turns > 1) converse(time, phase.end_s, out);
+      }
   }
 
  private:
   SimRequest make(double time) {
     SimRequest request{.arrival = static_cast<Micros>(std::llround(time * 1e6))};
     request.input = stream_.input.sample(lengths_);
-    request.output = stream_.output.sample(lengths_);
-    request.max_tokens = static_cast<int32_t>(std::min(std::ceil(request.output * spec_.max_tokens_factor), 1e9));
+    set_output(request, lengths_);
     if (stream_.num_adapters > 0) request.adapter = pick_adapter(time);
     const auto num_tenants = static_cast<int32_t>(spec_.tenants.size());
     if (stream_.tenant >= 0) request.tenant = stream_.tenant;
@@ -74,6 +78,25 @@ class Generator {
     else request.tenant = static_cast<int32_t>(choices_.below(static_cast<uint64_t>(num_tenants)));
     if (spec_.prefix_groups > 0) request.prefix_group = static_cast<int32_t>(choices_.below(static_cast<uint64_t>(spec_.prefix_groups)));
     return request;
+  }
+
+  // The turns after out.back(), whose number in `out` names the conversation.
+  void converse(double time, double end_s, std::vector<SimRequest>& out) {
+    SimRequest turn = out.back();
+    turn.conversation = out.back().conversation = static_cast<int32_t>(out.size() - 1);
+    while (turns_.uniform() < 1 - 1 / spec_.turns) {
+      time += spec_.think_s * sample_exponential(turns_);
+      turn.arrival = static_cast<Micros>(std::llround(time * 1e6));
+      turn.input += turn.output + stream_.input.sample(turns_);
+      set_output(turn, turns_);
+      if (time >= end_s || int64_t{turn.input} + turn.max_tokens > kMaxConversation) return;
+      out.push_back(turn);
+    }
+  }
+
+  void set_output(SimRequest& request, Rng& rng) {
+    request.output = stream_.output.sample(rng);
+    request.max_tokens = static_cast<int32_t>(std::min(std::ceil(request.output * spec_.max_tokens_factor), 1e9));
   }
 
   AdapterId pick_adapter(double time) {
@@ -89,7 +112,7 @@ class Generator {
   const WorkloadSpec& spec_;
   const Stream& stream_;
   Popularity popularity_;
-  Rng arrivals_, lengths_, choices_;
+  Rng arrivals_, lengths_, choices_, turns_;
 };
 
 }  // namespace
