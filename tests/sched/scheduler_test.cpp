@@ -124,6 +124,24 @@ TEST(Scheduler, RefusesWhatCouldNeverRun) {
   EXPECT_EQ(scheduler.submit(make_request(2, 2, 30, 10, 0)).code(), StatusCode::kFailedPrecondition);
 }
 
+TEST(Scheduler, ReportsEachAcceptedRequestAsDemandOnce) {
+  UnifiedPool pool(8);
+  HashExecutor executor(0, 8);
+  Scheduler scheduler({.max_sequence = 100}, pool, executor);
+  EXPECT_FALSE(scheduler.submit(make_request(1, 2, 0, 5, 0)).ok());
+  EXPECT_EQ(pool.demand(2), 0) << "it was refused";
+  // The second one starts over when memory runs out: that is no new demand.
+  for (RequestId id : {1, 2}) ASSERT_TRUE(scheduler.submit(make_request(id, kBaseModel, 30, 60, static_cast<uint64_t>(id))).ok());
+  run_all(scheduler, pool);
+  EXPECT_GT(scheduler.stats().num_preemptions, 0);
+  ASSERT_TRUE(scheduler.submit(make_request(3, 2, 30, 10, 3)).ok());
+  run_all(scheduler, pool);
+  EXPECT_NEAR(pool.demand(kBaseModel), 2, 0.01);
+  EXPECT_NEAR(pool.demand(2), 1, 0.01);
+  EXPECT_TRUE(scheduler.drop_adapter(2).has_value());
+  EXPECT_EQ(pool.demand(2), 0);
+}
+
 TEST(Scheduler, DecodesWhileALongPromptIsChunked) {
   UnifiedPool pool(64);
   HashExecutor executor(0, 64);

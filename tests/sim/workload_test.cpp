@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -100,6 +101,59 @@ TEST(Workload, IsSortedAndDependsOnTheSeedOnly) {
     differs |= a[i].arrival != c[i].arrival;
   }
   EXPECT_TRUE(differs);
+}
+
+TEST(Workload, PopularityShiftsAndTheBaseHasItsShare) {
+  SimSpec spec;
+  spec.adapters = 100;
+  spec.popularity = Popularity::zipf(1.5);
+  spec.rate = 100;
+  spec.duration_s = 60;
+  spec.shift_s = 20;
+  spec.base_share = 0.25;
+  const Result<Experiment> experiment = make_experiment(spec);
+  ASSERT_TRUE(experiment.ok()) << experiment.status().message();
+  std::map<AdapterId, int> counts[3];
+  for (const SimRequest& request : experiment->workload.requests) ++counts[static_cast<size_t>(request.arrival / 20'000'000)][request.adapter];
+  const std::array<AdapterId, 3> popular{0, 61, 23};  // 0, 0.618 and 0.236 of the way
+  for (size_t period = 0; period < 3; ++period) {
+    EXPECT_NEAR(counts[period][kBaseModel], 500, 80) << period;
+    for (const auto& [adapter, count] : counts[period]) {
+      const bool in_order = adapter == kBaseModel || adapter == popular[period] || count < counts[period][popular[period]];
+      EXPECT_TRUE(in_order) << period << " " << adapter;
+    }
+  }
+  spec.shift_s = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_NE(make_experiment(spec).status().message().find("popularity shifts"), std::string::npos);
+}
+
+TEST(Workload, TurnsOfAConversationExtendEachOther) {
+  SimSpec spec;
+  spec.adapters = 10;
+  spec.rate = 20;
+  spec.duration_s = 200;
+  spec.input = LengthDist::uniform(10, 20);
+  spec.output = LengthDist::fixed(5);
+  spec.turns = 4;
+  spec.think_s = 2;
+  const Result<Experiment> experiment = make_experiment(spec);
+  ASSERT_TRUE(experiment.ok()) << experiment.status().message();
+  std::map<int32_t, std::vector<SimRequest>> conversations;
+  for (const SimRequest& request : experiment->workload.requests) conversations[request.conversation].push_back(request);
+  EXPECT_FALSE(conversations.contains(-1));
+  double pauses = 0;
+  for (const auto& [id, turns] : conversations)
+    for (size_t i = 1; i < turns.size(); ++i) {
+      EXPECT_EQ(turns[i].adapter, turns[0].adapter);
+      const int32_t added = turns[i].input - turns[i - 1].input - turns[i - 1].output;
+      EXPECT_TRUE(added >= 10 && added <= 20) << added;
+      pauses += static_cast<double>(turns[i].arrival - turns[i - 1].arrival) * 1e-6;
+    }
+  const double requests = static_cast<double>(experiment->workload.requests.size()), begun = static_cast<double>(conversations.size());
+  EXPECT_NEAR(requests / begun, 4, 0.3);
+  EXPECT_NEAR(pauses / (requests - begun), 2, 0.15);
+  spec.turns = 0.5;
+  EXPECT_NE(make_experiment(spec).status().message().find("at least one turn"), std::string::npos);
 }
 
 TEST(Workload, RefusesNonsense) {

@@ -30,54 +30,28 @@ size_t UnifiedPool::KeyHash::operator()(const BlockKey& key) const {
 }
 
 UnifiedPool::UnifiedPool(int64_t num_pages, EvictionCosts costs)
-    : pool_(num_pages), costs_(costs), kv_(static_cast<size_t>(num_pages)) {}
-
-// --- LRU of cached KV pages
-
-void UnifiedPool::lru_append(PageId page) {
-  KvPage& info = kv_[static_cast<size_t>(page)];
-  info.priority = clock_ + costs_.kv_page;
-  info.older = newest_;
-  info.newer = -1;
-  (newest_ >= 0 ? kv_[static_cast<size_t>(newest_)].newer : oldest_) = page;
-  newest_ = page;
-  ++cached_kv_pages_;
-}
-
-void UnifiedPool::lru_remove(PageId page) {
-  KvPage& info = kv_[static_cast<size_t>(page)];
-  (info.older >= 0 ? kv_[static_cast<size_t>(info.older)].newer : oldest_) = info.newer;
-  (info.newer >= 0 ? kv_[static_cast<size_t>(info.newer)].older : newest_) = info.older;
-  info.older = info.newer = -1;
-  --cached_kv_pages_;
-}
+    : pool_(num_pages), order_(num_pages, costs), kv_(static_cast<size_t>(num_pages)) {}
 
 // --- Eviction
 
 bool UnifiedPool::evict_one(const std::function<bool(AdapterId)>& kept) {
-  const bool have_kv = oldest_ >= 0;
-  const auto oldest_adapter = kept ? std::find_if_not(adapter_lru_.begin(), adapter_lru_.end(), kept) : adapter_lru_.begin();
-  const bool have_adapter = oldest_adapter != adapter_lru_.end();
-  if (!have_kv && !have_adapter) return false;
-  const double kv_priority = have_kv ? kv_[static_cast<size_t>(oldest_)].priority : 0;
-  const double adapter_priority = have_adapter ? adapters_.at(*oldest_adapter).priority : 0;
-  if (have_kv && (!have_adapter || kv_priority <= adapter_priority)) {
-    clock_ = std::max(clock_, kv_priority);
-    evict_kv(oldest_);
+  const std::optional<EvictionOrder::Victim> victim = order_.next(kept);
+  if (!victim) return false;
+  order_.evicting(*victim);
+  if (victim->page >= 0) {
+    evict_kv(victim->page);
   } else {
-    clock_ = std::max(clock_, adapter_priority);
-    const AdapterId adapter = *oldest_adapter;
-    Resident& resident = adapters_.at(adapter);
-    uncache_adapter(resident);
+    Resident& resident = adapters_.at(victim->adapter);
+    uncache_adapter(victim->adapter, resident);
     free_adapter_pages(resident);
-    adapters_.erase(adapter);
+    adapters_.erase(victim->adapter);
     ++evicted_adapters_;
   }
   return true;
 }
 
 void UnifiedPool::evict_kv(PageId page) {
-  lru_remove(page);
+  order_.uncache_page(page, false);
   KvPage& info = kv_[static_cast<size_t>(page)];
   published_.erase(info.key);
   info.published = false;
@@ -107,21 +81,22 @@ std::optional<PageId> UnifiedPool::alloc_kv() {
 
 void UnifiedPool::retain_kv(PageId page) {
   KvPage& info = kv_[static_cast<size_t>(page)];
-  if (info.references++ == 0) lru_remove(page);
+  if (info.references++ == 0) order_.uncache_page(page, true);
 }
 
 void UnifiedPool::release_kv(PageId page) {
   KvPage& info = kv_[static_cast<size_t>(page)];
   LK_CHECK(info.references > 0, "KV page {} released more often than retained", page);
   if (--info.references > 0) return;
-  if (info.published) lru_append(page);
-  else pool_.free(page);
+  if (!info.published) return pool_.free(page);
+  order_.cache_page(page, info.adapter, info.found);
 }
 
 std::optional<PageId> UnifiedPool::find_kv(const BlockKey& key) {
   const auto it = published_.find(key);
   if (it == published_.end()) return std::nullopt;
   retain_kv(it->second);
+  kv_[static_cast<size_t>(it->second)].found = true;
   return it->second;
 }
 
@@ -142,13 +117,12 @@ void UnifiedPool::free_adapter_pages(Resident& resident) {
 }
 
 void UnifiedPool::cache_adapter(AdapterId adapter, Resident& resident) {
-  resident.priority = clock_ + costs_.adapter_page;
-  resident.lru = adapter_lru_.insert(adapter_lru_.end(), adapter);
+  order_.cache_adapter(adapter);
   cached_adapter_pages_ += resident.total();
 }
 
-void UnifiedPool::uncache_adapter(Resident& resident) {
-  adapter_lru_.erase(resident.lru);
+void UnifiedPool::uncache_adapter(AdapterId adapter, Resident& resident) {
+  order_.uncache_adapter(adapter);
   cached_adapter_pages_ -= resident.total();
 }
 
@@ -170,9 +144,11 @@ bool UnifiedPool::begin_load(AdapterId adapter, const AdapterFootprint& footprin
 
 bool UnifiedPool::begin_load_gently(AdapterId adapter, const AdapterFootprint& footprint, const std::function<bool(AdapterId)>& kept, int64_t spare) {
   LK_CHECK(adapter_state(adapter) == AdapterState::kAbsent);
-  int64_t room = num_free() + cached_kv_pages_;
-  for (auto it = adapter_lru_.begin(); it != adapter_lru_.end() && room < footprint.total() + spare; ++it)
-    if (!kept(*it)) room += adapters_.at(*it).total();
+  int64_t room = num_free() + num_cached_kv();
+  order_.for_each_adapter([&](AdapterId other) {
+    if (room < footprint.total() + spare && !kept(other)) room += adapters_.at(other).total();
+    return room < footprint.total() + spare;
+  });
   if (room < footprint.total() + spare) return false;
   while (num_free() < footprint.total()) LK_CHECK(evict_one(kept));
   std::optional<PageId> run;
@@ -195,8 +171,7 @@ void UnifiedPool::take_adapter_pages(AdapterId adapter, const AdapterFootprint& 
 void UnifiedPool::touch(AdapterId adapter) {
   const auto it = adapters_.find(adapter);
   if (it == adapters_.end() || it->second.state != AdapterState::kResident || it->second.pins > 0) return;
-  it->second.priority = clock_ + costs_.adapter_page;
-  adapter_lru_.splice(adapter_lru_.end(), adapter_lru_, it->second.lru);
+  order_.touch(adapter);
 }
 
 const AdapterPages& UnifiedPool::adapter_pages(AdapterId adapter) const { return adapters_.at(adapter).pages; }
@@ -216,7 +191,7 @@ void UnifiedPool::finish_load(AdapterId adapter, bool success) {
 void UnifiedPool::pin(AdapterId adapter) {
   Resident& resident = adapters_.at(adapter);
   LK_CHECK(resident.state == AdapterState::kResident);
-  if (resident.pins++ == 0) uncache_adapter(resident);
+  if (resident.pins++ == 0) uncache_adapter(adapter, resident);
 }
 
 void UnifiedPool::unpin(AdapterId adapter) {
@@ -242,15 +217,12 @@ int64_t UnifiedPool::forget(AdapterId adapter) {
   const int64_t free_before = num_free();
   if (const auto it = adapters_.find(adapter); it != adapters_.end()) {
     LK_CHECK(it->second.state == AdapterState::kResident && it->second.pins == 0, "adapter {} is in use", adapter);
-    uncache_adapter(it->second);
+    uncache_adapter(adapter, it->second);
     free_adapter_pages(it->second);
     adapters_.erase(it);
   }
-  for (PageId page = oldest_; page >= 0;) {
-    const PageId next = kv_[static_cast<size_t>(page)].newer;
-    if (kv_[static_cast<size_t>(page)].adapter == adapter) evict_kv(page);
-    page = next;
-  }
+  for (const PageId page : order_.pages_of(adapter)) evict_kv(page);
+  order_.forget(adapter);
   return num_free() - free_before;
 }
 
@@ -304,6 +276,7 @@ int64_t UnifiedPool::release_merge(AdapterId adapter) {
 
 void UnifiedPool::check_integrity() const {
   pool_.check_integrity();
+  order_.check_integrity();
   int64_t kv_pages = 0, cached = 0;
   for (size_t page = 0; page < kv_.size(); ++page) {
     if (pool_.use(static_cast<PageId>(page)) != PageUse::kKv) continue;
@@ -313,10 +286,7 @@ void UnifiedPool::check_integrity() const {
     LK_CHECK(info.references > 0 || info.published, "KV page {} is unreferenced, unpublished and not free", page);
     if (info.published) LK_CHECK(published_.at(info.key) == static_cast<PageId>(page));
   }
-  LK_CHECK(kv_pages == pool_.num_used(PageUse::kKv) && cached == cached_kv_pages_);
-  int64_t listed = 0;
-  for (PageId page = oldest_; page >= 0; page = kv_[static_cast<size_t>(page)].newer) ++listed;
-  LK_CHECK(listed == cached);
+  LK_CHECK(kv_pages == pool_.num_used(PageUse::kKv) && cached == num_cached_kv());
   int64_t adapter_pages = 0, cached_adapters = 0;
   for (const auto& [id, resident] : adapters_) {
     adapter_pages += resident.total();

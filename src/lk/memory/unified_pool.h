@@ -5,8 +5,7 @@
 // (salt, adapter version, tokens so far); when its last reader leaves it stays, cached, until room is needed.
 // An adapter is absent, loading (its pages are taken, a loader fills them) or resident; running requests pin it; an
 // unpinned resident adapter is cached until room is needed.
-// Eviction picks between the oldest cached KV page and the oldest cached adapter by Greedy-Dual priority
-// (Young 1994): priority = clock + cost to bring one page back; the clock rises to each victim's priority.
+// When room is needed, what goes is the EvictionOrder's choice: cost to bring back x recency x predicted demand.
 // Merged layers take contiguous runs, one per layer. They are never evicted here: who holds them gives them back
 // (release_merge), because somebody may be writing or reading them.
 //
@@ -15,17 +14,14 @@
 
 #include <array>
 #include <functional>
-#include <list>
 #include <span>
 #include <unordered_map>
 #include <vector>
 
+#include "lk/memory/eviction_order.h"
 #include "lk/memory/page_pool.h"
 
 namespace lk {
-
-using AdapterId = int32_t;  // a loaded adapter version; never reused
-inline constexpr AdapterId kBaseModel = -1;
 
 // SHA-256 of (parent key, adapter id, salt, 16 token ids): a collision would serve one prompt's cache to another.
 using BlockKey = std::array<uint8_t, 32>;
@@ -52,23 +48,18 @@ struct MergePages {
 
 enum class AdapterState : uint8_t { kAbsent, kLoading, kResident };
 
-struct EvictionCosts {
-  double kv_page = 4.0;       // recomputing 16 tokens
-  double adapter_page = 1.0;  // copying one page from the host tier
-};
-
 class UnifiedPool {
  public:
   explicit UnifiedPool(int64_t num_pages, EvictionCosts costs = {});
 
   int64_t num_pages() const { return pool_.num_pages(); }
   int64_t num_free() const { return pool_.num_free(); }
-  int64_t num_evictable() const { return cached_kv_pages_ + cached_adapter_pages_; }
+  int64_t num_evictable() const { return order_.num_cached_pages() + cached_adapter_pages_; }
   int64_t num_available() const { return num_free() + num_evictable(); }
   int64_t num_kv() const { return pool_.num_used(PageUse::kKv); }
   int64_t num_adapter() const { return pool_.num_used(PageUse::kAdapter); }
   int64_t num_merged() const { return pool_.num_used(PageUse::kMerged); }
-  int64_t num_cached_kv() const { return cached_kv_pages_; }
+  int64_t num_cached_kv() const { return order_.num_cached_pages(); }
   int64_t num_evicted_adapters() const { return evicted_adapters_; }
 
   // --- KV pages
@@ -81,6 +72,12 @@ class UnifiedPool {
   // Makes a full page findable; `adapter` is the one it was computed with. Keeps the first page when the key exists already.
   void publish_kv(PageId page, const BlockKey& key, AdapterId adapter);
 
+  // --- Demand (memory/eviction_order.h)
+  // A request for the adapter, or the base model, arrived.
+  void note_demand(AdapterId adapter) { order_.note_demand(adapter); }
+  double demand(AdapterId adapter) const { return order_.demand(adapter); }
+  void set_reload_cost(std::function<double(AdapterId)> per_page) { order_.set_reload_cost(std::move(per_page)); }
+
   // --- Adapters
   AdapterState adapter_state(AdapterId adapter) const;
   // Takes the pages of an absent adapter, evicting as needed: absent -> loading. False when there is no room now.
@@ -89,7 +86,7 @@ class UnifiedPool {
   // The same for a load that nobody waits for yet: evicts no adapter that `kept` names, no more than the footprint (so it may fail for
   // want of contiguous pages), and nothing at all unless `spare` pages besides stay free or evictable.
   bool begin_load_gently(AdapterId adapter, const AdapterFootprint& footprint, const std::function<bool(AdapterId)>& kept, int64_t spare);
-  void touch(AdapterId adapter);  // a cached adapter becomes the last to be evicted; nothing for others
+  void touch(AdapterId adapter);  // a cached adapter becomes the last one to be evicted; nothing for others
   const AdapterPages& adapter_pages(AdapterId adapter) const;
   void finish_load(AdapterId adapter, bool success);  // loading -> resident, or absent and its pages free
   void pin(AdapterId adapter);                         // Requires: resident
@@ -124,15 +121,12 @@ class UnifiedPool {
     bool published = false;
     BlockKey key{};
     AdapterId adapter = kBaseModel;  // while published
-    double priority = 0;
-    PageId newer = -1, older = -1;  // LRU links while cached
+    bool found = false;               // again, since it was published
   };
   struct Resident {
     AdapterState state = AdapterState::kLoading;
     AdapterPages pages;
     int64_t pins = 0;
-    double priority = 0;
-    std::list<AdapterId>::iterator lru;  // valid while cached (resident, no pins)
     int64_t total() const { return static_cast<int64_t>(pages.pages.size()) + pages.run_length; }
   };
   struct KeyHash {
@@ -142,25 +136,19 @@ class UnifiedPool {
   bool evict_one(const std::function<bool(AdapterId)>& kept = {});  // one cached KV page or one cached adapter that is not kept
   void evict_kv(PageId page);
   bool make_room(int64_t num_pages);
-  void lru_append(PageId page);
-  void lru_remove(PageId page);
   void take_adapter_pages(AdapterId adapter, const AdapterFootprint& footprint, std::optional<PageId> run);
   void free_adapter_pages(Resident& resident);
   void cache_adapter(AdapterId adapter, Resident& resident);
-  void uncache_adapter(Resident& resident);
+  void uncache_adapter(AdapterId adapter, Resident& resident);
   std::optional<PageId> take_merge_run(int64_t length);
 
   PagePool pool_;
-  EvictionCosts costs_;
-  double clock_ = 0;
+  EvictionOrder order_;
 
   std::vector<KvPage> kv_;                                      // by page
   std::unordered_map<BlockKey, PageId, KeyHash> published_;
-  PageId oldest_ = -1, newest_ = -1;
-  int64_t cached_kv_pages_ = 0;
 
   std::unordered_map<AdapterId, Resident> adapters_;
-  std::list<AdapterId> adapter_lru_;  // oldest first
   int64_t cached_adapter_pages_ = 0;
   int64_t evicted_adapters_ = 0;
   std::unordered_map<AdapterId, MergePages> merges_;

@@ -78,6 +78,7 @@ Status Scheduler::submit(Request request) {
   }
   LK_RETURN_IF_ERROR(policy_->arrive(*sequence, sequence->arrival));
   if (sequence->deadline != kNoDeadline) deadlines_.emplace(sequence->deadline, sequence.get());
+  pool_.note_demand(sequence->request->adapter);
   const RequestId id = sequence->request->id;
   sequences_.emplace(id, std::move(sequence));
   return Status();

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <set>
+#include <unordered_map>
 
 #include "lk/base/check.h"
 
@@ -84,15 +85,23 @@ class Simulation {
  private:
   const SimRequest& request(int64_t id) const { return workload_.requests[static_cast<size_t>(id)]; }
 
-  void fill_prompt(const SimRequest& request, RequestId id, std::vector<int32_t>& prompt) const {
+  void fill_prompt(const SimRequest& request, RequestId id, std::vector<int32_t>& prompt) {
     prompt.assign(static_cast<size_t>(request.input), kToken);
     if (!options_.scheduler.prefix_cache) return;
-    // Contents matter to the prefix cache only: prompts differ, but for what a group shares.
+    // Contents matter to the prefix cache only: prompts differ, but for what a group or a conversation shares.
+    const uint64_t own = request.conversation >= 0 ? (uint64_t{1} << 41) + static_cast<uint64_t>(request.conversation) : (uint64_t{1} << 40) + static_cast<uint64_t>(id);
     for (size_t i = 0; i < prompt.size(); ++i) {
       const bool shared = request.prefix_group >= 0 && static_cast<int64_t>(i) < workload_.prefix_tokens;
-      const uint64_t stream = shared ? static_cast<uint64_t>(request.prefix_group) : (uint64_t{1} << 40) + static_cast<uint64_t>(id);
+      const uint64_t stream = shared ? static_cast<uint64_t>(request.prefix_group) : own;
       prompt[i] = 2 + static_cast<int32_t>(random_bits(stream, i) >> 34);
     }
+    if (request.conversation < 0) return;
+    std::vector<std::pair<int32_t, int32_t>>& answers = answers_[request.conversation];
+    for (const auto& [begin, end] : answers) {
+      std::fill(prompt.begin() + begin, prompt.begin() + end, kToken);
+      prompt[static_cast<size_t>(end - 1)] = kStopToken;
+    }
+    answers.emplace_back(request.input, request.input + request.output);
   }
 
   Status submit_arrivals() {
@@ -260,6 +269,7 @@ class Simulation {
   std::vector<int32_t> live_;      // requests in the scheduler, in no order
   std::vector<int32_t> place_;     // by request: its place in live_, or -1
   std::set<AdapterId> pinned_;     // by inject_faults
+  std::unordered_map<int32_t, std::vector<std::pair<int32_t, int32_t>>> answers_;  // by conversation: positions of its turns' answers so far
   int64_t idle_steps_ = 0, barren_steps_ = 0, max_bypass_ = 0;
 };
 

@@ -97,6 +97,8 @@ std::vector<Parameter> workload_parameters() {
          return Status();
        }},
       number("alpha", "short for --popularity power:ALPHA", 1e-3, 100, [](SimSpec& s, double v) { s.popularity = Popularity::power(v); }),
+      number("base-share", "of the requests that ask the base model instead", 0, 1, [](SimSpec& s, double v) { s.base_share = v; }),
+      number("shift", "seconds after which other adapters are the popular ones; 0 = never", 0, 1e9, [](SimSpec& s, double v) { s.shift_s = v; }),
       integer("tenants", "who share the machine", 1, 1'000'000, [](SimSpec& s, int64_t v) { s.tenants = v; }),
       choice("ownership", "adapter = adapter i belongs to tenant i mod tenants; shared = every tenant asks every adapter", {"adapter", "shared"},
              [](SimSpec& s, const std::string& v) { s.ownership = v == "shared" ? Ownership::kShared : Ownership::kByAdapter; }),
@@ -110,6 +112,8 @@ std::vector<Parameter> workload_parameters() {
       number("max-tokens-factor", "what clients ask for over the true output length", 1, 1e6, [](SimSpec& s, double v) { s.max_tokens_factor = v; }),
       integer("prefix-groups", "prompts of a group share their first tokens; 0 = none do", 0, kMaxCount, [](SimSpec& s, int64_t v) { s.prefix_groups = v; }),
       integer("prefix-tokens", "so many", 0, 1 << 22, [](SimSpec& s, int64_t v) { s.prefix_tokens = v; }),
+      number("turns", "requests of a conversation, mean; --rate is then of conversations", 1, 1e6, [](SimSpec& s, double v) { s.turns = v; }),
+      number("think", "seconds from one turn's arrival to the next one's, mean", 1e-3, 1e9, [](SimSpec& s, double v) { s.think_s = v; }),
       {"trace", "CSV of requests instead: time, context, generated[, adapter][, tenant]",
        [](SimSpec& spec, const std::string& text) {
          spec.trace = text;
@@ -158,7 +162,8 @@ WorkloadSpec gamma_workload(const SimSpec& spec) {
   const double end = spec.requests > 0 ? 1e9 : spec.duration_s;
   workload.streams = {{.tenant = spec.ownership == Ownership::kShared ? kAnyTenant : kOwnerOfAdapter,
                        .phases = {{.kind = Phase::Kind::kGamma, .begin_s = 0, .end_s = end, .rate = spec.rate, .cv = spec.cv}},
-                       .input = spec.input, .output = spec.output, .num_adapters = spec.adapters, .popularity = spec.popularity}};
+                       .input = spec.input, .output = spec.output, .num_adapters = spec.adapters, .popularity = spec.popularity,
+                       .base_share = spec.base_share, .shift_s = spec.shift_s}};
   return workload;
 }
 
@@ -174,6 +179,8 @@ Result<Workload> make_workload(const SimSpec& spec) {
   workload.max_tokens_factor = spec.max_tokens_factor;
   workload.prefix_groups = spec.prefix_groups;
   workload.prefix_tokens = spec.prefix_tokens;
+  workload.turns = spec.turns;
+  workload.think_s = spec.think_s;
   workload.max_requests = spec.requests;
   workload.seed = spec.seed;
   return generate(workload);

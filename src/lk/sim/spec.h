@@ -29,9 +29,11 @@ struct SimSpec {
   double rate = 2, cv = 1, duration_s = 300;
   int64_t requests = 0;           // 0 = as many as arrive in duration_s
   Popularity popularity;
+  double base_share = 0, shift_s = 0;  // see Stream
   LengthDist input = LengthDist::uniform(8, 511), output = LengthDist::uniform(8, 511);
   double max_tokens_factor = 1;
   int64_t prefix_groups = 0, prefix_tokens = 0;
+  double turns = 1, think_s = 30;
   std::vector<Stream> streams;    // instead of one Gamma process; with the tenants of stream_tenants
   std::vector<Tenant> stream_tenants;
   bool adapters_of_streams = false;  // each tenant of the streams asks its own adapter; else they ask the base model

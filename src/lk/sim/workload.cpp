@@ -32,9 +32,14 @@ Status check(const WorkloadSpec& spec) {
     if (!(std::isfinite(tenant.weight) && tenant.weight > 0)) return invalid_argument("tenant {}: the weight must be positive, got {}", tenant.name, tenant.weight);
   if (!(spec.max_tokens_factor >= 1 && spec.max_tokens_factor <= 1e6))
     return invalid_argument("max_tokens over the true length must be at least 1, got {}", spec.max_tokens_factor);
+  if (!(spec.turns >= 1 && spec.turns <= 1e6 && spec.think_s > 0 && spec.think_s <= 1e9))
+    return invalid_argument("a conversation has at least one turn and positive pauses, got {} turns and {} s", spec.turns, spec.think_s);
   if (spec.streams.empty()) return invalid_argument("a workload needs a stream of requests");
-  for (const Stream& stream : spec.streams)
+  for (const Stream& stream : spec.streams) {
     for (const Phase& phase : stream.phases) LK_RETURN_IF_ERROR(check(phase));
+    if (!(stream.base_share >= 0 && stream.base_share <= 1)) return invalid_argument("the base model's share must lie in [0, 1], got {}", stream.base_share);
+    if (!(std::isfinite(stream.shift_s) && stream.shift_s >= 0)) return invalid_argument("popularity shifts after 0 s (never) or more, got {}", stream.shift_s);
+  }
   return Status();
 }
 
@@ -48,23 +53,25 @@ double ramp_time(double r0, double r1, double length, double count) {
 class Generator {
  public:
   Generator(const WorkloadSpec& spec, const Stream& stream, uint64_t seed)
-      : spec_(spec), stream_(stream), popularity_(stream.popularity), arrivals_(seed ^ 1), lengths_(seed ^ 2), choices_(seed ^ 3) {
+      : spec_(spec), stream_(stream), popularity_(stream.popularity), arrivals_(seed ^ 1), lengths_(seed ^ 2), choices_(seed ^ 3), turns_(seed ^ 4) {
     if (stream.num_adapters > 0) popularity_.prepare(stream.num_adapters);
   }
 
   void run(std::vector<SimRequest>& out) {
     const int64_t limit = spec_.max_requests > 0 ? spec_.max_requests : kMaxRequests;
     for (const Phase& phase : stream_.phases)
-      for (const double time : arrivals_of(phase, arrivals_, limit)) out.push_back(make(time));
+      for (const double time : arrivals_of(phase, arrivals_, limit)) {
+        out.push_back(make(time));
+        if (spec_.turns > 1) converse(time, phase.end_s, out);
+      }
   }
 
  private:
   SimRequest make(double time) {
     SimRequest request{.arrival = static_cast<Micros>(std::llround(time * 1e6))};
     request.input = stream_.input.sample(lengths_);
-    request.output = stream_.output.sample(lengths_);
-    request.max_tokens = static_cast<int32_t>(std::min(std::ceil(request.output * spec_.max_tokens_factor), 1e9));
-    if (stream_.num_adapters > 0) request.adapter = static_cast<AdapterId>(stream_.first_adapter + popularity_.pick(choices_));
+    set_output(request, lengths_);
+    if (stream_.num_adapters > 0) request.adapter = pick_adapter(time);
     const auto num_tenants = static_cast<int32_t>(spec_.tenants.size());
     if (stream_.tenant >= 0) request.tenant = stream_.tenant;
     else if (stream_.tenant == kOwnerOfAdapter) request.tenant = std::max(request.adapter, 0) % num_tenants;
@@ -73,10 +80,39 @@ class Generator {
     return request;
   }
 
+  // The turns after out.back(), whose number in `out` names the conversation.
+  void converse(double time, double end_s, std::vector<SimRequest>& out) {
+    SimRequest turn = out.back();
+    turn.conversation = out.back().conversation = static_cast<int32_t>(out.size() - 1);
+    while (turns_.uniform() < 1 - 1 / spec_.turns) {
+      time += spec_.think_s * sample_exponential(turns_);
+      turn.arrival = static_cast<Micros>(std::llround(time * 1e6));
+      turn.input += turn.output + stream_.input.sample(turns_);
+      set_output(turn, turns_);
+      if (time >= end_s || int64_t{turn.input} + turn.max_tokens > kMaxConversation) return;
+      out.push_back(turn);
+    }
+  }
+
+  void set_output(SimRequest& request, Rng& rng) {
+    request.output = stream_.output.sample(rng);
+    request.max_tokens = static_cast<int32_t>(std::min(std::ceil(request.output * spec_.max_tokens_factor), 1e9));
+  }
+
+  AdapterId pick_adapter(double time) {
+    const bool base = stream_.base_share > 0 && choices_.uniform() < stream_.base_share;
+    const int64_t rank = popularity_.pick(choices_);
+    if (base) return kBaseModel;
+    // Steps of the golden ratio: one period's popular adapters are far from those of the periods before.
+    const double turns = stream_.shift_s > 0 ? std::floor(time / stream_.shift_s) * 0.6180339887498949 : 0;
+    const auto begin = static_cast<int64_t>((turns - std::floor(turns)) * static_cast<double>(stream_.num_adapters));
+    return static_cast<AdapterId>(stream_.first_adapter + (begin + rank) % stream_.num_adapters);
+  }
+
   const WorkloadSpec& spec_;
   const Stream& stream_;
   Popularity popularity_;
-  Rng arrivals_, lengths_, choices_;
+  Rng arrivals_, lengths_, choices_, turns_;
 };
 
 }  // namespace

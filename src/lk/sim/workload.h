@@ -17,6 +17,7 @@ struct SimRequest {
   AdapterId adapter = kBaseModel;
   int32_t tenant = 0;             // index into Workload::tenants
   int32_t prefix_group = -1;      // requests of a group share the first tokens of their prompts
+  int32_t conversation = -1;      // prompts of a conversation begin with those before
 };
 
 struct Tenant {
@@ -47,6 +48,7 @@ struct Phase {
   double cv = 1, end_rate = 0, on_s = 60, off_s = 60;
 };
 
+inline constexpr int64_t kMaxConversation = 4096;
 inline constexpr int32_t kOwnerOfAdapter = -1, kAnyTenant = -2;
 
 struct Stream {
@@ -55,6 +57,8 @@ struct Stream {
   LengthDist input = LengthDist::fixed(256), output = LengthDist::fixed(256);
   int64_t first_adapter = 0, num_adapters = 0;  // 0 = the base model
   Popularity popularity;
+  double base_share = 0;                        // of the requests that ask the base model all the same, in [0, 1]
+  double shift_s = 0;                           // every so many seconds other adapters are the popular ones; 0 = never
 };
 
 struct WorkloadSpec {
@@ -62,6 +66,10 @@ struct WorkloadSpec {
   std::vector<Stream> streams;
   double max_tokens_factor = 1;  // >= 1: what clients ask for over what they get
   int64_t prefix_groups = 0, prefix_tokens = 0;
+  // Each arrival begins a conversation of `turns` requests (mean of a geometric distribution, >= 1) with the same adapter: the next one
+  // `think_s` (exponential) after its predecessor's arrival, its prompt that one's prompt and answer and a new input. A conversation ends
+  // early with its stream, or when it would pass kMaxConversation tokens.
+  double turns = 1, think_s = 30;
   int64_t max_requests = 0;      // 0 = no limit
   uint64_t seed = 42;
 };
