@@ -14,6 +14,7 @@ namespace lk {
 namespace {
 
 constexpr int64_t kMaxProbeEvery = 1024;
+constexpr double kBuildsRemembered = 10;
 constexpr double kSure = 2;  // deviations from even: the other mode is not worth a look
 
 // An average that follows quickly at first.
@@ -38,17 +39,20 @@ class CostChooser : public MergeChooser {
       if (candidate.adapter == view.built) kept = promise(candidate);
     const MergeCandidate* best = nullptr;
     // Who is given up is likely to be wanted back: two builds.
-    double best_worth = options_.build_margin * (view.built == kBaseModel ? 1 : 2);
+    const double least_worth = options_.build_margin * (view.built == kBaseModel ? 1 : 2);
+    double best_worth = least_worth;
     for (const MergeCandidate& candidate : view.candidates) {
       if (!candidate.allowed || candidate.adapter == view.built || candidate.adapter == view.building) continue;
       const auto it = savings_.find(candidate.adapter);
       const Savings known = it == savings_.end() ? Savings() : it->second;
       const double promised = std::max(0.0, promise(candidate) - kept);
       const double cost = model_.build_cost(candidate.build_cost_rows);
+      build_us_ = cost;
       const double worth = cost > 0 ? (known.missed + promised) / cost : 0;
       if (worth <= best_worth) continue;
-      // What is there already must be clearly worse, or two equals would take turns.
-      if (const auto in_use = savings_.find(view.built); in_use != savings_.end() && known.rate < 1.2 * in_use->second.rate) continue;
+      // What is there already must be clearly worse, or two equals would take turns: by what is known to come, or lately.
+      const auto in_use = savings_.find(view.built);
+      if (in_use != savings_.end() && promised <= least_worth * cost && known.rate < 1.2 * in_use->second.rate) continue;
       best = &candidate;
       best_worth = worth;
     }
@@ -94,7 +98,6 @@ class CostChooser : public MergeChooser {
   struct Savings {
     double missed = 0;   // us that merging would have saved beyond what is built, fading
     double rate = 0;     // us per step that merging should save, recent steps
-    Average per_row;     // the same per row of the adapter
   };
 
   static bool has(const StepShape& shape, AdapterId adapter) {
@@ -102,23 +105,23 @@ class CostChooser : public MergeChooser {
     return std::any_of(shape.adapters.begin(), shape.adapters.end(), [&](const AdapterRows& rows) { return rows.adapter == adapter && rows.rows > 0; });
   }
 
-  // Of the known backlog. Who had no step yet saves as much a row as the others did, in proportion to its cost.
+  // Of the known backlog. By one rate for all: which steps an adapter happened to be in says little about its next ones, and nothing before
+  // its first.
   double promise(const MergeCandidate& candidate) const {
-    const auto it = savings_.find(candidate.adapter);
-    const double per_row = it != savings_.end() && it->second.per_row.count > 0 ? it->second.per_row.value : per_cost_row_.value * candidate.relative_cost;
-    return options_.backlog_weight * per_row * static_cast<double>(candidate.backlog_rows);
+    return options_.backlog_weight * per_cost_row_.value * candidate.relative_cost * static_cast<double>(candidate.backlog_rows);
   }
 
   // How much less the step costs, or would, with each adapter's rows merged.
   void account(const StepShape& shape, AdapterId merged) {
-    for (auto& [adapter, savings] : savings_) savings.rate *= 0.98;
+    // Lately: within the time that some builds take, or who is hot for less than that is never followed.
+    const double newest = build_us_ > 0 ? std::clamp(model_.predicted(shape, merged) / (kBuildsRemembered * build_us_), 0.005, 0.5) : 0.02;
+    for (auto& [adapter, savings] : savings_) savings.rate *= 1 - newest;
     std::map<AdapterId, double> saved_by;
     for (const AdapterRows& rows : shape.adapters) {
       if (!rows.allowed || rows.rows == 0) continue;
       const double saved = model_.saving(shape, rows.adapter);
       Savings& savings = savings_[rows.adapter];
-      savings.rate += 0.02 * std::max(0.0, saved);
-      savings.per_row.add(std::max(0.0, saved) / static_cast<double>(rows.rows));
+      savings.rate += newest * std::max(0.0, saved);
       if (rows.relative_cost > 0) per_cost_row_.add(std::max(0.0, saved) / static_cast<double>(rows.rows) / rows.relative_cost);
       saved_by[rows.adapter] = saved;
     }
@@ -169,6 +172,7 @@ class CostChooser : public MergeChooser {
   const CostChooserOptions options_;
   MergeCostModel model_;
   std::map<MergeCostModel::Key, Mode> modes_;
+  double build_us_ = 0;           // of the latest candidate
   AdapterId built_ = kBaseModel;  // in the step that was planned
   bool building_ = false;         // beside it
   std::map<AdapterId, Savings> savings_;
