@@ -6,28 +6,68 @@
 namespace lk {
 namespace {
 
+// Products and low-rank parts apart by 15 %, steps that take three times as long, a machine that slows to half and recovers.
+constexpr Noise kNoise{.sigma = 0.15, .outliers = 0.02, .drift = 2, .drift_s = 40};
+
+struct Compared {
+  double never = 0, always = 0;
+  Outcome cost;
+  double gain() const { return std::min(never, always) / cost.seconds; }
+};
+Compared compare(const Workload& w, uint64_t seed, const Machine& machine = {}, const Noise& noise = {}) {
+  return {run(w, "never", seed, machine, noise).seconds, run(w, "always", seed, machine, noise).seconds, run(w, "cost", seed, machine, noise)};
+}
+std::ostream& operator<<(std::ostream& out, const Compared& c) {
+  return out << "never " << c.never << " always " << c.always << " cost " << c.cost.seconds << " s, builds " << c.cost.stats.num_builds << ", merged steps "
+             << c.cost.stats.num_merged_steps << ", exclusive " << c.cost.stats.num_exclusive_steps;
+}
+
 // The figure that the cost chooser is for: never more than 2 % behind the better of the two pure policies, whatever the share, the size of the
-// deltas and the kind of work, and clearly ahead of both where the best choice changes with the step.
-TEST(MergeCost, NeverWorseThanTheBetterPurePolicyAndSomewhereBetterThanBoth) {
-  double best_gain = 0;
+// deltas and the kind of work.
+void never_worse(uint64_t seed, const Machine& machine, const Noise& noise) {
   for (const auto& [queue, prefill] : {std::pair(QueueKind::kFcfs, true), {QueueKind::kFcfs, false}, {QueueKind::kVtc, true}, {QueueKind::kVtc, false}}) {
     for (const double share : {0.3, 0.5, 0.7, 0.9, 1.0}) {
       for (const double cost : {0.01, 0.1, 0.4}) {
         for (const int64_t max_running : {4, 32}) {
           const Workload w{.requests = prefill ? 400 : 200, .prompt = prefill ? 256 : 8, .output = prefill ? 4 : 64, .max_running = max_running,
                            .share = share, .cost = cost, .queue = queue};
-          const double unmerged = run(w, "never", 1).seconds, merged = run(w, "always", 1).seconds;
-          const Outcome chosen = run(w, "cost", 1);
-          EXPECT_LE(chosen.seconds, std::min(unmerged, merged) / 0.98)
-              << to_string(queue) << (prefill ? " prefill" : " decode") << " share " << share << " cost " << cost << " running " << max_running << ": never " << unmerged
-              << " always " << merged << " cost " << chosen.seconds << " s, builds " << chosen.stats.num_builds << ", merged steps "
-              << chosen.stats.num_merged_steps << ", exclusive " << chosen.stats.num_exclusive_steps;
-          best_gain = std::max(best_gain, std::min(unmerged, merged) / chosen.seconds);
+          const Compared compared = compare(w, seed, machine, noise);
+          EXPECT_GE(compared.gain(), 0.98) << to_string(queue) << (prefill ? " prefill" : " decode") << " share " << share << " cost " << cost
+                                           << " running " << max_running << " seed " << seed << ": " << compared;
         }
       }
     }
   }
-  EXPECT_GT(best_gain, 1.1);
+}
+
+TEST(MergeCost, NeverWorseThanTheBetterPurePolicy) {
+  for (const uint64_t seed : {1, 2}) never_worse(seed, {}, {});
+  never_worse(3, {.read = 40'000}, {});
+}
+
+TEST(MergeCost, NeverWorseOnANoisyMachine) {
+  for (const uint64_t seed : {1, 2, 3}) never_worse(seed, {}, kNoise);
+}
+
+// Where no fixed mode is right: a few decoding requests, most of them of one adapter. A step with somebody else in it waits for a second read
+// of the weights when it runs merged, a step without does not.
+TEST(MergeCost, BetterThanBothWhereTheBestModeChangesWithTheStep) {
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    for (const Noise& noise : {Noise{}, kNoise}) {
+      const Compared compared = compare({.requests = 200, .max_running = 2, .share = 0.8, .cost = 0.2}, seed, {}, noise);
+      EXPECT_GE(compared.gain(), 1.1) << "seed " << seed << " noise " << noise.sigma << ": " << compared;
+    }
+  }
+}
+
+// And where two adapters take turns at being the hotter one, faster than a build pays for itself: `always` builds at each turn.
+TEST(MergeCost, BetterThanBothWhereTheHotAdapterKeepsChanging) {
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    for (const Noise& noise : {Noise{}, kNoise}) {
+      const Compared compared = compare({.requests = 300, .phase = 20, .share = 0.9, .cost = 0.4, .adapters = 2}, seed, {.build_factor = 3}, noise);
+      EXPECT_GE(compared.gain(), 1.1) << "seed " << seed << " noise " << noise.sigma << ": " << compared;
+    }
+  }
 }
 
 TEST(MergeCost, NobodyWaitsLongerThanTheBound) {

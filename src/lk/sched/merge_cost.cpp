@@ -14,7 +14,7 @@ namespace lk {
 namespace {
 
 constexpr int64_t kMaxProbeEvery = 1024;
-constexpr double kBuildsRemembered = 10;
+constexpr double kBuildsRemembered = 25;
 constexpr double kSure = 2;  // deviations from even: the other mode is not worth a look
 
 // An average that follows quickly at first.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/sched/merge_cost_model.h"
 
+#include <numbers>
+
 namespace lk {
 namespace {
 
@@ -110,7 +112,17 @@ MergeCostModel::Gain MergeCostModel::gain(const StepShape& shape, AdapterId adap
   const Key key = key_of(shape, adapter);
   const auto it = kinds_.find(key);
   const Kind kind = it == kinds_.end() ? new_kind(shape, adapter) : it->second;
-  return {.mean = std::log(predicted(shape, kBaseModel) / merged) - kind.effect, .deviation = std::sqrt(kind.effect_variance)};
+  const double unmerged = predicted(shape, kBaseModel), deviation = std::sqrt(kind.effect_variance);
+  double mean = std::log(unmerged / merged) - kind.effect;
+  if (std::get<1>(key) == share_class(1, 1)) return {mean, deviation};
+  // A second product takes no less than nothing, so there is no more to gain than the low-rank part: the mean of what is left of the doubt.
+  double low_rank = 0;
+  for (const AdapterRows& rows : shape.adapters)
+    if (rows.adapter == adapter) low_rank = lora(shape.rows, static_cast<double>(rows.rows), rows.relative_cost);
+  const double most = -std::log1p(-std::min(0.99, low_rank / unmerged)), z = (most - mean) / deviation;
+  const double below = std::erfc(-z / std::numbers::sqrt2) / 2, density = std::exp(-z * z / 2) / std::sqrt(2 * std::numbers::pi);
+  mean = most - deviation * (z * below + density);
+  return {mean, deviation};
 }
 
 double MergeCostModel::saving(const StepShape& shape, AdapterId adapter) const {

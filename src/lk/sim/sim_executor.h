@@ -71,6 +71,7 @@ class SimExecutor : public Executor {
     double left_us = 0;  // of work, alone on the machine; 0 = built
     Micros begun = 0;
     bool reported = false;
+    bool fails = false;
   };
   Merge* building();  // null when nothing is
   bool touch_host(AdapterId adapter);  // false: it had to come from disk
