@@ -290,6 +290,12 @@ TEST(Fuzz, LoadsAheadDoNotStarveTheOneThatRuns) {
   EXPECT_TRUE(result.ok()) << result.status().message();
 }
 
+TEST(Fuzz, WhoWasKeptOutRunsWhenMergedPagesAreGivenBackMeanwhile) {
+  // Found by a seed: the only request of the merged adapter lost its pages while the step was planned, and nobody else was asked.
+  const Result<SimResult> result = fuzz_one(1486, {});
+  EXPECT_TRUE(result.ok()) << result.status().message();
+}
+
 TEST(Fuzz, BrokenInvariantsAreFound) {
   // A bypass that FCFS never commits would be reported: with a limit below zero every beginning is one.
   Experiment experiment = *fuzz_experiment(1, {});

@@ -14,6 +14,7 @@ constexpr int64_t kNoisePrior = 4;       // steps that the first guess at the no
 constexpr double kWander = 1e-6;         // variance that a kind gains with each step: nothing stays true for ever
 // What the prediction may miss: the level of a kind (its attention, for one), and the effect of merging beyond what a wrong ridge explains.
 constexpr double kLevelDeviation = 0.15, kEffectDeviation = 0.04;
+constexpr double kRidgeDoubt = 1.5;
 
 constexpr double kRidges[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256};
 constexpr double kUsualRidge = 8, kRidgeDeviation = 1.5;  // processors; in powers of two
@@ -58,7 +59,7 @@ double MergeCostModel::Kind::update(double innovation, bool merged, double varia
   return believed;
 }
 
-// The effect may be off by what half or twice the ridge would change.
+// The effect may be off by what a neighbour of the ridge would change.
 MergeCostModel::Kind MergeCostModel::new_kind(const StepShape& shape, AdapterId hot) const {
   double hot_rows = 0;
   for (const AdapterRows& rows : shape.adapters)
@@ -68,7 +69,7 @@ MergeCostModel::Kind MergeCostModel::new_kind(const StepShape& shape, AdapterId 
     const auto rows = static_cast<double>(shape.rows);
     return std::log((guess.product(hot_rows) + guess.product(rows - hot_rows)) / guess.product(rows));
   };
-  const double wrong = (extra(2 * best().ridge) - extra(best().ridge / 2)) / 2;
+  const double wrong = (extra(kRidgeDoubt * best().ridge) - extra(best().ridge / kRidgeDoubt)) / 2;
   return {.level_variance = kLevelDeviation * kLevelDeviation, .effect_variance = kEffectDeviation * kEffectDeviation + wrong * wrong};
 }
 
