@@ -45,7 +45,7 @@ class CostChooser : public MergeChooser {
       if (!candidate.allowed || candidate.adapter == view.built || candidate.adapter == view.building) continue;
       const auto it = savings_.find(candidate.adapter);
       const Savings known = it == savings_.end() ? Savings() : it->second;
-      const double promised = std::max(0.0, promise(candidate) - kept);
+      const double promised = promise(candidate) - kept;
       const double cost = model_.build_cost(candidate.build_cost_rows);
       build_us_ = cost;
       const double worth = cost > 0 ? (known.missed + promised) / cost : 0;
