@@ -210,7 +210,12 @@ void add_bench_merge(CLI::App& bench, int& exit_code) {
   command->add_option("--part", flags->part, "what to measure")->check(CLI::IsMember({"all", "modes", "choosers"}))->capture_default_str();
   command->add_option("--requests", flags->requests, "requests of a run under a chooser")->check(CLI::Range(1, 100000))->capture_default_str();
   command->add_option("--samples", flags->samples, "steps per mode, interleaved; medians are shown")->check(CLI::Range(1, 1000))->capture_default_str();
-  command->add_option("--repeat", flags->repeat, "runs per chooser, interleaved; medians are shown")->check(CLI::Range(1, 100))->capture_default_str();
+  command->add_option("--repeat", flags->repeat, "most rounds of a cell, in each of which every chooser runs once with the same requests")->check(CLI::Range(1, 1000))->capture_default_str();
+  command->add_option("--spread", flags->spread, "fewer rounds are enough when the ratio of cost to the better of never and always has this standard error (processor time)")
+      ->check(CLI::Range(0.0, 1.0))->capture_default_str();
+  command->add_option("--chooser", flags->choosers, "choosers to compare")->delimiter(',')->check(CLI::IsMember({"never", "always", "exclusive", "dlora", "cost"}))
+      ->capture_default_str();
+  command->add_option("--shape", flags->shape, "of the requests under a chooser")->check(CLI::IsMember({"both", "prefill", "decode"}))->capture_default_str();
   command->add_option("--b-scale", flags->b_scale, "size of the random adapters' B")->capture_default_str();
   command->add_option("--threads", flags->threads, "0 = every core")->capture_default_str();
   command->add_option("--adapter-dir", flags->adapter_dir, "where the random adapters are kept (default: a temporary directory)");

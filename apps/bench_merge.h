@@ -13,12 +13,14 @@
 namespace lk::apps {
 
 struct MergeBenchFlags {
-  std::string dummy, json, adapter_dir, part = "all";
+  std::string dummy, json, adapter_dir, part = "all", shape = "both";
+  std::vector<std::string> choosers{"never", "always", "exclusive", "dlora", "cost"};
   std::vector<int64_t> ranks{8, 64, 256};
   std::vector<double> shares{0.3, 0.5, 0.7, 0.9, 1.0};
   int64_t adapters = 4, decode_batch = 32, prefill_tokens = 512, requests = 96;
   double b_scale = 0.2;  // of the random adapters; larger changes lose less to rounding
-  int threads = 0, samples = 9, repeat = 3;
+  int threads = 0, samples = 9, repeat = 15;
+  double spread = 0.01;  // standard error of the paired ratio at which a cell has rounds enough
   uint64_t seed = 1;
 };
 

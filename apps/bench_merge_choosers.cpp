@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
+#include <map>
 
 #include "bench_merge.h"
 #include "lk/base/rng.h"
@@ -13,8 +15,6 @@ namespace lk::apps {
 namespace {
 
 namespace json = boost::json;
-
-constexpr const char* kChoosers[] = {"never", "always", "exclusive", "dlora", "cost"};
 
 double process_cpu_seconds() {
   struct timespec time {};
@@ -74,41 +74,86 @@ Result<RunResult> run_once(const MergeBenchFlags& flags, MergeBench& bench, cons
   return result;
 }
 
+// Ratio of two choosers' times round by round: what slowed a whole round is in both.
+struct Ratio {
+  double median = 0, error = 0;  // standard error of the median, from the quartiles
+  static Ratio of(std::vector<double> values) {
+    std::sort(values.begin(), values.end());
+    const auto n = static_cast<double>(values.size());
+    const auto quartile = [&](double q) { return values[static_cast<size_t>(q * (n - 1) + 0.5)]; };
+    return {median_of(values), 1.253 * (quartile(0.75) - quartile(0.25)) / 1.349 / std::sqrt(n)};
+  }
+};
+
+// The runs of one cell: every chooser once a round, in an order that moves on, with the same requests.
+class Rounds {
+ public:
+  explicit Rounds(const MergeBenchFlags& flags) : flags_(flags) {}
+  Status run(MergeBench& bench, const Shape& shape, double share) {
+    const Shape warm{shape.name, shape.prompt, shape.output, std::min<int64_t>(shape.requests, flags_.decode_batch)};
+    LK_RETURN_IF_ERROR(run_once(flags_, bench, warm, share, "never", flags_.seed).status());
+    for (int round = 0; round < flags_.repeat && (round < kLeastRounds || error() > flags_.spread); ++round)
+      for (size_t i = 0; i < flags_.choosers.size(); ++i) {
+        const std::string& chooser = flags_.choosers[(i + static_cast<size_t>(round)) % flags_.choosers.size()];
+        LK_ASSIGN_OR_RETURN(RunResult result, run_once(flags_, bench, shape, share, chooser.c_str(), flags_.seed + static_cast<uint64_t>(round)));
+        runs_[chooser].push_back(result);
+      }
+    return Status();
+  }
+  const std::vector<RunResult>& of(const std::string& chooser) const { return runs_.at(chooser); }
+  double median(const std::string& chooser, double RunResult::*field) const {
+    std::vector<double> values;
+    for (const RunResult& run : of(chooser)) values.push_back(run.*field);
+    return median_of(values);
+  }
+  // Time of the better pure policy / time of `chooser`: above 1 it is ahead.
+  Ratio gain(const std::string& chooser, double RunResult::*field) const {
+    std::string better;
+    for (const char* pure : {"never", "always"})
+      if (runs_.contains(pure) && (better.empty() || median(pure, field) < median(better, field))) better = pure;
+    if (better.empty()) return {};
+    std::vector<double> values;
+    for (size_t i = 0; i < of(chooser).size(); ++i) values.push_back(of(better)[i].*field / (of(chooser)[i].*field));
+    return Ratio::of(values);
+  }
+
+ private:
+  double error() const { return runs_.contains("cost") ? gain("cost", &RunResult::cpu_s).error : 1; }
+  static constexpr int kLeastRounds = 3;
+  const MergeBenchFlags& flags_;
+  std::map<std::string, std::vector<RunResult>> runs_;
+};
+
 }  // namespace
 
 Result<json::array> bench_merge_choosers(const MergeBenchFlags& flags) {
   const Shape shapes[] = {{"prefill", 192, 8, flags.requests}, {"decode", 16, 96, flags.requests}};
   json::array rows;
   std::shared_ptr<const ModelWeights> weights;
-  fmt::print("{:>5} {:<8} {:>6} {:<10} {:>9} {:>9} {:>8} {:>9} {:>7} {:>7}   medians of {} runs\n", "rank", "shape", "share", "chooser", "wall s",
-             "cpu s", "tok/s", "gap ms", "builds", "merged", flags.repeat);
+  fmt::print("{:>5} {:<8} {:>6} {:<10} {:>7} {:>8} {:>8} {:>16} {:>16} {:>7} {:>7} {:>7}   medians; ahead: the better of never and always / it, round by round\n",
+             "rank", "shape", "share", "chooser", "rounds", "wall s", "cpu s", "ahead, wall", "ahead, cpu", "gap ms", "builds", "merged");
   for (int64_t rank : flags.ranks) {
     for (const Shape& shape : shapes) {
+      if (flags.shape != "both" && flags.shape != shape.name) continue;
       for (double share : flags.shares) {
         LK_ASSIGN_OR_RETURN(MergeBench bench, make_merge_bench(flags, rank, weights));
         weights = bench.weights;
-        std::map<std::string, std::vector<RunResult>> results;
-        for (int repeat = 0; repeat < flags.repeat; ++repeat)  // interleaved
-          for (const char* chooser : kChoosers) {
-            LK_ASSIGN_OR_RETURN(RunResult result, run_once(flags, bench, shape, share, chooser, flags.seed + static_cast<uint64_t>(repeat)));
-            results[chooser].push_back(result);
-          }
-        for (const char* chooser : kChoosers) {
-          const std::vector<RunResult>& runs = results[chooser];
-          const auto median = [&](auto value) {
-            std::vector<double> values;
-            for (const RunResult& run : runs) values.push_back(value(run));
-            return median_of(values);
-          };
-          const double wall = median([](const RunResult& r) { return r.wall_s; }), cpu = median([](const RunResult& r) { return r.cpu_s; });
-          const double gap = median([](const RunResult& r) { return r.longest_gap_s * 1e3; });
-          const RunResult& last = runs.back();
-          fmt::print("{:>5} {:<8} {:>6.2f} {:<10} {:>9.2f} {:>9.2f} {:>8.0f} {:>9.0f} {:>7} {:>7}\n", rank, shape.name, share, chooser, wall, cpu,
-                     static_cast<double>(last.tokens) / wall, gap, last.stats.num_builds, last.stats.num_merged_steps);
+        Rounds rounds(flags);
+        LK_RETURN_IF_ERROR(rounds.run(bench, shape, share));
+        for (const std::string& chooser : flags.choosers) {
+          const RunResult& last = rounds.of(chooser).back();
+          const double wall = rounds.median(chooser, &RunResult::wall_s), cpu = rounds.median(chooser, &RunResult::cpu_s);
+          const double gap = 1e3 * rounds.median(chooser, &RunResult::longest_gap_s);
+          const Ratio ahead_wall = rounds.gain(chooser, &RunResult::wall_s), ahead_cpu = rounds.gain(chooser, &RunResult::cpu_s);
+          fmt::print("{:>5} {:<8} {:>6.2f} {:<10} {:>7} {:>8.2f} {:>8.2f} {:>7.3f} +- {:>5.3f} {:>7.3f} +- {:>5.3f} {:>7.0f} {:>7} {:>7}\n", rank, shape.name, share,
+                     chooser, rounds.of(chooser).size(), wall, cpu, ahead_wall.median, ahead_wall.error, ahead_cpu.median, ahead_cpu.error, gap,
+                     last.stats.num_builds, last.stats.num_merged_steps);
           std::fflush(stdout);
-          rows.push_back(json::object{{"rank", rank}, {"shape", shape.name}, {"share", share}, {"chooser", chooser}, {"wall_s", wall}, {"cpu_s", cpu},
-                                      {"tokens", last.tokens}, {"longest_gap_ms", gap}, {"builds", last.stats.num_builds},
-                                      {"merged_steps", last.stats.num_merged_steps}, {"exclusive_steps", last.stats.num_exclusive_steps}});
+          rows.push_back(json::object{{"rank", rank}, {"shape", shape.name}, {"share", share}, {"chooser", chooser}, {"rounds", rounds.of(chooser).size()},
+                                      {"wall_s", wall}, {"cpu_s", cpu}, {"ahead_wall", ahead_wall.median}, {"ahead_wall_error", ahead_wall.error},
+                                      {"ahead_cpu", ahead_cpu.median}, {"ahead_cpu_error", ahead_cpu.error}, {"tokens", last.tokens},
+                                      {"longest_gap_ms", gap}, {"builds", last.stats.num_builds}, {"merged_steps", last.stats.num_merged_steps},
+                                      {"exclusive_steps", last.stats.num_exclusive_steps}});
         }
       }
     }

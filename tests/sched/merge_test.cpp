@@ -1,186 +1,73 @@
 // SPDX-License-Identifier: Apache-2.0
-// Merge choosers, controller and scheduler over an executor with a roofline for a cost model and a clock that only steps move: every time
-// below is virtual, so policies are compared exactly.
-#include <gtest/gtest.h>
-
-#include <algorithm>
-#include <deque>
-#include <map>
-#include <set>
-
-#include "lk/base/rng.h"
-#include "lk/sched/scheduler.h"
+// Merge choosers, controller and scheduler on the virtual machine of merge_machine.h: every time below is virtual, so policies are compared
+// exactly.
+#include "merge_machine.h"
 
 namespace lk {
 namespace {
 
-// Times in us. One product of n rows: reading the weights once, or the arithmetic.
-struct Machine {
-  double read = 10'000, row = 1'000;  // ridge at 10 rows
-  double lora_factor = 1.5;           // low-rank work is less efficient than products
+// Products and low-rank parts apart by 15 %, steps that take three times as long, a machine that slows to half and recovers.
+constexpr Noise kNoise{.sigma = 0.15, .outliers = 0.02, .drift = 2, .drift_s = 40};
+
+struct Compared {
+  double never = 0, always = 0;
+  Outcome cost;
+  double gain() const { return std::min(never, always) / cost.seconds; }
 };
-
-class SimExecutor : public Executor {
- public:
-  SimExecutor(const Machine& machine, std::map<AdapterId, double> costs) : machine_(machine), costs_(std::move(costs)) {}
-
-  Micros now() const override { return static_cast<Micros>(time_); }
-  AdapterFootprint footprint(AdapterId) const override { return {.num_pages = 2, .run_length = 0}; }
-  void start_load(AdapterId adapter, const AdapterPages&) override { loads_.push_back({adapter, Status()}); }
-  std::vector<LoadResult> take_finished_loads(bool) override { return std::exchange(loads_, {}); }
-  StepTimes last_step_times() const override { return times_; }
-
-  Result<MergeFootprint> merge_footprint(AdapterId adapter) const override {
-    const double cost = costs_.at(adapter);
-    if (cost == 0) return failed_precondition("nothing to merge");
-    return MergeFootprint{.run_lengths = {merge_pages, merge_pages}, .relative_cost = cost, .build_cost_rows = cost * 500};
-  }
-  void start_merge(AdapterId adapter, const MergePages& pages) override {
-    EXPECT_EQ(pages.run_begin.size(), 2u);
-    EXPECT_TRUE(building_.emplace(adapter, build_work(adapter)).second);
-  }
-  std::vector<MergeResult> take_finished_merges() override {
-    std::vector<MergeResult> results;
-    for (auto it = building_.begin(); it != building_.end();) {
-      if (it->second > 0) {
-        ++it;
-        continue;
-      }
-      MergeResult result{.adapter = it->first, .build_time = static_cast<Micros>(2 * build_work(it->first)),
-                         .engine_time = static_cast<Micros>(build_work(it->first)), .build_cost_rows = costs_.at(it->first) * 500};
-      if (refused.contains(it->first)) result.status = failed_precondition("rounding loses too much");
-      else built_.insert(it->first);
-      results.push_back(result);
-      it = building_.erase(it);
-    }
-    return results;
-  }
-  void drop_merge(AdapterId adapter) override {
-    building_.erase(adapter);
-    built_.erase(adapter);
-  }
-  std::vector<ItemResult> execute(const StepPlan& plan) override {
-    EXPECT_TRUE(plan.merged == kBaseModel || built_.contains(plan.merged)) << "step merged by weights that are not there";
-    std::map<AdapterId, int64_t> rows;
-    for (const StepItem& item : plan.items) rows[item.request->adapter] += item.end - item.begin;
-    double hot = 0, others = 0, lora = 0;
-    for (const auto& [adapter, n] : rows) {
-      const auto count = static_cast<double>(n);
-      (adapter == plan.merged && adapter != kBaseModel ? hot : others) += count;
-      if (adapter == kBaseModel || adapter == plan.merged) continue;
-      lora += machine_.lora_factor * costs_.at(adapter) * std::max(machine_.read, machine_.row * count);
-    }
-    times_ = {.total = static_cast<Micros>(product(hot) + product(others) + lora), .lora = static_cast<Micros>(lora)};
-    double elapsed = static_cast<double>(times_.total);
-    // A builder takes a third of the machine while it has work.
-    if (!building_.empty() && !stuck) {
-      const double done = std::min(building_.begin()->second, elapsed / 2);
-      building_.begin()->second -= done;
-      elapsed += done;
-      times_.total = static_cast<Micros>(elapsed);
-    }
-    time_ += elapsed;
-    for (const auto& [adapter, n] : rows) last_step_[adapter] = now();
-    steps.push_back({plan.merged, rows});
-    std::vector<ItemResult> results(plan.items.size());
-    for (ItemResult& result : results) result.token.token = 7;
-    return results;
-  }
-  void wait_until(Micros time) { time_ = std::max(time_, static_cast<double>(time)); }
-
-  struct Step {
-    AdapterId merged;
-    std::map<AdapterId, int64_t> rows;
-  };
-  std::vector<Step> steps;
-  std::set<AdapterId> refused;
-  bool stuck = false;  // builds make no progress
-  int64_t merge_pages = 50;
-
- private:
-  double product(double n) const { return n == 0 ? 0 : std::max(machine_.read, machine_.row * n); }
-  double build_work(AdapterId adapter) const { return 2 * machine_.read + costs_.at(adapter) * 500 * machine_.row; }
-  const Machine machine_;
-  const std::map<AdapterId, double> costs_;
-  double time_ = 1;
-  StepTimes times_;
-  std::vector<LoadResult> loads_;
-  std::map<AdapterId, double> building_;
-  std::set<AdapterId> built_;
-  std::map<AdapterId, Micros> last_step_;
-};
-
-struct Workload {
-  int64_t requests = 400, prompt = 8, output = 64, max_running = 32, phase = 0;  // phase > 0: the hot adapter changes after so many
-  double share = 0.5, cost = 0.2;
-  int64_t adapters = 8;
-  QueueKind queue = QueueKind::kFcfs;
-};
-
-struct Outcome {
-  double seconds = 0, longest_gap = 0;  // gap: between two steps of one request
-  MergeStats stats;
-};
-
-Outcome run(const Workload& w, const std::string& chooser, uint64_t seed, const Machine& machine = {}) {
-  std::map<AdapterId, double> costs;
-  for (AdapterId a = 0; a < w.adapters; ++a) costs[a] = w.cost;
-  SimExecutor executor(machine, costs);
-  UnifiedPool pool(1600);
-  Scheduler scheduler({.max_step_tokens = 512, .max_running = w.max_running, .prefix_cache = false, .queue = {.kind = w.queue}}, pool, executor);
-  auto made = make_merge_chooser(chooser);
-  EXPECT_TRUE(made) << chooser;
-  scheduler.enable_merging({}, std::move(made));
-  for (AdapterId a = 0; a < w.adapters; ++a) scheduler.merging()->set_allowed(a, true);
-  Rng rng(seed);
-  std::map<RequestId, Micros> last;
-  Outcome outcome;
-  int64_t submitted = 0, finished = 0;
-  while (finished < w.requests) {
-    // A closed loop with as many waiting as running.
-    while (submitted < w.requests && submitted - finished < 2 * w.max_running) {
-      const AdapterId hot = w.phase > 0 ? static_cast<AdapterId>(submitted / w.phase % w.adapters) : 0;
-      Request request{.id = submitted++, .adapter = rng.uniform() < w.share ? hot : static_cast<AdapterId>(rng.below(static_cast<uint64_t>(w.adapters))),
-                      .prompt = std::vector<int32_t>(static_cast<size_t>(w.prompt), 1), .max_tokens = 1 + static_cast<int64_t>(rng.below(static_cast<uint64_t>(2 * w.output)))};
-      EXPECT_TRUE(scheduler.submit(std::move(request)).ok());
-    }
-    for (const RequestEvent& event : scheduler.step()) {
-      if (event.has_token || event.started) {
-        if (const auto it = last.find(event.id); it != last.end())
-          outcome.longest_gap = std::max(outcome.longest_gap, static_cast<double>(executor.now() - it->second) * 1e-6);
-        last[event.id] = executor.now();
-      }
-      if (event.finish != FinishReason::kNone) ++finished, last.erase(event.id);
-    }
-    if (executor.steps.size() % 32 == 0) pool.check_integrity();
-  }
-  outcome.seconds = static_cast<double>(executor.now()) * 1e-6;
-  outcome.stats = scheduler.merging()->stats();
-  return outcome;
+Compared compare(const Workload& w, uint64_t seed, const Machine& machine = {}, const Noise& noise = {}) {
+  return {run(w, "never", seed, machine, noise).seconds, run(w, "always", seed, machine, noise).seconds, run(w, "cost", seed, machine, noise)};
+}
+std::ostream& operator<<(std::ostream& out, const Compared& c) {
+  return out << "never " << c.never << " always " << c.always << " cost " << c.cost.seconds << " s, builds " << c.cost.stats.num_builds << ", merged steps "
+             << c.cost.stats.num_merged_steps << ", exclusive " << c.cost.stats.num_exclusive_steps;
 }
 
 // The figure that the cost chooser is for: never more than 2 % behind the better of the two pure policies, whatever the share, the size of the
-// deltas and the kind of work, and clearly ahead of both where the best choice changes with the step.
-TEST(MergeCost, NeverWorseThanTheBetterPurePolicyAndSomewhereBetterThanBoth) {
-  double best_gain = 0;
+// deltas and the kind of work.
+void never_worse(uint64_t seed, const Machine& machine, const Noise& noise) {
   for (const auto& [queue, prefill] : {std::pair(QueueKind::kFcfs, true), {QueueKind::kFcfs, false}, {QueueKind::kVtc, true}, {QueueKind::kVtc, false}}) {
     for (const double share : {0.3, 0.5, 0.7, 0.9, 1.0}) {
       for (const double cost : {0.01, 0.1, 0.4}) {
         for (const int64_t max_running : {4, 32}) {
           const Workload w{.requests = prefill ? 400 : 200, .prompt = prefill ? 256 : 8, .output = prefill ? 4 : 64, .max_running = max_running,
                            .share = share, .cost = cost, .queue = queue};
-          const double unmerged = run(w, "never", 1).seconds, merged = run(w, "always", 1).seconds;
-          const Outcome chosen = run(w, "cost", 1);
-          EXPECT_LE(chosen.seconds, std::min(unmerged, merged) / 0.98)
-              << to_string(queue) << (prefill ? " prefill" : " decode") << " share " << share << " cost " << cost << " running " << max_running << ": never " << unmerged
-              << " always " << merged << " cost " << chosen.seconds << " s, builds " << chosen.stats.num_builds << ", merged steps "
-              << chosen.stats.num_merged_steps << ", exclusive " << chosen.stats.num_exclusive_steps;
-          best_gain = std::max(best_gain, std::min(unmerged, merged) / chosen.seconds);
+          const Compared compared = compare(w, seed, machine, noise);
+          EXPECT_GE(compared.gain(), 0.98) << to_string(queue) << (prefill ? " prefill" : " decode") << " share " << share << " cost " << cost
+                                           << " running " << max_running << " seed " << seed << ": " << compared;
         }
       }
     }
   }
-  EXPECT_GT(best_gain, 1.1);
+}
+
+TEST(MergeCost, NeverWorseThanTheBetterPurePolicy) {
+  for (const uint64_t seed : {1, 2}) never_worse(seed, {}, {});
+  never_worse(3, {.read = 40'000}, {});
+}
+
+TEST(MergeCost, NeverWorseOnANoisyMachine) {
+  for (const uint64_t seed : {1, 2, 3}) never_worse(seed, {}, kNoise);
+}
+
+// Where no fixed mode is right: a few decoding requests, most of them of one adapter. A step with somebody else in it waits for a second read
+// of the weights when it runs merged, a step without does not.
+TEST(MergeCost, BetterThanBothWhereTheBestModeChangesWithTheStep) {
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    for (const Noise& noise : {Noise{}, kNoise}) {
+      const Compared compared = compare({.requests = 200, .max_running = 2, .share = 0.8, .cost = 0.2}, seed, {}, noise);
+      EXPECT_GE(compared.gain(), 1.1) << "seed " << seed << " noise " << noise.sigma << ": " << compared;
+    }
+  }
+}
+
+// And where two adapters take turns at being the hotter one, faster than a build pays for itself: `always` builds at each turn.
+TEST(MergeCost, BetterThanBothWhereTheHotAdapterKeepsChanging) {
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    for (const Noise& noise : {Noise{}, kNoise}) {
+      const Compared compared = compare({.requests = 300, .phase = 20, .share = 0.9, .cost = 0.4, .adapters = 2}, seed, {.build_factor = 3}, noise);
+      EXPECT_GE(compared.gain(), 1.1) << "seed " << seed << " noise " << noise.sigma << ": " << compared;
+    }
+  }
 }
 
 TEST(MergeCost, NobodyWaitsLongerThanTheBound) {

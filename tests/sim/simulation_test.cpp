@@ -260,7 +260,7 @@ TEST(Simulation, ThroughputDoesNotDependOnRegisteredAdapters) {
 }
 
 TEST(Fuzz, RandomSchedulesKeepEveryInvariant) {
-  int64_t preemptions = 0, failed = 0, cancelled = 0, evictions = 0;
+  int64_t preemptions = 0, failed = 0, cancelled = 0, evictions = 0, merged_steps = 0, refused = 0, given_back = 0, alone = 0;
   for (uint64_t seed = 0; seed < 300; ++seed) {
     const Result<SimResult> result = fuzz_one(seed, {});
     ASSERT_TRUE(result.ok()) << result.status().message();
@@ -268,17 +268,31 @@ TEST(Fuzz, RandomSchedulesKeepEveryInvariant) {
     failed += result->failed;
     cancelled += result->cancelled;
     evictions += result->adapter_evictions;
+    merged_steps += result->merges.num_merged_steps;
+    refused += result->merges.num_refused;
+    given_back += result->merges.num_given_back;
+    alone += result->merges.num_exclusive_steps;
   }
   // The seeds reach the rare paths.
   EXPECT_GT(preemptions, 100);
   EXPECT_GT(failed, 100);
   EXPECT_GT(cancelled, 100);
   EXPECT_GT(evictions, 100);
+  EXPECT_GT(merged_steps, 1000);
+  EXPECT_GT(refused, 10);
+  EXPECT_GT(given_back, 10);
+  EXPECT_GT(alone, 100);
 }
 
 TEST(Fuzz, LoadsAheadDoNotStarveTheOneThatRuns) {
   // Found by a seed: the only running request needed a page, adapters loading for others held them, and it started over each time.
-  const Result<SimResult> result = fuzz_one(8135, {});
+  const Result<SimResult> result = fuzz_one(8135, [](SimOptions& options, Rng&) { options.scheduler.merging = MergeMode::kNever; });
+  EXPECT_TRUE(result.ok()) << result.status().message();
+}
+
+TEST(Fuzz, WhoWasKeptOutRunsWhenMergedPagesAreGivenBackMeanwhile) {
+  // Found by a seed: the only request of the merged adapter lost its pages while the step was planned, and nobody else was asked.
+  const Result<SimResult> result = fuzz_one(1486, {});
   EXPECT_TRUE(result.ok()) << result.status().message();
 }
 

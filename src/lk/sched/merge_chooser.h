@@ -94,7 +94,7 @@ struct CostChooserOptions {
   double backlog_weight = 0.5;    // of savings that the known requests promise: they may end early
   double forget_s = 60;           // savings missed so long ago count 1/e
   double hysteresis = 0.02;       // a mode must measure better by this share
-  int64_t probe_every = 48;       // steps of one kind between two looks at the other mode
+  int64_t probe_after = 4;        // steps of one kind before the first look at the other mode; the next comes after twice as many, and so on
   double probe_limit = 1.3;       // never look at a mode that is expected to be slower by this factor
   Micros max_exclusive_wait = 250'000;  // nobody is kept out of steps longer
   double exclusive_gain = 0.1;    // share of time per row that keeping others out must save

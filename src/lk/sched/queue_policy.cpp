@@ -142,6 +142,8 @@ void QueuePolicy::computed(Ticket& ticket, int64_t prompt_tokens, int64_t output
   ticket.computed_prompt += prompt_tokens;
   ticket.output_tokens += output_tokens;
   tenant.service += cost.of(ticket.computed_prompt, ticket.output_tokens) - done;
+  if (output_tokens > 0 && options_.prediction == Prediction::kMean && ticket.output_tokens >= ticket.predicted_output)
+    ticket.predicted_output = predictor_.outlived(*ticket.request, ticket.output_tokens);
   if (output_tokens > 0) set_advance(ticket, cost.of(ticket.prompt_tokens, ticket.output_tokens) - charged);
 }
 

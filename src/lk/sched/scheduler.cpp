@@ -352,9 +352,10 @@ std::vector<RequestEvent> Scheduler::step(bool wait) {
   planned_.clear();
   budget_ = options_.max_step_tokens;
   plan_merging();
+  const bool some_kept_out = merging_ && merging_->exclusive();  // it may end while planning, when merged pages are given back
   plan_running();
   admit_waiting();
-  if (planned_.empty() && merging_ && merging_->exclusive()) {
+  if (planned_.empty() && some_kept_out) {
     merging_->end_exclusive();
     plan_running();
     admit_waiting();

@@ -50,13 +50,26 @@ uint64_t LengthPredictor::key(const Request& request) {
 }
 
 int64_t LengthPredictor::predict(const Request& request) const {
-  const auto it = means_.find(key(request));
-  return std::min(request.max_tokens, static_cast<int64_t>(std::llround(it == means_.end() ? overall_ : it->second)));
+  if (const auto it = means_.find(key(request)); it != means_.end()) return std::min(request.max_tokens, static_cast<int64_t>(std::llround(it->second)));
+  const auto it = longest_.find(key(request));
+  return std::min(request.max_tokens, std::max(static_cast<int64_t>(std::llround(overall_)), it == longest_.end() ? 0 : it->second));
+}
+
+int64_t LengthPredictor::outlived(const Request& request, int64_t output_tokens) {
+  const int64_t forecast = std::min(request.max_tokens, 2 * output_tokens);
+  const uint64_t pair = key(request);
+  if (!means_.contains(pair)) {
+    if (longest_.size() >= kMaxPairs) longest_.clear();
+    int64_t& longest = longest_[pair];
+    longest = std::max(longest, forecast);
+  }
+  return forecast;
 }
 
 void LengthPredictor::learn(const Request& request, int64_t output_tokens) {
   const auto length = static_cast<double>(output_tokens);
   overall_ = overall_ == 0 ? length : overall_ + kNewest * (length - overall_);
+  longest_.erase(key(request));
   if (means_.size() >= kMaxPairs) means_.clear();
   const auto [it, first] = means_.emplace(key(request), length);
   if (!first) it->second += kNewest * (length - it->second);

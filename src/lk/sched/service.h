@@ -24,16 +24,20 @@ struct ServiceCost {
   static Result<ServiceCost> parse(std::string_view text);
 };
 
-// Output lengths by (tenant, adapter): a moving average that weighs the newest by one fifth, as the VTC artifact does.
+// Output lengths by (tenant, adapter): a moving average that weighs the newest by one fifth, as the VTC artifact does. Who outlives a
+// forecast is taken for half done; until a first answer of the pair has ended, that is also what the next ones are taken for.
 class LengthPredictor {
  public:
-  // Tokens, at most max_tokens. Before the first answer of a pair, the average of all.
+  // Tokens, at most max_tokens. Before the first answer of a pair, the average of all, or more: see outlived().
   int64_t predict(const Request& request) const;
   void learn(const Request& request, int64_t output_tokens);
+  // This many tokens are made and the forecast has passed: the new one, at most max_tokens.
+  int64_t outlived(const Request& request, int64_t output_tokens);
 
  private:
   static uint64_t key(const Request& request);
   std::unordered_map<uint64_t, double> means_;
+  std::unordered_map<uint64_t, int64_t> longest_;  // forecast of pairs without a mean
   double overall_ = 0;
 };
 

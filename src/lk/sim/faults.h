@@ -17,8 +17,10 @@ struct FaultOptions {
   double cancel = 0;         // per step: a request, waiting or running, is cancelled
   double time_jump = 0;      // per step: the clock jumps up to a minute ahead
   double pin = 0;            // per step: some adapter is pinned, or let go: less room for everybody
+  double merge_failure = 0;  // per build of merged weights: refused at its end, as when rounding loses too much
+  double slow_merge = 0;     // per build: up to 1,000 times as long
   uint64_t seed = 0;
-  bool any() const { return load_failure + slow_load + slow_step + cancel + time_jump + pin > 0; }
+  bool any() const { return load_failure + slow_load + slow_step + cancel + time_jump + pin + merge_failure + slow_merge > 0; }
 };
 
 class Faults {
@@ -28,6 +30,8 @@ class Faults {
   bool load_fails() { return hit(options_.load_failure); }
   double load_factor() { return hit(options_.slow_load) ? 1 + 99 * rng_.uniform() : 1; }
   double step_factor() { return hit(options_.slow_step) ? 1 + 49 * rng_.uniform() : 1; }
+  bool merge_fails() { return hit(options_.merge_failure); }
+  double merge_factor() { return hit(options_.slow_merge) ? 1 + 999 * rng_.uniform() : 1; }
   bool cancels() { return hit(options_.cancel); }
   bool pins() { return hit(options_.pin); }
   // Microseconds to jump ahead; 0 = no jump.

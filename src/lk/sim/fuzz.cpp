@@ -64,6 +64,18 @@ SimSpec random_spec(uint64_t seed, Rng& rng) {
   return spec;
 }
 
+// Draws of its own, so that a seed without merging is the run that it was before there was any.
+void vary_merging(uint64_t seed, SimOptions& options) {
+  Rng rng(random_bits(seed, 0x3e46e));
+  options.scheduler.merging = static_cast<MergeMode>(rng.below(5));
+  if (options.scheduler.merging == MergeMode::kNever) return;
+  // Merged weights of a page up to two thirds of the pool: from "always fits" to "not at all", and often taken back.
+  const double pages = around(rng, 1, std::max(2.0, 0.67 * static_cast<double>(options.num_pages)));
+  options.model.merged_bytes = std::min(options.model.weight_bytes, std::floor(pages) * options.model.page_bytes());
+  if (rng.below(2) == 0) options.faults.merge_failure = around(rng, 0.01, 0.5);
+  if (rng.below(2) == 0) options.faults.slow_merge = around(rng, 0.01, 1);
+}
+
 }  // namespace
 
 Result<Experiment> fuzz_experiment(uint64_t seed, const VaryOptions& vary) {
@@ -78,10 +90,12 @@ Result<Experiment> fuzz_experiment(uint64_t seed, const VaryOptions& vary) {
   const int64_t least = (most_tokens + 15) / 16 + most_adapter + 1;
   options.num_pages = rng.below(3) == 0 ? least : between(rng, least, 8 * least);
   options.check_invariants = true;
+  vary_merging(seed, options);
   // Whoever keeps the order of arrival within a tenant may pass nobody of it; the others have bounds of their own.
   const QueueKind kind = options.scheduler.queue.kind;
   const bool in_order = kind == QueueKind::kFcfs || kind == QueueKind::kRpm || kind == QueueKind::kDrr;
-  options.max_bypass = in_order && options.scheduler.slots.max == 0 && options.scheduler.slots.cluster == 0 ? 0 : std::numeric_limits<int64_t>::max();
+  const bool all_run = options.scheduler.merging == MergeMode::kNever || options.scheduler.merging == MergeMode::kAlways;  // else some are kept out
+  options.max_bypass = in_order && all_run && options.scheduler.slots.max == 0 && options.scheduler.slots.cluster == 0 ? 0 : std::numeric_limits<int64_t>::max();
   options.prefetch = rng.below(4) != 0;
   if (vary) vary(options, rng);
   return experiment;

@@ -166,8 +166,8 @@ Result<MergeFootprint> SimExecutor::merge_footprint(AdapterId adapter) const {
 }
 
 void SimExecutor::start_merge(AdapterId adapter, const MergePages&) {
-  const double us = model_.merge_us_of(adapters_[static_cast<size_t>(adapter)].rank);
-  LK_CHECK(!building() && merges_.emplace(adapter, Merge{.left_us = us, .begun = now_}).second, "adapter {} is built beside another, or twice", adapter);
+  const double us = model_.merge_us_of(adapters_[static_cast<size_t>(adapter)].rank) * faults_.merge_factor();
+  LK_CHECK(!building() && merges_.emplace(adapter, Merge{.left_us = us, .begun = now_, .fails = faults_.merge_fails()}).second, "adapter {} is built beside another, or twice", adapter);
 }
 
 std::vector<MergeResult> SimExecutor::take_finished_merges() {
@@ -175,7 +175,7 @@ std::vector<MergeResult> SimExecutor::take_finished_merges() {
   for (auto& [adapter, merge] : merges_) {
     if (merge.left_us > 0 || std::exchange(merge.reported, true)) continue;
     const int64_t rank = adapters_[static_cast<size_t>(adapter)].rank;
-    done.push_back({.adapter = adapter, .status = Status(), .build_time = now_ - merge.begun, .engine_time = std::llround(model_.merge_us_of(rank)),
+    done.push_back({.adapter = adapter, .status = merge.fails ? failed_precondition("adapter {}: the merge was made to fail", adapter) : Status(), .build_time = now_ - merge.begun, .engine_time = std::llround(model_.merge_us_of(rank)),
                     .build_cost_rows = static_cast<double>(rank) * model_.merged_share()});
   }
   return done;

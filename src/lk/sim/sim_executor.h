@@ -75,6 +75,7 @@ class SimExecutor : public Executor {
     double left_us = 0;  // of work, alone on the machine; 0 = built
     Micros begun = 0;
     bool reported = false;
+    bool fails = false;
   };
   Merge* building();  // null when nothing is
   bool on_host(AdapterId adapter) const { return host_bytes_ <= 0 || host_place_[static_cast<size_t>(adapter)] != host_lru_.end(); }

@@ -138,6 +138,8 @@ std::vector<Parameter> other_parameters() {
       chance("fault-cancel", "probability per step that a request is cancelled", &FaultOptions::cancel),
       chance("fault-time-jump", "probability per step that the clock jumps up to a minute", &FaultOptions::time_jump),
       chance("fault-pin", "probability per step that an adapter is pinned or let go", &FaultOptions::pin),
+      chance("fault-merge-failure", "probability that a build of merged weights is refused", &FaultOptions::merge_failure),
+      chance("fault-slow-merge", "probability that a build of merged weights takes up to 1,000 times as long", &FaultOptions::slow_merge),
   };
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The experiments of VTC (arXiv:2401.00588 §5 and its artifact) and S-LoRA (arXiv:2311.03285 §7) by name.
+// The experiments of VTC (arXiv:2401.00588 §5 and its artifact), S-LoRA (arXiv:2311.03285 §7) and dLoRA (OSDI'24, figure 10) by name.
 #include <array>
 
 #include "lk/sim/spec.h"
@@ -83,6 +83,22 @@ std::function<void(SimSpec&)> slora(const char* model, std::vector<int64_t> rank
   };
 }
 
+// The shape of dLoRA's ablation of its modes: one machine, 8 adapters, more than it serves. The share of the hottest adapter is swept by
+// the exponent of --popularity zipf:S (0.13, 0.37, 0.65, 0.83 for S = 0, 1, 2, 3).
+std::function<void(SimSpec&)> merge_modes(int64_t rank, int32_t input, int32_t output, double rate) {
+  return [=](SimSpec& spec) {
+    spec.model = "a100-80-7b";
+    spec.ranks = {rank};
+    spec.adapters = 8;
+    spec.popularity = Popularity::zipf(2);
+    spec.rate = rate;
+    spec.duration_s = 120;
+    spec.input = LengthDist::uniform(input / 2, input + input / 2);
+    spec.output = LengthDist::uniform(std::max(1, output / 2), output + output / 2);
+    spec.scheduler.merging = MergeMode::kCost;
+  };
+}
+
 std::vector<Suite> make_suites() {
   const std::vector<int64_t> s1{8}, s2{64, 32, 16, 8}, s4{64, 32, 16};
   return {
@@ -107,6 +123,9 @@ std::vector<Suite> make_suites() {
       {"slora-s4-a100-40", "S-LoRA S4: 13B, ranks 64/32/16, A100 40 GB, 200 adapters, 2 requests/s", slora("a100-40-13b", s4, 200, 2, 300)},
       {"slora-s1-a100", "S-LoRA Table 3, S1: 7B, rank 8, A100 80 GB, 10 requests/s for 120 s", slora("a100-80-7b", s1, 100, 10, 120)},
       {"slora-s2-a100", "S-LoRA Table 3, S2: 7B, ranks 64/32/16/8, A100 80 GB, 10 requests/s for 120 s", slora("a100-80-7b", s2, 100, 10, 120)},
+      {"merge-mixed", "merging modes: 8 adapters of rank 64, 7B, A100 80 GB, 256 + 128 tokens (after dLoRA fig. 10)", merge_modes(64, 256, 128, 20)},
+      {"merge-prefill", "likewise 512 + 8 tokens", merge_modes(64, 512, 8, 24)},
+      {"merge-decode", "likewise 32 + 256 tokens", merge_modes(64, 32, 256, 20)},
       {"slora-s4-a100", "S-LoRA S4: 13B, ranks 64/32/16, A100 80 GB, 400 adapters, 6 requests/s", slora("a100-80-13b", s4, 400, 6, 300)},
   };
 }
