@@ -121,6 +121,16 @@ TEST_F(LoaderTest, StagedAdapterNeedsNoReadingWhenItsLoadBegins) {
   EXPECT_EQ(sources_[0]->reads, 2);
 }
 
+TEST_F(LoaderTest, WhatHasToBeReadFirstCostsMore) {
+  open(1 << 20);
+  const AdapterId id = add("r8_attention");
+  start(id);
+  ASSERT_TRUE(finish().status.ok());
+  EXPECT_EQ(engine_->reload_cost(id), 1);
+  host_->drop_all();
+  EXPECT_GT(engine_->reload_cost(id), 1);
+}
+
 TEST_F(LoaderTest, StagingTakesAtMostHalfOfHostMemory) {
   open(1 << 20);
   add("r8_attention");

@@ -39,7 +39,7 @@ class HostMemory(Directory):
         for name in ("a", "b", "c"):
             self.copy_adapter("sql", "root", name)
         self.copy_adapter("dates", "root", "dates")
-        server = self.start("--lora-dir", self.path("root"), "--watch-interval", "3600", "--host-memory", "700KiB", "--memory", "1800KiB", adapters=())
+        server = self.start("--lora-dir", self.path("root"), "--watch-interval", "3600", "--host-memory", "700KiB", "--memory", "1680KiB", adapters=())
         for _ in range(3):
             for name in ("a", "b", "c"):
                 self.assertEqual(says(server, name, RIGA), SQL)

@@ -55,6 +55,8 @@ class Engine : public Executor {
   void unregister_adapter(AdapterId id);
   bool has_adapter(AdapterId id) const { return adapters_.contains(id); }
   const std::string& adapter_name(AdapterId id) const { return adapters_.at(id).prepared.host->name(); }
+  // What bringing it into pages would cost now, relative to a copy from host memory (UnifiedPool::set_reload_cost()).
+  double reload_cost(AdapterId id) const { return loader_->relative_cost(*adapters_.at(id).prepared.host); }
   // Called on the loader thread after each load: wakes whoever waits for take_finished_loads(). Set before the first load.
   void set_load_listener(std::function<void()> listener) { loader_->set_listener(std::move(listener)); }
   // Called by execute() after each layer, on its thread, to see to what cannot wait for the step's end. It must be cheap when there is

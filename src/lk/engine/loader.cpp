@@ -2,6 +2,7 @@
 #include "lk/engine/loader.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "lk/base/thread_name.h"
 
@@ -54,6 +55,13 @@ void Loader::stage(const std::shared_ptr<HostAdapter>& adapter) {
   read_wanted_.notify_one();
 }
 
+double Loader::relative_cost(const HostAdapter& adapter) const {
+  constexpr double kMost = 100;  // one slow read should not keep an adapter for ever
+  const double copy = copy_seconds_per_byte_;
+  if (adapter.on_host() || copy <= 0) return 1;
+  return std::min(kMost, 1 + adapter.read_seconds_per_byte() / copy);
+}
+
 void Loader::read_main(std::stop_token stop) {
   set_thread_name("lk-reader");
   for (;;) {
@@ -87,7 +95,13 @@ void Loader::copy_main(std::stop_token stop) {
     copies_.pop_front();
     lock.unlock();
     Done done{.adapter = copy.job.adapter, .status = copy.content.status(), .resident = nullptr};
-    if (done.status.ok()) done.resident = copy.job.layout->load(std::move(*copy.content), copy.job.pages, pool_base_, threads);
+    if (done.status.ok()) {
+      const auto begin = std::chrono::steady_clock::now();
+      done.resident = copy.job.layout->load(std::move(*copy.content), copy.job.pages, pool_base_, threads);
+      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+      const double measured = seconds / static_cast<double>(std::max<int64_t>(copy.job.host->bytes(), 1)), old = copy_seconds_per_byte_;
+      copy_seconds_per_byte_ = old == 0 ? measured : old + 0.1 * (measured - old);
+    }
     lock.lock();
     done_.push_back(std::move(done));
     lock.unlock();

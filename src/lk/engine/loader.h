@@ -5,6 +5,7 @@
 // Thread safety: every call from the engine thread.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -42,6 +43,8 @@ class Loader {
   // Reads an adapter from disk into host memory, after all that start() waits for. Nothing when it is there, or when what was staged and not
   // started yet would take more than half of the host tier.
   void stage(const std::shared_ptr<HostAdapter>& adapter);
+  // What bringing an adapter into pages costs now, in that of copying it from host memory: more when it has to be read first.
+  double relative_cost(const HostAdapter& adapter) const;
 
  private:
   struct Copy {
@@ -52,6 +55,7 @@ class Loader {
   void copy_main(std::stop_token stop);
 
   std::byte* const pool_base_;
+  std::atomic<double> copy_seconds_per_byte_{0};  // a moving average
   std::function<void()> listener_;
   // Engine thread only: staged and not started, dropped ones among them.
   std::vector<std::shared_ptr<HostAdapter>> staged_;

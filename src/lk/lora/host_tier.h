@@ -69,6 +69,7 @@ class HostAdapter {
   const std::string& name() const { return name_; }
   int64_t bytes() const { return bytes_; }  // of the content, when it is in memory
   bool on_host() const { return on_host_.load(std::memory_order_acquire); }
+  double read_seconds_per_byte() const { return seconds_per_byte_; }  // roughly; of the first read
   // Whether get() can be expected to succeed.
   bool recoverable() const { return on_host() || source_->available(); }
   // The content, or null when it would have to be read. Counts as a use.

@@ -62,6 +62,7 @@ Result<std::unique_ptr<TextEngine>> TextEngine::open(const TextEngineOptions& op
   LK_ASSIGN_OR_RETURN(self->engine_, Engine::create({.max_step_tokens = options.scheduler.max_step_tokens, .memory_bytes = options.memory_bytes},
                                                     std::move(weights), std::move(backend)));
   self->pool_ = std::make_unique<UnifiedPool>(self->engine_->num_pages());
+  self->pool_->set_reload_cost([engine = self->engine_.get()](AdapterId id) { return engine->reload_cost(id); });
   SchedulerOptions scheduler = options.scheduler;
   scheduler.max_sequence = self->context();
   self->scheduler_ = std::make_unique<Scheduler>(scheduler, *self->pool_, *self->engine_);

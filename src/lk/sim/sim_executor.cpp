@@ -69,6 +69,11 @@ void SimExecutor::touch_host(AdapterId adapter) {
   }
 }
 
+double SimExecutor::reload_cost(AdapterId adapter) const {
+  const double bytes = adapters_[static_cast<size_t>(adapter)].bytes;
+  return on_host(adapter) ? 1 : 1 + model_.read_us_of(bytes) / model_.load_us_of(bytes);
+}
+
 Micros SimExecutor::read(AdapterId adapter, double factor) {
   Micros& reader = *std::min_element(reader_free_.begin(), reader_free_.end());
   reader = std::max(now_, reader) + static_cast<Micros>(std::ceil(model_.read_us_of(adapters_[static_cast<size_t>(adapter)].bytes) * factor));

@@ -50,6 +50,8 @@ class SimExecutor : public Executor {
   void advance_to(Micros time);
   // Called within each step, at its beginning, with its end: what happens meanwhile may advance the clock so far.
   void set_interlude(std::function<void(Micros end)> interlude) { interlude_ = std::move(interlude); }
+  // What bringing it into pages would cost now, relative to a copy from host memory.
+  double reload_cost(AdapterId adapter) const;
   // When the load under way ends that ends first.
   std::optional<Micros> next_load_end() const;
   const std::vector<LoadRecord>& loads() const { return loads_; }

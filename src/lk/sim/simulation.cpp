@@ -62,6 +62,7 @@ class Simulation {
       : options_(options), workload_(workload), faults_(options.faults), executor_(options.model, options.adapters, options.host_bytes, faults_),
         pool_(options.num_pages), scheduler_(options.scheduler, pool_, executor_), recorder_(options.metrics, workload, executor_),
         place_(workload.requests.size(), -1) {
+    pool_.set_reload_cost([this](AdapterId adapter) { return executor_.reload_cost(adapter); });
     for (size_t i = 0; scheduler_.merging() && i < options.adapters.size(); ++i) scheduler_.merging()->set_allowed(static_cast<AdapterId>(i), true);
     for (size_t i = 0; i < workload.tenants.size(); ++i) scheduler_.set_tenant_weight(tenant_id(static_cast<int32_t>(i)), workload.tenants[i].weight);
     if (options.prefetch) executor_.set_interlude([this](Micros end) { prefetch_until(end); });
