@@ -7,6 +7,12 @@
 #include "lk/base/check.h"
 
 namespace lk {
+namespace {
+
+// Classes of pages whose expected uses differ by less than this count as one: noise must not disturb the order of last use.
+constexpr double kAlike = 2;
+
+}  // namespace
 
 EvictionOrder::EvictionOrder(int64_t num_pages, const EvictionCosts& costs)
     : costs_(costs), decay_(std::exp(-1 / costs.horizon)), highest_cost_(costs.adapter_page), pages_(static_cast<size_t>(num_pages)) {
@@ -64,8 +70,12 @@ void EvictionOrder::note_demand(AdapterId adapter) {
 
 double EvictionOrder::expected_uses(Class of) const {
   // One use is expected until there is evidence, with the weight of a page that was there for one horizon.
-  const PageClass& pages = classes_[of];
-  return std::clamp((pages.hits + 1) / (pages.exposure + costs_.horizon) * costs_.horizon, costs_.least_uses, costs_.most_uses);
+  const auto per_horizon = [&](double hits, double exposure) { return (hits + 1) / (exposure + costs_.horizon) * costs_.horizon; };
+  const PageClass &fresh = classes_[kFresh], &found = classes_[kFound];
+  const double of_fresh = per_horizon(fresh.hits, fresh.exposure), of_found = per_horizon(found.hits, found.exposure);
+  const bool alike = std::max(of_fresh, of_found) < kAlike * std::min(of_fresh, of_found);
+  const double uses = alike ? per_horizon(fresh.hits + found.hits, fresh.exposure + found.exposure) : of == kFresh ? of_fresh : of_found;
+  return std::clamp(uses, costs_.least_uses, costs_.most_uses);
 }
 
 double EvictionOrder::adapter_value(const Family& family) {
@@ -137,7 +147,7 @@ void EvictionOrder::cache_page(PageId id, AdapterId adapter, bool found) {
   const int32_t place = family_of(adapter);
   const Class in = found ? kFound : kFresh;
   PageClass& pages = classes_[in];
-  page = {.family = place, .in = in, .older = pages.newest, .base = clock_};
+  page = {.family = place, .in = in, .older = pages.newest, .base = clock_, .stamp = ++stamps_};
   (pages.newest >= 0 ? pages_[static_cast<size_t>(pages.newest)].newer : pages.oldest) = id;
   pages.newest = id;
   ++pages.count;
@@ -170,12 +180,14 @@ std::vector<PageId> EvictionOrder::pages_of(AdapterId adapter) const {
 
 std::optional<EvictionOrder::Victim> EvictionOrder::next(const std::function<bool(AdapterId)>& kept) const {
   std::optional<Victim> victim;
+  uint64_t stamp = 0;
   for (const Class in : {kFresh, kFound}) {
     if (classes_[in].oldest < 0) continue;
     const Page& page = pages_[static_cast<size_t>(classes_[in].oldest)];
     const double priority = page.base + costs_.kv_page * expected_uses(in);
-    if (!victim || priority < victim->priority)
-      victim = Victim{.adapter = families_[static_cast<size_t>(page.family)].id, .page = classes_[in].oldest, .priority = priority};
+    if (victim && std::pair(victim->priority, stamp) < std::pair(priority, page.stamp)) continue;
+    victim = Victim{.adapter = families_[static_cast<size_t>(page.family)].id, .page = classes_[in].oldest, .priority = priority};
+    stamp = page.stamp;
   }
   for (const Entry& entry : adapters_) {
     if (victim && victim->priority <= entry.priority) break;
@@ -196,7 +208,7 @@ void EvictionOrder::check_integrity() const {
     for (PageId id = classes_[in].oldest; id >= 0; older = id, id = pages_[static_cast<size_t>(id)].newer, ++count) {
       const Page& page = pages_[static_cast<size_t>(id)];
       LK_CHECK(page.family >= 0 && page.in == in && page.older == older, "cached KV page {} is linked wrongly", id);
-      LK_CHECK(older < 0 || pages_[static_cast<size_t>(older)].base <= page.base, "KV pages {} and {} are out of order", older, id);
+      LK_CHECK(older < 0 || (pages_[static_cast<size_t>(older)].stamp < page.stamp && pages_[static_cast<size_t>(older)].base <= page.base), "KV pages {} and {} are out of order", older, id);
       ++in_family[static_cast<size_t>(page.family)][in];
     }
     LK_CHECK(classes_[in].newest == older && classes_[in].count == count);

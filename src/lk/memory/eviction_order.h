@@ -7,7 +7,7 @@
 // Cherkasova 1998). Expected uses are those in the next `horizon` requests, in one unit for all:
 // - Of a KV page, the hits per page and request that its class had lately (hit density: Beckmann et al., NSDI 2018). There are two classes:
 //   pages that nobody found again since they were published, and pages that somebody did. Where prompts share a beginning the first class
-//   is nearly worthless; conversations make both alike, and then the order is that of last use.
+//   is nearly worthless; conversations make both alike, and then they are one class, in the order of last use.
 // - Of an adapter, the demand of its family: requests for it so far, each weighing e^-1 of one that came `horizon` requests later; and at
 //   least the expected uses of its family's cached KV pages, which are of no use without it.
 // FASTLIBRA (arXiv:2505.03756) goes further and evicts all KV pages before the adapter they need; docs/scheduling.md has the figures.
@@ -94,7 +94,8 @@ class EvictionOrder {
     int32_t family = -1;  // -1: not cached
     Class in = kFresh;
     PageId newer = -1, older = -1;
-    double base = 0;  // the clock when it was cached
+    double base = 0;     // the clock when it was cached
+    uint64_t stamp = 0;  // among equals the longer unused goes first
   };
   struct PageClass {
     PageId oldest = -1, newest = -1;
@@ -103,7 +104,7 @@ class EvictionOrder {
   };
   struct Entry {
     double priority = 0;
-    uint64_t stamp = 0;  // among equals the longer unused goes first
+    uint64_t stamp = 0;
     int32_t family = -1;
     bool operator<(const Entry& other) const { return priority != other.priority ? priority < other.priority : stamp < other.stamp; }
   };
