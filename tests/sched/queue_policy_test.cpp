@@ -267,6 +267,23 @@ TEST(Vtc, DebtSurvivesIdlenessAndTheSweep) {
   EXPECT_GE(server.policy->virtual_time(*mine), debt);
 }
 
+TEST(ServiceCost, WhoOutlivesAForecastIsTakenForHalfDone) {
+  LengthPredictor predictor;
+  const Request shorter{.adapter = 1, .max_tokens = 600}, longer{.adapter = 2, .max_tokens = 600};
+  predictor.learn(shorter, 32);
+  EXPECT_EQ(predictor.predict(longer), 32) << "the average of all";
+  EXPECT_EQ(predictor.outlived(longer, 32), 64);
+  EXPECT_EQ(predictor.predict(longer), 64);
+  EXPECT_EQ(predictor.outlived(longer, 400), 600) << "max_tokens";
+  EXPECT_EQ(predictor.outlived(longer, 100), 200);
+  EXPECT_EQ(predictor.predict(longer), 600) << "the longest so far";
+  EXPECT_EQ(predictor.predict(shorter), 32);
+  predictor.learn(longer, 512);
+  EXPECT_EQ(predictor.predict(longer), 512) << "a first answer ended";
+  EXPECT_EQ(predictor.outlived(longer, 512), 600);
+  EXPECT_EQ(predictor.predict(longer), 512) << "an average is not moved by one that goes on";
+}
+
 TEST(Vtc, WeightsShareTheServer) {
   for (const Prediction prediction : {Prediction::kNone, Prediction::kMean}) {
     QueueOptions options = kPlain;

@@ -183,6 +183,16 @@ TEST(Simulation, CountsServiceByTenant) {
   EXPECT_EQ(result.vtc_bound, 2 * 2 * 256);
 }
 
+// Short prompts with long answers, before anybody knows how long: what is charged follows what is made, not the first answer's end half a
+// minute later. No scheduler that keeps going and preempts nobody for fairness can promise less than w_q M, half of the bound (theorem 4.8).
+TEST(Simulation, LongAnswersAreChargedBeforeTheFirstEnds) {
+  SimSpec spec;
+  (*find_suite("vtc-prefill-decode"))->apply(spec);
+  const Experiment experiment = *make_experiment(spec);
+  const SimResult result = *simulate(experiment.options, experiment.workload);
+  EXPECT_LT(result.max_backlogged_difference, 0.6 * result.vtc_bound);
+}
+
 TEST(Simulation, ServiceDifferenceFollowsItsDefinition) {
   // One tenant gets 60 + 2 * 60 = 180 units in each window of 60 s and asks for as much; the other asks for one request that never starts
   // within the windows: it waits behind nobody, so make it ask and get nothing by arriving at the very end.
