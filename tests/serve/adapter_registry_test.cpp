@@ -491,7 +491,6 @@ TEST_F(AdapterRegistryTest, SumsRespectTheHostMemoryBudget) {
   must_load("a", "sql");
   must_load("b", "sql");
   EXPECT_EQ(code_of("a+b+a"), StatusCode::kResourceExhausted) << "a sum holds its parts in f32, twice their bytes";
-  std::map<std::string, std::vector<int32_t>> expected;
   for (const char* weight : {"0.1", "0.2", "0.3"}) {
     const auto sum = resolve(fmt::format("a*{}+b*0.1", weight));
     ASSERT_TRUE(sum.ok()) << sum.status().message();
