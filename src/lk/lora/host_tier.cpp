@@ -122,8 +122,8 @@ Status HostTier::reserve_for_new(int64_t bytes) {
     const Room room = reserve(bytes, false);
     if (room == Room::kTaken) return Status();
     if (room == Room::kNone || watch.seconds() > kPatience)
-      return resource_exhausted("an adapter of {} bytes does not fit into host memory: {} of {} bytes are taken by what cannot be dropped now", bytes,
-                                stats().bytes, max_bytes_);
+      return resource_exhausted("an adapter of {} bytes does not fit into host memory of {} bytes, of which {} cannot be dropped now: raise --host-memory",
+                                bytes, max_bytes_, stats().bytes);
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
   }
 }
