@@ -27,6 +27,13 @@ PolicyFlag whole(const char* name, const char* help, const char* standard, doubl
           }, scale == 1 ? "INT" : "FLOAT"};
 }
 
+PolicyFlag real(const char* name, const char* help, const char* standard, double min, double max, std::function<double&(SchedulerOptions&)> field) {
+  return {name, help, standard, [=](SchedulerOptions& options, const std::string& text) -> Status {
+            LK_ASSIGN_OR_RETURN(field(options), number(text, min, max));
+            return Status();
+          }, "FLOAT"};
+}
+
 template <typename Parse, typename Field>
 PolicyFlag named(const char* name, const char* help, const char* standard, Parse parse, Field field) {
   return {name, help, standard, [=](SchedulerOptions& options, const std::string& text) -> Status {
@@ -48,10 +55,14 @@ const std::vector<PolicyFlag>& policy_flags() {
             [](O& o) -> ServiceCost& { return o.queue.cost; }),
       named("length-prediction", "output charged in advance: none, mean (of the tenant's adapter) or max-tokens", "mean", parse_prediction,
             [](O& o) -> Prediction& { return o.queue.prediction; }),
+      real("advance-share", "part of the predicted output that is charged in advance, the rest as it is made; 1: all, as in VTC's paper", "0.25", 0, 1,
+           [](O& o) -> double& { return o.queue.advance_share; }),
       whole("quantum", "drr, dlpm: credit of a visit, in the price of prompt tokens", "500", 1000, 1, 1e9, [](O& o) -> int64_t& { return o.queue.quantum; }),
       whole("requests-per-minute", "rpm: of one tenant", "60", 1, 1, 1e6, [](O& o) -> int64_t& { return o.queue.requests_per_minute; }),
       named("admission", "when a request finds memory: optimistic (preempt later), expected (by expected lengths) or reserved (by max_tokens: never preempt)",
             "optimistic", parse_admission, [](O& o) -> Admission& { return o.admission; }),
+      real("preempt-gap", "vtc, lcf: how far a tenant that finds no memory may fall behind, as a part of what the whole memory, full of output, costs, before "
+           "requests of the tenant furthest ahead start over for it; 0 = never", "0.1", 0, 1e6, [](O& o) -> double& { return o.preempt_gap; }),
       whole("max-loras", "most distinct adapters that run together; 0 = as many as fit", "0", 1, 0, 1e6, [](O& o) -> int64_t& { return o.slots.max; }),
       whole("cluster-adapters", "when that many distinct adapters run, requests of these go first; 0 = off", "0", 1, 0, 1e6,
             [](O& o) -> int64_t& { return o.slots.cluster; }),
@@ -78,6 +89,9 @@ Status check_policy(const SchedulerOptions& options, const std::set<std::string>
   if (given.contains("quantum") && kind != QueueKind::kDrr && kind != QueueKind::kDlpm) return invalid_argument("--quantum belongs to drr and dlpm, the policy is {}", policy);
   if (given.contains("requests-per-minute") && kind != QueueKind::kRpm) return invalid_argument("--requests-per-minute belongs to rpm, the policy is {}", policy);
   if (given.contains("fair-within") && kind != QueueKind::kVtc && kind != QueueKind::kLcf) return invalid_argument("--fair-within belongs to vtc and lcf, the policy is {}", policy);
+  if (given.contains("preempt-gap") && kind != QueueKind::kVtc && kind != QueueKind::kLcf) return invalid_argument("--preempt-gap belongs to vtc and lcf, the policy is {}", policy);
+  if (given.contains("preempt-gap") && options.admission == Admission::kReserved) return invalid_argument("--preempt-gap contradicts --admission reserved, which never preempts");
+  if (given.contains("advance-share") && options.queue.prediction == Prediction::kNone) return invalid_argument("--advance-share needs a --length-prediction");
   if (options.queue.within == WithinTenant::kSlack && options.slo.first_token == 0) return invalid_argument("--fair-within slack needs --slo-first-token");
   if (given.contains("slo-refuse") && options.slo.first_token == 0) return invalid_argument("--slo-refuse needs --slo-first-token");
   if (options.slots.max > 0 && options.slots.cluster >= options.slots.max)

@@ -270,7 +270,9 @@ class OwnEndpoints(Directory):
         threads = [threading.Thread(target=client) for _ in range(4)]
         for thread in threads:
             thread.start()
-        for i in range(30):
+        for i in range(600):
+            if i >= 30 and seen >= expected:  # a slow machine needs more changes until both contents answered somebody
+                break
             self.assertEqual(server.post("/v1/adapters", {"name": "x", "path": "sql" if i % 2 else "dates"}).status, 201)
             if i % 10 == 5:
                 self.assertEqual(server.call("DELETE", "/v1/adapters/x").status, 200)

@@ -206,6 +206,46 @@ TEST(Vtc, PredictionNarrowsTheDrift) {
   EXPECT_LT(oracle, plain / 2);
 }
 
+TEST(Vtc, ChargesAPartInAdvanceAndTheWholeInTheEnd) {
+  for (const double share : {0.0, 0.25, 1.0}) {
+    TokenServer server({.kind = QueueKind::kVtc, .within = WithinTenant::kArrival, .prediction = Prediction::kMaxTokens, .advance_share = share}, 100);
+    server.arrive(0, 10, 20);
+    const Job* early = server.arrive(0, 10, 20, kBaseModel, 90);  // ends long before its max_tokens
+    server.arrive(0, 80, 10);                                     // waits, so that the tenant has a place in the queue
+    server.step();  // both of the first run, and made a token each
+    ASSERT_EQ(server.waiting().size(), 1u);
+    const auto advance = static_cast<int64_t>(share * 2000 * (19 + 89));
+    EXPECT_EQ(server.policy->virtual_time(**server.waiting().begin()), 2 * 10'000 + 2 * 2000 + advance) << share;
+    for (int i = 0; i < 10; ++i) server.step();
+    EXPECT_EQ(server.policy->virtual_time(*early), 2 * 10'000 + 2 * 11 * 2000 + static_cast<int64_t>(share * 2000 * (9 + 79))) << share;
+    for (int i = 0; i < 9; ++i) server.step();
+    EXPECT_EQ(server.service(0), 2 * (10'000 + 20 * 2000));
+    while (server.busy()) server.step();
+    const Job* later = server.arrive(0, 1, 1);
+    EXPECT_EQ(server.policy->virtual_time(*later), 2 * (10'000 + 20 * 2000) + 80'000 + 10 * 2000) << "nothing in advance is left over";
+  }
+}
+
+TEST(Vtc, TheLeadIsWhatRemainsAfterChangingPlaces) {
+  TokenServer server({.kind = QueueKind::kVtc, .prediction = Prediction::kMaxTokens, .advance_share = 0.5}, 50);
+  const Job* ahead = server.arrive(0, 10, 40);
+  server.step();
+  server.policy->set_weight(1, 2);
+  const Job* behind = server.arrive(1, 30, 20);  // lifted to the tenant that waited last
+  const int64_t own = server.policy->virtual_time(*behind);
+  for (int i = 0; i < 9; ++i) server.step();
+  // It made 10 tokens of 40 and is charged half of the rest; gone, it would leave 10 + 2 * 10. The other would be charged 30 + 20, at half price.
+  EXPECT_EQ(server.policy->virtual_time(*ahead), 10'000 + 20'000 + 30'000);
+  EXPECT_EQ(server.policy->lead(*ahead, *behind), (10'000 + 20'000) - (own + (30'000 + 20'000) / 2));
+  EXPECT_LE(server.policy->lead(*ahead, *server.arrive(0, 5, 5)), 0) << "never of a tenant over itself";
+  for (const QueueKind kind : {QueueKind::kFcfs, QueueKind::kDrr}) {
+    TokenServer other({.kind = kind}, 50);
+    const Job* runs = other.arrive(0, 10, 40);
+    other.step();
+    EXPECT_EQ(other.policy->lead(*runs, *other.arrive(1, 30, 20)), 0) << "policies without counters know no lead";
+  }
+}
+
 // Theorem 4.8: whoever does not know lengths can be fooled by the worth of a whole batch. Not a defect: the proof that 2U is near best.
 TEST(Vtc, AnAdversaryGetsTheWorthOfABatch) {
   constexpr int64_t kCapacity = 5000;

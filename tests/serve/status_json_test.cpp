@@ -28,7 +28,7 @@ TEST(StatusJson, HoldsEveryFieldOfTheSnapshot) {
   s.page_bytes = 19, s.page_tokens = 20, s.uptime_seconds = 21.5, s.ready = true, s.draining = true, s.queued_tokens = 22, s.max_queue = 23;
   s.predicted_wait_seconds = 24.5, s.connections = 25, s.open_streams = 26, s.resident_bytes = 27;
   s.adapter_bytes = 61, s.max_adapter_bytes = 62, s.num_sums = 63, s.sum_bytes = 64, s.grammar_bytes = 65, s.max_grammar_bytes = 66;
-  s.num_prefetches = 69, s.host_reads = 70, s.host_failed_reads = 71, s.host_drops = 72, s.host_read_seconds = 73.5;
+  s.num_fair_preemptions = 74, s.num_prefetches = 69, s.host_reads = 70, s.host_failed_reads = 71, s.host_drops = 72, s.host_read_seconds = 73.5;
   s.heap_used_bytes = 67, s.heap_free_bytes = 68, s.open_files = 28, s.threads = 29;
   s.merging = {.chooser = "cost", .adapter = "hot", .builds = 41, .refused = 42, .given_back = 43, .merged_steps = 44, .exclusive_steps = 45, .mode_changes = 46};
   s.tenants = {{.name = "acme", .in_flight = 30, .prompt_tokens = 31, .output_tokens = 32, .requests = 33, .refused = 34, .weight = 35.5, .cached_tokens = 36,
@@ -36,7 +36,7 @@ TEST(StatusJson, HoldsEveryFieldOfTheSnapshot) {
   s.adapters = {adapter("a"), adapter("idle")};
   s.adapters[1].tier = "disk", s.adapters[1].running = s.adapters[1].waiting = 0, s.adapters[1].pinned = false;
   EXPECT_EQ(json::parse(format_status(s)), json::parse(R"({"object": "status", "ready": true, "draining": true, "uptime_seconds": 21.5,
-    "requests": {"running": 1, "waiting": 2, "max_queue": 23, "queued_tokens": 22, "predicted_wait_seconds": 24.5, "preemptions": 5},
+    "requests": {"running": 1, "waiting": 2, "max_queue": 23, "queued_tokens": 22, "predicted_wait_seconds": 24.5, "preemptions": 5, "fair_preemptions": 74},
     "tokens": {"prompt": 10, "output": 11, "computed": 4, "output_per_second": 13.5, "prefix_queries": 8, "prefix_hits": 9},
     "steps": {"count": 3, "seconds": 12.5},
     "pool": {"pages": 14, "free": 15, "kv": 16, "cached": 17, "adapter": 18, "merged": 40, "page_bytes": 19, "page_tokens": 20},

@@ -55,7 +55,7 @@ void CounterGroup::leave(Member& member) {
 
 void CounterGroup::charge(Member& member, MilliUnits price, MilliUnits advance) {
   member.counter.charge(price, advance);
-  // Output that was charged in advance moves no key, and nobody's place.
+  // Output that was charged in advance in full moves no key, and nobody's place.
   if (!member.waits || member.counter.key() == member.placed_key) return;
   order_.erase(&member);
   place(member);
@@ -169,7 +169,7 @@ void FairQueue::pass(Ticket& ticket) {
   if (options_.within == WithinTenant::kAdapter) leaf.passed_round = round_;
 }
 
-int64_t FairQueue::tenant_time(const Ticket& ticket) const { return leaf_of(ticket).tenant->counter.key(); }
+int64_t FairQueue::tenant_time(const Ticket& ticket, MilliUnits advance) const { return leaf_of(ticket).tenant->counter.key_with(advance); }
 
 void FairQueue::charge(Ticket& ticket, MilliUnits price, MilliUnits advance) {
   Leaf& leaf = leaf_of(ticket);

@@ -18,7 +18,8 @@ namespace lk {
 // A virtual token counter. In milli-units divided by the weight; the remainder of each division is carried.
 class Counter {
  public:
-  int64_t key() const { return value_ + scaled(advance_); }
+  int64_t key() const { return key_with(0); }
+  int64_t key_with(MilliUnits advance) const { return value_ + scaled(advance_ + advance); }  // if that much more were charged in advance
   void charge(MilliUnits price, MilliUnits advance);
   void lift_to(int64_t key) { value_ += std::max<int64_t>(0, key - this->key()); }
   void set_weight(double weight);
@@ -85,7 +86,7 @@ class FairQueue : public QueuePolicy {
   void new_round() override { ++round_; }
   Ticket* pick() override;
   void pass(Ticket& ticket) override;
-  int64_t tenant_time(const Ticket& ticket) const override;
+  int64_t tenant_time(const Ticket& ticket, MilliUnits advance) const override;
   void insert(Ticket& ticket, bool arrives) override;
   void erase(Ticket& ticket) override;
   void charge(Ticket& ticket, MilliUnits price, MilliUnits advance) override;

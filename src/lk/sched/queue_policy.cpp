@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <utility>
 
 #include "lk/base/check.h"
@@ -107,11 +108,7 @@ void QueuePolicy::dispatch(Ticket& ticket, int64_t uncached_prompt) {
   if (!ticket.charged) {
     ticket.tag = virtual_time(ticket);
     ticket.prompt_tokens = uncached_prompt;
-    switch (options_.prediction) {
-      case Prediction::kNone: break;
-      case Prediction::kMean: ticket.predicted_output = predictor_.predict(*ticket.request); break;
-      case Prediction::kMaxTokens: ticket.predicted_output = ticket.request->max_tokens; break;
-    }
+    ticket.predicted_output = predicted_output(*ticket.request);
     tenant.cached_tokens += static_cast<int64_t>(ticket.request->prompt.size()) - uncached_prompt;
   }
   exit(ticket);
@@ -122,13 +119,31 @@ void QueuePolicy::dispatch(Ticket& ticket, int64_t uncached_prompt) {
   ticket.charged = true;
 }
 
-MilliUnits QueuePolicy::advance_of(const Ticket& ticket) const {
-  if (ticket.predicted_output <= ticket.output_tokens) return 0;
-  return options_.cost.of(ticket.prompt_tokens, ticket.predicted_output) - options_.cost.of(ticket.prompt_tokens, ticket.output_tokens);
+int64_t QueuePolicy::predicted_output(const Request& request) const {
+  switch (options_.prediction) {
+    case Prediction::kNone: return 0;
+    case Prediction::kMean: return predictor_.predict(request);
+    case Prediction::kMaxTokens: return request.max_tokens;
+  }
+  LK_CHECK(false, "unknown prediction");
+}
+
+MilliUnits QueuePolicy::advance_of(int64_t prompt_tokens, int64_t output_tokens, int64_t predicted_output) const {
+  if (predicted_output <= output_tokens) return 0;
+  const MilliUnits price = options_.cost.of(prompt_tokens, predicted_output) - options_.cost.of(prompt_tokens, output_tokens);
+  return std::llround(options_.advance_share * static_cast<double>(price));
+}
+
+int64_t QueuePolicy::lead(const Ticket& running, const Ticket& waiting) const {
+  if (running.request->urgent || waiting.request->urgent) return 0;
+  const auto prompt = static_cast<int64_t>(waiting.request->prompt.size());
+  const MilliUnits price = waiting.charged ? advance_of(waiting.prompt_tokens, waiting.output_tokens, waiting.predicted_output)
+                                           : options_.cost.of(prompt, 0) + advance_of(prompt, 0, predicted_output(*waiting.request));
+  return tenant_time(running, -running.advance) - tenant_time(waiting, price);
 }
 
 void QueuePolicy::set_advance(Ticket& ticket, MilliUnits price) {
-  const MilliUnits before = std::exchange(ticket.advance, advance_of(ticket));
+  const MilliUnits before = std::exchange(ticket.advance, advance_of(ticket.prompt_tokens, ticket.output_tokens, ticket.predicted_output));
   book(ticket, price, ticket.advance - before);
 }
 

@@ -32,6 +32,8 @@ struct QueueOptions {
   QueueKind kind = QueueKind::kVtc;
   WithinTenant within = WithinTenant::kAdapter;
   Prediction prediction = Prediction::kMean;
+  // Of the output that is predicted, the part that is charged in advance; the rest is charged as it is made. 1: all, as in the paper.
+  double advance_share = 0.25;
   ServiceCost cost;
   MilliUnits quantum = 500'000;      // drr, dlpm: credit a visit gives, before weights
   int64_t requests_per_minute = 60;  // rpm: of a tenant
@@ -105,7 +107,10 @@ class QueuePolicy {
   // It runs. `uncached_prompt` tokens of its prompt are to be computed, counted once if it was preempted before.
   void dispatch(Ticket& ticket, int64_t uncached_prompt);
   // Virtual time: who would be behind whom if both were next. Larger is later.
-  int64_t virtual_time(const Ticket& ticket) const { return ticket.request->urgent ? INT64_MIN : tenant_time(ticket); }
+  int64_t virtual_time(const Ticket& ticket) const { return ticket.request->urgent ? INT64_MIN : tenant_time(ticket, 0); }
+  // By how much virtual time the tenant of `running` would be ahead of that of `waiting` if these two changed places now; 0 or less:
+  // it would not be ahead.
+  int64_t lead(const Ticket& running, const Ticket& waiting) const;
 
   // --- Running
   // More of the prompt was computed (nothing that was computed before), or output was made.
@@ -115,7 +120,8 @@ class QueuePolicy {
 
  protected:
   explicit QueuePolicy(const QueueOptions& options) : options_(options) {}
-  virtual int64_t tenant_time(const Ticket&) const { return 0; }
+  // If its tenant were charged `advance` more (milli-units, may be negative).
+  virtual int64_t tenant_time(const Ticket&, MilliUnits /*advance*/) const { return 0; }
   virtual Status allow(const Ticket&, Micros) { return Status(); }
   // Urgent requests never come here: they go first and nobody is charged.
   virtual void insert(Ticket& ticket, bool arrives) = 0;
@@ -136,7 +142,8 @@ class QueuePolicy {
   void exit(Ticket& ticket);
   void count_waiting(const Ticket& ticket, int64_t requests);
   void book(Ticket& ticket, MilliUnits price, MilliUnits advance);
-  MilliUnits advance_of(const Ticket& ticket) const;
+  int64_t predicted_output(const Request& request) const;
+  MilliUnits advance_of(int64_t prompt_tokens, int64_t output_tokens, int64_t predicted_output) const;
   void set_advance(Ticket& ticket, MilliUnits price);
 
   std::unordered_map<TenantId, TenantService> services_;

@@ -2,6 +2,7 @@
 #include "lk/sched/scheduler.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "lk/base/check.h"
@@ -29,8 +30,22 @@ const char* to_string(FinishReason reason) {
   return "unknown";
 }
 
+namespace {
+
+// A part of VTC's w_q M (theorem 4.4), at the price of answers of a usual length: a price need not be linear.
+MilliUnits preempt_gap(const SchedulerOptions& options, int64_t pool_pages) {
+  if (options.preempt_gap == 0 || options.admission == Admission::kReserved) return 0;
+  constexpr int64_t kUsualAnswer = 256;
+  const double full = static_cast<double>(options.queue.cost.of(0, kUsualAnswer)) / kUsualAnswer * static_cast<double>(pool_pages * kPageTokens);
+  return std::max<MilliUnits>(1, std::llround(options.preempt_gap * full));
+}
+
+}  // namespace
+
 Scheduler::Scheduler(const SchedulerOptions& options, UnifiedPool& pool, Executor& executor)
-    : options_(options), pool_(pool), executor_(executor),
+    : options_(options),
+      preempt_gap_(preempt_gap(options, pool.num_pages())),
+      pool_(pool), executor_(executor),
       policy_(QueuePolicy::create(options.queue, [this](Ticket& ticket) { return locality(static_cast<Sequence&>(ticket)); })),
       slots_(options.slots), slo_(options.slo) {
   LK_CHECK(options.max_step_tokens >= 1 && options.max_running >= 1);

@@ -8,6 +8,7 @@
 // again; its tokens are computed anew later (cached pages make that cheap, and row determinism makes it exact). Loads are started
 // for waiting requests in the policy's order; a request whose adapter is still loading is passed over, it does not hold up the others.
 // Whoever is first in line may evict any cached adapter for its own; a load ahead of its turn spares those of the requests before it.
+// A tenant that falls too far behind one that holds the memory takes some of it (SchedulerOptions::preempt_gap).
 //
 // Thread safety: none; engine thread.
 #pragma once
@@ -43,6 +44,10 @@ struct SchedulerOptions {
   bool prefix_cache = true;
   int64_t load_ahead = 32;         // waiting requests whose adapters may be loaded before their turn
   Admission admission = Admission::kOptimistic;
+  // A request that finds no memory changes places with a running one whose tenant would be further ahead than this even afterwards, beyond
+  // the price of what is then computed again: as a part of what the pool full of output costs; 0 = never. With vtc and lcf, and unless
+  // admission is reserved.
+  double preempt_gap = 0.1;
   QueueOptions queue;
   AdapterSlotOptions slots;
   SloOptions slo;
@@ -55,6 +60,7 @@ struct SchedulerStats {
   int64_t num_looked_up_tokens = 0;      // prompt tokens that the prefix cache was asked for
   int64_t num_cached_prompt_tokens = 0;  // taken from it
   int64_t num_preemptions = 0;
+  int64_t num_fair_preemptions = 0;      // of these, for a tenant that was preempt_gap behind
   int64_t num_adapter_loads = 0;
   int64_t num_prefetches = 0;            // of the loads, those that prefetch() began
   int64_t num_adapter_drains = 0;
@@ -134,7 +140,11 @@ class Scheduler {
   // Goes through the queue once, for some adapters only or for all. False when nobody else may take what the next in line waits for.
   enum class Round : uint8_t { kStarving, kRunningAdapters, kAll };
   bool admit_round(Round round);
+  bool admit(Sequence& sequence);
   bool try_admit(Sequence& sequence);
+  Sequence* furthest_ahead(bool of_an_adapter) const;
+  int64_t unfairness(const Sequence& running, const Sequence& behind) const;
+  bool change_places(const Sequence& behind, int64_t gap);
   bool fits_until_the_end(const Sequence& sequence);
   int64_t remaining_tokens(const Sequence& sequence) const;
   void consider_drain(Sequence& blocked);
@@ -152,6 +162,7 @@ class Scheduler {
   void apply(const Planned& planned, ItemResult& result, std::vector<RequestEvent>& events);
 
   const SchedulerOptions options_;
+  const int64_t preempt_gap_;
   UnifiedPool& pool_;
   Executor& executor_;
   SchedulerStats stats_;

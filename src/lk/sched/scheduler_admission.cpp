@@ -119,20 +119,53 @@ bool Scheduler::try_admit(Sequence& sequence) {
   return true;
 }
 
-// A request found every adapter slot taken. When it falls too far behind, the adapter of the tenant furthest ahead makes room.
-void Scheduler::consider_drain(Sequence& blocked) {
-  if (blocked.blocked_since < 0) blocked.blocked_since = now_;
-  const int64_t own = policy_->virtual_time(blocked);
-  const Sequence* furthest = nullptr;
+// Of the tenant that is furthest ahead among those that run, the request that started last.
+Scheduler::Sequence* Scheduler::furthest_ahead(bool of_an_adapter) const {
+  Sequence* furthest = nullptr;
   int64_t furthest_time = 0;
   for (const auto& [seniority, sequence] : running_) {
-    if (sequence->request->adapter == kBaseModel || sequence->request->urgent) continue;
+    if ((of_an_adapter && sequence->request->adapter == kBaseModel) || sequence->request->urgent) continue;
     const int64_t time = policy_->virtual_time(*sequence);
-    if (furthest && time <= furthest_time) continue;
+    if (furthest && time < furthest_time) continue;
     furthest = sequence;
     furthest_time = time;
   }
-  if (furthest && slots_.wants_drain(furthest_time - own, now_ - blocked.blocked_since)) {
+  return furthest;
+}
+
+// By how much the tenant of `running` would still be ahead of the other's after changing places, less the price of what would be computed
+// again: so all that is ever computed again for fairness costs less than what is served.
+int64_t Scheduler::unfairness(const Sequence& running, const Sequence& behind) const {
+  return policy_->lead(running, behind) - options_.queue.cost.of(running.num_computed, 0);
+}
+
+// Nobody takes turns at starting over: what was handed over can be handed back only after `gap` of new service.
+bool Scheduler::change_places(const Sequence& behind, int64_t gap) {
+  Sequence* victim = furthest_ahead(false);
+  if (!victim || unfairness(*victim, behind) <= gap) return false;
+  preempt(*victim);
+  ++stats_.num_fair_preemptions;
+  return true;
+}
+
+bool Scheduler::admit(Sequence& sequence) {
+  if (try_admit(sequence)) return true;
+  if (preempt_gap_ == 0) return false;
+  // Nobody starts over for what would not be enough.
+  int64_t reachable = pool_.num_available();
+  for (const auto& [seniority, other] : running_)
+    if (unfairness(*other, sequence) > 0) reachable += static_cast<int64_t>(other->pages.size());
+  if (reachable < pages_for(std::min(sequence.num_tokens(), options_.max_step_tokens)) + num_running() + 1) return false;
+  for (int64_t gap = preempt_gap_; change_places(sequence, gap); gap = 0)
+    if (try_admit(sequence)) return true;
+  return false;
+}
+
+// A request found every adapter slot taken. When it falls too far behind, the adapter of the tenant furthest ahead makes room.
+void Scheduler::consider_drain(Sequence& blocked) {
+  if (blocked.blocked_since < 0) blocked.blocked_since = now_;
+  const Sequence* furthest = furthest_ahead(true);
+  if (furthest && slots_.wants_drain(policy_->virtual_time(*furthest) - policy_->virtual_time(blocked), now_ - blocked.blocked_since)) {
     slots_.drain(furthest->request->adapter);
     ++stats_.num_adapter_drains;
   }
@@ -153,11 +186,13 @@ bool Scheduler::admit_round(Round round) {
     const AdapterState state = adapter == kBaseModel ? AdapterState::kResident : pool_.adapter_state(adapter);
     // The first in line may evict what it likes, and nobody takes what it waits for; who comes later takes nothing from those before.
     if (state == AdapterState::kAbsent && (ahead_.empty() ? !begin_load(adapter) : !load_ahead(adapter)) && ahead_.empty()) return false;
-    const bool room = budget_ > 0 && free_places() > 0;
     const bool slot = slots_.admits(adapter);
+    if (free_places() <= 0 && passed_ == 0 && slot && state == AdapterState::kResident && preempt_gap_ > 0 && !(merging_ && merging_->exclusive()))
+      change_places(sequence, preempt_gap_);
+    const bool room = budget_ > 0 && free_places() > 0;
     if (room && !slot) consider_drain(sequence);
     if (room && slot && state == AdapterState::kResident) {
-      if (!try_admit(sequence)) return false;
+      if (!admit(sequence)) return false;
     } else {
       policy_->pass_over(sequence);
       ++passed_;

@@ -113,6 +113,7 @@ void Exposition::write_own(MetricFamilies& out) const {
   out.counter("lorikeet_cached_prompt_tokens_total", "Prompt tokens of finished requests that came from the prefix cache.")
       .add(number(state.cached_tokens));
 
+  total("lorikeet_fair_preemptions_total", "Preemptions for a tenant that fell too far behind the one that held the memory.", "fair_preemptions");
   write_adapters(out, s);
   out.histogram("lorikeet_adapter_load_seconds", "Time to load an adapter, successes only.").add(state.load_seconds);
   out.counter("lorikeet_adapter_load_failures_total", "Adapters that could not be loaded.").add(number(state.failed_loads));

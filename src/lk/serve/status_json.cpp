@@ -84,7 +84,7 @@ std::string format_status(const ServerSnapshot& s) {
       {"uptime_seconds", real(s.uptime_seconds)},
       {"requests",
        {{"running", s.num_running}, {"waiting", s.num_waiting}, {"max_queue", s.max_queue}, {"queued_tokens", s.queued_tokens},
-        {"predicted_wait_seconds", real(s.predicted_wait_seconds)}, {"preemptions", s.num_preemptions}}},
+        {"predicted_wait_seconds", real(s.predicted_wait_seconds)}, {"preemptions", s.num_preemptions}, {"fair_preemptions", s.num_fair_preemptions}}},
       {"tokens",
        {{"prompt", s.prompt_tokens}, {"output", s.generation_tokens}, {"computed", s.num_computed_tokens},
         {"output_per_second", real(s.tokens_per_second)}, {"prefix_queries", s.prefix_queries_tokens}, {"prefix_hits", s.prefix_hit_tokens}}},

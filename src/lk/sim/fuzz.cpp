@@ -64,7 +64,13 @@ SimSpec random_spec(uint64_t seed, Rng& rng) {
   return spec;
 }
 
-// Draws of its own, so that a seed without merging is the run that it was before there was any.
+// Draws of their own, so that a seed with the defaults is the run that it was before there were these options.
+void vary_fairness(uint64_t seed, SimOptions& options) {
+  Rng rng(random_bits(seed, 0xfa17));
+  options.scheduler.queue.advance_share = rng.uniform();
+  if (rng.below(3) != 0) options.scheduler.preempt_gap = rng.below(5) == 0 ? 0 : around(rng, 1e-6, 1);
+}
+
 void vary_merging(uint64_t seed, SimOptions& options) {
   Rng rng(random_bits(seed, 0x3e46e));
   options.scheduler.merging = static_cast<MergeMode>(rng.below(5));
@@ -90,6 +96,7 @@ Result<Experiment> fuzz_experiment(uint64_t seed, const VaryOptions& vary) {
   const int64_t least = (most_tokens + 15) / 16 + most_adapter + 1;
   options.num_pages = rng.below(3) == 0 ? least : between(rng, least, 8 * least);
   options.check_invariants = true;
+  vary_fairness(seed, options);
   vary_merging(seed, options);
   // Whoever keeps the order of arrival within a tenant may pass nobody of it; the others have bounds of their own.
   const QueueKind kind = options.scheduler.queue.kind;

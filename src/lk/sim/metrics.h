@@ -84,7 +84,7 @@ struct SimResult {
   double hidden_loads = 0;                // share of judged loads that delayed nobody: their request was not due when they ended
   double one_step_loads = 0;              // share that cost their request one step: it joined the step after the one they ran beside
   double load_delay_ms = 0;               // mean of the others: load begun to request begun
-  int64_t steps = 0, computed_tokens = 0, recomputed_tokens = 0, cached_prompt_tokens = 0, preemptions = 0;
+  int64_t steps = 0, computed_tokens = 0, recomputed_tokens = 0, cached_prompt_tokens = 0, preemptions = 0, fair_preemptions = 0;
   double mean_step_ms = 0, mean_step_sequences = 0, busy_fraction = 0;
   MergeStats merges;
   int64_t max_bypass = 0;                 // only when invariants are checked; see SimOptions

@@ -57,7 +57,7 @@ json::object to_json(const SimResult& r, bool with_timeline) {
       {"adapters", json::object{{"loads", r.adapter_loads}, {"failed_loads", r.failed_loads}, {"cold_loads", r.cold_loads}, {"evictions", r.adapter_evictions},
                                 {"judged_loads", r.judged_loads}, {"hidden_share", r.hidden_loads}, {"one_step_share", r.one_step_loads}, {"mean_delay_ms", r.load_delay_ms}}},
       {"scheduler", json::object{{"steps", r.steps}, {"computed_tokens", r.computed_tokens}, {"recomputed_tokens", r.recomputed_tokens},
-                                 {"cached_prompt_tokens", r.cached_prompt_tokens}, {"preemptions", r.preemptions}, {"mean_step_ms", r.mean_step_ms},
+                                 {"cached_prompt_tokens", r.cached_prompt_tokens}, {"preemptions", r.preemptions}, {"fair_preemptions", r.fair_preemptions}, {"mean_step_ms", r.mean_step_ms},
                                  {"mean_running", r.mean_step_sequences}, {"busy_fraction", r.busy_fraction}}},
       {"merging", json::object{{"builds", r.merges.num_builds}, {"refused", r.merges.num_refused}, {"given_back", r.merges.num_given_back},
                                {"merged_steps", r.merges.num_merged_steps}, {"exclusive_steps", r.merges.num_exclusive_steps},
@@ -78,8 +78,8 @@ std::string format_result(const SimResult& r, bool per_tenant) {
   out += fmt::format("  {:<22} {:.3f} attained, {:.3f} satisfaction\n", fmt::format("objective {:g} s", r.slo_s), r.slo_attainment, r.satisfaction);
   out += fmt::format("  {:<22} {} loads ({} from disk, {} failed), {} evictions; {:.3f} of loads hidden, {:.3f} cost one step; delay {:.1f} ms\n", "adapters",
                      r.adapter_loads, r.cold_loads, r.failed_loads, r.adapter_evictions, r.hidden_loads, r.one_step_loads, r.load_delay_ms);
-  out += fmt::format("  {:<22} {} of {:.2f} ms, {:.1f} sequences running, busy {:.3f}; {} preemptions, {} tokens computed again, {} from the prefix cache\n", "steps",
-                     r.steps, r.mean_step_ms, r.mean_step_sequences, r.busy_fraction, r.preemptions, r.recomputed_tokens, r.cached_prompt_tokens);
+  out += fmt::format("  {:<22} {} of {:.2f} ms, {:.1f} sequences running, busy {:.3f}; {} preemptions ({} for fairness), {} tokens computed again, {} from the prefix cache\n", "steps",
+                     r.steps, r.mean_step_ms, r.mean_step_sequences, r.busy_fraction, r.preemptions, r.fair_preemptions, r.recomputed_tokens, r.cached_prompt_tokens);
   if (r.merges.num_builds > 0)
     out += fmt::format("  {:<22} {} builds ({} given back), {} steps merged, {} of them with nobody beside\n", "merging", r.merges.num_builds, r.merges.num_given_back,
                        r.merges.num_merged_steps, r.merges.num_exclusive_steps);

@@ -246,6 +246,7 @@ class Simulation {
     result.computed_tokens = stats.num_computed_tokens;
     result.cached_prompt_tokens = stats.num_cached_prompt_tokens;
     result.preemptions = stats.num_preemptions;
+    result.fair_preemptions = stats.num_fair_preemptions;
     // Once each: the prompt but its cached part, and every output token but the last.
     int64_t needed = 0;
     for (size_t i = 0; i < workload_.requests.size(); ++i) {

@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: Apache-2.0
+// Who may start: loads of adapters, adapter slots, memory, deadlines.
+#include "hash_executor.h"
+
+namespace lk {
+namespace {
+
+TEST(Admission, AdapterThatFailsToLoadFailsItsOwnRequestsOnly) {
+  UnifiedPool pool(64);
+  HashExecutor executor(0, 64);
+  executor.broken_adapter = 3;
+  Scheduler scheduler({}, pool, executor);
+  ASSERT_TRUE(scheduler.submit(make_request(1, 3, 10, 4, 1)).ok());
+  ASSERT_TRUE(scheduler.submit(make_request(2, 4, 10, 4, 1)).ok());
+  const auto outcomes = run_all(scheduler, pool);
+  EXPECT_EQ(outcomes.at(1).finish, FinishReason::kError);
+  EXPECT_EQ(outcomes.at(2).tokens.size(), 4u);
+}
+
+TEST(Admission, AdapterThatFailsToLoadIsNotTriedAgainAtOnce) {
+  UnifiedPool pool(64);
+  HashExecutor executor(0, 64);
+  executor.broken_adapter = 3;
+  Scheduler scheduler({}, pool, executor);
+  RequestId next_id = 0;
+  // The loads that were tried in 100 s of a request every 10 ms.
+  int64_t failed = 0, refused = 0;
+  for (; executor.time < 100'000'000; executor.time += 10'000) {
+    const Status status = scheduler.submit(make_request(next_id++, 3, 5, 2, 1));
+    EXPECT_TRUE(status.ok() || status.code() == StatusCode::kUnavailable);
+    refused += !status.ok();
+    while (scheduler.has_work())
+      for (const RequestEvent& event : scheduler.step()) failed += event.finish == FinishReason::kError;
+  }
+  EXPECT_EQ(failed, scheduler.stats().num_adapter_loads);
+  EXPECT_EQ(failed + refused, next_id);
+  EXPECT_GE(failed, 9) << "0.1 + 0.2 + ... s";
+  EXPECT_LE(failed, 14);
+  // Another adapter, and this one once it is repaired, go on as ever.
+  ASSERT_TRUE(scheduler.submit(make_request(next_id++, 4, 5, 2, 1)).ok());
+  executor.broken_adapter = -2;
+  executor.time += 30'000'000;
+  ASSERT_TRUE(scheduler.submit(make_request(next_id, 3, 5, 2, 1)).ok());
+  EXPECT_EQ(run_all(scheduler, pool)[next_id].tokens.size(), 2u);
+  ASSERT_TRUE(scheduler.submit(make_request(next_id, 3, 5, 2, 1)).ok());
+  run_all(scheduler, pool);
+}
+
+TEST(Admission, PrefetchLoadsWhatTheNextStepWants) {
+  UnifiedPool pool(64);
+  HashExecutor executor(0, 64);
+  Scheduler scheduler({.load_ahead = 2}, pool, executor);
+  scheduler.prefetch(kBaseModel);
+  EXPECT_FALSE(scheduler.has_work());
+  scheduler.prefetch(1);
+  scheduler.prefetch(1);  // it loads already
+  scheduler.prefetch(2);
+  scheduler.prefetch(3);  // a third before the next step
+  EXPECT_EQ(scheduler.stats().num_prefetches, 2);
+  EXPECT_EQ(pool.adapter_state(3), AdapterState::kAbsent);
+  while (scheduler.has_work()) (void)scheduler.step();
+  ASSERT_TRUE(scheduler.submit(make_request(1, 1, 4, 1, 1)).ok());
+  EXPECT_EQ(scheduler.step().size(), 1u) << "no step is lost";
+  EXPECT_EQ(scheduler.stats().num_adapter_loads, 2);
+  scheduler.prefetch(3);
+  EXPECT_EQ(pool.adapter_state(3), AdapterState::kLoading) << "the bound counts from step to step";
+}
+
+TEST(Admission, PrefetchTakesNothingFromThoseThatRunOrWait) {
+  // Adapter 0 takes 1 page, 2 takes 3, 5 takes 4.
+  UnifiedPool pool(9);
+  HashExecutor executor(0, 9);
+  Scheduler scheduler({.max_running = 1, .prefix_cache = false}, pool, executor);
+  ASSERT_TRUE(scheduler.submit(make_request(1, 0, 4, 40, 1)).ok());
+  while (scheduler.num_running() == 0) (void)scheduler.step();
+  ASSERT_TRUE(scheduler.submit(make_request(2, 2, 4, 2, 2)).ok());  // waits for its turn
+  while (pool.adapter_state(2) != AdapterState::kResident) (void)scheduler.step();
+  scheduler.prefetch(5);  // fits, but would leave too little beside adapter 2
+  EXPECT_EQ(scheduler.stats().num_prefetches, 0);
+  EXPECT_EQ(pool.adapter_state(0), AdapterState::kResident);
+  EXPECT_EQ(pool.adapter_state(2), AdapterState::kResident);
+  ASSERT_TRUE(scheduler.finish(2));
+  scheduler.prefetch(5);  // nobody wants adapter 2 any more: it counts as room
+  EXPECT_EQ(pool.adapter_state(5), AdapterState::kLoading);
+  pool.check_integrity();
+  run_all(scheduler, pool);
+}
+
+TEST(Admission, PrefetchLeavesABrokenAdapterAlone) {
+  UnifiedPool pool(16);
+  HashExecutor executor(0, 16);
+  executor.broken_adapter = 1;
+  Scheduler scheduler({}, pool, executor);
+  scheduler.prefetch(1);
+  while (scheduler.has_work()) EXPECT_TRUE(scheduler.step().empty());
+  scheduler.prefetch(1);
+  EXPECT_EQ(scheduler.stats().num_prefetches, 1);
+  executor.time = 200'000;  // past the first pause
+  scheduler.prefetch(1);
+  EXPECT_EQ(scheduler.stats().num_prefetches, 2);
+}
+
+// A load ahead of its turn spares the adapters of the requests before it, even of those that only wait; what finds no room is staged instead.
+TEST(Admission, LoadsAheadSpareWhatEarlierRequestsWaitFor) {
+  // Adapter 0 takes 1 page, 2 takes 3, 5 and 8 take 3 and 4 (with its run).
+  UnifiedPool pool(12);
+  HashExecutor executor(0, 12);
+  Scheduler scheduler({.max_running = 1, .prefix_cache = false, .queue = {.kind = QueueKind::kFcfs}}, pool, executor);
+  ASSERT_TRUE(scheduler.submit(make_request(1, 0, 4, 60, 1)).ok());
+  while (scheduler.num_running() == 0) (void)scheduler.step();
+  for (RequestId id : {2, 3, 4}) ASSERT_TRUE(scheduler.submit(make_request(id, id == 2 ? 2 : id == 3 ? 5 : 8, 4, 2, static_cast<uint64_t>(id))).ok());
+  while (pool.adapter_state(2) != AdapterState::kResident || pool.adapter_state(5) != AdapterState::kResident) (void)scheduler.step();
+  for (int i = 0; i < 20; ++i) (void)scheduler.step();
+  EXPECT_EQ(scheduler.num_running(), 1) << "the first still runs";
+  EXPECT_EQ(scheduler.stats().num_adapter_loads, 3) << "8 took nobody's place, and nobody was loaded twice";
+  EXPECT_EQ(pool.adapter_state(2), AdapterState::kResident);
+  EXPECT_EQ(pool.adapter_state(5), AdapterState::kResident);
+  EXPECT_EQ(pool.adapter_state(8), AdapterState::kAbsent);
+  EXPECT_EQ(executor.staged, std::set<AdapterId>{8});
+  const auto outcomes = run_all(scheduler, pool);
+  for (RequestId id : {2, 3, 4}) EXPECT_EQ(outcomes.at(id).tokens.size(), 2u);
+  EXPECT_EQ(scheduler.stats().num_adapter_loads, 4);
+}
+
+// Each tenant its own adapter, all of them always waiting, fewer slots than tenants.
+TEST(Admission, AdapterSlotsAreSharedFairlyAndNeverExceeded) {
+  for (const auto& [num_tenants, num_slots] : {std::pair{3, 2}, std::pair{8, 4}, std::pair{16, 4}}) {
+    UnifiedPool pool(4096);
+    HashExecutor executor(0, 4096);
+    Scheduler scheduler({.max_step_tokens = 256, .max_running = 32, .prefix_cache = false, .slots = {.max = num_slots, .drain_gap = 400'000}}, pool, executor);
+    Rng rng(1);
+    RequestId next_id = 0;
+    std::map<RequestId, AdapterId> running;
+    int64_t computed_with_room = 0, steps = 0;
+    for (; steps < 6000; ++steps) {
+      executor.time += 1000;
+      for (int tenant = 0; tenant < num_tenants; ++tenant) {
+        const auto it = scheduler.tenants().find(tenant);
+        for (int64_t waiting = it == scheduler.tenants().end() ? 0 : it->second.waiting; waiting < 20; ++waiting) {
+          Request request = make_request(next_id++, tenant, 1 + static_cast<int64_t>(rng.below(40)), 1 + static_cast<int64_t>(rng.below(40)), rng.below(1000));
+          request.tenant = tenant;
+          ASSERT_TRUE(scheduler.submit(std::move(request)).ok());
+        }
+      }
+      (void)scheduler.step();
+      int64_t distinct = 0;
+      for (const auto& [adapter, load] : scheduler.adapter_load()) distinct += load.running > 0;
+      ASSERT_LE(distinct, num_slots);
+      if (steps > 100) computed_with_room += scheduler.num_running() >= 28;
+    }
+    double all = 0;
+    for (const auto& [tenant, service] : scheduler.tenants()) all += static_cast<double>(service.service);
+    for (const auto& [tenant, service] : scheduler.tenants())
+      EXPECT_GT(static_cast<double>(service.service) / all, 0.7 / num_tenants) << tenant << " of " << num_tenants;
+    EXPECT_GT(scheduler.stats().num_adapter_drains, 0);
+    EXPECT_GT(computed_with_room, 0.95 * static_cast<double>(steps - 100)) << "the batch stays full";
+  }
+}
+
+TEST(Admission, ReservedAdmissionNeverPreempts) {
+  for (const Admission admission : {Admission::kOptimistic, Admission::kExpected, Admission::kReserved}) {
+    UnifiedPool pool(40);
+    HashExecutor executor(0, 40);
+    Scheduler scheduler({.prefix_cache = false, .admission = admission}, pool, executor);
+    for (RequestId id = 0; id < 60; ++id) ASSERT_TRUE(scheduler.submit(make_request(id, kBaseModel, 20, 60, static_cast<uint64_t>(id))).ok());
+    int64_t most_running = 0;
+    while (scheduler.has_work()) {
+      (void)scheduler.step();
+      most_running = std::max(most_running, scheduler.num_running());
+    }
+    if (admission != Admission::kExpected) {
+      EXPECT_EQ(scheduler.stats().num_preemptions > 0, admission == Admission::kOptimistic);
+    }
+    EXPECT_GE(most_running, 7);  // of 8 that fit
+  }
+}
+
+TEST(Admission, MissedDeadlinesEndAndHopelessRequestsAreRefusedAtOnce) {
+  for (const bool refuse_early : {false, true}) {
+    UnifiedPool pool(4096);
+    HashExecutor executor(0, 4096);
+    // A step of 10 ms; a prompt is a step's worth of tokens: 100 requests a second at most.
+    Scheduler scheduler({.max_step_tokens = 50, .prefix_cache = false, .slo = {.first_token = 1'000'000, .refuse_early = refuse_early}}, pool, executor);
+    std::map<RequestId, Micros> arrivals;
+    int64_t in_time = 0, late = 0, ended = 0, refused = 0, waited_in_vain = 0;
+    RequestId next_id = 0;
+    for (int step = 0; step < 3000; ++step) {
+      for (int i = 0; i < 2; ++i) {  // twice what it can do
+        arrivals[next_id] = executor.time;
+        const Status status = scheduler.submit(make_request(next_id, kBaseModel, 45, 1, static_cast<uint64_t>(next_id)));
+        EXPECT_TRUE(status.ok() || status.code() == StatusCode::kDeadlineExceeded);
+        refused += !status.ok();
+        ++next_id;
+      }
+      executor.time += 10'000;
+      for (const RequestEvent& event : scheduler.step()) {
+        if (event.has_token) ++(executor.time - arrivals[event.id] <= 1'000'000 ? in_time : late);
+        if (event.finish != FinishReason::kError) continue;
+        EXPECT_EQ(event.error.code(), StatusCode::kDeadlineExceeded);
+        ++ended;
+        waited_in_vain += executor.time - arrivals[event.id];
+      }
+    }
+    EXPECT_GT(in_time, 2900);
+    EXPECT_LT(late, 30);
+    EXPECT_GE(refused, refuse_early ? 2000 : 0);
+    EXPECT_TRUE(refuse_early || refused == 0);
+    EXPECT_EQ(scheduler.stats().num_missed_deadlines, ended);
+  }
+}
+
+// What a light tenant waits for beside a heavy one whose answers hold all memory.
+struct Starved {
+  int64_t steps_to_first_token = 0;
+  SchedulerStats stats;
+};
+// 40 pages of 16 tokens at 2 units: full of output they are worth 1,280.
+Starved starve(double preempt_gap, QueueKind kind = QueueKind::kVtc, int64_t max_running = 64) {
+  UnifiedPool pool(40);
+  HashExecutor executor(0, 40);
+  Scheduler scheduler({.max_running = max_running, .prefix_cache = false, .preempt_gap = preempt_gap, .queue = {.kind = kind, .prediction = Prediction::kNone}},
+                      pool, executor);
+  std::map<RequestId, Request> requests;
+  const auto submit = [&](TenantId tenant, int64_t prompt, int64_t output) {
+    const auto id = static_cast<RequestId>(requests.size());
+    Request request = make_request(id, kBaseModel, prompt, output, static_cast<uint64_t>(id));
+    request.tenant = tenant;
+    EXPECT_TRUE(scheduler.submit(request).ok());
+    requests.emplace(id, std::move(request));
+  };
+  for (int i = 0; i < 12; ++i) submit(0, 16, 112);
+  while (pool.num_available() > 0 && scheduler.num_running() < max_running) (void)scheduler.step();
+  const auto light = static_cast<RequestId>(requests.size());
+  submit(1, 60, 20);
+  Starved result;
+  std::map<RequestId, std::vector<int32_t>> tokens;
+  for (int64_t step = 1; scheduler.has_work(); ++step) {
+    EXPECT_LT(step, 10'000);
+    for (const RequestEvent& event : scheduler.step()) {
+      if (event.has_token) tokens[event.id].push_back(event.token.token);
+      if (event.id == light && result.steps_to_first_token == 0) result.steps_to_first_token = step;
+    }
+    pool.check_integrity();
+  }
+  for (const auto& [id, made] : tokens) {
+    const std::vector<int32_t> expected = HashExecutor::expected(requests.at(id));
+    EXPECT_EQ(made, std::vector<int32_t>(expected.end() - static_cast<int64_t>(made.size()), expected.end())) << id;
+  }
+  EXPECT_EQ(pool.num_available(), 40);
+  result.stats = scheduler.stats();
+  return result;
+}
+
+TEST(FairPreemption, ATenantThatFallsTooFarBehindTakesMemoryFromTheOneAhead) {
+  const Starved waits = starve(0), takes = starve(0.25);
+  EXPECT_EQ(waits.stats.num_fair_preemptions, 0);
+  EXPECT_GT(waits.steps_to_first_token, 60) << "an answer has to end first";
+  EXPECT_GT(takes.stats.num_fair_preemptions, 0);
+  EXPECT_LE(takes.stats.num_fair_preemptions, takes.stats.num_preemptions);
+  // 320 units, and the price of the prompt itself, at 2 units for each of the tokens that the heavy tenant makes in a step.
+  EXPECT_LT(takes.steps_to_first_token, waits.steps_to_first_token / 2);
+  EXPECT_EQ(starve(100).stats.num_fair_preemptions, 0) << "nobody is that far behind";
+}
+
+TEST(FairPreemption, TakesAPlaceInTheBatchToo) {
+  const Starved waits = starve(0, QueueKind::kVtc, 3), takes = starve(0.04, QueueKind::kVtc, 3);
+  EXPECT_EQ(waits.stats.num_preemptions, 0) << "memory is not what is short";
+  EXPECT_GT(waits.steps_to_first_token, 60);
+  EXPECT_EQ(takes.stats.num_fair_preemptions, takes.stats.num_preemptions);
+  EXPECT_GT(takes.stats.num_fair_preemptions, 0);
+  EXPECT_LT(takes.steps_to_first_token, waits.steps_to_first_token);
+}
+
+TEST(FairPreemption, IsForPoliciesWithCounters) {
+  EXPECT_GT(starve(0.01, QueueKind::kLcf).stats.num_fair_preemptions, 0);
+  for (const QueueKind kind : {QueueKind::kFcfs, QueueKind::kDrr, QueueKind::kDlpm}) EXPECT_EQ(starve(0.01, kind).stats.num_fair_preemptions, 0);
+}
+
+// The smallest gaps, and tenants whose requests do not fit together: what is computed again costs less than what is served.
+TEST(FairPreemption, NobodyTakesTurnsAtStartingOver) {
+  for (const Prediction prediction : {Prediction::kNone, Prediction::kMean, Prediction::kMaxTokens}) {
+    int64_t computed_without = 0, served = 0;
+    for (const double gap : {0.0, 1e-9, 0.003, 0.06}) {
+      UnifiedPool pool(10);
+      HashExecutor executor(0, 10);
+      Scheduler scheduler({.prefix_cache = false, .preempt_gap = gap, .queue = {.prediction = prediction}}, pool, executor);
+      std::map<RequestId, Request> requests;
+      for (RequestId id = 0; id < 30; ++id) {
+        Request request = make_request(id, kBaseModel, id % 3 == 0 ? 90 : 10, id % 3 == 0 ? 20 : 120, static_cast<uint64_t>(id));
+        request.tenant = id % 3;
+        requests[id] = request;
+        ASSERT_TRUE(scheduler.submit(std::move(request)).ok());
+      }
+      const auto outcomes = run_all(scheduler, pool);
+      for (const auto& [id, request] : requests) EXPECT_EQ(outcomes.at(id).tokens, HashExecutor::expected(request));
+      const SchedulerStats& stats = scheduler.stats();
+      if (gap == 0) {
+        computed_without = stats.num_computed_tokens;
+        for (const auto& [tenant, service] : scheduler.tenants()) served += service.service;
+        EXPECT_EQ(stats.num_fair_preemptions, 0);
+      } else {
+        EXPECT_GT(stats.num_fair_preemptions, 0);
+        EXPECT_LT(stats.num_computed_tokens, computed_without + served / 1000);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace lk
