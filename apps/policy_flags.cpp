@@ -61,7 +61,7 @@ const std::vector<PolicyFlag>& policy_flags() {
       whole("requests-per-minute", "rpm: of one tenant", "60", 1, 1, 1e6, [](O& o) -> int64_t& { return o.queue.requests_per_minute; }),
       named("admission", "when a request finds memory: optimistic (preempt later), expected (by expected lengths) or reserved (by max_tokens: never preempt)",
             "optimistic", parse_admission, [](O& o) -> Admission& { return o.admission; }),
-      real("preempt-gap", "vtc, lcf: how far a tenant that finds no memory may fall behind, as a part of what the whole memory, full of output, costs, before "
+      real("preempt-gap", "vtc, without --max-loras: how far a tenant that finds no memory may fall behind, as a part of what the whole memory, full of output, costs, before "
            "requests of the tenant furthest ahead start over for it; 0 = never", "0.1", 0, 1e6, [](O& o) -> double& { return o.preempt_gap; }),
       whole("max-loras", "most distinct adapters that run together; 0 = as many as fit", "0", 1, 0, 1e6, [](O& o) -> int64_t& { return o.slots.max; }),
       whole("cluster-adapters", "when that many distinct adapters run, requests of these go first; 0 = off", "0", 1, 0, 1e6,
@@ -89,8 +89,8 @@ Status check_policy(const SchedulerOptions& options, const std::set<std::string>
   if (given.contains("quantum") && kind != QueueKind::kDrr && kind != QueueKind::kDlpm) return invalid_argument("--quantum belongs to drr and dlpm, the policy is {}", policy);
   if (given.contains("requests-per-minute") && kind != QueueKind::kRpm) return invalid_argument("--requests-per-minute belongs to rpm, the policy is {}", policy);
   if (given.contains("fair-within") && kind != QueueKind::kVtc && kind != QueueKind::kLcf) return invalid_argument("--fair-within belongs to vtc and lcf, the policy is {}", policy);
-  if (given.contains("preempt-gap") && kind != QueueKind::kVtc && kind != QueueKind::kLcf) return invalid_argument("--preempt-gap belongs to vtc and lcf, the policy is {}", policy);
-  if (given.contains("preempt-gap") && options.admission == Admission::kReserved) return invalid_argument("--preempt-gap contradicts --admission reserved, which never preempts");
+  if (given.contains("preempt-gap") && options.preempt_gap > 0 && !options.can_preempt_for_fairness())
+    return invalid_argument("--preempt-gap belongs to vtc, without --max-loras and unless --admission is reserved");
   if (given.contains("advance-share") && options.queue.prediction == Prediction::kNone) return invalid_argument("--advance-share needs a --length-prediction");
   if (options.queue.within == WithinTenant::kSlack && options.slo.first_token == 0) return invalid_argument("--fair-within slack needs --slo-first-token");
   if (given.contains("slo-refuse") && options.slo.first_token == 0) return invalid_argument("--slo-refuse needs --slo-first-token");

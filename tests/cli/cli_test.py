@@ -116,7 +116,7 @@ class Generate(Temporary):
                                (("--scheduling-policy", "fcfs", "--fair-within", "user"), ("vtc",)), (("--fair-within", "slack"), ("--slo-first-token",)),
                                (("--slo-refuse", "late"), ("--slo-first-token",)), (("--slo-first-token", "soon"), ("soon",)), (("--max-loras", "4", "--cluster-adapters", "4"), ("--cluster-adapters",)),
                                (("--drain-gap", "1"), ("--max-loras",)), (("--preempt-gap", "-1"), ("-1",)), (("--preempt-gap", "soon"), ("soon",)),
-                               (("--scheduling-policy", "drr", "--preempt-gap", "10"), ("--preempt-gap", "vtc")), (("--preempt-gap", "10", "--admission", "reserved"), ("reserved",)),
+                               (("--scheduling-policy", "drr", "--preempt-gap", "10"), ("--preempt-gap", "vtc")), (("--preempt-gap", "10", "--admission", "reserved"), ("reserved",)), (("--max-loras", "4", "--preempt-gap", "10"), ("--max-loras",)),
                                (("--advance-share", "2"), ("2",)), (("--advance-share", "nan"), ("nan",)), (("--length-prediction", "none", "--advance-share", "0.5"), ("--length-prediction",)),
                                 (("--merging", "sometimes"), ("sometimes", "never, always, exclusive, dlora or cost")),
                                (("--exact", "a*"), ("--exact", "--merging")), (("--merging", "never", "--exact", "a*"), ("--exact", "--merging"))):

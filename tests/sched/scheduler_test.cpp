@@ -215,11 +215,11 @@ TEST(Scheduler, RandomTrafficGivesEachRequestItsOwnTokensAndFreesEverything) {
                          .prefix_cache = rng.below(4) != 0,
                          .admission = static_cast<Admission>(rng.below(3)),
                          .preempt_gap = 0.2 * rng.uniform(),
-                         .queue = {.kind = static_cast<QueueKind>(rng.below(5)),
+                         .queue = {.kind = rng.below(2) == 0 ? QueueKind::kVtc : static_cast<QueueKind>(rng.below(5)),
                                    .within = static_cast<WithinTenant>(rng.below(5)),
                                    .prediction = static_cast<Prediction>(rng.below(3)),
                                    .quantum = 1000 + static_cast<int64_t>(rng.below(100'000))},
-                         .slots = {.max = static_cast<int64_t>(rng.below(4)), .cluster = static_cast<int64_t>(rng.below(3)), .drain_gap = 10'000}},
+                         .slots = {.max = static_cast<int64_t>(rng.below(2) * rng.below(4)), .cluster = static_cast<int64_t>(rng.below(3)), .drain_gap = 10'000}},
                         pool, executor);
     int64_t billed = 0, computed_or_made = 0;
     std::map<RequestId, Request> requests;

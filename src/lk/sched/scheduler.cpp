@@ -34,7 +34,7 @@ namespace {
 
 // A part of VTC's w_q M (theorem 4.4), at the price of answers of a usual length: a price need not be linear.
 MilliUnits preempt_gap(const SchedulerOptions& options, int64_t pool_pages) {
-  if (options.preempt_gap == 0 || options.admission == Admission::kReserved) return 0;
+  if (options.preempt_gap == 0 || !options.can_preempt_for_fairness()) return 0;
   constexpr int64_t kUsualAnswer = 256;
   const double full = static_cast<double>(options.queue.cost.of(0, kUsualAnswer)) / kUsualAnswer * static_cast<double>(pool_pages * kPageTokens);
   return std::max<MilliUnits>(1, std::llround(options.preempt_gap * full));

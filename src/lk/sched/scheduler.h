@@ -45,13 +45,16 @@ struct SchedulerOptions {
   int64_t load_ahead = 32;         // waiting requests whose adapters may be loaded before their turn
   Admission admission = Admission::kOptimistic;
   // A request that finds no memory changes places with a running one whose tenant would be further ahead than this even afterwards, beyond
-  // the price of what is then computed again: as a part of what the pool full of output costs; 0 = never. With vtc and lcf, and unless
-  // admission is reserved.
+  // the price of what is then computed again: as a part of what the pool full of output costs; 0 = never.
   double preempt_gap = 0.1;
   QueueOptions queue;
   AdapterSlotOptions slots;
   SloOptions slo;
   MergeMode merging = MergeMode::kNever;  // and only what merging()->set_allowed() allows is merged
+
+  // Only where nothing else than memory keeps tenants behind each other: an adapter slot would not come with the memory, and what lcf
+  // pays back has no bound.
+  bool can_preempt_for_fairness() const { return queue.kind == QueueKind::kVtc && slots.max == 0 && admission != Admission::kReserved; }
 };
 
 struct SchedulerStats {
@@ -126,6 +129,7 @@ class Scheduler {
   };
 
   bool begin_load(AdapterId adapter);
+  int64_t pages_to_start(const Sequence& sequence) const;
   bool begin_load_gently(AdapterId adapter, const std::function<bool(AdapterId)>& kept);
   void start_load(AdapterId adapter);
   bool load_ahead(AdapterId adapter);  // of a request that is not first in line
@@ -143,6 +147,7 @@ class Scheduler {
   bool admit(Sequence& sequence);
   bool try_admit(Sequence& sequence);
   Sequence* furthest_ahead(bool of_an_adapter) const;
+  bool may_change_places() const;
   int64_t unfairness(const Sequence& running, const Sequence& behind) const;
   bool change_places(const Sequence& behind, int64_t gap);
   bool fits_until_the_end(const Sequence& sequence);

@@ -64,6 +64,11 @@ bool Scheduler::load_ahead(AdapterId adapter) {
   return room_ahead_;
 }
 
+// Pages with which it could start now: those of its first chunk, and one per running sequence, or admission and preemption chase each other.
+int64_t Scheduler::pages_to_start(const Sequence& sequence) const {
+  return pages_for(std::min(sequence.num_tokens(), options_.max_step_tokens)) + (running_.empty() ? 0 : num_running() + 1);
+}
+
 int64_t Scheduler::remaining_tokens(const Sequence& sequence) const {
   const Request& request = *sequence.request;
   const int64_t most = request.max_tokens - sequence.num_output();
@@ -148,14 +153,17 @@ bool Scheduler::change_places(const Sequence& behind, int64_t gap) {
   return true;
 }
 
+// Those that a merged adapter keeps out of steps are behind for another reason.
+bool Scheduler::may_change_places() const { return preempt_gap_ > 0 && !(merging_ && merging_->exclusive()); }
+
 bool Scheduler::admit(Sequence& sequence) {
   if (try_admit(sequence)) return true;
-  if (preempt_gap_ == 0) return false;
+  if (!may_change_places()) return false;
   // Nobody starts over for what would not be enough.
   int64_t reachable = pool_.num_available();
   for (const auto& [seniority, other] : running_)
     if (unfairness(*other, sequence) > 0) reachable += static_cast<int64_t>(other->pages.size());
-  if (reachable < pages_for(std::min(sequence.num_tokens(), options_.max_step_tokens)) + num_running() + 1) return false;
+  if (reachable < pages_to_start(sequence)) return false;
   for (int64_t gap = preempt_gap_; change_places(sequence, gap); gap = 0)
     if (try_admit(sequence)) return true;
   return false;
@@ -187,7 +195,7 @@ bool Scheduler::admit_round(Round round) {
     // The first in line may evict what it likes, and nobody takes what it waits for; who comes later takes nothing from those before.
     if (state == AdapterState::kAbsent && (ahead_.empty() ? !begin_load(adapter) : !load_ahead(adapter)) && ahead_.empty()) return false;
     const bool slot = slots_.admits(adapter);
-    if (free_places() <= 0 && passed_ == 0 && slot && state == AdapterState::kResident && preempt_gap_ > 0 && !(merging_ && merging_->exclusive()))
+    if (free_places() <= 0 && passed_ == 0 && slot && state == AdapterState::kResident && may_change_places())
       change_places(sequence, preempt_gap_);
     const bool room = budget_ > 0 && free_places() > 0;
     if (room && !slot) consider_drain(sequence);
