@@ -236,13 +236,14 @@ TEST(Vtc, TheLeadIsWhatRemainsAfterChangingPlaces) {
   for (int i = 0; i < 9; ++i) server.step();
   // It made 10 tokens of 40 and is charged half of the rest; gone, it would leave 10 + 2 * 10. The other would be charged 30 + 20, at half price.
   EXPECT_EQ(server.policy->virtual_time(*ahead), 10'000 + 20'000 + 30'000);
-  EXPECT_EQ(server.policy->lead(*ahead, *behind), (10'000 + 20'000) - (own + (30'000 + 20'000) / 2));
-  EXPECT_LE(server.policy->lead(*ahead, *server.arrive(0, 5, 5)), 0) << "never of a tenant over itself";
+  EXPECT_EQ(server.policy->lead(*ahead, 0, *behind), (10'000 + 20'000) - (own + (30'000 + 20'000) / 2));
+  EXPECT_EQ(server.policy->lead(*ahead, 700, *behind), (10'000 + 20'000 - 700) - (own + (30'000 + 20'000) / 2));
+  EXPECT_LE(server.policy->lead(*ahead, 0, *server.arrive(0, 5, 5)), 0) << "never of a tenant over itself";
   for (const QueueKind kind : {QueueKind::kFcfs, QueueKind::kDrr}) {
     TokenServer other({.kind = kind}, 50);
     const Job* runs = other.arrive(0, 10, 40);
     other.step();
-    EXPECT_EQ(other.policy->lead(*runs, *other.arrive(1, 30, 20)), 0) << "policies without counters know no lead";
+    EXPECT_EQ(other.policy->lead(*runs, 0, *other.arrive(1, 30, 20)), 0) << "policies without counters know no lead";
   }
 }
 

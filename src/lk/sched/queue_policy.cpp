@@ -134,12 +134,12 @@ MilliUnits QueuePolicy::advance_of(int64_t prompt_tokens, int64_t output_tokens,
   return std::llround(options_.advance_share * static_cast<double>(price));
 }
 
-int64_t QueuePolicy::lead(const Ticket& running, const Ticket& waiting) const {
+int64_t QueuePolicy::lead(const Ticket& running, MilliUnits lost, const Ticket& waiting) const {
   if (running.request->urgent || waiting.request->urgent) return 0;
   const auto prompt = static_cast<int64_t>(waiting.request->prompt.size());
   const MilliUnits price = waiting.charged ? advance_of(waiting.prompt_tokens, waiting.output_tokens, waiting.predicted_output)
                                            : options_.cost.of(prompt, 0) + advance_of(prompt, 0, predicted_output(*waiting.request));
-  return tenant_time(running, -running.advance) - tenant_time(waiting, price);
+  return tenant_time(running, -running.advance - lost) - tenant_time(waiting, price);
 }
 
 void QueuePolicy::set_advance(Ticket& ticket, MilliUnits price) {

@@ -108,9 +108,9 @@ class QueuePolicy {
   void dispatch(Ticket& ticket, int64_t uncached_prompt);
   // Virtual time: who would be behind whom if both were next. Larger is later.
   int64_t virtual_time(const Ticket& ticket) const { return ticket.request->urgent ? INT64_MIN : tenant_time(ticket, 0); }
-  // By how much virtual time the tenant of `running` would be ahead of that of `waiting` if these two changed places now; 0 or less:
-  // it would not be ahead.
-  int64_t lead(const Ticket& running, const Ticket& waiting) const;
+  // By how much virtual time the tenant of `running` would be ahead of that of `waiting` if these two changed places now and the first
+  // got back the price of what it loses (milli-units); 0 or less: it would not be ahead.
+  int64_t lead(const Ticket& running, MilliUnits lost, const Ticket& waiting) const;
 
   // --- Running
   // More of the prompt was computed (nothing that was computed before), or output was made.

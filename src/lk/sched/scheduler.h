@@ -148,7 +148,7 @@ class Scheduler {
   bool try_admit(Sequence& sequence);
   Sequence* furthest_ahead(bool of_an_adapter) const;
   bool may_change_places() const;
-  int64_t unfairness(const Sequence& running, const Sequence& behind) const;
+  int64_t lead(const Sequence& running, const Sequence& behind) const;
   bool change_places(const Sequence& behind, int64_t gap);
   bool fits_until_the_end(const Sequence& sequence);
   int64_t remaining_tokens(const Sequence& sequence) const;

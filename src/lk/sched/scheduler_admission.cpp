@@ -138,16 +138,16 @@ Scheduler::Sequence* Scheduler::furthest_ahead(bool of_an_adapter) const {
   return furthest;
 }
 
-// By how much the tenant of `running` would still be ahead of the other's after changing places, less the price of what would be computed
-// again: so all that is ever computed again for fairness costs less than what is served.
-int64_t Scheduler::unfairness(const Sequence& running, const Sequence& behind) const {
-  return policy_->lead(running, behind) - options_.queue.cost.of(running.num_computed, 0);
+// By how much the tenant of `running` would still be ahead of the other's after changing places. What would be computed again counts for
+// it: so all that is ever computed again for fairness costs less than what is served.
+int64_t Scheduler::lead(const Sequence& running, const Sequence& behind) const {
+  return policy_->lead(running, options_.queue.cost.of(running.num_computed, 0), behind);
 }
 
 // Nobody takes turns at starting over: what was handed over can be handed back only after `gap` of new service.
 bool Scheduler::change_places(const Sequence& behind, int64_t gap) {
   Sequence* victim = furthest_ahead(false);
-  if (!victim || unfairness(*victim, behind) <= gap) return false;
+  if (!victim || lead(*victim, behind) <= gap) return false;
   preempt(*victim);
   ++stats_.num_fair_preemptions;
   return true;
@@ -162,7 +162,7 @@ bool Scheduler::admit(Sequence& sequence) {
   // Nobody starts over for what would not be enough.
   int64_t reachable = pool_.num_available();
   for (const auto& [seniority, other] : running_)
-    if (unfairness(*other, sequence) > 0) reachable += static_cast<int64_t>(other->pages.size());
+    if (lead(*other, sequence) > 0) reachable += static_cast<int64_t>(other->pages.size());
   if (reachable < pages_to_start(sequence)) return false;
   for (int64_t gap = preempt_gap_; change_places(sequence, gap); gap = 0)
     if (try_admit(sequence)) return true;
