@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <utility>
 
 #include "lk/base/check.h"
 
@@ -27,10 +29,10 @@ void Counter::set_weight(double weight) {
 
 // --- CounterGroup
 
-void CounterGroup::place(Member& member) {
+void CounterGroup::place(Member& member, Order::node_type node) {
   member.placed_key = member.counter.key();
   member.placed_at = ++next_place_;
-  order_.insert(&member);
+  member.place = node ? order_.insert(std::move(node)).position : order_.insert(&member).first;
   cursor_.round = 0;
 }
 
@@ -43,11 +45,11 @@ void CounterGroup::enter(Member& member, bool lift) {
   LK_CHECK(!member.waits);
   if (lift) member.counter.lift_to(floor());
   member.waits = true;
-  place(member);
+  place(member, {});
 }
 
 void CounterGroup::leave(Member& member) {
-  order_.erase(&member);
+  order_.erase(member.place);
   cursor_.round = 0;
   member.waits = false;
   last_ = &member;
@@ -56,15 +58,21 @@ void CounterGroup::leave(Member& member) {
 void CounterGroup::charge(Member& member, MilliUnits price, MilliUnits advance) {
   member.counter.charge(price, advance);
   // Output that was charged in advance in full moves no key, and nobody's place.
-  if (!member.waits || member.counter.key() == member.placed_key) return;
-  order_.erase(&member);
-  place(member);
+  const int64_t key = member.counter.key();
+  if (!member.waits || key == member.placed_key) return;
+  // Most charges move nobody past anybody.
+  const auto next = std::next(member.place);
+  if ((member.place == order_.begin() || (*std::prev(member.place))->placed_key < key) && (next == order_.end() || key < (*next)->placed_key)) {
+    member.placed_key = key;
+    return;
+  }
+  place(member, order_.extract(member.place));
 }
 
 void CounterGroup::set_weight(Member& member, double weight) {
-  if (member.waits) order_.erase(&member);
+  Order::node_type node = member.waits ? order_.extract(member.place) : Order::node_type();
   member.counter.set_weight(weight);
-  if (member.waits) place(member);
+  if (member.waits) place(member, std::move(node));
 }
 
 CounterGroup::Member* CounterGroup::first(uint64_t round) const {

@@ -36,8 +36,14 @@ class Counter {
 // Counters that compete: those that wait, in the order of their keys.
 class CounterGroup {
  public:
+  struct Member;
+  struct Before {
+    bool operator()(const Member* a, const Member* b) const;
+  };
+  using Order = std::set<Member*, Before>;
   struct Member {
     Counter counter;
+    Order::iterator place;        // while it waits
     int64_t placed_key = 0;       // its place in the order
     uint64_t placed_at = 0;       // equal keys take turns
     bool waits = false;
@@ -56,24 +62,23 @@ class CounterGroup {
   void forget(Member& member);  // Requires: !waits
 
  private:
-  struct Before {
-    bool operator()(const Member* a, const Member* b) const {
-      return a->placed_key != b->placed_key ? a->placed_key < b->placed_key : a->placed_at < b->placed_at;
-    }
-  };
-  void place(Member& member);
+  void place(Member& member, Order::node_type node);
 
-  std::set<Member*, Before> order_;
+  Order order_;
   // Members before it were passed over in its round, and nobody changed places since.
   struct Cursor {
     uint64_t round = 0;
-    std::set<Member*, Before>::iterator at;
+    Order::iterator at;
   };
   mutable Cursor cursor_;
   uint64_t next_place_ = 0;
   Member* last_ = nullptr;  // to leave
   int64_t last_key_ = 0;    // of a last one that was forgotten
 };
+
+inline bool CounterGroup::Before::operator()(const Member* a, const Member* b) const {
+  return a->placed_key != b->placed_key ? a->placed_key < b->placed_key : a->placed_at < b->placed_at;
+}
 
 class FairQueue : public QueuePolicy {
  public:
