@@ -139,7 +139,7 @@ Scheduler::Sequence* Scheduler::furthest_ahead(bool of_an_adapter) const {
 }
 
 // By how much the tenant of `running` would still be ahead of the other's after changing places. What would be computed again counts for
-// it: so all that is ever computed again for fairness costs less than what is served.
+// it: nobody starts over for a difference smaller than what it loses.
 int64_t Scheduler::lead(const Sequence& running, const Sequence& behind) const {
   return policy_->lead(running, options_.queue.cost.of(running.num_computed, 0), behind);
 }
