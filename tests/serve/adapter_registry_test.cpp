@@ -1,13 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lk/serve/adapter_registry.h"
-
-#include <gmock/gmock.h>
-
-#include <set>
-
-#include "lk/base/rng.h"
-#include "lk/lora/adapter.h"
-#include "serve/service_testing.h"
+#include "serve/registry_testing.h"
 
 namespace lk {
 namespace {
@@ -17,72 +9,7 @@ using ::testing::HasSubstr;
 using testing::Heard;
 using testing::Hold;
 using testing::kDemoAdapters;
-using testing::Service;
-using testing::TempDir;
-
-constexpr const char* kPrompt = "Once upon a time";
-
-class AdapterRegistryTest : public ::testing::Test {
- protected:
-  AdapterRegistryTest() { open(); }
-  ~AdapterRegistryTest() override {
-    registry_.reset();
-    if (!service_) return;
-    service_->expect_idle_pool();
-    EXPECT_TRUE(service_->wait_on_engine([](TextEngine& engine) { return engine.pool().resident_adapters().empty(); })) << "all were unregistered";
-    service_->expect_empty_queue();
-  }
-  // A fresh registry, as after a restart.
-  void open(AdapterRegistryOptions options = {}, StateStore* store = nullptr, int64_t memory_bytes = 32 << 20) {
-    registry_.reset();
-    service_ = std::make_unique<Service>(EngineServiceOptions{}, SchedulerOptions{}, memory_bytes);
-    options.base_name = "demo";
-    options.roots = {dir_.path()};
-    registry_ = std::make_unique<AdapterRegistry>(*service_->engine, options, nullptr, store);
-  }
-  Result<AdapterLease> load(const std::string& name, const std::string& from, AdapterRegistry::LoadRequest extra = {}) {
-    extra.name = name;
-    extra.path = from.starts_with('/') ? from : kDemoAdapters + from;
-    extra.trusted_path = true;
-    return registry_->load_and_wait(std::move(extra));
-  }
-  AdapterLease must_load(const std::string& name, const std::string& from, AdapterRegistry::LoadRequest extra = {}) {
-    auto loaded = load(name, from, std::move(extra));
-    EXPECT_TRUE(loaded.ok()) << loaded.status().message();
-    return loaded.ok() ? std::move(*loaded) : nullptr;
-  }
-  Result<AdapterRegistry::Resolved> resolve(const std::string& model) { return registry_->resolve(model, Tenant{}); }
-  // The version a name means; 0 when it means nothing.
-  int64_t version_of(const std::string& model) {
-    const auto resolved = resolve(model);
-    return resolved.ok() && resolved->adapter ? resolved->adapter->version : 0;
-  }
-  StatusCode code_of(const std::string& model) { return resolve(model).status().code(); }
-  RequestId start(const std::shared_ptr<Heard>& heard, const AdapterLease& adapter, int64_t max_tokens) {
-    return service_->submit({.request = service_->prepare(kPrompt, max_tokens, adapter ? adapter->id() : kBaseModel), .lease = adapter, .receiver = heard});
-  }
-  std::vector<int32_t> tokens_of(const AdapterLease& adapter, int64_t max_tokens = 24) {
-    auto heard = std::make_shared<Heard>();
-    start(heard, adapter, max_tokens);
-    EXPECT_TRUE(heard->wait_for_ends());
-    EXPECT_EQ(heard->choice().completion.finish, FinishReason::kLength) << heard->choice().completion.error.message();
-    return heard->choice().tokens;
-  }
-  bool wait_until_absent(AdapterId id) {
-    return service_->wait_on_engine([id](TextEngine& engine) { return engine.pool().adapter_state(id) == AdapterState::kAbsent; });
-  }
-  void push_out_of_pages(const AdapterLease& adapter) {
-    EXPECT_TRUE(service_->engine->call([id = adapter->id()](TextEngine& engine) { (void)engine.scheduler().drop_adapter(id); }));
-    EXPECT_TRUE(wait_until_absent(adapter->id()));
-  }
-  bool wait_for_host_bytes(int64_t bytes) {
-    return service_->wait_on_engine([&](TextEngine&) { return registry_->host_stats().bytes == bytes; });
-  }
-
-  TempDir dir_;
-  std::unique_ptr<Service> service_;
-  std::unique_ptr<AdapterRegistry> registry_;
-};
+using testing::AdapterRegistryTest;
 
 TEST_F(AdapterRegistryTest, ResolvesEveryFormOfANameAndNothingElse) {
   const AdapterLease sql = must_load("sql", "sql");
@@ -435,108 +362,6 @@ TEST_F(StoredRegistryTest, StoreFollowsTheRegistry) {
   ASSERT_TRUE(registry_->unload("x", nullptr).ok());
   EXPECT_TRUE(store_->adapters()->empty());
   EXPECT_TRUE(store_->aliases()->empty());
-}
-
-TEST_F(AdapterRegistryTest, SumsAreResolvedCachedAndRefused) {
-  open({.max_composed = 2});
-  must_load("sql", "sql");
-  must_load("math", "math");
-  must_load("tag", "tag");
-  const auto sum = resolve("sql*0.5+math*0.5");
-  ASSERT_TRUE(sum.ok()) << sum.status().message();
-  EXPECT_EQ(sum->name, "sql*0.5+math*0.5");
-  EXPECT_EQ(sum->adapter->rank, resolve("sql")->adapter->rank + resolve("math")->adapter->rank);
-  const AdapterLease half = sum->adapter;
-  EXPECT_EQ(resolve("sql@1*0.5+demo:math*0.50")->adapter, half) << "the same sum by other words";
-  EXPECT_EQ(resolve("demo:sql*0.5+math*0.5")->adapter, half);
-  EXPECT_NE(resolve("sql*0.5+math*0.25")->adapter, half);
-  EXPECT_EQ(tokens_of(resolve("sql*1")->adapter), tokens_of(resolve("sql")->adapter)) << "one times itself";
-  EXPECT_NE(tokens_of(half), tokens_of(resolve("sql")->adapter));
-  EXPECT_NE(resolve("sql*0.5+math*0.5")->adapter, half) << "the least recently used of three went";
-
-  for (const char* wrong : {"sql*", "sql*x", "sql*0.5x", "sql*nan", "sql*inf", "sql*101", "sql*-101", "sql*0.5*2", "sql+", "+sql", "sql++math", "base+sql", "sql*0.5+demo*0.5"})
-    EXPECT_EQ(code_of(wrong), StatusCode::kInvalidArgument) << wrong;
-  EXPECT_TRUE(resolve("sql*-100+math*1e-3").ok());
-  EXPECT_EQ(code_of("sql+nada"), StatusCode::kNotFound);
-  EXPECT_EQ(code_of("other:sql+math"), StatusCode::kNotFound);
-  EXPECT_TRUE(resolve("sql+sql+sql+sql+sql+sql+sql+sql").ok());
-  EXPECT_EQ(code_of("sql+sql+sql+sql+sql+sql+sql+sql+sql"), StatusCode::kInvalidArgument);
-  EXPECT_EQ(registry_->list(service_->engine->snapshot()).size(), 3u) << "sums are not listed";
-}
-
-TEST_F(AdapterRegistryTest, SumFollowsItsComponents) {
-  must_load("a", "sql");
-  must_load("b", "math");
-  const int64_t bytes = registry_->host_stats().bytes;
-  AdapterLease before = resolve("a+b")->adapter;
-  EXPECT_GT(registry_->host_stats().bytes, bytes) << "a sum counts";
-  const AdapterId id = before->id();
-  must_load("b", "tag", {.replace = true});
-  const AdapterLease after = resolve("a+b")->adapter;
-  EXPECT_NE(after, before);
-  before.reset();
-  EXPECT_TRUE(service_->wait_on_engine([id](TextEngine& engine) {
-    for (const auto& [resident, info] : engine.pool().resident_adapters())
-      if (resident == id) return false;
-    return true;
-  })) << "a sum of a retired version is not kept";
-  ASSERT_TRUE(registry_->unload("b", nullptr).ok());
-  EXPECT_EQ(code_of("a+b"), StatusCode::kNotFound);
-  EXPECT_FALSE(tokens_of(after).empty()) << "who has it may finish";
-}
-
-TEST_F(AdapterRegistryTest, SumsRespectTheHostMemoryBudget) {
-  const int64_t bytes = must_load("probe", "sql")->host_bytes;
-  open({.max_host_bytes = bytes * 9 / 2, .max_composed_bytes = bytes * 9 / 2});
-  must_load("a", "sql");
-  must_load("b", "sql");
-  EXPECT_EQ(code_of("a+b+a"), StatusCode::kResourceExhausted) << "a sum holds its parts in f32, twice their bytes";
-  for (const char* weight : {"0.1", "0.2", "0.3"}) {
-    const auto sum = resolve(fmt::format("a*{}+b*0.1", weight));
-    ASSERT_TRUE(sum.ok()) << sum.status().message();
-    EXPECT_LE(registry_->host_stats().bytes, bytes * 9 / 2);
-  }
-}
-
-TEST_F(AdapterRegistryTest, CachedSumsAreBoundedInBytesAndCounted) {
-  must_load("a", "sql");
-  const int64_t files = registry_->host_stats().bytes;
-  ASSERT_TRUE(resolve("a*0.5").ok());
-  const int64_t one = registry_->sum_stats().bytes;
-  EXPECT_EQ(registry_->sum_stats().count, 1);
-  EXPECT_EQ(registry_->host_stats().bytes, files + one);
-  open({.max_composed_bytes = 2 * one + 1});
-  must_load("a", "sql");
-  must_load("b", "math");
-  for (const char* weight : {"0.1", "0.2", "0.3", "0.4"}) ASSERT_TRUE(resolve(fmt::format("a*{}", weight)).ok());
-  EXPECT_EQ(registry_->sum_stats().count, 2);
-  EXPECT_EQ(registry_->sum_stats().bytes, 2 * one);
-  const auto large = resolve("a+b+a");
-  ASSERT_TRUE(large.ok()) << "one that is larger than the cache is built all the same";
-  EXPECT_FALSE(tokens_of(large->adapter).empty());
-  EXPECT_EQ(registry_->sum_stats().count, 0);
-  ASSERT_TRUE(resolve("b*0.5").ok());
-  ASSERT_TRUE(registry_->unload("b", nullptr).ok());
-  EXPECT_EQ(registry_->sum_stats().count, 0) << "it went with its component";
-  EXPECT_EQ(registry_->sum_stats().bytes, 0);
-}
-
-TEST_F(AdapterRegistryTest, SumsAndAdaptersMakeRoomForEachOther) {
-  const int64_t bytes = must_load("probe", "sql")->host_bytes;
-  open({.max_host_bytes = bytes * 4, .max_composed_bytes = bytes * 8});
-  must_load("a", "sql");
-  const AdapterLease half = resolve("a*0.5")->adapter;
-  const std::vector<int32_t> expected = tokens_of(half);
-  must_load("b", "sql");
-  EXPECT_TRUE(half->host()->on_host()) << "there was room";
-  must_load("c", "sql");
-  must_load("d", "sql");
-  must_load("e", "sql");
-  EXPECT_FALSE(half->host()->on_host()) << "a sum does not keep an adapter out";
-  EXPECT_EQ(registry_->sum_stats().count, 1);
-  push_out_of_pages(half);
-  EXPECT_EQ(tokens_of(half), expected) << "summed again, from what was read again";
-  EXPECT_LE(registry_->host_stats().bytes, bytes * 4);
 }
 
 // Loads, replacements, unloads, aliases and requests from several threads; afterwards nothing is left.
