@@ -34,7 +34,9 @@ struct Flags {
   std::vector<std::string> ranks{"16"};
   std::string targets = "all", config;
 
-  AdapterLoadOptions load() const { return {.ignore_unknown_tensors = ignore_unknown, .num_threads = default_num_threads()}; }
+  AdapterLoadOptions load() const {
+    return {.ignore_unknown_tensors = ignore_unknown, .num_threads = default_num_threads()};
+  }
   std::optional<DType> parsed_dtype() const {
     if (dtype == "f32") return DType::kF32;
     if (dtype == "bf16") return DType::kBF16;
@@ -56,7 +58,8 @@ Status inspect(const Flags& flags) {
 
 Status verify(const Flags& flags) {
   LK_ASSIGN_OR_RETURN(const Base base, Base::open(flags.base));
-  LK_ASSIGN_OR_RETURN(const std::vector<std::string> warnings, verify_adapter(flags.adapter, base.config, base.weights.get(), flags.load()));
+  LK_ASSIGN_OR_RETURN(const std::vector<std::string> warnings,
+                      verify_adapter(flags.adapter, base.config, base.weights.get(), flags.load()));
   for (const std::string& warning : warnings) fmt::print("warning: {}\n", warning);
   fmt::print("{}: fits {} and can be served{}\n", flags.adapter, flags.base,
              warnings.empty() ? "" : fmt::format(" ({} warnings)", warnings.size()));
@@ -65,11 +68,12 @@ Status verify(const Flags& flags) {
 
 Status convert(const Flags& flags) {
   LK_ASSIGN_OR_RETURN(const Base base, Base::open(flags.base));
-  LK_ASSIGN_OR_RETURN(const ConvertReport report, convert_adapter(flags.adapter, base.config, base.weights.get(), flags.out,
-                                                                  {.dtype = flags.parsed_dtype()}, flags.load()));
+  LK_ASSIGN_OR_RETURN(const ConvertReport report,
+                      convert_adapter(flags.adapter, base.config, base.weights.get(), flags.out,
+                                      {.dtype = flags.parsed_dtype()}, flags.load()));
   for (const std::string& warning : report.warnings) fmt::print("warning: {}\n", warning);
-  fmt::print("wrote {}: {} -> {}, largest rounding {:.3g}\n", flags.out, format_bytes(report.bytes_before), format_bytes(report.bytes_after),
-             report.largest_rounding);
+  fmt::print("wrote {}: {} -> {}, largest rounding {:.3g}\n", flags.out, format_bytes(report.bytes_before),
+             format_bytes(report.bytes_after), report.largest_rounding);
   return Status();
 }
 
@@ -88,10 +92,13 @@ Status init(Flags& flags) {
     const size_t equals = rank.find('=');
     int64_t value = 0;
     const std::string number = equals == std::string::npos ? rank : rank.substr(equals + 1);
-    if (std::from_chars(number.data(), number.data() + number.size(), value).ec != std::errc() || value < 1 || value > 512)
+    if (std::from_chars(number.data(), number.data() + number.size(), value).ec != std::errc() || value < 1 ||
+        value > 512)
       return invalid_argument("--rank wants N or PROJECTION=N with N in [1, 512], got \"{}\"", rank);
-    if (equals == std::string::npos) flags.init.rank = value;
-    else flags.init.rank_of[rank.substr(0, equals)] = value;
+    if (equals == std::string::npos)
+      flags.init.rank = value;
+    else
+      flags.init.rank_of[rank.substr(0, equals)] = value;
   }
   if (flags.alpha > 0) flags.init.alpha = flags.alpha;
   flags.init.dtype = flags.parsed_dtype().value_or(DType::kF32);
@@ -103,7 +110,8 @@ Status init(Flags& flags) {
 Status merge(const Flags& flags) {
   LK_ASSIGN_OR_RETURN(const Base base, Base::open(flags.base));
   LK_ASSIGN_OR_RETURN(const auto adapter, open_adapter(flags, base));
-  LK_ASSIGN_OR_RETURN(const MergeReport report, merge_adapter(flags.base, *adapter, flags.out, {.dtype = flags.parsed_dtype()}));
+  LK_ASSIGN_OR_RETURN(const MergeReport report,
+                      merge_adapter(flags.base, *adapter, flags.out, {.dtype = flags.parsed_dtype()}));
   fmt::print("{}wrote {}\n", render_merge_report(report), flags.out);
   return Status();
 }
@@ -111,13 +119,15 @@ Status merge(const Flags& flags) {
 }  // namespace
 
 Result<std::vector<std::string>> parse_targets(const std::string& text) {
-  if (text == "all") return std::vector<std::string>{"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
+  if (text == "all")
+    return std::vector<std::string>{"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
   if (text == "attention") return std::vector<std::string>{"q_proj", "k_proj", "v_proj", "o_proj"};
   std::vector<std::string> targets;
   for (size_t begin = 0; begin <= text.size();) {
     const size_t comma = std::min(text.find(',', begin), text.size());
     const std::string target = text.substr(begin, comma - begin);
-    if (target.empty()) return invalid_argument("targets are all, attention or a list such as q_proj,v_proj; got \"{}\"", text);
+    if (target.empty())
+      return invalid_argument("targets are all, attention or a list such as q_proj,v_proj; got \"{}\"", text);
     targets.push_back(target);
     begin = comma + 1;
   }
@@ -135,7 +145,9 @@ void add_adapter(CLI::App& app, int& exit_code) {
     sub->add_flag("--ignore-unknown", flags->ignore_unknown, "skip tensors that match nothing in the base");
     if (writes) {
       sub->add_option("--out", flags->out, "directory to write")->required();
-      sub->add_option("--dtype", flags->dtype, "of the written tensors")->check(CLI::IsMember({"same", "f32", "bf16", "f16"}))->capture_default_str();
+      sub->add_option("--dtype", flags->dtype, "of the written tensors")
+          ->check(CLI::IsMember({"same", "f32", "bf16", "f16"}))
+          ->capture_default_str();
     }
     sub->callback([flags, run, &exit_code] {
       if (Status status = run(*flags); !status.ok()) exit_code = fail(status);
@@ -143,7 +155,8 @@ void add_adapter(CLI::App& app, int& exit_code) {
   };
   add("inspect", "Show ranks, targets, scalings, sizes and the content digest", inspect, false);
   add("verify", "Check that an adapter fits a base and can be served", verify, false);
-  add("convert", "Write a plain PEFT adapter: other dtype, split fused projections, PiSSA/OLoRA on the untouched base", convert, true);
+  add("convert", "Write a plain PEFT adapter: other dtype, split fused projections, PiSSA/OLoRA on the untouched base",
+      convert, true);
 
   auto flags = std::make_shared<Flags>();
   CLI::App* sub = command->add_subcommand("init", "Make a random adapter, for benchmarks and tests");
@@ -165,11 +178,14 @@ void add_adapter(CLI::App& app, int& exit_code) {
 
 void add_merge(CLI::App& app, int& exit_code) {
   auto flags = std::make_shared<Flags>();
-  CLI::App* command = app.add_subcommand("merge", "Bake one adapter into a new model directory and report the rounding loss");
+  CLI::App* command =
+      app.add_subcommand("merge", "Bake one adapter into a new model directory and report the rounding loss");
   command->add_option("MODEL", flags->base, "base model directory")->required();
   command->add_option("ADAPTER", flags->adapter, "PEFT adapter directory")->required();
   command->add_option("OUT", flags->out, "directory to write; must not exist or be empty")->required();
-  command->add_option("--dtype", flags->dtype, "of the written tensors")->check(CLI::IsMember({"same", "f32", "bf16", "f16"}))->capture_default_str();
+  command->add_option("--dtype", flags->dtype, "of the written tensors")
+      ->check(CLI::IsMember({"same", "f32", "bf16", "f16"}))
+      ->capture_default_str();
   command->callback([flags, &exit_code] {
     if (Status status = merge(*flags); !status.ok()) exit_code = fail(status);
   });

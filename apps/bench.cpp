@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// lorikeet bench kernels | engine (serve and merge are in bench_serve.cpp and bench_merge.cpp): figures beside the machine's own limits, measured in the same run.
+// lorikeet bench kernels | engine (serve and merge are in bench_serve.cpp and bench_merge.cpp): figures beside the
+// machine's own limits, measured in the same run.
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -25,8 +26,11 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 json::object machine_json(const MachineLimits& limits, int threads) {
-  return {{"threads", threads}, {"isa", to_string(supported_cpu_isas().back())}, {"read_gb_s", limits.read_gb_s},
-          {"bf16_gflop_s", limits.bf16_gflop_s}, {"f32_gflop_s", limits.f32_gflop_s}};
+  return {{"threads", threads},
+          {"isa", to_string(supported_cpu_isas().back())},
+          {"read_gb_s", limits.read_gb_s},
+          {"bf16_gflop_s", limits.bf16_gflop_s},
+          {"f32_gflop_s", limits.f32_gflop_s}};
 }
 
 Status write_json(const std::string& path, const json::object& object) {
@@ -46,22 +50,35 @@ struct KernelFlags {
 Status run_kernels(const KernelFlags& flags) {
   ThreadPool pool(flags.threads > 0 ? flags.threads : default_num_threads());
   KernelBenchOptions options{.op = flags.op, .rows = flags.rows, .num_samples = flags.samples};
-  if (flags.isa == "all") options.isas = supported_cpu_isas();
-  else if (const auto isa = parse_cpu_isa(flags.isa)) options.isas = {*isa};
+  if (flags.isa == "all")
+    options.isas = supported_cpu_isas();
+  else if (const auto isa = parse_cpu_isa(flags.isa))
+    options.isas = {*isa};
   options.dtypes.clear();
   for (const std::string& dtype : flags.dtypes) options.dtypes.push_back(dtype == "f32" ? DType::kF32 : DType::kBF16);
   const MachineLimits limits = measure_machine_limits(pool);
   fmt::print("machine: {} threads, {}, read {:.1f} GB/s, bf16 {:.0f} GFLOP/s, f32 {:.0f} GFLOP/s\n\n", pool.size(),
              to_string(supported_cpu_isas().back()), limits.read_gb_s, limits.bf16_gflop_s, limits.f32_gflop_s);
-  fmt::print("{:<18} {:<5} {:<12} {:>5} {:>6} {:>6} {:>5} {:>8} {:>10} {:>8} {:>9} {:>9} {:>9}\n", "op", "dtype", "isa", "rows", "k", "n", "rank",
-             "adapters", "time us", "GB/s", "GFLOP/s", "of limit", "at best");
+  fmt::print("{:<18} {:<5} {:<12} {:>5} {:>6} {:>6} {:>5} {:>8} {:>10} {:>8} {:>9} {:>9} {:>9}\n", "op", "dtype", "isa",
+             "rows", "k", "n", "rank", "adapters", "time us", "GB/s", "GFLOP/s", "of limit", "at best");
   json::array kernels;
   for (const KernelBenchResult& r : bench_kernels(options, pool)) {
-    fmt::print("{:<18} {:<5} {:<12} {:>5} {:>6} {:>6} {:>5} {:>8} {:>10.1f} {:>8.1f} {:>9.1f} {:>9.3f} {:>9.3f}\n", r.op, to_string(r.dtype),
-               to_string(r.isa), r.rows, r.k, r.n, r.rank, r.adapters, r.time_us, r.gb_s, r.gflop_s, r.fraction_of_limit, r.best_fraction);
-    kernels.push_back(json::object{{"op", r.op}, {"dtype", to_string(r.dtype)}, {"isa", to_string(r.isa)}, {"rows", r.rows}, {"k", r.k},
-                                   {"n", r.n}, {"rank", r.rank}, {"adapters", r.adapters}, {"time_us", r.time_us}, {"gb_s", r.gb_s},
-                                   {"gflop_s", r.gflop_s}, {"fraction_of_limit", r.fraction_of_limit}, {"best_fraction", r.best_fraction}});
+    fmt::print("{:<18} {:<5} {:<12} {:>5} {:>6} {:>6} {:>5} {:>8} {:>10.1f} {:>8.1f} {:>9.1f} {:>9.3f} {:>9.3f}\n",
+               r.op, to_string(r.dtype), to_string(r.isa), r.rows, r.k, r.n, r.rank, r.adapters, r.time_us, r.gb_s,
+               r.gflop_s, r.fraction_of_limit, r.best_fraction);
+    kernels.push_back(json::object{{"op", r.op},
+                                   {"dtype", to_string(r.dtype)},
+                                   {"isa", to_string(r.isa)},
+                                   {"rows", r.rows},
+                                   {"k", r.k},
+                                   {"n", r.n},
+                                   {"rank", r.rank},
+                                   {"adapters", r.adapters},
+                                   {"time_us", r.time_us},
+                                   {"gb_s", r.gb_s},
+                                   {"gflop_s", r.gflop_s},
+                                   {"fraction_of_limit", r.fraction_of_limit},
+                                   {"best_fraction", r.best_fraction}});
   }
   return write_json(flags.json, {{"machine", machine_json(limits, pool.size())}, {"kernels", kernels}});
 }
@@ -88,10 +105,12 @@ Result<std::vector<int64_t>> assign_adapters(const EngineFlags& flags, int64_t c
     for (size_t i = 0; i < chosen.size(); ++i) chosen[i] = static_cast<int64_t>(i) % flags.adapters;
   } else if (flags.assign.starts_with("zipf:")) {
     const double alpha = std::atof(flags.assign.c_str() + 5);
-    if (!(alpha > 0 && alpha < 10)) return invalid_argument("--assign zipf:ALPHA wants ALPHA in (0, 10), got {}", flags.assign);
+    if (!(alpha > 0 && alpha < 10))
+      return invalid_argument("--assign zipf:ALPHA wants ALPHA in (0, 10), got {}", flags.assign);
     std::vector<double> cumulative;
     double total = 0;
-    for (int64_t i = 1; i <= flags.adapters; ++i) cumulative.push_back(total += std::pow(static_cast<double>(i), -alpha));
+    for (int64_t i = 1; i <= flags.adapters; ++i)
+      cumulative.push_back(total += std::pow(static_cast<double>(i), -alpha));
     Rng rng(flags.seed + 17);
     for (int64_t& adapter : chosen)
       adapter = std::lower_bound(cumulative.begin(), cumulative.end(), rng.uniform() * total) - cumulative.begin();
@@ -110,8 +129,9 @@ Status add_random_adapters(const EngineFlags& flags, TextEngine& engine) {
     const std::string directory = join_path(flags.adapter_dir, fmt::format("{}-r{}-{}", name, rank, flags.targets));
     if (!file_exists(join_path(directory, "adapter_model.safetensors"))) {
       LK_RETURN_IF_ERROR(make_directories(flags.adapter_dir));
-      LK_RETURN_IF_ERROR(init_adapter(engine.config(), {.rank = rank, .targets = targets, .seed = static_cast<uint64_t>(i), .dtype = DType::kBF16},
-                                      directory));
+      LK_RETURN_IF_ERROR(init_adapter(
+          engine.config(), {.rank = rank, .targets = targets, .seed = static_cast<uint64_t>(i), .dtype = DType::kBF16},
+          directory));
     }
     LK_RETURN_IF_ERROR(engine.add_adapter(name, directory));
   }
@@ -131,7 +151,8 @@ struct Timing {
 double percentile(std::vector<double> values, double p) {
   if (values.empty()) return 0;
   std::sort(values.begin(), values.end());
-  return values[static_cast<size_t>(std::min<double>(p / 100 * static_cast<double>(values.size()), static_cast<double>(values.size() - 1)))];
+  return values[static_cast<size_t>(
+      std::min<double>(p / 100 * static_cast<double>(values.size()), static_cast<double>(values.size() - 1)))];
 }
 
 json::object percentiles(const std::vector<double>& values) {
@@ -145,7 +166,8 @@ struct RunResult {
   std::vector<double> ttft_ms, tpot_ms;
 };
 
-Result<RunResult> run_once(const EngineFlags& flags, TextEngine& engine, const std::vector<int64_t>& assignment, uint64_t salt) {
+Result<RunResult> run_once(const EngineFlags& flags, TextEngine& engine, const std::vector<int64_t>& assignment,
+                           uint64_t salt) {
   RunResult result;
   std::vector<Timing> timings(assignment.size());
   const auto start = Clock::now();
@@ -161,15 +183,19 @@ Result<RunResult> run_once(const EngineFlags& flags, TextEngine& engine, const s
     request.sampling.num_logprobs = -1;
     for (int64_t i = 0; i < flags.prompt_tokens; ++i)
       request.token_ids.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(engine.config().vocab_size))));
-    Result<RequestId> id = engine.submit(std::move(request), {.on_token = [&, index](const TokenLogprob&) {
-      Timing& timing = timings[index];
-      timing.last_token = Clock::now();
-      if (timing.num_tokens++ == 0) timing.first_token = timing.last_token;
-      ++tokens_seen;
-    }, .on_done = [&](Completion) { ++finished; }});
+    Result<RequestId> id = engine.submit(std::move(request), {.on_token =
+                                                                  [&, index](const TokenLogprob&) {
+                                                                    Timing& timing = timings[index];
+                                                                    timing.last_token = Clock::now();
+                                                                    if (timing.num_tokens++ == 0)
+                                                                      timing.first_token = timing.last_token;
+                                                                    ++tokens_seen;
+                                                                  },
+                                                              .on_done = [&](Completion) { ++finished; }});
     return id.ok() ? Status() : id.status();
   };
-  // A closed loop: `batch` requests at a time. A step counts as decoding when it computed one token per running request.
+  // A closed loop: `batch` requests at a time. A step counts as decoding when it computed one token per running
+  // request.
   while (finished < assignment.size()) {
     while (submitted < assignment.size() && submitted - finished < batch) LK_RETURN_IF_ERROR(submit_next());
     const int64_t computed = engine.scheduler().stats().num_computed_tokens, seen = tokens_seen;
@@ -199,16 +225,20 @@ Result<RunResult> run_once(const EngineFlags& flags, TextEngine& engine, const s
 // FLOPs of one row through all linears (without the head), and of the head.
 double row_flops(const ModelConfig& c) {
   double weights = 0;
-  for (int p = 0; p < kNumProjs; ++p) weights += static_cast<double>(in_dim(static_cast<Proj>(p), c)) * static_cast<double>(out_dim(static_cast<Proj>(p), c));
+  for (int p = 0; p < kNumProjs; ++p)
+    weights +=
+        static_cast<double>(in_dim(static_cast<Proj>(p), c)) * static_cast<double>(out_dim(static_cast<Proj>(p), c));
   return 2 * weights * static_cast<double>(c.num_layers);
 }
 
 Status run_engine(EngineFlags& flags) {
-  if (flags.batch < 1 || flags.prompt_tokens < 1 || flags.output_tokens < 1) return invalid_argument("--batch, --prompt-tokens and --output-tokens must be >= 1");
+  if (flags.batch < 1 || flags.prompt_tokens < 1 || flags.output_tokens < 1)
+    return invalid_argument("--batch, --prompt-tokens and --output-tokens must be >= 1");
   flags.model.scheduler.no_prefix_cache = true;
   int64_t& max_running = flags.model.scheduler.options.max_running;
   max_running = std::max(max_running, flags.batch);
-  LK_ASSIGN_OR_RETURN(const std::vector<int64_t> assignment, assign_adapters(flags, flags.requests > 0 ? flags.requests : flags.batch));
+  LK_ASSIGN_OR_RETURN(const std::vector<int64_t> assignment,
+                      assign_adapters(flags, flags.requests > 0 ? flags.requests : flags.batch));
   LK_ASSIGN_OR_RETURN(std::unique_ptr<TextEngine> engine, flags.model.open());
   if (flags.adapter_dir.empty()) flags.adapter_dir = default_adapter_dir(engine->config());
   if (flags.assign != "none" || flags.adapters > 0) LK_RETURN_IF_ERROR(add_random_adapters(flags, *engine));
@@ -220,14 +250,17 @@ Status run_engine(EngineFlags& flags) {
   EngineFlags short_flags = flags;
   short_flags.prompt_tokens = std::min<int64_t>(flags.prompt_tokens, 16);
   short_flags.output_tokens = std::min<int64_t>(flags.output_tokens, 4);
-  if (Result<RunResult> warm_up = run_once(short_flags, *engine, assignment, 99); !warm_up.ok()) return warm_up.status();
-  std::vector<double> output, prefill, decode, limit_prefill, limit_decode, decode_fraction, prefill_fraction, ttft, tpot;
+  if (Result<RunResult> warm_up = run_once(short_flags, *engine, assignment, 99); !warm_up.ok())
+    return warm_up.status();
+  std::vector<double> output, prefill, decode, limit_prefill, limit_decode, decode_fraction, prefill_fraction, ttft,
+      tpot;
   MachineLimits limits;
   for (int i = 0; i < flags.repeat; ++i) {
     const MachineLimits before = measure_machine_limits(pool);
     LK_ASSIGN_OR_RETURN(const RunResult run, run_once(flags, *engine, assignment, static_cast<uint64_t>(i)));
     const MachineLimits after = measure_machine_limits(pool);
-    limits = {.read_gb_s = (before.read_gb_s + after.read_gb_s) / 2, .bf16_gflop_s = std::max(before.bf16_gflop_s, after.bf16_gflop_s),
+    limits = {.read_gb_s = (before.read_gb_s + after.read_gb_s) / 2,
+              .bf16_gflop_s = std::max(before.bf16_gflop_s, after.bf16_gflop_s),
               .f32_gflop_s = std::max(before.f32_gflop_s, after.f32_gflop_s)};
     output.push_back(static_cast<double>(flags.output_tokens) * static_cast<double>(assignment.size()) / run.wall_s);
     const double peak = (flags.model.dtype == "f32" ? limits.f32_gflop_s : limits.bf16_gflop_s) * 1e9;
@@ -241,7 +274,8 @@ Status run_engine(EngineFlags& flags) {
       const double rows = static_cast<double>(run.decode_tokens) / static_cast<double>(run.decode_steps);
       const double head_flops = 2.0 * static_cast<double>(c.hidden_dim) * static_cast<double>(c.vocab_size);
       // Roofline of one step: reading all weights once, or the products of all rows.
-      const double step_s = std::max(weight_bytes / (limits.read_gb_s * 1e9), rows * (row_flops(c) + head_flops) / peak);
+      const double step_s =
+          std::max(weight_bytes / (limits.read_gb_s * 1e9), rows * (row_flops(c) + head_flops) / peak);
       limit_decode.push_back(rows / step_s);
       decode_fraction.push_back(decode.back() / limit_decode.back());
     }
@@ -252,22 +286,39 @@ Status run_engine(EngineFlags& flags) {
   ::getrusage(RUSAGE_SELF, &usage);
   const auto median = [](const std::vector<double>& values) { return percentile(values, 50); };
   json::object out{{"machine", machine_json(limits, pool.size())},
-                   {"batch", flags.batch}, {"prompt_tokens", flags.prompt_tokens}, {"output_tokens", flags.output_tokens},
-                   {"adapters", flags.adapters}, {"ranks", json::value_from(flags.ranks)}, {"targets", flags.targets}, {"assign", flags.assign},
-                   {"dtype", flags.model.dtype}, {"runs", flags.repeat},
-                   {"output_tokens_s", median(output)}, {"prefill_tokens_s", median(prefill)}, {"decode_tokens_s", median(decode)},
-                   {"ttft_ms", percentiles(ttft)}, {"tpot_ms", percentiles(tpot)}, {"peak_rss_bytes", usage.ru_maxrss * 1024},
-                   {"limit_prefill_tokens_s", median(limit_prefill)}, {"limit_decode_tokens_s", median(limit_decode)},
-                   {"prefill_fraction_of_limit", median(prefill_fraction)}, {"fraction_of_limit", median(decode_fraction)},
-                   {"adapter_loads", engine->scheduler().stats().num_adapter_loads}, {"preemptions", engine->scheduler().stats().num_preemptions}};
-  fmt::print("batch {}, prompt {}, output {}, {} adapters ({}, ranks {}, targets {})\n", flags.batch, flags.prompt_tokens, flags.output_tokens,
-             flags.adapters, flags.assign, json::serialize(json::value_from(flags.ranks)), flags.targets);
+                   {"batch", flags.batch},
+                   {"prompt_tokens", flags.prompt_tokens},
+                   {"output_tokens", flags.output_tokens},
+                   {"adapters", flags.adapters},
+                   {"ranks", json::value_from(flags.ranks)},
+                   {"targets", flags.targets},
+                   {"assign", flags.assign},
+                   {"dtype", flags.model.dtype},
+                   {"runs", flags.repeat},
+                   {"output_tokens_s", median(output)},
+                   {"prefill_tokens_s", median(prefill)},
+                   {"decode_tokens_s", median(decode)},
+                   {"ttft_ms", percentiles(ttft)},
+                   {"tpot_ms", percentiles(tpot)},
+                   {"peak_rss_bytes", usage.ru_maxrss * 1024},
+                   {"limit_prefill_tokens_s", median(limit_prefill)},
+                   {"limit_decode_tokens_s", median(limit_decode)},
+                   {"prefill_fraction_of_limit", median(prefill_fraction)},
+                   {"fraction_of_limit", median(decode_fraction)},
+                   {"adapter_loads", engine->scheduler().stats().num_adapter_loads},
+                   {"preemptions", engine->scheduler().stats().num_preemptions}};
+  fmt::print("batch {}, prompt {}, output {}, {} adapters ({}, ranks {}, targets {})\n", flags.batch,
+             flags.prompt_tokens, flags.output_tokens, flags.adapters, flags.assign,
+             json::serialize(json::value_from(flags.ranks)), flags.targets);
   fmt::print("machine    read {:.1f} GB/s, bf16 {:.0f} GFLOP/s\n", limits.read_gb_s, limits.bf16_gflop_s);
   fmt::print("output     {:8.1f} tok/s   prompts included\n", median(output));
   fmt::print("prefill    {:8.1f} tok/s   {:.3f} of the limit\n", median(prefill), median(prefill_fraction));
-  fmt::print("decode     {:8.1f} tok/s   {:.3f} of the limit ({:.1f} tok/s)\n", median(decode), median(decode_fraction), median(limit_decode));
-  fmt::print("ttft ms    p50 {:.1f}  p90 {:.1f}  p99 {:.1f}\n", percentile(ttft, 50), percentile(ttft, 90), percentile(ttft, 99));
-  fmt::print("tpot ms    p50 {:.1f}  p90 {:.1f}  p99 {:.1f}\n", percentile(tpot, 50), percentile(tpot, 90), percentile(tpot, 99));
+  fmt::print("decode     {:8.1f} tok/s   {:.3f} of the limit ({:.1f} tok/s)\n", median(decode), median(decode_fraction),
+             median(limit_decode));
+  fmt::print("ttft ms    p50 {:.1f}  p90 {:.1f}  p99 {:.1f}\n", percentile(ttft, 50), percentile(ttft, 90),
+             percentile(ttft, 99));
+  fmt::print("tpot ms    p50 {:.1f}  p90 {:.1f}  p99 {:.1f}\n", percentile(tpot, 50), percentile(tpot, 90),
+             percentile(tpot, 99));
   fmt::print("peak RSS   {}\n", format_bytes(usage.ru_maxrss * 1024));
   return write_json(flags.json, out);
 }
@@ -281,30 +332,44 @@ void add_bench(CLI::App& app, int& exit_code) {
   auto kernel = std::make_shared<KernelFlags>();
   CLI::App* kernels = command->add_subcommand("kernels", "Every kernel: time, GB/s, GFLOP/s, fraction of the roofline");
   kernels->add_option("--json", kernel->json, "also write the figures to this file");
-  kernels->add_option("--op", kernel->op, "only ops that start with this: gemm, lora, attention, rms_norm, swiglu, rope");
+  kernels->add_option("--op", kernel->op,
+                      "only ops that start with this: gemm, lora, attention, rms_norm, swiglu, rope");
   kernels->add_option("--isa", kernel->isa, "instruction set, or all")
-      ->check(CLI::IsMember({"auto", "all", "portable", "avx2", "avx512", "avx512_bf16"}))->capture_default_str();
-  kernels->add_option("--dtype", kernel->dtypes, "bf16, f32 or both")->delimiter(',')->check(CLI::IsMember({"bf16", "f32"}))->capture_default_str();
+      ->check(CLI::IsMember({"auto", "all", "portable", "avx2", "avx512", "avx512_bf16"}))
+      ->capture_default_str();
+  kernels->add_option("--dtype", kernel->dtypes, "bf16, f32 or both")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"bf16", "f32"}))
+      ->capture_default_str();
   kernels->add_option("--rows", kernel->rows, "only these row counts")->delimiter(',');
   kernels->add_option("--threads", kernel->threads, "0 = every core")->capture_default_str();
-  kernels->add_option("--samples", kernel->samples, "medians of this many")->check(CLI::Range(1, 1000))->capture_default_str();
+  kernels->add_option("--samples", kernel->samples, "medians of this many")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
   kernels->callback([kernel, &exit_code] {
     if (Status status = run_kernels(*kernel); !status.ok()) exit_code = fail(status);
   });
 
   auto flags = std::make_shared<EngineFlags>();
-  CLI::App* engine = command->add_subcommand("engine", "End-to-end prefill and decode, with adapters, against the limit");
+  CLI::App* engine =
+      command->add_subcommand("engine", "End-to-end prefill and decode, with adapters, against the limit");
   flags->model.add_to(*engine, false);
   engine->add_option("--batch", flags->batch, "requests in flight")->capture_default_str();
-  engine->add_option("--requests", flags->requests, "requests in all (closed loop); 0 = one batch")->capture_default_str();
+  engine->add_option("--requests", flags->requests, "requests in all (closed loop); 0 = one batch")
+      ->capture_default_str();
   engine->add_option("--prompt-tokens", flags->prompt_tokens, "per request")->capture_default_str();
   engine->add_option("--output-tokens", flags->output_tokens, "per request")->capture_default_str();
   engine->add_option("--adapters", flags->adapters, "random adapters registered")->capture_default_str();
-  engine->add_option("--rank", flags->ranks, "ranks, taken in turn by the adapters")->delimiter(',')->capture_default_str();
+  engine->add_option("--rank", flags->ranks, "ranks, taken in turn by the adapters")
+      ->delimiter(',')
+      ->capture_default_str();
   engine->add_option("--targets", flags->targets, "all, attention, or a list of projections")->capture_default_str();
   engine->add_option("--assign", flags->assign, "none, same, distinct or zipf:ALPHA")->capture_default_str();
-  engine->add_option("--adapter-dir", flags->adapter_dir, "where the random adapters are kept (default: a temporary directory)");
-  engine->add_option("--repeat", flags->repeat, "runs; medians are reported")->check(CLI::Range(1, 1000))->capture_default_str();
+  engine->add_option("--adapter-dir", flags->adapter_dir,
+                     "where the random adapters are kept (default: a temporary directory)");
+  engine->add_option("--repeat", flags->repeat, "runs; medians are reported")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
   engine->add_option("--seed", flags->seed, "of prompts and assignment")->capture_default_str();
   engine->add_option("--json", flags->json, "also write the figures to this file");
   engine->callback([flags, &exit_code] {

@@ -22,11 +22,13 @@ namespace {
 namespace json = boost::json;
 
 // 8 layers of the width where a rank still matters; 150 M parameters, ten times the last-level cache of most machines.
-constexpr const char* kShape = R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 1024, "intermediate_size": 2816,
+constexpr const char* kShape =
+    R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 1024, "intermediate_size": 2816,
   "num_hidden_layers": 12, "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 8192, "max_position_embeddings": 4096,
   "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": false, "torch_dtype": "bfloat16"})";
 
-// With one kernel thread its processor time, which other programs on the machine disturb less; otherwise the wall clock.
+// With one kernel thread its processor time, which other programs on the machine disturb less; otherwise the wall
+// clock.
 double clock_seconds(Engine& engine) {
   struct timespec time {};
   ::clock_gettime(engine.backend().threads().size() == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &time);
@@ -52,7 +54,12 @@ class FixedStep {
         tokens_[at].push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(bench.weights->config.vocab_size))));
       requests_[at].prompt = tokens_[at];
       for (int64_t t = 0; t < context + rows_each; t += kPageTokens) pages_[at].push_back(*pool.alloc_kv());
-      StepItem item{.request = &requests_[at], .tokens = tokens_[at], .begin = context, .end = context + rows_each, .block_table = pages_[at], .sample = true};
+      StepItem item{.request = &requests_[at],
+                    .tokens = tokens_[at],
+                    .begin = context,
+                    .end = context + rows_each,
+                    .block_table = pages_[at],
+                    .sample = true};
       (i < num_hot ? hot_ : others_).push_back(item);
     }
   }
@@ -78,7 +85,8 @@ class FixedStep {
 // Loads every adapter and builds the hot one's merged weights; the build's result.
 Result<MergeResult> prepare(MergeBench& bench, UnifiedPool& pool) {
   for (AdapterId id : bench.adapters) {
-    if (!pool.begin_load(id, bench.engine->footprint(id))) return resource_exhausted("the pool of the benchmark is too small");
+    if (!pool.begin_load(id, bench.engine->footprint(id)))
+      return resource_exhausted("the pool of the benchmark is too small");
     bench.engine->start_load(id, pool.adapter_pages(id));
     for (const LoadResult& load : bench.engine->take_finished_loads(true)) {
       LK_RETURN_IF_ERROR(load.status);
@@ -88,7 +96,8 @@ Result<MergeResult> prepare(MergeBench& bench, UnifiedPool& pool) {
   }
   const AdapterId hot = bench.adapters[0];
   LK_ASSIGN_OR_RETURN(const MergeFootprint footprint, bench.engine->merge_footprint(hot));
-  if (!pool.begin_merge(hot, footprint.run_lengths, 0)) return resource_exhausted("the pool of the benchmark is too small");
+  if (!pool.begin_merge(hot, footprint.run_lengths, 0))
+    return resource_exhausted("the pool of the benchmark is too small");
   bench.engine->start_merge(hot, pool.merge_pages(hot));
   for (;;) {
     const std::vector<MergeResult> results = bench.engine->take_finished_merges();
@@ -102,7 +111,8 @@ Result<MergeResult> prepare(MergeBench& bench, UnifiedPool& pool) {
 
 json::object measure(const MergeBenchFlags& flags, MergeBench& bench, UnifiedPool& pool, bool prefill, double share) {
   // Prompts of 32 tokens, so that shares are exact enough.
-  const FixedStep step = prefill ? FixedStep(bench, pool, flags.prefill_tokens / 32, 32, 0, share) : FixedStep(bench, pool, flags.decode_batch, 1, 64, share);
+  const FixedStep step = prefill ? FixedStep(bench, pool, flags.prefill_tokens / 32, 32, 0, share)
+                                 : FixedStep(bench, pool, flags.decode_batch, 1, 64, share);
   const AdapterId hot = bench.adapters[0];
   struct Mode {
     const char* name;
@@ -111,15 +121,22 @@ json::object measure(const MergeBenchFlags& flags, MergeBench& bench, UnifiedPoo
     bool subtract;
     std::vector<double> ms = {};
   };
-  std::vector<Mode> modes = {{"unmerged", true, true, kBaseModel, false}, {"mixed", true, true, hot, false}, {"subtract", true, true, hot, true},
-                             {"exclusive", true, false, hot, false}, {"others", false, true, kBaseModel, false}};
-  if (step.num_others() == 0) std::erase_if(modes, [](const Mode& mode) { return std::string_view(mode.name) == "others" || mode.subtract; });
+  std::vector<Mode> modes = {{"unmerged", true, true, kBaseModel, false},
+                             {"mixed", true, true, hot, false},
+                             {"subtract", true, true, hot, true},
+                             {"exclusive", true, false, hot, false},
+                             {"others", false, true, kBaseModel, false}};
+  if (step.num_others() == 0)
+    std::erase_if(modes, [](const Mode& mode) { return std::string_view(mode.name) == "others" || mode.subtract; });
   for (int sample = -1; sample < flags.samples; ++sample)  // interleaved; the first round is not counted
     for (Mode& mode : modes) {
       const double ms = step.seconds(*bench.engine, mode.with_hot, mode.with_others, mode.merged, mode.subtract) * 1e3;
       if (sample >= 0) mode.ms.push_back(ms);
     }
-  json::object out{{"shape", prefill ? "prefill" : "decode"}, {"share", share}, {"hot", step.num_hot()}, {"others", step.num_others()}};
+  json::object out{{"shape", prefill ? "prefill" : "decode"},
+                   {"share", share},
+                   {"hot", step.num_hot()},
+                   {"others", step.num_others()}};
   for (const Mode& mode : modes) {
     out[std::string(mode.name) + "_ms"] = median_of(mode.ms);
     out[std::string(mode.name) + "_best_ms"] = *std::min_element(mode.ms.begin(), mode.ms.end());
@@ -136,7 +153,8 @@ double median_of(std::vector<double> values) {
   return *middle;
 }
 
-Result<MergeBench> make_merge_bench(const MergeBenchFlags& flags, int64_t rank, std::shared_ptr<const ModelWeights> weights) {
+Result<MergeBench> make_merge_bench(const MergeBenchFlags& flags, int64_t rank,
+                                    std::shared_ptr<const ModelWeights> weights) {
   MergeBench bench{.weights = std::move(weights)};
   LK_ASSIGN_OR_RETURN(auto backend, make_cpu_backend({.num_threads = flags.threads}));
   if (!bench.weights) {
@@ -144,22 +162,29 @@ Result<MergeBench> make_merge_bench(const MergeBenchFlags& flags, int64_t rank, 
     if (!flags.dummy.empty()) {
       LK_ASSIGN_OR_RETURN(text, read_file(flags.dummy));
     }
-    LK_ASSIGN_OR_RETURN(const ModelConfig config, parse_model_config(text, flags.dummy.empty() ? "built-in shape" : flags.dummy));
+    LK_ASSIGN_OR_RETURN(const ModelConfig config,
+                        parse_model_config(text, flags.dummy.empty() ? "built-in shape" : flags.dummy));
     bench.weights = make_dummy_weights(config, DType::kBF16, flags.seed, *backend);
   }
   const ModelConfig& config = bench.weights->config;
-  LK_ASSIGN_OR_RETURN(bench.engine, Engine::create({.max_step_tokens = std::max<int64_t>(flags.prefill_tokens, 512),
-                                                    .memory_bytes = 3 * bench.weights->packed_bytes + (int64_t{1} << 30),
-                                                    .merge = {.max_rounding_loss = 0.2}},
-                                                   bench.weights, std::move(backend)));
-  const std::string root = !flags.adapter_dir.empty() ? flags.adapter_dir
-                                                      : (std::filesystem::temp_directory_path() /
-                                                         fmt::format("lorikeet-merge-{}x{}x{}", config.num_layers, config.hidden_dim, flags.b_scale)).string();
+  LK_ASSIGN_OR_RETURN(bench.engine,
+                      Engine::create({.max_step_tokens = std::max<int64_t>(flags.prefill_tokens, 512),
+                                      .memory_bytes = 3 * bench.weights->packed_bytes + (int64_t{1} << 30),
+                                      .merge = {.max_rounding_loss = 0.2}},
+                                     bench.weights, std::move(backend)));
+  const std::string root =
+      !flags.adapter_dir.empty()
+          ? flags.adapter_dir
+          : (std::filesystem::temp_directory_path() /
+             fmt::format("lorikeet-merge-{}x{}x{}", config.num_layers, config.hidden_dim, flags.b_scale))
+                .string();
   for (int64_t i = 0; i < flags.adapters; ++i) {
     const std::string directory = join_path(root, fmt::format("a{}-r{}", i, rank));
     if (!file_exists(join_path(directory, "adapter_model.safetensors"))) {
       LK_RETURN_IF_ERROR(make_directories(root));
-      LK_RETURN_IF_ERROR(init_adapter(config, {.rank = rank, .seed = static_cast<uint64_t>(i), .b_scale = flags.b_scale, .dtype = DType::kBF16}, directory));
+      LK_RETURN_IF_ERROR(init_adapter(
+          config, {.rank = rank, .seed = static_cast<uint64_t>(i), .b_scale = flags.b_scale, .dtype = DType::kBF16},
+          directory));
     }
     LK_ASSIGN_OR_RETURN(auto adapter, load_adapter(fmt::format("a{}", i), directory, config, nullptr));
     LK_ASSIGN_OR_RETURN(auto prepared, bench.engine->prepare_adapter(std::move(adapter)));
@@ -171,8 +196,10 @@ Result<MergeBench> make_merge_bench(const MergeBenchFlags& flags, int64_t rank, 
 Result<json::array> bench_merge_modes(const MergeBenchFlags& flags) {
   json::array rows;
   std::shared_ptr<const ModelWeights> weights;
-  fmt::print("{:>5} {:<8} {:>6} {:>10} {:>10} {:>10} {:>10} {:>10}   ms per step (medians), loss and build of the merged weights\n", "rank", "shape", "share",
-             "unmerged", "mixed", "subtract", "exclusive", "others");
+  fmt::print(
+      "{:>5} {:<8} {:>6} {:>10} {:>10} {:>10} {:>10} {:>10}   ms per step (medians), loss and build of the merged "
+      "weights\n",
+      "rank", "shape", "share", "unmerged", "mixed", "subtract", "exclusive", "others");
   for (int64_t rank : flags.ranks) {
     LK_ASSIGN_OR_RETURN(MergeBench bench, make_merge_bench(flags, rank, weights));
     weights = bench.weights;
@@ -186,9 +213,10 @@ Result<json::array> bench_merge_modes(const MergeBenchFlags& flags) {
         row["rounding_loss"] = built.rounding_loss;
         row["worst_rounding_loss"] = built.worst_rounding_loss;
         const auto ms = [&](const char* mode) { return row.contains(mode) ? row[mode].to_number<double>() : 0.0; };
-        fmt::print("{:>5} {:<8} {:>6.2f} {:>10.2f} {:>10.2f} {:>10.2f} {:>10.2f} {:>10.2f}   loss {:.4f}, build {:.0f} ms\n", rank,
-                   prefill ? "prefill" : "decode", share, ms("unmerged_ms"), ms("mixed_ms"), ms("subtract_ms"), ms("exclusive_ms"), ms("others_ms"),
-                   built.rounding_loss, static_cast<double>(built.build_time) / 1e3);
+        fmt::print(
+            "{:>5} {:<8} {:>6.2f} {:>10.2f} {:>10.2f} {:>10.2f} {:>10.2f} {:>10.2f}   loss {:.4f}, build {:.0f} ms\n",
+            rank, prefill ? "prefill" : "decode", share, ms("unmerged_ms"), ms("mixed_ms"), ms("subtract_ms"),
+            ms("exclusive_ms"), ms("others_ms"), built.rounding_loss, static_cast<double>(built.build_time) / 1e3);
         std::fflush(stdout);
         rows.push_back(std::move(row));
       }
@@ -200,25 +228,52 @@ Result<json::array> bench_merge_modes(const MergeBenchFlags& flags) {
 
 void add_bench_merge(CLI::App& bench, int& exit_code) {
   auto flags = std::make_shared<MergeBenchFlags>();
-  CLI::App* command = bench.add_subcommand("merge", "Dynamic merging: step times of each mode, runs under each chooser");
-  command->add_option("--dummy", flags->dummy, "config.json: seeded random weights of this shape (default: 150 M parameters)");
+  CLI::App* command =
+      bench.add_subcommand("merge", "Dynamic merging: step times of each mode, runs under each chooser");
+  command->add_option("--dummy", flags->dummy,
+                      "config.json: seeded random weights of this shape (default: 150 M parameters)");
   command->add_option("--rank", flags->ranks, "ranks")->delimiter(',')->capture_default_str();
   command->add_option("--share", flags->shares, "shares of the hot adapter")->delimiter(',')->capture_default_str();
-  command->add_option("--adapters", flags->adapters, "adapters in all; the first is the hot one")->check(CLI::Range(2, 1000))->capture_default_str();
-  command->add_option("--decode-batch", flags->decode_batch, "requests in a decoding step")->check(CLI::Range(1, 512))->capture_default_str();
-  command->add_option("--prefill-tokens", flags->prefill_tokens, "rows of a prefill step")->check(CLI::Range(32, 4096))->capture_default_str();
-  command->add_option("--part", flags->part, "what to measure")->check(CLI::IsMember({"all", "modes", "choosers"}))->capture_default_str();
-  command->add_option("--requests", flags->requests, "requests of a run under a chooser")->check(CLI::Range(1, 100000))->capture_default_str();
-  command->add_option("--samples", flags->samples, "steps per mode, interleaved; medians are shown")->check(CLI::Range(1, 1000))->capture_default_str();
-  command->add_option("--repeat", flags->repeat, "most rounds of a cell, in each of which every chooser runs once with the same requests")->check(CLI::Range(1, 1000))->capture_default_str();
-  command->add_option("--spread", flags->spread, "fewer rounds are enough when the ratio of cost to the better of never and always has this standard error (processor time)")
-      ->check(CLI::Range(0.0, 1.0))->capture_default_str();
-  command->add_option("--chooser", flags->choosers, "choosers to compare")->delimiter(',')->check(CLI::IsMember({"never", "always", "exclusive", "dlora", "cost"}))
+  command->add_option("--adapters", flags->adapters, "adapters in all; the first is the hot one")
+      ->check(CLI::Range(2, 1000))
       ->capture_default_str();
-  command->add_option("--shape", flags->shape, "of the requests under a chooser")->check(CLI::IsMember({"both", "prefill", "decode"}))->capture_default_str();
+  command->add_option("--decode-batch", flags->decode_batch, "requests in a decoding step")
+      ->check(CLI::Range(1, 512))
+      ->capture_default_str();
+  command->add_option("--prefill-tokens", flags->prefill_tokens, "rows of a prefill step")
+      ->check(CLI::Range(32, 4096))
+      ->capture_default_str();
+  command->add_option("--part", flags->part, "what to measure")
+      ->check(CLI::IsMember({"all", "modes", "choosers"}))
+      ->capture_default_str();
+  command->add_option("--requests", flags->requests, "requests of a run under a chooser")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  command->add_option("--samples", flags->samples, "steps per mode, interleaved; medians are shown")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  command
+      ->add_option("--repeat", flags->repeat,
+                   "most rounds of a cell, in each of which every chooser runs once with the same requests")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  command
+      ->add_option("--spread", flags->spread,
+                   "fewer rounds are enough when the ratio of cost to the better of never and always has this standard "
+                   "error (processor time)")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  command->add_option("--chooser", flags->choosers, "choosers to compare")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"never", "always", "exclusive", "dlora", "cost"}))
+      ->capture_default_str();
+  command->add_option("--shape", flags->shape, "of the requests under a chooser")
+      ->check(CLI::IsMember({"both", "prefill", "decode"}))
+      ->capture_default_str();
   command->add_option("--b-scale", flags->b_scale, "size of the random adapters' B")->capture_default_str();
   command->add_option("--threads", flags->threads, "0 = every core")->capture_default_str();
-  command->add_option("--adapter-dir", flags->adapter_dir, "where the random adapters are kept (default: a temporary directory)");
+  command->add_option("--adapter-dir", flags->adapter_dir,
+                      "where the random adapters are kept (default: a temporary directory)");
   command->add_option("--seed", flags->seed, "of weights and prompts")->capture_default_str();
   command->add_option("--json", flags->json, "also write the figures to this file");
   command->callback([flags, &exit_code] {

@@ -30,8 +30,10 @@ struct MergeBench {
   std::vector<AdapterId> adapters;  // of one rank; the first is the hot one
 };
 
-// Seeded random weights (of flags.dummy, or of a built-in shape of 150 M parameters) and flags.adapters adapters of rank `rank` on all linears.
-Result<MergeBench> make_merge_bench(const MergeBenchFlags& flags, int64_t rank, std::shared_ptr<const ModelWeights> weights);
+// Seeded random weights (of flags.dummy, or of a built-in shape of 150 M parameters) and flags.adapters adapters of
+// rank `rank` on all linears.
+Result<MergeBench> make_merge_bench(const MergeBenchFlags& flags, int64_t rank,
+                                    std::shared_ptr<const ModelWeights> weights);
 
 // Step times of each mode: rank x share of the hot adapter x {prefill, decode}.
 Result<boost::json::array> bench_merge_modes(const MergeBenchFlags& flags);

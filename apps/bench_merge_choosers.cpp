@@ -33,10 +33,13 @@ struct RunResult {
   MergeStats stats;
 };
 
-Result<RunResult> run_once(const MergeBenchFlags& flags, MergeBench& bench, const Shape& shape, double share, const char* chooser, uint64_t seed) {
+Result<RunResult> run_once(const MergeBenchFlags& flags, MergeBench& bench, const Shape& shape, double share,
+                           const char* chooser, uint64_t seed) {
   using Clock = std::chrono::steady_clock;
   UnifiedPool pool(bench.engine->num_pages());
-  Scheduler scheduler({.max_step_tokens = flags.prefill_tokens, .max_running = flags.decode_batch, .prefix_cache = false}, pool, *bench.engine);
+  Scheduler scheduler(
+      {.max_step_tokens = flags.prefill_tokens, .max_running = flags.decode_batch, .prefix_cache = false}, pool,
+      *bench.engine);
   scheduler.enable_merging({.max_pool_share = 0.8}, make_merge_chooser(chooser));
   for (AdapterId id : bench.adapters) scheduler.merging()->set_allowed(id, true);
   Rng rng(seed);
@@ -49,9 +52,12 @@ Result<RunResult> run_once(const MergeBenchFlags& flags, MergeBench& bench, cons
     // A closed loop: half as many waiting as run.
     while (submitted < shape.requests && submitted - finished < flags.decode_batch + flags.decode_batch / 2) {
       const auto others = static_cast<uint64_t>(bench.adapters.size()) - 1;
-      Request request{.id = submitted++, .adapter = bench.adapters[rng.uniform() < share ? 0 : 1 + rng.below(others)], .max_tokens = shape.output};
+      Request request{.id = submitted++,
+                      .adapter = bench.adapters[rng.uniform() < share ? 0 : 1 + rng.below(others)],
+                      .max_tokens = shape.output};
       for (int64_t i = 0; i < shape.prompt; ++i)
-        request.prompt.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(bench.weights->config.vocab_size))));
+        request.prompt.push_back(
+            static_cast<int32_t>(rng.below(static_cast<uint64_t>(bench.weights->config.vocab_size))));
       request.sampling.temperature = 0;
       result.tokens += shape.prompt + shape.output;
       LK_RETURN_IF_ERROR(scheduler.submit(std::move(request)));
@@ -95,7 +101,8 @@ class Rounds {
     for (int round = 0; round < flags_.repeat && (round < kLeastRounds || error() > flags_.spread); ++round)
       for (size_t i = 0; i < flags_.choosers.size(); ++i) {
         const std::string& chooser = flags_.choosers[(i + static_cast<size_t>(round)) % flags_.choosers.size()];
-        LK_ASSIGN_OR_RETURN(RunResult result, run_once(flags_, bench, shape, share, chooser.c_str(), flags_.seed + static_cast<uint64_t>(round)));
+        LK_ASSIGN_OR_RETURN(RunResult result, run_once(flags_, bench, shape, share, chooser.c_str(),
+                                                       flags_.seed + static_cast<uint64_t>(round)));
         runs_[chooser].push_back(result);
       }
     return Status();
@@ -130,8 +137,11 @@ Result<json::array> bench_merge_choosers(const MergeBenchFlags& flags) {
   const Shape shapes[] = {{"prefill", 192, 8, flags.requests}, {"decode", 16, 96, flags.requests}};
   json::array rows;
   std::shared_ptr<const ModelWeights> weights;
-  fmt::print("{:>5} {:<8} {:>6} {:<10} {:>7} {:>8} {:>8} {:>16} {:>16} {:>7} {:>7} {:>7}   medians; ahead: the better of never and always / it, round by round\n",
-             "rank", "shape", "share", "chooser", "rounds", "wall s", "cpu s", "ahead, wall", "ahead, cpu", "gap ms", "builds", "merged");
+  fmt::print(
+      "{:>5} {:<8} {:>6} {:<10} {:>7} {:>8} {:>8} {:>16} {:>16} {:>7} {:>7} {:>7}   medians; ahead: the better of "
+      "never and always / it, round by round\n",
+      "rank", "shape", "share", "chooser", "rounds", "wall s", "cpu s", "ahead, wall", "ahead, cpu", "gap ms", "builds",
+      "merged");
   for (int64_t rank : flags.ranks) {
     for (const Shape& shape : shapes) {
       if (flags.shape != "both" && flags.shape != shape.name) continue;
@@ -142,17 +152,33 @@ Result<json::array> bench_merge_choosers(const MergeBenchFlags& flags) {
         LK_RETURN_IF_ERROR(rounds.run(bench, shape, share));
         for (const std::string& chooser : flags.choosers) {
           const RunResult& last = rounds.of(chooser).back();
-          const double wall = rounds.median(chooser, &RunResult::wall_s), cpu = rounds.median(chooser, &RunResult::cpu_s);
+          const double wall = rounds.median(chooser, &RunResult::wall_s),
+                       cpu = rounds.median(chooser, &RunResult::cpu_s);
           const double gap = 1e3 * rounds.median(chooser, &RunResult::longest_gap_s);
-          const Ratio ahead_wall = rounds.gain(chooser, &RunResult::wall_s), ahead_cpu = rounds.gain(chooser, &RunResult::cpu_s);
-          fmt::print("{:>5} {:<8} {:>6.2f} {:<10} {:>7} {:>8.2f} {:>8.2f} {:>7.3f} +- {:>5.3f} {:>7.3f} +- {:>5.3f} {:>7.0f} {:>7} {:>7}\n", rank, shape.name, share,
-                     chooser, rounds.of(chooser).size(), wall, cpu, ahead_wall.median, ahead_wall.error, ahead_cpu.median, ahead_cpu.error, gap,
-                     last.stats.num_builds, last.stats.num_merged_steps);
+          const Ratio ahead_wall = rounds.gain(chooser, &RunResult::wall_s),
+                      ahead_cpu = rounds.gain(chooser, &RunResult::cpu_s);
+          fmt::print(
+              "{:>5} {:<8} {:>6.2f} {:<10} {:>7} {:>8.2f} {:>8.2f} {:>7.3f} +- {:>5.3f} {:>7.3f} +- {:>5.3f} {:>7.0f} "
+              "{:>7} {:>7}\n",
+              rank, shape.name, share, chooser, rounds.of(chooser).size(), wall, cpu, ahead_wall.median,
+              ahead_wall.error, ahead_cpu.median, ahead_cpu.error, gap, last.stats.num_builds,
+              last.stats.num_merged_steps);
           std::fflush(stdout);
-          rows.push_back(json::object{{"rank", rank}, {"shape", shape.name}, {"share", share}, {"chooser", chooser}, {"rounds", rounds.of(chooser).size()},
-                                      {"wall_s", wall}, {"cpu_s", cpu}, {"ahead_wall", ahead_wall.median}, {"ahead_wall_error", ahead_wall.error},
-                                      {"ahead_cpu", ahead_cpu.median}, {"ahead_cpu_error", ahead_cpu.error}, {"tokens", last.tokens},
-                                      {"longest_gap_ms", gap}, {"builds", last.stats.num_builds}, {"merged_steps", last.stats.num_merged_steps},
+          rows.push_back(json::object{{"rank", rank},
+                                      {"shape", shape.name},
+                                      {"share", share},
+                                      {"chooser", chooser},
+                                      {"rounds", rounds.of(chooser).size()},
+                                      {"wall_s", wall},
+                                      {"cpu_s", cpu},
+                                      {"ahead_wall", ahead_wall.median},
+                                      {"ahead_wall_error", ahead_wall.error},
+                                      {"ahead_cpu", ahead_cpu.median},
+                                      {"ahead_cpu_error", ahead_cpu.error},
+                                      {"tokens", last.tokens},
+                                      {"longest_gap_ms", gap},
+                                      {"builds", last.stats.num_builds},
+                                      {"merged_steps", last.stats.num_merged_steps},
                                       {"exclusive_steps", last.stats.num_exclusive_steps}});
         }
       }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The subcommands of `lorikeet`. Each add_* registers its options; when chosen, its callback runs and stores the exit code:
-// 0 success, 1 failure (one line on standard error), 2 wrong usage, 130 interrupted.
+// The subcommands of `lorikeet`. Each add_* registers its options; when chosen, its callback runs and stores the exit
+// code: 0 success, 1 failure (one line on standard error), 2 wrong usage, 130 interrupted.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -51,8 +51,8 @@ std::string format_bytes(int64_t bytes);
 // "all", "attention" or "q_proj,v_proj,...".
 Result<std::vector<std::string>> parse_targets(const std::string& text);
 
-// Where tenants, keys and loaded adapters are kept when --state says nothing: $LORIKEET_STATE, or state.db in the first of
-// $STATE_DIRECTORY (systemd), $XDG_STATE_HOME/lorikeet, ~/.local/state/lorikeet, /var/lib/lorikeet.
+// Where tenants, keys and loaded adapters are kept when --state says nothing: $LORIKEET_STATE, or state.db in the first
+// of $STATE_DIRECTORY (systemd), $XDG_STATE_HOME/lorikeet, ~/.local/state/lorikeet, /var/lib/lorikeet.
 std::string default_state_path();
 
 // Prints "lorikeet: message" and returns 1.

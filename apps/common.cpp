@@ -46,9 +46,12 @@ std::string default_state_path() {
     return std::string(value == nullptr ? "" : value);
   };
   if (const std::string given = variable("LORIKEET_STATE"); !given.empty()) return given;
-  if (const std::string given = variable("STATE_DIRECTORY"); given.starts_with('/')) return join_path(given.substr(0, given.find(':')), "state.db");
-  if (const std::string given = variable("XDG_STATE_HOME"); given.starts_with('/')) return join_path(given, "lorikeet/state.db");
-  if (const std::string given = variable("HOME"); given.starts_with('/')) return join_path(given, ".local/state/lorikeet/state.db");
+  if (const std::string given = variable("STATE_DIRECTORY"); given.starts_with('/'))
+    return join_path(given.substr(0, given.find(':')), "state.db");
+  if (const std::string given = variable("XDG_STATE_HOME"); given.starts_with('/'))
+    return join_path(given, "lorikeet/state.db");
+  if (const std::string given = variable("HOME"); given.starts_with('/'))
+    return join_path(given, ".local/state/lorikeet/state.db");
   return "/var/lib/lorikeet/state.db";
 }
 
@@ -62,8 +65,17 @@ Result<int64_t> parse_bytes(const std::string& text) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
   const std::string_view unit(end, static_cast<size_t>(text.data() + text.size() - end));
   double factor = 0;
-  for (const auto& [name, value] : {std::pair<std::string_view, double>{"", 1}, {"B", 1}, {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30},
-                                    {"K", 0x1p10}, {"M", 0x1p20}, {"G", 0x1p30}, {"kB", 1e3}, {"MB", 1e6}, {"GB", 1e9}})
+  for (const auto& [name, value] : {std::pair<std::string_view, double>{"", 1},
+                                    {"B", 1},
+                                    {"KiB", 0x1p10},
+                                    {"MiB", 0x1p20},
+                                    {"GiB", 0x1p30},
+                                    {"K", 0x1p10},
+                                    {"M", 0x1p20},
+                                    {"G", 0x1p30},
+                                    {"kB", 1e3},
+                                    {"MB", 1e6},
+                                    {"GB", 1e9}})
     if (unit == name) factor = value;
   if (error != std::errc() || factor == 0 || !(number > 0) || number * factor > 0x1p50)
     return invalid_argument("\"{}\" is not a size; write for example 8GiB, 512MiB or a number of bytes", text);
@@ -80,24 +92,40 @@ std::string format_bytes(int64_t bytes) {
 
 void ModelFlags::add_to(CLI::App& command, bool model_is_positional) {
   const std::string model_help = "Hugging Face model directory (config.json, *.safetensors, tokenizer.json)";
-  auto* model_option = model_is_positional ? command.add_option("MODEL", model, model_help) : command.add_option("--model", model, model_help);
+  auto* model_option = model_is_positional ? command.add_option("MODEL", model, model_help)
+                                           : command.add_option("--model", model, model_help);
   model_option->group("Model");
-  command.add_option("--dummy", dummy, "config.json: seeded random weights of this shape instead of a model")->group("Model");
-  command.add_option("--lora,--lora-modules", loras, "load a PEFT adapter directory under a name; repeatable")->type_name("NAME=DIR")->group("Model");
+  command.add_option("--dummy", dummy, "config.json: seeded random weights of this shape instead of a model")
+      ->group("Model");
+  command.add_option("--lora,--lora-modules", loras, "load a PEFT adapter directory under a name; repeatable")
+      ->type_name("NAME=DIR")
+      ->group("Model");
   command.add_option("--dtype", dtype, "compute type; f32 is for exact comparisons")
-      ->check(CLI::IsMember({"bf16", "f32"}))->capture_default_str()->group("Model");
-  command.add_option("--context,--max-model-len", context, "longest prompt + output in tokens; 0 = the model's own")->capture_default_str()->group("Model");
+      ->check(CLI::IsMember({"bf16", "f32"}))
+      ->capture_default_str()
+      ->group("Model");
+  command.add_option("--context,--max-model-len", context, "longest prompt + output in tokens; 0 = the model's own")
+      ->capture_default_str()
+      ->group("Model");
   command.add_option("--threads", threads, "kernel threads; 0 = every core this process may use")
-      ->check(CLI::Range(0, 1024))->capture_default_str()->group("Machine");
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str()
+      ->group("Machine");
   command.add_option("--isa", isa, "instruction set of the kernels")
-      ->check(CLI::IsMember({"auto", "portable", "avx2", "avx512", "avx512_bf16"}))->capture_default_str()->group("Machine");
-  command.add_option("--memory", memory, "page pool for KV cache and resident adapters, e.g. 8GiB; auto = 80 % of what is free")
-      ->capture_default_str()->group("Machine");
+      ->check(CLI::IsMember({"auto", "portable", "avx2", "avx512", "avx512_bf16"}))
+      ->capture_default_str()
+      ->group("Machine");
+  command
+      .add_option("--memory", memory,
+                  "page pool for KV cache and resident adapters, e.g. 8GiB; auto = 80 % of what is free")
+      ->capture_default_str()
+      ->group("Machine");
   scheduler.add_to(command);
 }
 
 Result<std::unique_ptr<TextEngine>> ModelFlags::open_without_adapters() const {
-  if (model.empty() == dummy.empty()) return invalid_argument("give a model directory, or --dummy CONFIG.json for random weights");
+  if (model.empty() == dummy.empty())
+    return invalid_argument("give a model directory, or --dummy CONFIG.json for random weights");
   TextEngineOptions options{.model = model, .dummy_config = dummy, .num_threads = threads, .context = context};
   options.act = dtype == "f32" ? DType::kF32 : DType::kBF16;
   options.isa = parse_cpu_isa(isa);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// CLI11 2.1 reads configuration only for the outermost command, before the environment, and lets the file win over it. So its hook
-// for reading a file (a CLI::Config of the outermost command) is used as nothing but the moment between the command line and the
-// checks: it gives options that no flag has set their value from the environment, and then, if still without one, from the file.
+// CLI11 2.1 reads configuration only for the outermost command, before the environment, and lets the file win over it.
+// So its hook for reading a file (a CLI::Config of the outermost command) is used as nothing but the moment between the
+// command line and the checks: it gives options that no flag has set their value from the environment, and then, if
+// still without one, from the file.
 #include "config.h"
 
 #include <cstdlib>
@@ -24,7 +25,8 @@ void apply(CLI::Option& option, const std::vector<std::string>& values, const st
     throw;
   } catch (const CLI::ParseError& error) {
     std::string message = error.what();
-    if (const std::string prefix = option.get_name() + ": "; message.starts_with(prefix)) message.erase(0, prefix.size());
+    if (const std::string prefix = option.get_name() + ": "; message.starts_with(prefix))
+      message.erase(0, prefix.size());
     stop(fmt::format("{}: {}", where, message));
   }
 }
@@ -39,7 +41,8 @@ void read_environment(const CLI::App& command) {
 }
 
 void configure(const CLI::App& command) {
-  if (command.get_help_ptr() != nullptr && command.get_help_ptr()->count() > 0) throw CLI::CallForHelp();  // whatever is configured
+  if (command.get_help_ptr() != nullptr && command.get_help_ptr()->count() > 0)
+    throw CLI::CallForHelp();  // whatever is configured
   read_environment(command);
   const CLI::Option* config = command.get_option_no_throw("--config");
   if (config == nullptr || config->count() == 0) return;
@@ -55,8 +58,10 @@ class Hook : public CLI::Config {
   std::vector<CLI::ConfigItem> from_config(std::istream&) const override {
     for (const CLI::App* command : commands_) {
       if (command->parsed()) configure(*command);
-      // CLI11 goes on to read the environment, also for commands that do not run: a variable of theirs must not stop this one.
-      else for (const CLI::Option* option : command->get_options()) const_cast<CLI::Option*>(option)->envname("");
+      // CLI11 goes on to read the environment, also for commands that do not run: a variable of theirs must not stop
+      // this one.
+      else
+        for (const CLI::Option* option : command->get_options()) const_cast<CLI::Option*>(option)->envname("");
     }
     return {};
   }
@@ -93,29 +98,36 @@ void add_config_options(CLI::App& command, std::function<Status()> check) {
   while (root->get_parent() != nullptr) root = root->get_parent();
   hook_of(*root).add(&command);
   constexpr const char* kGroup = "Configuration";
-  command.add_option("--config", "read options from this TOML file; flags and LORIKEET_* variables go before it")->type_name("FILE")->group(kGroup)
+  command.add_option("--config", "read options from this TOML file; flags and LORIKEET_* variables go before it")
+      ->type_name("FILE")
+      ->group(kGroup)
       ->configurable(false);
   for (CLI::Option* option : command.get_options([](CLI::Option*) { return true; })) {
     const bool wanted = option->get_configurable() || option->check_lname("config");
     if (!wanted || option == command.get_help_ptr() || !option->get_envname().empty()) continue;
     std::string name = "LORIKEET_";
-    for (const char c : config_key(*option)) name += c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+    for (const char c : config_key(*option))
+      name += c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
     option->envname(name);
   }
   // These come last: when their callbacks run, every other option was converted and checked.
   const CLI::App* self = &command;
   command
-      .add_flag_callback("--print-config",
-                         [self] {
-                           fmt::print("{}", format_config(*self));
-                           throw CLI::Success();
-                         },
-                         "print the effective configuration as TOML and exit")
-      ->group(kGroup)->configurable(false);
+      .add_flag_callback(
+          "--print-config",
+          [self] {
+            fmt::print("{}", format_config(*self));
+            throw CLI::Success();
+          },
+          "print the effective configuration as TOML and exit")
+      ->group(kGroup)
+      ->configurable(false);
   command
-      .add_flag_callback("--check-config", [self, check = std::move(check)] { check_config(*self, check); },
-                         "check the configuration and exit")
-      ->group(kGroup)->configurable(false);
+      .add_flag_callback(
+          "--check-config", [self, check = std::move(check)] { check_config(*self, check); },
+          "check the configuration and exit")
+      ->group(kGroup)
+      ->configurable(false);
 }
 
 int exit_code_of(const CLI::App& app, const CLI::ParseError& error) {

@@ -53,19 +53,28 @@ std::string suggestion(const std::string& given, const Map& names) {
 }
 
 bool is_flag(const CLI::Option& option) { return option.get_expected_min() == 0; }
-bool is_integer(const CLI::Option& option) { return option.get_type_name().starts_with("INT") || option.get_type_name().starts_with("UINT"); }
+bool is_integer(const CLI::Option& option) {
+  return option.get_type_name().starts_with("INT") || option.get_type_name().starts_with("UINT");
+}
 bool is_real(const CLI::Option& option) { return option.get_type_name().starts_with("FLOAT"); }
 bool is_list(const CLI::Option& option) { return option.get_items_expected_max() > 1; }
 
 std::string type_of(const toml::node& node) {
   switch (node.type()) {
-    case toml::node_type::string: return "a string";
-    case toml::node_type::integer: return "an integer";
-    case toml::node_type::floating_point: return "a number with a fraction";
-    case toml::node_type::boolean: return "true or false";
-    case toml::node_type::array: return "a list";
-    case toml::node_type::table: return "a table";
-    default: return "a date or time";
+    case toml::node_type::string:
+      return "a string";
+    case toml::node_type::integer:
+      return "an integer";
+    case toml::node_type::floating_point:
+      return "a number with a fraction";
+    case toml::node_type::boolean:
+      return "true or false";
+    case toml::node_type::array:
+      return "a list";
+    case toml::node_type::table:
+      return "a table";
+    default:
+      return "a date or time";
   }
 }
 
@@ -78,7 +87,8 @@ std::optional<std::string> scalar(const CLI::Option& option, const toml::node& n
   if (is_integer(option) || is_real(option)) {
     if (const auto* value = node.as_integer()) return fmt::format("{}", value->get());
     const auto* real = is_real(option) ? node.as_floating_point() : nullptr;
-    return real == nullptr || !std::isfinite(real->get()) ? std::nullopt : std::optional<std::string>(fmt::format("{}", real->get()));
+    return real == nullptr || !std::isfinite(real->get()) ? std::nullopt
+                                                          : std::optional<std::string>(fmt::format("{}", real->get()));
   }
   const auto* text = node.as_string();
   return text == nullptr ? std::nullopt : std::optional<std::string>(text->get());
@@ -104,9 +114,12 @@ class Reader {
   }
 
   Status read(const toml::table& table, bool top) {
-    std::vector<std::pair<std::string, const toml::node*>> entries;  // the parser's order is alphabetic; errors follow the file
+    std::vector<std::pair<std::string, const toml::node*>>
+        entries;  // the parser's order is alphabetic; errors follow the file
     for (const auto& [key, node] : table) entries.emplace_back(std::string(key.str()), &node);
-    const auto position = [](const auto& entry) { return std::pair(entry.second->source().begin.line, entry.second->source().begin.column); };
+    const auto position = [](const auto& entry) {
+      return std::pair(entry.second->source().begin.line, entry.second->source().begin.column);
+    };
     std::sort(entries.begin(), entries.end(), [&](const auto& a, const auto& b) { return position(a) < position(b); });
     for (const auto& [name, pointer] : entries) {
       const toml::node& node = *pointer;
@@ -132,7 +145,8 @@ class Reader {
 
   Status read_key(const std::string& name, const toml::node& node, const std::string& where) {
     const auto found = options_.find(normalized(name));
-    if (found == options_.end()) return invalid_argument("{}: unknown key \"{}\"{}", where, name, suggestion(normalized(name), options_));
+    if (found == options_.end())
+      return invalid_argument("{}: unknown key \"{}\"{}", where, name, suggestion(normalized(name), options_));
     CLI::Option* option = found->second.option;
     const std::string& long_name = found->second.name;
     if (const auto [first, added] = seen_.emplace(option, where); !added)
@@ -143,7 +157,9 @@ class Reader {
       return invalid_argument("{}: \"{}\" must be {}, not a list", where, name, wanted_type(*option));
     const auto add = [&](const toml::node& element) -> Status {
       std::optional<std::string> text = scalar(*option, element);
-      if (!text) return invalid_argument("{}:{}: \"{}\" must be {}, not {}", file_, element.source().begin.line, name, wanted_type(*option), type_of(element));
+      if (!text)
+        return invalid_argument("{}:{}: \"{}\" must be {}, not {}", file_, element.source().begin.line, name,
+                                wanted_type(*option), type_of(element));
       setting.values.push_back(is_flag(*option) ? option->get_flag_value(long_name, *text) : *text);
       return Status();
     };
@@ -164,8 +180,10 @@ std::string toml_string(std::string_view text) {
   std::string out = "\"";
   for (const char c : text) {
     if (c == '"' || c == '\\') out += '\\';
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) out += fmt::format("\\u{:04X}", static_cast<int>(c));
-    else out += c;
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f)
+      out += fmt::format("\\u{:04X}", static_cast<int>(c));
+    else
+      out += c;
   }
   return out + '"';
 }
@@ -174,7 +192,8 @@ std::string toml_value(const CLI::Option& option, const std::string& text) {
   if (is_flag(option)) return text == "true" || text == "1" ? "true" : "false";
   double number = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  const bool numeric = error == std::errc() && end == text.data() + text.size() && !text.starts_with('.') && !text.ends_with('.');
+  const bool numeric =
+      error == std::errc() && end == text.data() + text.size() && !text.starts_with('.') && !text.ends_with('.');
   return (is_integer(option) || is_real(option)) && numeric ? text : toml_string(text);
 }
 
@@ -192,7 +211,8 @@ std::string format_option(const CLI::Option& option) {
   if (values.empty() && is_flag(option)) values = {"false"};
   std::string out;
   for (const std::string& line : CLI::detail::split(option.get_description(), '\n')) out += fmt::format("# {}\n", line);
-  if (values.empty()) return out + fmt::format("# {} = {}\n\n", config_key(option), is_list(option) ? "[]" : toml_string(""));
+  if (values.empty())
+    return out + fmt::format("# {} = {}\n\n", config_key(option), is_list(option) ? "[]" : toml_string(""));
   for (std::string& value : values) value = toml_value(option, value);
   const std::string value = is_list(option) ? fmt::format("[{}]", fmt::join(values, ", ")) : values.back();
   return out + fmt::format("{} = {}\n\n", config_key(option), value);
@@ -218,9 +238,11 @@ Result<std::vector<Setting>> read_config_file(const std::string& file, const CLI
 std::string format_config(const CLI::App& command) {
   std::string out = fmt::format("# Effective configuration of {}.\n\n", command.get_display_name());
   std::vector<std::string> groups;  // in order of appearance
-  const auto options = command.get_options([&](const CLI::Option* o) { return o != command.get_help_ptr() && o->get_configurable(); });
+  const auto options =
+      command.get_options([&](const CLI::Option* o) { return o != command.get_help_ptr() && o->get_configurable(); });
   for (const CLI::Option* option : options)
-    if (std::find(groups.begin(), groups.end(), option->get_group()) == groups.end()) groups.push_back(option->get_group());
+    if (std::find(groups.begin(), groups.end(), option->get_group()) == groups.end())
+      groups.push_back(option->get_group());
   for (const std::string& group : groups) {
     if (!group.empty()) out += fmt::format("# ---- {} ----\n\n", group);
     for (const CLI::Option* option : options)

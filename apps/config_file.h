@@ -11,7 +11,8 @@
 
 namespace lk::apps {
 
-// The option's name in files and, in capitals, in the environment: the first long name, or the positional's in lower case.
+// The option's name in files and, in capitals, in the environment: the first long name, or the positional's in lower
+// case.
 std::string config_key(const CLI::Option& option);
 
 struct Setting {

@@ -32,7 +32,8 @@ struct GenerateFlags {
 
 struct Totals {
   int64_t requests = 0, failed = 0, prompt_tokens = 0, output_tokens = 0;
-  std::map<std::string, std::pair<int64_t, int64_t>> matches;  // adapter -> exact matches, requests with an expected answer
+  std::map<std::string, std::pair<int64_t, int64_t>>
+      matches;  // adapter -> exact matches, requests with an expected answer
   Clock::time_point start = Clock::now();
 
   void add(const Completion& completion) {
@@ -48,13 +49,14 @@ struct Totals {
   }
   std::string summary() const {
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    return fmt::format("{} requests, {} prompt + {} output tokens in {:.2f} s ({:.1f} output tokens/s)", requests, prompt_tokens,
-                       output_tokens, seconds, static_cast<double>(output_tokens) / seconds);
+    return fmt::format("{} requests, {} prompt + {} output tokens in {:.2f} s ({:.1f} output tokens/s)", requests,
+                       prompt_tokens, output_tokens, seconds, static_cast<double>(output_tokens) / seconds);
   }
 };
 
-// Finished results in input order. A result is written as soon as all before it are done; the file always ends with a whole
-// line. When the disk is full, what could not be written goes to standard output, so that no finished work is lost.
+// Finished results in input order. A result is written as soon as all before it are done; the file always ends with a
+// whole line. When the disk is full, what could not be written goes to standard output, so that no finished work is
+// lost.
 class ResultWriter {
  public:
   static Result<std::unique_ptr<ResultWriter>> open(const std::string& path) {
@@ -100,9 +102,12 @@ class ResultWriter {
         written_ += static_cast<off_t>(line.size());
         return;
       }
-      status_ = io_error("cannot write {}: {}; {} bytes of whole lines are in it, the other finished results follow on standard output", path_,
-                         std::strerror(errno), written_);
-      if (done > 0 && fd_ > STDERR_FILENO && ::ftruncate(fd_, written_) != 0) status_ = io_error("{} (and a part of a line)", status_.message());
+      status_ = io_error(
+          "cannot write {}: {}; {} bytes of whole lines are in it, the other finished results follow on standard "
+          "output",
+          path_, std::strerror(errno), written_);
+      if (done > 0 && fd_ > STDERR_FILENO && ::ftruncate(fd_, written_) != 0)
+        status_ = io_error("{} (and a part of a line)", status_.message());
     }
     if (fd_ > STDERR_FILENO) std::fwrite(line.data(), 1, line.size(), stdout);
   }
@@ -115,7 +120,8 @@ class ResultWriter {
   Status status_;
 };
 
-// "running 12, waiting 80, 41 done, 98.3 tok/s", redrawn in place on a terminal, a plain line every ten seconds otherwise.
+// "running 12, waiting 80, 41 done, 98.3 tok/s", redrawn in place on a terminal, a plain line every ten seconds
+// otherwise.
 class Progress {
  public:
   explicit Progress(size_t total) : total_(total), terminal_(stderr_is_terminal()), shown_(Clock::now()) {}
@@ -127,12 +133,14 @@ class Progress {
     if (terminal_) {
       constexpr size_t kWidth = 30;
       const size_t filled = total_ == 0 ? kWidth : done * kWidth / total_;
-      fmt::print(stderr, "\r[{}{}] {}/{} done, {} running, {} waiting \x1b[K", std::string(filled, '#'), std::string(kWidth - filled, '.'), done,
-                 total_, engine.scheduler().num_running(), engine.scheduler().num_waiting());
+      fmt::print(stderr, "\r[{}{}] {}/{} done, {} running, {} waiting \x1b[K", std::string(filled, '#'),
+                 std::string(kWidth - filled, '.'), done, total_, engine.scheduler().num_running(),
+                 engine.scheduler().num_waiting());
       if (last) fmt::print(stderr, "\r\x1b[K");
       std::fflush(stderr);
     } else if (!last) {
-      fmt::print(stderr, "{}/{} done, {} running, {} waiting\n", done, total_, engine.scheduler().num_running(), engine.scheduler().num_waiting());
+      fmt::print(stderr, "{}/{} done, {} running, {} waiting\n", done, total_, engine.scheduler().num_running(),
+                 engine.scheduler().num_waiting());
     }
   }
 
@@ -171,7 +179,8 @@ std::string format_text_result(const std::string& question, const std::string& a
 }
 
 int run_batch(const GenerateFlags& flags) {
-  if (flags.adapters.size() > 1) return fail(invalid_argument("with --input, at most one --adapter can override the lines' own"));
+  if (flags.adapters.size() > 1)
+    return fail(invalid_argument("with --input, at most one --adapter can override the lines' own"));
   Result<std::vector<std::string>> lines = read_lines(flags.input);
   if (!lines.ok()) return fail(lines.status());
   Result<std::unique_ptr<ResultWriter>> writer = ResultWriter::open(flags.output);
@@ -198,11 +207,13 @@ int run_batch(const GenerateFlags& flags) {
     const std::string adapter = parsed->request.adapter;
     const std::optional<std::string> expected = parsed->expected;
     const std::string question = text ? last_words(parsed->request) : "";
-    Result<RequestId> submitted = engine.submit(std::move(parsed->request), {.on_done = [&, i, id, adapter, expected, question](Completion completion) {
-      totals.add(completion);
-      if (expected) totals.add_match(adapter, matches_expected(completion.text, *expected));
-      (*writer)->put(i, text ? format_text_result(question, adapter, completion) : format_jsonl_result(id, adapter, completion, expected));
-    }});
+    Result<RequestId> submitted = engine.submit(
+        std::move(parsed->request), {.on_done = [&, i, id, adapter, expected, question](Completion completion) {
+          totals.add(completion);
+          if (expected) totals.add_match(adapter, matches_expected(completion.text, *expected));
+          (*writer)->put(i, text ? format_text_result(question, adapter, completion)
+                                 : format_jsonl_result(id, adapter, completion, expected));
+        }});
     if (!submitted.ok()) reject(id, adapter, submitted.status());
   }
   while (engine.has_work() && !interrupted && (*writer)->status().ok()) {
@@ -235,8 +246,10 @@ int run_prompts(const GenerateFlags& flags) {
   for (const std::string& prompt : flags.prompts) {
     for (const std::string& adapter : adapters) {
       TextRequest request = flags.defaults;
-      if (flags.chat) request.messages = {{{"role", "user"}, {"content", prompt}}};
-      else request.prompt = prompt;
+      if (flags.chat)
+        request.messages = {{{"role", "user"}, {"content", prompt}}};
+      else
+        request.prompt = prompt;
       request.adapter = adapter;
       CompletionSink sink{.on_done = [&, index](Completion completion) {
         totals.add(completion);
@@ -273,34 +286,60 @@ int run_prompts(const GenerateFlags& flags) {
 
 void add_generate(CLI::App& app, int& exit_code) {
   auto flags = std::make_shared<GenerateFlags>();
-  CLI::App* command = app.add_subcommand("generate", "Generate text: prompts on the command line, or a JSON-lines batch");
+  CLI::App* command =
+      app.add_subcommand("generate", "Generate text: prompts on the command line, or a JSON-lines batch");
   flags->model.add_to(*command, true);
-  auto* prompt = command->add_option("--prompt", flags->prompts, "prompt text; repeatable, all run in one batch")->group("Input and output");
-  command->add_option("--adapter", flags->adapters, "adapter for the prompts; repeatable (each prompt runs with each); \"base\" = none; with --input, overrides each line's")->group("Input and output");
-  command->add_option("--input", flags->input, "JSON-lines file of requests, - = standard input")->group("Input and output")->excludes(prompt);
-  command->add_option("--output", flags->output, "JSON-lines file of results, in input order; - = standard output")->capture_default_str()->group("Input and output");
-  command->add_option("--format", flags->format, "of the results in batch mode")->check(CLI::IsMember({"jsonl", "text"}))->capture_default_str()->group("Input and output");
-  command->add_flag("--chat", flags->chat, "render each --prompt as a user message with the model's chat template")->group("Input and output");
+  auto* prompt = command->add_option("--prompt", flags->prompts, "prompt text; repeatable, all run in one batch")
+                     ->group("Input and output");
+  command
+      ->add_option("--adapter", flags->adapters,
+                   "adapter for the prompts; repeatable (each prompt runs with each); \"base\" = none; with --input, "
+                   "overrides each line's")
+      ->group("Input and output");
+  command->add_option("--input", flags->input, "JSON-lines file of requests, - = standard input")
+      ->group("Input and output")
+      ->excludes(prompt);
+  command->add_option("--output", flags->output, "JSON-lines file of results, in input order; - = standard output")
+      ->capture_default_str()
+      ->group("Input and output");
+  command->add_option("--format", flags->format, "of the results in batch mode")
+      ->check(CLI::IsMember({"jsonl", "text"}))
+      ->capture_default_str()
+      ->group("Input and output");
+  command->add_flag("--chat", flags->chat, "render each --prompt as a user message with the model's chat template")
+      ->group("Input and output");
   TextRequest& d = flags->defaults;
   SamplingParams& s = d.sampling;
   s.temperature = 0;
-  command->add_option("--max-tokens", d.max_tokens, "most output tokens per request")->capture_default_str()->group("Sampling");
+  command->add_option("--max-tokens", d.max_tokens, "most output tokens per request")
+      ->capture_default_str()
+      ->group("Sampling");
   command->add_option("--temperature", s.temperature, "0 = greedy")->capture_default_str()->group("Sampling");
   command->add_option("--top-k", s.top_k, "0 = off")->capture_default_str()->group("Sampling");
   command->add_option("--top-p", s.top_p, "in (0, 1]")->capture_default_str()->group("Sampling");
   command->add_option("--min-p", s.min_p, "in [0, 1]")->capture_default_str()->group("Sampling");
-  command->add_option("--repetition-penalty", s.repetition_penalty, "1 = off")->capture_default_str()->group("Sampling");
+  command->add_option("--repetition-penalty", s.repetition_penalty, "1 = off")
+      ->capture_default_str()
+      ->group("Sampling");
   command->add_option("--presence-penalty", s.presence_penalty, "in [-2, 2]")->capture_default_str()->group("Sampling");
-  command->add_option("--frequency-penalty", s.frequency_penalty, "in [-2, 2]")->capture_default_str()->group("Sampling");
-  command->add_option("--seed", s.seed, "of every request that has none of its own")->capture_default_str()->group("Sampling");
-  command->add_option("--logprobs", s.num_logprobs, "also report the n most likely tokens at each position (batch mode)")->group("Sampling");
-  command->add_option("--prompt-logprobs", s.num_prompt_logprobs, "likewise for the prompt (batch mode)")->group("Sampling");
+  command->add_option("--frequency-penalty", s.frequency_penalty, "in [-2, 2]")
+      ->capture_default_str()
+      ->group("Sampling");
+  command->add_option("--seed", s.seed, "of every request that has none of its own")
+      ->capture_default_str()
+      ->group("Sampling");
+  command
+      ->add_option("--logprobs", s.num_logprobs, "also report the n most likely tokens at each position (batch mode)")
+      ->group("Sampling");
+  command->add_option("--prompt-logprobs", s.num_prompt_logprobs, "likewise for the prompt (batch mode)")
+      ->group("Sampling");
   command->add_option("--stop", d.stop, "stop string; repeatable")->group("Sampling");
   command->add_flag("--ignore-eos", d.ignore_eos, "go on after an end-of-sequence token")->group("Sampling");
   add_config_options(*command);
   command->callback([flags, &exit_code] {
     watch_interrupts();
-    if (flags->input.empty() && flags->prompts.empty()) throw CLI::ValidationError("give --prompt TEXT or --input FILE.jsonl");
+    if (flags->input.empty() && flags->prompts.empty())
+      throw CLI::ValidationError("give --prompt TEXT or --input FILE.jsonl");
     exit_code = flags->input.empty() ? run_prompts(*flags) : run_batch(*flags);
   });
 }

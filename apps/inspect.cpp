@@ -9,11 +9,16 @@ namespace {
 
 const char* rope_name(RopeType type) {
   switch (type) {
-    case RopeType::kDefault: return "default";
-    case RopeType::kLinear: return "linear";
-    case RopeType::kDynamic: return "dynamic";
-    case RopeType::kLlama3: return "llama3";
-    case RopeType::kYarn: return "yarn";
+    case RopeType::kDefault:
+      return "default";
+    case RopeType::kLinear:
+      return "linear";
+    case RopeType::kDynamic:
+      return "dynamic";
+    case RopeType::kLlama3:
+      return "llama3";
+    case RopeType::kYarn:
+      return "yarn";
   }
   return "?";
 }
@@ -30,17 +35,19 @@ int run(const std::string& directory) {
   }
   int64_t windowed = 0;
   for (int64_t window : c.layer_window) windowed += window > 0;
-  fmt::print("architecture   {} ({} parameters, {} in the checkpoint)\n", c.architecture, parameters, to_string(c.dtype));
-  fmt::print("shape          {} layers, hidden {}, intermediate {}, vocabulary {}{}\n", c.num_layers, c.hidden_dim, c.intermediate_dim,
-             c.vocab_size, c.tie_word_embeddings ? " (tied)" : "");
-  fmt::print("attention      {} heads, {} KV heads, head size {}{}{}\n", c.num_heads, c.num_kv_heads, c.head_dim, c.qkv_bias ? ", qkv bias" : "",
-             c.qk_norm ? ", qk norm" : "");
+  fmt::print("architecture   {} ({} parameters, {} in the checkpoint)\n", c.architecture, parameters,
+             to_string(c.dtype));
+  fmt::print("shape          {} layers, hidden {}, intermediate {}, vocabulary {}{}\n", c.num_layers, c.hidden_dim,
+             c.intermediate_dim, c.vocab_size, c.tie_word_embeddings ? " (tied)" : "");
+  fmt::print("attention      {} heads, {} KV heads, head size {}{}{}\n", c.num_heads, c.num_kv_heads, c.head_dim,
+             c.qkv_bias ? ", qkv bias" : "", c.qk_norm ? ", qk norm" : "");
   if (windowed > 0) fmt::print("window         {} layers of {}\n", windowed, c.num_layers);
   fmt::print("positions      {} (rope {}, theta {})\n", c.max_positions, rope_name(c.rope.type), c.rope.theta);
   fmt::print("KV cache       {} per token in bf16\n", format_bytes(c.num_layers * 2 * c.kv_dim() * 2));
   fmt::print("adapter, r=16  {} in bf16 on all seven projections\n", format_bytes([&] {
                int64_t width = 0;
-               for (int p = 0; p < kNumProjs; ++p) width += in_dim(static_cast<Proj>(p), c) + out_dim(static_cast<Proj>(p), c);
+               for (int p = 0; p < kNumProjs; ++p)
+                 width += in_dim(static_cast<Proj>(p), c) + out_dim(static_cast<Proj>(p), c);
                return width * 16 * 2 * c.num_layers;
              }()));
   Result<std::shared_ptr<const TensorStore>> store = TensorStore::open_model(directory);
@@ -48,7 +55,8 @@ int run(const std::string& directory) {
   std::vector<std::string> warnings;
   if (Status status = check_weights(c, **store, &warnings); !status.ok()) return fail(status);
   for (const std::string& warning : warnings) fmt::print("warning        {}\n", warning);
-  fmt::print("checkpoint     {} tensors, {}: complete\n", (*store)->tensors().size(), format_bytes((*store)->size_bytes()));
+  fmt::print("checkpoint     {} tensors, {}: complete\n", (*store)->tensors().size(),
+             format_bytes((*store)->size_bytes()));
   return 0;
 }
 
@@ -56,7 +64,8 @@ int run(const std::string& directory) {
 
 void add_inspect(CLI::App& app, int& exit_code) {
   auto directory = std::make_shared<std::string>();
-  CLI::App* command = app.add_subcommand("inspect", "Show the shape, the cost and the completeness of a model directory");
+  CLI::App* command =
+      app.add_subcommand("inspect", "Show the shape, the cost and the completeness of a model directory");
   command->add_option("MODEL", *directory, "Hugging Face model directory")->required();
   command->callback([directory, &exit_code] { exit_code = run(*directory); });
 }

@@ -22,7 +22,9 @@ struct Flags {
   std::optional<int64_t> max_in_flight, tokens_per_minute;
   std::optional<std::string> adapters;
 
-  Result<std::unique_ptr<StateStore>> open() const { return StateStore::open(state.empty() ? default_state_path() : state); }
+  Result<std::unique_ptr<StateStore>> open() const {
+    return StateStore::open(state.empty() ? default_state_path() : state);
+  }
 };
 
 std::string format_time(int64_t seconds) {
@@ -30,14 +32,16 @@ std::string format_time(int64_t seconds) {
   const std::time_t time = seconds;
   std::tm parts{};
   char text[32];
-  if (::gmtime_r(&time, &parts) == nullptr || std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts) == 0) return "?";
+  if (::gmtime_r(&time, &parts) == nullptr || std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts) == 0)
+    return "?";
   return text;
 }
 
 // "30d" (also h, w) from now, "2027-01-31" or "2027-01-31T12:00:00Z" in UTC, "never".
 Result<int64_t> parse_expiry(const std::string& text, int64_t now) {
   if (text.empty() || text == "never") return 0;
-  const Status refusal = invalid_argument("--expires \"{}\" is neither a span such as 30d, 12h or 2w nor a date such as 2027-01-31", printable(text));
+  const Status refusal = invalid_argument(
+      "--expires \"{}\" is neither a span such as 30d, 12h or 2w nor a date such as 2027-01-31", printable(text));
   int64_t count = 0;
   const auto [unit, error] = std::from_chars(text.data(), text.data() + text.size(), count);
   if (error == std::errc() && unit == text.data() + text.size() - 1) {
@@ -78,15 +82,20 @@ Status create(const Flags& flags) {
   if (!made.ok()) return made.status();
   std::string text = made->text + "\n";
   if (flags.json)
-    text = boost::json::serialize(boost::json::object{{"id", made->key.id}, {"key", made->text}, {"tenant", flags.tenant},
-                                                      {"scopes", format_scopes(scopes)}, {"expires", expires}}) + "\n";
+    text = boost::json::serialize(boost::json::object{{"id", made->key.id},
+                                                      {"key", made->text},
+                                                      {"tenant", flags.tenant},
+                                                      {"scopes", format_scopes(scopes)},
+                                                      {"expires", expires}}) +
+           "\n";
   // Nobody would know a key that could not be printed: it must not stay usable.
   if (std::fputs(text.c_str(), stdout) < 0 || std::fflush(stdout) != 0) {
     LK_RETURN_IF_ERROR(store->revoke_key(made->key.id));
     return io_error("the key could not be printed; it was revoked");
   }
-  fmt::print(stderr, "key {} of tenant {}: scopes {}, expires {}. It is shown only now; a running server takes it on SIGHUP.\n", made->key.id, flags.tenant,
-             format_scopes(scopes), format_time(expires));
+  fmt::print(stderr,
+             "key {} of tenant {}: scopes {}, expires {}. It is shown only now; a running server takes it on SIGHUP.\n",
+             made->key.id, flags.tenant, format_scopes(scopes), format_time(expires));
   return Status();
 }
 
@@ -97,16 +106,24 @@ Status list(const Flags& flags) {
   if (flags.json) {
     boost::json::array rows;
     for (const ApiKey& key : keys)
-      rows.push_back(boost::json::object{{"id", key.id}, {"tenant", key.tenant}, {"scopes", format_scopes(key.scopes)}, {"note", key.note},
-                                         {"created", key.created}, {"expires", key.expires}, {"state", state_of(key, now)}});
+      rows.push_back(boost::json::object{{"id", key.id},
+                                         {"tenant", key.tenant},
+                                         {"scopes", format_scopes(key.scopes)},
+                                         {"note", key.note},
+                                         {"created", key.created},
+                                         {"expires", key.expires},
+                                         {"state", state_of(key, now)}});
     fmt::print("{}\n", boost::json::serialize(rows));
     return Status();
   }
-  if (keys.empty()) fmt::print(stderr, "no keys: the server answers everybody, on the loopback interface only\n");
-  else fmt::print("{:12}  {:16}  {:20}  {:7}  {:20}  {:20}  {}\n", "ID", "TENANT", "SCOPES", "STATE", "CREATED", "EXPIRES", "NOTE");
+  if (keys.empty())
+    fmt::print(stderr, "no keys: the server answers everybody, on the loopback interface only\n");
+  else
+    fmt::print("{:12}  {:16}  {:20}  {:7}  {:20}  {:20}  {}\n", "ID", "TENANT", "SCOPES", "STATE", "CREATED", "EXPIRES",
+               "NOTE");
   for (const ApiKey& key : keys)
-    fmt::print("{:12}  {:16}  {:20}  {:7}  {:20}  {:20}  {}\n", key.id, key.tenant, format_scopes(key.scopes), state_of(key, now),
-               format_time(key.created), format_time(key.expires), key.note);
+    fmt::print("{:12}  {:16}  {:20}  {:7}  {:20}  {:20}  {}\n", key.id, key.tenant, format_scopes(key.scopes),
+               state_of(key, now), format_time(key.created), format_time(key.expires), key.note);
   return Status();
 }
 
@@ -130,7 +147,8 @@ Status set_tenant(const Flags& flags) {
   if (flags.weight) tenant.weight = *flags.weight;
   if (flags.max_in_flight) tenant.max_in_flight = *flags.max_in_flight;
   if (flags.tokens_per_minute) tenant.tokens_per_minute = *flags.tokens_per_minute;
-  if (flags.adapters) tenant.adapters = flags.adapters->empty() ? std::vector<std::string>{} : CLI::detail::split(*flags.adapters, ',');
+  if (flags.adapters)
+    tenant.adapters = flags.adapters->empty() ? std::vector<std::string>{} : CLI::detail::split(*flags.adapters, ',');
   return store->put_tenant(tenant);
 }
 
@@ -141,16 +159,23 @@ Status list_tenants(const Flags& flags) {
     boost::json::array rows;
     for (const Tenant& tenant : tenants) {
       boost::json::array adapters(tenant.adapters.begin(), tenant.adapters.end());
-      rows.push_back(boost::json::object{{"name", tenant.name}, {"weight", tenant.weight}, {"max_in_flight", tenant.max_in_flight},
-                                         {"tokens_per_minute", tenant.tokens_per_minute}, {"adapters", std::move(adapters)}});
+      rows.push_back(boost::json::object{{"name", tenant.name},
+                                         {"weight", tenant.weight},
+                                         {"max_in_flight", tenant.max_in_flight},
+                                         {"tokens_per_minute", tenant.tokens_per_minute},
+                                         {"adapters", std::move(adapters)}});
     }
     fmt::print("{}\n", boost::json::serialize(rows));
     return Status();
   }
-  if (tenants.empty()) fmt::print(stderr, "no tenants\n");
-  else fmt::print("{:16}  {:>8}  {:>13}  {:>17}  {}\n", "TENANT", "WEIGHT", "MAX IN FLIGHT", "TOKENS PER MINUTE", "ADAPTERS");
+  if (tenants.empty())
+    fmt::print(stderr, "no tenants\n");
+  else
+    fmt::print("{:16}  {:>8}  {:>13}  {:>17}  {}\n", "TENANT", "WEIGHT", "MAX IN FLIGHT", "TOKENS PER MINUTE",
+               "ADAPTERS");
   for (const Tenant& tenant : tenants)
-    fmt::print("{:16}  {:8}  {:>13}  {:>17}  {}\n", tenant.name, tenant.weight, limit(tenant.max_in_flight), limit(tenant.tokens_per_minute),
+    fmt::print("{:16}  {:8}  {:>13}  {:>17}  {}\n", tenant.name, tenant.weight, limit(tenant.max_in_flight),
+               limit(tenant.tokens_per_minute),
                tenant.adapters.empty() ? "all" : fmt::format("{}", fmt::join(tenant.adapters, ",")));
   return Status();
 }
@@ -166,9 +191,13 @@ void add_keys(CLI::App& app, int& exit_code) {
   auto flags = std::make_shared<Flags>();
   CLI::App* keys = app.add_subcommand("keys", "Make, list and revoke API keys; set limits of tenants");
   keys->require_subcommand(1);
-  const auto add = [&exit_code, flags](CLI::App& parent, const char* name, const char* help, Status (*work)(const Flags&)) {
+  const auto add = [&exit_code, flags](CLI::App& parent, const char* name, const char* help,
+                                       Status (*work)(const Flags&)) {
     CLI::App* command = parent.add_subcommand(name, help);
-    command->add_option("--state", flags->state, "state file; default: $LORIKEET_STATE, or state.db in $STATE_DIRECTORY, $XDG_STATE_HOME/lorikeet or ~/.local/state/lorikeet")
+    command
+        ->add_option("--state", flags->state,
+                     "state file; default: $LORIKEET_STATE, or state.db in $STATE_DIRECTORY, $XDG_STATE_HOME/lorikeet "
+                     "or ~/.local/state/lorikeet")
         ->type_name("FILE");
     command->callback([flags, work, &exit_code] {
       const Status status = work(*flags);
@@ -177,24 +206,35 @@ void add_keys(CLI::App& app, int& exit_code) {
     return command;
   };
   CLI::App* command = add(*keys, "create", "Make a key; it is printed once on standard output", create);
-  command->add_option("--tenant", flags->tenant, "whose requests carry it; made without limits if it is new")->required();
-  command->add_option("--scope", flags->scopes, "infer, adapters (load and unload), admin (everything), separated by commas")->required();
+  command->add_option("--tenant", flags->tenant, "whose requests carry it; made without limits if it is new")
+      ->required();
+  command
+      ->add_option("--scope", flags->scopes,
+                   "infer, adapters (load and unload), admin (everything), separated by commas")
+      ->required();
   command->add_option("--note", flags->note, "a line for you");
-  command->add_option("--expires", flags->expires, "30d, 12h, 2w, a date such as 2027-01-31 (UTC), never")->default_str("never");
+  command->add_option("--expires", flags->expires, "30d, 12h, 2w, a date such as 2027-01-31 (UTC), never")
+      ->default_str("never");
   command->add_flag("--json", flags->json, "print JSON");
   add(*keys, "list", "List keys, without their secrets", list)->add_flag("--json", flags->json, "print JSON");
-  add(*keys, "revoke", "Make a key useless for good", revoke)->add_option("ID", flags->id, "its id, or the whole key")->required();
+  add(*keys, "revoke", "Make a key useless for good", revoke)
+      ->add_option("ID", flags->id, "its id, or the whole key")
+      ->required();
 
   CLI::App* tenant = keys->add_subcommand("tenant", "Limits and rights of tenants");
   tenant->require_subcommand(1);
   command = add(*tenant, "set", "Make a tenant or change what is given", set_tenant);
   command->add_option("TENANT", flags->tenant)->required();
-  command->add_option("--weight", flags->weight, "share of service among the tenants that want some (docs/scheduling.md); 1 for a new one");
+  command->add_option("--weight", flags->weight,
+                      "share of service among the tenants that want some (docs/scheduling.md); 1 for a new one");
   command->add_option("--max-in-flight", flags->max_in_flight, "requests at a time; 0 = no limit");
   command->add_option("--tokens-per-minute", flags->tokens_per_minute, "prompt and output tokens; 0 = no limit");
-  command->add_option("--adapters", flags->adapters, "names it may use, with * and ?, separated by commas, \"base\" for the base model; '' = all");
+  command->add_option("--adapters", flags->adapters,
+                      "names it may use, with * and ?, separated by commas, \"base\" for the base model; '' = all");
   add(*tenant, "list", "List tenants", list_tenants)->add_flag("--json", flags->json, "print JSON");
-  add(*tenant, "remove", "Remove a tenant without usable keys", remove_tenant)->add_option("TENANT", flags->tenant)->required();
+  add(*tenant, "remove", "Remove a tenant without usable keys", remove_tenant)
+      ->add_option("TENANT", flags->tenant)
+      ->required();
 }
 
 }  // namespace lk::apps

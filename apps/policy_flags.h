@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The scheduler's options on a command line. The policy is one table for `serve`, `generate` and `simulate` (where each can be swept).
+// The scheduler's options on a command line. The policy is one table for `serve`, `generate` and `simulate` (where each
+// can be swept).
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -28,7 +29,7 @@ struct SchedulerFlags {
   SchedulerOptions options;                                 // of what is not policy
   std::vector<std::pair<std::string, std::string>> values;  // the policy's, as given
   bool no_prefix_cache = false;
-  std::vector<std::string> exact;                           // glob patterns of adapters that are never merged
+  std::vector<std::string> exact;  // glob patterns of adapters that are never merged
 
   void add_to(CLI::App& command);
   // kInvalidArgument when a name is unknown, a number out of range, or options contradict each other.

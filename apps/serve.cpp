@@ -19,7 +19,8 @@ namespace {
 
 struct ServeFlags {
   ModelFlags model;
-  std::string host = "127.0.0.1", unix_socket, admin, state, served_name, log_level = "info", log_format = "auto", log_file;
+  std::string host = "127.0.0.1", unix_socket, admin, state, served_name, log_level = "info", log_format = "auto",
+              log_file;
   std::string max_body = "8MiB", host_memory = "auto", sum_memory = "auto", grammar_memory = "64MiB";
   int port = 8000;
   std::vector<std::string> lora_dirs, lora_roots;
@@ -33,51 +34,136 @@ struct ServeFlags {
   Result<ServerOptions> options() const;
 };
 
-bool is_loopback(const std::string& host) { return host == "localhost" || host.starts_with("127.") || host == "::1" || host == "[::1]"; }
+bool is_loopback(const std::string& host) {
+  return host == "localhost" || host.starts_with("127.") || host == "::1" || host == "[::1]";
+}
 
 void ServeFlags::add_to(CLI::App& command) {
   model.add_to(command, true);
-  command.add_option("--served-model-name", served_name, "what clients call the base model; default: the directory's name")->group("Model");
+  command
+      .add_option("--served-model-name", served_name, "what clients call the base model; default: the directory's name")
+      ->group("Model");
   command.add_option("--tool-call-parser", server.tool_format, "how the model writes tool calls")
-      ->check(CLI::IsMember({"auto", "none", "hermes", "llama3", "mistral"}))->capture_default_str()->group("Model");
+      ->check(CLI::IsMember({"auto", "none", "hermes", "llama3", "mistral"}))
+      ->capture_default_str()
+      ->group("Model");
   const char* adapters = "Adapters";
-  command.add_option("--lora-dir", lora_dirs, "directory of adapter directories: all are loaded, and followed as they come, change and go; repeatable")->group(adapters);
-  command.add_option("--lora-root", lora_roots, "adapters may be loaded at run time from beneath this directory; repeatable (every --lora-dir counts)")->group(adapters);
-  command.add_option("--watch-interval", watch_seconds, "seconds between looks at --lora-dir")->check(CLI::Range(0.05, 3600.0))->capture_default_str()->group(adapters);
-  command.add_option("--host-memory", host_memory, "for copies of adapters, e.g. 4GiB; those least worth keeping are read from disk again; auto = half of the machine's")->capture_default_str()->group(adapters);
-  command.add_option("--sum-memory", sum_memory, "of cached weighted sums of adapters, as a part of --host-memory; auto = an eighth of it")->capture_default_str()->group(adapters);
-  command.add_flag("--no-probe", no_probe, "publish adapters without running a probe prompt through them first")->group(adapters);
-  command.add_flag("--enable-lora", enable_lora, "accepted for vLLM's command lines; adapters are always enabled")->group(adapters);
+  command
+      .add_option(
+          "--lora-dir", lora_dirs,
+          "directory of adapter directories: all are loaded, and followed as they come, change and go; repeatable")
+      ->group(adapters);
+  command
+      .add_option(
+          "--lora-root", lora_roots,
+          "adapters may be loaded at run time from beneath this directory; repeatable (every --lora-dir counts)")
+      ->group(adapters);
+  command.add_option("--watch-interval", watch_seconds, "seconds between looks at --lora-dir")
+      ->check(CLI::Range(0.05, 3600.0))
+      ->capture_default_str()
+      ->group(adapters);
+  command
+      .add_option("--host-memory", host_memory,
+                  "for copies of adapters, e.g. 4GiB; those least worth keeping are read from disk again; auto = half "
+                  "of the machine's")
+      ->capture_default_str()
+      ->group(adapters);
+  command
+      .add_option("--sum-memory", sum_memory,
+                  "of cached weighted sums of adapters, as a part of --host-memory; auto = an eighth of it")
+      ->capture_default_str()
+      ->group(adapters);
+  command.add_flag("--no-probe", no_probe, "publish adapters without running a probe prompt through them first")
+      ->group(adapters);
+  command.add_flag("--enable-lora", enable_lora, "accepted for vLLM's command lines; adapters are always enabled")
+      ->group(adapters);
   const char* network = "Network";
   command.add_option("--host", host, "address to listen on")->capture_default_str()->group(network);
-  command.add_option("--port", port, "0 = any free port")->check(CLI::Range(0, 65535))->capture_default_str()->group(network);
+  command.add_option("--port", port, "0 = any free port")
+      ->check(CLI::Range(0, 65535))
+      ->capture_default_str()
+      ->group(network);
   command.add_option("--unix-socket", unix_socket, "also listen on this unix socket")->group(network);
-  command.add_option("--admin", admin, "ADDRESS:PORT or unix:PATH: adapter management, status and metrics answer there only")->group(network);
+  command
+      .add_option("--admin", admin,
+                  "ADDRESS:PORT or unix:PATH: adapter management, status and metrics answer there only")
+      ->group(network);
   command.add_option("--tls-cert", server.tls_cert, "certificate chain (PEM)")->group(network);
   command.add_option("--tls-key", server.tls_key, "private key (PEM)")->group(network);
-  command.add_option("--io-threads", server.io_threads, "threads for connections")->check(CLI::Range(1, 64))->capture_default_str()->group(network);
-  command.add_option("--kernel-nice", kernel_nice, "how far kernel threads stand back for connections (nice value)")->check(CLI::Range(0, 19))->capture_default_str()->group("Machine");
-  command.add_option("--worker-threads", server.worker_threads, "threads for parsing and tokenizing")->check(CLI::Range(1, 64))->capture_default_str()->group(network);
-  command.add_option("--max-connections", server.limits.max_connections, "in all")->check(CLI::Range(1, 1 << 20))->capture_default_str()->group(network);
-  command.add_option("--max-connections-per-address", server.limits.max_connections_per_address, "of one client")->check(CLI::Range(1, 1 << 20))->capture_default_str()->group(network);
+  command.add_option("--io-threads", server.io_threads, "threads for connections")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str()
+      ->group(network);
+  command.add_option("--kernel-nice", kernel_nice, "how far kernel threads stand back for connections (nice value)")
+      ->check(CLI::Range(0, 19))
+      ->capture_default_str()
+      ->group("Machine");
+  command.add_option("--worker-threads", server.worker_threads, "threads for parsing and tokenizing")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str()
+      ->group(network);
+  command.add_option("--max-connections", server.limits.max_connections, "in all")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str()
+      ->group(network);
+  command.add_option("--max-connections-per-address", server.limits.max_connections_per_address, "of one client")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str()
+      ->group(network);
   command.add_option("--max-body", max_body, "largest request body")->capture_default_str()->group(network);
   const char* security = "Security";
-  command.add_option("--state", state, "file of keys, tenants and loaded adapters; default: as `lorikeet keys`")->group(security);
+  command.add_option("--state", state, "file of keys, tenants and loaded adapters; default: as `lorikeet keys`")
+      ->group(security);
   command.add_flag("--no-state", no_state, "no keys, and nothing survives a restart")->group(security);
-  command.add_flag("--insecure", server.insecure, "allow listening beyond loopback without any API key")->group(security);
+  command.add_flag("--insecure", server.insecure, "allow listening beyond loopback without any API key")
+      ->group(security);
   command.add_flag("--public-metrics", server.public_metrics, "/metrics and /v1/status without a key")->group(security);
   const char* overload = "Overload";
-  command.add_option("--max-queue", server.engine.max_queue_requests, "most waiting requests; beyond it 503")->check(CLI::Range(1, 1 << 20))->capture_default_str()->group(overload);
-  command.add_option("--max-queue-tokens", server.engine.max_queue_tokens, "most tokens (prompt + max_tokens) of waiting requests; 0 = max-queue * context / 4")->check(CLI::NonNegativeNumber)->capture_default_str()->group(overload);
-  command.add_option("--max-wait", server.engine.max_wait_seconds, "longest predicted wait in seconds; beyond it 503")->check(CLI::Range(0.001, 86400.0))->capture_default_str()->group(overload);
-  command.add_option("--request-timeout", server.default_timeout_seconds, "seconds, for requests without x-request-timeout")->check(CLI::Range(0.001, 86400.0))->capture_default_str()->group(overload);
-  command.add_option("--grammar-memory", grammar_memory, "of cached grammars of structured output")->capture_default_str()->group(overload);
+  command.add_option("--max-queue", server.engine.max_queue_requests, "most waiting requests; beyond it 503")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str()
+      ->group(overload);
+  command
+      .add_option("--max-queue-tokens", server.engine.max_queue_tokens,
+                  "most tokens (prompt + max_tokens) of waiting requests; 0 = max-queue * context / 4")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->group(overload);
+  command.add_option("--max-wait", server.engine.max_wait_seconds, "longest predicted wait in seconds; beyond it 503")
+      ->check(CLI::Range(0.001, 86400.0))
+      ->capture_default_str()
+      ->group(overload);
+  command
+      .add_option("--request-timeout", server.default_timeout_seconds,
+                  "seconds, for requests without x-request-timeout")
+      ->check(CLI::Range(0.001, 86400.0))
+      ->capture_default_str()
+      ->group(overload);
+  command.add_option("--grammar-memory", grammar_memory, "of cached grammars of structured output")
+      ->capture_default_str()
+      ->group(overload);
   const char* operations = "Operations";
-  command.add_option("--drain-grace", drain_grace, "seconds from SIGTERM (and /ready 503) until nothing new is accepted")->check(CLI::Range(0.0, 3600.0))->capture_default_str()->group(operations);
-  command.add_option("--drain-timeout", drain_timeout, "seconds to finish what is in flight")->check(CLI::Range(0.0, 86400.0))->capture_default_str()->group(operations);
-  command.add_option("--stuck-after", server.stuck_seconds, "seconds without a finished step until /live fails")->check(CLI::Range(1.0, 86400.0))->capture_default_str()->group(operations);
-  command.add_option("--log-level", log_level, "least severe level to log")->check(CLI::IsMember({"debug", "info", "warning", "error"}))->capture_default_str()->group(operations);
-  command.add_option("--log-format", log_format, "auto = text on a terminal, JSON lines otherwise")->check(CLI::IsMember({"auto", "json", "text"}))->capture_default_str()->group(operations);
+  command
+      .add_option("--drain-grace", drain_grace, "seconds from SIGTERM (and /ready 503) until nothing new is accepted")
+      ->check(CLI::Range(0.0, 3600.0))
+      ->capture_default_str()
+      ->group(operations);
+  command.add_option("--drain-timeout", drain_timeout, "seconds to finish what is in flight")
+      ->check(CLI::Range(0.0, 86400.0))
+      ->capture_default_str()
+      ->group(operations);
+  command.add_option("--stuck-after", server.stuck_seconds, "seconds without a finished step until /live fails")
+      ->check(CLI::Range(1.0, 86400.0))
+      ->capture_default_str()
+      ->group(operations);
+  command.add_option("--log-level", log_level, "least severe level to log")
+      ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
+      ->capture_default_str()
+      ->group(operations);
+  command.add_option("--log-format", log_format, "auto = text on a terminal, JSON lines otherwise")
+      ->check(CLI::IsMember({"auto", "json", "text"}))
+      ->capture_default_str()
+      ->group(operations);
   command.add_option("--log-file", log_file, "appended to; default: standard error")->group(operations);
 }
 
@@ -85,14 +171,19 @@ Status ServeFlags::check() const { return options().ok() ? Status() : options().
 
 Result<ServerOptions> ServeFlags::options() const {
   ServerOptions filled = server;
-  if (model.model.empty() == model.dummy.empty()) return invalid_argument("give a model directory, or --dummy CONFIG.json for random weights");
+  if (model.model.empty() == model.dummy.empty())
+    return invalid_argument("give a model directory, or --dummy CONFIG.json for random weights");
   LK_ASSIGN_OR_RETURN(const auto loras, model.parse_loras());
   (void)loras;
   LK_RETURN_IF_ERROR(model.scheduler.parse().status());
-  if (filled.tls_cert.empty() != filled.tls_key.empty()) return invalid_argument("--tls-cert and --tls-key go together");
+  if (filled.tls_cert.empty() != filled.tls_key.empty())
+    return invalid_argument("--tls-cert and --tls-key go together");
   const bool tls = !filled.tls_cert.empty();
   const std::string shown = host == "localhost" ? "127.0.0.1" : host;
-  filled.listen = {{.address = fmt::format("{}:{}", shown.find(':') != std::string::npos && shown[0] != '[' ? "[" + shown + "]" : shown, port), .tls = tls}};
+  filled.listen = {
+      {.address = fmt::format(
+           "{}:{}", shown.find(':') != std::string::npos && shown[0] != '[' ? "[" + shown + "]" : shown, port),
+       .tls = tls}};
   if (!unix_socket.empty()) filled.listen.push_back({.address = "unix:" + unix_socket});
   if (!admin.empty()) filled.admin = HttpListen{.address = admin, .tls = tls && !admin.starts_with("unix:")};
   LK_ASSIGN_OR_RETURN(filled.limits.max_body_bytes, parse_bytes(max_body));
@@ -103,8 +194,11 @@ Result<ServerOptions> ServeFlags::options() const {
     LK_ASSIGN_OR_RETURN(filled.adapters.max_composed_bytes, parse_bytes(sum_memory));
   }
   LK_ASSIGN_OR_RETURN(filled.max_grammar_bytes, parse_bytes(grammar_memory));
-  const std::filesystem::path directory = model.model.empty() ? std::filesystem::path("dummy") : std::filesystem::path(model.model);
-  filled.adapters.base_name = !served_name.empty() ? served_name : (directory.has_filename() ? directory : directory.parent_path()).filename().string();
+  const std::filesystem::path directory =
+      model.model.empty() ? std::filesystem::path("dummy") : std::filesystem::path(model.model);
+  filled.adapters.base_name =
+      !served_name.empty() ? served_name
+                           : (directory.has_filename() ? directory : directory.parent_path()).filename().string();
   filled.adapters.probe = !no_probe;
   for (const auto* roots : {&lora_roots, &lora_dirs})
     for (const std::string& root : *roots) {
@@ -118,8 +212,9 @@ Result<ServerOptions> ServeFlags::options() const {
   return filled;
 }
 
-// The engine and its kernel threads, with a lower priority than the threads that answer: an event that waits for a core is late, a
-// kernel that waits for an event to leave loses next to nothing. Threads inherit the priority of the one that makes them.
+// The engine and its kernel threads, with a lower priority than the threads that answer: an event that waits for a core
+// is late, a kernel that waits for an event to leave loses next to nothing. Threads inherit the priority of the one
+// that makes them.
 Result<std::unique_ptr<TextEngine>> open_engine(const ModelFlags& model, int nice) {
   Result<std::unique_ptr<TextEngine>> engine = internal_error("the engine was not opened");
   std::thread([&] {
@@ -139,12 +234,13 @@ void raise_file_limit(int64_t wanted) {
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-Status load_adapters(const ServeFlags& flags, Server& server, std::unique_ptr<DirectoryWatcher>& watcher, const std::vector<StoredAdapter>& stored,
-                     const std::vector<StateStore::Alias>& aliases) {
+Status load_adapters(const ServeFlags& flags, Server& server, std::unique_ptr<DirectoryWatcher>& watcher,
+                     const std::vector<StoredAdapter>& stored, const std::vector<StateStore::Alias>& aliases) {
   AdapterRegistry& registry = server.adapters();
   LK_ASSIGN_OR_RETURN(const auto loras, flags.model.parse_loras());
   for (const auto& [name, directory] : loras) {
-    const Result<AdapterLease> loaded = registry.load_and_wait({.name = name, .path = directory, .trusted_path = true, .persist = false});
+    const Result<AdapterLease> loaded =
+        registry.load_and_wait({.name = name, .path = directory, .trusted_path = true, .persist = false});
     if (!loaded.ok()) return loaded.status().with_context(fmt::format("--lora {}={}", name, directory));
     for (const std::string& warning : (*loaded)->warnings)
       server.log().write(LogLevel::kWarning, "adapter_warning", {{"adapter", name}, {"reason", warning}});
@@ -153,19 +249,28 @@ Status load_adapters(const ServeFlags& flags, Server& server, std::unique_ptr<Di
     const auto interval = std::chrono::milliseconds(static_cast<int64_t>(flags.watch_seconds * 1e3));
     LK_ASSIGN_OR_RETURN(watcher, DirectoryWatcher::start(registry, server.log(), flags.lora_dirs, interval));
   }
-  // What clients had loaded before the restart. Something that is gone or no longer allowed costs a log line, not the start.
+  // What clients had loaded before the restart. Something that is gone or no longer allowed costs a log line, not the
+  // start.
   for (const StoredAdapter& adapter : stored) {
-    const Result<AdapterLease> loaded = registry.load_and_wait({.name = adapter.name, .path = adapter.path, .replace = true, .keep_previous = true,
-                                                                .pinned = adapter.pinned, .version = adapter.version});
+    const Result<AdapterLease> loaded = registry.load_and_wait({.name = adapter.name,
+                                                                .path = adapter.path,
+                                                                .replace = true,
+                                                                .keep_previous = true,
+                                                                .pinned = adapter.pinned,
+                                                                .version = adapter.version});
     if (!loaded.ok())
-      server.log().write(LogLevel::kWarning, "adapter_not_restored", {{"adapter", adapter.name}, {"version", adapter.version}, {"reason", loaded.status().message()}});
+      server.log().write(
+          LogLevel::kWarning, "adapter_not_restored",
+          {{"adapter", adapter.name}, {"version", adapter.version}, {"reason", loaded.status().message()}});
     else if ((*loaded)->digest != adapter.digest)
-      server.log().write(LogLevel::kWarning, "adapter_changed_on_disk", {{"adapter", adapter.name}, {"version", adapter.version}, {"digest", (*loaded)->digest}});
+      server.log().write(LogLevel::kWarning, "adapter_changed_on_disk",
+                         {{"adapter", adapter.name}, {"version", adapter.version}, {"digest", (*loaded)->digest}});
   }
   for (const StateStore::Alias& alias : aliases) {
     const std::string target = alias.version > 0 ? fmt::format("{}@{}", alias.name, alias.version) : alias.name;
     if (const Status status = registry.set_alias(alias.alias, target); !status.ok())
-      server.log().write(LogLevel::kWarning, "alias_not_restored", {{"alias", alias.alias}, {"reason", status.message()}});
+      server.log().write(LogLevel::kWarning, "alias_not_restored",
+                         {{"alias", alias.alias}, {"reason", status.message()}});
   }
   return Status();
 }
@@ -174,23 +279,34 @@ void print_banner(const ServeFlags& flags, const ServerOptions& options, Server&
   std::string address = server.address(0);
   const std::string url = fmt::format("{}://{}", options.tls_cert.empty() ? "http" : "https", address);
   const std::vector<AdapterLease> adapters = server.adapters().versions();
-  fmt::print(stderr, "\nLorikeet {} serves {} with {} adapter{} on {}\n", options.version, options.adapters.base_name, adapters.size(),
-             adapters.size() == 1 ? "" : "s", url);
+  fmt::print(stderr, "\nLorikeet {} serves {} with {} adapter{} on {}\n", options.version, options.adapters.base_name,
+             adapters.size(), adapters.size() == 1 ? "" : "s", url);
   if (options.admin) fmt::print(stderr, "  admin    {}\n", server.address(static_cast<int>(options.listen.size())));
   if (options.console) fmt::print(stderr, "  console  {}/\n", url);
-  fmt::print(stderr, "  metrics  {}/metrics\n", options.admin ? server.address(static_cast<int>(options.listen.size())) : url);
+  fmt::print(stderr, "  metrics  {}/metrics\n",
+             options.admin ? server.address(static_cast<int>(options.listen.size())) : url);
   const std::string name = adapters.empty() ? options.adapters.base_name : adapters[0]->name;
   const bool chat = server.engine().text().chat_template() != nullptr;
   if (chat)
-    fmt::print(stderr, "\n  curl {}/v1/chat/completions -H 'Content-Type: application/json' \\\n    -d '{{\"model\": \"{}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'\n\n", url, name);
+    fmt::print(stderr,
+               "\n  curl {}/v1/chat/completions -H 'Content-Type: application/json' \\\n    -d '{{\"model\": \"{}\", "
+               "\"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'\n\n",
+               url, name);
   else if (server.engine().text().tokenizer())
-    fmt::print(stderr, "\n  curl {}/v1/completions -H 'Content-Type: application/json' -d '{{\"model\": \"{}\", \"prompt\": \"Hello\"}}'\n\n", url, name);
+    fmt::print(stderr,
+               "\n  curl {}/v1/completions -H 'Content-Type: application/json' -d '{{\"model\": \"{}\", \"prompt\": "
+               "\"Hello\"}}'\n\n",
+               url, name);
   else
-    fmt::print(stderr, "\n  curl {}/v1/completions -H 'Content-Type: application/json' -d '{{\"model\": \"{}\", \"prompt\": [1, 2, 3]}}'\n\n", url, name);
+    fmt::print(stderr,
+               "\n  curl {}/v1/completions -H 'Content-Type: application/json' -d '{{\"model\": \"{}\", \"prompt\": "
+               "[1, 2, 3]}}'\n\n",
+               url, name);
   (void)flags;
 }
 
-// Waits for SIGINT or SIGTERM; SIGHUP reloads keys and the TLS certificate. The signals are blocked in every thread and taken here.
+// Waits for SIGINT or SIGTERM; SIGHUP reloads keys and the TLS certificate. The signals are blocked in every thread and
+// taken here.
 int wait_for_shutdown(Server& server, const sigset_t& signals) {
   const auto watchdog = watchdog_timeout();
   for (;;) {
@@ -201,9 +317,12 @@ int wait_for_shutdown(Server& server, const sigset_t& signals) {
     if (signal == SIGHUP) {
       (void)notify_reloading();
       const Status status = server.reload_keys();
-      if (status.ok()) server.log().write(LogLevel::kInfo, "keys_reloaded");
-      else server.log().write(LogLevel::kError, "keys_not_reloaded", {{"reason", status.message()}});
-      if (const Status tls = server.reload_tls(); !tls.ok()) server.log().write(LogLevel::kError, "certificate_not_reloaded", {{"reason", tls.message()}});
+      if (status.ok())
+        server.log().write(LogLevel::kInfo, "keys_reloaded");
+      else
+        server.log().write(LogLevel::kError, "keys_not_reloaded", {{"reason", status.message()}});
+      if (const Status tls = server.reload_tls(); !tls.ok())
+        server.log().write(LogLevel::kError, "certificate_not_reloaded", {{"reason", tls.message()}});
       (void)notify_service_manager("READY=1");
     }
     if (watchdog && server.engine().stalled_seconds() < 60) (void)notify_service_manager("WATCHDOG=1");
@@ -224,7 +343,8 @@ int run(const ServeFlags& flags) {
   std::vector<StateStore::Alias> aliases;
   bool has_keys = false;
   if (!flags.no_state) {
-    Result<std::unique_ptr<StateStore>> opened = StateStore::open(flags.state.empty() ? default_state_path() : flags.state);
+    Result<std::unique_ptr<StateStore>> opened =
+        StateStore::open(flags.state.empty() ? default_state_path() : flags.state);
     if (!opened.ok()) return fail(opened.status());
     store = std::move(opened).value();
     Result<KeyRing> ring = store->load_key_ring();
@@ -238,22 +358,29 @@ int run(const ServeFlags& flags) {
     aliases = std::move(names).value();
   }
   if (!has_keys && !flags.server.insecure && !is_loopback(flags.host))
-    return fail(failed_precondition("listening on {} without any API key would let everybody in: create one with `lorikeet keys create`, or say --insecure", flags.host));
-  const bool text_log = flags.log_format == "text" || (flags.log_format == "auto" && flags.log_file.empty() && stderr_is_terminal());
+    return fail(
+        failed_precondition("listening on {} without any API key would let everybody in: create one with `lorikeet "
+                            "keys create`, or say --insecure",
+                            flags.host));
+  const bool text_log =
+      flags.log_format == "text" || (flags.log_format == "auto" && flags.log_file.empty() && stderr_is_terminal());
   Result<std::unique_ptr<Log>> log = Log::create({.level = parse_log_level(flags.log_level).value(),
-                                                  .format = text_log ? Log::Format::kText : Log::Format::kJson, .file = flags.log_file});
+                                                  .format = text_log ? Log::Format::kText : Log::Format::kJson,
+                                                  .file = flags.log_file});
   if (!log.ok()) return fail(log.status());
   raise_file_limit(options->limits.max_connections);
 
   Result<std::unique_ptr<TextEngine>> engine = open_engine(flags.model, flags.kernel_nice);
   if (!engine.ok()) return fail(engine.status());
-  Result<std::unique_ptr<Server>> started = Server::start(*options, std::move(engine).value(), std::move(store), std::move(log).value());
+  Result<std::unique_ptr<Server>> started =
+      Server::start(*options, std::move(engine).value(), std::move(store), std::move(log).value());
   if (!started.ok()) return fail(started.status());
   Server& server = **started;
   std::unique_ptr<DirectoryWatcher> watcher;
   if (const Status status = load_adapters(flags, server, watcher, stored, aliases); !status.ok()) return fail(status);
   server.set_ready(true);
-  server.log().write(LogLevel::kInfo, "ready", {{"address", server.address(0)}, {"adapters", server.adapters().versions().size()}});
+  server.log().write(LogLevel::kInfo, "ready",
+                     {{"address", server.address(0)}, {"adapters", server.adapters().versions().size()}});
   print_banner(flags, *options, server);
   (void)notify_service_manager("READY=1");
 

@@ -32,7 +32,9 @@ struct SimulateFlags {
 std::vector<Parameter> all_parameters() {
   std::vector<Parameter> parameters = sim_parameters();
   for (const PolicyFlag& flag : policy_flags())
-    parameters.push_back({flag.name, flag.help, [set = flag.set](SimSpec& spec, const std::string& value) { return set(spec.scheduler, value); }});
+    parameters.push_back({flag.name, flag.help, [set = flag.set](SimSpec& spec, const std::string& value) {
+                            return set(spec.scheduler, value);
+                          }});
   return parameters;
 }
 
@@ -45,7 +47,8 @@ Result<std::vector<Sweep>> parse_sweeps(const std::vector<std::string>& texts) {
   std::vector<Sweep> sweeps;
   for (const std::string& text : texts) {
     const size_t equals = text.find('=');
-    if (equals == std::string::npos || equals == 0 || equals + 1 == text.size()) return invalid_argument("--sweep wants KEY=VALUE,VALUE,..., got \"{}\"", text);
+    if (equals == std::string::npos || equals == 0 || equals + 1 == text.size())
+      return invalid_argument("--sweep wants KEY=VALUE,VALUE,..., got \"{}\"", text);
     sweeps.push_back({text.substr(0, equals), split(text.substr(equals + 1), ',')});
   }
   return sweeps;
@@ -109,7 +112,8 @@ Result<std::vector<Run>> run_all(const SimulateFlags& flags, const std::vector<S
     run->swept = std::move(swept);
     if (sweeps.empty()) {
       fmt::print("{}", format_result(run->result, flags.per_tenant));
-      fmt::print(stderr, "simulated {} requests and {} steps in {:.2f} s\n", run->result.requests, run->result.steps, run->wall_s);
+      fmt::print(stderr, "simulated {} requests and {} steps in {:.2f} s\n", run->result.requests, run->result.steps,
+                 run->wall_s);
     } else {
       for (const auto& [key, value] : run->swept) fmt::print("{:>14} ", value);
       fmt::print("{}\n", sweep_line(run->result));
@@ -132,9 +136,15 @@ Status write_runs(const SimulateFlags& flags, const std::vector<Sweep>& sweeps, 
   for (const Run& run : runs) {
     json::object swept;
     for (const auto& [key, value] : run.swept) swept[key] = value;
-    out_runs.push_back(json::object{{"swept", swept}, {"result", to_json(run.result, flags.timeline || runs.size() == 1)}});
+    out_runs.push_back(
+        json::object{{"swept", swept}, {"result", to_json(run.result, flags.timeline || runs.size() == 1)}});
   }
-  const json::object out{{"format", "lorikeet-simulation-1"}, {"suite", flags.suite}, {"settings", settings}, {"streams", streams}, {"sweep", sweep_keys}, {"runs", out_runs}};
+  const json::object out{{"format", "lorikeet-simulation-1"},
+                         {"suite", flags.suite},
+                         {"settings", settings},
+                         {"streams", streams},
+                         {"sweep", sweep_keys},
+                         {"runs", out_runs}};
   return write_file_atomic(flags.out, json::serialize(out) + "\n");
 }
 
@@ -162,8 +172,10 @@ Status run_fuzz(const SimulateFlags& flags) {
     loads += result.adapter_loads;
     ended_early += result.cancelled + result.failed + result.rejected;
   }
-  fmt::print("{} seeds from {}: every invariant held over {} steps, {} requests ({} cancelled, failed or rejected), {} loads, {} preemptions\n", flags.fuzz_seeds,
-             flags.first_seed, steps, requests, ended_early, loads, preemptions);
+  fmt::print(
+      "{} seeds from {}: every invariant held over {} steps, {} requests ({} cancelled, failed or rejected), {} loads, "
+      "{} preemptions\n",
+      flags.fuzz_seeds, flags.first_seed, steps, requests, ended_early, loads, preemptions);
   return Status();
 }
 
@@ -171,7 +183,8 @@ void print_lists() {
   fmt::print("suites\n");
   for (const Suite& suite : suites()) fmt::print("  {:<22} {}\n", suite.name, suite.description);
   fmt::print("machines\n");
-  for (const std::string& name : builtin_cost_models()) fmt::print("  {:<22} {}\n", name, find_cost_model(name)->description);
+  for (const std::string& name : builtin_cost_models())
+    fmt::print("  {:<22} {}\n", name, find_cost_model(name)->description);
 }
 
 Status run_simulate(const SimulateFlags& flags) {
@@ -204,22 +217,36 @@ void add_simulate(CLI::App& app, int& exit_code) {
   for (const Parameter& parameter : all_parameters()) {
     const bool is_fault = parameter.name.starts_with("fault-");
     options.push_back(command->add_option("--" + parameter.name, (*values)[i].second, parameter.help)
-                          ->group(is_fault ? "Faults" : i >= parameters.size() ? "Policy" : "Simulation (each can be swept)"));
+                          ->group(is_fault                 ? "Faults"
+                                  : i >= parameters.size() ? "Policy"
+                                                           : "Simulation (each can be swept)"));
     ++i;
   }
-  command->add_option("--stream", flags->streams,
-                      "one tenant's requests instead of the one process: tenant=NAME,rate=R,kind=constant|poisson|gamma|on-off|ramp,end-rate=R,cv=C,on=S,off=S,from=S,"
-                      "to=S,input=L,output=L,weight=W; repeatable")->group("Runs");
+  command
+      ->add_option("--stream", flags->streams,
+                   "one tenant's requests instead of the one process: "
+                   "tenant=NAME,rate=R,kind=constant|poisson|gamma|on-off|ramp,end-rate=R,cv=C,on=S,off=S,from=S,"
+                   "to=S,input=L,output=L,weight=W; repeatable")
+      ->group("Runs");
   command->add_option("--suite", flags->suite, "a published experiment; other flags change it (--list)")->group("Runs");
   command->add_option("--sweep", flags->sweeps, "one run per value; repeatable")->type_name("KEY=A,B,C")->group("Runs");
-  command->add_option("--out", flags->out, "also write all figures as JSON; tools/plot_simulation.py draws them")->type_name("FILE.json")->group("Runs");
+  command->add_option("--out", flags->out, "also write all figures as JSON; tools/plot_simulation.py draws them")
+      ->type_name("FILE.json")
+      ->group("Runs");
   command->add_flag("--timeline", flags->timeline, "with --out and --sweep: also each run over time")->group("Runs");
   command->add_flag("--per-tenant", flags->per_tenant, "also a row for each tenant")->group("Runs");
   command->add_flag("--check", flags->check, "check every invariant after each step (slow)")->group("Runs");
   command->add_flag("--list", flags->list, "list suites and machines")->group("Runs");
-  command->add_flag("--print-model", flags->print_model, "print the machine as JSON, for --model after edits")->group("Runs");
-  command->add_option("--fuzz-seeds", flags->fuzz_seeds, "instead: so many random schedules with faults, all invariants checked")->check(CLI::Range(0, 100'000'000))->group("Runs");
-  command->add_option("--first-seed", flags->first_seed, "of --fuzz-seeds")->check(CLI::NonNegativeNumber)->group("Runs");
+  command->add_flag("--print-model", flags->print_model, "print the machine as JSON, for --model after edits")
+      ->group("Runs");
+  command
+      ->add_option("--fuzz-seeds", flags->fuzz_seeds,
+                   "instead: so many random schedules with faults, all invariants checked")
+      ->check(CLI::Range(0, 100'000'000))
+      ->group("Runs");
+  command->add_option("--first-seed", flags->first_seed, "of --fuzz-seeds")
+      ->check(CLI::NonNegativeNumber)
+      ->group("Runs");
   command->callback([flags, values, options, &exit_code] {
     for (size_t n = 0; n < options.size(); ++n)
       if (options[n]->count() > 0) flags->values.push_back((*values)[n]);

@@ -174,7 +174,9 @@ TEST_F(ConfigTest, WrongTypesAndValuesGetTheirLine) {
   refused("[host]\n", ":1: \"host\" must be a string, not a table");
   const Outcome range = with_file("host = \"h\"\nport = 70000\n");
   EXPECT_EQ(range.code, 1);
-  EXPECT_TRUE(range.err.starts_with("lorikeet: " + path_ + ":2: port: ") && range.err.find("70000") != std::string::npos) << range.err;
+  EXPECT_TRUE(range.err.starts_with("lorikeet: " + path_ + ":2: port: ") &&
+              range.err.find("70000") != std::string::npos)
+      << range.err;
   EXPECT_EQ(with_file("port = 99999999999999999999\n").code, 1);
   EXPECT_EQ(with_file("step_tokens = 9223372036854775807\n").code, 0);
 }
@@ -208,8 +210,10 @@ TEST_F(ConfigTest, PrintedConfigurationReadsBackTheSame) {
   const Outcome printed = run(first, {"serve", "--config", path_, "--port", "5", "--print-config"});
   EXPECT_EQ(printed.code, 0);
   EXPECT_FALSE(first.ran);
-  for (const char* line : {"\nport = 5\n", "\nno-cache = true\n", "\nverbose = false\n", "\nweight = 0.25\n", "\nlora = [\"a=b\", \"c=\\\"d\\\\\"]\n",
-                           "\nstep-tokens = 512\n", "# model directory\n# of any kind\nmodel = \"none\"\n", "\n# target = \"\"\n", "# ---- Server ----"})
+  for (const char* line :
+       {"\nport = 5\n", "\nno-cache = true\n", "\nverbose = false\n", "\nweight = 0.25\n",
+        "\nlora = [\"a=b\", \"c=\\\"d\\\\\"]\n", "\nstep-tokens = 512\n",
+        "# model directory\n# of any kind\nmodel = \"none\"\n", "\n# target = \"\"\n", "# ---- Server ----"})
     EXPECT_NE(printed.out.find(line), std::string::npos) << line << "\n" << printed.out;
   file(printed.out);
   Program second;

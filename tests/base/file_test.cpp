@@ -16,7 +16,9 @@ namespace {
 
 using testing::TempDir;
 
-std::string text_of(const MmapFile& file) { return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()}; }
+std::string text_of(const MmapFile& file) {
+  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
+}
 
 TEST(MmapFile, CopyEqualsTheMapAndOutlivesTheFilesEnd) {
   const TempDir dir;
@@ -67,7 +69,8 @@ TEST(MmapFile, CopyOfAFileThatShrinksIsAnErrorOrWhole) {
     }
     ++whole;
     EXPECT_TRUE(copy->bytes().size() == size || copy->bytes().size() == 1000) << copy->bytes().size();
-    EXPECT_TRUE(std::all_of(copy->bytes().begin(), copy->bytes().begin() + 1000, [](std::byte byte) { return byte == std::byte{'x'}; }));
+    EXPECT_TRUE(std::all_of(copy->bytes().begin(), copy->bytes().begin() + 1000,
+                            [](std::byte byte) { return byte == std::byte{'x'}; }));
   }
   done = true;
   other.join();

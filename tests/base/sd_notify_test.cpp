@@ -27,9 +27,13 @@ class SdNotify : public ::testing::Test {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
     std::memcpy(address.sun_path, name.data(), name.size());
-    if (name[0] == '@') address.sun_path[0] = '\0';
-    else path_ = name;
-    ASSERT_EQ(::bind(fd_, reinterpret_cast<sockaddr*>(&address), static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name.size())), 0);
+    if (name[0] == '@')
+      address.sun_path[0] = '\0';
+    else
+      path_ = name;
+    ASSERT_EQ(::bind(fd_, reinterpret_cast<sockaddr*>(&address),
+                     static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name.size())),
+              0);
     ::setenv("NOTIFY_SOCKET", name.c_str(), 1);
   }
   std::string received() {
@@ -62,7 +66,8 @@ TEST_F(SdNotify, AbstractSocket) {
 }
 
 TEST_F(SdNotify, BadSocketsAreErrors) {
-  for (const std::string& name : {std::string("relative"), std::string("@"), std::string("/nowhere/notify"), "/" + std::string(200, 'x')}) {
+  for (const std::string& name :
+       {std::string("relative"), std::string("@"), std::string("/nowhere/notify"), "/" + std::string(200, 'x')}) {
     ::setenv("NOTIFY_SOCKET", name.c_str(), 1);
     EXPECT_FALSE(notify_service_manager("READY=1").ok()) << name;
   }

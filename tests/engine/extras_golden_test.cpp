@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Weighted sums of adapters against PEFT's add_weighted_adapter, and mean-pooled embeddings against transformers, in f32
-// (tools/make_golden/extras.py).
+// Weighted sums of adapters against PEFT's add_weighted_adapter, and mean-pooled embeddings against transformers, in
+// f32 (tools/make_golden/extras.py).
 #include <gtest/gtest.h>
 
 #include <boost/json.hpp>
@@ -24,18 +24,24 @@ struct Model {
   std::unique_ptr<UnifiedPool> pool;
   std::unique_ptr<Scheduler> scheduler;
 
-  explicit Model(const std::string& directory, const SchedulerOptions& options = {}, int64_t num_pages = 512, DType act = DType::kF32) {
+  explicit Model(const std::string& directory, const SchedulerOptions& options = {}, int64_t num_pages = 512,
+                 DType act = DType::kF32) {
     auto backend = make_cpu_backend({.num_threads = 2}).value();
     auto weights = load_weights(kGoldenDir + directory, act, *backend).value();
     const int64_t page = Decoder(weights, *backend, 1, 1).page_bytes();
-    engine = Engine::create({.max_step_tokens = options.max_step_tokens, .memory_bytes = num_pages * page}, weights, std::move(backend)).value();
+    engine = Engine::create({.max_step_tokens = options.max_step_tokens, .memory_bytes = num_pages * page}, weights,
+                            std::move(backend))
+                 .value();
     pool = std::make_unique<UnifiedPool>(engine->num_pages());
     scheduler = std::make_unique<Scheduler>(options, *pool, *engine);
   }
   std::shared_ptr<const Adapter> load(const std::string& directory) const {
-    return load_adapter(directory, kGoldenDir + directory, engine->weights().config, engine->weights().checkpoint.get()).value();
+    return load_adapter(directory, kGoldenDir + directory, engine->weights().config, engine->weights().checkpoint.get())
+        .value();
   }
-  AdapterId add(std::shared_ptr<const Adapter> adapter) { return engine->register_adapter(engine->prepare_adapter(std::move(adapter)).value()); }
+  AdapterId add(std::shared_ptr<const Adapter> adapter) {
+    return engine->register_adapter(engine->prepare_adapter(std::move(adapter)).value());
+  }
   std::map<RequestId, std::vector<double>> hidden_sums() {
     std::map<RequestId, std::vector<double>> sums;
     while (scheduler->has_work())
@@ -86,9 +92,11 @@ TEST(ExtrasGolden, WeightedSumsGiveThePeftLogits) {
       const std::vector<float> logits = extras.floats(prompt.at("last_logits_key"));
       double max = -1e30, total = 0, scale = 0;
       for (const float x : logits) max = std::max(max, static_cast<double>(x));
-      for (const float x : logits) total += std::exp(x - max), scale = std::max(scale, std::abs(static_cast<double>(x)));
+      for (const float x : logits)
+        total += std::exp(x - max), scale = std::max(scale, std::abs(static_cast<double>(x)));
       for (const auto& [token, logprob] : top)
-        EXPECT_NEAR(logprob, logits[static_cast<size_t>(token)] - max - std::log(total), 1e-4 * scale) << c.at("name") << " token " << token;
+        EXPECT_NEAR(logprob, logits[static_cast<size_t>(token)] - max - std::log(total), 1e-4 * scale)
+            << c.at("name") << " token " << token;
     }
   }
 }
@@ -97,10 +105,15 @@ TEST(ExtrasGolden, EmbeddingsAreTheNormalisedMeanOfTheLastHiddenStates) {
   const Extras extras;
   for (const auto& c : extras.root.at("pooled").as_array()) {
     Model model(std::string(c.at("model").as_string()), {.max_step_tokens = 16});
-    const AdapterId id = c.at("adapter").is_null() ? kBaseModel : model.add(model.load(std::string(c.at("adapter").as_string())));
+    const AdapterId id =
+        c.at("adapter").is_null() ? kBaseModel : model.add(model.load(std::string(c.at("adapter").as_string())));
     RequestId next = 0;
     for (const auto& prompt : c.at("prompts").as_array())
-      ASSERT_TRUE(model.scheduler->submit({.id = next++, .adapter = id, .prompt = Extras::tokens(prompt), .max_tokens = 0, .sum_hidden = true}).ok());
+      ASSERT_TRUE(
+          model.scheduler
+              ->submit(
+                  {.id = next++, .adapter = id, .prompt = Extras::tokens(prompt), .max_tokens = 0, .sum_hidden = true})
+              .ok());
     const auto sums = model.hidden_sums();
     next = 0;
     for (const auto& prompt : c.at("prompts").as_array()) {
@@ -109,7 +122,8 @@ TEST(ExtrasGolden, EmbeddingsAreTheNormalisedMeanOfTheLastHiddenStates) {
       ASSERT_EQ(sum.size(), expected.size());
       double squares = 0;
       for (const double x : sum) squares += x * x;
-      for (size_t d = 0; d < sum.size(); ++d) EXPECT_NEAR(sum[d] / std::sqrt(squares), expected[d], 1e-5) << c.at("name") << " dimension " << d;
+      for (size_t d = 0; d < sum.size(); ++d)
+        EXPECT_NEAR(sum[d] / std::sqrt(squares), expected[d], 1e-5) << c.at("name") << " dimension " << d;
     }
   }
 }
@@ -160,7 +174,8 @@ TEST(HiddenSum, DoesNotDependOnTheBatch) {
       const auto expected = alone.hidden_sums();
       ASSERT_EQ(sums.at(request.id).size(), expected.at(request.id).size());
       for (size_t d = 0; d < expected.at(request.id).size(); ++d)
-        ASSERT_EQ(std::bit_cast<uint64_t>(sums.at(request.id)[d]), std::bit_cast<uint64_t>(expected.at(request.id)[d])) << "request " << request.id;
+        ASSERT_EQ(std::bit_cast<uint64_t>(sums.at(request.id)[d]), std::bit_cast<uint64_t>(expected.at(request.id)[d]))
+            << "request " << request.id;
     }
   }
   EXPECT_GT(crowd.scheduler->stats().num_preemptions, 0);

@@ -42,20 +42,25 @@ struct Model {
     auto weights = load_weights(kGoldenDir + directory, DType::kF32, *backend);
     EXPECT_TRUE(weights.ok()) << weights.status().message();
     const int64_t page = Decoder(*weights, *backend, 1, 1).page_bytes();
-    engine = Engine::create({.max_step_tokens = options.max_step_tokens, .memory_bytes = num_pages * page}, *weights, std::move(backend)).value();
+    engine = Engine::create({.max_step_tokens = options.max_step_tokens, .memory_bytes = num_pages * page}, *weights,
+                            std::move(backend))
+                 .value();
     pool = std::make_unique<UnifiedPool>(engine->num_pages());
     scheduler = std::make_unique<Scheduler>(options, *pool, *engine);
   }
   AdapterId adapter(const std::string& directory) {
     if (directory.empty()) return kBaseModel;
     if (const auto it = adapters.find(directory); it != adapters.end()) return it->second;
-    auto loaded = load_adapter(directory, kGoldenDir + directory, engine->weights().config, engine->weights().checkpoint.get());
+    auto loaded =
+        load_adapter(directory, kGoldenDir + directory, engine->weights().config, engine->weights().checkpoint.get());
     EXPECT_TRUE(loaded.ok()) << loaded.status().message();
     if (!loaded.ok()) return kBaseModel;
     return adapters[directory] = engine->register_adapter(engine->prepare_adapter(*loaded).value());
   }
   Request request(RequestId id, const GoldenCase& c, const GoldenPrompt& prompt) {
-    Request request{.id = id, .adapter = adapter(c.adapter), .prompt = prompt.token_ids,
+    Request request{.id = id,
+                    .adapter = adapter(c.adapter),
+                    .prompt = prompt.token_ids,
                     .max_tokens = static_cast<int64_t>(prompt.greedy.size())};
     request.sampling.temperature = 0;
     request.sampling.num_logprobs = 0;
@@ -99,8 +104,10 @@ void expect_golden(const Model::Output& output, const GoldenPrompt& prompt, cons
 std::vector<float> all_logits(Model& model, const GoldenCase& c, const std::vector<int32_t>& token_ids) {
   const ModelWeights& weights = model.engine->weights();
   const auto length = static_cast<int64_t>(token_ids.size());
-  Decoder decoder(std::shared_ptr<const ModelWeights>(&weights, [](const ModelWeights*) {}), model.engine->backend(), length, length);
-  const PageGeometry geometry{.slice_bytes = decoder.slice_bytes(), .page_bytes = decoder.page_bytes(), .act = weights.act};
+  Decoder decoder(std::shared_ptr<const ModelWeights>(&weights, [](const ModelWeights*) {}), model.engine->backend(),
+                  length, length);
+  const PageGeometry geometry{
+      .slice_bytes = decoder.slice_bytes(), .page_bytes = decoder.page_bytes(), .act = weights.act};
   const int64_t kv_pages = (length + kPageTokens - 1) / kPageTokens;
   std::shared_ptr<const ResidentAdapter> resident;
   AdapterPages pages;
@@ -130,13 +137,20 @@ std::vector<float> all_logits(Model& model, const GoldenCase& c, const std::vect
     rope_row(rope, i, cos.data() + half * static_cast<size_t>(i), sin.data() + half * static_cast<size_t>(i));
   }
   for (int32_t page = 0; page < kv_pages; ++page) block_table.push_back(page);
-  const AttentionSeq sequence{.row_begin = 0, .row_end = static_cast<int32_t>(length), .first_position = 0, .block_table = block_table.data()};
+  const AttentionSeq sequence{
+      .row_begin = 0, .row_end = static_cast<int32_t>(length), .first_position = 0, .block_table = block_table.data()};
   const AdapterRun run{.row_begin = 0, .row_end = static_cast<int32_t>(length), .adapter = resident.get()};
-  decoder.forward({.token_ids = token_ids, .slots = slots, .cos = cos.data(), .sin = sin.data(), .sequences = {&sequence, 1}, .runs = {&run, 1}});
+  decoder.forward({.token_ids = token_ids,
+                   .slots = slots,
+                   .cos = cos.data(),
+                   .sin = sin.data(),
+                   .sequences = {&sequence, 1},
+                   .runs = {&run, 1}});
   const float* logits = decoder.logits(rows, {&run, 1});
   std::vector<float> out;
   for (int64_t row = 0; row < length; ++row)
-    out.insert(out.end(), logits + row * decoder.logits_stride(), logits + row * decoder.logits_stride() + weights.config.vocab_size);
+    out.insert(out.end(), logits + row * decoder.logits_stride(),
+               logits + row * decoder.logits_stride() + weights.config.vocab_size);
   return out;
 }
 
@@ -152,7 +166,8 @@ TEST_P(GoldenCaseTest, LogitsOfEveryPositionMatch) {
     if (!prompt.logits.empty()) {
       EXPECT_LE(relative_error(logits.data(), prompt.logits), kTolerance) << what;
     }
-    EXPECT_LE(relative_error(logits.data() + logits.size() - prompt.last_logits.size(), prompt.last_logits), kTolerance) << what;
+    EXPECT_LE(relative_error(logits.data() + logits.size() - prompt.last_logits.size(), prompt.last_logits), kTolerance)
+        << what;
   }
 }
 
@@ -160,10 +175,12 @@ TEST_P(GoldenCaseTest, GreedyTokensAndLogprobsMatch) {
   const GoldenCase& c = Golden::get().find(GetParam());
   Model model(c.model, {.max_step_tokens = 13});  // chunks that are no multiple of anything
   RequestId id = 0;
-  for (const GoldenPrompt& prompt : c.prompts) ASSERT_TRUE(model.scheduler->submit(model.request(id++, c, prompt)).ok());
+  for (const GoldenPrompt& prompt : c.prompts)
+    ASSERT_TRUE(model.scheduler->submit(model.request(id++, c, prompt)).ok());
   auto outputs = model.run();
   for (size_t i = 0; i < c.prompts.size(); ++i)
-    expect_golden(outputs[static_cast<RequestId>(i)], c.prompts[i], fmt::format("{} prompt of {}", c.name, c.prompts[i].token_ids.size()));
+    expect_golden(outputs[static_cast<RequestId>(i)], c.prompts[i],
+                  fmt::format("{} prompt of {}", c.name, c.prompts[i].token_ids.size()));
 }
 
 // Adapter kinds that are refused, with a reason.
@@ -186,7 +203,8 @@ TEST(Golden, UnsupportedAdapterKindsAreRefusedByName) {
     EXPECT_NE(adapter.status().message().find("adapter"), std::string::npos) << adapter.status().message();
   }
 }
-INSTANTIATE_TEST_SUITE_P(All, GoldenCaseTest, ::testing::ValuesIn(case_names()), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(All, GoldenCaseTest, ::testing::ValuesIn(case_names()),
+                         [](const auto& info) { return info.param; });
 
 class GoldenBatchTest : public ::testing::TestWithParam<std::string> {};
 
@@ -199,7 +217,8 @@ TEST_P(GoldenBatchTest, MixedAdaptersInOneBatchMatch) {
   }
   auto outputs = model.run();
   for (size_t i = 0; i < rows.size(); ++i)
-    expect_golden(outputs[static_cast<RequestId>(i)], Golden::get().find(rows[i].case_name).prompts[rows[i].prompt], rows[i].case_name);
+    expect_golden(outputs[static_cast<RequestId>(i)], Golden::get().find(rows[i].case_name).prompts[rows[i].prompt],
+                  rows[i].case_name);
 }
 
 std::vector<std::string> batch_names() {
@@ -207,7 +226,8 @@ std::vector<std::string> batch_names() {
   for (const auto& [name, rows] : Golden::get().mixed_batches) names.push_back(name);
   return names;
 }
-INSTANTIATE_TEST_SUITE_P(All, GoldenBatchTest, ::testing::ValuesIn(batch_names()), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(All, GoldenBatchTest, ::testing::ValuesIn(batch_names()),
+                         [](const auto& info) { return info.param; });
 
 }  // namespace
 }  // namespace lk

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Principle 4: a request's tokens do not depend on its neighbours. Adapters of every rank, kind and target set plus base rows,
-// in one engine whose pool is too small, must give each request bit for bit what it gets alone: same tokens, same
-// log-probabilities; under chunking, preemption, prefix hits, adapter eviction and cancellation of others.
+// Principle 4: a request's tokens do not depend on its neighbours. Adapters of every rank, kind and target set plus
+// base rows, in one engine whose pool is too small, must give each request bit for bit what it gets alone: same tokens,
+// same log-probabilities; under chunking, preemption, prefix hits, adapter eviction and cancellation of others.
 #include <fmt/ranges.h>
 #include <gtest/gtest.h>
 
@@ -24,7 +24,9 @@ struct Output {
   std::vector<uint32_t> logprob_bits;  // of output and prompt tokens
   bool operator==(const Output&) const = default;
 };
-void PrintTo(const Output& output, std::ostream* out) { *out << fmt::format("{} {:x}", fmt::join(output.tokens, " "), fmt::join(output.logprob_bits, " ")); }
+void PrintTo(const Output& output, std::ostream* out) {
+  *out << fmt::format("{} {:x}", fmt::join(output.tokens, " "), fmt::join(output.logprob_bits, " "));
+}
 
 struct Setup {
   std::string model;
@@ -39,23 +41,30 @@ class Harness {
     auto backend = make_cpu_backend({.num_threads = num_threads}).value();
     auto weights = load_weights(kGoldenDir + "models/" + setup.model, setup.act, *backend).value();
     const int64_t page = Decoder(weights, *backend, 1, 1).page_bytes();
-    engine = Engine::create({.max_step_tokens = options.max_step_tokens, .memory_bytes = num_pages * page}, weights, std::move(backend)).value();
+    engine = Engine::create({.max_step_tokens = options.max_step_tokens, .memory_bytes = num_pages * page}, weights,
+                            std::move(backend))
+                 .value();
     pool = std::make_unique<UnifiedPool>(engine->num_pages());
     scheduler = std::make_unique<Scheduler>(options, *pool, *engine);
     // Host memory for the largest or a third of them: what is dropped is read from disk again and again.
-    const auto directory = [&](const std::string& name) { return kGoldenDir + "adapters/" + setup.model + "__" + name; };
+    const auto directory = [&](const std::string& name) {
+      return kGoldenDir + "adapters/" + setup.model + "__" + name;
+    };
     int64_t bytes = 0, largest = 0;
     for (const std::string& name : setup.adapters) {
-      const auto own = host_bytes_of(*load_adapter(name, directory(name), weights->config, weights->checkpoint.get()).value());
+      const auto own =
+          host_bytes_of(*load_adapter(name, directory(name), weights->config, weights->checkpoint.get()).value());
       bytes += own, largest = std::max(largest, own);
     }
     host = HostTier::create(std::max(bytes / 3, largest));
     for (const std::string& name : setup.adapters) {
-      auto source = std::make_shared<AdapterDirectory>(name, directory(name), engine->weights().config, weights->checkpoint, AdapterLoadOptions{.copy_file = true});
+      auto source = std::make_shared<AdapterDirectory>(name, directory(name), engine->weights().config,
+                                                       weights->checkpoint, AdapterLoadOptions{.copy_file = true});
       ids.push_back(engine->register_adapter(engine->prepare_adapter(host->add(std::move(source), 0).value()).value()));
     }
     if (setup.merged.empty()) return;
-    scheduler->enable_merging({.max_pool_share = 0.9, .keep_pages_per_request = 0, .retry_after = 0}, make_always_chooser());
+    scheduler->enable_merging({.max_pool_share = 0.9, .keep_pages_per_request = 0, .retry_after = 0},
+                              make_always_chooser());
     for (size_t adapter : setup.merged) scheduler->merging()->set_allowed(ids[adapter], true);
   }
   int64_t largest_adapter() const {
@@ -70,7 +79,8 @@ class Harness {
         output.tokens.push_back(event.token.token);
         output.logprob_bits.push_back(std::bit_cast<uint32_t>(event.token.logprob));
       }
-      for (const TokenLogprob& entry : event.prompt_logprobs) output.logprob_bits.push_back(std::bit_cast<uint32_t>(entry.logprob));
+      for (const TokenLogprob& entry : event.prompt_logprobs)
+        output.logprob_bits.push_back(std::bit_cast<uint32_t>(entry.logprob));
     }
     pool->check_integrity();
   }
@@ -88,7 +98,8 @@ Request random_request(RequestId id, const Harness& harness, Rng& rng, int64_t v
   // Prompts come from few families, so that their prefixes are shared.
   Rng prompt(rng.below(3));
   const uint64_t length = 1 + rng.below(70);
-  for (uint64_t i = 0; i < length; ++i) request.prompt.push_back(static_cast<int32_t>(prompt.below(static_cast<uint64_t>(vocab_size))));
+  for (uint64_t i = 0; i < length; ++i)
+    request.prompt.push_back(static_cast<int32_t>(prompt.below(static_cast<uint64_t>(vocab_size))));
   request.sampling.temperature = rng.below(2) == 0 ? 0 : 1.0;
   request.sampling.top_k = static_cast<int64_t>(rng.below(3)) * 7;
   request.sampling.seed = rng.next();
@@ -109,10 +120,13 @@ void expect_isolation(const Setup& setup, uint64_t num_seeds) {
   Harness alone({setup.model, setup.adapters, setup.act}, {.max_step_tokens = 512, .prefix_cache = false}, 4096, 1);
   const int64_t vocab_size = alone.engine->weights().config.vocab_size;
   // When loads finish depends on the machine, so what a seed exercises does too: go on until everything was.
-  const auto covered = [&] { return preemptions > 0 && cached > 0 && evictions > 0 && (!merging || (merged_steps > 0 && given_back > 0)); };
+  const auto covered = [&] {
+    return preemptions > 0 && cached > 0 && evictions > 0 && (!merging || (merged_steps > 0 && given_back > 0));
+  };
   for (uint64_t seed = 0; seed < num_seeds || (!covered() && seed < 100); ++seed) {
     Rng rng(seed);
-    const SchedulerOptions options{.max_step_tokens = static_cast<int64_t>(3 + rng.below(60)), .max_running = static_cast<int64_t>(4 + rng.below(12))};
+    const SchedulerOptions options{.max_step_tokens = static_cast<int64_t>(3 + rng.below(60)),
+                                   .max_running = static_cast<int64_t>(4 + rng.below(12))};
     const int64_t num_pages = std::max<int64_t>(alone.largest_adapter() + 9, 12) + static_cast<int64_t>(rng.below(8));
     Harness crowd(setup, options, num_pages, 2);
     std::map<RequestId, Request> requests;
@@ -135,11 +149,13 @@ void expect_isolation(const Setup& setup, uint64_t num_seeds) {
     std::map<RequestId, Output> expected;
     for (const auto& [id, request] : requests) {
       if (cancelled.contains(id)) continue;
-      if (std::any_of(setup.merged.begin(), setup.merged.end(), [&](size_t a) { return crowd.ids[a] == request.adapter; })) continue;
+      if (std::any_of(setup.merged.begin(), setup.merged.end(),
+                      [&](size_t a) { return crowd.ids[a] == request.adapter; }))
+        continue;
       ASSERT_TRUE(alone.scheduler->submit(request).ok());
       while (alone.scheduler->has_work()) alone.take_events(expected);
-      EXPECT_EQ(outputs[id], expected[id]) << "seed " << seed << " request " << id << " adapter " << request.adapter << " prompt "
-                                           << request.prompt.size();
+      EXPECT_EQ(outputs[id], expected[id]) << "seed " << seed << " request " << id << " adapter " << request.adapter
+                                           << " prompt " << request.prompt.size();
     }
     preemptions += crowd.scheduler->stats().num_preemptions;
     cached += crowd.scheduler->stats().num_cached_prompt_tokens;
@@ -161,20 +177,31 @@ void expect_isolation(const Setup& setup, uint64_t num_seeds) {
   EXPECT_EQ(given_back > 0, merging);
 }
 
-const std::vector<std::string> kLlamaAdapters = {"r1", "r8_attention", "r64_linear", "rslora_r3", "patterns", "lora_bias", "dora_r4",
-                                                 "embed_head", "modules_to_save", "tokens", "pissa_r4", "fused", "final_norm"};
+const std::vector<std::string> kLlamaAdapters = {
+    "r1",         "r8_attention",    "r64_linear", "rslora_r3", "patterns", "lora_bias", "dora_r4",
+    "embed_head", "modules_to_save", "tokens",     "pissa_r4",  "fused",    "final_norm"};
 
-TEST(Isolation, MixedBatchIsBitIdenticalToEachRequestAloneInBf16) { expect_isolation({"llama_mha", kLlamaAdapters, DType::kBF16}, 6); }
-TEST(Isolation, MixedBatchIsBitIdenticalToEachRequestAloneInF32) { expect_isolation({"llama_mha", kLlamaAdapters, DType::kF32}, 3); }
-// Merged in the background, given back under pressure, rebuilt, changing hands: whoever is not merged gets the same bits.
+TEST(Isolation, MixedBatchIsBitIdenticalToEachRequestAloneInBf16) {
+  expect_isolation({"llama_mha", kLlamaAdapters, DType::kBF16}, 6);
+}
+TEST(Isolation, MixedBatchIsBitIdenticalToEachRequestAloneInF32) {
+  expect_isolation({"llama_mha", kLlamaAdapters, DType::kF32}, 3);
+}
+// Merged in the background, given back under pressure, rebuilt, changing hands: whoever is not merged gets the same
+// bits.
 TEST(Isolation, NeighboursOfMergedAdapters) {
   expect_isolation({"llama_mha", kLlamaAdapters, DType::kBF16, {0, 2, 6}}, 4);
   expect_isolation({"llama_mha", kLlamaAdapters, DType::kF32, {1, 5}}, 2);
 }
 TEST(Isolation, TiedHeadsAndGroupedQueries) {
-  expect_isolation({"llama_gqa_llama3", {"r8_linear", "layers_to_transform", "embed", "head", "modules_to_save", "tokens"}, DType::kBF16}, 3);
+  expect_isolation({"llama_gqa_llama3",
+                    {"r8_linear", "layers_to_transform", "embed", "head", "modules_to_save", "tokens"},
+                    DType::kBF16},
+                   3);
 }
-TEST(Isolation, SlidingWindows) { expect_isolation({"mistral_window7", {"r8_attention", "r5_all_linear"}, DType::kBF16}, 3); }
+TEST(Isolation, SlidingWindows) {
+  expect_isolation({"mistral_window7", {"r8_attention", "r5_all_linear"}, DType::kBF16}, 3);
+}
 TEST(Isolation, DynamicRope) { expect_isolation({"llama_dynamic", {"r4"}, DType::kBF16}, 3); }
 
 }  // namespace

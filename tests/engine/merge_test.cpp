@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Dynamic merging on the real engine: what merging changes (the merged adapter's last bits, within bounds) and what it must not change:
-// anybody else's bits, and the base's.
+// Dynamic merging on the real engine: what merging changes (the merged adapter's last bits, within bounds) and what it
+// must not change: anybody else's bits, and the base's.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -28,14 +28,19 @@ class Driver {
     std::vector<PageId> pages;
     int64_t computed = 0;
     std::vector<float> logprobs;  // of prompt and output tokens
-    bool done() const { return static_cast<int64_t>(tokens.size() - request.prompt.size()) >= request.max_tokens && computed > 0; }
+    bool done() const {
+      return static_cast<int64_t>(tokens.size() - request.prompt.size()) >= request.max_tokens && computed > 0;
+    }
   };
 
-  Driver(const std::string& model, DType act, LayerMergeOptions merge = {.max_rounding_loss = 1}, int64_t num_pages = 4096) {
+  Driver(const std::string& model, DType act, LayerMergeOptions merge = {.max_rounding_loss = 1},
+         int64_t num_pages = 4096) {
     auto backend = make_cpu_backend({.num_threads = 2}).value();
     weights = load_weights(kGoldenDir + "models/" + model, act, *backend).value();
     const int64_t page = Decoder(weights, *backend, 1, 1).page_bytes();
-    engine = Engine::create({.max_step_tokens = 512, .memory_bytes = num_pages * page, .merge = merge}, weights, std::move(backend)).value();
+    engine = Engine::create({.max_step_tokens = 512, .memory_bytes = num_pages * page, .merge = merge}, weights,
+                            std::move(backend))
+                 .value();
     pool = std::make_unique<UnifiedPool>(engine->num_pages());
     model_ = model;
   }
@@ -43,7 +48,9 @@ class Driver {
     for (AdapterId id : ids) engine->drop_merge(id);
   }
   AdapterId add(const std::string& name) {
-    auto adapter = load_adapter(name, kGoldenDir + "adapters/" + model_ + "__" + name, weights->config, weights->checkpoint.get()).value();
+    auto adapter =
+        load_adapter(name, kGoldenDir + "adapters/" + model_ + "__" + name, weights->config, weights->checkpoint.get())
+            .value();
     const AdapterId id = engine->register_adapter(engine->prepare_adapter(adapter).value());
     EXPECT_TRUE(pool->begin_load(id, engine->footprint(id)));
     engine->start_load(id, pool->adapter_pages(id));
@@ -92,7 +99,11 @@ class Driver {
       if (s.done()) continue;
       const int64_t end = std::min<int64_t>(static_cast<int64_t>(s.tokens.size()), s.computed + chunk);
       while (static_cast<int64_t>(s.pages.size()) * kPageTokens < end) s.pages.push_back(*pool->alloc_kv());
-      plan.items.push_back({.request = &s.request, .tokens = s.tokens, .begin = s.computed, .end = end, .block_table = s.pages,
+      plan.items.push_back({.request = &s.request,
+                            .tokens = s.tokens,
+                            .begin = s.computed,
+                            .end = end,
+                            .block_table = s.pages,
                             .sample = end == static_cast<int64_t>(s.tokens.size()) && s.request.max_tokens > 0,
                             .prompt_logprobs = s.computed + 1 < static_cast<int64_t>(s.request.prompt.size())});
       plan.num_tokens += end - s.computed;
@@ -111,7 +122,8 @@ class Driver {
     }
   }
   void run(std::vector<Sequence>& sequences, AdapterId merged = kBaseModel, bool subtract = false, int64_t chunk = 64) {
-    while (!std::all_of(sequences.begin(), sequences.end(), [](const Sequence& s) { return s.done(); })) step(sequences, merged, subtract, chunk);
+    while (!std::all_of(sequences.begin(), sequences.end(), [](const Sequence& s) { return s.done(); }))
+      step(sequences, merged, subtract, chunk);
     release(sequences);
   }
   void release(std::vector<Sequence>& sequences) {
@@ -143,7 +155,8 @@ double root_mean_square_difference(const std::vector<float>& a, const std::vecto
 }
 
 // Log-probabilities of one random prompt, every position.
-std::vector<float> prompt_logprobs(Driver& driver, AdapterId adapter, AdapterId merged, bool subtract = false, AdapterId other = kBaseModel) {
+std::vector<float> prompt_logprobs(Driver& driver, AdapterId adapter, AdapterId merged, bool subtract = false,
+                                   AdapterId other = kBaseModel) {
   std::vector<Driver::Sequence> sequences{driver.sequence(1, adapter, 60, 0, 42)};
   if (other != kBaseModel) sequences.push_back(driver.sequence(2, other, 9, 0, 43));
   driver.run(sequences, merged, subtract);
@@ -155,8 +168,9 @@ struct ModelAdapters {
   std::vector<std::string> adapters;
 };
 const std::vector<ModelAdapters> kFixtures = {
-    {"llama_mha", {"r1", "r8_attention", "r64_linear", "rslora_r3", "patterns", "lora_bias", "dora_r4", "embed_head", "modules_to_save", "tokens",
-                   "pissa_r4", "fused", "bf16_r16"}},
+    {"llama_mha",
+     {"r1", "r8_attention", "r64_linear", "rslora_r3", "patterns", "lora_bias", "dora_r4", "embed_head",
+      "modules_to_save", "tokens", "pissa_r4", "fused", "bf16_r16"}},
     {"llama_bias", {"dora_rslora", "fused", "lora_bias"}},
     {"llama_gqa_llama3", {"r8_linear", "layers_to_transform"}},
     {"mistral_window7", {"r8_attention", "r5_all_linear"}},
@@ -182,7 +196,8 @@ TEST(Merge, EveryKindGivesTheSameLogitsInF32) {
   }
 }
 
-// In bf16 the merged model is about as far from f32 as the unmerged one is: rounding W' once costs what rounding activations costs.
+// In bf16 the merged model is about as far from f32 as the unmerged one is: rounding W' once costs what rounding
+// activations costs.
 TEST(Merge, Bf16ErrorIsThatOfBf16) {
   for (const ModelAdapters& fixture : kFixtures) {
     Driver driver(fixture.model, DType::kBF16), exact(fixture.model, DType::kF32);
@@ -204,7 +219,8 @@ TEST(Merge, Bf16ErrorIsThatOfBf16) {
 TEST(Merge, OthersAreBitIdenticalWhileModesChange) {
   for (const DType act : {DType::kBF16, DType::kF32}) {
     Driver driver("llama_mha", act);
-    const std::vector<std::string> names = {"r8_attention", "r64_linear", "lora_bias", "dora_r4", "modules_to_save", "tokens", "fused"};
+    const std::vector<std::string> names = {"r8_attention",    "r64_linear", "lora_bias", "dora_r4",
+                                            "modules_to_save", "tokens",     "fused"};
     for (const std::string& name : names) driver.add(name);
     const std::vector<AdapterId> mergeable = {driver.ids[0], driver.ids[1], driver.ids[3]};
     for (uint64_t seed = 0; seed < 4; ++seed) {
@@ -212,22 +228,28 @@ TEST(Merge, OthersAreBitIdenticalWhileModesChange) {
       std::vector<Driver::Sequence> crowd, alone;
       for (int i = 0; i < 12; ++i) {
         const AdapterId adapter = i == 0 ? kBaseModel : driver.ids[rng.below(driver.ids.size())];
-        crowd.push_back(driver.sequence(i, adapter, 1 + static_cast<int64_t>(rng.below(50)), static_cast<int64_t>(rng.below(30)), rng.next()));
+        crowd.push_back(driver.sequence(i, adapter, 1 + static_cast<int64_t>(rng.below(50)),
+                                        static_cast<int64_t>(rng.below(30)), rng.next()));
         alone.push_back(crowd.back());
       }
       std::set<AdapterId> built, ever_merged;
       while (!std::all_of(crowd.begin(), crowd.end(), [](const auto& s) { return s.done(); })) {
         const AdapterId candidate = mergeable[rng.below(mergeable.size())];
-        if (!driver.pool->has_merge(candidate)) driver.start_merge(candidate);
-        else if (rng.below(4) == 0) built.erase(candidate), driver.drop(candidate);
+        if (!driver.pool->has_merge(candidate))
+          driver.start_merge(candidate);
+        else if (rng.below(4) == 0)
+          built.erase(candidate), driver.drop(candidate);
         std::vector<MergeResult> results = driver.engine->take_finished_merges();
         // Whether somebody is merged must not hang on how fast this machine builds.
-        if (results.empty() && built.empty() && driver.pool->num_merged() > 0) results.push_back(driver.wait_for_merge());
+        if (results.empty() && built.empty() && driver.pool->num_merged() > 0)
+          results.push_back(driver.wait_for_merge());
         for (const MergeResult& result : results) {
           ASSERT_TRUE(result.status.ok()) << result.status.message();
           built.insert(result.adapter);
         }
-        const AdapterId merged = built.empty() || rng.below(3) == 0 ? kBaseModel : *std::next(built.begin(), static_cast<long>(rng.below(built.size())));
+        const AdapterId merged = built.empty() || rng.below(3) == 0
+                                     ? kBaseModel
+                                     : *std::next(built.begin(), static_cast<long>(rng.below(built.size())));
         if (merged != kBaseModel) ever_merged.insert(merged);
         driver.step(crowd, merged, false, 1 + static_cast<int64_t>(rng.below(20)));
       }
@@ -241,7 +263,8 @@ TEST(Merge, OthersAreBitIdenticalWhileModesChange) {
         std::vector<Driver::Sequence> one{alone[i]};
         driver.run(one);
         EXPECT_EQ(crowd[i].tokens, one[0].tokens) << "seed " << seed << " request " << i;
-        EXPECT_TRUE(std::memcmp(crowd[i].logprobs.data(), one[0].logprobs.data(), one[0].logprobs.size() * 4) == 0) << "seed " << seed << " request " << i;
+        EXPECT_TRUE(std::memcmp(crowd[i].logprobs.data(), one[0].logprobs.data(), one[0].logprobs.size() * 4) == 0)
+            << "seed " << seed << " request " << i;
         ++compared;
       }
       EXPECT_GT(compared, 2);
@@ -312,7 +335,8 @@ TEST(Merge, RefusesWhatRoundingWouldLose) {
   const AdapterId id = driver.add("r8_attention");
   const MergeResult result = driver.merge(id);
   EXPECT_EQ(result.status.code(), StatusCode::kFailedPrecondition);
-  EXPECT_NE(result.status.message().find("model.layers.0.self_attn.q_proj to bf16 would lose"), std::string::npos) << result.status.message();
+  EXPECT_NE(result.status.message().find("model.layers.0.self_attn.q_proj to bf16 would lose"), std::string::npos)
+      << result.status.message();
   EXPECT_NE(result.status.message().find("more than the 0.0 % allowed"), std::string::npos) << result.status.message();
   EXPECT_GT(result.worst_rounding_loss, 1e-4);
   driver.drop(id);

@@ -12,8 +12,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (!config.ok()) return 0;
   const auto matcher = lk::ModuleMatcher::create(*config);
   if (!matcher.ok()) return 0;
-  for (const char* module : {"model.layers.0.self_attn.q_proj", "model.layers.11.mlp.down_proj",
-                             "lm_head", "model.embed_tokens"}) {
+  for (const char* module :
+       {"model.layers.0.self_attn.q_proj", "model.layers.11.mlp.down_proj", "lm_head", "model.embed_tokens"}) {
     (void)matcher->is_targeted(module);
     (void)matcher->is_saved(module);
     (void)matcher->rank_pattern_of(module);

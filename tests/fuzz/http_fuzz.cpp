@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A server's view of one connection: requests parsed one after another from hostile bytes that arrive in pieces. The first byte
-// sets the pieces' size. However they are cut, the outcome must be the same; what is accepted must be unambiguous.
+// A server's view of one connection: requests parsed one after another from hostile bytes that arrive in pieces. The
+// first byte sets the pieces' size. However they are cut, the outcome must be the same; what is accepted must be
+// unambiguous.
 #include <cstddef>
 #include <cstdint>
 #include <memory>

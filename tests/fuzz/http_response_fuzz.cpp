@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A client's view of one connection: an answer, and the server-sent events in its body, from hostile bytes that arrive in pieces. The
-// first byte sets the pieces' size. However they are cut, the outcome must be the same, and nothing may grow beyond its limit.
+// A client's view of one connection: an answer, and the server-sent events in its body, from hostile bytes that arrive
+// in pieces. The first byte sets the pieces' size. However they are cut, the outcome must be the same, and nothing may
+// grow beyond its limit.
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -18,10 +19,12 @@ constexpr size_t kMaxEvent = 256;
 // Everything that was understood, as text.
 std::string run(std::string_view input, size_t step, bool head) {
   std::string log;
-  lk::SseParser sse([&](std::string_view data) {
-    LK_CHECK(data.size() <= kMaxEvent);
-    log += "event " + std::string(data) + "\n";
-  }, kMaxEvent);
+  lk::SseParser sse(
+      [&](std::string_view data) {
+        LK_CHECK(data.size() <= kMaxEvent);
+        log += "event " + std::string(data) + "\n";
+      },
+      kMaxEvent);
   bool sse_ok = true;
   lk::HttpResponseParser parser(kMaxHeader);
   parser.start({[&](int status, const lk::HttpHeaders& headers) {

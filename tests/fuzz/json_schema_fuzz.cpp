@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Compiles arbitrary grammars (the first byte picks the kind) under small limits, then follows their masks: no crash, no leak, no
-// hang, no allowed token that is refused, and no dead end.
+// Compiles arbitrary grammars (the first byte picks the kind) under small limits, then follows their masks: no crash,
+// no leak, no hang, no allowed token that is refused, and no dead end.
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -14,7 +14,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     std::vector<std::string> tokens;
     for (int byte = 0; byte < 256; ++byte) tokens.emplace_back(1, static_cast<char>(byte));
     tokens.emplace_back();
-    for (const char* more : {"\": ", "\",\"", "{\"", "[[", "}]", "12", "true,", "\n  ", "ab", "\xC3\xA9x", "\\u00"}) tokens.emplace_back(more);
+    for (const char* more : {"\": ", "\",\"", "{\"", "[[", "}]", "12", "true,", "\n  ", "ab", "\xC3\xA9x", "\\u00"})
+      tokens.emplace_back(more);
     return std::make_shared<lk::grammar::TrieVocabulary>(std::move(tokens), std::vector<int32_t>{256});
   }();
   if (size < 1) return 0;

@@ -19,8 +19,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
                              "s": "a,b", "n": 3, "f": 2.5, "l": [3, 1, 2], "d": {"k": "v", "a": 1},
                              "strftime_now_unix": 1760000000, "add_generation_prompt": true})")
           .as_object();
-  const auto parsed =
-      lk::ChatTemplate::parse(std::string_view(reinterpret_cast<const char*>(data), size), "fuzz");
+  const auto parsed = lk::ChatTemplate::parse(std::string_view(reinterpret_cast<const char*>(data), size), "fuzz");
   if (!parsed.ok()) return 0;
   lk::TemplateLimits limits;
   limits.max_steps = 20'000;

@@ -14,8 +14,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const size_t zero = input.find('\0');
   const std::string_view json = input.substr(0, zero);
   const std::string_view text =
-      zero == input.npos ? std::string_view("Hello  world </s>\n 12\xC3\xA9\xE2\x96\x81x")
-                         : input.substr(zero + 1);
+      zero == input.npos ? std::string_view("Hello  world </s>\n 12\xC3\xA9\xE2\x96\x81x") : input.substr(zero + 1);
   const auto tokenizer = lk::Tokenizer::parse(json, "fuzz");
   if (!tokenizer.ok()) {
     LK_CHECK(tokenizer.status().message().starts_with("fuzz"), "{}", tokenizer.status().message());
@@ -24,8 +23,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::vector<int32_t> ids;
   if (auto encoded = (*tokenizer)->encode(text, true); encoded.ok()) ids = *encoded;
   for (const int32_t id : ids) LK_CHECK(id >= 0 && id < (*tokenizer)->vocab_size(), "{}", id);
-  for (size_t k = 0; k < text.size() && k < 64; ++k)
-    ids.push_back(static_cast<unsigned char>(text[k]));
+  for (size_t k = 0; k < text.size() && k < 64; ++k) ids.push_back(static_cast<unsigned char>(text[k]));
   for (const bool skip : {false, true}) {
     lk::IncrementalDecoder decoder(*tokenizer, skip);
     std::string pieces;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// grammar_bench [TOKENIZER_DIRECTORY]: compile time, and time of a mask when first needed (cold), for a new text of the same
-// grammar (warm), over a random text of a tool call. Vocabularies: the tokenizer given, and synthetic ones of 32k and 128k tokens.
+// grammar_bench [TOKENIZER_DIRECTORY]: compile time, and time of a mask when first needed (cold), for a new text of the
+// same grammar (warm), over a random text of a tool call. Vocabularies: the tokenizer given, and synthetic ones of 32k
+// and 128k tokens.
 #include <fmt/format.h>
 
 #include <time.h>
@@ -27,7 +28,8 @@ struct Clock {
   }
 };
 
-const char* const kSchema = R"({"type":"object","properties":{"name":{"const":"search_flights"},"arguments":{"type":"object","properties":{
+const char* const kSchema =
+    R"({"type":"object","properties":{"name":{"const":"search_flights"},"arguments":{"type":"object","properties":{
   "from":{"type":"string","description":"IATA code","pattern":"^[A-Z]{3}$"},"to":{"type":"string","pattern":"^[A-Z]{3}$"},
   "date":{"type":"string","format":"date"},"passengers":{"type":"integer","minimum":1,"maximum":9},"comment":{"type":"string","maxLength":200},
   "class":{"enum":["economy","business","first"]},"stops":{"type":"array","items":{"type":"string"}},"budget":{"type":"number","minimum":0},
@@ -75,15 +77,16 @@ void report(const char* what, std::vector<double> times) {
   std::sort(times.begin(), times.end());
   double sum = 0;
   for (const double time : times) sum += time;
-  fmt::print("  {:10} masks {:5}  median {:8.2f} us  p99 {:9.2f}  max {:9.2f}  sum {:10.0f}\n", what, times.size(), times[times.size() / 2],
-             times[times.size() * 99 / 100], times.back(), sum);
+  fmt::print("  {:10} masks {:5}  median {:8.2f} us  p99 {:9.2f}  max {:9.2f}  sum {:10.0f}\n", what, times.size(),
+             times[times.size() / 2], times[times.size() * 99 / 100], times.back(), sum);
 }
 
 void measure(const char* name, const std::shared_ptr<const TokenVocabulary>& vocabulary) {
   const auto begin = Clock::now();
   const auto grammar = compile_grammar({GrammarSpec::Kind::kJsonSchema, kSchema, {}}, vocabulary);
   LK_CHECK(grammar.ok(), "{}", grammar.status().message());
-  fmt::print("{}: {} tokens, compiled in {:.2f} ms, {} KB\n", name, vocabulary->size(), us(begin) / 1000, grammar_bytes(**grammar) >> 10);
+  fmt::print("{}: {} tokens, compiled in {:.2f} ms, {} KB\n", name, vocabulary->size(), us(begin) / 1000,
+             grammar_bytes(**grammar) >> 10);
   std::vector<uint64_t> words(static_cast<size_t>(vocabulary->size() + 63) / 64);
   std::vector<double> accepts;
   for (int pass = 0; pass < 12; ++pass) {

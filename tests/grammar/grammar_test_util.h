@@ -25,9 +25,12 @@ inline std::shared_ptr<const TokenVocabulary> byte_vocabulary(std::vector<std::s
 inline GrammarSpec schema_spec(std::string json) { return {GrammarSpec::Kind::kJsonSchema, std::move(json), {}}; }
 inline GrammarSpec regex_spec(std::string pattern) { return {GrammarSpec::Kind::kRegex, std::move(pattern), {}}; }
 inline GrammarSpec ebnf_spec(std::string text) { return {GrammarSpec::Kind::kEbnf, std::move(text), {}}; }
-inline GrammarSpec choice_spec(std::vector<std::string> choices) { return {GrammarSpec::Kind::kChoice, "", std::move(choices)}; }
+inline GrammarSpec choice_spec(std::vector<std::string> choices) {
+  return {GrammarSpec::Kind::kChoice, "", std::move(choices)};
+}
 
-inline std::shared_ptr<const Grammar> compile(const GrammarSpec& spec, const std::shared_ptr<const TokenVocabulary>& vocabulary) {
+inline std::shared_ptr<const Grammar> compile(const GrammarSpec& spec,
+                                              const std::shared_ptr<const TokenVocabulary>& vocabulary) {
   auto grammar = compile_grammar(spec, vocabulary);
   EXPECT_TRUE(grammar.ok()) << spec.text << "\n" << grammar.status().message();
   return grammar.ok() ? *grammar : nullptr;
@@ -49,7 +52,9 @@ inline Fit fit(const std::shared_ptr<const Grammar>& grammar, std::string_view t
   }
   return state.can_end() ? Fit::kWhole : Fit::kPrefix;
 }
-inline bool matches(const std::shared_ptr<const Grammar>& grammar, std::string_view text) { return fit(grammar, text) == Fit::kWhole; }
+inline bool matches(const std::shared_ptr<const Grammar>& grammar, std::string_view text) {
+  return fit(grammar, text) == Fit::kWhole;
+}
 
 inline std::vector<int32_t> allowed_tokens(const GrammarState& state, int64_t vocab_size) {
   std::vector<uint64_t> words(static_cast<size_t>(vocab_size + 63) / 64, ~uint64_t{0});
@@ -64,10 +69,11 @@ inline std::vector<int32_t> allowed_tokens(const GrammarState& state, int64_t vo
   return out;
 }
 
-// Takes allowed tokens at random until the end; after `wish` tokens it takes the end, or what closes things, when it can. Fails
-// the test when no token is allowed.
+// Takes allowed tokens at random until the end; after `wish` tokens it takes the end, or what closes things, when it
+// can. Fails the test when no token is allowed.
 template <class Random>
-std::string random_text(const std::shared_ptr<const Grammar>& grammar, const TokenVocabulary& vocabulary, Random& random, int wish) {
+std::string random_text(const std::shared_ptr<const Grammar>& grammar, const TokenVocabulary& vocabulary,
+                        Random& random, int wish) {
   const auto& trie = static_cast<const grammar::TrieVocabulary&>(vocabulary);
   GrammarState state(grammar);
   std::string text;

@@ -17,7 +17,8 @@ class JsonValidator {
  private:
   using Value = boost::json::value;
   static bool is_integer(const Value& value) {
-    return value.is_int64() || value.is_uint64() || (value.is_double() && value.get_double() == std::floor(value.get_double()));
+    return value.is_int64() || value.is_uint64() ||
+           (value.is_double() && value.get_double() == std::floor(value.get_double()));
   }
   static bool has_type(const Value& value, std::string_view type) {
     return type == "null"      ? value.is_null()
@@ -44,7 +45,9 @@ class JsonValidator {
   }
 
   bool holds(const Value& value, std::string_view key, const Value& rule, const boost::json::object& schema) const {
-    const auto count = [&](auto predicate) { return std::count_if(rule.as_array().begin(), rule.as_array().end(), predicate); };
+    const auto count = [&](auto predicate) {
+      return std::count_if(rule.as_array().begin(), rule.as_array().end(), predicate);
+    };
     const auto number = [&](const Value& v) { return v.to_number<double>(); };
     if (key == "type") {
       if (rule.is_string()) return has_type(value, rule.get_string());
@@ -55,7 +58,8 @@ class JsonValidator {
     if (key == "anyOf") return count([&](const Value& item) { return valid(value, item); }) > 0;
     if (key == "oneOf") return count([&](const Value& item) { return valid(value, item); }) == 1;
     if (key == "allOf") return count([&](const Value& item) { return !valid(value, item); }) == 0;
-    if (key == "$ref") return valid(value, rule.get_string() == "#" ? root_ : root_.at_pointer(rule.get_string().subview(1)));
+    if (key == "$ref")
+      return valid(value, rule.get_string() == "#" ? root_ : root_.at_pointer(rule.get_string().subview(1)));
     if (value.is_number()) {
       if (key == "minimum") return number(value) >= number(rule);
       if (key == "maximum") return number(value) <= number(rule);
@@ -83,7 +87,8 @@ class JsonValidator {
       }
     }
     if (const auto* members = value.if_object()) {
-      if (key == "required") return count([&](const Value& name) { return !members->contains(name.get_string()); }) == 0;
+      if (key == "required")
+        return count([&](const Value& name) { return !members->contains(name.get_string()); }) == 0;
       if (key == "properties") {
         for (const auto& [name, sub] : rule.as_object()) {
           if (members->contains(name) && !valid(members->at(name), sub)) return false;

@@ -18,8 +18,9 @@ class Pcre {
   explicit Pcre(const std::string& pattern) {
     int error = 0;
     size_t offset = 0;
-    code_ = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
-                          PCRE2_UTF | PCRE2_ANCHORED | PCRE2_ENDANCHORED | PCRE2_DOLLAR_ENDONLY, &error, &offset, nullptr);
+    code_ =
+        pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
+                      PCRE2_UTF | PCRE2_ANCHORED | PCRE2_ENDANCHORED | PCRE2_DOLLAR_ENDONLY, &error, &offset, nullptr);
     LK_CHECK(code_ != nullptr, "{}", pattern);
     data_ = pcre2_match_data_create(1, nullptr);
   }
@@ -36,15 +37,40 @@ class Pcre {
   pcre2_match_data* data_;
 };
 
-const std::vector<std::string> kPatterns = {
-    "abc", "a|b|cd", "(ab)*c?", "[a-c]+x", "[^a-c]+", "a{2,4}b{0,2}", "(a|b)*a(a|b){3}", "\\d+(\\.\\d{1,2})?", "\\w+@\\w+\\.(com|org)",
-    ".*", "a.b", "\\s*\\S+\\s*", "(?:ab|a)(?:bc|c)", "[\\d\\-x]+", "é+|[à-ü]b", "[^\\x00-\\x7f]*", "^a+$", "(x?){5}x{2}", "\\u00e9|\\u{e9}b|[\\]\\[]",
-    "a+?b*?", "(|a)b", "[a-z-]+", "(?<n>a)(b)?", "\\D\\W", "[^\\n\\d]+", "\\{\\}|a{,x", "((a|b|)c)+", "[😀-😂]x?"};
+const std::vector<std::string> kPatterns = {"abc",
+                                            "a|b|cd",
+                                            "(ab)*c?",
+                                            "[a-c]+x",
+                                            "[^a-c]+",
+                                            "a{2,4}b{0,2}",
+                                            "(a|b)*a(a|b){3}",
+                                            "\\d+(\\.\\d{1,2})?",
+                                            "\\w+@\\w+\\.(com|org)",
+                                            ".*",
+                                            "a.b",
+                                            "\\s*\\S+\\s*",
+                                            "(?:ab|a)(?:bc|c)",
+                                            "[\\d\\-x]+",
+                                            "é+|[à-ü]b",
+                                            "[^\\x00-\\x7f]*",
+                                            "^a+$",
+                                            "(x?){5}x{2}",
+                                            "\\u00e9|\\u{e9}b|[\\]\\[]",
+                                            "a+?b*?",
+                                            "(|a)b",
+                                            "[a-z-]+",
+                                            "(?<n>a)(b)?",
+                                            "\\D\\W",
+                                            "[^\\n\\d]+",
+                                            "\\{\\}|a{,x",
+                                            "((a|b|)c)+",
+                                            "[😀-😂]x?"};
 
 TEST(Regex, AgreesWithPcre2OnRandomTexts) {
   std::mt19937 random(5);
   const auto vocabulary = byte_vocabulary();
-  const std::vector<std::string> alphabet = {"a", "b", "c", "d", "x", "1", "2", ".", "@", " ", "\n", "é", "ü", "😀", "-", "]", "[", "com", "{", "}", "\t"};
+  const std::vector<std::string> alphabet = {"a", "b", "c", "d", "x", "1", "2",   ".", "@", " ", "\n",
+                                             "é", "ü", "😀", "-", "]", "[", "com", "{", "}", "\t"};
   int whole = 0, compared = 0;
   for (const std::string& pattern : kPatterns) {
     const auto grammar = compile(regex_spec(pattern), vocabulary);
@@ -98,7 +124,8 @@ TEST(Regex, LimitsHold) {
   EXPECT_THAT(compile_error(regex_spec("((a{1000}){1000}){1000}")), HasSubstr("too "));
   EXPECT_THAT(compile_error(regex_spec("(a|b)*a(a|b){40}")), HasSubstr("too ")) << "2^40 nodes";
   EXPECT_THAT(compile_error(regex_spec(std::string(70'000, 'a'))), HasSubstr("more than 65536"));
-  EXPECT_THAT(compile_error(regex_spec(std::string(100, '(') + std::string(100, ')'))), HasSubstr("nested more than 64"));
+  EXPECT_THAT(compile_error(regex_spec(std::string(100, '(') + std::string(100, ')'))),
+              HasSubstr("nested more than 64"));
   EXPECT_THAT(compile_error(regex_spec(std::string(20'000, '('))), HasSubstr("nested more than 64"));
   GrammarLimits quick;
   quick.compile_timeout = std::chrono::milliseconds(1);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// JSON schemas: hand-written texts inside and outside the language, random texts against an independent validator, refusals.
+// JSON schemas: hand-written texts inside and outside the language, random texts against an independent validator,
+// refusals.
 #include <gmock/gmock.h>
 
 #include "grammar/grammar_test_util.h"
@@ -24,35 +25,55 @@ boost::json::value parse_text(const std::string& text) {
 const char* const kTree = R"({"$defs":{"node":{"type":"object","properties":{"value":{"type":"integer"},
   "next":{"anyOf":[{"$ref":"#/$defs/node"},{"type":"null"}]}, "kids":{"type":"array","items":{"$ref":"#/$defs/node"},"maxItems":2}},
   "required":["value","next"],"additionalProperties":false}},"$ref":"#/$defs/node"})";
-const char* const kToolCall = R"({"type":"object","properties":{"name":{"const":"get_weather"},"arguments":{"type":"object","properties":{
+const char* const kToolCall =
+    R"({"type":"object","properties":{"name":{"const":"get_weather"},"arguments":{"type":"object","properties":{
   "location":{"type":"string","description":"city"},"unit":{"enum":["celsius","fahrenheit"]},"days":{"type":"integer","minimum":1,"maximum":14},
   "tags":{"type":"array","items":{"type":"string"}}},"required":["location","unit"],"additionalProperties":false}},
   "required":["name","arguments"],"additionalProperties":false})";
 
 const std::vector<std::string> kSchemas = {
-    "{}", "true", R"({"type":"object"})", R"({"type":"string"})", R"({"type":["string","null"]})", R"({"type":"number"})", R"({"type":"integer"})",
-    R"({"type":"array"})", R"({"type":"array","items":{"type":"integer"},"minItems":2,"maxItems":4})",
+    "{}",
+    "true",
+    R"({"type":"object"})",
+    R"({"type":"string"})",
+    R"({"type":["string","null"]})",
+    R"({"type":"number"})",
+    R"({"type":"integer"})",
+    R"({"type":"array"})",
+    R"({"type":"array","items":{"type":"integer"},"minItems":2,"maxItems":4})",
     R"({"type":"array","prefixItems":[{"type":"integer"},{"type":"string"}],"items":false})",
     R"({"type":"array","prefixItems":[{"type":"integer"}],"items":{"type":"boolean"},"minItems":3})",
     R"({"type":"array","items":{"type":"array","items":{"type":"array","items":{"type":"null"},"minItems":2},"minItems":2}})",
-    R"({"enum":["a","b\"c",1,1.5,null,true,[1,{"x":2}],{"k":[]},"ü"]})", R"({"const":{"a":[1,2,3]}})",
-    R"({"type":"string","minLength":2,"maxLength":5})", R"({"type":"string","pattern":"^[a-z]+[0-9]{2,3}$"})",
-    R"({"type":"string","pattern":"^[^a-z]*$","minLength":1,"maxLength":6})", R"({"type":"integer","minimum":-12,"maximum":345})",
-    R"({"type":"integer","exclusiveMinimum":0})", R"({"type":"integer","maximum":-7})", R"({"type":"integer","minimum":98,"maximum":1203})",
-    R"({"type":"number","minimum":-1.5,"maximum":2.25})", R"({"type":"number","exclusiveMinimum":0,"maximum":1})",
-    R"({"type":"number","minimum":0.1,"exclusiveMaximum":0.15})", R"({"type":"number","minimum":3})", R"({"type":"number","maximum":-0.5})",
-    R"({"type":"number","exclusiveMaximum":0})", R"({"type":"number","minimum":99.5,"maximum":100.25})",
+    R"({"enum":["a","b\"c",1,1.5,null,true,[1,{"x":2}],{"k":[]},"ü"]})",
+    R"({"const":{"a":[1,2,3]}})",
+    R"({"type":"string","minLength":2,"maxLength":5})",
+    R"({"type":"string","pattern":"^[a-z]+[0-9]{2,3}$"})",
+    R"({"type":"string","pattern":"^[^a-z]*$","minLength":1,"maxLength":6})",
+    R"({"type":"integer","minimum":-12,"maximum":345})",
+    R"({"type":"integer","exclusiveMinimum":0})",
+    R"({"type":"integer","maximum":-7})",
+    R"({"type":"integer","minimum":98,"maximum":1203})",
+    R"({"type":"number","minimum":-1.5,"maximum":2.25})",
+    R"({"type":"number","exclusiveMinimum":0,"maximum":1})",
+    R"({"type":"number","minimum":0.1,"exclusiveMaximum":0.15})",
+    R"({"type":"number","minimum":3})",
+    R"({"type":"number","maximum":-0.5})",
+    R"({"type":"number","exclusiveMaximum":0})",
+    R"({"type":"number","minimum":99.5,"maximum":100.25})",
     R"({"type":"object","properties":{"a":{"type":"integer"},"b":{"type":"string"},"c":{"type":"null"}},"required":["b"],"additionalProperties":false})",
     R"({"type":"object","properties":{"a":{"type":"integer"},"ab":{"type":"boolean"}},"required":["ab"]})",
     R"({"type":"object","properties":{"a":{"type":"integer"}},"additionalProperties":{"type":"boolean"}})",
     R"({"type":"object","properties":{"a\"\\b\n":{"type":"integer"},"é":{"type":"null"}},"required":["zz"],"additionalProperties":{"type":"string"}})",
-    R"({"type":"object","properties":{},"additionalProperties":false})", kTree, kToolCall,
+    R"({"type":"object","properties":{},"additionalProperties":false})",
+    kTree,
+    kToolCall,
     R"({"type":"object","properties":{"a":{"$ref":"#"},"b":{"type":"integer"}},"required":["b"],"additionalProperties":false})",
     R"({"allOf":[{"type":"object","properties":{"a":{"type":"integer"}},"required":["a"]},{"properties":{"b":{"type":"string"},"a":{"minimum":5}},"required":["b"]}]})",
     R"({"allOf":[{"$ref":"#/$defs/x"},{"properties":{"b":{"type":"string"},"c":true},"additionalProperties":{"type":"integer"}}],"$defs":{"x":{"type":"object","properties":{"a":{"minimum":1},"c":{"maximum":9}},"required":["a","c"]}}})",
     R"({"type":"object","properties":{"a":{"type":"integer"},"b":{"type":"integer"}},"anyOf":[{"required":["a"]},{"required":["b"]}],"additionalProperties":false})",
     R"({"oneOf":[{"type":"object","properties":{"k":{"const":"x"},"v":{"type":"integer"}},"required":["k","v"]},{"type":"object","properties":{"k":{"const":"y"},"w":{"type":"string"}},"required":["k"]},{"type":"integer"}]})",
-    R"({"properties":{"a":{"minLength":3}},"required":["a"]})", R"({"type":"object","properties":{"a":false,"b":true},"required":["b"],"additionalProperties":false})",
+    R"({"properties":{"a":{"minLength":3}},"required":["a"]})",
+    R"({"type":"object","properties":{"a":false,"b":true},"required":["b"],"additionalProperties":false})",
 };
 
 class SchemaSample : public testing::TestWithParam<size_t> {};
@@ -66,7 +87,8 @@ TEST_P(SchemaSample, RandomTextsAreValidAndMasksAgreeWithBytes) {
   const std::vector<int32_t> ends{*(*demo)->token_to_id("<|im_end|>")};
   std::mt19937 random(static_cast<uint32_t>(GetParam()));
   for (const auto& vocabulary : {TokenVocabulary::create(**demo, (*demo)->vocab_size() + 9, ends),
-                                 byte_vocabulary({"\"}", "\": ", "{\"", "\",\n  \"", "[1", "]]", "}}}", "tru", "true,", "\",\"", "12", " \"", "é\"", "\\u00"})}) {
+                                 byte_vocabulary({"\"}", "\": ", "{\"", "\",\n  \"", "[1", "]]", "}}}", "tru", "true,",
+                                                  "\",\"", "12", " \"", "é\"", "\\u00"})}) {
     const auto grammar = compile(schema_spec(schema), vocabulary);
     ASSERT_NE(grammar, nullptr);
     const auto bytewise = compile(schema_spec(schema), byte_vocabulary());
@@ -106,53 +128,89 @@ struct Texts {
 
 TEST(Schema, HandWrittenTexts) {
   const std::vector<Texts> cases = {
-      {R"({"type":"string"})", {R"("")", R"("a\n\u00e9\ud83d\ude00/\/")", "\"é😀\x7F\""}, {"\"\n\"", R"("\x")", R"("\ud83d")", R"("\ude00")", R"("\u00g0")", "\"a", R"("a"b)", "\"\xFF\"", "\"\xC0\x80\"", "\"\xED\xA0\x80\""}},
-      {R"({"type":"number"})", {"0", "-0", "-12.5e+10", "1E5", "10.0"}, {"01", "+1", ".5", "1.", "1e", "--1", "NaN", "1e100", "1234567890123456789"}},
+      {R"({"type":"string"})",
+       {R"("")", R"("a\n\u00e9\ud83d\ude00/\/")", "\"é😀\x7F\""},
+       {"\"\n\"", R"("\x")", R"("\ud83d")", R"("\ude00")", R"("\u00g0")", "\"a", R"("a"b)", "\"\xFF\"", "\"\xC0\x80\"",
+        "\"\xED\xA0\x80\""}},
+      {R"({"type":"number"})",
+       {"0", "-0", "-12.5e+10", "1E5", "10.0"},
+       {"01", "+1", ".5", "1.", "1e", "--1", "NaN", "1e100", "1234567890123456789"}},
       {R"({"type":"integer"})", {"0", "-5", "100"}, {"1.0", "1e2", "00"}},
-      {R"({"type":"integer","minimum":-12,"maximum":345})", {"-12", "-9", "0", "9", "99", "345", "300"}, {"-13", "346", "1000", "-20", "-0"}},
+      {R"({"type":"integer","minimum":-12,"maximum":345})",
+       {"-12", "-9", "0", "9", "99", "345", "300"},
+       {"-13", "346", "1000", "-20", "-0"}},
       {R"({"type":"integer","minimum":9223372036854775807})", {"9223372036854775807"}, {"9223372036854775806"}},
-      {R"({"type":"number","minimum":-1.5,"maximum":2.25})", {"-1.5", "-1.50", "-0.0", "0", "2.25", "2.2", "1.999", "2.250"}, {"-1.51", "2.26", "2.251", "3", "-2", "1e0"}},
-      {R"({"type":"number","exclusiveMinimum":0,"maximum":1})", {"0.001", "1", "1.0", "0.5"}, {"0", "0.0", "-0", "1.01"}},
+      {R"({"type":"number","minimum":-1.5,"maximum":2.25})",
+       {"-1.5", "-1.50", "-0.0", "0", "2.25", "2.2", "1.999", "2.250"},
+       {"-1.51", "2.26", "2.251", "3", "-2", "1e0"}},
+      {R"({"type":"number","exclusiveMinimum":0,"maximum":1})",
+       {"0.001", "1", "1.0", "0.5"},
+       {"0", "0.0", "-0", "1.01"}},
       {R"({"type":"object","properties":{"a":{"type":"integer"},"b":{"type":"null"}},"additionalProperties":false})",
-       {"{}", R"({"a":1})", R"({"a": 1, "b": null})", R"({"b":null})", "{\n  \"a\": 1,\n  \"b\": null\n}", "{\n\t\"a\": 1\n}", "{ }"},
-       {R"({"b":null,"a":1})", R"({"a":1,})", R"({,"a":1})", R"({"a":  1})", R"({"c":1})", R"({"a" :1})", "{}  ", " {}", "{\n\n}", R"({"a":1"b":null})"}},
-      {R"({"type":"object","properties":{"a":{"type":"integer"}},"required":["a"]})", {R"({"a":1})", R"({"a":1,"b":[{"c":{}}]})", R"({"a":1,"aa":1,"":2})"}, {"{}", R"({"b":1})", R"({"a":1,"a":2})", R"({"a":1,"\u0061":2})"}},
+       {"{}", R"({"a":1})", R"({"a": 1, "b": null})", R"({"b":null})", "{\n  \"a\": 1,\n  \"b\": null\n}",
+        "{\n\t\"a\": 1\n}", "{ }"},
+       {R"({"b":null,"a":1})", R"({"a":1,})", R"({,"a":1})", R"({"a":  1})", R"({"c":1})", R"({"a" :1})", "{}  ", " {}",
+        "{\n\n}", R"({"a":1"b":null})"}},
+      {R"({"type":"object","properties":{"a":{"type":"integer"}},"required":["a"]})",
+       {R"({"a":1})", R"({"a":1,"b":[{"c":{}}]})", R"({"a":1,"aa":1,"":2})"},
+       {"{}", R"({"b":1})", R"({"a":1,"a":2})", R"({"a":1,"\u0061":2})"}},
       {R"({"enum":["a","ab",12,null]})", {R"("a")", R"("ab")", "12", "null"}, {R"("abc")", "1", R"("\u0061")"}},
       {R"({"type":"string","enum":["a",1]})", {R"("a")"}, {"1"}},
       {R"({"type":"string","maxLength":2})", {R"("")", R"("é😀")", R"("\n\"")"}, {R"("abc")", R"("\n\"a")"}},
       {R"({"type":"string","pattern":"b+c"})", {R"("bc")", R"("x\nbbc\u0001")"}, {R"("bd")", R"("b c")"}},
       {R"({"type":"string","pattern":"ab$"})", {R"("ab")", R"("x\nab")"}, {R"("abc")"}},
-      {R"({"type":"array","items":{"type":"integer"},"minItems":1,"maxItems":2})", {"[1]", "[1, 2]", "[ 1,2 ]", "[\n  1,\n  2\n]"}, {"[]", "[1,2,3]", "[1,]"}},
-      {R"({"type":"array","prefixItems":[{"type":"null"},{"type":"boolean"}],"items":{"type":"integer"}})", {"[]", "[null]", "[null,true]", "[null,true,1,2]"}, {"[true]", "[null,1]", "[null,true,null]"}},
-      {R"({"type":"string","format":"date"})", {R"("2024-02-29")", R"("1999-12-31")", R"("2000-02-29")"}, {R"("2023-02-29")", R"("1900-02-29")", R"("2024-13-01")", R"("2024-04-31")", R"("0000-01-01")"}},
-      {R"({"type":"string","format":"date-time"})", {R"("2024-02-29T23:59:59Z")", R"("2024-01-01T00:00:00.5+01:30")"}, {R"("2024-01-01 00:00:00Z")", R"("2024-01-01T24:00:00Z")", R"("2024-01-01T00:00:00")"}},
-      {R"({"type":"string","format":"ipv4"})", {R"("0.0.0.0")", R"("255.10.200.9")"}, {R"("256.1.1.1")", R"("01.1.1.1")", R"("1.1.1")"}},
-      {R"({"type":"string","format":"ipv6"})", {R"("::")", R"("::1")", R"("1:2:3:4:5:6:7:8")", R"("fe80::1:2")", R"("1:2:3:4:5:6:7::")", R"("1::8")", R"("1:2:3:4:5:6::8")"}, {R"("1:2:3")", R"("1::2::3")", R"("1:2:3:4:5:6:7:8:9")", R"(":1")", R"("1:2:3:4:5:6:7::8")"}},
-      {R"({"type":"string","format":"uuid"})", {R"("123e4567-e89b-12d3-a456-426614174000")"}, {R"("123e4567e89b12d3a456426614174000")"}},
+      {R"({"type":"array","items":{"type":"integer"},"minItems":1,"maxItems":2})",
+       {"[1]", "[1, 2]", "[ 1,2 ]", "[\n  1,\n  2\n]"},
+       {"[]", "[1,2,3]", "[1,]"}},
+      {R"({"type":"array","prefixItems":[{"type":"null"},{"type":"boolean"}],"items":{"type":"integer"}})",
+       {"[]", "[null]", "[null,true]", "[null,true,1,2]"},
+       {"[true]", "[null,1]", "[null,true,null]"}},
+      {R"({"type":"string","format":"date"})",
+       {R"("2024-02-29")", R"("1999-12-31")", R"("2000-02-29")"},
+       {R"("2023-02-29")", R"("1900-02-29")", R"("2024-13-01")", R"("2024-04-31")", R"("0000-01-01")"}},
+      {R"({"type":"string","format":"date-time"})",
+       {R"("2024-02-29T23:59:59Z")", R"("2024-01-01T00:00:00.5+01:30")"},
+       {R"("2024-01-01 00:00:00Z")", R"("2024-01-01T24:00:00Z")", R"("2024-01-01T00:00:00")"}},
+      {R"({"type":"string","format":"ipv4"})",
+       {R"("0.0.0.0")", R"("255.10.200.9")"},
+       {R"("256.1.1.1")", R"("01.1.1.1")", R"("1.1.1")"}},
+      {R"({"type":"string","format":"ipv6"})",
+       {R"("::")", R"("::1")", R"("1:2:3:4:5:6:7:8")", R"("fe80::1:2")", R"("1:2:3:4:5:6:7::")", R"("1::8")",
+        R"("1:2:3:4:5:6::8")"},
+       {R"("1:2:3")", R"("1::2::3")", R"("1:2:3:4:5:6:7:8:9")", R"(":1")", R"("1:2:3:4:5:6:7::8")"}},
+      {R"({"type":"string","format":"uuid"})",
+       {R"("123e4567-e89b-12d3-a456-426614174000")"},
+       {R"("123e4567e89b12d3a456426614174000")"}},
       {R"({"type":"string","format":"email"})", {R"("a.b+c@example.com")"}, {R"("a@b")", R"("@b.c")", R"("a@-b.com")"}},
   };
   for (const Texts& c : cases) {
     const auto grammar = compile(schema_spec(c.schema), byte_vocabulary());
     ASSERT_NE(grammar, nullptr);
     for (const std::string& text : c.inside) EXPECT_TRUE(matches(grammar, text)) << c.schema << " should take " << text;
-    for (const std::string& text : c.outside) EXPECT_FALSE(matches(grammar, text)) << c.schema << " should not take " << text;
+    for (const std::string& text : c.outside)
+      EXPECT_FALSE(matches(grammar, text)) << c.schema << " should not take " << text;
   }
 }
 
 TEST(Schema, RefusesByName) {
   const auto error = [](std::string schema) { return compile_error(schema_spec(std::move(schema))); };
-  EXPECT_THAT(error(R"({"type":"object","properties":{"x":{"not":{}}}})"), HasSubstr("#/properties/x: the keyword \"not\" is not supported"));
-  for (const char* keyword : {"if", "patternProperties", "propertyNames", "minProperties", "multipleOf", "contains", "unevaluatedProperties", "dependentRequired", "$dynamicRef", "madeUp"})
-    EXPECT_THAT(error(fmt::format(R"({{"type":"object","{}":1}})", keyword)), HasSubstr(fmt::format("\"{}\"", keyword)));
+  EXPECT_THAT(error(R"({"type":"object","properties":{"x":{"not":{}}}})"),
+              HasSubstr("#/properties/x: the keyword \"not\" is not supported"));
+  for (const char* keyword : {"if", "patternProperties", "propertyNames", "minProperties", "multipleOf", "contains",
+                              "unevaluatedProperties", "dependentRequired", "$dynamicRef", "madeUp"})
+    EXPECT_THAT(error(fmt::format(R"({{"type":"object","{}":1}})", keyword)),
+                HasSubstr(fmt::format("\"{}\"", keyword)));
   EXPECT_THAT(error(R"({"type":"array","uniqueItems":true})"), HasSubstr("uniqueItems"));
   EXPECT_THAT(error(R"({"type":"string","format":"idn-email"})"), HasSubstr("\"idn-email\""));
   EXPECT_THAT(error(R"({"type":"text"})"), HasSubstr("\"type\""));
   EXPECT_THAT(error(R"({"oneOf":[{"type":"integer"},{"type":"number"}]})"), HasSubstr("oneOf"));
-  EXPECT_THAT(error(R"({"oneOf":[{"minimum":1},{"minLength":1}]})"), HasSubstr("oneOf")) << "without types both hold for null";
+  EXPECT_THAT(error(R"({"oneOf":[{"minimum":1},{"minLength":1}]})"), HasSubstr("oneOf"))
+      << "without types both hold for null";
   EXPECT_THAT(error(R"({"$ref":"#/$defs/x"})"), HasSubstr("does not exist"));
   EXPECT_THAT(error(R"({"$ref":"http://x/y"})"), HasSubstr("only this document"));
   EXPECT_THAT(error(R"({"$defs":{"a":{"$ref":"#/$defs/a"}},"$ref":"#/$defs/a"})"), HasSubstr("no text"));
-  EXPECT_THAT(error(R"({"$defs":{"a":{"allOf":[{"$ref":"#/$defs/a"}]}},"$ref":"#/$defs/a"})"), HasSubstr("contains itself"));
+  EXPECT_THAT(error(R"({"$defs":{"a":{"allOf":[{"$ref":"#/$defs/a"}]}},"$ref":"#/$defs/a"})"),
+              HasSubstr("contains itself"));
   EXPECT_THAT(error(R"({"type":"object","properties":{"a":{"$ref":"#"}},"required":["a"]})"), HasSubstr("no text"));
   EXPECT_THAT(error(R"({"type":"integer","minimum":5,"maximum":4})"), HasSubstr("no text"));
   EXPECT_THAT(error(R"({"type":"string","minLength":5,"maxLength":4})"), HasSubstr("no text"));
@@ -172,14 +230,18 @@ TEST(Schema, LimitsHold) {
   // Each definition merges the next one four times: 4^15 merges.
   std::string defs = R"("d15":{"type":"object"})";
   for (int k = 0; k < 15; ++k)
-    defs += fmt::format(R"(,"d{0}":{{"allOf":[{{"$ref":"#/$defs/d{1}"}},{{"$ref":"#/$defs/d{1}"}},{{"$ref":"#/$defs/d{1}"}},{{"$ref":"#/$defs/d{1}"}}]}})", k, k + 1);
+    defs += fmt::format(
+        R"(,"d{0}":{{"allOf":[{{"$ref":"#/$defs/d{1}"}},{{"$ref":"#/$defs/d{1}"}},{{"$ref":"#/$defs/d{1}"}},{{"$ref":"#/$defs/d{1}"}}]}})",
+        k, k + 1);
   GrammarLimits quick;
   quick.compile_timeout = std::chrono::milliseconds(100);
-  EXPECT_THAT(compile_error(schema_spec(fmt::format(R"({{"$defs":{{{}}},"$ref":"#/$defs/d0"}})", defs)), quick), HasSubstr("takes more than 100 ms"));
+  EXPECT_THAT(compile_error(schema_spec(fmt::format(R"({{"$defs":{{{}}},"$ref":"#/$defs/d0"}})", defs)), quick),
+              HasSubstr("takes more than 100 ms"));
   // Not merged it is small.
   std::string pairs = R"("d30":{"type":"object"})";
   for (int k = 0; k < 30; ++k)
-    pairs += fmt::format(R"(,"d{0}":{{"type":"array","prefixItems":[{{"$ref":"#/$defs/d{1}"}},{{"$ref":"#/$defs/d{1}"}}]}})", k, k + 1);
+    pairs += fmt::format(
+        R"(,"d{0}":{{"type":"array","prefixItems":[{{"$ref":"#/$defs/d{1}"}},{{"$ref":"#/$defs/d{1}"}}]}})", k, k + 1);
   EXPECT_EQ(compile_error(schema_spec(fmt::format(R"({{"$defs":{{{}}},"$ref":"#/$defs/d0"}})", pairs))), "compiled");
   std::string deep = "{}";
   for (int k = 0; k < 30; ++k) deep = R"({"type":"array","minItems":2,"items":)" + deep + "}";

@@ -60,7 +60,10 @@ TEST(State, CopiesAreIndependentAndRefusedTokensChangeNothing) {
 TEST(State, TokensThatSpanCharactersAndRules) {
   // "é" as two half tokens, and tokens that end one value and begin another.
   const auto vocabulary = byte_vocabulary({"\xC3", "\xA9\"", "\"}", "\",\"b\":", "é\", \"b\": tr", "\":\""});
-  const auto grammar = compile(schema_spec(R"({"type":"object","properties":{"a":{"type":"string"},"b":{"type":"boolean"}},"required":["a"],"additionalProperties":false})"), vocabulary);
+  const auto grammar = compile(
+      schema_spec(
+          R"({"type":"object","properties":{"a":{"type":"string"},"b":{"type":"boolean"}},"required":["a"],"additionalProperties":false})"),
+      vocabulary);
   GrammarState state(grammar);
   for (const char c : std::string_view("{\"a\":\"x")) ASSERT_TRUE(state.accept(c));
   const auto allows = [&](int32_t token) {
@@ -85,7 +88,9 @@ TEST(State, TokensThatSpanCharactersAndRules) {
 TEST(State, SurvivesThrowingAwayWhatWasComputed) {
   // An ambiguous grammar with many states: the arena is replaced while old states live.
   const auto vocabulary = byte_vocabulary({"aa", "aaaa", "bab"});
-  const auto grammar = compile(ebnf_spec("root ::= r | s | t\nr ::= [a-z] root [a-z] | [a-m]\ns ::= [a-k] root root | [a-z]\nt ::= [a-z] t [b-z] root | [a-z]"), vocabulary);
+  const auto grammar = compile(ebnf_spec("root ::= r | s | t\nr ::= [a-z] root [a-z] | [a-m]\ns ::= [a-k] root root | "
+                                         "[a-z]\nt ::= [a-z] t [b-z] root | [a-z]"),
+                               vocabulary);
   std::mt19937 random(1);
   int64_t most = 0;
   bool replaced = false;

@@ -24,8 +24,7 @@ ModelConfig parsed(const std::string& fields, const std::string& architecture = 
   EXPECT_TRUE(config.ok()) << config.status().message();
   return config.ok() ? *config : ModelConfig();
 }
-void expect_refused(const std::string& fields, const std::string& part,
-                    const std::string& architecture = "Llama") {
+void expect_refused(const std::string& fields, const std::string& part, const std::string& architecture = "Llama") {
   const auto config = parse(fields, architecture);
   ASSERT_FALSE(config.ok()) << fields;
   EXPECT_THAT(config.status().message(), HasSubstr(part));
@@ -43,22 +42,19 @@ TEST(ModelConfig, LlamaDefaultsAreThoseOfTransformers) {
   EXPECT_EQ(config.rope.theta, 10000.0);
   EXPECT_EQ(config.bos_token_id, 1);
   EXPECT_THAT(config.eos_token_ids, ElementsAre(2));
-  EXPECT_FALSE(config.tie_word_embeddings || config.qkv_bias || config.o_bias || config.mlp_bias ||
-               config.qk_norm);
+  EXPECT_FALSE(config.tie_word_embeddings || config.qkv_bias || config.o_bias || config.mlp_bias || config.qk_norm);
   EXPECT_THAT(config.layer_window, ElementsAre(0, 0, 0, 0));
 }
 
 TEST(ModelConfig, LlamaBiases) {
-  const ModelConfig config =
-      parsed(R"("attention_bias":true,"mlp_bias":true,"head_dim":32,"num_key_value_heads":2)");
+  const ModelConfig config = parsed(R"("attention_bias":true,"mlp_bias":true,"head_dim":32,"num_key_value_heads":2)");
   EXPECT_TRUE(config.qkv_bias && config.o_bias && config.mlp_bias);
   EXPECT_EQ(config.q_dim(), 128);
   EXPECT_EQ(config.kv_dim(), 64);
 }
 
 TEST(ModelConfig, MistralWindow) {
-  EXPECT_THAT(parsed(R"("num_key_value_heads":2)", "Mistral").layer_window,
-              ElementsAre(4096, 4096, 4096, 4096));
+  EXPECT_THAT(parsed(R"("num_key_value_heads":2)", "Mistral").layer_window, ElementsAre(4096, 4096, 4096, 4096));
   EXPECT_THAT(parsed(R"("num_key_value_heads":2,"sliding_window":null)", "Mistral").layer_window,
               ElementsAre(0, 0, 0, 0));
   EXPECT_THAT(parsed(R"("num_key_value_heads":2,"sliding_window":17)", "Mistral").layer_window,
@@ -67,12 +63,9 @@ TEST(ModelConfig, MistralWindow) {
 
 TEST(ModelConfig, QwenWindowsPerLayer) {
   const std::string heads = R"("num_key_value_heads":2,)";
-  EXPECT_THAT(parsed(heads + R"("sliding_window":8)", "Qwen2").layer_window,
-              ElementsAre(0, 0, 0, 0));
+  EXPECT_THAT(parsed(heads + R"("sliding_window":8)", "Qwen2").layer_window, ElementsAre(0, 0, 0, 0));
   EXPECT_THAT(
-      parsed(heads + R"("use_sliding_window":true,"sliding_window":8,"max_window_layers":3)",
-             "Qwen2")
-          .layer_window,
+      parsed(heads + R"("use_sliding_window":true,"sliding_window":8,"max_window_layers":3)", "Qwen2").layer_window,
       ElementsAre(0, 0, 0, 8));
   EXPECT_THAT(
       parsed(
@@ -81,15 +74,11 @@ TEST(ModelConfig, QwenWindowsPerLayer) {
           "Qwen3")
           .layer_window,
       ElementsAre(8, 0, 0, 0));
-  expect_refused(
-      heads +
-          R"("layer_types":["sliding_attention","full_attention","full_attention","full_attention"])",
-      "use_sliding_window", "Qwen3");
+  expect_refused(heads + R"("layer_types":["sliding_attention","full_attention","full_attention","full_attention"])",
+                 "use_sliding_window", "Qwen3");
   expect_refused(heads + R"("layer_types":["full_attention"])", "1 entries for 4 layers", "Qwen3");
-  expect_refused(
-      heads +
-          R"("layer_types":["full_attention","linear_attention","full_attention","full_attention"])",
-      "linear_attention", "Qwen3");
+  expect_refused(heads + R"("layer_types":["full_attention","linear_attention","full_attention","full_attention"])",
+                 "linear_attention", "Qwen3");
 }
 
 TEST(ModelConfig, QwenParts) {
@@ -109,8 +98,7 @@ TEST(ModelConfig, RopeInOldAndNewStyle) {
       R"("factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0,"original_max_position_embeddings":512)";
   for (const std::string& fields :
        {fmt::format(R"("rope_theta":500000.0,"rope_scaling":{{"rope_type":"llama3",{}}})", llama3),
-        fmt::format(R"("rope_parameters":{{"rope_type":"llama3","rope_theta":500000.0,{}}})",
-                    llama3)}) {
+        fmt::format(R"("rope_parameters":{{"rope_type":"llama3","rope_theta":500000.0,{}}})", llama3)}) {
     const RopeConfig rope = parsed(fields).rope;
     EXPECT_EQ(rope.type, RopeType::kLlama3);
     EXPECT_EQ(rope.theta, 500000.0);
@@ -118,12 +106,8 @@ TEST(ModelConfig, RopeInOldAndNewStyle) {
     EXPECT_EQ(rope.original_max_positions, 512);
   }
   EXPECT_EQ(parsed(R"("rope_scaling":{"type":"linear","factor":2})").rope.type, RopeType::kLinear);
-  EXPECT_EQ(parsed(R"("rope_scaling":{"type":"dynamic","factor":2})").rope.type,
-            RopeType::kDynamic);
-  EXPECT_EQ(
-      parsed(R"("rope_scaling":null,"rope_parameters":{"rope_type":"default","rope_theta":7})")
-          .rope.theta,
-      7.0);
+  EXPECT_EQ(parsed(R"("rope_scaling":{"type":"dynamic","factor":2})").rope.type, RopeType::kDynamic);
+  EXPECT_EQ(parsed(R"("rope_scaling":null,"rope_parameters":{"rope_type":"default","rope_theta":7})").rope.theta, 7.0);
   EXPECT_EQ(parsed(R"("rope_scaling":{})").rope.type, RopeType::kDefault);
 }
 
@@ -154,15 +138,13 @@ TEST(ModelConfig, RefusesRopeItDoesNotKnow) {
   expect_refused(R"("partial_rotary_factor":0.5)", "partial_rotary_factor 0.5");
   expect_refused(R"("rope_parameters":{"rope_type":"default","partial_rotary_factor":0.5})",
                  "partial_rotary_factor 0.5");
-  expect_refused(R"("rope_parameters":{"full_attention":{"rope_type":"default"}})",
-                 "per layer type");
+  expect_refused(R"("rope_parameters":{"full_attention":{"rope_type":"default"}})", "per layer type");
   expect_refused(R"("rope_scaling":3)", "must be an object");
 }
 
 TEST(ModelConfig, RefusesWhatItDoesNotImplementByName) {
   expect_refused("", "MixtralForCausalLM", "Mixtral");
-  expect_refused("", "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM",
-                 "Mixtral");
+  expect_refused("", "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM", "Mixtral");
   expect_refused(R"("hidden_act":"gelu")", "hidden_act gelu");
   expect_refused(R"("quantization_config":{"quant_method":"awq","bits":4})", "quantised (awq)");
   expect_refused(R"("torch_dtype":"float64")", "dtype float64");
@@ -189,8 +171,7 @@ TEST(ModelConfig, ChecksExtents) {
 }
 
 TEST(ModelConfig, RefusesWhatIsNoConfig) {
-  for (const char* text :
-       {"", "[]", "{", "{}", "nul", R"({"architectures":"x"})", R"({"architectures":[1]})"}) {
+  for (const char* text : {"", "[]", "{", "{}", "nul", R"({"architectures":"x"})", R"({"architectures":[1]})"}) {
     EXPECT_FALSE(parse_model_config(text, "c").ok()) << text;
   }
   EXPECT_TRUE(parse_model_config(R"({"model_type":"llama"})", "c").ok());
@@ -198,16 +179,14 @@ TEST(ModelConfig, RefusesWhatIsNoConfig) {
 }
 
 TEST(ModelConfig, EosLists) {
-  EXPECT_THAT(parsed(R"("eos_token_id":[3,4],"bos_token_id":null)").eos_token_ids,
-              ElementsAre(3, 4));
+  EXPECT_THAT(parsed(R"("eos_token_id":[3,4],"bos_token_id":null)").eos_token_ids, ElementsAre(3, 4));
   EXPECT_TRUE(parsed(R"("eos_token_id":null)").eos_token_ids.empty());
 }
 
 TEST(GenerationDefaults, ReadsAndDefaults) {
   testing::TempDir dir;
   EXPECT_FALSE(load_generation_defaults(dir.path())->temperature.has_value());
-  dir.write("generation_config.json",
-            R"({"temperature":0.6,"top_k":50,"do_sample":true,"eos_token_id":[1,2]})");
+  dir.write("generation_config.json", R"({"temperature":0.6,"top_k":50,"do_sample":true,"eos_token_id":[1,2]})");
   const auto defaults = load_generation_defaults(dir.path());
   ASSERT_TRUE(defaults.ok());
   EXPECT_EQ(defaults->temperature, 0.6);

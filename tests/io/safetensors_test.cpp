@@ -39,10 +39,10 @@ void expect_bad(const std::string& header, size_t data_bytes, const std::string&
 }
 
 TEST(ParseSafetensors, ReadsNamesShapesAndMetadataInDataOrder) {
-  const std::string bytes = file_of(
-      R"({"b":{"dtype":"BF16","shape":[2,1],"data_offsets":[8,12]},"__metadata__":{"format":"pt"},)"
-      R"("a":{"data_offsets":[0,8],"shape":[2],"dtype":"F32"}}  )",
-      12);
+  const std::string bytes =
+      file_of(R"({"b":{"dtype":"BF16","shape":[2,1],"data_offsets":[8,12]},"__metadata__":{"format":"pt"},)"
+              R"("a":{"data_offsets":[0,8],"shape":[2],"dtype":"F32"}}  )",
+              12);
   const auto index = parse(bytes);
   ASSERT_TRUE(index.ok()) << index.status().message();
   ASSERT_EQ(index->tensors.size(), 2u);
@@ -70,8 +70,7 @@ TEST(ParseSafetensors, RefusesBrokenLengths) {
   lying[0] = 100;
   expect_error(lying, StatusCode::kDataLoss, "truncated: the header has 100");
   for (size_t cut = 1; cut < 40; ++cut) {
-    const std::string whole =
-        file_of(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 8);
+    const std::string whole = file_of(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 8);
     EXPECT_FALSE(parse(whole.substr(0, whole.size() - cut)).ok());
   }
 }
@@ -83,10 +82,8 @@ TEST(ParseSafetensors, RefusesBrokenHeaders) {
   expect_bad("{} x", 0, "text after");
   expect_bad(R"({"a":1})", 0, "unexpected number");
   expect_bad(R"({"a":{}})", 0, "'a' lacks");
-  expect_bad(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"x":1}})", 4,
-             "unknown field 'x'");
-  expect_bad(R"({"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 4,
-             "'dtype' twice");
+  expect_bad(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"x":1}})", 4, "unknown field 'x'");
+  expect_bad(R"({"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 4, "'dtype' twice");
   expect_bad(R"({"a":{"dtype":"F32","shape":[1.5],"data_offsets":[0,4]}})", 4, "fraction");
   expect_bad(R"({"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}})", 4, "negative");
   expect_bad(R"({"a":{"dtype":"F32","shape":[[1]],"data_offsets":[0,4]}})", 4, "unexpected list");
@@ -116,15 +113,13 @@ TEST(ParseSafetensors, RefusesRangesThatDoNotTileTheFile) {
 
 TEST(ParseSafetensors, RefusesShapesThatContradictTheirBytes) {
   expect_bad(R"({"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}})", 8, "'a': its shape");
-  expect_bad(R"({"a":{"dtype":"F32","shape":[4611686018427387905,4],"data_offsets":[0,16]}})", 16,
-             "'a': its shape");
-  expect_bad(R"({"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}})", 0,
-             "'a': its shape");
+  expect_bad(R"({"a":{"dtype":"F32","shape":[4611686018427387905,4],"data_offsets":[0,16]}})", 16, "'a': its shape");
+  expect_bad(R"({"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}})", 0, "'a': its shape");
 }
 
 TEST(ParseSafetensors, NamesUnsupportedDtypesAndRanks) {
-  expect_error(file_of(R"({"ids":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}})", 8),
-               StatusCode::kUnsupported, "'ids' has dtype I64");
+  expect_error(file_of(R"({"ids":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}})", 8), StatusCode::kUnsupported,
+               "'ids' has dtype I64");
   expect_error(file_of(R"({"w":{"dtype":"F32","shape":[1,1,1,1,1],"data_offsets":[0,4]}})", 4),
                StatusCode::kUnsupported, "5 dimensions");
 }
@@ -159,12 +154,9 @@ TEST(TensorStore, OpensShardsAndNamesWhatIsMissing) {
   ASSERT_TRUE(store.ok()) << store.status().message();
   EXPECT_EQ((*store)->tensors().size(), 2u);
   EXPECT_EQ((*store)->find("b")->data<float>()[1], 3.0f);
-  EXPECT_THAT(open(R"({"a":"s3.safetensors"})").status().message(),
-              HasSubstr("shard s3.safetensors"));
-  EXPECT_THAT(open(R"({"a":"s1.safetensors","c":"s1.safetensors"})").status().message(),
-              HasSubstr("tensor 'c'"));
-  EXPECT_THAT(open(R"({"a":"../s1.safetensors"})").status().message(),
-              HasSubstr("not a plain file name"));
+  EXPECT_THAT(open(R"({"a":"s3.safetensors"})").status().message(), HasSubstr("shard s3.safetensors"));
+  EXPECT_THAT(open(R"({"a":"s1.safetensors","c":"s1.safetensors"})").status().message(), HasSubstr("tensor 'c'"));
+  EXPECT_THAT(open(R"({"a":"../s1.safetensors"})").status().message(), HasSubstr("not a plain file name"));
   EXPECT_THAT(open(R"({"a":1})").status().message(), HasSubstr("not a string"));
   EXPECT_THAT(open("[]").status().message(), HasSubstr("weight_map"));
   ASSERT_TRUE(write_safetensors(dir.file("s2.safetensors"), {entry("a", two)}).ok());
@@ -176,8 +168,7 @@ TEST(TensorStore, SaysWhatToDoAboutPickleModels) {
   TempDir dir;
   EXPECT_EQ(TensorStore::open_model(dir.path()).status().code(), StatusCode::kNotFound);
   dir.write("pytorch_model.bin", "x");
-  EXPECT_THAT(TensorStore::open_model(dir.path()).status().message(),
-              HasSubstr("safe_serialization"));
+  EXPECT_THAT(TensorStore::open_model(dir.path()).status().message(), HasSubstr("safe_serialization"));
 }
 
 TEST(WriteSafetensors, RoundTripsAwkwardNamesAndMetadata) {
@@ -186,8 +177,7 @@ TEST(WriteSafetensors, RoundTripsAwkwardNamesAndMetadata) {
   const TensorView matrix(values.data(), DType::kF32, {2, 3});
   const std::string path = dir.file("x.safetensors");
   ASSERT_TRUE(write_safetensors(path,
-                                {{"q\"uo\\te\n", matrix},
-                                 {"empty", TensorView(values.data(), DType::kBF16, {0, 3})}},
+                                {{"q\"uo\\te\n", matrix}, {"empty", TensorView(values.data(), DType::kBF16, {0, 3})}},
                                 {{"k", "v\""}})
                   .ok());
   const auto store = TensorStore::open_file(path);

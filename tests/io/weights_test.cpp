@@ -24,15 +24,13 @@ ModelConfig small_config() {
 
 // A checkpoint of zeros; `change` may edit the specs.
 template <class F>
-std::shared_ptr<const TensorStore> checkpoint(const TempDir& dir, const ModelConfig& config,
-                                              F change) {
+std::shared_ptr<const TensorStore> checkpoint(const TempDir& dir, const ModelConfig& config, F change) {
   std::vector<WeightSpec> specs = weight_manifest(config);
   change(specs);
   std::vector<TensorEntry> entries;
   static const std::vector<float> zeros(1 << 12);
   for (const WeightSpec& spec : specs)
-    entries.push_back(
-        {spec.name, TensorView(zeros.data(), DType::kF32, std::span<const int64_t>(spec.shape))});
+    entries.push_back({spec.name, TensorView(zeros.data(), DType::kF32, std::span<const int64_t>(spec.shape))});
   EXPECT_TRUE(write_safetensors(dir.file("m.safetensors"), entries).ok());
   return *TensorStore::open_file(dir.file("m.safetensors"));
 }
@@ -53,14 +51,12 @@ TEST(CheckWeights, NamesMissingMisshapenAndExtraTensors) {
   const ModelConfig config = small_config();
   TempDir dir;
   auto store = checkpoint(dir, config, [](auto& specs) {
-    std::erase_if(specs,
-                  [](const auto& s) { return s.name == "model.layers.1.self_attn.q_norm.weight"; });
+    std::erase_if(specs, [](const auto& s) { return s.name == "model.layers.1.self_attn.q_norm.weight"; });
   });
   EXPECT_THAT(check_weights(config, *store).message(),
               HasSubstr("'model.layers.1.self_attn.q_norm.weight' [4] is missing"));
   store = checkpoint(dir, config, [](auto& specs) { specs[0].shape = {11, 8}; });
-  EXPECT_THAT(check_weights(config, *store).message(),
-              HasSubstr("shape [11, 8], config.json says [10, 8]"));
+  EXPECT_THAT(check_weights(config, *store).message(), HasSubstr("shape [11, 8], config.json says [10, 8]"));
   store = checkpoint(dir, config, [](auto& specs) { specs.push_back({"score.weight", {2}}); });
   std::vector<std::string> warnings;
   EXPECT_TRUE(check_weights(config, *store, &warnings).ok());
@@ -71,8 +67,7 @@ TEST(CheckWeights, NamesMissingMisshapenAndExtraTensors) {
 TEST(CheckFinite, FindsNanAndInfinityInEveryDtype) {
   TempDir dir;
   for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
-    for (const float bad :
-         {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
+    for (const float bad : {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
       std::vector<float> values(100'000, 3.0f);
       Buffer stored(100'000 * 4);
       convert(values.data(), DType::kF32, stored.data(), dtype, 100'000);
@@ -82,8 +77,7 @@ TEST(CheckFinite, FindsNanAndInfinityInEveryDtype) {
       const TensorView view(stored.data(), dtype, {100'000});
       EXPECT_FALSE(all_finite(view));
       ASSERT_TRUE(write_safetensors(dir.file("x"), {{"bad", view}}).ok());
-      EXPECT_THAT(check_finite(**TensorStore::open_file(dir.file("x"))).message(),
-                  HasSubstr("'bad'"));
+      EXPECT_THAT(check_finite(**TensorStore::open_file(dir.file("x"))).message(), HasSubstr("'bad'"));
     }
   }
 }

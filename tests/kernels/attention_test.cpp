@@ -31,13 +31,16 @@ class Cache {
       std::vector<int32_t> table;
       for (int64_t p = 0; p < lengths_[s]; p += kPageTokens, ++next)
         table.push_back(static_cast<int32_t>(num_pages - next));  // not in order
-      const auto k = random_values<float>(lengths_[s] * width, 100 + s), v = random_values<float>(lengths_[s] * width, 200 + s);
+      const auto k = random_values<float>(lengths_[s] * width, 100 + s),
+                 v = random_values<float>(lengths_[s] * width, 200 + s);
       std::vector<int64_t> slots;
       for (int64_t i = 0; i < lengths_[s]; ++i)
         slots.push_back(table[static_cast<size_t>(i / kPageTokens)] * kPageTokens + i % kPageTokens);
       const StoreKvArgs args{k.data(), v.data(), width, width, slots.data(), lengths_[s], kv_};
-      if (kernels != nullptr) kernels->store_kv(args, pool);
-      else ref::store_kv(args);
+      if (kernels != nullptr)
+        kernels->store_kv(args, pool);
+      else
+        ref::store_kv(args);
       tables_.push_back(std::move(table));
     }
   }
@@ -47,8 +50,8 @@ class Cache {
 
   AttentionArgs args(const std::vector<float>& q, T* y, std::span<const AttentionSeq> seqs) const {
     const int64_t width = shape_.num_heads * shape_.head_dim;
-    return {q.data(), width, y, width, shape_.num_heads, 1.0f / std::sqrt(static_cast<float>(shape_.head_dim)),
-            shape_.window, seqs, kv_};
+    return {q.data(),      width, y,  width, shape_.num_heads, 1.0f / std::sqrt(static_cast<float>(shape_.head_dim)),
+            shape_.window, seqs,  kv_};
   }
 
  private:
@@ -59,15 +62,17 @@ class Cache {
   std::vector<std::vector<int32_t>> tables_;
 };
 
-const Shape kShapes[] = {{8, 1, 64, 0}, {4, 2, 128, 0}, {3, 3, 80, 0}, {6, 2, 96, 37},
-                         {2, 2, 16, 16}, {5, 1, 8, 0},  {4, 1, 250, 1}, {2, 1, 256, 100}};
+const Shape kShapes[] = {{8, 1, 64, 0},  {4, 2, 128, 0}, {3, 3, 80, 0},  {6, 2, 96, 37},
+                         {2, 2, 16, 16}, {5, 1, 8, 0},   {4, 1, 250, 1}, {2, 1, 256, 100}};
 
 class AttentionTest : public KernelTest {
  protected:
   template <class F>
   void with_type(F&& f) {
-    if (act() == DType::kBF16) f(std::type_identity<bf16>{});
-    else f(std::type_identity<float>{});
+    if (act() == DType::kBF16)
+      f(std::type_identity<bf16>{});
+    else
+      f(std::type_identity<float>{});
   }
 };
 
@@ -76,8 +81,8 @@ TEST_P(AttentionTest, StoreKvEqualsRefBitForBit) {
     using T = typename decltype(type)::type;
     for (const Shape& shape : kShapes) {
       const Cache<T> got(shape, {1, 37, 16}, &kernels(), pool()), want(shape, {1, 37, 16}, nullptr, pool());
-      EXPECT_EQ(std::memcmp(got.storage().data(), want.storage().data(),
-                            static_cast<size_t>(got.storage().size_bytes())), 0)
+      EXPECT_EQ(
+          std::memcmp(got.storage().data(), want.storage().data(), static_cast<size_t>(got.storage().size_bytes())), 0)
           << "head_dim " << shape.head_dim;
     }
   });
@@ -89,12 +94,9 @@ TEST_P(AttentionTest, MatchesRefForMixedPrefillAndDecode) {
     for (const Shape& shape : kShapes) {
       Cache<T> cache(shape, {1, 150, 70, 33, 16, 64}, nullptr, pool());
       // {rows, first position}: decode of one token, prefill from 0, a chunk in the middle
-      const std::vector<AttentionSeq> seqs = {{0, 1, 0, cache.table(0).data()},
-                                              {1, 2, 149, cache.table(1).data()},
-                                              {2, 72, 0, cache.table(2).data()},
-                                              {72, 85, 20, cache.table(3).data()},
-                                              {85, 86, 15, cache.table(4).data()},
-                                              {86, 89, 60, cache.table(5).data()}};
+      const std::vector<AttentionSeq> seqs = {{0, 1, 0, cache.table(0).data()},    {1, 2, 149, cache.table(1).data()},
+                                              {2, 72, 0, cache.table(2).data()},   {72, 85, 20, cache.table(3).data()},
+                                              {85, 86, 15, cache.table(4).data()}, {86, 89, 60, cache.table(5).data()}};
       const int64_t rows = 89, width = shape.num_heads * shape.head_dim;
       const auto q = random_values<float>(rows * width, 3, 3.0);
       Guarded<T> got(rows * width), want(rows * width);
@@ -135,7 +137,7 @@ TEST_P(AttentionTest, RowDoesNotDependOnChunkingOrNeighboursBitForBit) {
         }
         for (int64_t row = 0; row < kLength; ++row)
           ASSERT_TRUE(!is_sampled(row) || same_bits(y.data() + row * width, alone.data() + row * width, width))
-            << "row " << row << " chunk " << chunk << " head_dim " << shape.head_dim << " window " << shape.window;
+              << "row " << row << " chunk " << chunk << " head_dim " << shape.head_dim << " window " << shape.window;
       }
     }
   });

@@ -17,8 +17,10 @@ class ElementwiseTest : public KernelTest {
       got.expect_intact(what);
       expect_close(as_floats(got.values()), as_floats(want.values()), tolerance(op, act()), what);
     };
-    if (act() == DType::kBF16) check(std::type_identity<bf16>{});
-    else check(std::type_identity<float>{});
+    if (act() == DType::kBF16)
+      check(std::type_identity<bf16>{});
+    else
+      check(std::type_identity<float>{});
   }
 };
 
@@ -27,9 +29,13 @@ TEST_P(ElementwiseTest, RmsNormMatchesRef) {
     for (int64_t dim : {1, 15, 64, 100, 2048}) {
       const auto x = random_values<float>(rows * dim, 5, 3.0), weight = random_values<float>(dim, 6);
       RmsNormArgs args{x.data(), dim, weight.data(), nullptr, act(), dim, rows, dim, 1e-5f};
-      const auto with_y = [&](void* y) { args.y = y; return args; };
-      compare(Op::kRmsNorm, rows * dim, fmt::format("rows {} dim {}", rows, dim),
-              [&](void* y) { kernels().rms_norm(with_y(y), pool()); }, [&](void* y) { ref::rms_norm(with_y(y)); });
+      const auto with_y = [&](void* y) {
+        args.y = y;
+        return args;
+      };
+      compare(
+          Op::kRmsNorm, rows * dim, fmt::format("rows {} dim {}", rows, dim),
+          [&](void* y) { kernels().rms_norm(with_y(y), pool()); }, [&](void* y) { ref::rms_norm(with_y(y)); });
     }
   }
 }
@@ -56,9 +62,13 @@ TEST_P(ElementwiseTest, SwigluMatchesRefAlsoForExtremeGates) {
         x[2] = 0.0f;
       }
       SwigluArgs args{x.data(), 2 * dim + 5, dim + 5, nullptr, act(), dim, rows, dim};
-      const auto with_y = [&](void* y) { args.y = y; return args; };
-      compare(Op::kSwiglu, rows * dim, fmt::format("rows {} dim {}", rows, dim),
-              [&](void* y) { kernels().swiglu(with_y(y), pool()); }, [&](void* y) { ref::swiglu(with_y(y)); });
+      const auto with_y = [&](void* y) {
+        args.y = y;
+        return args;
+      };
+      compare(
+          Op::kSwiglu, rows * dim, fmt::format("rows {} dim {}", rows, dim),
+          [&](void* y) { kernels().swiglu(with_y(y), pool()); }, [&](void* y) { ref::swiglu(with_y(y)); });
     }
   }
 }

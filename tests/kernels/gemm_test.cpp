@@ -22,8 +22,10 @@ class GemmTest : public KernelTest {
   };
   template <class F>
   void with_type(F&& f) {
-    if (act() == DType::kBF16) f(std::type_identity<bf16>{});
-    else f(std::type_identity<float>{});
+    if (act() == DType::kBF16)
+      f(std::type_identity<bf16>{});
+    else
+      f(std::type_identity<float>{});
   }
 };
 
@@ -104,9 +106,9 @@ TEST(PackWeight, KeepsEveryElementOfEveryDtypeAndPadsWithZeros) {
         for (int64_t out = 0; out < n; ++out) {
           for (int64_t in = 0; in < k; ++in) {
             float value;
-            convert(static_cast<const char*>(static_cast<const void*>(source.data())) +
-                        (out * k + in) * dtype_bytes(dtype),
-                    dtype, &value, DType::kF32, 1);
+            convert(
+                static_cast<const char*>(static_cast<const void*>(source.data())) + (out * k + in) * dtype_bytes(dtype),
+                dtype, &value, DType::kF32, 1);
             if (format == WeightFormat::kBF16Panels) value = static_cast<float>(bf16(value));
             ASSERT_EQ(unpack_weight_at({format, n, k, packed.data()}, out, in), value)
                 << to_string(dtype) << " " << out << " " << in;
@@ -135,8 +137,10 @@ TEST(PackWeight, F16SpecialValuesSurvive) {
     f16 half;
     half.bits = bits[i];
     const float want = static_cast<float>(half), got = unpack_weight_at(w, 0, static_cast<int64_t>(i));
-    if (std::isnan(want)) ASSERT_TRUE(std::isnan(got)) << i;
-    else ASSERT_EQ(got, want) << i;
+    if (std::isnan(want))
+      ASSERT_TRUE(std::isnan(got)) << i;
+    else
+      ASSERT_EQ(got, want) << i;
   }
 }
 

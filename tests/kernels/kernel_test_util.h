@@ -25,12 +25,18 @@ enum class Op { kGemm, kLora, kAttention, kRmsNorm, kRope, kSwiglu };
 inline Tolerance tolerance(Op op, DType dtype) {
   const bool f32 = dtype == DType::kF32;
   switch (op) {
-    case Op::kGemm: return {1e-11, 1e-5};
-    case Op::kLora: return {1e-11, 1e-5};
-    case Op::kAttention: return f32 ? Tolerance{1e-11, 1e-5} : Tolerance{1e-5, 6e-3};
-    case Op::kRmsNorm: return f32 ? Tolerance{1e-12, 1e-6} : Tolerance{1e-5, 6e-3};
-    case Op::kRope: return {1e-12, 1e-6};
-    case Op::kSwiglu: return f32 ? Tolerance{1e-12, 1e-6} : Tolerance{1e-5, 6e-3};
+    case Op::kGemm:
+      return {1e-11, 1e-5};
+    case Op::kLora:
+      return {1e-11, 1e-5};
+    case Op::kAttention:
+      return f32 ? Tolerance{1e-11, 1e-5} : Tolerance{1e-5, 6e-3};
+    case Op::kRmsNorm:
+      return f32 ? Tolerance{1e-12, 1e-6} : Tolerance{1e-5, 6e-3};
+    case Op::kRope:
+      return {1e-12, 1e-6};
+    case Op::kSwiglu:
+      return f32 ? Tolerance{1e-12, 1e-6} : Tolerance{1e-5, 6e-3};
   }
   return {0, 0};
 }
@@ -110,10 +116,10 @@ class KernelTest : public ::testing::TestWithParam<std::tuple<CpuIsa, DType>> {
 inline std::string param_name(const ::testing::TestParamInfo<std::tuple<CpuIsa, DType>>& info) {
   return std::string(to_string(std::get<0>(info.param))) + "_" + to_string(std::get<1>(info.param));
 }
-#define LK_INSTANTIATE_KERNEL_TESTS(Suite)                                                                  \
-  INSTANTIATE_TEST_SUITE_P(Cpu, Suite,                                                                      \
-                           ::testing::Combine(::testing::ValuesIn(supported_cpu_isas()),                    \
-                                              ::testing::Values(DType::kBF16, DType::kF32)),                \
-                           ::lk::testing::param_name)
+#define LK_INSTANTIATE_KERNEL_TESTS(Suite)                                                                         \
+  INSTANTIATE_TEST_SUITE_P(                                                                                        \
+      Cpu, Suite,                                                                                                  \
+      ::testing::Combine(::testing::ValuesIn(supported_cpu_isas()), ::testing::Values(DType::kBF16, DType::kF32)), \
+      ::lk::testing::param_name)
 
 }  // namespace lk::testing

@@ -64,8 +64,10 @@ class LoraTest : public KernelTest {
  protected:
   template <class F>
   void with_type(F&& f) {
-    if (act() == DType::kBF16) f(std::type_identity<bf16>{});
-    else f(std::type_identity<float>{});
+    if (act() == DType::kBF16)
+      f(std::type_identity<bf16>{});
+    else
+      f(std::type_identity<float>{});
   }
 };
 
@@ -85,8 +87,10 @@ struct Batch {
     std::copy(y0.begin(), y0.end(), y.data());
     Guarded<float> v(rows * 1600);
     const LoraArgs args{x.data(), dtype_of<T>(), kIn, y.data(), kOut, segments, v.data(), 1600};
-    if (kernels != nullptr) kernels->lora(args, pool);
-    else ref::lora(args);
+    if (kernels != nullptr)
+      kernels->lora(args, pool);
+    else
+      ref::lora(args);
     y.expect_intact("y");
     v.expect_intact("v");
     return y.values();
@@ -100,9 +104,16 @@ TEST_P(LoraTest, MatchesRefForMixedRanksChunksAndDora) {
       std::deque<Adapter<T>> adapters;
       std::vector<LoraSegment> segments;
       int32_t row = 0;
-      for (const auto& [rank, rows, dora] : std::vector<std::tuple<int64_t, int32_t, bool>>{
-               {1, 1, false}, {16, 1, true}, {3, 2, false}, {0, 2, true}, {0, 3, false}, {64, 5, false}, {8, 100, true},
-               {5, 1, false}, {16, 7, false}, {512, 3, false}}) {
+      for (const auto& [rank, rows, dora] : std::vector<std::tuple<int64_t, int32_t, bool>>{{1, 1, false},
+                                                                                            {16, 1, true},
+                                                                                            {3, 2, false},
+                                                                                            {0, 2, true},
+                                                                                            {0, 3, false},
+                                                                                            {64, 5, false},
+                                                                                            {8, 100, true},
+                                                                                            {5, 1, false},
+                                                                                            {16, 7, false},
+                                                                                            {512, 3, false}}) {
         adapters.emplace_back(specs(rank, dora), chunk_cols, 1000 + static_cast<uint64_t>(row));
         segments.push_back({row, row + rows, adapters.back().base(), adapters.back().projs()});
         row += rows + (row % 2);  // some rows are base-only

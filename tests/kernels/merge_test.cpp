@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// merge_panel against straight loops in f64: every instruction set and type, ragged shapes, DoRA scales, both roundings.
+// merge_panel against straight loops in f64: every instruction set and type, ragged shapes, DoRA scales, both
+// roundings.
 #include "kernels/kernel_test_util.h"
 #include "lk/tensor/buffer.h"
 
@@ -19,19 +20,32 @@ struct Case {
   std::vector<T> w, b, a, a_transposed;
   Buffer packed, packed_b, out;
   MergeArgs args;
-  Case(int64_t n_, int64_t k_, int64_t begin_, int64_t cols_, int64_t rank_, WeightFormat format, double b_scale, ThreadPool& pool)
-      : n(n_), k(k_), begin(begin_), cols(cols_), rank(rank_), w(random_values<T>(n * k, 3)), b(random_values<T>(cols * rank, 4, b_scale)),
-        a(random_values<T>(rank * k, 5)), a_transposed(a.size()) {
+  Case(int64_t n_, int64_t k_, int64_t begin_, int64_t cols_, int64_t rank_, WeightFormat format, double b_scale,
+       ThreadPool& pool)
+      : n(n_),
+        k(k_),
+        begin(begin_),
+        cols(cols_),
+        rank(rank_),
+        w(random_values<T>(n * k, 3)),
+        b(random_values<T>(cols * rank, 4, b_scale)),
+        a(random_values<T>(rank * k, 5)),
+        a_transposed(a.size()) {
     for (int64_t r = 0; r < rank; ++r)
-      for (int64_t i = 0; i < k; ++i) a_transposed[static_cast<size_t>(i * rank + r)] = a[static_cast<size_t>(r * k + i)];
+      for (int64_t i = 0; i < k; ++i)
+        a_transposed[static_cast<size_t>(i * rank + r)] = a[static_cast<size_t>(r * k + i)];
     packed = Buffer(packed_weight_bytes(format, n, k));
     packed_b = Buffer(packed_weight_bytes(format, cols, rank));
     out = Buffer(packed.size_bytes());
     pack_weight(TensorView(w.data(), dtype_of<T>(), {n, k}), format, 0, packed.data(), pool);
     pack_weight(TensorView(b.data(), dtype_of<T>(), {cols, rank}), format, 0, packed_b.data(), pool);
     std::memcpy(out.data(), packed.data(), static_cast<size_t>(packed.size_bytes()));
-    args = {.w = {format, n, k, packed.data()}, .out = out.data(), .out_begin = begin, .a_transposed = a_transposed.data(),
-            .b = {format, cols, rank, packed_b.data()}, .scaling = 1.5f};
+    args = {.w = {format, n, k, packed.data()},
+            .out = out.data(),
+            .out_begin = begin,
+            .a_transposed = a_transposed.data(),
+            .b = {format, cols, rank, packed_b.data()},
+            .scaling = 1.5f};
   }
   double exact(int64_t j, int64_t i, const float* scale) const {
     double sum = 0;
@@ -46,8 +60,12 @@ struct Case {
 TEST_P(MergeTest, EqualsBasePlusDeltaRoundedOnceAndTouchesNothingElse) {
   const auto check = [&](auto type) {
     using T = typename decltype(type)::type;
-    for (const auto& [n, k, begin, cols, rank] : std::vector<std::array<int64_t, 5>>{
-             {32, 1, 0, 32, 1}, {96, 33, 32, 33, 3}, {64, 64, 0, 64, 8}, {128, 257, 64, 40, 16}, {160, 600, 96, 64, 33}, {33, 5, 0, 33, 2}}) {
+    for (const auto& [n, k, begin, cols, rank] : std::vector<std::array<int64_t, 5>>{{32, 1, 0, 32, 1},
+                                                                                     {96, 33, 32, 33, 3},
+                                                                                     {64, 64, 0, 64, 8},
+                                                                                     {128, 257, 64, 40, 16},
+                                                                                     {160, 600, 96, 64, 33},
+                                                                                     {33, 5, 0, 33, 2}}) {
       for (const bool dora : {false, true}) {
         Case<T> c(n, k, begin, cols, rank, format(), 0.1, pool());
         const std::vector<float> scale = random_values<float>(cols, 9, 2.0);
@@ -73,16 +91,21 @@ TEST_P(MergeTest, EqualsBasePlusDeltaRoundedOnceAndTouchesNothingElse) {
           }
         }
         EXPECT_NEAR(sums.change, change, 1e-4 * change);
-        if (act() == DType::kBF16) EXPECT_NEAR(sums.rounding, rounding, 1e-2 * rounding + 1e-12);
-        else EXPECT_LE(sums.rounding, 1e-12 * change + 1e-10);
+        if (act() == DType::kBF16)
+          EXPECT_NEAR(sums.rounding, rounding, 1e-2 * rounding + 1e-12);
+        else
+          EXPECT_LE(sums.rounding, 1e-12 * change + 1e-10);
       }
     }
   };
-  if (act() == DType::kBF16) check(std::type_identity<bf16>{});
-  else check(std::type_identity<float>{});
+  if (act() == DType::kBF16)
+    check(std::type_identity<bf16>{});
+  else
+    check(std::type_identity<float>{});
 }
 
-// Deltas below half a unit in the last place of W: nearest rounding drops them all, stochastic rounding keeps their mean.
+// Deltas below half a unit in the last place of W: nearest rounding drops them all, stochastic rounding keeps their
+// mean.
 TEST_P(MergeTest, StochasticRoundingKeepsTheMeanOfWhatNearestSwallows) {
   if (act() != DType::kBF16) GTEST_SKIP() << "f32 is not rounded";
   Case<bf16> c(64, 512, 0, 64, 1, format(), 0.0, pool());
@@ -99,10 +122,13 @@ TEST_P(MergeTest, StochasticRoundingKeepsTheMeanOfWhatNearestSwallows) {
     for (int64_t panel = 0; panel < 2; ++panel) kernels().merge_panel(c.args, panel, one_, &sums);
     double mean = 0;
     for (int64_t j = 0; j < 64; ++j)
-      for (int64_t i = 0; i < 512; ++i) mean += static_cast<double>(unpack_weight_at({format(), 64, 512, c.out.data()}, j, i) - 1.0f) / (64 * 512);
+      for (int64_t i = 0; i < 512; ++i)
+        mean += static_cast<double>(unpack_weight_at({format(), 64, 512, c.out.data()}, j, i) - 1.0f) / (64 * 512);
     // 32768 draws of 2^-7 with probability 1/8: the standard error is 1.4e-5.
-    if (stochastic) EXPECT_NEAR(mean, 0x1p-10, 1e-4);
-    else EXPECT_EQ(mean, 0);
+    if (stochastic)
+      EXPECT_NEAR(mean, 0x1p-10, 1e-4);
+    else
+      EXPECT_EQ(mean, 0);
     EXPECT_NEAR(std::sqrt(sums.rounding / sums.change), stochastic ? std::sqrt(7.0) : 1.0, 0.05);
   }
 }

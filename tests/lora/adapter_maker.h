@@ -34,16 +34,16 @@ inline ModelConfig tiny_config(const std::string& fields = "") {
 // Tensors with owned random values, to be written to a file.
 class TensorBag {
  public:
-  TensorBag& add(const std::string& name, const std::vector<int64_t>& shape,
-                 DType dtype = DType::kF32, float scale = 0.3f) {
+  TensorBag& add(const std::string& name, const std::vector<int64_t>& shape, DType dtype = DType::kF32,
+                 float scale = 0.3f) {
     int64_t n = 1;
     for (int64_t extent : shape) n *= extent;
     std::vector<float> values(static_cast<size_t>(n));
     for (float& value : values) value = scale * static_cast<float>(rng_.normal());
     return set(name, shape, values, dtype);
   }
-  TensorBag& set(const std::string& name, const std::vector<int64_t>& shape,
-                 const std::vector<float>& values, DType dtype = DType::kF32) {
+  TensorBag& set(const std::string& name, const std::vector<int64_t>& shape, const std::vector<float>& values,
+                 DType dtype = DType::kF32) {
     Buffer& buffer = buffers_.emplace_back(std::max<int64_t>(64, std::ssize(values) * 4));
     convert(values.data(), DType::kF32, buffer.data(), dtype, std::ssize(values));
     tensors_[name] = TensorView(buffer.data(), dtype, std::span<const int64_t>(shape));
@@ -66,8 +66,8 @@ class TensorBag {
   std::map<std::string, TensorView> tensors_;
 };
 
-inline void write_base(const TempDir& dir, const ModelConfig& config,
-                       const std::string& config_json, DType dtype = DType::kF32) {
+inline void write_base(const TempDir& dir, const ModelConfig& config, const std::string& config_json,
+                       DType dtype = DType::kF32) {
   TensorBag bag;
   for (const WeightSpec& spec : weight_manifest(config)) bag.add(spec.name, spec.shape, dtype);
   bag.write(dir.file("model.safetensors"));

@@ -25,8 +25,7 @@ class LoadAdapter : public ::testing::Test {
  protected:
   LoadAdapter() {
     for (int layer = 0; layer < 2; ++layer) {
-      const std::string path =
-          fmt::format("base_model.model.model.layers.{}.self_attn.q_proj", layer);
+      const std::string path = fmt::format("base_model.model.model.layers.{}.self_attn.q_proj", layer);
       bag_.add(path + ".lora_A.weight", {2, 16}).add(path + ".lora_B.weight", {16, 2});
     }
   }
@@ -72,9 +71,8 @@ TEST_F(LoadAdapter, ReadsAPlainOne) {
 }
 
 TEST_F(LoadAdapter, AcceptsOtherSpellingsOfTensorNames) {
-  for (const std::string prefix :
-       {"", "base_model.", "base_model.model.", "_orig_mod.base_model.model.",
-        "module.base_model.model.", "base_model.model._fsdp_wrapped_module."}) {
+  for (const std::string prefix : {"", "base_model.", "base_model.model.", "_orig_mod.base_model.model.",
+                                   "module.base_model.model.", "base_model.model._fsdp_wrapped_module."}) {
     for (const std::string adapter_name : {"", ".default", ".my-adapter"}) {
       bag_ = TensorBag();
       for (int layer = 0; layer < 2; ++layer) {
@@ -93,11 +91,10 @@ TEST_F(LoadAdapter, SplitsFusedProjectionsWithoutCopying) {
     const std::string path = fmt::format("base_model.model.model.layers.{}.", layer);
     bag_.add(path + "self_attn.qkv_proj.lora_A.weight", {2, 16})
         .add(path + "self_attn.qkv_proj.lora_B.weight", {32, 2});
-    bag_.add(path + "mlp.gate_up_proj.lora_A.weight", {2, 16})
-        .add(path + "mlp.gate_up_proj.lora_B.weight", {48, 2});
+    bag_.add(path + "mlp.gate_up_proj.lora_A.weight", {2, 16}).add(path + "mlp.gate_up_proj.lora_B.weight", {48, 2});
   }
-  const auto adapter = loaded(
-      R"("peft_type":"LORA","r":2,"target_modules":["q_proj","k_proj","v_proj","gate_proj","up_proj"])");
+  const auto adapter =
+      loaded(R"("peft_type":"LORA","r":2,"target_modules":["q_proj","k_proj","v_proj","gate_proj","up_proj"])");
   EXPECT_THAT(adapter->warnings, IsEmpty());
   const LoraDelta &q = delta(*adapter, 0, Proj::kQ), &k = delta(*adapter, 0, Proj::kK),
                   &v = delta(*adapter, 0, Proj::kV);
@@ -110,21 +107,14 @@ TEST_F(LoadAdapter, SplitsFusedProjectionsWithoutCopying) {
 }
 
 TEST_F(LoadAdapter, ScalingFollowsPatterns) {
-  const auto adapter =
-      loaded(kList + R"(,"alpha_pattern":{"layers.1.self_attn.q_proj":5,"q_proj":7})");
+  const auto adapter = loaded(kList + R"(,"alpha_pattern":{"layers.1.self_attn.q_proj":5,"q_proj":7})");
   EXPECT_EQ(delta(*adapter, 0, Proj::kQ).scaling, 3.5);
   EXPECT_EQ(delta(*adapter, 1, Proj::kQ).scaling, 2.5);
   EXPECT_EQ(
-      delta(*loaded(R"("peft_type":"LORA","r":2,"lora_alpha":2.5,"target_modules":["q_proj"])"), 0,
-            Proj::kQ)
-          .scaling,
+      delta(*loaded(R"("peft_type":"LORA","r":2,"lora_alpha":2.5,"target_modules":["q_proj"])"), 0, Proj::kQ).scaling,
       1.25);
-  EXPECT_DOUBLE_EQ(delta(*loaded(kList + R"(,"use_rslora":true)"), 0, Proj::kQ).scaling,
-                   6 / std::sqrt(2.0));
-  EXPECT_EQ(delta(*loaded(R"("peft_type":"LORA","lora_alpha":6,"target_modules":["q_proj"])"), 0,
-                  Proj::kQ)
-                .rank,
-            2);
+  EXPECT_DOUBLE_EQ(delta(*loaded(kList + R"(,"use_rslora":true)"), 0, Proj::kQ).scaling, 6 / std::sqrt(2.0));
+  EXPECT_EQ(delta(*loaded(R"("peft_type":"LORA","lora_alpha":6,"target_modules":["q_proj"])"), 0, Proj::kQ).rank, 2);
 }
 
 TEST_F(LoadAdapter, WarnsWhereFileAndConfigDisagree) {
@@ -132,19 +122,15 @@ TEST_F(LoadAdapter, WarnsWhereFileAndConfigDisagree) {
               ElementsAre(HasSubstr("\"^q_proj\" matches no module")));
   EXPECT_THAT(loaded(R"("peft_type":"LORA","r":2,"target_modules":["q_proj","v_proj"])")->warnings,
               ElementsAre(HasSubstr("2 modules without tensors: model.layers.0.self_attn.v_proj")));
-  EXPECT_THAT(loaded(R"("peft_type":"LORA","r":2,"target_modules":["k_proj"])")->warnings.size(),
-              2u);
-  EXPECT_THAT(loaded(kList + R"(,"new_feature":1)")->warnings,
-              ElementsAre(HasSubstr("unknown key \"new_feature\"")));
-  EXPECT_THAT(loaded(kList + R"(,"fan_in_fan_out":true)")->warnings,
-              ElementsAre(HasSubstr("fan_in_fan_out")));
+  EXPECT_THAT(loaded(R"("peft_type":"LORA","r":2,"target_modules":["k_proj"])")->warnings.size(), 2u);
+  EXPECT_THAT(loaded(kList + R"(,"new_feature":1)")->warnings, ElementsAre(HasSubstr("unknown key \"new_feature\"")));
+  EXPECT_THAT(loaded(kList + R"(,"fan_in_fan_out":true)")->warnings, ElementsAre(HasSubstr("fan_in_fan_out")));
 }
 
 TEST_F(LoadAdapter, RefusesRanksThatContradict) {
   expect_refused(R"("peft_type":"LORA","r":8,"target_modules":["q_proj"])",
                  "has rank 2, adapter_config.json says 8 (r)");
-  expect_refused(kList + R"(,"rank_pattern":{"layers.1.*":4})",
-                 "says 4 (rank_pattern \"layers.1.*\")");
+  expect_refused(kList + R"(,"rank_pattern":{"layers.1.*":4})", "says 4 (rank_pattern \"layers.1.*\")");
   bag_.add(kQ + ".lora_B.weight", {16, 3});
   expect_refused(kList, "differ in rank");
   bag_.add(kQ + ".lora_B.weight", {16, 2});
@@ -168,8 +154,7 @@ TEST_F(LoadAdapter, RefusesIncompletePairs) {
 
 TEST_F(LoadAdapter, RefusesTensorsThatMatchNothing) {
   for (int layer = 2; layer < 9; ++layer) {
-    bag_.add(fmt::format("base_model.model.model.layers.{}.self_attn.q_proj.lora_A.weight", layer),
-             {2, 16});
+    bag_.add(fmt::format("base_model.model.model.layers.{}.self_attn.q_proj.lora_A.weight", layer), {2, 16});
   }
   expect_refused(kList, "layers.2.self_attn.q_proj.lora_A.weight");
   expect_refused(kList, "and 2 more");
@@ -178,8 +163,7 @@ TEST_F(LoadAdapter, RefusesTensorsThatMatchNothing) {
 }
 
 TEST_F(LoadAdapter, RefusesTensorsOfUnknownKinds) {
-  for (const char* suffix :
-       {".lora_diag.weight", ".lora_C.weight", ".hada_w1_a", ".lora_A.a.b.weight"}) {
+  for (const char* suffix : {".lora_diag.weight", ".lora_C.weight", ".hada_w1_a", ".lora_A.a.b.weight"}) {
     TensorBag keep;
     bag_.add(kQ + suffix, {2});
     expect_refused(kList, suffix);
@@ -227,8 +211,7 @@ TEST_F(LoadAdapter, RefusesVariantsByName) {
   for (const auto& [field, part] : cases) expect_refused(kList + "," + field, part);
   expect_refused(R"("peft_type":"IA3")", "peft_type IA3");
   expect_refused(R"("r":8)", "no \"peft_type\"");
-  expect_refused(R"("peft_type":"LORA","target_modules":"q.*","layers_to_transform":[1])",
-                 "regular expression");
+  expect_refused(R"("peft_type":"LORA","target_modules":"q.*","layers_to_transform":[1])", "regular expression");
 }
 
 TEST_F(LoadAdapter, EmptyVariantKeysAreHarmless) {
@@ -246,10 +229,8 @@ TEST_F(LoadAdapter, RefusesPickleAndNothing) {
   EXPECT_THAT(load_adapter("a", dir_.path(), config_, nullptr).status().message(),
               HasSubstr("no adapter_model.safetensors"));
   dir_.write("adapter_model.bin", "x");
-  EXPECT_THAT(load_adapter("a", dir_.path(), config_, nullptr).status().message(),
-              HasSubstr("safe_serialization"));
-  EXPECT_EQ(load_adapter("a", dir_.file("missing"), config_, nullptr).status().code(),
-            StatusCode::kNotFound);
+  EXPECT_THAT(load_adapter("a", dir_.path(), config_, nullptr).status().message(), HasSubstr("safe_serialization"));
+  EXPECT_EQ(load_adapter("a", dir_.file("missing"), config_, nullptr).status().code(), StatusCode::kNotFound);
   bag_ = TensorBag();
   expect_refused(kList, "holds no adapter tensors");
 }
@@ -261,9 +242,8 @@ TEST_F(LoadAdapter, RefusesFilesBeyondTheLimit) {
 }
 
 TEST_F(LoadAdapter, RefusesResizedVocabularies) {
-  for (const std::string name :
-       {"base_model.model.model.embed_tokens.weight", "base_model.model.lm_head.weight",
-        "base_model.model.model.embed_tokens.base_layer.weight"}) {
+  for (const std::string name : {"base_model.model.model.embed_tokens.weight", "base_model.model.lm_head.weight",
+                                 "base_model.model.model.embed_tokens.base_layer.weight"}) {
     bag_.add(name, {41, 16});
     expect_refused(kList, "has 41 rows, the base has a vocabulary of 40");
     bag_.erase(name);
@@ -284,8 +264,7 @@ TEST_F(LoadAdapter, ModulesToSave) {
 }
 
 TEST_F(LoadAdapter, TrainedTokens) {
-  const std::string rows =
-      "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta";
+  const std::string rows = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta";
   bag_.add(rows, {2, 16});
   const auto adapter = loaded(kList + R"(,"trainable_token_indices":[7,3])");
   EXPECT_THAT(adapter->trained_token_ids, ElementsAre(7, 3));
@@ -295,8 +274,7 @@ TEST_F(LoadAdapter, TrainedTokens) {
   expect_refused(kList + R"(,"trainable_token_indices":[7,40])", "has id 40");
   expect_refused(kList + R"(,"trainable_token_indices":[7,7])", "repeats an id");
   expect_refused(kList + R"(,"trainable_token_indices":[7,-1])", "-1");
-  expect_refused(kList + R"(,"trainable_token_indices":{"other":[1,2]})",
-                 "only embed_tokens and lm_head");
+  expect_refused(kList + R"(,"trainable_token_indices":{"other":[1,2]})", "only embed_tokens and lm_head");
   bag_.erase(rows);
   expect_refused(kList + R"(,"trainable_token_indices":[7,3])", "their rows are not in");
 }
@@ -310,9 +288,7 @@ TEST_F(LoadAdapter, LoraBias) {
 
 TEST_F(LoadAdapter, DoraNeedsTheBaseAndSensibleNorms) {
   for (int layer = 0; layer < 2; ++layer) {
-    bag_.add(fmt::format("base_model.model.model.layers.{}.self_attn.q_proj.lora_magnitude_vector",
-                         layer),
-             {16});
+    bag_.add(fmt::format("base_model.model.model.layers.{}.self_attn.q_proj.lora_magnitude_vector", layer), {16});
   }
   expect_refused(kList, "use_dora false");
   expect_refused(kList + R"(,"use_dora":true)", "needs the base model's weights");

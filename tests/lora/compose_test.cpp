@@ -18,7 +18,8 @@ const std::string kRoot = "tests/golden/fixtures/";
 std::shared_ptr<const Adapter> load(const std::string& base, const std::string& name) {
   const std::string model = kRoot + "models/" + base;
   const auto checkpoint = TensorStore::open_model(model).value();
-  auto adapter = load_adapter(name, kRoot + "adapters/" + base + "__" + name, load_model_config(model).value(), checkpoint.get());
+  auto adapter =
+      load_adapter(name, kRoot + "adapters/" + base + "__" + name, load_model_config(model).value(), checkpoint.get());
   EXPECT_TRUE(adapter.ok()) << adapter.status().message();
   return *adapter;
 }
@@ -32,11 +33,13 @@ std::vector<float> floats(const TensorView& view) {
 // scaling * B A, in f64.
 std::vector<double> dense(const TensorView& a, const TensorView& b, double scaling) {
   const std::vector<float> x = floats(a), y = floats(b);
-  const auto rank = static_cast<size_t>(a.dim(0)), in = static_cast<size_t>(a.dim(1)), out = static_cast<size_t>(b.dim(0));
+  const auto rank = static_cast<size_t>(a.dim(0)), in = static_cast<size_t>(a.dim(1)),
+             out = static_cast<size_t>(b.dim(0));
   std::vector<double> product(out * in);
   for (size_t o = 0; o < out; ++o)
     for (size_t k = 0; k < rank; ++k)
-      for (size_t i = 0; i < in; ++i) product[o * in + i] += scaling * static_cast<double>(y[o * rank + k]) * static_cast<double>(x[k * in + i]);
+      for (size_t i = 0; i < in; ++i)
+        product[o * in + i] += scaling * static_cast<double>(y[o * rank + k]) * static_cast<double>(x[k * in + i]);
   return product;
 }
 void add(std::vector<double>& to, const std::vector<double>& values, double weight) {
@@ -49,8 +52,10 @@ void expect_near(const std::vector<double>& actual, const std::vector<double>& e
 }
 
 TEST(Compose, EveryDeltaIsTheWeightedSum) {
-  const std::vector<WeightedAdapter> parts{{load("llama_mha", "lora_bias"), 0.5}, {load("llama_mha", "rslora_r3"), -1.25},
-                                           {load("llama_mha", "bf16_r16"), 2},   {load("llama_mha", "embed_head"), 0.75},
+  const std::vector<WeightedAdapter> parts{{load("llama_mha", "lora_bias"), 0.5},
+                                           {load("llama_mha", "rslora_r3"), -1.25},
+                                           {load("llama_mha", "bf16_r16"), 2},
+                                           {load("llama_mha", "embed_head"), 0.75},
                                            {load("llama_mha", "embed_rslora"), -3}};
   const auto sum = compose_adapters("all", parts).value();
   EXPECT_EQ(sum->name, "all");
@@ -97,11 +102,14 @@ TEST(Compose, EveryDeltaIsTheWeightedSum) {
 }
 
 TEST(Compose, RanksAddUpAndTheDigestTellsSumsApart) {
-  const auto one = load("llama_mha", "r1"), eight = load("llama_mha", "r8_attention"), head = load("llama_mha", "embed_head");
+  const auto one = load("llama_mha", "r1"), eight = load("llama_mha", "r8_attention"),
+             head = load("llama_mha", "embed_head");
   const auto digest = [](std::vector<WeightedAdapter> parts) { return compose_adapters("s", parts).value()->digest; };
-  EXPECT_EQ(compose_adapters("s", std::vector<WeightedAdapter>{{one, 1}, {eight, 1}, {eight, 1}}).value()->max_rank, 17);
+  EXPECT_EQ(compose_adapters("s", std::vector<WeightedAdapter>{{one, 1}, {eight, 1}, {eight, 1}}).value()->max_rank,
+            17);
   const auto heads = load("llama_mha", "embed_rslora");
-  EXPECT_EQ(compose_adapters("s", std::vector<WeightedAdapter>{{heads, 1}, {heads, 1}}).value()->max_rank, 6) << "the embedding's";
+  EXPECT_EQ(compose_adapters("s", std::vector<WeightedAdapter>{{heads, 1}, {heads, 1}}).value()->max_rank, 6)
+      << "the embedding's";
   EXPECT_EQ(digest({{one, 1}, {eight, 2}}), digest({{one, 1}, {eight, 2}}));
   EXPECT_NE(digest({{one, 1}, {eight, 2}}), digest({{one, 2}, {eight, 1}}));
   EXPECT_NE(digest({{one, 1}}), one->digest);
@@ -142,7 +150,9 @@ TEST(Compose, RefusesWhatIsNoSumByName) {
     EXPECT_FALSE(sum.ok()) << name;
     return sum.status();
   };
-  for (const auto& [name, why] : std::map<std::string, std::string>{{"dora_r4", "DoRA"}, {"modules_to_save", "replaces"}, {"final_norm", "replaces"},
+  for (const auto& [name, why] : std::map<std::string, std::string>{{"dora_r4", "DoRA"},
+                                                                    {"modules_to_save", "replaces"},
+                                                                    {"final_norm", "replaces"},
                                                                     {"tokens", "trained token rows"}}) {
     const Status status = refusal(name);
     EXPECT_EQ(status.code(), StatusCode::kUnsupported);

@@ -42,8 +42,7 @@ class PeftFixture : public testing::TestWithParam<std::string> {
     auto adapter = load_adapter(GetParam(), join_path(kRoot, GetParam()), config_, base_.get());
     ASSERT_TRUE(adapter.ok()) << adapter.status().message();
     adapter_ = *adapter;
-    auto expected =
-        TensorStore::open_file(join_path(join_path(kRoot, GetParam()), "expected.safetensors"));
+    auto expected = TensorStore::open_file(join_path(join_path(kRoot, GetParam()), "expected.safetensors"));
     ASSERT_TRUE(expected.ok()) << expected.status().message();
     expected_ = *expected;
   }
@@ -56,8 +55,7 @@ class PeftFixture : public testing::TestWithParam<std::string> {
 TEST_P(PeftFixture, GivesTheWeightsPeftGives) {
   const std::vector<std::string> changed = changed_tensors(*adapter_, config_);
   std::set<std::string> names(changed.begin(), changed.end());
-  for (const auto& [name, view] : expected_->tensors())
-    EXPECT_TRUE(names.contains(name)) << name << " is unchanged";
+  for (const auto& [name, view] : expected_->tensors()) EXPECT_TRUE(names.contains(name)) << name << " is unchanged";
   for (const std::string& name : changed) {
     const TensorView* expected = expected_->find(name);
     // A replacement that happens to equal the base is not listed as changed by the script.
@@ -65,11 +63,10 @@ TEST_P(PeftFixture, GivesTheWeightsPeftGives) {
     ASSERT_NE(expected, nullptr) << name;
     std::vector<float> want(static_cast<size_t>(expected->num_elements()));
     expected->copy_to(want.data());
-    const auto width =
-        want.size() / static_cast<size_t>(expected->num_dims() == 2 ? expected->dim(0) : 1);
+    const auto width = want.size() / static_cast<size_t>(expected->num_dims() == 2 ? expected->dim(0) : 1);
     std::vector<float> got(want.size());
-    const Status status = visit_merged_tensor(
-        name, *adapter_, config_, *base_, [&](int64_t first, int64_t count, const float* rows) {
+    const Status status =
+        visit_merged_tensor(name, *adapter_, config_, *base_, [&](int64_t first, int64_t count, const float* rows) {
           std::copy(rows, rows + static_cast<size_t>(count) * width,
                     got.begin() + static_cast<ptrdiff_t>(static_cast<size_t>(first) * width));
           return Status();

@@ -134,8 +134,11 @@ TEST(HostTier, NewOnesWaitForEachOther) {
 
 TEST(HostTier, OneThatIsLargerThanTheBudgetIsRefused) {
   World world(1024);
-  EXPECT_EQ(world.tier->add(std::make_shared<FakeSource>("a", 2048), 2048).status().code(), StatusCode::kResourceExhausted);
-  EXPECT_EQ(world.tier->add(std::make_shared<FakeSource>("a", 2048), 10).status().code(), StatusCode::kResourceExhausted) << "expected to be small";
+  EXPECT_EQ(world.tier->add(std::make_shared<FakeSource>("a", 2048), 2048).status().code(),
+            StatusCode::kResourceExhausted);
+  EXPECT_EQ(world.tier->add(std::make_shared<FakeSource>("a", 2048), 10).status().code(),
+            StatusCode::kResourceExhausted)
+      << "expected to be small";
   EXPECT_EQ(world.tier->stats().bytes, 0);
 }
 
@@ -160,8 +163,7 @@ TEST(HostTier, CallersThatComeTogetherShareOneRead) {
   world.add("a", 1024, std::chrono::milliseconds(50)), world.add("b");
   std::vector<std::thread> threads;
   std::atomic<int> good{0};
-  for (int i = 0; i < 4; ++i)
-    threads.emplace_back([&] { good += world.adapters["a"]->get().ok(); });
+  for (int i = 0; i < 4; ++i) threads.emplace_back([&] { good += world.adapters["a"]->get().ok(); });
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(good, 4);
   EXPECT_EQ(world.sources["a"]->reads, 2);
@@ -181,7 +183,9 @@ TEST(HostTier, ManyThreadsKeepTheBooks) {
       Rng rng(seed);
       for (int i = 0; i < 500; ++i) {
         HostAdapter& adapter = *adapters[rng.below(adapters.size())];
-        if (const auto content = rng.below(4) == 0 ? adapter.try_get() : adapter.get().value(); content && content->name != adapter.name()) ++wrong;
+        if (const auto content = rng.below(4) == 0 ? adapter.try_get() : adapter.get().value();
+            content && content->name != adapter.name())
+          ++wrong;
         if (rng.below(50) == 0) world.tier->drop_all();
       }
     });
@@ -213,7 +217,8 @@ TEST(AdapterDirectory, RefusesWhatItWasNot) {
   EXPECT_TRUE(source.available());
   const std::string digest = source.read().value()->digest;
   EXPECT_EQ(source.read().value()->digest, digest);
-  fs::copy_file(demo + "math/adapter_model.safetensors", dir.file("x/adapter_model.safetensors"), fs::copy_options::overwrite_existing);
+  fs::copy_file(demo + "math/adapter_model.safetensors", dir.file("x/adapter_model.safetensors"),
+                fs::copy_options::overwrite_existing);
   EXPECT_FALSE(source.available());
   EXPECT_EQ(source.read().status().code(), StatusCode::kDataLoss);
   fs::remove_all(dir.file("x"));

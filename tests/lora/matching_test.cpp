@@ -35,8 +35,8 @@ TEST(PythonRegex, MatchesAsPythonDoes) {
 }
 
 TEST(PythonRegex, RefusesWhatPythonLacksOrMeansOtherwise) {
-  for (const char* pattern : {"(", "[", "\\", "(?R)", "(?1)", "(*FAIL)", R"(\K)", R"(\Qa\E)",
-                              R"(\p{L})", R"(\h)", "(?C1)", "(?|a)", "*a", "(?a)x"}) {
+  for (const char* pattern : {"(", "[", "\\", "(?R)", "(?1)", "(*FAIL)", R"(\K)", R"(\Qa\E)", R"(\p{L})", R"(\h)",
+                              "(?C1)", "(?|a)", "*a", "(?a)x"}) {
     EXPECT_FALSE(PythonRegex::compile(pattern).ok()) << pattern;
   }
   EXPECT_FALSE(PythonRegex::compile(std::string(5000, 'a')).ok());
@@ -59,15 +59,13 @@ bool key_matches(const std::string& key, const std::string& module) {
 
 TEST(PatternKey, HasPeftSemantics) {
   const std::string q = "model.layers.0.self_attn.q_proj";
-  for (const char* key :
-       {"q_proj", "self_attn.q_proj", "layers.0.self_attn.q_proj",
-        "model.layers.0.self_attn.q_proj", R"(^model\.layers\.0\.self_attn\.q_proj)",
-        R"(.*\.self_attn\..*)", ".*", "k_proj|q_proj", "self_attn_q_proj|layers.0.self_attn.q_proj",
-        "[qk]_proj", "self.attn.q_proj"}) {
+  for (const char* key : {"q_proj", "self_attn.q_proj", "layers.0.self_attn.q_proj", "model.layers.0.self_attn.q_proj",
+                          R"(^model\.layers\.0\.self_attn\.q_proj)", R"(.*\.self_attn\..*)", ".*", "k_proj|q_proj",
+                          "self_attn_q_proj|layers.0.self_attn.q_proj", "[qk]_proj", "self.attn.q_proj"}) {
     EXPECT_TRUE(key_matches(key, q)) << key;
   }
-  for (const char* key : {"^q_proj", "proj", "_proj", "layers.1.self_attn.q_proj",
-                          "xmodel.layers.0.self_attn.q_proj", "q_proj.x", "attn.q_proj"}) {
+  for (const char* key : {"^q_proj", "proj", "_proj", "layers.1.self_attn.q_proj", "xmodel.layers.0.self_attn.q_proj",
+                          "q_proj.x", "attn.q_proj"}) {
     EXPECT_FALSE(key_matches(key, q)) << key;
   }
 }
@@ -79,13 +77,10 @@ ModuleMatcher matcher(const std::string& fields) {
   EXPECT_TRUE(result.ok()) << result.status().message();
   return *result;
 }
-bool targeted(const std::string& fields, const std::string& module) {
-  return *matcher(fields).is_targeted(module);
-}
+bool targeted(const std::string& fields, const std::string& module) { return *matcher(fields).is_targeted(module); }
 
 TEST(ModuleMatcher, ListsMatchNamesAndDottedEndings) {
-  const std::string list =
-      R"("target_modules":["q_proj","mlp.up_proj","model.layers.1.self_attn.o_proj"])";
+  const std::string list = R"("target_modules":["q_proj","mlp.up_proj","model.layers.1.self_attn.o_proj"])";
   EXPECT_TRUE(targeted(list, "model.layers.0.self_attn.q_proj"));
   EXPECT_TRUE(targeted(list, "model.layers.0.mlp.up_proj"));
   EXPECT_TRUE(targeted(list, "model.layers.1.self_attn.o_proj"));
@@ -113,17 +108,14 @@ TEST(ModuleMatcher, ExclusionsAndSavedModulesWin) {
 }
 
 TEST(ModuleMatcher, LayersToTransform) {
-  const std::string list =
-      R"("target_modules":["q_proj","model.layers.5.mlp.up_proj"],"layers_to_transform":)";
+  const std::string list = R"("target_modules":["q_proj","model.layers.5.mlp.up_proj"],"layers_to_transform":)";
   EXPECT_TRUE(targeted(list + "[1,3]", "model.layers.3.self_attn.q_proj"));
   EXPECT_FALSE(targeted(list + "[1,3]", "model.layers.2.self_attn.q_proj"));
   EXPECT_TRUE(targeted(list + "2", "model.layers.2.self_attn.q_proj"));
   EXPECT_FALSE(targeted(list + "2", "decoder.q_proj"));               // no index
   EXPECT_TRUE(targeted(list + "[1]", "model.layers.5.mlp.up_proj"));  // named in full
-  EXPECT_TRUE(
-      targeted(list + "[1]" + R"(,"layers_pattern":"layers")", "model.layers.1.self_attn.q_proj"));
-  EXPECT_FALSE(
-      targeted(list + "[1]" + R"(,"layers_pattern":["h"])", "model.layers.1.self_attn.q_proj"));
+  EXPECT_TRUE(targeted(list + "[1]" + R"(,"layers_pattern":"layers")", "model.layers.1.self_attn.q_proj"));
+  EXPECT_FALSE(targeted(list + "[1]" + R"(,"layers_pattern":["h"])", "model.layers.1.self_attn.q_proj"));
 }
 
 TEST(ModuleMatcher, SavedModulesMatchPlainEndings) {

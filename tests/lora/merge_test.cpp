@@ -19,8 +19,7 @@ using testing::TensorBag;
 using testing::to_floats;
 
 struct Model {
-  explicit Model(const std::string& fields = "", DType dtype = DType::kF32)
-      : config(testing::tiny_config(fields)) {
+  explicit Model(const std::string& fields = "", DType dtype = DType::kF32) : config(testing::tiny_config(fields)) {
     testing::write_base(dir, config, testing::tiny_config_json(fields), dtype);
     dir.write("tokenizer.json", "{}");
     dir.write("pytorch_model.bin", "x");
@@ -37,8 +36,7 @@ struct Model {
 };
 
 // A random adapter made by init_adapter.
-std::shared_ptr<const Adapter> random_adapter(const Model& model, const TempDir& dir,
-                                              const InitOptions& options) {
+std::shared_ptr<const Adapter> random_adapter(const Model& model, const TempDir& dir, const InitOptions& options) {
   const Status status = init_adapter(model.config, options, dir.path(), model.store.get());
   EXPECT_TRUE(status.ok()) << status.message();
   return model.load(dir);
@@ -47,8 +45,8 @@ std::shared_ptr<const Adapter> random_adapter(const Model& model, const TempDir&
 TEST(MergeAdapter, AddsTheDeltaAndCopiesTheRest) {
   const Model model;
   TempDir adapter_dir, out;
-  const auto adapter = random_adapter(
-      model, adapter_dir, {.rank = 3, .targets = {"q_proj", "down_proj"}, .b_scale = 1.0});
+  const auto adapter =
+      random_adapter(model, adapter_dir, {.rank = 3, .targets = {"q_proj", "down_proj"}, .b_scale = 1.0});
   const auto report = merge_adapter(model.dir.path(), *adapter, out.file("merged"));
   ASSERT_TRUE(report.ok()) << report.status().message();
   EXPECT_EQ(report->tensors.size(), 4u);
@@ -56,8 +54,8 @@ TEST(MergeAdapter, AddsTheDeltaAndCopiesTheRest) {
   const auto merged = *TensorStore::open_model(out.file("merged"));
   EXPECT_TRUE(check_weights(*load_model_config(out.file("merged")), *merged).ok());
   const LoraDelta& delta = *adapter->layers[1][static_cast<size_t>(Proj::kDown)];
-  const auto w = to_floats(*model.store->find("model.layers.1.mlp.down_proj.weight")),
-             a = to_floats(delta.a), b = to_floats(delta.b);
+  const auto w = to_floats(*model.store->find("model.layers.1.mlp.down_proj.weight")), a = to_floats(delta.a),
+             b = to_floats(delta.b);
   const auto got = to_floats(*merged->find("model.layers.1.mlp.down_proj.weight"));
   for (size_t row = 0; row < 16; ++row) {
     for (size_t column = 0; column < 24; ++column) {
@@ -66,8 +64,7 @@ TEST(MergeAdapter, AddsTheDeltaAndCopiesTheRest) {
       EXPECT_NEAR(got[row * 24 + column], want, 1e-5);
     }
   }
-  EXPECT_EQ(to_floats(*merged->find("lm_head.weight")),
-            to_floats(*model.store->find("lm_head.weight")));
+  EXPECT_EQ(to_floats(*merged->find("lm_head.weight")), to_floats(*model.store->find("lm_head.weight")));
   EXPECT_TRUE(std::filesystem::exists(out.file("merged/tokenizer.json")));
   EXPECT_FALSE(std::filesystem::exists(out.file("merged/pytorch_model.bin")));
   EXPECT_THAT(render_merge_report(*report), HasSubstr("4 tensors changed"));
@@ -83,23 +80,19 @@ TEST(MergeAdapter, ReportsWhatRoundingCosts) {
   ASSERT_TRUE(report.ok()) << report.status().message();
   EXPECT_GT(report->total.relative(), 1e-5);
   EXPECT_LT(report->total.relative(), 0.1);
-  EXPECT_EQ((*TensorStore::open_model(out.file("a")))->find("model.norm.weight")->dtype(),
-            DType::kBF16);
-  const auto wide =
-      merge_adapter(model.dir.path(), *adapter, out.file("b"), {.dtype = DType::kF32});
+  EXPECT_EQ((*TensorStore::open_model(out.file("a")))->find("model.norm.weight")->dtype(), DType::kBF16);
+  const auto wide = merge_adapter(model.dir.path(), *adapter, out.file("b"), {.dtype = DType::kF32});
   ASSERT_TRUE(wide.ok());
   EXPECT_EQ(wide->total.rounding_norm, 0.0);
   EXPECT_EQ(load_model_config(out.file("b"))->dtype, DType::kF32);
-  EXPECT_EQ((*TensorStore::open_model(out.file("b")))->find("model.norm.weight")->dtype(),
-            DType::kF32);
+  EXPECT_EQ((*TensorStore::open_model(out.file("b")))->find("model.norm.weight")->dtype(), DType::kF32);
 }
 
 TEST(MergeAdapter, UntiesTheHeadWhenOnlyOneEndChanges) {
   const Model model(R"("tie_word_embeddings":true)");
   for (const char* target : {"lm_head", "embed_tokens"}) {
     TempDir adapter_dir, out;
-    const auto adapter =
-        random_adapter(model, adapter_dir, {.rank = 2, .targets = {target}, .b_scale = 1.0});
+    const auto adapter = random_adapter(model, adapter_dir, {.rank = 2, .targets = {target}, .b_scale = 1.0});
     const auto report = merge_adapter(model.dir.path(), *adapter, out.file("m"));
     ASSERT_TRUE(report.ok()) << report.status().message();
     EXPECT_TRUE(report->untied);
@@ -109,17 +102,15 @@ TEST(MergeAdapter, UntiesTheHeadWhenOnlyOneEndChanges) {
     EXPECT_TRUE(check_weights(*config, *merged).ok());
     const auto base = to_floats(*model.store->find("model.embed_tokens.weight"));
     EXPECT_EQ(to_floats(*merged->find("lm_head.weight")) == base, target != std::string("lm_head"));
-    EXPECT_EQ(to_floats(*merged->find("model.embed_tokens.weight")) == base,
-              target != std::string("embed_tokens"));
+    EXPECT_EQ(to_floats(*merged->find("model.embed_tokens.weight")) == base, target != std::string("embed_tokens"));
   }
 }
 
 TEST(MergeAdapter, TrainedTokensKeepTheTie) {
   const Model model(R"("tie_word_embeddings":true)");
   TempDir adapter_dir, out;
-  adapter_dir.write(
-      "adapter_config.json",
-      R"({"peft_type":"LORA","r":2,"target_modules":["q_proj"],"trainable_token_indices":[5]})");
+  adapter_dir.write("adapter_config.json",
+                    R"({"peft_type":"LORA","r":2,"target_modules":["q_proj"],"trainable_token_indices":[5]})");
   TensorBag bag;
   bag.add("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", {1, 16});
   bag.write(adapter_dir.file("adapter_model.safetensors"));
@@ -129,15 +120,13 @@ TEST(MergeAdapter, TrainedTokensKeepTheTie) {
   EXPECT_FALSE(report->untied);
   const auto merged = *TensorStore::open_model(out.file("m"));
   EXPECT_EQ(merged->find("lm_head.weight"), nullptr);
-  EXPECT_EQ(to_floats(merged->find("model.embed_tokens.weight")->slice(5, 6)),
-            to_floats(adapter->trained_token_rows));
+  EXPECT_EQ(to_floats(merged->find("model.embed_tokens.weight")->slice(5, 6)), to_floats(adapter->trained_token_rows));
 }
 
 TEST(MergeAdapter, BiasNeedsAPlaceInTheModel) {
   TempDir adapter_dir, out;
   const Model plain;
-  const auto adapter =
-      random_adapter(plain, adapter_dir, {.rank = 2, .targets = {"q_proj"}, .lora_bias = true});
+  const auto adapter = random_adapter(plain, adapter_dir, {.rank = 2, .targets = {"q_proj"}, .lora_bias = true});
   const auto report = merge_adapter(plain.dir.path(), *adapter, out.file("m"));
   ASSERT_FALSE(report.ok());
   EXPECT_THAT(report.status().message(), HasSubstr("lora_bias"));
@@ -147,8 +136,7 @@ TEST(MergeAdapter, BiasNeedsAPlaceInTheModel) {
   const auto merged = *TensorStore::open_model(out.file("m"));
   const auto before = to_floats(*biased.store->find("model.layers.0.self_attn.q_proj.bias"));
   const auto added = to_floats(adapter->layers[0][0]->bias);
-  EXPECT_NEAR(to_floats(*merged->find("model.layers.0.self_attn.q_proj.bias"))[3],
-              before[3] + 2 * added[3], 1e-6);
+  EXPECT_NEAR(to_floats(*merged->find("model.layers.0.self_attn.q_proj.bias"))[3], before[3] + 2 * added[3], 1e-6);
 }
 
 TEST(MergeAdapter, RefusesToOverwrite) {
@@ -156,17 +144,14 @@ TEST(MergeAdapter, RefusesToOverwrite) {
   TempDir adapter_dir, out;
   const auto adapter = random_adapter(model, adapter_dir, {.rank = 1});
   ASSERT_TRUE(merge_adapter(model.dir.path(), *adapter, out.path()).ok());  // empty: allowed
-  EXPECT_EQ(merge_adapter(model.dir.path(), *adapter, out.path()).status().code(),
-            StatusCode::kAlreadyExists);
+  EXPECT_EQ(merge_adapter(model.dir.path(), *adapter, out.path()).status().code(), StatusCode::kAlreadyExists);
 }
 
 TEST(MergeAdapter, F16OverflowIsAnError) {
   const Model model;
   TempDir adapter_dir, out;
-  const auto adapter =
-      random_adapter(model, adapter_dir, {.rank = 1, .targets = {"q_proj"}, .b_scale = 1e6});
-  const auto report =
-      merge_adapter(model.dir.path(), *adapter, out.file("m"), {.dtype = DType::kF16});
+  const auto adapter = random_adapter(model, adapter_dir, {.rank = 1, .targets = {"q_proj"}, .b_scale = 1e6});
+  const auto report = merge_adapter(model.dir.path(), *adapter, out.file("m"), {.dtype = DType::kF16});
   ASSERT_FALSE(report.ok());
   EXPECT_THAT(report.status().message(), HasSubstr("overflows f16"));
 }

@@ -21,14 +21,14 @@ using testing::to_floats;
 
 constexpr const char* kFixtures = "tests/lora/fixtures";
 
-std::vector<float> merged_values(const std::string& name, const Adapter& adapter,
-                                 const ModelConfig& config, const TensorStore& base) {
+std::vector<float> merged_values(const std::string& name, const Adapter& adapter, const ModelConfig& config,
+                                 const TensorStore& base) {
   std::vector<float> values;
   const auto width = [&](int64_t) {
     return name.ends_with("down_proj.weight") ? config.intermediate_dim : config.hidden_dim;
   };
-  const Status status = visit_merged_tensor(
-      name, adapter, config, base, [&](int64_t first, int64_t count, const float* rows) {
+  const Status status =
+      visit_merged_tensor(name, adapter, config, base, [&](int64_t first, int64_t count, const float* rows) {
         values.insert(values.end(), rows, rows + count * width(first));
         return Status();
       });
@@ -42,10 +42,9 @@ TEST(SaveAdapter, RoundTripsEveryFixture) {
   for (const auto& entry : std::filesystem::directory_iterator(kFixtures)) {
     const std::string name = entry.path().filename();
     if (!file_exists(entry.path() / "adapter_config.json")) continue;
-    const std::string base_dir =
-        join_path(kFixtures, name.starts_with("tied_")                ? "tied"
-                             : name.find("bias") != std::string::npos ? "biased"
-                                                                      : "base");
+    const std::string base_dir = join_path(kFixtures, name.starts_with("tied_")                ? "tied"
+                                                      : name.find("bias") != std::string::npos ? "biased"
+                                                                                               : "base");
     const ModelConfig config = *load_model_config(base_dir);
     const auto base = *TensorStore::open_model(base_dir);
     const auto before = load_adapter(name, entry.path(), config, base.get());
@@ -63,13 +62,11 @@ TEST(SaveAdapter, RoundTripsEveryFixture) {
                  got = merged_values(tensor, **after, config, *base);
       ASSERT_EQ(want.size(), got.size());
       for (size_t index = 0; index < want.size(); ++index)
-        ASSERT_NEAR(want[index], got[index], 1e-6 * (1 + std::abs(want[index])))
-            << name << " " << tensor;
+        ASSERT_NEAR(want[index], got[index], 1e-6 * (1 + std::abs(want[index]))) << name << " " << tensor;
     }
     // A second generation is the same file: nothing drifts.
     ASSERT_TRUE(save_adapter(**after, config, out.file("b")).ok());
-    EXPECT_EQ(out.read("a/adapter_model.safetensors"), out.read("b/adapter_model.safetensors"))
-        << name;
+    EXPECT_EQ(out.read("a/adapter_model.safetensors"), out.read("b/adapter_model.safetensors")) << name;
     ++checked;
   }
   EXPECT_EQ(checked, 31);
@@ -93,17 +90,16 @@ TEST(SaveAdapter, PlainPeftFilesKeepTheirTensorsBitForBit) {
 TEST(ConvertAdapter, HalvesTheBytesAndReportsTheRounding) {
   const ModelConfig config = *load_model_config(join_path(kFixtures, "base"));
   TempDir out;
-  const auto report = convert_adapter(join_path(kFixtures, "all_linear"), config, nullptr,
-                                      out.path(), {.dtype = DType::kBF16});
+  const auto report =
+      convert_adapter(join_path(kFixtures, "all_linear"), config, nullptr, out.path(), {.dtype = DType::kBF16});
   ASSERT_TRUE(report.ok()) << report.status().message();
   EXPECT_LT(report->bytes_after, report->bytes_before);
   EXPECT_GT(report->largest_rounding, 0);
   EXPECT_LT(report->largest_rounding, 0.01);
   const auto adapter = *load_adapter("x", out.path(), config, nullptr);
   EXPECT_EQ(adapter->layers[0][0]->a.dtype(), DType::kBF16);
-  EXPECT_EQ(
-      convert_adapter(join_path(kFixtures, "plain"), config, nullptr, out.path()).status().code(),
-      StatusCode::kAlreadyExists);
+  EXPECT_EQ(convert_adapter(join_path(kFixtures, "plain"), config, nullptr, out.path()).status().code(),
+            StatusCode::kAlreadyExists);
 }
 
 TEST(ConvertAdapter, MakesPissaLoadWithoutTheBase) {

@@ -19,8 +19,10 @@ using Victim = EvictionOrder::Victim;
 Victim evict(EvictionOrder& order) {
   const Victim victim = *order.next();
   order.evicting(victim);
-  if (victim.page >= 0) order.uncache_page(victim.page, false);
-  else order.uncache_adapter(victim.adapter);
+  if (victim.page >= 0)
+    order.uncache_page(victim.page, false);
+  else
+    order.uncache_adapter(victim.adapter);
   return victim;
 }
 
@@ -168,8 +170,8 @@ TEST(EvictionOrder, ForgettingDropsTheDemandAndReusesThePlace) {
   order.check_integrity();
 }
 
-// The rule once more, summed up anew for each priority and searched for in a list of everything: what the search tree, the lists, the
-// running sums and the decayed counters save.
+// The rule once more, summed up anew for each priority and searched for in a list of everything: what the search tree,
+// the lists, the running sums and the decayed counters save.
 class PlainModel {
  public:
   static constexpr double kHorizon = 30;
@@ -183,7 +185,9 @@ class PlainModel {
   double clock = 0;
 
   std::vector<Cached>::iterator find(AdapterId adapter, PageId page) {
-    return std::find_if(all.begin(), all.end(), [&](const Cached& cached) { return cached.page == page && (page >= 0 || cached.adapter == adapter); });
+    return std::find_if(all.begin(), all.end(), [&](const Cached& cached) {
+      return cached.page == page && (page >= 0 || cached.adapter == adapter);
+    });
   }
   void add(AdapterId adapter, PageId page, bool found, bool touched = false) {
     const bool first = page < 0 || num_pages(adapter, found) == 0;
@@ -206,9 +210,12 @@ class PlainModel {
     turn = (turn + 1) % families.size();
     compute(families[turn]);
   }
-  double priority(const Cached& cached) const { return cached.base + (cached.page >= 0 ? 4 * page_uses(cached.found) : cached.value); }
+  double priority(const Cached& cached) const {
+    return cached.base + (cached.page >= 0 ? 4 * page_uses(cached.found) : cached.value);
+  }
   const Cached& next() const {
-    return *std::min_element(all.begin(), all.end(), [&](const Cached& a, const Cached& b) { return priority(a) < priority(b); });
+    return *std::min_element(all.begin(), all.end(),
+                             [&](const Cached& a, const Cached& b) { return priority(a) < priority(b); });
   }
 
  private:
@@ -223,10 +230,13 @@ class PlainModel {
 
   double weight(size_t request) const { return std::exp(-static_cast<double>(requests.size() - request) / kHorizon); }
   double count(bool found) const {
-    return static_cast<double>(std::count_if(all.begin(), all.end(), [&](const Cached& cached) { return cached.page >= 0 && cached.found == found; }));
+    return static_cast<double>(std::count_if(
+        all.begin(), all.end(), [&](const Cached& cached) { return cached.page >= 0 && cached.found == found; }));
   }
   int64_t num_pages(AdapterId adapter, bool found) const {
-    return std::count_if(all.begin(), all.end(), [&](const Cached& cached) { return cached.page >= 0 && cached.adapter == adapter && cached.found == found; });
+    return std::count_if(all.begin(), all.end(), [&](const Cached& cached) {
+      return cached.page >= 0 && cached.adapter == adapter && cached.found == found;
+    });
   }
   void know(AdapterId adapter) {
     if (std::find(families.begin(), families.end(), adapter) == families.end()) families.push_back(adapter);
@@ -238,7 +248,8 @@ class PlainModel {
   double uses_of(bool found, bool both) const {
     double sum = 1, exposure = kHorizon;
     for (const Hit& hit : hits) sum += hit.found == found || both ? weight(hit.requests_before) : 0;
-    for (size_t i = 0; i < requests.size(); ++i) exposure += (cached_pages[i][found] + (both ? cached_pages[i][!found] : 0)) * weight(i + 1);
+    for (size_t i = 0; i < requests.size(); ++i)
+      exposure += (cached_pages[i][found] + (both ? cached_pages[i][!found] : 0)) * weight(i + 1);
     return sum / exposure * kHorizon;
   }
   void compute(AdapterId adapter) {
@@ -277,8 +288,10 @@ TEST(EvictionOrder, AgreesWithThePlainModel) {
           }
           break;
         case 2:
-          if (!adapter_cached) order.cache_adapter(adapter), model.add(adapter, -1, false);
-          else order.uncache_adapter(adapter), model.remove(at_adapter, false);
+          if (!adapter_cached)
+            order.cache_adapter(adapter), model.add(adapter, -1, false);
+          else
+            order.uncache_adapter(adapter), model.remove(at_adapter, false);
           break;
         case 3:
           order.note_demand(adapter);

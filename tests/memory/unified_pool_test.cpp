@@ -115,8 +115,10 @@ TEST(UnifiedPool, RandomOperationsKeepEveryInvariant) {
       const auto adapter = static_cast<AdapterId>(rng.below(8));
       switch (rng.below(7)) {
         case 0:
-          if (auto page = pool.alloc_kv()) held.push_back(*page);
-          else EXPECT_EQ(pool.num_available(), 0);
+          if (auto page = pool.alloc_kv())
+            held.push_back(*page);
+          else
+            EXPECT_EQ(pool.num_available(), 0);
           break;
         case 1:
           if (!held.empty()) {
@@ -126,7 +128,8 @@ TEST(UnifiedPool, RandomOperationsKeepEveryInvariant) {
           }
           break;
         case 2:
-          if (!held.empty()) pool.publish_kv(held[rng.below(held.size())], key_of(static_cast<int32_t>(rng.below(40))), kBaseModel);
+          if (!held.empty())
+            pool.publish_kv(held[rng.below(held.size())], key_of(static_cast<int32_t>(rng.below(40))), kBaseModel);
           break;
         case 3:
           if (auto page = pool.find_kv(key_of(static_cast<int32_t>(rng.below(40))))) held.push_back(*page);

@@ -54,9 +54,14 @@ void expect_body(const std::string& stream, int code, const std::string& body, b
 TEST(HttpResponseParser, ReadsEveryKindOfBodyHoweverItIsCut) {
   expect_body("HTTP/1.1 200 OK\r\nContent-Type: a\r\nContent-Length: 5\r\n\r\nhello", 200, "hello", true);
   expect_body("HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n", 200, "", true);
-  expect_body("HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n5;x=y\r\nhello\r\nA\r\n 0123\r\n456\r\n0\r\nTrailer: 1\r\n\r\n", 200, "hello 0123\r\n456", true);
+  expect_body(
+      "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n5;x=y\r\nhello\r\nA\r\n 0123\r\n456\r\n0\r\nTrailer: "
+      "1\r\n\r\n",
+      200, "hello 0123\r\n456", true);
   expect_body("HTTP/1.1 200 OK\r\n\r\nuntil the end", 200, "until the end", false);
-  expect_body("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nA: b\r\n\r\nHTTP/1.1 404 No\r\nContent-Length: 2\r\n\r\nno", 404, "no", true);
+  expect_body(
+      "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nA: b\r\n\r\nHTTP/1.1 404 No\r\nContent-Length: 2\r\n\r\nno",
+      404, "no", true);
   expect_body("HTTP/1.1 204 No Content\r\n\r\n", 204, "", true);
   expect_body("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n", 200, "", true, true);
   expect_body("HTTP/1.1 200 OK\r\nConnection: X, Close\r\nContent-Length: 1\r\n\r\nx", 200, "x", false);
@@ -66,7 +71,8 @@ TEST(HttpResponseParser, ReadsEveryKindOfBodyHoweverItIsCut) {
 }
 
 TEST(HttpResponseParser, ContradictingLengthsEndTheConnection) {
-  expect_body("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n", 200, "x", false);
+  expect_body("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n", 200, "x",
+              false);
 }
 
 TEST(HttpResponseParser, LeavesWhatFollowsTheAnswer) {
@@ -75,15 +81,28 @@ TEST(HttpResponseParser, LeavesWhatFollowsTheAnswer) {
 }
 
 TEST(HttpResponseParser, RefusesMalformedAnswers) {
-  for (const std::string head : {
-           "SSH-2.0-x\r\n", "HTTP/2 200 OK\r\n", "HTTP/1.1 20x OK\r\n", "HTTP/1.1 2000 OK\r\n", "HTTP/1.1 099 OK\r\n", "HTTP/1.1 101 Switching\r\n\r\n",
-           "HTTP/1.1 200 OK\r\n: x\r\n", "HTTP/1.1 200 OK\r\nA b\r\n", "HTTP/1.1 200 OK\r\nA : b\r\n", "HTTP/1.1 200 OK\r\nA: b\r\n folded\r\n",
-           "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 1, 2\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: +1\r\n\r\n",
-           "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n",
-           "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
-           "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\n",
-           "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nxy\r\n",
-           "HTTP/1.1 200 OK\r\nA: b\rc\r\n"}) {
+  for (const std::string head : {"SSH-2.0-x\r\n",
+                                 "HTTP/2 200 OK\r\n",
+                                 "HTTP/1.1 20x OK\r\n",
+                                 "HTTP/1.1 2000 OK\r\n",
+                                 "HTTP/1.1 099 OK\r\n",
+                                 "HTTP/1.1 101 Switching\r\n\r\n",
+                                 "HTTP/1.1 200 OK\r\n: x\r\n",
+                                 "HTTP/1.1 200 OK\r\nA b\r\n",
+                                 "HTTP/1.1 200 OK\r\nA : b\r\n",
+                                 "HTTP/1.1 200 OK\r\nA: b\r\n folded\r\n",
+                                 "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+                                 "HTTP/1.1 200 OK\r\nContent-Length: 1, 2\r\n\r\n",
+                                 "HTTP/1.1 200 OK\r\nContent-Length: +1\r\n\r\n",
+                                 "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+                                 "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n",
+                                 "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+                                 "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+                                 "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n",
+                                 "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\n",
+                                 "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n",
+                                 "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nxy\r\n",
+                                 "HTTP/1.1 200 OK\r\nA: b\rc\r\n"}) {
     for (size_t piece : {size_t{1}, size_t{7}, head.size()}) {
       const Answer answer = parse(head, piece);
       EXPECT_EQ(answer.status.code(), StatusCode::kDataLoss) << head;
@@ -94,8 +113,10 @@ TEST(HttpResponseParser, RefusesMalformedAnswers) {
 }
 
 TEST(HttpResponseParser, AnAnswerThatBreaksOffIsAFailure) {
-  for (const std::string stream : {"", "HTTP/1.1 200", "HTTP/1.1 200 OK\r\nA: b\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nx",
-                                   "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"})
+  for (const std::string stream :
+       {"", "HTTP/1.1 200", "HTTP/1.1 200 OK\r\nA: b\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nx",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"})
     EXPECT_EQ(parse(stream, 4).status.code(), StatusCode::kDataLoss) << stream;
 }
 
@@ -104,9 +125,10 @@ TEST(HttpResponseParser, BoundsHeadersInterimAnswersTrailersAndChunkLines) {
   const std::string chunked = ok + "Transfer-Encoding: chunked\r\n\r\n";
   std::string many, interim;
   for (int i = 0; i < 200; ++i) many += "a: bcdef\r\n", interim += "HTTP/1.1 100 Continue\r\n\r\n";
-  for (const std::string& stream : {ok + "A: " + std::string(2000, 'x'), ok + many, interim, chunked + "0\r\n" + many, chunked + "1;" + std::string(2000, 'x'),
-                                    std::string(2000, 'H')})
-    for (size_t piece : {size_t{1}, size_t{100}, stream.size()}) EXPECT_FALSE(parse(stream, piece).status.ok()) << stream.substr(0, 40);
+  for (const std::string& stream : {ok + "A: " + std::string(2000, 'x'), ok + many, interim, chunked + "0\r\n" + many,
+                                    chunked + "1;" + std::string(2000, 'x'), std::string(2000, 'H')})
+    for (size_t piece : {size_t{1}, size_t{100}, stream.size()})
+      EXPECT_FALSE(parse(stream, piece).status.ok()) << stream.substr(0, 40);
   EXPECT_TRUE(parse(ok + "A: " + std::string(900, 'x') + "\r\nContent-Length: 0\r\n\r\n", 1).status.ok());
 }
 
@@ -122,8 +144,9 @@ TEST(ClientUrl, TakesHostsAddressesAndUnixSockets) {
   EXPECT_EQ(url("unix:/run/a.sock:/v1/models").unix_path, "/run/a.sock");
   EXPECT_EQ(url("unix:/run/a.sock:/v1/models").target, "/v1/models");
   EXPECT_EQ(url("unix:/run/a.sock").target, "/");
-  for (const char* bad : {"", "h:80", "ftp://h", "http://", "http://:80", "http://h:0", "http://h:65536", "http://h:8x", "http://u:p@h/", "http://[::1", "http://[::1]x",
-                          "http://h/a b", "http://h/\r\nX: y", "unix:relative", "unix:"})
+  for (const char* bad :
+       {"", "h:80", "ftp://h", "http://", "http://:80", "http://h:0", "http://h:65536", "http://h:8x", "http://u:p@h/",
+        "http://[::1", "http://[::1]x", "http://h/a b", "http://h/\r\nX: y", "unix:relative", "unix:"})
     EXPECT_FALSE(parse_client_url(bad).ok()) << bad;
 }
 
@@ -133,7 +156,11 @@ TEST(ClientRequest, RefusesWhatWouldBreakTheFraming) {
             "POST /x HTTP/1.1\r\nA: b\r\nHost: h:1\r\nUser-Agent: lorikeet\r\nContent-Length: 2\r\n\r\n{}");
   EXPECT_EQ(format_client_request({.method = "GET", .headers = {{"host", "z"}, {"user-agent", "u"}}}, url).value(),
             "GET /x HTTP/1.1\r\nhost: z\r\nuser-agent: u\r\n\r\n");
-  for (const HttpHeaders& headers : {HttpHeaders{{"A", "b\r\nX: y"}}, {{"A b", "c"}}, {{"", "c"}}, {{"A", std::string(1, '\0')}}, {{"Content-Length", "1"}},
+  for (const HttpHeaders& headers : {HttpHeaders{{"A", "b\r\nX: y"}},
+                                     {{"A b", "c"}},
+                                     {{"", "c"}},
+                                     {{"A", std::string(1, '\0')}},
+                                     {{"Content-Length", "1"}},
                                      {{"transfer-encoding", "chunked"}}})
     EXPECT_FALSE(format_client_request({.headers = headers}, url).ok());
   EXPECT_FALSE(format_client_request({.method = "GET /"}, url).ok());

@@ -22,12 +22,14 @@ struct Answer {
 std::future<Answer> start(HttpClient& client, ClientRequest request, int64_t* id = nullptr) {
   auto answer = std::make_shared<Answer>();
   auto promise = std::make_shared<std::promise<Answer>>();
-  const int64_t number = client.send(std::move(request), {.on_head = [answer](int code, const HttpHeaders&) { answer->code = code; },
-                                                          .on_data = [answer](std::string_view bytes) { answer->body += bytes; },
-                                                          .on_done = [answer, promise](Status status) {
-                                                            answer->status = std::move(status);
-                                                            promise->set_value(*answer);
-                                                          }});
+  const int64_t number =
+      client.send(std::move(request), {.on_head = [answer](int code, const HttpHeaders&) { answer->code = code; },
+                                       .on_data = [answer](std::string_view bytes) { answer->body += bytes; },
+                                       .on_done =
+                                           [answer, promise](Status status) {
+                                             answer->status = std::move(status);
+                                             promise->set_value(*answer);
+                                           }});
   if (id) *id = number;
   return promise->get_future();
 }
@@ -37,13 +39,17 @@ std::unique_ptr<HttpServer> serve(const std::string& address, int shards, HttpSe
   return HttpServer::start(options, {}, std::move(handler)).value();
 }
 
-void echo(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply) { reply->respond({.body = request.method + " " + request.path + " " + request.body}); }
+void echo(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply) {
+  reply->respond({.body = request.method + " " + request.path + " " + request.body});
+}
 
 TEST(ClientAndServer, RequestsShareAConnection) {
   const auto server = serve("127.0.0.1:0", 1, echo);
   const auto client = HttpClient::create().value();
   for (int i = 0; i < 50; ++i) {
-    const Answer answer = start(*client, {.url = "http://" + server->address(0) + "/v1/x", .body = std::string(static_cast<size_t>(i) * 5000, 'b')}).get();
+    const Answer answer = start(*client, {.url = "http://" + server->address(0) + "/v1/x",
+                                          .body = std::string(static_cast<size_t>(i) * 5000, 'b')})
+                              .get();
     ASSERT_TRUE(answer.status.ok()) << answer.status.message();
     EXPECT_EQ(answer.body.size(), 11 + static_cast<size_t>(i) * 5000);
   }
@@ -54,7 +60,8 @@ TEST(ClientAndServer, OverAUnixSocket) {
   testing::TempDir dir;
   const auto server = serve("unix:" + dir.file("s"), 1, echo);
   const auto client = HttpClient::create().value();
-  EXPECT_EQ(start(*client, {.method = "GET", .url = "unix:" + dir.file("s") + ":/v1/models"}).get().body, "GET /v1/models ");
+  EXPECT_EQ(start(*client, {.method = "GET", .url = "unix:" + dir.file("s") + ":/v1/models"}).get().body,
+            "GET /v1/models ");
 }
 
 TEST(ClientAndServer, HundredsOfStreamsAtOnceAllEndComplete) {

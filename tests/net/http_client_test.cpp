@@ -27,7 +27,9 @@ struct Answer {
   Status status;
 };
 
-std::unique_ptr<HttpClient> make_client(const HttpClientOptions& options = {}) { return HttpClient::create(options).value(); }
+std::unique_ptr<HttpClient> make_client(const HttpClientOptions& options = {}) {
+  return HttpClient::create(options).value();
+}
 
 std::future<Answer> start(HttpClient& client, ClientRequest request, int64_t* id = nullptr) {
   struct Pending {
@@ -36,14 +38,18 @@ std::future<Answer> start(HttpClient& client, ClientRequest request, int64_t* id
   };
   auto pending = std::make_shared<Pending>();
   auto future = pending->promise.get_future();
-  const int64_t number = client.send(std::move(request), {.on_head = [pending](int code, const HttpHeaders& headers) {
-    pending->answer.code = code;
-    pending->answer.headers = headers;
-  }, .on_data = [pending](std::string_view bytes) { pending->answer.body += bytes; },
-     .on_done = [pending](Status status) {
-    pending->answer.status = std::move(status);
-    pending->promise.set_value(pending->answer);
-  }});
+  const int64_t number =
+      client.send(std::move(request), {.on_head =
+                                           [pending](int code, const HttpHeaders& headers) {
+                                             pending->answer.code = code;
+                                             pending->answer.headers = headers;
+                                           },
+                                       .on_data = [pending](std::string_view bytes) { pending->answer.body += bytes; },
+                                       .on_done =
+                                           [pending](Status status) {
+                                             pending->answer.status = std::move(status);
+                                             pending->promise.set_value(pending->answer);
+                                           }});
   if (id) *id = number;
   return future;
 }
@@ -78,8 +84,11 @@ TEST(HttpClient, ResolvesNames) {
   RawServer server(echo);
   const auto client = make_client();
   std::vector<std::future<Answer>> answers;
-  for (int i = 0; i < 20; ++i) answers.push_back(start(*client, {.method = "GET", .url = fmt::format("http://localhost:{}/{}", server.port(), i)}));
-  for (int i = 0; i < 20; ++i) EXPECT_EQ(answers[static_cast<size_t>(i)].get().body, fmt::format("GET /{} HTTP/1.1|", i));
+  for (int i = 0; i < 20; ++i)
+    answers.push_back(
+        start(*client, {.method = "GET", .url = fmt::format("http://localhost:{}/{}", server.port(), i)}));
+  for (int i = 0; i < 20; ++i)
+    EXPECT_EQ(answers[static_cast<size_t>(i)].get().body, fmt::format("GET /{} HTTP/1.1|", i));
   const Answer unknown = get(*client, "http://does-not-exist.invalid/");
   EXPECT_EQ(unknown.status.code(), StatusCode::kUnavailable);
   EXPECT_NE(unknown.status.message().find("does-not-exist.invalid"), std::string::npos);
@@ -97,10 +106,13 @@ TEST(HttpClient, DeliversStreamedBytesAsTheyArrive) {
   const auto client = make_client();
   std::promise<std::string> done;
   std::string body;
-  client->send({.url = server.url()}, {.on_data = [&](std::string_view bytes) {
-    if (body.empty()) first_seen.count_down();
-    body += bytes;
-  }, .on_done = [&](Status status) { done.set_value(status.ok() ? body : status.message()); }});
+  client->send({.url = server.url()},
+               {.on_data =
+                    [&](std::string_view bytes) {
+                      if (body.empty()) first_seen.count_down();
+                      body += bytes;
+                    },
+                .on_done = [&](Status status) { done.set_value(status.ok() ? body : status.message()); }});
   EXPECT_EQ(done.get_future().get(), "onetwo");
 }
 
@@ -148,18 +160,23 @@ TEST(HttpClient, SendsNothingBeforeItsTime) {
   std::promise<Status> done;
   bool answered = false;
   client->send({.url = server.url(), .body = "x", .timeout = 60s, .not_before = due},
-               {.on_start = [&] {
-                  EXPECT_FALSE(answered);
-                  started.set_value(Clock::now());
-                },
-                .on_head = [&](int, const HttpHeaders&) { answered = true; }, .on_done = [&](Status status) { done.set_value(std::move(status)); }});
+               {.on_start =
+                    [&] {
+                      EXPECT_FALSE(answered);
+                      started.set_value(Clock::now());
+                    },
+                .on_head = [&](int, const HttpHeaders&) { answered = true; },
+                .on_done = [&](Status status) { done.set_value(std::move(status)); }});
   EXPECT_TRUE(done.get_future().get().ok());
   EXPECT_GE(started.get_future().get(), due);
   // The timeout starts when it is sent: a request may be handed over long before.
   std::promise<Status> late;
-  const int64_t id = client->send({.url = server.url(), .timeout = 60s, .not_before = Clock::now() + 61s}, {.on_start = [] { FAIL(); }, .on_done = [&](Status status) { late.set_value(std::move(status)); }});
+  const int64_t id =
+      client->send({.url = server.url(), .timeout = 60s, .not_before = Clock::now() + 61s},
+                   {.on_start = [] { FAIL(); }, .on_done = [&](Status status) { late.set_value(std::move(status)); }});
   std::promise<Status> malformed;
-  client->send({.url = "nonsense", .not_before = Clock::now() + 60s}, {.on_start = [] { FAIL(); }, .on_done = [&](Status status) { malformed.set_value(std::move(status)); }});
+  client->send({.url = "nonsense", .not_before = Clock::now() + 60s},
+               {.on_start = [] { FAIL(); }, .on_done = [&](Status status) { malformed.set_value(std::move(status)); }});
   EXPECT_EQ(malformed.get_future().get().code(), StatusCode::kInvalidArgument) << "known at once";
   auto cancelled_one = late.get_future();
   EXPECT_EQ(cancelled_one.wait_for(0s), std::future_status::timeout);
@@ -220,7 +237,8 @@ TEST(HttpClient, ReportsWhyThereIsNoAnswer) {
       if (!request) return;
       if (request->starts_with("GET /broken")) peer.write("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc");
       if (request->starts_with("GET /ssh")) peer.write("SSH-2.0-OpenSSH\r\n");
-      if (request->starts_with("GET /headers")) peer.write("HTTP/1.1 200 OK\r\nA: " + std::string(5000, 'x') + "\r\n\r\n");
+      if (request->starts_with("GET /headers"))
+        peer.write("HTTP/1.1 200 OK\r\nA: " + std::string(5000, 'x') + "\r\n\r\n");
     });
     port = server.port();
     for (const char* path : {"/broken", "/ssh", "/headers", "/nothing"}) {
@@ -310,9 +328,11 @@ struct TlsFiles {
     X509_gmtime_adj(X509_getm_notBefore(cert), -3600);
     X509_gmtime_adj(X509_getm_notAfter(cert), 3600);
     X509_set_pubkey(cert, key);
-    X509_NAME_add_entry_by_txt(X509_get_subject_name(cert), "CN", MBSTRING_ASC, reinterpret_cast<const unsigned char*>(name), -1, -1, 0);
+    X509_NAME_add_entry_by_txt(X509_get_subject_name(cert), "CN", MBSTRING_ASC,
+                               reinterpret_cast<const unsigned char*>(name), -1, -1, 0);
     X509_set_issuer_name(cert, X509_get_subject_name(cert));
-    X509_EXTENSION* names = X509V3_EXT_conf_nid(nullptr, nullptr, NID_subject_alt_name, (std::string("DNS:") + name).c_str());
+    X509_EXTENSION* names =
+        X509V3_EXT_conf_nid(nullptr, nullptr, NID_subject_alt_name, (std::string("DNS:") + name).c_str());
     X509_add_ext(cert, names, -1);
     X509_EXTENSION_free(names);
     X509_sign(cert, key, EVP_sha256());
@@ -341,7 +361,8 @@ TEST(HttpClient, SpeaksTlsAndChecksChainAndName) {
   EXPECT_LE(server.num_connections(), 2);  // a session ticket after an answer costs one connection
   EXPECT_EQ(get(*make_client(), url).status.code(), StatusCode::kUnavailable);  // not an authority of the system
   const std::string other = fmt::format("https://localhost:{}/", impostor.port());
-  EXPECT_EQ(get(*make_client({.tls_ca = wrong.certificate}), other).status.code(), StatusCode::kUnavailable);  // not its name
+  EXPECT_EQ(get(*make_client({.tls_ca = wrong.certificate}), other).status.code(),
+            StatusCode::kUnavailable);  // not its name
   EXPECT_TRUE(get(*make_client({.verify_tls = false}), other).status.ok());
   EXPECT_FALSE(HttpClient::create({.tls_ca = "/does/not/exist"}).ok());
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sizes, times, rates and numbers of connections.
-#include <sys/resource.h>
 #include <fcntl.h>
+#include <sys/resource.h>
 
 #include <ctime>
 
@@ -31,7 +31,8 @@ TEST(HttpLimits, BodyBytes) {
   HttpServerOptions options = local_options();
   options.limits.max_body_bytes = 1000;
   const auto server = start_server(options, echo);
-  RawClient fits(server->address(0)), declared(server->address(0)), expecting(server->address(0)), chunked(server->address(0));
+  RawClient fits(server->address(0)), declared(server->address(0)), expecting(server->address(0)),
+      chunked(server->address(0));
   fits.send(post("/", std::string(1000, 'x')));
   EXPECT_EQ(fits.read().status, 200);
   declared.send("POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 1001\r\n\r\n");  // answered before a byte of it
@@ -41,7 +42,8 @@ TEST(HttpLimits, BodyBytes) {
   EXPECT_TRUE(declared.closed());
   expecting.send("POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 1001\r\nExpect: 100-continue\r\n\r\n");
   EXPECT_EQ(expecting.read().status, 413);
-  chunked.send("POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n1f4\r\n" + std::string(500, 'x') + "\r\n1f5\r\n");
+  chunked.send("POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n1f4\r\n" + std::string(500, 'x') +
+               "\r\n1f5\r\n");
   EXPECT_EQ(chunked.read().status, 413);
   EXPECT_TRUE(chunked.closed());
 }
@@ -132,7 +134,8 @@ TEST(HttpLimits, IdleTime) {
 
 TEST(HttpLimits, APendingAnswerHasNoTimeLimit) {
   HttpServerOptions options = local_options();
-  options.limits.idle_timeout = options.limits.header_timeout = options.limits.body_timeout = options.limits.stall_timeout = milliseconds(50);
+  options.limits.idle_timeout = options.limits.header_timeout = options.limits.body_timeout =
+      options.limits.stall_timeout = milliseconds(50);
   std::shared_ptr<HttpReply> held;
   std::atomic<bool> has{false};
   const auto server = start_server(options, [&](HttpRequest, const std::shared_ptr<HttpReply>& reply) {

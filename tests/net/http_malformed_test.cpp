@@ -51,7 +51,7 @@ std::vector<std::pair<std::string, int>> bad_requests() {
       {"G@T / HTTP/1.1\r\nHost: t\r\n\r\n", 400},
       {"GET / HTTP/1.1\nHost: t\n\n", 400},
       {"GET / HTTP/1.1\rHost: t\r\n\r\n", 400},
-      {"GET / HTTP/1.1\r\n\r\n", 400},                              // no Host
+      {"GET / HTTP/1.1\r\n\r\n", 400},  // no Host
       {"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400},
       {"GET / HTTP/1.1\r\nHost: t\r\nBad Name: x\r\n\r\n", 400},
       {"GET / HTTP/1.1\r\nHost: t\r\nName : x\r\n\r\n", 400},
@@ -60,7 +60,7 @@ std::vector<std::pair<std::string, int>> bad_requests() {
       {"GET / HTTP/1.1\r\n Host: t\r\n\r\n", 400},
       {"GET / HTTP/1.1\r\nHost: t\r\nA: \0b\r\n\r\n"s, 400},
       {"GET / HTTP/1.1\r\nHost: t\r\nA: \x01\r\n\r\n", 400},
-      {"\x16\x03\x01\x02", 400},                                    // TLS on a plain port
+      {"\x16\x03\x01\x02", 400},  // TLS on a plain port
       {"GET nothing HTTP/1.1\r\nHost: t\r\n\r\n", 400},
       {"CONNECT t:80 HTTP/1.1\r\nHost: t\r\n\r\n", 400},
       {"GET /%zz HTTP/1.1\r\nHost: t\r\n\r\n", 400},
@@ -84,7 +84,9 @@ std::vector<std::pair<std::string, int>> bad_requests() {
       {start + "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400},
       {start + "Transfer-Encoding: identity\r\n\r\n", 400},
       {start + "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 400},
-      {start + "Transfer-Encoding:\x0b" "chunked\r\n\r\n0\r\n\r\n", 400},
+      {start + "Transfer-Encoding:\x0b"
+               "chunked\r\n\r\n0\r\n\r\n",
+       400},
       {"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400},
       {chunked + "zz\r\n", 400},
       {chunked + "-1\r\n", 400},
@@ -126,7 +128,8 @@ TEST(HttpParser, RefusesMalformedRequestsHoweverTheyArrive) {
 
 TEST(HttpParser, ReadsTheSameRequestHoweverItArrives) {
   const std::string text =
-      "\r\nPOST /p%41th?q HTTP/1.1\r\nHost: t\r\nConnection: close\r\nX-Obs: caf\xe9\r\nTransfer-Encoding: CHUNKED\r\n\r\n"
+      "\r\nPOST /p%41th?q HTTP/1.1\r\nHost: t\r\nConnection: close\r\nX-Obs: caf\xe9\r\nTransfer-Encoding: "
+      "CHUNKED\r\n\r\n"
       "005;a=b\r\nhello\r\n1\r\n!\r\n0\r\nTrailer: 1\r\n\r\n";
   for (size_t step = 1; step <= text.size(); ++step) {
     const Parsed p = parse(text + "NEXT", step);

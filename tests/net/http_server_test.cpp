@@ -34,7 +34,9 @@ TEST(HttpServer, GivesTheHandlerWhatWasSent) {
     echo(std::move(request), reply);
   });
   RawClient client(server->address(0));
-  client.send("GET http://example.com/a%2Fb?q=%20&r HTTP/1.1\r\nHost: example.com\r\nX-Thing:  spaced out \r\nx-thing: two\r\n\r\n");
+  client.send(
+      "GET http://example.com/a%2Fb?q=%20&r HTTP/1.1\r\nHost: example.com\r\nX-Thing:  spaced out \r\nx-thing: "
+      "two\r\n\r\n");
   EXPECT_EQ(client.read().status, 200);
   EXPECT_EQ(seen.target, "http://example.com/a%2Fb?q=%20&r");
   EXPECT_EQ(seen.path, "/a/b");
@@ -71,7 +73,8 @@ TEST(HttpServer, ServesPipelinedRequestsThatAreAnsweredLater) {
   std::string all;
   for (int i = 0; i < 50; ++i) all += post("/" + std::to_string(i), std::string(3000, 'x'));
   std::thread sender([&] { client.send(all); });
-  for (int i = 0; i < 50; ++i) EXPECT_EQ(client.read().body, "POST /" + std::to_string(i) + " " + std::string(3000, 'x'));
+  for (int i = 0; i < 50; ++i)
+    EXPECT_EQ(client.read().body, "POST /" + std::to_string(i) + " " + std::string(3000, 'x'));
   sender.join();
   EXPECT_EQ(most, 1);  // one at a time
 }
@@ -196,7 +199,8 @@ TEST(HttpServer, HandlerFailuresBecome500) {
     if (request.path == "/throw") throw std::runtime_error("secret detail");
     if (request.path == "/throw_odd") throw 42;
     if (request.path == "/drop") return;
-    if (request.path == "/drop_elsewhere") threads.emplace_back([moved = std::move(reply)]() mutable { moved = nullptr; });
+    if (request.path == "/drop_elsewhere")
+      threads.emplace_back([moved = std::move(reply)]() mutable { moved = nullptr; });
     if (request.path == "/throw_after") {
       echo(std::move(request), reply);
       throw std::runtime_error("late");
@@ -238,7 +242,8 @@ TEST(HttpServer, BigBodiesBothWays) {
 }
 
 TEST(HttpServer, Ipv6AndUnixSockets) {
-  const std::string path = (std::filesystem::temp_directory_path() / ("lk_http_" + std::to_string(::getpid()) + ".sock")).string();
+  const std::string path =
+      (std::filesystem::temp_directory_path() / ("lk_http_" + std::to_string(::getpid()) + ".sock")).string();
   HttpServerOptions options = local_options();
   options.listen.push_back({"[::1]:0", false});
   options.listen.push_back({"unix:" + path, false});
@@ -268,7 +273,7 @@ TEST(HttpServer, Ipv6AndUnixSockets) {
     EXPECT_EQ(client.read().status, 200);
   }
   EXPECT_EQ(peers, (std::vector<std::pair<std::string, int>>{{"127.0.0.1", 0}, {"::1", 1}, {"unix", 2}}));
-  struct stat info{};
+  struct stat info {};
   ASSERT_EQ(::stat(path.c_str(), &info), 0);
   EXPECT_EQ(info.st_mode & 0777, 0600U);
   const auto second = HttpServer::start({.listen = {{"unix:" + path, false}}}, nullptr, handler);
@@ -285,7 +290,8 @@ TEST(HttpServer, RefusesBadOptions) {
   };
   const auto listen = [](const std::string& address) { return HttpServerOptions{.listen = {{address, false}}}; };
   EXPECT_NE(error({}), "");
-  for (const char* address : {"", "127.0.0.1", "127.0.0.1:", ":80", "127.0.0.1:99999", "127.0.0.1:8a", "::1:80", "unix:", "nowhere.invalid:80"}) {
+  for (const char* address : {"", "127.0.0.1", "127.0.0.1:", ":80", "127.0.0.1:99999", "127.0.0.1:8a", "::1:80",
+                              "unix:", "nowhere.invalid:80"}) {
     EXPECT_NE(error(listen(address)), "") << address;
   }
   EXPECT_NE(error(listen("unix:" + std::string(200, 'x'))), "");

@@ -300,7 +300,8 @@ TEST(HttpStream, Churn) {
     });
   }
   for (auto& client : clients) client.join();
-  EXPECT_TRUE(eventually([&] { return streams.closed == static_cast<int>(streams.count()) && server->stats().open_connections == 0; }));
+  EXPECT_TRUE(eventually(
+      [&] { return streams.closed == static_cast<int>(streams.count()) && server->stats().open_connections == 0; }));
   stop = true;
   writer.join();
   EXPECT_TRUE(server->wait_idle(std::chrono::seconds(kPatienceSeconds)));

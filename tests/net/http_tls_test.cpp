@@ -24,7 +24,8 @@ class Certificate {
   std::string cert, key;
 
   explicit Certificate(const std::string& name = "once") {
-    const std::filesystem::path folder = std::filesystem::temp_directory_path() / ("lk_tls_" + name + "_" + std::to_string(::getpid()));
+    const std::filesystem::path folder =
+        std::filesystem::temp_directory_path() / ("lk_tls_" + name + "_" + std::to_string(::getpid()));
     std::filesystem::create_directories(folder);
     cert = folder / "cert.pem";
     key = folder / "key.pem";
@@ -39,7 +40,8 @@ class Certificate {
     X509_gmtime_adj(X509_getm_notAfter(x509), 24 * 3600);
     X509_set_pubkey(x509, pair);
     X509_NAME* subject = X509_get_subject_name(x509);
-    X509_NAME_add_entry_by_txt(subject, "CN", MBSTRING_ASC, reinterpret_cast<const unsigned char*>("localhost"), -1, -1, 0);
+    X509_NAME_add_entry_by_txt(subject, "CN", MBSTRING_ASC, reinterpret_cast<const unsigned char*>("localhost"), -1, -1,
+                               0);
     X509_set_issuer_name(x509, subject);
     X509_sign(x509, pair, EVP_sha256());
     std::FILE* f = std::fopen(cert.c_str(), "w");
@@ -87,7 +89,9 @@ class TlsClient {
   bool connected() const { return connected_; }
   std::string version() const { return SSL_get_version(ssl_); }
   RawClient& raw() { return raw_; }
-  bool send(const std::string& bytes) { return SSL_write(ssl_, bytes.data(), static_cast<int>(bytes.size())) == static_cast<int>(bytes.size()); }
+  bool send(const std::string& bytes) {
+    return SSL_write(ssl_, bytes.data(), static_cast<int>(bytes.size())) == static_cast<int>(bytes.size());
+  }
   // Until `end` was read, or the stream ends.
   std::string read_until(const std::string& end) {
     std::string all;
@@ -157,7 +161,8 @@ TEST(HttpTls, ANewCertificateIsForNewConnections) {
   EXPECT_FALSE(TlsClient(server->address(0), 0, outdated).connected());
   EXPECT_TRUE(answers(old)) << "a connection keeps its certificate";
 
-  std::filesystem::copy_file(served.cert, outdated.cert, std::filesystem::copy_options::overwrite_existing);  // what is served now
+  std::filesystem::copy_file(served.cert, outdated.cert,
+                             std::filesystem::copy_options::overwrite_existing);  // what is served now
   std::filesystem::copy_file(Certificate::get().key, served.key, std::filesystem::copy_options::overwrite_existing);
   const Status mismatch = server->reload_tls();
   EXPECT_EQ(mismatch.code(), StatusCode::kInvalidArgument);
@@ -169,7 +174,9 @@ TEST(HttpTls, ANewCertificateIsForNewConnections) {
   EXPECT_TRUE(answers(last));
 }
 
-TEST(HttpTls, ReloadWithoutTlsIsNothing) { EXPECT_TRUE(start_server({.listen = {{.address = "127.0.0.1:0"}}}, echo)->reload_tls().ok()); }
+TEST(HttpTls, ReloadWithoutTlsIsNothing) {
+  EXPECT_TRUE(start_server({.listen = {{.address = "127.0.0.1:0"}}}, echo)->reload_tls().ok());
+}
 
 TEST(HttpTls, StreamsAndDisconnects) {
   std::shared_ptr<HttpReply> stream;

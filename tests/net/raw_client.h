@@ -192,7 +192,8 @@ inline std::string get(const std::string& path, const std::string& fields = "") 
   return "GET " + path + " HTTP/1.1\r\nHost: test\r\n" + fields + "\r\n";
 }
 inline std::string post(const std::string& path, const std::string& body, const std::string& fields = "") {
-  return "POST " + path + " HTTP/1.1\r\nHost: test\r\nContent-Length: " + std::to_string(body.size()) + "\r\n" + fields + "\r\n" + body;
+  return "POST " + path + " HTTP/1.1\r\nHost: test\r\nContent-Length: " + std::to_string(body.size()) + "\r\n" +
+         fields + "\r\n" + body;
 }
 
 }  // namespace lk::testing

@@ -16,12 +16,17 @@ std::vector<std::string> events_of(std::string_view stream, size_t piece) {
 }
 
 TEST(SseParser, GivesTheSameEventsHoweverTheStreamIsCut) {
-  const std::string stream = "\xef\xbb\xbf" "data: one\n\n: comment\r\nid: 7\rdata:two\r\ndata:  three\r\n\r\n\n\ndata\n\ndata: [DONE]\n\ndata: unfinished\n";
+  const std::string stream =
+      "\xef\xbb\xbf"
+      "data: one\n\n: comment\r\nid: 7\rdata:two\r\ndata:  three\r\n\r\n\n\ndata\n\ndata: [DONE]\n\ndata: unfinished\n";
   const std::vector<std::string> expected{"one", "two\n three", "", "[DONE]"};
-  for (size_t piece = 1; piece <= stream.size(); ++piece) EXPECT_EQ(events_of(stream, piece), expected) << "pieces of " << piece;
+  for (size_t piece = 1; piece <= stream.size(); ++piece)
+    EXPECT_EQ(events_of(stream, piece), expected) << "pieces of " << piece;
 }
 
-TEST(SseParser, LoneCarriageReturnsEndLines) { EXPECT_EQ(events_of("data: a\r\rdata: b\r\r", 3), (std::vector<std::string>{"a", "b"})); }
+TEST(SseParser, LoneCarriageReturnsEndLines) {
+  EXPECT_EQ(events_of("data: a\r\rdata: b\r\r", 3), (std::vector<std::string>{"a", "b"}));
+}
 
 TEST(SseParser, RefusesALineLongerThanTheLimitAndStaysRefusing) {
   int events = 0;

@@ -22,7 +22,9 @@ class HashExecutor : public Executor {
   explicit HashExecutor(uint64_t seed, int64_t num_pages) : rng_(seed), slots_(static_cast<size_t>(num_pages * 16)) {}
 
   Micros now() const override { return time; }
-  static uint64_t next_state(uint64_t state, int32_t token) { return mix64(state * 31 + static_cast<uint64_t>(token) + 1); }
+  static uint64_t next_state(uint64_t state, int32_t token) {
+    return mix64(state * 31 + static_cast<uint64_t>(token) + 1);
+  }
   static uint64_t first_state(AdapterId adapter) { return mix64(static_cast<uint64_t>(adapter) + 77); }
   static int32_t token_of(uint64_t state) { return static_cast<int32_t>(mix64(state) % 50); }
   // What a request alone would produce.
@@ -32,14 +34,17 @@ class HashExecutor : public Executor {
     std::vector<int32_t> output;
     while (static_cast<int64_t>(output.size()) < request.max_tokens) {
       output.push_back(token_of(state));
-      if (std::find(request.stop_token_ids.begin(), request.stop_token_ids.end(), output.back()) != request.stop_token_ids.end())
+      if (std::find(request.stop_token_ids.begin(), request.stop_token_ids.end(), output.back()) !=
+          request.stop_token_ids.end())
         break;
       state = next_state(state, output.back());
     }
     return output;
   }
 
-  AdapterFootprint footprint(AdapterId adapter) const override { return {.num_pages = 1 + adapter % 3, .run_length = adapter % 2}; }
+  AdapterFootprint footprint(AdapterId adapter) const override {
+    return {.num_pages = 1 + adapter % 3, .run_length = adapter % 2};
+  }
   void start_load(AdapterId adapter, const AdapterPages&) override { loading_.push_back(adapter); }
   void stage(AdapterId adapter) override { staged.insert(adapter); }
   std::vector<LoadResult> take_finished_loads(bool wait) override {

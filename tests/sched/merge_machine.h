@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A machine with a roofline for a cost model and a clock that only steps move, and a closed loop of requests on it under a merge chooser.
-// With Noise what the chooser sees of the machine is as bad as on a shared one: Outcome::seconds is what the steps cost without it, so that
-// choosers are compared by their decisions, exactly.
+// A machine with a roofline for a cost model and a clock that only steps move, and a closed loop of requests on it
+// under a merge chooser. With Noise what the chooser sees of the machine is as bad as on a shared one: Outcome::seconds
+// is what the steps cost without it, so that choosers are compared by their decisions, exactly.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -27,10 +27,10 @@ struct Machine {
 
 // What measured times suffer from on a shared machine.
 struct Noise {
-  double sigma = 0;               // log-normal, apart for the products and the low-rank part of each step
+  double sigma = 0;                         // log-normal, apart for the products and the low-rank part of each step
   double outliers = 0, outlier_factor = 3;  // share of steps that take so much longer
   double drift = 1, drift_s = 60;  // the machine becomes slower by this factor and recovers, in so many seconds
-  double attention = 0;           // us per row and token of its context: part of a step, but nothing that a chooser is told
+  double attention = 0;  // us per row and token of its context: part of a step, but nothing that a chooser is told
 };
 
 class SimExecutor : public Executor {
@@ -49,7 +49,8 @@ class SimExecutor : public Executor {
   Result<MergeFootprint> merge_footprint(AdapterId adapter) const override {
     const double cost = costs_.at(adapter);
     if (cost == 0) return failed_precondition("nothing to merge");
-    return MergeFootprint{.run_lengths = {merge_pages, merge_pages}, .relative_cost = cost, .build_cost_rows = cost * 500};
+    return MergeFootprint{
+        .run_lengths = {merge_pages, merge_pages}, .relative_cost = cost, .build_cost_rows = cost * 500};
   }
   void start_merge(AdapterId adapter, const MergePages& pages) override {
     EXPECT_EQ(pages.run_begin.size(), 2u);
@@ -62,10 +63,14 @@ class SimExecutor : public Executor {
         ++it;
         continue;
       }
-      MergeResult result{.adapter = it->first, .build_time = static_cast<Micros>(2 * build_work(it->first)),
-                         .engine_time = static_cast<Micros>(build_work(it->first) * slowness()), .build_cost_rows = costs_.at(it->first) * 500};
-      if (refused.contains(it->first)) result.status = failed_precondition("rounding loses too much");
-      else built_.insert(it->first);
+      MergeResult result{.adapter = it->first,
+                         .build_time = static_cast<Micros>(2 * build_work(it->first)),
+                         .engine_time = static_cast<Micros>(build_work(it->first) * slowness()),
+                         .build_cost_rows = costs_.at(it->first) * 500};
+      if (refused.contains(it->first))
+        result.status = failed_precondition("rounding loses too much");
+      else
+        built_.insert(it->first);
       results.push_back(result);
       it = building_.erase(it);
     }
@@ -76,7 +81,8 @@ class SimExecutor : public Executor {
     built_.erase(adapter);
   }
   std::vector<ItemResult> execute(const StepPlan& plan) override {
-    EXPECT_TRUE(plan.merged == kBaseModel || built_.contains(plan.merged)) << "step merged by weights that are not there";
+    EXPECT_TRUE(plan.merged == kBaseModel || built_.contains(plan.merged))
+        << "step merged by weights that are not there";
     std::map<AdapterId, int64_t> rows;
     for (const StepItem& item : plan.items) rows[item.request->adapter] += item.end - item.begin;
     double hot = 0, others = 0, lora = 0, attention = 0;
@@ -121,9 +127,13 @@ class SimExecutor : public Executor {
  private:
   double product(double n) const { return n == 0 ? 0 : std::max(machine_.read, machine_.row * n); }
   double slowness() const {
-    return noise_.drift == 1 ? 1 : std::exp(std::log(noise_.drift) * (0.5 - 0.5 * std::cos(2 * std::numbers::pi * time_ * 1e-6 / noise_.drift_s)));
+    return noise_.drift == 1 ? 1
+                             : std::exp(std::log(noise_.drift) *
+                                        (0.5 - 0.5 * std::cos(2 * std::numbers::pi * time_ * 1e-6 / noise_.drift_s)));
   }
-  double build_work(AdapterId adapter) const { return machine_.build_factor * (2 * machine_.read + costs_.at(adapter) * 500 * machine_.row); }
+  double build_work(AdapterId adapter) const {
+    return machine_.build_factor * (2 * machine_.read + costs_.at(adapter) * 500 * machine_.row);
+  }
   const Machine machine_;
   const std::map<AdapterId, double> costs_;
   const Noise noise_;
@@ -137,7 +147,8 @@ class SimExecutor : public Executor {
 };
 
 struct Workload {
-  int64_t requests = 400, prompt = 8, output = 64, max_running = 32, phase = 0;  // phase > 0: the hot adapter changes after so many
+  int64_t requests = 400, prompt = 8, output = 64, max_running = 32,
+          phase = 0;  // phase > 0: the hot adapter changes after so many
   double share = 0.5, cost = 0.2;
   int64_t adapters = 8;
   QueueKind queue = QueueKind::kFcfs;
@@ -148,12 +159,15 @@ struct Outcome {
   MergeStats stats;
 };
 
-inline Outcome run(const Workload& w, const std::string& chooser, uint64_t seed, const Machine& machine = {}, const Noise& noise = {}) {
+inline Outcome run(const Workload& w, const std::string& chooser, uint64_t seed, const Machine& machine = {},
+                   const Noise& noise = {}) {
   std::map<AdapterId, double> costs;
   for (AdapterId a = 0; a < w.adapters; ++a) costs[a] = w.cost;
   SimExecutor executor(machine, costs, noise, seed);
   UnifiedPool pool(1600);
-  Scheduler scheduler({.max_step_tokens = 512, .max_running = w.max_running, .prefix_cache = false, .queue = {.kind = w.queue}}, pool, executor);
+  Scheduler scheduler(
+      {.max_step_tokens = 512, .max_running = w.max_running, .prefix_cache = false, .queue = {.kind = w.queue}}, pool,
+      executor);
   auto made = make_merge_chooser(chooser);
   EXPECT_TRUE(made) << chooser;
   scheduler.enable_merging({}, std::move(made));
@@ -166,8 +180,12 @@ inline Outcome run(const Workload& w, const std::string& chooser, uint64_t seed,
     // A closed loop with as many waiting as running.
     while (submitted < w.requests && submitted - finished < 2 * w.max_running) {
       const AdapterId hot = w.phase > 0 ? static_cast<AdapterId>(submitted / w.phase % w.adapters) : 0;
-      Request request{.id = submitted++, .adapter = rng.uniform() < w.share ? hot : static_cast<AdapterId>(rng.below(static_cast<uint64_t>(w.adapters))),
-                      .prompt = std::vector<int32_t>(static_cast<size_t>(w.prompt), 1), .max_tokens = 1 + static_cast<int64_t>(rng.below(static_cast<uint64_t>(2 * w.output)))};
+      Request request{.id = submitted++,
+                      .adapter = rng.uniform() < w.share
+                                     ? hot
+                                     : static_cast<AdapterId>(rng.below(static_cast<uint64_t>(w.adapters))),
+                      .prompt = std::vector<int32_t>(static_cast<size_t>(w.prompt), 1),
+                      .max_tokens = 1 + static_cast<int64_t>(rng.below(static_cast<uint64_t>(2 * w.output)))};
       EXPECT_TRUE(scheduler.submit(std::move(request)).ok());
     }
     for (const RequestEvent& event : scheduler.step()) {

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Merge choosers, controller and scheduler on the virtual machine of merge_machine.h: every time below is virtual, so policies are compared
-// exactly.
+// Merge choosers, controller and scheduler on the virtual machine of merge_machine.h: every time below is virtual, so
+// policies are compared exactly.
 #include "merge_machine.h"
 
 namespace lk {
 namespace {
 
-// Products and low-rank parts apart by 15 %, steps that take three times as long, a machine that slows to half and recovers.
+// Products and low-rank parts apart by 15 %, steps that take three times as long, a machine that slows to half and
+// recovers.
 constexpr Noise kNoise{.sigma = 0.15, .outliers = 0.02, .drift = 2, .drift_s = 40};
 
 struct Compared {
@@ -15,25 +16,36 @@ struct Compared {
   double gain() const { return std::min(never, always) / cost.seconds; }
 };
 Compared compare(const Workload& w, uint64_t seed, const Machine& machine = {}, const Noise& noise = {}) {
-  return {run(w, "never", seed, machine, noise).seconds, run(w, "always", seed, machine, noise).seconds, run(w, "cost", seed, machine, noise)};
+  return {run(w, "never", seed, machine, noise).seconds, run(w, "always", seed, machine, noise).seconds,
+          run(w, "cost", seed, machine, noise)};
 }
 std::ostream& operator<<(std::ostream& out, const Compared& c) {
-  return out << "never " << c.never << " always " << c.always << " cost " << c.cost.seconds << " s, builds " << c.cost.stats.num_builds << ", merged steps "
-             << c.cost.stats.num_merged_steps << ", exclusive " << c.cost.stats.num_exclusive_steps;
+  return out << "never " << c.never << " always " << c.always << " cost " << c.cost.seconds << " s, builds "
+             << c.cost.stats.num_builds << ", merged steps " << c.cost.stats.num_merged_steps << ", exclusive "
+             << c.cost.stats.num_exclusive_steps;
 }
 
-// The figure that the cost chooser is for: never more than 2 % behind the better of the two pure policies, whatever the share, the size of the
-// deltas and the kind of work.
+// The figure that the cost chooser is for: never more than 2 % behind the better of the two pure policies, whatever the
+// share, the size of the deltas and the kind of work.
 void never_worse(uint64_t seed, const Machine& machine, const Noise& noise) {
-  for (const auto& [queue, prefill] : {std::pair(QueueKind::kFcfs, true), {QueueKind::kFcfs, false}, {QueueKind::kVtc, true}, {QueueKind::kVtc, false}}) {
+  for (const auto& [queue, prefill] : {std::pair(QueueKind::kFcfs, true),
+                                       {QueueKind::kFcfs, false},
+                                       {QueueKind::kVtc, true},
+                                       {QueueKind::kVtc, false}}) {
     for (const double share : {0.3, 0.5, 0.7, 0.9, 1.0}) {
       for (const double cost : {0.01, 0.1, 0.4}) {
         for (const int64_t max_running : {4, 32}) {
-          const Workload w{.requests = prefill ? 400 : 200, .prompt = prefill ? 256 : 8, .output = prefill ? 4 : 64, .max_running = max_running,
-                           .share = share, .cost = cost, .queue = queue};
+          const Workload w{.requests = prefill ? 400 : 200,
+                           .prompt = prefill ? 256 : 8,
+                           .output = prefill ? 4 : 64,
+                           .max_running = max_running,
+                           .share = share,
+                           .cost = cost,
+                           .queue = queue};
           const Compared compared = compare(w, seed, machine, noise);
-          EXPECT_GE(compared.gain(), 0.98) << to_string(queue) << (prefill ? " prefill" : " decode") << " share " << share << " cost " << cost
-                                           << " running " << max_running << " seed " << seed << ": " << compared;
+          EXPECT_GE(compared.gain(), 0.98)
+              << to_string(queue) << (prefill ? " prefill" : " decode") << " share " << share << " cost " << cost
+              << " running " << max_running << " seed " << seed << ": " << compared;
         }
       }
     }
@@ -49,22 +61,25 @@ TEST(MergeCost, NeverWorseOnANoisyMachine) {
   for (const uint64_t seed : {1, 2, 3}) never_worse(seed, {}, kNoise);
 }
 
-// Where no fixed mode is right: a few decoding requests, most of them of one adapter. A step with somebody else in it waits for a second read
-// of the weights when it runs merged, a step without does not.
+// Where no fixed mode is right: a few decoding requests, most of them of one adapter. A step with somebody else in it
+// waits for a second read of the weights when it runs merged, a step without does not.
 TEST(MergeCost, BetterThanBothWhereTheBestModeChangesWithTheStep) {
   for (uint64_t seed = 1; seed <= 20; ++seed) {
     for (const Noise& noise : {Noise{}, kNoise}) {
-      const Compared compared = compare({.requests = 200, .max_running = 2, .share = 0.8, .cost = 0.2}, seed, {}, noise);
+      const Compared compared =
+          compare({.requests = 200, .max_running = 2, .share = 0.8, .cost = 0.2}, seed, {}, noise);
       EXPECT_GE(compared.gain(), 1.1) << "seed " << seed << " noise " << noise.sigma << ": " << compared;
     }
   }
 }
 
-// And where two adapters take turns at being the hotter one, faster than a build pays for itself: `always` builds at each turn.
+// And where two adapters take turns at being the hotter one, faster than a build pays for itself: `always` builds at
+// each turn.
 TEST(MergeCost, BetterThanBothWhereTheHotAdapterKeepsChanging) {
   for (uint64_t seed = 1; seed <= 20; ++seed) {
     for (const Noise& noise : {Noise{}, kNoise}) {
-      const Compared compared = compare({.requests = 300, .phase = 20, .share = 0.9, .cost = 0.4, .adapters = 2}, seed, {.build_factor = 3}, noise);
+      const Compared compared = compare({.requests = 300, .phase = 20, .share = 0.9, .cost = 0.4, .adapters = 2}, seed,
+                                        {.build_factor = 3}, noise);
       EXPECT_GE(compared.gain(), 1.1) << "seed " << seed << " noise " << noise.sigma << ": " << compared;
     }
   }
@@ -86,21 +101,24 @@ TEST(MergeCost, LeavesSmallDeltasAndShortRunsAlone) {
 }
 
 TEST(MergeCost, FollowsTheHotAdapterWhenItChanges) {
-  const Workload w{.requests = 1200, .prompt = 256, .output = 4, .phase = 300, .share = 0.9, .cost = 0.3, .adapters = 4};
+  const Workload w{
+      .requests = 1200, .prompt = 256, .output = 4, .phase = 300, .share = 0.9, .cost = 0.3, .adapters = 4};
   const Outcome outcome = run(w, "cost", 5);
   EXPECT_GE(outcome.stats.num_builds, 4);
   EXPECT_LE(outcome.stats.num_builds, 8) << "two equals take turns";
   EXPECT_LT(outcome.seconds, 0.9 * run(w, "never", 5).seconds);
 }
 
-// Fig. 10 of the paper in small, on the artifact's own machine: an unmerged step takes 27 ms, a merged one 15, whatever is in it.
+// Fig. 10 of the paper in small, on the artifact's own machine: an unmerged step takes 27 ms, a merged one 15, whatever
+// is in it.
 TEST(MergeDlora, IsNotFarFromTheBetterPurePolicyAtAnySkew) {
   for (const double share : {0.2, 0.5, 0.8, 0.95}) {
     const Machine artifact{.read = 15'000, .row = 1, .lora_factor = 1};
     const Workload w{.requests = 400, .max_running = 16, .share = share, .cost = 0.1, .adapters = 8};
     const double never = run(w, "never", 2, artifact).seconds, exclusive = run(w, "exclusive", 2, artifact).seconds;
     const Outcome dlora = run(w, "dlora", 2, artifact);
-    EXPECT_LE(dlora.seconds, 1.15 * std::min(never, exclusive)) << "share " << share << " never " << never << " exclusive " << exclusive;
+    EXPECT_LE(dlora.seconds, 1.15 * std::min(never, exclusive))
+        << "share " << share << " never " << never << " exclusive " << exclusive;
     EXPECT_TRUE(share < 0.9 || dlora.stats.num_exclusive_steps > 0);
   }
 }
@@ -108,11 +126,13 @@ TEST(MergeDlora, IsNotFarFromTheBetterPurePolicyAtAnySkew) {
 MergeView view_of(std::vector<AdapterId> queue, AdapterId built, int64_t max_running) {
   MergeView view{.max_running = max_running, .queue = std::move(queue), .built = built};
   for (AdapterId adapter : std::set<AdapterId>(view.queue.begin(), view.queue.end()))
-    view.candidates.push_back({.adapter = adapter, .allowed = true, .requests = std::count(view.queue.begin(), view.queue.end(), adapter)});
+    view.candidates.push_back(
+        {.adapter = adapter, .allowed = true, .requests = std::count(view.queue.begin(), view.queue.end(), adapter)});
   return view;
 }
 
-// With the shipped prices a lone request behind a busy adapter waits (10000 credits / 0.5 x 0.1125) steps, and no longer.
+// With the shipped prices a lone request behind a busy adapter waits (10000 credits / 0.5 x 0.1125) steps, and no
+// longer.
 TEST(MergeDlora, CreditEndsStarvationWithinItsBound) {
   auto chooser = make_dlora_chooser({.credit_unit = 10});
   std::vector<AdapterId> queue(17, 0);
@@ -152,11 +172,16 @@ struct Served {
   Scheduler scheduler;
   RequestId next = 0;
   Served(int64_t pages, double cost, const std::string& chooser)
-      : executor({}, {{0, cost}, {1, cost}, {2, 0}}), pool(pages), scheduler({.max_step_tokens = 512, .prefix_cache = false}, pool, executor) {
+      : executor({}, {{0, cost}, {1, cost}, {2, 0}}),
+        pool(pages),
+        scheduler({.max_step_tokens = 512, .prefix_cache = false}, pool, executor) {
     scheduler.enable_merging({}, make_merge_chooser(chooser));
   }
   void submit(AdapterId adapter, int64_t prompt, int64_t output) {
-    Request request{.id = next++, .adapter = adapter, .prompt = std::vector<int32_t>(static_cast<size_t>(prompt), 1), .max_tokens = output};
+    Request request{.id = next++,
+                    .adapter = adapter,
+                    .prompt = std::vector<int32_t>(static_cast<size_t>(prompt), 1),
+                    .max_tokens = output};
     ASSERT_TRUE(scheduler.submit(std::move(request)).ok());
   }
   void run(int steps) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Queue policies against the model of the VTC paper (arXiv:2401.00588): a server whose batch holds a number of tokens, which
-// reserves prompt and output on admission, never preempts, and makes one token of each running request a step.
+// Queue policies against the model of the VTC paper (arXiv:2401.00588): a server whose batch holds a number of tokens,
+// which reserves prompt and output on admission, never preempts, and makes one token of each running request a step.
 #include "lk/sched/queue_policy.h"
 
 #include <gmock/gmock.h>
@@ -25,12 +25,16 @@ struct Job : Ticket {
 
 class TokenServer {
  public:
-  TokenServer(const QueueOptions& options, int64_t capacity, Locality locality = {}) : policy(QueuePolicy::create(options, std::move(locality))), capacity_(capacity) {}
+  TokenServer(const QueueOptions& options, int64_t capacity, Locality locality = {})
+      : policy(QueuePolicy::create(options, std::move(locality))), capacity_(capacity) {}
 
   Job* arrive(TenantId tenant, int64_t prompt, int64_t output, AdapterId adapter = kBaseModel, int64_t max_tokens = 0) {
     Job& job = jobs_.emplace_back();
-    job.owned = {.id = static_cast<RequestId>(num_jobs_), .adapter = adapter, .tenant = tenant,
-                 .prompt = std::vector<int32_t>(static_cast<size_t>(prompt)), .max_tokens = max_tokens > 0 ? max_tokens : output};
+    job.owned = {.id = static_cast<RequestId>(num_jobs_),
+                 .adapter = adapter,
+                 .tenant = tenant,
+                 .prompt = std::vector<int32_t>(static_cast<size_t>(prompt)),
+                 .max_tokens = max_tokens > 0 ? max_tokens : output};
     job.request = &job.owned;
     job.order = num_jobs_++;
     job.arrival = now;
@@ -142,7 +146,10 @@ std::function<std::pair<int64_t, int64_t>()> fixed(int64_t prompt, int64_t outpu
 }
 std::function<std::pair<int64_t, int64_t>()> random_lengths(uint64_t seed, int64_t most) {
   auto rng = std::make_shared<Rng>(seed);
-  return [=] { return std::pair<int64_t, int64_t>(1 + rng->below(static_cast<uint64_t>(most)), 1 + rng->below(static_cast<uint64_t>(most))); };
+  return [=] {
+    return std::pair<int64_t, int64_t>(1 + rng->below(static_cast<uint64_t>(most)),
+                                       1 + rng->below(static_cast<uint64_t>(most)));
+  };
 }
 
 std::function<std::pair<int64_t, int64_t>()> around_256(uint64_t seed) {
@@ -163,7 +170,8 @@ TEST(Vtc, WaitingCountersStayWithinU) {  // Lemma 4.3
       // Tenants of very different appetite, that come and go.
       for (TenantId tenant = 0; tenant < 6; ++tenant)
         if ((step / 300 + tenant) % 3 != 0 && rng.below(40) < static_cast<uint64_t>(1 + tenant))
-          server.arrive(tenant, 1 + static_cast<int64_t>(rng.below(kLongest)), 1 + static_cast<int64_t>(rng.below(kLongest)));
+          server.arrive(tenant, 1 + static_cast<int64_t>(rng.below(kLongest)),
+                        1 + static_cast<int64_t>(rng.below(kLongest)));
       if (!server.waiting().empty() && rng.below(20) == 0) server.cancel(*server.waiting().begin());
       server.step();
       int64_t least = INT64_MAX, most = INT64_MIN;
@@ -186,13 +194,19 @@ TEST(Vtc, BackloggedTenantsDifferByAtMost2U) {  // Theorem 4.4
     for (const Prediction prediction : {Prediction::kNone, Prediction::kMean, Prediction::kMaxTokens}) {
       QueueOptions options = kPlain;
       options.prediction = prediction;
-      EXPECT_LE(drift_of(options, kCapacity, {0, random_lengths(seed, kLongest)}, {1, random_lengths(seed + 100, 32)}).range(), bound);
+      EXPECT_LE(drift_of(options, kCapacity, {0, random_lengths(seed, kLongest)}, {1, random_lengths(seed + 100, 32)})
+                    .range(),
+                bound);
       EXPECT_LE(drift_of(options, kCapacity, {0, fixed(256, 16)}, {1, fixed(16, 256)}).range(), bound);
     }
-  // Like the overload suite of the paper (256 / 256): a good deal less than the bound; and fcfs, which has none, grows for ever.
+  // Like the overload suite of the paper (256 / 256): a good deal less than the bound; and fcfs, which has none, grows
+  // for ever.
   const double limit = 2.0 * kOutputPrice * 10'000;
   EXPECT_LE(drift_of(kPlain, 10'000, {0, around_256(1)}, {1, around_256(2), kBaseModel, 400}).range(), 0.35 * limit);
-  EXPECT_GT(drift_of({.kind = QueueKind::kFcfs}, 10'000, {0, fixed(256, 256)}, {1, fixed(256, 256), kBaseModel, 400}, 60'000).range(), 2 * limit);
+  EXPECT_GT(
+      drift_of({.kind = QueueKind::kFcfs}, 10'000, {0, fixed(256, 256)}, {1, fixed(256, 256), kBaseModel, 400}, 60'000)
+          .range(),
+      2 * limit);
 }
 
 TEST(Vtc, PredictionNarrowsTheDrift) {
@@ -208,21 +222,28 @@ TEST(Vtc, PredictionNarrowsTheDrift) {
 
 TEST(Vtc, ChargesAPartInAdvanceAndTheWholeInTheEnd) {
   for (const double share : {0.0, 0.25, 1.0}) {
-    TokenServer server({.kind = QueueKind::kVtc, .within = WithinTenant::kArrival, .prediction = Prediction::kMaxTokens, .advance_share = share}, 100);
+    TokenServer server({.kind = QueueKind::kVtc,
+                        .within = WithinTenant::kArrival,
+                        .prediction = Prediction::kMaxTokens,
+                        .advance_share = share},
+                       100);
     server.arrive(0, 10, 20);
     const Job* early = server.arrive(0, 10, 20, kBaseModel, 90);  // ends long before its max_tokens
     server.arrive(0, 80, 10);                                     // waits, so that the tenant has a place in the queue
-    server.step();  // both of the first run, and made a token each
+    server.step();                                                // both of the first run, and made a token each
     ASSERT_EQ(server.waiting().size(), 1u);
     const auto advance = static_cast<int64_t>(share * 2000 * (19 + 89));
     EXPECT_EQ(server.policy->virtual_time(**server.waiting().begin()), 2 * 10'000 + 2 * 2000 + advance) << share;
     for (int i = 0; i < 10; ++i) server.step();
-    EXPECT_EQ(server.policy->virtual_time(*early), 2 * 10'000 + 2 * 11 * 2000 + static_cast<int64_t>(share * 2000 * (9 + 79))) << share;
+    EXPECT_EQ(server.policy->virtual_time(*early),
+              2 * 10'000 + 2 * 11 * 2000 + static_cast<int64_t>(share * 2000 * (9 + 79)))
+        << share;
     for (int i = 0; i < 9; ++i) server.step();
     EXPECT_EQ(server.service(0), 2 * (10'000 + 20 * 2000));
     while (server.busy()) server.step();
     const Job* later = server.arrive(0, 1, 1);
-    EXPECT_EQ(server.policy->virtual_time(*later), 2 * (10'000 + 20 * 2000) + 80'000 + 10 * 2000) << "nothing in advance is left over";
+    EXPECT_EQ(server.policy->virtual_time(*later), 2 * (10'000 + 20 * 2000) + 80'000 + 10 * 2000)
+        << "nothing in advance is left over";
   }
 }
 
@@ -234,7 +255,8 @@ TEST(Vtc, TheLeadIsWhatRemainsAfterChangingPlaces) {
   const Job* behind = server.arrive(1, 30, 20);  // lifted to the tenant that waited last
   const int64_t own = server.policy->virtual_time(*behind);
   for (int i = 0; i < 9; ++i) server.step();
-  // It made 10 tokens of 40 and is charged half of the rest; gone, it would leave 10 + 2 * 10. The other would be charged 30 + 20, at half price.
+  // It made 10 tokens of 40 and is charged half of the rest; gone, it would leave 10 + 2 * 10. The other would be
+  // charged 30 + 20, at half price.
   EXPECT_EQ(server.policy->virtual_time(*ahead), 10'000 + 20'000 + 30'000);
   EXPECT_EQ(server.policy->lead(*ahead, 0, *behind), (10'000 + 20'000) - (own + (30'000 + 20'000) / 2));
   EXPECT_EQ(server.policy->lead(*ahead, 700, *behind), (10'000 + 20'000 - 700) - (own + (30'000 + 20'000) / 2));
@@ -247,7 +269,8 @@ TEST(Vtc, TheLeadIsWhatRemainsAfterChangingPlaces) {
   }
 }
 
-// Theorem 4.8: whoever does not know lengths can be fooled by the worth of a whole batch. Not a defect: the proof that 2U is near best.
+// Theorem 4.8: whoever does not know lengths can be fooled by the worth of a whole batch. Not a defect: the proof that
+// 2U is near best.
 TEST(Vtc, AnAdversaryGetsTheWorthOfABatch) {
   constexpr int64_t kCapacity = 5000;
   TokenServer server(kPlain, kCapacity);
@@ -269,8 +292,10 @@ double share_after_idle(QueueKind kind, bool queued) {
   const Backlog a{0, fixed(64, 64)}, b{1, fixed(64, 64)};
   // A alone for long: with a backlog, or with never anything left in the queue.
   for (int step = 0; step < 4000; ++step) {
-    if (queued) a.refill(server);
-    else if (step % 8 == 0) server.arrive(0, 64, 64);
+    if (queued)
+      a.refill(server);
+    else if (step % 8 == 0)
+      server.arrive(0, 64, 64);
     server.step();
   }
   const int64_t before_a = server.service(0), before_b = server.service(1);
@@ -279,7 +304,8 @@ double share_after_idle(QueueKind kind, bool queued) {
     b.refill(server);
     server.step();
   }
-  const auto got_a = static_cast<double>(server.service(0) - before_a), got_b = static_cast<double>(server.service(1) - before_b);
+  const auto got_a = static_cast<double>(server.service(0) - before_a),
+             got_b = static_cast<double>(server.service(1) - before_b);
   return got_b / (got_a + got_b);
 }
 
@@ -338,7 +364,8 @@ TEST(Vtc, WeightsShareTheServer) {
     double all = 0;
     for (TenantId tenant = 0; tenant < 4; ++tenant) all += static_cast<double>(server.service(tenant));
     for (TenantId tenant = 0; tenant < 4; ++tenant)
-      EXPECT_NEAR(static_cast<double>(server.service(tenant)) / all, static_cast<double>(tenant + 1) / 10, 0.05 * static_cast<double>(tenant + 1) / 10);
+      EXPECT_NEAR(static_cast<double>(server.service(tenant)) / all, static_cast<double>(tenant + 1) / 10,
+                  0.05 * static_cast<double>(tenant + 1) / 10);
   }
 }
 
@@ -382,14 +409,15 @@ TEST(Vtc, AdaptersOfATenantShareItsService) {
 TEST(QueuePolicies, BillEveryTokenOnceAndForgetNobody) {
   for (const QueueKind kind : {QueueKind::kFcfs, QueueKind::kVtc, QueueKind::kLcf, QueueKind::kDrr, QueueKind::kDlpm})
     for (const Prediction prediction : {Prediction::kNone, Prediction::kMean, Prediction::kMaxTokens})
-      for (const WithinTenant within : {WithinTenant::kAdapter, WithinTenant::kUser, WithinTenant::kArrival, WithinTenant::kSlack, WithinTenant::kNewest}) {
+      for (const WithinTenant within : {WithinTenant::kAdapter, WithinTenant::kUser, WithinTenant::kArrival,
+                                        WithinTenant::kSlack, WithinTenant::kNewest}) {
         Rng rng(7);
         TokenServer server({.kind = kind, .within = within, .prediction = prediction, .quantum = 20'000}, 3000,
                            [](Ticket& ticket) { return ticket.request->adapter; });
         for (int step = 0; step < 400; ++step) {
           if (rng.below(3) == 0)
-            server.arrive(static_cast<TenantId>(rng.below(4)), 1 + static_cast<int64_t>(rng.below(200)), 1 + static_cast<int64_t>(rng.below(100)),
-                          static_cast<AdapterId>(rng.below(3)), 150);
+            server.arrive(static_cast<TenantId>(rng.below(4)), 1 + static_cast<int64_t>(rng.below(200)),
+                          1 + static_cast<int64_t>(rng.below(100)), static_cast<AdapterId>(rng.below(3)), 150);
           if (!server.waiting().empty() && rng.below(15) == 0) server.cancel(*server.waiting().begin());
           server.step();
         }
@@ -422,7 +450,8 @@ TEST(Drr, SharesTheServerByWeight) {
 TEST(Dlpm, TakesWhatIsResidentWhileThereIsCredit) {
   const auto switches = [](QueueKind kind) {
     AdapterId resident = kBaseModel;
-    TokenServer server({.kind = kind, .prediction = Prediction::kNone, .quantum = 2'000'000}, 500, [&](Ticket& ticket) { return ticket.request->adapter == resident; });
+    TokenServer server({.kind = kind, .prediction = Prediction::kNone, .quantum = 2'000'000}, 500,
+                       [&](Ticket& ticket) { return ticket.request->adapter == resident; });
     int count = 0;
     server.on_dispatch = [&](const Job& job, int64_t) {
       count += job.owned.adapter != resident;
@@ -476,7 +505,8 @@ TEST(ServiceCost, IsParsedAndChecked) {
 
 TEST(QueuePolicies, NamesAreParsed) {
   EXPECT_EQ(parse_queue_kind("dlpm").value(), QueueKind::kDlpm);
-  EXPECT_THAT(std::string(parse_queue_kind("lifo").status().message()), ::testing::HasSubstr("fcfs, vtc, lcf, drr, dlpm, rpm"));
+  EXPECT_THAT(std::string(parse_queue_kind("lifo").status().message()),
+              ::testing::HasSubstr("fcfs, vtc, lcf, drr, dlpm, rpm"));
   EXPECT_EQ(parse_within_tenant("slack").value(), WithinTenant::kSlack);
   EXPECT_EQ(parse_prediction("max-tokens").value(), Prediction::kMaxTokens);
 }

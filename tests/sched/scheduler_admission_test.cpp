@@ -100,7 +100,8 @@ TEST(Admission, PrefetchLeavesABrokenAdapterAlone) {
   EXPECT_EQ(scheduler.stats().num_prefetches, 2);
 }
 
-// A load ahead of its turn spares the adapters of the requests before it, even of those that only wait; what finds no room is staged instead.
+// A load ahead of its turn spares the adapters of the requests before it, even of those that only wait; what finds no
+// room is staged instead.
 TEST(Admission, LoadsAheadSpareWhatEarlierRequestsWaitFor) {
   // Adapter 0 takes 1 page, 2 takes 3, 5 and 8 take 3 and 4 (with its run).
   UnifiedPool pool(12);
@@ -108,8 +109,15 @@ TEST(Admission, LoadsAheadSpareWhatEarlierRequestsWaitFor) {
   Scheduler scheduler({.max_running = 1, .prefix_cache = false, .queue = {.kind = QueueKind::kFcfs}}, pool, executor);
   ASSERT_TRUE(scheduler.submit(make_request(1, 0, 4, 60, 1)).ok());
   while (scheduler.num_running() == 0) (void)scheduler.step();
-  for (RequestId id : {2, 3, 4}) ASSERT_TRUE(scheduler.submit(make_request(id, id == 2 ? 2 : id == 3 ? 5 : 8, 4, 2, static_cast<uint64_t>(id))).ok());
-  while (pool.adapter_state(2) != AdapterState::kResident || pool.adapter_state(5) != AdapterState::kResident) (void)scheduler.step();
+  for (RequestId id : {2, 3, 4})
+    ASSERT_TRUE(scheduler.submit(make_request(id,
+                                              id == 2   ? 2
+                                              : id == 3 ? 5
+                                                        : 8,
+                                              4, 2, static_cast<uint64_t>(id)))
+                    .ok());
+  while (pool.adapter_state(2) != AdapterState::kResident || pool.adapter_state(5) != AdapterState::kResident)
+    (void)scheduler.step();
   for (int i = 0; i < 20; ++i) (void)scheduler.step();
   EXPECT_EQ(scheduler.num_running(), 1) << "the first still runs";
   EXPECT_EQ(scheduler.stats().num_adapter_loads, 3) << "8 took nobody's place, and nobody was loaded twice";
@@ -127,7 +135,11 @@ TEST(Admission, AdapterSlotsAreSharedFairlyAndNeverExceeded) {
   for (const auto& [num_tenants, num_slots] : {std::pair{3, 2}, std::pair{8, 4}, std::pair{16, 4}}) {
     UnifiedPool pool(4096);
     HashExecutor executor(0, 4096);
-    Scheduler scheduler({.max_step_tokens = 256, .max_running = 32, .prefix_cache = false, .slots = {.max = num_slots, .drain_gap = 400'000}}, pool, executor);
+    Scheduler scheduler({.max_step_tokens = 256,
+                         .max_running = 32,
+                         .prefix_cache = false,
+                         .slots = {.max = num_slots, .drain_gap = 400'000}},
+                        pool, executor);
     Rng rng(1);
     RequestId next_id = 0;
     std::map<RequestId, AdapterId> running;
@@ -137,7 +149,8 @@ TEST(Admission, AdapterSlotsAreSharedFairlyAndNeverExceeded) {
       for (int tenant = 0; tenant < num_tenants; ++tenant) {
         const auto it = scheduler.tenants().find(tenant);
         for (int64_t waiting = it == scheduler.tenants().end() ? 0 : it->second.waiting; waiting < 20; ++waiting) {
-          Request request = make_request(next_id++, tenant, 1 + static_cast<int64_t>(rng.below(40)), 1 + static_cast<int64_t>(rng.below(40)), rng.below(1000));
+          Request request = make_request(next_id++, tenant, 1 + static_cast<int64_t>(rng.below(40)),
+                                         1 + static_cast<int64_t>(rng.below(40)), rng.below(1000));
           request.tenant = tenant;
           ASSERT_TRUE(scheduler.submit(std::move(request)).ok());
         }
@@ -162,7 +175,8 @@ TEST(Admission, ReservedAdmissionNeverPreempts) {
     UnifiedPool pool(40);
     HashExecutor executor(0, 40);
     Scheduler scheduler({.prefix_cache = false, .admission = admission}, pool, executor);
-    for (RequestId id = 0; id < 60; ++id) ASSERT_TRUE(scheduler.submit(make_request(id, kBaseModel, 20, 60, static_cast<uint64_t>(id))).ok());
+    for (RequestId id = 0; id < 60; ++id)
+      ASSERT_TRUE(scheduler.submit(make_request(id, kBaseModel, 20, 60, static_cast<uint64_t>(id))).ok());
     int64_t most_running = 0;
     while (scheduler.has_work()) {
       (void)scheduler.step();
@@ -180,14 +194,17 @@ TEST(Admission, MissedDeadlinesEndAndHopelessRequestsAreRefusedAtOnce) {
     UnifiedPool pool(4096);
     HashExecutor executor(0, 4096);
     // A step of 10 ms; a prompt is a step's worth of tokens: 100 requests a second at most.
-    Scheduler scheduler({.max_step_tokens = 50, .prefix_cache = false, .slo = {.first_token = 1'000'000, .refuse_early = refuse_early}}, pool, executor);
+    Scheduler scheduler(
+        {.max_step_tokens = 50, .prefix_cache = false, .slo = {.first_token = 1'000'000, .refuse_early = refuse_early}},
+        pool, executor);
     std::map<RequestId, Micros> arrivals;
     int64_t in_time = 0, late = 0, ended = 0, refused = 0, waited_in_vain = 0;
     RequestId next_id = 0;
     for (int step = 0; step < 3000; ++step) {
       for (int i = 0; i < 2; ++i) {  // twice what it can do
         arrivals[next_id] = executor.time;
-        const Status status = scheduler.submit(make_request(next_id, kBaseModel, 45, 1, static_cast<uint64_t>(next_id)));
+        const Status status =
+            scheduler.submit(make_request(next_id, kBaseModel, 45, 1, static_cast<uint64_t>(next_id)));
         EXPECT_TRUE(status.ok() || status.code() == StatusCode::kDeadlineExceeded);
         refused += !status.ok();
         ++next_id;
@@ -218,7 +235,10 @@ struct Starved {
 Starved starve(double preempt_gap, QueueKind kind = QueueKind::kVtc, int64_t max_running = 64) {
   UnifiedPool pool(40);
   HashExecutor executor(0, 40);
-  Scheduler scheduler({.max_running = max_running, .prefix_cache = false, .preempt_gap = preempt_gap, .queue = {.kind = kind, .prediction = Prediction::kNone}},
+  Scheduler scheduler({.max_running = max_running,
+                       .prefix_cache = false,
+                       .preempt_gap = preempt_gap,
+                       .queue = {.kind = kind, .prediction = Prediction::kNone}},
                       pool, executor);
   std::map<RequestId, Request> requests;
   const auto submit = [&](TenantId tenant, int64_t prompt, int64_t output) {
@@ -257,7 +277,8 @@ TEST(FairPreemption, ATenantThatFallsTooFarBehindTakesMemoryFromTheOneAhead) {
   EXPECT_GT(waits.steps_to_first_token, 60) << "an answer has to end first";
   EXPECT_GT(takes.stats.num_fair_preemptions, 0);
   EXPECT_LE(takes.stats.num_fair_preemptions, takes.stats.num_preemptions);
-  // 320 units, and the price of the prompt itself, at 2 units for each of the tokens that the heavy tenant makes in a step.
+  // 320 units, and the price of the prompt itself, at 2 units for each of the tokens that the heavy tenant makes in a
+  // step.
   EXPECT_LT(takes.steps_to_first_token, waits.steps_to_first_token / 2);
   EXPECT_EQ(starve(100).stats.num_fair_preemptions, 0) << "nobody is that far behind";
 }
@@ -272,20 +293,24 @@ TEST(FairPreemption, TakesAPlaceInTheBatchToo) {
 }
 
 TEST(FairPreemption, IsForVtcOnly) {
-  for (const QueueKind kind : {QueueKind::kFcfs, QueueKind::kLcf, QueueKind::kDrr, QueueKind::kDlpm}) EXPECT_EQ(starve(0.01, kind).stats.num_fair_preemptions, 0);
+  for (const QueueKind kind : {QueueKind::kFcfs, QueueKind::kLcf, QueueKind::kDrr, QueueKind::kDlpm})
+    EXPECT_EQ(starve(0.01, kind).stats.num_fair_preemptions, 0);
 }
 
-// The smallest gaps, and tenants whose requests do not fit together: what is computed again costs less than what is served.
+// The smallest gaps, and tenants whose requests do not fit together: what is computed again costs less than what is
+// served.
 TEST(FairPreemption, NobodyTakesTurnsAtStartingOver) {
   for (const Prediction prediction : {Prediction::kNone, Prediction::kMean, Prediction::kMaxTokens}) {
     int64_t computed_without = 0, served = 0;
     for (const double gap : {0.0, 1e-9, 0.003, 0.06}) {
       UnifiedPool pool(10);
       HashExecutor executor(0, 10);
-      Scheduler scheduler({.prefix_cache = false, .preempt_gap = gap, .queue = {.prediction = prediction}}, pool, executor);
+      Scheduler scheduler({.prefix_cache = false, .preempt_gap = gap, .queue = {.prediction = prediction}}, pool,
+                          executor);
       std::map<RequestId, Request> requests;
       for (RequestId id = 0; id < 30; ++id) {
-        Request request = make_request(id, kBaseModel, id % 3 == 0 ? 90 : 10, id % 3 == 0 ? 20 : 120, static_cast<uint64_t>(id));
+        Request request =
+            make_request(id, kBaseModel, id % 3 == 0 ? 90 : 10, id % 3 == 0 ? 20 : 120, static_cast<uint64_t>(id));
         request.tenant = id % 3;
         requests[id] = request;
         ASSERT_TRUE(scheduler.submit(std::move(request)).ok());

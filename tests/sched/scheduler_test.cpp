@@ -24,7 +24,8 @@ TEST(Scheduler, ReportsEachAcceptedRequestAsDemandOnce) {
   EXPECT_FALSE(scheduler.submit(make_request(1, 2, 0, 5, 0)).ok());
   EXPECT_EQ(pool.demand(2), 0) << "it was refused";
   // The second one starts over when memory runs out: that is no new demand.
-  for (RequestId id : {1, 2}) ASSERT_TRUE(scheduler.submit(make_request(id, kBaseModel, 30, 60, static_cast<uint64_t>(id))).ok());
+  for (RequestId id : {1, 2})
+    ASSERT_TRUE(scheduler.submit(make_request(id, kBaseModel, 30, 60, static_cast<uint64_t>(id))).ok());
   run_all(scheduler, pool);
   EXPECT_GT(scheduler.stats().num_preemptions, 0);
   ASSERT_TRUE(scheduler.submit(make_request(3, 2, 30, 10, 3)).ok());
@@ -59,7 +60,8 @@ TEST(Scheduler, PinnedAdapterStaysUnderPressureAndDroppedOneLeavesNothing) {
   ASSERT_TRUE(scheduler.set_pinned(3, true).ok());
   EXPECT_EQ(scheduler.set_pinned(4, true).code(), StatusCode::kOk);
   for (RequestId id = 0; id < 12; ++id) {
-    ASSERT_TRUE(scheduler.submit(make_request(id, static_cast<AdapterId>(id % 6), 60, 20, static_cast<uint64_t>(id))).ok());
+    ASSERT_TRUE(
+        scheduler.submit(make_request(id, static_cast<AdapterId>(id % 6), 60, 20, static_cast<uint64_t>(id))).ok());
     run_all(scheduler, pool);
     EXPECT_EQ(pool.adapter_state(3), AdapterState::kResident);
   }
@@ -70,7 +72,8 @@ TEST(Scheduler, PinnedAdapterStaysUnderPressureAndDroppedOneLeavesNothing) {
   run_all(scheduler, pool);
   EXPECT_GT(scheduler.drop_adapter(3).value(), 1);  // its own pages and those of its cached prompts
   EXPECT_EQ(pool.adapter_state(3), AdapterState::kAbsent);
-  EXPECT_EQ(scheduler.submit(make_request(101, kBaseModel, 24 * 16 - 8, 4, 1)).code(), StatusCode::kFailedPrecondition);  // 4 is still pinned
+  EXPECT_EQ(scheduler.submit(make_request(101, kBaseModel, 24 * 16 - 8, 4, 1)).code(),
+            StatusCode::kFailedPrecondition);  // 4 is still pinned
   ASSERT_TRUE(scheduler.set_pinned(4, false).ok());
   EXPECT_TRUE(scheduler.submit(make_request(102, kBaseModel, 24 * 16 - 8, 4, 1)).ok());
   run_all(scheduler, pool);
@@ -86,7 +89,9 @@ TEST(Scheduler, StartIsReportedOnceWithTheCachedTokens) {
     while (scheduler.has_work())
       for (const RequestEvent& event : scheduler.step()) {
         started += event.started;
-        if (event.started) { EXPECT_EQ(event.cached_tokens, id == 0 ? 0 : 48); }
+        if (event.started) {
+          EXPECT_EQ(event.cached_tokens, id == 0 ? 0 : 48);
+        }
       }
     EXPECT_EQ(started, 1);
   }
@@ -136,12 +141,14 @@ TEST(Scheduler, UrgentRequestsStartFirstInTheirOwnOrder) {
   EXPECT_EQ(started, (std::vector<RequestId>{1, 4, 5, 2, 3})) << "what runs is not pushed aside, what waits is passed";
 }
 
-// A pool that is too small: who came last loses its pages, but never to a request that came later, unless that is urgent.
+// A pool that is too small: who came last loses its pages, but never to a request that came later, unless that is
+// urgent.
 TEST(Scheduler, UrgentRequestKeepsItsPages) {
   UnifiedPool pool(8);
   HashExecutor executor(0, 8);
   Scheduler scheduler({}, pool, executor);
-  for (RequestId id = 1; id <= 3; ++id) ASSERT_TRUE(scheduler.submit(make_request(id, kBaseModel, 20, 60, static_cast<uint64_t>(id))).ok());
+  for (RequestId id = 1; id <= 3; ++id)
+    ASSERT_TRUE(scheduler.submit(make_request(id, kBaseModel, 20, 60, static_cast<uint64_t>(id))).ok());
   for (int step = 0; step < 3; ++step) (void)scheduler.step();
   Request urgent = make_request(9, kBaseModel, 16, 30, 9);
   urgent.urgent = true;
@@ -204,7 +211,8 @@ TEST(Scheduler, SecondPromptReusesTheCachedPrefixOfItsOwnAdapterOnly) {
 
 // Small pools force preemption, eviction and reloads; cancellations come at any step.
 TEST(Scheduler, RandomTrafficGivesEachRequestItsOwnTokensAndFreesEverything) {
-  int64_t preemptions = 0, fair_preemptions = 0, cached_tokens = 0, evicted = 0, num_drops = 0, num_pins = 0, num_refused = 0;
+  int64_t preemptions = 0, fair_preemptions = 0, cached_tokens = 0, evicted = 0, num_drops = 0, num_pins = 0,
+          num_refused = 0;
   for (uint64_t seed = 0; seed < 60; ++seed) {
     Rng rng(seed);
     const auto num_pages = static_cast<int64_t>(8 + rng.below(20));
@@ -219,7 +227,9 @@ TEST(Scheduler, RandomTrafficGivesEachRequestItsOwnTokensAndFreesEverything) {
                                    .within = static_cast<WithinTenant>(rng.below(5)),
                                    .prediction = static_cast<Prediction>(rng.below(3)),
                                    .quantum = 1000 + static_cast<int64_t>(rng.below(100'000))},
-                         .slots = {.max = static_cast<int64_t>(rng.below(2) * rng.below(4)), .cluster = static_cast<int64_t>(rng.below(3)), .drain_gap = 10'000}},
+                         .slots = {.max = static_cast<int64_t>(rng.below(2) * rng.below(4)),
+                                   .cluster = static_cast<int64_t>(rng.below(3)),
+                                   .drain_gap = 10'000}},
                         pool, executor);
     int64_t billed = 0, computed_or_made = 0;
     std::map<RequestId, Request> requests;
@@ -229,8 +239,9 @@ TEST(Scheduler, RandomTrafficGivesEachRequestItsOwnTokensAndFreesEverything) {
     while (next_id < 40 || scheduler.has_work()) {
       while (next_id < 40 && rng.below(3) == 0) {
         // Few distinct prompts, so that prefixes are shared.
-        Request request = make_request(next_id++, static_cast<AdapterId>(rng.below(6)) - 1, static_cast<int64_t>(1 + rng.below(60)),
-                                       static_cast<int64_t>(rng.below(30)), rng.below(3));
+        Request request =
+            make_request(next_id++, static_cast<AdapterId>(rng.below(6)) - 1, static_cast<int64_t>(1 + rng.below(60)),
+                         static_cast<int64_t>(rng.below(30)), rng.below(3));
         request.tenant = static_cast<TenantId>(rng.below(3));
         request.user = static_cast<int64_t>(rng.below(2));
         if (rng.below(3) == 0) request.stop_token_ids = {static_cast<int32_t>(rng.below(50))};

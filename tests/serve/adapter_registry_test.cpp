@@ -4,12 +4,12 @@
 namespace lk {
 namespace {
 
+using testing::AdapterRegistryTest;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using testing::Heard;
 using testing::Hold;
 using testing::kDemoAdapters;
-using testing::AdapterRegistryTest;
 
 TEST_F(AdapterRegistryTest, ResolvesEveryFormOfANameAndNothingElse) {
   const AdapterLease sql = must_load("sql", "sql");
@@ -29,7 +29,8 @@ TEST_F(AdapterRegistryTest, ResolvesEveryFormOfANameAndNothingElse) {
     ASSERT_TRUE(resolved.ok()) << name;
     EXPECT_EQ(resolved->adapter, sql);
   }
-  for (const char* name : {"math", "sql@2", "sql@0", "sql@", "sql@-1", "sql@1x", "sql@99999999999999999999", "other:sql", "demo:", ":sql", "demo:demo", "SQL", "sql ", "@1"})
+  for (const char* name : {"math", "sql@2", "sql@0", "sql@", "sql@-1", "sql@1x", "sql@99999999999999999999",
+                           "other:sql", "demo:", ":sql", "demo:demo", "SQL", "sql ", "@1"})
     EXPECT_EQ(code_of(name), StatusCode::kNotFound) << name;
 }
 
@@ -68,7 +69,10 @@ TEST_F(AdapterRegistryTest, RefusedLoadsLeaveNothing) {
   dir_.write("adapter_model.safetensors", "garbage");
   EXPECT_FALSE(load("new", dir_.path()).ok());
   // A client's path must lie in a root.
-  EXPECT_EQ(registry_->load_and_wait({.name = "new", .path = std::filesystem::absolute(kDemoAdapters + "math")}).status().code(), StatusCode::kPermissionDenied);
+  EXPECT_EQ(registry_->load_and_wait({.name = "new", .path = std::filesystem::absolute(kDemoAdapters + "math")})
+                .status()
+                .code(),
+            StatusCode::kPermissionDenied);
   testing::copy_adapter("math", dir_.file("inside"));
   EXPECT_TRUE(registry_->load_and_wait({.name = "inside", .path = "inside"}).ok());
   EXPECT_TRUE(registry_->unload("inside", nullptr).ok());
@@ -235,13 +239,16 @@ TEST_F(AdapterRegistryTest, WhatHostMemoryDroppedIsReadAgainAndAnswersTheSame) {
     EXPECT_EQ(adapter.host_bytes > 0, resolve(adapter.name)->adapter->host()->on_host());
   push_out_of_pages(resolve("sql")->adapter);
   registry_->host_tier().drop_all();
-  EXPECT_TRUE(service_->wait_on_engine([&](TextEngine&) { return registry_->find("sql", service_->engine->snapshot())->tier == "disk"; }));
+  EXPECT_TRUE(service_->wait_on_engine(
+      [&](TextEngine&) { return registry_->find("sql", service_->engine->snapshot())->tier == "disk"; }));
 }
 
 TEST_F(AdapterRegistryTest, WhatChangedOnDiskFailsOnlyItsOwnRequests) {
   namespace fs = std::filesystem;
-  for (const char* name : {"a", "b", "c"}) fs::copy(kDemoAdapters + "sql", dir_.file(name), fs::copy_options::recursive);
-  const AdapterLease a = must_load("a", dir_.file("a")), b = must_load("b", dir_.file("b")), c = must_load("c", dir_.file("c"));
+  for (const char* name : {"a", "b", "c"})
+    fs::copy(kDemoAdapters + "sql", dir_.file(name), fs::copy_options::recursive);
+  const AdapterLease a = must_load("a", dir_.file("a")), b = must_load("b", dir_.file("b")),
+                     c = must_load("c", dir_.file("c"));
   const std::vector<int32_t> expected = tokens_of(a);
   const auto push_out = [&](const AdapterLease& adapter) {
     registry_->host_tier().drop_all();
@@ -255,7 +262,8 @@ TEST_F(AdapterRegistryTest, WhatChangedOnDiskFailsOnlyItsOwnRequests) {
   // Changed after it was dropped: its requests fail with the reason, nobody else's.
   push_out(b);
   ASSERT_FALSE(b->host()->on_host());
-  fs::copy_file(kDemoAdapters + "math/adapter_model.safetensors", dir_.file("b/adapter_model.safetensors"), fs::copy_options::overwrite_existing);
+  fs::copy_file(kDemoAdapters + "math/adapter_model.safetensors", dir_.file("b/adapter_model.safetensors"),
+                fs::copy_options::overwrite_existing);
   auto heard = std::make_shared<Heard>();
   start(heard, b, 4);
   ASSERT_TRUE(heard->wait_for_ends());
@@ -278,13 +286,16 @@ TEST_F(AdapterRegistryTest, LoadsThatWaitForTheEngineDoNotHoldUpReaders) {
   const auto start = [&](const std::string& name, const std::string& path) {
     auto promise = std::make_shared<std::promise<Status>>();
     loads.push_back(promise->get_future());
-    registry_->load({.name = name, .path = path, .trusted_path = true}, [promise](const Result<AdapterLease>& loaded) { promise->set_value(loaded.status()); });
+    registry_->load({.name = name, .path = path, .trusted_path = true},
+                    [promise](const Result<AdapterLease>& loaded) { promise->set_value(loaded.status()); });
   };
   for (const char* name : {"a", "b", "c"}) start(name, kDemoAdapters + "sql");
   start("d", kDemoAdapters + "missing");
-  ASSERT_EQ(loads[3].wait_for(testing::kPatience), std::future_status::ready) << "the only reader is free while the others wait";
+  ASSERT_EQ(loads[3].wait_for(testing::kPatience), std::future_status::ready)
+      << "the only reader is free while the others wait";
   EXPECT_EQ(loads[3].get().code(), StatusCode::kNotFound);
-  for (int i = 0; i < 3; ++i) EXPECT_EQ(loads[static_cast<size_t>(i)].wait_for(std::chrono::seconds(0)), std::future_status::timeout);
+  for (int i = 0; i < 3; ++i)
+    EXPECT_EQ(loads[static_cast<size_t>(i)].wait_for(std::chrono::seconds(0)), std::future_status::timeout);
   go_on.set_value();
   for (int i = 0; i < 3; ++i) EXPECT_TRUE(loads[static_cast<size_t>(i)].get().ok());
 }
@@ -351,7 +362,8 @@ TEST_F(StoredRegistryTest, StoreFollowsTheRegistry) {
   // Restored under their numbers, in any order.
   open({}, store_.get());
   for (auto it = stored.rbegin(); it != stored.rend(); ++it)
-    must_load(it->name, std::filesystem::absolute(it->path), {.replace = true, .keep_previous = true, .pinned = it->pinned, .version = it->version});
+    must_load(it->name, std::filesystem::absolute(it->path),
+              {.replace = true, .keep_previous = true, .pinned = it->pinned, .version = it->version});
   EXPECT_EQ(version_of("x"), 2);
   EXPECT_EQ(version_of("x@1"), 1);
   ASSERT_TRUE(registry_->set_alias("old", "x@1").ok());
@@ -381,13 +393,20 @@ TEST_F(AdapterRegistryTest, ConcurrentChangesAndRequests) {
             (void)load(name, sources[rng.below(4)], {.replace = rng.below(2) == 0, .keep_previous = rng.below(3) == 0});
             break;
           case 2: {
-            const auto count = registry_->unload(rng.below(2) == 0 ? name : name + "@1", [&](const AdapterRegistry::Freed&) { ++frees; });
+            const auto count = registry_->unload(rng.below(2) == 0 ? name : name + "@1",
+                                                 [&](const AdapterRegistry::Freed&) { ++frees; });
             if (count.ok()) expected_frees += *count;
             break;
           }
-          case 3: (void)registry_->set_alias("alias", name); break;
-          case 4: (void)registry_->list(service_->engine->snapshot()); break;
-          case 5: (void)registry_->set_pinned(name, rng.below(2) == 0); break;
+          case 3:
+            (void)registry_->set_alias("alias", name);
+            break;
+          case 4:
+            (void)registry_->list(service_->engine->snapshot());
+            break;
+          case 5:
+            (void)registry_->set_pinned(name, rng.below(2) == 0);
+            break;
           default: {
             const auto resolved = resolve(rng.below(3) == 0 ? "n0*0.5+n1" : rng.below(2) == 0 ? "alias" : name);
             if (!resolved.ok()) break;
@@ -399,9 +418,12 @@ TEST_F(AdapterRegistryTest, ConcurrentChangesAndRequests) {
     });
   for (std::thread& thread : threads) thread.join();
   for (const char* name : {"n0", "n1", "n2"})
-    if (const auto count = registry_->unload(name, [&](const AdapterRegistry::Freed&) { ++frees; }); count.ok()) expected_frees += *count;
-  EXPECT_TRUE(service_->wait_on_engine([&](TextEngine& engine) { return frees == expected_frees && engine.pool().resident_adapters().empty(); }))
-      << frees << " of " << expected_frees;
+    if (const auto count = registry_->unload(name, [&](const AdapterRegistry::Freed&) { ++frees; }); count.ok())
+      expected_frees += *count;
+  EXPECT_TRUE(service_->wait_on_engine([&](TextEngine& engine) {
+    return frees == expected_frees && engine.pool().resident_adapters().empty();
+  })) << frees
+      << " of " << expected_frees;
   EXPECT_TRUE(wait_for_host_bytes(0));
   EXPECT_TRUE(registry_->versions().empty());
   EXPECT_GT(expected_frees, 0);
@@ -430,7 +452,9 @@ TEST_F(AdapterRegistryTest, AdapterSurvivesItsFileBeingTruncated) {
   const AdapterLease adapter = must_load("sql", dir_.file("sql"));
   const std::vector<int32_t> before = tokens_of(adapter);
   std::filesystem::resize_file(dir_.file("sql/adapter_model.safetensors"), 10);
-  service_->on_engine([](TextEngine& engine) { const_cast<UnifiedPool&>(engine.pool()).evict_all(); });  // so that it is copied into pages again
+  service_->on_engine([](TextEngine& engine) {
+    const_cast<UnifiedPool&>(engine.pool()).evict_all();
+  });  // so that it is copied into pages again
   EXPECT_EQ(tokens_of(adapter), before);
 }
 

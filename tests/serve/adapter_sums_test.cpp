@@ -26,7 +26,8 @@ TEST_F(AdapterSumsTest, SumsAreResolvedCachedAndRefused) {
   EXPECT_NE(tokens_of(half), tokens_of(resolve("sql")->adapter));
   EXPECT_NE(resolve("sql*0.5+math*0.5")->adapter, half) << "the least recently used of three went";
 
-  for (const char* wrong : {"sql*", "sql*x", "sql*0.5x", "sql*nan", "sql*inf", "sql*101", "sql*-101", "sql*0.5*2", "sql+", "+sql", "sql++math", "base+sql", "sql*0.5+demo*0.5"})
+  for (const char* wrong : {"sql*", "sql*x", "sql*0.5x", "sql*nan", "sql*inf", "sql*101", "sql*-101", "sql*0.5*2",
+                            "sql+", "+sql", "sql++math", "base+sql", "sql*0.5+demo*0.5"})
     EXPECT_EQ(code_of(wrong), StatusCode::kInvalidArgument) << wrong;
   EXPECT_TRUE(resolve("sql*-100+math*1e-3").ok());
   EXPECT_EQ(code_of("sql+nada"), StatusCode::kNotFound);

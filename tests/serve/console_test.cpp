@@ -36,7 +36,8 @@ TEST(Console, ServesTheFilesOfTheSourceTreeEachWithItsTag) {
 }
 
 TEST(Console, OtherPathsAreNotServed) {
-  for (const char* path : {"", "//", "/console", "/console/", "/console/../openapi.json", "/console/index.html", "/OPENAPI.json"})
+  for (const char* path :
+       {"", "//", "/console", "/console/", "/console/../openapi.json", "/console/index.html", "/OPENAPI.json"})
     EXPECT_FALSE(console_file(path).has_value()) << path;
 }
 
@@ -50,7 +51,8 @@ TEST(Console, IsSmall) {
 // What the policy forbids would break in the browser only; here it fails early.
 TEST(Console, PageNeedsNothingInlineAndNothingFromElsewhere) {
   const std::string page = body("/");
-  EXPECT_FALSE(std::regex_search(page, std::regex(R"(<style|\sstyle=|\son[a-z]+=|javascript:|<script(?![^>]*\ssrc=))")));
+  EXPECT_FALSE(
+      std::regex_search(page, std::regex(R"(<style|\sstyle=|\son[a-z]+=|javascript:|<script(?![^>]*\ssrc=))")));
   const std::regex reference("(src|href)=\"([^\"]*)\"");
   int num_references = 0;
   for (std::sregex_iterator it(page.begin(), page.end(), reference), end; it != end; ++it) {
@@ -61,14 +63,17 @@ TEST(Console, PageNeedsNothingInlineAndNothingFromElsewhere) {
     EXPECT_TRUE(is_route || console_file(target).has_value()) << target;
   }
   EXPECT_GE(num_references, 4);
-  for (const char* path : {"/", "/console/console.css", "/console/console.js"}) EXPECT_EQ(body(path).find("//www."), std::string::npos);
+  for (const char* path : {"/", "/console/console.css", "/console/console.js"})
+    EXPECT_EQ(body(path).find("//www."), std::string::npos);
   for (const char* path : {"/", "/console/console.css", "/console/console.js"})
     EXPECT_FALSE(std::regex_search(body(path), std::regex("https?:"))) << path;
 }
 
 TEST(Console, ScriptPutsInTextOnlyAndKeepsTheKeyForTheTab) {
   const std::string script = body("/console/console.js");
-  EXPECT_FALSE(std::regex_search(script, std::regex(R"(innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|srcdoc|DOMParser)")));
+  EXPECT_FALSE(std::regex_search(
+      script,
+      std::regex(R"(innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|srcdoc|DOMParser)")));
   EXPECT_FALSE(std::regex_search(script, std::regex(R"(localStorage|indexedDB|document\.cookie)")));
   EXPECT_NE(script.find("sessionStorage"), std::string::npos);
 }

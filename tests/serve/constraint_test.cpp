@@ -116,11 +116,14 @@ TEST_F(GrammarConstraintTest, DeadEndEndsTheText) {
 
 // What a constrained request says does not depend on who else runs, on chunks, or on losing its pages.
 TEST_F(GrammarConstraintTest, SameTextAloneAndInACrowdedPool) {
-  const auto object = grammar({.kind = GrammarSpec::Kind::kJsonSchema,
-                               .text = R"({"type":"object","properties":{"n":{"type":"integer"},"s":{"type":"string","maxLength":40}},"required":["n","s"],"additionalProperties":false})"});
+  const auto object = grammar(
+      {.kind = GrammarSpec::Kind::kJsonSchema,
+       .text =
+           R"({"type":"object","properties":{"n":{"type":"integer"},"s":{"type":"string","maxLength":40}},"required":["n","s"],"additionalProperties":false})"});
   const auto digits = grammar({.kind = GrammarSpec::Kind::kRegex, .text = "[0-9]{40,60}(, [a-f]+){3,9}"});
   const auto make = [&](int i) {
-    TextRequest request{.prompt = "Once upon a time " + std::string(static_cast<size_t>(i * 3), 'x'), .max_tokens = 60 + i};
+    TextRequest request{.prompt = "Once upon a time " + std::string(static_cast<size_t>(i * 3), 'x'),
+                        .max_tokens = 60 + i};
     request.sampling.temperature = 1.3;
     request.sampling.seed = static_cast<uint64_t>(i);
     if (i % 4 == 0) request.grammar = object;
@@ -132,7 +135,10 @@ TEST_F(GrammarConstraintTest, SameTextAloneAndInACrowdedPool) {
   const auto run = [](TextEngine& engine, const std::vector<TextRequest>& requests) {
     std::vector<Completion> done(requests.size());
     for (size_t i = 0; i < requests.size(); ++i)
-      EXPECT_TRUE(engine.submit(requests[i], {.on_done = [&done, i](Completion completion) { done[i] = std::move(completion); }}).ok());
+      EXPECT_TRUE(
+          engine
+              .submit(requests[i], {.on_done = [&done, i](Completion completion) { done[i] = std::move(completion); }})
+              .ok());
     while (engine.has_work()) engine.step();
     return done;
   };
@@ -147,7 +153,8 @@ TEST_F(GrammarConstraintTest, SameTextAloneAndInACrowdedPool) {
     EXPECT_EQ(crowd[i].token_ids, alone.token_ids) << i;
     EXPECT_EQ(crowd[i].text, alone.text);
     if (i % 4 == 2) {
-      for (const int32_t token : alone.token_ids) EXPECT_NE(std::ranges::count(requests[i].allowed_token_ids, token), 0);
+      for (const int32_t token : alone.token_ids)
+        EXPECT_NE(std::ranges::count(requests[i].allowed_token_ids, token), 0);
     }
     if (i % 4 == 1) {
       EXPECT_TRUE(std::isdigit(alone.text.at(0)) != 0) << alone.text;

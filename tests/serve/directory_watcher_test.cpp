@@ -16,7 +16,8 @@ using testing::TempDir;
 class DirectoryWatcherTest : public ::testing::Test {
  protected:
   DirectoryWatcherTest() {
-    registry_ = std::make_unique<AdapterRegistry>(*service_.engine, AdapterRegistryOptions{.base_name = "demo"}, nullptr, nullptr);
+    registry_ = std::make_unique<AdapterRegistry>(*service_.engine, AdapterRegistryOptions{.base_name = "demo"},
+                                                  nullptr, nullptr);
     log_ = Log::create({.stream = &lines_}).value();
   }
   ~DirectoryWatcherTest() override {
@@ -105,7 +106,8 @@ TEST_F(DirectoryWatcherTest, HalfCopiedAndBrokenAdaptersAreTriedAgainWhenTheyCha
   one_.write("x/adapter_config.json", "{");
   scan(3);
   EXPECT_EQ(version_of("x"), 1);
-  fs::copy_file(two_.file("whole/adapter_config.json"), one_.file("x/adapter_config.json"), fs::copy_options::overwrite_existing);
+  fs::copy_file(two_.file("whole/adapter_config.json"), one_.file("x/adapter_config.json"),
+                fs::copy_options::overwrite_existing);
   scan(2);
   EXPECT_EQ(version_of("x"), 2);
   log_.reset();
@@ -119,7 +121,9 @@ TEST_F(DirectoryWatcherTest, WhatFoundNoMemoryIsTriedAgain) {
   start({one_.path()});
   const int64_t bytes = registry_->host_stats().bytes;
   watcher_.reset();
-  registry_ = std::make_unique<AdapterRegistry>(*service_.engine, AdapterRegistryOptions{.base_name = "demo", .max_host_bytes = bytes + bytes / 2}, nullptr, nullptr);
+  registry_ = std::make_unique<AdapterRegistry>(
+      *service_.engine, AdapterRegistryOptions{.base_name = "demo", .max_host_bytes = bytes + bytes / 2}, nullptr,
+      nullptr);
   start({one_.path()});
   ASSERT_EQ(version_of("a"), 1);
   auto in_use = registry_->resolve("a", Tenant{})->adapter->host()->get();  // so that it cannot be dropped
@@ -147,8 +151,10 @@ TEST_F(DirectoryWatcherTest, WhatFoundNoMemoryIsTriedAgain) {
 }
 
 TEST_F(DirectoryWatcherTest, FailuresAtTheStartAreTriedAgainToo) {
-  registry_ = std::make_unique<AdapterRegistry>(*service_.engine, AdapterRegistryOptions{.base_name = "demo", .max_host_bytes = 700'000}, nullptr, nullptr);
-  const AdapterLease other = registry_->load_and_wait({.name = "other", .path = testing::kDemoAdapters + "sql", .trusted_path = true}).value();
+  registry_ = std::make_unique<AdapterRegistry>(
+      *service_.engine, AdapterRegistryOptions{.base_name = "demo", .max_host_bytes = 700'000}, nullptr, nullptr);
+  const AdapterLease other =
+      registry_->load_and_wait({.name = "other", .path = testing::kDemoAdapters + "sql", .trusted_path = true}).value();
   auto in_use = other->host()->get();  // so that it cannot be dropped, and there is no room for a second one
   copy_adapter("sql", one_.file("a"));
   start({one_.path()});

@@ -27,8 +27,11 @@ TEST(EngineService, EventsOfEachRequestAreInOrderAndAddUpToItsCompletion) {
   for (int shard = 0; shard < 3; ++shard) {
     receivers.push_back(std::make_shared<Heard>(shard));
     for (int choice = 0; choice < 4; ++choice)
-      service.submit({.request = service.prepare(std::string(kPrompt) + std::string(static_cast<size_t>(choice), '!'), 5 + 7 * choice),
-                      .receiver = receivers.back(), .choice = choice, .wants_prompt = choice % 2 == 0});
+      service.submit({.request = service.prepare(std::string(kPrompt) + std::string(static_cast<size_t>(choice), '!'),
+                                                 5 + 7 * choice),
+                      .receiver = receivers.back(),
+                      .choice = choice,
+                      .wants_prompt = choice % 2 == 0});
   }
   for (const auto& heard : receivers) {
     ASSERT_TRUE(heard->wait_for_ends(4));
@@ -107,7 +110,8 @@ TEST(EngineService, QueueIsEmptyAgainHoweverRequestsEnd) {
   Service service({}, {.max_running = 1});
   auto heard = std::make_shared<Heard>();
   const auto send = [&](int choice, int64_t max_tokens, std::optional<Clock::time_point> deadline = {}) {
-    return service.submit({.request = service.prepare(kPrompt, max_tokens), .receiver = heard, .choice = choice, .deadline = deadline});
+    return service.submit(
+        {.request = service.prepare(kPrompt, max_tokens), .receiver = heard, .choice = choice, .deadline = deadline});
   };
   RequestId running = 0, waiting = 0, both = 0;
   {
@@ -148,7 +152,9 @@ TEST(EngineService, RequestThatCannotFitFailsAndDeadlineEndsARunningOne) {
   Service large;
   auto started = std::make_shared<Heard>();
   // Ends by its length only if the machine makes 490 tokens in 100 ms.
-  large.submit({.request = large.prepare(kPrompt, 490), .receiver = started, .deadline = Clock::now() + std::chrono::milliseconds(100)});
+  large.submit({.request = large.prepare(kPrompt, 490),
+                .receiver = started,
+                .deadline = Clock::now() + std::chrono::milliseconds(100)});
   ASSERT_TRUE(started->wait_for_ends(1));
   const Heard::Choice choice = started->choice();
   testing::expect_complete(choice);
@@ -162,7 +168,8 @@ TEST(EngineService, RequestThatCannotFitFailsAndDeadlineEndsARunningOne) {
 TEST(EngineService, AbortAllEndsQueuedAndRunning) {
   Service service({}, {.max_running = 2});
   auto heard = std::make_shared<Heard>();
-  for (int choice = 0; choice < 5; ++choice) service.submit({.request = service.prepare(kPrompt, 450), .receiver = heard, .choice = choice});
+  for (int choice = 0; choice < 5; ++choice)
+    service.submit({.request = service.prepare(kPrompt, 450), .receiver = heard, .choice = choice});
   ASSERT_TRUE(heard->wait_for_tokens(2, 0));
   service->abort_all(unavailable("maintenance"));
   ASSERT_TRUE(heard->wait_for_ends(5));
@@ -198,9 +205,13 @@ TEST(EngineService, StopEndsWhatIsLeftOnceAndTakesNothingMore) {
   auto heard = std::make_shared<Heard>();
   std::atomic<int> callbacks{0}, removals{0};
   // A lease that removes its adapter when the request lets go of it, as a registry's does.
-  std::shared_ptr<const void> lease(&service, [&](const void*) { service->remove_adapter(adapter, [&](int64_t) { ++removals; }); });
+  std::shared_ptr<const void> lease(
+      &service, [&](const void*) { service->remove_adapter(adapter, [&](int64_t) { ++removals; }); });
   for (int choice = 0; choice < 4; ++choice)
-    service.submit({.request = service.prepare(kPrompt, 450, choice == 0 ? adapter : kBaseModel), .lease = lease, .receiver = heard, .choice = choice});
+    service.submit({.request = service.prepare(kPrompt, 450, choice == 0 ? adapter : kBaseModel),
+                    .lease = lease,
+                    .receiver = heard,
+                    .choice = choice});
   lease.reset();
   service->submit({.request = service.prepare(kPrompt, 450), .on_done = [&](Completion done) {
                      EXPECT_EQ(done.error.code(), StatusCode::kUnavailable);
@@ -287,7 +298,9 @@ TEST(EngineService, SnapshotAddsUp) {
   while (!saw_running && Clock::now() < patience) {
     if (sent == 0 || heard->choice(sent - 1).num_ends > 0)
       for (int i = 0; i < 8; ++i, ++sent)
-        service.submit({.request = service.prepare(kPrompt, 60, i % 2 == 0 ? adapter : kBaseModel), .receiver = heard, .choice = sent});
+        service.submit({.request = service.prepare(kPrompt, 60, i % 2 == 0 ? adapter : kBaseModel),
+                        .receiver = heard,
+                        .choice = sent});
     const EngineService::Snapshot snapshot = service->snapshot();
     const ServerSnapshot& s = snapshot.server;
     EXPECT_EQ(s.pages_free + s.pages_kv + s.pages_cached + s.pages_adapter + s.pages_merged, s.pages);
@@ -332,7 +345,8 @@ TEST(EngineService, WhoHasTheLastAnswerFindsItCounted) {
 TEST(EngineService, EachRequestEndsExactlyOnceWhateverHappens) {
   for (uint64_t round = 0; round < 4; ++round) {
     Service service({.max_queue_requests = 10'000}, {.max_step_tokens = 24, .max_running = 5}, 3 << 20);
-    const std::vector<AdapterId> adapters{kBaseModel, add_demo_adapter(service, "sql"), add_demo_adapter(service, "tag")};
+    const std::vector<AdapterId> adapters{kBaseModel, add_demo_adapter(service, "sql"),
+                                          add_demo_adapter(service, "tag")};
     constexpr int kThreads = 4, kRequests = 30;
     std::vector<std::shared_ptr<Heard>> receivers;
     for (int i = 0; i < kThreads; ++i) receivers.push_back(std::make_shared<Heard>(i));
@@ -344,10 +358,13 @@ TEST(EngineService, EachRequestEndsExactlyOnceWhateverHappens) {
         for (int choice = 0; choice < kRequests; ++choice) {
           std::optional<Clock::time_point> deadline;
           if (rng.below(4) == 0) deadline = Clock::now() + std::chrono::milliseconds(rng.below(300));
-          ids.push_back(service.submit({.request = service.prepare(kPrompt + std::string(rng.below(30), 'a'), static_cast<int64_t>(rng.below(40)),
-                                                                   adapters[rng.below(adapters.size())]),
-                                        .receiver = receivers[static_cast<size_t>(thread)], .choice = choice, .wants_prompt = rng.below(2) == 0,
-                                        .deadline = deadline}));
+          ids.push_back(service.submit(
+              {.request = service.prepare(kPrompt + std::string(rng.below(30), 'a'),
+                                          static_cast<int64_t>(rng.below(40)), adapters[rng.below(adapters.size())]),
+               .receiver = receivers[static_cast<size_t>(thread)],
+               .choice = choice,
+               .wants_prompt = rng.below(2) == 0,
+               .deadline = deadline}));
           if (rng.below(3) == 0) service->cancel(ids[rng.below(ids.size())]);
           if (rng.below(20) == 0) service->abort_all(unavailable("abort"));
         }

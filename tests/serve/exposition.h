@@ -61,7 +61,8 @@ class Exposition {
 
  private:
   void line(const std::string& text) {
-    static const std::regex help(R"(# HELP ([a-zA-Z_:][a-zA-Z0-9_:]*) (\S.*))"), type(R"(# TYPE ([a-zA-Z_:][a-zA-Z0-9_:]*) (counter|gauge|histogram))");
+    static const std::regex help(R"(# HELP ([a-zA-Z_:][a-zA-Z0-9_:]*) (\S.*))"),
+        type(R"(# TYPE ([a-zA-Z_:][a-zA-Z0-9_:]*) (counter|gauge|histogram))");
     std::smatch m;
     if (std::regex_match(text, m, help)) {
       if (!families.try_emplace(m[1]).second) fail("a second HELP", text);
@@ -83,7 +84,8 @@ class Exposition {
     ExpositionFamily& family = families[current_];
     if (family.type.empty()) fail("no TYPE before it", text);
     const bool histogram = family.type == "histogram";
-    if (histogram ? name != current_ + "_bucket" && name != current_ + "_sum" && name != current_ + "_count" : name != current_)
+    if (histogram ? name != current_ + "_bucket" && name != current_ + "_sum" && name != current_ + "_count"
+                  : name != current_)
       fail("not of the family " + current_, text);
     char* end = nullptr;
     const std::string number = m[3];
@@ -113,8 +115,10 @@ class Exposition {
         value += escaped == 'n' ? '\n' : escaped;
       }
       if (!set.emplace(name, value).second) fail("a label twice", whole);
-      if (++i < text.size() && text[i] == ',') ++i;
-      else if (i >= text.size() || text[i] != '}') fail("labels must be separated", whole);
+      if (++i < text.size() && text[i] == ',')
+        ++i;
+      else if (i >= text.size() || text[i] != '}')
+        fail("labels must be separated", whole);
     }
     return set;
   }
@@ -140,7 +144,9 @@ class Exposition {
     }
   }
 
-  [[noreturn]] static void fail(const std::string& what, const std::string& line) { throw std::runtime_error(what + ": " + line); }
+  [[noreturn]] static void fail(const std::string& what, const std::string& line) {
+    throw std::runtime_error(what + ": " + line);
+  }
 
   std::string current_;
 };

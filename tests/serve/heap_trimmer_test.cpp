@@ -40,7 +40,8 @@ TEST(HeapTrimmer, GivesBackWhatAThreadLeftFree) {
   const int64_t before = read_process_stats().resident_bytes;
   std::unique_ptr<char[]> kept;
   std::thread([&] { kept = swell(); }).join();
-  ASSERT_GT(read_process_stats().resident_bytes, before + 30 * kMiB) << "the heap gave it back by itself: the test tests nothing";
+  ASSERT_GT(read_process_stats().resident_bytes, before + 30 * kMiB)
+      << "the heap gave it back by itself: the test tests nothing";
   EXPECT_GT(read_heap_stats().free_bytes, 30 * kMiB);
   EXPECT_TRUE(trimmer.tick());
   EXPECT_LT(read_process_stats().resident_bytes, before + 8 * kMiB);

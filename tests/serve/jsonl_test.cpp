@@ -46,7 +46,8 @@ TEST(Jsonl, NamesTheFieldThatIsWrong) {
 }
 
 TEST(Jsonl, ResultsAreOneLineAndEscaped) {
-  const Completion completion{.text = "a\n\"b\"", .token_ids = {1, 2}, .finish = FinishReason::kStop, .prompt_tokens = 3};
+  const Completion completion{
+      .text = "a\n\"b\"", .token_ids = {1, 2}, .finish = FinishReason::kStop, .prompt_tokens = 3};
   const std::string line = format_jsonl_result(7, "", completion, "a\n\"b\"  ");
   EXPECT_EQ(line.find('\n'), std::string::npos);
   const auto value = boost::json::parse(line);

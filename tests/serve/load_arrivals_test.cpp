@@ -51,7 +51,8 @@ TEST(ArrivalProcess, GammaGapsHaveTheRateAndTheVariationAskedFor) {
 }
 
 TEST(ArrivalProcess, DependsOnTheSeedOnly) {
-  ArrivalProcess a(ArrivalKind::kGamma, 1, 2, 9), same(ArrivalKind::kGamma, 1, 2, 9), other(ArrivalKind::kGamma, 1, 2, 10);
+  ArrivalProcess a(ArrivalKind::kGamma, 1, 2, 9), same(ArrivalKind::kGamma, 1, 2, 9),
+      other(ArrivalKind::kGamma, 1, 2, 10);
   int differing = 0;
   for (int i = 0; i < 100; ++i) {
     const double time = a.next();
@@ -69,7 +70,8 @@ TEST(ArrivalProcess, AnInfiniteRateSendsAllAtOnce) {
 }
 
 TEST(AdapterMix, NoneSameAndDistinct) {
-  const AdapterMix none(AdapterMixKind::kNone, 0, 1, 1), same(AdapterMixKind::kSame, 3, 1, 1), distinct(AdapterMixKind::kDistinct, 3, 1, 1);
+  const AdapterMix none(AdapterMixKind::kNone, 0, 1, 1), same(AdapterMixKind::kSame, 3, 1, 1),
+      distinct(AdapterMixKind::kDistinct, 3, 1, 1);
   for (int i = 0; i < 10; ++i) {
     EXPECT_EQ(none.pick(i), -1);
     EXPECT_EQ(same.pick(i), 0);
@@ -87,7 +89,8 @@ TEST(AdapterMix, ZipfFrequenciesFollowTheLaw) {
     for (int i = 1; i <= kAdapters; ++i) total += std::pow(i, -alpha);
     for (int i = 0; i < kAdapters; ++i) {
       const double expected = kDraws * std::pow(i + 1, -alpha) / total;
-      EXPECT_NEAR(counts[static_cast<size_t>(i)], expected, 5 * std::sqrt(expected)) << "adapter " << i << ", alpha " << alpha;
+      EXPECT_NEAR(counts[static_cast<size_t>(i)], expected, 5 * std::sqrt(expected))
+          << "adapter " << i << ", alpha " << alpha;
     }
   }
 }

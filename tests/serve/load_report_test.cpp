@@ -37,13 +37,24 @@ TEST(Summary, OfUnsortedValuesAndOfNone) {
 
 // Sent at `sent`, first content `ttft` later, then tokens every `gap`.
 RequestRecord answered(double sent, double ttft, double gap, int tokens, int adapter = -1) {
-  RequestRecord record{.adapter = adapter, .wanted_tokens = tokens, .scheduled_s = sent, .sent_s = sent, .first_s = sent + ttft, .end_s = sent + ttft + gap * (tokens - 1),
-                       .prompt_tokens = 10, .output_tokens = tokens, .has_usage = true, .http_status = 200, .outcome = Outcome::kOk};
+  RequestRecord record{.adapter = adapter,
+                       .wanted_tokens = tokens,
+                       .scheduled_s = sent,
+                       .sent_s = sent,
+                       .first_s = sent + ttft,
+                       .end_s = sent + ttft + gap * (tokens - 1),
+                       .prompt_tokens = 10,
+                       .output_tokens = tokens,
+                       .has_usage = true,
+                       .http_status = 200,
+                       .outcome = Outcome::kOk};
   record.gaps_s.assign(static_cast<size_t>(tokens - 1), static_cast<float>(gap));
   return record;
 }
 
-RequestRecord failed(Outcome outcome, int status, std::string error) { return {.end_s = 1, .http_status = status, .outcome = outcome, .error = std::move(error)}; }
+RequestRecord failed(Outcome outcome, int status, std::string error) {
+  return {.end_s = 1, .http_status = status, .outcome = outcome, .error = std::move(error)};
+}
 
 TEST(Slo, IsParsedInMillisecondsOrWithAUnit) {
   const Slo slo = parse_slo("ttft=500,tpot=30ms,e2e=2.5s").value();
@@ -51,23 +62,37 @@ TEST(Slo, IsParsedInMillisecondsOrWithAUnit) {
   EXPECT_DOUBLE_EQ(*slo.tpot, 0.03);
   EXPECT_DOUBLE_EQ(*slo.e2e, 2.5);
   EXPECT_TRUE(parse_slo("").value().empty());
-  for (const char* bad : {"ttft", "ttft=", "ttft=x", "ttft=-1", "ttft=0", "itl=5", "ttft=5,,", "ttft=1 2", "ttft=inf", "ttft=nan"}) EXPECT_FALSE(parse_slo(bad).ok()) << bad;
+  for (const char* bad :
+       {"ttft", "ttft=", "ttft=x", "ttft=-1", "ttft=0", "itl=5", "ttft=5,,", "ttft=1 2", "ttft=inf", "ttft=nan"})
+    EXPECT_FALSE(parse_slo(bad).ok()) << bad;
 }
 
 TEST(Slo, EveryObjectiveMustBeMet) {
   const RequestRecord record = answered(0, 0.2, 0.01, 11);  // TTFT 200 ms, TPOT 10 ms, E2E 300 ms
-  for (const auto& [text, met] : std::map<std::string, bool>{{"ttft=201", true}, {"ttft=199", false}, {"tpot=10.1", true}, {"tpot=9.9", false}, {"e2e=301", true},
-                                                             {"e2e=299", false}, {"ttft=201,tpot=10.1,e2e=299", false}, {"ttft=201,tpot=10.1,e2e=301", true}})
+  for (const auto& [text, met] : std::map<std::string, bool>{{"ttft=201", true},
+                                                             {"ttft=199", false},
+                                                             {"tpot=10.1", true},
+                                                             {"tpot=9.9", false},
+                                                             {"e2e=301", true},
+                                                             {"e2e=299", false},
+                                                             {"ttft=201,tpot=10.1,e2e=299", false},
+                                                             {"ttft=201,tpot=10.1,e2e=301", true}})
     EXPECT_EQ(parse_slo(text)->met_by(record), met) << text;
   EXPECT_FALSE(parse_slo("ttft=1000")->met_by(failed(Outcome::kTimeout, 200, "")));
   EXPECT_TRUE(parse_slo("tpot=1")->met_by(answered(0, 0.2, 0.01, 1)));  // one token has no TPOT
 }
 
 TEST(LoadReport, ComputesTheDefinitions) {
-  std::vector<RequestRecord> records{answered(0, 0.1, 0.01, 11, 0), answered(1, 0.3, 0.02, 21, 1), answered(2, 0.2, 0.01, 1, 0), failed(Outcome::kHttpError, 429, "slow down"),
-                                     failed(Outcome::kHttpError, 503, "full"), failed(Outcome::kHttpError, 429, "again"), failed(Outcome::kTimeout, 200, "late")};
+  std::vector<RequestRecord> records{answered(0, 0.1, 0.01, 11, 0),
+                                     answered(1, 0.3, 0.02, 21, 1),
+                                     answered(2, 0.2, 0.01, 1, 0),
+                                     failed(Outcome::kHttpError, 429, "slow down"),
+                                     failed(Outcome::kHttpError, 503, "full"),
+                                     failed(Outcome::kHttpError, 429, "again"),
+                                     failed(Outcome::kTimeout, 200, "late")};
   records[1].scheduled_s = 0.5;
-  const LoadReport r = make_report(records, {.duration_s = 4, .peak_concurrency = 3, .open_loop = true}, parse_slo("ttft=250").value());
+  const LoadReport r =
+      make_report(records, {.duration_s = 4, .peak_concurrency = 3, .open_loop = true}, parse_slo("ttft=250").value());
   EXPECT_EQ(r.requests, 7);
   EXPECT_EQ(r.ok, 3);
   EXPECT_EQ(r.output_tokens, 33);
@@ -116,13 +141,16 @@ TEST(LoadReport, AnswersThatWereNotStreamedHaveNoFirstToken) {
 }
 
 TEST(LoadReport, TheTableTellsWhatWentWrong) {
-  std::vector<RequestRecord> records{answered(0, 0.1, 0.01, 11, 0), failed(Outcome::kHttpError, 429, "slow\x1b[31m down")};
+  std::vector<RequestRecord> records{answered(0, 0.1, 0.01, 11, 0),
+                                     failed(Outcome::kHttpError, 429, "slow\x1b[31m down")};
   records[0].has_usage = false;
   records[0].wanted_tokens = 20;
   records[0].sent_s = 0.05;
   const LoadReport r = make_report(records, {.duration_s = 1, .open_loop = true}, {});
   const std::string table = format_report(r, {"sql"}, true);
-  for (const char* text : {"1 ok of 2", "1 x 429: slow", "without usage", "fewer tokens", "after their time", "sql", "(base)"}) EXPECT_THAT(table, HasSubstr(text));
+  for (const char* text :
+       {"1 ok of 2", "1 x 429: slow", "without usage", "fewer tokens", "after their time", "sql", "(base)"})
+    EXPECT_THAT(table, HasSubstr(text));
   EXPECT_THAT(table, Not(HasSubstr("\x1b")));
   EXPECT_THAT(format_report(r, {"sql"}, false), Not(HasSubstr("sql")));
   const boost::json::object json = report_json(r, {"sql"});

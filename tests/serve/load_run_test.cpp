@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs against a server that answers after known delays: a delay is a lower bound that no load of the machine can break.
+// Runs against a server that answers after known delays: a delay is a lower bound that no load of the machine can
+// break.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -26,13 +27,18 @@ bool stream_answer(RawPeer& peer, const testing::RawRequest& request) {
   const auto chunk = [](const std::string& event) { return fmt::format("{:x}\r\n{}\r\n", event.size(), event); };
   const json::object body = json::parse(request.body).as_object();
   const int64_t tokens = body.at("max_tokens").as_int64();
-  if (!peer.write("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")) return false;
+  if (!peer.write("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"))
+    return false;
   for (int64_t i = 0; i < tokens; ++i) {
     std::this_thread::sleep_for(i == 0 ? kFirst : kGap);
     if (!peer.write(chunk("data: {\"choices\":[{\"index\":0,\"text\":\"x\"}]}\n\n"))) return false;
   }
   const size_t prompt = body.at("prompt").as_array().size();
-  return peer.write(chunk(fmt::format("data: {{\"choices\":[],\"usage\":{{\"prompt_tokens\":{},\"completion_tokens\":{}}}}}\n\ndata: [DONE]\n\n", prompt, tokens)) + "0\r\n\r\n");
+  return peer.write(
+      chunk(fmt::format(
+          "data: {{\"choices\":[],\"usage\":{{\"prompt_tokens\":{},\"completion_tokens\":{}}}}}\n\ndata: [DONE]\n\n",
+          prompt, tokens)) +
+      "0\r\n\r\n");
 }
 
 void serve_streams(RawPeer& peer) {
@@ -47,7 +53,10 @@ struct Load {
   explicit Load(const std::string& url) {
     run.plan = [this, url](int64_t index) {
       GeneratedRequest request = make_request(workload, index, "m");
-      return PlannedRequest{.url = url + request.path, .body = request.body, .adapter = static_cast<int>(index % 2), .max_tokens = request.max_tokens};
+      return PlannedRequest{.url = url + request.path,
+                            .body = request.body,
+                            .adapter = static_cast<int>(index % 2),
+                            .max_tokens = request.max_tokens};
     };
   }
 };
@@ -88,7 +97,8 @@ TEST(RunLoad, AnOpenLoopDoesNotWaitForAnswers) {
     stream_answer(peer, *request);
   });
   Load load(server.url());
-  load.run = {.open_loop = true, .arrival = ArrivalKind::kConstant, .rate = 300, .num_requests = 30, .plan = load.run.plan};
+  load.run = {
+      .open_loop = true, .arrival = ArrivalKind::kConstant, .rate = 300, .num_requests = 30, .plan = load.run.plan};
   const RunResult result = run_load(*load.client, load.run);
   const LoadReport r = make_report(result.records, result.facts, {});
   EXPECT_EQ(r.ok, 30);
@@ -103,7 +113,12 @@ TEST(RunLoad, AnOpenLoopDoesNotWaitForAnswers) {
 TEST(RunLoad, ACapOfAnOpenLoopShowsAsSendDelay) {
   RawServer server(serve_streams);
   Load load(server.url());
-  load.run = {.open_loop = true, .arrival = ArrivalKind::kConstant, .rate = 1000, .max_in_flight = 1, .num_requests = 6, .plan = load.run.plan};
+  load.run = {.open_loop = true,
+              .arrival = ArrivalKind::kConstant,
+              .rate = 1000,
+              .max_in_flight = 1,
+              .num_requests = 6,
+              .plan = load.run.plan};
   const RunResult result = run_load(*load.client, load.run);
   const LoadReport r = make_report(result.records, result.facts, {});
   EXPECT_EQ(r.ok, 6);
@@ -116,7 +131,8 @@ TEST(RunLoad, CountsRefusalsTimeoutsAndBrokenAnswersApart) {
   RawServer server([&](RawPeer& peer) {
     while (const auto request = peer.read_request()) {
       const int turn = number++ % 5;
-      if (turn == 0 && !peer.respond(R"({"error":{"message":"quota"}})", "429 Too Many Requests", "Retry-After: 1\r\n")) return;
+      if (turn == 0 && !peer.respond(R"({"error":{"message":"quota"}})", "429 Too Many Requests", "Retry-After: 1\r\n"))
+        return;
       if (turn == 1 && !peer.respond(R"({"error":{"message":"full"}})", "503 Service Unavailable")) return;
       if (turn == 2) {
         peer.write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");  // and nothing more
@@ -149,7 +165,7 @@ TEST(RunLoad, StopsSendingAfterItsDuration) {
   const RunResult result = run_load(*load.client, load.run);
   EXPECT_FALSE(result.records.empty());
   for (const RequestRecord& record : result.records) {
-    EXPECT_LT(record.scheduled_s, 60);  // generous: the machine may stall between the check and the send
+    EXPECT_LT(record.scheduled_s, 60);        // generous: the machine may stall between the check and the send
     EXPECT_EQ(record.outcome, Outcome::kOk);  // what was sent is waited for
   }
 }
@@ -177,7 +193,11 @@ TEST(RunLoad, AnInterruptForgetsWhatWasNotSentYet) {
     peer.wait_for_close();
   });
   Load load(server.url());
-  load.run = {.open_loop = true, .arrival = ArrivalKind::kConstant, .rate = 50, .num_requests = 1'000'000, .plan = load.run.plan};
+  load.run = {.open_loop = true,
+              .arrival = ArrivalKind::kConstant,
+              .rate = 50,
+              .num_requests = 1'000'000,
+              .plan = load.run.plan};
   load.run.interrupted = [&] { return waiting > 0; };
   const RunResult result = run_load(*load.client, load.run);
   EXPECT_TRUE(result.was_interrupted);

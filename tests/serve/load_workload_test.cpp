@@ -12,7 +12,9 @@ namespace {
 
 namespace json = boost::json;
 
-json::object body_of(const WorkloadOptions& options, int64_t index) { return json::parse(make_request(options, index, "m").body).as_object(); }
+json::object body_of(const WorkloadOptions& options, int64_t index) {
+  return json::parse(make_request(options, index, "m").body).as_object();
+}
 
 TEST(Workload, RandomTokensHaveTheLengthsAndTheSharedPrefix) {
   const WorkloadOptions options{.input = {20, 30}, .output = {5, 9}, .shared_prefix = 12, .vocab_size = 50};
@@ -51,7 +53,11 @@ TEST(Workload, BodiesHaveTheFieldsOfTheInterface) {
   EXPECT_EQ(completions.at("ignore_eos"), true);
   EXPECT_EQ(completions.at("stream"), true);
   EXPECT_EQ(completions.at("stream_options").at("include_usage"), true);
-  const WorkloadOptions options{.chat = true, .stream = false, .ignore_eos = false, .input = {3, 3}, .extra = {{"temperature", 0.5}, {"top_k", 5}}};
+  const WorkloadOptions options{.chat = true,
+                                .stream = false,
+                                .ignore_eos = false,
+                                .input = {3, 3},
+                                .extra = {{"temperature", 0.5}, {"top_k", 5}}};
   const json::object chat = body_of(options, 0);
   EXPECT_EQ(make_request(options, 0, "m").path, "/v1/chat/completions");
   const json::string& text = chat.at("messages").at(0).at("content").as_string();
@@ -64,7 +70,8 @@ TEST(Workload, BodiesHaveTheFieldsOfTheInterface) {
 
 TEST(Workload, PromptsOfAFileAreUsedInTurn) {
   WorkloadOptions options;
-  options.prompts = parse_prompts("{\"prompt\":\"one\",\"max_tokens\":3}\n\n{\"prompt\":[1,2],\"adapter\":\"a\"}\r\n").value();
+  options.prompts =
+      parse_prompts("{\"prompt\":\"one\",\"max_tokens\":3}\n\n{\"prompt\":[1,2],\"adapter\":\"a\"}\r\n").value();
   ASSERT_EQ(options.prompts.size(), 2u);
   EXPECT_EQ(body_of(options, 2).at("prompt"), "one");
   EXPECT_EQ(make_request(options, 2, "m").max_tokens, 3);
@@ -76,8 +83,9 @@ TEST(Workload, PromptsOfAFileAreUsedInTurn) {
 }
 
 TEST(Workload, BadPromptFilesNameTheLine) {
-  for (const char* bad : {"", "\n", "{}", "[]", "{\"prompt\":5}", "{\"prompt\":\"a\",\"messages\":[]}", "{\"prompt\":\"a\",\"max_tokens\":0}", "{\"prompt\":\"a\",\"x\":1}",
-                          "{\"messages\":\"a\"}", "{\"prompt\":\"a\",\"adapter\":1}"})
+  for (const char* bad : {"", "\n", "{}", "[]", "{\"prompt\":5}", "{\"prompt\":\"a\",\"messages\":[]}",
+                          "{\"prompt\":\"a\",\"max_tokens\":0}", "{\"prompt\":\"a\",\"x\":1}", "{\"messages\":\"a\"}",
+                          "{\"prompt\":\"a\",\"adapter\":1}"})
     EXPECT_FALSE(parse_prompts(bad).ok()) << bad;
   EXPECT_NE(parse_prompts("{\"prompt\":\"a\"}\n{").status().message().find("line 2"), std::string::npos);
 }
@@ -86,7 +94,8 @@ TEST(LengthRange, IsANumberOrARange) {
   EXPECT_EQ(parse_length_range("12")->max, 12);
   EXPECT_EQ(parse_length_range("3:9")->min, 3);
   EXPECT_EQ(parse_length_range("3:9")->max, 9);
-  for (const char* bad : {"", "0", "-1", "9:3", "3:", ":3", "3:4:5", "x", "1e3", "99999999999"}) EXPECT_FALSE(parse_length_range(bad).ok()) << bad;
+  for (const char* bad : {"", "0", "-1", "9:3", "3:", ":3", "3:4:5", "x", "1e3", "99999999999"})
+    EXPECT_FALSE(parse_length_range(bad).ok()) << bad;
 }
 
 }  // namespace

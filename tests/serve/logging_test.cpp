@@ -28,14 +28,21 @@ std::vector<std::string> lines(const std::string& text) {
 }
 
 TEST(Logging, JsonLineHoldsTypedFields) {
-  EXPECT_EQ(format_log_line(Log::Format::kJson, kTime, LogLevel::kWarning, "request_done",
-                            {{"adapter", "sql"}, {"tokens", 5}, {"seconds", 0.25}, {"cached", true}, {"salt", uint64_t{18446744073709551615u}}, {"delta", int64_t{-3}}}),
-            R"({"ts":"2023-11-14T22:13:20.125Z","level":"warning","event":"request_done","adapter":"sql","tokens":5,"seconds":0.25,)"
-            R"("cached":true,"salt":18446744073709551615,"delta":-3})");
+  EXPECT_EQ(
+      format_log_line(Log::Format::kJson, kTime, LogLevel::kWarning, "request_done",
+                      {{"adapter", "sql"},
+                       {"tokens", 5},
+                       {"seconds", 0.25},
+                       {"cached", true},
+                       {"salt", uint64_t{18446744073709551615u}},
+                       {"delta", int64_t{-3}}}),
+      R"({"ts":"2023-11-14T22:13:20.125Z","level":"warning","event":"request_done","adapter":"sql","tokens":5,"seconds":0.25,)"
+      R"("cached":true,"salt":18446744073709551615,"delta":-3})");
 }
 
 TEST(Logging, TextLineQuotesOnlyWhatNeedsIt) {
-  EXPECT_EQ(format_log_line(Log::Format::kText, kTime, LogLevel::kInfo, "x.y", {{"a", "plain"}, {"b", "two words"}, {"c", ""}, {"d", "k=\"v\""}, {"n", 7}}),
+  EXPECT_EQ(format_log_line(Log::Format::kText, kTime, LogLevel::kInfo, "x.y",
+                            {{"a", "plain"}, {"b", "two words"}, {"c", ""}, {"d", "k=\"v\""}, {"n", 7}}),
             R"(2023-11-14T22:13:20.125Z info    x.y a=plain b="two words" c="" d="k=\"v\"" n=7)");
 }
 
@@ -45,14 +52,17 @@ TEST(Logging, HostileValuesStayInTheirLineAndField) {
     const std::string line = format_log_line(format, kTime, LogLevel::kError, "e", {{"v", hostile}});
     EXPECT_EQ(line.find_first_of("\n\r\t\x1b"), std::string::npos) << line;
   }
-  const std::string line = format_log_line(Log::Format::kJson, kTime, LogLevel::kError, "e", {{"v", std::string_view(hostile)}});
+  const std::string line =
+      format_log_line(Log::Format::kJson, kTime, LogLevel::kError, "e", {{"v", std::string_view(hostile)}});
   EXPECT_EQ(json::parse(line).at("v"), "a\"},\\{????[31m");  // the literal ends at its NUL byte
   const std::string with_nul("a\0b\xff\xc2\x9b\x7f€", 10);
-  EXPECT_EQ(json::parse(format_log_line(Log::Format::kJson, kTime, LogLevel::kError, "e", {{"v", with_nul}})).at("v"), "a?b???€");
+  EXPECT_EQ(json::parse(format_log_line(Log::Format::kJson, kTime, LogLevel::kError, "e", {{"v", with_nul}})).at("v"),
+            "a?b???€");
 }
 
 TEST(Logging, LongValuesAreCutAndBadNumbersAreNull) {
-  const std::string line = format_log_line(Log::Format::kJson, kTime, LogLevel::kInfo, "e", {{"v", std::string(100'000, 'x')}, {"d", 0.0 / 0.0}});
+  const std::string line = format_log_line(Log::Format::kJson, kTime, LogLevel::kInfo, "e",
+                                           {{"v", std::string(100'000, 'x')}, {"d", 0.0 / 0.0}});
   EXPECT_EQ(json::parse(line).at("v").as_string().size(), 256u);
   EXPECT_TRUE(json::parse(line).at("d").is_null());
 }
@@ -83,7 +93,8 @@ TEST(Logging, LinesOfManyThreadsAreWholeAndAllThere) {
     std::vector<std::jthread> threads;
     for (int t = 0; t < kThreads; ++t)
       threads.emplace_back([&, t] {
-        for (int i = 0; i < kEach; ++i) (*log)->write(LogLevel::kInfo, "tick", {{"thread", t}, {"i", i}, {"text", "quote\" \n"}});
+        for (int i = 0; i < kEach; ++i)
+          (*log)->write(LogLevel::kInfo, "tick", {{"thread", t}, {"i", i}, {"text", "quote\" \n"}});
       });
     threads.clear();
     EXPECT_EQ((*log)->num_dropped(), 0u);

@@ -21,7 +21,9 @@ namespace {
 using testing::Exposition;
 using testing::LabelSet;
 
-std::unique_ptr<Metrics> make(int cap = 200) { return Metrics::create({.model_name = "tiny", .version = "1.2.3", .max_label_values = cap}); }
+std::unique_ptr<Metrics> make(int cap = 200) {
+  return Metrics::create({.model_name = "tiny", .version = "1.2.3", .max_label_values = cap});
+}
 
 LabelSet vllm(LabelSet more = {}) {
   more.insert({{"model_name", "tiny"}, {"engine", "0"}});
@@ -29,8 +31,18 @@ LabelSet vllm(LabelSet more = {}) {
 }
 
 RequestRecord record(std::string_view adapter = "a", std::string_view finish = "stop") {
-  return {.endpoint = "chat", .tenant = "acme", .adapter = adapter, .finish = finish, .prompt_tokens = 10, .cached_tokens = 4, .output_tokens = 5,
-          .max_tokens = 64, .n = 2, .queue_seconds = 0.5, .time_to_first_token = 2, .e2e_seconds = 6};
+  return {.endpoint = "chat",
+          .tenant = "acme",
+          .adapter = adapter,
+          .finish = finish,
+          .prompt_tokens = 10,
+          .cached_tokens = 4,
+          .output_tokens = 5,
+          .max_tokens = 64,
+          .n = 2,
+          .queue_seconds = 0.5,
+          .time_to_first_token = 2,
+          .e2e_seconds = 6};
 }
 
 AdapterSnapshot adapter(const std::string& name, const std::string& tier, int64_t running = 0, int64_t waiting = 0) {
@@ -41,21 +53,41 @@ AdapterSnapshot adapter(const std::string& name, const std::string& tier, int64_
 
 TEST(Metrics, EveryNameOfTheContractIsThereOnceWithHelpAndTypeBeforeAnyRequest) {
   const Exposition e(make()->scrape({}));
-  const std::map<std::string, std::string> expected{
-      {"vllm:num_requests_running", "gauge"}, {"vllm:num_requests_waiting", "gauge"}, {"vllm:kv_cache_usage_perc", "gauge"},
-      {"vllm:gpu_cache_usage_perc", "gauge"}, {"vllm:prompt_tokens_total", "counter"}, {"vllm:generation_tokens_total", "counter"},
-      {"vllm:request_success_total", "counter"}, {"vllm:num_preemptions_total", "counter"}, {"vllm:prefix_cache_queries_total", "counter"},
-      {"vllm:prefix_cache_hits_total", "counter"}, {"vllm:time_to_first_token_seconds", "histogram"},
-      {"vllm:inter_token_latency_seconds", "histogram"}, {"vllm:time_per_output_token_seconds", "histogram"},
-      {"vllm:e2e_request_latency_seconds", "histogram"}, {"vllm:request_queue_time_seconds", "histogram"},
-      {"vllm:request_prefill_time_seconds", "histogram"}, {"vllm:request_decode_time_seconds", "histogram"},
-      {"vllm:request_inference_time_seconds", "histogram"}, {"vllm:request_prompt_tokens", "histogram"},
-      {"vllm:request_generation_tokens", "histogram"}, {"vllm:request_max_num_generation_tokens", "histogram"},
-      {"vllm:request_params_n", "histogram"}, {"vllm:request_params_max_tokens", "histogram"}, {"vllm:iteration_tokens_total", "histogram"},
-      {"vllm:cache_config_info", "gauge"}, {"vllm:lora_requests_info", "gauge"}, {"vllm:lora_adapter_loaded", "gauge"},
-      {"vllm:num_gpu_loaded_lora_adapters", "gauge"}, {"vllm:num_cpu_loaded_lora_adapters", "gauge"},
-      {"vllm:max_gpu_lora_adapters", "gauge"}, {"vllm:lora_adapter_load_seconds", "histogram"}, {"lorikeet_build_info", "gauge"},
-      {"lorikeet_pool_pages", "gauge"}, {"lorikeet_requests_refused_total", "counter"}, {"process_resident_memory_bytes", "gauge"}};
+  const std::map<std::string, std::string> expected{{"vllm:num_requests_running", "gauge"},
+                                                    {"vllm:num_requests_waiting", "gauge"},
+                                                    {"vllm:kv_cache_usage_perc", "gauge"},
+                                                    {"vllm:gpu_cache_usage_perc", "gauge"},
+                                                    {"vllm:prompt_tokens_total", "counter"},
+                                                    {"vllm:generation_tokens_total", "counter"},
+                                                    {"vllm:request_success_total", "counter"},
+                                                    {"vllm:num_preemptions_total", "counter"},
+                                                    {"vllm:prefix_cache_queries_total", "counter"},
+                                                    {"vllm:prefix_cache_hits_total", "counter"},
+                                                    {"vllm:time_to_first_token_seconds", "histogram"},
+                                                    {"vllm:inter_token_latency_seconds", "histogram"},
+                                                    {"vllm:time_per_output_token_seconds", "histogram"},
+                                                    {"vllm:e2e_request_latency_seconds", "histogram"},
+                                                    {"vllm:request_queue_time_seconds", "histogram"},
+                                                    {"vllm:request_prefill_time_seconds", "histogram"},
+                                                    {"vllm:request_decode_time_seconds", "histogram"},
+                                                    {"vllm:request_inference_time_seconds", "histogram"},
+                                                    {"vllm:request_prompt_tokens", "histogram"},
+                                                    {"vllm:request_generation_tokens", "histogram"},
+                                                    {"vllm:request_max_num_generation_tokens", "histogram"},
+                                                    {"vllm:request_params_n", "histogram"},
+                                                    {"vllm:request_params_max_tokens", "histogram"},
+                                                    {"vllm:iteration_tokens_total", "histogram"},
+                                                    {"vllm:cache_config_info", "gauge"},
+                                                    {"vllm:lora_requests_info", "gauge"},
+                                                    {"vllm:lora_adapter_loaded", "gauge"},
+                                                    {"vllm:num_gpu_loaded_lora_adapters", "gauge"},
+                                                    {"vllm:num_cpu_loaded_lora_adapters", "gauge"},
+                                                    {"vllm:max_gpu_lora_adapters", "gauge"},
+                                                    {"vllm:lora_adapter_load_seconds", "histogram"},
+                                                    {"lorikeet_build_info", "gauge"},
+                                                    {"lorikeet_pool_pages", "gauge"},
+                                                    {"lorikeet_requests_refused_total", "counter"},
+                                                    {"process_resident_memory_bytes", "gauge"}};
   for (const auto& [name, type] : expected) {
     ASSERT_TRUE(e.families.contains(name)) << name;
     EXPECT_EQ(e.families.at(name).type, type) << name;
@@ -68,7 +100,8 @@ TEST(Metrics, EveryNameOfTheContractIsThereOnceWithHelpAndTypeBeforeAnyRequest) 
       continue;
     }
     for (const auto& [sample, series] : family.samples)
-      for (const auto& [labels, value] : series) EXPECT_TRUE(labels.at("model_name") == "tiny" && labels.at("engine") == "0") << sample;
+      for (const auto& [labels, value] : series)
+        EXPECT_TRUE(labels.at("model_name") == "tiny" && labels.at("engine") == "0") << sample;
   }
   EXPECT_EQ(e.value("vllm:request_success_total", vllm({{"finished_reason", "abort"}})), 0);  // rate() needs the zero
 }
@@ -82,11 +115,13 @@ TEST(Metrics, BucketsAreThoseOfTheDashboards) {
     return values;
   };
   EXPECT_EQ(bounds("vllm:time_to_first_token_seconds"),
-            (std::set<double>{.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560}));
+            (std::set<double>{.001, .005, .01, .02, .04, .06, .08, .1, .25, .5,  .75,
+                              1,    2.5,  5,   7.5, 10,  20,  40,  80, 160, 640, 2560}));
   EXPECT_EQ(bounds("vllm:inter_token_latency_seconds"),
             (std::set<double>{.01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80}));
-  EXPECT_EQ(bounds("vllm:e2e_request_latency_seconds"),
-            (std::set<double>{.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680}));
+  EXPECT_EQ(
+      bounds("vllm:e2e_request_latency_seconds"),
+      (std::set<double>{.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680}));
   EXPECT_EQ(bounds("vllm:request_queue_time_seconds"), bounds("vllm:e2e_request_latency_seconds"));
 }
 
@@ -116,8 +151,8 @@ TEST(Metrics, RequestIsCountedInEveryPlace) {
   EXPECT_EQ(e.value("vllm:time_to_first_token_seconds_bucket", vllm({{"le", "1"}})), 0);
   EXPECT_EQ(e.value("vllm:time_to_first_token_seconds_bucket", vllm({{"le", "2.5"}})), 4);
   EXPECT_EQ(e.value("vllm:request_queue_time_seconds_sum", vllm()), 2.5);
-  EXPECT_EQ(e.value("vllm:request_prefill_time_seconds_sum", vllm()), 6);    // 4 x (2 - 0.5)
-  EXPECT_EQ(e.value("vllm:request_decode_time_seconds_sum", vllm()), 16);    // 4 x (6 - 2)
+  EXPECT_EQ(e.value("vllm:request_prefill_time_seconds_sum", vllm()), 6);  // 4 x (2 - 0.5)
+  EXPECT_EQ(e.value("vllm:request_decode_time_seconds_sum", vllm()), 16);  // 4 x (6 - 2)
   EXPECT_EQ(e.value("vllm:request_inference_time_seconds_sum", vllm()), 27.5);
   EXPECT_EQ(e.value("vllm:request_params_n_bucket", vllm({{"le", "2"}})), 5);
   EXPECT_EQ(e.value("vllm:request_params_max_tokens_sum", vllm()), 320);
@@ -127,7 +162,8 @@ TEST(Metrics, RequestIsCountedInEveryPlace) {
 TEST(Metrics, SnapshotTotalsNeverFall) {
   const auto metrics = make();
   ServerSnapshot s;
-  s.prompt_tokens = 100, s.num_preemptions = 3, s.prefix_queries_tokens = 50, s.prefix_hit_tokens = 20, s.generation_tokens = 7;
+  s.prompt_tokens = 100, s.num_preemptions = 3, s.prefix_queries_tokens = 50, s.prefix_hit_tokens = 20,
+  s.generation_tokens = 7;
   s.merging = {.chooser = "always", .adapter = "hot", .builds = 2, .merged_steps = 9};
   EXPECT_EQ(Exposition(metrics->scrape(s)).value("vllm:prompt_tokens_total", vllm()), 100);
   s.prompt_tokens = 90, s.generation_tokens = 8;  // an older snapshot overtaken by a newer one
@@ -143,8 +179,10 @@ TEST(Metrics, SnapshotTotalsNeverFall) {
 
 TEST(Metrics, SnapshotGauges) {
   ServerSnapshot s;
-  s.num_running = 3, s.num_waiting = 2, s.pages = 100, s.pages_free = 10, s.pages_cached = 20, s.pages_kv = 30, s.pages_adapter = 20, s.pages_merged = 20, s.page_bytes = 500;
-  s.adapters = {adapter("b", "device", 2, 0), adapter("a", "device", 1, 1), adapter("idle", "host"), adapter("w", "disk", 0, 1)};
+  s.num_running = 3, s.num_waiting = 2, s.pages = 100, s.pages_free = 10, s.pages_cached = 20, s.pages_kv = 30,
+  s.pages_adapter = 20, s.pages_merged = 20, s.page_bytes = 500;
+  s.adapters = {adapter("b", "device", 2, 0), adapter("a", "device", 1, 1), adapter("idle", "host"),
+                adapter("w", "disk", 0, 1)};
   s.tenants = {{.name = "acme", .in_flight = 4}};
   const double before = static_cast<double>(std::time(nullptr));
   const Exposition e(make()->scrape(s));
@@ -152,13 +190,21 @@ TEST(Metrics, SnapshotGauges) {
   EXPECT_EQ(e.value("vllm:num_requests_waiting", vllm()), 2);
   EXPECT_EQ(e.value("vllm:kv_cache_usage_perc", vllm()), 0.375);
   EXPECT_EQ(e.value("vllm:gpu_cache_usage_perc", vllm()), 0.375);
-  EXPECT_EQ(e.value("vllm:cache_config_info", vllm({{"block_size", "16"}, {"num_gpu_blocks", "100"}, {"enable_prefix_caching", "True"}})), 1);
+  EXPECT_EQ(e.value("vllm:cache_config_info",
+                    vllm({{"block_size", "16"}, {"num_gpu_blocks", "100"}, {"enable_prefix_caching", "True"}})),
+            1);
   // 100 pages of 500 bytes hold 50 adapters of 1000.
-  const double now = e.value("vllm:lora_requests_info", vllm({{"max_lora", "50"}, {"running_lora_adapters", "a,b"}, {"waiting_lora_adapters", "a,w"}}));
+  const double now =
+      e.value("vllm:lora_requests_info",
+              vllm({{"max_lora", "50"}, {"running_lora_adapters", "a,b"}, {"waiting_lora_adapters", "a,w"}}));
   EXPECT_GE(now, before);
   EXPECT_LT(now, before + 600);
-  EXPECT_EQ(e.value("vllm:lora_adapter_loaded", vllm({{"adapter_name", "a"}, {"level", "gpu"}, {"pinned", "false"}, {"rank", "8"}})), 1);
-  EXPECT_EQ(e.value("vllm:lora_adapter_loaded", vllm({{"adapter_name", "idle"}, {"level", "cpu"}, {"pinned", "false"}, {"rank", "8"}})), 1);
+  EXPECT_EQ(e.value("vllm:lora_adapter_loaded",
+                    vllm({{"adapter_name", "a"}, {"level", "gpu"}, {"pinned", "false"}, {"rank", "8"}})),
+            1);
+  EXPECT_EQ(e.value("vllm:lora_adapter_loaded",
+                    vllm({{"adapter_name", "idle"}, {"level", "cpu"}, {"pinned", "false"}, {"rank", "8"}})),
+            1);
   EXPECT_EQ(e.total("vllm:lora_adapter_loaded"), 3);
   EXPECT_EQ(e.value("vllm:num_gpu_loaded_lora_adapters", vllm()), 2);
   EXPECT_EQ(e.value("vllm:num_cpu_loaded_lora_adapters", vllm()), 1);
@@ -188,7 +234,8 @@ TEST(Metrics, LabelsBeyondTheCapAreOther) {
   const Exposition e(metrics->scrape(s));
   EXPECT_EQ(e.value("lorikeet_adapter_requests_total", {{"adapter", "n1"}}), 2);
   EXPECT_EQ(e.value("lorikeet_adapter_requests_total", {{"adapter", "other"}}), 47);
-  for (const char* name : {"lorikeet_adapter_requests_total", "lorikeet_tenant_in_flight", "lorikeet_requests_refused_total", "lorikeet_http_requests_total"})
+  for (const char* name : {"lorikeet_adapter_requests_total", "lorikeet_tenant_in_flight",
+                           "lorikeet_requests_refused_total", "lorikeet_http_requests_total"})
     EXPECT_EQ(e.families.at(name).samples.at(name).size(), 4u) << name;
   EXPECT_EQ(e.total("lorikeet_requests_refused_total"), 50);
   EXPECT_EQ(e.total("lorikeet_tenant_in_flight"), 50);
@@ -219,9 +266,9 @@ TEST(Metrics, HostileLabelValuesStayInTheirQuotes) {
 
 TEST(Metrics, LabelValuesAreValidUtf8OfBoundedLength) {
   EXPECT_EQ(clean_label_value("grün €😀"), "grün €😀");
-  EXPECT_EQ(clean_label_value("\xed\xa0\x80"), "???");          // a surrogate
+  EXPECT_EQ(clean_label_value("\xed\xa0\x80"), "???");                 // a surrogate
   EXPECT_EQ(clean_label_value("\xc0\xaf\xf4\x90\x80\x80"), "??????");  // overlong, above U+10FFFF
-  EXPECT_EQ(clean_label_value("\xe2\x82"), "??");               // cut off
+  EXPECT_EQ(clean_label_value("\xe2\x82"), "??");                      // cut off
   const std::string cut = clean_label_value(std::string(255, 'a') + "€");
   EXPECT_EQ(cut, std::string(255, 'a'));  // never half a character
 }
@@ -265,8 +312,10 @@ std::vector<std::string> dashboard_expressions() {
       for (const json::value& item : v.get_array()) walk(item);
     if (!v.is_object()) return;
     for (const auto& [key, item] : v.get_object()) {
-      if (key == "expr") found.emplace_back(item.as_string());
-      else walk(item);
+      if (key == "expr")
+        found.emplace_back(item.as_string());
+      else
+        walk(item);
     }
   };
   walk(json::parse(read_file("packaging/grafana.json").value()));
@@ -304,7 +353,8 @@ TEST(Histogram, BoundsAreInclusiveAndNanPoisonsNothing) {
   static constexpr double bounds[] = {1, 2};
   Histogram plain(bounds);
   ShardedHistogram sharded(bounds);
-  for (const double v : {1.0, 1.5, 2.0, 3.0, std::nan(""), static_cast<double>(INFINITY)}) plain.observe(v), sharded.observe(v);
+  for (const double v : {1.0, 1.5, 2.0, 3.0, std::nan(""), static_cast<double>(INFINITY)})
+    plain.observe(v), sharded.observe(v);
   EXPECT_EQ(plain.counts, (std::vector<uint64_t>{1, 2, 3}));
   EXPECT_EQ(plain.sum, 7.5);
   EXPECT_EQ(sharded.read().counts, plain.counts);

@@ -29,10 +29,12 @@ TEST(Glob, MatchesWholeNames) {
     const char* text;
     bool matches;
   };
-  for (const Case& c : {Case{"*", "", true}, {"*", "abc", true}, {"a*", "abc", true}, {"a*", "bac", false}, {"*c", "abc", true}, {"*b", "abc", false},
-                        {"a*c", "ac", true}, {"a*c*e", "abcde", true}, {"a*c*e", "abcd", false}, {"?", "a", true}, {"?", "", false},
-                        {"a?c", "abc", true}, {"a?c", "ac", false}, {"abc", "abc", true}, {"abc", "ABC", false}, {"", "", true}, {"", "a", false},
-                        {"**a", "ba", true}, {"*aab", "aaaab", true}, {"sql-*-v?", "sql-legal-v2", true}})
+  for (const Case& c :
+       {Case{"*", "", true},      {"*", "abc", true},   {"a*", "abc", true},     {"a*", "bac", false},
+        {"*c", "abc", true},      {"*b", "abc", false}, {"a*c", "ac", true},     {"a*c*e", "abcde", true},
+        {"a*c*e", "abcd", false}, {"?", "a", true},     {"?", "", false},        {"a?c", "abc", true},
+        {"a?c", "ac", false},     {"abc", "abc", true}, {"abc", "ABC", false},   {"", "", true},
+        {"", "a", false},         {"**a", "ba", true},  {"*aab", "aaaab", true}, {"sql-*-v?", "sql-legal-v2", true}})
     EXPECT_EQ(glob_match(c.pattern, c.text), c.matches) << c.pattern << " on " << c.text;
 }
 
@@ -47,7 +49,8 @@ TEST(Glob, HostilePatternIsCheap) {
 TEST(PlainText, OneLineOfUtf8) {
   EXPECT_TRUE(is_plain_text("", 0));
   EXPECT_TRUE(is_plain_text("Schl\xc3\xbcssel f\xc3\xbcr CI", 64));
-  for (const char* bad : {"a\nb", "\x1b[0m", "\x7f", "\xff", "\xc0\xaf", "\xc2\x85", "\xed\xa0\x80"}) EXPECT_FALSE(is_plain_text(bad, 64)) << bad;
+  for (const char* bad : {"a\nb", "\x1b[0m", "\x7f", "\xff", "\xc0\xaf", "\xc2\x85", "\xed\xa0\x80"})
+    EXPECT_FALSE(is_plain_text(bad, 64)) << bad;
   EXPECT_FALSE(is_plain_text(std::string_view("a\0b", 3), 64));
   EXPECT_FALSE(is_plain_text("abcd", 3));
 }

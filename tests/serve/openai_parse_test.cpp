@@ -16,15 +16,21 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-ApiDefaults defaults() { return {.context = 1000, .vocab_size = 500, .generation = {}, .tool_format = ToolFormat::kHermes}; }
+ApiDefaults defaults() {
+  return {.context = 1000, .vocab_size = 500, .generation = {}, .tool_format = ToolFormat::kHermes};
+}
 
 std::string chat_body(const std::string& fields) {
   return R"({"messages": [{"role": "user", "content": "hi"}])" + (fields.empty() ? "" : ", " + fields) + "}";
 }
-std::string completion_body(const std::string& fields) { return R"({"prompt": "hi")" + (fields.empty() ? "" : ", " + fields) + "}"; }
+std::string completion_body(const std::string& fields) {
+  return R"({"prompt": "hi")" + (fields.empty() ? "" : ", " + fields) + "}";
+}
 
 ApiResult<GenerateRequest> chat(const std::string& fields) { return parse_chat_request(chat_body(fields), defaults()); }
-ApiResult<GenerateRequest> completion(const std::string& fields) { return parse_completion_request(completion_body(fields), defaults()); }
+ApiResult<GenerateRequest> completion(const std::string& fields) {
+  return parse_completion_request(completion_body(fields), defaults());
+}
 
 struct Good {
   const char* fields;
@@ -42,8 +48,10 @@ const std::vector<Good>& common_good() {
       {R"("n": null)", [](G g, T) { return g.n == 1; }},
       {R"("n": 2.0, "best_of": 2)", [](G g, T) { return g.n == 2; }},
       {R"("stream": true)", [](G g, T) { return g.stream && !g.include_usage && !g.continuous_usage; }},
-      {R"("stream": true, "stream_options": {"include_usage": true})", [](G g, T) { return g.include_usage && !g.continuous_usage; }},
-      {R"("stream": true, "stream_options": {"continuous_usage_stats": true})", [](G g, T) { return g.continuous_usage; }},
+      {R"("stream": true, "stream_options": {"include_usage": true})",
+       [](G g, T) { return g.include_usage && !g.continuous_usage; }},
+      {R"("stream": true, "stream_options": {"continuous_usage_stats": true})",
+       [](G g, T) { return g.continuous_usage; }},
       {R"("stream": true, "stream_options": null)", [](G g, T) { return g.stream; }},
       {R"("temperature": 0)", [](G, T t) { return t.sampling.temperature == 0; }},
       {R"("temperature": 100)", [](G, T t) { return t.sampling.temperature == 100; }},
@@ -61,35 +69,53 @@ const std::vector<Good>& common_good() {
       {R"("seed": -1)", [](G, T t) { return t.sampling.seed == ~uint64_t{0}; }},
       {R"("logit_bias": {"0": -100, "499": 100})", [](G, T t) { return t.sampling.logit_bias.size() == 2; }},
       {R"("stop": "x")", [](G, T t) { return t.stop == std::vector<std::string>{"x"}; }},
-      {R"("stop": ["x", "é"])", [](G, T t) { return t.stop == std::vector<std::string>{"x", "é"}; }},
+      {R"("stop": ["x", "é"])",
+       [](G, T t) {
+         return t.stop == std::vector<std::string>{"x", "é"};
+       }},
       {R"("stop": [])", [](G, T t) { return t.stop.empty(); }},
-      {R"("stop_token_ids": [0, 499])", [](G, T t) { return t.stop_token_ids == std::vector<int32_t>{0, 499}; }},
+      {R"("stop_token_ids": [0, 499])",
+       [](G, T t) {
+         return t.stop_token_ids == std::vector<int32_t>{0, 499};
+       }},
       {R"("allowed_token_ids": [3])", [](G, T t) { return t.allowed_token_ids == std::vector<int32_t>{3}; }},
       {R"("min_tokens": 2, "max_tokens": 2)", [](G, T t) { return t.min_tokens == 2 && t.max_tokens == 2; }},
-      {R"("max_tokens": 9223372036854775807)", [](G, T t) { return t.max_tokens > 1'000'000 && t.max_tokens < int64_t{1} << 50; }},
+      {R"("max_tokens": 9223372036854775807)",
+       [](G, T t) { return t.max_tokens > 1'000'000 && t.max_tokens < int64_t{1} << 50; }},
       {R"("truncate_prompt_tokens": 1)", [](G, T t) { return t.truncate_prompt_tokens == 1; }},
       {R"("include_stop_str_in_output": true, "ignore_eos": true, "skip_special_tokens": false)",
        [](G, T t) { return t.include_stop_string && t.ignore_eos && !t.skip_special_tokens; }},
-      {R"("return_token_ids": true, "return_tokens_as_token_ids": true)", [](G g, T) { return g.return_token_ids && g.tokens_as_ids; }},
+      {R"("return_token_ids": true, "return_tokens_as_token_ids": true)",
+       [](G g, T) { return g.return_token_ids && g.tokens_as_ids; }},
       {R"("prompt_logprobs": 0)", [](G g, T t) { return g.prompt_logprobs && t.sampling.num_prompt_logprobs == 0; }},
-      {R"("prompt_logprobs": null)", [](G g, T t) { return !g.prompt_logprobs && t.sampling.num_prompt_logprobs == -1; }},
+      {R"("prompt_logprobs": null)",
+       [](G g, T t) { return !g.prompt_logprobs && t.sampling.num_prompt_logprobs == -1; }},
       {R"("add_special_tokens": true)", [](G, T t) { return t.add_special_tokens; }},
       {R"("response_format": {"type": "text"})", [](G g, T) { return !g.grammar; }},
-      {R"("response_format": {"type": "json_object"})", [](G g, T) { return g.grammar->kind == GrammarSpec::Kind::kJsonObject; }},
+      {R"("response_format": {"type": "json_object"})",
+       [](G g, T) { return g.grammar->kind == GrammarSpec::Kind::kJsonObject; }},
       {R"("response_format": {"type": "json_schema", "json_schema": {"name": "a", "strict": true, "schema": {"type": "integer"}}})",
-       [](G g, T) { return g.grammar->kind == GrammarSpec::Kind::kJsonSchema && g.grammar->text == R"({"type":"integer"})"; }},
+       [](G g, T) {
+         return g.grammar->kind == GrammarSpec::Kind::kJsonSchema && g.grammar->text == R"({"type":"integer"})";
+       }},
       {R"("guided_json": {"type": "string"})", [](G g, T) { return g.grammar->text == R"({"type":"string"})"; }},
       {R"("guided_json": "{\"type\": \"string\"}")", [](G g, T) { return g.grammar->text == R"({"type": "string"})"; }},
-      {R"("guided_regex": "a+")", [](G g, T) { return g.grammar->kind == GrammarSpec::Kind::kRegex && g.grammar->text == "a+"; }},
-      {R"("guided_choice": ["a", "b"])", [](G g, T) { return g.grammar->choices == std::vector<std::string>{"a", "b"}; }},
+      {R"("guided_regex": "a+")",
+       [](G g, T) { return g.grammar->kind == GrammarSpec::Kind::kRegex && g.grammar->text == "a+"; }},
+      {R"("guided_choice": ["a", "b"])",
+       [](G g, T) {
+         return g.grammar->choices == std::vector<std::string>{"a", "b"};
+       }},
       {R"("guided_grammar": "root ::= \"a\"")", [](G g, T) { return g.grammar->kind == GrammarSpec::Kind::kEbnf; }},
-      {R"("structured_outputs": {"json": {"type": "null"}})", [](G g, T) { return g.grammar->kind == GrammarSpec::Kind::kJsonSchema; }},
+      {R"("structured_outputs": {"json": {"type": "null"}})",
+       [](G g, T) { return g.grammar->kind == GrammarSpec::Kind::kJsonSchema; }},
       {R"("structured_outputs": {"regex": "b"})", [](G g, T) { return g.grammar->text == "b"; }},
       {R"("structured_outputs": {"choice": ["x"]})", [](G g, T) { return g.grammar->choices.size() == 1; }},
       {R"("structured_outputs": {"grammar": "g"})", [](G g, T) { return g.grammar->kind == GrammarSpec::Kind::kEbnf; }},
       {R"("suffix": "", "functions": [], "function_call": null, "priority": 0, "bad_words": [], "use_beam_search": false)",
        [](G g, T) { return g.ignored_fields.empty(); }},
-      {R"("zorp": 1, "metadata": {}, "store": true)", [](G g, T) { return g.ignored_fields == std::vector<std::string>{"zorp"}; }},
+      {R"("zorp": 1, "metadata": {}, "store": true)",
+       [](G g, T) { return g.ignored_fields == std::vector<std::string>{"zorp"}; }},
   };
   return cases;
 }
@@ -169,13 +195,16 @@ std::vector<Bad> common_bad() {
       {R"("response_format": {})", "response_format.type", "missing"},
       {R"("response_format": {"type": "xml"})", "response_format.type", "one of text, json_object, json_schema"},
       {R"("response_format": {"type": "json_schema"})", "response_format.json_schema", "missing"},
-      {R"("response_format": {"type": "json_schema", "json_schema": {}})", "response_format.json_schema.schema", "missing"},
-      {R"("response_format": {"type": "json_schema", "json_schema": {"schema": 1}})", "response_format.json_schema.schema", "a JSON schema"},
+      {R"("response_format": {"type": "json_schema", "json_schema": {}})", "response_format.json_schema.schema",
+       "missing"},
+      {R"("response_format": {"type": "json_schema", "json_schema": {"schema": 1}})",
+       "response_format.json_schema.schema", "a JSON schema"},
       {R"("guided_json": "{")", "guided_json", "not a JSON schema"},
       {R"("guided_json": "[1]")", "guided_json", "a JSON schema"},
       {R"("guided_regex": ")" + std::string((64 << 10) + 1, 'a') + "\"", "guided_regex", "at most 65536"},
       {R"("guided_choice": [])", "guided_choice", "not empty"},
-      {R"("guided_choice": ")" + std::string(64 << 10, 'a') + "\", \"guided_regex\": \"a\"", "guided_choice", "second constraint"},
+      {R"("guided_choice": ")" + std::string(64 << 10, 'a') + "\", \"guided_regex\": \"a\"", "guided_choice",
+       "second constraint"},
       {R"("guided_grammar": 1)", "guided_grammar", "a string"},
       {R"("guided_regex": "a", "response_format": {"type": "json_object"})", "guided_regex", "second constraint"},
       {R"("structured_outputs": {"structural_tag": "x"})", "structured_outputs.structural_tag", "not supported"},
@@ -224,9 +253,10 @@ TEST(OpenAiParse, BadFieldsAreNamed) {
 }
 
 TEST(OpenAiParse, BodiesThatAreNoObject) {
-  const std::pair<std::string, const char*> cases[] = {{"", "ends too early"},       {"[1]", "must be a JSON object"}, {"{", "ends too early"},
-                                                       {"{} x", "follows the JSON"}, {"{}{}", "follows the JSON"},     {"null", "is null"},
-                                                       {"{\"a\":}", "syntax error"}, {"{'a':1}", "syntax error"},      {"{} \n", "messages"}};
+  const std::pair<std::string, const char*> cases[] = {
+      {"", "ends too early"},       {"[1]", "must be a JSON object"}, {"{", "ends too early"},
+      {"{} x", "follows the JSON"}, {"{}{}", "follows the JSON"},     {"null", "is null"},
+      {"{\"a\":}", "syntax error"}, {"{'a':1}", "syntax error"},      {"{} \n", "messages"}};
   for (const auto& [body, message] : cases) {
     const auto parsed = parse_chat_request(body, defaults());
     ASSERT_FALSE(parsed.ok()) << body;
@@ -269,18 +299,20 @@ TEST(OpenAiParse, ChatLogprobsAndLimits) {
   EXPECT_EQ(logprobs(R"("logprobs": true, "top_logprobs": 20)"), 20);
   EXPECT_EQ(logprobs(R"("logprobs": false, "top_logprobs": 0)"), -1);
   EXPECT_EQ(chat(R"("max_tokens": 5, "max_completion_tokens": 6)").value->prompts[0].max_tokens, 6);
-  for (const Bad& bad : std::vector<Bad>{{R"("logprobs": 1)", "logprobs", "true or false"},
-                                         {R"("top_logprobs": 2)", "top_logprobs", "needs \"logprobs\""},
-                                         {R"("logprobs": true, "top_logprobs": 21)", "top_logprobs", "from 0 to 20"},
-                                         {R"("max_tokens": 0)", "max_tokens", "at least 1"},
-                                         {R"("max_completion_tokens": 0)", "max_completion_tokens", "at least 1"},
-                                         {R"("modalities": ["text", "audio"])", "modalities", "text"},
-                                         {R"("continue_final_message": true, "add_generation_prompt": true)", "continue_final_message", "exclude"},
-                                         {R"("chat_template_kwargs": {"a": [1]})", "chat_template_kwargs", "is a list"},
-                                         {R"("chat_template_kwargs": {"tools": null})", "chat_template_kwargs", "may not set \"tools\""},
-                                         {R"("documents": [1])", "documents", "a list of objects"}})
+  for (const Bad& bad : std::vector<Bad>{
+           {R"("logprobs": 1)", "logprobs", "true or false"},
+           {R"("top_logprobs": 2)", "top_logprobs", "needs \"logprobs\""},
+           {R"("logprobs": true, "top_logprobs": 21)", "top_logprobs", "from 0 to 20"},
+           {R"("max_tokens": 0)", "max_tokens", "at least 1"},
+           {R"("max_completion_tokens": 0)", "max_completion_tokens", "at least 1"},
+           {R"("modalities": ["text", "audio"])", "modalities", "text"},
+           {R"("continue_final_message": true, "add_generation_prompt": true)", "continue_final_message", "exclude"},
+           {R"("chat_template_kwargs": {"a": [1]})", "chat_template_kwargs", "is a list"},
+           {R"("chat_template_kwargs": {"tools": null})", "chat_template_kwargs", "may not set \"tools\""},
+           {R"("documents": [1])", "documents", "a list of objects"}})
     expect_bad(chat(bad.fields), bad);
-  const auto open = chat(R"("continue_final_message": true, "chat_template_kwargs": {"enable_thinking": false}, "reasoning_effort": "low")");
+  const auto open = chat(
+      R"("continue_final_message": true, "chat_template_kwargs": {"enable_thinking": false}, "reasoning_effort": "low")");
   ASSERT_TRUE(open.ok()) << open.error.message;
   const TextRequest& text = open.value->prompts[0];
   EXPECT_TRUE(text.continue_final_message);
@@ -316,16 +348,20 @@ TEST(OpenAiParse, BadMessagesAreNamed) {
       {R"([{"role": "assistant"}])", "messages[0].content", "missing"},
       {R"([{"role": "user", "content": 1}])", "messages[0].content", "a string or a list"},
       {R"([{"role": "user", "content": ["a"]}])", "messages[0].content[0]", "an object"},
-      {R"([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}])", "messages[0].content[0].type", "image_url"},
+      {R"([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}])", "messages[0].content[0].type",
+       "image_url"},
       {R"([{"role": "user", "content": [{"type": "text"}]}])", "messages[0].content[0].text", "a string"},
       {R"([{"role": "function", "content": "a"}])", "messages[0].role", "deprecated"},
-      {R"([{"role": "assistant", "content": "", "function_call": {"name": "f"}}])", "messages[0].function_call", "tool_calls"},
+      {R"([{"role": "assistant", "content": "", "function_call": {"name": "f"}}])", "messages[0].function_call",
+       "tool_calls"},
       {R"([{"role": "user", "content": "a", "tool_calls": [{}]}])", "messages[0].tool_calls", "assistant"},
       {call("1"), "messages[0].tool_calls[0]", "an object"},
       {call("{}"), "messages[0].tool_calls[0].function", "missing"},
       {call(R"({"function": {}})"), "messages[0].tool_calls[0].function.name", "missing"},
-      {call(R"({"function": {"name": "f", "arguments": "{"}})"), "messages[0].tool_calls[0].function.arguments", "not valid JSON"},
-      {call(R"({"function": {"name": "f", "arguments": "[]"}})"), "messages[0].tool_calls[0].function.arguments", "JSON object"},
+      {call(R"({"function": {"name": "f", "arguments": "{"}})"), "messages[0].tool_calls[0].function.arguments",
+       "not valid JSON"},
+      {call(R"({"function": {"name": "f", "arguments": "[]"}})"), "messages[0].tool_calls[0].function.arguments",
+       "JSON object"},
       {call(R"({"type": "x", "function": {"name": "f"}})"), "messages[0].tool_calls[0].type", "one of function"},
   };
   for (const auto& [messages, param, message] : cases) {
@@ -337,7 +373,9 @@ TEST(OpenAiParse, BadMessagesAreNamed) {
 }
 
 TEST(OpenAiParse, PromptsInEveryForm) {
-  const auto prompts = [](const std::string& prompt) { return parse_completion_request("{\"prompt\": " + prompt + "}", defaults()); };
+  const auto prompts = [](const std::string& prompt) {
+    return parse_completion_request("{\"prompt\": " + prompt + "}", defaults());
+  };
   EXPECT_EQ(prompts("\"a\"").value->prompts[0].prompt, "a");
   EXPECT_EQ(prompts(R"(["a", "b"])").value->prompts[1].prompt, "b");
   EXPECT_EQ(prompts("[1, 2]").value->prompts[0].token_ids, (std::vector<int32_t>{1, 2}));
@@ -345,11 +383,17 @@ TEST(OpenAiParse, PromptsInEveryForm) {
   EXPECT_EQ(many.value->prompts[1].token_ids, (std::vector<int32_t>{2, 499}));
   EXPECT_EQ(many.value->prompts.size(), 2u);
   EXPECT_EQ(prompts(repeat("\"a\"", 256)).value->prompts.size(), 256u);
-  const std::tuple<std::string, std::string, std::string> bad[] = {
-      {"null", "prompt", "missing"},       {"\"\"", "prompt", "empty"},        {"[]", "prompt", "empty"},
-      {"[\"\"]", "prompt[0]", "empty"},    {"[[]]", "prompt[0]", "empty"},     {"1", "prompt", "string or a list"},
-      {"[500]", "prompt", "outside"},      {"[[1], [-1]]", "prompt[1]", "-1"}, {"[1, \"a\"]", "prompt", "entry 1 is a string"},
-      {"[\"a\", 1]", "prompt[1]", "is a number"}, {repeat("\"a\"", 257), "prompt", "at most 256"}};
+  const std::tuple<std::string, std::string, std::string> bad[] = {{"null", "prompt", "missing"},
+                                                                   {"\"\"", "prompt", "empty"},
+                                                                   {"[]", "prompt", "empty"},
+                                                                   {"[\"\"]", "prompt[0]", "empty"},
+                                                                   {"[[]]", "prompt[0]", "empty"},
+                                                                   {"1", "prompt", "string or a list"},
+                                                                   {"[500]", "prompt", "outside"},
+                                                                   {"[[1], [-1]]", "prompt[1]", "-1"},
+                                                                   {"[1, \"a\"]", "prompt", "entry 1 is a string"},
+                                                                   {"[\"a\", 1]", "prompt[1]", "is a number"},
+                                                                   {repeat("\"a\"", 257), "prompt", "at most 256"}};
   for (const auto& [prompt, param, message] : bad) {
     const auto parsed = prompts(prompt);
     ASSERT_FALSE(parsed.ok()) << prompt;
@@ -371,7 +415,8 @@ TEST(OpenAiParse, ScoringRequests) {
   expect_bad(completion(R"("logprobs": true)"), {"", "logprobs", "an integer"});
 }
 
-constexpr const char* kTools = R"("tools": [{"type": "function", "function": {"name": "f", "description": "d", "parameters":
+constexpr const char* kTools =
+    R"("tools": [{"type": "function", "function": {"name": "f", "description": "d", "parameters":
     {"type": "object", "properties": {"x": {"$ref": "#/$defs/X"}}, "$defs": {"X": {"type": "integer"}}}}},
     {"type": "function", "function": {"name": "g"}}])";
 
@@ -414,7 +459,8 @@ TEST(OpenAiParse, RequiredCallsFollowTheSchemas) {
   ASSERT_TRUE(parsed.ok());
   const std::shared_ptr<const Tokenizer> tokenizer = testing::byte_tokenizer();
   const std::vector<int32_t> ends = {testing::kEndToken};
-  const auto grammar = compile_grammar(*parsed.value->grammar, TokenVocabulary::create(*tokenizer, tokenizer->vocab_size(), ends));
+  const auto grammar =
+      compile_grammar(*parsed.value->grammar, TokenVocabulary::create(*tokenizer, tokenizer->vocab_size(), ends));
   ASSERT_TRUE(grammar.ok()) << grammar.status().message();
   const auto accepts = [&](std::string_view text) {
     GrammarState state(*grammar);
@@ -430,31 +476,36 @@ TEST(OpenAiParse, RequiredCallsFollowTheSchemas) {
 }
 
 TEST(OpenAiParse, BadToolsAreNamed) {
-  const auto tool = [](const std::string& function) { return R"("tools": [{"type": "function", "function": )" + function + "}]"; };
-  for (const Bad& bad : std::vector<Bad>{
-           {R"("tools": {})", "tools", "a list"},
-           {R"("tools": [1])", "tools[0]", "an object"},
-           {R"("tools": [{"function": {"name": "f"}}])", "tools[0].type", "function"},
-           {R"("tools": [{"type": "function"}])", "tools[0].function", "missing"},
-           {tool(R"({"name": "a b"})"), "tools[0].function.name", "a-z"},
-           {tool("{}"), "tools[0].function.name", "1 to 64"},
-           {tool(R"({"name": ")" + std::string(65, 'f') + "\"}"), "tools[0].function.name", "at most 64"},
-           {tool(R"({"name": "f", "parameters": []})"), "tools[0].function.parameters", "an object"},
-           {R"("tools": [{"type": "function", "function": {"name": "f"}}, {"type": "function", "function": {"name": "f"}}])",
-            "tools[1].function.name", "another tool"},
-           {R"("tools": )" + repeat("1", 129), "tools", "at most 128"},
-           {R"("tool_choice": "required")", "tool_choice", "needs \"tools\""},
-           {tool(R"({"name": "f"})") + R"(, "tool_choice": "maybe")", "tool_choice", "one of none, auto, required"},
-           {tool(R"({"name": "f"})") + R"(, "tool_choice": {"type": "function"})", "tool_choice.function", "missing"},
-           {tool(R"({"name": "f"})") + R"(, "tool_choice": {"type": "function", "function": {"name": "h"}})", "tool_choice.function.name", "none of"},
-           {tool(R"({"name": "f"})") + R"(, "tool_choice": "required", "guided_regex": "a")", "tool_choice", "second constraint"},
-           {tool(R"({"name": "f"})") + R"(, "parallel_tool_calls": 1)", "parallel_tool_calls", "true or false"}})
+  const auto tool = [](const std::string& function) {
+    return R"("tools": [{"type": "function", "function": )" + function + "}]";
+  };
+  for (
+      const Bad& bad : std::vector<Bad>{
+          {R"("tools": {})", "tools", "a list"},
+          {R"("tools": [1])", "tools[0]", "an object"},
+          {R"("tools": [{"function": {"name": "f"}}])", "tools[0].type", "function"},
+          {R"("tools": [{"type": "function"}])", "tools[0].function", "missing"},
+          {tool(R"({"name": "a b"})"), "tools[0].function.name", "a-z"},
+          {tool("{}"), "tools[0].function.name", "1 to 64"},
+          {tool(R"({"name": ")" + std::string(65, 'f') + "\"}"), "tools[0].function.name", "at most 64"},
+          {tool(R"({"name": "f", "parameters": []})"), "tools[0].function.parameters", "an object"},
+          {R"("tools": [{"type": "function", "function": {"name": "f"}}, {"type": "function", "function": {"name": "f"}}])",
+           "tools[1].function.name", "another tool"},
+          {R"("tools": )" + repeat("1", 129), "tools", "at most 128"},
+          {R"("tool_choice": "required")", "tool_choice", "needs \"tools\""},
+          {tool(R"({"name": "f"})") + R"(, "tool_choice": "maybe")", "tool_choice", "one of none, auto, required"},
+          {tool(R"({"name": "f"})") + R"(, "tool_choice": {"type": "function"})", "tool_choice.function", "missing"},
+          {tool(R"({"name": "f"})") + R"(, "tool_choice": {"type": "function", "function": {"name": "h"}})",
+           "tool_choice.function.name", "none of"},
+          {tool(R"({"name": "f"})") + R"(, "tool_choice": "required", "guided_regex": "a")", "tool_choice",
+           "second constraint"},
+          {tool(R"({"name": "f"})") + R"(, "parallel_tool_calls": 1)", "parallel_tool_calls", "true or false"}})
     expect_bad(chat(bad.fields), bad);
 }
 
 TEST(OpenAiParse, EmbeddingTokenizeDetokenize) {
-  const auto embedding = parse_embedding_request(R"({"model": "a", "input": ["x", "y"], "encoding_format": "base64", "dimensions": 8, "user": "u"})",
-                                                 defaults());
+  const auto embedding = parse_embedding_request(
+      R"({"model": "a", "input": ["x", "y"], "encoding_format": "base64", "dimensions": 8, "user": "u"})", defaults());
   ASSERT_TRUE(embedding.ok()) << embedding.error.message;
   EXPECT_TRUE(embedding.value->base64);
   EXPECT_EQ(embedding.value->dimensions, 8);
@@ -470,7 +521,8 @@ TEST(OpenAiParse, EmbeddingTokenizeDetokenize) {
   const auto tokenize = parse_tokenize_request(R"({"prompt": "x", "return_token_strs": true})", defaults());
   ASSERT_TRUE(tokenize.ok());
   EXPECT_TRUE(tokenize.value->return_token_strs && tokenize.value->input.add_special_tokens);
-  const auto messages = parse_tokenize_request(R"({"messages": [{"role": "user", "content": "x"}], "add_generation_prompt": false})", defaults());
+  const auto messages = parse_tokenize_request(
+      R"({"messages": [{"role": "user", "content": "x"}], "add_generation_prompt": false})", defaults());
   ASSERT_TRUE(messages.ok());
   EXPECT_FALSE(messages.value->input.add_special_tokens || messages.value->input.add_generation_prompt);
   EXPECT_EQ(parse_tokenize_request("{}", defaults()).error.param, "prompt");
@@ -498,8 +550,10 @@ TEST(OpenAiErrors, StatusCodesBecomeHttp) {
     EXPECT_EQ(error.type, type);
     EXPECT_EQ(error.code, code);
     EXPECT_EQ(error.retry_after_seconds > 0, http == 429 || http == 503);
-    if (http == 500) EXPECT_THAT(error.message, ::testing::AllOf(HasSubstr("req-7"), ::testing::Not(HasSubstr("secret"))));
-    else EXPECT_EQ(error.message, "m");
+    if (http == 500)
+      EXPECT_THAT(error.message, ::testing::AllOf(HasSubstr("req-7"), ::testing::Not(HasSubstr("secret"))));
+    else
+      EXPECT_EQ(error.message, "m");
   }
   EXPECT_EQ(format_error({.message = "a\"b", .param = "n"}),
             R"({"error":{"message":"a\"b","type":"invalid_request_error","param":"n","code":null}})");

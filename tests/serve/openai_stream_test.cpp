@@ -24,20 +24,26 @@ struct Exchange {
 std::string pick(Random& random, const std::vector<std::string>& items) { return items[random() % items.size()]; }
 
 std::string random_text(Random& random, ToolFormat format) {
-  const std::vector<std::string> words = {"a", "é", "漢", "🙂", "\n", " ", "\"", "\\", "<", "[", "{", "end", "<tool_call>", "[TOOL_CALLS]", "x: 1"};
+  const std::vector<std::string> words = {"a", "é", "漢",  "🙂",        "\n",           " ",   "\"", "\\", "<",
+                                          "[", "{", "end", "<tool_call>", "[TOOL_CALLS]", "x: 1"};
   const std::vector<std::string> calls =
       format == ToolFormat::kHermes
-          ? std::vector<std::string>{R"(<tool_call>{"name": "f", "arguments": {"é": "漢\n"}}</tool_call>)", R"(<tool_call>{"name": "g"}</tool_call>)"}
-      : format == ToolFormat::kLlama3 ? std::vector<std::string>{R"(<|python_tag|>{"name": "f", "parameters": {"🙂": [1]}})"}
-                                      : std::vector<std::string>{R"([TOOL_CALLS][{"name": "f", "arguments": {"é": 1}}])", R"([TOOL_CALLS]g[ARGS]{"a": "漢"})"};
+          ? std::vector<std::string>{R"(<tool_call>{"name": "f", "arguments": {"é": "漢\n"}}</tool_call>)",
+                                     R"(<tool_call>{"name": "g"}</tool_call>)"}
+      : format == ToolFormat::kLlama3
+          ? std::vector<std::string>{R"(<|python_tag|>{"name": "f", "parameters": {"🙂": [1]}})"}
+          : std::vector<std::string>{R"([TOOL_CALLS][{"name": "f", "arguments": {"é": 1}}])",
+                                     R"([TOOL_CALLS]g[ARGS]{"a": "漢"})"};
   std::string text;
-  for (size_t count = random() % 12; count > 0; --count) text += random() % 4 == 0 ? pick(random, calls) : pick(random, words);
+  for (size_t count = random() % 12; count > 0; --count)
+    text += random() % 4 == 0 ? pick(random, calls) : pick(random, words);
   return text;
 }
 
 TokenLogprob random_logprob(Random& random, int32_t token, int num_top) {
   TokenLogprob result{.token = token, .logprob = -static_cast<float>(random() % 1000) / 64, .rank = 1, .top = {}};
-  for (int k = 0; k < num_top; ++k) result.top.emplace_back(static_cast<int32_t>(random() % 256), -static_cast<float>(k));
+  for (int k = 0; k < num_top; ++k)
+    result.top.emplace_back(static_cast<int32_t>(random() % 256), -static_cast<float>(k));
   return result;
 }
 
@@ -52,12 +58,15 @@ Completion random_completion(Random& random, const std::string& text, int num_to
   }
   completion.finish = random() % 4 == 0 ? FinishReason::kLength : FinishReason::kStop;
   if (num_top >= 0)
-    for (const int32_t token : completion.token_ids) completion.logprobs.push_back(random_logprob(random, token, num_top));
+    for (const int32_t token : completion.token_ids)
+      completion.logprobs.push_back(random_logprob(random, token, num_top));
   completion.prompt_tokens = static_cast<int64_t>(random() % 5) + 1;
   completion.cached_tokens = static_cast<int64_t>(random() % 2);
-  for (int64_t i = 0; i < completion.prompt_tokens; ++i) completion.prompt_token_ids.push_back(static_cast<int32_t>(random() % 256));
+  for (int64_t i = 0; i < completion.prompt_tokens; ++i)
+    completion.prompt_token_ids.push_back(static_cast<int32_t>(random() % 256));
   for (int64_t i = 1; i < completion.prompt_tokens; ++i)
-    completion.prompt_logprobs.push_back(random_logprob(random, completion.prompt_token_ids[static_cast<size_t>(i)], 1));
+    completion.prompt_logprobs.push_back(
+        random_logprob(random, completion.prompt_token_ids[static_cast<size_t>(i)], 1));
   return completion;
 }
 
@@ -69,7 +78,9 @@ Exchange random_exchange(Random& random) {
   json::object body;
   if (is_chat) {
     body["messages"] = json::parse(R"([{"role": "user", "content": "q"}])");
-    if (random() % 2) body["tools"] = json::parse(R"([{"type": "function", "function": {"name": "f"}}, {"type": "function", "function": {"name": "g"}}])");
+    if (random() % 2)
+      body["tools"] = json::parse(
+          R"([{"type": "function", "function": {"name": "f"}}, {"type": "function", "function": {"name": "g"}}])");
     body["parallel_tool_calls"] = random() % 2 == 0;
   } else {
     body["prompt"] = json::array{"p1é", "p2"};
@@ -83,7 +94,8 @@ Exchange random_exchange(Random& random) {
   if (is_chat && num_top >= 0) body["logprobs"] = true, body["top_logprobs"] = num_top;
   if (!is_chat && num_top >= 0) body["logprobs"] = num_top;
   const ApiDefaults defaults{.context = 1000, .vocab_size = 400, .generation = {}, .tool_format = exchange.format};
-  const auto parsed = is_chat ? parse_chat_request(json::serialize(body), defaults) : parse_completion_request(json::serialize(body), defaults);
+  const auto parsed = is_chat ? parse_chat_request(json::serialize(body), defaults)
+                              : parse_completion_request(json::serialize(body), defaults);
   LK_CHECK(parsed.ok(), "{}", parsed.error.message);
   exchange.request = *parsed.value;
   for (size_t i = 0; i < exchange.request.prompts.size() * static_cast<size_t>(exchange.request.n); ++i)
@@ -91,8 +103,10 @@ Exchange random_exchange(Random& random) {
   return exchange;
 }
 
-// The deltas of a completion: text never cut inside a character, tokens never after the text they make, both in pieces of any size.
-std::string stream_of(Random& random, AnswerFormatter& format, const std::vector<Completion>& completions, bool with_begin) {
+// The deltas of a completion: text never cut inside a character, tokens never after the text they make, both in pieces
+// of any size.
+std::string stream_of(Random& random, AnswerFormatter& format, const std::vector<Completion>& completions,
+                      bool with_begin) {
   std::vector<size_t> text_at(completions.size()), token_at(completions.size());
   std::vector<size_t> open;
   std::string stream;
@@ -110,7 +124,8 @@ std::string stream_of(Random& random, AnswerFormatter& format, const std::vector
     }
     StreamDelta delta;
     for (size_t count = 1 + random() % 6; count > 0 && token_at[i] < c.token_ids.size(); --count, ++token_at[i])
-      delta.tokens.push_back(c.logprobs.empty() ? TokenLogprob{.token = c.token_ids[token_at[i]]} : c.logprobs[token_at[i]]);
+      delta.tokens.push_back(c.logprobs.empty() ? TokenLogprob{.token = c.token_ids[token_at[i]]}
+                                                : c.logprobs[token_at[i]]);
     size_t end = std::min(token_at[i], c.text.size());
     while (end > text_at[i] && end < c.text.size() && (static_cast<unsigned char>(c.text[end]) & 0xC0) == 0x80) --end;
     if (random() % 3 != 0 && end > text_at[i]) {
@@ -130,13 +145,16 @@ void append_all(json::value& to, const json::value& from) {
 class Assembler {
  public:
   Assembler(bool is_chat, size_t num_choices) : is_chat_(is_chat) {
-    for (size_t i = 0; i < num_choices; ++i) choices_.push_back(json::object{{"index", i}, {"text", ""}, {"logprobs", nullptr}});
+    for (size_t i = 0; i < num_choices; ++i)
+      choices_.push_back(json::object{{"index", i}, {"text", ""}, {"logprobs", nullptr}});
   }
 
   void add(const json::object& chunk) {
     EXPECT_EQ(chunk.at("id"), "id-1");
     EXPECT_EQ(chunk.at("created"), 7);
-    if (const json::value* usage = chunk.if_contains("usage"); usage != nullptr && chunk.at("choices").as_array().empty()) usage_ = *usage;
+    if (const json::value* usage = chunk.if_contains("usage");
+        usage != nullptr && chunk.at("choices").as_array().empty())
+      usage_ = *usage;
     for (const json::value& choice : chunk.at("choices").as_array()) add_choice(choice.as_object(), chunk);
   }
 
@@ -149,8 +167,10 @@ class Assembler {
     EXPECT_FALSE(whole.contains("finish_reason")) << "a chunk after the last";
     const bool first = !whole.contains("seen");
     whole["seen"] = true;
-    if (is_chat_) add_delta(choice.at("delta").as_object(), first, whole);
-    else add_text(choice.at("text").as_string(), whole);
+    if (is_chat_)
+      add_delta(choice.at("delta").as_object(), first, whole);
+    else
+      add_text(choice.at("text").as_string(), whole);
     if (const json::value& logprobs = choice.at("logprobs"); !logprobs.is_null()) {
       if (whole["logprobs"].is_null()) {
         whole["logprobs"] = logprobs;
@@ -206,11 +226,15 @@ void compare(const Assembler& stream, const json::object& response, bool is_chat
     EXPECT_EQ(one.at("text"), text.is_null() ? json::value("") : text);
     for (const char* key : {"logprobs", "finish_reason", "stop_reason"}) EXPECT_EQ(one.at(key), other.at(key)) << key;
     ASSERT_EQ(one.contains("tool_calls"), message.contains("tool_calls"));
-    if (message.contains("tool_calls")) { EXPECT_EQ(one.at("tool_calls"), message.at("tool_calls")); }
+    if (message.contains("tool_calls")) {
+      EXPECT_EQ(one.at("tool_calls"), message.at("tool_calls"));
+    }
     ASSERT_EQ(one.contains("token_ids"), other.contains("token_ids"));
     if (!other.contains("token_ids")) continue;
     EXPECT_EQ(one.at("token_ids"), other.at("token_ids"));
-    if (!is_chat || i == 0) { EXPECT_EQ(one.at("prompt_token_ids"), (is_chat ? response : other).at("prompt_token_ids")); }
+    if (!is_chat || i == 0) {
+      EXPECT_EQ(one.at("prompt_token_ids"), (is_chat ? response : other).at("prompt_token_ids"));
+    }
   }
 }
 
@@ -222,7 +246,9 @@ TEST(OpenAiStream, AddsUpToTheResponse) {
     Random random(seed);
     const Exchange exchange = random_exchange(random);
     const bool is_chat = exchange.request.endpoint == Endpoint::kChat;
-    const auto formatter = [&] { return AnswerFormatter(exchange.request, "id-1", 7, "m", tokenizer.get(), exchange.format); };
+    const auto formatter = [&] {
+      return AnswerFormatter(exchange.request, "id-1", 7, "m", tokenizer.get(), exchange.format);
+    };
     AnswerFormatter streaming = formatter();
     const std::string stream = stream_of(random, streaming, exchange.completions, random() % 2 == 0);
     AnswerFormatter whole = formatter();

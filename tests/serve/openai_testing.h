@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A byte-level tokenizer of 256 bytes, some pairs and two special tokens, for tests of the API: texts can be cut anywhere.
+// A byte-level tokenizer of 256 bytes, some pairs and two special tokens, for tests of the API: texts can be cut
+// anywhere.
 #pragma once
 
 #include <fmt/format.h>
@@ -37,7 +38,8 @@ inline std::shared_ptr<const Tokenizer> byte_tokenizer() {
   }
   const auto special = [](std::string_view content, int id) {
     return fmt::format(
-        R"({{"id":{},"content":"{}","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}})", id, content);
+        R"({{"id":{},"content":"{}","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}})",
+        id, content);
   };
   auto tokenizer = Tokenizer::parse(
       fmt::format(R"({{"version":"1.0","truncation":null,"padding":null,"added_tokens":[{},{}],"normalizer":null,

@@ -48,24 +48,31 @@ const std::vector<Case>& cases() {
       {kHermes, "", "|"},
       {kHermes, " \n", " \n|"},
       {kHermes, R"(<tool_call>{"name": "f", "arguments": {"x": [1, "}"]}}</tool_call>)", R"(|f({"x": [1, "}"]}))"},
-      {kHermes, "\n<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>\n<tool_call>\n{\"name\": \"g\", \"arguments\": {\"é\": \"ü\"}}\n</tool_call>\n",
+      {kHermes,
+       "\n<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>\n<tool_call>\n{\"name\": \"g\", "
+       "\"arguments\": {\"é\": \"ü\"}}\n</tool_call>\n",
        R"(|f({})g({"é": "ü"}))"},
-      {kHermes, R"(Let me see. <tool_call>{"arguments": {"x": 1}, "name": "f"}</tool_call>)", R"(Let me see. |f({"x": 1}))"},
+      {kHermes, R"(Let me see. <tool_call>{"arguments": {"x": 1}, "name": "f"}</tool_call>)",
+       R"(Let me see. |f({"x": 1}))"},
       {kHermes, R"(<tool_call>{"name": "f", "arguments": "{\"x\": 1}"}</tool_call>)", R"(|f({"x": 1}))"},
       {kHermes, R"(<tool_call>{"name": "f"}</tool_call>)", "|f({})"},
       {kHermes, R"(<tool_call>{"name": "f", "arguments": null}</tool_call>)", "|f({})"},
       {kHermes, R"(<tool_call>{"name": "f", "id": 5, "parameters": {}}</tool_call>done)", "done|f({})"},
       {kHermes, R"(<tool_call>{"name": "unknown", "arguments": {}})", "|unknown({})"},  // no closing tag
-      {kHermes, R"(<tool_call>{"name": "f", "arguments": {"x": 1)", R"(|f({"x": 1))"},   // cut off
+      {kHermes, R"(<tool_call>{"name": "f", "arguments": {"x": 1)", R"(|f({"x": 1))"},  // cut off
       {kHermes, R"(<tool_call>{"name": "f", "arguments": {}}} more)", "} more|f({})"},
-      {kHermes, R"(<tool_call>{"name": "f", "arguments": {"x": }}</tool_call>then)", R"(then|f({"x": }}))"},  // wrong in the arguments
+      {kHermes, R"(<tool_call>{"name": "f", "arguments": {"x": }}</tool_call>then)",
+       R"(then|f({"x": }}))"},  // wrong in the arguments
       {kHermes, "<tool_call>not json</tool_call>", "<tool_call>not json</tool_call>|"},
-      {kHermes, R"(<tool_call>{"name": 1, "arguments": {}}</tool_call>)", R"(<tool_call>{"name": 1, "arguments": {}}</tool_call>|)"},
-      {kHermes, R"(<tool_call>{"name": "f", "arguments": 3}</tool_call>)", R"(<tool_call>{"name": "f", "arguments": 3}</tool_call>|)"},
+      {kHermes, R"(<tool_call>{"name": 1, "arguments": {}}</tool_call>)",
+       R"(<tool_call>{"name": 1, "arguments": {}}</tool_call>|)"},
+      {kHermes, R"(<tool_call>{"name": "f", "arguments": 3}</tool_call>)",
+       R"(<tool_call>{"name": "f", "arguments": 3}</tool_call>|)"},
       {kHermes, R"(<tool_call>{"arguments": {}}</tool_call>)", R"(<tool_call>{"arguments": {}}</tool_call>|)"},
       {kHermes, R"(<tool_call>{"na)", R"(<tool_call>{"na|)"},
       {kHermes, R"(<tool_call>oops <tool_call>{"name": "f", "arguments": {}}</tool_call>)", "<tool_call>oops |f({})"},
-      {kHermes, R"(<tool_call>{"name": "<tool_call>{"name": "f", "arguments": {}}</tool_call>)", R"(<tool_call>{"name": "|f({}))"},
+      {kHermes, R"(<tool_call>{"name": "<tool_call>{"name": "f", "arguments": {}}</tool_call>)",
+       R"(<tool_call>{"name": "|f({}))"},
       {kHermes, "a < b <tool_cal", "a < b <tool_cal|"},
       {kHermes, R"({"name": "f", "arguments": {}})", R"({"name": "f", "arguments": {}}|)"},
       // Llama 3
@@ -73,14 +80,16 @@ const std::vector<Case>& cases() {
       {kLlama3, R"( {"type": "function", "name": "f", "parameters": {}})", "|f({})"},
       {kLlama3, R"(<|python_tag|>{"name": "h", "parameters": {}})", "|h({})"},
       {kLlama3, R"({"name": "f", "parameters": {}}; {"name": "g", "parameters": {"y": 2}})", R"(|f({})g({"y": 2}))"},
-      {kLlama3, R"({"name": "h", "parameters": {}})", R"({"name": "h", "parameters": {}}|)"},  // no such function: an answer in JSON
+      {kLlama3, R"({"name": "h", "parameters": {}})",
+       R"({"name": "h", "parameters": {}}|)"},  // no such function: an answer in JSON
       {kLlama3, R"({"city": "Rome", "name": "f"})", R"({"city": "Rome", "name": "f"}|)"},
       {kLlama3, R"(See {"name": "f", "parameters": {}})", R"(See {"name": "f", "parameters": {}}|)"},
       {kLlama3, "<|python_tag|>print(1)", "<|python_tag|>print(1)|"},
       {kLlama3, R"({"name": "f")", R"({"name": "f"|)"},
       {kLlama3, R"({"name": "f", "parameters": {}} Done.)", " Done.|f({})"},
       // Mistral
-      {kMistral, R"([TOOL_CALLS][{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}])", R"(|f({"x": 1})g({}))"},
+      {kMistral, R"([TOOL_CALLS][{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}])",
+       R"(|f({"x": 1})g({}))"},
       {kMistral, R"([TOOL_CALLS] [ {"name": "f", "arguments": {}} ] after)", " after|f({})"},
       {kMistral, R"([TOOL_CALLS]f[ARGS]{"x": 1}[TOOL_CALLS]g[ARGS]{})", R"(|f({"x": 1})g({}))"},
       {kMistral, R"(Ok.[TOOL_CALLS]f[CALL_ID]abc123XYZ[ARGS]{"x": 1})", R"(Ok.|f({"x": 1}))"},
@@ -92,7 +101,8 @@ const std::vector<Case>& cases() {
       {kMistral, "[TOOL_CALLS][]", "[TOOL_CALLS][]|"},
       {kMistral, "[TOOL_CALLS]", "[TOOL_CALLS]|"},
       {kMistral, R"([TOOL_CALLS][{"name": "f", "arguments": {}}, {"x": 1}])", R"(, {"x": 1}]|f({}))"},
-      {kMistral, "[TOOL_CALLS]f[CALL_ID]" + std::string(80, 'x'), "[TOOL_CALLS]f[CALL_ID]" + std::string(80, 'x') + "|"},
+      {kMistral, "[TOOL_CALLS]f[CALL_ID]" + std::string(80, 'x'),
+       "[TOOL_CALLS]f[CALL_ID]" + std::string(80, 'x') + "|"},
   };
   return list;
 }
@@ -143,24 +153,51 @@ TEST(ToolCalls, NestedBeginningsTakeLinearTime) {
   std::string text;
   for (int i = 0; i < 20'000; ++i) text += R"(<tool_call>{"id":")";
   EXPECT_EQ(parse(ToolFormat::kHermes, {text}), text + "|");
-  EXPECT_EQ(parse(ToolFormat::kHermes, {"<tool_call>{\"name\":" + std::string(100'000, '[')}), "<tool_call>{\"name\":" + std::string(100'000, '[') + "|");
+  EXPECT_EQ(parse(ToolFormat::kHermes, {"<tool_call>{\"name\":" + std::string(100'000, '[')}),
+            "<tool_call>{\"name\":" + std::string(100'000, '[') + "|");
 }
 
 // Whatever the text: nothing but markup is lost, and only if there are calls.
 TEST(ToolCalls, RandomTextIsNeverLost) {
-  const std::string parts[] = {"<tool_call>", "</tool_call>", "{", "}", "\"name\"", ":", "\"f\"", ",", "\"arguments\"", "[TOOL_CALLS]", "[ARGS]",
-                               "<|python_tag|>", "x", " ", "[", "]", ";", "é", "\\", "\"", "1", "f", "{\"name\": \"f\", \"parameters\": {\"a\": 1}}"};
+  const std::string parts[] = {"<tool_call>",
+                               "</tool_call>",
+                               "{",
+                               "}",
+                               "\"name\"",
+                               ":",
+                               "\"f\"",
+                               ",",
+                               "\"arguments\"",
+                               "[TOOL_CALLS]",
+                               "[ARGS]",
+                               "<|python_tag|>",
+                               "x",
+                               " ",
+                               "[",
+                               "]",
+                               ";",
+                               "é",
+                               "\\",
+                               "\"",
+                               "1",
+                               "f",
+                               "{\"name\": \"f\", \"parameters\": {\"a\": 1}}"};
   std::mt19937_64 random(11);
   for (const ToolFormat format : {ToolFormat::kHermes, ToolFormat::kLlama3, ToolFormat::kMistral})
     for (int round = 0; round < 5000; ++round) {
       std::string text;
       std::vector<std::string> pieces;
-      for (size_t count = random() % 20; count > 0; --count) pieces.push_back(parts[random() % std::size(parts)]), text += pieces.back();
+      for (size_t count = random() % 20; count > 0; --count)
+        pieces.push_back(parts[random() % std::size(parts)]), text += pieces.back();
       const std::string whole = parse(format, {text});
       ASSERT_EQ(parse(format, pieces), whole) << text;
-      if (whole.ends_with("|")) { ASSERT_EQ(whole, text + "|"); }
+      if (whole.ends_with("|")) {
+        ASSERT_EQ(whole, text + "|");
+      }
       if (format == ToolFormat::kMistral) continue;  // its lists drop brackets
-      for (const char c : {'x', ']'}) { ASSERT_EQ(std::count(whole.begin(), whole.end(), c), std::count(text.begin(), text.end(), c)) << text; }
+      for (const char c : {'x', ']'}) {
+        ASSERT_EQ(std::count(whole.begin(), whole.end(), c), std::count(text.begin(), text.end(), c)) << text;
+      }
     }
 }
 

@@ -23,18 +23,36 @@ const json::value& document() {
   static const json::value parsed = json::parse(openapi_json());
   return parsed;
 }
-const json::object& properties(std::string_view schema) { return document().at("components").at("schemas").at(schema).at("properties").as_object(); }
+const json::object& properties(std::string_view schema) {
+  return document().at("components").at("schemas").at(schema).at("properties").as_object();
+}
 
 TEST(OpenApi, DescribesEveryRouteOnce) {
   std::set<std::string> found;
   for (const auto& [path, item] : document().at("paths").as_object())
     for (const auto& [method, unused] : item.as_object())
       if (method != "parameters") found.insert(std::string(method) + " " + std::string(path));
-  EXPECT_EQ(found, (std::set<std::string>{
-                       "post /v1/chat/completions", "post /v1/completions", "post /v1/embeddings", "get /v1/models", "get /v1/models/{id}",
-                       "post /tokenize", "post /detokenize", "post /v1/load_lora_adapter", "post /v1/unload_lora_adapter", "get /v1/adapters",
-                       "post /v1/adapters", "get /v1/adapters/{name}", "patch /v1/adapters/{name}", "delete /v1/adapters/{name}", "get /v1/status",
-                       "get /health", "get /ready", "get /live", "get /version", "get /metrics", "get /openapi.json"}));
+  EXPECT_EQ(found, (std::set<std::string>{"post /v1/chat/completions",
+                                          "post /v1/completions",
+                                          "post /v1/embeddings",
+                                          "get /v1/models",
+                                          "get /v1/models/{id}",
+                                          "post /tokenize",
+                                          "post /detokenize",
+                                          "post /v1/load_lora_adapter",
+                                          "post /v1/unload_lora_adapter",
+                                          "get /v1/adapters",
+                                          "post /v1/adapters",
+                                          "get /v1/adapters/{name}",
+                                          "patch /v1/adapters/{name}",
+                                          "delete /v1/adapters/{name}",
+                                          "get /v1/status",
+                                          "get /health",
+                                          "get /ready",
+                                          "get /live",
+                                          "get /version",
+                                          "get /metrics",
+                                          "get /openapi.json"}));
 }
 
 TEST(OpenApi, ReferencesResolveAndNoneIsLeftOver) {
@@ -44,8 +62,10 @@ TEST(OpenApi, ReferencesResolveAndNoneIsLeftOver) {
       for (const json::value& item : v.get_array()) walk(item);
     if (!v.is_object()) return;
     for (const auto& [key, item] : v.get_object()) {
-      if (key == "$ref") used.emplace(item.as_string());
-      else walk(item);
+      if (key == "$ref")
+        used.emplace(item.as_string());
+      else
+        walk(item);
     }
   };
   walk(document());
@@ -58,8 +78,10 @@ TEST(OpenApi, ReferencesResolveAndNoneIsLeftOver) {
 TEST(OpenApi, GuardedRoutesSayHowTheyRefuse) {
   for (const char* path : {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/load_lora_adapter"})
     for (const char* status : {"400", "401", "403", "404", "408", "413", "429", "503"})
-      EXPECT_TRUE(document().at("paths").at(path).at("post").at("responses").as_object().contains(status)) << path << status;
-  for (const char* path : {"/health", "/ready", "/live"}) EXPECT_TRUE(document().at("paths").at(path).at("get").at("security").as_array().empty());
+      EXPECT_TRUE(document().at("paths").at(path).at("post").at("responses").as_object().contains(status))
+          << path << status;
+  for (const char* path : {"/health", "/ready", "/live"})
+    EXPECT_TRUE(document().at("paths").at(path).at("get").at("security").as_array().empty());
 }
 
 // "" when the body is accepted, else the field that was named.
@@ -67,9 +89,10 @@ using Parser = std::function<std::string(json::object body)>;
 
 // What a field needs beside it.
 const std::map<std::string, json::object, std::less<>>& companions() {
-  static const std::map<std::string, json::object, std::less<>> all = {{"top_logprobs", {{"logprobs", true}}},
-                                                                       {"min_tokens", {{"max_tokens", std::numeric_limits<int64_t>::max()}}},
-                                                                       {"best_of", {{"n", 16}}}};
+  static const std::map<std::string, json::object, std::less<>> all = {
+      {"top_logprobs", {{"logprobs", true}}},
+      {"min_tokens", {{"max_tokens", std::numeric_limits<int64_t>::max()}}},
+      {"best_of", {{"n", 16}}}};
   return all;
 }
 
@@ -93,13 +116,16 @@ void expect_caps(std::string_view schema, const Parser& parse, json::object base
     const json::object& p = property.as_object();
     const auto number = [&](const char* cap) { return p.contains(cap) ? p.at(cap).to_number<double>() : std::nan(""); };
     if (p.contains("maximum")) expect(number("maximum"), number("maximum") + 1, "maximum");
-    if (p.contains("minimum") && name != "best_of" && !(name == "max_tokens" && p.at("minimum") == 0)) expect(number("minimum"), number("minimum") - 1, "minimum");
-    if (p.contains("exclusiveMinimum")) expect(number("exclusiveMinimum") + 0.5, number("exclusiveMinimum"), "exclusive minimum");
+    if (p.contains("minimum") && name != "best_of" && !(name == "max_tokens" && p.at("minimum") == 0))
+      expect(number("minimum"), number("minimum") - 1, "minimum");
+    if (p.contains("exclusiveMinimum"))
+      expect(number("exclusiveMinimum") + 0.5, number("exclusiveMinimum"), "exclusive minimum");
     if (p.contains("maxLength") && name != "guided_regex" && name != "guided_grammar") {
       const auto length = p.at("maxLength").to_number<size_t>();
       expect(json::string(length, 'a'), json::string(length + 1, 'a'), "longest text");
     }
-    if (p.contains("maxItems") && p.at("items").is_object() && p.at("items").as_object().contains("type") && p.at("items").at("type") == "integer") {
+    if (p.contains("maxItems") && p.at("items").is_object() && p.at("items").as_object().contains("type") &&
+        p.at("items").at("type") == "integer") {
       const auto length = p.at("maxItems").to_number<size_t>();
       expect(json::array(length, 1), json::array(length + 1, 1), "longest list");
     }
@@ -111,7 +137,8 @@ void expect_caps(std::string_view schema, const Parser& parse, json::object base
 std::string write(const json::object& body) {
   json::object copy = body;
   for (auto& [key, value] : copy)
-    if (value.is_double() && value.get_double() == std::floor(value.get_double()) && std::abs(value.get_double()) < 9e15)
+    if (value.is_double() && value.get_double() == std::floor(value.get_double()) &&
+        std::abs(value.get_double()) < 9e15)
       value = static_cast<int64_t>(value.get_double());
   return json::serialize(copy);
 }
@@ -127,8 +154,12 @@ Parser parser(ApiResult<T> (*function)(std::string_view, const ApiDefaults&)) {
 const json::object kChat{{"messages", {{{"role", "user"}, {"content", "hi"}}}}};
 
 TEST(OpenApi, CapsOfChatRequestsAreKept) { expect_caps("ChatRequest", parser(&parse_chat_request), kChat, 30); }
-TEST(OpenApi, CapsOfCompletionRequestsAreKept) { expect_caps("CompletionRequest", parser(&parse_completion_request), {{"prompt", "hi"}}, 25); }
-TEST(OpenApi, CapsOfEmbeddingRequestsAreKept) { expect_caps("EmbeddingRequest", parser(&parse_embedding_request), {{"input", "hi"}}, 3); }
+TEST(OpenApi, CapsOfCompletionRequestsAreKept) {
+  expect_caps("CompletionRequest", parser(&parse_completion_request), {{"prompt", "hi"}}, 25);
+}
+TEST(OpenApi, CapsOfEmbeddingRequestsAreKept) {
+  expect_caps("EmbeddingRequest", parser(&parse_embedding_request), {{"input", "hi"}}, 3);
+}
 
 TEST(OpenApi, CapsOfListsAndMapsAreKept) {
   const Parser chat = parser(&parse_chat_request);
@@ -137,9 +168,12 @@ TEST(OpenApi, CapsOfListsAndMapsAreKept) {
     body[name] = std::move(value);
     return chat(body);
   };
-  const auto cap = [](std::string_view name, const char* what) { return properties("ChatRequest").at(name).at(what).to_number<size_t>(); };
+  const auto cap = [](std::string_view name, const char* what) {
+    return properties("ChatRequest").at(name).at(what).to_number<size_t>();
+  };
   const json::object& stop = properties("ChatRequest").at("stop").at("oneOf").at(1).as_object();
-  const auto num_stops = stop.at("maxItems").to_number<size_t>(), stop_bytes = stop.at("items").at("maxLength").to_number<size_t>();
+  const auto num_stops = stop.at("maxItems").to_number<size_t>(),
+             stop_bytes = stop.at("items").at("maxLength").to_number<size_t>();
   EXPECT_EQ(num_stops, 16u);
   EXPECT_EQ(stop_bytes, 256u);
   EXPECT_EQ(with("stop", json::array(num_stops, json::string(stop_bytes, 'x'))), "");
@@ -161,14 +195,16 @@ TEST(OpenApi, CapsOfListsAndMapsAreKept) {
   EXPECT_EQ(wide(biases(1025)), "logit_bias");
   const auto tools = [](size_t n) {
     json::array list;
-    for (size_t i = 0; i < n; ++i) list.push_back({{"type", "function"}, {"function", {{"name", "f" + std::to_string(i)}}}});
+    for (size_t i = 0; i < n; ++i)
+      list.push_back({{"type", "function"}, {"function", {{"name", "f" + std::to_string(i)}}}});
     return list;
   };
   EXPECT_EQ(cap("tools", "maxItems"), 128u);
   const auto tool_error = [&](size_t n) {
     json::object body = kChat;
     body["tools"] = tools(n);
-    const auto result = parse_chat_request(write(body), ApiDefaults{.context = 4096, .vocab_size = 1000, .tool_format = ToolFormat::kHermes});
+    const auto result = parse_chat_request(
+        write(body), ApiDefaults{.context = 4096, .vocab_size = 1000, .tool_format = ToolFormat::kHermes});
     return result.ok() ? std::string() : result.error.param;
   };
   EXPECT_EQ(tool_error(128), "");

@@ -28,7 +28,8 @@ class PathGuardTest : public ::testing::Test {
     ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
     dir_ = fs::canonical(pattern);
     root_ = dir_ + "/root";
-    for (const char* sub : {"/root/sql", "/root/deep/er", "/other/x", "/outside/secret", "/root-evil/sql"}) fs::create_directories(dir_ + sub);
+    for (const char* sub : {"/root/sql", "/root/deep/er", "/other/x", "/outside/secret", "/root-evil/sql"})
+      fs::create_directories(dir_ + sub);
     touch("/root/sql/adapter_config.json");
     touch("/root/sql/adapter_model.safetensors");
     touch("/outside/secret/adapter_config.json");
@@ -40,7 +41,8 @@ class PathGuardTest : public ::testing::Test {
   StatusCode code(const std::string& path) {
     const auto found = resolve_beneath({root_, dir_ + "/other"}, path);
     const bool given = path.find("outside/secret") != std::string::npos;
-    EXPECT_EQ(found.status().message().find("outside/secret") != std::string::npos, given) << path;  // names no other path
+    EXPECT_EQ(found.status().message().find("outside/secret") != std::string::npos, given)
+        << path;  // names no other path
     return found.status().code();
   }
   std::string dir_, root_;
@@ -48,8 +50,8 @@ class PathGuardTest : public ::testing::Test {
 
 TEST_F(PathGuardTest, FindsWhatIsBeneath) {
   const std::vector<std::string> roots = {root_ + "/", dir_ + "/other"};
-  for (const std::string& path : {std::string("sql"), std::string("./sql/"), std::string("deep/../sql"), root_ + "/sql", root_ + "//sql/.",
-                                  root_ + "/deep/er/../../sql"}) {
+  for (const std::string& path : {std::string("sql"), std::string("./sql/"), std::string("deep/../sql"), root_ + "/sql",
+                                  root_ + "//sql/.", root_ + "/deep/er/../../sql"}) {
     const auto found = resolve_beneath(roots, path);
     ASSERT_TRUE(found.ok()) << path << ": " << found.status().message();
     EXPECT_EQ(*found, root_ + "/sql");
@@ -78,9 +80,10 @@ TEST_F(PathGuardTest, NothingOutside) {
   fs::create_directory_symlink("loop", root_ + "/loop");
   fs::create_directory_symlink("/proc/self/cwd", root_ + "/magic");
   for (const std::string& path :
-       {std::string("absolute"), std::string("relative"), std::string("twice"), std::string("dangling"), std::string("loop"), std::string("magic"),
-        std::string(".."), std::string("../outside/secret"), std::string("sql/../../outside/secret"), std::string("/"), std::string("/etc"),
-        std::string("/nonexistent"), dir_, dir_ + "/outside/secret", dir_ + "/root-evil/sql", dir_ + "/root/../outside/secret", root_ + "/..",
+       {std::string("absolute"), std::string("relative"), std::string("twice"), std::string("dangling"),
+        std::string("loop"), std::string("magic"), std::string(".."), std::string("../outside/secret"),
+        std::string("sql/../../outside/secret"), std::string("/"), std::string("/etc"), std::string("/nonexistent"),
+        dir_, dir_ + "/outside/secret", dir_ + "/root-evil/sql", dir_ + "/root/../outside/secret", root_ + "/..",
         std::string("file"), root_ + "/file"})
     EXPECT_EQ(code(path), StatusCode::kPermissionDenied) << path;
   EXPECT_EQ(code("missing"), StatusCode::kNotFound);
@@ -135,9 +138,11 @@ TEST_F(PathGuardTest, OldKernelsFollowNoLinks) {
     const auto expect = [&](const std::string& path, StatusCode code) {
       failures += resolve_adapter_directory({root_}, path).status().code() != code;
     };
-    for (const std::string& good : {std::string("sql"), root_ + "/sql", std::string("./deep/er/"), root_}) expect(good, StatusCode::kOk);
-    for (const std::string& bad : {std::string("latest"), std::string("absolute"), std::string("absolute/x"), std::string(".."),
-                                   std::string("sql/../../outside/secret"), std::string("file"), std::string("leaky")})
+    for (const std::string& good : {std::string("sql"), root_ + "/sql", std::string("./deep/er/"), root_})
+      expect(good, StatusCode::kOk);
+    for (const std::string& bad :
+         {std::string("latest"), std::string("absolute"), std::string("absolute/x"), std::string(".."),
+          std::string("sql/../../outside/secret"), std::string("file"), std::string("leaky")})
       expect(bad, StatusCode::kPermissionDenied);
     expect("missing", StatusCode::kNotFound);
     ::_exit(failures);

@@ -25,7 +25,8 @@ class AdapterRegistryTest : public ::testing::Test {
     registry_.reset();
     if (!service_) return;
     service_->expect_idle_pool();
-    EXPECT_TRUE(service_->wait_on_engine([](TextEngine& engine) { return engine.pool().resident_adapters().empty(); })) << "all were unregistered";
+    EXPECT_TRUE(service_->wait_on_engine([](TextEngine& engine) { return engine.pool().resident_adapters().empty(); }))
+        << "all were unregistered";
     service_->expect_empty_queue();
   }
   // A fresh registry, as after a restart.
@@ -55,7 +56,9 @@ class AdapterRegistryTest : public ::testing::Test {
   }
   StatusCode code_of(const std::string& model) { return resolve(model).status().code(); }
   RequestId start(const std::shared_ptr<Heard>& heard, const AdapterLease& adapter, int64_t max_tokens) {
-    return service_->submit({.request = service_->prepare(kPrompt, max_tokens, adapter ? adapter->id() : kBaseModel), .lease = adapter, .receiver = heard});
+    return service_->submit({.request = service_->prepare(kPrompt, max_tokens, adapter ? adapter->id() : kBaseModel),
+                             .lease = adapter,
+                             .receiver = heard});
   }
   std::vector<int32_t> tokens_of(const AdapterLease& adapter, int64_t max_tokens = 24) {
     auto heard = std::make_shared<Heard>();
@@ -65,10 +68,12 @@ class AdapterRegistryTest : public ::testing::Test {
     return heard->choice().tokens;
   }
   bool wait_until_absent(AdapterId id) {
-    return service_->wait_on_engine([id](TextEngine& engine) { return engine.pool().adapter_state(id) == AdapterState::kAbsent; });
+    return service_->wait_on_engine(
+        [id](TextEngine& engine) { return engine.pool().adapter_state(id) == AdapterState::kAbsent; });
   }
   void push_out_of_pages(const AdapterLease& adapter) {
-    EXPECT_TRUE(service_->engine->call([id = adapter->id()](TextEngine& engine) { (void)engine.scheduler().drop_adapter(id); }));
+    EXPECT_TRUE(service_->engine->call(
+        [id = adapter->id()](TextEngine& engine) { (void)engine.scheduler().drop_adapter(id); }));
     EXPECT_TRUE(wait_until_absent(adapter->id()));
   }
   bool wait_for_host_bytes(int64_t bytes) {

@@ -64,7 +64,8 @@ class Heard : public StreamReceiver {
     });
   }
   bool wait_for_tokens(size_t count, int number = 0) {
-    return wait_until([&](const auto& choices) { return choices.contains(number) && choices.at(number).tokens.size() >= count; });
+    return wait_until(
+        [&](const auto& choices) { return choices.contains(number) && choices.at(number).tokens.size() >= count; });
   }
   Choice choice(int number = 0) const {
     std::lock_guard lock(mutex_);
@@ -86,7 +87,8 @@ inline void expect_complete(const Heard::Choice& choice) {
 }
 
 inline std::unique_ptr<TextEngine> open_demo(const SchedulerOptions& scheduler = {}, int64_t memory_bytes = 32 << 20) {
-  auto engine = TextEngine::open({.model = "examples/demo/model", .num_threads = 2, .memory_bytes = memory_bytes, .scheduler = scheduler});
+  auto engine = TextEngine::open(
+      {.model = "examples/demo/model", .num_threads = 2, .memory_bytes = memory_bytes, .scheduler = scheduler});
   EXPECT_TRUE(engine.ok()) << engine.status().message();
   return std::move(engine).value();
 }
@@ -95,13 +97,15 @@ struct Service {
   std::atomic<int> wrong_shards{0};
   std::unique_ptr<EngineService> engine;
 
-  explicit Service(const EngineServiceOptions& options = {}, const SchedulerOptions& scheduler = {}, int64_t memory_bytes = 32 << 20) {
-    engine = std::make_unique<EngineService>(open_demo(scheduler, memory_bytes), options, [this](int shard, std::vector<StreamEvent> events) {
-      for (StreamEvent& event : events) {
-        if (event.receiver->shard() != shard) ++wrong_shards;
-        event.receiver->on_event(event);
-      }
-    });
+  explicit Service(const EngineServiceOptions& options = {}, const SchedulerOptions& scheduler = {},
+                   int64_t memory_bytes = 32 << 20) {
+    engine = std::make_unique<EngineService>(open_demo(scheduler, memory_bytes), options,
+                                             [this](int shard, std::vector<StreamEvent> events) {
+                                               for (StreamEvent& event : events) {
+                                                 if (event.receiver->shard() != shard) ++wrong_shards;
+                                                 event.receiver->on_event(event);
+                                               }
+                                             });
   }
   EngineService* operator->() { return engine.get(); }
 
@@ -113,7 +117,9 @@ struct Service {
     prepared->request.adapter = adapter;
     return std::move(prepared).value();
   }
-  static int64_t tokens_of(const PreparedRequest& request) { return static_cast<int64_t>(request.request.prompt.size()) + request.request.max_tokens; }
+  static int64_t tokens_of(const PreparedRequest& request) {
+    return static_cast<int64_t>(request.request.prompt.size()) + request.request.max_tokens;
+  }
   // Takes its place in the queue, then submits.
   RequestId submit(EngineService::Submission submission) {
     EXPECT_TRUE(engine->admit(1, tokens_of(submission.request)).status.ok());
@@ -134,7 +140,8 @@ struct Service {
   // Until `condition` holds between two steps.
   bool wait_on_engine(const std::function<bool(TextEngine&)>& condition) {
     const auto end = std::chrono::steady_clock::now() + kPatience;
-    for (bool met = false; std::chrono::steady_clock::now() < end; std::this_thread::sleep_for(std::chrono::milliseconds(1))) {
+    for (bool met = false; std::chrono::steady_clock::now() < end;
+         std::this_thread::sleep_for(std::chrono::milliseconds(1))) {
       on_engine([&](TextEngine& text) { met = condition(text); });
       if (met) return true;
     }
@@ -147,7 +154,8 @@ struct Service {
   }
   // No request, no page in use: all are free or only cached.
   void expect_idle_pool() {
-    EXPECT_TRUE(wait_on_engine([](TextEngine& text) { return !text.has_work() && text.pool().num_available() == text.pool().num_pages(); }));
+    EXPECT_TRUE(wait_on_engine(
+        [](TextEngine& text) { return !text.has_work() && text.pool().num_available() == text.pool().num_pages(); }));
     on_engine([](TextEngine& text) { text.pool().check_integrity(); });
   }
 };
@@ -172,7 +180,8 @@ class Hold {
 // A demo adapter under another name, its weights multiplied.
 inline void copy_adapter(const std::string& from, const std::string& to, float factor = 1) {
   std::filesystem::create_directories(to);
-  std::filesystem::copy_file(kDemoAdapters + from + "/adapter_config.json", to + "/adapter_config.json", std::filesystem::copy_options::overwrite_existing);
+  std::filesystem::copy_file(kDemoAdapters + from + "/adapter_config.json", to + "/adapter_config.json",
+                             std::filesystem::copy_options::overwrite_existing);
   const auto store = TensorStore::open_file(kDemoAdapters + from + "/adapter_model.safetensors").value();
   std::vector<Buffer> buffers;
   std::vector<TensorEntry> entries;

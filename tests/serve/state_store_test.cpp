@@ -72,7 +72,13 @@ TEST_F(StateStoreTest, NewFileIsPrivateAndEmpty) {
 
 TEST_F(StateStoreTest, TenantsRoundTripAndKeepTheirSalt) {
   auto store = open();
-  ASSERT_TRUE(store->put_tenant({.name = "acme", .weight = 2.5, .max_in_flight = 4, .tokens_per_minute = 1000, .adapters = {"a*", "base"}}).ok());
+  ASSERT_TRUE(store
+                  ->put_tenant({.name = "acme",
+                                .weight = 2.5,
+                                .max_in_flight = 4,
+                                .tokens_per_minute = 1000,
+                                .adapters = {"a*", "base"}})
+                  .ok());
   const Tenant first = store->tenants()->at(0);
   EXPECT_EQ(first.weight, 2.5);
   EXPECT_EQ(first.max_in_flight, 4);
@@ -86,8 +92,9 @@ TEST_F(StateStoreTest, TenantsRoundTripAndKeepTheirSalt) {
   EXPECT_EQ(store->tenants()->at(0).cache_salt, first.cache_salt);
   EXPECT_EQ(store->tenants()->at(0).weight, 1);
   EXPECT_TRUE(store->tenants()->at(0).adapters.empty());
-  for (const Tenant& bad : {Tenant{.name = ""}, Tenant{.name = "a b"}, Tenant{.name = "a", .weight = 0}, Tenant{.name = "a", .weight = -1},
-                            Tenant{.name = "a", .weight = NAN}, Tenant{.name = "a", .max_in_flight = -1}, Tenant{.name = "a", .tokens_per_minute = -1},
+  for (const Tenant& bad : {Tenant{.name = ""}, Tenant{.name = "a b"}, Tenant{.name = "a", .weight = 0},
+                            Tenant{.name = "a", .weight = -1}, Tenant{.name = "a", .weight = NAN},
+                            Tenant{.name = "a", .max_in_flight = -1}, Tenant{.name = "a", .tokens_per_minute = -1},
                             Tenant{.name = "a", .adapters = {""}}, Tenant{.name = "a", .adapters = {"x,y"}}})
     EXPECT_EQ(store->put_tenant(bad).code(), StatusCode::kInvalidArgument);
 }
@@ -170,11 +177,13 @@ TEST_F(StateStoreTest, AdapterVersionsAreNeverUsedAgain) {
   const std::string digest(64, 'a');
   EXPECT_EQ(*store->last_version("sql"), 0);
   ASSERT_TRUE(store->put_adapter({.name = "sql", .version = 1, .path = "/a/sql", .digest = digest}).ok());
-  ASSERT_TRUE(store->put_adapter({.name = "sql", .version = 2, .path = "/a/sql2", .digest = digest, .pinned = true}).ok());
+  ASSERT_TRUE(
+      store->put_adapter({.name = "sql", .version = 2, .path = "/a/sql2", .digest = digest, .pinned = true}).ok());
   ASSERT_EQ(store->adapters()->size(), 2u);
   EXPECT_FALSE(store->adapters()->at(0).is_default);  // the later default took over
   EXPECT_TRUE(store->adapters()->at(1).is_default && store->adapters()->at(1).pinned);
-  ASSERT_TRUE(store->put_adapter({.name = "sql", .version = 1, .path = "/a/moved", .digest = digest}).ok());  // an update
+  ASSERT_TRUE(
+      store->put_adapter({.name = "sql", .version = 1, .path = "/a/moved", .digest = digest}).ok());  // an update
   EXPECT_TRUE(store->adapters()->at(0).is_default);
   EXPECT_EQ(store->adapters()->at(0).path, "/a/moved");
   ASSERT_TRUE(store->remove_adapter("sql", 2).ok());
@@ -185,9 +194,11 @@ TEST_F(StateStoreTest, AdapterVersionsAreNeverUsedAgain) {
   EXPECT_EQ(store->put_adapter({.name = "sql", .version = 2, .path = "/b"}).code(), StatusCode::kAlreadyExists);
   EXPECT_TRUE(store->put_adapter({.name = "sql", .version = 3, .path = "/b"}).ok());
   EXPECT_TRUE(store->put_adapter({.name = "other", .version = 2, .path = "/b"}).ok());
-  for (const StoredAdapter& bad : {StoredAdapter{.name = "../x", .version = 9, .path = "/b"}, StoredAdapter{.name = "x", .version = 0, .path = "/b"},
-                                   StoredAdapter{.name = "x", .version = 1, .path = ""}, StoredAdapter{.name = "x", .version = 1, .path = "/a\n"},
-                                   StoredAdapter{.name = "x", .version = 1, .path = "/a", .digest = "zz"}})
+  for (const StoredAdapter& bad :
+       {StoredAdapter{.name = "../x", .version = 9, .path = "/b"},
+        StoredAdapter{.name = "x", .version = 0, .path = "/b"}, StoredAdapter{.name = "x", .version = 1, .path = ""},
+        StoredAdapter{.name = "x", .version = 1, .path = "/a\n"},
+        StoredAdapter{.name = "x", .version = 1, .path = "/a", .digest = "zz"}})
     EXPECT_EQ(store->put_adapter(bad).code(), StatusCode::kInvalidArgument);
 }
 
@@ -237,9 +248,11 @@ TEST_F(StateStoreTest, DamagedFilesAreNamed) {
 
 TEST_F(StateStoreTest, HostileRowsAreRefusedOnReading) {
   open().reset();
-  const std::string key = "INSERT INTO keys VALUES('abcdefghijkl', '" + std::string(64, '0') + "', 'a', 1, '', 0, 0, 0);";
+  const std::string key =
+      "INSERT INTO keys VALUES('abcdefghijkl', '" + std::string(64, '0') + "', 'a', 1, '', 0, 0, 0);";
   const std::string tenant = "INSERT INTO tenants VALUES('a', 1, 0, 0, '', 5, 0);";
-  const std::string clear = "PRAGMA foreign_keys = OFF; DELETE FROM keys; DELETE FROM tenants; DELETE FROM adapters; DELETE FROM aliases;";
+  const std::string clear =
+      "PRAGMA foreign_keys = OFF; DELETE FROM keys; DELETE FROM tenants; DELETE FROM adapters; DELETE FROM aliases;";
   sql(clear + tenant + key);
   ASSERT_TRUE(open()->load_key_ring().ok());
   for (const std::string& change :
@@ -247,8 +260,9 @@ TEST_F(StateStoreTest, HostileRowsAreRefusedOnReading) {
         std::string("UPDATE tenants SET weight = 9e999"), std::string("UPDATE tenants SET cache_salt = 0"),
         std::string("UPDATE tenants SET adapters = 'a,,b'"), std::string("UPDATE tenants SET adapters = ','"),
         std::string("UPDATE tenants SET max_in_flight = -5"), std::string("UPDATE keys SET id = 'short'"),
-        std::string("UPDATE keys SET secret_sha256 = ''"), std::string("UPDATE keys SET scopes = 255"), std::string("UPDATE keys SET scopes = 257"),
-        std::string("UPDATE keys SET note = char(27) || '[2J'"), std::string("UPDATE keys SET note = CAST(x'ff' AS TEXT)"),
+        std::string("UPDATE keys SET secret_sha256 = ''"), std::string("UPDATE keys SET scopes = 255"),
+        std::string("UPDATE keys SET scopes = 257"), std::string("UPDATE keys SET note = char(27) || '[2J'"),
+        std::string("UPDATE keys SET note = CAST(x'ff' AS TEXT)"),
         std::string("UPDATE keys SET note = 'a' || char(0) || 'b'"), std::string("UPDATE keys SET expires = -1"),
         std::string("UPDATE keys SET tenant = ''")}) {
     sql(clear + tenant + key + "PRAGMA foreign_keys = OFF; " + change);

@@ -14,28 +14,53 @@ namespace json = boost::json;
 
 AdapterSnapshot adapter(std::string name) {
   AdapterSnapshot a;
-  a.name = std::move(name), a.version = 3, a.digest = "abc", a.path = "/srv/a", a.tier = "device", a.rank = 16, a.targets = {"q_proj", "v_proj"};
-  a.host_bytes = 1000, a.device_bytes = 2000, a.pinned = true, a.exact = false, a.running = 2, a.waiting = 1, a.requests = 9, a.load_seconds = 0.25;
+  a.name = std::move(name), a.version = 3, a.digest = "abc", a.path = "/srv/a", a.tier = "device", a.rank = 16,
+  a.targets = {"q_proj", "v_proj"};
+  a.host_bytes = 1000, a.device_bytes = 2000, a.pinned = true, a.exact = false, a.running = 2, a.waiting = 1,
+  a.requests = 9, a.load_seconds = 0.25;
   return a;
 }
 
 TEST(StatusJson, HoldsEveryFieldOfTheSnapshot) {
   ServerSnapshot s;
   // Every number differs, so that a field in the wrong place is seen.
-  s.num_running = 1, s.num_waiting = 2, s.num_steps = 3, s.num_computed_tokens = 4, s.num_preemptions = 5, s.num_adapter_loads = 6;
-  s.num_adapter_evictions = 7, s.prefix_queries_tokens = 8, s.prefix_hit_tokens = 9, s.prompt_tokens = 10, s.generation_tokens = 11;
-  s.step_seconds = 12.5, s.tokens_per_second = 13.5, s.pages = 14, s.pages_free = 15, s.pages_kv = 16, s.pages_cached = 17, s.pages_adapter = 18, s.pages_merged = 40;
-  s.page_bytes = 19, s.page_tokens = 20, s.uptime_seconds = 21.5, s.ready = true, s.draining = true, s.queued_tokens = 22, s.max_queue = 23;
+  s.num_running = 1, s.num_waiting = 2, s.num_steps = 3, s.num_computed_tokens = 4, s.num_preemptions = 5,
+  s.num_adapter_loads = 6;
+  s.num_adapter_evictions = 7, s.prefix_queries_tokens = 8, s.prefix_hit_tokens = 9, s.prompt_tokens = 10,
+  s.generation_tokens = 11;
+  s.step_seconds = 12.5, s.tokens_per_second = 13.5, s.pages = 14, s.pages_free = 15, s.pages_kv = 16,
+  s.pages_cached = 17, s.pages_adapter = 18, s.pages_merged = 40;
+  s.page_bytes = 19, s.page_tokens = 20, s.uptime_seconds = 21.5, s.ready = true, s.draining = true,
+  s.queued_tokens = 22, s.max_queue = 23;
   s.predicted_wait_seconds = 24.5, s.connections = 25, s.open_streams = 26, s.resident_bytes = 27;
-  s.adapter_bytes = 61, s.max_adapter_bytes = 62, s.num_sums = 63, s.sum_bytes = 64, s.grammar_bytes = 65, s.max_grammar_bytes = 66;
-  s.num_fair_preemptions = 74, s.num_prefetches = 69, s.host_reads = 70, s.host_failed_reads = 71, s.host_drops = 72, s.host_read_seconds = 73.5;
+  s.adapter_bytes = 61, s.max_adapter_bytes = 62, s.num_sums = 63, s.sum_bytes = 64, s.grammar_bytes = 65,
+  s.max_grammar_bytes = 66;
+  s.num_fair_preemptions = 74, s.num_prefetches = 69, s.host_reads = 70, s.host_failed_reads = 71, s.host_drops = 72,
+  s.host_read_seconds = 73.5;
   s.heap_used_bytes = 67, s.heap_free_bytes = 68, s.open_files = 28, s.threads = 29;
-  s.merging = {.chooser = "cost", .adapter = "hot", .builds = 41, .refused = 42, .given_back = 43, .merged_steps = 44, .exclusive_steps = 45, .mode_changes = 46};
-  s.tenants = {{.name = "acme", .in_flight = 30, .prompt_tokens = 31, .output_tokens = 32, .requests = 33, .refused = 34, .weight = 35.5, .cached_tokens = 36,
-                .waiting = 37, .running = 38, .service = 39.5}};
+  s.merging = {.chooser = "cost",
+               .adapter = "hot",
+               .builds = 41,
+               .refused = 42,
+               .given_back = 43,
+               .merged_steps = 44,
+               .exclusive_steps = 45,
+               .mode_changes = 46};
+  s.tenants = {{.name = "acme",
+                .in_flight = 30,
+                .prompt_tokens = 31,
+                .output_tokens = 32,
+                .requests = 33,
+                .refused = 34,
+                .weight = 35.5,
+                .cached_tokens = 36,
+                .waiting = 37,
+                .running = 38,
+                .service = 39.5}};
   s.adapters = {adapter("a"), adapter("idle")};
   s.adapters[1].tier = "disk", s.adapters[1].running = s.adapters[1].waiting = 0, s.adapters[1].pinned = false;
-  EXPECT_EQ(json::parse(format_status(s)), json::parse(R"({"object": "status", "ready": true, "draining": true, "uptime_seconds": 21.5,
+  EXPECT_EQ(json::parse(format_status(s)),
+            json::parse(R"({"object": "status", "ready": true, "draining": true, "uptime_seconds": 21.5,
     "requests": {"running": 1, "waiting": 2, "max_queue": 23, "queued_tokens": 22, "predicted_wait_seconds": 24.5, "preemptions": 5, "fair_preemptions": 74},
     "tokens": {"prompt": 10, "output": 11, "computed": 4, "output_per_second": 13.5, "prefix_queries": 8, "prefix_hits": 9},
     "steps": {"count": 3, "seconds": 12.5},
@@ -60,7 +85,8 @@ TEST(StatusJson, NumbersThatJsonLacksAreNull) {
 }
 
 TEST(StatusJson, AdaptersAreListedWithAllFields) {
-  EXPECT_EQ(json::parse(format_adapters({adapter("a")})), json::parse(R"({"object": "list", "data": [{"id": "a@3", "object": "adapter", "name": "a",
+  EXPECT_EQ(json::parse(format_adapters({adapter("a")})),
+            json::parse(R"({"object": "list", "data": [{"id": "a@3", "object": "adapter", "name": "a",
     "version": 3, "digest": "abc", "path": "/srv/a", "tier": "device", "rank": 16, "targets": ["q_proj", "v_proj"], "host_bytes": 1000,
     "device_bytes": 2000, "pinned": true, "exact": false, "running": 2, "waiting": 1, "requests": 9, "load_seconds": 0.25}]})"));
   EXPECT_EQ(format_adapters({}), R"({"object":"list","data":[]})");

@@ -26,7 +26,8 @@ TEST(Scopes, ParseAndFormat) {
   EXPECT_EQ(*parse_scopes("admin"), 4);
   EXPECT_EQ(format_scopes(7), "infer,adapters,admin");
   EXPECT_EQ(format_scopes(*parse_scopes("adapters,infer")), "infer,adapters");
-  for (const char* bad : {"", ",", "infer,", "root", "Infer", "infer adapters"}) EXPECT_FALSE(parse_scopes(bad).ok()) << bad;
+  for (const char* bad : {"", ",", "infer,", "root", "Infer", "infer adapters"})
+    EXPECT_FALSE(parse_scopes(bad).ok()) << bad;
 }
 
 TEST(Principal, AdminIncludesTheOtherScopes) {
@@ -60,20 +61,39 @@ TEST(KeyRing, RightKeyGivesItsTenant) {
 }
 
 TEST(KeyRing, EverythingElseIsRefusedAlike) {
-  ApiKey revoked = key_of("gone", "secret"), expired = key_of("old", "secret"), orphan = key_of("orphan", "secret", "nobody"), broken = key_of("broken", "");
+  ApiKey revoked = key_of("gone", "secret"), expired = key_of("old", "secret"),
+         orphan = key_of("orphan", "secret", "nobody"), broken = key_of("broken", "");
   revoked.revoked = true;
   expired.expires = 50;
   broken.secret_sha256 = "00";
-  const KeyRing ring({{.name = "acme"}}, {key_of("abc", "secret"), revoked, expired, orphan, broken, key_of("void", "")});
+  const KeyRing ring({{.name = "acme"}},
+                     {key_of("abc", "secret"), revoked, expired, orphan, broken, key_of("void", "")});
   const std::string refusal = ring.authenticate("", 100).status().message();
   const std::string long_key = "Bearer lk-abc-" + std::string(100'000, 'x');
-  for (const std::string& header :
-       {std::string(), std::string("Bearer"), std::string("Bearer "), std::string("Bearer lk-"), std::string("Bearer lk-abc"),
-        std::string("Bearer lk-abc-"), std::string("Bearer lk-abc-secre"), std::string("Bearer lk-abc-secret2"), std::string("Bearer lk-abc-Secret"),
-        std::string("Bearer lk-xyz-secret"), std::string("Bearer lk-gone-secret"), std::string("Bearer lk-old-secret"),
-        std::string("Bearer lk-orphan-secret"), std::string("Bearer lk-void-"), std::string("Bearer lk-broken-"), std::string("Basic lk-abc-secret"),
-        std::string("lk-abc-secret"), std::string("Bearerlk-abc-secret"), std::string("Bearer xx-abc-secret"), std::string("Bearer lk--secret"),
-        std::string("Bearer lk-abc-secret\0", 21), std::string("\xff\xfe\x00", 3), "Bearer lk-abc-" + hash_of("secret"), long_key}) {
+  for (const std::string& header : {std::string(),
+                                    std::string("Bearer"),
+                                    std::string("Bearer "),
+                                    std::string("Bearer lk-"),
+                                    std::string("Bearer lk-abc"),
+                                    std::string("Bearer lk-abc-"),
+                                    std::string("Bearer lk-abc-secre"),
+                                    std::string("Bearer lk-abc-secret2"),
+                                    std::string("Bearer lk-abc-Secret"),
+                                    std::string("Bearer lk-xyz-secret"),
+                                    std::string("Bearer lk-gone-secret"),
+                                    std::string("Bearer lk-old-secret"),
+                                    std::string("Bearer lk-orphan-secret"),
+                                    std::string("Bearer lk-void-"),
+                                    std::string("Bearer lk-broken-"),
+                                    std::string("Basic lk-abc-secret"),
+                                    std::string("lk-abc-secret"),
+                                    std::string("Bearerlk-abc-secret"),
+                                    std::string("Bearer xx-abc-secret"),
+                                    std::string("Bearer lk--secret"),
+                                    std::string("Bearer lk-abc-secret\0", 21),
+                                    std::string("\xff\xfe\x00", 3),
+                                    "Bearer lk-abc-" + hash_of("secret"),
+                                    long_key}) {
     const auto found = ring.authenticate(header, 100);
     EXPECT_EQ(found.status().code(), StatusCode::kUnauthenticated) << header;
     EXPECT_EQ(found.status().message(), refusal);
@@ -100,7 +120,8 @@ class LimiterTest : public ::testing::Test {
  protected:
   using Clock = TenantLimiter::Clock;
   Clock::time_point at(double seconds) const {
-    return Clock::time_point(std::chrono::hours(1)) + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+    return Clock::time_point(std::chrono::hours(1)) +
+           std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
   }
   TenantLimiter limiter_;
 };

@@ -30,8 +30,9 @@ class TextEngineTest : public ::testing::Test {
   }
   static Outcome run(TextRequest request) {
     Outcome outcome;
-    const auto id = engine_->submit(std::move(request), {.on_text = [&](std::string_view piece) { outcome.streamed += piece; },
-                                                         .on_done = [&](Completion done) { outcome.completion = std::move(done); }});
+    const auto id = engine_->submit(std::move(request),
+                                    {.on_text = [&](std::string_view piece) { outcome.streamed += piece; },
+                                     .on_done = [&](Completion done) { outcome.completion = std::move(done); }});
     EXPECT_TRUE(id.ok()) << id.status().message();
     while (engine_->has_work()) engine_->step();
     return outcome;
@@ -113,7 +114,8 @@ TEST_F(TextEngineTest, PenaltiesAndBiasChangeWhatTheyName) {
   request.sampling.frequency_penalty = 2;
   request.sampling.presence_penalty = 2;
   const auto penalised = run(request).completion.token_ids;
-  EXPECT_GT(std::set<int32_t>(penalised.begin(), penalised.end()).size(), std::set<int32_t>(tokens.begin(), tokens.end()).size());
+  EXPECT_GT(std::set<int32_t>(penalised.begin(), penalised.end()).size(),
+            std::set<int32_t>(tokens.begin(), tokens.end()).size());
 }
 
 TEST_F(TextEngineTest, CancellationFreesEverythingAndReportsOnce) {

@@ -115,19 +115,24 @@ TEST_F(TextModelTest, ContinuedMessageThatTheTemplateHidesIsRefused) {
   TextRequest request = chat("The answer is");
   request.continue_final_message = true;
   const auto hiding = ChatTemplate::parse("{{ messages[0]['content'] }}", "test").value();
-  EXPECT_THAT(model_->prompt_tokens(request, hiding.get()).status().message(), HasSubstr("does not show the last message"));
+  EXPECT_THAT(model_->prompt_tokens(request, hiding.get()).status().message(),
+              HasSubstr("does not show the last message"));
   const auto shortening = ChatTemplate::parse("{{ messages[1]['content'][4:] }}", "test").value();
-  EXPECT_THAT(model_->prompt_tokens(request, shortening.get()).status().message(), HasSubstr("does not show the last message"));
+  EXPECT_THAT(model_->prompt_tokens(request, shortening.get()).status().message(),
+              HasSubstr("does not show the last message"));
   request.messages.back().as_object()["content"] = nullptr;
   EXPECT_THAT(model_->prompt_tokens(request).status().message(), HasSubstr("needs a last message with text"));
   // Parts: the last text of them is what goes on.
-  request.messages.back().as_object()["content"] = boost::json::array{{{"type", "text"}, {"text", "one "}}, {{"type", "text"}, {"text", "two "}}};
-  const auto parts = ChatTemplate::parse("{% for p in messages[1]['content'] %}<{{ p['text'] }}>{% endfor %}", "test").value();
+  request.messages.back().as_object()["content"] =
+      boost::json::array{{{"type", "text"}, {"text", "one "}}, {{"type", "text"}, {"text", "two "}}};
+  const auto parts =
+      ChatTemplate::parse("{% for p in messages[1]['content'] %}<{{ p['text'] }}>{% endfor %}", "test").value();
   EXPECT_EQ(shown(request, parts.get()), "<one ><two ");
 }
 
 TEST_F(TextModelTest, OwnTemplateReplacesTheModels) {
-  const auto own = ChatTemplate::parse("{{ messages[0]['content'] }}|{{ add_generation_prompt }}|{{ extra }}", "test").value();
+  const auto own =
+      ChatTemplate::parse("{{ messages[0]['content'] }}|{{ add_generation_prompt }}|{{ extra }}", "test").value();
   TextRequest request = chat("hm");
   request.template_variables = {{"extra", "more"}, {"messages", "not these"}};
   EXPECT_EQ(shown(request, own.get()), "2+2? The answer is|True|more");

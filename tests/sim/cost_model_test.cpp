@@ -13,20 +13,40 @@ namespace {
 
 // Round numbers: reading the weights takes 100 us, a row of products 1 us.
 CostModel round_model() {
-  return {.name = "round", .weight_bytes = 1e5, .head_bytes = 1e4, .flops_per_token = 1e3, .head_flops_per_token = 100, .memory_bytes_s = 1e9, .flops_s = 1e9,
-          .step_us = 7, .token_us = 0.5, .sequence_us = 2, .kv_bytes_per_token = 10, .attention_bytes_s = 1e9, .attention_flops_per_pair = 1,
-          .adapter_bytes_per_rank = 100, .adapter_flops_per_rank = 10, .adapter_flops_s = 1e9, .adapter_step_us = 3, .segment_us = 4, .load_us = 5,
-          .load_bytes_s = 1e8, .disk_bytes_s = 1e7, .pool_bytes = 1e5};
+  return {.name = "round",
+          .weight_bytes = 1e5,
+          .head_bytes = 1e4,
+          .flops_per_token = 1e3,
+          .head_flops_per_token = 100,
+          .memory_bytes_s = 1e9,
+          .flops_s = 1e9,
+          .step_us = 7,
+          .token_us = 0.5,
+          .sequence_us = 2,
+          .kv_bytes_per_token = 10,
+          .attention_bytes_s = 1e9,
+          .attention_flops_per_pair = 1,
+          .adapter_bytes_per_rank = 100,
+          .adapter_flops_per_rank = 10,
+          .adapter_flops_s = 1e9,
+          .adapter_step_us = 3,
+          .segment_us = 4,
+          .load_us = 5,
+          .load_bytes_s = 1e8,
+          .disk_bytes_s = 1e7,
+          .pool_bytes = 1e5};
 }
 
 TEST(CostModel, DecodeReadsTheWeightsOnce) {
   // 7 fixed + 2 rows + 4 sequences + 100 weights + 10 head + 2 * 100 positions * 10 bytes.
-  EXPECT_NEAR(round_model().step_us_of({.num_tokens = 2, .num_samples = 2, .sequences = {{1, 100}, {1, 100}}}), 7 + 1 + 4 + 100 + 10 + 2, 1e-9);
+  EXPECT_NEAR(round_model().step_us_of({.num_tokens = 2, .num_samples = 2, .sequences = {{1, 100}, {1, 100}}}),
+              7 + 1 + 4 + 100 + 10 + 2, 1e-9);
 }
 
 TEST(CostModel, PrefillIsBoundByProducts) {
   // 1,000 rows: 1,000 us of products; attention pairs 1000 * 1001 / 2 at 1 flop.
-  EXPECT_NEAR(round_model().step_us_of({.num_tokens = 1000, .sequences = {{1000, 1000}}}), 7 + 500 + 2 + 1000 + 500.5, 1e-6);
+  EXPECT_NEAR(round_model().step_us_of({.num_tokens = 1000, .sequences = {{1000, 1000}}}), 7 + 500 + 2 + 1000 + 500.5,
+              1e-6);
 }
 
 TEST(CostModel, EachSegmentCostsItsWeightsOrItsRows) {
@@ -49,12 +69,14 @@ TEST(CostModel, JsonKeepsEveryField) {
   const Result<CostModel> again = parse_cost_model(to_json(model));
   ASSERT_TRUE(again.ok()) << again.status().message();
   EXPECT_EQ(again->name, "round");
-  for (const CostField& field : cost_fields()) EXPECT_DOUBLE_EQ(model.*field.member, (*again).*field.member) << field.name;
+  for (const CostField& field : cost_fields())
+    EXPECT_DOUBLE_EQ(model.*field.member, (*again).*field.member) << field.name;
 }
 
 TEST(CostModel, MergedRowsAreASecondProductOfTheirPartOfTheLinears) {
   CostModel model = round_model();
-  // Reading the weights takes 100 us whether two rows are computed or one; without segments the rest of the step is the same.
+  // Reading the weights takes 100 us whether two rows are computed or one; without segments the rest of the step is the
+  // same.
   const StepShape plain{.num_tokens = 2, .sequences = {{1, 100}, {1, 100}}};
   StepShape mixed = plain;
   mixed.merged_rows = 1;
@@ -65,7 +87,9 @@ TEST(CostModel, MergedRowsAreASecondProductOfTheirPartOfTheLinears) {
   EXPECT_NEAR(model.step_us_of(mixed), model.step_us_of(plain), 1e-9) << "one product again";
   // A quarter of W read and as much written, and eight multiply-adds for each of its weights.
   EXPECT_NEAR(model.merge_us_of(8), (2 * 100 + 8 * 1e6 * model.flops_per_token / model.flops_s) / 4, 1e-9);
-  const StepShape shape{.num_tokens = 2, .sequences = {{1, 100}, {1, 100}}, .segments = {{.rank = 8, .rows = 1}, {.rank = 16, .rows = 1}}};
+  const StepShape shape{.num_tokens = 2,
+                        .sequences = {{1, 100}, {1, 100}},
+                        .segments = {{.rank = 8, .rows = 1}, {.rank = 16, .rows = 1}}};
   EXPECT_NEAR(model.adapter_us_of(shape), model.step_us_of(shape) - model.step_us_of(plain), 1e-9);
 }
 
@@ -107,7 +131,8 @@ std::vector<StepSample> samples_of(const CostModel& model, uint64_t seed, double
   for (int i = 0; i < 200; ++i) {
     StepShape shape;
     for (uint64_t n = 1 + rng.below(32); n > 0; --n) {
-      const auto rows = static_cast<int64_t>(rng.below(4) == 0 ? 1 + rng.below(300) : 1), context = rows + static_cast<int64_t>(rng.below(1000));
+      const auto rows = static_cast<int64_t>(rng.below(4) == 0 ? 1 + rng.below(300) : 1),
+                 context = rows + static_cast<int64_t>(rng.below(1000));
       shape.sequences.push_back({rows, context});
       shape.num_tokens += rows;
       ++shape.num_samples;

@@ -14,8 +14,19 @@ namespace {
 
 // A step takes 1,000 us, plus 10 us per row; an adapter loads in 100 us per rank. 16 pages of 16 tokens.
 CostModel plain_model() {
-  CostModel model{.name = "plain", .weight_bytes = 1, .memory_bytes_s = 1e15, .flops_s = 1e15, .step_us = 1000, .token_us = 10, .kv_bytes_per_token = 1,
-                  .attention_bytes_s = 1e15, .adapter_bytes_per_rank = 4, .adapter_flops_s = 1e15, .load_bytes_s = 4e4, .disk_bytes_s = 4e3, .pool_bytes = 256};
+  CostModel model{.name = "plain",
+                  .weight_bytes = 1,
+                  .memory_bytes_s = 1e15,
+                  .flops_s = 1e15,
+                  .step_us = 1000,
+                  .token_us = 10,
+                  .kv_bytes_per_token = 1,
+                  .attention_bytes_s = 1e15,
+                  .adapter_bytes_per_rank = 4,
+                  .adapter_flops_s = 1e15,
+                  .load_bytes_s = 4e4,
+                  .disk_bytes_s = 4e3,
+                  .pool_bytes = 256};
   return model;
 }
 
@@ -34,7 +45,12 @@ struct World {
     return *this;
   }
   World& add(Micros arrival, int32_t input, int32_t output, AdapterId adapter = kBaseModel, int32_t tenant = 0) {
-    workload.requests.push_back({.arrival = arrival, .input = input, .output = output, .max_tokens = output, .adapter = adapter, .tenant = tenant});
+    workload.requests.push_back({.arrival = arrival,
+                                 .input = input,
+                                 .output = output,
+                                 .max_tokens = output,
+                                 .adapter = adapter,
+                                 .tenant = tenant});
     return *this;
   }
   SimResult run() {
@@ -48,7 +64,7 @@ struct World {
 TEST(Simulation, OneRequestTakesItsSteps) {
   const SimResult result = World().add(0, 20, 3).run();
   EXPECT_EQ(result.done, 1);
-  EXPECT_NEAR(result.ttft_s.mean, 0.001200, 1e-9);           // 20 rows
+  EXPECT_NEAR(result.ttft_s.mean, 0.001200, 1e-9);  // 20 rows
   EXPECT_NEAR(result.e2e_s.mean, 0.001200 + 2 * 0.001010, 1e-9);
   EXPECT_EQ(result.itl_s.count, 2);
   EXPECT_EQ(result.steps, 3);
@@ -76,7 +92,8 @@ World merging_world(MergeMode mode) {
   World world;
   CostModel& model = world.options.model;
   model.weight_bytes = 64, model.flops_per_token = 1000, model.memory_bytes_s = 640e3, model.flops_s = 1e9;
-  model.adapter_flops_per_rank = 10, model.adapter_flops_s = 1e9, model.segment_us = 300, model.step_us = 100, model.merged_bytes = 32;
+  model.adapter_flops_per_rank = 10, model.adapter_flops_s = 1e9, model.segment_us = 300, model.step_us = 100,
+  model.merged_bytes = 32;
   world.options.num_pages = 40;
   world.options.scheduler.merging = mode;
   world.adapters(2, 10).add(0, 10, 60, 0).add(0, 10, 60, 0).add(0, 10, 60, 1);
@@ -89,8 +106,8 @@ TEST(Simulation, MergingBuildsBesideTheStepsAndSavesSegments) {
   EXPECT_EQ(never.merges.num_merged_steps, 0);
   const SimResult always = merging_world(MergeMode::kAlways).run();
   EXPECT_EQ(always.done, 3);
-  // Adapter 0 has two of the three requests; the other one is built for its last steps. A build takes 2 x 50 us of memory and 5 us of arithmetic,
-  // which fit beside one step.
+  // Adapter 0 has two of the three requests; the other one is built for its last steps. A build takes 2 x 50 us of
+  // memory and 5 us of arithmetic, which fit beside one step.
   EXPECT_EQ(always.merges.num_builds, 2);
   EXPECT_GE(always.merges.num_merged_steps, always.steps - 2);
   // Each step saves a segment of 300 us and its 40 bytes, and costs half of a read of the weights.
@@ -99,7 +116,8 @@ TEST(Simulation, MergingBuildsBesideTheStepsAndSavesSegments) {
   EXPECT_EQ(exclusive.done, 3);
   EXPECT_GT(exclusive.merges.num_exclusive_steps, 50);
   EXPECT_EQ(exclusive.merges.num_builds, 2) << "first the one, then the other";
-  for (const MergeMode mode : {MergeMode::kDlora, MergeMode::kCost}) EXPECT_EQ(merging_world(mode).run().done, 3) << to_string(mode);
+  for (const MergeMode mode : {MergeMode::kDlora, MergeMode::kCost})
+    EXPECT_EQ(merging_world(mode).run().done, 3) << to_string(mode);
 }
 
 TEST(Simulation, MergedWeightsThatDoNotFitAreNotBuilt) {
@@ -118,7 +136,8 @@ TEST(Simulation, AnIdleMachineWaitsForALoad) {
 }
 
 TEST(Simulation, LoadsRunBesideSteps) {
-  // The first request decodes on; the second one's load (1 ms) ends within the step that it ran beside, and costs it that step only.
+  // The first request decodes on; the second one's load (1 ms) ends within the step that it ran beside, and costs it
+  // that step only.
   World world;
   world.options.prefetch = false;
   const SimResult result = world.adapters(1, 10).add(0, 10, 10).add(1, 10, 1, 0).run();
@@ -128,7 +147,8 @@ TEST(Simulation, LoadsRunBesideSteps) {
 }
 
 TEST(Simulation, PrefetchHidesLoadsOfWhatArrivesWithinAStep) {
-  // One request decodes in steps of about 1 ms; the others ask for 40 cold adapters that load in 0.1 ms. One in ten arrives too late in its step.
+  // One request decodes in steps of about 1 ms; the others ask for 40 cold adapters that load in 0.1 ms. One in ten
+  // arrives too late in its step.
   World world;
   world.options.num_pages = 100;
   world.adapters(40, 1).add(0, 10, 200);
@@ -175,7 +195,8 @@ TEST(Simulation, MemoryShortageIsComputedAgain) {
 }
 
 TEST(Simulation, CountsServiceByTenant) {
-  const SimResult result = World().add(0, 10, 4, kBaseModel, 0).add(0, 30, 2, kBaseModel, 1).add(0, 30, 2, kBaseModel, 1).run();
+  const SimResult result =
+      World().add(0, 10, 4, kBaseModel, 0).add(0, 30, 2, kBaseModel, 1).add(0, 30, 2, kBaseModel, 1).run();
   EXPECT_EQ(result.tenants[0].service, 10 + 2 * 4);
   EXPECT_EQ(result.tenants[1].service, 2 * (30 + 2 * 2));
   const double a = 18, b = 68;
@@ -183,8 +204,9 @@ TEST(Simulation, CountsServiceByTenant) {
   EXPECT_EQ(result.vtc_bound, 2 * 2 * 256);
 }
 
-// VTC's suites against its bound (theorem 4.4). Among them the one that theorem 4.8 is about: nobody who keeps going and preempts nobody for
-// fairness can promise less than w_q M, half of the bound, where short prompts with long answers hold the memory.
+// VTC's suites against its bound (theorem 4.4). Among them the one that theorem 4.8 is about: nobody who keeps going
+// and preempts nobody for fairness can promise less than w_q M, half of the bound, where short prompts with long
+// answers hold the memory.
 TEST(Simulation, TenantsStayWellWithinTheBoundOfVtc) {
   const auto run = [](const std::string& suite, double preempt_gap) {
     SimSpec spec;
@@ -193,7 +215,8 @@ TEST(Simulation, TenantsStayWellWithinTheBoundOfVtc) {
     const Experiment experiment = *make_experiment(spec);
     return *simulate(experiment.options, experiment.workload);
   };
-  for (const char* suite : {"vtc-overload", "vtc-on-off-overload", "vtc-short-long", "vtc-prefill-decode", "vtc-arena-like", "vtc-overload-multi", "vtc-13b-768"}) {
+  for (const char* suite : {"vtc-overload", "vtc-on-off-overload", "vtc-short-long", "vtc-prefill-decode",
+                            "vtc-arena-like", "vtc-overload-multi", "vtc-13b-768"}) {
     const SimResult result = run(suite, 0.1);
     EXPECT_LT(result.max_backlogged_difference, 0.35 * result.vtc_bound) << suite;
   }
@@ -204,8 +227,9 @@ TEST(Simulation, TenantsStayWellWithinTheBoundOfVtc) {
 }
 
 TEST(Simulation, ServiceDifferenceFollowsItsDefinition) {
-  // One tenant gets 60 + 2 * 60 = 180 units in each window of 60 s and asks for as much; the other asks for one request that never starts
-  // within the windows: it waits behind nobody, so make it ask and get nothing by arriving at the very end.
+  // One tenant gets 60 + 2 * 60 = 180 units in each window of 60 s and asks for as much; the other asks for one request
+  // that never starts within the windows: it waits behind nobody, so make it ask and get nothing by arriving at the
+  // very end.
   World world;
   world.workload.duration_s = 240;
   for (int i = 0; i < 240; ++i) world.add(i * 1'000'000, 1, 1, kBaseModel, 0);
@@ -234,7 +258,8 @@ TEST(Simulation, RefusesWhatCannotWork) {
   small.options.num_pages = 3;
   EXPECT_NE(small.add(0, 40, 20).error().find("does not hold one sequence of 40 + 20 tokens"), std::string::npos);
   World adapter;
-  EXPECT_NE(adapter.adapters(1, 100).add(0, 1, 1, 0).error().find("does not hold adapter 0 (rank 100, 25 pages)"), std::string::npos);
+  EXPECT_NE(adapter.adapters(1, 100).add(0, 1, 1, 0).error().find("does not hold adapter 0 (rank 100, 25 pages)"),
+            std::string::npos);
   World objective;
   objective.options.metrics.slo_s = 0.001;
   EXPECT_NE(objective.add(0, 10, 1).error().find("takes 0.0011 s on an idle machine"), std::string::npos);
@@ -280,7 +305,8 @@ TEST(Simulation, ThroughputDoesNotDependOnRegisteredAdapters) {
 }
 
 TEST(Fuzz, RandomSchedulesKeepEveryInvariant) {
-  int64_t preemptions = 0, fair_preemptions = 0, failed = 0, cancelled = 0, evictions = 0, merged_steps = 0, refused = 0, given_back = 0, alone = 0;
+  int64_t preemptions = 0, fair_preemptions = 0, failed = 0, cancelled = 0, evictions = 0, merged_steps = 0,
+          refused = 0, given_back = 0, alone = 0;
   for (uint64_t seed = 0; seed < 300; ++seed) {
     const Result<SimResult> result = fuzz_one(seed, {});
     ASSERT_TRUE(result.ok()) << result.status().message();
@@ -307,13 +333,16 @@ TEST(Fuzz, RandomSchedulesKeepEveryInvariant) {
 }
 
 TEST(Fuzz, LoadsAheadDoNotStarveTheOneThatRuns) {
-  // Found by a seed: the only running request needed a page, adapters loading for others held them, and it started over each time.
-  const Result<SimResult> result = fuzz_one(8135, [](SimOptions& options, Rng&) { options.scheduler.merging = MergeMode::kNever; });
+  // Found by a seed: the only running request needed a page, adapters loading for others held them, and it started over
+  // each time.
+  const Result<SimResult> result =
+      fuzz_one(8135, [](SimOptions& options, Rng&) { options.scheduler.merging = MergeMode::kNever; });
   EXPECT_TRUE(result.ok()) << result.status().message();
 }
 
 TEST(Fuzz, WhoWasKeptOutRunsWhenMergedPagesAreGivenBackMeanwhile) {
-  // Found by a seed: the only request of the merged adapter lost its pages while the step was planned, and nobody else was asked.
+  // Found by a seed: the only request of the merged adapter lost its pages while the step was planned, and nobody else
+  // was asked.
   const Result<SimResult> result = fuzz_one(1486, {});
   EXPECT_TRUE(result.ok()) << result.status().message();
 }

@@ -80,7 +80,8 @@ TEST(Lengths, ParseAndRefuse) {
   for (int i = 0; i < 2001; ++i) values.push_back(parse_length_dist("lognormal:100:0.5:4000")->sample(rng));
   std::nth_element(values.begin(), values.begin() + 1000, values.end());
   EXPECT_NEAR(values[1000], 100, 8);
-  for (const char* bad : {"0", "5:3", "1:2:3", "x", "lognormal:1:2", "lognormal:nan:1:5", "file:/no/such/file"}) EXPECT_FALSE(parse_length_dist(bad).ok()) << bad;
+  for (const char* bad : {"0", "5:3", "1:2:3", "x", "lognormal:1:2", "lognormal:nan:1:5", "file:/no/such/file"})
+    EXPECT_FALSE(parse_length_dist(bad).ok()) << bad;
 }
 
 TEST(Workload, IsSortedAndDependsOnTheSeedOnly) {
@@ -114,12 +115,14 @@ TEST(Workload, PopularityShiftsAndTheBaseHasItsShare) {
   const Result<Experiment> experiment = make_experiment(spec);
   ASSERT_TRUE(experiment.ok()) << experiment.status().message();
   std::map<AdapterId, int> counts[3];
-  for (const SimRequest& request : experiment->workload.requests) ++counts[static_cast<size_t>(request.arrival / 20'000'000)][request.adapter];
+  for (const SimRequest& request : experiment->workload.requests)
+    ++counts[static_cast<size_t>(request.arrival / 20'000'000)][request.adapter];
   const std::array<AdapterId, 3> popular{0, 61, 23};  // 0, 0.618 and 0.236 of the way
   for (size_t period = 0; period < 3; ++period) {
     EXPECT_NEAR(counts[period][kBaseModel], 500, 80) << period;
     for (const auto& [adapter, count] : counts[period]) {
-      const bool in_order = adapter == kBaseModel || adapter == popular[period] || count < counts[period][popular[period]];
+      const bool in_order =
+          adapter == kBaseModel || adapter == popular[period] || count < counts[period][popular[period]];
       EXPECT_TRUE(in_order) << period << " " << adapter;
     }
   }
@@ -139,7 +142,8 @@ TEST(Workload, TurnsOfAConversationExtendEachOther) {
   const Result<Experiment> experiment = make_experiment(spec);
   ASSERT_TRUE(experiment.ok()) << experiment.status().message();
   std::map<int32_t, std::vector<SimRequest>> conversations;
-  for (const SimRequest& request : experiment->workload.requests) conversations[request.conversation].push_back(request);
+  for (const SimRequest& request : experiment->workload.requests)
+    conversations[request.conversation].push_back(request);
   EXPECT_FALSE(conversations.contains(-1));
   double pauses = 0;
   for (const auto& [id, turns] : conversations)
@@ -149,7 +153,8 @@ TEST(Workload, TurnsOfAConversationExtendEachOther) {
       EXPECT_TRUE(added >= 10 && added <= 20) << added;
       pauses += static_cast<double>(turns[i].arrival - turns[i - 1].arrival) * 1e-6;
     }
-  const double requests = static_cast<double>(experiment->workload.requests.size()), begun = static_cast<double>(conversations.size());
+  const double requests = static_cast<double>(experiment->workload.requests.size()),
+               begun = static_cast<double>(conversations.size());
   EXPECT_NEAR(requests / begun, 4, 0.3);
   EXPECT_NEAR(pauses / (requests - begun), 2, 0.15);
   spec.turns = 0.5;
@@ -201,14 +206,17 @@ TEST(Streams, AddUpByTenant) {
   EXPECT_EQ(experiment->workload.tenants.size(), 2u);
   EXPECT_EQ(experiment->workload.tenants[1].weight, 2);
   EXPECT_EQ(experiment->workload.requests.size(), 20u + 10u + 20u);
-  for (const char* bad : {"rate", "speed=1", "weight=0", "weight=nan", "kind=sometimes"}) EXPECT_FALSE(add_stream(spec, bad).ok()) << bad;
+  for (const char* bad : {"rate", "speed=1", "weight=0", "weight=nan", "kind=sometimes"})
+    EXPECT_FALSE(add_stream(spec, bad).ok()) << bad;
 }
 
 // --- traces
 
 TEST(Trace, ReadsTheAzureForm) {
   const Result<Workload> trace = parse_trace(
-      "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,109\r\n2023-11-17 00:00:00.5,1,1\n", 0, 1, 1);
+      "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 "
+      "18:15:50.9951690,396,109\r\n2023-11-17 00:00:00.5,1,1\n",
+      0, 1, 1);
   ASSERT_TRUE(trace.ok()) << trace.status().message();
   ASSERT_EQ(trace->requests.size(), 3u);
   EXPECT_EQ(trace->requests[0].arrival, 0);
@@ -220,7 +228,8 @@ TEST(Trace, ReadsTheAzureForm) {
 }
 
 TEST(Trace, ReadsAdaptersAndTenants) {
-  const Result<Workload> trace = parse_trace("tenant,time,prompt_tokens,output_tokens,lora\nacme,0,5,6,french\nbolt,10,7,8,\nacme,30,1,1,german\n", 0, 2, 1.5);
+  const Result<Workload> trace = parse_trace(
+      "tenant,time,prompt_tokens,output_tokens,lora\nacme,0,5,6,french\nbolt,10,7,8,\nacme,30,1,1,german\n", 0, 2, 1.5);
   ASSERT_TRUE(trace.ok()) << trace.status().message();
   EXPECT_EQ(trace->num_adapters, 2);
   EXPECT_EQ(trace->tenants[1].name, "bolt");
@@ -232,7 +241,9 @@ TEST(Trace, ReadsAdaptersAndTenants) {
 }
 
 TEST(Trace, ErrorsNameTheLine) {
-  const auto error = [](const std::string& text, int64_t adapters = 0) { return parse_trace(text, adapters, 1, 1).status().message(); };
+  const auto error = [](const std::string& text, int64_t adapters = 0) {
+    return parse_trace(text, adapters, 1, 1).status().message();
+  };
   const std::string head = "time,context,generated,adapter\n";
   EXPECT_EQ(error(head + "1,2,3,0\n0.5,2,3,0\n"), "line 3: out of order: it arrives before the line above");
   EXPECT_EQ(error(head + "1,2,3,0\n2,2,3,4\n", 4), "line 3: unknown adapter \"4\": there are 4, numbered from 0");

@@ -12,8 +12,8 @@ namespace {
 
 TEST(BF16, RoundsToNearestEvenAndKeepsNaN) {
   EXPECT_EQ(bf16(1.0f).bits, 0x3f80);
-  EXPECT_EQ(bf16(1.00390625f).bits, 0x3f80);    // halfway: to even
-  EXPECT_EQ(bf16(1.01171875f).bits, 0x3f82);    // halfway: to even, upwards
+  EXPECT_EQ(bf16(1.00390625f).bits, 0x3f80);  // halfway: to even
+  EXPECT_EQ(bf16(1.01171875f).bits, 0x3f82);  // halfway: to even, upwards
   EXPECT_TRUE(std::isnan(static_cast<float>(bf16(std::numeric_limits<float>::quiet_NaN()))));
   EXPECT_TRUE(std::isinf(static_cast<float>(bf16(std::numeric_limits<float>::infinity()))));
 }
@@ -29,12 +29,12 @@ TEST(F16, RoundTripsEveryFiniteValue) {
 }
 
 TEST(F16, RoundsToNearestEvenAtEveryScale) {
-  EXPECT_EQ(f16(1.0f + 0x1p-11f).bits, 0x3c00);            // halfway: to even
-  EXPECT_EQ(f16(1.0f + 3 * 0x1p-11f).bits, 0x3c02);        // halfway: to even, upwards
+  EXPECT_EQ(f16(1.0f + 0x1p-11f).bits, 0x3c00);      // halfway: to even
+  EXPECT_EQ(f16(1.0f + 3 * 0x1p-11f).bits, 0x3c02);  // halfway: to even, upwards
   EXPECT_EQ(f16(1.0f + 0x1p-11f + 0x1p-20f).bits, 0x3c01);
   EXPECT_EQ(f16(65519.0f).bits, 0x7bff);
   EXPECT_EQ(f16(65520.0f).bits, 0x7c00);
-  EXPECT_EQ(f16(0x1p-25f).bits, 0);                        // halfway to the smallest subnormal
+  EXPECT_EQ(f16(0x1p-25f).bits, 0);  // halfway to the smallest subnormal
   EXPECT_EQ(f16(0x1.8p-25f).bits, 1);
   EXPECT_EQ(f16(-0x1p-24f).bits, 0x8001);
   EXPECT_TRUE(std::isnan(static_cast<float>(f16(std::numeric_limits<float>::quiet_NaN()))));

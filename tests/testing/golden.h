@@ -67,12 +67,16 @@ struct Golden {
       return out;
     };
     for (const auto& item : root.at("cases").as_array()) {
-      GoldenCase c{.name = std::string(item.at("name").as_string()), .model = std::string(item.at("model").as_string())};
+      GoldenCase c{.name = std::string(item.at("name").as_string()),
+                   .model = std::string(item.at("model").as_string())};
       if (!item.at("adapter").is_null()) c.adapter = std::string(item.at("adapter").as_string());
       for (const auto& p : item.at("prompts").as_array())
-        c.prompts.push_back({.token_ids = ints(p.at("token_ids")), .logits = floats(p.at("logits_key")),
-                             .last_logits = floats(p.at("last_logits_key")), .prompt_logprobs = floats(p.at("prompt_logprobs_key")),
-                             .greedy = ints(p.at("greedy")), .greedy_logprobs = floats(p.at("greedy_logprobs_key"))});
+        c.prompts.push_back({.token_ids = ints(p.at("token_ids")),
+                             .logits = floats(p.at("logits_key")),
+                             .last_logits = floats(p.at("last_logits_key")),
+                             .prompt_logprobs = floats(p.at("prompt_logprobs_key")),
+                             .greedy = ints(p.at("greedy")),
+                             .greedy_logprobs = floats(p.at("greedy_logprobs_key"))});
       golden.by_name[c.name] = golden.cases.size();
       golden.cases.push_back(std::move(c));
     }

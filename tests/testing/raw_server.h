@@ -40,7 +40,8 @@ class RawPeer {
       if (!read_some()) return std::nullopt;
     RawRequest request{.head = buffer_.substr(0, end + 4)};
     size_t length = 0;
-    if (const size_t at = request.head.find("Content-Length: "); at != std::string::npos) length = std::strtoul(request.head.c_str() + at + 16, nullptr, 10);
+    if (const size_t at = request.head.find("Content-Length: "); at != std::string::npos)
+      length = std::strtoul(request.head.c_str() + at + 16, nullptr, 10);
     while (buffer_.size() < end + 4 + length)
       if (!read_some()) return std::nullopt;
     request.body = buffer_.substr(end + 4, length);
@@ -50,7 +51,8 @@ class RawPeer {
   // False when the client closed.
   bool write(std::string_view bytes) {
     while (!bytes.empty()) {
-      const ssize_t count = tls_ ? SSL_write(tls_, bytes.data(), static_cast<int>(bytes.size())) : ::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+      const ssize_t count = tls_ ? SSL_write(tls_, bytes.data(), static_cast<int>(bytes.size()))
+                                 : ::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
       if (count <= 0) return false;
       bytes.remove_prefix(static_cast<size_t>(count));
     }
@@ -80,7 +82,8 @@ class RawServer {
  public:
   using Script = std::function<void(RawPeer& peer)>;
   // On 127.0.0.1, or on a unix socket at `unix_path`; with TLS if a context is given (it must outlive this).
-  explicit RawServer(Script script, const std::string& unix_path = "", SSL_CTX* tls = nullptr) : script_(std::move(script)), tls_(tls) {
+  explicit RawServer(Script script, const std::string& unix_path = "", SSL_CTX* tls = nullptr)
+      : script_(std::move(script)), tls_(tls) {
     ::signal(SIGPIPE, SIG_IGN);  // OpenSSL writes without MSG_NOSIGNAL
     if (unix_path.empty()) {
       listener_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -119,8 +122,8 @@ class RawServer {
 
  private:
   void accept_all() {
-    // OpenSSL writes without MSG_NOSIGNAL, and a client may be gone by then. Only in these threads (they inherit it): the client under
-    // test must do without.
+    // OpenSSL writes without MSG_NOSIGNAL, and a client may be gone by then. Only in these threads (they inherit it):
+    // the client under test must do without.
     sigset_t pipe;
     ::sigemptyset(&pipe);
     ::sigaddset(&pipe, SIGPIPE);

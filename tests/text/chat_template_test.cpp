@@ -23,9 +23,7 @@ std::string text_of(const boost::json::value& value) {
   return std::string(text.data(), text.size());
 }
 
-boost::json::object object_of(std::string_view json) {
-  return boost::json::parse(json).as_object();
-}
+boost::json::object object_of(std::string_view json) { return boost::json::parse(json).as_object(); }
 
 Result<std::string> render(std::string_view source, std::string_view variables = "{}",
                            const TemplateLimits& limits = {}) {
@@ -80,8 +78,7 @@ TEST(ChatTemplate, FixturesMatchJinja2) {
 
 TEST(ChatTemplate, LoadsTheFileAndTheSpecialTokens) {
   const TemporaryDirectory directory;
-  directory.write("chat_template.jinja",
-                  "{{ bos_token }}|{{ eos_token }}|{{ pad_token is defined }}\n");
+  directory.write("chat_template.jinja", "{{ bos_token }}|{{ eos_token }}|{{ pad_token is defined }}\n");
   directory.write(
       "tokenizer_config.json",
       R"({"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": null, "chat_template": "no"})");
@@ -105,8 +102,7 @@ TEST(ChatTemplate, LoadSaysWhatIsMissingOrBroken) {
   EXPECT_EQ(ChatTemplate::load(directory.path()).status().code(), StatusCode::kNotFound);
   directory.write("tokenizer_config.json", R"({"bos_token": "<s>"})");
   EXPECT_EQ(ChatTemplate::load(directory.path()).status().code(), StatusCode::kNotFound);
-  directory.write("tokenizer_config.json",
-                  R"({"chat_template": [{"name": "rag", "template": "r"}]})");
+  directory.write("tokenizer_config.json", R"({"chat_template": [{"name": "rag", "template": "r"}]})");
   EXPECT_EQ(ChatTemplate::load(directory.path()).status().code(), StatusCode::kNotFound);
   directory.write("tokenizer_config.json", "{");
   EXPECT_EQ(ChatTemplate::load(directory.path()).status().code(), StatusCode::kDataLoss);
@@ -119,8 +115,7 @@ TEST(ChatTemplate, ErrorsNameTheLine) {
   EXPECT_EQ(render("{% if a %}\n\n{% endfor %}").status().message(),
             "t: line 3: unknown tag {% endfor %}; {% endif %} is still to come");
   EXPECT_EQ(render("\n{% include 'x' %}").status().code(), StatusCode::kUnsupported);
-  EXPECT_EQ(render("{% for x in y recursive %}{% endfor %}").status().code(),
-            StatusCode::kUnsupported);
+  EXPECT_EQ(render("{% for x in y recursive %}{% endfor %}").status().code(), StatusCode::kUnsupported);
   EXPECT_EQ(render("{{ cycler(1) }}").status().code(), StatusCode::kUnsupported);
   EXPECT_EQ(render("{{ 'a' | urlize }}").status().code(), StatusCode::kUnsupported);
   EXPECT_EQ(render("{{ 9223372036854775807 + 1 }}").status().code(), StatusCode::kInvalidArgument);
@@ -129,10 +124,8 @@ TEST(ChatTemplate, ErrorsNameTheLine) {
 }
 
 TEST(ChatTemplate, MissingVariablesAreThoseOfTransformers) {
-  EXPECT_EQ(
-      *render(
-          "{{ tools is none }}{{ documents }}{{ add_generation_prompt }}{{ messages is defined }}"),
-      "TrueNoneFalseFalse");
+  EXPECT_EQ(*render("{{ tools is none }}{{ documents }}{{ add_generation_prompt }}{{ messages is defined }}"),
+            "TrueNoneFalseFalse");
 }
 
 TEST(ChatTemplate, ClockCanBeFixed) {
@@ -177,8 +170,7 @@ TEST(ChatTemplate, DeepNestingIsRefused) {
     for (int k = 0; k < count; ++k) out += text;
     return out;
   };
-  for (const std::string_view opener :
-       {"(", "[", "{1:", "-", "not ", "a.b[", "f(", "x if y else "}) {
+  for (const std::string_view opener : {"(", "[", "{1:", "-", "not ", "a.b[", "f(", "x if y else "}) {
     EXPECT_FALSE(render("{{ " + repeat(opener, 100'000)).ok()) << opener;
   }
   EXPECT_FALSE(render("{{ 1" + repeat(" + 1", 100'000) + " }}").ok());
@@ -190,13 +182,11 @@ TEST(ChatTemplate, DeepNestingIsRefused) {
 }
 
 TEST(ChatTemplate, CyclesAreReleased) {  // checked by the leak sanitizer
-  EXPECT_TRUE(
-      render(
-          "{% set ns = namespace() %}{% set ns.self = [ns] %}{% macro m() %}{{ ns }}{% endmacro %}"
-          "{% set ns.m = m %}{% for i in [1, 2] %}{% set ns.loop = loop %}"
-          "{% set x = loop.changed(loop) %}{% macro k() %}{{ x }}{% endmacro %}{% set y = k %}{% "
-          "endfor %}")
-          .ok());
+  EXPECT_TRUE(render("{% set ns = namespace() %}{% set ns.self = [ns] %}{% macro m() %}{{ ns }}{% endmacro %}"
+                     "{% set ns.m = m %}{% for i in [1, 2] %}{% set ns.loop = loop %}"
+                     "{% set x = loop.changed(loop) %}{% macro k() %}{{ x }}{% endmacro %}{% set y = k %}{% "
+                     "endfor %}")
+                  .ok());
   EXPECT_FALSE(render("{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}").ok());
 }
 
@@ -205,8 +195,7 @@ TEST(ChatTemplate, TimeLimitHolds) {
   limits.max_time = std::chrono::milliseconds(30);
   limits.max_steps = INT64_MAX;
   const auto rendered =
-      render("{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}", "{}",
-             limits);
+      render("{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}", "{}", limits);
   EXPECT_EQ(rendered.status().code(), StatusCode::kDeadlineExceeded);
 }
 

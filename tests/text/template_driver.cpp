@@ -16,8 +16,7 @@ namespace {
 boost::json::object answer(const boost::json::object& request) {
   boost::json::object out;
   const auto& source = request.at("template").as_string();
-  const auto parsed =
-      lk::ChatTemplate::parse(std::string_view(source.data(), source.size()), "template");
+  const auto parsed = lk::ChatTemplate::parse(std::string_view(source.data(), source.size()), "template");
   if (!parsed.ok()) {
     out["error"] = parsed.status().message();
     return out;

@@ -40,8 +40,7 @@ int bench(const lk::Tokenizer& tokenizer) {
     const auto start = std::chrono::steady_clock::now();
     size_t num_ids = 0;
     for (size_t begin = 0; begin < text.size();) {
-      const size_t end =
-          whole ? text.size() : std::min(text.find('\n', begin), text.size() - 1) + 1;
+      const size_t end = whole ? text.size() : std::min(text.find('\n', begin), text.size() - 1) + 1;
       const auto ids = tokenizer.encode(std::string_view(text).substr(begin, end - begin), true);
       if (!ids.ok()) {
         std::cerr << ids.status().message() << "\n";
@@ -50,10 +49,9 @@ int bench(const lk::Tokenizer& tokenizer) {
       num_ids += ids->size();
       begin = end;
     }
-    const double seconds =
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    std::cout << (whole ? "whole: " : "lines: ") << text.size() << " bytes, " << num_ids << " ids, "
-              << seconds << " s, " << static_cast<double>(text.size()) / 1e6 / seconds << " MB/s\n";
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    std::cout << (whole ? "whole: " : "lines: ") << text.size() << " bytes, " << num_ids << " ids, " << seconds
+              << " s, " << static_cast<double>(text.size()) / 1e6 / seconds << " MB/s\n";
   }
   return 0;
 }
@@ -88,9 +86,8 @@ int answer(const std::shared_ptr<const lk::Tokenizer>& tokenizer, std::string_vi
 int main(int argc, char** argv) {
   if (argc < 2) return 2;
   const auto json = lk::read_file(argv[1]);
-  const auto tokenizer = json.ok()
-                             ? lk::Tokenizer::parse(*json, argv[1])
-                             : lk::Result<std::shared_ptr<const lk::Tokenizer>>(json.status());
+  const auto tokenizer = json.ok() ? lk::Tokenizer::parse(*json, argv[1])
+                                   : lk::Result<std::shared_ptr<const lk::Tokenizer>>(json.status());
   if (!tokenizer.ok()) {
     std::cerr << tokenizer.status().message() << "\n";
     return 1;

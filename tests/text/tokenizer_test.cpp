@@ -32,8 +32,7 @@ struct Sections {
   std::string merges = R"(["a b","ab c","Ġ ab"])";
   std::string model_extra;
   std::string added = "[]";
-  std::string normalizer = "null", pre_tokenizer = "null", post_processor = "null",
-              decoder = R"({"type":"ByteLevel",
+  std::string normalizer = "null", pre_tokenizer = "null", post_processor = "null", decoder = R"({"type":"ByteLevel",
     "add_prefix_space":false,"trim_offsets":false,"use_regex":true})";
 
   std::string json() const {
@@ -54,8 +53,7 @@ struct Sections {
   }
 };
 
-Ids encode(const std::shared_ptr<const Tokenizer>& tokenizer, std::string_view text,
-           bool special = true) {
+Ids encode(const std::shared_ptr<const Tokenizer>& tokenizer, std::string_view text, bool special = true) {
   auto ids = tokenizer->encode(text, special);
   EXPECT_TRUE(ids.ok()) << ids.status().message();
   return ids.ok() ? *ids : Ids{-1};
@@ -63,8 +61,7 @@ Ids encode(const std::shared_ptr<const Tokenizer>& tokenizer, std::string_view t
 
 Sections byte_level() {
   Sections sections;
-  sections.pre_tokenizer =
-      R"({"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true})";
+  sections.pre_tokenizer = R"({"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true})";
   return sections;
 }
 
@@ -72,8 +69,7 @@ Sections byte_level() {
 Sections sentencepiece() {
   Sections sections;
   std::string bytes;
-  for (int byte = 0x80; byte < 0x100; ++byte)
-    bytes += fmt::format(R"(,"<0x{:02X}>":{})", byte, byte);
+  for (int byte = 0x80; byte < 0x100; ++byte) bytes += fmt::format(R"(,"<0x{:02X}>":{})", byte, byte);
   sections.vocab = R"({"<unk>":0,"<s>":1,"▁":2,"a":3,"b":4,"▁a":5)" + bytes + "}";
   sections.merges = R"([["▁","a"]])";
   sections.model_extra = R"(,"unk_token":"<unk>","fuse_unk":true,"byte_fallback":true)";
@@ -128,8 +124,7 @@ TEST(Tokenizer, TemplateAddsSpecialTokensOnlyWhenAsked) {
   const auto tokenizer = sections.load();
   EXPECT_THAT(encode(tokenizer, "a", true), ElementsAre(1, 5));
   EXPECT_THAT(encode(tokenizer, "a", false), ElementsAre(5));
-  EXPECT_THAT(encode(tokenizer, "a<s>a", false), ElementsAre(5, 1, 5))
-      << "each part is normalised alone";
+  EXPECT_THAT(encode(tokenizer, "a<s>a", false), ElementsAre(5, 1, 5)) << "each part is normalised alone";
   EXPECT_EQ(tokenizer->decode(Ids{1, 5}, true), "a");
   EXPECT_EQ(tokenizer->decode(Ids{1, 5}, false), "<s> a");
   EXPECT_TRUE(tokenizer->is_special(1));
@@ -138,10 +133,8 @@ TEST(Tokenizer, TemplateAddsSpecialTokensOnlyWhenAsked) {
 
 TEST(Tokenizer, AddedTokensStripSpacesAndKeepToWords) {
   Sections sections = byte_level();
-  sections.added = "[" + added_token("<l>", 7, R"(,"lstrip":true)") + "," +
-                   added_token("<r>", 8, R"(,"rstrip":true)") + "," +
-                   added_token("abab", 9, R"(,"single_word":true)") + "," +
-                   added_token("<l>>", 10) + "]";
+  sections.added = "[" + added_token("<l>", 7, R"(,"lstrip":true)") + "," + added_token("<r>", 8, R"(,"rstrip":true)") +
+                   "," + added_token("abab", 9, R"(,"single_word":true)") + "," + added_token("<l>>", 10) + "]";
   const auto tokenizer = sections.load();
   EXPECT_THAT(encode(tokenizer, "a  <l>b"), ElementsAre(0, 7, 1));
   EXPECT_THAT(encode(tokenizer, "a<r>  b"), ElementsAre(0, 8, 1));
@@ -179,8 +172,7 @@ TEST(Tokenizer, LongWordsAreNotQuadratic) {
 
 TEST(Tokenizer, PathologicalPatternIsAnErrorNotAHang) {
   Sections sections = byte_level();
-  sections.pre_tokenizer =
-      R"({"type":"Split","pattern":{"Regex":"(?:a+)+[bc]"},"behavior":"Isolated","invert":false})";
+  sections.pre_tokenizer = R"({"type":"Split","pattern":{"Regex":"(?:a+)+[bc]"},"behavior":"Isolated","invert":false})";
   const auto result = sections.load()->encode(std::string(2000, 'a'), false);
   EXPECT_EQ(result.status().code(), StatusCode::kResourceExhausted);
 }
@@ -191,18 +183,13 @@ TEST(Tokenizer, RefusesWhatItDoesNotKnowByNameAndPlace) {
     sections.*section = json;
     return sections.error();
   };
-  EXPECT_THAT(
-      error_of(&Sections::normalizer, R"({"type":"Sequence","normalizers":[{"type":"Nmt"}]})"),
-      HasSubstr("t.json: normalizer.normalizers[0]: normalizer \"Nmt\""));
-  EXPECT_THAT(error_of(&Sections::pre_tokenizer, R"({"type":"BertPreTokenizer"})"),
-              HasSubstr("\"BertPreTokenizer\""));
-  EXPECT_THAT(error_of(&Sections::post_processor, R"({"type":"RobertaProcessing"})"),
-              HasSubstr("post_processor: "));
+  EXPECT_THAT(error_of(&Sections::normalizer, R"({"type":"Sequence","normalizers":[{"type":"Nmt"}]})"),
+              HasSubstr("t.json: normalizer.normalizers[0]: normalizer \"Nmt\""));
+  EXPECT_THAT(error_of(&Sections::pre_tokenizer, R"({"type":"BertPreTokenizer"})"), HasSubstr("\"BertPreTokenizer\""));
+  EXPECT_THAT(error_of(&Sections::post_processor, R"({"type":"RobertaProcessing"})"), HasSubstr("post_processor: "));
   EXPECT_THAT(error_of(&Sections::decoder, R"({"type":"CTC"})"), HasSubstr("decoder \"CTC\""));
-  EXPECT_THAT(error_of(&Sections::model_extra, R"(,"dropout":0.1)"),
-              HasSubstr("t.json: model.dropout"));
-  EXPECT_THAT(error_of(&Sections::model_extra, R"(,"type":"Unigram")"),
-              HasSubstr("model type \"Unigram\""));
+  EXPECT_THAT(error_of(&Sections::model_extra, R"(,"dropout":0.1)"), HasSubstr("t.json: model.dropout"));
+  EXPECT_THAT(error_of(&Sections::model_extra, R"(,"type":"Unigram")"), HasSubstr("model type \"Unigram\""));
   EXPECT_THAT(error_of(&Sections::pre_tokenizer, R"({"type":"Split","pattern":{"Regex":"(a)\\1"},
     "behavior":"Isolated","invert":false})"),
               HasSubstr("pre_tokenizer.pattern.Regex: the regular expression uses \\1"));
@@ -226,8 +213,7 @@ TEST(Tokenizer, RefusesFilesThatContradictThemselves) {
   EXPECT_THAT(sections.error(), HasSubstr("t.json: model.vocab: must be an object"));
   sections = {};
   sections.added = "[" + added_token("<x>", 9) + "]";
-  EXPECT_THAT(sections.error(),
-              HasSubstr("t.json: added_tokens[0].id: token \"<x>\" declares id 9"));
+  EXPECT_THAT(sections.error(), HasSubstr("t.json: added_tokens[0].id: token \"<x>\" declares id 9"));
   EXPECT_THAT(Tokenizer::parse("[1]", "t.json").status().message(), HasSubstr("must be an object"));
   EXPECT_THAT(Tokenizer::parse("{", "t.json").status().message(), HasSubstr("truncated"));
   EXPECT_FALSE(Tokenizer::parse(std::string(100000, '['), "t.json").ok());
@@ -267,9 +253,7 @@ TEST_P(Fixture, MatchesTheTokenizersPackage) {
     };
     const Ids ids = ids_at("ids");
     EXPECT_EQ(encode(tokenizer, text, true), ids) << line;
-    EXPECT_EQ(encode(tokenizer, text, false),
-              record.as_object().contains("plain") ? ids_at("plain") : ids)
-        << line;
+    EXPECT_EQ(encode(tokenizer, text, false), record.as_object().contains("plain") ? ids_at("plain") : ids) << line;
     EXPECT_EQ(tokenizer->decode(ids, true), text_at("skip")) << line;
     EXPECT_EQ(tokenizer->decode(ids, false), text_at("full")) << line;
   }
@@ -336,9 +320,7 @@ TEST_P(Fixture, ThreadsShareATokenizer) {
   for (std::thread& thread : threads) thread.join();
 }
 
-INSTANTIATE_TEST_SUITE_P(, Fixture,
-                         testing::Values("gpt2", "llama3", "qwen", "llama2", "mistral",
-                                         "mistral_always"));
+INSTANTIATE_TEST_SUITE_P(, Fixture, testing::Values("gpt2", "llama3", "qwen", "llama2", "mistral", "mistral_always"));
 
 TEST(Tokenizer, TokenBytesKeepPartsOfCharacters) {
   Sections bytes = byte_level();

@@ -11,9 +11,9 @@ namespace lk {
 }  // namespace lk
 
 // LK_CHECK(cond) or LK_CHECK(cond, "fmt {}", args...)
-#define LK_CHECK(cond, ...)                                                                  \
-  do {                                                                                       \
-    if (!(cond)) [[unlikely]]                                                                \
+#define LK_CHECK(cond, ...)                                                                                    \
+  do {                                                                                                         \
+    if (!(cond)) [[unlikely]]                                                                                  \
       ::lk::check_failed(__FILE__, __LINE__, #cond, std::string_view{__VA_OPT__(::fmt::format(__VA_ARGS__))}); \
   } while (0)
 

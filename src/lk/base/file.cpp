@@ -22,7 +22,9 @@ Status errno_status(const char* verb, const std::string& path) {
 
 struct Fd {
   int fd;
-  ~Fd() { if (fd >= 0) ::close(fd); }
+  ~Fd() {
+    if (fd >= 0) ::close(fd);
+  }
 };
 
 // Opens for reading; refuses directories, pipes and devices.

@@ -26,8 +26,8 @@ std::string join_path(std::string_view directory, std::string_view name);
 class MmapFile {
  public:
   static Result<MmapFile> open(const std::string& path);
-  // The bytes as they are now, in memory of our own: somebody who later truncates the file in place cannot take them away (a read
-  // behind the end of a mapped file is SIGBUS). max_bytes is checked before anything is allocated.
+  // The bytes as they are now, in memory of our own: somebody who later truncates the file in place cannot take them
+  // away (a read behind the end of a mapped file is SIGBUS). max_bytes is checked before anything is allocated.
   static Result<MmapFile> copy(const std::string& path, size_t max_bytes);
   MmapFile(MmapFile&& other) noexcept;
   MmapFile& operator=(MmapFile&& other) noexcept;

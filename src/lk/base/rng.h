@@ -14,7 +14,9 @@ inline uint64_t mix64(uint64_t x) {
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
   return x ^ (x >> 31);
 }
-inline uint64_t random_bits(uint64_t seed, uint64_t counter) { return mix64(mix64(seed) ^ (counter * 0xd1342543de82ef95ull + 1)); }
+inline uint64_t random_bits(uint64_t seed, uint64_t counter) {
+  return mix64(mix64(seed) ^ (counter * 0xd1342543de82ef95ull + 1));
+}
 // Uniform in [0, 1), 53 bits.
 inline double random_uniform(uint64_t seed, uint64_t counter) {
   return static_cast<double>(random_bits(seed, counter) >> 11) * 0x1.0p-53;

@@ -16,8 +16,8 @@ namespace lk {
 
 enum class StatusCode {
   kOk,
-  kInvalidArgument,    // the caller's input is wrong: a field, a prompt, a flag
-  kNotFound,           // a named thing does not exist: file, adapter, tensor
+  kInvalidArgument,  // the caller's input is wrong: a field, a prompt, a flag
+  kNotFound,         // a named thing does not exist: file, adapter, tensor
   kAlreadyExists,
   kDataLoss,           // a file is truncated, corrupt or contradicts itself
   kUnsupported,        // well-formed, but a kind that is not implemented; says which
@@ -25,10 +25,10 @@ enum class StatusCode {
   kFailedPrecondition,
   kCancelled,
   kDeadlineExceeded,
-  kUnauthenticated,    // no key, or a wrong one
-  kPermissionDenied,   // known, but not allowed
-  kUnavailable,        // overloaded or shutting down: try again later
-  kIoError,            // the operating system refused: permissions, disk full
+  kUnauthenticated,   // no key, or a wrong one
+  kPermissionDenied,  // known, but not allowed
+  kUnavailable,       // overloaded or shutting down: try again later
+  kIoError,           // the operating system refused: permissions, disk full
   kInternal,
 };
 
@@ -55,9 +55,9 @@ class [[nodiscard]] Status {
 };
 
 // Factories: return invalid_argument("top_p must be in (0, 1], got {}", p);
-#define LK_STATUS_FACTORY(name, code)                                        \
-  template <class... Args>                                                   \
-  Status name(fmt::format_string<Args...> format, Args&&... args) {          \
+#define LK_STATUS_FACTORY(name, code)                                                  \
+  template <class... Args>                                                             \
+  Status name(fmt::format_string<Args...> format, Args&&... args) {                    \
     return Status(StatusCode::code, fmt::format(format, std::forward<Args>(args)...)); \
   }
 LK_STATUS_FACTORY(invalid_argument, kInvalidArgument)
@@ -80,7 +80,7 @@ LK_STATUS_FACTORY(internal_error, kInternal)
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}  // NOLINT(google-explicit-constructor)
+  Result(T value) : value_(std::move(value)) {}         // NOLINT(google-explicit-constructor)
   Result(Status status) : status_(std::move(status)) {  // NOLINT(google-explicit-constructor)
     LK_CHECK(!status_.ok(), "Result built from an OK status without a value");
   }
@@ -89,9 +89,18 @@ class [[nodiscard]] Result {
   const Status& status() const { return status_; }
 
   // Requires: ok().
-  T& value() & { check(); return *value_; }
-  const T& value() const& { check(); return *value_; }
-  T&& value() && { check(); return std::move(*value_); }
+  T& value() & {
+    check();
+    return *value_;
+  }
+  const T& value() const& {
+    check();
+    return *value_;
+  }
+  T&& value() && {
+    check();
+    return std::move(*value_);
+  }
   T& operator*() & { return value(); }
   const T& operator*() const& { return value(); }
   T* operator->() { return &value(); }
@@ -104,8 +113,8 @@ class [[nodiscard]] Result {
 };
 
 // Return early with the failure.  LK_RETURN_IF_ERROR(open(path));
-#define LK_RETURN_IF_ERROR(expr)                       \
-  do {                                                 \
+#define LK_RETURN_IF_ERROR(expr)                                               \
+  do {                                                                         \
     if (::lk::Status lk_status_ = (expr); !lk_status_.ok()) return lk_status_; \
   } while (0)
 

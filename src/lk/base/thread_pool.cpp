@@ -71,9 +71,11 @@ void ThreadPool::worker(int thread_idx) {
     if (!spin_until(changed)) generation_.wait(seen, std::memory_order_acquire);
     seen = generation_.load(std::memory_order_acquire);
     if (stop_) return;
-    // Entering and closing are changes of one word: a run that still waits for us has not ended, one that does not is closed.
+    // Entering and closing are changes of one word: a run that still waits for us has not ended, one that does not is
+    // closed.
     uint32_t active = active_.load(std::memory_order_relaxed);
-    while ((active & kOpen) != 0 && !active_.compare_exchange_weak(active, active + 1, std::memory_order_acquire, std::memory_order_relaxed)) {
+    while ((active & kOpen) != 0 &&
+           !active_.compare_exchange_weak(active, active + 1, std::memory_order_acquire, std::memory_order_relaxed)) {
     }
     if ((active & kOpen) == 0) continue;
     fn_(ctx_, thread_idx);

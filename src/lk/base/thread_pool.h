@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// ThreadPool: the kernel threads of one engine. run(f) offers f to every thread and returns when all that took it are done. The caller is
-// thread 0 and always takes it; a worker that comes late, because its core is busy with something else, finds the run closed and is not
-// waited for. So f must share its work dynamically: whoever comes takes what is left. Workers spin briefly between runs (a step makes
-// hundreds), then sleep on a futex.
+// ThreadPool: the kernel threads of one engine. run(f) offers f to every thread and returns when all that took it are
+// done. The caller is thread 0 and always takes it; a worker that comes late, because its core is busy with something
+// else, finds the run closed and is not waited for. So f must share its work dynamically: whoever comes takes what is
+// left. Workers spin briefly between runs (a step makes hundreds), then sleep on a futex.
 //
 // Thread safety: run() from one thread at a time (the engine thread).
 #pragma once
@@ -24,7 +24,8 @@ class ThreadPool {
 
   int size() const { return num_threads_; }
 
-  // F: void(int thread_idx), by thread 0 once, by others perhaps (a fast one may come again). Must not throw and not call run() again.
+  // F: void(int thread_idx), by thread 0 once, by others perhaps (a fast one may come again). Must not throw and not
+  // call run() again.
   template <class F>
   void run(F&& f) {
     run_raw([](void* ctx, int thread_idx) { (*static_cast<std::remove_reference_t<F>*>(ctx))(thread_idx); }, &f);
@@ -55,7 +56,7 @@ class ThreadPool {
   std::vector<std::thread> threads_;
   alignas(64) std::atomic<uint32_t> generation_{0};  // bumped for each run(); workers wait for a change
   alignas(64) std::atomic<uint32_t> active_{0};      // workers inside the current run; kOpen while more may enter
-  RawFn fn_ = nullptr;                               // of the current run: written before it opens, read by those who entered
+  RawFn fn_ = nullptr;  // of the current run: written before it opens, read by those who entered
   void* ctx_ = nullptr;
   std::atomic<bool> stop_{false};
 };

@@ -6,7 +6,8 @@
 
 namespace lk {
 
-// A Gamma variate of the given shape (> 0) and scale 1. Source: Marsaglia and Tsang, "A simple method for generating gamma variables" (2000).
+// A Gamma variate of the given shape (> 0) and scale 1. Source: Marsaglia and Tsang, "A simple method for generating
+// gamma variables" (2000).
 double sample_gamma(Rng& rng, double shape);
 // An exponential variate of mean 1.
 double sample_exponential(Rng& rng);

@@ -24,7 +24,8 @@ std::string shape_key(const std::array<std::optional<LoraDelta>, kNumProjs>& lay
     size_t shared = p;
     for (size_t q = 0; q < p; ++q)
       if (layer[q] && layer[q]->a.raw() == layer[p]->a.raw()) shared = q;
-    key += fmt::format("{}:{}{}{};", layer[p]->rank, shared, layer[p]->bias.defined() ? "b" : "", layer[p]->dora_scale.defined() ? "d" : "");
+    key += fmt::format("{}:{}{}{};", layer[p]->rank, shared, layer[p]->bias.defined() ? "b" : "",
+                       layer[p]->dora_scale.defined() ? "d" : "");
   }
   return key;
 }
@@ -42,8 +43,10 @@ void copy_column(const TensorView& b, int64_t column, int64_t begin, int64_t end
         for (int64_t j = begin; j < end; ++j) out[j - begin] = D(static_cast<float>(src[j * stride]));
       }
     };
-    if (act == DType::kBF16) copy(reinterpret_cast<bf16*>(dst));
-    else copy(reinterpret_cast<float*>(dst));
+    if (act == DType::kBF16)
+      copy(reinterpret_cast<bf16*>(dst));
+    else
+      copy(reinterpret_cast<float*>(dst));
   });
 }
 
@@ -74,7 +77,8 @@ AdapterLayout::AdapterLayout(const Adapter& adapter, const ModelConfig& config, 
     std::array<int64_t, kNumProjGroups> group_rank{};
     for (const ProjPlace& place : kind.projs) {
       group_rank[static_cast<size_t>(group_of(place.proj))] += place.a.num_rows;
-      for (const MatrixPlace* m : {&place.a, &place.b}) payload_bytes_ += m->num_rows * m->width * dtype_bytes(geometry.act);
+      for (const MatrixPlace* m : {&place.a, &place.b})
+        payload_bytes_ += m->num_rows * m->width * dtype_bytes(geometry.act);
     }
     max_group_rank_ = std::max(max_group_rank_, *std::max_element(group_rank.begin(), group_rank.end()));
   }
@@ -85,7 +89,8 @@ AdapterLayout::AdapterLayout(const Adapter& adapter, const ModelConfig& config, 
   if (adapter.lm_head) {
     const int64_t elem = dtype_bytes(geometry.act);
     run_bytes_ += adapter.lm_head->rank * (align_row(config.hidden_dim * elem) + align_row(config.vocab_size * elem));
-    run_bytes_ += align_row(config.vocab_size * 4) * ((adapter.lm_head->bias.defined() ? 1 : 0) + (adapter.lm_head->dora_scale.defined() ? 1 : 0));
+    run_bytes_ += align_row(config.vocab_size * 4) *
+                  ((adapter.lm_head->bias.defined() ? 1 : 0) + (adapter.lm_head->dora_scale.defined() ? 1 : 0));
     max_group_rank_ = std::max(max_group_rank_, adapter.lm_head->rank);
   }
   payload_bytes_ += run_bytes_;
@@ -115,7 +120,8 @@ AdapterLayout::LayerKind AdapterLayout::place_layer(const Adapter& adapter, size
                     .bias = shape(delta.bias.defined() ? 1 : 0, delta.b.dim(0), 4),
                     .scale = shape(delta.dora_scale.defined() ? 1 : 0, delta.b.dim(0), 4)};
     for (size_t i = 0; i < kind.projs.size(); ++i)
-      if (deltas[static_cast<size_t>(kind.projs[i].proj)]->a.raw() == delta.a.raw()) place.a_shared_with = static_cast<int>(i);
+      if (deltas[static_cast<size_t>(kind.projs[i].proj)]->a.raw() == delta.a.raw())
+        place.a_shared_with = static_cast<int>(i);
     kind.projs.push_back(std::move(place));
   }
 
@@ -156,7 +162,8 @@ AdapterLayout::LayerKind AdapterLayout::place_layer(const Adapter& adapter, size
 // Writes one adapter's data and builds its ResidentAdapter.
 class AdapterLayout::Filler {
  public:
-  Filler(const AdapterLayout& layout, const Adapter& adapter, const AdapterPages& pages, std::byte* pool_base, ResidentAdapter& out)
+  Filler(const AdapterLayout& layout, const Adapter& adapter, const AdapterPages& pages, std::byte* pool_base,
+         ResidentAdapter& out)
       : layout_(layout), adapter_(adapter), pages_(pages), pool_base_(pool_base), out_(out) {}
 
   void fill_layer(size_t layer) {
@@ -165,9 +172,12 @@ class AdapterLayout::Filler {
     for (size_t i = 0; i < kind.projs.size(); ++i) {
       const ProjPlace& place = kind.projs[i];
       const LoraDelta& delta = *adapter_.layers[layer][static_cast<size_t>(place.proj)];
-      LoraProj proj{.a = table(layer, i, 0, place.a), .b = table(layer, i, 1, place.b),
-                    .scaling = static_cast<float>(delta.scaling), .out_begin = group_column(place.proj, layout_.config_),
-                    .out_bias = table(layer, i, 2, place.bias), .out_scale = table(layer, i, 3, place.scale)};
+      LoraProj proj{.a = table(layer, i, 0, place.a),
+                    .b = table(layer, i, 1, place.b),
+                    .scaling = static_cast<float>(delta.scaling),
+                    .out_begin = group_column(place.proj, layout_.config_),
+                    .out_bias = table(layer, i, 2, place.bias),
+                    .out_scale = table(layer, i, 3, place.scale)};
       if (place.a_shared_with < 0) write_rows(proj.a, delta.a, base);
       write_columns(proj.b, delta.b, base);
       if (delta.bias.defined()) write_scaled_bias(proj.out_bias, delta, base);
@@ -178,7 +188,8 @@ class AdapterLayout::Filler {
 
   void fill_run(ThreadPool& threads) {
     int64_t cursor = static_cast<int64_t>(pages_.run_begin) * layout_.geometry_.page_bytes;
-    const WeightFormat format = layout_.geometry_.act == DType::kBF16 ? WeightFormat::kBF16Panels : WeightFormat::kF32Panels;
+    const WeightFormat format =
+        layout_.geometry_.act == DType::kBF16 ? WeightFormat::kBF16Panels : WeightFormat::kF32Panels;
     for (const NamedWeight& matrix : replaced_matrices(adapter_)) {
       const int64_t n = matrix.view.dim(0), k = matrix.view.dim(1);
       pack_weight(matrix.view, format, 0, pool_base_ + cursor, threads);
@@ -191,10 +202,12 @@ class AdapterLayout::Filler {
     const auto rows = [&](int64_t count, int64_t width, int64_t elem) {
       std::vector<int64_t>& offsets = out_.row_offsets.emplace_back();
       for (int64_t row = 0; row < count; ++row, cursor += align_row(width * elem)) offsets.push_back(cursor);
-      return LoraMatrix{.row_offsets = offsets.data(), .num_rows = static_cast<int32_t>(count), .width = width, .chunk_cols = width};
+      return LoraMatrix{
+          .row_offsets = offsets.data(), .num_rows = static_cast<int32_t>(count), .width = width, .chunk_cols = width};
     };
     const int64_t elem = dtype_bytes(layout_.geometry_.act);
-    LoraProj proj{.a = rows(head.rank, head.a.dim(1), elem), .b = rows(head.rank, head.b.dim(0), elem),
+    LoraProj proj{.a = rows(head.rank, head.a.dim(1), elem),
+                  .b = rows(head.rank, head.b.dim(0), elem),
                   .scaling = static_cast<float>(head.scaling)};
     write_rows(proj.a, head.a, pool_base_);
     write_columns(proj.b, head.b, pool_base_);
@@ -221,10 +234,15 @@ class AdapterLayout::Filler {
     if (it == tables_.end()) {
       std::vector<int64_t>& offsets = out_.row_offsets.emplace_back();
       for (const Place& chunk : place.chunks)
-        offsets.push_back(static_cast<int64_t>(pages_.pages[static_cast<size_t>(chunk.page)]) * layout_.geometry_.page_bytes + chunk.offset);
+        offsets.push_back(static_cast<int64_t>(pages_.pages[static_cast<size_t>(chunk.page)]) *
+                              layout_.geometry_.page_bytes +
+                          chunk.offset);
       it = tables_.emplace(key, offsets.data()).first;
     }
-    return {.row_offsets = it->second, .num_rows = place.num_rows, .num_chunks = place.num_chunks, .width = place.width,
+    return {.row_offsets = it->second,
+            .num_rows = place.num_rows,
+            .num_chunks = place.num_chunks,
+            .width = place.width,
             .chunk_cols = place.chunk_cols};
   }
 
@@ -232,11 +250,13 @@ class AdapterLayout::Filler {
   static void for_each_chunk(const LoraMatrix& m, std::byte* base, F&& f) {
     for (int32_t row = 0; row < m.num_rows; ++row)
       for (int32_t c = 0; c < m.num_chunks; ++c)
-        f(row, c * m.chunk_cols, std::min(m.width, (c + 1) * m.chunk_cols), base + m.row_offsets[row * m.num_chunks + c]);
+        f(row, c * m.chunk_cols, std::min(m.width, (c + 1) * m.chunk_cols),
+          base + m.row_offsets[row * m.num_chunks + c]);
   }
   void write_rows(const LoraMatrix& m, const TensorView& a, std::byte* base) {
     for_each_chunk(m, base, [&](int64_t row, int64_t begin, int64_t end, std::byte* dst) {
-      convert(static_cast<const std::byte*>(a.row(row)) + begin * dtype_bytes(a.dtype()), a.dtype(), dst, layout_.geometry_.act, end - begin);
+      convert(static_cast<const std::byte*>(a.row(row)) + begin * dtype_bytes(a.dtype()), a.dtype(), dst,
+              layout_.geometry_.act, end - begin);
     });
   }
   void write_columns(const LoraMatrix& m, const TensorView& b, std::byte* base) {
@@ -251,7 +271,8 @@ class AdapterLayout::Filler {
   }
   void write_f32(const LoraMatrix& m, const TensorView& vector, std::byte* base) {
     for_each_chunk(m, base, [&](int64_t, int64_t begin, int64_t end, std::byte* dst) {
-      convert(static_cast<const std::byte*>(vector.raw()) + begin * dtype_bytes(vector.dtype()), vector.dtype(), dst, DType::kF32, end - begin);
+      convert(static_cast<const std::byte*>(vector.raw()) + begin * dtype_bytes(vector.dtype()), vector.dtype(), dst,
+              DType::kF32, end - begin);
     });
   }
   void write_scaled_bias(const LoraMatrix& m, const LoraDelta& delta, std::byte* base) {
@@ -279,7 +300,8 @@ class AdapterLayout::Filler {
       return;
     }
     for (int p = 0; p < kNumProjs; ++p)
-      if (rest == std::string(hf_name(static_cast<Proj>(p))) + ".weight") layer->replaced[static_cast<size_t>(p)] = matrix;
+      if (rest == std::string(hf_name(static_cast<Proj>(p))) + ".weight")
+        layer->replaced[static_cast<size_t>(p)] = matrix;
   }
   void place_vector(const std::string& name, const float* vector) {
     std::string rest;
@@ -297,7 +319,8 @@ class AdapterLayout::Filler {
       layer->k_norm = vector;
     } else {
       for (int p = 0; p < kNumProjs; ++p)
-        if (rest == std::string(hf_name(static_cast<Proj>(p))) + ".bias") layer->replaced_bias[static_cast<size_t>(p)] = vector;
+        if (rest == std::string(hf_name(static_cast<Proj>(p))) + ".bias")
+          layer->replaced_bias[static_cast<size_t>(p)] = vector;
     }
   }
 
@@ -309,8 +332,9 @@ class AdapterLayout::Filler {
   std::map<std::tuple<size_t, size_t, int>, const int64_t*> tables_;
 };
 
-std::shared_ptr<const ResidentAdapter> AdapterLayout::load(std::shared_ptr<const Adapter> adapter, const AdapterPages& pages,
-                                                           std::byte* pool_base, ThreadPool& threads) const {
+std::shared_ptr<const ResidentAdapter> AdapterLayout::load(std::shared_ptr<const Adapter> adapter,
+                                                           const AdapterPages& pages, std::byte* pool_base,
+                                                           ThreadPool& threads) const {
   auto resident = std::make_shared<ResidentAdapter>();
   resident->layers.resize(adapter->layers.size());
   Filler filler(*this, *adapter, pages, pool_base, *resident);
@@ -321,7 +345,9 @@ std::shared_ptr<const ResidentAdapter> AdapterLayout::load(std::shared_ptr<const
     resident->trained_rows.emplace(static_cast<int32_t>(adapter->trained_token_ids[i]), static_cast<int64_t>(i));
   resident->max_group_rank = max_group_rank_;
   // Only what looks rows up in it keeps the host copy in memory.
-  if (adapter->embedding || !adapter->trained_token_ids.empty() || adapter->replaced.contains("model.embed_tokens.weight")) resident->host = std::move(adapter);
+  if (adapter->embedding || !adapter->trained_token_ids.empty() ||
+      adapter->replaced.contains("model.embed_tokens.weight"))
+    resident->host = std::move(adapter);
   return resident;
 }
 

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// AdapterLayout: where each rank row of an adapter goes inside the layer slices of its pages, and the loader that fills them.
+// AdapterLayout: where each rank row of an adapter goes inside the layer slices of its pages, and the loader that fills
+// them.
 //
-// A page holds one slice per layer (K and V of 16 tokens); an adapter uses slice l of its pages for layer l. Rows are placed by
-// first fit, largest first; a row lies in one slice when it fits there, otherwise it is cut into chunks that do. Layers with
-// the same ranks share one placement. Ranks are exact: nothing is padded. Replaced matrices and the lm_head's rank rows are not
-// per layer and go to a contiguous run of whole pages.
+// A page holds one slice per layer (K and V of 16 tokens); an adapter uses slice l of its pages for layer l. Rows are
+// placed by first fit, largest first; a row lies in one slice when it fits there, otherwise it is cut into chunks that
+// do. Layers with the same ranks share one placement. Ranks are exact: nothing is padded. Replaced matrices and the
+// lm_head's rank rows are not per layer and go to a contiguous run of whole pages.
 #pragma once
 
 #include <memory>

@@ -24,25 +24,29 @@ int64_t free_memory_bytes() {
 
 }  // namespace
 
-Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options, std::shared_ptr<const ModelWeights> weights,
+Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options,
+                                               std::shared_ptr<const ModelWeights> weights,
                                                std::unique_ptr<Backend> backend) {
-  if (options.max_step_tokens < 1) return invalid_argument("max_step_tokens must be >= 1, got {}", options.max_step_tokens);
+  if (options.max_step_tokens < 1)
+    return invalid_argument("max_step_tokens must be >= 1, got {}", options.max_step_tokens);
   std::unique_ptr<Engine> engine(new Engine(options, std::move(weights), std::move(backend)));
   const int64_t budget = options.memory_bytes > 0 ? options.memory_bytes : free_memory_bytes() / 10 * 8;
   // Page numbers are 32 bits, and a pool beyond what all sequences together could fill has no use.
   engine->num_pages_ = std::min<int64_t>(budget / engine->page_bytes(), std::numeric_limits<PageId>::max() / 2);
   if (engine->num_pages_ < 1)
-    return resource_exhausted("a memory budget of {} bytes holds no page; one page (16 tokens) takes {} bytes: raise --memory", budget,
-                              engine->page_bytes());
+    return resource_exhausted(
+        "a memory budget of {} bytes holds no page; one page (16 tokens) takes {} bytes: raise --memory", budget,
+        engine->page_bytes());
   LK_ASSIGN_OR_RETURN(engine->arena_, Buffer::try_allocate(engine->num_pages_ * engine->page_bytes()));
   engine->decoder_.set_pool(engine->arena_.data());
   engine->loader_ = std::make_unique<Loader>(engine->arena_.data(), std::max(1, options.num_readers));
-  engine->merger_ = std::make_unique<Merger>(options.merge, engine->weights_, *engine->backend_, engine->backend_->threads().size(),
-                                             engine->arena_.data());
+  engine->merger_ = std::make_unique<Merger>(options.merge, engine->weights_, *engine->backend_,
+                                             engine->backend_->threads().size(), engine->arena_.data());
   return engine;
 }
 
-Engine::Engine(const EngineOptions& options, std::shared_ptr<const ModelWeights> weights, std::unique_ptr<Backend> backend)
+Engine::Engine(const EngineOptions& options, std::shared_ptr<const ModelWeights> weights,
+               std::unique_ptr<Backend> backend)
     : options_(options),
       weights_(std::move(weights)),
       backend_(std::move(backend)),
@@ -75,7 +79,9 @@ void Engine::unregister_adapter(AdapterId id) {
   LK_CHECK(adapters_.erase(id) == 1, "adapter {} is not registered", id);
 }
 
-AdapterFootprint Engine::footprint(AdapterId adapter) const { return adapters_.at(adapter).prepared.layout->footprint(); }
+AdapterFootprint Engine::footprint(AdapterId adapter) const {
+  return adapters_.at(adapter).prepared.layout->footprint();
+}
 
 void Engine::start_load(AdapterId adapter, const AdapterPages& pages) {
   const PreparedAdapter& prepared = adapters_.at(adapter).prepared;
@@ -98,8 +104,10 @@ std::vector<LoadResult> Engine::take_finished_loads(bool wait) {
 Result<MergeFootprint> Engine::merge_footprint(AdapterId adapter) const {
   const PreparedAdapter& prepared = adapters_.at(adapter).prepared;
   if (prepared.merge_layout->empty())
-    return failed_precondition("adapter {} has nothing to merge: it changes no linear layer by a low-rank delta", prepared.host->name());
-  return MergeFootprint{.run_lengths = prepared.merge_layout->run_lengths(), .relative_cost = prepared.merge_layout->relative_cost(),
+    return failed_precondition("adapter {} has nothing to merge: it changes no linear layer by a low-rank delta",
+                               prepared.host->name());
+  return MergeFootprint{.run_lengths = prepared.merge_layout->run_lengths(),
+                        .relative_cost = prepared.merge_layout->relative_cost(),
                         .build_cost_rows = prepared.merge_layout->build_cost_rows()};
 }
 
@@ -125,7 +133,8 @@ void Engine::drop_merge(AdapterId adapter) {
 // --- Steps
 
 Micros Engine::now() const {
-  return std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 const RopeTable& Engine::rope_table(int64_t sequence_length) {
@@ -145,7 +154,8 @@ void Engine::add_rows(const StepPlan& plan, size_t item_idx) {
   for (int64_t position = item.begin; position < item.end; ++position) {
     const auto row = static_cast<int32_t>(token_ids_.size());
     token_ids_.push_back(item.tokens[static_cast<size_t>(position)]);
-    slots_.push_back(item.block_table[static_cast<size_t>(position / kPageTokens)] * kPageTokens + position % kPageTokens);
+    slots_.push_back(item.block_table[static_cast<size_t>(position / kPageTokens)] * kPageTokens +
+                     position % kPageTokens);
     cos_.resize(cos_.size() + half);
     sin_.resize(sin_.size() + half);
     rope_row(rope, position, cos_.data() + cos_.size() - half, sin_.data() + sin_.size() - half);
@@ -154,14 +164,18 @@ void Engine::add_rows(const StepPlan& plan, size_t item_idx) {
     if (item.sample && position + 1 == item.end) logit_rows_.push_back({row, item_idx, position, true});
     if (item.hidden_sum) hidden_rows_.push_back({row, item.hidden_sum});
   }
-  sequences_.push_back({.row_begin = row_begin, .row_end = static_cast<int32_t>(token_ids_.size()), .first_position = item.begin,
+  sequences_.push_back({.row_begin = row_begin,
+                        .row_end = static_cast<int32_t>(token_ids_.size()),
+                        .first_position = item.begin,
                         .block_table = item.block_table.data()});
   const ResidentAdapter* adapter =
       item.request->adapter == kBaseModel ? nullptr : adapters_.at(item.request->adapter).resident.get();
   const MergedWeights* merged =
       plan.merged != kBaseModel && item.request->adapter == plan.merged ? merged_.at(plan.merged).get() : nullptr;
-  if (!runs_.empty() && runs_.back().adapter == adapter) runs_.back().row_end = static_cast<int32_t>(token_ids_.size());
-  else runs_.push_back({row_begin, static_cast<int32_t>(token_ids_.size()), adapter, merged});
+  if (!runs_.empty() && runs_.back().adapter == adapter)
+    runs_.back().row_end = static_cast<int32_t>(token_ids_.size());
+  else
+    runs_.push_back({row_begin, static_cast<int32_t>(token_ids_.size()), adapter, merged});
 }
 
 void Engine::build_batch(const StepPlan& plan) {
@@ -189,7 +203,12 @@ std::vector<ItemResult> Engine::execute(const StepPlan& plan) {
   const auto begin = std::chrono::steady_clock::now();
   const double lora_before = decoder_.lora_seconds();
   build_batch(plan);
-  DecoderBatch batch{.token_ids = token_ids_, .slots = slots_, .cos = cos_.data(), .sin = sin_.data(), .sequences = sequences_, .runs = runs_};
+  DecoderBatch batch{.token_ids = token_ids_,
+                     .slots = slots_,
+                     .cos = cos_.data(),
+                     .sin = sin_.data(),
+                     .sequences = sequences_,
+                     .runs = runs_};
   if (plan.subtract && plan.merged != kBaseModel) {
     batch.subtract_from = merged_.at(plan.merged).get();
     batch.subtract = adapters_.at(plan.merged).resident.get();
@@ -200,7 +219,8 @@ std::vector<ItemResult> Engine::execute(const StepPlan& plan) {
   resolve_logits(plan, results);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   execute_seconds_ += seconds;
-  last_step_times_ = {.total = static_cast<Micros>(seconds * 1e6), .lora = static_cast<Micros>((decoder_.lora_seconds() - lora_before) * 1e6)};
+  last_step_times_ = {.total = static_cast<Micros>(seconds * 1e6),
+                      .lora = static_cast<Micros>((decoder_.lora_seconds() - lora_before) * 1e6)};
   return results;
 }
 
@@ -238,8 +258,9 @@ void Engine::resolve_logits(const StepPlan& plan, std::vector<ItemResult>& resul
       float* row = const_cast<float*>(logits) + offset * decoder_.logits_stride();
       TokenLogprob& outcome = outcomes[begin + static_cast<size_t>(offset)];
       if (wanted.sample) {
-        outcome = sample_token(row, vocab_size, item.request->sampling, item.tokens, static_cast<int64_t>(item.request->prompt.size()),
-                               item.request->constraint.get(), *backend_);
+        outcome =
+            sample_token(row, vocab_size, item.request->sampling, item.tokens,
+                         static_cast<int64_t>(item.request->prompt.size()), item.request->constraint.get(), *backend_);
       } else {
         outcome = token_logprob(row, vocab_size, item.tokens[static_cast<size_t>(wanted.position + 1)],
                                 item.request->sampling.num_prompt_logprobs, *backend_);
@@ -249,8 +270,10 @@ void Engine::resolve_logits(const StepPlan& plan, std::vector<ItemResult>& resul
   }
   for (size_t i = 0; i < logit_rows_.size(); ++i) {
     ItemResult& result = results[logit_rows_[i].item];
-    if (logit_rows_[i].sample) result.token = std::move(outcomes[i]);
-    else result.prompt_logprobs.push_back(std::move(outcomes[i]));
+    if (logit_rows_[i].sample)
+      result.token = std::move(outcomes[i]);
+    else
+      result.prompt_logprobs.push_back(std::move(outcomes[i]));
   }
 }
 

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Engine: executes step plans with kernels. Owns the page arena, the registered adapters, the threads that bring them from disk through
-// the host tier into pages, and the one that builds merged weights. Policy and page accounting stay with the scheduler.
+// Engine: executes step plans with kernels. Owns the page arena, the registered adapters, the threads that bring them
+// from disk through the host tier into pages, and the one that builds merged weights. Policy and page accounting stay
+// with the scheduler.
 //
-// Thread safety: engine thread only; the loader and merger threads work on pages that the scheduler lent them until the load is reported
-// or the merge dropped.
+// Thread safety: engine thread only; the loader and merger threads work on pages that the scheduler lent them until the
+// load is reported or the merge dropped.
 #pragma once
 
 #include <functional>
@@ -30,7 +31,8 @@ struct EngineOptions {
 
 class Engine : public Executor {
  public:
-  static Result<std::unique_ptr<Engine>> create(const EngineOptions& options, std::shared_ptr<const ModelWeights> weights,
+  static Result<std::unique_ptr<Engine>> create(const EngineOptions& options,
+                                                std::shared_ptr<const ModelWeights> weights,
                                                 std::unique_ptr<Backend> backend);
   ~Engine() override;
 
@@ -51,16 +53,19 @@ class Engine : public Executor {
   }
   // Makes an adapter known; it becomes resident when a request needs it.
   AdapterId register_adapter(PreparedAdapter adapter);
-  // Lets go of its place in the host tier. Requires: Scheduler::drop_adapter() freed its pages, and it has no merged weights.
+  // Lets go of its place in the host tier. Requires: Scheduler::drop_adapter() freed its pages, and it has no merged
+  // weights.
   void unregister_adapter(AdapterId id);
   bool has_adapter(AdapterId id) const { return adapters_.contains(id); }
   const std::string& adapter_name(AdapterId id) const { return adapters_.at(id).prepared.host->name(); }
   // What bringing it into pages would cost now, relative to a copy from host memory (UnifiedPool::set_reload_cost()).
   double reload_cost(AdapterId id) const { return loader_->relative_cost(*adapters_.at(id).prepared.host); }
-  // Called on the loader thread after each load: wakes whoever waits for take_finished_loads(). Set before the first load.
+  // Called on the loader thread after each load: wakes whoever waits for take_finished_loads(). Set before the first
+  // load.
   void set_load_listener(std::function<void()> listener) { loader_->set_listener(std::move(listener)); }
-  // Called by execute() after each layer, on its thread, to see to what cannot wait for the step's end. It must be cheap when there is
-  // nothing to do (a layer may take 50 us), and may start loads but register and unregister nothing. Set between two steps.
+  // Called by execute() after each layer, on its thread, to see to what cannot wait for the step's end. It must be
+  // cheap when there is nothing to do (a layer may take 50 us), and may start loads but register and unregister
+  // nothing. Set between two steps.
   void set_interlude(std::function<void()> interlude) { interlude_ = std::move(interlude); }
 
   Micros now() const override;

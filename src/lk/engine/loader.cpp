@@ -19,8 +19,10 @@ void Loader::start(Job job) {
   const bool on_host = content != nullptr;
   {
     std::lock_guard lock(mutex_);
-    if (on_host) copies_.push_back({std::move(job), std::move(content)});
-    else reads_.push_back(std::move(job));
+    if (on_host)
+      copies_.push_back({std::move(job), std::move(content)});
+    else
+      reads_.push_back(std::move(job));
   }
   (on_host ? copy_wanted_ : read_wanted_).notify_one();
 }
@@ -44,7 +46,8 @@ void Loader::stage(const std::shared_ptr<HostAdapter>& adapter) {
   if (bytes() > most) {
     // Those whose request was cancelled stay until they are dropped.
     std::lock_guard lock(mutex_);
-    std::erase_if(staged_, [&](const auto& other) { return !other->on_host() && std::ranges::count(stages_, other) == 0; });
+    std::erase_if(staged_,
+                  [&](const auto& other) { return !other->on_host() && std::ranges::count(stages_, other) == 0; });
   }
   if (bytes() > most) return;
   staged_.push_back(adapter);
@@ -99,7 +102,8 @@ void Loader::copy_main(std::stop_token stop) {
       const auto begin = std::chrono::steady_clock::now();
       done.resident = copy.job.layout->load(std::move(*copy.content), copy.job.pages, pool_base_, threads);
       const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-      const double measured = seconds / static_cast<double>(std::max<int64_t>(copy.job.host->bytes(), 1)), old = copy_seconds_per_byte_;
+      const double measured = seconds / static_cast<double>(std::max<int64_t>(copy.job.host->bytes(), 1)),
+                   old = copy_seconds_per_byte_;
       copy_seconds_per_byte_ = old == 0 ? measured : old + 0.1 * (measured - old);
     }
     lock.lock();

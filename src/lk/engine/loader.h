@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Loader: the threads that bring adapters up the tiers: readers from disk into host memory, one more from there into pages, so that a
-// slow read holds up no copy. All of it beside the engine thread's steps.
+// Loader: the threads that bring adapters up the tiers: readers from disk into host memory, one more from there into
+// pages, so that a slow read holds up no copy. All of it beside the engine thread's steps.
 //
 // Thread safety: every call from the engine thread.
 #pragma once
@@ -40,10 +40,11 @@ class Loader {
   // Fills the job's pages.
   void start(Job job);
   std::vector<Done> take_finished(bool wait);
-  // Reads an adapter from disk into host memory, after all that start() waits for. Nothing when it is there, or when what was staged and not
-  // started yet would take more than half of the host tier.
+  // Reads an adapter from disk into host memory, after all that start() waits for. Nothing when it is there, or when
+  // what was staged and not started yet would take more than half of the host tier.
   void stage(const std::shared_ptr<HostAdapter>& adapter);
-  // What bringing an adapter into pages costs now, in that of copying it from host memory: more when it has to be read first.
+  // What bringing an adapter into pages costs now, in that of copying it from host memory: more when it has to be read
+  // first.
   double relative_cost(const HostAdapter& adapter) const;
 
  private:
@@ -67,7 +68,7 @@ class Loader {
   std::deque<std::shared_ptr<HostAdapter>> stages_;  // read when reads_ is empty
   std::deque<Copy> copies_;
   std::vector<Done> done_;
-  std::vector<std::jthread> threads_;                // last: they use all of the above
+  std::vector<std::jthread> threads_;  // last: they use all of the above
 };
 
 }  // namespace lk

@@ -24,7 +24,8 @@ bool can_merge(const Adapter& adapter, size_t layer, ProjGroup group) {
 
 // The columns of a as rows of the act type: [width, rank].
 void transpose_as(const TensorView& a, DType act, std::vector<std::byte>& out) {
-  const auto rank = static_cast<size_t>(a.dim(0)), width = static_cast<size_t>(a.dim(1)), elem = static_cast<size_t>(dtype_bytes(act));
+  const auto rank = static_cast<size_t>(a.dim(0)), width = static_cast<size_t>(a.dim(1)),
+             elem = static_cast<size_t>(dtype_bytes(act));
   out.resize(rank * width * elem);
   std::vector<std::byte> row(width * elem);
   for (size_t r = 0; r < rank; ++r) {
@@ -35,8 +36,10 @@ void transpose_as(const TensorView& a, DType act, std::vector<std::byte>& out) {
       T* to = reinterpret_cast<T*>(out.data()) + r;
       for (size_t i = 0; i < width; ++i) to[i * rank] = from[i];
     };
-    if (elem == 2) scatter(uint16_t{});
-    else scatter(uint32_t{});
+    if (elem == 2)
+      scatter(uint16_t{});
+    else
+      scatter(uint32_t{});
   }
 }
 
@@ -61,7 +64,8 @@ MergeLayout::MergeLayout(const Adapter& adapter, const ModelConfig& config, Weig
         delta_cost += static_cast<double>(delta->rank) * (in + out);
         build_cost_rows_ += static_cast<double>(delta->rank) * in * out;
       }
-      if (merges[g]) bytes += packed_weight_bytes(format, group_columns(group, config), in_dim(projs_of(group)[0], config));
+      if (merges[g])
+        bytes += packed_weight_bytes(format, group_columns(group, config), in_dim(projs_of(group)[0], config));
     }
     merged_bytes_ += bytes;
     run_lengths_.push_back((bytes + page_bytes - 1) / page_bytes);
@@ -73,8 +77,8 @@ MergeLayout::MergeLayout(const Adapter& adapter, const ModelConfig& config, Weig
 // Builds one adapter's merged layers on the calling thread.
 class MergeLayout::Builder {
  public:
-  Builder(const MergeLayout& layout, const Adapter& adapter, const ModelWeights& base, const Backend& backend, const LayerMergeOptions& options,
-          const std::function<bool()>& stop)
+  Builder(const MergeLayout& layout, const Adapter& adapter, const ModelWeights& base, const Backend& backend,
+          const LayerMergeOptions& options, const std::function<bool()>& stop)
       : layout_(layout), adapter_(adapter), base_(base), backend_(backend), options_(options), stop_(stop) {}
 
   Status build_layer(size_t layer, std::byte* dst, MergedWeights::Layer& out) {
@@ -99,10 +103,12 @@ class MergeLayout::Builder {
     const auto g = static_cast<size_t>(group);
     const PackedWeight& w = base_.layers[layer].linear[g];
     const int64_t column = group_column(proj, layout_.config_), columns = out_dim(proj, layout_.config_);
-    const int64_t panel_bytes = packed_weight_bytes(w.format, kPanelCols, w.k), first = column / kPanelCols, num_panels = align_panel(columns) / kPanelCols;
+    const int64_t panel_bytes = packed_weight_bytes(w.format, kPanelCols, w.k), first = column / kPanelCols,
+                  num_panels = align_panel(columns) / kPanelCols;
     const auto& delta = adapter_.layers[layer][static_cast<size_t>(proj)];
     if (!delta) {
-      std::memcpy(dst + first * panel_bytes, static_cast<const std::byte*>(w.data) + first * panel_bytes, static_cast<size_t>(num_panels * panel_bytes));
+      std::memcpy(dst + first * panel_bytes, static_cast<const std::byte*>(w.data) + first * panel_bytes,
+                  static_cast<size_t>(num_panels * panel_bytes));
       return stop_() ? cancelled("merging was stopped") : Status();
     }
     transpose_as(delta->a, base_.act, a_transposed_);
@@ -113,9 +119,13 @@ class MergeLayout::Builder {
       scale.resize(static_cast<size_t>(columns));
       delta->dora_scale.copy_to(scale.data());
     }
-    const MergeArgs args{.w = w, .out = dst, .out_begin = column, .a_transposed = a_transposed_.data(),
+    const MergeArgs args{.w = w,
+                         .out = dst,
+                         .out_begin = column,
+                         .a_transposed = a_transposed_.data(),
                          .b = {.format = w.format, .n = columns, .k = delta->rank, .data = b_.data()},
-                         .scaling = static_cast<float>(delta->scaling), .out_scale = scale.empty() ? nullptr : scale.data(),
+                         .scaling = static_cast<float>(delta->scaling),
+                         .out_scale = scale.empty() ? nullptr : scale.data(),
                          .stochastic = options_.stochastic_rounding,
                          .seed = static_cast<uint32_t>(layer * kNumProjs + static_cast<size_t>(proj)) * 0x9e3779b1u};
     MergeSums sums;
@@ -128,9 +138,11 @@ class MergeLayout::Builder {
     return judge(layer, proj, sums);
   }
 
-  void add_bias(const LoraDelta& delta, const std::vector<float>& scale, int64_t column, ProjGroup group, MergedWeights::Layer& out) {
+  void add_bias(const LoraDelta& delta, const std::vector<float>& scale, int64_t column, ProjGroup group,
+                MergedWeights::Layer& out) {
     const auto g = static_cast<size_t>(group);
-    if (!out.bias[g]) out.bias[g] = vectors_.emplace_back(static_cast<size_t>(group_columns(group, layout_.config_))).data();
+    if (!out.bias[g])
+      out.bias[g] = vectors_.emplace_back(static_cast<size_t>(group_columns(group, layout_.config_))).data();
     float* bias = vectors_.back().data() + column;  // this group's: groups are built one after the other
     delta.bias.copy_to(bias);
     for (int64_t j = 0; j < delta.bias.num_elements(); ++j)
@@ -150,9 +162,11 @@ class MergeLayout::Builder {
       loss_.worst_module = name;
     }
     if (loss <= options_.max_rounding_loss) return Status();
-    return failed_precondition("merging adapter {}: rounding {} to {} would lose {:.1f} % of its change, more than the {:.1f} % allowed; it stays "
-                               "unmerged (raise max_rounding_loss, or compute in f32)",
-                               adapter_.name, name, to_string(base_.act), 100 * loss, 100 * options_.max_rounding_loss);
+    return failed_precondition(
+        "merging adapter {}: rounding {} to {} would lose {:.1f} % of its change, more than the {:.1f} % allowed; it "
+        "stays "
+        "unmerged (raise max_rounding_loss, or compute in f32)",
+        adapter_.name, name, to_string(base_.act), 100 * loss, 100 * options_.max_rounding_loss);
   }
 
   const MergeLayout& layout_;
@@ -168,9 +182,12 @@ class MergeLayout::Builder {
   RoundingLoss loss_;
 };
 
-Result<std::shared_ptr<const MergedWeights>> MergeLayout::build(const Adapter& adapter, const ModelWeights& base, const MergePages& pages,
-                                                                std::byte* pool_base, const Backend& backend, const LayerMergeOptions& options,
-                                                                const std::function<bool()>& stop, RoundingLoss* loss) const {
+Result<std::shared_ptr<const MergedWeights>> MergeLayout::build(const Adapter& adapter, const ModelWeights& base,
+                                                                const MergePages& pages, std::byte* pool_base,
+                                                                const Backend& backend,
+                                                                const LayerMergeOptions& options,
+                                                                const std::function<bool()>& stop,
+                                                                RoundingLoss* loss) const {
   auto merged = std::make_shared<MergedWeights>();
   merged->layers.resize(run_lengths_.size());
   Builder builder(*this, adapter, base, backend, options, stop);

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// MergeLayout: which groups of an adapter's layers can be merged, how many pages a merged layer takes, and the builder that fills them.
+// MergeLayout: which groups of an adapter's layers can be merged, how many pages a merged layer takes, and the builder
+// that fills them.
 //
-// Merged are the linears with a LoRA or DoRA delta. A group (q,k,v | o | gate,up | down) stays unmerged when the adapter replaces one
-// of its matrices or biases: its rows go through the adapter's own matrix anyway. Embeddings, norms and the lm_head stay with the
-// ResidentAdapter. Merged layers are built from the base and the host tier, so neither the adapter's pages nor its residency matter.
+// Merged are the linears with a LoRA or DoRA delta. A group (q,k,v | o | gate,up | down) stays unmerged when the
+// adapter replaces one of its matrices or biases: its rows go through the adapter's own matrix anyway. Embeddings,
+// norms and the lm_head stay with the ResidentAdapter. Merged layers are built from the base and the host tier, so
+// neither the adapter's pages nor its residency matter.
 #pragma once
 
 #include <functional>
@@ -20,7 +22,8 @@
 namespace lk {
 
 struct LayerMergeOptions {
-  // Largest ||round(W') - W'|| / ||W' - W|| (Frobenius) of any one matrix; beyond it the merge is refused. docs/merging.md has measurements.
+  // Largest ||round(W') - W'|| / ||W' - W|| (Frobenius) of any one matrix; beyond it the merge is refused.
+  // docs/merging.md has measurements.
   double max_rounding_loss = 0.1;
   bool stochastic_rounding = false;  // unbiased, but a larger loss than to nearest (bf16)
   int niceness = 0;                  // of the thread that builds, 0..19
@@ -45,10 +48,11 @@ class MergeLayout {
   // Multiply-adds of building, relative to those of all base linears for one row.
   double build_cost_rows() const { return build_cost_rows_; }
 
-  // Writes W' into the runs; `stop` is asked after each panel. kCancelled when it said so, kFailedPrecondition when rounding loses more
-  // than allowed or W' is not finite. *loss is what was measured so far, either way.
-  Result<std::shared_ptr<const MergedWeights>> build(const Adapter& adapter, const ModelWeights& base, const MergePages& pages,
-                                                     std::byte* pool_base, const Backend& backend, const LayerMergeOptions& options,
+  // Writes W' into the runs; `stop` is asked after each panel. kCancelled when it said so, kFailedPrecondition when
+  // rounding loses more than allowed or W' is not finite. *loss is what was measured so far, either way.
+  Result<std::shared_ptr<const MergedWeights>> build(const Adapter& adapter, const ModelWeights& base,
+                                                     const MergePages& pages, std::byte* pool_base,
+                                                     const Backend& backend, const LayerMergeOptions& options,
                                                      const std::function<bool()>& stop, RoundingLoss* loss) const;
 
  private:

@@ -20,8 +20,13 @@ Micros thread_cpu_time() {
 
 }  // namespace
 
-Merger::Merger(const LayerMergeOptions& options, std::shared_ptr<const ModelWeights> base, const Backend& backend, int num_kernel_threads, std::byte* pool_base)
-    : options_(options), base_(std::move(base)), backend_(backend), num_kernel_threads_(num_kernel_threads), pool_base_(pool_base) {
+Merger::Merger(const LayerMergeOptions& options, std::shared_ptr<const ModelWeights> base, const Backend& backend,
+               int num_kernel_threads, std::byte* pool_base)
+    : options_(options),
+      base_(std::move(base)),
+      backend_(backend),
+      num_kernel_threads_(num_kernel_threads),
+      pool_base_(pool_base) {
   thread_ = std::jthread([this](std::stop_token stop) { thread_main(stop); });
 }
 
@@ -74,7 +79,9 @@ void Merger::thread_main(std::stop_token stop) {
 Merger::Done Merger::build(const Job& job, const std::stop_token& stop) {
   const auto begin = std::chrono::steady_clock::now();
   const Micros cpu_begin = thread_cpu_time();
-  const std::function<bool()> stopped = [&] { return stop_current_.load(std::memory_order_relaxed) || stop.stop_requested(); };
+  const std::function<bool()> stopped = [&] {
+    return stop_current_.load(std::memory_order_relaxed) || stop.stop_requested();
+  };
   RoundingLoss loss;
   Done done;
   Result<std::shared_ptr<const MergedWeights>> weights = unavailable("not built");
@@ -82,10 +89,16 @@ Merger::Done Merger::build(const Job& job, const std::stop_token& stop) {
     weights = job.layout->build(**content, *base_, job.pages, pool_base_, backend_, options_, stopped, &loss);
   else
     weights = content.status();
-  done.result = {.adapter = job.adapter, .status = weights.status(),
-                 .build_time = std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - begin).count(),
-                 .engine_time = (thread_cpu_time() - cpu_begin) / num_kernel_threads_,
-                 .build_cost_rows = job.layout->build_cost_rows(), .rounding_loss = loss.total, .worst_rounding_loss = loss.worst, .worst_module = loss.worst_module};
+  done.result = {
+      .adapter = job.adapter,
+      .status = weights.status(),
+      .build_time =
+          std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - begin).count(),
+      .engine_time = (thread_cpu_time() - cpu_begin) / num_kernel_threads_,
+      .build_cost_rows = job.layout->build_cost_rows(),
+      .rounding_loss = loss.total,
+      .worst_rounding_loss = loss.worst,
+      .worst_module = loss.worst_module};
   if (weights.ok()) done.weights = std::move(*weights);
   return done;
 }

@@ -32,8 +32,8 @@ class Merger {
     std::shared_ptr<const MergedWeights> weights;  // null after a failure
   };
 
-  Merger(const LayerMergeOptions& options, std::shared_ptr<const ModelWeights> base, const Backend& backend, int num_kernel_threads,
-         std::byte* pool_base);
+  Merger(const LayerMergeOptions& options, std::shared_ptr<const ModelWeights> base, const Backend& backend,
+         int num_kernel_threads, std::byte* pool_base);
 
   void start(Job job);  // Requires: !has(job.adapter)
   std::vector<Done> take_finished();
@@ -56,11 +56,11 @@ class Merger {
   std::mutex mutex_;
   std::condition_variable_any wanted_;
   std::condition_variable idle_;
-  std::deque<Job> queue_;                   // guarded by mutex_, like all below
+  std::deque<Job> queue_;  // guarded by mutex_, like all below
   std::vector<Done> done_;
-  AdapterId current_ = kBaseModel;          // being built
-  std::atomic<bool> stop_current_{false};   // read without it
-  std::jthread thread_;                     // last: it uses all of the above
+  AdapterId current_ = kBaseModel;         // being built
+  std::atomic<bool> stop_current_{false};  // read without it
+  std::jthread thread_;                    // last: it uses all of the above
 };
 
 }  // namespace lk

@@ -14,7 +14,9 @@ struct Candidate {
   float logit;
   int32_t token;
   // Most likely first; equal logits by id, so that the order is total.
-  bool operator<(const Candidate& other) const { return logit != other.logit ? logit > other.logit : token < other.token; }
+  bool operator<(const Candidate& other) const {
+    return logit != other.logit ? logit > other.logit : token < other.token;
+  }
 };
 
 std::vector<Candidate> top_candidates(const float* logits, int64_t vocab_size, int64_t count) {
@@ -53,12 +55,14 @@ void apply_penalties(float* logits, int64_t vocab_size, const SamplingParams& pa
       const auto penalty = static_cast<float>(params.repetition_penalty);
       logit = logit > 0 ? logit / penalty : logit * penalty;
     }
-    if (count > 0) logit -= static_cast<float>(params.presence_penalty + params.frequency_penalty * static_cast<double>(count));
+    if (count > 0)
+      logit -= static_cast<float>(params.presence_penalty + params.frequency_penalty * static_cast<double>(count));
   }
 }
 
 // Draws from the whole distribution: no candidate list, no sort.
-int32_t draw_from_all(const float* logits, int64_t vocab_size, double inverse_temperature, double u, const Backend& backend) {
+int32_t draw_from_all(const float* logits, int64_t vocab_size, double inverse_temperature, double u,
+                      const Backend& backend) {
   const auto max = static_cast<double>(backend.row_max(logits, vocab_size));
   std::vector<float> weight(static_cast<size_t>(vocab_size));
   double total = 0;
@@ -86,7 +90,8 @@ int32_t draw_from_candidates(std::vector<Candidate>& candidates, const SamplingP
     weight.push_back(std::exp((candidate.logit - max) / params.temperature));
     total += weight.back();
   }
-  // top-p keeps the smallest set of most likely tokens that reaches p, at least one; min-p is relative to the likeliest.
+  // top-p keeps the smallest set of most likely tokens that reaches p, at least one; min-p is relative to the
+  // likeliest.
   size_t kept = 0;
   double kept_total = 0;
   while (kept < weight.size()) {
@@ -101,7 +106,8 @@ int32_t draw_from_candidates(std::vector<Candidate>& candidates, const SamplingP
 
 }  // namespace
 
-TokenLogprob token_logprob(const float* logits, int64_t vocab_size, int32_t token, int num_top, const Backend& backend) {
+TokenLogprob token_logprob(const float* logits, int64_t vocab_size, int32_t token, int num_top,
+                           const Backend& backend) {
   TokenLogprob result{.token = token};
   const float max = backend.row_max(logits, vocab_size);
   const float log_sum = backend.log_sum_exp(logits, vocab_size, max);
@@ -113,10 +119,11 @@ TokenLogprob token_logprob(const float* logits, int64_t vocab_size, int32_t toke
   return result;
 }
 
-TokenLogprob sample_token(float* logits, int64_t vocab_size, const SamplingParams& params, std::span<const int32_t> tokens,
-                          int64_t prompt_length, TokenConstraint* constraint, const Backend& backend) {
-  const bool changes_logits = !params.logit_bias.empty() || params.repetition_penalty != 1 || params.presence_penalty != 0 ||
-                              params.frequency_penalty != 0;
+TokenLogprob sample_token(float* logits, int64_t vocab_size, const SamplingParams& params,
+                          std::span<const int32_t> tokens, int64_t prompt_length, TokenConstraint* constraint,
+                          const Backend& backend) {
+  const bool changes_logits = !params.logit_bias.empty() || params.repetition_penalty != 1 ||
+                              params.presence_penalty != 0 || params.frequency_penalty != 0;
   // Log-probabilities are the model's own, so the untouched row is kept when both are wanted.
   std::vector<float> raw;
   if ((changes_logits || constraint) && params.num_logprobs >= 0) raw.assign(logits, logits + vocab_size);

@@ -24,16 +24,18 @@ class RuleGraph {
   const Info& operator[](RuleId rule) const { return info_[rule]; }
   std::vector<uint8_t> expand(RuleId root) const {
     std::vector<uint8_t> out(info_.size());
-    for (RuleId rule = 0; rule < info_.size(); ++rule) out[rule] = rule != root && info_[rule].reached && expandable(rule);
+    for (RuleId rule = 0; rule < info_.size(); ++rule)
+      out[rule] = rule != root && info_[rule].reached && expandable(rule);
     return out;
   }
 
  private:
   static constexpr int64_t kAlwaysExpanded = 128;  // bytes of text, about
-  static constexpr int kMaxNesting = 8;  // expansion is recursive
+  static constexpr int kMaxNesting = 8;            // expansion is recursive
   bool expandable(RuleId rule) const {
     const Info& info = info_[rule];
-    return !ir_.rule(rule).shared && !info.recursive && info.nesting < kMaxNesting && (info.size <= kAlwaysExpanded || info.uses == 1);
+    return !ir_.rule(rule).shared && !info.recursive && info.nesting < kMaxNesting &&
+           (info.size <= kAlwaysExpanded || info.uses == 1);
   }
 
   // Depth first without recursion: a rule is done after the rules it calls; one that is met while open calls itself.
@@ -100,7 +102,8 @@ class RuleGraph {
   std::vector<Info> info_;
 };
 
-// Open calls that each node needs to reach the end of its rule; kNoNode if it never does. Settles nodes in order of that number.
+// Open calls that each node needs to reach the end of its rule; kNoNode if it never does. Settles nodes in order of
+// that number.
 std::vector<uint32_t> heights(const Automaton& a, const std::vector<std::vector<Automaton::Call>>& calls) {
   const size_t num_nodes = a.accepts.size();
   struct Use {
@@ -273,7 +276,8 @@ Result<Automaton> build_automaton(const Ir& ir, RuleId root, Budget& budget) {
   LK_RETURN_IF_ERROR(budget.status());
   const RuleGraph graph(ir, root);
   for (RuleId rule = 0; rule < ir.num_rules(); ++rule) {
-    if (graph[rule].reached && !ir.rule(rule).defined) return invalid_argument("rule \"{}\" is not defined", ir.rule(rule).name);
+    if (graph[rule].reached && !ir.rule(rule).defined)
+      return invalid_argument("rule \"{}\" is not defined", ir.rule(rule).name);
   }
   const ByteClasses classes(ir);
   const std::vector<uint8_t> expand = graph.expand(root);
@@ -310,12 +314,15 @@ Result<Automaton> build_automaton(const Ir& ir, RuleId root, Budget& budget) {
   }
   find_nullable(a, calls);
   if (const RuleId rule = find_left_recursion(a); rule != kNoNode) {
-    return invalid_argument("rule \"{}\" is left-recursive: it can begin with itself before any character; write it with repetition",
-                            ir.rule(rule).name);
+    return invalid_argument(
+        "rule \"{}\" is left-recursive: it can begin with itself before any character; write it with repetition",
+        ir.rule(rule).name);
   }
   const uint32_t start = a.start[root];
-  if (heights(a, calls)[start] > static_cast<uint32_t>(kMaxOpenCalls)) return invalid_argument("no text matches the grammar");
-  if (!fan_out_fits(a, budget)) return invalid_argument("the grammar is too complex: more than 1024 places may come next without a character");
+  if (heights(a, calls)[start] > static_cast<uint32_t>(kMaxOpenCalls))
+    return invalid_argument("no text matches the grammar");
+  if (!fan_out_fits(a, budget))
+    return invalid_argument("the grammar is too complex: more than 1024 places may come next without a character");
   LK_RETURN_IF_ERROR(budget.status());
   return a;
 }

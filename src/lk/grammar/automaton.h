@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The compiled grammar: one deterministic automaton per rule, whose nodes move on classes of bytes and may call other rules.
-// Every node can reach the end of its rule, so a text that is alive can always be finished.
+// The compiled grammar: one deterministic automaton per rule, whose nodes move on classes of bytes and may call other
+// rules. Every node can reach the end of its rule, so a text that is alive can always be finished.
 #pragma once
 
 #include <array>
@@ -27,19 +27,21 @@ struct Automaton {
   };
   uint32_t num_classes = 0;
   std::array<uint8_t, 256> class_of{};
-  std::vector<uint32_t> next;  // [node, class], kNoNode if none
-  std::vector<uint8_t> accepts;  // [node] the rule may end here
-  std::vector<uint8_t> moves;    // [node] has a byte to go on with
-  std::vector<uint16_t> height;  // [node] open calls needed to reach the rule's end
+  std::vector<uint32_t> next;        // [node, class], kNoNode if none
+  std::vector<uint8_t> accepts;      // [node] the rule may end here
+  std::vector<uint8_t> moves;        // [node] has a byte to go on with
+  std::vector<uint16_t> height;      // [node] open calls needed to reach the rule's end
   std::vector<uint32_t> call_begin;  // [node + 1] into calls
   std::vector<Call> calls;
-  std::vector<uint32_t> start;     // [rule], kNoNode if the rule is not called
-  std::vector<uint8_t> nullable;   // [rule] has the empty text
+  std::vector<uint32_t> start;    // [rule], kNoNode if the rule is not called
+  std::vector<uint8_t> nullable;  // [rule] has the empty text
   RuleId root = 0;
   int max_height = 0;
 
   size_t num_nodes() const { return accepts.size(); }
-  std::span<const Call> calls_of(uint32_t node) const { return {calls.data() + call_begin[node], call_begin[node + 1] - call_begin[node]}; }
+  std::span<const Call> calls_of(uint32_t node) const {
+    return {calls.data() + call_begin[node], call_begin[node + 1] - call_begin[node]};
+  }
   int64_t memory() const;
 };
 
@@ -47,7 +49,8 @@ struct Automaton {
 class Budget {
  public:
   explicit Budget(const GrammarLimits& limits)
-      : deadline_(std::chrono::steady_clock::now() + limits.compile_timeout), timeout_(limits.compile_timeout),
+      : deadline_(std::chrono::steady_clock::now() + limits.compile_timeout),
+        timeout_(limits.compile_timeout),
         max_bytes_(limits.max_compiled_bytes) {}
   // Accounts for memory in use by a growing structure; false once a limit is passed, and ever after.
   bool spend(int64_t bytes) {
@@ -60,7 +63,8 @@ class Budget {
   bool ok() const { return !failed_; }
   Status status() const {
     if (!failed_) return {};
-    if (bytes_ > max_bytes_) return invalid_argument("the grammar is too large: it needs more than {} bytes when compiled", max_bytes_);
+    if (bytes_ > max_bytes_)
+      return invalid_argument("the grammar is too large: it needs more than {} bytes when compiled", max_bytes_);
     return invalid_argument("the grammar is too complex: compiling takes more than {} ms", timeout_.count());
   }
 

@@ -71,7 +71,8 @@ Result<std::shared_ptr<const Grammar>> GrammarCache::get(const GrammarSpec& spec
   // Checked before the key is made, so that a huge specification is not copied.
   int64_t source = static_cast<int64_t>(spec.text.size());
   for (const std::string& choice : spec.choices) source += static_cast<int64_t>(choice.size()) + 1;
-  if (source > impl_->limits.max_source_bytes) return compile_grammar(spec, impl_->vocabulary, impl_->limits);  // says so
+  if (source > impl_->limits.max_source_bytes)
+    return compile_grammar(spec, impl_->vocabulary, impl_->limits);  // says so
 
   const std::string key = key_of(spec);
   std::unique_lock lock(impl_->mutex);

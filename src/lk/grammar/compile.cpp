@@ -14,7 +14,8 @@ Result<RuleId> translate_choices(Ir& ir, const std::vector<std::string>& choices
   if (choices.empty()) return invalid_argument("choice: the list is empty");
   std::vector<Expr> parts;
   for (size_t k = 0; k < choices.size(); ++k) {
-    if (const auto offset = unicode::find_invalid(choices[k])) return invalid_argument("choice {}: not valid UTF-8 at byte {}", k, *offset);
+    if (const auto offset = unicode::find_invalid(choices[k]))
+      return invalid_argument("choice {}: not valid UTF-8 at byte {}", k, *offset);
     if (choices[k].empty()) return invalid_argument("choice {}: is empty", k);
     parts.push_back(ir.literal(choices[k]));
   }
@@ -30,9 +31,12 @@ Result<RuleId> translate(Ir& ir, const GrammarSpec& spec, const GrammarLimits& l
       ir.define(root, JsonRules(ir).any_object());
       return root;
     }
-    case GrammarSpec::Kind::kJsonSchema: return translate_schema(ir, spec.text, limits, budget);
-    case GrammarSpec::Kind::kEbnf: return translate_ebnf(ir, spec.text, limits, budget);
-    case GrammarSpec::Kind::kChoice: return translate_choices(ir, spec.choices);
+    case GrammarSpec::Kind::kJsonSchema:
+      return translate_schema(ir, spec.text, limits, budget);
+    case GrammarSpec::Kind::kEbnf:
+      return translate_ebnf(ir, spec.text, limits, budget);
+    case GrammarSpec::Kind::kChoice:
+      return translate_choices(ir, spec.choices);
     case GrammarSpec::Kind::kRegex: {
       LK_ASSIGN_OR_RETURN(const Expr body, parse_regex(ir, spec.text, {.max_depth = limits.max_depth}, budget));
       const RuleId root = ir.add_rule("root");
@@ -45,7 +49,8 @@ Result<RuleId> translate(Ir& ir, const GrammarSpec& spec, const GrammarLimits& l
 
 }  // namespace
 
-Result<std::shared_ptr<const Grammar>> compile_grammar(const GrammarSpec& spec, std::shared_ptr<const TokenVocabulary> vocabulary,
+Result<std::shared_ptr<const Grammar>> compile_grammar(const GrammarSpec& spec,
+                                                       std::shared_ptr<const TokenVocabulary> vocabulary,
                                                        const GrammarLimits& limits) {
   LK_CHECK(vocabulary != nullptr, "a grammar needs a vocabulary");
   int64_t source = static_cast<int64_t>(spec.text.size());

@@ -14,7 +14,8 @@ class Grammar {
  public:
   Grammar(grammar::Automaton automaton, std::shared_ptr<const TokenVocabulary> vocabulary);
 
-  // States and masks computed so far. Once they exceed their budget a new arena is begun; states move over on their next use.
+  // States and masks computed so far. Once they exceed their budget a new arena is begun; states move over on their
+  // next use.
   struct Position {
     std::shared_ptr<grammar::Arena> arena;
     grammar::StateId state = 0;
@@ -24,7 +25,9 @@ class Grammar {
   bool accept(Position& position, int32_t token) const;
   bool can_end(const Position& position) const;
   bool advance(Position& position, std::string_view bytes) const;  // false (and unchanged) when the bytes do not fit
-  const grammar::TrieVocabulary& vocabulary() const { return static_cast<const grammar::TrieVocabulary&>(*vocabulary_); }
+  const grammar::TrieVocabulary& vocabulary() const {
+    return static_cast<const grammar::TrieVocabulary&>(*vocabulary_);
+  }
   int64_t memory() const { return compiled_bytes_ + arena_bytes_.load(std::memory_order_relaxed); }
 
  private:

@@ -139,9 +139,12 @@ class NfaBuilder {
     if (!budget_.ok()) return from;
     const ExprNode& node = ir_.node(expr);
     switch (node.kind) {
-      case Kind::kEmpty: return from;
-      case Kind::kNever: return add_state();
-      case Kind::kBytes: return move(from, classes_.classes_of(node.bytes));
+      case Kind::kEmpty:
+        return from;
+      case Kind::kNever:
+        return add_state();
+      case Kind::kBytes:
+        return move(from, classes_.classes_of(node.bytes));
       case Kind::kLiteral:
         for (const char c : node.literal) from = move(from, {classes_.class_of[static_cast<uint8_t>(c)]});
         return from;
@@ -153,7 +156,8 @@ class NfaBuilder {
         for (const Expr child : node.children) epsilon(build(child, branch(from)), end);
         return end;
       }
-      case Kind::kRepeat: return repeat(node, from);
+      case Kind::kRepeat:
+        return repeat(node, from);
       case Kind::kRule: {
         if (expand_[node.rule]) return build(ir_.rule(node.rule).body, from);
         const uint32_t to = add_state();
@@ -161,7 +165,8 @@ class NfaBuilder {
         return to;
       }
       case Kind::kBoth:
-      case Kind::kDifference: return combine(node, from);
+      case Kind::kDifference:
+        return combine(node, from);
       case Kind::kGraph: {
         std::vector<uint32_t> states(static_cast<size_t>(node.min));
         for (uint32_t& state : states) state = add_state();

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Expression -> nondeterministic automaton (Thompson) -> deterministic automaton (subset construction), one rule at a time.
+// Expression -> nondeterministic automaton (Thompson) -> deterministic automaton (subset construction), one rule at a
+// time.
 #pragma once
 
 #include <array>
@@ -38,7 +39,8 @@ struct Dfa {
   size_t size() const { return accepts.size(); }
 };
 
-// The deterministic automaton of one expression; rules with expand[rule] are expanded in place. Incomplete once the budget failed.
+// The deterministic automaton of one expression; rules with expand[rule] are expanded in place. Incomplete once the
+// budget failed.
 Dfa build_dfa(const Ir& ir, Expr expr, const ByteClasses& classes, const std::vector<uint8_t>& expand, Budget& budget);
 
 }  // namespace lk::grammar

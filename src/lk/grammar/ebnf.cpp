@@ -20,7 +20,8 @@ class Parser {
   Result<RuleId> run() {
     for (skip_space(); more(); skip_space()) LK_RETURN_IF_ERROR(rule());
     const auto root = rules_.find("root");
-    if (root == rules_.end() || !ir_.rule(root->second).defined) return invalid_argument("grammar: there is no rule \"root\"");
+    if (root == rules_.end() || !ir_.rule(root->second).defined)
+      return invalid_argument("grammar: there is no rule \"root\"");
     for (const auto& [name, id] : rules_) {
       if (!ir_.rule(id).defined) return invalid_argument("grammar: rule \"{}\" is not defined", name);
     }
@@ -30,7 +31,8 @@ class Parser {
  private:
   template <class... Args>
   Status error(fmt::format_string<Args...> format, Args&&... args) const {
-    return invalid_argument("grammar, line {}: {}", 1 + std::count(text_.begin(), text_.begin() + static_cast<std::ptrdiff_t>(at_), '\n'),
+    return invalid_argument("grammar, line {}: {}",
+                            1 + std::count(text_.begin(), text_.begin() + static_cast<std::ptrdiff_t>(at_), '\n'),
                             fmt::format(format, std::forward<Args>(args)...));
   }
   bool more() const { return at_ < text_.size(); }
@@ -120,7 +122,8 @@ class Parser {
         return part;
       }
       if (bounds.min > kMaxRepeat || bounds.max > kMaxRepeat) return error("more than {} repetitions", kMaxRepeat);
-      if (bounds.max != kUnbounded && bounds.max < bounds.min) return error("a repetition whose maximum is below its minimum");
+      if (bounds.max != kUnbounded && bounds.max < bounds.min)
+        return error("a repetition whose maximum is below its minimum");
       if (again) return error("a quantifier after a quantifier; use a group");
       part = ir_.repeat(part, static_cast<int>(bounds.min), static_cast<int>(bounds.max));
     }
@@ -156,7 +159,8 @@ class Parser {
     CodePoints set;
     while (!take("]")) {
       if (!more() || peek() == '\n') return error("a character class is not closed");
-      if (peek() == '\\' && at_ + 1 < text_.size() && std::string_view("dDwWsS").find(text_[at_ + 1]) != std::string_view::npos) {
+      if (peek() == '\\' && at_ + 1 < text_.size() &&
+          std::string_view("dDwWsS").find(text_[at_ + 1]) != std::string_view::npos) {
         LK_ASSIGN_OR_RETURN(const CodePoints named, shorthand());
         set.add(named);
         continue;
@@ -194,28 +198,57 @@ class Parser {
     const char c = peek();
     ++at_;
     switch (c) {
-      case 'n': return uint32_t{'\n'};
-      case 'r': return uint32_t{'\r'};
-      case 't': return uint32_t{'\t'};
-      case 'x': return hex(2);
-      case 'u': return hex(4);
-      case 'U': return hex(8);
-      case '"': case '\'': case '\\': case '[': case ']': case '^': case '-': case '/': case '.': case '$': case '(': case ')': case '{':
-      case '}': case '|': case '*': case '+': case '?': case ' ':
+      case 'n':
+        return uint32_t{'\n'};
+      case 'r':
+        return uint32_t{'\r'};
+      case 't':
+        return uint32_t{'\t'};
+      case 'x':
+        return hex(2);
+      case 'u':
+        return hex(4);
+      case 'U':
+        return hex(8);
+      case '"':
+      case '\'':
+      case '\\':
+      case '[':
+      case ']':
+      case '^':
+      case '-':
+      case '/':
+      case '.':
+      case '$':
+      case '(':
+      case ')':
+      case '{':
+      case '}':
+      case '|':
+      case '*':
+      case '+':
+      case '?':
+      case ' ':
         return static_cast<uint32_t>(c);
-      default: --at_; return error("the escape \\{} is not supported", text_.substr(at_, more() ? unicode::char_length(c) : 0));
+      default:
+        --at_;
+        return error("the escape \\{} is not supported", text_.substr(at_, more() ? unicode::char_length(c) : 0));
     }
   }
   Result<uint32_t> hex(int count) {
     uint32_t code = 0;
     for (int k = 0; k < count; ++k) {
       const char c = peek();
-      const int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+      const int digit = c >= '0' && c <= '9'   ? c - '0'
+                        : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                        : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                               : -1;
       if (digit < 0) return error("an escape with fewer than {} hexadecimal digits", count);
       code = code << 4 | static_cast<uint32_t>(digit);
       ++at_;
     }
-    if (code > CodePoints::kMax || (code >= 0xD800 && code <= 0xDFFF)) return error("an escape that is no Unicode character");
+    if (code > CodePoints::kMax || (code >= 0xD800 && code <= 0xDFFF))
+      return error("an escape that is no Unicode character");
     return code;
   }
 
@@ -230,7 +263,8 @@ class Parser {
 }  // namespace
 
 Result<RuleId> translate_ebnf(Ir& ir, std::string_view text, const GrammarLimits& limits, Budget& budget) {
-  if (const auto offset = unicode::find_invalid(text)) return invalid_argument("grammar: not valid UTF-8 at byte {}", *offset);
+  if (const auto offset = unicode::find_invalid(text))
+    return invalid_argument("grammar: not valid UTF-8 at byte {}", *offset);
   return Parser(ir, text, limits, budget).run();
 }
 

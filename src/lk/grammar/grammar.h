@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Structured output: a JSON schema, regular expression, list of choices or EBNF grammar, compiled once into a byte-level automaton
-// and turned into the set of tokens that may come next. Compilation is bounded in time, memory and size; matching is exact: every
-// sampled text is a prefix of a text of the language, and the end token is allowed exactly where a text of the language ends.
+// Structured output: a JSON schema, regular expression, list of choices or EBNF grammar, compiled once into a
+// byte-level automaton and turned into the set of tokens that may come next. Compilation is bounded in time, memory and
+// size; matching is exact: every sampled text is a prefix of a text of the language, and the end token is allowed
+// exactly where a text of the language ends.
 #pragma once
 
 #include <chrono>
@@ -26,7 +27,7 @@ struct GrammarSpec {
 struct GrammarLimits {
   int64_t max_source_bytes = 64 << 10;
   int64_t max_compiled_bytes = 32 << 20;
-  int max_depth = 64;                        // nesting of schema and pattern, not of the generated text
+  int max_depth = 64;  // nesting of schema and pattern, not of the generated text
   std::chrono::milliseconds compile_timeout{2'000};
 };
 
@@ -34,7 +35,8 @@ struct GrammarLimits {
 class TokenVocabulary {
  public:
   // `end_tokens` end a text (end of sequence, end of turn).
-  static std::shared_ptr<const TokenVocabulary> create(const Tokenizer& tokenizer, int64_t vocab_size, std::span<const int32_t> end_tokens);
+  static std::shared_ptr<const TokenVocabulary> create(const Tokenizer& tokenizer, int64_t vocab_size,
+                                                       std::span<const int32_t> end_tokens);
   virtual ~TokenVocabulary() = default;
   virtual int64_t size() const = 0;
 };
@@ -42,7 +44,8 @@ class TokenVocabulary {
 class Grammar;  // compiled, immutable, shared between requests
 
 // kInvalidArgument with the place and the reason: syntax, an unsupported keyword (by name), a limit.
-Result<std::shared_ptr<const Grammar>> compile_grammar(const GrammarSpec& spec, std::shared_ptr<const TokenVocabulary> vocabulary,
+Result<std::shared_ptr<const Grammar>> compile_grammar(const GrammarSpec& spec,
+                                                       std::shared_ptr<const TokenVocabulary> vocabulary,
                                                        const GrammarLimits& limits = {});
 int64_t grammar_bytes(const Grammar& grammar);  // memory it holds, masks cached so far included
 
@@ -63,8 +66,8 @@ class GrammarState {
   std::unique_ptr<Impl> impl_;
 };
 
-// Compiled grammars by specification, least recently used out first, bounded in bytes. Thread safe; compiles on the caller's
-// thread, once per specification even when many ask at once.
+// Compiled grammars by specification, least recently used out first, bounded in bytes. Thread safe; compiles on the
+// caller's thread, once per specification even when many ask at once.
 class GrammarCache {
  public:
   GrammarCache(std::shared_ptr<const TokenVocabulary> vocabulary, int64_t max_bytes, GrammarLimits limits = {});

@@ -42,7 +42,8 @@ void add_utf8(Ir& ir, uint32_t first, uint32_t last, std::vector<Expr>& out) {
   std::vector<Expr> parts;
   for (int k = following; k >= 0; --k) {
     const uint32_t from = first >> (6 * k), to = last >> (6 * k);
-    parts.push_back(ir.bytes(k == following ? byte_range(lead | from, lead | to) : byte_range(0x80 | (from & 0x3F), 0x80 | (to & 0x3F))));
+    parts.push_back(ir.bytes(k == following ? byte_range(lead | from, lead | to)
+                                            : byte_range(0x80 | (from & 0x3F), 0x80 | (to & 0x3F))));
   }
   out.push_back(ir.seq(std::move(parts)));
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every kind of grammar is first translated into: rules over bytes, as expressions that share parts. Expressions are
-// expanded where they are used, except rules, which the automaton may call.
+// What every kind of grammar is first translated into: rules over bytes, as expressions that share parts. Expressions
+// are expanded where they are used, except rules, which the automaton may call.
 #pragma once
 
 #include <bitset>

@@ -28,7 +28,9 @@ class Fractions {
   }
 
  private:
-  char digit(const NumberBound& bound, size_t at) const { return at < bound.fraction.size() ? bound.fraction[at] : '0'; }
+  char digit(const NumberBound& bound, size_t at) const {
+    return at < bound.fraction.size() ? bound.fraction[at] : '0';
+  }
   bool rest_is_zero(const NumberBound& bound, size_t at) const {
     return at >= bound.fraction.size() || bound.fraction.find_first_not_of('0', at) == std::string::npos;
   }
@@ -37,7 +39,8 @@ class Fractions {
     return high == nullptr || !rest_is_zero(*high, at) || !high->exclusive;
   }
   Expr rest(size_t at, const NumberBound* low, const NumberBound* high) {
-    if (low == nullptr && high == nullptr) return ir_.repeat(ir_.bytes(digit_range('0', '9')), 0, static_cast<int>(length_ - at));
+    if (low == nullptr && high == nullptr)
+      return ir_.repeat(ir_.bytes(digit_range('0', '9')), 0, static_cast<int>(length_ - at));
     return ir_.alt({may_stop(at, low, high) ? ir_.empty() : ir_.never(), step(at, low, high)});
   }
   Expr step(size_t at, const NumberBound* low, const NumberBound* high) {
@@ -63,7 +66,9 @@ class Fractions {
 // Texts of as many digits as both ends have.
 Expr JsonRules::digits_between(const std::string& low, const std::string& high) {
   if (low.empty()) return ir_.empty();
-  const auto free = [&](size_t count) { return ir_.repeat(ir_.bytes(digit_range('0', '9')), static_cast<int>(count), static_cast<int>(count)); };
+  const auto free = [&](size_t count) {
+    return ir_.repeat(ir_.bytes(digit_range('0', '9')), static_cast<int>(count), static_cast<int>(count));
+  };
   const size_t rest = low.size() - 1;
   const auto one = [&](char c) { return ir_.bytes(digit_range(c, c)); };
   if (low[0] == high[0]) return ir_.seq({one(low[0]), digits_between(low.substr(1), high.substr(1))});
@@ -89,7 +94,9 @@ Expr JsonRules::magnitude_between(uint64_t low, uint64_t high) {
 }
 
 Expr JsonRules::integer_between(std::optional<int64_t> low, std::optional<int64_t> high) {
-  const auto magnitude = [](int64_t value) { return value < 0 ? 0 - static_cast<uint64_t>(value) : static_cast<uint64_t>(value); };
+  const auto magnitude = [](int64_t value) {
+    return value < 0 ? 0 - static_cast<uint64_t>(value) : static_cast<uint64_t>(value);
+  };
   std::vector<Expr> parts;
   if (!high.has_value() || *high >= 0) {
     const uint64_t from = low.has_value() && *low > 0 ? magnitude(*low) : 0;
@@ -125,7 +132,8 @@ Expr JsonRules::positive_between(const std::optional<NumberBound>& low, const st
   if (first == last) return ir_.seq({literal(first), fractions.build(&from, &*high)});
   std::vector<Expr> parts{ir_.seq({literal(first), fractions.build(&from, nullptr)}),
                           ir_.seq({literal(last), fractions.build(nullptr, &*high)})};
-  if (first + 1 < last) parts.push_back(ir_.seq({magnitude_between(first + 1, last - 1), fractions.build(nullptr, nullptr)}));
+  if (first + 1 < last)
+    parts.push_back(ir_.seq({magnitude_between(first + 1, last - 1), fractions.build(nullptr, nullptr)}));
   return ir_.alt(std::move(parts));
 }
 

@@ -16,7 +16,8 @@ struct ShortEscape {
   uint32_t code;
   char letter;
 };
-constexpr ShortEscape kShortEscapes[] = {{'"', '"'}, {'\\', '\\'}, {'\b', 'b'}, {'\f', 'f'}, {'\n', 'n'}, {'\r', 'r'}, {'\t', 't'}};
+constexpr ShortEscape kShortEscapes[] = {{'"', '"'},  {'\\', '\\'}, {'\b', 'b'}, {'\f', 'f'},
+                                         {'\n', 'n'}, {'\r', 'r'},  {'\t', 't'}};
 
 ByteSet one_of(std::string_view bytes) {
   ByteSet set;
@@ -57,7 +58,8 @@ Expr JsonRules::call(std::optional<RuleId>& rule, const char* name) {
     const CodePoints blank{{' ', ' '}}, tab{{'\t', '\t'}};
     constexpr int kMaxIndentation = 32, kMaxTabs = 8;
     if (&rule == &space_) {
-      const Expr indentation = ir_.alt({ir_.repeat(ir_.code_points(blank), 0, kMaxIndentation), ir_.repeat(ir_.code_points(tab), 1, kMaxTabs)});
+      const Expr indentation = ir_.alt(
+          {ir_.repeat(ir_.code_points(blank), 0, kMaxIndentation), ir_.repeat(ir_.code_points(tab), 1, kMaxTabs)});
       ir_.define(*rule, ir_.alt({ir_.empty(), ir_.literal(" "), ir_.seq({ir_.literal("\n"), indentation})}));
     } else if (&rule == &string_) {
       ir_.define(*rule, define_string());
@@ -78,18 +80,21 @@ Expr JsonRules::define_string() {
   const Expr code_unit = ir_.alt({ir_.seq({ir_.bytes(one_of("0123456789abcefABCEF")), hex, hex, hex}),
                                   ir_.seq({d, ir_.bytes(one_of("01234567")), hex, hex}),
                                   ir_.seq({d, ir_.bytes(one_of("89abAB")), hex, hex, low})});
-  const Expr escape = ir_.seq({ir_.literal("\\"), ir_.alt({ir_.bytes(one_of("\"\\/bfnrt")), ir_.seq({ir_.literal("u"), code_unit})})});
+  const Expr escape =
+      ir_.seq({ir_.literal("\\"), ir_.alt({ir_.bytes(one_of("\"\\/bfnrt")), ir_.seq({ir_.literal("u"), code_unit})})});
   return string_of(ir_.repeat(ir_.alt({ir_.code_points(escaped().inverted()), escape}), 0, kUnbounded));
 }
 
 Expr JsonRules::define_number(bool integer) {
   constexpr int kMaxDigits = 18, kMaxExponentDigits = 2;
   const Expr digit = ir_.bytes(one_of("0123456789"));
-  const Expr whole = ir_.seq({ir_.optional(ir_.literal("-")),
-                              ir_.alt({ir_.literal("0"), ir_.seq({ir_.bytes(one_of("123456789")), ir_.repeat(digit, 0, kMaxDigits - 1)})})});
+  const Expr whole = ir_.seq(
+      {ir_.optional(ir_.literal("-")),
+       ir_.alt({ir_.literal("0"), ir_.seq({ir_.bytes(one_of("123456789")), ir_.repeat(digit, 0, kMaxDigits - 1)})})});
   if (integer) return whole;
   const Expr fraction = ir_.seq({ir_.literal("."), ir_.repeat(digit, 1, kMaxDigits)});
-  const Expr exponent = ir_.seq({ir_.bytes(one_of("eE")), ir_.optional(ir_.bytes(one_of("+-"))), ir_.repeat(digit, 1, kMaxExponentDigits)});
+  const Expr exponent = ir_.seq(
+      {ir_.bytes(one_of("eE")), ir_.optional(ir_.bytes(one_of("+-"))), ir_.repeat(digit, 1, kMaxExponentDigits)});
   return ir_.seq({whole, ir_.optional(fraction), ir_.optional(exponent)});
 }
 
@@ -131,7 +136,8 @@ Expr JsonRules::constant(const boost::json::value& value) {
 
 Expr JsonRules::object(const std::vector<Property>& properties, Expr additional) {
   const auto count = static_cast<uint32_t>(properties.size());
-  // Two rows of states: none[i], no property written and the first i decided; some[i], at least one written. entry[i] begins one.
+  // Two rows of states: none[i], no property written and the first i decided; some[i], at least one written. entry[i]
+  // begins one.
   const auto none = [&](uint32_t i) { return i; };
   const auto some = [&](uint32_t i) { return count + 1 + i; };
   const auto entry = [&](uint32_t i) { return 2 * (count + 1) + i; };
@@ -188,7 +194,8 @@ Expr JsonRules::array(const std::vector<Expr>& prefix, Expr items, int64_t min, 
     edges.push_back({end, end + 2, ir_.empty()});
   }
   const uint32_t last = max == kUnbounded ? end + 2 : end;
-  return ir_.seq({ir_.literal("["), space(), ir_.graph(static_cast<int>(last) + 1, std::move(edges)), ir_.literal("]")});
+  return ir_.seq(
+      {ir_.literal("["), space(), ir_.graph(static_cast<int>(last) + 1, std::move(edges)), ir_.literal("]")});
 }
 
 Expr JsonRules::reuse(Expr expr, bool often) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The parts of JSON as expressions: strings, numbers, white space, objects and arrays. White space is bounded: one space, or a line
-// end and an indentation, after "{", "[" and ",", and before "}" and "]"; one space after ":".
+// The parts of JSON as expressions: strings, numbers, white space, objects and arrays. White space is bounded: one
+// space, or a line end and an indentation, after "{", "[" and ",", and before "}" and "]"; one space after ":".
 #pragma once
 
 #include <boost/json/value.hpp>
@@ -44,7 +44,8 @@ class JsonRules {
   Expr spell(const CodePoints& set);  // one character of the set in its canonical spelling
   Expr constant(const boost::json::value& value);
 
-  // Properties in this order, then any number of additional ones (never(): none), whose keys are different from all `properties`.
+  // Properties in this order, then any number of additional ones (never(): none), whose keys are different from all
+  // `properties`.
   Expr object(const std::vector<Property>& properties, Expr additional);
   Expr any_object() { return object({}, value()); }
   // prefix[0], prefix[1], ..., then any number of `items`; `min` to `max` elements altogether.

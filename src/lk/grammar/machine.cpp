@@ -52,7 +52,8 @@ class Closure {
     if (state_.kernel.empty() && !state_.ends) return kDead;
     if (const auto known = arena_.find_state(state_.kernel, state_.ends)) return *known;
     for (const Work& work : work_) call(work.item.node, {work.item.frame, false}, arena_.frame(work.item.frame).depth);
-    for (size_t k = 0; k < inner_.size(); ++k) call(inner_[k].first, {inner_[k].second, true}, temps_[inner_[k].second].depth);
+    for (size_t k = 0; k < inner_.size(); ++k)
+      call(inner_[k].first, {inner_[k].second, true}, temps_[inner_[k].second].depth);
     finish();
     state_.next.assign(a_.num_classes, kUnknown);
     return arena_.add_state(std::move(state_));
@@ -114,7 +115,8 @@ class Closure {
       if (call.tail || !fits(depth + 1, start)) continue;
       Temp& callee = temps_[find_temp(call.rule, depth + 1, start)];
       const std::pair<uint32_t, Ref> back{call.target, frame};
-      if (std::find(callee.returns.begin(), callee.returns.end(), back) == callee.returns.end()) callee.returns.push_back(back);
+      if (std::find(callee.returns.begin(), callee.returns.end(), back) == callee.returns.end())
+        callee.returns.push_back(back);
     }
   }
 
@@ -137,7 +139,8 @@ class Closure {
   void finish() {
     std::vector<uint32_t> order(temps_.size());
     for (uint32_t k = 0; k < order.size(); ++k) order[k] = k;
-    std::stable_sort(order.begin(), order.end(), [&](uint32_t x, uint32_t y) { return temps_[x].depth < temps_[y].depth; });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](uint32_t x, uint32_t y) { return temps_[x].depth < temps_[y].depth; });
     std::vector<FrameId> ids(temps_.size());
     const auto id_of = [&](Ref ref) { return ref.temp ? ids[ref.frame] : ref.frame; };
     for (const uint32_t k : order) {
@@ -170,7 +173,8 @@ StateId Machine::move(Arena& arena, StateId from, uint8_t c) const {
   std::vector<Item> items;
   for (const Item& item : arena.state(from).shift) {
     const uint32_t to = a_.next[size_t{item.node} * a_.num_classes + c];
-    if (to != kNoNode && arena.frame(item.frame).depth + a_.height[to] <= kMaxOpenCalls) items.push_back({to, item.frame});
+    if (to != kNoNode && arena.frame(item.frame).depth + a_.height[to] <= kMaxOpenCalls)
+      items.push_back({to, item.frame});
   }
   const StateId to = items.empty() ? kDead : close(arena, items);
   arena.state(from).next[c] = to;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs an Automaton over bytes. A state is a set of (node, frame) items; a frame is a set of places to return to, so that frames
-// form a graph and an ambiguous grammar does not multiply its stacks. States and frames are interned in an arena and their
-// transitions remembered: what was computed once is a table lookup for every later text of the grammar.
+// Runs an Automaton over bytes. A state is a set of (node, frame) items; a frame is a set of places to return to, so
+// that frames form a graph and an ambiguous grammar does not multiply its stacks. States and frames are interned in an
+// arena and their transitions remembered: what was computed once is a table lookup for every later text of the grammar.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,8 @@ using StateId = uint32_t;
 using FrameId = uint32_t;
 inline constexpr StateId kDead = ~0u;
 inline constexpr StateId kUnknown = ~0u - 1;  // a transition that was not asked for yet
-inline constexpr FrameId kBottom = 0;  // the frame of the root rule, or what lies below in a mask that does not depend on it
+inline constexpr FrameId kBottom =
+    0;  // the frame of the root rule, or what lies below in a mask that does not depend on it
 
 struct Item {
   uint32_t node;
@@ -54,10 +55,10 @@ class Arena {
     TokenSet own;
   };
   struct State {
-    std::vector<Item> kernel;  // what identifies the state: sorted, without what follows from calls
-    std::vector<Item> shift;   // items that move on a byte
-    bool ends = false;         // the bottom frame is left here
-    int depth = 0;             // most open calls of any item
+    std::vector<Item> kernel;   // what identifies the state: sorted, without what follows from calls
+    std::vector<Item> shift;    // items that move on a byte
+    bool ends = false;          // the bottom frame is left here
+    int depth = 0;              // most open calls of any item
     std::vector<StateId> next;  // [class]
     std::unique_ptr<StateMask> mask;
   };

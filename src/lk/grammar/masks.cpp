@@ -7,8 +7,8 @@
 namespace lk::grammar {
 namespace {
 
-// What the computation of one mask may add to the arena, as a measure of its time. A grammar that needs more loses tokens in this
-// mask: never a wrong one, never all.
+// What the computation of one mask may add to the arena, as a measure of its time. A grammar that needs more loses
+// tokens in this mask: never a wrong one, never all.
 constexpr int64_t kMaxMaskBytes = 4 << 20;
 
 void set(std::vector<uint64_t>& words, uint32_t token) { words[token / 64] |= uint64_t{1} << (token % 64); }
@@ -22,15 +22,21 @@ struct MaskBuilder::Walk {
   Arena& arena;
   std::vector<uint64_t>& words;
   std::vector<uint32_t>* left = nullptr;  // receives the subtrees that left the bottom frame and did not survive in it
-  std::vector<StateId> stack;             // [depth]; kSimple | node for a lone item on the bottom frame that calls and ends nothing
-  std::vector<uint8_t> escaped;           // [depth] the bottom frame was left on the way
+  std::vector<StateId>
+      stack;  // [depth]; kSimple | node for a lone item on the bottom frame that calls and ends nothing
+  std::vector<uint8_t> escaped;  // [depth] the bottom frame was left on the way
   int depth = 0;
   int64_t limit;  // of the arena's memory
   bool found = false;
 
   Walk(const MaskBuilder& masks, Arena& to, std::vector<uint64_t>& tokens, int64_t memory)
-      : machine(masks.machine_), vocabulary(masks.vocabulary_), arena(to), words(tokens), stack(vocabulary.max_depth() + 1, kDead),
-        escaped(vocabulary.max_depth() + 1, 0), limit(memory) {}
+      : machine(masks.machine_),
+        vocabulary(masks.vocabulary_),
+        arena(to),
+        words(tokens),
+        stack(vocabulary.max_depth() + 1, kDead),
+        escaped(vocabulary.max_depth() + 1, 0),
+        limit(memory) {}
 
   void run_all(StateId from) {
     stack[0] = from;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which tokens may follow a state: a walk of the token trie, done once per node of the automaton for all that does not depend on
-// the frames below it, and completed per state with the tokens that leave the node's rule.
+// Which tokens may follow a state: a walk of the token trie, done once per node of the automaton for all that does not
+// depend on the frames below it, and completed per state with the tokens that leave the node's rule.
 #pragma once
 
 #include "lk/grammar/machine.h"

@@ -93,13 +93,15 @@ class Parser {
         bounds = *parsed;
       } else {
         const size_t digits = pattern_.find_first_not_of("0123456789", at_ + 2);
-        if (pattern_.substr(at_).starts_with("{,") && digits > at_ + 2 && digits != pattern_.npos && pattern_[digits] == '}')
+        if (pattern_.substr(at_).starts_with("{,") && digits > at_ + 2 && digits != pattern_.npos &&
+            pattern_[digits] == '}')
           return error("\"{{,n}}\" is read differently by different readers; write {{0,n}}");
         break;
       }
       if (quantifiers > 0) return error("a quantifier after a quantifier");
       if (bounds.min > kMaxRepeat || bounds.max > kMaxRepeat) return error("more than {} repetitions", kMaxRepeat);
-      if (bounds.max != kUnbounded && bounds.max < bounds.min) return error("a repetition whose maximum is below its minimum");
+      if (bounds.max != kUnbounded && bounds.max < bounds.min)
+        return error("a repetition whose maximum is below its minimum");
       part = ir_.repeat(part, static_cast<int>(bounds.min), static_cast<int>(bounds.max));
       take("?");  // lazy: the same texts
       if (more() && pattern_[at_] == '+') return error("possessive quantifiers are not supported");
@@ -156,31 +158,55 @@ class Parser {
     const char c = pattern_[at_++];
     const auto single = [](uint32_t code) { return CodePoints{{code, code}}; };
     switch (c) {
-      case 'd': return digits();
-      case 'D': return digits().inverted();
-      case 'w': return word();
-      case 'W': return word().inverted();
-      case 's': return space();
-      case 'S': return space().inverted();
-      case 'n': return single('\n');
-      case 'r': return single('\r');
-      case 't': return single('\t');
-      case 'f': return single('\f');
-      case 'v': return single('\v');
+      case 'd':
+        return digits();
+      case 'D':
+        return digits().inverted();
+      case 'w':
+        return word();
+      case 'W':
+        return word().inverted();
+      case 's':
+        return space();
+      case 'S':
+        return space().inverted();
+      case 'n':
+        return single('\n');
+      case 'r':
+        return single('\r');
+      case 't':
+        return single('\t');
+      case 'f':
+        return single('\f');
+      case 'v':
+        return single('\v');
       case '0':
         if (more() && pattern_[at_] >= '0' && pattern_[at_] <= '9') return error("octal escapes are not supported");
         return single(0);
-      case 'x': return hex(2);
-      case 'u': return take("{") ? braced_hex() : hex(4);
-      case 'U': return hex(8);
+      case 'x':
+        return hex(2);
+      case 'u':
+        return take("{") ? braced_hex() : hex(4);
+      case 'U':
+        return hex(8);
       case 'b':
         if (in_class) return single('\b');
         return error("word boundaries (\\b) are not supported");
-      case 'B': return error("word boundaries (\\B) are not supported");
-      case 'A': case 'z': case 'Z': case 'G': return error("the anchor \\{} is not supported; use ^ and $", c);
-      case 'p': case 'P': return error("Unicode properties (\\{}) are not supported", c);
-      case 'k': case 'g': return error("backreferences are not supported");
-      default: break;
+      case 'B':
+        return error("word boundaries (\\B) are not supported");
+      case 'A':
+      case 'z':
+      case 'Z':
+      case 'G':
+        return error("the anchor \\{} is not supported; use ^ and $", c);
+      case 'p':
+      case 'P':
+        return error("Unicode properties (\\{}) are not supported", c);
+      case 'k':
+      case 'g':
+        return error("backreferences are not supported");
+      default:
+        break;
     }
     if (c >= '1' && c <= '9') return error("backreferences are not supported");
     if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z')) return error("the escape \\{} is not supported", c);
@@ -191,10 +217,14 @@ class Parser {
   }
 
   static int hex_digit(char c) {
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+    return c >= '0' && c <= '9'   ? c - '0'
+           : c >= 'a' && c <= 'f' ? c - 'a' + 10
+           : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                  : -1;
   }
   Result<CodePoints> checked(uint32_t code) {
-    if (code > CodePoints::kMax || (code >= 0xD800 && code <= 0xDFFF)) return error("an escape that is no Unicode character");
+    if (code > CodePoints::kMax || (code >= 0xD800 && code <= 0xDFFF))
+      return error("an escape that is no Unicode character");
     return CodePoints{{code, code}};
   }
   Result<CodePoints> hex(int count) {
@@ -210,7 +240,8 @@ class Parser {
   Result<CodePoints> braced_hex() {
     uint32_t code = 0;
     int count = 0;
-    for (; more() && hex_digit(pattern_[at_]) >= 0 && count < 6; ++at_, ++count) code = code << 4 | static_cast<uint32_t>(hex_digit(pattern_[at_]));
+    for (; more() && hex_digit(pattern_[at_]) >= 0 && count < 6; ++at_, ++count)
+      code = code << 4 | static_cast<uint32_t>(hex_digit(pattern_[at_]));
     if (count == 0 || !take("}")) return error("\\u{{...}} needs 1 to 6 hexadecimal digits");
     return checked(code);
   }
@@ -229,10 +260,12 @@ class Parser {
       if (pattern_[at_] == ']') return error("an empty character class is not supported; write \\] for the character");
       if (pattern_[at_] == '[') {
         // Plain in most dialects, a nested or POSIX class in others: refuse what is read differently.
-        if (at_ + 1 < pattern_.size() && (pattern_[at_ + 1] == ':' || pattern_[at_ + 1] == '.' || pattern_[at_ + 1] == '='))
+        if (at_ + 1 < pattern_.size() &&
+            (pattern_[at_ + 1] == ':' || pattern_[at_ + 1] == '.' || pattern_[at_ + 1] == '='))
           return error("POSIX classes are not supported");
       }
-      if (take("&&") || take("--") || take("~~")) return error("set operations in a character class are not supported; escape the character");
+      if (take("&&") || take("--") || take("~~"))
+        return error("set operations in a character class are not supported; escape the character");
       LK_ASSIGN_OR_RETURN(const CodePoints low, character(true));
       const bool range = at_ + 1 < pattern_.size() && pattern_[at_] == '-' && pattern_[at_ + 1] != ']';
       if (!range) {
@@ -241,7 +274,9 @@ class Parser {
       }
       ++at_;
       LK_ASSIGN_OR_RETURN(const CodePoints high, character(true));
-      const auto single = [](const CodePoints& s) { return s.ranges.size() == 1 && s.ranges[0].first == s.ranges[0].second; };
+      const auto single = [](const CodePoints& s) {
+        return s.ranges.size() == 1 && s.ranges[0].first == s.ranges[0].second;
+      };
       if (!single(low) || !single(high)) return error("a range that begins or ends with a class");
       if (low.ranges[0].first > high.ranges[0].first) return error("a range whose end is before its beginning");
       set.add(low.ranges[0].first, high.ranges[0].first);
@@ -265,7 +300,8 @@ std::optional<Bounds> parse_bounds(std::string_view text, size_t& at) {
   const auto number = [&]() -> std::optional<int64_t> {
     const size_t begin = pos;
     int64_t value = 0;
-    for (; pos < text.size() && text[pos] >= '0' && text[pos] <= '9'; ++pos) value = std::min<int64_t>(value * 10 + (text[pos] - '0'), int64_t{1} << 40);
+    for (; pos < text.size() && text[pos] >= '0' && text[pos] <= '9'; ++pos)
+      value = std::min<int64_t>(value * 10 + (text[pos] - '0'), int64_t{1} << 40);
     return pos == begin ? std::nullopt : std::optional(value);
   };
   if (pos >= text.size() || text[pos++] != '{') return std::nullopt;
@@ -283,7 +319,8 @@ std::optional<Bounds> parse_bounds(std::string_view text, size_t& at) {
 }
 
 Result<Expr> parse_regex(Ir& ir, std::string_view pattern, const RegexOptions& options, Budget& budget) {
-  if (const auto offset = unicode::find_invalid(pattern)) return invalid_argument("pattern: not valid UTF-8 at byte {}", *offset);
+  if (const auto offset = unicode::find_invalid(pattern))
+    return invalid_argument("pattern: not valid UTF-8 at byte {}", *offset);
   return Parser(ir, pattern, options, budget).run();
 }
 

@@ -15,8 +15,8 @@ struct RegexOptions {
   int max_depth = 64;
   // How a character of a set is written; empty: in UTF-8.
   std::function<Expr(const CodePoints&)> spell;
-  // JSON Schema: the text matches when a part of it does, and '.' stops at the line ends of ECMA-262. Otherwise the whole text
-  // must match and '.' stops at \n only.
+  // JSON Schema: the text matches when a part of it does, and '.' stops at the line ends of ECMA-262. Otherwise the
+  // whole text must match and '.' stops at \n only.
   bool search = false;
 };
 

@@ -48,8 +48,10 @@ class SchemaCompiler {
 
   Result<Expr> compile(const json::value& schema, const std::string& where, int depth) {
     if (!budget_.spend(0)) return budget_.status();
-    if (ir_.memory() > limits_.max_compiled_bytes) return invalid_argument("{}: the schema is too large when compiled", where);
-    if (depth > limits_.max_depth) return invalid_argument("{}: schemas are nested more than {} deep", where, limits_.max_depth);
+    if (ir_.memory() > limits_.max_compiled_bytes)
+      return invalid_argument("{}: the schema is too large when compiled", where);
+    if (depth > limits_.max_depth)
+      return invalid_argument("{}: schemas are nested more than {} deep", where, limits_.max_depth);
     if (const bool* any = schema.if_bool()) return *any ? rules_.value() : ir_.never();
     const json::object* object = schema.if_object();
     if (object == nullptr) return invalid_argument("{}: a schema must be an object or a boolean", where);
@@ -80,9 +82,10 @@ class SchemaCompiler {
 
   Status check_keywords(const json::object& schema, const std::string& where) const {
     static const std::vector<std::string_view> known = {
-        "type",      "enum",     "const",   "properties", "required",         "additionalProperties", "items",   "prefixItems", "minItems",
-        "maxItems",  "minLength", "maxLength", "pattern", "format",           "minimum",              "maximum", "exclusiveMinimum",
-        "exclusiveMaximum", "anyOf", "oneOf", "allOf",    "$ref"};
+        "type",    "enum",        "const",    "properties", "required",         "additionalProperties",
+        "items",   "prefixItems", "minItems", "maxItems",   "minLength",        "maxLength",
+        "pattern", "format",      "minimum",  "maximum",    "exclusiveMinimum", "exclusiveMaximum",
+        "anyOf",   "oneOf",       "allOf",    "$ref"};
     for (const auto& [key, value] : schema) {
       const std::string_view keyword(key);
       if (is_annotation(keyword) || std::find(known.begin(), known.end(), keyword) != known.end()) continue;
@@ -94,7 +97,8 @@ class SchemaCompiler {
 
   Result<Expr> any_of(const json::object& schema, const char* keyword, const std::string& where, int depth) {
     const json::array* branches = schema.at(keyword).if_array();
-    if (branches == nullptr || branches->empty()) return invalid_argument("{}: \"{}\" must be a non-empty array", where, keyword);
+    if (branches == nullptr || branches->empty())
+      return invalid_argument("{}: \"{}\" must be a non-empty array", where, keyword);
     json::object rest = schema;
     rest.erase(keyword);
     if (std::string_view(keyword) == "oneOf") {
@@ -103,8 +107,10 @@ class SchemaCompiler {
           if (!budget_.spend(0)) return budget_.status();
           LK_ASSIGN_OR_RETURN(const bool disjoint, document_.disjoint((*branches)[a], (*branches)[b], where));
           if (disjoint) continue;
-          return invalid_argument("{}: \"oneOf\" is supported when types, constants or required properties show that no two branches hold "
-                                  "together; branches {} and {} might: use \"anyOf\"", where, a, b);
+          return invalid_argument(
+              "{}: \"oneOf\" is supported when types, constants or required properties show that no two branches hold "
+              "together; branches {} and {} might: use \"anyOf\"",
+              where, a, b);
         }
       }
     }
@@ -124,11 +130,14 @@ class SchemaCompiler {
     return ir_.alt(std::move(parts));
   }
 
-  Result<Expr> enumeration(const json::object& schema, const std::vector<json::value>& constants, const std::string& where) {
-    LK_ASSIGN_OR_RETURN(const unsigned types, schema.contains("type") ? types_of(schema, where) : Result<unsigned>(kAnyType));
+  Result<Expr> enumeration(const json::object& schema, const std::vector<json::value>& constants,
+                           const std::string& where) {
+    LK_ASSIGN_OR_RETURN(const unsigned types,
+                        schema.contains("type") ? types_of(schema, where) : Result<unsigned>(kAnyType));
     for (const auto& [key, value] : schema) {
       if (is_annotation(key) || key == "enum" || key == "const" || key == "type") continue;
-      return invalid_argument("{}: the keyword \"{}\" beside \"enum\" or \"const\" is not supported", where, std::string_view(key));
+      return invalid_argument("{}: the keyword \"{}\" beside \"enum\" or \"const\" is not supported", where,
+                              std::string_view(key));
     }
     std::vector<Expr> parts;
     for (const json::value& constant : constants) {
@@ -170,12 +179,14 @@ class SchemaCompiler {
   }
 
   // A limit such as "minLength"; `fallback` if absent.
-  Result<int64_t> count(const json::object& schema, const char* keyword, int64_t fallback, const std::string& where) const {
+  Result<int64_t> count(const json::object& schema, const char* keyword, int64_t fallback,
+                        const std::string& where) const {
     const json::value* value = schema.if_contains(keyword);
     if (value == nullptr) return fallback;
     int64_t number = -1;
     if (const auto* i = value->if_int64()) number = *i;
-    if (const auto* d = value->if_double(); d != nullptr && *d >= 0 && *d <= 1e9 && *d == std::floor(*d)) number = static_cast<int64_t>(*d);
+    if (const auto* d = value->if_double(); d != nullptr && *d >= 0 && *d <= 1e9 && *d == std::floor(*d))
+      number = static_cast<int64_t>(*d);
     if (value->is_uint64()) number = int64_t{1} << 40;
     if (number < 0) return invalid_argument("{}: \"{}\" must be a whole number that is not negative", where, keyword);
     if (number > kMaxRepeat) return invalid_argument("{}: \"{}\" is more than {}", where, keyword, kMaxRepeat);
@@ -186,7 +197,9 @@ class SchemaCompiler {
     LK_ASSIGN_OR_RETURN(const int64_t min, count(schema, "minLength", 0, where));
     LK_ASSIGN_OR_RETURN(const int64_t max, count(schema, "maxLength", kUnbounded, where));
     if (max != kUnbounded && min > max) return ir_.never();
-    const RegexOptions search{.max_depth = limits_.max_depth, .spell = [this](const CodePoints& set) { return rules_.spell(set); }, .search = true};
+    const RegexOptions search{.max_depth = limits_.max_depth,
+                              .spell = [this](const CodePoints& set) { return rules_.spell(set); },
+                              .search = true};
     std::vector<Expr> conditions;
     if (const json::value* pattern = schema.if_contains("pattern")) {
       if (!pattern->is_string()) return invalid_argument("{}: \"pattern\" must be a string", where);
@@ -197,7 +210,9 @@ class SchemaCompiler {
     if (const json::value* format = schema.if_contains("format")) {
       if (!format->is_string()) return invalid_argument("{}: \"format\" must be a string", where);
       const std::string_view pattern = format_pattern(std::string_view(format->get_string()));
-      if (pattern.empty()) return invalid_argument("{}: the format \"{}\" is not supported", where, std::string_view(format->get_string()));
+      if (pattern.empty())
+        return invalid_argument("{}: the format \"{}\" is not supported", where,
+                                std::string_view(format->get_string()));
       RegexOptions whole = search;
       whole.search = false;
       LK_ASSIGN_OR_RETURN(const Expr expr, parse_regex(ir_, pattern, whole, budget_));
@@ -218,7 +233,8 @@ class SchemaCompiler {
     if (const json::value* list = schema.if_contains("prefixItems")) {
       if (!list->is_array()) return invalid_argument("{}: \"prefixItems\" must be an array", where);
       for (const json::value& item : list->get_array()) {
-        LK_ASSIGN_OR_RETURN(const Expr expr, compile(item, fmt::format("{}/prefixItems/{}", where, prefix.size()), depth + 1));
+        LK_ASSIGN_OR_RETURN(const Expr expr,
+                            compile(item, fmt::format("{}/prefixItems/{}", where, prefix.size()), depth + 1));
         prefix.push_back(expr);
       }
     }
@@ -242,7 +258,9 @@ class SchemaCompiler {
         required.emplace_back(name.get_string());
       }
     }
-    const auto is_required = [&](std::string_view name) { return std::find(required.begin(), required.end(), name) != required.end(); };
+    const auto is_required = [&](std::string_view name) {
+      return std::find(required.begin(), required.end(), name) != required.end();
+    };
     std::vector<Property> properties;
     if (const json::value* list = schema.if_contains("properties")) {
       if (!list->is_object()) return invalid_argument("{}: \"properties\" must be an object", where);
@@ -258,7 +276,8 @@ class SchemaCompiler {
     }
     if (!required.empty()) additional = rules_.reuse(additional);
     for (const std::string& name : required) {  // required, but not described
-      const bool listed = std::any_of(properties.begin(), properties.end(), [&](const Property& p) { return p.key == name; });
+      const bool listed =
+          std::any_of(properties.begin(), properties.end(), [&](const Property& p) { return p.key == name; });
       if (!listed) properties.push_back({name, additional, true});
     }
     return rules_.object(properties, additional);

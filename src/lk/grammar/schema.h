@@ -15,7 +15,15 @@
 namespace lk::grammar {
 
 // The types of JSON as bits. kInteger is part of kNumber, which has both.
-enum TypeBits : unsigned { kNull = 1, kBoolean = 2, kInteger = 4, kFraction = 8, kString = 16, kArray = 32, kObject = 64 };
+enum TypeBits : unsigned {
+  kNull = 1,
+  kBoolean = 2,
+  kInteger = 4,
+  kFraction = 8,
+  kString = 16,
+  kArray = 32,
+  kObject = 64
+};
 inline constexpr unsigned kNumber = kInteger | kFraction, kAnyType = 127;
 
 unsigned type_of(const boost::json::value& value);
@@ -28,22 +36,27 @@ class SchemaDocument {
   const boost::json::value& root() const { return root_; }
   Result<const boost::json::value*> resolve(std::string_view reference, const std::string& where) const;
   // A schema that holds where both do, without "$ref" and "allOf" of its own.
-  Result<boost::json::value> merge(const boost::json::value& a, const boost::json::value& b, const std::string& where, int depth = 0) const;
+  Result<boost::json::value> merge(const boost::json::value& a, const boost::json::value& b, const std::string& where,
+                                   int depth = 0) const;
   // `schema` with its "allOf", and its "$ref" when other keywords stand beside it, merged into it.
   Result<boost::json::value> flatten(const boost::json::value& schema, const std::string& where, int depth = 0) const;
   // Whether no value is valid for both, as far as types, constants and required properties show.
   Result<bool> disjoint(const boost::json::value& a, const boost::json::value& b, const std::string& where) const;
 
  private:
-  Result<boost::json::object> merge_objects(const boost::json::object& a, const boost::json::object& b, const std::string& where) const;
-  Status merge_properties(const boost::json::object& a, const boost::json::object& b, boost::json::object& out, const std::string& where) const;
+  Result<boost::json::object> merge_objects(const boost::json::object& a, const boost::json::object& b,
+                                            const std::string& where) const;
+  Status merge_properties(const boost::json::object& a, const boost::json::object& b, boost::json::object& out,
+                          const std::string& where) const;
 
   boost::json::value root_;
   Budget& budget_;
 };
 
-Result<unsigned> types_of(const boost::json::object& schema, const std::string& where);  // as "type" or the other keywords say
-std::optional<std::vector<boost::json::value>> constants_of(const boost::json::object& schema);  // of "enum" and "const"
+Result<unsigned> types_of(const boost::json::object& schema,
+                          const std::string& where);  // as "type" or the other keywords say
+std::optional<std::vector<boost::json::value>> constants_of(
+    const boost::json::object& schema);  // of "enum" and "const"
 
 // The ends of "minimum" and its kin; nullopt where there is none.
 struct NumberRange {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <boost/json.hpp>
 #include <algorithm>
+#include <boost/json.hpp>
 #include <cmath>
 #include <set>
 
@@ -15,12 +15,16 @@ namespace json = boost::json;
 constexpr int kMaxMergeDepth = 64;
 
 double number_of(const json::value& value) {
-  return value.is_int64() ? static_cast<double>(value.get_int64()) : value.is_uint64() ? static_cast<double>(value.get_uint64()) : value.is_double() ? value.get_double() : 0;
+  return value.is_int64()    ? static_cast<double>(value.get_int64())
+         : value.is_uint64() ? static_cast<double>(value.get_uint64())
+         : value.is_double() ? value.get_double()
+                             : 0;
 }
 
 std::optional<unsigned> type_named(std::string_view name) {
-  static constexpr std::pair<std::string_view, unsigned> kTypes[] = {{"null", kNull}, {"boolean", kBoolean}, {"integer", kInteger}, {"number", kNumber},
-                                                                     {"string", kString}, {"array", kArray}, {"object", kObject}};
+  static constexpr std::pair<std::string_view, unsigned> kTypes[] = {
+      {"null", kNull},     {"boolean", kBoolean}, {"integer", kInteger}, {"number", kNumber},
+      {"string", kString}, {"array", kArray},     {"object", kObject}};
   for (const auto& [type, bits] : kTypes) {
     if (type == name) return bits;
   }
@@ -42,10 +46,11 @@ json::array type_list(unsigned types) {
 // Types that a keyword speaks about; 0 if about all.
 unsigned types_of_keyword(std::string_view keyword) {
   static const std::map<std::string_view, unsigned> types = {
-      {"properties", kObject}, {"required", kObject},   {"additionalProperties", kObject}, {"items", kArray},     {"prefixItems", kArray},
-      {"minItems", kArray},    {"maxItems", kArray},    {"minLength", kString},            {"maxLength", kString}, {"pattern", kString},
-      {"format", kString},     {"minimum", kNumber},    {"maximum", kNumber},              {"exclusiveMinimum", kNumber},
-      {"exclusiveMaximum", kNumber}};
+      {"properties", kObject}, {"required", kObject},         {"additionalProperties", kObject},
+      {"items", kArray},       {"prefixItems", kArray},       {"minItems", kArray},
+      {"maxItems", kArray},    {"minLength", kString},        {"maxLength", kString},
+      {"pattern", kString},    {"format", kString},           {"minimum", kNumber},
+      {"maximum", kNumber},    {"exclusiveMinimum", kNumber}, {"exclusiveMaximum", kNumber}};
   const auto at = types.find(keyword);
   return at == types.end() ? 0 : at->second;
 }
@@ -71,25 +76,34 @@ const json::object* properties_of(const json::object& schema) {
 
 unsigned type_of(const json::value& value) {
   switch (value.kind()) {
-    case json::kind::null: return kNull;
-    case json::kind::bool_: return kBoolean;
-    case json::kind::string: return kString;
-    case json::kind::array: return kArray;
-    case json::kind::object: return kObject;
-    case json::kind::double_: return value.get_double() == std::floor(value.get_double()) ? kInteger : kFraction;
-    default: return kInteger;
+    case json::kind::null:
+      return kNull;
+    case json::kind::bool_:
+      return kBoolean;
+    case json::kind::string:
+      return kString;
+    case json::kind::array:
+      return kArray;
+    case json::kind::object:
+      return kObject;
+    case json::kind::double_:
+      return value.get_double() == std::floor(value.get_double()) ? kInteger : kFraction;
+    default:
+      return kInteger;
   }
 }
 
 bool is_annotation(std::string_view keyword) {
-  static const std::set<std::string_view> names = {"title", "description", "default", "examples", "$schema", "$comment", "deprecated", "readOnly",
-                                                   "writeOnly", "$defs", "definitions", "$id", "example", "discriminator"};
+  static const std::set<std::string_view> names = {"title",       "description", "default",  "examples",     "$schema",
+                                                   "$comment",    "deprecated",  "readOnly", "writeOnly",    "$defs",
+                                                   "definitions", "$id",         "example",  "discriminator"};
   return names.contains(keyword) || keyword.starts_with("x-");
 }
 
 Result<unsigned> types_of(const json::object& schema, const std::string& where) {
   const json::value* type = schema.if_contains("type");
-  if (type == nullptr) {  // only the types that the keywords speak about: fewer than the standard allows, but what is meant
+  if (type ==
+      nullptr) {  // only the types that the keywords speak about: fewer than the standard allows, but what is meant
     unsigned types = 0;
     for (const auto& [key, value] : schema) types |= types_of_keyword(key);
     return types == 0 ? unsigned{kAnyType} : types;
@@ -98,7 +112,8 @@ Result<unsigned> types_of(const json::object& schema, const std::string& where) 
   const json::array single{*type};
   for (const json::value& name : type->is_array() ? type->get_array() : single) {
     const auto bits = name.is_string() ? type_named(std::string_view(name.get_string())) : std::nullopt;
-    if (!bits.has_value()) return invalid_argument("{}: \"type\" must be the name of a type or an array of them", where);
+    if (!bits.has_value())
+      return invalid_argument("{}: \"type\" must be the name of a type or an array of them", where);
     types |= *bits;
   }
   return types;
@@ -117,7 +132,8 @@ std::optional<std::vector<json::value>> constants_of(const json::object& schema)
 
 Result<const json::value*> SchemaDocument::resolve(std::string_view reference, const std::string& where) const {
   const auto bad = [&](const char* why) { return invalid_argument("{}: \"$ref\": \"{}\" {}", where, reference, why); };
-  if (reference.empty() || reference[0] != '#' || (reference.size() > 1 && reference[1] != '/')) return bad("must begin with \"#/\": only this document is read");
+  if (reference.empty() || reference[0] != '#' || (reference.size() > 1 && reference[1] != '/'))
+    return bad("must begin with \"#/\": only this document is read");
   const json::value* at = &root_;
   for (size_t pos = 1; pos < reference.size();) {
     const size_t end = std::min(reference.find('/', pos + 1), reference.size());
@@ -126,7 +142,10 @@ Result<const json::value*> SchemaDocument::resolve(std::string_view reference, c
       const char c = reference[k];
       const auto hex = [&](size_t i) {
         const char d = i < end ? reference[i] : 'x';
-        return d >= '0' && d <= '9' ? d - '0' : d >= 'a' && d <= 'f' ? d - 'a' + 10 : d >= 'A' && d <= 'F' ? d - 'A' + 10 : -1;
+        return d >= '0' && d <= '9'   ? d - '0'
+               : d >= 'a' && d <= 'f' ? d - 'a' + 10
+               : d >= 'A' && d <= 'F' ? d - 'A' + 10
+                                      : -1;
       };
       if (c == '~' && k + 1 < end && (reference[k + 1] == '0' || reference[k + 1] == '1')) {
         name += reference[++k] == '0' ? '~' : '/';
@@ -140,7 +159,8 @@ Result<const json::value*> SchemaDocument::resolve(std::string_view reference, c
     pos = end;
     const json::value* next = nullptr;
     if (const json::object* object = at->if_object()) next = object->if_contains(name);
-    if (const json::array* list = at->if_array(); list != nullptr && !name.empty() && name.size() < 7 && name.find_first_not_of("0123456789") == std::string::npos)
+    if (const json::array* list = at->if_array(); list != nullptr && !name.empty() && name.size() < 7 &&
+                                                  name.find_first_not_of("0123456789") == std::string::npos)
       next = list->if_contains(static_cast<size_t>(std::stoul(name)));
     if (next == nullptr) return bad("does not exist");
     at = next;
@@ -150,7 +170,9 @@ Result<const json::value*> SchemaDocument::resolve(std::string_view reference, c
 
 Result<json::value> SchemaDocument::flatten(const json::value& schema, const std::string& where, int depth) const {
   if (!budget_.spend(0)) return budget_.status();
-  if (depth > kMaxMergeDepth) return invalid_argument("{}: \"allOf\" or \"$ref\" is nested more than {} deep, or contains itself", where, kMaxMergeDepth);
+  if (depth > kMaxMergeDepth)
+    return invalid_argument("{}: \"allOf\" or \"$ref\" is nested more than {} deep, or contains itself", where,
+                            kMaxMergeDepth);
   const json::object* object = schema.if_object();
   if (object == nullptr) {
     if (schema.is_bool()) return schema;
@@ -167,7 +189,8 @@ Result<json::value> SchemaDocument::flatten(const json::value& schema, const std
     LK_ASSIGN_OR_RETURN(out, merge(*target, out, where, depth + 1));
   }
   if (const json::value* list = object->if_contains("allOf")) {
-    if (!list->is_array() || list->get_array().empty()) return invalid_argument("{}: \"allOf\" must be a non-empty array", where);
+    if (!list->is_array() || list->get_array().empty())
+      return invalid_argument("{}: \"allOf\" must be a non-empty array", where);
     for (const json::value& part : list->get_array()) {
       LK_ASSIGN_OR_RETURN(out, merge(out, part, where, depth + 1));
     }
@@ -175,7 +198,8 @@ Result<json::value> SchemaDocument::flatten(const json::value& schema, const std
   return out;
 }
 
-Result<json::value> SchemaDocument::merge(const json::value& a, const json::value& b, const std::string& where, int depth) const {
+Result<json::value> SchemaDocument::merge(const json::value& a, const json::value& b, const std::string& where,
+                                          int depth) const {
   LK_ASSIGN_OR_RETURN(const json::value x, flatten(a, where, depth + 1));
   LK_ASSIGN_OR_RETURN(const json::value y, flatten(b, where, depth + 1));
   if (const bool* any = x.if_bool()) return *any ? y : x;
@@ -184,7 +208,8 @@ Result<json::value> SchemaDocument::merge(const json::value& a, const json::valu
   return json::value(std::move(out));
 }
 
-Result<json::object> SchemaDocument::merge_objects(const json::object& a, const json::object& b, const std::string& where) const {
+Result<json::object> SchemaDocument::merge_objects(const json::object& a, const json::object& b,
+                                                   const std::string& where) const {
   json::object out;
   for (const auto& [key, value] : a) {
     if (!is_annotation(key)) out[key] = value;
@@ -192,16 +217,19 @@ Result<json::object> SchemaDocument::merge_objects(const json::object& a, const 
   LK_RETURN_IF_ERROR(merge_properties(a, b, out, where));
   for (const auto& [key, value] : b) {
     const std::string_view keyword(key);
-    if (is_annotation(keyword) || keyword == "properties" || keyword == "required" || keyword == "additionalProperties") continue;
+    if (is_annotation(keyword) || keyword == "properties" || keyword == "required" || keyword == "additionalProperties")
+      continue;
     if (!out.contains(key) || out.at(key) == value) {
       out[key] = value;
     } else if (keyword == "type") {
       LK_ASSIGN_OR_RETURN(const unsigned x, types_of(a, where));
       LK_ASSIGN_OR_RETURN(const unsigned y, types_of(b, where));
       out[key] = type_list(x & y);
-    } else if (keyword == "minimum" || keyword == "exclusiveMinimum" || keyword == "minLength" || keyword == "minItems") {
+    } else if (keyword == "minimum" || keyword == "exclusiveMinimum" || keyword == "minLength" ||
+               keyword == "minItems") {
       if (number_of(value) > number_of(out.at(key))) out[key] = value;
-    } else if (keyword == "maximum" || keyword == "exclusiveMaximum" || keyword == "maxLength" || keyword == "maxItems") {
+    } else if (keyword == "maximum" || keyword == "exclusiveMaximum" || keyword == "maxLength" ||
+               keyword == "maxItems") {
       if (number_of(value) < number_of(out.at(key))) out[key] = value;
     } else if (keyword == "enum") {
       json::array common;
@@ -219,14 +247,17 @@ Result<json::object> SchemaDocument::merge_objects(const json::object& a, const 
       return invalid_argument("{}: two different \"{}\" that must both hold are not supported", where, keyword);
     }
   }
-  const bool tuples = (a.contains("prefixItems") && b.contains("items")) || (b.contains("prefixItems") && a.contains("items"));
+  const bool tuples =
+      (a.contains("prefixItems") && b.contains("items")) || (b.contains("prefixItems") && a.contains("items"));
   if (tuples && (a.contains("prefixItems") != b.contains("prefixItems") || a.contains("items") != b.contains("items")))
-    return invalid_argument("{}: \"prefixItems\" and \"items\" of different schemas that must both hold are not supported", where);
+    return invalid_argument(
+        "{}: \"prefixItems\" and \"items\" of different schemas that must both hold are not supported", where);
   return out;
 }
 
 // A property that one side does not list must hold for its "additionalProperties".
-Status SchemaDocument::merge_properties(const json::object& a, const json::object& b, json::object& out, const std::string& where) const {
+Status SchemaDocument::merge_properties(const json::object& a, const json::object& b, json::object& out,
+                                        const std::string& where) const {
   for (const json::object* side : {&a, &b}) {
     const json::value* list = side->if_contains("properties");
     if (list != nullptr && !list->is_object()) return invalid_argument("{}: \"properties\" must be an object", where);
@@ -274,8 +305,9 @@ Result<bool> SchemaDocument::disjoint(const json::value& a, const json::value& b
   const json::object &p = x.get_object(), &q = y.get_object();
   const auto constants_p = constants_of(p), constants_q = constants_of(q);
   if (constants_p.has_value() && constants_q.has_value()) {
-    return std::none_of(constants_p->begin(), constants_p->end(),
-                        [&](const json::value& c) { return std::find(constants_q->begin(), constants_q->end(), c) != constants_q->end(); });
+    return std::none_of(constants_p->begin(), constants_p->end(), [&](const json::value& c) {
+      return std::find(constants_q->begin(), constants_q->end(), c) != constants_q->end();
+    });
   }
   // Without "type" a schema is valid for all types that its keywords do not speak about.
   const auto types = [&](const json::object& schema, const auto& constants) -> Result<unsigned> {
@@ -294,7 +326,8 @@ Result<bool> SchemaDocument::disjoint(const json::value& a, const json::value& b
     const json::value* rest = schema.if_contains("additionalProperties");
     if (rest == nullptr || *rest != json::value(false)) return false;
     const json::object* listed = properties_of(schema);
-    return std::any_of(names.begin(), names.end(), [&](const std::string& name) { return listed == nullptr || !listed->contains(name); });
+    return std::any_of(names.begin(), names.end(),
+                       [&](const std::string& name) { return listed == nullptr || !listed->contains(name); });
   };
   if (closed_against(p, required_q) || closed_against(q, required_p)) return true;
   for (const std::string& name : required_p) {
@@ -303,8 +336,9 @@ Result<bool> SchemaDocument::disjoint(const json::value& a, const json::value& b
     if (!required_q.contains(name) || u == nullptr || v == nullptr || !u->is_object() || !v->is_object()) continue;
     const auto constants_u = constants_of(u->get_object()), constants_v = constants_of(v->get_object());
     if (!constants_u.has_value() || !constants_v.has_value()) continue;
-    if (std::none_of(constants_u->begin(), constants_u->end(),
-                     [&](const json::value& c) { return std::find(constants_v->begin(), constants_v->end(), c) != constants_v->end(); }))
+    if (std::none_of(constants_u->begin(), constants_u->end(), [&](const json::value& c) {
+          return std::find(constants_v->begin(), constants_v->end(), c) != constants_v->end();
+        }))
       return true;
   }
   return false;

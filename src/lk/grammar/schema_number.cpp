@@ -17,7 +17,8 @@ struct Bound {
   bool exclusive = false;
 };
 
-Result<std::optional<Bound>> read(const json::object& schema, const char* keyword, bool exclusive, const std::string& where) {
+Result<std::optional<Bound>> read(const json::object& schema, const char* keyword, bool exclusive,
+                                  const std::string& where) {
   const json::value* value = schema.if_contains(keyword);
   if (value == nullptr) return std::optional<Bound>();
   constexpr double kExact = 9e15;  // beyond, doubles are not exact integers any more
@@ -73,7 +74,8 @@ Result<NumberRange> number_range(const json::object& schema, const std::string& 
   range.high = digits(high);
   LK_ASSIGN_OR_RETURN(const unsigned types, types_of(schema, where));
   if ((types & kFraction) != 0) {
-    constexpr size_t kMaxDigits = 14;  // one less than number_between writes, so that there is room beside an exclusive bound
+    constexpr size_t kMaxDigits =
+        14;  // one less than number_between writes, so that there is room beside an exclusive bound
     for (const auto* bound : {&range.low, &range.high}) {
       if (bound->has_value() && (*bound)->integer.size() + (*bound)->fraction.size() > kMaxDigits)
         return invalid_argument("{}: bounds of numbers with more than {} digits are not supported", where, kMaxDigits);
@@ -90,12 +92,14 @@ Result<NumberRange> number_range(const json::object& schema, const std::string& 
     const double rounded = sign > 0 ? std::ceil(bound.value) : std::floor(bound.value);
     return std::abs(rounded) < kLimit ? std::optional(static_cast<int64_t>(rounded)) : std::nullopt;
   };
-  for (const auto& [bound, sign, out] : {std::tuple(&low, 1, &range.low_integer), std::tuple(&high, -1, &range.high_integer)}) {
+  for (const auto& [bound, sign, out] :
+       {std::tuple(&low, 1, &range.low_integer), std::tuple(&high, -1, &range.high_integer)}) {
     if (!bound->has_value()) continue;
     *out = integer(**bound, sign);
     if (!out->has_value()) return invalid_argument("{}: bounds of integers beyond 64 bits are not supported", where);
   }
-  range.empty_integers = range.low_integer.has_value() && range.high_integer.has_value() && *range.low_integer > *range.high_integer;
+  range.empty_integers =
+      range.low_integer.has_value() && range.high_integer.has_value() && *range.low_integer > *range.high_integer;
   return range;
 }
 

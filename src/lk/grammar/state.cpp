@@ -12,8 +12,12 @@ constexpr int64_t kMaxArenaBytes = 16 << 20;
 }  // namespace
 
 Grammar::Grammar(grammar::Automaton automaton, std::shared_ptr<const TokenVocabulary> vocabulary)
-    : automaton_(std::move(automaton)), vocabulary_(std::move(vocabulary)), machine_(automaton_), masks_(machine_, this->vocabulary()),
-      compiled_bytes_(automaton_.memory() + static_cast<int64_t>(sizeof(*this))), arena_(std::make_shared<grammar::Arena>()) {}
+    : automaton_(std::move(automaton)),
+      vocabulary_(std::move(vocabulary)),
+      machine_(automaton_),
+      masks_(machine_, this->vocabulary()),
+      compiled_bytes_(automaton_.memory() + static_cast<int64_t>(sizeof(*this))),
+      arena_(std::make_shared<grammar::Arena>()) {}
 
 Grammar::Position Grammar::start() const {
   const std::lock_guard lock(mutex_);
@@ -35,7 +39,8 @@ void Grammar::allowed(Position& position, std::span<uint64_t> words) const {
   for (const grammar::TokenSet* part : mask.parts) part->add_to(words);
   mask.own.add_to(words);
   if (arena_->state(position.state).ends) {
-    for (const int32_t token : vocabulary().end_tokens()) words[static_cast<size_t>(token) / 64] |= uint64_t{1} << (token % 64);
+    for (const int32_t token : vocabulary().end_tokens())
+      words[static_cast<size_t>(token) / 64] |= uint64_t{1} << (token % 64);
   }
   arena_bytes_.store(arena_->memory(), std::memory_order_relaxed);
 }
@@ -72,7 +77,8 @@ GrammarState::~GrammarState() = default;
 
 void GrammarState::allowed(std::span<uint64_t> words) const {
   const size_t needed = static_cast<size_t>(impl_->grammar->vocabulary().size() + 63) / 64;
-  LK_CHECK(words.size() >= needed, "a mask of {} words for {} tokens", words.size(), impl_->grammar->vocabulary().size());
+  LK_CHECK(words.size() >= needed, "a mask of {} words for {} tokens", words.size(),
+           impl_->grammar->vocabulary().size());
   std::fill(words.begin(), words.end(), 0);
   if (!impl_->ended) impl_->grammar->allowed(impl_->position, words);
 }

@@ -11,12 +11,14 @@ TrieVocabulary::TrieVocabulary(std::vector<std::string> tokens, std::vector<int3
   std::sort(end_tokens_.begin(), end_tokens_.end());
   std::erase_if(end_tokens_, [&](int32_t id) { return id < 0 || id >= size(); });
   end_tokens_.erase(std::unique(end_tokens_.begin(), end_tokens_.end()), end_tokens_.end());
-  for (const int32_t id : end_tokens_) tokens_[static_cast<size_t>(id)].clear();  // an end token ends, whatever its text is
+  for (const int32_t id : end_tokens_)
+    tokens_[static_cast<size_t>(id)].clear();  // an end token ends, whatever its text is
   for (size_t id = 0; id < tokens_.size(); ++id) {
     if (tokens_[id].size() > kMaxTokenBytes) tokens_[id].clear();
     if (!tokens_[id].empty()) order_.push_back(static_cast<uint32_t>(id));
   }
-  std::sort(order_.begin(), order_.end(), [&](uint32_t a, uint32_t b) { return std::tie(tokens_[a], a) < std::tie(tokens_[b], b); });
+  std::sort(order_.begin(), order_.end(),
+            [&](uint32_t a, uint32_t b) { return std::tie(tokens_[a], a) < std::tie(tokens_[b], b); });
   byte_.push_back(0);
   depth_.push_back(0);
   token_begin_.push_back(0);
@@ -45,7 +47,9 @@ TrieVocabulary::TrieVocabulary(std::vector<std::string> tokens, std::vector<int3
   token_begin_.push_back(static_cast<uint32_t>(order_.size()));
 }
 
-bool TrieVocabulary::is_end(int32_t token) const { return std::binary_search(end_tokens_.begin(), end_tokens_.end(), token); }
+bool TrieVocabulary::is_end(int32_t token) const {
+  return std::binary_search(end_tokens_.begin(), end_tokens_.end(), token);
+}
 
 }  // namespace grammar
 
@@ -55,7 +59,8 @@ std::shared_ptr<const TokenVocabulary> TokenVocabulary::create(const Tokenizer& 
   std::vector<std::string> tokens(static_cast<size_t>(vocab_size));
   for (int64_t id = 0; id < std::min(vocab_size, tokenizer.vocab_size()); ++id)
     tokens[static_cast<size_t>(id)] = tokenizer.token_bytes(static_cast<int32_t>(id));
-  return std::make_shared<grammar::TrieVocabulary>(std::move(tokens), std::vector<int32_t>(end_tokens.begin(), end_tokens.end()));
+  return std::make_shared<grammar::TrieVocabulary>(std::move(tokens),
+                                                   std::vector<int32_t>(end_tokens.begin(), end_tokens.end()));
 }
 
 }  // namespace lk

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The token trie: all tokens' bytes as one tree in preorder, so that a walk visits a shared beginning once and skips a subtree
-// by one jump.
+// The token trie: all tokens' bytes as one tree in preorder, so that a walk visits a shared beginning once and skips a
+// subtree by one jump.
 #pragma once
 
 #include <string>
@@ -30,7 +30,9 @@ class TrieVocabulary final : public TokenVocabulary {
     return {order_.data() + token_begin_[node], token_begin_[node + 1] - token_begin_[node]};
   }
   // The bytes on the way to a node: those of any token of its subtree.
-  std::string_view path(size_t node) const { return std::string_view(tokens_[order_[token_begin_[node]]]).substr(0, depth_[node]); }
+  std::string_view path(size_t node) const {
+    return std::string_view(tokens_[order_[token_begin_[node]]]).substr(0, depth_[node]);
+  }
   size_t max_depth() const { return max_depth_; }
 
  private:

@@ -61,10 +61,8 @@ const json::value* JsonFields::find(std::string_view key) {
   return value == nullptr || value->is_null() ? nullptr : value;
 }
 
-void JsonFields::wrong_kind(std::string_view key, std::string_view expected,
-                            const json::value& found) {
-  fail(
-      invalid_argument("{}: \"{}\" must be {}, found {}", where_, key, expected, json_kind(found)));
+void JsonFields::wrong_kind(std::string_view key, std::string_view expected, const json::value& found) {
+  fail(invalid_argument("{}: \"{}\" must be {}, found {}", where_, key, expected, json_kind(found)));
 }
 
 void JsonFields::read_int(std::string_view key, int64_t& out, int64_t min, int64_t max) {
@@ -73,8 +71,7 @@ void JsonFields::read_int(std::string_view key, int64_t& out, int64_t min, int64
   const std::optional<int64_t> number = json_integer(*value);
   if (!number) return wrong_kind(key, "an integer", *value);
   if (*number < min || *number > max) {
-    return fail(invalid_argument("{}: \"{}\" is {}, it must be between {} and {}", where_, key,
-                                 *number, min, max));
+    return fail(invalid_argument("{}: \"{}\" is {}, it must be between {} and {}", where_, key, *number, min, max));
   }
   out = *number;
 }
@@ -85,8 +82,7 @@ void JsonFields::read_double(std::string_view key, double& out, double min, doub
   if (!value->is_number()) return wrong_kind(key, "a number", *value);
   const double number = value->to_number<double>();
   if (!(number >= min && number <= max)) {  // also refuses infinities
-    return fail(invalid_argument("{}: \"{}\" is {}, it must be between {} and {}", where_, key,
-                                 number, min, max));
+    return fail(invalid_argument("{}: \"{}\" is {}, it must be between {} and {}", where_, key, number, min, max));
   }
   out = number;
 }
@@ -105,8 +101,7 @@ void JsonFields::read_string(std::string_view key, std::string& out) {
   out = std::string(value->get_string());
 }
 
-void JsonFields::read_ints(std::string_view key, std::vector<int64_t>& out, int64_t min,
-                           int64_t max) {
+void JsonFields::read_ints(std::string_view key, std::vector<int64_t>& out, int64_t min, int64_t max) {
   const json::value* value = find(key);
   if (value == nullptr) return;
   std::vector<int64_t> numbers;
@@ -114,8 +109,8 @@ void JsonFields::read_ints(std::string_view key, std::vector<int64_t>& out, int6
     const std::optional<int64_t> number = json_integer(item);
     if (!number) return wrong_kind(key, "an integer or a list of integers", item);
     if (*number < min || *number > max) {
-      return fail(invalid_argument("{}: \"{}\" contains {}, it must be between {} and {}", where_,
-                                   key, *number, min, max));
+      return fail(
+          invalid_argument("{}: \"{}\" contains {}, it must be between {} and {}", where_, key, *number, min, max));
     }
     numbers.push_back(*number);
   };

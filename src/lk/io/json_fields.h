@@ -34,16 +34,14 @@ std::optional<int64_t> json_integer(const boost::json::value& value);
 // null.
 class JsonFields {
  public:
-  JsonFields(const boost::json::object& object, std::string where)
-      : object_(object), where_(std::move(where)) {}
+  JsonFields(const boost::json::object& object, std::string where) : object_(object), where_(std::move(where)) {}
 
   // The field's value; nullptr when absent or null. Marks the key as known.
   const boost::json::value* find(std::string_view key);
   bool contains(std::string_view key) const { return object_.contains(key); }
 
   void read_int(std::string_view key, int64_t& out, int64_t min, int64_t max);
-  void read_double(std::string_view key, double& out,
-                   double min = -std::numeric_limits<double>::max(),
+  void read_double(std::string_view key, double& out, double min = -std::numeric_limits<double>::max(),
                    double max = std::numeric_limits<double>::max());
   void read_bool(std::string_view key, bool& out);
   void read_string(std::string_view key, std::string& out);

@@ -22,18 +22,14 @@ struct Architecture {
 };
 constexpr Architecture kArchitectures[] = {
     {"LlamaForCausalLM", "llama", 32000, 11008, 0, 0, 2048, false, true, true, false, false, 1, 2},
-    {"MistralForCausalLM", "mistral", 32000, 14336, 8, 0, 131072, false, false, false, false, false,
-     1, 2},
-    {"Qwen2ForCausalLM", "qwen2", 151936, 22016, 32, 0, 32768, true, false, false, false, true, -1,
-     -1},
-    {"Qwen3ForCausalLM", "qwen3", 151936, 22016, 32, 128, 32768, false, true, false, true, true, -1,
-     -1},
+    {"MistralForCausalLM", "mistral", 32000, 14336, 8, 0, 131072, false, false, false, false, false, 1, 2},
+    {"Qwen2ForCausalLM", "qwen2", 151936, 22016, 32, 0, 32768, true, false, false, false, true, -1, -1},
+    {"Qwen3ForCausalLM", "qwen3", 151936, 22016, 32, 128, 32768, false, true, false, true, true, -1, -1},
 };
 
 std::string supported_architectures() {
   std::string names;
-  for (const Architecture& entry : kArchitectures)
-    names += fmt::format("{}{}", names.empty() ? "" : ", ", entry.name);
+  for (const Architecture& entry : kArchitectures) names += fmt::format("{}{}", names.empty() ? "" : ", ", entry.name);
   return names;
 }
 
@@ -47,9 +43,8 @@ Result<const Architecture*> find_architecture(JsonFields& fields) {
     if (names.empty() ? model_type == entry.model_type : names.front() == entry.name) return &entry;
   }
   if (names.empty() && model_type.empty()) {
-    return invalid_argument(
-        "{}: neither \"architectures\" nor \"model_type\"; is this a model's config.json?",
-        fields.where());
+    return invalid_argument("{}: neither \"architectures\" nor \"model_type\"; is this a model's config.json?",
+                            fields.where());
   }
   return unsupported("{}: architecture {} is not supported; supported: {}", fields.where(),
                      names.empty() ? model_type : names.front(), supported_architectures());
@@ -63,21 +58,18 @@ void refuse_unsupported(JsonFields& fields) {
       const json::value* name = quantization->get_object().if_contains("quant_method");
       if (name != nullptr && name->is_string()) method = std::string(name->get_string());
     }
-    fields.fail(unsupported(
-        "{}: the weights are quantised ({}); use the f32, bf16 or f16 checkpoint of the model",
-        fields.where(), method));
+    fields.fail(unsupported("{}: the weights are quantised ({}); use the f32, bf16 or f16 checkpoint of the model",
+                            fields.where(), method));
   }
   std::string act = "silu";
   fields.read_string("hidden_act", act);
   if (act != "silu" && act != "swish") {
-    fields.fail(
-        unsupported("{}: hidden_act {} is not supported; supported: silu", fields.where(), act));
+    fields.fail(unsupported("{}: hidden_act {} is not supported; supported: silu", fields.where(), act));
   }
   double rotary = 1.0;
   fields.read_double("partial_rotary_factor", rotary);
   if (rotary != 1.0) {
-    fields.fail(unsupported("{}: partial_rotary_factor {} is not supported; supported: 1",
-                            fields.where(), rotary));
+    fields.fail(unsupported("{}: partial_rotary_factor {} is not supported; supported: 1", fields.where(), rotary));
   }
 }
 
@@ -94,8 +86,8 @@ void read_dtype(JsonFields& fields, DType& dtype) {
   else if (name == "float32")
     dtype = DType::kF32;
   else
-    fields.fail(unsupported("{}: dtype {} is not supported; supported: float32, bfloat16, float16",
-                            fields.where(), name));
+    fields.fail(
+        unsupported("{}: dtype {} is not supported; supported: float32, bfloat16, float16", fields.where(), name));
 }
 
 void read_rope_type(JsonFields& rope, RopeConfig& config) {
@@ -113,9 +105,8 @@ void read_rope_type(JsonFields& rope, RopeConfig& config) {
   else if (type == "yarn")
     config.type = RopeType::kYarn;
   else
-    rope.fail(unsupported(
-        "{}: rope type {} is not supported; supported: default, linear, dynamic, llama3, yarn",
-        rope.where(), type));
+    rope.fail(unsupported("{}: rope type {} is not supported; supported: default, linear, dynamic, llama3, yarn",
+                          rope.where(), type));
 }
 
 // Old style: "rope_theta" and "rope_scaling" {type | rope_type, factor, ...}. New style
@@ -126,17 +117,15 @@ void read_rope(JsonFields& fields, int64_t max_positions, RopeConfig& config) {
   fields.read_double("rope_theta", config.theta, 1.0, kMaxTheta);
   const json::value* parameters = fields.find("rope_parameters");
   const json::value* scaling = fields.find("rope_scaling");
-  if (scaling != nullptr && !(scaling->is_object() && scaling->get_object().empty()))
-    parameters = scaling;
+  if (scaling != nullptr && !(scaling->is_object() && scaling->get_object().empty())) parameters = scaling;
   if (parameters == nullptr) return;
-  if (!parameters->is_object())
-    return fields.wrong_kind("rope_parameters", "an object", *parameters);
+  if (!parameters->is_object()) return fields.wrong_kind("rope_parameters", "an object", *parameters);
 
   JsonFields rope(parameters->get_object(), fmt::format("{}: rope parameters", fields.where()));
   for (const auto& field : parameters->get_object()) {
     if (field.value().is_object()) {
-      return fields.fail(unsupported("{}: rope parameters per layer type ({}) are not supported",
-                                     fields.where(), std::string_view(field.key())));
+      return fields.fail(unsupported("{}: rope parameters per layer type ({}) are not supported", fields.where(),
+                                     std::string_view(field.key())));
     }
   }
   read_rope_type(rope, config);
@@ -144,14 +133,12 @@ void read_rope(JsonFields& fields, int64_t max_positions, RopeConfig& config) {
   double rotary = 1.0;
   rope.read_double("partial_rotary_factor", rotary);
   if (rotary != 1.0) {
-    rope.fail(unsupported("{}: partial_rotary_factor {} is not supported; supported: 1",
-                          rope.where(), rotary));
+    rope.fail(unsupported("{}: partial_rotary_factor {} is not supported; supported: 1", rope.where(), rotary));
   }
   const bool scaled = config.type == RopeType::kLlama3 || config.type == RopeType::kYarn;
   int64_t original = 0;
   rope.read_int("original_max_position_embeddings", original, 1, int64_t{1} << 30);
-  fields.read_int("original_max_position_embeddings", original, 1,
-                  int64_t{1} << 30);  // this one has priority
+  fields.read_int("original_max_position_embeddings", original, 1, int64_t{1} << 30);  // this one has priority
   if (scaled) config.original_max_positions = original != 0 ? original : max_positions;
 
   if (config.type != RopeType::kDefault) {
@@ -167,8 +154,7 @@ void read_rope(JsonFields& fields, int64_t max_positions, RopeConfig& config) {
   }
   if (config.type == RopeType::kLlama3) {
     for (const char* key : {"low_freq_factor", "high_freq_factor"}) {
-      if (rope.find(key) == nullptr)
-        rope.fail(invalid_argument("{}: \"{}\" is missing", rope.where(), key));
+      if (rope.find(key) == nullptr) rope.fail(invalid_argument("{}: \"{}\" is missing", rope.where(), key));
     }
     rope.read_double("low_freq_factor", config.low_freq_factor, 1e-6, 1e6);
     rope.read_double("high_freq_factor", config.high_freq_factor, 1e-6, 1e6);
@@ -219,15 +205,14 @@ void read_windows(JsonFields& fields, const Architecture& architecture, ModelCon
     return;
   }
   if (static_cast<int64_t>(types.size()) != config.num_layers) {
-    return fields.fail(invalid_argument("{}: \"layer_types\" has {} entries for {} layers",
-                                        fields.where(), types.size(), config.num_layers));
+    return fields.fail(invalid_argument("{}: \"layer_types\" has {} entries for {} layers", fields.where(),
+                                        types.size(), config.num_layers));
   }
   for (size_t layer = 0; layer < types.size(); ++layer) {
     if (types[layer] == "full_attention") continue;
     if (types[layer] != "sliding_attention") {
-      return fields.fail(unsupported(
-          "{}: layer type {} is not supported; supported: full_attention, sliding_attention",
-          fields.where(), types[layer]));
+      return fields.fail(unsupported("{}: layer type {} is not supported; supported: full_attention, sliding_attention",
+                                     fields.where(), types[layer]));
     }
     if (window == 0) {
       return fields.fail(
@@ -261,24 +246,22 @@ void read_extents(JsonFields& fields, const Architecture& architecture, ModelCon
   if (!fields.status().ok()) return;
   if (config.head_dim == 0) {
     if (config.hidden_dim % config.num_heads != 0) {
-      return fields.fail(invalid_argument(
-          "{}: hidden_size {} is not a multiple of num_attention_heads {} and there is no head_dim",
-          fields.where(), config.hidden_dim, config.num_heads));
+      return fields.fail(
+          invalid_argument("{}: hidden_size {} is not a multiple of num_attention_heads {} and there is no head_dim",
+                           fields.where(), config.hidden_dim, config.num_heads));
     }
     config.head_dim = config.hidden_dim / config.num_heads;
   }
   if (config.head_dim % 2 != 0) {
-    fields.fail(invalid_argument("{}: head_dim {} is odd; rotary embeddings need an even one",
-                                 fields.where(), config.head_dim));
+    fields.fail(invalid_argument("{}: head_dim {} is odd; rotary embeddings need an even one", fields.where(),
+                                 config.head_dim));
   }
   if (config.num_heads % config.num_kv_heads != 0) {
-    fields.fail(
-        invalid_argument("{}: num_attention_heads {} is not a multiple of num_key_value_heads {}",
-                         fields.where(), config.num_heads, config.num_kv_heads));
+    fields.fail(invalid_argument("{}: num_attention_heads {} is not a multiple of num_key_value_heads {}",
+                                 fields.where(), config.num_heads, config.num_kv_heads));
   }
   if (config.q_dim() > 16 * kMaxDim) {
-    fields.fail(invalid_argument("{}: {} heads of {} are too many", fields.where(),
-                                 config.num_heads, config.head_dim));
+    fields.fail(invalid_argument("{}: {} heads of {} are too many", fields.where(), config.num_heads, config.head_dim));
   }
 }
 
@@ -341,8 +324,7 @@ Result<GenerationDefaults> load_generation_defaults(const std::string& directory
   read("repetition_penalty", defaults.repetition_penalty);
   int64_t top_k = 0;
   fields.read_int("top_k", top_k, -1, INT32_MAX);
-  if (fields.find("top_k") != nullptr)
-    defaults.top_k = std::max<int64_t>(top_k, 0);  // 0 and -1: off
+  if (fields.find("top_k") != nullptr) defaults.top_k = std::max<int64_t>(top_k, 0);  // 0 and -1: off
   bool do_sample = false;
   fields.read_bool("do_sample", do_sample);
   if (fields.find("do_sample") != nullptr) defaults.do_sample = do_sample;

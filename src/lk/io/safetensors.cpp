@@ -36,34 +36,29 @@ std::optional<uint64_t> tensor_bytes(const SafetensorsHeaderEntry& entry, DType 
 Result<TensorView> make_view(const SafetensorsHeaderEntry& entry, std::span<const std::byte> data) {
   const std::optional<DType> dtype = dtype_from_name(entry.dtype);
   if (!dtype) {
-    return unsupported("tensor '{}' has dtype {}; supported: F32, BF16, F16", entry.name,
-                       entry.dtype);
+    return unsupported("tensor '{}' has dtype {}; supported: F32, BF16, F16", entry.name, entry.dtype);
   }
   if (entry.shape.size() > 4) {
-    return unsupported("tensor '{}' has {} dimensions, at most 4 are supported", entry.name,
-                       entry.shape.size());
+    return unsupported("tensor '{}' has {} dimensions, at most 4 are supported", entry.name, entry.shape.size());
   }
   const std::optional<uint64_t> bytes = tensor_bytes(entry, *dtype);
   if (!bytes || *bytes != entry.end - entry.begin) {
-    return data_loss("tensor '{}': its shape and dtype contradict its {} bytes", entry.name,
-                     entry.end - entry.begin);
+    return data_loss("tensor '{}': its shape and dtype contradict its {} bytes", entry.name, entry.end - entry.begin);
   }
   std::array<int64_t, 4> shape{};
   std::copy(entry.shape.begin(), entry.shape.end(), shape.begin());
-  return TensorView(data.data() + entry.begin, *dtype,
-                    std::span<const int64_t>(shape.data(), entry.shape.size()));
+  return TensorView(data.data() + entry.begin, *dtype, std::span<const int64_t>(shape.data(), entry.shape.size()));
 }
 
 }  // namespace
 
 Result<SafetensorsIndex> parse_safetensors(std::span<const std::byte> bytes) {
-  if (bytes.size() < 8)
-    return data_loss("truncated: {} bytes, not even a header length", bytes.size());
+  if (bytes.size() < 8) return data_loss("truncated: {} bytes, not even a header length", bytes.size());
   uint64_t header_bytes = 0;
   std::memcpy(&header_bytes, bytes.data(), 8);
   if (header_bytes > kMaxHeaderBytes) {
-    return data_loss("header of {} bytes exceeds the limit of {}; not a safetensors file?",
-                     header_bytes, kMaxHeaderBytes);
+    return data_loss("header of {} bytes exceeds the limit of {}; not a safetensors file?", header_bytes,
+                     kMaxHeaderBytes);
   }
   if (header_bytes > bytes.size() - 8) {
     return data_loss("truncated: the header has {} bytes, the file {}", header_bytes, bytes.size());
@@ -82,21 +77,18 @@ Result<SafetensorsIndex> parse_safetensors(std::span<const std::byte> bytes) {
   uint64_t position = 0;
   for (SafetensorsHeaderEntry& entry : entries) {
     if (entry.begin > entry.end || entry.end > data.size()) {
-      return data_loss(
-          "tensor '{}': bytes [{}, {}) lie outside the {} bytes of data; truncated file?",
-          entry.name, entry.begin, entry.end, data.size());
+      return data_loss("tensor '{}': bytes [{}, {}) lie outside the {} bytes of data; truncated file?", entry.name,
+                       entry.begin, entry.end, data.size());
     }
     if (entry.begin != position) {
-      return data_loss("tensor '{}' begins at byte {}, {} the previous tensor's end at {}",
-                       entry.name, entry.begin,
+      return data_loss("tensor '{}' begins at byte {}, {} the previous tensor's end at {}", entry.name, entry.begin,
                        entry.begin < position ? "overlapping" : "leaving a hole after", position);
     }
     position = entry.end;
     LK_ASSIGN_OR_RETURN(TensorView view, make_view(entry, data));
     index.tensors.push_back({std::move(entry.name), view});
   }
-  if (position != data.size())
-    return data_loss("{} bytes after the last tensor", data.size() - position);
+  if (position != data.size()) return data_loss("{} bytes after the last tensor", data.size() - position);
   return index;
 }
 
@@ -108,8 +100,7 @@ Status TensorStore::add_file(MmapFile file) {
     const auto address = reinterpret_cast<uintptr_t>(tensor.view.raw());
     if (address % static_cast<uintptr_t>(dtype_bytes(tensor.view.dtype())) != 0) {
       // A header of odd length: copied, so that every view of a store can be read in place.
-      LK_ASSIGN_OR_RETURN(Buffer copy,
-                          Buffer::try_allocate(std::max<int64_t>(tensor.view.num_bytes(), 8)));
+      LK_ASSIGN_OR_RETURN(Buffer copy, Buffer::try_allocate(std::max<int64_t>(tensor.view.num_bytes(), 8)));
       std::memcpy(copy.data(), tensor.view.raw(), static_cast<size_t>(tensor.view.num_bytes()));
       tensor.view = TensorView(copy.data(), tensor.view.dtype(), tensor.view.shape());
       realigned_.push_back(std::move(copy));
@@ -152,14 +143,12 @@ Result<std::shared_ptr<const TensorStore>> TensorStore::open_model(const std::st
   }
   LK_ASSIGN_OR_RETURN(const boost::json::object index, load_json_object(index_path));
   const boost::json::value* map = index.if_contains("weight_map");
-  if (map == nullptr || !map->is_object())
-    return data_loss("{}: no object \"weight_map\"", index_path);
+  if (map == nullptr || !map->is_object()) return data_loss("{}: no object \"weight_map\"", index_path);
 
   std::set<std::string> shards;
   for (const auto& field : map->get_object()) {
     if (!field.value().is_string()) {
-      return data_loss("{}: the shard of tensor '{}' is not a string", index_path,
-                       std::string_view(field.key()));
+      return data_loss("{}: the shard of tensor '{}' is not a string", index_path, std::string_view(field.key()));
     }
     std::string shard(field.value().get_string());
     // The name comes from the file: it must stay inside the directory.
@@ -172,8 +161,7 @@ Result<std::shared_ptr<const TensorStore>> TensorStore::open_model(const std::st
   auto store = std::make_shared<TensorStore>();
   for (const std::string& shard : shards) {
     const std::string path = join_path(directory, shard);
-    if (!file_exists(path))
-      return not_found("{}: shard {} named by the index is missing", directory, shard);
+    if (!file_exists(path)) return not_found("{}: shard {} named by the index is missing", directory, shard);
     LK_ASSIGN_OR_RETURN(MmapFile file, MmapFile::open(path));
     LK_RETURN_IF_ERROR(store->add_file(std::move(file)));
   }

@@ -83,14 +83,9 @@ class HeaderHandler {
       metadata_key_ = std::move(key);
       return true;
     }
-    field_ = key == "dtype"          ? kDtype
-             : key == "shape"        ? kShape
-             : key == "data_offsets" ? kOffsets
-                                     : kNone;
-    if (field_ == kNone)
-      return stop(error, fmt::format("tensor '{}' has an unknown field '{}'", name_, key));
-    if ((seen_ & field_) != 0)
-      return stop(error, fmt::format("tensor '{}' has '{}' twice", name_, key));
+    field_ = key == "dtype" ? kDtype : key == "shape" ? kShape : key == "data_offsets" ? kOffsets : kNone;
+    if (field_ == kNone) return stop(error, fmt::format("tensor '{}' has an unknown field '{}'", name_, key));
+    if ((seen_ & field_) != 0) return stop(error, fmt::format("tensor '{}' has '{}' twice", name_, key));
     return true;
   }
   bool on_string_part(string_view part, std::size_t, error_code&) {
@@ -115,8 +110,7 @@ class HeaderHandler {
     if (!in_array_) return stop(error, "an unexpected number");
     if (number < 0) return stop(error, fmt::format("tensor '{}' has a negative number", name_));
     // No honest tensor needs more: stops a header that is one endless list.
-    if (numbers_.size() >= 64)
-      return stop(error, fmt::format("tensor '{}' has a list of more than 64", name_));
+    if (numbers_.size() >= 64) return stop(error, fmt::format("tensor '{}' has a list of more than 64", name_));
     numbers_.push_back(static_cast<uint64_t>(number));
     return true;
   }

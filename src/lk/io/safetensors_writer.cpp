@@ -15,20 +15,14 @@
 namespace lk {
 namespace {
 
-const char* dtype_name(DType dtype) {
-  return dtype == DType::kF32 ? "F32" : dtype == DType::kBF16 ? "BF16" : "F16";
-}
+const char* dtype_name(DType dtype) { return dtype == DType::kF32 ? "F32" : dtype == DType::kBF16 ? "BF16" : "F16"; }
 
-std::string quoted(const std::string& text) {
-  return boost::json::serialize(boost::json::string(text));
-}
+std::string quoted(const std::string& text) { return boost::json::serialize(boost::json::string(text)); }
 
 // Makes the rename durable; failures are ignored because the file itself is already safe.
 void sync_parent(const std::string& path) {
   const size_t slash = path.rfind('/');
-  const std::string parent = slash == std::string::npos ? "."
-                             : slash == 0               ? "/"
-                                                        : path.substr(0, slash);
+  const std::string parent = slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
   const int fd = ::open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd < 0) return;
   ::fsync(fd);
@@ -37,9 +31,8 @@ void sync_parent(const std::string& path) {
 
 }  // namespace
 
-Result<SafetensorsWriter> SafetensorsWriter::create(
-    const std::string& path, const std::vector<TensorSpec>& tensors,
-    const std::map<std::string, std::string>& metadata) {
+Result<SafetensorsWriter> SafetensorsWriter::create(const std::string& path, const std::vector<TensorSpec>& tensors,
+                                                    const std::map<std::string, std::string>& metadata) {
   std::string header = R"({"__metadata__":{)";
   std::map<std::string, std::string> all = metadata;
   all.emplace("format", "pt");
@@ -55,9 +48,9 @@ Result<SafetensorsWriter> SafetensorsWriter::create(
     if (tensor.name == "__metadata__" || !names.insert(tensor.name).second) {
       return invalid_argument("{}: tensor name '{}' is used twice or reserved", path, tensor.name);
     }
-    header += fmt::format(R"(,{}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})",
-                          quoted(tensor.name), dtype_name(tensor.dtype),
-                          fmt::join(tensor.shape, ","), position, position + tensor.num_bytes());
+    header +=
+        fmt::format(R"(,{}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})", quoted(tensor.name),
+                    dtype_name(tensor.dtype), fmt::join(tensor.shape, ","), position, position + tensor.num_bytes());
     position += tensor.num_bytes();
   }
   header += '}';

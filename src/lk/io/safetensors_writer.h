@@ -30,8 +30,7 @@ struct TensorSpec {
 class SafetensorsWriter {
  public:
   // Writes the header: tensors in the given order, metadata {"format": "pt"} plus `metadata`.
-  static Result<SafetensorsWriter> create(const std::string& path,
-                                          const std::vector<TensorSpec>& tensors,
+  static Result<SafetensorsWriter> create(const std::string& path, const std::vector<TensorSpec>& tensors,
                                           const std::map<std::string, std::string>& metadata = {});
   SafetensorsWriter(SafetensorsWriter&& other) noexcept;
   SafetensorsWriter& operator=(SafetensorsWriter&&) = delete;

@@ -29,20 +29,16 @@ bool finite(const void* data, int64_t n, Bits exponent_mask) {
   return true;
 }
 
-std::string shape_text(const std::vector<int64_t>& shape) {
-  return fmt::format("[{}]", fmt::join(shape, ", "));
-}
+std::string shape_text(const std::vector<int64_t>& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
 
 bool harmless_extra(const std::string& name, const ModelConfig& config) {
-  return name.ends_with("rotary_emb.inv_freq") ||
-         (config.tie_word_embeddings && name == "lm_head.weight");
+  return name.ends_with("rotary_emb.inv_freq") || (config.tie_word_embeddings && name == "lm_head.weight");
 }
 
 }  // namespace
 
 std::vector<WeightSpec> weight_manifest(const ModelConfig& config) {
-  const int64_t hidden = config.hidden_dim, q = config.q_dim(), kv = config.kv_dim(),
-                ffn = config.intermediate_dim;
+  const int64_t hidden = config.hidden_dim, q = config.q_dim(), kv = config.kv_dim(), ffn = config.intermediate_dim;
   std::vector<WeightSpec> specs;
   specs.push_back({"model.embed_tokens.weight", {config.vocab_size, hidden}});
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
@@ -73,26 +69,24 @@ std::vector<WeightSpec> weight_manifest(const ModelConfig& config) {
   return specs;
 }
 
-Status check_weights(const ModelConfig& config, const TensorStore& store,
-                     std::vector<std::string>* warnings) {
+Status check_weights(const ModelConfig& config, const TensorStore& store, std::vector<std::string>* warnings) {
   std::set<std::string> expected;
   for (WeightSpec& spec : weight_manifest(config)) {
     const TensorView* tensor = store.find(spec.name);
     if (tensor == nullptr) {
-      return data_loss("tensor '{}' {} is missing from the checkpoint", spec.name,
-                       shape_text(spec.shape));
+      return data_loss("tensor '{}' {} is missing from the checkpoint", spec.name, shape_text(spec.shape));
     }
     if (!std::ranges::equal(tensor->shape(), spec.shape)) {
-      return data_loss("tensor '{}' has shape {}, config.json says {}", spec.name,
-                       tensor->shape_string(), shape_text(spec.shape));
+      return data_loss("tensor '{}' has shape {}, config.json says {}", spec.name, tensor->shape_string(),
+                       shape_text(spec.shape));
     }
     expected.insert(std::move(spec.name));
   }
   if (warnings == nullptr) return Status();
   for (const auto& [name, tensor] : store.tensors()) {
     if (!expected.contains(name) && !harmless_extra(name, config)) {
-      warnings->push_back(fmt::format("tensor '{}' {} is not part of {} and is ignored", name,
-                                      tensor.shape_string(), config.architecture));
+      warnings->push_back(fmt::format("tensor '{}' {} is not part of {} and is ignored", name, tensor.shape_string(),
+                                      config.architecture));
     }
   }
   return Status();

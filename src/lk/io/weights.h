@@ -24,8 +24,7 @@ std::vector<WeightSpec> weight_manifest(const ModelConfig& config);
 // Names a missing tensor, or one of the wrong shape with the expected and the found shape. Tensors
 // beyond the manifest are no error: one line each in `warnings`, except harmless ones (rotary
 // inv_freq, a tied lm_head).
-Status check_weights(const ModelConfig& config, const TensorStore& store,
-                     std::vector<std::string>* warnings = nullptr);
+Status check_weights(const ModelConfig& config, const TensorStore& store, std::vector<std::string>* warnings = nullptr);
 
 // True when no element is NaN or infinite.
 bool all_finite(const TensorView& tensor);

@@ -33,7 +33,8 @@ struct PackedWeight {
 };
 constexpr int64_t packed_weight_bytes(WeightFormat format, int64_t n, int64_t k) {
   const int64_t panels = (n + kPanelCols - 1) / kPanelCols;
-  return format == WeightFormat::kBF16Panels ? panels * ((k + 1) / 2) * kPanelCols * 2 * 2 : panels * k * kPanelCols * 4;
+  return format == WeightFormat::kBF16Panels ? panels * ((k + 1) / 2) * kPanelCols * 2 * 2
+                                             : panels * k * kPanelCols * 4;
 }
 
 // y[m, n] = sum_k x[m, k] w[n, k].  x: act [num_rows, k]; y: f32 [num_rows, n].
@@ -53,7 +54,7 @@ struct LoraMatrix {
   const int64_t* row_offsets = nullptr;  // [num_rows * num_chunks] bytes
   int32_t num_rows = 0;                  // rank
   int32_t num_chunks = 1;
-  int64_t width = 0;                     // in (A) or out (B)
+  int64_t width = 0;  // in (A) or out (B)
   int64_t chunk_cols = 0;
 };
 
@@ -63,41 +64,42 @@ struct LoraMatrix {
 struct LoraProj {
   LoraMatrix a, b;
   float scaling = 0;
-  int64_t out_begin = 0;             // first column of this projection in y
-  LoraMatrix out_bias, out_scale;    // one f32 row each, num_rows == 0 when absent (out_bias is already scaled)
+  int64_t out_begin = 0;           // first column of this projection in y
+  LoraMatrix out_bias, out_scale;  // one f32 row each, num_rows == 0 when absent (out_bias is already scaled)
 };
 
 // Rows [row_begin, row_end) of the batch that use one adapter. Rows outside every segment are base-only.
 struct LoraSegment {
   int32_t row_begin = 0, row_end = 0;
-  const std::byte* base = nullptr;   // pool base + offset of this layer's slice
-  std::span<const LoraProj> projs;   // <= 3 projections that read the same x
+  const std::byte* base = nullptr;  // pool base + offset of this layer's slice
+  std::span<const LoraProj> projs;  // <= 3 projections that read the same x
 };
 
 // Adds the adapters' contribution to y in place. All segments' projections share x and write disjoint columns of y.
 struct LoraArgs {
-  const void* x = nullptr;   // act [num_rows, in]
+  const void* x = nullptr;  // act [num_rows, in]
   DType act = DType::kBF16;
   int64_t x_stride = 0;
-  float* y = nullptr;        // f32 [num_rows, *]
+  float* y = nullptr;  // f32 [num_rows, *]
   int64_t y_stride = 0;
   std::span<const LoraSegment> segments;  // disjoint, ascending
-  float* v = nullptr;        // scratch f32 [num_rows, v_stride]
-  int64_t v_stride = 0;      // >= the largest sum of ranks over the projections of one segment
+  float* v = nullptr;                     // scratch f32 [num_rows, v_stride]
+  int64_t v_stride = 0;                   // >= the largest sum of ranks over the projections of one segment
 };
 
 // A merged copy of one projection's columns of a packed weight:
-//   out[j, i] = round((w[j, i] + scaling * sum_r b[j, r] a[r, i]) * out_scale[j])   (sum in f32, rounded once to w's type)
+//   out[j, i] = round((w[j, i] + scaling * sum_r b[j, r] a[r, i]) * out_scale[j])   (sum in f32, rounded once to w's
+//   type)
 struct MergeArgs {
-  PackedWeight w;                        // read only: the base
-  void* out = nullptr;                   // packed like w; only the panels of this projection are written
-  int64_t out_begin = 0;                 // first column of the projection, a multiple of kPanelCols
-  const void* a_transposed = nullptr;    // act [w.k, rank]
-  PackedWeight b;                        // [columns of the projection, rank], packed like w
+  PackedWeight w;                      // read only: the base
+  void* out = nullptr;                 // packed like w; only the panels of this projection are written
+  int64_t out_begin = 0;               // first column of the projection, a multiple of kPanelCols
+  const void* a_transposed = nullptr;  // act [w.k, rank]
+  PackedWeight b;                      // [columns of the projection, rank], packed like w
   float scaling = 0;
-  const float* out_scale = nullptr;      // f32 [b.n] (DoRA) or null
-  bool stochastic = false;               // bf16: round up with the probability of the remainder, instead of to nearest
-  uint32_t seed = 0;                     // of stochastic rounding
+  const float* out_scale = nullptr;  // f32 [b.n] (DoRA) or null
+  bool stochastic = false;           // bf16: round up with the probability of the remainder, instead of to nearest
+  uint32_t seed = 0;                 // of stochastic rounding
 };
 // What a merge changed and what rounding cost, as sums of squares over the elements written. Not finite when W' is not.
 struct MergeSums {
@@ -108,8 +110,8 @@ struct MergeSums {
 // The pool as one layer of the attention sees it. K and V of page p:
 //   k = base + p * page_stride,  v = k + v_offset   (bytes), 16 slots each, for all kv heads.
 // Inside, the CPU layout is (act type T, 16 = kPageTokens):
-//   K, bf16: [num_kv_heads][head_dim/2][16][2]   K, f32: [num_kv_heads][head_dim][16]   (token-minor: one vector = 16 scores)
-//   V: [num_kv_heads][16][head_dim]
+//   K, bf16: [num_kv_heads][head_dim/2][16][2]   K, f32: [num_kv_heads][head_dim][16]   (token-minor: one vector = 16
+//   scores) V: [num_kv_heads][16][head_dim]
 struct KvLayer {
   std::byte* base = nullptr;
   int64_t page_stride = 0;
@@ -130,7 +132,8 @@ struct StoreKvArgs {
 };
 
 // A run of query rows of one sequence. Row i has position first_position + i and attends to the positions
-// (pos - window, pos], window = 0 meaning all of [0, pos]. Slots past the row's position may hold anything, NaN included.
+// (pos - window, pos], window = 0 meaning all of [0, pos]. Slots past the row's position may hold anything, NaN
+// included.
 struct AttentionSeq {
   int32_t row_begin = 0, row_end = 0;
   int64_t first_position = 0;
@@ -139,10 +142,10 @@ struct AttentionSeq {
 struct AttentionArgs {
   const float* q = nullptr;  // [num_rows, num_heads * head_dim], rotated
   int64_t q_stride = 0;
-  void* y = nullptr;         // act [num_rows, num_heads * head_dim]
+  void* y = nullptr;  // act [num_rows, num_heads * head_dim]
   int64_t y_stride = 0;
   int64_t num_heads = 0;
-  float scale = 0;           // 1 / sqrt(head_dim), times yarn's mscale^2 where used
+  float scale = 0;  // 1 / sqrt(head_dim), times yarn's mscale^2 where used
   int64_t window = 0;
   std::span<const AttentionSeq> seqs;
   KvLayer kv;
@@ -150,7 +153,7 @@ struct AttentionArgs {
 
 // y = x / sqrt(mean(x^2) + eps) * weight, per row of dim columns.  Source: arXiv:1910.07467.
 struct RmsNormArgs {
-  const float* x = nullptr;       // [num_rows, dim]
+  const float* x = nullptr;  // [num_rows, dim]
   int64_t x_stride = 0;
   const float* weight = nullptr;  // [dim]
   void* y = nullptr;              // y_dtype [num_rows, dim]; may be x when y_dtype is f32
@@ -162,10 +165,10 @@ struct RmsNormArgs {
 
 // Rotates pairs (i, i + head_dim/2) of each head in place.  Source: arXiv:2104.09864, HF "rotate_half" convention.
 struct RopeArgs {
-  float* x = nullptr;         // [num_rows, num_heads * head_dim]
+  float* x = nullptr;  // [num_rows, num_heads * head_dim]
   int64_t x_stride = 0;
   int64_t num_rows = 0, num_heads = 0, head_dim = 0;
-  const float* cos = nullptr; // [num_rows, head_dim / 2]
+  const float* cos = nullptr;  // [num_rows, head_dim / 2]
   const float* sin = nullptr;
 };
 
@@ -173,8 +176,8 @@ struct RopeArgs {
 struct SwigluArgs {
   const float* x = nullptr;  // [num_rows, up_offset + dim]
   int64_t x_stride = 0;
-  int64_t up_offset = 0;     // >= dim
-  void* y = nullptr;         // act [num_rows, dim]
+  int64_t up_offset = 0;  // >= dim
+  void* y = nullptr;      // act [num_rows, dim]
   DType y_dtype = DType::kBF16;
   int64_t y_stride = 0;
   int64_t num_rows = 0, dim = 0;

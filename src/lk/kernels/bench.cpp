@@ -12,9 +12,7 @@
 namespace lk {
 namespace {
 
-double now_s() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 double median(std::vector<double> values) {
   std::nth_element(values.begin(), values.begin() + static_cast<int64_t>(values.size() / 2), values.end());
   return values[values.size() / 2];
@@ -200,7 +198,8 @@ void Bench::gemm() {
   }
 }
 
-void Bench::lora_case(int64_t adapters, int64_t rows_each, int64_t rank, int64_t k, const std::vector<int64_t>& widths) {
+void Bench::lora_case(int64_t adapters, int64_t rows_each, int64_t rank, int64_t k,
+                      const std::vector<int64_t>& widths) {
   const int64_t rows = adapters * rows_each, n = sum(widths), num_projs = static_cast<int64_t>(widths.size());
   // Rank rows fill pages of 16 KiB, which are scattered over the adapter's memory; a row may cross into the next page.
   const int64_t adapter_bytes = (num_projs * rank * k + rank * n) * elem();
@@ -239,7 +238,8 @@ void Bench::lora_case(int64_t adapters, int64_t rows_each, int64_t rank, int64_t
   c.run = [&](int64_t i) {
     std::byte* base = place(i, adapters * adapter_bytes);
     for (int64_t a = 0; a < adapters; ++a)
-      segments[static_cast<size_t>(a)] = {static_cast<int32_t>(a * rows_each), static_cast<int32_t>((a + 1) * rows_each),
+      segments[static_cast<size_t>(a)] = {static_cast<int32_t>(a * rows_each),
+                                          static_cast<int32_t>((a + 1) * rows_each),
                                           base + (a * 7 + 3) % adapters * adapter_bytes, projs};
     kernels().lora({x.data(), dtype_, k, y.as<float>(), n, segments, v.as<float>(), rank * num_projs}, pool_);
   };
@@ -285,8 +285,9 @@ void Bench::attention_case(const char* op, int64_t num_seqs, int64_t rows_each, 
   // Against the f32 peak as a whole, though the scores use bf16 products.
   c.f32_flops = 4.0 * static_cast<double>(num_seqs * kHeads * kHeadDim) * attended;
   c.run = [&](int64_t i) {
-    AttentionArgs args{q.data(), width, y.data(), width, kHeads, 0.125f, 0, seqs,
-                       {place(i, bytes), 2 * half, half, dtype_, kKvHeads, kHeadDim}};
+    AttentionArgs args{q.data(), width,  y.data(),
+                       width,    kHeads, 0.125f,
+                       0,        seqs,   {place(i, bytes), 2 * half, half, dtype_, kKvHeads, kHeadDim}};
     kernels().attention(args, pool_);
   };
   add(c);

@@ -15,20 +15,20 @@
 namespace lk {
 
 struct MachineLimits {
-  double read_gb_s = 0;      // streaming reads, all threads
-  double bf16_gflop_s = 0;   // bf16 products with f32 sums, as the instruction set does them
-  double f32_gflop_s = 0;    // f32 fma
+  double read_gb_s = 0;     // streaming reads, all threads
+  double bf16_gflop_s = 0;  // bf16 products with f32 sums, as the instruction set does them
+  double f32_gflop_s = 0;   // f32 fma
 };
 MachineLimits measure_machine_limits(ThreadPool& pool);  // of the best instruction set
 MachineLimits measure_machine_limits(ThreadPool& pool, CpuIsa isa);
 
 struct KernelBenchOptions {
-  std::string op;              // only ops that start with this; empty: all
-  std::vector<CpuIsa> isas;    // empty: the best one
+  std::string op;            // only ops that start with this; empty: all
+  std::vector<CpuIsa> isas;  // empty: the best one
   std::vector<DType> dtypes = {DType::kBF16};
-  std::vector<int64_t> rows;   // only these row counts; empty: each op's own list
-  int num_samples = 7;         // medians of this many
-  double sample_ms = 8;        // per sample, about
+  std::vector<int64_t> rows;                 // only these row counts; empty: each op's own list
+  int num_samples = 7;                       // medians of this many
+  double sample_ms = 8;                      // per sample, about
   int64_t arena_bytes = int64_t{384} << 20;  // operands rotate through this much memory, so caches do not help
 };
 
@@ -36,8 +36,8 @@ struct KernelBenchResult {
   std::string op;
   DType dtype = DType::kBF16;
   CpuIsa isa = CpuIsa::kPortable;
-  int64_t rows = 0, k = 0, n = 0;   // attention: k = context, n = head_dim
-  int64_t rank = 0, adapters = 0;   // attention: adapters = sequences
+  int64_t rows = 0, k = 0, n = 0;  // attention: k = context, n = head_dim
+  int64_t rank = 0, adapters = 0;  // attention: adapters = sequences
   double time_us = 0, gb_s = 0, gflop_s = 0;
   // limit / time, where limit = max(bytes / bandwidth, flops / peak) of the limits measured just before and after.
   double fraction_of_limit = 0;

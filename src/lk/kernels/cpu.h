@@ -13,9 +13,9 @@
 namespace lk {
 
 enum class CpuIsa : uint8_t { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
-const char* to_string(CpuIsa isa);                       // "portable" "avx2" "avx512" "avx512_bf16"
+const char* to_string(CpuIsa isa);  // "portable" "avx2" "avx512" "avx512_bf16"
 std::optional<CpuIsa> parse_cpu_isa(std::string_view name);
-std::vector<CpuIsa> supported_cpu_isas();                // of this machine, best last
+std::vector<CpuIsa> supported_cpu_isas();  // of this machine, best last
 
 // All launchers run on the pool's threads and return when done.
 struct CpuKernels {
@@ -31,8 +31,8 @@ struct CpuKernels {
   void (*add_bias)(float* y, int64_t y_stride, const float* bias, int64_t num_rows, int64_t n, ThreadPool&);
   // y[m, :] += x[m, :], f32 both.
   void (*add)(float* y, int64_t y_stride, const float* x, int64_t x_stride, int64_t num_rows, int64_t n, ThreadPool&);
-  // Writes panel `panel` (32 columns) of the projection and adds to *sums. Runs on the calling thread: merging is background work.
-  // Requires: the pool has one thread.
+  // Writes panel `panel` (32 columns) of the projection and adds to *sums. Runs on the calling thread: merging is
+  // background work. Requires: the pool has one thread.
   void (*merge_panel)(const MergeArgs&, int64_t panel, ThreadPool& one_thread, MergeSums* sums);
   // max and log(sum(exp(x))) of one row, f32 [n].  For sampling and log-probabilities.
   float (*row_max)(const float* x, int64_t n);
@@ -40,8 +40,8 @@ struct CpuKernels {
 };
 const CpuKernels& cpu_kernels(CpuIsa isa);  // Requires: isa is in supported_cpu_isas()
 
-// Packs rows [0, n) of w ([n, k], any dtype, row-major) as the panels starting at column out_begin (a multiple of 32) of
-// a packed matrix; lets q, k, v share one matrix. dst holds packed_weight_bytes(format, total_n, k) bytes.
+// Packs rows [0, n) of w ([n, k], any dtype, row-major) as the panels starting at column out_begin (a multiple of 32)
+// of a packed matrix; lets q, k, v share one matrix. dst holds packed_weight_bytes(format, total_n, k) bytes.
 void pack_weight(const TensorView& w, WeightFormat format, int64_t out_begin, void* dst, ThreadPool& pool);
 // One element back as f32, for tests and merging.
 float unpack_weight_at(const PackedWeight& w, int64_t out, int64_t in);

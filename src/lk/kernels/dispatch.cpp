@@ -7,11 +7,19 @@
 
 namespace lk {
 
-namespace isa_portable { const IsaTable& table(); }
+namespace isa_portable {
+const IsaTable& table();
+}
 #if defined(__x86_64__)
-namespace isa_avx2 { const IsaTable& table(); }
-namespace isa_avx512 { const IsaTable& table(); }
-namespace isa_avx512_bf16 { const IsaTable& table(); }
+namespace isa_avx2 {
+const IsaTable& table();
+}
+namespace isa_avx512 {
+const IsaTable& table();
+}
+namespace isa_avx512_bf16 {
+const IsaTable& table();
+}
 #endif
 
 void for_ranges(ThreadPool& pool, int64_t num_items, int64_t max_range, RangeFn fn, void* ctx) {
@@ -34,10 +42,14 @@ int pool_size(const ThreadPool& pool) { return pool.size(); }
 
 const char* to_string(CpuIsa isa) {
   switch (isa) {
-    case CpuIsa::kPortable: return "portable";
-    case CpuIsa::kAvx2: return "avx2";
-    case CpuIsa::kAvx512: return "avx512";
-    case CpuIsa::kAvx512Bf16: return "avx512_bf16";
+    case CpuIsa::kPortable:
+      return "portable";
+    case CpuIsa::kAvx2:
+      return "avx2";
+    case CpuIsa::kAvx512:
+      return "avx512";
+    case CpuIsa::kAvx512Bf16:
+      return "avx512_bf16";
   }
   return "?";
 }
@@ -65,13 +77,18 @@ std::vector<CpuIsa> supported_cpu_isas() {
 
 const IsaTable& isa_table(CpuIsa isa) {
   switch (isa) {
-    case CpuIsa::kPortable: return isa_portable::table();
+    case CpuIsa::kPortable:
+      return isa_portable::table();
 #if defined(__x86_64__)
-    case CpuIsa::kAvx2: return isa_avx2::table();
-    case CpuIsa::kAvx512: return isa_avx512::table();
-    case CpuIsa::kAvx512Bf16: return isa_avx512_bf16::table();
+    case CpuIsa::kAvx2:
+      return isa_avx2::table();
+    case CpuIsa::kAvx512:
+      return isa_avx512::table();
+    case CpuIsa::kAvx512Bf16:
+      return isa_avx512_bf16::table();
 #else
-    default: break;
+    default:
+      break;
 #endif
   }
   check_failed(__FILE__, __LINE__, "isa", "this build has no kernels for the instruction set");

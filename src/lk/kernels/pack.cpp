@@ -77,8 +77,10 @@ void pack_weight(const TensorView& w, WeightFormat format, int64_t out_begin, vo
     dispatch_dtype(w.dtype(), [&](auto type) {
       using Src = typename decltype(type)::type;
       const Src* src = static_cast<const Src*>(w.raw()) + row * k;
-      if (format == WeightFormat::kBF16Panels) pack_panel<Src, uint16_t>(src, k, num_rows, first + panel * panel_bytes);
-      else pack_panel<Src, float>(src, k, num_rows, first + panel * panel_bytes);
+      if (format == WeightFormat::kBF16Panels)
+        pack_panel<Src, uint16_t>(src, k, num_rows, first + panel * panel_bytes);
+      else
+        pack_panel<Src, float>(src, k, num_rows, first + panel * panel_bytes);
     });
   });
 }

@@ -67,16 +67,13 @@ Status missing_files(const std::string& directory) {
           directory, pickle);
     }
   }
-  return not_found("{}: no adapter_model.safetensors; is this a PEFT adapter directory?",
-                   directory);
+  return not_found("{}: no adapter_model.safetensors; is this a PEFT adapter directory?", directory);
 }
 
 }  // namespace
 
-Result<std::shared_ptr<const Adapter>> load_adapter(const std::string& name,
-                                                    const std::string& directory,
-                                                    const ModelConfig& config,
-                                                    const TensorStore* base,
+Result<std::shared_ptr<const Adapter>> load_adapter(const std::string& name, const std::string& directory,
+                                                    const ModelConfig& config, const TensorStore* base,
                                                     const AdapterLoadOptions& options) {
   const std::string config_path = join_path(directory, "adapter_config.json");
   const std::string weights_path = join_path(directory, "adapter_model.safetensors");
@@ -87,8 +84,8 @@ Result<std::shared_ptr<const Adapter>> load_adapter(const std::string& name,
                       options.copy_file ? TensorStore::copy_file(weights_path, options.max_bytes)
                                         : TensorStore::open_file(weights_path));
   if (file->size_bytes() > options.max_bytes) {
-    return resource_exhausted("{} has {} bytes, more than the limit of {}", weights_path,
-                              file->size_bytes(), options.max_bytes);
+    return resource_exhausted("{} has {} bytes, more than the limit of {}", weights_path, file->size_bytes(),
+                              options.max_bytes);
   }
   auto adapter = std::make_shared<Adapter>();
   adapter->name = name;

@@ -83,17 +83,15 @@ struct AdapterLoadOptions {
   bool ignore_unknown_tensors = false;
   int64_t max_rank = 512;
   int64_t max_bytes = int64_t{16} << 30;
-  int num_threads = 1;  // for DoRA norms and conversions
+  int num_threads = 1;     // for DoRA norms and conversions
   bool copy_file = false;  // into memory instead of mapping it: safe against files that are changed in place
 };
 
 // Reads directory/adapter_config.json and adapter_model.safetensors. `base` gives W where the kind
 // needs it (DoRA norms, PiSSA/OLoRA conversion) and may be null otherwise: then those kinds are
 // refused.
-Result<std::shared_ptr<const Adapter>> load_adapter(const std::string& name,
-                                                    const std::string& directory,
-                                                    const ModelConfig& config,
-                                                    const TensorStore* base,
+Result<std::shared_ptr<const Adapter>> load_adapter(const std::string& name, const std::string& directory,
+                                                    const ModelConfig& config, const TensorStore* base,
                                                     const AdapterLoadOptions& options = {});
 
 }  // namespace lk

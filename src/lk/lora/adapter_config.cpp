@@ -33,8 +33,7 @@ constexpr Refusal kRefusals[] = {
     {"use_bdlora", "BD-LoRA stores block-diagonal factors"},
     {"velora_config", "the VeLoRA variant is not implemented"},
     {"monteclora_config", "the MonteCLoRA variant is not implemented"},
-    {"kasa_config",
-     "KaSA truncates the base weights, so the adapter does not fit the published base"},
+    {"kasa_config", "KaSA truncates the base weights, so the adapter does not fit the published base"},
     {"arrow_config", "arrow routes between several adapters"},
     {"megatron_config", "Megatron parallel layers are stored in shards"},
 };
@@ -60,24 +59,21 @@ void refuse_variants(JsonFields& fields) {
   for (const Refusal& refusal : kRefusals) {
     const json::value* value = fields.find(refusal.key);
     if (value != nullptr && !is_empty(*value)) {
-      fields.fail(unsupported("{}: \"{}\" is not supported: {}", fields.where(), refusal.key,
-                              refusal.reason));
+      fields.fail(unsupported("{}: \"{}\" is not supported: {}", fields.where(), refusal.key, refusal.reason));
     }
   }
   std::string bias = "none";
   fields.read_string("bias", bias);
   if (bias != "none") {
-    fields.fail(unsupported(
-        "{}: \"bias\" is \"{}\": trained base biases are not supported; train with bias=\"none\"",
-        fields.where(), bias));
+    fields.fail(unsupported("{}: \"bias\" is \"{}\": trained base biases are not supported; train with bias=\"none\"",
+                            fields.where(), bias));
   }
 }
 
 void read_init(JsonFields& fields, AdapterConfig& config) {
   const json::value* value = fields.find("init_lora_weights");
   if (value == nullptr || value->is_bool()) return;
-  if (!value->is_string())
-    return fields.wrong_kind("init_lora_weights", "true, false or a string", *value);
+  if (!value->is_string()) return fields.wrong_kind("init_lora_weights", "true, false or a string", *value);
   std::string init(value->get_string());
   std::ranges::transform(init, init.begin(), [](unsigned char c) { return std::tolower(c); });
   constexpr const char* kRemedy =
@@ -121,8 +117,7 @@ void read_selector(JsonFields& fields, const char* key, ModuleSelector& selector
     selector.pattern = std::string(value->get_string());
     std::string lower = selector.pattern;
     std::ranges::transform(lower, lower.begin(), [](unsigned char c) { return std::tolower(c); });
-    selector.kind =
-        lower == "all-linear" ? ModuleSelector::Kind::kAllLinear : ModuleSelector::Kind::kRegex;
+    selector.kind = lower == "all-linear" ? ModuleSelector::Kind::kAllLinear : ModuleSelector::Kind::kRegex;
     return;
   }
   fields.read_strings(key, selector.names);
@@ -130,15 +125,13 @@ void read_selector(JsonFields& fields, const char* key, ModuleSelector& selector
 }
 
 template <class T, class Read>
-void read_pattern_map(JsonFields& fields, const char* key,
-                      std::vector<std::pair<std::string, T>>& out, Read read) {
+void read_pattern_map(JsonFields& fields, const char* key, std::vector<std::pair<std::string, T>>& out, Read read) {
   constexpr size_t kMaxPatterns = 16384;
   const json::value* value = fields.find(key);
   if (value == nullptr) return;
   if (!value->is_object()) return fields.wrong_kind(key, "an object", *value);
   if (value->get_object().size() > kMaxPatterns) {
-    return fields.fail(
-        invalid_argument("{}: \"{}\" has more than {} entries", fields.where(), key, kMaxPatterns));
+    return fields.fail(invalid_argument("{}: \"{}\" has more than {} entries", fields.where(), key, kMaxPatterns));
   }
   JsonFields entries(value->get_object(), fmt::format("{}: {}", fields.where(), key));
   for (const auto& entry : value->get_object()) {
@@ -159,11 +152,9 @@ void read_token_indices(JsonFields& fields, AdapterConfig& config) {
     if (!ids.empty()) config.trainable_token_indices["embed_tokens"] = std::move(ids);
     return;
   }
-  JsonFields entries(value->get_object(),
-                     fmt::format("{}: trainable_token_indices", fields.where()));
+  JsonFields entries(value->get_object(), fmt::format("{}: trainable_token_indices", fields.where()));
   for (const auto& entry : value->get_object()) {
-    entries.read_ints(entry.key(), config.trainable_token_indices[std::string(entry.key())], 0,
-                      int64_t{1} << 40);
+    entries.read_ints(entry.key(), config.trainable_token_indices[std::string(entry.key())], 0, int64_t{1} << 40);
   }
   fields.fail(entries.status());
 }
@@ -171,10 +162,10 @@ void read_token_indices(JsonFields& fields, AdapterConfig& config) {
 void check_layer_filters(JsonFields& fields, const AdapterConfig& config) {
   const bool regex = config.target_modules.kind == ModuleSelector::Kind::kRegex;
   if (regex && (!config.layers_to_transform.empty() || !config.layers_pattern.empty())) {
-    fields.fail(invalid_argument(
-        "{}: layers_to_transform and layers_pattern need target_modules to be a list, it is a "
-        "regular expression",
-        fields.where()));
+    fields.fail(
+        invalid_argument("{}: layers_to_transform and layers_pattern need target_modules to be a list, it is a "
+                         "regular expression",
+                         fields.where()));
   }
   if (!config.layers_pattern.empty() && config.layers_to_transform.empty()) {
     fields.fail(invalid_argument("{}: layers_pattern needs layers_to_transform", fields.where()));
@@ -210,10 +201,8 @@ Result<AdapterConfig> parse_adapter_config(std::string_view text, std::string_vi
   std::string peft_type;
   fields.read_string("peft_type", peft_type);
   LK_RETURN_IF_ERROR(fields.status());
-  if (peft_type.empty())
-    return invalid_argument("{}: no \"peft_type\"; is this a PEFT adapter?", where);
-  if (peft_type != "LORA")
-    return unsupported("{}: peft_type {} is not supported; supported: LORA", where, peft_type);
+  if (peft_type.empty()) return invalid_argument("{}: no \"peft_type\"; is this a PEFT adapter?", where);
+  if (peft_type != "LORA") return unsupported("{}: peft_type {} is not supported; supported: LORA", where, peft_type);
 
   AdapterConfig config;
   refuse_variants(fields);
@@ -229,10 +218,9 @@ Result<AdapterConfig> parse_adapter_config(std::string_view text, std::string_vi
   fields.read_bool("use_dora", config.use_dora);
   fields.read_bool("lora_bias", config.lora_bias);
   fields.read_bool("ensure_weight_tying", config.ensure_weight_tying);
-  read_pattern_map(fields, "rank_pattern", config.rank_pattern,
-                   [](JsonFields& entries, std::string_view key, int64_t& out) {
-                     entries.read_int(key, out, 1, 65536);
-                   });
+  read_pattern_map(
+      fields, "rank_pattern", config.rank_pattern,
+      [](JsonFields& entries, std::string_view key, int64_t& out) { entries.read_int(key, out, 1, 65536); });
   read_pattern_map(fields, "alpha_pattern", config.alpha_pattern,
                    [](JsonFields& entries, std::string_view key, double& out) {
                      entries.read_double(key, out, -kMaxAlpha, kMaxAlpha);

@@ -41,9 +41,7 @@ Status AdapterLoader::finish_deltas() {
   for (size_t layer = 0; layer < adapter_.layers.size(); ++layer) {
     for (int proj = 0; proj < kNumProjs; ++proj) {
       std::optional<LoraDelta>& delta = adapter_.layers[layer][static_cast<size_t>(proj)];
-      if (delta)
-        items.push_back(
-            {&*delta, module_path(static_cast<int64_t>(layer), static_cast<Proj>(proj))});
+      if (delta) items.push_back({&*delta, module_path(static_cast<int64_t>(layer), static_cast<Proj>(proj))});
     }
   }
   if (adapter_.lm_head) items.push_back({&*adapter_.lm_head, kLmHead});
@@ -73,8 +71,8 @@ Status AdapterLoader::finish_deltas() {
   }
   for (const Item& item : items) {
     if (item.delta->rank > options_.max_rank) {
-      return invalid_argument("module '{}': rank {} after conversion exceeds the limit of {}",
-                              item.module, item.delta->rank, options_.max_rank);
+      return invalid_argument("module '{}': rank {} after conversion exceeds the limit of {}", item.module,
+                              item.delta->rank, options_.max_rank);
     }
     adapter_.max_rank = std::max(adapter_.max_rank, item.delta->rank);
   }
@@ -92,17 +90,15 @@ Status AdapterLoader::finish_delta(LoraDelta& delta, const std::string& module, 
   if (config_.base_change != BaseChange::kNone && !adapter_.replaced.contains(module + ".weight")) {
     const char* kind = config_.base_change == BaseChange::kPissa ? "PiSSA" : "OLoRA";
     if (delta.scaling <= 0)
-      return invalid_argument("{} needs a positive lora_alpha, module '{}' has scaling {}", kind,
-                              module, delta.scaling);
+      return invalid_argument("{} needs a positive lora_alpha, module '{}' has scaling {}", kind, module,
+                              delta.scaling);
     if (module == kLmHead && model_.tie_word_embeddings) {
       return unsupported("{} on lm_head is not supported on a base with tied embeddings", kind);
     }
-    LK_ASSIGN_OR_RETURN(const TensorView* weight,
-                        base_weight(module, fmt::format("converting a {} adapter", kind)));
+    LK_ASSIGN_OR_RETURN(const TensorView* weight, base_weight(module, fmt::format("converting a {} adapter", kind)));
     const int64_t rank = delta.rank, out = weight->dim(0), in = weight->dim(1);
     if (rank > std::min(out, in))
-      return invalid_argument("module '{}': rank {} exceeds the weight's {}", module, rank,
-                              weight->shape_string());
+      return invalid_argument("module '{}': rank {} exceeds the weight's {}", module, rank, weight->shape_string());
     const InitFactors factors = initial_factors(config_.base_change, *weight, rank, delta.scaling);
     LK_ASSIGN_OR_RETURN(Buffer a, Buffer::try_allocate(2 * rank * in * 4));
     LK_ASSIGN_OR_RETURN(Buffer b, Buffer::try_allocate(out * 2 * rank * 4));

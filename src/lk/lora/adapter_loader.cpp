@@ -15,9 +15,8 @@ bool is_lora_part(Part part) {
 }
 
 std::string list_some(const std::vector<std::string>& names) {
-  std::string text = fmt::format(
-      "{}",
-      fmt::join(names.begin(), names.begin() + std::min<ptrdiff_t>(5, std::ssize(names)), ", "));
+  std::string text =
+      fmt::format("{}", fmt::join(names.begin(), names.begin() + std::min<ptrdiff_t>(5, std::ssize(names)), ", "));
   if (names.size() > 5) text += fmt::format(" and {} more", names.size() - 5);
   return text;
 }
@@ -27,10 +26,8 @@ std::string list_some(const std::vector<std::string>& names) {
 Status AdapterLoader::run() {
   LK_ASSIGN_OR_RETURN(ModuleMatcher matcher, ModuleMatcher::create(config_));
   matcher_ = std::move(matcher);
-  for (WeightSpec& spec : weight_manifest(model_))
-    base_shapes_.emplace(std::move(spec.name), std::move(spec.shape));
-  base_shapes_.emplace("lm_head.weight",
-                       std::vector<int64_t>{model_.vocab_size, model_.hidden_dim});
+  for (WeightSpec& spec : weight_manifest(model_)) base_shapes_.emplace(std::move(spec.name), std::move(spec.shape));
+  base_shapes_.emplace("lm_head.weight", std::vector<int64_t>{model_.vocab_size, model_.hidden_dim});
   adapter_.layers.resize(static_cast<size_t>(model_.num_layers));
   LK_RETURN_IF_ERROR(group_tensors());
   LK_RETURN_IF_ERROR(place_lora());
@@ -46,8 +43,7 @@ Status AdapterLoader::group_tensors() {
   std::vector<std::string> unknown;
   for (const auto& [name, view] : adapter_.file->tensors()) {
     const TensorRole role = parse_tensor_name(name);
-    const bool is_lora_place =
-        role.module == kLmHead || find_projection(role.module, model_).has_value();
+    const bool is_lora_place = role.module == kLmHead || find_projection(role.module, model_).has_value();
     bool known = false;
     switch (role.part) {
       case Part::kA:
@@ -76,12 +72,10 @@ Status AdapterLoader::group_tensors() {
       continue;
     }
     if (!all_finite(view)) {
-      return data_loss(
-          "tensor '{}' contains NaN or infinity; training diverged or the file is damaged", name);
+      return data_loss("tensor '{}' contains NaN or infinity; training diverged or the file is damaged", name);
     }
     const auto [at, added] = modules_[role.module].emplace(role.part, Source{name, view});
-    if (!added)
-      return data_loss("tensors '{}' and '{}' stand for the same weight", at->second.name, name);
+    if (!added) return data_loss("tensors '{}' and '{}' stand for the same weight", at->second.name, name);
   }
   if (unknown.empty()) return Status();
   if (!options_.ignore_unknown_tensors) {
@@ -101,8 +95,7 @@ Status AdapterLoader::place_lora() {
       LK_RETURN_IF_ERROR(place_embedding(parts));
       continue;
     }
-    if (std::ranges::none_of(parts, [](const auto& item) { return is_lora_part(item.first); }))
-      continue;
+    if (std::ranges::none_of(parts, [](const auto& item) { return is_lora_part(item.first); })) continue;
     if (module == kLmHead) {
       LK_RETURN_IF_ERROR(place_lm_head(parts));
     } else {
@@ -113,13 +106,12 @@ Status AdapterLoader::place_lora() {
 }
 
 Status AdapterLoader::wrong_shape(const Source& source, std::string_view expected) const {
-  return invalid_argument("tensor '{}' has shape {}, this base needs {}; adapter for another base?",
-                          source.name, source.view.shape_string(), expected);
+  return invalid_argument("tensor '{}' has shape {}, this base needs {}; adapter for another base?", source.name,
+                          source.view.shape_string(), expected);
 }
 
 // r and alpha of a module from the config, checked against the rank its tensors have.
-Result<AdapterLoader::Scale> AdapterLoader::scale_of(const std::string& module, const Source& a,
-                                                     int64_t tensor_rank) {
+Result<AdapterLoader::Scale> AdapterLoader::scale_of(const std::string& module, const Source& a, int64_t tensor_rank) {
   LK_ASSIGN_OR_RETURN(const std::optional<size_t> rank_key, matcher_->rank_pattern_of(module));
   LK_ASSIGN_OR_RETURN(const std::optional<size_t> alpha_key, matcher_->alpha_pattern_of(module));
   Scale scale;
@@ -136,8 +128,7 @@ Result<AdapterLoader::Scale> AdapterLoader::scale_of(const std::string& module, 
         rank_key ? fmt::format("rank_pattern \"{}\"", config_.rank_pattern[*rank_key].first) : "r");
   }
   if (scale.rank > options_.max_rank) {
-    return invalid_argument("tensor '{}': rank {} exceeds the limit of {}", a.name, scale.rank,
-                            options_.max_rank);
+    return invalid_argument("tensor '{}': rank {} exceeds the limit of {}", a.name, scale.rank, options_.max_rank);
   }
   double alpha = config_.alpha;
   if (alpha_key) {
@@ -149,12 +140,11 @@ Result<AdapterLoader::Scale> AdapterLoader::scale_of(const std::string& module, 
   return scale;
 }
 
-Result<LoraDelta> AdapterLoader::make_delta(const std::string& module, const Parts& parts,
-                                            int64_t in, int64_t out) {
+Result<LoraDelta> AdapterLoader::make_delta(const std::string& module, const Parts& parts, int64_t in, int64_t out) {
   const auto a = parts.find(Part::kA), b = parts.find(Part::kB);
   if (a == parts.end() || b == parts.end()) {
-    return data_loss("module '{}' has {} only; lora_A and lora_B belong together. Incomplete save?",
-                     module, parts.begin()->second.name);
+    return data_loss("module '{}' has {} only; lora_A and lora_B belong together. Incomplete save?", module,
+                     parts.begin()->second.name);
   }
   const Source& source_a = a->second;
   const Source& source_b = b->second;
@@ -164,8 +154,8 @@ Result<LoraDelta> AdapterLoader::make_delta(const std::string& module, const Par
   if (source_b.view.num_dims() != 2 || source_b.view.dim(0) != out)
     return wrong_shape(source_b, fmt::format("[{}, r]", out));
   if (source_a.view.dim(0) != source_b.view.dim(1)) {
-    return data_loss("module '{}': lora_A {} and lora_B {} differ in rank", module,
-                     source_a.view.shape_string(), source_b.view.shape_string());
+    return data_loss("module '{}': lora_A {} and lora_B {} differ in rank", module, source_a.view.shape_string(),
+                     source_b.view.shape_string());
   }
   LK_ASSIGN_OR_RETURN(const Scale scale, scale_of(module, source_a, source_a.view.dim(0)));
   LoraDelta delta;
@@ -174,36 +164,30 @@ Result<LoraDelta> AdapterLoader::make_delta(const std::string& module, const Par
   delta.a = source_a.view;
   delta.b = source_b.view;
   if (const auto bias = parts.find(Part::kBias); bias != parts.end()) {
-    if (!bias->second.view.has_shape({out}))
-      return wrong_shape(bias->second, fmt::format("[{}]", out));
+    if (!bias->second.view.has_shape({out})) return wrong_shape(bias->second, fmt::format("[{}]", out));
     delta.bias = bias->second.view;
   }
   if (const auto magnitude = parts.find(Part::kMagnitude); magnitude != parts.end()) {
     if (!config_.use_dora) {
-      return data_loss("tensor '{}' belongs to DoRA, adapter_config.json has use_dora false",
-                       magnitude->second.name);
+      return data_loss("tensor '{}' belongs to DoRA, adapter_config.json has use_dora false", magnitude->second.name);
     }
     // Old PEFT wrote [1, out] for some layer kinds.
     if (!magnitude->second.view.has_shape({out}) && !magnitude->second.view.has_shape({1, out})) {
       return wrong_shape(magnitude->second, fmt::format("[{}]", out));
     }
-    delta.magnitude =
-        TensorView(magnitude->second.view.raw(), magnitude->second.view.dtype(), {out});
+    delta.magnitude = TensorView(magnitude->second.view.raw(), magnitude->second.view.dtype(), {out});
   } else if (config_.use_dora) {
-    return data_loss(
-        "module '{}' has no lora_magnitude_vector, adapter_config.json has use_dora true", module);
+    return data_loss("module '{}' has no lora_magnitude_vector, adapter_config.json has use_dora true", module);
   }
   return delta;
 }
 
 // A fused module's A serves all its parts; B, bias and magnitude are cut by output rows. All views
 // alias the file.
-Status AdapterLoader::place_projection(const std::string& module, const ProjPlace& place,
-                                       const Parts& parts) {
+Status AdapterLoader::place_projection(const std::string& module, const ProjPlace& place, const Parts& parts) {
   int64_t out = 0;
   for (Proj proj : place.projs) out += out_dim(proj, model_);
-  LK_ASSIGN_OR_RETURN(const LoraDelta fused,
-                      make_delta(module, parts, in_dim(place.projs.front(), model_), out));
+  LK_ASSIGN_OR_RETURN(const LoraDelta fused, make_delta(module, parts, in_dim(place.projs.front(), model_), out));
   int64_t begin = 0;
   for (Proj proj : place.projs) {
     const int64_t end = begin + out_dim(proj, model_);
@@ -211,11 +195,9 @@ Status AdapterLoader::place_projection(const std::string& module, const ProjPlac
     delta.b = fused.b.slice(begin, end);
     if (fused.bias.defined()) delta.bias = fused.bias.slice(begin, end);
     if (fused.magnitude.defined()) delta.magnitude = fused.magnitude.slice(begin, end);
-    std::optional<LoraDelta>& slot =
-        adapter_.layers[static_cast<size_t>(place.layer)][static_cast<size_t>(proj)];
+    std::optional<LoraDelta>& slot = adapter_.layers[static_cast<size_t>(place.layer)][static_cast<size_t>(proj)];
     if (slot)
-      return data_loss("{} is adapted twice, on its own and as part of {}",
-                       module_path(place.layer, proj), module);
+      return data_loss("{} is adapted twice, on its own and as part of {}", module_path(place.layer, proj), module);
     slot = delta;
     lora_modules_.insert(place.projs.size() == 1 ? module : module_path(place.layer, proj));
     begin = end;
@@ -224,8 +206,7 @@ Status AdapterLoader::place_projection(const std::string& module, const ProjPlac
 }
 
 Status AdapterLoader::place_lm_head(const Parts& parts) {
-  LK_ASSIGN_OR_RETURN(adapter_.lm_head,
-                      make_delta(kLmHead, parts, model_.hidden_dim, model_.vocab_size));
+  LK_ASSIGN_OR_RETURN(adapter_.lm_head, make_delta(kLmHead, parts, model_.hidden_dim, model_.vocab_size));
   lora_modules_.insert(kLmHead);
   return Status();
 }
@@ -237,8 +218,7 @@ Status AdapterLoader::place_embedding(const Parts& parts) {
                      parts.begin()->second.name);
   }
   if (config_.use_dora)
-    return unsupported(
-        "DoRA on the input embedding is not supported; exclude embed_tokens or use_dora=False");
+    return unsupported("DoRA on the input embedding is not supported; exclude embed_tokens or use_dora=False");
   if (config_.base_change != BaseChange::kNone) {
     return unsupported(
         "init_lora_weights pissa/olora on the input embedding is not supported; exclude "
@@ -249,8 +229,7 @@ Status AdapterLoader::place_embedding(const Parts& parts) {
   if (view_a.num_dims() != 2 || view_a.dim(1) != model_.vocab_size || view_a.dim(0) < 1) {
     return wrong_shape(a->second, fmt::format("[r, {}]", model_.vocab_size));
   }
-  if (view_b.num_dims() != 2 || view_b.dim(0) != model_.hidden_dim ||
-      view_b.dim(1) != view_a.dim(0)) {
+  if (view_b.num_dims() != 2 || view_b.dim(0) != model_.hidden_dim || view_b.dim(1) != view_a.dim(0)) {
     return wrong_shape(b->second, fmt::format("[{}, {}]", model_.hidden_dim, view_a.dim(0)));
   }
   LK_ASSIGN_OR_RETURN(const Scale scale, scale_of(kEmbedTokens, a->second, view_a.dim(0)));
@@ -263,8 +242,7 @@ Status AdapterLoader::place_embedding(const Parts& parts) {
 void AdapterLoader::tie_head() {
   if (!config_.ensure_weight_tying || !model_.tie_word_embeddings) return;
   const auto embedding = adapter_.replaced.find("model.embed_tokens.weight");
-  if (embedding != adapter_.replaced.end())
-    adapter_.replaced.emplace("lm_head.weight", embedding->second);
+  if (embedding != adapter_.replaced.end()) adapter_.replaced.emplace("lm_head.weight", embedding->second);
   if (!adapter_.embedding || adapter_.lm_head) return;
   const Adapter::EmbeddingDelta& source = *adapter_.embedding;
   LoraDelta head;
@@ -288,8 +266,7 @@ Status AdapterLoader::cross_check() {
     LK_ASSIGN_OR_RETURN(const bool targeted, matcher_->is_targeted(module));
     const bool loaded = lora_modules_.contains(module);
     if (targeted && !loaded) missing.push_back(module);
-    const bool tied =
-        module == kLmHead && config_.ensure_weight_tying && model_.tie_word_embeddings;
+    const bool tied = module == kLmHead && config_.ensure_weight_tying && model_.tie_word_embeddings;
     if (!targeted && loaded && !tied) extra.push_back(module);
     // Patterns are reported as unused only when they match no module of the model at all.
     LK_ASSIGN_OR_RETURN(const std::optional<size_t> rank_key, matcher_->rank_pattern_of(module));
@@ -298,8 +275,7 @@ Status AdapterLoader::cross_check() {
     if (alpha_key) used_alpha_keys_.insert(*alpha_key);
   }
   if (!missing.empty())
-    warn(fmt::format("target_modules names {} modules without tensors: {}", missing.size(),
-                     list_some(missing)));
+    warn(fmt::format("target_modules names {} modules without tensors: {}", missing.size(), list_some(missing)));
   if (!extra.empty()) {
     warn(
         fmt::format("{} modules have tensors but are not in target_modules (PEFT would ignore "

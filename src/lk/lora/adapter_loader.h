@@ -18,8 +18,7 @@ namespace lk {
 class AdapterLoader {
  public:
   // Requires: adapter.file and adapter.config are set. Fills in the rest of `adapter`.
-  AdapterLoader(const ModelConfig& model, const TensorStore* base,
-                const AdapterLoadOptions& options, Adapter& adapter)
+  AdapterLoader(const ModelConfig& model, const TensorStore* base, const AdapterLoadOptions& options, Adapter& adapter)
       : model_(model), base_(base), options_(options), adapter_(adapter), config_(adapter.config) {}
 
   Status run();
@@ -50,8 +49,7 @@ class AdapterLoader {
   Status finish_delta(LoraDelta& delta, const std::string& module, std::mutex& mutex);
   Status cross_check();
 
-  Result<LoraDelta> make_delta(const std::string& module, const Parts& parts, int64_t in,
-                               int64_t out);
+  Result<LoraDelta> make_delta(const std::string& module, const Parts& parts, int64_t in, int64_t out);
   Result<Scale> scale_of(const std::string& module, const Source& a, int64_t tensor_rank);
   Result<const TensorView*> base_weight(const std::string& module, std::string_view purpose) const;
   Result<Buffer*> own(int64_t num_bytes);
@@ -64,11 +62,9 @@ class AdapterLoader {
   Adapter& adapter_;
   const AdapterConfig& config_;
   std::optional<ModuleMatcher> matcher_;
-  std::map<std::string, std::vector<int64_t>>
-      base_shapes_;                       // every tensor of the base, lm_head.weight even if tied
-  std::map<std::string, Parts> modules_;  // module -> its tensors
-  std::set<std::string>
-      lora_modules_;  // modules that got a delta (fused ones by their split names)
+  std::map<std::string, std::vector<int64_t>> base_shapes_;  // every tensor of the base, lm_head.weight even if tied
+  std::map<std::string, Parts> modules_;                     // module -> its tensors
+  std::set<std::string> lora_modules_;  // modules that got a delta (fused ones by their split names)
   std::set<size_t> used_rank_keys_, used_alpha_keys_;
 };
 

@@ -16,37 +16,29 @@ bool same_weight(const TensorView& copy, const TensorView& base) {
   const int64_t row = base.num_elements() / std::max<int64_t>(base.dim(0), 1);
   std::vector<std::byte> rounded(static_cast<size_t>(row * dtype_bytes(base.dtype())));
   for (int64_t index = 0; index < base.dim(0); ++index) {
-    const auto* from =
-        static_cast<const std::byte*>(copy.raw()) + index * row * dtype_bytes(copy.dtype());
-    const auto* expected =
-        static_cast<const std::byte*>(base.raw()) + index * row * dtype_bytes(base.dtype());
+    const auto* from = static_cast<const std::byte*>(copy.raw()) + index * row * dtype_bytes(copy.dtype());
+    const auto* expected = static_cast<const std::byte*>(base.raw()) + index * row * dtype_bytes(base.dtype());
     convert(from, copy.dtype(), rounded.data(), base.dtype(), row);
     if (std::memcmp(rounded.data(), expected, rounded.size()) != 0) return false;
   }
   return true;
 }
 
-bool is_vocabulary(const std::string& module) {
-  return module == kEmbedTokens || module == kLmHead;
-}
+bool is_vocabulary(const std::string& module) { return module == kEmbedTokens || module == kLmHead; }
 
 }  // namespace
 
-Result<const TensorView*> AdapterLoader::base_weight(const std::string& module,
-                                                     std::string_view purpose) const {
+Result<const TensorView*> AdapterLoader::base_weight(const std::string& module, std::string_view purpose) const {
   if (base_ == nullptr) {
-    return failed_precondition("{} needs the base model's weights, and they are not at hand",
-                               purpose);
+    return failed_precondition("{} needs the base model's weights, and they are not at hand", purpose);
   }
   const bool tied = module == kLmHead && model_.tie_word_embeddings;
   const std::string name = (tied ? std::string(kEmbedTokens) : module) + ".weight";
   const TensorView* weight = base_->find(name);
-  if (weight == nullptr)
-    return data_loss("{} needs base tensor '{}', which the base lacks", purpose, name);
+  if (weight == nullptr) return data_loss("{} needs base tensor '{}', which the base lacks", purpose, name);
   const auto shape = base_shapes_.find(name);
   if (shape == base_shapes_.end() || !std::ranges::equal(weight->shape(), shape->second)) {
-    return data_loss("base tensor '{}' has shape {}, its config says otherwise", name,
-                     weight->shape_string());
+    return data_loss("base tensor '{}' has shape {}, its config says otherwise", name, weight->shape_string());
   }
   return weight;
 }
@@ -69,11 +61,9 @@ Status AdapterLoader::place_replacements() {
     }
   }
   if (!unknown.empty()) {
-    const std::string names =
-        fmt::format("{}{}",
-                    fmt::join(unknown.begin(),
-                              unknown.begin() + std::min<ptrdiff_t>(5, std::ssize(unknown)), ", "),
-                    unknown.size() > 5 ? ", ..." : "");
+    const std::string names = fmt::format(
+        "{}{}", fmt::join(unknown.begin(), unknown.begin() + std::min<ptrdiff_t>(5, std::ssize(unknown)), ", "),
+        unknown.size() > 5 ? ", ..." : "");
     if (!options_.ignore_unknown_tensors) {
       return invalid_argument(
           "tensors that match nothing in this {} model ({} layers): {}; adapter for another base "
@@ -85,23 +75,19 @@ Status AdapterLoader::place_replacements() {
   }
   // A module that was to be saved and is not in the file would silently stay the base's.
   for (const auto& [name, shape] : base_shapes_) {
-    if (model_.tie_word_embeddings && name == "lm_head.weight")
-      continue;  // may follow the embedding
+    if (model_.tie_word_embeddings && name == "lm_head.weight") continue;  // may follow the embedding
     if (matcher_->is_saved(name.substr(0, name.rfind('.'))) && !adapter_.replaced.contains(name)) {
-      return data_loss("modules_to_save covers '{}', which is not in adapter_model.safetensors",
-                       name);
+      return data_loss("modules_to_save covers '{}', which is not in adapter_model.safetensors", name);
     }
   }
   return Status();
 }
 
-Status AdapterLoader::place_replacement(const std::string& module, Part part,
-                                        const Source& source) {
+Status AdapterLoader::place_replacement(const std::string& module, Part part, const Source& source) {
   const std::string name = module + (part == Part::kWeight ? ".weight" : ".bias");
   const std::vector<int64_t>& shape = base_shapes_.at(name);
   if (!std::ranges::equal(source.view.shape(), shape)) {
-    if (is_vocabulary(module) && source.view.num_dims() == 2 &&
-        source.view.dim(0) != model_.vocab_size) {
+    if (is_vocabulary(module) && source.view.num_dims() == 2 && source.view.dim(0) != model_.vocab_size) {
       return unsupported(
           "tensor '{}' has {} rows, the base has a vocabulary of {}: the adapter was trained on a "
           "resized "
@@ -118,8 +104,7 @@ Status AdapterLoader::place_replacement(const std::string& module, Part part,
     // PEFT writes the embeddings of a base it believes resized; they are the base's own most of the
     // time.
     if (is_vocabulary(module)) return place_frozen_base(module, source);
-    warn(fmt::format("tensor '{}' replaces a base weight although modules_to_save does not name it",
-                     source.name));
+    warn(fmt::format("tensor '{}' replaces a base weight although modules_to_save does not name it", source.name));
   }
   adapter_.replaced[name] = source.view;
   return Status();
@@ -139,16 +124,13 @@ Status AdapterLoader::place_frozen_base(const std::string& module, const Source&
     }
     return wrong_shape(source, fmt::format("[{}, {}]", model_.vocab_size, model_.hidden_dim));
   }
-  const std::string tied_name =
-      model_.tie_word_embeddings ? std::string(kEmbedTokens) + ".weight" : name;
+  const std::string tied_name = model_.tie_word_embeddings ? std::string(kEmbedTokens) + ".weight" : name;
   const TensorView* own_weight = base_ == nullptr ? nullptr : base_->find(tied_name);
   if (own_weight != nullptr && same_weight(source.view, *own_weight)) return Status();
-  if (own_weight != nullptr)
-    warn(fmt::format("tensor '{}' differs from the base's and replaces it", source.name));
+  if (own_weight != nullptr) warn(fmt::format("tensor '{}' differs from the base's and replaces it", source.name));
   adapter_.replaced[name] = source.view;
   // A tied head shares the matrix PEFT would overwrite.
-  if (model_.tie_word_embeddings && module == kEmbedTokens)
-    adapter_.replaced.emplace("lm_head.weight", source.view);
+  if (model_.tie_word_embeddings && module == kEmbedTokens) adapter_.replaced.emplace("lm_head.weight", source.view);
   return Status();
 }
 
@@ -158,20 +140,16 @@ Status AdapterLoader::place_trained_tokens() {
     const auto names = [&target = target](std::string_view path) {  // clang 14 captures no bindings by themselves
       return path == target || path.ends_with(std::string(".") + target);
     };
-    const std::string module = names(kEmbedTokens) ? kEmbedTokens
-                               : names(kLmHead)    ? kLmHead
-                                                   : target;
+    const std::string module = names(kEmbedTokens) ? kEmbedTokens : names(kLmHead) ? kLmHead : target;
     if (!is_vocabulary(module))
-      return unsupported(
-          "trainable_token_indices of '{}': only embed_tokens and lm_head are supported", target);
+      return unsupported("trainable_token_indices of '{}': only embed_tokens and lm_head are supported", target);
     std::vector<int64_t> sorted = ids;
     std::ranges::sort(sorted);
     if (std::ranges::adjacent_find(sorted) != sorted.end())
       return invalid_argument("trainable_token_indices of '{}' repeats an id", target);
     if (!sorted.empty() && sorted.back() >= model_.vocab_size) {
-      return invalid_argument(
-          "trainable_token_indices of '{}' has id {}, the base's vocabulary ends at {}", target,
-          sorted.back(), model_.vocab_size - 1);
+      return invalid_argument("trainable_token_indices of '{}' has id {}, the base's vocabulary ends at {}", target,
+                              sorted.back(), model_.vocab_size - 1);
     }
     ids_of[module] = ids;
   }
@@ -211,8 +189,7 @@ Status AdapterLoader::place_trained_tokens() {
 }
 
 // Rows trained for the head alone become a full replacement of the head.
-Status AdapterLoader::place_trained_head_rows(const Source& source,
-                                              const std::vector<int64_t>& ids) {
+Status AdapterLoader::place_trained_head_rows(const Source& source, const std::vector<int64_t>& ids) {
   if (model_.tie_word_embeddings) {
     return unsupported(
         "tensor '{}': rows trained for lm_head alone are not supported on a base with tied "
@@ -226,11 +203,10 @@ Status AdapterLoader::place_trained_head_rows(const Source& source,
   LK_ASSIGN_OR_RETURN(Buffer * buffer, own(weight->num_elements() * dtype_bytes(DType::kF32)));
   weight->copy_to(buffer->as<float>());
   for (size_t index = 0; index < ids.size(); ++index) {
-    convert(source.view.row(static_cast<int64_t>(index)), source.view.dtype(),
-            buffer->data() + ids[index] * row_bytes, DType::kF32, width);
+    convert(source.view.row(static_cast<int64_t>(index)), source.view.dtype(), buffer->data() + ids[index] * row_bytes,
+            DType::kF32, width);
   }
-  adapter_.replaced["lm_head.weight"] =
-      TensorView(buffer->data(), DType::kF32, {model_.vocab_size, width});
+  adapter_.replaced["lm_head.weight"] = TensorView(buffer->data(), DType::kF32, {model_.vocab_size, width});
   return Status();
 }
 

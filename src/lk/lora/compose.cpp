@@ -12,15 +12,16 @@ namespace {
 
 // One low-rank delta of one component, with its weight.
 struct Part {
-  const TensorView* a;    // [rank, in], or [rank, vocab] of an embedding
-  const TensorView* b;    // [out, rank]
-  const TensorView* bias; // undefined: none
-  double scale;           // weight * scaling
+  const TensorView* a;     // [rank, in], or [rank, vocab] of an embedding
+  const TensorView* b;     // [out, rank]
+  const TensorView* bias;  // undefined: none
+  double scale;            // weight * scaling
   int64_t rank;
 };
 
-// One block for all tensors of a sum: with one each, every tensor would be rounded up to a page, unseen by the bound on cached sums, and
-// want of memory would end the program. First pass: without memory, adds up what is needed; second pass: hands it out.
+// One block for all tensors of a sum: with one each, every tensor would be rounded up to a page, unseen by the bound on
+// cached sums, and want of memory would end the program. First pass: without memory, adds up what is needed; second
+// pass: hands it out.
 class Block {
  public:
   Status allocate() {
@@ -51,7 +52,8 @@ LoraDelta stack(Block& block, std::span<const Part> parts) {
   const int64_t in = parts[0].a->dim(1), out = parts[0].b->dim(0);
   sum.a = block.take({sum.rank, in});
   sum.b = block.take({out, sum.rank});
-  if (std::ranges::any_of(parts, [](const Part& part) { return part.bias && part.bias->defined(); })) sum.bias = block.take({out});
+  if (std::ranges::any_of(parts, [](const Part& part) { return part.bias && part.bias->defined(); }))
+    sum.bias = block.take({out});
   if (block.counting()) return sum;
   auto* a = static_cast<float*>(const_cast<void*>(sum.a.raw()));
   auto* b = static_cast<float*>(const_cast<void*>(sum.b.raw()));
@@ -78,8 +80,10 @@ LoraDelta stack(Block& block, std::span<const Part> parts) {
 
 Status check_summable(const Adapter& adapter) {
   if (!adapter.replaced.empty())
-    return unsupported("adapter {} replaces {}: a weighted sum of replaced modules has no meaning", adapter.name, adapter.replaced.begin()->first);
-  if (!adapter.trained_token_ids.empty()) return unsupported("adapter {} has trained token rows, which cannot be summed", adapter.name);
+    return unsupported("adapter {} replaces {}: a weighted sum of replaced modules has no meaning", adapter.name,
+                       adapter.replaced.begin()->first);
+  if (!adapter.trained_token_ids.empty())
+    return unsupported("adapter {} has trained token rows, which cannot be summed", adapter.name);
   const auto dora = [](const std::optional<LoraDelta>& delta) { return delta && delta->magnitude.defined(); };
   bool found = dora(adapter.lm_head);
   for (const auto& layer : adapter.layers)
@@ -90,7 +94,8 @@ Status check_summable(const Adapter& adapter) {
 
 }  // namespace
 
-Result<std::shared_ptr<const Adapter>> compose_adapters(const std::string& name, std::span<const WeightedAdapter> parts) {
+Result<std::shared_ptr<const Adapter>> compose_adapters(const std::string& name,
+                                                        std::span<const WeightedAdapter> parts) {
   LK_CHECK(!parts.empty());
   auto sum = std::make_shared<Adapter>();
   sum->name = name;
@@ -98,7 +103,8 @@ Result<std::shared_ptr<const Adapter>> compose_adapters(const std::string& name,
   Sha256 digest;
   for (const WeightedAdapter& part : parts) {
     LK_RETURN_IF_ERROR(check_summable(*part.adapter));
-    if (!std::isfinite(part.weight)) return invalid_argument("weight {} of adapter {} is not finite", part.weight, part.adapter->name);
+    if (!std::isfinite(part.weight))
+      return invalid_argument("weight {} of adapter {} is not finite", part.weight, part.adapter->name);
     digest.update(part.adapter->digest.data(), part.adapter->digest.size());
     digest.update(&part.weight, sizeof part.weight);
     sum->file_bytes += part.adapter->file_bytes;
@@ -125,10 +131,14 @@ Result<std::shared_ptr<const Adapter>> compose_adapters(const std::string& name,
   const auto build = [&] {
     for (size_t layer = 0; layer < sum->layers.size(); ++layer)
       for (size_t proj = 0; proj < kNumProjs; ++proj)
-        if (collect_linear([&](const Adapter& adapter) -> const std::optional<LoraDelta>& { return adapter.layers[layer][proj]; }))
+        if (collect_linear(
+                [&](const Adapter& adapter) -> const std::optional<LoraDelta>& { return adapter.layers[layer][proj]; }))
           sum->layers[layer][proj] = stack(block, chosen);
-    if (collect_linear([](const Adapter& adapter) -> const std::optional<LoraDelta>& { return adapter.lm_head; })) sum->lm_head = stack(block, chosen);
-    if (collect([](const Adapter& adapter) -> const std::optional<Adapter::EmbeddingDelta>& { return adapter.embedding; })) {
+    if (collect_linear([](const Adapter& adapter) -> const std::optional<LoraDelta>& { return adapter.lm_head; }))
+      sum->lm_head = stack(block, chosen);
+    if (collect([](const Adapter& adapter) -> const std::optional<Adapter::EmbeddingDelta>& {
+          return adapter.embedding;
+        })) {
       const LoraDelta delta = stack(block, chosen);
       sum->embedding = Adapter::EmbeddingDelta{.rank = delta.rank, .scaling = 1, .a = delta.a, .b = delta.b};
     }

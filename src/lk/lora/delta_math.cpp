@@ -28,18 +28,14 @@ InitFactors to_factors(const RowMatrixD& a0, const RowMatrixD& b0) {
 // SVD of PEFT has.
 InitFactors pissa_factors(const RowMatrixD& weight, int64_t rank, double scaling) {
   const bool wide = weight.rows() <= weight.cols();
-  const RowMatrixD gram =
-      wide ? RowMatrixD(weight * weight.transpose()) : RowMatrixD(weight.transpose() * weight);
+  const RowMatrixD gram = wide ? RowMatrixD(weight * weight.transpose()) : RowMatrixD(weight.transpose() * weight);
   const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> solver(gram);
-  const Eigen::MatrixXd top =
-      solver.eigenvectors().rightCols(rank).rowwise().reverse();  // ascending order
-  const Eigen::VectorXd singular =
-      solver.eigenvalues().tail(rank).reverse().cwiseMax(0.0).cwiseSqrt();
+  const Eigen::MatrixXd top = solver.eigenvectors().rightCols(rank).rowwise().reverse();  // ascending order
+  const Eigen::VectorXd singular = solver.eigenvalues().tail(rank).reverse().cwiseMax(0.0).cwiseSqrt();
   const Eigen::VectorXd root = (singular / scaling).cwiseSqrt();
   // U S V^T with the missing side from W itself: U^T W = S V^T, W V = U S.
   const Eigen::VectorXd inverse = (singular * scaling).cwiseSqrt().cwiseMax(1e-150).cwiseInverse();
-  if (wide)
-    return to_factors(inverse.asDiagonal() * (top.transpose() * weight), top * root.asDiagonal());
+  if (wide) return to_factors(inverse.asDiagonal() * (top.transpose() * weight), top * root.asDiagonal());
   return to_factors(root.asDiagonal() * top.transpose(), (weight * top) * inverse.asDiagonal());
 }
 
@@ -88,12 +84,10 @@ bool dora_scales(const TensorView& weight, const LoraDelta& delta, float* out) {
   return ok;
 }
 
-InitFactors initial_factors(BaseChange change, const TensorView& weight, int64_t rank,
-                            double scaling) {
+InitFactors initial_factors(BaseChange change, const TensorView& weight, int64_t rank, double scaling) {
   const RowMatrixD dense = to_matrix(weight).cast<double>();
   LK_CHECK(rank <= std::min(dense.rows(), dense.cols()) && change != BaseChange::kNone);
-  return change == BaseChange::kPissa ? pissa_factors(dense, rank, scaling)
-                                      : olora_factors(dense, rank);
+  return change == BaseChange::kPissa ? pissa_factors(dense, rank, scaling) : olora_factors(dense, rank);
 }
 
 TensorView transposed(const TensorView& matrix, std::vector<Buffer>& owned) {
@@ -102,8 +96,8 @@ TensorView transposed(const TensorView& matrix, std::vector<Buffer>& owned) {
   const auto* from = static_cast<const std::byte*>(matrix.raw());
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t column = 0; column < columns; ++column) {
-      std::memcpy(buffer.data() + (column * rows + row) * size,
-                  from + (row * columns + column) * size, static_cast<size_t>(size));
+      std::memcpy(buffer.data() + (column * rows + row) * size, from + (row * columns + column) * size,
+                  static_cast<size_t>(size));
     }
   }
   const TensorView view(buffer.data(), matrix.dtype(), {columns, rows});

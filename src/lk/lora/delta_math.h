@@ -28,8 +28,7 @@ bool dora_scales(const TensorView& weight, const LoraDelta& delta, float* out);
 struct InitFactors {
   std::vector<float> a0, b0;
 };
-InitFactors initial_factors(BaseChange change, const TensorView& weight, int64_t rank,
-                            double scaling);
+InitFactors initial_factors(BaseChange change, const TensorView& weight, int64_t rank, double scaling);
 
 // A transposed copy of a matrix, same dtype, kept in `owned`.
 TensorView transposed(const TensorView& matrix, std::vector<Buffer>& owned);

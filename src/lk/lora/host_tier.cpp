@@ -22,7 +22,8 @@ class Stopwatch {
   const std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
 };
 
-// In powers of four and from a millisecond on: what differs by the machine's mood is equal, and the least recently used one goes.
+// In powers of four and from a millisecond on: what differs by the machine's mood is equal, and the least recently used
+// one goes.
 double seconds_per_byte(double seconds, int64_t bytes) {
   const double exact = std::max(seconds, 1e-3) / static_cast<double>(std::max<int64_t>(bytes, 1));
   return std::exp2(2 * std::floor(std::log2(exact) / 2));
@@ -38,9 +39,14 @@ int64_t host_bytes_of(const Adapter& adapter) {
 
 // --- AdapterDirectory
 
-AdapterDirectory::AdapterDirectory(std::string name, std::string directory, const ModelConfig& model, std::shared_ptr<const TensorStore> base,
-                                   AdapterLoadOptions options)
-    : name_(std::move(name)), directory_(std::move(directory)), model_(model), base_(std::move(base)), options_(options), stamp_(stamp()) {}
+AdapterDirectory::AdapterDirectory(std::string name, std::string directory, const ModelConfig& model,
+                                   std::shared_ptr<const TensorStore> base, AdapterLoadOptions options)
+    : name_(std::move(name)),
+      directory_(std::move(directory)),
+      model_(model),
+      base_(std::move(base)),
+      options_(options),
+      stamp_(stamp()) {}
 
 AdapterDirectory::Stamp AdapterDirectory::stamp() const {
   struct stat s {};
@@ -55,17 +61,25 @@ Result<std::shared_ptr<const Adapter>> AdapterDirectory::read() {
   std::lock_guard lock(mutex_);
   if (adapter.ok() && digest_.empty()) digest_ = (*adapter)->digest;
   if (digest_.empty() || (adapter.ok() && (*adapter)->digest == digest_)) return adapter;
-  return data_loss("adapter {}: the files in {} are not what they were when it was loaded ({}); load it again to serve what is there now", name_, directory_,
-                   adapter.ok() ? "another digest" : adapter.status().message());
+  return data_loss(
+      "adapter {}: the files in {} are not what they were when it was loaded ({}); load it again to serve what is "
+      "there now",
+      name_, directory_, adapter.ok() ? "another digest" : adapter.status().message());
 }
 
 // --- HostAdapter
 
-HostAdapter::HostAdapter(std::shared_ptr<const Adapter> adapter) : HostAdapter(nullptr, nullptr, std::move(adapter), 0) {}
+HostAdapter::HostAdapter(std::shared_ptr<const Adapter> adapter)
+    : HostAdapter(nullptr, nullptr, std::move(adapter), 0) {}
 
-HostAdapter::HostAdapter(std::shared_ptr<HostTier> tier, std::shared_ptr<AdapterSource> source, std::shared_ptr<const Adapter> adapter, double read_seconds)
-    : tier_(std::move(tier)), source_(std::move(source)), name_(adapter->name), bytes_(host_bytes_of(*adapter)),
-      seconds_per_byte_(seconds_per_byte(read_seconds, bytes_)), copy_(std::move(adapter)) {}
+HostAdapter::HostAdapter(std::shared_ptr<HostTier> tier, std::shared_ptr<AdapterSource> source,
+                         std::shared_ptr<const Adapter> adapter, double read_seconds)
+    : tier_(std::move(tier)),
+      source_(std::move(source)),
+      name_(adapter->name),
+      bytes_(host_bytes_of(*adapter)),
+      seconds_per_byte_(seconds_per_byte(read_seconds, bytes_)),
+      copy_(std::move(adapter)) {}
 
 HostAdapter::~HostAdapter() {
   if (tier_) tier_->forget(*this);
@@ -93,14 +107,18 @@ Result<std::shared_ptr<const Adapter>> HostAdapter::get() {
     tier_->stats_.read_seconds += watch.seconds();
     ++(read.ok() ? tier_->stats_.num_reads : tier_->stats_.num_failed_reads);
   }
-  if (read.ok()) tier_->keep(*this, *read);
-  else tier_->release(bytes_);
+  if (read.ok())
+    tier_->keep(*this, *read);
+  else
+    tier_->release(bytes_);
   return read;
 }
 
 // --- HostTier
 
-std::shared_ptr<HostTier> HostTier::create(int64_t max_bytes) { return std::shared_ptr<HostTier>(new HostTier(max_bytes)); }
+std::shared_ptr<HostTier> HostTier::create(int64_t max_bytes) {
+  return std::shared_ptr<HostTier>(new HostTier(max_bytes));
+}
 
 Result<std::shared_ptr<HostAdapter>> HostTier::add(std::shared_ptr<AdapterSource> source, int64_t expected_bytes) {
   LK_RETURN_IF_ERROR(reserve_for_new(expected_bytes));
@@ -122,8 +140,10 @@ Status HostTier::reserve_for_new(int64_t bytes) {
     const Room room = reserve(bytes, false);
     if (room == Room::kTaken) return Status();
     if (room == Room::kNone || watch.seconds() > kPatience)
-      return resource_exhausted("an adapter of {} bytes does not fit into host memory of {} bytes, of which {} cannot be dropped now: raise --host-memory",
-                                bytes, max_bytes_, stats().bytes);
+      return resource_exhausted(
+          "an adapter of {} bytes does not fit into host memory of {} bytes, of which {} cannot be dropped now: raise "
+          "--host-memory",
+          bytes, max_bytes_, stats().bytes);
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
   }
 }
@@ -145,7 +165,8 @@ bool HostTier::drop_down_to_locked(int64_t bytes, Dropped& dropped) {
   bool in_use = false;
   for (auto it = order_.begin(); it != order_.end() && stats_.bytes > bytes;) {
     HostAdapter& victim = *std::get<HostAdapter*>(*it);
-    // Somebody who uses it keeps it in memory anyway; and what is not on disk any more would be lost for those who were promised it.
+    // Somebody who uses it keeps it in memory anyway; and what is not on disk any more would be lost for those who were
+    // promised it.
     if (victim.copy_.use_count() > 1 || !victim.source_->available()) {
       in_use |= victim.copy_.use_count() > 1;
       ++it;
@@ -166,7 +187,8 @@ HostTier::Room HostTier::reserve(int64_t bytes, bool even_beyond) {
   Dropped dropped;
   std::lock_guard lock(mutex_);
   const bool in_use = drop_down_to_locked(max_bytes_ - bytes, dropped) || num_reserved_ > 0;
-  if (stats_.bytes + bytes > max_bytes_ && !even_beyond) return in_use && bytes <= max_bytes_ ? Room::kInUse : Room::kNone;
+  if (stats_.bytes + bytes > max_bytes_ && !even_beyond)
+    return in_use && bytes <= max_bytes_ ? Room::kInUse : Room::kNone;
   stats_.bytes += bytes;
   ++num_reserved_;
   return Room::kTaken;

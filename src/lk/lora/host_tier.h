@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// HostTier: adapters in host memory under a budget, in front of the disk they came from: the middle one of three tiers. S-LoRA keeps every
-// adapter in host memory (arXiv:2311.03285 §5); here what has not been wanted for long is dropped and read again when somebody wants it.
+// HostTier: adapters in host memory under a budget, in front of the disk they came from: the middle one of three tiers.
+// S-LoRA keeps every adapter in host memory (arXiv:2311.03285 §5); here what has not been wanted for long is dropped
+// and read again when somebody wants it.
 //
-// What goes first: Greedy-Dual-Size (Cao and Irani 1997), priority = clock + seconds of reading / bytes, where the clock rises to each
-// victim's priority; so an adapter that takes long to read for its size (DoRA norms, PiSSA conversion) stays longer, and among equals the
-// least recently used one goes. A copy somebody uses is not dropped, nor one whose source is not what it was.
+// What goes first: Greedy-Dual-Size (Cao and Irani 1997), priority = clock + seconds of reading / bytes, where the
+// clock rises to each victim's priority; so an adapter that takes long to read for its size (DoRA norms, PiSSA
+// conversion) stays longer, and among equals the least recently used one goes. A copy somebody uses is not dropped, nor
+// one whose source is not what it was.
 //
 // Thread safety: everything here may be called from any thread.
 #pragma once
@@ -35,7 +37,8 @@ class AdapterSource {
 class AdapterDirectory : public AdapterSource {
  public:
   // `model` must outlive this.
-  AdapterDirectory(std::string name, std::string directory, const ModelConfig& model, std::shared_ptr<const TensorStore> base, AdapterLoadOptions options);
+  AdapterDirectory(std::string name, std::string directory, const ModelConfig& model,
+                   std::shared_ptr<const TensorStore> base, AdapterLoadOptions options);
   Result<std::shared_ptr<const Adapter>> read() override;
   bool available() const override;
 
@@ -74,7 +77,8 @@ class HostAdapter {
   bool recoverable() const { return on_host() || source_->available(); }
   // The content, or null when it would have to be read. Counts as a use.
   std::shared_ptr<const Adapter> try_get();
-  // The content, read again when it was dropped; callers that come meanwhile wait for the same read. Fails as the source does.
+  // The content, read again when it was dropped; callers that come meanwhile wait for the same read. Fails as the
+  // source does.
   Result<std::shared_ptr<const Adapter>> get();
   // Budget of its tier, in bytes; 0 = none.
   int64_t tier_bytes() const;
@@ -82,29 +86,30 @@ class HostAdapter {
  private:
   friend class HostTier;
   using Rank = std::tuple<double, uint64_t, HostAdapter*>;  // priority, time of the last use: first = first to go
-  HostAdapter(std::shared_ptr<HostTier> tier, std::shared_ptr<AdapterSource> source, std::shared_ptr<const Adapter> adapter, double read_seconds);
+  HostAdapter(std::shared_ptr<HostTier> tier, std::shared_ptr<AdapterSource> source,
+              std::shared_ptr<const Adapter> adapter, double read_seconds);
 
   const std::shared_ptr<HostTier> tier_;  // or null
   const std::shared_ptr<AdapterSource> source_;
   const std::string name_;
   const int64_t bytes_;
   const double seconds_per_byte_;
-  std::atomic<bool> on_host_{true};       // copy_ is not null; written under the tier's mutex
-  std::mutex reading_;                    // one read at a time; before the tier's mutex
-  std::shared_ptr<const Adapter> copy_;   // guarded by the tier's mutex, if there is one
-  Rank rank_{};                           // guarded likewise; valid while copy_ is set
+  std::atomic<bool> on_host_{true};      // copy_ is not null; written under the tier's mutex
+  std::mutex reading_;                   // one read at a time; before the tier's mutex
+  std::shared_ptr<const Adapter> copy_;  // guarded by the tier's mutex, if there is one
+  Rank rank_{};                          // guarded likewise; valid while copy_ is set
 };
 
 class HostTier : public std::enable_shared_from_this<HostTier> {
  public:
   static std::shared_ptr<HostTier> create(int64_t max_bytes);
 
-  // Reads an adapter of about `expected_bytes` for the first time, after making room for it. kResourceExhausted when there is too little
-  // even with everything dropped that can be; for a second it waits for what others are using.
+  // Reads an adapter of about `expected_bytes` for the first time, after making room for it. kResourceExhausted when
+  // there is too little even with everything dropped that can be; for a second it waits for what others are using.
   Result<std::shared_ptr<HostAdapter>> add(std::shared_ptr<AdapterSource> source, int64_t expected_bytes);
 
   struct Stats {
-    int64_t max_bytes = 0, bytes = 0;             // `bytes` includes what is being read
+    int64_t max_bytes = 0, bytes = 0;                            // `bytes` includes what is being read
     int64_t num_drops = 0, num_reads = 0, num_failed_reads = 0;  // reads of what had been dropped
     double read_seconds = 0;
   };

@@ -31,21 +31,19 @@ class Initializer {
       for (int index = 0; index < kNumProjs; ++index) {
         const Proj proj = static_cast<Proj>(index);
         if (!targeted(short_name(proj))) continue;
-        LK_ASSIGN_OR_RETURN(adapter_.layers[static_cast<size_t>(layer)][static_cast<size_t>(index)],
-                            delta(module_path(layer, proj), short_name(proj), in_dim(proj, config_),
-                                  out_dim(proj, config_)));
+        LK_ASSIGN_OR_RETURN(
+            adapter_.layers[static_cast<size_t>(layer)][static_cast<size_t>(index)],
+            delta(module_path(layer, proj), short_name(proj), in_dim(proj, config_), out_dim(proj, config_)));
       }
     }
     if (targeted(kLmHead)) {
-      LK_ASSIGN_OR_RETURN(adapter_.lm_head,
-                          delta(kLmHead, kLmHead, config_.hidden_dim, config_.vocab_size));
+      LK_ASSIGN_OR_RETURN(adapter_.lm_head, delta(kLmHead, kLmHead, config_.hidden_dim, config_.vocab_size));
     }
     if (targeted("embed_tokens")) {
       const int64_t rank = rank_of("embed_tokens");
       // As PEFT starts an embedding, with the roles of the zero and the random factor.
       adapter_.embedding = Adapter::EmbeddingDelta{
-          rank, scaling(rank),
-          random({rank, config_.vocab_size}, options_.b_scale / std::sqrt(rank), true),
+          rank, scaling(rank), random({rank, config_.vocab_size}, options_.b_scale / std::sqrt(rank), true),
           random({config_.hidden_dim, rank}, 1.0, true)};
     }
     return std::move(adapter_);
@@ -61,35 +59,27 @@ class Initializer {
   }
   double scaling(int64_t rank) const {
     const double alpha = options_.alpha.value_or(2.0 * static_cast<double>(rank));
-    return alpha /
-           (options_.use_rslora ? std::sqrt(static_cast<double>(rank)) : static_cast<double>(rank));
+    return alpha / (options_.use_rslora ? std::sqrt(static_cast<double>(rank)) : static_cast<double>(rank));
   }
 
   Status check() const {
     std::vector<std::string> known = {"embed_tokens", kLmHead};
-    for (int proj = 0; proj < kNumProjs; ++proj)
-      known.push_back(short_name(static_cast<Proj>(proj)));
-    const auto is_known = [&](const std::string& name) {
-      return std::ranges::find(known, name) != known.end();
-    };
+    for (int proj = 0; proj < kNumProjs; ++proj) known.push_back(short_name(static_cast<Proj>(proj)));
+    const auto is_known = [&](const std::string& name) { return std::ranges::find(known, name) != known.end(); };
     for (const std::string& name : options_.targets) {
-      if (!is_known(name))
-        return invalid_argument("target '{}' is not one of {}", name, fmt::join(known, ", "));
+      if (!is_known(name)) return invalid_argument("target '{}' is not one of {}", name, fmt::join(known, ", "));
       if (rank_of(name) < 1 || rank_of(name) > 65536)
         return invalid_argument("rank {} of '{}' is out of range", rank_of(name), name);
     }
     for (const auto& [name, rank] : options_.rank_of) {
-      if (!targeted(name))
-        return invalid_argument("a rank is given for '{}', which is not a target", name);
+      if (!targeted(name)) return invalid_argument("a rank is given for '{}', which is not a target", name);
     }
     if (options_.targets.empty())
       return invalid_argument("no targets: name at least one of {}", fmt::join(known, ", "));
-    if (options_.lora_bias && options_.use_dora)
-      return invalid_argument("lora_bias and DoRA exclude each other");
+    if (options_.lora_bias && options_.use_dora) return invalid_argument("lora_bias and DoRA exclude each other");
     if (options_.use_dora && base_ == nullptr)
       return invalid_argument("DoRA magnitudes are norms of base weights: the base is needed");
-    if (options_.use_dora && targeted("embed_tokens"))
-      return unsupported("DoRA on embed_tokens is not supported");
+    if (options_.use_dora && targeted("embed_tokens")) return unsupported("DoRA on embed_tokens is not supported");
     return Status();
   }
 
@@ -101,8 +91,7 @@ class Initializer {
     std::vector<float> values(static_cast<size_t>(n));
     for (int64_t index = 0; index < n; ++index) {
       const auto counter = static_cast<uint64_t>(index);
-      const double draw =
-          normal ? random_normal(seed, counter) : 2 * random_uniform(seed, counter) - 1;
+      const double draw = normal ? random_normal(seed, counter) : 2 * random_uniform(seed, counter) - 1;
       values[static_cast<size_t>(index)] = static_cast<float>(spread * draw);
     }
     Buffer buffer(std::max<int64_t>(n * dtype_bytes(options_.dtype), 64));
@@ -112,8 +101,7 @@ class Initializer {
     return view;
   }
 
-  Result<LoraDelta> delta(const std::string& module, const std::string& name, int64_t in,
-                          int64_t out) {
+  Result<LoraDelta> delta(const std::string& module, const std::string& name, int64_t in, int64_t out) {
     const int64_t rank = rank_of(name);
     const double b_spread = options_.b_scale / std::sqrt(static_cast<double>(rank));
     LoraDelta delta;
@@ -129,8 +117,7 @@ class Initializer {
 
   // m = ||W + s B A|| per row, a little off so that DoRA's scale is not 1.
   Status add_magnitude(const std::string& module, LoraDelta& delta) {
-    const std::string base_name =
-        module == kLmHead && config_.tie_word_embeddings ? kEmbedTokens : module;
+    const std::string base_name = module == kLmHead && config_.tie_word_embeddings ? kEmbedTokens : module;
     const TensorView* weight = base_->find(base_name + ".weight");
     const int64_t out = delta.b.dim(0), in = delta.a.dim(1);
     if (weight == nullptr || !weight->has_shape({out, in}))
@@ -138,12 +125,9 @@ class Initializer {
     Buffer ones(out * 4), norms(out * 4), magnitudes(out * 4);
     std::fill_n(ones.as<float>(), out, 1.0f);
     delta.magnitude = TensorView(ones.data(), DType::kF32, {out});
-    if (!dora_scales(*weight, delta, norms.as<float>()))
-      return data_loss("a row of '{}.weight' is zero", base_name);
+    if (!dora_scales(*weight, delta, norms.as<float>())) return data_loss("a row of '{}.weight' is zero", base_name);
     for (int64_t row = 0; row < out; ++row) {
-      const double factor =
-          1 +
-          options_.b_scale * (2 * random_uniform(options_.seed, static_cast<uint64_t>(row)) - 1);
+      const double factor = 1 + options_.b_scale * (2 * random_uniform(options_.seed, static_cast<uint64_t>(row)) - 1);
       magnitudes.as<float>()[row] = static_cast<float>(factor) / norms.as<float>()[row];
     }
     delta.magnitude = TensorView(magnitudes.data(), DType::kF32, {out});
@@ -160,8 +144,8 @@ class Initializer {
 
 }  // namespace
 
-Status init_adapter(const ModelConfig& config, const InitOptions& options,
-                    const std::string& out_dir, const TensorStore* base) {
+Status init_adapter(const ModelConfig& config, const InitOptions& options, const std::string& out_dir,
+                    const TensorStore* base) {
   if (file_exists(join_path(out_dir, "adapter_model.safetensors"))) {
     return already_exists("{} holds an adapter already; name another directory", out_dir);
   }

@@ -10,17 +10,16 @@ namespace {
 
 bool is_name_or_suffix(const std::string& module, const std::vector<std::string>& names) {
   return std::ranges::any_of(names, [&](const std::string& name) {
-    return module == name || (module.size() > name.size() && module.ends_with(name) &&
-                              module[module.size() - name.size() - 1] == '.');
+    return module == name ||
+           (module.size() > name.size() && module.ends_with(name) && module[module.size() - name.size() - 1] == '.');
   });
 }
 
 // Letters, digits, '_' and '.' only: of fixed length, so no regular expression engine is needed.
 // Adapters with a rank for every module have hundreds of such keys.
 bool is_plain(const std::string& key) {
-  return !key.empty() && std::ranges::all_of(key, [](unsigned char c) {
-    return std::isalnum(c) || c == '_' || c == '.';
-  });
+  return !key.empty() &&
+         std::ranges::all_of(key, [](unsigned char c) { return std::isalnum(c) || c == '_' || c == '.'; });
 }
 
 // '.' in the key stands for any character, as in the regular expression it is.
@@ -53,9 +52,8 @@ class Stopwatch {
 
 Status check_budget(std::chrono::steady_clock::duration spent) {
   if (spent <= kMatchingBudget) return Status();
-  return invalid_argument(
-      "the regular expressions of adapter_config.json take more than {} s to match; simplify them",
-      kMatchingBudget.count());
+  return invalid_argument("the regular expressions of adapter_config.json take more than {} s to match; simplify them",
+                          kMatchingBudget.count());
 }
 
 }  // namespace
@@ -83,22 +81,16 @@ Result<ModuleMatcher> ModuleMatcher::create(const AdapterConfig& config) {
     // PEFT's default for llama, mistral, qwen2 and qwen3 alike.
     matcher.targets_ = {Kind::kList, {"q_proj", "v_proj"}, ""};
   } else if (config.target_modules.kind == Kind::kAllLinear) {
-    matcher.targets_ = {
-        Kind::kList,
-        {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
-        ""};
+    matcher.targets_ = {Kind::kList, {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}, ""};
   } else if (config.target_modules.kind == Kind::kRegex) {
     LK_ASSIGN_OR_RETURN(matcher.target_regex_, PythonRegex::compile(config.target_modules.pattern));
   }
   if (config.exclude_modules.kind == Kind::kRegex && !config.exclude_modules.pattern.empty()) {
-    LK_ASSIGN_OR_RETURN(matcher.exclude_regex_,
-                        PythonRegex::compile(config.exclude_modules.pattern));
+    LK_ASSIGN_OR_RETURN(matcher.exclude_regex_, PythonRegex::compile(config.exclude_modules.pattern));
   }
   const auto num_regexes = static_cast<size_t>(
-      std::ranges::count_if(config.rank_pattern,
-                            [](const auto& entry) { return !is_plain(entry.first); }) +
-      std::ranges::count_if(config.alpha_pattern,
-                            [](const auto& entry) { return !is_plain(entry.first); }));
+      std::ranges::count_if(config.rank_pattern, [](const auto& entry) { return !is_plain(entry.first); }) +
+      std::ranges::count_if(config.alpha_pattern, [](const auto& entry) { return !is_plain(entry.first); }));
   if (num_regexes + config.modules_to_save.size() + config.layers_pattern.size() > kMaxRegexes) {
     return invalid_argument("more than {} regular expressions in one adapter config", kMaxRegexes);
   }
@@ -111,13 +103,12 @@ Result<ModuleMatcher> ModuleMatcher::create(const AdapterConfig& config) {
     matcher.alpha_keys_.push_back(std::move(pattern));
   }
   for (const std::string& module : config.modules_to_save) {
-    LK_ASSIGN_OR_RETURN(PythonRegex regex,
-                        PythonRegex::compile(fmt::format(R"((^|.*\.){}($|\..*))", module)));
+    LK_ASSIGN_OR_RETURN(PythonRegex regex, PythonRegex::compile(fmt::format(R"((^|.*\.){}($|\..*))", module)));
     matcher.saved_.push_back(std::move(regex));
   }
   for (const std::string& layer : config.layers_pattern) {
-    LK_ASSIGN_OR_RETURN(PythonRegex regex, PythonRegex::compile(fmt::format(
-                                               R"((?:^|.*?\.){}\.(?P<idx>\d+)\.)", layer)));
+    LK_ASSIGN_OR_RETURN(PythonRegex regex,
+                        PythonRegex::compile(fmt::format(R"((?:^|.*?\.){}\.(?P<idx>\d+)\.)", layer)));
     matcher.layer_patterns_.push_back(std::move(regex));
   }
   if (matcher.layer_patterns_.empty()) {
@@ -130,21 +121,18 @@ Result<ModuleMatcher> ModuleMatcher::create(const AdapterConfig& config) {
 Result<bool> ModuleMatcher::in_layers(const std::string& module) const {
   if (config_.layers_to_transform.empty()) return true;
   for (const PythonRegex& pattern : layer_patterns_) {
-    LK_ASSIGN_OR_RETURN(const std::optional<std::string> digits,
-                        pattern.match_group(module, "idx"));
+    LK_ASSIGN_OR_RETURN(const std::optional<std::string> digits, pattern.match_group(module, "idx"));
     if (!digits) continue;
     int64_t layer = -1;
     std::from_chars(digits->data(), digits->data() + digits->size(), layer);
-    return std::ranges::find(config_.layers_to_transform, layer) !=
-           config_.layers_to_transform.end();
+    return std::ranges::find(config_.layers_to_transform, layer) != config_.layers_to_transform.end();
   }
   return false;
 }
 
 bool ModuleMatcher::is_saved(std::string_view module) const {
   for (;;) {
-    if (std::ranges::any_of(config_.modules_to_save,
-                            [&](const std::string& name) { return module.ends_with(name); }))
+    if (std::ranges::any_of(config_.modules_to_save, [&](const std::string& name) { return module.ends_with(name); }))
       return true;
     const size_t dot = module.rfind('.');
     if (dot == std::string_view::npos) return false;

@@ -41,17 +41,12 @@ class ModuleMatcher {
   bool is_saved(std::string_view module) const;
 
   // Index into rank_pattern / alpha_pattern of the first key that matches.
-  Result<std::optional<size_t>> rank_pattern_of(const std::string& module) const {
-    return first(rank_keys_, module);
-  }
-  Result<std::optional<size_t>> alpha_pattern_of(const std::string& module) const {
-    return first(alpha_keys_, module);
-  }
+  Result<std::optional<size_t>> rank_pattern_of(const std::string& module) const { return first(rank_keys_, module); }
+  Result<std::optional<size_t>> alpha_pattern_of(const std::string& module) const { return first(alpha_keys_, module); }
 
  private:
   Result<bool> target_matches(const std::string& module) const;
-  Result<std::optional<size_t>> first(const std::vector<PatternKey>& keys,
-                                      const std::string& module) const;
+  Result<std::optional<size_t>> first(const std::vector<PatternKey>& keys, const std::string& module) const;
   Result<bool> in_layers(const std::string& module) const;
   // modules_to_save as a reason not to put LoRA on a module: whole path segments.
   Result<bool> is_saved_segment(const std::string& module) const;

@@ -22,13 +22,11 @@ Split split_name(const std::string& name) {
   return {name.substr(0, dot), name.substr(dot) == ".bias"};
 }
 
-const LoraDelta* find_delta(const Adapter& adapter, const ModelConfig& config,
-                            const std::string& module) {
+const LoraDelta* find_delta(const Adapter& adapter, const ModelConfig& config, const std::string& module) {
   if (module == kLmHead) return adapter.lm_head ? &*adapter.lm_head : nullptr;
   const std::optional<ProjPlace> place = find_projection(module, config);
   if (!place || place->projs.size() != 1) return nullptr;
-  const auto& delta =
-      adapter.layers[static_cast<size_t>(place->layer)][static_cast<size_t>(place->projs.front())];
+  const auto& delta = adapter.layers[static_cast<size_t>(place->layer)][static_cast<size_t>(place->projs.front())];
   return delta ? &*delta : nullptr;
 }
 
@@ -38,23 +36,20 @@ bool has_trained_rows(const Adapter& adapter, const ModelConfig& config, const s
 }
 
 // The value below the adapter's deltas: a replacement, or the base's.
-Result<TensorView> underlying(const std::string& name, const Adapter& adapter,
-                              const ModelConfig& config, const TensorStore& base) {
-  if (const auto replaced = adapter.replaced.find(name); replaced != adapter.replaced.end())
-    return replaced->second;
-  const TensorView* view =
-      base.find(name == kHeadWeight && config.tie_word_embeddings ? kEmbedWeight : name);
+Result<TensorView> underlying(const std::string& name, const Adapter& adapter, const ModelConfig& config,
+                              const TensorStore& base) {
+  if (const auto replaced = adapter.replaced.find(name); replaced != adapter.replaced.end()) return replaced->second;
+  const TensorView* view = base.find(name == kHeadWeight && config.tie_word_embeddings ? kEmbedWeight : name);
   if (view == nullptr) return data_loss("base tensor '{}' is missing", name);
   return *view;
 }
 
-void replace_trained_rows(const Adapter& adapter, int64_t first, int64_t count, int64_t width,
-                          float* rows) {
+void replace_trained_rows(const Adapter& adapter, int64_t first, int64_t count, int64_t width, float* rows) {
   for (size_t index = 0; index < adapter.trained_token_ids.size(); ++index) {
     const int64_t row = adapter.trained_token_ids[index] - first;
     if (row < 0 || row >= count) continue;
-    convert(adapter.trained_token_rows.row(static_cast<int64_t>(index)),
-            adapter.trained_token_rows.dtype(), rows + row * width, DType::kF32, width);
+    convert(adapter.trained_token_rows.row(static_cast<int64_t>(index)), adapter.trained_token_rows.dtype(),
+            rows + row * width, DType::kF32, width);
   }
 }
 
@@ -64,15 +59,13 @@ Status visit_bias(const TensorView& bias, const LoraDelta* delta, const RowVisit
   bias.copy_to(values.data());
   if (delta != nullptr && delta->bias.defined()) {
     delta->bias.copy_to(added.data());
-    for (size_t index = 0; index < n; ++index)
-      values[index] += static_cast<float>(delta->scaling) * added[index];
+    for (size_t index = 0; index < n; ++index) values[index] += static_cast<float>(delta->scaling) * added[index];
   }
   return visit(0, 1, values.data());
 }
 
 // Blocks of a matrix without a low-rank change.
-Status visit_plain(const TensorView& weight,
-                   const std::function<Status(int64_t, int64_t, float*)>& visit) {
+Status visit_plain(const TensorView& weight, const std::function<Status(int64_t, int64_t, float*)>& visit) {
   if (weight.num_dims() != 2) {
     std::vector<float> values(static_cast<size_t>(weight.num_elements()));
     weight.copy_to(values.data());
@@ -113,9 +106,8 @@ std::vector<std::string> changed_tensors(const Adapter& adapter, const ModelConf
   return {names.begin(), names.end()};
 }
 
-Status visit_merged_tensor(const std::string& name, const Adapter& adapter,
-                           const ModelConfig& config, const TensorStore& base,
-                           const RowVisitor& visit) {
+Status visit_merged_tensor(const std::string& name, const Adapter& adapter, const ModelConfig& config,
+                           const TensorStore& base, const RowVisitor& visit) {
   const auto [module, is_bias] = split_name(name);
   const LoraDelta* delta = find_delta(adapter, config, module);
   LK_ASSIGN_OR_RETURN(const TensorView weight, underlying(name, adapter, config, base));

@@ -25,9 +25,8 @@ using RowVisitor = std::function<Status(int64_t first_row, int64_t num_rows, con
 
 // The value of base tensor `name` under the adapter, in row order. "lm_head.weight" of a tied base
 // reads the embedding.
-Status visit_merged_tensor(const std::string& name, const Adapter& adapter,
-                           const ModelConfig& config, const TensorStore& base,
-                           const RowVisitor& visit);
+Status visit_merged_tensor(const std::string& name, const Adapter& adapter, const ModelConfig& config,
+                           const TensorStore& base, const RowVisitor& visit);
 
 struct MergeOptions {
   std::optional<DType> dtype = {};  // of every tensor written; absent: each tensor keeps its own
@@ -51,8 +50,8 @@ struct MergeReport {
 
 // Writes out_dir as a complete model directory (config, tokenizer and generation files are copied).
 // out_dir must not exist or be empty; it appears only when complete.
-Result<MergeReport> merge_adapter(const std::string& base_dir, const Adapter& adapter,
-                                  const std::string& out_dir, const MergeOptions& options = {});
+Result<MergeReport> merge_adapter(const std::string& base_dir, const Adapter& adapter, const std::string& out_dir,
+                                  const MergeOptions& options = {});
 
 // A few lines for people: overall and worst rounding loss.
 std::string render_merge_report(const MergeReport& report);

@@ -26,8 +26,7 @@ constexpr const char* kHeadWeight = "lm_head.weight";
 bool must_untie(const Adapter& adapter, const ModelConfig& config) {
   if (!config.tie_word_embeddings) return false;
   if (adapter.embedding || adapter.lm_head) return true;
-  const auto embedding = adapter.replaced.find(kEmbedWeight),
-             head = adapter.replaced.find(kHeadWeight);
+  const auto embedding = adapter.replaced.find(kEmbedWeight), head = adapter.replaced.find(kHeadWeight);
   if (embedding == adapter.replaced.end() && head == adapter.replaced.end()) return false;
   return embedding == adapter.replaced.end() || head == adapter.replaced.end() ||
          embedding->second.raw() != head->second.raw();
@@ -36,8 +35,7 @@ bool must_untie(const Adapter& adapter, const ModelConfig& config) {
 // Model weights, in any format, are what the merge replaces; everything else goes along.
 bool is_weight_file(const fs::path& path) {
   const std::string name = path.filename().string();
-  for (const char* end : {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".msgpack",
-                          ".h5", ".index.json"}) {
+  for (const char* end : {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".msgpack", ".h5", ".index.json"}) {
     if (name.ends_with(end)) return true;
   }
   return name.starts_with('.');
@@ -48,8 +46,7 @@ Status copy_side_files(const std::string& from, const std::string& to) {
   for (fs::directory_iterator it(from, error), end; !error && it != end; it.increment(error)) {
     if (!it->is_regular_file(error) || is_weight_file(it->path())) continue;
     fs::copy_file(it->path(), fs::path(to) / it->path().filename(), error);
-    if (error)
-      return io_error("cannot copy {} to {}: {}", it->path().string(), to, error.message());
+    if (error) return io_error("cannot copy {} to {}: {}", it->path().string(), to, error.message());
   }
   if (error) return io_error("cannot read directory {}: {}", from, error.message());
   return Status();
@@ -103,30 +100,25 @@ class LossMeter {
 Status check_out_dir(const std::string& out_dir) {
   std::error_code error;
   if (!fs::exists(out_dir, error)) return Status();
-  if (!fs::is_directory(out_dir, error))
-    return already_exists("{} exists and is not a directory", out_dir);
-  if (!fs::is_empty(out_dir, error))
-    return already_exists("{} is not empty; name a new directory", out_dir);
+  if (!fs::is_directory(out_dir, error)) return already_exists("{} exists and is not a directory", out_dir);
+  if (!fs::is_empty(out_dir, error)) return already_exists("{} is not empty; name a new directory", out_dir);
   return Status();
 }
 
 class ModelMerger {
  public:
-  ModelMerger(const ModelConfig& config, const TensorStore& base, const Adapter& adapter,
-              const MergeOptions& options)
+  ModelMerger(const ModelConfig& config, const TensorStore& base, const Adapter& adapter, const MergeOptions& options)
       : config_(config), base_(base), adapter_(adapter), options_(options) {
     report_.untied = must_untie(adapter, config);
     for (std::string& name : changed_tensors(adapter, config)) changed_.insert(std::move(name));
-    if (report_.untied)
-      changed_.insert(kHeadWeight);  // written even when it is the base's embedding
+    if (report_.untied) changed_.insert(kHeadWeight);  // written even when it is the base's embedding
   }
 
   Result<MergeReport> write(const std::string& path) {
     LK_RETURN_IF_ERROR(check_biases());
     std::vector<TensorSpec> specs;
     for (const auto& [name, view] : base_.tensors()) {
-      if (config_.tie_word_embeddings && name == kHeadWeight)
-        continue;  // a copy some checkpoints carry
+      if (config_.tie_word_embeddings && name == kHeadWeight) continue;  // a copy some checkpoints carry
       specs.push_back(spec(name, view));
     }
     if (report_.untied) specs.push_back(spec(kHeadWeight, *base_.find(kEmbedWeight)));
@@ -155,8 +147,7 @@ class ModelMerger {
 
  private:
   TensorSpec spec(const std::string& name, const TensorView& view) const {
-    return {
-        name, options_.dtype.value_or(view.dtype()), {view.shape().begin(), view.shape().end()}};
+    return {name, options_.dtype.value_or(view.dtype()), {view.shape().begin(), view.shape().end()}};
   }
 
   Status check_biases() const {
@@ -180,8 +171,8 @@ class ModelMerger {
     const int64_t total = view.num_elements();
     for (int64_t begin = 0; begin < total; begin += kBlock) {
       const int64_t n = std::min(kBlock, total - begin);
-      convert(static_cast<const std::byte*>(view.raw()) + begin * dtype_bytes(view.dtype()),
-              view.dtype(), block.data(), tensor.dtype, n);
+      convert(static_cast<const std::byte*>(view.raw()) + begin * dtype_bytes(view.dtype()), view.dtype(), block.data(),
+              tensor.dtype, n);
       LK_RETURN_IF_ERROR(writer.append(block.data(), n * dtype_bytes(tensor.dtype)));
     }
     return Status();
@@ -189,8 +180,7 @@ class ModelMerger {
 
   Status merge(const TensorSpec& tensor, SafetensorsWriter& writer, MergeLoss& loss) {
     const TensorView& original =
-        *base_.find(base_.find(tensor.name) == nullptr ||
-                            (config_.tie_word_embeddings && tensor.name == kHeadWeight)
+        *base_.find(base_.find(tensor.name) == nullptr || (config_.tie_word_embeddings && tensor.name == kHeadWeight)
                         ? kEmbedWeight
                         : tensor.name);
     const int64_t width = tensor.shape.size() == 2 ? tensor.shape[1] : tensor.num_elements();
@@ -198,22 +188,19 @@ class ModelMerger {
     std::vector<float> before, after;
     std::vector<std::byte> rounded;
     return visit_merged_tensor(
-        tensor.name, adapter_, config_, base_,
-        [&](int64_t first, int64_t count, const float* rows) {
+        tensor.name, adapter_, config_, base_, [&](int64_t first, int64_t count, const float* rows) {
           const int64_t n = count * width;
           before.resize(static_cast<size_t>(n));
           after.resize(static_cast<size_t>(n));
           rounded.resize(static_cast<size_t>(n * dtype_bytes(tensor.dtype)));
-          convert(static_cast<const std::byte*>(original.raw()) +
-                      first * width * dtype_bytes(original.dtype()),
+          convert(static_cast<const std::byte*>(original.raw()) + first * width * dtype_bytes(original.dtype()),
                   original.dtype(), before.data(), DType::kF32, n);
           convert(rows, DType::kF32, rounded.data(), tensor.dtype, n);
           convert(rounded.data(), tensor.dtype, after.data(), DType::kF32, n);
           meter.add(rows, before.data(), after.data(), n);
           if (!std::isfinite(loss.rounding_norm)) {
-            return invalid_argument(
-                "tensor '{}' overflows {} when merged; write the model as bf16 or f32", tensor.name,
-                to_string(tensor.dtype));
+            return invalid_argument("tensor '{}' overflows {} when merged; write the model as bf16 or f32", tensor.name,
+                                    to_string(tensor.dtype));
           }
           return writer.append(rounded.data(), std::ssize(rounded));
         });
@@ -229,15 +216,14 @@ class ModelMerger {
 
 }  // namespace
 
-Result<MergeReport> merge_adapter(const std::string& base_dir, const Adapter& adapter,
-                                  const std::string& out_dir, const MergeOptions& options) {
+Result<MergeReport> merge_adapter(const std::string& base_dir, const Adapter& adapter, const std::string& out_dir,
+                                  const MergeOptions& options) {
   LK_RETURN_IF_ERROR(check_out_dir(out_dir));
   LK_ASSIGN_OR_RETURN(const ModelConfig config, load_model_config(base_dir));
-  LK_ASSIGN_OR_RETURN(const std::shared_ptr<const TensorStore> base,
-                      TensorStore::open_model(base_dir));
+  LK_ASSIGN_OR_RETURN(const std::shared_ptr<const TensorStore> base, TensorStore::open_model(base_dir));
   if (adapter.layers.size() != static_cast<size_t>(config.num_layers)) {
-    return invalid_argument("adapter '{}' was loaded for a model of {} layers, {} has {}",
-                            adapter.name, adapter.layers.size(), base_dir, config.num_layers);
+    return invalid_argument("adapter '{}' was loaded for a model of {} layers, {} has {}", adapter.name,
+                            adapter.layers.size(), base_dir, config.num_layers);
   }
   std::string clean = out_dir;
   while (clean.size() > 1 && clean.back() == '/') clean.pop_back();
@@ -245,19 +231,15 @@ Result<MergeReport> merge_adapter(const std::string& base_dir, const Adapter& ad
   LK_RETURN_IF_ERROR(make_directories(temporary.path));
   LK_RETURN_IF_ERROR(copy_side_files(base_dir, temporary.path));
   ModelMerger merger(config, *base, adapter, options);
-  LK_ASSIGN_OR_RETURN(MergeReport report,
-                      merger.write(join_path(temporary.path, "model.safetensors")));
-  LK_RETURN_IF_ERROR(
-      update_config(join_path(temporary.path, "config.json"), report.untied, options.dtype));
+  LK_ASSIGN_OR_RETURN(MergeReport report, merger.write(join_path(temporary.path, "model.safetensors")));
+  LK_RETURN_IF_ERROR(update_config(join_path(temporary.path, "config.json"), report.untied, options.dtype));
   if (::rename(temporary.path.c_str(), clean.c_str()) != 0) {
-    return io_error("cannot rename {} to {}: {}", temporary.path, clean,
-                    std::generic_category().message(errno));
+    return io_error("cannot rename {} to {}: {}", temporary.path, clean, std::generic_category().message(errno));
   }
   temporary.keep = true;
   report.warnings = adapter.warnings;
   if (report.untied)
-    report.warnings.push_back(
-        "embeddings are untied in the merged model: the adapter changes one end only");
+    report.warnings.push_back("embeddings are untied in the merged model: the adapter changes one end only");
   return report;
 }
 
@@ -267,8 +249,7 @@ std::string render_merge_report(const MergeReport& report) {
   text += fmt::format("rounding loss overall: {:.2e} of the change (largest single error {:.2e})\n",
                       report.total.relative(), report.total.rounding_max);
   const auto worst = std::ranges::max_element(report.tensors, {}, &MergeLoss::relative);
-  if (worst != report.tensors.end())
-    text += fmt::format("worst tensor: {} {:.2e}\n", worst->tensor, worst->relative());
+  if (worst != report.tensors.end()) text += fmt::format("worst tensor: {} {:.2e}\n", worst->tensor, worst->relative());
   for (const std::string& warning : report.warnings) text += fmt::format("warning: {}\n", warning);
   return text;
 }

@@ -25,8 +25,7 @@ std::string normalise_module(std::string module) {
   strip_prefix(module, "module.");
   if (!strip_prefix(module, "base_model.model.")) strip_prefix(module, "base_model.");
   // Trained on the bare decoder (AutoModel): no "model." level.
-  if (module.starts_with("layers.") || module == "embed_tokens" || module == "norm")
-    module.insert(0, "model.");
+  if (module.starts_with("layers.") || module == "embed_tokens" || module == "norm") module.insert(0, "model.");
   return module;
 }
 
@@ -53,8 +52,7 @@ constexpr Suffix kSuffixes[] = {
 std::optional<std::string> match_suffix(std::string_view name, const Suffix& suffix) {
   if (!name.ends_with(suffix.end)) return std::nullopt;
   name.remove_suffix(suffix.end.size());
-  if (name.ends_with(suffix.marker))
-    return std::string(name.substr(0, name.size() - suffix.marker.size()));
+  if (name.ends_with(suffix.marker)) return std::string(name.substr(0, name.size() - suffix.marker.size()));
   const size_t dot = name.rfind('.');
   if (dot == std::string_view::npos) return std::nullopt;
   const std::string_view head = name.substr(0, dot);
@@ -72,10 +70,8 @@ TensorRole parse_tensor_name(std::string_view name) {
   }
   // A variant's tensor must not pass for a plain weight: "lora_diag.weight", "lora_C.weight".
   if (name.find("lora_") != std::string_view::npos) return {std::string(name), Part::kUnknown};
-  for (const auto& [end, part] :
-       {std::pair(std::string_view(".weight"), Part::kWeight), {".bias", Part::kPlainBias}}) {
-    if (name.ends_with(end))
-      return {normalise_module(std::string(name.substr(0, name.size() - end.size()))), part};
+  for (const auto& [end, part] : {std::pair(std::string_view(".weight"), Part::kWeight), {".bias", Part::kPlainBias}}) {
+    if (name.ends_with(end)) return {normalise_module(std::string(name.substr(0, name.size() - end.size()))), part};
   }
   return {std::string(name), Part::kUnknown};
 }
@@ -85,10 +81,8 @@ std::optional<ProjPlace> find_projection(std::string_view module, const ModelCon
   if (!module.starts_with(kPrefix)) return std::nullopt;
   module.remove_prefix(kPrefix.size());
   ProjPlace place;
-  const auto [end, error] =
-      std::from_chars(module.data(), module.data() + module.size(), place.layer);
-  if (error != std::errc() || place.layer < 0 || place.layer >= config.num_layers)
-    return std::nullopt;
+  const auto [end, error] = std::from_chars(module.data(), module.data() + module.size(), place.layer);
+  if (error != std::errc() || place.layer < 0 || place.layer >= config.num_layers) return std::nullopt;
   module.remove_prefix(static_cast<size_t>(end - module.data()));
   if (!module.starts_with('.')) return std::nullopt;
   module.remove_prefix(1);
@@ -105,15 +99,12 @@ std::optional<ProjPlace> find_projection(std::string_view module, const ModelCon
   return place;
 }
 
-std::string module_path(int64_t layer, Proj proj) {
-  return fmt::format("model.layers.{}.{}", layer, hf_name(proj));
-}
+std::string module_path(int64_t layer, Proj proj) { return fmt::format("model.layers.{}.{}", layer, hf_name(proj)); }
 
 std::vector<std::string> lora_modules(const ModelConfig& config) {
   std::vector<std::string> modules = {kEmbedTokens};
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-    for (int proj = 0; proj < kNumProjs; ++proj)
-      modules.push_back(module_path(layer, static_cast<Proj>(proj)));
+    for (int proj = 0; proj < kNumProjs; ++proj) modules.push_back(module_path(layer, static_cast<Proj>(proj)));
   }
   modules.emplace_back(kLmHead);
   return modules;

@@ -52,9 +52,7 @@ class Translator {
   }
 
  private:
-  char peek(size_t ahead) const {
-    return at_ + ahead < pattern_.size() ? pattern_[at_ + ahead] : '\0';
-  }
+  char peek(size_t ahead) const { return at_ + ahead < pattern_.size() ? pattern_[at_ + ahead] : '\0'; }
 
   Status escape() {
     const char c = peek(1);
@@ -105,8 +103,7 @@ class Translator {
       const bool look_behind = kind == '<' && (peek(3) == '=' || peek(3) == '!');
       const bool named = kind == 'P' && (peek(3) == '<' || peek(3) == '=');
       const bool flags = std::string_view("imsx-").find(kind) != std::string_view::npos;
-      if (!look_behind && !named && !flags &&
-          std::string_view(":=!>#").find(kind) == std::string_view::npos) {
+      if (!look_behind && !named && !flags && std::string_view(":=!>#").find(kind) == std::string_view::npos) {
         return refuse(pattern_, fmt::format("the group (?{}...) is not supported", kind));
       }
     }
@@ -138,8 +135,7 @@ struct PythonRegex::Code {
 
 Result<PythonRegex> PythonRegex::compile(const std::string& pattern) {
   if (pattern.size() > kMaxPatternBytes) {
-    return invalid_argument("a regular expression of {} bytes is longer than {}", pattern.size(),
-                            kMaxPatternBytes);
+    return invalid_argument("a regular expression of {} bytes is longer than {}", pattern.size(), kMaxPatternBytes);
   }
   LK_ASSIGN_OR_RETURN(const std::string translated, Translator(pattern).run());
   Owned<pcre2_compile_context> compile_context(pcre2_compile_context_create(nullptr));
@@ -148,13 +144,12 @@ Result<PythonRegex> PythonRegex::compile(const std::string& pattern) {
   PCRE2_SIZE error_offset = 0;
   auto code = std::make_shared<Code>();
   code->code.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
-                                 PCRE2_NEVER_BACKSLASH_C | PCRE2_NEVER_UTF | PCRE2_NEVER_UCP,
-                                 &error, &error_offset, compile_context.get()));
+                                 PCRE2_NEVER_BACKSLASH_C | PCRE2_NEVER_UTF | PCRE2_NEVER_UCP, &error, &error_offset,
+                                 compile_context.get()));
   if (code->code == nullptr) {
     PCRE2_UCHAR message[256];
     pcre2_get_error_message(error, message, sizeof message);
-    return refuse(pattern,
-                  fmt::format("{} (at {})", reinterpret_cast<const char*>(message), error_offset));
+    return refuse(pattern, fmt::format("{} (at {})", reinterpret_cast<const char*>(message), error_offset));
   }
   code->context.reset(pcre2_match_context_create(nullptr));
   pcre2_set_match_limit(code->context.get(), kMatchLimit);
@@ -168,11 +163,10 @@ Result<PythonRegex> PythonRegex::compile(const std::string& pattern) {
 
 Result<bool> PythonRegex::run(std::string_view text, uint32_t options) const {
   Owned<pcre2_match_data> data(pcre2_match_data_create_from_pattern(code_->code.get(), nullptr));
-  const int found = pcre2_match(code_->code.get(), reinterpret_cast<PCRE2_SPTR>(text.data()),
-                                text.size(), 0, options, data.get(), code_->context.get());
+  const int found = pcre2_match(code_->code.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), 0, options,
+                                data.get(), code_->context.get());
   if (found == PCRE2_ERROR_NOMATCH) return false;
-  if (found < 0)
-    return refuse(pattern_, fmt::format("takes too long to match '{}'; simplify it", text));
+  if (found < 0) return refuse(pattern_, fmt::format("takes too long to match '{}'; simplify it", text));
   return true;
 }
 
@@ -182,22 +176,18 @@ Result<bool> PythonRegex::full_match(std::string_view text) const {
   return run(text, PCRE2_ANCHORED | PCRE2_ENDANCHORED);
 }
 
-Result<std::optional<std::string>> PythonRegex::match_group(std::string_view text,
-                                                            const char* group) const {
+Result<std::optional<std::string>> PythonRegex::match_group(std::string_view text, const char* group) const {
   Owned<pcre2_match_data> data(pcre2_match_data_create_from_pattern(code_->code.get(), nullptr));
-  const int found = pcre2_match(code_->code.get(), reinterpret_cast<PCRE2_SPTR>(text.data()),
-                                text.size(), 0, PCRE2_ANCHORED, data.get(), code_->context.get());
+  const int found = pcre2_match(code_->code.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), 0,
+                                PCRE2_ANCHORED, data.get(), code_->context.get());
   if (found == PCRE2_ERROR_NOMATCH) return std::optional<std::string>();
-  if (found < 0)
-    return refuse(pattern_, fmt::format("takes too long to match '{}'; simplify it", text));
+  if (found < 0) return refuse(pattern_, fmt::format("takes too long to match '{}'; simplify it", text));
   PCRE2_UCHAR* value = nullptr;
   PCRE2_SIZE length = 0;
-  if (pcre2_substring_get_byname(data.get(), reinterpret_cast<PCRE2_SPTR>(group), &value,
-                                 &length) != 0) {
+  if (pcre2_substring_get_byname(data.get(), reinterpret_cast<PCRE2_SPTR>(group), &value, &length) != 0) {
     return std::optional<std::string>();
   }
-  std::optional<std::string> text_of_group(std::in_place, reinterpret_cast<const char*>(value),
-                                           length);
+  std::optional<std::string> text_of_group(std::in_place, reinterpret_cast<const char*>(value), length);
   pcre2_substring_free(value);
   return text_of_group;
 }

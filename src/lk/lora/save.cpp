@@ -24,8 +24,7 @@ struct Module {
 
 // alpha from the scaling; the division of the load is undone, so whole numbers come back whole.
 double alpha_of(double scaling, int64_t rank, bool use_rslora) {
-  const double alpha =
-      scaling * (use_rslora ? std::sqrt(static_cast<double>(rank)) : static_cast<double>(rank));
+  const double alpha = scaling * (use_rslora ? std::sqrt(static_cast<double>(rank)) : static_cast<double>(rank));
   const double whole = std::round(alpha);
   return std::abs(alpha - whole) <= 1e-9 * std::max(1.0, std::abs(alpha)) ? whole : alpha;
 }
@@ -41,8 +40,7 @@ template <class T>
 T most_common(const std::vector<Module>& modules, T Module::*field, T fallback) {
   std::map<T, size_t> counts;
   for (const Module& module : modules) ++counts[module.*field];
-  const auto best =
-      std::ranges::max_element(counts, {}, [](const auto& item) { return item.second; });
+  const auto best = std::ranges::max_element(counts, {}, [](const auto& item) { return item.second; });
   return best == counts.end() ? fallback : best->first;
 }
 
@@ -75,10 +73,8 @@ class AdapterWriter {
   Status write(const std::string& directory) {
     collect();
     LK_RETURN_IF_ERROR(make_directories(directory));
-    LK_RETURN_IF_ERROR(
-        write_safetensors(join_path(directory, "adapter_model.safetensors"), tensors_));
-    return write_file_atomic(join_path(directory, "adapter_config.json"),
-                             json::serialize(config_object()) + "\n");
+    LK_RETURN_IF_ERROR(write_safetensors(join_path(directory, "adapter_model.safetensors"), tensors_));
+    return write_file_atomic(join_path(directory, "adapter_config.json"), json::serialize(config_object()) + "\n");
   }
 
  private:
@@ -86,15 +82,13 @@ class AdapterWriter {
     tensors_.push_back({fmt::format("base_model.model.{}.{}", path, suffix), cast(view)});
   }
   void add_lora(const std::string& path, const LoraDelta& delta) {
-    modules_.push_back(
-        {path, delta.rank, alpha_of(delta.scaling, delta.rank, adapter_.config.use_rslora)});
+    modules_.push_back({path, delta.rank, alpha_of(delta.scaling, delta.rank, adapter_.config.use_rslora)});
     add(path, "lora_A.weight", delta.a);
     add(path, "lora_B.weight", delta.b);
     if (delta.bias.defined()) add(path, "lora_B.bias", delta.bias);
     // Not rounded: small, and every output of the module is proportional to it.
     if (delta.magnitude.defined())
-      tensors_.push_back(
-          {fmt::format("base_model.model.{}.lora_magnitude_vector", path), delta.magnitude});
+      tensors_.push_back({fmt::format("base_model.model.{}.lora_magnitude_vector", path), delta.magnitude});
     lora_bias_ |= delta.bias.defined();
     dora_ |= delta.magnitude.defined();
   }
@@ -112,37 +106,31 @@ class AdapterWriter {
     for (size_t layer = 0; layer < adapter_.layers.size(); ++layer) {
       for (int proj = 0; proj < kNumProjs; ++proj) {
         const auto& delta = adapter_.layers[layer][static_cast<size_t>(proj)];
-        if (delta)
-          add_lora(module_path(static_cast<int64_t>(layer), static_cast<Proj>(proj)), *delta);
+        if (delta) add_lora(module_path(static_cast<int64_t>(layer), static_cast<Proj>(proj)), *delta);
       }
     }
     if (adapter_.lm_head) add_lora(kLmHead, *adapter_.lm_head);
     if (adapter_.embedding) {
       const Adapter::EmbeddingDelta& delta = *adapter_.embedding;
-      modules_.push_back({kEmbedTokens, delta.rank,
-                          alpha_of(delta.scaling, delta.rank, adapter_.config.use_rslora)});
+      modules_.push_back({kEmbedTokens, delta.rank, alpha_of(delta.scaling, delta.rank, adapter_.config.use_rslora)});
       add(kEmbedTokens, "lora_embedding_A", delta.a);
       add(kEmbedTokens, "lora_embedding_B", delta.b);
     }
     for (const auto& [name, view] : adapter_.replaced) {
       const std::string module = name.substr(0, name.rfind('.'));
-      const bool targeted =
-          std::ranges::any_of(modules_, [&](const Module& item) { return item.path == module; });
+      const bool targeted = std::ranges::any_of(modules_, [&](const Module& item) { return item.path == module; });
       // Below a LoRA layer PEFT keeps the weight as base_layer; a plain name would make it a
       // modules_to_save.
       if (targeted) {
-        tensors_.push_back(
-            {fmt::format("base_model.model.{}.base_layer{}", module, name.substr(module.size())),
-             view});
+        tensors_.push_back({fmt::format("base_model.model.{}.base_layer{}", module, name.substr(module.size())), view});
         continue;
       }
       tensors_.push_back({"base_model.model." + name, view});
       saved_.insert(module == kEmbedTokens ? "embed_tokens" : module);
     }
     if (!adapter_.trained_token_ids.empty()) {
-      tensors_.push_back(
-          {fmt::format("base_model.model.{}.token_adapter.trainable_tokens_delta", kEmbedTokens),
-           adapter_.trained_token_rows});
+      tensors_.push_back({fmt::format("base_model.model.{}.token_adapter.trainable_tokens_delta", kEmbedTokens),
+                          adapter_.trained_token_rows});
     }
   }
 
@@ -155,8 +143,8 @@ class AdapterWriter {
       if (module.rank != rank) rank_pattern[escape_regex(module.path)] = module.rank;
       if (module.alpha != alpha) alpha_pattern[escape_regex(module.path)] = number(module.alpha);
     }
-    const std::string& base = options_.base_model_name.empty() ? adapter_.config.base_model_name
-                                                               : options_.base_model_name;
+    const std::string& base =
+        options_.base_model_name.empty() ? adapter_.config.base_model_name : options_.base_model_name;
     json::object object;
     object["alpha_pattern"] = std::move(alpha_pattern);
     object["auto_mapping"] = nullptr;
@@ -171,9 +159,8 @@ class AdapterWriter {
     object["lora_alpha"] = number(alpha);
     object["lora_bias"] = lora_bias_;
     object["lora_dropout"] = 0.0;
-    object["modules_to_save"] = saved_.empty()
-                                    ? json::value(nullptr)
-                                    : json::value(json::array(saved_.begin(), saved_.end()));
+    object["modules_to_save"] =
+        saved_.empty() ? json::value(nullptr) : json::value(json::array(saved_.begin(), saved_.end()));
     object["peft_type"] = "LORA";
     object["peft_version"] = "0.18.0";
     object["r"] = rank;
@@ -184,8 +171,7 @@ class AdapterWriter {
     object["trainable_token_indices"] =
         adapter_.trained_token_ids.empty()
             ? json::value(nullptr)
-            : json::value(json::array(adapter_.trained_token_ids.begin(),
-                                      adapter_.trained_token_ids.end()));
+            : json::value(json::array(adapter_.trained_token_ids.begin(), adapter_.trained_token_ids.end()));
     object["use_dora"] = dora_;
     object["use_rslora"] = adapter_.config.use_rslora;
     return object;
@@ -221,9 +207,9 @@ Status save_adapter(const Adapter& adapter, const ModelConfig& config, const std
   return AdapterWriter(adapter, config, options).write(directory);
 }
 
-Result<ConvertReport> convert_adapter(const std::string& in_dir, const ModelConfig& config,
-                                      const TensorStore* base, const std::string& out_dir,
-                                      const SaveOptions& options, const AdapterLoadOptions& load) {
+Result<ConvertReport> convert_adapter(const std::string& in_dir, const ModelConfig& config, const TensorStore* base,
+                                      const std::string& out_dir, const SaveOptions& options,
+                                      const AdapterLoadOptions& load) {
   if (file_exists(join_path(out_dir, "adapter_model.safetensors")) ||
       file_exists(join_path(out_dir, "adapter_config.json"))) {
     return already_exists("{} holds an adapter already; name another directory", out_dir);
@@ -235,8 +221,7 @@ Result<ConvertReport> convert_adapter(const std::string& in_dir, const ModelConf
   report.warnings = adapter->warnings;
   const auto measure = [&](const TensorView& view) {
     if (view.defined() && options.dtype)
-      report.largest_rounding =
-          std::max(report.largest_rounding, rounding_of(view, *options.dtype));
+      report.largest_rounding = std::max(report.largest_rounding, rounding_of(view, *options.dtype));
   };
   const auto measure_delta = [&](const std::optional<LoraDelta>& delta) {
     if (!delta) return;

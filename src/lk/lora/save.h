@@ -15,8 +15,7 @@
 namespace lk {
 
 struct SaveOptions {
-  std::optional<DType> dtype =
-      {};  // of A, B and bias; absent: as held in memory. PEFT itself writes f32
+  std::optional<DType> dtype = {};   // of A, B and bias; absent: as held in memory. PEFT itself writes f32
   std::string base_model_name = {};  // "base_model_name_or_path"; empty: the adapter's own
 };
 
@@ -32,9 +31,8 @@ struct ConvertReport {
   double largest_rounding = 0;  // largest |rounded - value| over A, B and bias
   std::vector<std::string> warnings;
 };
-Result<ConvertReport> convert_adapter(const std::string& in_dir, const ModelConfig& config,
-                                      const TensorStore* base, const std::string& out_dir,
-                                      const SaveOptions& options = {},
+Result<ConvertReport> convert_adapter(const std::string& in_dir, const ModelConfig& config, const TensorStore* base,
+                                      const std::string& out_dir, const SaveOptions& options = {},
                                       const AdapterLoadOptions& load = {});
 
 struct Inspection {
@@ -58,17 +56,15 @@ Inspection inspect_adapter(const Adapter& adapter);
 std::string render_inspection(const Inspection& inspection);
 
 // load_adapter with every check, for its warnings; the failure says what is wrong.
-Result<std::vector<std::string>> verify_adapter(const std::string& directory,
-                                                const ModelConfig& config, const TensorStore* base,
-                                                const AdapterLoadOptions& options = {});
+Result<std::vector<std::string>> verify_adapter(const std::string& directory, const ModelConfig& config,
+                                                const TensorStore* base, const AdapterLoadOptions& options = {});
 
 // A random adapter, for benchmarks and tests. Equal options give equal bytes.
 struct InitOptions {
   int64_t rank = 16;
   std::map<std::string, int64_t> rank_of = {};  // by projection name, "q_proj": other ranks
   std::optional<double> alpha = {};             // absent: 2 * rank
-  std::vector<std::string> targets = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
-                                      "gate_proj", "up_proj", "down_proj"};
+  std::vector<std::string> targets = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
   uint64_t seed = 0;
   // B ~ N(0, (b_scale / sqrt(rank))^2): non-zero, so that the adapter changes outputs. 0 gives
   // LoRA's own start.
@@ -79,7 +75,7 @@ struct InitOptions {
   bool use_dora = false;  // needs `base` for the magnitudes
   std::string base_model_name = {};
 };
-Status init_adapter(const ModelConfig& config, const InitOptions& options,
-                    const std::string& out_dir, const TensorStore* base = nullptr);
+Status init_adapter(const ModelConfig& config, const InitOptions& options, const std::string& out_dir,
+                    const TensorStore* base = nullptr);
 
 }  // namespace lk

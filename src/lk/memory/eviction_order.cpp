@@ -9,13 +9,17 @@
 namespace lk {
 namespace {
 
-// Classes of pages whose expected uses differ by less than this count as one: noise must not disturb the order of last use.
+// Classes of pages whose expected uses differ by less than this count as one: noise must not disturb the order of last
+// use.
 constexpr double kAlike = 2;
 
 }  // namespace
 
 EvictionOrder::EvictionOrder(int64_t num_pages, const EvictionCosts& costs)
-    : costs_(costs), decay_(std::exp(-1 / costs.horizon)), highest_cost_(costs.adapter_page), pages_(static_cast<size_t>(num_pages)) {
+    : costs_(costs),
+      decay_(std::exp(-1 / costs.horizon)),
+      highest_cost_(costs.adapter_page),
+      pages_(static_cast<size_t>(num_pages)) {
   LK_CHECK(costs.horizon > 0 && costs.least_uses > 0 && costs.least_uses <= 1 && costs.most_uses >= 1);
 }
 
@@ -37,7 +41,8 @@ void EvictionOrder::forget(AdapterId adapter) {
   const auto it = index_.find(adapter);
   if (it == index_.end()) return;
   Family& family = at(it->second);
-  LK_CHECK(!family.cached && family.num_pages[kFresh] + family.num_pages[kFound] == 0, "family {} is forgotten while something of it is cached", adapter);
+  LK_CHECK(!family.cached && family.num_pages[kFresh] + family.num_pages[kFound] == 0,
+           "family {} is forgotten while something of it is cached", adapter);
   family = Family();
   unused_.push_back(it->second);
   index_.erase(it);
@@ -70,11 +75,15 @@ void EvictionOrder::note_demand(AdapterId adapter) {
 
 double EvictionOrder::expected_uses(Class of) const {
   // One use is expected until there is evidence, with the weight of a page that was there for one horizon.
-  const auto per_horizon = [&](double hits, double exposure) { return (hits + 1) / (exposure + costs_.horizon) * costs_.horizon; };
+  const auto per_horizon = [&](double hits, double exposure) {
+    return (hits + 1) / (exposure + costs_.horizon) * costs_.horizon;
+  };
   const PageClass &fresh = classes_[kFresh], &found = classes_[kFound];
   const double of_fresh = per_horizon(fresh.hits, fresh.exposure), of_found = per_horizon(found.hits, found.exposure);
   const bool alike = std::max(of_fresh, of_found) < kAlike * std::min(of_fresh, of_found);
-  const double uses = alike ? per_horizon(fresh.hits + found.hits, fresh.exposure + found.exposure) : of == kFresh ? of_fresh : of_found;
+  const double uses = alike          ? per_horizon(fresh.hits + found.hits, fresh.exposure + found.exposure)
+                      : of == kFresh ? of_fresh
+                                     : of_found;
   return std::clamp(uses, costs_.least_uses, costs_.most_uses);
 }
 
@@ -186,7 +195,8 @@ std::optional<EvictionOrder::Victim> EvictionOrder::next(const std::function<boo
     const Page& page = pages_[static_cast<size_t>(classes_[in].oldest)];
     const double priority = page.base + costs_.kv_page * expected_uses(in);
     if (victim && std::pair(victim->priority, stamp) < std::pair(priority, page.stamp)) continue;
-    victim = Victim{.adapter = families_[static_cast<size_t>(page.family)].id, .page = classes_[in].oldest, .priority = priority};
+    victim = Victim{
+        .adapter = families_[static_cast<size_t>(page.family)].id, .page = classes_[in].oldest, .priority = priority};
     stamp = page.stamp;
   }
   for (const Entry& entry : adapters_) {
@@ -208,13 +218,16 @@ void EvictionOrder::check_integrity() const {
     for (PageId id = classes_[in].oldest; id >= 0; older = id, id = pages_[static_cast<size_t>(id)].newer, ++count) {
       const Page& page = pages_[static_cast<size_t>(id)];
       LK_CHECK(page.family >= 0 && page.in == in && page.older == older, "cached KV page {} is linked wrongly", id);
-      LK_CHECK(older < 0 || (pages_[static_cast<size_t>(older)].stamp < page.stamp && pages_[static_cast<size_t>(older)].base <= page.base), "KV pages {} and {} are out of order", older, id);
+      LK_CHECK(older < 0 || (pages_[static_cast<size_t>(older)].stamp < page.stamp &&
+                             pages_[static_cast<size_t>(older)].base <= page.base),
+               "KV pages {} and {} are out of order", older, id);
       ++in_family[static_cast<size_t>(page.family)][in];
     }
     LK_CHECK(classes_[in].newest == older && classes_[in].count == count);
     linked += count;
   }
-  LK_CHECK(linked == std::count_if(pages_.begin(), pages_.end(), [](const Page& page) { return page.family >= 0; }), "a cached KV page is in no list");
+  LK_CHECK(linked == std::count_if(pages_.begin(), pages_.end(), [](const Page& page) { return page.family >= 0; }),
+           "a cached KV page is in no list");
   size_t listed = 0, known = 0;
   for (size_t place = 0; place < families_.size(); ++place) {
     const Family& family = families_[place];
@@ -225,8 +238,10 @@ void EvictionOrder::check_integrity() const {
     LK_CHECK(family.cached == family.listed, "adapter {} is missing from the order, or left over", family.id);
     if (!family.cached) continue;
     ++listed;
-    LK_CHECK(family.place->family == static_cast<int32_t>(place) && family.place->stamp == family.stamp && family.place->priority > family.base &&
-                 family.place->priority <= family.base + highest_cost_ * costs_.most_uses, "adapter {} has a wrong place in the order", family.id);
+    LK_CHECK(family.place->family == static_cast<int32_t>(place) && family.place->stamp == family.stamp &&
+                 family.place->priority > family.base &&
+                 family.place->priority <= family.base + highest_cost_ * costs_.most_uses,
+             "adapter {} has a wrong place in the order", family.id);
   }
   LK_CHECK(listed == adapters_.size() && known == index_.size() && known + unused_.size() == families_.size());
 }

@@ -1,20 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// EvictionOrder: which cached thing goes next. An adapter (or the base model) and the KV pages cached for its prompts are a *family*.
+// EvictionOrder: which cached thing goes next. An adapter (or the base model) and the KV pages cached for its prompts
+// are a *family*.
 //
 //   priority = clock at last use + cost to bring one page back x expected uses
 //
-// What has the least priority goes, and the clock rises to it (Greedy-Dual: Young 1994; with frequencies and costs per byte, GDSF:
-// Cherkasova 1998). Expected uses are those in the next `horizon` requests, in one unit for all:
-// - Of a KV page, the hits per page and request that its class had lately (hit density: Beckmann et al., NSDI 2018). There are two classes:
-//   pages that nobody found again since they were published, and pages that somebody did. Where prompts share a beginning the first class
-//   is nearly worthless; conversations make both alike, and then they are one class, in the order of last use.
-// - Of an adapter, the demand of its family: requests for it so far, each weighing e^-1 of one that came `horizon` requests later; and at
-//   least the expected uses of its family's cached KV pages, which are of no use without it.
-// FASTLIBRA (arXiv:2505.03756) goes further and evicts all KV pages before the adapter they need; docs/scheduling.md has the figures.
+// What has the least priority goes, and the clock rises to it (Greedy-Dual: Young 1994; with frequencies and costs per
+// byte, GDSF: Cherkasova 1998). Expected uses are those in the next `horizon` requests, in one unit for all:
+// - Of a KV page, the hits per page and request that its class had lately (hit density: Beckmann et al., NSDI 2018).
+//   There are two classes: pages that nobody found again since they were published, and pages that somebody did. Where
+//   prompts share a beginning the first class is nearly worthless; conversations make both alike, and then they are one
+//   class, in the order of last use.
+// - Of an adapter, the demand of its family: requests for it so far, each weighing e^-1 of one that came `horizon`
+//   requests later; and at least the expected uses of its family's cached KV pages, which are of no use without it.
+// FASTLIBRA (arXiv:2505.03756) goes further and evicts all KV pages before the adapter they need; docs/scheduling.md
+// has the figures.
 //
-// The oldest page of a class is its candidate, in O(1); adapters are in a search tree, O(log adapters). An adapter's priority is computed
-// when it is cached, when it is asked for, when the first page of its family is cached or the last one goes, and else once in as many
-// requests as there are families. Nothing is allocated but for a new family.
+// The oldest page of a class is its candidate, in O(1); adapters are in a search tree, O(log adapters). An adapter's
+// priority is computed when it is cached, when it is asked for, when the first page of its family is cached or the last
+// one goes, and else once in as many requests as there are families. Nothing is allocated but for a new family.
 //
 // Thread safety: none; owned by UnifiedPool.
 #pragma once
@@ -47,8 +50,9 @@ class EvictionOrder {
  public:
   EvictionOrder(int64_t num_pages, const EvictionCosts& costs);
 
-  // Says what copying one page of an adapter back costs now, in the unit of EvictionCosts (it may have a copy in host memory, or be only
-  // on disk). Asked whenever an adapter's priority is computed, so it must be cheap. Positive and finite. Default: adapter_page.
+  // Says what copying one page of an adapter back costs now, in the unit of EvictionCosts (it may have a copy in host
+  // memory, or be only on disk). Asked whenever an adapter's priority is computed, so it must be cheap. Positive and
+  // finite. Default: adapter_page.
   void set_reload_cost(std::function<double(AdapterId)> per_page) { reload_cost_ = std::move(per_page); }
 
   // A request for the adapter (or the base model) arrived.
@@ -106,7 +110,9 @@ class EvictionOrder {
     double priority = 0;
     uint64_t stamp = 0;
     int32_t family = -1;
-    bool operator<(const Entry& other) const { return priority != other.priority ? priority < other.priority : stamp < other.stamp; }
+    bool operator<(const Entry& other) const {
+      return priority != other.priority ? priority < other.priority : stamp < other.stamp;
+    }
   };
   using Adapters = std::set<Entry>;
   struct Family {

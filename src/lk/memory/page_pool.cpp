@@ -58,7 +58,8 @@ std::optional<PageId> PagePool::try_alloc_run(PageUse use, int64_t length) {
 void PagePool::alloc_run_at(PageUse use, PageId begin, int64_t length) {
   for (int64_t i = 0; i < length; ++i) {
     const auto page = static_cast<PageId>(begin + i);
-    LK_CHECK(page >= 0 && page < num_pages() && use_[static_cast<size_t>(page)] == PageUse::kFree, "page {} is not free", page);
+    LK_CHECK(page >= 0 && page < num_pages() && use_[static_cast<size_t>(page)] == PageUse::kFree,
+             "page {} is not free", page);
     take(page, use);
   }
 }
@@ -84,7 +85,8 @@ void PagePool::check_integrity() const {
   for (PageUse use : use_) ++count[static_cast<size_t>(use)];
   LK_CHECK(count == count_, "page counts disagree with the page table");
   int64_t listed = 0;
-  for (auto page = static_cast<size_t>(next_[use_.size()]); page != use_.size(); page = static_cast<size_t>(next_[page])) {
+  for (auto page = static_cast<size_t>(next_[use_.size()]); page != use_.size();
+       page = static_cast<size_t>(next_[page])) {
     LK_CHECK(use_[page] == PageUse::kFree, "page {} is on the free list and in use", page);
     LK_CHECK(++listed <= num_free(), "the free list has a cycle");
   }

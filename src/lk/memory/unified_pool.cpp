@@ -142,7 +142,8 @@ bool UnifiedPool::begin_load(AdapterId adapter, const AdapterFootprint& footprin
   return true;
 }
 
-bool UnifiedPool::begin_load_gently(AdapterId adapter, const AdapterFootprint& footprint, const std::function<bool(AdapterId)>& kept, int64_t spare) {
+bool UnifiedPool::begin_load_gently(AdapterId adapter, const AdapterFootprint& footprint,
+                                    const std::function<bool(AdapterId)>& kept, int64_t spare) {
   LK_CHECK(adapter_state(adapter) == AdapterState::kAbsent);
   int64_t room = num_free() + num_cached_kv();
   order_.for_each_adapter([&](AdapterId other) {
@@ -229,13 +230,14 @@ int64_t UnifiedPool::forget(AdapterId adapter) {
 // --- Merged layers
 
 std::optional<PageId> UnifiedPool::take_merge_run(int64_t length) {
-  // From the high end, where single pages come last, and through cached KV pages: waiting for the eviction order to join as many
-  // free pages would empty the whole cache first.
+  // From the high end, where single pages come last, and through cached KV pages: waiting for the eviction order to
+  // join as many free pages would empty the whole cache first.
   int64_t found = 0;
   for (int64_t at = num_pages() - 1; at >= 0; --at) {
     const auto page = static_cast<PageId>(at);
     const PageUse use = pool_.use(page);
-    const bool takeable = use == PageUse::kFree || (use == PageUse::kKv && kv_[static_cast<size_t>(at)].references == 0);
+    const bool takeable =
+        use == PageUse::kFree || (use == PageUse::kKv && kv_[static_cast<size_t>(at)].references == 0);
     found = takeable ? found + 1 : 0;
     if (found < length) continue;
     for (int64_t i = 0; i < length; ++i)
@@ -269,7 +271,8 @@ int64_t UnifiedPool::release_merge(AdapterId adapter) {
   LK_CHECK(it != merges_.end(), "adapter {} has no merged layers", adapter);
   int64_t freed = 0;
   for (size_t run = 0; run < it->second.run_begin.size(); ++run)
-    for (int64_t i = 0; i < it->second.run_length[run]; ++i, ++freed) pool_.free(static_cast<PageId>(it->second.run_begin[run] + i));
+    for (int64_t i = 0; i < it->second.run_length[run]; ++i, ++freed)
+      pool_.free(static_cast<PageId>(it->second.run_begin[run] + i));
   merges_.erase(it);
   return freed;
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// UnifiedPool: one page budget for KV blocks, resident adapters and merged layers (S-LoRA's unified paging, arXiv:2311.03285 §5.1).
+// UnifiedPool: one page budget for KV blocks, resident adapters and merged layers (S-LoRA's unified paging,
+// arXiv:2311.03285 §5.1).
 //
 // A KV page is referenced by the sequences that read it. A full page may be published under a key, the hash chain of
 // (salt, adapter version, tokens so far); when its last reader leaves it stays, cached, until room is needed.
@@ -69,7 +70,8 @@ class UnifiedPool {
   // The page published under `key`, with one more reference.
   std::optional<PageId> find_kv(const BlockKey& key);
   bool has_kv(const BlockKey& key) const { return published_.contains(key); }
-  // Makes a full page findable; `adapter` is the one it was computed with. Keeps the first page when the key exists already.
+  // Makes a full page findable; `adapter` is the one it was computed with. Keeps the first page when the key exists
+  // already.
   void publish_kv(PageId page, const BlockKey& key, AdapterId adapter);
 
   // --- Demand (memory/eviction_order.h)
@@ -83,13 +85,14 @@ class UnifiedPool {
   // Takes the pages of an absent adapter, evicting as needed: absent -> loading. False when there is no room now.
   // The caller's pin count starts at 0; a loading adapter is not evicted.
   bool begin_load(AdapterId adapter, const AdapterFootprint& footprint);
-  // The same for a load that nobody waits for yet: evicts no adapter that `kept` names, no more than the footprint (so it may fail for
-  // want of contiguous pages), and nothing at all unless `spare` pages besides stay free or evictable.
-  bool begin_load_gently(AdapterId adapter, const AdapterFootprint& footprint, const std::function<bool(AdapterId)>& kept, int64_t spare);
+  // The same for a load that nobody waits for yet: evicts no adapter that `kept` names, no more than the footprint (so
+  // it may fail for want of contiguous pages), and nothing at all unless `spare` pages besides stay free or evictable.
+  bool begin_load_gently(AdapterId adapter, const AdapterFootprint& footprint,
+                         const std::function<bool(AdapterId)>& kept, int64_t spare);
   void touch(AdapterId adapter);  // a cached adapter becomes the last one to be evicted; nothing for others
   const AdapterPages& adapter_pages(AdapterId adapter) const;
   void finish_load(AdapterId adapter, bool success);  // loading -> resident, or absent and its pages free
-  void pin(AdapterId adapter);                         // Requires: resident
+  void pin(AdapterId adapter);                        // Requires: resident
   void unpin(AdapterId adapter);
   int64_t num_pins(AdapterId adapter) const;
   struct AdapterInfo {
@@ -97,14 +100,14 @@ class UnifiedPool {
     int64_t pages = 0, pins = 0;
   };
   std::vector<std::pair<AdapterId, AdapterInfo>> resident_adapters() const;  // and loading ones
-  // Frees everything an unregistered adapter holds, its pages and those cached for its prompts (its id is never used again), and
-  // returns how many pages that were. Requires: not loading, not merged, no pins, no sequence of it.
+  // Frees everything an unregistered adapter holds, its pages and those cached for its prompts (its id is never used
+  // again), and returns how many pages that were. Requires: not loading, not merged, no pins, no sequence of it.
   int64_t forget(AdapterId adapter);
 
   // --- Merged layers
-  // Takes one run per entry of `run_lengths` for a merged copy of `adapter`, evicting cached KV pages that are in the way but no adapter.
-  // False, and nothing taken, when there is no room or fewer than `keep_available` pages would stay available.
-  // Requires: the adapter has none.
+  // Takes one run per entry of `run_lengths` for a merged copy of `adapter`, evicting cached KV pages that are in the
+  // way but no adapter. False, and nothing taken, when there is no room or fewer than `keep_available` pages would stay
+  // available. Requires: the adapter has none.
   bool begin_merge(AdapterId adapter, std::span<const int64_t> run_lengths, int64_t keep_available);
   bool has_merge(AdapterId adapter) const { return merges_.contains(adapter); }
   const MergePages& merge_pages(AdapterId adapter) const { return merges_.at(adapter); }
@@ -121,7 +124,7 @@ class UnifiedPool {
     bool published = false;
     BlockKey key{};
     AdapterId adapter = kBaseModel;  // while published
-    bool found = false;               // again, since it was published
+    bool found = false;              // again, since it was published
   };
   struct Resident {
     AdapterState state = AdapterState::kLoading;
@@ -133,7 +136,8 @@ class UnifiedPool {
     size_t operator()(const BlockKey& key) const;
   };
 
-  bool evict_one(const std::function<bool(AdapterId)>& kept = {});  // one cached KV page or one cached adapter that is not kept
+  bool evict_one(
+      const std::function<bool(AdapterId)>& kept = {});  // one cached KV page or one cached adapter that is not kept
   void evict_kv(PageId page);
   bool make_room(int64_t num_pages);
   void take_adapter_pages(AdapterId adapter, const AdapterFootprint& footprint, std::optional<PageId> run);
@@ -145,7 +149,7 @@ class UnifiedPool {
   PagePool pool_;
   EvictionOrder order_;
 
-  std::vector<KvPage> kv_;                                      // by page
+  std::vector<KvPage> kv_;  // by page
   std::unordered_map<BlockKey, PageId, KeyHash> published_;
 
   std::unordered_map<AdapterId, Resident> adapters_;

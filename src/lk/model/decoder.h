@@ -15,14 +15,14 @@ namespace lk {
 
 // One step's rows, sorted by adapter; every array lives until forward() returns.
 struct DecoderBatch {
-  std::span<const int32_t> token_ids;       // [num_rows]
-  std::span<const int64_t> slots;           // [num_rows] where each row's K and V go
-  const float* cos = nullptr;               // [num_rows, head_dim / 2]
+  std::span<const int32_t> token_ids;  // [num_rows]
+  std::span<const int64_t> slots;      // [num_rows] where each row's K and V go
+  const float* cos = nullptr;          // [num_rows, head_dim / 2]
   const float* sin = nullptr;
   std::span<const AttentionSeq> sequences;
-  std::span<const AdapterRun> runs;         // ascending, cover all rows
-  // With both: rows of all other runs run on W' too and have the delta of `subtract` taken off again. One product for all rows, but their
-  // results are no longer bit for bit those on W.
+  std::span<const AdapterRun> runs;  // ascending, cover all rows
+  // With both: rows of all other runs run on W' too and have the delta of `subtract` taken off again. One product for
+  // all rows, but their results are no longer bit for bit those on W.
   const MergedWeights* subtract_from = nullptr;
   const ResidentAdapter* subtract = nullptr;
 };
@@ -37,14 +37,14 @@ class Decoder {
   int64_t page_bytes() const { return slice_bytes() * weights_->config.num_layers; }
   void set_pool(std::byte* base) { pool_base_ = base; }
 
-  // Runs all layers; hidden states of all rows stay inside for logits(). `between_layers` (may be empty) is called after each, on this
-  // thread; it must not change what the batch refers to.
+  // Runs all layers; hidden states of all rows stay inside for logits(). `between_layers` (may be empty) is called
+  // after each, on this thread; it must not change what the batch refers to.
   void forward(const DecoderBatch& batch, const std::function<void()>& between_layers = {});
   // Logits of `rows` (ascending rows of the last forward): f32 [rows.size(), vocab_size], row stride logits_stride().
   // Requires: rows.size() <= max_logit_rows.
   const float* logits(std::span<const int32_t> rows, std::span<const AdapterRun> runs);
-  // Last hidden states of `rows` after the final norm (Hugging Face's last_hidden_state): f32 [rows.size(), hidden_dim].
-  // Requires: rows.size() <= max_logit_rows. Valid until the next call of hidden() or logits().
+  // Last hidden states of `rows` after the final norm (Hugging Face's last_hidden_state): f32 [rows.size(),
+  // hidden_dim]. Requires: rows.size() <= max_logit_rows. Valid until the next call of hidden() or logits().
   const float* hidden(std::span<const int32_t> rows, std::span<const AdapterRun> runs);
   int64_t logits_stride() const { return logits_stride_; }
   int64_t max_logit_rows() const { return max_logit_rows_; }
@@ -63,11 +63,13 @@ class Decoder {
   void final_norm(std::span<const int32_t> rows, std::span<const AdapterRun> runs, void* y, DType y_dtype);
   void clip_runs(std::span<const AdapterRun> runs, int64_t begin, int64_t end);
   // y[rows, group_columns] = linear(x) with each run's adapter, bias included.
-  void linear(int64_t layer, ProjGroup group, const void* x, int64_t x_stride, float* y, std::span<const AdapterRun> runs,
-              int64_t num_rows);
+  void linear(int64_t layer, ProjGroup group, const void* x, int64_t x_stride, float* y,
+              std::span<const AdapterRun> runs, int64_t num_rows);
   // Adds the low-rank products of the runs that need them, and the LoRA biases of merged ones.
-  void add_deltas(int64_t layer, ProjGroup group, const void* x, int64_t x_stride, float* y, std::span<const AdapterRun> runs);
-  void subtract_delta(int64_t layer, ProjGroup group, const void* x, int64_t x_stride, float* y, std::span<const AdapterRun> runs);
+  void add_deltas(int64_t layer, ProjGroup group, const void* x, int64_t x_stride, float* y,
+                  std::span<const AdapterRun> runs);
+  void subtract_delta(int64_t layer, ProjGroup group, const void* x, int64_t x_stride, float* y,
+                      std::span<const AdapterRun> runs);
   void lora(const void* x, int64_t x_stride, float* y, int64_t y_stride);  // of segments_
   bool subtracts(int64_t layer, ProjGroup group) const;
   void norm(const float* x, const float* weight, const float* ResidentAdapter::Layer::*replaced, int64_t layer,
@@ -75,9 +77,10 @@ class Decoder {
   void head_norm(float* x, int64_t x_stride, int64_t num_heads, const float* weight,
                  const float* ResidentAdapter::Layer::*replaced, int64_t layer, std::span<const AdapterRun> runs);
   // Rows [begin, end) of one product with a matrix packed like the group's.
-  void product(const PackedWeight& w, ProjGroup group, const void* x, int64_t x_stride, float* y, int64_t begin, int64_t end);
-  void replaced_linear(int64_t layer, ProjGroup group, const ResidentAdapter& adapter, const void* x, int64_t x_stride, float* y,
-                       int64_t begin, int64_t end);
+  void product(const PackedWeight& w, ProjGroup group, const void* x, int64_t x_stride, float* y, int64_t begin,
+               int64_t end);
+  void replaced_linear(int64_t layer, ProjGroup group, const ResidentAdapter& adapter, const void* x, int64_t x_stride,
+                       float* y, int64_t begin, int64_t end);
   const std::byte* act_row(const void* x, int64_t x_stride, int64_t row) const {
     return static_cast<const std::byte*>(x) + row * x_stride * act_bytes_;
   }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// MergedWeights: the base's linears with one adapter's deltas added, W' = W + s B A (DoRA: times its scale), packed like the base in
-// buffers of their own. The base is never written (design principle 1), so un-merging is not using them. What a matrix
-// cannot hold stays where it was: replaced matrices and biases, norms, embeddings and the lm_head are the ResidentAdapter's.
+// MergedWeights: the base's linears with one adapter's deltas added, W' = W + s B A (DoRA: times its scale), packed
+// like the base in buffers of their own. The base is never written (design principle 1), so un-merging is not using
+// them. What a matrix cannot hold stays where it was: replaced matrices and biases, norms, embeddings and the lm_head
+// are the ResidentAdapter's.
 #pragma once
 
 #include <array>
@@ -15,8 +16,9 @@ namespace lk {
 
 struct MergedWeights {
   struct Layer {
-    std::array<PackedWeight, kNumProjGroups> linear;     // data null: this group is not merged, it runs as without merging
-    std::array<const float*, kNumProjGroups> bias{};     // LoRA biases (and DoRA's scale on them), [group_columns], or null
+    std::array<PackedWeight, kNumProjGroups> linear;  // data null: this group is not merged, it runs as without merging
+    std::array<const float*, kNumProjGroups>
+        bias{};  // LoRA biases (and DoRA's scale on them), [group_columns], or null
     // W' - W is the low-rank product and nothing else (no DoRA, no bias), so that it can be subtracted again.
     std::array<bool, kNumProjGroups> subtractable{};
   };

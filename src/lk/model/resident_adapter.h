@@ -32,12 +32,13 @@ struct ResidentAdapter {
     }
   };
   std::vector<Layer> layers;
-  std::vector<LoraProj> lm_head;                 // zero or one
+  std::vector<LoraProj> lm_head;  // zero or one
   const PackedWeight* replaced_lm_head = nullptr;
   const float* final_norm = nullptr;
-  int64_t max_group_rank = 0;                    // largest sum of ranks over one group
-  std::shared_ptr<const Adapter> host;           // of an embedding delta, replaced or trained embedding rows; null when it has none
-  std::map<int32_t, int64_t> trained_rows;       // token id -> row of host->trained_token_rows
+  int64_t max_group_rank = 0;  // largest sum of ranks over one group
+  std::shared_ptr<const Adapter>
+      host;  // of an embedding delta, replaced or trained embedding rows; null when it has none
+  std::map<int32_t, int64_t> trained_rows;  // token id -> row of host->trained_token_rows
 
   // What the pointers above point to, besides pool pages.
   std::deque<std::vector<int64_t>> row_offsets;
@@ -45,8 +46,8 @@ struct ResidentAdapter {
   std::deque<std::vector<float>> vectors;
 };
 
-// Rows [row_begin, row_end) of the batch use `adapter`; null = the bare base model. With `merged` (of that adapter) they run on W'
-// where it has one, instead of on W and the rank rows.
+// Rows [row_begin, row_end) of the batch use `adapter`; null = the bare base model. With `merged` (of that adapter)
+// they run on W' where it has one, instead of on W and the rank rows.
 struct AdapterRun {
   int32_t row_begin = 0, row_end = 0;
   const ResidentAdapter* adapter = nullptr;

@@ -28,8 +28,8 @@ void scale_llama3(const RopeConfig& rope, double original_positions, std::vector
 
 double yarn_mscale(double scale, double mscale) { return scale <= 1 ? 1.0 : 0.1 * mscale * std::log(scale) + 1.0; }
 
-// YaRN (arXiv:2309.00071): dimensions that turn more than beta_fast times over the original context are kept, those that
-// turn less than beta_slow times are interpolated, with a linear ramp between.
+// YaRN (arXiv:2309.00071): dimensions that turn more than beta_fast times over the original context are kept, those
+// that turn less than beta_slow times are interpolated, with a linear ramp between.
 double scale_yarn(const RopeConfig& rope, double original_positions, double head_dim, std::vector<double>& inv_freq) {
   const auto dimension_of = [&](double rotations) {
     return head_dim * std::log(original_positions / (rotations * kTwoPi)) / (2 * std::log(rope.theta));
@@ -55,7 +55,8 @@ RopeTable make_rope_table(const ModelConfig& config, int64_t sequence_length) {
   const RopeConfig& rope = config.rope;
   const auto head_dim = static_cast<double>(config.head_dim);
   const auto max_positions = static_cast<double>(config.max_positions);
-  const double original = rope.original_max_positions > 0 ? static_cast<double>(rope.original_max_positions) : max_positions;
+  const double original =
+      rope.original_max_positions > 0 ? static_cast<double>(rope.original_max_positions) : max_positions;
   double theta = rope.theta;
   if (rope.type == RopeType::kDynamic) {
     const double length = std::max(static_cast<double>(sequence_length), original);
@@ -66,12 +67,17 @@ RopeTable make_rope_table(const ModelConfig& config, int64_t sequence_length) {
     table.inv_freq.push_back(std::pow(theta, -2.0 * static_cast<double>(i) / head_dim));
   switch (rope.type) {
     case RopeType::kDefault:
-    case RopeType::kDynamic: break;
+    case RopeType::kDynamic:
+      break;
     case RopeType::kLinear:
       for (double& freq : table.inv_freq) freq /= rope.factor;
       break;
-    case RopeType::kLlama3: scale_llama3(rope, original, table.inv_freq); break;
-    case RopeType::kYarn: table.attention_scaling = scale_yarn(rope, original, head_dim, table.inv_freq); break;
+    case RopeType::kLlama3:
+      scale_llama3(rope, original, table.inv_freq);
+      break;
+    case RopeType::kYarn:
+      table.attention_scaling = scale_yarn(rope, original, head_dim, table.inv_freq);
+      break;
   }
   return table;
 }

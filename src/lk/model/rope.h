@@ -9,8 +9,8 @@
 namespace lk {
 
 struct RopeTable {
-  std::vector<double> inv_freq;     // [head_dim / 2] radians per position
-  double attention_scaling = 1.0;   // multiplies cos and sin (yarn)
+  std::vector<double> inv_freq;    // [head_dim / 2] radians per position
+  double attention_scaling = 1.0;  // multiplies cos and sin (yarn)
 };
 
 // `sequence_length` matters for type dynamic only: frequencies stretch once it exceeds max_positions.

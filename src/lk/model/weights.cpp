@@ -36,7 +36,8 @@ class Packer {
   PackedWeight matrix(const std::vector<std::pair<std::string, int64_t>>& parts, int64_t n, int64_t k) {
     const int64_t bytes = packed_weight_bytes(weights_.format(), n, k);
     Buffer buffer(bytes);
-    for (const auto& [name, column] : parts) pack_weight(tensor(name), weights_.format(), column, buffer.data(), backend_.threads());
+    for (const auto& [name, column] : parts)
+      pack_weight(tensor(name), weights_.format(), column, buffer.data(), backend_.threads());
     weights_.packed_bytes += bytes;
     const PackedWeight packed{.format = weights_.format(), .n = n, .k = k, .data = buffer.data()};
     weights_.storage.push_back(std::move(buffer));
@@ -86,8 +87,10 @@ void fill_random(void* data, DType dtype, int64_t n, uint64_t seed, ThreadPool& 
     for (int64_t i = block * kBlock; i < std::min(n, (block + 1) * kBlock); ++i) {
       state = state * 6364136223846793005ull + 1442695040888963407ull;
       const float value = (static_cast<float>(state >> 40) * 0x1.0p-24f - 0.5f) * kWidth;
-      if (dtype == DType::kF32) static_cast<float*>(data)[i] = value;
-      else static_cast<bf16*>(data)[i] = bf16(value);
+      if (dtype == DType::kF32)
+        static_cast<float*>(data)[i] = value;
+      else
+        static_cast<bf16*>(data)[i] = bf16(value);
     }
   });
 }
@@ -98,11 +101,15 @@ ProjGroup group_of(Proj proj) {
   switch (proj) {
     case Proj::kQ:
     case Proj::kK:
-    case Proj::kV: return ProjGroup::kQkv;
-    case Proj::kO: return ProjGroup::kO;
+    case Proj::kV:
+      return ProjGroup::kQkv;
+    case Proj::kO:
+      return ProjGroup::kO;
     case Proj::kGate:
-    case Proj::kUp: return ProjGroup::kGateUp;
-    case Proj::kDown: return ProjGroup::kDown;
+    case Proj::kUp:
+      return ProjGroup::kGateUp;
+    case Proj::kDown:
+      return ProjGroup::kDown;
   }
   check_failed(__FILE__, __LINE__, "proj", "not a Proj");
 }
@@ -110,10 +117,14 @@ ProjGroup group_of(Proj proj) {
 std::span<const Proj> projs_of(ProjGroup group) {
   static constexpr Proj kAll[] = {Proj::kQ, Proj::kK, Proj::kV, Proj::kO, Proj::kGate, Proj::kUp, Proj::kDown};
   switch (group) {
-    case ProjGroup::kQkv: return std::span(kAll).subspan(0, 3);
-    case ProjGroup::kO: return std::span(kAll).subspan(3, 1);
-    case ProjGroup::kGateUp: return std::span(kAll).subspan(4, 2);
-    case ProjGroup::kDown: return std::span(kAll).subspan(6, 1);
+    case ProjGroup::kQkv:
+      return std::span(kAll).subspan(0, 3);
+    case ProjGroup::kO:
+      return std::span(kAll).subspan(3, 1);
+    case ProjGroup::kGateUp:
+      return std::span(kAll).subspan(4, 2);
+    case ProjGroup::kDown:
+      return std::span(kAll).subspan(6, 1);
   }
   check_failed(__FILE__, __LINE__, "group", "not a ProjGroup");
 }
@@ -153,7 +164,8 @@ Result<std::shared_ptr<const ModelWeights>> load_weights(const std::string& dire
   return std::shared_ptr<const ModelWeights>(std::move(weights));
 }
 
-std::shared_ptr<const ModelWeights> make_dummy_weights(const ModelConfig& config, DType act, uint64_t seed, Backend& backend) {
+std::shared_ptr<const ModelWeights> make_dummy_weights(const ModelConfig& config, DType act, uint64_t seed,
+                                                       Backend& backend) {
   auto weights = std::make_shared<ModelWeights>();
   weights->config = config;
   weights->act = act;

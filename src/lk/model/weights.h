@@ -28,11 +28,11 @@ int64_t group_columns(ProjGroup group, const ModelConfig& config);  // padded wi
 std::span<const Proj> projs_of(ProjGroup group);
 
 struct LayerWeights {
-  std::array<PackedWeight, kNumProjGroups> linear;       // n = group_columns
-  std::array<const float*, kNumProjGroups> bias{};       // [group_columns] or null
-  const float* input_norm = nullptr;                     // [hidden_dim]
-  const float* post_norm = nullptr;                      // [hidden_dim]
-  const float* q_norm = nullptr;                         // [head_dim] or null (Qwen3)
+  std::array<PackedWeight, kNumProjGroups> linear;  // n = group_columns
+  std::array<const float*, kNumProjGroups> bias{};  // [group_columns] or null
+  const float* input_norm = nullptr;                // [hidden_dim]
+  const float* post_norm = nullptr;                 // [hidden_dim]
+  const float* q_norm = nullptr;                    // [head_dim] or null (Qwen3)
   const float* k_norm = nullptr;
 };
 
@@ -40,8 +40,8 @@ struct ModelWeights {
   ModelConfig config;
   DType act = DType::kBF16;  // compute type: bf16 or f32
   std::vector<LayerWeights> layers;
-  TensorView embedding;      // [vocab_size, hidden_dim], any dtype, host memory
-  PackedWeight lm_head;      // n = vocab_size
+  TensorView embedding;  // [vocab_size, hidden_dim], any dtype, host memory
+  PackedWeight lm_head;  // n = vocab_size
   const float* final_norm = nullptr;
   int64_t packed_bytes = 0;
 
@@ -58,6 +58,7 @@ struct ModelWeights {
 Result<std::shared_ptr<const ModelWeights>> load_weights(const std::string& directory, DType act, Backend& backend,
                                                          void (*progress)(int64_t done, int64_t total) = nullptr);
 // Seeded random weights of the given shape; for benchmarks.
-std::shared_ptr<const ModelWeights> make_dummy_weights(const ModelConfig& config, DType act, uint64_t seed, Backend& backend);
+std::shared_ptr<const ModelWeights> make_dummy_weights(const ModelConfig& config, DType act, uint64_t seed,
+                                                       Backend& backend);
 
 }  // namespace lk

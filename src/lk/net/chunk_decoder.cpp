@@ -9,7 +9,8 @@ namespace lk {
 
 bool is_token_char(unsigned char c) {
   const bool alphanumeric = (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
-  return alphanumeric || (c != 0 && std::string_view("!#$%&'*+-.^_`|~").find(static_cast<char>(c)) != std::string_view::npos);
+  return alphanumeric ||
+         (c != 0 && std::string_view("!#$%&'*+-.^_`|~").find(static_cast<char>(c)) != std::string_view::npos);
 }
 
 bool ChunkDecoder::fail(int status, std::string message) {
@@ -36,23 +37,31 @@ ChunkDecoder::Event ChunkDecoder::next(std::string_view* data, std::string_view*
 bool ChunkDecoder::step(unsigned char c) {
   switch (state_) {
     case State::kSize:
-    case State::kExtension: return size_byte(c);
-    case State::kSizeLf: return c == '\n' ? size_complete() : fail(400, "a chunk size is not followed by CRLF");
-    case State::kDataCr: state_ = State::kDataLf; return c == '\r' || fail(400, "a chunk is longer than its size");
+    case State::kExtension:
+      return size_byte(c);
+    case State::kSizeLf:
+      return c == '\n' ? size_complete() : fail(400, "a chunk size is not followed by CRLF");
+    case State::kDataCr:
+      state_ = State::kDataLf;
+      return c == '\r' || fail(400, "a chunk is longer than its size");
     case State::kDataLf:
       state_ = State::kSize;
       digits_ = 0;
       size_ = 0;
       return c == '\n' || fail(400, "a chunk is not followed by CRLF");
     case State::kTrailerName:
-    case State::kTrailerValue: return trailer_byte(c);
+    case State::kTrailerValue:
+      return trailer_byte(c);
     case State::kTrailerLf:
       state_ = State::kTrailerName;
       name_bytes_ = 0;
       return c == '\n' || fail(400, "a trailer line does not end in CRLF");
-    case State::kEndLf: state_ = State::kDone; return c == '\n' || fail(400, "the body does not end in CRLF");
+    case State::kEndLf:
+      state_ = State::kDone;
+      return c == '\n' || fail(400, "the body does not end in CRLF");
     case State::kData:
-    case State::kDone: break;
+    case State::kDone:
+      break;
   }
   return true;
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// ChunkDecoder: the chunked transfer coding of one request body, byte by byte and strictly: CRLF only, no signs or spaces around
-// sizes, bounded numbers of chunks and of bytes that are not body. (Beast's decoder asserts on a last chunk that arrives in pieces.)
+// ChunkDecoder: the chunked transfer coding of one request body, byte by byte and strictly: CRLF only, no signs or
+// spaces around sizes, bounded numbers of chunks and of bytes that are not body. (Beast's decoder asserts on a last
+// chunk that arrives in pieces.)
 #pragma once
 
 #include <cstdint>
@@ -26,7 +27,19 @@ class ChunkDecoder {
   const HttpError& error() const { return error_; }
 
  private:
-  enum class State { kSize, kExtension, kSizeLf, kData, kDataCr, kDataLf, kTrailerName, kTrailerValue, kTrailerLf, kEndLf, kDone };
+  enum class State {
+    kSize,
+    kExtension,
+    kSizeLf,
+    kData,
+    kDataCr,
+    kDataLf,
+    kTrailerName,
+    kTrailerValue,
+    kTrailerLf,
+    kEndLf,
+    kDone
+  };
   bool step(unsigned char c);
   bool size_byte(unsigned char c);
   bool trailer_byte(unsigned char c);

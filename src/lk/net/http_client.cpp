@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Each io thread ("shard") owns its exchanges and its pool of idle connections, so nothing is locked: send() and cancel() post to it.
+// Each io thread ("shard") owns its exchanges and its pool of idle connections, so nothing is locked: send() and
+// cancel() post to it.
 #include "lk/net/http_client.h"
 
 #include <atomic>
@@ -32,7 +33,11 @@ struct Exchange {
 class Shard {
  public:
   Shard(const HttpClientOptions& options, asio::ssl::context& tls)
-      : options_(options), tls_(tls), work_(asio::make_work_guard(context_)), names_(context_), sweep_timer_(context_),
+      : options_(options),
+        tls_(tls),
+        work_(asio::make_work_guard(context_)),
+        names_(context_),
+        sweep_timer_(context_),
         thread_([this] { context_.run(); }) {}
 
   ~Shard() {
@@ -49,12 +54,14 @@ class Shard {
     auto exchange = std::make_shared<Exchange>(context_);
     exchange->id = id;
     exchange->callbacks = std::move(callbacks);
-    asio::post(context_, [this, exchange, request = std::move(request)]() mutable { begin(exchange, std::move(request)); });
+    asio::post(context_,
+               [this, exchange, request = std::move(request)]() mutable { begin(exchange, std::move(request)); });
   }
 
   void cancel(int64_t id) {
     asio::post(context_, [this, id] {
-      if (const auto found = exchanges_.find(id); found != exchanges_.end()) finish(found->second, cancelled("the request was cancelled"));
+      if (const auto found = exchanges_.find(id); found != exchanges_.end())
+        finish(found->second, cancelled("the request was cancelled"));
     });
   }
 
@@ -84,8 +91,10 @@ class Shard {
     exchange->deadline.async_wait([this, exchange, timeout](const error_code& error) {
       if (!error) finish(exchange, deadline_exceeded("no complete answer within {} ms", timeout.count()));
     });
-    if (take_idle(exchange)) run(exchange);
-    else connect(exchange);
+    if (take_idle(exchange))
+      run(exchange);
+    else
+      connect(exchange);
   }
 
   bool take_idle(const ExchangePtr& exchange) {
@@ -95,8 +104,10 @@ class Shard {
     while (!found->second.empty() && !exchange->connection) {
       std::shared_ptr<ClientConnection> connection = std::move(found->second.back());
       found->second.pop_back();
-      if (connection->is_reusable()) exchange->connection = std::move(connection);
-      else connection->close();
+      if (connection->is_reusable())
+        exchange->connection = std::move(connection);
+      else
+        connection->close();
     }
     if (found->second.empty()) idle_.erase(found);
     exchange->reused = exchange->connection != nullptr;
@@ -105,11 +116,14 @@ class Shard {
 
   void connect(const ExchangePtr& exchange) {
     exchange->reused = false;
-    exchange->connection = std::make_shared<ClientConnection>(context_, &tls_, options_.verify_tls, options_.max_header_bytes);
+    exchange->connection =
+        std::make_shared<ClientConnection>(context_, &tls_, options_.verify_tls, options_.max_header_bytes);
     exchange->connection->pool_key = exchange->url.pool_key();
     exchange->connect_deadline.expires_after(options_.connect_timeout);
     exchange->connect_deadline.async_wait([this, exchange](const error_code& error) {
-      if (!error) finish(exchange, unavailable("no connection to {} within {} ms", exchange->url.host_header, options_.connect_timeout.count()));
+      if (!error)
+        finish(exchange, unavailable("no connection to {} within {} ms", exchange->url.host_header,
+                                     options_.connect_timeout.count()));
     });
     exchange->connection->connect(exchange->url, names_, [this, exchange](Status status) {
       if (!exchanges_.contains(exchange->id)) return;
@@ -139,8 +153,10 @@ class Shard {
     exchange->deadline.cancel();
     exchange->connect_deadline.cancel();
     if (exchange->connection) {
-      if (status.ok() && exchange->connection->keep_alive()) keep(std::move(exchange->connection));
-      else exchange->connection->close();
+      if (status.ok() && exchange->connection->keep_alive())
+        keep(std::move(exchange->connection));
+      else
+        exchange->connection->close();
     }
     const ClientCallbacks callbacks = std::move(exchange->callbacks);
     exchange->callbacks = {};
@@ -160,7 +176,8 @@ class Shard {
 
   void sweep_later() {
     sweeping_ = true;
-    sweep_timer_.expires_after(std::max<std::chrono::milliseconds>(options_.idle_timeout / 2, std::chrono::milliseconds(10)));
+    sweep_timer_.expires_after(
+        std::max<std::chrono::milliseconds>(options_.idle_timeout / 2, std::chrono::milliseconds(10)));
     sweep_timer_.async_wait([this](const error_code& error) {
       sweeping_ = false;
       if (error) return;
@@ -185,7 +202,7 @@ class Shard {
   bool sweeping_ = false;
   std::unordered_map<int64_t, ExchangePtr> exchanges_;
   std::map<std::string, std::deque<std::shared_ptr<ClientConnection>>> idle_;  // oldest first
-  std::thread thread_;  // last: it runs as soon as it exists
+  std::thread thread_;                                                         // last: it runs as soon as it exists
 };
 
 class AsioHttpClient final : public HttpClient {
@@ -212,7 +229,8 @@ class AsioHttpClient final : public HttpClient {
 }  // namespace
 
 Result<std::unique_ptr<HttpClient>> HttpClient::create(const HttpClientOptions& options) {
-  if (options.num_threads < 1 || options.num_threads > 256) return invalid_argument("an HTTP client needs 1..256 threads, not {}", options.num_threads);
+  if (options.num_threads < 1 || options.num_threads > 256)
+    return invalid_argument("an HTTP client needs 1..256 threads, not {}", options.num_threads);
   asio::ssl::context tls(asio::ssl::context::tls_client);
   SSL_CTX_set_min_proto_version(tls.native_handle(), TLS1_2_VERSION);
   error_code error;

@@ -10,7 +10,9 @@
 namespace lk::net_detail {
 namespace {
 
-Status unavailable_error(const std::string& what, const error_code& error) { return unavailable("{}: {}", what, error.message()); }
+Status unavailable_error(const std::string& what, const error_code& error) {
+  return unavailable("{}: {}", what, error.message());
+}
 
 }  // namespace
 
@@ -30,19 +32,20 @@ void NameCache::resolve(const std::string& host, const std::string& port, Callba
   entry.in_progress = true;
   resolver_.async_resolve(host, port, asio::ip::resolver_base::numeric_service,
                           [this, key](const error_code& error, const asio::ip::tcp::resolver::results_type& results) {
-    Entry& found = entries_[key];
-    found.in_progress = false;
-    found.endpoints.clear();
-    for (const auto& result : results) found.endpoints.push_back(result.endpoint());
-    found.expires = Clock::now() + std::chrono::minutes(1);
-    const std::vector<Callback> waiting = std::move(found.waiting);
-    found.waiting.clear();
-    const Endpoints endpoints = found.endpoints;
-    for (const Callback& waiter : waiting) waiter(error, endpoints);
-  });
+                            Entry& found = entries_[key];
+                            found.in_progress = false;
+                            found.endpoints.clear();
+                            for (const auto& result : results) found.endpoints.push_back(result.endpoint());
+                            found.expires = Clock::now() + std::chrono::minutes(1);
+                            const std::vector<Callback> waiting = std::move(found.waiting);
+                            found.waiting.clear();
+                            const Endpoints endpoints = found.endpoints;
+                            for (const Callback& waiter : waiting) waiter(error, endpoints);
+                          });
 }
 
-ClientConnection::ClientConnection(asio::io_context& context, asio::ssl::context* tls, bool verify_tls, int64_t max_header_bytes)
+ClientConnection::ClientConnection(asio::io_context& context, asio::ssl::context* tls, bool verify_tls,
+                                   int64_t max_header_bytes)
     : socket_(context), tls_context_(tls), verify_tls_(verify_tls), parser_(max_header_bytes) {}
 
 void ClientConnection::connect(const ClientUrl& url, NameCache& names, Connected callback) {
@@ -52,12 +55,14 @@ void ClientConnection::connect(const ClientUrl& url, NameCache& names, Connected
     endpoints_ = {asio::local::stream_protocol::endpoint(url.unix_path)};
     return connect_next({});
   }
-  names.resolve(url.host, url.port, [self = shared_from_this()](const error_code& error, const NameCache::Endpoints& endpoints) {
-    if (!self->on_connected_) return;  // closed meanwhile
-    if (error || endpoints.empty()) return self->connected(unavailable_error(fmt::format("the name {} is not known", self->url_.host), error));
-    self->endpoints_.assign(endpoints.begin(), endpoints.end());
-    self->connect_next({});
-  });
+  names.resolve(
+      url.host, url.port, [self = shared_from_this()](const error_code& error, const NameCache::Endpoints& endpoints) {
+        if (!self->on_connected_) return;  // closed meanwhile
+        if (error || endpoints.empty())
+          return self->connected(unavailable_error(fmt::format("the name {} is not known", self->url_.host), error));
+        self->endpoints_.assign(endpoints.begin(), endpoints.end());
+        self->connect_next({});
+      });
 }
 
 void ClientConnection::connect_next(error_code last) {
@@ -73,8 +78,10 @@ void ClientConnection::connect_next(error_code last) {
     if (error) return self->connect_next(error);
     error_code not_tcp;  // a unix socket has no such option
     self->socket_.set_option(asio::ip::tcp::no_delay(true), not_tcp);
-    if (self->url_.tls) self->handshake();
-    else self->connected(Status());
+    if (self->url_.tls)
+      self->handshake();
+    else
+      self->connected(Status());
   });
 }
 
@@ -89,7 +96,9 @@ void ClientConnection::handshake() {
   }
   tls_->async_handshake(asio::ssl::stream_base::client, [self = shared_from_this()](const error_code& error) {
     if (!self->on_connected_) return;
-    self->connected(error ? unavailable_error(fmt::format("no TLS connection to {}:{}", self->url_.host, self->url_.port), error) : Status());
+    self->connected(
+        error ? unavailable_error(fmt::format("no TLS connection to {}:{}", self->url_.host, self->url_.port), error)
+              : Status());
   });
 }
 
@@ -99,21 +108,26 @@ void ClientConnection::connected(Status status) {
   callback(std::move(status));
 }
 
-void ClientConnection::exchange(std::shared_ptr<const std::string> bytes, HttpResponseParser::Sink sink, bool head, std::function<void(Status)> done) {
+void ClientConnection::exchange(std::shared_ptr<const std::string> bytes, HttpResponseParser::Sink sink, bool head,
+                                std::function<void(Status)> done) {
   parser_.start(std::move(sink), head);
   on_done_ = std::move(done);
   writing_ = true;
   // A failed write is not the end: the peer may have answered (413, say) without reading everything. The read tells.
   const auto written = [self = shared_from_this(), bytes](const error_code&, size_t) { self->writing_ = false; };
-  if (tls_) asio::async_write(*tls_, asio::buffer(*bytes), written);
-  else asio::async_write(socket_, asio::buffer(*bytes), written);
+  if (tls_)
+    asio::async_write(*tls_, asio::buffer(*bytes), written);
+  else
+    asio::async_write(socket_, asio::buffer(*bytes), written);
   read_more();
 }
 
 void ClientConnection::read_more() {
   auto handler = [self = shared_from_this()](const error_code& error, size_t bytes) { self->on_read(error, bytes); };
-  if (tls_) tls_->async_read_some(asio::buffer(buffer_), std::move(handler));
-  else socket_.async_read_some(asio::buffer(buffer_), std::move(handler));
+  if (tls_)
+    tls_->async_read_some(asio::buffer(buffer_), std::move(handler));
+  else
+    socket_.async_read_some(asio::buffer(buffer_), std::move(handler));
 }
 
 void ClientConnection::on_read(error_code error, size_t bytes) {

@@ -28,7 +28,8 @@ using asio::generic::stream_protocol;
 using boost::system::error_code;
 using Clock = std::chrono::steady_clock;
 
-// Looks names up off the io thread. Answers are kept for a minute, and requests for a name that is being looked up wait for that one.
+// Looks names up off the io thread. Answers are kept for a minute, and requests for a name that is being looked up wait
+// for that one.
 class NameCache {
  public:
   using Endpoints = std::vector<asio::ip::tcp::endpoint>;
@@ -56,7 +57,8 @@ class ClientConnection : public std::enable_shared_from_this<ClientConnection> {
   // Tries the addresses of the name in turn, then the TLS handshake. Both callbacks below are dropped by close().
   void connect(const ClientUrl& url, NameCache& names, Connected callback);
   // Sends `bytes` and reads one answer into `sink`.
-  void exchange(std::shared_ptr<const std::string> bytes, HttpResponseParser::Sink sink, bool head, std::function<void(Status status)> done);
+  void exchange(std::shared_ptr<const std::string> bytes, HttpResponseParser::Sink sink, bool head,
+                std::function<void(Status status)> done);
   void close();
 
   // Fit for another exchange: the peer has neither closed nor sent anything unasked.

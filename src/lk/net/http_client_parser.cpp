@@ -18,7 +18,8 @@ std::string_view trim(std::string_view text) {
 
 std::string lower(std::string_view text) {
   std::string out(text);
-  std::transform(out.begin(), out.end(), out.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  std::transform(out.begin(), out.end(), out.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
   return out;
 }
 
@@ -41,7 +42,8 @@ bool parse_size(std::string_view text, int base, uint64_t& value) {
 // What may be shown in a message of bytes that are no HTTP.
 std::string printable_prefix(std::string_view text) {
   std::string out(text.substr(0, 32));
-  std::replace_if(out.begin(), out.end(), [](unsigned char c) { return c < ' ' || c >= 0x7f; }, '?');
+  std::replace_if(
+      out.begin(), out.end(), [](unsigned char c) { return c < ' ' || c >= 0x7f; }, '?');
   return out;
 }
 
@@ -85,7 +87,8 @@ bool HttpResponseParser::take_line(std::string_view& bytes, Status& status) {
   const bool is_chunk_line = state_ == State::kChunkSize || state_ == State::kChunkEnd;
   if (!is_chunk_line) header_bytes_ += static_cast<int64_t>(part.size()) + 1;
   if (is_chunk_line ? line_.size() + part.size() > kMaxChunkLine : header_bytes_ > max_header_bytes_) {
-    status = data_loss("the answer's {} exceeds {} bytes", is_chunk_line ? "chunk header" : "header", is_chunk_line ? kMaxChunkLine : static_cast<size_t>(max_header_bytes_));
+    status = data_loss("the answer's {} exceeds {} bytes", is_chunk_line ? "chunk header" : "header",
+                       is_chunk_line ? kMaxChunkLine : static_cast<size_t>(max_header_bytes_));
     return false;
   }
   line_ += part;
@@ -105,9 +108,12 @@ bool HttpResponseParser::take_line(std::string_view& bytes, Status& status) {
 
 Status HttpResponseParser::on_line() {
   switch (state_) {
-    case State::kStatusLine: return parse_status_line();
-    case State::kHeader: return line_.empty() ? end_of_head() : parse_header_line();
-    case State::kChunkSize: return parse_chunk_size();
+    case State::kStatusLine:
+      return parse_status_line();
+    case State::kHeader:
+      return line_.empty() ? end_of_head() : parse_header_line();
+    case State::kChunkSize:
+      return parse_chunk_size();
     case State::kChunkEnd:
       if (!line_.empty()) return data_loss("the answer's chunk is longer than its size says");
       state_ = State::kChunkSize;
@@ -115,7 +121,8 @@ Status HttpResponseParser::on_line() {
     case State::kTrailer:
       if (line_.empty()) state_ = State::kDone;
       return Status();
-    default: break;
+    default:
+      break;
   }
   LK_CHECK(false, "no line is expected in state {}", static_cast<int>(state_));
   return Status();
@@ -124,7 +131,8 @@ Status HttpResponseParser::on_line() {
 Status HttpResponseParser::parse_status_line() {
   const bool known = line_.starts_with("HTTP/1.1 ") || line_.starts_with("HTTP/1.0 ");
   uint64_t status = 0;
-  if (!known || line_.size() < 12 || !parse_size(std::string_view(line_).substr(9, 3), 10, status) || status < 100 || (line_.size() > 12 && line_[12] != ' '))
+  if (!known || line_.size() < 12 || !parse_size(std::string_view(line_).substr(9, 3), 10, status) || status < 100 ||
+      (line_.size() > 12 && line_[12] != ' '))
     return data_loss("the peer does not speak HTTP/1.1: its answer begins with \"{}\"", printable_prefix(line_));
   http_1_0_ = line_[7] == '0';
   status_ = static_cast<int>(status);
@@ -134,7 +142,8 @@ Status HttpResponseParser::parse_status_line() {
 
 Status HttpResponseParser::parse_header_line() {
   const size_t colon = line_.find(':');
-  if (colon == std::string::npos || colon == 0 || line_.front() == ' ' || line_.front() == '\t' || line_[colon - 1] == ' ' || line_[colon - 1] == '\t')
+  if (colon == std::string::npos || colon == 0 || line_.front() == ' ' || line_.front() == '\t' ||
+      line_[colon - 1] == ' ' || line_[colon - 1] == '\t')
     return data_loss("malformed header line in the answer");
   const std::string_view line = line_;
   headers_.emplace_back(lower(line.substr(0, colon)), std::string(trim(line.substr(colon + 1))));
@@ -153,18 +162,23 @@ Status HttpResponseParser::end_of_head() {
   for (const auto& [name, value] : headers_) {
     if (name == "content-length") {
       uint64_t length = 0;
-      if (!parse_size(value, 10, length) || (has_length_ && length != remaining_)) return data_loss("bad Content-Length in the answer");
+      if (!parse_size(value, 10, length) || (has_length_ && length != remaining_))
+        return data_loss("bad Content-Length in the answer");
       has_length_ = true;
       remaining_ = length;
     } else if (name == "transfer-encoding") {
-      if (has_coding || lower(value) != "chunked") return data_loss("the answer's transfer coding is not understood: only chunked is");
+      if (has_coding || lower(value) != "chunked")
+        return data_loss("the answer's transfer coding is not understood: only chunked is");
       has_coding = chunked_ = true;
     } else if (name == "connection") {
-      if (list_has(value, "close")) keep_alive_ = false;
-      else if (http_1_0_ && list_has(value, "keep-alive")) keep_alive_ = true;
+      if (list_has(value, "close"))
+        keep_alive_ = false;
+      else if (http_1_0_ && list_has(value, "keep-alive"))
+        keep_alive_ = true;
     }
   }
-  if (chunked_ && has_length_) keep_alive_ = false;  // contradicting lengths: believe the chunks and trust nothing after them
+  if (chunked_ && has_length_)
+    keep_alive_ = false;  // contradicting lengths: believe the chunks and trust nothing after them
   if (sink_.on_head) sink_.on_head(status_, headers_);
   if (head_ || status_ == 204 || status_ == 304) {
     state_ = State::kDone;
@@ -188,7 +202,8 @@ Status HttpResponseParser::parse_chunk_size() {
 }
 
 void HttpResponseParser::take_body(std::string_view& bytes) {
-  const size_t count = state_ == State::kUntilClose ? bytes.size() : static_cast<size_t>(std::min<uint64_t>(bytes.size(), remaining_));
+  const size_t count =
+      state_ == State::kUntilClose ? bytes.size() : static_cast<size_t>(std::min<uint64_t>(bytes.size(), remaining_));
   if (state_ != State::kUntilClose) {
     remaining_ -= count;
     if (remaining_ == 0) state_ = state_ == State::kBody ? State::kDone : State::kChunkEnd;
@@ -201,7 +216,8 @@ void HttpResponseParser::take_body(std::string_view& bytes) {
 Status HttpResponseParser::finish() {
   if (state_ == State::kUntilClose) state_ = State::kDone;
   if (state_ == State::kDone) return Status();
-  return started_ ? data_loss("the connection was closed in the middle of the answer") : data_loss("the connection was closed without an answer");
+  return started_ ? data_loss("the connection was closed in the middle of the answer")
+                  : data_loss("the connection was closed without an answer");
 }
 
 }  // namespace lk

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// HttpResponseParser: one HTTP/1.x answer after another out of a stream of bytes, in whatever pieces they arrive. Source: RFC 9112.
-// Every buffer is bounded by max_header_bytes; the body is handed on as it comes and never stored.
+// HttpResponseParser: one HTTP/1.x answer after another out of a stream of bytes, in whatever pieces they arrive.
+// Source: RFC 9112. Every buffer is bounded by max_header_bytes; the body is handed on as it comes and never stored.
 #pragma once
 
 #include <cstdint>

@@ -20,7 +20,9 @@ bool is_field_value(std::string_view text) {
 }
 
 bool equals_ignoring_case(std::string_view a, std::string_view b) {
-  return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(), [](unsigned char x, unsigned char y) { return std::tolower(x) == std::tolower(y); });
+  return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(), [](unsigned char x, unsigned char y) {
+           return std::tolower(x) == std::tolower(y);
+         });
 }
 
 bool has_space_or_control(std::string_view text) {
@@ -33,7 +35,8 @@ Result<ClientUrl> parse_unix(std::string_view rest) {
   url.unix_path = rest.substr(0, colon);
   url.target = colon == std::string_view::npos ? "/" : rest.substr(colon + 1);
   url.host_header = "localhost";
-  if (!url.unix_path.starts_with('/') || url.unix_path.size() > 107) return invalid_argument("a unix url needs an absolute path of at most 107 bytes");
+  if (!url.unix_path.starts_with('/') || url.unix_path.size() > 107)
+    return invalid_argument("a unix url needs an absolute path of at most 107 bytes");
   return url;
 }
 
@@ -62,7 +65,8 @@ Result<ClientUrl> parse_client_url(std::string_view text) {
   std::string_view authority = text.substr(0, slash);
   if (slash != std::string_view::npos) url.target = text.substr(slash);
   if (!url.target.starts_with('/')) url.target.insert(0, "/");
-  if (authority.find('@') != std::string_view::npos) return invalid_argument("the url must not hold a user name or password");
+  if (authority.find('@') != std::string_view::npos)
+    return invalid_argument("the url must not hold a user name or password");
   url.host_header = authority;
   std::string_view port;
   if (authority.starts_with('[')) {
@@ -70,7 +74,8 @@ Result<ClientUrl> parse_client_url(std::string_view text) {
     if (bracket == std::string_view::npos) return invalid_argument("\"{}\": ']' is missing", whole);
     url.host = authority.substr(1, bracket - 1);
     port = authority.substr(bracket + 1);
-    if (!port.empty() && !port.starts_with(':')) return invalid_argument("\"{}\": after ']' comes a port or nothing", whole);
+    if (!port.empty() && !port.starts_with(':'))
+      return invalid_argument("\"{}\": after ']' comes a port or nothing", whole);
   } else {
     const size_t colon = authority.find(':');
     url.host = authority.substr(0, colon);
@@ -94,7 +99,8 @@ Result<std::string> format_client_request(const ClientRequest& request, const Cl
   fmt::format_to(std::back_inserter(out), "{} {} HTTP/1.1\r\n", request.method, url.target);
   bool has_host = false, has_agent = false;
   for (const auto& [name, value] : request.headers) {
-    if (!is_token(name) || !is_field_value(value)) return invalid_argument("header \"{}\" holds a character that HTTP does not allow", name);
+    if (!is_token(name) || !is_field_value(value))
+      return invalid_argument("header \"{}\" holds a character that HTTP does not allow", name);
     if (equals_ignoring_case(name, "content-length") || equals_ignoring_case(name, "transfer-encoding"))
       return invalid_argument("header {} is set by the client itself", name);
     has_host |= equals_ignoring_case(name, "host");
@@ -104,7 +110,8 @@ Result<std::string> format_client_request(const ClientRequest& request, const Cl
   if (!has_host) fmt::format_to(std::back_inserter(out), "Host: {}\r\n", url.host_header);
   if (!has_agent) out += "User-Agent: lorikeet\r\n";
   const bool may_have_body = request.method == "POST" || request.method == "PUT" || request.method == "PATCH";
-  if (may_have_body || !request.body.empty()) fmt::format_to(std::back_inserter(out), "Content-Length: {}\r\n", request.body.size());
+  if (may_have_body || !request.body.empty())
+    fmt::format_to(std::back_inserter(out), "Content-Length: {}\r\n", request.body.size());
   out += "\r\n";
   out += request.body;
   return out;

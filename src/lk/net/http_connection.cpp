@@ -11,9 +11,9 @@
 namespace lk {
 namespace {
 
-constexpr int kReadsPerEvent = 4;               // then others get their turn
-constexpr size_t kMaxPipelined = 64 << 10;      // bytes read ahead while an answer is pending
-constexpr int64_t kMaxDiscardedBody = 64 << 10; // a longer body of a refused request costs the connection
+constexpr int kReadsPerEvent = 4;                // then others get their turn
+constexpr size_t kMaxPipelined = 64 << 10;       // bytes read ahead while an answer is pending
+constexpr int64_t kMaxDiscardedBody = 64 << 10;  // a longer body of a refused request costs the connection
 constexpr int64_t kMaxLingerBytes = 1 << 20;
 constexpr auto kNever = HttpConnection::Clock::time_point::max();
 
@@ -39,10 +39,14 @@ bool HttpConnection::wants_input() const {
   if (eof_) return false;
   switch (phase_) {
     case Phase::kHead:
-    case Phase::kBody: return static_cast<int64_t>(unsent()) <= limits_.max_buffered_bytes;  // answers go out before more come in
-    case Phase::kAnswer: return in_.size() < kMaxPipelined;
-    case Phase::kLinger: return true;
-    case Phase::kClosed: break;
+    case Phase::kBody:
+      return static_cast<int64_t>(unsent()) <= limits_.max_buffered_bytes;  // answers go out before more come in
+    case Phase::kAnswer:
+      return in_.size() < kMaxPipelined;
+    case Phase::kLinger:
+      return true;
+    case Phase::kClosed:
+      break;
   }
   return false;
 }
@@ -213,7 +217,8 @@ void HttpConnection::on_request() {
 
 void HttpConnection::on_eof() {
   eof_ = true;
-  const bool all_answered = phase_ == Phase::kHead || phase_ == Phase::kLinger || (answer_ && answer_->state == HttpAnswer::State::kComplete);
+  const bool all_answered =
+      phase_ == Phase::kHead || phase_ == Phase::kLinger || (answer_ && answer_->state == HttpAnswer::State::kComplete);
   if (!all_answered || unsent() == 0) return abort();
   phase_ = Phase::kLinger;  // what was answered is still delivered
   close_after_flush_ = true;
@@ -258,7 +263,8 @@ void HttpConnection::tick(Clock::time_point now) {
   if (phase_ == Phase::kBody && !late) {
     const auto grace = std::min<Clock::duration>(std::chrono::seconds(5), limits_.body_timeout / 4);
     const double seconds = std::chrono::duration<double>(now - body_start_).count();
-    late = now - body_start_ > grace && static_cast<double>(parser_->body_bytes()) < seconds * static_cast<double>(limits_.min_body_rate);
+    late = now - body_start_ > grace &&
+           static_cast<double>(parser_->body_bytes()) < seconds * static_cast<double>(limits_.min_body_rate);
   }
   if (!late) return;
   if (phase_ == Phase::kHead && in_.empty()) return abort();  // idle

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// HttpConnection: one client on one shard. Reads a request, gives it to the handler, sends the answer, then reads the next one.
+// HttpConnection: one client on one shard. Reads a request, gives it to the handler, sends the answer, then reads the
+// next one.
 //
-// While an answer is pending the connection goes on reading, so that the peer's departure is seen at once. An end of stream from the
-// peer counts as departure even if only its sending half was closed: a client that has no more to say but waits for tokens is
-// indistinguishable from one that is gone, and computing for nobody is the dearer mistake (uvicorn decides likewise).
+// While an answer is pending the connection goes on reading, so that the peer's departure is seen at once. An end of
+// stream from the peer counts as departure even if only its sending half was closed: a client that has no more to say
+// but waits for tokens is indistinguishable from one that is gone, and computing for nobody is the dearer mistake
+// (uvicorn decides likewise).
 #pragma once
 
 #include <memory>
@@ -90,15 +92,15 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   Transport transport_;
 
   Phase phase_ = Phase::kHead;
-  std::string in_;                      // received, not consumed
-  std::string out_;                     // to be sent from out_sent_ on
+  std::string in_;   // received, not consumed
+  std::string out_;  // to be sent from out_sent_ on
   size_t out_sent_ = 0;
   std::unique_ptr<HttpParser> parser_;  // only while a request is being read
   std::shared_ptr<HttpAnswer> answer_;  // of the request in progress
   Clock::time_point deadline_;          // of the phase; max() = none
   Clock::time_point body_start_;
-  Clock::time_point last_progress_;     // of sending
-  int64_t counted_body_bytes_ = 0;      // our share of state_.body_bytes
+  Clock::time_point last_progress_;  // of sending
+  int64_t counted_body_bytes_ = 0;   // our share of state_.body_bytes
   int64_t lingered_bytes_ = 0;
   bool waiting_read_ = false, waiting_write_ = false, read_wants_write_ = false, write_wants_read_ = false;
   bool flush_queued_ = false, busy_ = false, eof_ = false;

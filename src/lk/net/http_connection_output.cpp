@@ -104,7 +104,8 @@ void HttpConnection::respond(HttpAnswer& answer, const HttpResponse& response) {
   complete(answer);
 }
 
-void HttpConnection::begin_stream(HttpAnswer& answer, int status, const HttpHeaders& headers, std::string_view content_type) {
+void HttpConnection::begin_stream(HttpAnswer& answer, int status, const HttpHeaders& headers,
+                                  std::string_view content_type) {
   if (answer.state != HttpAnswer::State::kWaiting) return;
   answer.state = HttpAnswer::State::kStreaming;
   answer.keep_alive = answer.keep_alive && !answer.http_1_0 && !state_.draining;
@@ -160,8 +161,8 @@ void HttpConnection::lose_answer() {
   if (answer->on_close) shard_->call_later(std::exchange(answer->on_close, nullptr));
 }
 
-// Closes our half and waits a little for the peer's: closing with unread input would reset the connection, and the reset may
-// overtake the answer.
+// Closes our half and waits a little for the peer's: closing with unread input would reset the connection, and the
+// reset may overtake the answer.
 void HttpConnection::linger() {
   phase_ = Phase::kLinger;
   answer_ = nullptr;
@@ -177,7 +178,7 @@ void HttpConnection::abort() {
   if (phase_ == Phase::kClosed) return;
   const auto self = shared_from_this();
   if (unsent() > 0 || answer_ != nullptr) {  // reset: the kernel need not keep what nobody takes
-    const struct linger reset{1, 0};
+    const struct linger reset { 1, 0 };
     ::setsockopt(watch_.fd(), SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
   }
   phase_ = Phase::kClosed;

@@ -55,14 +55,22 @@ void append_json_string(std::string* out, std::string_view text) {
 
 const char* error_code_name(int status) {
   switch (status) {
-    case 408: return "request_timeout";
-    case 413: return "request_too_large";
-    case 417: return "expectation_failed";
-    case 431: return "header_too_large";
-    case 500: return "internal_error";
-    case 503: return "server_overloaded";
-    case 505: return "http_version_not_supported";
-    default: return status < 500 ? "bad_request" : "internal_error";
+    case 408:
+      return "request_timeout";
+    case 413:
+      return "request_too_large";
+    case 417:
+      return "expectation_failed";
+    case 431:
+      return "header_too_large";
+    case 500:
+      return "internal_error";
+    case 503:
+      return "server_overloaded";
+    case 505:
+      return "http_version_not_supported";
+    default:
+      return status < 500 ? "bad_request" : "internal_error";
   }
 }
 
@@ -70,36 +78,62 @@ const char* error_code_name(int status) {
 
 const char* status_reason(int status) {
   switch (status) {
-    case 200: return "OK";
-    case 201: return "Created";
-    case 202: return "Accepted";
-    case 204: return "No Content";
-    case 304: return "Not Modified";
-    case 400: return "Bad Request";
-    case 401: return "Unauthorized";
-    case 403: return "Forbidden";
-    case 404: return "Not Found";
-    case 405: return "Method Not Allowed";
-    case 408: return "Request Timeout";
-    case 409: return "Conflict";
-    case 413: return "Content Too Large";
-    case 415: return "Unsupported Media Type";
-    case 417: return "Expectation Failed";
-    case 422: return "Unprocessable Content";
-    case 429: return "Too Many Requests";
-    case 431: return "Request Header Fields Too Large";
-    case 499: return "Client Closed Request";
-    case 500: return "Internal Server Error";
-    case 501: return "Not Implemented";
-    case 503: return "Service Unavailable";
-    case 504: return "Gateway Timeout";
-    case 505: return "HTTP Version Not Supported";
-    default: return "Status";
+    case 200:
+      return "OK";
+    case 201:
+      return "Created";
+    case 202:
+      return "Accepted";
+    case 204:
+      return "No Content";
+    case 304:
+      return "Not Modified";
+    case 400:
+      return "Bad Request";
+    case 401:
+      return "Unauthorized";
+    case 403:
+      return "Forbidden";
+    case 404:
+      return "Not Found";
+    case 405:
+      return "Method Not Allowed";
+    case 408:
+      return "Request Timeout";
+    case 409:
+      return "Conflict";
+    case 413:
+      return "Content Too Large";
+    case 415:
+      return "Unsupported Media Type";
+    case 417:
+      return "Expectation Failed";
+    case 422:
+      return "Unprocessable Content";
+    case 429:
+      return "Too Many Requests";
+    case 431:
+      return "Request Header Fields Too Large";
+    case 499:
+      return "Client Closed Request";
+    case 500:
+      return "Internal Server Error";
+    case 501:
+      return "Not Implemented";
+    case 503:
+      return "Service Unavailable";
+    case 504:
+      return "Gateway Timeout";
+    case 505:
+      return "HTTP Version Not Supported";
+    default:
+      return "Status";
   }
 }
 
 void append_head(std::string* out, const ResponseHead& head) {
-  fmt::format_to(std::back_inserter(*out), "HTTP/1.1 {} {}\r\nDate: {}\r\n", head.status, status_reason(head.status), http_date());
+  fmt::format_to(std::back_inserter(*out), "HTTP/1.1 {} {}\r\nDate: {}\r\n", head.status, status_reason(head.status),
+                 http_date());
   if (!head.content_type.empty()) append_field(out, "Content-Type", head.content_type);
   if (head.content_length >= 0) fmt::format_to(std::back_inserter(*out), "Content-Length: {}\r\n", head.content_length);
   if (head.chunked) *out += "Transfer-Encoding: chunked\r\n";

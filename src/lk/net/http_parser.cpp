@@ -152,7 +152,8 @@ HttpParser::Event HttpParser::parse_head(std::string_view data, size_t* consumed
   if (error_.status != 0) return Event::kError;
   if (ec || used != end || !head.is_header_done()) {
     const bool version = ec == http::error::bad_version;
-    return fail(version ? 505 : 400, fmt::format("malformed request header{}{}", ec ? ": " : "", ec ? ec.message() : ""));
+    return fail(version ? 505 : 400,
+                fmt::format("malformed request header{}{}", ec ? ": " : "", ec ? ec.message() : ""));
   }
   *consumed += end;
   keep_alive_ = head.keep_alive();

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// HttpParser: one HTTP/1.x request from a stream of bytes, without I/O. The grammar of the head is Boost.Beast's; on top of it everything on
-// which two parsers could disagree (request smuggling) is refused: folded header lines, control bytes, repeated or mixed
-// Content-Length and Transfer-Encoding, codings other than chunked, more than one Host. Sizes are judged before bytes are kept.
+// HttpParser: one HTTP/1.x request from a stream of bytes, without I/O. The grammar of the head is Boost.Beast's; on
+// top of it everything on which two parsers could disagree (request smuggling) is refused: folded header lines, control
+// bytes, repeated or mixed Content-Length and Transfer-Encoding, codings other than chunked, more than one Host. Sizes
+// are judged before bytes are kept.
 #pragma once
 
 #include <cstddef>

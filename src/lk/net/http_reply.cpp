@@ -57,7 +57,8 @@ class ConnectionReply final : public HttpReply {
 
 }  // namespace
 
-std::shared_ptr<HttpReply> make_http_reply(std::shared_ptr<HttpConnection> connection, std::shared_ptr<HttpAnswer> answer) {
+std::shared_ptr<HttpReply> make_http_reply(std::shared_ptr<HttpConnection> connection,
+                                           std::shared_ptr<HttpAnswer> answer) {
   return std::make_shared<ConnectionReply>(std::move(connection), std::move(answer));
 }
 

@@ -11,6 +11,7 @@ namespace lk {
 class HttpConnection;
 struct HttpAnswer;
 
-std::shared_ptr<HttpReply> make_http_reply(std::shared_ptr<HttpConnection> connection, std::shared_ptr<HttpAnswer> answer);
+std::shared_ptr<HttpReply> make_http_reply(std::shared_ptr<HttpConnection> connection,
+                                           std::shared_ptr<HttpAnswer> answer);
 
 }  // namespace lk

@@ -152,7 +152,8 @@ class Server final : public HttpServer {
   }
 
   ~Server() override {
-    for (const auto& shard : shards_) LK_CHECK(!shard->loop.in_loop(), "a server cannot be destroyed on its own thread");
+    for (const auto& shard : shards_)
+      LK_CHECK(!shard->loop.in_loop(), "a server cannot be destroyed on its own thread");
     if (threads_.empty()) {  // listen() failed
       acceptor_.close();
       return;
@@ -182,7 +183,9 @@ class Server final : public HttpServer {
   }
 
   int num_shards() const override { return static_cast<int>(shards_.size()); }
-  void post(int shard, std::function<void()> task) override { shards_.at(static_cast<size_t>(shard))->loop.post(std::move(task)); }
+  void post(int shard, std::function<void()> task) override {
+    shards_.at(static_cast<size_t>(shard))->loop.post(std::move(task));
+  }
   std::string address(int listener) const override { return addresses_.at(static_cast<size_t>(listener)); }
 
   HttpStats stats() const override {
@@ -201,7 +204,8 @@ class Server final : public HttpServer {
 
   Status reload_tls() override {
     if (!state_->tls()) return Status();
-    LK_ASSIGN_OR_RETURN(std::shared_ptr<TlsContext> tls, TlsContext::server(state_->options.tls_cert, state_->options.tls_key));
+    LK_ASSIGN_OR_RETURN(std::shared_ptr<TlsContext> tls,
+                        TlsContext::server(state_->options.tls_cert, state_->options.tls_key));
     state_->set_tls(std::move(tls));
     return Status();
   }
@@ -220,7 +224,8 @@ class Server final : public HttpServer {
   }
 
  private:
-  // Waits until every shard has done what was posted to it before, directly or by way of shard 0 (accepted sockets, the drain).
+  // Waits until every shard has done what was posted to it before, directly or by way of shard 0 (accepted sockets, the
+  // drain).
   bool pass_all_shards(Clock::time_point deadline) {
     struct Barrier {
       std::mutex mutex;
@@ -269,7 +274,8 @@ Status check_options(const HttpServerOptions& options) {
 
 }  // namespace
 
-Result<std::unique_ptr<HttpServer>> HttpServer::start(const HttpServerOptions& options, HeadFilter filter, Handler handler) {
+Result<std::unique_ptr<HttpServer>> HttpServer::start(const HttpServerOptions& options, HeadFilter filter,
+                                                      Handler handler) {
   LK_RETURN_IF_ERROR(check_options(options));
   auto state = std::make_shared<HttpServerState>();
   state->options = options;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// HttpServer: HTTP/1.1 with server-sent events for thousands of clients, on a few io threads ("shards"). Every limit a hostile peer
-// could stretch is bounded: header and body size and time, connections, bytes waiting for a slow reader.
+// HttpServer: HTTP/1.1 with server-sent events for thousands of clients, on a few io threads ("shards"). Every limit a
+// hostile peer could stretch is bounded: header and body size and time, connections, bytes waiting for a slow reader.
 //
-// A connection lives on one shard. The handler runs there, and every HttpReply method must be called there: code on another thread
-// uses post(). One post per shard and engine step is enough for all streams of the step.
+// A connection lives on one shard. The handler runs there, and every HttpReply method must be called there: code on
+// another thread uses post(). One post per shard and engine step is enough for all streams of the step.
 #pragma once
 
 #include <chrono>
@@ -23,14 +23,14 @@ namespace lk {
 using HttpHeaders = std::vector<std::pair<std::string, std::string>>;
 
 struct HttpRequest {
-  std::string method;    // "GET"
-  std::string target;    // as sent: path and query
-  std::string path;      // without the query, percent-decoded
-  std::string query;     // after '?', raw
-  HttpHeaders headers;   // names in lower case
-  std::string body;      // empty while only the head is known
-  std::string peer;      // address of the peer, "unix" for a unix socket
-  int listener = 0;      // index into HttpServerOptions::listen
+  std::string method;                                          // "GET"
+  std::string target;                                          // as sent: path and query
+  std::string path;                                            // without the query, percent-decoded
+  std::string query;                                           // after '?', raw
+  HttpHeaders headers;                                         // names in lower case
+  std::string body;                                            // empty while only the head is known
+  std::string peer;                                            // address of the peer, "unix" for a unix socket
+  int listener = 0;                                            // index into HttpServerOptions::listen
   std::string_view header(std::string_view lower_name) const;  // first value, or ""
 };
 
@@ -41,38 +41,38 @@ struct HttpResponse {
   std::string body;
 };
 
-// The answer to one request. Exactly one of respond() and begin_stream() .. end() is called; if all references are dropped before
-// that, the server answers 500. Shard thread only.
+// The answer to one request. Exactly one of respond() and begin_stream() .. end() is called; if all references are
+// dropped before that, the server answers 500. Shard thread only.
 class HttpReply {
  public:
   virtual ~HttpReply() = default;
   virtual int shard() const = 0;
   virtual void respond(HttpResponse response) = 0;
-  // Status line and headers at once, the body in chunks as write() is called (chunked transfer coding; HTTP/1.0 peers get the
-  // bytes plain and the connection closed at the end).
+  // Status line and headers at once, the body in chunks as write() is called (chunked transfer coding; HTTP/1.0 peers
+  // get the bytes plain and the connection closed at the end).
   virtual void begin_stream(int status, HttpHeaders headers, std::string_view content_type) = 0;
-  // Queues bytes; what is queued within one shard callback leaves in one send. False when the peer is gone or was cut because more
-  // than max_buffered_bytes waited for it. Never blocks.
+  // Queues bytes; what is queued within one shard callback leaves in one send. False when the peer is gone or was cut
+  // because more than max_buffered_bytes waited for it. Never blocks.
   virtual bool write(std::string_view bytes) = 0;
   virtual void end() = 0;
-  // The connection was lost, cut or stalled before the answer was complete. Called once, on the shard, never from within another
-  // call of this interface, never after the end. A peer that closes only its sending half while it waits counts as lost (as with
-  // uvicorn): it cannot be told from one that is gone.
+  // The connection was lost, cut or stalled before the answer was complete. Called once, on the shard, never from
+  // within another call of this interface, never after the end. A peer that closes only its sending half while it waits
+  // counts as lost (as with uvicorn): it cannot be told from one that is gone.
   virtual void on_close(std::function<void()> callback) = 0;
 };
 
 struct HttpLimits {
   int64_t max_header_bytes = 16 << 10;
   int64_t max_body_bytes = 8 << 20;
-  int64_t min_body_rate = 1 << 10;                      // bytes per second, judged after the first seconds
+  int64_t min_body_rate = 1 << 10;  // bytes per second, judged after the first seconds
   std::chrono::milliseconds header_timeout{10'000};
   std::chrono::milliseconds body_timeout{30'000};
-  std::chrono::milliseconds idle_timeout{75'000};       // keep-alive
-  std::chrono::milliseconds stall_timeout{30'000};      // a reader that takes nothing for so long is cut
-  int64_t max_buffered_bytes = 256 << 10;               // per connection, waiting for the reader
-  int64_t max_total_body_bytes = 1 << 30;               // of all requests being received, together; beyond it 503
+  std::chrono::milliseconds idle_timeout{75'000};   // keep-alive
+  std::chrono::milliseconds stall_timeout{30'000};  // a reader that takes nothing for so long is cut
+  int64_t max_buffered_bytes = 256 << 10;           // per connection, waiting for the reader
+  int64_t max_total_body_bytes = 1 << 30;           // of all requests being received, together; beyond it 503
   int64_t max_connections = 16'384;
-  int64_t max_connections_per_address = 8'192;          // an IPv6 /64 counts as one address; unix sockets are exempt
+  int64_t max_connections_per_address = 8'192;  // an IPv6 /64 counts as one address; unix sockets are exempt
 };
 
 struct HttpListen {
@@ -95,22 +95,25 @@ struct HttpStats {  // since the start
 class HttpServer {
  public:
   using Handler = std::function<void(HttpRequest request, std::shared_ptr<HttpReply> reply)>;
-  // Called when the head is known, before the body is read: an answer given here ends the request (wrong key, overload, too large).
-  // A short body is skipped then, for a long or unknown one the connection is closed behind the answer. On the shard's thread.
+  // Called when the head is known, before the body is read: an answer given here ends the request (wrong key, overload,
+  // too large). A short body is skipped then, for a long or unknown one the connection is closed behind the answer. On
+  // the shard's thread.
   using HeadFilter = std::function<std::optional<HttpResponse>(const HttpRequest& head)>;
 
   // Sets SIGPIPE to be ignored. With TLS listeners the certificate is read here and by reload_tls().
-  static Result<std::unique_ptr<HttpServer>> start(const HttpServerOptions& options, HeadFilter filter, Handler handler);
+  static Result<std::unique_ptr<HttpServer>> start(const HttpServerOptions& options, HeadFilter filter,
+                                                   Handler handler);
   virtual ~HttpServer() = default;  // closes everything at once
 
   virtual int num_shards() const = 0;
   virtual void post(int shard, std::function<void()> task) = 0;  // thread safe
   virtual std::string address(int listener) const = 0;           // with the port that was chosen
-  virtual HttpStats stats() const = 0;                            // thread safe
-  // Reads certificate and key again, for connections accepted from now on; the old ones stay when that fails. Nothing to do without
-  // TLS listeners. Thread safe.
+  virtual HttpStats stats() const = 0;                           // thread safe
+  // Reads certificate and key again, for connections accepted from now on; the old ones stay when that fails. Nothing
+  // to do without TLS listeners. Thread safe.
   virtual Status reload_tls() = 0;
-  // Drain: no new connections, idle ones close, requests in flight go on ("Connection: close" on their answers). Returns at once.
+  // Drain: no new connections, idle ones close, requests in flight go on ("Connection: close" on their answers).
+  // Returns at once.
   virtual void stop_accepting() = 0;
   // Waits until no request is in flight, at most `timeout`; true when none is left. Not from a shard thread.
   virtual bool wait_idle(std::chrono::milliseconds timeout) = 0;

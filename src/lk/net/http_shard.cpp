@@ -61,9 +61,9 @@ HttpShard::HttpShard(std::shared_ptr<HttpServerState> state, int index)
     : index(index), state(std::move(state)), loop([this] { epilogue(); }), read_buffer_(64 << 10) {}
 HttpShard::~HttpShard() = default;
 
-// Deadlines are judged by one timer per shard: thousands of connections change theirs all the time and few ever expire. A round judges
-// every connection once, a part of them at each tick: those that came together and are late together must not be cut in one go, for that
-// long the streams of the others would wait.
+// Deadlines are judged by one timer per shard: thousands of connections change theirs all the time and few ever expire.
+// A round judges every connection once, a part of them at each tick: those that came together and are late together
+// must not be cut in one go, for that long the streams of the others would wait.
 void HttpShard::start_ticking() {
   const HttpLimits& l = state->options.limits;
   const auto shortest = std::min({l.header_timeout, l.body_timeout, l.idle_timeout, l.stall_timeout});

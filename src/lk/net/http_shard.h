@@ -60,7 +60,7 @@ class HttpShard : public std::enable_shared_from_this<HttpShard> {
   // Everything below: loop thread only.
   void start_ticking();
   void adopt(int fd, Peer peer, int listener);  // an accepted socket that was admitted
-  void drain();                                  // closes idle connections
+  void drain();                                 // closes idle connections
   void close_all();
   // Called by connections.
   void flush_later(const std::shared_ptr<HttpConnection>& connection);  // at the end of the callback that runs

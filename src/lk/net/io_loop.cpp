@@ -62,7 +62,8 @@ struct IoLoop::Impl {
     batch.clear();
     run_guarded("a flush", epilogue);
   }
-  void wait(std::shared_ptr<asio::steady_timer> timer, std::chrono::milliseconds period, bool repeat, std::function<void()> f) {
+  void wait(std::shared_ptr<asio::steady_timer> timer, std::chrono::milliseconds period, bool repeat,
+            std::function<void()> f) {
     timer->expires_after(period);
     auto& t = *timer;
     t.async_wait([this, timer = std::move(timer), period, repeat, f = std::move(f)](error_code ec) mutable {
@@ -109,8 +110,12 @@ bool IoLoop::post(std::function<void()> task) {
   return true;
 }
 
-void IoLoop::every(std::chrono::milliseconds period, std::function<void()> tick) { impl_->add_timer(period, true, std::move(tick)); }
-void IoLoop::after(std::chrono::milliseconds delay, std::function<void()> f) { impl_->add_timer(delay, false, std::move(f)); }
+void IoLoop::every(std::chrono::milliseconds period, std::function<void()> tick) {
+  impl_->add_timer(period, true, std::move(tick));
+}
+void IoLoop::after(std::chrono::milliseconds delay, std::function<void()> f) {
+  impl_->add_timer(delay, false, std::move(f));
+}
 
 void IoLoop::finish() {
   {
@@ -140,8 +145,12 @@ struct IoWatch::Impl {
 IoWatch::IoWatch(IoLoop& loop, int fd) : impl_(std::make_unique<Impl>(*loop.impl_, fd)) {}
 IoWatch::~IoWatch() = default;
 int IoWatch::fd() const { return impl_->descriptor.is_open() ? impl_->descriptor.native_handle() : -1; }
-void IoWatch::when_readable(std::function<void()> callback) { impl_->wait(asio::posix::descriptor_base::wait_read, std::move(callback)); }
-void IoWatch::when_writable(std::function<void()> callback) { impl_->wait(asio::posix::descriptor_base::wait_write, std::move(callback)); }
+void IoWatch::when_readable(std::function<void()> callback) {
+  impl_->wait(asio::posix::descriptor_base::wait_read, std::move(callback));
+}
+void IoWatch::when_writable(std::function<void()> callback) {
+  impl_->wait(asio::posix::descriptor_base::wait_write, std::move(callback));
+}
 void IoWatch::close() {
   error_code ignored;
   impl_->descriptor.close(ignored);

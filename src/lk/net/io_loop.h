@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// IoLoop: one thread's event loop, and IoWatch: one descriptor in it. A thin wall around Boost.Asio: only io_loop.cpp includes it.
+// IoLoop: one thread's event loop, and IoWatch: one descriptor in it. A thin wall around Boost.Asio: only io_loop.cpp
+// includes it.
 //
-// Sockets are read and written by their owner when they are ready, so that an idle connection needs no buffer of its own.
+// Sockets are read and written by their owner when they are ready, so that an idle connection needs no buffer of its
+// own.
 #pragma once
 
 #include <chrono>

@@ -55,7 +55,8 @@ bool somebody_listens(const std::string& path) {
   const int fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (fd < 0) return true;
   const sockaddr_un address = unix_address(path);
-  const bool refused = ::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 && errno == ECONNREFUSED;
+  const bool refused =
+      ::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 && errno == ECONNREFUSED;
   ::close(fd);
   return !refused;
 }
@@ -70,8 +71,9 @@ Listener::Listener(Listener&& other) noexcept
 
 Listener::~Listener() {
   if (fd_ >= 0) ::close(fd_);
-  struct stat info{};
-  if (!unix_path_.empty() && ::lstat(unix_path_.c_str(), &info) == 0 && info.st_ino == inode_) ::unlink(unix_path_.c_str());
+  struct stat info {};
+  if (!unix_path_.empty() && ::lstat(unix_path_.c_str(), &info) == 0 && info.st_ino == inode_)
+    ::unlink(unix_path_.c_str());
 }
 
 int Listener::release_fd() { return std::exchange(fd_, -1); }
@@ -91,8 +93,10 @@ Result<Listener> Listener::open_tcp(const std::string& address) {
   if (port.size() > 5 || port.find_first_not_of("0123456789") != std::string::npos || std::stoi(port) > 65535) {
     return invalid_argument("listen address '{}': the port must be a number from 0 to 65535", address);
   }
-  if (host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
-  else if (host.find(':') != std::string::npos) return invalid_argument("listen address '{}': write an IPv6 address in brackets", address);
+  if (host.front() == '[' && host.back() == ']')
+    host = host.substr(1, host.size() - 2);
+  else if (host.find(':') != std::string::npos)
+    return invalid_argument("listen address '{}': write an IPv6 address in brackets", address);
 
   addrinfo hints{}, *found = nullptr;
   hints.ai_socktype = SOCK_STREAM;
@@ -115,21 +119,23 @@ Result<Listener> Listener::open_tcp(const std::string& address) {
     return io_error("getsockname of {}: {}", address, std::strerror(errno));
   }
   const bool v6 = bound.ss_family == AF_INET6;
-  const int chosen = ntohs(v6 ? reinterpret_cast<sockaddr_in6&>(bound).sin6_port : reinterpret_cast<sockaddr_in&>(bound).sin_port);
+  const int chosen =
+      ntohs(v6 ? reinterpret_cast<sockaddr_in6&>(bound).sin6_port : reinterpret_cast<sockaddr_in&>(bound).sin_port);
   listener.address_ = fmt::format("{}{}{}:{}", v6 ? "[" : "", format_ip(bound), v6 ? "]" : "", chosen);
   return listener;
 }
 
 Result<Listener> Listener::open_unix(const std::string& path) {
   if (path.empty() || path.size() >= sizeof(sockaddr_un::sun_path) || path.find('\0') != std::string::npos) {
-    return invalid_argument("unix socket path '{}': it must have 1 to {} bytes", path, sizeof(sockaddr_un::sun_path) - 1);
+    return invalid_argument("unix socket path '{}': it must have 1 to {} bytes", path,
+                            sizeof(sockaddr_un::sun_path) - 1);
   }
   Listener listener(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), "unix:" + path);
   if (listener.fd_ < 0) return io_error("socket for {}: {}", path, std::strerror(errno));
   const sockaddr_un address = unix_address(path);
   const auto bind = [&] { return ::bind(listener.fd_, reinterpret_cast<const sockaddr*>(&address), sizeof address); };
   int failed = bind();
-  struct stat info{};
+  struct stat info {};
   if (failed != 0 && errno == EADDRINUSE && ::lstat(path.c_str(), &info) == 0 && S_ISSOCK(info.st_mode)) {
     if (somebody_listens(path)) return io_error("cannot listen on {}: another process does", path);
     ::unlink(path.c_str());
@@ -154,7 +160,8 @@ int Listener::accept(int fd, Peer* peer) {
   *peer = describe(address);
   if (!peer->account.empty()) {
     const int on = 1, unsent = 128 << 10;
-    ::setsockopt(accepted, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);  // tokens leave at once; write()s are coalesced by us
+    ::setsockopt(accepted, IPPROTO_TCP, TCP_NODELAY, &on,
+                 sizeof on);  // tokens leave at once; write()s are coalesced by us
     // What a slow reader has not taken waits in our bounded buffer, not in megabytes of kernel memory.
     ::setsockopt(accepted, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof unsent);
     ::setsockopt(accepted, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);

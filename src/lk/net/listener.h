@@ -9,21 +9,22 @@
 namespace lk {
 
 struct Peer {
-  std::string name;     // "10.0.0.7", "2001:db8::1", "unix"
-  std::string account;  // what the per-address limit counts by: an IPv4 address, an IPv6 /64; empty for unix sockets (no limit)
+  std::string name;  // "10.0.0.7", "2001:db8::1", "unix"
+  std::string
+      account;  // what the per-address limit counts by: an IPv4 address, an IPv6 /64; empty for unix sockets (no limit)
 };
 
 class Listener {
  public:
-  // "127.0.0.1:8000", "[::1]:0", "localhost:8000", "unix:/path". A unix socket gets mode 0600; a file left behind by a server that
-  // died is replaced, one that somebody listens on is not. An IPv6 wildcard does not take IPv4: list both.
+  // "127.0.0.1:8000", "[::1]:0", "localhost:8000", "unix:/path". A unix socket gets mode 0600; a file left behind by a
+  // server that died is replaced, one that somebody listens on is not. An IPv6 wildcard does not take IPv4: list both.
   static Result<Listener> open(const std::string& address);
   Listener(Listener&& other) noexcept;
   Listener& operator=(Listener&&) = delete;
   ~Listener();  // closes what was not released, removes the unix socket file if it is still ours
 
   int fd() const { return fd_; }
-  int release_fd();  // the caller closes it
+  int release_fd();                                        // the caller closes it
   const std::string& address() const { return address_; }  // with the port that was chosen
 
   // One connection: its non-blocking descriptor, or -1 with errno set.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Source: WHATWG HTML, "Server-sent events", 9.2.5 and 9.2.6. Fields other than data are of no use here and are skipped.
+// Source: WHATWG HTML, "Server-sent events", 9.2.5 and 9.2.6. Fields other than data are of no use here and are
+// skipped.
 #include <algorithm>
 
 #include "lk/net/http_client.h"

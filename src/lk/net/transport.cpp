@@ -21,7 +21,8 @@ std::string openssl_error() {
 }
 
 // A client that offers protocols gets http/1.1 or nothing.
-int select_protocol(SSL*, const unsigned char** out, unsigned char* out_size, const unsigned char* in, unsigned in_size, void*) {
+int select_protocol(SSL*, const unsigned char** out, unsigned char* out_size, const unsigned char* in, unsigned in_size,
+                    void*) {
   static const unsigned char kOurs[] = "\x08http/1.1";
   unsigned char* chosen = nullptr;
   if (SSL_select_next_proto(&chosen, out_size, kOurs, sizeof kOurs - 1, in, in_size) != OPENSSL_NPN_NEGOTIATED) {
@@ -40,7 +41,8 @@ Result<std::shared_ptr<TlsContext>> TlsContext::server(const std::string& cert_p
   SSL_CTX_set_min_proto_version(context, TLS1_2_VERSION);
   SSL_CTX_set_options(context, SSL_OP_NO_RENEGOTIATION | SSL_OP_IGNORE_UNEXPECTED_EOF | SSL_OP_NO_COMPRESSION);
   // Buffers are given back between records: an idle connection keeps none.
-  SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_RELEASE_BUFFERS);
+  SSL_CTX_set_mode(context,
+                   SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_RELEASE_BUFFERS);
   SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_OFF);  // resumption by tickets only
   SSL_CTX_set_alpn_select_cb(context, select_protocol, nullptr);
   if (SSL_CTX_use_certificate_chain_file(context, cert_path.c_str()) != 1) {
@@ -77,10 +79,15 @@ IoResult Transport::tls_result(int n) {
   const int error = SSL_get_error(ssl_, n);
   ERR_clear_error();  // the queue belongs to the thread: what stays would be taken for the next connection's
   switch (error) {
-    case SSL_ERROR_WANT_READ: return {Kind::kWantRead};
-    case SSL_ERROR_WANT_WRITE: return {Kind::kWantWrite};
-    case SSL_ERROR_ZERO_RETURN: return {Kind::kEof};
-    default: failed_ = true; return {Kind::kError};
+    case SSL_ERROR_WANT_READ:
+      return {Kind::kWantRead};
+    case SSL_ERROR_WANT_WRITE:
+      return {Kind::kWantWrite};
+    case SSL_ERROR_ZERO_RETURN:
+      return {Kind::kEof};
+    default:
+      failed_ = true;
+      return {Kind::kError};
   }
 }
 
@@ -98,7 +105,8 @@ IoResult Transport::read(char* data, size_t size) {
 
 IoResult Transport::write(std::string_view data) {
   if (failed_ || fd_ < 0) return {Kind::kError};
-  if (ssl_ != nullptr) return tls_result(SSL_write(ssl_, data.data(), static_cast<int>(std::min<size_t>(data.size(), 16 << 10))));
+  if (ssl_ != nullptr)
+    return tls_result(SSL_write(ssl_, data.data(), static_cast<int>(std::min<size_t>(data.size(), 16 << 10))));
   for (;;) {
     const ssize_t n = ::send(fd_, data.data(), data.size(), MSG_NOSIGNAL);
     if (n > 0) return {Kind::kData, static_cast<size_t>(n)};

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Transport: non-blocking reads and writes on a connected socket, plain or TLS (OpenSSL). TlsContext: the certificate of a server.
+// Transport: non-blocking reads and writes on a connected socket, plain or TLS (OpenSSL). TlsContext: the certificate
+// of a server.
 #pragma once
 
 #include <cstddef>
@@ -42,10 +43,11 @@ class Transport {
   Transport& operator=(const Transport&) = delete;
 
   IoResult read(char* data, size_t size);
-  IoResult write(std::string_view data);  // after kWant*, the next call must start with the same bytes and not be shorter
-  bool has_pending_input() const;         // bytes that were received but would not make the socket readable
+  IoResult write(
+      std::string_view data);      // after kWant*, the next call must start with the same bytes and not be shorter
+  bool has_pending_input() const;  // bytes that were received but would not make the socket readable
   bool tls() const { return ssl_ != nullptr; }
-  void shutdown_write();                  // tells the peer that nothing follows
+  void shutdown_write();  // tells the peer that nothing follows
   void forget_fd() { fd_ = -1; }
 
  private:

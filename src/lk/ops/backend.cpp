@@ -13,11 +13,13 @@ void Backend::lora(const LoraArgs& a) {
   if (a.segments.empty()) return;
   int32_t end = 0;
   for (const LoraSegment& segment : a.segments) {
-    LK_CHECK(segment.row_begin >= end && segment.row_begin < segment.row_end, "segments must be ascending and disjoint");
+    LK_CHECK(segment.row_begin >= end && segment.row_begin < segment.row_end,
+             "segments must be ascending and disjoint");
     end = segment.row_end;
     int64_t sum_ranks = 0;
     for (const LoraProj& proj : segment.projs) {
-      LK_CHECK(proj.a.num_rows == proj.b.num_rows && proj.a.width <= a.x_stride && proj.out_begin + proj.b.width <= a.y_stride);
+      LK_CHECK(proj.a.num_rows == proj.b.num_rows && proj.a.width <= a.x_stride &&
+               proj.out_begin + proj.b.width <= a.y_stride);
       sum_ranks += proj.a.num_rows;
     }
     LK_CHECK(sum_ranks <= a.v_stride);
@@ -69,8 +71,9 @@ void Backend::add(float* y, int64_t y_stride, const float* x, int64_t x_stride, 
 
 void Backend::merge_panel(const MergeArgs& a, int64_t panel, ThreadPool& one_thread, MergeSums* sums) const {
   LK_CHECK(a.w.data && a.out && a.out != a.w.data && a.a_transposed && a.b.data && sums && one_thread.size() == 1);
-  LK_CHECK(a.b.format == a.w.format && a.b.k > 0 && a.out_begin % kPanelCols == 0 && panel >= 0 && panel * kPanelCols < a.b.n &&
-           a.out_begin + a.b.n <= a.w.n, "columns {} + {} of {}, panel {}", a.out_begin, a.b.n, a.w.n, panel);
+  LK_CHECK(a.b.format == a.w.format && a.b.k > 0 && a.out_begin % kPanelCols == 0 && panel >= 0 &&
+               panel * kPanelCols < a.b.n && a.out_begin + a.b.n <= a.w.n,
+           "columns {} + {} of {}, panel {}", a.out_begin, a.b.n, a.w.n, panel);
   do_merge_panel(a, panel, one_thread, sums);
 }
 

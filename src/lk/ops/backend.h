@@ -48,8 +48,8 @@ class Backend {
 };
 
 struct CpuBackendOptions {
-  int num_threads = 0;          // 0 = default_num_threads()
-  std::optional<CpuIsa> isa;    // default: the best supported
+  int num_threads = 0;        // 0 = default_num_threads()
+  std::optional<CpuIsa> isa;  // default: the best supported
 };
 Result<std::unique_ptr<Backend>> make_cpu_backend(const CpuBackendOptions& options = {});
 

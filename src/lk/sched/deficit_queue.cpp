@@ -16,13 +16,16 @@ std::map<uint64_t, Ticket*>::const_iterator DeficitQueue::first_of(const Tenant&
   return tenant.passed_round == round_ ? tenant.waiting.upper_bound(tenant.passed) : tenant.waiting.begin();
 }
 
-// Gives every tenant that can be served as many quanta as the nearest to credit needs, all at once: debts of running requests may be
-// deep. False when there is none.
+// Gives every tenant that can be served as many quanta as the nearest to credit needs, all at once: debts of running
+// requests may be deep. False when there is none.
 bool DeficitQueue::refill() {
   double quanta = std::numeric_limits<double>::infinity();
-  const auto quantum_of = [this](const Tenant& tenant) { return static_cast<double>(options_.quantum) * tenants().at(tenant.id).weight; };
+  const auto quantum_of = [this](const Tenant& tenant) {
+    return static_cast<double>(options_.quantum) * tenants().at(tenant.id).weight;
+  };
   for (const Tenant* tenant : ring_)
-    if (first_of(*tenant) != tenant->waiting.end()) quanta = std::min(quanta, std::floor(-tenant->credit / quantum_of(*tenant)) + 1);
+    if (first_of(*tenant) != tenant->waiting.end())
+      quanta = std::min(quanta, std::floor(-tenant->credit / quantum_of(*tenant)) + 1);
   if (std::isinf(quanta)) return false;
   for (Tenant* tenant : ring_)
     if (tenant->credit <= 0) tenant->credit += quanta * quantum_of(*tenant);
@@ -52,7 +55,8 @@ Ticket* DeficitQueue::pick() {
       continue;
     }
     for (const Tenant* tenant : ring_)
-      if (const auto first = first_of(*tenant); tenant->credit > 0 && first != tenant->waiting.end()) return first->second;
+      if (const auto first = first_of(*tenant); tenant->credit > 0 && first != tenant->waiting.end())
+        return first->second;
   } while (refill());
   return nullptr;
 }
@@ -89,8 +93,8 @@ void DeficitQueue::charge(Ticket& ticket, MilliUnits price, MilliUnits advance) 
   Tenant& tenant = tenant_of(ticket);
   const bool had_credit = tenant.credit > 0;
   tenant.credit -= static_cast<double>(price + advance);
-  // Its turn is over. Nothing else moves it: were the order to change because it was only passed over, two tenants could evict each
-  // other's adapters for ever.
+  // Its turn is over. Nothing else moves it: were the order to change because it was only passed over, two tenants
+  // could evict each other's adapters for ever.
   if (had_credit && tenant.credit <= 0 && !tenant.waiting.empty()) ring_.splice(ring_.end(), ring_, tenant.place);
 }
 

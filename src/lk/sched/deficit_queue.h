@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // DeficitQueue: deficit round robin over tenants (the adapted DRR of arXiv:2401.00588, appendix C.2), and with locality
-// deficit longest prefix match (DLPM, arXiv:2501.14312). A tenant runs while it has credit; what it is charged, even after dispatch,
-// is taken from it; when no waiting tenant has credit, each gets a quantum times its weight until one has.
+// deficit longest prefix match (DLPM, arXiv:2501.14312). A tenant runs while it has credit; what it is charged, even
+// after dispatch, is taken from it; when no waiting tenant has credit, each gets a quantum times its weight until one
+// has.
 #pragma once
 
 #include <list>
@@ -28,10 +29,10 @@ class DeficitQueue : public QueuePolicy {
  private:
   struct Tenant {
     TenantId id = 0;
-    double credit = 0;                     // milli-units
-    std::map<uint64_t, Ticket*> waiting;   // by order
-    uint64_t passed = 0, passed_round = 0; // the last passed over in that round
-    std::list<Tenant*>::iterator place;    // in the ring, while something waits
+    double credit = 0;                      // milli-units
+    std::map<uint64_t, Ticket*> waiting;    // by order
+    uint64_t passed = 0, passed_round = 0;  // the last passed over in that round
+    std::list<Tenant*>::iterator place;     // in the ring, while something waits
   };
   Tenant& tenant_of(const Ticket& ticket) { return *static_cast<Tenant*>(ticket.place); }
   std::map<uint64_t, Ticket*>::const_iterator first_of(const Tenant& tenant) const;

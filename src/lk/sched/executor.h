@@ -14,11 +14,11 @@ namespace lk {
 // Positions [begin, end) of one sequence, computed in this step. Spans are valid until execute() returns.
 struct StepItem {
   const Request* request = nullptr;
-  std::span<const int32_t> tokens;        // prompt and output so far; end <= tokens.size()
+  std::span<const int32_t> tokens;  // prompt and output so far; end <= tokens.size()
   int64_t begin = 0, end = 0;
-  std::span<const PageId> block_table;    // covers positions [0, end)
-  bool sample = false;                    // end == tokens.size() and another token is wanted
-  bool prompt_logprobs = false;           // score the prompt tokens that follow positions [begin, end)
+  std::span<const PageId> block_table;  // covers positions [0, end)
+  bool sample = false;                  // end == tokens.size() and another token is wanted
+  bool prompt_logprobs = false;         // score the prompt tokens that follow positions [begin, end)
   // Add the last hidden states of [begin, end) here, position by position; reset when begin == 0. Null: not wanted.
   std::vector<double>* hidden_sum = nullptr;
 };
@@ -26,11 +26,13 @@ struct StepItem {
 struct StepPlan {
   std::vector<StepItem> items;
   int64_t num_tokens = 0;
-  // Items of this adapter run on its merged weights, everybody else's on the base (with bit for bit the same results as without it).
-  // kBaseModel: nobody is merged. Requires: take_finished_merges() reported it as a success and drop_merge() has not followed.
+  // Items of this adapter run on its merged weights, everybody else's on the base (with bit for bit the same results as
+  // without it). kBaseModel: nobody is merged. Requires: take_finished_merges() reported it as a success and
+  // drop_merge() has not followed.
   AdapterId merged = kBaseModel;
-  // Everybody else's items run on the merged weights too, and have the merged delta subtracted: one product for all rows, but the others'
-  // last bits change. Ignored where W' - W is not a plain low-rank product. Requires: an item of the merged adapter is in the step.
+  // Everybody else's items run on the merged weights too, and have the merged delta subtracted: one product for all
+  // rows, but the others' last bits change. Ignored where W' - W is not a plain low-rank product. Requires: an item of
+  // the merged adapter is in the step.
   bool subtract = false;
 };
 
@@ -48,7 +50,7 @@ struct LoadResult {
 struct MergeFootprint {
   std::vector<int64_t> run_lengths;  // pages, one run per layer
   double relative_cost = 0;          // multiply-adds of the delta for one row / those of all base linears
-  double build_cost_rows = 0;        // multiply-adds of building / those of all base linears for one row: about the rank
+  double build_cost_rows = 0;  // multiply-adds of building / those of all base linears for one row: about the rank
   int64_t total() const {
     int64_t pages = 0;
     for (int64_t length : run_lengths) pages += length;
@@ -58,9 +60,9 @@ struct MergeFootprint {
 
 struct MergeResult {
   AdapterId adapter = kBaseModel;
-  Status status;          // kFailedPrecondition: rounding loses too much; never worth trying again for this version
-  Micros build_time = 0;           // from start to end
-  Micros engine_time = 0;          // what that took from the engine: processor time / kernel threads
+  Status status;           // kFailedPrecondition: rounding loses too much; never worth trying again for this version
+  Micros build_time = 0;   // from start to end
+  Micros engine_time = 0;  // what that took from the engine: processor time / kernel threads
   double build_cost_rows = 0;      // of the footprint
   double rounding_loss = 0;        // ||round(W') - W'|| / ||W' - W|| over the whole adapter
   double worst_rounding_loss = 0;  // of one matrix
@@ -81,8 +83,8 @@ class Executor {
   virtual AdapterFootprint footprint(AdapterId adapter) const = 0;
   // Starts filling the pages of an adapter; does not wait. `pages` stays valid until the load is reported.
   virtual void start_load(AdapterId adapter, const AdapterPages& pages) = 0;
-  // An adapter will be wanted before long and has no pages yet: a hint to bring its data nearer, from disk into host memory. Does not wait,
-  // and costs next to nothing when there is nothing to do.
+  // An adapter will be wanted before long and has no pages yet: a hint to bring its data nearer, from disk into host
+  // memory. Does not wait, and costs next to nothing when there is nothing to do.
   virtual void stage(AdapterId) {}
   // Loads that ended since the last call. With `wait`, blocks until there is one (Requires: a load is under way).
   virtual std::vector<LoadResult> take_finished_loads(bool wait) = 0;
@@ -92,13 +94,16 @@ class Executor {
 
   // --- Merging (design principle 1). An executor that cannot merge leaves these alone.
   // Why not, when the adapter can not be merged at all.
-  virtual Result<MergeFootprint> merge_footprint(AdapterId) const { return unsupported("this executor does not merge adapters"); }
-  // Starts building merged weights in the background; the adapter need not be resident. `pages` stays valid until drop_merge().
-  // Requires: merge_footprint() succeeded and the adapter has none.
+  virtual Result<MergeFootprint> merge_footprint(AdapterId) const {
+    return unsupported("this executor does not merge adapters");
+  }
+  // Starts building merged weights in the background; the adapter need not be resident. `pages` stays valid until
+  // drop_merge(). Requires: merge_footprint() succeeded and the adapter has none.
   virtual void start_merge(AdapterId, const MergePages& pages) { (void)pages; }
   // Merges that ended since the last call, well or not. After a failure drop_merge() must follow.
   virtual std::vector<MergeResult> take_finished_merges() { return {}; }
-  // Stops building, or forgets what was built. On return nobody touches the pages any more. Waits for at most one weight panel.
+  // Stops building, or forgets what was built. On return nobody touches the pages any more. Waits for at most one
+  // weight panel.
   virtual void drop_merge(AdapterId) {}
 };
 

@@ -62,7 +62,8 @@ void CounterGroup::charge(Member& member, MilliUnits price, MilliUnits advance) 
   if (!member.waits || key == member.placed_key) return;
   // Most charges move nobody past anybody.
   const auto next = std::next(member.place);
-  if ((member.place == order_.begin() || (*std::prev(member.place))->placed_key < key) && (next == order_.end() || key < (*next)->placed_key)) {
+  if ((member.place == order_.begin() || (*std::prev(member.place))->placed_key < key) &&
+      (next == order_.end() || key < (*next)->placed_key)) {
     member.placed_key = key;
     return;
   }
@@ -101,9 +102,12 @@ FairQueue::Tenant& FairQueue::tenant_of(TenantId id) {
 
 int64_t FairQueue::leaf_id(const Request& request) const {
   switch (options_.within) {
-    case WithinTenant::kAdapter: return request.adapter;
-    case WithinTenant::kUser: return request.user;
-    default: return 0;
+    case WithinTenant::kAdapter:
+      return request.adapter;
+    case WithinTenant::kUser:
+      return request.user;
+    default:
+      return 0;
   }
 }
 
@@ -111,9 +115,14 @@ FairQueue::Rank FairQueue::rank_within(const Ticket& ticket) const {
   switch (options_.within) {
     // A prompt's own time is part of its slack; one token of it counts as a millisecond.
     case WithinTenant::kSlack:
-      return {ticket.deadline == kNoDeadline ? kNoDeadline : ticket.deadline - 1000 * static_cast<int64_t>(ticket.request->prompt.size()), ticket.order};
-    case WithinTenant::kNewest: return {-static_cast<int64_t>(ticket.order), ticket.order};
-    default: return {0, ticket.order};
+      return {ticket.deadline == kNoDeadline
+                  ? kNoDeadline
+                  : ticket.deadline - 1000 * static_cast<int64_t>(ticket.request->prompt.size()),
+              ticket.order};
+    case WithinTenant::kNewest:
+      return {-static_cast<int64_t>(ticket.order), ticket.order};
+    default:
+      return {0, ticket.order};
   }
 }
 
@@ -177,7 +186,9 @@ void FairQueue::pass(Ticket& ticket) {
   if (options_.within == WithinTenant::kAdapter) leaf.passed_round = round_;
 }
 
-int64_t FairQueue::tenant_time(const Ticket& ticket, MilliUnits advance) const { return leaf_of(ticket).tenant->counter.key_with(advance); }
+int64_t FairQueue::tenant_time(const Ticket& ticket, MilliUnits advance) const {
+  return leaf_of(ticket).tenant->counter.key_with(advance);
+}
 
 void FairQueue::charge(Ticket& ticket, MilliUnits price, MilliUnits advance) {
   Leaf& leaf = leaf_of(ticket);
@@ -196,10 +207,13 @@ void FairQueue::end_running(Ticket& ticket) {
   if (++num_ended_ % kEndsBetweenSweeps == 0) collect_garbage();
 }
 
-// Forgets who has nothing here and would be lifted on return anyway. A debt above the floor is kept until the floor passes it.
+// Forgets who has nothing here and would be lifted on return anyway. A debt above the floor is kept until the floor
+// passes it.
 void FairQueue::collect_garbage() {
   if (!lift_) return;
-  const auto idle = [](const auto& member, int64_t floor) { return !member.waits && member.num_running == 0 && member.counter.key() <= floor; };
+  const auto idle = [](const auto& member, int64_t floor) {
+    return !member.waits && member.num_running == 0 && member.counter.key() <= floor;
+  };
   std::erase_if(tenants_, [&](auto& entry) {
     Tenant& tenant = *entry.second;
     std::erase_if(tenant.leaves, [&](auto& leaf) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// FairQueue: virtual token counters (VTC, arXiv:2401.00588, algorithm 2) on two levels, tenants and what each tenant chose to be
-// fair between. A counter holds the weighted service its owner was charged; its key adds what is charged in advance. The smallest
-// key is next. Who starts to wait again is lifted to the smallest key that waits, or, when nobody waits, to that of the one who
-// waited last: idle time earns nothing, debts stay.
+// FairQueue: virtual token counters (VTC, arXiv:2401.00588, algorithm 2) on two levels, tenants and what each tenant
+// chose to be fair between. A counter holds the weighted service its owner was charged; its key adds what is charged in
+// advance. The smallest key is next. Who starts to wait again is lifted to the smallest key that waits, or, when nobody
+// waits, to that of the one who waited last: idle time earns nothing, debts stay.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +19,9 @@ namespace lk {
 class Counter {
  public:
   int64_t key() const { return key_with(0); }
-  int64_t key_with(MilliUnits advance) const { return value_ + scaled(advance_ + advance); }  // if that much more were charged in advance
+  int64_t key_with(MilliUnits advance) const {
+    return value_ + scaled(advance_ + advance);
+  }  // if that much more were charged in advance
   void charge(MilliUnits price, MilliUnits advance);
   void lift_to(int64_t key) { value_ += std::max<int64_t>(0, key - this->key()); }
   void set_weight(double weight);
@@ -43,11 +45,11 @@ class CounterGroup {
   using Order = std::set<Member*, Before>;
   struct Member {
     Counter counter;
-    Order::iterator place;        // while it waits
-    int64_t placed_key = 0;       // its place in the order
-    uint64_t placed_at = 0;       // equal keys take turns
+    Order::iterator place;   // while it waits
+    int64_t placed_key = 0;  // its place in the order
+    uint64_t placed_at = 0;  // equal keys take turns
     bool waits = false;
-    uint64_t passed_round = 0;    // passed over in this round
+    uint64_t passed_round = 0;  // passed over in this round
   };
   bool empty() const { return order_.empty(); }
   // `member` has something waiting from now on. With `lift`, it did not have for a while.

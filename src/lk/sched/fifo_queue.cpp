@@ -19,8 +19,8 @@ Status FifoQueue::allow(const Ticket& ticket, Micros now) {
   std::deque<Micros>& accepted = accepted_[ticket.request->tenant];
   while (!accepted.empty() && accepted.front() <= now - kMinute) accepted.pop_front();
   if (static_cast<int64_t>(accepted.size()) >= options_.requests_per_minute)
-    return resource_exhausted("the tenant sent {} requests within a minute, its limit; the next may come in {:.1f} s", accepted.size(),
-                              static_cast<double>(accepted.front() + kMinute - now) / 1e6);
+    return resource_exhausted("the tenant sent {} requests within a minute, its limit; the next may come in {:.1f} s",
+                              accepted.size(), static_cast<double>(accepted.front() + kMinute - now) / 1e6);
   accepted.push_back(now);
   return Status();
 }

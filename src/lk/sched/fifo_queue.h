@@ -25,7 +25,7 @@ class FifoQueue : public QueuePolicy {
  private:
   std::map<uint64_t, Ticket*> waiting_;  // by order
   bool passed_any_ = false;
-  uint64_t passed_ = 0;                  // order of the last one
+  uint64_t passed_ = 0;                                        // order of the last one
   std::unordered_map<TenantId, std::deque<Micros>> accepted_;  // rpm: in the last minute
 };
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// LoadBreaker: an adapter that could not be loaded is not asked for again at once. Its requests fail without a load for a tenth of a
-// second, doubled with each failure in a row, at most half a minute; then one load may try.
+// LoadBreaker: an adapter that could not be loaded is not asked for again at once. Its requests fail without a load for
+// a tenth of a second, doubled with each failure in a row, at most half a minute; then one load may try.
 #pragma once
 
 #include <unordered_map>
@@ -13,7 +13,8 @@ class LoadBreaker {
  public:
   void failed(AdapterId adapter, Micros now);
   void forget(AdapterId adapter) { failures_.erase(adapter); }
-  // When it is worth trying again (kUnavailable); ok when a load may be tried. The reason was given to the requests that waited for the load.
+  // When it is worth trying again (kUnavailable); ok when a load may be tried. The reason was given to the requests
+  // that waited for the load.
   Status check(AdapterId adapter, Micros now) const;
 
  private:

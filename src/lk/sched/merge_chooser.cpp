@@ -52,21 +52,29 @@ class AlwaysChooser : public MergeChooser {
 }  // namespace
 
 std::unique_ptr<MergeChooser> make_never_chooser() { return std::make_unique<NeverChooser>(); }
-std::unique_ptr<MergeChooser> make_always_chooser(const AlwaysChooserOptions& options) { return std::make_unique<AlwaysChooser>(options); }
+std::unique_ptr<MergeChooser> make_always_chooser(const AlwaysChooserOptions& options) {
+  return std::make_unique<AlwaysChooser>(options);
+}
 
 Result<MergeMode> parse_merge_mode(std::string_view text) {
-  for (const MergeMode mode : {MergeMode::kNever, MergeMode::kAlways, MergeMode::kExclusive, MergeMode::kDlora, MergeMode::kCost})
+  for (const MergeMode mode :
+       {MergeMode::kNever, MergeMode::kAlways, MergeMode::kExclusive, MergeMode::kDlora, MergeMode::kCost})
     if (text == to_string(mode)) return mode;
   return invalid_argument("\"{}\" is not a way of merging; give never, always, exclusive, dlora or cost", text);
 }
 
 const char* to_string(MergeMode mode) {
   switch (mode) {
-    case MergeMode::kNever: return "never";
-    case MergeMode::kAlways: return "always";
-    case MergeMode::kExclusive: return "exclusive";
-    case MergeMode::kDlora: return "dlora";
-    case MergeMode::kCost: return "cost";
+    case MergeMode::kNever:
+      return "never";
+    case MergeMode::kAlways:
+      return "always";
+    case MergeMode::kExclusive:
+      return "exclusive";
+    case MergeMode::kDlora:
+      return "dlora";
+    case MergeMode::kCost:
+      return "cost";
   }
   return "";
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which adapter to merge, and which steps to run merged. A chooser is pure policy: it sees counts and measured times, has no clock, thread
-// or page of its own, and forgets nothing it was not told. docs/merging.md explains the policies and has their measurements.
+// Which adapter to merge, and which steps to run merged. A chooser is pure policy: it sees counts and measured times,
+// has no clock, thread or page of its own, and forgets nothing it was not told. docs/merging.md explains the policies
+// and has their measurements.
 //
 // One step: plan(), the scheduler plans, mode(), the step runs, observe(). built() whenever a merge ended.
 #pragma once
@@ -16,12 +17,12 @@ namespace lk {
 // The requests of one adapter, running and waiting.
 struct MergeCandidate {
   AdapterId adapter = kBaseModel;
-  bool allowed = false;         // may be merged: not exact, not refused before, not too big
+  bool allowed = false;  // may be merged: not exact, not refused before, not too big
   int64_t requests = 0;
-  int64_t rows = 0;             // it could put into the next step
-  int64_t backlog_rows = 0;     // prompt and at most max_tokens still to be computed: an upper bound
-  double relative_cost = 0;     // of its delta, MergeFootprint
-  double build_cost_rows = 0;   // MergeFootprint
+  int64_t rows = 0;            // it could put into the next step
+  int64_t backlog_rows = 0;    // prompt and at most max_tokens still to be computed: an upper bound
+  double relative_cost = 0;    // of its delta, MergeFootprint
+  double build_cost_rows = 0;  // MergeFootprint
 };
 
 struct MergeView {
@@ -31,11 +32,12 @@ struct MergeView {
   std::vector<MergeCandidate> candidates;  // every adapter in the queue once; the base is not in it
   AdapterId built = kBaseModel;            // whose merged weights can be used now
   AdapterId building = kBaseModel;
-  Micros longest_wait = 0;                 // since a request that is not of `built` last had a step (or arrived)
+  Micros longest_wait = 0;  // since a request that is not of `built` last had a step (or arrived)
 };
 
 struct MergePlan {
-  AdapterId build = kBaseModel;      // start building this one, in place of what is built or being built if there is no room for both
+  AdapterId build =
+      kBaseModel;  // start building this one, in place of what is built or being built if there is no room for both
   AdapterId exclusive = kBaseModel;  // only this adapter's requests in the next step; it is `built`
   std::vector<AdapterId> first;      // their requests before all others', because they starve
 };
@@ -68,36 +70,38 @@ class MergeChooser {
 std::unique_ptr<MergeChooser> make_never_chooser();
 
 struct AlwaysChooserOptions {
-  // Merge the adapter of the oldest request and run nobody else (dLoRA's "merged-only"); else merge the adapter with most requests and run
-  // the others beside it.
+  // Merge the adapter of the oldest request and run nobody else (dLoRA's "merged-only"); else merge the adapter with
+  // most requests and run the others beside it.
   bool exclusive = false;
 };
 std::unique_ptr<MergeChooser> make_always_chooser(const AlwaysChooserOptions& options = {});
 
-// dLoRA's dynamic batching (Wu et al., OSDI'24) as its published artifact does it: adaptive thresholds and credits. Its constants are the
-// defaults. Departures, each a defect there: adapters are told apart by id, never by slot; only displaced requests receive credit; switching
-// waits for the background build instead of stopping the engine.
+// dLoRA's dynamic batching (Wu et al., OSDI'24) as its published artifact does it: adaptive thresholds and credits. Its
+// constants are the defaults. Departures, each a defect there: adapters are told apart by id, never by slot; only
+// displaced requests receive credit; switching waits for the background build instead of stopping the engine.
 struct DloraChooserOptions {
   double merged_step_s = 0.015, unmerged_step_s = 0.027, switch_s = 0.020;  // llama-7b there
-  double add = 0.05, multiply = 1.1;   // of the thresholds, at each change of mode
-  double enter = 1.0;                  // initial upper threshold: share of the batch that the hottest adapter must fill
-  double leave = 0;                    // initial lower one; 0 = merged_step_s / unmerged_step_s
-  double credit_unit = 10000;          // an adapter begins with (N - 1) units and starves at N units
-  double credit_slack = 5000;          // one that was served as starving stays so until it fell by this
+  double add = 0.05, multiply = 1.1;                                        // of the thresholds, at each change of mode
+  double enter = 1.0;          // initial upper threshold: share of the batch that the hottest adapter must fill
+  double leave = 0;            // initial lower one; 0 = merged_step_s / unmerged_step_s
+  double credit_unit = 10000;  // an adapter begins with (N - 1) units and starves at N units
+  double credit_slack = 5000;  // one that was served as starving stays so until it fell by this
 };
 std::unique_ptr<MergeChooser> make_dlora_chooser(const DloraChooserOptions& options = {});
 
-// Minimises measured step time. It learns what a step costs (see CostChooser), builds when the time merging would have saved so far plus
-// what the known backlog promises exceeds the cost of building, and then takes for each kind of step the mode that measures faster.
+// Minimises measured step time. It learns what a step costs (see CostChooser), builds when the time merging would have
+// saved so far plus what the known backlog promises exceeds the cost of building, and then takes for each kind of step
+// the mode that measures faster.
 struct CostChooserOptions {
-  double build_margin = 1.0;      // savings wanted, in units of the cost of building
-  double backlog_weight = 0.5;    // of savings that the known requests promise: they may end early
-  double forget_s = 60;           // savings missed so long ago count 1/e
-  double hysteresis = 0.02;       // a mode must measure better by this share
-  int64_t probe_after = 4;        // steps of one kind before the first look at the other mode; the next comes after twice as many, and so on
-  double probe_limit = 1.3;       // never look at a mode that is expected to be slower by this factor
+  double build_margin = 1.0;    // savings wanted, in units of the cost of building
+  double backlog_weight = 0.5;  // of savings that the known requests promise: they may end early
+  double forget_s = 60;         // savings missed so long ago count 1/e
+  double hysteresis = 0.02;     // a mode must measure better by this share
+  int64_t probe_after =
+      4;  // steps of one kind before the first look at the other mode; the next comes after twice as many, and so on
+  double probe_limit = 1.3;             // never look at a mode that is expected to be slower by this factor
   Micros max_exclusive_wait = 250'000;  // nobody is kept out of steps longer
-  double exclusive_gain = 0.1;    // share of time per row that keeping others out must save
+  double exclusive_gain = 0.1;          // share of time per row that keeping others out must save
 };
 std::unique_ptr<MergeChooser> make_cost_chooser(const CostChooserOptions& options = {});
 

@@ -7,7 +7,8 @@
 
 namespace lk {
 
-MergeController::MergeController(const MergeControllerOptions& options, std::unique_ptr<MergeChooser> chooser, UnifiedPool& pool, Executor& executor)
+MergeController::MergeController(const MergeControllerOptions& options, std::unique_ptr<MergeChooser> chooser,
+                                 UnifiedPool& pool, Executor& executor)
     : options_(options), chooser_(std::move(chooser)), pool_(pool), executor_(executor) {
   LK_CHECK(chooser_);
 }
@@ -48,8 +49,9 @@ void MergeController::plan(std::span<const Queued> queue, int64_t max_running, M
       if (const MergeFootprint* f = footprint(queued.adapter)) {
         candidate.relative_cost = f->relative_cost;
         candidate.build_cost_rows = f->build_cost_rows;
-        candidate.allowed = allowed_.contains(queued.adapter) && !refused_.contains(queued.adapter) &&
-                            static_cast<double>(f->total()) <= options_.max_pool_share * static_cast<double>(pool_.num_pages());
+        candidate.allowed =
+            allowed_.contains(queued.adapter) && !refused_.contains(queued.adapter) &&
+            static_cast<double>(f->total()) <= options_.max_pool_share * static_cast<double>(pool_.num_pages());
       }
       view.candidates.push_back(candidate);
     }
@@ -131,7 +133,9 @@ void MergeController::forget(AdapterId adapter) {
   footprints_.erase(adapter);
 }
 
-bool MergeController::is_first(AdapterId adapter) const { return std::find(first_.begin(), first_.end(), adapter) != first_.end(); }
+bool MergeController::is_first(AdapterId adapter) const {
+  return std::find(first_.begin(), first_.end(), adapter) != first_.end();
+}
 
 void MergeController::choose(StepPlan& plan) {
   shape_ = {.adapters = {}, .rows = plan.num_tokens};
@@ -142,7 +146,8 @@ void MergeController::choose(StepPlan& plan) {
     const auto [it, is_new] = index.emplace(adapter, shape_.adapters.size());
     if (is_new) {
       const MergeFootprint* f = adapter == kBaseModel ? nullptr : footprint(adapter);
-      shape_.adapters.push_back({.adapter = adapter, .allowed = f && allowed_.contains(adapter) && !refused_.contains(adapter),
+      shape_.adapters.push_back({.adapter = adapter,
+                                 .allowed = f && allowed_.contains(adapter) && !refused_.contains(adapter),
                                  .relative_cost = f ? f->relative_cost : 0});
     }
     shape_.adapters[it->second].rows += item.end - item.begin;

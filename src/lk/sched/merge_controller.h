@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// MergeController: carries out what a MergeChooser decides, between scheduler, pool and executor. At most one adapter is merged and at most
-// one more is being built. Merged pages go before anybody is preempted, refused admission or kept from loading (give_back).
+// MergeController: carries out what a MergeChooser decides, between scheduler, pool and executor. At most one adapter
+// is merged and at most one more is being built. Merged pages go before anybody is preempted, refused admission or kept
+// from loading (give_back).
 //
-// Merging changes the last bits of the merged adapter's results, and which steps are merged depends on the load. So an adapter is merged only
-// when that was allowed for it; all others keep the promise that their tokens do not depend on their neighbours.
+// Merging changes the last bits of the merged adapter's results, and which steps are merged depends on the load. So an
+// adapter is merged only when that was allowed for it; all others keep the promise that their tokens do not depend on
+// their neighbours.
 //
 // Thread safety: none; engine thread.
 #pragma once
@@ -19,9 +21,9 @@
 namespace lk {
 
 struct MergeControllerOptions {
-  double max_pool_share = 0.5;  // merged layers never take more of the pool
+  double max_pool_share = 0.5;         // merged layers never take more of the pool
   int64_t keep_pages_per_request = 2;  // nor leave fewer pages available than this for each request in the queue
-  Micros retry_after = 1'000'000;  // after the pool had no room, or pages were given back
+  Micros retry_after = 1'000'000;      // after the pool had no room, or pages were given back
 };
 
 struct MergeStats {
@@ -40,10 +42,12 @@ class MergeController {
     int64_t backlog_rows = 0;  // still to be computed at most
   };
 
-  MergeController(const MergeControllerOptions& options, std::unique_ptr<MergeChooser> chooser, UnifiedPool& pool, Executor& executor);
+  MergeController(const MergeControllerOptions& options, std::unique_ptr<MergeChooser> chooser, UnifiedPool& pool,
+                  Executor& executor);
   ~MergeController();
 
-  // Allows or forbids merging of an adapter; before its first request, since cached pages keep what they were computed with.
+  // Allows or forbids merging of an adapter; before its first request, since cached pages keep what they were computed
+  // with.
   void set_allowed(AdapterId adapter, bool allowed);
   // Before a step is planned. `queue`: oldest first.
   void plan(std::span<const Queued> queue, int64_t max_running, Micros now);
@@ -52,7 +56,7 @@ class MergeController {
   bool exclusive() const { return exclusive_ != kBaseModel; }
   void end_exclusive() { exclusive_ = kBaseModel; }  // nothing of that adapter could run
   bool any_first() const { return !first_.empty(); }
-  bool is_first(AdapterId adapter) const;            // its requests come before all others'
+  bool is_first(AdapterId adapter) const;  // its requests come before all others'
   // After it was planned: decides and sets plan.merged.
   void choose(StepPlan& plan);
   void observe(const StepTimes& times);

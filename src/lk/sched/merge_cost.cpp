@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The cost chooser: what merge_cost_model.h has learned, put to use.
 //
-// Building is a ski rental problem: rent (run unmerged) until the rent paid would have bought the skis. That alone is never worse than twice
-// the best choice in hindsight; the known backlog lets it buy earlier. Once something is built, the rent is only what another one would have
-// saved beyond it: with a fair queue whoever was served last looks hottest, and what is built would be given up for each in turn.
+// Building is a ski rental problem: rent (run unmerged) until the rent paid would have bought the skis. That alone is
+// never worse than twice the best choice in hindsight; the known backlog lets it buy earlier. Once something is built,
+// the rent is only what another one would have saved beyond it: with a fair queue whoever was served last looks
+// hottest, and what is built would be given up for each in turn.
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -50,9 +51,11 @@ class CostChooser : public MergeChooser {
       build_us_ = cost;
       const double worth = cost > 0 ? (known.missed + promised) / cost : 0;
       if (worth <= best_worth) continue;
-      // What is there already must be clearly worse, or two equals would take turns: by what is known to come, or lately.
+      // What is there already must be clearly worse, or two equals would take turns: by what is known to come, or
+      // lately.
       const auto in_use = savings_.find(view.built);
-      if (in_use != savings_.end() && promised <= least_worth * cost && known.rate < 1.2 * in_use->second.rate) continue;
+      if (in_use != savings_.end() && promised <= least_worth * cost && known.rate < 1.2 * in_use->second.rate)
+        continue;
       best = &candidate;
       best_worth = worth;
     }
@@ -71,9 +74,11 @@ class CostChooser : public MergeChooser {
       mode = {.merged = gain.mean > 0, .is_new = false, .probe_every = options_.probe_after};
     }
     const double lost = std::abs(gain.mean);
-    if (++mode.since_probe < mode.probe_every || lost > kSure * gain.deviation || lost > std::log(options_.probe_limit)) return mode.merged;
+    if (++mode.since_probe < mode.probe_every || lost > kSure * gain.deviation || lost > std::log(options_.probe_limit))
+      return mode.merged;
     mode.since_probe = 0;
-    mode.probe_every = std::min(2 * mode.probe_every, kMaxProbeEvery);  // the longer it was right, the less often it is asked
+    mode.probe_every =
+        std::min(2 * mode.probe_every, kMaxProbeEvery);  // the longer it was right, the less often it is asked
     return !mode.merged;
   }
 
@@ -96,25 +101,29 @@ class CostChooser : public MergeChooser {
     int64_t since_probe = 0, probe_every = 0;
   };
   struct Savings {
-    double missed = 0;   // us that merging would have saved beyond what is built, fading
-    double rate = 0;     // us per step that merging should save, recent steps
+    double missed = 0;  // us that merging would have saved beyond what is built, fading
+    double rate = 0;    // us per step that merging should save, recent steps
   };
 
   static bool has(const StepShape& shape, AdapterId adapter) {
     if (adapter == kBaseModel) return false;
-    return std::any_of(shape.adapters.begin(), shape.adapters.end(), [&](const AdapterRows& rows) { return rows.adapter == adapter && rows.rows > 0; });
+    return std::any_of(shape.adapters.begin(), shape.adapters.end(),
+                       [&](const AdapterRows& rows) { return rows.adapter == adapter && rows.rows > 0; });
   }
 
-  // Of the known backlog. By one rate for all: which steps an adapter happened to be in says little about its next ones, and nothing before
-  // its first.
+  // Of the known backlog. By one rate for all: which steps an adapter happened to be in says little about its next
+  // ones, and nothing before its first.
   double promise(const MergeCandidate& candidate) const {
-    return options_.backlog_weight * per_cost_row_.value * candidate.relative_cost * static_cast<double>(candidate.backlog_rows);
+    return options_.backlog_weight * per_cost_row_.value * candidate.relative_cost *
+           static_cast<double>(candidate.backlog_rows);
   }
 
   // How much less the step costs, or would, with each adapter's rows merged.
   void account(const StepShape& shape, AdapterId merged) {
     // Lately: within the time that some builds take, or who is hot for less than that is never followed.
-    const double newest = build_us_ > 0 ? std::clamp(model_.predicted(shape, merged) / (kBuildsRemembered * build_us_), 0.005, 0.5) : 0.02;
+    const double newest =
+        build_us_ > 0 ? std::clamp(model_.predicted(shape, merged) / (kBuildsRemembered * build_us_), 0.005, 0.5)
+                      : 0.02;
     for (auto& [adapter, savings] : savings_) savings.rate *= 1 - newest;
     std::map<AdapterId, double> saved_by;
     for (const AdapterRows& rows : shape.adapters) {
@@ -122,14 +131,16 @@ class CostChooser : public MergeChooser {
       const double saved = model_.saving(shape, rows.adapter);
       Savings& savings = savings_[rows.adapter];
       savings.rate += newest * std::max(0.0, saved);
-      if (rows.relative_cost > 0) per_cost_row_.add(std::max(0.0, saved) / static_cast<double>(rows.rows) / rows.relative_cost);
+      if (rows.relative_cost > 0)
+        per_cost_row_.add(std::max(0.0, saved) / static_cast<double>(rows.rows) / rows.relative_cost);
       saved_by[rows.adapter] = saved;
     }
     const auto in_use = merged == kBaseModel ? saved_by.end() : saved_by.find(merged);
     const double had = in_use == saved_by.end() ? 0 : std::max(0.0, in_use->second);
     for (auto& [adapter, savings] : savings_) {
       const auto it = saved_by.find(adapter);
-      if (adapter != merged) savings.missed = std::max(0.0, savings.missed + (it == saved_by.end() ? 0 : it->second) - had);
+      if (adapter != merged)
+        savings.missed = std::max(0.0, savings.missed + (it == saved_by.end() ? 0 : it->second) - had);
     }
   }
   void fade(Micros now) {
@@ -142,8 +153,8 @@ class CostChooser : public MergeChooser {
     }
   }
 
-  // Leaving others out pays when the merged adapter fills the batch alone and a second product (or its own low-rank one) is dear. The others
-  // then get as long a stretch without it.
+  // Leaving others out pays when the merged adapter fills the batch alone and a second product (or its own low-rank
+  // one) is dear. The others then get as long a stretch without it.
   bool wants_exclusive(const MergeView& view) {
     const bool was = exclusive_since_ > 0;
     const bool wants = [&] {
@@ -151,13 +162,15 @@ class CostChooser : public MergeChooser {
       if (!was && view.now < joint_until_) return false;
       for (const MergeCandidate& candidate : view.candidates) {
         if (candidate.adapter != view.built) continue;
-        if (candidate.requests < view.max_running || candidate.requests == static_cast<int64_t>(view.queue.size())) return false;
+        if (candidate.requests < view.max_running || candidate.requests == static_cast<int64_t>(view.queue.size()))
+          return false;
         // A decoding batch of it; prompts are bound by arithmetic, where a second product costs nothing.
         if (candidate.rows > 2 * candidate.requests) return false;
         const auto rows = static_cast<double>(view.max_running);
         const double hot_rows = rows * static_cast<double>(candidate.requests) / static_cast<double>(view.queue.size());
         const double low_rank = model_.lora(view.max_running, hot_rows, candidate.relative_cost);
-        return std::min(model_.second_product(hot_rows, rows - hot_rows), low_rank) > options_.exclusive_gain * model_.product(rows);
+        return std::min(model_.second_product(hot_rows, rows - hot_rows), low_rank) >
+               options_.exclusive_gain * model_.product(rows);
       }
       return false;
     }();
@@ -182,6 +195,8 @@ class CostChooser : public MergeChooser {
 
 }  // namespace
 
-std::unique_ptr<MergeChooser> make_cost_chooser(const CostChooserOptions& options) { return std::make_unique<CostChooser>(options); }
+std::unique_ptr<MergeChooser> make_cost_chooser(const CostChooserOptions& options) {
+  return std::make_unique<CostChooser>(options);
+}
 
 }  // namespace lk

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// What steps cost merged and unmerged, learned from measured steps on a machine that others use too. Three quantities predict what nobody
-// has run yet, in units of the arithmetic for one row:
+// What steps cost merged and unmerged, learned from measured steps on a machine that others use too. Three quantities
+// predict what nobody has run yet, in units of the arithmetic for one row:
 //   product(n) = max(ridge, n)   a product of n rows: reading the weights once, or the arithmetic
-//   lora(n)    = c + d n         one adapter's low-rank part over n rows, per unit of relative cost; apart for small and large steps
-//   build      = cost of building / (2 ridge + build_cost_rows): reading W, writing W', and the products
-// The ridge is one of a few, each of which is judged by how evenly it explains steps of different sizes, in one product or two. What they
-// miss is learned by kind of step (rows, share of the hot adapter, number of others):
+//   lora(n)    = c + d n         one adapter's low-rank part over n rows, per unit of relative cost; apart for small
+//   and large steps build      = cost of building / (2 ridge + build_cost_rows): reading W, writing W', and the
+//   products
+// The ridge is one of a few, each of which is judged by how evenly it explains steps of different sizes, in one product
+// or two. What they miss is learned by kind of step (rows, share of the hot adapter, number of others):
 //   ln(measured / predicted) = ln(unit) now + level of the kind + [merged] effect of the kind + noise
-// Only the effect says which mode is faster, and a machine that is slow while one mode is tried does not end up in it. Level and effect begin
-// as "none, give or take", and one step moves them by as much as it is worth beside its noise (a Kalman filter with clipped innovations).
+// Only the effect says which mode is faster, and a machine that is slow while one mode is tried does not end up in it.
+// Level and effect begin as "none, give or take", and one step moves them by as much as it is worth beside its noise (a
+// Kalman filter with clipped innovations).
 //
 // All times are us at the machine's present speed. Thread safety: none.
 #pragma once
@@ -68,7 +70,8 @@ class MergeCostModel {
   double build_cost(double build_cost_rows) const;
   double product(double rows) const { return unit() * best().product(rows); }
   double lora(int64_t step_rows, double rows, double relative_cost) const;
-  // What two products cost beyond one of all rows: few rows wait for their weights, with many rows reading hides behind the arithmetic.
+  // What two products cost beyond one of all rows: few rows wait for their weights, with many rows reading hides behind
+  // the arithmetic.
   double second_product(double hot_rows, double other_rows) const {
     return product(hot_rows) + product(other_rows) - product(hot_rows + other_rows);
   }

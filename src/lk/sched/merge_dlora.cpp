@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// dLoRA's rule. Names follow its artifact: the FCFS batch is what would run unmerged, the merged batch the oldest requests of one adapter.
+// dLoRA's rule. Names follow its artifact: the FCFS batch is what would run unmerged, the merged batch the oldest
+// requests of one adapter.
 #include <algorithm>
 #include <map>
 #include <set>
@@ -13,7 +14,9 @@ namespace {
 class DloraChooser : public MergeChooser {
  public:
   explicit DloraChooser(const DloraChooserOptions& options)
-      : options_(options), alpha_(options.enter), beta_(options.leave > 0 ? options.leave : options.merged_step_s / options.unmerged_step_s) {}
+      : options_(options),
+        alpha_(options.enter),
+        beta_(options.leave > 0 ? options.leave : options.merged_step_s / options.unmerged_step_s) {}
 
   MergePlan plan(const MergeView& view) override {
     MergePlan plan;
@@ -30,7 +33,8 @@ class DloraChooser : public MergeChooser {
     const auto batch = static_cast<double>(fcfs_.size());
     const auto share = [&](AdapterId adapter) { return static_cast<double>(count_[adapter]) / batch; };
     const bool stay = mode_ != kBaseModel && mode_ == view.built && count_[mode_] > 0 && share(mode_) >= beta_;
-    if (!stay && hottest != kBaseModel && share(hottest) >= alpha_ && hottest != view.built && hottest != view.building) plan.build = hottest;
+    if (!stay && hottest != kBaseModel && share(hottest) >= alpha_ && hottest != view.built && hottest != view.building)
+      plan.build = hottest;
     const bool enter = !stay && hottest != kBaseModel && hottest == view.built && share(hottest) >= alpha_;
     if (stay || enter) {
       if (enter) set_mode(hottest);
@@ -59,7 +63,9 @@ class DloraChooser : public MergeChooser {
     allowed_.clear();
     for (const MergeCandidate& candidate : view.candidates)
       if (candidate.allowed) allowed_.insert(candidate.adapter);
-    fcfs_.assign(view.queue.begin(), view.queue.begin() + static_cast<long>(std::min(view.queue.size(), static_cast<size_t>(view.max_running))));
+    fcfs_.assign(
+        view.queue.begin(),
+        view.queue.begin() + static_cast<long>(std::min(view.queue.size(), static_cast<size_t>(view.max_running))));
     count_.clear();
     for (AdapterId adapter : view.queue) {
       ++count_[adapter];
@@ -91,7 +97,8 @@ class DloraChooser : public MergeChooser {
       if (credit >= ceiling() || (was_starving_.contains(adapter) && credit >= low)) order.push_back(adapter);
     }
     if (credit_.size() < 2) order.clear();
-    std::stable_sort(order.begin(), order.end(), [&](AdapterId a, AdapterId b) { return credit_.at(a) > credit_.at(b); });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](AdapterId a, AdapterId b) { return credit_.at(a) > credit_.at(b); });
     was_starving_ = {order.begin(), order.end()};
     return order;
   }
@@ -106,7 +113,8 @@ class DloraChooser : public MergeChooser {
   std::map<AdapterId, int64_t> merged_batch(const std::vector<AdapterId>& queue, AdapterId adapter) const {
     return {{adapter, std::min<int64_t>(static_cast<int64_t>(size_), std::count(queue.begin(), queue.end(), adapter))}};
   }
-  // Whoever gets more than FCFS gives would have pays `price` a slot to those who get less; a slot left empty costs half. The sum stays.
+  // Whoever gets more than FCFS gives would have pays `price` a slot to those who get less; a slot left empty costs
+  // half. The sum stays.
   void adjust_credit(const std::map<AdapterId, int64_t>& batch, double price) {
     std::map<AdapterId, int64_t> more;
     int64_t scheduled = 0, gained = 0, lost = 0;
@@ -124,7 +132,9 @@ class DloraChooser : public MergeChooser {
     for (const auto& [loser, losses] : more) {
       if (losses >= 0) continue;
       for (const auto& [winner, gains] : more)
-        if (gains > 0) transfer(winner, loser, each * static_cast<double>(-losses) * static_cast<double>(gains) / static_cast<double>(gained));
+        if (gains > 0)
+          transfer(winner, loser,
+                   each * static_cast<double>(-losses) * static_cast<double>(gains) / static_cast<double>(gained));
     }
   }
   void transfer(AdapterId from, AdapterId to, double credit) {
@@ -143,22 +153,27 @@ class DloraChooser : public MergeChooser {
       unmerged_s += options_.switch_s;
       merged_s += options_.switch_s * changes_of_hottest_;
     }
-    const double merged_rate = merged_s > 0 ? served_merged_ / merged_s : 0, fcfs_rate = unmerged_s > 0 ? served_fcfs_ / unmerged_s : 0;
+    const double merged_rate = merged_s > 0 ? served_merged_ / merged_s : 0,
+                 fcfs_rate = unmerged_s > 0 ? served_fcfs_ / unmerged_s : 0;
     if (was_merged) {
-      if (merged_rate > fcfs_rate && alpha_ - options_.add > beta_) alpha_ -= options_.add;
-      else if (merged_rate < fcfs_rate) alpha_ *= options_.multiply;
+      if (merged_rate > fcfs_rate && alpha_ - options_.add > beta_)
+        alpha_ -= options_.add;
+      else if (merged_rate < fcfs_rate)
+        alpha_ *= options_.multiply;
     } else {
-      if (fcfs_rate > merged_rate && beta_ + options_.add < alpha_) beta_ += options_.add;
-      else if (fcfs_rate < merged_rate) beta_ /= options_.multiply;
+      if (fcfs_rate > merged_rate && beta_ + options_.add < alpha_)
+        beta_ += options_.add;
+      else if (fcfs_rate < merged_rate)
+        beta_ /= options_.multiply;
     }
     mode_ = mode;
     iterations_ = served_merged_ = served_fcfs_ = changes_of_hottest_ = 0;
   }
 
   const DloraChooserOptions options_;
-  double alpha_, beta_;         // enter and leave merged mode
+  double alpha_, beta_;  // enter and leave merged mode
   AdapterId mode_ = kBaseModel, last_hottest_ = kBaseModel;
-  double size_ = 1;             // requests per step
+  double size_ = 1;                                                                       // requests per step
   double iterations_ = 0, served_merged_ = 0, served_fcfs_ = 0, changes_of_hottest_ = 0;  // of the present period
   std::map<AdapterId, double> credit_;
   std::set<AdapterId> was_starving_;
@@ -170,6 +185,8 @@ class DloraChooser : public MergeChooser {
 
 }  // namespace
 
-std::unique_ptr<MergeChooser> make_dlora_chooser(const DloraChooserOptions& options) { return std::make_unique<DloraChooser>(options); }
+std::unique_ptr<MergeChooser> make_dlora_chooser(const DloraChooserOptions& options) {
+  return std::make_unique<DloraChooser>(options);
+}
 
 }  // namespace lk

@@ -15,10 +15,16 @@
 namespace lk {
 namespace {
 
-constexpr EnumNames<QueueKind, 6> kKinds{
-    {{"fcfs", QueueKind::kFcfs}, {"vtc", QueueKind::kVtc}, {"lcf", QueueKind::kLcf}, {"drr", QueueKind::kDrr}, {"dlpm", QueueKind::kDlpm}, {"rpm", QueueKind::kRpm}}};
-constexpr EnumNames<WithinTenant, 5> kWithin{{{"adapter", WithinTenant::kAdapter}, {"user", WithinTenant::kUser},
-                                              {"arrival", WithinTenant::kArrival}, {"slack", WithinTenant::kSlack},
+constexpr EnumNames<QueueKind, 6> kKinds{{{"fcfs", QueueKind::kFcfs},
+                                          {"vtc", QueueKind::kVtc},
+                                          {"lcf", QueueKind::kLcf},
+                                          {"drr", QueueKind::kDrr},
+                                          {"dlpm", QueueKind::kDlpm},
+                                          {"rpm", QueueKind::kRpm}}};
+constexpr EnumNames<WithinTenant, 5> kWithin{{{"adapter", WithinTenant::kAdapter},
+                                              {"user", WithinTenant::kUser},
+                                              {"arrival", WithinTenant::kArrival},
+                                              {"slack", WithinTenant::kSlack},
                                               {"newest", WithinTenant::kNewest}}};
 constexpr EnumNames<Prediction, 3> kPredictions{
     {{"none", Prediction::kNone}, {"mean", Prediction::kMean}, {"max-tokens", Prediction::kMaxTokens}}};
@@ -26,20 +32,29 @@ constexpr EnumNames<Prediction, 3> kPredictions{
 }  // namespace
 
 Result<QueueKind> parse_queue_kind(std::string_view text) { return parse_name("scheduling policy", text, kKinds); }
-Result<WithinTenant> parse_within_tenant(std::string_view text) { return parse_name("order within a tenant", text, kWithin); }
-Result<Prediction> parse_prediction(std::string_view text) { return parse_name("length prediction", text, kPredictions); }
+Result<WithinTenant> parse_within_tenant(std::string_view text) {
+  return parse_name("order within a tenant", text, kWithin);
+}
+Result<Prediction> parse_prediction(std::string_view text) {
+  return parse_name("length prediction", text, kPredictions);
+}
 const char* to_string(QueueKind kind) {
-  return std::find_if(kKinds.begin(), kKinds.end(), [&](const auto& entry) { return entry.second == kind; })->first.data();
+  return std::find_if(kKinds.begin(), kKinds.end(), [&](const auto& entry) { return entry.second == kind; })
+      ->first.data();
 }
 
 std::unique_ptr<QueuePolicy> QueuePolicy::create(const QueueOptions& options, Locality locality) {
   switch (options.kind) {
     case QueueKind::kFcfs:
-    case QueueKind::kRpm: return std::make_unique<FifoQueue>(options);
+    case QueueKind::kRpm:
+      return std::make_unique<FifoQueue>(options);
     case QueueKind::kVtc:
-    case QueueKind::kLcf: return std::make_unique<FairQueue>(options);
-    case QueueKind::kDrr: return std::make_unique<DeficitQueue>(options, Locality());
-    case QueueKind::kDlpm: return std::make_unique<DeficitQueue>(options, std::move(locality));
+    case QueueKind::kLcf:
+      return std::make_unique<FairQueue>(options);
+    case QueueKind::kDrr:
+      return std::make_unique<DeficitQueue>(options, Locality());
+    case QueueKind::kDlpm:
+      return std::make_unique<DeficitQueue>(options, std::move(locality));
   }
   LK_CHECK(false, "unknown queue kind");
 }
@@ -59,8 +74,10 @@ void QueuePolicy::wait_again(Ticket& ticket) { enter(ticket, false); }
 
 void QueuePolicy::enter(Ticket& ticket, bool arrives) {
   count_waiting(ticket, 1);
-  if (ticket.request->urgent) urgent_.emplace(ticket.order, &ticket);
-  else insert(ticket, arrives);
+  if (ticket.request->urgent)
+    urgent_.emplace(ticket.order, &ticket);
+  else
+    insert(ticket, arrives);
 }
 
 void QueuePolicy::count_waiting(const Ticket& ticket, int64_t requests) {
@@ -73,8 +90,10 @@ void QueuePolicy::count_waiting(const Ticket& ticket, int64_t requests) {
 
 void QueuePolicy::exit(Ticket& ticket) {
   count_waiting(ticket, -1);
-  if (ticket.request->urgent) urgent_.erase(ticket.order);
-  else erase(ticket);
+  if (ticket.request->urgent)
+    urgent_.erase(ticket.order);
+  else
+    erase(ticket);
 }
 
 void QueuePolicy::begin_round() {
@@ -88,15 +107,20 @@ Ticket* QueuePolicy::next() {
 }
 
 void QueuePolicy::pass_over(Ticket& ticket) {
-  if (ticket.request->urgent) urgent_passed_ = ticket.order + 1;
-  else pass(ticket);
+  if (ticket.request->urgent)
+    urgent_passed_ = ticket.order + 1;
+  else
+    pass(ticket);
 }
 
 void QueuePolicy::leave(Ticket& ticket) {
   exit(ticket);
   // Of a prompt that was charged at dispatch, what was never computed.
   if (ticket.charged)
-    book(ticket, options_.cost.of(ticket.computed_prompt, ticket.output_tokens) - options_.cost.of(ticket.prompt_tokens, ticket.output_tokens), 0);
+    book(ticket,
+         options_.cost.of(ticket.computed_prompt, ticket.output_tokens) -
+             options_.cost.of(ticket.prompt_tokens, ticket.output_tokens),
+         0);
 }
 
 void QueuePolicy::book(Ticket& ticket, MilliUnits price, MilliUnits advance) {
@@ -121,29 +145,35 @@ void QueuePolicy::dispatch(Ticket& ticket, int64_t uncached_prompt) {
 
 int64_t QueuePolicy::predicted_output(const Request& request) const {
   switch (options_.prediction) {
-    case Prediction::kNone: return 0;
-    case Prediction::kMean: return predictor_.predict(request);
-    case Prediction::kMaxTokens: return request.max_tokens;
+    case Prediction::kNone:
+      return 0;
+    case Prediction::kMean:
+      return predictor_.predict(request);
+    case Prediction::kMaxTokens:
+      return request.max_tokens;
   }
   LK_CHECK(false, "unknown prediction");
 }
 
 MilliUnits QueuePolicy::advance_of(int64_t prompt_tokens, int64_t output_tokens, int64_t predicted_output) const {
   if (predicted_output <= output_tokens) return 0;
-  const MilliUnits price = options_.cost.of(prompt_tokens, predicted_output) - options_.cost.of(prompt_tokens, output_tokens);
+  const MilliUnits price =
+      options_.cost.of(prompt_tokens, predicted_output) - options_.cost.of(prompt_tokens, output_tokens);
   return std::llround(options_.advance_share * static_cast<double>(price));
 }
 
 int64_t QueuePolicy::lead(const Ticket& running, MilliUnits lost, const Ticket& waiting) const {
   if (running.request->urgent || waiting.request->urgent) return 0;
   const auto prompt = static_cast<int64_t>(waiting.request->prompt.size());
-  const MilliUnits price = waiting.charged ? advance_of(waiting.prompt_tokens, waiting.output_tokens, waiting.predicted_output)
-                                           : options_.cost.of(prompt, 0) + advance_of(prompt, 0, predicted_output(*waiting.request));
+  const MilliUnits price =
+      waiting.charged ? advance_of(waiting.prompt_tokens, waiting.output_tokens, waiting.predicted_output)
+                      : options_.cost.of(prompt, 0) + advance_of(prompt, 0, predicted_output(*waiting.request));
   return tenant_time(running, -running.advance - lost) - tenant_time(waiting, price);
 }
 
 void QueuePolicy::set_advance(Ticket& ticket, MilliUnits price) {
-  const MilliUnits before = std::exchange(ticket.advance, advance_of(ticket.prompt_tokens, ticket.output_tokens, ticket.predicted_output));
+  const MilliUnits before =
+      std::exchange(ticket.advance, advance_of(ticket.prompt_tokens, ticket.output_tokens, ticket.predicted_output));
   book(ticket, price, ticket.advance - before);
 }
 
@@ -166,7 +196,8 @@ void QueuePolicy::stop(Ticket& ticket, bool finished) {
   --service(ticket).running;
   MilliUnits refund = 0;
   if (finished) {
-    refund = options_.cost.of(ticket.prompt_tokens, ticket.output_tokens) - options_.cost.of(ticket.computed_prompt, ticket.output_tokens);
+    refund = options_.cost.of(ticket.prompt_tokens, ticket.output_tokens) -
+             options_.cost.of(ticket.computed_prompt, ticket.output_tokens);
     if (ticket.output_tokens > 0) predictor_.learn(*ticket.request, ticket.output_tokens);
   }
   book(ticket, -refund, -std::exchange(ticket.advance, 0));

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// QueuePolicy: who is served next, and who pays for what. The scheduler asks for the next waiting request and says what became of
-// it; memory, adapters and steps are its own business. Policies:
+// QueuePolicy: who is served next, and who pays for what. The scheduler asks for the next waiting request and says what
+// became of it; memory, adapters and steps are its own business. Policies:
 //   fcfs       order of arrival
-//   vtc        virtual token counters (arXiv:2401.00588): the tenant that was served least, by weight, and within it its adapter,
-//              user or request; counters are lifted when a tenant comes back, so that idle time earns nothing
+//   vtc        virtual token counters (arXiv:2401.00588): the tenant that was served least, by weight, and within it
+//              its adapter, user or request; counters are lifted when a tenant comes back, so that idle time earns
+//              nothing
 //   lcf        vtc without the lift: least served since the start
-//   drr, dlpm  deficit round robin; dlpm (arXiv:2501.14312) takes the request with the most resident state among tenants in credit
-//   rpm        order of arrival, and a limit of requests per minute and tenant
+//   drr, dlpm  deficit round robin; dlpm (arXiv:2501.14312) takes the request with the most resident state among
+//   tenants in credit rpm        order of arrival, and a limit of requests per minute and tenant
 //
 // Thread safety: none; engine thread.
 #pragma once
@@ -22,8 +23,8 @@
 namespace lk {
 
 enum class QueueKind : uint8_t { kFcfs, kVtc, kLcf, kDrr, kDlpm, kRpm };
-// Whose turn it is inside a tenant: its adapters' and its users' by counters of their own; or the requests', by arrival, by the least
-// slack to their deadline, or the newest first.
+// Whose turn it is inside a tenant: its adapters' and its users' by counters of their own; or the requests', by
+// arrival, by the least slack to their deadline, or the newest first.
 enum class WithinTenant : uint8_t { kAdapter, kUser, kArrival, kSlack, kNewest };
 // How many output tokens a request is charged in advance: none, what its tenant's adapter made lately, or max_tokens.
 enum class Prediction : uint8_t { kNone, kMean, kMaxTokens };
@@ -32,14 +33,16 @@ struct QueueOptions {
   QueueKind kind = QueueKind::kVtc;
   WithinTenant within = WithinTenant::kAdapter;
   Prediction prediction = Prediction::kMean;
-  // Of the output that is predicted, the part that is charged in advance; the rest is charged as it is made. 1: all, as in the paper.
+  // Of the output that is predicted, the part that is charged in advance; the rest is charged as it is made. 1: all, as
+  // in the paper.
   double advance_share = 0.25;
   ServiceCost cost;
   MilliUnits quantum = 500'000;      // drr, dlpm: credit a visit gives, before weights
   int64_t requests_per_minute = 60;  // rpm: of a tenant
 };
 
-// "fcfs", "vtc", "lcf", "drr", "dlpm", "rpm"; "adapter", "user", "arrival", "slack", "newest"; "none", "mean", "max-tokens".
+// "fcfs", "vtc", "lcf", "drr", "dlpm", "rpm"; "adapter", "user", "arrival", "slack", "newest"; "none", "mean",
+// "max-tokens".
 Result<QueueKind> parse_queue_kind(std::string_view text);
 Result<WithinTenant> parse_within_tenant(std::string_view text);
 Result<Prediction> parse_prediction(std::string_view text);
@@ -48,17 +51,17 @@ const char* to_string(QueueKind kind);
 // A request in the eyes of a policy. The scheduler owns it and fills the first part.
 struct Ticket {
   const Request* request = nullptr;
-  uint64_t order = 0;              // of arrival; urgent ones come first
+  uint64_t order = 0;  // of arrival; urgent ones come first
   Micros arrival = 0;
-  Micros deadline = kNoDeadline;   // of the first token
+  Micros deadline = kNoDeadline;  // of the first token
   // The policy's own.
-  bool charged = false;            // was dispatched once
-  int64_t prompt_tokens = 0;       // to be computed: what the prefix cache did not have at the first dispatch
+  bool charged = false;       // was dispatched once
+  int64_t prompt_tokens = 0;  // to be computed: what the prefix cache did not have at the first dispatch
   int64_t computed_prompt = 0, output_tokens = 0;  // done
   int64_t predicted_output = 0;
-  MilliUnits advance = 0;          // charged for output that was not made yet
-  int64_t tag = 0;                 // virtual time of its first dispatch
-  void* place = nullptr;           // where it waits or runs
+  MilliUnits advance = 0;  // charged for output that was not made yet
+  int64_t tag = 0;         // virtual time of its first dispatch
+  void* place = nullptr;   // where it waits or runs
 };
 
 // What a tenant received.
@@ -100,16 +103,19 @@ class QueuePolicy {
 
   // --- A round of choosing
   void begin_round();
-  // Who is next, of those not passed over in this round; null when there is nobody. The same until one of the others is called.
+  // Who is next, of those not passed over in this round; null when there is nobody. The same until one of the others is
+  // called.
   Ticket* next();
   // It cannot run now (its adapter is not there yet): others may.
   void pass_over(Ticket& ticket);
   // It runs. `uncached_prompt` tokens of its prompt are to be computed, counted once if it was preempted before.
   void dispatch(Ticket& ticket, int64_t uncached_prompt);
   // Virtual time: who would be behind whom if both were next. Larger is later.
-  int64_t virtual_time(const Ticket& ticket) const { return ticket.request->urgent ? INT64_MIN : tenant_time(ticket, 0); }
-  // By how much virtual time the tenant of `running` would be ahead of that of `waiting` if these two changed places now and the first
-  // got back the price of what it loses (milli-units); 0 or less: it would not be ahead.
+  int64_t virtual_time(const Ticket& ticket) const {
+    return ticket.request->urgent ? INT64_MIN : tenant_time(ticket, 0);
+  }
+  // By how much virtual time the tenant of `running` would be ahead of that of `waiting` if these two changed places
+  // now and the first got back the price of what it loses (milli-units); 0 or less: it would not be ahead.
   int64_t lead(const Ticket& running, MilliUnits lost, const Ticket& waiting) const;
 
   // --- Running

@@ -33,8 +33,8 @@ struct SamplingParams {
   int num_prompt_logprobs = -1;  // likewise for prompt tokens after the first
 };
 
-// Which tokens may come next: a grammar, an allow-list. One per request; it advances with the request's tokens and never sees
-// anything else. Called where tokens are sampled, from any one thread at a time.
+// Which tokens may come next: a grammar, an allow-list. One per request; it advances with the request's tokens and
+// never sees anything else. Called where tokens are sampled, from any one thread at a time.
 class TokenConstraint {
  public:
   virtual ~TokenConstraint() = default;
@@ -57,8 +57,9 @@ struct Request {
   // Requests share cached KV pages only when their salts are equal: a tenant, a rope length.
   uint64_t cache_salt = 0;
   std::shared_ptr<TokenConstraint> constraint;  // or null
-  bool urgent = false;                          // before everything that waits: the server's own probes, never a client's
-  // Also return the sum of the prompt's last hidden states (after the final norm); disables prefix reuse for this request.
+  bool urgent = false;  // before everything that waits: the server's own probes, never a client's
+  // Also return the sum of the prompt's last hidden states (after the final norm); disables prefix reuse for this
+  // request.
   bool sum_hidden = false;
   // Sequence length that length-dependent rope scaling assumes (rope type dynamic).
   int64_t rope_length = 0;
@@ -69,15 +70,15 @@ const char* to_string(FinishReason reason);
 
 struct TokenLogprob {
   int32_t token = 0;
-  float logprob = 0;                               // of the model's raw distribution
-  int64_t rank = 0;                                // 1 = most likely
-  std::vector<std::pair<int32_t, float>> top;      // most likely first
+  float logprob = 0;                           // of the model's raw distribution
+  int64_t rank = 0;                            // 1 = most likely
+  std::vector<std::pair<int32_t, float>> top;  // most likely first
 };
 
 // What happened to a request in one step.
 struct RequestEvent {
   RequestId id = 0;
-  bool started = false;       // once: its first tokens were computed in this step (again after nothing but a preemption: no)
+  bool started = false;  // once: its first tokens were computed in this step (again after nothing but a preemption: no)
   int64_t cached_tokens = 0;  // with started: prompt tokens taken from the prefix cache
   bool has_token = false;
   TokenLogprob token;

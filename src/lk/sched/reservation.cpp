@@ -5,8 +5,8 @@
 
 namespace lk {
 
-// The peak comes just before some sequence ends. Then those with more to make, and itself, have grown by its remaining tokens, and
-// those with less are gone.
+// The peak comes just before some sequence ends. Then those with more to make, and itself, have grown by its remaining
+// tokens, and those with less are gone.
 int64_t Reservation::peak_pages(int64_t page_tokens) const {
   std::vector<Growing> order = sequences_;
   std::sort(order.begin(), order.end(), [](const Growing& a, const Growing& b) { return a.remaining > b.remaining; });

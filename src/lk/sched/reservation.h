@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reservation: the most pages that a set of sequences will hold at any time, when each grows by one token a step until it ends
-// (the admission rule of S-LoRA's artifact and of LightLLM, in pages).
+// Reservation: the most pages that a set of sequences will hold at any time, when each grows by one token a step until
+// it ends (the admission rule of S-LoRA's artifact and of LightLLM, in pages).
 #pragma once
 
 #include <cstdint>

@@ -15,17 +15,23 @@ using sched_detail::kPageTokens;
 using sched_detail::pages_for;
 
 Result<Admission> parse_admission(std::string_view text) {
-  constexpr EnumNames<Admission, 3> kNames{{{"optimistic", Admission::kOptimistic}, {"expected", Admission::kExpected}, {"reserved", Admission::kReserved}}};
+  constexpr EnumNames<Admission, 3> kNames{
+      {{"optimistic", Admission::kOptimistic}, {"expected", Admission::kExpected}, {"reserved", Admission::kReserved}}};
   return parse_name("admission", text, kNames);
 }
 
 const char* to_string(FinishReason reason) {
   switch (reason) {
-    case FinishReason::kNone: return "none";
-    case FinishReason::kStop: return "stop";
-    case FinishReason::kLength: return "length";
-    case FinishReason::kCancelled: return "cancelled";
-    case FinishReason::kError: return "error";
+    case FinishReason::kNone:
+      return "none";
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kCancelled:
+      return "cancelled";
+    case FinishReason::kError:
+      return "error";
   }
   return "unknown";
 }
@@ -36,7 +42,8 @@ namespace {
 MilliUnits preempt_gap(const SchedulerOptions& options, int64_t pool_pages) {
   if (options.preempt_gap == 0 || !options.can_preempt_for_fairness()) return 0;
   constexpr int64_t kUsualAnswer = 256;
-  const double full = static_cast<double>(options.queue.cost.of(0, kUsualAnswer)) / kUsualAnswer * static_cast<double>(pool_pages * kPageTokens);
+  const double full = static_cast<double>(options.queue.cost.of(0, kUsualAnswer)) / kUsualAnswer *
+                      static_cast<double>(pool_pages * kPageTokens);
   return std::max<MilliUnits>(1, std::llround(options.preempt_gap * full));
 }
 
@@ -45,9 +52,12 @@ MilliUnits preempt_gap(const SchedulerOptions& options, int64_t pool_pages) {
 Scheduler::Scheduler(const SchedulerOptions& options, UnifiedPool& pool, Executor& executor)
     : options_(options),
       preempt_gap_(preempt_gap(options, pool.num_pages())),
-      pool_(pool), executor_(executor),
-      policy_(QueuePolicy::create(options.queue, [this](Ticket& ticket) { return locality(static_cast<Sequence&>(ticket)); })),
-      slots_(options.slots), slo_(options.slo) {
+      pool_(pool),
+      executor_(executor),
+      policy_(QueuePolicy::create(options.queue,
+                                  [this](Ticket& ticket) { return locality(static_cast<Sequence&>(ticket)); })),
+      slots_(options.slots),
+      slo_(options.slo) {
   LK_CHECK(options.max_step_tokens >= 1 && options.max_running >= 1);
   if (options.merging != MergeMode::kNever) enable_merging({}, make_merge_chooser(to_string(options.merging)));
 }
@@ -72,20 +82,26 @@ Status Scheduler::submit(Request request) {
   if (request.max_tokens < 0) return invalid_argument("max_tokens must be >= 0, got {}", request.max_tokens);
   const int64_t total = prompt_length + request.max_tokens;
   if (total > options_.max_sequence)
-    return invalid_argument("prompt ({}) + max_tokens ({}) exceed the context of {} tokens", prompt_length, request.max_tokens,
-                            options_.max_sequence);
+    return invalid_argument("prompt ({}) + max_tokens ({}) exceed the context of {} tokens", prompt_length,
+                            request.max_tokens, options_.max_sequence);
   if (pages_needed(request) + pinned_pages_ > pool_.num_pages())
-    return failed_precondition("the request needs {} pages for {} tokens and its adapter, the pool has {} ({} taken by pinned adapters): raise "
-                               "--memory or lower max_tokens", pages_needed(request), total, pool_.num_pages(), pinned_pages_);
+    return failed_precondition(
+        "the request needs {} pages for {} tokens and its adapter, the pool has {} ({} taken by pinned adapters): "
+        "raise "
+        "--memory or lower max_tokens",
+        pages_needed(request), total, pool_.num_pages(), pinned_pages_);
   if (request.adapter != kBaseModel && pool_.adapter_state(request.adapter) == AdapterState::kAbsent)
     LK_RETURN_IF_ERROR(breaker_.check(request.adapter, executor_.now()));
   auto sequence = std::make_unique<Sequence>(std::move(request));
   sequence->tokens = sequence->request->prompt;
   sequence->order = next_order_++;
   sequence->arrival = executor_.now();
-  if (!sequence->request->urgent) sequence->deadline = std::min(sequence->request->deadline, slo_.deadline(sequence->arrival));
+  if (!sequence->request->urgent)
+    sequence->deadline = std::min(sequence->request->deadline, slo_.deadline(sequence->arrival));
   if (sequence->deadline != kNoDeadline) {
-    const Micros start = sequence->arrival + (num_waiting() > 0 && slo_.refuses_early() ? slo_.forecast(policy_->tokens_ahead(*sequence->request)) : 0);
+    const Micros start =
+        sequence->arrival +
+        (num_waiting() > 0 && slo_.refuses_early() ? slo_.forecast(policy_->tokens_ahead(*sequence->request)) : 0);
     if (start > slo_.start_by(sequence->deadline))
       return deadline_exceeded("the first token would come in about {:.1f} s, {:.1f} s are allowed",
                                static_cast<double>(start - slo_.start_by(0) - sequence->arrival) / 1e6,
@@ -119,11 +135,12 @@ Status Scheduler::set_pinned(AdapterId adapter, bool pinned) {
   int64_t largest = 1;  // the most any request in the queue needs
   for (const auto& [id, sequence] : sequences_) largest = std::max(largest, pages_needed(*sequence->request));
   if (pinned_pages_ + pages + largest > pool_.num_pages())
-    return resource_exhausted("pinning needs {} pages; with {} pinned already, requests that need {} would no longer fit in the pool of {}", pages,
-                              pinned_pages_, largest, pool_.num_pages());
+    return resource_exhausted(
+        "pinning needs {} pages; with {} pinned already, requests that need {} would no longer fit in the pool of {}",
+        pages, pinned_pages_, largest, pool_.num_pages());
   if (state == AdapterState::kAbsent && !begin_load(adapter))
-    return resource_exhausted("no room for {} pages of a pinned adapter now: {} of {} are free or only cached", pages, pool_.num_available(),
-                              pool_.num_pages());
+    return resource_exhausted("no room for {} pages of a pinned adapter now: {} of {} are free or only cached", pages,
+                              pool_.num_available(), pool_.num_pages());
   if (state == AdapterState::kResident) pool_.pin(adapter);
   pinned_.emplace(adapter, pages);
   pinned_pages_ += pages;
@@ -140,7 +157,8 @@ std::optional<int64_t> Scheduler::drop_adapter(AdapterId adapter) {
 
 std::map<AdapterId, Scheduler::AdapterLoad> Scheduler::adapter_load() const {
   std::map<AdapterId, AdapterLoad> load;
-  for (const auto& [id, sequence] : sequences_) ++(sequence->running ? load[sequence->request->adapter].running : load[sequence->request->adapter].waiting);
+  for (const auto& [id, sequence] : sequences_)
+    ++(sequence->running ? load[sequence->request->adapter].running : load[sequence->request->adapter].waiting);
   return load;
 }
 
@@ -180,8 +198,10 @@ void Scheduler::stop_running(Sequence& sequence, bool finished) {
 }
 
 void Scheduler::remove(Sequence& sequence) {
-  if (sequence.running) stop_running(sequence, true);
-  else policy_->leave(sequence);
+  if (sequence.running)
+    stop_running(sequence, true);
+  else
+    policy_->leave(sequence);
   deadlines_.erase({sequence.deadline, &sequence});
   sequences_.erase(sequence.request->id);
 }
@@ -191,13 +211,16 @@ void Scheduler::fail(Sequence& sequence, Status error, std::vector<RequestEvent>
   remove(sequence);
 }
 
-// Ends what waits and can no longer have its first token in time: nobody is served late at the expense of who is not late yet.
+// Ends what waits and can no longer have its first token in time: nobody is served late at the expense of who is not
+// late yet.
 void Scheduler::end_hopeless(std::vector<RequestEvent>& events) {
   while (!deadlines_.empty() && slo_.start_by(deadlines_.begin()->first) < now_) {
     Sequence& sequence = *deadlines_.begin()->second;
     ++stats_.num_missed_deadlines;
-    fail(sequence, deadline_exceeded("waited {:.1f} s: the first token would come later than the {:.1f} s allowed",
-                                     static_cast<double>(now_ - sequence.arrival) / 1e6, static_cast<double>(sequence.deadline - sequence.arrival) / 1e6),
+    fail(sequence,
+         deadline_exceeded("waited {:.1f} s: the first token would come later than the {:.1f} s allowed",
+                           static_cast<double>(now_ - sequence.arrival) / 1e6,
+                           static_cast<double>(sequence.deadline - sequence.arrival) / 1e6),
          events);
   }
 }
@@ -221,7 +244,8 @@ void Scheduler::poll_loads(bool wait, std::vector<RequestEvent>& events) {
     // Only the requests of this adapter fail; nobody else notices.
     std::vector<std::pair<uint64_t, Sequence*>> failed;
     for (const auto& [id, sequence] : sequences_)
-      if (!sequence->running && sequence->request->adapter == load.adapter) failed.emplace_back(sequence->order, sequence.get());
+      if (!sequence->running && sequence->request->adapter == load.adapter)
+        failed.emplace_back(sequence->order, sequence.get());
     std::sort(failed.begin(), failed.end());
     for (const auto& [order, sequence] : failed) fail(*sequence, load.status, events);
   }
@@ -235,7 +259,8 @@ bool Scheduler::ensure_pages(Sequence& sequence, int64_t end) {
     }
     if (give_back_merged()) continue;
     Sequence& victim = *running_.rbegin()->second;
-    // A load under way holds pages that can be evicted once it ends: wait for that. Starting over would meet the next load, for ever.
+    // A load under way holds pages that can be evicted once it ends: wait for that. Starting over would meet the next
+    // load, for ever.
     if (&victim == &sequence && num_loading_ > 0) return false;
     preempt(victim);
     if (&victim == &sequence) return false;
@@ -250,7 +275,9 @@ void Scheduler::add_to_plan(Sequence& sequence, int64_t num_tokens) {
 
 bool Scheduler::give_back_merged() { return merging_ && merging_->give_back(executor_.now()); }
 
-bool Scheduler::runs_now(const Sequence& sequence) const { return !merging_ || merging_->runs(sequence.request->adapter); }
+bool Scheduler::runs_now(const Sequence& sequence) const {
+  return !merging_ || merging_->runs(sequence.request->adapter);
+}
 
 // Requests that are kept out of a step hold pages but no place in it.
 int64_t Scheduler::free_places() const {
@@ -262,11 +289,14 @@ void Scheduler::plan_merging() {
   if (!merging_) return;
   std::vector<const Sequence*> oldest_first;
   for (const auto& [id, sequence] : sequences_) oldest_first.push_back(sequence.get());
-  std::sort(oldest_first.begin(), oldest_first.end(), [](const Sequence* a, const Sequence* b) { return a->order < b->order; });
+  std::sort(oldest_first.begin(), oldest_first.end(),
+            [](const Sequence* a, const Sequence* b) { return a->order < b->order; });
   queued_.clear();
   for (const Sequence* sequence : oldest_first)
-    queued_.push_back({.adapter = sequence->request->adapter, .rows = std::min(sequence->num_tokens() - sequence->num_computed, options_.max_step_tokens),
-                       .backlog_rows = sequence->prompt_length() + sequence->request->max_tokens - sequence->num_computed});
+    queued_.push_back(
+        {.adapter = sequence->request->adapter,
+         .rows = std::min(sequence->num_tokens() - sequence->num_computed, options_.max_step_tokens),
+         .backlog_rows = sequence->prompt_length() + sequence->request->max_tokens - sequence->num_computed});
   merging_->plan(queued_, options_.max_running, now_);
 }
 
@@ -287,7 +317,8 @@ void Scheduler::plan_running() {
 
 void Scheduler::match_prefix(Sequence& sequence) {
   sequence.last_key = root_block_key(sequence.request->adapter, sequence.request->cache_salt);
-  // Prompt log-probabilities and hidden sums need every position computed; and the last token always is, to have its logits.
+  // Prompt log-probabilities and hidden sums need every position computed; and the last token always is, to have its
+  // logits.
   if (!options_.prefix_cache || sequence.wants_prompt_logprobs() || sequence.request->sum_hidden) return;
   stats_.num_looked_up_tokens += sequence.num_tokens();
   for (int64_t begin = 0; begin + kPageTokens < sequence.num_tokens(); begin += kPageTokens) {
@@ -305,8 +336,8 @@ void Scheduler::match_prefix(Sequence& sequence) {
 void Scheduler::publish_pages(Sequence& sequence) {
   if (!options_.prefix_cache) return;
   while ((sequence.num_published + 1) * kPageTokens <= sequence.num_computed) {
-    const auto tokens =
-        std::span<const int32_t>(sequence.tokens).subspan(static_cast<size_t>(sequence.num_published * kPageTokens), kPageTokens);
+    const auto tokens = std::span<const int32_t>(sequence.tokens)
+                            .subspan(static_cast<size_t>(sequence.num_published * kPageTokens), kPageTokens);
     sequence.last_key = child_block_key(sequence.last_key, tokens);
     pool_.publish_kv(sequence.pages[static_cast<size_t>(sequence.num_published)], sequence.last_key,
                      sequence.request->adapter);
@@ -323,7 +354,8 @@ void Scheduler::apply(const Planned& planned, ItemResult& result, std::vector<Re
     event.cached_tokens = planned.begin;
   }
   sequence.num_computed = end;
-  const int64_t billed = std::exchange(sequence.num_billed, std::max(sequence.num_billed, std::min(end, sequence.prompt_length())));
+  const int64_t billed =
+      std::exchange(sequence.num_billed, std::max(sequence.num_billed, std::min(end, sequence.prompt_length())));
   const bool makes_output = end == sequence.num_tokens() && sequence.request->max_tokens > 0;
   policy_->computed(sequence, sequence.num_billed - billed, makes_output ? 1 : 0);
   publish_pages(sequence);
@@ -349,8 +381,10 @@ void Scheduler::apply(const Planned& planned, ItemResult& result, std::vector<Re
     sequence.tokens.push_back(token);
     if (sequence.request->constraint) sequence.request->constraint->accept(token);
     const auto& stops = sequence.request->stop_token_ids;
-    if (std::find(stops.begin(), stops.end(), token) != stops.end()) event.finish = FinishReason::kStop;
-    else if (sequence.num_output() >= sequence.request->max_tokens) event.finish = FinishReason::kLength;
+    if (std::find(stops.begin(), stops.end(), token) != stops.end())
+      event.finish = FinishReason::kStop;
+    else if (sequence.num_output() >= sequence.request->max_tokens)
+      event.finish = FinishReason::kLength;
   }
   if (event.finish != FinishReason::kNone) remove(sequence);
   events.push_back(std::move(event));
@@ -367,7 +401,8 @@ std::vector<RequestEvent> Scheduler::step(bool wait) {
   planned_.clear();
   budget_ = options_.max_step_tokens;
   plan_merging();
-  const bool some_kept_out = merging_ && merging_->exclusive();  // it may end while planning, when merged pages are given back
+  const bool some_kept_out =
+      merging_ && merging_->exclusive();  // it may end while planning, when merged pages are given back
   plan_running();
   admit_waiting();
   if (planned_.empty() && some_kept_out) {
@@ -386,23 +421,24 @@ std::vector<RequestEvent> Scheduler::step(bool wait) {
     // Pinned adapters may leave free pages that are too scattered for a run.
     LK_CHECK(!pinned_.empty(), "nothing runs and nothing loads: {} waiting, {} running", num_waiting(), num_running());
     policy_->begin_round();
-    fail(static_cast<Sequence&>(*policy_->next()), unavailable("no contiguous pages for the adapter beside the pinned ones: raise --memory or unpin"),
-         events);
+    fail(static_cast<Sequence&>(*policy_->next()),
+         unavailable("no contiguous pages for the adapter beside the pinned ones: raise --memory or unpin"), events);
     return events;
   }
 
   StepPlan plan;
   for (const Planned& planned : planned_) {
     Sequence& sequence = *planned.sequence;
-    plan.items.push_back({.request = sequence.request,
-                          .tokens = sequence.tokens,
-                          .begin = planned.begin,
-                          .end = planned.end,
-                          .block_table = sequence.pages,
-                          .sample = planned.end == sequence.num_tokens() && sequence.request->max_tokens > 0,
-                          .prompt_logprobs = sequence.wants_prompt_logprobs() && sequence.num_output() == 0 &&
-                                             planned.begin < sequence.prompt_length() - 1,
-                          .hidden_sum = sequence.request->sum_hidden && sequence.num_output() == 0 ? &sequence.hidden_sum : nullptr});
+    plan.items.push_back(
+        {.request = sequence.request,
+         .tokens = sequence.tokens,
+         .begin = planned.begin,
+         .end = planned.end,
+         .block_table = sequence.pages,
+         .sample = planned.end == sequence.num_tokens() && sequence.request->max_tokens > 0,
+         .prompt_logprobs = sequence.wants_prompt_logprobs() && sequence.num_output() == 0 &&
+                            planned.begin < sequence.prompt_length() - 1,
+         .hidden_sum = sequence.request->sum_hidden && sequence.num_output() == 0 ? &sequence.hidden_sum : nullptr});
     plan.num_tokens += planned.end - planned.begin;
   }
   if (merging_) merging_->choose(plan);

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Scheduler: continuous batching. Each step takes one token of every decoding sequence and fills the rest of a token
-// budget with prompt chunks, in the order of a QueuePolicy. It owns the page accounting; it never sees a tensor, a file, a
-// clock or a thread (the time is the executor's).
+// budget with prompt chunks, in the order of a QueuePolicy. It owns the page accounting; it never sees a tensor, a
+// file, a clock or a thread (the time is the executor's).
 //
-// A sequence is waiting (no pages) or running (pages, adapter pinned). When a running sequence finds no page, the one that was
-// furthest ahead in virtual time when it was admitted (the latest arrival, with policies that have none) loses its pages and waits
-// again; its tokens are computed anew later (cached pages make that cheap, and row determinism makes it exact). Loads are started
-// for waiting requests in the policy's order; a request whose adapter is still loading is passed over, it does not hold up the others.
-// Whoever is first in line may evict any cached adapter for its own; a load ahead of its turn spares those of the requests before it.
-// A tenant that falls too far behind one that holds the memory takes some of it (SchedulerOptions::preempt_gap).
+// A sequence is waiting (no pages) or running (pages, adapter pinned). When a running sequence finds no page, the one
+// that was furthest ahead in virtual time when it was admitted (the latest arrival, with policies that have none) loses
+// its pages and waits again; its tokens are computed anew later (cached pages make that cheap, and row determinism
+// makes it exact). Loads are started for waiting requests in the policy's order; a request whose adapter is still
+// loading is passed over, it does not hold up the others. Whoever is first in line may evict any cached adapter for its
+// own; a load ahead of its turn spares those of the requests before it. A tenant that falls too far behind one that
+// holds the memory takes some of it (SchedulerOptions::preempt_gap).
 //
 // Thread safety: none; engine thread.
 #pragma once
@@ -32,8 +33,9 @@
 
 namespace lk {
 
-// When a waiting sequence finds enough pages: when its first chunk does, and preemption settles the rest; or when all that run and it
-// will find enough until their ends, by the output they may be expected to make or by max_tokens (then nobody is ever preempted).
+// When a waiting sequence finds enough pages: when its first chunk does, and preemption settles the rest; or when all
+// that run and it will find enough until their ends, by the output they may be expected to make or by max_tokens (then
+// nobody is ever preempted).
 enum class Admission : uint8_t { kOptimistic, kExpected, kReserved };
 Result<Admission> parse_admission(std::string_view text);  // "optimistic", "expected", "reserved"
 
@@ -42,19 +44,22 @@ struct SchedulerOptions {
   int64_t max_running = 256;       // sequences per step
   int64_t max_sequence = 1 << 20;  // prompt + output, tokens
   bool prefix_cache = true;
-  int64_t load_ahead = 32;         // waiting requests whose adapters may be loaded before their turn
+  int64_t load_ahead = 32;  // waiting requests whose adapters may be loaded before their turn
   Admission admission = Admission::kOptimistic;
-  // A request that finds no memory changes places with a running one whose tenant would be further ahead than this even afterwards, beyond
-  // the price of what is then computed again: as a part of what the pool full of output costs; 0 = never.
+  // A request that finds no memory changes places with a running one whose tenant would be further ahead than this even
+  // afterwards, beyond the price of what is then computed again: as a part of what the pool full of output costs; 0 =
+  // never.
   double preempt_gap = 0.1;
   QueueOptions queue;
   AdapterSlotOptions slots;
   SloOptions slo;
   MergeMode merging = MergeMode::kNever;  // and only what merging()->set_allowed() allows is merged
 
-  // Only where nothing else than memory keeps tenants behind each other: an adapter slot would not come with the memory, and what lcf
-  // pays back has no bound.
-  bool can_preempt_for_fairness() const { return queue.kind == QueueKind::kVtc && slots.max == 0 && admission != Admission::kReserved; }
+  // Only where nothing else than memory keeps tenants behind each other: an adapter slot would not come with the
+  // memory, and what lcf pays back has no bound.
+  bool can_preempt_for_fairness() const {
+    return queue.kind == QueueKind::kVtc && slots.max == 0 && admission != Admission::kReserved;
+  }
 };
 
 struct SchedulerStats {
@@ -63,11 +68,11 @@ struct SchedulerStats {
   int64_t num_looked_up_tokens = 0;      // prompt tokens that the prefix cache was asked for
   int64_t num_cached_prompt_tokens = 0;  // taken from it
   int64_t num_preemptions = 0;
-  int64_t num_fair_preemptions = 0;      // of these, for a tenant that was preempt_gap behind
+  int64_t num_fair_preemptions = 0;  // of these, for a tenant that was preempt_gap behind
   int64_t num_adapter_loads = 0;
-  int64_t num_prefetches = 0;            // of the loads, those that prefetch() began
+  int64_t num_prefetches = 0;  // of the loads, those that prefetch() began
   int64_t num_adapter_drains = 0;
-  int64_t num_missed_deadlines = 0;      // ended because their first token would have come too late
+  int64_t num_missed_deadlines = 0;  // ended because their first token would have come too late
 };
 
 class Scheduler {
@@ -75,23 +80,25 @@ class Scheduler {
   Scheduler(const SchedulerOptions& options, UnifiedPool& pool, Executor& executor);
   ~Scheduler();
 
-  // Refuses what could never run: empty or longer than max_sequence (kInvalidArgument), or bigger than the whole pool together with its
-  // adapter (kFailedPrecondition); what is over its tenant's limit (kResourceExhausted) or whose adapter just failed to load
-  // (kUnavailable); and what would miss its deadline (kDeadlineExceeded). Requires: the id is not in use.
+  // Refuses what could never run: empty or longer than max_sequence (kInvalidArgument), or bigger than the whole pool
+  // together with its adapter (kFailedPrecondition); what is over its tenant's limit (kResourceExhausted) or whose
+  // adapter just failed to load (kUnavailable); and what would miss its deadline (kDeadlineExceeded). Requires: the id
+  // is not in use.
   Status submit(Request request);
   // Ends a request before the next step, freeing everything it holds: a cancelled one, or one whose
   // text reached a stop string.
   // False when there is no such request (it may have just finished).
   bool finish(RequestId id);
 
-  // Begins to load the adapter of a request that arrived and will be submitted before the next step. A hint: nothing happens when the
-  // adapter is there or failed lately, when `load_ahead` were begun since the step began, or when there is no room without evicting the
-  // adapter of a waiting request or the pages that running ones will want next. May be called from Executor::execute(), on its thread:
-  // nothing of the step is touched. Requires: the executor knows the adapter.
+  // Begins to load the adapter of a request that arrived and will be submitted before the next step. A hint: nothing
+  // happens when the adapter is there or failed lately, when `load_ahead` were begun since the step began, or when
+  // there is no room without evicting the adapter of a waiting request or the pages that running ones will want next.
+  // May be called from Executor::execute(), on its thread: nothing of the step is touched. Requires: the executor knows
+  // the adapter.
   void prefetch(AdapterId adapter);
 
-  // Keeps an adapter resident from now on (its load starts at once) or lets it go. kResourceExhausted when a request in the queue
-  // would then never fit.
+  // Keeps an adapter resident from now on (its load starts at once) or lets it go. kResourceExhausted when a request in
+  // the queue would then never fit.
   Status set_pinned(AdapterId adapter, bool pinned);
   // Frees what an adapter holds; the pages freed, or nothing while it is loading (try again after a step).
   // Requires: no request uses it.
@@ -103,7 +110,8 @@ class Scheduler {
   void set_tenant_weight(TenantId tenant, double weight) { policy_->set_weight(tenant, weight); }
   const std::unordered_map<TenantId, TenantService>& tenants() const { return policy_->tenants(); }
 
-  // Turns dynamic merging on with a chooser of one's own (SchedulerOptions::merging needs no call); before the first request.
+  // Turns dynamic merging on with a chooser of one's own (SchedulerOptions::merging needs no call); before the first
+  // request.
   void enable_merging(const MergeControllerOptions& options, std::unique_ptr<MergeChooser> chooser);
   // Null while it is off.
   MergeController* merging() { return merging_.get(); }
@@ -114,8 +122,9 @@ class Scheduler {
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
   const SchedulerStats& stats() const { return stats_; }
 
-  // Plans and executes one step. May return no events (only chunks were computed). Requires: has_work(). When everything waits for
-  // adapter loads it waits for one of them, or with `wait` false returns at once; last_step_idle() tells.
+  // Plans and executes one step. May return no events (only chunks were computed). Requires: has_work(). When
+  // everything waits for adapter loads it waits for one of them, or with `wait` false returns at once; last_step_idle()
+  // tells.
   std::vector<RequestEvent> step(bool wait = true);
   bool last_step_idle() const { return planned_.empty(); }
 
@@ -141,7 +150,8 @@ class Scheduler {
   int64_t free_places() const;
   void plan_running();
   void admit_waiting();
-  // Goes through the queue once, for some adapters only or for all. False when nobody else may take what the next in line waits for.
+  // Goes through the queue once, for some adapters only or for all. False when nobody else may take what the next in
+  // line waits for.
   enum class Round : uint8_t { kStarving, kRunningAdapters, kAll };
   bool admit_round(Round round);
   bool admit(Sequence& sequence);
@@ -157,7 +167,8 @@ class Scheduler {
   int64_t locality(Sequence& sequence) const;
   void fail(Sequence& sequence, Status error, std::vector<RequestEvent>& events);
   void stop_running(Sequence& sequence, bool finished);
-  bool ensure_pages(Sequence& sequence, int64_t end);  // false: not in this step (it waits for a load to end, or was itself preempted)
+  bool ensure_pages(Sequence& sequence,
+                    int64_t end);  // false: not in this step (it waits for a load to end, or was itself preempted)
   void add_to_plan(Sequence& sequence, int64_t num_tokens);
   void match_prefix(Sequence& sequence);
   void publish_pages(Sequence& sequence);
@@ -181,7 +192,7 @@ class Scheduler {
   std::map<Seniority, Sequence*> running_;
   std::set<std::pair<Micros, Sequence*>> deadlines_;  // of waiting sequences that never started
   uint64_t next_order_ = 0;
-  Micros now_ = 0;  // at the start of the step
+  Micros now_ = 0;              // at the start of the step
   int64_t started_tokens_ = 0;  // in the step: prompts of sequences that ran for the first time
   int64_t num_loading_ = 0;
   std::map<AdapterId, int64_t> pinned_;  // pages of adapters that set_pinned() keeps

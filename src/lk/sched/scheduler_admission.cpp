@@ -39,7 +39,9 @@ void Scheduler::start_load(AdapterId adapter) {
 }
 
 void Scheduler::prefetch(AdapterId adapter) {
-  if (adapter == kBaseModel || pool_.adapter_state(adapter) != AdapterState::kAbsent || prefetched_ >= options_.load_ahead) return;
+  if (adapter == kBaseModel || pool_.adapter_state(adapter) != AdapterState::kAbsent ||
+      prefetched_ >= options_.load_ahead)
+    return;
   if (!breaker_.check(adapter, executor_.now()).ok()) return;
   std::optional<std::unordered_set<AdapterId>> wanted;  // collected only when something has to be evicted
   const auto kept = [&](AdapterId other) {
@@ -60,13 +62,16 @@ bool Scheduler::load_ahead(AdapterId adapter) {
     executor_.stage(adapter);
     return false;
   }
-  room_ahead_ = begin_load_gently(adapter, [&](AdapterId other) { return std::find(ahead_.begin(), ahead_.end(), other) != ahead_.end(); });
+  room_ahead_ = begin_load_gently(
+      adapter, [&](AdapterId other) { return std::find(ahead_.begin(), ahead_.end(), other) != ahead_.end(); });
   return room_ahead_;
 }
 
-// Pages with which it could start now: those of its first chunk, and one per running sequence, or admission and preemption chase each other.
+// Pages with which it could start now: those of its first chunk, and one per running sequence, or admission and
+// preemption chase each other.
 int64_t Scheduler::pages_to_start(const Sequence& sequence) const {
-  return pages_for(std::min(sequence.num_tokens(), options_.max_step_tokens)) + (running_.empty() ? 0 : num_running() + 1);
+  return pages_for(std::min(sequence.num_tokens(), options_.max_step_tokens)) +
+         (running_.empty() ? 0 : num_running() + 1);
 }
 
 int64_t Scheduler::remaining_tokens(const Sequence& sequence) const {
@@ -138,8 +143,8 @@ Scheduler::Sequence* Scheduler::furthest_ahead(bool of_an_adapter) const {
   return furthest;
 }
 
-// By how much the tenant of `running` would still be ahead of the other's after changing places. What would be computed again counts for
-// it: nobody starts over for a difference smaller than what it loses.
+// By how much the tenant of `running` would still be ahead of the other's after changing places. What would be computed
+// again counts for it: nobody starts over for a difference smaller than what it loses.
 int64_t Scheduler::lead(const Sequence& running, const Sequence& behind) const {
   return policy_->lead(running, options_.queue.cost.of(running.num_computed, 0), behind);
 }
@@ -169,11 +174,13 @@ bool Scheduler::admit(Sequence& sequence) {
   return false;
 }
 
-// A request found every adapter slot taken. When it falls too far behind, the adapter of the tenant furthest ahead makes room.
+// A request found every adapter slot taken. When it falls too far behind, the adapter of the tenant furthest ahead
+// makes room.
 void Scheduler::consider_drain(Sequence& blocked) {
   if (blocked.blocked_since < 0) blocked.blocked_since = now_;
   const Sequence* furthest = furthest_ahead(true);
-  if (furthest && slots_.wants_drain(policy_->virtual_time(*furthest) - policy_->virtual_time(blocked), now_ - blocked.blocked_since)) {
+  if (furthest && slots_.wants_drain(policy_->virtual_time(*furthest) - policy_->virtual_time(blocked),
+                                     now_ - blocked.blocked_since)) {
     slots_.drain(furthest->request->adapter);
     ++stats_.num_adapter_drains;
   }
@@ -186,14 +193,18 @@ bool Scheduler::admit_round(Round round) {
     if (!ticket) break;
     auto& sequence = static_cast<Sequence&>(*ticket);
     const AdapterId adapter = sequence.request->adapter;
-    const bool left_out = (round == Round::kRunningAdapters && !slots_.runs(adapter)) || (round == Round::kStarving && !merging_->is_first(adapter));
+    const bool left_out = (round == Round::kRunningAdapters && !slots_.runs(adapter)) ||
+                          (round == Round::kStarving && !merging_->is_first(adapter));
     if (left_out || !runs_now(sequence)) {
       policy_->pass_over(sequence);
       continue;
     }
     const AdapterState state = adapter == kBaseModel ? AdapterState::kResident : pool_.adapter_state(adapter);
-    // The first in line may evict what it likes, and nobody takes what it waits for; who comes later takes nothing from those before.
-    if (state == AdapterState::kAbsent && (ahead_.empty() ? !begin_load(adapter) : !load_ahead(adapter)) && ahead_.empty()) return false;
+    // The first in line may evict what it likes, and nobody takes what it waits for; who comes later takes nothing from
+    // those before.
+    if (state == AdapterState::kAbsent && (ahead_.empty() ? !begin_load(adapter) : !load_ahead(adapter)) &&
+        ahead_.empty())
+      return false;
     const bool slot = slots_.admits(adapter);
     if (free_places() <= 0 && passed_ == 0 && slot && state == AdapterState::kResident && may_change_places())
       change_places(sequence, preempt_gap_);
@@ -215,7 +226,9 @@ void Scheduler::admit_waiting() {
   passed_ = 0;
   ahead_.clear();
   room_ahead_ = true;
-  if ((merging_ && merging_->any_first() && !admit_round(Round::kStarving)) || (slots_.clusters() && !admit_round(Round::kRunningAdapters))) return;
+  if ((merging_ && merging_->any_first() && !admit_round(Round::kStarving)) ||
+      (slots_.clusters() && !admit_round(Round::kRunningAdapters)))
+    return;
   admit_round(Round::kAll);
   // What running sequences evict for their next tokens is what is wanted last.
   for (auto adapter = ahead_.rbegin(); adapter != ahead_.rend(); ++adapter) pool_.touch(*adapter);
@@ -224,14 +237,17 @@ void Scheduler::admit_waiting() {
 // Cached tokens of its prompt, and before them whether its adapter runs or is resident.
 int64_t Scheduler::locality(Sequence& sequence) const {
   const AdapterId adapter = sequence.request->adapter;
-  const int64_t adapter_score = slots_.runs(adapter) ? 2 : pool_.adapter_state(adapter) == AdapterState::kResident ? 1 : 0;
+  const int64_t adapter_score = slots_.runs(adapter)                                      ? 2
+                                : pool_.adapter_state(adapter) == AdapterState::kResident ? 1
+                                                                                          : 0;
   int64_t cached = 0;
   if (options_.prefix_cache && !sequence.wants_prompt_logprobs() && !sequence.request->sum_hidden) {
     const BlockKey root = root_block_key(adapter, sequence.request->cache_salt);
     for (size_t page = 0; static_cast<int64_t>(page + 1) * kPageTokens < sequence.prompt_length(); ++page, ++cached) {
       if (page == sequence.prompt_keys.size())
-        sequence.prompt_keys.push_back(child_block_key(page == 0 ? root : sequence.prompt_keys.back(),
-                                                       std::span<const int32_t>(sequence.request->prompt).subspan(page * kPageTokens, kPageTokens)));
+        sequence.prompt_keys.push_back(child_block_key(
+            page == 0 ? root : sequence.prompt_keys.back(),
+            std::span<const int32_t>(sequence.request->prompt).subspan(page * kPageTokens, kPageTokens)));
       if (!pool_.has_kv(sequence.prompt_keys[page])) break;
     }
   }

@@ -18,11 +18,11 @@ inline int64_t pages_for(int64_t num_tokens) { return (num_tokens + kPageTokens 
 struct Scheduler::Sequence : Ticket {
   explicit Sequence(Request owned) : owned(std::move(owned)) { request = &this->owned; }
   Request owned;
-  std::vector<int32_t> tokens;        // prompt, then output
-  int64_t num_computed = 0;           // positions whose K and V are in pages
-  std::vector<PageId> pages;          // block table; one reference each
-  int64_t num_published = 0;          // leading pages that carry a key
-  BlockKey last_key{};                // key of page num_published - 1, or the root
+  std::vector<int32_t> tokens;  // prompt, then output
+  int64_t num_computed = 0;     // positions whose K and V are in pages
+  std::vector<PageId> pages;    // block table; one reference each
+  int64_t num_published = 0;    // leading pages that carry a key
+  BlockKey last_key{};          // key of page num_published - 1, or the root
   std::vector<TokenLogprob> prompt_logprobs;
   std::vector<double> hidden_sum;
   bool running = false;

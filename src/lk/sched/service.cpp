@@ -31,7 +31,8 @@ Result<ServiceCost> ServiceCost::parse(std::string_view text) {
     const std::string_view part = rest.substr(0, end);
     double number = 0;
     const auto [stop, error] = std::from_chars(part.data(), part.data() + part.size(), number);
-    if (error != std::errc() || stop != part.data() + part.size() || !std::isfinite(number) || number < 0 || number > 1e6)
+    if (error != std::errc() || stop != part.data() + part.size() || !std::isfinite(number) || number < 0 ||
+        number > 1e6)
       return invalid_argument("service cost \"{}\": \"{}\" is not a number in [0, 1000000]", text, part);
     numbers.push_back(number);
     if (end == std::string_view::npos) break;
@@ -39,20 +40,25 @@ Result<ServiceCost> ServiceCost::parse(std::string_view text) {
   }
   const size_t wanted = separator == ':' ? 2 : 5;
   if (numbers.size() != wanted || numbers[1] == 0)
-    return invalid_argument("service cost \"{}\": want prompt:output such as 1:2, \"profiled\", or five numbers a,b,c,d,e with b > 0", text);
+    return invalid_argument(
+        "service cost \"{}\": want prompt:output such as 1:2, \"profiled\", or five numbers a,b,c,d,e with b > 0",
+        text);
   ServiceCost cost{.prompt = numbers[0], .output = numbers[1]};
   if (wanted == 5) cost.product = numbers[2], cost.output_square = numbers[3], cost.constant = numbers[4];
   return cost;
 }
 
 uint64_t LengthPredictor::key(const Request& request) {
-  return mix64(mix64(static_cast<uint64_t>(request.tenant)) + static_cast<uint64_t>(static_cast<int64_t>(request.adapter)));
+  return mix64(mix64(static_cast<uint64_t>(request.tenant)) +
+               static_cast<uint64_t>(static_cast<int64_t>(request.adapter)));
 }
 
 int64_t LengthPredictor::predict(const Request& request) const {
-  if (const auto it = means_.find(key(request)); it != means_.end()) return std::min(request.max_tokens, static_cast<int64_t>(std::llround(it->second)));
+  if (const auto it = means_.find(key(request)); it != means_.end())
+    return std::min(request.max_tokens, static_cast<int64_t>(std::llround(it->second)));
   const auto it = longest_.find(key(request));
-  return std::min(request.max_tokens, std::max(static_cast<int64_t>(std::llround(overall_)), it == longest_.end() ? 0 : it->second));
+  return std::min(request.max_tokens,
+                  std::max(static_cast<int64_t>(std::llround(overall_)), it == longest_.end() ? 0 : it->second));
 }
 
 int64_t LengthPredictor::outlived(const Request& request, int64_t output_tokens) {

@@ -13,8 +13,10 @@ constexpr double kNewest = 0.3;  // S-LoRA's weight of the newest sample
 
 void FirstTokenSlo::first_token_after(Micros start_to_first_token) {
   // Rises at once, falls slowly: a deadline missed costs a whole answer, one kept with room to spare costs nothing.
-  if (start_to_first_token > lead_) lead_ = start_to_first_token;
-  else lead_ += static_cast<Micros>(0.05 * static_cast<double>(start_to_first_token - lead_));
+  if (start_to_first_token > lead_)
+    lead_ = start_to_first_token;
+  else
+    lead_ += static_cast<Micros>(0.05 * static_cast<double>(start_to_first_token - lead_));
 }
 
 void FirstTokenSlo::step_ended(Micros now, int64_t started_tokens, bool someone_waits) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // FirstTokenSlo: who can still have a first token in time. Rates are measured, not configured (S-LoRA's early abort,
-// arXiv:2311.03285 §4.3, keeps moving averages of arrivals; this keeps one of starts and one of the time from start to first token).
+// arXiv:2311.03285 §4.3, keeps moving averages of arrivals; this keeps one of starts and one of the time from start to
+// first token).
 #pragma once
 
 #include "lk/sched/request.h"
@@ -17,7 +18,9 @@ class FirstTokenSlo {
  public:
   explicit FirstTokenSlo(const SloOptions& options) : options_(options) {}
 
-  Micros deadline(Micros arrival) const { return options_.first_token > 0 ? arrival + options_.first_token : kNoDeadline; }
+  Micros deadline(Micros arrival) const {
+    return options_.first_token > 0 ? arrival + options_.first_token : kNoDeadline;
+  }
   // The last moment at which a request should start to have its first token by `deadline`.
   Micros start_by(Micros deadline) const { return deadline - lead_; }
   // Time until a request starts that has `tokens_ahead` prompt tokens before it; 0 while nothing was measured.

@@ -42,16 +42,20 @@ int64_t machine_memory() { return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC
 
 // --- Loading
 
-AdapterRegistry::AdapterRegistry(EngineService& service, const AdapterRegistryOptions& options, std::shared_ptr<const TensorStore> checkpoint,
-                                 StateStore* store)
-    : service_(service), options_([&] {
+AdapterRegistry::AdapterRegistry(EngineService& service, const AdapterRegistryOptions& options,
+                                 std::shared_ptr<const TensorStore> checkpoint, StateStore* store)
+    : service_(service),
+      options_([&] {
         AdapterRegistryOptions filled = options;
         if (filled.max_host_bytes <= 0) filled.max_host_bytes = machine_memory() / 2;
         if (filled.max_composed_bytes <= 0) filled.max_composed_bytes = filled.max_host_bytes / 8;
         return filled;
       }()),
-      checkpoint_(std::move(checkpoint)), store_(store), host_(HostTier::create(options_.max_host_bytes)),
-      sums_(service, host_, options_.max_composed, options_.max_composed_bytes), readers_(options.num_readers) {
+      checkpoint_(std::move(checkpoint)),
+      store_(store),
+      host_(HostTier::create(options_.max_host_bytes)),
+      sums_(service, host_, options_.max_composed, options_.max_composed_bytes),
+      readers_(options.num_readers) {
   const int64_t vocab_size = service.text().config().vocab_size;
   const int64_t length = std::min(kProbeTokens, service.text().context());
   for (int64_t i = 0; i < length; ++i) probe_tokens_.push_back(static_cast<int32_t>((i * 7919 + 13) % vocab_size));
@@ -94,7 +98,8 @@ void AdapterRegistry::loader_main() {
       // One load per name at a time, so that replacements happen in the order they were asked for.
       auto next = jobs_.end();
       wanted_.wait(lock, [&] {
-        next = std::find_if(jobs_.begin(), jobs_.end(), [&](const Job& candidate) { return !busy_.contains(candidate.request.name); });
+        next = std::find_if(jobs_.begin(), jobs_.end(),
+                            [&](const Job& candidate) { return !busy_.contains(candidate.request.name); });
         return stopping_ || next != jobs_.end();
       });
       if (stopping_) return;
@@ -115,12 +120,15 @@ void AdapterRegistry::loader_main() {
 
 Status AdapterRegistry::check_free(const LoadRequest& request) const {
   LK_RETURN_IF_ERROR(check_name("adapter name", request.name));
-  if (request.name == "base" || request.name == options_.base_name) return already_exists("\"{}\" is the base model", request.name);
+  if (request.name == "base" || request.name == options_.base_name)
+    return already_exists("\"{}\" is the base model", request.name);
   std::lock_guard lock(mutex_);
   if (aliases_.contains(request.name)) return already_exists("\"{}\" is an alias", request.name);
   if (!request.replace && !request.version && names_.contains(request.name))
-    return already_exists("The lora adapter '{}' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to True.",
-                          request.name);
+    return already_exists(
+        "The lora adapter '{}' has already been loaded. If you want to load the adapter in place, set 'load_inplace' "
+        "to True.",
+        request.name);
   return Status();
 }
 
@@ -162,16 +170,21 @@ Result<AdapterLease> AdapterRegistry::create(const LoadRequest& request, int64_t
     if (!request.trusted_path) {
       LK_ASSIGN_OR_RETURN(path, resolve_adapter_directory(options_.roots, request.path));
     }
-    if (!is_directory(path)) return not_found("No adapter found for {}: {} is not a directory", request.name, request.path);
+    if (!is_directory(path))
+      return not_found("No adapter found for {}: {} is not a directory", request.name, request.path);
     AdapterLoadOptions load_options{.copy_file = true};
     load_options.max_bytes = std::min(load_options.max_bytes, options_.max_host_bytes);
     std::error_code error;  // of a file that is not there, which reading it will report
     const auto file_bytes = std::filesystem::file_size(join_path(path, "adapter_model.safetensors"), error);
-    auto source = std::make_shared<AdapterDirectory>(request.name, path, service_.text().config(), checkpoint_, load_options);
-    LK_ASSIGN_OR_RETURN(const std::shared_ptr<HostAdapter> host, host_->add(std::move(source), error ? 0 : static_cast<int64_t>(file_bytes)));
+    auto source =
+        std::make_shared<AdapterDirectory>(request.name, path, service_.text().config(), checkpoint_, load_options);
+    LK_ASSIGN_OR_RETURN(const std::shared_ptr<HostAdapter> host,
+                        host_->add(std::move(source), error ? 0 : static_cast<int64_t>(file_bytes)));
     Result<std::shared_ptr<const ChatTemplate>> own = ChatTemplate::load(path);
-    if (own.ok()) chat_template = std::move(own).value();
-    else if (own.status().code() != StatusCode::kNotFound) return own.status();
+    if (own.ok())
+      chat_template = std::move(own).value();
+    else if (own.status().code() != StatusCode::kNotFound)
+      return own.status();
     LK_ASSIGN_OR_RETURN(content, host->get());
     LK_ASSIGN_OR_RETURN(prepared, service_.prepare_adapter(host));
   }
@@ -190,16 +203,18 @@ Result<std::vector<TokenLogprob>> AdapterRegistry::run_probe(AdapterId adapter) 
   prepared.request.urgent = true;
   std::promise<Completion> promise;
   std::future<Completion> done = promise.get_future();
-  service_.submit({.request = std::move(prepared), .on_done = [&](Completion completion) { promise.set_value(std::move(completion)); }});
+  service_.submit({.request = std::move(prepared),
+                   .on_done = [&](Completion completion) { promise.set_value(std::move(completion)); }});
   Completion completion = done.get();
   // A probe that does not fit beside what is pinned is the adapter's want of room, not the caller's mistake.
-  if (completion.error.code() == StatusCode::kFailedPrecondition) return resource_exhausted("{}", completion.error.message());
+  if (completion.error.code() == StatusCode::kFailedPrecondition)
+    return resource_exhausted("{}", completion.error.message());
   if (completion.finish == FinishReason::kError) return completion.error;
   return std::move(completion.prompt_logprobs);
 }
 
-// The whole path, pages and kernels included, must give finite log-probabilities; how far they moved from the base's is reported, so
-// that an adapter without effect is seen before its users see it.
+// The whole path, pages and kernels included, must give finite log-probabilities; how far they moved from the base's is
+// reported, so that an adapter without effect is seen before its users see it.
 Status AdapterRegistry::prove(AdapterVersion& version) {
   {
     std::lock_guard lock(probe_mutex_);
@@ -210,18 +225,25 @@ Status AdapterRegistry::prove(AdapterVersion& version) {
   LK_ASSIGN_OR_RETURN(const std::vector<TokenLogprob> probe, run_probe(version.id()));
   for (size_t i = 0; i < probe.size(); ++i) {
     if (!std::isfinite(probe[i].logprob))
-      return data_loss("the adapter makes the model give log-probability {} on a probe prompt: its weights overflow or are damaged", probe[i].logprob);
+      return data_loss(
+          "the adapter makes the model give log-probability {} on a probe prompt: its weights overflow or are damaged",
+          probe[i].logprob);
     version.probe_shift = std::max(version.probe_shift, std::abs(probe[i].logprob - base_probe_[i].logprob));
   }
   return Status();
 }
 
 Status AdapterRegistry::publish(const LoadRequest& request, const AdapterLease& version) {
-  // The store first: what it refuses never becomes visible. The name cannot become an alias meanwhile, because it is busy.
+  // The store first: what it refuses never becomes visible. The name cannot become an alias meanwhile, because it is
+  // busy.
   version->persisted = store_ && request.persist;
   if (version->persisted && !request.version)
-    LK_RETURN_IF_ERROR(store_->put_adapter({.name = version->name, .version = version->version, .path = version->path, .digest = version->digest,
-                                            .pinned = version->pinned.load(), .is_default = true}));
+    LK_RETURN_IF_ERROR(store_->put_adapter({.name = version->name,
+                                            .version = version->version,
+                                            .path = version->path,
+                                            .digest = version->digest,
+                                            .pinned = version->pinned.load(),
+                                            .is_default = true}));
   std::vector<AdapterLease> retired;  // released after the lock
   {
     std::lock_guard lock(mutex_);
@@ -230,7 +252,8 @@ Status AdapterRegistry::publish(const LoadRequest& request, const AdapterLease& 
     if (!request.keep_previous && !request.version) {
       for (auto it = name.versions.begin(); it != name.versions.end();) {
         const std::string exact = fmt::format("{}@{}", request.name, it->first);
-        const bool aliased = std::any_of(aliases_.begin(), aliases_.end(), [&](const auto& alias) { return alias.second == exact; });
+        const bool aliased =
+            std::any_of(aliases_.begin(), aliases_.end(), [&](const auto& alias) { return alias.second == exact; });
         if (aliased) {
           ++it;
           continue;
@@ -296,7 +319,8 @@ Result<int> AdapterRegistry::unload(const std::string& target, std::function<voi
     if (old->persisted) (void)store_->remove_adapter(old->name, old->version);
     if (old->pinned.exchange(false)) (void)pin_in_engine(*old, false);
     if (freed)
-      old->on_freed([freed, name = old->name, number = old->version, host_bytes = old->host()->on_host() ? old->host_bytes : 0](int64_t page_bytes) {
+      old->on_freed([freed, name = old->name, number = old->version,
+                     host_bytes = old->host()->on_host() ? old->host_bytes : 0](int64_t page_bytes) {
         freed({.name = name, .version = number, .page_bytes = page_bytes, .host_bytes = host_bytes});
       });
   }
@@ -309,13 +333,15 @@ void AdapterRegistry::forget_version_of(const std::string& name) {
   const Result<int64_t> stored = store_->last_version(name);
   std::lock_guard lock(mutex_);
   const auto last = last_version_.find(name);
-  if (stored.ok() && last != last_version_.end() && last->second <= *stored && !names_.contains(name)) last_version_.erase(last);
+  if (stored.ok() && last != last_version_.end() && last->second <= *stored && !names_.contains(name))
+    last_version_.erase(last);
 }
 
 Status AdapterRegistry::pin_in_engine(AdapterVersion& version, bool pinned) {
   std::promise<Status> promise;
   std::future<Status> done = promise.get_future();
-  if (!service_.call([&](TextEngine& engine) { promise.set_value(engine.scheduler().set_pinned(version.id(), pinned)); }))
+  if (!service_.call(
+          [&](TextEngine& engine) { promise.set_value(engine.scheduler().set_pinned(version.id(), pinned)); }))
     return unavailable("the server is shutting down");
   Status status = done.get();
   if (status.ok()) version.pinned = pinned;
@@ -333,8 +359,12 @@ Status AdapterRegistry::set_pinned(const std::string& name, bool pinned) {
   }
   LK_RETURN_IF_ERROR(pin_in_engine(*version, pinned));
   if (!version->persisted) return Status();
-  return store_->put_adapter({.name = version->name, .version = version->version, .path = version->path, .digest = version->digest,
-                              .pinned = pinned, .is_default = is_default});
+  return store_->put_adapter({.name = version->name,
+                              .version = version->version,
+                              .path = version->path,
+                              .digest = version->digest,
+                              .pinned = pinned,
+                              .is_default = is_default});
 }
 
 Status AdapterRegistry::set_alias(const std::string& alias, const std::string& target) {
@@ -345,9 +375,11 @@ Status AdapterRegistry::set_alias(const std::string& alias, const std::string& t
     std::lock_guard lock(mutex_);
     if (alias == "base" || alias == options_.base_name || names_.contains(alias) || busy_.contains(alias))
       return already_exists("\"{}\" is the name of a model", alias);
-    if (aliases_.contains(target) || !find_locked(target)) return not_found("The lora adapter '{}' cannot be found.", target);
+    if (aliases_.contains(target) || !find_locked(target))
+      return not_found("The lora adapter '{}' cannot be found.", target);
   }
-  // The store first: what it refuses never becomes visible. Unloading the target waits for alias_mutex_, replacing it does not.
+  // The store first: what it refuses never becomes visible. Unloading the target waits for alias_mutex_, replacing it
+  // does not.
   if (store_) LK_RETURN_IF_ERROR(store_->put_alias({.alias = alias, .name = name, .version = version}));
   std::lock_guard lock(mutex_);
   aliases_[alias] = target;
@@ -415,9 +447,18 @@ Result<AdapterRegistry::Resolved> AdapterRegistry::compose(std::string_view expr
 }
 
 AdapterSnapshot AdapterRegistry::describe(const AdapterVersion& version, const EngineService::Snapshot& engine) const {
-  AdapterSnapshot s{.name = version.name, .version = version.version, .digest = version.digest, .path = version.path, .tier = version.host()->on_host() ? "host" : "disk",
-                    .rank = version.rank, .targets = version.targets, .host_bytes = version.host()->on_host() ? version.host_bytes : 0, .pinned = version.pinned.load(),
-                    .exact = version.exact, .requests = version.requests.load(), .load_seconds = version.load_seconds};
+  AdapterSnapshot s{.name = version.name,
+                    .version = version.version,
+                    .digest = version.digest,
+                    .path = version.path,
+                    .tier = version.host()->on_host() ? "host" : "disk",
+                    .rank = version.rank,
+                    .targets = version.targets,
+                    .host_bytes = version.host()->on_host() ? version.host_bytes : 0,
+                    .pinned = version.pinned.load(),
+                    .exact = version.exact,
+                    .requests = version.requests.load(),
+                    .load_seconds = version.load_seconds};
   const auto it = engine.adapters.find(version.id());
   if (it == engine.adapters.end()) return s;
   if (it->second.state == AdapterState::kResident) s.tier = "device";
@@ -439,7 +480,8 @@ std::vector<AdapterSnapshot> AdapterRegistry::list(const EngineService::Snapshot
   return all;
 }
 
-std::optional<AdapterSnapshot> AdapterRegistry::find(const std::string& name, const EngineService::Snapshot& engine) const {
+std::optional<AdapterSnapshot> AdapterRegistry::find(const std::string& name,
+                                                     const EngineService::Snapshot& engine) const {
   std::lock_guard lock(mutex_);
   const AdapterLease found = find_locked(name);
   if (!found) return std::nullopt;

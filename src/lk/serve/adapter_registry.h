@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// AdapterRegistry: names, versions and aliases of the adapters a server offers, and their life: load (verify, prove on a probe
-// prompt), publish, replace, pin, unload. A version never changes; what a name means is switched at one moment; a request keeps the
-// version it began with until it ends, and only then is a retired version freed.
+// AdapterRegistry: names, versions and aliases of the adapters a server offers, and their life: load (verify, prove on
+// a probe prompt), publish, replace, pin, unload. A version never changes; what a name means is switched at one moment;
+// a request keeps the version it began with until it ends, and only then is a retired version freed.
 #pragma once
 
 #include <condition_variable>
@@ -24,20 +24,22 @@
 namespace lk {
 
 struct AdapterRegistryOptions {
-  std::string base_name;              // what clients call the base model, besides "base"
-  std::vector<std::string> roots;     // adapter paths from clients must lie in one of them; empty = loading at run time is refused
+  std::string base_name;  // what clients call the base model, besides "base"
+  std::vector<std::string>
+      roots;  // adapter paths from clients must lie in one of them; empty = loading at run time is refused
   bool probe = true;
-  int num_threads = 8;                // loads at once: the most of one is waiting for the engine
-  int num_readers = 2;                // of them reading, checking and packing: the rest needs no processor
-  int64_t max_host_bytes = 0;         // of copies in host memory (host_tier.h); 0 = half of the machine's memory
-  int64_t max_composed = 64;          // cached weighted sums
-  int64_t max_composed_bytes = 0;     // of them together; 0 = an eighth of max_host_bytes
+  int num_threads = 8;             // loads at once: the most of one is waiting for the engine
+  int num_readers = 2;             // of them reading, checking and packing: the rest needs no processor
+  int64_t max_host_bytes = 0;      // of copies in host memory (host_tier.h); 0 = half of the machine's memory
+  int64_t max_composed = 64;       // cached weighted sums
+  int64_t max_composed_bytes = 0;  // of them together; 0 = an eighth of max_host_bytes
 };
 
 class AdapterRegistry {
  public:
   // `store` may be null: nothing survives a restart. `checkpoint` is the base model's file (for DoRA), or null.
-  AdapterRegistry(EngineService& service, const AdapterRegistryOptions& options, std::shared_ptr<const TensorStore> checkpoint, StateStore* store);
+  AdapterRegistry(EngineService& service, const AdapterRegistryOptions& options,
+                  std::shared_ptr<const TensorStore> checkpoint, StateStore* store);
   ~AdapterRegistry();
 
   struct LoadRequest {
@@ -59,8 +61,8 @@ class AdapterRegistry {
     int64_t version = 0;
     int64_t page_bytes = 0, host_bytes = 0;  // host_bytes: 0 when it was on disk only
   };
-  // Takes "name" (all versions and their aliases) or "name@version" out of sight at once; `freed` is called once per version when its last
-  // request ended and its memory was given back. Returns how many versions that are. kNotFound.
+  // Takes "name" (all versions and their aliases) or "name@version" out of sight at once; `freed` is called once per
+  // version when its last request ended and its memory was given back. Returns how many versions that are. kNotFound.
   Result<int> unload(const std::string& name, std::function<void(Freed)> freed);
   // kResourceExhausted when its pages do not fit beside the others that are pinned.
   Status set_pinned(const std::string& name, bool pinned);
@@ -73,8 +75,8 @@ class AdapterRegistry {
     AdapterLease adapter;  // null: the base model
     std::string name;      // as the answer and the metrics show it
   };
-  // "", "base", base name -> base; name, name@version, alias, base:name; a*0.7+b*0.3. kNotFound for what does not exist or the tenant
-  // may not use, with the same words. May build a sum: not on an io thread.
+  // "", "base", base name -> base; name, name@version, alias, base:name; a*0.7+b*0.3. kNotFound for what does not exist
+  // or the tenant may not use, with the same words. May build a sum: not on an io thread.
   Result<Resolved> resolve(std::string_view model, const Tenant& tenant);
 
   std::vector<AdapterSnapshot> list(const EngineService::Snapshot& engine) const;
@@ -121,17 +123,17 @@ class AdapterRegistry {
 
   mutable std::mutex mutex_;
   std::map<std::string, Name> names_;
-  std::map<std::string, std::string> aliases_;       // alias -> name or name@version
-  std::map<std::string, int64_t> last_version_;      // of names that are here, or that no store remembers
+  std::map<std::string, std::string> aliases_;   // alias -> name or name@version
+  std::map<std::string, int64_t> last_version_;  // of names that are here, or that no store remembers
   std::condition_variable wanted_;
   std::deque<Job> jobs_;
-  std::set<std::string> busy_;                       // names being loaded: one load per name at a time
+  std::set<std::string> busy_;  // names being loaded: one load per name at a time
   int64_t num_loading_ = 0;
   bool stopping_ = false;
   std::vector<std::thread> loaders_;
   std::counting_semaphore<> readers_;
   std::mutex probe_mutex_;
-  std::mutex alias_mutex_;                           // one change of aliases at a time, in memory and in the store; before mutex_
+  std::mutex alias_mutex_;  // one change of aliases at a time, in memory and in the store; before mutex_
 };
 
 }  // namespace lk

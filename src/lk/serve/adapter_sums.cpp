@@ -52,16 +52,20 @@ Result<std::vector<AdapterSums::NamedTerm>> AdapterSums::parse(std::string_view 
     if (star != std::string_view::npos) {
       const std::string_view number = text.substr(star + 1);
       const auto [stop, error] = std::from_chars(number.data(), number.data() + number.size(), term.weight);
-      if (error != std::errc() || stop != number.data() + number.size() || !std::isfinite(term.weight) || std::abs(term.weight) > kMaxWeight)
-        return invalid_argument("model \"{}\": \"{}\" is not a weight in [-100, 100]; write name*0.7+other*0.3", expression, number);
+      if (error != std::errc() || stop != number.data() + number.size() || !std::isfinite(term.weight) ||
+          std::abs(term.weight) > kMaxWeight)
+        return invalid_argument("model \"{}\": \"{}\" is not a weight in [-100, 100]; write name*0.7+other*0.3",
+                                expression, number);
     }
-    if (terms.size() == kMaxTerms) return invalid_argument("model \"{}\": at most {} adapters can be summed", expression, kMaxTerms);
+    if (terms.size() == kMaxTerms)
+      return invalid_argument("model \"{}\": at most {} adapters can be summed", expression, kMaxTerms);
     terms.push_back(term);
   }
   return terms;
 }
 
-Result<AdapterLease> AdapterSums::get(std::string_view expression, const std::vector<Term>& terms, const std::function<bool(const Term&)>& current) {
+Result<AdapterLease> AdapterSums::get(std::string_view expression, const std::vector<Term>& terms,
+                                      const std::function<bool(const Term&)>& current) {
   std::string key;  // by version, so that a replaced component makes another sum
   int64_t file_bytes = 0;
   for (const Term& term : terms) {
@@ -73,7 +77,8 @@ Result<AdapterLease> AdapterSums::get(std::string_view expression, const std::ve
     if (AdapterLease cached = find_locked(key)) return cached;
   }
   // f32 of 2 byte types
-  LK_ASSIGN_OR_RETURN(const std::shared_ptr<HostAdapter> host, host_->add(std::make_shared<SumSource>(std::string(expression), terms), 2 * file_bytes));
+  LK_ASSIGN_OR_RETURN(const std::shared_ptr<HostAdapter> host,
+                      host_->add(std::make_shared<SumSource>(std::string(expression), terms), 2 * file_bytes));
   LK_ASSIGN_OR_RETURN(const std::shared_ptr<const Adapter> content, host->get());
   LK_ASSIGN_OR_RETURN(Engine::PreparedAdapter prepared, service_.prepare_adapter(host));
   auto adapter = std::make_shared<AdapterVersion>(service_, *content, std::move(prepared));
@@ -88,14 +93,17 @@ Result<AdapterLease> AdapterSums::get(std::string_view expression, const std::ve
   bytes_ += adapter->host_bytes;
   sums_.push_front(std::move(sum));
   // One that is larger than the cache serves its request and goes.
-  while (!sums_.empty() && (static_cast<int64_t>(sums_.size()) > max_count_ || bytes_ > max_bytes_)) erase_oldest_locked();
+  while (!sums_.empty() && (static_cast<int64_t>(sums_.size()) > max_count_ || bytes_ > max_bytes_))
+    erase_oldest_locked();
   return adapter;
 }
 
 void AdapterSums::drop(const std::vector<AdapterLease>& parts) {
   std::lock_guard lock(mutex_);
   sums_.remove_if([&](const Sum& sum) {
-    const bool gone = std::any_of(parts.begin(), parts.end(), [&](const AdapterLease& part) { return std::ranges::count(sum.parts, part->id()) > 0; });
+    const bool gone = std::any_of(parts.begin(), parts.end(), [&](const AdapterLease& part) {
+      return std::ranges::count(sum.parts, part->id()) > 0;
+    });
     if (gone) bytes_ -= sum.adapter->host_bytes;
     return gone;
   });

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// AdapterSums: weighted sums of adapters that requests ask for by name ("a*0.7+b*0.3"), built on first use and cached. Their host copies
-// live in the host tier like any adapter's; what is dropped there is summed again.
+// AdapterSums: weighted sums of adapters that requests ask for by name ("a*0.7+b*0.3"), built on first use and cached.
+// Their host copies live in the host tier like any adapter's; what is dropped there is summed again.
 //
 // Thread safety: any thread; building blocks.
 #pragma once
@@ -34,9 +34,10 @@ class AdapterSums {
   // kInvalidArgument for a weight that is none or beyond +-100, or for more than 8 terms.
   static Result<std::vector<NamedTerm>> parse(std::string_view expression);
 
-  // The sum of these versions. `current` is asked whether a term is still what its name means: a sum of what was retired serves the
-  // request that asked for it and is not kept. It may not call drop().
-  Result<AdapterLease> get(std::string_view expression, const std::vector<Term>& terms, const std::function<bool(const Term&)>& current);
+  // The sum of these versions. `current` is asked whether a term is still what its name means: a sum of what was
+  // retired serves the request that asked for it and is not kept. It may not call drop().
+  Result<AdapterLease> get(std::string_view expression, const std::vector<Term>& terms,
+                           const std::function<bool(const Term&)>& current);
   // Forgets the sums that any of these is part of: nobody can ask for them any more.
   void drop(const std::vector<AdapterLease>& parts);
 

@@ -10,7 +10,8 @@ namespace {
 std::vector<std::string> target_names(const Adapter& adapter) {
   std::vector<std::string> names;
   for (size_t proj = 0; proj < kNumProjs; ++proj) {
-    const bool used = std::any_of(adapter.layers.begin(), adapter.layers.end(), [&](const auto& layer) { return layer[proj].has_value(); });
+    const bool used = std::any_of(adapter.layers.begin(), adapter.layers.end(),
+                                  [&](const auto& layer) { return layer[proj].has_value(); });
     if (!used) continue;
     const std::string_view path = hf_name(static_cast<Proj>(proj));
     names.emplace_back(path.substr(path.rfind('.') + 1));
@@ -24,9 +25,18 @@ std::vector<std::string> target_names(const Adapter& adapter) {
 }  // namespace
 
 AdapterVersion::AdapterVersion(EngineService& service, const Adapter& content, Engine::PreparedAdapter prepared)
-    : name(content.name), path(content.directory), digest(content.digest), rank(content.max_rank), file_bytes(content.file_bytes),
-      host_bytes(prepared.host->bytes()), targets(target_names(content)), warnings(content.warnings), created(std::time(nullptr)), host_(prepared.host),
-      service_(service), id_(service.add_adapter(std::move(prepared))) {}
+    : name(content.name),
+      path(content.directory),
+      digest(content.digest),
+      rank(content.max_rank),
+      file_bytes(content.file_bytes),
+      host_bytes(prepared.host->bytes()),
+      targets(target_names(content)),
+      warnings(content.warnings),
+      created(std::time(nullptr)),
+      host_(prepared.host),
+      service_(service),
+      id_(service.add_adapter(std::move(prepared))) {}
 
 AdapterVersion::~AdapterVersion() { service_.remove_adapter(id_, std::move(on_freed_)); }
 

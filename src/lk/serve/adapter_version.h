@@ -24,16 +24,16 @@ class AdapterVersion {
   int64_t version = 0;
   std::string path, digest;
   int64_t rank = 0, file_bytes = 0;
-  int64_t host_bytes = 0;                             // of its copy in host memory, while it has one
+  int64_t host_bytes = 0;  // of its copy in host memory, while it has one
   std::vector<std::string> targets, warnings;
   std::shared_ptr<const ChatTemplate> chat_template;  // of the adapter's directory, or null
   double load_seconds = 0;
-  int64_t created = 0;                                // Unix seconds
-  float probe_shift = 0;                              // largest change of a log-probability of the probe prompt against the base
-  bool persisted = false;                             // in the state store
+  int64_t created = 0;     // Unix seconds
+  float probe_shift = 0;   // largest change of a log-probability of the probe prompt against the base
+  bool persisted = false;  // in the state store
   std::atomic<bool> pinned{false};
   std::atomic<int64_t> requests{0};
-  bool exact = true;                                  // never merged
+  bool exact = true;  // never merged
   // Lets it run merged; before it is published. A probe that was run before changes nothing for anybody else.
   void allow_merging();
   AdapterId id() const { return id_; }

@@ -19,11 +19,12 @@ const std::array<Entry, 5>& entries() {
   const auto make = [](std::string_view path, std::string_view type, const embedded::File& file) {
     return Entry{path, type, &file, '"' + std::string(file.digest) + '"'};
   };
-  static const std::array<Entry, 5> all = {make("/", "text/html; charset=utf-8", embedded::index_html),
-                                           make("/console/console.css", "text/css; charset=utf-8", embedded::console_css),
-                                           make("/console/console.js", "text/javascript; charset=utf-8", embedded::console_js),
-                                           make("/console/icon.svg", "image/svg+xml", embedded::icon_svg),
-                                           make("/openapi.json", "application/json", embedded::openapi_json)};
+  static const std::array<Entry, 5> all = {
+      make("/", "text/html; charset=utf-8", embedded::index_html),
+      make("/console/console.css", "text/css; charset=utf-8", embedded::console_css),
+      make("/console/console.js", "text/javascript; charset=utf-8", embedded::console_js),
+      make("/console/icon.svg", "image/svg+xml", embedded::icon_svg),
+      make("/openapi.json", "application/json", embedded::openapi_json)};
   return all;
 }
 
@@ -33,7 +34,8 @@ std::string_view text(const embedded::File& file) { return {reinterpret_cast<con
 
 std::optional<ConsoleFile> console_file(std::string_view path) {
   for (const Entry& entry : entries())
-    if (entry.path == path) return ConsoleFile{.body = text(*entry.file), .content_type = entry.content_type, .etag = entry.etag};
+    if (entry.path == path)
+      return ConsoleFile{.body = text(*entry.file), .content_type = entry.content_type, .etag = entry.etag};
   return std::nullopt;
 }
 
@@ -41,7 +43,8 @@ std::string_view console_page() { return text(embedded::index_html); }
 std::string_view openapi_json() { return text(embedded::openapi_json); }
 
 std::string_view console_csp() {
-  return "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+  return "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri "
+         "'none'; form-action 'none'; "
          "frame-ancestors 'none'";
 }
 

@@ -19,8 +19,8 @@ std::optional<ConsoleFile> console_file(std::string_view path);
 std::string_view console_page();  // the body of "/"
 std::string_view openapi_json();  // the body of "/openapi.json"
 
-// The Content-Security-Policy header of "/": scripts, styles and connections of this server only, nothing inline, no frames. Send
-// "X-Content-Type-Options: nosniff" and "Cache-Control: no-cache" with every file.
+// The Content-Security-Policy header of "/": scripts, styles and connections of this server only, nothing inline, no
+// frames. Send "X-Content-Type-Options: nosniff" and "Cache-Control: no-cache" with every file.
 std::string_view console_csp();
 
 // Whether an If-None-Match header names this tag ("*", or in the list; a weak form counts).

@@ -9,6 +9,7 @@
 namespace lk {
 
 // Null when nothing constrains the request.
-std::shared_ptr<TokenConstraint> make_constraint(const TextRequest& request, const std::vector<int32_t>& stop_token_ids, int64_t vocab_size);
+std::shared_ptr<TokenConstraint> make_constraint(const TextRequest& request, const std::vector<int32_t>& stop_token_ids,
+                                                 int64_t vocab_size);
 
 }  // namespace lk

@@ -30,15 +30,18 @@ std::string fingerprint_of(const std::string& path) {
   // What need not be there: a chat template of its own.
   for (const char* name : {"chat_template.jinja", "tokenizer_config.json"}) {
     struct stat info {};
-    if (::stat(join_path(path, name).c_str(), &info) == 0) text += describe(info);
-    else text += "-;";
+    if (::stat(join_path(path, name).c_str(), &info) == 0)
+      text += describe(info);
+    else
+      text += "-;";
   }
   return text;
 }
 
 }  // namespace
 
-Result<std::unique_ptr<DirectoryWatcher>> DirectoryWatcher::start(AdapterRegistry& registry, Log& log, std::vector<std::string> directories,
+Result<std::unique_ptr<DirectoryWatcher>> DirectoryWatcher::start(AdapterRegistry& registry, Log& log,
+                                                                  std::vector<std::string> directories,
                                                                   std::chrono::milliseconds interval) {
   std::unique_ptr<DirectoryWatcher> self(new DirectoryWatcher(registry, log, std::move(directories)));
   LK_RETURN_IF_ERROR(self->look());
@@ -103,9 +106,11 @@ Status DirectoryWatcher::look() {
 
 void DirectoryWatcher::load(const std::string& name, Entry& entry) {
   entry.loaded = entry.seen;  // also when it fails
-  const Result<AdapterLease> loaded =
-      registry_.load_and_wait({.name = name, .path = entry.path, .trusted_path = true, .replace = true, .persist = false});
-  if (loaded.ok()) log_.write(LogLevel::kInfo, "adapter_loaded", {{"adapter", name}, {"version", (*loaded)->version}, {"digest", (*loaded)->digest}});
+  const Result<AdapterLease> loaded = registry_.load_and_wait(
+      {.name = name, .path = entry.path, .trusted_path = true, .replace = true, .persist = false});
+  if (loaded.ok())
+    log_.write(LogLevel::kInfo, "adapter_loaded",
+               {{"adapter", name}, {"version", (*loaded)->version}, {"digest", (*loaded)->digest}});
   finish_load(name, entry, loaded);
 }
 
@@ -146,7 +151,8 @@ void DirectoryWatcher::unload(const std::string& name, const Entry& entry) {
   const Result<AdapterRegistry::Resolved> now = registry_.resolve(name, Tenant{});
   const bool ours = now.ok() && now->adapter && now->adapter->version == entry.version;
   const Result<int> unloaded = registry_.unload(ours ? name : fmt::format("{}@{}", name, entry.version), nullptr);
-  log_.write(LogLevel::kInfo, "adapter_unloaded", {{"adapter", name}, {"version", entry.version}, {"known", unloaded.ok()}});
+  log_.write(LogLevel::kInfo, "adapter_unloaded",
+             {{"adapter", name}, {"version", entry.version}, {"known", unloaded.ok()}});
 }
 
 }  // namespace lk

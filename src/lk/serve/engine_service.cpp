@@ -14,13 +14,17 @@ constexpr double kMinRateSeconds = 0.5;
 
 constexpr const char* kShuttingDown = "the server is shutting down";
 
-int64_t queue_tokens(const PreparedRequest& request) { return static_cast<int64_t>(request.request.prompt.size()) + request.request.max_tokens; }
+int64_t queue_tokens(const PreparedRequest& request) {
+  return static_cast<int64_t>(request.request.prompt.size()) + request.request.max_tokens;
+}
 double seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
 
 }  // namespace
 
 EngineService::EngineService(std::unique_ptr<TextEngine> engine, const EngineServiceOptions& options, Deliver deliver)
-    : engine_(std::move(engine)), text_(engine_->shared_text()), options_([&] {
+    : engine_(std::move(engine)),
+      text_(engine_->shared_text()),
+      options_([&] {
         EngineServiceOptions filled = options;
         if (filled.max_queue_tokens <= 0) filled.max_queue_tokens = filled.max_queue_requests * text_->context() / 4;
         return filled;
@@ -55,27 +59,35 @@ void EngineService::stop() {
 
 // --- Any thread
 
-double EngineService::predicted_wait_seconds() const { return wait_for_tokens(queued_tokens_.load(std::memory_order_relaxed)); }
+double EngineService::predicted_wait_seconds() const {
+  return wait_for_tokens(queued_tokens_.load(std::memory_order_relaxed));
+}
 
 double EngineService::wait_for_tokens(int64_t tokens) const {
   const double rate = start_rate_.load(std::memory_order_relaxed);
   return rate > 0 ? static_cast<double>(tokens) / rate : 0;
 }
 
-EngineService::Admission EngineService::admit(int64_t requests, int64_t tokens, std::optional<double> patience_seconds) {
+EngineService::Admission EngineService::admit(int64_t requests, int64_t tokens,
+                                              std::optional<double> patience_seconds) {
   const int64_t queued = queued_requests_.fetch_add(requests);
   const int64_t queued_tokens = queued_tokens_.fetch_add(tokens);
   const double wait = queued > 0 ? wait_for_tokens(queued_tokens) : 0;
   Admission refusal;
   // A request larger than a bound still runs when nobody else waits.
   if (queued > 0 && queued + requests > options_.max_queue_requests)
-    refusal.status = unavailable("the server is overloaded: {} requests are waiting, at most {} may", queued, options_.max_queue_requests);
+    refusal.status = unavailable("the server is overloaded: {} requests are waiting, at most {} may", queued,
+                                 options_.max_queue_requests);
   else if (queued > 0 && queued_tokens + tokens > options_.max_queue_tokens)
-    refusal.status = unavailable("the server is overloaded: requests of {} tokens are waiting, at most {} may", queued_tokens, options_.max_queue_tokens);
+    refusal.status = unavailable("the server is overloaded: requests of {} tokens are waiting, at most {} may",
+                                 queued_tokens, options_.max_queue_tokens);
   else if (wait > options_.max_wait_seconds)
-    refusal.status = unavailable("the server is overloaded: the wait would be about {:.0f} s, at most {:.0f} s are allowed", wait, options_.max_wait_seconds);
+    refusal.status =
+        unavailable("the server is overloaded: the wait would be about {:.0f} s, at most {:.0f} s are allowed", wait,
+                    options_.max_wait_seconds);
   else if (patience_seconds && wait > *patience_seconds)
-    refusal.status = deadline_exceeded("the wait would be about {:.1f} s, longer than the request's timeout of {:.1f} s", wait, *patience_seconds);
+    refusal.status = deadline_exceeded(
+        "the wait would be about {:.1f} s, longer than the request's timeout of {:.1f} s", wait, *patience_seconds);
   if (refusal.status.ok()) return refusal;
   abandon(requests, tokens);
   refusal.retry_after_seconds = std::clamp(wait / 2, 1.0, 60.0);
@@ -117,7 +129,8 @@ RequestId EngineService::submit(Submission submission) {
 
 TenantId EngineService::tenant(const std::string& name, double weight) {
   std::lock_guard lock(accounts_mutex_);
-  const auto [it, is_new] = accounts_.emplace(name, Account{.id = static_cast<TenantId>(accounts_.size()) + 1, .weight = 1});
+  const auto [it, is_new] =
+      accounts_.emplace(name, Account{.id = static_cast<TenantId>(accounts_.size()) + 1, .weight = 1});
   Account& account = it->second;
   if (account.weight != weight) {
     account.weight = weight;
@@ -133,7 +146,8 @@ void EngineService::cancel(RequestId id) {
 AdapterId EngineService::add_adapter(Engine::PreparedAdapter adapter) {
   std::promise<AdapterId> promise;
   std::future<AdapterId> registered = promise.get_future();
-  if (!call([&](TextEngine& engine) { promise.set_value(engine.engine().register_adapter(std::move(adapter))); })) return kBaseModel;
+  if (!call([&](TextEngine& engine) { promise.set_value(engine.engine().register_adapter(std::move(adapter))); }))
+    return kBaseModel;
   return registered.get();
 }
 
@@ -185,7 +199,8 @@ void EngineService::main() {
       step_end_ = Clock::now();
       if (!engine_->scheduler().last_step_idle()) {
         step_seconds_ += seconds(step_end_ - begin);
-        if (options_.on_step) options_.on_step(engine_->scheduler().stats().num_computed_tokens - computed, seconds(step_end_ - begin));
+        if (options_.on_step)
+          options_.on_step(engine_->scheduler().stats().num_computed_tokens - computed, seconds(step_end_ - begin));
       }
     }
     sample_rate();
@@ -209,9 +224,12 @@ void EngineService::main() {
     lock.lock();
     const auto ready = [&] { return !commands_.empty() || stopping_ || woken_; };
     // While adapters load or wait to be dropped, look again soon even without a wake-up.
-    if (!removed_.empty() || engine_->has_work()) wake_.wait_for(lock, std::chrono::milliseconds(20), ready);
-    else if (!deadlines_.empty()) wake_.wait_until(lock, deadlines_.begin()->first, ready);
-    else wake_.wait(lock, ready);
+    if (!removed_.empty() || engine_->has_work())
+      wake_.wait_for(lock, std::chrono::milliseconds(20), ready);
+    else if (!deadlines_.empty())
+      wake_.wait_until(lock, deadlines_.begin()->first, ready);
+    else
+      wake_.wait(lock, ready);
     woken_ = false;
     counted = Clock::now();
   }
@@ -274,25 +292,28 @@ void EngineService::start(RequestId id, Submission submission) {
   active.submission = std::move(submission);
   active.queued = active.submission.receiver != nullptr;
   const bool wants_tokens = request.text.sampling.num_logprobs >= 0;
-  CompletionSink sink{
-      .on_start = [this, &active] { on_start(active); },
-      .on_prompt = [this, &active, id](const Completion& prompt) {
-        if (!active.submission.wants_prompt) return;
-        active.prompt = std::make_shared<const Completion>(prompt);
-        touch(active, id);
-      },
-      .on_token = [this, &active, id, wants_tokens](const TokenLogprob& token) {
-        if (active.timing.first_token == Clock::time_point()) active.timing.first_token = Clock::now();
-        ++generation_tokens_;
-        // Without log-probabilities only the number of tokens matters to the receiver.
-        active.delta.tokens.push_back(wants_tokens ? token : TokenLogprob{.token = token.token});
-        touch(active, id);
-      },
-      .on_text = [this, &active, id](std::string_view piece) {
-        active.delta.text += piece;
-        touch(active, id);
-      },
-      .on_done = [this, id](Completion completion) { on_done(id, std::move(completion)); }};
+  CompletionSink sink{.on_start = [this, &active] { on_start(active); },
+                      .on_prompt =
+                          [this, &active, id](const Completion& prompt) {
+                            if (!active.submission.wants_prompt) return;
+                            active.prompt = std::make_shared<const Completion>(prompt);
+                            touch(active, id);
+                          },
+                      .on_token =
+                          [this, &active, id, wants_tokens](const TokenLogprob& token) {
+                            if (active.timing.first_token == Clock::time_point())
+                              active.timing.first_token = Clock::now();
+                            ++generation_tokens_;
+                            // Without log-probabilities only the number of tokens matters to the receiver.
+                            active.delta.tokens.push_back(wants_tokens ? token : TokenLogprob{.token = token.token});
+                            touch(active, id);
+                          },
+                      .on_text =
+                          [this, &active, id](std::string_view piece) {
+                            active.delta.text += piece;
+                            touch(active, id);
+                          },
+                      .on_done = [this, id](Completion completion) { on_done(id, std::move(completion)); }};
   const Status status = engine_->submit(std::move(request), std::move(sink));
   if (!status.ok()) on_done(id, Completion{.finish = FinishReason::kError, .error = status});
 }
@@ -323,8 +344,12 @@ void EngineService::on_done(RequestId id, Completion completion) {
   if (active.submission.receiver) {
     const auto shard = static_cast<size_t>(active.submission.receiver->shard());
     if (batches_.size() <= shard) batches_.resize(shard + 1);
-    batches_[shard].push_back({.receiver = std::move(active.submission.receiver), .choice = active.submission.choice,
-                               .prompt = std::move(active.prompt), .delta = std::move(active.delta), .completion = std::move(completion), .timing = active.timing});
+    batches_[shard].push_back({.receiver = std::move(active.submission.receiver),
+                               .choice = active.submission.choice,
+                               .prompt = std::move(active.prompt),
+                               .delta = std::move(active.delta),
+                               .completion = std::move(completion),
+                               .timing = active.timing});
   }
   const std::function<void(Completion)> callback = std::move(active.submission.on_done);
   active_.erase(it);
@@ -340,8 +365,11 @@ void EngineService::flush_events() {
     if (!active.submission.receiver) continue;
     const auto shard = static_cast<size_t>(active.submission.receiver->shard());
     if (batches_.size() <= shard) batches_.resize(shard + 1);
-    batches_[shard].push_back({.receiver = active.submission.receiver, .choice = active.submission.choice,
-                               .prompt = std::exchange(active.prompt, nullptr), .delta = std::exchange(active.delta, {}), .timing = active.timing});
+    batches_[shard].push_back({.receiver = active.submission.receiver,
+                               .choice = active.submission.choice,
+                               .prompt = std::exchange(active.prompt, nullptr),
+                               .delta = std::exchange(active.delta, {}),
+                               .timing = active.timing});
   }
   touched_.clear();
   for (size_t shard = 0; shard < batches_.size(); ++shard) {
@@ -372,8 +400,8 @@ void EngineService::drop_removed() {
   });
 }
 
-// The rate of starts only means something while there is a queue to start from: idle time does not count, and a measurement goes on
-// until something started.
+// The rate of starts only means something while there is a queue to start from: idle time does not count, and a
+// measurement goes on until something started.
 void EngineService::sample_rate() {
   const Clock::time_point now = Clock::now();
   if (had_queue_) {
@@ -427,9 +455,14 @@ void EngineService::publish(bool force) {
   s.pages_merged = pool.num_merged();
   if (const MergeController* merging = scheduler.merging()) {
     const MergeStats& merges = merging->stats();
-    s.merging = {.chooser = merging->chooser().name(), .adapter = merges.merged == kBaseModel ? "" : engine_->engine().adapter_name(merges.merged),
-                 .builds = merges.num_builds, .refused = merges.num_refused, .given_back = merges.num_given_back, .merged_steps = merges.num_merged_steps,
-                 .exclusive_steps = merges.num_exclusive_steps, .mode_changes = merges.num_mode_changes};
+    s.merging = {.chooser = merging->chooser().name(),
+                 .adapter = merges.merged == kBaseModel ? "" : engine_->engine().adapter_name(merges.merged),
+                 .builds = merges.num_builds,
+                 .refused = merges.num_refused,
+                 .given_back = merges.num_given_back,
+                 .merged_steps = merges.num_merged_steps,
+                 .exclusive_steps = merges.num_exclusive_steps,
+                 .mode_changes = merges.num_mode_changes};
   }
   s.page_bytes = engine_->engine().page_bytes();
   for (const auto& [id, resident] : pool.resident_adapters())
@@ -441,7 +474,8 @@ void EngineService::publish(bool force) {
   {
     std::lock_guard lock(accounts_mutex_);
     for (const auto& [name, account] : accounts_)
-      if (const auto it = scheduler.tenants().find(account.id); it != scheduler.tenants().end()) next.tenants.emplace(name, it->second);
+      if (const auto it = scheduler.tenants().find(account.id); it != scheduler.tenants().end())
+        next.tenants.emplace(name, it->second);
   }
   std::lock_guard lock(snapshot_mutex_);
   snapshot_ = std::move(next);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// EngineService: the engine thread. It owns a TextEngine; everybody else sends it requests and small tasks through a queue, and it
-// hands the events of each step to the shards, one batch per shard and step. It also bounds the queue: by requests, by tokens and by
-// the wait that the measured rate of starts predicts.
+// EngineService: the engine thread. It owns a TextEngine; everybody else sends it requests and small tasks through a
+// queue, and it hands the events of each step to the shards, one batch per shard and step. It also bounds the queue: by
+// requests, by tokens and by the wait that the measured rate of starts predicts.
 #pragma once
 
 #include <atomic>
@@ -49,7 +49,7 @@ struct StreamEvent {
   int choice = 0;
   std::shared_ptr<const Completion> prompt;  // once, before the first token, when asked for: facts of the prompt only
   StreamDelta delta;
-  std::optional<Completion> completion;      // with the last event
+  std::optional<Completion> completion;  // with the last event
   RequestTiming timing;                  // complete with the last event
   Clock::time_point step_end;
 };
@@ -60,7 +60,7 @@ struct EngineServiceOptions {
   double max_wait_seconds = 60;       // predicted
   int nice = 0;                       // of the engine thread
   Clock::duration publish_interval = std::chrono::milliseconds(100);  // of snapshots while it works
-  std::function<void(int64_t num_tokens, double seconds)> on_step;  // after each step, on the engine thread
+  std::function<void(int64_t num_tokens, double seconds)> on_step;    // after each step, on the engine thread
 };
 
 class EngineService {
@@ -70,8 +70,8 @@ class EngineService {
   // `deliver` is called on the engine thread and must not block.
   EngineService(std::unique_ptr<TextEngine> engine, const EngineServiceOptions& options, Deliver deliver);
   ~EngineService();
-  // Ends what is left with kUnavailable, delivers that, and joins the thread. From then on tasks are not taken, and a submission's
-  // `on_done` is called at once with kUnavailable (a receiver hears nothing).
+  // Ends what is left with kUnavailable, delivers that, and joins the thread. From then on tasks are not taken, and a
+  // submission's `on_done` is called at once with kUnavailable (a receiver hears nothing).
   void stop();
 
   // The scheduler's number of an account, made when the name is new; its weight holds from now on. Any thread.
@@ -81,9 +81,9 @@ class EngineService {
   std::shared_ptr<const TextModel> shared_text() const { return text_; }
 
   // --- Any thread
-  // Asks for room in the queue for `requests` requests of together `tokens` tokens. A refusal (kUnavailable, or kDeadlineExceeded when the
-  // predicted wait is longer than `patience_seconds`) carries when it is worth trying again. Admitted requests must be submitted or
-  // given back with abandon().
+  // Asks for room in the queue for `requests` requests of together `tokens` tokens. A refusal (kUnavailable, or
+  // kDeadlineExceeded when the predicted wait is longer than `patience_seconds`) carries when it is worth trying again.
+  // Admitted requests must be submitted or given back with abandon().
   struct Admission {
     Status status;
     double retry_after_seconds = 0;
@@ -94,12 +94,13 @@ class EngineService {
   int64_t num_queued() const { return queued_requests_.load(std::memory_order_relaxed); }
 
   struct Submission {
-    PreparedRequest request;             // adapter set; the id is given here
-    std::shared_ptr<const void> lease;   // kept until the request is out of the engine
+    PreparedRequest request;            // adapter set; the id is given here
+    std::shared_ptr<const void> lease;  // kept until the request is out of the engine
     std::shared_ptr<StreamReceiver> receiver;
-    std::function<void(Completion)> on_done;  // instead of a receiver, on the engine thread; such a request needs no admission
+    std::function<void(Completion)>
+        on_done;  // instead of a receiver, on the engine thread; such a request needs no admission
     int choice = 0;
-    bool wants_prompt = false;           // deliver the facts of the prompt before the first token
+    bool wants_prompt = false;  // deliver the facts of the prompt before the first token
     Clock::time_point arrival = Clock::now();
     std::optional<Clock::time_point> deadline;
   };
@@ -113,12 +114,12 @@ class EngineService {
   }
   // Registers an adapter version; blocks for at most a step. kBaseModel once stopped, when nothing runs any more.
   AdapterId add_adapter(Engine::PreparedAdapter adapter);
-  // TextEngine's: whether --exact (or the lack of --merging) keeps an adapter of this name from being merged; and lets one be merged, from the
-  // requests on that are submitted after this call.
+  // TextEngine's: whether --exact (or the lack of --merging) keeps an adapter of this name from being merged; and lets
+  // one be merged, from the requests on that are submitted after this call.
   bool is_exact(std::string_view name) const { return engine_->is_exact(name); }
   void allow_merging(AdapterId id);
-  // Frees an adapter that no request uses; `done` (may be empty) gets the bytes of pages that became free, on the engine thread;
-  // once stopped 0, on the caller's.
+  // Frees an adapter that no request uses; `done` (may be empty) gets the bytes of pages that became free, on the
+  // engine thread; once stopped 0, on the caller's.
   void remove_adapter(AdapterId id, std::function<void(int64_t page_bytes)> done);
   // Ends every request in the engine with this error.
   void abort_all(Status error);
@@ -181,8 +182,8 @@ class EngineService {
 
   std::atomic<RequestId> next_id_{1};
   std::atomic<int64_t> queued_requests_{0}, queued_tokens_{0};
-  std::atomic<double> start_rate_{0};           // tokens per second that left the queue while there was one
-  std::atomic<int64_t> busy_since_{0};          // steady clock, ns; 0 = idle
+  std::atomic<double> start_rate_{0};   // tokens per second that left the queue while there was one
+  std::atomic<int64_t> busy_since_{0};  // steady clock, ns; 0 = idle
 
   // Engine thread only.
   std::unordered_map<RequestId, Active> active_;
@@ -191,9 +192,9 @@ class EngineService {
   std::multimap<Clock::time_point, RequestId> deadlines_;
   std::vector<std::pair<AdapterId, std::function<void(int64_t)>>> removed_;
   Clock::time_point step_end_, published_, rate_sampled_;
-  int64_t started_tokens_ = 0;                                      // since rate_sampled_
-  bool had_queue_ = false;                                          // at rate_sampled_
-  double rate_seconds_ = 0, rate_tokens_ = 0;                       // of the rate being measured
+  int64_t started_tokens_ = 0;                 // since rate_sampled_
+  bool had_queue_ = false;                     // at rate_sampled_
+  double rate_seconds_ = 0, rate_tokens_ = 0;  // of the rate being measured
   int64_t prompt_tokens_ = 0, generation_tokens_ = 0;
   double step_seconds_ = 0, busy_seconds_ = 0;
   std::deque<std::pair<Clock::time_point, int64_t>> generated_;  // recent totals, for the rate

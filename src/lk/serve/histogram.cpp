@@ -22,7 +22,8 @@ void Histogram::observe(double value) {
 
 uint64_t Histogram::count() const { return std::accumulate(counts.begin(), counts.end(), uint64_t{0}); }
 
-ShardedHistogram::ShardedHistogram(std::span<const double> bounds) : bounds_(bounds), shards_(std::make_unique<Shard[]>(kShards)) {
+ShardedHistogram::ShardedHistogram(std::span<const double> bounds)
+    : bounds_(bounds), shards_(std::make_unique<Shard[]>(kShards)) {
   LK_CHECK(bounds.size() < kMaxBuckets, "a histogram of {} bounds", bounds.size());
 }
 

@@ -26,7 +26,8 @@ struct Histogram {
 // The bucket of `value`; NaN belongs to the last one, as above all bounds.
 size_t histogram_bucket(std::span<const double> bounds, double value);
 
-// Thread safe. Threads are spread over shards of their own cache lines, so that an observation is two uncontended atomic additions.
+// Thread safe. Threads are spread over shards of their own cache lines, so that an observation is two uncontended
+// atomic additions.
 class ShardedHistogram {
  public:
   explicit ShardedHistogram(std::span<const double> bounds);

@@ -88,8 +88,9 @@ class Fields {
     });
   }
   Status value(std::string_view name, json::value& out) {
-    return read(name, "a string or an integer",
-                [&](const json::value& v) { return (v.is_string() || v.is_int64() || v.is_uint64()) && (out = v, true); });
+    return read(name, "a string or an integer", [&](const json::value& v) {
+      return (v.is_string() || v.is_int64() || v.is_uint64()) && (out = v, true);
+    });
   }
 
   // Everything in the object must have been read.
@@ -116,7 +117,8 @@ class Fields {
     if (!v) return Status();
     ++num_read_;
     if (v->is_null()) return Status();
-    if (!parse(*v)) return invalid_argument("field \"{}\" must be {}, got {}", name, expected, json::serialize(*v).substr(0, 80));
+    if (!parse(*v))
+      return invalid_argument("field \"{}\" must be {}, got {}", name, expected, json::serialize(*v).substr(0, 80));
     return Status();
   }
 
@@ -190,7 +192,8 @@ json::value jsonl_id(std::string_view line) {
 bool matches_expected(const std::string& text, const std::string& expected) {
   const auto trim = [](std::string_view s) {
     const size_t first = s.find_first_not_of(" \t\r\n");
-    return first == std::string_view::npos ? std::string_view{} : s.substr(first, s.find_last_not_of(" \t\r\n") - first + 1);
+    return first == std::string_view::npos ? std::string_view{}
+                                           : s.substr(first, s.find_last_not_of(" \t\r\n") - first + 1);
   };
   return trim(text) == trim(expected);
 }
@@ -198,7 +201,9 @@ bool matches_expected(const std::string& text, const std::string& expected) {
 std::string format_jsonl_result(const json::value& id, const std::string& adapter, const Completion& completion,
                                 const std::optional<std::string>& expected) {
   if (completion.finish == FinishReason::kError) return format_jsonl_error(id, adapter, completion.error);
-  json::object object{{"id", id}, {"adapter", adapter.empty() ? "base" : adapter}, {"text", completion.text},
+  json::object object{{"id", id},
+                      {"adapter", adapter.empty() ? "base" : adapter},
+                      {"text", completion.text},
                       {"token_ids", json::value_from(completion.token_ids)}};
   if (!completion.logprobs.empty()) object["logprobs"] = logprobs_json(completion.logprobs);
   if (!completion.prompt_logprobs.empty()) object["prompt_logprobs"] = logprobs_json(completion.prompt_logprobs);
@@ -210,7 +215,8 @@ std::string format_jsonl_result(const json::value& id, const std::string& adapte
 }
 
 std::string format_jsonl_error(const json::value& id, const std::string& adapter, const Status& error) {
-  return json::serialize(json::object{{"id", id}, {"adapter", adapter.empty() ? "base" : adapter},
+  return json::serialize(json::object{{"id", id},
+                                      {"adapter", adapter.empty() ? "base" : adapter},
                                       {"error", {{"code", to_string(error.code())}, {"message", error.message()}}}});
 }
 

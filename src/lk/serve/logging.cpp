@@ -27,17 +27,23 @@ void append_quoted(std::string& line, std::string_view clean) {
   line += '"';
 }
 
-bool reads_as_one_word(std::string_view text) { return !text.empty() && text.find_first_of(" \"\\=") == std::string_view::npos; }
+bool reads_as_one_word(std::string_view text) {
+  return !text.empty() && text.find_first_of(" \"\\=") == std::string_view::npos;
+}
 
 void append_value(std::string& line, const LogField& field, Log::Format format) {
   const bool is_json = format == Log::Format::kJson;
   if (const auto* text = std::get_if<std::string_view>(&field.value)) {
     const std::string clean = clean_text(*text, kMaxValueBytes);
-    if (is_json || !reads_as_one_word(clean)) append_quoted(line, clean);
-    else line += clean;
+    if (is_json || !reads_as_one_word(clean))
+      append_quoted(line, clean);
+    else
+      line += clean;
   } else if (const auto* real = std::get_if<double>(&field.value)) {
-    if (std::isfinite(*real)) line += fmt::format("{:.9g}", *real);
-    else line += is_json ? "null" : "nan";
+    if (std::isfinite(*real))
+      line += fmt::format("{:.9g}", *real);
+    else
+      line += is_json ? "null" : "nan";
   } else if (const auto* boolean = std::get_if<bool>(&field.value)) {
     line += *boolean ? "true" : "false";
   } else if (const auto* number = std::get_if<int64_t>(&field.value)) {
@@ -52,18 +58,22 @@ std::string timestamp(double unix_seconds) {
   const auto seconds = static_cast<std::time_t>(whole);
   std::tm utc{};
   ::gmtime_r(&seconds, &utc);
-  return fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z", utc.tm_year + 1900, utc.tm_mon + 1, utc.tm_mday, utc.tm_hour, utc.tm_min,
-                     utc.tm_sec, static_cast<int>((unix_seconds - whole) * 1000));
+  return fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z", utc.tm_year + 1900, utc.tm_mon + 1, utc.tm_mday,
+                     utc.tm_hour, utc.tm_min, utc.tm_sec, static_cast<int>((unix_seconds - whole) * 1000));
 }
 
 double now() { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); }
 
 spdlog::level::level_enum spdlog_level(LogLevel level) {
   switch (level) {
-    case LogLevel::kDebug: return spdlog::level::debug;
-    case LogLevel::kInfo: return spdlog::level::info;
-    case LogLevel::kWarning: return spdlog::level::warn;
-    case LogLevel::kError: return spdlog::level::err;
+    case LogLevel::kDebug:
+      return spdlog::level::debug;
+    case LogLevel::kInfo:
+      return spdlog::level::info;
+    case LogLevel::kWarning:
+      return spdlog::level::warn;
+    case LogLevel::kError:
+      return spdlog::level::err;
   }
   return spdlog::level::err;
 }
@@ -78,10 +88,14 @@ spdlog::sink_ptr make_sink(const Log::Options& options) {
 
 const char* to_string(LogLevel level) {
   switch (level) {
-    case LogLevel::kDebug: return "debug";
-    case LogLevel::kInfo: return "info";
-    case LogLevel::kWarning: return "warning";
-    case LogLevel::kError: return "error";
+    case LogLevel::kDebug:
+      return "debug";
+    case LogLevel::kInfo:
+      return "info";
+    case LogLevel::kWarning:
+      return "warning";
+    case LogLevel::kError:
+      return "error";
   }
   return "error";
 }
@@ -92,7 +106,8 @@ Result<LogLevel> parse_log_level(std::string_view text) {
   return invalid_argument("log level \"{}\" must be debug, info, warning or error", clean_text(text, kMaxValueBytes));
 }
 
-std::string format_log_line(Log::Format format, double unix_seconds, LogLevel level, std::string_view event, std::initializer_list<LogField> fields) {
+std::string format_log_line(Log::Format format, double unix_seconds, LogLevel level, std::string_view event,
+                            std::initializer_list<LogField> fields) {
   std::string line;
   if (format == Log::Format::kJson) {
     line = fmt::format(R"({{"ts":"{}","level":"{}","event":"{}")", timestamp(unix_seconds), to_string(level), event);
@@ -113,7 +128,8 @@ std::string format_log_line(Log::Format format, double unix_seconds, LogLevel le
 struct Log::Impl {
   Format format;
   std::shared_ptr<spdlog::async_logger> logger;
-  // Goes first: it writes what is queued and ends its thread while the logger, which refers to it weakly, still has its sink.
+  // Goes first: it writes what is queued and ends its thread while the logger, which refers to it weakly, still has its
+  // sink.
   std::shared_ptr<spdlog::details::thread_pool> writer;
 };
 
@@ -129,7 +145,8 @@ Result<std::unique_ptr<Log>> Log::create(const Options& options) {
     self->impl_->format = options.format;
     self->impl_->writer = std::make_shared<spdlog::details::thread_pool>(options.queue_lines, 1);
     auto& logger = self->impl_->logger;
-    logger = std::make_shared<spdlog::async_logger>("lorikeet", make_sink(options), self->impl_->writer, spdlog::async_overflow_policy::overrun_oldest);
+    logger = std::make_shared<spdlog::async_logger>("lorikeet", make_sink(options), self->impl_->writer,
+                                                    spdlog::async_overflow_policy::overrun_oldest);
     logger->set_pattern("%v", spdlog::pattern_time_type::utc);
     logger->set_level(spdlog::level::trace);  // level_ decides
     logger->flush_on(spdlog::level::warn);
@@ -141,7 +158,8 @@ Result<std::unique_ptr<Log>> Log::create(const Options& options) {
 
 void Log::write(LogLevel level, LogWord event, std::initializer_list<LogField> fields) {
   if (!enabled(level)) return;
-  impl_->logger->log(spdlog_level(level), spdlog::string_view_t(format_log_line(impl_->format, now(), level, event.text(), fields)));
+  impl_->logger->log(spdlog_level(level),
+                     spdlog::string_view_t(format_log_line(impl_->format, now(), level, event.text(), fields)));
 }
 
 void Log::flush() { impl_->logger->flush(); }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Log: one line per event, JSON for machines or plain text for a terminal, written by a thread of its own.
 //
-// Prompts, answers and keys have no way in: events and field names must be literals, values are numbers or short names and ids (cut at
-// 256 bytes, control characters replaced). A full queue drops its oldest lines: logging never holds up the caller.
+// Prompts, answers and keys have no way in: events and field names must be literals, values are numbers or short names
+// and ids (cut at 256 bytes, control characters replaced). A full queue drops its oldest lines: logging never holds up
+// the caller.
 #pragma once
 
 #include <atomic>
@@ -28,7 +29,8 @@ class LogWord {
  public:
   consteval LogWord(const char* text) : text_(text) {  // NOLINT(google-explicit-constructor)
     for (const char c : text_)
-      if (!((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '.')) throw "a log word has letters, digits, '_' and '.' only";
+      if (!((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '.'))
+        throw "a log word has letters, digits, '_' and '.' only";
     if (text_.empty()) throw "a log word must not be empty";
   }
   std::string_view text() const { return text_; }
@@ -47,10 +49,11 @@ struct LogField {
   LogField(LogWord n, bool v) : name(n), value(v) {}
   LogField(LogWord n, double v) : name(n), value(v) {}
   template <class T>
-    requires(std::is_integral_v<T> && !std::is_same_v<T, bool>)
-  LogField(LogWord n, T v) : name(n) {
-    if constexpr (std::is_signed_v<T>) value = static_cast<int64_t>(v);
-    else value = static_cast<uint64_t>(v);
+  requires(std::is_integral_v<T> && !std::is_same_v<T, bool>) LogField(LogWord n, T v) : name(n) {
+    if constexpr (std::is_signed_v<T>)
+      value = static_cast<int64_t>(v);
+    else
+      value = static_cast<uint64_t>(v);
   }
 };
 
@@ -82,6 +85,7 @@ class Log {
 };
 
 // The line without its end; `unix_seconds` with fraction. For Log and its tests.
-std::string format_log_line(Log::Format format, double unix_seconds, LogLevel level, std::string_view event, std::initializer_list<LogField> fields);
+std::string format_log_line(Log::Format format, double unix_seconds, LogLevel level, std::string_view event,
+                            std::initializer_list<LogField> fields);
 
 }  // namespace lk

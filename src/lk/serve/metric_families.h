@@ -24,8 +24,12 @@ class MetricFamilies {
   void set_common(Labels labels) { common_ = std::move(labels); }
 
   // Starts a family; the following samples belong to it. Each name once.
-  MetricFamilies& counter(std::string name, std::string help) { return start(std::move(name), std::move(help), prometheus::MetricType::Counter); }
-  MetricFamilies& gauge(std::string name, std::string help) { return start(std::move(name), std::move(help), prometheus::MetricType::Gauge); }
+  MetricFamilies& counter(std::string name, std::string help) {
+    return start(std::move(name), std::move(help), prometheus::MetricType::Counter);
+  }
+  MetricFamilies& gauge(std::string name, std::string help) {
+    return start(std::move(name), std::move(help), prometheus::MetricType::Gauge);
+  }
   MetricFamilies& histogram(std::string name, std::string help) {
     return start(std::move(name), std::move(help), prometheus::MetricType::Histogram);
   }

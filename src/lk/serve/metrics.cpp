@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Recording. Everything per request is counted under one lock; only token_gap, called for every token, has its own lock-free place.
+// Recording. Everything per request is counted under one lock; only token_gap, called for every token, has its own
+// lock-free place.
 #include "lk/serve/metrics.h"
 
 #include <chrono>
@@ -90,13 +91,18 @@ class MetricsImpl final : public Metrics {
 
   void adapter_load(double seconds, bool ok) override {
     const std::lock_guard lock(mutex_);
-    if (ok) state_.load_seconds.observe(seconds);
-    else ++state_.failed_loads;
+    if (ok)
+      state_.load_seconds.observe(seconds);
+    else
+      ++state_.failed_loads;
   }
 
   std::string scrape(const ServerSnapshot& snapshot) override {
     const auto now = std::chrono::system_clock::now().time_since_epoch();
-    Exposition exposition{.options = options_, .snapshot = snapshot, .state = copy_state(snapshot), .token_gap = token_gap_.read(),
+    Exposition exposition{.options = options_,
+                          .snapshot = snapshot,
+                          .state = copy_state(snapshot),
+                          .token_gap = token_gap_.read(),
                           .unix_time = std::chrono::duration<double>(now).count()};
     MetricFamilies out;
     exposition.write_vllm(out);

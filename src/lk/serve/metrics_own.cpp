@@ -8,8 +8,9 @@ namespace {
 double number(int64_t n) { return static_cast<double>(n); }
 
 void write_usage(MetricFamilies& out, const std::string& label, const ByLabel<Usage>& usage) {
-  const auto family = [&](const char* suffix, const char* what, int64_t Usage::* field) {
-    out.counter("lorikeet_" + label + suffix, std::string(what) + " by " + label + "; \"other\" is all beyond the cap of names.");
+  const auto family = [&](const char* suffix, const char* what, int64_t Usage::*field) {
+    out.counter("lorikeet_" + label + suffix,
+                std::string(what) + " by " + label + "; \"other\" is all beyond the cap of names.");
     for (const auto& [name, entry] : usage) out.add(number(entry.*field), {{label, name}});
   };
   family("_requests_total", "Finished requests", &Usage::requests);
@@ -29,7 +30,8 @@ void write_server(MetricFamilies& out, const ServerSnapshot& s) {
   gauge("lorikeet_queue_requests", "Requests that wait for their first step.", number(s.num_waiting));
   gauge("lorikeet_queue_limit_requests", "Waiting requests beyond which new ones are refused.", number(s.max_queue));
   gauge("lorikeet_queue_tokens", "Tokens of waiting requests.", number(s.queued_tokens));
-  gauge("lorikeet_predicted_wait_seconds", "How long a request that came now would wait for its first step.", s.predicted_wait_seconds);
+  gauge("lorikeet_predicted_wait_seconds", "How long a request that came now would wait for its first step.",
+        s.predicted_wait_seconds);
   gauge("lorikeet_output_tokens_per_second", "Output tokens a second, over the last seconds.", s.tokens_per_second);
   gauge("process_resident_memory_bytes", "Resident memory.", number(s.resident_bytes));
   gauge("lorikeet_host_tier_limit_bytes", "Host memory that copies of adapters may take.", number(s.max_adapter_bytes));
@@ -81,27 +83,36 @@ void write_http(MetricFamilies& out, const State& state) {
 
 void Exposition::write_own(MetricFamilies& out) const {
   const ServerSnapshot& s = snapshot;
-  const auto total = [&](const char* name, const char* help, const char* mirrored) { out.counter(name, help).add(state.mirrored.at(mirrored)); };
-  out.gauge("lorikeet_build_info", "The program and its base model.").add(1, {{"version", options.version}, {"model_name", options.model_name}});
+  const auto total = [&](const char* name, const char* help, const char* mirrored) {
+    out.counter(name, help).add(state.mirrored.at(mirrored));
+  };
+  out.gauge("lorikeet_build_info", "The program and its base model.")
+      .add(1, {{"version", options.version}, {"model_name", options.model_name}});
   write_server(out, s);
   write_pool(out, s);
 
   total("lorikeet_steps_total", "Engine steps.", "steps");
   total("lorikeet_busy_seconds_total", "Time that the engine thread did not wait for work.", "busy_seconds");
   total("lorikeet_step_seconds_total", "Time spent in steps.", "step_seconds");
-  total("lorikeet_execute_seconds_total", "Of the steps the model itself; the rest is scheduling and text.", "execute_seconds");
+  total("lorikeet_execute_seconds_total", "Of the steps the model itself; the rest is scheduling and text.",
+        "execute_seconds");
   total("lorikeet_computed_tokens_total", "Tokens computed, prompt and output.", "computed_tokens");
   out.histogram("lorikeet_step_seconds", "Time of one step.").add(state.step_seconds);
-  out.histogram("lorikeet_event_delay_seconds", "From the end of a step until all its events were sent to their sockets.").add(state.event_delay);
+  out.histogram("lorikeet_event_delay_seconds",
+                "From the end of a step until all its events were sent to their sockets.")
+      .add(state.event_delay);
 
   out.gauge("lorikeet_merge_info", "How an adapter to merge is chosen, and whose merged weights can be used now.")
       .add(1, {{"chooser", s.merging.chooser}, {"adapter", s.merging.adapter}});
   total("lorikeet_merge_builds_total", "Builds of merged weights begun.", "merge_builds");
   total("lorikeet_merge_refused_total", "Merges given up because rounding lost too much.", "merge_refused");
-  total("lorikeet_merge_given_back_total", "Merged weights, whole or not, given up because their pages were needed.", "merge_given_back");
+  total("lorikeet_merge_given_back_total", "Merged weights, whole or not, given up because their pages were needed.",
+        "merge_given_back");
   total("lorikeet_merge_steps_total", "Steps in which an adapter ran merged.", "merge_steps");
-  total("lorikeet_merge_exclusive_steps_total", "Of these, steps that kept everybody else out.", "merge_exclusive_steps");
-  total("lorikeet_merge_mode_changes_total", "Changes of who runs merged, from one step to the next.", "merge_mode_changes");
+  total("lorikeet_merge_exclusive_steps_total", "Of these, steps that kept everybody else out.",
+        "merge_exclusive_steps");
+  total("lorikeet_merge_mode_changes_total", "Changes of who runs merged, from one step to the next.",
+        "merge_mode_changes");
 
   out.counter("lorikeet_requests_total", "Finished requests by how they ended.");
   for (const auto& [word, count] : state.finished) out.add(number(count), {{"finish", word}});
@@ -109,19 +120,26 @@ void Exposition::write_own(MetricFamilies& out) const {
   for (const auto& [endpoint, count] : state.endpoints) out.add(number(count), {{"endpoint", endpoint}});
   out.counter("lorikeet_requests_refused_total", "Requests refused, by reason.");
   for (const auto& [reason, count] : state.refused) out.add(number(count), {{"reason", reason}});
-  out.histogram("lorikeet_abandoned_seconds", "From the loss of a client until all its request held was free.").add(state.abandoned);
-  out.counter("lorikeet_cached_prompt_tokens_total", "Prompt tokens of finished requests that came from the prefix cache.")
+  out.histogram("lorikeet_abandoned_seconds", "From the loss of a client until all its request held was free.")
+      .add(state.abandoned);
+  out.counter("lorikeet_cached_prompt_tokens_total",
+              "Prompt tokens of finished requests that came from the prefix cache.")
       .add(number(state.cached_tokens));
 
-  total("lorikeet_fair_preemptions_total", "Preemptions for a tenant that fell too far behind the one that held the memory.", "fair_preemptions");
+  total("lorikeet_fair_preemptions_total",
+        "Preemptions for a tenant that fell too far behind the one that held the memory.", "fair_preemptions");
   write_adapters(out, s);
   out.histogram("lorikeet_adapter_load_seconds", "Time to load an adapter, successes only.").add(state.load_seconds);
-  out.counter("lorikeet_adapter_load_failures_total", "Adapters that could not be loaded.").add(number(state.failed_loads));
+  out.counter("lorikeet_adapter_load_failures_total", "Adapters that could not be loaded.")
+      .add(number(state.failed_loads));
   total("lorikeet_adapter_device_loads_total", "Adapters copied into the device tier.", "adapter_loads");
-  total("lorikeet_adapter_prefetches_total", "Of these, those begun while the request was on its way to the queue.", "adapter_prefetches");
+  total("lorikeet_adapter_prefetches_total", "Of these, those begun while the request was on its way to the queue.",
+        "adapter_prefetches");
   total("lorikeet_adapter_evictions_total", "Adapters that left the device tier to make room.", "adapter_evictions");
-  total("lorikeet_host_tier_reads_total", "Adapters read again from disk, whose copies had been dropped from host memory.", "host_reads");
-  total("lorikeet_host_tier_read_failures_total", "Such reads in vain: the files are gone or not what they were.", "host_failed_reads");
+  total("lorikeet_host_tier_reads_total",
+        "Adapters read again from disk, whose copies had been dropped from host memory.", "host_reads");
+  total("lorikeet_host_tier_read_failures_total", "Such reads in vain: the files are gone or not what they were.",
+        "host_failed_reads");
   total("lorikeet_host_tier_read_seconds_total", "Time of these reads.", "host_read_seconds");
   total("lorikeet_host_tier_drops_total", "Copies of adapters dropped from host memory to make room.", "host_drops");
   write_usage(out, "adapter", state.adapters);
@@ -147,7 +165,8 @@ void Exposition::write_own(MetricFamilies& out) const {
   }
   out.gauge("lorikeet_tenant_waiting", "Requests that wait, by tenant.");
   for (const auto& [name, entry] : fairness) out.add(number(entry.waiting), {{"tenant", name}});
-  out.counter("lorikeet_tenant_service_total", "Weighted tokens computed (--service-cost), by tenant: what fairness is measured in.");
+  out.counter("lorikeet_tenant_service_total",
+              "Weighted tokens computed (--service-cost), by tenant: what fairness is measured in.");
   for (const auto& [name, entry] : fairness) out.add(number(entry.service), {{"tenant", name}});
   write_http(out, state);
 }

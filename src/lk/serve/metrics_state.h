@@ -16,9 +16,12 @@
 namespace lk::metrics_detail {
 
 // Bounds of vLLM's histograms: dashboards compute quantiles from exactly these.
-inline constexpr double kFirstToken[] = {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560};
-inline constexpr double kTokenGap[] = {.01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80};
-inline constexpr double kLatency[] = {.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
+inline constexpr double kFirstToken[] = {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5,  .75,
+                                         1,    2.5,  5,   7.5, 10,  20,  40,  80, 160, 640, 2560};
+inline constexpr double kTokenGap[] = {.01, .025, .05, .075, .1,  .15, .2, .3, .4, .5,
+                                       .75, 1,    2.5, 5,    7.5, 10,  20, 40, 80};
+inline constexpr double kLatency[] = {.3, .5, .8, 1,  1.5, 2,   2.5, 5,   10,   15,  20,
+                                      30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
 inline constexpr double kTokens[] = {1,    2,    5,     10,    20,    50,     100,    200,    500,    1000,
                                      2000, 5000, 10000, 20000, 50000, 100000, 200000, 500000, 1000000};
 inline constexpr double kChoices[] = {1, 2, 5, 10, 20};
@@ -27,7 +30,9 @@ inline constexpr double kStepTokens[] = {1, 8, 16, 32, 64, 128, 256, 512, 1024, 
 inline constexpr double kFirstTokenShort[] = {.01, .05, .1, .25, .5, 1, 2.5, 5, 10, 30};
 inline constexpr double kHttp[] = {.001, .005, .01, .05, .1, .5, 1, 5, 10, 60, 300};
 inline constexpr double kStep[] = {.0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5};
-inline constexpr double kDelay[] = {.00005, .0001, .0002, .0005, .001, .002, .003, .005, .0075, .01, .0125, .015, .0175, .02, .0225, .025, .03, .04, .05, .075, .1, .15, .2, .3, .5, 1, 2, 5};
+inline constexpr double kDelay[] = {.00005, .0001, .0002, .0005, .001,  .002, .003, .005, .0075, .01,
+                                    .0125,  .015,  .0175, .02,   .0225, .025, .03,  .04,  .05,   .075,
+                                    .1,     .15,   .2,    .3,    .5,    1,    2,    5};
 inline constexpr double kLoad[] = {.001, .005, .01, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60};
 
 // Requests of one adapter or tenant.
@@ -36,8 +41,9 @@ struct Usage {
   Histogram first_token{kFirstTokenShort};
 };
 
-// Values of one label and what is counted for each. The first `cap` that come keep their name, the others share "other": clients
-// must not be able to make the server remember, and the scraper store, as many series as they can invent names.
+// Values of one label and what is counted for each. The first `cap` that come keep their name, the others share
+// "other": clients must not be able to make the server remember, and the scraper store, as many series as they can
+// invent names.
 template <class T>
 class ByLabel {
  public:
@@ -62,7 +68,8 @@ struct Route {
 struct State {
   std::map<std::string, int64_t, std::less<>> finished;  // by our finish word; a closed list, see finish_word()
   int64_t cached_tokens = 0;
-  Histogram first_token{kFirstToken}, e2e{kLatency}, queue{kLatency}, prefill{kLatency}, decode{kLatency}, inference{kLatency};
+  Histogram first_token{kFirstToken}, e2e{kLatency}, queue{kLatency}, prefill{kLatency}, decode{kLatency},
+      inference{kLatency};
   Histogram prompt_tokens{kTokens}, output_tokens{kTokens}, max_tokens{kTokens}, choices{kChoices};
   Histogram step_tokens{kStepTokens}, step_seconds{kStep}, event_delay{kDelay}, abandoned{kDelay};
   Histogram load_seconds{kLoad};

@@ -8,16 +8,17 @@
 namespace lk::metrics_detail {
 namespace {
 
-// Share of the pages KV may have without evicting an adapter that are read by running sequences: 1 means the next sequence waits or
-// evicts. Pages that only cache prefixes count as free, as in vLLM.
+// Share of the pages KV may have without evicting an adapter that are read by running sequences: 1 means the next
+// sequence waits or evicts. Pages that only cache prefixes count as free, as in vLLM.
 double kv_usage(const ServerSnapshot& s) {
-  const int64_t reachable = s.pages_kv + s.pages_cached + s.pages_free + s.pages_merged;  // merged weights go when room is needed
+  const int64_t reachable =
+      s.pages_kv + s.pages_cached + s.pages_free + s.pages_merged;  // merged weights go when room is needed
   if (reachable > 0) return static_cast<double>(s.pages_kv) / static_cast<double>(reachable);
   return s.pages > 0 ? 1 : 0;
 }
 
-// Adapters share the page pool with KV: there are no slots to count. As many as would fit the whole pool at their mean size; steady
-// while the set of adapters is.
+// Adapters share the page pool with KV: there are no slots to count. As many as would fit the whole pool at their mean
+// size; steady while the set of adapters is.
 int64_t max_adapters(const ServerSnapshot& s) {
   int64_t bytes = 0, num_sized = 0;
   for (const AdapterSnapshot& adapter : s.adapters) {
@@ -25,15 +26,17 @@ int64_t max_adapters(const ServerSnapshot& s) {
     if (size > 0) bytes += size, ++num_sized;
   }
   if (num_sized == 0) return std::max<int64_t>(1, static_cast<int64_t>(s.adapters.size()));
-  const double fit = static_cast<double>(s.pages) * static_cast<double>(s.page_bytes) / (static_cast<double>(bytes) / static_cast<double>(num_sized));
+  const double fit = static_cast<double>(s.pages) * static_cast<double>(s.page_bytes) /
+                     (static_cast<double>(bytes) / static_cast<double>(num_sized));
   return std::max<int64_t>(1, static_cast<int64_t>(std::min(fit, 1e9)));
 }
 
 // "a,b": adapters with requests in flight, at most `cap`; a name with a comma would read as two.
-std::string in_flight_names(const ServerSnapshot& s, int64_t AdapterSnapshot::* field, int cap) {
+std::string in_flight_names(const ServerSnapshot& s, int64_t AdapterSnapshot::*field, int cap) {
   std::set<std::string> names;
   for (const AdapterSnapshot& adapter : s.adapters)
-    if (adapter.*field > 0 && adapter.name.find(',') == std::string::npos) names.insert(clean_label_value(adapter.name));
+    if (adapter.*field > 0 && adapter.name.find(',') == std::string::npos)
+      names.insert(clean_label_value(adapter.name));
   std::string text;
   for (const std::string& name : names) {
     if (cap-- <= 0) break;
@@ -52,7 +55,10 @@ void write_finish_reasons(const State& state, MetricFamilies& out) {
   std::map<std::string, int64_t> reasons{{"stop", 0}, {"length", 0}, {"abort", 0}, {"error", 0}};
   for (const auto& [word, count] : state.finished) {
     const bool aborted = word == "cancelled" || word == "deadline";
-    reasons[aborted ? "abort" : word == "tool_calls" ? "stop" : word == "length" || word == "stop" ? word : "error"] += count;
+    reasons[aborted                              ? "abort"
+            : word == "tool_calls"               ? "stop"
+            : word == "length" || word == "stop" ? word
+                                                 : "error"] += count;
   }
   out.counter("vllm:request_success_total", "Finished requests by reason (abort: cancelled or past their deadline).");
   for (const auto& [reason, count] : reasons) out.add(static_cast<double>(count), {{"finished_reason", reason}});
@@ -60,7 +66,9 @@ void write_finish_reasons(const State& state, MetricFamilies& out) {
 
 void write_loaded_adapters(const ServerSnapshot& s, int cap, MetricFamilies& out) {
   // Device first: where the list is cut, routers still see what is resident. One sample a name, of its best tier.
-  out.gauge("vllm:lora_adapter_loaded", "1 for each loaded adapter; level gpu is the device tier, also where the device is a CPU; cpu is the host tier.");
+  out.gauge(
+      "vllm:lora_adapter_loaded",
+      "1 for each loaded adapter; level gpu is the device tier, also where the device is a CPU; cpu is the host tier.");
   std::set<std::string> written;
   for (const std::string_view tier : {"device", "host"}) {
     for (const AdapterSnapshot& adapter : s.adapters) {
@@ -68,21 +76,27 @@ void write_loaded_adapters(const ServerSnapshot& s, int cap, MetricFamilies& out
       if (written.size() >= static_cast<size_t>(std::max(cap, 0))) return;
       const std::string name = clean_label_value(adapter.name), rank = std::to_string(adapter.rank);
       if (!written.insert(name).second) continue;
-      out.add(1, {{"adapter_name", name}, {"level", tier == "device" ? "gpu" : "cpu"}, {"pinned", adapter.pinned ? "true" : "false"}, {"rank", rank}});
+      out.add(1, {{"adapter_name", name},
+                  {"level", tier == "device" ? "gpu" : "cpu"},
+                  {"pinned", adapter.pinned ? "true" : "false"},
+                  {"rank", rank}});
     }
   }
 }
 
 void write_adapters(const ServerSnapshot& s, const State& state, int cap, double unix_time, MetricFamilies& out) {
-  const std::string running = in_flight_names(s, &AdapterSnapshot::running, cap), waiting = in_flight_names(s, &AdapterSnapshot::waiting, cap);
+  const std::string running = in_flight_names(s, &AdapterSnapshot::running, cap),
+                    waiting = in_flight_names(s, &AdapterSnapshot::waiting, cap);
   const std::string max_lora = std::to_string(max_adapters(s));
   out.gauge("vllm:lora_requests_info", "Adapters with requests in flight; the value is the Unix time of the scrape.")
       .add(unix_time, {{"max_lora", max_lora}, {"running_lora_adapters", running}, {"waiting_lora_adapters", waiting}});
   write_loaded_adapters(s, cap, out);
   out.gauge("vllm:num_gpu_loaded_lora_adapters", "Adapters in the device tier, also where the device is a CPU.")
       .add(static_cast<double>(count_tier(s, "device")));
-  out.gauge("vllm:num_cpu_loaded_lora_adapters", "Adapters that are in the host tier only.").add(static_cast<double>(count_tier(s, "host")));
-  out.gauge("vllm:max_gpu_lora_adapters", "Adapters of mean size that would fit the whole page pool.").add(static_cast<double>(max_adapters(s)));
+  out.gauge("vllm:num_cpu_loaded_lora_adapters", "Adapters that are in the host tier only.")
+      .add(static_cast<double>(count_tier(s, "host")));
+  out.gauge("vllm:max_gpu_lora_adapters", "Adapters of mean size that would fit the whole page pool.")
+      .add(static_cast<double>(max_adapters(s)));
   out.histogram("vllm:lora_adapter_load_seconds", "Time to load an adapter.").add(state.load_seconds);
 }
 
@@ -92,12 +106,17 @@ void Exposition::write_vllm(MetricFamilies& out) const {
   const ServerSnapshot& s = snapshot;
   out.set_common({{"model_name", options.model_name}, {"engine", "0"}});
   const auto gauge = [&](const char* name, const char* help, double value) { out.gauge(name, help).add(value); };
-  const auto total = [&](const char* name, const char* help, const char* mirrored) { out.counter(name, help).add(state.mirrored.at(mirrored)); };
-  const auto histogram = [&](const char* name, const char* help, const Histogram& h) { out.histogram(name, help).add(h); };
+  const auto total = [&](const char* name, const char* help, const char* mirrored) {
+    out.counter(name, help).add(state.mirrored.at(mirrored));
+  };
+  const auto histogram = [&](const char* name, const char* help, const Histogram& h) {
+    out.histogram(name, help).add(h);
+  };
 
   gauge("vllm:num_requests_running", "Requests that are being computed.", static_cast<double>(s.num_running));
   gauge("vllm:num_requests_waiting", "Requests that wait for their first step.", static_cast<double>(s.num_waiting));
-  gauge("vllm:kv_cache_usage_perc", "Pages read by running sequences, of those not held by adapters; 1 is full.", kv_usage(s));
+  gauge("vllm:kv_cache_usage_perc", "Pages read by running sequences, of those not held by adapters; 1 is full.",
+        kv_usage(s));
   gauge("vllm:gpu_cache_usage_perc", "Older name of vllm:kv_cache_usage_perc.", kv_usage(s));
   total("vllm:prompt_tokens_total", "Prompt tokens.", "prompt_tokens");
   total("vllm:generation_tokens_total", "Output tokens.", "generation_tokens");

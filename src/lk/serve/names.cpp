@@ -24,7 +24,8 @@ bool is_valid_name(std::string_view name) {
 
 Status check_name(std::string_view what, std::string_view name) {
   if (is_valid_name(name)) return Status();
-  return invalid_argument("{} \"{}\" is not a name: 1 to 128 of A-Z a-z 0-9 . _ -, a letter or digit first", what, printable(name));
+  return invalid_argument("{} \"{}\" is not a name: 1 to 128 of A-Z a-z 0-9 . _ -, a letter or digit first", what,
+                          printable(name));
 }
 
 bool is_valid_glob(std::string_view pattern) {
@@ -36,7 +37,8 @@ bool is_valid_glob(std::string_view pattern) {
 
 bool glob_match(std::string_view pattern, std::string_view text) {
   size_t p = 0, t = 0;
-  size_t star = std::string_view::npos, star_text = 0;  // the last '*' seen and where its run ends; only it needs retrying
+  size_t star = std::string_view::npos,
+         star_text = 0;  // the last '*' seen and where its run ends; only it needs retrying
   while (t < text.size()) {
     if (p < pattern.size() && pattern[p] == '*') {
       star = p++;
@@ -59,7 +61,8 @@ bool is_plain_text(std::string_view text, size_t max_bytes) {
   if (text.size() > max_bytes || !jinja::is_valid_utf8(text)) return false;
   for (size_t i = 0; i < text.size(); ++i) {
     const auto byte = static_cast<uint8_t>(text[i]);
-    const bool c1_control = byte == 0xc2 && static_cast<uint8_t>(text[i + 1]) < 0xa0;  // valid UTF-8: there is a next byte
+    const bool c1_control =
+        byte == 0xc2 && static_cast<uint8_t>(text[i + 1]) < 0xa0;  // valid UTF-8: there is a next byte
     if (byte < 0x20 || byte == 0x7f || c1_control) return false;
   }
   return true;

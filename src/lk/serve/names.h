@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What may stand in names and other text that clients, operators and the state file supply. The one place for these rules: tenants,
-// adapters, aliases and allow-lists all use it.
+// What may stand in names and other text that clients, operators and the state file supply. The one place for these
+// rules: tenants, adapters, aliases and allow-lists all use it.
 #pragma once
 
 #include <cstddef>

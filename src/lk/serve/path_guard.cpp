@@ -20,7 +20,8 @@ namespace lk {
 namespace {
 
 // What is read of an adapter's directory.
-constexpr const char* kFiles[] = {"adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "tokenizer_config.json"};
+constexpr const char* kFiles[] = {"adapter_config.json", "adapter_model.safetensors", "chat_template.jinja",
+                                  "tokenizer_config.json"};
 
 class Fd {
  public:
@@ -52,8 +53,10 @@ Fd walk_beneath(int root, std::string_view relative, int flags) {
       errno = EXDEV;
       return Fd();
     }
-    // O_NOFOLLOW with O_PATH opens a link itself; O_DIRECTORY then refuses it (ENOTDIR), and a last component is looked at below.
-    current = Fd(::openat(current.get(), part.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC | (relative.empty() ? flags & O_DIRECTORY : O_DIRECTORY)));
+    // O_NOFOLLOW with O_PATH opens a link itself; O_DIRECTORY then refuses it (ENOTDIR), and a last component is looked
+    // at below.
+    current = Fd(::openat(current.get(), part.c_str(),
+                          O_PATH | O_NOFOLLOW | O_CLOEXEC | (relative.empty() ? flags & O_DIRECTORY : O_DIRECTORY)));
     struct stat info {};
     if (current.ok() && ::fstat(current.get(), &info) == 0 && S_ISLNK(info.st_mode)) {
       errno = ELOOP;
@@ -71,8 +74,10 @@ Fd open_beneath(int root, const std::string& relative, int flags) {
   for (int attempt = 0; attempt < 64; ++attempt) {
     const long fd = ::syscall(SYS_openat2, root, relative.c_str(), &how, sizeof how);
     if (fd >= 0) return Fd(static_cast<int>(fd));
-    if (errno == ENOSYS || errno == EPERM) return walk_beneath(root, relative, flags);  // EPERM: a sandbox that does not know the call
-    if (errno != EAGAIN && errno != EINTR) return Fd();  // EAGAIN: something was renamed meanwhile and ".." could not be judged
+    if (errno == ENOSYS || errno == EPERM)
+      return walk_beneath(root, relative, flags);  // EPERM: a sandbox that does not know the call
+    if (errno != EAGAIN && errno != EINTR)
+      return Fd();  // EAGAIN: something was renamed meanwhile and ".." could not be judged
   }
   return Fd();
 }
@@ -129,7 +134,9 @@ Result<Beneath> find_beneath(const std::vector<std::string>& roots, const std::s
     found.path = *canonical;
     return found;
   }
-  if (unreadable) return permission_denied("\"{}\" cannot be read by the server: check the modes of its directories", printable(path, 256));
+  if (unreadable)
+    return permission_denied("\"{}\" cannot be read by the server: check the modes of its directories",
+                             printable(path, 256));
   if (missing && !refused) return not_found("no directory \"{}\" beneath the adapter roots", printable(path, 256));
   return outside(path);
 }
@@ -147,10 +154,13 @@ Result<std::string> resolve_adapter_directory(const std::vector<std::string>& ro
   const std::optional<std::string> relative = root ? strip_root(found.path, *root) : std::nullopt;
   if (!relative) return outside(path);
   for (const char* name : kFiles) {
-    const Fd file = open_beneath(found.root.get(), *relative + "/" + name, 0);  // links may leave the directory, not the root
+    const Fd file =
+        open_beneath(found.root.get(), *relative + "/" + name, 0);  // links may leave the directory, not the root
     struct stat info {};
     if (!file.ok() && errno == ENOENT) continue;  // the loader says what is missing
-    if (!file.ok()) return permission_denied("{} of \"{}\" is a link that leaves the adapter roots, or unreadable", name, printable(path, 256));
+    if (!file.ok())
+      return permission_denied("{} of \"{}\" is a link that leaves the adapter roots, or unreadable", name,
+                               printable(path, 256));
     if (::fstat(file.get(), &info) != 0 || !S_ISREG(info.st_mode))
       return invalid_argument("{} of \"{}\" is not a regular file", name, printable(path, 256));
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which directories requests may name: only such beneath configured roots, whatever links and ".." say (openat2 RESOLVE_BENEATH).
-// The returned path is opened later by name: roots must not be writable for people who are not trusted with the server's files.
+// Which directories requests may name: only such beneath configured roots, whatever links and ".." say (openat2
+// RESOLVE_BENEATH). The returned path is opened later by name: roots must not be writable for people who are not
+// trusted with the server's files.
 #pragma once
 
 #include <string>
@@ -10,13 +11,14 @@
 
 namespace lk {
 
-// The canonical path of the directory `path`, which lies in one of `roots`. An absolute path begins with a root; a relative one is
-// looked up in each root in turn. Links that stay within their root are followed, except on kernels without openat2 (before 5.6).
-// kNotFound when it does not exist beneath a root; kPermissionDenied for everything outside, existing or not, naming no other path.
+// The canonical path of the directory `path`, which lies in one of `roots`. An absolute path begins with a root; a
+// relative one is looked up in each root in turn. Links that stay within their root are followed, except on kernels
+// without openat2 (before 5.6). kNotFound when it does not exist beneath a root; kPermissionDenied for everything
+// outside, existing or not, naming no other path.
 Result<std::string> resolve_beneath(const std::vector<std::string>& roots, const std::string& path);
 
-// The same for a PEFT directory: the files read of it (config, weights, chat template), where they exist, must also lie in the root and
-// be regular files.
+// The same for a PEFT directory: the files read of it (config, weights, chat template), where they exist, must also lie
+// in the root and be regular files.
 Result<std::string> resolve_adapter_directory(const std::vector<std::string>& roots, const std::string& path);
 
 }  // namespace lk

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory, file descriptors and threads of this process, from /proc/self. About as cheap as a scrape is rare; not for every step.
+// Memory, file descriptors and threads of this process, from /proc/self. About as cheap as a scrape is rare; not for
+// every step.
 #pragma once
 
 #include <cstdint>

@@ -52,7 +52,8 @@ HttpResponse error_response(const ApiError& error) {
     // Whole seconds, spread a little, so that those who were refused together do not come back together.
     thread_local Rng rng(static_cast<uint64_t>(Clock::now().time_since_epoch().count()));
     const double spread = error.retry_after_seconds * (1 + 0.25 * static_cast<double>(rng.below(1000)) / 1000);
-    response.headers.emplace_back("retry-after", std::to_string(std::clamp(static_cast<int64_t>(spread + 0.999), int64_t{1}, int64_t{60})));
+    response.headers.emplace_back(
+        "retry-after", std::to_string(std::clamp(static_cast<int64_t>(spread + 0.999), int64_t{1}, int64_t{60})));
   }
   if (error.status == 401) response.headers.emplace_back("www-authenticate", "Bearer");
   return response;
@@ -60,14 +61,24 @@ HttpResponse error_response(const ApiError& error) {
 
 std::string_view refusal_reason(int status) {
   switch (status) {
-    case 400: case 422: return "invalid";
-    case 401: case 403: return "auth";
-    case 404: return "not_found";
-    case 408: return "deadline";
-    case 413: return "too_large";
-    case 429: return "rate_limit";
-    case 503: return "overload";
-    default: return "error";
+    case 400:
+    case 422:
+      return "invalid";
+    case 401:
+    case 403:
+      return "auth";
+    case 404:
+      return "not_found";
+    case 408:
+      return "deadline";
+    case 413:
+      return "too_large";
+    case 429:
+      return "rate_limit";
+    case 503:
+      return "overload";
+    default:
+      return "error";
   }
 }
 
@@ -80,7 +91,8 @@ LogLevel level_of(int status) {
 // A client's own id goes into headers and logs: only what is harmless there.
 bool is_request_id(std::string_view text) {
   return !text.empty() && text.size() <= 128 &&
-         text.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:") == std::string_view::npos;
+         text.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:") ==
+             std::string_view::npos;
 }
 
 // "http://localhost:3000" -> "localhost:3000".
@@ -92,11 +104,12 @@ std::string_view authority_of(std::string_view origin) {
 bool is_loopback_host(std::string_view host) {
   if (host.starts_with('[')) return host.substr(0, host.find(']') + 1) == "[::1]";
   host = host.substr(0, host.rfind(':'));
-  return host == "localhost" || (host.starts_with("127.") && host.find_first_not_of("0123456789.") == std::string_view::npos);
+  return host == "localhost" ||
+         (host.starts_with("127.") && host.find_first_not_of("0123456789.") == std::string_view::npos);
 }
 
-// Without keys a browser must not become the way in: neither a page of another site (Origin), nor one whose name was pointed at this
-// machine (Host).
+// Without keys a browser must not become the way in: neither a page of another site (Origin), nor one whose name was
+// pointed at this machine (Host).
 bool comes_from_foreign_page(const HttpRequest& request, bool any_host) {
   const std::string_view origin = request.header("origin"), host = request.header("host");
   if (origin.empty()) return false;
@@ -106,7 +119,8 @@ bool comes_from_foreign_page(const HttpRequest& request, bool any_host) {
 std::string random_id() {
   thread_local Rng rng([] {
     uint64_t seed = 0;
-    if (getrandom(&seed, sizeof seed, 0) != sizeof seed) seed = static_cast<uint64_t>(Clock::now().time_since_epoch().count());
+    if (getrandom(&seed, sizeof seed, 0) != sizeof seed)
+      seed = static_cast<uint64_t>(Clock::now().time_since_epoch().count());
     return seed;
   }());
   return fmt::format("{:016x}{:016x}", rng.next(), rng.next());
@@ -117,20 +131,30 @@ std::string random_id() {
 // --- Exchange
 
 void Exchange::record(int status) {
-  server->metrics_->http_request(route ? route->path : "other", status, std::chrono::duration<double>(Clock::now() - arrival).count());
-  if (status >= 400) server->metrics_->request_refused(refusal_reason(status), principal.tenant ? principal.tenant->name : "");
+  server->metrics_->http_request(route ? route->path : "other", status,
+                                 std::chrono::duration<double>(Clock::now() - arrival).count());
+  if (status >= 400)
+    server->metrics_->request_refused(refusal_reason(status), principal.tenant ? principal.tenant->name : "");
   server->log_->write(level_of(status), "request",
-                      {{"id", id}, {"method", request.method}, {"route", route ? route->path : "other"}, {"status", status},
+                      {{"id", id},
+                       {"method", request.method},
+                       {"route", route ? route->path : "other"},
+                       {"status", status},
                        {"ms", std::chrono::duration<double, std::milli>(Clock::now() - arrival).count()},
-                       {"tenant", principal.tenant ? principal.tenant->name : ""}, {"key", principal.key_id}, {"peer", request.peer}});
+                       {"tenant", principal.tenant ? principal.tenant->name : ""},
+                       {"key", principal.key_id},
+                       {"peer", request.peer}});
 }
 
 void Exchange::respond(int status, std::string body, std::string_view content_type, HttpHeaders headers) {
   if (!reply) return;
   record(status);
   headers.emplace_back("x-request-id", id);
-  std::exchange(reply, nullptr)->respond({.status = status, .headers = std::move(headers), .content_type = std::string(content_type),
-                                          .body = std::move(body)});
+  std::exchange(reply, nullptr)
+      ->respond({.status = status,
+                 .headers = std::move(headers),
+                 .content_type = std::string(content_type),
+                 .body = std::move(body)});
 }
 
 void Exchange::fail(const ApiError& error, HttpHeaders headers) {
@@ -161,7 +185,8 @@ void Exchange::refuse(ApiError error) {
 
 Result<std::unique_ptr<Server>> Server::start(const ServerOptions& options, std::unique_ptr<TextEngine> engine,
                                               std::unique_ptr<StateStore> store, std::unique_ptr<Log> log) {
-  LK_ASSIGN_OR_RETURN(std::unique_ptr<ServerImpl> server, ServerImpl::create(options, std::move(engine), std::move(store), std::move(log)));
+  LK_ASSIGN_OR_RETURN(std::unique_ptr<ServerImpl> server,
+                      ServerImpl::create(options, std::move(engine), std::move(store), std::move(log)));
   return std::unique_ptr<Server>(std::move(server));
 }
 
@@ -176,37 +201,53 @@ Result<std::unique_ptr<ServerImpl>> ServerImpl::create(const ServerOptions& opti
   ServerImpl* raw = self.get();
   EngineServiceOptions service_options = options.engine;
   service_options.on_step = [raw](int64_t tokens, double seconds) { raw->metrics_->step_finished(tokens, seconds); };
-  self->service_ = std::make_unique<EngineService>(std::move(engine), service_options, [raw](int shard, std::vector<StreamEvent> events) {
-    auto batch = std::make_shared<std::vector<StreamEvent>>(std::move(events));
-    raw->http_->post(shard, [raw, shard, batch] {
-      for (StreamEvent& event : *batch) event.receiver->on_event(event);
-      // What they wrote is sent when this task returns; the next one sees it done.
-      const Clock::time_point step_end = batch->front().step_end;
-      raw->http_->post(shard, [raw, step_end] { raw->metrics_->events_delivered(std::chrono::duration<double>(Clock::now() - step_end).count()); });
-    });
-  });
+  self->service_ = std::make_unique<EngineService>(
+      std::move(engine), service_options, [raw](int shard, std::vector<StreamEvent> events) {
+        auto batch = std::make_shared<std::vector<StreamEvent>>(std::move(events));
+        raw->http_->post(shard, [raw, shard, batch] {
+          for (StreamEvent& event : *batch) event.receiver->on_event(event);
+          // What they wrote is sent when this task returns; the next one sees it done.
+          const Clock::time_point step_end = batch->front().step_end;
+          raw->http_->post(shard, [raw, step_end] {
+            raw->metrics_->events_delivered(std::chrono::duration<double>(Clock::now() - step_end).count());
+          });
+        });
+      });
   const TextModel& text = self->service_->text();
-  self->defaults_ = {.context = text.context(), .vocab_size = text.config().vocab_size, .generation = text.generation()};
+  self->defaults_ = {
+      .context = text.context(), .vocab_size = text.config().vocab_size, .generation = text.generation()};
   if (options.tool_format == "auto")
-    self->defaults_.tool_format = detect_tool_format(text.config().model_type, text.chat_template() ? text.chat_template()->source() : "");
-  else if (options.tool_format == "hermes") self->defaults_.tool_format = ToolFormat::kHermes;
-  else if (options.tool_format == "llama3") self->defaults_.tool_format = ToolFormat::kLlama3;
-  else if (options.tool_format == "mistral") self->defaults_.tool_format = ToolFormat::kMistral;
+    self->defaults_.tool_format =
+        detect_tool_format(text.config().model_type, text.chat_template() ? text.chat_template()->source() : "");
+  else if (options.tool_format == "hermes")
+    self->defaults_.tool_format = ToolFormat::kHermes;
+  else if (options.tool_format == "llama3")
+    self->defaults_.tool_format = ToolFormat::kLlama3;
+  else if (options.tool_format == "mistral")
+    self->defaults_.tool_format = ToolFormat::kMistral;
   if (text.tokenizer())
-    self->grammars_ = std::make_unique<GrammarCache>(TokenVocabulary::create(*text.tokenizer(), text.config().vocab_size, text.end_tokens()),
-                                                     options.max_grammar_bytes);
-  self->registry_ = std::make_unique<AdapterRegistry>(*self->service_, options.adapters, checkpoint, self->store_.get());
+    self->grammars_ = std::make_unique<GrammarCache>(
+        TokenVocabulary::create(*text.tokenizer(), text.config().vocab_size, text.end_tokens()),
+        options.max_grammar_bytes);
+  self->registry_ =
+      std::make_unique<AdapterRegistry>(*self->service_, options.adapters, checkpoint, self->store_.get());
   self->workers_ = std::make_unique<WorkQueue>(options.worker_threads, kMaxWaitingWork);
   LK_RETURN_IF_ERROR(self->open_listeners());
   return self;
 }
 
 Status ServerImpl::open_listeners() {
-  HttpServerOptions http{.listen = options_.listen, .num_shards = options_.io_threads, .limits = options_.limits, .tls_cert = options_.tls_cert,
+  HttpServerOptions http{.listen = options_.listen,
+                         .num_shards = options_.io_threads,
+                         .limits = options_.limits,
+                         .tls_cert = options_.tls_cert,
                          .tls_key = options_.tls_key};
   if (options_.admin) http.listen.push_back(*options_.admin);
-  LK_ASSIGN_OR_RETURN(http_, HttpServer::start(http, [this](const HttpRequest& head) { return filter(head); },
-                                               [this](HttpRequest request, std::shared_ptr<HttpReply> reply) { handle(std::move(request), std::move(reply)); }));
+  LK_ASSIGN_OR_RETURN(http_, HttpServer::start(
+                                 http, [this](const HttpRequest& head) { return filter(head); },
+                                 [this](HttpRequest request, std::shared_ptr<HttpReply> reply) {
+                                   handle(std::move(request), std::move(reply));
+                                 }));
   return Status();
 }
 
@@ -262,8 +303,9 @@ bool ServerImpl::finish_drain(std::chrono::milliseconds timeout) {
 const Route* ServerImpl::find_route(const HttpRequest& request, std::string* parameter, bool* path_exists) const {
   for (const Route& route : kRoutes) {
     const size_t brace = route.path.find('{');
-    if (brace == std::string_view::npos ? request.path != route.path
-                                        : !(request.path.size() > brace && request.path.starts_with(route.path.substr(0, brace))))
+    if (brace == std::string_view::npos
+            ? request.path != route.path
+            : !(request.path.size() > brace && request.path.starts_with(route.path.substr(0, brace))))
       continue;
     if (route.admin_listener && options_.admin && !is_admin_listener(request.listener)) continue;
     *path_exists = true;
@@ -276,13 +318,17 @@ const Route* ServerImpl::find_route(const HttpRequest& request, std::string* par
 
 ApiResult<Principal> ServerImpl::authorize(const HttpRequest& request, const Route& route) const {
   static const auto nobody = std::make_shared<const Tenant>(Tenant{.name = ""});
-  const uint8_t all = static_cast<uint8_t>(Scope::kAdmin) | static_cast<uint8_t>(Scope::kAdapters) | static_cast<uint8_t>(Scope::kInfer);
+  const uint8_t all = static_cast<uint8_t>(Scope::kAdmin) | static_cast<uint8_t>(Scope::kAdapters) |
+                      static_cast<uint8_t>(Scope::kInfer);
   const std::shared_ptr<const KeyRing> ring = keys();
   // The file system says who may open the admin socket.
   if (ring->open() && comes_from_foreign_page(request, options_.insecure))
-    return ApiError{.status = 403, .message = "requests of web pages of other origins are refused while the server has no API keys",
-                    .type = "permission_error", .code = "foreign_origin"};
-  if (ring->open() || (is_admin_listener(request.listener) && request.peer == "unix")) return Principal{.tenant = nobody, .scopes = all};
+    return ApiError{.status = 403,
+                    .message = "requests of web pages of other origins are refused while the server has no API keys",
+                    .type = "permission_error",
+                    .code = "foreign_origin"};
+  if (ring->open() || (is_admin_listener(request.listener) && request.peer == "unix"))
+    return Principal{.tenant = nobody, .scopes = all};
   const bool open = route.access == Access::kOpen || (route.access == Access::kMetrics && options_.public_metrics);
   if (open) return Principal{.tenant = nobody, .scopes = 0};
   std::string_view key = request.header("authorization");
@@ -293,20 +339,39 @@ ApiResult<Principal> ServerImpl::authorize(const HttpRequest& request, const Rou
   }
   Result<Principal> principal = ring->authenticate(key, std::time(nullptr));
   if (!principal.ok()) return api_error(principal.status());
-  const Scope needed = route.access == Access::kInfer ? Scope::kInfer : route.access == Access::kAdapters ? Scope::kAdapters : Scope::kAdmin;
+  const Scope needed = route.access == Access::kInfer      ? Scope::kInfer
+                       : route.access == Access::kAdapters ? Scope::kAdapters
+                                                           : Scope::kAdmin;
   if (!principal->has(needed))
-    return ApiError{.status = 403, .message = fmt::format("this API key lacks the scope \"{}\"", format_scopes(static_cast<uint8_t>(needed))),
-                    .type = "permission_error", .code = "insufficient_scope"};
+    return ApiError{
+        .status = 403,
+        .message = fmt::format("this API key lacks the scope \"{}\"", format_scopes(static_cast<uint8_t>(needed))),
+        .type = "permission_error",
+        .code = "insufficient_scope"};
   return std::move(principal).value();
 }
 
 // What can be refused without reading a body.
 std::optional<ApiError> ServerImpl::shed() const {
-  if (refusing_) return ApiError{.status = 503, .message = "the server is shutting down", .type = "server_error", .code = "shutting_down", .retry_after_seconds = 5};
-  if (!ready_) return ApiError{.status = 503, .message = "the server is loading its model and adapters", .type = "server_error", .code = "not_ready", .retry_after_seconds = 2};
+  if (refusing_)
+    return ApiError{.status = 503,
+                    .message = "the server is shutting down",
+                    .type = "server_error",
+                    .code = "shutting_down",
+                    .retry_after_seconds = 5};
+  if (!ready_)
+    return ApiError{.status = 503,
+                    .message = "the server is loading its model and adapters",
+                    .type = "server_error",
+                    .code = "not_ready",
+                    .retry_after_seconds = 2};
   const double wait = service_->predicted_wait_seconds();
-  if (service_->num_queued() < options_.engine.max_queue_requests && wait <= options_.engine.max_wait_seconds) return std::nullopt;
-  return ApiError{.status = 503, .message = "the server is overloaded, try again later", .type = "server_error", .code = "overloaded",
+  if (service_->num_queued() < options_.engine.max_queue_requests && wait <= options_.engine.max_wait_seconds)
+    return std::nullopt;
+  return ApiError{.status = 503,
+                  .message = "the server is overloaded, try again later",
+                  .type = "server_error",
+                  .code = "overloaded",
                   .retry_after_seconds = std::clamp(wait / 2, 1.0, 60.0)};
 }
 
@@ -317,24 +382,35 @@ std::optional<HttpResponse> ServerImpl::filter(const HttpRequest& head) {
   std::optional<ApiError> error;
   std::string tenant;
   if (!route) {
-    error = path_exists ? ApiError{.status = 405, .message = fmt::format("{} is not allowed here", head.method), .code = "method_not_allowed"}
+    error = path_exists ? ApiError{.status = 405,
+                                   .message = fmt::format("{} is not allowed here", head.method),
+                                   .code = "method_not_allowed"}
                         : ApiError{.status = 404, .message = "no such endpoint", .code = "not_found"};
   } else {
     ApiResult<Principal> principal = authorize(head, *route);
-    if (!principal.ok()) error = principal.error;
-    else tenant = principal.value->tenant->name;
+    if (!principal.ok())
+      error = principal.error;
+    else
+      tenant = principal.value->tenant->name;
     if (!error && route->sheds) error = shed();
     const std::string_view type = head.header("content-type");
-    if (!error && (head.method == "POST" || head.method == "PATCH") && !type.empty() && !type.starts_with("application/json"))
-      error = ApiError{.status = 415, .message = "Content-Type must be application/json", .code = "unsupported_media_type"};
+    if (!error && (head.method == "POST" || head.method == "PATCH") && !type.empty() &&
+        !type.starts_with("application/json"))
+      error =
+          ApiError{.status = 415, .message = "Content-Type must be application/json", .code = "unsupported_media_type"};
   }
   if (!error) return std::nullopt;
   const std::string_view own_id = head.header("x-request-id");
   const std::string id = is_request_id(own_id) ? std::string(own_id) : random_id();
   metrics_->http_request(route ? route->path : "other", error->status, 0);
   metrics_->request_refused(refusal_reason(error->status), tenant);
-  log_->write(level_of(error->status), "refused", {{"id", id}, {"method", head.method}, {"route", route ? route->path : "other"}, {"status", error->status},
-                                           {"tenant", tenant}, {"peer", head.peer}});
+  log_->write(level_of(error->status), "refused",
+              {{"id", id},
+               {"method", head.method},
+               {"route", route ? route->path : "other"},
+               {"status", error->status},
+               {"tenant", tenant},
+               {"peer", head.peer}});
   HttpResponse response = error_response(*error);
   response.headers.emplace_back("x-request-id", id);
   if (error->status == 405) response.headers.emplace_back("allow", allowed_methods(head));
@@ -372,7 +448,10 @@ void ServerImpl::handle(HttpRequest request, std::shared_ptr<HttpReply> reply) {
 
 void ServerImpl::work(const std::shared_ptr<Exchange>& exchange, std::function<void()> task) {
   if (workers_->try_post(std::move(task))) return;
-  exchange->fail(ApiError{.status = 503, .message = "the server is overloaded, try again later", .type = "server_error", .code = "overloaded",
+  exchange->fail(ApiError{.status = 503,
+                          .message = "the server is overloaded, try again later",
+                          .type = "server_error",
+                          .code = "overloaded",
                           .retry_after_seconds = 1});
 }
 
@@ -382,9 +461,17 @@ ServerSnapshot ServerImpl::snapshot() const {
   s.adapters = registry_->list(engine);
   for (const auto& [name, usage] : limiter_.usage()) {
     const TenantService& service = engine.tenants[name];
-    s.tenants.push_back({.name = name, .in_flight = usage.in_flight, .prompt_tokens = service.prompt_tokens, .output_tokens = service.output_tokens,
-                         .requests = usage.requests, .refused = usage.refused, .weight = service.weight, .cached_tokens = service.cached_tokens,
-                         .waiting = service.waiting, .running = service.running, .service = static_cast<double>(service.service) / 1000});
+    s.tenants.push_back({.name = name,
+                         .in_flight = usage.in_flight,
+                         .prompt_tokens = service.prompt_tokens,
+                         .output_tokens = service.output_tokens,
+                         .requests = usage.requests,
+                         .refused = usage.refused,
+                         .weight = service.weight,
+                         .cached_tokens = service.cached_tokens,
+                         .waiting = service.waiting,
+                         .running = service.running,
+                         .service = static_cast<double>(service.service) / 1000});
   }
   s.uptime_seconds = std::chrono::duration<double>(Clock::now() - started_).count();
   s.ready = ready_ && !draining_;

@@ -13,27 +13,53 @@ namespace {
 
 namespace json = boost::json;
 
-json::object model_object(const std::string& id, const std::string& root, const json::value& parent, const json::value& context, int64_t created) {
-  return {{"id", id}, {"object", "model"}, {"created", created}, {"owned_by", "lorikeet"}, {"root", root}, {"parent", parent},
+json::object model_object(const std::string& id, const std::string& root, const json::value& parent,
+                          const json::value& context, int64_t created) {
+  return {{"id", id},
+          {"object", "model"},
+          {"created", created},
+          {"owned_by", "lorikeet"},
+          {"root", root},
+          {"parent", parent},
           {"max_model_len", context},
-          {"permission", {{{"id", "modelperm-" + id}, {"object", "model_permission"}, {"created", created}, {"allow_create_engine", false},
-                           {"allow_sampling", true}, {"allow_logprobs", true}, {"allow_search_indices", false}, {"allow_view", true},
-                           {"allow_fine_tuning", false}, {"organization", "*"}, {"group", nullptr}, {"is_blocking", false}}}}};
+          {"permission",
+           {{{"id", "modelperm-" + id},
+             {"object", "model_permission"},
+             {"created", created},
+             {"allow_create_engine", false},
+             {"allow_sampling", true},
+             {"allow_logprobs", true},
+             {"allow_search_indices", false},
+             {"allow_view", true},
+             {"allow_fine_tuning", false},
+             {"organization", "*"},
+             {"group", nullptr},
+             {"is_blocking", false}}}}};
 }
 
 // vLLM's errors: type by status, integer code.
-void vllm_error(const std::shared_ptr<Exchange>& exchange, int status, std::string_view type, std::string_view message) {
-  exchange->respond(status, json::serialize(json::object{{"error", {{"message", message}, {"type", type}, {"param", nullptr}, {"code", status}}}}));
+void vllm_error(const std::shared_ptr<Exchange>& exchange, int status, std::string_view type,
+                std::string_view message) {
+  exchange->respond(status,
+                    json::serialize(json::object{
+                        {"error", {{"message", message}, {"type", type}, {"param", nullptr}, {"code", status}}}}));
 }
 
 void vllm_error(const std::shared_ptr<Exchange>& exchange, const Status& status) {
   switch (status.code()) {
-    case StatusCode::kNotFound: return vllm_error(exchange, 404, "NotFoundError", status.message());
-    case StatusCode::kAlreadyExists: return vllm_error(exchange, 400, "InvalidUserInput", status.message());
-    case StatusCode::kPermissionDenied: return vllm_error(exchange, 403, "PermissionDeniedError", status.message());
-    case StatusCode::kUnavailable: return vllm_error(exchange, 503, "ServiceUnavailableError", status.message());
-    case StatusCode::kIoError: case StatusCode::kInternal: return vllm_error(exchange, 500, "InternalServerError", "the adapter could not be loaded; see the log");
-    default: return vllm_error(exchange, 400, "BadRequestError", status.message());
+    case StatusCode::kNotFound:
+      return vllm_error(exchange, 404, "NotFoundError", status.message());
+    case StatusCode::kAlreadyExists:
+      return vllm_error(exchange, 400, "InvalidUserInput", status.message());
+    case StatusCode::kPermissionDenied:
+      return vllm_error(exchange, 403, "PermissionDeniedError", status.message());
+    case StatusCode::kUnavailable:
+      return vllm_error(exchange, 503, "ServiceUnavailableError", status.message());
+    case StatusCode::kIoError:
+    case StatusCode::kInternal:
+      return vllm_error(exchange, 500, "InternalServerError", "the adapter could not be loaded; see the log");
+    default:
+      return vllm_error(exchange, 400, "BadRequestError", status.message());
   }
 }
 
@@ -76,8 +102,10 @@ class Fields {
 };
 
 void log_loaded(Log& log, const AdapterVersion& adapter) {
-  log.write(LogLevel::kInfo, "adapter_loaded", {{"adapter", fmt::format("{}@{}", adapter.name, adapter.version)}, {"digest", adapter.digest},
-                                                {"seconds", adapter.load_seconds}});
+  log.write(LogLevel::kInfo, "adapter_loaded",
+            {{"adapter", fmt::format("{}@{}", adapter.name, adapter.version)},
+             {"digest", adapter.digest},
+             {"seconds", adapter.load_seconds}});
   for (const std::string& warning : adapter.warnings)
     log.write(LogLevel::kWarning, "adapter_warning", {{"adapter", adapter.name}, {"reason", warning}});
 }
@@ -113,10 +141,14 @@ void ServerImpl::models(const std::shared_ptr<Exchange>& exchange) {
   const bool paths = exchange->principal.has(Scope::kAdapters);
   const std::string& base = registry_->base_name();
   json::array data;
-  const int64_t started = std::time(nullptr) - static_cast<int64_t>(std::chrono::duration<double>(Clock::now() - started_).count());
-  if (tenant.may_use("base")) data.push_back(model_object(base, options_.model_root, nullptr, text().context(), started));
+  const int64_t started =
+      std::time(nullptr) - static_cast<int64_t>(std::chrono::duration<double>(Clock::now() - started_).count());
+  if (tenant.may_use("base"))
+    data.push_back(model_object(base, options_.model_root, nullptr, text().context(), started));
   for (const AdapterLease& adapter : registry_->versions())
-    if (tenant.may_use(adapter->name)) data.push_back(model_object(adapter->name, paths ? adapter->path : adapter->name, json::string(base), nullptr, adapter->created));
+    if (tenant.may_use(adapter->name))
+      data.push_back(model_object(adapter->name, paths ? adapter->path : adapter->name, json::string(base), nullptr,
+                                  adapter->created));
   for (const auto& [alias, target] : registry_->aliases())
     if (tenant.may_use(alias)) data.push_back(model_object(alias, target, json::string(base), nullptr, started));
   exchange->respond(200, json::serialize(json::object{{"object", "list"}, {"data", data}}));
@@ -126,15 +158,19 @@ void ServerImpl::model(const std::shared_ptr<Exchange>& exchange) {
   const std::string& id = exchange->parameter;
   // A sum is built on a worker; the listing only knows what is loaded.
   const bool is_sum = id.find_first_of("+*") != std::string::npos;
-  const auto missing = ApiError{.status = 404, .message = fmt::format("The model `{}` does not exist or you do not have access to it.", id),
-                                .param = "model", .code = "model_not_found"};
+  const auto missing =
+      ApiError{.status = 404,
+               .message = fmt::format("The model `{}` does not exist or you do not have access to it.", id),
+               .param = "model",
+               .code = "model_not_found"};
   if (is_sum) return exchange->fail(missing);
   const Result<AdapterRegistry::Resolved> found = registry_->resolve(id, *exchange->principal.tenant);
   if (!found.ok()) return exchange->fail(missing);
-  const json::object object = found->adapter
-                                  ? model_object(id, exchange->principal.has(Scope::kAdapters) ? found->adapter->path : found->adapter->name,
-                                                 json::string(registry_->base_name()), nullptr, found->adapter->created)
-                                  : model_object(registry_->base_name(), options_.model_root, nullptr, text().context(), std::time(nullptr));
+  const json::object object =
+      found->adapter
+          ? model_object(id, exchange->principal.has(Scope::kAdapters) ? found->adapter->path : found->adapter->name,
+                         json::string(registry_->base_name()), nullptr, found->adapter->created)
+          : model_object(registry_->base_name(), options_.model_root, nullptr, text().context(), std::time(nullptr));
   exchange->respond(200, json::serialize(object));
 }
 
@@ -142,22 +178,27 @@ void ServerImpl::model(const std::shared_ptr<Exchange>& exchange) {
 
 void ServerImpl::vllm_load(const std::shared_ptr<Exchange>& exchange) {
   if (options_.adapters.roots.empty())
-    return vllm_error(exchange, 404, "NotFoundError", "loading adapters at run time is off: start the server with --lora-root DIR");
+    return vllm_error(exchange, 404, "NotFoundError",
+                      "loading adapters at run time is off: start the server with --lora-root DIR");
   const Result<Fields> fields = Fields::parse(exchange->request.body);
   if (!fields.ok()) return vllm_error(exchange, fields.status());
   const Result<LoadFields> load = parse_load(*fields, true);
   if (!load.ok()) return vllm_error(exchange, load.status());
-  if (load->name.empty() || load->path.empty()) return vllm_error(exchange, 400, "InvalidUserInput", "Both 'lora_name' and 'lora_path' must be provided.");
+  if (load->name.empty() || load->path.empty())
+    return vllm_error(exchange, 400, "InvalidUserInput", "Both 'lora_name' and 'lora_path' must be provided.");
   if (!exchange->principal.tenant->may_use(load->name))
     return vllm_error(exchange, 403, "PermissionDeniedError", "this tenant may not use that adapter name");
-  registry_->load({.name = load->name, .path = load->path, .replace = load->in_place}, [this, exchange](Result<AdapterLease> loaded) {
-    metrics_->adapter_load(loaded.ok() ? (*loaded)->load_seconds : 0, loaded.ok());
-    if (loaded.ok()) log_loaded(*log_, **loaded);
-    exchange->post([exchange, status = loaded.ok() ? Status() : loaded.status(), name = loaded.ok() ? (*loaded)->name : ""] {
-      if (!status.ok()) return vllm_error(exchange, status);
-      exchange->respond(200, fmt::format("Success: LoRA adapter '{}' added successfully.", name), "text/plain; charset=utf-8");
-    });
-  });
+  registry_->load({.name = load->name, .path = load->path, .replace = load->in_place},
+                  [this, exchange](Result<AdapterLease> loaded) {
+                    metrics_->adapter_load(loaded.ok() ? (*loaded)->load_seconds : 0, loaded.ok());
+                    if (loaded.ok()) log_loaded(*log_, **loaded);
+                    exchange->post([exchange, status = loaded.ok() ? Status() : loaded.status(),
+                                    name = loaded.ok() ? (*loaded)->name : ""] {
+                      if (!status.ok()) return vllm_error(exchange, status);
+                      exchange->respond(200, fmt::format("Success: LoRA adapter '{}' added successfully.", name),
+                                        "text/plain; charset=utf-8");
+                    });
+                  });
 }
 
 void ServerImpl::vllm_unload(const std::shared_ptr<Exchange>& exchange) {
@@ -165,14 +206,16 @@ void ServerImpl::vllm_unload(const std::shared_ptr<Exchange>& exchange) {
   if (!fields.ok()) return vllm_error(exchange, fields.status());
   const Result<std::string> name = fields->text("lora_name");
   if (!name.ok()) return vllm_error(exchange, name.status());
-  if (name->empty()) return vllm_error(exchange, 400, "InvalidUserInput", "'lora_name' needs to be provided to unload a LoRA adapter.");
+  if (name->empty())
+    return vllm_error(exchange, 400, "InvalidUserInput", "'lora_name' needs to be provided to unload a LoRA adapter.");
   if (!exchange->principal.tenant->may_use(*name))
     return vllm_error(exchange, 404, "NotFoundError", fmt::format("The lora adapter '{}' cannot be found.", *name));
   work(exchange, [this, exchange, name = *name] {
     const Result<int> unloaded = registry_->unload(name, nullptr);
     exchange->post([exchange, name, status = unloaded.ok() ? Status() : unloaded.status()] {
       if (!status.ok()) return vllm_error(exchange, status);
-      exchange->respond(200, fmt::format("Success: LoRA adapter '{}' removed successfully.", name), "text/plain; charset=utf-8");
+      exchange->respond(200, fmt::format("Success: LoRA adapter '{}' removed successfully.", name),
+                        "text/plain; charset=utf-8");
     });
   });
 }
@@ -181,7 +224,8 @@ void ServerImpl::vllm_unload(const std::shared_ptr<Exchange>& exchange) {
 
 void ServerImpl::list_adapters(const std::shared_ptr<Exchange>& exchange) {
   std::vector<AdapterSnapshot> adapters = registry_->list(service_->snapshot());
-  std::erase_if(adapters, [&](const AdapterSnapshot& adapter) { return !exchange->principal.tenant->may_use(adapter.name); });
+  std::erase_if(adapters,
+                [&](const AdapterSnapshot& adapter) { return !exchange->principal.tenant->may_use(adapter.name); });
   exchange->respond(200, format_adapters(adapters));
 }
 
@@ -197,11 +241,17 @@ void ServerImpl::post_adapter(const std::shared_ptr<Exchange>& exchange) {
   if (!fields.ok()) return exchange->fail(fields.status());
   const Result<LoadFields> load = parse_load(*fields, false);
   if (!load.ok()) return exchange->fail(load.status());
-  if (load->name.empty() || load->path.empty()) return exchange->fail(invalid_argument("\"name\" and \"path\" must be given"));
+  if (load->name.empty() || load->path.empty())
+    return exchange->fail(invalid_argument("\"name\" and \"path\" must be given"));
   if (options_.adapters.roots.empty())
-    return exchange->fail(permission_denied("loading adapters at run time is off: start the server with --lora-root DIR"));
-  if (!exchange->principal.tenant->may_use(load->name)) return exchange->fail(permission_denied("this tenant may not use that adapter name"));
-  AdapterRegistry::LoadRequest request{.name = load->name, .path = load->path, .replace = load->in_place, .keep_previous = load->keep_previous,
+    return exchange->fail(
+        permission_denied("loading adapters at run time is off: start the server with --lora-root DIR"));
+  if (!exchange->principal.tenant->may_use(load->name))
+    return exchange->fail(permission_denied("this tenant may not use that adapter name"));
+  AdapterRegistry::LoadRequest request{.name = load->name,
+                                       .path = load->path,
+                                       .replace = load->in_place,
+                                       .keep_previous = load->keep_previous,
                                        .pinned = load->pinned};
   registry_->load(std::move(request), [this, exchange](Result<AdapterLease> loaded) {
     metrics_->adapter_load(loaded.ok() ? (*loaded)->load_seconds : 0, loaded.ok());
@@ -233,8 +283,10 @@ void ServerImpl::patch_adapter(const std::shared_ptr<Exchange>& exchange) {
   if (!fields->has("pinned") && alias->empty()) return exchange->fail(invalid_argument("give \"pinned\" or \"alias\""));
   const std::optional<AdapterSnapshot> known = registry_->find(exchange->parameter, service_->snapshot());
   const Tenant& tenant = *exchange->principal.tenant;
-  if (!known || !tenant.may_use(known->name)) return exchange->fail(not_found("there is no adapter \"{}\"", exchange->parameter));
-  if (!alias->empty() && !tenant.may_use(*alias)) return exchange->fail(permission_denied("this tenant may not use that alias"));
+  if (!known || !tenant.may_use(known->name))
+    return exchange->fail(not_found("there is no adapter \"{}\"", exchange->parameter));
+  if (!alias->empty() && !tenant.may_use(*alias))
+    return exchange->fail(permission_denied("this tenant may not use that alias"));
   work(exchange, [this, exchange, set_pin = fields->has("pinned"), pinned = *pinned, alias = *alias] {
     Status status;
     if (set_pin) status = registry_->set_pinned(exchange->parameter, pinned);
@@ -242,21 +294,26 @@ void ServerImpl::patch_adapter(const std::shared_ptr<Exchange>& exchange) {
     const std::optional<AdapterSnapshot> adapter = registry_->find(exchange->parameter, service_->snapshot());
     exchange->post([exchange, status, body = adapter ? format_adapter(*adapter) : ""] {
       if (status.ok() && !body.empty()) return exchange->respond(200, body);
-      ApiError error = api_error(status.ok() ? not_found("there is no adapter \"{}\"", exchange->parameter) : status, exchange->id);
-      if (status.code() == StatusCode::kAlreadyExists || status.code() == StatusCode::kResourceExhausted) error.status = 409;
+      ApiError error =
+          api_error(status.ok() ? not_found("there is no adapter \"{}\"", exchange->parameter) : status, exchange->id);
+      if (status.code() == StatusCode::kAlreadyExists || status.code() == StatusCode::kResourceExhausted)
+        error.status = 409;
       exchange->fail(error);
     });
   });
 }
 
-// Answers when the memory is free: at once without requests in flight, else when the last one ended (?wait=0: at once in any case).
+// Answers when the memory is free: at once without requests in flight, else when the last one ended (?wait=0: at once
+// in any case).
 void ServerImpl::delete_adapter(const std::shared_ptr<Exchange>& exchange) {
   const std::string& name = exchange->parameter;
-  if (!exchange->principal.tenant->may_use(name.substr(0, name.find('@')))) return exchange->fail(not_found("there is no adapter \"{}\"", name));
+  if (!exchange->principal.tenant->may_use(name.substr(0, name.find('@'))))
+    return exchange->fail(not_found("there is no adapter \"{}\"", name));
   if (registry_->aliases().contains(name)) {
     const Status status = registry_->remove_alias(name);
     if (!status.ok()) return exchange->fail(status);
-    return exchange->respond(200, json::serialize(json::object{{"id", name}, {"object", "adapter.alias"}, {"deleted", true}}));
+    return exchange->respond(
+        200, json::serialize(json::object{{"id", name}, {"object", "adapter.alias"}, {"deleted", true}}));
   }
   const bool wait = exchange->request.query.find("wait=0") == std::string::npos;
   work(exchange, [this, exchange, name, wait] {
@@ -273,7 +330,8 @@ void ServerImpl::delete_adapter(const std::shared_ptr<Exchange>& exchange) {
         body["freed_device_bytes"] = receipt->page_bytes;
         body["freed_host_bytes"] = receipt->host_bytes;
       }
-      exchange->post([exchange, status = complete ? 200 : 202, text = json::serialize(body)] { exchange->respond(status, text); });
+      exchange->post(
+          [exchange, status = complete ? 200 : 202, text = json::serialize(body)] { exchange->respond(status, text); });
     };
     const Result<int> unloaded = registry_->unload(name, [receipt, answer, wait](const AdapterRegistry::Freed& freed) {
       bool complete = false;
@@ -294,8 +352,10 @@ void ServerImpl::delete_adapter(const std::shared_ptr<Exchange>& exchange) {
       receipt->expected = *unloaded;
       complete = receipt->freed == receipt->expected;
     }
-    if (!wait) answer(false);
-    else if (complete) answer(true);
+    if (!wait)
+      answer(false);
+    else if (complete)
+      answer(true);
   });
 }
 

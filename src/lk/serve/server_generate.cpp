@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Chat, completions and embeddings: from a parsed request to engine submissions, and from engine events to the answer.
-#include <cmath>
 #include <charconv>
+#include <cmath>
 #include <ctime>
 
 #include "lk/base/sha256.h"
@@ -36,7 +36,8 @@ ApiError model_error(const Status& status, const std::string& id) {
 // One request's choices in the engine. Lives on the exchange's shard; `ids_` is shared with the worker that submits.
 class Answer : public StreamReceiver, public std::enable_shared_from_this<Answer> {
  public:
-  explicit Answer(std::shared_ptr<Exchange> exchange) : StreamReceiver(exchange->shard), exchange_(std::move(exchange)) {}
+  explicit Answer(std::shared_ptr<Exchange> exchange)
+      : StreamReceiver(exchange->shard), exchange_(std::move(exchange)) {}
   ~Answer() override = default;
 
   // Shard: the client went away before the answer was complete.
@@ -46,7 +47,8 @@ class Answer : public StreamReceiver, public std::enable_shared_from_this<Answer
     for (const RequestId id : ids_) server().engine().cancel(id);
   }
   // Worker, once the tenant's and the queue's reservations are made.
-  void submit(std::vector<PreparedRequest> requests, AdapterRegistry::Resolved model, std::optional<Clock::time_point> deadline, bool wants_prompt) {
+  void submit(std::vector<PreparedRequest> requests, AdapterRegistry::Resolved model,
+              std::optional<Clock::time_point> deadline, bool wants_prompt) {
     model_ = std::move(model);
     completions_.resize(requests.size());
     last_token_.resize(requests.size());
@@ -62,8 +64,12 @@ class Answer : public StreamReceiver, public std::enable_shared_from_this<Answer
       PreparedRequest& request = requests[choice];
       request.request.adapter = adapter;
       request.request.tenant = tenant;
-      ids_.push_back(server().engine().submit({.request = std::move(request), .lease = model_.adapter, .receiver = shared_from_this(),
-                                               .choice = static_cast<int>(choice), .wants_prompt = wants_prompt, .arrival = exchange_->arrival,
+      ids_.push_back(server().engine().submit({.request = std::move(request),
+                                               .lease = model_.adapter,
+                                               .receiver = shared_from_this(),
+                                               .choice = static_cast<int>(choice),
+                                               .wants_prompt = wants_prompt,
+                                               .arrival = exchange_->arrival,
                                                .deadline = deadline}));
     }
     if (closed_ != Clock::time_point())
@@ -119,24 +125,37 @@ class Answer : public StreamReceiver, public std::enable_shared_from_this<Answer
     e2e_seconds_ = seconds(event.timing.finished);
     queue_seconds_ = std::max(0.0, seconds(event.timing.started));
     first_token_seconds_ = seconds(event.timing.first_token);
-    if (const Clock::time_point closed = closed_at(); completion.finish == FinishReason::kCancelled && closed != Clock::time_point())
+    if (const Clock::time_point closed = closed_at();
+        completion.finish == FinishReason::kCancelled && closed != Clock::time_point())
       server().measures().request_abandoned(std::chrono::duration<double>(event.timing.finished - closed).count());
     used_tokens_ += completion.prompt_tokens + static_cast<int64_t>(completion.token_ids.size());
     const bool timed_out = completion.error.code() == StatusCode::kDeadlineExceeded;
-    server().measures().request_finished(
-        {.endpoint = endpoint(), .tenant = exchange_->principal.tenant->name, .adapter = model_.adapter ? std::string_view(model_.adapter->name) : "base",
-         .finish = timed_out ? "deadline" : to_string(completion.finish), .prompt_tokens = completion.prompt_tokens,
-         .cached_tokens = completion.cached_tokens, .output_tokens = static_cast<int64_t>(completion.token_ids.size()), .max_tokens = max_tokens_,
-         .n = static_cast<int64_t>(num_requests_), .queue_seconds = queue_seconds_, .time_to_first_token = first_token_seconds_,
-         .e2e_seconds = e2e_seconds_});
+    server().measures().request_finished({.endpoint = endpoint(),
+                                          .tenant = exchange_->principal.tenant->name,
+                                          .adapter = model_.adapter ? std::string_view(model_.adapter->name) : "base",
+                                          .finish = timed_out ? "deadline" : to_string(completion.finish),
+                                          .prompt_tokens = completion.prompt_tokens,
+                                          .cached_tokens = completion.cached_tokens,
+                                          .output_tokens = static_cast<int64_t>(completion.token_ids.size()),
+                                          .max_tokens = max_tokens_,
+                                          .n = static_cast<int64_t>(num_requests_),
+                                          .queue_seconds = queue_seconds_,
+                                          .time_to_first_token = first_token_seconds_,
+                                          .e2e_seconds = e2e_seconds_});
     if (completion.finish == FinishReason::kError && !failed_) {
       failed_ = true;
       ApiError error = api_error(completion.error, exchange_->id);
-      if (completion.error.code() == StatusCode::kFailedPrecondition) error.code = "request_too_large";  // larger than the whole pool
-      if (completion.error.code() == StatusCode::kDataLoss) {  // read again from disk, in vain; the reason names the server's directories
-        server().log().write(LogLevel::kError, "adapter_unreadable", {{"adapter", model_.name}, {"reason", completion.error.message()}});
-        error = {.status = 503, .message = fmt::format("The adapter of `{}` cannot be read at the moment.", model_.name), .type = "server_error",
-                 .code = "adapter_unavailable", .retry_after_seconds = 5};
+      if (completion.error.code() == StatusCode::kFailedPrecondition)
+        error.code = "request_too_large";  // larger than the whole pool
+      if (completion.error.code() ==
+          StatusCode::kDataLoss) {  // read again from disk, in vain; the reason names the server's directories
+        server().log().write(LogLevel::kError, "adapter_unreadable",
+                             {{"adapter", model_.name}, {"reason", completion.error.message()}});
+        error = {.status = 503,
+                 .message = fmt::format("The adapter of `{}` cannot be read at the moment.", model_.name),
+                 .type = "server_error",
+                 .code = "adapter_unavailable",
+                 .retry_after_seconds = 5};
       }
       failed(error);
       cancel_others();
@@ -145,7 +164,8 @@ class Answer : public StreamReceiver, public std::enable_shared_from_this<Answer
     any_cancelled_ |= completion.finish == FinishReason::kCancelled;
     completions_[static_cast<size_t>(event.choice)] = std::move(completion);
     if (++num_done_ < num_requests_) return;
-    server().limiter().finish(*exchange_->principal.tenant, reserved_, used_tokens_, Clock::now(), static_cast<int64_t>(num_requests_));
+    server().limiter().finish(*exchange_->principal.tenant, reserved_, used_tokens_, Clock::now(),
+                              static_cast<int64_t>(num_requests_));
     server().count_stream(-1);
     if (!failed_ && !any_cancelled_) all_done(std::move(completions_));
   }
@@ -176,8 +196,8 @@ class GenerateAnswer final : public Answer {
     const bool chat = request.endpoint == Endpoint::kChat;
     chat_ = chat;
     stream_ = request.stream;
-    formatter_.emplace(request, fmt::format("{}-{}", chat ? "chatcmpl" : "cmpl", exchange_->id), std::time(nullptr), model_name,
-                       server().text().tokenizer().get(), server().api_defaults().tool_format);
+    formatter_.emplace(request, fmt::format("{}-{}", chat ? "chatcmpl" : "cmpl", exchange_->id), std::time(nullptr),
+                       model_name, server().text().tokenizer().get(), server().api_defaults().tool_format);
   }
 
  private:
@@ -201,7 +221,8 @@ class GenerateAnswer final : public Answer {
     if (stream_) write(formatter_->done(choice, completion));
   }
   void all_done(std::vector<Completion> completions) override {
-    if (!stream_) return exchange_->respond(200, formatter_->response(completions), "application/json", timing_headers());
+    if (!stream_)
+      return exchange_->respond(200, formatter_->response(completions), "application/json", timing_headers());
     write(formatter_->end());
     end_stream();
   }
@@ -229,7 +250,8 @@ class EmbeddingAnswer final : public Answer {
  private:
   const char* endpoint() const override { return "embeddings"; }
   void all_done(std::vector<Completion> completions) override {
-    exchange_->respond(200, format_embeddings(request_, model_name_, completions), "application/json", timing_headers());
+    exchange_->respond(200, format_embeddings(request_, model_name_, completions), "application/json",
+                       timing_headers());
   }
   EmbeddingRequest request_;
   std::string model_name_;
@@ -241,14 +263,16 @@ ApiResult<double> timeout_of(const Exchange& exchange) {
   if (text.empty()) return exchange.server->options().default_timeout_seconds;
   double seconds = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seconds);
-  if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(seconds) || seconds <= 0 || seconds > 86'400)
-    return ApiError{.message = "x-request-timeout must be a number of seconds in (0, 86400]", .param = "x-request-timeout"};
+  if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(seconds) || seconds <= 0 ||
+      seconds > 86'400)
+    return ApiError{.message = "x-request-timeout must be a number of seconds in (0, 86400]",
+                    .param = "x-request-timeout"};
   return seconds;
 }
 
 // Worker: admission to the tenant's limits and the queue, then the engine. Answers errors itself.
-void admit_and_submit(const std::shared_ptr<Answer>& answer, const std::shared_ptr<Exchange>& exchange, std::vector<PreparedRequest> requests,
-                      AdapterRegistry::Resolved model, bool wants_prompt) {
+void admit_and_submit(const std::shared_ptr<Answer>& answer, const std::shared_ptr<Exchange>& exchange,
+                      std::vector<PreparedRequest> requests, AdapterRegistry::Resolved model, bool wants_prompt) {
   ServerImpl& server = *exchange->server;
   const ApiResult<double> timeout = timeout_of(*exchange);
   if (!timeout.ok()) return exchange->refuse(timeout.error);
@@ -258,16 +282,23 @@ void admit_and_submit(const std::shared_ptr<Answer>& answer, const std::shared_p
   const auto count = static_cast<int64_t>(requests.size());
   const TenantLimiter::Decision decision = server.limiter().admit(tenant, tokens, Clock::now(), count);
   if (!decision.admitted)
-    return exchange->refuse({.status = 429, .message = decision.reason, .type = "rate_limit_error", .code = "rate_limit_exceeded",
-                   .retry_after_seconds = std::max(1.0, decision.retry_after_seconds)});
+    return exchange->refuse({.status = 429,
+                             .message = decision.reason,
+                             .type = "rate_limit_error",
+                             .code = "rate_limit_exceeded",
+                             .retry_after_seconds = std::max(1.0, decision.retry_after_seconds)});
   const EngineService::Admission admission = server.engine().admit(count, tokens, *timeout.value);
   if (!admission.status.ok()) {
     server.limiter().finish(tenant, tokens, 0, Clock::now(), count);
-    return exchange->refuse({.status = 503, .message = admission.status.message(), .type = "server_error", .code = "overloaded",
-                   .retry_after_seconds = admission.retry_after_seconds});
+    return exchange->refuse({.status = 503,
+                             .message = admission.status.message(),
+                             .type = "server_error",
+                             .code = "overloaded",
+                             .retry_after_seconds = admission.retry_after_seconds});
   }
   answer->set_reservation(tokens);
-  const auto deadline = exchange->arrival + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(*timeout.value));
+  const auto deadline =
+      exchange->arrival + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(*timeout.value));
   answer->submit(std::move(requests), std::move(model), deadline, wants_prompt);
 }
 
@@ -284,8 +315,9 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
   watch_close(answer, exchange);
   exchange->server->work(exchange, [answer, exchange, endpoint] {
     ServerImpl& server = *exchange->server;
-    ApiResult<GenerateRequest> parsed = endpoint == Endpoint::kChat ? parse_chat_request(exchange->request.body, server.api_defaults())
-                                                                    : parse_completion_request(exchange->request.body, server.api_defaults());
+    ApiResult<GenerateRequest> parsed = endpoint == Endpoint::kChat
+                                            ? parse_chat_request(exchange->request.body, server.api_defaults())
+                                            : parse_completion_request(exchange->request.body, server.api_defaults());
     exchange->request.body = {};
     if (!parsed.ok()) return exchange->refuse(parsed.error);
     GenerateRequest& request = *parsed.value;
@@ -293,7 +325,9 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
     if (!model.ok()) return exchange->refuse(model_error(model.status(), exchange->id));
     std::shared_ptr<const Grammar> grammar;
     if (request.grammar) {
-      if (!server.grammars()) return exchange->refuse({.message = "the model has no tokenizer: structured output is not available", .param = "response_format"});
+      if (!server.grammars())
+        return exchange->refuse(
+            {.message = "the model has no tokenizer: structured output is not available", .param = "response_format"});
       Result<std::shared_ptr<const Grammar>> compiled = server.grammars()->get(*request.grammar);
       if (!compiled.ok()) {
         ApiError error = api_error(compiled.status(), exchange->id);
@@ -322,7 +356,8 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
       }
     }
     answer->set_request(request, model->name);
-    const bool wants_prompt = request.stream && (request.echo || request.prompt_logprobs || request.return_token_ids || request.continuous_usage);
+    const bool wants_prompt = request.stream && (request.echo || request.prompt_logprobs || request.return_token_ids ||
+                                                 request.continuous_usage);
     admit_and_submit(answer, exchange, std::move(requests), std::move(model).value(), wants_prompt);
   });
 }
@@ -361,10 +396,11 @@ void ServerImpl::tokenize(const std::shared_ptr<Exchange>& exchange) {
     ApiResult<TokenizeRequest> parsed = parse_tokenize_request(exchange->request.body, server.api_defaults());
     if (!parsed.ok()) return exchange->refuse(parsed.error);
     if (!server.text().tokenizer()) return exchange->refuse({.message = "the model has no tokenizer"});
-    Result<AdapterRegistry::Resolved> model = server.adapters().resolve(parsed.value->model, *exchange->principal.tenant);
+    Result<AdapterRegistry::Resolved> model =
+        server.adapters().resolve(parsed.value->model, *exchange->principal.tenant);
     if (!model.ok()) return exchange->refuse(model_error(model.status(), exchange->id));
-    const Result<std::vector<int32_t>> tokens =
-        server.text().prompt_tokens(parsed.value->input, model->adapter ? model->adapter->chat_template.get() : nullptr);
+    const Result<std::vector<int32_t>> tokens = server.text().prompt_tokens(
+        parsed.value->input, model->adapter ? model->adapter->chat_template.get() : nullptr);
     if (!tokens.ok()) return exchange->refuse(api_error(tokens.status(), exchange->id));
     std::string body = format_tokenize(*parsed.value, *tokens, server.text().context(), *server.text().tokenizer());
     exchange->post([exchange, body = std::move(body)] { exchange->respond(200, body); });

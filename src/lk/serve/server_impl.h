@@ -26,8 +26,8 @@ struct Exchange;
 struct Route {
   std::string_view method, path;  // "/v1/adapters/{name}": the last part is the parameter, with its slashes
   Access access;
-  bool admin_listener;            // moves to the admin listener when there is one
-  bool sheds;                     // inference: refused before the body is read when the server is full
+  bool admin_listener;  // moves to the admin listener when there is one
+  bool sheds;           // inference: refused before the body is read when the server is full
   void (ServerImpl::*handler)(const std::shared_ptr<Exchange>&);
 };
 
@@ -38,12 +38,13 @@ struct Exchange : std::enable_shared_from_this<Exchange> {
   std::shared_ptr<HttpReply> reply;
   int shard = 0;
   const Route* route = nullptr;
-  std::string parameter;   // of the path
+  std::string parameter;  // of the path
   Principal principal;
-  std::string id;          // x-request-id
+  std::string id;  // x-request-id
   Clock::time_point arrival = Clock::now();
 
-  void respond(int status, std::string body, std::string_view content_type = "application/json", HttpHeaders headers = {});
+  void respond(int status, std::string body, std::string_view content_type = "application/json",
+               HttpHeaders headers = {});
   void fail(const ApiError& error, HttpHeaders headers = {});
   void fail(const Status& status) { fail(api_error(status, id)); }
   void begin_stream(HttpHeaders headers);
@@ -120,7 +121,9 @@ class ServerImpl final : public Server {
   ApiResult<Principal> authorize(const HttpRequest& request, const Route& route) const;
   std::optional<ApiError> shed() const;
   std::shared_ptr<const KeyRing> keys() const;
-  bool is_admin_listener(int listener) const { return options_.admin && listener == static_cast<int>(options_.listen.size()); }
+  bool is_admin_listener(int listener) const {
+    return options_.admin && listener == static_cast<int>(options_.listen.size());
+  }
 
   const ServerOptions options_;
   std::unique_ptr<Log> log_;

@@ -24,20 +24,25 @@ void ServerImpl::ready(const std::shared_ptr<Exchange>& exchange) {
 void ServerImpl::live(const std::shared_ptr<Exchange>& exchange) {
   const double stalled = service_->stalled_seconds();
   const bool live = stalled <= options_.stuck_seconds;
-  exchange->respond(live ? 200 : 503, json::serialize(json::object{{"live", live}, {"seconds_without_progress", stalled}}));
+  exchange->respond(live ? 200 : 503,
+                    json::serialize(json::object{{"live", live}, {"seconds_without_progress", stalled}}));
 }
 
 void ServerImpl::version(const std::shared_ptr<Exchange>& exchange) {
   exchange->respond(200, json::serialize(json::object{{"version", options_.version}}));
 }
 
-void ServerImpl::status(const std::shared_ptr<Exchange>& exchange) { exchange->respond(200, format_status(snapshot())); }
+void ServerImpl::status(const std::shared_ptr<Exchange>& exchange) {
+  exchange->respond(200, format_status(snapshot()));
+}
 
 void ServerImpl::metrics(const std::shared_ptr<Exchange>& exchange) {
   exchange->respond(200, metrics_->scrape(snapshot()), "text/plain; version=0.0.4; charset=utf-8");
 }
 
-void ServerImpl::openapi(const std::shared_ptr<Exchange>& exchange) { exchange->respond(200, std::string(openapi_json())); }
+void ServerImpl::openapi(const std::shared_ptr<Exchange>& exchange) {
+  exchange->respond(200, std::string(openapi_json()));
+}
 
 void ServerImpl::console(const std::shared_ptr<Exchange>& exchange) {
   const std::optional<ConsoleFile> file = options_.console ? console_file(exchange->request.path) : std::nullopt;
@@ -47,7 +52,8 @@ void ServerImpl::console(const std::shared_ptr<Exchange>& exchange) {
                       {"content-security-policy", std::string(console_csp())},
                       {"x-content-type-options", "nosniff"},
                       {"referrer-policy", "no-referrer"}};
-  if (etag_matches(exchange->request.header("if-none-match"), file->etag)) return exchange->respond(304, "", file->content_type, std::move(headers));
+  if (etag_matches(exchange->request.header("if-none-match"), file->etag))
+    return exchange->respond(304, "", file->content_type, std::move(headers));
   exchange->respond(200, std::string(file->body), file->content_type, std::move(headers));
 }
 

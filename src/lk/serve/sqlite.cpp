@@ -11,14 +11,17 @@ Result<std::unique_ptr<SqliteDatabase>> SqliteDatabase::open(const std::string& 
   // A leading ':' or "file:" would mean something else to SQLite than a file of that name.
   const bool special = path.starts_with(':') || path.starts_with("file:");
   const std::string name = special ? "./" + path : path;
-  const int code = sqlite3_open_v2(name.c_str(), &database->handle_, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, nullptr);
+  const int code =
+      sqlite3_open_v2(name.c_str(), &database->handle_, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, nullptr);
   if (database->handle_ == nullptr) return io_error("{}: out of memory", path);
   if (code != SQLITE_OK) return database->error(code);
   sqlite3* handle = database->handle_;
   sqlite3_busy_timeout(handle, 5000);
   sqlite3_limit(handle, SQLITE_LIMIT_LENGTH, 1 << 20);
-  for (const auto& [setting, value] : {std::pair{SQLITE_DBCONFIG_DEFENSIVE, 1}, {SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0},
-                                       {SQLITE_DBCONFIG_ENABLE_TRIGGER, 0}, {SQLITE_DBCONFIG_ENABLE_VIEW, 0},
+  for (const auto& [setting, value] : {std::pair{SQLITE_DBCONFIG_DEFENSIVE, 1},
+                                       {SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0},
+                                       {SQLITE_DBCONFIG_ENABLE_TRIGGER, 0},
+                                       {SQLITE_DBCONFIG_ENABLE_VIEW, 0},
                                        {SQLITE_DBCONFIG_ENABLE_FKEY, 1}})
     sqlite3_db_config(handle, setting, value, static_cast<int*>(nullptr));
   return database;
@@ -59,22 +62,27 @@ Result<std::string> SqliteDatabase::query_text(const char* sql) {
   return row ? statement.text(0) : std::string();
 }
 
-Result<SqliteStatement> SqliteStatement::prepare(SqliteDatabase& database, std::string_view sql, std::initializer_list<SqliteValue> values) {
+Result<SqliteStatement> SqliteStatement::prepare(SqliteDatabase& database, std::string_view sql,
+                                                 std::initializer_list<SqliteValue> values) {
   sqlite3_stmt* handle = nullptr;
   int code = sqlite3_prepare_v2(database.handle(), sql.data(), static_cast<int>(sql.size()), &handle, nullptr);
   // Our own statements are right: one that does not fit the file means that its tables are not ours.
   if ((code & 0xff) == SQLITE_ERROR)
-    return data_loss("state file {} has other tables than expected: {}", database.path(), sqlite3_errmsg(database.handle()));
+    return data_loss("state file {} has other tables than expected: {}", database.path(),
+                     sqlite3_errmsg(database.handle()));
   if (code != SQLITE_OK) return database.error(code);
   SqliteStatement statement(database, handle);
   int index = 0;
   for (const SqliteValue& value : values) {
     ++index;
-    if (const auto* number = std::get_if<int64_t>(&value)) code = sqlite3_bind_int64(handle, index, *number);
-    else if (const auto* real = std::get_if<double>(&value)) code = sqlite3_bind_double(handle, index, *real);
+    if (const auto* number = std::get_if<int64_t>(&value))
+      code = sqlite3_bind_int64(handle, index, *number);
+    else if (const auto* real = std::get_if<double>(&value))
+      code = sqlite3_bind_double(handle, index, *real);
     else {
       const auto text = std::get<std::string_view>(value);
-      code = sqlite3_bind_text(handle, index, text.empty() ? "" : text.data(), static_cast<int>(text.size()), SQLITE_STATIC);
+      code = sqlite3_bind_text(handle, index, text.empty() ? "" : text.data(), static_cast<int>(text.size()),
+                               SQLITE_STATIC);
     }
     if (code != SQLITE_OK) return database.error(code);
   }
@@ -102,7 +110,8 @@ Status SqliteStatement::run() {
 
 std::string SqliteStatement::text(int column) const {
   const auto* data = reinterpret_cast<const char*>(sqlite3_column_text(handle_, column));
-  return data == nullptr ? std::string() : std::string(data, static_cast<size_t>(sqlite3_column_bytes(handle_, column)));
+  return data == nullptr ? std::string()
+                         : std::string(data, static_cast<size_t>(sqlite3_column_bytes(handle_, column)));
 }
 
 Result<SqliteTransaction> SqliteTransaction::begin(SqliteDatabase& database, Kind kind) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// SQLite behind Status: connections, statements and transactions that clean up after themselves. Only state_store uses it.
+// SQLite behind Status: connections, statements and transactions that clean up after themselves. Only state_store uses
+// it.
 #pragma once
 
 #include <sqlite3.h>
@@ -44,7 +45,8 @@ using SqliteValue = std::variant<int64_t, double, std::string_view>;  // texts n
 
 class SqliteStatement {
  public:
-  static Result<SqliteStatement> prepare(SqliteDatabase& database, std::string_view sql, std::initializer_list<SqliteValue> values = {});
+  static Result<SqliteStatement> prepare(SqliteDatabase& database, std::string_view sql,
+                                         std::initializer_list<SqliteValue> values = {});
   SqliteStatement(SqliteStatement&& other) noexcept;
   SqliteStatement& operator=(SqliteStatement&&) = delete;
   ~SqliteStatement();

@@ -19,7 +19,8 @@ namespace {
 constexpr int64_t kSchemaVersion = 1;
 constexpr int64_t kApplicationId = 0x4c4b5354;  // "LKST": says that the SQLite file is ours
 
-// A removed tenant keeps its row because its revoked keys refer to it. adapter_versions outlives adapters: no version is used twice.
+// A removed tenant keeps its row because its revoked keys refer to it. adapter_versions outlives adapters: no version
+// is used twice.
 constexpr const char* kSchema = R"sql(
 CREATE TABLE tenants(
   name TEXT PRIMARY KEY, weight REAL NOT NULL, max_in_flight INTEGER NOT NULL, tokens_per_minute INTEGER NOT NULL,
@@ -39,7 +40,8 @@ Status prepare_file(const std::string& path) {
   if (path.find('\0') != std::string::npos) return invalid_argument("the state file's name has a NUL byte");
   const std::string directory = std::filesystem::path(path).parent_path();
   if (!directory.empty() && !is_directory(directory)) LK_RETURN_IF_ERROR(make_directories(directory));
-  // Only ever opened here when it is new: closing a second descriptor of an open database would drop this process's locks on it.
+  // Only ever opened here when it is new: closing a second descriptor of an open database would drop this process's
+  // locks on it.
   const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
   if (fd >= 0) {
     ::close(fd);
@@ -51,16 +53,19 @@ Status prepare_file(const std::string& path) {
   if (!S_ISREG(info.st_mode)) return invalid_argument("state file {} is not a regular file", path);
   // SQLite takes a stump for an empty database; a file without content is one that another process is just creating.
   if (info.st_size > 0 && info.st_size < 512)
-    return data_loss("state file {} is damaged: only {} bytes are left; restore it from a copy or move it away", path, info.st_size);
+    return data_loss("state file {} is damaged: only {} bytes are left; restore it from a copy or move it away", path,
+                     info.st_size);
   if ((info.st_mode & 0077) != 0 && ::chmod(path.c_str(), 0600) != 0)
-    return io_error("others may read state file {} and its mode cannot be changed to 0600: {}", path, std::strerror(errno));
+    return io_error("others may read state file {} and its mode cannot be changed to 0600: {}", path,
+                    std::strerror(errno));
   return Status();
 }
 
 Status check_version(SqliteDatabase& database, int64_t version, int64_t application) {
   if (version > kSchemaVersion)
-    return failed_precondition("state file {} was written by a newer Lorikeet (schema {}, this one knows {}): upgrade, or use another file",
-                               database.path(), version, kSchemaVersion);
+    return failed_precondition(
+        "state file {} was written by a newer Lorikeet (schema {}, this one knows {}): upgrade, or use another file",
+        database.path(), version, kSchemaVersion);
   if (application != kApplicationId || version < 1)
     return invalid_argument("{} is an SQLite file, but not a state file of Lorikeet", database.path());
   return Status();
@@ -68,7 +73,8 @@ Status check_version(SqliteDatabase& database, int64_t version, int64_t applicat
 
 // Creates the tables in an empty file; of two processes that try, one does.
 Status check_schema(SqliteDatabase& database) {
-  LK_ASSIGN_OR_RETURN(SqliteTransaction transaction, SqliteTransaction::begin(database, SqliteTransaction::Kind::kWrite));
+  LK_ASSIGN_OR_RETURN(SqliteTransaction transaction,
+                      SqliteTransaction::begin(database, SqliteTransaction::Kind::kWrite));
   LK_ASSIGN_OR_RETURN(const int64_t version, database.query_integer("PRAGMA user_version"));
   LK_ASSIGN_OR_RETURN(const int64_t application, database.query_integer("PRAGMA application_id"));
   LK_ASSIGN_OR_RETURN(const int64_t num_tables, database.query_integer("SELECT count(*) FROM sqlite_schema"));
@@ -81,7 +87,8 @@ Status check_schema(SqliteDatabase& database) {
 
 Status check_integrity(SqliteDatabase& database) {
   LK_ASSIGN_OR_RETURN(const std::string found, database.query_text("PRAGMA quick_check(1)"));
-  if (found != "ok") return data_loss("state file {} is damaged: {}; restore it from a copy or move it away", database.path(), found);
+  if (found != "ok")
+    return data_loss("state file {} is damaged: {}; restore it from a copy or move it away", database.path(), found);
   return Status();
 }
 
@@ -100,11 +107,13 @@ Result<std::unique_ptr<SqliteDatabase>> open_once(const std::string& path) {
 
 Result<std::unique_ptr<SqliteDatabase>> open_state_file(const std::string& path) {
   LK_RETURN_IF_ERROR(prepare_file(path));
-  // The switch to WAL and recovery after a crash need the file alone for a moment; SQLite does not wait for that by itself.
+  // The switch to WAL and recovery after a crash need the file alone for a moment; SQLite does not wait for that by
+  // itself.
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(5);
   for (;;) {
     Result<std::unique_ptr<SqliteDatabase>> database = open_once(path);
-    if (database.ok() || database.status().code() != StatusCode::kUnavailable || std::chrono::steady_clock::now() >= deadline)
+    if (database.ok() || database.status().code() != StatusCode::kUnavailable ||
+        std::chrono::steady_clock::now() >= deadline)
       return database;
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }

@@ -6,7 +6,8 @@
 
 namespace lk {
 
-// Creates a missing file with mode 0600 and its directory, narrows a wider mode, opens, checks and, if it is empty, fills it.
+// Creates a missing file with mode 0600 and its directory, narrows a wider mode, opens, checks and, if it is empty,
+// fills it.
 Result<std::unique_ptr<SqliteDatabase>> open_state_file(const std::string& path);
 
 }  // namespace lk

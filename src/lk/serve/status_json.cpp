@@ -47,11 +47,24 @@ json::object count_adapters(const ServerSnapshot& s) {
     device += a.tier == "device", loading += a.tier == "loading", host += a.tier == "host", disk += a.tier == "disk";
     pinned += a.pinned ? 1 : 0;
     if ((a.running > 0 || a.waiting > 0) && active.size() < kMaxActiveAdapters)
-      active.push_back(json::object{{"name", clean_text(a.name, kMaxNameBytes)}, {"version", a.version}, {"running", a.running}, {"waiting", a.waiting}});
+      active.push_back(json::object{{"name", clean_text(a.name, kMaxNameBytes)},
+                                    {"version", a.version},
+                                    {"running", a.running},
+                                    {"waiting", a.waiting}});
   }
-  return {{"total", s.adapters.size()}, {"device", device}, {"loading", loading}, {"host", host}, {"disk", disk}, {"pinned", pinned},
-          {"loads", s.num_adapter_loads}, {"prefetches", s.num_prefetches},
-          {"evictions", s.num_adapter_evictions}, {"disk_reads", s.host_reads}, {"failed_disk_reads", s.host_failed_reads}, {"host_drops", s.host_drops}, {"active", std::move(active)}};
+  return {{"total", s.adapters.size()},
+          {"device", device},
+          {"loading", loading},
+          {"host", host},
+          {"disk", disk},
+          {"pinned", pinned},
+          {"loads", s.num_adapter_loads},
+          {"prefetches", s.num_prefetches},
+          {"evictions", s.num_adapter_evictions},
+          {"disk_reads", s.host_reads},
+          {"failed_disk_reads", s.host_failed_reads},
+          {"host_drops", s.host_drops},
+          {"active", std::move(active)}};
 }
 
 json::object merging_json(const ServerSnapshot::Merging& m) {
@@ -68,9 +81,17 @@ json::object merging_json(const ServerSnapshot::Merging& m) {
 json::array tenants_json(const ServerSnapshot& s) {
   json::array tenants;
   for (const ServerSnapshot::TenantSnapshot& t : s.tenants)
-    tenants.push_back(json::object{{"name", clean_text(t.name, kMaxNameBytes)}, {"in_flight", t.in_flight}, {"requests", t.requests},
-                                   {"refused", t.refused}, {"prompt_tokens", t.prompt_tokens}, {"cached_tokens", t.cached_tokens}, {"output_tokens", t.output_tokens},
-                                   {"weight", real(t.weight)}, {"waiting", t.waiting}, {"running", t.running}, {"service", real(t.service)}});
+    tenants.push_back(json::object{{"name", clean_text(t.name, kMaxNameBytes)},
+                                   {"in_flight", t.in_flight},
+                                   {"requests", t.requests},
+                                   {"refused", t.refused},
+                                   {"prompt_tokens", t.prompt_tokens},
+                                   {"cached_tokens", t.cached_tokens},
+                                   {"output_tokens", t.output_tokens},
+                                   {"weight", real(t.weight)},
+                                   {"waiting", t.waiting},
+                                   {"running", t.running},
+                                   {"service", real(t.service)}});
   return tenants;
 }
 
@@ -83,21 +104,42 @@ std::string format_status(const ServerSnapshot& s) {
       {"draining", s.draining},
       {"uptime_seconds", real(s.uptime_seconds)},
       {"requests",
-       {{"running", s.num_running}, {"waiting", s.num_waiting}, {"max_queue", s.max_queue}, {"queued_tokens", s.queued_tokens},
-        {"predicted_wait_seconds", real(s.predicted_wait_seconds)}, {"preemptions", s.num_preemptions}, {"fair_preemptions", s.num_fair_preemptions}}},
+       {{"running", s.num_running},
+        {"waiting", s.num_waiting},
+        {"max_queue", s.max_queue},
+        {"queued_tokens", s.queued_tokens},
+        {"predicted_wait_seconds", real(s.predicted_wait_seconds)},
+        {"preemptions", s.num_preemptions},
+        {"fair_preemptions", s.num_fair_preemptions}}},
       {"tokens",
-       {{"prompt", s.prompt_tokens}, {"output", s.generation_tokens}, {"computed", s.num_computed_tokens},
-        {"output_per_second", real(s.tokens_per_second)}, {"prefix_queries", s.prefix_queries_tokens}, {"prefix_hits", s.prefix_hit_tokens}}},
+       {{"prompt", s.prompt_tokens},
+        {"output", s.generation_tokens},
+        {"computed", s.num_computed_tokens},
+        {"output_per_second", real(s.tokens_per_second)},
+        {"prefix_queries", s.prefix_queries_tokens},
+        {"prefix_hits", s.prefix_hit_tokens}}},
       {"steps", {{"count", s.num_steps}, {"seconds", real(s.step_seconds)}}},
       {"pool",
-       {{"pages", s.pages}, {"free", s.pages_free}, {"kv", s.pages_kv}, {"cached", s.pages_cached}, {"adapter", s.pages_adapter},
-        {"merged", s.pages_merged}, {"page_bytes", s.page_bytes}, {"page_tokens", s.page_tokens}}},
+       {{"pages", s.pages},
+        {"free", s.pages_free},
+        {"kv", s.pages_kv},
+        {"cached", s.pages_cached},
+        {"adapter", s.pages_adapter},
+        {"merged", s.pages_merged},
+        {"page_bytes", s.page_bytes},
+        {"page_tokens", s.page_tokens}}},
       {"adapters", count_adapters(s)},
       {"merging", merging_json(s.merging)},
       {"http", {{"connections", s.connections}, {"open_streams", s.open_streams}}},
       {"memory",
-       {{"adapters", s.adapter_bytes}, {"max_adapters", s.max_adapter_bytes}, {"num_sums", s.num_sums}, {"sums", s.sum_bytes},
-        {"grammars", s.grammar_bytes}, {"max_grammars", s.max_grammar_bytes}, {"heap_used", s.heap_used_bytes}, {"heap_free", s.heap_free_bytes}}},
+       {{"adapters", s.adapter_bytes},
+        {"max_adapters", s.max_adapter_bytes},
+        {"num_sums", s.num_sums},
+        {"sums", s.sum_bytes},
+        {"grammars", s.grammar_bytes},
+        {"max_grammars", s.max_grammar_bytes},
+        {"heap_used", s.heap_used_bytes},
+        {"heap_free", s.heap_free_bytes}}},
       {"process", {{"resident_bytes", s.resident_bytes}, {"open_files", s.open_files}, {"threads", s.threads}}},
       {"tenants", tenants_json(s)}});
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The JSON of GET /v1/status and GET /v1/adapters. Both say what the snapshot holds: the caller leaves out what the client may not see
-// (other tenants, paths).
+// The JSON of GET /v1/status and GET /v1/adapters. Both say what the snapshot holds: the caller leaves out what the
+// client may not see (other tenants, paths).
 #pragma once
 
 #include <string>
@@ -10,8 +10,9 @@
 
 namespace lk {
 
-// {"object": "status", "ready", "requests": {...}, "tokens": {...}, "pool": {...}, "adapters": {"device": n, ...}, ...}. Adapters are
-// counted, and listed only while they have requests in flight (256 at most): this is polled every second.
+// {"object": "status", "ready", "requests": {...}, "tokens": {...}, "pool": {...}, "adapters": {"device": n, ...},
+// ...}. Adapters are counted, and listed only while they have requests in flight (256 at most): this is polled every
+// second.
 std::string format_status(const ServerSnapshot& snapshot);
 
 // {"object": "list", "data": [{"id": "name@version", "object": "adapter", "name", ...}]}

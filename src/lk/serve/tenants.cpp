@@ -15,7 +15,8 @@ struct ScopeName {
   Scope scope;
   std::string_view name;
 };
-constexpr ScopeName kScopeNames[] = {{Scope::kInfer, "infer"}, {Scope::kAdapters, "adapters"}, {Scope::kAdmin, "admin"}};
+constexpr ScopeName kScopeNames[] = {
+    {Scope::kInfer, "infer"}, {Scope::kAdapters, "adapters"}, {Scope::kAdmin, "admin"}};
 constexpr uint8_t kAllScopes = 7;
 
 constexpr std::string_view kKeyPrefix = "lk-";
@@ -55,9 +56,11 @@ Result<uint8_t> parse_scopes(std::string_view text) {
     std::string_view word = text.substr(begin, comma - begin);
     while (!word.empty() && word.front() == ' ') word.remove_prefix(1);
     while (!word.empty() && word.back() == ' ') word.remove_suffix(1);
-    const auto* known = std::find_if(std::begin(kScopeNames), std::end(kScopeNames), [&](const ScopeName& s) { return s.name == word; });
+    const auto* known = std::find_if(std::begin(kScopeNames), std::end(kScopeNames),
+                                     [&](const ScopeName& s) { return s.name == word; });
     if (known == std::end(kScopeNames))
-      return invalid_argument("\"{}\" is not a scope; give one or more of infer, adapters, admin, separated by commas", word.substr(0, 64));
+      return invalid_argument("\"{}\" is not a scope; give one or more of infer, adapters, admin, separated by commas",
+                              word.substr(0, 64));
     scopes |= static_cast<uint8_t>(known->scope);
     begin = comma + 1;
   }
@@ -77,7 +80,8 @@ std::string format_scopes(uint8_t scopes) {
 bool Tenant::may_use(std::string_view adapter) const {
   if (adapters.empty()) return true;
   if (adapter.empty()) adapter = "base";
-  return std::any_of(adapters.begin(), adapters.end(), [&](const std::string& pattern) { return glob_match(pattern, adapter); });
+  return std::any_of(adapters.begin(), adapters.end(),
+                     [&](const std::string& pattern) { return glob_match(pattern, adapter); });
 }
 
 KeyRing::KeyRing(std::vector<Tenant> tenants, std::vector<ApiKey> keys) {

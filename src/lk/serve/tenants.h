@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tenants, API keys and limits. Keys are random; only their SHA-256 is stored, and compared in constant time.
-// Once any key exists, usable or not, every request needs one; with none, the server is open (and binds to loopback only).
+// Once any key exists, usable or not, every request needs one; with none, the server is open (and binds to loopback
+// only).
 #pragma once
 
 #include <chrono>
@@ -24,30 +25,32 @@ std::string format_scopes(uint8_t scopes);
 
 struct Tenant {
   std::string name;
-  double weight = 1;                   // share of service (VTC), > 0
-  int64_t max_in_flight = 0;           // requests; 0 = no limit
-  int64_t tokens_per_minute = 0;       // prompt + output; 0 = no limit
-  std::vector<std::string> adapters;   // glob patterns of names it may use, "base" for the base model; empty = all
-  uint64_t cache_salt = 0;             // separates its prefix cache; random, made once, never 0 for a stored tenant
+  double weight = 1;                  // share of service (VTC), > 0
+  int64_t max_in_flight = 0;          // requests; 0 = no limit
+  int64_t tokens_per_minute = 0;      // prompt + output; 0 = no limit
+  std::vector<std::string> adapters;  // glob patterns of names it may use, "base" for the base model; empty = all
+  uint64_t cache_salt = 0;            // separates its prefix cache; random, made once, never 0 for a stored tenant
 
   bool may_use(std::string_view adapter) const;
 };
 
 struct ApiKey {
-  std::string id;                      // public part, 12 characters: "lk-<id>-<secret>"
-  std::string secret_sha256;           // hex
+  std::string id;             // public part, 12 characters: "lk-<id>-<secret>"
+  std::string secret_sha256;  // hex
   std::string tenant;
   uint8_t scopes = 0;
   std::string note;
-  int64_t created = 0, expires = 0;    // Unix seconds; 0 = never
+  int64_t created = 0, expires = 0;  // Unix seconds; 0 = never
   bool revoked = false;
 };
 
 struct Principal {
   std::shared_ptr<const Tenant> tenant;  // never null
   uint8_t scopes = 0;
-  std::string key_id;                    // "" without keys
-  bool has(Scope scope) const { return (scopes & (static_cast<uint8_t>(scope) | static_cast<uint8_t>(Scope::kAdmin))) != 0; }
+  std::string key_id;  // "" without keys
+  bool has(Scope scope) const {
+    return (scopes & (static_cast<uint8_t>(scope) | static_cast<uint8_t>(Scope::kAdmin))) != 0;
+  }
 };
 
 // Immutable; a reload makes a new one and swaps the pointer.
@@ -57,9 +60,11 @@ class KeyRing {
   KeyRing(std::vector<Tenant> tenants, std::vector<ApiKey> keys);
   bool open() const { return keys_.empty(); }
   // Without keys: everyone, with all scopes, as tenant "default" (its stored limits hold, if there are any).
-  // `authorization` is the header's value ("Bearer lk-..."). kUnauthenticated without saying which part was wrong. An unknown id
-  // takes as long as a wrong secret.
-  bool knows(std::string_view tenant) const { return tenant == "default" || tenant.empty() || tenants_.contains(tenant); }
+  // `authorization` is the header's value ("Bearer lk-..."). kUnauthenticated without saying which part was wrong. An
+  // unknown id takes as long as a wrong secret.
+  bool knows(std::string_view tenant) const {
+    return tenant == "default" || tenant.empty() || tenants_.contains(tenant);
+  }
   Result<Principal> authenticate(std::string_view authorization, int64_t now_unix) const;
 
  private:
@@ -68,8 +73,8 @@ class KeyRing {
 };
 
 // What each tenant has in flight and the tokens it has left this minute (token bucket of one minute's size, refilled
-// continuously; charged with the reservation on entry, corrected with what was used at the end). A reservation bigger than the
-// bucket is admitted when the bucket is full and leaves a debt, which later requests wait for. Thread safe.
+// continuously; charged with the reservation on entry, corrected with what was used at the end). A reservation bigger
+// than the bucket is admitted when the bucket is full and leaves a debt, which later requests wait for. Thread safe.
 class TenantLimiter {
  public:
   using Clock = std::chrono::steady_clock;
@@ -78,10 +83,11 @@ class TenantLimiter {
     std::string reason;              // "too many requests in flight: 8 of 8"
     double retry_after_seconds = 0;  // when it is worth trying again
   };
-  // `requests` counts choices, not HTTP requests: n and lists of prompts are no way around the limit. More of them than the limit
-  // enter together when nothing else of the tenant is in flight.
+  // `requests` counts choices, not HTTP requests: n and lists of prompts are no way around the limit. More of them than
+  // the limit enter together when nothing else of the tenant is in flight.
   Decision admit(const Tenant& tenant, int64_t reserved_tokens, Clock::time_point now, int64_t requests = 1);
-  void finish(const Tenant& tenant, int64_t reserved_tokens, int64_t used_tokens, Clock::time_point now, int64_t requests = 1);
+  void finish(const Tenant& tenant, int64_t reserved_tokens, int64_t used_tokens, Clock::time_point now,
+              int64_t requests = 1);
   // Forgets tenants that `keep` does not want and that have nothing in flight.
   void retain(const std::function<bool(const std::string& tenant)>& keep);
   struct Usage {

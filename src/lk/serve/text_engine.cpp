@@ -55,11 +55,15 @@ Result<std::unique_ptr<TextEngine>> TextEngine::open(const TextEngineOptions& op
     weights = make_dummy_weights(config, options.act, options.seed, *backend);
   } else {
     if (!is_directory(options.model))
-      return not_found("{} is not a directory; give a Hugging Face model directory (config.json, *.safetensors, tokenizer.json)", options.model);
+      return not_found(
+          "{} is not a directory; give a Hugging Face model directory (config.json, *.safetensors, tokenizer.json)",
+          options.model);
     LK_ASSIGN_OR_RETURN(weights, load_weights(options.model, options.act, *backend, options.progress));
   }
-  LK_ASSIGN_OR_RETURN(self->text_, TextModel::load(options.dummy_config.empty() ? options.model : "", weights->config, options.context));
-  LK_ASSIGN_OR_RETURN(self->engine_, Engine::create({.max_step_tokens = options.scheduler.max_step_tokens, .memory_bytes = options.memory_bytes},
+  LK_ASSIGN_OR_RETURN(self->text_, TextModel::load(options.dummy_config.empty() ? options.model : "", weights->config,
+                                                   options.context));
+  LK_ASSIGN_OR_RETURN(self->engine_, Engine::create({.max_step_tokens = options.scheduler.max_step_tokens,
+                                                     .memory_bytes = options.memory_bytes},
                                                     std::move(weights), std::move(backend)));
   self->pool_ = std::make_unique<UnifiedPool>(self->engine_->num_pages());
   self->pool_->set_reload_cost([engine = self->engine_.get()](AdapterId id) { return engine->reload_cost(id); });
@@ -78,7 +82,8 @@ Status TextEngine::add_adapter(const std::string& name, const std::string& direc
 
 Status TextEngine::add_adapter(std::shared_ptr<const Adapter> adapter) {
   const std::string name = adapter->name;
-  if (name.empty() || name == "base" || adapters_.contains(name)) return already_exists("there is already an adapter named \"{}\"", name);
+  if (name.empty() || name == "base" || adapters_.contains(name))
+    return already_exists("there is already an adapter named \"{}\"", name);
   LK_ASSIGN_OR_RETURN(Engine::PreparedAdapter prepared, engine_->prepare_adapter(std::move(adapter)));
   const AdapterId id = engine_->register_adapter(std::move(prepared));
   adapters_.emplace(name, id);
@@ -87,7 +92,9 @@ Status TextEngine::add_adapter(std::shared_ptr<const Adapter> adapter) {
 }
 
 bool TextEngine::is_exact(std::string_view adapter) const {
-  return !std::as_const(*scheduler_).merging() || std::any_of(exact_.begin(), exact_.end(), [&](const std::string& pattern) { return glob_match(pattern, adapter); });
+  return !std::as_const(*scheduler_).merging() ||
+         std::any_of(exact_.begin(), exact_.end(),
+                     [&](const std::string& pattern) { return glob_match(pattern, adapter); });
 }
 
 void TextEngine::allow_merging(AdapterId adapter) {
@@ -98,7 +105,8 @@ Result<RequestId> TextEngine::submit(TextRequest request, CompletionSink sink) {
   AdapterId adapter = kBaseModel;
   if (!request.adapter.empty() && request.adapter != "base") {
     const auto it = adapters_.find(request.adapter);
-    if (it == adapters_.end()) return not_found("unknown adapter \"{}\"; load it with --lora {}=DIR", request.adapter, request.adapter);
+    if (it == adapters_.end())
+      return not_found("unknown adapter \"{}\"; load it with --lora {}=DIR", request.adapter, request.adapter);
     adapter = it->second;
   }
   LK_ASSIGN_OR_RETURN(PreparedRequest prepared, text_->prepare(std::move(request)));
@@ -112,7 +120,8 @@ Status TextEngine::submit(PreparedRequest prepared, CompletionSink sink) {
   auto active = std::make_unique<Active>();
   active->completion.prompt_tokens = static_cast<int64_t>(prepared.request.prompt.size());
   active->completion.prompt_token_ids = prepared.request.prompt;
-  if (text_->tokenizer()) active->decoder = std::make_unique<IncrementalDecoder>(text_->tokenizer(), prepared.text.skip_special_tokens);
+  if (text_->tokenizer())
+    active->decoder = std::make_unique<IncrementalDecoder>(text_->tokenizer(), prepared.text.skip_special_tokens);
   active->request = std::move(prepared.text);
   active->sink = std::move(sink);
   const RequestId id = prepared.request.id;
@@ -147,7 +156,8 @@ void TextEngine::on_event(RequestEvent& event) {
   }
   if (!event.hidden_sum.empty()) active.completion.embedding = mean_embedding(event.hidden_sum);
   if (!event.prompt_logprobs.empty()) active.completion.prompt_logprobs = std::move(event.prompt_logprobs);
-  if (event.has_token && active.completion.token_ids.empty() && active.sink.on_prompt) active.sink.on_prompt(active.completion);
+  if (event.has_token && active.completion.token_ids.empty() && active.sink.on_prompt)
+    active.sink.on_prompt(active.completion);
   if (event.has_token) {
     const int32_t token = event.token.token;
     active.completion.token_ids.push_back(token);
@@ -156,9 +166,12 @@ void TextEngine::on_event(RequestEvent& event) {
     // The token that stops is reported, its text is not.
     const bool is_stop_token = event.finish == FinishReason::kStop;
     const auto& own_stops = active.request.stop_token_ids;
-    if (is_stop_token && std::find(own_stops.begin(), own_stops.end(), token) != own_stops.end()) active.completion.stop_token = token;
-    // Without a tokenizer (dummy weights) tokens are written as numbers, so that everything downstream has a text to carry.
-    if (!is_stop_token && append_text(active, active.decoder ? active.decoder->push(token) : fmt::format("{} ", token))) {
+    if (is_stop_token && std::find(own_stops.begin(), own_stops.end(), token) != own_stops.end())
+      active.completion.stop_token = token;
+    // Without a tokenizer (dummy weights) tokens are written as numbers, so that everything downstream has a text to
+    // carry.
+    if (!is_stop_token &&
+        append_text(active, active.decoder ? active.decoder->push(token) : fmt::format("{} ", token))) {
       if (event.finish == FinishReason::kNone) LK_CHECK(scheduler_->finish(event.id));
       event.finish = FinishReason::kStop;
     }
@@ -179,7 +192,8 @@ bool TextEngine::append_text(Active& active, const std::string& piece) {
     active.completion.stop_string = stop;
   }
   active.reached_stop_string = cut != std::string::npos;
-  if (active.reached_stop_string) text.resize(cut + (active.request.include_stop_string ? active.completion.stop_string->size() : 0));
+  if (active.reached_stop_string)
+    text.resize(cut + (active.request.include_stop_string ? active.completion.stop_string->size() : 0));
   flush_text(active, false);
   return active.reached_stop_string;
 }
@@ -198,8 +212,10 @@ void TextEngine::finish(RequestId id, FinishReason reason, Status error) {
   active_.erase(it);
   active->completion.finish = reason;
   active->completion.error = std::move(error);
-  // Bytes of a character that never became whole. They may end in a stop string; a request that was ended from outside stays so.
-  if (active->decoder && !active->reached_stop_string && append_text(*active, active->decoder->flush()) && reason == FinishReason::kLength)
+  // Bytes of a character that never became whole. They may end in a stop string; a request that was ended from outside
+  // stays so.
+  if (active->decoder && !active->reached_stop_string && append_text(*active, active->decoder->flush()) &&
+      reason == FinishReason::kLength)
     active->completion.finish = FinishReason::kStop;
   flush_text(*active, true);
   if (active->sink.on_done) active->sink.on_done(std::move(active->completion));

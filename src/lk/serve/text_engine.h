@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// TextEngine: the whole path from a request to text, on one thread: scheduler, engine, incremental decoding, stop strings.
-// `lorikeet generate` drives it directly; the server drives it from its engine thread.
+// TextEngine: the whole path from a request to text, on one thread: scheduler, engine, incremental decoding, stop
+// strings. `lorikeet generate` drives it directly; the server drives it from its engine thread.
 #pragma once
 
 #include <functional>
@@ -17,37 +17,38 @@
 namespace lk {
 
 struct TextEngineOptions {
-  std::string model;               // Hugging Face directory; empty with dummy_config
-  std::string dummy_config;        // config.json of random weights instead
+  std::string model;         // Hugging Face directory; empty with dummy_config
+  std::string dummy_config;  // config.json of random weights instead
   DType act = DType::kBF16;
-  int num_threads = 0;             // 0 = all that the affinity mask allows
+  int num_threads = 0;  // 0 = all that the affinity mask allows
   std::optional<CpuIsa> isa;
-  int64_t memory_bytes = 0;        // of the page pool; 0 = most of what is free
-  int64_t context = 0;             // prompt + output tokens; 0 = the model's
-  SchedulerOptions scheduler;      // max_sequence is set from context
-  std::vector<std::string> exact;  // with scheduler.merging: adapters of these names (globs) are never merged; all others may be
-  uint64_t seed = 0;               // of dummy weights
+  int64_t memory_bytes = 0;    // of the page pool; 0 = most of what is free
+  int64_t context = 0;         // prompt + output tokens; 0 = the model's
+  SchedulerOptions scheduler;  // max_sequence is set from context
+  std::vector<std::string>
+      exact;          // with scheduler.merging: adapters of these names (globs) are never merged; all others may be
+  uint64_t seed = 0;  // of dummy weights
   void (*progress)(int64_t done, int64_t total) = nullptr;  // while loading
 };
 
 struct Completion {
   std::string text;
   std::vector<int32_t> token_ids;
-  std::vector<TokenLogprob> logprobs;          // per token, when asked for
-  std::vector<TokenLogprob> prompt_logprobs;   // entry i is prompt token i + 1
+  std::vector<TokenLogprob> logprobs;         // per token, when asked for
+  std::vector<TokenLogprob> prompt_logprobs;  // entry i is prompt token i + 1
   FinishReason finish = FinishReason::kNone;
-  Status error;                                // with kError
+  Status error;  // with kError
   std::vector<int32_t> prompt_token_ids;
   int64_t prompt_tokens = 0;
-  int64_t cached_tokens = 0;                   // of the prompt, taken from the prefix cache
+  int64_t cached_tokens = 0;  // of the prompt, taken from the prefix cache
   // What stopped it: the stop string, or the stop token when it is not an end-of-sequence token.
   std::optional<std::string> stop_string;
   std::optional<int32_t> stop_token;
-  std::vector<float> embedding;                // [hidden_dim] mean of the last hidden states, L2-normalised
+  std::vector<float> embedding;  // [hidden_dim] mean of the last hidden states, L2-normalised
 };
 
-// Receives the start of the computation, each token as it is made, new text (never half a character, never part of a stop string) and, once, the whole
-// completion. Any may be empty.
+// Receives the start of the computation, each token as it is made, new text (never half a character, never part of a
+// stop string) and, once, the whole completion. Any may be empty.
 struct CompletionSink {
   std::function<void()> on_start;  // the first tokens of the prompt were computed
   // The whole prompt was: its tokens, cached tokens and log-probabilities are in; before the first token.

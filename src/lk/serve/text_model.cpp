@@ -47,20 +47,27 @@ Status validate_sampling(const SamplingParams& p, int64_t vocab_size) {
   if (!in(p.min_p, 0, 1)) return invalid_argument("min_p must be in [0, 1], got {}", p.min_p);
   if (!in(p.repetition_penalty, 0, 100) || p.repetition_penalty == 0)
     return invalid_argument("repetition_penalty must be in (0, 100], got {}", p.repetition_penalty);
-  if (!in(p.presence_penalty, -2, 2)) return invalid_argument("presence_penalty must be in [-2, 2], got {}", p.presence_penalty);
-  if (!in(p.frequency_penalty, -2, 2)) return invalid_argument("frequency_penalty must be in [-2, 2], got {}", p.frequency_penalty);
-  if (p.num_logprobs > kMaxLogprobs) return invalid_argument("logprobs must be <= {}, got {}", kMaxLogprobs, p.num_logprobs);
+  if (!in(p.presence_penalty, -2, 2))
+    return invalid_argument("presence_penalty must be in [-2, 2], got {}", p.presence_penalty);
+  if (!in(p.frequency_penalty, -2, 2))
+    return invalid_argument("frequency_penalty must be in [-2, 2], got {}", p.frequency_penalty);
+  if (p.num_logprobs > kMaxLogprobs)
+    return invalid_argument("logprobs must be <= {}, got {}", kMaxLogprobs, p.num_logprobs);
   if (p.num_prompt_logprobs > kMaxLogprobs)
     return invalid_argument("prompt_logprobs must be <= {}, got {}", kMaxLogprobs, p.num_prompt_logprobs);
-  if (p.logit_bias.size() > 1024) return invalid_argument("logit_bias has {} entries, at most 1024 are allowed", p.logit_bias.size());
+  if (p.logit_bias.size() > 1024)
+    return invalid_argument("logit_bias has {} entries, at most 1024 are allowed", p.logit_bias.size());
   for (const auto& [token, bias] : p.logit_bias) {
-    if (token < 0 || token >= vocab_size) return invalid_argument("logit_bias names token {}, the vocabulary has {}", token, vocab_size);
-    if (!in(bias, -100, 100)) return invalid_argument("logit_bias of token {} must be in [-100, 100], got {}", token, bias);
+    if (token < 0 || token >= vocab_size)
+      return invalid_argument("logit_bias names token {}, the vocabulary has {}", token, vocab_size);
+    if (!in(bias, -100, 100))
+      return invalid_argument("logit_bias of token {} must be in [-100, 100], got {}", token, bias);
   }
   return Status();
 }
 
-Result<std::shared_ptr<const TextModel>> TextModel::load(const std::string& directory, const ModelConfig& config, int64_t context) {
+Result<std::shared_ptr<const TextModel>> TextModel::load(const std::string& directory, const ModelConfig& config,
+                                                         int64_t context) {
   std::shared_ptr<TextModel> model(new TextModel());
   model->config_ = config;
   if (!directory.empty()) {
@@ -68,17 +75,21 @@ Result<std::shared_ptr<const TextModel>> TextModel::load(const std::string& dire
     if (file_exists(join_path(directory, "tokenizer.json"))) {
       LK_ASSIGN_OR_RETURN(model->tokenizer_, Tokenizer::load(directory));
       Result<std::shared_ptr<const ChatTemplate>> chat = ChatTemplate::load(directory);
-      if (chat.ok()) model->chat_template_ = std::move(chat).value();
-      else if (chat.status().code() != StatusCode::kNotFound) return chat.status();
+      if (chat.ok())
+        model->chat_template_ = std::move(chat).value();
+      else if (chat.status().code() != StatusCode::kNotFound)
+        return chat.status();
     }
   }
-  const std::vector<int64_t>& ends = model->generation_.eos_token_ids.empty() ? config.eos_token_ids : model->generation_.eos_token_ids;
+  const std::vector<int64_t>& ends =
+      model->generation_.eos_token_ids.empty() ? config.eos_token_ids : model->generation_.eos_token_ids;
   model->end_tokens_.assign(ends.begin(), ends.end());
   // Dynamic rope stretches the context by its factor; everything else ends where the model was trained.
   const auto stretch = config.rope.type == RopeType::kDynamic ? config.rope.factor : 1.0;
   const auto longest = static_cast<int64_t>(static_cast<double>(config.max_positions) * stretch);
   model->context_ = context > 0 ? context : longest;
-  if (model->context_ > longest) return invalid_argument("--context {} is longer than the {} positions of the model", model->context_, longest);
+  if (model->context_ > longest)
+    return invalid_argument("--context {} is longer than the {} positions of the model", model->context_, longest);
   return std::shared_ptr<const TextModel>(std::move(model));
 }
 
@@ -88,7 +99,8 @@ Result<std::string> TextModel::render(const TextRequest& request, const ChatTemp
   boost::json::object variables = request.template_variables;
   boost::json::array messages = request.messages;
   boost::json::string* last = request.continue_final_message ? text_of_last(messages) : nullptr;
-  if (request.continue_final_message && !last) return invalid_argument("continue_final_message needs a last message with text content");
+  if (request.continue_final_message && !last)
+    return invalid_argument("continue_final_message needs a last message with text content");
   const std::string content = last ? std::string(*last) : "";
   if (last) last->append(kContinueTag).append(" ");
   variables["messages"] = std::move(messages);
@@ -96,8 +108,8 @@ Result<std::string> TextModel::render(const TextRequest& request, const ChatTemp
   if (!request.tools.empty()) variables["tools"] = request.tools;
   LK_ASSIGN_OR_RETURN(std::string text, chat->render(variables));
   if (!last) return text;
-  // As transformers: the text is cut behind the content of the last message, where the mark is; what a template that trims the content
-  // took from the mark, it would have taken from the content.
+  // As transformers: the text is cut behind the content of the last message, where the mark is; what a template that
+  // trims the content took from the mark, it would have taken from the content.
   const size_t at = text.rfind(kContinueTag);
   if (at == std::string::npos || text.find(trim(content)) == std::string::npos)
     return invalid_argument("continue_final_message: the template does not show the last message as it is");
@@ -107,9 +119,11 @@ Result<std::string> TextModel::render(const TextRequest& request, const ChatTemp
   return text;
 }
 
-Result<std::vector<int32_t>> TextModel::prompt_tokens(const TextRequest& request, const ChatTemplate* own_template) const {
+Result<std::vector<int32_t>> TextModel::prompt_tokens(const TextRequest& request,
+                                                      const ChatTemplate* own_template) const {
   std::vector<int32_t> tokens;
-  const int given = (request.token_ids.empty() ? 0 : 1) + (request.messages.empty() ? 0 : 1) + (request.prompt.empty() ? 0 : 1);
+  const int given =
+      (request.token_ids.empty() ? 0 : 1) + (request.messages.empty() ? 0 : 1) + (request.prompt.empty() ? 0 : 1);
   if (given != 1) return invalid_argument("exactly one of prompt, messages and token_ids must be given and not empty");
   if (!request.token_ids.empty()) {
     tokens = request.token_ids;
@@ -123,7 +137,8 @@ Result<std::vector<int32_t>> TextModel::prompt_tokens(const TextRequest& request
   }
   for (size_t i = 0; i < tokens.size(); ++i)
     if (tokens[i] < 0 || tokens[i] >= config_.vocab_size)
-      return invalid_argument("token id {} at position {} is outside the vocabulary of {}", tokens[i], i, config_.vocab_size);
+      return invalid_argument("token id {} at position {} is outside the vocabulary of {}", tokens[i], i,
+                              config_.vocab_size);
   if (request.truncate_prompt_tokens > 0 && static_cast<int64_t>(tokens.size()) > request.truncate_prompt_tokens)
     tokens.erase(tokens.begin(), tokens.end() - request.truncate_prompt_tokens);
   return tokens;
@@ -132,9 +147,11 @@ Result<std::vector<int32_t>> TextModel::prompt_tokens(const TextRequest& request
 Status TextModel::check(const TextRequest& request) const {
   LK_RETURN_IF_ERROR(validate_sampling(request.sampling, config_.vocab_size));
   if (request.max_tokens < 0) return invalid_argument("max_tokens must be >= 0, got {}", request.max_tokens);
-  if (request.stop.size() > kMaxStops) return invalid_argument("stop has {} strings, at most {} are allowed", request.stop.size(), kMaxStops);
+  if (request.stop.size() > kMaxStops)
+    return invalid_argument("stop has {} strings, at most {} are allowed", request.stop.size(), kMaxStops);
   for (const std::string& stop : request.stop) {
-    if (stop.empty() || stop.size() > kMaxStopBytes) return invalid_argument("stop strings must have 1 to {} bytes", kMaxStopBytes);
+    if (stop.empty() || stop.size() > kMaxStopBytes)
+      return invalid_argument("stop strings must have 1 to {} bytes", kMaxStopBytes);
     if (!tokenizer_) return failed_precondition("the model has no tokenizer.json: stop strings cannot be matched");
   }
   for (int32_t token : request.allowed_token_ids)
@@ -156,7 +173,8 @@ Result<PreparedRequest> TextModel::prepare(TextRequest text, const ChatTemplate*
   // Asking for more than fits means "until the context is full".
   request.max_tokens = std::min(text.max_tokens, context_ - prompt_length);
   request.stop_token_ids = text.stop_token_ids;
-  if (!text.ignore_eos || text.grammar) request.stop_token_ids.insert(request.stop_token_ids.end(), end_tokens_.begin(), end_tokens_.end());
+  if (!text.ignore_eos || text.grammar)
+    request.stop_token_ids.insert(request.stop_token_ids.end(), end_tokens_.begin(), end_tokens_.end());
   request.sampling = text.sampling;
   request.sum_hidden = text.embed;
   request.constraint = make_constraint(text, request.stop_token_ids, config_.vocab_size);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// WorkQueue: a few threads for what would hold up an io thread: parsing, templates, tokenizing, compiling grammars. Bounded.
+// WorkQueue: a few threads for what would hold up an io thread: parsing, templates, tokenizing, compiling grammars.
+// Bounded.
 #pragma once
 
 #include <condition_variable>

@@ -12,8 +12,10 @@ namespace {
 
 constexpr double kLeastTime = 1e-3;  // microseconds; a time at this floor is as good as zero
 
-constexpr std::array kRates{&CostModel::memory_bytes_s, &CostModel::flops_s, &CostModel::attention_bytes_s, &CostModel::adapter_flops_s};
-constexpr std::array kTimes{&CostModel::step_us, &CostModel::token_us, &CostModel::sequence_us, &CostModel::adapter_step_us, &CostModel::segment_us};
+constexpr std::array kRates{&CostModel::memory_bytes_s, &CostModel::flops_s, &CostModel::attention_bytes_s,
+                            &CostModel::adapter_flops_s};
+constexpr std::array kTimes{&CostModel::step_us, &CostModel::token_us, &CostModel::sequence_us,
+                            &CostModel::adapter_step_us, &CostModel::segment_us};
 
 double loss(const CostModel& model, std::span<const StepSample> samples) {
   double sum = 0;
@@ -39,7 +41,8 @@ FitError fit_error(const CostModel& model, std::span<const StepSample> samples) 
 }
 
 CostModel fit_cost_model(CostModel model, std::span<const StepSample> samples) {
-  LK_CHECK(!samples.empty() && std::all_of(samples.begin(), samples.end(), [](const StepSample& s) { return s.us > 0; }));
+  LK_CHECK(!samples.empty() &&
+           std::all_of(samples.begin(), samples.end(), [](const StepSample& s) { return s.us > 0; }));
   for (auto member : kTimes) model.*member = kLeastTime;
   double best = loss(model, samples);
   const auto search = [&](auto members, double factor) {
@@ -51,14 +54,16 @@ CostModel fit_cost_model(CostModel model, std::span<const StepSample> samples) {
             const double old = model.*member;
             model.*member = std::max(kLeastTime, old * by);
             const double now = loss(model, samples);
-            if (now < best) best = now;
-            else model.*member = old;
+            if (now < best)
+              best = now;
+            else
+              model.*member = old;
           }
         if (!(best < before)) break;
       }
   };
-  // Rates first: a fixed time can stand for reading the weights, and must only explain what reading and computing leave over. Times may go
-  // from nothing to milliseconds; rates then only give back what the times took over.
+  // Rates first: a fixed time can stand for reading the weights, and must only explain what reading and computing leave
+  // over. Times may go from nothing to milliseconds; rates then only give back what the times took over.
   search(kRates, 4);
   for (int pass = 0; pass < 3; ++pass) {
     search(kTimes, 1024);

@@ -19,8 +19,9 @@ struct FitError {
 };
 FitError fit_error(const CostModel& model, std::span<const StepSample> samples);
 
-// Changes the rates and times of `model` (not sizes and counts, and not the load's) so that the mean of |ln(predicted / measured)| gets
-// least: outliers of a shared machine weigh little. A pattern search from several scales; deterministic. Requires: samples, all above 0.
+// Changes the rates and times of `model` (not sizes and counts, and not the load's) so that the mean of |ln(predicted /
+// measured)| gets least: outliers of a shared machine weigh little. A pattern search from several scales;
+// deterministic. Requires: samples, all above 0.
 CostModel fit_cost_model(CostModel model, std::span<const StepSample> samples);
 
 }  // namespace lk::sim

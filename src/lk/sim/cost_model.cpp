@@ -57,7 +57,9 @@ void StepShape::clear() {
 
 double CostModel::step_us_of(const StepShape& shape) const {
   const auto tokens = static_cast<double>(shape.num_tokens), samples = static_cast<double>(shape.num_samples);
-  const auto product_s = [&](double rows) { return std::max(weight_bytes / memory_bytes_s, rows * flops_per_token / flops_s); };
+  const auto product_s = [&](double rows) {
+    return std::max(weight_bytes / memory_bytes_s, rows * flops_per_token / flops_s);
+  };
   double seconds = product_s(tokens);
   if (shape.merged_rows > 0 && shape.merged_rows < shape.num_tokens) {
     const auto merged = static_cast<double>(shape.merged_rows);
@@ -77,7 +79,8 @@ double CostModel::step_us_of(const StepShape& shape) const {
     any_adapter = true;
     us += segment_us;
     const auto rank = static_cast<double>(segment.rank), rows = static_cast<double>(segment.rows);
-    seconds += rank * std::max(adapter_bytes_per_rank / memory_bytes_s, rows * adapter_flops_per_rank / adapter_flops_s);
+    seconds +=
+        rank * std::max(adapter_bytes_per_rank / memory_bytes_s, rows * adapter_flops_per_rank / adapter_flops_s);
   }
   return us + (any_adapter ? adapter_step_us : 0) + seconds * 1e6;
 }
@@ -88,20 +91,25 @@ double CostModel::adapter_us_of(const StepShape& shape) const {
     if (segment.rank == 0) continue;
     if (us == 0) us = adapter_step_us;
     const auto rank = static_cast<double>(segment.rank), rows = static_cast<double>(segment.rows);
-    us += segment_us + 1e6 * rank * std::max(adapter_bytes_per_rank / memory_bytes_s, rows * adapter_flops_per_rank / adapter_flops_s);
+    us +=
+        segment_us +
+        1e6 * rank * std::max(adapter_bytes_per_rank / memory_bytes_s, rows * adapter_flops_per_rank / adapter_flops_s);
   }
   return us;
 }
 
 double CostModel::merge_us_of(int64_t rank) const {
-  return merged_share() * (2 * weight_bytes / memory_bytes_s + static_cast<double>(rank) * flops_per_token / flops_s) * 1e6;
+  return merged_share() * (2 * weight_bytes / memory_bytes_s + static_cast<double>(rank) * flops_per_token / flops_s) *
+         1e6;
 }
 
 double CostModel::load_us_of(double bytes) const { return load_us + bytes / load_bytes_s * 1e6; }
 double CostModel::read_us_of(double bytes) const { return bytes / disk_bytes_s * 1e6; }
 
 double CostModel::page_bytes() const { return kPageTokens * kv_bytes_per_token; }
-int64_t CostModel::pages_of_adapter(int64_t rank) const { return static_cast<int64_t>(std::ceil(adapter_bytes(rank) / page_bytes())); }
+int64_t CostModel::pages_of_adapter(int64_t rank) const {
+  return static_cast<int64_t>(std::ceil(adapter_bytes(rank) / page_bytes()));
+}
 int64_t CostModel::num_pages() const { return static_cast<int64_t>(pool_bytes / page_bytes()); }
 
 Status validate(const CostModel& model) {
@@ -109,17 +117,20 @@ Status validate(const CostModel& model) {
     const double value = model.*field.member;
     const bool positive = field.kind == Kind::kRate || field.kind == Kind::kCount;
     if (!std::isfinite(value) || value < 0 || (positive && value <= 0))
-      return invalid_argument("cost model \"{}\": {} must be {} and finite, got {}", model.name, field.name, positive ? "positive" : "at least 0", value);
+      return invalid_argument("cost model \"{}\": {} must be {} and finite, got {}", model.name, field.name,
+                              positive ? "positive" : "at least 0", value);
   }
   if (model.merged_bytes > model.weight_bytes)
-    return invalid_argument("cost model \"{}\": merged_bytes is a part of weight_bytes, got {} of {}", model.name, model.merged_bytes, model.weight_bytes);
+    return invalid_argument("cost model \"{}\": merged_bytes is a part of weight_bytes, got {} of {}", model.name,
+                            model.merged_bytes, model.weight_bytes);
   return Status();
 }
 
 Result<CostModel> parse_cost_model(const std::string& text) {
   boost::system::error_code error;
   const json::value value = json::parse(text, error);
-  if (error || !value.is_object()) return invalid_argument("a cost model is one JSON object{}", error ? ": " + error.message() : "");
+  if (error || !value.is_object())
+    return invalid_argument("a cost model is one JSON object{}", error ? ": " + error.message() : "");
   CostModel model;
   std::vector<std::string> missing;
   const json::object& object = value.as_object();
@@ -128,7 +139,8 @@ Result<CostModel> parse_cost_model(const std::string& text) {
       if (!field.is_string()) return invalid_argument("cost model: \"{}\" must be a text", std::string_view(key));
       (key == "name" ? model.name : model.description) = std::string(field.as_string());
     } else if (key != "calibration" &&  // what the calibration measured, for the reader
-               std::none_of(kFields.begin(), kFields.end(), [&, k = std::string_view(key)](const CostField& f) { return k == f.name; })) {
+               std::none_of(kFields.begin(), kFields.end(),
+                            [&, k = std::string_view(key)](const CostField& f) { return k == f.name; })) {
       return invalid_argument("cost model: unknown field \"{}\"", std::string_view(key));
     }
   }

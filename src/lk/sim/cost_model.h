@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// CostModel: what a step and an adapter load cost, by arithmetic. One machine with one base model, as a few rates and sizes.
+// CostModel: what a step and an adapter load cost, by arithmetic. One machine with one base model, as a few rates and
+// sizes.
 //
 //   step = step_us + tokens * token_us + sequences * sequence_us
 //        + max(W / BW, tokens * F / PF) + the same for the head (rows that sample)
 //        + sum over sequences of max(KV bytes read / BW_attention, pairs * flops / PF)
-//        + [some adapter] adapter_step_us + sum over segments of (segment_us + max(bytes_a / BW, rows_a * flops_a / PF_adapter))
+//        + [some adapter] adapter_step_us + sum over segments of (segment_us + max(bytes_a / BW, rows_a * flops_a /
+//        PF_adapter))
 //   A step with h rows of a merged adapter and o others (merged fraction f = merged_bytes / W):
-//          f (max(W / BW, h F / PF) + max(W / BW, o F / PF)) + (1 - f) max(W / BW, (h + o) F / PF) for the linears, and no segment for h
+//          f (max(W / BW, h F / PF) + max(W / BW, o F / PF)) + (1 - f) max(W / BW, (h + o) F / PF) for the linears, and
+//          no segment for h
 //   merge = (2 merged_bytes / BW + f rank F / PF) alone on the machine: read W, write W', and the products B A
 //   load = load_us + bytes / BW_load (+ bytes / BW_disk when the host tier does not hold the adapter)
 //
@@ -35,7 +38,7 @@ struct StepShape {
   int64_t num_samples = 0;  // rows through the head
   std::vector<Attention> sequences;
   std::vector<Segment> segments;  // one per distinct adapter that is not merged
-  int64_t merged_rows = 0;  // of num_tokens: on merged weights, without a segment
+  int64_t merged_rows = 0;        // of num_tokens: on merged weights, without a segment
 
   void clear();
 };
@@ -43,29 +46,29 @@ struct StepShape {
 // All rates in units per second, all times in microseconds; fractions allowed everywhere.
 struct CostModel {
   std::string name, description;
-  double weight_bytes = 0;          // of the linears, read once a step
-  double head_bytes = 0;            // of the lm_head, read when a row samples
-  double flops_per_token = 0;       // of the linears
-  double head_flops_per_token = 0;  // of the lm_head
-  double memory_bytes_s = 0;        // device memory, as GEMM reads it
-  double flops_s = 0;               // as GEMM reaches it
-  double step_us = 0;               // fixed cost of a step: planning, launches, synchronisation
-  double token_us = 0;              // per row: norms, rope, copies
-  double sequence_us = 0;           // per sequence: sampling, bookkeeping
-  double kv_bytes_per_token = 0;    // K and V of one position in all layers
-  double attention_bytes_s = 0;     // as attention reads KV
+  double weight_bytes = 0;              // of the linears, read once a step
+  double head_bytes = 0;                // of the lm_head, read when a row samples
+  double flops_per_token = 0;           // of the linears
+  double head_flops_per_token = 0;      // of the lm_head
+  double memory_bytes_s = 0;            // device memory, as GEMM reads it
+  double flops_s = 0;                   // as GEMM reaches it
+  double step_us = 0;                   // fixed cost of a step: planning, launches, synchronisation
+  double token_us = 0;                  // per row: norms, rope, copies
+  double sequence_us = 0;               // per sequence: sampling, bookkeeping
+  double kv_bytes_per_token = 0;        // K and V of one position in all layers
+  double attention_bytes_s = 0;         // as attention reads KV
   double attention_flops_per_pair = 0;  // of one row with one position, all layers
   double adapter_bytes_per_rank = 0;    // A rows and B columns of one rank, all targets and layers
   double adapter_flops_per_rank = 0;    // per row
   double adapter_flops_s = 0;           // as the LoRA kernels reach it
   double adapter_step_us = 0;           // once a step with any adapter: the extra launches
   double segment_us = 0;                // per distinct adapter
-  double merged_bytes = 0;              // of the linears that adapters change, as merging copies them; 0 = all (weight_bytes)
-  double load_us = 0;                   // fixed cost of a load
-  double load_bytes_s = 0;              // host to device
-  double disk_bytes_s = 0;              // disk to host
+  double merged_bytes = 0;  // of the linears that adapters change, as merging copies them; 0 = all (weight_bytes)
+  double load_us = 0;       // fixed cost of a load
+  double load_bytes_s = 0;  // host to device
+  double disk_bytes_s = 0;  // disk to host
   // Defaults of a run on this machine.
-  double pool_bytes = 0;                // page pool
+  double pool_bytes = 0;  // page pool
   double max_step_tokens = 512;
   double max_running = 256;
 
@@ -92,7 +95,7 @@ std::string to_json(const CostModel& model);
 // Fields that calibration may fit, for cost_fit.h and to_json: name and place.
 struct CostField {
   const char* name;
-  double CostModel::* member;
+  double CostModel::*member;
   enum class Kind { kSize, kRate, kTime, kCount } kind;
   bool optional = false;  // may be missing in JSON: then 0
 };

@@ -24,22 +24,26 @@ constexpr double kPcie4 = 25e9;  // bytes/s, host to device, pinned
 
 // Where the figures come from:
 // - Pools: the token counts of S-LoRA's experiment scripts. max_step_tokens, max_running: chosen for this scheduler.
-// - memory_bytes_s: 0.85 of the data sheet (600 GB/s, 1,555 GB/s, 2,039 GB/s). load: PCIe 4 x16 as measured by S-LoRA's readers, 25 GB/s.
-// - A10G flops_s, step_us, sequence_us: solved from the cost surface that VTC measured for base-only 7B (appendix B.2: 0.21 ms a prompt
-//   token; the decode terms at 64 + 64 and 256 + 256 tokens). A100 flops_s: 0.55 of the data sheet's 312 TFLOP/s.
-// - A100 sequence_us: the A10G's for 7B (it gives the published base-only 9.6 requests/s and 22 s); for 13B fitted to base-only 5.59.
-// - adapter_step_us, adapter_flops_s: fitted to S-LoRA's throughput with one adapter and its decline with rank (7.74 requests/s for S2, 4.43
-//   for S4; A10G 1.83 and 1.74). They describe S-LoRA's kernels (8 launches a layer, weights read per row), not ours.
+// - memory_bytes_s: 0.85 of the data sheet (600 GB/s, 1,555 GB/s, 2,039 GB/s). load: PCIe 4 x16 as measured by S-LoRA's
+//   readers, 25 GB/s.
+// - A10G flops_s, step_us, sequence_us: solved from the cost surface that VTC measured for base-only 7B (appendix B.2:
+//   0.21 ms a prompt token; the decode terms at 64 + 64 and 256 + 256 tokens). A100 flops_s: 0.55 of the data sheet's
+//   312 TFLOP/s.
+// - A100 sequence_us: the A10G's for 7B (it gives the published base-only 9.6 requests/s and 22 s); for 13B fitted to
+//   base-only 5.59.
+// - adapter_step_us, adapter_flops_s: fitted to S-LoRA's throughput with one adapter and its decline with rank (7.74
+//   requests/s for S2, 4.43 for S4; A10G 1.83 and 1.74). They describe S-LoRA's kernels (8 launches a layer, weights
+//   read per row), not ours.
 // docs/scheduling.md compares the outcome with the published tables.
 constexpr std::array kMachines{
-    Machine{"a10g-7b", "Llama-2-7B on an A10G 24 GB as S-LoRA ran it (q,k,v,o adapters)", k7B,
-            510e9, 63e12, 2300, 100, 2e12, 5000, 14500, 2048, 256},
-    Machine{"a100-40-13b", "Llama-2-13B on an A100 40 GB as S-LoRA ran it (q,k,v,o adapters)", k13B,
-            1.32e12, 170e12, 2300, 125, 8e12, 19000, 14000, 2048, 256},
-    Machine{"a100-80-7b", "Llama-2-7B on an A100 80 GB as S-LoRA ran it (q,k,v,o adapters)", k7B,
-            1.73e12, 170e12, 2300, 100, 6.5e12, 12000, 125000, 4096, 1000},
-    Machine{"a100-80-13b", "Llama-2-13B on an A100 80 GB as S-LoRA ran it (q,k,v,o adapters)", k13B,
-            1.73e12, 170e12, 2300, 125, 8e12, 19000, 65000, 4096, 1000},
+    Machine{"a10g-7b", "Llama-2-7B on an A10G 24 GB as S-LoRA ran it (q,k,v,o adapters)", k7B, 510e9, 63e12, 2300, 100,
+            2e12, 5000, 14500, 2048, 256},
+    Machine{"a100-40-13b", "Llama-2-13B on an A100 40 GB as S-LoRA ran it (q,k,v,o adapters)", k13B, 1.32e12, 170e12,
+            2300, 125, 8e12, 19000, 14000, 2048, 256},
+    Machine{"a100-80-7b", "Llama-2-7B on an A100 80 GB as S-LoRA ran it (q,k,v,o adapters)", k7B, 1.73e12, 170e12, 2300,
+            100, 6.5e12, 12000, 125000, 4096, 1000},
+    Machine{"a100-80-13b", "Llama-2-13B on an A100 80 GB as S-LoRA ran it (q,k,v,o adapters)", k13B, 1.73e12, 170e12,
+            2300, 125, 8e12, 19000, 65000, 4096, 1000},
 };
 
 CostModel make_model(const Machine& m) {
@@ -84,7 +88,8 @@ Result<CostModel> find_cost_model(const std::string& name_or_path) {
   for (const Machine& machine : kMachines)
     if (name_or_path == machine.name) return make_model(machine);
   if (!file_exists(name_or_path))
-    return not_found("no cost model \"{}\": it is neither a file nor one of {}", name_or_path, fmt::join(builtin_cost_models(), ", "));
+    return not_found("no cost model \"{}\": it is neither a file nor one of {}", name_or_path,
+                     fmt::join(builtin_cost_models(), ", "));
   LK_ASSIGN_OR_RETURN(const std::string text, read_file(name_or_path, size_t{1} << 20));
   Result<CostModel> model = parse_cost_model(text);
   if (!model.ok()) return model.status().with_context(name_or_path);

@@ -33,8 +33,10 @@ Result<std::vector<int32_t>> read_lengths(const std::string& path) {
 std::vector<std::string> split(const std::string& text, char separator) {
   std::vector<std::string> parts(1);
   for (const char c : text) {
-    if (c == separator) parts.emplace_back();
-    else if (c != '\r') parts.back() += c;
+    if (c == separator)
+      parts.emplace_back();
+    else if (c != '\r')
+      parts.back() += c;
   }
   return parts;
 }
@@ -86,9 +88,13 @@ LengthDist LengthDist::empirical(std::vector<int32_t> values) {
 
 int32_t LengthDist::sample(Rng& rng) const {
   switch (kind_) {
-    case Kind::kUniform: return min_ + static_cast<int32_t>(rng.below(static_cast<uint64_t>(max_ - min_ + 1)));
-    case Kind::kLognormal: return std::clamp(static_cast<int32_t>(std::lround(std::min(std::exp(log_median_ + sigma_ * rng.normal()), 1e9))), min_, max_);
-    case Kind::kEmpirical: break;
+    case Kind::kUniform:
+      return min_ + static_cast<int32_t>(rng.below(static_cast<uint64_t>(max_ - min_ + 1)));
+    case Kind::kLognormal:
+      return std::clamp(static_cast<int32_t>(std::lround(std::min(std::exp(log_median_ + sigma_ * rng.normal()), 1e9))),
+                        min_, max_);
+    case Kind::kEmpirical:
+      break;
   }
   return values_[rng.below(values_.size())];
 }
@@ -103,13 +109,15 @@ Result<LengthDist> parse_length_dist(const std::string& text) {
   }
   const std::vector<std::string> parts = split(text, ':');
   if (parts[0] == "lognormal") {
-    if (parts.size() != 4) return invalid_argument("a log-normal length is lognormal:MEDIAN:SIGMA:MAX, got \"{}\"", text);
+    if (parts.size() != 4)
+      return invalid_argument("a log-normal length is lognormal:MEDIAN:SIGMA:MAX, got \"{}\"", text);
     LK_ASSIGN_OR_RETURN(const double median, parse_number(parts[1], "the median", 1, kMaxLength));
     LK_ASSIGN_OR_RETURN(const double sigma, parse_number(parts[2], "sigma", 1e-6, 10));
     LK_ASSIGN_OR_RETURN(const int64_t max, parse_integer(parts[3], "the longest", 1, kMaxLength));
     return LengthDist::lognormal(median, sigma, static_cast<int32_t>(max));
   }
-  if (parts.size() > 2) return invalid_argument("a length is N, MIN:MAX, lognormal:MEDIAN:SIGMA:MAX or file:PATH, got \"{}\"", text);
+  if (parts.size() > 2)
+    return invalid_argument("a length is N, MIN:MAX, lognormal:MEDIAN:SIGMA:MAX or file:PATH, got \"{}\"", text);
   LK_ASSIGN_OR_RETURN(const int64_t min, parse_integer(parts.front(), "a length", 1, kMaxLength));
   LK_ASSIGN_OR_RETURN(const int64_t max, parse_integer(parts.back(), "the longer length", min, kMaxLength));
   return LengthDist::uniform(static_cast<int32_t>(min), static_cast<int32_t>(max));
@@ -147,7 +155,8 @@ int64_t Popularity::pick(Rng& rng) const {
     return std::upper_bound(cumulative_.begin(), cumulative_.end() - 1, at) - cumulative_.begin();
   }
   const double u = rng.uniform();
-  return std::min(n_ - 1, static_cast<int64_t>(static_cast<double>(n_) * (parameter_ == 1 ? u : std::pow(u, 1 / parameter_))));
+  return std::min(n_ - 1,
+                  static_cast<int64_t>(static_cast<double>(n_) * (parameter_ == 1 ? u : std::pow(u, 1 / parameter_))));
 }
 
 Result<Popularity> parse_popularity(const std::string& text) {

@@ -31,8 +31,8 @@ class LengthDist {
 // "N", "MIN:MAX", "lognormal:MEDIAN:SIGMA:MAX" or "file:PATH" (one length a line).
 Result<LengthDist> parse_length_dist(const std::string& text);
 
-// Which of n things: each alike; S-LoRA's power law, floor(n * U^(1/alpha)) (alpha = 1 is uniform, smaller is more skewed); or Zipf,
-// the i-th (from 1) with probability proportional to i^-s.
+// Which of n things: each alike; S-LoRA's power law, floor(n * U^(1/alpha)) (alpha = 1 is uniform, smaller is more
+// skewed); or Zipf, the i-th (from 1) with probability proportional to i^-s.
 class Popularity {
  public:
   static Popularity uniform() { return {}; }

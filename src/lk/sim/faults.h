@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Faults: seeded misbehaviour at named points of a simulation, so that rare schedules happen often. Everything off by default.
-// After the idea of "buggify" points in deterministic simulation (FoundationDB).
+// Faults: seeded misbehaviour at named points of a simulation, so that rare schedules happen often. Everything off by
+// default. After the idea of "buggify" points in deterministic simulation (FoundationDB).
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,9 @@ struct FaultOptions {
   double merge_failure = 0;  // per build of merged weights: refused at its end, as when rounding loses too much
   double slow_merge = 0;     // per build: up to 1,000 times as long
   uint64_t seed = 0;
-  bool any() const { return load_failure + slow_load + slow_step + cancel + time_jump + pin + merge_failure + slow_merge > 0; }
+  bool any() const {
+    return load_failure + slow_load + slow_step + cancel + time_jump + pin + merge_failure + slow_merge > 0;
+  }
 };
 
 class Faults {

@@ -8,23 +8,28 @@
 namespace lk::sim {
 namespace {
 
-int64_t between(Rng& rng, int64_t min, int64_t max) { return min + static_cast<int64_t>(rng.below(static_cast<uint64_t>(max - min + 1))); }
+int64_t between(Rng& rng, int64_t min, int64_t max) {
+  return min + static_cast<int64_t>(rng.below(static_cast<uint64_t>(max - min + 1)));
+}
 // Log-uniform: small and large values alike.
 double around(Rng& rng, double min, double max) { return min * std::pow(max / min, rng.uniform()); }
 
 LengthDist random_lengths(Rng& rng) {
   const auto longest = static_cast<int32_t>(around(rng, 1, 200));
   switch (rng.below(3)) {
-    case 0: return LengthDist::fixed(longest);
-    case 1: return LengthDist::uniform(1, longest);
-    default: return LengthDist::lognormal(std::max(1.0, longest / 4.0), 1.5, longest);
+    case 0:
+      return LengthDist::fixed(longest);
+    case 1:
+      return LengthDist::uniform(1, longest);
+    default:
+      return LengthDist::lognormal(std::max(1.0, longest / 4.0), 1.5, longest);
   }
 }
 
 FaultOptions random_faults(Rng& rng) {
   FaultOptions faults;
-  for (double FaultOptions::* field : {&FaultOptions::load_failure, &FaultOptions::slow_load, &FaultOptions::slow_step, &FaultOptions::cancel,
-                                       &FaultOptions::time_jump, &FaultOptions::pin})
+  for (double FaultOptions::*field : {&FaultOptions::load_failure, &FaultOptions::slow_load, &FaultOptions::slow_step,
+                                      &FaultOptions::cancel, &FaultOptions::time_jump, &FaultOptions::pin})
     if (rng.below(3) == 0) faults.*field = around(rng, 0.001, 0.3);
   return faults;
 }
@@ -37,10 +42,18 @@ SimSpec random_spec(uint64_t seed, Rng& rng) {
   spec.scheduler.load_ahead = between(rng, 1, 40);
   spec.scheduler.prefix_cache = rng.below(2) == 0;
   spec.scheduler.admission = static_cast<Admission>(rng.below(3));
-  spec.scheduler.queue = {.kind = static_cast<QueueKind>(rng.below(6)), .within = static_cast<WithinTenant>(rng.below(5)), .prediction = static_cast<Prediction>(rng.below(3)),
-                          .quantum = between(rng, 1000, 10'000'000), .requests_per_minute = between(rng, 1, 1000)};
-  if (rng.below(3) == 0) spec.scheduler.slots = {.max = between(rng, 1, 6), .cluster = between(rng, 0, 3), .drain_gap = between(rng, 0, 10'000'000), .drain_wait = between(rng, 0, 2'000'000)};
-  if (rng.below(4) == 0) spec.scheduler.slo = {.first_token = between(rng, 10'000, 10'000'000), .refuse_early = rng.below(2) == 0};
+  spec.scheduler.queue = {.kind = static_cast<QueueKind>(rng.below(6)),
+                          .within = static_cast<WithinTenant>(rng.below(5)),
+                          .prediction = static_cast<Prediction>(rng.below(3)),
+                          .quantum = between(rng, 1000, 10'000'000),
+                          .requests_per_minute = between(rng, 1, 1000)};
+  if (rng.below(3) == 0)
+    spec.scheduler.slots = {.max = between(rng, 1, 6),
+                            .cluster = between(rng, 0, 3),
+                            .drain_gap = between(rng, 0, 10'000'000),
+                            .drain_wait = between(rng, 0, 2'000'000)};
+  if (rng.below(4) == 0)
+    spec.scheduler.slo = {.first_token = between(rng, 10'000, 10'000'000), .refuse_early = rng.below(2) == 0};
   spec.adapters = rng.below(4) == 0 ? 0 : between(rng, 1, 24);
   spec.ranks.clear();
   for (int64_t i = between(rng, 1, 4); i > 0; --i) spec.ranks.push_back(between(rng, 1, 64));
@@ -91,7 +104,8 @@ Result<Experiment> fuzz_experiment(uint64_t seed, const VaryOptions& vary) {
   SimOptions& options = experiment.options;
   // As little memory as any request leaves possible, or up to eight times that.
   int64_t most_tokens = 1, most_adapter = 0;
-  for (const SimRequest& request : experiment.workload.requests) most_tokens = std::max<int64_t>(most_tokens, request.input + request.max_tokens);
+  for (const SimRequest& request : experiment.workload.requests)
+    most_tokens = std::max<int64_t>(most_tokens, request.input + request.max_tokens);
   for (const SimAdapter& adapter : options.adapters) most_adapter = std::max(most_adapter, adapter.pages);
   const int64_t least = (most_tokens + 15) / 16 + most_adapter + 1;
   options.num_pages = rng.below(3) == 0 ? least : between(rng, least, 8 * least);
@@ -101,8 +115,11 @@ Result<Experiment> fuzz_experiment(uint64_t seed, const VaryOptions& vary) {
   // Whoever keeps the order of arrival within a tenant may pass nobody of it; the others have bounds of their own.
   const QueueKind kind = options.scheduler.queue.kind;
   const bool in_order = kind == QueueKind::kFcfs || kind == QueueKind::kRpm || kind == QueueKind::kDrr;
-  const bool all_run = options.scheduler.merging == MergeMode::kNever || options.scheduler.merging == MergeMode::kAlways;  // else some are kept out
-  options.max_bypass = in_order && all_run && options.scheduler.slots.max == 0 && options.scheduler.slots.cluster == 0 ? 0 : std::numeric_limits<int64_t>::max();
+  const bool all_run = options.scheduler.merging == MergeMode::kNever ||
+                       options.scheduler.merging == MergeMode::kAlways;  // else some are kept out
+  options.max_bypass = in_order && all_run && options.scheduler.slots.max == 0 && options.scheduler.slots.cluster == 0
+                           ? 0
+                           : std::numeric_limits<int64_t>::max();
   options.prefetch = rng.below(4) != 0;
   if (vary) vary(options, rng);
   return experiment;

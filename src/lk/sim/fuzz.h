@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Random schedules with faults: each seed is one small machine, workload and fault mix, run with every invariant checked.
+// Random schedules with faults: each seed is one small machine, workload and fault mix, run with every invariant
+// checked.
 #pragma once
 
 #include <functional>
@@ -8,10 +9,12 @@
 
 namespace lk::sim {
 
-// The experiment of a seed. `vary` may change the options (a policy by the seed, and the max_bypass it allows); it may be empty.
+// The experiment of a seed. `vary` may change the options (a policy by the seed, and the max_bypass it allows); it may
+// be empty.
 using VaryOptions = std::function<void(SimOptions&, Rng&)>;
 Result<Experiment> fuzz_experiment(uint64_t seed, const VaryOptions& vary);
-// kInternal, naming the seed, when an invariant broke. A broken contract inside the scheduler or the pool aborts (LK_CHECK).
+// kInternal, naming the seed, when an invariant broke. A broken contract inside the scheduler or the pool aborts
+// (LK_CHECK).
 Result<SimResult> fuzz_one(uint64_t seed, const VaryOptions& vary);
 
 }  // namespace lk::sim

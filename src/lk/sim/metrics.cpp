@@ -41,19 +41,32 @@ double LogHistogram::quantile(double q) const {
   const auto rank = static_cast<int64_t>(q * static_cast<double>(count_ - 1));
   int64_t seen = 0;
   for (size_t bucket = 0; bucket < counts_.size(); ++bucket)
-    if ((seen += counts_[bucket]) > rank) return std::min(max_, kSmallest * std::exp2((static_cast<double>(bucket) + 0.5) / kBucketsPerOctave));
+    if ((seen += counts_[bucket]) > rank)
+      return std::min(max_, kSmallest * std::exp2((static_cast<double>(bucket) + 0.5) / kBucketsPerOctave));
   return max_;
 }
 
 Summary LogHistogram::summary() const {
   if (count_ == 0) return {};
-  return {.count = count_, .mean = sum_ / static_cast<double>(count_), .p50 = quantile(0.5), .p90 = quantile(0.9), .p99 = quantile(0.99), .max = max_};
+  return {.count = count_,
+          .mean = sum_ / static_cast<double>(count_),
+          .p50 = quantile(0.5),
+          .p90 = quantile(0.9),
+          .p99 = quantile(0.99),
+          .max = max_};
 }
 
 Recorder::Recorder(const MetricOptions& options, const Workload& workload, const SimExecutor& executor)
-    : options_(options), workload_(workload), executor_(executor), window_end_(static_cast<Micros>(workload.duration_s * 1e6)),
-      records_(workload.requests.size()), submitted_(workload.requests.size()), last_token_(workload.requests.size()), service_(workload.tenants.size()),
-      window_service_(workload.tenants.size()), backlog_(workload.tenants.size()),
+    : options_(options),
+      workload_(workload),
+      executor_(executor),
+      window_end_(static_cast<Micros>(workload.duration_s * 1e6)),
+      records_(workload.requests.size()),
+      submitted_(workload.requests.size()),
+      last_token_(workload.requests.size()),
+      service_(workload.tenants.size()),
+      window_service_(workload.tenants.size()),
+      backlog_(workload.tenants.size()),
       unjudged_load_(static_cast<size_t>(workload.num_adapters), -1) {
   if (workload.tenants.size() <= kMaxComparedTenants) pairs_.resize(workload.tenants.size() * workload.tenants.size());
   for (size_t i = 0; i < records_.size(); ++i) records_[i].arrival = workload.requests[i].arrival;
@@ -101,8 +114,8 @@ void Recorder::on_end(int32_t request, Outcome outcome) {
   if (outcome == Outcome::kDone && record.finish <= window_end_) ++window_requests_;
 }
 
-// A load was hidden when its adapter lay ready at the first step that could have taken the request, or at one that did not take it: it
-// waited for its turn, not for the load.
+// A load was hidden when its adapter lay ready at the first step that could have taken the request, or at one that did
+// not take it: it waited for its turn, not for the load.
 void Recorder::judge_load(AdapterId adapter, Micros submitted, Micros step_start) {
   for (; loads_seen_ < executor_.loads().size(); ++loads_seen_)
     unjudged_load_[static_cast<size_t>(executor_.loads()[loads_seen_].adapter)] = static_cast<int64_t>(loads_seen_);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a simulation measures. Recorder takes notes while it runs; result() turns them into figures.
 //
-// Service of a tenant is w_p per prompt token computed (when its request's first token is made) and w_q per output token (1 and 2, as in
-// VTC, arXiv:2401.00588 §3.1), divided by the tenant's weight where tenants are compared.
+// Service of a tenant is w_p per prompt token computed (when its request's first token is made) and w_q per output
+// token (1 and 2, as in VTC, arXiv:2401.00588 §3.1), divided by the tenant's weight where tenants are compared.
 #pragma once
 
 #include <map>
@@ -19,7 +19,8 @@ namespace lk::sim {
 enum class Outcome : uint8_t { kPending, kDone, kCancelled, kRejected, kFailed };
 
 struct RequestRecord {
-  Micros arrival = 0, first_step = -1, first_token = -1, finish = -1;  // first_step: when the step began that computed its first tokens
+  Micros arrival = 0, first_step = -1, first_token = -1,
+         finish = -1;                // first_step: when the step began that computed its first tokens
   int32_t produced = 0, cached = 0;  // tokens
   Outcome outcome = Outcome::kPending;
 };
@@ -47,8 +48,8 @@ struct TenantFigures {
   std::string name;
   double weight = 1;
   int64_t requests = 0, done = 0, rejected = 0, input_tokens = 0, output_tokens = 0;
-  double service = 0;          // in the window of arrivals
-  double service_rate = 0;     // per second of it
+  double service = 0;       // in the window of arrivals
+  double service_rate = 0;  // per second of it
   double slo_attainment = 0;
   Summary ttft_s;
 };
@@ -62,32 +63,36 @@ struct ServiceDifference {
 struct TimelinePoint {
   double time_s = 0;
   int64_t running = 0, waiting = 0, adapter_pages = 0, kv_pages = 0;
-  double max_difference = 0;     // between any two tenants' weighted service so far
-  std::vector<double> service;   // by tenant; empty with more than 64
+  double max_difference = 0;    // between any two tenants' weighted service so far
+  std::vector<double> service;  // by tenant; empty with more than 64
 };
 
 struct SimResult {
   int64_t requests = 0, done = 0, rejected = 0, cancelled = 0, failed = 0;
-  double duration_s = 0;         // of the arrivals
-  double makespan_s = 0;         // to the end of the last request
-  double requests_per_s = 0, output_tokens_per_s = 0, total_tokens_per_s = 0;                       // inside the window of arrivals
-  double drained_requests_per_s = 0, drained_output_tokens_per_s = 0, drained_total_tokens_per_s = 0;  // over the makespan
+  double duration_s = 0;                                                       // of the arrivals
+  double makespan_s = 0;                                                       // to the end of the last request
+  double requests_per_s = 0, output_tokens_per_s = 0, total_tokens_per_s = 0;  // inside the window of arrivals
+  double drained_requests_per_s = 0, drained_output_tokens_per_s = 0,
+         drained_total_tokens_per_s = 0;  // over the makespan
   double slo_s = 0, slo_attainment = 0, satisfaction = 0;
   Summary ttft_s, itl_s, e2e_s;
   std::vector<TenantFigures> tenants;
   double max_accumulated_difference = 0;  // over the window of arrivals
-  double max_backlogged_difference = 0;   // over all intervals in which two tenants both had waiting requests; 0 past 32 tenants
-  double vtc_bound = 0;                   // 2 max(w_p L, w_q M) / least weight (Theorem 4.4)
+  double max_backlogged_difference =
+      0;                 // over all intervals in which two tenants both had waiting requests; 0 past 32 tenants
+  double vtc_bound = 0;  // 2 max(w_p L, w_q M) / least weight (Theorem 4.4)
   ServiceDifference service_difference;
-  double jain_index = 1;                  // of weighted service in the window
+  double jain_index = 1;  // of weighted service in the window
   int64_t adapter_loads = 0, failed_loads = 0, cold_loads = 0, adapter_evictions = 0, judged_loads = 0;
-  double hidden_loads = 0;                // share of judged loads that delayed nobody: their request was not due when they ended
-  double one_step_loads = 0;              // share that cost their request one step: it joined the step after the one they ran beside
-  double load_delay_ms = 0;               // mean of the others: load begun to request begun
-  int64_t steps = 0, computed_tokens = 0, recomputed_tokens = 0, cached_prompt_tokens = 0, preemptions = 0, fair_preemptions = 0;
+  double hidden_loads = 0;  // share of judged loads that delayed nobody: their request was not due when they ended
+  double one_step_loads =
+      0;                     // share that cost their request one step: it joined the step after the one they ran beside
+  double load_delay_ms = 0;  // mean of the others: load begun to request begun
+  int64_t steps = 0, computed_tokens = 0, recomputed_tokens = 0, cached_prompt_tokens = 0, preemptions = 0,
+          fair_preemptions = 0;
   double mean_step_ms = 0, mean_step_sequences = 0, busy_fraction = 0;
   MergeStats merges;
-  int64_t max_bypass = 0;                 // only when invariants are checked; see SimOptions
+  int64_t max_bypass = 0;  // only when invariants are checked; see SimOptions
   std::vector<TimelinePoint> timeline;
 };
 
@@ -127,8 +132,8 @@ class Recorder {
   const SimExecutor& executor_;
   Micros window_end_;
   std::vector<RequestRecord> records_;
-  std::vector<Micros> submitted_;    // when a step could first have taken the request
-  std::vector<Micros> last_token_;   // of requests that run
+  std::vector<Micros> submitted_;   // when a step could first have taken the request
+  std::vector<Micros> last_token_;  // of requests that run
   LogHistogram itl_;
 
   std::vector<double> service_, window_service_;  // by tenant: weighted; and not, until the window ends

@@ -24,8 +24,9 @@ double overlap(double a, double b, double c, double d) { return std::max(0.0, st
 
 }  // namespace
 
-// As the VTC artifact computes its tables: a request's whole cost is spread evenly between its first token and its end; 19 windows of
-// +-30 s around 30 s + i * 0.0475 D (28.5 s in runs of 600 s); what a tenant asked for in a window is the cost of its arrivals.
+// As the VTC artifact computes its tables: a request's whole cost is spread evenly between its first token and its end;
+// 19 windows of +-30 s around 30 s + i * 0.0475 D (28.5 s in runs of 600 s); what a tenant asked for in a window is the
+// cost of its arrivals.
 ServiceDifference Recorder::service_difference() const {
   constexpr double kHalf = 30, kWindow = 2 * kHalf;
   constexpr int kTicks = 19;
@@ -37,8 +38,10 @@ ServiceDifference Recorder::service_difference() const {
   for (size_t i = 0; i < records_.size(); ++i) {
     const RequestRecord& record = records_[i];
     const SimRequest& request = workload_.requests[i];
-    const double asked_cost = cost(request.input, request.output), served_cost = record.produced > 0 ? cost(request.input, record.produced) : 0;
-    const double begin = seconds(record.first_token), end = std::max(seconds(record.finish), begin + 1e-6), arrival = seconds(record.arrival);
+    const double asked_cost = cost(request.input, request.output),
+                 served_cost = record.produced > 0 ? cost(request.input, record.produced) : 0;
+    const double begin = seconds(record.first_token), end = std::max(seconds(record.finish), begin + 1e-6),
+                 arrival = seconds(record.arrival);
     for (int tick = 0; tick < kTicks; ++tick) {
       const double from = tick_time(tick) - kHalf, to = tick_time(tick) + kHalf;
       const size_t at = static_cast<size_t>(tick) * n + static_cast<size_t>(request.tenant);
@@ -104,11 +107,20 @@ void Recorder::fill_window(SimResult& result) const {
   for (size_t i = 0; i < records_.size(); ++i) {
     const RequestRecord& record = records_[i];
     switch (record.outcome) {
-      case Outcome::kDone: ++result.done; break;
-      case Outcome::kCancelled: ++result.cancelled; break;
-      case Outcome::kRejected: ++result.rejected; break;
-      case Outcome::kFailed: ++result.failed; break;
-      case Outcome::kPending: break;
+      case Outcome::kDone:
+        ++result.done;
+        break;
+      case Outcome::kCancelled:
+        ++result.cancelled;
+        break;
+      case Outcome::kRejected:
+        ++result.rejected;
+        break;
+      case Outcome::kFailed:
+        ++result.failed;
+        break;
+      case Outcome::kPending:
+        break;
     }
     end = std::max(end, record.finish);
     outputs += record.produced;
@@ -145,7 +157,9 @@ SimResult Recorder::result(int64_t pool_tokens) const {
   double longest = 0, least_weight = workload_.tenants.front().weight;
   for (const SimRequest& request : workload_.requests) longest = std::max<double>(longest, request.input);
   for (const Tenant& tenant : workload_.tenants) least_weight = std::min(least_weight, tenant.weight);
-  result.vtc_bound = 2 * std::max(options_.input_weight * longest, options_.output_weight * static_cast<double>(pool_tokens)) / least_weight;
+  result.vtc_bound =
+      2 * std::max(options_.input_weight * longest, options_.output_weight * static_cast<double>(pool_tokens)) /
+      least_weight;
   result.service_difference = service_difference();
   result.adapter_loads = static_cast<int64_t>(executor_.loads().size());
   for (const LoadRecord& load : executor_.loads()) result.failed_loads += load.failed;

@@ -30,7 +30,11 @@ std::vector<SimAdapter> make_adapters(const CostModel& model, int64_t count, std
 }
 
 SimExecutor::SimExecutor(const CostModel& model, std::vector<SimAdapter> adapters, double host_bytes, Faults& faults)
-    : model_(model), adapters_(std::move(adapters)), faults_(faults), host_bytes_(host_bytes), shape_(ranks_of(adapters_)) {
+    : model_(model),
+      adapters_(std::move(adapters)),
+      faults_(faults),
+      host_bytes_(host_bytes),
+      shape_(ranks_of(adapters_)) {
   host_place_.assign(adapters_.size(), host_lru_.end());
   host_ready_.assign(adapters_.size(), 0);
   // The first ones are on the host already, as a server leaves them that registered all in order.
@@ -54,12 +58,16 @@ std::optional<Micros> SimExecutor::next_load_end() const {
   return loads_[loading_.front()].end;
 }
 
-AdapterFootprint SimExecutor::footprint(AdapterId adapter) const { return {.num_pages = adapters_[static_cast<size_t>(adapter)].pages}; }
+AdapterFootprint SimExecutor::footprint(AdapterId adapter) const {
+  return {.num_pages = adapters_[static_cast<size_t>(adapter)].pages};
+}
 
 void SimExecutor::touch_host(AdapterId adapter) {
   auto& place = host_place_[static_cast<size_t>(adapter)];
-  if (place != host_lru_.end()) host_lru_.erase(place);
-  else host_used_ += adapters_[static_cast<size_t>(adapter)].bytes;
+  if (place != host_lru_.end())
+    host_lru_.erase(place);
+  else
+    host_used_ += adapters_[static_cast<size_t>(adapter)].bytes;
   place = host_lru_.insert(host_lru_.end(), adapter);
   while (host_used_ > host_bytes_ && host_lru_.size() > 1) {
     const AdapterId oldest = host_lru_.front();
@@ -76,7 +84,8 @@ double SimExecutor::reload_cost(AdapterId adapter) const {
 
 Micros SimExecutor::read(AdapterId adapter, double factor) {
   Micros& reader = *std::min_element(reader_free_.begin(), reader_free_.end());
-  reader = std::max(now_, reader) + static_cast<Micros>(std::ceil(model_.read_us_of(adapters_[static_cast<size_t>(adapter)].bytes) * factor));
+  reader = std::max(now_, reader) +
+           static_cast<Micros>(std::ceil(model_.read_us_of(adapters_[static_cast<size_t>(adapter)].bytes) * factor));
   ++num_disk_reads_;
   return host_ready_[static_cast<size_t>(adapter)] = reader;
 }
@@ -103,7 +112,8 @@ void SimExecutor::start_load(AdapterId adapter, const AdapterPages&) {
     ready = on_host(adapter) ? std::max(now_, host_ready_[static_cast<size_t>(adapter)]) : read(adapter, factor);
     touch_host(adapter);
   }
-  Micros end = static_cast<Micros>(std::ceil(model_.load_us_of(adapters_[static_cast<size_t>(adapter)].bytes) * factor));
+  Micros end =
+      static_cast<Micros>(std::ceil(model_.load_us_of(adapters_[static_cast<size_t>(adapter)].bytes) * factor));
   if (ready > now_) {
     end += ready;
     ++num_cold_loads_;
@@ -123,13 +133,15 @@ std::vector<LoadResult> SimExecutor::take_finished_loads(bool wait) {
   while (!loading_.empty() && loads_[loading_.front()].end <= now_) {
     const LoadRecord& load = loads_[loading_.front()];
     loading_.pop_front();
-    done.push_back({load.adapter, load.failed ? data_loss("adapter {}: the load was made to fail", load.adapter) : Status()});
+    done.push_back(
+        {load.adapter, load.failed ? data_loss("adapter {}: the load was made to fail", load.adapter) : Status()});
   }
   return done;
 }
 
 std::vector<ItemResult> SimExecutor::execute(const StepPlan& plan) {
-  LK_CHECK(plan.merged == kBaseModel || (merges_.contains(plan.merged) && merges_.at(plan.merged).left_us <= 0), "adapter {} runs merged and is not", plan.merged);
+  LK_CHECK(plan.merged == kBaseModel || (merges_.contains(plan.merged) && merges_.at(plan.merged).left_us <= 0),
+           "adapter {} runs merged and is not", plan.merged);
   const StepShape& shape = shape_.build(plan);
   const double factor = faults_.step_factor();
   double us = model_.step_us_of(shape) * factor;
@@ -162,17 +174,21 @@ SimExecutor::Merge* SimExecutor::building() {
 }
 
 Result<MergeFootprint> SimExecutor::merge_footprint(AdapterId adapter) const {
-  if (!(model_.flops_per_token > 0 && model_.weight_bytes > 0)) return failed_precondition("cost model \"{}\" has no linears to merge into", model_.name);
+  if (!(model_.flops_per_token > 0 && model_.weight_bytes > 0))
+    return failed_precondition("cost model \"{}\" has no linears to merge into", model_.name);
   const auto rank = static_cast<double>(adapters_[static_cast<size_t>(adapter)].rank);
   const auto pages = static_cast<int64_t>(std::ceil(model_.merged_share() * model_.weight_bytes / model_.page_bytes()));
   const int64_t runs = std::min(kMergeRuns, pages);
   return MergeFootprint{.run_lengths = std::vector<int64_t>(static_cast<size_t>(runs), (pages + runs - 1) / runs),
-                        .relative_cost = rank * model_.adapter_flops_per_rank / model_.flops_per_token, .build_cost_rows = rank * model_.merged_share()};
+                        .relative_cost = rank * model_.adapter_flops_per_rank / model_.flops_per_token,
+                        .build_cost_rows = rank * model_.merged_share()};
 }
 
 void SimExecutor::start_merge(AdapterId adapter, const MergePages&) {
   const double us = model_.merge_us_of(adapters_[static_cast<size_t>(adapter)].rank) * faults_.merge_factor();
-  LK_CHECK(!building() && merges_.emplace(adapter, Merge{.left_us = us, .begun = now_, .fails = faults_.merge_fails()}).second, "adapter {} is built beside another, or twice", adapter);
+  LK_CHECK(!building() &&
+               merges_.emplace(adapter, Merge{.left_us = us, .begun = now_, .fails = faults_.merge_fails()}).second,
+           "adapter {} is built beside another, or twice", adapter);
 }
 
 std::vector<MergeResult> SimExecutor::take_finished_merges() {
@@ -180,8 +196,12 @@ std::vector<MergeResult> SimExecutor::take_finished_merges() {
   for (auto& [adapter, merge] : merges_) {
     if (merge.left_us > 0 || std::exchange(merge.reported, true)) continue;
     const int64_t rank = adapters_[static_cast<size_t>(adapter)].rank;
-    done.push_back({.adapter = adapter, .status = merge.fails ? failed_precondition("adapter {}: the merge was made to fail", adapter) : Status(), .build_time = now_ - merge.begun, .engine_time = std::llround(model_.merge_us_of(rank)),
-                    .build_cost_rows = static_cast<double>(rank) * model_.merged_share()});
+    done.push_back(
+        {.adapter = adapter,
+         .status = merge.fails ? failed_precondition("adapter {}: the merge was made to fail", adapter) : Status(),
+         .build_time = now_ - merge.begun,
+         .engine_time = std::llround(model_.merge_us_of(rank)),
+         .build_cost_rows = static_cast<double>(rank) * model_.merged_share()});
   }
   return done;
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// SimExecutor: an Executor without a model. A step takes the time the cost model says, on a virtual clock; copies into pages run on one
-// channel beside the steps, after two readers brought from disk what is not in host memory (the copy then follows at once, as if the channel
-// were free: reading takes far longer); merged weights are built one adapter at a time beside the steps, with a third of the machine, or all of it while no step runs;
-// the sampled token is kStopToken when the request has its true length, which the scheduler cannot see (its own limit is
+// SimExecutor: an Executor without a model. A step takes the time the cost model says, on a virtual clock; copies into
+// pages run on one channel beside the steps, after two readers brought from disk what is not in host memory (the copy
+// then follows at once, as if the channel were free: reading takes far longer); merged weights are built one adapter at
+// a time beside the steps, with a third of the machine, or all of it while no step runs; the sampled token is
+// kStopToken when the request has its true length, which the scheduler cannot see (its own limit is
 // Request::max_tokens).
 //
 // Thread safety: none.
@@ -41,7 +42,8 @@ struct LoadRecord {
 
 class SimExecutor : public Executor {
  public:
-  // host_bytes: of the host tier, least recently used out first; 0 = it holds every adapter. Both references must outlive this.
+  // host_bytes: of the host tier, least recently used out first; 0 = it holds every adapter. Both references must
+  // outlive this.
   SimExecutor(const CostModel& model, std::vector<SimAdapter> adapters, double host_bytes, Faults& faults);
 
   // Output length of request `id`, which must be the number of calls so far.
@@ -80,7 +82,9 @@ class SimExecutor : public Executor {
     bool fails = false;
   };
   Merge* building();  // null when nothing is
-  bool on_host(AdapterId adapter) const { return host_bytes_ <= 0 || host_place_[static_cast<size_t>(adapter)] != host_lru_.end(); }
+  bool on_host(AdapterId adapter) const {
+    return host_bytes_ <= 0 || host_place_[static_cast<size_t>(adapter)] != host_lru_.end();
+  }
   void touch_host(AdapterId adapter);
   Micros read(AdapterId adapter, double factor);  // from disk; when it is there
 
@@ -98,11 +102,11 @@ class SimExecutor : public Executor {
   int64_t num_cold_loads_ = 0, num_disk_reads_ = 0;
 
   double host_bytes_ = 0, host_used_ = 0;
-  std::list<AdapterId> host_lru_;  // oldest first
+  std::list<AdapterId> host_lru_;                           // oldest first
   std::vector<std::list<AdapterId>::iterator> host_place_;  // host_lru_.end() = on disk only
   std::vector<Micros> host_ready_;                          // when the read ends that brings it there
   std::array<Micros, 2> reader_free_{};
-  std::vector<AdapterId> staged_;                           // and not loaded since, dropped ones among them
+  std::vector<AdapterId> staged_;  // and not loaded since, dropped ones among them
 
   std::map<AdapterId, Merge> merges_;
   StepTimes times_;

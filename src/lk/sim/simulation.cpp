@@ -13,7 +13,8 @@ namespace {
 constexpr int64_t kPageTokens = 16;           // tokens per KV page; sched/scheduler.cpp
 constexpr Micros kIdleStep = 10'000;          // a policy that waits for the clock is asked again after this
 constexpr int64_t kMaxIdleSteps = 1'000'000;  // in a row, before the scheduler counts as stalled
-constexpr int64_t kMaxBarrenSteps = 200'000;  // in a row without a token or an end, before it counts as going round in circles
+constexpr int64_t kMaxBarrenSteps =
+    200'000;  // in a row without a token or an end, before it counts as going round in circles
 
 int64_t pages_for(int64_t num_tokens) { return (num_tokens + kPageTokens - 1) / kPageTokens; }
 
@@ -24,8 +25,10 @@ Outcome outcome_of(const RequestEvent& event) {
     case StatusCode::kResourceExhausted:
     case StatusCode::kFailedPrecondition:
     case StatusCode::kDeadlineExceeded:
-    case StatusCode::kUnavailable: return Outcome::kRejected;
-    default: return Outcome::kFailed;
+    case StatusCode::kUnavailable:
+      return Outcome::kRejected;
+    default:
+      return Outcome::kFailed;
   }
 }
 
@@ -33,38 +36,56 @@ Status validate(const SimOptions& options, const Workload& workload) {
   LK_RETURN_IF_ERROR(validate(options.model));
   if (workload.requests.empty()) return invalid_argument("the workload has no requests");
   if (static_cast<int64_t>(options.adapters.size()) < workload.num_adapters)
-    return invalid_argument("the workload asks for {} adapters, there are {}", workload.num_adapters, options.adapters.size());
+    return invalid_argument("the workload asks for {} adapters, there are {}", workload.num_adapters,
+                            options.adapters.size());
   for (const Tenant& tenant : workload.tenants)
-    if (!(tenant.weight >= 1e-3 && tenant.weight <= 1e6)) return invalid_argument("tenant {}: weight {} is not in [0.001, 1000000]", tenant.name, tenant.weight);
+    if (!(tenant.weight >= 1e-3 && tenant.weight <= 1e6))
+      return invalid_argument("tenant {}: weight {} is not in [0.001, 1000000]", tenant.name, tenant.weight);
   for (size_t i = 0; i < options.adapters.size(); ++i)
     if (options.adapters[i].pages >= options.num_pages)
-      return invalid_argument("the pool of {} pages ({} tokens) does not hold adapter {} (rank {}, {} pages) and a token: raise it", options.num_pages,
-                              options.num_pages * kPageTokens, i, options.adapters[i].rank, options.adapters[i].pages);
+      return invalid_argument(
+          "the pool of {} pages ({} tokens) does not hold adapter {} (rank {}, {} pages) and a token: raise it",
+          options.num_pages, options.num_pages * kPageTokens, i, options.adapters[i].rank, options.adapters[i].pages);
   double least_ttft = 1e300;
   for (const SimRequest& request : workload.requests) {
-    const int64_t adapter_pages = request.adapter == kBaseModel ? 0 : options.adapters[static_cast<size_t>(request.adapter)].pages;
+    const int64_t adapter_pages =
+        request.adapter == kBaseModel ? 0 : options.adapters[static_cast<size_t>(request.adapter)].pages;
     const int64_t total = int64_t{request.input} + request.max_tokens;
     if (pages_for(total) + adapter_pages > options.num_pages)
-      return invalid_argument("the pool of {} pages ({} tokens) does not hold one sequence of {} + {} tokens and its adapter of {} pages: raise it or shorten "
-                              "the sequences", options.num_pages, options.num_pages * kPageTokens, request.input, request.max_tokens, adapter_pages);
+      return invalid_argument(
+          "the pool of {} pages ({} tokens) does not hold one sequence of {} + {} tokens and its adapter of {} pages: "
+          "raise it or shorten "
+          "the sequences",
+          options.num_pages, options.num_pages * kPageTokens, request.input, request.max_tokens, adapter_pages);
     if (total > options.scheduler.max_sequence)
-      return invalid_argument("a request of {} + {} tokens is longer than the context of {}", request.input, request.max_tokens, options.scheduler.max_sequence);
+      return invalid_argument("a request of {} + {} tokens is longer than the context of {}", request.input,
+                              request.max_tokens, options.scheduler.max_sequence);
     least_ttft = std::min(least_ttft, unloaded_ttft_s(options, request));
   }
   if (!(options.metrics.slo_s > least_ttft))
-    return invalid_argument("no request can meet an objective of {} s: the first token of the quickest one takes {:.4f} s on an idle machine", options.metrics.slo_s, least_ttft);
+    return invalid_argument(
+        "no request can meet an objective of {} s: the first token of the quickest one takes {:.4f} s on an idle "
+        "machine",
+        options.metrics.slo_s, least_ttft);
   return Status();
 }
 
 class Simulation {
  public:
   Simulation(const SimOptions& options, const Workload& workload)
-      : options_(options), workload_(workload), faults_(options.faults), executor_(options.model, options.adapters, options.host_bytes, faults_),
-        pool_(options.num_pages), scheduler_(options.scheduler, pool_, executor_), recorder_(options.metrics, workload, executor_),
+      : options_(options),
+        workload_(workload),
+        faults_(options.faults),
+        executor_(options.model, options.adapters, options.host_bytes, faults_),
+        pool_(options.num_pages),
+        scheduler_(options.scheduler, pool_, executor_),
+        recorder_(options.metrics, workload, executor_),
         place_(workload.requests.size(), -1) {
     pool_.set_reload_cost([this](AdapterId adapter) { return executor_.reload_cost(adapter); });
-    for (size_t i = 0; scheduler_.merging() && i < options.adapters.size(); ++i) scheduler_.merging()->set_allowed(static_cast<AdapterId>(i), true);
-    for (size_t i = 0; i < workload.tenants.size(); ++i) scheduler_.set_tenant_weight(tenant_id(static_cast<int32_t>(i)), workload.tenants[i].weight);
+    for (size_t i = 0; scheduler_.merging() && i < options.adapters.size(); ++i)
+      scheduler_.merging()->set_allowed(static_cast<AdapterId>(i), true);
+    for (size_t i = 0; i < workload.tenants.size(); ++i)
+      scheduler_.set_tenant_weight(tenant_id(static_cast<int32_t>(i)), workload.tenants[i].weight);
     if (options.prefetch) executor_.set_interlude([this](Micros end) { prefetch_until(end); });
   }
 
@@ -90,7 +111,8 @@ class Simulation {
     prompt.assign(static_cast<size_t>(request.input), kToken);
     if (!options_.scheduler.prefix_cache) return;
     // Contents matter to the prefix cache only: prompts differ, but for what a group or a conversation shares.
-    const uint64_t own = request.conversation >= 0 ? (uint64_t{1} << 41) + static_cast<uint64_t>(request.conversation) : (uint64_t{1} << 40) + static_cast<uint64_t>(id);
+    const uint64_t own = request.conversation >= 0 ? (uint64_t{1} << 41) + static_cast<uint64_t>(request.conversation)
+                                                   : (uint64_t{1} << 40) + static_cast<uint64_t>(id);
     for (size_t i = 0; i < prompt.size(); ++i) {
       const bool shared = request.prefix_group >= 0 && static_cast<int64_t>(i) < workload_.prefix_tokens;
       const uint64_t stream = shared ? static_cast<uint64_t>(request.prefix_group) : own;
@@ -110,7 +132,11 @@ class Simulation {
       const auto id = static_cast<RequestId>(next_);
       const SimRequest& from = request(id);
       executor_.expect(id, from.output);
-      Request to{.id = id, .adapter = from.adapter, .tenant = tenant_id(from.tenant), .max_tokens = from.max_tokens, .stop_token_ids = {kStopToken}};
+      Request to{.id = id,
+                 .adapter = from.adapter,
+                 .tenant = tenant_id(from.tenant),
+                 .max_tokens = from.max_tokens,
+                 .stop_token_ids = {kStopToken}};
       fill_prompt(from, id, to.prompt);
       recorder_.on_submit(static_cast<int32_t>(id));
       const Status status = scheduler_.submit(std::move(to));
@@ -144,23 +170,27 @@ class Simulation {
     if (options_.check_invariants) LK_RETURN_IF_ERROR(check_step(events));
     barren_steps_ = events.empty() ? barren_steps_ + 1 : 0;
     if (ran && barren_steps_ > kMaxBarrenSteps)
-      return internal_error("{} steps without a token: {} waiting, {} running, {} of {} pages hold adapters, {} loads and {} preemptions so far", barren_steps_,
-                            scheduler_.num_waiting(), scheduler_.num_running(), pool_.num_adapter(), pool_.num_pages(), executor_.loads().size(),
-                            scheduler_.stats().num_preemptions);
+      return internal_error(
+          "{} steps without a token: {} waiting, {} running, {} of {} pages hold adapters, {} loads and {} preemptions "
+          "so far",
+          barren_steps_, scheduler_.num_waiting(), scheduler_.num_running(), pool_.num_adapter(), pool_.num_pages(),
+          executor_.loads().size(), scheduler_.stats().num_preemptions);
     idle_steps_ = ran || !events.empty() ? 0 : idle_steps_ + 1;
     return idle_steps_ > 0 ? wait_for_something() : Status();
   }
 
   TimelinePoint point() const {
-    return {.running = scheduler_.num_running(), .waiting = scheduler_.num_waiting(), .adapter_pages = pool_.num_adapter(),
+    return {.running = scheduler_.num_running(),
+            .waiting = scheduler_.num_waiting(),
+            .adapter_pages = pool_.num_adapter(),
             .kv_pages = pool_.num_kv() - pool_.num_cached_kv()};
   }
 
   // Nothing could run: the clock goes to the next thing that happens.
   Status wait_for_something() {
     if (idle_steps_ > kMaxIdleSteps)
-      return internal_error("the scheduler is stalled at {} us: {} waiting, {} running, no step for {} attempts", executor_.now(), scheduler_.num_waiting(),
-                            scheduler_.num_running(), idle_steps_);
+      return internal_error("the scheduler is stalled at {} us: {} waiting, {} running, no step for {} attempts",
+                            executor_.now(), scheduler_.num_waiting(), scheduler_.num_running(), idle_steps_);
     Micros until = executor_.now() + kIdleStep;
     if (const std::optional<Micros> load = executor_.next_load_end()) until = *load;
     if (next_ < workload_.requests.size()) until = std::min(until, workload_.requests[next_].arrival);
@@ -176,7 +206,8 @@ class Simulation {
     const RequestRecord& record = recorder_.records()[static_cast<size_t>(event.id)];
     const Outcome outcome = outcome_of(event);
     if (outcome == Outcome::kDone && record.produced != request(event.id).output)
-      return internal_error("request {} ended with {} tokens instead of {}", event.id, record.produced, request(event.id).output);
+      return internal_error("request {} ended with {} tokens instead of {}", event.id, record.produced,
+                            request(event.id).output);
     end(static_cast<int32_t>(event.id), outcome);
     return Status();
   }
@@ -220,10 +251,12 @@ class Simulation {
       }
       max_bypass_ = std::max(max_bypass_, bypassed);
       if (bypassed > options_.max_bypass)
-        return internal_error("request {} began before {} earlier ones of its tenant whose adapters were ready", event.id, bypassed);
+        return internal_error("request {} began before {} earlier ones of its tenant whose adapters were ready",
+                              event.id, bypassed);
     }
     for (const int32_t id : live_)
-      if (recorder_.records()[static_cast<size_t>(id)].produced >= request(id).output) return internal_error("request {} has all its tokens and still lives", id);
+      if (recorder_.records()[static_cast<size_t>(id)].produced >= request(id).output)
+        return internal_error("request {} has all its tokens and still lives", id);
     return Status();
   }
 
@@ -232,10 +265,12 @@ class Simulation {
     if (!options_.check_invariants) return Status();
     for (const AdapterId adapter : pinned_) LK_CHECK(scheduler_.set_pinned(adapter, false).ok());
     if (scheduler_.merging())
-      while (scheduler_.merging()->give_back(executor_.now())) {}
+      while (scheduler_.merging()->give_back(executor_.now())) {
+      }
     pool_.evict_all();
     pool_.check_integrity();
-    if (pool_.num_free() != pool_.num_pages()) return internal_error("{} pages are still taken after the end", pool_.num_pages() - pool_.num_free());
+    if (pool_.num_free() != pool_.num_pages())
+      return internal_error("{} pages are still taken after the end", pool_.num_pages() - pool_.num_free());
     return Status();
   }
 
@@ -267,11 +302,12 @@ class Simulation {
   UnifiedPool pool_;
   Scheduler scheduler_;
   Recorder recorder_;
-  size_t next_ = 0;                // the next arrival
-  std::vector<int32_t> live_;      // requests in the scheduler, in no order
-  std::vector<int32_t> place_;     // by request: its place in live_, or -1
-  std::set<AdapterId> pinned_;     // by inject_faults
-  std::unordered_map<int32_t, std::vector<std::pair<int32_t, int32_t>>> answers_;  // by conversation: positions of its turns' answers so far
+  size_t next_ = 0;             // the next arrival
+  std::vector<int32_t> live_;   // requests in the scheduler, in no order
+  std::vector<int32_t> place_;  // by request: its place in live_, or -1
+  std::set<AdapterId> pinned_;  // by inject_faults
+  std::unordered_map<int32_t, std::vector<std::pair<int32_t, int32_t>>>
+      answers_;  // by conversation: positions of its turns' answers so far
   int64_t idle_steps_ = 0, barren_steps_ = 0, max_bypass_ = 0;
 };
 
@@ -283,7 +319,10 @@ double unloaded_ttft_s(const SimOptions& options, const SimRequest& request) {
   for (int64_t begin = 0; begin < request.input;) {
     const int64_t rows = std::min<int64_t>(request.input - begin, options.scheduler.max_step_tokens);
     begin += rows;
-    us += options.model.step_us_of({.num_tokens = rows, .num_samples = begin == request.input, .sequences = {{rows, begin}}, .segments = {{rank, rows}}});
+    us += options.model.step_us_of({.num_tokens = rows,
+                                    .num_samples = begin == request.input,
+                                    .sequences = {{rows, begin}},
+                                    .segments = {{rank, rows}}});
   }
   return us * 1e-6;
 }

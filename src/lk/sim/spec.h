@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// SimSpec: one simulation as its user describes it, by named parameters. Flags, sweeps and suites all set them through the same table.
+// SimSpec: one simulation as its user describes it, by named parameters. Flags, sweeps and suites all set them through
+// the same table.
 #pragma once
 
 #include <functional>
@@ -17,7 +18,7 @@ struct SimSpec {
   std::string model = "a10g-7b";  // built-in name or JSON file
   double pool_tokens = 0;         // 0 = the model's
   double host_bytes = 0;
-  SchedulerOptions scheduler;     // max_step_tokens, max_running: 0 = the model's
+  SchedulerOptions scheduler;  // max_step_tokens, max_running: 0 = the model's
   bool prefetch = true;
   MetricOptions metrics;
 
@@ -25,21 +26,21 @@ struct SimSpec {
   std::vector<int64_t> ranks{8};
   int64_t tenants = 1;
   Ownership ownership = Ownership::kByAdapter;
-  std::vector<double> weights;    // taken in turn by the tenants; empty = all 1
+  std::vector<double> weights;  // taken in turn by the tenants; empty = all 1
   double rate = 2, cv = 1, duration_s = 300;
-  int64_t requests = 0;           // 0 = as many as arrive in duration_s
+  int64_t requests = 0;  // 0 = as many as arrive in duration_s
   Popularity popularity;
   double base_share = 0, shift_s = 0;  // see Stream
   LengthDist input = LengthDist::uniform(8, 511), output = LengthDist::uniform(8, 511);
   double max_tokens_factor = 1;
   int64_t prefix_groups = 0, prefix_tokens = 0;
   double turns = 1, think_s = 30;
-  std::vector<Stream> streams;    // instead of one Gamma process; with the tenants of stream_tenants
+  std::vector<Stream> streams;  // instead of one Gamma process; with the tenants of stream_tenants
   std::vector<Tenant> stream_tenants;
   bool adapters_of_streams = false;  // each tenant of the streams asks its own adapter; else they ask the base model
-  std::string trace;              // path; instead of a generated workload
+  std::string trace;                 // path; instead of a generated workload
   double trace_speed = 1;
-  bool adapters_given = false;    // adapters was set: a trace must keep to them
+  bool adapters_given = false;  // adapters was set: a trace must keep to them
   FaultOptions faults;
   uint64_t seed = 42;
 
@@ -53,7 +54,8 @@ struct Parameter {
 // All parameters of the simulator proper; policies are added by the program (parameters that set SimSpec::scheduler).
 std::vector<Parameter> sim_parameters();
 // kInvalidArgument names the parameter; kNotFound lists the known ones.
-Status set_parameter(const std::vector<Parameter>& parameters, SimSpec& spec, const std::string& name, const std::string& value);
+Status set_parameter(const std::vector<Parameter>& parameters, SimSpec& spec, const std::string& name,
+                     const std::string& value);
 
 struct Experiment {
   SimOptions options;

@@ -24,11 +24,16 @@ Status set_phase(Phase& phase, const std::string& key, const std::string& value,
     known = false;
     return Status();
   }
-  if (value == "constant") phase.kind = Phase::Kind::kConstant;
-  else if (value == "poisson" || value == "gamma") phase.kind = Phase::Kind::kGamma;
-  else if (value == "on-off") phase.kind = Phase::Kind::kOnOff;
-  else if (value == "ramp") phase.kind = Phase::Kind::kRamp;
-  else return invalid_argument("kind is constant, poisson, gamma, on-off or ramp, got \"{}\"", value);
+  if (value == "constant")
+    phase.kind = Phase::Kind::kConstant;
+  else if (value == "poisson" || value == "gamma")
+    phase.kind = Phase::Kind::kGamma;
+  else if (value == "on-off")
+    phase.kind = Phase::Kind::kOnOff;
+  else if (value == "ramp")
+    phase.kind = Phase::Kind::kRamp;
+  else
+    return invalid_argument("kind is constant, poisson, gamma, on-off or ramp, got \"{}\"", value);
   return Status();
 }
 
@@ -54,11 +59,14 @@ Status add_stream(SimSpec& spec, const std::string& text) {
     } else if (key == "output") {
       LK_ASSIGN_OR_RETURN(stream.output, parse_length_dist(value));
     } else {
-      return invalid_argument("unknown key \"{}\"; known are tenant, weight, input, output, kind, rate, end-rate, cv, on, off, from, to", key);
+      return invalid_argument(
+          "unknown key \"{}\"; known are tenant, weight, input, output, kind, rate, end-rate, cv, on, off, from, to",
+          key);
     }
   }
   auto& tenants = spec.stream_tenants;
-  const auto found = std::find_if(tenants.begin(), tenants.end(), [&](const Tenant& t) { return t.name == tenant.name; });
+  const auto found =
+      std::find_if(tenants.begin(), tenants.end(), [&](const Tenant& t) { return t.name == tenant.name; });
   stream.tenant = static_cast<int32_t>(found - tenants.begin());
   if (found == tenants.end()) tenants.push_back(tenant);
   spec.streams.push_back(std::move(stream));

@@ -18,7 +18,8 @@ constexpr int64_t kMaxTokens = 1 << 22;
 std::string normalised(const std::string& text) {
   std::string out;
   for (const char c : text)
-    if (std::isalnum(static_cast<unsigned char>(c))) out += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    if (std::isalnum(static_cast<unsigned char>(c)))
+      out += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
   return out;
 }
 
@@ -29,9 +30,14 @@ struct Columns {
 Result<Columns> find_columns(const std::vector<std::string>& header) {
   Columns columns;
   const std::array<std::pair<int Columns::*, std::vector<std::string>>, 5> names{{
-      {&Columns::time, {"time", "timestamp", "arrival", "arrivaltime", "arrivals", "arrivaltimes", "arrivedat", "times", "ts"}},
-      {&Columns::input, {"contexttokens", "context", "input", "inputtokens", "inputlength", "prompttokens", "numprompttokens", "promptlen", "requesttokens"}},
-      {&Columns::output, {"generatedtokens", "generated", "output", "outputtokens", "outputlength", "completiontokens", "numoutputtokens", "responsetokens", "numdecodetokens"}},
+      {&Columns::time,
+       {"time", "timestamp", "arrival", "arrivaltime", "arrivals", "arrivaltimes", "arrivedat", "times", "ts"}},
+      {&Columns::input,
+       {"contexttokens", "context", "input", "inputtokens", "inputlength", "prompttokens", "numprompttokens",
+        "promptlen", "requesttokens"}},
+      {&Columns::output,
+       {"generatedtokens", "generated", "output", "outputtokens", "outputlength", "completiontokens", "numoutputtokens",
+        "responsetokens", "numdecodetokens"}},
       {&Columns::adapter, {"adapter", "adapterid", "lora", "loraid", "model"}},
       {&Columns::tenant, {"tenant", "tenantid", "client", "user", "customer", "account"}},
   }};
@@ -42,7 +48,9 @@ Result<Columns> find_columns(const std::vector<std::string>& header) {
         columns.*member = static_cast<int>(i);
       }
   if (columns.time < 0 || columns.input < 0 || columns.output < 0)
-    return invalid_argument("line 1: the header needs a time, a prompt and an output column, for example time,context_tokens,generated_tokens[,adapter][,tenant]");
+    return invalid_argument(
+        "line 1: the header needs a time, a prompt and an output column, for example "
+        "time,context_tokens,generated_tokens[,adapter][,tenant]");
   return columns;
 }
 
@@ -50,11 +58,14 @@ Result<Columns> find_columns(const std::vector<std::string>& header) {
 std::optional<double> parse_time(const std::string& text) {
   if (const Result<double> seconds = parse_number(text, "time", 0, 1e12); seconds.ok()) return *seconds;
   int year = 0, month = 0, day = 0, hour = 0, minute = 0, used = 0;
-  if (std::sscanf(text.c_str(), "%4d-%2d-%2d%*1[ T]%2d:%2d:%n", &year, &month, &day, &hour, &minute, &used) != 5 || used == 0) return std::nullopt;
+  if (std::sscanf(text.c_str(), "%4d-%2d-%2d%*1[ T]%2d:%2d:%n", &year, &month, &day, &hour, &minute, &used) != 5 ||
+      used == 0)
+    return std::nullopt;
   std::string seconds = text.substr(static_cast<size_t>(used));
   if (const size_t zone = seconds.find_first_of("Z+"); zone != std::string::npos) seconds.resize(zone);
   const Result<double> second = parse_number(seconds, "seconds", 0, 60);
-  const std::chrono::year_month_day date{std::chrono::year(year), std::chrono::month(static_cast<unsigned>(month)), std::chrono::day(static_cast<unsigned>(day))};
+  const std::chrono::year_month_day date{std::chrono::year(year), std::chrono::month(static_cast<unsigned>(month)),
+                                         std::chrono::day(static_cast<unsigned>(day))};
   if (!second.ok() || !date.ok() || hour < 0 || hour > 23 || minute < 0 || minute > 59) return std::nullopt;
   const auto days = static_cast<double>(std::chrono::sys_days(date).time_since_epoch().count());
   return days * 86400 + hour * 3600 + minute * 60 + *second;
@@ -63,20 +74,28 @@ std::optional<double> parse_time(const std::string& text) {
 class TraceReader {
  public:
   TraceReader(const Columns& columns, size_t width, int64_t num_adapters, double speed, double max_tokens_factor)
-      : columns_(columns), width_(width), speed_(speed), factor_(max_tokens_factor), names_are_adapters_(num_adapters == 0) {
+      : columns_(columns),
+        width_(width),
+        speed_(speed),
+        factor_(max_tokens_factor),
+        names_are_adapters_(num_adapters == 0) {
     workload_.num_adapters = num_adapters;
   }
 
   Status add(const std::vector<std::string>& fields) {
     if (fields.size() != width_) return invalid_argument("{} columns instead of {}", fields.size(), width_);
     const std::optional<double> time = parse_time(fields[static_cast<size_t>(columns_.time)]);
-    if (!time) return invalid_argument("\"{}\" is neither seconds nor YYYY-MM-DD HH:MM:SS", fields[static_cast<size_t>(columns_.time)]);
+    if (!time)
+      return invalid_argument("\"{}\" is neither seconds nor YYYY-MM-DD HH:MM:SS",
+                              fields[static_cast<size_t>(columns_.time)]);
     if (!first_time_) first_time_ = *time;
     if (*time < last_time_) return invalid_argument("out of order: it arrives before the line above");
     last_time_ = *time;
     SimRequest request{.arrival = static_cast<Micros>(std::llround((*time - *first_time_) / speed_ * 1e6))};
-    LK_ASSIGN_OR_RETURN(const int64_t input, parse_integer(fields[static_cast<size_t>(columns_.input)], "the prompt", 1, kMaxTokens));
-    LK_ASSIGN_OR_RETURN(const int64_t output, parse_integer(fields[static_cast<size_t>(columns_.output)], "the output", 1, kMaxTokens));
+    LK_ASSIGN_OR_RETURN(const int64_t input,
+                        parse_integer(fields[static_cast<size_t>(columns_.input)], "the prompt", 1, kMaxTokens));
+    LK_ASSIGN_OR_RETURN(const int64_t output,
+                        parse_integer(fields[static_cast<size_t>(columns_.output)], "the output", 1, kMaxTokens));
     request.input = static_cast<int32_t>(input);
     request.output = static_cast<int32_t>(output);
     request.max_tokens = static_cast<int32_t>(std::ceil(static_cast<double>(output) * factor_));
@@ -103,7 +122,8 @@ class TraceReader {
       return it->second;
     }
     const Result<int64_t> number = parse_integer(name, "adapter", 0, workload_.num_adapters - 1);
-    if (!number.ok()) return invalid_argument("unknown adapter \"{}\": there are {}, numbered from 0", name, workload_.num_adapters);
+    if (!number.ok())
+      return invalid_argument("unknown adapter \"{}\": there are {}, numbered from 0", name, workload_.num_adapters);
     return static_cast<AdapterId>(*number);
   }
   int32_t tenant(const std::string& name) {

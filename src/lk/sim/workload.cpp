@@ -13,10 +13,12 @@ constexpr int64_t kMaxRequests = 100'000'000;
 
 Status check(const Phase& phase) {
   const auto positive = [](double value) { return std::isfinite(value) && value > 0; };
-  if (!positive(phase.end_s - phase.begin_s) || !(phase.begin_s >= 0)) return invalid_argument("a phase must end after it begins, got {}..{} s", phase.begin_s, phase.end_s);
+  if (!positive(phase.end_s - phase.begin_s) || !(phase.begin_s >= 0))
+    return invalid_argument("a phase must end after it begins, got {}..{} s", phase.begin_s, phase.end_s);
   if (phase.kind == Phase::Kind::kRamp) {
     if (!(phase.rate >= 0 && phase.end_rate >= 0 && positive(phase.rate + phase.end_rate)))
-      return invalid_argument("a ramp needs rates of at least 0, one of them positive, got {} to {}", phase.rate, phase.end_rate);
+      return invalid_argument("a ramp needs rates of at least 0, one of them positive, got {} to {}", phase.rate,
+                              phase.end_rate);
   } else if (!positive(phase.rate)) {
     return invalid_argument("the rate must be positive, got {} requests/s", phase.rate);
   }
@@ -29,16 +31,20 @@ Status check(const Phase& phase) {
 Status check(const WorkloadSpec& spec) {
   if (spec.tenants.empty()) return invalid_argument("a workload needs a tenant");
   for (const Tenant& tenant : spec.tenants)
-    if (!(std::isfinite(tenant.weight) && tenant.weight > 0)) return invalid_argument("tenant {}: the weight must be positive, got {}", tenant.name, tenant.weight);
+    if (!(std::isfinite(tenant.weight) && tenant.weight > 0))
+      return invalid_argument("tenant {}: the weight must be positive, got {}", tenant.name, tenant.weight);
   if (!(spec.max_tokens_factor >= 1 && spec.max_tokens_factor <= 1e6))
     return invalid_argument("max_tokens over the true length must be at least 1, got {}", spec.max_tokens_factor);
   if (!(spec.turns >= 1 && spec.turns <= 1e6 && spec.think_s > 0 && spec.think_s <= 1e9))
-    return invalid_argument("a conversation has at least one turn and positive pauses, got {} turns and {} s", spec.turns, spec.think_s);
+    return invalid_argument("a conversation has at least one turn and positive pauses, got {} turns and {} s",
+                            spec.turns, spec.think_s);
   if (spec.streams.empty()) return invalid_argument("a workload needs a stream of requests");
   for (const Stream& stream : spec.streams) {
     for (const Phase& phase : stream.phases) LK_RETURN_IF_ERROR(check(phase));
-    if (!(stream.base_share >= 0 && stream.base_share <= 1)) return invalid_argument("the base model's share must lie in [0, 1], got {}", stream.base_share);
-    if (!(std::isfinite(stream.shift_s) && stream.shift_s >= 0)) return invalid_argument("popularity shifts after 0 s (never) or more, got {}", stream.shift_s);
+    if (!(stream.base_share >= 0 && stream.base_share <= 1))
+      return invalid_argument("the base model's share must lie in [0, 1], got {}", stream.base_share);
+    if (!(std::isfinite(stream.shift_s) && stream.shift_s >= 0))
+      return invalid_argument("popularity shifts after 0 s (never) or more, got {}", stream.shift_s);
   }
   return Status();
 }
@@ -53,7 +59,13 @@ double ramp_time(double r0, double r1, double length, double count) {
 class Generator {
  public:
   Generator(const WorkloadSpec& spec, const Stream& stream, uint64_t seed)
-      : spec_(spec), stream_(stream), popularity_(stream.popularity), arrivals_(seed ^ 1), lengths_(seed ^ 2), choices_(seed ^ 3), turns_(seed ^ 4) {
+      : spec_(spec),
+        stream_(stream),
+        popularity_(stream.popularity),
+        arrivals_(seed ^ 1),
+        lengths_(seed ^ 2),
+        choices_(seed ^ 3),
+        turns_(seed ^ 4) {
     if (stream.num_adapters > 0) popularity_.prepare(stream.num_adapters);
   }
 
@@ -73,10 +85,14 @@ class Generator {
     set_output(request, lengths_);
     if (stream_.num_adapters > 0) request.adapter = pick_adapter(time);
     const auto num_tenants = static_cast<int32_t>(spec_.tenants.size());
-    if (stream_.tenant >= 0) request.tenant = stream_.tenant;
-    else if (stream_.tenant == kOwnerOfAdapter) request.tenant = std::max(request.adapter, 0) % num_tenants;
-    else request.tenant = static_cast<int32_t>(choices_.below(static_cast<uint64_t>(num_tenants)));
-    if (spec_.prefix_groups > 0) request.prefix_group = static_cast<int32_t>(choices_.below(static_cast<uint64_t>(spec_.prefix_groups)));
+    if (stream_.tenant >= 0)
+      request.tenant = stream_.tenant;
+    else if (stream_.tenant == kOwnerOfAdapter)
+      request.tenant = std::max(request.adapter, 0) % num_tenants;
+    else
+      request.tenant = static_cast<int32_t>(choices_.below(static_cast<uint64_t>(num_tenants)));
+    if (spec_.prefix_groups > 0)
+      request.prefix_group = static_cast<int32_t>(choices_.below(static_cast<uint64_t>(spec_.prefix_groups)));
     return request;
   }
 
@@ -125,14 +141,20 @@ std::vector<double> arrivals_of(const Phase& phase, Rng& rng, int64_t max_count)
   for (double at = 0; static_cast<int64_t>(times.size()) < max_count;) {
     const auto count = static_cast<double>(times.size());
     switch (phase.kind) {
-      case Phase::Kind::kConstant: at = count / phase.rate; break;
-      case Phase::Kind::kGamma: at += sample_gamma(rng, 1 / (phase.cv * phase.cv)) * phase.cv * phase.cv / phase.rate; break;
+      case Phase::Kind::kConstant:
+        at = count / phase.rate;
+        break;
+      case Phase::Kind::kGamma:
+        at += sample_gamma(rng, 1 / (phase.cv * phase.cv)) * phase.cv * phase.cv / phase.rate;
+        break;
       case Phase::Kind::kOnOff: {
         const double on_time = count / phase.rate;
         at = on_time + std::floor(on_time / phase.on_s + 1e-9) * phase.off_s;
         break;
       }
-      case Phase::Kind::kRamp: at = count < total ? ramp_time(phase.rate, phase.end_rate, length, count) : length; break;
+      case Phase::Kind::kRamp:
+        at = count < total ? ramp_time(phase.rate, phase.end_rate, length, count) : length;
+        break;
     }
     if (!(at < length)) break;
     times.push_back(phase.begin_s + at);
@@ -150,10 +172,12 @@ Result<Workload> generate(const WorkloadSpec& spec) {
     workload.num_adapters = std::max(workload.num_adapters, stream.first_adapter + stream.num_adapters);
     for (const Phase& phase : stream.phases) workload.duration_s = std::max(workload.duration_s, phase.end_s);
   }
-  std::stable_sort(workload.requests.begin(), workload.requests.end(), [](const SimRequest& a, const SimRequest& b) { return a.arrival < b.arrival; });
+  std::stable_sort(workload.requests.begin(), workload.requests.end(),
+                   [](const SimRequest& a, const SimRequest& b) { return a.arrival < b.arrival; });
   if (spec.max_requests > 0 && static_cast<int64_t>(workload.requests.size()) >= spec.max_requests) {
     workload.requests.resize(static_cast<size_t>(spec.max_requests));
-    workload.duration_s = std::min(workload.duration_s, static_cast<double>(workload.requests.back().arrival + 1) * 1e-6);
+    workload.duration_s =
+        std::min(workload.duration_s, static_cast<double>(workload.requests.back().arrival + 1) * 1e-6);
   }
   if (workload.requests.empty()) return invalid_argument("the workload has no request: raise the rate or the duration");
   return workload;

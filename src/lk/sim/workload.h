@@ -15,9 +15,9 @@ struct SimRequest {
   int32_t input = 1, output = 1;  // true lengths in tokens
   int32_t max_tokens = 1;         // what the client asked for, >= output
   AdapterId adapter = kBaseModel;
-  int32_t tenant = 0;             // index into Workload::tenants
-  int32_t prefix_group = -1;      // requests of a group share the first tokens of their prompts
-  int32_t conversation = -1;      // prompts of a conversation begin with those before
+  int32_t tenant = 0;         // index into Workload::tenants
+  int32_t prefix_group = -1;  // requests of a group share the first tokens of their prompts
+  int32_t conversation = -1;  // prompts of a conversation begin with those before
 };
 
 struct Tenant {
@@ -28,9 +28,9 @@ struct Tenant {
 struct Workload {
   std::vector<SimRequest> requests;  // by arrival
   std::vector<Tenant> tenants;
-  double duration_s = 0;             // arrivals lie in [0, duration_s)
+  double duration_s = 0;  // arrivals lie in [0, duration_s)
   int64_t num_adapters = 0;
-  int64_t prefix_tokens = 0;         // that a prefix group shares
+  int64_t prefix_tokens = 0;  // that a prefix group shares
 };
 // The scheduler's number of a tenant; 0 is nobody in particular.
 inline TenantId tenant_id(int32_t tenant) { return tenant + 1; }
@@ -57,8 +57,8 @@ struct Stream {
   LengthDist input = LengthDist::fixed(256), output = LengthDist::fixed(256);
   int64_t first_adapter = 0, num_adapters = 0;  // 0 = the base model
   Popularity popularity;
-  double base_share = 0;                        // of the requests that ask the base model all the same, in [0, 1]
-  double shift_s = 0;                           // every so many seconds other adapters are the popular ones; 0 = never
+  double base_share = 0;  // of the requests that ask the base model all the same, in [0, 1]
+  double shift_s = 0;     // every so many seconds other adapters are the popular ones; 0 = never
 };
 
 struct WorkloadSpec {
@@ -66,11 +66,11 @@ struct WorkloadSpec {
   std::vector<Stream> streams;
   double max_tokens_factor = 1;  // >= 1: what clients ask for over what they get
   int64_t prefix_groups = 0, prefix_tokens = 0;
-  // Each arrival begins a conversation of `turns` requests (mean of a geometric distribution, >= 1) with the same adapter: the next one
-  // `think_s` (exponential) after its predecessor's arrival, its prompt that one's prompt and answer and a new input. A conversation ends
-  // early with its stream, or when it would pass kMaxConversation tokens.
+  // Each arrival begins a conversation of `turns` requests (mean of a geometric distribution, >= 1) with the same
+  // adapter: the next one `think_s` (exponential) after its predecessor's arrival, its prompt that one's prompt and
+  // answer and a new input. A conversation ends early with its stream, or when it would pass kMaxConversation tokens.
   double turns = 1, think_s = 30;
-  int64_t max_requests = 0;      // 0 = no limit
+  int64_t max_requests = 0;  // 0 = no limit
   uint64_t seed = 42;
 };
 
@@ -79,9 +79,10 @@ Result<Workload> generate(const WorkloadSpec& spec);
 // Arrival times in seconds of one phase.
 std::vector<double> arrivals_of(const Phase& phase, Rng& rng, int64_t max_count);
 
-// A CSV with a header. Columns by any usual name, case ignored: time (seconds, or YYYY-MM-DD HH:MM:SS[.fraction]), prompt tokens, output
-// tokens; optionally adapter and tenant. Adapters are numbers below num_adapters (empty = the base model); with num_adapters 0 every new
-// name is a new adapter. Times start at 0 and are divided by `speed`. Errors name the line.
+// A CSV with a header. Columns by any usual name, case ignored: time (seconds, or YYYY-MM-DD HH:MM:SS[.fraction]),
+// prompt tokens, output tokens; optionally adapter and tenant. Adapters are numbers below num_adapters (empty = the
+// base model); with num_adapters 0 every new name is a new adapter. Times start at 0 and are divided by `speed`. Errors
+// name the line.
 Result<Workload> parse_trace(const std::string& text, int64_t num_adapters, double speed, double max_tokens_factor);
 
 }  // namespace lk::sim

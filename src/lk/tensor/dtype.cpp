@@ -7,7 +7,8 @@ namespace lk {
 
 // Written out because not every compiler has _Float16 on baseline x86-64. Rounds to nearest even.
 f16::f16(float value) {
-  constexpr uint32_t kInfinity = 0x7f800000, kOverflow = 0x477ff000 /* 65520 */, kSmallestNormal = 0x38800000 /* 2^-14 */;
+  constexpr uint32_t kInfinity = 0x7f800000, kOverflow = 0x477ff000 /* 65520 */,
+                     kSmallestNormal = 0x38800000 /* 2^-14 */;
   const uint32_t u = std::bit_cast<uint32_t>(value);
   const auto sign = static_cast<uint16_t>((u >> 16) & 0x8000);
   const uint32_t magnitude = u & 0x7fffffff;
@@ -28,7 +29,8 @@ f16::operator float() const {
   const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16;
   const uint32_t exponent = (bits >> 10) & 31, mantissa = bits & 0x3ff;
   if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000 | (mantissa << 13));
-  if (exponent == 0) return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(static_cast<float>(mantissa) * 0x1p-24f));
+  if (exponent == 0)
+    return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(static_cast<float>(mantissa) * 0x1p-24f));
   return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
 }
 

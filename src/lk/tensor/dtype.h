@@ -25,8 +25,10 @@ struct bf16 {
   bf16() = default;
   explicit bf16(float value) {
     const uint32_t u = std::bit_cast<uint32_t>(value);
-    if ((u & 0x7fffffffu) > 0x7f800000u) bits = static_cast<uint16_t>((u >> 16) | 0x40);
-    else bits = static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
+    if ((u & 0x7fffffffu) > 0x7f800000u)
+      bits = static_cast<uint16_t>((u >> 16) | 0x40);
+    else
+      bits = static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
   }
   explicit operator float() const { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 };
@@ -40,18 +42,28 @@ struct f16 {
 };
 static_assert(sizeof(bf16) == 2 && sizeof(f16) == 2);
 
-template <class T> constexpr DType dtype_of() {
-  if constexpr (std::is_same_v<T, float>) return DType::kF32;
-  else if constexpr (std::is_same_v<T, bf16>) return DType::kBF16;
-  else { static_assert(std::is_same_v<T, f16>); return DType::kF16; }
+template <class T>
+constexpr DType dtype_of() {
+  if constexpr (std::is_same_v<T, float>)
+    return DType::kF32;
+  else if constexpr (std::is_same_v<T, bf16>)
+    return DType::kBF16;
+  else {
+    static_assert(std::is_same_v<T, f16>);
+    return DType::kF16;
+  }
 }
 
 // Calls f(std::type_identity<T>{}) with the C++ type of `dtype`.
-template <class F> decltype(auto) dispatch_dtype(DType dtype, F&& f) {
+template <class F>
+decltype(auto) dispatch_dtype(DType dtype, F&& f) {
   switch (dtype) {
-    case DType::kF32: return f(std::type_identity<float>{});
-    case DType::kBF16: return f(std::type_identity<bf16>{});
-    case DType::kF16: return f(std::type_identity<f16>{});
+    case DType::kF32:
+      return f(std::type_identity<float>{});
+    case DType::kBF16:
+      return f(std::type_identity<bf16>{});
+    case DType::kF16:
+      return f(std::type_identity<f16>{});
   }
   check_failed(__FILE__, __LINE__, "dtype", "not a DType");
 }

@@ -26,7 +26,10 @@ class TensorView {
   const void* raw() const { return data_; }
   DType dtype() const { return dtype_; }
   int num_dims() const { return num_dims_; }
-  int64_t dim(int axis) const { LK_DCHECK(axis < num_dims_); return shape_[static_cast<size_t>(axis)]; }
+  int64_t dim(int axis) const {
+    LK_DCHECK(axis < num_dims_);
+    return shape_[static_cast<size_t>(axis)];
+  }
   std::span<const int64_t> shape() const { return {shape_.data(), static_cast<size_t>(num_dims_)}; }
   int64_t num_elements() const {
     int64_t n = 1;
@@ -37,12 +40,14 @@ class TensorView {
   bool has_shape(std::initializer_list<int64_t> shape) const {
     if (static_cast<size_t>(num_dims_) != shape.size()) return false;
     int axis = 0;
-    for (int64_t extent : shape) if (dim(axis++) != extent) return false;
+    for (int64_t extent : shape)
+      if (dim(axis++) != extent) return false;
     return true;
   }
   std::string shape_string() const;  // "[32000, 2048]"
 
-  template <class T> const T* data() const {
+  template <class T>
+  const T* data() const {
     LK_CHECK(dtype_of<T>() == dtype_, "tensor is {}", to_string(dtype_));
     return static_cast<const T*>(data_);
   }

@@ -28,10 +28,9 @@ size_t spaces_after(std::string_view text, size_t begin) {
 }
 
 bool is_whole_word(std::string_view text, const TokenTrie::Match& match) {
-  const bool open_left = match.begin == 0 || !unicode::is_word(unicode::decode(
-                                                 text, unicode::previous_start(text, match.begin)));
-  const bool open_right =
-      match.end == text.size() || !unicode::is_word(unicode::decode(text, match.end));
+  const bool open_left =
+      match.begin == 0 || !unicode::is_word(unicode::decode(text, unicode::previous_start(text, match.begin)));
+  const bool open_right = match.end == text.size() || !unicode::is_word(unicode::decode(text, match.end));
   return open_left && open_right;
 }
 
@@ -40,9 +39,8 @@ bool is_whole_word(std::string_view text, const TokenTrie::Match& match) {
 int32_t TokenTrie::child(int32_t node, unsigned char byte) const {
   if (node == 0) return roots_[byte];
   const auto& children = nodes_[static_cast<size_t>(node)].children;
-  const auto it =
-      std::lower_bound(children.begin(), children.end(), byte,
-                       [](const auto& entry, unsigned char b) { return entry.first < b; });
+  const auto it = std::lower_bound(children.begin(), children.end(), byte,
+                                   [](const auto& entry, unsigned char b) { return entry.first < b; });
   return it != children.end() && it->first == byte ? it->second : 0;
 }
 
@@ -58,8 +56,7 @@ bool TokenTrie::insert(std::string_view text, int32_t value) {
         roots_[byte] = next;
       } else {
         auto& children = nodes_[static_cast<size_t>(node)].children;
-        children.insert(std::upper_bound(children.begin(), children.end(), std::pair(byte, next)),
-                        {byte, next});
+        children.insert(std::upper_bound(children.begin(), children.end(), std::pair(byte, next)), {byte, next});
       }
     }
     node = next;
@@ -85,8 +82,7 @@ std::optional<TokenTrie::Match> TokenTrie::find(std::string_view text, size_t fr
   return std::nullopt;
 }
 
-Result<AddedTokens> AddedTokens::parse(const JsonView& json, const BpeModel& model,
-                                       const Normalizer* normalizer) {
+Result<AddedTokens> AddedTokens::parse(const JsonView& json, const BpeModel& model, const Normalizer* normalizer) {
   AddedTokens added;
   if (json.is_null()) return added;
   LK_ASSIGN_OR_RETURN(const std::vector<JsonView> items, json.array());
@@ -104,25 +100,20 @@ Result<AddedTokens> AddedTokens::parse(const JsonView& json, const BpeModel& mod
     LK_ASSIGN_OR_RETURN(token.special, item.boolean("special"));
     if (content.empty()) return item.error(StatusCode::kDataLoss, "content is empty");
     if (content.size() > kMaxTokenBytes) {
-      return item.error(StatusCode::kUnsupported, "content has {} bytes, more than {}",
-                        content.size(), kMaxTokenBytes);
+      return item.error(StatusCode::kUnsupported, "content has {} bytes, more than {}", content.size(), kMaxTokenBytes);
     }
 
     const Token* earlier = added.find(content);
     const std::optional<int32_t> in_model = model.token_to_id(content);
-    const int64_t id = earlier != nullptr     ? earlier->id
-                       : in_model.has_value() ? *in_model
-                                              : next_id++;
+    const int64_t id = earlier != nullptr ? earlier->id : in_model.has_value() ? *in_model : next_id++;
     if (id != declared) {
-      return id_json.error(
-          StatusCode::kDataLoss,
-          "token \"{}\" declares id {}, but stands at id {}: ids must follow the vocabulary's {} "
-          "tokens without gaps",
-          content, declared, id, model.num_tokens());
+      return id_json.error(StatusCode::kDataLoss,
+                           "token \"{}\" declares id {}, but stands at id {}: ids must follow the vocabulary's {} "
+                           "tokens without gaps",
+                           content, declared, id, model.num_tokens());
     }
     if (!in_model.has_value() && model.id_to_token(static_cast<int32_t>(id)) != nullptr) {
-      return id_json.error(StatusCode::kDataLoss,
-                           "id {} of \"{}\" is the id of \"{}\" in the vocabulary", id, content,
+      return id_json.error(StatusCode::kDataLoss, "id {} of \"{}\" is the id of \"{}\" in the vocabulary", id, content,
                            *model.id_to_token(static_cast<int32_t>(id)));
     }
     token.id = static_cast<int32_t>(id);
@@ -133,15 +124,13 @@ Result<AddedTokens> AddedTokens::parse(const JsonView& json, const BpeModel& mod
       LK_RETURN_IF_ERROR(normalizer->apply(text, budget).with_context(item.where()));
       token.text = std::move(text.text);
       if (token.text.empty() || token.text.size() > kMaxTokenBytes) {
-        return item.error(StatusCode::kUnsupported,
-                          "\"{}\" is {} bytes long when normalised, not in [1, {}]", content,
+        return item.error(StatusCode::kUnsupported, "\"{}\" is {} bytes long when normalised, not in [1, {}]", content,
                           token.text.size(), kMaxTokenBytes);
       }
     }
     if (token.special) added.special_.emplace(token.content, true);
     added.max_id_ = std::max(added.max_id_, token.id);
-    const size_t index =
-        earlier != nullptr ? added.by_content_.find(content)->second : added.tokens_.size();
+    const size_t index = earlier != nullptr ? added.by_content_.find(content)->second : added.tokens_.size();
     if (earlier != nullptr) {
       added.tokens_[index] = std::move(token);  // the last entry of a content counts
     } else {
@@ -152,10 +141,8 @@ Result<AddedTokens> AddedTokens::parse(const JsonView& json, const BpeModel& mod
   }
   for (size_t k = 0; k < added.tokens_.size(); ++k) {
     const Token& token = added.tokens_[k];
-    if (!(token.normalized ? added.normalized_ : added.raw_)
-             .insert(token.text, static_cast<int32_t>(k))) {
-      return json.error(StatusCode::kDataLoss,
-                        "\"{}\" has the same normalised text as another token", token.content);
+    if (!(token.normalized ? added.normalized_ : added.raw_).insert(token.text, static_cast<int32_t>(k))) {
+      return json.error(StatusCode::kDataLoss, "\"{}\" has the same normalised text as another token", token.content);
     }
   }
   return added;

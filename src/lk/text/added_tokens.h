@@ -42,15 +42,13 @@ class AddedTokens {
  public:
   struct Token {
     std::string content;
-    std::string
-        text;  // content, normalised if `normalized`: what is matched, and what decoding gives
+    std::string text;  // content, normalised if `normalized`: what is matched, and what decoding gives
     int32_t id = -1;
     bool single_word = false, lstrip = false, rstrip = false, normalized = false, special = false;
   };
 
   // Ids are assigned as the package does; a file that declares others is refused.
-  static Result<AddedTokens> parse(const JsonView& json, const BpeModel& model,
-                                   const Normalizer* normalizer);
+  static Result<AddedTokens> parse(const JsonView& json, const BpeModel& model, const Normalizer* normalizer);
 
   // A part of a text: an added token, or (token < 0) what lies between.
   struct Part {

@@ -40,8 +40,7 @@ Result<std::unique_ptr<const BpeModel>> BpeModel::parse(const JsonView& json) {
   if (json.has("type") || !json.has("merges")) {
     LK_ASSIGN_OR_RETURN(const std::string_view type, json.string("type"));
     if (type != "BPE")
-      return json.error(StatusCode::kUnsupported, "model type \"{}\" is not supported, only BPE",
-                        type);
+      return json.error(StatusCode::kUnsupported, "model type \"{}\" is not supported, only BPE", type);
   }
   std::unique_ptr<BpeModel> model(new BpeModel());
   LK_RETURN_IF_ERROR(model->parse_options(json));
@@ -57,8 +56,7 @@ Status BpeModel::parse_options(const JsonView& json) {
     const boost::json::value& value = dropout.raw();
     if (!value.is_number()) return dropout.error(StatusCode::kDataLoss, "must be a number");
     if (value.to_number<double>() != 0) {
-      return dropout.error(StatusCode::kUnsupported,
-                           "dropout makes encoding random; only 0 or null is supported");
+      return dropout.error(StatusCode::kUnsupported, "dropout makes encoding random; only 0 or null is supported");
     }
   }
   const auto text = [&](std::string_view key, std::string& out) -> Status {
@@ -88,14 +86,13 @@ Status BpeModel::parse_vocab(const JsonView& json) {
     const std::string_view token(key.data(), key.size());
     const int64_t* id = value.if_int64();
     if (id == nullptr || *id < 0 || *id > max_id) {
-      return vocab.error(StatusCode::kDataLoss,
-                         "the id of token \"{}\" must be an integer in [0, {}]", token, max_id);
+      return vocab.error(StatusCode::kDataLoss, "the id of token \"{}\" must be an integer in [0, {}]", token, max_id);
     }
     const auto index = static_cast<size_t>(*id);
     if (index >= tokens_.size()) tokens_.resize(index + 1, nullptr);
     if (tokens_[index] != nullptr) {
-      return vocab.error(StatusCode::kDataLoss, "tokens \"{}\" and \"{}\" have the same id {}",
-                         *tokens_[index], token, *id);
+      return vocab.error(StatusCode::kDataLoss, "tokens \"{}\" and \"{}\" have the same id {}", *tokens_[index], token,
+                         *id);
     }
     const auto [entry, inserted] = token_ids_.emplace(token, static_cast<int32_t>(*id));
     LK_CHECK(inserted, "duplicate key in a parsed JSON object");
@@ -120,14 +117,11 @@ Status BpeModel::parse_merges(const JsonView& json) {
       const std::string_view text = text_of(*line);
       if (text.starts_with("#version")) continue;
       const size_t space = text.find(' ');
-      if (space == text.npos || text.find(' ', space + 1) != text.npos)
-        return fail("must be two tokens and one space");
+      if (space == text.npos || text.find(' ', space + 1) != text.npos) return fail("must be two tokens and one space");
       LK_RETURN_IF_ERROR(add_merge(merges, rank, text.substr(0, space), text.substr(space + 1)));
     } else if (const boost::json::array* pair = item.if_array()) {
-      if (pair->size() != 2 || !(*pair)[0].is_string() || !(*pair)[1].is_string())
-        return fail("must be two strings");
-      LK_RETURN_IF_ERROR(add_merge(merges, rank, text_of((*pair)[0].get_string()),
-                                   text_of((*pair)[1].get_string())));
+      if (pair->size() != 2 || !(*pair)[0].is_string() || !(*pair)[1].is_string()) return fail("must be two strings");
+      LK_RETURN_IF_ERROR(add_merge(merges, rank, text_of((*pair)[0].get_string()), text_of((*pair)[1].get_string())));
     } else {
       return fail("must be a string or an array of two strings");
     }
@@ -136,20 +130,17 @@ Status BpeModel::parse_merges(const JsonView& json) {
   return {};
 }
 
-Status BpeModel::add_merge(const JsonView& json, uint32_t rank, std::string_view left,
-                           std::string_view right) {
+Status BpeModel::add_merge(const JsonView& json, uint32_t rank, std::string_view left, std::string_view right) {
   const auto unknown = [&](std::string_view token) {
-    return json.error(StatusCode::kDataLoss,
-                      "merge {} (\"{}\" \"{}\") names \"{}\", which is not in the vocabulary", rank,
-                      left, right, token);
+    return json.error(StatusCode::kDataLoss, "merge {} (\"{}\" \"{}\") names \"{}\", which is not in the vocabulary",
+                      rank, left, right, token);
   };
   const std::optional<int32_t> left_id = token_to_id(left);
   const std::optional<int32_t> right_id = token_to_id(right);
   if (!left_id.has_value()) return unknown(left);
   if (!right_id.has_value()) return unknown(right);
   if (right.size() < prefix_.size()) {
-    return json.error(StatusCode::kDataLoss, "merge {}: \"{}\" lacks the continuing_subword_prefix",
-                      rank, right);
+    return json.error(StatusCode::kDataLoss, "merge {}: \"{}\" lacks the continuing_subword_prefix", rank, right);
   }
   const std::string joined = std::string(left) + std::string(right.substr(prefix_.size()));
   const std::optional<int32_t> id = token_to_id(joined);
@@ -179,12 +170,10 @@ std::optional<int32_t> BpeModel::token_to_id(std::string_view token) const {
 }
 
 const std::string* BpeModel::id_to_token(int32_t id) const {
-  return id >= 0 && static_cast<size_t>(id) < tokens_.size() ? tokens_[static_cast<size_t>(id)]
-                                                             : nullptr;
+  return id >= 0 && static_cast<size_t>(id) < tokens_.size() ? tokens_[static_cast<size_t>(id)] : nullptr;
 }
 
-std::optional<int32_t> BpeModel::find_symbol(std::string_view character, bool first,
-                                             bool last) const {
+std::optional<int32_t> BpeModel::find_symbol(std::string_view character, bool first, bool last) const {
   const bool decorated = (!first && !prefix_.empty()) || (last && !suffix_.empty());
   if (!decorated) {
     const uint32_t code_point = unicode::decode(character, 0);
@@ -214,8 +203,7 @@ Status BpeModel::split_symbols(std::string_view word, std::vector<Symbol>& symbo
       continue;
     }
     if (byte_fallback_) {
-      const std::string bytes =
-          (first ? "" : prefix_) + std::string(character) + (last ? suffix_ : "");
+      const std::string bytes = (first ? "" : prefix_) + std::string(character) + (last ? suffix_ : "");
       const auto id_of = [&](char byte) { return byte_tokens_[static_cast<unsigned char>(byte)]; };
       if (std::all_of(bytes.begin(), bytes.end(), [&](char byte) { return id_of(byte) >= 0; })) {
         // The package does not put a pending unknown token before these bytes; it follows them.
@@ -225,9 +213,8 @@ Status BpeModel::split_symbols(std::string_view word, std::vector<Symbol>& symbo
     }
     if (!unk_token_.has_value()) continue;  // the package drops the character
     if (!unk_id_.has_value()) {
-      return failed_precondition(
-          "the text needs the unknown token \"{}\", which is not in the model's vocabulary",
-          *unk_token_);
+      return failed_precondition("the text needs the unknown token \"{}\", which is not in the model's vocabulary",
+                                 *unk_token_);
     }
     if (unk_pending && !fuse_unk_) add(*unk_id_);
     unk_pending = true;
@@ -276,8 +263,7 @@ void BpeModel::merge_long(std::vector<Symbol>& symbols) const {
     if (left < 0) return;
     const Symbol& symbol = symbols[static_cast<size_t>(left)];
     if (symbol.next < 0) return;
-    const MergeTable::Merge* merge =
-        merges_.find(symbol.id, symbols[static_cast<size_t>(symbol.next)].id);
+    const MergeTable::Merge* merge = merges_.find(symbol.id, symbols[static_cast<size_t>(symbol.next)].id);
     if (merge != nullptr) queue.push({merge->rank, left, merge->id});
   };
   for (size_t k = 0; k < symbols.size(); ++k) offer(static_cast<int32_t>(k));
@@ -288,8 +274,7 @@ void BpeModel::merge_long(std::vector<Symbol>& symbols) const {
     if (left.removed || left.next < 0) continue;
     Symbol& right = symbols[static_cast<size_t>(left.next)];
     const MergeTable::Merge* merge = merges_.find(left.id, right.id);
-    if (merge == nullptr || merge->id != top.id)
-      continue;  // an entry from before one of the two changed
+    if (merge == nullptr || merge->id != top.id) continue;  // an entry from before one of the two changed
     left.id = top.id;
     left.next = right.next;
     right.removed = true;
@@ -335,12 +320,10 @@ Status BpeModel::tokenize(std::string_view word, std::vector<int32_t>& ids) cons
     const std::unique_lock lock(shard.mutex, std::try_to_lock);
     if (lock.owns_lock()) {
       if (shard.words.size() >= kMaxCachedWords) shard.words.clear();
-      shard.words.try_emplace(std::string(word), ids.begin() + static_cast<ptrdiff_t>(begin),
-                              ids.end());
+      shard.words.try_emplace(std::string(word), ids.begin() + static_cast<ptrdiff_t>(begin), ids.end());
     }
   }
-  if (symbols.capacity() > (1 << 16))
-    std::vector<Symbol>().swap(symbols);  // one long word is not kept for ever
+  if (symbols.capacity() > (1 << 16)) std::vector<Symbol>().swap(symbols);  // one long word is not kept for ever
   return {};
 }
 

@@ -92,8 +92,7 @@ class BpeModel {
   Status parse_options(const JsonView& json);
   Status parse_vocab(const JsonView& json);
   Status parse_merges(const JsonView& json);
-  Status add_merge(const JsonView& json, uint32_t rank, std::string_view left,
-                   std::string_view right);
+  Status add_merge(const JsonView& json, uint32_t rank, std::string_view left, std::string_view right);
   void index_characters();
   std::optional<int32_t> find_symbol(std::string_view character, bool first, bool last) const;
   Status split_symbols(std::string_view word, std::vector<Symbol>& symbols) const;

@@ -73,17 +73,15 @@ ChatTemplate::ChatTemplate(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) 
 ChatTemplate::~ChatTemplate() = default;
 const std::string& ChatTemplate::source() const { return impl_->source; }
 
-Result<std::shared_ptr<const ChatTemplate>> ChatTemplate::parse(std::string_view source,
-                                                                std::string_view where) {
+Result<std::shared_ptr<const ChatTemplate>> ChatTemplate::parse(std::string_view source, std::string_view where) {
   auto impl = std::make_unique<Impl>();
   impl->where = std::string(where);
   impl->source = std::string(source);
   if (source.size() > kMaxSourceBytes) {
-    return resource_exhausted("{}: a chat template is limited to {} bytes, this one has {}", where,
-                              kMaxSourceBytes, source.size());
+    return resource_exhausted("{}: a chat template is limited to {} bytes, this one has {}", where, kMaxSourceBytes,
+                              source.size());
   }
-  if (!jinja::is_valid_utf8(source))
-    return invalid_argument("{}: the chat template is not valid UTF-8", where);
+  if (!jinja::is_valid_utf8(source)) return invalid_argument("{}: the chat template is not valid UTF-8", where);
   try {
     impl->body = jinja::parse(source);
   } catch (const jinja::TemplateError& error) {
@@ -125,15 +123,13 @@ Result<std::shared_ptr<const ChatTemplate>> ChatTemplate::load(const std::string
     const auto* value = config.if_contains(name);
     if (value == nullptr || value->is_null()) continue;
     const auto* text = token_text(*value);
-    if (text == nullptr)
-      return data_loss("{}: {} must be a string or have \"content\"", config_path, name);
+    if (text == nullptr) return data_loss("{}: {} must be a string or have \"content\"", config_path, name);
     chat_template->impl_->special_tokens.emplace_back(name, std::string(view(*text)));
   }
   return chat_template;
 }
 
-Result<std::string> ChatTemplate::render(const boost::json::object& variables,
-                                         const TemplateLimits& limits) const {
+Result<std::string> ChatTemplate::render(const boost::json::object& variables, const TemplateLimits& limits) const {
   // Declared in this order: values are released before the budget they are charged to.
   jinja::Runtime runtime(limits);
   int line = 0;
@@ -143,8 +139,7 @@ Result<std::string> ChatTemplate::render(const boost::json::object& variables,
     known->set(runtime.string("tools"), jinja::none());
     known->set(runtime.string("documents"), jinja::none());
     known->set(runtime.string("add_generation_prompt"), jinja::boolean(false));
-    for (const auto& [name, text] : impl_->special_tokens)
-      known->set(runtime.string(name), runtime.string(text));
+    for (const auto& [name, text] : impl_->special_tokens) known->set(runtime.string(name), runtime.string(text));
     for (const auto& entry : variables) {
       const std::string_view name(entry.key().data(), entry.key().size());
       known->set(runtime.string(name), jinja::from_json(runtime, entry.value()));

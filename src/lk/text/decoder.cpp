@@ -175,8 +175,7 @@ class ReplaceStage : public DecodeStage {
       text = replace_all(pending_);
       used = pending_.size();
     } else {
-      for (size_t at; (at = pending_.find(literal, used)) != pending_.npos;
-           used = at + literal.size()) {
+      for (size_t at; (at = pending_.find(literal, used)) != pending_.npos; used = at + literal.size()) {
         text.append(pending_, used, at - used).append(rule_.content);
       }
       const size_t keep = partial_match(std::string_view(pending_).substr(used), literal);
@@ -194,12 +193,10 @@ class ReplaceStage : public DecodeStage {
     RegexBudget budget(whole.size());
     std::vector<Span> spans;
     // A pattern that exceeds its limits replaces nothing: decoding has no way to fail.
-    if (!rule_.pattern.find_spans(whole, budget, spans).ok())
-      spans.assign(1, {0, whole.size(), false});
+    if (!rule_.pattern.find_spans(whole, budget, spans).ok()) spans.assign(1, {0, whole.size(), false});
     std::string text;
     for (const Span& span : spans) {
-      text.append(span.is_match ? std::string_view(rule_.content)
-                                : whole.substr(span.begin, span.end - span.begin));
+      text.append(span.is_match ? std::string_view(rule_.content) : whole.substr(span.begin, span.end - span.begin));
     }
     return text;
   }
@@ -223,8 +220,7 @@ class StripStage : public DecodeStage {
       fragment.remove_prefix(content_.size());
       ++leading_;
     }
-    if (!fragment.empty())
-      leading_ = start_;  // another character came: what follows is not leading
+    if (!fragment.empty()) leading_ = start_;  // another character came: what follows is not leading
     pending_ += fragment;
     size_t end = pending_.size();
     size_t tail = 0;  // characters of content at the end, which may turn out to be trailing
@@ -233,8 +229,7 @@ class StripStage : public DecodeStage {
       end -= content_.size();
       ++tail;
     }
-    if (!pending_.empty() || ends_token)
-      out.write(std::string_view(pending_).substr(0, end), ends_token);
+    if (!pending_.empty() || ends_token) out.write(std::string_view(pending_).substr(0, end), ends_token);
     pending_.erase(0, end);
     if (ends_token) {
       pending_.clear();
@@ -244,10 +239,8 @@ class StripStage : public DecodeStage {
   void finish(Output&) override {}
   std::string middle_bytes(std::string_view token) override {
     size_t begin = 0, end = token.size();
-    for (size_t k = 0; k < start_ && token.substr(begin).starts_with(content_); ++k)
-      begin += content_.size();
-    for (size_t k = 0; k < stop_ && token.substr(begin, end - begin).ends_with(content_); ++k)
-      end -= content_.size();
+    for (size_t k = 0; k < start_ && token.substr(begin).starts_with(content_); ++k) begin += content_.size();
+    for (size_t k = 0; k < stop_ && token.substr(begin, end - begin).ends_with(content_); ++k) end -= content_.size();
     return std::string(token.substr(begin, end - begin));
   }
 
@@ -280,8 +273,7 @@ std::shared_ptr<const Decoder::Factory> factory(Args... args) {
 // The output of stage `index - 1`: stage `index`, or the text after the last.
 class DecodeStream::Link : public DecodeStage::Output {
  public:
-  Link(DecodeStream& stream, size_t index, std::string& text)
-      : stream_(stream), index_(index), text_(text) {}
+  Link(DecodeStream& stream, size_t index, std::string& text) : stream_(stream), index_(index), text_(text) {}
   void write(std::string_view fragment, bool ends_token) override {
     if (index_ == stream_.stages_.size()) {
       text_ += fragment;
@@ -297,9 +289,7 @@ class DecodeStream::Link : public DecodeStage::Output {
   std::string& text_;
 };
 
-void DecodeStream::push(std::string_view token, std::string& text) {
-  Link(*this, 0, text).write(token, true);
-}
+void DecodeStream::push(std::string_view token, std::string& text) { Link(*this, 0, text).write(token, true); }
 
 void DecodeStream::finish(std::string& text) {
   for (size_t k = 0; k < stages_.size(); ++k) {
@@ -365,8 +355,7 @@ Status Decoder::add(const JsonView& json) {
     LK_ASSIGN_OR_RETURN(const int64_t start, start_json.integer(0, 1 << 20));
     LK_ASSIGN_OR_RETURN(const JsonView stop_json, json.field("stop"));
     LK_ASSIGN_OR_RETURN(const int64_t stop, stop_json.integer(0, 1 << 20));
-    factories_.push_back(factory<StripStage>(std::string(text), static_cast<size_t>(start),
-                                             static_cast<size_t>(stop)));
+    factories_.push_back(factory<StripStage>(std::string(text), static_cast<size_t>(start), static_cast<size_t>(stop)));
   } else {
     return json.error(StatusCode::kUnsupported, "decoder \"{}\" is not supported", type);
   }

@@ -36,8 +36,7 @@ class DecodeStage {
 // A running chain.
 class DecodeStream {
  public:
-  explicit DecodeStream(std::vector<std::unique_ptr<DecodeStage>> stages)
-      : stages_(std::move(stages)) {}
+  explicit DecodeStream(std::vector<std::unique_ptr<DecodeStage>> stages) : stages_(std::move(stages)) {}
   void push(std::string_view token, std::string& text);  // appends what is final to `text`
   void finish(std::string& text);
 

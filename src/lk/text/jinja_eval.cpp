@@ -16,13 +16,8 @@ constexpr int64_t kCapturedScopeBytes = 256;
 
 struct MacroObject : Object {
   MacroObject(Evaluator& evaluator_in, const Macro& macro_in, ScopePtr scope_in)
-      : Object(Kind::kMacro),
-        evaluator(evaluator_in),
-        macro(macro_in),
-        scope(std::move(scope_in)) {}
-  Value call(Runtime&, const Arguments& arguments) override {
-    return evaluator.call_macro(macro, scope, arguments);
-  }
+      : Object(Kind::kMacro), evaluator(evaluator_in), macro(macro_in), scope(std::move(scope_in)) {}
+  Value call(Runtime&, const Arguments& arguments) override { return evaluator.call_macro(macro, scope, arguments); }
   Value attribute(Runtime& runtime, std::string_view name) override {
     return name == "name" ? runtime.string(macro.name) : Object::attribute(runtime, name);
   }
@@ -150,8 +145,7 @@ Evaluator::Flow Evaluator::exec_for(const Stmt& stmt) {
     source = Value::Data(runtime_.to_list(source));
   }
   const auto loop = std::make_shared<LoopObject>(*this, stmt, scope_, std::move(source));
-  bool completed =
-      false;  // an iteration; as in jinja2, break and continue leave the else tag in force
+  bool completed = false;  // an iteration; as in jinja2, break and continue leave the else tag in force
   while (loop->advance()) {
     runtime_.step();
     const ScopeGuard scope(*this);
@@ -194,9 +188,7 @@ Value Evaluator::make_macro(const Macro& macro) {
   return Value::Data(ObjectPtr(std::make_shared<MacroObject>(*this, macro, scope_)));
 }
 
-void Evaluator::exec_macro(const Stmt& stmt) {
-  set_variable(stmt.macro->name, make_macro(*stmt.macro));
-}
+void Evaluator::exec_macro(const Stmt& stmt) { set_variable(stmt.macro->name, make_macro(*stmt.macro)); }
 
 void Evaluator::exec_call_block(const Stmt& stmt) {
   const Expr& call = *stmt.exprs[0];
@@ -211,8 +203,7 @@ void Evaluator::exec_call_block(const Stmt& stmt) {
 Value Evaluator::call_macro(const Macro& macro, const ScopePtr& scope, const Arguments& arguments) {
   const CountGuard depth(macro_depth_);
   if (macro_depth_ > runtime_.limits().max_depth) {
-    fail_limit("macro calls nest more than {} deep; raise max_depth or end the recursion",
-               runtime_.limits().max_depth);
+    fail_limit("macro calls nest more than {} deep; raise max_depth or end the recursion", runtime_.limits().max_depth);
   }
   runtime_.step();
   std::string text;
@@ -234,27 +225,23 @@ Value Evaluator::call_macro(const Macro& macro, const ScopePtr& scope, const Arg
       } else if (name == "caller" && macro.takes_caller) {
         caller = value;
       } else {
-        if (!macro.takes_kwargs)
-          fail("the macro {} has no parameter {} left to fill", macro.name, name);
+        if (!macro.takes_kwargs) fail("the macro {} has no parameter {} left to fill", macro.name, name);
         kwargs->set(runtime_.string(name), value);
       }
     }
     if (arguments.positional.size() > num_parameters && !macro.takes_varargs) {
-      fail("the macro {} takes at most {} arguments, got {}", macro.name, num_parameters,
-           arguments.positional.size());
+      fail("the macro {} takes at most {} arguments, got {}", macro.name, num_parameters, arguments.positional.size());
     }
     if (macro.takes_varargs) {
       SequencePtr rest = runtime_.sequence(SequenceKind::kTuple);
-      for (size_t idx = num_parameters; idx < arguments.positional.size(); ++idx)
-        rest->push(arguments.positional[idx]);
+      for (size_t idx = num_parameters; idx < arguments.positional.size(); ++idx) rest->push(arguments.positional[idx]);
       set_variable("varargs", Value::Data(std::move(rest)));
     }
     if (macro.takes_kwargs) set_variable("kwargs", Value::Data(std::move(kwargs)));
     if (macro.takes_caller) set_variable("caller", caller);
     const size_t first_default = num_parameters - macro.defaults.size();
     for (size_t idx = 0; idx < num_parameters; ++idx) {
-      Value value =
-          undefined(fmt::format("parameter '{}' was not provided", macro.parameters[idx]));
+      Value value = undefined(fmt::format("parameter '{}' was not provided", macro.parameters[idx]));
       if (bound[idx] != nullptr) {
         value = *bound[idx];
       } else if (idx >= first_default) {
@@ -293,8 +280,7 @@ void Evaluator::assign(const Target& target, const Value& value) {
     if (items->items().size() != target.parts.size()) {
       fail("cannot unpack {} values into {} names", items->items().size(), target.parts.size());
     }
-    for (size_t idx = 0; idx < target.parts.size(); ++idx)
-      assign(target.parts[idx], items->items()[idx]);
+    for (size_t idx = 0; idx < target.parts.size(); ++idx) assign(target.parts[idx], items->items()[idx]);
     return;
   }
   if (target.attribute.empty()) {

@@ -69,8 +69,7 @@ Value Evaluator::eval_name(const Expr& expr) {
 }
 
 Value Evaluator::eval_sequence(const Expr& expr) {
-  SequencePtr out =
-      runtime_.sequence(expr.kind == ExprKind::kList ? SequenceKind::kList : SequenceKind::kTuple);
+  SequencePtr out = runtime_.sequence(expr.kind == ExprKind::kList ? SequenceKind::kList : SequenceKind::kTuple);
   for (const ExprPtr& arg : expr.args) out->push(eval(*arg));
   return Value::Data(std::move(out));
 }
@@ -89,15 +88,13 @@ Value Evaluator::eval_subscript(const Expr& expr) {
   const Expr& key = *expr.args[1];
   if (key.kind != ExprKind::kSlice) return get_item(runtime_, object, eval(key));
   Value bounds[3];
-  for (size_t idx = 0; idx < 3; ++idx)
-    bounds[idx] = key.args[idx] != nullptr ? eval(*key.args[idx]) : none();
+  for (size_t idx = 0; idx < 3; ++idx) bounds[idx] = key.args[idx] != nullptr ? eval(*key.args[idx]) : none();
   return slice(runtime_, object, bounds[0], bounds[1], bounds[2]);
 }
 
 Arguments Evaluator::eval_arguments(const Expr& expr) {
   Arguments arguments;
-  for (size_t idx = 1; idx < expr.args.size(); ++idx)
-    arguments.positional.push_back(eval(*expr.args[idx]));
+  for (size_t idx = 1; idx < expr.args.size(); ++idx) arguments.positional.push_back(eval(*expr.args[idx]));
   if (expr.star != nullptr) {
     const SequencePtr rest = runtime_.to_list(eval(*expr.star));
     for (const Value& value : rest->items()) arguments.positional.push_back(value);

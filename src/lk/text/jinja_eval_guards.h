@@ -22,8 +22,7 @@ class CountGuard {
 
 class CaptureGuard {
  public:
-  CaptureGuard(std::string*& out, std::string& text)
-      : out_(out), outer_(std::exchange(out, &text)) {}
+  CaptureGuard(std::string*& out, std::string& text) : out_(out), outer_(std::exchange(out, &text)) {}
   ~CaptureGuard() { out_ = outer_; }
   CaptureGuard(const CaptureGuard&) = delete;
   CaptureGuard& operator=(const CaptureGuard&) = delete;
@@ -38,8 +37,7 @@ class Evaluator::DepthGuard {
   explicit DepthGuard(Evaluator& evaluator) : evaluator_(evaluator) {
     if (++evaluator_.depth_ > kMaxEvalDepth) {
       --evaluator_.depth_;  // the destructor will not run
-      fail_limit("the template nests more than {} levels deep; end the recursion or split it",
-                 kMaxEvalDepth);
+      fail_limit("the template nests more than {} levels deep; end the recursion or split it", kMaxEvalDepth);
     }
   }
   ~DepthGuard() { --evaluator_.depth_; }
@@ -54,8 +52,7 @@ class Evaluator::DepthGuard {
 class Evaluator::ScopeGuard {
  public:
   explicit ScopeGuard(Evaluator& evaluator) : ScopeGuard(evaluator, evaluator.scope_) {}
-  ScopeGuard(Evaluator& evaluator, ScopePtr parent)
-      : evaluator_(evaluator), outer_(std::move(evaluator.scope_)) {
+  ScopeGuard(Evaluator& evaluator, ScopePtr parent) : evaluator_(evaluator), outer_(std::move(evaluator.scope_)) {
     evaluator_.scope_ = std::make_shared<Scope>();
     evaluator_.scope_->parent = std::move(parent);
   }

@@ -41,10 +41,8 @@ bool is_reserved(std::string_view name) {
 }  // namespace
 
 void ExprParser::fail_depth() const {
-  throw TemplateError{
-      StatusCode::kResourceExhausted,
-      "expressions or blocks nest too deep here; split the expression with set tags",
-      current().line};
+  throw TemplateError{StatusCode::kResourceExhausted,
+                      "expressions or blocks nest too deep here; split the expression with set tags", current().line};
 }
 
 void ExprParser::check_depth(int depth) const {
@@ -74,8 +72,7 @@ void ExprParser::expect_operator(std::string_view text) {
   if (!skip_operator(text)) error(fmt::format("expected '{}', got {}", text, describe(current())));
 }
 std::string ExprParser::expect_name() {
-  if (current().kind != TokenKind::kName)
-    error(fmt::format("expected a name, got {}", describe(current())));
+  if (current().kind != TokenKind::kName) error(fmt::format("expected a name, got {}", describe(current())));
   return take().text;
 }
 std::string ExprParser::expect_identifier() {
@@ -89,17 +86,15 @@ ExprPtr ExprParser::parse_tuple(bool conditional, std::string_view end_name, boo
   bool is_tuple = false;
   while (true) {
     if (!tuple->args.empty()) expect_operator(",");
-    const bool at_end = current().kind == TokenKind::kPrintEnd ||
-                        current().kind == TokenKind::kBlockEnd || at_operator(")") ||
-                        (!end_name.empty() && at_name(end_name));
+    const bool at_end = current().kind == TokenKind::kPrintEnd || current().kind == TokenKind::kBlockEnd ||
+                        at_operator(")") || (!end_name.empty() && at_name(end_name));
     if (at_end) break;
     adopt(*tuple, parse_expression(conditional));
     if (!at_operator(",")) break;
     is_tuple = true;
   }
   if (!is_tuple && !tuple->args.empty()) return std::move(tuple->args[0]);
-  if (!is_tuple && !parenthesized)
-    error(fmt::format("expected an expression, got {}", describe(current())));
+  if (!is_tuple && !parenthesized) error(fmt::format("expected an expression, got {}", describe(current())));
   return tuple;
 }
 
@@ -108,9 +103,7 @@ Target ExprParser::parse_target(bool allow_attribute) {
   target.line = current().line;
   while (true) {
     if (!target.parts.empty()) expect_operator(",");
-    if (!target.parts.empty() &&
-        (at_name("in") || at_operator("=") || current().kind == TokenKind::kBlockEnd))
-      break;
+    if (!target.parts.empty() && (at_name("in") || at_operator("=") || current().kind == TokenKind::kBlockEnd)) break;
     if (target.is_tuple && at_operator(")")) break;
     target.parts.push_back(parse_target_item(allow_attribute));
     if (!at_operator(",")) break;
@@ -193,8 +186,7 @@ ExprPtr ExprParser::parse_compare() {
   while (true) {
     std::string op;
     if (current().kind == TokenKind::kOperator &&
-        std::find(std::begin(kOperators), std::end(kOperators), current().text) !=
-            std::end(kOperators)) {
+        std::find(std::begin(kOperators), std::end(kOperators), current().text) != std::end(kOperators)) {
       op = take().text;
     } else if (skip_name("in")) {
       op = "in";
@@ -330,8 +322,7 @@ ExprPtr ExprParser::parse_primary() {
   }
   if (token.kind == TokenKind::kInteger || token.kind == TokenKind::kFloat) {
     node = make(ExprKind::kConstant, line);
-    node->constant =
-        token.kind == TokenKind::kInteger ? integer(token.integer) : Value::Data(token.number);
+    node->constant = token.kind == TokenKind::kInteger ? integer(token.integer) : Value::Data(token.number);
     take();
     return node;
   }
@@ -449,8 +440,7 @@ void ExprParser::parse_arguments(Expr& call) {
     } else if (skip_operator("**")) {
       require(call.star_star == nullptr);
       call.star_star = adopt_as(parse_expression());
-    } else if (current().kind == TokenKind::kName && peek().kind == TokenKind::kOperator &&
-               peek().text == "=") {
+    } else if (current().kind == TokenKind::kName && peek().kind == TokenKind::kOperator && peek().text == "=") {
       require(call.star_star == nullptr);
       const std::string name = take().text;
       take();
@@ -490,9 +480,8 @@ ExprPtr ExprParser::parse_test(ExprPtr node) {
   if (num_conditional_ == 0) require_test(test->name);
   adopt(*test, std::move(node));
   const TokenKind kind = current().kind;
-  const bool starts_argument = kind == TokenKind::kName || kind == TokenKind::kString ||
-                               kind == TokenKind::kInteger || kind == TokenKind::kFloat ||
-                               at_operator("[") || at_operator("{");
+  const bool starts_argument = kind == TokenKind::kName || kind == TokenKind::kString || kind == TokenKind::kInteger ||
+                               kind == TokenKind::kFloat || at_operator("[") || at_operator("{");
   if (at_operator("(")) {
     parse_arguments(*test);
   } else if (starts_argument && !at_name("else") && !at_name("or") && !at_name("and")) {

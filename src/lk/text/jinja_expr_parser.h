@@ -18,8 +18,7 @@ class ExprParser {
 
  protected:
   [[noreturn]] void error(std::string message, int line = 0) const {
-    throw TemplateError{StatusCode::kInvalidArgument, std::move(message),
-                        line > 0 ? line : current().line};
+    throw TemplateError{StatusCode::kInvalidArgument, std::move(message), line > 0 ? line : current().line};
   }
 
   const Token& current() const { return tokens_[at_]; }
@@ -32,9 +31,7 @@ class ExprParser {
   bool at_operator(std::string_view text) const {
     return current().kind == TokenKind::kOperator && current().text == text;
   }
-  bool at_name(std::string_view text) const {
-    return current().kind == TokenKind::kName && current().text == text;
-  }
+  bool at_name(std::string_view text) const { return current().kind == TokenKind::kName && current().text == text; }
   bool skip_operator(std::string_view text) { return at_operator(text) && (take(), true); }
   bool skip_name(std::string_view text) { return at_name(text) && (take(), true); }
   void expect_kind(TokenKind kind, std::string_view what);
@@ -43,8 +40,7 @@ class ExprParser {
   std::string expect_identifier();  // a name that can be assigned to
 
   // a, b, c is a tuple; `end_name` is a name that ends it.
-  ExprPtr parse_tuple(bool conditional = true, std::string_view end_name = {},
-                      bool parenthesized = false);
+  ExprPtr parse_tuple(bool conditional = true, std::string_view end_name = {}, bool parenthesized = false);
   ExprPtr parse_expression(bool conditional = true);
   ExprPtr parse_filters(ExprPtr node, bool inline_start);
   Target parse_target(bool allow_attribute);
@@ -78,8 +74,7 @@ class ExprParser {
     bool varargs = false, kwargs = false, caller = false;
   };
   SpecialNames special_names_;
-  int num_conditional_ =
-      0;  // enclosing if tags: unknown filters there fail when reached, as in jinja2
+  int num_conditional_ = 0;  // enclosing if tags: unknown filters there fail when reached, as in jinja2
 
  private:
   [[noreturn]] void fail_depth() const;

@@ -67,8 +67,7 @@ Value filter_trim(const FilterCall& call) {
 Value filter_replace(const FilterCall& call) {
   const auto bound = call.bind({"old", "new", "count"}, 2);
   Arguments arguments;
-  for (int k = 0; k < 2; ++k)
-    arguments.positional.push_back(call.runtime.string(call.runtime.str(*bound[k])));
+  for (int k = 0; k < 2; ++k) arguments.positional.push_back(call.runtime.string(call.runtime.str(*bound[k])));
   if (bound[2] != nullptr && !bound[2]->is_none()) arguments.positional.push_back(*bound[2]);
   return call_str_method(call, "replace", arguments);
 }
@@ -144,11 +143,9 @@ Value filter_truncate(const FilterCall& call) {
   const auto bound = call.bind({"length", "killwords", "end", "leeway"});
   const std::string end = bound[2] != nullptr ? call.runtime.str(*bound[2]) : "...";
   const int64_t limit = call.integer_or(bound[0], 255);
-  const int64_t leeway =
-      bound[3] != nullptr && !bound[3]->is_none() ? call.integer_or(bound[3], 5) : 5;
+  const int64_t leeway = bound[3] != nullptr && !bound[3]->is_none() ? call.integer_or(bound[3], 5) : 5;
   const int64_t kept = limit - num_code_points(end);
-  if (kept < 0 || leeway < 0)
-    fail("truncate: the length must be at least that of the end, the leeway not negative");
+  if (kept < 0 || leeway < 0) fail("truncate: the length must be at least that of the end, the leeway not negative");
   if (length(call.value) - leeway <= limit) return call.value;
   if (!call.value.is_string()) fail("truncate needs a string, got {}", type_name(call.value));
   const std::string_view text = call.value.text();
@@ -166,8 +163,7 @@ Value filter_wordcount(const FilterCall& call) {
     const size_t begin = pos;
     next_code_point(text, pos);
     const Value one = call.runtime.string(std::string_view(text).substr(begin, pos - begin));
-    const bool word = one.text() == "_" ||
-                      truthy(make_method(one, "isalnum").as<ObjectPtr>()->call(call.runtime, {}));
+    const bool word = one.text() == "_" || truthy(make_method(one, "isalnum").as<ObjectPtr>()->call(call.runtime, {}));
     count += word && !in_word ? 1 : 0;
     in_word = word;
   }
@@ -181,8 +177,7 @@ Value filter_format(const FilterCall& call) {
   const std::string text = call.runtime.str(call.value);
   if (!call.arguments.named.empty()) {
     DictPtr names = call.runtime.dict();
-    for (const auto& [name, value] : call.arguments.named)
-      names->set(call.runtime.string(name), value);
+    for (const auto& [name, value] : call.arguments.named) names->set(call.runtime.string(name), value);
     return printf_format(call.runtime, text, Value::Data(std::move(names)));
   }
   SequencePtr tuple = call.runtime.sequence(SequenceKind::kTuple);
@@ -208,16 +203,13 @@ std::optional<int64_t> parse_int(std::string_view text, int64_t base) {
   }
   std::string digits = negative_sign ? "-" : "";
   for (size_t idx = 0; idx < text.size(); ++idx) {
-    if (text[idx] == '_' && (idx == 0 || idx + 1 == text.size() || text[idx + 1] == '_'))
-      return std::nullopt;
+    if (text[idx] == '_' && (idx == 0 || idx + 1 == text.size() || text[idx + 1] == '_')) return std::nullopt;
     if (text[idx] == '-') return std::nullopt;
     if (text[idx] != '_') digits += text[idx];
   }
   int64_t result = 0;
-  const auto parsed =
-      std::from_chars(digits.data(), digits.data() + digits.size(), result, static_cast<int>(base));
-  if (parsed.ptr != digits.data() + digits.size() || parsed.ec == std::errc::invalid_argument)
-    return std::nullopt;
+  const auto parsed = std::from_chars(digits.data(), digits.data() + digits.size(), result, static_cast<int>(base));
+  if (parsed.ptr != digits.data() + digits.size() || parsed.ec == std::errc::invalid_argument) return std::nullopt;
   if (parsed.ec != std::errc()) fail("int: {} does not fit 64 bits", digits.substr(0, 40));
   return result;
 }
@@ -228,8 +220,7 @@ std::optional<double> parse_float(std::string_view raw) {
   const auto is_digit = [](char c) { return c >= '0' && c <= '9'; };
   for (size_t idx = 0; idx < text.size(); ++idx) {
     if (text[idx] == '_') {
-      if (idx == 0 || idx + 1 == text.size() || !is_digit(text[idx - 1]) ||
-          !is_digit(text[idx + 1]))
+      if (idx == 0 || idx + 1 == text.size() || !is_digit(text[idx - 1]) || !is_digit(text[idx + 1]))
         return std::nullopt;
       continue;
     }
@@ -240,11 +231,9 @@ std::optional<double> parse_float(std::string_view raw) {
   const double sign = digits.starts_with('-') ? -1 : 1;
   if (magnitude == "inf" || magnitude == "infinity") return sign * HUGE_VAL;
   if (magnitude == "nan") return std::nan("");
-  if (magnitude.empty() || magnitude.find_first_not_of("0123456789.e+-") != std::string::npos)
-    return std::nullopt;
+  if (magnitude.empty() || magnitude.find_first_not_of("0123456789.e+-") != std::string::npos) return std::nullopt;
   double result = 0;
-  const auto parsed =
-      std::from_chars(magnitude.data(), magnitude.data() + magnitude.size(), result);
+  const auto parsed = std::from_chars(magnitude.data(), magnitude.data() + magnitude.size(), result);
   if (parsed.ptr != magnitude.data() + magnitude.size() || parsed.ec == std::errc::invalid_argument)
     return std::nullopt;
   if (parsed.ec == std::errc::result_out_of_range) result = std::strtod(magnitude.c_str(), nullptr);
@@ -265,8 +254,7 @@ Value filter_int(const FilterCall& call) {
     return std::isnan(call.value.as<double>()) ? absent : truncate_float(call.value.as<double>());
   }
   if (!call.value.is_string()) return absent;
-  if (const auto parsed = parse_int(call.value.text(), call.integer_or(bound[1], 10)))
-    return integer(*parsed);
+  if (const auto parsed = parse_int(call.value.text(), call.integer_or(bound[1], 10))) return integer(*parsed);
   const auto number = parse_float(call.value.text());
   return number.has_value() && std::isfinite(*number) ? truncate_float(*number) : absent;
 }
@@ -276,9 +264,7 @@ Value filter_float(const FilterCall& call) {
   require_defined(call.value);
   if (call.value.is_number()) return Value::Data(call.value.number());
   const auto parsed = call.value.is_string() ? parse_float(call.value.text()) : std::nullopt;
-  return parsed.has_value()    ? Value::Data(*parsed)
-         : bound[0] != nullptr ? *bound[0]
-                               : Value::Data(0.0);
+  return parsed.has_value() ? Value::Data(*parsed) : bound[0] != nullptr ? *bound[0] : Value::Data(0.0);
 }
 
 Value filter_abs(const FilterCall& call) {
@@ -306,8 +292,7 @@ Value filter_round(const FilterCall& call) {
   require_defined(call.value);
   const int64_t digits = call.integer_or(bound[0], 0);
   const std::string method = bound[1] != nullptr ? call.runtime.str(*bound[1]) : "common";
-  if (method != "common" && method != "ceil" && method != "floor")
-    fail("round: the method is common, ceil or floor");
+  if (method != "common" && method != "ceil" && method != "floor") fail("round: the method is common, ceil or floor");
   if (!call.value.is_number()) fail("round needs a number, got {}", type_name(call.value));
   if (method == "common") {
     if (call.value.is<double>()) return Value::Data(round_float(call.value.as<double>(), digits));
@@ -318,8 +303,7 @@ Value filter_round(const FilterCall& call) {
     const int64_t x = call.value.integer();
     const int64_t rest = ((x % scale) + scale) % scale;
     const Value base = binary(call.runtime, "-", integer(x), integer(rest));
-    const bool up =
-        rest > scale - rest || (rest == scale - rest && (base.integer() / scale) % 2 != 0);
+    const bool up = rest > scale - rest || (rest == scale - rest && (base.integer() / scale) % 2 != 0);
     return binary(call.runtime, "+", base, integer(up ? scale : 0));
   }
   const Value scale = binary(call.runtime, "**", integer(10), integer(digits));
@@ -328,9 +312,7 @@ Value filter_round(const FilterCall& call) {
   return Value::Data((method == "ceil" ? std::ceil(scaled) : std::floor(scaled)) / scale.number());
 }
 
-Value filter_tojson(const FilterCall& call) {
-  return to_json(call.runtime, call.value, call.arguments);
-}
+Value filter_tojson(const FilterCall& call) { return to_json(call.runtime, call.value, call.arguments); }
 
 constexpr FilterEntry kFilters[] = {{"abs", filter_abs},
                                     {"attr", nullptr},
@@ -366,8 +348,8 @@ constexpr FilterEntry kFilters[] = {{"abs", filter_abs},
                                     {"xmlattr", nullptr}};
 
 const FilterEntry* find_filter(std::string_view name) {
-  const auto* it = std::find_if(std::begin(kFilters), std::end(kFilters),
-                                [&](const auto& e) { return e.name == name; });
+  const auto* it =
+      std::find_if(std::begin(kFilters), std::end(kFilters), [&](const auto& e) { return e.name == name; });
   return it != std::end(kFilters) ? it : find_sequence_filter(name);
 }
 
@@ -376,8 +358,7 @@ const FilterEntry* find_filter(std::string_view name) {
 int64_t FilterCall::integer_or(const Value* argument, int64_t absent) const {
   if (argument == nullptr) return absent;
   require_defined(*argument);
-  if (!argument->is_integral())
-    fail("{} needs an integer argument, got {}", name, type_name(*argument));
+  if (!argument->is_integral()) fail("{} needs an integer argument, got {}", name, type_name(*argument));
   return argument->integer();
 }
 
@@ -386,12 +367,10 @@ bool has_filter(std::string_view name) { return find_filter(name) != nullptr; }
 void require_filter(std::string_view name) {
   const FilterEntry* entry = find_filter(name);
   if (entry == nullptr) fail("there is no filter named '{}'", name);
-  if (entry->function == nullptr)
-    fail_unsupported("the filter '{}' is not supported in chat templates", name);
+  if (entry->function == nullptr) fail_unsupported("the filter '{}' is not supported in chat templates", name);
 }
 
-Value apply_filter(Runtime& runtime, std::string_view name, const Value& value,
-                   const Arguments& arguments) {
+Value apply_filter(Runtime& runtime, std::string_view name, const Value& value, const Arguments& arguments) {
   runtime.step();
   require_filter(name);
   const FilterEntry* entry = find_filter(name);

@@ -14,10 +14,8 @@ void require_test(std::string_view name);
 bool has_filter(std::string_view name);
 bool has_test(std::string_view name);
 
-Value apply_filter(Runtime& runtime, std::string_view name, const Value& value,
-                   const Arguments& arguments);
-bool apply_test(Runtime& runtime, std::string_view name, const Value& value,
-                const Arguments& arguments);
+Value apply_filter(Runtime& runtime, std::string_view name, const Value& value, const Arguments& arguments);
+bool apply_test(Runtime& runtime, std::string_view name, const Value& value, const Arguments& arguments);
 
 // What a filter function gets: `value | name(arguments)`.
 struct FilterCall {
@@ -25,8 +23,7 @@ struct FilterCall {
   const Value& value;
   std::string_view name;
   const Arguments& arguments;
-  std::vector<const Value*> bind(std::initializer_list<std::string_view> names,
-                                 size_t num_required = 0) const {
+  std::vector<const Value*> bind(std::initializer_list<std::string_view> names, size_t num_required = 0) const {
     return arguments.bind(name, names, num_required);
   }
   bool flag(const Value* argument) const { return argument != nullptr && truthy(*argument); }

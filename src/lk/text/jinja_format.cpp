@@ -75,21 +75,14 @@ void append_padded(StringBuilder& out, const Spec& spec, char default_align, std
   out.append_fill(right, spec.fill);
 }
 
-std::string sign_text(bool negative, char sign) {
-  return negative ? "-" : sign == '+' ? "+" : sign == ' ' ? " " : "";
-}
+std::string sign_text(bool negative, char sign) { return negative ? "-" : sign == '+' ? "+" : sign == ' ' ? " " : ""; }
 
 void append_integer(StringBuilder& out, const Spec& spec, int64_t x, bool printf) {
-  const uint64_t magnitude =
-      x < 0 ? uint64_t{0} - static_cast<uint64_t>(x) : static_cast<uint64_t>(x);
-  const int base = spec.type == 'x' || spec.type == 'X' ? 16
-                   : spec.type == 'o'                   ? 8
-                   : spec.type == 'b'                   ? 2
-                                                        : 10;
+  const uint64_t magnitude = x < 0 ? uint64_t{0} - static_cast<uint64_t>(x) : static_cast<uint64_t>(x);
+  const int base = spec.type == 'x' || spec.type == 'X' ? 16 : spec.type == 'o' ? 8 : spec.type == 'b' ? 2 : 10;
   std::string digits = integer_digits(magnitude, base, spec.type == 'X');
   if (printf && spec.precision.value_or(0) > static_cast<int64_t>(digits.size())) {
-    if (*spec.precision > kMaxPrecision)
-      fail("a precision in a format is larger than {}", kMaxPrecision);
+    if (*spec.precision > kMaxPrecision) fail("a precision in a format is larger than {}", kMaxPrecision);
     digits.insert(0, static_cast<size_t>(*spec.precision) - digits.size(), '0');
   }
   if (spec.grouping != 0) {
@@ -102,8 +95,7 @@ void append_integer(StringBuilder& out, const Spec& spec, int64_t x, bool printf
 }
 
 void append_float(StringBuilder& out, const Spec& spec, double x) {
-  if (spec.precision.value_or(0) > kMaxPrecision)
-    fail("a precision in a format is larger than {}", kMaxPrecision);
+  if (spec.precision.value_or(0) > kMaxPrecision) fail("a precision in a format is larger than {}", kMaxPrecision);
   const bool negative = std::signbit(x) && !std::isnan(x);
   const double magnitude = std::fabs(x);
   std::string digits;
@@ -125,9 +117,7 @@ void append_text(StringBuilder& out, const Spec& spec, std::string_view text) {
   append_padded(out, spec, '<', "", text);
 }
 
-bool is_one_of(char c, std::string_view set) {
-  return c != 0 && set.find(c) != std::string_view::npos;
-}
+bool is_one_of(char c, std::string_view set) { return c != 0 && set.find(c) != std::string_view::npos; }
 
 // ---- "%s" % x
 
@@ -163,8 +153,7 @@ class PrintfFormatter {
   Value next_argument() {
     if (named_) fail("a format mixes named and positional arguments");
     const bool is_tuple = arguments_.is_sequence(SequenceKind::kTuple);
-    if (next_ >= (is_tuple ? arguments_.items().size() : 1))
-      fail("not enough arguments for the format string");
+    if (next_ >= (is_tuple ? arguments_.items().size() : 1)) fail("not enough arguments for the format string");
     return is_tuple ? arguments_.items()[next_++] : (++next_, arguments_);
   }
 
@@ -239,8 +228,7 @@ class PrintfFormatter {
         if (!(x >= -0x1p63 && x < 0x1p63)) fail("%d cannot show this float");
         append_integer(out_, spec, static_cast<int64_t>(x), true);
       } else {
-        if (!argument.is_integral())
-          fail("%{} needs a number, got {}", spec.type, type_name(argument));
+        if (!argument.is_integral()) fail("%{} needs a number, got {}", spec.type, type_name(argument));
         append_integer(out_, spec, argument.integer(), true);
       }
     } else if (is_one_of(spec.type, "eEfFgG")) {
@@ -251,8 +239,7 @@ class PrintfFormatter {
       std::string text;
       if (argument.is_integral()) {
         const int64_t code = argument.integer();
-        if (code < 0 || code > 0x10FFFF || (code >= 0xD800 && code < 0xE000))
-          fail("%c needs a character code");
+        if (code < 0 || code > 0x10FFFF || (code >= 0xD800 && code < 0xE000)) fail("%c needs a character code");
         append_utf8(text, static_cast<char32_t>(code));
       } else if (argument.is_string() && num_code_points(argument.text()) == 1) {
         text = argument.text();
@@ -328,21 +315,16 @@ void append_formatted(StringBuilder& out, const Value& value, std::string_view t
       if (spec.fill != "0") fail("'=' alignment is not allowed for str");
       spec.align = '<';
     }
-    if (spec.sign != '-' || spec.alternate || spec.grouping != 0)
-      fail("this format is not allowed for str");
+    if (spec.sign != '-' || spec.alternate || spec.grouping != 0) fail("this format is not allowed for str");
     append_text(out, spec, value.text());
   } else if (value.is_integral() && !(spec.type != 0 && is_one_of(spec.type, "eEfFgG%"))) {
-    if (value.is<bool>() && spec.type == 0)
-      fail_unsupported("a bool with a format specifier is not supported");
-    if (spec.type == 'c' || spec.type == 'n')
-      fail_unsupported("the format code '{}' is not supported", spec.type);
-    if (spec.type != 0 && !is_one_of(spec.type, "dxXob"))
-      fail("unknown format code '{}' for int", spec.type);
+    if (value.is<bool>() && spec.type == 0) fail_unsupported("a bool with a format specifier is not supported");
+    if (spec.type == 'c' || spec.type == 'n') fail_unsupported("the format code '{}' is not supported", spec.type);
+    if (spec.type != 0 && !is_one_of(spec.type, "dxXob")) fail("unknown format code '{}' for int", spec.type);
     if (spec.precision.has_value()) fail("precision not allowed in an integer format");
     append_integer(out, spec, value.integer(), false);
   } else if (value.is_number()) {
-    if (spec.type != 0 && !is_one_of(spec.type, "eEfFgG%"))
-      fail("unknown format code '{}' for float", spec.type);
+    if (spec.type != 0 && !is_one_of(spec.type, "eEfFgG%")) fail("unknown format code '{}' for float", spec.type);
     append_float(out, spec, value.number());
   } else {
     fail("{} cannot be formatted with a specifier", type_name(value));
@@ -351,8 +333,7 @@ void append_formatted(StringBuilder& out, const Value& value, std::string_view t
 
 class StrFormatter {
  public:
-  StrFormatter(Runtime& runtime, const Arguments& arguments)
-      : runtime_(runtime), arguments_(arguments) {}
+  StrFormatter(Runtime& runtime, const Arguments& arguments) : runtime_(runtime), arguments_(arguments) {}
 
   Value run(std::string_view format) {
     StringBuilder out(runtime_);
@@ -397,8 +378,7 @@ class StrFormatter {
     Value value = lookup(text.substr(0, name_end));
     std::string_view rest = text.substr(name_end);
     if (!rest.empty() && rest[0] == '!') {
-      if (rest.size() < 2 || (rest.size() > 2 && rest[2] != ':'))
-        fail("invalid conversion in a format");
+      if (rest.size() < 2 || (rest.size() > 2 && rest[2] != ':')) fail("invalid conversion in a format");
       std::string shown;
       if (rest[1] == 'r') {
         append_repr(shown, value, runtime_.max_string_bytes());
@@ -426,18 +406,15 @@ class StrFormatter {
     if (first.empty() || all_digits(first)) {
       size_t pos = 0;
       const bool automatic = first.empty();
-      if (numbering_.value_or(automatic) != automatic)
-        fail("a format mixes automatic and explicit numbering");
+      if (numbering_.value_or(automatic) != automatic) fail("a format mixes automatic and explicit numbering");
       numbering_ = automatic;
       const int64_t index = automatic ? next_++ : parse_count(first, pos);
-      if (static_cast<size_t>(index) >= arguments_.positional.size())
-        fail("a format names argument {}", index);
+      if (static_cast<size_t>(index) >= arguments_.positional.size()) fail("a format names argument {}", index);
       value = arguments_.positional[static_cast<size_t>(index)];
     } else {
       const auto it = std::find_if(arguments_.named.begin(), arguments_.named.end(),
                                    [&](const auto& entry) { return entry.first == first; });
-      if (it == arguments_.named.end())
-        fail("a format names the argument {}, which is not given", first);
+      if (it == arguments_.named.end()) fail("a format names the argument {}, which is not given", first);
       value = it->second;
     }
     for (size_t pos = first_end; pos < path.size();) {
@@ -451,8 +428,7 @@ class StrFormatter {
         if (end == std::string_view::npos || end == pos + 1) fail("bad [] in a format");
         const std::string_view key = path.substr(pos + 1, end - pos - 1);
         size_t at = 0;
-        value = get_item(runtime_, value,
-                         all_digits(key) ? integer(parse_count(key, at)) : runtime_.string(key));
+        value = get_item(runtime_, value, all_digits(key) ? integer(parse_count(key, at)) : runtime_.string(key));
         pos = end + 1;
       } else {
         fail("only '.' or '[' may follow ']' in a format");

@@ -100,8 +100,7 @@ std::string checked_time_format(std::string_view format) {
     } else if (kind != '\0' && kKinds.find(kind) != std::string_view::npos) {
       out += directive + kind;
     } else {
-      fail_unsupported("strftime_now: the directive %{} is not supported",
-                       kind == '\0' ? ' ' : kind);
+      fail_unsupported("strftime_now: the directive %{} is not supported", kind == '\0' ? ' ' : kind);
     }
   }
   return out;
@@ -143,8 +142,7 @@ ObjectPtr find_global(Evaluator& evaluator, const Dict& variables, std::string_v
       auto object = std::make_shared<Namespace>(runtime.meter());
       fill_dict(runtime, arguments, object->attributes);
       for (const auto& [key, value] : object->attributes.items()) {
-        if (key.is_string() && key.text().starts_with('_'))
-          fail("namespace attributes cannot begin with _");
+        if (key.is_string() && key.text().starts_with('_')) fail("namespace attributes cannot begin with _");
       }
       evaluator.adopt(object);
       return Value(Value::Data(ObjectPtr(std::move(object))));

@@ -20,8 +20,7 @@ Value string_from_json(Runtime& runtime, std::string_view text) {
 }
 
 Value convert(Runtime& runtime, const boost::json::value& json, int depth) {
-  if (depth > kMaxValueDepth)
-    fail_limit("a variable is nested more than {} levels deep", kMaxValueDepth);
+  if (depth > kMaxValueDepth) fail_limit("a variable is nested more than {} levels deep", kMaxValueDepth);
   runtime.step();
   switch (json.kind()) {
     case boost::json::kind::null:
@@ -31,8 +30,7 @@ Value convert(Runtime& runtime, const boost::json::value& json, int depth) {
     case boost::json::kind::int64:
       return integer(json.get_int64());
     case boost::json::kind::uint64:
-      if (json.get_uint64() > static_cast<uint64_t>(INT64_MAX))
-        fail("a variable holds an integer past 64 bits");
+      if (json.get_uint64() > static_cast<uint64_t>(INT64_MAX)) fail("a variable holds an integer past 64 bits");
       return integer(static_cast<int64_t>(json.get_uint64()));
     case boost::json::kind::double_:
       return Value::Data(json.get_double());
@@ -60,14 +58,12 @@ Value convert(Runtime& runtime, const boost::json::value& json, int depth) {
 class Dumper {
  public:
   Dumper(Runtime& runtime, const Arguments& arguments) : runtime_(runtime), out_(runtime) {
-    const auto bound =
-        arguments.bind("tojson", {"ensure_ascii", "indent", "separators", "sort_keys"});
+    const auto bound = arguments.bind("tojson", {"ensure_ascii", "indent", "separators", "sort_keys"});
     ensure_ascii_ = bound[0] != nullptr && truthy(*bound[0]);
     sort_keys_ = bound[3] != nullptr && truthy(*bound[3]);
     if (bound[1] != nullptr && !bound[1]->is_none()) {
       require_defined(*bound[1]);
-      if (!bound[1]->is_string() && !bound[1]->is_integral())
-        fail("tojson: indent must be an integer or a string");
+      if (!bound[1]->is_string() && !bound[1]->is_integral()) fail("tojson: indent must be an integer or a string");
       StringBuilder unit(runtime);
       bound[1]->is_string() ? unit.append(bound[1]->text()) : unit.append_fill(bound[1]->integer());
       indent_ = unit.take_text();
@@ -120,9 +116,8 @@ class Dumper {
   void write_dict(const Dict& dict, int depth) {
     std::vector<std::pair<Value, Value>> items = dict.items();
     if (sort_keys_) {
-      std::stable_sort(items.begin(), items.end(), [&](const auto& a, const auto& b) {
-        return runtime_.less_than(a.first, b.first);
-      });
+      std::stable_sort(items.begin(), items.end(),
+                       [&](const auto& a, const auto& b) { return runtime_.less_than(a.first, b.first); });
     }
     out_.append("{");
     bool first = true;
@@ -180,8 +175,7 @@ class Dumper {
       } else if (c < 0x20 || (ensure_ascii_ && c >= 0x7F)) {
         if (c >= 0x10000) {
           const auto rest = static_cast<uint32_t>(c) - 0x10000;
-          out_.append(
-              fmt::format("\\u{:04x}\\u{:04x}", 0xD800 + (rest >> 10), 0xDC00 + (rest & 0x3FF)));
+          out_.append(fmt::format("\\u{:04x}\\u{:04x}", 0xD800 + (rest >> 10), 0xDC00 + (rest & 0x3FF)));
         } else {
           out_.append(fmt::format("\\u{:04x}", static_cast<uint32_t>(c)));
         }
@@ -203,9 +197,7 @@ class Dumper {
 
 }  // namespace
 
-Value from_json(Runtime& runtime, const boost::json::value& json) {
-  return convert(runtime, json, 0);
-}
+Value from_json(Runtime& runtime, const boost::json::value& json) { return convert(runtime, json, 0); }
 
 Value to_json(Runtime& runtime, const Value& value, const Arguments& arguments) {
   return Dumper(runtime, arguments).run(value);

@@ -73,8 +73,7 @@ class Lexer {
       text = strip(text, false, true);
     } else if (sign != '+' && lstrip) {
       const size_t line_begin = text.rfind('\n') + 1;  // npos + 1 == 0
-      if ((line_begin > 0 || line_starting_) &&
-          strip(text.substr(line_begin), true, false).empty()) {
+      if ((line_begin > 0 || line_starting_) && strip(text.substr(line_begin), true, false).empty()) {
         text = text.substr(0, line_begin);
       }
     }
@@ -100,8 +99,8 @@ class Lexer {
     pos += word.size();
     skip();
     const std::string_view rest = text_.substr(pos);
-    const bool ends = rest.starts_with("%}") || rest.starts_with("-%}") ||
-                      (word == "endraw" && rest.starts_with("+%}"));
+    const bool ends =
+        rest.starts_with("%}") || rest.starts_with("-%}") || (word == "endraw" && rest.starts_with("+%}"));
     return ends ? pos : std::string_view::npos;
   }
 
@@ -187,8 +186,7 @@ class Lexer {
     while (true) {
       if (pos_ >= text_.size()) {
         line_ = tag_line;
-        error(block ? "this tag has no end; close it with %}"
-                    : "this tag has no end; close it with }}");
+        error(block ? "this tag has no end; close it with %}" : "this tag has no end; close it with }}");
       }
       const int end_line = line_;
       if (closers.empty() && end_tag(block ? "%}" : "}}", block, block)) {
@@ -202,8 +200,8 @@ class Lexer {
         skip_space();
       } else if (is_digit(text_[pos_])) {
         lex_number();
-      } else if (c == '_' || (c < 0x80 ? std::isalpha(static_cast<int>(c)) != 0
-                                       : u_isIDStart(static_cast<UChar32>(c)) != 0)) {
+      } else if (c == '_' ||
+                 (c < 0x80 ? std::isalpha(static_cast<int>(c)) != 0 : u_isIDStart(static_cast<UChar32>(c)) != 0)) {
         lex_name();
       } else if (c == '\'' || c == '"') {
         lex_string(text_[pos_]);
@@ -218,8 +216,8 @@ class Lexer {
     while (end < text_.size()) {
       size_t next = end;
       const char32_t c = next_code_point(text_, next);
-      const bool part = c < 0x80 ? c == '_' || std::isalnum(static_cast<int>(c)) != 0
-                                 : u_isIDPart(static_cast<UChar32>(c)) != 0;
+      const bool part =
+          c < 0x80 ? c == '_' || std::isalnum(static_cast<int>(c)) != 0 : u_isIDPart(static_cast<UChar32>(c)) != 0;
       if (!part) break;
       end = next;
     }
@@ -230,9 +228,8 @@ class Lexer {
   // Digits with single underscores between them; the end of the run from `begin`, or `begin`.
   size_t digits_end(size_t begin) const {
     size_t end = begin;
-    while (end < text_.size() &&
-           (is_digit(text_[end]) || (text_[end] == '_' && end > begin && text_[end - 1] != '_' &&
-                                     end + 1 < text_.size() && is_digit(text_[end + 1])))) {
+    while (end < text_.size() && (is_digit(text_[end]) || (text_[end] == '_' && end > begin && text_[end - 1] != '_' &&
+                                                           end + 1 < text_.size() && is_digit(text_[end + 1])))) {
       ++end;
     }
     return end;
@@ -243,14 +240,12 @@ class Lexer {
     size_t end = digits_end(pos_);
     size_t float_end = end;
     if (!after_dot) {
-      if (float_end + 1 < text_.size() && text_[float_end] == '.' &&
-          is_digit(text_[float_end + 1])) {
+      if (float_end + 1 < text_.size() && text_[float_end] == '.' && is_digit(text_[float_end + 1])) {
         float_end = digits_end(float_end + 1);
       }
       if (float_end < text_.size() && (text_[float_end] == 'e' || text_[float_end] == 'E')) {
         size_t exponent = float_end + 1;
-        if (exponent < text_.size() && (text_[exponent] == '+' || text_[exponent] == '-'))
-          ++exponent;
+        if (exponent < text_.size() && (text_[exponent] == '+' || text_[exponent] == '-')) ++exponent;
         if (exponent < text_.size() && is_digit(text_[exponent])) float_end = digits_end(exponent);
       }
     }
@@ -260,11 +255,9 @@ class Lexer {
     if (float_end > end) {
       std::erase(digits, '_');
       token.kind = TokenKind::kFloat;
-      const auto result =
-          std::from_chars(digits.data(), digits.data() + digits.size(), token.number);
+      const auto result = std::from_chars(digits.data(), digits.data() + digits.size(), token.number);
       // Out of range is infinity or zero, as strtod gives it.
-      if (result.ec == std::errc::result_out_of_range)
-        token.number = std::strtod(digits.c_str(), nullptr);
+      if (result.ec == std::errc::result_out_of_range) token.number = std::strtod(digits.c_str(), nullptr);
       end = float_end;
     } else {
       end = lex_integer(end, token);
@@ -284,15 +277,11 @@ class Lexer {
       const auto is_base_digit = [&](size_t at) {
         if (at >= text_.size()) return false;
         const char c = static_cast<char>(text_[at] | 0x20);
-        const int digit = is_digit(text_[at])    ? text_[at] - '0'
-                          : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                                                 : 99;
+        const int digit = is_digit(text_[at]) ? text_[at] - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : 99;
         return digit < prefix_base;
       };
       size_t scan = pos_ + 2;
-      while (is_base_digit(scan) ||
-             (scan < text_.size() && text_[scan] == '_' && is_base_digit(scan + 1)))
-        ++scan;
+      while (is_base_digit(scan) || (scan < text_.size() && text_[scan] == '_' && is_base_digit(scan + 1))) ++scan;
       if (prefix_base != 0 && scan > pos_ + 2) {
         base = prefix_base;
         begin = pos_ + 2;
@@ -306,8 +295,7 @@ class Lexer {
     }
     std::string digits(text_.substr(begin, end - begin));
     std::erase(digits, '_');
-    const auto result =
-        std::from_chars(digits.data(), digits.data() + digits.size(), token.integer, base);
+    const auto result = std::from_chars(digits.data(), digits.data() + digits.size(), token.integer, base);
     if (result.ec != std::errc()) error("integer " + digits + " does not fit 64 bits");
     return end;
   }
@@ -328,8 +316,7 @@ class Lexer {
         out += raw[pos++];
         continue;
       }
-      const char c =
-          raw[++pos];  // a lone backslash cannot end the string: it would escape the quote
+      const char c = raw[++pos];  // a lone backslash cannot end the string: it would escape the quote
       ++pos;
       static constexpr std::string_view kNames = "\\'\"abfnrtv";
       static constexpr std::string_view kChars = "\\'\"\a\b\f\n\r\t\v";
@@ -348,8 +335,7 @@ class Lexer {
         const char* begin = raw.data() + pos;
         const char* end = begin + std::min(width, raw.size() - pos);
         const auto result = std::from_chars(begin, end, code, 16);
-        if (result.ptr != begin + width)
-          error(std::string("truncated \\") + c + " escape in a string");
+        if (result.ptr != begin + width) error(std::string("truncated \\") + c + " escape in a string");
         if (code > 0x10FFFF || (code >= 0xD800 && code < 0xE000)) {
           error("a string escape names no Unicode character (surrogates are not supported)");
         }

@@ -6,10 +6,7 @@ namespace {
 
 struct LoopMethod : Object {
   LoopMethod(std::shared_ptr<LoopObject> loop_in, bool cycles_in)
-      : Object(Kind::kMethod),
-        loop(loop_in),
-        value(Value::Data(ObjectPtr(std::move(loop_in)))),
-        cycles(cycles_in) {}
+      : Object(Kind::kMethod), loop(loop_in), value(Value::Data(ObjectPtr(std::move(loop_in)))), cycles(cycles_in) {}
   Value call(Runtime& runtime, const Arguments& arguments) override {
     return cycles ? loop->cycle(arguments) : loop->changed(runtime, arguments);
   }
@@ -32,9 +29,7 @@ std::optional<Value> LoopObject::draw() {
       if (it.next >= it.items().size()) return std::nullopt;
       item = it.items()[it.next++];
     }
-    if (stmt_.exprs[1] == nullptr || scope_ == nullptr ||
-        evaluator_.loop_accepts(stmt_, scope_, item))
-      return item;
+    if (stmt_.exprs[1] == nullptr || scope_ == nullptr || evaluator_.loop_accepts(stmt_, scope_, item)) return item;
   }
 }
 
@@ -79,8 +74,7 @@ Value LoopObject::attribute(Runtime& runtime, std::string_view name) {
   if (name == "previtem") return index0_ == 0 ? undefined("there is no previous item") : previous_;
   if (name == "nextitem") return peek() ? drawn_.front() : undefined("there is no next item");
   if (name == "cycle" || name == "changed") {
-    return Value::Data(
-        ObjectPtr(std::make_shared<LoopMethod>(shared_from_this(), name == "cycle")));
+    return Value::Data(ObjectPtr(std::make_shared<LoopMethod>(shared_from_this(), name == "cycle")));
   }
   return Object::attribute(runtime, name);
 }

@@ -15,11 +15,7 @@ class LoopObject : public Object, public std::enable_shared_from_this<LoopObject
  public:
   // `source` is a sequence or an iterator.
   LoopObject(Evaluator& evaluator, const Stmt& stmt, ScopePtr scope, Value source)
-      : Object(Kind::kLoop),
-        evaluator_(evaluator),
-        stmt_(stmt),
-        scope_(std::move(scope)),
-        source_(std::move(source)) {}
+      : Object(Kind::kLoop), evaluator_(evaluator), stmt_(stmt), scope_(std::move(scope)), source_(std::move(source)) {}
 
   bool advance();  // to the next item; false after the last
   const Value& current() const { return current_; }

@@ -18,8 +18,7 @@ struct Call {
   const std::string& name;
   const Arguments& arguments;
   const std::string& text() const { return self.text(); }
-  std::vector<const Value*> bind(std::initializer_list<std::string_view> names,
-                                 size_t num_required = 0) const {
+  std::vector<const Value*> bind(std::initializer_list<std::string_view> names, size_t num_required = 0) const {
     return arguments.bind(name, names, num_required);
   }
 };
@@ -47,13 +46,11 @@ Value strip_method(const Call& call) {
   const auto bound = call.bind({"chars"});
   const bool has_chars = bound[0] != nullptr && !bound[0]->is_none();
   const std::string_view chars = has_chars ? std::string_view(text_argument(call, *bound[0])) : "";
-  return call.runtime.string(
-      strip(call.text(), call.name != "rstrip", call.name != "lstrip", has_chars, chars));
+  return call.runtime.string(strip(call.text(), call.name != "rstrip", call.name != "lstrip", has_chars, chars));
 }
 
 // On white space: runs of it separate, and none is kept at the ends.
-std::vector<std::string_view> split_space(std::string_view text, int64_t max_split,
-                                          bool from_right) {
+std::vector<std::string_view> split_space(std::string_view text, int64_t max_split, bool from_right) {
   std::vector<std::string_view> parts;
   text = strip(text, true, true);
   while (!text.empty()) {
@@ -124,9 +121,7 @@ struct Window {
 };
 Window window(const Call& call, const Value* start_value, const Value* stop_value) {
   call.runtime.step(static_cast<int64_t>(call.text().size()));
-  const auto bound = [](const Value* value) {
-    return value != nullptr && value->is_none() ? nullptr : value;
-  };
+  const auto bound = [](const Value* value) { return value != nullptr && value->is_none() ? nullptr : value; };
   int64_t start = integer_argument(call, bound(start_value), 0);
   int64_t stop = integer_argument(call, bound(stop_value), INT64_MAX);
   if (start == 0 && stop == INT64_MAX) return {call.text(), 0, true};
@@ -145,8 +140,7 @@ Value affix_method(const Call& call) {
   const Window part = window(call, bound[1], bound[2]);
   const auto matches = [&](const Value& value) {
     const std::string& affix = text_argument(call, value);
-    return part.valid &&
-           (call.name == "startswith" ? part.text.starts_with(affix) : part.text.ends_with(affix));
+    return part.valid && (call.name == "startswith" ? part.text.starts_with(affix) : part.text.ends_with(affix));
   };
   if (!bound[0]->is_sequence(SequenceKind::kTuple)) return boolean(matches(*bound[0]));
   const auto& affixes = bound[0]->items();
@@ -175,9 +169,7 @@ Value count_method(const Call& call) {
   if (!part.valid) return integer(0);
   if (wanted.empty()) return integer(num_code_points(part.text) + 1);
   int64_t count = 0;
-  for (size_t at = 0; (at = part.text.find(wanted, at)) != std::string_view::npos;
-       at += wanted.size())
-    ++count;
+  for (size_t at = 0; (at = part.text.find(wanted, at)) != std::string_view::npos; at += wanted.size()) ++count;
   return integer(count);
 }
 
@@ -306,13 +298,10 @@ Value remove_affix_method(const Call& call) {
   const std::string_view text = call.text();
   const bool prefix = call.name == "removeprefix";
   if (!(prefix ? text.starts_with(affix) : text.ends_with(affix))) return call.self;
-  return call.runtime.string(prefix ? text.substr(affix.size())
-                                    : text.substr(0, text.size() - affix.size()));
+  return call.runtime.string(prefix ? text.substr(affix.size()) : text.substr(0, text.size() - affix.size()));
 }
 
-Value format_method(const Call& call) {
-  return str_format(call.runtime, call.text(), call.arguments);
-}
+Value format_method(const Call& call) { return str_format(call.runtime, call.text(), call.arguments); }
 
 Value list_count_method(const Call& call) {
   const auto bound = call.bind({"value"}, 1);
@@ -324,8 +313,7 @@ Value list_count_method(const Call& call) {
 Value list_index_method(const Call& call) {
   const auto bound = call.bind({"value"}, 1);
   for (size_t idx = 0; idx < call.self.items().size(); ++idx) {
-    if (call.runtime.equals(call.self.items()[idx], *bound[0]))
-      return integer(static_cast<int64_t>(idx));
+    if (call.runtime.equals(call.self.items()[idx], *bound[0])) return integer(static_cast<int64_t>(idx));
   }
   fail("index(): the value is not in the {}", type_name(call.self));
 }
@@ -413,8 +401,7 @@ constexpr Entry kStringMethods[] = {{"capitalize", case_method},
                                     {"translate", nullptr},
                                     {"upper", case_method},
                                     {"zfill", pad_method}};
-constexpr Entry kListMethods[] = {
-    {"copy", copy_method}, {"count", list_count_method}, {"index", list_index_method}};
+constexpr Entry kListMethods[] = {{"copy", copy_method}, {"count", list_count_method}, {"index", list_index_method}};
 constexpr Entry kTupleMethods[] = {{"count", list_count_method}, {"index", list_index_method}};
 constexpr Entry kDictMethods[] = {{"copy", copy_method},      {"fromkeys", nullptr},
                                   {"get", dict_get_method},   {"items", dict_view_method},
@@ -426,8 +413,7 @@ const Entry* find_entry(const Value& self, std::string_view name) {
   if (self.is_dict()) entries = kDictMethods;
   if (self.is_sequence(SequenceKind::kList)) entries = kListMethods;
   if (self.is_sequence(SequenceKind::kTuple)) entries = kTupleMethods;
-  const auto it =
-      std::find_if(entries.begin(), entries.end(), [&](const Entry& e) { return e.name == name; });
+  const auto it = std::find_if(entries.begin(), entries.end(), [&](const Entry& e) { return e.name == name; });
   return it == entries.end() ? nullptr : &*it;
 }
 
@@ -437,8 +423,7 @@ struct Method : Object {
   Value call(Runtime& runtime, const Arguments& arguments) override {
     runtime.step();
     const Entry* entry = find_entry(self, name);
-    if (entry->function == nullptr)
-      fail_unsupported("{}.{}() is not supported", type_name(self), name);
+    if (entry->function == nullptr) fail_unsupported("{}.{}() is not supported", type_name(self), name);
     return entry->function(Call{runtime, self, name, arguments});
   }
   const Value* content() const override { return &self; }
@@ -448,9 +433,7 @@ struct Method : Object {
 
 }  // namespace
 
-bool has_method(const Value& self, std::string_view name) {
-  return find_entry(self, name) != nullptr;
-}
+bool has_method(const Value& self, std::string_view name) { return find_entry(self, name) != nullptr; }
 
 Value make_method(const Value& self, std::string_view name) {
   return Value::Data(ObjectPtr(std::make_shared<Method>(self, std::string(name))));

@@ -124,8 +124,7 @@ std::optional<int64_t> slice_bound(const Value& value) {
 }
 
 // Python's slice.indices, for a length and a step.
-std::pair<int64_t, int64_t> clamp_bounds(const Value& start, const Value& stop, int64_t step,
-                                         int64_t length) {
+std::pair<int64_t, int64_t> clamp_bounds(const Value& start, const Value& stop, int64_t step, int64_t length) {
   const int64_t lowest = step > 0 ? 0 : -1;
   const int64_t highest = step > 0 ? length : length - 1;
   const auto clamp = [&](std::optional<int64_t> bound, int64_t absent) {
@@ -169,10 +168,8 @@ Value binary(Runtime& runtime, std::string_view op, const Value& a, const Value&
     }
   }
   if (op == "*") {
-    if ((a.is_string() || is_list_or_tuple(a)) && b.is_integral())
-      return repeat(runtime, a, b.integer());
-    if ((b.is_string() || is_list_or_tuple(b)) && a.is_integral())
-      return repeat(runtime, b, a.integer());
+    if ((a.is_string() || is_list_or_tuple(a)) && b.is_integral()) return repeat(runtime, a, b.integer());
+    if ((b.is_string() || is_list_or_tuple(b)) && a.is_integral()) return repeat(runtime, b, a.integer());
   }
   fail_operands(op, a, b);
 }
@@ -203,8 +200,7 @@ bool contains(Runtime& runtime, const Value& container, const Value& item) {
   if (container.is_dict()) return container.dict().find(item) != nullptr;
   if (container.is_sequence()) {
     const auto& items = container.items();
-    return std::any_of(items.begin(), items.end(),
-                       [&](const Value& other) { return runtime.equals(other, item); });
+    return std::any_of(items.begin(), items.end(), [&](const Value& other) { return runtime.equals(other, item); });
   }
   if (container.is_object(Object::Kind::kIterator)) {
     auto& it = static_cast<Iterator&>(*container.as<ObjectPtr>());
@@ -229,11 +225,9 @@ Value get_item(Runtime& runtime, const Value& object, const Value& key) {
   require_defined(object);
   if (object.is_dict()) {
     const bool hashable = !key.is_dict() && !key.is_sequence(SequenceKind::kList);
-    if (const Value* found = hashable ? object.dict().find(key) : nullptr; found != nullptr)
-      return *found;
+    if (const Value* found = hashable ? object.dict().find(key) : nullptr; found != nullptr) return *found;
   } else if (key.is_integral() && (object.is_string() || object.is_sequence())) {
-    const bool indexable =
-        object.is_string() || is_list_or_tuple(object) || object.is_sequence(SequenceKind::kRange);
+    const bool indexable = object.is_string() || is_list_or_tuple(object) || object.is_sequence(SequenceKind::kRange);
     if (object.is_string()) runtime.step(static_cast<int64_t>(object.text().size()));
     const int64_t count = length(object);
     const int64_t index = key.integer() < 0 ? key.integer() + count : key.integer();
@@ -253,8 +247,7 @@ Value get_item(Runtime& runtime, const Value& object, const Value& key) {
 
 Value get_attribute(Runtime& runtime, const Value& object, std::string_view name) {
   runtime.step();
-  if (object.is_undefined() && name.starts_with("__"))
-    return object;  // private names read as undefined
+  if (object.is_undefined() && name.starts_with("__")) return object;  // private names read as undefined
   require_defined(object);
   if (object.is<ObjectPtr>()) return object.as<ObjectPtr>()->attribute(runtime, name);
   if (has_method(object, name)) return make_method(object, name);
@@ -268,34 +261,30 @@ Value get_attribute(Runtime& runtime, const Value& object, std::string_view name
   return undefined(fmt::format("a {} has no attribute '{}'", type_name(object), name));
 }
 
-Value slice(Runtime& runtime, const Value& object, const Value& start, const Value& stop,
-            const Value& step_value) {
+Value slice(Runtime& runtime, const Value& object, const Value& start, const Value& stop, const Value& step_value) {
   require_defined(object);
-  const bool sliceable =
-      object.is_string() || is_list_or_tuple(object) || object.is_sequence(SequenceKind::kRange);
+  const bool sliceable = object.is_string() || is_list_or_tuple(object) || object.is_sequence(SequenceKind::kRange);
   if (!sliceable) fail("a {} cannot be sliced", type_name(object));
   if (object.is_string()) runtime.step(static_cast<int64_t>(object.text().size()));
   const int64_t step = slice_bound(step_value).value_or(1);
   if (step == 0) fail("slice step cannot be zero");
   const int64_t count = length(object);
   const auto [begin, end] = clamp_bounds(start, stop, step, count);
-  const int64_t num_items =
-      step > 0 ? (end > begin ? (end - begin - 1) / step + 1 : 0)
-               : (begin > end ? static_cast<int64_t>((static_cast<uint64_t>(begin - end) - 1) /
-                                                     (uint64_t{0} - static_cast<uint64_t>(step))) +
-                                    1
-                              : 0);
+  const int64_t num_items = step > 0
+                                ? (end > begin ? (end - begin - 1) / step + 1 : 0)
+                                : (begin > end ? static_cast<int64_t>((static_cast<uint64_t>(begin - end) - 1) /
+                                                                      (uint64_t{0} - static_cast<uint64_t>(step))) +
+                                                     1
+                                               : 0);
   if (object.is_string() && step == 1) {
     const std::string_view text = object.text();
     const size_t from = byte_offset(text, begin);
-    return runtime.string(
-        text.substr(from, num_items == 0 ? 0 : byte_offset(text.substr(from), num_items)));
+    return runtime.string(text.substr(from, num_items == 0 ? 0 : byte_offset(text.substr(from), num_items)));
   }
   runtime.step(num_items * 16);
   if (object.is_string()) {
     std::vector<size_t> offsets;
-    for (size_t pos = 0; pos < object.text().size(); next_code_point(object.text(), pos))
-      offsets.push_back(pos);
+    for (size_t pos = 0; pos < object.text().size(); next_code_point(object.text(), pos)) offsets.push_back(pos);
     offsets.push_back(object.text().size());
     std::string out;
     for (int64_t k = 0; k < num_items; ++k) {
@@ -306,8 +295,7 @@ Value slice(Runtime& runtime, const Value& object, const Value& start, const Val
   }
   const Sequence& source = *object.as<SequencePtr>();
   SequencePtr out = runtime.sequence(source.kind);
-  for (int64_t k = 0; k < num_items; ++k)
-    out->push(source.items()[static_cast<size_t>(begin + k * step)]);
+  for (int64_t k = 0; k < num_items; ++k) out->push(source.items()[static_cast<size_t>(begin + k * step)]);
   if (source.kind == SequenceKind::kRange) {
     const auto scaled = [&](int64_t index) {
       int64_t product = 0;

@@ -20,7 +20,6 @@ int64_t length(const Value& value);  // len()
 Value get_item(Runtime& runtime, const Value& object, const Value& key);
 Value get_attribute(Runtime& runtime, const Value& object, std::string_view name);
 // object[start:stop:step]; none bounds are absent.
-Value slice(Runtime& runtime, const Value& object, const Value& start, const Value& stop,
-            const Value& step);
+Value slice(Runtime& runtime, const Value& object, const Value& start, const Value& stop, const Value& step);
 
 }  // namespace lk::jinja

@@ -10,8 +10,8 @@
 namespace lk::jinja {
 namespace {
 
-constexpr std::array<std::string_view, 9> kRefusedTags = {
-    "include", "import", "from", "extends", "block", "do", "trans", "debug", "autoescape"};
+constexpr std::array<std::string_view, 9> kRefusedTags = {"include", "import", "from",  "extends",   "block",
+                                                          "do",      "trans",  "debug", "autoescape"};
 
 class Parser : public ExprParser {
  public:
@@ -108,12 +108,10 @@ class Parser : public ExprParser {
     }
     if (std::find(kRefusedTags.begin(), kRefusedTags.end(), tag) != kRefusedTags.end()) {
       throw TemplateError{StatusCode::kUnsupported,
-                          fmt::format("the tag {{% {} %}} is not supported in chat templates", tag),
-                          line};
+                          fmt::format("the tag {{% {} %}} is not supported in chat templates", tag), line};
     }
     error(ends.empty() ? fmt::format("unknown tag {{% {} %}}", tag)
-                       : fmt::format("unknown tag {{% {} %}}; {{% {} %}} is still to come", tag,
-                                     ends.back()),
+                       : fmt::format("unknown tag {{% {} %}}; {{% {} %}} is still to come", tag, ends.back()),
           line);
   }
 
@@ -133,15 +131,13 @@ class Parser : public ExprParser {
   std::unique_ptr<Stmt> parse_for() {
     auto stmt = make(StmtKind::kFor, take().line);
     stmt->targets.push_back(parse_target(false));
-    if (assigns(stmt->targets[0], "loop"))
-      error("a loop cannot assign to the name loop", stmt->line);
+    if (assigns(stmt->targets[0], "loop")) error("a loop cannot assign to the name loop", stmt->line);
     if (!skip_name("in")) error("'in' was expected in this for tag");
     stmt->exprs.push_back(parse_tuple(false, "recursive"));
     stmt->exprs.push_back(skip_name("if") ? parse_expression() : nullptr);
     if (at_name("recursive")) {
       throw TemplateError{StatusCode::kUnsupported,
-                          "recursive for loops are not supported; call a macro recursively instead",
-                          current().line};
+                          "recursive for loops are not supported; call a macro recursively instead", current().line};
     }
     {
       const LoopGuard guard(*this, loop_depth_ + 1);
@@ -188,8 +184,7 @@ class Parser : public ExprParser {
     while (!at_operator(")")) {
       if (!macro.parameters.empty()) expect_operator(",");
       const std::string name = expect_identifier();
-      if (std::find(macro.parameters.begin(), macro.parameters.end(), name) !=
-          macro.parameters.end()) {
+      if (std::find(macro.parameters.begin(), macro.parameters.end(), name) != macro.parameters.end()) {
         error(fmt::format("the parameter {} is named twice", name));
       }
       macro.parameters.push_back(name);
@@ -209,8 +204,7 @@ class Parser : public ExprParser {
       macro.body = parse_block_to(end);
     }
     const auto is_parameter = [&](std::string_view name) {
-      return std::find(macro.parameters.begin(), macro.parameters.end(), name) !=
-             macro.parameters.end();
+      return std::find(macro.parameters.begin(), macro.parameters.end(), name) != macro.parameters.end();
     };
     macro.takes_varargs = special_names_.varargs && !is_parameter("varargs");
     macro.takes_kwargs = special_names_.kwargs && !is_parameter("kwargs");
@@ -233,8 +227,7 @@ class Parser : public ExprParser {
     stmt->macro->name = "caller";
     if (at_operator("(")) parse_signature(*stmt->macro);
     stmt->exprs.push_back(parse_expression());
-    if (stmt->exprs[0]->kind != ExprKind::kCall)
-      error("a call was expected in this call tag", stmt->line);
+    if (stmt->exprs[0]->kind != ExprKind::kCall) error("a call was expected in this call tag", stmt->line);
     parse_macro_body(*stmt->macro, "endcall");
     return stmt;
   }
@@ -242,9 +235,7 @@ class Parser : public ExprParser {
   // `break` inside a macro or generation body does not reach the loop around it.
   class LoopGuard {
    public:
-    LoopGuard(Parser& parser, int depth) : parser_(parser), outer_(parser.loop_depth_) {
-      parser.loop_depth_ = depth;
-    }
+    LoopGuard(Parser& parser, int depth) : parser_(parser), outer_(parser.loop_depth_) { parser.loop_depth_ = depth; }
     ~LoopGuard() { parser_.loop_depth_ = outer_; }
 
    private:

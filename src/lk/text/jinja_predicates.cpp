@@ -38,23 +38,21 @@ bool test_upper(const Call& call) { return is_upper(call.runtime.str(call.value)
 bool test_sequence(const Call& call) {
   if (call.value.is_sequence()) {
     const SequenceKind kind = call.value.as<SequencePtr>()->kind;
-    return kind != SequenceKind::kKeys && kind != SequenceKind::kValues &&
-           kind != SequenceKind::kItems;
+    return kind != SequenceKind::kKeys && kind != SequenceKind::kValues && kind != SequenceKind::kItems;
   }
   // jinja2's Undefined has a length and __getitem__, so it passes.
   return call.value.is_string() || call.value.is_dict() || call.value.is_undefined();
 }
 
 bool test_iterable(const Call& call) {
-  return call.value.is_string() || call.value.is_dict() || call.value.is_undefined() ||
-         call.value.is_sequence() || call.value.is_object(Object::Kind::kIterator) ||
-         call.value.is_object(Object::Kind::kLoop);
+  return call.value.is_string() || call.value.is_dict() || call.value.is_undefined() || call.value.is_sequence() ||
+         call.value.is_object(Object::Kind::kIterator) || call.value.is_object(Object::Kind::kLoop);
 }
 
 bool test_callable(const Call& call) {
   return call.value.is_undefined() || call.value.is_object(Object::Kind::kFunction) ||
-         call.value.is_object(Object::Kind::kMethod) ||
-         call.value.is_object(Object::Kind::kMacro) || call.value.is_object(Object::Kind::kLoop);
+         call.value.is_object(Object::Kind::kMethod) || call.value.is_object(Object::Kind::kMacro) ||
+         call.value.is_object(Object::Kind::kLoop);
 }
 
 bool test_sameas(const Call& call) {
@@ -65,16 +63,12 @@ bool test_sameas(const Call& call) {
   return call.runtime.equals(call.value, same);
 }
 
-bool test_in(const Call& call) {
-  return contains(call.runtime, *call.bind({"seq"}, 1)[0], call.value);
-}
+bool test_in(const Call& call) { return contains(call.runtime, *call.bind({"seq"}, 1)[0], call.value); }
 // hash: the name is looked up in a dict, which refuses a list.
 bool test_filter(const Call& call) {
   return (hash(call.value), call.value.is_string()) && has_filter(call.value.text());
 }
-bool test_test(const Call& call) {
-  return (hash(call.value), call.value.is_string()) && has_test(call.value.text());
-}
+bool test_test(const Call& call) { return (hash(call.value), call.value.is_string()) && has_test(call.value.text()); }
 bool test_eq(const Call& call) { return call.runtime.equals(call.value, other(call)); }
 bool test_ne(const Call& call) { return !call.runtime.equals(call.value, other(call)); }
 bool test_lt(const Call& call) { return call.runtime.less_than(call.value, other(call)); }
@@ -128,8 +122,7 @@ constexpr Entry kTests[] = {{"!=", test_ne},
                             {"upper", test_upper}};
 
 const Entry* find_test(std::string_view name) {
-  const auto* it = std::find_if(std::begin(kTests), std::end(kTests),
-                                [&](const Entry& e) { return e.name == name; });
+  const auto* it = std::find_if(std::begin(kTests), std::end(kTests), [&](const Entry& e) { return e.name == name; });
   return it == std::end(kTests) ? nullptr : it;
 }
 
@@ -141,8 +134,7 @@ void require_test(std::string_view name) {
   if (!has_test(name)) fail("there is no test named '{}'", name);
 }
 
-bool apply_test(Runtime& runtime, std::string_view name, const Value& value,
-                const Arguments& arguments) {
+bool apply_test(Runtime& runtime, std::string_view name, const Value& value, const Arguments& arguments) {
   runtime.step();
   require_test(name);
   const Entry* entry = find_test(name);
@@ -151,8 +143,7 @@ bool apply_test(Runtime& runtime, std::string_view name, const Value& value,
   static constexpr std::string_view kWithArgument[] = {
       "!=", "<",           "<=", "==", ">",  ">=",       "divisibleby", "eq", "equalto",
       "ge", "greaterthan", "gt", "in", "le", "lessthan", "lt",          "ne", "sameas"};
-  const bool expects = std::find(std::begin(kWithArgument), std::end(kWithArgument), name) !=
-                       std::end(kWithArgument);
+  const bool expects = std::find(std::begin(kWithArgument), std::end(kWithArgument), name) != std::end(kWithArgument);
   if (takes_arguments && !expects) fail("the test '{}' takes no argument", name);
   return entry->function(call);
 }

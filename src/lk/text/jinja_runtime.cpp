@@ -35,8 +35,7 @@ SequencePtr Runtime::to_list(const Value& value, SequenceKind kind) {
   return out;
 }
 
-std::vector<const Value*> Arguments::bind(std::string_view function,
-                                          std::initializer_list<std::string_view> names,
+std::vector<const Value*> Arguments::bind(std::string_view function, std::initializer_list<std::string_view> names,
                                           size_t num_required) const {
   if (positional.size() > names.size()) {
     fail("{} takes at most {} arguments, got {}", function, names.size(), positional.size());

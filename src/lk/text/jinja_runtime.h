@@ -23,8 +23,7 @@ class Runtime {
   // One unit of work that touches about `work` bytes. Long work is charged before it is done.
   void step(int64_t work = 0) {
     if (++num_steps_ > limits_.max_steps) {
-      fail_limit("the template took more than {} steps; raise max_steps or simplify it",
-                 limits_.max_steps);
+      fail_limit("the template took more than {} steps; raise max_steps or simplify it", limits_.max_steps);
     }
     work_since_check_ += work + kStepWork;
     if (work_since_check_ > kCheckWork) check_time();
@@ -58,9 +57,8 @@ class Runtime {
 
   void check_string(size_t bytes) const {
     if (bytes > max_string_bytes()) {
-      fail_limit(
-          "a string is longer than {} bytes; raise max_output_bytes or simplify the template",
-          max_string_bytes());
+      fail_limit("a string is longer than {} bytes; raise max_output_bytes or simplify the template",
+                 max_string_bytes());
     }
   }
   std::string str(const Value& value) {
@@ -89,9 +87,8 @@ class Runtime {
   void check_time() {
     work_since_check_ = 0;
     if (std::chrono::steady_clock::now() > deadline_) {
-      throw TemplateError{
-          StatusCode::kDeadlineExceeded,
-          fmt::format("the template ran longer than {} ms", limits_.max_time.count())};
+      throw TemplateError{StatusCode::kDeadlineExceeded,
+                          fmt::format("the template ran longer than {} ms", limits_.max_time.count())};
     }
   }
 
@@ -133,8 +130,7 @@ struct Arguments {
 
   // One value per name; a missing one is std::nullopt-like: has() is false. `function` is for
   // messages.
-  std::vector<const Value*> bind(std::string_view function,
-                                 std::initializer_list<std::string_view> names,
+  std::vector<const Value*> bind(std::string_view function, std::initializer_list<std::string_view> names,
                                  size_t num_required = 0) const;
 };
 

@@ -14,8 +14,7 @@ namespace {
 // "a.b.0" or an index: the path that map(attribute=), sort, groupby... follow into each item.
 class AttributePath {
  public:
-  AttributePath(Runtime& runtime, const Value* attribute, bool lower_case = false,
-                const Value* fallback = nullptr)
+  AttributePath(Runtime& runtime, const Value* attribute, bool lower_case = false, const Value* fallback = nullptr)
       : runtime_(runtime), lower_case_(lower_case), fallback_(fallback) {
     if (attribute == nullptr || attribute->is_none()) return;
     if (!attribute->is_string()) {
@@ -26,8 +25,8 @@ class AttributePath {
     for (size_t begin = 0; begin <= path.size();) {
       const size_t end = std::min(path.find('.', begin), path.size());
       const std::string part = path.substr(begin, end - begin);
-      const bool digits = !part.empty() && part.size() < 18 &&
-                          part.find_first_not_of("0123456789") == std::string::npos;
+      const bool digits =
+          !part.empty() && part.size() < 18 && part.find_first_not_of("0123456789") == std::string::npos;
       parts_.push_back(digits ? integer(std::stoll(part)) : runtime.string(part));
       begin = end + 1;
     }
@@ -63,8 +62,7 @@ void sort_keyed(Runtime& runtime, std::vector<Keyed>& items) {
       size_t left = begin;
       size_t right = middle;
       for (size_t out = begin; out < end; ++out) {
-        const bool take_right =
-            left == middle || (right < end && runtime.less_than(items[right].key, items[left].key));
+        const bool take_right = left == middle || (right < end && runtime.less_than(items[right].key, items[left].key));
         merged[out] = items[take_right ? right++ : left++];
       }
     }
@@ -111,11 +109,9 @@ Value filter_first(const FilterCall& call) {
   call.bind({});
   if (call.value.is_object(Object::Kind::kIterator)) {
     auto& it = static_cast<Iterator&>(*call.value.as<ObjectPtr>());
-    return it.next < it.items().size() ? it.items()[it.next++]
-                                       : undefined("first: the sequence is empty");
+    return it.next < it.items().size() ? it.items()[it.next++] : undefined("first: the sequence is empty");
   }
-  if (call.value.is_string() && !call.value.text().empty())
-    return get_item(call.runtime, call.value, integer(0));
+  if (call.value.is_string() && !call.value.text().empty()) return get_item(call.runtime, call.value, integer(0));
   if (call.value.is_sequence() && !call.value.items().empty()) return call.value.items()[0];
   const SequencePtr items = call.runtime.to_list(call.value);
   return items->items().empty() ? undefined("first: the sequence is empty") : items->items()[0];
@@ -123,10 +119,8 @@ Value filter_first(const FilterCall& call) {
 
 Value filter_last(const FilterCall& call) {
   call.bind({});
-  if (call.value.is_object(Object::Kind::kIterator))
-    fail("last needs a list; turn the generator into one with | list");
-  if (call.value.is_string() && !call.value.text().empty())
-    return get_item(call.runtime, call.value, integer(-1));
+  if (call.value.is_object(Object::Kind::kIterator)) fail("last needs a list; turn the generator into one with | list");
+  if (call.value.is_string() && !call.value.text().empty()) return get_item(call.runtime, call.value, integer(-1));
   if (call.value.is_sequence() && !call.value.items().empty()) return call.value.items().back();
   const SequencePtr items = call.runtime.to_list(call.value);
   return items->items().empty() ? undefined("last: the sequence is empty") : items->items().back();
@@ -144,8 +138,7 @@ Value filter_reverse(const FilterCall& call) {
 
 Value filter_items(const FilterCall& call) {
   call.bind({});
-  if (!call.value.is_undefined() && !call.value.is_dict())
-    fail("items needs a mapping, got {}", type_name(call.value));
+  if (!call.value.is_undefined() && !call.value.is_dict()) fail("items needs a mapping, got {}", type_name(call.value));
   SequencePtr out = call.runtime.sequence();
   if (call.value.is_dict()) {
     for (const auto& [key, value] : call.value.dict().items()) {
@@ -223,8 +216,8 @@ Value filter_min_max(const FilterCall& call) {
   Keyed best{path.get(source->items()[0]), source->items()[0]};
   for (size_t idx = 1; idx < source->items().size(); ++idx) {
     Keyed next{path.get(source->items()[idx]), source->items()[idx]};
-    const bool better = call.name == "min" ? call.runtime.less_than(next.key, best.key)
-                                           : call.runtime.less_than(best.key, next.key);
+    const bool better =
+        call.name == "min" ? call.runtime.less_than(next.key, best.key) : call.runtime.less_than(best.key, next.key);
     if (better) best = std::move(next);
   }
   return best.item;
@@ -236,8 +229,7 @@ Value filter_sum(const FilterCall& call) {
   Value total = bound[1] != nullptr ? *bound[1] : integer(0);
   if (total.is_string()) fail("sum cannot add strings; use join");
   const SequencePtr source = call.runtime.to_list(call.value);
-  for (const Value& item : source->items())
-    total = binary(call.runtime, "+", total, path.get(item));
+  for (const Value& item : source->items()) total = binary(call.runtime, "+", total, path.get(item));
   return total;
 }
 
@@ -286,8 +278,7 @@ Value filter_select(const FilterCall& call) {
   const SequencePtr source = call.runtime.to_list(call.value);
   for (const Value& item : source->items()) {
     const Value subject = path.get(item);
-    const bool holds = test.has_value() ? apply_test(call.runtime, test->text(), subject, arguments)
-                                        : truthy(subject);
+    const bool holds = test.has_value() ? apply_test(call.runtime, test->text(), subject, arguments) : truthy(subject);
     if (holds == wanted) out->push(item);
   }
   return call.runtime.iterator(std::move(out));
@@ -329,8 +320,7 @@ Value filter_slice(const FilterCall& call) {
     SequencePtr part = call.runtime.sequence();
     const int64_t size = count / num_slices + (idx < count % num_slices ? 1 : 0);
     for (int64_t k = 0; k < size; ++k) part->push(source->items()[at++]);
-    if (bound[1] != nullptr && !bound[1]->is_none() && idx >= count % num_slices)
-      part->push(*bound[1]);
+    if (bound[1] != nullptr && !bound[1]->is_none() && idx >= count % num_slices) part->push(*bound[1]);
     out->push(list_of(std::move(part)));
   }
   return call.runtime.iterator(std::move(out));
@@ -375,8 +365,8 @@ constexpr FilterEntry kFilters[] = {
 }  // namespace
 
 const FilterEntry* find_sequence_filter(std::string_view name) {
-  const auto* it = std::find_if(std::begin(kFilters), std::end(kFilters),
-                                [&](const auto& e) { return e.name == name; });
+  const auto* it =
+      std::find_if(std::begin(kFilters), std::end(kFilters), [&](const auto& e) { return e.name == name; });
   return it == std::end(kFilters) ? nullptr : it;
 }
 

@@ -13,8 +13,7 @@ namespace lk::jinja {
 namespace {
 
 icu::UnicodeString to_icu(std::string_view text) {
-  return icu::UnicodeString::fromUTF8(
-      icu::StringPiece(text.data(), static_cast<int32_t>(text.size())));
+  return icu::UnicodeString::fromUTF8(icu::StringPiece(text.data(), static_cast<int32_t>(text.size())));
 }
 
 std::string from_icu(const icu::UnicodeString& text) {
@@ -26,15 +25,14 @@ std::string from_icu(const icu::UnicodeString& text) {
 // The full title-case mapping of one code point ("ß" gives "Ss").
 std::string title_one(char32_t c) {
   icu::UnicodeString text(static_cast<UChar32>(c));
-  text.toTitle(nullptr, icu::Locale::getRoot(),
-               U_TITLECASE_WHOLE_STRING | U_TITLECASE_NO_BREAK_ADJUSTMENT);
+  text.toTitle(nullptr, icu::Locale::getRoot(), U_TITLECASE_WHOLE_STRING | U_TITLECASE_NO_BREAK_ADJUSTMENT);
   return from_icu(text);
 }
 
 bool is_cased(char32_t c) {
   const auto point = static_cast<UChar32>(c);
-  return u_hasBinaryProperty(point, UCHAR_LOWERCASE) ||
-         u_hasBinaryProperty(point, UCHAR_UPPERCASE) || u_charType(point) == U_TITLECASE_LETTER;
+  return u_hasBinaryProperty(point, UCHAR_LOWERCASE) || u_hasBinaryProperty(point, UCHAR_UPPERCASE) ||
+         u_charType(point) == U_TITLECASE_LETTER;
 }
 
 bool all_cased_have(std::string_view text, UProperty wanted, UProperty other) {
@@ -113,14 +111,12 @@ size_t byte_offset(std::string_view text, int64_t index) {
 }
 
 bool is_space(char32_t c) {
-  return (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 ||
-         c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F ||
-         c == 0x205F || c == 0x3000;
+  return (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
 
 bool is_line_break(char32_t c) {
-  return (c >= 0x0A && c <= 0x0D) || (c >= 0x1C && c <= 0x1E) || c == 0x85 || c == 0x2028 ||
-         c == 0x2029;
+  return (c >= 0x0A && c <= 0x0D) || (c >= 0x1C && c <= 0x1E) || c == 0x85 || c == 0x2028 || c == 0x2029;
 }
 
 bool is_printable(char32_t c) {
@@ -186,21 +182,15 @@ std::string title(std::string_view text) {
   return out;
 }
 
-bool is_upper(std::string_view text) {
-  return all_cased_have(text, UCHAR_UPPERCASE, UCHAR_LOWERCASE);
-}
-bool is_lower(std::string_view text) {
-  return all_cased_have(text, UCHAR_LOWERCASE, UCHAR_UPPERCASE);
-}
+bool is_upper(std::string_view text) { return all_cased_have(text, UCHAR_UPPERCASE, UCHAR_LOWERCASE); }
+bool is_lower(std::string_view text) { return all_cased_have(text, UCHAR_LOWERCASE, UCHAR_UPPERCASE); }
 
-std::string_view strip(std::string_view text, bool left, bool right, bool has_chars,
-                       std::string_view chars) {
+std::string_view strip(std::string_view text, bool left, bool right, bool has_chars, std::string_view chars) {
   // A membership table would pay only for long `chars`; sets here are a few characters.
   const auto drops = [&](size_t begin, size_t end) {
     const std::string_view one = text.substr(begin, end - begin);
     size_t pos = 0;
-    return has_chars ? chars.find(one) != std::string_view::npos
-                     : is_space(next_code_point(one, pos));
+    return has_chars ? chars.find(one) != std::string_view::npos : is_space(next_code_point(one, pos));
   };
   size_t begin = 0;
   size_t end = text.size();

@@ -17,8 +17,7 @@ constexpr int64_t kEntryBytes = 2 * sizeof(Value) + 48;  // 48: the node of the 
 constexpr size_t kLinearDictSize = 8;                    // below, comparing keys beats hashing
 
 void check_depth(int depth) {
-  if (depth > kMaxValueDepth)
-    fail_limit("a value is nested more than {} levels deep", kMaxValueDepth);
+  if (depth > kMaxValueDepth) fail_limit("a value is nested more than {} levels deep", kMaxValueDepth);
 }
 
 void check_weight(int64_t weight) {
@@ -53,8 +52,7 @@ bool less_numbers(const Value& a, const Value& b) {
 }
 
 void append_string_repr(std::string& out, std::string_view text) {
-  const bool double_quotes =
-      text.find('\'') != std::string_view::npos && text.find('"') == std::string_view::npos;
+  const bool double_quotes = text.find('\'') != std::string_view::npos && text.find('"') == std::string_view::npos;
   const char quote = double_quotes ? '"' : '\'';
   out += quote;
   for (size_t pos = 0; pos < text.size();) {
@@ -109,8 +107,7 @@ class ReprWriter {
     } else {
       write_object(*value.as<ObjectPtr>(), depth);
     }
-    if (out_.size() > limit_bytes_)
-      fail_limit("a printed value is longer than {} bytes", limit_bytes_);
+    if (out_.size() > limit_bytes_) fail_limit("a printed value is longer than {} bytes", limit_bytes_);
   }
 
  private:
@@ -180,8 +177,7 @@ class ReprWriter {
 
 }  // namespace
 
-StringData::StringData(std::string text_in, Meter* meter_in)
-    : text(std::move(text_in)), meter(meter_in) {
+StringData::StringData(std::string text_in, Meter* meter_in) : text(std::move(text_in)), meter(meter_in) {
   if (meter != nullptr) meter->add(kStringOverheadBytes + static_cast<int64_t>(text.size()));
 }
 StringData::~StringData() {
@@ -241,8 +237,7 @@ const Value* Dict::find(std::string_view key) const {
 }
 
 Value Object::attribute(Runtime&, std::string_view name) {
-  return undefined(fmt::format("a {} has no attribute {}",
-                               type_name(Value::Data(ObjectPtr(ObjectPtr(), this))), name));
+  return undefined(fmt::format("a {} has no attribute {}", type_name(Value::Data(ObjectPtr(ObjectPtr(), this))), name));
 }
 Value Object::call(Runtime&, const Arguments&) {
   fail("a {} cannot be called", type_name(Value::Data(ObjectPtr(ObjectPtr(), this))));
@@ -294,8 +289,7 @@ bool equal(const Value& a, const Value& b) {
   if (a.is_number() && b.is_number()) return equal_numbers(a, b);
   if (a.is_string() && b.is_string()) return a.text() == b.text();
   if (a.is_sequence() && b.is_sequence()) {
-    return a.as<SequencePtr>()->kind == b.as<SequencePtr>()->kind &&
-           equal_items(a.items(), b.items());
+    return a.as<SequencePtr>()->kind == b.as<SequencePtr>()->kind && equal_items(a.items(), b.items());
   }
   if (a.is_dict() && b.is_dict()) return equal_dicts(a.dict(), b.dict());
   if (a.is<ObjectPtr>() && b.is<ObjectPtr>()) return a.as<ObjectPtr>() == b.as<ObjectPtr>();
@@ -324,8 +318,7 @@ size_t hash(const Value& value) {
   if (value.is_integral()) return std::hash<int64_t>{}(value.integer());
   if (value.is<double>()) {
     const double x = value.as<double>();
-    if (x >= -0x1p63 && x < 0x1p63 && std::floor(x) == x)
-      return std::hash<int64_t>{}(static_cast<int64_t>(x));
+    if (x >= -0x1p63 && x < 0x1p63 && std::floor(x) == x) return std::hash<int64_t>{}(static_cast<int64_t>(x));
     return std::hash<double>{}(x);
   }
   if (value.is_sequence(SequenceKind::kTuple) || value.is_sequence(SequenceKind::kRange)) {
@@ -387,8 +380,7 @@ void fail_undefined(const Value& value) {
 void append_str(std::string& out, const Value& value, size_t limit_bytes) {
   if (value.is_undefined()) return;
   if (value.is_string()) {
-    if (out.size() + value.text().size() > limit_bytes)
-      fail_limit("text longer than {} bytes", limit_bytes);
+    if (out.size() + value.text().size() > limit_bytes) fail_limit("text longer than {} bytes", limit_bytes);
     out += value.text();
     return;
   }
@@ -404,8 +396,7 @@ std::string float_repr(double x) {
   if (std::isnan(x)) return "nan";
   if (std::isinf(x)) return x > 0 ? "inf" : "-inf";
   char buffer[40];
-  const auto result =
-      std::to_chars(buffer, buffer + sizeof(buffer), x, std::chars_format::scientific);
+  const auto result = std::to_chars(buffer, buffer + sizeof(buffer), x, std::chars_format::scientific);
   const std::string_view text(buffer, static_cast<size_t>(result.ptr - buffer));
   const bool negative = text[0] == '-';
   const size_t e_at = text.find('e');
@@ -421,8 +412,7 @@ std::string float_repr(double x) {
     if (num_digits > 1) out += "." + digits.substr(1);
     return out + fmt::format("e{}{:02}", exponent < 0 ? '-' : '+', std::abs(exponent));
   }
-  if (exponent < 0)
-    return out + "0." + std::string(static_cast<size_t>(-exponent - 1), '0') + digits;
+  if (exponent < 0) return out + "0." + std::string(static_cast<size_t>(-exponent - 1), '0') + digits;
   if (num_digits <= exponent + 1) {
     return out + digits + std::string(static_cast<size_t>(exponent + 1 - num_digits), '0') + ".0";
   }

@@ -28,8 +28,7 @@ struct TemplateError {
 
 template <class... Args>
 [[noreturn]] void fail(fmt::format_string<Args...> format, Args&&... args) {
-  throw TemplateError{StatusCode::kInvalidArgument,
-                      fmt::format(format, std::forward<Args>(args)...)};
+  throw TemplateError{StatusCode::kInvalidArgument, fmt::format(format, std::forward<Args>(args)...)};
 }
 template <class... Args>
 [[noreturn]] void fail_unsupported(fmt::format_string<Args...> format, Args&&... args) {
@@ -37,8 +36,7 @@ template <class... Args>
 }
 template <class... Args>
 [[noreturn]] void fail_limit(fmt::format_string<Args...> format, Args&&... args) {
-  throw TemplateError{StatusCode::kResourceExhausted,
-                      fmt::format(format, std::forward<Args>(args)...)};
+  throw TemplateError{StatusCode::kResourceExhausted, fmt::format(format, std::forward<Args>(args)...)};
 }
 
 // Deeper values are refused: destruction, repr and comparison recurse once per level.
@@ -54,9 +52,8 @@ class Meter {
   void add(int64_t bytes) {
     live_bytes_ += bytes;
     if (live_bytes_ > limit_bytes_) {
-      fail_limit(
-          "the template holds more than {} bytes of values; raise max_output_bytes or simplify it",
-          limit_bytes_);
+      fail_limit("the template holds more than {} bytes of values; raise max_output_bytes or simplify it",
+                 limit_bytes_);
     }
   }
   void sub(int64_t bytes) { live_bytes_ -= bytes; }
@@ -109,8 +106,7 @@ using ObjectPtr = std::shared_ptr<Object>;
 
 class Value {
  public:
-  using Data = std::variant<Undefined, None, bool, int64_t, double, StringPtr, SequencePtr, DictPtr,
-                            ObjectPtr>;
+  using Data = std::variant<Undefined, None, bool, int64_t, double, StringPtr, SequencePtr, DictPtr, ObjectPtr>;
   Value() = default;                            // undefined
   Value(Data data) : data_(std::move(data)) {}  // NOLINT(google-explicit-constructor)
 
@@ -131,9 +127,7 @@ class Value {
   bool is_sequence(SequenceKind kind) const;
   bool is_integral() const { return is<int64_t>() || is<bool>(); }  // bool is an int in Python
   bool is_number() const { return is_integral() || is<double>(); }
-  bool is_object(Object::Kind kind) const {
-    return is<ObjectPtr>() && as<ObjectPtr>()->kind == kind;
-  }
+  bool is_object(Object::Kind kind) const { return is<ObjectPtr>() && as<ObjectPtr>()->kind == kind; }
 
   const std::string& text() const { return as<StringPtr>()->text; }
   int64_t integer() const { return is<bool>() ? as<bool>() : as<int64_t>(); }
@@ -160,7 +154,7 @@ class Sequence {
 
   const SequenceKind kind;
   int64_t range_start = 0, range_stop = 0, range_step = 1;  // kRange: for printing
-  bool is_group = false;  // an entry of groupby: .grouper and .list
+  bool is_group = false;                                    // an entry of groupby: .grouper and .list
 
  private:
   std::vector<Value> items_;
@@ -195,9 +189,7 @@ class Dict {
   int64_t weight_ = 1;
 };
 
-inline bool Value::is_sequence(SequenceKind kind) const {
-  return is_sequence() && as<SequencePtr>()->kind == kind;
-}
+inline bool Value::is_sequence(SequenceKind kind) const { return is_sequence() && as<SequencePtr>()->kind == kind; }
 inline const std::vector<Value>& Value::items() const { return as<SequencePtr>()->items(); }
 
 // A generator of Python: can be walked once, has no length and is always true.

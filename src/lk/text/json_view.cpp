@@ -49,21 +49,18 @@ Result<JsonView> JsonView::field(std::string_view key) const {
   LK_RETURN_IF_ERROR(expect_object());
   const boost::json::value* value = find(*value_, key);
   if (value == nullptr) return error(StatusCode::kDataLoss, "field \"{}\" is missing", key);
-  return JsonView(*value, file_,
-                  path_.empty() ? std::string(key) : fmt::format("{}.{}", path_, key));
+  return JsonView(*value, file_, path_.empty() ? std::string(key) : fmt::format("{}.{}", path_, key));
 }
 
 Result<std::string_view> JsonView::string() const {
   const boost::json::string* text = value_->if_string();
-  if (text == nullptr)
-    return error(StatusCode::kDataLoss, "must be a string, is {}", kind_name(*value_));
+  if (text == nullptr) return error(StatusCode::kDataLoss, "must be a string, is {}", kind_name(*value_));
   return std::string_view(text->data(), text->size());
 }
 
 Result<bool> JsonView::boolean() const {
   const bool* flag = value_->if_bool();
-  if (flag == nullptr)
-    return error(StatusCode::kDataLoss, "must be true or false, is {}", kind_name(*value_));
+  if (flag == nullptr) return error(StatusCode::kDataLoss, "must be true or false, is {}", kind_name(*value_));
   return *flag;
 }
 
@@ -82,12 +79,10 @@ Result<int64_t> JsonView::integer(int64_t min, int64_t max) const {
 
 Result<std::vector<JsonView>> JsonView::array() const {
   const boost::json::array* items = value_->if_array();
-  if (items == nullptr)
-    return error(StatusCode::kDataLoss, "must be an array, is {}", kind_name(*value_));
+  if (items == nullptr) return error(StatusCode::kDataLoss, "must be an array, is {}", kind_name(*value_));
   std::vector<JsonView> views;
   views.reserve(items->size());
-  for (size_t k = 0; k < items->size(); ++k)
-    views.emplace_back((*items)[k], file_, fmt::format("{}[{}]", path_, k));
+  for (size_t k = 0; k < items->size(); ++k) views.emplace_back((*items)[k], file_, fmt::format("{}[{}]", path_, k));
   return views;
 }
 

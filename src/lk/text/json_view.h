@@ -40,8 +40,7 @@ class JsonView {
 
   template <class... Args>
   Status error(StatusCode code, fmt::format_string<Args...> format, Args&&... args) const {
-    return Status(code,
-                  fmt::format("{}: {}", where(), fmt::format(format, std::forward<Args>(args)...)));
+    return Status(code, fmt::format("{}: {}", where(), fmt::format(format, std::forward<Args>(args)...)));
   }
 
  private:

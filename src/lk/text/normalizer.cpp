@@ -35,8 +35,7 @@ const ByteAlphabet& alphabet() {
 
 class Sequence : public Normalizer {
  public:
-  explicit Sequence(std::vector<std::unique_ptr<const Normalizer>> parts)
-      : parts_(std::move(parts)) {}
+  explicit Sequence(std::vector<std::unique_ptr<const Normalizer>> parts) : parts_(std::move(parts)) {}
   Status apply(NormalizedText& text, RegexBudget& budget) const override {
     for (const auto& part : parts_) {
       LK_RETURN_IF_ERROR(part->apply(text, budget));
@@ -77,8 +76,7 @@ class Replace : public Normalizer {
         out.add(rule_.content, span.end == 0 ? 0 : text.origin_at(span.end - 1));
         LK_RETURN_IF_ERROR(out.check_size());
       } else {
-        out.add(std::string_view(text.text).substr(span.begin, span.end - span.begin),
-                text.origins_at(span.begin));
+        out.add(std::string_view(text.text).substr(span.begin, span.end - span.begin), text.origins_at(span.begin));
       }
     }
     text = std::move(out);
@@ -159,9 +157,7 @@ class PerCharacter : public Normalizer {
 };
 
 class Lowercase : public PerCharacter {
-  void map(uint32_t code_point, std::string& out) const override {
-    unicode::append_lower(out, code_point);
-  }
+  void map(uint32_t code_point, std::string& out) const override { unicode::append_lower(out, code_point); }
 };
 
 class StripAccents : public PerCharacter {
@@ -182,9 +178,7 @@ class ByteLevel : public PerCharacter {
 
 const std::string& byte_char(unsigned char byte) { return alphabet().chars[byte]; }
 
-int char_byte(uint32_t code_point) {
-  return code_point < kNumByteChars ? alphabet().bytes[code_point] : -1;
-}
+int char_byte(uint32_t code_point) { return code_point < kNumByteChars ? alphabet().bytes[code_point] : -1; }
 
 Result<Regex> parse_pattern(const JsonView& json) {
   LK_RETURN_IF_ERROR(json.expect_object());
@@ -230,11 +224,10 @@ Result<std::unique_ptr<const Normalizer>> Normalizer::parse(const JsonView& json
     LK_ASSIGN_OR_RETURN(const bool right, json.boolean("strip_right"));
     return Pointer(std::make_unique<Strip>(left, right));
   }
-  static constexpr std::pair<std::string_view, unicode::Form> kForms[] = {
-      {"NFC", unicode::Form::kNfc},
-      {"NFD", unicode::Form::kNfd},
-      {"NFKC", unicode::Form::kNfkc},
-      {"NFKD", unicode::Form::kNfkd}};
+  static constexpr std::pair<std::string_view, unicode::Form> kForms[] = {{"NFC", unicode::Form::kNfc},
+                                                                          {"NFD", unicode::Form::kNfd},
+                                                                          {"NFKC", unicode::Form::kNfkc},
+                                                                          {"NFKD", unicode::Form::kNfkd}};
   for (const auto& [name, form] : kForms) {
     if (type == name) return Pointer(std::make_unique<UnicodeForm>(form));
   }

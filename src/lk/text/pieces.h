@@ -15,8 +15,7 @@
 
 namespace lk {
 
-inline constexpr size_t kMaxTextBytes = size_t{1}
-                                        << 30;  // of any stage: hostile rules may grow the text
+inline constexpr size_t kMaxTextBytes = size_t{1} << 30;  // of any stage: hostile rules may grow the text
 
 // A string that normalizers rewrite. With `track`, origins has one entry per byte.
 struct NormalizedText {
@@ -33,9 +32,7 @@ struct NormalizedText {
     text += bytes;
     if (track) origins.insert(origins.end(), bytes.size(), origin);
   }
-  uint32_t origin_at(size_t byte) const {
-    return track && byte < origins.size() ? origins[byte] : 0;
-  }
+  uint32_t origin_at(size_t byte) const { return track && byte < origins.size() ? origins[byte] : 0; }
   const uint32_t* origins_at(size_t byte) const { return track ? origins.data() + byte : nullptr; }
   Status check_size() const {
     if (text.size() <= kMaxTextBytes) return {};

@@ -30,8 +30,7 @@ Status PostProcessor::add_part(const JsonView& json) {
 }
 
 Status PostProcessor::add_template(const JsonView& json) {
-  if (has_template_)
-    return json.error(StatusCode::kUnsupported, "a second TemplateProcessing is not supported");
+  if (has_template_) return json.error(StatusCode::kUnsupported, "a second TemplateProcessing is not supported");
   has_template_ = true;
   LK_ASSIGN_OR_RETURN(const JsonView specials, json.field("special_tokens"));
   LK_RETURN_IF_ERROR(specials.expect_object());
@@ -42,8 +41,8 @@ Status PostProcessor::add_template(const JsonView& json) {
       LK_ASSIGN_OR_RETURN(const JsonView sequence, piece.field("Sequence"));
       LK_ASSIGN_OR_RETURN(const std::string_view id, sequence.string("id"));
       if (id != "A") {
-        return sequence.error(StatusCode::kDataLoss,
-                              "the template of a single text names sequence \"{}\", not \"A\"", id);
+        return sequence.error(StatusCode::kDataLoss, "the template of a single text names sequence \"{}\", not \"A\"",
+                              id);
       }
       pieces_.push_back({true, {}});
       ++num_sequences;
@@ -62,15 +61,13 @@ Status PostProcessor::add_template(const JsonView& json) {
     pieces_.push_back(std::move(out));
   }
   if (num_sequences > kMaxSequences || num_ids > kMaxSpecialIds) {
-    return json.error(StatusCode::kUnsupported,
-                      "the template has {} sequences and {} special ids, more than {} and {}",
+    return json.error(StatusCode::kUnsupported, "the template has {} sequences and {} special ids, more than {} and {}",
                       num_sequences, num_ids, kMaxSequences, kMaxSpecialIds);
   }
   return {};
 }
 
-void PostProcessor::apply(const std::vector<int32_t>& ids, bool add_special_tokens,
-                          std::vector<int32_t>& out) const {
+void PostProcessor::apply(const std::vector<int32_t>& ids, bool add_special_tokens, std::vector<int32_t>& out) const {
   if (!has_template_) {
     out.insert(out.end(), ids.begin(), ids.end());
     return;

@@ -16,8 +16,7 @@ class PostProcessor {
   static Result<PostProcessor> parse(const JsonView& json);
 
   // Appends to `out` the ids with the template around them; special tokens only if asked for.
-  void apply(const std::vector<int32_t>& ids, bool add_special_tokens,
-             std::vector<int32_t>& out) const;
+  void apply(const std::vector<int32_t>& ids, bool add_special_tokens, std::vector<int32_t>& out) const;
 
   int32_t max_id() const;
 

@@ -71,15 +71,13 @@ void find_chars(std::string_view text, Predicate in_class, std::vector<Span>& sp
 
 class Sequence : public PreTokenizer {
  public:
-  explicit Sequence(std::vector<std::unique_ptr<const PreTokenizer>> parts)
-      : parts_(std::move(parts)) {}
+  explicit Sequence(std::vector<std::unique_ptr<const PreTokenizer>> parts) : parts_(std::move(parts)) {}
   Status apply(PieceList& list, RegexBudget& budget) const override {
     for (const auto& part : parts_) LK_RETURN_IF_ERROR(part->apply(list, budget));
     return {};
   }
   bool needs_origins() const override {
-    return std::any_of(parts_.begin(), parts_.end(),
-                       [](const auto& part) { return part->needs_origins(); });
+    return std::any_of(parts_.begin(), parts_.end(), [](const auto& part) { return part->needs_origins(); });
   }
 
  private:
@@ -145,15 +143,14 @@ class Metaspace : public PreTokenizer {
   Status apply(PieceList& list, RegexBudget&) const override {
     LK_RETURN_IF_ERROR(rewrite_pieces(list, [&](const Piece& piece, NormalizedText& out) {
       const std::string_view text = list.text(piece);
-      const bool prepend = options_.scheme == PrependScheme::kAlways ||
-                           (options_.scheme == PrependScheme::kFirst && piece.origin == 0);
+      const bool prepend =
+          options_.scheme == PrependScheme::kAlways || (options_.scheme == PrependScheme::kFirst && piece.origin == 0);
       if (prepend && !text.starts_with(options_.replacement) && !text.starts_with(' ')) {
         out.add(options_.replacement, list.buffer.origin_at(piece.begin));
       }
       for (size_t pos = piece.begin; pos < piece.end; ++pos) {
         const std::string_view byte = std::string_view(list.buffer.text).substr(pos, 1);
-        out.add(byte == " " ? std::string_view(options_.replacement) : byte,
-                list.buffer.origin_at(pos));
+        out.add(byte == " " ? std::string_view(options_.replacement) : byte, list.buffer.origin_at(pos));
       }
     }));
     if (!options_.split) return {};
@@ -173,8 +170,7 @@ class Metaspace : public PreTokenizer {
 // Pre-tokenizers that split at single characters of a class.
 class CharSplit : public PreTokenizer {
  public:
-  CharSplit(bool (*in_class)(uint32_t), SplitBehavior behavior)
-      : in_class_(in_class), behavior_(behavior) {}
+  CharSplit(bool (*in_class)(uint32_t), SplitBehavior behavior) : in_class_(in_class), behavior_(behavior) {}
   Status apply(PieceList& list, RegexBudget&) const override {
     return split_pieces(list, [&](std::string_view text, std::vector<Span>& spans) -> Status {
       find_chars(text, in_class_, spans);
@@ -199,9 +195,7 @@ class Whitespace : public PreTokenizer {
       for (size_t pos = 0; pos < text.size();) {
         const size_t next = pos + unicode::char_length(text[pos]);
         const uint32_t c = unicode::decode(text, pos);
-        const Kind kind = unicode::is_word(c)    ? Kind::kWord
-                          : unicode::is_space(c) ? Kind::kSpace
-                                                 : Kind::kOther;
+        const Kind kind = unicode::is_word(c) ? Kind::kWord : unicode::is_space(c) ? Kind::kSpace : Kind::kOther;
         if (kind != Kind::kSpace) {
           if (kind == previous) {
             spans.back().end = next;
@@ -248,9 +242,8 @@ void apply_behavior(SplitBehavior behavior, std::vector<Span>& spans) {
     case SplitBehavior::kContiguous:
     case SplitBehavior::kMergedWithPrevious:
       for (const Span& span : spans) {
-        const bool merge = behavior == SplitBehavior::kContiguous
-                               ? span.is_match == previous_match
-                               : span.is_match && !previous_match;
+        const bool merge =
+            behavior == SplitBehavior::kContiguous ? span.is_match == previous_match : span.is_match && !previous_match;
         if (merge && !out.empty()) {
           out.back().end = span.end;
         } else {
@@ -294,8 +287,7 @@ Result<MetaspaceOptions> MetaspaceOptions::parse(const JsonView& json) {
     }
   }
   LK_ASSIGN_OR_RETURN(const bool add_prefix_space, json.boolean_or("add_prefix_space", true));
-  if (!add_prefix_space &&
-      options.scheme != PrependScheme::kNever) {  // refused by the package, too
+  if (!add_prefix_space && options.scheme != PrependScheme::kNever) {  // refused by the package, too
     return json.error(StatusCode::kDataLoss, "add_prefix_space contradicts prepend_scheme");
   }
   LK_ASSIGN_OR_RETURN(options.split, json.boolean_or("split", true));
@@ -342,8 +334,7 @@ Result<std::unique_ptr<const PreTokenizer>> PreTokenizer::parse(const JsonView& 
   }
   if (type == "Digits") {
     LK_ASSIGN_OR_RETURN(const bool individual, json.boolean("individual_digits"));
-    const SplitBehavior behavior =
-        individual ? SplitBehavior::kIsolated : SplitBehavior::kContiguous;
+    const SplitBehavior behavior = individual ? SplitBehavior::kIsolated : SplitBehavior::kContiguous;
     return Pointer(std::make_unique<CharSplit>(&unicode::is_numeric, behavior));
   }
   if (type == "Punctuation") {

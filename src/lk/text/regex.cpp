@@ -14,15 +14,13 @@ namespace {
 constexpr size_t kMaxPatternBytes = 64 << 10;
 constexpr size_t kMaxTranslatedBytes = 1 << 20;
 constexpr uint32_t kMaxNesting = 100;
-constexpr uint32_t kMatchLimit =
-    20'000'000;  // backtracking steps of one match: a fraction of a second
+constexpr uint32_t kMatchLimit = 20'000'000;  // backtracking steps of one match: a fraction of a second
 constexpr uint32_t kHeapLimitKib = 64 << 10;
 constexpr size_t kJitStackBytes = 4 << 20;
 
 std::string error_text(int code) {
   PCRE2_UCHAR buffer[256];
-  if (pcre2_get_error_message(code, buffer, sizeof buffer) < 0)
-    return fmt::format("PCRE2 error {}", code);
+  if (pcre2_get_error_message(code, buffer, sizeof buffer) < 0) return fmt::format("PCRE2 error {}", code);
   return reinterpret_cast<const char*>(buffer);
 }
 
@@ -50,12 +48,9 @@ struct MatchScratch {
 }  // namespace
 
 RegexBudget::RegexBudget(size_t text_bytes)
-    : deadline_(std::chrono::steady_clock::now() +
-                std::chrono::seconds(10 + 2 * (text_bytes >> 20))) {}
+    : deadline_(std::chrono::steady_clock::now() + std::chrono::seconds(10 + 2 * (text_bytes >> 20))) {}
 
-bool RegexBudget::expired() {
-  return ++calls_ % 16 == 0 && std::chrono::steady_clock::now() > deadline_;
-}
+bool RegexBudget::expired() { return ++calls_ % 16 == 0 && std::chrono::steady_clock::now() > deadline_; }
 
 struct Regex::Code {
   pcre2_code* code;
@@ -67,12 +62,10 @@ struct Regex::Code {
 
 Result<Regex> Regex::compile(std::string_view pattern) {
   if (pattern.size() > kMaxPatternBytes) {
-    return invalid_argument("the regular expression has {} bytes, more than {}", pattern.size(),
-                            kMaxPatternBytes);
+    return invalid_argument("the regular expression has {} bytes, more than {}", pattern.size(), kMaxPatternBytes);
   }
   LK_ASSIGN_OR_RETURN(const std::string translated, translate_regex(pattern));
-  if (translated.size() > kMaxTranslatedBytes)
-    return invalid_argument("the regular expression is too large");
+  if (translated.size() > kMaxTranslatedBytes) return invalid_argument("the regular expression is too large");
   return build(translated);
 }
 
@@ -94,10 +87,8 @@ Result<Regex> Regex::build(const std::string& pcre) {
   // MULTILINE: in Ruby syntax ^ and $ always match at lines.
   pcre2_code* code =
       pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pcre.data()), pcre.size(),
-                    PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error,
-                    &offset, context.get());
-  if (code == nullptr)
-    return invalid_argument("the regular expression does not compile: {}", error_text(error));
+                    PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &offset, context.get());
+  if (code == nullptr) return invalid_argument("the regular expression does not compile: {}", error_text(error));
   Regex regex;
   regex.code_ = std::make_shared<const Code>(code);
   // Without JIT (refused by the system, or a pattern it cannot do) the interpreter gives the same
@@ -106,8 +97,7 @@ Result<Regex> Regex::build(const std::string& pcre) {
   return regex;
 }
 
-Status Regex::find_spans(std::string_view text, RegexBudget& budget,
-                         std::vector<Span>& spans) const {
+Status Regex::find_spans(std::string_view text, RegexBudget& budget, std::vector<Span>& spans) const {
   spans.clear();
   size_t previous = 0;  // end of the last span
   const auto add_match = [&](size_t begin, size_t end) {
@@ -117,8 +107,7 @@ Status Regex::find_spans(std::string_view text, RegexBudget& budget,
   };
   if (text.empty()) return {};
   if (code_ == nullptr) {
-    for (size_t at = text.find(literal_); at != text.npos;
-         at = text.find(literal_, at + literal_.size())) {
+    for (size_t at = text.find(literal_); at != text.npos; at = text.find(literal_, at + literal_.size())) {
       add_match(at, at + literal_.size());
     }
     if (previous != text.size()) spans.push_back({previous, text.size(), false});
@@ -129,23 +118,19 @@ Status Regex::find_spans(std::string_view text, RegexBudget& budget,
   size_t from = 0;
   size_t last_match_end = text.npos;
   while (from <= text.size()) {
-    if (budget.expired())
-      return resource_exhausted("a regular expression of the tokenizer takes too long");
+    if (budget.expired()) return resource_exhausted("a regular expression of the tokenizer takes too long");
     const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
-    int count = pcre2_match(code_->code, subject, text.size(), from, PCRE2_NO_UTF_CHECK,
-                            scratch.data, scratch.context);
+    int count = pcre2_match(code_->code, subject, text.size(), from, PCRE2_NO_UTF_CHECK, scratch.data, scratch.context);
     if (count == PCRE2_ERROR_JIT_STACKLIMIT) {
-      count = pcre2_match(code_->code, subject, text.size(), from,
-                          PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, scratch.data, scratch.context);
+      count = pcre2_match(code_->code, subject, text.size(), from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, scratch.data,
+                          scratch.context);
     }
     if (count == PCRE2_ERROR_NOMATCH) break;
     if (count < 0) {
-      return resource_exhausted("a regular expression of the tokenizer exceeds its limits: {}",
-                                error_text(count));
+      return resource_exhausted("a regular expression of the tokenizer exceeds its limits: {}", error_text(count));
     }
     const PCRE2_SIZE* range = pcre2_get_ovector_pointer(scratch.data);
-    if (range[1] < range[0])
-      return invalid_argument("a regular expression of the tokenizer matches backwards");
+    if (range[1] < range[0]) return invalid_argument("a regular expression of the tokenizer matches backwards");
     if (range[0] == range[1] && range[1] == last_match_end) {
       // As Oniguruma's find_iter: no empty match right after a match; try from the next character.
       from += from < text.size() ? unicode::char_length(text[from]) : 1;

@@ -50,9 +50,7 @@ class Translator {
   static constexpr size_t kMaxBytes = 1 << 20;  // sets written out as ranges are long
 
   bool at_end() const { return pos_ >= pattern_.size(); }
-  char peek(size_t ahead = 0) const {
-    return pos_ + ahead < pattern_.size() ? pattern_[pos_ + ahead] : '\0';
-  }
+  char peek(size_t ahead = 0) const { return pos_ + ahead < pattern_.size() ? pattern_[pos_ + ahead] : '\0'; }
   bool take(std::string_view text) {
     if (!pattern_.substr(pos_).starts_with(text)) return false;
     pos_ += text.size();
@@ -64,15 +62,13 @@ class Translator {
     return code_point;
   }
   Status refuse(std::string_view what) const {
-    return unsupported("the regular expression uses {} (byte {}), which is not supported", what,
-                       pos_);
+    return unsupported("the regular expression uses {} (byte {}), which is not supported", what, pos_);
   }
 
   // One group's inside, up to its ')' or the end of the pattern.
   Status sequence(int depth) {
     if (depth > kMaxDepth) return refuse("more than 100 nested groups");
-    int options_open =
-        0;  // (?i) without ':' reaches to the end of the group, alternatives included (Ruby)
+    int options_open = 0;  // (?i) without ':' reaches to the end of the group, alternatives included (Ruby)
     bool can_repeat = false;
     while (!at_end() && peek() != ')') {
       if (out_.size() > kMaxBytes) return refuse("too many sets");
@@ -157,8 +153,7 @@ class Translator {
       options += peek() == 'm' ? 's' : peek();
       ++pos_;
     }
-    if (peek() != ':' && peek() != ')')
-      return refuse(fmt::format("the group option \"(?{}{}\"", options, peek()));
+    if (peek() != ':' && peek() != ')') return refuse(fmt::format("the group option \"(?{}{}\"", options, peek()));
     return options;
   }
 
@@ -240,8 +235,8 @@ class Translator {
     const char c = peek();
     const bool alnum = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
     if (!alnum) return Literal(take_char());
-    static constexpr std::pair<char, uint32_t> kControls[] = {
-        {'n', 10}, {'r', 13}, {'t', 9}, {'f', 12}, {'v', 11}, {'a', 7}, {'e', 27}};
+    static constexpr std::pair<char, uint32_t> kControls[] = {{'n', 10}, {'r', 13}, {'t', 9}, {'f', 12},
+                                                              {'v', 11}, {'a', 7},  {'e', 27}};
     for (const auto& [name, code_point] : kControls) {
       if (c == name) {
         ++pos_;
@@ -263,11 +258,9 @@ class Translator {
       if (nibble < 0) break;
       value = value << 4 | static_cast<uint32_t>(nibble);
     }
-    if (digits == 0 || (c == 'u' && digits != 4) || (braces && !take("}")))
-      return refuse("a malformed \\x or \\u");
+    if (digits == 0 || (c == 'u' && digits != 4) || (braces && !take("}"))) return refuse("a malformed \\x or \\u");
     // A bare \x80..\xff is a byte to Oniguruma, not a character.
-    if (value > 0x10FFFF || (value >= 0xD800 && value < 0xE000) ||
-        (c == 'x' && !braces && value >= 0x80)) {
+    if (value > 0x10FFFF || (value >= 0xD800 && value < 0xE000) || (c == 'x' && !braces && value >= 0x80)) {
       return refuse("a \\x or \\u that is no character");
     }
     return Literal(value);
@@ -356,8 +349,7 @@ class Translator {
       set.body += hex(*low) + "-" + hex(*high);
     }
     ++pos_;
-    if (!intersection.empty())
-      set = {"", {fmt::format("(?:{}{})", intersection, set.pattern(false))}};
+    if (!intersection.empty()) set = {"", {fmt::format("(?:{}{})", intersection, set.pattern(false))}};
     return set;
   }
 

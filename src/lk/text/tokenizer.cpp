@@ -24,23 +24,20 @@ Result<std::shared_ptr<const Tokenizer>> Tokenizer::load(const std::string& dire
   return parse(json, path);
 }
 
-Result<std::shared_ptr<const Tokenizer>> Tokenizer::parse(std::string_view json,
-                                                          std::string_view where) {
+Result<std::shared_ptr<const Tokenizer>> Tokenizer::parse(std::string_view json, std::string_view where) {
   const std::string file(where);
   LK_ASSIGN_OR_RETURN(const ParsedJson document, ParsedJson::parse(json, file));
   const JsonView root(document.value(), file);
   LK_RETURN_IF_ERROR(root.expect_object());
   if (root.has("version")) {
     LK_ASSIGN_OR_RETURN(const std::string_view version, root.string("version"));
-    if (version != "1.0")
-      return root.error(StatusCode::kUnsupported, "version \"{}\" is not supported", version);
+    if (version != "1.0") return root.error(StatusCode::kUnsupported, "version \"{}\" is not supported", version);
   }
   // "truncation" and "padding" are not read: encode never truncates or pads, as transformers' plain
   // call.
   static const boost::json::value null;
   const auto section = [&](std::string_view key) {
-    return root.has(key) ? root.field(key)
-                         : Result<JsonView>(JsonView(null, file, std::string(key)));
+    return root.has(key) ? root.field(key) : Result<JsonView>(JsonView(null, file, std::string(key)));
   };
   auto impl = std::make_unique<Impl>();
   LK_ASSIGN_OR_RETURN(const JsonView model, root.field("model"));
@@ -58,16 +55,14 @@ Result<std::shared_ptr<const Tokenizer>> Tokenizer::parse(std::string_view json,
 
   const int32_t max_id = std::max(impl->model->max_id(), impl->added.max_id());
   if (impl->post_processor.max_id() > max_id) {
-    return post_processor.error(StatusCode::kDataLoss,
-                                "id {} is beyond the vocabulary's highest id {}",
+    return post_processor.error(StatusCode::kDataLoss, "id {} is beyond the vocabulary's highest id {}",
                                 impl->post_processor.max_id(), max_id);
   }
   impl->vocab_size = int64_t{max_id} + 1;
   return std::shared_ptr<const Tokenizer>(new Tokenizer(std::move(impl)));
 }
 
-Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text,
-                                               bool add_special_tokens) const {
+Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, bool add_special_tokens) const {
   if (text.size() > kMaxInputBytes) {
     return invalid_argument("the text has {} bytes, more than {}", text.size(), kMaxInputBytes);
   }
@@ -76,8 +71,7 @@ Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text,
   }
   RegexBudget budget(text.size());
   LK_ASSIGN_OR_RETURN(PieceList list, impl_->cut(text, budget));
-  if (impl_->pre_tokenizer != nullptr)
-    LK_RETURN_IF_ERROR(impl_->pre_tokenizer->apply(list, budget));
+  if (impl_->pre_tokenizer != nullptr) LK_RETURN_IF_ERROR(impl_->pre_tokenizer->apply(list, budget));
   std::vector<int32_t> ids;
   for (const Piece& piece : list.pieces) {
     if (piece.token >= 0) {
@@ -100,19 +94,16 @@ Result<PieceList> Tokenizer::Impl::cut(std::string_view text, RegexBudget& budge
       list.pieces.push_back({list.buffer.text.size(), list.buffer.text.size(), 0, raw.token});
       continue;
     }
-    NormalizedText part{.text = std::string(text.substr(raw.begin, raw.end - raw.begin)),
-                        .origins = {},
-                        .track = list.buffer.track};
+    NormalizedText part{
+        .text = std::string(text.substr(raw.begin, raw.end - raw.begin)), .origins = {}, .track = list.buffer.track};
     if (part.track) {
       part.origins.resize(part.text.size());
-      for (size_t k = 0; k < part.origins.size(); ++k)
-        part.origins[k] = static_cast<uint32_t>(raw.begin + k);
+      for (size_t k = 0; k < part.origins.size(); ++k) part.origins[k] = static_cast<uint32_t>(raw.begin + k);
     }
     if (normalizer != nullptr) LK_RETURN_IF_ERROR(normalizer->apply(part, budget));
     const size_t base = list.buffer.text.size();
     for (const AddedTokens::Part& piece : added.split(part.text, true)) {
-      list.pieces.push_back(
-          {base + piece.begin, base + piece.end, part.origin_at(piece.begin), piece.token});
+      list.pieces.push_back({base + piece.begin, base + piece.end, part.origin_at(piece.begin), piece.token});
     }
     list.buffer.add(part.text, part.origins.data());
     LK_RETURN_IF_ERROR(list.buffer.check_size());

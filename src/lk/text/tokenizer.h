@@ -19,10 +19,8 @@ namespace lk {
 
 class Tokenizer {
  public:
-  static Result<std::shared_ptr<const Tokenizer>> load(
-      const std::string& directory);  // directory/tokenizer.json
-  static Result<std::shared_ptr<const Tokenizer>> parse(std::string_view json,
-                                                        std::string_view where);
+  static Result<std::shared_ptr<const Tokenizer>> load(const std::string& directory);  // directory/tokenizer.json
+  static Result<std::shared_ptr<const Tokenizer>> parse(std::string_view json, std::string_view where);
   ~Tokenizer();
 
   // Invalid UTF-8 in `text` is kInvalidArgument naming the byte offset. add_special_tokens runs the

@@ -43,8 +43,7 @@ class ParsedJson::BoundedResource : public boost::json::memory_resource {
 
 Result<ParsedJson> ParsedJson::parse(std::string_view text, const std::string& file) {
   ParsedJson out;
-  out.memory_ = std::make_shared<BoundedResource>(
-      std::min(kMaxMemory, (1 << 16) + kMemoryPerByte * text.size()));
+  out.memory_ = std::make_shared<BoundedResource>(std::min(kMaxMemory, (1 << 16) + kMemoryPerByte * text.size()));
   try {
     boost::json::parse_options options;
     options.max_depth = kMaxDepth;
@@ -54,8 +53,7 @@ Result<ParsedJson> ParsedJson::parse(std::string_view text, const std::string& f
     const size_t used = parser.write_some(text.data(), text.size(), error);
     if (error) return data_loss("{}: not valid JSON at byte {}: {}", file, used, error.message());
     if (!parser.done()) {
-      return data_loss("{}: the JSON ends too early, after {} bytes: is the file truncated?", file,
-                       text.size());
+      return data_loss("{}: the JSON ends too early, after {} bytes: is the file truncated?", file, text.size());
     }
     if (text.substr(used).find_first_not_of(" \t\r\n") != text.npos) {
       return data_loss("{}: more text after the JSON value, at byte {}", file, used);

@@ -16,9 +16,8 @@ namespace {
 #include "lk/text/unicode_tables.inc"
 
 bool contains(std::span<const CodePointRange> ranges, uint32_t code_point) {
-  const auto it =
-      std::upper_bound(ranges.begin(), ranges.end(), code_point,
-                       [](uint32_t c, const CodePointRange& range) { return c < range.first; });
+  const auto it = std::upper_bound(ranges.begin(), ranges.end(), code_point,
+                                   [](uint32_t c, const CodePointRange& range) { return c < range.first; });
   return it != ranges.begin() && code_point <= std::prev(it)->last;
 }
 
@@ -74,9 +73,9 @@ struct Normalizers {
     UErrorCode error = U_ZERO_ERROR;
     assigned.applyPattern(icu::UnicodeString(u"[:age=9.0:]"), error);
     assigned.freeze();
-    const icu::Normalizer2* base[4] = {
-        icu::Normalizer2::getNFCInstance(error), icu::Normalizer2::getNFDInstance(error),
-        icu::Normalizer2::getNFKCInstance(error), icu::Normalizer2::getNFKDInstance(error)};
+    const icu::Normalizer2* base[4] = {icu::Normalizer2::getNFCInstance(error), icu::Normalizer2::getNFDInstance(error),
+                                       icu::Normalizer2::getNFKCInstance(error),
+                                       icu::Normalizer2::getNFKDInstance(error)};
     ok = U_SUCCESS(error);
     for (size_t k = 0; ok && k < 4; ++k) {
       forms[k] = std::make_unique<icu::FilteredNormalizer2>(*base[k], assigned);
@@ -87,9 +86,7 @@ struct Normalizers {
 }  // namespace
 
 uint32_t decode(std::string_view text, size_t pos) {
-  const auto at = [&](size_t i) {
-    return static_cast<uint32_t>(static_cast<unsigned char>(text[pos + i]));
-  };
+  const auto at = [&](size_t i) { return static_cast<uint32_t>(static_cast<unsigned char>(text[pos + i])); };
   switch (char_length(text[pos])) {
     case 1:
       return at(0);
@@ -186,8 +183,7 @@ void append_lower(std::string& out, uint32_t code_point) {
 const RegexProperty* find_property(std::string_view name) {
   std::string key = property_key(name);
   static constexpr std::pair<std::string_view, std::string_view> kLongNames[] = {
-      {"letter", "l"},      {"mark", "m"},   {"number", "n"},
-      {"punctuation", "p"}, {"symbol", "s"}, {"separator", "z"}};
+      {"letter", "l"}, {"mark", "m"}, {"number", "n"}, {"punctuation", "p"}, {"symbol", "s"}, {"separator", "z"}};
   for (const auto& [long_name, short_name] : kLongNames) {
     if (key == long_name) key = short_name;
   }
@@ -200,8 +196,7 @@ const RegexProperty* find_property(std::string_view name) {
 std::span<const CodePointRange> space_ranges() { return kSpaceRanges; }
 
 Result<std::string> normalize(std::string_view text, Form form) {
-  const bool ascii = std::none_of(text.begin(), text.end(),
-                                  [](char c) { return static_cast<signed char>(c) < 0; });
+  const bool ascii = std::none_of(text.begin(), text.end(), [](char c) { return static_cast<signed char>(c) < 0; });
   if (ascii) return std::string(text);  // every form leaves ASCII alone
   static const Normalizers normalizers;
   if (!normalizers.ok) return internal_error("ICU has no normalisation data");
@@ -212,8 +207,7 @@ Result<std::string> normalize(std::string_view text, Form form) {
   // checked by callers.
   normalizers.forms[static_cast<size_t>(form)]->normalizeUTF8(
       0, icu::StringPiece(text.data(), static_cast<int32_t>(text.size())), sink, nullptr, error);
-  if (U_FAILURE(error))
-    return internal_error("Unicode normalisation failed: {}", u_errorName(error));
+  if (U_FAILURE(error)) return internal_error("Unicode normalisation failed: {}", u_errorName(error));
   return out;
 }
 

@@ -42,8 +42,8 @@ struct F32Kv {
 
 template <class P>
 struct State {
-  int count = 0;                 // query vectors in the tile
-  int64_t begin[kTile];          // positions a vector attends to: [begin, end)
+  int count = 0;         // query vectors in the tile
+  int64_t begin[kTile];  // positions a vector attends to: [begin, end)
   int64_t end[kTile];
   float max[kTile];
   alignas(64) typename P::Q q[kMaxHeadDim / P::kDims][kTile];
@@ -65,8 +65,7 @@ void score_page(State<P>& st, int64_t page_idx, const std::byte* k, const std::b
     for (int row = 0; row < kRows; ++row) acc[row] = P::mac(acc[row], k + 64 * d, st.q[d][row]);
   }
   LK_UNROLL
-  for (int row = 0; row < kRows; ++row)
-    store(&st.score[row][page_idx * kPageTokens], mul(acc[row], broadcast(scale)));
+  for (int row = 0; row < kRows; ++row) store(&st.score[row][page_idx * kPageTokens], mul(acc[row], broadcast(scale)));
 }
 
 template <class P, int kRows, int kVecs>
@@ -328,14 +327,18 @@ void store_rows(const StoreKvArgs& args, int64_t begin, int64_t end) {
 
 void attention(const AttentionArgs& args, ThreadPool& pool) {
   if (args.seqs.empty()) return;
-  if (args.kv.dtype == DType::kBF16) run<Bf16Kv>(args, pool);
-  else run<F32Kv>(args, pool);
+  if (args.kv.dtype == DType::kBF16)
+    run<Bf16Kv>(args, pool);
+  else
+    run<F32Kv>(args, pool);
 }
 
 void store_kv(const StoreKvArgs& args, ThreadPool& pool) {
   parallel(pool, args.num_rows, args.num_rows <= 8 ? 8 : 16, [&](int64_t begin, int64_t end) {
-    if (args.kv.dtype == DType::kBF16) store_rows<uint16_t>(args, begin, end);
-    else store_rows<float>(args, begin, end);
+    if (args.kv.dtype == DType::kBF16)
+      store_rows<uint16_t>(args, begin, end);
+    else
+      store_rows<float>(args, begin, end);
   });
 }
 

@@ -56,8 +56,7 @@ void rms_norm_row(const RmsNormArgs& args, int64_t row) {
   }
   const float total = reduce_add(add(add(sum[0], sum[1]), add(sum[2], sum[3])));
   const F32x16 inverse = broadcast(1.0f / __builtin_sqrtf(total / static_cast<float>(args.dim) + args.eps));
-  for (i = 0; i + 16 <= args.dim; i += 16)
-    store_from_f32(y + i, mul(mul(load(x + i), inverse), load(args.weight + i)));
+  for (i = 0; i + 16 <= args.dim; i += 16) store_from_f32(y + i, mul(mul(load(x + i), inverse), load(args.weight + i)));
   const int64_t left = args.dim - i;
   if (left > 0)
     store_from_f32(y + i, mul(mul(load_partial(x + i, left), inverse), load_partial(args.weight + i, left)), left);
@@ -83,8 +82,10 @@ void swiglu_tile(const SwigluArgs& args, int64_t row, int64_t begin, int64_t end
 
 void rms_norm(const RmsNormArgs& args, ThreadPool& pool) {
   for_rows(pool, args.num_rows, args.dim, [&](int64_t row) {
-    if (args.y_dtype == DType::kBF16) rms_norm_row<uint16_t>(args, row);
-    else rms_norm_row<float>(args, row);
+    if (args.y_dtype == DType::kBF16)
+      rms_norm_row<uint16_t>(args, row);
+    else
+      rms_norm_row<float>(args, row);
   });
 }
 
@@ -109,8 +110,10 @@ void rope(const RopeArgs& args, ThreadPool& pool) {
 
 void swiglu(const SwigluArgs& args, ThreadPool& pool) {
   for_tiles(pool, args.num_rows, args.dim, [&](int64_t row, int64_t begin, int64_t end) {
-    if (args.y_dtype == DType::kBF16) swiglu_tile<uint16_t>(args, row, begin, end);
-    else swiglu_tile<float>(args, row, begin, end);
+    if (args.y_dtype == DType::kBF16)
+      swiglu_tile<uint16_t>(args, row, begin, end);
+    else
+      swiglu_tile<float>(args, row, begin, end);
   });
 }
 

@@ -92,8 +92,10 @@ LK_INLINE void tile(const typename P::X* x, int64_t x_stride, int64_t k, const c
     for (int vec = 0; vec < kTileVecs; ++vec) {
       const int64_t cols = num_cols - 16 * vec;
       float* out = y + row * y_stride + 16 * vec;
-      if (cols >= 16) store(out, acc[row][vec]);
-      else if (cols > 0) store_partial(out, acc[row][vec], cols);
+      if (cols >= 16)
+        store(out, acc[row][vec]);
+      else if (cols > 0)
+        store_partial(out, acc[row][vec], cols);
     }
   }
 }
@@ -108,11 +110,10 @@ void tile_fn(const typename P::X* x, int64_t x_stride, int64_t k, const char* w,
 template <class P>
 TileFn<P> tile_for(int64_t rows) {
   static constexpr TileFn<P> kTable[] = {
-      tile_fn<P, 1>,
-      tile_fn<P, 2>,
+      tile_fn<P, 1>, tile_fn<P, 2>,
 #define LK_TILE(rows) tile_fn<P, rows <= kMaxRows ? rows : 1>
-      LK_TILE(3), LK_TILE(4), LK_TILE(5), LK_TILE(6), LK_TILE(7), LK_TILE(8), LK_TILE(9), LK_TILE(10), LK_TILE(11),
-      LK_TILE(12),
+      LK_TILE(3),    LK_TILE(4),    LK_TILE(5),  LK_TILE(6),  LK_TILE(7),
+      LK_TILE(8),    LK_TILE(9),    LK_TILE(10), LK_TILE(11), LK_TILE(12),
 #undef LK_TILE
   };
   return kTable[rows - 1];
@@ -165,8 +166,10 @@ void run(const GemmArgs& args, ThreadPool& pool) {
 
 void gemm(const GemmArgs& args, ThreadPool& pool) {
   if (args.num_rows == 0 || args.w.n == 0) return;
-  if (args.w.format == WeightFormat::kBF16Panels) run<Bf16Panels>(args, pool);
-  else run<F32Panels>(args, pool);
+  if (args.w.format == WeightFormat::kBF16Panels)
+    run<Bf16Panels>(args, pool);
+  else
+    run<F32Panels>(args, pool);
 }
 
 }  // namespace lk::LK_ISA_NAMESPACE

@@ -30,7 +30,7 @@ struct Cursor {
   }
 };
 
-constexpr int64_t kExpandCols = 1024;      // columns of one item: r = 16 rank rows of them stay in L2
+constexpr int64_t kExpandCols = 1024;  // columns of one item: r = 16 rank rows of them stay in L2
 constexpr int64_t kExpandBlockRows = 64;
 constexpr int kExpandRows = kNumVectors >= 32 ? 8 : kNumVectors >= 8 ? 2 : 1;
 constexpr int64_t kStreamRanks = kNumVectors >= 8 ? 4 : 2;
@@ -53,8 +53,10 @@ struct ColumnExtras {
     sum = add(cols == 16 ? load(y) : load_partial(y, cols), sum);
     if (has_bias) sum = add(sum, bias);
     if (has_scale) sum = mul(sum, scale);
-    if (cols == 16) store(y, sum);
-    else store_partial(y, sum, cols);
+    if (cols == 16)
+      store(y, sum);
+    else
+      store_partial(y, sum, cols);
   }
 };
 
@@ -109,8 +111,8 @@ void expand_tile(const LoraProj& p, const std::byte* base, const float* v, int64
   }
 }
 
-// The same for one row over many columns of a chunk, num_cols <= kExpandCols and a multiple of 32. The accumulators live
-// in L1, so that b is read along its rows, kStreamRanks of them at once: what the memory prefetchers like.
+// The same for one row over many columns of a chunk, num_cols <= kExpandCols and a multiple of 32. The accumulators
+// live in L1, so that b is read along its rows, kStreamRanks of them at once: what the memory prefetchers like.
 template <class T>
 void expand_stream(const LoraProj& p, const std::byte* base, const float* v, float* y, int64_t col, int64_t chunk,
                    int64_t num_cols) {
@@ -219,7 +221,8 @@ void expand_item(const LoraArgs& args, const LoraSegment& s, int64_t item, const
     float* y = args.y + row * args.y_stride + proj->out_begin;
     for (int64_t col = col_begin; col < col_end; col += 32) {
       const int64_t chunk = col / chunk_cols;
-      expand_for<T>(rows)(*proj, s.base, v, args.v_stride, y + col, args.y_stride, col, chunk, min64(32, col_end - col));
+      expand_for<T>(rows)(*proj, s.base, v, args.v_stride, y + col, args.y_stride, col, chunk,
+                          min64(32, col_end - col));
     }
     row += rows;
   }

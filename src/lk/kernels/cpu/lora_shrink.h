@@ -14,7 +14,7 @@ LK_INLINE const T* row_chunk(const LoraMatrix& m, const std::byte* base, int64_t
 }
 LK_INLINE int64_t chunk_width(const LoraMatrix& m) { return m.num_chunks == 1 ? m.width : m.chunk_cols; }
 
-constexpr int kShrinkRows = kNumVectors >= 32 ? 4 : 2;   // x kShrinkRanks accumulators
+constexpr int kShrinkRows = kNumVectors >= 32 ? 4 : 2;  // x kShrinkRanks accumulators
 constexpr int kShrinkRanks = kNumVectors >= 32 ? 4 : 2;
 constexpr int64_t kShrinkBlockRows = 32;  // rows of x that stay in L2 while all rank rows pass
 
@@ -102,17 +102,16 @@ void shrink_tile(const typename P::T* x, int64_t x_stride, const LoraMatrix& a, 
 }
 
 template <class P>
-using ShrinkFn = void (*)(const typename P::T*, int64_t, const LoraMatrix&, const std::byte*, int64_t,
-                          const NextRows&, float, float*, int64_t);
+using ShrinkFn = void (*)(const typename P::T*, int64_t, const LoraMatrix&, const std::byte*, int64_t, const NextRows&,
+                          float, float*, int64_t);
 template <class P>
 ShrinkFn<P> shrink_for(int64_t rows, int64_t ranks) {
 #define LK_FN(rows, ranks) \
   shrink_tile<P, rows <= kShrinkRows ? rows : kShrinkRows, ranks <= kShrinkRanks ? ranks : kShrinkRanks>
-  static constexpr ShrinkFn<P> kTable[4][4] = {
-      {LK_FN(1, 1), LK_FN(1, 2), LK_FN(1, 3), LK_FN(1, 4)},
-      {LK_FN(2, 1), LK_FN(2, 2), LK_FN(2, 3), LK_FN(2, 4)},
-      {LK_FN(3, 1), LK_FN(3, 2), LK_FN(3, 3), LK_FN(3, 4)},
-      {LK_FN(4, 1), LK_FN(4, 2), LK_FN(4, 3), LK_FN(4, 4)}};
+  static constexpr ShrinkFn<P> kTable[4][4] = {{LK_FN(1, 1), LK_FN(1, 2), LK_FN(1, 3), LK_FN(1, 4)},
+                                               {LK_FN(2, 1), LK_FN(2, 2), LK_FN(2, 3), LK_FN(2, 4)},
+                                               {LK_FN(3, 1), LK_FN(3, 2), LK_FN(3, 3), LK_FN(3, 4)},
+                                               {LK_FN(4, 1), LK_FN(4, 2), LK_FN(4, 3), LK_FN(4, 4)}};
 #undef LK_FN
   return kTable[rows - 1][ranks - 1];
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Merged panels: out = round((w + scaling * b a) * out_scale), one panel of 32 output columns at a time, so that whoever builds a
-// merged layer may stop between two of them. The product b a is a gemm with a's columns as rows and b as the weight (native bf16
-// dots where there are any), in blocks of the inner dimension whose sums stay in L1; sum, scale and rounding are one pass over them.
-// The inner loops are plain code over 32 columns that the compiler turns into vectors.
+// Merged panels: out = round((w + scaling * b a) * out_scale), one panel of 32 output columns at a time, so that
+// whoever builds a merged layer may stop between two of them. The product b a is a gemm with a's columns as rows and b
+// as the weight (native bf16 dots where there are any), in blocks of the inner dimension whose sums stay in L1; sum,
+// scale and rounding are one pass over them. The inner loops are plain code over 32 columns that the compiler turns
+// into vectors.
 #include "lk/kernels/cpu/isa.h"
 #include "lk/kernels/cpu/simd.h"
 
@@ -42,8 +43,8 @@ LK_INLINE uint32_t round_bits(float exact, uint32_t seed, uint32_t element) {
 
 // Steps [0, num_steps) of a bf16 panel: pairs of inner rows. delta: [2 * num_steps][32], unscaled.
 template <bool kStochastic>
-void add_bf16(const uint32_t* w, const float* delta, float scaling, const float* scale, int64_t num_steps, uint32_t seed,
-              uint32_t first_element, uint32_t* out, ColumnSums& sums) {
+void add_bf16(const uint32_t* w, const float* delta, float scaling, const float* scale, int64_t num_steps,
+              uint32_t seed, uint32_t first_element, uint32_t* out, ColumnSums& sums) {
   for (int64_t step = 0; step < num_steps; ++step) {
     const float* d = delta + step * 2 * kCols;
     const uint32_t element = first_element + static_cast<uint32_t>(step) * 2 * kCols;
@@ -64,7 +65,8 @@ void add_bf16(const uint32_t* w, const float* delta, float scaling, const float*
 }
 
 // The same for f32: rounding is that of the sum itself (the error term of a two-sum, Knuth 4.2.2).
-void add_f32(const float* w, const float* delta, float scaling, const float* scale, int64_t num_steps, float* out, ColumnSums& sums) {
+void add_f32(const float* w, const float* delta, float scaling, const float* scale, int64_t num_steps, float* out,
+             ColumnSums& sums) {
   for (int64_t step = 0; step < num_steps; ++step) {
     for (int c = 0; c < kCols; ++c) {
       const float d = scaling * delta[c], sum = w[c] + d, back = sum - w[c];
@@ -95,23 +97,32 @@ void merge_panel(const MergeArgs& args, int64_t panel, ThreadPool& one_thread, M
   b.data = static_cast<const char*>(args.b.data) + panel * packed_weight_bytes(args.b.format, kPanelCols, rank);
   alignas(64) float delta[kBlockRows * kPanelCols];
   alignas(64) float scale[kPanelCols];
-  for (int64_t c = 0; c < kPanelCols; ++c) scale[c] = args.out_scale != nullptr && c < num_cols ? args.out_scale[panel * kPanelCols + c] : 1.0f;
+  for (int64_t c = 0; c < kPanelCols; ++c)
+    scale[c] = args.out_scale != nullptr && c < num_cols ? args.out_scale[panel * kPanelCols + c] : 1.0f;
   if (num_cols < kPanelCols) __builtin_memset(delta, 0, sizeof delta);  // the columns that gemm does not write
   for (int64_t row = 0; row < k; row += kBlockRows) {
     const int64_t rows = min64(kBlockRows, k - row), steps = ceil_div(rows, per_step);
-    gemm({.x = static_cast<const char*>(args.a_transposed) + row * rank * elem, .x_stride = rank, .w = b, .y = delta, .y_stride = kPanelCols,
-          .num_rows = rows}, one_thread);
+    gemm({.x = static_cast<const char*>(args.a_transposed) + row * rank * elem,
+          .x_stride = rank,
+          .w = b,
+          .y = delta,
+          .y_stride = kPanelCols,
+          .num_rows = rows},
+         one_thread);
     if (rows < steps * per_step) __builtin_memset(delta + rows * kPanelCols, 0, kPanelCols * sizeof(float));  // odd k
     const int64_t byte = row / per_step * kPanelCols * 4;
     ColumnSums sums;  // in f32 over one block, then in f64
     if (!is_bf16) {
-      add_f32(reinterpret_cast<const float*>(w + byte), delta, args.scaling, scale, steps, reinterpret_cast<float*>(out + byte), sums);
+      add_f32(reinterpret_cast<const float*>(w + byte), delta, args.scaling, scale, steps,
+              reinterpret_cast<float*>(out + byte), sums);
     } else {
       const auto* from = reinterpret_cast<const uint32_t*>(w + byte);
       auto* to = reinterpret_cast<uint32_t*>(out + byte);
       const auto element = static_cast<uint32_t>((at / elem) + row * kPanelCols);
-      if (args.stochastic) add_bf16<true>(from, delta, args.scaling, scale, steps, args.seed, element, to, sums);
-      else add_bf16<false>(from, delta, args.scaling, scale, steps, args.seed, element, to, sums);
+      if (args.stochastic)
+        add_bf16<true>(from, delta, args.scaling, scale, steps, args.seed, element, to, sums);
+      else
+        add_bf16<false>(from, delta, args.scaling, scale, steps, args.seed, element, to, sums);
     }
     for (int64_t c = 0; c < num_cols; ++c) {
       total->change += static_cast<double>(sums.change[c]);

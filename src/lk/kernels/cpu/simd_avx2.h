@@ -11,8 +11,12 @@ namespace lk::LK_ISA_NAMESPACE {
 constexpr CpuIsa kIsa = CpuIsa::kAvx2;
 constexpr int kNumVectors = 8;
 
-struct F32x16 { __m256 lo, hi; };
-struct Pairs { __m256i lo, hi; };
+struct F32x16 {
+  __m256 lo, hi;
+};
+struct Pairs {
+  __m256i lo, hi;
+};
 
 // All ones in the first n of 8 lanes, n clamped to [0, 8].
 LK_INLINE __m256i first_lanes(int64_t n) {
@@ -34,9 +38,7 @@ LK_INLINE void store_partial(float* p, F32x16 a, int64_t n) {
   _mm256_maskstore_ps(p + 8, first_lanes(n - 8), a.hi);
 }
 
-LK_INLINE __m256 widen(__m128i bits) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-}
+LK_INLINE __m256 widen(__m128i bits) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)); }
 // The rounded upper halves, each in a 32-bit lane.
 LK_INLINE __m256i round_to_bf16(__m256 a) {
   const __m256i bits = _mm256_castps_si256(a);
@@ -92,8 +94,8 @@ LK_INLINE __m256 dot_half(__m256 acc, __m256i w, __m256i x) {
   const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
   const __m256 lo = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(w, 16)),
                                     _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)), acc);
-  return _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(w, high)),
-                         _mm256_castsi256_ps(_mm256_and_si256(x, high)), lo);
+  return _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(w, high)), _mm256_castsi256_ps(_mm256_and_si256(x, high)),
+                         lo);
 }
 LK_INLINE F32x16 dot_bf16(F32x16 acc, Pairs w, Pairs x) {
   return {dot_half(acc.lo, w.lo, x.lo), dot_half(acc.hi, w.hi, x.hi)};

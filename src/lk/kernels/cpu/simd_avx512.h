@@ -15,8 +15,12 @@ constexpr CpuIsa kIsa = CpuIsa::kAvx512;
 #endif
 constexpr int kNumVectors = 32;
 
-struct F32x16 { __m512 v; };
-struct Pairs { __m512i v; };
+struct F32x16 {
+  __m512 v;
+};
+struct Pairs {
+  __m512i v;
+};
 
 LK_INLINE __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
 

@@ -17,8 +17,12 @@ constexpr int kNumVectors = 4;
 typedef float F32x4 __attribute__((vector_size(16)));
 typedef int32_t I32x4 __attribute__((vector_size(16)));
 typedef uint32_t U32x4 __attribute__((vector_size(16)));
-struct F32x16 { F32x4 v[4]; };
-struct Pairs { U32x4 v[4]; };
+struct F32x16 {
+  F32x4 v[4];
+};
+struct Pairs {
+  U32x4 v[4];
+};
 
 LK_INLINE F32x4 splat(float x) { return F32x4{x, x, x, x}; }
 LK_INLINE U32x4 splat(uint32_t x) { return U32x4{x, x, x, x}; }
@@ -90,12 +94,24 @@ LK_INLINE Pairs load_pairs_partial(const uint16_t* p, int64_t num_elements) {
 }
 LK_INLINE Pairs broadcast_pair(uint32_t pair) { return {{splat(pair), splat(pair), splat(pair), splat(pair)}}; }
 
-LK_INLINE F32x16 add(F32x16 a, F32x16 b) { return each([&](int i) { return a.v[i] + b.v[i]; }); }
-LK_INLINE F32x16 sub(F32x16 a, F32x16 b) { return each([&](int i) { return a.v[i] - b.v[i]; }); }
-LK_INLINE F32x16 mul(F32x16 a, F32x16 b) { return each([&](int i) { return a.v[i] * b.v[i]; }); }
-LK_INLINE F32x16 div(F32x16 a, F32x16 b) { return each([&](int i) { return a.v[i] / b.v[i]; }); }
-LK_INLINE F32x16 max(F32x16 a, F32x16 b) { return each([&](int i) { return select(a.v[i] > b.v[i], a.v[i], b.v[i]); }); }
-LK_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return each([&](int i) { return a.v[i] * b.v[i] + c.v[i]; }); }
+LK_INLINE F32x16 add(F32x16 a, F32x16 b) {
+  return each([&](int i) { return a.v[i] + b.v[i]; });
+}
+LK_INLINE F32x16 sub(F32x16 a, F32x16 b) {
+  return each([&](int i) { return a.v[i] - b.v[i]; });
+}
+LK_INLINE F32x16 mul(F32x16 a, F32x16 b) {
+  return each([&](int i) { return a.v[i] * b.v[i]; });
+}
+LK_INLINE F32x16 div(F32x16 a, F32x16 b) {
+  return each([&](int i) { return a.v[i] / b.v[i]; });
+}
+LK_INLINE F32x16 max(F32x16 a, F32x16 b) {
+  return each([&](int i) { return select(a.v[i] > b.v[i], a.v[i], b.v[i]); });
+}
+LK_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+  return each([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+}
 
 // Little-endian: the first element of a pair is its lower half.
 LK_INLINE F32x4 low_half(U32x4 pairs) { return reinterpret_cast<F32x4>(pairs << 16); }
@@ -126,7 +142,7 @@ LK_INLINE F32x16 keep_lanes(F32x16 a, int64_t begin, int64_t end, float fill) {
 }
 
 LK_INLINE F32x4 exp4(F32x4 a) {
-  const I32x4 tiny = a < splat(-87.33f), large = a > splat(89.0f), is_nan = a != a;
+  const I32x4 tiny = a<splat(-87.33f), large = a> splat(89.0f), is_nan = a != a;
   F32x4 x = select(large, splat(89.0f), select(tiny | is_nan, splat(-87.33f), a));
   const F32x4 magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const F32x4 n = (x * splat(1.44269504088896341f) + magic) - magic;
@@ -144,7 +160,9 @@ LK_INLINE F32x4 exp4(F32x4 a) {
   const F32x4 s2 = reinterpret_cast<F32x4>((exponent - half + 127) << 23);
   return select(is_nan, a, select(tiny, splat(0.0f), p * s1 * s2));
 }
-LK_INLINE F32x16 exp(F32x16 a) { return each([&](int i) { return exp4(a.v[i]); }); }
+LK_INLINE F32x16 exp(F32x16 a) {
+  return each([&](int i) { return exp4(a.v[i]); });
+}
 
 LK_INLINE void keep(Pairs& a) { asm volatile("" : "+m"(a)); }
 LK_INLINE void keep(F32x16& a) { asm volatile("" : "+m"(a)); }

@@ -21,8 +21,10 @@ double get(const std::byte* base, DType dtype, int64_t index) {
   return static_cast<double>(static_cast<float>(reinterpret_cast<const bf16*>(base)[index]));
 }
 void put(void* base, DType dtype, int64_t index, float value) {
-  if (dtype == DType::kF32) static_cast<float*>(base)[index] = value;
-  else static_cast<bf16*>(base)[index] = bf16(value);
+  if (dtype == DType::kF32)
+    static_cast<float*>(base)[index] = value;
+  else
+    static_cast<bf16*>(base)[index] = bf16(value);
 }
 
 void attend(const AttentionArgs& args, const AttentionSeq& seq, int64_t row, int64_t head) {
@@ -31,7 +33,9 @@ void attend(const AttentionArgs& args, const AttentionSeq& seq, int64_t row, int
   const int64_t end = seq.first_position + row - seq.row_begin + 1;
   const int64_t begin = args.window > 0 ? std::max<int64_t>(0, end - args.window) : 0;
   const float* q = args.q + row * args.q_stride + head * kv.head_dim;
-  const auto page = [&](int64_t position) { return kv.base + seq.block_table[position / kPageTokens] * kv.page_stride; };
+  const auto page = [&](int64_t position) {
+    return kv.base + seq.block_table[position / kPageTokens] * kv.page_stride;
+  };
   std::vector<double> p;
   double max = -INFINITY, sum = 0;
   for (int64_t position = begin; position < end; ++position) {

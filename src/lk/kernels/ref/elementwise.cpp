@@ -7,8 +7,10 @@ namespace lk::ref {
 namespace {
 
 void put(void* y, DType dtype, int64_t index, double value) {
-  if (dtype == DType::kF32) static_cast<float*>(y)[index] = static_cast<float>(value);
-  else static_cast<bf16*>(y)[index] = bf16(static_cast<float>(value));
+  if (dtype == DType::kF32)
+    static_cast<float*>(y)[index] = static_cast<float>(value);
+  else
+    static_cast<bf16*>(y)[index] = bf16(static_cast<float>(value));
 }
 
 }  // namespace
@@ -31,7 +33,8 @@ void rope(const RopeArgs& args) {
     for (int64_t head = 0; head < args.num_heads; ++head) {
       float* x = args.x + row * args.x_stride + head * args.head_dim;
       for (int64_t i = 0; i < half; ++i) {
-        const double c = static_cast<double>(args.cos[row * half + i]), s = static_cast<double>(args.sin[row * half + i]);
+        const double c = static_cast<double>(args.cos[row * half + i]),
+                     s = static_cast<double>(args.sin[row * half + i]);
         const double lo = static_cast<double>(x[i]), hi = static_cast<double>(x[i + half]);
         x[i] = static_cast<float>(lo * c - hi * s);
         x[i + half] = static_cast<float>(hi * c + lo * s);

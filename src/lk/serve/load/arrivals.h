@@ -11,8 +11,8 @@ namespace lk::load {
 
 enum class ArrivalKind { kConstant, kPoisson, kGamma };
 
-// Arrival times in seconds, the first at 0. Gaps have mean 1 / rate; their coefficient of variation (deviation / mean) is 0 for constant,
-// 1 for Poisson and `cv` for Gamma arrivals. An infinite rate puts every arrival at 0.
+// Arrival times in seconds, the first at 0. Gaps have mean 1 / rate; their coefficient of variation (deviation / mean)
+// is 0 for constant, 1 for Poisson and `cv` for Gamma arrivals. An infinite rate puts every arrival at 0.
 class ArrivalProcess {
  public:
   // Requires: rate > 0, cv > 0.
@@ -28,7 +28,8 @@ class ArrivalProcess {
 
 enum class AdapterMixKind { kNone, kSame, kDistinct, kZipf };
 
-// Which adapter a request uses: none; always the first; each in turn; or the i-th (from 1) with probability proportional to i^-alpha.
+// Which adapter a request uses: none; always the first; each in turn; or the i-th (from 1) with probability
+// proportional to i^-alpha.
 class AdapterMix {
  public:
   AdapterMix(AdapterMixKind kind, int num_adapters, double alpha, uint64_t seed);

@@ -21,14 +21,15 @@ bool has_content(const json::value& choice) {
   const json::value* part = find(&choice, "delta");
   if (!part) part = find(&choice, "message");
   const json::value* calls = find(part, "tool_calls");
-  return is_text(find(&choice, "text")) || is_text(find(part, "content")) || is_text(find(part, "reasoning_content")) || is_text(find(part, "reasoning")) ||
-         (calls && calls->is_array() && !calls->as_array().empty());
+  return is_text(find(&choice, "text")) || is_text(find(part, "content")) || is_text(find(part, "reasoning_content")) ||
+         is_text(find(part, "reasoning")) || (calls && calls->is_array() && !calls->as_array().empty());
 }
 
 std::string error_text(const json::value* error) {
   if (!error) return "";
   if (error->is_string()) return std::string(error->as_string());
-  if (const json::value* message = find(error, "message"); message && message->is_string()) return std::string(message->as_string());
+  if (const json::value* message = find(error, "message"); message && message->is_string())
+    return std::string(message->as_string());
   return json::serialize(*error);
 }
 
@@ -41,13 +42,20 @@ int64_t count_of(const json::value* usage, std::string_view name) {
 
 const char* to_string(Outcome outcome) {
   switch (outcome) {
-    case Outcome::kPending: return "pending";
-    case Outcome::kOk: return "ok";
-    case Outcome::kHttpError: return "http error";
-    case Outcome::kServerError: return "server error";
-    case Outcome::kBroken: return "broken";
-    case Outcome::kTimeout: return "timeout";
-    case Outcome::kCancelled: return "cancelled";
+    case Outcome::kPending:
+      return "pending";
+    case Outcome::kOk:
+      return "ok";
+    case Outcome::kHttpError:
+      return "http error";
+    case Outcome::kServerError:
+      return "server error";
+    case Outcome::kBroken:
+      return "broken";
+    case Outcome::kTimeout:
+      return "timeout";
+    case Outcome::kCancelled:
+      return "cancelled";
   }
   return "?";
 }
@@ -74,8 +82,10 @@ void AnswerReader::on_data(std::string_view bytes, double now_s) {
 }
 
 void AnswerReader::on_event(std::string_view data) {
-  if (data == "[DONE]") done_marker_ = true;
-  else read_answer(data);
+  if (data == "[DONE]")
+    done_marker_ = true;
+  else
+    read_answer(data);
 }
 
 void AnswerReader::read_answer(std::string_view text) {
@@ -83,8 +93,10 @@ void AnswerReader::read_answer(std::string_view text) {
   unsigned char memory[4096];  // enough for an event of a few tokens
   json::monotonic_resource resource(memory);
   const json::value answer = json::parse(text, error, &resource);
-  if (error || !answer.is_object()) return fail(Outcome::kServerError, "the answer is not a JSON object: " + std::string(text.substr(0, 80)));
-  if (const json::value* failure = find(&answer, "error"); failure && !failure->is_null()) return fail(Outcome::kServerError, error_text(failure));
+  if (error || !answer.is_object())
+    return fail(Outcome::kServerError, "the answer is not a JSON object: " + std::string(text.substr(0, 80)));
+  if (const json::value* failure = find(&answer, "error"); failure && !failure->is_null())
+    return fail(Outcome::kServerError, error_text(failure));
   if (const json::value* usage = find(&answer, "usage"); usage && usage->is_object()) {
     const int64_t prompt = count_of(usage, "prompt_tokens"), output = count_of(usage, "completion_tokens");
     record_.has_usage = prompt >= 0 && output >= 0;
@@ -94,8 +106,10 @@ void AnswerReader::read_answer(std::string_view text) {
   if (!choices || !choices->is_array() || choices->as_array().empty()) return;  // the usage event
   record_.end_s = now_s_;
   if (!has_content(choices->as_array()[0])) return;
-  if (num_content_events_++ == 0) record_.first_s = now_s_;
-  else record_.gaps_s.push_back(static_cast<float>(now_s_ - last_content_s_));
+  if (num_content_events_++ == 0)
+    record_.first_s = now_s_;
+  else
+    record_.gaps_s.push_back(static_cast<float>(now_s_ - last_content_s_));
   last_content_s_ = now_s_;
 }
 
@@ -118,8 +132,10 @@ void AnswerReader::on_done(const Status& status, double now_s) {
     fail(Outcome::kBroken, "the stream ended without [DONE]");
   }
   if (!record_.has_usage) record_.output_tokens = num_content_events_;
-  if (record_.outcome == Outcome::kPending) record_.outcome = Outcome::kOk;
-  else record_.end_s = now_s;
+  if (record_.outcome == Outcome::kPending)
+    record_.outcome = Outcome::kOk;
+  else
+    record_.end_s = now_s;
   if (record_.end_s == 0) record_.end_s = now_s;  // an answer without any choice
   body_ = {};
 }

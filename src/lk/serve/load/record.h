@@ -19,7 +19,7 @@ enum class Outcome {
   kServerError,  // an error inside the stream, or an answer that is not the OpenAI format
   kBroken,       // no connection, or it was lost before the answer was complete
   kTimeout,
-  kCancelled,    // by us, at an interrupt
+  kCancelled,  // by us, at an interrupt
 };
 const char* to_string(Outcome outcome);
 
@@ -29,11 +29,11 @@ struct RequestRecord {
   int64_t wanted_tokens = 0;  // max_tokens of the request
   double scheduled_s = 0;     // when the arrival process wanted it sent; equal to sent_s in a closed loop
   double sent_s = 0;
-  double first_s = -1;        // first content; -1 = none came
-  double end_s = 0;           // last event with a choice; for failures, when it was known
-  std::vector<float> gaps_s;  // between events with content
+  double first_s = -1;                           // first content; -1 = none came
+  double end_s = 0;                              // last event with a choice; for failures, when it was known
+  std::vector<float> gaps_s;                     // between events with content
   int64_t prompt_tokens = 0, output_tokens = 0;  // the server's count (usage)
-  bool has_usage = false;     // otherwise output_tokens counts events, and says so in the report
+  bool has_usage = false;                        // otherwise output_tokens counts events, and says so in the report
   int http_status = 0;
   Outcome outcome = Outcome::kPending;
   std::string error;

@@ -19,8 +19,12 @@ double percentile(std::span<const double> sorted, double p) {
 Summary summarize(std::vector<double> values) {
   if (values.empty()) return {};
   std::sort(values.begin(), values.end());
-  return {.count = static_cast<int64_t>(values.size()), .mean = std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size()),
-          .p50 = percentile(values, 50), .p90 = percentile(values, 90), .p99 = percentile(values, 99), .max = values.back()};
+  return {.count = static_cast<int64_t>(values.size()),
+          .mean = std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size()),
+          .p50 = percentile(values, 50),
+          .p90 = percentile(values, 90),
+          .p99 = percentile(values, 99),
+          .max = values.back()};
 }
 
 bool Slo::met_by(const RequestRecord& record) const {
@@ -41,13 +45,19 @@ Result<Slo> parse_slo(const std::string& text) {
     const std::string_view name = item.substr(0, equals);
     std::string_view value = equals == std::string_view::npos ? std::string_view() : item.substr(equals + 1);
     double unit = 1e-3;
-    if (value.ends_with("ms")) value.remove_suffix(2);
-    else if (value.ends_with("s")) value.remove_suffix(1), unit = 1;
+    if (value.ends_with("ms"))
+      value.remove_suffix(2);
+    else if (value.ends_with("s"))
+      value.remove_suffix(1), unit = 1;
     double number = 0;
     const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), number);
-    std::optional<double>* field = name == "ttft" ? &slo.ttft : name == "tpot" ? &slo.tpot : name == "e2e" ? &slo.e2e : nullptr;
+    std::optional<double>* field = name == "ttft"   ? &slo.ttft
+                                   : name == "tpot" ? &slo.tpot
+                                   : name == "e2e"  ? &slo.e2e
+                                                    : nullptr;
     if (!field || error != std::errc() || end != value.data() + value.size() || !(number > 0) || !std::isfinite(number))
-      return invalid_argument("--slo wants ttft=, tpot= and e2e= with milliseconds, such as ttft=500,tpot=30; got \"{}\"", item);
+      return invalid_argument(
+          "--slo wants ttft=, tpot= and e2e= with milliseconds, such as ttft=500,tpot=30; got \"{}\"", item);
     *field = number * unit;
   }
   return slo;
@@ -73,7 +83,9 @@ struct Samples {  // milliseconds
 }  // namespace
 
 LoadReport make_report(std::span<const RequestRecord> records, const RunFacts& facts, const Slo& slo) {
-  LoadReport report{.requests = static_cast<int64_t>(records.size()), .peak_concurrency = facts.peak_concurrency, .duration_s = facts.duration_s};
+  LoadReport report{.requests = static_cast<int64_t>(records.size()),
+                    .peak_concurrency = facts.peak_concurrency,
+                    .duration_s = facts.duration_s};
   Samples all;
   std::map<int, Samples> by_adapter;
   std::vector<double> delays, refused;
@@ -116,7 +128,8 @@ LoadReport make_report(std::span<const RequestRecord> records, const RunFacts& f
     report.total_tokens_per_s = static_cast<double>(report.prompt_tokens + report.output_tokens) / facts.duration_s;
     if (!slo.empty()) report.goodput = static_cast<double>(good) / facts.duration_s;
   }
-  if (!slo.empty() && !records.empty()) report.slo_attainment = static_cast<double>(good) / static_cast<double>(records.size());
+  if (!slo.empty() && !records.empty())
+    report.slo_attainment = static_cast<double>(good) / static_cast<double>(records.size());
   return report;
 }
 

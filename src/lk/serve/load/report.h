@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// From records to figures. Pure functions. Definitions (docs/benchmarks.md): TTFT = send to first content; ITL = every gap between events
-// with content; TPOT = (E2E - TTFT) / (output tokens - 1); E2E = send to the last event with a choice; goodput = requests per second that
-// met every objective. Latencies are of successful requests; failures stand beside them, and count against attainment.
+// From records to figures. Pure functions. Definitions (docs/benchmarks.md): TTFT = send to first content; ITL = every
+// gap between events with content; TPOT = (E2E - TTFT) / (output tokens - 1); E2E = send to the last event with a
+// choice; goodput = requests per second that met every objective. Latencies are of successful requests; failures stand
+// beside them, and count against attainment.
 #pragma once
 
 #include <map>
@@ -43,12 +44,12 @@ struct LoadReport {
   double requests_per_s = 0, output_tokens_per_s = 0, total_tokens_per_s = 0;
   std::optional<double> goodput, slo_attainment;  // attainment: fraction of all requests
   Summary ttft_ms, itl_ms, tpot_ms, e2e_ms;
-  Summary refused_ms;                  // send to the answer, of those that were refused with 429 or 503
-  Summary delay_ms;                    // scheduled to sent, all requests; empty for a closed loop
+  Summary refused_ms;                     // send to the answer, of those that were refused with 429 or 503
+  Summary delay_ms;                       // scheduled to sent, all requests; empty for a closed loop
   std::map<std::string, int64_t> errors;  // "429", "503", "timeout", ... -> count
   std::map<std::string, std::string> error_examples;
-  int64_t without_usage = 0;           // successful, but tokens had to be counted by events
-  int64_t short_answers = 0;           // successful, but fewer tokens than asked for
+  int64_t without_usage = 0;               // successful, but tokens had to be counted by events
+  int64_t short_answers = 0;               // successful, but fewer tokens than asked for
   std::map<int, AdapterFigures> adapters;  // by index; -1 = the base model
 };
 

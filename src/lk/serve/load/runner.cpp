@@ -12,15 +12,19 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr auto kTick = std::chrono::milliseconds(100);
-// An open loop hands its requests to the io thread in lots, each with its time: a wake-up of this thread for every request would take
-// the processor from a server on the same machine.
+// An open loop hands its requests to the io thread in lots, each with its time: a wake-up of this thread for every
+// request would take the processor from a server on the same machine.
 constexpr double kHandOverBefore = 0.01, kHandOverSpan = 0.05;  // seconds
 
-// The calling thread sends; the client's io threads fill the records. A record belongs to the io thread from send() to on_done.
+// The calling thread sends; the client's io threads fill the records. A record belongs to the io thread from send() to
+// on_done.
 class Run {
  public:
   Run(HttpClient& client, const RunOptions& options)
-      : client_(client), options_(options), arrivals_(options.arrival, options.open_loop ? options.rate : 1, options.cv, options.seed), start_(Clock::now()) {}
+      : client_(client),
+        options_(options),
+        arrivals_(options.arrival, options.open_loop ? options.rate : 1, options.cv, options.seed),
+        start_(Clock::now()) {}
 
   RunResult go() {
     for (int64_t index = 0; (options_.num_requests == 0 || index < options_.num_requests) && !stopped_; ++index) {
@@ -34,7 +38,10 @@ class Run {
       send(planned, scheduled);
     }
     drain();
-    RunResult result{.facts = {.duration_s = last_end_s_ - first_send_s_, .peak_concurrency = peak_, .open_loop = options_.open_loop}, .was_interrupted = stopped_};
+    RunResult result{.facts = {.duration_s = last_end_s_ - first_send_s_,
+                               .peak_concurrency = peak_,
+                               .open_loop = options_.open_loop},
+                     .was_interrupted = stopped_};
     for (Slot& slot : slots_)
       if (slot.started) result.records.push_back(std::move(slot.record));
     return result;
@@ -105,12 +112,16 @@ class Run {
       ++outstanding_;
     }
     slot.record.scheduled_s = scheduled;
-    ClientRequest request{.url = planned.url, .headers = options_.headers, .body = planned.body, .timeout = options_.timeout};
-    if (options_.open_loop) request.not_before = start_ + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(scheduled));
-    slot.id = client_.send(std::move(request), {.on_start = [this, &slot] { on_start(slot); },
-                                                .on_head = [&slot](int status, const HttpHeaders&) { slot.reader->on_head(status); },
-                                                .on_data = [this, &slot](std::string_view bytes) { slot.reader->on_data(bytes, now()); },
-                                                .on_done = [this, &slot](Status status) { on_done(slot, status); }});
+    ClientRequest request{
+        .url = planned.url, .headers = options_.headers, .body = planned.body, .timeout = options_.timeout};
+    if (options_.open_loop)
+      request.not_before =
+          start_ + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(scheduled));
+    slot.id = client_.send(std::move(request),
+                           {.on_start = [this, &slot] { on_start(slot); },
+                            .on_head = [&slot](int status, const HttpHeaders&) { slot.reader->on_head(status); },
+                            .on_data = [this, &slot](std::string_view bytes) { slot.reader->on_data(bytes, now()); },
+                            .on_done = [this, &slot](Status status) { on_done(slot, status); }});
   }
 
   void on_start(Slot& slot) {
@@ -166,7 +177,8 @@ class Run {
   double next_progress_s_ = 0, lot_end_s_ = 0;
   std::mutex mutex_;
   std::condition_variable changed_;
-  // Guarded by mutex_. Outstanding: handed to the client and not done, its time may be still to come; in flight: of these the started.
+  // Guarded by mutex_. Outstanding: handed to the client and not done, its time may be still to come; in flight: of
+  // these the started.
   int64_t outstanding_ = 0, in_flight_ = 0, started_ = 0, peak_ = 0, failed_ = 0;
   double first_send_s_ = 0, last_end_s_ = 0;
 };

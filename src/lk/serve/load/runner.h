@@ -28,17 +28,17 @@ struct RunProgress {
 struct RunOptions {
   bool open_loop = false;
   ArrivalKind arrival = ArrivalKind::kPoisson;
-  double rate = 1, cv = 1;       // of an open loop
-  int64_t max_in_flight = 0;     // closed loop: how many at once; open loop: a cap, 0 = none
-  int64_t num_requests = 0;      // 0 = until duration_s
-  double duration_s = 0;         // no request is sent after this; 0 = until num_requests
+  double rate = 1, cv = 1;    // of an open loop
+  int64_t max_in_flight = 0;  // closed loop: how many at once; open loop: a cap, 0 = none
+  int64_t num_requests = 0;   // 0 = until duration_s
+  double duration_s = 0;      // no request is sent after this; 0 = until num_requests
   bool stream = true;
   uint64_t seed = 1;
   std::chrono::milliseconds timeout{600'000};
   HttpHeaders headers;
   std::function<PlannedRequest(int64_t index)> plan;
-  std::function<bool()> interrupted;                     // asked often; true cancels what is in flight
-  std::function<void(const RunProgress&)> on_progress;   // about twice a second
+  std::function<bool()> interrupted;                    // asked often; true cancels what is in flight
+  std::function<void(const RunProgress&)> on_progress;  // about twice a second
 };
 
 struct RunResult {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the requests of a load say. Request i depends on the options and i only, so a run can be repeated against another server.
+// What the requests of a load say. Request i depends on the options and i only, so a run can be repeated against
+// another server.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +20,8 @@ struct LengthRange {  // tokens, uniform, both ends included
 };
 Result<LengthRange> parse_length_range(const std::string& text);  // "128" or "64:256"
 
-// One line of a prompts file: {"prompt": "text" or [ids]} or {"messages": [...]}, optionally "max_tokens" and "adapter" ("" = the base model).
+// One line of a prompts file: {"prompt": "text" or [ids]} or {"messages": [...]}, optionally "max_tokens" and "adapter"
+// ("" = the base model).
 struct PromptLine {
   boost::json::value prompt, messages;  // one is null
   int64_t max_tokens = 0;               // 0 = as --output-tokens says
@@ -33,8 +35,8 @@ struct WorkloadOptions {
   bool stream = true;
   bool ignore_eos = true;
   LengthRange input{128, 128}, output{64, 64};
-  int64_t shared_prefix = 0;      // the first tokens (chat: words) of every prompt are the same
-  int64_t vocab_size = 1000;      // random token ids are below this
+  int64_t shared_prefix = 0;  // the first tokens (chat: words) of every prompt are the same
+  int64_t vocab_size = 1000;  // random token ids are below this
   double temperature = 0;
   uint64_t seed = 1;
   std::vector<PromptLine> prompts;  // used in turn instead of random ones
@@ -47,8 +49,8 @@ struct GeneratedRequest {
   int64_t max_tokens = 0;
 };
 
-// Random prompts: token ids for completions; for chat, common English words, one for each token asked for (the server's count, which the
-// report gives, is higher by the template and where its tokenizer splits words).
+// Random prompts: token ids for completions; for chat, common English words, one for each token asked for (the server's
+// count, which the report gives, is higher by the template and where its tokenizer splits words).
 GeneratedRequest make_request(const WorkloadOptions& options, int64_t index, const std::string& model);
 
 }  // namespace lk::load

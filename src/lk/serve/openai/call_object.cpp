@@ -96,9 +96,12 @@ bool CallObject::end_value(std::string& arguments) {
     if (!name_ || name_->empty() || name_->size() > 256) return false;
     if (names_ != nullptr && std::find(names_->begin(), names_->end(), *name_) == names_->end()) return false;
   } else if (key_ == "arguments" || key_ == "parameters") {
-    if (value_[0] == '"') arguments_ = unquote(value_);  // JSON in a string
-    else if (value_[0] == '{') arguments_ = value_;
-    else if (value_ == "null") arguments_ = "{}";
+    if (value_[0] == '"')
+      arguments_ = unquote(value_);  // JSON in a string
+    else if (value_[0] == '{')
+      arguments_ = value_;
+    else if (value_ == "null")
+      arguments_ = "{}";
     if (!arguments_) return false;
     arguments_done_ = true;
   } else {

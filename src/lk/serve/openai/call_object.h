@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reads {"name": ..., "arguments": {...}} byte by byte, as models write tool calls ("parameters" is the same). The name is known before the
-// object ends, and the arguments pass through as they are written.
+// Reads {"name": ..., "arguments": {...}} byte by byte, as models write tool calls ("parameters" is the same). The name
+// is known before the object ends, and the arguments pass through as they are written.
 #pragma once
 
 #include <optional>

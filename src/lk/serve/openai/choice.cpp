@@ -34,20 +34,27 @@ std::vector<TokenLogprob> AnswerShape::prompt_tokens(const Completion& prompt) c
 
 void AnswerShape::append_finish(std::string& out, const Completion& completion, int num_calls) const {
   std::string_view reason = "stop";
-  if (completion.finish == FinishReason::kLength) reason = "length";
-  else if (completion.finish == FinishReason::kCancelled) reason = "abort";
-  else if (completion.finish == FinishReason::kError) reason = "error";
-  else if (num_calls > 0 && forced_tool.empty()) reason = "tool_calls";
+  if (completion.finish == FinishReason::kLength)
+    reason = "length";
+  else if (completion.finish == FinishReason::kCancelled)
+    reason = "abort";
+  else if (completion.finish == FinishReason::kError)
+    reason = "error";
+  else if (num_calls > 0 && forced_tool.empty())
+    reason = "tool_calls";
   fmt::format_to(std::back_inserter(out), "\"finish_reason\":\"{}\",\"stop_reason\":", reason);
-  if (completion.stop_string) append_string(out, *completion.stop_string);
-  else if (completion.stop_token) out += std::to_string(*completion.stop_token);
-  else out += "null";
+  if (completion.stop_string)
+    append_string(out, *completion.stop_string);
+  else if (completion.stop_token)
+    out += std::to_string(*completion.stop_token);
+  else
+    out += "null";
 }
 
 void append_usage(std::string& out, int64_t prompt_tokens, int64_t completion_tokens, int64_t cached_tokens) {
   const auto out_at = std::back_inserter(out);
-  fmt::format_to(out_at, "\"usage\":{{\"prompt_tokens\":{},\"completion_tokens\":{},\"total_tokens\":{},", prompt_tokens, completion_tokens,
-                 prompt_tokens + completion_tokens);
+  fmt::format_to(out_at, "\"usage\":{{\"prompt_tokens\":{},\"completion_tokens\":{},\"total_tokens\":{},",
+                 prompt_tokens, completion_tokens, prompt_tokens + completion_tokens);
   fmt::format_to(out_at, "\"prompt_tokens_details\":{{\"cached_tokens\":{}}}}}", cached_tokens);
 }
 
@@ -59,17 +66,22 @@ void append_token_ids(std::string& out, std::span<const TokenLogprob> tokens) {
 
 ToolSyntax tool_syntax(const GenerateRequest& request, ToolFormat format) {
   ToolSyntax syntax;
-  for (const boost::json::value& tool : request.prompts.at(0).tools) syntax.names.emplace_back(tool.at("function").at("name").as_string());
-  if (!request.forced_tool.empty()) syntax.forced_name = request.forced_tool;
-  else if (request.tool_forced) syntax.format = ToolFormat::kLlama3;  // the grammar is that of a bare object
-  else if (request.tools_allowed) syntax.format = format;
+  for (const boost::json::value& tool : request.prompts.at(0).tools)
+    syntax.names.emplace_back(tool.at("function").at("name").as_string());
+  if (!request.forced_tool.empty())
+    syntax.forced_name = request.forced_tool;
+  else if (request.tool_forced)
+    syntax.format = ToolFormat::kLlama3;  // the grammar is that of a bare object
+  else if (request.tools_allowed)
+    syntax.format = format;
   return syntax;
 }
 
 std::string echoed(const GenerateRequest& request, const TextRequest& text, const Tokenizer* tokenizer) {
   if (!request.echo) return {};
   if (request.endpoint == Endpoint::kCompletion)
-    return text.token_ids.empty() || tokenizer == nullptr ? text.prompt : tokenizer->decode(text.token_ids, text.skip_special_tokens);
+    return text.token_ids.empty() || tokenizer == nullptr ? text.prompt
+                                                          : tokenizer->decode(text.token_ids, text.skip_special_tokens);
   // Of a chat only an assistant's message that is being continued.
   if (text.messages.empty()) return {};
   const boost::json::value& last = text.messages.back();
@@ -88,7 +100,8 @@ Completion prompt_facts(const Completion& completion) {
 std::vector<TokenLogprob> tokens_of(const Completion& completion, size_t first) {
   std::vector<TokenLogprob> tokens;
   for (size_t i = first; i < completion.token_ids.size(); ++i)
-    tokens.push_back(i < completion.logprobs.size() ? completion.logprobs[i] : TokenLogprob{.token = completion.token_ids[i]});
+    tokens.push_back(i < completion.logprobs.size() ? completion.logprobs[i]
+                                                    : TokenLogprob{.token = completion.token_ids[i]});
   return tokens;
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One choice of an answer while it is written: which text and tokens were shown, what the prompt was, the tool calls found so far.
+// One choice of an answer while it is written: which text and tokens were shown, what the prompt was, the tool calls
+// found so far.
 #pragma once
 
 #include <optional>
@@ -16,10 +17,10 @@ struct Choice {
   explicit Choice(const ToolSyntax& syntax) : parser(syntax) {}
 
   ToolCallParser parser;
-  bool started = false;               // the first chunk is out
+  bool started = false;  // the first chunk is out
   bool finished = false;
-  std::optional<Completion> prompt;   // only its prompt_* and cached_tokens
-  size_t text_bytes = 0;              // of the completion's text, seen so far
+  std::optional<Completion> prompt;  // only its prompt_* and cached_tokens
+  size_t text_bytes = 0;             // of the completion's text, seen so far
   int64_t num_tokens = 0;
   StreamDelta early;                  // came before the prompt's facts, which the first chunk needs
   std::vector<TokenLogprob> waiting;  // tokens that go with the next chunk
@@ -33,16 +34,17 @@ struct AnswerShape {
   ToolFormat tool_format;
   bool logprobs, prompt_logprobs, token_ids, echo, parallel_tool_calls;
   std::string forced_tool;
-  std::string id;       // of the request; call ids derive from it
+  std::string id;  // of the request; call ids derive from it
 
   bool needs_prompt() const { return token_ids || (!chat() && echo && logprobs); }  // in the first chunk
   bool chat() const { return endpoint == Endpoint::kChat; }
-  // "call_" and 24 letters and digits; of Mistral's models, whose templates insist on it, 9 letters and digits. The same for the same
-  // request, choice and call.
+  // "call_" and 24 letters and digits; of Mistral's models, whose templates insist on it, 9 letters and digits. The
+  // same for the same request, choice and call.
   std::string call_id(int choice, int call) const;
   // The tokens of an echoed prompt; the first has no logprob.
   std::vector<TokenLogprob> prompt_tokens(const Completion& prompt) const;
-  void append_finish(std::string& out, const Completion& completion, int num_calls) const;  // "finish_reason":...,"stop_reason":...
+  void append_finish(std::string& out, const Completion& completion,
+                     int num_calls) const;  // "finish_reason":...,"stop_reason":...
 };
 
 // How the answer's tool calls are written, if it may have any.
@@ -55,6 +57,8 @@ std::vector<TokenLogprob> tokens_of(const Completion& completion, size_t first);
 
 void append_usage(std::string& out, int64_t prompt_tokens, int64_t completion_tokens, int64_t cached_tokens);
 void append_token_ids(std::string& out, std::span<const TokenLogprob> tokens);
-inline std::span<const TokenLogprob> span_of(const std::vector<TokenLogprob>& tokens) { return {tokens.data(), tokens.size()}; }
+inline std::span<const TokenLogprob> span_of(const std::vector<TokenLogprob>& tokens) {
+  return {tokens.data(), tokens.size()};
+}
 
 }  // namespace lk::openai

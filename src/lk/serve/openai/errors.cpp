@@ -28,14 +28,30 @@ ApiError api_error(const Status& status, std::string_view request_id) {
     case StatusCode::kFailedPrecondition:
       set(400, "invalid_request_error", "");
       break;
-    case StatusCode::kNotFound: set(404, "invalid_request_error", "not_found"); break;
-    case StatusCode::kAlreadyExists: set(400, "invalid_request_error", "already_exists"); break;  // not 409: clients retry that
-    case StatusCode::kUnauthenticated: set(401, "invalid_request_error", "invalid_api_key"); break;
-    case StatusCode::kPermissionDenied: set(403, "invalid_request_error", "permission_denied"); break;
-    case StatusCode::kResourceExhausted: set(429, "rate_limit_error", "rate_limit_exceeded", 1); break;
-    case StatusCode::kUnavailable: set(503, "server_error", "overloaded", 1); break;
-    case StatusCode::kDeadlineExceeded: set(408, "server_error", "timeout"); break;
-    case StatusCode::kCancelled: set(499, "invalid_request_error", "cancelled"); break;
+    case StatusCode::kNotFound:
+      set(404, "invalid_request_error", "not_found");
+      break;
+    case StatusCode::kAlreadyExists:
+      set(400, "invalid_request_error", "already_exists");
+      break;  // not 409: clients retry that
+    case StatusCode::kUnauthenticated:
+      set(401, "invalid_request_error", "invalid_api_key");
+      break;
+    case StatusCode::kPermissionDenied:
+      set(403, "invalid_request_error", "permission_denied");
+      break;
+    case StatusCode::kResourceExhausted:
+      set(429, "rate_limit_error", "rate_limit_exceeded", 1);
+      break;
+    case StatusCode::kUnavailable:
+      set(503, "server_error", "overloaded", 1);
+      break;
+    case StatusCode::kDeadlineExceeded:
+      set(408, "server_error", "timeout");
+      break;
+    case StatusCode::kCancelled:
+      set(499, "invalid_request_error", "cancelled");
+      break;
   }
   return error;
 }

@@ -39,8 +39,10 @@ std::optional<int64_t> ApiFields::integer(std::string_view key, int64_t min, int
   } else if (!number) {
     wrong_kind(key, "an integer", *value);
   } else if (*number < min || *number > max) {
-    if (max == std::numeric_limits<int64_t>::max()) fail(key, "must be at least {}, is {}", min, *number);
-    else fail(key, "must be from {} to {}, is {}", min, max, *number);
+    if (max == std::numeric_limits<int64_t>::max())
+      fail(key, "must be at least {}, is {}", min, *number);
+    else
+      fail(key, "must be from {} to {}, is {}", min, max, *number);
   } else {
     return number;
   }
@@ -76,7 +78,8 @@ void ApiFields::read_choice(std::string_view key, std::string& out, const std::v
   fail(key, "must be one of {}", fmt::join(words, ", "));
 }
 
-void ApiFields::read_strings(std::string_view key, std::vector<std::string>& out, size_t max_count, size_t min_bytes, size_t max_bytes) {
+void ApiFields::read_strings(std::string_view key, std::vector<std::string>& out, size_t max_count, size_t min_bytes,
+                             size_t max_bytes) {
   const json::value* value = find(key);
   if (value == nullptr) return;
   std::vector<std::string> strings;
@@ -97,7 +100,8 @@ void ApiFields::read_strings(std::string_view key, std::vector<std::string>& out
   out = std::move(strings);
 }
 
-bool to_tokens(const json::array& list, const std::string& param, int64_t vocab_size, std::vector<int32_t>& out, FirstError& error) {
+bool to_tokens(const json::array& list, const std::string& param, int64_t vocab_size, std::vector<int32_t>& out,
+               FirstError& error) {
   out.clear();
   out.reserve(list.size());
   for (size_t i = 0; i < list.size(); ++i) {
@@ -107,7 +111,8 @@ bool to_tokens(const json::array& list, const std::string& param, int64_t vocab_
       return false;
     }
     if (*token < 0 || *token >= vocab_size) {
-      error.set(param, fmt::format("\"{}\": token id {} at position {} is outside the vocabulary of {}", param, *token, i, vocab_size));
+      error.set(param, fmt::format("\"{}\": token id {} at position {} is outside the vocabulary of {}", param, *token,
+                                   i, vocab_size));
       return false;
     }
     out.push_back(static_cast<int32_t>(*token));
@@ -138,9 +143,10 @@ const json::array* ApiFields::array(std::string_view key, size_t max_count) {
 void ApiFields::refuse(std::string_view key, std::string_view reason) {
   const json::value* value = find(key);
   if (value == nullptr) return;
-  const bool harmless = (value->is_bool() && !value->get_bool()) || (value->is_string() && value->get_string().empty()) ||
-                        (value->is_array() && value->get_array().empty()) || (value->is_object() && value->get_object().empty()) ||
-                        (value->is_int64() && value->get_int64() == 0);
+  const bool harmless =
+      (value->is_bool() && !value->get_bool()) || (value->is_string() && value->get_string().empty()) ||
+      (value->is_array() && value->get_array().empty()) || (value->is_object() && value->get_object().empty()) ||
+      (value->is_int64() && value->get_int64() == 0);
   if (!harmless) fail(key, "is not supported: {}", reason);
 }
 

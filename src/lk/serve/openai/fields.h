@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Typed, bounded reading of one object of a request. The first failure sticks, in an ApiError whose param is the field's path.
+// Typed, bounded reading of one object of a request. The first failure sticks, in an ApiError whose param is the
+// field's path.
 #pragma once
 
 #include <limits>
@@ -46,7 +47,8 @@ class ApiFields {
   // One of these words; others are refused with the list.
   void read_choice(std::string_view key, std::string& out, const std::vector<std::string_view>& words);
   // A string or a list of strings.
-  void read_strings(std::string_view key, std::vector<std::string>& out, size_t max_count, size_t min_bytes, size_t max_bytes);
+  void read_strings(std::string_view key, std::vector<std::string>& out, size_t max_count, size_t min_bytes,
+                    size_t max_bytes);
   // A list of token ids in [0, vocab_size).
   void read_tokens(std::string_view key, std::vector<int32_t>& out, int64_t vocab_size, size_t max_count);
   const boost::json::object* object(std::string_view key);
@@ -62,7 +64,9 @@ class ApiFields {
     error_.set(path(key), fmt::format("\"{}\" {}", path(key), fmt::format(format, std::forward<Args>(args)...)));
   }
   void wrong_kind(std::string_view key, std::string_view expected, const boost::json::value& found);
-  std::string path(std::string_view key) const { return path_.empty() ? std::string(key) : path_ + "." + std::string(key); }
+  std::string path(std::string_view key) const {
+    return path_.empty() ? std::string(key) : path_ + "." + std::string(key);
+  }
   FirstError& error() { return error_; }
   bool failed() const { return error_.error.has_value(); }
 
@@ -74,6 +78,7 @@ class ApiFields {
 };
 
 // Token ids of a list; the error names `param`.
-bool to_tokens(const boost::json::array& list, const std::string& param, int64_t vocab_size, std::vector<int32_t>& out, FirstError& error);
+bool to_tokens(const boost::json::array& list, const std::string& param, int64_t vocab_size, std::vector<int32_t>& out,
+               FirstError& error);
 
 }  // namespace lk::openai

@@ -33,7 +33,8 @@ struct AnswerFormatter::Impl {
     return out;
   }
 
-  void append_logprobs(std::string& out, std::span<const TokenLogprob> tokens, bool first_is_prompt, Choice& choice) const {
+  void append_logprobs(std::string& out, std::span<const TokenLogprob> tokens, bool first_is_prompt,
+                       Choice& choice) const {
     out += "\"logprobs\":";
     if (!shape.logprobs || tokens.empty()) {
       out += "null";
@@ -46,9 +47,10 @@ struct AnswerFormatter::Impl {
     }
   }
 
-  // One event. `body`: the delta (chat) or the text; `tokens` go with it; `finish`: "finish_reason":...,"stop_reason":...
-  void append_chunk(std::string& out, Choice& choice, std::string_view body, std::span<const TokenLogprob> tokens, bool first_is_prompt,
-                    std::string_view finish) const {
+  // One event. `body`: the delta (chat) or the text; `tokens` go with it; `finish`:
+  // "finish_reason":...,"stop_reason":...
+  void append_chunk(std::string& out, Choice& choice, std::string_view body, std::span<const TokenLogprob> tokens,
+                    bool first_is_prompt, std::string_view finish) const {
     out += "data: ";
     out += stream_head;
     fmt::format_to(std::back_inserter(out), ",\"choices\":[{{\"index\":{},", index_of(choice));
@@ -102,7 +104,8 @@ struct AnswerFormatter::Impl {
       choice.started = true;
       if (!echo_text.empty()) append_chunk(out, choice, content_body(echo_text), {}, false, {});
     } else if (shape.echo || shape.token_ids) {
-      const std::vector<TokenLogprob> prompt = shape.echo && shape.logprobs ? shape.prompt_tokens(*choice.prompt) : std::vector<TokenLogprob>();
+      const std::vector<TokenLogprob> prompt =
+          shape.echo && shape.logprobs ? shape.prompt_tokens(*choice.prompt) : std::vector<TokenLogprob>();
       append_chunk(out, choice, text_body(echo_text), span_of(prompt), true, {});
     }
     choice.started = true;
@@ -129,7 +132,8 @@ struct AnswerFormatter::Impl {
     }
   }
 
-  void feed(std::string& out, int index, Choice& choice, std::string_view text, std::span<const TokenLogprob> tokens) const {
+  void feed(std::string& out, int index, Choice& choice, std::string_view text,
+            std::span<const TokenLogprob> tokens) const {
     if (!choice.prompt && shape.needs_prompt()) {
       choice.early.text += text;
       choice.early.tokens.insert(choice.early.tokens.end(), tokens.begin(), tokens.end());
@@ -170,18 +174,25 @@ struct AnswerFormatter::Impl {
     std::string content = echo[static_cast<size_t>(index) / n];
     std::vector<std::pair<std::string, std::string>> calls;
     for (ToolDelta& delta : deltas) {
-      if (delta.kind == ToolDelta::Kind::kContent) content += delta.text;
-      else if (delta.call > 0 && !shape.parallel_tool_calls) continue;
-      else if (delta.kind == ToolDelta::Kind::kBegin) calls.emplace_back(std::move(delta.text), "");
-      else calls.back().second += delta.text;
+      if (delta.kind == ToolDelta::Kind::kContent)
+        content += delta.text;
+      else if (delta.call > 0 && !shape.parallel_tool_calls)
+        continue;
+      else if (delta.kind == ToolDelta::Kind::kBegin)
+        calls.emplace_back(std::move(delta.text), "");
+      else
+        calls.back().second += delta.text;
     }
     out += "\"message\":{\"role\":\"assistant\",\"content\":";
-    if (content.empty() && !calls.empty()) out += "null";
-    else append_string(out, content);
+    if (content.empty() && !calls.empty())
+      out += "null";
+    else
+      append_string(out, content);
     out += ",\"refusal\":null";
     for (size_t i = 0; i < calls.size(); ++i) {
       out += i == 0 ? ",\"tool_calls\":[" : ",";
-      out += "{\"id\":\"" + shape.call_id(index, static_cast<int>(i)) + "\",\"type\":\"function\",\"function\":{\"name\":";
+      out +=
+          "{\"id\":\"" + shape.call_id(index, static_cast<int>(i)) + "\",\"type\":\"function\",\"function\":{\"name\":";
       append_string(out, calls[i].first);
       out += ",\"arguments\":";
       append_string(out, calls[i].second);
@@ -195,8 +206,10 @@ struct AnswerFormatter::Impl {
     fmt::format_to(std::back_inserter(out), "{}{{\"index\":{},", index > 0 ? "," : "", index);
     std::vector<TokenLogprob> tokens = tokens_of(completion, 0);
     const bool with_prompt = !shape.chat() && shape.echo;
-    if (shape.chat()) append_message(out, index, choice, completion);
-    else out += text_body(echo[static_cast<size_t>(index) / n] + completion.text) + ",";
+    if (shape.chat())
+      append_message(out, index, choice, completion);
+    else
+      out += text_body(echo[static_cast<size_t>(index) / n] + completion.text) + ",";
     std::vector<TokenLogprob> shown = with_prompt ? shape.prompt_tokens(completion) : std::vector<TokenLogprob>();
     const bool first_is_prompt = !shown.empty();
     shown.insert(shown.end(), tokens.begin(), tokens.end());
@@ -221,12 +234,14 @@ struct AnswerFormatter::Impl {
   std::string stream_head;
 };
 
-AnswerFormatter::AnswerFormatter(const GenerateRequest& request, std::string id, int64_t created, std::string model, const Tokenizer* tokenizer,
-                                 ToolFormat tool_format)
+AnswerFormatter::AnswerFormatter(const GenerateRequest& request, std::string id, int64_t created, std::string model,
+                                 const Tokenizer* tokenizer, ToolFormat tool_format)
     : impl_(std::make_unique<Impl>()) {
   const TextRequest& first = request.prompts.at(0);
   impl_->shape = {.endpoint = request.endpoint,
-                  .names = {.tokenizer = tokenizer, .as_ids = request.tokens_as_ids, .skip_special_tokens = first.skip_special_tokens},
+                  .names = {.tokenizer = tokenizer,
+                            .as_ids = request.tokens_as_ids,
+                            .skip_special_tokens = first.skip_special_tokens},
                   .tool_format = tool_format,
                   .logprobs = request.logprobs,
                   .prompt_logprobs = request.prompt_logprobs,
@@ -307,8 +322,10 @@ std::string AnswerFormatter::error(const ApiError& error) {
 
 std::string AnswerFormatter::response(const std::vector<Completion>& completions) {
   Impl& self = *impl_;
-  LK_CHECK(completions.size() == self.choices.size(), "{} completions for {} choices", completions.size(), self.choices.size());
-  std::string out = self.head(self.shape.chat() ? "chat.completion" : "text_completion") + ",\"system_fingerprint\":null,\"choices\":[";
+  LK_CHECK(completions.size() == self.choices.size(), "{} completions for {} choices", completions.size(),
+           self.choices.size());
+  std::string out = self.head(self.shape.chat() ? "chat.completion" : "text_completion") +
+                    ",\"system_fingerprint\":null,\"choices\":[";
   for (size_t i = 0; i < completions.size(); ++i) {
     self.append_choice(out, static_cast<int>(i), completions[i]);
     self.count(static_cast<int>(i), completions[i]);

@@ -50,8 +50,12 @@ class Builder {
     return add(std::move(text), ec);
   }
   bool on_number_part(json::string_view part, json::error_code&) { return number_.append(part), true; }
-  bool on_int64(int64_t number, json::string_view, json::error_code& ec) { return number_.clear(), add(json::value(number, storage_), ec); }
-  bool on_uint64(uint64_t number, json::string_view, json::error_code& ec) { return number_.clear(), add(json::value(number, storage_), ec); }
+  bool on_int64(int64_t number, json::string_view, json::error_code& ec) {
+    return number_.clear(), add(json::value(number, storage_), ec);
+  }
+  bool on_uint64(uint64_t number, json::string_view, json::error_code& ec) {
+    return number_.clear(), add(json::value(number, storage_), ec);
+  }
   bool on_double(double number, json::string_view text, json::error_code& ec) {
     number_.append(text);
     const bool whole = number_.find_first_of(".eE") == std::string::npos;

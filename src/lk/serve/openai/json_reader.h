@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Request bodies to JSON values, strictly: RFC 8259 in valid UTF-8, nothing after it, at most 64 levels and 2^20 values, no key twice in an
-// object (parsers that keep the first and parsers that keep the last would see two different requests), no number that would change.
+// Request bodies to JSON values, strictly: RFC 8259 in valid UTF-8, nothing after it, at most 64 levels and 2^20
+// values, no key twice in an object (parsers that keep the first and parsers that keep the last would see two different
+// requests), no number that would change.
 #pragma once
 
 #include <string_view>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Follows one JSON value byte by byte: where it ends, or that it is none. Looser than a parser: numbers and literals are any of their
-// characters, strings may hold control characters (models write both), so what it accepts still has to be parsed to be used.
+// Follows one JSON value byte by byte: where it ends, or that it is none. Looser than a parser: numbers and literals
+// are any of their characters, strings may hold control characters (models write both), so what it accepts still has to
+// be parsed to be used.
 #pragma once
 
 #include <string>

@@ -15,14 +15,26 @@ namespace {
 void append_escaped(std::string& out, std::string_view text) {
   for (const char c : text) {
     switch (c) {
-      case '"': out += "\\\""; break;
-      case '\\': out += "\\\\"; break;
-      case '\n': out += "\\n"; break;
-      case '\r': out += "\\r"; break;
-      case '\t': out += "\\t"; break;
+      case '"':
+        out += "\\\"";
+        break;
+      case '\\':
+        out += "\\\\";
+        break;
+      case '\n':
+        out += "\\n";
+        break;
+      case '\r':
+        out += "\\r";
+        break;
+      case '\t':
+        out += "\\t";
+        break;
       default:
-        if (static_cast<unsigned char>(c) < 0x20) fmt::format_to(std::back_inserter(out), "\\u{:04x}", static_cast<int>(c));
-        else out += c;
+        if (static_cast<unsigned char>(c) < 0x20)
+          fmt::format_to(std::back_inserter(out), "\\u{:04x}", static_cast<int>(c));
+        else
+          out += c;
     }
   }
 }
@@ -42,7 +54,8 @@ void append_string(std::string& out, std::string_view text) {
 }
 
 void append_logprob(std::string& out, float logprob) {
-  fmt::format_to(std::back_inserter(out), "{:#}", std::isnan(logprob) ? -9999.0f : std::clamp(logprob, -9999.0f, 9999.0f));
+  fmt::format_to(std::back_inserter(out), "{:#}",
+                 std::isnan(logprob) ? -9999.0f : std::clamp(logprob, -9999.0f, 9999.0f));
 }
 
 void append_ints(std::string& out, std::span<const int32_t> numbers) {

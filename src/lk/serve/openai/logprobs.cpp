@@ -56,8 +56,8 @@ void append_chat_logprobs(std::string& out, std::span<const TokenLogprob> tokens
   out += ']';
 }
 
-void append_completion_logprobs(std::string& out, std::span<const TokenLogprob> tokens, bool first_is_prompt, int64_t& offset,
-                                const TokenNames& names) {
+void append_completion_logprobs(std::string& out, std::span<const TokenLogprob> tokens, bool first_is_prompt,
+                                int64_t& offset, const TokenNames& names) {
   std::string offsets, logprobs, texts, tops;
   for (size_t i = 0; i < tokens.size(); ++i) {
     if (i > 0)
@@ -87,7 +87,8 @@ void append_completion_logprobs(std::string& out, std::span<const TokenLogprob> 
     add(name, token.logprob);
     tops += '}';
   }
-  out += "{\"text_offset\":[" + offsets + "],\"token_logprobs\":[" + logprobs + "],\"tokens\":[" + texts + "],\"top_logprobs\":[" + tops + "]}";
+  out += "{\"text_offset\":[" + offsets + "],\"token_logprobs\":[" + logprobs + "],\"tokens\":[" + texts +
+         "],\"top_logprobs\":[" + tops + "]}";
 }
 
 void append_prompt_logprobs(std::string& out, std::span<const TokenLogprob> tokens, const TokenNames& names) {

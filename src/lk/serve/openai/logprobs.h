@@ -25,10 +25,11 @@ struct TokenNames {
 // [{"token", "logprob", "bytes", "top_logprobs"}, ...], the content of a chat answer's logprobs.
 void append_chat_logprobs(std::string& out, std::span<const TokenLogprob> tokens, const TokenNames& names);
 
-// {"text_offset", "token_logprobs", "tokens", "top_logprobs"}. `first_is_prompt`: the first token has no logprob (it starts the prompt).
-// `offset` is where the first token begins in the text, in characters, and is moved behind the last.
-void append_completion_logprobs(std::string& out, std::span<const TokenLogprob> tokens, bool first_is_prompt, int64_t& offset,
-                                const TokenNames& names);
+// {"text_offset", "token_logprobs", "tokens", "top_logprobs"}. `first_is_prompt`: the first token has no logprob (it
+// starts the prompt). `offset` is where the first token begins in the text, in characters, and is moved behind the
+// last.
+void append_completion_logprobs(std::string& out, std::span<const TokenLogprob> tokens, bool first_is_prompt,
+                                int64_t& offset, const TokenNames& names);
 
 // vLLM's prompt_logprobs: [null, {"123": {"logprob", "rank", "decoded_token"}, ...}, ...]
 void append_prompt_logprobs(std::string& out, std::span<const TokenLogprob> tokens, const TokenNames& names);

@@ -22,9 +22,11 @@ bool join_parts(const json::array& parts, const std::string& path, json::string&
     }
     ApiFields part(parts[i].get_object(), where, error);
     const json::value* type = part.find("type");
-    const bool is_text = type != nullptr && type->is_string() && (type->get_string() == "text" || type->get_string() == "refusal");
+    const bool is_text =
+        type != nullptr && type->is_string() && (type->get_string() == "text" || type->get_string() == "refusal");
     if (!is_text) {
-      const std::string found = type != nullptr && type->is_string() ? std::string(view(type->get_string()).substr(0, 32)) : "missing";
+      const std::string found =
+          type != nullptr && type->is_string() ? std::string(view(type->get_string()).substr(0, 32)) : "missing";
       part.fail("type", "is {}: the model takes text only", found);
       return false;
     }
@@ -61,9 +63,12 @@ bool read_call(const json::value& value, const std::string& path, json::array& o
       inner.wrong_kind("arguments", "a string with a JSON object", *given);
     } else if (!given->get_string().empty()) {
       Result<json::value> parsed = read_json(view(given->get_string()));
-      if (!parsed.ok()) inner.fail("arguments", "is not valid JSON: {}", parsed.status().message());
-      else if (!parsed->is_object()) inner.wrong_kind("arguments", "a string with a JSON object", *parsed);
-      else arguments = std::move(*parsed);
+      if (!parsed.ok())
+        inner.fail("arguments", "is not valid JSON: {}", parsed.status().message());
+      else if (!parsed->is_object())
+        inner.wrong_kind("arguments", "a string with a JSON object", *parsed);
+      else
+        arguments = std::move(*parsed);
     }
   }
   if (fields.failed()) return false;
@@ -73,8 +78,8 @@ bool read_call(const json::value& value, const std::string& path, json::array& o
   return true;
 }
 
-bool read_message(const json::object& message, const std::string& path, json::array& out, std::vector<std::string>& ignored,
-                  FirstError& error) {
+bool read_message(const json::object& message, const std::string& path, json::array& out,
+                  std::vector<std::string>& ignored, FirstError& error) {
   ApiFields fields(message, path, error);
   std::string role, name, tool_call_id, reasoning;
   fields.read_string("role", role, 1, 64);
@@ -88,7 +93,8 @@ bool read_message(const json::object& message, const std::string& path, json::ar
   fields.refuse("audio", "the model takes text only");
   json::array calls;
   if (const json::array* given = fields.array("tool_calls", kMaxTools)) {
-    if (!given->empty() && role != "assistant") fields.fail("tool_calls", "is only allowed in messages of the assistant");
+    if (!given->empty() && role != "assistant")
+      fields.fail("tool_calls", "is only allowed in messages of the assistant");
     for (size_t i = 0; i < given->size(); ++i)
       if (!read_call((*given)[i], fmt::format("{}.tool_calls[{}]", path, i), calls, error)) return false;
   }
@@ -121,11 +127,13 @@ bool read_message(const json::object& message, const std::string& path, json::ar
 
 void read_messages(ApiFields& fields, TextRequest& text, std::vector<std::string>& ignored) {
   const json::array* messages = fields.array("messages", 65'536);
-  if (messages == nullptr || messages->empty()) return fields.fail("messages", "must be a list with at least one message");
+  if (messages == nullptr || messages->empty())
+    return fields.fail("messages", "must be a list with at least one message");
   for (size_t i = 0; i < messages->size(); ++i) {
     const std::string path = fmt::format("messages[{}]", i);
     const json::value& message = (*messages)[i];
-    if (!message.is_object()) return fields.error().set(path, fmt::format("\"{}\" must be an object, is {}", path, json_kind(message)));
+    if (!message.is_object())
+      return fields.error().set(path, fmt::format("\"{}\" must be an object, is {}", path, json_kind(message)));
     if (!read_message(message.get_object(), path, text.messages, ignored, fields.error())) return;
   }
 }
@@ -146,15 +154,18 @@ void read_template_fields(ApiFields& fields, TextRequest& text) {
   }
   const json::object* variables = fields.object("chat_template_kwargs");
   if (variables == nullptr) return;
-  if (variables->size() > 64) return fields.fail("chat_template_kwargs", "has {} entries, at most 64 are allowed", variables->size());
-  static constexpr std::string_view kReserved[] = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message",
-                                                   "chat_template", "tokenize", "return_tensors"};
+  if (variables->size() > 64)
+    return fields.fail("chat_template_kwargs", "has {} entries, at most 64 are allowed", variables->size());
+  static constexpr std::string_view kReserved[] = {
+      "messages",      "tools",    "documents",     "add_generation_prompt", "continue_final_message",
+      "chat_template", "tokenize", "return_tensors"};
   for (const auto& [key, value] : *variables) {
     const std::string_view name(key.data(), key.size());
     if (std::find(std::begin(kReserved), std::end(kReserved), name) != std::end(kReserved))
       return fields.fail("chat_template_kwargs", "may not set \"{}\"", name);
     if (value.is_object() || value.is_array())
-      return fields.fail("chat_template_kwargs", "may only hold strings, numbers, true, false and null; one entry is {}", json_kind(value));
+      return fields.fail("chat_template_kwargs",
+                         "may only hold strings, numbers, true, false and null; one entry is {}", json_kind(value));
     text.template_variables[key] = value;
   }
 }

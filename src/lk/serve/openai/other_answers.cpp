@@ -33,7 +33,8 @@ std::string base64(const std::vector<float>& values) {
   static constexpr std::string_view kAlphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
   std::string bytes, out;
   for (const float value : values)
-    for (int shift = 0; shift < 32; shift += 8) bytes += static_cast<char>(std::bit_cast<uint32_t>(value) >> shift & 0xff);
+    for (int shift = 0; shift < 32; shift += 8)
+      bytes += static_cast<char>(std::bit_cast<uint32_t>(value) >> shift & 0xff);
   for (size_t i = 0; i < bytes.size(); i += 3) {
     const size_t count = std::min<size_t>(3, bytes.size() - i);
     uint32_t group = 0;
@@ -45,14 +46,18 @@ std::string base64(const std::vector<float>& values) {
 
 }  // namespace
 
-std::string format_embeddings(const EmbeddingRequest& request, const std::string& model, const std::vector<Completion>& results) {
+std::string format_embeddings(const EmbeddingRequest& request, const std::string& model,
+                              const std::vector<Completion>& results) {
   std::string out = "{\"object\":\"list\",\"data\":[";
   int64_t num_tokens = 0;
   for (size_t i = 0; i < results.size(); ++i) {
-    fmt::format_to(std::back_inserter(out), "{}{{\"object\":\"embedding\",\"index\":{},\"embedding\":", i > 0 ? "," : "", i);
+    fmt::format_to(std::back_inserter(out),
+                   "{}{{\"object\":\"embedding\",\"index\":{},\"embedding\":", i > 0 ? "," : "", i);
     const std::vector<float> values = shortened(results[i].embedding, request.dimensions);
-    if (request.base64) out += '"' + base64(values) + '"';
-    else fmt::format_to(std::back_inserter(out), "[{:#}]", fmt::join(values, ","));
+    if (request.base64)
+      out += '"' + base64(values) + '"';
+    else
+      fmt::format_to(std::back_inserter(out), "[{:#}]", fmt::join(values, ","));
     out += '}';
     num_tokens += results[i].prompt_tokens;
   }
@@ -62,7 +67,8 @@ std::string format_embeddings(const EmbeddingRequest& request, const std::string
   return out;
 }
 
-std::string format_tokenize(const TokenizeRequest& request, const std::vector<int32_t>& tokens, int64_t context, const Tokenizer& tokenizer) {
+std::string format_tokenize(const TokenizeRequest& request, const std::vector<int32_t>& tokens, int64_t context,
+                            const Tokenizer& tokenizer) {
   std::string out = fmt::format("{{\"count\":{},\"max_model_len\":{},\"tokens\":", tokens.size(), context);
   append_ints(out, tokens);
   out += ",\"token_strs\":";

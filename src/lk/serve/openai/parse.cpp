@@ -17,13 +17,16 @@ constexpr int64_t kMaxInt = std::numeric_limits<int64_t>::max();
 ApiError body_error(std::string message) { return {.status = 400, .message = std::move(message)}; }
 
 // One prompt of a completion, or one input of an embedding request.
-bool read_prompt(const json::value& value, const std::string& path, int64_t vocab, TextRequest& text, FirstError& error) {
+bool read_prompt(const json::value& value, const std::string& path, int64_t vocab, TextRequest& text,
+                 FirstError& error) {
   if (value.is_string()) {
     text.prompt = std::string(value.get_string());
     if (text.prompt.empty()) error.set(path, fmt::format("\"{}\" must not be empty", path));
   } else if (value.is_array()) {
-    if (value.get_array().empty()) error.set(path, fmt::format("\"{}\" must not be empty", path));
-    else to_tokens(value.get_array(), path, vocab, text.token_ids, error);
+    if (value.get_array().empty())
+      error.set(path, fmt::format("\"{}\" must not be empty", path));
+    else
+      to_tokens(value.get_array(), path, vocab, text.token_ids, error);
   } else {
     error.set(path, fmt::format("\"{}\" must be a string or a list of token ids, is {}", path, json_kind(value)));
   }
@@ -41,10 +44,13 @@ void read_prompts(ApiFields& fields, std::string_view key, size_t max_count, int
     read_prompt(*given, fields.path(key), vocab, out.emplace_back(common), fields.error());
     return;
   }
-  if (list->size() > max_count) return fields.fail(key, "has {} entries, at most {} are allowed", list->size(), max_count);
+  if (list->size() > max_count)
+    return fields.fail(key, "has {} entries, at most {} are allowed", list->size(), max_count);
   out.reserve(list->size());
   for (size_t i = 0; i < list->size(); ++i)
-    if (!read_prompt((*list)[i], fmt::format("{}[{}]", fields.path(key), i), vocab, out.emplace_back(common), fields.error())) return;
+    if (!read_prompt((*list)[i], fmt::format("{}[{}]", fields.path(key), i), vocab, out.emplace_back(common),
+                     fields.error()))
+      return;
 }
 
 }  // namespace
@@ -52,7 +58,8 @@ void read_prompts(ApiFields& fields, std::string_view key, size_t max_count, int
 ApiResult<json::object> read_body(std::string_view body, json::storage_ptr storage) {
   Result<json::value> value = read_json(body, std::move(storage));
   if (!value.ok()) return body_error(fmt::format("The request body is not valid JSON: {}", value.status().message()));
-  if (!value->is_object()) return body_error(fmt::format("The request body must be a JSON object, is {}", json_kind(*value)));
+  if (!value->is_object())
+    return body_error(fmt::format("The request body must be a JSON object, is {}", json_kind(*value)));
   return std::move(value->get_object());
 }
 

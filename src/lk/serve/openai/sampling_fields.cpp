@@ -39,14 +39,17 @@ void read_sampling(ApiFields& fields, const ApiDefaults& defaults, SamplingParam
 void read_logit_bias(ApiFields& fields, int64_t vocab_size, SamplingParams& s) {
   const json::object* biases = fields.object("logit_bias");
   if (biases == nullptr) return;
-  if (biases->size() > 1024) return fields.fail("logit_bias", "has {} entries, at most 1024 are allowed", biases->size());
+  if (biases->size() > 1024)
+    return fields.fail("logit_bias", "has {} entries, at most 1024 are allowed", biases->size());
   for (const auto& [key, bias] : *biases) {
     int64_t token = -1;
     const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), token);
     if (error != std::errc() || end != key.data() + key.size() || token < 0 || token >= vocab_size)
-      return fields.fail("logit_bias", "names \"{}\", keys must be token ids below {}", std::string_view(key).substr(0, 32), vocab_size);
+      return fields.fail("logit_bias", "names \"{}\", keys must be token ids below {}",
+                         std::string_view(key).substr(0, 32), vocab_size);
     const double number = bias.is_number() ? bias.to_number<double>() : 1e9;
-    if (!(number >= -100 && number <= 100)) return fields.fail("logit_bias", "of token {} must be a number from -100 to 100", token);
+    if (!(number >= -100 && number <= 100))
+      return fields.fail("logit_bias", "of token {} must be a number from -100 to 100", token);
     s.logit_bias.emplace_back(static_cast<int32_t>(token), static_cast<float>(number));
   }
 }
@@ -83,7 +86,8 @@ void read_common(ApiFields& fields, const ApiDefaults& defaults, GenerateRequest
   fields.read_strings("stop", text.stop, 16, 1, 256);
   fields.read_tokens("stop_token_ids", text.stop_token_ids, vocab, 1024);
   fields.read_tokens("allowed_token_ids", text.allowed_token_ids, vocab, 16'384);  // 256 prompts may each hold them
-  if (fields.has("allowed_token_ids") && text.allowed_token_ids.empty()) fields.fail("allowed_token_ids", "must not be empty");
+  if (fields.has("allowed_token_ids") && text.allowed_token_ids.empty())
+    fields.fail("allowed_token_ids", "must not be empty");
   fields.read_int("min_tokens", text.min_tokens, 0, kMaxInt);
   fields.read_int("truncate_prompt_tokens", text.truncate_prompt_tokens, 1, kMaxInt);
   fields.read_bool("include_stop_str_in_output", text.include_stop_string);
@@ -94,14 +98,15 @@ void read_common(ApiFields& fields, const ApiDefaults& defaults, GenerateRequest
   fields.read_bool("return_tokens_as_token_ids", request.tokens_as_ids);
   fields.read_int("prompt_logprobs", text.sampling.num_prompt_logprobs, 0, 20);
   request.prompt_logprobs = text.sampling.num_prompt_logprobs >= 0;
-  if (request.prompt_logprobs && request.stream) fields.fail("prompt_logprobs", "is not available when \"stream\" is true");
+  if (request.prompt_logprobs && request.stream)
+    fields.fail("prompt_logprobs", "is not available when \"stream\" is true");
   read_output_format(fields, request);
 }
 
 void read_ignored_and_refused(ApiFields& fields) {
   // Without meaning here, but known: no line in the log.
-  for (const char* key : {"store", "metadata", "service_tier", "request_id", "session_id", "safety_identifier", "prompt_cache_key",
-                          "guided_decoding_backend", "spaces_between_special_tokens", "detokenize"})
+  for (const char* key : {"store", "metadata", "service_tier", "request_id", "session_id", "safety_identifier",
+                          "prompt_cache_key", "guided_decoding_backend", "spaces_between_special_tokens", "detokenize"})
     fields.ignore(key);
   for (const char* key : {"lora_path", "lora_request", "lora", "adapter_id", "adapter_source", "adapters"})
     fields.refuse(key, "name the adapter in \"model\"");

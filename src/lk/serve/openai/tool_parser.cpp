@@ -14,10 +14,14 @@ constexpr size_t kMaxHeader = 64;  // [CALL_ID]...[ARGS]
 
 std::string_view tag_of(ToolFormat format) {
   switch (format) {
-    case ToolFormat::kHermes: return "<tool_call>";
-    case ToolFormat::kLlama3: return "<|python_tag|>";
-    case ToolFormat::kMistral: return "[TOOL_CALLS]";
-    case ToolFormat::kNone: break;
+    case ToolFormat::kHermes:
+      return "<tool_call>";
+    case ToolFormat::kLlama3:
+      return "<|python_tag|>";
+    case ToolFormat::kMistral:
+      return "[TOOL_CALLS]";
+    case ToolFormat::kNone:
+      break;
   }
   return "";
 }
@@ -51,7 +55,8 @@ void ToolCallParser::run(ToolDeltas& out) {
 
 void ToolCallParser::finish(ToolDeltas& out) {
   // Giving back can start another call, which ends here too.
-  while (mode_ != Mode::kText && mode_ != Mode::kClose && mode_ != Mode::kNext && mode_ != Mode::kArgs && mode_ != Mode::kBroken) {
+  while (mode_ != Mode::kText && mode_ != Mode::kClose && mode_ != Mode::kNext && mode_ != Mode::kArgs &&
+         mode_ != Mode::kBroken) {
     if (mode_ == Mode::kObject && object_->begun()) break;
     give_back(out);
     run(out);
@@ -68,15 +73,22 @@ void ToolCallParser::finish(ToolDeltas& out) {
 
 void ToolCallParser::step(char c, ToolDeltas& out) {
   switch (mode_) {
-    case Mode::kText: return text(c, out);
-    case Mode::kObject: return object(c, out);
-    case Mode::kClose: return close(c, out);
+    case Mode::kText:
+      return text(c, out);
+    case Mode::kObject:
+      return object(c, out);
+    case Mode::kClose:
+      return close(c, out);
     case Mode::kStart:
     case Mode::kItem:
-    case Mode::kNext: return list(c, out);
-    case Mode::kName: return name(c, out);
-    case Mode::kArgs: return args(c, out);
-    case Mode::kBroken: return broken(c, out);
+    case Mode::kNext:
+      return list(c, out);
+    case Mode::kName:
+      return name(c, out);
+    case Mode::kArgs:
+      return args(c, out);
+    case Mode::kBroken:
+      return broken(c, out);
   }
 }
 
@@ -97,8 +109,10 @@ void ToolCallParser::text(char c, ToolDeltas& out) {
   held_.clear();
   tag_bytes_ = raw_.size();
   in_list_ = false;
-  if (syntax_.format == ToolFormat::kMistral) mode_ = Mode::kStart;
-  else start_object(false);
+  if (syntax_.format == ToolFormat::kMistral)
+    mode_ = Mode::kStart;
+  else
+    start_object(false);
 }
 
 // A byte of content.
@@ -139,8 +153,10 @@ void ToolCallParser::object(char c, ToolDeltas& out) {
     return broken(c, out);
   }
   end_call();
-  if (syntax_.format == ToolFormat::kHermes) mode_ = Mode::kClose;
-  else if (in_list_) mode_ = Mode::kNext;
+  if (syntax_.format == ToolFormat::kHermes)
+    mode_ = Mode::kClose;
+  else if (in_list_)
+    mode_ = Mode::kNext;
   if (step == CallObject::Step::kBad) --next_;
 }
 
@@ -165,9 +181,12 @@ void ToolCallParser::list(char c, ToolDeltas& out) {
     return;
   }
   if (mode_ == Mode::kNext) {
-    if (c == ',') mode_ = Mode::kItem, raw_ = c, tag_bytes_ = 1;
-    else if (c == ']') mode_ = Mode::kText;
-    else mode_ = Mode::kText, --next_;
+    if (c == ',')
+      mode_ = Mode::kItem, raw_ = c, tag_bytes_ = 1;
+    else if (c == ']')
+      mode_ = Mode::kText;
+    else
+      mode_ = Mode::kText, --next_;
     return;
   }
   if (c == '{') {
@@ -194,7 +213,8 @@ void ToolCallParser::list(char c, ToolDeltas& out) {
 void ToolCallParser::name(char c, ToolDeltas& out) {
   const bool named = !name_.empty();
   const bool header_done = header_.empty() || header_.ends_with(kArgsTag);
-  if (header_.empty() && (std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '-' || c == '.') && name_.size() < 256) {
+  if (header_.empty() && (std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '-' || c == '.') &&
+      name_.size() < 256) {
     name_ += c;
   } else if (named && header_done && c == '{') {
     begin(name_, out);
@@ -240,7 +260,9 @@ void ToolCallParser::begin(const std::string& name, ToolDeltas& out) {
   out.push_back({ToolDelta::Kind::kBegin, num_calls_++, name});
 }
 
-void ToolCallParser::arguments(std::string_view piece, ToolDeltas& out) { append(out, ToolDelta::Kind::kArguments, num_calls_ - 1, piece); }
+void ToolCallParser::arguments(std::string_view piece, ToolDeltas& out) {
+  append(out, ToolDelta::Kind::kArguments, num_calls_ - 1, piece);
+}
 
 void ToolCallParser::end_call() {
   mode_ = Mode::kText;

@@ -3,9 +3,9 @@
 //   Hermes, Qwen   <tool_call>{"name": ..., "arguments": {...}}</tool_call>
 //   Llama 3        {"name": ..., "parameters": {...}} as the whole answer, or after <|python_tag|>; more after ';'
 //   Mistral        [TOOL_CALLS][{"name": ..., "arguments": {...}}, ...] or [TOOL_CALLS]name[ARGS]{...}
-// What comes out depends on the text only, not on how it was cut into pieces. Nothing is lost: text that is not a call, or turns out not to
-// be one before its name and the start of its arguments are read, is content; what goes wrong later stays in the arguments, as it was
-// written. Only white space (and separators) between calls is dropped.
+// What comes out depends on the text only, not on how it was cut into pieces. Nothing is lost: text that is not a call,
+// or turns out not to be one before its name and the start of its arguments are read, is content; what goes wrong later
+// stays in the arguments, as it was written. Only white space (and separators) between calls is dropped.
 #pragma once
 
 #include <optional>
@@ -42,14 +42,14 @@ class ToolCallParser {
  private:
   enum class Mode {
     kText,
-    kObject,    // in {"name": ...}
-    kClose,     // Hermes: before </tool_call>
-    kStart,     // Mistral: after [TOOL_CALLS]
-    kName,      // Mistral: in the name, then in [CALL_ID]...[ARGS], then before '{'
-    kItem,      // Mistral: before an object of the list
-    kNext,      // Mistral: after an object of the list
-    kArgs,      // Mistral: in the arguments that follow a name
-    kBroken,    // in arguments that went wrong: up to the closing tag, or the end
+    kObject,  // in {"name": ...}
+    kClose,   // Hermes: before </tool_call>
+    kStart,   // Mistral: after [TOOL_CALLS]
+    kName,    // Mistral: in the name, then in [CALL_ID]...[ARGS], then before '{'
+    kItem,    // Mistral: before an object of the list
+    kNext,    // Mistral: after an object of the list
+    kArgs,    // Mistral: in the arguments that follow a name
+    kBroken,  // in arguments that went wrong: up to the closing tag, or the end
   };
   void run(ToolDeltas& out);
   void step(char c, ToolDeltas& out);
@@ -66,18 +66,20 @@ class ToolCallParser {
   void arguments(std::string_view piece, ToolDeltas& out);
   void end_call();
   void give_back(ToolDeltas& out);
-  bool is_gap(char c) const { return is_json_space(c) || (c == ';' && num_calls_ > 0 && syntax_.format == ToolFormat::kLlama3); }
+  bool is_gap(char c) const {
+    return is_json_space(c) || (c == ';' && num_calls_ > 0 && syntax_.format == ToolFormat::kLlama3);
+  }
 
   ToolSyntax syntax_;
   std::string_view tag_;
   Mode mode_ = Mode::kText;
-  std::string input_;      // from next_ on: not yet seen, or given back to be seen again
+  std::string input_;  // from next_ on: not yet seen, or given back to be seen again
   size_t next_ = 0;
-  std::string held_;       // what may become a tag
-  std::string gap_;        // white space at the start or after a call
-  bool at_gap_ = true;     // only gaps since the start or the last call
-  std::string raw_;        // of the call not begun yet: what to give back
-  size_t tag_bytes_ = 0;   // of raw_: its tag, which is not looked at again
+  std::string held_;      // what may become a tag
+  std::string gap_;       // white space at the start or after a call
+  bool at_gap_ = true;    // only gaps since the start or the last call
+  std::string raw_;       // of the call not begun yet: what to give back
+  size_t tag_bytes_ = 0;  // of raw_: its tag, which is not looked at again
   std::optional<CallObject> object_;
   JsonScanner scanner_;
   std::string name_, header_;

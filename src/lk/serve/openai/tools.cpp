@@ -21,11 +21,12 @@ std::string_view function_name(const json::value& tool) { return tool.at("functi
 
 json::object parameters(const json::value& tool) {
   const json::value* schema = tool.at("function").as_object().if_contains("parameters");
-  return schema != nullptr && schema->is_object() ? schema->get_object() : json::object{{"type", "object"}, {"properties", json::object()}};
+  return schema != nullptr && schema->is_object() ? schema->get_object()
+                                                  : json::object{{"type", "object"}, {"properties", json::object()}};
 }
 
-// Points the references of one function's schema to where its definitions go in the schema of all functions: "#/$defs/X" becomes
-// "#/$defs/<prefix>.X", and "#" the schema itself, "#/$defs/<prefix>".
+// Points the references of one function's schema to where its definitions go in the schema of all functions:
+// "#/$defs/X" becomes "#/$defs/<prefix>.X", and "#" the schema itself, "#/$defs/<prefix>".
 void relocate_references(json::value& schema, const std::string& prefix) {
   if (json::array* list = schema.if_array()) {
     for (json::value& item : *list) relocate_references(item, prefix);
@@ -55,14 +56,17 @@ json::object any_call_schema(const json::array& tools) {
     for (const char* key : {"$defs", "definitions"}) {
       const json::value* own = object.if_contains(key);
       if (own == nullptr || !own->is_object()) continue;
-      for (const auto& [name, definition] : own->get_object()) definitions[prefix + "." + std::string(name)] = definition;
+      for (const auto& [name, definition] : own->get_object())
+        definitions[prefix + "." + std::string(name)] = definition;
       object.erase(key);
     }
     definitions[prefix] = std::move(schema);
-    alternatives.push_back({{"type", "object"},
-                            {"properties", {{"name", {{"const", function_name(tools[i])}}}, {"arguments", {{"$ref", "#/$defs/" + prefix}}}}},
-                            {"required", {"name", "arguments"}},
-                            {"additionalProperties", false}});
+    alternatives.push_back(
+        {{"type", "object"},
+         {"properties",
+          {{"name", {{"const", function_name(tools[i])}}}, {"arguments", {{"$ref", "#/$defs/" + prefix}}}}},
+         {"required", {"name", "arguments"}},
+         {"additionalProperties", false}});
   }
   return {{"anyOf", std::move(alternatives)}, {"$defs", std::move(definitions)}};
 }
@@ -80,7 +84,8 @@ void force_function(ApiFields& fields, const json::object& choice, GenerateReque
   for (const json::value& tool : text.tools) {
     if (function_name(tool) != request.forced_tool) continue;
     request.tool_forced = true;
-    return set_grammar(fields, "tool_choice", {GrammarSpec::Kind::kJsonSchema, json::serialize(parameters(tool)), {}}, request.grammar);
+    return set_grammar(fields, "tool_choice", {GrammarSpec::Kind::kJsonSchema, json::serialize(parameters(tool)), {}},
+                       request.grammar);
   }
   named.fail("name", "is \"{}\", which is none of the tools", request.forced_tool);
 }
@@ -94,7 +99,8 @@ void read_tool_list(ApiFields& fields, json::array& tools) {
   for (size_t i = 0; i < given->size(); ++i) {
     const std::string path = fmt::format("tools[{}]", i);
     const json::value& tool = (*given)[i];
-    if (!tool.is_object()) return fields.error().set(path, fmt::format("\"{}\" must be an object, is {}", path, json_kind(tool)));
+    if (!tool.is_object())
+      return fields.error().set(path, fmt::format("\"{}\" must be an object, is {}", path, json_kind(tool)));
     ApiFields outer(tool.get_object(), path, fields.error());
     std::string type, name, description;
     outer.read_choice("type", type, {"function"});
@@ -128,7 +134,8 @@ void read_tools(ApiFields& fields, const ApiDefaults& defaults, GenerateRequest&
     force_function(fields, choice->get_object(), request, text);
   } else if (word == "required") {
     request.tool_forced = true;
-    set_grammar(fields, "tool_choice", {GrammarSpec::Kind::kJsonSchema, json::serialize(any_call_schema(text.tools)), {}}, request.grammar);
+    set_grammar(fields, "tool_choice",
+                {GrammarSpec::Kind::kJsonSchema, json::serialize(any_call_schema(text.tools)), {}}, request.grammar);
   } else if (word == "none") {
     text.tools.clear();
   } else {
