@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// EngineHarness: a golden model with several of its adapters in one engine under one scheduler, as the server has them.
+#pragma once
+
+#include <fmt/ranges.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "lk/engine/engine.h"
+#include "lk/sched/scheduler.h"
+#include "testing/golden.h"
+
+namespace lk::testing {
+
+struct Output {
+  std::vector<int32_t> tokens;
+  std::vector<uint32_t> logprob_bits;  // of output and prompt tokens
+  bool operator==(const Output&) const = default;
+};
+inline void PrintTo(const Output& output, std::ostream* out) {
+  *out << fmt::format("{} {:x}", fmt::join(output.tokens, " "), fmt::join(output.logprob_bits, " "));
+}
+
+struct Setup {
+  std::string model;
+  std::vector<std::string> adapters;
+  DType act;
+  std::vector<size_t> merged = {};  // adapters that may be merged: their own last bits may change, nobody else's
+  std::optional<CpuIsa> isa = {};   // default: the best of this machine
+};
+
+class EngineHarness {
+ public:
+  EngineHarness(const Setup& setup, const SchedulerOptions& options, int64_t num_pages, int num_threads) {
+    auto backend = make_cpu_backend({.num_threads = num_threads, .isa = setup.isa}).value();
+    auto weights = load_weights(kGoldenDir + "models/" + setup.model, setup.act, *backend).value();
+    const int64_t page = Decoder(weights, *backend, 1, 1).page_bytes();
+    engine = Engine::create({.max_step_tokens = options.max_step_tokens, .memory_bytes = num_pages * page}, weights,
+                            std::move(backend))
+                 .value();
+    pool = std::make_unique<UnifiedPool>(engine->num_pages());
+    scheduler = std::make_unique<Scheduler>(options, *pool, *engine);
+    // Host memory for the largest or a third of them: what is dropped is read from disk again and again.
+    const auto directory = [&](const std::string& name) {
+      return kGoldenDir + "adapters/" + setup.model + "__" + name;
+    };
+    int64_t bytes = 0, largest = 0;
+    for (const std::string& name : setup.adapters) {
+      const auto own =
+          host_bytes_of(*load_adapter(name, directory(name), weights->config, weights->checkpoint.get()).value());
+      bytes += own, largest = std::max(largest, own);
+    }
+    host = HostTier::create(std::max(bytes / 3, largest));
+    for (const std::string& name : setup.adapters) {
+      auto source = std::make_shared<AdapterDirectory>(name, directory(name), engine->weights().config,
+                                                       weights->checkpoint, AdapterLoadOptions{.copy_file = true});
+      ids.push_back(engine->register_adapter(engine->prepare_adapter(host->add(std::move(source), 0).value()).value()));
+    }
+    if (setup.merged.empty()) return;
+    scheduler->enable_merging({.max_pool_share = 0.9, .keep_pages_per_request = 0, .retry_after = 0},
+                              make_always_chooser());
+    for (size_t adapter : setup.merged) scheduler->merging()->set_allowed(ids[adapter], true);
+  }
+  int64_t largest_adapter() const {
+    int64_t pages = 0;
+    for (AdapterId id : ids) pages = std::max(pages, engine->footprint(id).total());
+    return pages;
+  }
+  void take_events(std::map<RequestId, Output>& outputs) {
+    for (const RequestEvent& event : scheduler->step()) {
+      Output& output = outputs[event.id];
+      if (event.has_token) {
+        output.tokens.push_back(event.token.token);
+        output.logprob_bits.push_back(std::bit_cast<uint32_t>(event.token.logprob));
+      }
+      for (const TokenLogprob& entry : event.prompt_logprobs)
+        output.logprob_bits.push_back(std::bit_cast<uint32_t>(entry.logprob));
+    }
+    pool->check_integrity();
+  }
+  std::shared_ptr<HostTier> host;
+  std::unique_ptr<Engine> engine;
+  std::unique_ptr<UnifiedPool> pool;
+  std::unique_ptr<Scheduler> scheduler;
+  std::vector<AdapterId> ids;
+};
+
+}  // namespace lk::testing
