@@ -170,6 +170,17 @@ TEST(ModelConfig, ChecksExtents) {
   expect_refused(R"("rms_norm_eps":-1)", "rms_norm_eps");
 }
 
+// The attention kernels keep a query vector on the stack, in an array of kMaxHeadDim.
+TEST(ModelConfig, RefusesHeadsThatTheKernelsHaveNoRoomFor) {
+  EXPECT_EQ(parsed(R"("head_dim":256)").head_dim, 256);
+  for (const char* head_dim : {"258", "320", "4096"})
+    expect_refused(fmt::format(R"("head_dim":{})", head_dim), fmt::format("head_dim {} is not supported", head_dim));
+  const auto derived = parse_model_config(
+      R"({"architectures":["LlamaForCausalLM"],"hidden_size":1280,"num_attention_heads":4})", "config.json");
+  ASSERT_FALSE(derived.ok());
+  EXPECT_THAT(derived.status().message(), HasSubstr("head_dim 320 is not supported"));
+}
+
 TEST(ModelConfig, RefusesWhatIsNoConfig) {
   for (const char* text : {"", "[]", "{", "{}", "nul", R"({"architectures":"x"})", R"({"architectures":[1]})"}) {
     EXPECT_FALSE(parse_model_config(text, "c").ok()) << text;

@@ -5,6 +5,7 @@
 
 #include "lk/base/file.h"
 #include "lk/io/json_fields.h"
+#include "lk/tensor/limits.h"
 
 namespace lk {
 namespace {
@@ -240,7 +241,7 @@ void read_extents(JsonFields& fields, const Architecture& architecture, ModelCon
   fields.read_int("num_key_value_heads", config.num_kv_heads, 1, 4096);
   if (config.num_kv_heads == 0) config.num_kv_heads = config.num_heads;
   config.head_dim = fields.contains("head_dim") ? 0 : architecture.head_dim;
-  fields.read_int("head_dim", config.head_dim, 1, 4096);
+  fields.read_int("head_dim", config.head_dim, 1, kMaxDim);
   fields.read_int("vocab_size", config.vocab_size, 1, int64_t{4} << 20);
   fields.read_int("max_position_embeddings", config.max_positions, 1, int64_t{1} << 30);
   if (!fields.status().ok()) return;
@@ -251,6 +252,10 @@ void read_extents(JsonFields& fields, const Architecture& architecture, ModelCon
                            fields.where(), config.hidden_dim, config.num_heads));
     }
     config.head_dim = config.hidden_dim / config.num_heads;
+  }
+  if (config.head_dim > kMaxHeadDim) {
+    fields.fail(unsupported("{}: head_dim {} is not supported; the attention kernels take heads of at most {}",
+                            fields.where(), config.head_dim, kMaxHeadDim));
   }
   if (config.head_dim % 2 != 0) {
     fields.fail(invalid_argument("{}: head_dim {} is odd; rotary embeddings need an even one", fields.where(),

@@ -59,7 +59,7 @@ struct ModelConfig {
 };
 
 // `where` (a path) prefixes errors. Checks ranges: every extent positive and bounded (hidden <=
-// 65536, layers <= 1024, vocab <= 4 Mi), num_heads % num_kv_heads == 0, head_dim even.
+// 65536, layers <= 1024, vocab <= 4 Mi), num_heads % num_kv_heads == 0, head_dim even and at most kMaxHeadDim.
 Result<ModelConfig> parse_model_config(std::string_view json, std::string_view where);
 Result<ModelConfig> load_model_config(const std::string& directory);  // directory/config.json
 

@@ -118,7 +118,7 @@ struct KvLayer {
   int64_t v_offset = 0;
   DType dtype = DType::kBF16;
   int64_t num_kv_heads = 0;
-  int64_t head_dim = 0;  // even
+  int64_t head_dim = 0;  // even, <= kMaxHeadDim (tensor/limits.h)
 };
 
 // Writes rows of K and V into their slots. slot = page * 16 + offset.

@@ -1,7 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/ops/backend.h"
 
+#include "lk/tensor/limits.h"
+
 namespace lk {
+namespace {
+
+void check_kv(const KvLayer& kv) {
+  LK_CHECK(kv.base && kv.num_kv_heads > 0, "no KV pages");
+  LK_CHECK(kv.head_dim > 0 && kv.head_dim % 2 == 0 && kv.head_dim <= kMaxHeadDim, "head_dim {}", kv.head_dim);
+}
+
+}  // namespace
 
 void Backend::gemm(const GemmArgs& a) {
   if (a.num_rows == 0) return;
@@ -29,13 +39,17 @@ void Backend::lora(const LoraArgs& a) {
 
 void Backend::store_kv(const StoreKvArgs& a) {
   if (a.num_rows == 0) return;
-  LK_CHECK(a.k && a.v && a.slots && a.kv.base && a.kv.head_dim % 2 == 0);
+  check_kv(a.kv);
+  const int64_t width = a.kv.num_kv_heads * a.kv.head_dim;
+  LK_CHECK(a.k && a.v && a.slots && a.k_stride >= width && a.v_stride >= width);
   do_store_kv(a);
 }
 
 void Backend::attention(const AttentionArgs& a) {
   if (a.seqs.empty()) return;
-  LK_CHECK(a.q && a.y && a.kv.base && a.num_heads % a.kv.num_kv_heads == 0);
+  check_kv(a.kv);
+  const int64_t width = a.num_heads * a.kv.head_dim;
+  LK_CHECK(a.q && a.y && a.num_heads % a.kv.num_kv_heads == 0 && a.q_stride >= width && a.y_stride >= width);
   do_attention(a);
 }
 
@@ -53,7 +67,7 @@ void Backend::rope(const RopeArgs& a) {
 
 void Backend::swiglu(const SwigluArgs& a) {
   if (a.num_rows == 0) return;
-  LK_CHECK(a.x && a.y && a.y_stride >= a.dim);
+  LK_CHECK(a.x && a.y && a.y_stride >= a.dim && a.up_offset >= a.dim && a.x_stride >= a.up_offset + a.dim);
   do_swiglu(a);
 }
 

@@ -10,6 +10,7 @@
 // prompt was cut, nor what lies in free slots has any effect.
 #include "lk/kernels/cpu/isa.h"
 #include "lk/kernels/cpu/simd.h"
+#include "lk/tensor/limits.h"
 
 namespace lk::LK_ISA_NAMESPACE {
 namespace {
@@ -19,7 +20,7 @@ constexpr int kValueRows = kNumVectors >= 32 ? 6 : kNumVectors >= 8 ? 2 : 1;  //
 constexpr int kValueVecs = kNumVectors >= 32 ? 4 : 2;
 constexpr int64_t kBlockPages = 4;
 constexpr int64_t kBlock = kBlockPages * kPageTokens;
-constexpr int64_t kMaxHeadDim = 256;
+static_assert(kMaxHeadDim % 16 == 0, "vectors of the last dimensions stay inside the arrays below");
 constexpr float kMinusInf = -__builtin_inff();
 
 // The element types of the two modes. A K step is one vector of 16 tokens: a pair of dimensions, or one.
