@@ -380,7 +380,9 @@ int run(const ServeFlags& flags) {
   if (const Status status = load_adapters(flags, server, watcher, stored, aliases); !status.ok()) return fail(status);
   server.set_ready(true);
   server.log().write(LogLevel::kInfo, "ready",
-                     {{"address", server.address(0)}, {"adapters", server.adapters().versions().size()}});
+                     {{"address", server.address(0)},
+                      {"admin", options->admin ? server.address(static_cast<int>(options->listen.size())) : ""},
+                      {"adapters", server.adapters().versions().size()}});
   print_banner(flags, *options, server);
   (void)notify_service_manager("READY=1");
 

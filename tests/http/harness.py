@@ -167,6 +167,29 @@ class Server:
         with self.open_stream(path, body) as stream:
             return stream.rest()
 
+    @contextlib.contextmanager
+    def kept_busy(self, body: dict):
+        """From the first token on until the end of the block somebody's completion runs: two clients send `body` over and over."""
+        leaving, working = threading.Event(), threading.Event()
+
+        def client():
+            while not leaving.is_set():
+                with self.open_stream("/v1/completions", body) as stream:
+                    while not leaving.is_set() and stream.next() is not None:
+                        working.set()
+
+        clients = [threading.Thread(target=client, daemon=True) for _ in range(2)]
+        for thread in clients:
+            thread.start()
+        try:
+            if not working.wait(PATIENCE):
+                raise AssertionError(f"no token within {PATIENCE} s")
+            yield
+        finally:
+            leaving.set()
+            for thread in clients:
+                thread.join(PATIENCE)
+
     def raw(self, data: bytes, close_sending: bool = False) -> bytes:
         """Sends bytes and reads until the server closes, or has answered and is silent."""
         host, port = self.address.rsplit(":", 1)
