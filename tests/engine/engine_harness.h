@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/seeded_executor.h"
 #include "lk/engine/engine.h"
 #include "lk/sched/scheduler.h"
 #include "testing/golden.h"
@@ -38,7 +39,9 @@ struct Setup {
 
 class EngineHarness {
  public:
-  EngineHarness(const Setup& setup, const SchedulerOptions& options, int64_t num_pages, int num_threads) {
+  // With a seed its loads and merges end when the seed says so (seeded_executor.h), else when they do.
+  EngineHarness(const Setup& setup, const SchedulerOptions& options, int64_t num_pages, int num_threads,
+                std::optional<uint64_t> seed = {}) {
     auto backend = make_cpu_backend({.num_threads = num_threads, .isa = setup.isa}).value();
     auto weights = load_weights(kGoldenDir + "models/" + setup.model, setup.act, *backend).value();
     const int64_t page = Decoder(weights, *backend, 1, 1).page_bytes();
@@ -46,7 +49,8 @@ class EngineHarness {
                             std::move(backend))
                  .value();
     pool = std::make_unique<UnifiedPool>(engine->num_pages());
-    scheduler = std::make_unique<Scheduler>(options, *pool, *engine);
+    if (seed) seeded = std::make_unique<SeededExecutor>(*engine, *seed);
+    scheduler = std::make_unique<Scheduler>(options, *pool, seed ? static_cast<Executor&>(*seeded) : *engine);
     // Host memory for the largest or a third of them: what is dropped is read from disk again and again.
     const auto directory = [&](const std::string& name) {
       return kGoldenDir + "adapters/" + setup.model + "__" + name;
@@ -88,6 +92,7 @@ class EngineHarness {
   std::shared_ptr<HostTier> host;
   std::unique_ptr<Engine> engine;
   std::unique_ptr<UnifiedPool> pool;
+  std::unique_ptr<SeededExecutor> seeded;
   std::unique_ptr<Scheduler> scheduler;
   std::vector<AdapterId> ids;
 };

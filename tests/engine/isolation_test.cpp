@@ -45,16 +45,12 @@ void expect_isolation(const Setup& setup, uint64_t num_seeds) {
   const bool merging = !setup.merged.empty();
   Harness alone({setup.model, setup.adapters, setup.act}, {.max_step_tokens = 512, .prefix_cache = false}, 4096, 1);
   const int64_t vocab_size = alone.engine->weights().config.vocab_size;
-  // When loads finish depends on the machine, so what a seed exercises does too: go on until everything was.
-  const auto covered = [&] {
-    return preemptions > 0 && cached > 0 && evictions > 0 && (!merging || (merged_steps > 0 && given_back > 0));
-  };
-  for (uint64_t seed = 0; seed < num_seeds || (!covered() && seed < 100); ++seed) {
+  for (uint64_t seed = 0; seed < num_seeds; ++seed) {
     Rng rng(seed);
     const SchedulerOptions options{.max_step_tokens = static_cast<int64_t>(3 + rng.below(60)),
                                    .max_running = static_cast<int64_t>(4 + rng.below(12))};
     const int64_t num_pages = std::max<int64_t>(alone.largest_adapter() + 9, 12) + static_cast<int64_t>(rng.below(8));
-    Harness crowd(setup, options, num_pages, 2);
+    Harness crowd(setup, options, num_pages, 2, seed);
     std::map<RequestId, Request> requests;
     std::map<RequestId, Output> outputs;
     std::set<RequestId> cancelled;
@@ -95,6 +91,7 @@ void expect_isolation(const Setup& setup, uint64_t num_seeds) {
     }
     EXPECT_EQ(crowd.pool->num_available(), crowd.pool->num_pages());
   }
+  // A seed does the same everywhere; a changed policy that leaves one of these at 0 needs more seeds.
   EXPECT_GT(preemptions, 0);
   EXPECT_GT(cached, 0);
   EXPECT_GT(evictions, 0);
@@ -108,16 +105,16 @@ const std::vector<std::string> kLlamaAdapters = {
     "embed_head", "modules_to_save", "tokens",     "pissa_r4",  "fused",    "final_norm"};
 
 TEST(Isolation, MixedBatchIsBitIdenticalToEachRequestAloneInBf16) {
-  expect_isolation({"llama_mha", kLlamaAdapters, DType::kBF16}, 6);
+  expect_isolation({"llama_mha", kLlamaAdapters, DType::kBF16}, 16);
 }
 TEST(Isolation, MixedBatchIsBitIdenticalToEachRequestAloneInF32) {
-  expect_isolation({"llama_mha", kLlamaAdapters, DType::kF32}, 3);
+  expect_isolation({"llama_mha", kLlamaAdapters, DType::kF32}, 10);
 }
 // Merged in the background, given back under pressure, rebuilt, changing hands: whoever is not merged gets the same
 // bits.
 TEST(Isolation, NeighboursOfMergedAdapters) {
-  expect_isolation({"llama_mha", kLlamaAdapters, DType::kBF16, {0, 2, 6}}, 4);
-  expect_isolation({"llama_mha", kLlamaAdapters, DType::kF32, {1, 5}}, 2);
+  expect_isolation({"llama_mha", kLlamaAdapters, DType::kBF16, {0, 2, 6}}, 10);
+  expect_isolation({"llama_mha", kLlamaAdapters, DType::kF32, {1, 5}}, 8);
 }
 TEST(Isolation, TiedHeadsAndGroupedQueries) {
   expect_isolation({"llama_gqa_llama3",
@@ -128,7 +125,7 @@ TEST(Isolation, TiedHeadsAndGroupedQueries) {
 TEST(Isolation, SlidingWindows) {
   expect_isolation({"mistral_window7", {"r8_attention", "r5_all_linear"}, DType::kBF16}, 3);
 }
-TEST(Isolation, DynamicRope) { expect_isolation({"llama_dynamic", {"r4"}, DType::kBF16}, 3); }
+TEST(Isolation, DynamicRope) { expect_isolation({"llama_dynamic", {"r4"}, DType::kBF16}, 12); }
 
 }  // namespace
 }  // namespace lk
