@@ -9,7 +9,9 @@
 
 #include "bench_merge.h"
 #include "lk/base/rng.h"
+#include "lk/merging/controller.h"
 #include "lk/sched/scheduler.h"
+#include "lk/sim/merging.h"
 
 namespace lk::apps {
 namespace {
@@ -37,11 +39,15 @@ Result<RunResult> run_once(const MergeBenchFlags& flags, MergeBench& bench, cons
                            const char* chooser, uint64_t seed) {
   using Clock = std::chrono::steady_clock;
   UnifiedPool pool(bench.engine->num_pages());
+  std::unique_ptr<MergeController> merging;
+  if (std::unique_ptr<MergeChooser> made = sim::make_chooser(sim::parse_merging(chooser).value()))
+    merging = std::make_unique<MergeController>(MergeControllerOptions{.max_pool_share = 0.8}, std::move(made), pool,
+                                                *bench.engine);
+  for (AdapterId id : bench.adapters)
+    if (merging) merging->set_allowed(id, true);
   Scheduler scheduler(
       {.max_step_tokens = flags.prefill_tokens, .max_running = flags.decode_batch, .prefix_cache = false}, pool,
-      *bench.engine);
-  scheduler.enable_merging({.max_pool_share = 0.8}, make_merge_chooser(chooser));
-  for (AdapterId id : bench.adapters) scheduler.merging()->set_allowed(id, true);
+      *bench.engine, merging.get());
   Rng rng(seed);
   RunResult result;
   std::unordered_map<RequestId, Clock::time_point> last;
@@ -76,7 +82,7 @@ Result<RunResult> run_once(const MergeBenchFlags& flags, MergeBench& bench, cons
   }
   result.wall_s = std::chrono::duration<double>(Clock::now() - begin).count();
   result.cpu_s = process_cpu_seconds() - cpu_begin;
-  result.stats = scheduler.merging()->stats();
+  if (merging) result.stats = merging->stats();
   return result;
 }
 

@@ -130,6 +130,7 @@ Result<std::unique_ptr<TextEngine>> ModelFlags::open_without_adapters() const {
   options.act = dtype == "f32" ? DType::kF32 : DType::kBF16;
   options.isa = parse_cpu_isa(isa);
   LK_ASSIGN_OR_RETURN(options.scheduler, scheduler.parse());
+  LK_ASSIGN_OR_RETURN(options.merging, scheduler.parse_merging());
   options.exact = scheduler.exact;
   if (stderr_is_terminal()) options.progress = show_progress;
   if (memory != "auto") {

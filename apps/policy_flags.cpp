@@ -96,18 +96,11 @@ const std::vector<PolicyFlag>& policy_flags() {
             "0", 1e6, 0, 86400, [](O& o) -> int64_t& { return o.slo.first_token; }),
       {"slo-refuse",
        "with --slo-first-token: early (by forecast, on arrival) or late (only drop what has certainly missed it)",
-       "early",
-       [](O& o, const std::string& text) {
+       "early", [](O& o, const std::string& text) {
          if (text != "early" && text != "late") return invalid_argument("\"{}\" is neither early nor late", text);
          o.slo.refuse_early = text == "early";
          return Status();
-       }},
-      named("merging",
-            "run one adapter at a time merged into the base: never, always (the one with most requests), exclusive "
-            "(the oldest request's, alone), "
-            "dlora (its thresholds and credits) or cost (by measured step times). A merged adapter's tokens may differ "
-            "in rounding from step to step",
-            "never", parse_merge_mode, [](O& o) -> MergeMode& { return o.merging; })};
+       }}};
   return flags;
 }
 
@@ -162,6 +155,13 @@ void SchedulerFlags::add_to(CLI::App& command) {
         ->type_name(flag.type)
         ->group(group);
   command
+      .add_option(
+          "--merging", merging,
+          "run one adapter at a time merged into the base: never, dlora (its thresholds and credits) or cost (by "
+          "measured step times). A merged adapter's tokens may differ in rounding from step to step")
+      ->default_str("never")
+      ->group(group);
+  command
       .add_option("--exact", exact,
                   "with --merging: names of adapters that are never merged, so that their tokens depend on nobody; * "
                   "and ?; repeatable")
@@ -181,9 +181,15 @@ Result<SchedulerOptions> SchedulerFlags::parse() const {
     given.insert(name);
   }
   LK_RETURN_IF_ERROR(check_policy(parsed, given));
-  if (!exact.empty() && parsed.merging == MergeMode::kNever)
-    return invalid_argument("--exact needs --merging: without it every adapter is exact");
   return parsed;
+}
+
+Result<MergeMode> SchedulerFlags::parse_merging() const {
+  Result<MergeMode> mode = parse_merge_mode(merging);
+  if (!mode.ok()) return mode.status().with_context("--merging");
+  if (!exact.empty() && *mode == MergeMode::kNever)
+    return invalid_argument("--exact needs --merging: without it every adapter is exact");
+  return mode;
 }
 
 }  // namespace lk::apps

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "lk/merging/chooser.h"
 #include "lk/sched/scheduler.h"
 
 namespace lk::apps {
@@ -29,11 +30,13 @@ struct SchedulerFlags {
   SchedulerOptions options;                                 // of what is not policy
   std::vector<std::pair<std::string, std::string>> values;  // the policy's, as given
   bool no_prefix_cache = false;
+  std::string merging = "never";
   std::vector<std::string> exact;  // glob patterns of adapters that are never merged
 
   void add_to(CLI::App& command);
   // kInvalidArgument when a name is unknown, a number out of range, or options contradict each other.
   Result<SchedulerOptions> parse() const;
+  Result<MergeMode> parse_merging() const;
 };
 
 }  // namespace lk::apps

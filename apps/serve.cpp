@@ -176,6 +176,7 @@ Result<ServerOptions> ServeFlags::options() const {
   LK_ASSIGN_OR_RETURN(const auto loras, model.parse_loras());
   (void)loras;
   LK_RETURN_IF_ERROR(model.scheduler.parse().status());
+  LK_RETURN_IF_ERROR(model.scheduler.parse_merging().status());
   if (filled.tls_cert.empty() != filled.tls_key.empty())
     return invalid_argument("--tls-cert and --tls-key go together");
   const bool tls = !filled.tls_cert.empty();

@@ -15,9 +15,10 @@ ALLOWED = {
     "lora": ["base", "tensor", "io"],
     "model": ["base", "tensor", "io", "kernels", "ops", "lora"],
     "sched": ["base", "memory"],
-    "sim": ["base", "memory", "sched"],
+    "merging": ["base", "memory", "sched"],
+    "sim": ["base", "memory", "sched", "merging"],
     "engine": ["base", "tensor", "io", "kernels", "ops", "lora", "model", "sched", "memory"],
-    "serve": ["base", "net", "text", "grammar", "io", "lora", "memory", "sched", "engine"],
+    "serve": ["base", "net", "text", "grammar", "io", "lora", "memory", "sched", "merging", "engine"],
 }
 
 

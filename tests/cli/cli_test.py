@@ -118,7 +118,7 @@ class Generate(Temporary):
                                (("--drain-gap", "1"), ("--max-loras",)), (("--preempt-gap", "-1"), ("-1",)), (("--preempt-gap", "soon"), ("soon",)),
                                (("--scheduling-policy", "drr", "--preempt-gap", "10"), ("--preempt-gap", "vtc")), (("--preempt-gap", "10", "--admission", "reserved"), ("reserved",)), (("--max-loras", "4", "--preempt-gap", "10"), ("--max-loras",)),
                                (("--advance-share", "2"), ("2",)), (("--advance-share", "nan"), ("nan",)), (("--length-prediction", "none", "--advance-share", "0.5"), ("--length-prediction",)),
-                               (("--merging", "sometimes"), ("sometimes", "never, always, exclusive, dlora or cost")),
+                               (("--merging", "sometimes"), ("sometimes", "never, dlora or cost")),
                                (("--exact", "a*"), ("--exact", "--merging")), (("--merging", "never", "--exact", "a*"), ("--exact", "--merging"))):
             with self.subTest(options):
                 self.refused("generate", MODEL, "--prompt", "x", *options, words=words)

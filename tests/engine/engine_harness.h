@@ -15,7 +15,9 @@
 
 #include "engine/seeded_executor.h"
 #include "lk/engine/engine.h"
+#include "lk/merging/controller.h"
 #include "lk/sched/scheduler.h"
+#include "lk/sim/merging.h"
 #include "testing/golden.h"
 
 namespace lk::testing {
@@ -50,7 +52,12 @@ class EngineHarness {
                  .value();
     pool = std::make_unique<UnifiedPool>(engine->num_pages());
     if (seed) seeded = std::make_unique<SeededExecutor>(*engine, *seed);
-    scheduler = std::make_unique<Scheduler>(options, *pool, seed ? static_cast<Executor&>(*seeded) : *engine);
+    Executor& executor = seed ? static_cast<Executor&>(*seeded) : *engine;
+    if (!setup.merged.empty())
+      merging = std::make_unique<MergeController>(
+          MergeControllerOptions{.max_pool_share = 0.9, .keep_pages_per_request = 0, .retry_after = 0},
+          sim::make_chooser(sim::Merging::kAlways), *pool, executor);
+    scheduler = std::make_unique<Scheduler>(options, *pool, executor, merging.get());
     // Host memory for the largest or a third of them: what is dropped is read from disk again and again.
     const auto directory = [&](const std::string& name) {
       return kGoldenDir + "adapters/" + setup.model + "__" + name;
@@ -67,10 +74,7 @@ class EngineHarness {
                                                        weights->checkpoint, AdapterLoadOptions{.copy_file = true});
       ids.push_back(engine->register_adapter(engine->prepare_adapter(host->add(std::move(source), 0).value()).value()));
     }
-    if (setup.merged.empty()) return;
-    scheduler->enable_merging({.max_pool_share = 0.9, .keep_pages_per_request = 0, .retry_after = 0},
-                              make_always_chooser());
-    for (size_t adapter : setup.merged) scheduler->merging()->set_allowed(ids[adapter], true);
+    for (size_t adapter : setup.merged) merging->set_allowed(ids[adapter], true);
   }
   int64_t largest_adapter() const {
     int64_t pages = 0;
@@ -93,6 +97,7 @@ class EngineHarness {
   std::unique_ptr<Engine> engine;
   std::unique_ptr<UnifiedPool> pool;
   std::unique_ptr<SeededExecutor> seeded;
+  std::unique_ptr<MergeController> merging;  // null: nothing is merged
   std::unique_ptr<Scheduler> scheduler;
   std::vector<AdapterId> ids;
 };

@@ -84,10 +84,10 @@ void expect_isolation(const Setup& setup, uint64_t num_seeds) {
     evictions += crowd.pool->num_evicted_adapters();
     disk_reads += crowd.host->stats().num_reads;
     if (merging) {
-      merged_steps += crowd.scheduler->merging()->stats().num_merged_steps;
-      given_back += crowd.scheduler->merging()->stats().num_given_back;
-      crowd.scheduler->merging()->give_back(0);
-      crowd.scheduler->merging()->give_back(0);
+      merged_steps += crowd.merging->stats().num_merged_steps;
+      given_back += crowd.merging->stats().num_given_back;
+      crowd.merging->give_back(0);
+      crowd.merging->give_back(0);
     }
     EXPECT_EQ(crowd.pool->num_available(), crowd.pool->num_pages());
   }

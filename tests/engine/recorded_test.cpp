@@ -86,7 +86,7 @@ std::string digest(EngineHarness& harness, AdapterId adapter) {
 // Runs requests of the adapter until steps run on its merged weights. False when it cannot be merged.
 bool merge(EngineHarness& harness, AdapterId adapter) {
   if (!harness.engine->merge_footprint(adapter).ok()) return false;
-  const auto& stats = harness.scheduler->merging()->stats();
+  const auto& stats = harness.merging->stats();
   const int64_t before = stats.num_merged_steps;
   std::map<RequestId, Output> ignored;
   for (RequestId id = 100; stats.num_merged_steps == before; ++id) {

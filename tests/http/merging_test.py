@@ -33,17 +33,16 @@ class Merging(Directory):
         self.assertEqual(plain.status()["merging"]["chooser"], "never")
         self.assertEqual(plain.status()["merging"]["builds"], 0)
         plain.stop(0)
-        server = self.start("--merging", "always", "--exact", "t*", adapters=("sql", "tag"))
+        server = self.start("--merging", "dlora", "--max-running", "2", "--exact", "t*", adapters=("sql", "tag"))
         exact = {a["name"]: a["exact"] for a in server.get("/v1/adapters").json["data"]}
         self.assertEqual(exact, {"sql": False, "tag": True})
-        self.answers(server, "sql")  # long enough that its merged weights are there
         wait_for(lambda: self.merged_by(server), "a merged step")
         before = server.status()["merging"]["merged_steps"]
         self.assertEqual(self.answers(server, "tag", ("sql",)), expected)
         merging = wait_for(lambda: self.merged_by(server, before), "merged steps beside the exact adapter's")
-        self.assertEqual((merging["chooser"], merging["adapter"]), ("always", "sql"))
+        self.assertEqual((merging["chooser"], merging["adapter"]), ("dlora", "sql"))
         metrics = server.get("/metrics").text
-        self.assertIn('lorikeet_merge_info{chooser="always",adapter="sql"} 1', metrics)
+        self.assertIn('lorikeet_merge_info{chooser="dlora",adapter="sql"} 1', metrics)
         # A sum with an exact part is exact: asking it alone merges nothing.
         steps = server.status()["merging"]["merged_steps"]
         self.answers(server, "sql*0.5+tag*0.5")
@@ -53,13 +52,13 @@ class Merging(Directory):
         self.assertEqual(pool["free"] + pool["kv"] + pool["cached"] + pool["adapter"] + pool["merged"], pool["pages"])
         # Unloading takes the merged weights along.
         self.assertEqual(server.call("DELETE", "/v1/adapters/sql").status, 200)
-        self.assertEqual(wait_for(lambda: (m := server.status()["merging"])["adapter"] is None and m, "no merged adapter")["chooser"], "always")
+        self.assertEqual(wait_for(lambda: (m := server.status()["merging"])["adapter"] is None and m, "no merged adapter")["chooser"], "dlora")
         server.stop(0)
 
     def merged_by(self, server, steps: int = 0):
-        """The status once there are more merged steps than that; asks for some if not."""
+        """The status once there are more merged steps than that; if not, asks for sql alone, more than a step holds."""
         if server.status()["merging"]["merged_steps"] <= steps:
-            server.complete(PROMPTS[0], model="sql", max_tokens=40, ignore_eos=True)
+            self.answers(server, "sql")
         merging = server.status()["merging"]
         return merging["merged_steps"] > steps and merging
 

@@ -88,23 +88,23 @@ TEST(Simulation, TheTrueLengthEndsARequestThatMayGoOn) {
 }
 
 // Weights of 64 bytes in 100 us; rank 10 adds 300 us and 40 bytes a segment. Merged weights take 2 of 40 pages.
-World merging_world(MergeMode mode) {
+World merging_world(Merging mode) {
   World world;
   CostModel& model = world.options.model;
   model.weight_bytes = 64, model.flops_per_token = 1000, model.memory_bytes_s = 640e3, model.flops_s = 1e9;
   model.adapter_flops_per_rank = 10, model.adapter_flops_s = 1e9, model.segment_us = 300, model.step_us = 100,
   model.merged_bytes = 32;
   world.options.num_pages = 40;
-  world.options.scheduler.merging = mode;
+  world.options.merging = mode;
   world.adapters(2, 10).add(0, 10, 60, 0).add(0, 10, 60, 0).add(0, 10, 60, 1);
   return world;
 }
 
 TEST(Simulation, MergingBuildsBesideTheStepsAndSavesSegments) {
-  const SimResult never = merging_world(MergeMode::kNever).run();
+  const SimResult never = merging_world(Merging::kNever).run();
   EXPECT_EQ(never.merges.num_builds, 0);
   EXPECT_EQ(never.merges.num_merged_steps, 0);
-  const SimResult always = merging_world(MergeMode::kAlways).run();
+  const SimResult always = merging_world(Merging::kAlways).run();
   EXPECT_EQ(always.done, 3);
   // Adapter 0 has two of the three requests; the other one is built for its last steps. A build takes 2 x 50 us of
   // memory and 5 us of arithmetic, which fit beside one step.
@@ -112,16 +112,16 @@ TEST(Simulation, MergingBuildsBesideTheStepsAndSavesSegments) {
   EXPECT_GE(always.merges.num_merged_steps, always.steps - 2);
   // Each step saves a segment of 300 us and its 40 bytes, and costs half of a read of the weights.
   EXPECT_NEAR((never.makespan_s - always.makespan_s) * 1e6, 60 * (300 + 62.5 - 50), 1000);
-  const SimResult exclusive = merging_world(MergeMode::kExclusive).run();
+  const SimResult exclusive = merging_world(Merging::kExclusive).run();
   EXPECT_EQ(exclusive.done, 3);
   EXPECT_GT(exclusive.merges.num_exclusive_steps, 50);
   EXPECT_EQ(exclusive.merges.num_builds, 2) << "first the one, then the other";
-  for (const MergeMode mode : {MergeMode::kDlora, MergeMode::kCost})
+  for (const Merging mode : {Merging::kDlora, Merging::kCost})
     EXPECT_EQ(merging_world(mode).run().done, 3) << to_string(mode);
 }
 
 TEST(Simulation, MergedWeightsThatDoNotFitAreNotBuilt) {
-  World world = merging_world(MergeMode::kAlways);
+  World world = merging_world(Merging::kAlways);
   world.options.model.weight_bytes = world.options.model.merged_bytes = 16 * 21;  // more than half of 40 pages
   EXPECT_EQ(world.run().merges.num_builds, 0);
 }
@@ -335,8 +335,7 @@ TEST(Fuzz, RandomSchedulesKeepEveryInvariant) {
 TEST(Fuzz, LoadsAheadDoNotStarveTheOneThatRuns) {
   // Found by a seed: the only running request needed a page, adapters loading for others held them, and it started over
   // each time.
-  const Result<SimResult> result =
-      fuzz_one(8135, [](SimOptions& options, Rng&) { options.scheduler.merging = MergeMode::kNever; });
+  const Result<SimResult> result = fuzz_one(8135, [](SimOptions& options, Rng&) { options.merging = Merging::kNever; });
   EXPECT_TRUE(result.ok()) << result.status().message();
 }
 

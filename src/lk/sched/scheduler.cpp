@@ -49,7 +49,7 @@ MilliUnits preempt_gap(const SchedulerOptions& options, int64_t pool_pages) {
 
 }  // namespace
 
-Scheduler::Scheduler(const SchedulerOptions& options, UnifiedPool& pool, Executor& executor)
+Scheduler::Scheduler(const SchedulerOptions& options, UnifiedPool& pool, Executor& executor, MergeGate* merging)
     : options_(options),
       preempt_gap_(preempt_gap(options, pool.num_pages())),
       pool_(pool),
@@ -57,14 +57,9 @@ Scheduler::Scheduler(const SchedulerOptions& options, UnifiedPool& pool, Executo
       policy_(QueuePolicy::create(options.queue,
                                   [this](Ticket& ticket) { return locality(static_cast<Sequence&>(ticket)); })),
       slots_(options.slots),
-      slo_(options.slo) {
+      slo_(options.slo),
+      merging_(merging) {
   LK_CHECK(options.max_step_tokens >= 1 && options.max_running >= 1);
-  if (options.merging != MergeMode::kNever) enable_merging({}, make_merge_chooser(to_string(options.merging)));
-}
-
-void Scheduler::enable_merging(const MergeControllerOptions& options, std::unique_ptr<MergeChooser> chooser) {
-  LK_CHECK(sequences_.empty());
-  merging_ = std::make_unique<MergeController>(options, std::move(chooser), pool_, executor_);
 }
 
 Scheduler::~Scheduler() {
@@ -273,15 +268,20 @@ void Scheduler::add_to_plan(Sequence& sequence, int64_t num_tokens) {
   budget_ -= num_tokens;
 }
 
-bool Scheduler::give_back_merged() { return merging_ && merging_->give_back(executor_.now()); }
+bool Scheduler::give_back_merged() {
+  const AdapterId given = merging_ ? merging_->give_back(executor_.now()) : kBaseModel;
+  if (given == kBaseModel) return false;
+  if (turn_.exclusive == given) turn_.exclusive = kBaseModel;
+  return true;
+}
 
 bool Scheduler::runs_now(const Sequence& sequence) const {
-  return !merging_ || merging_->runs(sequence.request->adapter);
+  return turn_.exclusive == kBaseModel || sequence.request->adapter == turn_.exclusive;
 }
 
 // Requests that are kept out of a step hold pages but no place in it.
 int64_t Scheduler::free_places() const {
-  const bool some_wait = merging_ && merging_->exclusive();
+  const bool some_wait = turn_.exclusive != kBaseModel;
   return options_.max_running - (some_wait ? static_cast<int64_t>(planned_.size()) : num_running());
 }
 
@@ -297,7 +297,7 @@ void Scheduler::plan_merging() {
         {.adapter = sequence->request->adapter,
          .rows = std::min(sequence->num_tokens() - sequence->num_computed, options_.max_step_tokens),
          .backlog_rows = sequence->prompt_length() + sequence->request->max_tokens - sequence->num_computed});
-  merging_->plan(queued_, options_.max_running, now_);
+  turn_ = merging_->plan(queued_, options_.max_running, now_);
 }
 
 void Scheduler::plan_running() {
@@ -401,12 +401,11 @@ std::vector<RequestEvent> Scheduler::step(bool wait) {
   planned_.clear();
   budget_ = options_.max_step_tokens;
   plan_merging();
-  const bool some_kept_out =
-      merging_ && merging_->exclusive();  // it may end while planning, when merged pages are given back
+  const bool some_kept_out = turn_.exclusive != kBaseModel;  // may end while planning: merged pages are given back
   plan_running();
   admit_waiting();
-  if (planned_.empty() && some_kept_out) {
-    merging_->end_exclusive();
+  if (planned_.empty() && some_kept_out) {  // nothing of that adapter could run
+    turn_.exclusive = kBaseModel;
     plan_running();
     admit_waiting();
   }

@@ -26,7 +26,7 @@
 #include "lk/sched/adapter_slots.h"
 #include "lk/sched/executor.h"
 #include "lk/sched/load_breaker.h"
-#include "lk/sched/merge_controller.h"
+#include "lk/sched/merge_gate.h"
 #include "lk/sched/queue_policy.h"
 #include "lk/sched/reservation.h"
 #include "lk/sched/slo.h"
@@ -53,7 +53,6 @@ struct SchedulerOptions {
   QueueOptions queue;
   AdapterSlotOptions slots;
   SloOptions slo;
-  MergeMode merging = MergeMode::kNever;  // and only what merging()->set_allowed() allows is merged
 
   // Only where nothing else than memory keeps tenants behind each other: an adapter slot would not come with the
   // memory, and what lcf pays back has no bound.
@@ -77,7 +76,8 @@ struct SchedulerStats {
 
 class Scheduler {
  public:
-  Scheduler(const SchedulerOptions& options, UnifiedPool& pool, Executor& executor);
+  // `merging`: null while no adapter is ever merged. All of them outlive the scheduler.
+  Scheduler(const SchedulerOptions& options, UnifiedPool& pool, Executor& executor, MergeGate* merging = nullptr);
   ~Scheduler();
 
   // Refuses what could never run: empty or longer than max_sequence (kInvalidArgument), or bigger than the whole pool
@@ -110,13 +110,6 @@ class Scheduler {
   void set_tenant_weight(TenantId tenant, double weight) { policy_->set_weight(tenant, weight); }
   const std::unordered_map<TenantId, TenantService>& tenants() const { return policy_->tenants(); }
 
-  // Turns dynamic merging on with a chooser of one's own (SchedulerOptions::merging needs no call); before the first
-  // request.
-  void enable_merging(const MergeControllerOptions& options, std::unique_ptr<MergeChooser> chooser);
-  // Null while it is off.
-  MergeController* merging() { return merging_.get(); }
-  const MergeController* merging() const { return merging_.get(); }
-
   bool has_work() const { return !sequences_.empty() || num_loading_ > 0; }
   int64_t num_waiting() const { return static_cast<int64_t>(sequences_.size() - running_.size()); }
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
@@ -146,7 +139,7 @@ class Scheduler {
   void poll_loads(bool wait, std::vector<RequestEvent>& events);
   void plan_merging();
   bool give_back_merged();
-  bool runs_now(const Sequence& sequence) const;
+  bool runs_now(const Sequence& sequence) const;  // no merged adapter keeps it out of the step
   int64_t free_places() const;
   void plan_running();
   void admit_waiting();
@@ -157,7 +150,8 @@ class Scheduler {
   bool admit(Sequence& sequence);
   bool try_admit(Sequence& sequence);
   Sequence* furthest_ahead(bool of_an_adapter) const;
-  bool may_change_places() const;
+  // Those that a merged adapter keeps out of steps are behind for another reason than memory.
+  bool may_change_places() const { return preempt_gap_ > 0 && turn_.exclusive == kBaseModel; }
   int64_t lead(const Sequence& running, const Sequence& behind) const;
   bool change_places(const Sequence& behind, int64_t gap);
   bool fits_until_the_end(const Sequence& sequence);
@@ -198,8 +192,9 @@ class Scheduler {
   std::map<AdapterId, int64_t> pinned_;  // pages of adapters that set_pinned() keeps
   int64_t pinned_pages_ = 0;
 
-  std::unique_ptr<MergeController> merging_;
-  std::vector<MergeController::Queued> queued_;  // for it, of the step being built
+  MergeGate* const merging_;
+  std::vector<MergeGate::Queued> queued_;  // for it, of the step being built
+  MergeGate::Turn turn_;                   // what it said
 
   std::vector<Planned> planned_;  // of the step being built
   int64_t passed_ = 0;            // waiting requests passed over in it

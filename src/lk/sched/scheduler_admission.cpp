@@ -158,9 +158,6 @@ bool Scheduler::change_places(const Sequence& behind, int64_t gap) {
   return true;
 }
 
-// Those that a merged adapter keeps out of steps are behind for another reason.
-bool Scheduler::may_change_places() const { return preempt_gap_ > 0 && !(merging_ && merging_->exclusive()); }
-
 bool Scheduler::admit(Sequence& sequence) {
   if (try_admit(sequence)) return true;
   if (!may_change_places()) return false;
@@ -193,8 +190,9 @@ bool Scheduler::admit_round(Round round) {
     if (!ticket) break;
     auto& sequence = static_cast<Sequence&>(*ticket);
     const AdapterId adapter = sequence.request->adapter;
-    const bool left_out = (round == Round::kRunningAdapters && !slots_.runs(adapter)) ||
-                          (round == Round::kStarving && !merging_->is_first(adapter));
+    const auto comes_first = [&] { return std::ranges::find(turn_.first, adapter) != turn_.first.end(); };
+    const bool left_out =
+        (round == Round::kRunningAdapters && !slots_.runs(adapter)) || (round == Round::kStarving && !comes_first());
     if (left_out || !runs_now(sequence)) {
       policy_->pass_over(sequence);
       continue;
@@ -226,7 +224,7 @@ void Scheduler::admit_waiting() {
   passed_ = 0;
   ahead_.clear();
   room_ahead_ = true;
-  if ((merging_ && merging_->any_first() && !admit_round(Round::kStarving)) ||
+  if ((!turn_.first.empty() && !admit_round(Round::kStarving)) ||
       (slots_.clusters() && !admit_round(Round::kRunningAdapters)))
     return;
   admit_round(Round::kAll);

@@ -453,7 +453,7 @@ void EngineService::publish(bool force) {
   s.pages_kv = pool.num_kv() - pool.num_cached_kv();
   s.pages_adapter = pool.num_adapter();
   s.pages_merged = pool.num_merged();
-  if (const MergeController* merging = scheduler.merging()) {
+  if (const MergeController* merging = engine_->merging()) {
     const MergeStats& merges = merging->stats();
     s.merging = {.chooser = merging->chooser().name(),
                  .adapter = merges.merged == kBaseModel ? "" : engine_->engine().adapter_name(merges.merged),

@@ -69,7 +69,10 @@ Result<std::unique_ptr<TextEngine>> TextEngine::open(const TextEngineOptions& op
   self->pool_->set_reload_cost([engine = self->engine_.get()](AdapterId id) { return engine->reload_cost(id); });
   SchedulerOptions scheduler = options.scheduler;
   scheduler.max_sequence = self->context();
-  self->scheduler_ = std::make_unique<Scheduler>(scheduler, *self->pool_, *self->engine_);
+  if (options.merging != MergeMode::kNever)
+    self->merging_ = std::make_unique<MergeController>(MergeControllerOptions{}, make_merge_chooser(options.merging),
+                                                       *self->pool_, *self->engine_);
+  self->scheduler_ = std::make_unique<Scheduler>(scheduler, *self->pool_, *self->engine_, self->merging_.get());
   self->exact_ = options.exact;
   return self;
 }
@@ -92,13 +95,12 @@ Status TextEngine::add_adapter(std::shared_ptr<const Adapter> adapter) {
 }
 
 bool TextEngine::is_exact(std::string_view adapter) const {
-  return !std::as_const(*scheduler_).merging() ||
-         std::any_of(exact_.begin(), exact_.end(),
-                     [&](const std::string& pattern) { return glob_match(pattern, adapter); });
+  return !merging_ || std::any_of(exact_.begin(), exact_.end(),
+                                  [&](const std::string& pattern) { return glob_match(pattern, adapter); });
 }
 
 void TextEngine::allow_merging(AdapterId adapter) {
-  if (scheduler_->merging()) scheduler_->merging()->set_allowed(adapter, true);
+  if (merging_) merging_->set_allowed(adapter, true);
 }
 
 Result<RequestId> TextEngine::submit(TextRequest request, CompletionSink sink) {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "lk/engine/engine.h"
+#include "lk/merging/controller.h"
 #include "lk/sched/scheduler.h"
 #include "lk/serve/text_model.h"
 
@@ -25,9 +26,9 @@ struct TextEngineOptions {
   int64_t memory_bytes = 0;    // of the page pool; 0 = most of what is free
   int64_t context = 0;         // prompt + output tokens; 0 = the model's
   SchedulerOptions scheduler;  // max_sequence is set from context
-  std::vector<std::string>
-      exact;          // with scheduler.merging: adapters of these names (globs) are never merged; all others may be
-  uint64_t seed = 0;  // of dummy weights
+  MergeMode merging = MergeMode::kNever;
+  std::vector<std::string> exact;  // with merging: adapters of these names (globs) are never merged; all others may be
+  uint64_t seed = 0;               // of dummy weights
   void (*progress)(int64_t done, int64_t total) = nullptr;  // while loading
 };
 
@@ -91,6 +92,7 @@ class TextEngine {
   Scheduler& scheduler() { return *scheduler_; }
   const Scheduler& scheduler() const { return *scheduler_; }
   const UnifiedPool& pool() const { return *pool_; }
+  const MergeController* merging() const { return merging_.get(); }  // null while nothing is ever merged
 
  private:
   struct Active;
@@ -102,6 +104,7 @@ class TextEngine {
 
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<UnifiedPool> pool_;
+  std::unique_ptr<MergeController> merging_;
   std::unique_ptr<Scheduler> scheduler_;
   std::shared_ptr<const TextModel> text_;
   std::map<std::string, AdapterId> adapters_;

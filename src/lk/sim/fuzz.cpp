@@ -86,8 +86,8 @@ void vary_fairness(uint64_t seed, SimOptions& options) {
 
 void vary_merging(uint64_t seed, SimOptions& options) {
   Rng rng(random_bits(seed, 0x3e46e));
-  options.scheduler.merging = static_cast<MergeMode>(rng.below(5));
-  if (options.scheduler.merging == MergeMode::kNever) return;
+  options.merging = static_cast<Merging>(rng.below(5));
+  if (options.merging == Merging::kNever) return;
   // Merged weights of a page up to two thirds of the pool: from "always fits" to "not at all", and often taken back.
   const double pages = around(rng, 1, std::max(2.0, 0.67 * static_cast<double>(options.num_pages)));
   options.model.merged_bytes = std::min(options.model.weight_bytes, std::floor(pages) * options.model.page_bytes());
@@ -115,8 +115,8 @@ Result<Experiment> fuzz_experiment(uint64_t seed, const VaryOptions& vary) {
   // Whoever keeps the order of arrival within a tenant may pass nobody of it; the others have bounds of their own.
   const QueueKind kind = options.scheduler.queue.kind;
   const bool in_order = kind == QueueKind::kFcfs || kind == QueueKind::kRpm || kind == QueueKind::kDrr;
-  const bool all_run = options.scheduler.merging == MergeMode::kNever ||
-                       options.scheduler.merging == MergeMode::kAlways;  // else some are kept out
+  const bool all_run =
+      options.merging == Merging::kNever || options.merging == Merging::kAlways;  // else some are kept out
   options.max_bypass = in_order && all_run && options.scheduler.slots.max == 0 && options.scheduler.slots.cluster == 0
                            ? 0
                            : std::numeric_limits<int64_t>::max();

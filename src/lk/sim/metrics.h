@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "lk/sched/merge_controller.h"
+#include "lk/merging/controller.h"
 #include "lk/sched/request.h"
 #include "lk/sim/sim_executor.h"
 #include "lk/sim/workload.h"

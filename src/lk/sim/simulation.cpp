@@ -78,12 +78,13 @@ class Simulation {
         faults_(options.faults),
         executor_(options.model, options.adapters, options.host_bytes, faults_),
         pool_(options.num_pages),
-        scheduler_(options.scheduler, pool_, executor_),
+        merging_(make_merging(options.merging)),
+        scheduler_(options.scheduler, pool_, executor_, merging_.get()),
         recorder_(options.metrics, workload, executor_),
         place_(workload.requests.size(), -1) {
     pool_.set_reload_cost([this](AdapterId adapter) { return executor_.reload_cost(adapter); });
-    for (size_t i = 0; scheduler_.merging() && i < options.adapters.size(); ++i)
-      scheduler_.merging()->set_allowed(static_cast<AdapterId>(i), true);
+    for (size_t i = 0; merging_ && i < options.adapters.size(); ++i)
+      merging_->set_allowed(static_cast<AdapterId>(i), true);
     for (size_t i = 0; i < workload.tenants.size(); ++i)
       scheduler_.set_tenant_weight(tenant_id(static_cast<int32_t>(i)), workload.tenants[i].weight);
     if (options.prefetch) executor_.set_interlude([this](Micros end) { prefetch_until(end); });
@@ -105,6 +106,11 @@ class Simulation {
   }
 
  private:
+  std::unique_ptr<MergeController> make_merging(Merging merging) {
+    if (merging == Merging::kNever) return nullptr;
+    return std::make_unique<MergeController>(MergeControllerOptions{}, make_chooser(merging), pool_, executor_);
+  }
+
   const SimRequest& request(int64_t id) const { return workload_.requests[static_cast<size_t>(id)]; }
 
   void fill_prompt(const SimRequest& request, RequestId id, std::vector<int32_t>& prompt) {
@@ -264,8 +270,8 @@ class Simulation {
     if (!live_.empty()) return internal_error("{} requests never ended", live_.size());
     if (!options_.check_invariants) return Status();
     for (const AdapterId adapter : pinned_) LK_CHECK(scheduler_.set_pinned(adapter, false).ok());
-    if (scheduler_.merging())
-      while (scheduler_.merging()->give_back(executor_.now())) {
+    if (merging_)
+      while (merging_->give_back(executor_.now()) != kBaseModel) {
       }
     pool_.evict_all();
     pool_.check_integrity();
@@ -289,7 +295,7 @@ class Simulation {
       if (record.produced > 0) needed += workload_.requests[i].input - record.cached + record.produced - 1;
     }
     result.recomputed_tokens = std::max<int64_t>(0, stats.num_computed_tokens - needed);
-    if (scheduler_.merging()) result.merges = scheduler_.merging()->stats();
+    if (merging_) result.merges = merging_->stats();
     result.adapter_evictions = pool_.num_evicted_adapters();
     result.max_bypass = max_bypass_;
     return result;
@@ -300,6 +306,7 @@ class Simulation {
   Faults faults_;
   SimExecutor executor_;
   UnifiedPool pool_;
+  std::unique_ptr<MergeController> merging_;  // null: nothing is merged
   Scheduler scheduler_;
   Recorder recorder_;
   size_t next_ = 0;             // the next arrival

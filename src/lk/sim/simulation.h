@@ -4,6 +4,7 @@
 
 #include "lk/sched/scheduler.h"
 #include "lk/sim/faults.h"
+#include "lk/sim/merging.h"
 #include "lk/sim/metrics.h"
 
 namespace lk::sim {
@@ -11,6 +12,7 @@ namespace lk::sim {
 struct SimOptions {
   CostModel model;
   SchedulerOptions scheduler;
+  Merging merging = Merging::kNever;
   std::vector<SimAdapter> adapters;
   int64_t num_pages = 0;  // of the pool
   double host_bytes = 0;  // of the host tier; 0 = every adapter is on the host

@@ -149,6 +149,19 @@ std::vector<Parameter> workload_parameters() {
   };
 }
 
+// Beside those of the server (apps/policy_flags.cpp).
+std::vector<Parameter> policy_parameters() {
+  return {
+      {"merging",
+       "run one adapter at a time merged into the base: never, always (the one with most requests), exclusive (the "
+       "oldest request's, alone), dlora (its thresholds and credits) or cost (by measured step times)",
+       [](SimSpec& spec, const std::string& text) -> Status {
+         LK_ASSIGN_OR_RETURN(spec.merging, parse_merging(text));
+         return Status();
+       }},
+  };
+}
+
 std::vector<Parameter> other_parameters() {
   const auto chance = [](const char* name, const char* help, double FaultOptions::*field) {
     return number(name, help, 0, 1, [field](SimSpec& s, double v) { s.faults.*field = v; });
@@ -232,7 +245,8 @@ Result<Workload> make_workload(const SimSpec& spec) {
 
 std::vector<Parameter> sim_parameters() {
   std::vector<Parameter> all = machine_parameters();
-  for (const auto& more : {workload_parameters(), other_parameters()}) all.insert(all.end(), more.begin(), more.end());
+  for (const auto& more : {workload_parameters(), policy_parameters(), other_parameters()})
+    all.insert(all.end(), more.begin(), more.end());
   return all;
 }
 
@@ -257,6 +271,7 @@ Result<Experiment> make_experiment(const SimSpec& spec) {
     options.scheduler.max_step_tokens = static_cast<int64_t>(options.model.max_step_tokens);
   if (options.scheduler.max_running == 0)
     options.scheduler.max_running = static_cast<int64_t>(options.model.max_running);
+  options.merging = spec.merging;
   options.host_bytes = spec.host_bytes;
   options.prefetch = spec.prefetch;
   options.metrics = spec.metrics;

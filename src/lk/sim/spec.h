@@ -19,6 +19,7 @@ struct SimSpec {
   double pool_tokens = 0;         // 0 = the model's
   double host_bytes = 0;
   SchedulerOptions scheduler;  // max_step_tokens, max_running: 0 = the model's
+  Merging merging = Merging::kNever;
   bool prefetch = true;
   MetricOptions metrics;
 

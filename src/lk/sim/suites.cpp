@@ -113,7 +113,7 @@ std::function<void(SimSpec&)> merge_modes(int64_t rank, int32_t input, int32_t o
     spec.duration_s = 120;
     spec.input = LengthDist::uniform(input / 2, input + input / 2);
     spec.output = LengthDist::uniform(std::max(1, output / 2), output + output / 2);
-    spec.scheduler.merging = MergeMode::kCost;
+    spec.merging = Merging::kCost;
   };
 }
 

@@ -14,7 +14,9 @@
 #include <set>
 
 #include "lk/base/rng.h"
+#include "lk/merging/controller.h"
 #include "lk/sched/scheduler.h"
+#include "lk/sim/merging.h"
 
 namespace lk {
 
@@ -159,19 +161,23 @@ struct Outcome {
   MergeStats stats;
 };
 
+inline std::unique_ptr<MergeController> make_merging(const std::string& chooser, UnifiedPool& pool,
+                                                     Executor& executor) {
+  std::unique_ptr<MergeChooser> made = sim::make_chooser(sim::parse_merging(chooser).value());
+  return made ? std::make_unique<MergeController>(MergeControllerOptions{}, std::move(made), pool, executor) : nullptr;
+}
+
 inline Outcome run(const Workload& w, const std::string& chooser, uint64_t seed, const Machine& machine = {},
                    const Noise& noise = {}) {
   std::map<AdapterId, double> costs;
   for (AdapterId a = 0; a < w.adapters; ++a) costs[a] = w.cost;
   SimExecutor executor(machine, costs, noise, seed);
   UnifiedPool pool(1600);
+  std::unique_ptr<MergeController> merging = make_merging(chooser, pool, executor);
   Scheduler scheduler(
       {.max_step_tokens = 512, .max_running = w.max_running, .prefix_cache = false, .queue = {.kind = w.queue}}, pool,
-      executor);
-  auto made = make_merge_chooser(chooser);
-  EXPECT_TRUE(made) << chooser;
-  scheduler.enable_merging({}, std::move(made));
-  for (AdapterId a = 0; a < w.adapters; ++a) scheduler.merging()->set_allowed(a, true);
+      executor, merging.get());
+  for (AdapterId a = 0; merging && a < w.adapters; ++a) merging->set_allowed(a, true);
   Rng rng(seed);
   std::map<RequestId, Micros> last;
   Outcome outcome;
@@ -199,7 +205,7 @@ inline Outcome run(const Workload& w, const std::string& chooser, uint64_t seed,
     if (executor.steps.size() % 32 == 0) pool.check_integrity();
   }
   outcome.seconds = executor.true_seconds();
-  outcome.stats = scheduler.merging()->stats();
+  if (merging) outcome.stats = merging->stats();
   return outcome;
 }
 

@@ -67,15 +67,6 @@ class MergeChooser {
   virtual const char* name() const = 0;
 };
 
-std::unique_ptr<MergeChooser> make_never_chooser();
-
-struct AlwaysChooserOptions {
-  // Merge the adapter of the oldest request and run nobody else (dLoRA's "merged-only"); else merge the adapter with
-  // most requests and run the others beside it.
-  bool exclusive = false;
-};
-std::unique_ptr<MergeChooser> make_always_chooser(const AlwaysChooserOptions& options = {});
-
 // dLoRA's dynamic batching (Wu et al., OSDI'24) as its published artifact does it: adaptive thresholds and credits. Its
 // constants are the defaults. Departures, each a defect there: adapters are told apart by id, never by slot; only
 // displaced requests receive credit; switching waits for the background build instead of stopping the engine.
@@ -105,12 +96,10 @@ struct CostChooserOptions {
 };
 std::unique_ptr<MergeChooser> make_cost_chooser(const CostChooserOptions& options = {});
 
-// Which chooser a scheduler has. kNever switches merging off altogether: it costs nothing.
-enum class MergeMode : uint8_t { kNever, kAlways, kExclusive, kDlora, kCost };
-Result<MergeMode> parse_merge_mode(std::string_view text);  // the names of the choosers
-const char* to_string(MergeMode mode);
-
-// "never", "always", "exclusive", "dlora", "cost"; null for other names.
-std::unique_ptr<MergeChooser> make_merge_chooser(std::string_view name);
+// Which chooser a server has. kNever: no gate at all, which costs nothing.
+enum class MergeMode : uint8_t { kNever, kDlora, kCost };
+Result<MergeMode> parse_merge_mode(std::string_view text);
+const char* to_string(MergeMode mode);                             // "never", "dlora", "cost"
+std::unique_ptr<MergeChooser> make_merge_chooser(MergeMode mode);  // null for kNever
 
 }  // namespace lk

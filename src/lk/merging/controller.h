@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// MergeController: carries out what a MergeChooser decides, between scheduler, pool and executor. At most one adapter
+// MergeController: the gate through which a scheduler merges. It carries out what a MergeChooser decides: takes pages
+// of the pool, has the executor build merged weights into them, and says which steps run on them. At most one adapter
 // is merged and at most one more is being built. Merged pages go before anybody is preempted, refused admission or kept
 // from loading (give_back).
 //
@@ -16,7 +17,8 @@
 #include <unordered_map>
 
 #include "lk/memory/unified_pool.h"
-#include "lk/sched/merge_chooser.h"
+#include "lk/merging/chooser.h"
+#include "lk/sched/merge_gate.h"
 
 namespace lk {
 
@@ -33,37 +35,21 @@ struct MergeStats {
   MergeResult last_build;
 };
 
-class MergeController {
+class MergeController : public MergeGate {
  public:
-  // One request in the queue, running or waiting.
-  struct Queued {
-    AdapterId adapter = kBaseModel;
-    int64_t rows = 0;          // it could put into the next step
-    int64_t backlog_rows = 0;  // still to be computed at most
-  };
-
+  // `pool` and `executor` outlive it.
   MergeController(const MergeControllerOptions& options, std::unique_ptr<MergeChooser> chooser, UnifiedPool& pool,
                   Executor& executor);
-  ~MergeController();
+  ~MergeController() override;
 
   // Allows or forbids merging of an adapter; before its first request, since cached pages keep what they were computed
   // with.
   void set_allowed(AdapterId adapter, bool allowed);
-  // Before a step is planned. `queue`: oldest first.
-  void plan(std::span<const Queued> queue, int64_t max_running, Micros now);
-  // Whether this adapter's requests may be in the step being planned.
-  bool runs(AdapterId adapter) const { return exclusive_ == kBaseModel || adapter == exclusive_; }
-  bool exclusive() const { return exclusive_ != kBaseModel; }
-  void end_exclusive() { exclusive_ = kBaseModel; }  // nothing of that adapter could run
-  bool any_first() const { return !first_.empty(); }
-  bool is_first(AdapterId adapter) const;  // its requests come before all others'
-  // After it was planned: decides and sets plan.merged.
-  void choose(StepPlan& plan);
-  void observe(const StepTimes& times);
-  // Gives merged pages back; true if there were any.
-  bool give_back(Micros now);
-  // An adapter is about to be dropped.
-  void forget(AdapterId adapter);
+  Turn plan(std::span<const Queued> queue, int64_t max_running, Micros now) override;
+  void choose(StepPlan& plan) override;
+  void observe(const StepTimes& times) override;
+  AdapterId give_back(Micros now) override;
+  void forget(AdapterId adapter) override;
 
   const MergeStats& stats() const { return stats_; }
   const MergeChooser& chooser() const { return *chooser_; }
@@ -82,7 +68,6 @@ class MergeController {
   std::unordered_map<AdapterId, MergeFootprint> footprints_;  // empty run_lengths: cannot be merged
   std::set<AdapterId> allowed_, refused_;
   AdapterId built_ = kBaseModel, building_ = kBaseModel, exclusive_ = kBaseModel;
-  std::vector<AdapterId> first_;
   Micros not_before_ = 0, exclusive_since_ = 0;
   StepShape shape_;                    // of the step being run
   AdapterId merged_now_ = kBaseModel;  // in it

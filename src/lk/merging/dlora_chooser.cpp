@@ -6,7 +6,7 @@
 #include <set>
 
 #include "lk/base/check.h"
-#include "lk/sched/merge_chooser.h"
+#include "lk/merging/chooser.h"
 
 namespace lk {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The cost chooser: what merge_cost_model.h has learned, put to use.
+// The cost chooser: what cost_model.h has learned, put to use.
 //
 // Building is a ski rental problem: rent (run unmerged) until the rent paid would have bought the skis. That alone is
 // never worse than twice the best choice in hindsight; the known backlog lets it buy earlier. Once something is built,
@@ -9,7 +9,7 @@
 #include <cmath>
 #include <map>
 
-#include "lk/sched/merge_cost_model.h"
+#include "lk/merging/cost_model.h"
 
 namespace lk {
 namespace {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Merge choosers, controller and scheduler on the virtual machine of merge_machine.h: every time below is virtual, so
+// Merge choosers, controller and scheduler on the virtual machine of machine.h: every time below is virtual, so
 // policies are compared exactly.
-#include "merge_machine.h"
+#include "machine.h"
 
 namespace lk {
 namespace {
@@ -169,14 +169,14 @@ TEST(MergeDlora, EntersWhenTheBatchIsFullAndLeavesBelowTheLowerThreshold) {
 struct Served {
   SimExecutor executor;
   UnifiedPool pool;
+  std::unique_ptr<MergeController> merging;
   Scheduler scheduler;
   RequestId next = 0;
   Served(int64_t pages, double cost, const std::string& chooser)
       : executor({}, {{0, cost}, {1, cost}, {2, 0}}),
         pool(pages),
-        scheduler({.max_step_tokens = 512, .prefix_cache = false}, pool, executor) {
-    scheduler.enable_merging({}, make_merge_chooser(chooser));
-  }
+        merging(make_merging(chooser, pool, executor)),
+        scheduler({.max_step_tokens = 512, .prefix_cache = false}, pool, executor, merging.get()) {}
   void submit(AdapterId adapter, int64_t prompt, int64_t output) {
     Request request{.id = next++,
                     .adapter = adapter,
@@ -196,48 +196,48 @@ TEST(MergeController, OnlyAllowedAdaptersAreMerged) {
   Served s(1000, 0.3, "always");
   for (AdapterId adapter : {0, 1, 2}) s.submit(adapter, 20, 200);
   s.run(100);
-  EXPECT_EQ(s.scheduler.merging()->stats().num_builds, 0) << "exact is the default";
-  for (AdapterId adapter : {1, 2}) s.scheduler.merging()->set_allowed(adapter, true);
+  EXPECT_EQ(s.merging->stats().num_builds, 0) << "exact is the default";
+  for (AdapterId adapter : {1, 2}) s.merging->set_allowed(adapter, true);
   s.run(-1);
-  EXPECT_GT(s.scheduler.merging()->stats().num_merged_steps, 0);
+  EXPECT_GT(s.merging->stats().num_merged_steps, 0);
   for (const SimExecutor::Step& step : s.executor.steps) EXPECT_TRUE(step.merged == kBaseModel || step.merged == 1);
 }
 
 TEST(MergeController, RefusedMergesAreNotTriedAgain) {
   Served s(1000, 0.3, "always");
   s.executor.refused = {0};
-  s.scheduler.merging()->set_allowed(0, true);
+  s.merging->set_allowed(0, true);
   for (int i = 0; i < 3; ++i) s.submit(0, 20, 100);
   s.run(-1);
-  EXPECT_EQ(s.scheduler.merging()->stats().num_builds, 1);
-  EXPECT_EQ(s.scheduler.merging()->stats().num_refused, 1);
-  EXPECT_EQ(s.scheduler.merging()->stats().num_merged_steps, 0);
+  EXPECT_EQ(s.merging->stats().num_builds, 1);
+  EXPECT_EQ(s.merging->stats().num_refused, 1);
+  EXPECT_EQ(s.merging->stats().num_merged_steps, 0);
   EXPECT_EQ(s.pool.num_merged(), 0);
 }
 
 // Merged pages go before anybody loses work.
 TEST(MergeController, PressureTakesMergedPagesBeforePreempting) {
   Served s(210, 0.3, "always");
-  s.scheduler.merging()->set_allowed(0, true);
+  s.merging->set_allowed(0, true);
   s.submit(0, 16, 1000);
   s.run(40);
   EXPECT_EQ(s.pool.num_merged(), 100);
-  EXPECT_GT(s.scheduler.merging()->stats().num_merged_steps, 0);
+  EXPECT_GT(s.merging->stats().num_merged_steps, 0);
   for (int i = 0; i < 7; ++i) s.submit(i % 2, 16, 350);  // 8 x 16 pages, up to 161 in all
   s.run(-1);
-  EXPECT_GT(s.scheduler.merging()->stats().num_given_back, 0);
+  EXPECT_GT(s.merging->stats().num_given_back, 0);
   EXPECT_EQ(s.scheduler.stats().num_preemptions, 0);
   EXPECT_EQ(s.pool.num_merged() % 100, 0);
 }
 
 TEST(MergeController, DroppingAnAdapterDropsItsMergedWeights) {
   Served s(1000, 0.3, "always");
-  s.scheduler.merging()->set_allowed(0, true);
+  s.merging->set_allowed(0, true);
   s.submit(0, 16, 100);
   s.run(-1);
-  EXPECT_EQ(s.scheduler.merging()->stats().merged, 0);
+  EXPECT_EQ(s.merging->stats().merged, 0);
   EXPECT_TRUE(s.scheduler.drop_adapter(0).has_value());
-  EXPECT_EQ(s.scheduler.merging()->stats().merged, kBaseModel);
+  EXPECT_EQ(s.merging->stats().merged, kBaseModel);
   EXPECT_EQ(s.pool.num_free(), s.pool.num_pages());
   s.pool.check_integrity();
 }
@@ -245,10 +245,10 @@ TEST(MergeController, DroppingAnAdapterDropsItsMergedWeights) {
 TEST(MergeController, ABuildThatNeverEndsBlocksNobody) {
   Served s(1000, 0.3, "always");
   s.executor.stuck = true;
-  s.scheduler.merging()->set_allowed(0, true);
+  s.merging->set_allowed(0, true);
   for (AdapterId adapter : {0, 1}) s.submit(adapter, 16, 50);
   s.run(-1);
-  EXPECT_EQ(s.scheduler.merging()->stats().num_merged_steps, 0);
+  EXPECT_EQ(s.merging->stats().num_merged_steps, 0);
   EXPECT_FALSE(s.scheduler.has_work());
 }
 

@@ -22,7 +22,7 @@
 #include <utility>
 #include <vector>
 
-#include "lk/sched/merge_chooser.h"
+#include "lk/merging/chooser.h"
 
 namespace lk {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lk/sched/merge_controller.h"
+#include "lk/merging/controller.h"
 
 #include <algorithm>
 
@@ -36,7 +36,7 @@ const MergeFootprint* MergeController::footprint(AdapterId adapter) {
   return it->second.run_lengths.empty() ? nullptr : &it->second;
 }
 
-void MergeController::plan(std::span<const Queued> queue, int64_t max_running, Micros now) {
+MergeGate::Turn MergeController::plan(std::span<const Queued> queue, int64_t max_running, Micros now) {
   take_finished();
   MergeView view{.now = now, .max_running = max_running, .built = built_, .building = building_};
   std::unordered_map<AdapterId, size_t> index;
@@ -67,7 +67,7 @@ void MergeController::plan(std::span<const Queued> queue, int64_t max_running, M
   if (plan.exclusive != built_ || !index.contains(plan.exclusive)) plan.exclusive = kBaseModel;
   if (plan.exclusive != kBaseModel && exclusive_ == kBaseModel) exclusive_since_ = now;
   exclusive_ = plan.exclusive;
-  first_ = std::move(plan.first);
+  return {.exclusive = exclusive_, .first = std::move(plan.first)};
 }
 
 void MergeController::start(AdapterId adapter, int64_t queued, Micros now) {
@@ -118,12 +118,13 @@ void MergeController::drop(AdapterId adapter) {
   if (adapter == exclusive_) exclusive_ = kBaseModel;
 }
 
-bool MergeController::give_back(Micros now) {
-  if (built_ == kBaseModel && building_ == kBaseModel) return false;
-  drop(building_ != kBaseModel ? building_ : built_);
+AdapterId MergeController::give_back(Micros now) {
+  const AdapterId given = building_ != kBaseModel ? building_ : built_;
+  if (given == kBaseModel) return kBaseModel;
+  drop(given);
   ++stats_.num_given_back;
   not_before_ = now + options_.retry_after;
-  return true;
+  return given;
 }
 
 void MergeController::forget(AdapterId adapter) {
@@ -131,10 +132,6 @@ void MergeController::forget(AdapterId adapter) {
   allowed_.erase(adapter);
   refused_.erase(adapter);
   footprints_.erase(adapter);
-}
-
-bool MergeController::is_first(AdapterId adapter) const {
-  return std::find(first_.begin(), first_.end(), adapter) != first_.end();
 }
 
 void MergeController::choose(StepPlan& plan) {
@@ -153,6 +150,7 @@ void MergeController::choose(StepPlan& plan) {
     shape_.adapters[it->second].rows += item.end - item.begin;
     ++shape_.adapters[it->second].requests;
     if (adapter == built_ && built_ != kBaseModel) hot_rows += item.end - item.begin;
+    if (adapter != exclusive_) exclusive_ = kBaseModel;  // nothing of that adapter could run: the others do
   }
   const AdapterId before = std::exchange(merged_now_, kBaseModel);
   if (hot_rows > 0 && chooser_->merged(shape_, built_)) merged_now_ = built_;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lk/sched/merge_cost_model.h"
+#include "lk/merging/cost_model.h"
 
 #include <numbers>
 
