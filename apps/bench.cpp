@@ -242,7 +242,7 @@ Status run_engine(EngineFlags& flags) {
   LK_ASSIGN_OR_RETURN(std::unique_ptr<TextEngine> engine, flags.model.open());
   if (flags.adapter_dir.empty()) flags.adapter_dir = default_adapter_dir(engine->config());
   if (flags.assign != "none" || flags.adapters > 0) LK_RETURN_IF_ERROR(add_random_adapters(flags, *engine));
-  ThreadPool& pool = engine->engine().backend().threads();
+  ThreadPool pool(engine->engine().backend().num_host_threads());
   const ModelConfig& c = engine->config();
   const auto weight_bytes = static_cast<double>(engine->engine().weights().decode_bytes());
 

@@ -179,7 +179,8 @@ CostModel initial_model(const CalibrateFlags& flags, TextEngine& text, const std
       widths += (in + out) * layers;
   }
   const double head = static_cast<double>(c.hidden_dim) * static_cast<double>(c.vocab_size);
-  const MachineLimits limits = measure_machine_limits(text.engine().backend().threads());
+  ThreadPool pool(text.engine().backend().num_host_threads());
+  const MachineLimits limits = measure_machine_limits(pool);
   CostModel model{.name = "calibrated"};
   model.weight_bytes = weights * elem;
   model.head_bytes = head * elem;
@@ -253,7 +254,7 @@ Status run_calibrate(CalibrateFlags& flags) {
       "measured by lorikeet bench calibrate: {} layers x {}, {}, {} threads, {} adapters; median error {:.1f} % on "
       "unseen traffic",
       text->config().num_layers, text->config().hidden_dim, flags.model.dtype,
-      text->engine().backend().threads().size(), flags.targets, unseen.median * 100);
+      text->engine().backend().num_host_threads(), flags.targets, unseen.median * 100);
   LK_RETURN_IF_ERROR(validate(model));
   fmt::print("weights    read at {:.1f} GB/s, products at {:.0f} GFLOP/s\n", model.memory_bytes_s * 1e-9,
              model.flops_s * 1e-9);

@@ -15,6 +15,7 @@
 #include "lk/base/file.h"
 #include "lk/base/rng.h"
 #include "lk/lora/save.h"
+#include "lk/ops/cpu_backend.h"
 
 namespace lk::apps {
 namespace {
@@ -31,7 +32,7 @@ constexpr const char* kShape =
 // clock.
 double clock_seconds(Engine& engine) {
   struct timespec time {};
-  ::clock_gettime(engine.backend().threads().size() == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &time);
+  ::clock_gettime(engine.backend().num_host_threads() == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &time);
   return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
 }
 
@@ -63,8 +64,8 @@ class FixedStep {
       (i < num_hot ? hot_ : others_).push_back(item);
     }
   }
-  double seconds(Engine& engine, bool with_hot, bool with_others, AdapterId merged, bool subtract) const {
-    StepPlan plan{.merged = merged, .subtract = subtract};
+  double seconds(Engine& engine, bool with_hot, bool with_others, AdapterId merged) const {
+    StepPlan plan{.merged = merged};
     if (with_hot) plan.items.insert(plan.items.end(), hot_.begin(), hot_.end());
     if (with_others) plan.items.insert(plan.items.end(), others_.begin(), others_.end());
     for (const StepItem& item : plan.items) plan.num_tokens += item.end - item.begin;
@@ -118,19 +119,17 @@ json::object measure(const MergeBenchFlags& flags, MergeBench& bench, UnifiedPoo
     const char* name;
     bool with_hot, with_others;
     AdapterId merged;
-    bool subtract;
     std::vector<double> ms = {};
   };
-  std::vector<Mode> modes = {{"unmerged", true, true, kBaseModel, false},
-                             {"mixed", true, true, hot, false},
-                             {"subtract", true, true, hot, true},
-                             {"exclusive", true, false, hot, false},
-                             {"others", false, true, kBaseModel, false}};
+  std::vector<Mode> modes = {{"unmerged", true, true, kBaseModel},
+                             {"mixed", true, true, hot},
+                             {"exclusive", true, false, hot},
+                             {"others", false, true, kBaseModel}};
   if (step.num_others() == 0)
-    std::erase_if(modes, [](const Mode& mode) { return std::string_view(mode.name) == "others" || mode.subtract; });
+    std::erase_if(modes, [](const Mode& mode) { return std::string_view(mode.name) == "others"; });
   for (int sample = -1; sample < flags.samples; ++sample)  // interleaved; the first round is not counted
     for (Mode& mode : modes) {
-      const double ms = step.seconds(*bench.engine, mode.with_hot, mode.with_others, mode.merged, mode.subtract) * 1e3;
+      const double ms = step.seconds(*bench.engine, mode.with_hot, mode.with_others, mode.merged) * 1e3;
       if (sample >= 0) mode.ms.push_back(ms);
     }
   json::object out{{"shape", prefill ? "prefill" : "decode"},
@@ -197,9 +196,9 @@ Result<json::array> bench_merge_modes(const MergeBenchFlags& flags) {
   json::array rows;
   std::shared_ptr<const ModelWeights> weights;
   fmt::print(
-      "{:>5} {:<8} {:>6} {:>10} {:>10} {:>10} {:>10} {:>10}   ms per step (medians), loss and build of the merged "
+      "{:>5} {:<8} {:>6} {:>10} {:>10} {:>10} {:>10}   ms per step (medians), loss and build of the merged "
       "weights\n",
-      "rank", "shape", "share", "unmerged", "mixed", "subtract", "exclusive", "others");
+      "rank", "shape", "share", "unmerged", "mixed", "exclusive", "others");
   for (int64_t rank : flags.ranks) {
     LK_ASSIGN_OR_RETURN(MergeBench bench, make_merge_bench(flags, rank, weights));
     weights = bench.weights;
@@ -213,10 +212,9 @@ Result<json::array> bench_merge_modes(const MergeBenchFlags& flags) {
         row["rounding_loss"] = built.rounding_loss;
         row["worst_rounding_loss"] = built.worst_rounding_loss;
         const auto ms = [&](const char* mode) { return row.contains(mode) ? row[mode].to_number<double>() : 0.0; };
-        fmt::print(
-            "{:>5} {:<8} {:>6.2f} {:>10.2f} {:>10.2f} {:>10.2f} {:>10.2f} {:>10.2f}   loss {:.4f}, build {:.0f} ms\n",
-            rank, prefill ? "prefill" : "decode", share, ms("unmerged_ms"), ms("mixed_ms"), ms("subtract_ms"),
-            ms("exclusive_ms"), ms("others_ms"), built.rounding_loss, static_cast<double>(built.build_time) / 1e3);
+        fmt::print("{:>5} {:<8} {:>6.2f} {:>10.2f} {:>10.2f} {:>10.2f} {:>10.2f}   loss {:.4f}, build {:.0f} ms\n",
+                   rank, prefill ? "prefill" : "decode", share, ms("unmerged_ms"), ms("mixed_ms"), ms("exclusive_ms"),
+                   ms("others_ms"), built.rounding_loss, static_cast<double>(built.build_time) / 1e3);
         std::fflush(stdout);
         rows.push_back(std::move(row));
       }

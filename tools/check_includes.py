@@ -18,7 +18,7 @@ ALLOWED = {
     "merging": ["base", "memory", "sched"],
     "sim": ["base", "memory", "sched", "merging"],
     "engine": ["base", "tensor", "io", "kernels", "ops", "lora", "model", "sched", "memory"],
-    "serve": ["base", "net", "text", "grammar", "io", "lora", "memory", "sched", "merging", "engine"],
+    "serve": ["base", "net", "text", "grammar", "io", "ops", "lora", "memory", "sched", "merging", "engine"],
 }
 
 

@@ -18,6 +18,7 @@
 #include "lk/merging/controller.h"
 #include "lk/sched/scheduler.h"
 #include "lk/sim/merging.h"
+#include "testing/backends.h"
 #include "testing/golden.h"
 
 namespace lk::testing {
@@ -44,7 +45,7 @@ class EngineHarness {
   // With a seed its loads and merges end when the seed says so (seeded_executor.h), else when they do.
   EngineHarness(const Setup& setup, const SchedulerOptions& options, int64_t num_pages, int num_threads,
                 std::optional<uint64_t> seed = {}) {
-    auto backend = make_cpu_backend({.num_threads = num_threads, .isa = setup.isa}).value();
+    auto backend = make_backend({.num_threads = num_threads, .isa = setup.isa});
     auto weights = load_weights(kGoldenDir + "models/" + setup.model, setup.act, *backend).value();
     const int64_t page = Decoder(weights, *backend, 1, 1).page_bytes();
     engine = Engine::create({.max_step_tokens = options.max_step_tokens, .memory_bytes = num_pages * page}, weights,

@@ -12,6 +12,7 @@
 #include "lk/engine/engine.h"
 #include "lk/lora/compose.h"
 #include "lk/sched/scheduler.h"
+#include "testing/backends.h"
 #include "testing/golden.h"
 
 namespace lk {
@@ -26,7 +27,7 @@ struct Model {
 
   explicit Model(const std::string& directory, const SchedulerOptions& options = {}, int64_t num_pages = 512,
                  DType act = DType::kF32) {
-    auto backend = make_cpu_backend({.num_threads = 2}).value();
+    auto backend = testing::make_backend({.num_threads = 2});
     auto weights = load_weights(kGoldenDir + directory, act, *backend).value();
     const int64_t page = Decoder(weights, *backend, 1, 1).page_bytes();
     engine = Engine::create({.max_step_tokens = options.max_step_tokens, .memory_bytes = num_pages * page}, weights,

@@ -8,6 +8,7 @@
 
 #include "lk/engine/engine.h"
 #include "lk/sched/scheduler.h"
+#include "testing/backends.h"
 #include "testing/golden.h"
 
 namespace lk {
@@ -38,7 +39,7 @@ struct Model {
   std::map<std::string, AdapterId> adapters;
 
   explicit Model(const std::string& directory, SchedulerOptions options = {}, int64_t num_pages = 512) {
-    auto backend = make_cpu_backend({.num_threads = 2}).value();
+    auto backend = testing::make_backend({.num_threads = 2});
     auto weights = load_weights(kGoldenDir + directory, DType::kF32, *backend);
     EXPECT_TRUE(weights.ok()) << weights.status().message();
     const int64_t page = Decoder(*weights, *backend, 1, 1).page_bytes();
@@ -111,19 +112,19 @@ std::vector<float> all_logits(Model& model, const GoldenCase& c, const std::vect
   const int64_t kv_pages = (length + kPageTokens - 1) / kPageTokens;
   std::shared_ptr<const ResidentAdapter> resident;
   AdapterPages pages;
-  Buffer arena(kv_pages * geometry.page_bytes);
+  Backend& backend = model.engine->backend();
+  DeviceBuffer arena = backend.allocate(kv_pages * geometry.page_bytes);
   if (!c.adapter.empty()) {
     auto host = load_adapter(c.name, kGoldenDir + c.adapter, weights.config, weights.checkpoint.get());
     EXPECT_TRUE(host.ok()) << host.status().message();
     if (!host.ok()) return {};
     const AdapterLayout layout(**host, weights.config, geometry);
-    arena = Buffer((kv_pages + layout.footprint().total()) * geometry.page_bytes);
+    arena = backend.allocate((kv_pages + layout.footprint().total()) * geometry.page_bytes);
     for (int64_t i = 0; i < layout.footprint().num_pages; ++i) pages.pages.push_back(static_cast<PageId>(kv_pages + i));
     pages.run_begin = static_cast<PageId>(kv_pages + layout.footprint().num_pages);
     pages.run_length = layout.footprint().run_length;
     decoder.reserve_rank(layout.max_group_rank());
-    ThreadPool threads(1);
-    resident = layout.load(*host, pages, arena.data(), threads);
+    resident = layout.load(*host, pages, arena.data(), backend);
   }
   decoder.set_pool(arena.data());
   const RopeTable rope = make_rope_table(weights.config, length);
@@ -140,17 +141,13 @@ std::vector<float> all_logits(Model& model, const GoldenCase& c, const std::vect
   const AttentionSeq sequence{
       .row_begin = 0, .row_end = static_cast<int32_t>(length), .first_position = 0, .block_table = block_table.data()};
   const AdapterRun run{.row_begin = 0, .row_end = static_cast<int32_t>(length), .adapter = resident.get()};
-  decoder.forward({.token_ids = token_ids,
-                   .slots = slots,
-                   .cos = cos.data(),
-                   .sin = sin.data(),
-                   .sequences = {&sequence, 1},
-                   .runs = {&run, 1}});
+  decoder.forward(
+      {.token_ids = token_ids, .slots = slots, .cos = cos, .sin = sin, .sequences = {&sequence, 1}, .runs = {&run, 1}});
   const float* logits = decoder.logits(rows, {&run, 1});
-  std::vector<float> out;
+  const int64_t vocab = weights.config.vocab_size;
+  std::vector<float> out(static_cast<size_t>(length * vocab));
   for (int64_t row = 0; row < length; ++row)
-    out.insert(out.end(), logits + row * decoder.logits_stride(),
-               logits + row * decoder.logits_stride() + weights.config.vocab_size);
+    backend.read(out.data() + row * vocab, logits + row * decoder.logits_stride(), vocab * 4);
   return out;
 }
 

@@ -6,6 +6,7 @@
 #include <future>
 
 #include "lk/engine/engine.h"
+#include "testing/backends.h"
 #include "testing/golden.h"
 
 namespace lk {
@@ -35,7 +36,7 @@ class GatedSource : public AdapterSource {
 class LoaderTest : public ::testing::Test {
  protected:
   void open(int64_t host_bytes) {
-    auto backend = make_cpu_backend({.num_threads = 1}).value();
+    auto backend = testing::make_backend({.num_threads = 1});
     auto weights = load_weights(kGoldenDir + "models/llama_mha", DType::kF32, *backend).value();
     const int64_t page = Decoder(weights, *backend, 1, 1).page_bytes();
     engine_ = Engine::create({.max_step_tokens = 64, .memory_bytes = 512 * page}, weights, std::move(backend)).value();

@@ -35,7 +35,7 @@ std::map<std::string, std::vector<std::string>> fixtures() {
   }
   for (auto& [model, adapters] : models) {
     std::sort(adapters.begin(), adapters.end());
-    auto backend = make_cpu_backend({.num_threads = 1}).value();
+    auto backend = testing::make_backend({.num_threads = 1});
     const auto weights = load_weights(kGoldenDir + "models/" + model, DType::kF32, *backend).value();
     std::erase_if(adapters, [&](const std::string& name) {
       return !load_adapter(name, kGoldenDir + "adapters/" + model + "__" + name, weights->config,

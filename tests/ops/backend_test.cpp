@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lk/ops/backend.h"
+#include "lk/ops/cpu_backend.h"
 
 #include <gtest/gtest.h>
 

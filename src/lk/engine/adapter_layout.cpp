@@ -163,8 +163,8 @@ AdapterLayout::LayerKind AdapterLayout::place_layer(const Adapter& adapter, size
 class AdapterLayout::Filler {
  public:
   Filler(const AdapterLayout& layout, const Adapter& adapter, const AdapterPages& pages, std::byte* pool_base,
-         ResidentAdapter& out)
-      : layout_(layout), adapter_(adapter), pages_(pages), pool_base_(pool_base), out_(out) {}
+         Backend& backend, ResidentAdapter& out)
+      : layout_(layout), adapter_(adapter), pages_(pages), pool_base_(pool_base), backend_(backend), out_(out) {}
 
   void fill_layer(size_t layer) {
     const LayerKind& kind = layout_.kinds_[layout_.layer_kind_[layer]];
@@ -186,13 +186,13 @@ class AdapterLayout::Filler {
     }
   }
 
-  void fill_run(ThreadPool& threads) {
+  void fill_run() {
     int64_t cursor = static_cast<int64_t>(pages_.run_begin) * layout_.geometry_.page_bytes;
     const WeightFormat format =
         layout_.geometry_.act == DType::kBF16 ? WeightFormat::kBF16Panels : WeightFormat::kF32Panels;
     for (const NamedWeight& matrix : replaced_matrices(adapter_)) {
       const int64_t n = matrix.view.dim(0), k = matrix.view.dim(1);
-      pack_weight(matrix.view, format, 0, pool_base_ + cursor, threads);
+      backend_.pack_weight(matrix.view, format, 0, pool_base_ + cursor, Workers::kCaller);
       out_.matrices.push_back({.format = format, .n = n, .k = k, .data = pool_base_ + cursor});
       place_matrix(matrix.name, &out_.matrices.back());
       cursor += align_row(packed_weight_bytes(format, n, k));
@@ -214,6 +214,36 @@ class AdapterLayout::Filler {
     if (head.bias.defined()) write_scaled_bias(proj.out_bias = rows(1, head.b.dim(0), 4), head, pool_base_);
     if (head.dora_scale.defined()) write_f32(proj.out_scale = rows(1, head.b.dim(0), 4), head.dora_scale, pool_base_);
     out_.lm_head.push_back(proj);
+  }
+
+  // Tables of embedding rows stay where the host tier has them; `owner` keeps it in memory while they are used.
+  void fill_embedding(const std::shared_ptr<const Adapter>& owner) {
+    ResidentAdapter::Embedding& out = out_.embedding;
+    const auto share = [&](const TensorView& view) {
+      const DeviceBuffer& buffer = out_.buffers.emplace_back(backend_.share(view, owner));
+      return TensorView(buffer.data(), view.dtype(), view.shape());
+    };
+    if (const auto it = adapter_.replaced.find("model.embed_tokens.weight"); it != adapter_.replaced.end())
+      out.table = share(it->second);
+    if (const auto& delta = adapter_.embedding)
+      out.delta = {.a = share(delta->a), .b = share(delta->b), .scaling = delta->scaling};
+    if (adapter_.trained_token_ids.empty()) return;
+    const TensorView& rows = adapter_.trained_token_rows;
+    out.trained_rows = share(rows);
+    std::vector<int32_t> tokens;
+    for (const int64_t token : adapter_.trained_token_ids) {
+      out.trained_row_of.emplace(static_cast<int32_t>(token), static_cast<int64_t>(tokens.size()));
+      tokens.push_back(static_cast<int32_t>(token));
+    }
+    if (!layout_.config_.tie_word_embeddings) return;
+    const WeightFormat format = rows.dtype() == DType::kBF16 ? WeightFormat::kBF16Panels : WeightFormat::kF32Panels;
+    DeviceBuffer& head =
+        out_.buffers.emplace_back(backend_.allocate(packed_weight_bytes(format, rows.dim(0), rows.dim(1))));
+    backend_.pack_weight(rows, format, 0, head.data(), Workers::kCaller);
+    out_.trained_head = {.format = format, .n = rows.dim(0), .k = rows.dim(1), .data = head.data()};
+    DeviceBuffer& columns = out_.buffers.emplace_back(backend_.allocate(rows.dim(0) * 4));
+    backend_.upload(columns.as<int32_t>(), std::span<const int32_t>(tokens));
+    out_.trained_columns = columns.as<int32_t>();
   }
 
   // Norms and biases: small f32 vectors, kept beside the tables.
@@ -328,26 +358,22 @@ class AdapterLayout::Filler {
   const Adapter& adapter_;
   const AdapterPages& pages_;
   std::byte* pool_base_;
+  Backend& backend_;
   ResidentAdapter& out_;
   std::map<std::tuple<size_t, size_t, int>, const int64_t*> tables_;
 };
 
 std::shared_ptr<const ResidentAdapter> AdapterLayout::load(std::shared_ptr<const Adapter> adapter,
                                                            const AdapterPages& pages, std::byte* pool_base,
-                                                           ThreadPool& threads) const {
+                                                           Backend& backend) const {
   auto resident = std::make_shared<ResidentAdapter>();
   resident->layers.resize(adapter->layers.size());
-  Filler filler(*this, *adapter, pages, pool_base, *resident);
+  Filler filler(*this, *adapter, pages, pool_base, backend, *resident);
   for (size_t layer = 0; layer < adapter->layers.size(); ++layer) filler.fill_layer(layer);
-  filler.fill_run(threads);
+  filler.fill_run();
   filler.fill_vectors();
-  for (size_t i = 0; i < adapter->trained_token_ids.size(); ++i)
-    resident->trained_rows.emplace(static_cast<int32_t>(adapter->trained_token_ids[i]), static_cast<int64_t>(i));
+  filler.fill_embedding(adapter);
   resident->max_group_rank = max_group_rank_;
-  // Only what looks rows up in it keeps the host copy in memory.
-  if (adapter->embedding || !adapter->trained_token_ids.empty() ||
-      adapter->replaced.contains("model.embed_tokens.weight"))
-    resident->host = std::move(adapter);
   return resident;
 }
 

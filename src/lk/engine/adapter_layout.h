@@ -11,10 +11,10 @@
 #include <memory>
 #include <vector>
 
-#include "lk/base/thread_pool.h"
 #include "lk/lora/adapter.h"
 #include "lk/memory/unified_pool.h"
 #include "lk/model/resident_adapter.h"
+#include "lk/ops/backend.h"
 
 namespace lk {
 
@@ -36,7 +36,7 @@ class AdapterLayout {
 
   // Copies the adapter into its pages, converting to the act type. Reads the adapter's file (may block on disk).
   std::shared_ptr<const ResidentAdapter> load(std::shared_ptr<const Adapter> adapter, const AdapterPages& pages,
-                                              std::byte* pool_base, ThreadPool& threads) const;
+                                              std::byte* pool_base, Backend& backend) const;
 
  private:
   struct Place {

@@ -37,11 +37,11 @@ Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options,
     return resource_exhausted(
         "a memory budget of {} bytes holds no page; one page (16 tokens) takes {} bytes: raise --memory", budget,
         engine->page_bytes());
-  LK_ASSIGN_OR_RETURN(engine->arena_, Buffer::try_allocate(engine->num_pages_ * engine->page_bytes()));
+  LK_ASSIGN_OR_RETURN(engine->arena_, engine->backend_->try_allocate(engine->num_pages_ * engine->page_bytes()));
   engine->decoder_.set_pool(engine->arena_.data());
-  engine->loader_ = std::make_unique<Loader>(engine->arena_.data(), std::max(1, options.num_readers));
-  engine->merger_ = std::make_unique<Merger>(options.merge, engine->weights_, *engine->backend_,
-                                             engine->backend_->threads().size(), engine->arena_.data());
+  engine->loader_ =
+      std::make_unique<Loader>(engine->arena_.data(), *engine->backend_, std::max(1, options.num_readers));
+  engine->merger_ = std::make_unique<Merger>(options.merge, engine->weights_, *engine->backend_, engine->arena_.data());
   return engine;
 }
 
@@ -201,26 +201,18 @@ void Engine::build_batch(const StepPlan& plan) {
 std::vector<ItemResult> Engine::execute(const StepPlan& plan) {
   LK_CHECK(plan.num_tokens <= options_.max_step_tokens);
   const auto begin = std::chrono::steady_clock::now();
-  const double lora_before = decoder_.lora_seconds();
+  const double lora_before = backend_->lora_seconds();
   build_batch(plan);
-  DecoderBatch batch{.token_ids = token_ids_,
-                     .slots = slots_,
-                     .cos = cos_.data(),
-                     .sin = sin_.data(),
-                     .sequences = sequences_,
-                     .runs = runs_};
-  if (plan.subtract && plan.merged != kBaseModel) {
-    batch.subtract_from = merged_.at(plan.merged).get();
-    batch.subtract = adapters_.at(plan.merged).resident.get();
-  }
-  decoder_.forward(batch, interlude_);
+  decoder_.forward(
+      {.token_ids = token_ids_, .slots = slots_, .cos = cos_, .sin = sin_, .sequences = sequences_, .runs = runs_},
+      interlude_);
   std::vector<ItemResult> results(plan.items.size());
   add_hidden(plan);
   resolve_logits(plan, results);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   execute_seconds_ += seconds;
   last_step_times_ = {.total = static_cast<Micros>(seconds * 1e6),
-                      .lora = static_cast<Micros>((decoder_.lora_seconds() - lora_before) * 1e6)};
+                      .lora = static_cast<Micros>((backend_->lora_seconds() - lora_before) * 1e6)};
   return results;
 }
 
@@ -234,10 +226,11 @@ void Engine::add_hidden(const StepPlan& plan) {
     const size_t end = std::min(hidden_rows_.size(), begin + static_cast<size_t>(decoder_.max_logit_rows()));
     rows.clear();
     for (size_t i = begin; i < end; ++i) rows.push_back(hidden_rows_[i].row);
-    const float* hidden = decoder_.hidden(rows, runs_);
+    hidden_.resize((end - begin) * dim);
+    backend_->read(hidden_.data(), decoder_.hidden(rows, runs_), static_cast<int64_t>(hidden_.size() * sizeof(float)));
     // One row after the other: the sum does not depend on how the prompt was cut into chunks.
     for (size_t i = begin; i < end; ++i)
-      for (size_t d = 0; d < dim; ++d) (*hidden_rows_[i].sum)[d] += static_cast<double>(hidden[(i - begin) * dim + d]);
+      for (size_t d = 0; d < dim; ++d) (*hidden_rows_[i].sum)[d] += static_cast<double>(hidden_[(i - begin) * dim + d]);
     begin = end;
   }
 }
@@ -250,12 +243,12 @@ void Engine::resolve_logits(const StepPlan& plan, std::vector<ItemResult>& resul
     const size_t end = std::min(logit_rows_.size(), begin + static_cast<size_t>(decoder_.max_logit_rows()));
     rows.clear();
     for (size_t i = begin; i < end; ++i) rows.push_back(logit_rows_[i].row);
-    const float* logits = decoder_.logits(rows, runs_);
+    float* logits = decoder_.logits(rows, runs_);
     backend_->threads().for_each(static_cast<int64_t>(end - begin), [&](int64_t offset) {
       const LogitRow& wanted = logit_rows_[begin + static_cast<size_t>(offset)];
       const StepItem& item = plan.items[wanted.item];
       // The sampler may scale and mask its row in place; nobody reads it afterwards.
-      float* row = const_cast<float*>(logits) + offset * decoder_.logits_stride();
+      float* row = logits + offset * decoder_.logits_stride();
       TokenLogprob& outcome = outcomes[begin + static_cast<size_t>(offset)];
       if (wanted.sample) {
         outcome =

@@ -108,7 +108,7 @@ class Engine : public Executor {
   Decoder decoder_;
   PageGeometry geometry_;
   int64_t num_pages_ = 0;
-  Buffer arena_;
+  DeviceBuffer arena_;
   std::unordered_map<AdapterId, Registered> adapters_;
   AdapterId next_adapter_ = 0;
   std::function<void()> interlude_;
@@ -130,6 +130,7 @@ class Engine : public Executor {
     std::vector<double>* sum;
   };
   std::vector<HiddenRow> hidden_rows_;
+  std::vector<float> hidden_;  // read from the device
 
   std::unordered_map<AdapterId, std::shared_ptr<const MergedWeights>> merged_;  // finished ones
   // Last: their threads write into the arena.

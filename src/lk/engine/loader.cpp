@@ -8,7 +8,7 @@
 
 namespace lk {
 
-Loader::Loader(std::byte* pool_base, int num_readers) : pool_base_(pool_base) {
+Loader::Loader(std::byte* pool_base, Backend& backend, int num_readers) : pool_base_(pool_base), backend_(backend) {
   threads_.emplace_back([this](std::stop_token stop) { copy_main(stop); });
   for (int i = 0; i < num_readers; ++i) threads_.emplace_back([this](std::stop_token stop) { read_main(stop); });
 }
@@ -90,7 +90,6 @@ void Loader::read_main(std::stop_token stop) {
 
 void Loader::copy_main(std::stop_token stop) {
   set_thread_name("lk-loader");
-  ThreadPool threads(1);
   for (;;) {
     std::unique_lock lock(mutex_);
     if (!copy_wanted_.wait(lock, stop, [&] { return !copies_.empty(); })) return;
@@ -100,7 +99,7 @@ void Loader::copy_main(std::stop_token stop) {
     Done done{.adapter = copy.job.adapter, .status = copy.content.status(), .resident = nullptr};
     if (done.status.ok()) {
       const auto begin = std::chrono::steady_clock::now();
-      done.resident = copy.job.layout->load(std::move(*copy.content), copy.job.pages, pool_base_, threads);
+      done.resident = copy.job.layout->load(std::move(*copy.content), copy.job.pages, pool_base_, backend_);
       const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
       const double measured = seconds / static_cast<double>(std::max<int64_t>(copy.job.host->bytes(), 1)),
                    old = copy_seconds_per_byte_;

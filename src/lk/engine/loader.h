@@ -33,7 +33,7 @@ class Loader {
     std::shared_ptr<const ResidentAdapter> resident;  // null after a failure
   };
 
-  Loader(std::byte* pool_base, int num_readers);
+  Loader(std::byte* pool_base, Backend& backend, int num_readers);
 
   // Called on the copying thread after each load. Set before the first load.
   void set_listener(std::function<void()> listener) { listener_ = std::move(listener); }
@@ -56,6 +56,7 @@ class Loader {
   void copy_main(std::stop_token stop);
 
   std::byte* const pool_base_;
+  Backend& backend_;
   std::atomic<double> copy_seconds_per_byte_{0};  // a moving average
   std::function<void()> listener_;
   // Engine thread only: staged and not started, dropped ones among them.

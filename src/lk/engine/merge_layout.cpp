@@ -77,7 +77,7 @@ MergeLayout::MergeLayout(const Adapter& adapter, const ModelConfig& config, Weig
 // Builds one adapter's merged layers on the calling thread.
 class MergeLayout::Builder {
  public:
-  Builder(const MergeLayout& layout, const Adapter& adapter, const ModelWeights& base, const Backend& backend,
+  Builder(const MergeLayout& layout, const Adapter& adapter, const ModelWeights& base, Backend& backend,
           const LayerMergeOptions& options, const std::function<bool()>& stop)
       : layout_(layout), adapter_(adapter), base_(base), backend_(backend), options_(options), stop_(stop) {}
 
@@ -87,7 +87,6 @@ class MergeLayout::Builder {
       if (!layout_.merges_[layer][g]) continue;
       PackedWeight& merged = out.linear[g];
       merged = base_.layers[layer].linear[g];
-      out.subtractable[g] = true;
       for (Proj proj : projs_of(group)) LK_RETURN_IF_ERROR(build_proj(layer, proj, dst, out));
       merged.data = dst;
       dst += packed_weight_bytes(merged.format, merged.n, merged.k);
@@ -112,30 +111,41 @@ class MergeLayout::Builder {
       return stop_() ? cancelled("merging was stopped") : Status();
     }
     transpose_as(delta->a, base_.act, a_transposed_);
-    b_.resize(static_cast<size_t>(packed_weight_bytes(w.format, columns, delta->rank)));
-    pack_weight(delta->b, w.format, 0, b_.data(), one_thread_);
+    const auto a_bytes = static_cast<int64_t>(a_transposed_.size());
+    std::byte* a = scratch(device_a_, a_bytes);
+    backend_.upload(a, a_transposed_.data(), a_bytes);
+    std::byte* b = scratch(device_b_, packed_weight_bytes(w.format, columns, delta->rank));
+    backend_.pack_weight(delta->b, w.format, 0, b, Workers::kCaller);
     std::vector<float> scale;
+    float* device_scale = nullptr;
     if (delta->dora_scale.defined()) {
       scale.resize(static_cast<size_t>(columns));
       delta->dora_scale.copy_to(scale.data());
+      device_scale = reinterpret_cast<float*>(scratch(device_scale_, columns * 4));
+      backend_.upload(device_scale, std::span<const float>(scale));
     }
     const MergeArgs args{.w = w,
                          .out = dst,
                          .out_begin = column,
-                         .a_transposed = a_transposed_.data(),
-                         .b = {.format = w.format, .n = columns, .k = delta->rank, .data = b_.data()},
+                         .a_transposed = a,
+                         .b = {.format = w.format, .n = columns, .k = delta->rank, .data = b},
                          .scaling = static_cast<float>(delta->scaling),
-                         .out_scale = scale.empty() ? nullptr : scale.data(),
+                         .out_scale = device_scale,
                          .stochastic = options_.stochastic_rounding,
                          .seed = static_cast<uint32_t>(layer * kNumProjs + static_cast<size_t>(proj)) * 0x9e3779b1u};
     MergeSums sums;
     for (int64_t panel = 0; panel < num_panels; ++panel) {
       if (stop_()) return cancelled("merging was stopped");
-      backend_.merge_panel(args, panel, one_thread_, &sums);
+      backend_.merge_panel(args, panel, &sums);
     }
     if (delta->bias.defined()) add_bias(*delta, scale, column, group, out);
-    out.subtractable[g] &= scale.empty() && !delta->bias.defined();
     return judge(layer, proj, sums);
+  }
+
+  // At least `bytes` of device memory in `buffer`; what was there may go.
+  std::byte* scratch(DeviceBuffer& buffer, int64_t bytes) {
+    if (buffer.size_bytes() < bytes) buffer = backend_.allocate(bytes);
+    return buffer.data();
   }
 
   void add_bias(const LoraDelta& delta, const std::vector<float>& scale, int64_t column, ProjGroup group,
@@ -172,11 +182,11 @@ class MergeLayout::Builder {
   const MergeLayout& layout_;
   const Adapter& adapter_;
   const ModelWeights& base_;
-  const Backend& backend_;
+  Backend& backend_;
   const LayerMergeOptions& options_;
   const std::function<bool()>& stop_;
-  ThreadPool one_thread_{1};
-  std::vector<std::byte> a_transposed_, b_;
+  std::vector<std::byte> a_transposed_;
+  DeviceBuffer device_a_, device_b_, device_scale_;  // of the delta being merged
   std::deque<std::vector<float>> vectors_;
   MergeSums total_;
   RoundingLoss loss_;
@@ -184,8 +194,7 @@ class MergeLayout::Builder {
 
 Result<std::shared_ptr<const MergedWeights>> MergeLayout::build(const Adapter& adapter, const ModelWeights& base,
                                                                 const MergePages& pages, std::byte* pool_base,
-                                                                const Backend& backend,
-                                                                const LayerMergeOptions& options,
+                                                                Backend& backend, const LayerMergeOptions& options,
                                                                 const std::function<bool()>& stop,
                                                                 RoundingLoss* loss) const {
   auto merged = std::make_shared<MergedWeights>();

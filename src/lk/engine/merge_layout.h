@@ -51,8 +51,8 @@ class MergeLayout {
   // Writes W' into the runs; `stop` is asked after each panel. kCancelled when it said so, kFailedPrecondition when
   // rounding loses more than allowed or W' is not finite. *loss is what was measured so far, either way.
   Result<std::shared_ptr<const MergedWeights>> build(const Adapter& adapter, const ModelWeights& base,
-                                                     const MergePages& pages, std::byte* pool_base,
-                                                     const Backend& backend, const LayerMergeOptions& options,
+                                                     const MergePages& pages, std::byte* pool_base, Backend& backend,
+                                                     const LayerMergeOptions& options,
                                                      const std::function<bool()>& stop, RoundingLoss* loss) const;
 
  private:

@@ -20,13 +20,9 @@ Micros thread_cpu_time() {
 
 }  // namespace
 
-Merger::Merger(const LayerMergeOptions& options, std::shared_ptr<const ModelWeights> base, const Backend& backend,
-               int num_kernel_threads, std::byte* pool_base)
-    : options_(options),
-      base_(std::move(base)),
-      backend_(backend),
-      num_kernel_threads_(num_kernel_threads),
-      pool_base_(pool_base) {
+Merger::Merger(const LayerMergeOptions& options, std::shared_ptr<const ModelWeights> base, Backend& backend,
+               std::byte* pool_base)
+    : options_(options), base_(std::move(base)), backend_(backend), pool_base_(pool_base) {
   thread_ = std::jthread([this](std::stop_token stop) { thread_main(stop); });
 }
 
@@ -94,7 +90,7 @@ Merger::Done Merger::build(const Job& job, const std::stop_token& stop) {
       .status = weights.status(),
       .build_time =
           std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - begin).count(),
-      .engine_time = (thread_cpu_time() - cpu_begin) / num_kernel_threads_,
+      .engine_time = (thread_cpu_time() - cpu_begin) / backend_.num_host_threads(),
       .build_cost_rows = job.layout->build_cost_rows(),
       .rounding_loss = loss.total,
       .worst_rounding_loss = loss.worst,

@@ -32,8 +32,8 @@ class Merger {
     std::shared_ptr<const MergedWeights> weights;  // null after a failure
   };
 
-  Merger(const LayerMergeOptions& options, std::shared_ptr<const ModelWeights> base, const Backend& backend,
-         int num_kernel_threads, std::byte* pool_base);
+  Merger(const LayerMergeOptions& options, std::shared_ptr<const ModelWeights> base, Backend& backend,
+         std::byte* pool_base);
 
   void start(Job job);  // Requires: !has(job.adapter)
   std::vector<Done> take_finished();
@@ -48,8 +48,7 @@ class Merger {
 
   const LayerMergeOptions options_;
   std::shared_ptr<const ModelWeights> base_;
-  const Backend& backend_;
-  const int num_kernel_threads_;
+  Backend& backend_;
   std::byte* pool_base_;
   std::set<AdapterId> started_;
 

@@ -14,6 +14,7 @@
 #include <span>
 
 #include "lk/tensor/dtype.h"
+#include "lk/tensor/tensor_view.h"
 
 namespace lk {
 
@@ -42,6 +43,49 @@ struct GemmArgs {
   const void* x = nullptr;  // bf16 for kBF16Panels, f32 for kF32Panels
   int64_t x_stride = 0;
   PackedWeight w;
+  float* y = nullptr;
+  int64_t y_stride = 0;
+  int64_t num_rows = 0;
+};
+
+// What an adapter adds to the embedding of token t: scaling * b a[:, t].
+struct EmbeddingDelta {
+  TensorView a;  // device memory, any type: [rank, vocab_size]
+  TensorView b;  // [dim, rank]
+  double scaling = 0;
+};
+struct EmbedRow {
+  const void* source = nullptr;  // dtype [dim], a row of some table
+  DType dtype = DType::kF32;
+  int32_t token = 0;
+  const EmbeddingDelta* delta = nullptr;  // on the host; null: nothing is added
+};
+// y[i, :] = source of row i (+ its delta, one f64 sum over the rank for each element).
+struct EmbedArgs {
+  std::span<const EmbedRow> rows;
+  float* y = nullptr;  // f32 [rows.size(), dim]
+  int64_t y_stride = 0;
+  int64_t dim = 0;
+};
+
+// y[i, :] = x[rows[i], :].
+struct GatherRowsArgs {
+  const float* x = nullptr;
+  int64_t x_stride = 0;
+  std::span<const int32_t> rows;
+  float* y = nullptr;  // f32 [rows.size(), dim]; does not overlap x
+  int64_t y_stride = 0;
+  int64_t dim = 0;
+};
+
+// y[m, columns[j]] = sum_k x[m, k] w[j, k], summed in f64: columns of a product that are computed from rows of their
+// own (trained tokens of a tied head). Other columns of y stay as they are.
+struct GemmColumnsArgs {
+  const void* x = nullptr;  // act [num_rows, k]
+  DType act = DType::kBF16;
+  int64_t x_stride = 0;
+  PackedWeight w;                    // in any format, whatever act is
+  const int32_t* columns = nullptr;  // [w.n]
   float* y = nullptr;
   int64_t y_stride = 0;
   int64_t num_rows = 0;

@@ -21,6 +21,7 @@ std::vector<CpuIsa> supported_cpu_isas();  // of this machine, best last
 struct CpuKernels {
   CpuIsa isa;
   void (*gemm)(const GemmArgs&, ThreadPool&);
+  void (*gemm_columns)(const GemmColumnsArgs&, ThreadPool&);
   void (*lora)(const LoraArgs&, ThreadPool&);
   void (*store_kv)(const StoreKvArgs&, ThreadPool&);
   void (*attention)(const AttentionArgs&, ThreadPool&);
@@ -45,6 +46,10 @@ const CpuKernels& cpu_kernels(CpuIsa isa);  // Requires: isa is in supported_cpu
 void pack_weight(const TensorView& w, WeightFormat format, int64_t out_begin, void* dst, ThreadPool& pool);
 // One element back as f32, for tests and merging.
 float unpack_weight_at(const PackedWeight& w, int64_t out, int64_t in);
+
+// Copies of rows; the same on every instruction set.
+void embed(const EmbedArgs& a, ThreadPool& pool);
+void gather_rows(const GatherRowsArgs& a, ThreadPool& pool);
 
 namespace ref {
 // Straight loops in double; the same contracts. Used by tests and as the oracle of every back-end.

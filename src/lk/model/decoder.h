@@ -7,24 +7,30 @@
 #include <span>
 #include <vector>
 
-#include "lk/model/resident_adapter.h"
+#include "lk/model/adapter_run.h"
 #include "lk/model/weights.h"
 #include "lk/ops/backend.h"
 
 namespace lk {
 
-// One step's rows, sorted by adapter; every array lives until forward() returns.
+// One step's rows, sorted by adapter. Host arrays; forward() is done with all but `runs`' adapters when it returns.
 struct DecoderBatch {
   std::span<const int32_t> token_ids;  // [num_rows]
   std::span<const int64_t> slots;      // [num_rows] where each row's K and V go
-  const float* cos = nullptr;          // [num_rows, head_dim / 2]
-  const float* sin = nullptr;
+  std::span<const float> cos, sin;     // [num_rows, head_dim / 2]
   std::span<const AttentionSeq> sequences;
-  std::span<const AdapterRun> runs;  // ascending, cover all rows
-  // With both: rows of all other runs run on W' too and have the delta of `subtract` taken off again. One product for
-  // all rows, but their results are no longer bit for bit those on W.
-  const MergedWeights* subtract_from = nullptr;
-  const ResidentAdapter* subtract = nullptr;
+  std::span<const AdapterRun> runs;  // ascending, disjoint; rows of no run are the bare base's
+};
+
+// One group of linears of a layer, applied to some rows: y = x W^T with each run's adapter, bias included.
+struct LinearCall {
+  int64_t layer = 0;
+  ProjGroup group = ProjGroup::kQkv;
+  const void* x = nullptr;  // act [num_rows, inputs of the group]
+  int64_t x_stride = 0;
+  float* y = nullptr;  // f32 [num_rows, group_columns], dense
+  int64_t num_rows = 0;
+  std::span<const AdapterRun> runs;  // of these rows
 };
 
 class Decoder {
@@ -40,17 +46,17 @@ class Decoder {
   // Runs all layers; hidden states of all rows stay inside for logits(). `between_layers` (may be empty) is called
   // after each, on this thread; it must not change what the batch refers to.
   void forward(const DecoderBatch& batch, const std::function<void()>& between_layers = {});
-  // Logits of `rows` (ascending rows of the last forward): f32 [rows.size(), vocab_size], row stride logits_stride().
-  // Requires: rows.size() <= max_logit_rows.
-  const float* logits(std::span<const int32_t> rows, std::span<const AdapterRun> runs);
+  // Logits of `rows` (ascending rows of the last forward): f32 [rows.size(), vocab_size] in device memory, row stride
+  // logits_stride(), valid until the next call. The caller may overwrite them. Requires: rows.size() <= max_logit_rows.
+  float* logits(std::span<const int32_t> rows, std::span<const AdapterRun> runs);
   // Last hidden states of `rows` after the final norm (Hugging Face's last_hidden_state): f32 [rows.size(),
-  // hidden_dim]. Requires: rows.size() <= max_logit_rows. Valid until the next call of hidden() or logits().
+  // hidden_dim] in device memory. Requires: rows.size() <= max_logit_rows. Valid until the next call of hidden() or
+  // logits().
   const float* hidden(std::span<const int32_t> rows, std::span<const AdapterRun> runs);
   int64_t logits_stride() const { return logits_stride_; }
   int64_t max_logit_rows() const { return max_logit_rows_; }
 
-  // Seconds spent in LoRA products since the start: what merging could save.
-  double lora_seconds() const { return lora_seconds_; }
+  void linear(const LinearCall& call);
 
   // Grows the LoRA scratch for an adapter whose group ranks sum to more than seen so far.
   void reserve_rank(int64_t sum_of_ranks);
@@ -59,31 +65,26 @@ class Decoder {
   void embed(const DecoderBatch& batch);
   void attention_block(int64_t layer, const DecoderBatch& batch);
   void mlp_block(int64_t layer, const DecoderBatch& batch);
-  // Gathers rows of the residual stream and applies the final norm: y [rows.size(), hidden_dim] of y_dtype.
+  // Adds product_ to rows [begin, begin + num_rows) of the residual stream: the two points of a layer, after o and
+  // after down, where ranks that hold a part of the heads and of the intermediate dimension would sum their products.
+  void add_to_residual(int64_t begin, int64_t num_rows);
+  // Gathers rows of the residual stream and applies the final norm: y [rows.size(), hidden_dim] of y_dtype. Leaves
+  // their runs in local_runs_.
   void final_norm(std::span<const int32_t> rows, std::span<const AdapterRun> runs, void* y, DType y_dtype);
-  void clip_runs(std::span<const AdapterRun> runs, int64_t begin, int64_t end);
-  // y[rows, group_columns] = linear(x) with each run's adapter, bias included.
-  void linear(int64_t layer, ProjGroup group, const void* x, int64_t x_stride, float* y,
-              std::span<const AdapterRun> runs, int64_t num_rows);
-  // Adds the low-rank products of the runs that need them, and the LoRA biases of merged ones.
-  void add_deltas(int64_t layer, ProjGroup group, const void* x, int64_t x_stride, float* y,
-                  std::span<const AdapterRun> runs);
-  void subtract_delta(int64_t layer, ProjGroup group, const void* x, int64_t x_stride, float* y,
-                      std::span<const AdapterRun> runs);
+  // The parts of linear(), in their order.
+  void add_products(const LinearCall& call);
+  void add_deltas(const LinearCall& call);
+  void add_biases(const LinearCall& call);
+  // Rows [begin, end) of a product whose columns start at `column` of the group's.
+  void product(const LinearCall& call, const PackedWeight& w, int64_t column, int64_t begin, int64_t end);
+  void add_bias(const LinearCall& call, const float* bias, int64_t column, int64_t num_columns, int64_t begin,
+                int64_t end);
   void lora(const void* x, int64_t x_stride, float* y, int64_t y_stride);  // of segments_
-  bool subtracts(int64_t layer, ProjGroup group) const;
-  void norm(const float* x, const float* weight, const float* ResidentAdapter::Layer::*replaced, int64_t layer,
-            std::span<const AdapterRun> runs, int64_t num_rows);
-  void head_norm(float* x, int64_t x_stride, int64_t num_heads, const float* weight,
-                 const float* ResidentAdapter::Layer::*replaced, int64_t layer, std::span<const AdapterRun> runs);
-  // Rows [begin, end) of one product with a matrix packed like the group's.
-  void product(const PackedWeight& w, ProjGroup group, const void* x, int64_t x_stride, float* y, int64_t begin,
-               int64_t end);
-  void replaced_linear(int64_t layer, ProjGroup group, const ResidentAdapter& adapter, const void* x, int64_t x_stride,
-                       float* y, int64_t begin, int64_t end);
-  const std::byte* act_row(const void* x, int64_t x_stride, int64_t row) const {
-    return static_cast<const std::byte*>(x) + row * x_stride * act_bytes_;
-  }
+  void norm(const float* x, int64_t num_rows, const float* weight, void* y, DType y_dtype);
+  void head_norm(float* x, int64_t num_heads, const float* weight, const float* ResidentAdapter::Layer::*replaced,
+                 int64_t layer, const DecoderBatch& batch);
+  void input_norm(int64_t layer, const float* weight, const float* ResidentAdapter::Layer::*replaced,
+                  const DecoderBatch& batch);
 
   std::shared_ptr<const ModelWeights> weights_;
   Backend& backend_;
@@ -92,23 +93,23 @@ class Decoder {
   std::byte* pool_base_ = nullptr;
 
   int64_t qkv_columns_, gate_up_columns_, product_columns_, logits_stride_, rank_capacity_ = 0;
-  Buffer hidden_;      // f32 [max_rows, hidden_dim] residual stream
-  Buffer normed_;      // act [max_rows, hidden_dim]
-  Buffer qkv_;         // f32 [max_rows, qkv_columns]
-  Buffer attended_;    // act [max_rows, q_dim]
-  Buffer gate_up_;     // f32 [block rows, gate_up_columns]
-  Buffer activated_;   // act [block rows, intermediate_dim]
-  Buffer product_;     // f32 [max_rows, hidden_dim padded] of o and down
-  Buffer rank_rows_;   // f32 [max_rows, rank_capacity]
-  Buffer head_input_;  // act [max_logit_rows, hidden_dim]
-  Buffer gathered_;    // f32 [max_logit_rows, hidden_dim]
-  Buffer logits_;      // f32 [max_logit_rows, logits_stride]
+  DeviceBuffer slots_;       // i64 [max_rows] of the step
+  DeviceBuffer cos_, sin_;   // f32 [max_rows, head_dim / 2]
+  DeviceBuffer hidden_;      // f32 [max_rows, hidden_dim] residual stream
+  DeviceBuffer normed_;      // act [max_rows, hidden_dim]
+  DeviceBuffer qkv_;         // f32 [max_rows, qkv_columns]
+  DeviceBuffer attended_;    // act [max_rows, q_dim]
+  DeviceBuffer gate_up_;     // f32 [block rows, gate_up_columns]
+  DeviceBuffer activated_;   // act [block rows, intermediate_dim]
+  DeviceBuffer product_;     // f32 [max_rows, hidden_dim padded] of o and down
+  DeviceBuffer rank_rows_;   // f32 [max_rows, rank_capacity]
+  DeviceBuffer head_input_;  // act [max_logit_rows, hidden_dim]
+  DeviceBuffer gathered_;    // f32 [max_logit_rows, hidden_dim]
+  DeviceBuffer logits_;      // f32 [max_logit_rows, logits_stride]
+  // Arguments of the op being called; kept for their memory.
+  std::vector<EmbedRow> embed_rows_;
   std::vector<LoraSegment> segments_;
-  const MergedWeights* subtract_from_ = nullptr;  // of the batch being run
-  const ResidentAdapter* subtract_ = nullptr;
-  std::array<std::vector<LoraProj>, kNumProjGroups> minus_;  // scratch: projections with the sign turned
-  double lora_seconds_ = 0;
-  std::vector<AdapterRun> block_runs_;
+  std::vector<AdapterRun> local_runs_;
 };
 
 }  // namespace lk

@@ -19,8 +19,6 @@ struct MergedWeights {
     std::array<PackedWeight, kNumProjGroups> linear;  // data null: this group is not merged, it runs as without merging
     std::array<const float*, kNumProjGroups>
         bias{};  // LoRA biases (and DoRA's scale on them), [group_columns], or null
-    // W' - W is the low-rank product and nothing else (no DoRA, no bias), so that it can be subtracted again.
-    std::array<bool, kNumProjGroups> subtractable{};
   };
   std::vector<Layer> layers;
   std::deque<std::vector<float>> vectors;  // what `bias` points to

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// ResidentAdapter: an adapter as the forward pass sees it. Rank rows and replaced matrices lie in pool pages; embedding
-// rows are looked up in the host tier, one row per token, like the base model's own.
+// ResidentAdapter: an adapter as the forward pass sees it. Rank rows and replaced matrices lie in pool pages; tables of
+// embedding rows are shared with the host tier, like the base model's own is with its file.
 #pragma once
 
 #include <array>
 #include <deque>
-#include <map>
-#include <memory>
+#include <optional>
+#include <unordered_map>
 #include <vector>
 
 #include "lk/kernels/args.h"
 #include "lk/lora/adapter.h"
-#include "lk/model/merged_weights.h"
 #include "lk/model/weights.h"
+#include "lk/ops/device_buffer.h"
 
 namespace lk {
 
@@ -36,22 +36,22 @@ struct ResidentAdapter {
   const PackedWeight* replaced_lm_head = nullptr;
   const float* final_norm = nullptr;
   int64_t max_group_rank = 0;  // largest sum of ranks over one group
-  std::shared_ptr<const Adapter>
-      host;  // of an embedding delta, replaced or trained embedding rows; null when it has none
-  std::map<int32_t, int64_t> trained_rows;  // token id -> row of host->trained_token_rows
+
+  struct Embedding {
+    TensorView table;                                     // [vocab_size, hidden_dim] in the base's stead, or undefined
+    TensorView trained_rows;                              // [n, hidden_dim] in the stead of the table's, or undefined
+    std::unordered_map<int32_t, int64_t> trained_row_of;  // token id -> row of trained_rows
+    std::optional<EmbeddingDelta> delta;
+  } embedding;
+  // With tied embeddings the trained rows are the head's, too: a product of its own for the columns of these tokens.
+  PackedWeight trained_head;                 // n = 0: none
+  const int32_t* trained_columns = nullptr;  // [trained_head.n] token ids
 
   // What the pointers above point to, besides pool pages.
   std::deque<std::vector<int64_t>> row_offsets;
   std::deque<PackedWeight> matrices;
   std::deque<std::vector<float>> vectors;
-};
-
-// Rows [row_begin, row_end) of the batch use `adapter`; null = the bare base model. With `merged` (of that adapter)
-// they run on W' where it has one, instead of on W and the rank rows.
-struct AdapterRun {
-  int32_t row_begin = 0, row_end = 0;
-  const ResidentAdapter* adapter = nullptr;
-  const MergedWeights* merged = nullptr;
+  std::vector<DeviceBuffer> buffers;
 };
 
 }  // namespace lk

@@ -10,6 +10,12 @@
 namespace lk {
 namespace {
 
+const float* store_vector(ModelWeights& weights, Backend& backend, std::span<const float> values) {
+  DeviceBuffer& buffer = weights.storage.emplace_back(backend.allocate(static_cast<int64_t>(values.size_bytes())));
+  backend.upload(buffer.as<float>(), values);
+  return buffer.as<float>();
+}
+
 // Gathers named tensors of a checkpoint into packed matrices and f32 vectors.
 class Packer {
  public:
@@ -27,17 +33,17 @@ class Packer {
 
   const float* vector(const std::string& name) {
     const TensorView& view = tensor(name);
-    Buffer& buffer = weights_.storage.emplace_back(view.num_elements() * 4);
-    view.copy_to(buffer.as<float>());
-    return buffer.as<float>();
+    std::vector<float> values(static_cast<size_t>(view.num_elements()));
+    view.copy_to(values.data());
+    return store_vector(weights_, backend_, values);
   }
 
   // Parts are (tensor name, first column) of one matrix.
   PackedWeight matrix(const std::vector<std::pair<std::string, int64_t>>& parts, int64_t n, int64_t k) {
     const int64_t bytes = packed_weight_bytes(weights_.format(), n, k);
-    Buffer buffer(bytes);
+    DeviceBuffer buffer = backend_.allocate(bytes);
     for (const auto& [name, column] : parts)
-      pack_weight(tensor(name), weights_.format(), column, buffer.data(), backend_.threads());
+      backend_.pack_weight(tensor(name), weights_.format(), column, buffer.data(), Workers::kAll);
     weights_.packed_bytes += bytes;
     const PackedWeight packed{.format = weights_.format(), .n = n, .k = k, .data = buffer.data()};
     weights_.storage.push_back(std::move(buffer));
@@ -55,7 +61,7 @@ bool has_bias(ProjGroup group, const ModelConfig& c) {
   return group == ProjGroup::kQkv ? c.qkv_bias : group == ProjGroup::kO ? c.o_bias : c.mlp_bias;
 }
 
-void pack_layer(Packer& packer, ModelWeights& weights, int64_t index) {
+void pack_layer(Packer& packer, ModelWeights& weights, Backend& backend, int64_t index) {
   const ModelConfig& c = weights.config;
   const std::string prefix = fmt::format("model.layers.{}.", index);
   LayerWeights& layer = weights.layers[static_cast<size_t>(index)];
@@ -65,11 +71,10 @@ void pack_layer(Packer& packer, ModelWeights& weights, int64_t index) {
     for (Proj proj : projs_of(group)) parts.emplace_back(prefix + hf_name(proj) + ".weight", group_column(proj, c));
     layer.linear[g] = packer.matrix(parts, group_columns(group, c), in_dim(projs_of(group)[0], c));
     if (!has_bias(group, c)) continue;
-    Buffer bias(group_columns(group, c) * 4);
+    std::vector<float> bias(static_cast<size_t>(group_columns(group, c)));
     for (Proj proj : projs_of(group))
-      packer.tensor(prefix + hf_name(proj) + ".bias").copy_to(bias.as<float>() + group_column(proj, c));
-    layer.bias[g] = bias.as<float>();
-    weights.storage.push_back(std::move(bias));
+      packer.tensor(prefix + hf_name(proj) + ".bias").copy_to(bias.data() + group_column(proj, c));
+    layer.bias[g] = store_vector(weights, backend, bias);
   }
   layer.input_norm = packer.vector(prefix + "input_layernorm.weight");
   layer.post_norm = packer.vector(prefix + "post_attention_layernorm.weight");
@@ -78,20 +83,23 @@ void pack_layer(Packer& packer, ModelWeights& weights, int64_t index) {
   layer.k_norm = packer.vector(prefix + "self_attn.k_norm.weight");
 }
 
-// Uniform values of standard deviation 0.02: the usual initialiser, cheap to make.
-void fill_random(void* data, DType dtype, int64_t n, uint64_t seed, ThreadPool& pool) {
+// Uniform values of standard deviation 0.02: the usual initialiser, cheap to make. Blocks are made by the calling
+// threads and uploaded one by one, so that a matrix never lies in host memory too.
+void fill_random(Backend& backend, std::byte* dst, DType dtype, int64_t n, uint64_t seed, ThreadPool& pool) {
   constexpr int64_t kBlock = 1 << 16;
   constexpr float kWidth = 0.02f * 3.4641016f;
+  const int64_t elem = dtype_bytes(dtype);
   pool.for_each((n + kBlock - 1) / kBlock, [&](int64_t block) {
+    const int64_t begin = block * kBlock, count = std::min(n - begin, kBlock);
+    std::vector<float> values(static_cast<size_t>(count));
     uint64_t state = random_bits(seed, static_cast<uint64_t>(block)) | 1;
-    for (int64_t i = block * kBlock; i < std::min(n, (block + 1) * kBlock); ++i) {
+    for (float& value : values) {
       state = state * 6364136223846793005ull + 1442695040888963407ull;
-      const float value = (static_cast<float>(state >> 40) * 0x1.0p-24f - 0.5f) * kWidth;
-      if (dtype == DType::kF32)
-        static_cast<float*>(data)[i] = value;
-      else
-        static_cast<bf16*>(data)[i] = bf16(value);
+      value = (static_cast<float>(state >> 40) * 0x1.0p-24f - 0.5f) * kWidth;
     }
+    std::vector<std::byte> converted(static_cast<size_t>(count * elem));
+    convert(values.data(), DType::kF32, converted.data(), dtype, count);
+    backend.upload(dst + begin * elem, converted.data(), count * elem);
   });
 }
 
@@ -153,11 +161,13 @@ Result<std::shared_ptr<const ModelWeights>> load_weights(const std::string& dire
   LK_ASSIGN_OR_RETURN(weights->checkpoint, TensorStore::open_model(directory));
   const ModelConfig& c = weights->config;
   LK_RETURN_IF_ERROR(check_weights(c, *weights->checkpoint).with_context(directory));
-  LK_RETURN_IF_ERROR(check_finite(*weights->checkpoint, backend.threads().size()).with_context(directory));
+  LK_RETURN_IF_ERROR(check_finite(*weights->checkpoint, backend.num_host_threads()).with_context(directory));
   weights->layers.resize(static_cast<size_t>(c.num_layers));
   Packer packer(*weights, backend, progress);
-  weights->embedding = packer.tensor("model.embed_tokens.weight");
-  for (int64_t layer = 0; layer < c.num_layers; ++layer) pack_layer(packer, *weights, layer);
+  const TensorView& embedding = packer.tensor("model.embed_tokens.weight");
+  const DeviceBuffer& table = weights->storage.emplace_back(backend.share(embedding, weights->checkpoint));
+  weights->embedding = TensorView(table.data(), embedding.dtype(), embedding.shape());
+  for (int64_t layer = 0; layer < c.num_layers; ++layer) pack_layer(packer, *weights, backend, layer);
   weights->final_norm = packer.vector("model.norm.weight");
   const char* head = c.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
   weights->lm_head = packer.matrix({{head, 0}}, c.vocab_size, c.hidden_dim);
@@ -169,18 +179,16 @@ std::shared_ptr<const ModelWeights> make_dummy_weights(const ModelConfig& config
   auto weights = std::make_shared<ModelWeights>();
   weights->config = config;
   weights->act = act;
-  ThreadPool& pool = backend.threads();
+  ThreadPool pool(backend.num_host_threads());
   const auto matrix = [&](int64_t n, int64_t k) {
     const int64_t bytes = packed_weight_bytes(weights->format(), n, k);
-    Buffer& buffer = weights->storage.emplace_back(bytes);
-    fill_random(buffer.data(), act, bytes / dtype_bytes(act), seed + weights->storage.size(), pool);
+    DeviceBuffer& buffer = weights->storage.emplace_back(backend.allocate(bytes));
+    fill_random(backend, buffer.data(), act, bytes / dtype_bytes(act), seed + weights->storage.size(), pool);
     weights->packed_bytes += bytes;
     return PackedWeight{.format = weights->format(), .n = n, .k = k, .data = buffer.data()};
   };
   const auto vector = [&](int64_t n, float value) {
-    Buffer& buffer = weights->storage.emplace_back(n * 4);
-    std::fill_n(buffer.as<float>(), n, value);
-    return const_cast<const Buffer&>(buffer).as<float>();
+    return store_vector(*weights, backend, std::vector<float>(static_cast<size_t>(n), value));
   };
   for (int64_t index = 0; index < config.num_layers; ++index) {
     LayerWeights layer;
@@ -197,8 +205,8 @@ std::shared_ptr<const ModelWeights> make_dummy_weights(const ModelConfig& config
   weights->final_norm = vector(config.hidden_dim, 1);
   weights->lm_head = matrix(config.vocab_size, config.hidden_dim);
   const int64_t table = config.vocab_size * config.hidden_dim;
-  Buffer& embedding = weights->storage.emplace_back(table * dtype_bytes(act));
-  fill_random(embedding.data(), act, table, seed + 1, pool);
+  DeviceBuffer& embedding = weights->storage.emplace_back(backend.allocate(table * dtype_bytes(act)));
+  fill_random(backend, embedding.data(), act, table, seed + 1, pool);
   weights->embedding = TensorView(embedding.data(), act, {config.vocab_size, config.hidden_dim});
   return weights;
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// ModelWeights: the base model, packed for the kernels once at load and immutable from then on (design principle 1).
+// ModelWeights: the base model in device memory, packed for the kernels once at load and immutable from then on (design
+// principle 1).
 #pragma once
 
 #include <memory>
@@ -11,12 +12,18 @@
 #include "lk/kernels/args.h"
 #include "lk/lora/adapter.h"
 #include "lk/ops/backend.h"
-#include "lk/tensor/buffer.h"
 
 namespace lk {
 
 // Columns rounded up to whole panels.
 constexpr int64_t align_panel(int64_t columns) { return (columns + kPanelCols - 1) / kPanelCols * kPanelCols; }
+// The n columns of a packed matrix that start at `column`, a multiple of kPanelCols.
+inline PackedWeight columns_of(const PackedWeight& w, int64_t column, int64_t n) {
+  return {.format = w.format,
+          .n = n,
+          .k = w.k,
+          .data = static_cast<const std::byte*>(w.data) + packed_weight_bytes(w.format, column, w.k)};
+}
 
 // Projections that read the same input share one packed matrix and one LoRA call.
 enum class ProjGroup : uint8_t { kQkv, kO, kGateUp, kDown };
@@ -40,13 +47,13 @@ struct ModelWeights {
   ModelConfig config;
   DType act = DType::kBF16;  // compute type: bf16 or f32
   std::vector<LayerWeights> layers;
-  TensorView embedding;  // [vocab_size, hidden_dim], any dtype, host memory
+  TensorView embedding;  // [vocab_size, hidden_dim], any dtype
   PackedWeight lm_head;  // n = vocab_size
   const float* final_norm = nullptr;
   int64_t packed_bytes = 0;
 
   std::shared_ptr<const TensorStore> checkpoint;  // null for dummy weights
-  std::vector<Buffer> storage;
+  std::vector<DeviceBuffer> storage;
 
   WeightFormat format() const { return act == DType::kBF16 ? WeightFormat::kBF16Panels : WeightFormat::kF32Panels; }
   // Bytes of weights read for one decode step (all linears and the head).

@@ -13,10 +13,85 @@ void check_kv(const KvLayer& kv) {
 
 }  // namespace
 
+// --- Memory
+
+Result<DeviceBuffer> Backend::try_allocate(int64_t size_bytes) {
+  LK_CHECK(size_bytes >= 0, "{} bytes", size_bytes);
+  if (size_bytes == 0) return DeviceBuffer();
+  return do_allocate(size_bytes);
+}
+
+DeviceBuffer Backend::allocate(int64_t size_bytes) {
+  Result<DeviceBuffer> buffer = try_allocate(size_bytes);
+  LK_CHECK(buffer.ok(), "{}", buffer.status().message());
+  return std::move(buffer).value();
+}
+
+DeviceBuffer Backend::share(const TensorView& host, std::shared_ptr<const void> owner) {
+  LK_CHECK(host.defined());
+  return do_share(host, std::move(owner));
+}
+
+void Backend::upload(void* dst, const void* host, int64_t size_bytes) {
+  if (size_bytes == 0) return;
+  LK_CHECK(dst && host && size_bytes > 0);
+  do_upload(dst, host, size_bytes);
+}
+
+void Backend::read(void* host, const void* src, int64_t size_bytes) {
+  if (size_bytes == 0) return;
+  LK_CHECK(host && src && size_bytes > 0);
+  do_read(host, src, size_bytes);
+}
+
+// --- Background
+
+void Backend::pack_weight(const TensorView& w, WeightFormat format, int64_t out_begin, void* dst, Workers workers) {
+  LK_CHECK(w.num_dims() == 2 && out_begin % kPanelCols == 0, "shape {}, column {}", w.shape_string(), out_begin);
+  LK_CHECK(w.defined() && dst);
+  do_pack_weight(w, format, out_begin, dst, workers);
+}
+
+void Backend::merge_panel(const MergeArgs& a, int64_t panel, MergeSums* sums) {
+  LK_CHECK(a.w.data && a.out && a.out != a.w.data && a.a_transposed && a.b.data && sums);
+  LK_CHECK(a.b.format == a.w.format && a.b.k > 0 && a.out_begin % kPanelCols == 0 && panel >= 0 &&
+               panel * kPanelCols < a.b.n && a.out_begin + a.b.n <= a.w.n,
+           "columns {} + {} of {}, panel {}", a.out_begin, a.b.n, a.w.n, panel);
+  do_merge_panel(a, panel, sums);
+}
+
+// --- Ops
+
+void Backend::embed(const EmbedArgs& a) {
+  if (a.rows.empty()) return;
+  LK_CHECK(a.y && a.y_stride >= a.dim);
+  for (const EmbedRow& row : a.rows) {
+    LK_CHECK(row.source);
+    if (!row.delta) continue;
+    const TensorView &da = row.delta->a, &db = row.delta->b;
+    LK_CHECK(da.num_dims() == 2 && db.has_shape({a.dim, da.dim(0)}) && row.token >= 0 && row.token < da.dim(1),
+             "token {} of a delta {} {}", row.token, da.shape_string(), db.shape_string());
+  }
+  do_embed(a);
+}
+
+void Backend::gather_rows(const GatherRowsArgs& a) {
+  if (a.rows.empty()) return;
+  LK_CHECK(a.x && a.y && a.x_stride >= a.dim && a.y_stride >= a.dim);
+  for (int32_t row : a.rows) LK_CHECK(row >= 0);
+  do_gather_rows(a);
+}
+
 void Backend::gemm(const GemmArgs& a) {
   if (a.num_rows == 0) return;
   LK_CHECK(a.x && a.y && a.w.data && a.num_rows > 0 && a.x_stride >= a.w.k && a.y_stride >= a.w.n);
   do_gemm(a);
+}
+
+void Backend::gemm_columns(const GemmColumnsArgs& a) {
+  if (a.num_rows == 0 || a.w.n == 0) return;
+  LK_CHECK(a.x && a.y && a.w.data && a.columns && a.num_rows > 0 && a.x_stride >= a.w.k);
+  do_gemm_columns(a);
 }
 
 void Backend::lora(const LoraArgs& a) {
@@ -81,14 +156,6 @@ void Backend::add(float* y, int64_t y_stride, const float* x, int64_t x_stride, 
   if (num_rows == 0) return;
   LK_CHECK(y && x && y_stride >= n && x_stride >= n);
   do_add(y, y_stride, x, x_stride, num_rows, n);
-}
-
-void Backend::merge_panel(const MergeArgs& a, int64_t panel, ThreadPool& one_thread, MergeSums* sums) const {
-  LK_CHECK(a.w.data && a.out && a.out != a.w.data && a.a_transposed && a.b.data && sums && one_thread.size() == 1);
-  LK_CHECK(a.b.format == a.w.format && a.b.k > 0 && a.out_begin % kPanelCols == 0 && panel >= 0 &&
-               panel * kPanelCols < a.b.n && a.out_begin + a.b.n <= a.w.n,
-           "columns {} + {} of {}, panel {}", a.out_begin, a.b.n, a.w.n, panel);
-  do_merge_panel(a, panel, one_thread, sums);
 }
 
 }  // namespace lk

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <algorithm>
+#include "lk/ops/cpu_backend.h"
 
-#include "lk/ops/backend.h"
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "lk/tensor/buffer.h"
 
 namespace lk {
 namespace {
@@ -10,14 +14,49 @@ class CpuBackend : public Backend {
  public:
   CpuBackend(const CpuKernels& kernels, int num_threads) : kernels_(kernels), pool_(num_threads) {}
 
-  ThreadPool& threads() override { return pool_; }
   const char* name() const override { return to_string(kernels_.isa); }
+  int num_host_threads() const override { return pool_.size(); }
+  double lora_seconds() const override { return lora_seconds_; }
+  ThreadPool& threads() override { return pool_; }
   float row_max(const float* x, int64_t n) const override { return kernels_.row_max(x, n); }
   float log_sum_exp(const float* x, int64_t n, float max) const override { return kernels_.log_sum_exp(x, n, max); }
 
  private:
+  Result<DeviceBuffer> do_allocate(int64_t size_bytes) override {
+    LK_ASSIGN_OR_RETURN(Buffer memory, Buffer::try_allocate(size_bytes));
+    auto owner = std::make_shared<Buffer>(std::move(memory));
+    std::byte* data = owner->data();
+    return DeviceBuffer(data, size_bytes, std::move(owner));
+  }
+  DeviceBuffer do_share(const TensorView& host, std::shared_ptr<const void> owner) override {
+    // Nobody writes it: whoever asked for it gave a read-only view away.
+    return {const_cast<std::byte*>(static_cast<const std::byte*>(host.raw())), host.num_bytes(), std::move(owner)};
+  }
+  void do_upload(void* dst, const void* host, int64_t size_bytes) override {
+    std::memcpy(dst, host, static_cast<size_t>(size_bytes));
+  }
+  void do_read(void* host, const void* src, int64_t size_bytes) override {
+    std::memcpy(host, src, static_cast<size_t>(size_bytes));
+  }
+  void do_pack_weight(const TensorView& w, WeightFormat format, int64_t out_begin, void* dst,
+                      Workers workers) override {
+    if (workers == Workers::kAll) return lk::pack_weight(w, format, out_begin, dst, pool_);
+    ThreadPool caller(1);
+    lk::pack_weight(w, format, out_begin, dst, caller);
+  }
+  void do_merge_panel(const MergeArgs& a, int64_t panel, MergeSums* sums) override {
+    ThreadPool caller(1);
+    kernels_.merge_panel(a, panel, caller, sums);
+  }
+  void do_embed(const EmbedArgs& a) override { lk::embed(a, pool_); }
+  void do_gather_rows(const GatherRowsArgs& a) override { lk::gather_rows(a, pool_); }
   void do_gemm(const GemmArgs& a) override { kernels_.gemm(a, pool_); }
-  void do_lora(const LoraArgs& a) override { kernels_.lora(a, pool_); }
+  void do_gemm_columns(const GemmColumnsArgs& a) override { kernels_.gemm_columns(a, pool_); }
+  void do_lora(const LoraArgs& a) override {
+    const auto begin = std::chrono::steady_clock::now();
+    kernels_.lora(a, pool_);
+    lora_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  }
   void do_store_kv(const StoreKvArgs& a) override { kernels_.store_kv(a, pool_); }
   void do_attention(const AttentionArgs& a) override { kernels_.attention(a, pool_); }
   void do_rms_norm(const RmsNormArgs& a) override { kernels_.rms_norm(a, pool_); }
@@ -29,12 +68,10 @@ class CpuBackend : public Backend {
   void do_add(float* y, int64_t y_stride, const float* x, int64_t x_stride, int64_t num_rows, int64_t n) override {
     kernels_.add(y, y_stride, x, x_stride, num_rows, n, pool_);
   }
-  void do_merge_panel(const MergeArgs& a, int64_t panel, ThreadPool& one_thread, MergeSums* sums) const override {
-    kernels_.merge_panel(a, panel, one_thread, sums);
-  }
 
   const CpuKernels& kernels_;
   ThreadPool pool_;
+  double lora_seconds_ = 0;  // engine thread
 };
 
 }  // namespace

@@ -30,10 +30,6 @@ struct StepPlan {
   // without it). kBaseModel: nobody is merged. Requires: take_finished_merges() reported it as a success and
   // drop_merge() has not followed.
   AdapterId merged = kBaseModel;
-  // Everybody else's items run on the merged weights too, and have the merged delta subtracted: one product for all
-  // rows, but the others' last bits change. Ignored where W' - W is not a plain low-rank product. Requires: an item of
-  // the merged adapter is in the step.
-  bool subtract = false;
 };
 
 struct ItemResult {

@@ -12,6 +12,7 @@
 
 #include "lk/engine/engine.h"
 #include "lk/merging/controller.h"
+#include "lk/ops/cpu_backend.h"
 #include "lk/sched/scheduler.h"
 #include "lk/serve/text_model.h"
 

@@ -37,6 +37,7 @@ const IsaTable& isa_table(CpuIsa isa);  // Requires: isa is in supported_cpu_isa
 namespace lk::LK_ISA_NAMESPACE {
 
 void gemm(const GemmArgs& args, ThreadPool& pool);
+void gemm_columns(const GemmColumnsArgs& args, ThreadPool& pool);
 void lora(const LoraArgs& args, ThreadPool& pool);
 void store_kv(const StoreKvArgs& args, ThreadPool& pool);
 void attention(const AttentionArgs& args, ThreadPool& pool);
