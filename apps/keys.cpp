@@ -226,7 +226,7 @@ void add_keys(CLI::App& app, int& exit_code) {
   command = add(*tenant, "set", "Make a tenant or change what is given", set_tenant);
   command->add_option("TENANT", flags->tenant)->required();
   command->add_option("--weight", flags->weight,
-                      "share of service among the tenants that want some (docs/scheduling.md); 1 for a new one");
+                      "share of service among the tenants that want some (docs/guide/scheduling.md); 1 for a new one");
   command->add_option("--max-in-flight", flags->max_in_flight, "requests at a time; 0 = no limit");
   command->add_option("--tokens-per-minute", flags->tokens_per_minute, "prompt and output tokens; 0 = no limit");
   command->add_option("--adapters", flags->adapters,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Numerics version 1: what every base and adapter of the golden fixtures answers, bit for bit, on every instruction
 // set. tests/golden/recorded.json holds a digest of tokens and log-probabilities per case. A change of bits is a new
-// numerics version (docs/numerics.md): never an accident. To write the file anew: LK_RECORD=1 engine_tests
+// numerics version (docs/design/numerics.md): never an accident. To write the file anew: LK_RECORD=1 engine_tests
 // --gtest_filter='Recorded.*' (only on a machine that has all instruction sets, and with an entry in the CHANGELOG).
 #include <gtest/gtest.h>
 

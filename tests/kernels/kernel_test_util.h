@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared by the kernel tests: the tolerance table of docs/numerics.md, random arrays, guard words, and the
+// Shared by the kernel tests: the tolerance table of docs/design/numerics.md, random arrays, guard words, and the
 // parameterisation over every instruction set of the machine x {bf16, f32}.
 #pragma once
 
@@ -21,7 +21,7 @@ struct Tolerance {
   double max_abs;  // largest |got - want|, relative to the largest |want|
 };
 enum class Op { kGemm, kLora, kAttention, kRmsNorm, kRope, kSwiglu };
-// The table of docs/numerics.md.
+// The table of docs/design/numerics.md.
 inline Tolerance tolerance(Op op, DType dtype) {
   const bool f32 = dtype == DType::kF32;
   switch (op) {

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Fair service on the real engine, as clients see it; docs/scheduling.md has the figures. Parts:
+"""Fair service on the real engine, as clients see it; docs/guide/scheduling.md has the figures. Parts:
 light     one tenant keeps --heavy streams open, another sends one request at a time: its time to first token with fcfs and with vtc, and the tokens/s of all
 slots     --tenants tenants, each with an adapter of its own and more requests than it can be served, --max-loras 4: smallest share, tokens/s
 adapters  the same load over 5 and over 2,000 registered adapters, in a pool that holds a few dozen: tokens/s

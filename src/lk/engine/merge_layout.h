@@ -23,7 +23,7 @@ namespace lk {
 
 struct LayerMergeOptions {
   // Largest ||round(W') - W'|| / ||W' - W|| (Frobenius) of any one matrix; beyond it the merge is refused.
-  // docs/merging.md has measurements.
+  // docs/design/merging.md has measurements.
   double max_rounding_loss = 0.1;
   bool stochastic_rounding = false;  // unbiased, but a larger loss than to nearest (bf16)
   int niceness = 0;                  // of the thread that builds, 0..19

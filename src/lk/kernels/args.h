@@ -6,7 +6,7 @@
 // Conventions. "act" is the compute type of activations that feed a matrix product: bf16 in bf16 mode, f32 in f32 mode.
 // The residual stream, the outputs of products and all accumulation are f32.
 // Row determinism: the value of an output row depends on that row's inputs only, bit for bit, never on the number of
-// rows, their order, the chunking or the thread count (docs/numerics.md).
+// rows, their order, the chunking or the thread count (docs/design/numerics.md).
 #pragma once
 
 #include <cstddef>

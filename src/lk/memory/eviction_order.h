@@ -12,8 +12,8 @@
 //   class, in the order of last use.
 // - Of an adapter, the demand of its family: requests for it so far, each weighing e^-1 of one that came `horizon`
 //   requests later; and at least the expected uses of its family's cached KV pages, which are of no use without it.
-// FASTLIBRA (arXiv:2505.03756) goes further and evicts all KV pages before the adapter they need; docs/scheduling.md
-// has the figures.
+// FASTLIBRA (arXiv:2505.03756) goes further and evicts all KV pages before the adapter they need;
+// docs/results/scheduling.md has the figures.
 //
 // The oldest page of a class is its candidate, in O(1); adapters are in a search tree, O(log adapters). An adapter's
 // priority is computed when it is cached, when it is asked for, when the first page of its family is cached or the last

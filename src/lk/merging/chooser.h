@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which adapter to merge, and which steps to run merged. A chooser is pure policy: it sees counts and measured times,
-// has no clock, thread or page of its own, and forgets nothing it was not told. docs/merging.md explains the policies
-// and has their measurements.
+// has no clock, thread or page of its own, and forgets nothing it was not told. docs/design/merging.md explains the
+// policies, docs/results/merging.md has their measurements.
 //
 // One step: plan(), the scheduler plans, mode(), the step runs, observe(). built() whenever a merge ended.
 #pragma once

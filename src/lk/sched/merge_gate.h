@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// MergeGate: all that the scheduler knows of merging (docs/merging.md). Whoever implements it keeps at most one adapter
-// merged into a copy of the base's weights, in pages of the pool; the scheduler asks whom the next step may hold, and
-// takes the pages back before anybody loses work.
+// MergeGate: all that the scheduler knows of merging (docs/design/merging.md). Whoever implements it keeps at most one
+// adapter merged into a copy of the base's weights, in pages of the pool; the scheduler asks whom the next step may
+// hold, and takes the pages back before anybody loses work.
 //
 // One step: plan(), the scheduler builds the step (give_back() whenever it finds no page), choose(), the step runs,
 // observe(). Engine thread.

@@ -46,7 +46,7 @@ struct ApiResult {
 
 enum class Endpoint : uint8_t { kChat, kCompletion };
 
-// How the model writes tool calls (docs/server.md lists them).
+// How the model writes tool calls (docs/guide/server.md lists them).
 enum class ToolFormat : uint8_t { kNone, kHermes, kLlama3, kMistral };
 // From the model's chat template and config: which format its family uses.
 ToolFormat detect_tool_format(std::string_view model_type, std::string_view chat_template_source);

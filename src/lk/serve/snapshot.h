@@ -43,7 +43,7 @@ struct ServerSnapshot {
   // to `pages`.
   int64_t pages = 0, pages_free = 0, pages_kv = 0, pages_cached = 0, pages_adapter = 0, pages_merged = 0;
   int64_t page_bytes = 0, page_tokens = 16;
-  // Dynamic merging (docs/merging.md). Totals of steps and builds.
+  // Dynamic merging (docs/design/merging.md). Totals of steps and builds.
   struct Merging {
     std::string chooser = "never", adapter;  // whose merged weights can be used now; "" = nobody's
     int64_t builds = 0, refused = 0, given_back = 0, merged_steps = 0, exclusive_steps = 0, mode_changes = 0;

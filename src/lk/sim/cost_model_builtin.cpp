@@ -34,7 +34,7 @@ constexpr double kPcie4 = 25e9;  // bytes/s, host to device, pinned
 // - adapter_step_us, adapter_flops_s: fitted to S-LoRA's throughput with one adapter and its decline with rank (7.74
 //   requests/s for S2, 4.43 for S4; A10G 1.83 and 1.74). They describe S-LoRA's kernels (8 launches a layer, weights
 //   read per row), not ours.
-// docs/scheduling.md compares the outcome with the published tables.
+// docs/design/scheduling.md compares the outcome with the published tables.
 constexpr std::array kMachines{
     Machine{"a10g-7b", "Llama-2-7B on an A10G 24 GB as S-LoRA ran it (q,k,v,o adapters)", k7B, 510e9, 63e12, 2300, 100,
             2e12, 5000, 14500, 2048, 256},

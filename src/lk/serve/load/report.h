@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// From records to figures. Pure functions. Definitions (docs/benchmarks.md): TTFT = send to first content; ITL = every
-// gap between events with content; TPOT = (E2E - TTFT) / (output tokens - 1); E2E = send to the last event with a
-// choice; goodput = requests per second that met every objective. Latencies are of successful requests; failures stand
-// beside them, and count against attainment.
+// From records to figures. Pure functions. Definitions (docs/results/benchmarks.md): TTFT = send to first content; ITL
+// = every gap between events with content; TPOT = (E2E - TTFT) / (output tokens - 1); E2E = send to the last event with
+// a choice; goodput = requests per second that met every objective. Latencies are of successful requests; failures
+// stand beside them, and count against attainment.
 #pragma once
 
 #include <map>
