@@ -53,10 +53,12 @@ class PeftFixture : public testing::TestWithParam<std::string> {
 };
 
 TEST_P(PeftFixture, GivesTheWeightsPeftGives) {
-  const std::vector<std::string> changed = changed_tensors(*adapter_, config_);
-  std::set<std::string> names(changed.begin(), changed.end());
+  const std::vector<WeightId> changed = changed_weights(*adapter_, config_);
+  std::set<std::string> names;
+  for (const WeightId weight : changed) names.insert(weight_name(weight));
   for (const auto& [name, view] : expected_->tensors()) EXPECT_TRUE(names.contains(name)) << name << " is unchanged";
-  for (const std::string& name : changed) {
+  for (const WeightId weight : changed) {
+    const std::string name = weight_name(weight);
     const TensorView* expected = expected_->find(name);
     // A replacement that happens to equal the base is not listed as changed by the script.
     if (expected == nullptr) expected = base_->find(name);
@@ -66,7 +68,7 @@ TEST_P(PeftFixture, GivesTheWeightsPeftGives) {
     const auto width = want.size() / static_cast<size_t>(expected->num_dims() == 2 ? expected->dim(0) : 1);
     std::vector<float> got(want.size());
     const Status status =
-        visit_merged_tensor(name, *adapter_, config_, *base_, [&](int64_t first, int64_t count, const float* rows) {
+        visit_merged_weight(weight, *adapter_, config_, *base_, [&](int64_t first, int64_t count, const float* rows) {
           std::copy(rows, rows + static_cast<size_t>(count) * width,
                     got.begin() + static_cast<ptrdiff_t>(static_cast<size_t>(first) * width));
           return Status();

@@ -21,14 +21,14 @@ using testing::to_floats;
 
 constexpr const char* kFixtures = "tests/lora/fixtures";
 
-std::vector<float> merged_values(const std::string& name, const Adapter& adapter, const ModelConfig& config,
+std::vector<float> merged_values(WeightId weight, const Adapter& adapter, const ModelConfig& config,
                                  const TensorStore& base) {
   std::vector<float> values;
   const auto width = [&](int64_t) {
-    return name.ends_with("down_proj.weight") ? config.intermediate_dim : config.hidden_dim;
+    return weight.module.kind == ModuleKind::kDown ? config.intermediate_dim : config.hidden_dim;
   };
   const Status status =
-      visit_merged_tensor(name, adapter, config, base, [&](int64_t first, int64_t count, const float* rows) {
+      visit_merged_weight(weight, adapter, config, base, [&](int64_t first, int64_t count, const float* rows) {
         values.insert(values.end(), rows, rows + count * width(first));
         return Status();
       });
@@ -54,15 +54,15 @@ TEST(SaveAdapter, RoundTripsEveryFixture) {
     ASSERT_TRUE(saved.ok()) << saved.message();
     const auto after = load_adapter(name, out.file("a"), config, base.get());
     ASSERT_TRUE(after.ok()) << name << ": " << after.status().message();
-    const std::vector<std::string> changed = changed_tensors(**before, config);
-    EXPECT_EQ(changed, changed_tensors(**after, config)) << name;
-    for (const std::string& tensor : changed) {
-      if (tensor.ends_with(".bias")) continue;
+    const std::vector<WeightId> changed = changed_weights(**before, config);
+    EXPECT_EQ(changed, changed_weights(**after, config)) << name;
+    for (const WeightId tensor : changed) {
+      if (tensor.bias) continue;
       const auto want = merged_values(tensor, **before, config, *base),
                  got = merged_values(tensor, **after, config, *base);
       ASSERT_EQ(want.size(), got.size());
       for (size_t index = 0; index < want.size(); ++index)
-        ASSERT_NEAR(want[index], got[index], 1e-6 * (1 + std::abs(want[index]))) << name << " " << tensor;
+        ASSERT_NEAR(want[index], got[index], 1e-6 * (1 + std::abs(want[index]))) << name << " " << weight_name(tensor);
     }
     // A second generation is the same file: nothing drifts.
     ASSERT_TRUE(save_adapter(**after, config, out.file("b")).ok());

@@ -50,16 +50,13 @@ void copy_column(const TensorView& b, int64_t column, int64_t begin, int64_t end
   });
 }
 
-struct NamedWeight {
-  std::string name;
-  TensorView view;
-};
+bool is_vector(WeightId id) { return id.bias || !(id.module.proj() || id.module.is_vocabulary()); }
 
-// Replaced matrices of an adapter, in a fixed order: linears by name, then the head.
-std::vector<NamedWeight> replaced_matrices(const Adapter& adapter) {
-  std::vector<NamedWeight> matrices;
-  for (const auto& [name, view] : adapter.replaced)
-    if (view.num_dims() == 2 && name != "model.embed_tokens.weight") matrices.push_back({name, view});
+// The replaced matrices that are packed for products: linears by layer, then the head. (Rows of an embedding are looked
+// up in the host tier.)
+std::vector<WeightId> replaced_matrices(const Adapter& adapter) {
+  std::vector<WeightId> matrices = adapter.replaced.ids();
+  std::erase_if(matrices, [&](WeightId id) { return id.module == kEmbedding || is_vector(id); });
   return matrices;
 }
 
@@ -82,9 +79,10 @@ AdapterLayout::AdapterLayout(const Adapter& adapter, const ModelConfig& config, 
     }
     max_group_rank_ = std::max(max_group_rank_, *std::max_element(group_rank.begin(), group_rank.end()));
   }
-  for (const NamedWeight& matrix : replaced_matrices(adapter)) {
+  for (const WeightId id : replaced_matrices(adapter)) {
+    const TensorView& matrix = adapter.replaced.of(id);
     const WeightFormat format = geometry.act == DType::kBF16 ? WeightFormat::kBF16Panels : WeightFormat::kF32Panels;
-    run_bytes_ += align_row(packed_weight_bytes(format, matrix.view.dim(0), matrix.view.dim(1)));
+    run_bytes_ += align_row(packed_weight_bytes(format, matrix.dim(0), matrix.dim(1)));
   }
   if (adapter.lm_head) {
     const int64_t elem = dtype_bytes(geometry.act);
@@ -190,11 +188,12 @@ class AdapterLayout::Filler {
     int64_t cursor = static_cast<int64_t>(pages_.run_begin) * layout_.geometry_.page_bytes;
     const WeightFormat format =
         layout_.geometry_.act == DType::kBF16 ? WeightFormat::kBF16Panels : WeightFormat::kF32Panels;
-    for (const NamedWeight& matrix : replaced_matrices(adapter_)) {
-      const int64_t n = matrix.view.dim(0), k = matrix.view.dim(1);
-      backend_.pack_weight(matrix.view, format, 0, pool_base_ + cursor, Workers::kCaller);
+    for (const WeightId id : replaced_matrices(adapter_)) {
+      const TensorView& matrix = adapter_.replaced.of(id);
+      const int64_t n = matrix.dim(0), k = matrix.dim(1);
+      backend_.pack_weight(matrix, format, 0, pool_base_ + cursor, Workers::kCaller);
       out_.matrices.push_back({.format = format, .n = n, .k = k, .data = pool_base_ + cursor});
-      place_matrix(matrix.name, &out_.matrices.back());
+      matrix_slot(id.module) = &out_.matrices.back();
       cursor += align_row(packed_weight_bytes(format, n, k));
     }
     if (!adapter_.lm_head) return;
@@ -223,8 +222,7 @@ class AdapterLayout::Filler {
       const DeviceBuffer& buffer = out_.buffers.emplace_back(backend_.share(view, owner));
       return TensorView(buffer.data(), view.dtype(), view.shape());
     };
-    if (const auto it = adapter_.replaced.find("model.embed_tokens.weight"); it != adapter_.replaced.end())
-      out.table = share(it->second);
+    if (adapter_.replaced.embedding.defined()) out.table = share(adapter_.replaced.embedding);
     if (const auto& delta = adapter_.embedding)
       out.delta = {.a = share(delta->a), .b = share(delta->b), .scaling = delta->scaling};
     if (adapter_.trained_token_ids.empty()) return;
@@ -248,11 +246,12 @@ class AdapterLayout::Filler {
 
   // Norms and biases: small f32 vectors, kept beside the tables.
   void fill_vectors() {
-    for (const auto& [name, view] : adapter_.replaced) {
-      if (view.num_dims() != 1) continue;
+    for (const WeightId id : adapter_.replaced.ids()) {
+      if (!is_vector(id)) continue;
+      const TensorView& view = adapter_.replaced.of(id);
       std::vector<float>& vector = out_.vectors.emplace_back(static_cast<size_t>(view.num_elements()));
       view.copy_to(vector.data());
-      place_vector(name, vector.data());
+      vector_slot(id) = vector.data();
     }
   }
 
@@ -312,45 +311,25 @@ class AdapterLayout::Filler {
     write_f32(m, TensorView(scaled.data(), DType::kF32, {delta.bias.num_elements()}), base);
   }
 
-  // "model.layers.3.<rest>" -> layer 3 and <rest>; null for other names.
-  ResidentAdapter::Layer* layer_of(const std::string& name, std::string* rest) {
-    constexpr std::string_view kPrefix = "model.layers.";
-    if (!name.starts_with(kPrefix)) return nullptr;
-    const size_t dot = name.find('.', kPrefix.size());
-    LK_CHECK(dot != std::string::npos);
-    *rest = name.substr(dot + 1);
-    return &out_.layers.at(static_cast<size_t>(std::stoul(name.substr(kPrefix.size(), dot - kPrefix.size()))));
+  ResidentAdapter::Layer& layer_of(ModuleId module) { return out_.layers.at(static_cast<size_t>(module.layer)); }
+  const PackedWeight*& matrix_slot(ModuleId module) {
+    if (module == kLmHead) return out_.replaced_lm_head;
+    return layer_of(module).replaced[static_cast<size_t>(*module.proj())];
   }
-  void place_matrix(const std::string& name, const PackedWeight* matrix) {
-    std::string rest;
-    ResidentAdapter::Layer* layer = layer_of(name, &rest);
-    if (!layer) {
-      LK_CHECK(name == "lm_head.weight", "{} is not a matrix that can be replaced", name);
-      out_.replaced_lm_head = matrix;
-      return;
-    }
-    for (int p = 0; p < kNumProjs; ++p)
-      if (rest == std::string(hf_name(static_cast<Proj>(p))) + ".weight")
-        layer->replaced[static_cast<size_t>(p)] = matrix;
-  }
-  void place_vector(const std::string& name, const float* vector) {
-    std::string rest;
-    ResidentAdapter::Layer* layer = layer_of(name, &rest);
-    if (!layer) {
-      LK_CHECK(name == "model.norm.weight", "{} is not a vector that can be replaced", name);
-      out_.final_norm = vector;
-    } else if (rest == "input_layernorm.weight") {
-      layer->input_norm = vector;
-    } else if (rest == "post_attention_layernorm.weight") {
-      layer->post_norm = vector;
-    } else if (rest == "self_attn.q_norm.weight") {
-      layer->q_norm = vector;
-    } else if (rest == "self_attn.k_norm.weight") {
-      layer->k_norm = vector;
-    } else {
-      for (int p = 0; p < kNumProjs; ++p)
-        if (rest == std::string(hf_name(static_cast<Proj>(p))) + ".bias")
-          layer->replaced_bias[static_cast<size_t>(p)] = vector;
+  const float*& vector_slot(WeightId id) {
+    switch (id.module.kind) {
+      case ModuleKind::kFinalNorm:
+        return out_.final_norm;
+      case ModuleKind::kInputNorm:
+        return layer_of(id.module).input_norm;
+      case ModuleKind::kPostNorm:
+        return layer_of(id.module).post_norm;
+      case ModuleKind::kQNorm:
+        return layer_of(id.module).q_norm;
+      case ModuleKind::kKNorm:
+        return layer_of(id.module).k_norm;
+      default:
+        return layer_of(id.module).replaced_bias[static_cast<size_t>(*id.module.proj())];
     }
   }
 

@@ -10,13 +10,11 @@ namespace {
 
 constexpr ProjGroup kGroups[] = {ProjGroup::kQkv, ProjGroup::kO, ProjGroup::kGateUp, ProjGroup::kDown};
 
-std::string module_name(size_t layer, Proj proj) { return fmt::format("model.layers.{}.{}", layer, hf_name(proj)); }
-
 bool can_merge(const Adapter& adapter, size_t layer, ProjGroup group) {
   bool has_delta = false;
   for (Proj proj : projs_of(group)) {
-    const std::string name = module_name(layer, proj);
-    if (adapter.replaced.contains(name + ".weight") || adapter.replaced.contains(name + ".bias")) return false;
+    const ModuleId module = ModuleId::of(static_cast<int64_t>(layer), proj);
+    if (adapter.replaced.of({module}).defined() || adapter.replaced.of({module, true}).defined()) return false;
     has_delta |= adapter.layers[layer][static_cast<size_t>(proj)].has_value();
   }
   return has_delta;
@@ -163,7 +161,7 @@ class MergeLayout::Builder {
     total_.change += sums.change;
     total_.rounding += sums.rounding;
     loss_.total = relative(total_);
-    const std::string name = module_name(layer, proj);
+    const std::string name = module_path(ModuleId::of(static_cast<int64_t>(layer), proj));
     if (!std::isfinite(sums.change) || !std::isfinite(sums.rounding))
       return failed_precondition("merging adapter {}: {} would not be finite; it stays unmerged", adapter_.name, name);
     const double loss = relative(sums);

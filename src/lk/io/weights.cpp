@@ -6,6 +6,7 @@
 #include <set>
 
 #include "lk/base/thread_pool.h"
+#include "lk/io/weight_names.h"
 
 namespace lk {
 namespace {
@@ -38,34 +39,9 @@ bool harmless_extra(const std::string& name, const ModelConfig& config) {
 }  // namespace
 
 std::vector<WeightSpec> weight_manifest(const ModelConfig& config) {
-  const int64_t hidden = config.hidden_dim, q = config.q_dim(), kv = config.kv_dim(), ffn = config.intermediate_dim;
   std::vector<WeightSpec> specs;
-  specs.push_back({"model.embed_tokens.weight", {config.vocab_size, hidden}});
-  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-    const std::string prefix = fmt::format("model.layers.{}.", layer);
-    const auto linear = [&](const char* name, int64_t out, int64_t in, bool bias) {
-      specs.push_back({fmt::format("{}{}.weight", prefix, name), {out, in}});
-      if (bias) specs.push_back({fmt::format("{}{}.bias", prefix, name), {out}});
-    };
-    const auto norm = [&](const char* name, int64_t dim) {
-      specs.push_back({fmt::format("{}{}.weight", prefix, name), {dim}});
-    };
-    norm("input_layernorm", hidden);
-    linear("self_attn.q_proj", q, hidden, config.qkv_bias);
-    linear("self_attn.k_proj", kv, hidden, config.qkv_bias);
-    linear("self_attn.v_proj", kv, hidden, config.qkv_bias);
-    linear("self_attn.o_proj", hidden, q, config.o_bias);
-    if (config.qk_norm) {
-      norm("self_attn.q_norm", config.head_dim);
-      norm("self_attn.k_norm", config.head_dim);
-    }
-    norm("post_attention_layernorm", hidden);
-    linear("mlp.gate_proj", ffn, hidden, config.mlp_bias);
-    linear("mlp.up_proj", ffn, hidden, config.mlp_bias);
-    linear("mlp.down_proj", hidden, ffn, config.mlp_bias);
-  }
-  specs.push_back({"model.norm.weight", {hidden}});
-  if (!config.tie_word_embeddings) specs.push_back({"lm_head.weight", {config.vocab_size, hidden}});
+  for (const WeightId weight : model_weights(config))
+    specs.push_back({weight_name(weight), *weight_shape(weight, config)});
   return specs;
 }
 

@@ -7,52 +7,53 @@
 
 namespace lk {
 
-const char* hf_name(Proj proj) {
-  switch (proj) {
-    case Proj::kQ:
-      return "self_attn.q_proj";
-    case Proj::kK:
-      return "self_attn.k_proj";
-    case Proj::kV:
-      return "self_attn.v_proj";
-    case Proj::kO:
-      return "self_attn.o_proj";
-    case Proj::kGate:
-      return "mlp.gate_proj";
-    case Proj::kUp:
-      return "mlp.up_proj";
-    case Proj::kDown:
-      return "mlp.down_proj";
-  }
-  return "?";
+const TensorView& ReplacedWeights::of(WeightId weight) const {
+  static const TensorView kNone;
+  if (weight.module.layer >= std::ssize(layers)) return kNone;
+  return const_cast<ReplacedWeights*>(this)->slot(weight);
 }
 
-int64_t in_dim(Proj proj, const ModelConfig& config) {
-  switch (proj) {
-    case Proj::kO:
-      return config.q_dim();
-    case Proj::kDown:
-      return config.intermediate_dim;
+TensorView& ReplacedWeights::slot(WeightId weight) {
+  switch (weight.module.kind) {
+    case ModuleKind::kEmbedding:
+      return embedding;
+    case ModuleKind::kFinalNorm:
+      return final_norm;
+    case ModuleKind::kLmHead:
+      return lm_head;
     default:
-      return config.hidden_dim;
+      break;
+  }
+  Layer& layer = layers.at(static_cast<size_t>(weight.module.layer));
+  switch (weight.module.kind) {
+    case ModuleKind::kInputNorm:
+      return layer.input_norm;
+    case ModuleKind::kPostNorm:
+      return layer.post_norm;
+    case ModuleKind::kQNorm:
+      return layer.q_norm;
+    case ModuleKind::kKNorm:
+      return layer.k_norm;
+    default:
+      return (weight.bias ? layer.bias : layer.weight)[static_cast<size_t>(*weight.module.proj())];
   }
 }
 
-int64_t out_dim(Proj proj, const ModelConfig& config) {
-  switch (proj) {
-    case Proj::kQ:
-      return config.q_dim();
-    case Proj::kK:
-    case Proj::kV:
-      return config.kv_dim();
-    case Proj::kGate:
-    case Proj::kUp:
-      return config.intermediate_dim;
-    case Proj::kO:
-    case Proj::kDown:
-      return config.hidden_dim;
-  }
-  return 0;
+std::vector<WeightId> ReplacedWeights::ids() const {
+  std::vector<WeightId> found;
+  const auto add = [&](WeightId weight) {
+    if (of(weight).defined()) found.push_back(weight);
+  };
+  add({kEmbedding});
+  for (int32_t layer = 0; layer < std::ssize(layers); ++layer)
+    for (int kind = 0; kind < static_cast<int>(ModuleKind::kEmbedding); ++kind) {
+      const ModuleId module{layer, static_cast<ModuleKind>(kind)};
+      add({module});
+      if (module.proj()) add({module, true});
+    }
+  add({kFinalNorm});
+  add({kLmHead});
+  return found;
 }
 
 namespace {

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <array>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -14,18 +13,11 @@
 #include "lk/base/status.h"
 #include "lk/io/model_config.h"
 #include "lk/io/safetensors.h"
+#include "lk/io/weight_names.h"
 #include "lk/lora/adapter_config.h"
 #include "lk/tensor/buffer.h"
 
 namespace lk {
-
-// The linear projections of a decoder layer, in the order of their fused groups (q,k,v | o |
-// gate,up | down).
-enum class Proj : uint8_t { kQ, kK, kV, kO, kGate, kUp, kDown };
-inline constexpr int kNumProjs = 7;
-const char* hf_name(Proj proj);  // "self_attn.q_proj" ...
-int64_t in_dim(Proj proj, const ModelConfig& config);
-int64_t out_dim(Proj proj, const ModelConfig& config);
 
 // delta(x) = scaling * B (A x) + bias; for DoRA the projection's output is magnitude_scale * (W x +
 // delta).
@@ -38,6 +30,26 @@ struct LoraDelta {
   TensorView magnitude;   // [out] DoRA m, or undefined
   TensorView dora_scale;  // [out] f32 m / ||W + scaling B A||_row, computed at load; defined iff
                           // magnitude is
+};
+
+// Weights of the base that an adapter brings its own version of (modules_to_save, saved embeddings). An undefined view
+// stands for the base's own weight.
+struct ReplacedWeights {
+  struct Layer {
+    std::array<TensorView, kNumProjs> weight;  // [out, in]
+    std::array<TensorView, kNumProjs> bias;    // [out]
+    TensorView input_norm, post_norm;          // [hidden_dim]
+    TensorView q_norm, k_norm;                 // [head_dim]
+  };
+  std::vector<Layer> layers;  // [num_layers], or empty: none in any layer
+  // The input embedding only: with tied embeddings the lm_head stays the base's unless `lm_head` is here too.
+  TensorView embedding, lm_head;  // [vocab_size, hidden_dim]
+  TensorView final_norm;          // [hidden_dim]
+
+  const TensorView& of(WeightId weight) const;
+  TensorView& slot(WeightId weight);  // requires: the layer is there
+  std::vector<WeightId> ids() const;  // of those defined: the embedding, by layer, final norm, lm_head
+  bool empty() const { return ids().empty(); }
 };
 
 struct Adapter {
@@ -58,14 +70,9 @@ struct Adapter {
   };
   std::optional<EmbeddingDelta> embedding;
   std::optional<LoraDelta> lm_head;
-  // modules_to_save and other full replacements, keyed by module path without prefix and
-  // ".weight"/".bias" kept: "lm_head.weight", "model.embed_tokens.weight", "model.norm.weight",
-  // "model.layers.3.input_layernorm.weight", "model.layers.0.mlp.down_proj.weight", ...
-  // "model.embed_tokens.weight" replaces the input embedding only: with tied embeddings the lm_head
-  // stays the base's unless "lm_head.weight" is here too. A replaced weight may also carry a delta
-  // (embedding, lm_head): the delta is then relative to the replacement. Trained rows are applied
-  // last.
-  std::map<std::string, TensorView> replaced;
+  // A replaced weight may also carry a delta (embedding, lm_head): the delta is then relative to the replacement.
+  // Trained rows are applied last.
+  ReplacedWeights replaced;
   // trainable_token_indices: rows that replace rows of the input embedding, and of lm_head when
   // tied. Ids are distinct.
   std::vector<int64_t> trained_token_ids;

@@ -35,13 +35,13 @@ void join_columns(const TensorView& b, const std::vector<float>& b0, float* out)
 Status AdapterLoader::finish_deltas() {
   struct Item {
     LoraDelta* delta;
-    std::string module;
+    ModuleId module;
   };
   std::vector<Item> items;
   for (size_t layer = 0; layer < adapter_.layers.size(); ++layer) {
     for (int proj = 0; proj < kNumProjs; ++proj) {
       std::optional<LoraDelta>& delta = adapter_.layers[layer][static_cast<size_t>(proj)];
-      if (delta) items.push_back({&*delta, module_path(static_cast<int64_t>(layer), static_cast<Proj>(proj))});
+      if (delta) items.push_back({&*delta, ModuleId::of(static_cast<int64_t>(layer), static_cast<Proj>(proj))});
     }
   }
   if (adapter_.lm_head) items.push_back({&*adapter_.lm_head, kLmHead});
@@ -71,7 +71,7 @@ Status AdapterLoader::finish_deltas() {
   }
   for (const Item& item : items) {
     if (item.delta->rank > options_.max_rank) {
-      return invalid_argument("module '{}': rank {} after conversion exceeds the limit of {}", item.module,
+      return invalid_argument("module '{}': rank {} after conversion exceeds the limit of {}", module_path(item.module),
                               item.delta->rank, options_.max_rank);
     }
     adapter_.max_rank = std::max(adapter_.max_rank, item.delta->rank);
@@ -81,16 +81,17 @@ Status AdapterLoader::finish_deltas() {
 }
 
 // Runs on several threads; `mutex` guards adapter_.owned.
-Status AdapterLoader::finish_delta(LoraDelta& delta, const std::string& module, std::mutex& mutex) {
+Status AdapterLoader::finish_delta(LoraDelta& delta, ModuleId module, std::mutex& mutex) {
+  const TensorView& replaced = adapter_.replaced.of({module});
   const auto keep = [&](Buffer buffer) {
     const std::lock_guard lock(mutex);
     adapter_.owned.push_back(std::move(buffer));
   };
   // A saved base_layer.weight is already the changed base that A and B belong to.
-  if (config_.base_change != BaseChange::kNone && !adapter_.replaced.contains(module + ".weight")) {
+  if (config_.base_change != BaseChange::kNone && !replaced.defined()) {
     const char* kind = config_.base_change == BaseChange::kPissa ? "PiSSA" : "OLoRA";
     if (delta.scaling <= 0)
-      return invalid_argument("{} needs a positive lora_alpha, module '{}' has scaling {}", kind, module,
+      return invalid_argument("{} needs a positive lora_alpha, module '{}' has scaling {}", kind, module_path(module),
                               delta.scaling);
     if (module == kLmHead && model_.tie_word_embeddings) {
       return unsupported("{} on lm_head is not supported on a base with tied embeddings", kind);
@@ -98,7 +99,8 @@ Status AdapterLoader::finish_delta(LoraDelta& delta, const std::string& module, 
     LK_ASSIGN_OR_RETURN(const TensorView* weight, base_weight(module, fmt::format("converting a {} adapter", kind)));
     const int64_t rank = delta.rank, out = weight->dim(0), in = weight->dim(1);
     if (rank > std::min(out, in))
-      return invalid_argument("module '{}': rank {} exceeds the weight's {}", module, rank, weight->shape_string());
+      return invalid_argument("module '{}': rank {} exceeds the weight's {}", module_path(module), rank,
+                              weight->shape_string());
     const InitFactors factors = initial_factors(config_.base_change, *weight, rank, delta.scaling);
     LK_ASSIGN_OR_RETURN(Buffer a, Buffer::try_allocate(2 * rank * in * 4));
     LK_ASSIGN_OR_RETURN(Buffer b, Buffer::try_allocate(out * 2 * rank * 4));
@@ -112,15 +114,14 @@ Status AdapterLoader::finish_delta(LoraDelta& delta, const std::string& module, 
   }
   if (delta.magnitude.defined()) {
     LK_ASSIGN_OR_RETURN(const TensorView* base_view, base_weight(module, "a DoRA adapter"));
-    const auto replaced = adapter_.replaced.find(module + ".weight");
-    const TensorView weight = replaced == adapter_.replaced.end() ? *base_view : replaced->second;
+    const TensorView& weight = replaced.defined() ? replaced : *base_view;
     const int64_t out = weight.dim(0);
     LK_ASSIGN_OR_RETURN(Buffer scales, Buffer::try_allocate(out * 4));
     if (!dora_scales(weight, delta, scales.as<float>())) {
       return data_loss(
           "module '{}': a row of W + BA has norm 0, so DoRA's scale is not finite; adapter for "
           "another base?",
-          module);
+          module_path(module));
     }
     delta.dora_scale = TensorView(scales.data(), DType::kF32, {out});
     keep(std::move(scales));

@@ -26,9 +26,8 @@ std::string list_some(const std::vector<std::string>& names) {
 Status AdapterLoader::run() {
   LK_ASSIGN_OR_RETURN(ModuleMatcher matcher, ModuleMatcher::create(config_));
   matcher_ = std::move(matcher);
-  for (WeightSpec& spec : weight_manifest(model_)) base_shapes_.emplace(std::move(spec.name), std::move(spec.shape));
-  base_shapes_.emplace("lm_head.weight", std::vector<int64_t>{model_.vocab_size, model_.hidden_dim});
   adapter_.layers.resize(static_cast<size_t>(model_.num_layers));
+  adapter_.replaced.layers.resize(static_cast<size_t>(model_.num_layers));
   LK_RETURN_IF_ERROR(group_tensors());
   LK_RETURN_IF_ERROR(place_lora());
   LK_RETURN_IF_ERROR(place_replacements());
@@ -42,47 +41,21 @@ Status AdapterLoader::run() {
 Status AdapterLoader::group_tensors() {
   std::vector<std::string> unknown;
   for (const auto& [name, view] : adapter_.file->tensors()) {
-    const TensorRole role = parse_tensor_name(name);
-    const bool is_lora_place = role.module == kLmHead || find_projection(role.module, model_).has_value();
-    bool known = false;
-    switch (role.part) {
-      case Part::kA:
-      case Part::kB:
-      case Part::kBias:
-      case Part::kMagnitude:
-        known = is_lora_place;
-        break;
-      case Part::kEmbeddingA:
-      case Part::kEmbeddingB:
-        known = role.module == kEmbedTokens;
-        break;
-      case Part::kTokenRows:
-      case Part::kBaseWeight:
-        known = role.module == kEmbedTokens || role.module == kLmHead;
-        break;
-      case Part::kWeight:
-      case Part::kPlainBias:
-        known = true;
-        break;  // place_replacements decides
-      case Part::kUnknown:
-        break;
-    }
-    if (!known) {
+    const std::optional<TensorRole> role = parse_tensor_name(name, model_);
+    if (!role) {
       unknown.push_back(name);
       continue;
     }
     if (!all_finite(view)) {
       return data_loss("tensor '{}' contains NaN or infinity; training diverged or the file is damaged", name);
     }
-    const auto [at, added] = modules_[role.module].emplace(role.part, Source{name, view});
+    const auto [at, added] = modules_[role->module].emplace(role->part, Source{name, view});
     if (!added) return data_loss("tensors '{}' and '{}' stand for the same weight", at->second.name, name);
   }
   if (unknown.empty()) return Status();
   if (!options_.ignore_unknown_tensors) {
     return invalid_argument(
-        "tensors that match nothing in this {} model ({} layers): {}; adapter for another base or "
-        "of "
-        "another kind?",
+        "tensors that match nothing in this {} model ({} layers): {}; adapter for another base or of another kind?",
         model_.architecture, model_.num_layers, list_some(unknown));
   }
   warn(fmt::format("ignored tensors that match nothing in this model: {}", list_some(unknown)));
@@ -96,11 +69,7 @@ Status AdapterLoader::place_lora() {
       continue;
     }
     if (std::ranges::none_of(parts, [](const auto& item) { return is_lora_part(item.first); })) continue;
-    if (module == kLmHead) {
-      LK_RETURN_IF_ERROR(place_lm_head(parts));
-    } else {
-      LK_RETURN_IF_ERROR(place_projection(module, *find_projection(module, model_), parts));
-    }
+    LK_RETURN_IF_ERROR(module.first == kLmHead ? place_lm_head(parts) : place_projection(module, parts));
   }
   return Status();
 }
@@ -111,9 +80,10 @@ Status AdapterLoader::wrong_shape(const Source& source, std::string_view expecte
 }
 
 // r and alpha of a module from the config, checked against the rank its tensors have.
-Result<AdapterLoader::Scale> AdapterLoader::scale_of(const std::string& module, const Source& a, int64_t tensor_rank) {
-  LK_ASSIGN_OR_RETURN(const std::optional<size_t> rank_key, matcher_->rank_pattern_of(module));
-  LK_ASSIGN_OR_RETURN(const std::optional<size_t> alpha_key, matcher_->alpha_pattern_of(module));
+Result<AdapterLoader::Scale> AdapterLoader::scale_of(FileModule module, const Source& a, int64_t tensor_rank) {
+  const std::string path = module_path(module);
+  LK_ASSIGN_OR_RETURN(const std::optional<size_t> rank_key, matcher_->rank_pattern_of(path));
+  LK_ASSIGN_OR_RETURN(const std::optional<size_t> alpha_key, matcher_->alpha_pattern_of(path));
   Scale scale;
   scale.rank = config_.rank.value_or(tensor_rank);
   if (rank_key) {
@@ -140,11 +110,11 @@ Result<AdapterLoader::Scale> AdapterLoader::scale_of(const std::string& module, 
   return scale;
 }
 
-Result<LoraDelta> AdapterLoader::make_delta(const std::string& module, const Parts& parts, int64_t in, int64_t out) {
+Result<LoraDelta> AdapterLoader::make_delta(FileModule module, const Parts& parts, int64_t in, int64_t out) {
   const auto a = parts.find(Part::kA), b = parts.find(Part::kB);
   if (a == parts.end() || b == parts.end()) {
-    return data_loss("module '{}' has {} only; lora_A and lora_B belong together. Incomplete save?", module,
-                     parts.begin()->second.name);
+    return data_loss("module '{}' has {} only; lora_A and lora_B belong together. Incomplete save?",
+                     module_path(module), parts.begin()->second.name);
   }
   const Source& source_a = a->second;
   const Source& source_b = b->second;
@@ -154,8 +124,8 @@ Result<LoraDelta> AdapterLoader::make_delta(const std::string& module, const Par
   if (source_b.view.num_dims() != 2 || source_b.view.dim(0) != out)
     return wrong_shape(source_b, fmt::format("[{}, r]", out));
   if (source_a.view.dim(0) != source_b.view.dim(1)) {
-    return data_loss("module '{}': lora_A {} and lora_B {} differ in rank", module, source_a.view.shape_string(),
-                     source_b.view.shape_string());
+    return data_loss("module '{}': lora_A {} and lora_B {} differ in rank", module_path(module),
+                     source_a.view.shape_string(), source_b.view.shape_string());
   }
   LK_ASSIGN_OR_RETURN(const Scale scale, scale_of(module, source_a, source_a.view.dim(0)));
   LoraDelta delta;
@@ -177,36 +147,40 @@ Result<LoraDelta> AdapterLoader::make_delta(const std::string& module, const Par
     }
     delta.magnitude = TensorView(magnitude->second.view.raw(), magnitude->second.view.dtype(), {out});
   } else if (config_.use_dora) {
-    return data_loss("module '{}' has no lora_magnitude_vector, adapter_config.json has use_dora true", module);
+    return data_loss("module '{}' has no lora_magnitude_vector, adapter_config.json has use_dora true",
+                     module_path(module));
   }
   return delta;
 }
 
 // A fused module's A serves all its parts; B, bias and magnitude are cut by output rows. All views
 // alias the file.
-Status AdapterLoader::place_projection(const std::string& module, const ProjPlace& place, const Parts& parts) {
+Status AdapterLoader::place_projection(FileModule module, const Parts& parts) {
+  const int64_t layer = module.first.layer;
+  const auto first = static_cast<int>(*module.first.proj());
   int64_t out = 0;
-  for (Proj proj : place.projs) out += out_dim(proj, model_);
-  LK_ASSIGN_OR_RETURN(const LoraDelta fused, make_delta(module, parts, in_dim(place.projs.front(), model_), out));
+  for (int p = first; p < first + module.num_fused; ++p) out += out_dim(static_cast<Proj>(p), model_);
+  LK_ASSIGN_OR_RETURN(const LoraDelta fused, make_delta(module, parts, in_dim(*module.first.proj(), model_), out));
   int64_t begin = 0;
-  for (Proj proj : place.projs) {
+  for (int p = first; p < first + module.num_fused; ++p) {
+    const auto proj = static_cast<Proj>(p);
+    const ModuleId part = ModuleId::of(layer, proj);
     const int64_t end = begin + out_dim(proj, model_);
     LoraDelta delta = fused;
     delta.b = fused.b.slice(begin, end);
     if (fused.bias.defined()) delta.bias = fused.bias.slice(begin, end);
     if (fused.magnitude.defined()) delta.magnitude = fused.magnitude.slice(begin, end);
-    std::optional<LoraDelta>& slot = adapter_.layers[static_cast<size_t>(place.layer)][static_cast<size_t>(proj)];
-    if (slot)
-      return data_loss("{} is adapted twice, on its own and as part of {}", module_path(place.layer, proj), module);
+    std::optional<LoraDelta>& slot = adapter_.layers[static_cast<size_t>(layer)][static_cast<size_t>(proj)];
+    if (slot) return data_loss("{} is adapted twice, on its own and fused with its neighbours", module_path(part));
     slot = delta;
-    lora_modules_.insert(place.projs.size() == 1 ? module : module_path(place.layer, proj));
+    lora_modules_.insert(part);
     begin = end;
   }
   return Status();
 }
 
 Status AdapterLoader::place_lm_head(const Parts& parts) {
-  LK_ASSIGN_OR_RETURN(adapter_.lm_head, make_delta(kLmHead, parts, model_.hidden_dim, model_.vocab_size));
+  LK_ASSIGN_OR_RETURN(adapter_.lm_head, make_delta({kLmHead}, parts, model_.hidden_dim, model_.vocab_size));
   lora_modules_.insert(kLmHead);
   return Status();
 }
@@ -232,17 +206,16 @@ Status AdapterLoader::place_embedding(const Parts& parts) {
   if (view_b.num_dims() != 2 || view_b.dim(0) != model_.hidden_dim || view_b.dim(1) != view_a.dim(0)) {
     return wrong_shape(b->second, fmt::format("[{}, {}]", model_.hidden_dim, view_a.dim(0)));
   }
-  LK_ASSIGN_OR_RETURN(const Scale scale, scale_of(kEmbedTokens, a->second, view_a.dim(0)));
+  LK_ASSIGN_OR_RETURN(const Scale scale, scale_of({kEmbedding}, a->second, view_a.dim(0)));
   adapter_.embedding = Adapter::EmbeddingDelta{scale.rank, scale.scaling, view_a, view_b};
-  lora_modules_.insert(kEmbedTokens);
+  lora_modules_.insert(kEmbedding);
   return Status();
 }
 
 // ensure_weight_tying on a tied base: the head uses the transpose of the embedding's delta.
 void AdapterLoader::tie_head() {
   if (!config_.ensure_weight_tying || !model_.tie_word_embeddings) return;
-  const auto embedding = adapter_.replaced.find("model.embed_tokens.weight");
-  if (embedding != adapter_.replaced.end()) adapter_.replaced.emplace("lm_head.weight", embedding->second);
+  if (!adapter_.replaced.lm_head.defined()) adapter_.replaced.lm_head = adapter_.replaced.embedding;
   if (!adapter_.embedding || adapter_.lm_head) return;
   const Adapter::EmbeddingDelta& source = *adapter_.embedding;
   LoraDelta head;
@@ -262,15 +235,16 @@ Result<Buffer*> AdapterLoader::own(int64_t num_bytes) {
 // The loaded modules against what the config targets: PEFT would build and load a different set.
 Status AdapterLoader::cross_check() {
   std::vector<std::string> missing, extra;
-  for (const std::string& module : lora_modules(model_)) {
-    LK_ASSIGN_OR_RETURN(const bool targeted, matcher_->is_targeted(module));
+  for (const ModuleId module : lora_modules(model_)) {
+    const std::string path = module_path(module);
+    LK_ASSIGN_OR_RETURN(const bool targeted, matcher_->is_targeted(path));
     const bool loaded = lora_modules_.contains(module);
-    if (targeted && !loaded) missing.push_back(module);
+    if (targeted && !loaded) missing.push_back(path);
     const bool tied = module == kLmHead && config_.ensure_weight_tying && model_.tie_word_embeddings;
-    if (!targeted && loaded && !tied) extra.push_back(module);
+    if (!targeted && loaded && !tied) extra.push_back(path);
     // Patterns are reported as unused only when they match no module of the model at all.
-    LK_ASSIGN_OR_RETURN(const std::optional<size_t> rank_key, matcher_->rank_pattern_of(module));
-    LK_ASSIGN_OR_RETURN(const std::optional<size_t> alpha_key, matcher_->alpha_pattern_of(module));
+    LK_ASSIGN_OR_RETURN(const std::optional<size_t> rank_key, matcher_->rank_pattern_of(path));
+    LK_ASSIGN_OR_RETURN(const std::optional<size_t> alpha_key, matcher_->alpha_pattern_of(path));
     if (rank_key) used_rank_keys_.insert(*rank_key);
     if (alpha_key) used_alpha_keys_.insert(*alpha_key);
   }

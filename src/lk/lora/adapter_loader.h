@@ -36,22 +36,23 @@ class AdapterLoader {
 
   Status group_tensors();
   Status place_lora();
-  Status place_projection(const std::string& module, const ProjPlace& place, const Parts& parts);
+  Status place_projection(FileModule module, const Parts& parts);
   Status place_lm_head(const Parts& parts);
   Status place_embedding(const Parts& parts);
   Status place_replacements();
-  Status place_replacement(const std::string& module, Part part, const Source& source);
-  Status place_frozen_base(const std::string& module, const Source& source);
+  Status place_replacement(WeightId weight, const Source& source);
+  Status place_frozen_base(ModuleId module, const Source& source);
+  Status wrong_vocabulary(const Source& source) const;
   Status place_trained_tokens();
   Status place_trained_head_rows(const Source& source, const std::vector<int64_t>& ids);
   void tie_head();
   Status finish_deltas();
-  Status finish_delta(LoraDelta& delta, const std::string& module, std::mutex& mutex);
+  Status finish_delta(LoraDelta& delta, ModuleId module, std::mutex& mutex);
   Status cross_check();
 
-  Result<LoraDelta> make_delta(const std::string& module, const Parts& parts, int64_t in, int64_t out);
-  Result<Scale> scale_of(const std::string& module, const Source& a, int64_t tensor_rank);
-  Result<const TensorView*> base_weight(const std::string& module, std::string_view purpose) const;
+  Result<LoraDelta> make_delta(FileModule module, const Parts& parts, int64_t in, int64_t out);
+  Result<Scale> scale_of(FileModule module, const Source& a, int64_t tensor_rank);
+  Result<const TensorView*> base_weight(ModuleId module, std::string_view purpose) const;
   Result<Buffer*> own(int64_t num_bytes);
   void warn(std::string message) { adapter_.warnings.push_back(std::move(message)); }
   Status wrong_shape(const Source& source, std::string_view expected) const;
@@ -62,9 +63,8 @@ class AdapterLoader {
   Adapter& adapter_;
   const AdapterConfig& config_;
   std::optional<ModuleMatcher> matcher_;
-  std::map<std::string, std::vector<int64_t>> base_shapes_;  // every tensor of the base, lm_head.weight even if tied
-  std::map<std::string, Parts> modules_;                     // module -> its tensors
-  std::set<std::string> lora_modules_;  // modules that got a delta (fused ones by their split names)
+  std::map<FileModule, Parts> modules_;  // module -> its tensors
+  std::set<ModuleId> lora_modules_;      // modules that got a delta (fused ones one by one)
   std::set<size_t> used_rank_keys_, used_alpha_keys_;
 };
 

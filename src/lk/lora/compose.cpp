@@ -81,7 +81,7 @@ LoraDelta stack(Block& block, std::span<const Part> parts) {
 Status check_summable(const Adapter& adapter) {
   if (!adapter.replaced.empty())
     return unsupported("adapter {} replaces {}: a weighted sum of replaced modules has no meaning", adapter.name,
-                       adapter.replaced.begin()->first);
+                       weight_name(adapter.replaced.ids().front()));
   if (!adapter.trained_token_ids.empty())
     return unsupported("adapter {} has trained token rows, which cannot be summed", adapter.name);
   const auto dora = [](const std::optional<LoraDelta>& delta) { return delta && delta->magnitude.defined(); };

@@ -5,16 +5,10 @@
 #include "lk/base/file.h"
 #include "lk/base/rng.h"
 #include "lk/lora/delta_math.h"
-#include "lk/lora/module_names.h"
 #include "lk/lora/save.h"
 
 namespace lk {
 namespace {
-
-std::string short_name(Proj proj) {
-  const std::string name = hf_name(proj);
-  return name.substr(name.rfind('.') + 1);
-}
 
 class Initializer {
  public:
@@ -30,17 +24,17 @@ class Initializer {
     for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
       for (int index = 0; index < kNumProjs; ++index) {
         const Proj proj = static_cast<Proj>(index);
-        if (!targeted(short_name(proj))) continue;
-        LK_ASSIGN_OR_RETURN(
-            adapter_.layers[static_cast<size_t>(layer)][static_cast<size_t>(index)],
-            delta(module_path(layer, proj), short_name(proj), in_dim(proj, config_), out_dim(proj, config_)));
+        const ModuleId module = ModuleId::of(layer, proj);
+        if (!targeted(module)) continue;
+        LK_ASSIGN_OR_RETURN(adapter_.layers[static_cast<size_t>(layer)][static_cast<size_t>(index)],
+                            delta(module, in_dim(proj, config_), out_dim(proj, config_)));
       }
     }
     if (targeted(kLmHead)) {
-      LK_ASSIGN_OR_RETURN(adapter_.lm_head, delta(kLmHead, kLmHead, config_.hidden_dim, config_.vocab_size));
+      LK_ASSIGN_OR_RETURN(adapter_.lm_head, delta(kLmHead, config_.hidden_dim, config_.vocab_size));
     }
-    if (targeted("embed_tokens")) {
-      const int64_t rank = rank_of("embed_tokens");
+    if (targeted(kEmbedding)) {
+      const int64_t rank = rank_of(short_name(kEmbedding));
       // As PEFT starts an embedding, with the roles of the zero and the random factor.
       adapter_.embedding = Adapter::EmbeddingDelta{
           rank, scaling(rank), random({rank, config_.vocab_size}, options_.b_scale / std::sqrt(rank), true),
@@ -50,6 +44,7 @@ class Initializer {
   }
 
  private:
+  bool targeted(ModuleId module) const { return targeted(short_name(module)); }
   bool targeted(const std::string& name) const {
     return std::ranges::find(options_.targets, name) != options_.targets.end();
   }
@@ -63,8 +58,8 @@ class Initializer {
   }
 
   Status check() const {
-    std::vector<std::string> known = {"embed_tokens", kLmHead};
-    for (int proj = 0; proj < kNumProjs; ++proj) known.push_back(short_name(static_cast<Proj>(proj)));
+    std::vector<std::string> known = {short_name(kEmbedding), short_name(kLmHead)};
+    for (int proj = 0; proj < kNumProjs; ++proj) known.push_back(short_name(ModuleId::of(0, static_cast<Proj>(proj))));
     const auto is_known = [&](const std::string& name) { return std::ranges::find(known, name) != known.end(); };
     for (const std::string& name : options_.targets) {
       if (!is_known(name)) return invalid_argument("target '{}' is not one of {}", name, fmt::join(known, ", "));
@@ -79,7 +74,7 @@ class Initializer {
     if (options_.lora_bias && options_.use_dora) return invalid_argument("lora_bias and DoRA exclude each other");
     if (options_.use_dora && base_ == nullptr)
       return invalid_argument("DoRA magnitudes are norms of base weights: the base is needed");
-    if (options_.use_dora && targeted("embed_tokens")) return unsupported("DoRA on embed_tokens is not supported");
+    if (options_.use_dora && targeted(kEmbedding)) return unsupported("DoRA on embed_tokens is not supported");
     return Status();
   }
 
@@ -101,8 +96,8 @@ class Initializer {
     return view;
   }
 
-  Result<LoraDelta> delta(const std::string& module, const std::string& name, int64_t in, int64_t out) {
-    const int64_t rank = rank_of(name);
+  Result<LoraDelta> delta(ModuleId module, int64_t in, int64_t out) {
+    const int64_t rank = rank_of(short_name(module));
     const double b_spread = options_.b_scale / std::sqrt(static_cast<double>(rank));
     LoraDelta delta;
     delta.rank = rank;
@@ -116,16 +111,16 @@ class Initializer {
   }
 
   // m = ||W + s B A|| per row, a little off so that DoRA's scale is not 1.
-  Status add_magnitude(const std::string& module, LoraDelta& delta) {
-    const std::string base_name = module == kLmHead && config_.tie_word_embeddings ? kEmbedTokens : module;
-    const TensorView* weight = base_->find(base_name + ".weight");
+  Status add_magnitude(ModuleId module, LoraDelta& delta) {
+    const std::string base_name = weight_name({module == kLmHead && config_.tie_word_embeddings ? kEmbedding : module});
+    const TensorView* weight = base_->find(base_name);
     const int64_t out = delta.b.dim(0), in = delta.a.dim(1);
     if (weight == nullptr || !weight->has_shape({out, in}))
-      return data_loss("base tensor '{}.weight' is missing or misshapen", base_name);
+      return data_loss("base tensor '{}' is missing or misshapen", base_name);
     Buffer ones(out * 4), norms(out * 4), magnitudes(out * 4);
     std::fill_n(ones.as<float>(), out, 1.0f);
     delta.magnitude = TensorView(ones.data(), DType::kF32, {out});
-    if (!dora_scales(*weight, delta, norms.as<float>())) return data_loss("a row of '{}.weight' is zero", base_name);
+    if (!dora_scales(*weight, delta, norms.as<float>())) return data_loss("a row of '{}' is zero", base_name);
     for (int64_t row = 0; row < out; ++row) {
       const double factor = 1 + options_.b_scale * (2 * random_uniform(options_.seed, static_cast<uint64_t>(row)) - 1);
       magnitudes.as<float>()[row] = static_cast<float>(factor) / norms.as<float>()[row];

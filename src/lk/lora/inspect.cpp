@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 
-#include "lk/lora/module_names.h"
 #include "lk/lora/save.h"
 
 namespace lk {
@@ -50,19 +49,18 @@ Inspection inspect_adapter(const Adapter& adapter) {
   for (const auto& layer : adapter.layers) {
     for (int proj = 0; proj < kNumProjs; ++proj) {
       const auto& delta = layer[static_cast<size_t>(proj)];
-      const std::string name = hf_name(static_cast<Proj>(proj));
-      if (delta) add_delta(inspection, name.substr(name.rfind('.') + 1), *delta);
+      if (delta) add_delta(inspection, short_name(ModuleId::of(0, static_cast<Proj>(proj))), *delta);
     }
   }
-  if (adapter.lm_head) add_delta(inspection, kLmHead, *adapter.lm_head);
+  if (adapter.lm_head) add_delta(inspection, short_name(kLmHead), *adapter.lm_head);
   if (adapter.embedding) {
-    add_target(inspection, "embed_tokens", adapter.embedding->rank, adapter.embedding->scaling, false, false);
+    add_target(inspection, short_name(kEmbedding), adapter.embedding->rank, adapter.embedding->scaling, false, false);
     count(inspection, adapter.embedding->a);
     count(inspection, adapter.embedding->b);
   }
-  for (const auto& [name, view] : adapter.replaced) {
-    inspection.replaced.push_back(name);
-    count(inspection, view);
+  for (const WeightId weight : adapter.replaced.ids()) {
+    inspection.replaced.push_back(weight_name(weight));
+    count(inspection, adapter.replaced.of(weight));
   }
   inspection.trained_token_ids = adapter.trained_token_ids;
   count(inspection, adapter.trained_token_rows);

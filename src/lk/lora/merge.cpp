@@ -5,42 +5,29 @@
 #include <set>
 
 #include "lk/lora/delta_math.h"
-#include "lk/lora/module_names.h"
 
 namespace lk {
 namespace {
 
-constexpr const char* kEmbedWeight = "model.embed_tokens.weight";
-constexpr const char* kHeadWeight = "lm_head.weight";
-
-struct Split {
-  std::string module;
-  bool is_bias;
-};
-Split split_name(const std::string& name) {
-  const size_t dot = name.rfind('.');
-  return {name.substr(0, dot), name.substr(dot) == ".bias"};
+const LoraDelta* find_delta(const Adapter& adapter, ModuleId module) {
+  const auto pointer = [](const std::optional<LoraDelta>& delta) { return delta ? &*delta : nullptr; };
+  if (module == kLmHead) return pointer(adapter.lm_head);
+  const std::optional<Proj> proj = module.proj();
+  return proj ? pointer(adapter.layers[static_cast<size_t>(module.layer)][static_cast<size_t>(*proj)]) : nullptr;
 }
 
-const LoraDelta* find_delta(const Adapter& adapter, const ModelConfig& config, const std::string& module) {
-  if (module == kLmHead) return adapter.lm_head ? &*adapter.lm_head : nullptr;
-  const std::optional<ProjPlace> place = find_projection(module, config);
-  if (!place || place->projs.size() != 1) return nullptr;
-  const auto& delta = adapter.layers[static_cast<size_t>(place->layer)][static_cast<size_t>(place->projs.front())];
-  return delta ? &*delta : nullptr;
-}
-
-bool has_trained_rows(const Adapter& adapter, const ModelConfig& config, const std::string& name) {
+bool has_trained_rows(const Adapter& adapter, const ModelConfig& config, ModuleId module) {
   return !adapter.trained_token_ids.empty() &&
-         (name == kEmbedWeight || (name == kHeadWeight && config.tie_word_embeddings));
+         (module == kEmbedding || (module == kLmHead && config.tie_word_embeddings));
 }
 
 // The value below the adapter's deltas: a replacement, or the base's.
-Result<TensorView> underlying(const std::string& name, const Adapter& adapter, const ModelConfig& config,
+Result<TensorView> underlying(WeightId weight, const Adapter& adapter, const ModelConfig& config,
                               const TensorStore& base) {
-  if (const auto replaced = adapter.replaced.find(name); replaced != adapter.replaced.end()) return replaced->second;
-  const TensorView* view = base.find(name == kHeadWeight && config.tie_word_embeddings ? kEmbedWeight : name);
-  if (view == nullptr) return data_loss("base tensor '{}' is missing", name);
+  if (const TensorView& replaced = adapter.replaced.of(weight); replaced.defined()) return replaced;
+  if (weight.module == kLmHead && config.tie_word_embeddings) weight.module = kEmbedding;
+  const TensorView* view = base.find(weight_name(weight));
+  if (view == nullptr) return data_loss("base tensor '{}' is missing", weight_name(weight));
   return *view;
 }
 
@@ -83,37 +70,31 @@ Status visit_plain(const TensorView& weight, const std::function<Status(int64_t,
 
 }  // namespace
 
-std::vector<std::string> changed_tensors(const Adapter& adapter, const ModelConfig& config) {
-  std::set<std::string> names;
-  for (size_t layer = 0; layer < adapter.layers.size(); ++layer) {
-    for (int proj = 0; proj < kNumProjs; ++proj) {
-      const auto& delta = adapter.layers[layer][static_cast<size_t>(proj)];
-      if (!delta) continue;
-      const std::string module = module_path(static_cast<int64_t>(layer), static_cast<Proj>(proj));
-      names.insert(module + ".weight");
-      if (delta->bias.defined()) names.insert(module + ".bias");
-    }
-  }
-  if (adapter.lm_head) {
-    names.insert(kHeadWeight);
-    if (adapter.lm_head->bias.defined()) names.insert("lm_head.bias");
-  }
-  if (adapter.embedding) names.insert(kEmbedWeight);
-  for (const auto& [name, view] : adapter.replaced) names.insert(name);
-  for (const char* name : {kEmbedWeight, kHeadWeight}) {
-    if (has_trained_rows(adapter, config, name)) names.insert(name);
-  }
-  return {names.begin(), names.end()};
+std::vector<WeightId> changed_weights(const Adapter& adapter, const ModelConfig& config) {
+  std::set<WeightId> changed;
+  const auto add_delta = [&](ModuleId module, const LoraDelta& delta) {
+    changed.insert({module});
+    if (delta.bias.defined()) changed.insert({module, true});
+  };
+  for (size_t layer = 0; layer < adapter.layers.size(); ++layer)
+    for (int proj = 0; proj < kNumProjs; ++proj)
+      if (const auto& delta = adapter.layers[layer][static_cast<size_t>(proj)]; delta)
+        add_delta(ModuleId::of(static_cast<int64_t>(layer), static_cast<Proj>(proj)), *delta);
+  if (adapter.lm_head) add_delta(kLmHead, *adapter.lm_head);
+  if (adapter.embedding) changed.insert({kEmbedding});
+  for (const WeightId weight : adapter.replaced.ids()) changed.insert(weight);
+  for (const ModuleId module : {kEmbedding, kLmHead})
+    if (has_trained_rows(adapter, config, module)) changed.insert({module});
+  return {changed.begin(), changed.end()};
 }
 
-Status visit_merged_tensor(const std::string& name, const Adapter& adapter, const ModelConfig& config,
-                           const TensorStore& base, const RowVisitor& visit) {
-  const auto [module, is_bias] = split_name(name);
-  const LoraDelta* delta = find_delta(adapter, config, module);
-  LK_ASSIGN_OR_RETURN(const TensorView weight, underlying(name, adapter, config, base));
-  if (is_bias) return visit_bias(weight, delta, visit);
+Status visit_merged_weight(WeightId id, const Adapter& adapter, const ModelConfig& config, const TensorStore& base,
+                           const RowVisitor& visit) {
+  const LoraDelta* delta = find_delta(adapter, id.module);
+  LK_ASSIGN_OR_RETURN(const TensorView weight, underlying(id, adapter, config, base));
+  if (id.bias) return visit_bias(weight, delta, visit);
 
-  const bool trained_rows = has_trained_rows(adapter, config, name);
+  const bool trained_rows = has_trained_rows(adapter, config, id.module);
   std::vector<float> scales;
   if (delta != nullptr && delta->dora_scale.defined()) {
     scales.resize(static_cast<size_t>(weight.dim(0)));
@@ -132,7 +113,7 @@ Status visit_merged_tensor(const std::string& name, const Adapter& adapter, cons
   // The embedding's delta is that of a linear layer whose output rows are tokens.
   LoraDelta of_embedding;
   std::vector<Buffer> scratch;
-  if (name == kEmbedWeight && adapter.embedding) {
+  if (id.module == kEmbedding && adapter.embedding) {
     of_embedding.rank = adapter.embedding->rank;
     of_embedding.scaling = adapter.embedding->scaling;
     of_embedding.a = transposed(adapter.embedding->b, scratch);

@@ -16,17 +16,16 @@
 
 namespace lk {
 
-// Base tensors (Hugging Face names) whose value the adapter changes. A tied lm_head is named when
-// it changes, e.g. together with trained rows of the embedding.
-std::vector<std::string> changed_tensors(const Adapter& adapter, const ModelConfig& config);
+// Weights of the base whose value the adapter changes. A tied lm_head is among them when it changes, e.g. together with
+// trained rows of the embedding.
+std::vector<WeightId> changed_weights(const Adapter& adapter, const ModelConfig& config);
 
 // Receives rows [first_row, first_row + num_rows) of a tensor as f32; a vector is one row.
 using RowVisitor = std::function<Status(int64_t first_row, int64_t num_rows, const float* rows)>;
 
-// The value of base tensor `name` under the adapter, in row order. "lm_head.weight" of a tied base
-// reads the embedding.
-Status visit_merged_tensor(const std::string& name, const Adapter& adapter, const ModelConfig& config,
-                           const TensorStore& base, const RowVisitor& visit);
+// The value of a base weight under the adapter, in row order. The lm_head of a tied base reads the embedding.
+Status visit_merged_weight(WeightId weight, const Adapter& adapter, const ModelConfig& config, const TensorStore& base,
+                           const RowVisitor& visit);
 
 struct MergeOptions {
   std::optional<DType> dtype = {};  // of every tensor written; absent: each tensor keeps its own

@@ -6,7 +6,7 @@
 #include <boost/json/serialize.hpp>
 #include <cmath>
 #include <filesystem>
-#include <set>
+#include <map>
 
 #include "lk/base/file.h"
 #include "lk/io/json_fields.h"
@@ -18,18 +18,14 @@ namespace {
 namespace fs = std::filesystem;
 namespace json = boost::json;
 
-constexpr const char* kEmbedWeight = "model.embed_tokens.weight";
-constexpr const char* kHeadWeight = "lm_head.weight";
+const std::string kEmbedWeight = weight_name({kEmbedding}), kHeadWeight = weight_name({kLmHead});
 
 // A tied base stays tied when the adapter changes both ends alike: trained rows only, or one shared
 // replacement.
 bool must_untie(const Adapter& adapter, const ModelConfig& config) {
   if (!config.tie_word_embeddings) return false;
   if (adapter.embedding || adapter.lm_head) return true;
-  const auto embedding = adapter.replaced.find(kEmbedWeight), head = adapter.replaced.find(kHeadWeight);
-  if (embedding == adapter.replaced.end() && head == adapter.replaced.end()) return false;
-  return embedding == adapter.replaced.end() || head == adapter.replaced.end() ||
-         embedding->second.raw() != head->second.raw();
+  return adapter.replaced.embedding.raw() != adapter.replaced.lm_head.raw();
 }
 
 // Model weights, in any format, are what the merge replaces; everything else goes along.
@@ -110,8 +106,8 @@ class ModelMerger {
   ModelMerger(const ModelConfig& config, const TensorStore& base, const Adapter& adapter, const MergeOptions& options)
       : config_(config), base_(base), adapter_(adapter), options_(options) {
     report_.untied = must_untie(adapter, config);
-    for (std::string& name : changed_tensors(adapter, config)) changed_.insert(std::move(name));
-    if (report_.untied) changed_.insert(kHeadWeight);  // written even when it is the base's embedding
+    for (const WeightId weight : changed_weights(adapter, config)) changed_.emplace(weight_name(weight), weight);
+    if (report_.untied) changed_.emplace(kHeadWeight, WeightId{kLmHead});  // even when it is the base's embedding
   }
 
   Result<MergeReport> write(const std::string& path) {
@@ -151,8 +147,8 @@ class ModelMerger {
   }
 
   Status check_biases() const {
-    for (const std::string& name : changed_) {
-      if (name.ends_with(".bias") && base_.find(name) == nullptr) {
+    for (const auto& [name, weight] : changed_) {
+      if (weight.bias && base_.find(name) == nullptr) {
         return unsupported(
             "the adapter has lora_bias and {} has no '{}' to hold it: a merged {} cannot express "
             "it; serve the "
@@ -187,8 +183,8 @@ class ModelMerger {
     LossMeter meter(loss);
     std::vector<float> before, after;
     std::vector<std::byte> rounded;
-    return visit_merged_tensor(
-        tensor.name, adapter_, config_, base_, [&](int64_t first, int64_t count, const float* rows) {
+    return visit_merged_weight(
+        changed_.at(tensor.name), adapter_, config_, base_, [&](int64_t first, int64_t count, const float* rows) {
           const int64_t n = count * width;
           before.resize(static_cast<size_t>(n));
           after.resize(static_cast<size_t>(n));
@@ -210,7 +206,7 @@ class ModelMerger {
   const TensorStore& base_;
   const Adapter& adapter_;
   const MergeOptions& options_;
-  std::set<std::string> changed_;
+  std::map<std::string, WeightId> changed_;  // by name, as the base has it
   MergeReport report_;
 };
 

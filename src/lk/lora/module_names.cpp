@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/lora/module_names.h"
 
-#include <charconv>
+#include <tuple>
 #include <utility>
 
 namespace lk {
 namespace {
+
+constexpr std::string_view kFusedQkv = "self_attn.qkv_proj", kFusedGateUp = "mlp.gate_up_proj";
 
 void erase_all(std::string& text, std::string_view part) {
   for (size_t at; (at = text.find(part)) != std::string::npos;) text.erase(at, part.size());
@@ -60,53 +62,79 @@ std::optional<std::string> match_suffix(std::string_view name, const Suffix& suf
   return std::string(head.substr(0, head.size() - suffix.marker.size()));
 }
 
-}  // namespace
+struct Split {
+  std::string module;
+  Part part;
+};
 
-TensorRole parse_tensor_name(std::string_view name) {
+std::optional<Split> split_name(std::string_view name) {
   for (const Suffix& suffix : kSuffixes) {
-    if (std::optional<std::string> module = match_suffix(name, suffix)) {
-      return {normalise_module(std::move(*module)), suffix.part};
-    }
+    if (std::optional<std::string> module = match_suffix(name, suffix)) return Split{std::move(*module), suffix.part};
   }
   // A variant's tensor must not pass for a plain weight: "lora_diag.weight", "lora_C.weight".
-  if (name.find("lora_") != std::string_view::npos) return {std::string(name), Part::kUnknown};
+  if (name.find("lora_") != std::string_view::npos) return std::nullopt;
   for (const auto& [end, part] : {std::pair(std::string_view(".weight"), Part::kWeight), {".bias", Part::kPlainBias}}) {
-    if (name.ends_with(end)) return {normalise_module(std::string(name.substr(0, name.size() - end.size()))), part};
+    if (name.ends_with(end)) return Split{std::string(name.substr(0, name.size() - end.size())), part};
   }
-  return {std::string(name), Part::kUnknown};
+  return std::nullopt;
 }
 
-std::optional<ProjPlace> find_projection(std::string_view module, const ModelConfig& config) {
-  constexpr std::string_view kPrefix = "model.layers.";
-  if (!module.starts_with(kPrefix)) return std::nullopt;
-  module.remove_prefix(kPrefix.size());
-  ProjPlace place;
-  const auto [end, error] = std::from_chars(module.data(), module.data() + module.size(), place.layer);
-  if (error != std::errc() || place.layer < 0 || place.layer >= config.num_layers) return std::nullopt;
-  module.remove_prefix(static_cast<size_t>(end - module.data()));
-  if (!module.starts_with('.')) return std::nullopt;
-  module.remove_prefix(1);
-  if (module == "self_attn.qkv_proj") {
-    place.projs = {Proj::kQ, Proj::kK, Proj::kV};
-  } else if (module == "mlp.gate_up_proj") {
-    place.projs = {Proj::kGate, Proj::kUp};
-  } else {
-    for (int proj = 0; proj < kNumProjs; ++proj) {
-      if (module == hf_name(static_cast<Proj>(proj))) place.projs = {static_cast<Proj>(proj)};
-    }
+std::optional<FileModule> find_file_module(std::string path, const ModelConfig& config) {
+  for (const auto& [fused, first, number] : {std::tuple(kFusedQkv, Proj::kQ, 3), {kFusedGateUp, Proj::kGate, 2}}) {
+    if (!path.ends_with(fused)) continue;
+    path.replace(path.size() - fused.size(), fused.size(), hf_name(first));
+    const std::optional<ModuleId> module = find_module(path, config);
+    return module ? std::optional(FileModule{*module, number}) : std::nullopt;
   }
-  if (place.projs.empty()) return std::nullopt;
-  return place;
+  const std::optional<ModuleId> module = find_module(path, config);
+  return module ? std::optional(FileModule{*module}) : std::nullopt;
 }
 
-std::string module_path(int64_t layer, Proj proj) { return fmt::format("model.layers.{}.{}", layer, hf_name(proj)); }
+bool fits(const TensorRole& role, const ModelConfig& config) {
+  const ModuleId module = role.module.first;
+  switch (role.part) {
+    case Part::kA:
+    case Part::kB:
+    case Part::kBias:
+    case Part::kMagnitude:
+      return module.proj() || module == kLmHead;
+    case Part::kEmbeddingA:
+    case Part::kEmbeddingB:
+      return module == kEmbedding;
+    case Part::kTokenRows:
+    case Part::kBaseWeight:
+      return module.is_vocabulary();
+    case Part::kWeight:
+    case Part::kPlainBias:
+      return role.module.num_fused == 1 && weight_shape({module, role.part == Part::kPlainBias}, config);
+  }
+  return false;
+}
 
-std::vector<std::string> lora_modules(const ModelConfig& config) {
-  std::vector<std::string> modules = {kEmbedTokens};
+}  // namespace
+
+std::string module_path(FileModule module) {
+  std::string path = module_path(module.first);
+  if (module.num_fused == 1) return path;
+  const std::string_view first = hf_name(*module.first.proj());
+  return path.replace(path.size() - first.size(), first.size(), module.num_fused == 3 ? kFusedQkv : kFusedGateUp);
+}
+
+std::optional<TensorRole> parse_tensor_name(std::string_view name, const ModelConfig& config) {
+  std::optional<Split> split = split_name(name);
+  if (!split) return std::nullopt;
+  const std::optional<FileModule> module = find_file_module(normalise_module(std::move(split->module)), config);
+  if (!module) return std::nullopt;
+  const TensorRole role{*module, split->part};
+  return fits(role, config) ? std::optional(role) : std::nullopt;
+}
+
+std::vector<ModuleId> lora_modules(const ModelConfig& config) {
+  std::vector<ModuleId> modules = {kEmbedding};
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-    for (int proj = 0; proj < kNumProjs; ++proj) modules.push_back(module_path(layer, static_cast<Proj>(proj)));
+    for (int proj = 0; proj < kNumProjs; ++proj) modules.push_back(ModuleId::of(layer, static_cast<Proj>(proj)));
   }
-  modules.emplace_back(kLmHead);
+  modules.push_back(kLmHead);
   return modules;
 }
 

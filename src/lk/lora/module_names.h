@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Names of adapter tensors and base modules: splitting a tensor name of adapter_model.safetensors
-// into the module and the part it plays, and mapping a module path to its place in the model.
+// Names in adapter files: which module of the model a tensor of adapter_model.safetensors belongs to, and the part it
+// plays there.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,7 @@
 #include <string_view>
 #include <vector>
 
-#include "lk/io/model_config.h"
-#include "lk/lora/adapter.h"
+#include "lk/io/weight_names.h"
 
 namespace lk {
 
@@ -25,33 +24,27 @@ enum class Part {
   kBaseWeight,  // base_layer.weight: the frozen weight below a LoRA layer
   kWeight,
   kPlainBias,  // weight, bias of the module itself
-  kUnknown,
 };
+
+// A module as adapter files know it: one of the model's, or neighbouring projections fused into one (qkv_proj and
+// gate_up_proj).
+struct FileModule {
+  ModuleId first;
+  int32_t num_fused = 1;
+  auto operator<=>(const FileModule&) const = default;
+};
+std::string module_path(FileModule module);
 
 struct TensorRole {
-  std::string module;  // "model.layers.0.self_attn.q_proj", without PEFT's and wrappers' prefixes
-  Part part = Part::kUnknown;
+  FileModule module;
+  Part part = Part::kWeight;
 };
 
-// Accepts names with or without "base_model.model.", with an embedded adapter name
-// ("lora_A.default.weight") and with the prefixes of torch.compile and FSDP.
-TensorRole parse_tensor_name(std::string_view name);
-
-// A linear projection, or several fused into one: qkv_proj and gate_up_proj.
-struct ProjPlace {
-  int64_t layer = 0;
-  std::vector<Proj> projs;
-};
-// Nullopt when the module is no projection of this model (unknown name, layer out of range).
-std::optional<ProjPlace> find_projection(std::string_view module, const ModelConfig& config);
-
-// "model.layers.3.self_attn.q_proj"
-std::string module_path(int64_t layer, Proj proj);
-
-inline constexpr const char* kEmbedTokens = "model.embed_tokens";
-inline constexpr const char* kLmHead = "lm_head";
+// Accepts names with or without "base_model.model.", with an embedded adapter name ("lora_A.default.weight") and with
+// the prefixes of torch.compile and FSDP. Nullopt when the tensor plays no part in a model of this config.
+std::optional<TensorRole> parse_tensor_name(std::string_view name, const ModelConfig& config);
 
 // Every module LoRA can target in this model: the embedding, all projections, lm_head.
-std::vector<std::string> lora_modules(const ModelConfig& config);
+std::vector<ModuleId> lora_modules(const ModelConfig& config);
 
 }  // namespace lk

@@ -17,7 +17,7 @@ namespace json = boost::json;
 
 // One targeted module with the numbers the config must give it.
 struct Module {
-  std::string path;  // "model.layers.0.self_attn.q_proj"
+  ModuleId id;
   int64_t rank;
   double alpha;
 };
@@ -34,8 +34,6 @@ json::value number(double value) {
   return value;
 }
 
-std::string last_part(const std::string& path) { return path.substr(path.rfind('.') + 1); }
-
 template <class T>
 T most_common(const std::vector<Module>& modules, T Module::*field, T fallback) {
   std::map<T, size_t> counts;
@@ -48,11 +46,11 @@ T most_common(const std::vector<Module>& modules, T Module::*field, T fallback) 
 json::array target_list(const std::vector<Module>& modules, const ModelConfig& config) {
   std::set<std::string> paths, suffixes;
   for (const Module& module : modules) {
-    paths.insert(module.path);
-    suffixes.insert(last_part(module.path));
+    paths.insert(module_path(module.id));
+    suffixes.insert(short_name(module.id));
   }
-  const bool exact = std::ranges::all_of(lora_modules(config), [&](const std::string& path) {
-    return paths.contains(path) == suffixes.contains(last_part(path));
+  const bool exact = std::ranges::all_of(lora_modules(config), [&](ModuleId module) {
+    return paths.contains(module_path(module)) == suffixes.contains(short_name(module));
   });
   json::array list;
   for (const std::string& name : exact ? suffixes : paths) list.emplace_back(name);
@@ -78,17 +76,19 @@ class AdapterWriter {
   }
 
  private:
-  void add(const std::string& path, const char* suffix, const TensorView& view) {
-    tensors_.push_back({fmt::format("base_model.model.{}.{}", path, suffix), cast(view)});
+  static std::string file_name(ModuleId module, const char* suffix) {
+    return fmt::format("base_model.model.{}.{}", module_path(module), suffix);
   }
-  void add_lora(const std::string& path, const LoraDelta& delta) {
-    modules_.push_back({path, delta.rank, alpha_of(delta.scaling, delta.rank, adapter_.config.use_rslora)});
-    add(path, "lora_A.weight", delta.a);
-    add(path, "lora_B.weight", delta.b);
-    if (delta.bias.defined()) add(path, "lora_B.bias", delta.bias);
+  void add(ModuleId module, const char* suffix, const TensorView& view) {
+    tensors_.push_back({file_name(module, suffix), cast(view)});
+  }
+  void add_lora(ModuleId module, const LoraDelta& delta) {
+    modules_.push_back({module, delta.rank, alpha_of(delta.scaling, delta.rank, adapter_.config.use_rslora)});
+    add(module, "lora_A.weight", delta.a);
+    add(module, "lora_B.weight", delta.b);
+    if (delta.bias.defined()) add(module, "lora_B.bias", delta.bias);
     // Not rounded: small, and every output of the module is proportional to it.
-    if (delta.magnitude.defined())
-      tensors_.push_back({fmt::format("base_model.model.{}.lora_magnitude_vector", path), delta.magnitude});
+    if (delta.magnitude.defined()) tensors_.push_back({file_name(module, "lora_magnitude_vector"), delta.magnitude});
     lora_bias_ |= delta.bias.defined();
     dora_ |= delta.magnitude.defined();
   }
@@ -106,31 +106,27 @@ class AdapterWriter {
     for (size_t layer = 0; layer < adapter_.layers.size(); ++layer) {
       for (int proj = 0; proj < kNumProjs; ++proj) {
         const auto& delta = adapter_.layers[layer][static_cast<size_t>(proj)];
-        if (delta) add_lora(module_path(static_cast<int64_t>(layer), static_cast<Proj>(proj)), *delta);
+        if (delta) add_lora(ModuleId::of(static_cast<int64_t>(layer), static_cast<Proj>(proj)), *delta);
       }
     }
     if (adapter_.lm_head) add_lora(kLmHead, *adapter_.lm_head);
     if (adapter_.embedding) {
       const Adapter::EmbeddingDelta& delta = *adapter_.embedding;
-      modules_.push_back({kEmbedTokens, delta.rank, alpha_of(delta.scaling, delta.rank, adapter_.config.use_rslora)});
-      add(kEmbedTokens, "lora_embedding_A", delta.a);
-      add(kEmbedTokens, "lora_embedding_B", delta.b);
+      modules_.push_back({kEmbedding, delta.rank, alpha_of(delta.scaling, delta.rank, adapter_.config.use_rslora)});
+      add(kEmbedding, "lora_embedding_A", delta.a);
+      add(kEmbedding, "lora_embedding_B", delta.b);
     }
-    for (const auto& [name, view] : adapter_.replaced) {
-      const std::string module = name.substr(0, name.rfind('.'));
-      const bool targeted = std::ranges::any_of(modules_, [&](const Module& item) { return item.path == module; });
-      // Below a LoRA layer PEFT keeps the weight as base_layer; a plain name would make it a
-      // modules_to_save.
-      if (targeted) {
-        tensors_.push_back({fmt::format("base_model.model.{}.base_layer{}", module, name.substr(module.size())), view});
-        continue;
-      }
-      tensors_.push_back({"base_model.model." + name, view});
-      saved_.insert(module == kEmbedTokens ? "embed_tokens" : module);
+    for (const WeightId weight : adapter_.replaced.ids()) {
+      const ModuleId module = weight.module;
+      const bool targeted = std::ranges::any_of(modules_, [&](const Module& item) { return item.id == module; });
+      const std::string leaf = weight.bias ? "bias" : "weight";
+      // Below a LoRA layer PEFT keeps the weight as base_layer; a plain name would make it a modules_to_save.
+      tensors_.push_back(
+          {file_name(module, (targeted ? "base_layer." + leaf : leaf).c_str()), adapter_.replaced.of(weight)});
+      if (!targeted) saved_.insert(module == kEmbedding ? short_name(module) : module_path(module));
     }
     if (!adapter_.trained_token_ids.empty()) {
-      tensors_.push_back({fmt::format("base_model.model.{}.token_adapter.trainable_tokens_delta", kEmbedTokens),
-                          adapter_.trained_token_rows});
+      tensors_.push_back({file_name(kEmbedding, "token_adapter.trainable_tokens_delta"), adapter_.trained_token_rows});
     }
   }
 
@@ -140,8 +136,8 @@ class AdapterWriter {
     json::object rank_pattern, alpha_pattern;
     for (const Module& module : modules_) {
       // A full path, with the dots taken literally.
-      if (module.rank != rank) rank_pattern[escape_regex(module.path)] = module.rank;
-      if (module.alpha != alpha) alpha_pattern[escape_regex(module.path)] = number(module.alpha);
+      if (module.rank != rank) rank_pattern[escape_regex(module_path(module.id))] = module.rank;
+      if (module.alpha != alpha) alpha_pattern[escape_regex(module_path(module.id))] = number(module.alpha);
     }
     const std::string& base =
         options_.base_model_name.empty() ? adapter_.config.base_model_name : options_.base_model_name;

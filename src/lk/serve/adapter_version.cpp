@@ -13,12 +13,11 @@ std::vector<std::string> target_names(const Adapter& adapter) {
     const bool used = std::any_of(adapter.layers.begin(), adapter.layers.end(),
                                   [&](const auto& layer) { return layer[proj].has_value(); });
     if (!used) continue;
-    const std::string_view path = hf_name(static_cast<Proj>(proj));
-    names.emplace_back(path.substr(path.rfind('.') + 1));
+    names.push_back(short_name(ModuleId::of(0, static_cast<Proj>(proj))));
   }
-  if (adapter.embedding) names.emplace_back("embed_tokens");
-  if (adapter.lm_head) names.emplace_back("lm_head");
-  for (const auto& [module, tensor] : adapter.replaced) names.push_back(module);
+  if (adapter.embedding) names.push_back(short_name(kEmbedding));
+  if (adapter.lm_head) names.push_back(short_name(kLmHead));
+  for (const WeightId id : adapter.replaced.ids()) names.push_back(weight_name(id));
   return names;
 }
 
