@@ -49,8 +49,9 @@ class RecordingExecutor : public Executor {
       : engine_(engine), shape_(std::move(ranks)), cpu_time_(cpu_time) {}
 
   Micros now() const override { return engine_.now(); }
-  AdapterFootprint footprint(AdapterId adapter) const override { return engine_.footprint(adapter); }
-  void start_load(AdapterId adapter, const AdapterPages& pages) override {
+  int64_t footprint(AdapterId adapter) const override { return engine_.footprint(adapter); }
+  void evicted(AdapterId adapter) override { engine_.evicted(adapter); }
+  void start_load(AdapterId adapter, std::span<const PageId> pages) override {
     load_started_[adapter] = Clock::now();
     engine_.start_load(adapter, pages);
   }
@@ -58,7 +59,7 @@ class RecordingExecutor : public Executor {
     std::vector<LoadResult> done = engine_.take_finished_loads(wait);
     // Only a load that somebody waited for alone has an exact end.
     if (wait && done.size() == 1 && load_started_.size() == 1)
-      load_bytes_s_.push_back(static_cast<double>(engine_.footprint(done[0].adapter).total() * engine_.page_bytes()) /
+      load_bytes_s_.push_back(static_cast<double>(engine_.footprint(done[0].adapter) * engine_.page_bytes()) /
                               us_since(load_started_[done[0].adapter]) * 1e6);
     for (const LoadResult& load : done) load_started_.erase(load.adapter);
     return done;
@@ -188,7 +189,7 @@ CostModel initial_model(const CalibrateFlags& flags, TextEngine& text, const std
   model.head_flops_per_token = 2 * head;
   model.memory_bytes_s = model.attention_bytes_s = limits.read_gb_s * 1e9;
   model.flops_s = model.adapter_flops_s = (f32 ? limits.f32_gflop_s : limits.bf16_gflop_s) * 1e9;
-  model.kv_bytes_per_token = static_cast<double>(text.engine().page_bytes()) / 16;
+  model.kv_bytes_per_token = static_cast<double>(text.engine().page_bytes()) / static_cast<double>(kPageTokens);
   model.attention_flops_per_pair = 4 * static_cast<double>(c.q_dim()) * layers;
   model.adapter_bytes_per_rank = widths * elem;
   model.adapter_flops_per_rank = 2 * widths;

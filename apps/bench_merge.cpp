@@ -97,7 +97,7 @@ Result<MergeResult> prepare(MergeBench& bench, UnifiedPool& pool) {
   }
   const AdapterId hot = bench.adapters[0];
   LK_ASSIGN_OR_RETURN(const MergeFootprint footprint, bench.engine->merge_footprint(hot));
-  if (!pool.begin_merge(hot, footprint.run_lengths, 0))
+  if (!pool.begin_merge(hot, footprint.num_pages, 0))
     return resource_exhausted("the pool of the benchmark is too small");
   bench.engine->start_merge(hot, pool.merge_pages(hot));
   for (;;) {

@@ -79,7 +79,7 @@ class EngineHarness {
   }
   int64_t largest_adapter() const {
     int64_t pages = 0;
-    for (AdapterId id : ids) pages = std::max(pages, engine->footprint(id).total());
+    for (AdapterId id : ids) pages = std::max(pages, engine->footprint(id));
     return pages;
   }
   void take_events(std::map<RequestId, Output>& outputs) {

@@ -111,7 +111,7 @@ std::vector<float> all_logits(Model& model, const GoldenCase& c, const std::vect
       .slice_bytes = decoder.slice_bytes(), .page_bytes = decoder.page_bytes(), .act = weights.act};
   const int64_t kv_pages = (length + kPageTokens - 1) / kPageTokens;
   std::shared_ptr<const ResidentAdapter> resident;
-  AdapterPages pages;
+  std::vector<PageId> pages;
   Backend& backend = model.engine->backend();
   DeviceBuffer arena = backend.allocate(kv_pages * geometry.page_bytes);
   if (!c.adapter.empty()) {
@@ -119,10 +119,8 @@ std::vector<float> all_logits(Model& model, const GoldenCase& c, const std::vect
     EXPECT_TRUE(host.ok()) << host.status().message();
     if (!host.ok()) return {};
     const AdapterLayout layout(**host, weights.config, geometry);
-    arena = backend.allocate((kv_pages + layout.footprint().total()) * geometry.page_bytes);
-    for (int64_t i = 0; i < layout.footprint().num_pages; ++i) pages.pages.push_back(static_cast<PageId>(kv_pages + i));
-    pages.run_begin = static_cast<PageId>(kv_pages + layout.footprint().num_pages);
-    pages.run_length = layout.footprint().run_length;
+    arena = backend.allocate((kv_pages + layout.num_pages()) * geometry.page_bytes);
+    for (int64_t i = layout.num_pages(); i > 0; --i) pages.push_back(static_cast<PageId>(kv_pages + i - 1));
     decoder.reserve_rank(layout.max_group_rank());
     resident = layout.load(*host, pages, arena.data(), backend);
   }

@@ -122,6 +122,44 @@ TEST_F(LoaderTest, StagedAdapterNeedsNoReadingWhenItsLoadBegins) {
   EXPECT_EQ(sources_[0]->reads, 2);
 }
 
+// An adapter whose embedding rows are looked up in its host copy holds that copy while it is resident, and no longer.
+TEST_F(LoaderTest, EvictedAdapterLetsGoOfItsHostCopy) {
+  open(1 << 20);
+  pool_->set_evicted([&](AdapterId adapter) { engine_->evicted(adapter); });
+  const AdapterId id = add("embed_rslora");
+  start(id);
+  ASSERT_TRUE(finish().status.ok());
+  host_->drop_all();
+  ASSERT_TRUE(adapters_[0]->on_host()) << "it is in use";
+  pool_->evict_all();
+  host_->drop_all();
+  EXPECT_FALSE(adapters_[0]->on_host());
+  sources_[0]->gate.set_value();
+  start(id);
+  EXPECT_TRUE(finish().status.ok()) << "and it can come back";
+}
+
+using EngineDeathTest = LoaderTest;
+TEST_F(EngineDeathTest, AnAdapterThatIsNotResidentNeverRunsAsTheBaseModel) {
+  ::testing::GTEST_FLAG(death_test_style) = "threadsafe";
+  open(1 << 20);
+  const AdapterId id = add("r8_attention");
+  start(id);
+  ASSERT_TRUE(finish().status.ok());
+  const PageId page = *pool_->alloc_kv();
+  const Request request{.id = 7, .adapter = id, .prompt = {1, 2, 3}, .max_tokens = 1};
+  const StepPlan plan{.items = {{.request = &request,
+                                 .tokens = request.prompt,
+                                 .begin = 0,
+                                 .end = 3,
+                                 .block_table = {&page, 1},
+                                 .sample = true}},
+                      .num_tokens = 3};
+  EXPECT_EQ(engine_->execute(plan).size(), 1u);
+  engine_->evicted(id);
+  EXPECT_DEATH((void)engine_->execute(plan), "request 7 runs with adapter 0, which is not resident");
+}
+
 TEST_F(LoaderTest, WhatHasToBeReadFirstCostsMore) {
   open(1 << 20);
   const AdapterId id = add("r8_attention");

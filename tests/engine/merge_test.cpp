@@ -62,7 +62,7 @@ class Driver {
     return id;
   }
   void start_merge(AdapterId id) {
-    ASSERT_TRUE(pool->begin_merge(id, engine->merge_footprint(id).value().run_lengths, 0));
+    ASSERT_TRUE(pool->begin_merge(id, engine->merge_footprint(id).value().num_pages, 0));
     engine->start_merge(id, pool->merge_pages(id));
   }
   MergeResult wait_for_merge() {

@@ -21,14 +21,15 @@ class SeededExecutor : public Executor {
   SeededExecutor(Engine& engine, uint64_t seed) : engine_(engine), rng_(seed) {}
 
   Micros now() const override { return now_; }  // a step takes a millisecond
-  AdapterFootprint footprint(AdapterId adapter) const override { return engine_.footprint(adapter); }
+  int64_t footprint(AdapterId adapter) const override { return engine_.footprint(adapter); }
   void stage(AdapterId adapter) override { engine_.stage(adapter); }
   std::vector<ItemResult> execute(const StepPlan& plan) override {
     now_ += 1000;
     return engine_.execute(plan);
   }
 
-  void start_load(AdapterId adapter, const AdapterPages& pages) override {
+  void evicted(AdapterId adapter) override { engine_.evicted(adapter); }
+  void start_load(AdapterId adapter, std::span<const PageId> pages) override {
     loading_.push_back(adapter);
     engine_.start_load(adapter, pages);
   }
@@ -46,7 +47,7 @@ class SeededExecutor : public Executor {
   }
 
   Result<MergeFootprint> merge_footprint(AdapterId adapter) const override { return engine_.merge_footprint(adapter); }
-  void start_merge(AdapterId adapter, const MergePages& pages) override {
+  void start_merge(AdapterId adapter, std::span<const PageId> pages) override {
     merging_.push_back(adapter);
     engine_.start_merge(adapter, pages);
   }

@@ -89,7 +89,7 @@ void check_columns(const CpuKernels& kernels, ThreadPool& pool, int64_t n, int64
   const auto x = random_values<X>(num_rows * k, 1);
   const auto w = random_values<W>(n * k, 2);
   Buffer packed(packed_weight_bytes(format, n, k));
-  pack_weight(matrix_view(w, n, k), format, 0, packed.data(), pool);
+  pack_weight(matrix_view(w, n, k), 0, {format, n, k, packed.data()}, pool);
   const int64_t width = 3 * n + 5;
   std::vector<int32_t> columns;
   for (int64_t j = 0; j < n; ++j) columns.push_back(static_cast<int32_t>((j * 3 + 7) % width));

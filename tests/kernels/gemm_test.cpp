@@ -16,8 +16,8 @@ class GemmTest : public KernelTest {
     Case(int64_t n_, int64_t k_, ThreadPool& pool) : n(n_), k(k_), w(random_values<T>(n * k, 7)) {
       const WeightFormat format = sizeof(T) == 2 ? WeightFormat::kBF16Panels : WeightFormat::kF32Panels;
       packed = Buffer(packed_weight_bytes(format, n, k));
-      pack_weight(TensorView(w.data(), dtype_of<T>(), {n, k}), format, 0, packed.data(), pool);
       weight = {format, n, k, packed.data()};
+      pack_weight(TensorView(w.data(), dtype_of<T>(), {n, k}), 0, weight, pool);
     }
   };
   template <class F>
@@ -89,7 +89,56 @@ TEST_P(GemmTest, HonoursStrides) {
       for (int64_t col = 40; col < 50; ++col) ASSERT_EQ(y.data()[row * 50 + col], -7.0f);
   });
 }
+// Pages smaller and larger than a panel, of one step and of many, that end in the middle of a panel or between two.
+TEST_P(GemmTest, InScatteredPagesIsBitIdenticalToInOneBlock) {
+  with_type([&](auto type) {
+    using T = typename decltype(type)::type;
+    for (const auto& [n, k] :
+         std::vector<std::pair<int64_t, int64_t>>{{5, 3}, {33, 65}, {64, 130}, {97, 257}, {40, 1024}}) {
+      const Case<T> c(n, k, pool());
+      for (const int64_t page_bytes : {128, 640, 8192, 12800, 1 << 20}) {
+        for (const int64_t begin : {0, 384}) {
+          PagedWeight paged(c.weight.format, n, k, page_bytes, begin, static_cast<uint64_t>(n * page_bytes));
+          pack_weight(TensorView(c.w.data(), dtype_of<T>(), {n, k}), 0, paged.get(), pool());
+          paged.expect_untouched_between();
+          for (int64_t out = 0; out < n; ++out)
+            for (int64_t in = 0; in < k; ++in)
+              ASSERT_EQ(unpack_weight_at(paged.get(), out, in), unpack_weight_at(c.weight, out, in));
+          for (int64_t rows : {1, 4, 7, 12, 40}) {
+            const std::vector<T> x = random_values<T>(rows * k, 11);
+            Guarded<float> want(rows * n), got(rows * n);
+            kernels().gemm({x.data(), k, c.weight, want.data(), n, rows}, pool());
+            kernels().gemm({x.data(), k, paged.get(), got.data(), n, rows}, pool());
+            got.expect_intact("y");
+            ASSERT_EQ(got.values(), want.values())
+                << "n " << n << " k " << k << " rows " << rows << " pages of " << page_bytes << " from " << begin;
+          }
+        }
+      }
+    }
+  });
+}
+
 LK_INSTANTIATE_KERNEL_TESTS(GemmTest);
+
+TEST(PackWeight, CopiesPanelsFromPagesToPages) {
+  constexpr int64_t kN = 130, kK = 70;
+  ThreadPool pool(1);
+  const std::vector<float> w = random_values<float>(kN * kK, 3);
+  const PagedWeight from(WeightFormat::kF32Panels, kN, kK, 640, 128, 1),
+      to(WeightFormat::kF32Panels, kN, kK, 1152, 0, 2);
+  pack_weight(TensorView(w.data(), DType::kF32, {kN, kK}), 0, from.get(), pool);
+  // Panels 1 to 3 of 5.
+  copy_panels(from.get(), to.get(), from.get().panel_bytes(), 3 * from.get().panel_bytes());
+  for (int64_t out = 0; out < kN; ++out)
+    for (int64_t in = 0; in < kK; ++in) {
+      if (out >= 32 && out < 128)
+        ASSERT_EQ(unpack_weight_at(to.get(), out, in), w[static_cast<size_t>(out * kK + in)]);
+      else
+        ASSERT_TRUE(std::isnan(unpack_weight_at(to.get(), out, in))) << "not to be copied";
+    }
+  to.expect_untouched_between();
+}
 
 TEST(PackWeight, KeepsEveryElementOfEveryDtypeAndPadsWithZeros) {
   ThreadPool pool(2);
@@ -101,7 +150,7 @@ TEST(PackWeight, KeepsEveryElementOfEveryDtypeAndPadsWithZeros) {
       for (WeightFormat format : {WeightFormat::kBF16Panels, WeightFormat::kF32Panels}) {
         const int64_t bytes = packed_weight_bytes(format, n, k);
         std::vector<std::byte> packed(static_cast<size_t>(bytes), std::byte{0xff});
-        pack_weight(TensorView(source.data(), dtype, {n, k}), format, 0, packed.data(), pool);
+        pack_weight(TensorView(source.data(), dtype, {n, k}), 0, {format, n, k, packed.data()}, pool);
         double sum = 0, want_sum = 0;
         for (int64_t out = 0; out < n; ++out) {
           for (int64_t in = 0; in < k; ++in) {
@@ -131,8 +180,8 @@ TEST(PackWeight, F16SpecialValuesSurvive) {
   std::vector<uint16_t> bits(65536);
   for (size_t i = 0; i < bits.size(); ++i) bits[i] = static_cast<uint16_t>(i);
   std::vector<std::byte> packed(static_cast<size_t>(packed_weight_bytes(WeightFormat::kF32Panels, 1, 65536)));
-  pack_weight(TensorView(bits.data(), DType::kF16, {1, 65536}), WeightFormat::kF32Panels, 0, packed.data(), pool);
   const PackedWeight w{WeightFormat::kF32Panels, 1, 65536, packed.data()};
+  pack_weight(TensorView(bits.data(), DType::kF16, {1, 65536}), 0, w, pool);
   for (size_t i = 0; i < bits.size(); ++i) {
     f16 half;
     half.bits = bits[i];
@@ -148,9 +197,9 @@ TEST(PackWeight, PartsShareOneMatrix) {
   ThreadPool pool(1);
   const std::vector<float> a = random_values<float>(64 * 10, 1), b = random_values<float>(5 * 10, 2);
   std::vector<std::byte> packed(static_cast<size_t>(packed_weight_bytes(WeightFormat::kF32Panels, 69, 10)));
-  pack_weight(TensorView(a.data(), DType::kF32, {64, 10}), WeightFormat::kF32Panels, 0, packed.data(), pool);
-  pack_weight(TensorView(b.data(), DType::kF32, {5, 10}), WeightFormat::kF32Panels, 64, packed.data(), pool);
   const PackedWeight w{WeightFormat::kF32Panels, 69, 10, packed.data()};
+  pack_weight(TensorView(a.data(), DType::kF32, {64, 10}), 0, w, pool);
+  pack_weight(TensorView(b.data(), DType::kF32, {5, 10}), 64, w, pool);
   EXPECT_EQ(unpack_weight_at(w, 63, 9), a[639]);
   EXPECT_EQ(unpack_weight_at(w, 68, 9), b[49]);
 }

@@ -64,6 +64,35 @@ inline void expect_close(const std::vector<float>& got, const std::vector<float>
   EXPECT_LE(worst, limit.max_abs * largest + 1e-30) << what;
 }
 
+// A packed matrix of the same shape in scattered pages of a pool: pages of `page_bytes` in a shuffled order, the first
+// panel at byte `begin` of them. The pages between stay as they are, so that a store to one is seen.
+class PagedWeight {
+ public:
+  PagedWeight(WeightFormat format, int64_t n, int64_t k, int64_t page_bytes, int64_t begin, uint64_t seed) {
+    const int64_t used = (begin + packed_weight_bytes(format, n, k) + page_bytes - 1) / page_bytes;
+    pool_.assign(static_cast<size_t>(2 * used * page_bytes / 8), kUntouched);
+    for (int64_t i = 0; i < used; ++i) pages_.push_back(static_cast<int32_t>(2 * i));
+    Rng rng(seed);
+    for (size_t i = pages_.size(); i > 1; --i) std::swap(pages_[i - 1], pages_[rng.below(i)]);
+    weight_ = {format, n, k, pool_.data(), pages_.data(), page_bytes, begin};
+  }
+  const PackedWeight& get() const { return weight_; }
+  void expect_untouched_between() const {
+    const int64_t words = weight_.page_bytes / 8;
+    for (size_t i = 0; i < pool_.size(); ++i) {
+      if (static_cast<int64_t>(i) / words % 2 == 1) {
+        ASSERT_EQ(pool_[i], kUntouched) << "a page of somebody else";
+      }
+    }
+  }
+
+ private:
+  static constexpr uint64_t kUntouched = 0x7ff4'a5a5'7fc1'7fc1;  // NaN as bf16 and as f32
+  std::vector<uint64_t> pool_;
+  std::vector<int32_t> pages_;
+  PackedWeight weight_;
+};
+
 // n values between two runs of guard words, so that a store outside [0, n) is seen.
 template <class T>
 class Guarded {

@@ -37,11 +37,11 @@ struct Case {
     packed = Buffer(packed_weight_bytes(format, n, k));
     packed_b = Buffer(packed_weight_bytes(format, cols, rank));
     out = Buffer(packed.size_bytes());
-    pack_weight(TensorView(w.data(), dtype_of<T>(), {n, k}), format, 0, packed.data(), pool);
-    pack_weight(TensorView(b.data(), dtype_of<T>(), {cols, rank}), format, 0, packed_b.data(), pool);
+    pack_weight(TensorView(w.data(), dtype_of<T>(), {n, k}), 0, {format, n, k, packed.data()}, pool);
+    pack_weight(TensorView(b.data(), dtype_of<T>(), {cols, rank}), 0, {format, cols, rank, packed_b.data()}, pool);
     std::memcpy(out.data(), packed.data(), static_cast<size_t>(packed.size_bytes()));
     args = {.w = {format, n, k, packed.data()},
-            .out = out.data(),
+            .out = {format, n, k, out.data()},
             .out_begin = begin,
             .a_transposed = a_transposed.data(),
             .b = {format, cols, rank, packed_b.data()},
@@ -104,6 +104,38 @@ TEST_P(MergeTest, EqualsBasePlusDeltaRoundedOnceAndTouchesNothingElse) {
     check(std::type_identity<float>{});
 }
 
+// The copy lies in pages, the base in one block: the same bits, and the same sums in the same order.
+TEST_P(MergeTest, IntoScatteredPagesIsBitIdenticalToIntoOneBlock) {
+  const auto check = [&](auto type) {
+    using T = typename decltype(type)::type;
+    for (const auto& [n, k, begin, cols, rank] :
+         std::vector<std::array<int64_t, 5>>{{96, 33, 32, 33, 3}, {160, 600, 96, 64, 33}, {33, 5, 0, 33, 2}}) {
+      for (const int64_t page_bytes : {128, 640, 12800}) {
+        Case<T> c(n, k, begin, cols, rank, format(), 0.1, pool());
+        const PagedWeight paged(format(), n, k, page_bytes, 256, 5);
+        copy_panels(c.args.w, paged.get(), 0, c.args.w.total_bytes());
+        MergeArgs in_pages = c.args;
+        in_pages.out = paged.get();
+        MergeSums block_sums, paged_sums;
+        for (int64_t panel = 0; panel * kPanelCols < cols; ++panel) {
+          kernels().merge_panel(c.args, panel, one_, &block_sums);
+          kernels().merge_panel(in_pages, panel, one_, &paged_sums);
+        }
+        EXPECT_EQ(paged_sums.change, block_sums.change);
+        EXPECT_EQ(paged_sums.rounding, block_sums.rounding);
+        for (int64_t j = 0; j < n; ++j)
+          for (int64_t i = 0; i < k; ++i)
+            ASSERT_EQ(unpack_weight_at(paged.get(), j, i), unpack_weight_at(c.args.out, j, i)) << j << "," << i;
+        paged.expect_untouched_between();
+      }
+    }
+  };
+  if (act() == DType::kBF16)
+    check(std::type_identity<bf16>{});
+  else
+    check(std::type_identity<float>{});
+}
+
 // Deltas below half a unit in the last place of W: nearest rounding drops them all, stochastic rounding keeps their
 // mean.
 TEST_P(MergeTest, StochasticRoundingKeepsTheMeanOfWhatNearestSwallows) {
@@ -112,8 +144,8 @@ TEST_P(MergeTest, StochasticRoundingKeepsTheMeanOfWhatNearestSwallows) {
   std::fill(c.w.begin(), c.w.end(), bf16(1.0f));  // unit in the last place: 2^-7
   std::fill(c.b.begin(), c.b.end(), bf16(0x1p-10f));
   std::fill(c.a_transposed.begin(), c.a_transposed.end(), bf16(1.0f));
-  pack_weight(TensorView(c.w.data(), DType::kBF16, {64, 512}), format(), 0, c.packed.data(), pool());
-  pack_weight(TensorView(c.b.data(), DType::kBF16, {64, 1}), format(), 0, c.packed_b.data(), pool());
+  pack_weight(TensorView(c.w.data(), DType::kBF16, {64, 512}), 0, c.args.w, pool());
+  pack_weight(TensorView(c.b.data(), DType::kBF16, {64, 1}), 0, c.args.b, pool());
   c.args.scaling = 1;
   for (const bool stochastic : {false, true}) {
     c.args.stochastic = stochastic;

@@ -43,19 +43,19 @@ class SimExecutor : public Executor {
   double true_seconds() const { return true_us_ * 1e-6; }
 
   Micros now() const override { return static_cast<Micros>(time_); }
-  AdapterFootprint footprint(AdapterId) const override { return {.num_pages = 2, .run_length = 0}; }
-  void start_load(AdapterId adapter, const AdapterPages&) override { loads_.push_back({adapter, Status()}); }
+  int64_t footprint(AdapterId) const override { return 2; }
+  void evicted(AdapterId) override {}
+  void start_load(AdapterId adapter, std::span<const PageId>) override { loads_.push_back({adapter, Status()}); }
   std::vector<LoadResult> take_finished_loads(bool) override { return std::exchange(loads_, {}); }
   StepTimes last_step_times() const override { return times_; }
 
   Result<MergeFootprint> merge_footprint(AdapterId adapter) const override {
     const double cost = costs_.at(adapter);
     if (cost == 0) return failed_precondition("nothing to merge");
-    return MergeFootprint{
-        .run_lengths = {merge_pages, merge_pages}, .relative_cost = cost, .build_cost_rows = cost * 500};
+    return MergeFootprint{.num_pages = 2 * merge_pages, .relative_cost = cost, .build_cost_rows = cost * 500};
   }
-  void start_merge(AdapterId adapter, const MergePages& pages) override {
-    EXPECT_EQ(pages.run_begin.size(), 2u);
+  void start_merge(AdapterId adapter, std::span<const PageId> pages) override {
+    EXPECT_EQ(static_cast<int64_t>(pages.size()), 2 * merge_pages);
     EXPECT_TRUE(building_.emplace(adapter, build_work(adapter)).second);
   }
   std::vector<MergeResult> take_finished_merges() override {
@@ -114,6 +114,9 @@ class SimExecutor : public Executor {
     std::vector<ItemResult> results(plan.items.size());
     for (ItemResult& result : results) result.token.token = 7;
     return results;
+  }
+  void finish_builds() {
+    for (auto& [adapter, left] : building_) left = 0;
   }
   void wait_until(Micros time) { time_ = std::max(time_, static_cast<double>(time)); }
 

@@ -230,6 +230,50 @@ TEST(MergeController, PressureTakesMergedPagesBeforePreempting) {
   EXPECT_EQ(s.pool.num_merged() % 100, 0);
 }
 
+// Builds what it is told to, whatever there is.
+class ToldChooser : public MergeChooser {
+ public:
+  explicit ToldChooser(AdapterId& build) : build_(build) {}
+  MergePlan plan(const MergeView& view) override { return {.build = view.built == build_ ? kBaseModel : build_}; }
+  bool merged(const StepShape&, AdapterId) override { return true; }
+  const char* name() const override { return "told"; }
+
+ private:
+  AdapterId& build_;
+};
+
+TEST(MergeController, WhatDoesNotFitTakesNothingFromWhatIsBuilt) {
+  UnifiedPool pool(210);
+  SimExecutor executor({}, {{0, 0.3}, {1, 0.3}});
+  AdapterId build = 0;
+  MergeController merging({.max_pool_share = 1, .keep_pages_per_request = 0}, std::make_unique<ToldChooser>(build),
+                          pool, executor);
+  for (AdapterId adapter : {0, 1}) merging.set_allowed(adapter, true);
+  std::vector<MergeGate::Queued> queue{{.adapter = 0}};
+  const auto plan = [&](Micros now) { (void)merging.plan(queue, 8, now); };
+  plan(1);
+  executor.finish_builds();
+  build = kBaseModel;
+  plan(2);
+  ASSERT_EQ(merging.stats().merged, 0);
+  std::vector<PageId> held;
+  while (held.size() < 105) held.push_back(*pool.alloc_kv());
+  // 5 pages are free, and adapter 0 would give 100.
+  executor.merge_pages = 60;  // 120 pages of adapter 1
+  queue.push_back({.adapter = 1});
+  build = 1;
+  plan(3);
+  EXPECT_EQ(merging.stats().merged, 0) << "nothing was dropped for what does not fit";
+  EXPECT_EQ(merging.stats().num_builds, 1);
+  EXPECT_EQ(pool.num_merged(), 100);
+  for (int i = 0; i < 20; ++i) pool.release_kv(held.back()), held.pop_back();
+  plan(3 + MergeControllerOptions().retry_after);
+  EXPECT_EQ(merging.stats().num_builds, 2) << "now it fits in its place";
+  EXPECT_EQ(merging.stats().merged, kBaseModel);
+  EXPECT_EQ(pool.num_merged(), 120);
+  for (const PageId page : held) pool.release_kv(page);
+}
+
 TEST(MergeController, DroppingAnAdapterDropsItsMergedWeights) {
   Served s(1000, 0.3, "always");
   s.merging->set_allowed(0, true);

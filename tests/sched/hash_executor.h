@@ -10,16 +10,20 @@
 #include <set>
 #include <vector>
 
+#include "lk/base/page.h"
 #include "lk/base/rng.h"
 #include "lk/sched/scheduler.h"
 
 namespace lk {
 
 // A model without tensors: the state of position p is a hash of the state of p - 1, read from the page table, and the
-// token. A wrong, stale or foreign page changes every later token, so tokens prove the paging.
+// token. A wrong, stale or foreign page changes every later token, so tokens prove the paging. The pages of resident
+// adapters (rank rows and whole matrices alike) and of merged weights are full of numbers of their own, and every step
+// that uses them looks at each.
 class HashExecutor : public Executor {
  public:
-  explicit HashExecutor(uint64_t seed, int64_t num_pages) : rng_(seed), slots_(static_cast<size_t>(num_pages * 16)) {}
+  explicit HashExecutor(uint64_t seed, int64_t num_pages)
+      : rng_(seed), slots_(static_cast<size_t>(num_pages * kPageTokens)) {}
 
   Micros now() const override { return time; }
   static uint64_t next_state(uint64_t state, int32_t token) {
@@ -42,25 +46,64 @@ class HashExecutor : public Executor {
     return output;
   }
 
-  AdapterFootprint footprint(AdapterId adapter) const override {
-    return {.num_pages = 1 + adapter % 3, .run_length = adapter % 2};
+  int64_t footprint(AdapterId adapter) const override { return 1 + adapter % 3 + (adapter % 2) * matrix_pages; }
+  void start_load(AdapterId adapter, std::span<const PageId> pages) override {
+    EXPECT_EQ(static_cast<int64_t>(pages.size()), footprint(adapter));
+    EXPECT_FALSE(resident.contains(adapter)) << "its pages are somebody else's, and nobody said so";
+    loading_.push_back({adapter, {pages.begin(), pages.end()}});
   }
-  void start_load(AdapterId adapter, const AdapterPages&) override { loading_.push_back(adapter); }
+  void evicted(AdapterId adapter) override {
+    EXPECT_EQ(resident.erase(adapter), 1u) << "adapter " << adapter << " was not resident";
+    ++num_evicted;
+  }
   void stage(AdapterId adapter) override { staged.insert(adapter); }
   std::vector<LoadResult> take_finished_loads(bool wait) override {
     std::vector<LoadResult> done;
     while (!loading_.empty() && ((wait && done.empty()) || rng_.below(3) == 0)) {
-      const AdapterId adapter = loading_.front();
+      auto [adapter, pages] = std::move(loading_.front());
       loading_.pop_front();
-      done.push_back({adapter, adapter == broken_adapter ? data_loss("adapter {} is broken", adapter) : Status()});
+      const bool broken = adapter == broken_adapter;
+      done.push_back({adapter, broken ? data_loss("adapter {} is broken", adapter) : Status()});
+      fill(pages, content_of(adapter));
+      if (!broken) resident.emplace(adapter, std::move(pages));
     }
     return done;
   }
+
+  Result<MergeFootprint> merge_footprint(AdapterId adapter) const override {
+    if (merge_pages == 0) return failed_precondition("nothing to merge");
+    return MergeFootprint{.num_pages = merge_pages + adapter, .relative_cost = 0.5, .build_cost_rows = 1};
+  }
+  void start_merge(AdapterId adapter, std::span<const PageId> pages) override {
+    EXPECT_EQ(static_cast<int64_t>(pages.size()), merge_pages + adapter);
+    EXPECT_TRUE(merges_.emplace(adapter, Merge{.pages = {pages.begin(), pages.end()}}).second);
+  }
+  std::vector<MergeResult> take_finished_merges() override {
+    std::vector<MergeResult> done;
+    for (auto& [adapter, merge] : merges_) {
+      if (merge.built || rng_.below(3) != 0) continue;
+      fill(merge.pages, content_of(adapter + kMergedContent));
+      merge.built = true;
+      done.push_back({.adapter = adapter, .build_time = 1, .engine_time = 1, .build_cost_rows = 1});
+    }
+    return done;
+  }
+  void drop_merge(AdapterId adapter) override { EXPECT_EQ(merges_.erase(adapter), 1u); }
+
   std::vector<ItemResult> execute(const StepPlan& plan) override {
     std::vector<ItemResult> results;
     int64_t num_tokens = 0;
+    if (plan.merged != kBaseModel) {
+      EXPECT_TRUE(merges_.at(plan.merged).built);
+      expect_full(merges_.at(plan.merged).pages, content_of(plan.merged + kMergedContent), "merged weights");
+      ++num_merged_steps;
+    }
     for (const StepItem& item : plan.items) {
       EXPECT_LT(item.begin, item.end);
+      if (const AdapterId adapter = item.request->adapter; adapter != kBaseModel) {
+        EXPECT_TRUE(resident.contains(adapter)) << "adapter " << adapter << " runs and is not resident";
+        expect_full(resident[adapter], content_of(adapter), "an adapter");
+      }
       num_tokens += item.end - item.begin;
       ItemResult result;
       for (int64_t pos = item.begin; pos < item.end; ++pos) {
@@ -78,18 +121,89 @@ class HashExecutor : public Executor {
     return results;
   }
 
+  int64_t matrix_pages = 1;  // of every second adapter, besides its rank rows
+  int64_t merge_pages = 0;   // of merged weights, and one more by adapter; 0: none can be merged
   AdapterId broken_adapter = -2;
+  std::map<AdapterId, std::vector<PageId>> resident;
+  int64_t num_evicted = 0, num_merged_steps = 0;
   std::set<AdapterId> staged;
   Micros time = 0;
   int64_t max_step_tokens_seen = 0;
 
  private:
+  static constexpr AdapterId kMergedContent = 1000;
+  struct Merge {
+    std::vector<PageId> pages;
+    bool built = false;
+  };
+  static uint64_t content_of(AdapterId adapter) { return mix64(static_cast<uint64_t>(adapter) + 12345); }
+  std::span<uint64_t> slots_of(PageId page) {
+    return std::span(slots_).subspan(static_cast<size_t>(page * kPageTokens), kPageTokens);
+  }
+  void fill(const std::vector<PageId>& pages, uint64_t content) {
+    for (size_t i = 0; i < pages.size(); ++i) std::ranges::fill(slots_of(pages[i]), content + i);
+  }
+  void expect_full(const std::vector<PageId>& pages, uint64_t content, const char* whose) {
+    for (size_t i = 0; i < pages.size(); ++i)
+      if (std::ranges::count(slots_of(pages[i]), content + i) != kPageTokens)
+        ADD_FAILURE() << "page " << pages[i] << " of " << whose << " was overwritten";
+  }
   uint64_t& slot(const StepItem& item, int64_t pos) {
-    return slots_[static_cast<size_t>(item.block_table[static_cast<size_t>(pos / 16)] * 16 + pos % 16)];
+    return slots_[static_cast<size_t>(item.block_table[static_cast<size_t>(pos / kPageTokens)] * kPageTokens +
+                                      pos % kPageTokens)];
   }
   Rng rng_;
   std::vector<uint64_t> slots_;
-  std::deque<AdapterId> loading_;
+  std::deque<std::pair<AdapterId, std::vector<PageId>>> loading_;
+  std::map<AdapterId, Merge> merges_;
+};
+
+// Merges now this adapter and now that one of those with even numbers, and forgets them again: no policy, all cases.
+class RandomMergeGate : public MergeGate {
+ public:
+  RandomMergeGate(UnifiedPool& pool, HashExecutor& executor, uint64_t seed)
+      : pool_(pool), executor_(executor), rng_(seed) {}
+  ~RandomMergeGate() override { give_back(0); }
+  void keep() { keep_ = true; }  // what is merged, until somebody needs its pages; and merges nothing more
+
+  Turn plan(std::span<const Queued> queue, int64_t, Micros) override {
+    for (const MergeResult& result : executor_.take_finished_merges()) built_ = result.adapter == merged_;
+    if (merged_ != kBaseModel) {
+      if (!keep_ && rng_.below(20) == 0) give_back(0);
+      return {};
+    }
+    if (keep_) return {};
+    const AdapterId adapter = queue.empty() ? kBaseModel : queue[rng_.below(queue.size())].adapter;
+    if (adapter < 0 || adapter % 2 != 0) return {};
+    const Result<MergeFootprint> footprint = executor_.merge_footprint(adapter);
+    if (!footprint.ok() || !pool_.begin_merge(adapter, footprint->num_pages, 0)) return {};
+    executor_.start_merge(adapter, pool_.merge_pages(adapter));
+    merged_ = adapter;
+    return {};
+  }
+  void choose(StepPlan& plan) override {
+    for (const StepItem& item : plan.items)
+      if (built_ && item.request->adapter == merged_) plan.merged = merged_;
+  }
+  void observe(const StepTimes&) override {}
+  AdapterId give_back(Micros) override {
+    const AdapterId given = std::exchange(merged_, kBaseModel);
+    built_ = false;
+    if (given == kBaseModel) return kBaseModel;
+    executor_.drop_merge(given);
+    pool_.release_merge(given);
+    return given;
+  }
+  void forget(AdapterId adapter) override {
+    if (adapter == merged_) give_back(0);
+  }
+
+ private:
+  UnifiedPool& pool_;
+  HashExecutor& executor_;
+  Rng rng_;
+  AdapterId merged_ = kBaseModel;
+  bool built_ = false, keep_ = false;
 };
 
 struct Outcome {

@@ -103,7 +103,7 @@ TEST(Admission, PrefetchLeavesABrokenAdapterAlone) {
 // A load ahead of its turn spares the adapters of the requests before it, even of those that only wait; what finds no
 // room is staged instead.
 TEST(Admission, LoadsAheadSpareWhatEarlierRequestsWaitFor) {
-  // Adapter 0 takes 1 page, 2 takes 3, 5 and 8 take 3 and 4 (with its run).
+  // Adapter 0 takes 1 page, 2 takes 3, 5 takes 4 (one of them of a matrix), 8 takes 3.
   UnifiedPool pool(12);
   HashExecutor executor(0, 12);
   Scheduler scheduler({.max_running = 1, .prefix_cache = false, .queue = {.kind = QueueKind::kFcfs}}, pool, executor);
@@ -128,6 +128,124 @@ TEST(Admission, LoadsAheadSpareWhatEarlierRequestsWaitFor) {
   const auto outcomes = run_all(scheduler, pool);
   for (RequestId id : {2, 3, 4}) EXPECT_EQ(outcomes.at(id).tokens.size(), 2u);
   EXPECT_EQ(scheduler.stats().num_adapter_loads, 4);
+}
+
+// Whole matrices take thousands of pages of a pool that is full of cached prompts: so many are evicted and no more, and
+// who comes later starts meanwhile.
+TEST(Admission, ThousandsOfPagesForAnAdapterStopNobodyAndEvictNoMoreThanItTakes) {
+  constexpr int64_t kPages = 93'000;
+  UnifiedPool pool(kPages);
+  HashExecutor executor(0, kPages);
+  executor.matrix_pages = 11'000;
+  std::vector<PageId> pages;
+  for (int32_t n = 0; n < kPages; ++n) {
+    pages.push_back(*pool.alloc_kv());
+    pool.publish_kv(pages.back(), child_block_key(root_block_key(kBaseModel, 7), std::span(&n, 1)), kBaseModel);
+  }
+  for (const PageId page : pages) pool.release_kv(page);
+  Scheduler scheduler({.queue = {.kind = QueueKind::kFcfs}}, pool, executor);
+  ASSERT_TRUE(scheduler.submit(make_request(1, 1, 20, 8, 1)).ok());
+  ASSERT_TRUE(scheduler.submit(make_request(2, kBaseModel, 20, 8, 2)).ok());
+  std::vector<RequestId> started;
+  while (scheduler.has_work())
+    for (const RequestEvent& event : scheduler.step())
+      if (event.started) started.push_back(event.id);
+  EXPECT_EQ(started, (std::vector<RequestId>{2, 1}));
+  EXPECT_EQ(pool.num_free() + pool.num_cached_kv() + executor.footprint(1), kPages);
+  EXPECT_GE(pool.num_cached_kv(), kPages - executor.footprint(1) - 4);
+
+  // Two such adapters do not fit. Who needs the second waits until the first is let go, and nothing is evicted for it.
+  executor.matrix_pages = 80'000;
+  ASSERT_TRUE(scheduler.submit(make_request(3, 3, 20, 400, 3)).ok());
+  while (scheduler.num_running() == 0) (void)scheduler.step();
+  ASSERT_TRUE(scheduler.submit(make_request(4, 5, 20, 8, 4)).ok());
+  const int64_t cached = pool.num_cached_kv(), evicted = pool.num_evicted_adapters();
+  for (int i = 0; i < 320; ++i) (void)scheduler.step();
+  EXPECT_EQ(scheduler.num_running(), 1);
+  EXPECT_EQ(pool.num_evicted_adapters(), evicted);
+  EXPECT_GE(pool.num_cached_kv(), cached - 20) << "the pages of 320 tokens";
+  EXPECT_EQ(run_all(scheduler, pool).at(4).finish, FinishReason::kLength);
+}
+
+// A request that finds no room, step after step, against a world without it: nothing was counted, and who is evicted
+// next is the same.
+TEST(Admission, WhatFailsIsNoUseOfThePrefixCache) {
+  const auto world = [](bool waits) {
+    UnifiedPool pool(34);
+    HashExecutor executor(0, 34);
+    Scheduler scheduler({.admission = Admission::kReserved, .queue = {.kind = QueueKind::kFcfs}}, pool, executor);
+    for (RequestId id : {1, 2, 3}) {
+      EXPECT_TRUE(scheduler.submit(make_request(id, kBaseModel, 33, 1, static_cast<uint64_t>(id))).ok());
+      run_all(scheduler, pool);
+    }
+    EXPECT_TRUE(scheduler.submit(make_request(10, kBaseModel, 16, 380, 10)).ok());  // up to 25 pages
+    (void)scheduler.step();
+    // It begins like the first, whose two pages are cached, and needs 28.
+    EXPECT_TRUE(scheduler.submit(make_request(11, kBaseModel, 65, 380, 1)).ok());
+    if (!waits) {
+      EXPECT_TRUE(scheduler.finish(11));
+    }
+    const SchedulerStats before = scheduler.stats();
+    for (int step = 0; step < 300; ++step) (void)scheduler.step();
+    EXPECT_EQ(scheduler.num_waiting(), waits ? 1 : 0);
+    EXPECT_EQ(scheduler.stats().num_looked_up_tokens, before.num_looked_up_tokens);
+    EXPECT_EQ(scheduler.stats().num_cached_prompt_tokens, before.num_cached_prompt_tokens);
+    scheduler.finish(10);
+    if (waits) {
+      // Counted once it is admitted, once.
+      (void)scheduler.step();
+      EXPECT_EQ(scheduler.stats().num_looked_up_tokens, before.num_looked_up_tokens + 65);
+      EXPECT_EQ(scheduler.stats().num_cached_prompt_tokens, before.num_cached_prompt_tokens + 32);
+    }
+    return before.num_looked_up_tokens;
+  };
+  EXPECT_EQ(world(true), world(false));
+
+  const auto who_goes = [](bool waits) {
+    UnifiedPool pool(34);
+    HashExecutor executor(0, 34);
+    Scheduler scheduler({.admission = Admission::kReserved, .queue = {.kind = QueueKind::kFcfs}}, pool, executor);
+    for (RequestId id : {1, 2, 3}) {
+      EXPECT_TRUE(scheduler.submit(make_request(id, kBaseModel, 33, 1, static_cast<uint64_t>(id))).ok());
+      run_all(scheduler, pool);
+    }
+    EXPECT_TRUE(scheduler.submit(make_request(10, kBaseModel, 16, 380, 10)).ok());
+    (void)scheduler.step();
+    EXPECT_TRUE(scheduler.submit(make_request(11, kBaseModel, 65, 380, 1)).ok());
+    if (!waits) {
+      EXPECT_TRUE(scheduler.finish(11));
+    }
+    for (int step = 0; step < 300; ++step) (void)scheduler.step();
+    for (RequestId id : {10, 11}) scheduler.finish(id);
+    std::vector<PageId> order;
+    while (const std::optional<PageId> page = pool.alloc_kv()) order.push_back(*page);
+    for (const PageId page : order) pool.release_kv(page);
+    return order;
+  };
+  EXPECT_EQ(who_goes(true), who_goes(false));
+}
+
+// Merged pages are not given back for a load that would not fit even then.
+TEST(Admission, MergedPagesAreNotGivenBackForNothing) {
+  UnifiedPool pool(40);
+  HashExecutor executor(0, 40);
+  executor.merge_pages = 10;
+  RandomMergeGate merging(pool, executor, 1);
+  Scheduler scheduler({.prefix_cache = false, .queue = {.kind = QueueKind::kFcfs}}, pool, executor, &merging);
+  // Adapter 2 (3 pages) runs, with 2 pages of KV, and is merged (12 pages): at most 35 pages can be had.
+  ASSERT_TRUE(scheduler.submit(make_request(1, 2, 4, 100, 1)).ok());
+  while (pool.num_merged() == 0 || pool.num_kv() < 2) (void)scheduler.step();
+  merging.keep();
+  executor.matrix_pages = 35;  // 36 of adapter 3
+  ASSERT_TRUE(scheduler.submit(make_request(2, 3, 4, 4, 2)).ok());
+  for (int i = 0; i < 10; ++i) (void)scheduler.step();
+  EXPECT_EQ(pool.num_merged(), 12);
+  ASSERT_TRUE(scheduler.finish(2));
+  executor.matrix_pages = 28;  // 31 of adapter 5
+  ASSERT_TRUE(scheduler.submit(make_request(3, 5, 4, 4, 3)).ok());
+  (void)scheduler.step();
+  EXPECT_EQ(pool.num_merged(), 0) << "with them it fits";
+  run_all(scheduler, pool);
 }
 
 // Each tenant its own adapter, all of them always waiting, fewer slots than tenants.

@@ -314,7 +314,7 @@ TEST_F(AdapterRegistryTest, PinsHoldPagesAndAreRefusedWhenTheyDoNotFit) {
   // In a pool with room for one and a half adapters the second pin does not fit.
   int64_t adapter_bytes = 0;
   service_->on_engine([&](TextEngine& engine) {
-    adapter_bytes = engine.engine().footprint(resolve("sql")->adapter->id()).total() * engine.engine().page_bytes();
+    adapter_bytes = engine.engine().footprint(resolve("sql")->adapter->id()) * engine.engine().page_bytes();
   });
   open({}, nullptr, adapter_bytes * 3 / 2 + (1 << 18));
   must_load("a", "math", {.pinned = true});

@@ -50,6 +50,10 @@ void copy_column(const TensorView& b, int64_t column, int64_t begin, int64_t end
   });
 }
 
+WeightFormat weight_format(DType act) {
+  return act == DType::kBF16 ? WeightFormat::kBF16Panels : WeightFormat::kF32Panels;
+}
+
 bool is_vector(WeightId id) { return id.bias || !(id.module.proj() || id.module.is_vocabulary()); }
 
 // The replaced matrices that are packed for products: linears by layer, then the head. (Rows of an embedding are looked
@@ -70,59 +74,60 @@ AdapterLayout::AdapterLayout(const Adapter& adapter, const ModelConfig& config, 
     if (is_new) kinds_.push_back(place_layer(adapter, layer));
     layer_kind_.push_back(it->second);
     const LayerKind& kind = kinds_[it->second];
-    num_pages_ = std::max(num_pages_, kind.num_pages);
+    layer_pages_ = std::max(layer_pages_, kind.num_pages);
     std::array<int64_t, kNumProjGroups> group_rank{};
-    for (const ProjPlace& place : kind.projs) {
-      group_rank[static_cast<size_t>(group_of(place.proj))] += place.a.num_rows;
-      for (const MatrixPlace* m : {&place.a, &place.b})
-        payload_bytes_ += m->num_rows * m->width * dtype_bytes(geometry.act);
-    }
+    for (const ProjPlace& place : kind.projs) group_rank[static_cast<size_t>(group_of(place.proj))] += place.a.num_rows;
     max_group_rank_ = std::max(max_group_rank_, *std::max_element(group_rank.begin(), group_rank.end()));
   }
+  int64_t matrix_bytes = 0;
   for (const WeightId id : replaced_matrices(adapter)) {
     const TensorView& matrix = adapter.replaced.of(id);
-    const WeightFormat format = geometry.act == DType::kBF16 ? WeightFormat::kBF16Panels : WeightFormat::kF32Panels;
-    run_bytes_ += align_row(packed_weight_bytes(format, matrix.dim(0), matrix.dim(1)));
+    matrix_begin_.push_back(matrix_bytes);
+    matrix_bytes += packed_weight_bytes(weight_format(geometry.act), matrix.dim(0), matrix.dim(1));
   }
-  if (adapter.lm_head) {
-    const int64_t elem = dtype_bytes(geometry.act);
-    run_bytes_ += adapter.lm_head->rank * (align_row(config.hidden_dim * elem) + align_row(config.vocab_size * elem));
-    run_bytes_ += align_row(config.vocab_size * 4) *
-                  ((adapter.lm_head->bias.defined() ? 1 : 0) + (adapter.lm_head->dora_scale.defined() ? 1 : 0));
-    max_group_rank_ = std::max(max_group_rank_, adapter.lm_head->rank);
-  }
-  payload_bytes_ += run_bytes_;
-  run_pages_ = (run_bytes_ + geometry.page_bytes - 1) / geometry.page_bytes;
+  matrix_pages_ = (matrix_bytes + geometry.page_bytes - 1) / geometry.page_bytes;
+  if (!adapter.lm_head) return;
+  head_.projs.push_back(shape_of(Proj{}, *adapter.lm_head, geometry.page_bytes));
+  place_rows(head_, geometry.page_bytes);
+  max_group_rank_ = std::max(max_group_rank_, adapter.lm_head->rank);
 }
 
-AdapterLayout::LayerKind AdapterLayout::place_layer(const Adapter& adapter, size_t layer) const {
-  LayerKind kind;
-  const int64_t elem = dtype_bytes(geometry_.act);
+AdapterLayout::ProjPlace AdapterLayout::shape_of(Proj proj, const LoraDelta& delta, int64_t capacity) const {
   const auto shape = [&](int64_t rows, int64_t width, int64_t elem_bytes) {
     MatrixPlace m{.num_rows = static_cast<int32_t>(rows), .width = width, .chunk_cols = width};
-    if (align_row(width * elem_bytes) > geometry_.slice_bytes) {
-      m.chunk_cols = geometry_.slice_bytes / elem_bytes / kPanelCols * kPanelCols;
-      LK_CHECK(m.chunk_cols > 0, "a page slice of {} bytes holds no row chunk", geometry_.slice_bytes);
+    if (align_row(width * elem_bytes) > capacity) {
+      m.chunk_cols = capacity / elem_bytes / kPanelCols * kPanelCols;
+      LK_CHECK(m.chunk_cols > 0, "{} bytes of a page hold no row chunk", capacity);
       m.num_chunks = static_cast<int32_t>((width + m.chunk_cols - 1) / m.chunk_cols);
     }
     m.chunks.resize(static_cast<size_t>(m.num_rows * m.num_chunks));
     return m;
   };
+  const int64_t elem = dtype_bytes(geometry_.act);
+  return {.proj = proj,
+          .a = shape(delta.rank, delta.a.dim(1), elem),
+          .b = shape(delta.rank, delta.b.dim(0), elem),
+          .bias = shape(delta.bias.defined() ? 1 : 0, delta.b.dim(0), 4),
+          .scale = shape(delta.dora_scale.defined() ? 1 : 0, delta.b.dim(0), 4)};
+}
+
+AdapterLayout::LayerKind AdapterLayout::place_layer(const Adapter& adapter, size_t layer) const {
+  LayerKind kind;
   const auto& deltas = adapter.layers[layer];
   for (size_t p = 0; p < deltas.size(); ++p) {
     if (!deltas[p]) continue;
-    const LoraDelta& delta = *deltas[p];
-    ProjPlace place{.proj = static_cast<Proj>(p),
-                    .a = shape(delta.rank, delta.a.dim(1), elem),
-                    .b = shape(delta.rank, delta.b.dim(0), elem),
-                    .bias = shape(delta.bias.defined() ? 1 : 0, delta.b.dim(0), 4),
-                    .scale = shape(delta.dora_scale.defined() ? 1 : 0, delta.b.dim(0), 4)};
+    ProjPlace place = shape_of(static_cast<Proj>(p), *deltas[p], geometry_.slice_bytes);
     for (size_t i = 0; i < kind.projs.size(); ++i)
-      if (deltas[static_cast<size_t>(kind.projs[i].proj)]->a.raw() == delta.a.raw())
+      if (deltas[static_cast<size_t>(kind.projs[i].proj)]->a.raw() == deltas[p]->a.raw())
         place.a_shared_with = static_cast<int>(i);
     kind.projs.push_back(std::move(place));
   }
+  place_rows(kind, geometry_.slice_bytes);
+  return kind;
+}
 
+void AdapterLayout::place_rows(LayerKind& kind, int64_t capacity) const {
+  const int64_t elem = dtype_bytes(geometry_.act);
   struct Piece {
     int64_t bytes;
     Place* place;
@@ -146,7 +151,7 @@ AdapterLayout::LayerKind AdapterLayout::place_layer(const Adapter& adapter, size
   size_t first = 0;
   for (size_t i = 0; i < pieces.size(); ++i) {
     if (i == 0 || pieces[i].bytes != pieces[i - 1].bytes) first = 0;
-    while (first < used.size() && used[first] + pieces[i].bytes > geometry_.slice_bytes) ++first;
+    while (first < used.size() && used[first] + pieces[i].bytes > capacity) ++first;
     if (first == used.size()) used.push_back(0);
     *pieces[i].place = {static_cast<int32_t>(first), static_cast<int32_t>(used[first])};
     used[first] += pieces[i].bytes;
@@ -154,65 +159,48 @@ AdapterLayout::LayerKind AdapterLayout::place_layer(const Adapter& adapter, size
   for (ProjPlace& proj : kind.projs)
     if (proj.a_shared_with >= 0) proj.a.chunks = kind.projs[static_cast<size_t>(proj.a_shared_with)].a.chunks;
   kind.num_pages = static_cast<int64_t>(used.size());
-  return kind;
 }
 
 // Writes one adapter's data and builds its ResidentAdapter.
 class AdapterLayout::Filler {
  public:
-  Filler(const AdapterLayout& layout, const Adapter& adapter, const AdapterPages& pages, std::byte* pool_base,
-         Backend& backend, ResidentAdapter& out)
-      : layout_(layout), adapter_(adapter), pages_(pages), pool_base_(pool_base), backend_(backend), out_(out) {}
+  // `out` has its pages already: tables and matrices refer to them.
+  Filler(const AdapterLayout& layout, const Adapter& adapter, std::byte* pool_base, Backend& backend,
+         ResidentAdapter& out)
+      : layout_(layout), adapter_(adapter), pool_base_(pool_base), backend_(backend), out_(out) {}
 
   void fill_layer(size_t layer) {
-    const LayerKind& kind = layout_.kinds_[layout_.layer_kind_[layer]];
+    const size_t kind = layout_.layer_kind_[layer];
     std::byte* base = pool_base_ + static_cast<int64_t>(layer) * layout_.geometry_.slice_bytes;
-    for (size_t i = 0; i < kind.projs.size(); ++i) {
-      const ProjPlace& place = kind.projs[i];
-      const LoraDelta& delta = *adapter_.layers[layer][static_cast<size_t>(place.proj)];
-      LoraProj proj{.a = table(layer, i, 0, place.a),
-                    .b = table(layer, i, 1, place.b),
-                    .scaling = static_cast<float>(delta.scaling),
-                    .out_begin = group_column(place.proj, layout_.config_),
-                    .out_bias = table(layer, i, 2, place.bias),
-                    .out_scale = table(layer, i, 3, place.scale)};
-      if (place.a_shared_with < 0) write_rows(proj.a, delta.a, base);
-      write_columns(proj.b, delta.b, base);
-      if (delta.bias.defined()) write_scaled_bias(proj.out_bias, delta, base);
-      if (delta.dora_scale.defined()) write_f32(proj.out_scale, delta.dora_scale, base);
-      out_.layers[layer].groups[static_cast<size_t>(group_of(place.proj))].push_back(proj);
+    const std::vector<ProjPlace>& projs = layout_.kinds_[kind].projs;
+    for (size_t i = 0; i < projs.size(); ++i) {
+      const Proj proj = projs[i].proj;
+      out_.layers[layer].groups[static_cast<size_t>(group_of(proj))].push_back(
+          fill_proj({kind, i}, projs[i], *adapter_.layers[layer][static_cast<size_t>(proj)],
+                    group_column(proj, layout_.config_), base));
     }
   }
 
-  void fill_run() {
-    int64_t cursor = static_cast<int64_t>(pages_.run_begin) * layout_.geometry_.page_bytes;
-    const WeightFormat format =
-        layout_.geometry_.act == DType::kBF16 ? WeightFormat::kBF16Panels : WeightFormat::kF32Panels;
-    for (const WeightId id : replaced_matrices(adapter_)) {
-      const TensorView& matrix = adapter_.replaced.of(id);
-      const int64_t n = matrix.dim(0), k = matrix.dim(1);
-      backend_.pack_weight(matrix, format, 0, pool_base_ + cursor, Workers::kCaller);
-      out_.matrices.push_back({.format = format, .n = n, .k = k, .data = pool_base_ + cursor});
-      matrix_slot(id.module) = &out_.matrices.back();
-      cursor += align_row(packed_weight_bytes(format, n, k));
-    }
+  void fill_head() {
     if (!adapter_.lm_head) return;
-    const LoraDelta& head = *adapter_.lm_head;
-    const auto rows = [&](int64_t count, int64_t width, int64_t elem) {
-      std::vector<int64_t>& offsets = out_.row_offsets.emplace_back();
-      for (int64_t row = 0; row < count; ++row, cursor += align_row(width * elem)) offsets.push_back(cursor);
-      return LoraMatrix{
-          .row_offsets = offsets.data(), .num_rows = static_cast<int32_t>(count), .width = width, .chunk_cols = width};
-    };
-    const int64_t elem = dtype_bytes(layout_.geometry_.act);
-    LoraProj proj{.a = rows(head.rank, head.a.dim(1), elem),
-                  .b = rows(head.rank, head.b.dim(0), elem),
-                  .scaling = static_cast<float>(head.scaling)};
-    write_rows(proj.a, head.a, pool_base_);
-    write_columns(proj.b, head.b, pool_base_);
-    if (head.bias.defined()) write_scaled_bias(proj.out_bias = rows(1, head.b.dim(0), 4), head, pool_base_);
-    if (head.dora_scale.defined()) write_f32(proj.out_scale = rows(1, head.b.dim(0), 4), head.dora_scale, pool_base_);
-    out_.lm_head.push_back(proj);
+    out_.lm_head.push_back(
+        fill_proj({layout_.kinds_.size(), 0}, layout_.head_.projs[0], *adapter_.lm_head, 0, pool_base_));
+  }
+
+  void fill_matrices() {
+    const std::vector<WeightId> matrices = replaced_matrices(adapter_);
+    for (size_t i = 0; i < matrices.size(); ++i) {
+      const TensorView& matrix = adapter_.replaced.of(matrices[i]);
+      out_.matrices.push_back({.format = weight_format(layout_.geometry_.act),
+                               .n = matrix.dim(0),
+                               .k = matrix.dim(1),
+                               .data = pool_base_,
+                               .pages = out_.pages.data() + layout_.layer_pages_,
+                               .page_bytes = layout_.geometry_.page_bytes,
+                               .begin = layout_.matrix_begin_[i]});
+      backend_.pack_weight(matrix, 0, out_.matrices.back(), Workers::kCaller);
+      matrix_slot(matrices[i].module) = &out_.matrices.back();
+    }
   }
 
   // Tables of embedding rows stay where the host tier has them; `owner` keeps it in memory while they are used.
@@ -234,11 +222,11 @@ class AdapterLayout::Filler {
       tokens.push_back(static_cast<int32_t>(token));
     }
     if (!layout_.config_.tie_word_embeddings) return;
-    const WeightFormat format = rows.dtype() == DType::kBF16 ? WeightFormat::kBF16Panels : WeightFormat::kF32Panels;
+    const WeightFormat format = weight_format(rows.dtype());
     DeviceBuffer& head =
         out_.buffers.emplace_back(backend_.allocate(packed_weight_bytes(format, rows.dim(0), rows.dim(1))));
-    backend_.pack_weight(rows, format, 0, head.data(), Workers::kCaller);
     out_.trained_head = {.format = format, .n = rows.dim(0), .k = rows.dim(1), .data = head.data()};
+    backend_.pack_weight(rows, 0, out_.trained_head, Workers::kCaller);
     DeviceBuffer& columns = out_.buffers.emplace_back(backend_.allocate(rows.dim(0) * 4));
     backend_.upload(columns.as<int32_t>(), std::span<const int32_t>(tokens));
     out_.trained_columns = columns.as<int32_t>();
@@ -256,17 +244,33 @@ class AdapterLayout::Filler {
   }
 
  private:
+  using ProjKey = std::pair<size_t, size_t>;  // kind of layer, or the number of kinds for the head; projection in it
+
+  LoraProj fill_proj(ProjKey key, const ProjPlace& place, const LoraDelta& delta, int64_t out_begin, std::byte* base) {
+    const LoraProj proj{.a = table(key, 0, place.a),
+                        .b = table(key, 1, place.b),
+                        .scaling = static_cast<float>(delta.scaling),
+                        .out_begin = out_begin,
+                        .out_bias = table(key, 2, place.bias),
+                        .out_scale = table(key, 3, place.scale)};
+    if (place.a_shared_with < 0) write_rows(proj.a, delta.a, base);
+    write_columns(proj.b, delta.b, base);
+    if (delta.bias.defined()) write_scaled_bias(proj.out_bias, delta, base);
+    if (delta.dora_scale.defined()) write_f32(proj.out_scale, delta.dora_scale, base);
+    return proj;
+  }
+
   // The row table of a matrix; layers of one kind share it.
-  LoraMatrix table(size_t layer, size_t proj, int which, const MatrixPlace& place) {
-    const auto key = std::tuple(layout_.layer_kind_[layer], proj, which);
-    auto it = tables_.find(key);
+  LoraMatrix table(ProjKey key, int which, const MatrixPlace& place) {
+    auto it = tables_.find({key, which});
     if (it == tables_.end()) {
+      const bool head = key.first == layout_.kinds_.size();
+      const auto first = static_cast<size_t>(head ? layout_.layer_pages_ + layout_.matrix_pages_ : 0);
       std::vector<int64_t>& offsets = out_.row_offsets.emplace_back();
       for (const Place& chunk : place.chunks)
-        offsets.push_back(static_cast<int64_t>(pages_.pages[static_cast<size_t>(chunk.page)]) *
-                              layout_.geometry_.page_bytes +
+        offsets.push_back(out_.pages[first + static_cast<size_t>(chunk.page)] * layout_.geometry_.page_bytes +
                           chunk.offset);
-      it = tables_.emplace(key, offsets.data()).first;
+      it = tables_.emplace(std::pair(key, which), offsets.data()).first;
     }
     return {.row_offsets = it->second,
             .num_rows = place.num_rows,
@@ -335,21 +339,23 @@ class AdapterLayout::Filler {
 
   const AdapterLayout& layout_;
   const Adapter& adapter_;
-  const AdapterPages& pages_;
   std::byte* pool_base_;
   Backend& backend_;
   ResidentAdapter& out_;
-  std::map<std::tuple<size_t, size_t, int>, const int64_t*> tables_;
+  std::map<std::pair<ProjKey, int>, const int64_t*> tables_;
 };
 
 std::shared_ptr<const ResidentAdapter> AdapterLayout::load(std::shared_ptr<const Adapter> adapter,
-                                                           const AdapterPages& pages, std::byte* pool_base,
+                                                           std::span<const PageId> pages, std::byte* pool_base,
                                                            Backend& backend) const {
   auto resident = std::make_shared<ResidentAdapter>();
+  LK_CHECK(static_cast<int64_t>(pages.size()) == num_pages());
   resident->layers.resize(adapter->layers.size());
-  Filler filler(*this, *adapter, pages, pool_base, backend, *resident);
+  resident->pages.assign(pages.begin(), pages.end());
+  Filler filler(*this, *adapter, pool_base, backend, *resident);
   for (size_t layer = 0; layer < adapter->layers.size(); ++layer) filler.fill_layer(layer);
-  filler.fill_run();
+  filler.fill_matrices();
+  filler.fill_head();
   filler.fill_vectors();
   filler.fill_embedding(adapter);
   resident->max_group_rank = max_group_rank_;

@@ -4,8 +4,10 @@
 //
 // A page holds one slice per layer (K and V of 16 tokens); an adapter uses slice l of its pages for layer l. Rows are
 // placed by first fit, largest first; a row lies in one slice when it fits there, otherwise it is cut into chunks that
-// do. Layers with the same ranks share one placement. Ranks are exact: nothing is padded. Replaced matrices and the
-// lm_head's rank rows are not per layer and go to a contiguous run of whole pages.
+// do. Layers with the same ranks share one placement. Ranks are exact: nothing is padded.
+//
+// What is not per layer has whole pages: replaced matrices lie in them one after the other without a gap, from page to
+// page (PackedWeight), and the lm_head's rank rows are placed like those of a layer whose slice is the page.
 #pragma once
 
 #include <memory>
@@ -29,19 +31,17 @@ class AdapterLayout {
  public:
   AdapterLayout(const Adapter& adapter, const ModelConfig& config, const PageGeometry& geometry);
 
-  AdapterFootprint footprint() const { return {.num_pages = num_pages_, .run_length = run_pages_}; }
+  int64_t num_pages() const { return layer_pages_ + matrix_pages_ + head_.num_pages; }
   int64_t max_group_rank() const { return max_group_rank_; }
-  // Bytes of rank rows and matrices, without what page rounding wastes.
-  int64_t payload_bytes() const { return payload_bytes_; }
 
   // Copies the adapter into its pages, converting to the act type. Reads the adapter's file (may block on disk).
-  std::shared_ptr<const ResidentAdapter> load(std::shared_ptr<const Adapter> adapter, const AdapterPages& pages,
+  std::shared_ptr<const ResidentAdapter> load(std::shared_ptr<const Adapter> adapter, std::span<const PageId> pages,
                                               std::byte* pool_base, Backend& backend) const;
 
  private:
   struct Place {
-    int32_t page = 0;    // index into AdapterPages::pages
-    int32_t offset = 0;  // bytes into the slice
+    int32_t page = 0;    // index into the pages of its kind
+    int32_t offset = 0;  // bytes into the slice, or into the page
   };
   struct MatrixPlace {
     int32_t num_rows = 0, num_chunks = 1;
@@ -60,12 +60,19 @@ class AdapterLayout {
   class Filler;
 
   LayerKind place_layer(const Adapter& adapter, size_t layer) const;
+  // Where the rows of one delta could lie if a page has `capacity` bytes for them: sizes, and no places yet.
+  ProjPlace shape_of(Proj proj, const LoraDelta& delta, int64_t capacity) const;
+  void place_rows(LayerKind& kind, int64_t capacity) const;
 
   ModelConfig config_;
   PageGeometry geometry_;
   std::vector<LayerKind> kinds_;
   std::vector<size_t> layer_kind_;  // [num_layers]
-  int64_t num_pages_ = 0, run_pages_ = 0, run_bytes_ = 0, max_group_rank_ = 0, payload_bytes_ = 0;
+  LayerKind head_;                  // no projection, or the lm_head's
+  // The adapter's pages in their order: those of the layers, of the matrices, of the head.
+  int64_t layer_pages_ = 0, matrix_pages_ = 0;
+  std::vector<int64_t> matrix_begin_;  // byte in the matrices' pages, in the order of replaced_matrices()
+  int64_t max_group_rank_ = 0;
 };
 
 }  // namespace lk

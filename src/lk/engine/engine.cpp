@@ -61,9 +61,9 @@ Engine::~Engine() = default;
 Result<Engine::PreparedAdapter> Engine::prepare_adapter(std::shared_ptr<HostAdapter> adapter) const {
   LK_ASSIGN_OR_RETURN(const std::shared_ptr<const Adapter> content, adapter->get());
   auto layout = std::make_shared<AdapterLayout>(*content, weights_->config, geometry_);
-  if (layout->footprint().total() >= num_pages_)
+  if (layout->num_pages() >= num_pages_)
     return resource_exhausted("adapter {} needs {} pages of {} bytes, the pool has {}: raise --memory", adapter->name(),
-                              layout->footprint().total(), page_bytes(), num_pages_);
+                              layout->num_pages(), page_bytes(), num_pages_);
   auto merge_layout = std::make_shared<MergeLayout>(*content, weights_->config, weights_->format(), page_bytes());
   return PreparedAdapter{std::move(adapter), std::move(layout), std::move(merge_layout)};
 }
@@ -79,14 +79,16 @@ void Engine::unregister_adapter(AdapterId id) {
   LK_CHECK(adapters_.erase(id) == 1, "adapter {} is not registered", id);
 }
 
-AdapterFootprint Engine::footprint(AdapterId adapter) const {
-  return adapters_.at(adapter).prepared.layout->footprint();
+int64_t Engine::footprint(AdapterId adapter) const { return adapters_.at(adapter).prepared.layout->num_pages(); }
+
+void Engine::start_load(AdapterId adapter, std::span<const PageId> pages) {
+  const PreparedAdapter& prepared = adapters_.at(adapter).prepared;
+  loader_->start(
+      {.adapter = adapter, .host = prepared.host, .layout = prepared.layout, .pages = {pages.begin(), pages.end()}});
 }
 
-void Engine::start_load(AdapterId adapter, const AdapterPages& pages) {
-  const PreparedAdapter& prepared = adapters_.at(adapter).prepared;
-  loader_->start({.adapter = adapter, .host = prepared.host, .layout = prepared.layout, .pages = pages});
-}
+// With it goes the hold that embedding rows have on the host copy, which the host tier may drop from now on.
+void Engine::evicted(AdapterId adapter) { adapters_.at(adapter).resident = nullptr; }
 
 void Engine::stage(AdapterId adapter) { loader_->stage(adapters_.at(adapter).prepared.host); }
 
@@ -106,14 +108,17 @@ Result<MergeFootprint> Engine::merge_footprint(AdapterId adapter) const {
   if (prepared.merge_layout->empty())
     return failed_precondition("adapter {} has nothing to merge: it changes no linear layer by a low-rank delta",
                                prepared.host->name());
-  return MergeFootprint{.run_lengths = prepared.merge_layout->run_lengths(),
+  return MergeFootprint{.num_pages = prepared.merge_layout->num_pages(),
                         .relative_cost = prepared.merge_layout->relative_cost(),
                         .build_cost_rows = prepared.merge_layout->build_cost_rows()};
 }
 
-void Engine::start_merge(AdapterId adapter, const MergePages& pages) {
+void Engine::start_merge(AdapterId adapter, std::span<const PageId> pages) {
   const PreparedAdapter& prepared = adapters_.at(adapter).prepared;
-  merger_->start({.adapter = adapter, .host = prepared.host, .layout = prepared.merge_layout, .pages = pages});
+  merger_->start({.adapter = adapter,
+                  .host = prepared.host,
+                  .layout = prepared.merge_layout,
+                  .pages = {pages.begin(), pages.end()}});
 }
 
 std::vector<MergeResult> Engine::take_finished_merges() {
@@ -168,8 +173,12 @@ void Engine::add_rows(const StepPlan& plan, size_t item_idx) {
                         .row_end = static_cast<int32_t>(token_ids_.size()),
                         .first_position = item.begin,
                         .block_table = item.block_table.data()});
-  const ResidentAdapter* adapter =
-      item.request->adapter == kBaseModel ? nullptr : adapters_.at(item.request->adapter).resident.get();
+  const ResidentAdapter* adapter = nullptr;
+  if (item.request->adapter != kBaseModel) {
+    adapter = adapters_.at(item.request->adapter).resident.get();
+    LK_CHECK(adapter, "request {} runs with adapter {}, which is not resident", item.request->id,
+             item.request->adapter);
+  }
   const MergedWeights* merged =
       plan.merged != kBaseModel && item.request->adapter == plan.merged ? merged_.at(plan.merged).get() : nullptr;
   if (!runs_.empty() && runs_.back().adapter == adapter)

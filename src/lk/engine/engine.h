@@ -69,8 +69,9 @@ class Engine : public Executor {
   void set_interlude(std::function<void()> interlude) { interlude_ = std::move(interlude); }
 
   Micros now() const override;
-  AdapterFootprint footprint(AdapterId adapter) const override;
-  void start_load(AdapterId adapter, const AdapterPages& pages) override;
+  int64_t footprint(AdapterId adapter) const override;
+  void start_load(AdapterId adapter, std::span<const PageId> pages) override;
+  void evicted(AdapterId adapter) override;
   void stage(AdapterId adapter) override;
   std::vector<LoadResult> take_finished_loads(bool wait) override;
   std::vector<ItemResult> execute(const StepPlan& plan) override;
@@ -78,14 +79,14 @@ class Engine : public Executor {
   double execute_seconds() const { return execute_seconds_; }  // total
 
   Result<MergeFootprint> merge_footprint(AdapterId adapter) const override;
-  void start_merge(AdapterId adapter, const MergePages& pages) override;
+  void start_merge(AdapterId adapter, std::span<const PageId> pages) override;
   std::vector<MergeResult> take_finished_merges() override;
   void drop_merge(AdapterId adapter) override;
 
  private:
   struct Registered {
     PreparedAdapter prepared;
-    std::shared_ptr<const ResidentAdapter> resident;  // of the latest load; valid while the scheduler says resident
+    std::shared_ptr<const ResidentAdapter> resident;  // null while it has no pages, or they are being filled
   };
   // A row of logits somebody wants.
   struct LogitRow {

@@ -25,7 +25,7 @@ class Loader {
     AdapterId adapter = kBaseModel;
     std::shared_ptr<HostAdapter> host;
     std::shared_ptr<const AdapterLayout> layout;
-    AdapterPages pages;
+    std::vector<PageId> pages;
   };
   struct Done {
     AdapterId adapter = kBaseModel;

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 namespace lk {
 namespace {
@@ -50,7 +49,6 @@ MergeLayout::MergeLayout(const Adapter& adapter, const ModelConfig& config, Weig
   double base_cost = 0, delta_cost = 0;
   for (size_t layer = 0; layer < adapter.layers.size(); ++layer) {
     auto& merges = merges_.emplace_back();
-    int64_t bytes = 0;
     for (ProjGroup group : kGroups) {
       const auto g = static_cast<size_t>(group);
       merges[g] = can_merge(adapter, layer, group);
@@ -63,10 +61,8 @@ MergeLayout::MergeLayout(const Adapter& adapter, const ModelConfig& config, Weig
         build_cost_rows_ += static_cast<double>(delta->rank) * in * out;
       }
       if (merges[g])
-        bytes += packed_weight_bytes(format, group_columns(group, config), in_dim(projs_of(group)[0], config));
+        merged_bytes_ += packed_weight_bytes(format, group_columns(group, config), in_dim(projs_of(group)[0], config));
     }
-    merged_bytes_ += bytes;
-    run_lengths_.push_back((bytes + page_bytes - 1) / page_bytes);
   }
   relative_cost_ = delta_cost / base_cost;
   build_cost_rows_ /= base_cost;
@@ -76,18 +72,31 @@ MergeLayout::MergeLayout(const Adapter& adapter, const ModelConfig& config, Weig
 class MergeLayout::Builder {
  public:
   Builder(const MergeLayout& layout, const Adapter& adapter, const ModelWeights& base, Backend& backend,
-          const LayerMergeOptions& options, const std::function<bool()>& stop)
-      : layout_(layout), adapter_(adapter), base_(base), backend_(backend), options_(options), stop_(stop) {}
+          const LayerMergeOptions& options, const std::function<bool()>& stop, std::byte* pool_base,
+          const std::vector<PageId>& pages)
+      : layout_(layout),
+        adapter_(adapter),
+        base_(base),
+        backend_(backend),
+        options_(options),
+        stop_(stop),
+        pool_base_(pool_base),
+        pages_(pages) {}
 
-  Status build_layer(size_t layer, std::byte* dst, MergedWeights::Layer& out) {
+  Status build_layer(size_t layer, MergedWeights::Layer& out) {
     for (ProjGroup group : kGroups) {
       const auto g = static_cast<size_t>(group);
       if (!layout_.merges_[layer][g]) continue;
-      PackedWeight& merged = out.linear[g];
-      merged = base_.layers[layer].linear[g];
-      for (Proj proj : projs_of(group)) LK_RETURN_IF_ERROR(build_proj(layer, proj, dst, out));
-      merged.data = dst;
-      dst += packed_weight_bytes(merged.format, merged.n, merged.k);
+      const PackedWeight& w = base_.layers[layer].linear[g];
+      out.linear[g] = {.format = w.format,
+                       .n = w.n,
+                       .k = w.k,
+                       .data = pool_base_,
+                       .pages = pages_.data(),
+                       .page_bytes = layout_.page_bytes_,
+                       .begin = next_byte_};
+      next_byte_ += w.total_bytes();
+      for (Proj proj : projs_of(group)) LK_RETURN_IF_ERROR(build_proj(layer, proj, out));
     }
     return Status();
   }
@@ -95,25 +104,26 @@ class MergeLayout::Builder {
   const RoundingLoss& loss() const { return loss_; }
 
  private:
-  Status build_proj(size_t layer, Proj proj, std::byte* dst, MergedWeights::Layer& out) {
+  Status build_proj(size_t layer, Proj proj, MergedWeights::Layer& out) {
     const ProjGroup group = group_of(proj);
     const auto g = static_cast<size_t>(group);
     const PackedWeight& w = base_.layers[layer].linear[g];
     const int64_t column = group_column(proj, layout_.config_), columns = out_dim(proj, layout_.config_);
-    const int64_t panel_bytes = packed_weight_bytes(w.format, kPanelCols, w.k), first = column / kPanelCols,
-                  num_panels = align_panel(columns) / kPanelCols;
+    const int64_t num_panels = align_panel(columns) / kPanelCols;
     const auto& delta = adapter_.layers[layer][static_cast<size_t>(proj)];
     if (!delta) {
-      std::memcpy(dst + first * panel_bytes, static_cast<const std::byte*>(w.data) + first * panel_bytes,
-                  static_cast<size_t>(num_panels * panel_bytes));
+      backend_.copy_panels(w, out.linear[g], column / kPanelCols * w.panel_bytes(), num_panels * w.panel_bytes());
       return stop_() ? cancelled("merging was stopped") : Status();
     }
     transpose_as(delta->a, base_.act, a_transposed_);
     const auto a_bytes = static_cast<int64_t>(a_transposed_.size());
     std::byte* a = scratch(device_a_, a_bytes);
     backend_.upload(a, a_transposed_.data(), a_bytes);
-    std::byte* b = scratch(device_b_, packed_weight_bytes(w.format, columns, delta->rank));
-    backend_.pack_weight(delta->b, w.format, 0, b, Workers::kCaller);
+    const PackedWeight b{.format = w.format,
+                         .n = columns,
+                         .k = delta->rank,
+                         .data = scratch(device_b_, packed_weight_bytes(w.format, columns, delta->rank))};
+    backend_.pack_weight(delta->b, 0, b, Workers::kCaller);
     std::vector<float> scale;
     float* device_scale = nullptr;
     if (delta->dora_scale.defined()) {
@@ -123,10 +133,10 @@ class MergeLayout::Builder {
       backend_.upload(device_scale, std::span<const float>(scale));
     }
     const MergeArgs args{.w = w,
-                         .out = dst,
+                         .out = out.linear[g],
                          .out_begin = column,
                          .a_transposed = a,
-                         .b = {.format = w.format, .n = columns, .k = delta->rank, .data = b},
+                         .b = b,
                          .scaling = static_cast<float>(delta->scaling),
                          .out_scale = device_scale,
                          .stochastic = options_.stochastic_rounding,
@@ -183,6 +193,9 @@ class MergeLayout::Builder {
   Backend& backend_;
   const LayerMergeOptions& options_;
   const std::function<bool()>& stop_;
+  std::byte* const pool_base_;
+  const std::vector<PageId>& pages_;
+  int64_t next_byte_ = 0;  // of the bytes of the pages strung together
   std::vector<std::byte> a_transposed_;
   DeviceBuffer device_a_, device_b_, device_scale_;  // of the delta being merged
   std::deque<std::vector<float>> vectors_;
@@ -191,19 +204,18 @@ class MergeLayout::Builder {
 };
 
 Result<std::shared_ptr<const MergedWeights>> MergeLayout::build(const Adapter& adapter, const ModelWeights& base,
-                                                                const MergePages& pages, std::byte* pool_base,
+                                                                std::span<const PageId> pages, std::byte* pool_base,
                                                                 Backend& backend, const LayerMergeOptions& options,
                                                                 const std::function<bool()>& stop,
                                                                 RoundingLoss* loss) const {
   auto merged = std::make_shared<MergedWeights>();
-  merged->layers.resize(run_lengths_.size());
-  Builder builder(*this, adapter, base, backend, options, stop);
+  LK_CHECK(static_cast<int64_t>(pages.size()) == num_pages());
+  merged->layers.resize(merges_.size());
+  merged->pages.assign(pages.begin(), pages.end());
+  Builder builder(*this, adapter, base, backend, options, stop, pool_base, merged->pages);
   Status status;
-  for (size_t layer = 0; layer < run_lengths_.size() && status.ok(); ++layer) {
-    LK_CHECK(pages.run_length[layer] >= run_lengths_[layer]);
-    if (run_lengths_[layer] == 0) continue;
-    status = builder.build_layer(layer, pool_base + pages.run_begin[layer] * page_bytes_, merged->layers[layer]);
-  }
+  for (size_t layer = 0; layer < merges_.size() && status.ok(); ++layer)
+    status = builder.build_layer(layer, merged->layers[layer]);
   *loss = builder.loss();
   LK_RETURN_IF_ERROR(status);
   merged->vectors = std::move(builder.vectors());

@@ -41,18 +41,19 @@ class MergeLayout {
   MergeLayout(const Adapter& adapter, const ModelConfig& config, WeightFormat format, int64_t page_bytes);
 
   bool empty() const { return merged_bytes_ == 0; }  // nothing to merge: no delta on a linear that is not replaced
-  const std::vector<int64_t>& run_lengths() const { return run_lengths_; }  // pages, by layer
+  int64_t num_pages() const { return (merged_bytes_ + page_bytes_ - 1) / page_bytes_; }
   int64_t merged_bytes() const { return merged_bytes_; }
   // Multiply-adds of the merged deltas for one row, relative to those of all base linears.
   double relative_cost() const { return relative_cost_; }
   // Multiply-adds of building, relative to those of all base linears for one row.
   double build_cost_rows() const { return build_cost_rows_; }
 
-  // Writes W' into the runs; `stop` is asked after each panel. kCancelled when it said so, kFailedPrecondition when
-  // rounding loses more than allowed or W' is not finite. *loss is what was measured so far, either way.
+  // Writes W' into the pages, one matrix after the other without a gap; `stop` is asked after each panel. kCancelled
+  // when it said so, kFailedPrecondition when rounding loses more than allowed or W' is not finite. *loss is what was
+  // measured so far, either way.
   Result<std::shared_ptr<const MergedWeights>> build(const Adapter& adapter, const ModelWeights& base,
-                                                     const MergePages& pages, std::byte* pool_base, Backend& backend,
-                                                     const LayerMergeOptions& options,
+                                                     std::span<const PageId> pages, std::byte* pool_base,
+                                                     Backend& backend, const LayerMergeOptions& options,
                                                      const std::function<bool()>& stop, RoundingLoss* loss) const;
 
  private:
@@ -60,7 +61,6 @@ class MergeLayout {
   ModelConfig config_;
   int64_t page_bytes_;
   std::vector<std::array<bool, kNumProjGroups>> merges_;  // by layer
-  std::vector<int64_t> run_lengths_;
   int64_t merged_bytes_ = 0;
   double relative_cost_ = 0, build_cost_rows_ = 0;
 };

@@ -25,7 +25,7 @@ class Merger {
     AdapterId adapter = kBaseModel;
     std::shared_ptr<HostAdapter> host;
     std::shared_ptr<const MergeLayout> layout;
-    MergePages pages;
+    std::vector<PageId> pages;
   };
   struct Done {
     MergeResult result;

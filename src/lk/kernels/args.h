@@ -13,30 +13,43 @@
 #include <cstdint>
 #include <span>
 
+#include "lk/base/page.h"
 #include "lk/tensor/dtype.h"
 #include "lk/tensor/tensor_view.h"
 
 namespace lk {
 
-inline constexpr int64_t kPanelCols = 32;   // output columns per packed weight panel
-inline constexpr int64_t kPageTokens = 16;  // token slots per KV page
+inline constexpr int64_t kPanelCols = 32;  // output columns per packed weight panel
 
 // How a weight matrix is laid out for gemm. int8 and int4 join here.
 enum class WeightFormat : uint8_t {
   kBF16Panels,  // [ceil(n/32)][ceil(k/2)][32][2] bf16, zero padded
   kF32Panels,   // [ceil(n/32)][k][32] f32, zero padded
 };
-struct PackedWeight {
-  WeightFormat format = WeightFormat::kBF16Panels;
-  int64_t n = 0;  // output features
-  int64_t k = 0;  // input features
-  const void* data = nullptr;
-};
 constexpr int64_t packed_weight_bytes(WeightFormat format, int64_t n, int64_t k) {
   const int64_t panels = (n + kPanelCols - 1) / kPanelCols;
   return format == WeightFormat::kBF16Panels ? panels * ((k + 1) / 2) * kPanelCols * 2 * 2
                                              : panels * k * kPanelCols * 4;
 }
+// One step of a panel along the inner dimension: 32 columns of two bf16 or one f32 each.
+inline constexpr int64_t kPanelStepBytes = 128;
+
+// A packed matrix: panels one after the other, either in one block of memory (`pages` is null) or in pages of a pool,
+// which need not be neighbours. The bytes of these pages, strung together in the order of `pages`, hold the panels from
+// byte `begin` on; a page ends where it ends, also in the middle of a panel. Only a step has to lie together, and every
+// page holds a whole number of them, so a matrix of any shape fits pages of any size, and several matrices share the
+// pages of one list without a gap. (Whole panels per page would waste up to half of every page.)
+struct PackedWeight {
+  WeightFormat format = WeightFormat::kBF16Panels;
+  int64_t n = 0;                   // output features
+  int64_t k = 0;                   // input features
+  const void* data = nullptr;      // the first panel; in pages: page 0 of the pool
+  const int32_t* pages = nullptr;  // host array: page i of the list lies at data + pages[i] * page_bytes
+  int64_t page_bytes = 0;          // a multiple of kPanelStepBytes, like begin
+  int64_t begin = 0;
+  int64_t panel_bytes() const { return packed_weight_bytes(format, kPanelCols, k); }
+  int64_t total_bytes() const { return packed_weight_bytes(format, n, k); }
+};
 
 // y[m, n] = sum_k x[m, k] w[n, k].  x: act [num_rows, k]; y: f32 [num_rows, n].
 struct GemmArgs {
@@ -84,7 +97,7 @@ struct GemmColumnsArgs {
   const void* x = nullptr;  // act [num_rows, k]
   DType act = DType::kBF16;
   int64_t x_stride = 0;
-  PackedWeight w;                    // in any format, whatever act is
+  PackedWeight w;                    // in one block, in any format, whatever act is
   const int32_t* columns = nullptr;  // [w.n]
   float* y = nullptr;
   int64_t y_stride = 0;
@@ -136,7 +149,7 @@ struct LoraArgs {
 //   type)
 struct MergeArgs {
   PackedWeight w;                      // read only: the base
-  void* out = nullptr;                 // packed like w; only the panels of this projection are written
+  PackedWeight out;                    // the shape of w; only the panels of this projection are written
   int64_t out_begin = 0;               // first column of the projection, a multiple of kPanelCols
   const void* a_transposed = nullptr;  // act [w.k, rank]
   PackedWeight b;                      // [columns of the projection, rank], packed like w

@@ -74,7 +74,8 @@ class Bench {
     isa_ = isa;
     dtype_ = dtype;
     results_.clear();
-    if (wants("gemm")) gemm();
+    if (wants("gemm")) gemm(false);
+    if (wants("gemm_paged")) gemm(true);
     if (wants("lora")) lora();
     if (wants("attention_decode")) attention_decode();
     if (wants("attention_prefill")) attention_prefill();
@@ -146,7 +147,7 @@ class Bench {
     c.f32_flops += f32_flops;
   }
 
-  void gemm();
+  void gemm(bool paged);
   void lora();
   void lora_case(int64_t adapters, int64_t rows_each, int64_t rank, int64_t k, const std::vector<int64_t>& widths);
   void attention_decode();
@@ -175,7 +176,10 @@ int64_t sum(const std::vector<int64_t>& values) {
   return total;
 }
 
-void Bench::gemm() {
+// Paged: the matrix lies in the scattered pages of that model's pool, as replaced matrices and merged layers do.
+void Bench::gemm(bool paged) {
+  constexpr int64_t kPageBytes = 22 * 2 * kPageTokens * 4 * 64 * 2;  // 22 layers, 4 KV heads of 64, bf16
+  const int64_t arena_pages = arena_.size_bytes() / kPageBytes;
   const WeightFormat format = dtype_ == DType::kBF16 ? WeightFormat::kBF16Panels : WeightFormat::kF32Panels;
   for (const Linear& linear : kLinears) {
     const int64_t k = linear.k, n = sum(linear.widths), bytes = packed_weight_bytes(format, n, k);
@@ -183,15 +187,25 @@ void Bench::gemm() {
       if (!wants_rows(rows)) continue;
       const Buffer x = make_arena(rows * k * elem(), pool_);
       Buffer y(rows * n * 4);
+      std::vector<int32_t> pages(static_cast<size_t>((bytes + kPageBytes - 1) / kPageBytes));
+      LK_CHECK(static_cast<int64_t>(pages.size()) <= arena_pages, "arena of {} pages is too small", arena_pages);
       Case c;
-      c.result.op = "gemm";
+      c.result.op = paged ? "gemm_paged" : "gemm";
       c.result.rows = rows;
       c.result.k = k;
       c.result.n = n;
       c.bytes = static_cast<double>(bytes);
       count_flops(c, 2.0 * static_cast<double>(rows * k * n), 0);
       c.run = [&](int64_t i) {
-        kernels().gemm({x.data(), k, {format, n, k, place(i, bytes)}, y.as<float>(), n, rows}, pool_);
+        PackedWeight w{format, n, k, paged ? arena_.data() : place(i, bytes)};
+        if (paged) {
+          for (size_t p = 0; p < pages.size(); ++p)  // scattered: 5003 is prime
+            pages[p] = static_cast<int32_t>((i * static_cast<int64_t>(pages.size()) + static_cast<int64_t>(p)) * 5003 %
+                                            arena_pages);
+          w.pages = pages.data();
+          w.page_bytes = kPageBytes;
+        }
+        kernels().gemm({x.data(), k, w, y.as<float>(), n, rows}, pool_);
       };
       add(c);
     }

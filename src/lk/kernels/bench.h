@@ -2,6 +2,7 @@
 // Kernel benchmarks: each kernel's time beside the machine's own limits, sampled in turn in the same run, because the
 // bandwidth that a shared host leaves us changes from second to second. Ops:
 //   gemm               rows 1..512 x the four products of a 1.1 B model
+//   gemm_paged         the same with the weight in scattered pages, like replaced matrices and merged layers
 //   lora               distinct adapters with one row each, and one adapter with many rows
 //   attention_decode   one row per sequence       attention_prefill   one sequence from position 0
 //   rms_norm swiglu rope

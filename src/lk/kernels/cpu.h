@@ -41,9 +41,19 @@ struct CpuKernels {
 };
 const CpuKernels& cpu_kernels(CpuIsa isa);  // Requires: isa is in supported_cpu_isas()
 
-// Packs rows [0, n) of w ([n, k], any dtype, row-major) as the panels starting at column out_begin (a multiple of 32)
-// of a packed matrix; lets q, k, v share one matrix. dst holds packed_weight_bytes(format, total_n, k) bytes.
-void pack_weight(const TensorView& w, WeightFormat format, int64_t out_begin, void* dst, ThreadPool& pool);
+// Where byte `at` of a matrix's panels lies, and how many bytes follow it there before the page ends.
+// Requires: 0 <= at < total_bytes().
+struct PanelBytes {
+  const std::byte* data = nullptr;
+  int64_t size = 0;
+};
+PanelBytes panel_bytes_at(const PackedWeight& w, int64_t at);
+
+// Packs rows [0, n) of w ([n, k], any dtype, row-major) as the panels of dst that start at column out_begin (a multiple
+// of 32); lets q, k, v share one matrix. The memory of dst is the caller's to write. Requires: dst.k is k.
+void pack_weight(const TensorView& w, int64_t out_begin, const PackedWeight& dst, ThreadPool& pool);
+// Copies `size` bytes from byte `at` on of one matrix to the same place of another of the same shape.
+void copy_panels(const PackedWeight& from, const PackedWeight& to, int64_t at, int64_t size);
 // One element back as f32, for tests and merging.
 float unpack_weight_at(const PackedWeight& w, int64_t out, int64_t in);
 

@@ -187,7 +187,7 @@ std::vector<PageId> EvictionOrder::pages_of(AdapterId adapter) const {
 
 // --- Who goes
 
-std::optional<EvictionOrder::Victim> EvictionOrder::next(const std::function<bool(AdapterId)>& kept) const {
+std::optional<EvictionOrder::Victim> EvictionOrder::next_page() const {
   std::optional<Victim> victim;
   uint64_t stamp = 0;
   for (const Class in : {kFresh, kFound}) {
@@ -199,6 +199,11 @@ std::optional<EvictionOrder::Victim> EvictionOrder::next(const std::function<boo
         .adapter = families_[static_cast<size_t>(page.family)].id, .page = classes_[in].oldest, .priority = priority};
     stamp = page.stamp;
   }
+  return victim;
+}
+
+std::optional<EvictionOrder::Victim> EvictionOrder::next(const std::function<bool(AdapterId)>& kept) const {
+  const std::optional<Victim> victim = next_page();
   for (const Entry& entry : adapters_) {
     if (victim && victim->priority <= entry.priority) break;
     const AdapterId adapter = families_[static_cast<size_t>(entry.family)].id;

@@ -75,6 +75,7 @@ class EvictionOrder {
   };
   // Who goes next, but for the adapters that `kept` names (their KV pages may go).
   std::optional<Victim> next(const std::function<bool(AdapterId)>& kept = {}) const;
+  std::optional<Victim> next_page() const;  // the KV page that goes next
   // It goes; uncache_page() or uncache_adapter() must follow.
   void evicting(const Victim& victim);
 

@@ -34,20 +34,15 @@ UnifiedPool::UnifiedPool(int64_t num_pages, EvictionCosts costs)
 
 // --- Eviction
 
-bool UnifiedPool::evict_one(const std::function<bool(AdapterId)>& kept) {
-  const std::optional<EvictionOrder::Victim> victim = order_.next(kept);
-  if (!victim) return false;
+void UnifiedPool::evict(const std::optional<EvictionOrder::Victim>& victim) {
+  LK_CHECK(victim, "pages were promised that nobody can be made to give");
   order_.evicting(*victim);
   if (victim->page >= 0) {
     evict_kv(victim->page);
   } else {
-    Resident& resident = adapters_.at(victim->adapter);
-    uncache_adapter(victim->adapter, resident);
-    free_adapter_pages(resident);
-    adapters_.erase(victim->adapter);
+    evict_adapter(victim->adapter);
     ++evicted_adapters_;
   }
-  return true;
 }
 
 void UnifiedPool::evict_kv(PageId page) {
@@ -58,30 +53,37 @@ void UnifiedPool::evict_kv(PageId page) {
   pool_.free(page);
 }
 
-bool UnifiedPool::make_room(int64_t num_pages) {
-  if (num_available() < num_pages) return false;
-  while (num_free() < num_pages)
-    if (!evict_one()) return false;
-  return true;
+void UnifiedPool::evict_adapter(AdapterId adapter) {
+  Resident& resident = adapters_.at(adapter);
+  uncache_adapter(adapter, resident);
+  if (evicted_) evicted_(adapter);
+  pool_.free(resident.pages);
+  adapters_.erase(adapter);
+}
+
+void UnifiedPool::make_room(int64_t num_pages) {
+  while (num_free() < num_pages) evict(order_.next());
 }
 
 void UnifiedPool::evict_all() {
-  while (evict_one()) {
-  }
+  while (const auto victim = order_.next()) evict(victim);
+}
+
+std::vector<PageId> UnifiedPool::take(PageUse use, int64_t num_pages) {
+  std::vector<PageId> pages(static_cast<size_t>(num_pages));
+  LK_CHECK(pool_.try_alloc(use, pages));
+  std::ranges::sort(pages);  // neighbours in memory, where there are any, are read faster in their order
+  return pages;
 }
 
 // --- KV pages
 
 std::optional<PageId> UnifiedPool::alloc_kv() {
-  if (!make_room(1)) return std::nullopt;
+  if (num_available() < 1) return std::nullopt;
+  make_room(1);
   const PageId page = *pool_.try_alloc(PageUse::kKv);
   kv_[static_cast<size_t>(page)] = KvPage{.references = 1};
   return page;
-}
-
-void UnifiedPool::retain_kv(PageId page) {
-  KvPage& info = kv_[static_cast<size_t>(page)];
-  if (info.references++ == 0) order_.uncache_page(page, true);
 }
 
 void UnifiedPool::release_kv(PageId page) {
@@ -92,12 +94,16 @@ void UnifiedPool::release_kv(PageId page) {
   order_.cache_page(page, info.adapter, info.found);
 }
 
-std::optional<PageId> UnifiedPool::find_kv(const BlockKey& key) {
+std::optional<PageId> UnifiedPool::find_kv(const BlockKey& key) const {
   const auto it = published_.find(key);
-  if (it == published_.end()) return std::nullopt;
-  retain_kv(it->second);
-  kv_[static_cast<size_t>(it->second)].found = true;
-  return it->second;
+  return it == published_.end() ? std::nullopt : std::optional(it->second);
+}
+
+void UnifiedPool::reuse_kv(PageId page) {
+  KvPage& info = kv_[static_cast<size_t>(page)];
+  LK_CHECK(info.published, "KV page {} was not found by its key", page);
+  if (info.references++ == 0) order_.uncache_page(page, true);
+  info.found = true;
 }
 
 void UnifiedPool::publish_kv(PageId page, const BlockKey& key, AdapterId adapter) {
@@ -111,19 +117,14 @@ void UnifiedPool::publish_kv(PageId page, const BlockKey& key, AdapterId adapter
 
 // --- Adapters
 
-void UnifiedPool::free_adapter_pages(Resident& resident) {
-  pool_.free(resident.pages.pages);
-  for (int64_t i = 0; i < resident.pages.run_length; ++i) pool_.free(static_cast<PageId>(resident.pages.run_begin + i));
-}
-
 void UnifiedPool::cache_adapter(AdapterId adapter, Resident& resident) {
   order_.cache_adapter(adapter);
-  cached_adapter_pages_ += resident.total();
+  cached_adapter_pages_ += resident.num_pages();
 }
 
 void UnifiedPool::uncache_adapter(AdapterId adapter, Resident& resident) {
   order_.uncache_adapter(adapter);
-  cached_adapter_pages_ -= resident.total();
+  cached_adapter_pages_ -= resident.num_pages();
 }
 
 AdapterState UnifiedPool::adapter_state(AdapterId adapter) const {
@@ -131,51 +132,37 @@ AdapterState UnifiedPool::adapter_state(AdapterId adapter) const {
   return it == adapters_.end() ? AdapterState::kAbsent : it->second.state;
 }
 
-bool UnifiedPool::begin_load(AdapterId adapter, const AdapterFootprint& footprint) {
+int64_t UnifiedPool::num_cached_pages(AdapterId adapter) const {
+  const auto it = adapters_.find(adapter);
+  return it != adapters_.end() && it->second.cached() ? it->second.num_pages() : 0;
+}
+
+bool UnifiedPool::begin_load(AdapterId adapter, int64_t num_pages) {
   LK_CHECK(adapter_state(adapter) == AdapterState::kAbsent);
-  if (!make_room(footprint.total())) return false;
-  std::optional<PageId> run;
-  // Enough pages may be free but scattered; evicting more may join them.
-  while (footprint.run_length > 0 && !(run = pool_.try_alloc_run(PageUse::kAdapter, footprint.run_length)))
-    if (!evict_one()) return false;
-  take_adapter_pages(adapter, footprint, run);
+  if (num_available() < num_pages) return false;
+  make_room(num_pages);
+  adapters_.emplace(adapter, Resident{.pages = take(PageUse::kAdapter, num_pages)});
   return true;
 }
 
-bool UnifiedPool::begin_load_gently(AdapterId adapter, const AdapterFootprint& footprint,
-                                    const std::function<bool(AdapterId)>& kept, int64_t spare) {
+bool UnifiedPool::begin_load_gently(AdapterId adapter, int64_t num_pages, const std::function<bool(AdapterId)>& kept,
+                                    int64_t spare) {
   LK_CHECK(adapter_state(adapter) == AdapterState::kAbsent);
   int64_t room = num_free() + num_cached_kv();
   order_.for_each_adapter([&](AdapterId other) {
-    if (room < footprint.total() + spare && !kept(other)) room += adapters_.at(other).total();
-    return room < footprint.total() + spare;
+    if (room < num_pages + spare && !kept(other)) room += adapters_.at(other).num_pages();
+    return room < num_pages + spare;
   });
-  if (room < footprint.total() + spare) return false;
-  while (num_free() < footprint.total()) LK_CHECK(evict_one(kept));
-  std::optional<PageId> run;
-  if (footprint.run_length > 0 && !(run = pool_.try_alloc_run(PageUse::kAdapter, footprint.run_length))) return false;
-  take_adapter_pages(adapter, footprint, run);
+  if (room < num_pages + spare) return false;
+  while (num_free() < num_pages) evict(order_.next(kept));
+  adapters_.emplace(adapter, Resident{.pages = take(PageUse::kAdapter, num_pages)});
   return true;
-}
-
-void UnifiedPool::take_adapter_pages(AdapterId adapter, const AdapterFootprint& footprint, std::optional<PageId> run) {
-  Resident resident;
-  if (run) {
-    resident.pages.run_begin = *run;
-    resident.pages.run_length = footprint.run_length;
-  }
-  resident.pages.pages.resize(static_cast<size_t>(footprint.num_pages));
-  LK_CHECK(pool_.try_alloc(PageUse::kAdapter, resident.pages.pages));
-  adapters_.emplace(adapter, std::move(resident));
 }
 
 void UnifiedPool::touch(AdapterId adapter) {
   const auto it = adapters_.find(adapter);
-  if (it == adapters_.end() || it->second.state != AdapterState::kResident || it->second.pins > 0) return;
-  order_.touch(adapter);
+  if (it != adapters_.end() && it->second.cached()) order_.touch(adapter);
 }
-
-const AdapterPages& UnifiedPool::adapter_pages(AdapterId adapter) const { return adapters_.at(adapter).pages; }
 
 void UnifiedPool::finish_load(AdapterId adapter, bool success) {
   Resident& resident = adapters_.at(adapter);
@@ -184,7 +171,7 @@ void UnifiedPool::finish_load(AdapterId adapter, bool success) {
     resident.state = AdapterState::kResident;
     cache_adapter(adapter, resident);
   } else {
-    free_adapter_pages(resident);
+    pool_.free(resident.pages);
     adapters_.erase(adapter);
   }
 }
@@ -209,7 +196,7 @@ int64_t UnifiedPool::num_pins(AdapterId adapter) const {
 std::vector<std::pair<AdapterId, UnifiedPool::AdapterInfo>> UnifiedPool::resident_adapters() const {
   std::vector<std::pair<AdapterId, AdapterInfo>> infos;
   for (const auto& [id, resident] : adapters_)
-    infos.emplace_back(id, AdapterInfo{.state = resident.state, .pages = resident.total(), .pins = resident.pins});
+    infos.emplace_back(id, AdapterInfo{.state = resident.state, .pages = resident.num_pages(), .pins = resident.pins});
   return infos;
 }
 
@@ -217,10 +204,8 @@ int64_t UnifiedPool::forget(AdapterId adapter) {
   LK_CHECK(!has_merge(adapter), "adapter {} is forgotten while merged", adapter);
   const int64_t free_before = num_free();
   if (const auto it = adapters_.find(adapter); it != adapters_.end()) {
-    LK_CHECK(it->second.state == AdapterState::kResident && it->second.pins == 0, "adapter {} is in use", adapter);
-    uncache_adapter(adapter, it->second);
-    free_adapter_pages(it->second);
-    adapters_.erase(it);
+    LK_CHECK(it->second.cached(), "adapter {} is in use", adapter);
+    evict_adapter(adapter);
   }
   for (const PageId page : order_.pages_of(adapter)) evict_kv(page);
   order_.forget(adapter);
@@ -229,50 +214,24 @@ int64_t UnifiedPool::forget(AdapterId adapter) {
 
 // --- Merged layers
 
-std::optional<PageId> UnifiedPool::take_merge_run(int64_t length) {
-  // From the high end, where single pages come last, and through cached KV pages: waiting for the eviction order to
-  // join as many free pages would empty the whole cache first.
-  int64_t found = 0;
-  for (int64_t at = num_pages() - 1; at >= 0; --at) {
-    const auto page = static_cast<PageId>(at);
-    const PageUse use = pool_.use(page);
-    const bool takeable =
-        use == PageUse::kFree || (use == PageUse::kKv && kv_[static_cast<size_t>(at)].references == 0);
-    found = takeable ? found + 1 : 0;
-    if (found < length) continue;
-    for (int64_t i = 0; i < length; ++i)
-      if (pool_.use(static_cast<PageId>(at + i)) == PageUse::kKv) evict_kv(static_cast<PageId>(at + i));
-    pool_.alloc_run_at(PageUse::kMerged, page, length);
-    return page;
-  }
-  return std::nullopt;
+bool UnifiedPool::can_merge(int64_t num_pages, int64_t keep_available, int64_t given_back) const {
+  return num_free() + num_cached_kv() + given_back >= num_pages &&
+         num_available() + given_back - num_pages >= keep_available;
 }
 
-bool UnifiedPool::begin_merge(AdapterId adapter, std::span<const int64_t> run_lengths, int64_t keep_available) {
+bool UnifiedPool::begin_merge(AdapterId adapter, int64_t num_pages, int64_t keep_available) {
   LK_CHECK(!has_merge(adapter), "adapter {} has merged layers already", adapter);
-  int64_t total = 0;
-  for (int64_t length : run_lengths) total += length;
-  if (total + keep_available > num_available()) return false;
-  MergePages& merge = merges_[adapter];
-  for (int64_t length : run_lengths) {
-    const std::optional<PageId> run = length > 0 ? take_merge_run(length) : std::optional<PageId>(-1);
-    if (!run) {
-      release_merge(adapter);
-      return false;
-    }
-    merge.run_begin.push_back(*run);
-    merge.run_length.push_back(length);
-  }
+  if (!can_merge(num_pages, keep_available)) return false;
+  while (num_free() < num_pages) evict(order_.next_page());
+  merges_.emplace(adapter, take(PageUse::kMerged, num_pages));
   return true;
 }
 
 int64_t UnifiedPool::release_merge(AdapterId adapter) {
   const auto it = merges_.find(adapter);
   LK_CHECK(it != merges_.end(), "adapter {} has no merged layers", adapter);
-  int64_t freed = 0;
-  for (size_t run = 0; run < it->second.run_begin.size(); ++run)
-    for (int64_t i = 0; i < it->second.run_length[run]; ++i, ++freed)
-      pool_.free(static_cast<PageId>(it->second.run_begin[run] + i));
+  const auto freed = static_cast<int64_t>(it->second.size());
+  pool_.free(it->second);
   merges_.erase(it);
   return freed;
 }
@@ -292,18 +251,16 @@ void UnifiedPool::check_integrity() const {
   LK_CHECK(kv_pages == pool_.num_used(PageUse::kKv) && cached == num_cached_kv());
   int64_t adapter_pages = 0, cached_adapters = 0;
   for (const auto& [id, resident] : adapters_) {
-    adapter_pages += resident.total();
-    if (resident.state == AdapterState::kResident && resident.pins == 0) cached_adapters += resident.total();
-    for (PageId page : resident.pages.pages) LK_CHECK(pool_.use(page) == PageUse::kAdapter);
+    adapter_pages += resident.num_pages();
+    if (resident.cached()) cached_adapters += resident.num_pages();
+    for (PageId page : resident.pages) LK_CHECK(pool_.use(page) == PageUse::kAdapter);
   }
   LK_CHECK(adapter_pages == pool_.num_used(PageUse::kAdapter), "adapter pages leaked");
   LK_CHECK(cached_adapters == cached_adapter_pages_);
   int64_t merged_pages = 0;
-  for (const auto& [id, merge] : merges_) {
-    LK_CHECK(merge.run_begin.size() == merge.run_length.size());
-    for (size_t run = 0; run < merge.run_begin.size(); ++run)
-      for (int64_t i = 0; i < merge.run_length[run]; ++i, ++merged_pages)
-        LK_CHECK(pool_.use(static_cast<PageId>(merge.run_begin[run] + i)) == PageUse::kMerged);
+  for (const auto& [id, pages] : merges_) {
+    merged_pages += static_cast<int64_t>(pages.size());
+    for (PageId page : pages) LK_CHECK(pool_.use(page) == PageUse::kMerged);
   }
   LK_CHECK(merged_pages == pool_.num_used(PageUse::kMerged), "merged pages leaked");
 }

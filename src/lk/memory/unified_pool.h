@@ -7,8 +7,11 @@
 // An adapter is absent, loading (its pages are taken, a loader fills them) or resident; running requests pin it; an
 // unpinned resident adapter is cached until room is needed.
 // When room is needed, what goes is the EvictionOrder's choice: cost to bring back x recency x predicted demand.
-// Merged layers take contiguous runs, one per layer. They are never evicted here: who holds them gives them back
-// (release_merge), because somebody may be writing or reading them.
+// Merged layers are never evicted here: who holds them gives them back (release_merge), because somebody may be writing
+// or reading them.
+//
+// Whether something can be had is known from the counts before anything is evicted for it. What is refused leaves the
+// pool as it was: no page moved, nothing counted, no change of who goes next.
 //
 // Thread safety: none; owned by the scheduler on the engine thread. Pure accounting.
 #pragma once
@@ -29,24 +32,6 @@ using BlockKey = std::array<uint8_t, 32>;
 BlockKey root_block_key(AdapterId adapter, uint64_t salt);
 BlockKey child_block_key(const BlockKey& parent, std::span<const int32_t> tokens);
 
-// Pages an adapter takes: `num_pages` single ones for its layer slices and a contiguous run for whole matrices.
-struct AdapterPages {
-  std::vector<PageId> pages;
-  PageId run_begin = -1;
-  int64_t run_length = 0;
-};
-struct AdapterFootprint {
-  int64_t num_pages = 0;
-  int64_t run_length = 0;
-  int64_t total() const { return num_pages + run_length; }
-};
-
-// The runs of pages that a merged copy of the base takes, one per layer; length 0 where nothing of the layer is merged.
-struct MergePages {
-  std::vector<PageId> run_begin;
-  std::vector<int64_t> run_length;
-};
-
 enum class AdapterState : uint8_t { kAbsent, kLoading, kResident };
 
 class UnifiedPool {
@@ -65,11 +50,12 @@ class UnifiedPool {
 
   // --- KV pages
   std::optional<PageId> alloc_kv();  // one reference; evicts cached pages or adapters when needed
-  void retain_kv(PageId page);
   void release_kv(PageId page);
-  // The page published under `key`, with one more reference.
-  std::optional<PageId> find_kv(const BlockKey& key);
-  bool has_kv(const BlockKey& key) const { return published_.contains(key); }
+  // The page published under `key`, if any. To look is not to use: nothing is counted, and nobody's turn to go changes.
+  std::optional<PageId> find_kv(const BlockKey& key) const;
+  // Takes one more reference to a page that find_kv() named: a hit.
+  void reuse_kv(PageId page);
+  bool is_cached_kv(PageId page) const { return kv_[static_cast<size_t>(page)].references == 0; }  // of KV pages
   // Makes a full page findable; `adapter` is the one it was computed with. Keeps the first page when the key exists
   // already.
   void publish_kv(PageId page, const BlockKey& key, AdapterId adapter);
@@ -82,15 +68,20 @@ class UnifiedPool {
 
   // --- Adapters
   AdapterState adapter_state(AdapterId adapter) const;
+  // Called for each adapter that was resident and lost its pages, evicted or forgotten, before they are anybody else's.
+  void set_evicted(std::function<void(AdapterId)> evicted) { evicted_ = std::move(evicted); }
   // Takes the pages of an absent adapter, evicting as needed: absent -> loading. False when there is no room now.
-  // The caller's pin count starts at 0; a loading adapter is not evicted.
-  bool begin_load(AdapterId adapter, const AdapterFootprint& footprint);
-  // The same for a load that nobody waits for yet: evicts no adapter that `kept` names, no more than the footprint (so
-  // it may fail for want of contiguous pages), and nothing at all unless `spare` pages besides stay free or evictable.
-  bool begin_load_gently(AdapterId adapter, const AdapterFootprint& footprint,
-                         const std::function<bool(AdapterId)>& kept, int64_t spare);
+  // The caller's pin count starts at 0; a loading adapter is not evicted. O(num_pages).
+  bool begin_load(AdapterId adapter, int64_t num_pages);
+  // The same for a load that nobody waits for yet: evicts no adapter that `kept` names, and is refused unless `spare`
+  // pages besides stay free or evictable. O(num_pages + spare + adapters kept).
+  bool begin_load_gently(AdapterId adapter, int64_t num_pages, const std::function<bool(AdapterId)>& kept,
+                         int64_t spare);
   void touch(AdapterId adapter);  // a cached adapter becomes the last one to be evicted; nothing for others
-  const AdapterPages& adapter_pages(AdapterId adapter) const;
+  // In the order in which it was given them: the adapter's bytes are laid out by it.
+  const std::vector<PageId>& adapter_pages(AdapterId adapter) const { return adapters_.at(adapter).pages; }
+  // Pages that pinning it takes away from num_evictable().
+  int64_t num_cached_pages(AdapterId adapter) const;
   void finish_load(AdapterId adapter, bool success);  // loading -> resident, or absent and its pages free
   void pin(AdapterId adapter);                        // Requires: resident
   void unpin(AdapterId adapter);
@@ -105,13 +96,15 @@ class UnifiedPool {
   int64_t forget(AdapterId adapter);
 
   // --- Merged layers
-  // Takes one run per entry of `run_lengths` for a merged copy of `adapter`, evicting cached KV pages that are in the
-  // way but no adapter. False, and nothing taken, when there is no room or fewer than `keep_available` pages would stay
-  // available. Requires: the adapter has none.
-  bool begin_merge(AdapterId adapter, std::span<const int64_t> run_lengths, int64_t keep_available);
+  // Takes pages for a merged copy of `adapter`, evicting cached KV pages but no adapter. False, and nothing taken or
+  // evicted, when these are too few or fewer than `keep_available` pages would stay available. Requires: the adapter
+  // has none. O(num_pages).
+  bool begin_merge(AdapterId adapter, int64_t num_pages, int64_t keep_available);
+  // Whether it would, once `given_back` more pages were free.
+  bool can_merge(int64_t num_pages, int64_t keep_available, int64_t given_back = 0) const;
   bool has_merge(AdapterId adapter) const { return merges_.contains(adapter); }
-  const MergePages& merge_pages(AdapterId adapter) const { return merges_.at(adapter); }
-  // Frees the runs and returns how many pages that were. Requires: nobody writes or reads them any more.
+  const std::vector<PageId>& merge_pages(AdapterId adapter) const { return merges_.at(adapter); }
+  // Frees them and returns how many pages that were. Requires: nobody writes or reads them any more.
   int64_t release_merge(AdapterId adapter);
 
   // Frees everything that is only cached. For tests and for giving memory back.
@@ -128,23 +121,23 @@ class UnifiedPool {
   };
   struct Resident {
     AdapterState state = AdapterState::kLoading;
-    AdapterPages pages;
+    std::vector<PageId> pages;
     int64_t pins = 0;
-    int64_t total() const { return static_cast<int64_t>(pages.pages.size()) + pages.run_length; }
+    int64_t num_pages() const { return static_cast<int64_t>(pages.size()); }
+    bool cached() const { return state == AdapterState::kResident && pins == 0; }
   };
   struct KeyHash {
     size_t operator()(const BlockKey& key) const;
   };
 
-  bool evict_one(
-      const std::function<bool(AdapterId)>& kept = {});  // one cached KV page or one cached adapter that is not kept
+  void evict(const std::optional<EvictionOrder::Victim>& victim);  // Requires: there is one
   void evict_kv(PageId page);
-  bool make_room(int64_t num_pages);
-  void take_adapter_pages(AdapterId adapter, const AdapterFootprint& footprint, std::optional<PageId> run);
-  void free_adapter_pages(Resident& resident);
+  void evict_adapter(AdapterId adapter);
+  // Requires: num_available() >= num_pages.
+  void make_room(int64_t num_pages);
+  std::vector<PageId> take(PageUse use, int64_t num_pages);  // Requires: so many are free
   void cache_adapter(AdapterId adapter, Resident& resident);
   void uncache_adapter(AdapterId adapter, Resident& resident);
-  std::optional<PageId> take_merge_run(int64_t length);
 
   PagePool pool_;
   EvictionOrder order_;
@@ -155,7 +148,8 @@ class UnifiedPool {
   std::unordered_map<AdapterId, Resident> adapters_;
   int64_t cached_adapter_pages_ = 0;
   int64_t evicted_adapters_ = 0;
-  std::unordered_map<AdapterId, MergePages> merges_;
+  std::function<void(AdapterId)> evicted_;
+  std::unordered_map<AdapterId, std::vector<PageId>> merges_;
 };
 
 }  // namespace lk

@@ -33,7 +33,7 @@ const MergeFootprint* MergeController::footprint(AdapterId adapter) {
     Result<MergeFootprint> footprint = executor_.merge_footprint(adapter);
     it = footprints_.emplace(adapter, footprint.ok() ? std::move(*footprint) : MergeFootprint()).first;
   }
-  return it->second.run_lengths.empty() ? nullptr : &it->second;
+  return it->second.num_pages == 0 ? nullptr : &it->second;
 }
 
 MergeGate::Turn MergeController::plan(std::span<const Queued> queue, int64_t max_running, Micros now) {
@@ -51,7 +51,7 @@ MergeGate::Turn MergeController::plan(std::span<const Queued> queue, int64_t max
         candidate.build_cost_rows = f->build_cost_rows;
         candidate.allowed =
             allowed_.contains(queued.adapter) && !refused_.contains(queued.adapter) &&
-            static_cast<double>(f->total()) <= options_.max_pool_share * static_cast<double>(pool_.num_pages());
+            static_cast<double>(f->num_pages) <= options_.max_pool_share * static_cast<double>(pool_.num_pages());
       }
       view.candidates.push_back(candidate);
     }
@@ -73,21 +73,24 @@ MergeGate::Turn MergeController::plan(std::span<const Queued> queue, int64_t max
 void MergeController::start(AdapterId adapter, int64_t queued, Micros now) {
   const MergeFootprint* f = footprint(adapter);
   LK_CHECK(f && adapter != built_, "adapter {} cannot be merged", adapter);
-  if (building_ != kBaseModel) drop(building_);
   const int64_t keep = options_.keep_pages_per_request * queued;
-  const auto fits = [&] {
+  const auto fits = [&](int64_t given_back) {
     const auto limit = static_cast<int64_t>(options_.max_pool_share * static_cast<double>(pool_.num_pages()));
-    return pool_.num_merged() + f->total() <= limit && pool_.begin_merge(adapter, f->run_lengths, keep);
+    return pool_.num_merged() - given_back + f->num_pages <= limit && pool_.can_merge(f->num_pages, keep, given_back);
   };
-  bool ok = fits();
-  if (!ok && built_ != kBaseModel) {
-    drop(built_);
-    ok = fits();
-  }
-  if (!ok) {
+  const auto pages_of = [&](AdapterId other) {
+    return other == kBaseModel ? 0 : static_cast<int64_t>(pool_.merge_pages(other).size());
+  };
+  // It takes the place of the one being built, and of the one in use only where it must. Nothing goes for a build that
+  // would not fit even then.
+  const bool beside_built = fits(pages_of(building_));
+  if (!beside_built && !fits(pages_of(building_) + pages_of(built_))) {
     not_before_ = now + options_.retry_after;
     return;
   }
+  drop(building_);
+  if (!beside_built) drop(built_);
+  LK_CHECK(pool_.begin_merge(adapter, f->num_pages, keep));
   executor_.start_merge(adapter, pool_.merge_pages(adapter));
   building_ = adapter;
   ++stats_.num_builds;

@@ -65,7 +65,7 @@ class MergeController : public MergeGate {
   UnifiedPool& pool_;
   Executor& executor_;
   MergeStats stats_;
-  std::unordered_map<AdapterId, MergeFootprint> footprints_;  // empty run_lengths: cannot be merged
+  std::unordered_map<AdapterId, MergeFootprint> footprints_;  // no pages: cannot be merged
   std::set<AdapterId> allowed_, refused_;
   AdapterId built_ = kBaseModel, building_ = kBaseModel, exclusive_ = kBaseModel;
   Micros not_before_ = 0, exclusive_since_ = 0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // MergedWeights: the base's linears with one adapter's deltas added, W' = W + s B A (DoRA: times its scale), packed
-// like the base in buffers of their own. The base is never written (design principle 1), so un-merging is not using
+// like the base, in pool pages. The base is never written (design principle 1), so un-merging is not using
 // them. What a matrix cannot hold stays where it was: replaced matrices and biases, norms, embeddings and the lm_head
 // are the ResidentAdapter's.
 #pragma once
@@ -22,6 +22,7 @@ struct MergedWeights {
   };
   std::vector<Layer> layers;
   std::deque<std::vector<float>> vectors;  // what `bias` points to
+  std::vector<int32_t> pages;              // of all layers, what linear[].pages point into
 };
 
 }  // namespace lk

@@ -48,6 +48,7 @@ struct ResidentAdapter {
   const int32_t* trained_columns = nullptr;  // [trained_head.n] token ids
 
   // What the pointers above point to, besides pool pages.
+  std::vector<int32_t> pages;  // all of them
   std::deque<std::vector<int64_t>> row_offsets;
   std::deque<PackedWeight> matrices;
   std::deque<std::vector<float>> vectors;

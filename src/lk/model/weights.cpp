@@ -42,10 +42,9 @@ class Packer {
   PackedWeight matrix(const std::vector<std::pair<std::string, int64_t>>& parts, int64_t n, int64_t k) {
     const int64_t bytes = packed_weight_bytes(weights_.format(), n, k);
     DeviceBuffer buffer = backend_.allocate(bytes);
-    for (const auto& [name, column] : parts)
-      backend_.pack_weight(tensor(name), weights_.format(), column, buffer.data(), Workers::kAll);
-    weights_.packed_bytes += bytes;
     const PackedWeight packed{.format = weights_.format(), .n = n, .k = k, .data = buffer.data()};
+    for (const auto& [name, column] : parts) backend_.pack_weight(tensor(name), column, packed, Workers::kAll);
+    weights_.packed_bytes += bytes;
     weights_.storage.push_back(std::move(buffer));
     return packed;
   }

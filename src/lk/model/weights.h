@@ -19,10 +19,14 @@ namespace lk {
 constexpr int64_t align_panel(int64_t columns) { return (columns + kPanelCols - 1) / kPanelCols * kPanelCols; }
 // The n columns of a packed matrix that start at `column`, a multiple of kPanelCols.
 inline PackedWeight columns_of(const PackedWeight& w, int64_t column, int64_t n) {
-  return {.format = w.format,
-          .n = n,
-          .k = w.k,
-          .data = static_cast<const std::byte*>(w.data) + packed_weight_bytes(w.format, column, w.k)};
+  PackedWeight columns = w;
+  columns.n = n;
+  const int64_t first = packed_weight_bytes(w.format, column, w.k);
+  if (w.pages)
+    columns.begin += first;
+  else
+    columns.data = static_cast<const std::byte*>(w.data) + first;
+  return columns;
 }
 
 // Projections that read the same input share one packed matrix and one LoRA call.

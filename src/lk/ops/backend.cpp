@@ -11,6 +11,15 @@ void check_kv(const KvLayer& kv) {
   LK_CHECK(kv.head_dim > 0 && kv.head_dim % 2 == 0 && kv.head_dim <= kMaxHeadDim, "head_dim {}", kv.head_dim);
 }
 
+void check_weight(const PackedWeight& w) {
+  LK_CHECK(w.data, "a weight without memory");
+  LK_CHECK(!w.pages || (w.page_bytes > 0 && w.page_bytes % kPanelStepBytes == 0 && w.begin % kPanelStepBytes == 0),
+           "pages of {} bytes, a matrix at byte {}", w.page_bytes, w.begin);
+}
+bool same_shape(const PackedWeight& a, const PackedWeight& b) {
+  return a.format == b.format && a.n == b.n && a.k == b.k;
+}
+
 }  // namespace
 
 // --- Memory
@@ -46,14 +55,25 @@ void Backend::read(void* host, const void* src, int64_t size_bytes) {
 
 // --- Background
 
-void Backend::pack_weight(const TensorView& w, WeightFormat format, int64_t out_begin, void* dst, Workers workers) {
-  LK_CHECK(w.num_dims() == 2 && out_begin % kPanelCols == 0, "shape {}, column {}", w.shape_string(), out_begin);
-  LK_CHECK(w.defined() && dst);
-  do_pack_weight(w, format, out_begin, dst, workers);
+void Backend::pack_weight(const TensorView& w, int64_t out_begin, const PackedWeight& dst, Workers workers) {
+  LK_CHECK(w.defined() && w.num_dims() == 2 && w.dim(1) == dst.k && out_begin % kPanelCols == 0 &&
+               out_begin + w.dim(0) <= dst.n,
+           "shape {} at column {} of [{}, {}]", w.shape_string(), out_begin, dst.n, dst.k);
+  check_weight(dst);
+  do_pack_weight(w, out_begin, dst, workers);
+}
+
+void Backend::copy_panels(const PackedWeight& from, const PackedWeight& to, int64_t at, int64_t size) {
+  LK_CHECK(same_shape(from, to) && at >= 0 && size >= 0 && at + size <= from.total_bytes());
+  check_weight(from);
+  check_weight(to);
+  do_copy_panels(from, to, at, size);
 }
 
 void Backend::merge_panel(const MergeArgs& a, int64_t panel, MergeSums* sums) {
-  LK_CHECK(a.w.data && a.out && a.out != a.w.data && a.a_transposed && a.b.data && sums);
+  LK_CHECK(same_shape(a.w, a.out) && a.out.data != a.w.data && a.a_transposed && a.b.data && sums);
+  check_weight(a.w);
+  check_weight(a.out);
   LK_CHECK(a.b.format == a.w.format && a.b.k > 0 && a.out_begin % kPanelCols == 0 && panel >= 0 &&
                panel * kPanelCols < a.b.n && a.out_begin + a.b.n <= a.w.n,
            "columns {} + {} of {}, panel {}", a.out_begin, a.b.n, a.w.n, panel);
@@ -85,12 +105,13 @@ void Backend::gather_rows(const GatherRowsArgs& a) {
 void Backend::gemm(const GemmArgs& a) {
   if (a.num_rows == 0) return;
   LK_CHECK(a.x && a.y && a.w.data && a.num_rows > 0 && a.x_stride >= a.w.k && a.y_stride >= a.w.n);
+  check_weight(a.w);
   do_gemm(a);
 }
 
 void Backend::gemm_columns(const GemmColumnsArgs& a) {
   if (a.num_rows == 0 || a.w.n == 0) return;
-  LK_CHECK(a.x && a.y && a.w.data && a.columns && a.num_rows > 0 && a.x_stride >= a.w.k);
+  LK_CHECK(a.x && a.y && a.w.data && !a.w.pages && a.columns && a.num_rows > 0 && a.x_stride >= a.w.k);
   do_gemm_columns(a);
 }
 

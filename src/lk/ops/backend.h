@@ -47,9 +47,11 @@ class Backend {
   void read(void* host, const void* src, int64_t size_bytes);
 
   // --- Background (any thread)
-  // Packs a host matrix [n, k] of any type as the panels of a packed matrix that begin at column out_begin (a multiple
-  // of kPanelCols). dst holds packed_weight_bytes(format, columns of the whole matrix, k) bytes.
-  void pack_weight(const TensorView& w, WeightFormat format, int64_t out_begin, void* dst, Workers workers);
+  // Packs a host matrix [n, k] of any type as the panels of dst that begin at column out_begin (a multiple of
+  // kPanelCols). The memory of dst is the caller's to write.
+  void pack_weight(const TensorView& w, int64_t out_begin, const PackedWeight& dst, Workers workers);
+  // Copies `size` bytes from byte `at` on of one matrix's panels to the same place of another of the same shape.
+  void copy_panels(const PackedWeight& from, const PackedWeight& to, int64_t at, int64_t size);
   // One panel of a merged weight. Waits for its sums.
   void merge_panel(const MergeArgs& a, int64_t panel, MergeSums* sums);
 
@@ -83,8 +85,8 @@ class Backend {
   virtual DeviceBuffer do_share(const TensorView& host, std::shared_ptr<const void> owner) = 0;
   virtual void do_upload(void* dst, const void* host, int64_t size_bytes) = 0;
   virtual void do_read(void* host, const void* src, int64_t size_bytes) = 0;
-  virtual void do_pack_weight(const TensorView& w, WeightFormat format, int64_t out_begin, void* dst,
-                              Workers workers) = 0;
+  virtual void do_pack_weight(const TensorView& w, int64_t out_begin, const PackedWeight& dst, Workers workers) = 0;
+  virtual void do_copy_panels(const PackedWeight& from, const PackedWeight& to, int64_t at, int64_t size) = 0;
   virtual void do_merge_panel(const MergeArgs& a, int64_t panel, MergeSums* sums) = 0;
   virtual void do_embed(const EmbedArgs& a) = 0;
   virtual void do_gather_rows(const GatherRowsArgs& a) = 0;

@@ -38,11 +38,13 @@ class CpuBackend : public Backend {
   void do_read(void* host, const void* src, int64_t size_bytes) override {
     std::memcpy(host, src, static_cast<size_t>(size_bytes));
   }
-  void do_pack_weight(const TensorView& w, WeightFormat format, int64_t out_begin, void* dst,
-                      Workers workers) override {
-    if (workers == Workers::kAll) return lk::pack_weight(w, format, out_begin, dst, pool_);
+  void do_pack_weight(const TensorView& w, int64_t out_begin, const PackedWeight& dst, Workers workers) override {
+    if (workers == Workers::kAll) return lk::pack_weight(w, out_begin, dst, pool_);
     ThreadPool caller(1);
-    lk::pack_weight(w, format, out_begin, dst, caller);
+    lk::pack_weight(w, out_begin, dst, caller);
+  }
+  void do_copy_panels(const PackedWeight& from, const PackedWeight& to, int64_t at, int64_t size) override {
+    lk::copy_panels(from, to, at, size);
   }
   void do_merge_panel(const MergeArgs& a, int64_t panel, MergeSums* sums) override {
     ThreadPool caller(1);

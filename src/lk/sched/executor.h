@@ -44,14 +44,9 @@ struct LoadResult {
 
 // What a merged copy of the base with one adapter's delta takes, and what it could save.
 struct MergeFootprint {
-  std::vector<int64_t> run_lengths;  // pages, one run per layer
-  double relative_cost = 0;          // multiply-adds of the delta for one row / those of all base linears
+  int64_t num_pages = 0;
+  double relative_cost = 0;    // multiply-adds of the delta for one row / those of all base linears
   double build_cost_rows = 0;  // multiply-adds of building / those of all base linears for one row: about the rank
-  int64_t total() const {
-    int64_t pages = 0;
-    for (int64_t length : run_lengths) pages += length;
-    return pages;
-  }
 };
 
 struct MergeResult {
@@ -76,9 +71,12 @@ class Executor {
   virtual ~Executor() = default;
   // The time by the clock of whatever executes: monotonic, never negative. The scheduler has no other.
   virtual Micros now() const = 0;
-  virtual AdapterFootprint footprint(AdapterId adapter) const = 0;
+  virtual int64_t footprint(AdapterId adapter) const = 0;  // pages of an adapter while it is resident
   // Starts filling the pages of an adapter; does not wait. `pages` stays valid until the load is reported.
-  virtual void start_load(AdapterId adapter, const AdapterPages& pages) = 0;
+  virtual void start_load(AdapterId adapter, std::span<const PageId> pages) = 0;
+  // The pages of a resident adapter are somebody else's from now on: forget what was in them. No item of the present
+  // step is its.
+  virtual void evicted(AdapterId adapter) = 0;
   // An adapter will be wanted before long and has no pages yet: a hint to bring its data nearer, from disk into host
   // memory. Does not wait, and costs next to nothing when there is nothing to do.
   virtual void stage(AdapterId) {}
@@ -95,7 +93,7 @@ class Executor {
   }
   // Starts building merged weights in the background; the adapter need not be resident. `pages` stays valid until
   // drop_merge(). Requires: merge_footprint() succeeded and the adapter has none.
-  virtual void start_merge(AdapterId, const MergePages& pages) { (void)pages; }
+  virtual void start_merge(AdapterId, std::span<const PageId> pages) { (void)pages; }
   // Merges that ended since the last call, well or not. After a failure drop_merge() must follow.
   virtual std::vector<MergeResult> take_finished_merges() { return {}; }
   // Stops building, or forgets what was built. On return nobody touches the pages any more. Waits for at most one

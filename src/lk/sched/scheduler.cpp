@@ -11,9 +11,6 @@
 
 namespace lk {
 
-using sched_detail::kPageTokens;
-using sched_detail::pages_for;
-
 Result<Admission> parse_admission(std::string_view text) {
   constexpr EnumNames<Admission, 3> kNames{
       {{"optimistic", Admission::kOptimistic}, {"expected", Admission::kExpected}, {"reserved", Admission::kReserved}}};
@@ -60,6 +57,7 @@ Scheduler::Scheduler(const SchedulerOptions& options, UnifiedPool& pool, Executo
       slo_(options.slo),
       merging_(merging) {
   LK_CHECK(options.max_step_tokens >= 1 && options.max_running >= 1);
+  pool_.set_evicted([this](AdapterId adapter) { executor_.evicted(adapter); });
 }
 
 Scheduler::~Scheduler() {
@@ -68,6 +66,7 @@ Scheduler::~Scheduler() {
     std::vector<RequestEvent> ignored;
     poll_loads(true, ignored);
   }
+  pool_.set_evicted({});
 }
 
 Status Scheduler::submit(Request request) {
@@ -113,7 +112,7 @@ Status Scheduler::submit(Request request) {
 int64_t Scheduler::pages_needed(const Request& request) const {
   const bool own_pages = request.adapter != kBaseModel && !pinned_.contains(request.adapter);
   return pages_for(static_cast<int64_t>(request.prompt.size()) + request.max_tokens) +
-         (own_pages ? executor_.footprint(request.adapter).total() : 0);
+         (own_pages ? executor_.footprint(request.adapter) : 0);
 }
 
 Status Scheduler::set_pinned(AdapterId adapter, bool pinned) {
@@ -126,7 +125,7 @@ Status Scheduler::set_pinned(AdapterId adapter, bool pinned) {
     pinned_.erase(it);
     return Status();
   }
-  const int64_t pages = executor_.footprint(adapter).total();
+  const int64_t pages = executor_.footprint(adapter);
   int64_t largest = 1;  // the most any request in the queue needs
   for (const auto& [id, sequence] : sequences_) largest = std::max(largest, pages_needed(*sequence->request));
   if (pinned_pages_ + pages + largest > pool_.num_pages())
@@ -315,34 +314,28 @@ void Scheduler::plan_running() {
   }
 }
 
-void Scheduler::match_prefix(Sequence& sequence) {
-  sequence.last_key = root_block_key(sequence.request->adapter, sequence.request->cache_salt);
-  // Prompt log-probabilities and hidden sums need every position computed; and the last token always is, to have its
-  // logits.
-  if (!options_.prefix_cache || sequence.wants_prompt_logprobs() || sequence.request->sum_hidden) return;
-  stats_.num_looked_up_tokens += sequence.num_tokens();
-  for (int64_t begin = 0; begin + kPageTokens < sequence.num_tokens(); begin += kPageTokens) {
-    const auto tokens = std::span<const int32_t>(sequence.tokens).subspan(static_cast<size_t>(begin), kPageTokens);
-    const BlockKey key = child_block_key(sequence.last_key, tokens);
-    const std::optional<PageId> page = pool_.find_kv(key);
-    if (!page) break;
-    sequence.pages.push_back(*page);
-    sequence.last_key = key;
-    ++sequence.num_published;
-    sequence.num_computed += kPageTokens;
+// Prompt log-probabilities and hidden sums need every position computed.
+bool Scheduler::uses_prefix_cache(const Sequence& sequence) const {
+  return options_.prefix_cache && !sequence.wants_prompt_logprobs() && !sequence.request->sum_hidden;
+}
+
+// Cached pages of its first tokens; the last token is always computed, to have its logits.
+std::vector<PageId> Scheduler::find_prefix(Sequence& sequence) const {
+  std::vector<PageId> found;
+  if (!uses_prefix_cache(sequence)) return found;
+  for (int64_t page = 0; (page + 1) * kPageTokens < sequence.num_tokens(); ++page) {
+    const std::optional<PageId> cached = pool_.find_kv(sequence.key_of(page));
+    if (!cached) break;
+    found.push_back(*cached);
   }
+  return found;
 }
 
 void Scheduler::publish_pages(Sequence& sequence) {
   if (!options_.prefix_cache) return;
-  while ((sequence.num_published + 1) * kPageTokens <= sequence.num_computed) {
-    const auto tokens = std::span<const int32_t>(sequence.tokens)
-                            .subspan(static_cast<size_t>(sequence.num_published * kPageTokens), kPageTokens);
-    sequence.last_key = child_block_key(sequence.last_key, tokens);
-    pool_.publish_kv(sequence.pages[static_cast<size_t>(sequence.num_published)], sequence.last_key,
-                     sequence.request->adapter);
-    ++sequence.num_published;
-  }
+  for (; (sequence.num_published + 1) * kPageTokens <= sequence.num_computed; ++sequence.num_published)
+    pool_.publish_kv(sequence.pages[static_cast<size_t>(sequence.num_published)],
+                     sequence.key_of(sequence.num_published), sequence.request->adapter);
 }
 
 void Scheduler::apply(const Planned& planned, ItemResult& result, std::vector<RequestEvent>& events) {
@@ -416,12 +409,8 @@ std::vector<RequestEvent> Scheduler::step(bool wait) {
       if (wait) poll_loads(true, events);
       return events;
     }
-    if (num_waiting() == 0) return events;
-    // Pinned adapters may leave free pages that are too scattered for a run.
-    LK_CHECK(!pinned_.empty(), "nothing runs and nothing loads: {} waiting, {} running", num_waiting(), num_running());
-    policy_->begin_round();
-    fail(static_cast<Sequence&>(*policy_->next()),
-         unavailable("no contiguous pages for the adapter beside the pinned ones: raise --memory or unpin"), events);
+    LK_CHECK(num_waiting() == 0, "nothing runs and nothing loads: {} waiting, {} running", num_waiting(),
+             num_running());
     return events;
   }
 

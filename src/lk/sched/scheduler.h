@@ -131,6 +131,7 @@ class Scheduler {
   };
 
   bool begin_load(AdapterId adapter);
+  bool make_available(int64_t num_pages);
   int64_t pages_to_start(const Sequence& sequence) const;
   bool begin_load_gently(AdapterId adapter, const std::function<bool(AdapterId)>& kept);
   void start_load(AdapterId adapter);
@@ -154,7 +155,8 @@ class Scheduler {
   bool may_change_places() const { return preempt_gap_ > 0 && turn_.exclusive == kBaseModel; }
   int64_t lead(const Sequence& running, const Sequence& behind) const;
   bool change_places(const Sequence& behind, int64_t gap);
-  bool fits_until_the_end(const Sequence& sequence);
+  int64_t pages_until_the_end(const Sequence& candidate, int64_t num_found);
+  int64_t pages_to_admit(const Sequence& sequence, std::span<const PageId> found, int64_t end);
   int64_t remaining_tokens(const Sequence& sequence) const;
   void consider_drain(Sequence& blocked);
   void end_hopeless(std::vector<RequestEvent>& events);
@@ -164,7 +166,8 @@ class Scheduler {
   bool ensure_pages(Sequence& sequence,
                     int64_t end);  // false: not in this step (it waits for a load to end, or was itself preempted)
   void add_to_plan(Sequence& sequence, int64_t num_tokens);
-  void match_prefix(Sequence& sequence);
+  bool uses_prefix_cache(const Sequence& sequence) const;
+  std::vector<PageId> find_prefix(Sequence& sequence) const;
   void publish_pages(Sequence& sequence);
   void release_pages(Sequence& sequence);
   void preempt(Sequence& sequence);

@@ -8,16 +8,21 @@
 
 namespace lk {
 
-using sched_detail::kPageTokens;
-using sched_detail::pages_for;
-
 bool Scheduler::begin_load(AdapterId adapter) {
-  while (!pool_.begin_load(adapter, executor_.footprint(adapter))) {
-    if (give_back_merged()) continue;
+  const int64_t num_pages = executor_.footprint(adapter);
+  if (!make_available(num_pages)) {
     executor_.stage(adapter);
     return false;
   }
+  LK_CHECK(pool_.begin_load(adapter, num_pages));
   start_load(adapter);
+  return true;
+}
+
+// Merged pages go before anybody is refused, but not for nothing: only where that is enough.
+bool Scheduler::make_available(int64_t num_pages) {
+  if (pool_.num_available() + pool_.num_merged() < num_pages) return false;
+  while (pool_.num_available() < num_pages) LK_CHECK(give_back_merged());
   return true;
 }
 
@@ -83,37 +88,47 @@ int64_t Scheduler::remaining_tokens(const Sequence& sequence) const {
   return std::min(most, expected > 0 ? expected : std::max(kPageTokens, sequence.num_output()));
 }
 
-bool Scheduler::fits_until_the_end(const Sequence& candidate) {
-  int64_t held = static_cast<int64_t>(candidate.pages.size());
+// Pages that must be free or evictable so that all who run and `candidate`, which finds `num_found` pages of its prompt
+// cached, reach their ends.
+int64_t Scheduler::pages_until_the_end(const Sequence& candidate, int64_t num_found) {
+  int64_t held = num_found;
   reservation_.clear();
   reservation_.add(candidate.num_tokens(), remaining_tokens(candidate));
   for (const auto& [seniority, sequence] : running_) {
     held += static_cast<int64_t>(sequence->pages.size());
     reservation_.add(sequence->num_tokens(), remaining_tokens(*sequence));
   }
-  return reservation_.peak_pages(kPageTokens) <= held + pool_.num_available();
+  return reservation_.peak_pages(kPageTokens) - held;
 }
 
-// Moves a waiting sequence to running if its adapter is resident and it finds pages.
+// Pages that must be free or evictable so that it may start with its first chunk, which ends at position `end`. What it
+// takes into use itself, the adapter and what it found cached, can no longer be evicted for it.
+int64_t Scheduler::pages_to_admit(const Sequence& sequence, std::span<const PageId> found, int64_t end) {
+  const auto num_found = static_cast<int64_t>(found.size());
+  // One page per running sequence stays, or admission and preemption chase each other.
+  int64_t pages = pages_for(end) - num_found + (running_.empty() ? 0 : num_running() + 1);
+  if (!running_.empty() && options_.admission != Admission::kOptimistic)
+    pages = std::max(pages, pages_until_the_end(sequence, num_found));
+  return pages + pool_.num_cached_pages(sequence.request->adapter) +
+         std::ranges::count_if(found, [&](PageId page) { return pool_.is_cached_kv(page); });
+}
+
+// Moves a waiting sequence, whose adapter is resident, to running if it finds pages. Otherwise nothing was asked or
+// counted.
 bool Scheduler::try_admit(Sequence& sequence) {
   const AdapterId adapter = sequence.request->adapter;
-  // Pinned first, so that making room for KV pages cannot evict the adapter.
+  const std::vector<PageId> found = find_prefix(sequence);
+  const int64_t num_cached = static_cast<int64_t>(found.size()) * kPageTokens;
+  const int64_t chunk = std::min(sequence.num_tokens() - num_cached, budget_);
+  if (!make_available(pages_to_admit(sequence, found, num_cached + chunk))) return false;
   if (adapter != kBaseModel) pool_.pin(adapter);
   sequence.running = true;
-  match_prefix(sequence);
-  const int64_t chunk = std::min(sequence.num_tokens() - sequence.num_computed, budget_);
-  const int64_t needed = pages_for(sequence.num_computed + chunk) - static_cast<int64_t>(sequence.pages.size());
-  // Leave one page per running sequence, or admission and preemption chase each other.
-  const int64_t reserve = running_.empty() ? 0 : static_cast<int64_t>(running_.size()) + 1;
-  const auto fits = [&] {
-    return pool_.num_available() >= needed + reserve &&
-           (running_.empty() || options_.admission == Admission::kOptimistic || fits_until_the_end(sequence));
-  };
-  while (!fits()) {
-    if (give_back_merged()) continue;
-    release_pages(sequence);
-    return false;
-  }
+  if (uses_prefix_cache(sequence)) stats_.num_looked_up_tokens += sequence.num_tokens();
+  stats_.num_cached_prompt_tokens += num_cached;
+  for (const PageId page : found) pool_.reuse_kv(page);
+  sequence.pages = found;
+  sequence.num_published = static_cast<int64_t>(found.size());
+  sequence.num_computed = num_cached;
   const bool first = !sequence.charged;
   if (first) sequence.num_billed = std::min(sequence.num_computed, sequence.prompt_length());
   policy_->dispatch(sequence, sequence.prompt_length() - sequence.num_billed);
@@ -123,7 +138,6 @@ bool Scheduler::try_admit(Sequence& sequence) {
   sequence.admitted_at = now_;
   sequence.blocked_since = -1;
   if (first) started_tokens_ += sequence.prompt_length();
-  stats_.num_cached_prompt_tokens += sequence.num_computed;
   LK_CHECK(ensure_pages(sequence, sequence.num_computed + chunk));
   add_to_plan(sequence, chunk);
   return true;
@@ -209,7 +223,10 @@ bool Scheduler::admit_round(Round round) {
     const bool room = budget_ > 0 && free_places() > 0;
     if (room && !slot) consider_drain(sequence);
     if (room && slot && state == AdapterState::kResident) {
-      if (!admit(sequence)) return false;
+      if (!admit(sequence)) {
+        ahead_.push_back(adapter);
+        return false;
+      }
     } else {
       policy_->pass_over(sequence);
       ++passed_;
@@ -239,16 +256,8 @@ int64_t Scheduler::locality(Sequence& sequence) const {
                                 : pool_.adapter_state(adapter) == AdapterState::kResident ? 1
                                                                                           : 0;
   int64_t cached = 0;
-  if (options_.prefix_cache && !sequence.wants_prompt_logprobs() && !sequence.request->sum_hidden) {
-    const BlockKey root = root_block_key(adapter, sequence.request->cache_salt);
-    for (size_t page = 0; static_cast<int64_t>(page + 1) * kPageTokens < sequence.prompt_length(); ++page, ++cached) {
-      if (page == sequence.prompt_keys.size())
-        sequence.prompt_keys.push_back(child_block_key(
-            page == 0 ? root : sequence.prompt_keys.back(),
-            std::span<const int32_t>(sequence.request->prompt).subspan(page * kPageTokens, kPageTokens)));
-      if (!pool_.has_kv(sequence.prompt_keys[page])) break;
-    }
-  }
+  if (uses_prefix_cache(sequence))
+    while ((cached + 1) * kPageTokens < sequence.prompt_length() && pool_.find_kv(sequence.key_of(cached))) ++cached;
   return (adapter_score << 32) + cached * kPageTokens;
 }
 

@@ -8,13 +8,13 @@
 #include <boost/json.hpp>
 
 #include "lk/base/file.h"
+#include "lk/base/page.h"
 
 namespace lk::sim {
 namespace {
 
 namespace json = boost::json;
 
-constexpr double kPageTokens = 16;  // tokens per KV page; sched/scheduler.cpp
 using Kind = CostField::Kind;
 
 constexpr std::array kFields{
@@ -106,7 +106,7 @@ double CostModel::merge_us_of(int64_t rank) const {
 double CostModel::load_us_of(double bytes) const { return load_us + bytes / load_bytes_s * 1e6; }
 double CostModel::read_us_of(double bytes) const { return bytes / disk_bytes_s * 1e6; }
 
-double CostModel::page_bytes() const { return kPageTokens * kv_bytes_per_token; }
+double CostModel::page_bytes() const { return static_cast<double>(kPageTokens) * kv_bytes_per_token; }
 int64_t CostModel::pages_of_adapter(int64_t rank) const {
   return static_cast<int64_t>(std::ceil(adapter_bytes(rank) / page_bytes()));
 }

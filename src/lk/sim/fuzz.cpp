@@ -5,6 +5,8 @@
 #include <cmath>
 #include <limits>
 
+#include "lk/base/page.h"
+
 namespace lk::sim {
 namespace {
 
@@ -84,6 +86,19 @@ void vary_fairness(uint64_t seed, SimOptions& options) {
   if (rng.below(3) != 0) options.scheduler.preempt_gap = rng.below(5) == 0 ? 0 : around(rng, 1e-6, 1);
 }
 
+// Some adapters have whole matrices: of a page up to a multiple of what the longest request takes.
+void vary_footprints(uint64_t seed, int64_t most_pages, SimOptions& options) {
+  Rng rng(random_bits(seed, 0xb16));
+  if (rng.below(2) == 0) return;
+  const double most = around(rng, 1, 20 * static_cast<double>(most_pages));
+  for (SimAdapter& adapter : options.adapters) {
+    if (rng.below(3) != 0) continue;
+    const auto pages = static_cast<int64_t>(around(rng, 1, std::max(1.0, most)));
+    adapter.pages += pages;
+    adapter.bytes += static_cast<double>(pages) * options.model.page_bytes();
+  }
+}
+
 void vary_merging(uint64_t seed, SimOptions& options) {
   Rng rng(random_bits(seed, 0x3e46e));
   options.merging = static_cast<Merging>(rng.below(5));
@@ -106,8 +121,9 @@ Result<Experiment> fuzz_experiment(uint64_t seed, const VaryOptions& vary) {
   int64_t most_tokens = 1, most_adapter = 0;
   for (const SimRequest& request : experiment.workload.requests)
     most_tokens = std::max<int64_t>(most_tokens, request.input + request.max_tokens);
+  vary_footprints(seed, pages_for(most_tokens), options);
   for (const SimAdapter& adapter : options.adapters) most_adapter = std::max(most_adapter, adapter.pages);
-  const int64_t least = (most_tokens + 15) / 16 + most_adapter + 1;
+  const int64_t least = pages_for(most_tokens) + most_adapter + 1;
   options.num_pages = rng.below(3) == 0 ? least : between(rng, least, 8 * least);
   options.check_invariants = true;
   vary_fairness(seed, options);

@@ -10,7 +10,6 @@ namespace lk::sim {
 namespace {
 
 constexpr double kBuilderShare = 1.0 / 3;  // of the machine, beside a step
-constexpr int64_t kMergeRuns = 32;         // contiguous pieces of merged weights: the layers of a 7B model
 
 std::vector<int64_t> ranks_of(std::span<const SimAdapter> adapters) {
   std::vector<int64_t> ranks;
@@ -20,11 +19,16 @@ std::vector<int64_t> ranks_of(std::span<const SimAdapter> adapters) {
 
 }  // namespace
 
-std::vector<SimAdapter> make_adapters(const CostModel& model, int64_t count, std::span<const int64_t> ranks) {
+std::vector<SimAdapter> make_adapters(const CostModel& model, int64_t count, std::span<const int64_t> ranks,
+                                      double matrix_share, double matrix_bytes) {
   std::vector<SimAdapter> adapters(static_cast<size_t>(count));
   for (size_t i = 0; i < adapters.size(); ++i) {
     const int64_t rank = ranks[i % ranks.size()];
     adapters[i] = {.rank = rank, .pages = model.pages_of_adapter(rank), .bytes = model.adapter_bytes(rank)};
+    const auto at = static_cast<double>(i);
+    if (std::floor((at + 1) * matrix_share) == std::floor(at * matrix_share)) continue;
+    adapters[i].pages += static_cast<int64_t>(std::ceil(matrix_bytes / model.page_bytes()));
+    adapters[i].bytes += matrix_bytes;
   }
   return adapters;
 }
@@ -35,6 +39,7 @@ SimExecutor::SimExecutor(const CostModel& model, std::vector<SimAdapter> adapter
       faults_(faults),
       host_bytes_(host_bytes),
       shape_(ranks_of(adapters_)) {
+  resident_.assign(adapters_.size(), false);
   host_place_.assign(adapters_.size(), host_lru_.end());
   host_ready_.assign(adapters_.size(), 0);
   // The first ones are on the host already, as a server leaves them that registered all in order.
@@ -58,8 +63,11 @@ std::optional<Micros> SimExecutor::next_load_end() const {
   return loads_[loading_.front()].end;
 }
 
-AdapterFootprint SimExecutor::footprint(AdapterId adapter) const {
-  return {.num_pages = adapters_[static_cast<size_t>(adapter)].pages};
+int64_t SimExecutor::footprint(AdapterId adapter) const { return adapters_[static_cast<size_t>(adapter)].pages; }
+
+void SimExecutor::evicted(AdapterId adapter) {
+  LK_CHECK(resident_[static_cast<size_t>(adapter)], "adapter {} was evicted and is not resident", adapter);
+  resident_[static_cast<size_t>(adapter)] = false;
 }
 
 void SimExecutor::touch_host(AdapterId adapter) {
@@ -104,7 +112,9 @@ void SimExecutor::stage(AdapterId adapter) {
   touch_host(adapter);
 }
 
-void SimExecutor::start_load(AdapterId adapter, const AdapterPages&) {
+void SimExecutor::start_load(AdapterId adapter, std::span<const PageId> pages) {
+  LK_CHECK(static_cast<int64_t>(pages.size()) == footprint(adapter) && !resident_[static_cast<size_t>(adapter)],
+           "adapter {} is loaded twice, or into {} pages", adapter, pages.size());
   const double factor = faults_.load_factor();
   std::erase(staged_, adapter);
   Micros ready = now_;
@@ -133,6 +143,7 @@ std::vector<LoadResult> SimExecutor::take_finished_loads(bool wait) {
   while (!loading_.empty() && loads_[loading_.front()].end <= now_) {
     const LoadRecord& load = loads_[loading_.front()];
     loading_.pop_front();
+    resident_[static_cast<size_t>(load.adapter)] = !load.failed;
     done.push_back(
         {load.adapter, load.failed ? data_loss("adapter {}: the load was made to fail", load.adapter) : Status()});
   }
@@ -142,6 +153,9 @@ std::vector<LoadResult> SimExecutor::take_finished_loads(bool wait) {
 std::vector<ItemResult> SimExecutor::execute(const StepPlan& plan) {
   LK_CHECK(plan.merged == kBaseModel || (merges_.contains(plan.merged) && merges_.at(plan.merged).left_us <= 0),
            "adapter {} runs merged and is not", plan.merged);
+  for (const StepItem& item : plan.items)
+    LK_CHECK(item.request->adapter == kBaseModel || resident_[static_cast<size_t>(item.request->adapter)],
+             "request {} runs with adapter {}, which is not resident", item.request->id, item.request->adapter);
   const StepShape& shape = shape_.build(plan);
   const double factor = faults_.step_factor();
   double us = model_.step_us_of(shape) * factor;
@@ -178,13 +192,12 @@ Result<MergeFootprint> SimExecutor::merge_footprint(AdapterId adapter) const {
     return failed_precondition("cost model \"{}\" has no linears to merge into", model_.name);
   const auto rank = static_cast<double>(adapters_[static_cast<size_t>(adapter)].rank);
   const auto pages = static_cast<int64_t>(std::ceil(model_.merged_share() * model_.weight_bytes / model_.page_bytes()));
-  const int64_t runs = std::min(kMergeRuns, pages);
-  return MergeFootprint{.run_lengths = std::vector<int64_t>(static_cast<size_t>(runs), (pages + runs - 1) / runs),
+  return MergeFootprint{.num_pages = pages,
                         .relative_cost = rank * model_.adapter_flops_per_rank / model_.flops_per_token,
                         .build_cost_rows = rank * model_.merged_share()};
 }
 
-void SimExecutor::start_merge(AdapterId adapter, const MergePages&) {
+void SimExecutor::start_merge(AdapterId adapter, std::span<const PageId>) {
   const double us = model_.merge_us_of(adapters_[static_cast<size_t>(adapter)].rank) * faults_.merge_factor();
   LK_CHECK(!building() &&
                merges_.emplace(adapter, Merge{.left_us = us, .begun = now_, .fails = faults_.merge_fails()}).second,

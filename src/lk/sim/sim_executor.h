@@ -31,8 +31,10 @@ struct SimAdapter {
   int64_t pages = 0;
   double bytes = 0;
 };
-// Adapters 0, 1, ... with the ranks taken in turn.
-std::vector<SimAdapter> make_adapters(const CostModel& model, int64_t count, std::span<const int64_t> ranks);
+// Adapters 0, 1, ... with the ranks taken in turn. A share of them, evenly spread, has whole matrices besides its rank
+// rows (replaced ones, an lm_head): so many bytes each.
+std::vector<SimAdapter> make_adapters(const CostModel& model, int64_t count, std::span<const int64_t> ranks,
+                                      double matrix_share = 0, double matrix_bytes = 0);
 
 struct LoadRecord {
   AdapterId adapter = 0;
@@ -63,14 +65,15 @@ class SimExecutor : public Executor {
   const CostModel& model() const { return model_; }
 
   Micros now() const override { return now_; }
-  AdapterFootprint footprint(AdapterId adapter) const override;
-  void start_load(AdapterId adapter, const AdapterPages& pages) override;
+  int64_t footprint(AdapterId adapter) const override;
+  void start_load(AdapterId adapter, std::span<const PageId> pages) override;
+  void evicted(AdapterId adapter) override;
   void stage(AdapterId adapter) override;
   std::vector<LoadResult> take_finished_loads(bool wait) override;
   std::vector<ItemResult> execute(const StepPlan& plan) override;
   StepTimes last_step_times() const override { return times_; }
   Result<MergeFootprint> merge_footprint(AdapterId adapter) const override;
-  void start_merge(AdapterId adapter, const MergePages& pages) override;
+  void start_merge(AdapterId adapter, std::span<const PageId> pages) override;
   std::vector<MergeResult> take_finished_merges() override;
   void drop_merge(AdapterId adapter) override;
 
@@ -96,6 +99,7 @@ class SimExecutor : public Executor {
   double fraction_us_ = 0;  // of a microsecond, carried to the next step
   double busy_us_ = 0;
 
+  std::vector<bool> resident_;  // by adapter
   Micros channel_free_ = 0;
   std::deque<size_t> loading_;  // into loads_, in order of their end
   std::vector<LoadRecord> loads_;

@@ -6,17 +6,15 @@
 #include <unordered_map>
 
 #include "lk/base/check.h"
+#include "lk/base/page.h"
 
 namespace lk::sim {
 namespace {
 
-constexpr int64_t kPageTokens = 16;           // tokens per KV page; sched/scheduler.cpp
 constexpr Micros kIdleStep = 10'000;          // a policy that waits for the clock is asked again after this
 constexpr int64_t kMaxIdleSteps = 1'000'000;  // in a row, before the scheduler counts as stalled
 constexpr int64_t kMaxBarrenSteps =
     200'000;  // in a row without a token or an end, before it counts as going round in circles
-
-int64_t pages_for(int64_t num_tokens) { return (num_tokens + kPageTokens - 1) / kPageTokens; }
 
 Outcome outcome_of(const RequestEvent& event) {
   if (event.finish == FinishReason::kCancelled) return Outcome::kCancelled;

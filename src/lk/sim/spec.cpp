@@ -101,6 +101,9 @@ std::vector<Parameter> workload_parameters() {
                 s.adapters_of_streams = v > 0;
               }),
       {"ranks", "of the adapters in turn, R or R/R/...", set_ranks},
+      number("matrix-share", "of the adapters, that replace whole matrices or have a head of their own", 0, 1,
+             [](SimSpec& s, double v) { s.matrix_share = v; }),
+      number("matrix-bytes", "of these, each", 0, kMaxBytes, [](SimSpec& s, double v) { s.matrix_bytes = v; }),
       {"popularity", "of the adapters: uniform, power:ALPHA (S-LoRA's) or zipf:S",
        [](SimSpec& spec, const std::string& text) -> Status {
          LK_ASSIGN_OR_RETURN(spec.popularity, parse_popularity(text));
@@ -281,7 +284,7 @@ Result<Experiment> make_experiment(const SimSpec& spec) {
   options.adapters = make_adapters(
       options.model,
       std::max(experiment.workload.num_adapters, spec.streams.empty() && spec.trace.empty() ? spec.adapters : 0),
-      spec.ranks);
+      spec.ranks, spec.matrix_share, spec.matrix_bytes);
   return experiment;
 }
 

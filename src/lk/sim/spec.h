@@ -25,6 +25,7 @@ struct SimSpec {
 
   int64_t adapters = 100;
   std::vector<int64_t> ranks{8};
+  double matrix_share = 0, matrix_bytes = 0;  // see make_adapters()
   int64_t tenants = 1;
   Ownership ownership = Ownership::kByAdapter;
   std::vector<double> weights;  // taken in turn by the tenants; empty = all 1

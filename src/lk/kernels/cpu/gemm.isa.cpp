@@ -5,7 +5,9 @@
 // ascending order (pairs for bf16), whatever the tile height. The tiling is free; the arithmetic is not.
 //
 // A thread takes a run of panels; per panel it walks the rows in tiles of nearly equal height, so that the panel comes
-// from memory once and stays in L2 for the remaining tiles, while those tiles prefetch the next panel.
+// from memory once and stays in L2 for the remaining tiles, while those tiles prefetch the next panel. Where a panel
+// passes from one page to the next (PackedWeight), a tile stops, leaves its sums in y and takes them up again, which is
+// exact: the arithmetic is that of a matrix in one block.
 #include "lk/kernels/cpu/isa.h"
 #include "lk/kernels/cpu/simd.h"
 
@@ -15,7 +17,7 @@ namespace {
 // Register tile: kMaxRows x kTileVecs accumulators, leaving room for the weights (for emulated bf16: both halves).
 constexpr int kMaxRows = kNumVectors >= 32 ? 12 : kNumVectors >= 8 ? 4 : 2;
 constexpr int kTileVecs = kNumVectors >= 32 ? 2 : 1;
-constexpr int64_t kStepBytes = 128;  // of a panel per step of the inner dimension, in either format
+constexpr int64_t kStepBytes = kPanelStepBytes;
 
 struct Bf16Panels {
   using X = uint16_t;
@@ -49,14 +51,19 @@ struct Prefetch {
   int lines;
 };
 
+// With `resume` the sums go on from those in y.
 template <class P, int kRows>
 LK_INLINE void tile(const typename P::X* x, int64_t x_stride, int64_t k, const char* w, float* y, int64_t y_stride,
-                    int64_t num_cols, Prefetch ahead) {
+                    int64_t num_cols, Prefetch ahead, bool resume) {
   F32x16 acc[kRows][kTileVecs];
   LK_UNROLL
   for (int row = 0; row < kRows; ++row) {
     LK_UNROLL
-    for (int vec = 0; vec < kTileVecs; ++vec) acc[row][vec] = zero();
+    for (int vec = 0; vec < kTileVecs; ++vec) {
+      const int64_t cols = num_cols - 16 * vec;
+      const float* from = y + row * y_stride + 16 * vec;
+      acc[row][vec] = !resume || cols <= 0 ? zero() : cols >= 16 ? load(from) : load_partial(from, cols);
+    }
   }
   const auto step = [&](auto load_x) __attribute__((always_inline)) {
     typename P::W wv[kTileVecs];
@@ -101,11 +108,11 @@ LK_INLINE void tile(const typename P::X* x, int64_t x_stride, int64_t k, const c
 }
 
 template <class P>
-using TileFn = void (*)(const typename P::X*, int64_t, int64_t, const char*, float*, int64_t, int64_t, Prefetch);
+using TileFn = void (*)(const typename P::X*, int64_t, int64_t, const char*, float*, int64_t, int64_t, Prefetch, bool);
 template <class P, int kRows>
 void tile_fn(const typename P::X* x, int64_t x_stride, int64_t k, const char* w, float* y, int64_t y_stride,
-             int64_t num_cols, Prefetch ahead) {
-  tile<P, kRows>(x, x_stride, k, w, y, y_stride, num_cols, ahead);
+             int64_t num_cols, Prefetch ahead, bool resume) {
+  tile<P, kRows>(x, x_stride, k, w, y, y_stride, num_cols, ahead, resume);
 }
 template <class P>
 TileFn<P> tile_for(int64_t rows) {
@@ -119,12 +126,36 @@ TileFn<P> tile_for(int64_t rows) {
   return kTable[rows - 1];
 }
 
+// Steps of a panel that are read, and whose prefetches lie, without passing from one page to another.
+struct Stretch {
+  const char* w;
+  int64_t num_steps;
+  Prefetch ahead;
+};
+// Those from byte `at` of the panels on, `num_steps` at most, with prefetches `near_bytes` ahead and at byte `far`.
+Stretch stretch_at(const PackedWeight& weight, int64_t total_bytes, int64_t at, int64_t num_steps, int64_t near_bytes,
+                   int64_t far, int lines) {
+  const PanelBytes own = panel_bytes_at(weight, at);
+  num_steps = min64(num_steps, own.size / kStepBytes);
+  // A place to prefetch from. It moves by `group_bytes` with each group, and the stretch ends where its page does.
+  const auto place = [&](int64_t byte, int64_t group_bytes) {
+    const PanelBytes bytes = panel_bytes_at(weight, min64(byte, total_bytes - kStepBytes));  // past the end: anything
+    if (group_bytes > 0 && byte + bytes.size < total_bytes)
+      num_steps = min64(num_steps, ceil_div(bytes.size, group_bytes) * kGroup);
+    return reinterpret_cast<const char*>(bytes.data);
+  };
+  const auto* w = reinterpret_cast<const char*>(own.data);
+  const char* const near_place = place(at + near_bytes, kGroup * kStepBytes);
+  const char* const far_place = place(far, 64 * lines);
+  return {w, num_steps, {near_place - w, far_place, lines}};
+}
+
 template <class P>
 void run(const GemmArgs& args, ThreadPool& pool) {
   const auto* x = static_cast<const typename P::X*>(args.x);
   const int64_t n = args.w.n, k = args.w.k, num_rows = args.num_rows;
   const int64_t panel_bytes = ceil_div(k, P::kPerStep) * kStepBytes;
-  const int64_t num_panels = ceil_div(n, kPanelCols);
+  const int64_t num_panels = ceil_div(n, kPanelCols), total_bytes = num_panels * panel_bytes;
   // Rows a multiple of 4 KiB apart share the sets of an 8-way L1, and 12 of them evict each other.
   const bool aliased = args.x_stride * static_cast<int64_t>(sizeof(typename P::X)) % 4096 == 0;
   const int64_t num_tiles = ceil_div(num_rows, aliased ? min64(kMaxRows, 11) : kMaxRows);
@@ -138,23 +169,35 @@ void run(const GemmArgs& args, ThreadPool& pool) {
 
   parallel(pool, num_panels, 64, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
-      const char* w = static_cast<const char*>(args.w.data) + panel * panel_bytes;
-      const int64_t first_col = panel * kPanelCols;
+      const int64_t first_byte = panel * panel_bytes, first_col = panel * kPanelCols;
       int64_t row = 0;
       for (int64_t t = 0; t < num_tiles; ++t) {
         const int64_t rows = num_rows / num_tiles + (t < num_rows % num_tiles ? 1 : 0);
-        Prefetch ahead = {kAheadBytes, w, 0};
-        if (rows > 4) ahead = {kAheadBytes / 4, w + 2 * kAheadBytes, kGroupLines};
+        int64_t near_bytes = kAheadBytes, far = first_byte;
+        int far_lines = 0;
         if (num_tiles > 1) {
-          ahead = {kNearBytes, w + panel_bytes + t * pass_bytes, lines};
-          if (t * pass_bytes >= panel_bytes || panel + 1 == num_panels) ahead.lines = 0;
+          near_bytes = kNearBytes;
+          far += panel_bytes + t * pass_bytes;
+          if (t * pass_bytes < panel_bytes && panel + 1 < num_panels) far_lines = lines;
+        } else if (rows > 4) {
+          near_bytes = kAheadBytes / 4;
+          far += 2 * kAheadBytes;
+          far_lines = kGroupLines;
         }
         const TileFn<P> fn = tile_for<P>(rows);
-        for (int64_t half = 0; half < kHalves; ++half) {
-          const int64_t col = first_col + half * 16;
-          if (col >= n) break;
-          fn(x + row * args.x_stride, args.x_stride, k, w + 64 * half, args.y + row * args.y_stride + col,
-             args.y_stride, n - col, ahead);
+        for (int64_t done = 0; done < k;) {
+          const int64_t at = first_byte + done / P::kPerStep * kStepBytes;
+          const Stretch stretch =
+              stretch_at(args.w, total_bytes, at, ceil_div(k - done, P::kPerStep), near_bytes, far, far_lines);
+          const int64_t part = min64(k - done, stretch.num_steps * P::kPerStep);
+          for (int64_t half = 0; half < kHalves; ++half) {
+            const int64_t col = first_col + half * 16;
+            if (col >= n) break;
+            fn(x + row * args.x_stride + done, args.x_stride, part, stretch.w + 64 * half,
+               args.y + row * args.y_stride + col, args.y_stride, n - col, stretch.ahead, done > 0);
+          }
+          done += part;
+          far += stretch.num_steps / kGroup * 64 * far_lines;
         }
         row += rows;
       }

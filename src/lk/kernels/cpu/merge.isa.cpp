@@ -82,6 +82,29 @@ void add_f32(const float* w, const float* delta, float scaling, const float* sca
   }
 }
 
+// Steps from byte `at` of the panels on, of base and copy alike, from page to page.
+void add_block(const MergeArgs& args, const float* delta, const float* scale, int64_t at, int64_t num_steps,
+               ColumnSums& sums) {
+  const bool is_bf16 = args.w.format == WeightFormat::kBF16Panels;
+  while (num_steps > 0) {
+    const PanelBytes from = panel_bytes_at(args.w, at), to = panel_bytes_at(args.out, at);
+    const int64_t steps = min64(num_steps, min64(from.size, to.size) / kPanelStepBytes);
+    auto* out = const_cast<std::byte*>(to.data);  // a merged copy is its builder's to write
+    if (!is_bf16) {
+      add_f32(reinterpret_cast<const float*>(from.data), delta, args.scaling, scale, steps,
+              reinterpret_cast<float*>(out), sums);
+    } else {
+      const auto element = static_cast<uint32_t>(at / 2);
+      const auto add = args.stochastic ? add_bf16<true> : add_bf16<false>;
+      add(reinterpret_cast<const uint32_t*>(from.data), delta, args.scaling, scale, steps, args.seed, element,
+          reinterpret_cast<uint32_t*>(out), sums);
+    }
+    delta += steps * (is_bf16 ? 2 : 1) * kCols;
+    at += steps * kPanelStepBytes;
+    num_steps -= steps;
+  }
+}
+
 }  // namespace
 
 void merge_panel(const MergeArgs& args, int64_t panel, ThreadPool& one_thread, MergeSums* total) {
@@ -89,8 +112,6 @@ void merge_panel(const MergeArgs& args, int64_t panel, ThreadPool& one_thread, M
   const int64_t k = args.w.k, rank = args.b.k, per_step = is_bf16 ? 2 : 1, elem = is_bf16 ? 2 : 4;
   const int64_t panel_bytes = packed_weight_bytes(args.w.format, kPanelCols, k);
   const int64_t at = (args.out_begin / kPanelCols + panel) * panel_bytes;
-  const char* w = static_cast<const char*>(args.w.data) + at;
-  char* out = static_cast<char*>(args.out) + at;
   const int64_t num_cols = min64(kPanelCols, args.b.n - panel * kPanelCols);
   PackedWeight b = args.b;
   b.n = num_cols;
@@ -110,20 +131,8 @@ void merge_panel(const MergeArgs& args, int64_t panel, ThreadPool& one_thread, M
           .num_rows = rows},
          one_thread);
     if (rows < steps * per_step) __builtin_memset(delta + rows * kPanelCols, 0, kPanelCols * sizeof(float));  // odd k
-    const int64_t byte = row / per_step * kPanelCols * 4;
     ColumnSums sums;  // in f32 over one block, then in f64
-    if (!is_bf16) {
-      add_f32(reinterpret_cast<const float*>(w + byte), delta, args.scaling, scale, steps,
-              reinterpret_cast<float*>(out + byte), sums);
-    } else {
-      const auto* from = reinterpret_cast<const uint32_t*>(w + byte);
-      auto* to = reinterpret_cast<uint32_t*>(out + byte);
-      const auto element = static_cast<uint32_t>((at / elem) + row * kPanelCols);
-      if (args.stochastic)
-        add_bf16<true>(from, delta, args.scaling, scale, steps, args.seed, element, to, sums);
-      else
-        add_bf16<false>(from, delta, args.scaling, scale, steps, args.seed, element, to, sums);
-    }
+    add_block(args, delta, scale, at + row / per_step * kPanelStepBytes, steps, sums);
     for (int64_t c = 0; c < num_cols; ++c) {
       total->change += static_cast<double>(sums.change[c]);
       total->rounding += static_cast<double>(sums.rounding[c]);
