@@ -27,7 +27,7 @@ Victim evict(EvictionOrder& order) {
 }
 
 TEST(EvictionOrder, WithoutDemandTheLongestUnusedAdapterGoesFirst) {
-  EvictionOrder order(4, {});
+  EvictionOrder order(4);
   for (const AdapterId adapter : {1, 2, 3}) order.cache_adapter(adapter);
   order.uncache_adapter(1);
   order.cache_adapter(1);
@@ -36,7 +36,7 @@ TEST(EvictionOrder, WithoutDemandTheLongestUnusedAdapterGoesFirst) {
 }
 
 TEST(EvictionOrder, APopularAdapterSurvivesAScanOfOneTimeAdapters) {
-  EvictionOrder order(4, {});
+  EvictionOrder order(4);
   for (int i = 0; i < 10; ++i) order.note_demand(0);
   order.cache_adapter(0);
   for (AdapterId adapter = 1; adapter <= 8; ++adapter) {
@@ -52,40 +52,39 @@ TEST(EvictionOrder, APopularAdapterSurvivesAScanOfOneTimeAdapters) {
 }
 
 TEST(EvictionOrder, WhatNobodyAsksForAnyMoreGoesAfterABoundedRiseOfTheClock) {
-  const EvictionCosts costs{.horizon = 50};
-  EvictionOrder order(4, costs);
+  EvictionOrder order(4);
   for (int i = 0; i < 10'000; ++i) order.note_demand(0);
-  EXPECT_LT(order.demand(0), costs.horizon + 1);
-  EXPECT_GT(order.demand(0), costs.horizon - 1);
+  EXPECT_LT(order.demand(0), EvictionOrder::kHorizon + 1);
+  EXPECT_GT(order.demand(0), EvictionOrder::kHorizon - 1);
   order.cache_adapter(0);
   order.cache_adapter(1);
   int evictions = 0;
   for (AdapterId adapter = 2; evict(order).adapter != 0; ++adapter, ++evictions) {
     order.note_demand(adapter);
     order.cache_adapter(adapter);
-    ASSERT_LE(evictions, costs.most_uses) << "one cost of 1 each";
+    ASSERT_LE(evictions, EvictionOrder::kMostUses) << "one cost of 1 each";
   }
   EXPECT_GT(evictions, 3);
-  for (int i = 0; i < 500; ++i) order.note_demand(1);
+  for (int i = 0; i < 12'000; ++i) order.note_demand(1);
   EXPECT_NEAR(order.demand(0), 0, 0.01);
 }
 
 // Without an arrival of its own and without being cached anew, its priority falls all the same.
 TEST(EvictionOrder, PrioritiesFollowTheDemandInTurn) {
-  EvictionOrder order(4, {.horizon = 50});
+  EvictionOrder order(4);
   for (int i = 0; i < 200; ++i) order.note_demand(0);
   order.cache_adapter(0);
   for (int i = 0; i < 8; ++i) order.note_demand(1);
   order.cache_adapter(1);
   EXPECT_EQ(order.next()->adapter, 1);
-  for (int i = 0; i < 400; ++i) order.note_demand(2);
+  for (int i = 0; i < 8000; ++i) order.note_demand(2);
   for (int i = 0; i < 3; ++i) order.note_demand(1);
   EXPECT_EQ(order.next()->adapter, 0);
   order.check_integrity();
 }
 
 TEST(EvictionOrder, PagesThatNobodyFindsAgainGoBeforeThoseThatSomebodyDoes) {
-  EvictionOrder order(100, {.horizon = 20});
+  EvictionOrder order(100);
   for (PageId page = 0; page < 10; ++page) order.cache_page(page, 0, true);
   for (PageId page = 10; page < 90; ++page) order.cache_page(page, 0, false);
   for (int request = 0; request < 100; ++request) {
@@ -97,7 +96,7 @@ TEST(EvictionOrder, PagesThatNobodyFindsAgainGoBeforeThoseThatSomebodyDoes) {
 }
 
 TEST(EvictionOrder, PagesOfConversationsGoInTheOrderOfLastUse) {
-  EvictionOrder order(40, {});
+  EvictionOrder order(40);
   for (PageId page = 0; page < 40; ++page) order.cache_page(page, 0, page % 2 == 1);
   // Every page is used as often as any other, whether it was found before or not; a passing adapter moves the clock.
   for (int request = 0; request < 4000; ++request) {
@@ -112,7 +111,7 @@ TEST(EvictionOrder, PagesOfConversationsGoInTheOrderOfLastUse) {
 }
 
 TEST(EvictionOrder, AnAdapterIsWorthWhatItsFamilysPagesAre) {
-  EvictionOrder order(20, {.horizon = 20});
+  EvictionOrder order(20);
   for (int request = 0; request < 200; ++request) {
     order.note_demand(kBaseModel);
     for (PageId page = 0; page < 4; ++page) {
@@ -134,7 +133,7 @@ TEST(EvictionOrder, AnAdapterIsWorthWhatItsFamilysPagesAre) {
 }
 
 TEST(EvictionOrder, DearAdaptersStayLongerAndATouchedOneLongest) {
-  EvictionOrder order(4, {});
+  EvictionOrder order(4);
   std::map<AdapterId, double> cost{{1, 1}, {2, 6}, {3, 2}, {4, 1}};
   order.set_reload_cost([&](AdapterId adapter) { return cost.at(adapter); });
   for (const AdapterId adapter : {1, 2, 3, 4}) order.cache_adapter(adapter);
@@ -149,7 +148,7 @@ TEST(EvictionOrder, DearAdaptersStayLongerAndATouchedOneLongest) {
 }
 
 TEST(EvictionOrder, KeptAdaptersArePassedOver) {
-  EvictionOrder order(4, {});
+  EvictionOrder order(4);
   for (const AdapterId adapter : {1, 2}) order.cache_adapter(adapter);
   order.cache_page(0, 1, false);
   EXPECT_EQ(order.next([](AdapterId adapter) { return adapter == 1; })->adapter, 2);
@@ -158,7 +157,7 @@ TEST(EvictionOrder, KeptAdaptersArePassedOver) {
 }
 
 TEST(EvictionOrder, ForgettingDropsTheDemandAndReusesThePlace) {
-  EvictionOrder order(4, {});
+  EvictionOrder order(4);
   order.note_demand(1);
   order.cache_page(2, 1, false);
   EXPECT_EQ(order.pages_of(1), std::vector<PageId>{2});
@@ -174,7 +173,7 @@ TEST(EvictionOrder, ForgettingDropsTheDemandAndReusesThePlace) {
 // the lists, the running sums and the decayed counters save.
 class PlainModel {
  public:
-  static constexpr double kHorizon = 30;
+  static constexpr double kHorizon = EvictionOrder::kHorizon;
   struct Cached {
     AdapterId adapter;
     PageId page;  // -1: the adapter
@@ -267,7 +266,7 @@ class PlainModel {
 TEST(EvictionOrder, AgreesWithThePlainModel) {
   for (uint64_t seed = 0; seed < 30; ++seed) {
     Rng rng(seed);
-    EvictionOrder order(12, {.horizon = PlainModel::kHorizon});
+    EvictionOrder order(12);
     PlainModel model;
     int evictions = 0;
     for (int step = 0; step < 500; ++step) {
@@ -330,7 +329,7 @@ TEST(EvictionOrder, AgreesWithThePlainModel) {
 TEST(EvictionOrder, IsDeterministic) {
   const auto run = [](uint64_t seed) {
     Rng rng(seed);
-    EvictionOrder order(64, {});
+    EvictionOrder order(64);
     std::vector<std::pair<AdapterId, PageId>> victims;
     std::map<PageId, bool> cached;
     for (int step = 0; step < 3000; ++step) {

@@ -15,13 +15,8 @@ constexpr double kAlike = 2;
 
 }  // namespace
 
-EvictionOrder::EvictionOrder(int64_t num_pages, const EvictionCosts& costs)
-    : costs_(costs),
-      decay_(std::exp(-1 / costs.horizon)),
-      highest_cost_(costs.adapter_page),
-      pages_(static_cast<size_t>(num_pages)) {
-  LK_CHECK(costs.horizon > 0 && costs.least_uses > 0 && costs.least_uses <= 1 && costs.most_uses >= 1);
-}
+EvictionOrder::EvictionOrder(int64_t num_pages)
+    : decay_(std::exp(-1 / kHorizon)), pages_(static_cast<size_t>(num_pages)) {}
 
 int32_t EvictionOrder::family_of(AdapterId adapter) {
   const auto [it, added] = index_.emplace(adapter, -1);
@@ -51,7 +46,7 @@ void EvictionOrder::forget(AdapterId adapter) {
 // --- Expected uses
 
 double EvictionOrder::demand_now(const Family& family) const {
-  return family.demand * std::exp(static_cast<double>(family.asked - requests_) / costs_.horizon);
+  return family.demand * std::exp(static_cast<double>(family.asked - requests_) / kHorizon);
 }
 
 double EvictionOrder::demand(AdapterId adapter) const {
@@ -75,24 +70,22 @@ void EvictionOrder::note_demand(AdapterId adapter) {
 
 double EvictionOrder::expected_uses(Class of) const {
   // One use is expected until there is evidence, with the weight of a page that was there for one horizon.
-  const auto per_horizon = [&](double hits, double exposure) {
-    return (hits + 1) / (exposure + costs_.horizon) * costs_.horizon;
-  };
+  const auto per_horizon = [&](double hits, double exposure) { return (hits + 1) / (exposure + kHorizon) * kHorizon; };
   const PageClass &fresh = classes_[kFresh], &found = classes_[kFound];
   const double of_fresh = per_horizon(fresh.hits, fresh.exposure), of_found = per_horizon(found.hits, found.exposure);
   const bool alike = std::max(of_fresh, of_found) < kAlike * std::min(of_fresh, of_found);
   const double uses = alike          ? per_horizon(fresh.hits + found.hits, fresh.exposure + found.exposure)
                       : of == kFresh ? of_fresh
                                      : of_found;
-  return std::clamp(uses, costs_.least_uses, costs_.most_uses);
+  return std::clamp(uses, kLeastUses, kMostUses);
 }
 
 double EvictionOrder::adapter_value(const Family& family) {
-  const double cost = reload_cost_ ? reload_cost_(family.id) : costs_.adapter_page;
+  const double cost = reload_cost_ ? reload_cost_(family.id) : 1.0;
   LK_CHECK(std::isfinite(cost) && cost > 0, "reloading adapter {} costs {}", family.id, cost);
   highest_cost_ = std::max(highest_cost_, cost);
-  if (family.touched) return highest_cost_ * costs_.most_uses;
-  double uses = std::clamp(demand_now(family), 1.0, costs_.most_uses);
+  if (family.touched) return highest_cost_ * kMostUses;
+  double uses = std::clamp(demand_now(family), 1.0, kMostUses);
   for (const Class of : {kFresh, kFound})
     if (family.num_pages[of] > 0) uses = std::max(uses, expected_uses(of));
   return cost * uses;
@@ -193,7 +186,7 @@ std::optional<EvictionOrder::Victim> EvictionOrder::next_page() const {
   for (const Class in : {kFresh, kFound}) {
     if (classes_[in].oldest < 0) continue;
     const Page& page = pages_[static_cast<size_t>(classes_[in].oldest)];
-    const double priority = page.base + costs_.kv_page * expected_uses(in);
+    const double priority = page.base + kKvPageCost * expected_uses(in);
     if (victim && std::pair(victim->priority, stamp) < std::pair(priority, page.stamp)) continue;
     victim = Victim{
         .adapter = families_[static_cast<size_t>(page.family)].id, .page = classes_[in].oldest, .priority = priority};
@@ -245,7 +238,7 @@ void EvictionOrder::check_integrity() const {
     ++listed;
     LK_CHECK(family.place->family == static_cast<int32_t>(place) && family.place->stamp == family.stamp &&
                  family.place->priority > family.base &&
-                 family.place->priority <= family.base + highest_cost_ * costs_.most_uses,
+                 family.place->priority <= family.base + highest_cost_ * kMostUses,
              "adapter {} has a wrong place in the order", family.id);
   }
   LK_CHECK(listed == adapters_.size() && known == index_.size() && known + unused_.size() == families_.size());

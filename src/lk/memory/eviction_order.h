@@ -1,23 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
-// EvictionOrder: which cached thing goes next. An adapter (or the base model) and the KV pages cached for its prompts
-// are a *family*.
+// EvictionOrder: which cached thing goes next when UnifiedPool needs a page.
 //
-//   priority = clock at last use + cost to bring one page back x expected uses
+// Two kinds of things are cached: KV pages that no running request holds (a later prompt with the same beginning may
+// find them), and adapters that no running request uses. An adapter and the KV pages that were computed with it are a
+// family; the base model's pages are one, too. UnifiedPool tells this class when something becomes cached, is used
+// again, or is asked for; next() names what should go.
 //
-// What has the least priority goes, and the clock rises to it (Greedy-Dual: Young 1994; with frequencies and costs per
-// byte, GDSF: Cherkasova 1998). Expected uses are those in the next `horizon` requests, in one unit for all:
-// - Of a KV page, the hits per page and request that its class had lately (hit density: Beckmann et al., NSDI 2018).
-//   There are two classes: pages that nobody found again since they were published, and pages that somebody did. Where
-//   prompts share a beginning the first class is nearly worthless; conversations make both alike, and then they are one
-//   class, in the order of last use.
-// - Of an adapter, the demand of its family: requests for it so far, each weighing e^-1 of one that came `horizon`
-//   requests later; and at least the expected uses of its family's cached KV pages, which are of no use without it.
-// FASTLIBRA (arXiv:2505.03756) goes further and evicts all KV pages before the adapter they need;
-// docs/results/scheduling.md has the figures.
+// Each cached thing has a priority; the one with the smallest goes:
 //
-// The oldest page of a class is its candidate, in O(1); adapters are in a search tree, O(log adapters). An adapter's
-// priority is computed when it is cached, when it is asked for, when the first page of its family is cached or the last
-// one goes, and else once in as many requests as there are families. Nothing is allocated but for a new family.
+//   priority = clock when it was cached + (cost of bringing one page of it back) x (uses to expect)
+//
+// When something goes, the clock rises to its priority. So what was cached long ago has a smaller priority than what
+// was cached just now, and what is dear or much used keeps its place for longer, but not for ever (Greedy-Dual: Young
+// 1994; with frequencies and costs per byte, GDSF: Cherkasova 1998). The uses to expect are those within the next
+// kHorizon requests, for pages and adapters alike, so that the two can be compared:
+// - KV pages come in two classes: those that some prompt has found again since they were published, and those that none
+//   has. A page is expected to be used as often as the pages of its class were lately, by page and request (hit
+//   density: Beckmann et al., NSDI 2018). Where prompts share a beginning, the second class is nearly worthless. Where
+//   they are turns of conversations, both classes are used alike; then they count as one, and the page that was used
+//   longest ago goes first.
+// - An adapter is expected to be used as often as it was asked for within the last kHorizon requests, older ones
+//   counting less; and at least as often as one of its family's cached KV pages, which are of no use without it.
+// FASTLIBRA (arXiv:2505.03756) evicts all KV pages of a family before its adapter; docs/results/scheduling.md compares
+// the two.
+//
+// Cost: the candidate of a class of pages is its oldest, found in O(1); adapters are in a search tree, O(log adapters).
+// An adapter's priority is computed again when it is cached or asked for, when the first page of its family is cached
+// or the last one goes, and otherwise in turn: one adapter with each request. Nothing is allocated but for a new
+// family.
 //
 // Thread safety: none; owned by UnifiedPool.
 #pragma once
@@ -37,27 +47,25 @@ namespace lk {
 using AdapterId = int32_t;  // a loaded adapter version; never reused
 inline constexpr AdapterId kBaseModel = -1;
 
-// Costs are relative to each other.
-struct EvictionCosts {
-  double kv_page = 4.0;       // recomputing 16 tokens
-  double adapter_page = 1.0;  // copying one page from the host tier
-  double horizon = 1000;      // requests; of the forecast and of what it remembers
-  double least_uses = 0.25;   // bounds of a page's expected uses; of an adapter's, 1
-  double most_uses = 32;      // so that what nobody asks for any more goes after a bounded rise of the clock
-};
-
 class EvictionOrder {
  public:
-  EvictionOrder(int64_t num_pages, const EvictionCosts& costs);
+  // Costs are relative to that of copying one page of an adapter from host memory, 1.
+  static constexpr double kKvPageCost = 4;  // of computing 16 tokens again
+  // Requests that expected uses look ahead, and that what is remembered of demand and hits looks back.
+  static constexpr double kHorizon = 1000;
+  // Bounds of the expected uses; of an adapter's from below, 1. What nobody asks for any more goes after the clock has
+  // risen by kMostUses times its cost.
+  static constexpr double kLeastUses = 0.25, kMostUses = 32;
 
-  // Says what copying one page of an adapter back costs now, in the unit of EvictionCosts (it may have a copy in host
-  // memory, or be only on disk). Asked whenever an adapter's priority is computed, so it must be cheap. Positive and
-  // finite. Default: adapter_page.
+  explicit EvictionOrder(int64_t num_pages);
+
+  // Says what copying one page of an adapter back costs now (it may have a copy in host memory, or be only on disk).
+  // Asked whenever an adapter's priority is computed, so it must be cheap. Positive and finite. Default: 1.
   void set_reload_cost(std::function<double(AdapterId)> per_page) { reload_cost_ = std::move(per_page); }
 
   // A request for the adapter (or the base model) arrived.
   void note_demand(AdapterId adapter);
-  // Requests for it among the last `horizon`, the older ones weighing less; less than horizon + 1.
+  // Requests for it among the last kHorizon, the older ones weighing less; less than kHorizon + 1.
   double demand(AdapterId adapter) const;
 
   // A KV page that nobody references becomes evictable; `found` when somebody found it since it was published.
@@ -138,10 +146,9 @@ class EvictionOrder {
   void unlist(Family& family);  // its adapter leaves the tree
   void update_adapter(int32_t family);
 
-  const EvictionCosts costs_;
   const double decay_;  // of what is remembered, per request
   std::function<double(AdapterId)> reload_cost_;
-  double clock_ = 0, highest_cost_ = 0;
+  double clock_ = 0, highest_cost_ = 1;
   uint64_t stamps_ = 0;
   int64_t requests_ = 0;
 

@@ -29,8 +29,9 @@ size_t UnifiedPool::KeyHash::operator()(const BlockKey& key) const {
   return hash;
 }
 
-UnifiedPool::UnifiedPool(int64_t num_pages, EvictionCosts costs)
-    : pool_(num_pages), order_(num_pages, costs), kv_(static_cast<size_t>(num_pages)) {}
+UnifiedPool::UnifiedPool(int64_t num_pages) : pool_(num_pages), order_(num_pages), kv_(static_cast<size_t>(num_pages)) {
+  published_.reserve(kv_.size());
+}
 
 // --- Eviction
 
@@ -48,7 +49,7 @@ void UnifiedPool::evict(const std::optional<EvictionOrder::Victim>& victim) {
 void UnifiedPool::evict_kv(PageId page) {
   order_.uncache_page(page, false);
   KvPage& info = kv_[static_cast<size_t>(page)];
-  published_.erase(info.key);
+  unused_nodes_.push_back(published_.extract(info.key));
   info.published = false;
   pool_.free(page);
 }
@@ -109,7 +110,16 @@ void UnifiedPool::reuse_kv(PageId page) {
 void UnifiedPool::publish_kv(PageId page, const BlockKey& key, AdapterId adapter) {
   KvPage& info = kv_[static_cast<size_t>(page)];
   LK_CHECK(info.references > 0);
-  if (info.published || !published_.emplace(key, page).second) return;
+  if (info.published || published_.contains(key)) return;
+  if (unused_nodes_.empty()) {
+    published_.emplace(key, page);
+  } else {
+    Published::node_type node = std::move(unused_nodes_.back());
+    unused_nodes_.pop_back();
+    node.key() = key;
+    node.mapped() = page;
+    published_.insert(std::move(node));
+  }
   info.published = true;
   info.key = key;
   info.adapter = adapter;

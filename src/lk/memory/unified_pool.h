@@ -36,7 +36,7 @@ enum class AdapterState : uint8_t { kAbsent, kLoading, kResident };
 
 class UnifiedPool {
  public:
-  explicit UnifiedPool(int64_t num_pages, EvictionCosts costs = {});
+  explicit UnifiedPool(int64_t num_pages);
 
   int64_t num_pages() const { return pool_.num_pages(); }
   int64_t num_free() const { return pool_.num_free(); }
@@ -143,7 +143,9 @@ class UnifiedPool {
   EvictionOrder order_;
 
   std::vector<KvPage> kv_;  // by page
-  std::unordered_map<BlockKey, PageId, KeyHash> published_;
+  using Published = std::unordered_map<BlockKey, PageId, KeyHash>;
+  Published published_;
+  std::vector<Published::node_type> unused_nodes_;  // of evicted pages, for the next ones: steps allocate nothing
 
   std::unordered_map<AdapterId, Resident> adapters_;
   int64_t cached_adapter_pages_ = 0;
