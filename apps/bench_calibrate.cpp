@@ -64,11 +64,11 @@ class RecordingExecutor : public Executor {
     for (const LoadResult& load : done) load_started_.erase(load.adapter);
     return done;
   }
-  std::vector<ItemResult> execute(const StepPlan& plan) override {
+  std::span<ItemResult> execute(const StepPlan& plan) override {
     sim::StepShape shape = shape_.build(plan);
     const auto start = Clock::now();
     const double cpu_start = cpu_us();
-    std::vector<ItemResult> results = engine_.execute(plan);
+    const std::span<ItemResult> results = engine_.execute(plan);
     samples.push_back({std::move(shape), cpu_time_ ? cpu_us() - cpu_start : us_since(start)});
     return results;
   }

@@ -168,8 +168,7 @@ Result<MergeBench> make_merge_bench(const MergeBenchFlags& flags, int64_t rank,
   const ModelConfig& config = bench.weights->config;
   LK_ASSIGN_OR_RETURN(bench.engine,
                       Engine::create({.max_step_tokens = std::max<int64_t>(flags.prefill_tokens, 512),
-                                      .memory_bytes = 3 * bench.weights->packed_bytes + (int64_t{1} << 30),
-                                      .merge = {.max_rounding_loss = 0.2}},
+                                      .memory_bytes = 3 * bench.weights->packed_bytes + (int64_t{1} << 30)},
                                      bench.weights, std::move(backend)));
   const std::string root =
       !flags.adapter_dir.empty()

@@ -41,8 +41,7 @@ Result<RunResult> run_once(const MergeBenchFlags& flags, MergeBench& bench, cons
   UnifiedPool pool(bench.engine->num_pages());
   std::unique_ptr<MergeController> merging;
   if (std::unique_ptr<MergeChooser> made = sim::make_chooser(sim::parse_merging(chooser).value()))
-    merging = std::make_unique<MergeController>(MergeControllerOptions{.max_pool_share = 0.8}, std::move(made), pool,
-                                                *bench.engine);
+    merging = std::make_unique<MergeController>(std::move(made), pool, *bench.engine);
   for (AdapterId id : bench.adapters)
     if (merging) merging->set_allowed(id, true);
   Scheduler scheduler(
@@ -68,7 +67,7 @@ Result<RunResult> run_once(const MergeBenchFlags& flags, MergeBench& bench, cons
       result.tokens += shape.prompt + shape.output;
       LK_RETURN_IF_ERROR(scheduler.submit(std::move(request)));
     }
-    const std::vector<RequestEvent> events = scheduler.step();
+    const std::span<RequestEvent> events = scheduler.step();
     const auto now = Clock::now();
     for (const RequestEvent& event : events) {
       if (const auto it = last.find(event.id); it != last.end())

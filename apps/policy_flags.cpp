@@ -52,71 +52,67 @@ PolicyFlag named(const char* name, const char* help, const char* standard, Parse
 
 const std::vector<PolicyFlag>& policy_flags() {
   using O = SchedulerOptions;
+  const auto advanced = [](PolicyFlag flag) {
+    flag.advanced = true;
+    return flag;
+  };
   static const std::vector<PolicyFlag> flags{
-      named("scheduling-policy", "who is served next: fcfs, vtc (fair between tenants), lcf, drr, dlpm or rpm", "vtc",
-            parse_queue_kind, [](O& o) -> QueueKind& { return o.queue.kind; }),
+      named("scheduling-policy",
+            "who is served next: fcfs, vtc (fair between tenants) or dlpm (of the tenants in credit, what is resident)",
+            "vtc", parse_queue_kind, [](O& o) -> QueueKind& { return o.queue.kind; }),
       named("fair-within",
-            "vtc, lcf: whose turn it is within a tenant: its adapters' or users' (adapter, user), or its requests' by "
-            "arrival, by slack (to "
-            "--slo-first-token) or newest first",
+            "vtc: whose turn it is within a tenant: its adapters' or users' (adapter, user), or its requests' by "
+            "arrival, by slack (to --slo-first-token) or newest first",
             "adapter", parse_within_tenant, [](O& o) -> WithinTenant& { return o.queue.within; }),
-      named("service-cost",
-            "price of service: prompt:output tokens, \"profiled\", or a,b,c,d,e = a p + b q + c p q + d q^2 + e", "1:2",
-            ServiceCost::parse, [](O& o) -> ServiceCost& { return o.queue.cost; }),
-      named("length-prediction", "output charged in advance: none, mean (of the tenant's adapter) or max-tokens",
-            "mean", parse_prediction, [](O& o) -> Prediction& { return o.queue.prediction; }),
-      real("advance-share",
-           "part of the predicted output that is charged in advance, the rest as it is made; 1: all, as in VTC's paper",
-           "0.25", 0, 1, [](O& o) -> double& { return o.queue.advance_share; }),
-      whole("quantum", "drr, dlpm: credit of a visit, in the price of prompt tokens", "500", 1000, 1, 1e9,
-            [](O& o) -> int64_t& { return o.queue.quantum; }),
-      whole("requests-per-minute", "rpm: of one tenant", "60", 1, 1, 1e6,
-            [](O& o) -> int64_t& { return o.queue.requests_per_minute; }),
+      advanced(named("service-cost", "price of service: prompt:output tokens", "1:2", ServiceCost::parse,
+                     [](O& o) -> ServiceCost& { return o.queue.cost; })),
+      advanced(named("length-prediction",
+                     "output charged in advance: none, mean (of the tenant's adapter) or max-tokens", "mean",
+                     parse_prediction, [](O& o) -> Prediction& { return o.queue.prediction; })),
+      advanced(whole("quantum", "dlpm: credit of a visit, in the price of prompt tokens", "500", 1000, 1, 1e9,
+                     [](O& o) -> int64_t& { return o.queue.quantum; })),
       named("admission",
             "when a request finds memory: optimistic (preempt later), expected (by expected lengths) or reserved (by "
             "max_tokens: never preempt)",
             "optimistic", parse_admission, [](O& o) -> Admission& { return o.admission; }),
-      real("preempt-gap",
-           "vtc, without --max-loras: how far a tenant that finds no memory may fall behind, as a part of what the "
-           "whole memory, full of output, costs, before "
-           "requests of the tenant furthest ahead start over for it; 0 = never",
-           "0.1", 0, 1e6, [](O& o) -> double& { return o.preempt_gap; }),
+      advanced(real("preempt-gap",
+                    "vtc, without --max-loras: how far a tenant that finds no memory may fall behind, as a part of "
+                    "what the whole memory, full of output, costs, before requests of the tenant furthest ahead start "
+                    "over for it; 0 = never",
+                    "0.1", 0, 1e6, [](O& o) -> double& { return o.preempt_gap; })),
       whole("max-loras", "most distinct adapters that run together; 0 = as many as fit", "0", 1, 0, 1e6,
             [](O& o) -> int64_t& { return o.slots.max; }),
-      whole("cluster-adapters", "when that many distinct adapters run, requests of these go first; 0 = off", "0", 1, 0,
-            1e6, [](O& o) -> int64_t& { return o.slots.cluster; }),
-      whole("drain-gap",
-            "how far a tenant without an adapter slot may fall behind, in the price of prompt tokens, before an "
-            "adapter is drained for it",
-            "4000", 1000, 0, kMany, [](O& o) -> int64_t& { return o.slots.drain_gap; }),
-      whole("drain-wait", "or for how many seconds", "5", 1e6, 0, 86400,
-            [](O& o) -> int64_t& { return o.slots.drain_wait; }),
+      advanced(whole("cluster-adapters", "when that many distinct adapters run, requests of these go first; 0 = off",
+                     "0", 1, 0, 1e6, [](O& o) -> int64_t& { return o.slots.cluster; })),
+      advanced(whole("drain-gap",
+                     "how far a tenant without an adapter slot may fall behind, in the price of prompt tokens, before "
+                     "an adapter is drained for it",
+                     "4000", 1000, 0, kMany, [](O& o) -> int64_t& { return o.slots.drain_gap; })),
+      advanced(whole("drain-wait", "or for how many seconds", "5", 1e6, 0, 86400,
+                     [](O& o) -> int64_t& { return o.slots.drain_wait; })),
       whole("slo-first-token",
             "seconds to the first token: who would miss them is refused at once, who missed them is dropped; 0 = none",
             "0", 1e6, 0, 86400, [](O& o) -> int64_t& { return o.slo.first_token; }),
-      {"slo-refuse",
-       "with --slo-first-token: early (by forecast, on arrival) or late (only drop what has certainly missed it)",
-       "early", [](O& o, const std::string& text) {
-         if (text != "early" && text != "late") return invalid_argument("\"{}\" is neither early nor late", text);
-         o.slo.refuse_early = text == "early";
-         return Status();
-       }}};
+      advanced(
+          {"slo-refuse",
+           "with --slo-first-token: early (by forecast, on arrival) or late (only drop what has certainly missed it)",
+           "early", [](O& o, const std::string& text) {
+             if (text != "early" && text != "late") return invalid_argument("\"{}\" is neither early nor late", text);
+             o.slo.refuse_early = text == "early";
+             return Status();
+           }})};
   return flags;
 }
 
 Status check_policy(const SchedulerOptions& options, const std::set<std::string>& given) {
   const QueueKind kind = options.queue.kind;
   const std::string policy = to_string(kind);
-  if (given.contains("quantum") && kind != QueueKind::kDrr && kind != QueueKind::kDlpm)
-    return invalid_argument("--quantum belongs to drr and dlpm, the policy is {}", policy);
-  if (given.contains("requests-per-minute") && kind != QueueKind::kRpm)
-    return invalid_argument("--requests-per-minute belongs to rpm, the policy is {}", policy);
-  if (given.contains("fair-within") && kind != QueueKind::kVtc && kind != QueueKind::kLcf)
-    return invalid_argument("--fair-within belongs to vtc and lcf, the policy is {}", policy);
+  if (given.contains("quantum") && kind != QueueKind::kDlpm)
+    return invalid_argument("--quantum belongs to dlpm, the policy is {}", policy);
+  if (given.contains("fair-within") && kind != QueueKind::kVtc)
+    return invalid_argument("--fair-within belongs to vtc, the policy is {}", policy);
   if (given.contains("preempt-gap") && options.preempt_gap > 0 && !options.can_preempt_for_fairness())
     return invalid_argument("--preempt-gap belongs to vtc, without --max-loras and unless --admission is reserved");
-  if (given.contains("advance-share") && options.queue.prediction == Prediction::kNone)
-    return invalid_argument("--advance-share needs a --length-prediction");
   if (options.queue.within == WithinTenant::kSlack && options.slo.first_token == 0)
     return invalid_argument("--fair-within slack needs --slo-first-token");
   if (given.contains("slo-refuse") && options.slo.first_token == 0)
@@ -130,7 +126,7 @@ Status check_policy(const SchedulerOptions& options, const std::set<std::string>
 }
 
 void SchedulerFlags::add_to(CLI::App& command) {
-  const char* group = "Scheduling";
+  const char *group = "Scheduling", *advanced = "Scheduling (advanced)";
   command
       .add_option("--step-tokens,--max-num-batched-tokens", options.max_step_tokens, "most tokens computed in one step")
       ->check(CLI::Range(1, 1 << 16))
@@ -144,8 +140,8 @@ void SchedulerFlags::add_to(CLI::App& command) {
       .add_option("--load-ahead", options.load_ahead, "waiting requests whose adapters may be loaded before their turn")
       ->check(CLI::Range(1, 1 << 16))
       ->capture_default_str()
-      ->group(group);
-  command.add_flag("--no-prefix-cache", no_prefix_cache, "compute every prompt from its start")->group(group);
+      ->group(advanced);
+  command.add_flag("--no-prefix-cache", no_prefix_cache, "compute every prompt from its start")->group(advanced);
   for (const PolicyFlag& flag : policy_flags())
     command
         .add_option_function<std::string>(

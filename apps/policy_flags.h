@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The scheduler's options on a command line. The policy is one table for `serve`, `generate` and `simulate` (where each
-// can be swept).
+// can be swept, and some have more choices: sim/spec.h).
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -20,6 +20,7 @@ struct PolicyFlag {
   std::string name, help, standard;  // without the dashes; the default, as it would be given
   std::function<Status(SchedulerOptions&, const std::string& value)> set;
   std::string type = "TEXT";  // of the value, as CLI11 calls it: a configuration file must have that
+  bool advanced = false;      // an operator rarely turns it
 };
 const std::vector<PolicyFlag>& policy_flags();
 // kInvalidArgument when options contradict each other; `given` are the names that were set.

@@ -2,6 +2,7 @@
 // lorikeet simulate: the server's scheduler and page pool under a workload, on a virtual clock and a cost model.
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
@@ -29,13 +30,32 @@ struct SimulateFlags {
   bool list = false, print_model = false, per_tenant = false, timeline = false, check = false;
 };
 
+// The simulator's, then the server's that it has no wider choice of.
+std::vector<Parameter> all_policy_parameters() {
+  std::vector<Parameter> parameters = sim_policy_parameters();
+  const size_t own = parameters.size();
+  for (const PolicyFlag& flag : policy_flags())
+    if (std::none_of(parameters.begin(), parameters.begin() + static_cast<long>(own),
+                     [&](const Parameter& parameter) { return parameter.name == flag.name; }))
+      parameters.push_back({flag.name, flag.help, [set = flag.set](SimSpec& spec, const std::string& value) {
+                              return set(spec.scheduler, value);
+                            }});
+  return parameters;
+}
+
 std::vector<Parameter> all_parameters() {
   std::vector<Parameter> parameters = sim_parameters();
-  for (const PolicyFlag& flag : policy_flags())
-    parameters.push_back({flag.name, flag.help, [set = flag.set](SimSpec& spec, const std::string& value) {
-                            return set(spec.scheduler, value);
-                          }});
+  for (Parameter& parameter : all_policy_parameters()) parameters.push_back(std::move(parameter));
   return parameters;
+}
+
+Status check(const SimSpec& spec, const std::set<std::string>& given) {
+  LK_RETURN_IF_ERROR(check_policy(spec.scheduler, given));
+  if (given.contains("advance-share") && spec.scheduler.queue.prediction == Prediction::kNone)
+    return invalid_argument("--advance-share needs a --length-prediction");
+  if (given.contains("preempt-gap") && spec.scheduler.preempt_gap > 0 && spec.policy == Policy::kLcf)
+    return invalid_argument("--preempt-gap belongs to vtc: what lcf pays back has no bound");
+  return Status();
 }
 
 struct Sweep {
@@ -102,7 +122,7 @@ Result<std::vector<Run>> run_all(const SimulateFlags& flags, const std::vector<S
     std::set<std::string> given;
     for (const auto& [name, value] : flags.values) given.insert(name);
     for (const auto& [name, value] : swept) given.insert(name);
-    LK_RETURN_IF_ERROR(check_policy(spec.scheduler, given));
+    LK_RETURN_IF_ERROR(check(spec, given));
     Result<Run> run = run_one(spec, flags.check);
     if (!run.ok()) {
       std::string where;

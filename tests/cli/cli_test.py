@@ -112,12 +112,12 @@ class Generate(Temporary):
     def test_scheduling_options_that_contradict_each_other(self):
         for options, words in ((("--scheduling-policy", "lifo"), ("lifo", "fcfs, vtc")), (("--fair-within", "floor"), ("floor", "adapter")),
                                (("--service-cost", "1:-2"), ("1:-2",)), (("--service-cost", "nan:2"), ("nan",)), (("--admission", "never"), ("optimistic",)),
-                               (("--quantum", "100"), ("--quantum", "drr")), (("--requests-per-minute", "5"), ("rpm",)),
+                               (("--quantum", "100"), ("--quantum", "dlpm")), (("--service-cost", "1e9:1"), ("only ratios matter",)),
                                (("--scheduling-policy", "fcfs", "--fair-within", "user"), ("vtc",)), (("--fair-within", "slack"), ("--slo-first-token",)),
                                (("--slo-refuse", "late"), ("--slo-first-token",)), (("--slo-first-token", "soon"), ("soon",)), (("--max-loras", "4", "--cluster-adapters", "4"), ("--cluster-adapters",)),
                                (("--drain-gap", "1"), ("--max-loras",)), (("--preempt-gap", "-1"), ("-1",)), (("--preempt-gap", "soon"), ("soon",)),
-                               (("--scheduling-policy", "drr", "--preempt-gap", "10"), ("--preempt-gap", "vtc")), (("--preempt-gap", "10", "--admission", "reserved"), ("reserved",)), (("--max-loras", "4", "--preempt-gap", "10"), ("--max-loras",)),
-                               (("--advance-share", "2"), ("2",)), (("--advance-share", "nan"), ("nan",)), (("--length-prediction", "none", "--advance-share", "0.5"), ("--length-prediction",)),
+                               (("--scheduling-policy", "dlpm", "--preempt-gap", "10"), ("--preempt-gap", "vtc")), (("--preempt-gap", "10", "--admission", "reserved"), ("reserved",)), (("--max-loras", "4", "--preempt-gap", "10"), ("--max-loras",)),
+                               (("--scheduling-policy", "lcf"), ("lcf", "fcfs, vtc, dlpm")), (("--merging", "always"), ("never, dlora or cost",)),
                                (("--merging", "sometimes"), ("sometimes", "never, dlora or cost")),
                                (("--exact", "a*"), ("--exact", "--merging")), (("--merging", "never", "--exact", "a*"), ("--exact", "--merging"))):
             with self.subTest(options):

@@ -105,7 +105,11 @@ class Simulate(unittest.TestCase):
         self.refused("--sweep", "rate=1,x", words="rate must be a number")
         self.refused("--merging", "sometimes", words="never, always, exclusive, dlora or cost")
         self.refused("--scheduling-policy", "luck", words="--scheduling-policy")
-        self.refused("--quantum", "5", words="drr")
+        self.refused("--quantum", "5", words="dlpm")
+        self.refused("--service-cost", "1e6,1e6,1e6,1e6,1", words="only ratios matter")
+        self.refused("--advance-share", "2", words="2")
+        self.refused("--length-prediction", "none", "--advance-share", "0.5", words="--length-prediction")
+        self.refused("--scheduling-policy", "lcf", "--preempt-gap", "1", words="--preempt-gap")
         self.refused("--stream", "rate=1,speed=2", words="--stream: unknown key \"speed\"")
 
 

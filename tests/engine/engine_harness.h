@@ -55,9 +55,7 @@ class EngineHarness {
     if (seed) seeded = std::make_unique<SeededExecutor>(*engine, *seed);
     Executor& executor = seed ? static_cast<Executor&>(*seeded) : *engine;
     if (!setup.merged.empty())
-      merging = std::make_unique<MergeController>(
-          MergeControllerOptions{.max_pool_share = 0.9, .keep_pages_per_request = 0, .retry_after = 0},
-          sim::make_chooser(sim::Merging::kAlways), *pool, executor);
+      merging = std::make_unique<MergeController>(sim::make_chooser(sim::Merging::kAlways), *pool, executor);
     scheduler = std::make_unique<Scheduler>(options, *pool, executor, merging.get());
     // Host memory for the largest or a third of them: what is dropped is read from disk again and again.
     const auto directory = [&](const std::string& name) {
@@ -80,6 +78,12 @@ class EngineHarness {
   int64_t largest_adapter() const {
     int64_t pages = 0;
     for (AdapterId id : ids) pages = std::max(pages, engine->footprint(id));
+    return pages;
+  }
+  // Of the largest merged copy of these, twice over: it may take half of the pool.
+  int64_t merged_pages(const std::vector<size_t>& merged) const {
+    int64_t pages = 0;
+    for (size_t adapter : merged) pages = std::max(pages, 2 * engine->merge_footprint(ids[adapter]).value().num_pages);
     return pages;
   }
   void take_events(std::map<RequestId, Output>& outputs) {

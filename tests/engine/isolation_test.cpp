@@ -49,7 +49,8 @@ void expect_isolation(const Setup& setup, uint64_t num_seeds) {
     Rng rng(seed);
     const SchedulerOptions options{.max_step_tokens = static_cast<int64_t>(3 + rng.below(60)),
                                    .max_running = static_cast<int64_t>(4 + rng.below(12))};
-    const int64_t num_pages = std::max<int64_t>(alone.largest_adapter() + 9, 12) + static_cast<int64_t>(rng.below(8));
+    const int64_t num_pages = std::max<int64_t>(alone.largest_adapter() + 9, 12) + alone.merged_pages(setup.merged) +
+                              static_cast<int64_t>(rng.below(8));
     Harness crowd(setup, options, num_pages, 2, seed);
     std::map<RequestId, Request> requests;
     std::map<RequestId, Output> outputs;

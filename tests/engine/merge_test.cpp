@@ -34,24 +34,25 @@ class Driver {
     }
   };
 
-  Driver(const std::string& model, DType act, LayerMergeOptions merge = {.max_rounding_loss = 1},
-         int64_t num_pages = 4096) {
+  Driver(const std::string& model, DType act, int64_t num_pages = 4096) {
     auto backend = testing::make_backend({.num_threads = 2});
     weights = load_weights(kGoldenDir + "models/" + model, act, *backend).value();
     const int64_t page = Decoder(weights, *backend, 1, 1).page_bytes();
-    engine = Engine::create({.max_step_tokens = 512, .memory_bytes = num_pages * page, .merge = merge}, weights,
-                            std::move(backend))
-                 .value();
+    engine =
+        Engine::create({.max_step_tokens = 512, .memory_bytes = num_pages * page}, weights, std::move(backend)).value();
     pool = std::make_unique<UnifiedPool>(engine->num_pages());
     model_ = model;
   }
   ~Driver() {
     for (AdapterId id : ids) engine->drop_merge(id);
   }
-  AdapterId add(const std::string& name) {
-    auto adapter =
-        load_adapter(name, kGoldenDir + "adapters/" + model_ + "__" + name, weights->config, weights->checkpoint.get())
-            .value();
+  AdapterId add(const std::string& name) { return add(read(name)); }
+  std::shared_ptr<const Adapter> read(const std::string& name) {
+    return load_adapter(name, kGoldenDir + "adapters/" + model_ + "__" + name, weights->config,
+                        weights->checkpoint.get())
+        .value();
+  }
+  AdapterId add(const std::shared_ptr<const Adapter>& adapter) {
     const AdapterId id = engine->register_adapter(engine->prepare_adapter(adapter).value());
     EXPECT_TRUE(pool->begin_load(id, engine->footprint(id)));
     engine->start_load(id, pool->adapter_pages(id));
@@ -111,7 +112,7 @@ class Driver {
       planned.push_back(&s);
     }
     plan.merged = merged;
-    const std::vector<ItemResult> results = engine->execute(plan);
+    const std::span<ItemResult> results = engine->execute(plan);
     for (size_t i = 0; i < planned.size(); ++i) {
       Sequence& s = *planned[i];
       s.computed = plan.items[i].end;
@@ -183,7 +184,7 @@ const std::vector<ModelAdapters> kFixtures = {
 // Every kind of adapter: merged log-probabilities agree with unmerged ones to f32 rounding.
 TEST(Merge, EveryKindGivesTheSameLogitsInF32) {
   for (const ModelAdapters& fixture : kFixtures) {
-    Driver driver(fixture.model, DType::kF32, {.max_rounding_loss = 1e-4});
+    Driver driver(fixture.model, DType::kF32);
     for (const std::string& name : fixture.adapters) {
       const AdapterId id = driver.add(name);
       const std::vector<float> unmerged = prompt_logprobs(driver, id, kBaseModel);
@@ -319,14 +320,19 @@ TEST(Merge, TheBaseIsBitIdenticalAfterTenThousandModeChanges) {
 }
 
 TEST(Merge, RefusesWhatRoundingWouldLose) {
-  Driver driver("llama_mha", DType::kBF16, {.max_rounding_loss = 1e-4});
-  const AdapterId id = driver.add("r8_attention");
+  Driver driver("llama_mha", DType::kBF16);
+  // A delta of about the last bit of W, of which rounding leaves little.
+  const auto faint = std::const_pointer_cast<Adapter>(driver.read("r8_attention"));
+  for (auto& layer : faint->layers)
+    for (auto& delta : layer)
+      if (delta) delta->scaling *= 1e-3;
+  const AdapterId id = driver.add(faint);
   const MergeResult result = driver.merge(id);
   EXPECT_EQ(result.status.code(), StatusCode::kFailedPrecondition);
   EXPECT_NE(result.status.message().find("model.layers.0.self_attn.q_proj to bf16 would lose"), std::string::npos)
       << result.status.message();
-  EXPECT_NE(result.status.message().find("more than the 0.0 % allowed"), std::string::npos) << result.status.message();
-  EXPECT_GT(result.worst_rounding_loss, 1e-4);
+  EXPECT_NE(result.status.message().find("more than the 10.0 % allowed"), std::string::npos) << result.status.message();
+  EXPECT_GT(result.worst_rounding_loss, 0.1);
   driver.drop(id);
   EXPECT_EQ(driver.pool->num_merged(), 0);
 }

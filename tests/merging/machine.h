@@ -71,6 +71,8 @@ class SimExecutor : public Executor {
                          .build_cost_rows = costs_.at(it->first) * 500};
       if (refused.contains(it->first))
         result.status = failed_precondition("rounding loses too much");
+      else if (unreadable > 0 && unreadable-- > 0)
+        result.status = data_loss("the file could not be read");
       else
         built_.insert(it->first);
       results.push_back(result);
@@ -82,7 +84,7 @@ class SimExecutor : public Executor {
     building_.erase(adapter);
     built_.erase(adapter);
   }
-  std::vector<ItemResult> execute(const StepPlan& plan) override {
+  std::span<ItemResult> execute(const StepPlan& plan) override {
     EXPECT_TRUE(plan.merged == kBaseModel || built_.contains(plan.merged))
         << "step merged by weights that are not there";
     std::map<AdapterId, int64_t> rows;
@@ -111,9 +113,8 @@ class SimExecutor : public Executor {
     time_ += plain + lora;
     for (const auto& [adapter, n] : rows) last_step_[adapter] = now();
     steps.push_back({plan.merged, rows});
-    std::vector<ItemResult> results(plan.items.size());
-    for (ItemResult& result : results) result.token.token = 7;
-    return results;
+    results_.assign(plan.items.size(), {.token = {.token = 7}});
+    return results_;
   }
   void finish_builds() {
     for (auto& [adapter, left] : building_) left = 0;
@@ -126,6 +127,7 @@ class SimExecutor : public Executor {
   };
   std::vector<Step> steps;
   std::set<AdapterId> refused;
+  int unreadable = 0;  // so many builds fail for a reason that passes
   bool stuck = false;  // builds make no progress
   int64_t merge_pages = 50;
 
@@ -145,6 +147,7 @@ class SimExecutor : public Executor {
   Rng rng_;
   double time_ = 1, true_us_ = 0;
   StepTimes times_;
+  std::vector<ItemResult> results_;
   std::vector<LoadResult> loads_;
   std::map<AdapterId, double> building_;
   std::set<AdapterId> built_;
@@ -167,7 +170,7 @@ struct Outcome {
 inline std::unique_ptr<MergeController> make_merging(const std::string& chooser, UnifiedPool& pool,
                                                      Executor& executor) {
   std::unique_ptr<MergeChooser> made = sim::make_chooser(sim::parse_merging(chooser).value());
-  return made ? std::make_unique<MergeController>(MergeControllerOptions{}, std::move(made), pool, executor) : nullptr;
+  return made ? std::make_unique<MergeController>(std::move(made), pool, executor) : nullptr;
 }
 
 inline Outcome run(const Workload& w, const std::string& chooser, uint64_t seed, const Machine& machine = {},

@@ -131,15 +131,15 @@ MergeView view_of(std::vector<AdapterId> queue, AdapterId built, int64_t max_run
   return view;
 }
 
-// With the shipped prices a lone request behind a busy adapter waits (10000 credits / 0.5 x 0.1125) steps, and no
-// longer.
+// A lone request behind a busy adapter waits until it has got 10,000 credits, and no longer.
 TEST(MergeDlora, CreditEndsStarvationWithinItsBound) {
-  auto chooser = make_dlora_chooser({.credit_unit = 10});
+  auto chooser = make_dlora_chooser();
   std::vector<AdapterId> queue(17, 0);
   queue[0] = 1;  // the oldest request is the other's
+  const MergeView view = view_of(queue, 0, 16);
   int waited = 0;
-  for (; waited < 10000; ++waited) {
-    const MergePlan plan = chooser->plan(view_of(queue, 0, 16));
+  for (; waited < 200000; ++waited) {
+    const MergePlan plan = chooser->plan(view);
     if (plan.exclusive != 0) {
       if (!plan.first.empty()) {
         EXPECT_EQ(plan.first.front(), 1);
@@ -148,8 +148,8 @@ TEST(MergeDlora, CreditEndsStarvationWithinItsBound) {
       FAIL() << "left merged mode for another reason at step " << waited;
     }
   }
-  // Each merged step gives the displaced request 1 / (0.556 x 16) credits; it needs 10.
-  EXPECT_NEAR(waited, 10 * (15.0 / 27.0) * 16, 2);
+  // Each merged step gives the displaced request 1 / (0.556 x 16) credits.
+  EXPECT_NEAR(waited, 10000 * (15.0 / 27.0) * 16, 2);
 }
 
 TEST(MergeDlora, EntersWhenTheBatchIsFullAndLeavesBelowTheLowerThreshold) {
@@ -215,6 +215,20 @@ TEST(MergeController, RefusedMergesAreNotTriedAgain) {
   EXPECT_EQ(s.pool.num_merged(), 0);
 }
 
+// A file that cannot be read now and then says nothing about the next time.
+TEST(MergeController, MergesThatFailForAPassingReasonAreTriedAgain) {
+  Served s(1000, 0.3, "always");
+  s.executor.unreadable = 3;
+  s.merging->set_allowed(0, true);
+  for (int i = 0; i < 3; ++i) s.submit(0, 20, 400);
+  s.run(-1);
+  EXPECT_EQ(s.merging->stats().num_failed, 3);
+  EXPECT_EQ(s.merging->stats().num_builds, 4);
+  EXPECT_EQ(s.merging->stats().num_refused, 0);
+  EXPECT_GT(s.merging->stats().num_merged_steps, 0);
+  EXPECT_EQ(s.merging->stats().merged, 0);
+}
+
 // Merged pages go before anybody loses work.
 TEST(MergeController, PressureTakesMergedPagesBeforePreempting) {
   Served s(210, 0.3, "always");
@@ -235,7 +249,7 @@ class ToldChooser : public MergeChooser {
  public:
   explicit ToldChooser(AdapterId& build) : build_(build) {}
   MergePlan plan(const MergeView& view) override { return {.build = view.built == build_ ? kBaseModel : build_}; }
-  bool merged(const StepShape&, AdapterId) override { return true; }
+  bool merged(const StepMix&, AdapterId) override { return true; }
   const char* name() const override { return "told"; }
 
  private:
@@ -243,11 +257,10 @@ class ToldChooser : public MergeChooser {
 };
 
 TEST(MergeController, WhatDoesNotFitTakesNothingFromWhatIsBuilt) {
-  UnifiedPool pool(210);
+  UnifiedPool pool(420);
   SimExecutor executor({}, {{0, 0.3}, {1, 0.3}});
   AdapterId build = 0;
-  MergeController merging({.max_pool_share = 1, .keep_pages_per_request = 0}, std::make_unique<ToldChooser>(build),
-                          pool, executor);
+  MergeController merging(std::make_unique<ToldChooser>(build), pool, executor);
   for (AdapterId adapter : {0, 1}) merging.set_allowed(adapter, true);
   std::vector<MergeGate::Queued> queue{{.adapter = 0}};
   const auto plan = [&](Micros now) { (void)merging.plan(queue, 8, now); };
@@ -257,9 +270,9 @@ TEST(MergeController, WhatDoesNotFitTakesNothingFromWhatIsBuilt) {
   plan(2);
   ASSERT_EQ(merging.stats().merged, 0);
   std::vector<PageId> held;
-  while (held.size() < 105) held.push_back(*pool.alloc_kv());
+  while (held.size() < 315) held.push_back(*pool.alloc_kv());
   // 5 pages are free, and adapter 0 would give 100.
-  executor.merge_pages = 60;  // 120 pages of adapter 1
+  executor.merge_pages = 60;  // 120 pages of adapter 1: more than half of the pool with the other's
   queue.push_back({.adapter = 1});
   build = 1;
   plan(3);
@@ -267,7 +280,7 @@ TEST(MergeController, WhatDoesNotFitTakesNothingFromWhatIsBuilt) {
   EXPECT_EQ(merging.stats().num_builds, 1);
   EXPECT_EQ(pool.num_merged(), 100);
   for (int i = 0; i < 20; ++i) pool.release_kv(held.back()), held.pop_back();
-  plan(3 + MergeControllerOptions().retry_after);
+  plan(2'000'000);  // the pause after a build that did not fit is over
   EXPECT_EQ(merging.stats().num_builds, 2) << "now it fits in its place";
   EXPECT_EQ(merging.stats().merged, kBaseModel);
   EXPECT_EQ(pool.num_merged(), 120);

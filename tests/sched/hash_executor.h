@@ -90,8 +90,8 @@ class HashExecutor : public Executor {
   }
   void drop_merge(AdapterId adapter) override { EXPECT_EQ(merges_.erase(adapter), 1u); }
 
-  std::vector<ItemResult> execute(const StepPlan& plan) override {
-    std::vector<ItemResult> results;
+  std::span<ItemResult> execute(const StepPlan& plan) override {
+    results_.clear();
     int64_t num_tokens = 0;
     if (plan.merged != kBaseModel) {
       EXPECT_TRUE(merges_.at(plan.merged).built);
@@ -114,11 +114,11 @@ class HashExecutor : public Executor {
                                             .logprob = static_cast<float>(token_of(slot(item, pos)))});
       }
       if (item.sample) result.token.token = token_of(slot(item, item.end - 1));
-      results.push_back(std::move(result));
+      results_.push_back(std::move(result));
     }
     EXPECT_EQ(num_tokens, plan.num_tokens);
     max_step_tokens_seen = std::max(max_step_tokens_seen, num_tokens);
-    return results;
+    return results_;
   }
 
   int64_t matrix_pages = 1;  // of every second adapter, besides its rank rows
@@ -156,6 +156,7 @@ class HashExecutor : public Executor {
   std::vector<uint64_t> slots_;
   std::deque<std::pair<AdapterId, std::vector<PageId>>> loading_;
   std::map<AdapterId, Merge> merges_;
+  std::vector<ItemResult> results_;  // of the latest step
 };
 
 // Merges now this adapter and now that one of those with even numbers, and forgets them again: no policy, all cases.

@@ -46,6 +46,40 @@ TEST(Admission, AdapterThatFailsToLoadIsNotTriedAgainAtOnce) {
   run_all(scheduler, pool);
 }
 
+// What an operator pinned stays pinned, whatever becomes of a load; and it comes back by itself, at the breaker's pace.
+TEST(Admission, APinnedAdapterWhoseLoadFailsIsLoadedAgain) {
+  UnifiedPool pool(64);
+  HashExecutor executor(0, 64);
+  executor.broken_adapter = 3;
+  Scheduler scheduler({}, pool, executor);
+  ASSERT_TRUE(scheduler.set_pinned(3, true).ok());
+  for (; executor.time < 2'000'000; executor.time += 1000) {
+    while (scheduler.has_work()) (void)scheduler.step();
+    ASSERT_TRUE(scheduler.is_pinned(3));
+    ASSERT_EQ(pool.adapter_state(3), AdapterState::kAbsent) << "nothing is claimed that is not so";
+    ASSERT_NE(scheduler.next_reload(), kNoDeadline);
+  }
+  EXPECT_EQ(scheduler.stats().num_adapter_loads, 5) << "at 0, 0.1, 0.3, 0.7 and 1.5 s";
+  // Its pages stay set aside meanwhile, and a request says why it is refused.
+  EXPECT_EQ(scheduler.submit(make_request(1, kBaseModel, 64 * 16 - 8, 4, 1)).code(), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(scheduler.submit(make_request(1, 3, 5, 2, 1)).code(), StatusCode::kUnavailable);
+  executor.broken_adapter = -2;
+  executor.time += 30'000'000;
+  ASSERT_TRUE(scheduler.has_work());
+  while (scheduler.has_work()) (void)scheduler.step();
+  EXPECT_EQ(pool.adapter_state(3), AdapterState::kResident);
+  EXPECT_EQ(pool.num_pins(3), 1);
+  EXPECT_EQ(scheduler.next_reload(), kNoDeadline);
+  // Let go while its load fails, it is nobody's any more.
+  executor.broken_adapter = 5;
+  ASSERT_TRUE(scheduler.set_pinned(5, true).ok());
+  while (scheduler.has_work()) (void)scheduler.step();
+  ASSERT_TRUE(scheduler.set_pinned(5, false).ok());
+  EXPECT_EQ(scheduler.next_reload(), kNoDeadline);
+  ASSERT_TRUE(scheduler.set_pinned(3, false).ok());
+  EXPECT_TRUE(scheduler.submit(make_request(1, kBaseModel, 64 * 16 - 8, 4, 1)).ok());
+}
+
 TEST(Admission, PrefetchLoadsWhatTheNextStepWants) {
   UnifiedPool pool(64);
   HashExecutor executor(0, 64);
@@ -411,7 +445,7 @@ TEST(FairPreemption, TakesAPlaceInTheBatchToo) {
 }
 
 TEST(FairPreemption, IsForVtcOnly) {
-  for (const QueueKind kind : {QueueKind::kFcfs, QueueKind::kLcf, QueueKind::kDrr, QueueKind::kDlpm})
+  for (const QueueKind kind : {QueueKind::kFcfs, QueueKind::kDlpm})
     EXPECT_EQ(starve(0.01, kind).stats.num_fair_preemptions, 0);
 }
 

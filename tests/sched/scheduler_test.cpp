@@ -44,7 +44,8 @@ TEST(Scheduler, DecodesWhileALongPromptIsChunked) {
   (void)scheduler.step();
   ASSERT_TRUE(scheduler.submit(make_request(2, kBaseModel, 70, 3, 2)).ok());
   for (int step = 0; step < 5; ++step) {
-    std::vector<RequestEvent> events = scheduler.step();
+    const std::span<RequestEvent> made = scheduler.step();
+    std::vector<RequestEvent> events(made.begin(), made.end());
     std::erase_if(events, [](const RequestEvent& event) { return !event.has_token; });
     ASSERT_EQ(events.size(), 1u);
     EXPECT_EQ(events[0].id, 1);
@@ -228,7 +229,7 @@ TEST(Scheduler, RandomTrafficGivesEachRequestItsOwnTokensAndFreesEverything) {
                          .prefix_cache = rng.below(4) != 0,
                          .admission = static_cast<Admission>(rng.below(3)),
                          .preempt_gap = 0.2 * rng.uniform(),
-                         .queue = {.kind = rng.below(2) == 0 ? QueueKind::kVtc : static_cast<QueueKind>(rng.below(5)),
+                         .queue = {.kind = rng.below(2) == 0 ? QueueKind::kVtc : static_cast<QueueKind>(rng.below(3)),
                                    .within = static_cast<WithinTenant>(rng.below(5)),
                                    .prediction = static_cast<Prediction>(rng.below(3)),
                                    .quantum = 1000 + static_cast<int64_t>(rng.below(100'000))},

@@ -13,6 +13,7 @@ namespace {
 
 // Rows of logits computed at a time: enough for the product to be compute bound, small against the pool.
 constexpr int64_t kMaxLogitRows = 64;
+constexpr int kNumReaders = 2;  // adapters read from disk at once: one waits for the disk while one is parsed
 
 int64_t free_memory_bytes() {
   std::ifstream meminfo("/proc/meminfo");
@@ -39,9 +40,8 @@ Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options,
         engine->page_bytes());
   LK_ASSIGN_OR_RETURN(engine->arena_, engine->backend_->try_allocate(engine->num_pages_ * engine->page_bytes()));
   engine->decoder_.set_pool(engine->arena_.data());
-  engine->loader_ =
-      std::make_unique<Loader>(engine->arena_.data(), *engine->backend_, std::max(1, options.num_readers));
-  engine->merger_ = std::make_unique<Merger>(options.merge, engine->weights_, *engine->backend_, engine->arena_.data());
+  engine->loader_ = std::make_unique<Loader>(engine->arena_.data(), *engine->backend_, kNumReaders);
+  engine->merger_ = std::make_unique<Merger>(engine->weights_, *engine->backend_, engine->arena_.data());
   return engine;
 }
 
@@ -207,7 +207,7 @@ void Engine::build_batch(const StepPlan& plan) {
   for (size_t item : order_) add_rows(plan, item);
 }
 
-std::vector<ItemResult> Engine::execute(const StepPlan& plan) {
+std::span<ItemResult> Engine::execute(const StepPlan& plan) {
   LK_CHECK(plan.num_tokens <= options_.max_step_tokens);
   const auto begin = std::chrono::steady_clock::now();
   const double lora_before = backend_->lora_seconds();
@@ -215,14 +215,14 @@ std::vector<ItemResult> Engine::execute(const StepPlan& plan) {
   decoder_.forward(
       {.token_ids = token_ids_, .slots = slots_, .cos = cos_, .sin = sin_, .sequences = sequences_, .runs = runs_},
       interlude_);
-  std::vector<ItemResult> results(plan.items.size());
+  results_.assign(plan.items.size(), {});
   add_hidden(plan);
-  resolve_logits(plan, results);
+  resolve_logits(plan, results_);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   execute_seconds_ += seconds;
   last_step_times_ = {.total = static_cast<Micros>(seconds * 1e6),
                       .lora = static_cast<Micros>((backend_->lora_seconds() - lora_before) * 1e6)};
-  return results;
+  return results_;
 }
 
 void Engine::add_hidden(const StepPlan& plan) {
@@ -244,7 +244,7 @@ void Engine::add_hidden(const StepPlan& plan) {
   }
 }
 
-void Engine::resolve_logits(const StepPlan& plan, std::vector<ItemResult>& results) {
+void Engine::resolve_logits(const StepPlan& plan, std::span<ItemResult> results) {
   const int64_t vocab_size = weights_->config.vocab_size;
   std::vector<int32_t> rows;
   std::vector<TokenLogprob> outcomes(logit_rows_.size());

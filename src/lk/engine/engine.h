@@ -25,8 +25,6 @@ namespace lk {
 struct EngineOptions {
   int64_t max_step_tokens = 512;
   int64_t memory_bytes = 0;  // of the page pool; 0 = 80 % of the memory that is free now
-  int num_readers = 2;       // adapters read from disk at once
-  LayerMergeOptions merge;
 };
 
 class Engine : public Executor {
@@ -74,7 +72,7 @@ class Engine : public Executor {
   void evicted(AdapterId adapter) override;
   void stage(AdapterId adapter) override;
   std::vector<LoadResult> take_finished_loads(bool wait) override;
-  std::vector<ItemResult> execute(const StepPlan& plan) override;
+  std::span<ItemResult> execute(const StepPlan& plan) override;
   StepTimes last_step_times() const override { return last_step_times_; }
   double execute_seconds() const { return execute_seconds_; }  // total
 
@@ -101,7 +99,7 @@ class Engine : public Executor {
   void add_rows(const StepPlan& plan, size_t item_idx);
   const RopeTable& rope_table(int64_t sequence_length);
   void add_hidden(const StepPlan& plan);
-  void resolve_logits(const StepPlan& plan, std::vector<ItemResult>& results);
+  void resolve_logits(const StepPlan& plan, std::span<ItemResult> results);
 
   const EngineOptions options_;
   std::shared_ptr<const ModelWeights> weights_;
@@ -126,6 +124,7 @@ class Engine : public Executor {
   std::vector<AttentionSeq> sequences_;
   std::vector<AdapterRun> runs_;
   std::vector<LogitRow> logit_rows_;
+  std::vector<ItemResult> results_;
   struct HiddenRow {
     int32_t row;
     std::vector<double>* sum;

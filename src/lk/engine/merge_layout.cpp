@@ -72,13 +72,11 @@ MergeLayout::MergeLayout(const Adapter& adapter, const ModelConfig& config, Weig
 class MergeLayout::Builder {
  public:
   Builder(const MergeLayout& layout, const Adapter& adapter, const ModelWeights& base, Backend& backend,
-          const LayerMergeOptions& options, const std::function<bool()>& stop, std::byte* pool_base,
-          const std::vector<PageId>& pages)
+          const std::function<bool()>& stop, std::byte* pool_base, const std::vector<PageId>& pages)
       : layout_(layout),
         adapter_(adapter),
         base_(base),
         backend_(backend),
-        options_(options),
         stop_(stop),
         pool_base_(pool_base),
         pages_(pages) {}
@@ -138,9 +136,7 @@ class MergeLayout::Builder {
                          .a_transposed = a,
                          .b = b,
                          .scaling = static_cast<float>(delta->scaling),
-                         .out_scale = device_scale,
-                         .stochastic = options_.stochastic_rounding,
-                         .seed = static_cast<uint32_t>(layer * kNumProjs + static_cast<size_t>(proj)) * 0x9e3779b1u};
+                         .out_scale = device_scale};
     MergeSums sums;
     for (int64_t panel = 0; panel < num_panels; ++panel) {
       if (stop_()) return cancelled("merging was stopped");
@@ -179,19 +175,17 @@ class MergeLayout::Builder {
       loss_.worst = loss;
       loss_.worst_module = name;
     }
-    if (loss <= options_.max_rounding_loss) return Status();
+    if (loss <= kMaxRoundingLoss) return Status();
     return failed_precondition(
         "merging adapter {}: rounding {} to {} would lose {:.1f} % of its change, more than the {:.1f} % allowed; it "
-        "stays "
-        "unmerged (raise max_rounding_loss, or compute in f32)",
-        adapter_.name, name, to_string(base_.act), 100 * loss, 100 * options_.max_rounding_loss);
+        "stays unmerged (compute in f32 to merge it)",
+        adapter_.name, name, to_string(base_.act), 100 * loss, 100 * kMaxRoundingLoss);
   }
 
   const MergeLayout& layout_;
   const Adapter& adapter_;
   const ModelWeights& base_;
   Backend& backend_;
-  const LayerMergeOptions& options_;
   const std::function<bool()>& stop_;
   std::byte* const pool_base_;
   const std::vector<PageId>& pages_;
@@ -205,14 +199,13 @@ class MergeLayout::Builder {
 
 Result<std::shared_ptr<const MergedWeights>> MergeLayout::build(const Adapter& adapter, const ModelWeights& base,
                                                                 std::span<const PageId> pages, std::byte* pool_base,
-                                                                Backend& backend, const LayerMergeOptions& options,
-                                                                const std::function<bool()>& stop,
+                                                                Backend& backend, const std::function<bool()>& stop,
                                                                 RoundingLoss* loss) const {
   auto merged = std::make_shared<MergedWeights>();
   LK_CHECK(static_cast<int64_t>(pages.size()) == num_pages());
   merged->layers.resize(merges_.size());
   merged->pages.assign(pages.begin(), pages.end());
-  Builder builder(*this, adapter, base, backend, options, stop, pool_base, merged->pages);
+  Builder builder(*this, adapter, base, backend, stop, pool_base, merged->pages);
   Status status;
   for (size_t layer = 0; layer < merges_.size() && status.ok(); ++layer)
     status = builder.build_layer(layer, merged->layers[layer]);

@@ -21,14 +21,6 @@
 
 namespace lk {
 
-struct LayerMergeOptions {
-  // Largest ||round(W') - W'|| / ||W' - W|| (Frobenius) of any one matrix; beyond it the merge is refused.
-  // docs/design/merging.md has measurements.
-  double max_rounding_loss = 0.1;
-  bool stochastic_rounding = false;  // unbiased, but a larger loss than to nearest (bf16)
-  int niceness = 0;                  // of the thread that builds, 0..19
-};
-
 // What rounding to the base's type cost, relative to the change.
 struct RoundingLoss {
   double total = 0;          // over the whole adapter
@@ -48,13 +40,16 @@ class MergeLayout {
   // Multiply-adds of building, relative to those of all base linears for one row.
   double build_cost_rows() const { return build_cost_rows_; }
 
+  // Largest ||round(W') - W'|| / ||W' - W|| (Frobenius) of any one matrix; beyond it the merge is refused. What is lost
+  // is noise of a size that an adapter's change should be well above; docs/results/merging.md has measurements.
+  static constexpr double kMaxRoundingLoss = 0.1;
   // Writes W' into the pages, one matrix after the other without a gap; `stop` is asked after each panel. kCancelled
   // when it said so, kFailedPrecondition when rounding loses more than allowed or W' is not finite. *loss is what was
   // measured so far, either way.
   Result<std::shared_ptr<const MergedWeights>> build(const Adapter& adapter, const ModelWeights& base,
                                                      std::span<const PageId> pages, std::byte* pool_base,
-                                                     Backend& backend, const LayerMergeOptions& options,
-                                                     const std::function<bool()>& stop, RoundingLoss* loss) const;
+                                                     Backend& backend, const std::function<bool()>& stop,
+                                                     RoundingLoss* loss) const;
 
  private:
   class Builder;

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/engine/merger.h"
 
-#include <sys/resource.h>
-
 #include <time.h>
 
 #include <chrono>
@@ -20,9 +18,8 @@ Micros thread_cpu_time() {
 
 }  // namespace
 
-Merger::Merger(const LayerMergeOptions& options, std::shared_ptr<const ModelWeights> base, Backend& backend,
-               std::byte* pool_base)
-    : options_(options), base_(std::move(base)), backend_(backend), pool_base_(pool_base) {
+Merger::Merger(std::shared_ptr<const ModelWeights> base, Backend& backend, std::byte* pool_base)
+    : base_(std::move(base)), backend_(backend), pool_base_(pool_base) {
   thread_ = std::jthread([this](std::stop_token stop) { thread_main(stop); });
 }
 
@@ -53,8 +50,6 @@ void Merger::drop(AdapterId adapter) {
 
 void Merger::thread_main(std::stop_token stop) {
   set_thread_name("lk-merger");
-  // On Linux the niceness of "the process" 0 is that of the calling thread.
-  if (options_.niceness > 0) (void)::setpriority(PRIO_PROCESS, 0, options_.niceness);
   for (;;) {
     std::unique_lock lock(mutex_);
     if (!wanted_.wait(lock, stop, [&] { return !queue_.empty(); })) return;
@@ -82,7 +77,7 @@ Merger::Done Merger::build(const Job& job, const std::stop_token& stop) {
   Done done;
   Result<std::shared_ptr<const MergedWeights>> weights = unavailable("not built");
   if (const Result<std::shared_ptr<const Adapter>> content = job.host->get(); content.ok())
-    weights = job.layout->build(**content, *base_, job.pages, pool_base_, backend_, options_, stopped, &loss);
+    weights = job.layout->build(**content, *base_, job.pages, pool_base_, backend_, stopped, &loss);
   else
     weights = content.status();
   done.result = {

@@ -32,8 +32,7 @@ class Merger {
     std::shared_ptr<const MergedWeights> weights;  // null after a failure
   };
 
-  Merger(const LayerMergeOptions& options, std::shared_ptr<const ModelWeights> base, Backend& backend,
-         std::byte* pool_base);
+  Merger(std::shared_ptr<const ModelWeights> base, Backend& backend, std::byte* pool_base);
 
   void start(Job job);  // Requires: !has(job.adapter)
   std::vector<Done> take_finished();
@@ -46,7 +45,6 @@ class Merger {
   void thread_main(std::stop_token stop);
   Done build(const Job& job, const std::stop_token& stop);
 
-  const LayerMergeOptions options_;
   std::shared_ptr<const ModelWeights> base_;
   Backend& backend_;
   std::byte* pool_base_;

@@ -155,8 +155,6 @@ struct MergeArgs {
   PackedWeight b;                      // [columns of the projection, rank], packed like w
   float scaling = 0;
   const float* out_scale = nullptr;  // f32 [b.n] (DoRA) or null
-  bool stochastic = false;           // bf16: round up with the probability of the remainder, instead of to nearest
-  uint32_t seed = 0;                 // of stochastic rounding
 };
 // What a merge changed and what rounding cost, as sums of squares over the elements written. Not finite when W' is not.
 struct MergeSums {

@@ -50,7 +50,7 @@ struct AdapterRows {
   double relative_cost = 0;
   int64_t requests = 0;
 };
-struct StepShape {
+struct StepMix {
   std::vector<AdapterRows> adapters;
   int64_t rows = 0;
 };
@@ -60,41 +60,22 @@ class MergeChooser {
   virtual ~MergeChooser() = default;
   virtual MergePlan plan(const MergeView& view) = 0;
   // Whether the rows of `built`, of which there are some, run merged in this step.
-  virtual bool merged(const StepShape& shape, AdapterId built) = 0;
+  virtual bool merged(const StepMix& mix, AdapterId built) = 0;
   // What was run: `merged` is kBaseModel when nobody was.
-  virtual void observe(const StepShape&, AdapterId merged, const StepTimes&) { (void)merged; }
+  virtual void observe(const StepMix&, AdapterId merged, const StepTimes&) { (void)merged; }
   virtual void built(const MergeResult&) {}
   virtual const char* name() const = 0;
 };
 
-// dLoRA's dynamic batching (Wu et al., OSDI'24) as its published artifact does it: adaptive thresholds and credits. Its
-// constants are the defaults. Departures, each a defect there: adapters are told apart by id, never by slot; only
-// displaced requests receive credit; switching waits for the background build instead of stopping the engine.
-struct DloraChooserOptions {
-  double merged_step_s = 0.015, unmerged_step_s = 0.027, switch_s = 0.020;  // llama-7b there
-  double add = 0.05, multiply = 1.1;                                        // of the thresholds, at each change of mode
-  double enter = 1.0;          // initial upper threshold: share of the batch that the hottest adapter must fill
-  double leave = 0;            // initial lower one; 0 = merged_step_s / unmerged_step_s
-  double credit_unit = 10000;  // an adapter begins with (N - 1) units and starves at N units
-  double credit_slack = 5000;  // one that was served as starving stays so until it fell by this
-};
-std::unique_ptr<MergeChooser> make_dlora_chooser(const DloraChooserOptions& options = {});
+// dLoRA's dynamic batching (Wu et al., OSDI'24) as its published artifact does it: adaptive thresholds and credits,
+// with its constants. Departures, each a defect there: adapters are told apart by id, never by slot; only displaced
+// requests receive credit; switching waits for the background build instead of stopping the engine.
+std::unique_ptr<MergeChooser> make_dlora_chooser();
 
-// Minimises measured step time. It learns what a step costs (see CostChooser), builds when the time merging would have
+// Minimises measured step time. It learns what a step costs (cost_model.h), builds when the time merging would have
 // saved so far plus what the known backlog promises exceeds the cost of building, and then takes for each kind of step
 // the mode that measures faster.
-struct CostChooserOptions {
-  double build_margin = 1.0;    // savings wanted, in units of the cost of building
-  double backlog_weight = 0.5;  // of savings that the known requests promise: they may end early
-  double forget_s = 60;         // savings missed so long ago count 1/e
-  double hysteresis = 0.02;     // a mode must measure better by this share
-  int64_t probe_after =
-      4;  // steps of one kind before the first look at the other mode; the next comes after twice as many, and so on
-  double probe_limit = 1.3;             // never look at a mode that is expected to be slower by this factor
-  Micros max_exclusive_wait = 250'000;  // nobody is kept out of steps longer
-  double exclusive_gain = 0.1;          // share of time per row that keeping others out must save
-};
-std::unique_ptr<MergeChooser> make_cost_chooser(const CostChooserOptions& options = {});
+std::unique_ptr<MergeChooser> make_cost_chooser();
 
 // Which chooser a server has. kNever: no gate at all, which costs nothing.
 enum class MergeMode : uint8_t { kNever, kDlora, kCost };

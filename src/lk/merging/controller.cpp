@@ -6,10 +6,19 @@
 #include "lk/base/check.h"
 
 namespace lk {
+namespace {
 
-MergeController::MergeController(const MergeControllerOptions& options, std::unique_ptr<MergeChooser> chooser,
-                                 UnifiedPool& pool, Executor& executor)
-    : options_(options), chooser_(std::move(chooser)), pool_(pool), executor_(executor) {
+// Merged layers never take more of the pool: it is there for requests and their adapters.
+constexpr double kMaxPoolShare = 0.5;
+// Nor do they leave fewer pages available than this for each request in the queue, or they would be given back at once.
+constexpr int64_t kKeepPagesPerRequest = 2;
+// After the pool had no room, or merged pages were given back: such pressure rarely ends within a few steps.
+constexpr Micros kRetryAfter = 1'000'000;
+
+}  // namespace
+
+MergeController::MergeController(std::unique_ptr<MergeChooser> chooser, UnifiedPool& pool, Executor& executor)
+    : chooser_(std::move(chooser)), pool_(pool), executor_(executor) {
   LK_CHECK(chooser_);
 }
 
@@ -37,7 +46,7 @@ const MergeFootprint* MergeController::footprint(AdapterId adapter) {
 }
 
 MergeGate::Turn MergeController::plan(std::span<const Queued> queue, int64_t max_running, Micros now) {
-  take_finished();
+  take_finished(now);
   MergeView view{.now = now, .max_running = max_running, .built = built_, .building = building_};
   std::unordered_map<AdapterId, size_t> index;
   for (const Queued& queued : queue) {
@@ -49,9 +58,8 @@ MergeGate::Turn MergeController::plan(std::span<const Queued> queue, int64_t max
       if (const MergeFootprint* f = footprint(queued.adapter)) {
         candidate.relative_cost = f->relative_cost;
         candidate.build_cost_rows = f->build_cost_rows;
-        candidate.allowed =
-            allowed_.contains(queued.adapter) && !refused_.contains(queued.adapter) &&
-            static_cast<double>(f->num_pages) <= options_.max_pool_share * static_cast<double>(pool_.num_pages());
+        candidate.allowed = may_build(queued.adapter, now) &&
+                            static_cast<double>(f->num_pages) <= kMaxPoolShare * static_cast<double>(pool_.num_pages());
       }
       view.candidates.push_back(candidate);
     }
@@ -70,12 +78,16 @@ MergeGate::Turn MergeController::plan(std::span<const Queued> queue, int64_t max
   return {.exclusive = exclusive_, .first = std::move(plan.first)};
 }
 
+bool MergeController::may_build(AdapterId adapter, Micros now) const {
+  return allowed_.contains(adapter) && !refused_.contains(adapter) && breaker_.allows(adapter, now);
+}
+
 void MergeController::start(AdapterId adapter, int64_t queued, Micros now) {
   const MergeFootprint* f = footprint(adapter);
   LK_CHECK(f && adapter != built_, "adapter {} cannot be merged", adapter);
-  const int64_t keep = options_.keep_pages_per_request * queued;
+  const int64_t keep = kKeepPagesPerRequest * queued;
   const auto fits = [&](int64_t given_back) {
-    const auto limit = static_cast<int64_t>(options_.max_pool_share * static_cast<double>(pool_.num_pages()));
+    const auto limit = static_cast<int64_t>(kMaxPoolShare * static_cast<double>(pool_.num_pages()));
     return pool_.num_merged() - given_back + f->num_pages <= limit && pool_.can_merge(f->num_pages, keep, given_back);
   };
   const auto pages_of = [&](AdapterId other) {
@@ -85,7 +97,7 @@ void MergeController::start(AdapterId adapter, int64_t queued, Micros now) {
   // would not fit even then.
   const bool beside_built = fits(pages_of(building_));
   if (!beside_built && !fits(pages_of(building_) + pages_of(built_))) {
-    not_before_ = now + options_.retry_after;
+    not_before_ = now + kRetryAfter;
     return;
   }
   drop(building_);
@@ -96,16 +108,22 @@ void MergeController::start(AdapterId adapter, int64_t queued, Micros now) {
   ++stats_.num_builds;
 }
 
-void MergeController::take_finished() {
+void MergeController::take_finished(Micros now) {
   for (MergeResult& result : executor_.take_finished_merges()) {
     LK_CHECK(result.adapter == building_, "adapter {} was merged, {} was asked for", result.adapter, building_);
     chooser_->built(result);
     if (result.status.ok()) {
       if (built_ != kBaseModel) drop(built_);
       built_ = stats_.merged = std::exchange(building_, kBaseModel);
+      breaker_.forget(built_);
     } else {
-      refused_.insert(result.adapter);
-      ++stats_.num_refused;
+      // Only what the weights themselves forbid is for ever: a file that could not be read may be readable next time.
+      const bool for_ever = result.status.code() == StatusCode::kFailedPrecondition;
+      if (for_ever)
+        refused_.insert(result.adapter);
+      else
+        breaker_.failed(result.adapter, now);
+      ++(for_ever ? stats_.num_refused : stats_.num_failed);
       drop(result.adapter);
     }
     stats_.last_build = std::move(result);
@@ -126,7 +144,7 @@ AdapterId MergeController::give_back(Micros now) {
   if (given == kBaseModel) return kBaseModel;
   drop(given);
   ++stats_.num_given_back;
-  not_before_ = now + options_.retry_after;
+  not_before_ = now + kRetryAfter;
   return given;
 }
 
@@ -134,35 +152,36 @@ void MergeController::forget(AdapterId adapter) {
   if (adapter == built_ || adapter == building_) drop(adapter);
   allowed_.erase(adapter);
   refused_.erase(adapter);
+  breaker_.forget(adapter);
   footprints_.erase(adapter);
 }
 
 void MergeController::choose(StepPlan& plan) {
-  shape_ = {.adapters = {}, .rows = plan.num_tokens};
+  mix_ = {.adapters = {}, .rows = plan.num_tokens};
   int64_t hot_rows = 0;
   std::unordered_map<AdapterId, size_t> index;
   for (const StepItem& item : plan.items) {
     const AdapterId adapter = item.request->adapter;
-    const auto [it, is_new] = index.emplace(adapter, shape_.adapters.size());
+    const auto [it, is_new] = index.emplace(adapter, mix_.adapters.size());
     if (is_new) {
       const MergeFootprint* f = adapter == kBaseModel ? nullptr : footprint(adapter);
-      shape_.adapters.push_back({.adapter = adapter,
-                                 .allowed = f && allowed_.contains(adapter) && !refused_.contains(adapter),
-                                 .relative_cost = f ? f->relative_cost : 0});
+      mix_.adapters.push_back({.adapter = adapter,
+                               .allowed = f && allowed_.contains(adapter) && !refused_.contains(adapter),
+                               .relative_cost = f ? f->relative_cost : 0});
     }
-    shape_.adapters[it->second].rows += item.end - item.begin;
-    ++shape_.adapters[it->second].requests;
+    mix_.adapters[it->second].rows += item.end - item.begin;
+    ++mix_.adapters[it->second].requests;
     if (adapter == built_ && built_ != kBaseModel) hot_rows += item.end - item.begin;
     if (adapter != exclusive_) exclusive_ = kBaseModel;  // nothing of that adapter could run: the others do
   }
   const AdapterId before = std::exchange(merged_now_, kBaseModel);
-  if (hot_rows > 0 && chooser_->merged(shape_, built_)) merged_now_ = built_;
+  if (hot_rows > 0 && chooser_->merged(mix_, built_)) merged_now_ = built_;
   plan.merged = merged_now_;
   stats_.num_merged_steps += merged_now_ != kBaseModel;
   stats_.num_exclusive_steps += merged_now_ != kBaseModel && hot_rows == plan.num_tokens && exclusive_ != kBaseModel;
   stats_.num_mode_changes += merged_now_ != before;
 }
 
-void MergeController::observe(const StepTimes& times) { chooser_->observe(shape_, merged_now_, times); }
+void MergeController::observe(const StepTimes& times) { chooser_->observe(mix_, merged_now_, times); }
 
 }  // namespace lk

@@ -18,18 +18,14 @@
 
 #include "lk/memory/unified_pool.h"
 #include "lk/merging/chooser.h"
+#include "lk/sched/load_breaker.h"
 #include "lk/sched/merge_gate.h"
 
 namespace lk {
 
-struct MergeControllerOptions {
-  double max_pool_share = 0.5;         // merged layers never take more of the pool
-  int64_t keep_pages_per_request = 2;  // nor leave fewer pages available than this for each request in the queue
-  Micros retry_after = 1'000'000;      // after the pool had no room, or pages were given back
-};
-
 struct MergeStats {
-  int64_t num_builds = 0, num_refused = 0, num_given_back = 0;  // refused: rounding lost too much
+  int64_t num_builds = 0, num_given_back = 0;
+  int64_t num_refused = 0, num_failed = 0;  // builds: rounding lost too much, never tried again; for a passing reason
   int64_t num_merged_steps = 0, num_exclusive_steps = 0, num_mode_changes = 0;
   AdapterId merged = kBaseModel;  // built and usable now
   MergeResult last_build;
@@ -38,8 +34,7 @@ struct MergeStats {
 class MergeController : public MergeGate {
  public:
   // `pool` and `executor` outlive it.
-  MergeController(const MergeControllerOptions& options, std::unique_ptr<MergeChooser> chooser, UnifiedPool& pool,
-                  Executor& executor);
+  MergeController(std::unique_ptr<MergeChooser> chooser, UnifiedPool& pool, Executor& executor);
   ~MergeController() override;
 
   // Allows or forbids merging of an adapter; before its first request, since cached pages keep what they were computed
@@ -56,20 +51,21 @@ class MergeController : public MergeGate {
 
  private:
   const MergeFootprint* footprint(AdapterId adapter);  // null when it cannot be merged
-  void take_finished();
+  bool may_build(AdapterId adapter, Micros now) const;
+  void take_finished(Micros now);
   void start(AdapterId adapter, int64_t queued, Micros now);
   void drop(AdapterId adapter);
 
-  const MergeControllerOptions options_;
   std::unique_ptr<MergeChooser> chooser_;
   UnifiedPool& pool_;
   Executor& executor_;
   MergeStats stats_;
   std::unordered_map<AdapterId, MergeFootprint> footprints_;  // no pages: cannot be merged
   std::set<AdapterId> allowed_, refused_;
+  LoadBreaker breaker_;  // of builds that failed and may yet succeed
   AdapterId built_ = kBaseModel, building_ = kBaseModel, exclusive_ = kBaseModel;
   Micros not_before_ = 0, exclusive_since_ = 0;
-  StepShape shape_;                    // of the step being run
+  StepMix mix_;                        // of the step being run
   AdapterId merged_now_ = kBaseModel;  // in it
 };
 

@@ -14,7 +14,15 @@
 namespace lk {
 namespace {
 
-constexpr int64_t kMaxProbeEvery = 1024;
+constexpr double kBuildMargin = 1.0;    // savings wanted before building, in units of its cost: ski rental
+constexpr double kBacklogWeight = 0.5;  // of savings that the known requests promise: they may end early
+constexpr double kForget = 60;          // seconds; savings missed so long ago count 1/e
+constexpr double kHysteresis = 0.02;    // a mode must measure better by this share, or noise would decide
+// Steps of one kind before the first look at the other mode; the next comes after twice as many, and so on.
+constexpr int64_t kProbeAfter = 4, kMaxProbeEvery = 1024;
+constexpr double kProbeLimit = 1.3;            // never look at a mode that is expected to be slower by this factor
+constexpr Micros kMaxExclusiveWait = 250'000;  // nobody is kept out of steps longer: a pause that a reader notices
+constexpr double kExclusiveGain = 0.1;         // share of time per row that keeping others out must save
 constexpr double kBuildsRemembered = 25;
 constexpr double kSure = 2;  // deviations from even: the other mode is not worth a look
 
@@ -30,8 +38,6 @@ struct Average {
 
 class CostChooser : public MergeChooser {
  public:
-  explicit CostChooser(const CostChooserOptions& options) : options_(options) {}
-
   MergePlan plan(const MergeView& view) override {
     fade(view.now);
     MergePlan plan;
@@ -40,7 +46,7 @@ class CostChooser : public MergeChooser {
       if (candidate.adapter == view.built) kept = promise(candidate);
     const MergeCandidate* best = nullptr;
     // Who is given up is likely to be wanted back: two builds.
-    const double least_worth = options_.build_margin * (view.built == kBaseModel ? 1 : 2);
+    const double least_worth = kBuildMargin * (view.built == kBaseModel ? 1 : 2);
     double best_worth = least_worth;
     for (const MergeCandidate& candidate : view.candidates) {
       if (!candidate.allowed || candidate.adapter == view.built || candidate.adapter == view.building) continue;
@@ -66,15 +72,15 @@ class CostChooser : public MergeChooser {
     return plan;
   }
 
-  bool merged(const StepShape& shape, AdapterId built) override {
-    Mode& mode = modes_[MergeCostModel::key_of(shape, built)];
-    const MergeCostModel::Gain gain = model_.gain(shape, built);
-    const bool other_is_better = (mode.merged ? -gain.mean : gain.mean) > options_.hysteresis;
+  bool merged(const StepMix& mix, AdapterId built) override {
+    Mode& mode = modes_[MergeCostModel::key_of(mix, built)];
+    const MergeCostModel::Gain gain = model_.gain(mix, built);
+    const bool other_is_better = (mode.merged ? -gain.mean : gain.mean) > kHysteresis;
     if (mode.is_new || other_is_better) {
-      mode = {.merged = gain.mean > 0, .is_new = false, .probe_every = options_.probe_after};
+      mode = {.merged = gain.mean > 0, .is_new = false, .probe_every = kProbeAfter};
     }
     const double lost = std::abs(gain.mean);
-    if (++mode.since_probe < mode.probe_every || lost > kSure * gain.deviation || lost > std::log(options_.probe_limit))
+    if (++mode.since_probe < mode.probe_every || lost > kSure * gain.deviation || lost > std::log(kProbeLimit))
       return mode.merged;
     mode.since_probe = 0;
     mode.probe_every =
@@ -82,9 +88,9 @@ class CostChooser : public MergeChooser {
     return !mode.merged;
   }
 
-  void observe(const StepShape& shape, AdapterId merged, const StepTimes& times) override {
-    model_.observe(shape, merged, has(shape, built_) ? built_ : kBaseModel, times, building_);
-    if (model_.ready() && shape.rows > 0) account(shape, merged);
+  void observe(const StepMix& mix, AdapterId merged, const StepTimes& times) override {
+    model_.observe(mix, merged, has(mix, built_) ? built_ : kBaseModel, times, building_);
+    if (model_.ready() && mix.rows > 0) account(mix, merged);
   }
 
   void built(const MergeResult& result) override {
@@ -105,30 +111,28 @@ class CostChooser : public MergeChooser {
     double rate = 0;    // us per step that merging should save, recent steps
   };
 
-  static bool has(const StepShape& shape, AdapterId adapter) {
+  static bool has(const StepMix& mix, AdapterId adapter) {
     if (adapter == kBaseModel) return false;
-    return std::any_of(shape.adapters.begin(), shape.adapters.end(),
+    return std::any_of(mix.adapters.begin(), mix.adapters.end(),
                        [&](const AdapterRows& rows) { return rows.adapter == adapter && rows.rows > 0; });
   }
 
   // Of the known backlog. By one rate for all: which steps an adapter happened to be in says little about its next
   // ones, and nothing before its first.
   double promise(const MergeCandidate& candidate) const {
-    return options_.backlog_weight * per_cost_row_.value * candidate.relative_cost *
-           static_cast<double>(candidate.backlog_rows);
+    return kBacklogWeight * per_cost_row_.value * candidate.relative_cost * static_cast<double>(candidate.backlog_rows);
   }
 
   // How much less the step costs, or would, with each adapter's rows merged.
-  void account(const StepShape& shape, AdapterId merged) {
+  void account(const StepMix& mix, AdapterId merged) {
     // Lately: within the time that some builds take, or who is hot for less than that is never followed.
     const double newest =
-        build_us_ > 0 ? std::clamp(model_.predicted(shape, merged) / (kBuildsRemembered * build_us_), 0.005, 0.5)
-                      : 0.02;
+        build_us_ > 0 ? std::clamp(model_.predicted(mix, merged) / (kBuildsRemembered * build_us_), 0.005, 0.5) : 0.02;
     for (auto& [adapter, savings] : savings_) savings.rate *= 1 - newest;
     std::map<AdapterId, double> saved_by;
-    for (const AdapterRows& rows : shape.adapters) {
+    for (const AdapterRows& rows : mix.adapters) {
       if (!rows.allowed || rows.rows == 0) continue;
-      const double saved = model_.saving(shape, rows.adapter);
+      const double saved = model_.saving(mix, rows.adapter);
       Savings& savings = savings_[rows.adapter];
       savings.rate += newest * std::max(0.0, saved);
       if (rows.relative_cost > 0)
@@ -147,7 +151,7 @@ class CostChooser : public MergeChooser {
     const double passed = last_now_ > 0 ? static_cast<double>(now - last_now_) * 1e-6 : 0;
     last_now_ = now;
     for (auto it = savings_.begin(); it != savings_.end();) {
-      it->second.missed *= std::exp(-passed / options_.forget_s);
+      it->second.missed *= std::exp(-passed / kForget);
       const bool gone = it->second.missed < 1 && it->second.rate < 1e-3;
       it = gone ? savings_.erase(it) : std::next(it);
     }
@@ -158,7 +162,7 @@ class CostChooser : public MergeChooser {
   bool wants_exclusive(const MergeView& view) {
     const bool was = exclusive_since_ > 0;
     const bool wants = [&] {
-      if (view.built == kBaseModel || view.longest_wait >= options_.max_exclusive_wait) return false;
+      if (view.built == kBaseModel || view.longest_wait >= kMaxExclusiveWait) return false;
       if (!was && view.now < joint_until_) return false;
       for (const MergeCandidate& candidate : view.candidates) {
         if (candidate.adapter != view.built) continue;
@@ -170,7 +174,7 @@ class CostChooser : public MergeChooser {
         const double hot_rows = rows * static_cast<double>(candidate.requests) / static_cast<double>(view.queue.size());
         const double low_rank = model_.lora(view.max_running, hot_rows, candidate.relative_cost);
         return std::min(model_.second_product(hot_rows, rows - hot_rows), low_rank) >
-               options_.exclusive_gain * model_.product(rows);
+               kExclusiveGain * model_.product(rows);
       }
       return false;
     }();
@@ -182,7 +186,6 @@ class CostChooser : public MergeChooser {
     return wants;
   }
 
-  const CostChooserOptions options_;
   MergeCostModel model_;
   std::map<MergeCostModel::Key, Mode> modes_;
   double build_us_ = 0;           // of the latest candidate
@@ -195,8 +198,6 @@ class CostChooser : public MergeChooser {
 
 }  // namespace
 
-std::unique_ptr<MergeChooser> make_cost_chooser(const CostChooserOptions& options) {
-  return std::make_unique<CostChooser>(options);
-}
+std::unique_ptr<MergeChooser> make_cost_chooser() { return std::make_unique<CostChooser>(); }
 
 }  // namespace lk

@@ -64,13 +64,13 @@ double MergeCostModel::Kind::update(double innovation, bool merged, double varia
 }
 
 // The effect may be off by what a neighbour of the ridge would change.
-MergeCostModel::Kind MergeCostModel::new_kind(const StepShape& shape, AdapterId hot) const {
+MergeCostModel::Kind MergeCostModel::new_kind(const StepMix& mix, AdapterId hot) const {
   double hot_rows = 0;
-  for (const AdapterRows& rows : shape.adapters)
+  for (const AdapterRows& rows : mix.adapters)
     if (rows.adapter == hot) hot_rows = static_cast<double>(rows.rows);
   const auto extra = [&](double ridge) {
     const RidgeGuess guess{.ridge = ridge};
-    const auto rows = static_cast<double>(shape.rows);
+    const auto rows = static_cast<double>(mix.rows);
     return std::log((guess.product(hot_rows) + guess.product(rows - hot_rows)) / guess.product(rows));
   };
   const double wrong = (extra(kRidgeDoubt * best().ridge) - extra(best().ridge / kRidgeDoubt)) / 2;
@@ -86,16 +86,16 @@ MergeCostModel::MergeCostModel() {
   }
 }
 
-MergeCostModel::Key MergeCostModel::key_of(const StepShape& shape, AdapterId hot) {
+MergeCostModel::Key MergeCostModel::key_of(const StepMix& mix, AdapterId hot) {
   double hot_rows = 0, cost = 0;
   int distinct = 0;
-  for (const AdapterRows& rows : shape.adapters) {
+  for (const AdapterRows& rows : mix.adapters) {
     if (rows.adapter == hot)
       hot_rows = static_cast<double>(rows.rows), cost = rows.relative_cost;
     else if (rows.rows > 0)
       ++distinct;
   }
-  const auto rows = static_cast<double>(shape.rows);
+  const auto rows = static_cast<double>(mix.rows);
   return {static_cast<int>(std::lround(std::log2(rows))), share_class(hot_rows, rows),
           static_cast<int>(std::log2(1.0 + distinct)),
           cost > 0 ? static_cast<int>(std::lround(std::log2(cost))) : -100};
@@ -106,31 +106,31 @@ double MergeCostModel::lora(int64_t step_rows, double rows, double relative_cost
   return rows == 0 ? 0 : unit() * relative_cost * best().lora[best().lora[large].empty() ? !large : large].at(rows);
 }
 
-double MergeCostModel::predicted(const StepShape& shape, AdapterId merged) const {
+double MergeCostModel::predicted(const StepMix& mix, AdapterId merged) const {
   double low_rank = 0, hot_rows = 0;
-  for (const AdapterRows& rows : shape.adapters) {
+  for (const AdapterRows& rows : mix.adapters) {
     if (rows.adapter == merged && merged != kBaseModel)
       hot_rows = static_cast<double>(rows.rows);
     else
-      low_rank += lora(shape.rows, static_cast<double>(rows.rows), rows.relative_cost);
+      low_rank += lora(mix.rows, static_cast<double>(rows.rows), rows.relative_cost);
   }
-  return product(hot_rows) + product(static_cast<double>(shape.rows) - hot_rows) + low_rank;
+  return product(hot_rows) + product(static_cast<double>(mix.rows) - hot_rows) + low_rank;
 }
 
-MergeCostModel::Gain MergeCostModel::gain(const StepShape& shape, AdapterId adapter) const {
-  const double merged = predicted(shape, adapter);
+MergeCostModel::Gain MergeCostModel::gain(const StepMix& mix, AdapterId adapter) const {
+  const double merged = predicted(mix, adapter);
   if (merged <= 0) return {};
-  const Key key = key_of(shape, adapter);
+  const Key key = key_of(mix, adapter);
   const auto it = kinds_.find(key);
-  const Kind kind = it == kinds_.end() ? new_kind(shape, adapter) : it->second;
-  const double unmerged = predicted(shape, kBaseModel), deviation = std::sqrt(kind.effect_variance);
+  const Kind kind = it == kinds_.end() ? new_kind(mix, adapter) : it->second;
+  const double unmerged = predicted(mix, kBaseModel), deviation = std::sqrt(kind.effect_variance);
   double mean = std::log(unmerged / merged) - kind.effect;
   if (std::get<1>(key) == share_class(1, 1)) return {mean, deviation};
   // A second product takes no less than nothing, so there is no more to gain than the low-rank part: the mean of what
   // is left of the doubt.
   double low_rank = 0;
-  for (const AdapterRows& rows : shape.adapters)
-    if (rows.adapter == adapter) low_rank = lora(shape.rows, static_cast<double>(rows.rows), rows.relative_cost);
+  for (const AdapterRows& rows : mix.adapters)
+    if (rows.adapter == adapter) low_rank = lora(mix.rows, static_cast<double>(rows.rows), rows.relative_cost);
   const double most = -std::log1p(-std::min(0.99, low_rank / unmerged)), z = (most - mean) / deviation;
   const double below = std::erfc(-z / std::numbers::sqrt2) / 2,
                density = std::exp(-z * z / 2) / std::sqrt(2 * std::numbers::pi);
@@ -138,8 +138,8 @@ MergeCostModel::Gain MergeCostModel::gain(const StepShape& shape, AdapterId adap
   return {mean, deviation};
 }
 
-double MergeCostModel::saving(const StepShape& shape, AdapterId adapter) const {
-  return predicted(shape, kBaseModel) * -std::expm1(-gain(shape, adapter).mean);
+double MergeCostModel::saving(const StepMix& mix, AdapterId adapter) const {
+  return predicted(mix, kBaseModel) * -std::expm1(-gain(mix, adapter).mean);
 }
 
 // A wrong ridge explains some sizes, or one product and two, unevenly; the speed of the machine is the same for all
@@ -164,16 +164,16 @@ void MergeCostModel::judge_ridges(double rows, double hot_rows, double plain) {
   kinds_.clear();  // they are what the last one missed
 }
 
-void MergeCostModel::observe(const StepShape& shape, AdapterId merged, AdapterId built, const StepTimes& times,
+void MergeCostModel::observe(const StepMix& mix, AdapterId merged, AdapterId built, const StepTimes& times,
                              bool disturbed) {
   const auto total = static_cast<double>(times.total), low_rank = static_cast<double>(times.lora),
-             rows = static_cast<double>(shape.rows);
+             rows = static_cast<double>(mix.rows);
   if (low_rank >= total || rows == 0) return;
   if (disturbed && !disturbed_) log_unit_before_build_ = log_unit_;
   if (!disturbed && disturbed_) log_unit_ = log_unit_before_build_;
   disturbed_ = disturbed;
   double hot_rows = 0, cost = 0, cost_rows = 0;
-  for (const AdapterRows& adapter : shape.adapters) {
+  for (const AdapterRows& adapter : mix.adapters) {
     const auto count = static_cast<double>(adapter.rows);
     if (adapter.adapter == merged && merged != kBaseModel)
       hot_rows += count;
@@ -184,7 +184,7 @@ void MergeCostModel::observe(const StepShape& shape, AdapterId merged, AdapterId
   // The low-rank part relative to the rest of the same step: what slows both says nothing.
   if (cost > 0 && low_rank > 0) {
     for (RidgeGuess& guess : guesses_) {
-      FadingLine& line = guess.lora[shape.rows > kSmallStep];
+      FadingLine& line = guess.lora[mix.rows > kSmallStep];
       const double y = low_rank / (total - low_rank) * (guess.product(hot_rows) + guess.product(rows - hot_rows)) /
                        cost,
                    n = cost_rows / cost;
@@ -192,12 +192,12 @@ void MergeCostModel::observe(const StepShape& shape, AdapterId merged, AdapterId
     }
   }
   if (num_steps_++ == 0) return;
-  const Key key = key_of(shape, built);
-  Kind unknown = new_kind(shape, built);
+  const Key key = key_of(mix, built);
+  Kind unknown = new_kind(mix, built);
   Kind& kind = built == kBaseModel || disturbed ? unknown : kinds_.try_emplace(key, unknown).first->second;
   const bool is_merged = merged != kBaseModel;
   const double believed =
-      kind.update(std::log(total / predicted(shape, merged)) - kind.level - (is_merged ? kind.effect : 0), is_merged,
+      kind.update(std::log(total / predicted(mix, merged)) - kind.level - (is_merged ? kind.effect : 0), is_merged,
                   noise_ + kUnitVariance);
   log_unit_ += kUnitGain * believed;
   if (!disturbed) {

@@ -1,16 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-// What steps cost merged and unmerged, learned from measured steps on a machine that others use too. Three quantities
-// predict what nobody has run yet, in units of the arithmetic for one row:
-//   product(n) = max(ridge, n)   a product of n rows: reading the weights once, or the arithmetic
-//   lora(n)    = c + d n         one adapter's low-rank part over n rows, per unit of relative cost; apart for small
-//   and large steps build      = cost of building / (2 ridge + build_cost_rows): reading W, writing W', and the
-//   products
-// The ridge is one of a few, each of which is judged by how evenly it explains steps of different sizes, in one product
-// or two. What they miss is learned by kind of step (rows, share of the hot adapter, number of others):
-//   ln(measured / predicted) = ln(unit) now + level of the kind + [merged] effect of the kind + noise
-// Only the effect says which mode is faster, and a machine that is slow while one mode is tried does not end up in it.
-// Level and effect begin as "none, give or take", and one step moves them by as much as it is worth beside its noise (a
-// Kalman filter with clipped innovations).
+// MergeCostModel: would this step be faster with the hot adapter's rows on merged weights? The cost chooser asks before
+// each step, and tells the model afterwards how long the step took, and how much of that its low-rank products.
+//
+// The difficulty is that steps are measured on a machine that others use, too, whose speed varies more than merging
+// gains. So the model never compares the times of two steps that were run at different times. It keeps three layers:
+//
+// 1. A formula for the time of a step, up to one factor, the machine's present speed ("unit", in us a row):
+//      product(n) = max(ridge, n)   a product of n rows takes as long as reading the weights (worth `ridge` rows) or as
+//                                   the arithmetic, whichever is longer
+//      lora(n)    = c + d n         one adapter's low-rank part over n rows, per unit of relative cost. It is measured
+//                                   against the rest of the same step, so that the machine's speed cancels; one line
+//                                   for small steps, one for large ones
+//      build      = cost of building / (2 ridge + build_cost_rows): W is read, W' written, B A multiplied
+//    An unmerged step has one product and a low-rank part per adapter; a merged one has a second product and no
+//    low-rank part for the hot adapter. Which ridge is right is found by trying a few: the one wins by whose formula
+//    steps of different sizes, in one product or two, agree best on the unit.
+// 2. The unit now: an average of ln(measured / formula) over the latest steps of every kind.
+// 3. What the formula misses, by kind of step (its rows, the hot adapter's share, the number of other adapters):
+//      ln(measured / formula) = ln(unit) + level of the kind + [the step ran merged] x effect of the kind + noise
+//    Only the effect says which mode is faster; a machine that is slow while one mode is tried moves unit and level
+//    instead. Both begin as 0, give or take an expected error, and each step moves them by as much as it is worth
+//    beside its noise: a Kalman filter, in which a single odd step counts only so much.
 //
 // All times are us at the machine's present speed. Thread safety: none.
 #pragma once
@@ -57,16 +67,16 @@ class MergeCostModel {
   };
 
   // `disturbed`: a build runs beside the step, which says nothing about its cost.
-  void observe(const StepShape& shape, AdapterId merged, AdapterId built, const StepTimes& times, bool disturbed);
+  void observe(const StepMix& mix, AdapterId merged, AdapterId built, const StepTimes& times, bool disturbed);
   void observe_build(const MergeResult& result);
 
   bool ready() const { return num_steps_ >= kFirstSteps && (!best().lora[0].empty() || !best().lora[1].empty()); }
   static constexpr int64_t kFirstSteps = 2;  // the very first is slow for reasons of its own
   // Time of a step with this adapter merged, or kBaseModel for nobody, without what is known of its kind.
-  double predicted(const StepShape& shape, AdapterId merged) const;
-  Gain gain(const StepShape& shape, AdapterId adapter) const;
+  double predicted(const StepMix& mix, AdapterId merged) const;
+  Gain gain(const StepMix& mix, AdapterId adapter) const;
   // Time that merging this adapter takes off the step; negative when it adds some.
-  double saving(const StepShape& shape, AdapterId adapter) const;
+  double saving(const StepMix& mix, AdapterId adapter) const;
   double build_cost(double build_cost_rows) const;
   double product(double rows) const { return unit() * best().product(rows); }
   double lora(int64_t step_rows, double rows, double relative_cost) const;
@@ -77,7 +87,7 @@ class MergeCostModel {
   }
 
   using Key = std::tuple<int, int, int, int>;
-  static Key key_of(const StepShape& shape, AdapterId hot);
+  static Key key_of(const StepMix& mix, AdapterId hot);
 
  private:
   // Level and effect of a kind, and their covariance.
@@ -86,7 +96,7 @@ class MergeCostModel {
     // Returns the innovation as believed.
     double update(double innovation, bool merged, double variance);
   };
-  Kind new_kind(const StepShape& shape, AdapterId hot) const;
+  Kind new_kind(const StepMix& mix, AdapterId hot) const;
 
   const RidgeGuess& best() const { return guesses_[best_]; }
   double unit() const { return std::exp(log_unit_); }

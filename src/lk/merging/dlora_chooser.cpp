@@ -11,13 +11,18 @@
 namespace lk {
 namespace {
 
+// All as in the artifact.
+// The times of one step of llama-7b there, and of a change of mode: only their ratios matter.
+constexpr double kMergedStep = 0.015, kUnmergedStep = 0.027, kSwitch = 0.020;
+constexpr double kRatio = kMergedStep / kUnmergedStep;
+// Of the thresholds, at each change of mode.
+constexpr double kAdd = 0.05, kMultiply = 1.1;
+constexpr double kEnter = 1.0;         // initial upper threshold: share of the batch that the hottest adapter must fill
+constexpr double kCreditUnit = 10000;  // an adapter begins with (N - 1) units and starves at N units
+constexpr double kCreditSlack = 5000;  // one that was served as starving stays so until it fell by this
+
 class DloraChooser : public MergeChooser {
  public:
-  explicit DloraChooser(const DloraChooserOptions& options)
-      : options_(options),
-        alpha_(options.enter),
-        beta_(options.leave > 0 ? options.leave : options.merged_step_s / options.unmerged_step_s) {}
-
   MergePlan plan(const MergeView& view) override {
     MergePlan plan;
     if (view.queue.empty()) return plan;
@@ -39,7 +44,7 @@ class DloraChooser : public MergeChooser {
     if (stay || enter) {
       if (enter) set_mode(hottest);
       plan.exclusive = mode_;
-      adjust_credit(merged_batch(view.queue, mode_), 1 / (ratio() * size_));
+      adjust_credit(merged_batch(view.queue, mode_), 1 / (kRatio * size_));
     } else {
       set_mode(kBaseModel);
       changes_of_hottest_ += hottest != last_hottest_;
@@ -51,12 +56,11 @@ class DloraChooser : public MergeChooser {
     return plan;
   }
   // The step was planned for one mode; it runs in it.
-  bool merged(const StepShape&, AdapterId built) override { return mode_ != kBaseModel && mode_ == built; }
+  bool merged(const StepMix&, AdapterId built) override { return mode_ != kBaseModel && mode_ == built; }
   const char* name() const override { return "dlora"; }
 
  private:
-  double ratio() const { return options_.merged_step_s / options_.unmerged_step_s; }
-  double ceiling() const { return options_.credit_unit * static_cast<double>(credit_.size()); }
+  double ceiling() const { return kCreditUnit * static_cast<double>(credit_.size()); }
 
   void read(const MergeView& view) {
     size_ = static_cast<double>(view.max_running);
@@ -71,8 +75,8 @@ class DloraChooser : public MergeChooser {
       ++count_[adapter];
       if (credit_.contains(adapter)) continue;
       // One more adapter raises everybody's ceiling by a unit, and their credit with it.
-      for (auto& [id, credit] : credit_) credit += options_.credit_unit;
-      credit_[adapter] = options_.credit_unit * static_cast<double>(credit_.size());
+      for (auto& [id, credit] : credit_) credit += kCreditUnit;
+      credit_[adapter] = kCreditUnit * static_cast<double>(credit_.size());
     }
   }
 
@@ -91,7 +95,7 @@ class DloraChooser : public MergeChooser {
   // Adapters that owe nothing any more and were displaced too often, the poorest last.
   std::vector<AdapterId> starving() {
     std::vector<AdapterId> order;
-    const double low = ceiling() - options_.credit_slack;
+    const double low = ceiling() - kCreditSlack;
     for (const auto& [adapter, count] : count_) {
       const double credit = credit_.at(adapter);
       if (credit >= ceiling() || (was_starving_.contains(adapter) && credit >= low)) order.push_back(adapter);
@@ -142,36 +146,35 @@ class DloraChooser : public MergeChooser {
     credit_.at(to) += credit;
   }
 
-  // A period ends when the mode changes: its throughput, in the options' constant times, moves the thresholds.
+  // A period ends when the mode changes: its throughput, in these constant times, moves the thresholds.
   void set_mode(AdapterId mode) {
     if (mode == mode_) return;
     const bool was_merged = mode_ != kBaseModel;
-    double merged_s = options_.merged_step_s * iterations_, unmerged_s = options_.unmerged_step_s * iterations_;
+    double merged_s = kMergedStep * iterations_, unmerged_s = kUnmergedStep * iterations_;
     if (was_merged) {
-      merged_s += options_.switch_s;
+      merged_s += kSwitch;
     } else {
-      unmerged_s += options_.switch_s;
-      merged_s += options_.switch_s * changes_of_hottest_;
+      unmerged_s += kSwitch;
+      merged_s += kSwitch * changes_of_hottest_;
     }
     const double merged_rate = merged_s > 0 ? served_merged_ / merged_s : 0,
                  fcfs_rate = unmerged_s > 0 ? served_fcfs_ / unmerged_s : 0;
     if (was_merged) {
-      if (merged_rate > fcfs_rate && alpha_ - options_.add > beta_)
-        alpha_ -= options_.add;
+      if (merged_rate > fcfs_rate && alpha_ - kAdd > beta_)
+        alpha_ -= kAdd;
       else if (merged_rate < fcfs_rate)
-        alpha_ *= options_.multiply;
+        alpha_ *= kMultiply;
     } else {
-      if (fcfs_rate > merged_rate && beta_ + options_.add < alpha_)
-        beta_ += options_.add;
+      if (fcfs_rate > merged_rate && beta_ + kAdd < alpha_)
+        beta_ += kAdd;
       else if (fcfs_rate < merged_rate)
-        beta_ /= options_.multiply;
+        beta_ /= kMultiply;
     }
     mode_ = mode;
     iterations_ = served_merged_ = served_fcfs_ = changes_of_hottest_ = 0;
   }
 
-  const DloraChooserOptions options_;
-  double alpha_, beta_;  // enter and leave merged mode
+  double alpha_ = kEnter, beta_ = kRatio;  // enter and leave merged mode
   AdapterId mode_ = kBaseModel, last_hottest_ = kBaseModel;
   double size_ = 1;                                                                       // requests per step
   double iterations_ = 0, served_merged_ = 0, served_fcfs_ = 0, changes_of_hottest_ = 0;  // of the present period
@@ -185,8 +188,6 @@ class DloraChooser : public MergeChooser {
 
 }  // namespace
 
-std::unique_ptr<MergeChooser> make_dlora_chooser(const DloraChooserOptions& options) {
-  return std::make_unique<DloraChooser>(options);
-}
+std::unique_ptr<MergeChooser> make_dlora_chooser() { return std::make_unique<DloraChooser>(); }
 
 }  // namespace lk

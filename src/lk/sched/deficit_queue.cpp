@@ -50,34 +50,28 @@ Ticket* DeficitQueue::most_local() const {
 
 Ticket* DeficitQueue::pick() {
   do {
-    if (locality_) {
-      if (Ticket* ticket = most_local()) return ticket;
-      continue;
-    }
-    for (const Tenant* tenant : ring_)
-      if (const auto first = first_of(*tenant); tenant->credit > 0 && first != tenant->waiting.end())
-        return first->second;
+    if (Ticket* ticket = most_local()) return ticket;
   } while (refill());
   return nullptr;
 }
 
-// With locality the order within a tenant is not that of arrival: those before it were no better.
+// The order within a tenant is not that of arrival: those before it were no better.
 void DeficitQueue::pass(Ticket& ticket) {
   Tenant& tenant = tenant_of(ticket);
   tenant.passed = ticket.order;
   tenant.passed_round = round_;
 }
 
-void DeficitQueue::insert(Ticket& ticket, bool) {
+void DeficitQueue::insert(Ticket& ticket, bool arrives) {
   std::unique_ptr<Tenant>& tenant = tenants_[ticket.request->tenant];
   if (!tenant) {
     tenant = std::make_unique<Tenant>();
     tenant->id = ticket.request->tenant;
   }
   ticket.place = tenant.get();
-  // Who comes back has no credit left from before; its debt stays.
   if (tenant->waiting.empty()) {
-    tenant->credit = std::min(tenant->credit, 0.0);
+    // Who comes back has no credit left from before; its debt stays. Who was preempted was never away.
+    if (arrives) tenant->credit = std::min(tenant->credit, 0.0);
     tenant->place = ring_.insert(ring_.end(), tenant.get());
   }
   tenant->waiting.emplace(ticket.order, &ticket);

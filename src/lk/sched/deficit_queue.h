@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// DeficitQueue: deficit round robin over tenants (the adapted DRR of arXiv:2401.00588, appendix C.2), and with locality
-// deficit longest prefix match (DLPM, arXiv:2501.14312). A tenant runs while it has credit; what it is charged, even
-// after dispatch, is taken from it; when no waiting tenant has credit, each gets a quantum times its weight until one
-// has.
+// DeficitQueue: deficit longest prefix match (DLPM, arXiv:2501.14312). A tenant runs while it has credit; what it is
+// charged, even after dispatch, is taken from it; when no waiting tenant has credit, each gets a quantum times its
+// weight until one has. Of the requests of the tenants in credit the one with the most resident state is next.
 #pragma once
 
 #include <list>
@@ -26,7 +25,6 @@ class DeficitQueue : public QueuePolicy {
   void erase(Ticket& ticket) override;
   void charge(Ticket& ticket, MilliUnits price, MilliUnits advance) override;
 
- private:
   struct Tenant {
     TenantId id = 0;
     double credit = 0;                      // milli-units
@@ -34,15 +32,18 @@ class DeficitQueue : public QueuePolicy {
     uint64_t passed = 0, passed_round = 0;  // the last passed over in that round
     std::list<Tenant*>::iterator place;     // in the ring, while something waits
   };
-  Tenant& tenant_of(const Ticket& ticket) { return *static_cast<Tenant*>(ticket.place); }
+  // The tenant's first request that was not passed over in this round.
   std::map<uint64_t, Ticket*>::const_iterator first_of(const Tenant& tenant) const;
   bool refill();
+  std::list<Tenant*> ring_;  // tenants with waiting requests; the first in credit has its turn
+
+ private:
+  Tenant& tenant_of(const Ticket& ticket) { return *static_cast<Tenant*>(ticket.place); }
   Ticket* most_local() const;
 
-  const Locality locality_;  // null: plain round robin
+  const Locality locality_;
   uint64_t round_ = 0;
   std::unordered_map<TenantId, std::unique_ptr<Tenant>> tenants_;
-  std::list<Tenant*> ring_;  // tenants with waiting requests; the first in credit has its turn
 };
 
 }  // namespace lk

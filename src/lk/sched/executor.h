@@ -82,8 +82,8 @@ class Executor {
   virtual void stage(AdapterId) {}
   // Loads that ended since the last call. With `wait`, blocks until there is one (Requires: a load is under way).
   virtual std::vector<LoadResult> take_finished_loads(bool wait) = 0;
-  // One result per item, in order.
-  virtual std::vector<ItemResult> execute(const StepPlan& plan) = 0;
+  // One result per item, in order; the caller's until the next call.
+  virtual std::span<ItemResult> execute(const StepPlan& plan) = 0;
   virtual StepTimes last_step_times() const { return {}; }
 
   // --- Merging (design principle 1). An executor that cannot merge leaves these alone.

@@ -17,7 +17,7 @@ constexpr int64_t kEndsBetweenSweeps = 1024;
 
 void Counter::charge(MilliUnits price, MilliUnits advance) {
   const int64_t total = price * kScale + carry_;
-  value_ += total / weight_;
+  value_ = saturating_add(value_, total / weight_);
   carry_ = total % weight_;
   advance_ += advance;
 }
@@ -83,6 +83,7 @@ CounterGroup::Member* CounterGroup::first(uint64_t round) const {
 }
 
 void CounterGroup::forget(Member& member) {
+  forgotten_ = std::max(forgotten_, member.counter.key());
   if (last_ != &member) return;
   last_key_ = member.counter.key();
   last_ = nullptr;
@@ -96,6 +97,7 @@ FairQueue::Tenant& FairQueue::tenant_of(TenantId id) {
     tenant = std::make_unique<Tenant>();
     const auto known = tenants().find(id);
     if (known != tenants().end()) tenant->counter.set_weight(known->second.weight);
+    waiting_.add(*tenant);
   }
   return *tenant;
 }
@@ -133,6 +135,12 @@ void FairQueue::set_weight(TenantId id, double weight) {
   waiting_.set_weight(*it->second, weight);
 }
 
+std::optional<int64_t> FairQueue::settled_time(TenantId id) const {
+  const auto it = tenants_.find(id);
+  if (it == tenants_.end()) return std::nullopt;
+  return it->second->counter.key_with(-tenants().at(id).ahead);
+}
+
 double FairQueue::tokens_ahead(const Request& request) const {
   const auto own = tenants().find(request.tenant);
   if (own == tenants().end()) return 0;
@@ -151,11 +159,12 @@ void FairQueue::insert(Ticket& ticket, bool arrives) {
   if (!leaf) {
     leaf = std::make_unique<Leaf>();
     leaf->tenant = &tenant;
+    tenant.waiting.add(*leaf);
   }
   ticket.place = leaf.get();
   leaf->tickets.emplace(rank_within(ticket), &ticket);
-  if (!leaf->waits) tenant.waiting.enter(*leaf, arrives && lift_);
-  if (!tenant.waits) waiting_.enter(tenant, arrives && lift_);
+  if (!leaf->waits) tenant.waiting.enter(*leaf, arrives);
+  if (!tenant.waits) waiting_.enter(tenant, arrives);
 }
 
 void FairQueue::erase(Ticket& ticket) {
@@ -204,13 +213,17 @@ void FairQueue::begin_running(Ticket& ticket) {
 void FairQueue::end_running(Ticket& ticket) {
   --leaf_of(ticket).num_running;
   --leaf_of(ticket).tenant->num_running;
-  if (++num_ended_ % kEndsBetweenSweeps == 0) collect_garbage();
+  ++num_ended_;
 }
 
-// Forgets who has nothing here and would be lifted on return anyway. A debt above the floor is kept until the floor
-// passes it.
-void FairQueue::collect_garbage() {
-  if (!lift_) return;
+void FairQueue::new_round() {
+  ++round_;
+  if (num_ended_ < kEndsBetweenSweeps) return;
+  num_ended_ = 0;
+  sweep();
+}
+
+void FairQueue::sweep() {
   const auto idle = [](const auto& member, int64_t floor) {
     return !member.waits && member.num_running == 0 && member.counter.key() <= floor;
   };

@@ -15,20 +15,24 @@
 
 namespace lk {
 
-// A virtual token counter. In milli-units divided by the weight; the remainder of each division is carried.
+// A virtual token counter. In milli-units divided by the weight; the remainder of each division is carried. Within
+// +-kMaxSum.
 class Counter {
  public:
   int64_t key() const { return key_with(0); }
-  int64_t key_with(MilliUnits advance) const {
-    return value_ + scaled(advance_ + advance);
-  }  // if that much more were charged in advance
+  // If that much more were charged in advance.
+  int64_t key_with(MilliUnits advance) const { return saturating_add(value_, scaled(advance_ + advance)); }
   void charge(MilliUnits price, MilliUnits advance);
-  void lift_to(int64_t key) { value_ += std::max<int64_t>(0, key - this->key()); }
+  void lift_to(int64_t key) { value_ = saturating_add(value_, std::max<int64_t>(0, key - this->key())); }
   void set_weight(double weight);
 
  private:
   static constexpr int64_t kScale = 1000;  // weights have three decimals
-  int64_t scaled(MilliUnits units) const { return units * kScale / weight_; }
+  int64_t scaled(MilliUnits units) const {
+    int64_t product = 0;
+    if (__builtin_mul_overflow(units, kScale, &product)) return units > 0 ? kMaxSum : -kMaxSum;
+    return product / weight_;
+  }
 
   int64_t value_ = 0, carry_ = 0;
   MilliUnits advance_ = 0;
@@ -52,6 +56,8 @@ class CounterGroup {
     uint64_t passed_round = 0;  // passed over in this round
   };
   bool empty() const { return order_.empty(); }
+  // A new member starts where the last of those that were forgotten was: it may be that one.
+  void add(Member& member) const { member.counter.lift_to(forgotten_); }
   // `member` has something waiting from now on. With `lift`, it did not have for a while.
   void enter(Member& member, bool lift);
   void leave(Member& member);
@@ -76,6 +82,7 @@ class CounterGroup {
   uint64_t next_place_ = 0;
   Member* last_ = nullptr;  // to leave
   int64_t last_key_ = 0;    // of a last one that was forgotten
+  int64_t forgotten_ = 0;   // the largest key that was
 };
 
 inline bool CounterGroup::Before::operator()(const Member* a, const Member* b) const {
@@ -84,13 +91,15 @@ inline bool CounterGroup::Before::operator()(const Member* a, const Member* b) c
 
 class FairQueue : public QueuePolicy {
  public:
-  explicit FairQueue(const QueueOptions& options) : QueuePolicy(options), lift_(options.kind == QueueKind::kVtc) {}
+  explicit FairQueue(const QueueOptions& options) : QueuePolicy(options) {}
 
   void set_weight(TenantId tenant, double weight) override;
+  std::optional<int64_t> settled_time(TenantId tenant) const override;
+  bool bounds_lag() const override { return true; }
   double tokens_ahead(const Request& request) const override;
 
  protected:
-  void new_round() override { ++round_; }
+  void new_round() override;
   Ticket* pick() override;
   void pass(Ticket& ticket) override;
   int64_t tenant_time(const Ticket& ticket, MilliUnits advance) const override;
@@ -99,6 +108,10 @@ class FairQueue : public QueuePolicy {
   void charge(Ticket& ticket, MilliUnits price, MilliUnits advance) override;
   void begin_running(Ticket& ticket) override;
   void end_running(Ticket& ticket) override;
+  // Forgets who has nothing here and would be lifted on return anyway. A debt above the floor is kept until the floor
+  // passes it. Only between two rounds, when every request waits or runs: one that is being preempted does neither, and
+  // its tenant would come back without its counter.
+  virtual void sweep();
 
  private:
   struct Tenant;
@@ -119,13 +132,11 @@ class FairQueue : public QueuePolicy {
   Tenant& tenant_of(TenantId id);
   int64_t leaf_id(const Request& request) const;
   Rank rank_within(const Ticket& ticket) const;
-  void collect_garbage();
 
-  const bool lift_;
   uint64_t round_ = 0;  // from 1
   std::unordered_map<TenantId, std::unique_ptr<Tenant>> tenants_;
-  CounterGroup waiting_;  // tenants
-  int64_t num_ended_ = 0;
+  CounterGroup waiting_;   // tenants
+  int64_t num_ended_ = 0;  // since the last sweep
 };
 
 }  // namespace lk

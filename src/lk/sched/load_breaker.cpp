@@ -18,10 +18,10 @@ void LoadBreaker::failed(AdapterId adapter, Micros now) {
 }
 
 Status LoadBreaker::check(AdapterId adapter, Micros now) const {
-  const auto it = failures_.find(adapter);
-  if (it == failures_.end() || now >= it->second.retry_at) return Status();
-  return unavailable("the adapter could not be loaded ({} times in a row); tried again in {:.1f} s",
-                     it->second.in_a_row, static_cast<double>(it->second.retry_at - now) / 1e6);
+  if (allows(adapter, now)) return Status();
+  const Failure& failure = failures_.at(adapter);
+  return unavailable("the adapter could not be loaded ({} times in a row); tried again in {:.1f} s", failure.in_a_row,
+                     static_cast<double>(failure.retry_at - now) / 1e6);
 }
 
 }  // namespace lk

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// LoadBreaker: an adapter that could not be loaded is not asked for again at once. Its requests fail without a load for
-// a tenth of a second, doubled with each failure in a row, at most half a minute; then one load may try.
+// LoadBreaker: what failed for an adapter (bringing it into pages, building merged weights) is not tried again at once.
+// It is left alone for a tenth of a second, doubled with each failure in a row, at most half a minute; then one try is
+// worth it. Whoever asks for the adapter meanwhile is told so.
 #pragma once
 
 #include <unordered_map>
@@ -13,6 +14,12 @@ class LoadBreaker {
  public:
   void failed(AdapterId adapter, Micros now);
   void forget(AdapterId adapter) { failures_.erase(adapter); }
+  // The time from which on it may be tried; 0: it did not fail.
+  Micros retry_at(AdapterId adapter) const {
+    const auto it = failures_.find(adapter);
+    return it == failures_.end() ? 0 : it->second.retry_at;
+  }
+  bool allows(AdapterId adapter, Micros now) const { return now >= retry_at(adapter); }
   // When it is worth trying again (kUnavailable); ok when a load may be tried. The reason was given to the requests
   // that waited for the load.
   Status check(AdapterId adapter, Micros now) const;

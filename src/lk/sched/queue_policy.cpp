@@ -15,12 +15,8 @@
 namespace lk {
 namespace {
 
-constexpr EnumNames<QueueKind, 6> kKinds{{{"fcfs", QueueKind::kFcfs},
-                                          {"vtc", QueueKind::kVtc},
-                                          {"lcf", QueueKind::kLcf},
-                                          {"drr", QueueKind::kDrr},
-                                          {"dlpm", QueueKind::kDlpm},
-                                          {"rpm", QueueKind::kRpm}}};
+constexpr EnumNames<QueueKind, 3> kKinds{
+    {{"fcfs", QueueKind::kFcfs}, {"vtc", QueueKind::kVtc}, {"dlpm", QueueKind::kDlpm}}};
 constexpr EnumNames<WithinTenant, 5> kWithin{{{"adapter", WithinTenant::kAdapter},
                                               {"user", WithinTenant::kUser},
                                               {"arrival", WithinTenant::kArrival},
@@ -46,13 +42,9 @@ const char* to_string(QueueKind kind) {
 std::unique_ptr<QueuePolicy> QueuePolicy::create(const QueueOptions& options, Locality locality) {
   switch (options.kind) {
     case QueueKind::kFcfs:
-    case QueueKind::kRpm:
       return std::make_unique<FifoQueue>(options);
     case QueueKind::kVtc:
-    case QueueKind::kLcf:
       return std::make_unique<FairQueue>(options);
-    case QueueKind::kDrr:
-      return std::make_unique<DeficitQueue>(options, Locality());
     case QueueKind::kDlpm:
       return std::make_unique<DeficitQueue>(options, std::move(locality));
   }
@@ -63,14 +55,6 @@ void QueuePolicy::set_weight(TenantId tenant, double weight) {
   LK_CHECK(weight >= 1e-3 && weight <= 1e6, "tenant {}: weight {}", tenant, weight);
   services_[tenant].weight = weight;
 }
-
-Status QueuePolicy::arrive(Ticket& ticket, Micros now) {
-  if (!ticket.request->urgent) LK_RETURN_IF_ERROR(allow(ticket, now));
-  enter(ticket, true);
-  return Status();
-}
-
-void QueuePolicy::wait_again(Ticket& ticket) { enter(ticket, false); }
 
 void QueuePolicy::enter(Ticket& ticket, bool arrives) {
   count_waiting(ticket, 1);
@@ -124,7 +108,9 @@ void QueuePolicy::leave(Ticket& ticket) {
 }
 
 void QueuePolicy::book(Ticket& ticket, MilliUnits price, MilliUnits advance) {
-  if (!ticket.request->urgent && (price != 0 || advance != 0)) charge(ticket, price, advance);
+  if (ticket.request->urgent || (price == 0 && advance == 0)) return;
+  service(ticket).ahead += price + advance;
+  charge(ticket, price, advance);
 }
 
 void QueuePolicy::dispatch(Ticket& ticket, int64_t uncached_prompt) {
@@ -186,7 +172,9 @@ void QueuePolicy::computed(Ticket& ticket, int64_t prompt_tokens, int64_t output
   const MilliUnits charged = cost.of(ticket.prompt_tokens, ticket.output_tokens);
   ticket.computed_prompt += prompt_tokens;
   ticket.output_tokens += output_tokens;
-  tenant.service += cost.of(ticket.computed_prompt, ticket.output_tokens) - done;
+  const MilliUnits price = cost.of(ticket.computed_prompt, ticket.output_tokens) - done;
+  tenant.service = saturating_add(tenant.service, price);
+  if (!ticket.request->urgent) tenant.ahead -= price;
   if (output_tokens > 0 && options_.prediction == Prediction::kMean && ticket.output_tokens >= ticket.predicted_output)
     ticket.predicted_output = predictor_.outlived(*ticket.request, ticket.output_tokens);
   if (output_tokens > 0) set_advance(ticket, cost.of(ticket.prompt_tokens, ticket.output_tokens) - charged);

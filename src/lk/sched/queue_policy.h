@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// QueuePolicy: who is served next, and who pays for what. The scheduler asks for the next waiting request and says what
-// became of it; memory, adapters and steps are its own business. Policies:
-//   fcfs       order of arrival
-//   vtc        virtual token counters (arXiv:2401.00588): the tenant that was served least, by weight, and within it
-//              its adapter, user or request; counters are lifted when a tenant comes back, so that idle time earns
-//              nothing
-//   lcf        vtc without the lift: least served since the start
-//   drr, dlpm  deficit round robin; dlpm (arXiv:2501.14312) takes the request with the most resident state among
-//   tenants in credit rpm        order of arrival, and a limit of requests per minute and tenant
+// QueuePolicy: who is served next, and who pays for what. The scheduler tells it of every request that arrives, starts,
+// makes output, is preempted or ends; the policy keeps each tenant's account and, whenever the scheduler has room,
+// names the waiting request that is next. Memory, adapters and steps are the scheduler's business. Policies:
+//   fcfs  order of arrival
+//   vtc   virtual token counters (arXiv:2401.00588): the tenant that was served least, by weight, and within it its
+//         adapter, user or request; a tenant that comes back is lifted to those that wait, so that idle time earns
+//         nothing
+//   dlpm  deficit longest prefix match (arXiv:2501.14312): among tenants in credit the request with the most resident
+//         state
+// The simulator adds those they were compared with (sim/policies.h). A new one overrides the protected part: insert(),
+// erase(), new_round(), pick() and pass() keep the order, charge() and tenant_time() the accounts.
 //
 // Thread safety: none; engine thread.
 #pragma once
@@ -15,6 +17,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 
@@ -22,7 +25,7 @@
 
 namespace lk {
 
-enum class QueueKind : uint8_t { kFcfs, kVtc, kLcf, kDrr, kDlpm, kRpm };
+enum class QueueKind : uint8_t { kFcfs, kVtc, kDlpm };
 // Whose turn it is inside a tenant: its adapters' and its users' by counters of their own; or the requests', by
 // arrival, by the least slack to their deadline, or the newest first.
 enum class WithinTenant : uint8_t { kAdapter, kUser, kArrival, kSlack, kNewest };
@@ -33,16 +36,15 @@ struct QueueOptions {
   QueueKind kind = QueueKind::kVtc;
   WithinTenant within = WithinTenant::kAdapter;
   Prediction prediction = Prediction::kMean;
-  // Of the output that is predicted, the part that is charged in advance; the rest is charged as it is made. 1: all, as
-  // in the paper.
+  // Of the output that is predicted, the part that is charged in advance; the rest is charged as it is made. A quarter
+  // is enough to tell apart who just got a batch of long answers from who did not; only the simulator sets another,
+  // such as the paper's 1.
   double advance_share = 0.25;
   ServiceCost cost;
-  MilliUnits quantum = 500'000;      // drr, dlpm: credit a visit gives, before weights
-  int64_t requests_per_minute = 60;  // rpm: of a tenant
+  MilliUnits quantum = 500'000;  // dlpm: credit a visit gives, before weights
 };
 
-// "fcfs", "vtc", "lcf", "drr", "dlpm", "rpm"; "adapter", "user", "arrival", "slack", "newest"; "none", "mean",
-// "max-tokens".
+// "fcfs", "vtc", "dlpm"; "adapter", "user", "arrival", "slack", "newest"; "none", "mean", "max-tokens".
 Result<QueueKind> parse_queue_kind(std::string_view text);
 Result<WithinTenant> parse_within_tenant(std::string_view text);
 Result<Prediction> parse_prediction(std::string_view text);
@@ -71,6 +73,7 @@ struct TenantService {
   MilliUnits service = 0;            // the price of the above
   int64_t waiting = 0, running = 0;  // requests
   int64_t waiting_tokens = 0;        // in prompts
+  MilliUnits ahead = 0;              // charged for what was not computed yet
 };
 
 // How much of what a request needs is resident: the larger, the cheaper it is to run now.
@@ -78,7 +81,6 @@ using Locality = std::function<int64_t(Ticket&)>;
 
 class QueuePolicy {
  public:
-  // `locality` only matters to dlpm.
   static std::unique_ptr<QueuePolicy> create(const QueueOptions& options, Locality locality = {});
   virtual ~QueuePolicy() = default;
   QueuePolicy(const QueuePolicy&) = delete;
@@ -94,10 +96,9 @@ class QueuePolicy {
   int64_t expected_output(const Request& request) const { return predictor_.predict(request); }
 
   // --- Waiting
-  // A request arrives. kUnavailable when the tenant is over its limit (rpm); then nothing happened.
-  Status arrive(Ticket& ticket, Micros now);
+  void arrive(Ticket& ticket) { enter(ticket, true); }
   // It was preempted and waits again, in its old place: not an arrival.
-  void wait_again(Ticket& ticket);
+  void wait_again(Ticket& ticket) { enter(ticket, false); }
   // It leaves without having been served (again).
   void leave(Ticket& ticket);
 
@@ -114,6 +115,12 @@ class QueuePolicy {
   int64_t virtual_time(const Ticket& ticket) const {
     return ticket.request->urgent ? INT64_MIN : tenant_time(ticket, 0);
   }
+  // The virtual time that a tenant's computed service has brought it to, without what it is charged ahead of that and
+  // may get back. Nothing when the policy has none, or forgot the tenant. Never falls, not even from before the policy
+  // forgot the tenant to when it is back (but for rounding, by 2 at most).
+  virtual std::optional<int64_t> settled_time(TenantId) const { return std::nullopt; }
+  // Whether virtual times of tenants that wait stay near each other, so that who is far behind was not served lately.
+  virtual bool bounds_lag() const { return false; }
   // By how much virtual time the tenant of `running` would be ahead of that of `waiting` if these two changed places
   // now and the first got back the price of what it loses (milli-units); 0 or less: it would not be ahead.
   int64_t lead(const Ticket& running, MilliUnits lost, const Ticket& waiting) const;
@@ -128,8 +135,7 @@ class QueuePolicy {
   explicit QueuePolicy(const QueueOptions& options) : options_(options) {}
   // If its tenant were charged `advance` more (milli-units, may be negative).
   virtual int64_t tenant_time(const Ticket&, MilliUnits /*advance*/) const { return 0; }
-  virtual Status allow(const Ticket&, Micros) { return Status(); }
-  // Urgent requests never come here: they go first and nobody is charged.
+  // Urgent requests never come here: they go first and nobody is charged. `arrives`: it was not here before.
   virtual void insert(Ticket& ticket, bool arrives) = 0;
   virtual void erase(Ticket& ticket) = 0;
   virtual void new_round() = 0;

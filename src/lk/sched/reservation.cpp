@@ -7,11 +7,11 @@ namespace lk {
 
 // The peak comes just before some sequence ends. Then those with more to make, and itself, have grown by its remaining
 // tokens, and those with less are gone.
-int64_t Reservation::peak_pages(int64_t page_tokens) const {
-  std::vector<Growing> order = sequences_;
-  std::sort(order.begin(), order.end(), [](const Growing& a, const Growing& b) { return a.remaining > b.remaining; });
+int64_t Reservation::peak_pages(int64_t page_tokens) {
+  std::sort(sequences_.begin(), sequences_.end(),
+            [](const Growing& a, const Growing& b) { return a.remaining > b.remaining; });
   int64_t peak = 0, tokens = 0, count = 0;
-  for (const Growing& sequence : order) {
+  for (const Growing& sequence : sequences_) {
     tokens += sequence.tokens;
     ++count;
     // Each sequence's last page may be all but empty.

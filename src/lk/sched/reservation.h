@@ -13,9 +13,8 @@ class Reservation {
   void clear() { sequences_.clear(); }
   // A sequence of `tokens` that will make `remaining` more.
   void add(int64_t tokens, int64_t remaining) { sequences_.push_back({tokens, remaining}); }
-  void drop_last() { sequences_.pop_back(); }
   // Upper bound: a page is counted whole. O(n log n).
-  int64_t peak_pages(int64_t page_tokens) const;
+  int64_t peak_pages(int64_t page_tokens);
 
  private:
   struct Growing {

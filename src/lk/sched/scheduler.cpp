@@ -41,31 +41,29 @@ MilliUnits preempt_gap(const SchedulerOptions& options, int64_t pool_pages) {
   constexpr int64_t kUsualAnswer = 256;
   const double full = static_cast<double>(options.queue.cost.of(0, kUsualAnswer)) / kUsualAnswer *
                       static_cast<double>(pool_pages * kPageTokens);
-  return std::max<MilliUnits>(1, std::llround(options.preempt_gap * full));
+  return std::clamp<MilliUnits>(std::llround(std::min(options.preempt_gap * full, static_cast<double>(kMaxSum))), 1,
+                                kMaxSum);
 }
 
 }  // namespace
 
 Scheduler::Scheduler(const SchedulerOptions& options, UnifiedPool& pool, Executor& executor, MergeGate* merging)
     : options_(options),
-      preempt_gap_(preempt_gap(options, pool.num_pages())),
       pool_(pool),
       executor_(executor),
-      policy_(QueuePolicy::create(options.queue,
-                                  [this](Ticket& ticket) { return locality(static_cast<Sequence&>(ticket)); })),
+      policy_(options.make_queue(options.queue,
+                                 [this](Ticket& ticket) { return locality(static_cast<Sequence&>(ticket)); })),
       slots_(options.slots),
       slo_(options.slo),
       merging_(merging) {
   LK_CHECK(options.max_step_tokens >= 1 && options.max_running >= 1);
   pool_.set_evicted([this](AdapterId adapter) { executor_.evicted(adapter); });
+  if (policy_->bounds_lag()) preempt_gap_ = preempt_gap(options, pool.num_pages());
 }
 
 Scheduler::~Scheduler() {
   while (!sequences_.empty()) remove(*sequences_.begin()->second);
-  while (num_loading_ > 0) {
-    std::vector<RequestEvent> ignored;
-    poll_loads(true, ignored);
-  }
+  while (num_loading_ > 0) poll_loads(true);
   pool_.set_evicted({});
 }
 
@@ -93,15 +91,15 @@ Status Scheduler::submit(Request request) {
   if (!sequence->request->urgent)
     sequence->deadline = std::min(sequence->request->deadline, slo_.deadline(sequence->arrival));
   if (sequence->deadline != kNoDeadline) {
-    const Micros start =
-        sequence->arrival +
-        (num_waiting() > 0 && slo_.refuses_early() ? slo_.forecast(policy_->tokens_ahead(*sequence->request)) : 0);
+    const Micros start = sequence->arrival + (num_waiting() > 0 && slo_.refuses_early()
+                                                  ? forecast_.until_start(policy_->tokens_ahead(*sequence->request))
+                                                  : 0);
     if (start > slo_.start_by(sequence->deadline))
       return deadline_exceeded("the first token would come in about {:.1f} s, {:.1f} s are allowed",
                                static_cast<double>(start - slo_.start_by(0) - sequence->arrival) / 1e6,
                                static_cast<double>(sequence->deadline - sequence->arrival) / 1e6);
   }
-  LK_RETURN_IF_ERROR(policy_->arrive(*sequence, sequence->arrival));
+  policy_->arrive(*sequence);
   if (sequence->deadline != kNoDeadline) deadlines_.emplace(sequence->deadline, sequence.get());
   pool_.note_demand(sequence->request->adapter);
   const RequestId id = sequence->request->id;
@@ -123,6 +121,7 @@ Status Scheduler::set_pinned(AdapterId adapter, bool pinned) {
     if (state == AdapterState::kResident) pool_.unpin(adapter);
     pinned_pages_ -= it->second;
     pinned_.erase(it);
+    to_reload_.erase(adapter);
     return Status();
   }
   const int64_t pages = executor_.footprint(adapter);
@@ -200,48 +199,57 @@ void Scheduler::remove(Sequence& sequence) {
   sequences_.erase(sequence.request->id);
 }
 
-void Scheduler::fail(Sequence& sequence, Status error, std::vector<RequestEvent>& events) {
-  events.push_back({.id = sequence.request->id, .finish = FinishReason::kError, .error = std::move(error)});
+void Scheduler::fail(Sequence& sequence, Status error) {
+  events_.push_back({.id = sequence.request->id, .finish = FinishReason::kError, .error = std::move(error)});
   remove(sequence);
 }
 
 // Ends what waits and can no longer have its first token in time: nobody is served late at the expense of who is not
 // late yet.
-void Scheduler::end_hopeless(std::vector<RequestEvent>& events) {
+void Scheduler::end_hopeless() {
   while (!deadlines_.empty() && slo_.start_by(deadlines_.begin()->first) < now_) {
     Sequence& sequence = *deadlines_.begin()->second;
     ++stats_.num_missed_deadlines;
-    fail(sequence,
-         deadline_exceeded("waited {:.1f} s: the first token would come later than the {:.1f} s allowed",
-                           static_cast<double>(now_ - sequence.arrival) / 1e6,
-                           static_cast<double>(sequence.deadline - sequence.arrival) / 1e6),
-         events);
+    fail(sequence, deadline_exceeded("waited {:.1f} s: the first token would come later than the {:.1f} s allowed",
+                                     static_cast<double>(now_ - sequence.arrival) / 1e6,
+                                     static_cast<double>(sequence.deadline - sequence.arrival) / 1e6));
   }
 }
 
-void Scheduler::poll_loads(bool wait, std::vector<RequestEvent>& events) {
+void Scheduler::poll_loads(bool wait) {
   if (num_loading_ == 0) return;
   for (LoadResult& load : executor_.take_finished_loads(wait)) {
     --num_loading_;
     pool_.finish_load(load.adapter, load.status.ok());
-    const auto pinned = pinned_.find(load.adapter);
     if (load.status.ok()) {
       breaker_.forget(load.adapter);
-      if (pinned != pinned_.end()) pool_.pin(load.adapter);
+      to_reload_.erase(load.adapter);
+      if (is_pinned(load.adapter)) pool_.pin(load.adapter);
       continue;
     }
-    if (pinned != pinned_.end()) {
-      pinned_pages_ -= pinned->second;
-      pinned_.erase(pinned);
-    }
     breaker_.failed(load.adapter, now_);
+    if (is_pinned(load.adapter)) to_reload_.insert(load.adapter);
     // Only the requests of this adapter fail; nobody else notices.
     std::vector<std::pair<uint64_t, Sequence*>> failed;
     for (const auto& [id, sequence] : sequences_)
       if (!sequence->running && sequence->request->adapter == load.adapter)
         failed.emplace_back(sequence->order, sequence.get());
     std::sort(failed.begin(), failed.end());
-    for (const auto& [order, sequence] : failed) fail(*sequence, load.status, events);
+    for (const auto& [order, sequence] : failed) fail(*sequence, load.status);
+  }
+}
+
+Micros Scheduler::next_reload() const {
+  Micros next = kNoDeadline;
+  for (const AdapterId adapter : to_reload_)
+    if (pool_.adapter_state(adapter) == AdapterState::kAbsent) next = std::min(next, breaker_.retry_at(adapter));
+  return next;
+}
+
+void Scheduler::reload_pinned() {
+  for (const AdapterId adapter : to_reload_) {
+    if (pool_.adapter_state(adapter) != AdapterState::kAbsent || !breaker_.allows(adapter, now_)) continue;
+    if (!begin_load(adapter)) breaker_.failed(adapter, now_);  // no room now
   }
 }
 
@@ -302,10 +310,10 @@ void Scheduler::plan_merging() {
 void Scheduler::plan_running() {
   // Decoding sequences first: a chunk of somebody's prompt never delays a token that could be made now.
   for (const bool decoding : {true, false}) {
-    std::vector<Sequence*> candidates;
+    candidates_.clear();
     for (const auto& [order, sequence] : running_)
-      if ((sequence->num_tokens() - sequence->num_computed == 1) == decoding) candidates.push_back(sequence);
-    for (Sequence* sequence : candidates) {
+      if ((sequence->num_tokens() - sequence->num_computed == 1) == decoding) candidates_.push_back(sequence);
+    for (Sequence* sequence : candidates_) {
       if (!sequence->running || budget_ <= 0 || !runs_now(*sequence)) continue;
       if (static_cast<int64_t>(planned_.size()) >= options_.max_running) return;  // after some were kept out of steps
       const int64_t num_tokens = std::min(sequence->num_tokens() - sequence->num_computed, budget_);
@@ -320,15 +328,15 @@ bool Scheduler::uses_prefix_cache(const Sequence& sequence) const {
 }
 
 // Cached pages of its first tokens; the last token is always computed, to have its logits.
-std::vector<PageId> Scheduler::find_prefix(Sequence& sequence) const {
-  std::vector<PageId> found;
-  if (!uses_prefix_cache(sequence)) return found;
+std::span<const PageId> Scheduler::find_prefix(Sequence& sequence) {
+  found_.clear();
+  if (!uses_prefix_cache(sequence)) return found_;
   for (int64_t page = 0; (page + 1) * kPageTokens < sequence.num_tokens(); ++page) {
     const std::optional<PageId> cached = pool_.find_kv(sequence.key_of(page));
     if (!cached) break;
-    found.push_back(*cached);
+    found_.push_back(*cached);
   }
-  return found;
+  return found_;
 }
 
 void Scheduler::publish_pages(Sequence& sequence) {
@@ -338,7 +346,7 @@ void Scheduler::publish_pages(Sequence& sequence) {
                      sequence.key_of(sequence.num_published), sequence.request->adapter);
 }
 
-void Scheduler::apply(const Planned& planned, ItemResult& result, std::vector<RequestEvent>& events) {
+void Scheduler::apply(const Planned& planned, ItemResult& result) {
   Sequence& sequence = *planned.sequence;
   const int64_t end = planned.end;
   RequestEvent event{.id = sequence.request->id};
@@ -357,7 +365,7 @@ void Scheduler::apply(const Planned& planned, ItemResult& result, std::vector<Re
     if (sequence.prompt_logprobs.size() == static_cast<size_t>(planned.begin) + i)
       sequence.prompt_logprobs.push_back(std::move(result.prompt_logprobs[i]));
   if (end < sequence.num_tokens()) {
-    if (event.started) events.push_back(std::move(event));
+    if (event.started) events_.push_back(std::move(event));
     return;
   }
   if (sequence.num_output() == 0) {
@@ -380,17 +388,38 @@ void Scheduler::apply(const Planned& planned, ItemResult& result, std::vector<Re
       event.finish = FinishReason::kLength;
   }
   if (event.finish != FinishReason::kNone) remove(sequence);
-  events.push_back(std::move(event));
+  events_.push_back(std::move(event));
 }
 
-std::vector<RequestEvent> Scheduler::step(bool wait) {
+void Scheduler::fill_plan() {
+  plan_.items.clear();
+  plan_.num_tokens = 0;
+  plan_.merged = kBaseModel;
+  for (const Planned& planned : planned_) {
+    Sequence& sequence = *planned.sequence;
+    plan_.items.push_back(
+        {.request = sequence.request,
+         .tokens = sequence.tokens,
+         .begin = planned.begin,
+         .end = planned.end,
+         .block_table = sequence.pages,
+         .sample = planned.end == sequence.num_tokens() && sequence.request->max_tokens > 0,
+         .prompt_logprobs = sequence.wants_prompt_logprobs() && sequence.num_output() == 0 &&
+                            planned.begin < sequence.prompt_length() - 1,
+         .hidden_sum = sequence.request->sum_hidden && sequence.num_output() == 0 ? &sequence.hidden_sum : nullptr});
+    plan_.num_tokens += planned.end - planned.begin;
+  }
+}
+
+std::span<RequestEvent> Scheduler::step(bool wait) {
   LK_CHECK(has_work());
-  std::vector<RequestEvent> events;
+  events_.clear();
   now_ = executor_.now();
   started_tokens_ = 0;
   prefetched_ = 0;
-  poll_loads(false, events);
-  end_hopeless(events);
+  poll_loads(false);
+  reload_pinned();
+  end_hopeless();
   planned_.clear();
   budget_ = options_.max_step_tokens;
   plan_merging();
@@ -404,40 +433,26 @@ std::vector<RequestEvent> Scheduler::step(bool wait) {
   }
   if (planned_.empty()) {
     // Everything that could run waits for an adapter (or failed to load just now).
-    if (!events.empty()) return events;
+    if (!events_.empty()) return events_;
     if (num_loading_ > 0) {
-      if (wait) poll_loads(true, events);
-      return events;
+      if (wait) poll_loads(true);
+      return events_;
     }
     LK_CHECK(num_waiting() == 0, "nothing runs and nothing loads: {} waiting, {} running", num_waiting(),
              num_running());
-    return events;
+    return events_;
   }
 
-  StepPlan plan;
-  for (const Planned& planned : planned_) {
-    Sequence& sequence = *planned.sequence;
-    plan.items.push_back(
-        {.request = sequence.request,
-         .tokens = sequence.tokens,
-         .begin = planned.begin,
-         .end = planned.end,
-         .block_table = sequence.pages,
-         .sample = planned.end == sequence.num_tokens() && sequence.request->max_tokens > 0,
-         .prompt_logprobs = sequence.wants_prompt_logprobs() && sequence.num_output() == 0 &&
-                            planned.begin < sequence.prompt_length() - 1,
-         .hidden_sum = sequence.request->sum_hidden && sequence.num_output() == 0 ? &sequence.hidden_sum : nullptr});
-    plan.num_tokens += planned.end - planned.begin;
-  }
-  if (merging_) merging_->choose(plan);
-  std::vector<ItemResult> results = executor_.execute(plan);
+  fill_plan();
+  if (merging_) merging_->choose(plan_);
+  const std::span<ItemResult> results = executor_.execute(plan_);
   if (merging_) merging_->observe(executor_.last_step_times());
-  LK_CHECK(results.size() == plan.items.size());
+  LK_CHECK(results.size() == plan_.items.size());
   ++stats_.num_steps;
-  stats_.num_computed_tokens += plan.num_tokens;
-  for (size_t i = 0; i < planned_.size(); ++i) apply(planned_[i], results[i], events);
-  slo_.step_ended(executor_.now(), started_tokens_, num_waiting() > 0);
-  return events;
+  stats_.num_computed_tokens += plan_.num_tokens;
+  for (size_t i = 0; i < planned_.size(); ++i) apply(planned_[i], results[i]);
+  forecast_.step_ended(executor_.now(), started_tokens_, num_waiting() > 0);
+  return events_;
 }
 
 }  // namespace lk

@@ -1,15 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-// Scheduler: continuous batching. Each step takes one token of every decoding sequence and fills the rest of a token
-// budget with prompt chunks, in the order of a QueuePolicy. It owns the page accounting; it never sees a tensor, a
-// file, a clock or a thread (the time is the executor's).
+// Scheduler: continuous batching. It holds every request from submit() to its last event, and each step() decides what
+// the executor computes next: one token of every sequence that makes output, and with the rest of the step's token
+// budget, chunks of prompts. It never sees a tensor, a file, a clock or a thread (the time is the executor's).
 //
-// A sequence is waiting (no pages) or running (pages, adapter pinned). When a running sequence finds no page, the one
-// that was furthest ahead in virtual time when it was admitted (the latest arrival, with policies that have none) loses
-// its pages and waits again; its tokens are computed anew later (cached pages make that cheap, and row determinism
-// makes it exact). Loads are started for waiting requests in the policy's order; a request whose adapter is still
-// loading is passed over, it does not hold up the others. Whoever is first in line may evict any cached adapter for its
-// own; a load ahead of its turn spares those of the requests before it. A tenant that falls too far behind one that
-// holds the memory takes some of it (SchedulerOptions::preempt_gap).
+// A request is in one of two states. While it waits, it stands in the QueuePolicy and holds nothing. While it runs, it
+// holds KV pages, and its adapter is pinned in the pool. A step goes like this:
+// 1. Loads of adapters that ended are taken in; requests that can no longer meet their deadline are ended.
+// 2. Every running request gets its place in the step, and the pages that its next tokens need (plan_running). Where
+// the
+//    pool has none left, these are tried in turn: merged weights are given back; then one running request is preempted:
+//    it loses its pages, waits again, and computes its tokens anew when it is back. Cached pages make that cheap, and
+//    since a row's value does not depend on its batch, it gets the same tokens again. The one that is preempted is
+//    always the one whose tenant was furthest ahead when it was first admitted, or the latest arrival with a policy
+//    that keeps no accounts: a fixed order, so that two requests never take each other's pages in turns.
+// 3. Waiting requests are admitted (admit_waiting) in the order in which the policy names them, as long as there is
+//    room: a place in the step, pages for the first chunk, an adapter slot, a resident adapter. Where the adapter is
+//    absent, the scheduler has the executor load it and goes on with the next request; nobody waits for somebody else's
+//    load. Only the first in line may evict any cached adapter for its own; a request further behind, whose load begins
+//    ahead of its turn, spares the adapters of those before it.
+// 4. Where a tenant that finds no memory has fallen far behind one that holds it, requests of the latter start over for
+//    it (SchedulerOptions::preempt_gap).
+// 5. The executor computes the step; tokens are appended, full pages published in the prefix cache, ends reported.
 //
 // Thread safety: none; engine thread.
 #pragma once
@@ -19,6 +30,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <span>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
@@ -30,6 +42,7 @@
 #include "lk/sched/queue_policy.h"
 #include "lk/sched/reservation.h"
 #include "lk/sched/slo.h"
+#include "lk/sched/wait_forecast.h"
 
 namespace lk {
 
@@ -51,11 +64,12 @@ struct SchedulerOptions {
   // never.
   double preempt_gap = 0.1;
   QueueOptions queue;
+  // Makes the policy; the simulator has more of them than QueueKind names.
+  std::function<std::unique_ptr<QueuePolicy>(const QueueOptions&, Locality)> make_queue = QueuePolicy::create;
   AdapterSlotOptions slots;
   SloOptions slo;
 
-  // Only where nothing else than memory keeps tenants behind each other: an adapter slot would not come with the
-  // memory, and what lcf pays back has no bound.
+  // Only where nothing else than memory keeps tenants behind each other: an adapter slot would not come with it.
   bool can_preempt_for_fairness() const {
     return queue.kind == QueueKind::kVtc && slots.max == 0 && admission != Admission::kReserved;
   }
@@ -98,7 +112,8 @@ class Scheduler {
   void prefetch(AdapterId adapter);
 
   // Keeps an adapter resident from now on (its load starts at once) or lets it go. kResourceExhausted when a request in
-  // the queue would then never fit.
+  // the queue would then never fit. A pinned adapter whose load fails stays pinned, and steps load it again, at the
+  // pace at which requests may try (load_breaker.h).
   Status set_pinned(AdapterId adapter, bool pinned);
   // Frees what an adapter holds; the pages freed, or nothing while it is loading (try again after a step).
   // Requires: no request uses it.
@@ -110,15 +125,23 @@ class Scheduler {
   void set_tenant_weight(TenantId tenant, double weight) { policy_->set_weight(tenant, weight); }
   const std::unordered_map<TenantId, TenantService>& tenants() const { return policy_->tenants(); }
 
-  bool has_work() const { return !sequences_.empty() || num_loading_ > 0; }
+  bool has_work() const { return !sequences_.empty() || num_loading_ > 0 || next_reload() <= executor_.now(); }
+  // The time at which there is work again without a call, for pinned adapters whose load failed; kNoDeadline: none.
+  Micros next_reload() const;
+  bool is_pinned(AdapterId adapter) const { return pinned_.contains(adapter); }
+  // QueuePolicy's. Nothing when the policy does not know the tenant.
+  std::optional<int64_t> settled_time(TenantId tenant) const { return policy_->settled_time(tenant); }
   int64_t num_waiting() const { return static_cast<int64_t>(sequences_.size() - running_.size()); }
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
   const SchedulerStats& stats() const { return stats_; }
+  // Of the wait of those that arrive now; the one by which submit() refuses.
+  const WaitForecast& wait_forecast() const { return forecast_; }
 
-  // Plans and executes one step. May return no events (only chunks were computed). Requires: has_work(). When
-  // everything waits for adapter loads it waits for one of them, or with `wait` false returns at once; last_step_idle()
-  // tells.
-  std::vector<RequestEvent> step(bool wait = true);
+  // Plans and executes one step. May return no events (only chunks were computed); they are the caller's until the next
+  // step. Requires: has_work(). When everything waits for adapter loads it waits for one of them, or with `wait` false
+  // returns at once; last_step_idle() tells. A step in which nothing starts, ends or goes to another page allocates
+  // nothing.
+  std::span<RequestEvent> step(bool wait = true);
   bool last_step_idle() const { return planned_.empty(); }
 
  private:
@@ -132,13 +155,15 @@ class Scheduler {
 
   bool begin_load(AdapterId adapter);
   bool make_available(int64_t num_pages);
+  void reload_pinned();
   int64_t pages_to_start(const Sequence& sequence) const;
   bool begin_load_gently(AdapterId adapter, const std::function<bool(AdapterId)>& kept);
   void start_load(AdapterId adapter);
   bool load_ahead(AdapterId adapter);  // of a request that is not first in line
   int64_t pages_needed(const Request& request) const;
-  void poll_loads(bool wait, std::vector<RequestEvent>& events);
+  void poll_loads(bool wait);
   void plan_merging();
+  void fill_plan();
   bool give_back_merged();
   bool runs_now(const Sequence& sequence) const;  // no merged adapter keeps it out of the step
   int64_t free_places() const;
@@ -159,23 +184,23 @@ class Scheduler {
   int64_t pages_to_admit(const Sequence& sequence, std::span<const PageId> found, int64_t end);
   int64_t remaining_tokens(const Sequence& sequence) const;
   void consider_drain(Sequence& blocked);
-  void end_hopeless(std::vector<RequestEvent>& events);
+  void end_hopeless();
   int64_t locality(Sequence& sequence) const;
-  void fail(Sequence& sequence, Status error, std::vector<RequestEvent>& events);
+  void fail(Sequence& sequence, Status error);
   void stop_running(Sequence& sequence, bool finished);
   bool ensure_pages(Sequence& sequence,
                     int64_t end);  // false: not in this step (it waits for a load to end, or was itself preempted)
   void add_to_plan(Sequence& sequence, int64_t num_tokens);
   bool uses_prefix_cache(const Sequence& sequence) const;
-  std::vector<PageId> find_prefix(Sequence& sequence) const;
+  std::span<const PageId> find_prefix(Sequence& sequence);  // valid until the next call
   void publish_pages(Sequence& sequence);
   void release_pages(Sequence& sequence);
   void preempt(Sequence& sequence);
   void remove(Sequence& sequence);
-  void apply(const Planned& planned, ItemResult& result, std::vector<RequestEvent>& events);
+  void apply(const Planned& planned, ItemResult& result);
 
   const SchedulerOptions options_;
-  const int64_t preempt_gap_;
+  int64_t preempt_gap_ = 0;  // of virtual time; 0: no preemption for fairness
   UnifiedPool& pool_;
   Executor& executor_;
   SchedulerStats stats_;
@@ -184,6 +209,7 @@ class Scheduler {
   std::unique_ptr<QueuePolicy> policy_;
   AdapterSlots slots_;
   FirstTokenSlo slo_;
+  WaitForecast forecast_;
   Reservation reservation_;
   LoadBreaker breaker_;
   std::map<Seniority, Sequence*> running_;
@@ -194,12 +220,18 @@ class Scheduler {
   int64_t num_loading_ = 0;
   std::map<AdapterId, int64_t> pinned_;  // pages of adapters that set_pinned() keeps
   int64_t pinned_pages_ = 0;
+  std::set<AdapterId> to_reload_;  // pinned ones whose load failed
 
   MergeGate* const merging_;
   std::vector<MergeGate::Queued> queued_;  // for it, of the step being built
   MergeGate::Turn turn_;                   // what it said
 
-  std::vector<Planned> planned_;  // of the step being built
+  // Of the step being built or run; kept from step to step, so that they need not grow again.
+  std::vector<Planned> planned_;
+  std::vector<Sequence*> candidates_;  // plan_running()'s
+  std::vector<PageId> found_;          // find_prefix()'s
+  StepPlan plan_;
+  std::vector<RequestEvent> events_;
   int64_t passed_ = 0;            // waiting requests passed over in it
   std::vector<AdapterId> ahead_;  // their adapters, in that order
   bool room_ahead_ = true;        // no load ahead of its turn found too little room in it

@@ -47,7 +47,7 @@ void Scheduler::prefetch(AdapterId adapter) {
   if (adapter == kBaseModel || pool_.adapter_state(adapter) != AdapterState::kAbsent ||
       prefetched_ >= options_.load_ahead)
     return;
-  if (!breaker_.check(adapter, executor_.now()).ok()) return;
+  if (!breaker_.allows(adapter, executor_.now())) return;
   std::optional<std::unordered_set<AdapterId>> wanted;  // collected only when something has to be evicted
   const auto kept = [&](AdapterId other) {
     if (!wanted) {
@@ -117,7 +117,7 @@ int64_t Scheduler::pages_to_admit(const Sequence& sequence, std::span<const Page
 // counted.
 bool Scheduler::try_admit(Sequence& sequence) {
   const AdapterId adapter = sequence.request->adapter;
-  const std::vector<PageId> found = find_prefix(sequence);
+  const std::span<const PageId> found = find_prefix(sequence);
   const int64_t num_cached = static_cast<int64_t>(found.size()) * kPageTokens;
   const int64_t chunk = std::min(sequence.num_tokens() - num_cached, budget_);
   if (!make_available(pages_to_admit(sequence, found, num_cached + chunk))) return false;
@@ -126,10 +126,11 @@ bool Scheduler::try_admit(Sequence& sequence) {
   if (uses_prefix_cache(sequence)) stats_.num_looked_up_tokens += sequence.num_tokens();
   stats_.num_cached_prompt_tokens += num_cached;
   for (const PageId page : found) pool_.reuse_kv(page);
-  sequence.pages = found;
+  sequence.pages.assign(found.begin(), found.end());
   sequence.num_published = static_cast<int64_t>(found.size());
   sequence.num_computed = num_cached;
   const bool first = !sequence.charged;
+  if (first) sequence.reserve();
   if (first) sequence.num_billed = std::min(sequence.num_computed, sequence.prompt_length());
   policy_->dispatch(sequence, sequence.prompt_length() - sequence.num_billed);
   running_.emplace(sequence.seniority(), &sequence);
@@ -190,8 +191,10 @@ bool Scheduler::admit(Sequence& sequence) {
 void Scheduler::consider_drain(Sequence& blocked) {
   if (blocked.blocked_since < 0) blocked.blocked_since = now_;
   const Sequence* furthest = furthest_ahead(true);
-  if (furthest && slots_.wants_drain(policy_->virtual_time(*furthest) - policy_->virtual_time(blocked),
-                                     now_ - blocked.blocked_since)) {
+  if (!furthest) return;
+  const int64_t gap =
+      blocked.request->urgent ? kMaxSum : policy_->virtual_time(*furthest) - policy_->virtual_time(blocked);
+  if (slots_.wants_drain(gap, now_ - blocked.blocked_since)) {
     slots_.drain(furthest->request->adapter);
     ++stats_.num_adapter_drains;
   }

@@ -2,6 +2,7 @@
 // Private to scheduler*.cpp: what the scheduler keeps of a request.
 #pragma once
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -25,6 +26,13 @@ struct Scheduler::Sequence : Ticket {
   Micros admitted_at = 0;     // latest
   Micros blocked_since = -1;  // for an adapter slot
 
+  // Room for an answer of a usual length, so that steps need not make it; longer ones grow by doubling.
+  void reserve() {
+    const int64_t most = prompt_length() + std::min<int64_t>(request->max_tokens, 2048);
+    tokens.reserve(static_cast<size_t>(most));
+    pages.reserve(static_cast<size_t>(pages_for(most)));
+    keys.reserve(static_cast<size_t>(pages_for(most)));
+  }
   Seniority seniority() const { return {tag, order}; }
   int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
   int64_t prompt_length() const { return static_cast<int64_t>(request->prompt.size()); }

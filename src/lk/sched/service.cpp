@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <vector>
 
 #include "lk/base/rng.h"
 
@@ -12,39 +11,40 @@ namespace lk {
 namespace {
 
 constexpr double kNewest = 0.2;
-constexpr size_t kMaxPairs = 1 << 16;  // bounds what tenants and adapters of the past may hold
 
 }  // namespace
 
 MilliUnits ServiceCost::of(int64_t prompt_tokens, int64_t output_tokens) const {
   if (prompt_tokens == 0 && output_tokens == 0) return 0;
   const auto p = static_cast<double>(prompt_tokens), q = static_cast<double>(output_tokens);
-  return std::llround(1000 * (prompt * p + output * q + product * p * q + output_square * q * q + constant));
+  const double price = 1000 * (prompt * p + output * q + product * p * q + output_square * q * q + constant);
+  return price < static_cast<double>(kMaxPrice) ? std::llround(price) : kMaxPrice;
+}
+
+Status ServiceCost::check() const {
+  for (const double number : {prompt, output, product, output_square, constant})
+    if (!std::isfinite(number) || number < 0) return invalid_argument("{} is not a number that is 0 or more", number);
+  if (output == 0) return invalid_argument("output must cost something");
+  constexpr int64_t kMany = 1 << 18;
+  if (of(kMany, kMany) >= kMaxPrice)
+    return invalid_argument(
+        "{} tokens of prompt and as many of output would cost more than {} tokens at a price of 1; only "
+        "ratios matter, give smaller numbers",
+        kMany, kMaxPrice / 1000);
+  return Status();
 }
 
 Result<ServiceCost> ServiceCost::parse(std::string_view text) {
-  if (text == "profiled") return profiled();
-  const char separator = text.find(':') != std::string_view::npos ? ':' : ',';
-  std::vector<double> numbers;
-  for (std::string_view rest = text;;) {
-    const size_t end = rest.find(separator);
-    const std::string_view part = rest.substr(0, end);
-    double number = 0;
+  const size_t colon = text.find(':');
+  ServiceCost cost;
+  const auto read = [&](std::string_view part, double& number) {
     const auto [stop, error] = std::from_chars(part.data(), part.data() + part.size(), number);
-    if (error != std::errc() || stop != part.data() + part.size() || !std::isfinite(number) || number < 0 ||
-        number > 1e6)
-      return invalid_argument("service cost \"{}\": \"{}\" is not a number in [0, 1000000]", text, part);
-    numbers.push_back(number);
-    if (end == std::string_view::npos) break;
-    rest.remove_prefix(end + 1);
-  }
-  const size_t wanted = separator == ':' ? 2 : 5;
-  if (numbers.size() != wanted || numbers[1] == 0)
-    return invalid_argument(
-        "service cost \"{}\": want prompt:output such as 1:2, \"profiled\", or five numbers a,b,c,d,e with b > 0",
-        text);
-  ServiceCost cost{.prompt = numbers[0], .output = numbers[1]};
-  if (wanted == 5) cost.product = numbers[2], cost.output_square = numbers[3], cost.constant = numbers[4];
+    return error == std::errc() && stop == part.data() + part.size();
+  };
+  if (colon == std::string_view::npos || !read(text.substr(0, colon), cost.prompt) ||
+      !read(text.substr(colon + 1), cost.output))
+    return invalid_argument("service cost \"{}\": want the prices of prompt and output tokens, such as 1:2", text);
+  LK_RETURN_IF_ERROR(cost.check().with_context(fmt::format("service cost \"{}\"", text)));
   return cost;
 }
 
@@ -54,19 +54,18 @@ uint64_t LengthPredictor::key(const Request& request) {
 }
 
 int64_t LengthPredictor::predict(const Request& request) const {
-  if (const auto it = means_.find(key(request)); it != means_.end())
-    return std::min(request.max_tokens, static_cast<int64_t>(std::llround(it->second)));
-  const auto it = longest_.find(key(request));
-  return std::min(request.max_tokens,
-                  std::max(static_cast<int64_t>(std::llround(overall_)), it == longest_.end() ? 0 : it->second));
+  const uint64_t pair = key(request);
+  if (const double* mean = means_.find(pair))
+    return std::min(request.max_tokens, static_cast<int64_t>(std::llround(*mean)));
+  const int64_t* longest = longest_.find(pair);
+  return std::min(request.max_tokens, std::max(static_cast<int64_t>(std::llround(overall_)), longest ? *longest : 0));
 }
 
 int64_t LengthPredictor::outlived(const Request& request, int64_t output_tokens) {
   const int64_t forecast = std::min(request.max_tokens, 2 * output_tokens);
   const uint64_t pair = key(request);
-  if (!means_.contains(pair)) {
-    if (longest_.size() >= kMaxPairs) longest_.clear();
-    int64_t& longest = longest_[pair];
+  if (!means_.find(pair)) {
+    int64_t& longest = longest_.at(pair);
     longest = std::max(longest, forecast);
   }
   return forecast;
@@ -75,10 +74,10 @@ int64_t LengthPredictor::outlived(const Request& request, int64_t output_tokens)
 void LengthPredictor::learn(const Request& request, int64_t output_tokens) {
   const auto length = static_cast<double>(output_tokens);
   overall_ = overall_ == 0 ? length : overall_ + kNewest * (length - overall_);
-  longest_.erase(key(request));
-  if (means_.size() >= kMaxPairs) means_.clear();
-  const auto [it, first] = means_.emplace(key(request), length);
-  if (!first) it->second += kNewest * (length - it->second);
+  const uint64_t pair = key(request);
+  longest_.erase(pair);
+  double& mean = means_.at(pair);
+  mean = mean == 0 ? length : mean + kNewest * (length - mean);
 }
 
 }  // namespace lk

@@ -223,8 +223,8 @@ void EngineService::main() {
     publish(true);
     lock.lock();
     const auto ready = [&] { return !commands_.empty() || stopping_ || woken_; };
-    // While adapters load or wait to be dropped, look again soon even without a wake-up.
-    if (!removed_.empty() || engine_->has_work())
+    // While adapters load or wait to be loaded again or dropped, look again soon even without a wake-up.
+    if (!removed_.empty() || engine_->has_work() || engine_->scheduler().next_reload() != kNoDeadline)
       wake_.wait_for(lock, std::chrono::milliseconds(20), ready);
     else if (!deadlines_.empty())
       wake_.wait_until(lock, deadlines_.begin()->first, ready);

@@ -70,8 +70,8 @@ Result<std::unique_ptr<TextEngine>> TextEngine::open(const TextEngineOptions& op
   SchedulerOptions scheduler = options.scheduler;
   scheduler.max_sequence = self->context();
   if (options.merging != MergeMode::kNever)
-    self->merging_ = std::make_unique<MergeController>(MergeControllerOptions{}, make_merge_chooser(options.merging),
-                                                       *self->pool_, *self->engine_);
+    self->merging_ =
+        std::make_unique<MergeController>(make_merge_chooser(options.merging), *self->pool_, *self->engine_);
   self->scheduler_ = std::make_unique<Scheduler>(scheduler, *self->pool_, *self->engine_, self->merging_.get());
   self->exact_ = options.exact;
   return self;

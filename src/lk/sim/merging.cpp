@@ -22,7 +22,7 @@ class AlwaysChooser : public MergeChooser {
     if (exclusive_ && view.built != kBaseModel && wanted == view.built) plan.exclusive = view.built;
     return plan;
   }
-  bool merged(const StepShape&, AdapterId) override { return true; }
+  bool merged(const StepMix&, AdapterId) override { return true; }
   const char* name() const override { return exclusive_ ? "exclusive" : "always"; }
 
  private:

@@ -99,15 +99,10 @@ Micros SimExecutor::read(AdapterId adapter, double factor) {
 }
 
 void SimExecutor::stage(AdapterId adapter) {
-  if (on_host(adapter) || std::ranges::count(staged_, adapter) > 0) return;
-  const auto bytes = [&] {
-    double sum = adapters_[static_cast<size_t>(adapter)].bytes;
-    for (const AdapterId other : staged_) sum += adapters_[static_cast<size_t>(other)].bytes;
-    return sum;
-  };
-  if (bytes() > host_bytes_ / 2) std::erase_if(staged_, [&](AdapterId other) { return !on_host(other); });
-  if (bytes() > host_bytes_ / 2) return;
-  staged_.push_back(adapter);
+  if (on_host(adapter)) return;
+  const auto bytes = static_cast<int64_t>(adapters_[static_cast<size_t>(adapter)].bytes);
+  if (!staged_.stage(adapter, bytes, static_cast<int64_t>(host_bytes_), [&](AdapterId id) { return !on_host(id); }))
+    return;
   read(adapter, 1);
   touch_host(adapter);
 }
@@ -116,7 +111,7 @@ void SimExecutor::start_load(AdapterId adapter, std::span<const PageId> pages) {
   LK_CHECK(static_cast<int64_t>(pages.size()) == footprint(adapter) && !resident_[static_cast<size_t>(adapter)],
            "adapter {} is loaded twice, or into {} pages", adapter, pages.size());
   const double factor = faults_.load_factor();
-  std::erase(staged_, adapter);
+  staged_.done(adapter);
   Micros ready = now_;
   if (host_bytes_ > 0) {
     ready = on_host(adapter) ? std::max(now_, host_ready_[static_cast<size_t>(adapter)]) : read(adapter, factor);
@@ -150,7 +145,7 @@ std::vector<LoadResult> SimExecutor::take_finished_loads(bool wait) {
   return done;
 }
 
-std::vector<ItemResult> SimExecutor::execute(const StepPlan& plan) {
+std::span<ItemResult> SimExecutor::execute(const StepPlan& plan) {
   LK_CHECK(plan.merged == kBaseModel || (merges_.contains(plan.merged) && merges_.at(plan.merged).left_us <= 0),
            "adapter {} runs merged and is not", plan.merged);
   for (const StepItem& item : plan.items)
@@ -171,14 +166,14 @@ std::vector<ItemResult> SimExecutor::execute(const StepPlan& plan) {
   const Micros end = now_ + static_cast<Micros>(whole);
   if (interlude_) interlude_(end);
   now_ = end;
-  std::vector<ItemResult> results(plan.items.size());
-  for (size_t i = 0; i < results.size(); ++i) {
+  results_.assign(plan.items.size(), {});
+  for (size_t i = 0; i < results_.size(); ++i) {
     const StepItem& item = plan.items[i];
     if (!item.sample) continue;
     const auto made = static_cast<int64_t>(item.tokens.size() - item.request->prompt.size()) + 1;
-    results[i].token.token = made >= output_length_[static_cast<size_t>(item.request->id)] ? kStopToken : kToken;
+    results_[i].token.token = made >= output_length_[static_cast<size_t>(item.request->id)] ? kStopToken : kToken;
   }
-  return results;
+  return results_;
 }
 
 SimExecutor::Merge* SimExecutor::building() {
@@ -209,12 +204,14 @@ std::vector<MergeResult> SimExecutor::take_finished_merges() {
   for (auto& [adapter, merge] : merges_) {
     if (merge.left_us > 0 || std::exchange(merge.reported, true)) continue;
     const int64_t rank = adapters_[static_cast<size_t>(adapter)].rank;
-    done.push_back(
-        {.adapter = adapter,
-         .status = merge.fails ? failed_precondition("adapter {}: the merge was made to fail", adapter) : Status(),
-         .build_time = now_ - merge.begun,
-         .engine_time = std::llround(model_.merge_us_of(rank)),
-         .build_cost_rows = static_cast<double>(rank) * model_.merged_share()});
+    done.push_back({.adapter = adapter,
+                    .status = !merge.fails ? Status()
+                              : merge.begun % 2 == 0
+                                  ? failed_precondition("adapter {}: the merge was made to fail", adapter)
+                                  : data_loss("adapter {}: reading it was made to fail", adapter),
+                    .build_time = now_ - merge.begun,
+                    .engine_time = std::llround(model_.merge_us_of(rank)),
+                    .build_cost_rows = static_cast<double>(rank) * model_.merged_share()});
   }
   return done;
 }

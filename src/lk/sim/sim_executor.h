@@ -17,6 +17,7 @@
 #include <optional>
 #include <vector>
 
+#include "lk/memory/stage_budget.h"
 #include "lk/sched/executor.h"
 #include "lk/sim/cost_model.h"
 #include "lk/sim/faults.h"
@@ -70,7 +71,7 @@ class SimExecutor : public Executor {
   void evicted(AdapterId adapter) override;
   void stage(AdapterId adapter) override;
   std::vector<LoadResult> take_finished_loads(bool wait) override;
-  std::vector<ItemResult> execute(const StepPlan& plan) override;
+  std::span<ItemResult> execute(const StepPlan& plan) override;
   StepTimes last_step_times() const override { return times_; }
   Result<MergeFootprint> merge_footprint(AdapterId adapter) const override;
   void start_merge(AdapterId adapter, std::span<const PageId> pages) override;
@@ -110,10 +111,11 @@ class SimExecutor : public Executor {
   std::vector<std::list<AdapterId>::iterator> host_place_;  // host_lru_.end() = on disk only
   std::vector<Micros> host_ready_;                          // when the read ends that brings it there
   std::array<Micros, 2> reader_free_{};
-  std::vector<AdapterId> staged_;  // and not loaded since, dropped ones among them
+  StageBudget staged_;
 
   std::map<AdapterId, Merge> merges_;
   StepTimes times_;
+  std::vector<ItemResult> results_;  // of the latest step
   ShapeBuilder shape_;
   std::function<void(Micros)> interlude_;
 };

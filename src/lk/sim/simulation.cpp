@@ -2,6 +2,7 @@
 #include "lk/sim/simulation.h"
 
 #include <algorithm>
+#include <map>
 #include <set>
 #include <unordered_map>
 
@@ -106,7 +107,7 @@ class Simulation {
  private:
   std::unique_ptr<MergeController> make_merging(Merging merging) {
     if (merging == Merging::kNever) return nullptr;
-    return std::make_unique<MergeController>(MergeControllerOptions{}, make_chooser(merging), pool_, executor_);
+    return std::make_unique<MergeController>(make_chooser(merging), pool_, executor_);
   }
 
   const SimRequest& request(int64_t id) const { return workload_.requests[static_cast<size_t>(id)]; }
@@ -167,7 +168,7 @@ class Simulation {
   Status step() {
     const Micros begin = executor_.now();
     const int64_t steps = scheduler_.stats().num_steps;
-    const std::vector<RequestEvent> events = scheduler_.step(false);
+    const std::span<RequestEvent> events = scheduler_.step(false);
     const bool ran = scheduler_.stats().num_steps > steps;
     for (const RequestEvent& event : events) LK_RETURN_IF_ERROR(on_event(event, begin));
     if (ran) recorder_.on_step(begin, scheduler_.num_running(), point());
@@ -235,13 +236,13 @@ class Simulation {
     if (const Micros jump = faults_.time_jump_us(); jump > 0) executor_.advance_to(executor_.now() + jump);
     if (!options_.adapters.empty() && faults_.pins()) {
       const auto adapter = static_cast<AdapterId>(faults_.pick(options_.adapters.size()));
-      // It may not fit, or be gone after a failed load; either way the scheduler must cope.
+      // It may not fit: then the scheduler says so.
       if (!pinned_.insert(adapter).second) pinned_.erase(adapter);
       if (!scheduler_.set_pinned(adapter, pinned_.contains(adapter)).ok()) pinned_.erase(adapter);
     }
   }
 
-  Status check_step(const std::vector<RequestEvent>& events) {
+  Status check_step(std::span<const RequestEvent> events) {
     pool_.check_integrity();
     for (const RequestEvent& event : events) {
       if (!event.started) continue;
@@ -257,6 +258,15 @@ class Simulation {
       if (bypassed > options_.max_bypass)
         return internal_error("request {} began before {} earlier ones of its tenant whose adapters were ready",
                               event.id, bypassed);
+    }
+    // Whatever the schedule, what a tenant was served counts for good; rounding may move a counter by 2.
+    for (const auto& [tenant, service] : scheduler_.tenants()) {
+      const std::optional<int64_t> now = scheduler_.settled_time(tenant);
+      if (!now) continue;
+      int64_t& reached = settled_.emplace(tenant, *now).first->second;
+      if (*now < reached - 2)
+        return internal_error("the counter of tenant {} fell from {} to {}", tenant, reached, *now);
+      reached = std::max(reached, *now);
     }
     for (const int32_t id : live_)
       if (recorder_.records()[static_cast<size_t>(id)].produced >= request(id).output)
@@ -307,10 +317,11 @@ class Simulation {
   std::unique_ptr<MergeController> merging_;  // null: nothing is merged
   Scheduler scheduler_;
   Recorder recorder_;
-  size_t next_ = 0;             // the next arrival
-  std::vector<int32_t> live_;   // requests in the scheduler, in no order
-  std::vector<int32_t> place_;  // by request: its place in live_, or -1
-  std::set<AdapterId> pinned_;  // by inject_faults
+  size_t next_ = 0;                      // the next arrival
+  std::vector<int32_t> live_;            // requests in the scheduler, in no order
+  std::vector<int32_t> place_;           // by request: its place in live_, or -1
+  std::set<AdapterId> pinned_;           // by inject_faults
+  std::map<TenantId, int64_t> settled_;  // the furthest that check_step() saw each counter
   std::unordered_map<int32_t, std::vector<std::pair<int32_t, int32_t>>>
       answers_;  // by conversation: positions of its turns' answers so far
   int64_t idle_steps_ = 0, barren_steps_ = 0, max_bypass_ = 0;

@@ -152,19 +152,6 @@ std::vector<Parameter> workload_parameters() {
   };
 }
 
-// Beside those of the server (apps/policy_flags.cpp).
-std::vector<Parameter> policy_parameters() {
-  return {
-      {"merging",
-       "run one adapter at a time merged into the base: never, always (the one with most requests), exclusive (the "
-       "oldest request's, alone), dlora (its thresholds and credits) or cost (by measured step times)",
-       [](SimSpec& spec, const std::string& text) -> Status {
-         LK_ASSIGN_OR_RETURN(spec.merging, parse_merging(text));
-         return Status();
-       }},
-  };
-}
-
 std::vector<Parameter> other_parameters() {
   const auto chance = [](const char* name, const char* help, double FaultOptions::*field) {
     return number(name, help, 0, 1, [field](SimSpec& s, double v) { s.faults.*field = v; });
@@ -248,9 +235,36 @@ Result<Workload> make_workload(const SimSpec& spec) {
 
 std::vector<Parameter> sim_parameters() {
   std::vector<Parameter> all = machine_parameters();
-  for (const auto& more : {workload_parameters(), policy_parameters(), other_parameters()})
-    all.insert(all.end(), more.begin(), more.end());
+  for (const auto& more : {workload_parameters(), other_parameters()}) all.insert(all.end(), more.begin(), more.end());
   return all;
+}
+
+std::vector<Parameter> sim_policy_parameters() {
+  return {
+      {"scheduling-policy", "who is served next: fcfs, vtc (fair between tenants), lcf, drr or dlpm",
+       [](SimSpec& spec, const std::string& text) -> Status {
+         LK_ASSIGN_OR_RETURN(spec.policy, parse_policy(text));
+         set_policy(spec.scheduler, spec.policy);
+         return Status();
+       }},
+      {"service-cost",
+       "price of service: prompt:output tokens, \"profiled\", or a,b,c,d,e = a p + b q + c p q + d q^2 + e",
+       [](SimSpec& spec, const std::string& text) -> Status {
+         LK_ASSIGN_OR_RETURN(spec.scheduler.queue.cost, parse_service_cost(text));
+         return Status();
+       }},
+      number("advance-share",
+             "part of the predicted output that is charged in advance, the rest as it is made; 1: all, as in VTC's "
+             "paper",
+             0, 1, [](SimSpec& s, double v) { s.scheduler.queue.advance_share = v; }),
+      {"merging",
+       "run one adapter at a time merged into the base: never, always (the one with most requests), exclusive (the "
+       "oldest request's, alone), dlora (its thresholds and credits) or cost (by measured step times)",
+       [](SimSpec& spec, const std::string& text) -> Status {
+         LK_ASSIGN_OR_RETURN(spec.merging, parse_merging(text));
+         return Status();
+       }},
+  };
 }
 
 Status set_parameter(const std::vector<Parameter>& parameters, SimSpec& spec, const std::string& name,

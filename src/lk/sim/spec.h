@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "lk/sim/policies.h"
 #include "lk/sim/simulation.h"
 
 namespace lk::sim {
@@ -18,7 +19,8 @@ struct SimSpec {
   std::string model = "a10g-7b";  // built-in name or JSON file
   double pool_tokens = 0;         // 0 = the model's
   double host_bytes = 0;
-  SchedulerOptions scheduler;  // max_step_tokens, max_running: 0 = the model's
+  SchedulerOptions scheduler;  // max_step_tokens, max_running: 0 = the model's; the queue's kind by set_policy()
+  Policy policy = Policy::kVtc;
   Merging merging = Merging::kNever;
   bool prefetch = true;
   MetricOptions metrics;
@@ -53,8 +55,10 @@ struct Parameter {
   std::string name, help;
   std::function<Status(SimSpec&, const std::string& value)> set;
 };
-// All parameters of the simulator proper; policies are added by the program (parameters that set SimSpec::scheduler).
+// All parameters of the simulator proper.
 std::vector<Parameter> sim_parameters();
+// Of the policies, those of which a simulation has a wider choice than a server; the program adds the server's others.
+std::vector<Parameter> sim_policy_parameters();
 // kInvalidArgument names the parameter; kNotFound lists the known ones.
 Status set_parameter(const std::vector<Parameter>& parameters, SimSpec& spec, const std::string& name,
                      const std::string& value);

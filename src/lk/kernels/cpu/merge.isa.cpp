@@ -25,34 +25,22 @@ LK_INLINE To bits_as(From value) {
   return to;
 }
 
-// Uniform 16 bits of the element's number (finaliser of MurmurHash3, public domain).
-LK_INLINE uint32_t random16(uint32_t seed, uint32_t element) {
-  uint32_t h = element * 0x9e3779b1u ^ seed;
-  h = (h ^ h >> 16) * 0x85ebca6bu;
-  h = (h ^ h >> 13) * 0xc2b2ae35u;
-  return h >> 16;
-}
-
-// bf16 bits in the upper half of the result. Finite values only: the caller looks at the sums.
-template <bool kStochastic>
-LK_INLINE uint32_t round_bits(float exact, uint32_t seed, uint32_t element) {
+// To the nearest bf16, ties to even: its bits in the upper half of the result. Finite values only: the caller looks at
+// the sums.
+LK_INLINE uint32_t round_bits(float exact) {
   const uint32_t u = bits_as<uint32_t>(exact);
-  const uint32_t up = kStochastic ? random16(seed, element) : 0x7fffu + (u >> 16 & 1u);
-  return (u + up) & 0xffff0000u;
+  return (u + 0x7fffu + (u >> 16 & 1u)) & 0xffff0000u;
 }
 
 // Steps [0, num_steps) of a bf16 panel: pairs of inner rows. delta: [2 * num_steps][32], unscaled.
-template <bool kStochastic>
 void add_bf16(const uint32_t* w, const float* delta, float scaling, const float* scale, int64_t num_steps,
-              uint32_t seed, uint32_t first_element, uint32_t* out, ColumnSums& sums) {
+              uint32_t* out, ColumnSums& sums) {
   for (int64_t step = 0; step < num_steps; ++step) {
     const float* d = delta + step * 2 * kCols;
-    const uint32_t element = first_element + static_cast<uint32_t>(step) * 2 * kCols;
     for (int c = 0; c < kCols; ++c) {
       const float lo = bits_as<float>(w[c] << 16), hi = bits_as<float>(w[c] & 0xffff0000u);
       const float exact_lo = (lo + scaling * d[c]) * scale[c], exact_hi = (hi + scaling * d[kCols + c]) * scale[c];
-      const uint32_t out_lo = round_bits<kStochastic>(exact_lo, seed, element + static_cast<uint32_t>(c));
-      const uint32_t out_hi = round_bits<kStochastic>(exact_hi, seed, element + static_cast<uint32_t>(kCols + c));
+      const uint32_t out_lo = round_bits(exact_lo), out_hi = round_bits(exact_hi);
       out[c] = out_lo >> 16 | out_hi;
       const float change_lo = exact_lo - lo, change_hi = exact_hi - hi;
       const float error_lo = bits_as<float>(out_lo) - exact_lo, error_hi = bits_as<float>(out_hi) - exact_hi;
@@ -94,10 +82,8 @@ void add_block(const MergeArgs& args, const float* delta, const float* scale, in
       add_f32(reinterpret_cast<const float*>(from.data), delta, args.scaling, scale, steps,
               reinterpret_cast<float*>(out), sums);
     } else {
-      const auto element = static_cast<uint32_t>(at / 2);
-      const auto add = args.stochastic ? add_bf16<true> : add_bf16<false>;
-      add(reinterpret_cast<const uint32_t*>(from.data), delta, args.scaling, scale, steps, args.seed, element,
-          reinterpret_cast<uint32_t*>(out), sums);
+      add_bf16(reinterpret_cast<const uint32_t*>(from.data), delta, args.scaling, scale, steps,
+               reinterpret_cast<uint32_t*>(out), sums);
     }
     delta += steps * (is_bf16 ? 2 : 1) * kCols;
     at += steps * kPanelStepBytes;
