@@ -44,8 +44,9 @@ class HostMemory(Directory):
             for name in ("a", "b", "c"):
                 self.assertEqual(says(server, name, RIGA), SQL)
             self.assertEqual(says(server, "dates", MARCH), DATE)
-        status = server.get("/v1/status").json
-        self.assertLessEqual(status["memory"]["adapters"], 700 << 10)
+        # A copy that is being used is not dropped: the last answer may come before whoever read it let go of it.
+        wait_for(lambda: server.status()["memory"]["adapters"] <= 700 << 10, "copies within the budget")
+        status = server.status()
         self.assertGreater(status["adapters"]["host_drops"], 0)
         self.assertGreater(status["adapters"]["disk_reads"], 0)
         self.assertEqual(status["adapters"]["failed_disk_reads"], 0)

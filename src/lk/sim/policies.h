@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Policies that only a simulation offers: what the server's are compared with in papers and in docs/scheduling.md.
+// Policies that only a simulation offers: what the server's are compared with in papers and in
+// docs/design/scheduling.md.
 #pragma once
 
 #include "lk/sched/scheduler.h"
