@@ -6,9 +6,12 @@
 #include <CLI/CLI.hpp>
 
 #include <csignal>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "lk/base/bytes.h"
+#include "lk/serve/memory_plan.h"
 #include "lk/serve/text_engine.h"
 #include "policy_flags.h"
 
@@ -39,15 +42,17 @@ struct ModelFlags {
   SchedulerFlags scheduler;
 
   void add_to(CLI::App& command, bool model_is_positional);
+  DType act() const { return dtype == "f32" ? DType::kF32 : DType::kBF16; }
   // Loads the model and every --lora, with progress on a terminal.
   Result<std::unique_ptr<TextEngine>> open() const;
-  Result<std::unique_ptr<TextEngine>> open_without_adapters() const;
+  Result<std::unique_ptr<TextEngine>> open_without_adapters(const MemoryPlan& memory) const;
+  // How memory is divided; wishes.pages is --memory.
+  Result<MemoryPlan> plan(MemoryWishes wishes = {}) const;
   Result<std::vector<std::pair<std::string, std::string>>> parse_loras() const;  // (name, directory)
 };
 
-// "8GiB", "512MiB", "1000000".
-Result<int64_t> parse_bytes(const std::string& text);
-std::string format_bytes(int64_t bytes);
+// What a size flag says; nothing for "auto".
+Result<std::optional<int64_t>> parse_budget(const std::string& text);
 // "all", "attention" or "q_proj,v_proj,...".
 Result<std::vector<std::string>> parse_targets(const std::string& text);
 

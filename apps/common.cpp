@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <unistd.h>
 
-#include <charconv>
 #include <cstdio>
 #include <cstdlib>
 
@@ -60,36 +59,6 @@ int fail(const Status& status) {
   return 1;
 }
 
-Result<int64_t> parse_bytes(const std::string& text) {
-  double number = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  const std::string_view unit(end, static_cast<size_t>(text.data() + text.size() - end));
-  double factor = 0;
-  for (const auto& [name, value] : {std::pair<std::string_view, double>{"", 1},
-                                    {"B", 1},
-                                    {"KiB", 0x1p10},
-                                    {"MiB", 0x1p20},
-                                    {"GiB", 0x1p30},
-                                    {"K", 0x1p10},
-                                    {"M", 0x1p20},
-                                    {"G", 0x1p30},
-                                    {"kB", 1e3},
-                                    {"MB", 1e6},
-                                    {"GB", 1e9}})
-    if (unit == name) factor = value;
-  if (error != std::errc() || factor == 0 || !(number > 0) || number * factor > 0x1p50)
-    return invalid_argument("\"{}\" is not a size; write for example 8GiB, 512MiB or a number of bytes", text);
-  return static_cast<int64_t>(number * factor);
-}
-
-std::string format_bytes(int64_t bytes) {
-  const auto b = static_cast<double>(bytes);
-  if (b >= 0x1p30) return fmt::format("{:.2f} GiB", b * 0x1p-30);
-  if (b >= 0x1p20) return fmt::format("{:.1f} MiB", b * 0x1p-20);
-  if (b >= 0x1p10) return fmt::format("{:.1f} KiB", b * 0x1p-10);
-  return fmt::format("{} B", bytes);
-}
-
 void ModelFlags::add_to(CLI::App& command, bool model_is_positional) {
   const std::string model_help = "Hugging Face model directory (config.json, *.safetensors, tokenizer.json)";
   auto* model_option = model_is_positional ? command.add_option("MODEL", model, model_help)
@@ -117,25 +86,36 @@ void ModelFlags::add_to(CLI::App& command, bool model_is_positional) {
       ->group("Machine");
   command
       .add_option("--memory", memory,
-                  "page pool for KV cache and resident adapters, e.g. 8GiB; auto = 80 % of what is free")
+                  "pages for KV cache and adapters in use, e.g. 8GiB; auto = 3/4 of what weights leave")
       ->capture_default_str()
       ->group("Machine");
   scheduler.add_to(command);
 }
 
-Result<std::unique_ptr<TextEngine>> ModelFlags::open_without_adapters() const {
+Result<std::optional<int64_t>> parse_budget(const std::string& text) {
+  if (text == "auto") return std::optional<int64_t>();
+  LK_ASSIGN_OR_RETURN(const int64_t bytes, parse_bytes(text));
+  return std::optional<int64_t>(bytes);
+}
+
+Result<MemoryPlan> ModelFlags::plan(MemoryWishes wishes) const {
   if (model.empty() == dummy.empty())
     return invalid_argument("give a model directory, or --dummy CONFIG.json for random weights");
+  LK_ASSIGN_OR_RETURN(wishes.pages, parse_budget(memory));
+  LK_ASSIGN_OR_RETURN(const SchedulerOptions options, scheduler.parse());
+  LK_ASSIGN_OR_RETURN(const ModelConfig config, TextEngine::read_config(model, dummy));
+  return plan_memory(read_memory_limits(), model_footprint(config, act(), options.max_step_tokens), wishes);
+}
+
+Result<std::unique_ptr<TextEngine>> ModelFlags::open_without_adapters(const MemoryPlan& plan) const {
   TextEngineOptions options{.model = model, .dummy_config = dummy, .num_threads = threads, .context = context};
-  options.act = dtype == "f32" ? DType::kF32 : DType::kBF16;
+  options.act = act();
+  options.memory_bytes = plan.pages;
   options.isa = parse_cpu_isa(isa);
   LK_ASSIGN_OR_RETURN(options.scheduler, scheduler.parse());
   LK_ASSIGN_OR_RETURN(options.merging, scheduler.parse_merging());
   options.exact = scheduler.exact;
   if (stderr_is_terminal()) options.progress = show_progress;
-  if (memory != "auto") {
-    LK_ASSIGN_OR_RETURN(options.memory_bytes, parse_bytes(memory));
-  }
   return TextEngine::open(options);
 }
 
@@ -151,7 +131,8 @@ Result<std::vector<std::pair<std::string, std::string>>> ModelFlags::parse_loras
 
 Result<std::unique_ptr<TextEngine>> ModelFlags::open() const {
   LK_ASSIGN_OR_RETURN(const auto adapters, parse_loras());
-  LK_ASSIGN_OR_RETURN(std::unique_ptr<TextEngine> engine, open_without_adapters());
+  LK_ASSIGN_OR_RETURN(const MemoryPlan memory_plan, plan());
+  LK_ASSIGN_OR_RETURN(std::unique_ptr<TextEngine> engine, open_without_adapters(memory_plan));
   for (const auto& [name, directory] : adapters) LK_RETURN_IF_ERROR(engine->add_adapter(name, directory));
   return engine;
 }

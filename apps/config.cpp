@@ -43,6 +43,7 @@ void read_environment(const CLI::App& command) {
 void configure(const CLI::App& command) {
   if (command.get_help_ptr() != nullptr && command.get_help_ptr()->count() > 0)
     throw CLI::CallForHelp();  // whatever is configured
+  if (command.get_help_all_ptr() != nullptr && command.get_help_all_ptr()->count() > 0) throw CLI::CallForAllHelp();
   read_environment(command);
   const CLI::Option* config = command.get_option_no_throw("--config");
   if (config == nullptr || config->count() == 0) return;
@@ -104,7 +105,9 @@ void add_config_options(CLI::App& command, std::function<Status()> check) {
       ->configurable(false);
   for (CLI::Option* option : command.get_options([](CLI::Option*) { return true; })) {
     const bool wanted = option->get_configurable() || option->check_lname("config");
-    if (!wanted || option == command.get_help_ptr() || !option->get_envname().empty()) continue;
+    if (!wanted || option == command.get_help_ptr() || option == command.get_help_all_ptr() ||
+        !option->get_envname().empty())
+      continue;
     std::string name = "LORIKEET_";
     for (const char c : config_key(*option))
       name += c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));

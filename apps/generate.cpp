@@ -14,6 +14,7 @@
 
 #include "commands.h"
 #include "config.h"
+#include "help.h"
 #include "lk/serve/jsonl.h"
 
 namespace lk::apps {
@@ -293,8 +294,7 @@ void add_generate(CLI::App& app, int& exit_code) {
                      ->group("Input and output");
   command
       ->add_option("--adapter", flags->adapters,
-                   "adapter for the prompts; repeatable (each prompt runs with each); \"base\" = none; with --input, "
-                   "overrides each line's")
+                   "adapter of the prompts, \"base\" = none; repeatable: each prompt runs with each")
       ->group("Input and output");
   command->add_option("--input", flags->input, "JSON-lines file of requests, - = standard input")
       ->group("Input and output")
@@ -336,6 +336,11 @@ void add_generate(CLI::App& app, int& exit_code) {
   command->add_option("--stop", d.stop, "stop string; repeatable")->group("Sampling");
   command->add_flag("--ignore-eos", d.ignore_eos, "go on after an end-of-sequence token")->group("Sampling");
   add_config_options(*command);
+  show_in_help(*command,
+               {"--lora",       "--dtype",       "--context", "--threads",      "--memory",      "--max-running",
+                "--prompt",     "--adapter",     "--input",   "--output",       "--format",      "--chat",
+                "--max-tokens", "--temperature", "--top-k",   "--top-p",        "--seed",        "--logprobs",
+                "--stop",       "--ignore-eos",  "--config",  "--print-config", "--check-config"});
   command->callback([flags, &exit_code] {
     watch_interrupts();
     if (flags->input.empty() && flags->prompts.empty())

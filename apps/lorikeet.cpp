@@ -2,13 +2,14 @@
 // lorikeet: many LoRA adapters over one base model.
 #include "commands.h"
 #include "config.h"
+#include "help.h"
 
 int main(int argc, char** argv) {
   CLI::App app{"Lorikeet serves many LoRA adapters over one shared base model."};
   app.name("lorikeet");
   app.set_version_flag("--version", LK_VERSION);
   app.require_subcommand(1);
-  app.get_formatter()->column_width(34);
+  lk::apps::install_help(app);
   int exit_code = 0;
   lk::apps::add_generate(app, exit_code);
   lk::apps::add_serve(app, exit_code);

@@ -8,6 +8,7 @@
 
 #include "commands.h"
 #include "config.h"
+#include "help.h"
 #include "lk/base/file.h"
 #include "lk/base/sd_notify.h"
 #include "lk/base/thread_name.h"
@@ -32,6 +33,8 @@ struct ServeFlags {
   void add_to(CLI::App& command);
   Status check() const;
   Result<ServerOptions> options() const;
+  Result<MemoryWishes> wishes() const;
+  Status plan_memory(ServerOptions& options) const;
 };
 
 bool is_loopback(const std::string& host) {
@@ -49,14 +52,12 @@ void ServeFlags::add_to(CLI::App& command) {
       ->group("Model");
   const char* adapters = "Adapters";
   command
-      .add_option(
-          "--lora-dir", lora_dirs,
-          "directory of adapter directories: all are loaded, and followed as they come, change and go; repeatable")
+      .add_option("--lora-dir", lora_dirs,
+                  "load every adapter in this directory and follow what comes and goes; repeatable")
       ->group(adapters);
   command
-      .add_option(
-          "--lora-root", lora_roots,
-          "adapters may be loaded at run time from beneath this directory; repeatable (every --lora-dir counts)")
+      .add_option("--lora-root", lora_roots,
+                  "clients may load adapters from beneath this directory (or --lora-dir); repeatable")
       ->group(adapters);
   command.add_option("--watch-interval", watch_seconds, "seconds between looks at --lora-dir")
       ->check(CLI::Range(0.05, 3600.0))
@@ -64,13 +65,12 @@ void ServeFlags::add_to(CLI::App& command) {
       ->group(adapters);
   command
       .add_option("--host-memory", host_memory,
-                  "for copies of adapters, e.g. 4GiB; those least worth keeping are read from disk again; auto = half "
-                  "of the machine's")
+                  "copies of adapters; others are read from disk again; auto = 1/4 of what weights leave")
       ->capture_default_str()
       ->group(adapters);
   command
       .add_option("--sum-memory", sum_memory,
-                  "of cached weighted sums of adapters, as a part of --host-memory; auto = an eighth of it")
+                  "cached weighted sums of adapters, a part of --host-memory; auto = an eighth of it")
       ->capture_default_str()
       ->group(adapters);
   command.add_flag("--no-probe", no_probe, "publish adapters without running a probe prompt through them first")
@@ -125,7 +125,7 @@ void ServeFlags::add_to(CLI::App& command) {
       ->group(overload);
   command
       .add_option("--max-queue-tokens", server.engine.max_queue_tokens,
-                  "most tokens (prompt + max_tokens) of waiting requests; 0 = max-queue * context / 4")
+                  "most tokens (prompt + max_tokens) that wait; 0 = max-queue * context / 4")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str()
       ->group(overload);
@@ -167,6 +167,44 @@ void ServeFlags::add_to(CLI::App& command) {
   command.add_option("--log-file", log_file, "appended to; default: standard error")->group(operations);
 }
 
+// What most operators turn, by group: the rest is under --help-all.
+const std::set<std::string> kServeHelp{
+    "--lora",        "--context",       "--served-model-name", "--tool-call-parser",  // Model
+    "--threads",     "--memory",                                                      // Machine
+    "--max-running", "--max-loras",     "--scheduling-policy", "--slo-first-token",   // Scheduling
+    "--merging",     "--exact",                                                       //
+    "--lora-dir",    "--lora-root",     "--host-memory",                              // Adapters
+    "--host",        "--port",          "--unix-socket",       "--admin",             // Network
+    "--tls-cert",    "--tls-key",       "--max-body",                                 //
+    "--state",       "--no-state",      "--insecure",          "--public-metrics",    // Security
+    "--max-queue",   "--max-wait",      "--request-timeout",                          // Overload
+    "--drain-grace", "--drain-timeout", "--log-level",         "--log-format",
+    "--log-file",  // Operations
+    "--config",      "--print-config",  "--check-config"};
+
+Result<MemoryWishes> ServeFlags::wishes() const {
+  MemoryWishes wishes;
+  LK_ASSIGN_OR_RETURN(wishes.pages, parse_budget(model.memory));
+  LK_ASSIGN_OR_RETURN(wishes.adapters, parse_budget(host_memory));
+  LK_ASSIGN_OR_RETURN(wishes.sums, parse_budget(sum_memory));
+  LK_ASSIGN_OR_RETURN(wishes.grammars, parse_bytes(grammar_memory));
+  return wishes;
+}
+
+// Divides memory and gives every part its budget.
+Status ServeFlags::plan_memory(ServerOptions& options) const {
+  LK_ASSIGN_OR_RETURN(const MemoryWishes wanted, wishes());
+  LK_ASSIGN_OR_RETURN(options.memory, model.plan(wanted));
+  options.adapters.max_host_bytes = options.memory.adapters;
+  options.adapters.max_composed_bytes = options.memory.sums;
+  options.max_grammar_bytes = options.memory.grammars;
+  fmt::print(stderr, "{}", format_memory_plan(options.memory));
+  if (!options.memory.fits_now())
+    fmt::print(stderr, "lorikeet: the memory plan needs {} and {} are free now: others have to let go of some\n",
+               format_bytes(options.memory.total()), format_bytes(options.memory.limits.available));
+  return Status();
+}
+
 Status ServeFlags::check() const { return options().ok() ? Status() : options().status(); }
 
 Result<ServerOptions> ServeFlags::options() const {
@@ -188,13 +226,7 @@ Result<ServerOptions> ServeFlags::options() const {
   if (!unix_socket.empty()) filled.listen.push_back({.address = "unix:" + unix_socket});
   if (!admin.empty()) filled.admin = HttpListen{.address = admin, .tls = tls && !admin.starts_with("unix:")};
   LK_ASSIGN_OR_RETURN(filled.limits.max_body_bytes, parse_bytes(max_body));
-  if (host_memory != "auto") {
-    LK_ASSIGN_OR_RETURN(filled.adapters.max_host_bytes, parse_bytes(host_memory));
-  }
-  if (sum_memory != "auto") {
-    LK_ASSIGN_OR_RETURN(filled.adapters.max_composed_bytes, parse_bytes(sum_memory));
-  }
-  LK_ASSIGN_OR_RETURN(filled.max_grammar_bytes, parse_bytes(grammar_memory));
+  LK_RETURN_IF_ERROR(wishes().status());
   const std::filesystem::path directory =
       model.model.empty() ? std::filesystem::path("dummy") : std::filesystem::path(model.model);
   filled.adapters.base_name =
@@ -216,11 +248,11 @@ Result<ServerOptions> ServeFlags::options() const {
 // The engine and its kernel threads, with a lower priority than the threads that answer: an event that waits for a core
 // is late, a kernel that waits for an event to leave loses next to nothing. Threads inherit the priority of the one
 // that makes them.
-Result<std::unique_ptr<TextEngine>> open_engine(const ModelFlags& model, int nice) {
+Result<std::unique_ptr<TextEngine>> open_engine(const ModelFlags& model, const MemoryPlan& memory, int nice) {
   Result<std::unique_ptr<TextEngine>> engine = internal_error("the engine was not opened");
   std::thread([&] {
     lower_thread_priority(nice);
-    engine = model.open_without_adapters();
+    engine = model.open_without_adapters(memory);
   }).join();
   return engine;
 }
@@ -371,7 +403,8 @@ int run(const ServeFlags& flags) {
   if (!log.ok()) return fail(log.status());
   raise_file_limit(options->limits.max_connections);
 
-  Result<std::unique_ptr<TextEngine>> engine = open_engine(flags.model, flags.kernel_nice);
+  if (const Status status = flags.plan_memory(*options); !status.ok()) return fail(status);
+  Result<std::unique_ptr<TextEngine>> engine = open_engine(flags.model, options->memory, flags.kernel_nice);
   if (!engine.ok()) return fail(engine.status());
   Result<std::unique_ptr<Server>> started =
       Server::start(*options, std::move(engine).value(), std::move(store), std::move(log).value());
@@ -409,6 +442,7 @@ void add_serve(CLI::App& app, int& exit_code) {
   CLI::App* command = app.add_subcommand("serve", "Serve the model and its adapters over HTTP (OpenAI's API)");
   flags->add_to(*command);
   add_config_options(*command, [flags] { return flags->check(); });
+  show_in_help(*command, kServeHelp);
   command->callback([flags, &exit_code] { exit_code = run(*flags); });
 }
 

@@ -5,6 +5,7 @@ import http.server
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import struct
@@ -108,6 +109,25 @@ class Generate(Temporary):
         self.refused("generate", MODEL, "--prompt", "x", "--lora", "a", words=("NAME=DIR",))
         self.refused("generate", MODEL, "--prompt", "x", "--lora", "a=/nonexistent", words=("/nonexistent",))
         self.refused("generate", MODEL, "--prompt", "x", "--memory", "1KiB", words=("--memory",))
+
+    def test_help_fits_on_two_screens_and_help_all_has_everything(self):
+        commands = (["serve"], ["generate"], ["simulate"], ["inspect"], ["merge"], ["adapter"], ["keys"], ["bench"],
+                    ["bench", "engine"], ["bench", "serve"], ["bench", "calibrate"], ["bench", "merge"])
+        for command in commands:
+            short = run(*command, "--help")
+            self.assertEqual((short.returncode, short.stderr), (0, ""), command)
+            lines = sum(max(1, -(-len(line) // 120)) for line in short.stdout.splitlines())
+            self.assertLessEqual(lines, 100, command)
+        for command in ("serve", "generate"):
+            short, everything = run(command, "--help").stdout, run(command, "--help-all").stdout
+            names = re.findall(r"^(?:# )?([a-z][a-z-]*) = (?:[\"\[\d]|true|false)", run(command, MODEL, "--print-config").stdout, re.MULTILINE)
+            names.remove("model")  # no flag
+            self.assertGreater(len(names), 30)
+            for name in names:
+                self.assertIn(f"--{name}", everything)
+            hidden = [name for name in names if f"--{name}" not in re.split(r"[ ,]", short)]
+            self.assertIn(f"{len(hidden)} more options: lorikeet {command} --help-all\n", short)
+        self.assertNotIn("more options", run("serve", "--help-all").stdout)
 
     def test_scheduling_options_that_contradict_each_other(self):
         for options, words in ((("--scheduling-policy", "lifo"), ("lifo", "fcfs, vtc")), (("--fair-within", "floor"), ("floor", "adapter")),

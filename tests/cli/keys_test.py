@@ -164,7 +164,7 @@ class Configuration(Program):
         pathlib.Path(path).write_text('max_tokens = "3"\n')
         self.refused(*args, words=(f"{path}:1:", "an integer"))
         self.refused(*args, LORIKEET_CONFIG="", LORIKEET_TOP_K="x", words=("LORIKEET_TOP_K",))
-        self.assertTrue(re.search(r"LORIKEET_MAX_TOKENS", self.good("generate", "--help")))
+        self.assertTrue(re.search(r"LORIKEET_CONFIG is for --config", self.good("generate", "--help")))
 
     def test_packaged_example_fits_the_program(self):
         if "serve" not in self.good("--help").split():

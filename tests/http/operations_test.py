@@ -97,6 +97,19 @@ class Endpoints(ServerTest):
         for line in (f'lorikeet_cache_bytes{{cache="sums"}} {after["sums"]}', 'lorikeet_cache_bytes{cache="grammars"}', 'lorikeet_heap_bytes{state="used"}'):
             self.assertIn(line, text)
 
+    def test_memory_plan_is_shown(self):
+        memory = self.server.status()["memory"]
+        plan = memory["plan"]
+        parts = {name: plan[name] for name in ("weights", "activations", "pages", "adapters", "grammars", "reserve")}
+        self.assertTrue(all(bytes > 0 for bytes in parts.values()), parts)
+        self.assertEqual(sum(parts.values()), plan["total"])
+        self.assertLessEqual(plan["total"], plan["limit"])
+        self.assertEqual((plan["adapters"], plan["grammars"]), (memory["max_adapters"], memory["max_grammars"]))
+        self.assertEqual(plan["pages"], 256 << 20)  # --memory
+        pool = self.server.status()["pool"]
+        self.assertEqual(pool["pages"], plan["pages"] // pool["page_bytes"])
+        self.assertRegex(self.server.log, r"(?m)^memory: .*\n  weights .*\n  activations .*\n  pages .*\(--memory\)\n  adapters .*\(--host-memory\)$")
+
     def test_adapter_in_use_is_named(self):
         def line() -> str | None:
             lines = self.server.get("/metrics").text.splitlines()
@@ -208,6 +221,11 @@ class Configuration(Directory):
             done = run("--config", path, "--check-config")
             self.assertNotEqual(done.returncode, 0)
             self.assertIn(words, done.stderr)
+
+    def test_more_memory_than_there_is(self):
+        for flag in ("--memory", "--host-memory"):
+            with self.assertRaisesRegex(RuntimeError, rf"{flag} [0-9.]+ GiB is too much.*: {flag} [0-9]+MiB fits"):
+                Server(flag, "524288GiB", adapters=())
 
     def test_start_failures(self):
         with socket.socket() as taken:

@@ -35,6 +35,13 @@ TEST(StatusJson, HoldsEveryFieldOfTheSnapshot) {
   s.predicted_wait_seconds = 24.5, s.connections = 25, s.open_streams = 26, s.resident_bytes = 27;
   s.adapter_bytes = 61, s.max_adapter_bytes = 62, s.num_sums = 63, s.sum_bytes = 64, s.grammar_bytes = 65,
   s.max_grammar_bytes = 66;
+  s.memory_plan = {.limits = {.total = 90, .available = 91, .source = "memory.max of /x"},
+                   .weights = 80,
+                   .activations = 81,
+                   .pages = 82,
+                   .adapters = 83,
+                   .grammars = 84,
+                   .reserve = 85};
   s.num_fair_preemptions = 74, s.num_prefetches = 69, s.host_reads = 70, s.host_failed_reads = 71, s.host_drops = 72,
   s.host_read_seconds = 73.5;
   s.heap_used_bytes = 67, s.heap_free_bytes = 68, s.open_files = 28, s.threads = 29;
@@ -70,7 +77,9 @@ TEST(StatusJson, HoldsEveryFieldOfTheSnapshot) {
                  "active": [{"name": "a", "version": 3, "running": 2, "waiting": 1}]},
     "merging": {"chooser": "cost", "adapter": "hot", "builds": 41, "refused": 42, "given_back": 43, "merged_steps": 44, "exclusive_steps": 45, "mode_changes": 46},
     "http": {"connections": 25, "open_streams": 26},
-    "memory": {"adapters": 61, "max_adapters": 62, "num_sums": 63, "sums": 64, "grammars": 65, "max_grammars": 66, "heap_used": 67, "heap_free": 68}, "process": {"resident_bytes": 27, "open_files": 28, "threads": 29},
+    "memory": {"plan": {"limit": 90, "limit_source": "memory.max of /x", "available_at_start": 91, "weights": 80, "activations": 81,
+                        "pages": 82, "adapters": 83, "grammars": 84, "reserve": 85, "total": 495},
+               "adapters": 61, "max_adapters": 62, "num_sums": 63, "sums": 64, "grammars": 65, "max_grammars": 66, "heap_used": 67, "heap_free": 68}, "process": {"resident_bytes": 27, "open_files": 28, "threads": 29},
     "tenants": [{"name": "acme", "in_flight": 30, "requests": 33, "refused": 34, "prompt_tokens": 31, "cached_tokens": 36, "output_tokens": 32,
                  "weight": 35.5, "waiting": 37, "running": 38, "service": 39.5}]})"));
 }

@@ -3,25 +3,15 @@
 
 #include <algorithm>
 #include <chrono>
-#include <fstream>
 #include <limits>
 
+#include "lk/engine/footprint.h"
 #include "lk/engine/sampler.h"
 
 namespace lk {
 namespace {
 
-// Rows of logits computed at a time: enough for the product to be compute bound, small against the pool.
-constexpr int64_t kMaxLogitRows = 64;
 constexpr int kNumReaders = 2;  // adapters read from disk at once: one waits for the disk while one is parsed
-
-int64_t free_memory_bytes() {
-  std::ifstream meminfo("/proc/meminfo");
-  std::string key, unit;
-  for (int64_t kib; meminfo >> key >> kib; std::getline(meminfo, unit))
-    if (key == "MemAvailable:") return kib * 1024;
-  return int64_t{1} << 30;
-}
 
 }  // namespace
 
@@ -31,7 +21,7 @@ Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options,
   if (options.max_step_tokens < 1)
     return invalid_argument("max_step_tokens must be >= 1, got {}", options.max_step_tokens);
   std::unique_ptr<Engine> engine(new Engine(options, std::move(weights), std::move(backend)));
-  const int64_t budget = options.memory_bytes > 0 ? options.memory_bytes : free_memory_bytes() / 10 * 8;
+  const int64_t budget = options.memory_bytes;
   // Page numbers are 32 bits, and a pool beyond what all sequences together could fill has no use.
   engine->num_pages_ = std::min<int64_t>(budget / engine->page_bytes(), std::numeric_limits<PageId>::max() / 2);
   if (engine->num_pages_ < 1)

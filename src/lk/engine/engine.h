@@ -24,7 +24,7 @@ namespace lk {
 
 struct EngineOptions {
   int64_t max_step_tokens = 512;
-  int64_t memory_bytes = 0;  // of the page pool; 0 = 80 % of the memory that is free now
+  int64_t memory_bytes = 0;  // of the page pool
 };
 
 class Engine : public Executor {

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/serve/adapter_registry.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -36,8 +34,6 @@ std::pair<std::string, int64_t> split_version(std::string_view text) {
   return {std::string(text.substr(0, at)), version};
 }
 
-int64_t machine_memory() { return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE); }
-
 }  // namespace
 
 // --- Loading
@@ -45,12 +41,7 @@ int64_t machine_memory() { return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC
 AdapterRegistry::AdapterRegistry(EngineService& service, const AdapterRegistryOptions& options,
                                  std::shared_ptr<const TensorStore> checkpoint, StateStore* store)
     : service_(service),
-      options_([&] {
-        AdapterRegistryOptions filled = options;
-        if (filled.max_host_bytes <= 0) filled.max_host_bytes = machine_memory() / 2;
-        if (filled.max_composed_bytes <= 0) filled.max_composed_bytes = filled.max_host_bytes / 8;
-        return filled;
-      }()),
+      options_(options),
       checkpoint_(std::move(checkpoint)),
       store_(store),
       host_(HostTier::create(options_.max_host_bytes)),

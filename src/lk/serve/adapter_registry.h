@@ -28,11 +28,11 @@ struct AdapterRegistryOptions {
   std::vector<std::string>
       roots;  // adapter paths from clients must lie in one of them; empty = loading at run time is refused
   bool probe = true;
-  int num_threads = 8;             // loads at once: the most of one is waiting for the engine
-  int num_readers = 2;             // of them reading, checking and packing: the rest needs no processor
-  int64_t max_host_bytes = 0;      // of copies in host memory (host_tier.h); 0 = half of the machine's memory
-  int64_t max_composed = 64;       // cached weighted sums
-  int64_t max_composed_bytes = 0;  // of them together; 0 = an eighth of max_host_bytes
+  int num_threads = 8;                        // loads at once: the most of one is waiting for the engine
+  int num_readers = 2;                        // of them reading, checking and packing: the rest needs no processor
+  int64_t max_host_bytes = int64_t{1} << 30;  // of copies in host memory (host_tier.h, memory_plan.h)
+  int64_t max_composed = 64;                  // cached weighted sums
+  int64_t max_composed_bytes = int64_t{128} << 20;  // of them together, a part of max_host_bytes
 };
 
 class AdapterRegistry {

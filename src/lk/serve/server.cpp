@@ -492,6 +492,7 @@ ServerSnapshot ServerImpl::snapshot() const {
   s.sum_bytes = sums.bytes;
   s.grammar_bytes = grammars_ ? grammars_->bytes() : 0;
   s.max_grammar_bytes = options_.max_grammar_bytes;
+  s.memory_plan = options_.memory;
   const HeapStats heap = read_heap_stats();
   s.heap_used_bytes = heap.used_bytes;
   s.heap_free_bytes = heap.free_bytes;

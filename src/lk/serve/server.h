@@ -16,6 +16,7 @@
 #include "lk/serve/adapter_registry.h"
 #include "lk/serve/engine_service.h"
 #include "lk/serve/logging.h"
+#include "lk/serve/memory_plan.h"
 #include "lk/serve/state_store.h"
 
 namespace lk {
@@ -37,6 +38,7 @@ struct ServerOptions {
   double default_timeout_seconds = 600;  // of a request that names none
   std::string tool_format = "auto";      // auto, none, hermes, llama3, mistral
   int64_t max_grammar_bytes = 64 << 20;  // of compiled grammars kept
+  MemoryPlan memory;                     // what the budgets here and in `adapters` come from; shown in /v1/status
   double stuck_seconds = 120;            // no step for so long: /live fails
 };
 

@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "lk/serve/memory_plan.h"
+
 namespace lk {
 
 struct AdapterSnapshot {
@@ -61,6 +63,7 @@ struct ServerSnapshot {
   double host_read_seconds = 0;                                   // total time of these reads
   int64_t num_sums = 0, sum_bytes = 0;                            // cached weighted sums
   int64_t grammar_bytes = 0, max_grammar_bytes = 0;               // cached grammars with their masks; the bound
+  MemoryPlan memory_plan;                                         // made at start
   int64_t heap_used_bytes = 0, heap_free_bytes = 0;               // of the C library; free pages may be resident or not
   int64_t open_files = 0, threads = 0;
   std::vector<AdapterSnapshot> adapters;

@@ -78,6 +78,19 @@ json::object merging_json(const ServerSnapshot::Merging& m) {
           {"mode_changes", m.mode_changes}};
 }
 
+json::object memory_plan_json(const MemoryPlan& plan) {
+  return {{"limit", plan.limits.total},
+          {"limit_source", clean_text(plan.limits.source, kMaxNameBytes)},
+          {"available_at_start", plan.limits.available},
+          {"weights", plan.weights},
+          {"activations", plan.activations},
+          {"pages", plan.pages},
+          {"adapters", plan.adapters},
+          {"grammars", plan.grammars},
+          {"reserve", plan.reserve},
+          {"total", plan.total()}};
+}
+
 json::array tenants_json(const ServerSnapshot& s) {
   json::array tenants;
   for (const ServerSnapshot::TenantSnapshot& t : s.tenants)
@@ -132,7 +145,8 @@ std::string format_status(const ServerSnapshot& s) {
       {"merging", merging_json(s.merging)},
       {"http", {{"connections", s.connections}, {"open_streams", s.open_streams}}},
       {"memory",
-       {{"adapters", s.adapter_bytes},
+       {{"plan", memory_plan_json(s.memory_plan)},
+        {"adapters", s.adapter_bytes},
         {"max_adapters", s.max_adapter_bytes},
         {"num_sums", s.num_sums},
         {"sums", s.sum_bytes},

@@ -45,19 +45,26 @@ struct TextEngine::Active {
 
 TextEngine::~TextEngine() = default;
 
+Result<ModelConfig> TextEngine::read_config(const std::string& model, const std::string& dummy_config) {
+  if (!dummy_config.empty()) {
+    LK_ASSIGN_OR_RETURN(const std::string text, read_file(dummy_config));
+    return parse_model_config(text, dummy_config);
+  }
+  if (!is_directory(model))
+    return not_found(
+        "{} is not a directory; give a Hugging Face model directory (config.json, *.safetensors, tokenizer.json)",
+        model);
+  return load_model_config(model);
+}
+
 Result<std::unique_ptr<TextEngine>> TextEngine::open(const TextEngineOptions& options) {
   std::unique_ptr<TextEngine> self(new TextEngine());
+  LK_ASSIGN_OR_RETURN(const ModelConfig config, read_config(options.model, options.dummy_config));
   LK_ASSIGN_OR_RETURN(auto backend, make_cpu_backend({.num_threads = options.num_threads, .isa = options.isa}));
   std::shared_ptr<const ModelWeights> weights;
   if (!options.dummy_config.empty()) {
-    LK_ASSIGN_OR_RETURN(const std::string text, read_file(options.dummy_config));
-    LK_ASSIGN_OR_RETURN(const ModelConfig config, parse_model_config(text, options.dummy_config));
     weights = make_dummy_weights(config, options.act, options.seed, *backend);
   } else {
-    if (!is_directory(options.model))
-      return not_found(
-          "{} is not a directory; give a Hugging Face model directory (config.json, *.safetensors, tokenizer.json)",
-          options.model);
     LK_ASSIGN_OR_RETURN(weights, load_weights(options.model, options.act, *backend, options.progress));
   }
   LK_ASSIGN_OR_RETURN(self->text_, TextModel::load(options.dummy_config.empty() ? options.model : "", weights->config,

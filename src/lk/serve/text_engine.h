@@ -24,7 +24,7 @@ struct TextEngineOptions {
   DType act = DType::kBF16;
   int num_threads = 0;  // 0 = all that the affinity mask allows
   std::optional<CpuIsa> isa;
-  int64_t memory_bytes = 0;    // of the page pool; 0 = most of what is free
+  int64_t memory_bytes = 0;    // of the page pool (memory_plan.h)
   int64_t context = 0;         // prompt + output tokens; 0 = the model's
   SchedulerOptions scheduler;  // max_sequence is set from context
   MergeMode merging = MergeMode::kNever;
@@ -63,6 +63,8 @@ struct CompletionSink {
 class TextEngine {
  public:
   static Result<std::unique_ptr<TextEngine>> open(const TextEngineOptions& options);
+  // The configuration of the model that open() would load: one of the two paths is empty.
+  static Result<ModelConfig> read_config(const std::string& model, const std::string& dummy_config);
   ~TextEngine();
 
   // Loads a PEFT directory under a name. kAlreadyExists when the name is taken ("base" always is).
