@@ -306,10 +306,14 @@ TEST(Simulation, ThroughputDoesNotDependOnRegisteredAdapters) {
 
 TEST(Fuzz, RandomSchedulesKeepEveryInvariant) {
   int64_t preemptions = 0, fair_preemptions = 0, failed = 0, cancelled = 0, evictions = 0, merged_steps = 0,
-          refused = 0, given_back = 0, alone = 0;
+          refused = 0, given_back = 0, alone = 0, large = 0;
   for (uint64_t seed = 0; seed < 300; ++seed) {
-    const Result<SimResult> result = fuzz_one(seed, {});
-    ASSERT_TRUE(result.ok()) << result.status().message();
+    const Experiment experiment = *fuzz_experiment(seed, {});
+    const Result<SimResult> result = simulate(experiment.options, experiment.workload);
+    ASSERT_TRUE(result.ok()) << "seed " << seed << ": " << result.status().message();
+    const auto pages = [](const SimAdapter& adapter) { return adapter.pages; };
+    const std::vector<SimAdapter>& adapters = experiment.options.adapters;
+    large += !adapters.empty() && 3 * std::ranges::max(adapters, {}, pages).pages > experiment.options.num_pages;
     preemptions += result->preemptions;
     fair_preemptions += result->fair_preemptions;
     failed += result->failed;
@@ -330,6 +334,21 @@ TEST(Fuzz, RandomSchedulesKeepEveryInvariant) {
   EXPECT_GT(refused, 10);
   EXPECT_GT(given_back, 10);
   EXPECT_GT(alone, 100);
+  EXPECT_GT(large, 30) << "adapters with whole matrices, of a third of the pool and more";
+}
+
+TEST(Simulation, AShareOfTheAdaptersHasWholeMatrices) {
+  const CostModel model = *find_cost_model("a10g-7b");
+  const int64_t rank = 8;
+  const double bytes = 10.5 * model.page_bytes();
+  int64_t with = 0;
+  for (const SimAdapter& adapter : make_adapters(model, 40, std::span(&rank, 1), 0.25, bytes)) {
+    const bool has = adapter.pages == model.pages_of_adapter(rank) + 11;
+    EXPECT_TRUE(has || adapter.pages == model.pages_of_adapter(rank));
+    EXPECT_EQ(adapter.bytes, model.adapter_bytes(rank) + (has ? bytes : 0));
+    with += has;
+  }
+  EXPECT_EQ(with, 10);
 }
 
 TEST(Fuzz, LoadsAheadDoNotStarveTheOneThatRuns) {
