@@ -358,6 +358,13 @@ TEST(Fuzz, LoadsAheadDoNotStarveTheOneThatRuns) {
   EXPECT_TRUE(result.ok()) << result.status().message();
 }
 
+TEST(Fuzz, ThoseKeptOutTakeNothingFromTheOneThatKeepsThemOut) {
+  // Found by a seed: the adapter that was to run alone lacked the pages of a load under way, a load for those it kept
+  // out evicted it, and so on in turn.
+  const Result<SimResult> result = fuzz_one(5797, {});
+  EXPECT_TRUE(result.ok()) << result.status().message();
+}
+
 TEST(Fuzz, WhoWasKeptOutRunsWhenMergedPagesAreGivenBackMeanwhile) {
   // Found by a seed: the only request of the merged adapter lost its pages while the step was planned, and nobody else
   // was asked.

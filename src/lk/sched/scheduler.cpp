@@ -425,11 +425,13 @@ std::span<RequestEvent> Scheduler::step(bool wait) {
   plan_merging();
   const bool some_kept_out = turn_.exclusive != kBaseModel;  // may end while planning: merged pages are given back
   plan_running();
-  admit_waiting();
+  const bool all_asked = admit_waiting();
   if (planned_.empty() && some_kept_out) {  // nothing of that adapter could run
     turn_.exclusive = kBaseModel;
     plan_running();
-    admit_waiting();
+    // Where its request lacks the pages of loads under way, those who were kept out must not take them with loads of
+    // their own: each would evict what the other has just loaded, for ever.
+    if (all_asked || num_loading_ == 0) admit_waiting();
   }
   if (planned_.empty()) {
     // Everything that could run waits for an adapter (or failed to load just now).

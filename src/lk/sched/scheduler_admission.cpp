@@ -239,17 +239,18 @@ bool Scheduler::admit_round(Round round) {
   return true;
 }
 
-void Scheduler::admit_waiting() {
-  if (num_waiting() == 0) return;
+bool Scheduler::admit_waiting() {
+  if (num_waiting() == 0) return true;
   passed_ = 0;
   ahead_.clear();
   room_ahead_ = true;
   if ((!turn_.first.empty() && !admit_round(Round::kStarving)) ||
       (slots_.clusters() && !admit_round(Round::kRunningAdapters)))
-    return;
-  admit_round(Round::kAll);
+    return false;
+  const bool all_asked = admit_round(Round::kAll);
   // What running sequences evict for their next tokens is what is wanted last.
   for (auto adapter = ahead_.rbegin(); adapter != ahead_.rend(); ++adapter) pool_.touch(*adapter);
+  return all_asked;
 }
 
 // Cached tokens of its prompt, and before them whether its adapter runs or is resident.
