@@ -33,6 +33,27 @@ TEST(MmapFile, CopyEqualsTheMapAndOutlivesTheFilesEnd) {
   EXPECT_EQ(text_of(*copy), bytes);
 }
 
+TEST(MmapFile, ReadsInPiecesToAnAlignedPlace) {
+  const TempDir dir;
+  std::string bytes((3 << 20) + 5, '\0');
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<char>(i * 31 >> 3);
+  dir.write("file", bytes);
+  for (const size_t offset : {0, 1, 63, 64, 1'000'001}) {
+    auto file = MmapFile::reserve(dir.file("file"), bytes.size(), offset);
+    ASSERT_TRUE(file.ok()) << file.status().message();
+    std::string seen;
+    const Status status = file->read_all([&](std::span<const std::byte> piece) {
+      seen.append(reinterpret_cast<const char*>(piece.data()), piece.size());
+    });
+    ASSERT_TRUE(status.ok()) << status.message();
+    EXPECT_EQ(seen, bytes);
+    EXPECT_EQ(text_of(*file), bytes);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(file->bytes().data() + offset) % 64, 0u) << offset;
+  }
+  EXPECT_EQ(read_prefix(dir.file("file"), 10).value(), bytes.substr(0, 10));
+  EXPECT_EQ(read_prefix(dir.file("file"), 1 << 30).value(), bytes);
+}
+
 TEST(MmapFile, CopyChecksTheSizeAndTheKind) {
   const TempDir dir;
   dir.write("file", std::string(100, 'x'));

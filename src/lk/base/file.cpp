@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -37,12 +38,7 @@ Result<size_t> open_regular(const std::string& path, Fd& file) {
   return static_cast<size_t>(info.st_size);
 }
 
-}  // namespace
-
-Result<std::string> read_file(const std::string& path, size_t max_bytes) {
-  Fd file{-1};
-  LK_ASSIGN_OR_RETURN(const size_t size, open_regular(path, file));
-  if (size > max_bytes) return resource_exhausted("{} has {} bytes, more than the limit of {}", path, size, max_bytes);
+Result<std::string> read_some(const std::string& path, const Fd& file, size_t size) {
   std::string text(size, '\0');
   size_t done = 0;
   while (done < size) {
@@ -54,6 +50,21 @@ Result<std::string> read_file(const std::string& path, size_t max_bytes) {
   }
   text.resize(done);
   return text;
+}
+
+}  // namespace
+
+Result<std::string> read_file(const std::string& path, size_t max_bytes) {
+  Fd file{-1};
+  LK_ASSIGN_OR_RETURN(const size_t size, open_regular(path, file));
+  if (size > max_bytes) return resource_exhausted("{} has {} bytes, more than the limit of {}", path, size, max_bytes);
+  return read_some(path, file, size);
+}
+
+Result<std::string> read_prefix(const std::string& path, size_t num_bytes) {
+  Fd file{-1};
+  LK_ASSIGN_OR_RETURN(const size_t size, open_regular(path, file));
+  return read_some(path, file, std::min(size, num_bytes));
 }
 
 Status write_file_atomic(const std::string& path, std::string_view bytes) {
@@ -115,45 +126,68 @@ Result<MmapFile> MmapFile::open(const std::string& path) {
   if (size > 0) {
     void* data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.fd, 0);
     if (data == MAP_FAILED) return errno_status("map", path);
-    map.data_ = static_cast<const std::byte*>(data);
+    map.data_ = static_cast<std::byte*>(data);
   }
   return map;
 }
 
-Result<MmapFile> MmapFile::copy(const std::string& path, size_t max_bytes) {
+Result<MmapFile> MmapFile::reserve(const std::string& path, size_t max_bytes, size_t offset) {
   Fd file{-1};
   LK_ASSIGN_OR_RETURN(const size_t size, open_regular(path, file));
   if (size > max_bytes) return resource_exhausted("{} has {} bytes, more than the limit of {}", path, size, max_bytes);
   MmapFile copy;
   copy.path_ = path;
   copy.size_ = size;
+  copy.fd_ = std::exchange(file.fd, -1);
   if (size == 0) return copy;
-  void* data = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  constexpr size_t kAlignment = 64;
+  copy.lead_ = (kAlignment - offset % kAlignment) % kAlignment;
+  void* data = ::mmap(nullptr, copy.lead_ + size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED) return errno_status("allocate memory for", path);
-  copy.data_ = static_cast<const std::byte*>(data);
-  for (size_t done = 0; done < size;) {
-    const ssize_t got = ::pread(file.fd, static_cast<std::byte*>(data) + done, size - done, static_cast<off_t>(done));
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return errno_status("read", path);
-    if (got == 0) return data_loss("{} became shorter while it was read ({} of {} bytes)", path, done, size);
-    done += static_cast<size_t>(got);
-  }
-  ::mprotect(data, size, PROT_READ);
+  copy.data_ = static_cast<std::byte*>(data) + copy.lead_;
   return copy;
 }
 
+Result<MmapFile> MmapFile::copy(const std::string& path, size_t max_bytes) {
+  LK_ASSIGN_OR_RETURN(MmapFile file, reserve(path, max_bytes));
+  LK_RETURN_IF_ERROR(file.read_all());
+  return file;
+}
+
+Status MmapFile::read_all(const std::function<void(std::span<const std::byte>)>& on_bytes) {
+  constexpr size_t kPiece = size_t{1} << 20;
+  for (size_t done = 0; done < size_;) {
+    const ssize_t got = ::pread(fd_, data_ + done, std::min(kPiece, size_ - done), static_cast<off_t>(done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return errno_status("read", path_);
+    if (got == 0) return data_loss("{} became shorter while it was read ({} of {} bytes)", path_, done, size_);
+    if (on_bytes) on_bytes({data_ + done, static_cast<size_t>(got)});
+    done += static_cast<size_t>(got);
+  }
+  ::close(std::exchange(fd_, -1));
+  if (size_ > 0) ::mprotect(data_ - lead_, lead_ + size_, PROT_READ);
+  return Status();
+}
+
 MmapFile::MmapFile(MmapFile&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)), path_(std::move(other.path_)) {}
+    : data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      lead_(std::exchange(other.lead_, 0)),
+      fd_(std::exchange(other.fd_, -1)),
+      path_(std::move(other.path_)) {}
 
 MmapFile& MmapFile::operator=(MmapFile&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
+  std::swap(lead_, other.lead_);
+  std::swap(fd_, other.fd_);
   std::swap(path_, other.path_);
   return *this;
 }
 
 MmapFile::~MmapFile() {
-  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+  if (data_ != nullptr) ::munmap(data_ - lead_, lead_ + size_);
+  if (fd_ >= 0) ::close(fd_);
 }
 
 }  // namespace lk

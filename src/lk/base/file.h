@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -13,6 +14,9 @@ namespace lk {
 
 // The whole file; kNotFound, kIoError, or kResourceExhausted past max_bytes. Errors name the path.
 Result<std::string> read_file(const std::string& path, size_t max_bytes = size_t{256} << 20);
+
+// The first `num_bytes` bytes of a file, or all of a shorter one.
+Result<std::string> read_prefix(const std::string& path, size_t num_bytes);
 
 // Writes a temporary file beside `path`, fsyncs, renames: readers see the old or the new file, never half of one.
 Status write_file_atomic(const std::string& path, std::string_view bytes);
@@ -26,9 +30,14 @@ std::string join_path(std::string_view directory, std::string_view name);
 class MmapFile {
  public:
   static Result<MmapFile> open(const std::string& path);
-  // The bytes as they are now, in memory of our own: somebody who later truncates the file in place cannot take them
-  // away (a read behind the end of a mapped file is SIGBUS). max_bytes is checked before anything is allocated.
-  static Result<MmapFile> copy(const std::string& path, size_t max_bytes);
+  // Memory of our own for the file's bytes, to be filled by read_all(): somebody who later truncates the file in place
+  // cannot take them away (a read behind the end of a mapped file is SIGBUS). The byte at `offset` gets an address that
+  // is a multiple of 64. max_bytes is checked before anything is allocated.
+  static Result<MmapFile> reserve(const std::string& path, size_t max_bytes, size_t offset = 0);
+  static Result<MmapFile> copy(const std::string& path, size_t max_bytes);  // reserve() and read_all()
+  // Reads the file into what reserve() took. on_bytes (may be empty) gets the bytes in order, each piece as soon as it
+  // is there.
+  Status read_all(const std::function<void(std::span<const std::byte>)>& on_bytes = {});
   MmapFile(MmapFile&& other) noexcept;
   MmapFile& operator=(MmapFile&& other) noexcept;
   ~MmapFile();
@@ -38,8 +47,10 @@ class MmapFile {
 
  private:
   MmapFile() = default;
-  const std::byte* data_ = nullptr;
+  std::byte* data_ = nullptr;  // of the file
   size_t size_ = 0;
+  size_t lead_ = 0;  // bytes mapped before data_
+  int fd_ = -1;      // between reserve() and read_all()
   std::string path_;
 };
 

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// SHA-256 (FIPS 180-4), for content digests of adapters and prefix-cache keys.
+// SHA-256 (FIPS 180-4), for content digests of adapters and prefix-cache keys: OpenSSL's, which uses the processor's
+// instructions for it.
 #pragma once
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
+
+struct evp_md_ctx_st;
 
 namespace lk {
 
@@ -18,10 +22,10 @@ class Sha256 {
   std::array<uint8_t, 32> finish();  // call once
 
  private:
-  void block(const uint8_t* data);
-  std::array<uint32_t, 8> state_;
-  std::array<uint8_t, 64> pending_{};
-  uint64_t num_bytes_ = 0;
+  struct Recycle {
+    void operator()(evp_md_ctx_st* context) const;
+  };
+  std::unique_ptr<evp_md_ctx_st, Recycle> context_;
 };
 
 std::string to_hex(std::span<const uint8_t> bytes);

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/base/workshop.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "lk/base/thread_name.h"
+
+namespace lk {
+
+Workshop::Workshop(const std::vector<Bench>& benches) {
+  for (const Bench& bench : benches) {
+    Queue& queue = queues_.emplace_back();
+    for (int i = 0; i < bench.num_threads; ++i)
+      threads_.emplace_back([this, &queue, bench] { thread_main(queue, bench); });
+  }
+}
+
+Workshop::~Workshop() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+    for (auto& [id, stop] : running_) stop.request_stop();
+    for (Queue& queue : queues_) queue.wanted.notify_all();
+  }
+  for (std::thread& thread : threads_) thread.join();
+}
+
+Workshop::JobId Workshop::submit(size_t bench, Work work, Priority priority) {
+  std::lock_guard lock(mutex_);
+  Queue& queue = queues_.at(bench);
+  queue.jobs[static_cast<size_t>(priority)].push_back({++last_id_, std::move(work)});
+  queue.wanted.notify_one();
+  return last_id_;
+}
+
+bool Workshop::cancel(JobId job) {
+  Work forgotten;  // destroyed without the lock
+  std::lock_guard lock(mutex_);
+  for (Queue& queue : queues_)
+    for (std::deque<Job>& jobs : queue.jobs)
+      if (const auto it = std::ranges::find(jobs, job, &Job::id); it != jobs.end()) {
+        forgotten = std::move(it->work);
+        jobs.erase(it);
+        return true;
+      }
+  if (const auto it = running_.find(job); it != running_.end()) it->second.request_stop();
+  return false;
+}
+
+void Workshop::wait_until_idle(JobId job) {
+  std::unique_lock lock(mutex_);
+  ended_changed_.wait(lock, [&] { return !running_.contains(job); });
+}
+
+void Workshop::collect(bool wait) {
+  std::vector<Finish> ended;
+  {
+    std::unique_lock lock(mutex_);
+    if (wait) ended_changed_.wait(lock, [&] { return !ended_.empty(); });
+    ended.swap(ended_);
+  }
+  for (const Finish& finish : ended) finish();
+}
+
+void Workshop::thread_main(Queue& queue, const Bench& bench) {
+  set_thread_name(bench.name.c_str());
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    auto& [urgent, idle] = queue.jobs;
+    queue.wanted.wait(lock, [&] { return stopping_ || !urgent.empty() || !idle.empty(); });
+    if (stopping_) return;
+    std::deque<Job>& jobs = urgent.empty() ? idle : urgent;
+    Job job = std::move(jobs.front());
+    jobs.pop_front();
+    const std::stop_token stop = running_[job.id].get_token();
+    lock.unlock();
+    Finish finish = job.work(stop);
+    job.work = nullptr;  // what it holds goes before anybody hears of its end
+    const bool news = finish != nullptr;
+    lock.lock();
+    running_.erase(job.id);
+    if (news) ended_.push_back(std::move(finish));
+    ended_changed_.notify_all();
+    if (!news) continue;
+    lock.unlock();
+    if (listener_) listener_();
+    lock.lock();
+  }
+}
+
+}  // namespace lk
