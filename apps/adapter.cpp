@@ -7,8 +7,8 @@
 #include "lk/io/model_config.h"
 #include "lk/io/safetensors.h"
 #include "lk/lora/adapter.h"
-#include "lk/lora/merge.h"
-#include "lk/lora/save.h"
+#include "lk/lora_tools/merge.h"
+#include "lk/lora_tools/save.h"
 
 namespace lk::apps {
 namespace {

@@ -15,7 +15,7 @@
 #include "commands.h"
 #include "lk/base/rng.h"
 #include "lk/kernels/bench.h"
-#include "lk/lora/save.h"
+#include "lk/lora_tools/save.h"
 
 namespace lk::apps {
 namespace {

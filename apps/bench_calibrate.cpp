@@ -12,7 +12,7 @@
 #include "lk/base/file.h"
 #include "lk/base/rng.h"
 #include "lk/kernels/bench.h"
-#include "lk/lora/save.h"
+#include "lk/lora_tools/save.h"
 #include "lk/sim/cost_fit.h"
 #include "lk/sim/step_shape.h"
 

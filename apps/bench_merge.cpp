@@ -14,7 +14,7 @@
 #include "commands.h"
 #include "lk/base/file.h"
 #include "lk/base/rng.h"
-#include "lk/lora/save.h"
+#include "lk/lora_tools/save.h"
 #include "lk/ops/cpu_backend.h"
 
 namespace lk::apps {

@@ -376,8 +376,9 @@ int run(const ServeFlags& flags) {
   std::vector<StateStore::Alias> aliases;
   bool has_keys = false;
   if (!flags.no_state) {
-    Result<std::unique_ptr<StateStore>> opened =
-        StateStore::open(flags.state.empty() ? default_state_path() : flags.state);
+    const std::string state_path = flags.state.empty() ? default_state_path() : flags.state;
+    options->adapters.conversion_cache = state_path + "-converted";
+    Result<std::unique_ptr<StateStore>> opened = StateStore::open(state_path);
     if (!opened.ok()) return fail(opened.status());
     store = std::move(opened).value();
     Result<KeyRing> ring = store->load_key_ring();

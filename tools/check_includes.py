@@ -13,6 +13,7 @@ ALLOWED = {
     "io": ["base", "tensor"],
     "ops": ["base", "tensor", "kernels"],
     "lora": ["base", "tensor", "io"],
+    "lora_tools": ["base", "tensor", "io", "lora"],
     "model": ["base", "tensor", "io", "kernels", "ops", "lora"],
     "sched": ["base", "memory"],
     "merging": ["base", "memory", "sched"],

@@ -18,7 +18,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     tensor.view.shape_string();
     // As TensorStore does it: aligned before it is read as numbers.
     const lk::TensorView aligned(copy.data(), tensor.view.dtype(), tensor.view.shape());
-    lk::all_finite(aligned);
+    (void)lk::largest_magnitude(aligned);
   }
   LK_CHECK(total <= static_cast<int64_t>(size));
   return 0;

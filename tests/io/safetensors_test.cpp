@@ -5,9 +5,14 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
+#include <unistd.h>
+
+#include <bit>
 #include <csignal>
 #include <cstring>
+#include <fstream>
 
+#include "lk/base/sha256.h"
 #include "lk/io/safetensors_writer.h"
 #include "testing/temp_dir.h"
 
@@ -139,6 +144,91 @@ TEST(TensorStore, AlignsTensorsBehindAnOddHeader) {
 
 TensorEntry entry(const char* name, const std::vector<float>& values) {
   return {name, TensorView(values.data(), DType::kF32, {static_cast<int64_t>(values.size())})};
+}
+
+int64_t resident_bytes() {
+  std::ifstream statm("/proc/self/statm");
+  int64_t all = 0, resident = 0;
+  statm >> all >> resident;
+  return resident * ::sysconf(_SC_PAGESIZE);
+}
+
+// Each used to get a page of its own: 60 times the file.
+TEST(TensorStore, ManySmallTensorsBehindAnOddHeaderTakeOneCopyOfTheData) {
+  TempDir dir;
+  constexpr int kTensors = 20'000;
+  std::string header = "{";
+  for (int i = 0; i < kTensors; ++i)
+    header += fmt::format(R"("{}":{{"dtype":"F32","shape":[4],"data_offsets":[{},{}]}},)", i, 16 * i, 16 * (i + 1));
+  header.back() = '}';
+  if (header.size() % 2 == 0) header += ' ';
+  const std::string bytes = file_of(header, 16 * kTensors);
+  dir.write("file", bytes);
+  for (const bool copy : {false, true}) {
+    const int64_t before = resident_bytes();
+    const auto store = TensorStore::open_file(dir.file("file"), {.copy = copy});
+    ASSERT_TRUE(store.ok()) << store.status().message();
+    const int64_t grown = resident_bytes() - before, index = kTensors * 400;
+    EXPECT_LT(grown, std::ssize(bytes) * 3 + index) << copy;
+    EXPECT_LE((*store)->memory_bytes(), std::ssize(bytes) + (copy ? 0 : 16 * kTensors) + index) << copy;
+    EXPECT_GE((*store)->memory_bytes(), std::ssize(bytes) + (copy ? 0 : 16 * kTensors)) << copy;
+    EXPECT_EQ(std::bit_cast<uint32_t>(*(*store)->find("7")->data<float>()), 0x01010101u);
+  }
+}
+
+// 3 bytes of one tensor shift all that follow, whatever the header's length.
+TEST(TensorStore, TensorsMisalignedWithinTheDataAreAlignedToo) {
+  TempDir dir;
+  dir.write("file", file_of(R"({"a":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]},)"
+                            R"("b":{"dtype":"F32","shape":[2],"data_offsets":[2,10]}})",
+                            10));
+  for (const bool copy : {false, true}) {
+    const auto store = TensorStore::open_file(dir.file("file"), {.copy = copy}).value();
+    const TensorView* b = store->find("b");
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(b->raw()) % 4, 0u);
+    float values[2];
+    b->copy_to(values);
+    EXPECT_EQ(std::bit_cast<uint32_t>(values[1]), 0x01010101u);
+  }
+}
+
+TEST(TensorStore, WhoOpensItMayRefuseTheNamesOrTakeSomeOut) {
+  TempDir dir;
+  dir.write("file", file_of(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
+                            R"("b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}})",
+                            12));
+  const auto refused =
+      TensorStore::open_file(dir.file("file"), {.accept = [](SafetensorsIndex&) { return unsupported("not these"); }});
+  EXPECT_EQ(refused.status().message(), "not these");
+  const auto store = TensorStore::open_file(dir.file("file"), {.accept =
+                                                                   [](SafetensorsIndex& index) {
+                                                                     index.tensors.erase(index.tensors.begin());
+                                                                     return Status();
+                                                                   }})
+                         .value();
+  EXPECT_EQ(store->find("a"), nullptr);
+  EXPECT_NE(store->find("b"), nullptr);
+}
+
+TEST(TensorStore, DigestIsThatOfTheTextAndTheFile) {
+  TempDir dir;
+  const std::string bytes = file_of(R"({"a":{"dtype":"F32","shape":[1000000],"data_offsets":[0,4000000]}})", 4'000'000);
+  dir.write("file", bytes);
+  Sha256 sha;
+  sha.update("config", 6);
+  sha.update(bytes.data(), bytes.size());
+  const auto expected = sha.finish();
+  for (const bool copy : {false, true}) {
+    const auto store = TensorStore::open_file(dir.file("file"), {.copy = copy, .digest_after = "config"}).value();
+    EXPECT_EQ(store->digest(), expected);
+    EXPECT_EQ(store->digest(), expected) << "as often as wanted";
+  }
+  // Given up half way: nobody may read the file's memory any more.
+  for (int i = 0; i < 20; ++i)
+    EXPECT_FALSE(TensorStore::open_file(
+                     dir.file("file"),
+                     {.copy = true, .accept = [](SafetensorsIndex&) { return unsupported("no"); }, .digest_after = ""})
+                     .ok());
 }
 
 TEST(TensorStore, OpensShardsAndNamesWhatIsMissing) {

@@ -71,15 +71,42 @@ TEST(CheckFinite, FindsNanAndInfinityInEveryDtype) {
       std::vector<float> values(100'000, 3.0f);
       Buffer stored(100'000 * 4);
       convert(values.data(), DType::kF32, stored.data(), dtype, 100'000);
-      EXPECT_TRUE(all_finite(TensorView(stored.data(), dtype, {100'000})));
+      EXPECT_EQ(largest_magnitude(TensorView(stored.data(), dtype, {100'000})), 3.0f);
       values[99'999] = bad;
       convert(values.data(), DType::kF32, stored.data(), dtype, 100'000);
       const TensorView view(stored.data(), dtype, {100'000});
-      EXPECT_FALSE(all_finite(view));
+      EXPECT_FALSE(std::isfinite(largest_magnitude(view)));
       ASSERT_TRUE(write_safetensors(dir.file("x"), {{"bad", view}}).ok());
       EXPECT_THAT(check_finite(**TensorStore::open_file(dir.file("x"))).message(), HasSubstr("'bad'"));
     }
   }
+}
+
+TEST(CheckFinite, RefusesWhatBf16RoundsToInfinity) {
+  TempDir dir;
+  for (const float value : {kLargestWeight, std::nextafter(kLargestWeight, INFINITY), 3.4e38f}) {
+    const float values[] = {1, -value};
+    bf16 rounded[2];
+    convert(values, DType::kF32, rounded, DType::kBF16, 2);
+    const bool finite = std::isfinite(static_cast<float>(rounded[1]));
+    EXPECT_EQ(finite, value == kLargestWeight);
+    ASSERT_TRUE(write_safetensors(dir.file("x"), {{"big", TensorView(values, DType::kF32, {2})}}).ok());
+    const Status status = check_finite(**TensorStore::open_file(dir.file("x")));
+    EXPECT_EQ(status.ok(), finite);
+    if (finite) continue;
+    EXPECT_THAT(status.message(), HasSubstr("tensor 'big' contains a value of magnitude 3."));
+  }
+}
+
+TEST(LargestMagnitude, IsExactForEveryValueOfTheSmallTypes) {
+  for (const DType dtype : {DType::kBF16, DType::kF16})
+    for (uint32_t bits = 0; bits < 65536; ++bits) {
+      const uint16_t value = static_cast<uint16_t>(bits);
+      float expected = 0;
+      convert(&value, dtype, &expected, DType::kF32, 1);
+      const float largest = largest_magnitude(TensorView(&value, dtype, {1}));
+      ASSERT_TRUE(std::isnan(expected) ? std::isnan(largest) : largest == std::abs(expected)) << bits;
+    }
 }
 
 }  // namespace

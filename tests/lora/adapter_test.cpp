@@ -235,6 +235,61 @@ TEST_F(LoadAdapter, RefusesPickleAndNothing) {
   expect_refused(kList, "holds no adapter tensors");
 }
 
+// Finite as they stand, infinite as they are used: each used to pass, and its requests answered token 0 with NaN.
+TEST_F(LoadAdapter, RefusesValuesThatOverflowInUse) {
+  const auto with = [&](const std::string& name, const std::vector<int64_t>& shape, float value) {
+    int64_t n = 1;
+    for (int64_t extent : shape) n *= extent;
+    std::vector<float> values(static_cast<size_t>(n), 0.5f);
+    values.back() = -value;
+    bag_.set(name, shape, values);
+  };
+  const std::string a = kQ + ".lora_A.weight", b = kQ + ".lora_B.weight", bias = kQ + ".lora_B.bias";
+  const std::string q = "module 'model.layers.0.self_attn.q_proj'";
+  with(a, {2, 16}, 3.4e38f);
+  expect_refused(kList, "'" + a + "' contains a value of magnitude 3.4e+38, which is infinite once rounded to bf16");
+  with(a, {2, 16}, 3e38f);
+  expect_refused(kList, q + ": lora_A up to 3e+38");
+  with(a, {2, 16}, 1e20f);
+  with(b, {16, 2}, 1e20f);
+  expect_refused(kList, q + ": lora_A up to 1e+20, lora_B up to 1e+20");
+  with(a, {2, 16}, 1);
+  with(b, {16, 2}, 1e30f);
+  loaded();
+  expect_refused(R"("peft_type":"LORA","r":2,"lora_alpha":1e9,"target_modules":["q_proj"])", "scaling 5e+08");
+  with(b, {16, 2}, 1);
+  with(bias, {16}, 3e38f);
+  expect_refused(kList + R"(,"lora_bias":true)", "bias up to 3e+38");
+  bag_.erase(bias);
+
+  const std::string norm = "base_model.model.model.norm.weight",
+                    embedding = "base_model.model.model.embed_tokens.weight";
+  with(norm, {16}, 3e38f);
+  expect_refused(kList, "'" + norm + "' has values up to 3e+38, which overflow bf16");
+  bag_.erase(norm);
+  with(embedding, {40, 16}, 1e19f);
+  expect_refused(kList, "'" + embedding + "' has values up to 1e+19, which overflow f32 when a norm");
+  bag_.erase(embedding);
+  const std::string rows = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta";
+  with(rows, {1, 16}, 1e19f);
+  expect_refused(kList + R"(,"trainable_token_indices":[3])", "'" + rows + "' has values up to 1e+19");
+  bag_.erase(rows);
+  const std::string ea = "base_model.model.model.embed_tokens.lora_embedding_A",
+                    eb = "base_model.model.model.embed_tokens.lora_embedding_B";
+  with(ea, {2, 40}, 1e20f);
+  with(eb, {16, 2}, 1e20f);
+  expect_refused(R"("peft_type":"LORA","r":2,"lora_alpha":6,"target_modules":["q_proj","embed_tokens"])",
+                 "module 'model.embed_tokens'");
+}
+
+// What is refused for its names takes no memory but its file's; what is ignored takes none at all.
+TEST_F(LoadAdapter, IgnoredTensorsAreNotKept) {
+  for (int i = 0; i < 100; ++i) bag_.add(fmt::format("other.{}", i), {1000});
+  expect_refused(kList, "match nothing in this");
+  options_.ignore_unknown_tensors = true;
+  EXPECT_EQ(loaded()->file->tensors().size(), 4u);
+}
+
 TEST_F(LoadAdapter, RefusesFilesBeyondTheLimit) {
   options_.max_bytes = 100;
   const auto adapter = load();

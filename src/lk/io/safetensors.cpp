@@ -7,6 +7,7 @@
 #include <optional>
 #include <set>
 
+#include "lk/io/file_digest.h"
 #include "lk/io/json_fields.h"
 #include "lk/io/safetensors_header.h"
 
@@ -48,6 +49,14 @@ Result<TensorView> make_view(const SafetensorsHeaderEntry& entry, std::span<cons
   std::array<int64_t, 4> shape{};
   std::copy(entry.shape.begin(), entry.shape.end(), shape.begin());
   return TensorView(data.data() + entry.begin, *dtype, std::span<const int64_t>(shape.data(), entry.shape.size()));
+}
+
+// Where the data of a file begins, as its first bytes say. Not checked yet; it only decides on an alignment.
+Result<uint64_t> data_offset(const std::string& path) {
+  LK_ASSIGN_OR_RETURN(const std::string head, read_prefix(path, 8));
+  uint64_t header_bytes = 0;
+  std::memcpy(&header_bytes, head.data(), head.size());
+  return 8 + header_bytes;
 }
 
 }  // namespace
@@ -92,40 +101,99 @@ Result<SafetensorsIndex> parse_safetensors(std::span<const std::byte> bytes) {
   return index;
 }
 
-Status TensorStore::add_file(MmapFile file) {
-  const std::string path = file.path();
-  Result<SafetensorsIndex> index = parse_safetensors(file.bytes());
-  if (!index.ok()) return index.status().with_context(path);
-  for (TensorEntry& tensor : index->tensors) {
-    const auto address = reinterpret_cast<uintptr_t>(tensor.view.raw());
-    if (address % static_cast<uintptr_t>(dtype_bytes(tensor.view.dtype())) != 0) {
-      // A header of odd length: copied, so that every view of a store can be read in place.
-      LK_ASSIGN_OR_RETURN(Buffer copy, Buffer::try_allocate(std::max<int64_t>(tensor.view.num_bytes(), 8)));
-      std::memcpy(copy.data(), tensor.view.raw(), static_cast<size_t>(tensor.view.num_bytes()));
-      tensor.view = TensorView(copy.data(), tensor.view.dtype(), tensor.view.shape());
-      realigned_.push_back(std::move(copy));
-    }
-    const auto [at, added] = tensors_.emplace(tensor.name, tensor.view);
-    if (!added) return data_loss("{}: tensor '{}' is also in another shard", path, at->first);
+TensorStore::TensorStore() = default;
+TensorStore::~TensorStore() = default;
+
+// A header of odd length, or a tensor of odd size before one of wider elements. One block for all, laid out before it
+// is allocated: a block each would round every one up to a page.
+Status TensorStore::realign(std::vector<TensorEntry>& tensors) {
+  const auto width = [](const TensorView& view) { return static_cast<int64_t>(dtype_bytes(view.dtype())); };
+  const auto misaligned = [&](const TensorView& view) {
+    return reinterpret_cast<uintptr_t>(view.raw()) % static_cast<uintptr_t>(width(view)) != 0;
+  };
+  const auto place = [&](int64_t& end, const TensorView& view) {
+    const int64_t begin = (end + width(view) - 1) / width(view) * width(view);
+    end = begin + view.num_bytes();
+    return begin;
+  };
+  int64_t total = 0;
+  for (const TensorEntry& tensor : tensors)
+    if (misaligned(tensor.view)) place(total, tensor.view);
+  if (total == 0) return Status();
+  LK_ASSIGN_OR_RETURN(Buffer block, Buffer::try_allocate(total));
+  int64_t end = 0;
+  for (TensorEntry& tensor : tensors) {
+    if (!misaligned(tensor.view)) continue;
+    std::byte* copy = block.data() + place(end, tensor.view);
+    std::memcpy(copy, tensor.view.raw(), static_cast<size_t>(tensor.view.num_bytes()));
+    tensor.view = TensorView(copy, tensor.view.dtype(), tensor.view.shape());
   }
-  metadata_.insert(index->metadata.begin(), index->metadata.end());
-  size_bytes_ += static_cast<int64_t>(file.bytes().size());
-  files_.push_back(std::move(file));
+  realigned_.push_back(std::move(block));
   return Status();
 }
 
-Result<std::shared_ptr<const TensorStore>> TensorStore::open_file(const std::string& path) {
-  LK_ASSIGN_OR_RETURN(MmapFile file, MmapFile::open(path));
+// Requires: `file` is the last of files_.
+Status TensorStore::add_tensors(const std::function<Status(SafetensorsIndex&)>& accept) {
+  const MmapFile& file = files_.back();
+  Result<SafetensorsIndex> index = parse_safetensors(file.bytes());
+  if (!index.ok()) return index.status().with_context(file.path());
+  if (accept) LK_RETURN_IF_ERROR(accept(*index));
+  LK_RETURN_IF_ERROR(realign(index->tensors));
+  for (const TensorEntry& tensor : index->tensors) {
+    const auto [at, added] = tensors_.emplace(tensor.name, tensor.view);
+    if (!added) return data_loss("{}: tensor '{}' is also in another shard", file.path(), at->first);
+  }
+  metadata_.insert(index->metadata.begin(), index->metadata.end());
+  size_bytes_ += static_cast<int64_t>(file.bytes().size());
+  return Status();
+}
+
+Result<std::shared_ptr<const TensorStore>> TensorStore::open_file(const std::string& path, const OpenOptions& options) {
   auto store = std::make_shared<TensorStore>();
-  LK_RETURN_IF_ERROR(store->add_file(std::move(file)));
+  const auto digest = [&](std::span<const std::byte> bytes) {
+    if (store->digest_) store->digest_->add(bytes);
+  };
+  if (options.digest_after) store->digest_ = std::make_unique<FileDigest>(*options.digest_after);
+  if (options.copy) {
+    LK_ASSIGN_OR_RETURN(const uint64_t offset, data_offset(path));
+    LK_ASSIGN_OR_RETURN(MmapFile file, MmapFile::reserve(path, static_cast<size_t>(options.max_bytes), offset));
+    store->files_.push_back(std::move(file));
+    LK_RETURN_IF_ERROR(store->files_.back().read_all(digest));
+  } else {
+    LK_ASSIGN_OR_RETURN(MmapFile file, MmapFile::open(path));
+    if (std::ssize(file.bytes()) > options.max_bytes)
+      return resource_exhausted("{} has {} bytes, more than the limit of {}", path, file.bytes().size(),
+                                options.max_bytes);
+    store->files_.push_back(std::move(file));
+    digest(store->files_.back().bytes());
+  }
+  LK_RETURN_IF_ERROR(store->add_tensors(options.accept));
   return std::shared_ptr<const TensorStore>(std::move(store));
 }
 
-Result<std::shared_ptr<const TensorStore>> TensorStore::copy_file(const std::string& path, int64_t max_bytes) {
-  LK_ASSIGN_OR_RETURN(MmapFile file, MmapFile::copy(path, static_cast<size_t>(max_bytes)));
-  auto store = std::make_shared<TensorStore>();
-  LK_RETURN_IF_ERROR(store->add_file(std::move(file)));
-  return std::shared_ptr<const TensorStore>(std::move(store));
+int64_t TensorStore::memory_bytes() const {
+  int64_t bytes = size_bytes_;
+  for (const Buffer& block : realigned_) bytes += block.size_bytes();
+  for (const auto& [name, view] : tensors_) bytes += static_cast<int64_t>(sizeof(view) + 64 + name.capacity());
+  return bytes;
+}
+
+std::array<uint8_t, 32> TensorStore::digest() const {
+  LK_CHECK(digest_, "the store was opened without a digest");
+  return digest_->finish();
+}
+
+const std::string& TensorStore::content_digest() const {
+  std::call_once(content_once_, [this] {
+    Sha256 sha;
+    for (const auto& [name, view] : tensors_) {
+      const std::string head = fmt::format("{} {} {}\n", name, to_string(view.dtype()), view.shape_string());
+      sha.update(head.data(), head.size());
+      sha.update(view.raw(), static_cast<size_t>(view.num_bytes()));
+    }
+    content_digest_ = to_hex(sha.finish());
+  });
+  return content_digest_;
 }
 
 Result<std::shared_ptr<const TensorStore>> TensorStore::open_model(const std::string& directory) {
@@ -163,7 +231,8 @@ Result<std::shared_ptr<const TensorStore>> TensorStore::open_model(const std::st
     const std::string path = join_path(directory, shard);
     if (!file_exists(path)) return not_found("{}: shard {} named by the index is missing", directory, shard);
     LK_ASSIGN_OR_RETURN(MmapFile file, MmapFile::open(path));
-    LK_RETURN_IF_ERROR(store->add_file(std::move(file)));
+    store->files_.push_back(std::move(file));
+    LK_RETURN_IF_ERROR(store->add_tensors());
   }
   for (const auto& field : map->get_object()) {
     const std::string name(field.key());

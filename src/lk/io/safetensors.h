@@ -4,8 +4,12 @@
 // (hostile input). Format: https://github.com/huggingface/safetensors#format
 #pragma once
 
+#include <array>
+#include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -33,14 +37,24 @@ struct SafetensorsIndex {
 };
 Result<SafetensorsIndex> parse_safetensors(std::span<const std::byte> bytes);
 
-// One or more mapped safetensors files as one name -> tensor map. Every view is aligned to its
-// element: a tensor that is not, in the file, is copied. Thread safety: immutable after open; share
-// freely.
+struct OpenOptions {
+  bool copy = false;  // into memory instead of mapping it: independent of what happens to the file afterwards
+  int64_t max_bytes = INT64_MAX;
+  // Sees what the header says before anything is copied into place; may refuse it, and may take tensors out.
+  std::function<Status(SafetensorsIndex&)> accept = {};
+  // Start computing the SHA-256 of this text followed by the file, beside everything else: see digest().
+  std::optional<std::string> digest_after = {};
+};
+
+class FileDigest;
+
+// One or more mapped safetensors files as one name -> tensor map. Every view is aligned to its element: tensors that
+// are not, in the file, are copied, all together into one block. Thread safety: immutable after open; share freely.
 class TensorStore {
  public:
-  static Result<std::shared_ptr<const TensorStore>> open_file(const std::string& path);
-  // The same, copied into memory: independent of what happens to the file afterwards.
-  static Result<std::shared_ptr<const TensorStore>> copy_file(const std::string& path, int64_t max_bytes);
+  TensorStore();
+  ~TensorStore();
+  static Result<std::shared_ptr<const TensorStore>> open_file(const std::string& path, const OpenOptions& options = {});
   // A Hugging Face model directory: model.safetensors, or the shards of
   // model.safetensors.index.json (a missing shard, or a tensor the index names but no shard has, is
   // an error naming it).
@@ -49,18 +63,27 @@ class TensorStore {
   const TensorView* find(const std::string& name) const;  // nullptr when absent
   const std::map<std::string, TensorView>& tensors() const { return tensors_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
-  int64_t size_bytes() const { return size_bytes_; }
-  // The mapped bytes of file `index`, for digests.
-  std::span<const std::byte> file_bytes(size_t index) const { return files_[index].bytes(); }
+  int64_t size_bytes() const { return size_bytes_; }  // of the files
+  // What the store keeps in memory, mapped files counted as if they were all there.
+  int64_t memory_bytes() const;
+  // Waits for it. Requires: opened with digest_after.
+  std::array<uint8_t, 32> digest() const;
+  // SHA-256 over the names, types, shapes and bytes of all tensors, hex: which weights these are, in whatever files.
+  // Computed on the first call, which reads everything.
+  const std::string& content_digest() const;
 
  private:
-  Status add_file(MmapFile file);
+  Status add_tensors(const std::function<Status(SafetensorsIndex&)>& accept = {});  // of the last file
+  Status realign(std::vector<TensorEntry>& tensors);
 
   std::vector<MmapFile> files_;
-  std::vector<Buffer> realigned_;  // copies of misaligned tensors
+  std::vector<Buffer> realigned_;  // of each file with misaligned tensors, their copies
   std::map<std::string, TensorView> tensors_;
   std::map<std::string, std::string> metadata_;
   int64_t size_bytes_ = 0;
+  mutable std::once_flag content_once_;
+  mutable std::string content_digest_;
+  std::unique_ptr<FileDigest> digest_;  // last: it reads the files until it is destroyed
 };
 
 // Writes tensors in the given order, metadata {"format": "pt"} plus `metadata`, atomically.

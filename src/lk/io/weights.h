@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "lk/base/status.h"
@@ -26,10 +27,16 @@ std::vector<WeightSpec> weight_manifest(const ModelConfig& config);
 // inv_freq, a tied lm_head).
 Status check_weights(const ModelConfig& config, const TensorStore& store, std::vector<std::string>* warnings = nullptr);
 
-// True when no element is NaN or infinite.
-bool all_finite(const TensorView& tensor);
+// The largest magnitude of any element; infinity or NaN when there is one.
+float largest_magnitude(const TensorView& tensor);
 
-// Reads every tensor once; the error names one that contains NaN or infinity.
+// Weights are kept as bf16 or f32. This is the largest f32 that bf16 rounds to a finite value.
+inline constexpr float kLargestWeight = 0x1.fefffep127f;
+
+// kDataLoss when the largest magnitude of a tensor is NaN, infinite, or infinite once rounded to bf16.
+Status check_magnitude(std::string_view name, float largest);
+
+// check_magnitude() of every tensor, each read once; the error names the first that fails.
 Status check_finite(const TensorStore& store, int num_threads = 1);
 
 }  // namespace lk

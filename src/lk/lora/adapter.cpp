@@ -81,26 +81,20 @@ Result<std::shared_ptr<const Adapter>> load_adapter(const std::string& name, con
   LK_ASSIGN_OR_RETURN(const std::string text, read_file(config_path, size_t{8} << 20));
   LK_ASSIGN_OR_RETURN(AdapterConfig adapter_config, parse_adapter_config(text, config_path));
   if (!file_exists(weights_path)) return missing_files(directory);
-  LK_ASSIGN_OR_RETURN(std::shared_ptr<const TensorStore> file,
-                      options.copy_file ? TensorStore::copy_file(weights_path, options.max_bytes)
-                                        : TensorStore::open_file(weights_path));
-  if (file->size_bytes() > options.max_bytes) {
-    return resource_exhausted("{} has {} bytes, more than the limit of {}", weights_path, file->size_bytes(),
-                              options.max_bytes);
-  }
   auto adapter = std::make_shared<Adapter>();
   adapter->name = name;
   adapter->directory = directory;
-  adapter->file_bytes = file->size_bytes();
-  Sha256 digest;
-  digest.update(text.data(), text.size());
-  digest.update(file->file_bytes(0));
-  adapter->digest = to_hex(digest.finish());
-  adapter->file = std::move(file);
   adapter->warnings = adapter_config.warnings;
   adapter->config = std::move(adapter_config);
   AdapterLoader loader(config, base, options, *adapter);
+  const auto accept = [&](SafetensorsIndex& index) { return loader.accept(index).with_context(directory); };
+  LK_ASSIGN_OR_RETURN(adapter->file, TensorStore::open_file(weights_path, {.copy = options.copy_file,
+                                                                           .max_bytes = options.max_bytes,
+                                                                           .accept = accept,
+                                                                           .digest_after = text}));
+  adapter->file_bytes = adapter->file->size_bytes();
   if (Status status = loader.run(); !status.ok()) return status.with_context(directory);
+  adapter->digest = to_hex(adapter->file->digest());
   constexpr size_t kMaxWarnings = 100;  // a hostile config has thousands of unknown keys
   if (adapter->warnings.size() > kMaxWarnings) {
     const size_t more = adapter->warnings.size() - kMaxWarnings;

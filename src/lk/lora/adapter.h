@@ -83,6 +83,7 @@ struct Adapter {
 
   // Backing store of the views above.
   std::shared_ptr<const TensorStore> file;
+  std::shared_ptr<const TensorStore> converted;  // from the conversion cache, or null
   std::vector<Buffer> owned;
 };
 
@@ -92,6 +93,12 @@ struct AdapterLoadOptions {
   int64_t max_bytes = int64_t{16} << 30;
   int num_threads = 1;     // for DoRA norms and conversions
   bool copy_file = false;  // into memory instead of mapping it: safe against files that are changed in place
+  // Of converting a PiSSA or OLoRA adapter (a decomposition of every adapted base weight); 0 = no bound. What would
+  // take longer is refused as soon as that can be told, kDeadlineExceeded.
+  double max_conversion_seconds = 0;
+  // Directory for what such conversions gave, so that the next read of the same adapter on the same base does without;
+  // made when needed. Empty: none is kept.
+  std::string conversion_cache = {};
 };
 
 // Reads directory/adapter_config.json and adapter_model.safetensors. `base` gives W where the kind

@@ -6,6 +6,7 @@
 
 #include "lk/io/weights.h"
 #include "lk/lora/delta_math.h"
+#include "lk/lora/values.h"
 
 namespace lk {
 namespace {
@@ -28,7 +29,7 @@ Status AdapterLoader::run() {
   matcher_ = std::move(matcher);
   adapter_.layers.resize(static_cast<size_t>(model_.num_layers));
   adapter_.replaced.layers.resize(static_cast<size_t>(model_.num_layers));
-  LK_RETURN_IF_ERROR(group_tensors());
+  LK_RETURN_IF_ERROR(read_values());
   LK_RETURN_IF_ERROR(place_lora());
   LK_RETURN_IF_ERROR(place_replacements());
   LK_RETURN_IF_ERROR(place_trained_tokens());
@@ -37,21 +38,20 @@ Status AdapterLoader::run() {
   return cross_check();
 }
 
-// Which tensor plays which part in which module; anything that plays none is an error.
-Status AdapterLoader::group_tensors() {
+Status AdapterLoader::accept(SafetensorsIndex& index) {
   std::vector<std::string> unknown;
-  for (const auto& [name, view] : adapter_.file->tensors()) {
-    const std::optional<TensorRole> role = parse_tensor_name(name, model_);
+  std::vector<TensorEntry> known;
+  for (TensorEntry& tensor : index.tensors) {
+    const std::optional<TensorRole> role = parse_tensor_name(tensor.name, model_);
     if (!role) {
-      unknown.push_back(name);
+      unknown.push_back(std::move(tensor.name));
       continue;
     }
-    if (!all_finite(view)) {
-      return data_loss("tensor '{}' contains NaN or infinity; training diverged or the file is damaged", name);
-    }
-    const auto [at, added] = modules_[role->module].emplace(role->part, Source{name, view});
-    if (!added) return data_loss("tensors '{}' and '{}' stand for the same weight", at->second.name, name);
+    const auto [at, added] = modules_[role->module].emplace(role->part, Source{.name = tensor.name, .view = {}});
+    if (!added) return data_loss("tensors '{}' and '{}' stand for the same weight", at->second.name, tensor.name);
+    known.push_back(std::move(tensor));
   }
+  index.tensors = std::move(known);
   if (unknown.empty()) return Status();
   if (!options_.ignore_unknown_tensors) {
     return invalid_argument(
@@ -59,6 +59,18 @@ Status AdapterLoader::group_tensors() {
         model_.architecture, model_.num_layers, list_some(unknown));
   }
   warn(fmt::format("ignored tensors that match nothing in this model: {}", list_some(unknown)));
+  return Status();
+}
+
+// The only pass over the bytes besides reading them and their digest, which goes on meanwhile.
+Status AdapterLoader::read_values() {
+  for (auto& [module, parts] : modules_) {
+    for (auto& [part, source] : parts) {
+      source.view = *adapter_.file->find(source.name);
+      source.largest = largest_magnitude(source.view);
+      LK_RETURN_IF_ERROR(check_magnitude(source.name, source.largest));
+    }
+  }
   return Status();
 }
 
@@ -150,6 +162,12 @@ Result<LoraDelta> AdapterLoader::make_delta(FileModule module, const Parts& part
     return data_loss("module '{}' has no lora_magnitude_vector, adapter_config.json has use_dora true",
                      module_path(module));
   }
+  const auto largest = [&](Part part) {
+    const auto at = parts.find(part);
+    return at == parts.end() ? 0 : at->second.largest;
+  };
+  LK_RETURN_IF_ERROR(check_delta(module_path(module), in, delta.rank, delta.scaling,
+                                 {.a = largest(Part::kA), .b = largest(Part::kB), .bias = largest(Part::kBias)}));
   return delta;
 }
 
@@ -207,6 +225,8 @@ Status AdapterLoader::place_embedding(const Parts& parts) {
     return wrong_shape(b->second, fmt::format("[{}, {}]", model_.hidden_dim, view_a.dim(0)));
   }
   LK_ASSIGN_OR_RETURN(const Scale scale, scale_of({kEmbedding}, a->second, view_a.dim(0)));
+  LK_RETURN_IF_ERROR(check_delta(module_path(kEmbedding), 1, scale.rank, scale.scaling,
+                                 {.a = a->second.largest, .b = b->second.largest}));
   adapter_.embedding = Adapter::EmbeddingDelta{scale.rank, scale.scaling, view_a, view_b};
   lora_modules_.insert(kEmbedding);
   return Status();

@@ -17,24 +17,33 @@ namespace lk {
 
 class AdapterLoader {
  public:
-  // Requires: adapter.file and adapter.config are set. Fills in the rest of `adapter`.
+  // Requires: adapter.config is set.
   AdapterLoader(const ModelConfig& model, const TensorStore* base, const AdapterLoadOptions& options, Adapter& adapter)
       : model_(model), base_(base), options_(options), adapter_(adapter), config_(adapter.config) {}
 
+  // First: which tensor plays which part in which module, by the names in the header of the file. One that plays none
+  // is an error, or is taken out.
+  Status accept(SafetensorsIndex& index);
+  // Then, with adapter.file set: the rest of `adapter`.
   Status run();
 
  private:
   struct Source {
     std::string name;  // as in the file, for messages
     TensorView view;
+    float largest = 0;  // magnitude of any element
   };
   using Parts = std::map<Part, Source>;
+  struct Adapted {
+    LoraDelta* delta;
+    ModuleId module;
+  };
   struct Scale {
     int64_t rank = 0;
     double scaling = 0;
   };
 
-  Status group_tensors();
+  Status read_values();
   Status place_lora();
   Status place_projection(FileModule module, const Parts& parts);
   Status place_lm_head(const Parts& parts);
@@ -47,7 +56,12 @@ class AdapterLoader {
   Status place_trained_head_rows(const Source& source, const std::vector<int64_t>& ids);
   void tie_head();
   Status finish_deltas();
-  Status finish_delta(LoraDelta& delta, ModuleId module, std::mutex& mutex);
+  Status check_conversion(const Adapted& item) const;
+  Status convert_deltas(std::vector<Adapted>& items);
+  bool take_converted(std::shared_ptr<const TensorStore> store, std::vector<Adapted>& items);
+  Status convert_delta(const Adapted& item);
+  Status add_dora(const Adapted& item);
+  void keep(Buffer buffer);
   Status cross_check();
 
   Result<LoraDelta> make_delta(FileModule module, const Parts& parts, int64_t in, int64_t out);
@@ -66,6 +80,7 @@ class AdapterLoader {
   std::map<FileModule, Parts> modules_;  // module -> its tensors
   std::set<ModuleId> lora_modules_;      // modules that got a delta (fused ones one by one)
   std::set<size_t> used_rank_keys_, used_alpha_keys_;
+  std::mutex owned_mutex_;  // of adapter_.owned, while several threads finish deltas
 };
 
 }  // namespace lk

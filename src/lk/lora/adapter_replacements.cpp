@@ -5,6 +5,7 @@
 
 #include "lk/io/weights.h"
 #include "lk/lora/adapter_loader.h"
+#include "lk/lora/values.h"
 
 namespace lk {
 namespace {
@@ -83,6 +84,7 @@ Status AdapterLoader::place_replacement(WeightId weight, const Source& source) {
     if (module.is_vocabulary()) return place_frozen_base(module, source);
     warn(fmt::format("tensor '{}' replaces a base weight although modules_to_save does not name it", source.name));
   }
+  LK_RETURN_IF_ERROR(check_replacement(weight, source.name, shape, source.largest));
   adapter_.replaced.slot(weight) = source.view;
   return Status();
 }
@@ -97,6 +99,7 @@ Status AdapterLoader::place_frozen_base(ModuleId module, const Source& source) {
   const TensorView* own_weight = base_ == nullptr ? nullptr : base_->find(weight_name({own}));
   if (own_weight != nullptr && same_weight(source.view, *own_weight)) return Status();
   if (own_weight != nullptr) warn(fmt::format("tensor '{}' differs from the base's and replaces it", source.name));
+  LK_RETURN_IF_ERROR(check_replacement({module}, source.name, source.view.shape(), source.largest));
   adapter_.replaced.slot({module}) = source.view;
   // A tied head shares the matrix PEFT would overwrite.
   if (model_.tie_word_embeddings && module == kEmbedding && !adapter_.replaced.lm_head.defined())
@@ -141,6 +144,7 @@ Status AdapterLoader::place_trained_tokens() {
       LK_RETURN_IF_ERROR(place_trained_head_rows(rows->second, ids->second));
       continue;
     }
+    LK_RETURN_IF_ERROR(check_embedding(rows->second.name, model_.hidden_dim, rows->second.largest));
     adapter_.trained_token_ids = ids->second;
     adapter_.trained_token_rows = rows->second.view;
   }
@@ -168,6 +172,7 @@ Status AdapterLoader::place_trained_head_rows(const Source& source, const std::v
   }
   if (adapter_.replaced.lm_head.defined())
     return data_loss("lm_head is in modules_to_save and has trained rows ({})", source.name);
+  LK_RETURN_IF_ERROR(check_replacement({kLmHead}, source.name, *weight_shape({kLmHead}, model_), source.largest));
   LK_ASSIGN_OR_RETURN(const TensorView* weight, base_weight(kLmHead, "a trained row of lm_head"));
   const int64_t width = model_.hidden_dim, row_bytes = width * dtype_bytes(DType::kF32);
   LK_ASSIGN_OR_RETURN(Buffer * buffer, own(weight->num_elements() * dtype_bytes(DType::kF32)));

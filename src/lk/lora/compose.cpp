@@ -6,6 +6,8 @@
 #include <initializer_list>
 
 #include "lk/base/sha256.h"
+#include "lk/io/weights.h"
+#include "lk/lora/values.h"
 
 namespace lk {
 namespace {
@@ -92,6 +94,10 @@ Status check_summable(const Adapter& adapter) {
   return Status();
 }
 
+Status check_sum(ModuleId module, const LoraDelta& delta) {
+  return check_delta(module_path(module), delta.a.dim(1), delta.rank, delta.scaling, magnitudes_of(delta));
+}
+
 }  // namespace
 
 Result<std::shared_ptr<const Adapter>> compose_adapters(const std::string& name,
@@ -147,6 +153,15 @@ Result<std::shared_ptr<const Adapter>> compose_adapters(const std::string& name,
   LK_RETURN_IF_ERROR(block.allocate());
   build();
   sum->owned.push_back(block.release());
+  for (size_t layer = 0; layer < sum->layers.size(); ++layer)
+    for (size_t proj = 0; proj < kNumProjs; ++proj)
+      if (const auto& delta = sum->layers[layer][proj]; delta)
+        LK_RETURN_IF_ERROR(check_sum(ModuleId::of(static_cast<int64_t>(layer), static_cast<Proj>(proj)), *delta));
+  if (sum->lm_head) LK_RETURN_IF_ERROR(check_sum(kLmHead, *sum->lm_head));
+  if (sum->embedding)
+    LK_RETURN_IF_ERROR(
+        check_delta(module_path(kEmbedding), 1, sum->embedding->rank, 1,
+                    {.a = largest_magnitude(sum->embedding->a), .b = largest_magnitude(sum->embedding->b)}));
   for (const auto& layer : sum->layers)
     for (const auto& delta : layer)
       if (delta) sum->max_rank = std::max(sum->max_rank, delta->rank);

@@ -16,6 +16,7 @@ namespace lk {
 namespace {
 
 constexpr int64_t kProbeTokens = 16;
+constexpr double kMaxConversionSeconds = 600;  // one of few readers is busy with it meanwhile
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
@@ -165,6 +166,8 @@ Result<AdapterLease> AdapterRegistry::create(const LoadRequest& request, int64_t
       return not_found("No adapter found for {}: {} is not a directory", request.name, request.path);
     AdapterLoadOptions load_options{.copy_file = true};
     load_options.max_bytes = std::min(load_options.max_bytes, options_.max_host_bytes);
+    load_options.max_conversion_seconds = kMaxConversionSeconds;
+    load_options.conversion_cache = options_.conversion_cache;
     std::error_code error;  // of a file that is not there, which reading it will report
     const auto file_bytes = std::filesystem::file_size(join_path(path, "adapter_model.safetensors"), error);
     auto source =

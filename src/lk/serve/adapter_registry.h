@@ -33,6 +33,7 @@ struct AdapterRegistryOptions {
   int64_t max_host_bytes = int64_t{1} << 30;  // of copies in host memory (host_tier.h, memory_plan.h)
   int64_t max_composed = 64;                  // cached weighted sums
   int64_t max_composed_bytes = int64_t{128} << 20;  // of them together, a part of max_host_bytes
+  std::string conversion_cache;  // directory for converted PiSSA and OLoRA adapters; empty: converted at each read
 };
 
 class AdapterRegistry {

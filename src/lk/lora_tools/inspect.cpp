@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 
-#include "lk/lora/save.h"
+#include "lk/lora_tools/save.h"
 
 namespace lk {
 namespace {

@@ -11,7 +11,7 @@
 #include "lk/base/file.h"
 #include "lk/io/json_fields.h"
 #include "lk/io/safetensors_writer.h"
-#include "lk/lora/merge.h"
+#include "lk/lora_tools/merge.h"
 
 namespace lk {
 namespace {

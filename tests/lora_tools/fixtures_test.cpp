@@ -8,7 +8,7 @@
 
 #include "lk/base/file.h"
 #include "lk/lora/adapter.h"
-#include "lk/lora/merge.h"
+#include "lk/lora_tools/merge.h"
 
 namespace lk {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lk/lora/merge.h"
+#include "lk/lora_tools/merge.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -7,7 +7,7 @@
 #include <cmath>
 #include <filesystem>
 
-#include "lk/lora/save.h"
+#include "lk/lora_tools/save.h"
 #include "lora/adapter_maker.h"
 
 namespace lk {

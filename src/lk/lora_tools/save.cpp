@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lk/lora/save.h"
+#include "lk/lora_tools/save.h"
 
 #include <algorithm>
 #include <boost/json/array.hpp>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lk/lora/merge.h"
+#include "lk/lora_tools/merge.h"
 
 #include <algorithm>
 #include <set>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lk/lora/save.h"
+#include "lk/lora_tools/save.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -8,7 +8,7 @@
 #include <filesystem>
 
 #include "lk/base/file.h"
-#include "lk/lora/merge.h"
+#include "lk/lora_tools/merge.h"
 #include "lora/adapter_maker.h"
 
 namespace lk {

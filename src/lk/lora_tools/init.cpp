@@ -5,7 +5,7 @@
 #include "lk/base/file.h"
 #include "lk/base/rng.h"
 #include "lk/lora/delta_math.h"
-#include "lk/lora/save.h"
+#include "lk/lora_tools/save.h"
 
 namespace lk {
 namespace {
