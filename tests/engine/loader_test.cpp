@@ -190,5 +190,51 @@ TEST_F(LoaderTest, StagingTakesAtMostHalfOfHostMemory) {
   EXPECT_TRUE(wait_for([&] { return adapters_[1]->on_host(); }));
 }
 
+// It used to keep its host copy for as long as the server ran.
+TEST_F(LoaderTest, StagedAdapterThatIsUnregisteredIsLetGo) {
+  open(1 << 20);
+  const AdapterId id = add("r8_attention");
+  host_->drop_all();
+  sources_[0]->gate.set_value();
+  engine_->stage(id);
+  ASSERT_TRUE(wait_for([&] { return adapters_[0]->on_host(); }));
+  const std::weak_ptr<HostAdapter> watched = adapters_[0];
+  adapters_.clear();
+  engine_->unregister_adapter(id);
+  EXPECT_TRUE(wait_for([&] { return watched.expired(); }));
+  EXPECT_EQ(host_->stats().bytes, 0);
+}
+
+// The read of a merge used to hold up whoever dropped it.
+TEST_F(LoaderTest, DroppingAMergeDoesNotWaitForItsRead) {
+  open(1 << 20);
+  const AdapterId slow = add("r8_attention"), other = add("r1");
+  host_->drop_all();
+  const auto begin_merge = [&](AdapterId id) {
+    ASSERT_TRUE(pool_->begin_merge(id, engine_->merge_footprint(id).value().num_pages, 0));
+    engine_->start_merge(id, pool_->merge_pages(id));
+  };
+  begin_merge(slow);
+  ASSERT_TRUE(wait_for([&] { return sources_[0]->reads == 2; })) << "it waits for its file";
+  engine_->drop_merge(slow);
+  pool_->release_merge(slow);
+  pool_->check_integrity();
+  EXPECT_TRUE(engine_->take_finished_merges().empty());
+  // Loads and merges of others go on.
+  sources_[1]->gate.set_value();
+  start(other);
+  EXPECT_TRUE(finish().status.ok());
+  begin_merge(other);
+  std::vector<MergeResult> merges;
+  ASSERT_TRUE(wait_for([&] { return !(merges = engine_->take_finished_merges()).empty(); }));
+  EXPECT_EQ(merges[0].adapter, other);
+  // The file answers at last: nobody is told of a merge that was dropped, and the adapter can be unregistered.
+  engine_->unregister_adapter(slow);
+  sources_[0]->gate.set_value();
+  ASSERT_TRUE(wait_for([&] { return adapters_[0]->on_host(); }));
+  EXPECT_TRUE(engine_->take_finished_merges().empty());
+  engine_->drop_merge(other);
+}
+
 }  // namespace
 }  // namespace lk

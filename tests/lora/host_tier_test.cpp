@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <filesystem>
+#include <future>
 #include <map>
 #include <thread>
 
@@ -102,6 +103,52 @@ TEST(HostTier, WhatIsInUseOrCouldNotComeBackIsKept) {
   EXPECT_EQ(world.on_host(), "b");
   world.tier->drop_all();
   EXPECT_EQ(world.on_host(), "b");
+}
+
+// A source whose file system does not answer until it is let.
+class HungSource : public FakeSource {
+ public:
+  using FakeSource::FakeSource;
+  bool available() const override {
+    asked.set_value();
+    answer.get_future().wait();
+    return true;
+  }
+  mutable std::promise<void> asked, answer;
+};
+
+// A look at a file used to be taken under the mutex that whoever starts a load needs.
+TEST(HostTier, NobodyWaitsForALookAtAFile) {
+  World world(2 * 1024);
+  const auto hung = std::make_shared<HungSource>("hung", 1024);
+  const std::shared_ptr<HostAdapter> slow = world.tier->add(hung, 1024).value();
+  world.add("b");
+  std::thread reader([&] { world.add("c"); });
+  hung->asked.get_future().wait();  // it holds up the one who needs room, and nobody else:
+  EXPECT_NE(world.adapters["b"]->try_get(), nullptr);
+  EXPECT_NE(slow->try_get(), nullptr) << "used meanwhile, so it stays";
+  EXPECT_EQ(world.tier->stats().bytes, 2 * 1024);
+  world.add("d");  // finds room in b
+  world.adapters.erase("d");
+  hung->answer.set_value();
+  reader.join();
+  EXPECT_TRUE(slow->on_host());
+  EXPECT_EQ(world.on_host(), "c");
+}
+
+// Forgotten while its source is asked.
+TEST(HostTier, WhatIsAskedForMayGo) {
+  World world(2 * 1024);
+  const auto hung = std::make_shared<HungSource>("hung", 1024);
+  std::shared_ptr<HostAdapter> slow = world.tier->add(hung, 1024).value();
+  world.add("b");
+  std::thread reader([&] { world.add("c"); });
+  hung->asked.get_future().wait();
+  slow.reset();
+  hung->answer.set_value();
+  reader.join();
+  EXPECT_EQ(world.on_host(), "bc");
+  EXPECT_EQ(world.tier->stats().bytes, 2 * 1024);
 }
 
 TEST(HostTier, SomebodyWhoWaitsGetsItEvenBeyondTheBudget) {

@@ -30,8 +30,14 @@ Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options,
         engine->page_bytes());
   LK_ASSIGN_OR_RETURN(engine->arena_, engine->backend_->try_allocate(engine->num_pages_ * engine->page_bytes()));
   engine->decoder_.set_pool(engine->arena_.data());
-  engine->loader_ = std::make_unique<Loader>(engine->arena_.data(), *engine->backend_, kNumReaders);
-  engine->merger_ = std::make_unique<Merger>(engine->weights_, *engine->backend_, engine->arena_.data());
+  std::vector<Workshop::Bench> benches(3);
+  benches[kReaderBench] = {.name = "lk-reader", .num_threads = kNumReaders};
+  benches[kCopierBench] = {.name = "lk-loader"};
+  benches[kMergerBench] = {.name = "lk-merger"};
+  engine->workshop_ = std::make_unique<Workshop>(benches);
+  engine->loader_ = std::make_unique<Loader>(*engine->workshop_, engine->arena_.data(), *engine->backend_);
+  engine->merger_ =
+      std::make_unique<Merger>(*engine->workshop_, engine->weights_, *engine->backend_, engine->arena_.data());
   return engine;
 }
 
@@ -44,7 +50,7 @@ Engine::Engine(const EngineOptions& options, std::shared_ptr<const ModelWeights>
       geometry_{.slice_bytes = decoder_.slice_bytes(), .page_bytes = decoder_.page_bytes(), .act = weights_->act},
       default_rope_(make_rope_table(weights_->config, 0)) {}
 
-Engine::~Engine() = default;
+Engine::~Engine() { workshop_.reset(); }  // its jobs refer to all the rest
 
 // --- Adapters
 
@@ -66,6 +72,7 @@ AdapterId Engine::register_adapter(PreparedAdapter adapter) {
 
 void Engine::unregister_adapter(AdapterId id) {
   LK_CHECK(!merger_->has(id), "adapter {} is unregistered while it is merged", id);
+  loader_->forget(id);
   LK_CHECK(adapters_.erase(id) == 1, "adapter {} is not registered", id);
 }
 
@@ -80,7 +87,7 @@ void Engine::start_load(AdapterId adapter, std::span<const PageId> pages) {
 // With it goes the hold that embedding rows have on the host copy, which the host tier may drop from now on.
 void Engine::evicted(AdapterId adapter) { adapters_.at(adapter).resident = nullptr; }
 
-void Engine::stage(AdapterId adapter) { loader_->stage(adapters_.at(adapter).prepared.host); }
+void Engine::stage(AdapterId adapter) { loader_->stage(adapter, adapters_.at(adapter).prepared.host); }
 
 std::vector<LoadResult> Engine::take_finished_loads(bool wait) {
   std::vector<LoadResult> results;

@@ -58,9 +58,9 @@ class Engine : public Executor {
   const std::string& adapter_name(AdapterId id) const { return adapters_.at(id).prepared.host->name(); }
   // What bringing it into pages would cost now, relative to a copy from host memory (UnifiedPool::set_reload_cost()).
   double reload_cost(AdapterId id) const { return loader_->relative_cost(*adapters_.at(id).prepared.host); }
-  // Called on the loader thread after each load: wakes whoever waits for take_finished_loads(). Set before the first
-  // load.
-  void set_load_listener(std::function<void()> listener) { loader_->set_listener(std::move(listener)); }
+  // Called on a thread of the workshop when a load or a merge gets on: wakes whoever calls take_finished_loads(). Set
+  // before the first load.
+  void set_load_listener(std::function<void()> listener) { workshop_->set_listener(std::move(listener)); }
   // Called by execute() after each layer, on its thread, to see to what cannot wait for the step's end. It must be
   // cheap when there is nothing to do (a layer may take 50 us), and may start loads but register and unregister
   // nothing. Set between two steps.
@@ -133,9 +133,9 @@ class Engine : public Executor {
   std::vector<float> hidden_;  // read from the device
 
   std::unordered_map<AdapterId, std::shared_ptr<const MergedWeights>> merged_;  // finished ones
-  // Last: their threads write into the arena.
   std::unique_ptr<Loader> loader_;
   std::unique_ptr<Merger> merger_;
+  std::unique_ptr<Workshop> workshop_;  // last: its threads write into the arena
 };
 
 }  // namespace lk

@@ -1,27 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-// Loader: the threads that bring adapters up the tiers: readers from disk into host memory, one more from there into
-// pages, so that a slow read holds up no copy. All of it beside the engine thread's steps.
+// Loader: brings adapters up the tiers by jobs of the engine's workshop: reads from disk into host memory, and copies
+// from there into pages. All of it beside the engine thread's steps.
 //
 // Thread safety: every call from the engine thread.
 #pragma once
 
-#include <atomic>
-#include <condition_variable>
-#include <deque>
-#include <functional>
+#include <map>
 #include <memory>
-#include <mutex>
-#include <thread>
 #include <vector>
 
+#include "lk/base/workshop.h"
 #include "lk/engine/adapter_layout.h"
+#include "lk/engine/benches.h"
 #include "lk/lora/host_tier.h"
+#include "lk/memory/stage_budget.h"
 
 namespace lk {
 
 class Loader {
  public:
-  struct Job {
+  struct Load {
     AdapterId adapter = kBaseModel;
     std::shared_ptr<HostAdapter> host;
     std::shared_ptr<const AdapterLayout> layout;
@@ -33,43 +31,38 @@ class Loader {
     std::shared_ptr<const ResidentAdapter> resident;  // null after a failure
   };
 
-  Loader(std::byte* pool_base, Backend& backend, int num_readers);
+  // The workshop must be destroyed first: its jobs refer to this.
+  Loader(Workshop& workshop, std::byte* pool_base, Backend& backend)
+      : workshop_(workshop), pool_base_(pool_base), backend_(backend) {}
 
-  // Called on the copying thread after each load. Set before the first load.
-  void set_listener(std::function<void()> listener) { listener_ = std::move(listener); }
-  // Fills the job's pages.
-  void start(Job job);
+  // Fills the load's pages.
+  void start(Load load);
+  // Loads that ended. With `wait`, blocks until there is one.
   std::vector<Done> take_finished(bool wait);
   // Reads an adapter from disk into host memory, after all that start() waits for. Nothing when it is there, or when
   // what was staged and not started yet would take more than half of the host tier.
-  void stage(const std::shared_ptr<HostAdapter>& adapter);
+  void stage(AdapterId adapter, std::shared_ptr<HostAdapter> host);
+  // The adapter is not known any more: what was staged of it is let go.
+  void forget(AdapterId adapter);
   // What bringing an adapter into pages costs now, in that of copying it from host memory: more when it has to be read
   // first.
   double relative_cost(const HostAdapter& adapter) const;
 
  private:
-  struct Copy {
-    Job job;
-    Result<std::shared_ptr<const Adapter>> content;
+  struct Staged {
+    std::shared_ptr<HostAdapter> host;
+    Workshop::JobId job = 0;
+    bool read = false;
   };
-  void read_main(std::stop_token stop);
-  void copy_main(std::stop_token stop);
+  void copy(const Load& load, Result<std::shared_ptr<const Adapter>> content);
 
+  Workshop& workshop_;
   std::byte* const pool_base_;
   Backend& backend_;
-  std::atomic<double> copy_seconds_per_byte_{0};  // a moving average
-  std::function<void()> listener_;
-  // Engine thread only: staged and not started, dropped ones among them.
-  std::vector<std::shared_ptr<HostAdapter>> staged_;
-
-  std::mutex mutex_;
-  std::condition_variable_any read_wanted_, copy_wanted_;
-  std::condition_variable finished_;
-  std::deque<Job> reads_;                            // guarded by mutex_, like all below
-  std::deque<std::shared_ptr<HostAdapter>> stages_;  // read when reads_ is empty
-  std::deque<Copy> copies_;
+  double copy_seconds_per_byte_ = 0;  // a moving average
+  StageBudget budget_;
+  std::map<AdapterId, Staged> staged_;  // and not started, dropped ones among them
   std::vector<Done> done_;
-  std::vector<std::jthread> threads_;  // last: they use all of the above
 };
 
 }  // namespace lk

@@ -5,8 +5,6 @@
 
 #include <chrono>
 
-#include "lk/base/thread_name.h"
-
 namespace lk {
 namespace {
 
@@ -18,78 +16,72 @@ Micros thread_cpu_time() {
 
 }  // namespace
 
-Merger::Merger(std::shared_ptr<const ModelWeights> base, Backend& backend, std::byte* pool_base)
-    : base_(std::move(base)), backend_(backend), pool_base_(pool_base) {
-  thread_ = std::jthread([this](std::stop_token stop) { thread_main(stop); });
+Merger::Merger(Workshop& workshop, std::shared_ptr<const ModelWeights> base, Backend& backend, std::byte* pool_base)
+    : workshop_(workshop), base_(std::move(base)), backend_(backend), pool_base_(pool_base) {}
+
+void Merger::start(Merge merge) {
+  LK_CHECK(!has(merge.adapter), "adapter {} is merged or being merged already", merge.adapter);
+  const auto started = std::make_shared<Started>(
+      Started{.merge = std::move(merge), .begin = std::chrono::steady_clock::now(), .job = 0, .building = false});
+  started_.emplace(started->merge.adapter, started);
+  started->job = workshop_.submit(
+      kReaderBench,
+      [this, host = started->merge.host, weak = std::weak_ptr(started)](const std::stop_token&) -> Workshop::Finish {
+        return [this, content = host->get(), weak] {
+          if (const std::shared_ptr<Started> wanted = weak.lock()) build(wanted, content);
+        };
+      },
+      Workshop::Priority::kIdle);
 }
 
-void Merger::start(Job job) {
-  LK_CHECK(started_.insert(job.adapter).second, "adapter {} is merged or being merged already", job.adapter);
-  {
-    std::lock_guard lock(mutex_);
-    queue_.push_back(std::move(job));
+void Merger::build(const std::shared_ptr<Started>& started, Result<std::shared_ptr<const Adapter>> content) {
+  if (!content.ok()) {
+    done_.push_back({.result = {.adapter = started->merge.adapter, .status = content.status()}, .weights = nullptr});
+    return;
   }
-  wanted_.notify_one();
+  started->building = true;
+  started->job = workshop_.submit(
+      kMergerBench, [this, started, content = std::move(content).value()](const std::stop_token& stop) {
+        return Workshop::Finish([this, done = run_build(*started, *content, stop), weak = std::weak_ptr(started)] {
+          if (!weak.expired()) done_.push_back(done);
+        });
+      });
 }
 
 std::vector<Merger::Done> Merger::take_finished() {
-  std::lock_guard lock(mutex_);
+  workshop_.collect();
   return std::exchange(done_, {});
 }
 
 void Merger::drop(AdapterId adapter) {
-  if (started_.erase(adapter) == 0) return;
-  std::unique_lock lock(mutex_);
-  std::erase_if(queue_, [&](const Job& job) { return job.adapter == adapter; });
-  if (current_ == adapter) {
-    stop_current_ = true;
-    idle_.wait(lock, [&] { return current_ != adapter; });
-  }
+  const auto it = started_.find(adapter);
+  if (it == started_.end()) return;
+  const std::shared_ptr<Started> started = std::move(it->second);
+  started_.erase(it);
+  // A read goes on without us, however long it takes: it does not touch the pages.
+  if (!workshop_.cancel(started->job) && started->building) workshop_.wait_until_idle(started->job);
   std::erase_if(done_, [&](const Done& done) { return done.result.adapter == adapter; });
 }
 
-void Merger::thread_main(std::stop_token stop) {
-  set_thread_name("lk-merger");
-  for (;;) {
-    std::unique_lock lock(mutex_);
-    if (!wanted_.wait(lock, stop, [&] { return !queue_.empty(); })) return;
-    const Job job = std::move(queue_.front());
-    queue_.pop_front();
-    current_ = job.adapter;
-    stop_current_ = false;
-    lock.unlock();
-    Done done = build(job, stop);
-    lock.lock();
-    done_.push_back(std::move(done));
-    current_ = kBaseModel;
-    lock.unlock();
-    idle_.notify_one();
-  }
-}
-
-Merger::Done Merger::build(const Job& job, const std::stop_token& stop) {
-  const auto begin = std::chrono::steady_clock::now();
+// On a thread of the workshop.
+Merger::Done Merger::run_build(const Started& started, const Adapter& content, const std::stop_token& stop) {
+  const Merge& merge = started.merge;
   const Micros cpu_begin = thread_cpu_time();
-  const std::function<bool()> stopped = [&] {
-    return stop_current_.load(std::memory_order_relaxed) || stop.stop_requested();
-  };
+  const std::function<bool()> stopped = [&] { return stop.stop_requested(); };
   RoundingLoss loss;
+  Result<std::shared_ptr<const MergedWeights>> weights =
+      merge.layout->build(content, *base_, merge.pages, pool_base_, backend_, stopped, &loss);
   Done done;
-  Result<std::shared_ptr<const MergedWeights>> weights = unavailable("not built");
-  if (const Result<std::shared_ptr<const Adapter>> content = job.host->get(); content.ok())
-    weights = job.layout->build(**content, *base_, job.pages, pool_base_, backend_, stopped, &loss);
-  else
-    weights = content.status();
-  done.result = {
-      .adapter = job.adapter,
-      .status = weights.status(),
-      .build_time =
-          std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - begin).count(),
-      .engine_time = (thread_cpu_time() - cpu_begin) / backend_.num_host_threads(),
-      .build_cost_rows = job.layout->build_cost_rows(),
-      .rounding_loss = loss.total,
-      .worst_rounding_loss = loss.worst,
-      .worst_module = loss.worst_module};
+  done.result = {.adapter = merge.adapter,
+                 .status = weights.status(),
+                 .build_time = std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() -
+                                                                                     started.begin)
+                                   .count(),
+                 .engine_time = (thread_cpu_time() - cpu_begin) / backend_.num_host_threads(),
+                 .build_cost_rows = merge.layout->build_cost_rows(),
+                 .rounding_loss = loss.total,
+                 .worst_rounding_loss = loss.worst,
+                 .worst_module = loss.worst_module};
   if (weights.ok()) done.weights = std::move(*weights);
   return done;
 }

@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Merger: the thread that builds merged weights, one adapter after the other, while the engine thread runs steps.
+// Merger: builds merged weights by jobs of the engine's workshop, one adapter after the other, while the engine thread
+// runs steps. A merge first has its adapter read (behind all loads), then is built.
 //
 // Thread safety: every call from the engine thread.
 #pragma once
 
-#include <atomic>
-#include <condition_variable>
-#include <deque>
+#include <chrono>
+#include <map>
 #include <memory>
-#include <mutex>
-#include <set>
-#include <thread>
 #include <vector>
 
+#include "lk/base/workshop.h"
+#include "lk/engine/benches.h"
 #include "lk/engine/merge_layout.h"
 #include "lk/lora/host_tier.h"
 #include "lk/sched/executor.h"
@@ -21,7 +20,7 @@ namespace lk {
 
 class Merger {
  public:
-  struct Job {
+  struct Merge {
     AdapterId adapter = kBaseModel;
     std::shared_ptr<HostAdapter> host;
     std::shared_ptr<const MergeLayout> layout;
@@ -32,32 +31,32 @@ class Merger {
     std::shared_ptr<const MergedWeights> weights;  // null after a failure
   };
 
-  Merger(std::shared_ptr<const ModelWeights> base, Backend& backend, std::byte* pool_base);
+  // The workshop must be destroyed first: its jobs refer to this.
+  Merger(Workshop& workshop, std::shared_ptr<const ModelWeights> base, Backend& backend, std::byte* pool_base);
 
-  void start(Job job);  // Requires: !has(job.adapter)
+  void start(Merge merge);  // Requires: !has(merge.adapter)
   std::vector<Done> take_finished();
-  // From start() until drop(): queued, being built, or built.
+  // From start() until drop(): being read, queued, being built, or built.
   bool has(AdapterId adapter) const { return started_.contains(adapter); }
-  // Returns when the thread no longer writes this adapter's pages.
+  // On return nobody writes this adapter's pages. Waits for no file: at most for the panel of weights being computed.
   void drop(AdapterId adapter);
 
  private:
-  void thread_main(std::stop_token stop);
-  Done build(const Job& job, const std::stop_token& stop);
+  struct Started {
+    Merge merge;
+    std::chrono::steady_clock::time_point begin;
+    Workshop::JobId job = 0;  // the read, then the build
+    bool building = false;
+  };
+  void build(const std::shared_ptr<Started>& started, Result<std::shared_ptr<const Adapter>> content);
+  Done run_build(const Started& started, const Adapter& content, const std::stop_token& stop);
 
+  Workshop& workshop_;
   std::shared_ptr<const ModelWeights> base_;
   Backend& backend_;
   std::byte* pool_base_;
-  std::set<AdapterId> started_;
-
-  std::mutex mutex_;
-  std::condition_variable_any wanted_;
-  std::condition_variable idle_;
-  std::deque<Job> queue_;  // guarded by mutex_, like all below
+  std::map<AdapterId, std::shared_ptr<Started>> started_;  // a job whose entry is gone reports to nobody
   std::vector<Done> done_;
-  AdapterId current_ = kBaseModel;         // being built
-  std::atomic<bool> stop_current_{false};  // read without it
-  std::jthread thread_;                    // last: it uses all of the above
 };
 
 }  // namespace lk

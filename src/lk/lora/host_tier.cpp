@@ -32,7 +32,8 @@ double seconds_per_byte(double seconds, int64_t bytes) {
 }  // namespace
 
 int64_t host_bytes_of(const Adapter& adapter) {
-  int64_t bytes = adapter.file ? adapter.file_bytes : 0;
+  int64_t bytes = adapter.file ? adapter.file->memory_bytes() : 0;
+  if (adapter.converted) bytes += adapter.converted->memory_bytes();
   for (const Buffer& buffer : adapter.owned) bytes += buffer.size_bytes();
   return bytes;
 }
@@ -157,36 +158,54 @@ HostTier::Stats HostTier::stats() const {
 
 void HostTier::drop_all() {
   Dropped dropped;
-  std::lock_guard lock(mutex_);
-  drop_down_to_locked(0, dropped);
+  std::unique_lock lock(mutex_);
+  drop_down_to(0, dropped, lock);
 }
 
-bool HostTier::drop_down_to_locked(int64_t bytes, Dropped& dropped) {
+bool HostTier::drop_down_to(int64_t bytes, Dropped& dropped, std::unique_lock<std::mutex>& lock) {
   bool in_use = false;
   for (auto it = order_.begin(); it != order_.end() && stats_.bytes > bytes;) {
-    HostAdapter& victim = *std::get<HostAdapter*>(*it);
-    // Somebody who uses it keeps it in memory anyway; and what is not on disk any more would be lost for those who were
-    // promised it.
-    if (victim.copy_.use_count() > 1 || !victim.source_->available()) {
-      in_use |= victim.copy_.use_count() > 1;
+    const HostAdapter::Rank rank = *it;
+    const std::shared_ptr<AdapterSource> source = std::get<HostAdapter*>(rank)->source_;
+    const auto is_used = [&] { return std::get<HostAdapter*>(rank)->copy_.use_count() > 1; };
+    // Somebody who uses it keeps it in memory anyway; and about what somebody else asks for, he decides.
+    if (is_used() || !asked_.insert(source.get()).second) {
+      in_use = true;
       ++it;
       continue;
     }
-    clock_ = std::max(clock_, std::get<double>(*it));
-    it = order_.erase(it);
-    victim.on_host_.store(false, std::memory_order_release);
-    dropped.push_back(std::move(victim.copy_));
-    victim.copy_.reset();
-    stats_.bytes -= victim.bytes_;
-    ++stats_.num_drops;
+    lock.unlock();
+    // What is not on disk any more would be lost for those who were promised it.
+    const bool available = source->available();
+    lock.lock();
+    asked_.erase(source.get());
+    it = order_.find(rank);
+    if (it == order_.end()) {  // used or forgotten meanwhile
+      it = order_.upper_bound(rank);
+    } else if (!available || is_used() || stats_.bytes <= bytes) {
+      in_use |= is_used();
+      ++it;
+    } else {
+      it = drop(it, dropped);
+    }
   }
   return in_use;
 }
 
+std::set<HostAdapter::Rank>::iterator HostTier::drop(std::set<HostAdapter::Rank>::iterator it, Dropped& dropped) {
+  HostAdapter& victim = *std::get<HostAdapter*>(*it);
+  clock_ = std::max(clock_, std::get<double>(*it));
+  victim.on_host_.store(false, std::memory_order_release);
+  dropped.push_back(std::exchange(victim.copy_, nullptr));
+  stats_.bytes -= victim.bytes_;
+  ++stats_.num_drops;
+  return order_.erase(it);
+}
+
 HostTier::Room HostTier::reserve(int64_t bytes, bool even_beyond) {
   Dropped dropped;
-  std::lock_guard lock(mutex_);
-  const bool in_use = drop_down_to_locked(max_bytes_ - bytes, dropped) || num_reserved_ > 0;
+  std::unique_lock lock(mutex_);
+  const bool in_use = drop_down_to(max_bytes_ - bytes, dropped, lock) || num_reserved_ > 0;
   if (stats_.bytes + bytes > max_bytes_ && !even_beyond)
     return in_use && bytes <= max_bytes_ ? Room::kInUse : Room::kNone;
   stats_.bytes += bytes;

@@ -29,7 +29,7 @@ class AdapterSource {
  public:
   virtual ~AdapterSource() = default;
   virtual Result<std::shared_ptr<const Adapter>> read() = 0;
-  // Whether read() would probably succeed. Cheap: one look at the file system.
+  // Whether read() would probably succeed: one look at the file system, which may take as long as that likes.
   virtual bool available() const = 0;
 };
 
@@ -123,7 +123,10 @@ class HostTier : public std::enable_shared_from_this<HostTier> {
   using Dropped = std::vector<std::shared_ptr<const Adapter>>;  // to be destroyed without the lock
 
   explicit HostTier(int64_t max_bytes) : max_bytes_(max_bytes) {}
-  bool drop_down_to_locked(int64_t bytes, Dropped& dropped);  // whether something was in use
+  // Whether something was in use. Lets go of the lock while it asks a source: no file is looked at under the mutex,
+  // which whoever starts a load needs.
+  bool drop_down_to(int64_t bytes, Dropped& dropped, std::unique_lock<std::mutex>& lock);
+  std::set<HostAdapter::Rank>::iterator drop(std::set<HostAdapter::Rank>::iterator it, Dropped& dropped);  // the next
   enum class Room : uint8_t { kTaken, kInUse, kNone };
   Room reserve(int64_t bytes, bool even_beyond);
   Status reserve_for_new(int64_t bytes);
@@ -137,7 +140,8 @@ class HostTier : public std::enable_shared_from_this<HostTier> {
   std::set<HostAdapter::Rank> order_;  // of those in memory
   double clock_ = 0;
   uint64_t num_uses_ = 0;
-  int64_t num_reserved_ = 0;  // whose bytes are counted, and whose copies are still to come
+  std::set<const AdapterSource*> asked_;  // by somebody, now
+  int64_t num_reserved_ = 0;              // whose bytes are counted, and whose copies are still to come
   Stats stats_;
 };
 
