@@ -58,8 +58,7 @@ void Evaluator::adopt(std::shared_ptr<LoopObject> loop) {
 void Evaluator::print(std::string_view text) {
   runtime_.step(static_cast<int64_t>(text.size()));
   if (out_->size() + text.size() > runtime_.max_string_bytes()) {
-    fail_limit("the output is longer than {} bytes; raise max_output_bytes or shorten the request",
-               runtime_.max_string_bytes());
+    fail_limit("the output is longer than {} bytes; shorten the request", runtime_.max_string_bytes());
   }
   *out_ += text;
 }
@@ -203,7 +202,7 @@ void Evaluator::exec_call_block(const Stmt& stmt) {
 Value Evaluator::call_macro(const Macro& macro, const ScopePtr& scope, const Arguments& arguments) {
   const CountGuard depth(macro_depth_);
   if (macro_depth_ > runtime_.limits().max_depth) {
-    fail_limit("macro calls nest more than {} deep; raise max_depth or end the recursion", runtime_.limits().max_depth);
+    fail_limit("macro calls nest more than {} deep; end the recursion", runtime_.limits().max_depth);
   }
   runtime_.step();
   std::string text;

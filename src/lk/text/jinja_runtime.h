@@ -23,7 +23,7 @@ class Runtime {
   // One unit of work that touches about `work` bytes. Long work is charged before it is done.
   void step(int64_t work = 0) {
     if (++num_steps_ > limits_.max_steps) {
-      fail_limit("the template took more than {} steps; raise max_steps or simplify it", limits_.max_steps);
+      fail_limit("the template took more than {} steps; simplify it", limits_.max_steps);
     }
     work_since_check_ += work + kStepWork;
     if (work_since_check_ > kCheckWork) check_time();
@@ -57,8 +57,7 @@ class Runtime {
 
   void check_string(size_t bytes) const {
     if (bytes > max_string_bytes()) {
-      fail_limit("a string is longer than {} bytes; raise max_output_bytes or simplify the template",
-                 max_string_bytes());
+      fail_limit("a string is longer than {} bytes; simplify the template", max_string_bytes());
     }
   }
   std::string str(const Value& value) {

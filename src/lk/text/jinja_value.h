@@ -52,8 +52,7 @@ class Meter {
   void add(int64_t bytes) {
     live_bytes_ += bytes;
     if (live_bytes_ > limit_bytes_) {
-      fail_limit("the template holds more than {} bytes of values; raise max_output_bytes or simplify it",
-                 limit_bytes_);
+      fail_limit("the template holds more than {} bytes of values; simplify it", limit_bytes_);
     }
   }
   void sub(int64_t bytes) { live_bytes_ -= bytes; }
