@@ -92,6 +92,7 @@ struct EngineFlags {
   std::string targets = "all", assign = "none", json, adapter_dir;
   uint64_t seed = 1;
   int repeat = 1;
+  double temperature = 0, top_p = 1;
 };
 
 // Which adapter each request uses: -1 = base.
@@ -162,6 +163,7 @@ json::object percentiles(const std::vector<double>& values) {
 // Time spent in steps that only decode, and the rest.
 struct RunResult {
   double wall_s = 0, prefill_s = 0, decode_s = 0;
+  double decode_sample_s = 0;  // of decode_s
   int64_t prefill_tokens = 0, decode_tokens = 0, decode_steps = 0;
   std::vector<double> ttft_ms, tpot_ms;
 };
@@ -179,7 +181,9 @@ Result<RunResult> run_once(const EngineFlags& flags, TextEngine& engine, const s
     const size_t index = submitted++;
     TextRequest request{.max_tokens = flags.output_tokens, .ignore_eos = true};
     if (assignment[index] >= 0) request.adapter = fmt::format("a{}", assignment[index]);
-    request.sampling.temperature = 0;
+    request.sampling.temperature = flags.temperature;
+    request.sampling.top_p = flags.top_p;
+    request.sampling.seed = flags.seed + index;
     request.sampling.num_logprobs = -1;
     for (int64_t i = 0; i < flags.prompt_tokens; ++i)
       request.token_ids.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(engine.config().vocab_size))));
@@ -199,12 +203,14 @@ Result<RunResult> run_once(const EngineFlags& flags, TextEngine& engine, const s
   while (finished < assignment.size()) {
     while (submitted < assignment.size() && submitted - finished < batch) LK_RETURN_IF_ERROR(submit_next());
     const int64_t computed = engine.scheduler().stats().num_computed_tokens, seen = tokens_seen;
+    const double sample_s = engine.engine().sample_seconds();
     const auto step_start = Clock::now();
     engine.step();
     const double step_s = seconds_since(step_start);
     const int64_t step_tokens = engine.scheduler().stats().num_computed_tokens - computed;
     if (step_tokens == tokens_seen - seen && step_tokens > 0 && flags.prompt_tokens > 1) {
       result.decode_s += step_s;
+      result.decode_sample_s += engine.engine().sample_seconds() - sample_s;
       result.decode_tokens += step_tokens;
       ++result.decode_steps;
     } else {
@@ -253,7 +259,7 @@ Status run_engine(EngineFlags& flags) {
   if (Result<RunResult> warm_up = run_once(short_flags, *engine, assignment, 99); !warm_up.ok())
     return warm_up.status();
   std::vector<double> output, prefill, decode, limit_prefill, limit_decode, decode_fraction, prefill_fraction, ttft,
-      tpot;
+      tpot, sample_fraction;
   MachineLimits limits;
   for (int i = 0; i < flags.repeat; ++i) {
     const MachineLimits before = measure_machine_limits(pool);
@@ -271,6 +277,7 @@ Status run_engine(EngineFlags& flags) {
     }
     if (run.decode_s > 0) {
       decode.push_back(static_cast<double>(run.decode_tokens) / run.decode_s);
+      sample_fraction.push_back(run.decode_sample_s / run.decode_s);
       const double rows = static_cast<double>(run.decode_tokens) / static_cast<double>(run.decode_steps);
       const double head_flops = 2.0 * static_cast<double>(c.hidden_dim) * static_cast<double>(c.vocab_size);
       // Roofline of one step: reading all weights once, or the products of all rows.
@@ -298,6 +305,9 @@ Status run_engine(EngineFlags& flags) {
                    {"output_tokens_s", median(output)},
                    {"prefill_tokens_s", median(prefill)},
                    {"decode_tokens_s", median(decode)},
+                   {"temperature", flags.temperature},
+                   {"top_p", flags.top_p},
+                   {"sample_fraction_of_decode", median(sample_fraction)},
                    {"ttft_ms", percentiles(ttft)},
                    {"tpot_ms", percentiles(tpot)},
                    {"peak_rss_bytes", usage.ru_maxrss * 1024},
@@ -315,6 +325,8 @@ Status run_engine(EngineFlags& flags) {
   fmt::print("prefill    {:8.1f} tok/s   {:.3f} of the limit\n", median(prefill), median(prefill_fraction));
   fmt::print("decode     {:8.1f} tok/s   {:.3f} of the limit ({:.1f} tok/s)\n", median(decode), median(decode_fraction),
              median(limit_decode));
+  fmt::print("sampling   {:8.2f} % of decode, temperature {}, top-p {}\n", 100 * median(sample_fraction),
+             flags.temperature, flags.top_p);
   fmt::print("ttft ms    p50 {:.1f}  p90 {:.1f}  p99 {:.1f}\n", percentile(ttft, 50), percentile(ttft, 90),
              percentile(ttft, 99));
   fmt::print("tpot ms    p50 {:.1f}  p90 {:.1f}  p99 {:.1f}\n", percentile(tpot, 50), percentile(tpot, 90),
@@ -332,8 +344,9 @@ void add_bench(CLI::App& app, int& exit_code) {
   auto kernel = std::make_shared<KernelFlags>();
   CLI::App* kernels = command->add_subcommand("kernels", "Every kernel: time, GB/s, GFLOP/s, fraction of the roofline");
   kernels->add_option("--json", kernel->json, "also write the figures to this file");
-  kernels->add_option("--op", kernel->op,
-                      "only ops that start with this: gemm, gemm_paged, lora, attention, rms_norm, swiglu, rope");
+  kernels->add_option(
+      "--op", kernel->op,
+      "only ops that start with this: gemm, gemm_paged, lora, attention, rms_norm, swiglu, rope, sample");
   kernels->add_option("--isa", kernel->isa, "instruction set, or all")
       ->check(CLI::IsMember({"auto", "all", "portable", "avx2", "avx512", "avx512_bf16"}))
       ->capture_default_str();
@@ -370,7 +383,11 @@ void add_bench(CLI::App& app, int& exit_code) {
   engine->add_option("--repeat", flags->repeat, "runs; medians are reported")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  engine->add_option("--seed", flags->seed, "of prompts and assignment")->capture_default_str();
+  engine->add_option("--seed", flags->seed, "of prompts, assignment and draws")->capture_default_str();
+  engine->add_option("--temperature", flags->temperature, "0 = greedy")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
+  engine->add_option("--top-p", flags->top_p, "with a temperature")->check(CLI::Range(0.0, 1.0))->capture_default_str();
   engine->add_option("--json", flags->json, "also write the figures to this file");
   engine->callback([flags, &exit_code] {
     if (Status status = run_engine(*flags); !status.ok()) exit_code = fail(status);

@@ -106,17 +106,6 @@ TEST_P(ElementwiseTest, AddAndAddBias) {
   }
 }
 
-TEST_P(ElementwiseTest, RowMaxAndLogSumExp) {
-  for (int64_t n : {1, 2, 16, 31, 33, 4097, 32000}) {
-    auto x = random_values<float>(n, 9, 20.0);
-    if (n > 2) x[1] = -INFINITY;
-    const float max = kernels().row_max(x.data(), n);
-    EXPECT_EQ(max, *std::max_element(x.begin(), x.end()));
-    double sum = 0;
-    for (float value : x) sum += std::exp(static_cast<double>(value) - static_cast<double>(max));
-    EXPECT_NEAR(kernels().log_sum_exp(x.data(), n, max), static_cast<double>(max) + std::log(sum), 4e-6) << n;
-  }
-}
 LK_INSTANTIATE_KERNEL_TESTS(ElementwiseTest);
 
 TEST(CpuIsa, NamesRoundTrip) {

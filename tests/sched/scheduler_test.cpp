@@ -171,8 +171,11 @@ TEST(Scheduler, UrgentRequestKeepsItsPages) {
 // Each constraint hears each of its request's tokens once, in order, also when pages were lost in between.
 TEST(Scheduler, ConstraintHearsEveryTokenOnceAcrossPreemptions) {
   struct Listener final : TokenConstraint {
-    void mask(std::span<float>) override {}
-    void accept(int32_t token) override { heard.push_back(token); }
+    Status allowed(std::span<uint64_t>) override { return Status(); }
+    Status accept(int32_t token) override {
+      heard.push_back(token);
+      return Status();
+    }
     std::vector<int32_t> heard;
   };
   UnifiedPool pool(8);

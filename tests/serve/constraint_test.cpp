@@ -15,15 +15,13 @@ namespace {
 constexpr int64_t kVocab = 130;  // not a multiple of a mask's word
 
 std::set<int32_t> allowed_by(TokenConstraint& constraint, int64_t vocab_size = kVocab) {
-  std::vector<float> logits(static_cast<size_t>(vocab_size));
-  for (size_t i = 0; i < logits.size(); ++i) logits[i] = static_cast<float>(i) - 50;
-  constraint.mask(logits);
+  std::vector<uint64_t> words(static_cast<size_t>((vocab_size + 63) / 64), 0x5555);
+  const Status status = constraint.allowed(words);
+  EXPECT_TRUE(status.ok()) << status.message();
   std::set<int32_t> allowed;
-  for (size_t i = 0; i < logits.size(); ++i) {
-    if (std::isinf(logits[i])) continue;
-    allowed.insert(static_cast<int32_t>(i));
-    EXPECT_EQ(logits[i], static_cast<float>(i) - 50) << "what is allowed is not touched";
-  }
+  for (size_t i = 0; i < 64 * words.size(); ++i)
+    if ((words[i / 64] >> (i % 64) & 1) != 0) allowed.insert(static_cast<int32_t>(i));
+  EXPECT_TRUE(allowed.empty() || *allowed.rbegin() < vocab_size);
   return allowed;
 }
 
@@ -32,7 +30,7 @@ TEST(Constraint, NoneWhenNothingConstrains) { EXPECT_EQ(make_constraint({}, {2},
 TEST(Constraint, AllowedTokensAndMinTokens) {
   auto listed = make_constraint({.allowed_token_ids = {0, 63, 64, 129}}, {2}, kVocab);
   EXPECT_EQ(allowed_by(*listed), (std::set<int32_t>{0, 63, 64, 129}));
-  listed->accept(63);
+  EXPECT_TRUE(listed->accept(63).ok());
   EXPECT_EQ(allowed_by(*listed), (std::set<int32_t>{0, 63, 64, 129}));
 
   auto long_enough = make_constraint({.min_tokens = 2}, {2, 128, 500, -1}, kVocab);  // ids outside are no tokens
@@ -40,7 +38,7 @@ TEST(Constraint, AllowedTokensAndMinTokens) {
     const std::set<int32_t> allowed = allowed_by(*long_enough);
     EXPECT_EQ(allowed.size(), static_cast<size_t>(kVocab - 2));
     EXPECT_FALSE(allowed.contains(2) || allowed.contains(128));
-    long_enough->accept(5);
+    EXPECT_TRUE(long_enough->accept(5).ok());
   }
   EXPECT_EQ(allowed_by(*long_enough).size(), static_cast<size_t>(kVocab));
 }
@@ -82,7 +80,7 @@ TEST_F(GrammarConstraintTest, GrammarComesFirst) {
   EXPECT_FALSE(allowed(*of).contains(end));
   for (const int32_t token : prefix) {
     EXPECT_TRUE(allowed(*of).contains(token));
-    of->accept(token);
+    EXPECT_TRUE(of->accept(token).ok());
   }
   // "yes" may end or go on; min_tokens lets it go on only.
   std::set<int32_t> next = allowed(*of);
@@ -92,7 +90,7 @@ TEST_F(GrammarConstraintTest, GrammarComesFirst) {
   const auto only = grammar({.kind = GrammarSpec::Kind::kChoice, .choices = {"yes"}});
   request.grammar = only;
   of = constraint(request);
-  for (const int32_t token : prefix) of->accept(token);
+  for (const int32_t token : prefix) EXPECT_TRUE(of->accept(token).ok());
   next = allowed(*of);
   EXPECT_TRUE(next.contains(end));
   for (const int32_t token : next) EXPECT_NE(std::ranges::count(engine_->text().end_tokens(), token), 0);
@@ -104,14 +102,16 @@ TEST_F(GrammarConstraintTest, GrammarComesFirst) {
   EXPECT_EQ(allowed(*constraint(request)), std::set<int32_t>{prefix[0]});
 }
 
-// A vocabulary without the bytes that the grammar demands.
-TEST_F(GrammarConstraintTest, DeadEndEndsTheText) {
+// Nothing may follow: an error, and no token that the grammar does not allow.
+TEST_F(GrammarConstraintTest, DeadEndIsAnError) {
   const auto only = grammar({.kind = GrammarSpec::Kind::kChoice, .choices = {"yes"}});
   auto of = make_constraint({.grammar = only}, {}, engine_->text().config().vocab_size);
   const std::vector<int32_t> tokens = engine_->tokenizer()->encode("yes", false).value();
-  for (const int32_t token : tokens) of->accept(token);
-  of->accept(engine_->text().end_tokens()[0]);
-  EXPECT_FALSE(allowed(*of).empty()) << "after the end";
+  for (const int32_t token : tokens) EXPECT_TRUE(of->accept(token).ok());
+  EXPECT_TRUE(of->accept(engine_->text().end_tokens()[0]).ok());
+  std::vector<uint64_t> words(static_cast<size_t>((engine_->text().config().vocab_size + 63) / 64));
+  EXPECT_EQ(of->allowed(words).code(), StatusCode::kFailedPrecondition) << "after the end";
+  EXPECT_EQ(of->accept(tokens[0]).code(), StatusCode::kInternal);
 }
 
 // What a constrained request says does not depend on who else runs, on chunks, or on losing its pages.

@@ -163,7 +163,7 @@ TEST(Metrics, SnapshotTotalsNeverFall) {
   const auto metrics = make();
   ServerSnapshot s;
   s.prompt_tokens = 100, s.num_preemptions = 3, s.prefix_queries_tokens = 50, s.prefix_hit_tokens = 20,
-  s.generation_tokens = 7;
+  s.generation_tokens = 7, s.num_sampling_failures = 6;
   s.merging = {.chooser = "always", .adapter = "hot", .builds = 2, .merged_steps = 9};
   EXPECT_EQ(Exposition(metrics->scrape(s)).value("vllm:prompt_tokens_total", vllm()), 100);
   s.prompt_tokens = 90, s.generation_tokens = 8;  // an older snapshot overtaken by a newer one
@@ -172,6 +172,7 @@ TEST(Metrics, SnapshotTotalsNeverFall) {
   EXPECT_EQ(e.value("vllm:generation_tokens_total", vllm()), 8);
   EXPECT_EQ(e.value("vllm:prefix_cache_hits_total", vllm()), 20);
   EXPECT_EQ(e.value("vllm:num_preemptions_total", vllm()), 3);
+  EXPECT_EQ(e.value("lorikeet_sampling_failures_total", {}), 6);
   EXPECT_EQ(e.value("lorikeet_merge_builds_total", {}), 2);
   EXPECT_EQ(e.value("lorikeet_merge_steps_total", {}), 9);
   EXPECT_EQ(e.value("lorikeet_merge_info", {{"chooser", "always"}, {"adapter", "hot"}}), 1);

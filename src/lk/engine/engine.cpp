@@ -5,8 +5,8 @@
 #include <chrono>
 #include <limits>
 
+#include "lk/base/rng.h"
 #include "lk/engine/footprint.h"
-#include "lk/engine/sampler.h"
 
 namespace lk {
 namespace {
@@ -241,38 +241,87 @@ void Engine::add_hidden(const StepPlan& plan) {
   }
 }
 
+// The masks of constrained requests; a constraint that allows nothing fails its request.
+void Engine::allow_tokens(const StepPlan& plan, std::span<const LogitRow> wanted, std::span<ItemResult> results) {
+  const auto words = static_cast<size_t>((weights_->config.vocab_size + 63) / 64);
+  allowed_.resize(std::max(allowed_.size(), words * wanted.size()));
+  backend_->threads().for_each(static_cast<int64_t>(wanted.size()), [&](int64_t i) {
+    const LogitRow& row = wanted[static_cast<size_t>(i)];
+    TokenConstraint* constraint = plan.items[row.item].request->constraint.get();
+    if (!row.sample || !constraint) return;
+    Status allowed = constraint->allowed({allowed_.data() + static_cast<size_t>(i) * words, words});
+    if (!allowed.ok()) results[row.item].error = std::move(allowed);
+  });
+}
+
+SampleArgs Engine::sample_args(const StepItem& item, const LogitRow& wanted, float* logits) const {
+  const SamplingParams& params = item.request->sampling;
+  SampleArgs args{.logits = logits, .vocab_size = weights_->config.vocab_size};
+  if (!wanted.sample) {
+    args.given = item.tokens[static_cast<size_t>(wanted.position + 1)];
+    args.num_logprobs = params.num_prompt_logprobs;
+    return args;
+  }
+  args.uniform = random_uniform(params.seed, item.tokens.size() - item.request->prompt.size());
+  args.temperature = params.temperature;
+  args.top_k = params.top_k;
+  args.top_p = params.top_p;
+  args.min_p = params.min_p;
+  args.repetition_penalty = params.repetition_penalty;
+  args.presence_penalty = params.presence_penalty;
+  args.frequency_penalty = params.frequency_penalty;
+  args.seen = item.seen;
+  args.logit_bias = params.logit_bias;
+  args.num_logprobs = params.num_logprobs;
+  return args;
+}
+
+Status Engine::not_sampled(const Request& request, int64_t position, SampleFault fault) const {
+  const bool base = request.adapter == kBaseModel;
+  const std::string model = base ? "the base model" : fmt::format("adapter {}", adapter_name(request.adapter));
+  if (fault == SampleFault::kNotAllowed)
+    return failed_precondition("after token {} {} gives no token that the request allows a probability", position,
+                               model);
+  return internal_error("the logits of {} after token {} are not finite: its weights overflow or are damaged{}", model,
+                        position,
+                        request.sampling.logit_bias.empty() ? "" : ", or the request's logit bias is too large");
+}
+
 void Engine::resolve_logits(const StepPlan& plan, std::span<ItemResult> results) {
-  const int64_t vocab_size = weights_->config.vocab_size;
-  std::vector<int32_t> rows;
-  std::vector<TokenLogprob> outcomes(logit_rows_.size());
+  const auto words = static_cast<size_t>((weights_->config.vocab_size + 63) / 64);
   for (size_t begin = 0; begin < logit_rows_.size();) {
     const size_t end = std::min(logit_rows_.size(), begin + static_cast<size_t>(decoder_.max_logit_rows()));
-    rows.clear();
-    for (size_t i = begin; i < end; ++i) rows.push_back(logit_rows_[i].row);
-    float* logits = decoder_.logits(rows, runs_);
-    backend_->threads().for_each(static_cast<int64_t>(end - begin), [&](int64_t offset) {
-      const LogitRow& wanted = logit_rows_[begin + static_cast<size_t>(offset)];
-      const StepItem& item = plan.items[wanted.item];
-      // The sampler may scale and mask its row in place; nobody reads it afterwards.
-      float* row = logits + offset * decoder_.logits_stride();
-      TokenLogprob& outcome = outcomes[begin + static_cast<size_t>(offset)];
-      if (wanted.sample) {
-        outcome =
-            sample_token(row, vocab_size, item.request->sampling, item.tokens,
-                         static_cast<int64_t>(item.request->prompt.size()), item.request->constraint.get(), *backend_);
-      } else {
-        outcome = token_logprob(row, vocab_size, item.tokens[static_cast<size_t>(wanted.position + 1)],
-                                item.request->sampling.num_prompt_logprobs, *backend_);
+    const std::span<const LogitRow> wanted(logit_rows_.data() + begin, end - begin);
+    rows_.clear();
+    for (const LogitRow& row : wanted) rows_.push_back(row.row);
+    // Sampling may overwrite its row; nobody reads it afterwards.
+    float* logits = decoder_.logits(rows_, runs_);
+    const auto start = std::chrono::steady_clock::now();
+    allow_tokens(plan, wanted, results);
+    sample_args_.clear();
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      const StepItem& item = plan.items[wanted[i].item];
+      sample_args_.push_back(sample_args(item, wanted[i], logits + static_cast<int64_t>(i) * decoder_.logits_stride()));
+      if (wanted[i].sample && item.request->constraint) sample_args_.back().allowed = allowed_.data() + i * words;
+    }
+    sample_results_.resize(wanted.size());
+    backend_->sample(sample_args_, sample_results_);
+    sample_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      SampleResult& sampled = sample_results_[i];
+      ItemResult& result = results[wanted[i].item];
+      if (!result.error.ok()) continue;
+      if (sampled.fault != SampleFault::kNone) {
+        result.error = not_sampled(*plan.items[wanted[i].item].request, wanted[i].position, sampled.fault);
+        continue;
       }
-    });
+      TokenLogprob outcome{sampled.token, sampled.logprob, sampled.rank, std::move(sampled.top)};
+      if (wanted[i].sample)
+        result.token = std::move(outcome);
+      else
+        result.prompt_logprobs.push_back(std::move(outcome));
+    }
     begin = end;
-  }
-  for (size_t i = 0; i < logit_rows_.size(); ++i) {
-    ItemResult& result = results[logit_rows_[i].item];
-    if (logit_rows_[i].sample)
-      result.token = std::move(outcomes[i]);
-    else
-      result.prompt_logprobs.push_back(std::move(outcomes[i]));
   }
 }
 

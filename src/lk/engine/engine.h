@@ -75,6 +75,7 @@ class Engine : public Executor {
   std::span<ItemResult> execute(const StepPlan& plan) override;
   StepTimes last_step_times() const override { return last_step_times_; }
   double execute_seconds() const { return execute_seconds_; }  // total
+  double sample_seconds() const { return sample_seconds_; }    // of these, from the logits on
 
   Result<MergeFootprint> merge_footprint(AdapterId adapter) const override;
   void start_merge(AdapterId adapter, std::span<const PageId> pages) override;
@@ -100,6 +101,9 @@ class Engine : public Executor {
   const RopeTable& rope_table(int64_t sequence_length);
   void add_hidden(const StepPlan& plan);
   void resolve_logits(const StepPlan& plan, std::span<ItemResult> results);
+  void allow_tokens(const StepPlan& plan, std::span<const LogitRow> wanted, std::span<ItemResult> results);
+  SampleArgs sample_args(const StepItem& item, const LogitRow& wanted, float* logits) const;
+  Status not_sampled(const Request& request, int64_t position, SampleFault fault) const;
 
   const EngineOptions options_;
   std::shared_ptr<const ModelWeights> weights_;
@@ -111,7 +115,7 @@ class Engine : public Executor {
   std::unordered_map<AdapterId, Registered> adapters_;
   AdapterId next_adapter_ = 0;
   std::function<void()> interlude_;
-  double execute_seconds_ = 0;
+  double execute_seconds_ = 0, sample_seconds_ = 0;
   StepTimes last_step_times_;
   RopeTable default_rope_;
   std::unordered_map<int64_t, RopeTable> rope_tables_;  // rope type dynamic, by sequence length
@@ -125,6 +129,10 @@ class Engine : public Executor {
   std::vector<AdapterRun> runs_;
   std::vector<LogitRow> logit_rows_;
   std::vector<ItemResult> results_;
+  std::vector<int32_t> rows_;
+  std::vector<SampleArgs> sample_args_;
+  std::vector<SampleResult> sample_results_;
+  std::vector<uint64_t> allowed_;  // [rows of logits at a time][ceil(vocab_size / 64)], of constrained requests
   struct HiddenRow {
     int32_t row;
     std::vector<double>* sum;

@@ -12,6 +12,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <utility>
+#include <vector>
 
 #include "lk/base/page.h"
 #include "lk/tensor/dtype.h"
@@ -236,6 +238,42 @@ struct SwigluArgs {
   DType y_dtype = DType::kBF16;
   int64_t y_stride = 0;
   int64_t num_rows = 0, dim = 0;
+};
+
+// One row of logits from which a token is drawn, or a given one scored. The order is vLLM's: bias, repetition, presence
+// and frequency penalties, allowed tokens, then greedy or temperature, top-k, top-p, min-p. Equal logits are ordered by
+// id. Log-probabilities are those of the row as it was given. What comes out depends on these arguments only.
+struct SampleArgs {
+  float* logits = nullptr;  // f32 [vocab_size]; overwritten where a bias, a penalty or the mask says so
+  int64_t vocab_size = 0;
+  int32_t given = -1;      // >= 0: score this token and draw none; everything below but num_logprobs is ignored
+  double uniform = 0;      // the random number of this draw, in [0, 1)
+  double temperature = 0;  // 0 = greedy
+  int64_t top_k = 0;       // 0 = off
+  double top_p = 1;        // keeps the fewest most likely tokens that reach this part of the mass, at least one
+  double min_p = 0;        // relative to the most likely token
+  double repetition_penalty = 1;
+  double presence_penalty = 0;
+  double frequency_penalty = 0;
+  // What the penalties apply to: distinct tokens, and how often each is in the output (0: only in the prompt).
+  std::span<const std::pair<int32_t, int32_t>> seen;
+  std::span<const std::pair<int32_t, float>> logit_bias;
+  const uint64_t* allowed = nullptr;  // bit t % 64 of word t / 64 is 1 when token t may come; null: all may
+  int num_logprobs = -1;              // -1 = none, 0 = the token's own, n = and the n most likely
+};
+
+// Why a row gave no token.
+enum class SampleFault : uint8_t {
+  kNone,
+  kNotFinite,   // a logit is NaN or plus infinity, or none is finite
+  kNotAllowed,  // no allowed token has a finite logit
+};
+struct SampleResult {
+  int32_t token = 0;
+  SampleFault fault = SampleFault::kNone;      // otherwise the rest says nothing
+  float logprob = 0;                           // with num_logprobs >= 0
+  int64_t rank = 0;                            // likewise; 1 = most likely
+  std::vector<std::pair<int32_t, float>> top;  // token and log-probability, most likely first
 };
 
 }  // namespace lk

@@ -2,10 +2,12 @@
 #include "lk/kernels/bench.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <functional>
 
+#include "lk/base/rng.h"
 #include "lk/kernels/cpu/isa.h"
 #include "lk/tensor/buffer.h"
 
@@ -80,6 +82,7 @@ class Bench {
     if (wants("attention_decode")) attention_decode();
     if (wants("attention_prefill")) attention_prefill();
     if (wants("rms_norm") || wants("swiglu") || wants("rope")) rows();
+    if (dtype_ == options_.dtypes.front()) samples();  // logits are f32 whatever the activations are
     return results_;
   }
 
@@ -154,6 +157,8 @@ class Bench {
   void attention_prefill();
   void attention_case(const char* op, int64_t num_seqs, int64_t rows_each, int64_t context);
   void rows();
+  void samples();
+  void sample_case(const char* op, int64_t vocab_size, double spread, SampleArgs args);
 
   const KernelBenchOptions& options_;
   ThreadPool& pool_;
@@ -344,6 +349,44 @@ void Bench::rows() {
     row_case("rope", kHeads * kHeadDim, kHeads * kHeadDim * 4, [&](float* x) {
       kernels().rope({x, kHeads * kHeadDim, rows, kHeads, kHeadDim, cos.data(), sin.data()}, pool_);
     });
+  }
+}
+
+void Bench::sample_case(const char* op, int64_t vocab_size, double spread, SampleArgs args) {
+  constexpr int64_t kRows = 32;
+  if (!wants(op) || !wants_rows(kRows)) return;
+  std::vector<float> logits(static_cast<size_t>(kRows * vocab_size));
+  for (size_t i = 0; i < logits.size(); ++i) logits[i] = static_cast<float>(spread * random_normal(1, i));
+  std::vector<SampleScratch> scratch(static_cast<size_t>(pool_.size()));
+  std::vector<SampleResult> results(kRows);
+  Case c;
+  c.result.op = op;
+  c.result.rows = kRows;
+  c.result.n = vocab_size;
+  c.bytes = static_cast<double>(kRows * vocab_size * 4);
+  c.run = [&](int64_t repetition) {
+    std::atomic<int64_t> next{0};
+    pool_.run([&](int thread) {
+      for (int64_t row; (row = next.fetch_add(1, std::memory_order_relaxed)) < kRows;) {
+        SampleArgs own = args;
+        own.logits = logits.data() + row * vocab_size;
+        own.vocab_size = vocab_size;
+        own.uniform = random_uniform(2, static_cast<uint64_t>(repetition * kRows + row));
+        sample_row(kernels().sample, own, scratch[static_cast<size_t>(thread)], &results[static_cast<size_t>(row)]);
+      }
+    });
+  };
+  add(c);
+}
+
+void Bench::samples() {
+  for (int64_t vocab_size : {32000, 151936}) {
+    sample_case("sample_greedy", vocab_size, 3, {.temperature = 0});
+    sample_case("sample_chat", vocab_size, 1, {.temperature = 0.7, .top_p = 0.9});
+    sample_case("sample_chat_peaked", vocab_size, 4, {.temperature = 0.7, .top_p = 0.9});
+    sample_case("sample_chat_flat", vocab_size, 1e-4, {.temperature = 0.7, .top_p = 0.9});
+    sample_case("sample_all", vocab_size, 3, {.temperature = 1});
+    sample_case("sample_top_k", vocab_size, 3, {.temperature = 0.7, .top_k = 50});
   }
 }
 

@@ -6,6 +6,8 @@
 //   lora               distinct adapters with one row each, and one adapter with many rows
 //   attention_decode   one row per sequence       attention_prefill   one sequence from position 0
 //   rms_norm swiglu rope
+//   sample             32 rows of 32,000 and of 151,936 logits: greedy, chat (temperature 0.7, top-p 0.9)
+//                      over normal, peaked and nearly equal logits, the whole distribution, top-k
 #pragma once
 
 #include <string>

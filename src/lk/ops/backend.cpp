@@ -179,4 +179,13 @@ void Backend::add(float* y, int64_t y_stride, const float* x, int64_t x_stride, 
   do_add(y, y_stride, x, x_stride, num_rows, n);
 }
 
+void Backend::sample(std::span<const SampleArgs> rows, std::span<SampleResult> results) {
+  LK_CHECK(rows.size() == results.size());
+  if (rows.empty()) return;
+  for (const SampleArgs& a : rows)
+    LK_CHECK(a.logits && a.vocab_size > 0 && a.given < a.vocab_size && a.temperature >= 0 && a.top_k >= 0 &&
+             a.uniform >= 0 && a.uniform < 1);
+  do_sample(rows, results);
+}
+
 }  // namespace lk

@@ -68,6 +68,8 @@ class Backend {
   void swiglu(const SwigluArgs& a);
   void add_bias(float* y, int64_t y_stride, const float* bias, int64_t num_rows, int64_t n);
   void add(float* y, int64_t y_stride, const float* x, int64_t x_stride, int64_t num_rows, int64_t n);
+  // One result per row, in order; waits for them. Requires: rows of one call do not overlap.
+  void sample(std::span<const SampleArgs> rows, std::span<SampleResult> results);
 
   virtual const char* name() const = 0;
   // Host threads that ops keep busy; 1 where the device is none of the host's processors.
@@ -75,9 +77,7 @@ class Backend {
   // Seconds the device spent in lora() since the start.
   virtual double lora_seconds() const = 0;
 
-  // Until sampling is an op: the engine samples on the host from logits that the host can read.
-  virtual float row_max(const float* x, int64_t n) const = 0;
-  virtual float log_sum_exp(const float* x, int64_t n, float row_max) const = 0;
+  // Host threads that ops run on, for what the engine computes between them: the masks of constrained requests.
   virtual ThreadPool& threads() = 0;
 
  private:
@@ -100,6 +100,7 @@ class Backend {
   virtual void do_swiglu(const SwigluArgs& a) = 0;
   virtual void do_add_bias(float* y, int64_t y_stride, const float* bias, int64_t num_rows, int64_t n) = 0;
   virtual void do_add(float* y, int64_t y_stride, const float* x, int64_t x_stride, int64_t num_rows, int64_t n) = 0;
+  virtual void do_sample(std::span<const SampleArgs> rows, std::span<SampleResult> results) = 0;
 };
 
 }  // namespace lk

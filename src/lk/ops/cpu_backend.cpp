@@ -2,6 +2,7 @@
 #include "lk/ops/cpu_backend.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstring>
 
@@ -12,14 +13,13 @@ namespace {
 
 class CpuBackend : public Backend {
  public:
-  CpuBackend(const CpuKernels& kernels, int num_threads) : kernels_(kernels), pool_(num_threads) {}
+  CpuBackend(const CpuKernels& kernels, int num_threads)
+      : kernels_(kernels), pool_(num_threads), sample_scratch_(static_cast<size_t>(pool_.size())) {}
 
   const char* name() const override { return to_string(kernels_.isa); }
   int num_host_threads() const override { return pool_.size(); }
   double lora_seconds() const override { return lora_seconds_; }
   ThreadPool& threads() override { return pool_; }
-  float row_max(const float* x, int64_t n) const override { return kernels_.row_max(x, n); }
-  float log_sum_exp(const float* x, int64_t n, float max) const override { return kernels_.log_sum_exp(x, n, max); }
 
  private:
   Result<DeviceBuffer> do_allocate(int64_t size_bytes) override {
@@ -70,10 +70,18 @@ class CpuBackend : public Backend {
   void do_add(float* y, int64_t y_stride, const float* x, int64_t x_stride, int64_t num_rows, int64_t n) override {
     kernels_.add(y, y_stride, x, x_stride, num_rows, n, pool_);
   }
+  void do_sample(std::span<const SampleArgs> rows, std::span<SampleResult> results) override {
+    std::atomic<size_t> next{0};
+    pool_.run([&](int thread) {
+      for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < rows.size();)
+        sample_row(kernels_.sample, rows[i], sample_scratch_[static_cast<size_t>(thread)], &results[i]);
+    });
+  }
 
   const CpuKernels& kernels_;
   ThreadPool pool_;
-  double lora_seconds_ = 0;  // engine thread
+  std::vector<SampleScratch> sample_scratch_;  // one per thread of the pool
+  double lora_seconds_ = 0;                    // engine thread
 };
 
 }  // namespace

@@ -18,7 +18,9 @@ struct StepItem {
   int64_t begin = 0, end = 0;
   std::span<const PageId> block_table;  // covers positions [0, end)
   bool sample = false;                  // end == tokens.size() and another token is wanted
-  bool prompt_logprobs = false;         // score the prompt tokens that follow positions [begin, end)
+  // With penalties: the distinct tokens so far, and how often each is in the output (token_counts.h).
+  std::span<const std::pair<int32_t, int32_t>> seen;
+  bool prompt_logprobs = false;  // score the prompt tokens that follow positions [begin, end)
   // Add the last hidden states of [begin, end) here, position by position; reset when begin == 0. Null: not wanted.
   std::vector<double>* hidden_sum = nullptr;
 };
@@ -33,7 +35,8 @@ struct StepPlan {
 };
 
 struct ItemResult {
-  TokenLogprob token;                         // when the item samples
+  Status error;        // this request can not go on: logits that are not finite, a constraint that allows nothing
+  TokenLogprob token;  // when the item samples
   std::vector<TokenLogprob> prompt_logprobs;  // one per position p of the item with p + 1 < prompt length
 };
 

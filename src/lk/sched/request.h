@@ -31,16 +31,19 @@ struct SamplingParams {
   uint64_t seed = 0;
   int num_logprobs = -1;         // -1 = none, 0 = the token's own, n = and the n most likely
   int num_prompt_logprobs = -1;  // likewise for prompt tokens after the first
+
+  bool has_penalties() const { return repetition_penalty != 1 || presence_penalty != 0 || frequency_penalty != 0; }
 };
 
 // Which tokens may come next: a grammar, an allow-list. One per request; it advances with the request's tokens and
-// never sees anything else. Called where tokens are sampled, from any one thread at a time.
+// never sees anything else. Called from any one thread at a time. An error ends the request.
 class TokenConstraint {
  public:
   virtual ~TokenConstraint() = default;
-  // Sets the logits of tokens that may not come next to minus infinity; at least one stays finite.
-  virtual void mask(std::span<float> logits) = 0;
-  virtual void accept(int32_t token) = 0;
+  // Sets bit t % 64 of words[t / 64] to whether token t may come next. [ceil(vocab_size / 64)]
+  virtual Status allowed(std::span<uint64_t> words) = 0;
+  // Called with each token of the output, once.
+  virtual Status accept(int32_t token) = 0;
 };
 
 struct Request {

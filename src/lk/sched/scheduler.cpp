@@ -86,6 +86,8 @@ Status Scheduler::submit(Request request) {
     LK_RETURN_IF_ERROR(breaker_.check(request.adapter, executor_.now()));
   auto sequence = std::make_unique<Sequence>(std::move(request));
   sequence->tokens = sequence->request->prompt;
+  if (sequence->request->sampling.has_penalties())
+    for (const int32_t token : sequence->tokens) sequence->seen.add(token, false);
   sequence->order = next_order_++;
   sequence->arrival = executor_.now();
   if (!sequence->request->urgent)
@@ -357,8 +359,12 @@ void Scheduler::apply(const Planned& planned, ItemResult& result) {
   sequence.num_computed = end;
   const int64_t billed =
       std::exchange(sequence.num_billed, std::max(sequence.num_billed, std::min(end, sequence.prompt_length())));
-  const bool makes_output = end == sequence.num_tokens() && sequence.request->max_tokens > 0;
+  const bool makes_output = result.error.ok() && end == sequence.num_tokens() && sequence.request->max_tokens > 0;
   policy_->computed(sequence, sequence.num_billed - billed, makes_output ? 1 : 0);
+  if (!result.error.ok()) {
+    ++stats_.num_sampling_failures;
+    return fail(sequence, std::move(result.error));  // and nobody reuses what it computed in this step
+  }
   publish_pages(sequence);
   // After a preemption the prompt is computed again: keep the first copy of each entry.
   for (size_t i = 0; i < result.prompt_logprobs.size(); ++i)
@@ -379,8 +385,14 @@ void Scheduler::apply(const Planned& planned, ItemResult& result) {
     event.has_token = true;
     event.token = std::move(result.token);
     const int32_t token = event.token.token;
+    if (sequence.request->constraint) {
+      if (Status refused = sequence.request->constraint->accept(token); !refused.ok()) {
+        ++stats_.num_sampling_failures;
+        return fail(sequence, std::move(refused));
+      }
+    }
     sequence.tokens.push_back(token);
-    if (sequence.request->constraint) sequence.request->constraint->accept(token);
+    if (sequence.request->sampling.has_penalties()) sequence.seen.add(token, true);
     const auto& stops = sequence.request->stop_token_ids;
     if (std::find(stops.begin(), stops.end(), token) != stops.end())
       event.finish = FinishReason::kStop;
@@ -404,6 +416,7 @@ void Scheduler::fill_plan() {
          .end = planned.end,
          .block_table = sequence.pages,
          .sample = planned.end == sequence.num_tokens() && sequence.request->max_tokens > 0,
+         .seen = sequence.seen.all(),
          .prompt_logprobs = sequence.wants_prompt_logprobs() && sequence.num_output() == 0 &&
                             planned.begin < sequence.prompt_length() - 1,
          .hidden_sum = sequence.request->sum_hidden && sequence.num_output() == 0 ? &sequence.hidden_sum : nullptr});

@@ -85,7 +85,8 @@ struct SchedulerStats {
   int64_t num_adapter_loads = 0;
   int64_t num_prefetches = 0;  // of the loads, those that prefetch() began
   int64_t num_adapter_drains = 0;
-  int64_t num_missed_deadlines = 0;  // ended because their first token would have come too late
+  int64_t num_sampling_failures = 0;  // requests ended because no token could be sampled or scored
+  int64_t num_missed_deadlines = 0;   // ended because their first token would have come too late
 };
 
 class Scheduler {

@@ -8,12 +8,14 @@
 
 #include "lk/base/page.h"
 #include "lk/sched/scheduler.h"
+#include "lk/sched/token_counts.h"
 
 namespace lk {
 struct Scheduler::Sequence : Ticket {
   explicit Sequence(Request owned) : owned(std::move(owned)) { request = &this->owned; }
   Request owned;
   std::vector<int32_t> tokens;  // prompt, then output
+  TokenCounts seen;             // of them, for penalties; empty without
   int64_t num_computed = 0;     // positions whose K and V are in pages
   std::vector<PageId> pages;    // block table; one reference each
   int64_t num_published = 0;    // leading pages that carry a key

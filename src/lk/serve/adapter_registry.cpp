@@ -216,12 +216,14 @@ Status AdapterRegistry::prove(AdapterVersion& version) {
       LK_ASSIGN_OR_RETURN(base_probe_, run_probe(kBaseModel));
     }
   }
-  LK_ASSIGN_OR_RETURN(const std::vector<TokenLogprob> probe, run_probe(version.id()));
+  Result<std::vector<TokenLogprob>> result = run_probe(version.id());
+  if (result.status().code() == StatusCode::kInternal)
+    return data_loss("on a probe prompt {}", result.status().message());
+  LK_ASSIGN_OR_RETURN(const std::vector<TokenLogprob> probe, std::move(result));
   for (size_t i = 0; i < probe.size(); ++i) {
     if (!std::isfinite(probe[i].logprob))
-      return data_loss(
-          "the adapter makes the model give log-probability {} on a probe prompt: its weights overflow or are damaged",
-          probe[i].logprob);
+      return data_loss("on a probe prompt the adapter makes a token's log-probability {}: its weights are damaged",
+                       probe[i].logprob);
     version.probe_shift = std::max(version.probe_shift, std::abs(probe[i].logprob - base_probe_[i].logprob));
   }
   return Status();

@@ -2,76 +2,76 @@
 #include "lk/serve/constraint.h"
 
 #include <algorithm>
-#include <limits>
 
 namespace lk {
 namespace {
 
-constexpr float kNever = -std::numeric_limits<float>::infinity();
-
 class TextConstraint final : public TokenConstraint {
  public:
   TextConstraint(const TextRequest& request, const std::vector<int32_t>& stop_token_ids, int64_t vocab_size)
-      : min_tokens_(request.min_tokens),
+      : vocab_size_(vocab_size),
+        min_tokens_(request.min_tokens),
         stop_token_ids_(stop_token_ids),
-        words_(static_cast<size_t>((vocab_size + 63) / 64)) {
+        scratch_(static_cast<size_t>((vocab_size + 63) / 64)) {
     if (request.grammar) grammar_.emplace(request.grammar);
     if (!request.allowed_token_ids.empty()) {
-      allowed_.resize(words_.size());
+      allowed_.resize(scratch_.size());
       for (const int32_t token : request.allowed_token_ids) set(allowed_, token);
     }
   }
 
-  void mask(std::span<float> logits) override {
+  Status allowed(std::span<uint64_t> words) override {
+    LK_CHECK(words.size() == scratch_.size());
     if (grammar_)
-      grammar_->allowed(words_);
+      grammar_->allowed(words);
     else
-      allow_all(logits.size());
-    // A vocabulary may lack the bytes a grammar demands: the text ends there, since nothing that follows could match.
-    if (none(words_))
-      std::for_each(stop_token_ids_.begin(), stop_token_ids_.end(), [&](int32_t token) { set(words_, token); });
-    if (none(words_)) allow_all(logits.size());
+      allow_all(words);
+    if (none(words))
+      return failed_precondition("no token of the vocabulary continues the text as its grammar demands after {} tokens",
+                                 num_tokens_);
     // What the grammar demands comes first: a further limit that would leave nothing is passed over.
     if (!allowed_.empty())
-      narrow([&](std::vector<uint64_t>& words) {
-        for (size_t i = 0; i < words.size(); ++i) words[i] &= allowed_[i];
+      narrow(words, [&] {
+        for (size_t i = 0; i < scratch_.size(); ++i) scratch_[i] &= allowed_[i];
       });
     if (num_tokens_ < min_tokens_)
-      narrow([&](std::vector<uint64_t>& words) {
+      narrow(words, [&] {
         for (const int32_t token : stop_token_ids_)
-          words[static_cast<size_t>(token / 64)] &= ~(uint64_t{1} << (token % 64));
+          scratch_[static_cast<size_t>(token / 64)] &= ~(uint64_t{1} << (token % 64));
       });
-    for (size_t token = 0; token < logits.size(); ++token)
-      if ((words_[token / 64] >> (token % 64) & 1) == 0) logits[token] = kNever;
+    return Status();
   }
-  void accept(int32_t token) override {
+  Status accept(int32_t token) override {
     ++num_tokens_;
-    if (grammar_) grammar_->accept(token);
+    if (!grammar_ || grammar_->accept(token)) return Status();
+    return internal_error("the grammar refuses token {}, which it allowed, after {} tokens", token, num_tokens_ - 1);
   }
 
  private:
-  void allow_all(size_t vocab_size) {
-    std::fill(words_.begin(), words_.end(), ~uint64_t{0});
-    if (vocab_size % 64 != 0) words_.back() = (uint64_t{1} << (vocab_size % 64)) - 1;
+  void allow_all(std::span<uint64_t> words) const {
+    std::fill(words.begin(), words.end(), ~uint64_t{0});
+    if (vocab_size_ % 64 != 0) words.back() = (uint64_t{1} << (vocab_size_ % 64)) - 1;
   }
   static void set(std::vector<uint64_t>& words, int32_t token) {
     words[static_cast<size_t>(token / 64)] |= uint64_t{1} << (token % 64);
   }
+  // Lets f change a copy in scratch_, and takes it over unless nothing is left.
   template <class F>
-  void narrow(const F& f) {
-    scratch_ = words_;
-    f(scratch_);
-    if (!none(scratch_)) words_.swap(scratch_);
+  void narrow(std::span<uint64_t> words, const F& f) {
+    std::copy(words.begin(), words.end(), scratch_.begin());
+    f();
+    if (!none(scratch_)) std::copy(scratch_.begin(), scratch_.end(), words.begin());
   }
-  static bool none(const std::vector<uint64_t>& words) {
+  static bool none(std::span<const uint64_t> words) {
     return std::ranges::all_of(words, [](uint64_t word) { return word == 0; });
   }
 
+  const int64_t vocab_size_;
   const int64_t min_tokens_;
   const std::vector<int32_t> stop_token_ids_;
   int64_t num_tokens_ = 0;
   std::optional<GrammarState> grammar_;
-  std::vector<uint64_t> allowed_, words_, scratch_;
+  std::vector<uint64_t> allowed_, scratch_;
 };
 
 }  // namespace

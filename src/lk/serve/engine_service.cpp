@@ -436,6 +436,7 @@ void EngineService::publish(bool force) {
   s.num_preemptions = stats.num_preemptions;
   s.num_adapter_loads = stats.num_adapter_loads;
   s.num_fair_preemptions = stats.num_fair_preemptions;
+  s.num_sampling_failures = stats.num_sampling_failures;
   s.num_prefetches = stats.num_prefetches;
   s.num_adapter_evictions = pool.num_evicted_adapters();
   s.prefix_queries_tokens = stats.num_looked_up_tokens;

@@ -128,6 +128,9 @@ void Exposition::write_own(MetricFamilies& out) const {
 
   total("lorikeet_fair_preemptions_total",
         "Preemptions for a tenant that fell too far behind the one that held the memory.", "fair_preemptions");
+  total("lorikeet_sampling_failures_total",
+        "Requests ended with an error because their logits were not finite or their grammar allowed no token.",
+        "sampling_failures");
   write_adapters(out, s);
   out.histogram("lorikeet_adapter_load_seconds", "Time to load an adapter, successes only.").add(state.load_seconds);
   out.counter("lorikeet_adapter_load_failures_total", "Adapters that could not be loaded.")

@@ -94,12 +94,13 @@ struct Exposition {
 };
 
 // The names under which totals of the snapshot are kept monotone.
-inline std::array<std::pair<const char*, double>, 24> snapshot_totals(const ServerSnapshot& s) {
+inline std::array<std::pair<const char*, double>, 25> snapshot_totals(const ServerSnapshot& s) {
   const auto number = [](int64_t n) { return static_cast<double>(n); };
   return {{{"prompt_tokens", number(s.prompt_tokens)},
            {"generation_tokens", number(s.generation_tokens)},
            {"preemptions", number(s.num_preemptions)},
            {"fair_preemptions", number(s.num_fair_preemptions)},
+           {"sampling_failures", number(s.num_sampling_failures)},
            {"prefix_queries", number(s.prefix_queries_tokens)},
            {"prefix_hits", number(s.prefix_hit_tokens)},
            {"steps", number(s.num_steps)},

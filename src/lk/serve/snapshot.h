@@ -32,7 +32,8 @@ struct ServerSnapshot {
   // Scheduler
   int64_t num_running = 0, num_waiting = 0;
   int64_t num_steps = 0, num_computed_tokens = 0, num_preemptions = 0, num_adapter_loads = 0, num_adapter_evictions = 0;
-  int64_t num_fair_preemptions = 0;  // of the preemptions, those for a tenant that fell too far behind
+  int64_t num_fair_preemptions = 0;   // of the preemptions, those for a tenant that fell too far behind
+  int64_t num_sampling_failures = 0;  // requests ended because no token could be sampled or scored
   int64_t num_prefetches = 0;  // of the loads, those that began while the request was still on its way to the queue
   int64_t prefix_queries_tokens = 0, prefix_hit_tokens = 0;  // prompt tokens looked up, found
   int64_t prompt_tokens = 0, generation_tokens = 0;          // totals

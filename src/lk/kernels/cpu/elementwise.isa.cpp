@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Row-wise kernels: rms_norm, rope, swiglu, add_bias, add, row_max, log_sum_exp. Every sum runs in a fixed order.
+// Row-wise kernels: rms_norm, rope, swiglu, add_bias, add. Every sum runs in a fixed order.
 #include "lk/kernels/cpu/isa.h"
 #include "lk/kernels/cpu/simd.h"
 
@@ -129,35 +129,6 @@ void add(float* y, int64_t y_stride, const float* x, int64_t x_stride, int64_t n
 
 void add_bias(float* y, int64_t y_stride, const float* bias, int64_t num_rows, int64_t n, ThreadPool& pool) {
   add(y, y_stride, bias, 0, num_rows, n, pool);
-}
-
-float row_max(const float* x, int64_t n) {
-  F32x16 best[2] = {broadcast(-__builtin_inff()), broadcast(-__builtin_inff())};
-  int64_t i = 0;
-  for (; i + 32 <= n; i += 32) {
-    best[0] = max(best[0], load(x + i));
-    best[1] = max(best[1], load(x + i + 16));
-  }
-  for (; i < n; i += 16) {
-    const int64_t left = min64(16, n - i);
-    best[0] = max(best[0], keep_lanes(load_partial(x + i, left), 0, left, -__builtin_inff()));
-  }
-  return reduce_max(max(best[0], best[1]));
-}
-
-float log_sum_exp(const float* x, int64_t n, float row_max) {
-  const F32x16 shift = broadcast(row_max);
-  constexpr int64_t kBlock = 2048;  // summed in f32; the blocks' sums in f64
-  double total = 0;
-  for (int64_t begin = 0; begin < n; begin += kBlock) {
-    const int64_t end = min64(begin + kBlock, n);
-    F32x16 sum = zero();
-    int64_t i = begin;
-    for (; i + 16 <= end; i += 16) sum = add(sum, exp(sub(load(x + i), shift)));
-    if (i < end) sum = add(sum, keep_lanes(exp(sub(load_partial(x + i, end - i), shift)), 0, end - i, 0.0f));
-    total += static_cast<double>(reduce_add(sum));
-  }
-  return static_cast<float>(static_cast<double>(row_max) + __builtin_log(total));
 }
 
 }  // namespace lk::LK_ISA_NAMESPACE

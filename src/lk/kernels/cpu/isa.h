@@ -47,8 +47,13 @@ void swiglu(const SwigluArgs& args, ThreadPool& pool);
 void add_bias(float* y, int64_t y_stride, const float* bias, int64_t num_rows, int64_t n, ThreadPool& pool);
 void add(float* y, int64_t y_stride, const float* x, int64_t x_stride, int64_t num_rows, int64_t n, ThreadPool& pool);
 void merge_panel(const MergeArgs& args, int64_t panel, ThreadPool& one_thread, MergeSums* sums);
-float row_max(const float* x, int64_t n);
+RowStats row_stats(const float* x, int64_t n);
 float log_sum_exp(const float* x, int64_t n, float row_max);
+void mask_row(float* x, int64_t n, const uint64_t* allowed);
+int64_t count_above(const float* x, int64_t n, float bound);
+int64_t collect_between(const float* x, int64_t begin, int64_t n, float low, float high, TokenList* list);
+void add_to_buckets(const float* x, int64_t n, const BucketScale& scale, uint64_t* mass);
+void exp_block_sums(const float* x, int64_t n, double max, double inverse_temperature, double* sums);
 
 // F: void(int64_t begin, int64_t end).
 template <class F>

@@ -5,7 +5,9 @@
 //   zero broadcast load store load_partial store_partial       partial: the first n lanes, 0 <= n <= 16; loads
 //   load_bf16 store_bf16 load_bf16_partial store_bf16_partial   fill with 0 and touch no memory beyond n
 //   load_pairs load_pairs_partial(p, num_elements) broadcast_pair(u32)
-//   add sub mul div max fma(a, b, c) = a b + c, dot_bf16(acc, w, x) = acc + w.lo x.lo + w.hi x.hi per lane
+//   round (to nearest even) store_ints(int32_t*, v) of integral v
+//   lanes_above(a, b): bit i set where a > b   keep_bits(v, bits, fill)
+//   add sub mul div max min fma(a, b, c) = a b + c, dot_bf16(acc, w, x) = acc + w.lo x.lo + w.hi x.hi per lane
 //   reduce_add reduce_max (fixed order)   keep_lanes(v, begin, end, fill)   exp
 // bf16 values travel as uint16_t. Rounding to bf16 is to nearest even.
 #pragma once

@@ -66,6 +66,7 @@ LK_INLINE F32x16 sub(F32x16 a, F32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 LK_INLINE F32x16 mul(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
 LK_INLINE F32x16 div(F32x16 a, F32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
 LK_INLINE F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+LK_INLINE F32x16 min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 LK_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 
 LK_INLINE F32x16 dot_bf16(F32x16 acc, Pairs w, Pairs x) {
@@ -98,6 +99,13 @@ LK_INLINE F32x16 keep_lanes(F32x16 a, int64_t begin, int64_t end, float fill) {
   const uint32_t lanes = ((1u << end) - 1) & ~((1u << begin) - 1);
   return {_mm512_mask_mov_ps(_mm512_set1_ps(fill), static_cast<__mmask16>(end > begin ? lanes : 0), a.v)};
 }
+
+LK_INLINE F32x16 keep_bits(F32x16 a, uint32_t bits, float fill) {
+  return {_mm512_mask_mov_ps(_mm512_set1_ps(fill), static_cast<__mmask16>(bits), a.v)};
+}
+LK_INLINE uint32_t lanes_above(F32x16 a, F32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ); }
+LK_INLINE F32x16 round(F32x16 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+LK_INLINE void store_ints(int32_t* p, F32x16 a) { _mm512_storeu_si512(p, _mm512_cvtps_epi32(a.v)); }
 
 // Relative error about 1e-7; exp(0) == 1 exactly; below -87.3 (so for -inf) exactly 0.
 // Source of the polynomial: Cephes expf.

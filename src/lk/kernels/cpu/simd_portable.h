@@ -109,6 +109,9 @@ LK_INLINE F32x16 div(F32x16 a, F32x16 b) {
 LK_INLINE F32x16 max(F32x16 a, F32x16 b) {
   return each([&](int i) { return select(a.v[i] > b.v[i], a.v[i], b.v[i]); });
 }
+LK_INLINE F32x16 min(F32x16 a, F32x16 b) {
+  return each([&](int i) { return select(a.v[i] < b.v[i], a.v[i], b.v[i]); });
+}
 LK_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
   return each([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
 }
@@ -139,6 +142,35 @@ LK_INLINE F32x16 keep_lanes(F32x16 a, int64_t begin, int64_t end, float fill) {
   store(lanes, a);
   for (int i = 0; i < 16; ++i) lanes[i] = i >= begin && i < end ? lanes[i] : fill;
   return load(lanes);
+}
+
+LK_INLINE F32x16 keep_bits(F32x16 a, uint32_t bits, float fill) {
+  float lanes[16];
+  store(lanes, a);
+  for (int i = 0; i < 16; ++i) lanes[i] = (bits >> i & 1) != 0 ? lanes[i] : fill;
+  return load(lanes);
+}
+LK_INLINE uint32_t lanes_above(F32x16 a, F32x16 b) {
+  const I32x4 weight = {1, 2, 4, 8};
+  uint32_t bits = 0;
+  for (int i = 0; i < 4; ++i) {
+    const I32x4 set = (a.v[i] > b.v[i]) & weight;
+    bits |= static_cast<uint32_t>((set[0] | set[1]) | (set[2] | set[3])) << (4 * i);
+  }
+  return bits;
+}
+LK_INLINE F32x16 round(F32x16 a) {
+  return each([&](int i) {
+    const F32x4 limit = splat(8388608.0f);  // 2^23: from here on floats are integers, and adding it rounds to one
+    const F32x4 up = (a.v[i] + limit) - limit, down = (a.v[i] - limit) + limit;
+    const F32x4 rounded = select(a.v[i] > splat(0.0f), up, down);
+    return select((a.v[i] < limit) & (a.v[i] > -limit), rounded, a.v[i]);
+  });
+}
+LK_INLINE void store_ints(int32_t* p, F32x16 a) {
+  I32x4 ints[4];
+  for (int i = 0; i < 4; ++i) ints[i] = __builtin_convertvector(a.v[i], I32x4);
+  __builtin_memcpy(p, ints, sizeof ints);
 }
 
 LK_INLINE F32x4 exp4(F32x4 a) {

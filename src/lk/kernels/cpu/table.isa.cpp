@@ -51,9 +51,21 @@ static double probe_fma_f32(int64_t iterations) {
   return static_cast<double>(iterations) * kChains * 32;
 }
 
-static const IsaTable kTable = {{kIsa, gemm, gemm_columns, lora, store_kv, attention, rms_norm, rope, swiglu, add_bias,
-                                 add, merge_panel, row_max, log_sum_exp},
-                                {probe_read, probe_dot_bf16, probe_fma_f32}};
+static const IsaTable kTable = {
+    {kIsa,
+     gemm,
+     gemm_columns,
+     lora,
+     store_kv,
+     attention,
+     rms_norm,
+     rope,
+     swiglu,
+     add_bias,
+     add,
+     merge_panel,
+     {row_stats, log_sum_exp, mask_row, count_above, collect_between, add_to_buckets, exp_block_sums}},
+    {probe_read, probe_dot_bf16, probe_fma_f32}};
 
 const IsaTable& table() { return kTable; }
 
