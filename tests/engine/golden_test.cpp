@@ -118,11 +118,11 @@ std::vector<float> all_logits(Model& model, const GoldenCase& c, const std::vect
     auto host = load_adapter(c.name, kGoldenDir + c.adapter, weights.config, weights.checkpoint.get());
     EXPECT_TRUE(host.ok()) << host.status().message();
     if (!host.ok()) return {};
-    const AdapterLayout layout(**host, weights.config, geometry);
+    const AdapterLayout layout(**host, weights.shape, weights.config.tie_word_embeddings, geometry);
     arena = backend.allocate((kv_pages + layout.num_pages()) * geometry.page_bytes);
     for (int64_t i = layout.num_pages(); i > 0; --i) pages.push_back(static_cast<PageId>(kv_pages + i - 1));
     decoder.reserve_rank(layout.max_group_rank());
-    resident = layout.load(*host, pages, arena.data(), backend);
+    resident = fill_adapter(layout, *host, pages, arena.data(), backend);
   }
   decoder.set_pool(arena.data());
   const RopeTable rope = make_rope_table(weights.config, length);

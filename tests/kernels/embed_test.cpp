@@ -89,12 +89,12 @@ void check_columns(const CpuKernels& kernels, ThreadPool& pool, int64_t n, int64
   const auto x = random_values<X>(num_rows * k, 1);
   const auto w = random_values<W>(n * k, 2);
   Buffer packed(packed_weight_bytes(format, n, k));
-  pack_weight(matrix_view(w, n, k), 0, {format, n, k, packed.data()}, pool);
+  const PackedWeight whole{format, n, k, packed.data()};
+  const PagedWeight paged(format, n, k, 384, 256, 3);
+  for (const PackedWeight& weight : {whole, paged.get()}) pack_weight(matrix_view(w, n, k), 0, weight, pool);
   const int64_t width = 3 * n + 5;
   std::vector<int32_t> columns;
   for (int64_t j = 0; j < n; ++j) columns.push_back(static_cast<int32_t>((j * 3 + 7) % width));
-  Guarded<float> y(num_rows * width);
-  y.fill(-7);
   std::vector<float> want(static_cast<size_t>(num_rows * width), -7);
   for (int64_t row = 0; row < num_rows; ++row)
     for (int64_t j = 0; j < n; ++j) {
@@ -104,18 +104,22 @@ void check_columns(const CpuKernels& kernels, ThreadPool& pool, int64_t n, int64
                static_cast<double>(static_cast<float>(x[static_cast<size_t>(row * k + i)]));
       want[static_cast<size_t>(row * width + columns[static_cast<size_t>(j)])] = static_cast<float>(sum);
     }
-  kernels.gemm_columns({.x = x.data(),
-                        .act = dtype_of<X>(),
-                        .x_stride = k,
-                        .w = {.format = format, .n = n, .k = k, .data = packed.data()},
-                        .columns = columns.data(),
-                        .y = y.data(),
-                        .y_stride = width,
-                        .num_rows = num_rows},
-                       pool);
-  const std::string what = fmt::format("n {} k {} rows {}", n, k, num_rows);
-  y.expect_intact(what);
-  EXPECT_TRUE(same_bits(y.data(), want.data(), num_rows * width)) << what;
+  for (const PackedWeight& weight : {whole, paged.get()}) {
+    Guarded<float> y(num_rows * width);
+    y.fill(-7);
+    kernels.gemm_columns({.x = x.data(),
+                          .act = dtype_of<X>(),
+                          .x_stride = k,
+                          .w = weight,
+                          .columns = columns.data(),
+                          .y = y.data(),
+                          .y_stride = width,
+                          .num_rows = num_rows},
+                         pool);
+    const std::string what = fmt::format("n {} k {} rows {} {}", n, k, num_rows, weight.pages ? "in pages" : "whole");
+    y.expect_intact(what);
+    EXPECT_TRUE(same_bits(y.data(), want.data(), num_rows * width)) << what;
+  }
 }
 
 TEST_P(GemmColumnsTest, EqualsSumsInF64BitForBitAndLeavesOtherColumnsAlone) {

@@ -39,7 +39,7 @@ TEST_P(GemmTest, MatchesRefOnRaggedShapes) {
         // x ends exactly at its last element: the sanitizer sees a read past it.
         const std::vector<T> x = random_values<T>(rows * k, 11);
         Guarded<float> y(rows * n);
-        const GemmArgs args{x.data(), k, c.weight, y.data(), n, rows};
+        const GemmArgs args{x.data(), act(), k, c.weight, y.data(), n, rows};
         kernels().gemm(args, pool());
         const std::string what = fmt::format("n {} k {} rows {}", n, k, rows);
         y.expect_intact(what);
@@ -62,10 +62,10 @@ TEST_P(GemmTest, RowAloneEqualsRowInABatchBitForBit) {
       const std::vector<T> x = random_values<T>(kMaxRows * k, 13);
       std::vector<float> alone(static_cast<size_t>(kMaxRows * n));
       for (int64_t row = 0; row < kMaxRows; ++row)
-        kernels().gemm({x.data() + row * k, k, c.weight, alone.data() + row * n, n, 1}, pool());
+        kernels().gemm({x.data() + row * k, act(), k, c.weight, alone.data() + row * n, n, 1}, pool());
       for (int64_t rows = 1; rows <= kMaxRows; rows += rows < 41 ? 1 : 13) {
         std::vector<float> y(static_cast<size_t>(rows * n));
-        kernels().gemm({x.data(), k, c.weight, y.data(), n, rows}, pool());
+        kernels().gemm({x.data(), act(), k, c.weight, y.data(), n, rows}, pool());
         ASSERT_TRUE(same_bits(y.data(), alone.data(), rows * n)) << "rows " << rows << " n " << n << " k " << k;
       }
     }
@@ -79,10 +79,10 @@ TEST_P(GemmTest, HonoursStrides) {
     const std::vector<T> x = random_values<T>(5 * 31, 17);
     Guarded<float> y(5 * 50);
     y.fill(-7.0f);
-    kernels().gemm({x.data(), 31, c.weight, y.data(), 50, 5}, pool());
+    kernels().gemm({x.data(), act(), 31, c.weight, y.data(), 50, 5}, pool());
     Guarded<float> want(5 * 50);
     want.fill(-7.0f);
-    ref::gemm({x.data(), 31, c.weight, want.data(), 50, 5});
+    ref::gemm({x.data(), act(), 31, c.weight, want.data(), 50, 5});
     expect_close(y.values(), want.values(), tolerance(Op::kGemm, act()), "strided");
     y.expect_intact("strided");
     for (int64_t row = 0; row < 5; ++row)
@@ -107,8 +107,8 @@ TEST_P(GemmTest, InScatteredPagesIsBitIdenticalToInOneBlock) {
           for (int64_t rows : {1, 4, 7, 12, 40}) {
             const std::vector<T> x = random_values<T>(rows * k, 11);
             Guarded<float> want(rows * n), got(rows * n);
-            kernels().gemm({x.data(), k, c.weight, want.data(), n, rows}, pool());
-            kernels().gemm({x.data(), k, paged.get(), got.data(), n, rows}, pool());
+            kernels().gemm({x.data(), act(), k, c.weight, want.data(), n, rows}, pool());
+            kernels().gemm({x.data(), act(), k, paged.get(), got.data(), n, rows}, pool());
             got.expect_intact("y");
             ASSERT_EQ(got.values(), want.values())
                 << "n " << n << " k " << k << " rows " << rows << " pages of " << page_bytes << " from " << begin;

@@ -2,33 +2,8 @@
 // A step of many decoding sequences allocates nothing, once the scheduler and the pool have seen their like.
 #include <gtest/gtest.h>
 
-#include <atomic>
-#include <cstdlib>
-#include <new>
-
 #include "lk/sched/scheduler.h"
-
-namespace {
-std::atomic<int64_t> num_allocations{0};
-}  // namespace
-
-// NOLINTBEGIN: every allocation of this program passes here.
-[[gnu::noinline]] void* operator new(size_t size) {
-  ++num_allocations;
-  if (void* memory = std::malloc(size > 0 ? size : 1)) return memory;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void* operator new(size_t size, std::align_val_t align) {
-  ++num_allocations;
-  const auto alignment = static_cast<size_t>(align);
-  if (void* memory = std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment)) return memory;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
-// NOLINTEND
+#include "testing/counting_allocator.h"
 
 namespace lk {
 namespace {
@@ -76,9 +51,9 @@ int64_t allocations_of_steps(const QueueOptions& queue, bool some_wait) {
   for (int i = 0; some_wait && i < 10; ++i) submit(20, 20);
   for (int step = 0; step < 4; ++step) (void)scheduler.step();
   EXPECT_EQ(scheduler.num_running(), kSequences);
-  const int64_t before = num_allocations;
+  const testing::AllocationCounter counter;
   for (int step = 0; step < 64; ++step) (void)scheduler.step();  // each sequence fills four pages
-  const int64_t allocated = num_allocations - before;
+  const int64_t allocated = counter.count();
   EXPECT_EQ(scheduler.num_running(), kSequences);
   EXPECT_EQ(scheduler.stats().num_preemptions, 0);
   while (scheduler.has_work()) (void)scheduler.step();
@@ -97,10 +72,10 @@ TEST(Allocation, NorDoThoseWhileOthersWait) {
 }
 
 TEST(Allocation, IsCounted) {
-  const int64_t before = num_allocations;
+  const testing::AllocationCounter counter;
   std::vector<int> numbers(100);
   EXPECT_EQ(numbers.size(), 100u);
-  EXPECT_GT(num_allocations, before);
+  EXPECT_GT(counter.count(), 0);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <limits>
+#include <tuple>
 
 #include "lk/base/rng.h"
 #include "lk/engine/footprint.h"
@@ -56,11 +57,12 @@ Engine::~Engine() { workshop_.reset(); }  // its jobs refer to all the rest
 
 Result<Engine::PreparedAdapter> Engine::prepare_adapter(std::shared_ptr<HostAdapter> adapter) const {
   LK_ASSIGN_OR_RETURN(const std::shared_ptr<const Adapter> content, adapter->get());
-  auto layout = std::make_shared<AdapterLayout>(*content, weights_->config, geometry_);
+  auto layout =
+      std::make_shared<AdapterLayout>(*content, weights_->shape, weights_->config.tie_word_embeddings, geometry_);
   if (layout->num_pages() >= num_pages_)
     return resource_exhausted("adapter {} needs {} pages of {} bytes, the pool has {}: raise --memory", adapter->name(),
                               layout->num_pages(), page_bytes(), num_pages_);
-  auto merge_layout = std::make_shared<MergeLayout>(*content, weights_->config, weights_->format(), page_bytes());
+  auto merge_layout = std::make_shared<MergeLayout>(*content, weights_->shape, weights_->format(), page_bytes());
   return PreparedAdapter{std::move(adapter), std::move(layout), std::move(merge_layout)};
 }
 
@@ -187,12 +189,13 @@ void Engine::add_rows(const StepPlan& plan, size_t item_idx) {
 void Engine::build_batch(const StepPlan& plan) {
   order_.resize(plan.items.size());
   for (size_t i = 0; i < order_.size(); ++i) order_[i] = i;
-  // The merged adapter last, so that everybody else's rows are one product.
+  // By adapter, then in the plan's order (a stable sort would allocate). The merged adapter last, so that everybody
+  // else's rows are one product.
   const auto key = [&](size_t item) {
     const AdapterId adapter = plan.items[item].request->adapter;
-    return std::pair(plan.merged != kBaseModel && adapter == plan.merged, adapter);
+    return std::tuple(plan.merged != kBaseModel && adapter == plan.merged, adapter, item);
   };
-  std::stable_sort(order_.begin(), order_.end(), [&](size_t a, size_t b) { return key(a) < key(b); });
+  std::sort(order_.begin(), order_.end(), [&](size_t a, size_t b) { return key(a) < key(b); });
   token_ids_.clear();
   slots_.clear();
   cos_.clear();
@@ -227,13 +230,12 @@ void Engine::add_hidden(const StepPlan& plan) {
   const auto dim = static_cast<size_t>(weights_->config.hidden_dim);
   for (const StepItem& item : plan.items)
     if (item.hidden_sum && item.begin == 0) item.hidden_sum->assign(dim, 0.0);
-  std::vector<int32_t> rows;
   for (size_t begin = 0; begin < hidden_rows_.size();) {
     const size_t end = std::min(hidden_rows_.size(), begin + static_cast<size_t>(decoder_.max_logit_rows()));
-    rows.clear();
-    for (size_t i = begin; i < end; ++i) rows.push_back(hidden_rows_[i].row);
+    rows_.clear();
+    for (size_t i = begin; i < end; ++i) rows_.push_back(hidden_rows_[i].row);
     hidden_.resize((end - begin) * dim);
-    backend_->read(hidden_.data(), decoder_.hidden(rows, runs_), static_cast<int64_t>(hidden_.size() * sizeof(float)));
+    backend_->read(hidden_.data(), decoder_.hidden(rows_, runs_), static_cast<int64_t>(hidden_.size() * sizeof(float)));
     // One row after the other: the sum does not depend on how the prompt was cut into chunks.
     for (size_t i = begin; i < end; ++i)
       for (size_t d = 0; d < dim; ++d) (*hidden_rows_[i].sum)[d] += static_cast<double>(hidden_[(i - begin) * dim + d]);

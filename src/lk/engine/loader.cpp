@@ -23,7 +23,7 @@ void Loader::copy(const Load& load, Result<std::shared_ptr<const Adapter>> conte
         Done done{.adapter = load.adapter, .status = content.status(), .resident = nullptr};
         if (!content.ok()) return [this, done = std::move(done)] { done_.push_back(done); };
         const auto begin = std::chrono::steady_clock::now();
-        done.resident = load.layout->load(std::move(content).value(), load.pages, pool_base_, backend_);
+        done.resident = fill_adapter(*load.layout, std::move(content).value(), load.pages, pool_base_, backend_);
         const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
         const double measured = seconds / static_cast<double>(std::max<int64_t>(load.host->bytes(), 1));
         return [this, done = std::move(done), measured] {

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "lk/base/workshop.h"
-#include "lk/engine/adapter_layout.h"
+#include "lk/engine/adapter_filler.h"
 #include "lk/engine/benches.h"
 #include "lk/lora/host_tier.h"
 #include "lk/memory/stage_budget.h"

@@ -44,8 +44,8 @@ double relative(const MergeSums& sums) { return sums.change > 0 ? std::sqrt(sums
 
 }  // namespace
 
-MergeLayout::MergeLayout(const Adapter& adapter, const ModelConfig& config, WeightFormat format, int64_t page_bytes)
-    : config_(config), page_bytes_(page_bytes) {
+MergeLayout::MergeLayout(const Adapter& adapter, const ModelShape& shape, WeightFormat format, int64_t page_bytes)
+    : shape_(shape), page_bytes_(page_bytes) {
   double base_cost = 0, delta_cost = 0;
   for (size_t layer = 0; layer < adapter.layers.size(); ++layer) {
     auto& merges = merges_.emplace_back();
@@ -53,7 +53,7 @@ MergeLayout::MergeLayout(const Adapter& adapter, const ModelConfig& config, Weig
       const auto g = static_cast<size_t>(group);
       merges[g] = can_merge(adapter, layer, group);
       for (Proj proj : projs_of(group)) {
-        const auto in = static_cast<double>(in_dim(proj, config)), out = static_cast<double>(out_dim(proj, config));
+        const auto in = static_cast<double>(in_dim(proj, shape)), out = static_cast<double>(out_dim(proj, shape));
         base_cost += in * out;
         const auto& delta = adapter.layers[layer][static_cast<size_t>(proj)];
         if (!merges[g] || !delta) continue;
@@ -61,7 +61,7 @@ MergeLayout::MergeLayout(const Adapter& adapter, const ModelConfig& config, Weig
         build_cost_rows_ += static_cast<double>(delta->rank) * in * out;
       }
       if (merges[g])
-        merged_bytes_ += packed_weight_bytes(format, group_columns(group, config), in_dim(projs_of(group)[0], config));
+        merged_bytes_ += packed_weight_bytes(format, group_columns(group, shape), in_dim(projs_of(group)[0], shape));
     }
   }
   relative_cost_ = delta_cost / base_cost;
@@ -94,11 +94,16 @@ class MergeLayout::Builder {
                        .page_bytes = layout_.page_bytes_,
                        .begin = next_byte_};
       next_byte_ += w.total_bytes();
+      bias_.clear();
       for (Proj proj : projs_of(group)) LK_RETURN_IF_ERROR(build_proj(layer, proj, out));
+      if (bias_.empty()) continue;
+      DeviceBuffer& buffer = buffers_.emplace_back(backend_.allocate(static_cast<int64_t>(bias_.size()) * 4));
+      backend_.upload(buffer.as<float>(), std::span<const float>(bias_));
+      out.bias[g] = buffer.as<float>();
     }
     return Status();
   }
-  std::deque<std::vector<float>>& vectors() { return vectors_; }
+  std::vector<DeviceBuffer>& buffers() { return buffers_; }
   const RoundingLoss& loss() const { return loss_; }
 
  private:
@@ -106,7 +111,7 @@ class MergeLayout::Builder {
     const ProjGroup group = group_of(proj);
     const auto g = static_cast<size_t>(group);
     const PackedWeight& w = base_.layers[layer].linear[g];
-    const int64_t column = group_column(proj, layout_.config_), columns = out_dim(proj, layout_.config_);
+    const int64_t column = group_column(proj, layout_.shape_), columns = out_dim(proj, layout_.shape_);
     const int64_t num_panels = align_panel(columns) / kPanelCols;
     const auto& delta = adapter_.layers[layer][static_cast<size_t>(proj)];
     if (!delta) {
@@ -142,7 +147,7 @@ class MergeLayout::Builder {
       if (stop_()) return cancelled("merging was stopped");
       backend_.merge_panel(args, panel, &sums);
     }
-    if (delta->bias.defined()) add_bias(*delta, scale, column, group, out);
+    if (delta->bias.defined()) add_bias(*delta, scale, column, group);
     return judge(layer, proj, sums);
   }
 
@@ -152,12 +157,9 @@ class MergeLayout::Builder {
     return buffer.data();
   }
 
-  void add_bias(const LoraDelta& delta, const std::vector<float>& scale, int64_t column, ProjGroup group,
-                MergedWeights::Layer& out) {
-    const auto g = static_cast<size_t>(group);
-    if (!out.bias[g])
-      out.bias[g] = vectors_.emplace_back(static_cast<size_t>(group_columns(group, layout_.config_))).data();
-    float* bias = vectors_.back().data() + column;  // this group's: groups are built one after the other
+  void add_bias(const LoraDelta& delta, const std::vector<float>& scale, int64_t column, ProjGroup group) {
+    bias_.resize(static_cast<size_t>(group_columns(group, layout_.shape_)));
+    float* bias = bias_.data() + column;
     delta.bias.copy_to(bias);
     for (int64_t j = 0; j < delta.bias.num_elements(); ++j)
       bias[j] = static_cast<float>(bias[j] * delta.scaling) * (scale.empty() ? 1.0f : scale[static_cast<size_t>(j)]);
@@ -192,7 +194,8 @@ class MergeLayout::Builder {
   int64_t next_byte_ = 0;  // of the bytes of the pages strung together
   std::vector<std::byte> a_transposed_;
   DeviceBuffer device_a_, device_b_, device_scale_;  // of the delta being merged
-  std::deque<std::vector<float>> vectors_;
+  std::vector<float> bias_;                          // of the group being built; empty: none
+  std::vector<DeviceBuffer> buffers_;                // of biases
   MergeSums total_;
   RoundingLoss loss_;
 };
@@ -211,7 +214,7 @@ Result<std::shared_ptr<const MergedWeights>> MergeLayout::build(const Adapter& a
     status = builder.build_layer(layer, merged->layers[layer]);
   *loss = builder.loss();
   LK_RETURN_IF_ERROR(status);
-  merged->vectors = std::move(builder.vectors());
+  merged->buffers = std::move(builder.buffers());
   return std::shared_ptr<const MergedWeights>(std::move(merged));
 }
 

@@ -30,7 +30,7 @@ struct RoundingLoss {
 
 class MergeLayout {
  public:
-  MergeLayout(const Adapter& adapter, const ModelConfig& config, WeightFormat format, int64_t page_bytes);
+  MergeLayout(const Adapter& adapter, const ModelShape& shape, WeightFormat format, int64_t page_bytes);
 
   bool empty() const { return merged_bytes_ == 0; }  // nothing to merge: no delta on a linear that is not replaced
   int64_t num_pages() const { return (merged_bytes_ + page_bytes_ - 1) / page_bytes_; }
@@ -53,7 +53,7 @@ class MergeLayout {
 
  private:
   class Builder;
-  ModelConfig config_;
+  ModelShape shape_;
   int64_t page_bytes_;
   std::vector<std::array<bool, kNumProjGroups>> merges_;  // by layer
   int64_t merged_bytes_ = 0;

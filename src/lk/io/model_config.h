@@ -30,6 +30,21 @@ struct RopeConfig {
   double attention_factor = 0.0;              // yarn, 0 = derive from factor
 };
 
+// The sizes of what one process computes: the whole model's, or those of one rank's share of its heads and widths.
+struct ModelShape {
+  int64_t num_layers = 0;
+  int64_t hidden_dim = 0;  // never divided, like head_dim and vocab_size
+  int64_t intermediate_dim = 0;
+  int64_t num_heads = 0;
+  int64_t num_kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t vocab_size = 0;
+
+  int64_t q_dim() const { return num_heads * head_dim; }
+  int64_t kv_dim() const { return num_kv_heads * head_dim; }
+};
+
+// What the file says.
 struct ModelConfig {
   std::string architecture;  // "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM",
                              // "Qwen3ForCausalLM"
@@ -56,6 +71,9 @@ struct ModelConfig {
 
   int64_t q_dim() const { return num_heads * head_dim; }
   int64_t kv_dim() const { return num_kv_heads * head_dim; }
+  ModelShape shape() const {  // of the whole model
+    return {num_layers, hidden_dim, intermediate_dim, num_heads, num_kv_heads, head_dim, vocab_size};
+  }
 };
 
 // `where` (a path) prefixes errors. Checks ranges: every extent positive and bounded (hidden <=

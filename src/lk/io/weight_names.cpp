@@ -62,30 +62,30 @@ bool has_bias(Proj proj, const ModelConfig& config) {
 
 const char* hf_name(Proj proj) { return name_of(static_cast<ModuleKind>(proj)).data(); }
 
-int64_t in_dim(Proj proj, const ModelConfig& config) {
+int64_t in_dim(Proj proj, const ModelShape& shape) {
   switch (proj) {
     case Proj::kO:
-      return config.q_dim();
+      return shape.q_dim();
     case Proj::kDown:
-      return config.intermediate_dim;
+      return shape.intermediate_dim;
     default:
-      return config.hidden_dim;
+      return shape.hidden_dim;
   }
 }
 
-int64_t out_dim(Proj proj, const ModelConfig& config) {
+int64_t out_dim(Proj proj, const ModelShape& shape) {
   switch (proj) {
     case Proj::kQ:
-      return config.q_dim();
+      return shape.q_dim();
     case Proj::kK:
     case Proj::kV:
-      return config.kv_dim();
+      return shape.kv_dim();
     case Proj::kGate:
     case Proj::kUp:
-      return config.intermediate_dim;
+      return shape.intermediate_dim;
     case Proj::kO:
     case Proj::kDown:
-      return config.hidden_dim;
+      return shape.hidden_dim;
   }
   return 0;
 }

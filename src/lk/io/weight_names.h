@@ -18,8 +18,10 @@ namespace lk {
 enum class Proj : uint8_t { kQ, kK, kV, kO, kGate, kUp, kDown };
 inline constexpr int kNumProjs = 7;
 const char* hf_name(Proj proj);  // "self_attn.q_proj" ...
-int64_t in_dim(Proj proj, const ModelConfig& config);
-int64_t out_dim(Proj proj, const ModelConfig& config);
+int64_t in_dim(Proj proj, const ModelShape& shape);
+int64_t out_dim(Proj proj, const ModelShape& shape);
+inline int64_t in_dim(Proj proj, const ModelConfig& config) { return in_dim(proj, config.shape()); }
+inline int64_t out_dim(Proj proj, const ModelConfig& config) { return out_dim(proj, config.shape()); }
 
 enum class ModuleKind : uint8_t {
   kQ,  // the projections first, numbered like Proj

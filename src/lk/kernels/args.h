@@ -23,18 +23,49 @@ namespace lk {
 
 inline constexpr int64_t kPanelCols = 32;  // output columns per packed weight panel
 
-// How a weight matrix is laid out for gemm. int8 and int4 join here.
+// How a weight matrix is laid out for products. What a format means is said in traits_of() and in the switches over
+// formats of kernels/ (packing, unpacking, products, merging); none has a default case, so a format that is forgotten
+// somewhere does not compile.
 enum class WeightFormat : uint8_t {
   kBF16Panels,  // [ceil(n/32)][ceil(k/2)][32][2] bf16, zero padded
   kF32Panels,   // [ceil(n/32)][k][32] f32, zero padded
 };
-constexpr int64_t packed_weight_bytes(WeightFormat format, int64_t n, int64_t k) {
-  const int64_t panels = (n + kPanelCols - 1) / kPanelCols;
-  return format == WeightFormat::kBF16Panels ? panels * ((k + 1) / 2) * kPanelCols * 2 * 2
-                                             : panels * k * kPanelCols * 4;
-}
 // One step of a panel along the inner dimension: 32 columns of two bf16 or one f32 each.
 inline constexpr int64_t kPanelStepBytes = 128;
+struct FormatTraits {
+  int64_t per_step = 0;  // input features in one step of a panel
+  DType element{};       // of the values
+  DType act{};           // of the activations that gemm multiplies with it
+};
+constexpr FormatTraits traits_of(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::kBF16Panels:
+      return {.per_step = 2, .element = DType::kBF16, .act = DType::kBF16};
+    case WeightFormat::kF32Panels:
+      return {.per_step = 1, .element = DType::kF32, .act = DType::kF32};
+  }
+  return {};
+}
+// The format that weights are packed in for products with activations of this type.
+constexpr WeightFormat weight_format_of(DType act) {
+  switch (act) {
+    case DType::kBF16:
+      return WeightFormat::kBF16Panels;
+    case DType::kF32:
+      return WeightFormat::kF32Panels;
+    case DType::kF16:
+      break;
+  }
+  check_failed(__FILE__, __LINE__, "act", "f16 is a type of files, not of activations");
+}
+// A format that keeps values of this type as they are.
+constexpr WeightFormat exact_format_of(DType values) {
+  return values == DType::kBF16 ? WeightFormat::kBF16Panels : WeightFormat::kF32Panels;
+}
+constexpr int64_t packed_weight_bytes(WeightFormat format, int64_t n, int64_t k) {
+  const int64_t per_step = traits_of(format).per_step;
+  return (n + kPanelCols - 1) / kPanelCols * ((k + per_step - 1) / per_step) * kPanelStepBytes;
+}
 
 // A packed matrix: panels one after the other, either in one block of memory (`pages` is null) or in pages of a pool,
 // which need not be neighbours. The bytes of these pages, strung together in the order of `pages`, hold the panels from
@@ -55,7 +86,8 @@ struct PackedWeight {
 
 // y[m, n] = sum_k x[m, k] w[n, k].  x: act [num_rows, k]; y: f32 [num_rows, n].
 struct GemmArgs {
-  const void* x = nullptr;  // bf16 for kBF16Panels, f32 for kF32Panels
+  const void* x = nullptr;
+  DType act = DType::kBF16;  // one that gemm takes with w's format (traits_of)
   int64_t x_stride = 0;
   PackedWeight w;
   float* y = nullptr;
@@ -110,11 +142,20 @@ struct GemmColumnsArgs {
 // chunk_cols columns (the last one shorter); chunk c of row r starts at byte row_offsets[r * num_chunks + c] from the
 // base that the segment gives. chunk_cols is a multiple of 32 unless num_chunks == 1. Elements are act-typed.
 struct LoraMatrix {
-  const int64_t* row_offsets = nullptr;  // [num_rows * num_chunks] bytes
+  const int64_t* row_offsets = nullptr;  // [num_rows * num_chunks] bytes; device memory, like the rows
   int32_t num_rows = 0;                  // rank
   int32_t num_chunks = 1;
   int64_t width = 0;  // in (A) or out (B)
   int64_t chunk_cols = 0;
+};
+
+// Rank rows from a matrix in host memory into their places.
+struct RankRowsArgs {
+  TensorView source;           // host memory, any type: [num_rows, width], or [width, num_rows] with `columns`
+  bool columns = false;        // the rows are the source's columns
+  DType dtype = DType::kBF16;  // of the rows
+  LoraMatrix rows;             // whose row_offsets are a host array here
+  std::byte* base = nullptr;
 };
 
 // One projection of a segment: y[:, out_begin + j] =

@@ -185,7 +185,7 @@ int64_t sum(const std::vector<int64_t>& values) {
 void Bench::gemm(bool paged) {
   constexpr int64_t kPageBytes = 22 * 2 * kPageTokens * 4 * 64 * 2;  // 22 layers, 4 KV heads of 64, bf16
   const int64_t arena_pages = arena_.size_bytes() / kPageBytes;
-  const WeightFormat format = dtype_ == DType::kBF16 ? WeightFormat::kBF16Panels : WeightFormat::kF32Panels;
+  const WeightFormat format = weight_format_of(dtype_);
   for (const Linear& linear : kLinears) {
     const int64_t k = linear.k, n = sum(linear.widths), bytes = packed_weight_bytes(format, n, k);
     for (int64_t rows : {1, 2, 4, 8, 16, 32, 64, 128, 512}) {
@@ -210,7 +210,7 @@ void Bench::gemm(bool paged) {
           w.pages = pages.data();
           w.page_bytes = kPageBytes;
         }
-        kernels().gemm({x.data(), k, w, y.as<float>(), n, rows}, pool_);
+        kernels().gemm({x.data(), dtype_, k, w, y.as<float>(), n, rows}, pool_);
       };
       add(c);
     }

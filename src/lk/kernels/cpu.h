@@ -115,6 +115,7 @@ float unpack_weight_at(const PackedWeight& w, int64_t out, int64_t in);
 // Copies of rows; the same on every instruction set.
 void embed(const EmbedArgs& a, ThreadPool& pool);
 void gather_rows(const GatherRowsArgs& a, ThreadPool& pool);
+void store_rank_rows(const RankRowsArgs& a);
 
 namespace ref {
 // Straight loops in double; the same contracts. Used by tests and as the oracle of every back-end.

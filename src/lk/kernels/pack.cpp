@@ -101,10 +101,12 @@ void pack_weight(const TensorView& w, int64_t out_begin, const PackedWeight& dst
     dispatch_dtype(w.dtype(), [&](auto type) {
       using Src = typename decltype(type)::type;
       const Src* src = static_cast<const Src*>(w.raw()) + row * k;
-      if (dst.format == WeightFormat::kBF16Panels)
-        pack_panel<Src, uint16_t>(src, k, num_rows, at, dst);
-      else
-        pack_panel<Src, float>(src, k, num_rows, at, dst);
+      switch (dst.format) {
+        case WeightFormat::kBF16Panels:
+          return pack_panel<Src, uint16_t>(src, k, num_rows, at, dst);
+        case WeightFormat::kF32Panels:
+          return pack_panel<Src, float>(src, k, num_rows, at, dst);
+      }
     });
   });
 }
@@ -121,11 +123,16 @@ void copy_panels(const PackedWeight& from, const PackedWeight& to, int64_t at, i
 
 float unpack_weight_at(const PackedWeight& w, int64_t out, int64_t in) {
   LK_DCHECK(out < w.n && in < w.k);
-  const int64_t per_step = w.format == WeightFormat::kBF16Panels ? 2 : 1;
+  const int64_t per_step = traits_of(w.format).per_step;
   const int64_t step = out / kPanelCols * w.panel_bytes() + in / per_step * kPanelStepBytes;
   const std::byte* at = panel_bytes_at(w, step).data + out % kPanelCols * 4;
-  return w.format == WeightFormat::kF32Panels ? *reinterpret_cast<const float*>(at)
-                                              : static_cast<float>(reinterpret_cast<const bf16*>(at)[in % 2]);
+  switch (w.format) {
+    case WeightFormat::kBF16Panels:
+      return static_cast<float>(reinterpret_cast<const bf16*>(at)[in % 2]);
+    case WeightFormat::kF32Panels:
+      return *reinterpret_cast<const float*>(at);
+  }
+  check_failed(__FILE__, __LINE__, "format", "not a WeightFormat");
 }
 
 }  // namespace lk

@@ -52,25 +52,25 @@ auto norm_of(int64_t layer, const float* base, const float* ResidentAdapter::Lay
 Decoder::Decoder(std::shared_ptr<const ModelWeights> weights, Backend& backend, int64_t max_rows,
                  int64_t max_logit_rows)
     : weights_(std::move(weights)), backend_(backend), max_rows_(max_rows), max_logit_rows_(max_logit_rows) {
-  const ModelConfig& c = weights_->config;
+  const ModelShape& shape = weights_->shape;
   act_bytes_ = dtype_bytes(weights_->act);
-  kv_bytes_ = kPageTokens * c.kv_dim() * act_bytes_;
-  qkv_columns_ = group_columns(ProjGroup::kQkv, c);
-  gate_up_columns_ = group_columns(ProjGroup::kGateUp, c);
-  product_columns_ = align_panel(c.hidden_dim);
-  logits_stride_ = align_panel(c.vocab_size);
+  kv_bytes_ = kPageTokens * shape.kv_dim() * act_bytes_;
+  qkv_columns_ = group_columns(ProjGroup::kQkv, shape);
+  gate_up_columns_ = group_columns(ProjGroup::kGateUp, shape);
+  product_columns_ = align_panel(shape.hidden_dim);
+  logits_stride_ = align_panel(shape.vocab_size);
   slots_ = backend.allocate(max_rows * 8);
-  cos_ = backend.allocate(max_rows * c.head_dim / 2 * 4);
-  sin_ = backend.allocate(max_rows * c.head_dim / 2 * 4);
-  hidden_ = backend.allocate(max_rows * c.hidden_dim * 4);
-  normed_ = backend.allocate(max_rows * c.hidden_dim * act_bytes_);
+  cos_ = backend.allocate(max_rows * shape.head_dim / 2 * 4);
+  sin_ = backend.allocate(max_rows * shape.head_dim / 2 * 4);
+  hidden_ = backend.allocate(max_rows * shape.hidden_dim * 4);
+  normed_ = backend.allocate(max_rows * shape.hidden_dim * act_bytes_);
   qkv_ = backend.allocate(max_rows * qkv_columns_ * 4);
-  attended_ = backend.allocate(max_rows * c.q_dim() * act_bytes_);
+  attended_ = backend.allocate(max_rows * shape.q_dim() * act_bytes_);
   gate_up_ = backend.allocate(std::min(max_rows, kMlpRows) * gate_up_columns_ * 4);
-  activated_ = backend.allocate(std::min(max_rows, kMlpRows) * c.intermediate_dim * act_bytes_);
+  activated_ = backend.allocate(std::min(max_rows, kMlpRows) * shape.intermediate_dim * act_bytes_);
   product_ = backend.allocate(max_rows * product_columns_ * 4);
-  head_input_ = backend.allocate(max_logit_rows * c.hidden_dim * act_bytes_);
-  gathered_ = backend.allocate(max_logit_rows * c.hidden_dim * 4);
+  head_input_ = backend.allocate(max_logit_rows * shape.hidden_dim * act_bytes_);
+  gathered_ = backend.allocate(max_logit_rows * shape.hidden_dim * 4);
   logits_ = backend.allocate(max_logit_rows * logits_stride_ * 4);
   embed_rows_.reserve(static_cast<size_t>(max_rows));
   segments_.reserve(static_cast<size_t>(max_rows));
@@ -89,7 +89,7 @@ void Decoder::forward(const DecoderBatch& batch, const std::function<void()>& be
   backend_.upload(cos_.as<float>(), batch.cos);
   backend_.upload(sin_.as<float>(), batch.sin);
   embed(batch);
-  for (int64_t layer = 0; layer < weights_->config.num_layers; ++layer) {
+  for (int64_t layer = 0; layer < weights_->shape.num_layers; ++layer) {
     attention_block(layer, batch);
     mlp_block(layer, batch);
     if (between_layers) between_layers();
@@ -97,7 +97,7 @@ void Decoder::forward(const DecoderBatch& batch, const std::function<void()>& be
 }
 
 void Decoder::embed(const DecoderBatch& batch) {
-  const int64_t dim = weights_->config.hidden_dim;
+  const int64_t dim = weights_->shape.hidden_dim;
   embed_rows_.clear();
   for_each_stretch(
       batch.runs, static_cast<int64_t>(batch.token_ids.size()), [](const AdapterRun& run) { return run.adapter; },
@@ -109,39 +109,39 @@ void Decoder::embed(const DecoderBatch& batch) {
 }
 
 void Decoder::attention_block(int64_t layer, const DecoderBatch& batch) {
-  const ModelConfig& c = weights_->config;
+  const ModelShape& shape = weights_->shape;
   const LayerWeights& w = weights_->layers[static_cast<size_t>(layer)];
   const auto num_rows = static_cast<int64_t>(batch.token_ids.size());
   float* q = qkv_.as<float>();
-  float* k = q + group_column(Proj::kK, c);
-  float* v = q + group_column(Proj::kV, c);
+  float* k = q + group_column(Proj::kK, shape);
+  float* v = q + group_column(Proj::kV, shape);
 
   input_norm(layer, w.input_norm, &ResidentAdapter::Layer::input_norm, batch);
   linear({.layer = layer,
           .group = ProjGroup::kQkv,
           .x = normed_.data(),
-          .x_stride = c.hidden_dim,
+          .x_stride = shape.hidden_dim,
           .y = q,
           .num_rows = num_rows,
           .runs = batch.runs});
-  if (c.qk_norm) {
-    head_norm(q, c.num_heads, w.q_norm, &ResidentAdapter::Layer::q_norm, layer, batch);
-    head_norm(k, c.num_kv_heads, w.k_norm, &ResidentAdapter::Layer::k_norm, layer, batch);
+  if (weights_->config.qk_norm) {
+    head_norm(q, shape.num_heads, w.q_norm, &ResidentAdapter::Layer::q_norm, layer, batch);
+    head_norm(k, shape.num_kv_heads, w.k_norm, &ResidentAdapter::Layer::k_norm, layer, batch);
   }
-  for (const auto& [x, num_heads] : {std::pair(q, c.num_heads), std::pair(k, c.num_kv_heads)})
+  for (const auto& [x, num_heads] : {std::pair(q, shape.num_heads), std::pair(k, shape.num_kv_heads)})
     backend_.rope({.x = x,
                    .x_stride = qkv_columns_,
                    .num_rows = num_rows,
                    .num_heads = num_heads,
-                   .head_dim = c.head_dim,
+                   .head_dim = shape.head_dim,
                    .cos = cos_.as<float>(),
                    .sin = sin_.as<float>()});
   const KvLayer kv{.base = pool_base_ + layer * slice_bytes(),
                    .page_stride = page_bytes(),
                    .v_offset = kv_bytes_,
                    .dtype = weights_->act,
-                   .num_kv_heads = c.num_kv_heads,
-                   .head_dim = c.head_dim};
+                   .num_kv_heads = shape.num_kv_heads,
+                   .head_dim = shape.head_dim};
   backend_.store_kv({.k = k,
                      .v = v,
                      .k_stride = qkv_columns_,
@@ -152,16 +152,16 @@ void Decoder::attention_block(int64_t layer, const DecoderBatch& batch) {
   backend_.attention({.q = q,
                       .q_stride = qkv_columns_,
                       .y = attended_.data(),
-                      .y_stride = c.q_dim(),
-                      .num_heads = c.num_heads,
-                      .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c.head_dim))),
-                      .window = c.layer_window[static_cast<size_t>(layer)],
+                      .y_stride = shape.q_dim(),
+                      .num_heads = shape.num_heads,
+                      .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(shape.head_dim))),
+                      .window = weights_->config.layer_window[static_cast<size_t>(layer)],
                       .seqs = batch.sequences,
                       .kv = kv});
   linear({.layer = layer,
           .group = ProjGroup::kO,
           .x = attended_.data(),
-          .x_stride = c.q_dim(),
+          .x_stride = shape.q_dim(),
           .y = product_.as<float>(),
           .num_rows = num_rows,
           .runs = batch.runs});
@@ -169,7 +169,7 @@ void Decoder::attention_block(int64_t layer, const DecoderBatch& batch) {
 }
 
 void Decoder::mlp_block(int64_t layer, const DecoderBatch& batch) {
-  const ModelConfig& c = weights_->config;
+  const ModelShape& shape = weights_->shape;
   const auto num_rows = static_cast<int64_t>(batch.token_ids.size());
   input_norm(layer, weights_->layers[static_cast<size_t>(layer)].post_norm, &ResidentAdapter::Layer::post_norm, batch);
   // In blocks of rows, so that the widest product (f32, 2 x intermediate) is still in the cache when LoRA and swiglu
@@ -179,23 +179,23 @@ void Decoder::mlp_block(int64_t layer, const DecoderBatch& batch) {
     clip_runs(batch.runs, begin, begin + rows, local_runs_);
     linear({.layer = layer,
             .group = ProjGroup::kGateUp,
-            .x = normed_.data() + begin * c.hidden_dim * act_bytes_,
-            .x_stride = c.hidden_dim,
+            .x = normed_.data() + begin * shape.hidden_dim * act_bytes_,
+            .x_stride = shape.hidden_dim,
             .y = gate_up_.as<float>(),
             .num_rows = rows,
             .runs = local_runs_});
     backend_.swiglu({.x = gate_up_.as<float>(),
                      .x_stride = gate_up_columns_,
-                     .up_offset = group_column(Proj::kUp, c),
+                     .up_offset = group_column(Proj::kUp, shape),
                      .y = activated_.data(),
                      .y_dtype = weights_->act,
-                     .y_stride = c.intermediate_dim,
+                     .y_stride = shape.intermediate_dim,
                      .num_rows = rows,
-                     .dim = c.intermediate_dim});
+                     .dim = shape.intermediate_dim});
     linear({.layer = layer,
             .group = ProjGroup::kDown,
             .x = activated_.data(),
-            .x_stride = c.intermediate_dim,
+            .x_stride = shape.intermediate_dim,
             .y = product_.as<float>(),
             .num_rows = rows,
             .runs = local_runs_});
@@ -204,7 +204,7 @@ void Decoder::mlp_block(int64_t layer, const DecoderBatch& batch) {
 }
 
 void Decoder::add_to_residual(int64_t begin, int64_t num_rows) {
-  const int64_t dim = weights_->config.hidden_dim;
+  const int64_t dim = weights_->shape.hidden_dim;
   backend_.add(hidden_.as<float>() + begin * dim, dim, product_.as<float>(), product_columns_, num_rows, dim);
 }
 
@@ -235,16 +235,17 @@ void Decoder::add_products(const LinearCall& call) {
   for_each_stretch(call.runs, call.num_rows, choose, [&](const Source& source, int64_t begin, int64_t end) {
     if (source.whole) return product(call, *source.whole, 0, begin, end);
     for (Proj proj : projs_of(call.group)) {
-      const int64_t column = group_column(proj, weights_->config);
+      const int64_t column = group_column(proj, weights_->shape);
       const PackedWeight* own = source.own->replaced[static_cast<size_t>(proj)];
-      product(call, own ? *own : columns_of(base, column, out_dim(proj, weights_->config)), column, begin, end);
+      product(call, own ? *own : columns_of(base, column, out_dim(proj, weights_->shape)), column, begin, end);
     }
   });
 }
 
 void Decoder::product(const LinearCall& call, const PackedWeight& w, int64_t column, int64_t begin, int64_t end) {
-  const int64_t y_stride = group_columns(call.group, weights_->config);
+  const int64_t y_stride = group_columns(call.group, weights_->shape);
   backend_.gemm({.x = static_cast<const std::byte*>(call.x) + begin * call.x_stride * act_bytes_,
+                 .act = weights_->act,
                  .x_stride = call.x_stride,
                  .w = w,
                  .y = call.y + begin * y_stride + column,
@@ -255,20 +256,23 @@ void Decoder::product(const LinearCall& call, const PackedWeight& w, int64_t col
 // The low-rank products of the runs that need them, and the LoRA biases of merged ones.
 void Decoder::add_deltas(const LinearCall& call) {
   const auto g = static_cast<size_t>(call.group);
-  const int64_t y_stride = group_columns(call.group, weights_->config);
-  segments_.clear();
-  for (const AdapterRun& run : call.runs) {
-    if (const MergedWeights::Layer* merged = merged_layer_of(run, call.layer, call.group)) {
-      if (const float* bias = merged->bias[g]) add_bias(call, bias, 0, y_stride, run.row_begin, run.row_end);
-      continue;
-    }
+  const int64_t y_stride = group_columns(call.group, weights_->shape);
+  struct Delta {
+    const float* merged_bias;
+    const std::vector<LoraProj>* projs;
+    bool operator==(const Delta&) const = default;
+  };
+  const auto choose = [&](const AdapterRun& run) -> Delta {
+    if (const MergedWeights::Layer* merged = merged_layer_of(run, call.layer, call.group))
+      return {merged->bias[g], nullptr};
     const ResidentAdapter::Layer* own = layer_of(run, call.layer);
-    if (!own || own->groups[g].empty()) continue;
-    segments_.push_back({.row_begin = run.row_begin,
-                         .row_end = run.row_end,
-                         .base = pool_base_ + call.layer * slice_bytes(),
-                         .projs = own->groups[g]});
-  }
+    return {nullptr, own && !own->groups[g].empty() ? &own->groups[g] : nullptr};
+  };
+  segments_.clear();
+  for_each_stretch(call.runs, call.num_rows, choose, [&](const Delta& delta, int64_t begin, int64_t end) {
+    if (delta.merged_bias) add_bias(call, delta.merged_bias, 0, y_stride, begin, end);
+    if (delta.projs) add_segment(begin, end, pool_base_ + call.layer * slice_bytes(), *delta.projs);
+  });
   lora(call.x, call.x_stride, call.y, y_stride);
 }
 
@@ -282,19 +286,24 @@ void Decoder::add_biases(const LinearCall& call) {
   };
   for_each_stretch(call.runs, call.num_rows, choose,
                    [&](const ResidentAdapter::Layer* own, int64_t begin, int64_t end) {
-                     if (!own) return add_bias(call, base, 0, group_columns(call.group, weights_->config), begin, end);
+                     if (!own) return add_bias(call, base, 0, group_columns(call.group, weights_->shape), begin, end);
                      for (Proj proj : projs_of(call.group)) {
-                       const int64_t column = group_column(proj, weights_->config);
+                       const int64_t column = group_column(proj, weights_->shape);
                        const float* bias = own->replaced_bias[static_cast<size_t>(proj)];
-                       add_bias(call, bias ? bias : base + column, column, out_dim(proj, weights_->config), begin, end);
+                       add_bias(call, bias ? bias : base + column, column, out_dim(proj, weights_->shape), begin, end);
                      }
                    });
 }
 
 void Decoder::add_bias(const LinearCall& call, const float* bias, int64_t column, int64_t num_columns, int64_t begin,
                        int64_t end) {
-  const int64_t y_stride = group_columns(call.group, weights_->config);
+  const int64_t y_stride = group_columns(call.group, weights_->shape);
   backend_.add_bias(call.y + begin * y_stride + column, y_stride, bias, end - begin, num_columns);
+}
+
+void Decoder::add_segment(int64_t begin, int64_t end, const std::byte* base, std::span<const LoraProj> projs) {
+  segments_.push_back(
+      {.row_begin = static_cast<int32_t>(begin), .row_end = static_cast<int32_t>(end), .base = base, .projs = projs});
 }
 
 void Decoder::lora(const void* x, int64_t x_stride, float* y, int64_t y_stride) {
@@ -311,7 +320,7 @@ void Decoder::lora(const void* x, int64_t x_stride, float* y, int64_t y_stride) 
 // --- Norms
 
 void Decoder::norm(const float* x, int64_t num_rows, const float* weight, void* y, DType y_dtype) {
-  const int64_t dim = weights_->config.hidden_dim;
+  const int64_t dim = weights_->shape.hidden_dim;
   backend_.rms_norm({.x = x,
                      .x_stride = dim,
                      .weight = weight,
@@ -325,7 +334,7 @@ void Decoder::norm(const float* x, int64_t num_rows, const float* weight, void* 
 
 void Decoder::input_norm(int64_t layer, const float* weight, const float* ResidentAdapter::Layer::*replaced,
                          const DecoderBatch& batch) {
-  const int64_t dim = weights_->config.hidden_dim;
+  const int64_t dim = weights_->shape.hidden_dim;
   for_each_stretch(batch.runs, static_cast<int64_t>(batch.token_ids.size()), norm_of(layer, weight, replaced),
                    [&](const float* w, int64_t begin, int64_t end) {
                      norm(hidden_.as<float>() + begin * dim, end - begin, w, normed_.data() + begin * dim * act_bytes_,
@@ -335,7 +344,7 @@ void Decoder::input_norm(int64_t layer, const float* weight, const float* Reside
 
 void Decoder::head_norm(float* x, int64_t num_heads, const float* weight,
                         const float* ResidentAdapter::Layer::*replaced, int64_t layer, const DecoderBatch& batch) {
-  const int64_t dim = weights_->config.head_dim;
+  const int64_t dim = weights_->shape.head_dim;
   for_each_stretch(batch.runs, static_cast<int64_t>(batch.token_ids.size()), norm_of(layer, weight, replaced),
                    [&](const float* w, int64_t begin, int64_t end) {
                      for (int64_t head = 0; head < num_heads; ++head) {
@@ -354,7 +363,7 @@ void Decoder::head_norm(float* x, int64_t num_heads, const float* weight,
 }
 
 void Decoder::final_norm(std::span<const int32_t> rows, std::span<const AdapterRun> runs, void* y, DType y_dtype) {
-  const int64_t dim = weights_->config.hidden_dim;
+  const int64_t dim = weights_->shape.hidden_dim;
   const auto num_rows = static_cast<int64_t>(rows.size());
   LK_CHECK(num_rows <= max_logit_rows_);
   float* gathered = gathered_.as<float>();
@@ -378,7 +387,7 @@ const float* Decoder::hidden(std::span<const int32_t> rows, std::span<const Adap
 }
 
 float* Decoder::logits(std::span<const int32_t> rows, std::span<const AdapterRun> runs) {
-  const ModelConfig& c = weights_->config;
+  const ModelShape& shape = weights_->shape;
   const auto num_rows = static_cast<int64_t>(rows.size());
   float* out = logits_.as<float>();
   final_norm(rows, runs, head_input_.data(), weights_->act);
@@ -387,31 +396,32 @@ float* Decoder::logits(std::span<const int32_t> rows, std::span<const AdapterRun
     return run.adapter && run.adapter->replaced_lm_head ? run.adapter->replaced_lm_head : &weights_->lm_head;
   };
   for_each_stretch(local_runs_, num_rows, head_of, [&](const PackedWeight* w, int64_t begin, int64_t end) {
-    backend_.gemm({.x = head_input_.data() + begin * c.hidden_dim * act_bytes_,
-                   .x_stride = c.hidden_dim,
+    backend_.gemm({.x = head_input_.data() + begin * shape.hidden_dim * act_bytes_,
+                   .act = weights_->act,
+                   .x_stride = shape.hidden_dim,
                    .w = *w,
                    .y = out + begin * logits_stride_,
                    .y_stride = logits_stride_,
                    .num_rows = end - begin});
   });
   segments_.clear();
-  for (const AdapterRun& run : local_runs_)
-    if (run.adapter && !run.adapter->lm_head.empty())
-      segments_.push_back(
-          {.row_begin = run.row_begin, .row_end = run.row_end, .base = pool_base_, .projs = run.adapter->lm_head});
-  lora(head_input_.data(), c.hidden_dim, out, logits_stride_);
+  const auto adapter_of = [](const AdapterRun& run) { return run.adapter; };
+  for_each_stretch(local_runs_, num_rows, adapter_of, [&](const ResidentAdapter* own, int64_t begin, int64_t end) {
+    if (own && !own->lm_head.empty()) add_segment(begin, end, pool_base_, own->lm_head);
+  });
+  lora(head_input_.data(), shape.hidden_dim, out, logits_stride_);
   // A tied head follows the trained rows of the embedding.
-  for (const AdapterRun& run : local_runs_) {
-    if (!run.adapter || run.adapter->trained_head.n == 0) continue;
-    backend_.gemm_columns({.x = head_input_.data() + run.row_begin * c.hidden_dim * act_bytes_,
+  for_each_stretch(local_runs_, num_rows, adapter_of, [&](const ResidentAdapter* own, int64_t begin, int64_t end) {
+    if (!own || own->trained_head.n == 0) return;
+    backend_.gemm_columns({.x = head_input_.data() + begin * shape.hidden_dim * act_bytes_,
                            .act = weights_->act,
-                           .x_stride = c.hidden_dim,
-                           .w = run.adapter->trained_head,
-                           .columns = run.adapter->trained_columns,
-                           .y = out + run.row_begin * logits_stride_,
+                           .x_stride = shape.hidden_dim,
+                           .w = own->trained_head,
+                           .columns = own->trained_columns,
+                           .y = out + begin * logits_stride_,
                            .y_stride = logits_stride_,
-                           .num_rows = run.row_end - run.row_begin});
-  }
+                           .num_rows = end - begin});
+  });
   return out;
 }
 

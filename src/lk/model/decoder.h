@@ -40,7 +40,7 @@ class Decoder {
 
   // Geometry of the KV pages (bytes): page = num_layers slices of [K | V], 16 tokens each.
   int64_t slice_bytes() const { return 2 * kv_bytes_; }
-  int64_t page_bytes() const { return slice_bytes() * weights_->config.num_layers; }
+  int64_t page_bytes() const { return slice_bytes() * weights_->shape.num_layers; }
   void set_pool(std::byte* base) { pool_base_ = base; }
 
   // Runs all layers; hidden states of all rows stay inside for logits(). `between_layers` (may be empty) is called
@@ -79,6 +79,7 @@ class Decoder {
   void product(const LinearCall& call, const PackedWeight& w, int64_t column, int64_t begin, int64_t end);
   void add_bias(const LinearCall& call, const float* bias, int64_t column, int64_t num_columns, int64_t begin,
                 int64_t end);
+  void add_segment(int64_t begin, int64_t end, const std::byte* base, std::span<const LoraProj> projs);
   void lora(const void* x, int64_t x_stride, float* y, int64_t y_stride);  // of segments_
   void norm(const float* x, int64_t num_rows, const float* weight, void* y, DType y_dtype);
   void head_norm(float* x, int64_t num_heads, const float* weight, const float* ResidentAdapter::Layer::*replaced,

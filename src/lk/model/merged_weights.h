@@ -6,11 +6,11 @@
 #pragma once
 
 #include <array>
-#include <deque>
 #include <vector>
 
 #include "lk/kernels/args.h"
 #include "lk/model/weights.h"
+#include "lk/ops/device_buffer.h"
 
 namespace lk {
 
@@ -21,8 +21,8 @@ struct MergedWeights {
         bias{};  // LoRA biases (and DoRA's scale on them), [group_columns], or null
   };
   std::vector<Layer> layers;
-  std::deque<std::vector<float>> vectors;  // what `bias` points to
-  std::vector<int32_t> pages;              // of all layers, what linear[].pages point into
+  std::vector<DeviceBuffer> buffers;  // what `bias` points to
+  std::vector<int32_t> pages;         // of all layers, what linear[].pages point into
 };
 
 }  // namespace lk

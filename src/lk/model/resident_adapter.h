@@ -49,10 +49,8 @@ struct ResidentAdapter {
 
   // What the pointers above point to, besides pool pages.
   std::vector<int32_t> pages;  // all of them
-  std::deque<std::vector<int64_t>> row_offsets;
   std::deque<PackedWeight> matrices;
-  std::deque<std::vector<float>> vectors;
-  std::vector<DeviceBuffer> buffers;
+  std::vector<DeviceBuffer> buffers;  // row tables, vectors, shared tables
 };
 
 }  // namespace lk

@@ -62,17 +62,18 @@ bool has_bias(ProjGroup group, const ModelConfig& c) {
 
 void pack_layer(Packer& packer, ModelWeights& weights, Backend& backend, int64_t index) {
   const ModelConfig& c = weights.config;
+  const ModelShape& shape = weights.shape;
   const std::string prefix = fmt::format("model.layers.{}.", index);
   LayerWeights& layer = weights.layers[static_cast<size_t>(index)];
   for (const ProjGroup group : {ProjGroup::kQkv, ProjGroup::kO, ProjGroup::kGateUp, ProjGroup::kDown}) {
     const auto g = static_cast<size_t>(group);
     std::vector<std::pair<std::string, int64_t>> parts;
-    for (Proj proj : projs_of(group)) parts.emplace_back(prefix + hf_name(proj) + ".weight", group_column(proj, c));
-    layer.linear[g] = packer.matrix(parts, group_columns(group, c), in_dim(projs_of(group)[0], c));
+    for (Proj proj : projs_of(group)) parts.emplace_back(prefix + hf_name(proj) + ".weight", group_column(proj, shape));
+    layer.linear[g] = packer.matrix(parts, group_columns(group, shape), in_dim(projs_of(group)[0], shape));
     if (!has_bias(group, c)) continue;
-    std::vector<float> bias(static_cast<size_t>(group_columns(group, c)));
+    std::vector<float> bias(static_cast<size_t>(group_columns(group, shape)));
     for (Proj proj : projs_of(group))
-      packer.tensor(prefix + hf_name(proj) + ".bias").copy_to(bias.data() + group_column(proj, c));
+      packer.tensor(prefix + hf_name(proj) + ".bias").copy_to(bias.data() + group_column(proj, shape));
     layer.bias[g] = store_vector(weights, backend, bias);
   }
   layer.input_norm = packer.vector(prefix + "input_layernorm.weight");
@@ -136,18 +137,18 @@ std::span<const Proj> projs_of(ProjGroup group) {
   check_failed(__FILE__, __LINE__, "group", "not a ProjGroup");
 }
 
-int64_t group_column(Proj proj, const ModelConfig& config) {
+int64_t group_column(Proj proj, const ModelShape& shape) {
   int64_t column = 0;
   for (Proj other : projs_of(group_of(proj))) {
     if (other == proj) break;
-    column += align_panel(out_dim(other, config));
+    column += align_panel(out_dim(other, shape));
   }
   return column;
 }
 
-int64_t group_columns(ProjGroup group, const ModelConfig& config) {
+int64_t group_columns(ProjGroup group, const ModelShape& shape) {
   int64_t columns = 0;
-  for (Proj proj : projs_of(group)) columns += align_panel(out_dim(proj, config));
+  for (Proj proj : projs_of(group)) columns += align_panel(out_dim(proj, shape));
   return columns;
 }
 
@@ -158,6 +159,7 @@ Result<std::shared_ptr<const ModelWeights>> load_weights(const std::string& dire
   weights->act = act;
   LK_ASSIGN_OR_RETURN(weights->config, load_model_config(directory));
   LK_ASSIGN_OR_RETURN(weights->checkpoint, TensorStore::open_model(directory));
+  weights->shape = weights->config.shape();
   const ModelConfig& c = weights->config;
   LK_RETURN_IF_ERROR(check_weights(c, *weights->checkpoint).with_context(directory));
   LK_RETURN_IF_ERROR(check_finite(*weights->checkpoint, backend.num_host_threads()).with_context(directory));
@@ -177,6 +179,8 @@ std::shared_ptr<const ModelWeights> make_dummy_weights(const ModelConfig& config
                                                        Backend& backend) {
   auto weights = std::make_shared<ModelWeights>();
   weights->config = config;
+  weights->shape = config.shape();
+  const ModelShape& shape = weights->shape;
   weights->act = act;
   ThreadPool pool(backend.num_host_threads());
   const auto matrix = [&](int64_t n, int64_t k) {
@@ -189,24 +193,24 @@ std::shared_ptr<const ModelWeights> make_dummy_weights(const ModelConfig& config
   const auto vector = [&](int64_t n, float value) {
     return store_vector(*weights, backend, std::vector<float>(static_cast<size_t>(n), value));
   };
-  for (int64_t index = 0; index < config.num_layers; ++index) {
+  for (int64_t index = 0; index < shape.num_layers; ++index) {
     LayerWeights layer;
     for (const ProjGroup group : {ProjGroup::kQkv, ProjGroup::kO, ProjGroup::kGateUp, ProjGroup::kDown}) {
       const auto g = static_cast<size_t>(group);
-      layer.linear[g] = matrix(group_columns(group, config), in_dim(projs_of(group)[0], config));
-      if (has_bias(group, config)) layer.bias[g] = vector(group_columns(group, config), 0.01f);
+      layer.linear[g] = matrix(group_columns(group, shape), in_dim(projs_of(group)[0], shape));
+      if (has_bias(group, config)) layer.bias[g] = vector(group_columns(group, shape), 0.01f);
     }
-    layer.input_norm = vector(config.hidden_dim, 1);
-    layer.post_norm = vector(config.hidden_dim, 1);
-    if (config.qk_norm) layer.q_norm = vector(config.head_dim, 1), layer.k_norm = vector(config.head_dim, 1);
+    layer.input_norm = vector(shape.hidden_dim, 1);
+    layer.post_norm = vector(shape.hidden_dim, 1);
+    if (config.qk_norm) layer.q_norm = vector(shape.head_dim, 1), layer.k_norm = vector(shape.head_dim, 1);
     weights->layers.push_back(layer);
   }
-  weights->final_norm = vector(config.hidden_dim, 1);
-  weights->lm_head = matrix(config.vocab_size, config.hidden_dim);
-  const int64_t table = config.vocab_size * config.hidden_dim;
+  weights->final_norm = vector(shape.hidden_dim, 1);
+  weights->lm_head = matrix(shape.vocab_size, shape.hidden_dim);
+  const int64_t table = shape.vocab_size * shape.hidden_dim;
   DeviceBuffer& embedding = weights->storage.emplace_back(backend.allocate(table * dtype_bytes(act)));
   fill_random(backend, embedding.data(), act, table, seed + 1, pool);
-  weights->embedding = TensorView(embedding.data(), act, {config.vocab_size, config.hidden_dim});
+  weights->embedding = TensorView(embedding.data(), act, {shape.vocab_size, shape.hidden_dim});
   return weights;
 }
 

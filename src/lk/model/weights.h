@@ -34,8 +34,8 @@ enum class ProjGroup : uint8_t { kQkv, kO, kGateUp, kDown };
 inline constexpr int kNumProjGroups = 4;
 ProjGroup group_of(Proj proj);
 // First output column of a projection inside its group's product; a multiple of kPanelCols.
-int64_t group_column(Proj proj, const ModelConfig& config);
-int64_t group_columns(ProjGroup group, const ModelConfig& config);  // padded width of the product
+int64_t group_column(Proj proj, const ModelShape& shape);
+int64_t group_columns(ProjGroup group, const ModelShape& shape);  // padded width of the product
 std::span<const Proj> projs_of(ProjGroup group);
 
 struct LayerWeights {
@@ -48,7 +48,8 @@ struct LayerWeights {
 };
 
 struct ModelWeights {
-  ModelConfig config;
+  ModelConfig config;        // what the file says
+  ModelShape shape;          // what is here
   DType act = DType::kBF16;  // compute type: bf16 or f32
   std::vector<LayerWeights> layers;
   TensorView embedding;  // [vocab_size, hidden_dim], any dtype
@@ -59,7 +60,7 @@ struct ModelWeights {
   std::shared_ptr<const TensorStore> checkpoint;  // null for dummy weights
   std::vector<DeviceBuffer> storage;
 
-  WeightFormat format() const { return act == DType::kBF16 ? WeightFormat::kBF16Panels : WeightFormat::kF32Panels; }
+  WeightFormat format() const { return weight_format_of(act); }
   // Bytes of weights read for one decode step (all linears and the head).
   int64_t decode_bytes() const { return packed_bytes; }
 };

@@ -70,6 +70,15 @@ void Backend::copy_panels(const PackedWeight& from, const PackedWeight& to, int6
   do_copy_panels(from, to, at, size);
 }
 
+void Backend::store_rank_rows(const RankRowsArgs& a) {
+  if (a.rows.num_rows == 0) return;
+  const int64_t num_rows = a.rows.num_rows, width = a.rows.width;
+  LK_CHECK(a.rows.row_offsets && a.base && a.source.defined() &&
+               (a.columns ? a.source.has_shape({width, num_rows}) : a.source.has_shape({num_rows, width})),
+           "{} for {} rows of {}", a.source.shape_string(), num_rows, width);
+  do_store_rank_rows(a);
+}
+
 void Backend::merge_panel(const MergeArgs& a, int64_t panel, MergeSums* sums) {
   LK_CHECK(same_shape(a.w, a.out) && a.out.data != a.w.data && a.a_transposed && a.b.data && sums);
   check_weight(a.w);
@@ -104,14 +113,17 @@ void Backend::gather_rows(const GatherRowsArgs& a) {
 
 void Backend::gemm(const GemmArgs& a) {
   if (a.num_rows == 0) return;
-  LK_CHECK(a.x && a.y && a.w.data && a.num_rows > 0 && a.x_stride >= a.w.k && a.y_stride >= a.w.n);
+  LK_CHECK(a.x && a.y && a.num_rows > 0 && a.x_stride >= a.w.k && a.y_stride >= a.w.n);
+  LK_CHECK(a.act == traits_of(a.w.format).act, "no product of {} activations with weights of {}", to_string(a.act),
+           to_string(traits_of(a.w.format).element));
   check_weight(a.w);
   do_gemm(a);
 }
 
 void Backend::gemm_columns(const GemmColumnsArgs& a) {
   if (a.num_rows == 0 || a.w.n == 0) return;
-  LK_CHECK(a.x && a.y && a.w.data && !a.w.pages && a.columns && a.num_rows > 0 && a.x_stride >= a.w.k);
+  LK_CHECK(a.x && a.y && a.columns && a.num_rows > 0 && a.x_stride >= a.w.k);
+  check_weight(a.w);
   do_gemm_columns(a);
 }
 

@@ -52,6 +52,8 @@ class Backend {
   void pack_weight(const TensorView& w, int64_t out_begin, const PackedWeight& dst, Workers workers);
   // Copies `size` bytes from byte `at` on of one matrix's panels to the same place of another of the same shape.
   void copy_panels(const PackedWeight& from, const PackedWeight& to, int64_t at, int64_t size);
+  // Writes rank rows from a host matrix into their places in the pool.
+  void store_rank_rows(const RankRowsArgs& a);
   // One panel of a merged weight. Waits for its sums.
   void merge_panel(const MergeArgs& a, int64_t panel, MergeSums* sums);
 
@@ -87,6 +89,7 @@ class Backend {
   virtual void do_read(void* host, const void* src, int64_t size_bytes) = 0;
   virtual void do_pack_weight(const TensorView& w, int64_t out_begin, const PackedWeight& dst, Workers workers) = 0;
   virtual void do_copy_panels(const PackedWeight& from, const PackedWeight& to, int64_t at, int64_t size) = 0;
+  virtual void do_store_rank_rows(const RankRowsArgs& a) = 0;
   virtual void do_merge_panel(const MergeArgs& a, int64_t panel, MergeSums* sums) = 0;
   virtual void do_embed(const EmbedArgs& a) = 0;
   virtual void do_gather_rows(const GatherRowsArgs& a) = 0;

@@ -46,6 +46,7 @@ class CpuBackend : public Backend {
   void do_copy_panels(const PackedWeight& from, const PackedWeight& to, int64_t at, int64_t size) override {
     lk::copy_panels(from, to, at, size);
   }
+  void do_store_rank_rows(const RankRowsArgs& a) override { lk::store_rank_rows(a); }
   void do_merge_panel(const MergeArgs& a, int64_t panel, MergeSums* sums) override {
     ThreadPool caller(1);
     kernels_.merge_panel(a, panel, caller, sums);

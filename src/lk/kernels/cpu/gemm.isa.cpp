@@ -209,10 +209,12 @@ void run(const GemmArgs& args, ThreadPool& pool) {
 
 void gemm(const GemmArgs& args, ThreadPool& pool) {
   if (args.num_rows == 0 || args.w.n == 0) return;
-  if (args.w.format == WeightFormat::kBF16Panels)
-    run<Bf16Panels>(args, pool);
-  else
-    run<F32Panels>(args, pool);
+  switch (args.w.format) {
+    case WeightFormat::kBF16Panels:
+      return run<Bf16Panels>(args, pool);
+    case WeightFormat::kF32Panels:
+      return run<F32Panels>(args, pool);
+  }
 }
 
 }  // namespace lk::LK_ISA_NAMESPACE

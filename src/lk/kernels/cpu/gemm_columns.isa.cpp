@@ -44,21 +44,37 @@ void add_f32_panel(const float* w, const X* x, int64_t k, double* sum) {
   }
 }
 
+// The sums of one panel for one row of x. A panel in pages is taken piece by piece, in whole steps.
+template <class X>
+void sum_panel(const PackedWeight& w, int64_t panel, const X* x, double* sum) {
+  const int64_t per_step = traits_of(w.format).per_step, end = (panel + 1) * w.panel_bytes();
+  int64_t i = 0;
+  for (int64_t at = panel * w.panel_bytes(); at < end;) {
+    const PanelBytes piece = panel_bytes_at(w, at);
+    const int64_t bytes = min64(piece.size, end - at);
+    const int64_t count = min64(bytes / kPanelStepBytes * per_step, w.k - i);
+    switch (w.format) {
+      case WeightFormat::kBF16Panels:
+        add_bf16_panel(reinterpret_cast<const uint32_t*>(piece.data), x + i, count, sum);
+        break;
+      case WeightFormat::kF32Panels:
+        add_f32_panel(reinterpret_cast<const float*>(piece.data), x + i, count, sum);
+        break;
+    }
+    at += bytes;
+    i += count;
+  }
+}
+
 template <class X>
 void run(const GemmColumnsArgs& args, ThreadPool& pool) {
-  const int64_t panel_bytes = packed_weight_bytes(args.w.format, kPanelCols, args.w.k);
   parallel(pool, ceil_div(args.w.n, kPanelCols), 16, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
-      const char* w = static_cast<const char*>(args.w.data) + panel * panel_bytes;
       const int64_t num_cols = min64(kPanelCols, args.w.n - panel * kPanelCols);
       const int32_t* columns = args.columns + panel * kPanelCols;
       for (int64_t row = 0; row < args.num_rows; ++row) {
-        const X* x = static_cast<const X*>(args.x) + row * args.x_stride;
         double sum[kCols] = {};
-        if (args.w.format == WeightFormat::kBF16Panels)
-          add_bf16_panel(reinterpret_cast<const uint32_t*>(w), x, args.w.k, sum);
-        else
-          add_f32_panel(reinterpret_cast<const float*>(w), x, args.w.k, sum);
+        sum_panel(args.w, panel, static_cast<const X*>(args.x) + row * args.x_stride, sum);
         for (int64_t c = 0; c < num_cols; ++c) args.y[row * args.y_stride + columns[c]] = static_cast<float>(sum[c]);
       }
     }

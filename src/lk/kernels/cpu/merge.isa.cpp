@@ -73,19 +73,21 @@ void add_f32(const float* w, const float* delta, float scaling, const float* sca
 // Steps from byte `at` of the panels on, of base and copy alike, from page to page.
 void add_block(const MergeArgs& args, const float* delta, const float* scale, int64_t at, int64_t num_steps,
                ColumnSums& sums) {
-  const bool is_bf16 = args.w.format == WeightFormat::kBF16Panels;
   while (num_steps > 0) {
     const PanelBytes from = panel_bytes_at(args.w, at), to = panel_bytes_at(args.out, at);
     const int64_t steps = min64(num_steps, min64(from.size, to.size) / kPanelStepBytes);
     auto* out = const_cast<std::byte*>(to.data);  // a merged copy is its builder's to write
-    if (!is_bf16) {
-      add_f32(reinterpret_cast<const float*>(from.data), delta, args.scaling, scale, steps,
-              reinterpret_cast<float*>(out), sums);
-    } else {
-      add_bf16(reinterpret_cast<const uint32_t*>(from.data), delta, args.scaling, scale, steps,
-               reinterpret_cast<uint32_t*>(out), sums);
+    switch (args.w.format) {
+      case WeightFormat::kBF16Panels:
+        add_bf16(reinterpret_cast<const uint32_t*>(from.data), delta, args.scaling, scale, steps,
+                 reinterpret_cast<uint32_t*>(out), sums);
+        break;
+      case WeightFormat::kF32Panels:
+        add_f32(reinterpret_cast<const float*>(from.data), delta, args.scaling, scale, steps,
+                reinterpret_cast<float*>(out), sums);
+        break;
     }
-    delta += steps * (is_bf16 ? 2 : 1) * kCols;
+    delta += steps * traits_of(args.w.format).per_step * kCols;
     at += steps * kPanelStepBytes;
     num_steps -= steps;
   }
@@ -94,8 +96,8 @@ void add_block(const MergeArgs& args, const float* delta, const float* scale, in
 }  // namespace
 
 void merge_panel(const MergeArgs& args, int64_t panel, ThreadPool& one_thread, MergeSums* total) {
-  const bool is_bf16 = args.w.format == WeightFormat::kBF16Panels;
-  const int64_t k = args.w.k, rank = args.b.k, per_step = is_bf16 ? 2 : 1, elem = is_bf16 ? 2 : 4;
+  const FormatTraits format = traits_of(args.w.format);
+  const int64_t k = args.w.k, rank = args.b.k, per_step = format.per_step, elem = dtype_bytes(format.act);
   const int64_t panel_bytes = packed_weight_bytes(args.w.format, kPanelCols, k);
   const int64_t at = (args.out_begin / kPanelCols + panel) * panel_bytes;
   const int64_t num_cols = min64(kPanelCols, args.b.n - panel * kPanelCols);
@@ -110,6 +112,7 @@ void merge_panel(const MergeArgs& args, int64_t panel, ThreadPool& one_thread, M
   for (int64_t row = 0; row < k; row += kBlockRows) {
     const int64_t rows = min64(kBlockRows, k - row), steps = ceil_div(rows, per_step);
     gemm({.x = static_cast<const char*>(args.a_transposed) + row * rank * elem,
+          .act = format.act,
           .x_stride = rank,
           .w = b,
           .y = delta,

@@ -4,7 +4,7 @@
 namespace lk::ref {
 
 void gemm(const GemmArgs& args) {
-  const bool is_bf16 = args.w.format == WeightFormat::kBF16Panels;
+  const bool is_bf16 = args.act == DType::kBF16;
   for (int64_t row = 0; row < args.num_rows; ++row) {
     for (int64_t out = 0; out < args.w.n; ++out) {
       double sum = 0;
