@@ -85,7 +85,8 @@ TEST_F(AdapterRegistryTest, RefusedLoadsLeaveNothing) {
 }
 
 TEST_F(AdapterRegistryTest, ProbeRefusesWeightsThatOverflow) {
-  testing::copy_adapter("sql", dir_.file("huge"), 1e30f);
+  // Passes the checks of loading, which know bounds only; gate times up does not stay finite.
+  testing::copy_adapter("sql", dir_.file("huge"), 1e18f);
   const Status status = load("huge", dir_.file("huge")).status();
   EXPECT_EQ(status.code(), StatusCode::kDataLoss) << status.message();
   EXPECT_THAT(status.message(), HasSubstr("probe"));
