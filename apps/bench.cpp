@@ -13,6 +13,7 @@
 #include <boost/json.hpp>
 
 #include "commands.h"
+#include "lk/base/json_text.h"
 #include "lk/base/rng.h"
 #include "lk/kernels/bench.h"
 #include "lk/lora_tools/save.h"
@@ -35,7 +36,7 @@ json::object machine_json(const MachineLimits& limits, int threads) {
 
 Status write_json(const std::string& path, const json::object& object) {
   if (path.empty()) return Status();
-  return write_file_atomic(path, json::serialize(object) + "\n");
+  return write_file_atomic(path, json_text(object) + "\n");
 }
 
 // --- bench kernels
@@ -168,6 +169,10 @@ struct RunResult {
   std::vector<double> ttft_ms, tpot_ms;
 };
 
+struct BenchSequence : TextSequence {
+  Timing* timing = nullptr;
+};
+
 Result<RunResult> run_once(const EngineFlags& flags, TextEngine& engine, const std::vector<int64_t>& assignment,
                            uint64_t salt) {
   RunResult result;
@@ -187,15 +192,9 @@ Result<RunResult> run_once(const EngineFlags& flags, TextEngine& engine, const s
     request.sampling.num_logprobs = -1;
     for (int64_t i = 0; i < flags.prompt_tokens; ++i)
       request.token_ids.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(engine.config().vocab_size))));
-    Result<RequestId> id = engine.submit(std::move(request), {.on_token =
-                                                                  [&, index](const TokenLogprob&) {
-                                                                    Timing& timing = timings[index];
-                                                                    timing.last_token = Clock::now();
-                                                                    if (timing.num_tokens++ == 0)
-                                                                      timing.first_token = timing.last_token;
-                                                                    ++tokens_seen;
-                                                                  },
-                                                              .on_done = [&](Completion) { ++finished; }});
+    auto sequence = std::make_unique<BenchSequence>();
+    sequence->timing = &timings[index];
+    const Result<RequestId> id = engine.submit(std::move(request), std::move(sequence));
     return id.ok() ? Status() : id.status();
   };
   // A closed loop: `batch` requests at a time. A step counts as decoding when it computed one token per running
@@ -205,7 +204,14 @@ Result<RunResult> run_once(const EngineFlags& flags, TextEngine& engine, const s
     const int64_t computed = engine.scheduler().stats().num_computed_tokens, seen = tokens_seen;
     const double sample_s = engine.engine().sample_seconds();
     const auto step_start = Clock::now();
-    engine.step();
+    for (const TextUpdate& update : engine.step()) {
+      finished += update.ended != nullptr;
+      if (update.delta.tokens.empty()) continue;
+      Timing& timing = *static_cast<const BenchSequence&>(*update.sequence).timing;
+      timing.last_token = Clock::now();
+      if (timing.num_tokens++ == 0) timing.first_token = timing.last_token;
+      ++tokens_seen;
+    }
     const double step_s = seconds_since(step_start);
     const int64_t step_tokens = engine.scheduler().stats().num_computed_tokens - computed;
     if (step_tokens == tokens_seen - seen && step_tokens > 0 && flags.prompt_tokens > 1) {
@@ -319,7 +325,7 @@ Status run_engine(EngineFlags& flags) {
                    {"preemptions", engine->scheduler().stats().num_preemptions}};
   fmt::print("batch {}, prompt {}, output {}, {} adapters ({}, ranks {}, targets {})\n", flags.batch,
              flags.prompt_tokens, flags.output_tokens, flags.adapters, flags.assign,
-             json::serialize(json::value_from(flags.ranks)), flags.targets);
+             json_text(json::value_from(flags.ranks)), flags.targets);
   fmt::print("machine    read {:.1f} GB/s, bf16 {:.0f} GFLOP/s\n", limits.read_gb_s, limits.bf16_gflop_s);
   fmt::print("output     {:8.1f} tok/s   prompts included\n", median(output));
   fmt::print("prefill    {:8.1f} tok/s   {:.3f} of the limit\n", median(prefill), median(prefill_fraction));

@@ -13,6 +13,7 @@
 
 #include "commands.h"
 #include "lk/base/file.h"
+#include "lk/base/json_text.h"
 #include "lk/base/rng.h"
 #include "lk/lora_tools/save.h"
 #include "lk/ops/cpu_backend.h"
@@ -284,7 +285,7 @@ void add_bench_merge(CLI::App& bench, int& exit_code) {
     };
     Status status = run("modes", bench_merge_modes);
     if (status.ok()) status = run("choosers", bench_merge_choosers);
-    if (status.ok() && !flags->json.empty()) status = write_file_atomic(flags->json, json::serialize(out) + "\n");
+    if (status.ok() && !flags->json.empty()) status = write_file_atomic(flags->json, json_text(out) + "\n");
     if (!status.ok()) exit_code = fail(status);
   });
 }

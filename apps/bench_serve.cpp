@@ -11,6 +11,7 @@
 
 #include "commands.h"
 #include "lk/base/file.h"
+#include "lk/base/json_text.h"
 #include "lk/serve/load/runner.h"
 #include "lk/serve/load/workload.h"
 
@@ -297,7 +298,7 @@ Result<int> run_serve(ServeFlags& flags) {
   if (!flags.json.empty()) {
     json::object out = report_json(report, flags.adapters);
     out["settings"] = settings_json(flags, run);
-    LK_RETURN_IF_ERROR(write_file_atomic(flags.json, json::serialize(out) + "\n"));
+    LK_RETURN_IF_ERROR(write_file_atomic(flags.json, json_text(out) + "\n"));
   }
   if (result.was_interrupted) return 130;
   return report.ok > 0 ? 0 : 1;

@@ -179,6 +179,12 @@ std::string format_text_result(const std::string& question, const std::string& a
   return fmt::format("[{}] {}\n  -> {}", adapter.empty() ? "base" : adapter, question, answer);
 }
 
+// A line of the input on its way.
+struct BatchLine : TextSequence {
+  size_t index = 0;
+  JsonlRequest line;  // its request is in `text`
+};
+
 int run_batch(const GenerateFlags& flags) {
   if (flags.adapters.size() > 1)
     return fail(invalid_argument("with --input, at most one --adapter can override the lines' own"));
@@ -191,7 +197,6 @@ int run_batch(const GenerateFlags& flags) {
   TextEngine& engine = **opened;
 
   Totals totals;
-  const bool text = flags.format == "text";
   Progress progress(lines->size());
   for (size_t i = 0; i < lines->size(); ++i) {
     const auto reject = [&](const boost::json::value& id, const std::string& adapter, const Status& status) {
@@ -206,19 +211,24 @@ int run_batch(const GenerateFlags& flags) {
     if (!flags.adapters.empty()) parsed->request.adapter = flags.adapters[0];
     const boost::json::value id = parsed->id;
     const std::string adapter = parsed->request.adapter;
-    const std::optional<std::string> expected = parsed->expected;
-    const std::string question = text ? last_words(parsed->request) : "";
-    Result<RequestId> submitted = engine.submit(
-        std::move(parsed->request), {.on_done = [&, i, id, adapter, expected, question](Completion completion) {
-          totals.add(completion);
-          if (expected) totals.add_match(adapter, matches_expected(completion.text, *expected));
-          (*writer)->put(i, text ? format_text_result(question, adapter, completion)
-                                 : format_jsonl_result(id, adapter, completion, expected));
-        }});
+    TextRequest request = std::move(parsed->request);
+    auto line = std::make_unique<BatchLine>();
+    line->index = i;
+    line->line = std::move(parsed).value();
+    const Result<RequestId> submitted = engine.submit(std::move(request), std::move(line));
     if (!submitted.ok()) reject(id, adapter, submitted.status());
   }
+  const auto write = [&](const BatchLine& done) {
+    const auto& [id, unused, expected] = done.line;
+    totals.add(done.completion);
+    if (expected) totals.add_match(done.text.adapter, matches_expected(done.completion.text, *expected));
+    (*writer)->put(done.index, flags.format == "text"
+                                   ? format_text_result(last_words(done.text), done.text.adapter, done.completion)
+                                   : format_jsonl_result(id, done.text.adapter, done.completion, expected));
+  };
   while (engine.has_work() && !interrupted && (*writer)->status().ok()) {
-    engine.step();
+    for (const TextUpdate& update : engine.step())
+      if (update.ended) write(static_cast<const BatchLine&>(*update.ended));
     progress.update(engine, totals);
   }
   progress.update(engine, totals, true);
@@ -241,9 +251,9 @@ int run_prompts(const GenerateFlags& flags) {
   TextEngine& engine = **opened;
   const std::vector<std::string> adapters = flags.adapters.empty() ? std::vector<std::string>{""} : flags.adapters;
   const size_t count = flags.prompts.size() * adapters.size();
-  std::vector<std::optional<Completion>> done(count);
+  std::vector<RequestId> ids;
+  std::map<RequestId, Completion> done;
   Totals totals;
-  size_t index = 0;
   for (const std::string& prompt : flags.prompts) {
     for (const std::string& adapter : adapters) {
       TextRequest request = flags.defaults;
@@ -252,33 +262,35 @@ int run_prompts(const GenerateFlags& flags) {
       else
         request.prompt = prompt;
       request.adapter = adapter;
-      CompletionSink sink{.on_done = [&, index](Completion completion) {
-        totals.add(completion);
-        done[index] = std::move(completion);
-      }};
-      // A single answer is shown as it is made.
-      if (count == 1)
-        sink.on_text = [](std::string_view piece) {
-          std::fwrite(piece.data(), 1, piece.size(), stdout);
-          std::fflush(stdout);
-        };
-      Result<RequestId> submitted = engine.submit(std::move(request), std::move(sink));
+      const Result<RequestId> submitted = engine.submit(std::move(request));
       if (!submitted.ok()) return fail(submitted.status());
-      ++index;
+      ids.push_back(*submitted);
     }
   }
-  while (engine.has_work() && !interrupted) engine.step();
+  while (engine.has_work() && !interrupted) {
+    for (TextUpdate& update : engine.step()) {
+      // A single answer is shown as it is made.
+      if (count == 1) {
+        std::fwrite(update.delta.text.data(), 1, update.delta.text.size(), stdout);
+        std::fflush(stdout);
+      }
+      if (!update.ended) continue;
+      totals.add(update.ended->completion);
+      done[update.ended->asked.id] = std::move(update.ended->completion);
+    }
+  }
   if (count == 1) {
     fmt::print("\n");
   } else {
     for (size_t i = 0; i < count; ++i) {
       const std::string& adapter = adapters[i % adapters.size()];
       if (i % adapters.size() == 0) fmt::print("{}> {}\n", i == 0 ? "" : "\n", flags.prompts[i / adapters.size()]);
-      fmt::print("[{}] {}\n", adapter.empty() ? "base" : adapter, done[i] ? done[i]->text : "(interrupted)");
+      const auto it = done.find(ids[i]);
+      fmt::print("[{}] {}\n", adapter.empty() ? "base" : adapter, it != done.end() ? it->second.text : "(interrupted)");
     }
   }
-  for (const auto& completion : done)
-    if (completion && completion->finish == FinishReason::kError) return fail(completion->error);
+  for (const auto& [id, completion] : done)
+    if (completion.finish == FinishReason::kError) return fail(completion.error);
   fmt::print(stderr, "{}\n", totals.summary());
   return interrupted ? 130 : 0;
 }

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "commands.h"
+#include "lk/base/json_text.h"
 #include "lk/serve/names.h"
 #include "lk/serve/state_store.h"
 
@@ -82,11 +83,11 @@ Status create(const Flags& flags) {
   if (!made.ok()) return made.status();
   std::string text = made->text + "\n";
   if (flags.json)
-    text = boost::json::serialize(boost::json::object{{"id", made->key.id},
-                                                      {"key", made->text},
-                                                      {"tenant", flags.tenant},
-                                                      {"scopes", format_scopes(scopes)},
-                                                      {"expires", expires}}) +
+    text = json_text(boost::json::object{{"id", made->key.id},
+                                         {"key", made->text},
+                                         {"tenant", flags.tenant},
+                                         {"scopes", format_scopes(scopes)},
+                                         {"expires", expires}}) +
            "\n";
   // Nobody would know a key that could not be printed: it must not stay usable.
   if (std::fputs(text.c_str(), stdout) < 0 || std::fflush(stdout) != 0) {
@@ -113,7 +114,7 @@ Status list(const Flags& flags) {
                                          {"created", key.created},
                                          {"expires", key.expires},
                                          {"state", state_of(key, now)}});
-    fmt::print("{}\n", boost::json::serialize(rows));
+    fmt::print("{}\n", json_text(rows));
     return Status();
   }
   if (keys.empty())
@@ -165,7 +166,7 @@ Status list_tenants(const Flags& flags) {
                                          {"tokens_per_minute", tenant.tokens_per_minute},
                                          {"adapters", std::move(adapters)}});
     }
-    fmt::print("{}\n", boost::json::serialize(rows));
+    fmt::print("{}\n", json_text(rows));
     return Status();
   }
   if (tenants.empty())

@@ -11,6 +11,7 @@
 
 #include "commands.h"
 #include "lk/base/file.h"
+#include "lk/base/json_text.h"
 #include "lk/sim/fuzz.h"
 #include "lk/sim/report.h"
 #include "lk/sim/streams.h"
@@ -165,7 +166,7 @@ Status write_runs(const SimulateFlags& flags, const std::vector<Sweep>& sweeps, 
                          {"streams", streams},
                          {"sweep", sweep_keys},
                          {"runs", out_runs}};
-  return write_file_atomic(flags.out, json::serialize(out) + "\n");
+  return write_file_atomic(flags.out, json_text(out) + "\n");
 }
 
 // --- random schedules

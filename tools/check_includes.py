@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Fails on an #include against the layers: a module may include itself and the modules listed for it, nothing else."""
+"""Fails on an #include against the layers: a module may include itself and the modules listed for it, nothing else.
+Also on what may only be called in one place."""
 import pathlib
 import re
 import sys
@@ -21,6 +22,8 @@ ALLOWED = {
     "engine": ["base", "tensor", "io", "kernels", "ops", "lora", "model", "sched", "memory"],
     "serve": ["base", "net", "text", "grammar", "io", "ops", "lora", "memory", "sched", "merging", "engine"],
 }
+# call -> where alone it may stand, and what to use elsewhere
+ONE_PLACE = {"json::serialize(": ("src/lk/base/json_text.cpp", "lk::json_text (base/json_text.h)")}
 
 
 def main() -> int:
@@ -34,6 +37,11 @@ def main() -> int:
             found = re.match(r'\s*#\s*include\s+["<]lk/(\w+)/', line)
             if found and found[1] != module and found[1] not in ALLOWED.get(module, []):
                 bad.append(f"{path.relative_to(root)}:{number}: {module} must not include {found[1]}")
+    for path in sorted([*(root / "src").rglob("*.cpp"), *(root / "src").rglob("*.h"), *(root / "apps").rglob("*.cpp")]):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            for call, (home, instead) in ONE_PLACE.items():
+                if call in line.split("//")[0] and str(path.relative_to(root)) != home:
+                    bad.append(f"{path.relative_to(root)}:{number}: {call.rstrip('(')}: use {instead}")
     print("\n".join(bad) if bad else "layers: every include is allowed")
     return 1 if bad else 0
 

@@ -62,6 +62,19 @@ class Generate(Temporary):
             alone, _ = batch([{**line, "logprobs": 2}], "--threads", "1", "--no-prefix-cache")
             self.assertEqual(alone[0], expected)
 
+    def test_cut_answers_go_on_where_they_were(self):
+        line = {"adapter": "sql", "prompt": "Once upon a time", "max_tokens": 16, "temperature": 1.3, "seed": 9, "presence_penalty": 0.5, "ignore_eos": True, "logprobs": 1}
+        (whole,), _ = batch([line])
+        rest, done = batch([{**line, "output_so_far": whole["token_ids"][:cut]} for cut in range(16)])
+        self.assertEqual(done.returncode, 0, done.stderr)
+        for cut, result in enumerate(rest):
+            self.assertEqual(result["token_ids"], whole["token_ids"][cut:])
+            self.assertEqual(result["logprobs"], whole["logprobs"][cut:])
+            self.assertTrue(whole["text"].endswith(result["text"]))
+        failed, _ = batch([{**line, "output_so_far": whole["token_ids"]}, {**line, "output_so_far": [1.5]}])
+        self.assertIn("fewer than max_tokens (16)", failed[0]["error"]["message"])
+        self.assertIn("output_so_far", failed[1]["error"]["message"])
+
     def test_bad_lines_fail_alone_and_order_is_kept(self):
         lines = [{"id": 0, "prompt": "hi", "max_tokens": 2}, {"id": 1, "prompt": "hi", "nonsense": 1}, "not json",
                  {"id": 3, "token_ids": [10 ** 6]}, {"id": 4, "prompt": "hi", "adapter": "nobody"},

@@ -44,11 +44,13 @@ TEST(Scheduler, DecodesWhileALongPromptIsChunked) {
   (void)scheduler.step();
   ASSERT_TRUE(scheduler.submit(make_request(2, kBaseModel, 70, 3, 2)).ok());
   for (int step = 0; step < 5; ++step) {
-    const std::span<RequestEvent> made = scheduler.step();
-    std::vector<RequestEvent> events(made.begin(), made.end());
-    std::erase_if(events, [](const RequestEvent& event) { return !event.has_token; });
-    ASSERT_EQ(events.size(), 1u);
-    EXPECT_EQ(events[0].id, 1);
+    int num_tokens = 0;
+    for (const RequestEvent& event : scheduler.step()) {
+      if (!event.has_token) continue;
+      EXPECT_EQ(event.id, 1);
+      ++num_tokens;
+    }
+    EXPECT_EQ(num_tokens, 1);
   }
   run_all(scheduler, pool);
   EXPECT_EQ(executor.max_step_tokens_seen, 8);
@@ -326,6 +328,139 @@ TEST(Scheduler, RandomTrafficGivesEachRequestItsOwnTokensAndFreesEverything) {
   EXPECT_GT(num_drops, 20);
   EXPECT_GT(num_pins, 20);
   EXPECT_GT(merged_steps, 20);
+}
+
+// A request that goes on elsewhere, cut anywhere, beside others and with little memory.
+TEST(Scheduler, ResumedRequestsMakeTheTokensThatWereLeft) {
+  UnifiedPool pool(24);
+  HashExecutor executor(3, 24);
+  Scheduler scheduler({.max_step_tokens = 32, .max_running = 8}, pool, executor);
+  std::map<RequestId, std::vector<int32_t>> expected;
+  for (RequestId id = 0; id < 40; ++id) {
+    Request request = make_request(id, static_cast<AdapterId>(id % 3), 10 + id, 41, static_cast<uint64_t>(id));
+    if (id % 4 == 0) request.sampling.num_prompt_logprobs = 0;
+    const std::vector<int32_t> all = HashExecutor::expected(request);
+    request.output_so_far.assign(all.begin(), all.begin() + id);
+    expected[id].assign(all.begin() + id, all.end());
+    ASSERT_TRUE(scheduler.submit(request).ok());
+  }
+  const auto outcomes = run_all(scheduler, pool);
+  EXPECT_GT(scheduler.stats().num_preemptions, 0);
+  for (const auto& [id, outcome] : outcomes) {
+    EXPECT_EQ(outcome.tokens, expected[id]) << id;
+    EXPECT_EQ(outcome.finish, FinishReason::kLength);
+    EXPECT_EQ(outcome.prompt_logprobs.empty(), id != 0) << "those of a resumed request came with its first part";
+  }
+  Request full = make_request(99, kBaseModel, 5, 3, 1);
+  full.output_so_far = {1, 2, 3};
+  EXPECT_EQ(scheduler.submit(full).code(), StatusCode::kInvalidArgument);
+}
+
+TEST(Scheduler, ResumedRequestIsChargedAsAfterAPreemption) {
+  for (const ServiceCost& cost : {ServiceCost(), ServiceCost{.product = 0.04, .output_square = 0.03, .constant = 11}}) {
+    UnifiedPool pool(64);
+    HashExecutor executor(1, 64);
+    const QueueOptions queue{.cost = cost};
+    Scheduler whole({.queue = queue}, pool, executor);
+    Request request = make_request(1, kBaseModel, 37, 20, 1);
+    request.tenant = 5;
+    const std::vector<int32_t> all = HashExecutor::expected(request);
+    ASSERT_TRUE(whole.submit(request).ok());
+    run_all(whole, pool);
+    UnifiedPool other_pool(64);
+    Scheduler rest({.queue = queue}, other_pool, executor);
+    request.output_so_far.assign(all.begin(), all.begin() + 8);
+    ASSERT_TRUE(rest.submit(request).ok());
+    run_all(rest, other_pool);
+    const TenantService &one = whole.tenants().at(5), &two = rest.tenants().at(5);
+    EXPECT_EQ(two.prompt_tokens, 0);
+    EXPECT_EQ(two.output_tokens, 12);
+    EXPECT_EQ(two.service, queue.cost.of(37, 20) - queue.cost.of(37, 8));
+    EXPECT_EQ(one.service, queue.cost.of(37, 20) - queue.cost.of(0, 0));
+  }
+}
+
+// An item that cannot be computed ends its request and nobody else's.
+TEST(Scheduler, FailedItemEndsItsRequestAlone) {
+  struct Failing final : HashExecutor {
+    using HashExecutor::HashExecutor;
+    std::span<ItemResult> execute(const StepPlan& plan) override {
+      const std::span<ItemResult> results = HashExecutor::execute(plan);
+      for (size_t i = 0; i < results.size(); ++i)
+        if (plan.items[i].request->id == 2 && plan.items[i].tokens.size() == 8)
+          results[i] = {.error = internal_error("not finite")};
+      return results;
+    }
+  };
+  UnifiedPool pool(32);
+  Failing executor(1, 32);
+  Scheduler scheduler({}, pool, executor);
+  std::map<RequestId, Request> requests;
+  for (RequestId id = 1; id <= 3; ++id) {
+    requests[id] = make_request(id, kBaseModel, 5, 9, static_cast<uint64_t>(id));
+    ASSERT_TRUE(scheduler.submit(requests[id]).ok());
+  }
+  auto outcomes = run_all(scheduler, pool);
+  EXPECT_EQ(outcomes[2].finish, FinishReason::kError);
+  EXPECT_EQ(outcomes[2].tokens.size(), 3u);
+  for (const RequestId id : {1, 3}) EXPECT_EQ(outcomes[id].tokens, HashExecutor::expected(requests[id]));
+  EXPECT_EQ(pool.num_available(), pool.num_pages());
+}
+
+TEST(Scheduler, TokenThatItsConstraintRefusesEndsTheRequest) {
+  struct Refusing final : TokenConstraint {
+    Status allowed(std::span<uint64_t>) override { return Status(); }
+    Status accept(int32_t) override { return ++accepted <= 3 ? Status() : internal_error("not that"); }
+    int accepted = 0;
+  };
+  UnifiedPool pool(32);
+  HashExecutor executor(1, 32);
+  Scheduler scheduler({}, pool, executor);
+  Request request = make_request(1, kBaseModel, 5, 9, 1);
+  request.constraint = std::make_shared<Refusing>();
+  ASSERT_TRUE(scheduler.submit(request).ok());
+  const Request free = make_request(2, kBaseModel, 5, 9, 2);
+  ASSERT_TRUE(scheduler.submit(free).ok());
+  auto outcomes = run_all(scheduler, pool);
+  EXPECT_EQ(outcomes[1].finish, FinishReason::kError);
+  EXPECT_EQ(outcomes[1].tokens.size(), 3u);
+  EXPECT_EQ(outcomes[2].tokens, HashExecutor::expected(free));
+}
+
+// One set of deadlines: of the first token while a request waits, of the whole answer always.
+TEST(Scheduler, RequestExpiresWhereverItIs) {
+  UnifiedPool pool(32);
+  HashExecutor executor(1, 32);
+  Scheduler scheduler({.max_running = 1}, pool, executor);
+  std::map<RequestId, Status> errors;
+  std::map<RequestId, int> tokens;
+  const auto step = [&] {
+    for (const RequestEvent& event : scheduler.step()) {
+      tokens[event.id] += event.has_token;
+      if (event.finish == FinishReason::kError) errors[event.id] = event.error;
+    }
+  };
+  for (RequestId id = 1; id <= 3; ++id) {
+    Request request = make_request(id, kBaseModel, 5, 40, static_cast<uint64_t>(id));
+    request.expires = id == 1 ? 1000 : id == 2 ? 500 : kNoDeadline;
+    ASSERT_TRUE(scheduler.submit(request).ok());
+  }
+  step();
+  executor.time = 499;
+  step();
+  EXPECT_TRUE(errors.empty());
+  executor.time = 500;  // while it waits
+  step();
+  EXPECT_EQ(errors[2].code(), StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(errors.size(), 1u);
+  executor.time = 1000;  // while it runs
+  step();
+  EXPECT_EQ(errors[1].code(), StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(tokens[1], 3);
+  EXPECT_EQ(scheduler.stats().num_missed_deadlines, 0) << "both had the time for a first token";
+  while (scheduler.has_work()) step();
+  EXPECT_EQ(tokens[3], 40);
+  EXPECT_EQ(pool.num_available(), pool.num_pages());
 }
 
 }  // namespace

@@ -134,17 +134,15 @@ TEST_F(GrammarConstraintTest, SameTextAloneAndInACrowdedPool) {
   };
   const auto run = [](TextEngine& engine, const std::vector<TextRequest>& requests) {
     std::vector<Completion> done(requests.size());
-    for (size_t i = 0; i < requests.size(); ++i)
-      EXPECT_TRUE(
-          engine
-              .submit(requests[i], {.on_done = [&done, i](Completion completion) { done[i] = std::move(completion); }})
-              .ok());
-    while (engine.has_work()) engine.step();
+    std::map<RequestId, size_t> index;
+    for (size_t i = 0; i < requests.size(); ++i) index[engine.submit(requests[i]).value()] = i;
+    while (engine.has_work())
+      for (TextUpdate& update : engine.step())
+        if (update.ended) done[index.at(update.ended->asked.id)] = std::move(update.ended->completion);
     return done;
   };
   std::vector<TextRequest> requests;
   for (int i = 0; i < 12; ++i) requests.push_back(make(i));
-  // Constraints are made by submit(), one per request.
   const std::unique_ptr<TextEngine> large = testing::open_demo();
   const std::vector<Completion> crowd = run(*engine_, requests);
   EXPECT_GT(engine_->scheduler().stats().num_preemptions, 0) << "the pool is too small for all";

@@ -29,7 +29,7 @@ TEST(EngineService, EventsOfEachRequestAreInOrderAndAddUpToItsCompletion) {
     for (int choice = 0; choice < 4; ++choice)
       service.submit({.request = service.prepare(std::string(kPrompt) + std::string(static_cast<size_t>(choice), '!'),
                                                  5 + 7 * choice),
-                      .receiver = receivers.back(),
+                      .sink = receivers.back(),
                       .choice = choice,
                       .wants_prompt = choice % 2 == 0});
   }
@@ -53,22 +53,22 @@ TEST(EngineService, EventsOfEachRequestAreInOrderAndAddUpToItsCompletion) {
 
 TEST(EngineService, AdmissionIsBoundedByRequestsAndTokens) {
   Service service({.max_queue_requests = 3, .max_queue_tokens = 100});
-  EXPECT_TRUE(service->admit(5, 1000).status.ok()) << "alone it may be larger than a bound";
-  service->abandon(5, 1000);
-  EXPECT_TRUE(service->admit(1, 10).status.ok());
-  EXPECT_TRUE(service->admit(2, 50).status.ok());
-  EngineService::Admission refused = service->admit(1, 1);
+  EXPECT_TRUE(service->admit({5, 1000}).status.ok()) << "alone it may be larger than a bound";
+  service->abandon({5, 1000});
+  EXPECT_TRUE(service->admit({1, 10}).status.ok());
+  EXPECT_TRUE(service->admit({2, 50}).status.ok());
+  EngineService::Admission refused = service->admit({1, 1});
   EXPECT_EQ(refused.status.code(), StatusCode::kUnavailable);
   EXPECT_NE(refused.status.message().find("3 requests are waiting"), std::string::npos) << refused.status.message();
   EXPECT_GE(refused.retry_after_seconds, 1);
-  service->abandon(2, 50);
-  refused = service->admit(1, 91);
+  service->abandon({2, 50});
+  refused = service->admit({1, 91});
   EXPECT_EQ(refused.status.code(), StatusCode::kUnavailable);
   EXPECT_NE(refused.status.message().find("of 10 tokens are waiting"), std::string::npos) << refused.status.message();
-  EXPECT_TRUE(service->admit(1, 90).status.ok());
+  EXPECT_TRUE(service->admit({1, 90}).status.ok());
   EXPECT_EQ(service->num_queued(), 2);
   EXPECT_EQ(service.queued_tokens(), 100) << "what was refused takes no room";
-  service->abandon(2, 100);
+  service->abandon({2, 100});
   service.expect_empty_queue();
 }
 
@@ -82,27 +82,31 @@ TEST(EngineService, PredictedWaitComesFromTheRateOfStartsAndRefusesByPatience) {
   while (rate == 0 && Clock::now() - begin < testing::kPatience) {
     auto heard = std::make_shared<Heard>();
     for (int choice = 0; choice < 6; ++choice) {
-      PreparedRequest request = service.prepare(kPrompt, 40);
-      tokens += Service::tokens_of(request);
-      service.submit({.request = std::move(request), .receiver = heard, .choice = choice});
+      auto request = service.prepare(kPrompt, 40);
+      tokens += request->completion.prompt_tokens;
+      service.submit({.request = std::move(request), .sink = heard, .choice = choice});
     }
     ASSERT_TRUE(heard->wait_for_ends(6));
-    ASSERT_TRUE(service->admit(1, 1'000'000).status.ok());
+    const EngineService::Share large{.prompt_tokens = 1'000'000};
+    ASSERT_TRUE(service->admit(large).status.ok());
     if (const double wait = service->predicted_wait_seconds(); wait > 0) rate = 1e6 / wait;
-    service->abandon(1, 1'000'000);
+    service->abandon(large);
   }
   const double average = static_cast<double>(tokens) / std::chrono::duration<double>(Clock::now() - begin).count();
   EXPECT_GT(rate, average / 6);
   EXPECT_EQ(service->predicted_wait_seconds(), 0) << "nothing waits";
 
-  ASSERT_TRUE(service->admit(1, static_cast<int64_t>(rate * 100)).status.ok()) << "an empty queue is no wait";
-  const EngineService::Admission refused = service->admit(1, 1, 50.0);
+  const auto seconds = [&](double wait) {
+    return EngineService::Share{.prompt_tokens = static_cast<int64_t>(rate * wait)};
+  };
+  ASSERT_TRUE(service->admit(seconds(100)).status.ok()) << "an empty queue is no wait";
+  const EngineService::Admission refused = service->admit({}, 50.0);
   EXPECT_EQ(refused.status.code(), StatusCode::kDeadlineExceeded) << refused.status.message();
   EXPECT_NEAR(refused.retry_after_seconds, 50, 1);
-  EXPECT_TRUE(service->admit(1, 1, 200.0).status.ok());
-  ASSERT_TRUE(service->admit(1, static_cast<int64_t>(rate * 1000)).status.ok());
-  EXPECT_EQ(service->admit(1, 1).status.code(), StatusCode::kUnavailable) << "past max_wait_seconds";
-  service->abandon(3, static_cast<int64_t>(rate * 100) + 1 + static_cast<int64_t>(rate * 1000));
+  EXPECT_TRUE(service->admit({}, 200.0).status.ok());
+  ASSERT_TRUE(service->admit(seconds(1000)).status.ok());
+  EXPECT_EQ(service->admit({}).status.code(), StatusCode::kUnavailable) << "past max_wait_seconds";
+  for (const double wait : {100.0, 0.0, 1000.0}) service->abandon(seconds(wait));
   service.expect_empty_queue();
 }
 
@@ -111,7 +115,7 @@ TEST(EngineService, QueueIsEmptyAgainHoweverRequestsEnd) {
   auto heard = std::make_shared<Heard>();
   const auto send = [&](int choice, int64_t max_tokens, std::optional<Clock::time_point> deadline = {}) {
     return service.submit(
-        {.request = service.prepare(kPrompt, max_tokens), .receiver = heard, .choice = choice, .deadline = deadline});
+        {.request = service.prepare(kPrompt, max_tokens), .sink = heard, .choice = choice, .deadline = deadline});
   };
   RequestId running = 0, waiting = 0, both = 0;
   {
@@ -145,7 +149,7 @@ TEST(EngineService, QueueIsEmptyAgainHoweverRequestsEnd) {
 TEST(EngineService, RequestThatCannotFitFailsAndDeadlineEndsARunningOne) {
   Service service({}, {}, 400 << 10);  // a few pages
   auto heard = std::make_shared<Heard>();
-  service.submit({.request = service.prepare(kPrompt, 500), .receiver = heard, .choice = 0});
+  service.submit({.request = service.prepare(kPrompt, 500), .sink = heard, .choice = 0});
   ASSERT_TRUE(heard->wait_for_ends(1));
   EXPECT_EQ(heard->choice(0).completion.error.code(), StatusCode::kFailedPrecondition);
   service.expect_empty_queue();
@@ -153,7 +157,7 @@ TEST(EngineService, RequestThatCannotFitFailsAndDeadlineEndsARunningOne) {
   auto started = std::make_shared<Heard>();
   // Ends by its length only if the machine makes 490 tokens in 100 ms.
   large.submit({.request = large.prepare(kPrompt, 490),
-                .receiver = started,
+                .sink = started,
                 .deadline = Clock::now() + std::chrono::milliseconds(100)});
   ASSERT_TRUE(started->wait_for_ends(1));
   const Heard::Choice choice = started->choice();
@@ -169,7 +173,7 @@ TEST(EngineService, AbortAllEndsQueuedAndRunning) {
   Service service({}, {.max_running = 2});
   auto heard = std::make_shared<Heard>();
   for (int choice = 0; choice < 5; ++choice)
-    service.submit({.request = service.prepare(kPrompt, 450), .receiver = heard, .choice = choice});
+    service.submit({.request = service.prepare(kPrompt, 450), .sink = heard, .choice = choice});
   ASSERT_TRUE(heard->wait_for_tokens(2, 0));
   service->abort_all(unavailable("maintenance"));
   ASSERT_TRUE(heard->wait_for_ends(5));
@@ -210,13 +214,14 @@ TEST(EngineService, StopEndsWhatIsLeftOnceAndTakesNothingMore) {
   for (int choice = 0; choice < 4; ++choice)
     service.submit({.request = service.prepare(kPrompt, 450, choice == 0 ? adapter : kBaseModel),
                     .lease = lease,
-                    .receiver = heard,
+                    .sink = heard,
                     .choice = choice});
   lease.reset();
-  service->submit({.request = service.prepare(kPrompt, 450), .on_done = [&](Completion done) {
-                     EXPECT_EQ(done.error.code(), StatusCode::kUnavailable);
-                     ++callbacks;
-                   }});
+  const auto count = [&](const Completion& done) {
+    EXPECT_EQ(done.error.code(), StatusCode::kUnavailable);
+    ++callbacks;
+  };
+  service.probe(kPrompt, 450, count);
   ASSERT_TRUE(heard->wait_for_tokens(1, 1));
   {
     Hold hold(service);
@@ -238,10 +243,7 @@ TEST(EngineService, StopEndsWhatIsLeftOnceAndTakesNothingMore) {
   EXPECT_FALSE(service->call([](TextEngine&) {}));
   service.submit(heard, kPrompt, 3);
   service.expect_empty_queue();
-  service->submit({.request = service.prepare(kPrompt, 3), .on_done = [&](Completion done) {
-                     EXPECT_EQ(done.error.code(), StatusCode::kUnavailable);
-                     ++callbacks;
-                   }});
+  service.probe(kPrompt, 3, count);
   EXPECT_EQ(callbacks, 2);
   EXPECT_EQ(add_demo_adapter(service, "tag"), kBaseModel);
   service->remove_adapter(adapter, [&](int64_t bytes) { removals += bytes == 0 ? 1 : 100; });
@@ -269,15 +271,15 @@ TEST(EngineService, AdapterOfAnArrivingRequestBeginsToLoadWithinTheStep) {
   Service service({.publish_interval = {}});
   const AdapterId adapter = add_demo_adapter(service, "sql");
   auto alone = std::make_shared<Heard>();
-  service.submit({.request = service.prepare(kPrompt, 8, adapter), .receiver = alone});
+  service.submit({.request = service.prepare(kPrompt, 8, adapter), .sink = alone});
   ASSERT_TRUE(alone->wait_for_ends());
   int64_t prefetches = 0;
   for (int round = 0; prefetches == 0 && round < 1000; ++round) {
     service.on_engine([&](TextEngine& text) { (void)text.scheduler().drop_adapter(adapter); });
     auto busy = std::make_shared<Heard>(), heard = std::make_shared<Heard>();
-    service.submit({.request = service.prepare(kPrompt, 40), .receiver = busy});
+    service.submit({.request = service.prepare(kPrompt, 40), .sink = busy});
     ASSERT_TRUE(busy->wait_for_tokens(1));
-    service.submit({.request = service.prepare(kPrompt, 8, adapter), .receiver = heard});
+    service.submit({.request = service.prepare(kPrompt, 8, adapter), .sink = heard});
     ASSERT_TRUE(busy->wait_for_ends() && heard->wait_for_ends());
     EXPECT_EQ(heard->choice().tokens, alone->choice().tokens);
     service.on_engine([&](TextEngine& text) { prefetches = text.scheduler().stats().num_prefetches; });
@@ -299,7 +301,7 @@ TEST(EngineService, SnapshotAddsUp) {
     if (sent == 0 || heard->choice(sent - 1).num_ends > 0)
       for (int i = 0; i < 8; ++i, ++sent)
         service.submit({.request = service.prepare(kPrompt, 60, i % 2 == 0 ? adapter : kBaseModel),
-                        .receiver = heard,
+                        .sink = heard,
                         .choice = sent});
     const EngineService::Snapshot snapshot = service->snapshot();
     const ServerSnapshot& s = snapshot.server;
@@ -324,7 +326,7 @@ TEST(EngineService, SnapshotAddsUp) {
   while (service->snapshot().server.generation_tokens != sent * 60 && Clock::now() < end) std::this_thread::yield();
   const ServerSnapshot s = service->snapshot().server;
   EXPECT_EQ(s.generation_tokens, sent * 60);
-  EXPECT_EQ(s.prompt_tokens, sent * static_cast<int64_t>(service.prepare(kPrompt, 1).request.prompt.size()));
+  EXPECT_EQ(s.prompt_tokens, sent * static_cast<int64_t>(service.prepare(kPrompt, 1)->asked.prompt.size()));
   EXPECT_EQ(s.num_running, 0);
   EXPECT_EQ(s.queued_tokens, 0);
   EXPECT_EQ(service->snapshot().adapters.at(adapter).state, AdapterState::kResident);
@@ -335,7 +337,7 @@ TEST(EngineService, WhoHasTheLastAnswerFindsItCounted) {
   Service service({.publish_interval = std::chrono::hours(1)});
   for (int round = 1; round <= 50; ++round) {
     auto heard = std::make_shared<Heard>();
-    service.submit({.request = service.prepare(kPrompt, 3), .receiver = heard});
+    service.submit({.request = service.prepare(kPrompt, 3), .sink = heard});
     ASSERT_TRUE(heard->wait_for_ends());
     ASSERT_EQ(service->snapshot().server.generation_tokens, 3 * round);
   }
@@ -361,7 +363,7 @@ TEST(EngineService, EachRequestEndsExactlyOnceWhateverHappens) {
           ids.push_back(service.submit(
               {.request = service.prepare(kPrompt + std::string(rng.below(30), 'a'),
                                           static_cast<int64_t>(rng.below(40)), adapters[rng.below(adapters.size())]),
-               .receiver = receivers[static_cast<size_t>(thread)],
+               .sink = receivers[static_cast<size_t>(thread)],
                .choice = choice,
                .wants_prompt = rng.below(2) == 0,
                .deadline = deadline}));

@@ -5,12 +5,14 @@
 
 #include <boost/json.hpp>
 
+#include <cmath>
+
 namespace lk {
 namespace {
 
 TEST(Jsonl, ReadsEveryField) {
   const auto parsed = parse_jsonl_request(
-      R"({"id": "a", "adapter": "sql", "prompt": "p", "max_tokens": 7, "temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1,
+      R"({"id": "a", "adapter": "sql", "prompt": "p", "max_tokens": 7, "output_so_far": [4, 5], "temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1,
           "repetition_penalty": 1.1, "presence_penalty": 0.2, "frequency_penalty": -0.3, "logit_bias": {"5": -100}, "seed": 18446744073709551615,
           "stop": "x", "stop_token_ids": [2], "logprobs": 4, "prompt_logprobs": true, "ignore_eos": true, "skip_special_tokens": false,
           "add_special_tokens": false, "expected": "y"})",
@@ -20,6 +22,7 @@ TEST(Jsonl, ReadsEveryField) {
   EXPECT_EQ(parsed->id.as_string(), "a");
   EXPECT_EQ(r.adapter, "sql");
   EXPECT_EQ(r.max_tokens, 7);
+  EXPECT_EQ(r.output_so_far, (std::vector<int32_t>{4, 5}));
   EXPECT_EQ(r.sampling.temperature, 0.5);
   EXPECT_EQ(r.sampling.top_k, 3);
   EXPECT_EQ(r.sampling.frequency_penalty, -0.3);
@@ -55,6 +58,14 @@ TEST(Jsonl, ResultsAreOneLineAndEscaped) {
   EXPECT_EQ(value.at("text").as_string(), "a\n\"b\"");
   EXPECT_TRUE(value.at("match").as_bool());
   EXPECT_EQ(value.at("completion_tokens").as_int64(), 2);
+}
+
+TEST(Jsonl, NumbersThatJsonLacksAreNull) {
+  Completion completion{.text = "a", .token_ids = {1}, .finish = FinishReason::kStop};
+  completion.logprobs = {{.token = 1, .logprob = -INFINITY, .rank = 1, .top = {{1, std::nanf("")}}}};
+  const auto value = boost::json::parse(format_jsonl_result(1, "", completion));
+  EXPECT_TRUE(value.at("logprobs").at(0).at("logprob").is_null());
+  EXPECT_TRUE(value.at("logprobs").at(0).at("top").at(0).at("logprob").is_null());
 }
 
 }  // namespace

@@ -503,6 +503,37 @@ TEST(OpenAiParse, BadToolsAreNamed) {
     expect_bad(chat(bad.fields), bad);
 }
 
+TEST(OpenAiParse, OutputSoFarIsExactOrRefused) {
+  const auto good = chat(R"("seed": 3, "output_so_far": [1, 499])");
+  ASSERT_TRUE(good.ok()) << good.error.message;
+  EXPECT_THAT(good.value->prompts[0].output_so_far, ElementsAre(1, 499));
+  EXPECT_TRUE(completion(R"("temperature": 0, "output_so_far": [1])").ok());
+  EXPECT_TRUE(completion(R"("output_so_far": null)").ok());
+  EXPECT_TRUE(completion(R"("n": 2, "echo": true, "output_so_far": [])").ok()) << "nothing was made yet";
+  for (const auto& [fields, word] : std::vector<std::pair<const char*, const char*>>{
+           {R"("seed": 3, "output_so_far": [500])", "output_so_far"},
+           {R"("seed": 3, "output_so_far": [-1])", "output_so_far"},
+           {R"("seed": 3, "output_so_far": "1")", "output_so_far"},
+           {R"("output_so_far": [1])", "needs the \"seed\""},
+           {R"("seed": 3, "n": 2, "output_so_far": [1])", "\"n\" to be 1"},
+           {R"("seed": 3, "echo": true, "output_so_far": [1])", "excludes \"echo\""},
+           {R"("seed": 3, "prompt_logprobs": 1, "output_so_far": [1])", "excludes \"prompt_logprobs\""}}) {
+    for (const auto& parsed : {chat(fields), completion(fields)}) {
+      ASSERT_FALSE(parsed.ok()) << fields;
+      EXPECT_EQ(parsed.error.param.substr(0, 13), "output_so_far") << fields;
+      EXPECT_THAT(parsed.error.message, HasSubstr(word));
+    }
+  }
+  const auto prompts =
+      parse_completion_request(R"({"prompt": ["a", "b"], "seed": 1, "output_so_far": [1]})", defaults());
+  ASSERT_FALSE(prompts.ok());
+  EXPECT_THAT(prompts.error.message, HasSubstr("needs one prompt, there are 2"));
+  const std::string tools =
+      R"("seed": 3, "output_so_far": [1], "tools": [{"type": "function", "function": {"name": "f"}}])";
+  EXPECT_THAT(chat(tools).error.message, HasSubstr("needs \"stream\""));
+  EXPECT_TRUE(chat(tools + R"(, "stream": true)").ok());
+}
+
 TEST(OpenAiParse, EmbeddingTokenizeDetokenize) {
   const auto embedding = parse_embedding_request(
       R"({"model": "a", "input": ["x", "y"], "encoding_format": "base64", "dimensions": 8, "user": "u"})", defaults());

@@ -279,5 +279,79 @@ TEST(OpenAiStream, AddsUpToTheResponse) {
   EXPECT_GT(num_logprobs, 500);
 }
 
+// A stream that is cut after any token and goes on in a formatter elsewhere reads as if it had not been cut.
+TEST(OpenAiStream, ResumedStreamReadsAsIfItHadNotBeenCut) {
+  const std::shared_ptr<const Tokenizer> tokenizer = testing::byte_tokenizer();
+  int num_calls = 0, num_offsets = 0;
+  for (uint64_t seed = 1; seed <= 300; ++seed) {
+    SCOPED_TRACE(seed);
+    Random random(seed);
+    Exchange exchange = random_exchange(random);
+    GenerateRequest& request = exchange.request;
+    const bool is_chat = request.endpoint == Endpoint::kChat;
+    request.prompts.resize(1);
+    request.n = 1;
+    request.echo = request.return_token_ids = request.include_usage = request.continuous_usage = false;
+    exchange.completions.resize(1);
+    Completion& whole = exchange.completions[0];
+    // One token is one character, so that each token of the first part has been shown with its text.
+    std::erase_if(whole.text, [](char c) { return (static_cast<unsigned char>(c) & 0x80) != 0; });
+    whole.token_ids = testing::byte_tokens(whole.text);
+    whole.logprobs.clear();
+    if (request.logprobs)
+      for (const int32_t token : whole.token_ids) whole.logprobs.push_back(random_logprob(random, token, 1));
+    if (is_chat) request.logprobs = false;  // of a tool call's tokens, some come with a later chunk
+    const auto formatter = [&] { return AnswerFormatter(request, "id-1", 7, "m", tokenizer.get(), exchange.format); };
+    AnswerFormatter uncut = formatter();
+    const json::object response = json::parse(uncut.response(exchange.completions)).as_object();
+    const size_t cut = whole.text.empty() ? 0 : random() % whole.text.size();
+    const auto delta = [&](AnswerFormatter& to, size_t i) {
+      StreamDelta delta{.text = whole.text.substr(i, 1)};
+      delta.tokens.push_back(whole.logprobs.empty() ? TokenLogprob{.token = whole.token_ids[i]} : whole.logprobs[i]);
+      return to.delta(0, delta);
+    };
+    AnswerFormatter first = formatter();
+    std::string stream;
+    for (size_t i = 0; i < cut; ++i) stream += delta(first, i);
+    AnswerFormatter second = formatter();
+    if (cut > 0) second.resume(whole.text.substr(0, cut), std::span(whole.token_ids).first(cut));
+    for (size_t i = cut; i < whole.text.size(); ++i) stream += delta(second, i);
+    Completion rest = whole;
+    rest.text = whole.text.substr(cut);
+    rest.token_ids.erase(rest.token_ids.begin(), rest.token_ids.begin() + static_cast<ptrdiff_t>(cut));
+    if (!rest.logprobs.empty())
+      rest.logprobs.erase(rest.logprobs.begin(), rest.logprobs.begin() + static_cast<ptrdiff_t>(cut));
+    stream += second.done(0, rest);
+
+    Assembler assembler(is_chat, 1);
+    std::string_view left = stream;
+    while (!left.empty()) {
+      const size_t end = left.find("\n\n");
+      ASSERT_TRUE(left.starts_with("data: ") && end != std::string_view::npos);
+      const std::string_view data = left.substr(6, end - 6);
+      left.remove_prefix(end + 2);
+      assembler.add(json::parse(json::string_view(data.data(), data.size())).as_object());
+    }
+    const json::object& one = assembler.choices()[0].as_object();
+    const json::object& other = response.at("choices").as_array()[0].as_object();
+    const json::object& message = is_chat ? other.at("message").as_object() : other;
+    const json::value& text = message.at(is_chat ? "content" : "text");
+    EXPECT_EQ(one.at("text"), text.is_null() ? json::value("") : text);
+    for (const char* key : {"logprobs", "finish_reason", "stop_reason"}) EXPECT_EQ(one.at(key), other.at(key)) << key;
+    ASSERT_EQ(one.contains("tool_calls"), message.contains("tool_calls"));
+    if (message.contains("tool_calls")) {
+      EXPECT_EQ(one.at("tool_calls"), message.at("tool_calls"));
+    }
+    num_calls += message.contains("tool_calls") && cut > 0;
+    num_offsets += !one.at("logprobs").is_null() && cut > 0;
+    if (::testing::Test::HasFailure()) {
+      ADD_FAILURE() << "cut at " << cut << "\n" << stream << "\n" << json::serialize(response);
+      return;
+    }
+  }
+  EXPECT_GT(num_calls, 20);
+  EXPECT_GT(num_offsets, 50);
+}
+
 }  // namespace
 }  // namespace lk

@@ -58,7 +58,7 @@ class AdapterRegistryTest : public ::testing::Test {
   RequestId start(const std::shared_ptr<Heard>& heard, const AdapterLease& adapter, int64_t max_tokens) {
     return service_->submit({.request = service_->prepare(kPrompt, max_tokens, adapter ? adapter->id() : kBaseModel),
                              .lease = adapter,
-                             .receiver = heard});
+                             .sink = heard});
   }
   std::vector<int32_t> tokens_of(const AdapterLease& adapter, int64_t max_tokens = 24) {
     auto heard = std::make_shared<Heard>();

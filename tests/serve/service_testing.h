@@ -23,7 +23,7 @@ inline constexpr auto kPatience = std::chrono::seconds(120);  // never reached u
 inline const std::string kDemoAdapters = "examples/demo/adapters/";
 
 // What one receiver heard of its choices.
-class Heard : public StreamReceiver {
+class Heard : public RequestSink {
  public:
   struct Choice {
     std::string text;
@@ -33,7 +33,7 @@ class Heard : public StreamReceiver {
     Completion completion;
     RequestTiming timing;
   };
-  explicit Heard(int shard = 0) : StreamReceiver(shard) {}
+  explicit Heard(int shard = 0) : RequestSink(shard) {}
 
   void on_event(StreamEvent& event) override {
     std::lock_guard lock(mutex_);
@@ -45,10 +45,10 @@ class Heard : public StreamReceiver {
     }
     choice.text += event.delta.text;
     for (const TokenLogprob& token : event.delta.tokens) choice.tokens.push_back(token.token);
-    if (event.completion) {
+    if (event.ended) {
       ++choice.num_ends;
-      choice.completion = std::move(*event.completion);
-      choice.timing = event.timing;
+      choice.completion = std::move(event.ended->completion);
+      choice.timing = event.ended->timing;
     }
     heard_.notify_all();
   }
@@ -102,31 +102,60 @@ struct Service {
     engine = std::make_unique<EngineService>(open_demo(scheduler, memory_bytes), options,
                                              [this](int shard, std::vector<StreamEvent> events) {
                                                for (StreamEvent& event : events) {
-                                                 if (event.receiver->shard() != shard) ++wrong_shards;
-                                                 event.receiver->on_event(event);
+                                                 if (event.sink->shard() != shard) ++wrong_shards;
+                                                 event.sink->on_event(event);
                                                }
                                              });
   }
   EngineService* operator->() { return engine.get(); }
 
-  PreparedRequest prepare(const std::string& prompt, int64_t max_tokens, AdapterId adapter = kBaseModel) {
+  std::unique_ptr<ServedSequence> prepare(const std::string& prompt, int64_t max_tokens,
+                                          AdapterId adapter = kBaseModel) {
     TextRequest request{.prompt = prompt, .max_tokens = max_tokens, .ignore_eos = true};
     request.sampling.temperature = 0;
-    auto prepared = engine->text().prepare(std::move(request));
-    EXPECT_TRUE(prepared.ok()) << prepared.status().message();
-    prepared->request.adapter = adapter;
-    return std::move(prepared).value();
+    auto sequence = std::make_unique<ServedSequence>();
+    const Status prepared = engine->text().prepare(std::move(request), *sequence);
+    EXPECT_TRUE(prepared.ok()) << prepared.message();
+    sequence->asked.adapter = adapter;
+    return sequence;
   }
-  static int64_t tokens_of(const PreparedRequest& request) {
-    return static_cast<int64_t>(request.request.prompt.size()) + request.request.max_tokens;
-  }
+  struct Submission {
+    std::unique_ptr<ServedSequence> request;
+    std::shared_ptr<const void> lease;
+    std::shared_ptr<RequestSink> sink;
+    int choice = 0;
+    bool wants_prompt = false;
+    std::optional<Clock::time_point> deadline;
+  };
   // Takes its place in the queue, then submits.
-  RequestId submit(EngineService::Submission submission) {
-    EXPECT_TRUE(engine->admit(1, tokens_of(submission.request)).status.ok());
-    return engine->submit(std::move(submission));
+  RequestId submit(Submission submission) {
+    ServedSequence& sequence = *submission.request;
+    sequence.lease = std::move(submission.lease);
+    sequence.sink = std::move(submission.sink);
+    sequence.choice = submission.choice;
+    sequence.wants_prompt = submission.wants_prompt;
+    if (submission.deadline) sequence.asked.expires = to_micros(*submission.deadline);
+    EngineService::Share share;
+    share.add(sequence);
+    EXPECT_TRUE(engine->admit(share).status.ok());
+    return engine->submit(std::move(submission.request));
   }
   RequestId submit(const std::shared_ptr<Heard>& heard, const std::string& prompt, int64_t max_tokens) {
-    return submit({.request = prepare(prompt, max_tokens), .receiver = heard});
+    return submit({.request = prepare(prompt, max_tokens), .sink = heard});
+  }
+  // As the server's own probes: heard on the engine thread, without a place in the queue.
+  void probe(const std::string& prompt, int64_t max_tokens, std::function<void(const Completion&)> done) {
+    struct Probe : RequestSink {
+      explicit Probe(std::function<void(const Completion&)> done) : RequestSink(kEngineThread), done(std::move(done)) {}
+      void on_event(StreamEvent& event) override {
+        if (event.ended) done(event.ended->completion);
+      }
+      std::function<void(const Completion&)> done;
+    };
+    auto sequence = prepare(prompt, max_tokens);
+    sequence->queued = false;
+    sequence->sink = std::make_shared<Probe>(std::move(done));
+    engine->submit(std::move(sequence));
   }
   // Runs `task` between two steps and waits for it.
   void on_engine(const std::function<void(TextEngine&)>& task) {

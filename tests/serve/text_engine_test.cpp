@@ -30,11 +30,13 @@ class TextEngineTest : public ::testing::Test {
   }
   static Outcome run(TextRequest request) {
     Outcome outcome;
-    const auto id = engine_->submit(std::move(request),
-                                    {.on_text = [&](std::string_view piece) { outcome.streamed += piece; },
-                                     .on_done = [&](Completion done) { outcome.completion = std::move(done); }});
+    const auto id = engine_->submit(std::move(request));
     EXPECT_TRUE(id.ok()) << id.status().message();
-    while (engine_->has_work()) engine_->step();
+    while (engine_->has_work())
+      for (TextUpdate& update : engine_->step()) {
+        outcome.streamed += update.delta.text;
+        if (update.ended) outcome.completion = std::move(update.ended->completion);
+      }
     return outcome;
   }
   static TextEngine* engine_;
@@ -120,23 +122,22 @@ TEST_F(TextEngineTest, PenaltiesAndBiasChangeWhatTheyName) {
 
 TEST_F(TextEngineTest, CancellationFreesEverythingAndReportsOnce) {
   const int64_t free_before = engine_->pool().num_available();
-  int done = 0;
-  FinishReason reason = FinishReason::kNone;
   TextRequest request = greedy("Once upon a time", 200);
   request.adapter = engine_->adapters().begin()->first;
-  const RequestId id = engine_->submit(request, {.on_done = [&](Completion c) { ++done, reason = c.finish; }}).value();
-  for (int i = 0; i < 5 && engine_->has_work(); ++i) engine_->step();
-  EXPECT_TRUE(engine_->cancel(id));
-  EXPECT_FALSE(engine_->cancel(id));
-  EXPECT_EQ(done, 1);
-  EXPECT_EQ(reason, FinishReason::kCancelled);
+  const RequestId id = engine_->submit(request).value();
+  for (int i = 0; i < 5 && engine_->has_work(); ++i)
+    for (const TextUpdate& update : engine_->step()) EXPECT_FALSE(update.ended);
+  const std::optional<TextUpdate> last = engine_->cancel(id);
+  ASSERT_TRUE(last && last->ended);
+  EXPECT_EQ(last->ended->completion.finish, FinishReason::kCancelled);
+  EXPECT_FALSE(engine_->cancel(id)) << "reported once";
   EXPECT_FALSE(engine_->has_work());
   EXPECT_EQ(engine_->pool().num_available(), free_before);
   engine_->pool().check_integrity();
 }
 
 TEST_F(TextEngineTest, RefusesBadRequestsByName) {
-  const auto message = [&](TextRequest request) { return engine_->submit(std::move(request), {}).status().message(); };
+  const auto message = [&](TextRequest request) { return engine_->submit(std::move(request)).status().message(); };
   TextRequest request = greedy("x", 4);
   request.adapter = "nobody";
   EXPECT_NE(message(request).find("unknown adapter \"nobody\""), std::string::npos);

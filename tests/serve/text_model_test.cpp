@@ -11,6 +11,12 @@
 namespace lk {
 namespace {
 
+Result<std::unique_ptr<TextSequence>> prepare(const TextModel& model, TextRequest request) {
+  auto sequence = std::make_unique<TextSequence>();
+  LK_RETURN_IF_ERROR(model.prepare(std::move(request), *sequence));
+  return sequence;
+}
+
 using ::testing::HasSubstr;
 
 constexpr const char* kDirectory = "examples/demo/model";
@@ -31,7 +37,7 @@ class TextModelTest : public ::testing::Test {
     EXPECT_TRUE(tokens.ok()) << tokens.status().message();
     return tokens.ok() ? model_->tokenizer()->decode(*tokens, false) : "";
   }
-  std::string refusal(TextRequest request) { return model_->prepare(std::move(request)).status().message(); }
+  std::string refusal(TextRequest request) { return prepare(*model_, std::move(request)).status().message(); }
 
   const std::shared_ptr<const TextModel> model_ = open();
 };
@@ -41,37 +47,37 @@ TEST_F(TextModelTest, OutputEndsWhereTheContextDoes) {
   TextRequest request;
   request.token_ids = std::vector<int32_t>(30, 40);
   request.max_tokens = 100;
-  EXPECT_EQ(model->prepare(request)->request.max_tokens, 2);
+  EXPECT_EQ(prepare(*model, request).value()->asked.max_tokens, 2);
   request.token_ids.resize(31, 40);
-  EXPECT_EQ(model->prepare(request)->request.max_tokens, 1);
+  EXPECT_EQ(prepare(*model, request).value()->asked.max_tokens, 1);
   request.token_ids.resize(32, 40);
-  EXPECT_THAT(model->prepare(request).status().message(), HasSubstr("no room for output"));
+  EXPECT_THAT(prepare(*model, request).status().message(), HasSubstr("no room for output"));
   request.max_tokens = 0;  // only scored
-  EXPECT_TRUE(model->prepare(request).ok());
+  EXPECT_TRUE(prepare(*model, request).ok());
   request.max_tokens = 5;
   request.embed = true;  // makes no tokens either
-  EXPECT_EQ(model->prepare(request)->request.max_tokens, 0);
-  EXPECT_TRUE(model->prepare(request)->request.sum_hidden);
+  EXPECT_EQ(prepare(*model, request).value()->asked.max_tokens, 0);
+  EXPECT_TRUE(prepare(*model, request).value()->asked.sum_hidden);
   request.token_ids.resize(33, 40);
-  EXPECT_THAT(model->prepare(request).status().message(), HasSubstr("too long"));
+  EXPECT_THAT(prepare(*model, request).status().message(), HasSubstr("too long"));
   EXPECT_FALSE(TextModel::load(kDirectory, load_model_config(kDirectory).value(), 513).ok()) << "longer than the model";
 }
 
 TEST_F(TextModelTest, TruncationKeepsTheEnd) {
   TextRequest request{.token_ids = {5, 6, 7, 8, 9}, .truncate_prompt_tokens = 3};
-  EXPECT_EQ(model_->prepare(request)->request.prompt, (std::vector<int32_t>{7, 8, 9}));
+  EXPECT_EQ(prepare(*model_, request).value()->asked.prompt, (std::vector<int32_t>{7, 8, 9}));
   request.truncate_prompt_tokens = 5;
-  EXPECT_EQ(model_->prepare(request)->request.prompt.size(), 5u);
+  EXPECT_EQ(prepare(*model_, request).value()->asked.prompt.size(), 5u);
   TextRequest text{.prompt = "Once upon a time there was a parrot", .truncate_prompt_tokens = 2};
   const std::vector<int32_t> all = model_->tokenizer()->encode(text.prompt, true).value();
-  EXPECT_EQ(model_->prepare(text)->request.prompt, (std::vector<int32_t>{all[all.size() - 2], all.back()}));
+  EXPECT_EQ(prepare(*model_, text).value()->asked.prompt, (std::vector<int32_t>{all[all.size() - 2], all.back()}));
 }
 
 TEST_F(TextModelTest, StopTokensAreTheRequestsAndTheModels) {
   TextRequest request{.prompt = "x", .stop_token_ids = {77}};
-  EXPECT_EQ(model_->prepare(request)->request.stop_token_ids, (std::vector<int32_t>{77, 2, 0}));
+  EXPECT_EQ(prepare(*model_, request).value()->asked.stop_token_ids, (std::vector<int32_t>{77, 2, 0}));
   request.ignore_eos = true;
-  EXPECT_EQ(model_->prepare(request)->request.stop_token_ids, std::vector<int32_t>{77});
+  EXPECT_EQ(prepare(*model_, request).value()->asked.stop_token_ids, std::vector<int32_t>{77});
 }
 
 TEST_F(TextModelTest, RefusesByNameAndRange) {
@@ -143,9 +149,9 @@ TEST_F(TextModelTest, OwnTemplateReplacesTheModels) {
 
 TEST(TextModelDummy, TakesTokensOnly) {
   const auto model = TextModel::load("", load_model_config(kDirectory).value(), 0).value();
-  EXPECT_TRUE(model->prepare({.token_ids = {1, 2}}).ok());
-  EXPECT_EQ(model->prepare({.prompt = "x"}).status().code(), StatusCode::kFailedPrecondition);
-  EXPECT_EQ(model->prepare({.token_ids = {1}, .stop = {"a"}}).status().code(), StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(prepare(*model, {.token_ids = {1, 2}}).ok());
+  EXPECT_EQ(prepare(*model, {.prompt = "x"}).status().code(), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(prepare(*model, {.token_ids = {1}, .stop = {"a"}}).status().code(), StatusCode::kFailedPrecondition);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "lk/base/check.h"
+#include "lk/base/json_text.h"
 #include "lk/text/unicode.h"
 
 namespace lk::grammar {
@@ -131,7 +132,7 @@ Expr JsonRules::constant(const boost::json::value& value) {
     for (const auto& [key, item] : *object_value) properties.push_back({std::string(key), constant(item), true});
     return object(properties, ir_.never());
   }
-  return ir_.literal(boost::json::serialize(value));
+  return ir_.literal(json_text(value));
 }
 
 Expr JsonRules::object(const std::vector<Property>& properties, Expr additional) {

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <set>
 
+#include "lk/base/json_text.h"
 #include "lk/io/safetensors.h"
 
 namespace lk {
@@ -17,7 +18,7 @@ namespace {
 
 const char* dtype_name(DType dtype) { return dtype == DType::kF32 ? "F32" : dtype == DType::kBF16 ? "BF16" : "F16"; }
 
-std::string quoted(const std::string& text) { return boost::json::serialize(boost::json::string(text)); }
+std::string quoted(const std::string& text) { return json_text(boost::json::string(text)); }
 
 // Makes the rename durable; failures are ignored because the file itself is already safe.
 void sync_parent(const std::string& path) {

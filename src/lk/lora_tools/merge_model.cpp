@@ -9,6 +9,7 @@
 #include <map>
 
 #include "lk/base/file.h"
+#include "lk/base/json_text.h"
 #include "lk/io/json_fields.h"
 #include "lk/io/safetensors_writer.h"
 #include "lk/lora_tools/merge.h"
@@ -59,7 +60,7 @@ Status update_config(const std::string& path, bool untied, std::optional<DType> 
   if (dtype)
     config[config.contains("torch_dtype") && !config.contains("dtype") ? "torch_dtype" : "dtype"] =
         config_dtype(*dtype);
-  return write_file_atomic(path, json::serialize(config) + "\n");
+  return write_file_atomic(path, json_text(config) + "\n");
 }
 
 // Removes the half-written directory unless it was renamed.

@@ -9,6 +9,7 @@
 #include <set>
 
 #include "lk/base/file.h"
+#include "lk/base/json_text.h"
 #include "lk/lora/module_names.h"
 
 namespace lk {
@@ -72,7 +73,7 @@ class AdapterWriter {
     collect();
     LK_RETURN_IF_ERROR(make_directories(directory));
     LK_RETURN_IF_ERROR(write_safetensors(join_path(directory, "adapter_model.safetensors"), tensors_));
-    return write_file_atomic(join_path(directory, "adapter_config.json"), json::serialize(config_object()) + "\n");
+    return write_file_atomic(join_path(directory, "adapter_config.json"), json_text(config_object()) + "\n");
   }
 
  private:

@@ -35,8 +35,9 @@ struct StepPlan {
 };
 
 struct ItemResult {
-  Status error;        // this request can not go on: logits that are not finite, a constraint that allows nothing
-  TokenLogprob token;  // when the item samples
+  // This request cannot go on: logits that are not finite, a constraint that allows nothing. It ends with it, alone.
+  Status error;
+  TokenLogprob token;                         // when the item samples
   std::vector<TokenLogprob> prompt_logprobs;  // one per position p of the item with p + 1 < prompt length
 };
 

@@ -56,6 +56,18 @@ void QueuePolicy::set_weight(TenantId tenant, double weight) {
   services_[tenant].weight = weight;
 }
 
+void QueuePolicy::arrive(Ticket& ticket) {
+  enter(ticket, true);
+  const Request& request = *ticket.request;
+  if (!request.resumed()) return;
+  // Charged for its prompt and output where they were made. It computes them again as after a preemption, for nothing.
+  ticket.charged = true;
+  ticket.tag = virtual_time(ticket);
+  ticket.prompt_tokens = ticket.computed_prompt = static_cast<int64_t>(request.prompt.size());
+  ticket.output_tokens = static_cast<int64_t>(request.output_so_far.size());
+  ticket.predicted_output = predicted_output(request);
+}
+
 void QueuePolicy::enter(Ticket& ticket, bool arrives) {
   count_waiting(ticket, 1);
   if (ticket.request->urgent)

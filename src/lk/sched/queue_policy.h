@@ -96,7 +96,7 @@ class QueuePolicy {
   int64_t expected_output(const Request& request) const { return predictor_.predict(request); }
 
   // --- Waiting
-  void arrive(Ticket& ticket) { enter(ticket, true); }
+  void arrive(Ticket& ticket);
   // It was preempted and waits again, in its old place: not an arrival.
   void wait_again(Ticket& ticket) { enter(ticket, false); }
   // It leaves without having been served (again).

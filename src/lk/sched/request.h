@@ -53,8 +53,12 @@ struct Request {
   int64_t user = 0;     // whom the tenant serves with it; 0 = nobody in particular
   // Of the first token; the earlier one of this and the scheduler's SLO holds.
   Micros deadline = kNoDeadline;
-  std::vector<int32_t> prompt;  // >= 1 token
-  int64_t max_tokens = 16;      // 0 = only score the prompt
+  Micros expires = kNoDeadline;  // it ends then with kDeadlineExceeded, wherever it is
+  std::vector<int32_t> prompt;   // >= 1 token
+  // Output that was made elsewhere, fewer than max_tokens and none of them a stop token: the request goes on after it,
+  // with exactly the tokens that it would have had there. Its constraint has accepted them.
+  std::vector<int32_t> output_so_far;
+  int64_t max_tokens = 16;  // 0 = only score the prompt
   std::vector<int32_t> stop_token_ids;
   SamplingParams sampling;
   // Requests share cached KV pages only when their salts are equal: a tenant, a rope length.
@@ -66,6 +70,12 @@ struct Request {
   bool sum_hidden = false;
   // Sequence length that length-dependent rope scaling assumes (rope type dynamic).
   int64_t rope_length = 0;
+
+  bool resumed() const { return !output_so_far.empty(); }
+  // What it may come to: its place in queues and budgets. Of a resumed one the rest was counted where it was made.
+  int64_t reserved_tokens() const {
+    return max_tokens + (resumed() ? -static_cast<int64_t>(output_so_far.size()) : static_cast<int64_t>(prompt.size()));
+  }
 };
 
 enum class FinishReason : uint8_t { kNone, kStop, kLength, kCancelled, kError };
@@ -76,19 +86,6 @@ struct TokenLogprob {
   float logprob = 0;                           // of the model's raw distribution
   int64_t rank = 0;                            // 1 = most likely
   std::vector<std::pair<int32_t, float>> top;  // most likely first
-};
-
-// What happened to a request in one step.
-struct RequestEvent {
-  RequestId id = 0;
-  bool started = false;  // once: its first tokens were computed in this step (again after nothing but a preemption: no)
-  int64_t cached_tokens = 0;  // with started: prompt tokens taken from the prefix cache
-  bool has_token = false;
-  TokenLogprob token;
-  std::vector<TokenLogprob> prompt_logprobs;  // once, when the prompt is done; entry i is prompt token i + 1
-  std::vector<double> hidden_sum;             // likewise, [hidden_dim], with Request::sum_hidden
-  FinishReason finish = FinishReason::kNone;
-  Status error;  // with kError
 };
 
 }  // namespace lk

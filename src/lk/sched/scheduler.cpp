@@ -7,7 +7,6 @@
 
 #include "lk/base/check.h"
 #include "lk/sched/enum_names.h"
-#include "lk/sched/scheduler_sequence.h"
 
 namespace lk {
 
@@ -62,16 +61,20 @@ Scheduler::Scheduler(const SchedulerOptions& options, UnifiedPool& pool, Executo
 }
 
 Scheduler::~Scheduler() {
-  while (!sequences_.empty()) remove(*sequences_.begin()->second);
+  while (!sequences_.empty()) (void)remove(*sequences_.begin()->second);
   while (num_loading_ > 0) poll_loads(true);
   pool_.set_evicted({});
 }
 
-Status Scheduler::submit(Request request) {
+Status Scheduler::submit(std::unique_ptr<Sequence>& sequence) {
+  const Request& request = sequence->asked;
   LK_CHECK(!sequences_.contains(request.id), "request id {} is in use", request.id);
   const auto prompt_length = static_cast<int64_t>(request.prompt.size());
   if (prompt_length == 0) return invalid_argument("the prompt is empty");
   if (request.max_tokens < 0) return invalid_argument("max_tokens must be >= 0, got {}", request.max_tokens);
+  if (request.resumed() && static_cast<int64_t>(request.output_so_far.size()) >= request.max_tokens)
+    return invalid_argument("output_so_far has {} tokens: it must have fewer than max_tokens ({})",
+                            request.output_so_far.size(), request.max_tokens);
   const int64_t total = prompt_length + request.max_tokens;
   if (total > options_.max_sequence)
     return invalid_argument("prompt ({}) + max_tokens ({}) exceed the context of {} tokens", prompt_length,
@@ -84,28 +87,29 @@ Status Scheduler::submit(Request request) {
         pages_needed(request), total, pool_.num_pages(), pinned_pages_);
   if (request.adapter != kBaseModel && pool_.adapter_state(request.adapter) == AdapterState::kAbsent)
     LK_RETURN_IF_ERROR(breaker_.check(request.adapter, executor_.now()));
-  auto sequence = std::make_unique<Sequence>(std::move(request));
-  sequence->tokens = sequence->request->prompt;
-  if (sequence->request->sampling.has_penalties())
-    for (const int32_t token : sequence->tokens) sequence->seen.add(token, false);
+  sequence->tokens = request.prompt;
+  sequence->tokens.insert(sequence->tokens.end(), request.output_so_far.begin(), request.output_so_far.end());
+  if (request.resumed()) sequence->num_billed = prompt_length;
+  if (request.sampling.has_penalties())
+    for (int64_t i = 0; i < sequence->num_tokens(); ++i)
+      sequence->seen.add(sequence->tokens[static_cast<size_t>(i)], i >= prompt_length);
   sequence->order = next_order_++;
   sequence->arrival = executor_.now();
-  if (!sequence->request->urgent)
-    sequence->deadline = std::min(sequence->request->deadline, slo_.deadline(sequence->arrival));
+  if (!request.urgent && !request.resumed())  // which has had its first token
+    sequence->deadline = std::min(request.deadline, slo_.deadline(sequence->arrival));
   if (sequence->deadline != kNoDeadline) {
-    const Micros start = sequence->arrival + (num_waiting() > 0 && slo_.refuses_early()
-                                                  ? forecast_.until_start(policy_->tokens_ahead(*sequence->request))
-                                                  : 0);
+    const Micros start =
+        sequence->arrival +
+        (num_waiting() > 0 && slo_.refuses_early() ? forecast_.until_start(policy_->tokens_ahead(request)) : 0);
     if (start > slo_.start_by(sequence->deadline))
       return deadline_exceeded("the first token would come in about {:.1f} s, {:.1f} s are allowed",
                                static_cast<double>(start - slo_.start_by(0) - sequence->arrival) / 1e6,
                                static_cast<double>(sequence->deadline - sequence->arrival) / 1e6);
   }
   policy_->arrive(*sequence);
-  if (sequence->deadline != kNoDeadline) deadlines_.emplace(sequence->deadline, sequence.get());
-  pool_.note_demand(sequence->request->adapter);
-  const RequestId id = sequence->request->id;
-  sequences_.emplace(id, std::move(sequence));
+  set_due(*sequence, std::min(sequence->deadline, request.expires));
+  pool_.note_demand(request.adapter);
+  sequences_.emplace(request.id, std::move(sequence));
   return Status();
 }
 
@@ -157,11 +161,18 @@ std::map<AdapterId, Scheduler::AdapterLoad> Scheduler::adapter_load() const {
   return load;
 }
 
-bool Scheduler::finish(RequestId id) {
+std::unique_ptr<Sequence> Scheduler::finish(RequestId id) {
   const auto it = sequences_.find(id);
-  if (it == sequences_.end()) return false;
-  remove(*it->second);
-  return true;
+  return it == sequences_.end() ? nullptr : remove(*it->second);
+}
+
+std::vector<RequestId> Scheduler::requests() const {
+  std::vector<std::pair<uint64_t, RequestId>> by_arrival;
+  for (const auto& [id, sequence] : sequences_) by_arrival.emplace_back(sequence->order, id);
+  std::sort(by_arrival.begin(), by_arrival.end());
+  std::vector<RequestId> ids;
+  for (const auto& [order, id] : by_arrival) ids.push_back(id);
+  return ids;
 }
 
 void Scheduler::release_pages(Sequence& sequence) {
@@ -192,29 +203,43 @@ void Scheduler::stop_running(Sequence& sequence, bool finished) {
   policy_->stop(sequence, finished);
 }
 
-void Scheduler::remove(Sequence& sequence) {
+std::unique_ptr<Sequence> Scheduler::remove(Sequence& sequence) {
   if (sequence.running)
     stop_running(sequence, true);
   else
     policy_->leave(sequence);
-  deadlines_.erase({sequence.deadline, &sequence});
-  sequences_.erase(sequence.request->id);
+  set_due(sequence, kNoDeadline);
+  return std::move(sequences_.extract(sequence.request->id).mapped());
 }
 
-void Scheduler::fail(Sequence& sequence, Status error) {
-  events_.push_back({.id = sequence.request->id, .finish = FinishReason::kError, .error = std::move(error)});
-  remove(sequence);
+void Scheduler::fail(Sequence& sequence, Status error, bool started) {
+  events_.push_back({.id = sequence.request->id,
+                     .sequence = &sequence,
+                     .started = started,
+                     .finish = FinishReason::kError,
+                     .error = std::move(error),
+                     .ended = remove(sequence)});
 }
 
-// Ends what waits and can no longer have its first token in time: nobody is served late at the expense of who is not
-// late yet.
-void Scheduler::end_hopeless() {
-  while (!deadlines_.empty() && slo_.start_by(deadlines_.begin()->first) < now_) {
-    Sequence& sequence = *deadlines_.begin()->second;
-    ++stats_.num_missed_deadlines;
-    fail(sequence, deadline_exceeded("waited {:.1f} s: the first token would come later than the {:.1f} s allowed",
-                                     static_cast<double>(now_ - sequence.arrival) / 1e6,
-                                     static_cast<double>(sequence.deadline - sequence.arrival) / 1e6));
+void Scheduler::set_due(Sequence& sequence, Micros due) {
+  deadlines_.erase({sequence.due, &sequence});
+  sequence.due = due;
+  if (due != kNoDeadline) deadlines_.emplace(due, &sequence);
+}
+
+// Ends what has run out of time; and what never ran and can no longer have its first token in time: nobody is served
+// late at the expense of who is not late yet.
+void Scheduler::end_late() {
+  for (auto next = deadlines_.begin(); next != deadlines_.end() && slo_.start_by(next->first) <= now_;) {
+    Sequence& sequence = *(next++)->second;
+    if (sequence.request->expires <= now_) {
+      fail(sequence, deadline_exceeded("the request's timeout passed"));
+    } else if (sequence.admitted_at < 0 && slo_.start_by(sequence.deadline) < now_) {
+      ++stats_.num_missed_deadlines;
+      fail(sequence, deadline_exceeded("waited {:.1f} s: the first token would come later than the {:.1f} s allowed",
+                                       static_cast<double>(now_ - sequence.arrival) / 1e6,
+                                       static_cast<double>(sequence.deadline - sequence.arrival) / 1e6));
+    }
   }
 }
 
@@ -326,7 +351,7 @@ void Scheduler::plan_running() {
 
 // Prompt log-probabilities and hidden sums need every position computed.
 bool Scheduler::uses_prefix_cache(const Sequence& sequence) const {
-  return options_.prefix_cache && !sequence.wants_prompt_logprobs() && !sequence.request->sum_hidden;
+  return options_.prefix_cache && !sequence.wants_prompt_logprobs() && !sequence.wants_hidden_sum();
 }
 
 // Cached pages of its first tokens; the last token is always computed, to have its logits.
@@ -351,7 +376,7 @@ void Scheduler::publish_pages(Sequence& sequence) {
 void Scheduler::apply(const Planned& planned, ItemResult& result) {
   Sequence& sequence = *planned.sequence;
   const int64_t end = planned.end;
-  RequestEvent event{.id = sequence.request->id};
+  RequestEvent event{.id = sequence.request->id, .sequence = &sequence};
   if (!sequence.started) {
     sequence.started = event.started = true;
     event.cached_tokens = planned.begin;
@@ -363,7 +388,7 @@ void Scheduler::apply(const Planned& planned, ItemResult& result) {
   policy_->computed(sequence, sequence.num_billed - billed, makes_output ? 1 : 0);
   if (!result.error.ok()) {
     ++stats_.num_sampling_failures;
-    return fail(sequence, std::move(result.error));  // and nobody reuses what it computed in this step
+    return fail(sequence, std::move(result.error), event.started);  // and nobody reuses what it computed in this step
   }
   publish_pages(sequence);
   // After a preemption the prompt is computed again: keep the first copy of each entry.
@@ -388,7 +413,7 @@ void Scheduler::apply(const Planned& planned, ItemResult& result) {
     if (sequence.request->constraint) {
       if (Status refused = sequence.request->constraint->accept(token); !refused.ok()) {
         ++stats_.num_sampling_failures;
-        return fail(sequence, std::move(refused));
+        return fail(sequence, std::move(refused), event.started);
       }
     }
     sequence.tokens.push_back(token);
@@ -399,7 +424,7 @@ void Scheduler::apply(const Planned& planned, ItemResult& result) {
     else if (sequence.num_output() >= sequence.request->max_tokens)
       event.finish = FinishReason::kLength;
   }
-  if (event.finish != FinishReason::kNone) remove(sequence);
+  if (event.finish != FinishReason::kNone) event.ended = remove(sequence);
   events_.push_back(std::move(event));
 }
 
@@ -417,9 +442,8 @@ void Scheduler::fill_plan() {
          .block_table = sequence.pages,
          .sample = planned.end == sequence.num_tokens() && sequence.request->max_tokens > 0,
          .seen = sequence.seen.all(),
-         .prompt_logprobs = sequence.wants_prompt_logprobs() && sequence.num_output() == 0 &&
-                            planned.begin < sequence.prompt_length() - 1,
-         .hidden_sum = sequence.request->sum_hidden && sequence.num_output() == 0 ? &sequence.hidden_sum : nullptr});
+         .prompt_logprobs = sequence.wants_prompt_logprobs() && planned.begin < sequence.prompt_length() - 1,
+         .hidden_sum = sequence.wants_hidden_sum() ? &sequence.hidden_sum : nullptr});
     plan_.num_tokens += planned.end - planned.begin;
   }
 }
@@ -432,7 +456,7 @@ std::span<RequestEvent> Scheduler::step(bool wait) {
   prefetched_ = 0;
   poll_loads(false);
   reload_pinned();
-  end_hopeless();
+  end_late();
   planned_.clear();
   budget_ = options_.max_step_tokens;
   plan_merging();

@@ -41,6 +41,7 @@
 #include "lk/sched/merge_gate.h"
 #include "lk/sched/queue_policy.h"
 #include "lk/sched/reservation.h"
+#include "lk/sched/sequence.h"
 #include "lk/sched/slo.h"
 #include "lk/sched/wait_forecast.h"
 
@@ -97,13 +98,18 @@ class Scheduler {
 
   // Refuses what could never run: empty or longer than max_sequence (kInvalidArgument), or bigger than the whole pool
   // together with its adapter (kFailedPrecondition); what is over its tenant's limit (kResourceExhausted) or whose
-  // adapter just failed to load (kUnavailable); and what would miss its deadline (kDeadlineExceeded). Requires: the id
-  // is not in use.
-  Status submit(Request request);
-  // Ends a request before the next step, freeing everything it holds: a cancelled one, or one whose
-  // text reached a stop string.
-  // False when there is no such request (it may have just finished).
-  bool finish(RequestId id);
+  // adapter just failed to load (kUnavailable); and what would miss its deadline (kDeadlineExceeded). Takes the
+  // sequence over only when it does not refuse. Requires: the id is not in use.
+  Status submit(std::unique_ptr<Sequence>& sequence);
+  Status submit(Request request) {
+    auto sequence = std::make_unique<Sequence>(std::move(request));
+    return submit(sequence);
+  }
+  // Ends a request before the next step, freeing everything it holds: a cancelled one, or one whose text reached a stop
+  // string. Null when there is no such request (it may have just finished).
+  std::unique_ptr<Sequence> finish(RequestId id);
+  // Those waiting and running, in the order of arrival.
+  std::vector<RequestId> requests() const;
 
   // Begins to load the adapter of a request that arrived and will be submitted before the next step. A hint: nothing
   // happens when the adapter is there or failed lately, when `load_ahead` were begun since the step began, or when
@@ -146,7 +152,6 @@ class Scheduler {
   bool last_step_idle() const { return planned_.empty(); }
 
  private:
-  struct Sequence;
   // Who keeps its pages longer: the smaller virtual time at its first dispatch, then the earlier arrival.
   using Seniority = std::pair<int64_t, uint64_t>;
   struct Planned {
@@ -185,9 +190,10 @@ class Scheduler {
   int64_t pages_to_admit(const Sequence& sequence, std::span<const PageId> found, int64_t end);
   int64_t remaining_tokens(const Sequence& sequence) const;
   void consider_drain(Sequence& blocked);
-  void end_hopeless();
+  void set_due(Sequence& sequence, Micros due);
+  void end_late();
   int64_t locality(Sequence& sequence) const;
-  void fail(Sequence& sequence, Status error);
+  void fail(Sequence& sequence, Status error, bool started = false);  // started: in this step
   void stop_running(Sequence& sequence, bool finished);
   bool ensure_pages(Sequence& sequence,
                     int64_t end);  // false: not in this step (it waits for a load to end, or was itself preempted)
@@ -197,7 +203,7 @@ class Scheduler {
   void publish_pages(Sequence& sequence);
   void release_pages(Sequence& sequence);
   void preempt(Sequence& sequence);
-  void remove(Sequence& sequence);
+  std::unique_ptr<Sequence> remove(Sequence& sequence);
   void apply(const Planned& planned, ItemResult& result);
 
   const SchedulerOptions options_;
@@ -214,7 +220,7 @@ class Scheduler {
   Reservation reservation_;
   LoadBreaker breaker_;
   std::map<Seniority, Sequence*> running_;
-  std::set<std::pair<Micros, Sequence*>> deadlines_;  // of waiting sequences that never started
+  std::set<std::pair<Micros, Sequence*>> deadlines_;  // by Sequence::due
   uint64_t next_order_ = 0;
   Micros now_ = 0;              // at the start of the step
   int64_t started_tokens_ = 0;  // in the step: prompts of sequences that ran for the first time

@@ -4,7 +4,7 @@
 #include <unordered_set>
 
 #include "lk/base/check.h"
-#include "lk/sched/scheduler_sequence.h"
+#include "lk/sched/scheduler.h"
 
 namespace lk {
 
@@ -130,22 +130,22 @@ bool Scheduler::try_admit(Sequence& sequence) {
   sequence.num_published = static_cast<int64_t>(found.size());
   sequence.num_computed = num_cached;
   const bool first = !sequence.charged;
-  if (first) sequence.reserve();
+  if (sequence.admitted_at < 0) sequence.reserve();
   if (first) sequence.num_billed = std::min(sequence.num_computed, sequence.prompt_length());
   policy_->dispatch(sequence, sequence.prompt_length() - sequence.num_billed);
   running_.emplace(sequence.seniority(), &sequence);
   slots_.take(adapter);
-  deadlines_.erase({sequence.deadline, &sequence});
-  sequence.admitted_at = now_;
+  set_due(sequence, sequence.request->expires);
   sequence.blocked_since = -1;
-  if (first) started_tokens_ += sequence.prompt_length();
+  if (sequence.admitted_at < 0) started_tokens_ += sequence.prompt_length();
+  sequence.admitted_at = now_;
   LK_CHECK(ensure_pages(sequence, sequence.num_computed + chunk));
   add_to_plan(sequence, chunk);
   return true;
 }
 
 // Of the tenant that is furthest ahead among those that run, the request that started last.
-Scheduler::Sequence* Scheduler::furthest_ahead(bool of_an_adapter) const {
+Sequence* Scheduler::furthest_ahead(bool of_an_adapter) const {
   Sequence* furthest = nullptr;
   int64_t furthest_time = 0;
   for (const auto& [seniority, sequence] : running_) {

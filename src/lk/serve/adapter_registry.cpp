@@ -35,6 +35,14 @@ std::pair<std::string, int64_t> split_version(std::string_view text) {
   return {std::string(text.substr(0, at)), version};
 }
 
+struct Probe : RequestSink {
+  Probe() : RequestSink(kEngineThread) {}
+  void on_event(StreamEvent& event) override {
+    if (event.ended) done.set_value(std::move(event.ended->completion));
+  }
+  std::promise<Completion> done;
+};
+
 }  // namespace
 
 // --- Loading
@@ -192,13 +200,15 @@ Result<std::vector<TokenLogprob>> AdapterRegistry::run_probe(AdapterId adapter) 
   TextRequest request{.token_ids = probe_tokens_, .max_tokens = 0};
   request.sampling.temperature = 0;
   request.sampling.num_prompt_logprobs = 0;
-  LK_ASSIGN_OR_RETURN(PreparedRequest prepared, service_.text().prepare(std::move(request)));
-  prepared.request.adapter = adapter;
-  prepared.request.urgent = true;
-  std::promise<Completion> promise;
-  std::future<Completion> done = promise.get_future();
-  service_.submit({.request = std::move(prepared),
-                   .on_done = [&](Completion completion) { promise.set_value(std::move(completion)); }});
+  auto sequence = std::make_unique<ServedSequence>();
+  LK_RETURN_IF_ERROR(service_.text().prepare(std::move(request), *sequence));
+  sequence->asked.adapter = adapter;
+  sequence->asked.urgent = true;
+  sequence->queued = false;
+  auto probe = std::make_shared<Probe>();
+  std::future<Completion> done = probe->done.get_future();
+  sequence->sink = std::move(probe);
+  service_.submit(std::move(sequence));
   Completion completion = done.get();
   // A probe that does not fit beside what is pinned is the adapter's want of room, not the caller's mistake.
   if (completion.error.code() == StatusCode::kFailedPrecondition)

@@ -10,13 +10,9 @@ namespace lk {
 namespace {
 
 constexpr auto kRateWindow = std::chrono::seconds(5);
-constexpr double kMinRateSeconds = 0.5;
 
 constexpr const char* kShuttingDown = "the server is shutting down";
 
-int64_t queue_tokens(const PreparedRequest& request) {
-  return static_cast<int64_t>(request.request.prompt.size()) + request.request.max_tokens;
-}
 double seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
 
 }  // namespace
@@ -60,7 +56,7 @@ void EngineService::stop() {
 // --- Any thread
 
 double EngineService::predicted_wait_seconds() const {
-  return wait_for_tokens(queued_tokens_.load(std::memory_order_relaxed));
+  return wait_for_tokens(queued_prompts_.load(std::memory_order_relaxed));
 }
 
 double EngineService::wait_for_tokens(int64_t tokens) const {
@@ -68,17 +64,17 @@ double EngineService::wait_for_tokens(int64_t tokens) const {
   return rate > 0 ? static_cast<double>(tokens) / rate : 0;
 }
 
-EngineService::Admission EngineService::admit(int64_t requests, int64_t tokens,
-                                              std::optional<double> patience_seconds) {
-  const int64_t queued = queued_requests_.fetch_add(requests);
-  const int64_t queued_tokens = queued_tokens_.fetch_add(tokens);
-  const double wait = queued > 0 ? wait_for_tokens(queued_tokens) : 0;
+EngineService::Admission EngineService::admit(const Share& share, std::optional<double> patience_seconds) {
+  const int64_t queued = queued_requests_.fetch_add(share.requests);
+  const int64_t queued_tokens = queued_tokens_.fetch_add(share.tokens);
+  const int64_t queued_prompts = queued_prompts_.fetch_add(share.prompt_tokens);
+  const double wait = queued > 0 ? wait_for_tokens(queued_prompts) : 0;
   Admission refusal;
   // A request larger than a bound still runs when nobody else waits.
-  if (queued > 0 && queued + requests > options_.max_queue_requests)
+  if (queued > 0 && queued + share.requests > options_.max_queue_requests)
     refusal.status = unavailable("the server is overloaded: {} requests are waiting, at most {} may", queued,
                                  options_.max_queue_requests);
-  else if (queued > 0 && queued_tokens + tokens > options_.max_queue_tokens)
+  else if (queued > 0 && queued_tokens + share.tokens > options_.max_queue_tokens)
     refusal.status = unavailable("the server is overloaded: requests of {} tokens are waiting, at most {} may",
                                  queued_tokens, options_.max_queue_tokens);
   else if (wait > options_.max_wait_seconds)
@@ -89,41 +85,50 @@ EngineService::Admission EngineService::admit(int64_t requests, int64_t tokens,
     refusal.status = deadline_exceeded(
         "the wait would be about {:.1f} s, longer than the request's timeout of {:.1f} s", wait, *patience_seconds);
   if (refusal.status.ok()) return refusal;
-  abandon(requests, tokens);
+  abandon(share);
   refusal.retry_after_seconds = std::clamp(wait / 2, 1.0, 60.0);
   return refusal;
 }
 
-void EngineService::abandon(int64_t requests, int64_t tokens) {
-  queued_requests_.fetch_sub(requests);
-  queued_tokens_.fetch_sub(tokens);
+void EngineService::abandon(const Share& share) {
+  queued_requests_.fetch_sub(share.requests);
+  queued_tokens_.fetch_sub(share.tokens);
+  queued_prompts_.fetch_sub(share.prompt_tokens);
 }
 
-bool EngineService::post(std::function<void()> command, AdapterId arriving) {
+bool EngineService::post(Command& command) {
   {
     std::lock_guard lock(mutex_);
     if (stopped_) return false;
-    commands_.push_back(std::move(command));
-    if (arriving != kBaseModel) {
-      arriving_.push_back(arriving);
+    if (command.arrived && command.arrived->asked.adapter != kBaseModel) {
+      arriving_.push_back(command.arrived->asked.adapter);
       any_arriving_.store(true, std::memory_order_relaxed);
     }
+    commands_.push_back(std::move(command));
   }
   wake_.notify_one();
   return true;
+}
+
+bool EngineService::post(std::function<void()> task) {
+  Command command{.task = std::move(task)};
+  return post(command);
 }
 
 bool EngineService::call(std::function<void(TextEngine&)> task) {
   return post([this, task = std::move(task)] { task(*engine_); });
 }
 
-RequestId EngineService::submit(Submission submission) {
-  const RequestId id = next_id_.fetch_add(1);
-  // std::function wants copyable things.
-  auto held = std::make_shared<Submission>(std::move(submission));
-  if (post([this, id, held] { start(id, std::move(*held)); }, held->request.request.adapter)) return id;
-  if (held->receiver) abandon(1, queue_tokens(held->request));
-  if (held->on_done) held->on_done(Completion{.finish = FinishReason::kError, .error = unavailable(kShuttingDown)});
+RequestId EngineService::submit(std::unique_ptr<ServedSequence> sequence) {
+  const RequestId id = sequence->asked.id = next_id_.fetch_add(1);
+  Command command{.arrived = std::move(sequence)};
+  if (post(command)) return id;
+  ServedSequence& late = *command.arrived;
+  leave_queue(late);
+  if (late.sink->shard() != RequestSink::kEngineThread) return id;
+  late.end(FinishReason::kError, unavailable(kShuttingDown));
+  StreamEvent event{.sink = late.sink, .choice = late.choice, .ended = std::move(command.arrived)};
+  event.sink->on_event(event);
   return id;
 }
 
@@ -140,7 +145,9 @@ TenantId EngineService::tenant(const std::string& name, double weight) {
 }
 
 void EngineService::cancel(RequestId id) {
-  call([id](TextEngine& engine) { engine.cancel(id); });
+  post([this, id] {
+    if (std::optional<TextUpdate> last = engine_->cancel(id)) deliver(std::move(*last));
+  });
 }
 
 AdapterId EngineService::add_adapter(Engine::PreparedAdapter adapter) {
@@ -160,11 +167,7 @@ void EngineService::remove_adapter(AdapterId id, std::function<void(int64_t)> do
 }
 
 void EngineService::abort_all(Status error) {
-  call([this, error](TextEngine& engine) {
-    std::vector<RequestId> ids;
-    for (const auto& [id, active] : active_) ids.push_back(id);
-    for (const RequestId id : ids) engine.fail(id, error);
-  });
+  post([this, error] { fail_all(error); });
 }
 
 EngineService::Snapshot EngineService::snapshot() const {
@@ -189,21 +192,21 @@ void EngineService::main() {
   Clock::time_point counted = Clock::now();
   for (;;) {
     run_commands();
-    expire_deadlines();
     drop_removed();
     if (engine_->has_work()) {
       const Clock::time_point begin = Clock::now();
       const int64_t computed = engine_->scheduler().stats().num_computed_tokens;
       busy_since_ = std::chrono::nanoseconds(begin.time_since_epoch()).count();
-      engine_->step(false);
+      const std::span<TextUpdate> updates = engine_->step(false);
       step_end_ = Clock::now();
+      for (TextUpdate& update : updates) deliver(std::move(update));
       if (!engine_->scheduler().last_step_idle()) {
         step_seconds_ += seconds(step_end_ - begin);
         if (options_.on_step)
           options_.on_step(engine_->scheduler().stats().num_computed_tokens - computed, seconds(step_end_ - begin));
       }
     }
-    sample_rate();
+    start_rate_ = engine_->scheduler().wait_forecast().tokens_per_second();
     // Before it is published, so that it stands for the same steps as the other counts.
     const Clock::time_point now = Clock::now();
     busy_seconds_ += seconds(now - counted);
@@ -226,8 +229,6 @@ void EngineService::main() {
     // While adapters load or wait to be loaded again or dropped, look again soon even without a wake-up.
     if (!removed_.empty() || engine_->has_work() || engine_->scheduler().next_reload() != kNoDeadline)
       wake_.wait_for(lock, std::chrono::milliseconds(20), ready);
-    else if (!deadlines_.empty())
-      wake_.wait_until(lock, deadlines_.begin()->first, ready);
     else
       wake_.wait(lock, ready);
     woken_ = false;
@@ -240,9 +241,7 @@ void EngineService::end_everything() {
   // What ends lets go of adapters, which gives new commands.
   for (;;) {
     run_commands();
-    std::vector<RequestId> ids;
-    for (const auto& [id, active] : active_) ids.push_back(id);
-    for (const RequestId id : ids) engine_->fail(id, unavailable(kShuttingDown));
+    fail_all(unavailable(kShuttingDown));
     step_end_ = Clock::now();
     flush_events();
     drop_removed();
@@ -256,7 +255,7 @@ void EngineService::end_everything() {
 }
 
 void EngineService::run_commands() {
-  std::deque<std::function<void()>> commands;
+  std::deque<Command> commands;
   {
     std::lock_guard lock(mutex_);
     commands.swap(commands_);
@@ -265,7 +264,11 @@ void EngineService::run_commands() {
   }
   if (!commands.empty()) step_end_ = Clock::now();
   // One by one: what a command holds is let go of before the next one runs.
-  for (; !commands.empty(); commands.pop_front()) commands.front()();
+  for (; !commands.empty(); commands.pop_front())
+    if (Command& command = commands.front(); command.arrived)
+      start(std::move(command.arrived));
+    else
+      command.task();
 }
 
 // Between the layers of a step: adapters of requests that arrived since it began load beside the rest of it.
@@ -282,111 +285,60 @@ void EngineService::prefetch_arriving() {
     if (engine_->engine().has_adapter(adapter)) engine_->scheduler().prefetch(adapter);
 }
 
-void EngineService::start(RequestId id, Submission submission) {
-  PreparedRequest request = std::move(submission.request);
-  request.request.id = id;
-  Active& active = active_[id];
-  active.tokens = queue_tokens(request);
-  active.timing.arrival = submission.arrival;
-  if (submission.deadline) active.deadline = deadlines_.emplace(*submission.deadline, id);
-  active.submission = std::move(submission);
-  active.queued = active.submission.receiver != nullptr;
-  const bool wants_tokens = request.text.sampling.num_logprobs >= 0;
-  CompletionSink sink{.on_start = [this, &active] { on_start(active); },
-                      .on_prompt =
-                          [this, &active, id](const Completion& prompt) {
-                            if (!active.submission.wants_prompt) return;
-                            active.prompt = std::make_shared<const Completion>(prompt);
-                            touch(active, id);
-                          },
-                      .on_token =
-                          [this, &active, id, wants_tokens](const TokenLogprob& token) {
-                            if (active.timing.first_token == Clock::time_point())
-                              active.timing.first_token = Clock::now();
-                            ++generation_tokens_;
-                            // Without log-probabilities only the number of tokens matters to the receiver.
-                            active.delta.tokens.push_back(wants_tokens ? token : TokenLogprob{.token = token.token});
-                            touch(active, id);
-                          },
-                      .on_text =
-                          [this, &active, id](std::string_view piece) {
-                            active.delta.text += piece;
-                            touch(active, id);
-                          },
-                      .on_done = [this, id](Completion completion) { on_done(id, std::move(completion)); }};
-  const Status status = engine_->submit(std::move(request), std::move(sink));
-  if (!status.ok()) on_done(id, Completion{.finish = FinishReason::kError, .error = status});
+void EngineService::start(std::unique_ptr<ServedSequence> sequence) {
+  std::unique_ptr<TextSequence> taken = std::move(sequence);
+  const Status status = engine_->submit(taken);
+  if (!status.ok()) end(std::unique_ptr<ServedSequence>(static_cast<ServedSequence*>(taken.release())), status);
 }
 
-void EngineService::on_start(Active& active) {
-  active.timing.started = Clock::now();
-  leave_queue(active);
-  started_tokens_ += active.tokens;
+// One that the engine does not have.
+void EngineService::end(std::unique_ptr<ServedSequence> sequence, Status error) {
+  sequence->end(FinishReason::kError, std::move(error));
+  TextUpdate last{.sequence = sequence.get()};
+  last.ended = std::move(sequence);
+  deliver(std::move(last));
 }
 
-void EngineService::leave_queue(Active& active) {
-  if (!std::exchange(active.queued, false)) return;
-  abandon(1, active.tokens);
+void EngineService::fail_all(const Status& error) {
+  for (const RequestId id : engine_->scheduler().requests()) deliver(*engine_->fail(id, error));
 }
 
-void EngineService::touch(Active& active, RequestId id) {
-  if (std::exchange(active.touched, true)) return;
-  touched_.push_back(id);
+void EngineService::leave_queue(ServedSequence& sequence) {
+  if (!std::exchange(sequence.queued, false)) return;
+  Share share;
+  share.add(sequence);
+  abandon(share);
 }
 
-void EngineService::on_done(RequestId id, Completion completion) {
-  const auto it = active_.find(id);
-  Active& active = it->second;
-  leave_queue(active);
-  if (active.deadline) deadlines_.erase(*active.deadline);
-  active.timing.finished = Clock::now();
-  if (active.timing.started != Clock::time_point()) prompt_tokens_ += completion.prompt_tokens;
-  if (active.submission.receiver) {
-    const auto shard = static_cast<size_t>(active.submission.receiver->shard());
-    if (batches_.size() <= shard) batches_.resize(shard + 1);
-    batches_[shard].push_back({.receiver = std::move(active.submission.receiver),
-                               .choice = active.submission.choice,
-                               .prompt = std::move(active.prompt),
-                               .delta = std::move(active.delta),
-                               .completion = std::move(completion),
-                               .timing = active.timing});
+void EngineService::deliver(TextUpdate update) {
+  auto& sequence = static_cast<ServedSequence&>(*update.sequence);
+  RequestTiming& timing = sequence.timing;
+  const Clock::time_point now = Clock::now();
+  if (update.started) timing.started = now;
+  if (update.started || update.ended) leave_queue(sequence);
+  if (!update.delta.tokens.empty() && timing.first_token == Clock::time_point()) timing.first_token = now;
+  generation_tokens_ += static_cast<int64_t>(update.delta.tokens.size());
+  StreamEvent event{.sink = sequence.sink, .choice = sequence.choice, .delta = std::move(update.delta)};
+  if (update.prompt_done && sequence.wants_prompt) event.prompt = sequence.prompt_facts();
+  if (update.ended) {
+    timing.finished = now;
+    if (timing.started != Clock::time_point()) prompt_tokens_ += sequence.counted_prompt_tokens();
+    sequence.lease.reset();
+    event.ended.reset(static_cast<ServedSequence*>(update.ended.release()));
+  } else if (event.delta.tokens.empty() && event.delta.text.empty() && !event.prompt) {
+    return;
   }
-  const std::function<void(Completion)> callback = std::move(active.submission.on_done);
-  active_.erase(it);
-  if (callback) callback(std::move(completion));
+  if (event.sink->shard() == RequestSink::kEngineThread) return event.sink->on_event(event);
+  const auto shard = static_cast<size_t>(event.sink->shard());
+  if (batches_.size() <= shard) batches_.resize(shard + 1);
+  batches_[shard].push_back(std::move(event));
 }
 
 void EngineService::flush_events() {
-  for (const RequestId id : touched_) {
-    const auto it = active_.find(id);
-    if (it == active_.end()) continue;  // it ended in this step; the last event has everything
-    Active& active = it->second;
-    active.touched = false;
-    if (!active.submission.receiver) continue;
-    const auto shard = static_cast<size_t>(active.submission.receiver->shard());
-    if (batches_.size() <= shard) batches_.resize(shard + 1);
-    batches_[shard].push_back({.receiver = active.submission.receiver,
-                               .choice = active.submission.choice,
-                               .prompt = std::exchange(active.prompt, nullptr),
-                               .delta = std::exchange(active.delta, {}),
-                               .timing = active.timing});
-  }
-  touched_.clear();
   for (size_t shard = 0; shard < batches_.size(); ++shard) {
     if (batches_[shard].empty()) continue;
     for (StreamEvent& event : batches_[shard]) event.step_end = step_end_;
     deliver_(static_cast<int>(shard), std::exchange(batches_[shard], {}));
-  }
-}
-
-void EngineService::expire_deadlines() {
-  const Clock::time_point now = Clock::now();
-  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
-    const RequestId id = deadlines_.begin()->second;
-    active_.at(id).deadline.reset();
-    deadlines_.erase(deadlines_.begin());
-    step_end_ = now;
-    engine_->fail(id, deadline_exceeded("the request's timeout passed"));
   }
 }
 
@@ -398,23 +350,6 @@ void EngineService::drop_removed() {
     if (entry.second) entry.second(*pages * engine_->engine().page_bytes());
     return true;
   });
-}
-
-// The rate of starts only means something while there is a queue to start from: idle time does not count, and a
-// measurement goes on until something started.
-void EngineService::sample_rate() {
-  const Clock::time_point now = Clock::now();
-  if (had_queue_) {
-    rate_seconds_ += seconds(now - rate_sampled_);
-    rate_tokens_ += static_cast<double>(started_tokens_);
-  }
-  started_tokens_ = 0;
-  rate_sampled_ = now;
-  had_queue_ = engine_->scheduler().num_waiting() > 0;  // that the step did not start
-  if (rate_seconds_ < kMinRateSeconds || rate_tokens_ <= 0) return;
-  const double rate = rate_tokens_ / rate_seconds_, old = start_rate_.load();
-  start_rate_ = old == 0 ? rate : old + (rate - old) * std::min(1.0, rate_seconds_ / 5);
-  rate_seconds_ = rate_tokens_ = 0;
 }
 
 void EngineService::publish(bool force) {

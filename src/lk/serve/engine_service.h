@@ -15,7 +15,6 @@
 #include <optional>
 #include <string>
 #include <thread>
-#include <unordered_map>
 #include <vector>
 
 #include "lk/serve/openai.h"
@@ -30,12 +29,18 @@ struct RequestTiming {
   Clock::time_point arrival, started, first_token, finished;  // zero when it did not happen
 };
 
+inline Micros to_micros(Clock::time_point time) {  // on the engine's clock
+  return std::chrono::duration_cast<std::chrono::microseconds>(time.time_since_epoch()).count();
+}
+
 struct StreamEvent;
-// Receives the events of requests, on the shard it names.
-class StreamReceiver {
+// Hears what becomes of requests. All its calls come on one thread: the shard it names, or the engine thread, where it
+// must not block. Each sequence holds it until its last event.
+class RequestSink {
  public:
-  explicit StreamReceiver(int shard) : shard_(shard) {}
-  virtual ~StreamReceiver() = default;
+  static constexpr int kEngineThread = -1;
+  explicit RequestSink(int shard) : shard_(shard) {}
+  virtual ~RequestSink() = default;
   int shard() const { return shard_; }
   virtual void on_event(StreamEvent& event) = 0;
 
@@ -43,14 +48,24 @@ class StreamReceiver {
   const int shard_;
 };
 
+// One choice of an answer. Its maker fills it and gives it to EngineService::submit(); from then on it is the engine
+// thread's, until the last event brings it to its sink.
+struct ServedSequence : TextSequence {
+  std::shared_ptr<RequestSink> sink;
+  int choice = 0;
+  std::shared_ptr<const void> lease;  // let go of when the request is out of the engine
+  bool wants_prompt = false;          // deliver the facts of the prompt before the first token
+  bool queued = true;                 // was admitted (EngineService::admit()) and has not started
+  RequestTiming timing{.arrival = Clock::now()};
+};
+
 // What one step did for one request.
 struct StreamEvent {
-  std::shared_ptr<StreamReceiver> receiver;
+  std::shared_ptr<RequestSink> sink;
   int choice = 0;
-  std::shared_ptr<const Completion> prompt;  // once, before the first token, when asked for: facts of the prompt only
+  std::optional<Completion> prompt;  // once, before the first token, when asked for: facts of the prompt only
   StreamDelta delta;
-  std::optional<Completion> completion;  // with the last event
-  RequestTiming timing;                  // complete with the last event
+  std::unique_ptr<ServedSequence> ended;  // with the last event: its completion and timing are whole
   Clock::time_point step_end;
 };
 
@@ -70,8 +85,8 @@ class EngineService {
   // `deliver` is called on the engine thread and must not block.
   EngineService(std::unique_ptr<TextEngine> engine, const EngineServiceOptions& options, Deliver deliver);
   ~EngineService();
-  // Ends what is left with kUnavailable, delivers that, and joins the thread. From then on tasks are not taken, and a
-  // submission's `on_done` is called at once with kUnavailable (a receiver hears nothing).
+  // Ends what is left with kUnavailable, delivers that, and joins the thread. From then on tasks are not taken, and of
+  // what is submitted a sink of the engine thread hears kUnavailable at once, a shard's nothing.
   void stop();
 
   // The scheduler's number of an account, made when the name is new; its weight holds from now on. Any thread.
@@ -81,30 +96,30 @@ class EngineService {
   std::shared_ptr<const TextModel> shared_text() const { return text_; }
 
   // --- Any thread
-  // Asks for room in the queue for `requests` requests of together `tokens` tokens. A refusal (kUnavailable, or
+  // What requests take of the queue together.
+  struct Share {
+    int64_t requests = 1;
+    int64_t tokens = 0;         // TextSequence::reserved_tokens
+    int64_t prompt_tokens = 0;  // by which waits are predicted
+    void add(const TextSequence& sequence) {
+      tokens += sequence.reserved_tokens;
+      prompt_tokens += sequence.completion.prompt_tokens;
+    }
+  };
+  // Asks for room in the queue. A refusal (kUnavailable, or
   // kDeadlineExceeded when the predicted wait is longer than `patience_seconds`) carries when it is worth trying again.
   // Admitted requests must be submitted or given back with abandon().
   struct Admission {
     Status status;
     double retry_after_seconds = 0;
   };
-  Admission admit(int64_t requests, int64_t tokens, std::optional<double> patience_seconds = {});
-  void abandon(int64_t requests, int64_t tokens);
+  Admission admit(const Share& share, std::optional<double> patience_seconds = {});
+  void abandon(const Share& share);
   double predicted_wait_seconds() const;
   int64_t num_queued() const { return queued_requests_.load(std::memory_order_relaxed); }
 
-  struct Submission {
-    PreparedRequest request;            // adapter set; the id is given here
-    std::shared_ptr<const void> lease;  // kept until the request is out of the engine
-    std::shared_ptr<StreamReceiver> receiver;
-    std::function<void(Completion)>
-        on_done;  // instead of a receiver, on the engine thread; such a request needs no admission
-    int choice = 0;
-    bool wants_prompt = false;  // deliver the facts of the prompt before the first token
-    Clock::time_point arrival = Clock::now();
-    std::optional<Clock::time_point> deadline;
-  };
-  RequestId submit(Submission submission);
+  // Requires: prepared, its adapter set. Gives it its id.
+  RequestId submit(std::unique_ptr<ServedSequence> sequence);
   void cancel(RequestId id);  // the last event says kCancelled, unless it was already on its way
   // Runs a task on the engine thread between two steps; false once stopped: the task was not taken.
   bool call(std::function<void(TextEngine&)> task);
@@ -138,32 +153,26 @@ class EngineService {
   double stalled_seconds() const;
 
  private:
-  struct Active {
-    Submission submission;
-    RequestTiming timing;
-    int64_t tokens = 0;  // in the queue account
-    bool queued = true;
-    std::shared_ptr<const Completion> prompt;  // of this step
-    StreamDelta delta;                         // likewise
-    bool touched = false;
-    std::optional<std::multimap<Clock::time_point, RequestId>::iterator> deadline;
+  // For the engine thread, in order: a request that arrived, or something to do.
+  struct Command {
+    std::unique_ptr<ServedSequence> arrived;
+    std::function<void()> task;
   };
 
   double wait_for_tokens(int64_t tokens) const;
   void main();
   void end_everything();
-  bool post(std::function<void()> command, AdapterId arriving = kBaseModel);  // false once stopped
+  bool post(Command& command);  // false once stopped: it was not taken
+  bool post(std::function<void()> task);
   void prefetch_arriving();
   void run_commands();
-  void start(RequestId id, Submission submission);
-  void on_start(Active& active);
-  void on_done(RequestId id, Completion completion);
-  void leave_queue(Active& active);
-  void touch(Active& active, RequestId id);
+  void start(std::unique_ptr<ServedSequence> sequence);
+  void end(std::unique_ptr<ServedSequence> sequence, Status error);
+  void deliver(TextUpdate update);
+  void leave_queue(ServedSequence& sequence);
+  void fail_all(const Status& error);
   void flush_events();
-  void expire_deadlines();
   void drop_removed();
-  void sample_rate();
   void publish(bool force);
 
   std::unique_ptr<TextEngine> engine_;
@@ -173,28 +182,22 @@ class EngineService {
 
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::deque<std::function<void()>> commands_;  // guarded by mutex_
-  std::vector<AdapterId> arriving_;             // guarded by mutex_: adapters that commands_ will ask for
-  std::atomic<bool> any_arriving_{false};       // arriving_ is not empty; written under mutex_
-  bool stopping_ = false;                       // guarded by mutex_
-  bool stopped_ = false;                        // guarded by mutex_: no command will run any more
-  bool woken_ = false;                          // guarded by mutex_: a load finished
+  std::deque<Command> commands_;           // guarded by mutex_
+  std::vector<AdapterId> arriving_;        // guarded by mutex_: adapters that commands_ will ask for
+  std::atomic<bool> any_arriving_{false};  // arriving_ is not empty; written under mutex_
+  bool stopping_ = false;                  // guarded by mutex_
+  bool stopped_ = false;                   // guarded by mutex_: no command will run any more
+  bool woken_ = false;                     // guarded by mutex_: a load finished
 
   std::atomic<RequestId> next_id_{1};
-  std::atomic<int64_t> queued_requests_{0}, queued_tokens_{0};
-  std::atomic<double> start_rate_{0};   // tokens per second that left the queue while there was one
+  std::atomic<int64_t> queued_requests_{0}, queued_tokens_{0}, queued_prompts_{0};
+  std::atomic<double> start_rate_{0};   // of the scheduler's forecast
   std::atomic<int64_t> busy_since_{0};  // steady clock, ns; 0 = idle
 
   // Engine thread only.
-  std::unordered_map<RequestId, Active> active_;
-  std::vector<RequestId> touched_;
   std::vector<std::vector<StreamEvent>> batches_;  // by shard
-  std::multimap<Clock::time_point, RequestId> deadlines_;
   std::vector<std::pair<AdapterId, std::function<void(int64_t)>>> removed_;
-  Clock::time_point step_end_, published_, rate_sampled_;
-  int64_t started_tokens_ = 0;                 // since rate_sampled_
-  bool had_queue_ = false;                     // at rate_sampled_
-  double rate_seconds_ = 0, rate_tokens_ = 0;  // of the rate being measured
+  Clock::time_point step_end_, published_;
   int64_t prompt_tokens_ = 0, generation_tokens_ = 0;
   double step_seconds_ = 0, busy_seconds_ = 0;
   std::deque<std::pair<Clock::time_point, int64_t>> generated_;  // recent totals, for the rate

@@ -8,6 +8,8 @@
 #include <cmath>
 #include <limits>
 
+#include "lk/base/json_text.h"
+
 namespace lk {
 namespace {
 
@@ -118,7 +120,7 @@ class Fields {
     ++num_read_;
     if (v->is_null()) return Status();
     if (!parse(*v))
-      return invalid_argument("field \"{}\" must be {}, got {}", name, expected, json::serialize(*v).substr(0, 80));
+      return invalid_argument("field \"{}\" must be {}, got {}", name, expected, json_text(*v).substr(0, 80));
     return Status();
   }
 
@@ -160,6 +162,7 @@ Result<JsonlRequest> parse_jsonl_request(std::string_view line, const TextReques
   LK_RETURN_IF_ERROR(fields.messages("messages", r.messages));
   LK_RETURN_IF_ERROR(fields.tokens("token_ids", r.token_ids));
   LK_RETURN_IF_ERROR(fields.integer("max_tokens", r.max_tokens));
+  LK_RETURN_IF_ERROR(fields.tokens("output_so_far", r.output_so_far));
   LK_RETURN_IF_ERROR(fields.number("temperature", s.temperature));
   LK_RETURN_IF_ERROR(fields.integer("top_k", s.top_k));
   LK_RETURN_IF_ERROR(fields.number("top_p", s.top_p));
@@ -211,13 +214,13 @@ std::string format_jsonl_result(const json::value& id, const std::string& adapte
   object["finish_reason"] = to_string(completion.finish);
   object["prompt_tokens"] = completion.prompt_tokens;
   object["completion_tokens"] = completion.token_ids.size();
-  return json::serialize(object);
+  return json_text(object);
 }
 
 std::string format_jsonl_error(const json::value& id, const std::string& adapter, const Status& error) {
-  return json::serialize(json::object{{"id", id},
-                                      {"adapter", adapter.empty() ? "base" : adapter},
-                                      {"error", {{"code", to_string(error.code())}, {"message", error.message()}}}});
+  return json_text(json::object{{"id", id},
+                                {"adapter", adapter.empty() ? "base" : adapter},
+                                {"error", {{"code", to_string(error.code())}, {"message", error.message()}}}});
 }
 
 }  // namespace lk

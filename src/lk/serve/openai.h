@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -13,7 +14,7 @@
 #include <boost/json/value.hpp>
 
 #include "lk/grammar/grammar.h"
-#include "lk/serve/text_engine.h"
+#include "lk/serve/text_model.h"
 #include "lk/text/tokenizer.h"
 
 namespace lk {
@@ -112,13 +113,6 @@ struct DetokenizeRequest {
 ApiResult<DetokenizeRequest> parse_detokenize_request(std::string_view body, const ApiDefaults& defaults);
 std::string format_detokenize(const std::string& text);
 
-// New text and tokens of one choice, at most one a step. A token's text may come later than the token (held back while
-// it could be part of a stop string or half a character).
-struct StreamDelta {
-  std::string text;
-  std::vector<TokenLogprob> tokens;
-};
-
 // Formats the answer to one request. Not thread safe.
 //
 // A choice is fed by begin (optional), delta (any number) and done; what the deltas did not show of the completion,
@@ -130,6 +124,8 @@ class AnswerFormatter {
   AnswerFormatter(const GenerateRequest& request, std::string id, int64_t created, std::string model,
                   const Tokenizer* tokenizer, ToolFormat tool_format);
   ~AnswerFormatter();
+  // The only choice was begun elsewhere: this text of it was shown, of these tokens. Only what follows is written.
+  void resume(std::string_view text, std::span<const int32_t> tokens);
 
   // --- Streaming: bytes of zero or more whole events ("data: {...}\n\n").
   // The prompt was computed: prompt_tokens, cached_tokens, prompt_token_ids and prompt_logprobs are read.

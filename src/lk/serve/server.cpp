@@ -205,7 +205,7 @@ Result<std::unique_ptr<ServerImpl>> ServerImpl::create(const ServerOptions& opti
       std::move(engine), service_options, [raw](int shard, std::vector<StreamEvent> events) {
         auto batch = std::make_shared<std::vector<StreamEvent>>(std::move(events));
         raw->http_->post(shard, [raw, shard, batch] {
-          for (StreamEvent& event : *batch) event.receiver->on_event(event);
+          for (StreamEvent& event : *batch) event.sink->on_event(event);
           // What they wrote is sent when this task returns; the next one sees it done.
           const Clock::time_point step_end = batch->front().step_end;
           raw->http_->post(shard, [raw, step_end] {

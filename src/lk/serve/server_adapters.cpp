@@ -4,6 +4,7 @@
 
 #include <boost/json/serialize.hpp>
 
+#include "lk/base/json_text.h"
 #include "lk/serve/openai/json_reader.h"
 #include "lk/serve/server_impl.h"
 #include "lk/serve/status_json.h"
@@ -40,9 +41,9 @@ json::object model_object(const std::string& id, const std::string& root, const 
 // vLLM's errors: type by status, integer code.
 void vllm_error(const std::shared_ptr<Exchange>& exchange, int status, std::string_view type,
                 std::string_view message) {
-  exchange->respond(status,
-                    json::serialize(json::object{
-                        {"error", {{"message", message}, {"type", type}, {"param", nullptr}, {"code", status}}}}));
+  exchange->respond(
+      status,
+      json_text(json::object{{"error", {{"message", message}, {"type", type}, {"param", nullptr}, {"code", status}}}}));
 }
 
 void vllm_error(const std::shared_ptr<Exchange>& exchange, const Status& status) {
@@ -151,7 +152,7 @@ void ServerImpl::models(const std::shared_ptr<Exchange>& exchange) {
                                   adapter->created));
   for (const auto& [alias, target] : registry_->aliases())
     if (tenant.may_use(alias)) data.push_back(model_object(alias, target, json::string(base), nullptr, started));
-  exchange->respond(200, json::serialize(json::object{{"object", "list"}, {"data", data}}));
+  exchange->respond(200, json_text(json::object{{"object", "list"}, {"data", data}}));
 }
 
 void ServerImpl::model(const std::shared_ptr<Exchange>& exchange) {
@@ -171,7 +172,7 @@ void ServerImpl::model(const std::shared_ptr<Exchange>& exchange) {
           ? model_object(id, exchange->principal.has(Scope::kAdapters) ? found->adapter->path : found->adapter->name,
                          json::string(registry_->base_name()), nullptr, found->adapter->created)
           : model_object(registry_->base_name(), options_.model_root, nullptr, text().context(), std::time(nullptr));
-  exchange->respond(200, json::serialize(object));
+  exchange->respond(200, json_text(object));
 }
 
 // --- vLLM
@@ -265,7 +266,7 @@ void ServerImpl::post_adapter(const std::shared_ptr<Exchange>& exchange) {
     }
     const std::string exact = fmt::format("{}@{}", (*loaded)->name, (*loaded)->version);
     const std::optional<AdapterSnapshot> adapter = registry_->find(exact, service_->snapshot());
-    std::string body = adapter ? format_adapter(*adapter) : json::serialize(json::object{{"id", exact}});
+    std::string body = adapter ? format_adapter(*adapter) : json_text(json::object{{"id", exact}});
     log_loaded(*log_, **loaded);
     exchange->post([exchange, body = std::move(body)] { exchange->respond(201, body); });
   });
@@ -312,8 +313,8 @@ void ServerImpl::delete_adapter(const std::shared_ptr<Exchange>& exchange) {
   if (registry_->aliases().contains(name)) {
     const Status status = registry_->remove_alias(name);
     if (!status.ok()) return exchange->fail(status);
-    return exchange->respond(
-        200, json::serialize(json::object{{"id", name}, {"object", "adapter.alias"}, {"deleted", true}}));
+    return exchange->respond(200,
+                             json_text(json::object{{"id", name}, {"object", "adapter.alias"}, {"deleted", true}}));
   }
   const bool wait = exchange->request.query.find("wait=0") == std::string::npos;
   work(exchange, [this, exchange, name, wait] {
@@ -331,7 +332,7 @@ void ServerImpl::delete_adapter(const std::shared_ptr<Exchange>& exchange) {
         body["freed_host_bytes"] = receipt->host_bytes;
       }
       exchange->post(
-          [exchange, status = complete ? 200 : 202, text = json::serialize(body)] { exchange->respond(status, text); });
+          [exchange, status = complete ? 200 : 202, text = json_text(body)] { exchange->respond(status, text); });
     };
     const Result<int> unloaded = registry_->unload(name, [receipt, answer, wait](const AdapterRegistry::Freed& freed) {
       bool complete = false;

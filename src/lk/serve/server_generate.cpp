@@ -10,10 +10,7 @@
 namespace lk {
 namespace {
 
-// Tokens that a request may take from its tenant's budget and the queue's.
-int64_t reserved_tokens(const PreparedRequest& request) {
-  return static_cast<int64_t>(request.request.prompt.size()) + request.request.max_tokens;
-}
+using Sequences = std::vector<std::unique_ptr<ServedSequence>>;  // of one request, by choice
 
 uint64_t salt_of(const Tenant& tenant, const std::string& text) {
   if (text.empty()) return tenant.cache_salt;
@@ -34,10 +31,9 @@ ApiError model_error(const Status& status, const std::string& id) {
 }
 
 // One request's choices in the engine. Lives on the exchange's shard; `ids_` is shared with the worker that submits.
-class Answer : public StreamReceiver, public std::enable_shared_from_this<Answer> {
+class Answer : public RequestSink, public std::enable_shared_from_this<Answer> {
  public:
-  explicit Answer(std::shared_ptr<Exchange> exchange)
-      : StreamReceiver(exchange->shard), exchange_(std::move(exchange)) {}
+  explicit Answer(std::shared_ptr<Exchange> exchange) : RequestSink(exchange->shard), exchange_(std::move(exchange)) {}
   ~Answer() override = default;
 
   // Shard: the client went away before the answer was complete.
@@ -47,30 +43,28 @@ class Answer : public StreamReceiver, public std::enable_shared_from_this<Answer
     for (const RequestId id : ids_) server().engine().cancel(id);
   }
   // Worker, once the tenant's and the queue's reservations are made.
-  void submit(std::vector<PreparedRequest> requests, AdapterRegistry::Resolved model,
-              std::optional<Clock::time_point> deadline, bool wants_prompt) {
+  void submit(Sequences sequences, AdapterRegistry::Resolved model, Clock::time_point deadline, bool wants_prompt) {
     model_ = std::move(model);
-    completions_.resize(requests.size());
-    last_token_.resize(requests.size());
+    completions_.resize(sequences.size());
+    last_token_.resize(sequences.size());
     const AdapterId adapter = model_.adapter ? model_.adapter->id() : kBaseModel;
-    if (model_.adapter) model_.adapter->requests.fetch_add(static_cast<int64_t>(requests.size()));
-    num_requests_ = requests.size();
-    max_tokens_ = requests[0].request.max_tokens;
+    if (model_.adapter) model_.adapter->requests.fetch_add(static_cast<int64_t>(sequences.size()));
+    num_requests_ = sequences.size();
+    max_tokens_ = sequences[0]->asked.max_tokens;
     server().count_stream(1);
     const Tenant& account = *exchange_->principal.tenant;
     const TenantId tenant = server().engine().tenant(account.name, account.weight);
     std::lock_guard lock(mutex_);
-    for (size_t choice = 0; choice < requests.size(); ++choice) {
-      PreparedRequest& request = requests[choice];
-      request.request.adapter = adapter;
-      request.request.tenant = tenant;
-      ids_.push_back(server().engine().submit({.request = std::move(request),
-                                               .lease = model_.adapter,
-                                               .receiver = shared_from_this(),
-                                               .choice = static_cast<int>(choice),
-                                               .wants_prompt = wants_prompt,
-                                               .arrival = exchange_->arrival,
-                                               .deadline = deadline}));
+    for (std::unique_ptr<ServedSequence>& sequence : sequences) {
+      sequence->asked.adapter = adapter;
+      sequence->asked.tenant = tenant;
+      sequence->asked.expires = to_micros(deadline);
+      sequence->lease = model_.adapter;
+      sequence->sink = shared_from_this();
+      sequence->choice = static_cast<int>(ids_.size());
+      sequence->wants_prompt = wants_prompt;
+      sequence->timing.arrival = exchange_->arrival;
+      ids_.push_back(server().engine().submit(std::move(sequence)));
     }
     if (closed_ != Clock::time_point())
       for (const RequestId id : ids_) server().engine().cancel(id);
@@ -87,8 +81,7 @@ class Answer : public StreamReceiver, public std::enable_shared_from_this<Answer
       last_token_[choice] = event.step_end;
     }
     if (!event.delta.tokens.empty() || !event.delta.text.empty()) delta(event.choice, event.delta);
-    if (!event.completion) return;
-    finish(event);
+    if (event.ended) finish(*event.ended);
   }
 
  protected:
@@ -117,24 +110,25 @@ class Answer : public StreamReceiver, public std::enable_shared_from_this<Answer
   bool failed_ = false;
 
  private:
-  void finish(StreamEvent& event) {
-    Completion& completion = *event.completion;
+  void finish(ServedSequence& sequence) {
+    Completion& completion = sequence.completion;
+    const RequestTiming& timing = sequence.timing;
     const auto seconds = [&](Clock::time_point at) {
-      return at == Clock::time_point() ? -1 : std::chrono::duration<double>(at - event.timing.arrival).count();
+      return at == Clock::time_point() ? -1 : std::chrono::duration<double>(at - timing.arrival).count();
     };
-    e2e_seconds_ = seconds(event.timing.finished);
-    queue_seconds_ = std::max(0.0, seconds(event.timing.started));
-    first_token_seconds_ = seconds(event.timing.first_token);
+    e2e_seconds_ = seconds(timing.finished);
+    queue_seconds_ = std::max(0.0, seconds(timing.started));
+    first_token_seconds_ = seconds(timing.first_token);
     if (const Clock::time_point closed = closed_at();
         completion.finish == FinishReason::kCancelled && closed != Clock::time_point())
-      server().measures().request_abandoned(std::chrono::duration<double>(event.timing.finished - closed).count());
-    used_tokens_ += completion.prompt_tokens + static_cast<int64_t>(completion.token_ids.size());
+      server().measures().request_abandoned(std::chrono::duration<double>(timing.finished - closed).count());
+    used_tokens_ += sequence.counted_prompt_tokens() + static_cast<int64_t>(completion.token_ids.size());
     const bool timed_out = completion.error.code() == StatusCode::kDeadlineExceeded;
     server().measures().request_finished({.endpoint = endpoint(),
                                           .tenant = exchange_->principal.tenant->name,
                                           .adapter = model_.adapter ? std::string_view(model_.adapter->name) : "base",
                                           .finish = timed_out ? "deadline" : to_string(completion.finish),
-                                          .prompt_tokens = completion.prompt_tokens,
+                                          .prompt_tokens = sequence.counted_prompt_tokens(),
                                           .cached_tokens = completion.cached_tokens,
                                           .output_tokens = static_cast<int64_t>(completion.token_ids.size()),
                                           .max_tokens = max_tokens_,
@@ -145,7 +139,11 @@ class Answer : public StreamReceiver, public std::enable_shared_from_this<Answer
     if (completion.finish == FinishReason::kError && !failed_) {
       failed_ = true;
       ApiError error = api_error(completion.error, exchange_->id);
-      if (completion.error.code() == StatusCode::kFailedPrecondition)
+      if (error.status == 500)  // the answer does not say why
+        server().log().write(
+            LogLevel::kError, "request_failed",
+            {{"request", exchange_->id}, {"adapter", model_.name}, {"reason", completion.error.message()}});
+      if (completion.error.code() == StatusCode::kFailedPrecondition && timing.started == Clock::time_point())
         error.code = "request_too_large";  // larger than the whole pool
       if (completion.error.code() ==
           StatusCode::kDataLoss) {  // read again from disk, in vain; the reason names the server's directories
@@ -160,9 +158,9 @@ class Answer : public StreamReceiver, public std::enable_shared_from_this<Answer
       failed(error);
       cancel_others();
     }
-    if (!failed_ && completion.finish != FinishReason::kCancelled) choice_done(event.choice, completion);
+    if (!failed_ && completion.finish != FinishReason::kCancelled) choice_done(sequence.choice, completion);
     any_cancelled_ |= completion.finish == FinishReason::kCancelled;
-    completions_[static_cast<size_t>(event.choice)] = std::move(completion);
+    completions_[static_cast<size_t>(sequence.choice)] = std::move(completion);
     if (++num_done_ < num_requests_) return;
     server().limiter().finish(*exchange_->principal.tenant, reserved_, used_tokens_, Clock::now(),
                               static_cast<int64_t>(num_requests_));
@@ -192,12 +190,13 @@ class Answer : public StreamReceiver, public std::enable_shared_from_this<Answer
 class GenerateAnswer final : public Answer {
  public:
   using Answer::Answer;
-  void set_request(const GenerateRequest& request, const std::string& model_name) {
+  void set_request(const GenerateRequest& request, const std::string& model_name, const TextSequence& first) {
     const bool chat = request.endpoint == Endpoint::kChat;
     chat_ = chat;
     stream_ = request.stream;
     formatter_.emplace(request, fmt::format("{}-{}", chat ? "chatcmpl" : "cmpl", exchange_->id), std::time(nullptr),
                        model_name, server().text().tokenizer().get(), server().api_defaults().tool_format);
+    if (first.asked.resumed()) formatter_->resume(first.text_so_far(), first.asked.output_so_far);
   }
 
  private:
@@ -272,14 +271,15 @@ ApiResult<double> timeout_of(const Exchange& exchange) {
 
 // Worker: admission to the tenant's limits and the queue, then the engine. Answers errors itself.
 void admit_and_submit(const std::shared_ptr<Answer>& answer, const std::shared_ptr<Exchange>& exchange,
-                      std::vector<PreparedRequest> requests, AdapterRegistry::Resolved model, bool wants_prompt) {
+                      Sequences sequences, AdapterRegistry::Resolved model, bool wants_prompt) {
   ServerImpl& server = *exchange->server;
   const ApiResult<double> timeout = timeout_of(*exchange);
   if (!timeout.ok()) return exchange->refuse(timeout.error);
-  int64_t tokens = 0;
-  for (const PreparedRequest& request : requests) tokens += reserved_tokens(request);
+  const auto count = static_cast<int64_t>(sequences.size());
+  EngineService::Share share{.requests = count};
+  for (const auto& sequence : sequences) share.add(*sequence);
+  const int64_t tokens = share.tokens;
   const Tenant& tenant = *exchange->principal.tenant;
-  const auto count = static_cast<int64_t>(requests.size());
   const TenantLimiter::Decision decision = server.limiter().admit(tenant, tokens, Clock::now(), count);
   if (!decision.admitted)
     return exchange->refuse({.status = 429,
@@ -287,7 +287,7 @@ void admit_and_submit(const std::shared_ptr<Answer>& answer, const std::shared_p
                              .type = "rate_limit_error",
                              .code = "rate_limit_exceeded",
                              .retry_after_seconds = std::max(1.0, decision.retry_after_seconds)});
-  const EngineService::Admission admission = server.engine().admit(count, tokens, *timeout.value);
+  const EngineService::Admission admission = server.engine().admit(share, *timeout.value);
   if (!admission.status.ok()) {
     server.limiter().finish(tenant, tokens, 0, Clock::now(), count);
     return exchange->refuse({.status = 503,
@@ -299,7 +299,7 @@ void admit_and_submit(const std::shared_ptr<Answer>& answer, const std::shared_p
   answer->set_reservation(tokens);
   const auto deadline =
       exchange->arrival + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(*timeout.value));
-  answer->submit(std::move(requests), std::move(model), deadline, wants_prompt);
+  answer->submit(std::move(sequences), std::move(model), deadline, wants_prompt);
 }
 
 void watch_close(const std::shared_ptr<Answer>& answer, const std::shared_ptr<Exchange>& exchange) {
@@ -337,7 +337,7 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
       grammar = std::move(compiled).value();
     }
     const ChatTemplate* own_template = model->adapter ? model->adapter->chat_template.get() : nullptr;
-    std::vector<PreparedRequest> requests;
+    Sequences sequences;
     for (TextRequest& prompt : request.prompts) {
       prompt.grammar = grammar;
       prompt.cache_salt = salt_of(*exchange->principal.tenant, request.cache_salt);
@@ -345,20 +345,21 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
         TextRequest copy = prompt;
         copy.sampling.seed += static_cast<uint64_t>(k);
         if (k > 0) {  // tokenized once
-          copy.token_ids = requests.back().request.prompt;
+          copy.token_ids = sequences.back()->asked.prompt;
           copy.prompt.clear();
           copy.messages.clear();
         }
-        Result<PreparedRequest> prepared = server.text().prepare(std::move(copy), own_template);
-        if (!prepared.ok()) return exchange->refuse(api_error(prepared.status(), exchange->id));
-        prepared->request.user = static_cast<int64_t>(std::hash<std::string>()(request.user));
-        requests.push_back(std::move(prepared).value());
+        auto sequence = std::make_unique<ServedSequence>();
+        const Status prepared = server.text().prepare(std::move(copy), *sequence, own_template);
+        if (!prepared.ok()) return exchange->refuse(api_error(prepared, exchange->id));
+        sequence->asked.user = static_cast<int64_t>(std::hash<std::string>()(request.user));
+        sequences.push_back(std::move(sequence));
       }
     }
-    answer->set_request(request, model->name);
+    answer->set_request(request, model->name, *sequences.front());
     const bool wants_prompt = request.stream && (request.echo || request.prompt_logprobs || request.return_token_ids ||
                                                  request.continuous_usage);
-    admit_and_submit(answer, exchange, std::move(requests), std::move(model).value(), wants_prompt);
+    admit_and_submit(answer, exchange, std::move(sequences), std::move(model).value(), wants_prompt);
   });
 }
 
@@ -378,15 +379,16 @@ void ServerImpl::embeddings(const std::shared_ptr<Exchange>& exchange) {
     EmbeddingRequest& request = *parsed.value;
     Result<AdapterRegistry::Resolved> model = server.adapters().resolve(request.model, *exchange->principal.tenant);
     if (!model.ok()) return exchange->refuse(model_error(model.status(), exchange->id));
-    std::vector<PreparedRequest> requests;
+    Sequences sequences;
     for (TextRequest& input : request.inputs) {
       input.embed = true;
-      Result<PreparedRequest> prepared = server.text().prepare(std::move(input));
-      if (!prepared.ok()) return exchange->refuse(api_error(prepared.status(), exchange->id));
-      requests.push_back(std::move(prepared).value());
+      auto sequence = std::make_unique<ServedSequence>();
+      const Status prepared = server.text().prepare(std::move(input), *sequence);
+      if (!prepared.ok()) return exchange->refuse(api_error(prepared, exchange->id));
+      sequences.push_back(std::move(sequence));
     }
     answer->set_request(std::move(request), model->name);
-    admit_and_submit(answer, exchange, std::move(requests), std::move(model).value(), false);
+    admit_and_submit(answer, exchange, std::move(sequences), std::move(model).value(), false);
   });
 }
 

@@ -2,6 +2,7 @@
 // Health, status, metrics, the API description and the console.
 #include <boost/json/serialize.hpp>
 
+#include "lk/base/json_text.h"
 #include "lk/serve/console.h"
 #include "lk/serve/server_impl.h"
 #include "lk/serve/status_json.h"
@@ -18,18 +19,17 @@ void ServerImpl::health(const std::shared_ptr<Exchange>& exchange) {
 
 void ServerImpl::ready(const std::shared_ptr<Exchange>& exchange) {
   const bool ready = ready_ && !draining_;
-  exchange->respond(ready ? 200 : 503, json::serialize(json::object{{"ready", ready}, {"draining", draining_.load()}}));
+  exchange->respond(ready ? 200 : 503, json_text(json::object{{"ready", ready}, {"draining", draining_.load()}}));
 }
 
 void ServerImpl::live(const std::shared_ptr<Exchange>& exchange) {
   const double stalled = service_->stalled_seconds();
   const bool live = stalled <= options_.stuck_seconds;
-  exchange->respond(live ? 200 : 503,
-                    json::serialize(json::object{{"live", live}, {"seconds_without_progress", stalled}}));
+  exchange->respond(live ? 200 : 503, json_text(json::object{{"live", live}, {"seconds_without_progress", stalled}}));
 }
 
 void ServerImpl::version(const std::shared_ptr<Exchange>& exchange) {
-  exchange->respond(200, json::serialize(json::object{{"version", options_.version}}));
+  exchange->respond(200, json_text(json::object{{"version", options_.version}}));
 }
 
 void ServerImpl::status(const std::shared_ptr<Exchange>& exchange) {

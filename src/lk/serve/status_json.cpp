@@ -3,8 +3,7 @@
 
 #include <boost/json.hpp>
 
-#include <cmath>
-
+#include "lk/base/json_text.h"
 #include "lk/serve/clean_text.h"
 
 namespace lk {
@@ -13,9 +12,6 @@ namespace {
 namespace json = boost::json;
 
 constexpr size_t kMaxNameBytes = 256, kMaxPathBytes = 4096, kMaxActiveAdapters = 256;
-
-// JSON has no NaN and no infinity.
-json::value real(double value) { return std::isfinite(value) ? json::value(value) : json::value(nullptr); }
 
 json::object adapter_json(const AdapterSnapshot& a) {
   const std::string name = clean_text(a.name, kMaxNameBytes);
@@ -37,7 +33,7 @@ json::object adapter_json(const AdapterSnapshot& a) {
           {"running", a.running},
           {"waiting", a.waiting},
           {"requests", a.requests},
-          {"load_seconds", real(a.load_seconds)}};
+          {"load_seconds", a.load_seconds}};
 }
 
 json::object count_adapters(const ServerSnapshot& s) {
@@ -101,37 +97,37 @@ json::array tenants_json(const ServerSnapshot& s) {
                                    {"prompt_tokens", t.prompt_tokens},
                                    {"cached_tokens", t.cached_tokens},
                                    {"output_tokens", t.output_tokens},
-                                   {"weight", real(t.weight)},
+                                   {"weight", t.weight},
                                    {"waiting", t.waiting},
                                    {"running", t.running},
-                                   {"service", real(t.service)}});
+                                   {"service", t.service}});
   return tenants;
 }
 
 }  // namespace
 
 std::string format_status(const ServerSnapshot& s) {
-  return json::serialize(json::object{
+  return json_text(json::object{
       {"object", "status"},
       {"ready", s.ready},
       {"draining", s.draining},
-      {"uptime_seconds", real(s.uptime_seconds)},
+      {"uptime_seconds", s.uptime_seconds},
       {"requests",
        {{"running", s.num_running},
         {"waiting", s.num_waiting},
         {"max_queue", s.max_queue},
         {"queued_tokens", s.queued_tokens},
-        {"predicted_wait_seconds", real(s.predicted_wait_seconds)},
+        {"predicted_wait_seconds", s.predicted_wait_seconds},
         {"preemptions", s.num_preemptions},
         {"fair_preemptions", s.num_fair_preemptions}}},
       {"tokens",
        {{"prompt", s.prompt_tokens},
         {"output", s.generation_tokens},
         {"computed", s.num_computed_tokens},
-        {"output_per_second", real(s.tokens_per_second)},
+        {"output_per_second", s.tokens_per_second},
         {"prefix_queries", s.prefix_queries_tokens},
         {"prefix_hits", s.prefix_hit_tokens}}},
-      {"steps", {{"count", s.num_steps}, {"seconds", real(s.step_seconds)}}},
+      {"steps", {{"count", s.num_steps}, {"seconds", s.step_seconds}}},
       {"pool",
        {{"pages", s.pages},
         {"free", s.pages_free},
@@ -158,13 +154,13 @@ std::string format_status(const ServerSnapshot& s) {
       {"tenants", tenants_json(s)}});
 }
 
-std::string format_adapter(const AdapterSnapshot& adapter) { return json::serialize(adapter_json(adapter)); }
+std::string format_adapter(const AdapterSnapshot& adapter) { return json_text(adapter_json(adapter)); }
 
 std::string format_adapters(const std::vector<AdapterSnapshot>& adapters) {
   json::array data;
   data.reserve(adapters.size());
   for (const AdapterSnapshot& adapter : adapters) data.push_back(adapter_json(adapter));
-  return json::serialize(json::object{{"object", "list"}, {"data", std::move(data)}});
+  return json_text(json::object{{"object", "list"}, {"data", std::move(data)}});
 }
 
 }  // namespace lk

@@ -10,18 +10,6 @@
 namespace lk {
 namespace {
 
-// Length of the longest suffix of `text` that is a proper prefix of a stop string: text that must not be shown yet.
-size_t held_back(const std::string& text, const std::vector<std::string>& stops) {
-  size_t held = 0;
-  for (const std::string& stop : stops)
-    for (size_t length = std::min(stop.size() - 1, text.size()); length > held; --length)
-      if (std::string_view(text).ends_with(std::string_view(stop).substr(0, length))) {
-        held = length;
-        break;
-      }
-  return held;
-}
-
 std::vector<float> mean_embedding(const std::vector<double>& sum) {
   double squares = 0;
   for (const double x : sum) squares += x * x;
@@ -33,15 +21,6 @@ std::vector<float> mean_embedding(const std::vector<double>& sum) {
 }
 
 }  // namespace
-
-struct TextEngine::Active {
-  TextRequest request;
-  CompletionSink sink;
-  Completion completion;
-  std::unique_ptr<IncrementalDecoder> decoder;
-  size_t shown = 0;  // bytes of completion.text given to on_text
-  bool reached_stop_string = false;
-};
 
 TextEngine::~TextEngine() = default;
 
@@ -110,7 +89,7 @@ void TextEngine::allow_merging(AdapterId adapter) {
   if (merging_) merging_->set_allowed(adapter, true);
 }
 
-Result<RequestId> TextEngine::submit(TextRequest request, CompletionSink sink) {
+Result<RequestId> TextEngine::submit(TextRequest request, std::unique_ptr<TextSequence> sequence) {
   AdapterId adapter = kBaseModel;
   if (!request.adapter.empty() && request.adapter != "base") {
     const auto it = adapters_.find(request.adapter);
@@ -118,116 +97,61 @@ Result<RequestId> TextEngine::submit(TextRequest request, CompletionSink sink) {
       return not_found("unknown adapter \"{}\"; load it with --lora {}=DIR", request.adapter, request.adapter);
     adapter = it->second;
   }
-  LK_ASSIGN_OR_RETURN(PreparedRequest prepared, text_->prepare(std::move(request)));
-  prepared.request.id = next_id_;
-  prepared.request.adapter = adapter;
-  LK_RETURN_IF_ERROR(submit(std::move(prepared), std::move(sink)));
+  LK_RETURN_IF_ERROR(text_->prepare(std::move(request), *sequence));
+  sequence->asked.id = next_id_;
+  sequence->asked.adapter = adapter;
+  LK_RETURN_IF_ERROR(submit(sequence));
   return next_id_++;
 }
 
-Status TextEngine::submit(PreparedRequest prepared, CompletionSink sink) {
-  auto active = std::make_unique<Active>();
-  active->completion.prompt_tokens = static_cast<int64_t>(prepared.request.prompt.size());
-  active->completion.prompt_token_ids = prepared.request.prompt;
-  if (text_->tokenizer())
-    active->decoder = std::make_unique<IncrementalDecoder>(text_->tokenizer(), prepared.text.skip_special_tokens);
-  active->request = std::move(prepared.text);
-  active->sink = std::move(sink);
-  const RequestId id = prepared.request.id;
-  LK_RETURN_IF_ERROR(scheduler_->submit(std::move(prepared.request)));
-  active_.emplace(id, std::move(active));
-  return Status();
+Status TextEngine::submit(std::unique_ptr<TextSequence>& sequence) {
+  std::unique_ptr<Sequence> taken = std::move(sequence);
+  Status status = scheduler_->submit(taken);
+  if (!status.ok()) sequence.reset(static_cast<TextSequence*>(taken.release()));
+  return status;
 }
 
-bool TextEngine::cancel(RequestId id) {
-  if (!scheduler_->finish(id)) return false;
-  finish(id, FinishReason::kCancelled);
-  return true;
+std::span<TextUpdate> TextEngine::step(bool wait) {
+  updates_.clear();
+  for (RequestEvent& event : scheduler_->step(wait)) updates_.push_back(update(event));
+  return updates_;
 }
 
-bool TextEngine::fail(RequestId id, Status error) {
-  if (!scheduler_->finish(id)) return false;
-  finish(id, FinishReason::kError, std::move(error));
-  return true;
-}
-
-void TextEngine::step(bool wait) {
-  for (RequestEvent& event : scheduler_->step(wait)) on_event(event);
-}
-
-void TextEngine::on_event(RequestEvent& event) {
-  const auto it = active_.find(event.id);
-  LK_CHECK(it != active_.end());
-  Active& active = *it->second;
-  if (event.started) {
-    active.completion.cached_tokens = event.cached_tokens;
-    if (active.sink.on_start) active.sink.on_start();
+TextUpdate TextEngine::update(RequestEvent& event) {
+  auto& sequence = static_cast<TextSequence&>(*event.sequence);
+  Completion& completion = sequence.completion;
+  TextUpdate update{.sequence = &sequence, .started = event.started};
+  if (event.started) completion.cached_tokens = event.cached_tokens;
+  if (!event.hidden_sum.empty()) {
+    completion.embedding = mean_embedding(event.hidden_sum);
+    if (!std::ranges::all_of(completion.embedding, [](float x) { return std::isfinite(x); })) {
+      event.finish = FinishReason::kError;
+      event.error = internal_error("the hidden states of the prompt are not finite");
+    }
   }
-  if (!event.hidden_sum.empty()) active.completion.embedding = mean_embedding(event.hidden_sum);
-  if (!event.prompt_logprobs.empty()) active.completion.prompt_logprobs = std::move(event.prompt_logprobs);
-  if (event.has_token && active.completion.token_ids.empty() && active.sink.on_prompt)
-    active.sink.on_prompt(active.completion);
+  if (!event.prompt_logprobs.empty()) completion.prompt_logprobs = std::move(event.prompt_logprobs);
   if (event.has_token) {
-    const int32_t token = event.token.token;
-    active.completion.token_ids.push_back(token);
-    if (active.sink.on_token) active.sink.on_token(event.token);
-    if (active.request.sampling.num_logprobs >= 0) active.completion.logprobs.push_back(std::move(event.token));
-    // The token that stops is reported, its text is not.
-    const bool is_stop_token = event.finish == FinishReason::kStop;
-    const auto& own_stops = active.request.stop_token_ids;
-    if (is_stop_token && std::find(own_stops.begin(), own_stops.end(), token) != own_stops.end())
-      active.completion.stop_token = token;
-    // Without a tokenizer (dummy weights) tokens are written as numbers, so that everything downstream has a text to
-    // carry.
-    if (!is_stop_token &&
-        append_text(active, active.decoder ? active.decoder->push(token) : fmt::format("{} ", token))) {
-      if (event.finish == FinishReason::kNone) LK_CHECK(scheduler_->finish(event.id));
+    update.prompt_done = completion.token_ids.empty();
+    update.delta.tokens.push_back(event.token);
+    if (sequence.add(std::move(event.token), event.finish == FinishReason::kStop)) {
+      if (!event.ended) event.ended = scheduler_->finish(event.id);
       event.finish = FinishReason::kStop;
     }
   }
-  if (event.finish != FinishReason::kNone) finish(event.id, event.finish, std::move(event.error));
-}
-
-bool TextEngine::append_text(Active& active, const std::string& piece) {
-  std::string& text = active.completion.text;
-  const size_t old_size = text.size();
-  text += piece;
-  size_t cut = std::string::npos;
-  const bool may_stop = static_cast<int64_t>(active.completion.token_ids.size()) >= active.request.min_tokens;
-  for (const std::string& stop : active.request.stop) {
-    const size_t found = may_stop ? text.find(stop, old_size - std::min(old_size, stop.size() - 1)) : std::string::npos;
-    if (found >= cut) continue;
-    cut = found;
-    active.completion.stop_string = stop;
+  if (event.finish != FinishReason::kNone) {
+    sequence.end(event.finish, std::move(event.error));
+    update.ended.reset(static_cast<TextSequence*>(event.ended.release()));
   }
-  active.reached_stop_string = cut != std::string::npos;
-  if (active.reached_stop_string)
-    text.resize(cut + (active.request.include_stop_string ? active.completion.stop_string->size() : 0));
-  flush_text(active, false);
-  return active.reached_stop_string;
+  update.delta.text = sequence.take_text();
+  return update;
 }
 
-void TextEngine::flush_text(Active& active, bool all) {
-  const std::string& text = active.completion.text;
-  const size_t end = all ? text.size() : text.size() - held_back(text, active.request.stop);
-  if (end <= active.shown) return;
-  if (active.sink.on_text) active.sink.on_text(std::string_view(text).substr(active.shown, end - active.shown));
-  active.shown = end;
-}
-
-void TextEngine::finish(RequestId id, FinishReason reason, Status error) {
-  const auto it = active_.find(id);
-  std::unique_ptr<Active> active = std::move(it->second);
-  active_.erase(it);
-  active->completion.finish = reason;
-  active->completion.error = std::move(error);
-  // Bytes of a character that never became whole. They may end in a stop string; a request that was ended from outside
-  // stays so.
-  if (active->decoder && !active->reached_stop_string && append_text(*active, active->decoder->flush()) &&
-      reason == FinishReason::kLength)
-    active->completion.finish = FinishReason::kStop;
-  flush_text(*active, true);
-  if (active->sink.on_done) active->sink.on_done(std::move(active->completion));
+std::optional<TextUpdate> TextEngine::end(RequestId id, FinishReason reason, Status error) {
+  std::unique_ptr<Sequence> ended = scheduler_->finish(id);
+  if (!ended) return std::nullopt;
+  RequestEvent event{.id = id, .sequence = ended.get(), .finish = reason, .error = std::move(error)};
+  event.ended = std::move(ended);
+  return update(event);
 }
 
 }  // namespace lk

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // TextEngine: the whole path from a request to text, on one thread: scheduler, engine, incremental decoding, stop
-// strings. `lorikeet generate` drives it directly; the server drives it from its engine thread.
+// strings. It calls nobody back: each step returns what it did. `lorikeet generate` drives it directly; the server
+// drives it from its engine thread.
 #pragma once
 
-#include <functional>
 #include <map>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "lk/engine/engine.h"
@@ -33,31 +34,13 @@ struct TextEngineOptions {
   void (*progress)(int64_t done, int64_t total) = nullptr;  // while loading
 };
 
-struct Completion {
-  std::string text;
-  std::vector<int32_t> token_ids;
-  std::vector<TokenLogprob> logprobs;         // per token, when asked for
-  std::vector<TokenLogprob> prompt_logprobs;  // entry i is prompt token i + 1
-  FinishReason finish = FinishReason::kNone;
-  Status error;  // with kError
-  std::vector<int32_t> prompt_token_ids;
-  int64_t prompt_tokens = 0;
-  int64_t cached_tokens = 0;  // of the prompt, taken from the prefix cache
-  // What stopped it: the stop string, or the stop token when it is not an end-of-sequence token.
-  std::optional<std::string> stop_string;
-  std::optional<int32_t> stop_token;
-  std::vector<float> embedding;  // [hidden_dim] mean of the last hidden states, L2-normalised
-};
-
-// Receives the start of the computation, each token as it is made, new text (never half a character, never part of a
-// stop string) and, once, the whole completion. Any may be empty.
-struct CompletionSink {
-  std::function<void()> on_start;  // the first tokens of the prompt were computed
-  // The whole prompt was: its tokens, cached tokens and log-probabilities are in; before the first token.
-  std::function<void(const Completion& so_far)> on_prompt;
-  std::function<void(const TokenLogprob& token)> on_token;
-  std::function<void(std::string_view piece)> on_text;
-  std::function<void(Completion)> on_done;
+// What one step did for one request.
+struct TextUpdate {
+  TextSequence* sequence = nullptr;  // until its next update
+  bool started = false;              // once: the first tokens of the prompt were computed
+  bool prompt_done = false;          // once, with the first token: the completion has what the prompt gave
+  StreamDelta delta;
+  std::unique_ptr<TextSequence> ended;  // with the last update: `sequence`, its completion whole
 };
 
 class TextEngine {
@@ -76,15 +59,20 @@ class TextEngine {
   // Lets an adapter run merged from now on, if merging is on.
   void allow_merging(AdapterId adapter);
 
-  // kInvalidArgument / kNotFound with the reason; nothing is queued then. Looks the adapter up by name.
-  Result<RequestId> submit(TextRequest request, CompletionSink sink);
-  // The same for a request that was prepared elsewhere. Requires: its id is new and its adapter registered.
-  Status submit(PreparedRequest request, CompletionSink sink);
-  bool cancel(RequestId id);  // on_done is called with kCancelled
-  // Ends a request with an error of the caller's; false when it is gone.
-  bool fail(RequestId id, Status error);
+  // Prepares a request in a new sequence, or in the caller's own kind of one, and queues it. Looks the adapter up by
+  // name. kInvalidArgument / kNotFound with the reason; nothing is queued then.
+  Result<RequestId> submit(TextRequest request,
+                           std::unique_ptr<TextSequence> sequence = std::make_unique<TextSequence>());
+  // Queues a sequence that was prepared elsewhere; takes it over only when it does not refuse. Requires: its id is new
+  // and its adapter registered.
+  Status submit(std::unique_ptr<TextSequence>& sequence);
+  // Ends a request (kCancelled), or with an error of the caller's: its last update, or nothing when it is gone.
+  std::optional<TextUpdate> cancel(RequestId id) { return end(id, FinishReason::kCancelled, Status()); }
+  std::optional<TextUpdate> fail(RequestId id, Status error) { return end(id, FinishReason::kError, std::move(error)); }
   bool has_work() const { return scheduler_->has_work(); }
-  void step(bool wait = true);  // Requires: has_work(). Calls sinks. See Scheduler::step.
+  // One step, and what it did for each request it touched: the caller's until the next step. Requires: has_work(). See
+  // Scheduler::step.
+  std::span<TextUpdate> step(bool wait = true);
 
   const TextModel& text() const { return *text_; }
   std::shared_ptr<const TextModel> shared_text() const { return text_; }
@@ -98,12 +86,9 @@ class TextEngine {
   const MergeController* merging() const { return merging_.get(); }  // null while nothing is ever merged
 
  private:
-  struct Active;
   TextEngine() = default;
-  void on_event(RequestEvent& event);
-  bool append_text(Active& active, const std::string& piece);  // true: a stop string was reached
-  void flush_text(Active& active, bool all);
-  void finish(RequestId id, FinishReason reason, Status error = Status());
+  TextUpdate update(RequestEvent& event);
+  std::optional<TextUpdate> end(RequestId id, FinishReason reason, Status error);
 
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<UnifiedPool> pool_;
@@ -111,8 +96,8 @@ class TextEngine {
   std::unique_ptr<Scheduler> scheduler_;
   std::shared_ptr<const TextModel> text_;
   std::map<std::string, AdapterId> adapters_;
+  std::vector<TextUpdate> updates_;  // of the latest step
   std::vector<std::string> exact_;
-  std::unordered_map<RequestId, std::unique_ptr<Active>> active_;
   RequestId next_id_ = 1;
 };
 

@@ -160,10 +160,30 @@ Status TextModel::check(const TextRequest& request) const {
   return Status();
 }
 
-Result<PreparedRequest> TextModel::prepare(TextRequest text, const ChatTemplate* own_template) const {
+// Also brings the constraint to where it was.
+Status TextModel::check_output_so_far(const Request& request) const {
+  const std::vector<int32_t>& output = request.output_so_far;
+  if (static_cast<int64_t>(output.size()) >= std::max<int64_t>(request.max_tokens, 1))
+    return invalid_argument("output_so_far has {} tokens: it must have fewer than max_tokens ({})", output.size(),
+                            request.max_tokens);
+  for (size_t i = 0; i < output.size(); ++i) {
+    const int32_t token = output[i];
+    if (token < 0 || token >= config_.vocab_size)
+      return invalid_argument("output_so_far has token id {} at position {}, outside the vocabulary of {}", token, i,
+                              config_.vocab_size);
+    const auto& stops = request.stop_token_ids;
+    if (std::find(stops.begin(), stops.end(), token) != stops.end())
+      return invalid_argument("output_so_far has the stop token {} at position {}: the answer is complete", token, i);
+    if (request.constraint && !request.constraint->accept(token).ok())
+      return invalid_argument(
+          "output_so_far has token {} at position {}, where the request's grammar does not allow it", token, i);
+  }
+  return Status();
+}
+
+Status TextModel::prepare(TextRequest text, TextSequence& sequence, const ChatTemplate* own_template) const {
   LK_RETURN_IF_ERROR(check(text));
-  PreparedRequest prepared;
-  Request& request = prepared.request;
+  Request& request = sequence.asked;
   LK_ASSIGN_OR_RETURN(request.prompt, prompt_tokens(text, own_template));
   const auto prompt_length = static_cast<int64_t>(request.prompt.size());
   if (text.embed) text.max_tokens = 0;
@@ -176,6 +196,7 @@ Result<PreparedRequest> TextModel::prepare(TextRequest text, const ChatTemplate*
   if (!text.ignore_eos || text.grammar)
     request.stop_token_ids.insert(request.stop_token_ids.end(), end_tokens_.begin(), end_tokens_.end());
   request.sampling = text.sampling;
+  request.output_so_far = text.output_so_far;
   request.sum_hidden = text.embed;
   request.constraint = make_constraint(text, request.stop_token_ids, config_.vocab_size);
   request.cache_salt = text.cache_salt;
@@ -183,8 +204,9 @@ Result<PreparedRequest> TextModel::prepare(TextRequest text, const ChatTemplate*
   // Beyond max_positions dynamic rope rotates by sequence length: such requests share no cached keys with others.
   if (config_.rope.type == RopeType::kDynamic && request.rope_length > config_.max_positions)
     request.cache_salt ^= static_cast<uint64_t>(request.rope_length) << 32;
-  prepared.text = std::move(text);
-  return prepared;
+  if (request.resumed()) LK_RETURN_IF_ERROR(check_output_so_far(request));
+  sequence.text = std::move(text);
+  return sequence.begin_text(tokenizer_);
 }
 
 }  // namespace lk

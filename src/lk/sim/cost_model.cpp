@@ -8,6 +8,7 @@
 #include <boost/json.hpp>
 
 #include "lk/base/file.h"
+#include "lk/base/json_text.h"
 #include "lk/base/page.h"
 
 namespace lk::sim {
@@ -156,8 +157,8 @@ Result<CostModel> parse_cost_model(const std::string& text) {
 }
 
 std::string to_json(const CostModel& model) {
-  std::string out = fmt::format("{{\n  \"name\": {},\n  \"description\": {}", json::serialize(json::value(model.name)),
-                                json::serialize(json::value(model.description)));
+  std::string out = fmt::format("{{\n  \"name\": {},\n  \"description\": {}", json_text(json::value(model.name)),
+                                json_text(json::value(model.description)));
   for (const CostField& field : kFields) out += fmt::format(",\n  \"{}\": {:.8g}", field.name, model.*field.member);
   return out + "\n}\n";
 }

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "lk/merging/controller.h"
-#include "lk/sched/request.h"
+#include "lk/sched/sequence.h"
 #include "lk/sim/sim_executor.h"
 #include "lk/sim/workload.h"
 

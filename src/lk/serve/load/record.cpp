@@ -3,6 +3,8 @@
 
 #include <boost/json.hpp>
 
+#include "lk/base/json_text.h"
+
 namespace lk::load {
 namespace {
 
@@ -30,7 +32,7 @@ std::string error_text(const json::value* error) {
   if (error->is_string()) return std::string(error->as_string());
   if (const json::value* message = find(error, "message"); message && message->is_string())
     return std::string(message->as_string());
-  return json::serialize(*error);
+  return json_text(*error);
 }
 
 int64_t count_of(const json::value* usage, std::string_view name) {

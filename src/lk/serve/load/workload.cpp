@@ -6,6 +6,7 @@
 
 #include <boost/json.hpp>
 
+#include "lk/base/json_text.h"
 #include "lk/base/rng.h"
 
 namespace lk::load {
@@ -143,7 +144,7 @@ GeneratedRequest make_request(const WorkloadOptions& options, int64_t index, con
   if (options.stream) body["stream_options"] = json::object{{"include_usage", true}};
   if (options.ignore_eos) body["ignore_eos"] = true;
   for (const auto& [name, value] : options.extra) body[name] = value;
-  request.body = json::serialize(body);
+  request.body = json_text(body);
   return request;
 }
 

@@ -2,6 +2,7 @@
 #include <boost/json/object.hpp>
 #include <boost/json/serialize.hpp>
 
+#include "lk/base/json_text.h"
 #include "lk/serve/openai.h"
 
 namespace lk {
@@ -60,11 +61,11 @@ std::string format_error(const ApiError& error) {
   const auto text_or_null = [](const std::string& text) {
     return text.empty() ? boost::json::value(nullptr) : boost::json::value(boost::json::string_view(text));
   };
-  return boost::json::serialize(boost::json::object{{"error",
-                                                     {{"message", error.message},
-                                                      {"type", error.type},
-                                                      {"param", text_or_null(error.param)},
-                                                      {"code", text_or_null(error.code)}}}});
+  return json_text(boost::json::object{{"error",
+                                        {{"message", error.message},
+                                         {"type", error.type},
+                                         {"param", text_or_null(error.param)},
+                                         {"code", text_or_null(error.code)}}}});
 }
 
 }  // namespace lk

@@ -263,6 +263,14 @@ AnswerFormatter::AnswerFormatter(const GenerateRequest& request, std::string id,
 
 AnswerFormatter::~AnswerFormatter() = default;
 
+void AnswerFormatter::resume(std::string_view text, std::span<const int32_t> tokens) {
+  Choice& choice = impl_->choices.at(0);
+  choice.started = true;
+  ToolDeltas shown;
+  choice.parser.push(text, shown);
+  for (const int32_t token : tokens) choice.text_offset += impl_->shape.names.num_characters(token);
+}
+
 std::string AnswerFormatter::begin(int index, const Completion& prompt) {
   std::string out;
   impl_->know_prompt(out, index, impl_->choices.at(static_cast<size_t>(index)), prompt);

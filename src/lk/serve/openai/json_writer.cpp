@@ -53,9 +53,15 @@ void append_string(std::string& out, std::string_view text) {
   out += '"';
 }
 
+void append_number(std::string& out, float number) {
+  if (std::isfinite(number))
+    fmt::format_to(std::back_inserter(out), "{:#}", number);
+  else
+    out += "null";
+}
+
 void append_logprob(std::string& out, float logprob) {
-  fmt::format_to(std::back_inserter(out), "{:#}",
-                 std::isnan(logprob) ? -9999.0f : std::clamp(logprob, -9999.0f, 9999.0f));
+  append_number(out, std::isnan(logprob) ? -9999.0f : std::clamp(logprob, -9999.0f, 9999.0f));
 }
 
 void append_ints(std::string& out, std::span<const int32_t> numbers) {

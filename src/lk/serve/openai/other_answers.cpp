@@ -54,10 +54,16 @@ std::string format_embeddings(const EmbeddingRequest& request, const std::string
     fmt::format_to(std::back_inserter(out),
                    "{}{{\"object\":\"embedding\",\"index\":{},\"embedding\":", i > 0 ? "," : "", i);
     const std::vector<float> values = shortened(results[i].embedding, request.dimensions);
-    if (request.base64)
+    if (request.base64) {
       out += '"' + base64(values) + '"';
-    else
-      fmt::format_to(std::back_inserter(out), "[{:#}]", fmt::join(values, ","));
+    } else {
+      out += '[';
+      for (size_t k = 0; k < values.size(); ++k) {
+        if (k > 0) out += ',';
+        append_number(out, values[k]);
+      }
+      out += ']';
+    }
     out += '}';
     num_tokens += results[i].prompt_tokens;
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <boost/json.hpp>
 
+#include "lk/base/json_text.h"
 #include "lk/io/json_fields.h"
 #include "lk/serve/openai/json_reader.h"
 #include "lk/serve/openai/parse.h"
@@ -15,7 +16,7 @@ using Kind = GrammarSpec::Kind;
 void read_schema(ApiFields& fields, std::string_view key, std::optional<GrammarSpec>& grammar) {
   const json::value* schema = fields.find(key);
   if (schema == nullptr) return;
-  if (schema->is_object()) return set_grammar(fields, key, {Kind::kJsonSchema, json::serialize(*schema), {}}, grammar);
+  if (schema->is_object()) return set_grammar(fields, key, {Kind::kJsonSchema, json_text(*schema), {}}, grammar);
   if (!schema->is_string()) return fields.wrong_kind(key, "a JSON schema", *schema);
   const Result<json::value> parsed = read_json(schema->get_string());
   if (!parsed.ok()) return fields.fail(key, "is not a JSON schema: {}", parsed.status().message());

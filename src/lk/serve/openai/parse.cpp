@@ -79,6 +79,8 @@ ApiResult<GenerateRequest> parse_chat_request(std::string_view body, const ApiDe
   read_messages(fields, text, request.ignored_fields);
   read_template_fields(fields, text);
   read_tools(fields, defaults, request, text);
+  if (!text.output_so_far.empty() && !text.tools.empty() && !request.stream)
+    fields.fail("output_so_far", "with \"tools\" needs \"stream\": a call may be cut in two");
   fields.read_bool("add_special_tokens", text.add_special_tokens);
   fields.read_int("max_tokens", text.max_tokens, 1, kMaxInt);
   fields.read_int("max_completion_tokens", text.max_tokens, 1, kMaxInt);
@@ -121,6 +123,8 @@ ApiResult<GenerateRequest> parse_completion_request(std::string_view body, const
   if (request.echo) text.sampling.num_prompt_logprobs = std::max(text.sampling.num_prompt_logprobs, logprobs);
   read_ignored_and_refused(fields);
   read_prompts(fields, "prompt", kMaxPrompts, vocab_size(defaults), text, request.prompts);
+  if (!text.output_so_far.empty() && request.prompts.size() > 1)
+    fields.fail("output_so_far", "needs one prompt, there are {}", request.prompts.size());
   if (error.error) return *error.error;
   fields.unknown(request.ignored_fields);
   return request;

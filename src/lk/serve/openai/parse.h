@@ -14,6 +14,7 @@ namespace lk::openai {
 inline constexpr size_t kMaxNameBytes = 256;  // of a model, a user, a role
 inline constexpr size_t kMaxTools = 128;
 inline constexpr size_t kMaxPrompts = 256;
+inline constexpr size_t kMaxOutputSoFar = size_t{1} << 19;
 inline constexpr size_t kMaxInputs = 2048;               // of an embedding request
 inline constexpr int64_t kMaxSourceBytes = 64 << 10;     // of a schema or grammar
 inline constexpr int64_t kUntilFull = int64_t{1} << 40;  // max_tokens: until the context is full

@@ -65,6 +65,19 @@ void read_streaming(ApiFields& fields, GenerateRequest& request) {
   inner.unknown(request.ignored_fields);
 }
 
+// A continuation is exact or refused: it needs what the first part was made with, and gives nothing that was given
+// then.
+void read_output_so_far(ApiFields& fields, int64_t vocab_size, const GenerateRequest& request, TextRequest& text) {
+  constexpr std::string_view kKey = "output_so_far";
+  fields.read_tokens(kKey, text.output_so_far, vocab_size, kMaxOutputSoFar);
+  if (text.output_so_far.empty()) return;
+  if (request.n != 1) fields.fail(kKey, "needs \"n\" to be 1: choice k of an answer had the seed plus k");
+  if (text.sampling.temperature > 0 && !fields.has("seed"))
+    fields.fail(kKey, "needs the \"seed\" of the first part, or \"temperature\" 0");
+  if (request.echo) fields.fail(kKey, "excludes \"echo\": the prompt was shown with the first part");
+  if (request.prompt_logprobs) fields.fail(kKey, "excludes \"prompt_logprobs\": they came with the first part");
+}
+
 }  // namespace
 
 int64_t vocab_size(const ApiDefaults& defaults) {
@@ -101,6 +114,7 @@ void read_common(ApiFields& fields, const ApiDefaults& defaults, GenerateRequest
   if (request.prompt_logprobs && request.stream)
     fields.fail("prompt_logprobs", "is not available when \"stream\" is true");
   read_output_format(fields, request);
+  read_output_so_far(fields, vocab, request, text);
 }
 
 void read_ignored_and_refused(ApiFields& fields) {

@@ -3,6 +3,7 @@
 
 #include <boost/json.hpp>
 
+#include "lk/base/json_text.h"
 #include "lk/io/json_fields.h"
 #include "lk/serve/openai/parse.h"
 
@@ -84,7 +85,7 @@ void force_function(ApiFields& fields, const json::object& choice, GenerateReque
   for (const json::value& tool : text.tools) {
     if (function_name(tool) != request.forced_tool) continue;
     request.tool_forced = true;
-    return set_grammar(fields, "tool_choice", {GrammarSpec::Kind::kJsonSchema, json::serialize(parameters(tool)), {}},
+    return set_grammar(fields, "tool_choice", {GrammarSpec::Kind::kJsonSchema, json_text(parameters(tool)), {}},
                        request.grammar);
   }
   named.fail("name", "is \"{}\", which is none of the tools", request.forced_tool);
@@ -134,8 +135,8 @@ void read_tools(ApiFields& fields, const ApiDefaults& defaults, GenerateRequest&
     force_function(fields, choice->get_object(), request, text);
   } else if (word == "required") {
     request.tool_forced = true;
-    set_grammar(fields, "tool_choice",
-                {GrammarSpec::Kind::kJsonSchema, json::serialize(any_call_schema(text.tools)), {}}, request.grammar);
+    set_grammar(fields, "tool_choice", {GrammarSpec::Kind::kJsonSchema, json_text(any_call_schema(text.tools)), {}},
+                request.grammar);
   } else if (word == "none") {
     text.tools.clear();
   } else {

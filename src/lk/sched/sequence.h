@@ -1,19 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
-// Private to scheduler*.cpp: what the scheduler keeps of a request.
+// Sequence: a request on its way through the scheduler, from submit() to its last event. There is one such object per
+// request: whoever drives the scheduler derives from it, adds what it keeps of the request itself, and gets it back
+// with the last event.
 #pragma once
 
 #include <algorithm>
+#include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
 #include "lk/base/page.h"
-#include "lk/sched/scheduler.h"
+#include "lk/sched/queue_policy.h"
 #include "lk/sched/token_counts.h"
 
 namespace lk {
-struct Scheduler::Sequence : Ticket {
-  explicit Sequence(Request owned) : owned(std::move(owned)) { request = &this->owned; }
-  Request owned;
+
+struct Sequence : Ticket {
+  explicit Sequence(Request asked = {}) : asked(std::move(asked)) { request = &this->asked; }
+  virtual ~Sequence() = default;
+  Sequence(const Sequence&) = delete;
+  Sequence& operator=(const Sequence&) = delete;
+
+  Request asked;  // filled by its maker, fixed from submit() on
+
+  // --- The scheduler's own, from submit() on.
   std::vector<int32_t> tokens;  // prompt, then output
   TokenCounts seen;             // of them, for penalties; empty without
   int64_t num_computed = 0;     // positions whose K and V are in pages
@@ -25,7 +36,8 @@ struct Scheduler::Sequence : Ticket {
   bool running = false;
   bool started = false;       // was in a step
   int64_t num_billed = 0;     // positions that were computed, or cached, for the first time
-  Micros admitted_at = 0;     // latest
+  Micros due = kNoDeadline;   // Scheduler::deadlines_ holds it under this
+  Micros admitted_at = -1;    // latest; -1: never
   Micros blocked_since = -1;  // for an adapter slot
 
   // Room for an answer of a usual length, so that steps need not make it; longer ones grow by doubling.
@@ -35,7 +47,7 @@ struct Scheduler::Sequence : Ticket {
     pages.reserve(static_cast<size_t>(pages_for(most)));
     keys.reserve(static_cast<size_t>(pages_for(most)));
   }
-  Seniority seniority() const { return {tag, order}; }
+  std::pair<int64_t, uint64_t> seniority() const { return {tag, order}; }
   int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
   int64_t prompt_length() const { return static_cast<int64_t>(request->prompt.size()); }
   int64_t num_output() const { return num_tokens() - prompt_length(); }
@@ -47,7 +59,24 @@ struct Scheduler::Sequence : Ticket {
           std::span<const int32_t>(tokens).subspan(static_cast<size_t>(next * kPageTokens), kPageTokens)));
     return keys[static_cast<size_t>(page)];
   }
-  bool wants_prompt_logprobs() const { return request->sampling.num_prompt_logprobs >= 0; }
+  // Of the prompt, and not had yet: a resumed one has had both.
+  bool wants_prompt_logprobs() const { return request->sampling.num_prompt_logprobs >= 0 && num_output() == 0; }
+  bool wants_hidden_sum() const { return request->sum_hidden && num_output() == 0; }
+};
+
+// What happened to a request in one step.
+struct RequestEvent {
+  RequestId id = 0;
+  Sequence* sequence = nullptr;  // until its next event
+  bool started = false;  // once: its first tokens were computed in this step (again after nothing but a preemption: no)
+  int64_t cached_tokens = 0;  // with started: prompt tokens taken from the prefix cache
+  bool has_token = false;
+  TokenLogprob token;
+  std::vector<TokenLogprob> prompt_logprobs;  // once, when the prompt is done; entry i is prompt token i + 1
+  std::vector<double> hidden_sum;             // likewise, [hidden_dim], with Request::sum_hidden
+  FinishReason finish = FinishReason::kNone;
+  Status error;                     // with kError
+  std::unique_ptr<Sequence> ended;  // with the last event: the scheduler has let go of `sequence`
 };
 
 }  // namespace lk

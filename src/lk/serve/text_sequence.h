@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+// TextSequence: a request from the door to its last token. TextModel::prepare() makes it of a TextRequest; the
+// scheduler's part (its bases) and the text's part live in the one object, which is handed from thread to thread and
+// never copied.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <boost/json/value.hpp>
+
+#include "lk/grammar/grammar.h"
+#include "lk/sched/sequence.h"
+#include "lk/text/tokenizer.h"
+
+namespace lk {
+
+struct TextRequest {
+  std::string adapter;  // name; empty = the base model
+  std::string prompt;   // one of prompt, token_ids, messages
+  std::vector<int32_t> token_ids;
+  boost::json::array messages;             // rendered with the chat template
+  boost::json::array tools;                // likewise; empty = none
+  boost::json::object template_variables;  // further variables for the template (chat_template_kwargs)
+  bool add_generation_prompt = true;       // for messages
+  bool continue_final_message = false;     // the last message is left open; excludes add_generation_prompt
+  bool add_special_tokens = true;          // for prompt; a chat template brings its own
+  int64_t max_tokens = 128;                // more than fits means "until the context is full"
+  std::vector<int32_t> output_so_far;      // Request::output_so_far
+  int64_t min_tokens = 0;                  // no stop token or end of text before
+  int64_t truncate_prompt_tokens = 0;      // keep the last n tokens of the prompt; 0 = all
+  SamplingParams sampling;
+  std::vector<std::string> stop;  // at most 16, none empty
+  std::vector<int32_t> stop_token_ids;
+  bool include_stop_string = false;        // the text ends with the stop string that was reached
+  std::vector<int32_t> allowed_token_ids;  // empty = all
+  std::shared_ptr<const Grammar> grammar;  // what the text must match, or null; overrides ignore_eos
+  bool embed = false;                      // no output tokens: Completion::embedding instead
+  bool ignore_eos = false;
+  bool skip_special_tokens = true;
+  uint64_t cache_salt = 0;
+};
+
+struct Completion {
+  std::string text;
+  std::vector<int32_t> token_ids;
+  std::vector<TokenLogprob> logprobs;         // per token, when asked for
+  std::vector<TokenLogprob> prompt_logprobs;  // entry i is prompt token i + 1
+  FinishReason finish = FinishReason::kNone;
+  Status error;  // with kError
+  std::vector<int32_t> prompt_token_ids;
+  int64_t prompt_tokens = 0;
+  int64_t cached_tokens = 0;  // of the prompt, taken from the prefix cache
+  // What stopped it: the stop string, or the stop token when it is not an end-of-sequence token.
+  std::optional<std::string> stop_string;
+  std::optional<int32_t> stop_token;
+  std::vector<float> embedding;  // [hidden_dim] mean of the last hidden states, L2-normalised
+};
+
+// New text and tokens of one request, at most one such a step. A token's text may come later than the token (held back
+// while it could be part of a stop string or half a character).
+struct StreamDelta {
+  std::string text;
+  std::vector<TokenLogprob> tokens;
+};
+
+class TextSequence : public Sequence {
+ public:
+  TextRequest text;  // what was asked for
+  // What was made so far; whole once the sequence has ended. Of a resumed request, what was made here.
+  Completion completion;
+  int64_t reserved_tokens = 0;  // what it may come to, prompt and output: its place in queues and budgets
+
+  // Before the first token: takes the text of the output so far, which has been shown. kInvalidArgument when that has
+  // reached a stop string. A null tokenizer (dummy weights) writes tokens as numbers, so that everything downstream has
+  // a text to carry.
+  Status begin_text(const std::shared_ptr<const Tokenizer>& tokenizer);
+  // The part of it that has been shown. Requires: not ended.
+  std::string_view text_so_far() const { return std::string_view(completion.text).substr(0, seam_); }
+  // Tokens of the prompt that are counted here; a resumed request's were counted where it began.
+  int64_t counted_prompt_tokens() const { return asked.resumed() ? 0 : completion.prompt_tokens; }
+  // Takes one more token; true when its text reached a stop string. The text of one that `stops` is not shown.
+  bool add(TokenLogprob token, bool stops);
+  // What can be shown now and was not yet: never half a character, never what may turn out to be a stop string.
+  std::string take_text();
+  // Of the completion, what the prompt gave: its tokens, log-probabilities and how much of it was cached.
+  Completion prompt_facts() const;
+  // Completes the completion; take_text() then gives what was still held back.
+  void end(FinishReason reason, Status error);
+
+ private:
+  std::string text_of(int32_t token);
+  bool append(const std::string& piece);
+
+  std::optional<IncrementalDecoder> decoder_;
+  int64_t num_tokens_ = 0;
+  size_t shown_ = 0;  // bytes of completion.text
+  size_t seam_ = 0;   // of these, shown before it was resumed
+  bool reached_stop_string_ = false;
+};
+
+}  // namespace lk
