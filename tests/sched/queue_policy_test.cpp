@@ -202,6 +202,30 @@ TEST(Vtc, ThePreemptionAtWhichTheSweepIsDueKeepsTheCounter) {
   }
 }
 
+// A tenant is forgotten when it is behind everybody's keys; those hold what is charged in advance, and fall when an
+// answer ends early. Who comes back then must not find itself lower than it was.
+TEST(Vtc, WhoWasForgottenComesBackNoLower) {
+  QueueOptions options = kPlain;
+  options.prediction = Prediction::kMaxTokens;
+  options.advance_share = 1;
+  TokenServer server(options, 5150);
+  Job* gone = server.arrive(1, 3000, 1030);
+  server.arrive(0, 10, 1100, kBaseModel, 4000);  // charged 4,000 tokens in advance, makes 1,100
+  server.step();
+  server.arrive(0, 5000, 10);  // waits until that one has ended
+  for (int i = 0; i < 1023; ++i) {
+    server.preempt(gone);  // each is an end of running; the sweep is due after 1,024
+    server.step();
+  }
+  while (server.running().size() > 1) server.step();
+  const int64_t before = server.policy->settled_time(1).value();
+  EXPECT_EQ(before, 3000 * kPromptPrice + 1030 * kOutputPrice);
+  server.step();
+  ASSERT_FALSE(server.policy->settled_time(1)) << "it was not forgotten";
+  while (!server.running().empty()) server.step();
+  EXPECT_GE(server.policy->virtual_time(*server.arrive(1, 10, 10)), before);
+}
+
 // Whatever the schedule, what a tenant was served brings it forward for good: while it is known, and when it comes back
 // after it was forgotten.
 TEST(Vtc, NoCounterEverFalls) {
