@@ -343,6 +343,21 @@ TEST(EngineService, WhoHasTheLastAnswerFindsItCounted) {
   }
 }
 
+TEST(EngineService, IdleTimeChecksEveryPageOfThePool) {
+  Service service({.audit_interval = std::chrono::milliseconds(1)});
+  const int64_t pages = service->snapshot().server.pages;
+  const auto wait_for_checks = [&](int64_t count) {
+    const auto end = Clock::now() + testing::kPatience;
+    while (service->snapshot().server.pages_checked < count && Clock::now() < end) std::this_thread::yield();
+    return service->snapshot().server.pages_checked;
+  };
+  EXPECT_EQ(wait_for_checks(pages), pages) << "once: nothing happened meanwhile";
+  auto heard = std::make_shared<Heard>();
+  service.submit({.request = service.prepare(kPrompt, 3), .sink = heard});
+  ASSERT_TRUE(heard->wait_for_ends());
+  EXPECT_GE(wait_for_checks(2 * pages), 2 * pages) << "again, after work";
+}
+
 // Several threads submit, cancel and set deadlines; stop comes while work is left in every second round.
 TEST(EngineService, EachRequestEndsExactlyOnceWhateverHappens) {
   for (uint64_t round = 0; round < 4; ++round) {

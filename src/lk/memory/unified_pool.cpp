@@ -246,6 +246,36 @@ int64_t UnifiedPool::release_merge(AdapterId adapter) {
   return freed;
 }
 
+void UnifiedPool::check_kv(PageId page) const {
+  const KvPage& info = kv_[static_cast<size_t>(page)];
+  LK_CHECK(info.references > 0 || info.published, "KV page {} is unreferenced, unpublished and not free", page);
+  if (!info.published) return;
+  const auto it = published_.find(info.key);
+  LK_CHECK(it != published_.end() && it->second == page, "KV page {} is not found under its key", page);
+}
+
+void UnifiedPool::check_slice(int64_t begin, int64_t count) const {
+  LK_CHECK(begin >= 0 && count >= 0 && begin + count <= num_pages());
+  std::vector<int8_t> owners(static_cast<size_t>(count));  // adapters and merged layers that list the page
+  const auto count_owner = [&](PageId page, PageUse use) {
+    if (page < begin || page >= begin + count) return;
+    LK_CHECK(pool_.use(page) == use, "page {} belongs to an adapter and is used for something else", page);
+    ++owners[static_cast<size_t>(page - begin)];
+  };
+  for (const auto& [id, resident] : adapters_)
+    for (PageId page : resident.pages) count_owner(page, PageUse::kAdapter);
+  for (const auto& [id, pages] : merges_)
+    for (PageId page : pages) count_owner(page, PageUse::kMerged);
+  for (int64_t i = 0; i < count; ++i) {
+    const auto page = static_cast<PageId>(begin + i);
+    const PageUse use = pool_.use(page);
+    if (use == PageUse::kKv) check_kv(page);
+    const int expected = use == PageUse::kAdapter || use == PageUse::kMerged ? 1 : 0;
+    LK_CHECK(owners[static_cast<size_t>(i)] == expected, "page {} has {} owners instead of {}", page,
+             owners[static_cast<size_t>(i)], expected);
+  }
+}
+
 void UnifiedPool::check_integrity() const {
   pool_.check_integrity();
   order_.check_integrity();
@@ -253,10 +283,8 @@ void UnifiedPool::check_integrity() const {
   for (size_t page = 0; page < kv_.size(); ++page) {
     if (pool_.use(static_cast<PageId>(page)) != PageUse::kKv) continue;
     ++kv_pages;
-    const KvPage& info = kv_[page];
-    if (info.references == 0) ++cached;
-    LK_CHECK(info.references > 0 || info.published, "KV page {} is unreferenced, unpublished and not free", page);
-    if (info.published) LK_CHECK(published_.at(info.key) == static_cast<PageId>(page));
+    if (kv_[page].references == 0) ++cached;
+    check_kv(static_cast<PageId>(page));
   }
   LK_CHECK(kv_pages == pool_.num_used(PageUse::kKv) && cached == num_cached_kv());
   int64_t adapter_pages = 0, cached_adapters = 0;

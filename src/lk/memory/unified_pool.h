@@ -110,8 +110,12 @@ class UnifiedPool {
   // Frees everything that is only cached. For tests and for giving memory back.
   void evict_all();
   void check_integrity() const;
+  // The same for the pages [begin, begin + count) only: each is used by whom it says, and by nobody else.
+  // O(count + pages of adapters and merged layers).
+  void check_slice(int64_t begin, int64_t count) const;
 
  private:
+  friend struct PoolCorruption;  // tests/memory: breaks what the checks must notice
   struct KvPage {
     int32_t references = 0;
     bool published = false;
@@ -130,6 +134,7 @@ class UnifiedPool {
     size_t operator()(const BlockKey& key) const;
   };
 
+  void check_kv(PageId page) const;
   void evict(const std::optional<EvictionOrder::Victim>& victim);  // Requires: there is one
   void evict_kv(PageId page);
   void evict_adapter(AdapterId adapter);

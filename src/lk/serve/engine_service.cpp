@@ -230,11 +230,24 @@ void EngineService::main() {
     if (!removed_.empty() || engine_->has_work() || engine_->scheduler().next_reload() != kNoDeadline)
       wake_.wait_for(lock, std::chrono::milliseconds(20), ready);
     else
-      wake_.wait(lock, ready);
+      wait_idle(lock, ready);
     woken_ = false;
     counted = Clock::now();
   }
   end_everything();
+}
+
+// Until somebody wants something; a slice of the pool is checked meanwhile, now and then, until all of it was.
+void EngineService::wait_idle(std::unique_lock<std::mutex>& lock, const std::function<bool()>& ready) {
+  while (!audit_.done()) {
+    if (wake_.wait_for(lock, options_.audit_interval, ready)) break;
+    lock.unlock();
+    audit_.check_slice(engine_->pool());
+    publish(true);
+    lock.lock();
+  }
+  wake_.wait(lock, ready);
+  audit_.restart();
 }
 
 void EngineService::end_everything() {
@@ -389,6 +402,7 @@ void EngineService::publish(bool force) {
   s.pages_kv = pool.num_kv() - pool.num_cached_kv();
   s.pages_adapter = pool.num_adapter();
   s.pages_merged = pool.num_merged();
+  s.pages_checked = audit_.num_checked();
   if (const MergeController* merging = engine_->merging()) {
     const MergeStats& merges = merging->stats();
     s.merging = {.chooser = merging->chooser().name(),

@@ -17,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "lk/memory/pool_audit.h"
 #include "lk/serve/openai.h"
 #include "lk/serve/snapshot.h"
 #include "lk/serve/text_engine.h"
@@ -75,6 +76,7 @@ struct EngineServiceOptions {
   double max_wait_seconds = 60;       // predicted
   int nice = 0;                       // of the engine thread
   Clock::duration publish_interval = std::chrono::milliseconds(100);  // of snapshots while it works
+  Clock::duration audit_interval = std::chrono::seconds(1);           // of slices of the pool it checks while idle
   std::function<void(int64_t num_tokens, double seconds)> on_step;    // after each step, on the engine thread
 };
 
@@ -174,6 +176,7 @@ class EngineService {
   void flush_events();
   void drop_removed();
   void publish(bool force);
+  void wait_idle(std::unique_lock<std::mutex>& lock, const std::function<bool()>& ready);  // Requires: lock of mutex_
 
   std::unique_ptr<TextEngine> engine_;
   std::shared_ptr<const TextModel> text_;
@@ -200,6 +203,7 @@ class EngineService {
   Clock::time_point step_end_, published_;
   int64_t prompt_tokens_ = 0, generation_tokens_ = 0;
   double step_seconds_ = 0, busy_seconds_ = 0;
+  PoolAudit audit_;                                              // while there is nothing else to do
   std::deque<std::pair<Clock::time_point, int64_t>> generated_;  // recent totals, for the rate
 
   struct Account {

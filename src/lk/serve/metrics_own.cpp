@@ -102,6 +102,8 @@ void Exposition::write_own(MetricFamilies& out) const {
                 "From the end of a step until all its events were sent to their sockets.")
       .add(state.event_delay);
 
+  total("lorikeet_pool_checked_pages_total", "Pages whose bookkeeping was checked while the engine was idle.",
+        "pages_checked");
   out.gauge("lorikeet_merge_info", "How an adapter to merge is chosen, and whose merged weights can be used now.")
       .add(1, {{"chooser", s.merging.chooser}, {"adapter", s.merging.adapter}});
   total("lorikeet_merge_builds_total", "Builds of merged weights begun.", "merge_builds");

@@ -94,7 +94,7 @@ struct Exposition {
 };
 
 // The names under which totals of the snapshot are kept monotone.
-inline std::array<std::pair<const char*, double>, 25> snapshot_totals(const ServerSnapshot& s) {
+inline std::array<std::pair<const char*, double>, 26> snapshot_totals(const ServerSnapshot& s) {
   const auto number = [](int64_t n) { return static_cast<double>(n); };
   return {{{"prompt_tokens", number(s.prompt_tokens)},
            {"generation_tokens", number(s.generation_tokens)},
@@ -115,6 +115,7 @@ inline std::array<std::pair<const char*, double>, 25> snapshot_totals(const Serv
            {"host_failed_reads", number(s.host_failed_reads)},
            {"host_read_seconds", s.host_read_seconds},
            {"host_drops", number(s.host_drops)},
+           {"pages_checked", number(s.pages_checked)},
            {"merge_builds", number(s.merging.builds)},
            {"merge_refused", number(s.merging.refused)},
            {"merge_given_back", number(s.merging.given_back)},

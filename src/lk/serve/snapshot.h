@@ -46,6 +46,7 @@ struct ServerSnapshot {
   // to `pages`.
   int64_t pages = 0, pages_free = 0, pages_kv = 0, pages_cached = 0, pages_adapter = 0, pages_merged = 0;
   int64_t page_bytes = 0, page_tokens = 16;
+  int64_t pages_checked = 0;  // by the audit of the pool, since the start
   // Dynamic merging (docs/design/merging.md). Totals of steps and builds.
   struct Merging {
     std::string chooser = "never", adapter;  // whose merged weights can be used now; "" = nobody's
