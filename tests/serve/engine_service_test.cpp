@@ -51,6 +51,18 @@ TEST(EngineService, EventsOfEachRequestAreInOrderAndAddUpToItsCompletion) {
   service.expect_empty_queue();
 }
 
+TEST(EngineService, FactsOfThePromptComeAlsoWhenTheFirstTokenIsTheLast) {
+  Service service;
+  auto heard = std::make_shared<Heard>();
+  for (int max_tokens : {1, 5})
+    service.submit(
+        {.request = service.prepare(kPrompt, max_tokens), .sink = heard, .choice = max_tokens, .wants_prompt = true});
+  ASSERT_TRUE(heard->wait_for_ends(2));
+  EXPECT_FALSE(heard->choice(5).prompt_token_ids.empty());
+  EXPECT_EQ(heard->choice(1).prompt_token_ids, heard->choice(5).prompt_token_ids);
+  EXPECT_EQ(heard->choice(1).completion.prompt_token_ids, heard->choice(5).prompt_token_ids);
+}
+
 TEST(EngineService, AdmissionIsBoundedByRequestsAndTokens) {
   Service service({.max_queue_requests = 3, .max_queue_tokens = 100});
   EXPECT_TRUE(service->admit({5, 1000}).status.ok()) << "alone it may be larger than a bound";

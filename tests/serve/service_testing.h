@@ -30,6 +30,7 @@ class Heard : public RequestSink {
     std::vector<int32_t> tokens;
     int num_prompts = 0, num_ends = 0, num_late = 0;  // late: events after the end
     bool prompt_was_first = true;
+    std::vector<int32_t> prompt_token_ids;  // of the prompt's event
     Completion completion;
     RequestTiming timing;
   };
@@ -41,6 +42,7 @@ class Heard : public RequestSink {
     if (choice.num_ends > 0) ++choice.num_late;
     if (event.prompt) {
       ++choice.num_prompts;
+      choice.prompt_token_ids = event.prompt->prompt_token_ids;
       if (!choice.tokens.empty() || !choice.text.empty()) choice.prompt_was_first = false;
     }
     choice.text += event.delta.text;

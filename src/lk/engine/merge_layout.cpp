@@ -115,9 +115,13 @@ class MergeLayout::Builder {
     const int64_t num_panels = align_panel(columns) / kPanelCols;
     const auto& delta = adapter_.layers[layer][static_cast<size_t>(proj)];
     if (!delta) {
-      backend_.copy_panels(w, out.linear[g], column / kPanelCols * w.panel_bytes(), num_panels * w.panel_bytes());
-      return stop_() ? cancelled("merging was stopped") : Status();
+      for (int64_t panel = column / kPanelCols, end = panel + num_panels; panel < end; ++panel) {
+        if (stop_()) return cancelled("merging was stopped");
+        backend_.copy_panels(w, out.linear[g], panel * w.panel_bytes(), w.panel_bytes());
+      }
+      return Status();
     }
+    if (stop_()) return cancelled("merging was stopped");
     transpose_as(delta->a, base_.act, a_transposed_);
     const auto a_bytes = static_cast<int64_t>(a_transposed_.size());
     std::byte* a = scratch(device_a_, a_bytes);

@@ -3,7 +3,7 @@
 // has no clock, thread or page of its own, and forgets nothing it was not told. docs/design/merging.md explains the
 // policies, docs/results/merging.md has their measurements.
 //
-// One step: plan(), the scheduler plans, mode(), the step runs, observe(). built() whenever a merge ended.
+// One step: plan(), the scheduler plans, merged(), the step runs, observe(). built() whenever a merge ended.
 #pragma once
 
 #include <memory>

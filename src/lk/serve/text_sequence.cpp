@@ -81,7 +81,7 @@ std::string TextSequence::take_text() {
 
 Completion TextSequence::prompt_facts() const {
   return {.prompt_logprobs = completion.prompt_logprobs,
-          .prompt_token_ids = asked.prompt,
+          .prompt_token_ids = completion.finish == FinishReason::kNone ? asked.prompt : completion.prompt_token_ids,
           .prompt_tokens = completion.prompt_tokens,
           .cached_tokens = completion.cached_tokens};
 }
