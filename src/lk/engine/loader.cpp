@@ -26,6 +26,7 @@ void Loader::copy(const Load& load, Result<std::shared_ptr<const Adapter>> conte
         done.resident = fill_adapter(*load.layout, std::move(content).value(), load.pages, pool_base_, backend_);
         const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
         const double measured = seconds / static_cast<double>(std::max<int64_t>(load.host->bytes(), 1));
+        load.host->let_go();
         return [this, done = std::move(done), measured] {
           double& average = copy_seconds_per_byte_;
           average = average == 0 ? measured : average + 0.1 * (measured - average);

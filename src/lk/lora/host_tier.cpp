@@ -115,6 +115,10 @@ Result<std::shared_ptr<const Adapter>> HostAdapter::get() {
   return read;
 }
 
+void HostAdapter::let_go() {
+  if (tier_) tier_->trim();
+}
+
 // --- HostTier
 
 std::shared_ptr<HostTier> HostTier::create(int64_t max_bytes) {
@@ -160,6 +164,12 @@ void HostTier::drop_all() {
   Dropped dropped;
   std::unique_lock lock(mutex_);
   drop_down_to(0, dropped, lock);
+}
+
+void HostTier::trim() {
+  Dropped dropped;
+  std::unique_lock lock(mutex_);
+  drop_down_to(max_bytes_, dropped, lock);
 }
 
 bool HostTier::drop_down_to(int64_t bytes, Dropped& dropped, std::unique_lock<std::mutex>& lock) {

@@ -80,6 +80,9 @@ class HostAdapter {
   // The content, read again when it was dropped; callers that come meanwhile wait for the same read. Fails as the
   // source does.
   Result<std::shared_ptr<const Adapter>> get();
+  // Whoever got the content no longer has it: what get() took beyond the budget is dropped again, if nobody else uses
+  // it. May look at files: not for the engine thread.
+  void let_go();
   // Budget of its tier, in bytes; 0 = none.
   int64_t tier_bytes() const;
 
@@ -127,6 +130,7 @@ class HostTier : public std::enable_shared_from_this<HostTier> {
   // which whoever starts a load needs.
   bool drop_down_to(int64_t bytes, Dropped& dropped, std::unique_lock<std::mutex>& lock);
   std::set<HostAdapter::Rank>::iterator drop(std::set<HostAdapter::Rank>::iterator it, Dropped& dropped);  // the next
+  void trim();  // down to the budget
   enum class Room : uint8_t { kTaken, kInUse, kNone };
   Room reserve(int64_t bytes, bool even_beyond);
   Status reserve_for_new(int64_t bytes);
