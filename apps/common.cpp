@@ -74,6 +74,7 @@ void ModelFlags::add_to(CLI::App& command, bool model_is_positional) {
       ->capture_default_str()
       ->group("Model");
   command.add_option("--context,--max-model-len", context, "longest prompt + output in tokens; 0 = the model's own")
+      ->check(CLI::Range(0, 1 << 30))
       ->capture_default_str()
       ->group("Model");
   command.add_option("--threads", threads, "kernel threads; 0 = every core this process may use")

@@ -159,6 +159,15 @@ class Generate(Temporary):
 
 
 class BadModels(Temporary):
+    def test_bounds_that_are_no_numbers(self):
+        for flag, value in (("--max-wait", "nan"), ("--request-timeout", "nan"), ("--stuck-after", "nan"), ("--drain-timeout", "NaN"),
+                            ("--drain-grace", "nan"), ("--context", "-1")):
+            with self.subTest(flag):
+                done = run("serve", MODEL, "--check-config", flag, value)
+                self.assertEqual(done.returncode, 2, done.stderr)  # of the command line
+                self.assertIn(flag, done.stderr)
+                self.assertIn(value, done.stderr)
+
     def test_truncated_lying_and_nonsense_weights(self):
         data = pathlib.Path(MODEL, "model.safetensors").read_bytes()
         cases = {"truncated": data[: len(data) // 2], "header only": data[:100], "empty": b"", "huge header": struct.pack("<Q", 1 << 60) + data[8:],
