@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "lk/ops/cpu_backend.h"
+#include "lk/ops/train_ops.h"
 #include "lk/tensor/buffer.h"
 
 namespace lk::testing {
@@ -36,6 +37,7 @@ class LateBackend : public Backend {
   const char* name() const override { return cpu_->name(); }
   int num_host_threads() const override { return cpu_->num_host_threads(); }
   double lora_seconds() const override { return cpu_->lora_seconds(); }
+  TrainOps& train_ops() override { return train_ops_; }
   ThreadPool& threads() override { return cpu_->threads(); }
   // Calls that have waited in the queue so far.
   int64_t num_late() const { return device_->num_late; }
@@ -384,8 +386,249 @@ class LateBackend : public Backend {
     cpu_->sample(args, results);
   }
 
+  // --- Training
+  class LateTrainOps final : public TrainOps {
+   public:
+    explicit LateTrainOps(LateBackend& backend) : late_(backend) {}
+
+   private:
+    TrainOps& cpu() { return late_.cpu_->train_ops(); }
+    template <class Call>
+    void later(Call&& call) {
+      late_.later(std::forward<Call>(call));
+    }
+    template <class T>
+    T* bytes(T* address, int64_t size_bytes) {
+      return address ? late_.bytes_of(address, size_bytes) : nullptr;
+    }
+    template <class T>
+    T* rows(T* address, int64_t num_rows, int64_t stride, int64_t width, int64_t elem = 4) {
+      return address ? late_.rows_of(address, num_rows, stride, width, elem) : nullptr;
+    }
+    std::lock_guard<std::mutex> lock() { return std::lock_guard(late_.device_->mutex); }
+
+    void do_gemm_transposed(const GemmTransposedArgs& args) override {
+      const auto guard = lock();
+      GemmTransposedArgs a = args;
+      a.x = rows(args.x, args.num_rows, args.x_stride, args.w.n, dtype_bytes(args.act));
+      a.y = rows(args.y, args.num_rows, args.y_stride, args.w.k);
+      a.w.data = bytes(args.w.data, args.w.total_bytes());
+      later([this, a] { cpu().gemm_transposed(a); });
+    }
+    void do_outer(std::span<const OuterProduct> products) override {
+      const auto guard = lock();
+      std::vector<OuterProduct> all(products.begin(), products.end());
+      for (OuterProduct& p : all) {
+        p.c = rows(p.c, p.num_rows, p.c_stride, p.rank);
+        p.x = rows(p.x, p.num_rows, p.x_stride, p.width, dtype_bytes(p.x_dtype));
+        p.gradient = rows(p.gradient, p.rank, p.gradient_stride, p.width);
+      }
+      later([this, all = std::move(all)] { cpu().outer(all); });
+    }
+    void do_round_rows(const RoundRowsArgs& args) override {
+      const auto guard = lock();
+      RoundRowsArgs a = args;
+      a.x = rows(args.x, args.num_rows, args.x_stride, args.n);
+      a.scale = bytes(args.scale, args.n * 4);
+      a.y = rows(args.y, args.num_rows, args.y_stride, args.padded, dtype_bytes(args.y_dtype));
+      later([this, a] { cpu().round_rows(a); });
+    }
+    void do_rms_norm_backward(const RmsNormBackwardArgs& args) override {
+      const auto guard = lock();
+      RmsNormBackwardArgs a = args;
+      a.x = rows(args.x, args.num_rows, args.x_stride, args.dim, dtype_bytes(args.x_dtype));
+      a.weight = bytes(args.weight, args.dim * 4);
+      a.dy = rows(args.dy, args.num_rows, args.dy_stride, args.dim);
+      a.dx = rows(args.dx, args.num_rows, args.dx_stride, args.dim);
+      a.weight_gradient = bytes(args.weight_gradient, args.dim * 4);
+      later([this, a] { cpu().rms_norm_backward(a); });
+    }
+    void do_swiglu_keep(const SwigluKeepArgs& args) override {
+      const auto guard = lock();
+      SwigluKeepArgs a = args;
+      a.x = rows(args.x, args.num_rows, args.x_stride, args.up_offset + args.dim);
+      a.kept = rows(args.kept, args.num_rows, args.kept_stride, args.padded, dtype_bytes(args.act));
+      a.y = rows(args.y, args.num_rows, args.y_stride, args.dim, dtype_bytes(args.act));
+      later([this, a] { cpu().swiglu_keep(a); });
+    }
+    void do_swiglu_backward(const SwigluBackwardArgs& args) override {
+      const auto guard = lock();
+      SwigluBackwardArgs a = args;
+      a.kept = rows(args.kept, args.num_rows, args.kept_stride, args.padded, dtype_bytes(args.act));
+      a.dy = rows(args.dy, args.num_rows, args.dy_stride, args.dim);
+      a.dx = rows(args.dx, args.num_rows, args.dx_stride, args.padded, dtype_bytes(args.act));
+      later([this, a] { cpu().swiglu_backward(a); });
+    }
+    BlockAttention attention_of(const BlockAttention& args) {
+      BlockAttention a = args;
+      const int64_t num_rows = args.sequences.back().end, elem = dtype_bytes(args.act);
+      const int64_t kv_width = args.num_kv_heads * args.head_dim;
+      a.q = rows(args.q, num_rows, args.q_stride, args.num_heads * args.head_dim, elem);
+      a.k = rows(args.k, num_rows, args.k_stride, kv_width, elem);
+      a.v = rows(args.v, num_rows, args.v_stride, kv_width, elem);
+      return a;
+    }
+    void do_block_attention(const BlockAttentionArgs& args) override {
+      const auto guard = lock();
+      BlockAttentionArgs a = args;
+      const int64_t num_rows = args.in.sequences.back().end, width = args.in.num_heads * args.in.head_dim;
+      a.in = attention_of(args.in);
+      a.y = rows(args.y, num_rows, args.y_stride, width, dtype_bytes(args.in.act));
+      a.log_sum_exp = bytes(args.log_sum_exp, num_rows * args.in.num_heads * 4);
+      later([this, a, sequences = std::vector(args.in.sequences.begin(), args.in.sequences.end())]() mutable {
+        a.in.sequences = sequences;
+        cpu().block_attention(a);
+      });
+    }
+    void do_block_attention_backward(const BlockAttentionBackwardArgs& args) override {
+      const auto guard = lock();
+      BlockAttentionBackwardArgs a = args;
+      const int64_t num_rows = args.in.sequences.back().end, width = args.in.num_heads * args.in.head_dim;
+      const int64_t kv_width = args.in.num_kv_heads * args.in.head_dim;
+      a.in = attention_of(args.in);
+      a.y = rows(args.y, num_rows, args.y_stride, width, dtype_bytes(args.in.act));
+      a.log_sum_exp = bytes(args.log_sum_exp, num_rows * args.in.num_heads * 4);
+      a.dy = rows(args.dy, num_rows, args.dy_stride, width);
+      a.dq = rows(args.dq, num_rows, args.dq_stride, width);
+      a.dk = rows(args.dk, num_rows, args.dk_stride, kv_width);
+      a.dv = rows(args.dv, num_rows, args.dv_stride, kv_width);
+      later([this, a, sequences = std::vector(args.in.sequences.begin(), args.in.sequences.end())]() mutable {
+        a.in.sequences = sequences;
+        cpu().block_attention_backward(a);
+      });
+    }
+    void do_cross_entropy(const CrossEntropyArgs& args) override {
+      const auto guard = lock();
+      CrossEntropyArgs a = args;
+      const auto num_rows = static_cast<int64_t>(args.targets.size());
+      a.logits = rows(args.logits, num_rows, args.logits_stride, args.vocab_size);
+      a.losses = bytes(args.losses, num_rows * 4);
+      a.greedy = bytes(args.greedy, num_rows);
+      a.gradient = rows(args.gradient, num_rows, args.gradient_stride, args.padded, dtype_bytes(args.act));
+      later([this, a, targets = std::vector(args.targets.begin(), args.targets.end()),
+             weights = std::vector(args.weights.begin(), args.weights.end())]() mutable {
+        a.targets = targets;
+        a.weights = weights;
+        cpu().cross_entropy(a);
+      });
+    }
+    void do_scatter_rows(const ScatterRowsArgs& args) override {
+      const auto guard = lock();
+      ScatterRowsArgs a = args;
+      a.x = rows(args.x, static_cast<int64_t>(args.rows.size()), args.x_stride, args.dim);
+      const int64_t last = *std::max_element(args.rows.begin(), args.rows.end());
+      a.gradient = rows(args.gradient, last + 1, args.gradient_stride, args.dim);
+      later([this, a, to = std::vector(args.rows.begin(), args.rows.end())]() mutable {
+        a.rows = to;
+        if (a.gradient) cpu().scatter_rows(a);
+      });
+    }
+    void do_embedding_delta_backward(const EmbeddingDeltaBackwardArgs& args) override {
+      const auto guard = lock();
+      EmbeddingDeltaBackwardArgs a = args;
+      a.dy = rows(args.dy, static_cast<int64_t>(args.tokens.size()), args.dy_stride, args.dim);
+      a.a = bytes(args.a, args.rank * args.vocab_size * 4);
+      a.b = bytes(args.b, args.rank * args.dim * 4);
+      a.a_gradient = bytes(args.a_gradient, args.rank * args.vocab_size * 4);
+      a.b_gradient = bytes(args.b_gradient, args.rank * args.dim * 4);
+      later([this, a, tokens = std::vector(args.tokens.begin(), args.tokens.end())]() mutable {
+        a.tokens = tokens;
+        cpu().embedding_delta_backward(a);
+      });
+    }
+    void do_take_columns(const TakeColumnsArgs& args) override {
+      const auto guard = lock();
+      TakeColumnsArgs a = args;
+      a.x = bytes(args.x, 1);  // columns are looked up in the kernel
+      a.columns = bytes(args.columns, args.num_columns * 4);
+      a.c = rows(args.c, args.num_rows, args.c_stride, args.num_columns);
+      later([this, a] { cpu().take_columns(a); });
+    }
+    void do_dropout(const DropoutArgs& args) override {
+      const auto guard = lock();
+      DropoutArgs a = args;
+      a.x = rows(args.x, args.rows.back().end, args.x_stride, args.dim, dtype_bytes(args.x_dtype));
+      a.y = rows(args.y, args.rows.back().end, args.y_stride, args.dim, dtype_bytes(args.y_dtype));
+      later([this, a, ranges = std::vector(args.rows.begin(), args.rows.end())]() mutable {
+        a.rows = ranges;
+        cpu().dropout(a);
+      });
+    }
+    void do_row_squares(const RowSquaresArgs& args) override {
+      const auto guard = lock();
+      later([this, w = late_.weight_of(args.w), squares = bytes(args.squares, args.w.n * 4)] {
+        cpu().row_squares({w.get(), squares});
+      });
+    }
+    void do_dora_scales(const DoraScalesArgs& args) override {
+      const auto guard = lock();
+      DoraScalesArgs a = args;
+      a.squares = bytes(args.squares, args.n * 4);
+      a.products = rows(args.products, args.rank, args.products_stride, args.n);
+      a.a = bytes(args.a, args.rank * args.k * 4);
+      a.b = bytes(args.b, args.rank * args.n * 4);
+      a.magnitudes = bytes(args.magnitudes, args.n * 4);
+      a.norms = bytes(args.norms, args.n * 4);
+      a.scales = bytes(args.scales, args.n * 4);
+      later([this, a] { cpu().dora_scales(a); });
+    }
+    void do_dora_magnitude_grad(const DoraMagnitudeGradArgs& args) override {
+      const auto guard = lock();
+      DoraMagnitudeGradArgs a = args;
+      a.dy = rows(args.dy, args.num_rows, args.dy_stride, args.n);
+      a.y = rows(args.y, args.num_rows, args.y_stride, args.n);
+      a.magnitudes = bytes(args.magnitudes, args.n * 4);
+      a.gradient = bytes(args.gradient, args.n * 4);
+      later([this, a] { cpu().dora_magnitude_grad(a); });
+    }
+    void do_column_sum(const ColumnSumArgs& args) override {
+      const auto guard = lock();
+      ColumnSumArgs a = args;
+      a.x = rows(args.x, args.num_rows, args.x_stride, args.n, dtype_bytes(args.x_dtype));
+      a.gradient = bytes(args.gradient, args.n * 4);
+      later([this, a] { cpu().column_sum(a); });
+    }
+    ModuleScalesArgs modules_of(const ModuleScalesArgs& args) {
+      ModuleScalesArgs a = args;
+      a.b = bytes(args.b, args.rank * args.n * 4);
+      a.sigma = bytes(args.sigma, args.rank / args.module_rank * args.n * 4);
+      a.folded = bytes(args.folded, args.rank * args.n * 4);
+      a.sigma_gradient = bytes(args.sigma_gradient, args.rank / args.module_rank * args.n * 4);
+      return a;
+    }
+    void do_fold_modules(const ModuleScalesArgs& args) override {
+      const auto guard = lock();
+      later([this, a = modules_of(args)] { cpu().fold_modules(a); });
+    }
+    void do_unfold_modules(const ModuleScalesArgs& args) override {
+      const auto guard = lock();
+      later([this, a = modules_of(args)] { cpu().unfold_modules(a); });
+    }
+    void do_adamw(const AdamwArgs& args) override {
+      const auto guard = lock();
+      AdamwArgs a = args;
+      a.param = bytes(args.param, args.n * 4);
+      a.gradient = bytes(args.gradient, args.n * 4);
+      a.m = bytes(args.m, args.n * 4);
+      a.v = bytes(args.v, args.n * 4);
+      later([this, a] { cpu().adamw(a); });
+    }
+    double do_sum_squares(const float* x, int64_t n) override {
+      const auto guard = lock();
+      late_.device_->run_all();
+      return cpu().sum_squares(bytes(x, n * 4), n);
+    }
+    void do_fill(float* x, int64_t n, float value) override {
+      const auto guard = lock();
+      later([this, to = bytes(x, n * 4), n, value] { cpu().fill(to, n, value); });
+    }
+
+    LateBackend& late_;
+  };
+
   std::unique_ptr<Backend> cpu_;
   std::shared_ptr<Device> device_ = std::make_shared<Device>();
+  LateTrainOps train_ops_{*this};
 };
 
 }  // namespace lk::testing

@@ -24,6 +24,8 @@
 
 namespace lk {
 
+class TrainOps;  // ops/train_ops.h
+
 // Who does the work of loading: the calling thread, or all threads of the back-end. Requires for kAll: no other call is
 // being made.
 enum class Workers : uint8_t { kCaller, kAll };
@@ -78,6 +80,9 @@ class Backend {
   virtual int num_host_threads() const = 0;
   // Seconds the device spent in lora() since the start.
   virtual double lora_seconds() const = 0;
+
+  // The ops that only training uses.
+  virtual TrainOps& train_ops() = 0;
 
   // Host threads that ops run on, for what the engine computes between them: the masks of constrained requests.
   virtual ThreadPool& threads() = 0;

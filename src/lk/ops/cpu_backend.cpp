@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstring>
 
+#include "lk/ops/cpu_train_ops.h"
 #include "lk/tensor/buffer.h"
 
 namespace lk {
@@ -14,11 +15,15 @@ namespace {
 class CpuBackend : public Backend {
  public:
   CpuBackend(const CpuKernels& kernels, int num_threads)
-      : kernels_(kernels), pool_(num_threads), sample_scratch_(static_cast<size_t>(pool_.size())) {}
+      : kernels_(kernels),
+        pool_(num_threads),
+        sample_scratch_(static_cast<size_t>(pool_.size())),
+        train_ops_(train_kernels(kernels.isa), pool_) {}
 
   const char* name() const override { return to_string(kernels_.isa); }
   int num_host_threads() const override { return pool_.size(); }
   double lora_seconds() const override { return lora_seconds_; }
+  TrainOps& train_ops() override { return train_ops_; }
   ThreadPool& threads() override { return pool_; }
 
  private:
@@ -83,6 +88,7 @@ class CpuBackend : public Backend {
   ThreadPool pool_;
   std::vector<SampleScratch> sample_scratch_;  // one per thread of the pool
   double lora_seconds_ = 0;                    // engine thread
+  CpuTrainOps train_ops_;
 };
 
 }  // namespace
