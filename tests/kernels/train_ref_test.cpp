@@ -32,16 +32,16 @@ std::vector<float> derivative(Values& x, const F& f) {
 constexpr Tolerance kExact = {1e-12, 1e-6};
 
 TEST(TrainRef, RmsNormBackwardIsTheDerivative) {
-  constexpr int64_t kRows = 3, kDim = 7;
-  const auto x = random_values<float>(kRows * kDim, 1), w = random_values<float>(kDim, 2),
-             dy = random_values<float>(kRows * kDim, 3), dx0 = random_values<float>(kRows * kDim, 4),
+  constexpr int64_t kRows = 3, kDim = 7, kHeads = 2, kWidth = kHeads * kDim;
+  const auto x = random_values<float>(kRows * kWidth, 1), w = random_values<float>(kDim, 2),
+             dy = random_values<float>(kRows * kWidth, 3), dx0 = random_values<float>(kRows * kWidth, 4),
              dw0 = random_values<float>(kDim, 5);
   const float eps = 1e-3f;
   Values cx = complex_of(x), cw = complex_of(w);
   const auto loss = [&] {
     Values y;
-    for (int64_t row = 0; row < kRows; ++row) {
-      const Complex* in = cx.data() + row * kDim;
+    for (int64_t vector = 0; vector < kRows * kHeads; ++vector) {
+      const Complex* in = cx.data() + vector * kDim;
       Complex mean = static_cast<double>(eps);
       for (int64_t j = 0; j < kDim; ++j) mean += in[j] * in[j] / static_cast<double>(kDim);
       for (int64_t j = 0; j < kDim; ++j) y.push_back(in[j] / std::sqrt(mean) * cw[static_cast<size_t>(j)]);
@@ -54,15 +54,16 @@ TEST(TrainRef, RmsNormBackwardIsTheDerivative) {
     for (size_t i = 0; i < dx.size() && add; ++i) want[i] += dx0[i];
     for (size_t i = 0; i < dw.size(); ++i) want_w[i] += dw0[i];
     ref::rms_norm_backward({.x = x.data(),
-                            .x_stride = kDim,
+                            .x_stride = kWidth,
                             .weight = w.data(),
                             .dy = dy.data(),
-                            .dy_stride = kDim,
+                            .dy_stride = kWidth,
                             .dx = dx.data(),
-                            .dx_stride = kDim,
+                            .dx_stride = kWidth,
                             .add = add,
                             .weight_gradient = dw.data(),
                             .num_rows = kRows,
+                            .heads = kHeads,
                             .dim = kDim,
                             .eps = eps});
     expect_close(dx, want, kExact, "dx");

@@ -428,7 +428,7 @@ class LateBackend : public Backend {
     void do_round_rows(const RoundRowsArgs& args) override {
       const auto guard = lock();
       RoundRowsArgs a = args;
-      a.x = rows(args.x, args.num_rows, args.x_stride, args.n);
+      a.x = rows(args.x, args.num_rows, args.x_stride, args.n, dtype_bytes(args.x_dtype));
       a.scale = bytes(args.scale, args.n * 4);
       a.y = rows(args.y, args.num_rows, args.y_stride, args.padded, dtype_bytes(args.y_dtype));
       later([this, a] { cpu().round_rows(a); });
@@ -436,10 +436,11 @@ class LateBackend : public Backend {
     void do_rms_norm_backward(const RmsNormBackwardArgs& args) override {
       const auto guard = lock();
       RmsNormBackwardArgs a = args;
-      a.x = rows(args.x, args.num_rows, args.x_stride, args.dim, dtype_bytes(args.x_dtype));
+      const int64_t width = args.heads * args.dim;
+      a.x = rows(args.x, args.num_rows, args.x_stride, width, dtype_bytes(args.x_dtype));
       a.weight = bytes(args.weight, args.dim * 4);
-      a.dy = rows(args.dy, args.num_rows, args.dy_stride, args.dim);
-      a.dx = rows(args.dx, args.num_rows, args.dx_stride, args.dim);
+      a.dy = rows(args.dy, args.num_rows, args.dy_stride, width);
+      a.dx = rows(args.dx, args.num_rows, args.dx_stride, width);
       a.weight_gradient = bytes(args.weight_gradient, args.dim * 4);
       later([this, a] { cpu().rms_norm_backward(a); });
     }
@@ -575,7 +576,7 @@ class LateBackend : public Backend {
     void do_dora_magnitude_grad(const DoraMagnitudeGradArgs& args) override {
       const auto guard = lock();
       DoraMagnitudeGradArgs a = args;
-      a.dy = rows(args.dy, args.num_rows, args.dy_stride, args.n);
+      a.dy = rows(args.dy, args.num_rows, args.dy_stride, args.n, dtype_bytes(args.dy_dtype));
       a.y = rows(args.y, args.num_rows, args.y_stride, args.n);
       a.magnitudes = bytes(args.magnitudes, args.n * 4);
       a.gradient = bytes(args.gradient, args.n * 4);

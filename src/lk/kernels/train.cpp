@@ -231,12 +231,14 @@ void dora_scales(const DoraScalesArgs& a, ThreadPool& pool) {
 }
 
 void dora_magnitude_grad(const DoraMagnitudeGradArgs& a, ThreadPool& pool) {
-  for_blocks(pool, a.num_rows * a.n, a.n, kCols, [&](int64_t begin, int64_t end) {
-    for (int64_t row = 0; row < a.num_rows; ++row) {
-      const float* dy = a.dy + row * a.dy_stride;
-      const float* y = a.y + row * a.y_stride;
-      for (int64_t j = begin; j < end; ++j) a.gradient[j] += dy[j] * y[j] / a.magnitudes[j];
-    }
+  with_act(a.dy, a.dy_dtype, [&](auto* dy) {
+    for_blocks(pool, a.num_rows * a.n, a.n, kCols, [&](int64_t begin, int64_t end) {
+      for (int64_t row = 0; row < a.num_rows; ++row) {
+        const float* y = a.y + row * a.y_stride;
+        for (int64_t j = begin; j < end; ++j)
+          a.gradient[j] += as_float(dy[row * a.dy_stride + j]) * y[j] / a.magnitudes[j];
+      }
+    });
   });
 }
 

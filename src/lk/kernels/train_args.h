@@ -41,9 +41,11 @@ struct OuterProduct {
   int64_t gradient_stride = 0;
 };
 
-// y = x rounded to y_dtype, each column times scale when there is one. Columns [n, padded) of y become 0.
+// y = x rounded to y_dtype, each column times scale when there is one. Columns [n, padded) of y become 0. y may be x
+// when their types are the same.
 struct RoundRowsArgs {
-  const float* x = nullptr;  // f32 [num_rows, n]
+  const void* x = nullptr;  // x_dtype [num_rows, n]
+  DType x_dtype = DType::kF32;
   int64_t x_stride = 0;
   const float* scale = nullptr;  // f32 [n] or null
   void* y = nullptr;             // y_dtype [num_rows, padded]
@@ -53,9 +55,10 @@ struct RoundRowsArgs {
 };
 
 // dx += d rms_norm(x) / dx applied to dy:  rho (w dy) - rho^3 x mean(w dy x),  rho = (mean(x^2) + eps)^-1/2.
-// With weight_gradient:  weight_gradient[j] += sum_m dy[m, j] x[m, j] rho[m]  (chain over the rows).
+// With weight_gradient:  weight_gradient[j] += sum_m dy[m, j] x[m, j] rho[m]  (chain over the rows, and over the heads
+// of a row). A row is `heads` vectors of dim elements, one after the other, each with a norm of its own.
 struct RmsNormBackwardArgs {
-  const void* x = nullptr;  // x_dtype [num_rows, dim]
+  const void* x = nullptr;  // x_dtype [num_rows, heads * dim]
   DType x_dtype = DType::kF32;
   int64_t x_stride = 0;
   const float* weight = nullptr;  // f32 [dim]
@@ -65,7 +68,7 @@ struct RmsNormBackwardArgs {
   int64_t dx_stride = 0;
   bool add = true;                   // false: dx is overwritten, and may be dy
   float* weight_gradient = nullptr;  // f32 [dim] or null
-  int64_t num_rows = 0, dim = 0;
+  int64_t num_rows = 0, heads = 1, dim = 0;
   float eps = 0;
 };
 
@@ -225,7 +228,8 @@ struct DoraScalesArgs {
 // gradient[j] += sum_m dy[m, j] y[m, j] / (scales[j] norms[j]): of the magnitudes, y being the scaled output without
 // the base's bias.
 struct DoraMagnitudeGradArgs {
-  const float* dy = nullptr;
+  const void* dy = nullptr;  // dy_dtype [num_rows, n]
+  DType dy_dtype = DType::kBF16;
   int64_t dy_stride = 0;
   const float* y = nullptr;
   int64_t y_stride = 0;

@@ -52,14 +52,17 @@ void TrainOps::outer(std::span<const OuterProduct> products) {
 
 void TrainOps::round_rows(const RoundRowsArgs& a) {
   if (a.num_rows == 0) return;
-  LK_CHECK(a.x && a.y && is_act(a.y_dtype) && a.padded >= a.n && a.x_stride >= a.n && a.y_stride >= a.padded);
+  LK_CHECK(a.x && a.y && is_act(a.x_dtype) && is_act(a.y_dtype) && a.padded >= a.n && a.x_stride >= a.n &&
+           a.y_stride >= a.padded);
+  LK_CHECK(a.x != a.y || (a.x_dtype == a.y_dtype && a.x_stride == a.y_stride), "rows in place keep type and stride");
   do_round_rows(a);
 }
 
 void TrainOps::rms_norm_backward(const RmsNormBackwardArgs& a) {
   if (a.num_rows == 0) return;
-  LK_CHECK(a.x && a.weight && a.dy && is_act(a.x_dtype) && a.x_stride >= a.dim && a.dy_stride >= a.dim);
-  LK_CHECK(!a.dx || a.dx_stride >= a.dim);
+  const int64_t width = a.heads * a.dim;
+  LK_CHECK(a.x && a.weight && a.dy && is_act(a.x_dtype) && a.x_stride >= width && a.dy_stride >= width);
+  LK_CHECK(!a.dx || a.dx_stride >= width);
   LK_CHECK(a.dx != a.dy || (!a.add && a.dx_stride == a.dy_stride), "dx over dy does not add");
   do_rms_norm_backward(a);
 }
@@ -153,7 +156,7 @@ void TrainOps::dora_scales(const DoraScalesArgs& a) {
 
 void TrainOps::dora_magnitude_grad(const DoraMagnitudeGradArgs& a) {
   if (a.num_rows == 0 || a.n == 0) return;
-  LK_CHECK(a.dy && a.y && a.magnitudes && a.gradient && a.dy_stride >= a.n && a.y_stride >= a.n);
+  LK_CHECK(a.dy && a.y && a.magnitudes && a.gradient && is_act(a.dy_dtype) && a.dy_stride >= a.n && a.y_stride >= a.n);
   do_dora_magnitude_grad(a);
 }
 

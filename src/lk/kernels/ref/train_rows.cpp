@@ -10,7 +10,7 @@ namespace lk::ref {
 void round_rows(const RoundRowsArgs& a) {
   for (int64_t row = 0; row < a.num_rows; ++row) {
     for (int64_t j = 0; j < a.n; ++j) {
-      const float x = a.x[row * a.x_stride + j];
+      const auto x = static_cast<float>(get(a.x, a.x_dtype, row * a.x_stride + j));
       put(a.y, a.y_dtype, row * a.y_stride + j, static_cast<double>(a.scale ? x * a.scale[j] : x));
     }
     for (int64_t j = a.n; j < a.padded; ++j) put(a.y, a.y_dtype, row * a.y_stride + j, 0);
@@ -19,24 +19,25 @@ void round_rows(const RoundRowsArgs& a) {
 
 void rms_norm_backward(const RmsNormBackwardArgs& a) {
   std::vector<double> weight_gradient(static_cast<size_t>(a.dim)), dx(static_cast<size_t>(a.dim));
-  for (int64_t row = 0; row < a.num_rows; ++row) {
-    const float* dy = a.dy + row * a.dy_stride;
+  for (int64_t vector = 0; vector < a.num_rows * a.heads; ++vector) {
+    const int64_t row = vector / a.heads, first = vector % a.heads * a.dim;
+    const float* dy = a.dy + row * a.dy_stride + first;
     double squares = 0, product = 0;
     for (int64_t j = 0; j < a.dim; ++j) {
-      const double x = get(a.x, a.x_dtype, row * a.x_stride + j);
+      const double x = get(a.x, a.x_dtype, row * a.x_stride + first + j);
       squares += x * x;
       product += static_cast<double>(a.weight[j]) * static_cast<double>(dy[j]) * x;
     }
     const auto dim = static_cast<double>(a.dim);
     const double rho = 1 / std::sqrt(squares / dim + static_cast<double>(a.eps));
     for (int64_t j = 0; j < a.dim; ++j) {
-      const double x = get(a.x, a.x_dtype, row * a.x_stride + j), d = static_cast<double>(dy[j]);
+      const double x = get(a.x, a.x_dtype, row * a.x_stride + first + j), d = static_cast<double>(dy[j]);
       dx[static_cast<size_t>(j)] = rho * (static_cast<double>(a.weight[j]) * d) - rho * rho * rho * x * (product / dim);
       weight_gradient[static_cast<size_t>(j)] += d * x * rho;
     }
     if (!a.dx) continue;
     for (int64_t j = 0; j < a.dim; ++j) {
-      float& out = a.dx[row * a.dx_stride + j];
+      float& out = a.dx[row * a.dx_stride + first + j];
       out = static_cast<float>(dx[static_cast<size_t>(j)] + (a.add ? static_cast<double>(out) : 0));
     }
   }
