@@ -28,6 +28,7 @@ from bases import Base, Prompt, all_bases, load_base, write_base, write_json
 from expected import Expected, find_prompt
 from extras import write_extras
 from safetensors.torch import save_file
+from training import write_training
 
 ROOT = pathlib.Path(__file__).resolve().parents[2] / "tests" / "golden" / "fixtures"
 Arrays = dict[str, torch.Tensor]
@@ -146,6 +147,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--verify", action="store_true", help="reload the fixtures from disk and compare")
     parser.add_argument("--extras", action="store_true", help="write only extras.json and extras.safetensors")
+    parser.add_argument("--training", action="store_true", help="write only training.json and training.safetensors")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -156,9 +158,12 @@ def main() -> int:
         from verify import verify
 
         return verify(ROOT)
-    if not args.extras:
+    if not args.extras and not args.training:
         generate()
-    write_extras(ROOT)
+    if not args.training:
+        write_extras(ROOT)
+    if not args.extras:
+        write_training(ROOT)
     return 0
 
 

@@ -1,0 +1,1181 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/train/train_pass.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "lk/base/rng.h"
+
+namespace lk {
+namespace {
+
+// Rows of the MLP computed at a time. Its widest products are f32 and not kept, so this bounds them; enough rows that
+// reading (and, backwards, repacking) the weights costs little beside the product.
+constexpr int64_t kMlpRows = 1024;
+// Rows of logits at a time: at most so many, and at most so many bytes of them (32 rows at least).
+constexpr int64_t kMaxHeadRows = 512;
+constexpr int64_t kLogitsBytes = int64_t{64} << 20;
+
+// Where in a layer the lowest trained parameter stands. Backward passes end there.
+enum Point : int { kBelow = 0, kAtInputNorm, kAtQkv, kAtHeadNorms, kAtO, kAtPostNorm, kAtGateUp, kAtDown, kAbove };
+
+int lowest_point(const TrainableAdapter& adapter, int64_t layer) {
+  const TrainableAdapter::Layer& own = adapter.layer(layer);
+  if (own.input_norm >= 0) return kAtInputNorm;
+  if (adapter.group_rank(ProjGroup::kQkv, layer) > 0) return kAtQkv;
+  if (own.q_norm >= 0 || own.k_norm >= 0) return kAtHeadNorms;
+  if (adapter.group_rank(ProjGroup::kO, layer) > 0) return kAtO;
+  if (own.post_norm >= 0) return kAtPostNorm;
+  if (adapter.group_rank(ProjGroup::kGateUp, layer) > 0) return kAtGateUp;
+  if (adapter.group_rank(ProjGroup::kDown, layer) > 0) return kAtDown;
+  return kAbove;
+}
+
+int input_norm_of(const TrainableAdapter& adapter, int64_t layer) { return adapter.layer(layer).input_norm; }
+int post_norm_of(const TrainableAdapter& adapter, int64_t layer) { return adapter.layer(layer).post_norm; }
+int q_norm_of(const TrainableAdapter& adapter, int64_t layer) { return adapter.layer(layer).q_norm; }
+int k_norm_of(const TrainableAdapter& adapter, int64_t layer) { return adapter.layer(layer).k_norm; }
+int final_norm_of(const TrainableAdapter& adapter, int64_t) { return adapter.final_norm(); }
+
+std::byte* row_of(void* base, int64_t row, int64_t stride, int64_t element_bytes) {
+  return static_cast<std::byte*>(base) + row * stride * element_bytes;
+}
+const std::byte* row_of(const void* base, int64_t row, int64_t stride, int64_t element_bytes) {
+  return static_cast<const std::byte*>(base) + row * stride * element_bytes;
+}
+
+}  // namespace
+
+const char* to_string(Checkpointing level) {
+  switch (level) {
+    case Checkpointing::kNone:
+      return "none";
+    case Checkpointing::kSelective:
+      return "selective";
+    case Checkpointing::kFull:
+      return "full";
+  }
+  check_failed(__FILE__, __LINE__, "level", "not a Checkpointing");
+}
+
+void TokenBlock::add(std::span<const int32_t> sample_tokens, std::span<const float> target_weights, uint64_t key,
+                     TrainableAdapter* adapter) {
+  LK_CHECK(!sample_tokens.empty() && sample_tokens.size() == target_weights.size());
+  const auto begin = static_cast<int32_t>(tokens.size());
+  const auto end = static_cast<int32_t>(begin + static_cast<int32_t>(sample_tokens.size()));
+  tokens.insert(tokens.end(), sample_tokens.begin(), sample_tokens.end());
+  // Row t predicts token t + 1; the last one predicts nothing.
+  for (size_t t = 1; t < sample_tokens.size(); ++t) {
+    targets.push_back(sample_tokens[t]);
+    weights.push_back(target_weights[t]);
+  }
+  targets.push_back(0);
+  weights.push_back(0);
+  samples.push_back({begin, end});
+  sample_keys.push_back(key);
+  if (runs.empty() || runs.back().adapter != adapter) runs.push_back({begin, begin, adapter});
+  runs.back().end = end;
+}
+
+// Null where a layer keeps nothing: then it is in live_.
+struct TrainPass::Kept {
+  DeviceBuffer x, x2;        // f32 [rows, hidden_dim] the residual stream before attention and before the MLP
+  DeviceBuffer raw;          // act [rows, q_dim + kv_dim] q and k before their norms (Qwen3)
+  DeviceBuffer q, k, v;      // act [rows, q_dim], [rows, kv_dim]: rotated q and k
+  DeviceBuffer attended;     // act [rows, q_dim]
+  DeviceBuffer log_sum_exp;  // f32 [rows, num_heads]
+  DeviceBuffer gate_up;      // act [rows, gate_up columns]
+  DeviceBuffer activated;    // act [rows, intermediate_dim]
+  std::array<DeviceBuffer, kNumProjGroups> products;  // f32 [rows, rank stride] of the adapters
+};
+
+struct TrainPass::Group {
+  int64_t layer = -1;  // -1: the head
+  std::span<const Proj> projs;
+  const PackedWeight* base = nullptr;
+  const float* bias = nullptr;
+  int64_t columns = 0, in = 0;
+  uint64_t module = 0;  // of dropout's keys
+
+  int64_t num_slots() const { return layer >= 0 ? static_cast<int64_t>(projs.size()) : 1; }
+  const TrainableAdapter::Slot* slot(const TrainableAdapter* adapter, int64_t index) const {
+    if (!adapter) return nullptr;
+    const auto& slot = layer >= 0 ? adapter->layer(layer).slots[static_cast<size_t>(projs[static_cast<size_t>(index)])]
+                                  : adapter->head();
+    return slot ? &*slot : nullptr;
+  }
+  bool adapted(const TrainableAdapter* adapter) const {
+    for (int64_t index = 0; index < num_slots(); ++index)
+      if (slot(adapter, index)) return true;
+    return false;
+  }
+  const PackedWeight* weight(const TrainableAdapter* adapter) const {
+    return layer < 0 && adapter && adapter->head_weight() >= 0 ? &adapter->packed_head() : base;
+  }
+};
+
+// --- Creation
+
+TrainPass::TrainPass(std::shared_ptr<const ModelWeights> weights, Backend& backend, int64_t max_rows,
+                     int64_t max_group_rank, Checkpointing level)
+    : weights_(std::move(weights)),
+      backend_(backend),
+      ops_(backend.train_ops()),
+      max_rows_(max_rows),
+      rank_stride_((max_group_rank + 15) / 16 * 16),
+      level_(level),
+      act_bytes_(dtype_bytes(weights_->act)),
+      live_(std::make_unique<Kept>()) {
+  const ModelShape& shape = weights_->shape;
+  const int64_t logit_rows = kLogitsBytes / (align_panel(shape.vocab_size) * 4);
+  head_rows_ = std::min(max_rows, std::clamp<int64_t>(logit_rows, 32, kMaxHeadRows));
+  rope_ = make_rope_table(weights_->config, 0);
+  for (int64_t layer = 0; layer < shape.num_layers; ++layer) kept_.push_back(std::make_unique<Kept>());
+}
+
+std::vector<std::pair<DeviceBuffer*, int64_t>> TrainPass::buffers() {
+  const ModelShape& shape = weights_->shape;
+  const int64_t rows = max_rows_, mlp_rows = std::min(max_rows_, kMlpRows), act = act_bytes_;
+  const int64_t hidden = shape.hidden_dim, qkv = group_columns(ProjGroup::kQkv, shape);
+  const int64_t gate_up = group_columns(ProjGroup::kGateUp, shape);
+  const int64_t widest_input = std::max({hidden, shape.q_dim(), shape.intermediate_dim});
+  std::vector<std::pair<DeviceBuffer*, int64_t>> all;
+  const auto keep_layer = [&](Kept& kept) {
+    all.insert(all.end(), {{&kept.x2, rows * hidden * 4},
+                           {&kept.q, rows * shape.q_dim() * act},
+                           {&kept.k, rows * shape.kv_dim() * act},
+                           {&kept.v, rows * shape.kv_dim() * act},
+                           {&kept.attended, rows * shape.q_dim() * act},
+                           {&kept.log_sum_exp, rows * shape.num_heads * 4},
+                           {&kept.gate_up, rows * gate_up * act}});
+    if (weights_->config.qk_norm) all.push_back({&kept.raw, rows * (shape.q_dim() + shape.kv_dim()) * act});
+    for (DeviceBuffer& products : kept.products) all.push_back({&products, rows * rank_stride_ * 4});
+  };
+  for (auto& kept : kept_) {
+    all.push_back({&kept->x, rows * hidden * 4});
+    if (level_ != Checkpointing::kFull) keep_layer(*kept);
+    if (level_ == Checkpointing::kNone) all.push_back({&kept->activated, rows * shape.intermediate_dim * act});
+  }
+  keep_layer(*live_);
+  all.push_back({&live_->activated, rows * shape.intermediate_dim * act});
+  const int64_t angles = rows * shape.head_dim / 2 * 4;
+  all.insert(all.end(), {{&cos_, angles},
+                         {&sin_, angles},
+                         {&negative_sin_, angles},
+                         {&hidden_, rows * hidden * 4},
+                         {&dhidden_, rows * hidden * 4},
+                         {&normed_, rows * hidden * act},
+                         {&qkv_, rows * qkv * 4},
+                         {&dqkv_, rows * qkv * act},
+                         {&wide_, mlp_rows * std::max(gate_up, shape.intermediate_dim) * 4},
+                         {&dgate_up_, mlp_rows * gate_up * act},
+                         {&product_, rows * align_panel(std::max(hidden, shape.q_dim())) * 4},
+                         {&dy_, rows * align_panel(hidden) * act},
+                         {&dropped_, rows * widest_input * act},
+                         {&ddropped_, rows * widest_input * 4},
+                         {&dproducts_, rows * rank_stride_ * 4},
+                         {&logits_, head_rows_ * align_panel(shape.vocab_size) * 4},
+                         {&gathered_, head_rows_ * hidden * 4},
+                         {&dgathered_, head_rows_ * hidden * 4},
+                         {&head_input_, head_rows_ * hidden * act},
+                         {&head_products_, head_rows_ * rank_stride_ * 4},
+                         {&losses_, head_rows_ * 4},
+                         {&greedy_, head_rows_}});
+  return all;
+}
+
+Result<std::unique_ptr<TrainPass>> TrainPass::create(std::shared_ptr<const ModelWeights> weights, Backend& backend,
+                                                     int64_t max_rows, int64_t max_group_rank, Checkpointing level) {
+  LK_CHECK(max_rows > 0 && max_group_rank >= 0);
+  std::unique_ptr<TrainPass> pass(new TrainPass(std::move(weights), backend, max_rows, max_group_rank, level));
+  for (const auto& [buffer, bytes] : pass->buffers()) {
+    LK_ASSIGN_OR_RETURN(*buffer, backend.try_allocate(bytes));
+  }
+  return pass;
+}
+
+TrainPass::~TrainPass() = default;
+
+int64_t TrainPass::memory_bytes(std::shared_ptr<const ModelWeights> weights, Backend& backend, int64_t max_rows,
+                                int64_t max_group_rank, Checkpointing level) {
+  TrainPass pass(std::move(weights), backend, max_rows, max_group_rank, level);
+  int64_t sum = 0;
+  for (const auto& [buffer, bytes] : pass.buffers()) sum += bytes;
+  return sum;
+}
+
+// --- The walk
+
+RowLosses TrainPass::forward_backward(const TokenBlock& block) { return run(block, Mode::kTrain); }
+RowLosses TrainPass::evaluate(const TokenBlock& block) { return run(block, Mode::kEvaluate); }
+
+RowLosses TrainPass::run(const TokenBlock& block, Mode mode) {
+  prepare(block, mode);
+  const int64_t num_layers = weights_->shape.num_layers, hidden = weights_->shape.hidden_dim;
+  embed(block);
+  for (int64_t layer = 0; layer < num_layers; ++layer) {
+    const bool keeps = mode == Mode::kTrain && layer >= lowest_layer_;
+    Kept& own = *kept_[static_cast<size_t>(layer)];
+    if (keeps) copy(hidden_.as<float>(), own.x.as<float>(), hidden);
+    forward_layer(layer, block, keeps && level_ != Checkpointing::kFull ? own : *live_, true);
+  }
+  RowLosses result{std::vector<float>(block.tokens.size()), std::vector<uint8_t>(block.tokens.size())};
+  if (mode == Mode::kTrain) ops_.fill(dhidden_.as<float>(), num_rows_ * hidden, 0);
+  head(block, mode, result);
+  if (mode == Mode::kEvaluate) return result;
+  for (int64_t layer = num_layers - 1; layer >= lowest_layer_; --layer) {
+    Kept& own = *kept_[static_cast<size_t>(layer)];
+    const bool full = level_ == Checkpointing::kFull;
+    if (full) {
+      copy(own.x.as<float>(), hidden_.as<float>(), hidden);
+      forward_layer(layer, block, *live_, false);
+      std::swap(live_->x, own.x);
+      backward_layer(layer, block, *live_);
+      std::swap(live_->x, own.x);
+    } else {
+      backward_layer(layer, block, own);
+    }
+  }
+  if (embedding_trained_) backward_embedding(block);
+  return result;
+}
+
+void TrainPass::prepare(const TokenBlock& block, Mode mode) {
+  num_rows_ = block.num_rows();
+  LK_CHECK(num_rows_ > 0 && num_rows_ <= max_rows_, "{} rows", num_rows_);
+  LK_CHECK(block.targets.size() == block.tokens.size() && block.weights.size() == block.tokens.size() &&
+           block.sample_keys.size() == block.samples.size());
+  const ModelShape& shape = weights_->shape;
+  lowest_layer_ = shape.num_layers;
+  lowest_point_ = kAbove;
+  embedding_trained_ = drops_ = false;
+  for (const Run& run : block.runs) {
+    if (!run.adapter) continue;
+    lowest_layer_ = std::min(lowest_layer_, run.adapter->lowest_layer());
+    embedding_trained_ |= run.adapter->trains_embedding();
+    drops_ |= mode == Mode::kTrain && run.adapter->dropout() > 0;
+    LK_CHECK(run.adapter->max_group_rank() <= rank_stride_);
+  }
+  for (const Run& run : block.runs)
+    if (run.adapter && lowest_layer_ < shape.num_layers)
+      lowest_point_ = std::min(lowest_point_, lowest_point(*run.adapter, lowest_layer_));
+  if (embedding_trained_) lowest_point_ = kBelow;
+
+  // Angles: positions restart with every sample.
+  const int64_t half = shape.head_dim / 2;
+  std::vector<float> cos(static_cast<size_t>(num_rows_ * half)), sin(cos.size());
+  const bool dynamic = weights_->config.rope.type == RopeType::kDynamic;
+  for (const RowRange& sample : block.samples) {
+    const int64_t length = sample.end - sample.begin;
+    RopeTable own;
+    if (dynamic) own = make_rope_table(weights_->config, length);
+    for (int64_t position = 0; position < length; ++position) {
+      float* cos_row = cos.data() + (sample.begin + position) * half;
+      float* sin_row = sin.data() + (sample.begin + position) * half;
+      if (dynamic) {
+        rope_row(own, position, cos_row, sin_row);
+        continue;
+      }
+      if (static_cast<int64_t>(cos_rows_.size()) <= position * half) {
+        cos_rows_.resize(cos_rows_.size() + static_cast<size_t>(half));
+        sin_rows_.resize(cos_rows_.size());
+        rope_row(rope_, position, cos_rows_.data() + position * half, sin_rows_.data() + position * half);
+      }
+      std::copy_n(cos_rows_.data() + position * half, half, cos_row);
+      std::copy_n(sin_rows_.data() + position * half, half, sin_row);
+    }
+  }
+  backend_.upload(cos_.as<float>(), std::span<const float>(cos));
+  backend_.upload(sin_.as<float>(), std::span<const float>(sin));
+  for (float& value : sin) value = -value;
+  backend_.upload(negative_sin_.as<float>(), std::span<const float>(sin));
+}
+
+TrainPass::View TrainPass::view(const TokenBlock& block, int64_t begin, int64_t end) const {
+  View view{.num_rows = end - begin, .runs = {}, .dropout = {}};
+  for (const Run& run : block.runs) {
+    const auto first = static_cast<int32_t>(std::max<int64_t>(run.begin, begin) - begin);
+    const auto last = static_cast<int32_t>(std::min<int64_t>(run.end, end) - begin);
+    if (first >= last) continue;
+    view.runs.push_back({first, last, run.adapter});
+    if (!drops_ || !run.adapter || run.adapter->dropout() == 0) continue;
+    for (size_t index = 0; index < block.samples.size(); ++index) {
+      const RowRange& sample = block.samples[index];
+      const int64_t from = std::max<int64_t>(sample.begin, begin + first);
+      const int64_t to = std::min<int64_t>(sample.end, begin + last);
+      if (from >= to) continue;
+      view.dropout.push_back({.begin = static_cast<int32_t>(from - begin),
+                              .end = static_cast<int32_t>(to - begin),
+                              .key = block.sample_keys[index] ^ run.adapter->dropout_seed(),
+                              .first_position = from - sample.begin,
+                              .p = static_cast<float>(run.adapter->dropout())});
+    }
+  }
+  return view;
+}
+
+TrainPass::View TrainPass::view(const TokenBlock& block, std::span<const int32_t> rows) const {
+  View view{.num_rows = static_cast<int64_t>(rows.size()), .runs = {}, .dropout = {}};
+  size_t run_index = 0, sample_index = 0;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    while (block.runs[run_index].end <= rows[i]) ++run_index;
+    while (block.samples[sample_index].end <= rows[i]) ++sample_index;
+    TrainableAdapter* adapter = block.runs[run_index].adapter;
+    const auto row = static_cast<int32_t>(i);
+    if (view.runs.empty() || view.runs.back().adapter != adapter) view.runs.push_back({row, row, adapter});
+    view.runs.back().end = row + 1;
+    if (!drops_ || !adapter || adapter->dropout() == 0) continue;
+    view.dropout.push_back({.begin = row,
+                            .end = row + 1,
+                            .key = block.sample_keys[sample_index] ^ adapter->dropout_seed(),
+                            .first_position = rows[i] - block.samples[sample_index].begin,
+                            .p = static_cast<float>(adapter->dropout())});
+  }
+  return view;
+}
+
+TrainPass::Group TrainPass::group(int64_t layer, ProjGroup group) const {
+  const LayerWeights& w = weights_->layers[static_cast<size_t>(layer)];
+  const auto g = static_cast<size_t>(group);
+  return {.layer = layer,
+          .projs = projs_of(group),
+          .base = &w.linear[g],
+          .bias = w.bias[g],
+          .columns = group_columns(group, weights_->shape),
+          .in = in_dim(projs_of(group)[0], weights_->shape),
+          .module = static_cast<uint64_t>(layer) * kNumProjGroups + g + 1};
+}
+
+TrainPass::Group TrainPass::head_group() const {
+  return {.layer = -1,
+          .projs = {},
+          .base = &weights_->lm_head,
+          .bias = nullptr,
+          .columns = align_panel(weights_->shape.vocab_size),
+          .in = weights_->shape.hidden_dim,
+          .module = 0};
+}
+
+void TrainPass::copy(const float* from, float* to, int64_t columns) {
+  ops_.round_rows({.x = from,
+                   .x_stride = columns,
+                   .y = to,
+                   .y_dtype = DType::kF32,
+                   .y_stride = columns,
+                   .num_rows = num_rows_,
+                   .n = columns,
+                   .padded = columns});
+}
+
+// --- Forward
+
+void TrainPass::embed(const TokenBlock& block) {
+  const int64_t dim = weights_->shape.hidden_dim;
+  std::vector<EmbedRow> rows;
+  rows.reserve(block.tokens.size());
+  for (const Run& run : block.runs) {
+    for (int32_t row = run.begin; row < run.end; ++row) {
+      const int32_t token = block.tokens[static_cast<size_t>(row)];
+      EmbedRow embed{.source = weights_->embedding.row(token), .dtype = weights_->embedding.dtype(), .token = token};
+      if (TrainableAdapter* own = run.adapter) {
+        const auto take = [&](int param, int64_t index) {
+          embed.source = own->value(param) + index * dim;
+          embed.dtype = DType::kF32;
+        };
+        if (own->embedding_table() >= 0) take(own->embedding_table(), token);
+        if (const int64_t trained = own->token_row(token); trained >= 0) take(own->tokens(), trained);
+        embed.delta = own->embedding_delta();
+      }
+      rows.push_back(embed);
+    }
+  }
+  backend_.embed({.rows = rows, .y = hidden_.as<float>(), .y_stride = dim, .dim = dim});
+}
+
+void TrainPass::forward_layer(int64_t layer, const TokenBlock& block, Kept& kept, bool output) {
+  forward_attention(layer, block, kept);
+  forward_mlp(layer, block, kept, output);
+}
+
+void TrainPass::rotate(float* qkv, const float* sin) {
+  const ModelShape& shape = weights_->shape;
+  const int64_t columns = group_columns(ProjGroup::kQkv, shape);
+  for (const auto& [proj, heads] : {std::pair(Proj::kQ, shape.num_heads), std::pair(Proj::kK, shape.num_kv_heads)})
+    backend_.rope({.x = qkv + group_column(proj, shape),
+                   .x_stride = columns,
+                   .num_rows = num_rows_,
+                   .num_heads = heads,
+                   .head_dim = shape.head_dim,
+                   .cos = cos_.as<float>(),
+                   .sin = sin});
+}
+
+void TrainPass::forward_attention(int64_t layer, const TokenBlock& block, Kept& kept) {
+  const ModelShape& shape = weights_->shape;
+  const LayerWeights& w = weights_->layers[static_cast<size_t>(layer)];
+  const View all = view(block, 0, num_rows_);
+  const int64_t columns = group_columns(ProjGroup::kQkv, shape);
+  float* qkv = qkv_.as<float>();
+  const auto round = [&](const float* x, int64_t width, void* y, int64_t y_stride) {
+    ops_.round_rows({.x = x,
+                     .x_stride = columns,
+                     .y = y,
+                     .y_dtype = weights_->act,
+                     .y_stride = y_stride,
+                     .num_rows = num_rows_,
+                     .n = width,
+                     .padded = width});
+  };
+  norm(all, hidden_.as<float>(), w.input_norm, input_norm_of, layer, normed_.data());
+  forward(group(layer, ProjGroup::kQkv), all, normed_.data(), qkv, kept.products[0].as<float>());
+  if (weights_->config.qk_norm) {
+    const int64_t stride = shape.q_dim() + shape.kv_dim();
+    round(qkv, shape.q_dim(), kept.raw.data(), stride);
+    round(qkv + group_column(Proj::kK, shape), shape.kv_dim(), kept.raw.data() + shape.q_dim() * act_bytes_, stride);
+    head_norms(all, layer, kept.raw.data(), qkv);
+  }
+  rotate(qkv, sin_.as<float>());
+  round(qkv, shape.q_dim(), kept.q.data(), shape.q_dim());
+  round(qkv + group_column(Proj::kK, shape), shape.kv_dim(), kept.k.data(), shape.kv_dim());
+  round(qkv + group_column(Proj::kV, shape), shape.kv_dim(), kept.v.data(), shape.kv_dim());
+  ops_.block_attention({.in = attention(layer, block, kept),
+                        .y = kept.attended.data(),
+                        .y_stride = shape.q_dim(),
+                        .log_sum_exp = kept.log_sum_exp.as<float>()});
+  forward(group(layer, ProjGroup::kO), all, kept.attended.data(), product_.as<float>(), kept.products[1].as<float>());
+  backend_.add(hidden_.as<float>(), shape.hidden_dim, product_.as<float>(), align_panel(shape.hidden_dim), num_rows_,
+               shape.hidden_dim);
+  copy(hidden_.as<float>(), kept.x2.as<float>(), shape.hidden_dim);
+}
+
+BlockAttention TrainPass::attention(int64_t layer, const TokenBlock& block, const Kept& kept) const {
+  const ModelShape& shape = weights_->shape;
+  return {.q = kept.q.data(),
+          .k = kept.k.data(),
+          .v = kept.v.data(),
+          .act = weights_->act,
+          .q_stride = shape.q_dim(),
+          .k_stride = shape.kv_dim(),
+          .v_stride = shape.kv_dim(),
+          .num_heads = shape.num_heads,
+          .num_kv_heads = shape.num_kv_heads,
+          .head_dim = shape.head_dim,
+          .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(shape.head_dim))),
+          .window = weights_->config.layer_window[static_cast<size_t>(layer)],
+          .sequences = block.samples};
+}
+
+void TrainPass::forward_mlp(int64_t layer, const TokenBlock& block, Kept& kept, bool output) {
+  const ModelShape& shape = weights_->shape;
+  const LayerWeights& w = weights_->layers[static_cast<size_t>(layer)];
+  const int64_t gate_up = group_columns(ProjGroup::kGateUp, shape), hidden = shape.hidden_dim;
+  DeviceBuffer& activated = kept.activated.data() ? kept.activated : live_->activated;
+  norm(view(block, 0, num_rows_), hidden_.as<float>(), w.post_norm, post_norm_of, layer, normed_.data());
+  for (int64_t begin = 0; begin < num_rows_; begin += kMlpRows) {
+    const View rows = view(block, begin, std::min(begin + kMlpRows, num_rows_));
+    const auto products = [&](ProjGroup group) {
+      return kept.products[static_cast<size_t>(group)].as<float>() + begin * rank_stride_;
+    };
+    std::byte* h = row_of(activated.data(), begin, shape.intermediate_dim, act_bytes_);
+    forward(group(layer, ProjGroup::kGateUp), rows, row_of(normed_.data(), begin, hidden, act_bytes_),
+            wide_.as<float>(), products(ProjGroup::kGateUp));
+    ops_.swiglu_keep({.x = wide_.as<float>(),
+                      .x_stride = gate_up,
+                      .up_offset = group_column(Proj::kUp, shape),
+                      .padded = gate_up,
+                      .kept = row_of(kept.gate_up.data(), begin, gate_up, act_bytes_),
+                      .kept_stride = gate_up,
+                      .y = h,
+                      .act = weights_->act,
+                      .y_stride = shape.intermediate_dim,
+                      .num_rows = rows.num_rows,
+                      .dim = shape.intermediate_dim});
+    // A layer that runs again needs of its last linear the rank products alone.
+    const Group down = group(layer, ProjGroup::kDown);
+    if (!output) {
+      add_deltas(down, rows, h, product_.as<float>(), products(ProjGroup::kDown));
+      continue;
+    }
+    forward(down, rows, h, product_.as<float>(), products(ProjGroup::kDown));
+    backend_.add(hidden_.as<float>() + begin * hidden, hidden, product_.as<float>(), align_panel(hidden), rows.num_rows,
+                 hidden);
+  }
+}
+
+void TrainPass::forward(const Group& group, const View& view, const void* x, float* y, float* products) {
+  add_base_products(group, view, x, y);
+  add_deltas(group, view, x, y, products);
+  if (group.bias) backend_.add_bias(y, group.columns, group.bias, view.num_rows, group.columns);
+}
+
+// Rows of adapters with a head of their own go through it, all others share one product.
+template <class F>
+void TrainPass::for_each_weight(const Group& group, const View& view, const F& apply) {
+  size_t run = 0;
+  while (run < view.runs.size()) {
+    const PackedWeight* weight = group.weight(view.runs[run].adapter);
+    const int64_t begin = view.runs[run].begin;
+    int64_t end = begin;
+    for (; run < view.runs.size() && group.weight(view.runs[run].adapter) == weight; ++run) end = view.runs[run].end;
+    apply(*weight, begin, end);
+  }
+}
+
+void TrainPass::add_base_products(const Group& group, const View& view, const void* x, float* y) {
+  for_each_weight(group, view, [&](const PackedWeight& w, int64_t begin, int64_t end) {
+    backend_.gemm({.x = row_of(x, begin, group.in, act_bytes_),
+                   .act = weights_->act,
+                   .x_stride = group.in,
+                   .w = w,
+                   .y = y + begin * group.columns,
+                   .y_stride = group.columns,
+                   .num_rows = end - begin});
+  });
+}
+
+void TrainPass::lora(std::span<const LoraSegment> segments, const void* x, int64_t x_stride, float* y, int64_t y_stride,
+                     float* products) {
+  // Offsets of rank rows are relative to their adapter's copies, and so is each segment's base.
+  backend_.lora({.x = x,
+                 .act = weights_->act,
+                 .x_stride = x_stride,
+                 .y = y,
+                 .y_stride = y_stride,
+                 .segments = segments,
+                 .v = products,
+                 .v_stride = rank_stride_});
+}
+
+void TrainPass::add_deltas(const Group& group, const View& view, const void* x, float* y, float* products) {
+  std::vector<std::array<LoraProj, 3>> projs(view.runs.size());
+  std::vector<LoraSegment> segments;
+  for (size_t index = 0; index < view.runs.size(); ++index) {
+    const Run& run = view.runs[index];
+    size_t count = 0;
+    for (int64_t s = 0; s < group.num_slots(); ++s)
+      if (const auto* slot = group.slot(run.adapter, s)) projs[index][count++] = slot->forward;
+    if (count > 0)
+      segments.push_back({run.begin, run.end, run.adapter->copies(), std::span(projs[index]).subspan(0, count)});
+  }
+  if (!segments.empty()) lora(segments, drop(group, view, x), group.in, y, group.columns, products);
+}
+
+std::vector<DropoutRows> TrainPass::keyed(const Group& group, const View& view) const {
+  std::vector<DropoutRows> rows = view.dropout;
+  for (DropoutRows& row : rows) row.key = mix64(row.key + group.module * 0x9e3779b97f4a7c15ull);
+  return rows;
+}
+
+const void* TrainPass::drop(const Group& group, const View& view, const void* x) {
+  if (view.dropout.empty()) return x;
+  // Rows without dropout are copied: one kernel reads them all.
+  ops_.round_rows({.x = x,
+                   .x_dtype = weights_->act,
+                   .x_stride = group.in,
+                   .y = dropped_.data(),
+                   .y_dtype = weights_->act,
+                   .y_stride = group.in,
+                   .num_rows = view.num_rows,
+                   .n = group.in,
+                   .padded = group.in});
+  ops_.dropout({.x = x,
+                .x_dtype = weights_->act,
+                .x_stride = group.in,
+                .y = dropped_.data(),
+                .y_dtype = weights_->act,
+                .y_stride = group.in,
+                .add = false,
+                .dim = group.in,
+                .rows = keyed(group, view)});
+  return dropped_.data();
+}
+
+// --- The head and the loss
+
+void TrainPass::head(const TokenBlock& block, Mode mode, RowLosses& result) {
+  std::vector<int32_t> rows;
+  for (size_t row = 0; row < block.weights.size(); ++row)
+    if (block.weights[row] != 0) rows.push_back(static_cast<int32_t>(row));
+  for (size_t begin = 0; begin < rows.size(); begin += static_cast<size_t>(head_rows_)) {
+    const size_t count = std::min(rows.size() - begin, static_cast<size_t>(head_rows_));
+    head_chunk(block, std::span(rows).subspan(begin, count), mode, result);
+  }
+}
+
+void TrainPass::head_chunk(const TokenBlock& block, std::span<const int32_t> rows, Mode mode, RowLosses& result) {
+  const ModelShape& shape = weights_->shape;
+  const int64_t hidden = shape.hidden_dim, stride = align_panel(shape.vocab_size);
+  const auto num_rows = static_cast<int64_t>(rows.size());
+  const View some = view(block, rows);
+  const Group lm_head = head_group();
+  backend_.gather_rows({.x = hidden_.as<float>(),
+                        .x_stride = hidden,
+                        .rows = rows,
+                        .y = gathered_.as<float>(),
+                        .y_stride = hidden,
+                        .dim = hidden});
+  norm(some, gathered_.as<float>(), weights_->final_norm, final_norm_of, 0, head_input_.data());
+  float* logits = logits_.as<float>();
+  forward(lm_head, some, head_input_.data(), logits, head_products_.as<float>());
+  for (const Run& run : some.runs) {  // a tied head follows the trained rows of the embedding
+    if (!run.adapter || run.adapter->token_head().n == 0) continue;
+    backend_.gemm_columns({.x = row_of(head_input_.data(), run.begin, hidden, act_bytes_),
+                           .act = weights_->act,
+                           .x_stride = hidden,
+                           .w = run.adapter->token_head(),
+                           .columns = run.adapter->token_columns(),
+                           .y = logits + run.begin * stride,
+                           .y_stride = stride,
+                           .num_rows = run.end - run.begin});
+  }
+  std::vector<int32_t> targets(rows.size());
+  std::vector<float> weights(rows.size()), losses(rows.size());
+  std::vector<uint8_t> greedy(rows.size());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    targets[i] = block.targets[static_cast<size_t>(rows[i])];
+    weights[i] = block.weights[static_cast<size_t>(rows[i])];
+  }
+  // The gradient takes the place of the logits, row by row.
+  ops_.cross_entropy({.logits = logits,
+                      .logits_stride = stride,
+                      .vocab_size = shape.vocab_size,
+                      .padded = stride,
+                      .targets = targets,
+                      .weights = weights,
+                      .losses = losses_.as<float>(),
+                      .greedy = greedy_.as<uint8_t>(),
+                      .gradient = mode == Mode::kTrain ? logits : nullptr,
+                      .act = weights_->act,
+                      .gradient_stride = stride * 4 / act_bytes_});
+  backend_.read(losses.data(), losses_.data(), num_rows * 4);
+  backend_.read(greedy.data(), greedy_.data(), num_rows);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    result.losses[static_cast<size_t>(rows[i])] = losses[i];
+    result.greedy[static_cast<size_t>(rows[i])] = greedy[i];
+  }
+  if (mode == Mode::kTrain) backward_head(some, rows);
+}
+
+void TrainPass::backward_head(const View& some, std::span<const int32_t> rows) {
+  const ModelShape& shape = weights_->shape;
+  const int64_t hidden = shape.hidden_dim, stride = align_panel(shape.vocab_size) * 4 / act_bytes_;
+  Group lm_head = head_group();
+  void* dlogits = logits_.data();
+  const auto at = [&](int64_t row) { return row_of(dlogits, row, stride, act_bytes_); };
+  // Trained rows of a tied embedding: columns of their own, which the base's head must not see.
+  std::vector<std::pair<Run, DeviceBuffer>> taken;
+  for (const Run& run : some.runs) {
+    if (!run.adapter) continue;
+    TrainableAdapter& own = *run.adapter;
+    const int64_t num_rows = run.end - run.begin;
+    if (const int64_t columns = own.token_head().n; columns > 0) {
+      DeviceBuffer c = backend_.allocate(num_rows * columns * 4);
+      ops_.take_columns({.x = at(run.begin),
+                         .act = weights_->act,
+                         .x_stride = stride,
+                         .columns = own.token_columns(),
+                         .c = c.as<float>(),
+                         .c_stride = columns,
+                         .num_rows = num_rows,
+                         .num_columns = columns});
+      const OuterProduct outer{.c = c.as<float>(),
+                               .c_stride = columns,
+                               .x = row_of(head_input_.data(), run.begin, hidden, act_bytes_),
+                               .x_dtype = weights_->act,
+                               .x_stride = hidden,
+                               .num_rows = num_rows,
+                               .rank = columns,
+                               .width = hidden,
+                               .gradient = own.gradient(own.tokens()),
+                               .gradient_stride = hidden};
+      ops_.outer(std::span(&outer, 1));
+      taken.emplace_back(run, std::move(c));
+    }
+    if (own.head_weight() >= 0) {
+      // dlogits as f32, a few rows at a time: the sums over rows go on from one call to the next.
+      constexpr int64_t kRows = 32;
+      const int64_t vocab = shape.vocab_size;
+      DeviceBuffer c = backend_.allocate(std::min(num_rows, kRows) * vocab * 4);
+      for (int64_t begin = run.begin; begin < run.end; begin += kRows) {
+        const int64_t count = std::min<int64_t>(run.end - begin, kRows);
+        ops_.round_rows({.x = at(begin),
+                         .x_dtype = weights_->act,
+                         .x_stride = stride,
+                         .y = c.data(),
+                         .y_dtype = DType::kF32,
+                         .y_stride = vocab,
+                         .num_rows = count,
+                         .n = vocab,
+                         .padded = vocab});
+        const OuterProduct outer{.c = c.as<float>(),
+                                 .c_stride = vocab,
+                                 .x = row_of(head_input_.data(), begin, hidden, act_bytes_),
+                                 .x_dtype = weights_->act,
+                                 .x_stride = hidden,
+                                 .num_rows = count,
+                                 .rank = vocab,
+                                 .width = hidden,
+                                 .gradient = own.gradient(own.head_weight()),
+                                 .gradient_stride = hidden};
+        ops_.outer(std::span(&outer, 1));
+      }
+    }
+  }
+  backward(lm_head, some, head_input_.data(), dlogits, stride, head_products_.as<float>(), dgathered_.as<float>());
+  for (auto& [run, c] : taken) {
+    const PackedWeight& own = run.adapter->token_head();
+    DeviceBuffer rounded = backend_.allocate((run.end - run.begin) * own.n * act_bytes_);
+    ops_.round_rows({.x = c.data(),
+                     .x_stride = own.n,
+                     .y = rounded.data(),
+                     .y_dtype = weights_->act,
+                     .y_stride = own.n,
+                     .num_rows = run.end - run.begin,
+                     .n = own.n,
+                     .padded = own.n});
+    ops_.gemm_transposed({.x = rounded.data(),
+                          .act = weights_->act,
+                          .x_stride = own.n,
+                          .w = own,
+                          .y = dgathered_.as<float>() + run.begin * hidden,
+                          .y_stride = hidden,
+                          .num_rows = run.end - run.begin,
+                          .add = true});
+  }
+  // In place: dgathered_ becomes the gradient of the rows before the norm.
+  norm_backward(some, gathered_.as<float>(), weights_->final_norm, final_norm_of, 0, dgathered_.as<float>(),
+                dgathered_.as<float>(), false);
+  ops_.scatter_rows({.x = dgathered_.as<float>(),
+                     .x_stride = hidden,
+                     .rows = rows,
+                     .gradient = dhidden_.as<float>(),
+                     .gradient_stride = hidden,
+                     .dim = hidden});
+}
+
+// --- Backward
+
+void TrainPass::backward_layer(int64_t layer, const TokenBlock& block, Kept& kept) {
+  const int stop = layer == lowest_layer_ ? lowest_point_ : static_cast<int>(kBelow);
+  backward_mlp(layer, block, kept, stop);
+  if (stop < kAtPostNorm) backward_attention(layer, block, kept, stop);
+}
+
+void TrainPass::backward_mlp(int64_t layer, const TokenBlock& block, Kept& kept, int stop) {
+  const ModelShape& shape = weights_->shape;
+  const LayerWeights& w = weights_->layers[static_cast<size_t>(layer)];
+  const int64_t gate_up = group_columns(ProjGroup::kGateUp, shape), hidden = shape.hidden_dim;
+  const int64_t padded = align_panel(hidden), intermediate = shape.intermediate_dim;
+  for (int64_t begin = 0; begin < num_rows_; begin += kMlpRows) {
+    const View rows = view(block, begin, std::min(begin + kMlpRows, num_rows_));
+    const auto products = [&](ProjGroup group) {
+      return kept.products[static_cast<size_t>(group)].as<float>() + begin * rank_stride_;
+    };
+    float* dhidden = dhidden_.as<float>() + begin * hidden;
+    const float* x2 = kept.x2.as<float>() + begin * hidden;
+    std::byte* kept_gate_up = row_of(kept.gate_up.data(), begin, gate_up, act_bytes_);
+    const std::byte* h;
+    if (kept.activated.data()) {
+      h = row_of(kept.activated.data(), begin, intermediate, act_bytes_);
+    } else {
+      h = live_->activated.data();
+      ops_.swiglu_keep({.x = nullptr,
+                        .up_offset = group_column(Proj::kUp, shape),
+                        .padded = gate_up,
+                        .kept = kept_gate_up,
+                        .kept_stride = gate_up,
+                        .y = live_->activated.data(),
+                        .act = weights_->act,
+                        .y_stride = intermediate,
+                        .num_rows = rows.num_rows,
+                        .dim = intermediate});
+    }
+    ops_.round_rows({.x = dhidden,
+                     .x_stride = hidden,
+                     .y = dy_.data(),
+                     .y_dtype = weights_->act,
+                     .y_stride = padded,
+                     .num_rows = rows.num_rows,
+                     .n = hidden,
+                     .padded = padded});
+    float* dh = stop < kAtDown ? wide_.as<float>() : nullptr;
+    backward(group(layer, ProjGroup::kDown), rows, h, dy_.data(), padded, products(ProjGroup::kDown), dh);
+    if (!dh) continue;
+    ops_.swiglu_backward({.kept = kept_gate_up,
+                          .kept_stride = gate_up,
+                          .up_offset = group_column(Proj::kUp, shape),
+                          .padded = gate_up,
+                          .dy = dh,
+                          .dy_stride = intermediate,
+                          .dx = dgate_up_.data(),
+                          .act = weights_->act,
+                          .dx_stride = gate_up,
+                          .num_rows = rows.num_rows,
+                          .dim = intermediate});
+    norm(rows, x2, w.post_norm, post_norm_of, layer, normed_.data());
+    float* dnormed = stop < kAtGateUp ? product_.as<float>() : nullptr;
+    backward(group(layer, ProjGroup::kGateUp), rows, normed_.data(), dgate_up_.data(), gate_up,
+             products(ProjGroup::kGateUp), dnormed);
+    if (dnormed) norm_backward(rows, x2, w.post_norm, post_norm_of, layer, dnormed, dhidden, true);
+  }
+}
+
+void TrainPass::backward_attention(int64_t layer, const TokenBlock& block, Kept& kept, int stop) {
+  const ModelShape& shape = weights_->shape;
+  const LayerWeights& w = weights_->layers[static_cast<size_t>(layer)];
+  const int64_t hidden = shape.hidden_dim, padded = align_panel(hidden);
+  const int64_t columns = group_columns(ProjGroup::kQkv, shape);
+  const View all = view(block, 0, num_rows_);
+  ops_.round_rows({.x = dhidden_.as<float>(),
+                   .x_stride = hidden,
+                   .y = dy_.data(),
+                   .y_dtype = weights_->act,
+                   .y_stride = padded,
+                   .num_rows = num_rows_,
+                   .n = hidden,
+                   .padded = padded});
+  float* dattended = stop < kAtO ? product_.as<float>() : nullptr;
+  backward(group(layer, ProjGroup::kO), all, kept.attended.data(), dy_.data(), padded, kept.products[1].as<float>(),
+           dattended);
+  if (!dattended) return;
+  float* dqkv = qkv_.as<float>();
+  ops_.block_attention_backward({.in = attention(layer, block, kept),
+                                 .y = kept.attended.data(),
+                                 .y_stride = shape.q_dim(),
+                                 .log_sum_exp = kept.log_sum_exp.as<float>(),
+                                 .dy = dattended,
+                                 .dy_stride = shape.q_dim(),
+                                 .dq = dqkv,
+                                 .dk = dqkv + group_column(Proj::kK, shape),
+                                 .dv = dqkv + group_column(Proj::kV, shape),
+                                 .dq_stride = columns,
+                                 .dk_stride = columns,
+                                 .dv_stride = columns});
+  rotate(dqkv, negative_sin_.as<float>());
+  if (weights_->config.qk_norm) head_norms_backward(all, layer, kept.raw.data(), dqkv);
+  if (stop == kAtHeadNorms) return;
+  for (Proj proj : projs_of(ProjGroup::kQkv)) {
+    const int64_t column = group_column(proj, shape), width = out_dim(proj, shape);
+    ops_.round_rows({.x = dqkv + column,
+                     .x_stride = columns,
+                     .y = row_of(dqkv_.data(), 0, columns, act_bytes_) + column * act_bytes_,
+                     .y_dtype = weights_->act,
+                     .y_stride = columns,
+                     .num_rows = num_rows_,
+                     .n = width,
+                     .padded = align_panel(width)});
+  }
+  norm(all, kept.x.as<float>(), w.input_norm, input_norm_of, layer, normed_.data());
+  float* dnormed = stop < kAtQkv ? product_.as<float>() : nullptr;
+  backward(group(layer, ProjGroup::kQkv), all, normed_.data(), dqkv_.data(), columns, kept.products[0].as<float>(),
+           dnormed);
+  if (dnormed)
+    norm_backward(all, kept.x.as<float>(), w.input_norm, input_norm_of, layer, dnormed, dhidden_.as<float>(), true);
+}
+
+void TrainPass::backward(const Group& group, const View& view, const void* x, void* dy, int64_t dy_stride,
+                         const float* products, float* dx) {
+  backward_dora(group, view, x, dy, dy_stride);
+  if (dx)
+    for_each_weight(group, view, [&](const PackedWeight& w, int64_t begin, int64_t end) {
+      ops_.gemm_transposed({.x = row_of(dy, begin, dy_stride, act_bytes_),
+                            .act = weights_->act,
+                            .x_stride = dy_stride,
+                            .w = w,
+                            .y = dx + begin * group.in,
+                            .y_stride = group.in,
+                            .num_rows = end - begin});
+    });
+  const bool adapted = std::ranges::any_of(view.runs, [&](const Run& run) { return group.adapted(run.adapter); });
+  if (!adapted) return;
+  backward_deltas(group, view, dy, dy_stride, dx);
+  add_slot_gradients(group, view, x, dy, dy_stride, products);
+}
+
+// The magnitudes' gradients need the output before the base's bias, which is not kept. Then dy becomes the gradient of
+// what the magnitudes scale: the norms count as constants (arXiv:2402.09353, 4.3).
+void TrainPass::backward_dora(const Group& group, const View& some, const void* x, void* dy, int64_t dy_stride) {
+  for (const Run& run : some.runs) {
+    bool scaled = false;
+    for (int64_t s = 0; s < group.num_slots(); ++s) {
+      const auto* slot = group.slot(run.adapter, s);
+      scaled |= slot && slot->dora();
+    }
+    if (!scaled) continue;
+    const int64_t num_rows = run.end - run.begin;
+    DeviceBuffer y = backend_.allocate(num_rows * group.columns * 4);
+    const View rows{.num_rows = num_rows, .runs = {{0, static_cast<int32_t>(num_rows), run.adapter}}, .dropout = {}};
+    const void* input = row_of(x, run.begin, group.in, act_bytes_);
+    add_base_products(group, rows, input, y.as<float>());
+    add_deltas(group, rows, input, y.as<float>(), dproducts_.as<float>());
+    for (int64_t s = 0; s < group.num_slots(); ++s) {
+      const auto* slot = group.slot(run.adapter, s);
+      if (!slot || !slot->dora()) continue;
+      std::byte* own = row_of(dy, run.begin, dy_stride, act_bytes_) + slot->forward.out_begin * act_bytes_;
+      ops_.dora_magnitude_grad({.dy = own,
+                                .dy_dtype = weights_->act,
+                                .dy_stride = dy_stride,
+                                .y = y.as<float>() + slot->forward.out_begin,
+                                .y_stride = group.columns,
+                                .magnitudes = run.adapter->value(slot->magnitude),
+                                .gradient = run.adapter->gradient(slot->magnitude),
+                                .num_rows = num_rows,
+                                .n = slot->out});
+      ops_.round_rows({.x = own,
+                       .x_dtype = weights_->act,
+                       .x_stride = dy_stride,
+                       .scale = slot->scales,
+                       .y = own,
+                       .y_dtype = weights_->act,
+                       .y_stride = dy_stride,
+                       .num_rows = num_rows,
+                       .n = slot->out,
+                       .padded = slot->out});
+    }
+  }
+}
+
+// dproducts_ = scaling dy B of every slot; with dx also dx += (scaling dy B) A, through dropout's mask where there is
+// one.
+void TrainPass::backward_deltas(const Group& group, const View& some, void* dy, int64_t dy_stride, float* dx) {
+  const bool dropping = !some.dropout.empty();
+  if (dropping) ops_.fill(ddropped_.as<float>(), some.num_rows * group.in, 0);
+  for (int64_t s = 0; s < group.num_slots(); ++s) {
+    // Runs with and without dropout write to different places.
+    for (const bool dropped : {false, true}) {
+      std::vector<LoraSegment> segments;
+      int64_t column = 0;
+      for (const Run& run : some.runs) {
+        const auto* slot = group.slot(run.adapter, s);
+        if (!slot || (dropping && run.adapter->dropout() > 0) != dropped) continue;
+        column = slot->forward.out_begin;
+        segments.push_back({run.begin, run.end, run.adapter->copies(), std::span(&slot->backward, 1)});
+      }
+      if (segments.empty()) continue;
+      // Where a slot's products stand differs between adapters (the ranks before it in the group): one call each.
+      for (const LoraSegment& segment : segments) {
+        const Run* run = &*std::ranges::find(some.runs, segment.row_begin, &Run::begin);
+        float* y = dropped || !dx ? ddropped_.as<float>() : dx;
+        lora(std::span(&segment, 1), static_cast<const std::byte*>(dy) + column * act_bytes_, dy_stride, y, group.in,
+             dproducts_.as<float>() + product_column(group, *run->adapter, s));
+      }
+    }
+  }
+  if (dropping && dx)
+    ops_.dropout({.x = ddropped_.data(),
+                  .x_dtype = DType::kF32,
+                  .x_stride = group.in,
+                  .y = dx,
+                  .y_dtype = DType::kF32,
+                  .y_stride = group.in,
+                  .add = true,
+                  .dim = group.in,
+                  .rows = keyed(group, some)});
+}
+
+int64_t TrainPass::product_column(const Group& group, const TrainableAdapter& adapter, int64_t index) {
+  int64_t column = 0;
+  for (int64_t s = 0; s < index; ++s)
+    if (const auto* slot = group.slot(&adapter, s)) column += slot->rank;
+  return column;
+}
+
+void TrainPass::add_slot_gradients(const Group& group, const View& some, const void* x, const void* dy,
+                                   int64_t dy_stride, const float* products) {
+  const void* input = drop(group, some, x);
+  std::vector<OuterProduct> outers;
+  for (const Run& run : some.runs) {
+    for (int64_t s = 0; s < group.num_slots(); ++s) {
+      const auto* slot = group.slot(run.adapter, s);
+      if (!slot) continue;
+      TrainableAdapter& own = *run.adapter;
+      const int64_t num_rows = run.end - run.begin, column = product_column(group, own, s);
+      const std::byte* own_dy = row_of(dy, run.begin, dy_stride, act_bytes_) + slot->forward.out_begin * act_bytes_;
+      outers.push_back({.c = dproducts_.as<float>() + run.begin * rank_stride_ + column,
+                        .c_stride = rank_stride_,
+                        .x = row_of(input, run.begin, group.in, act_bytes_),
+                        .x_dtype = weights_->act,
+                        .x_stride = group.in,
+                        .num_rows = num_rows,
+                        .rank = slot->trained_rank,
+                        .width = slot->in,
+                        .gradient = own.gradient(slot->a),
+                        .gradient_stride = slot->in});
+      outers.push_back({.c = products + run.begin * rank_stride_ + column,
+                        .c_stride = rank_stride_,
+                        .x = own_dy,
+                        .x_dtype = weights_->act,
+                        .x_stride = dy_stride,
+                        .num_rows = num_rows,
+                        .rank = slot->trained_rank,
+                        .width = slot->out,
+                        .gradient = own.gradient(slot->b),
+                        .gradient_stride = slot->out});
+      if (slot->bias >= 0)
+        ops_.column_sum({.x = own_dy,
+                         .x_dtype = weights_->act,
+                         .x_stride = dy_stride,
+                         .scale = slot->scaling,
+                         .gradient = own.gradient(slot->bias),
+                         .num_rows = num_rows,
+                         .n = slot->out});
+    }
+  }
+  ops_.outer(outers);
+}
+
+void TrainPass::backward_embedding(const TokenBlock& block) {
+  const ModelShape& shape = weights_->shape;
+  const int64_t dim = shape.hidden_dim;
+  for (const Run& run : block.runs) {
+    if (!run.adapter || !run.adapter->trains_embedding()) continue;
+    TrainableAdapter& own = *run.adapter;
+    const std::span tokens =
+        std::span(block.tokens).subspan(static_cast<size_t>(run.begin), static_cast<size_t>(run.end - run.begin));
+    const float* dy = dhidden_.as<float>() + run.begin * dim;
+    std::vector<int32_t> trained, plain;
+    for (int32_t token : tokens) {
+      trained.push_back(static_cast<int32_t>(own.token_row(token)));
+      plain.push_back(trained.back() >= 0 ? -1 : token);
+    }
+    const auto scatter = [&](int param, std::span<const int32_t> rows) {
+      ops_.scatter_rows({.x = dy,
+                         .x_stride = dim,
+                         .rows = rows,
+                         .gradient = own.gradient(param),
+                         .gradient_stride = dim,
+                         .dim = dim});
+    };
+    if (own.tokens() >= 0) scatter(own.tokens(), trained);
+    if (own.embedding_table() >= 0) scatter(own.embedding_table(), plain);
+    if (own.embedding_a() >= 0)
+      ops_.embedding_delta_backward({.dy = dy,
+                                     .dy_stride = dim,
+                                     .tokens = tokens,
+                                     .a = own.value(own.embedding_a()),
+                                     .b = own.value(own.embedding_b()),
+                                     .a_gradient = own.gradient(own.embedding_a()),
+                                     .b_gradient = own.gradient(own.embedding_b()),
+                                     .rank = own.param(own.embedding_a()).rows,
+                                     .vocab_size = shape.vocab_size,
+                                     .dim = dim,
+                                     .scaling = static_cast<float>(own.embedding_delta()->scaling)});
+  }
+}
+
+// --- Norms
+
+void TrainPass::norm(const View& view, const float* x, const float* base, NormParam own, int64_t layer, void* y) {
+  const int64_t dim = weights_->shape.hidden_dim;
+  for (const Run& run : view.runs) {
+    const int param = run.adapter ? own(*run.adapter, layer) : -1;
+    backend_.rms_norm({.x = x + run.begin * dim,
+                       .x_stride = dim,
+                       .weight = param >= 0 ? run.adapter->value(param) : base,
+                       .y = row_of(y, run.begin, dim, act_bytes_),
+                       .y_dtype = weights_->act,
+                       .y_stride = dim,
+                       .num_rows = run.end - run.begin,
+                       .dim = dim,
+                       .eps = static_cast<float>(weights_->config.rms_norm_eps)});
+  }
+}
+
+void TrainPass::norm_backward(const View& view, const float* x, const float* base, NormParam own, int64_t layer,
+                              const float* dy, float* dx, bool add) {
+  const int64_t dim = weights_->shape.hidden_dim;
+  for (const Run& run : view.runs) {
+    const int param = run.adapter ? own(*run.adapter, layer) : -1;
+    ops_.rms_norm_backward({.x = x + run.begin * dim,
+                            .x_dtype = DType::kF32,
+                            .x_stride = dim,
+                            .weight = param >= 0 ? run.adapter->value(param) : base,
+                            .dy = dy + run.begin * dim,
+                            .dy_stride = dim,
+                            .dx = dx + run.begin * dim,
+                            .dx_stride = dim,
+                            .add = add,
+                            .weight_gradient = param >= 0 ? run.adapter->gradient(param) : nullptr,
+                            .num_rows = run.end - run.begin,
+                            .dim = dim,
+                            .eps = static_cast<float>(weights_->config.rms_norm_eps)});
+  }
+}
+
+namespace {
+
+struct HeadNorm {
+  Proj proj;
+  int64_t heads, raw_column;
+  const float* base;
+  int (*own)(const TrainableAdapter&, int64_t);
+};
+std::array<HeadNorm, 2> head_norms_of(const ModelWeights& weights, int64_t layer) {
+  const ModelShape& shape = weights.shape;
+  const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
+  return {{{Proj::kQ, shape.num_heads, 0, w.q_norm, q_norm_of},
+           {Proj::kK, shape.num_kv_heads, shape.q_dim(), w.k_norm, k_norm_of}}};
+}
+
+}  // namespace
+
+// Norms of each head of q and k (Qwen3), from the kept values into the product's places.
+void TrainPass::head_norms(const View& view, int64_t layer, const void* raw, float* qkv) {
+  const ModelShape& shape = weights_->shape;
+  const int64_t dim = shape.head_dim, columns = group_columns(ProjGroup::kQkv, shape);
+  const int64_t raw_stride = shape.q_dim() + shape.kv_dim();
+  for (const HeadNorm& norm : head_norms_of(*weights_, layer)) {
+    float* x = qkv + group_column(norm.proj, shape);
+    // The kernel reads f32: the rounded values go back into the product first.
+    ops_.round_rows({.x = static_cast<const std::byte*>(raw) + norm.raw_column * act_bytes_,
+                     .x_dtype = weights_->act,
+                     .x_stride = raw_stride,
+                     .y = x,
+                     .y_dtype = DType::kF32,
+                     .y_stride = columns,
+                     .num_rows = view.num_rows,
+                     .n = norm.heads * dim,
+                     .padded = norm.heads * dim});
+    for (const Run& run : view.runs) {
+      const int param = run.adapter ? norm.own(*run.adapter, layer) : -1;
+      for (int64_t head = 0; head < norm.heads; ++head)
+        backend_.rms_norm({.x = x + run.begin * columns + head * dim,
+                           .x_stride = columns,
+                           .weight = param >= 0 ? run.adapter->value(param) : norm.base,
+                           .y = x + run.begin * columns + head * dim,
+                           .y_dtype = DType::kF32,
+                           .y_stride = columns,
+                           .num_rows = run.end - run.begin,
+                           .dim = dim,
+                           .eps = static_cast<float>(weights_->config.rms_norm_eps)});
+    }
+  }
+}
+
+void TrainPass::head_norms_backward(const View& view, int64_t layer, const void* raw, float* dqkv) {
+  const ModelShape& shape = weights_->shape;
+  const int64_t dim = shape.head_dim, columns = group_columns(ProjGroup::kQkv, shape);
+  const int64_t raw_stride = shape.q_dim() + shape.kv_dim();
+  for (const HeadNorm& norm : head_norms_of(*weights_, layer)) {
+    float* dx = dqkv + group_column(norm.proj, shape);
+    for (const Run& run : view.runs) {
+      const int param = run.adapter ? norm.own(*run.adapter, layer) : -1;
+      ops_.rms_norm_backward({.x = row_of(raw, run.begin, raw_stride, act_bytes_) + norm.raw_column * act_bytes_,
+                              .x_dtype = weights_->act,
+                              .x_stride = raw_stride,
+                              .weight = param >= 0 ? run.adapter->value(param) : norm.base,
+                              .dy = dx + run.begin * columns,
+                              .dy_stride = columns,
+                              .dx = dx + run.begin * columns,
+                              .dx_stride = columns,
+                              .add = false,
+                              .weight_gradient = param >= 0 ? run.adapter->gradient(param) : nullptr,
+                              .num_rows = run.end - run.begin,
+                              .heads = norm.heads,
+                              .dim = dim,
+                              .eps = static_cast<float>(weights_->config.rms_norm_eps)});
+    }
+  }
+}
+
+}  // namespace lk

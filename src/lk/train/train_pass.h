@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+// TrainPass: one forward and backward pass of the frozen base over a block of rows, shared by many adapters; each row's
+// gradient goes to its run's adapter alone. Formulas: docs/design/training.md.
+//
+// Isolation: what an adapter's gradient becomes depends on its own samples, in their order, and on nothing else: not on
+// the samples of others in the block, on where blocks were cut between its samples, on which activations were kept or
+// on the number of threads, bit for bit.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "lk/model/rope.h"
+#include "lk/train/trainable_adapter.h"
+
+namespace lk {
+
+// Samples one after the other, without padding; those of one adapter stand together. Targets are the following tokens,
+// shifted already: a row predicts targets[row] and counts weights[row] (0: no loss; the target is then ignored).
+struct TokenBlock {
+  std::vector<int32_t> tokens, targets;
+  std::vector<float> weights;
+  std::vector<RowRange> samples;      // ascending; together they are all rows
+  std::vector<uint64_t> sample_keys;  // of dropout: job, step and sample, but nothing of the block
+  struct Run {
+    int32_t begin = 0, end = 0;           // rows, whole samples
+    TrainableAdapter* adapter = nullptr;  // null: the bare base, which trains nothing
+  };
+  std::vector<Run> runs;  // ascending, disjoint; together they are all rows
+
+  int64_t num_rows() const { return static_cast<int64_t>(tokens.size()); }
+  // Appends a sample to the last run's rows (or to a new run, when its adapter differs).
+  void add(std::span<const int32_t> sample_tokens, std::span<const float> target_weights, uint64_t key,
+           TrainableAdapter* adapter);
+};
+
+// What stays in memory between the forward and the backward pass of a layer (arXiv:1604.06174).
+enum class Checkpointing : uint8_t {
+  kNone,       // everything but the outputs of norms
+  kSelective,  // and but the MLP's activations, which are cheap to compute again
+  kFull,       // the layer's input only: the whole layer runs again
+};
+const char* to_string(Checkpointing level);
+
+// Per row of the block: what its target cost. Rows without loss have 0.
+struct RowLosses {
+  std::vector<float> losses;    // unweighted negative log-likelihood, nats
+  std::vector<uint8_t> greedy;  // 1: the target was the most likely token
+};
+
+class TrainPass {
+ public:
+  // Buffers are sized for max_rows rows a block.
+  static Result<std::unique_ptr<TrainPass>> create(std::shared_ptr<const ModelWeights> weights, Backend& backend,
+                                                   int64_t max_rows, int64_t max_group_rank, Checkpointing level);
+  ~TrainPass();
+  // Device memory that create() takes.
+  static int64_t memory_bytes(std::shared_ptr<const ModelWeights> weights, Backend& backend, int64_t max_rows,
+                              int64_t max_group_rank, Checkpointing level);
+
+  // Forward, loss and backward: adds to the gradients of the runs' adapters, unnormalised (sums of weighted tokens).
+  RowLosses forward_backward(const TokenBlock& block);
+  // Forward and loss only.
+  RowLosses evaluate(const TokenBlock& block);
+
+ private:
+  using Run = TokenBlock::Run;
+  enum class Mode : uint8_t { kEvaluate, kTrain };
+  struct Kept;   // activations of one layer
+  struct Group;  // the linears that read one input: a group of a layer, or the head
+  // Some rows of the block, counted from the first of them.
+  struct View {
+    int64_t num_rows = 0;
+    std::vector<Run> runs;
+    std::vector<DropoutRows> dropout;  // of rows whose adapter has dropout; keys are not of a module yet
+  };
+  using NormParam = int (*)(const TrainableAdapter& adapter, int64_t layer);
+
+  TrainPass(std::shared_ptr<const ModelWeights> weights, Backend& backend, int64_t max_rows, int64_t max_group_rank,
+            Checkpointing level);
+  // Every buffer with its size in bytes.
+  std::vector<std::pair<DeviceBuffer*, int64_t>> buffers();
+
+  RowLosses run(const TokenBlock& block, Mode mode);
+  void prepare(const TokenBlock& block, Mode mode);
+  View view(const TokenBlock& block, int64_t begin, int64_t end) const;
+  View view(const TokenBlock& block, std::span<const int32_t> rows) const;
+  Group group(int64_t layer, ProjGroup group) const;
+  Group head_group() const;
+
+  void embed(const TokenBlock& block);
+  void forward_layer(int64_t layer, const TokenBlock& block, Kept& kept, bool output);
+  void forward_attention(int64_t layer, const TokenBlock& block, Kept& kept);
+  void forward_mlp(int64_t layer, const TokenBlock& block, Kept& kept, bool output);
+  void backward_layer(int64_t layer, const TokenBlock& block, Kept& kept);
+  // Down to `stop` (Point) at most.
+  void backward_mlp(int64_t layer, const TokenBlock& block, Kept& kept, int stop);
+  void backward_attention(int64_t layer, const TokenBlock& block, Kept& kept, int stop);
+  BlockAttention attention(int64_t layer, const TokenBlock& block, const Kept& kept) const;
+  void backward_embedding(const TokenBlock& block);
+  void head(const TokenBlock& block, Mode mode, RowLosses& result);
+  void head_chunk(const TokenBlock& block, std::span<const int32_t> rows, Mode mode, RowLosses& result);
+  void backward_head(const View& view, std::span<const int32_t> rows);
+
+  // y [rows, columns of the group] = what the base and the adapters make of x; the adapters' rank products stay in
+  // `products` [rows, rank_stride_].
+  void forward(const Group& group, const View& view, const void* x, float* y, float* products);
+  void add_base_products(const Group& group, const View& view, const void* x, float* y);
+  void add_deltas(const Group& group, const View& view, const void* x, float* y, float* products);
+  // Adds to the gradients of the group's slots, given the act-typed gradient of y (which DoRA scales in place). With dx
+  // also the gradient of x, f32 [rows, in], overwritten.
+  void backward(const Group& group, const View& view, const void* x, void* dy, int64_t dy_stride, const float* products,
+                float* dx);
+  void backward_dora(const Group& group, const View& view, const void* x, void* dy, int64_t dy_stride);
+  void backward_deltas(const Group& group, const View& view, void* dy, int64_t dy_stride, float* dx);
+  void add_slot_gradients(const Group& group, const View& view, const void* x, const void* dy, int64_t dy_stride,
+                          const float* products);
+  template <class F>
+  void for_each_weight(const Group& group, const View& view, const F& apply);
+  void lora(std::span<const LoraSegment> segments, const void* x, int64_t x_stride, float* y, int64_t y_stride,
+            float* products);
+  // First column of a slot's rank products among its adapter's of the group.
+  static int64_t product_column(const Group& group, const TrainableAdapter& adapter, int64_t index);
+  // x with the features of the view's dropout rows dropped, in dropped_; x itself without such rows.
+  const void* drop(const Group& group, const View& view, const void* x);
+  std::vector<DropoutRows> keyed(const Group& group, const View& view) const;
+
+  void norm(const View& view, const float* x, const float* base, NormParam own, int64_t layer, void* y);
+  void norm_backward(const View& view, const float* x, const float* base, NormParam own, int64_t layer, const float* dy,
+                     float* dx, bool add);
+  void head_norms(const View& view, int64_t layer, const void* raw, float* qkv);
+  void head_norms_backward(const View& view, int64_t layer, const void* raw, float* dqkv);
+  void rotate(float* qkv, const float* sin);
+  void copy(const float* from, float* to, int64_t columns);
+
+  std::shared_ptr<const ModelWeights> weights_;
+  Backend& backend_;
+  TrainOps& ops_;
+  int64_t max_rows_, rank_stride_, head_rows_;
+  Checkpointing level_;
+  int64_t act_bytes_;
+  RopeTable rope_;
+  std::vector<float> cos_rows_, sin_rows_;  // [positions so far, head_dim / 2]
+  // Of the block in work.
+  int64_t num_rows_ = 0;
+  int64_t lowest_layer_ = 0;  // nothing is trained below
+  int lowest_point_ = 0;      // in it (Point)
+  bool embedding_trained_ = false, drops_ = false;
+
+  std::vector<std::unique_ptr<Kept>> kept_;  // by layer
+  std::unique_ptr<Kept> live_;               // what no layer keeps for itself
+  DeviceBuffer cos_, sin_, negative_sin_;    // f32 [rows, head_dim / 2]
+  DeviceBuffer hidden_;                      // f32 [rows, hidden_dim] residual stream
+  DeviceBuffer dhidden_;                     // its gradient
+  DeviceBuffer normed_;                      // act [rows, hidden_dim]
+  DeviceBuffer qkv_;                         // f32 [rows, qkv columns], then its gradient
+  DeviceBuffer dqkv_;                        // act, likewise
+  DeviceBuffer wide_;                  // f32 [MLP rows, gate_up columns]: a product, or a gradient of the MLP's middle
+  DeviceBuffer dgate_up_;              // act [MLP rows, gate_up columns]
+  DeviceBuffer product_;               // f32 [rows, widest of hidden_dim and q_dim, padded]
+  DeviceBuffer dy_;                    // act [rows, hidden_dim padded]
+  DeviceBuffer dropped_;               // act [rows, widest input]
+  DeviceBuffer ddropped_;              // f32 likewise
+  DeviceBuffer dproducts_;             // f32 [rows, rank stride]
+  DeviceBuffer logits_;                // f32 [head rows, vocab_size padded], then their gradient
+  DeviceBuffer gathered_, dgathered_;  // f32 [head rows, hidden_dim]
+  DeviceBuffer head_input_;            // act likewise
+  DeviceBuffer head_products_;         // f32 [head rows, rank stride]
+  DeviceBuffer losses_, greedy_;       // [head rows]
+};
+
+}  // namespace lk

@@ -1,0 +1,502 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/train/trainable_adapter.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace lk {
+namespace {
+
+// Parameters begin at whole vectors of 16 elements, so that one call of an op may walk all of them.
+constexpr int64_t align16(int64_t n) { return (n + 15) / 16 * 16; }
+
+// A view of `data` that a snapshot owns.
+TensorView keep(Adapter& adapter, std::span<const float> data, std::initializer_list<int64_t> shape) {
+  Buffer buffer(std::max<int64_t>(static_cast<int64_t>(data.size_bytes()), 64));
+  std::copy(data.begin(), data.end(), buffer.as<float>());
+  const TensorView view(buffer.data(), DType::kF32, shape);
+  adapter.owned.push_back(std::move(buffer));
+  return view;
+}
+
+std::vector<float> transposed_copy(std::span<const float> matrix, int64_t rows, int64_t cols) {
+  std::vector<float> result(matrix.size());
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t col = 0; col < cols; ++col)
+      result[static_cast<size_t>(col * rows + row)] = matrix[static_cast<size_t>(row * cols + col)];
+  return result;
+}
+
+}  // namespace
+
+const char* to_string(ParamKind kind) {
+  switch (kind) {
+    case ParamKind::kA:
+      return "lora_A";
+    case ParamKind::kB:
+      return "lora_B";
+    case ParamKind::kBias:
+      return "lora_B_bias";
+    case ParamKind::kMagnitude:
+      return "lora_magnitude_vector";
+    case ParamKind::kSigma:
+      return "lora_sigma";
+    case ParamKind::kWeight:
+      return "weight";
+    case ParamKind::kTokens:
+      return "trainable_tokens";
+  }
+  check_failed(__FILE__, __LINE__, "kind", "not a ParamKind");
+}
+
+std::string Param::name() const { return module_path(module) + "." + to_string(kind); }
+
+// --- Creation
+
+struct TrainableAdapter::Initial {
+  std::vector<std::vector<float>> values;  // of each param
+
+  void set(int param, const TensorView& view) { view.copy_to(values[static_cast<size_t>(param)].data()); }
+  void set_transposed(int param, const TensorView& view) {
+    std::vector<float> plain(static_cast<size_t>(view.num_elements()));
+    view.copy_to(plain.data());
+    values[static_cast<size_t>(param)] = transposed_copy(plain, view.dim(0), view.dim(1));
+  }
+};
+
+Result<std::unique_ptr<TrainableAdapter>> TrainableAdapter::create(const Adapter& initial, const ModelWeights& weights,
+                                                                   Backend& backend, const TrainableOptions& options) {
+  std::unique_ptr<TrainableAdapter> adapter(new TrainableAdapter(weights, backend, options));
+  Initial values;
+  LK_RETURN_IF_ERROR(adapter->collect(initial, values));
+  if (adapter->params_.empty()) return invalid_argument("the adapter has nothing to train");
+  LK_RETURN_IF_ERROR(adapter->allocate(values));
+  adapter->refresh();
+  return adapter;
+}
+
+int TrainableAdapter::add_param(ModuleId module, ParamKind kind, int64_t rows, int64_t cols, Initial& values) {
+  params_.push_back({module, kind, rows, cols, rows, num_elements_});
+  num_elements_ += align16(rows * cols);
+  values.values.emplace_back(static_cast<size_t>(rows * cols));
+  return static_cast<int>(params_.size()) - 1;
+}
+
+Status TrainableAdapter::collect_slot(ModuleId module, const LoraDelta& delta, std::optional<Slot>& target,
+                                      Initial& values) {
+  Slot slot;
+  slot.module = module;
+  slot.rank = slot.trained_rank = delta.rank;
+  slot.in = delta.a.dim(1);
+  slot.out = delta.b.dim(0);
+  slot.scaling = static_cast<float>(delta.scaling);
+  if (options_.frozen_half) {
+    LK_CHECK(delta.rank % 2 == 0 && options_.num_modules == 1);
+    slot.trained_rank = delta.rank / 2;
+  }
+  slot.a = add_param(module, ParamKind::kA, slot.rank, slot.in, values);
+  slot.b = add_param(module, ParamKind::kB, slot.rank, slot.out, values);
+  params_[static_cast<size_t>(slot.a)].trained_rows = slot.trained_rank;
+  params_[static_cast<size_t>(slot.b)].trained_rows = slot.trained_rank;
+  values.set(slot.a, delta.a);
+  values.set_transposed(slot.b, delta.b);
+  if (delta.bias.defined()) {
+    slot.bias = add_param(module, ParamKind::kBias, 1, slot.out, values);
+    values.set(slot.bias, delta.bias);
+  }
+  if (delta.magnitude.defined()) {
+    if (options_.num_modules > 1) return unsupported("MultiLoRA with DoRA: choose one of them");
+    if (options_.dropout > 0)
+      return unsupported(
+          "dropout with DoRA: PEFT drops features of the base's input too, which no adapter of the "
+          "step beside it could share; set dropout to 0");
+    slot.magnitude = add_param(module, ParamKind::kMagnitude, 1, slot.out, values);
+    values.set(slot.magnitude, delta.magnitude);
+  }
+  if (options_.num_modules > 1) {
+    if (delta.rank % options_.num_modules != 0)
+      return invalid_argument("{}: rank {} is no multiple of {} modules", module_path(module), delta.rank,
+                              options_.num_modules);
+    slot.sigma = add_param(module, ParamKind::kSigma, options_.num_modules, slot.out, values);  // zero
+  }
+  target = slot;
+  return Status();
+}
+
+Status TrainableAdapter::collect(const Adapter& initial, Initial& values) {
+  const ModelShape& shape = weights_.shape;
+  const int64_t num_layers = shape.num_layers;
+  config_ = initial.config;
+  layers_.resize(static_cast<size_t>(num_layers));
+  for (int64_t index = 0; index < num_layers && !initial.layers.empty(); ++index) {
+    for (int proj = 0; proj < kNumProjs; ++proj) {
+      const auto& delta = initial.layers[static_cast<size_t>(index)][static_cast<size_t>(proj)];
+      if (!delta) continue;
+      LK_RETURN_IF_ERROR(collect_slot(ModuleId::of(index, static_cast<Proj>(proj)), *delta,
+                                      layers_[static_cast<size_t>(index)].slots[static_cast<size_t>(proj)], values));
+    }
+  }
+  if (initial.lm_head) LK_RETURN_IF_ERROR(collect_slot(kLmHead, *initial.lm_head, head_, values));
+  for (const WeightId weight : initial.replaced.ids()) {
+    const TensorView& view = initial.replaced.of(weight);
+    const ModuleId module = weight.module;
+    if (module.proj())
+      return unsupported(
+          "{} is replaced as a whole: of modules_to_save only norms, lm_head and embed_tokens can be "
+          "trained; give the linears a delta",
+          module_path(module));
+    const bool matrix = module.is_vocabulary();
+    const int param =
+        add_param(module, ParamKind::kWeight, matrix ? view.dim(0) : 1, matrix ? view.dim(1) : view.dim(0), values);
+    values.set(param, view);
+    Layer* layer = module.layer >= 0 ? &layers_[static_cast<size_t>(module.layer)] : nullptr;
+    switch (module.kind) {
+      case ModuleKind::kInputNorm:
+        layer->input_norm = param;
+        break;
+      case ModuleKind::kPostNorm:
+        layer->post_norm = param;
+        break;
+      case ModuleKind::kQNorm:
+        layer->q_norm = param;
+        break;
+      case ModuleKind::kKNorm:
+        layer->k_norm = param;
+        break;
+      case ModuleKind::kFinalNorm:
+        final_norm_ = param;
+        break;
+      case ModuleKind::kLmHead:
+        head_weight_ = param;
+        break;
+      default:
+        embedding_table_ = param;
+    }
+  }
+  if (initial.embedding) {
+    const Adapter::EmbeddingDelta& delta = *initial.embedding;
+    embedding_rank_ = delta.rank;
+    embedding_scaling_ = delta.scaling;
+    embedding_a_ = add_param(kEmbedding, ParamKind::kA, delta.rank, shape.vocab_size, values);
+    embedding_b_ = add_param(kEmbedding, ParamKind::kB, shape.hidden_dim, delta.rank, values);
+    values.set(embedding_a_, delta.a);
+    values.set(embedding_b_, delta.b);
+  }
+  if (!initial.trained_token_ids.empty()) {
+    token_ids_.assign(initial.trained_token_ids.begin(), initial.trained_token_ids.end());
+    tokens_ =
+        add_param(kEmbedding, ParamKind::kTokens, static_cast<int64_t>(token_ids_.size()), shape.hidden_dim, values);
+    values.set(tokens_, initial.trained_token_rows);
+  }
+
+  lowest_layer_ = num_layers;
+  for (int64_t index = num_layers - 1; index >= 0; --index) {
+    const Layer& layer = layers_[static_cast<size_t>(index)];
+    const bool adapted = std::ranges::any_of(layer.slots, [](const auto& slot) { return slot.has_value(); }) ||
+                         layer.input_norm >= 0 || layer.post_norm >= 0 || layer.q_norm >= 0 || layer.k_norm >= 0;
+    if (adapted) lowest_layer_ = index;
+    for (ProjGroup group : {ProjGroup::kQkv, ProjGroup::kO, ProjGroup::kGateUp, ProjGroup::kDown})
+      max_group_rank_ = std::max(max_group_rank_, group_rank(group, index));
+  }
+  if (trains_embedding()) lowest_layer_ = 0;
+  if (head_) max_group_rank_ = std::max(max_group_rank_, head_->rank);
+  return Status();
+}
+
+int64_t TrainableAdapter::group_rank(ProjGroup group, int64_t layer) const {
+  int64_t rank = 0;
+  for (Proj proj : projs_of(group)) {
+    const auto& slot = layers_[static_cast<size_t>(layer)].slots[static_cast<size_t>(proj)];
+    if (slot) rank += slot->rank;
+  }
+  return rank;
+}
+
+int64_t TrainableAdapter::state_bytes() const { return 4 * num_elements_ * 4; }
+
+int64_t TrainableAdapter::num_trained() const {
+  int64_t n = 0;
+  for (const Param& param : params_) n += param.trained_size();
+  return n;
+}
+
+Status TrainableAdapter::allocate(const Initial& initial) {
+  for (DeviceBuffer* buffer : {&values_, &gradients_, &moments1_, &moments2_}) {
+    LK_ASSIGN_OR_RETURN(*buffer, backend_.try_allocate(num_elements_ * 4));
+    ops_.fill(buffer->as<float>(), num_elements_, 0);
+  }
+  for (size_t index = 0; index < params_.size(); ++index)
+    backend_.upload(value(static_cast<int>(index)), std::span<const float>(initial.values[index]));
+  place_copies();
+  LK_ASSIGN_OR_RETURN(copies_, backend_.try_allocate(copies_bytes_));
+  copies_bytes_ = 0;
+  place_copies();
+  if (token_columns_) backend_.upload(token_columns_, std::span<const int32_t>(token_ids_));
+  for_each_slot([&](Slot& slot) {
+    if (slot.dora()) ops_.row_squares({.w = base_weight(slot), .squares = slot.squares});
+  });
+  const ModelShape& shape = weights_.shape;
+  if (embedding_a_ >= 0) {
+    embedding_delta_ = EmbeddingDelta{TensorView(value(embedding_a_), DType::kF32, {embedding_rank_, shape.vocab_size}),
+                                      TensorView(value(embedding_b_), DType::kF32, {shape.hidden_dim, embedding_rank_}),
+                                      embedding_scaling_};
+  }
+  return Status();
+}
+
+// Memory of copies_. Before that is there, only the sum is counted.
+std::byte* TrainableAdapter::take(int64_t bytes) {
+  std::byte* begin = copies_.data() ? copies_.data() + copies_bytes_ : nullptr;
+  copies_bytes_ += (bytes + 63) / 64 * 64;
+  return begin;
+}
+
+// Rank rows one after the other, in the terms of the LoRA kernels.
+LoraMatrix TrainableAdapter::rank_rows(int64_t rank, int64_t width, DType dtype, std::byte** first) {
+  const int64_t row_bytes = align_panel(width) * dtype_bytes(dtype);
+  *first = take(rank * row_bytes);
+  auto* table = reinterpret_cast<int64_t*>(take(rank * 8));
+  if (table) {
+    std::vector<int64_t> offsets(static_cast<size_t>(rank));
+    for (int64_t row = 0; row < rank; ++row)
+      offsets[static_cast<size_t>(row)] = *first - copies_.data() + row * row_bytes;
+    backend_.upload(table, std::span<const int64_t>(offsets));
+  }
+  return {.row_offsets = table,
+          .num_rows = static_cast<int32_t>(rank),
+          .num_chunks = 1,
+          .width = width,
+          .chunk_cols = align_panel(width)};
+}
+
+template <class F>
+void TrainableAdapter::for_each_slot(const F& f) {
+  for (Layer& layer : layers_)
+    for (auto& slot : layer.slots)
+      if (slot) f(*slot);
+  if (head_) f(*head_);
+}
+
+void TrainableAdapter::place_copies() {
+  for_each_slot([&](Slot& slot) {
+    const DType act = weights_.act;
+    slot.forward = {.a = rank_rows(slot.rank, slot.in, act, &slot.a_rows),
+                    .b = rank_rows(slot.rank, slot.out, act, &slot.b_rows),
+                    .scaling = slot.scaling,
+                    .out_begin = slot.module.proj() ? group_column(*slot.module.proj(), weights_.shape) : 0};
+    slot.backward = {.a = slot.forward.b, .b = slot.forward.a, .scaling = slot.scaling};
+    const auto f32_row = [&](LoraMatrix& matrix) {
+      std::byte* row = nullptr;
+      matrix = rank_rows(1, slot.out, DType::kF32, &row);
+      return reinterpret_cast<float*>(row);
+    };
+    if (slot.sigma >= 0) slot.folded_b = reinterpret_cast<float*>(take(slot.rank * slot.out * 4));
+    if (slot.bias >= 0) slot.scaled_bias = f32_row(slot.forward.out_bias);
+    if (!slot.dora()) return;
+    slot.scales = f32_row(slot.forward.out_scale);
+    slot.norms = reinterpret_cast<float*>(take(slot.out * 4));
+    slot.squares = reinterpret_cast<float*>(take(slot.out * 4));
+    dora_columns_ = std::max(dora_columns_, slot.rank * align_panel(slot.out));
+  });
+  const ModelShape& shape = weights_.shape;
+  const auto packed = [&](int64_t rows) {
+    const int64_t bytes = packed_weight_bytes(weights_.format(), rows, shape.hidden_dim);
+    return PackedWeight{.format = weights_.format(), .n = rows, .k = shape.hidden_dim, .data = take(bytes)};
+  };
+  if (head_weight_ >= 0) packed_head_ = packed(shape.vocab_size);
+  if (tokens_ >= 0 && weights_.config.tie_word_embeddings) {
+    token_head_ = packed(static_cast<int64_t>(token_ids_.size()));
+    token_columns_ = reinterpret_cast<int32_t*>(take(static_cast<int64_t>(token_ids_.size()) * 4));
+  }
+  dora_products_ = reinterpret_cast<float*>(take(dora_columns_ * 4));
+}
+
+PackedWeight TrainableAdapter::base_weight(const Slot& slot) const {
+  if (slot.module == kLmHead) return weights_.lm_head;
+  const Proj proj = *slot.module.proj();
+  return columns_of(weights_.layers[static_cast<size_t>(slot.module.layer)].linear[static_cast<size_t>(group_of(proj))],
+                    group_column(proj, weights_.shape), slot.out);
+}
+
+// --- Compute copies
+
+void TrainableAdapter::refresh() {
+  for_each_slot([&](Slot& slot) { refresh_slot(slot); });
+  if (head_weight_ >= 0) pack_rows(head_weight_, packed_head_);
+  if (token_head_.n > 0) pack_rows(tokens_, token_head_);
+}
+
+void TrainableAdapter::pack_rows(int index, const PackedWeight& dst) {
+  std::vector<float> host(static_cast<size_t>(param(index).size()));
+  backend_.read(host.data(), value(index), param(index).size() * 4);
+  backend_.pack_weight(TensorView(host.data(), DType::kF32, {param(index).rows, param(index).cols}), 0, dst,
+                       Workers::kAll);
+}
+
+void TrainableAdapter::refresh_slot(Slot& slot) {
+  const auto round = [&](const float* x, const LoraMatrix& rows, std::byte* first) {
+    ops_.round_rows({.x = x,
+                     .x_stride = rows.width,
+                     .y = first,
+                     .y_dtype = weights_.act,
+                     .y_stride = align_panel(rows.width),
+                     .num_rows = rows.num_rows,
+                     .n = rows.width,
+                     .padded = align_panel(rows.width)});
+  };
+  const float* b = value(slot.b);
+  if (slot.sigma >= 0) {
+    ops_.fold_modules({.b = b,
+                       .sigma = value(slot.sigma),
+                       .folded = slot.folded_b,
+                       .rank = slot.rank,
+                       .module_rank = slot.rank / options_.num_modules,
+                       .n = slot.out});
+    b = slot.folded_b;
+  }
+  round(value(slot.a), slot.forward.a, slot.a_rows);
+  round(b, slot.forward.b, slot.b_rows);
+  if (slot.bias >= 0) {
+    ops_.fill(slot.scaled_bias, slot.out, 0);
+    ops_.column_sum({.x = value(slot.bias),
+                     .x_dtype = DType::kF32,
+                     .x_stride = slot.out,
+                     .scale = slot.scaling,
+                     .gradient = slot.scaled_bias,
+                     .num_rows = 1,
+                     .n = slot.out});
+  }
+  if (slot.dora()) refresh_dora(slot);
+}
+
+void TrainableAdapter::refresh_dora(Slot& slot) {
+  const int64_t stride = align_panel(slot.out);
+  backend_.gemm({.x = slot.a_rows,
+                 .act = weights_.act,
+                 .x_stride = align_panel(slot.in),
+                 .w = base_weight(slot),
+                 .y = dora_products_,
+                 .y_stride = stride,
+                 .num_rows = slot.rank});
+  ops_.dora_scales({.squares = slot.squares,
+                    .products = dora_products_,
+                    .products_stride = stride,
+                    .a = value(slot.a),
+                    .b = value(slot.b),
+                    .magnitudes = value(slot.magnitude),
+                    .norms = slot.norms,
+                    .scales = slot.scales,
+                    .rank = slot.rank,
+                    .n = slot.out,
+                    .k = slot.in,
+                    .scaling = slot.scaling});
+}
+
+// --- Optimiser
+
+void TrainableAdapter::zero_gradient() { ops_.fill(gradients(), num_elements_, 0); }
+
+StepReport TrainableAdapter::step(const AdamwStep& dials, double weight) {
+  for_each_slot([&](Slot& slot) {
+    if (slot.sigma < 0) return;
+    ops_.unfold_modules({.b = value(slot.b),
+                         .sigma = value(slot.sigma),
+                         .folded = gradient(slot.b),
+                         .sigma_gradient = gradient(slot.sigma),
+                         .rank = slot.rank,
+                         .module_rank = slot.rank / options_.num_modules,
+                         .n = slot.out});
+  });
+  StepReport report;
+  report.gradient_norm = std::sqrt(ops_.sum_squares(gradients(), num_elements_)) / weight;
+  report.finite = std::isfinite(report.gradient_norm);
+  if (report.finite) {
+    const double clipped = dials.clip > 0 ? std::min(1.0, dials.clip / (report.gradient_norm + 1e-6)) : 1.0;
+    ++num_steps_;
+    const auto count = static_cast<double>(num_steps_);
+    for (size_t index = 0; index < params_.size(); ++index) {
+      const Param& param = params_[index];
+      const bool is_b = param.kind == ParamKind::kB && param.module != kEmbedding;
+      ops_.adamw({.param = values() + param.offset,
+                  .gradient = gradients() + param.offset,
+                  .m = first_moments() + param.offset,
+                  .v = second_moments() + param.offset,
+                  .n = param.trained_size(),
+                  .rate = dials.rate * (is_b ? dials.b_rate_ratio : 1.0),
+                  .beta1 = dials.beta1,
+                  .beta2 = dials.beta2,
+                  .eps = dials.eps,
+                  .decay = param.is_matrix() ? dials.decay : 0.0,
+                  .correction1 = 1 - std::pow(dials.beta1, count),
+                  .correction2 = 1 - std::pow(dials.beta2, count),
+                  .grad_scale = clipped / weight});
+    }
+  }
+  zero_gradient();
+  if (report.finite) refresh();
+  return report;
+}
+
+// --- Snapshot
+
+int64_t TrainableAdapter::token_row(int32_t token) const {
+  const auto found = std::ranges::find(token_ids_, token);
+  return found == token_ids_.end() ? -1 : found - token_ids_.begin();
+}
+
+Adapter TrainableAdapter::snapshot() const {
+  Adapter adapter;
+  adapter.config.use_rslora = config_.use_rslora;
+  adapter.config.base_model_name = config_.base_model_name;
+  const auto read = [&](const void* from, int64_t n) {
+    std::vector<float> host(static_cast<size_t>(n));
+    backend_.read(host.data(), from, n * 4);
+    return host;
+  };
+  const auto host_value = [&](int index) {
+    return read(values_.as<float>() + param(index).offset, param(index).size());
+  };
+  const auto delta_of = [&](const Slot& slot) {
+    LoraDelta delta;
+    delta.rank = slot.rank;
+    delta.scaling = slot.scaling;
+    delta.a = keep(adapter, host_value(slot.a), {slot.rank, slot.in});
+    const std::vector<float> b = slot.sigma >= 0 ? read(slot.folded_b, slot.rank * slot.out) : host_value(slot.b);
+    delta.b = keep(adapter, transposed_copy(b, slot.rank, slot.out), {slot.out, slot.rank});
+    if (slot.bias >= 0) delta.bias = keep(adapter, host_value(slot.bias), {slot.out});
+    if (slot.dora()) {
+      delta.magnitude = keep(adapter, host_value(slot.magnitude), {slot.out});
+      delta.dora_scale = keep(adapter, read(slot.scales, slot.out), {slot.out});
+      adapter.config.use_dora = true;
+    }
+    adapter.max_rank = std::max(adapter.max_rank, slot.rank);
+    return delta;
+  };
+  adapter.layers.resize(layers_.size());
+  for (size_t index = 0; index < layers_.size(); ++index)
+    for (int proj = 0; proj < kNumProjs; ++proj)
+      if (const auto& slot = layers_[index].slots[static_cast<size_t>(proj)])
+        adapter.layers[index][static_cast<size_t>(proj)] = delta_of(*slot);
+  if (head_) adapter.lm_head = delta_of(*head_);
+  if (embedding_a_ >= 0) {
+    adapter.embedding =
+        Adapter::EmbeddingDelta{embedding_rank_, embedding_scaling_,
+                                keep(adapter, host_value(embedding_a_), {embedding_rank_, weights_.shape.vocab_size}),
+                                keep(adapter, host_value(embedding_b_), {weights_.shape.hidden_dim, embedding_rank_})};
+  }
+  for (size_t index = 0; index < params_.size(); ++index) {
+    const Param& param = params_[index];
+    if (param.kind != ParamKind::kWeight) continue;
+    if (param.module.layer >= 0) adapter.replaced.layers.resize(layers_.size());
+    const std::vector<float> host = host_value(static_cast<int>(index));
+    adapter.replaced.slot({param.module}) = param.module.is_vocabulary() ? keep(adapter, host, {param.rows, param.cols})
+                                                                         : keep(adapter, host, {param.cols});
+  }
+  if (tokens_ >= 0) {
+    adapter.trained_token_ids.assign(token_ids_.begin(), token_ids_.end());
+    adapter.trained_token_rows = keep(adapter, host_value(tokens_), {param(tokens_).rows, param(tokens_).cols});
+  }
+  return adapter;
+}
+
+}  // namespace lk

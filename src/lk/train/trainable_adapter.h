@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+// TrainableAdapter: one job's adapter while it trains. The parameters are f32 ("masters"), each with a gradient and
+// AdamW's two moments; what the kernels compute with is a copy in the compute type that refresh() makes after each
+// optimiser step. Everything lies in device memory.
+//
+// Both factors are kept as rank rows (A [rank, in], B transposed [rank, out]), the layout of the LoRA kernels, so that
+// a gradient is a sum of outer products over rows and needs no transposition.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "lk/base/status.h"
+#include "lk/lora/adapter.h"
+#include "lk/model/weights.h"
+#include "lk/ops/backend.h"
+#include "lk/ops/train_ops.h"
+
+namespace lk {
+
+// What of a module a parameter is. The order is that of the checkpoint's names.
+enum class ParamKind : uint8_t {
+  kA,          // rank rows [rank, in]; of an embedding [rank, vocab_size]
+  kB,          // rank rows [rank, out]; of an embedding [dim, rank]
+  kBias,       // of B, [out]
+  kMagnitude,  // DoRA, [out]
+  kSigma,      // MultiLoRA's scaling vectors, [modules, out]
+  kWeight,     // of a norm [dim], a head or an embedding [vocab_size, dim]
+  kTokens,     // trained rows of the embedding [ids, dim]
+};
+const char* to_string(ParamKind kind);  // "lora_A" ...
+
+struct Param {
+  ModuleId module;
+  ParamKind kind = ParamKind::kA;
+  int64_t rows = 0, cols = 0;  // of value
+  int64_t trained_rows = 0;    // the first ones; the rest never change (what PiSSA took out of the base)
+  int64_t offset = 0;          // of the first element in each of the adapter's four arrays; a multiple of 16
+  int64_t size() const { return rows * cols; }
+  int64_t trained_size() const { return trained_rows * cols; }
+  bool is_matrix() const {
+    return kind == ParamKind::kA || kind == ParamKind::kB || kind == ParamKind::kTokens ||
+           (kind == ParamKind::kWeight && module.is_vocabulary());
+  }
+  std::string name() const;  // "model.layers.0.self_attn.q_proj.lora_A"
+};
+
+// The dials of AdamW for one step.
+struct AdamwStep {
+  double rate = 0;  // of this step
+  double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
+  double decay = 0;         // of matrices; vectors (norms, biases, magnitudes, sigma) do not decay
+  double b_rate_ratio = 1;  // LoRA+ (arXiv:2402.12354): B's rate over A's
+  double clip = 0;          // largest norm of the gradient, 0 = any
+};
+struct StepReport {
+  bool finite = false;  // otherwise nothing was changed but the gradient, which is 0 again
+  double gradient_norm = 0;
+};
+
+struct TrainableOptions {
+  int64_t num_modules = 1;   // MultiLoRA: the rank rows of every delta are that many modules; each gets a sigma
+  bool frozen_half = false;  // of every delta's rank rows the second half never changes (PiSSA, OLoRA)
+  double dropout = 0;        // of a delta's input
+  uint64_t dropout_seed = 0;
+};
+
+class TrainableAdapter {
+ public:
+  // A delta of one projection or of the head, in the kernels' terms.
+  struct Slot {
+    ModuleId module;
+    int64_t rank = 0, trained_rank = 0, in = 0, out = 0;
+    float scaling = 0;
+    int a = -1, b = -1, bias = -1, magnitude = -1, sigma = -1;  // indices of params, -1 = none
+    // Compute copies, as the kernels' arguments; addresses are relative to copies().
+    std::byte *a_rows = nullptr, *b_rows = nullptr;  // act [rank, in and out, padded to panels]
+    LoraProj forward;                                // x -> y
+    LoraProj backward;                               // dy -> dx: the factors exchanged, neither bias nor scale
+    float* folded_b = nullptr;                       // [rank, out] b sigma, MultiLoRA only
+    float* scaled_bias = nullptr;                    // [out] scaling * bias
+    // DoRA: squares of W's rows, the norms of W + scaling B A, and magnitude / norm.
+    float *squares = nullptr, *norms = nullptr, *scales = nullptr;
+    bool dora() const { return magnitude >= 0; }
+  };
+  struct Layer {
+    std::array<std::optional<Slot>, kNumProjs> slots;
+    // Indices of params, -1 = the base's own weight.
+    int input_norm = -1, post_norm = -1, q_norm = -1, k_norm = -1;
+  };
+
+  // Trains all that `initial` holds, from the values it has. kUnsupported for what cannot be trained: replaced
+  // matrices of a layer, MultiLoRA with DoRA.
+  static Result<std::unique_ptr<TrainableAdapter>> create(const Adapter& initial, const ModelWeights& weights,
+                                                          Backend& backend, const TrainableOptions& options);
+
+  // Bytes of device memory that create() takes for parameters, gradients and moments.
+  int64_t state_bytes() const;
+
+  const std::vector<Param>& params() const { return params_; }
+  const Param& param(int index) const { return params_[static_cast<size_t>(index)]; }
+  float* value(int index) { return values_.as<float>() + param(index).offset; }
+  float* gradient(int index) { return gradients_.as<float>() + param(index).offset; }
+  // Arrays of num_elements() elements in which the params lie at their offsets.
+  int64_t num_elements() const { return num_elements_; }
+  float* values() { return values_.as<float>(); }
+  float* gradients() { return gradients_.as<float>(); }
+  float* first_moments() { return moments1_.as<float>(); }
+  float* second_moments() { return moments2_.as<float>(); }
+  int64_t num_trained() const;  // parameters
+
+  const Layer& layer(int64_t index) const { return layers_[static_cast<size_t>(index)]; }
+  const std::optional<Slot>& head() const { return head_; }
+  int64_t group_rank(ProjGroup group, int64_t layer) const;  // sum over its slots
+  int64_t max_group_rank() const { return max_group_rank_; }
+
+  // Of the whole model; indices of params or -1.
+  int final_norm() const { return final_norm_; }
+  int head_weight() const { return head_weight_; }
+  const PackedWeight& packed_head() const { return packed_head_; }  // when head_weight() >= 0
+  int embedding_table() const { return embedding_table_; }
+  int embedding_a() const { return embedding_a_; }
+  int embedding_b() const { return embedding_b_; }
+  const EmbeddingDelta* embedding_delta() const { return embedding_delta_ ? &*embedding_delta_ : nullptr; }
+  int tokens() const { return tokens_; }
+  const std::vector<int32_t>& token_ids() const { return token_ids_; }
+  int64_t token_row(int32_t token) const;  // of the trained rows, -1 = none
+  // Of a tied head: the trained rows as columns of the product.
+  const PackedWeight& token_head() const { return token_head_; }
+  const int32_t* token_columns() const { return token_columns_; }
+  // Nothing at or below the embedding's output is trained.
+  bool trains_embedding() const { return embedding_table_ >= 0 || embedding_a_ >= 0 || tokens_ >= 0; }
+  // The lowest layer with something trained; num_layers when only the end of the model has.
+  int64_t lowest_layer() const { return lowest_layer_; }
+
+  const std::byte* copies() const { return copies_.data(); }
+
+  double dropout() const { return options_.dropout; }
+  uint64_t dropout_seed() const { return options_.dropout_seed; }
+
+  // Divides the gradient by `weight` (the sum of the tokens' weights), clips it and applies AdamW; then the gradient is
+  // 0 and the compute copies are new. A gradient that is not finite changes nothing.
+  StepReport step(const AdamwStep& dials, double weight);
+  int64_t num_steps() const { return num_steps_; }  // so far; AdamW's bias correction counts them
+  void set_num_steps(int64_t steps) { num_steps_ = steps; }
+  void zero_gradient();
+  // Makes the compute copies from the masters.
+  void refresh();
+
+  // What is trained, as an adapter that can be saved and served: values as they are now. MultiLoRA is one delta of
+  // all modules' ranks.
+  Adapter snapshot() const;
+
+ private:
+  TrainableAdapter(const ModelWeights& weights, Backend& backend, const TrainableOptions& options)
+      : weights_(weights), backend_(backend), ops_(backend.train_ops()), options_(options) {}
+
+  struct Initial;  // values of params on their way into device memory
+  Status collect(const Adapter& initial, Initial& values);
+  Status collect_slot(ModuleId module, const LoraDelta& delta, std::optional<Slot>& slot, Initial& values);
+  int add_param(ModuleId module, ParamKind kind, int64_t rows, int64_t cols, Initial& values);
+  Status allocate(const Initial& values);
+  void place_copies();
+  void refresh_slot(Slot& slot);
+  void refresh_dora(Slot& slot);
+  template <class F>
+  void for_each_slot(const F& f);
+  PackedWeight base_weight(const Slot& slot) const;
+  void pack_rows(int param, const PackedWeight& dst);
+  std::byte* take(int64_t bytes);
+  LoraMatrix rank_rows(int64_t rank, int64_t width, DType dtype, std::byte** first);
+
+  const ModelWeights& weights_;
+  Backend& backend_;
+  TrainOps& ops_;
+  TrainableOptions options_;
+  std::vector<Param> params_;
+  std::vector<Layer> layers_;
+  std::optional<Slot> head_;
+  int final_norm_ = -1, head_weight_ = -1, embedding_table_ = -1, embedding_a_ = -1, embedding_b_ = -1, tokens_ = -1;
+  std::vector<int32_t> token_ids_;
+  std::optional<EmbeddingDelta> embedding_delta_;
+  double embedding_scaling_ = 0;
+  int64_t embedding_rank_ = 0;
+  PackedWeight packed_head_, token_head_;
+  int32_t* token_columns_ = nullptr;
+  int64_t num_elements_ = 0, max_group_rank_ = 0, lowest_layer_ = 0, num_steps_ = 0;
+  DeviceBuffer values_, gradients_, moments1_, moments2_;
+  DeviceBuffer copies_;             // what the kernels compute with
+  int64_t copies_bytes_ = 0;        // taken of it so far
+  float* dora_products_ = nullptr;  // f32 [rank, out padded] scratch, of dora_columns_ elements
+  int64_t dora_columns_ = 0;
+  AdapterConfig config_;  // of the snapshot: rsLoRA, names
+};
+
+}  // namespace lk
