@@ -45,6 +45,38 @@ TEST(Workshop, UrgentJobsGoFirstAndEqualOnesInOrder) {
   EXPECT_EQ(order, "abcd");
 }
 
+TEST(Workshop, IdleJobsLeaveAThreadToUrgentOnes) {
+  Workshop workshop({{.name = "test", .num_threads = 2}});
+  std::promise<void> running, gate;
+  int ended = 0;
+  workshop.submit(
+      0,
+      [&](const std::stop_token&) -> Finish {
+        running.set_value();
+        gate.get_future().wait();
+        return [&] { ++ended; };
+      },
+      Workshop::Priority::kIdle);
+  running.get_future().wait();
+  std::atomic<bool> open = false;
+  for (int i = 0; i < 3; ++i)
+    workshop.submit(
+        0,
+        [&](const std::stop_token&) -> Finish {
+          EXPECT_TRUE(open) << "it took the last thread";
+          return [&] { ++ended; };
+        },
+        Workshop::Priority::kIdle);
+  bool done = false;
+  for (int i = 0; i < 2; ++i) {  // both on the other thread
+    workshop.submit(0, [&](const std::stop_token&) -> Finish { return [&] { done = true; }; });
+    while (!std::exchange(done, false)) workshop.collect(true);
+  }
+  open = true;
+  gate.set_value();
+  while (ended < 4) workshop.collect(true);
+}
+
 TEST(Workshop, BenchesDoNotWaitForEachOther) {
   Workshop workshop({{.name = "slow"}, {.name = "fast"}});
   std::promise<void> gate;

@@ -23,6 +23,9 @@ class SeededExecutor : public Executor {
   Micros now() const override { return now_; }  // a step takes a second: what was given back is built again soon
   int64_t footprint(AdapterId adapter) const override { return engine_.footprint(adapter); }
   void stage(AdapterId adapter) override { engine_.stage(adapter); }
+  void unstage(AdapterId adapter) override { engine_.unstage(adapter); }
+  void abandon_loads() override { engine_.abandon_loads(); }
+  std::vector<AdapterId> adapters() const override { return engine_.adapters(); }
   std::span<ItemResult> execute(const StepPlan& plan) override {
     now_ += 1'000'000;
     return engine_.execute(plan);

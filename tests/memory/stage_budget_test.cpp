@@ -24,6 +24,10 @@ TEST(StageBudget, HoldsHalfOfTheTier) {
   dropped.insert(2);
   EXPECT_FALSE(stage(4, 60)) << "never more than half";
   EXPECT_EQ(budget.bytes(), 30) << "what was dropped no longer counts";
+  EXPECT_TRUE(stage(2, 20)) << "and is staged again when somebody still wants it";
+  dropped.clear();
+  EXPECT_FALSE(stage(2, 20));
+  budget.done(2);
   EXPECT_TRUE(stage(5, 20));
   budget.done(77);  // of nobody: nothing happens
   EXPECT_EQ(budget.bytes(), 50);

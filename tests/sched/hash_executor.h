@@ -57,8 +57,13 @@ class HashExecutor : public Executor {
     ++num_evicted;
   }
   void stage(AdapterId adapter) override { staged.insert(adapter); }
+  void unstage(AdapterId adapter) override { staged.erase(adapter); }
+  void abandon_loads() override {
+    for (const auto& [adapter, pages] : std::exchange(loading_, {})) abandoned_.push_back({adapter, unavailable("")});
+  }
+  std::vector<AdapterId> adapters() const override { return known; }
   std::vector<LoadResult> take_finished_loads(bool wait) override {
-    std::vector<LoadResult> done;
+    std::vector<LoadResult> done = std::exchange(abandoned_, {});
     while (!loading_.empty() && ((wait && done.empty()) || rng_.below(3) == 0)) {
       auto [adapter, pages] = std::move(loading_.front());
       loading_.pop_front();
@@ -127,6 +132,7 @@ class HashExecutor : public Executor {
   std::map<AdapterId, std::vector<PageId>> resident;
   int64_t num_evicted = 0, num_merged_steps = 0;
   std::set<AdapterId> staged;
+  std::vector<AdapterId> known;  // of adapters(); requests may ask for any
   Micros time = 0;
   int64_t max_step_tokens_seen = 0;
 
@@ -155,6 +161,7 @@ class HashExecutor : public Executor {
   Rng rng_;
   std::vector<uint64_t> slots_;
   std::deque<std::pair<AdapterId, std::vector<PageId>>> loading_;
+  std::vector<LoadResult> abandoned_;
   std::map<AdapterId, Merge> merges_;
   std::vector<ItemResult> results_;  // of the latest step
 };

@@ -80,6 +80,151 @@ TEST(Admission, APinnedAdapterWhoseLoadFailsIsLoadedAgain) {
   EXPECT_TRUE(scheduler.submit(make_request(1, kBaseModel, 64 * 16 - 8, 4, 1)).ok());
 }
 
+// Want of room is nobody's failure: the breaker used to refuse its clients for it.
+TEST(Admission, APinnedAdapterThatFindsNoRoomRefusesNoClient) {
+  UnifiedPool pool(12);
+  HashExecutor executor(0, 12);
+  executor.broken_adapter = 2;  // 3 pages
+  Scheduler scheduler({.prefix_cache = false}, pool, executor);
+  ASSERT_TRUE(scheduler.set_pinned(2, true).ok());
+  while (scheduler.has_work()) (void)scheduler.step();
+  executor.broken_adapter = -2;
+  for (RequestId id : {1, 2}) ASSERT_TRUE(scheduler.submit(make_request(id, kBaseModel, 70, 40, 1)).ok());
+  while (pool.num_available() >= 3) (void)scheduler.step();
+  executor.time = 200'000;  // past the pause after the failure
+  (void)scheduler.step();
+  ASSERT_EQ(pool.adapter_state(2), AdapterState::kAbsent) << "no room";
+  EXPECT_TRUE(scheduler.submit(make_request(3, 2, 5, 2, 1)).ok());
+  EXPECT_EQ(run_all(scheduler, pool).at(3).tokens.size(), 2u);
+  EXPECT_EQ(pool.num_pins(2), 1);
+  ASSERT_TRUE(scheduler.set_pinned(2, false).ok());
+}
+
+TEST(Admission, PinningLeavesRoomForEveryOtherAdapter) {
+  // Adapter 3 takes 2 pages, 2 takes 3, 5 takes 4.
+  UnifiedPool pool(8);
+  HashExecutor executor(0, 8);
+  executor.known = {2, 3, 5};
+  Scheduler scheduler({}, pool, executor);
+  ASSERT_TRUE(scheduler.set_pinned(3, true).ok());
+  EXPECT_EQ(scheduler.set_pinned(2, true).code(), StatusCode::kResourceExhausted) << "5 would be too large for ever";
+  ASSERT_TRUE(scheduler.submit(make_request(1, 5, 5, 2, 1)).ok());
+  run_all(scheduler, pool);
+  ASSERT_TRUE(scheduler.set_pinned(3, false).ok());
+  EXPECT_TRUE(scheduler.set_pinned(2, true).ok());
+  ASSERT_TRUE(scheduler.submit(make_request(1, 5, 5, 2, 1)).ok());
+  run_all(scheduler, pool);
+  // The request of an adapter that is pinned needs its pages once, not twice.
+  ASSERT_TRUE(scheduler.set_pinned(2, false).ok());
+  executor.known = {2};
+  ASSERT_TRUE(scheduler.submit(make_request(2, 2, 4 * 16, 16, 1)).ok());
+  EXPECT_TRUE(scheduler.set_pinned(2, true).ok());
+  run_all(scheduler, pool);
+  ASSERT_TRUE(scheduler.set_pinned(2, false).ok());
+}
+
+// What is staged takes a share of host memory, and whoever it was staged for may be gone.
+TEST(Admission, WhatNobodyWaitsForIsStagedNoLonger) {
+  // Adapter 0 takes 1 page, 2 takes 3.
+  UnifiedPool pool(6);
+  HashExecutor executor(0, 6);
+  Scheduler scheduler({.prefix_cache = false}, pool, executor);
+  ASSERT_TRUE(scheduler.submit(make_request(1, 0, 40, 10, 1)).ok());
+  while (scheduler.num_running() == 0) (void)scheduler.step();
+  const std::set<AdapterId> nobody, two{2};
+  ASSERT_TRUE(scheduler.submit(make_request(2, 2, 4, 2, 1)).ok());
+  (void)scheduler.step();
+  EXPECT_EQ(executor.staged, two);
+  ASSERT_TRUE(scheduler.finish(2));
+  EXPECT_EQ(executor.staged, nobody) << "cancelled";
+  scheduler.prefetch(2);
+  EXPECT_EQ(executor.staged, two);
+  Request late = make_request(2, 2, 4, 2, 1);
+  late.deadline = -1;
+  EXPECT_EQ(scheduler.submit(std::move(late)).code(), StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(executor.staged, nobody) << "refused";
+  EXPECT_EQ(scheduler.set_pinned(2, true).code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(executor.staged, nobody) << "not pinned";
+  run_all(scheduler, pool);
+}
+
+TEST(Admission, ARefusedSequenceIsAsItWas) {
+  UnifiedPool pool(16);
+  HashExecutor executor(0, 16);
+  Scheduler scheduler({}, pool, executor);
+  auto sequence = std::make_unique<Sequence>(make_request(1, kBaseModel, 20, 4, 1));
+  sequence->asked.sampling.presence_penalty = 1;
+  sequence->asked.deadline = -1;
+  EXPECT_EQ(scheduler.submit(sequence).code(), StatusCode::kDeadlineExceeded);
+  EXPECT_TRUE(sequence->tokens.empty());
+  EXPECT_TRUE(sequence->seen.all().empty());
+  EXPECT_EQ(sequence->deadline, kNoDeadline);
+  sequence->asked.deadline = kNoDeadline;
+  ASSERT_TRUE(scheduler.submit(sequence).ok());
+  EXPECT_EQ(run_all(scheduler, pool).at(1).tokens.size(), 4u);
+}
+
+// Shutting down waits for no load that has not begun.
+TEST(Admission, TheEndOfASchedulerAbandonsItsLoads) {
+  UnifiedPool pool(64);
+  HashExecutor executor(0, 64);
+  {
+    Scheduler scheduler({}, pool, executor);
+    for (AdapterId adapter : {1, 2, 3}) ASSERT_TRUE(scheduler.submit(make_request(adapter, adapter, 4, 2, 1)).ok());
+    scheduler.prefetch(4);
+    ASSERT_EQ(pool.adapter_state(4), AdapterState::kLoading);
+  }
+  EXPECT_TRUE(executor.resident.empty());
+  EXPECT_EQ(pool.num_adapter(), 0);
+  pool.check_integrity();
+}
+
+// An idle server sleeps until then.
+TEST(Admission, NextChangeIsTheFirstThingThatTimeBrings) {
+  UnifiedPool pool(64);
+  HashExecutor executor(0, 64);
+  executor.broken_adapter = 3;
+  Scheduler scheduler({}, pool, executor);
+  EXPECT_EQ(scheduler.next_change(), kNoDeadline);
+  Request request = make_request(1, 1, 4, 2, 1);
+  request.expires = 5'000'000;
+  ASSERT_TRUE(scheduler.submit(request).ok());
+  EXPECT_EQ(scheduler.next_change(), 5'000'000);
+  request.id = 2, request.deadline = 3'000'000;
+  ASSERT_TRUE(scheduler.submit(request).ok());
+  EXPECT_EQ(scheduler.next_change(), 3'000'001) << "then it is late";
+  ASSERT_TRUE(scheduler.set_pinned(3, true).ok());
+  run_all(scheduler, pool);
+  EXPECT_EQ(scheduler.next_change(), 100'000) << "then the pinned one is loaded again";
+}
+
+// The length at which a client gave up says nothing about the lengths of answers.
+TEST(Admission, ARequestThatIsCutShortTeachesNoLength) {
+  UnifiedPool pool(64);
+  HashExecutor executor(0, 64);
+  QueuePolicy* policy = nullptr;
+  SchedulerOptions options;
+  options.make_queue = [&](const QueueOptions& queue, Locality locality) {
+    auto made = QueuePolicy::create(queue, std::move(locality));
+    policy = made.get();
+    return made;
+  };
+  Scheduler scheduler(options, pool, executor);
+  const Request request = make_request(1, kBaseModel, 4, 50, 1);
+  const auto run = [&](int tokens) {
+    ASSERT_TRUE(scheduler.submit(request).ok());
+    for (int token = 0; token < tokens; ++token) (void)scheduler.step();
+  };
+  run(50);
+  ASSERT_EQ(policy->expected_output(request), 50);
+  run(3);
+  ASSERT_TRUE(scheduler.finish(1));
+  EXPECT_EQ(policy->expected_output(request), 50);
+  run(25);
+  ASSERT_TRUE(scheduler.finish(1, true));  // by a stop string
+  EXPECT_EQ(policy->expected_output(request), 45);
+}
+
 TEST(Admission, PrefetchLoadsWhatTheNextStepWants) {
   UnifiedPool pool(64);
   HashExecutor executor(0, 64);

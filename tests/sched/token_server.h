@@ -75,6 +75,7 @@ class TokenServer {
         continue;
       }
       used_ -= static_cast<int64_t>(job.owned.prompt.size()) + job.output;
+      policy->learn_length(job);
       policy->stop(job, true);
       it = running_.erase(it);
       jobs_.remove_if([&](const Job& other) { return &other == &job; });

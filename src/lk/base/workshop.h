@@ -25,8 +25,9 @@ class Workshop {
     std::string name;  // of its threads, at most 15 characters
     int num_threads = 1;
   };
-  enum class Priority : uint8_t { kUrgent, kIdle };  // kIdle: when nothing urgent waits
-  using Finish = std::function<void()>;              // may be empty
+  // kIdle: when nothing urgent waits; and where a bench has several threads, one is never taken by idle jobs.
+  enum class Priority : uint8_t { kUrgent, kIdle };
+  using Finish = std::function<void()>;  // may be empty
   // Asked to stop, a job should return soon; it returns a Finish all the same.
   using Work = std::function<Finish(const std::stop_token&)>;
   using JobId = uint64_t;
@@ -54,9 +55,11 @@ class Workshop {
     Work work;
   };
   struct Queue {
-    std::deque<Job> jobs[2];  // by priority
+    std::deque<Job> urgent, idle;
+    int idle_threads = 1;  // more may be taken by idle jobs
     std::condition_variable wanted;
   };
+  static std::deque<Job>* next_jobs(Queue& queue);  // whose first one may begin now; null: nobody's
   void thread_main(Queue& queue, const Bench& bench);
 
   std::function<void()> listener_;

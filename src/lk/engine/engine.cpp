@@ -36,9 +36,11 @@ Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options,
   benches[kCopierBench] = {.name = "lk-loader"};
   benches[kMergerBench] = {.name = "lk-merger"};
   engine->workshop_ = std::make_unique<Workshop>(benches);
-  engine->loader_ = std::make_unique<Loader>(*engine->workshop_, engine->arena_.data(), *engine->backend_);
-  engine->merger_ =
-      std::make_unique<Merger>(*engine->workshop_, engine->weights_, *engine->backend_, engine->arena_.data());
+  engine->reader_ = std::make_unique<AdapterReader>(*engine->workshop_);
+  engine->loader_ =
+      std::make_unique<Loader>(*engine->workshop_, *engine->reader_, engine->arena_.data(), *engine->backend_);
+  engine->merger_ = std::make_unique<Merger>(*engine->workshop_, *engine->reader_, engine->weights_, *engine->backend_,
+                                             engine->arena_.data());
   return engine;
 }
 
@@ -50,8 +52,6 @@ Engine::Engine(const EngineOptions& options, std::shared_ptr<const ModelWeights>
       decoder_(weights_, *backend_, options.max_step_tokens, std::min(kMaxLogitRows, options.max_step_tokens)),
       geometry_{.slice_bytes = decoder_.slice_bytes(), .page_bytes = decoder_.page_bytes(), .act = weights_->act},
       default_rope_(make_rope_table(weights_->config, 0)) {}
-
-Engine::~Engine() { workshop_.reset(); }  // its jobs refer to all the rest
 
 // --- Adapters
 
@@ -76,6 +76,12 @@ void Engine::unregister_adapter(AdapterId id) {
   LK_CHECK(!merger_->has(id), "adapter {} is unregistered while it is merged", id);
   loader_->forget(id);
   LK_CHECK(adapters_.erase(id) == 1, "adapter {} is not registered", id);
+}
+
+std::vector<AdapterId> Engine::adapters() const {
+  std::vector<AdapterId> ids;
+  for (const auto& [id, registered] : adapters_) ids.push_back(id);
+  return ids;
 }
 
 int64_t Engine::footprint(AdapterId adapter) const { return adapters_.at(adapter).prepared.layout->num_pages(); }

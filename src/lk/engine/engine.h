@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Engine: executes step plans with kernels. Owns the page arena, the registered adapters, the threads that bring them
-// from disk through the host tier into pages, and the one that builds merged weights. Policy and page accounting stay
-// with the scheduler.
+// Engine: executes step plans with kernels. Owns the page arena, the registered adapters, and the workshop whose jobs
+// bring them from disk through the host tier into pages and build merged weights. Policy and page accounting stay with
+// the scheduler.
 //
-// Thread safety: engine thread only; the loader and merger threads work on pages that the scheduler lent them until the
-// load is reported or the merge dropped.
+// Thread safety: engine thread only; the workshop's jobs work on pages that the scheduler lent them until the load is
+// reported or the merge dropped.
 #pragma once
 
 #include <functional>
@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "lk/engine/adapter_layout.h"
+#include "lk/engine/adapter_reader.h"
 #include "lk/engine/loader.h"
 #include "lk/engine/merger.h"
 #include "lk/model/decoder.h"
@@ -32,7 +33,6 @@ class Engine : public Executor {
   static Result<std::unique_ptr<Engine>> create(const EngineOptions& options,
                                                 std::shared_ptr<const ModelWeights> weights,
                                                 std::unique_ptr<Backend> backend);
-  ~Engine() override;
 
   const ModelWeights& weights() const { return *weights_; }
   Backend& backend() { return *backend_; }
@@ -71,7 +71,10 @@ class Engine : public Executor {
   void start_load(AdapterId adapter, std::span<const PageId> pages) override;
   void evicted(AdapterId adapter) override;
   void stage(AdapterId adapter) override;
+  void unstage(AdapterId adapter) override { loader_->unstage(adapter); }
   std::vector<LoadResult> take_finished_loads(bool wait) override;
+  void abandon_loads() override { loader_->abandon(); }
+  std::vector<AdapterId> adapters() const override;
   std::span<ItemResult> execute(const StepPlan& plan) override;
   StepTimes last_step_times() const override { return last_step_times_; }
   double execute_seconds() const { return execute_seconds_; }  // total
@@ -141,9 +144,10 @@ class Engine : public Executor {
   std::vector<float> hidden_;  // read from the device
 
   std::unordered_map<AdapterId, std::shared_ptr<const MergedWeights>> merged_;  // finished ones
+  std::unique_ptr<AdapterReader> reader_;
   std::unique_ptr<Loader> loader_;
   std::unique_ptr<Merger> merger_;
-  std::unique_ptr<Workshop> workshop_;  // last: its threads write into the arena
+  std::unique_ptr<Workshop> workshop_;  // last, so that it goes first: its jobs refer to all the rest
 };
 
 }  // namespace lk

@@ -6,33 +6,58 @@
 #include <utility>
 
 namespace lk {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+Micros now() { return std::chrono::duration_cast<std::chrono::microseconds>(Clock::now().time_since_epoch()).count(); }
+
+}  // namespace
 
 void Loader::start(Load load) {
-  forget(load.adapter);  // a read of it that has not begun is this load's now
-  if (std::shared_ptr<const Adapter> content = load.host->try_get()) return copy(load, std::move(content));
-  workshop_.submit(kReaderBench, [this, load = std::move(load)](const std::stop_token&) {
-    copy(load, load.host->get());
-    return nullptr;
-  });
+  const AdapterId adapter = load.adapter;
+  const auto loading = std::make_shared<Loading>(Loading{.load = std::move(load)});
+  LK_CHECK(loading_.emplace(adapter, loading).second, "adapter {} is loaded twice", adapter);
+  HostAdapter& host = *loading->load.host;
+  if (std::shared_ptr<const Adapter> content = host.try_get())
+    copy(loading, std::move(content));
+  else
+    loading->read = reader_.read(loading->load.host, Workshop::Priority::kUrgent,
+                                 [this, loading](AdapterReader::Content read) -> Workshop::Finish {
+                                   if (!read.ok())
+                                     return [this, adapter = loading->load.adapter, status = read.status()] {
+                                       end({.adapter = adapter, .status = status, .resident = nullptr});
+                                     };
+                                   copy(loading, std::move(read).value());
+                                   return nullptr;
+                                 });
+  unstage(adapter);  // its read, if it has not ended, is this load's now
 }
 
-// On any thread.
-void Loader::copy(const Load& load, Result<std::shared_ptr<const Adapter>> content) {
-  workshop_.submit(
-      kCopierBench, [this, load, content = std::move(content)](const std::stop_token&) mutable -> Workshop::Finish {
-        Done done{.adapter = load.adapter, .status = content.status(), .resident = nullptr};
-        if (!content.ok()) return [this, done = std::move(done)] { done_.push_back(done); };
-        const auto begin = std::chrono::steady_clock::now();
-        done.resident = fill_adapter(*load.layout, std::move(content).value(), load.pages, pool_base_, backend_);
-        const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+// On the engine thread, or on a reader's before AdapterReader::cancel() knows that the read has ended.
+void Loader::copy(const std::shared_ptr<Loading>& loading, std::shared_ptr<const Adapter> content) {
+  loading->copy = workshop_.submit(
+      kCopierBench, [this, loading, content = std::move(content)](const std::stop_token&) mutable -> Workshop::Finish {
+        const Load& load = loading->load;
+        const auto begin = Clock::now();
+        Done done{.adapter = load.adapter,
+                  .status = Status(),
+                  .resident = fill_adapter(*load.layout, std::move(content), load.pages, pool_base_, backend_)};
+        const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
         const double measured = seconds / static_cast<double>(std::max<int64_t>(load.host->bytes(), 1));
         load.host->let_go();
         return [this, done = std::move(done), measured] {
           double& average = copy_seconds_per_byte_;
           average = average == 0 ? measured : average + 0.1 * (measured - average);
-          done_.push_back(done);
+          failed_stages_.forget(done.adapter);
+          end(done);
         };
       });
+}
+
+void Loader::end(Done done) {
+  loading_.erase(done.adapter);
+  done_.push_back(std::move(done));
 }
 
 std::vector<Loader::Done> Loader::take_finished(bool wait) {
@@ -41,32 +66,48 @@ std::vector<Loader::Done> Loader::take_finished(bool wait) {
   return std::exchange(done_, {});
 }
 
-void Loader::stage(AdapterId adapter, std::shared_ptr<HostAdapter> host) {
-  if (host->on_host()) return;
+void Loader::abandon() {
+  std::erase_if(loading_, [&](const auto& entry) {
+    const Loading& loading = *entry.second;
+    if (!reader_.cancel(loading.read) && !workshop_.cancel(loading.copy)) return false;
+    done_.push_back({.adapter = entry.first, .status = unavailable("loading was given up"), .resident = nullptr});
+    return true;
+  });
+}
+
+void Loader::stage(AdapterId adapter, const std::shared_ptr<HostAdapter>& host) {
+  if (host->on_host() || !failed_stages_.allows(adapter, now())) return;
   const auto is_lost = [&](AdapterId other) {
-    const Staged& staged = staged_.at(other);
-    return staged.read && !staged.host->on_host();
+    const HostAdapter& staged = *staged_.at(other)->host;
+    return !reader_.reads(staged) && !staged.on_host();  // in this order: what was just read is there
   };
   if (!budget_.stage(adapter, host->bytes(), host->tier_bytes(), is_lost)) return;
-  Staged& staged = staged_[adapter];
-  staged = {.host = host};
-  staged.job = workshop_.submit(
-      kReaderBench,
-      [this, adapter, host = std::move(host)](const std::stop_token&) -> Workshop::Finish {
-        (void)host->get();  // what fails now fails again for whoever wants it, and is reported then
-        return [this, adapter] {
-          if (const auto it = staged_.find(adapter); it != staged_.end()) it->second.read = true;
+  const auto staged = std::make_shared<Staged>(Staged{.host = host});
+  staged_[adapter] = staged;
+  staged->read = reader_.read(
+      host, Workshop::Priority::kIdle,
+      [this, adapter, weak = std::weak_ptr(staged)](const AdapterReader::Content& read) -> Workshop::Finish {
+        if (read.ok()) return nullptr;
+        // Whoever loads it is told why. Until then it is tried again now and then, and takes nobody's place.
+        return [this, adapter, weak] {
+          if (weak.expired()) return;
+          failed_stages_.failed(adapter, now());
+          unstage(adapter);
         };
-      },
-      Workshop::Priority::kIdle);
+      });
+}
+
+void Loader::unstage(AdapterId adapter) {
+  const auto it = staged_.find(adapter);
+  if (it == staged_.end()) return;
+  reader_.cancel(it->second->read);
+  staged_.erase(it);
+  budget_.done(adapter);
 }
 
 void Loader::forget(AdapterId adapter) {
-  const auto it = staged_.find(adapter);
-  if (it == staged_.end()) return;
-  workshop_.cancel(it->second.job);
-  staged_.erase(it);
-  budget_.done(adapter);
+  unstage(adapter);
+  failed_stages_.forget(adapter);
 }
 
 double Loader::relative_cost(const HostAdapter& adapter) const {

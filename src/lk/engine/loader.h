@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Loader: brings adapters up the tiers by jobs of the engine's workshop: reads from disk into host memory, and copies
-// from there into pages. All of it beside the engine thread's steps.
+// Loader: brings adapters up the tiers: has them read from disk into host memory, and copies from there into pages by
+// jobs of the engine's workshop. All of it beside the engine thread's steps.
 //
 // Thread safety: every call from the engine thread.
 #pragma once
@@ -11,9 +11,9 @@
 
 #include "lk/base/workshop.h"
 #include "lk/engine/adapter_filler.h"
-#include "lk/engine/benches.h"
-#include "lk/lora/host_tier.h"
+#include "lk/engine/adapter_reader.h"
 #include "lk/memory/stage_budget.h"
+#include "lk/sched/load_breaker.h"
 
 namespace lk {
 
@@ -32,16 +32,20 @@ class Loader {
   };
 
   // The workshop must be destroyed first: its jobs refer to this.
-  Loader(Workshop& workshop, std::byte* pool_base, Backend& backend)
-      : workshop_(workshop), pool_base_(pool_base), backend_(backend) {}
+  Loader(Workshop& workshop, AdapterReader& reader, std::byte* pool_base, Backend& backend)
+      : workshop_(workshop), reader_(reader), pool_base_(pool_base), backend_(backend) {}
 
   // Fills the load's pages.
   void start(Load load);
   // Loads that ended. With `wait`, blocks until there is one.
   std::vector<Done> take_finished(bool wait);
-  // Reads an adapter from disk into host memory, after all that start() waits for. Nothing when it is there, or when
-  // what was staged and not started yet would take more than half of the host tier.
-  void stage(AdapterId adapter, std::shared_ptr<HostAdapter> host);
+  // Loads that write no page yet end now, with kUnavailable.
+  void abandon();
+  // Reads an adapter from disk into host memory, after all that start() waits for. Nothing when it is there, when what
+  // was staged and not started yet would take more than half of the host tier, or when such a read failed just now.
+  void stage(AdapterId adapter, const std::shared_ptr<HostAdapter>& host);
+  // Nobody waits for it any more.
+  void unstage(AdapterId adapter);
   // The adapter is not known any more: what was staged of it is let go.
   void forget(AdapterId adapter);
   // What bringing an adapter into pages costs now, in that of copying it from host memory: more when it has to be read
@@ -49,19 +53,27 @@ class Loader {
   double relative_cost(const HostAdapter& adapter) const;
 
  private:
+  struct Loading {
+    Load load;
+    AdapterReader::Ticket read = 0;  // 0: it was in host memory
+    Workshop::JobId copy = 0;        // 0: it waits for the read
+  };
   struct Staged {
     std::shared_ptr<HostAdapter> host;
-    Workshop::JobId job = 0;
-    bool read = false;
+    AdapterReader::Ticket read = 0;
   };
-  void copy(const Load& load, Result<std::shared_ptr<const Adapter>> content);
+  void copy(const std::shared_ptr<Loading>& loading, std::shared_ptr<const Adapter> content);
+  void end(Done done);
 
   Workshop& workshop_;
+  AdapterReader& reader_;
   std::byte* const pool_base_;
   Backend& backend_;
   double copy_seconds_per_byte_ = 0;  // a moving average
+  std::map<AdapterId, std::shared_ptr<Loading>> loading_;
   StageBudget budget_;
-  std::map<AdapterId, Staged> staged_;  // and not started, dropped ones among them
+  std::map<AdapterId, std::shared_ptr<Staged>> staged_;  // and not started, ones that the tier dropped among them
+  LoadBreaker failed_stages_;
   std::vector<Done> done_;
 };
 

@@ -16,30 +16,31 @@ Micros thread_cpu_time() {
 
 }  // namespace
 
-Merger::Merger(Workshop& workshop, std::shared_ptr<const ModelWeights> base, Backend& backend, std::byte* pool_base)
-    : workshop_(workshop), base_(std::move(base)), backend_(backend), pool_base_(pool_base) {}
+Merger::Merger(Workshop& workshop, AdapterReader& reader, std::shared_ptr<const ModelWeights> base, Backend& backend,
+               std::byte* pool_base)
+    : workshop_(workshop), reader_(reader), base_(std::move(base)), backend_(backend), pool_base_(pool_base) {}
 
 void Merger::start(Merge merge) {
   LK_CHECK(!has(merge.adapter), "adapter {} is merged or being merged already", merge.adapter);
-  const auto started = std::make_shared<Started>(
-      Started{.merge = std::move(merge), .begin = std::chrono::steady_clock::now(), .job = 0, .building = false});
+  const auto started =
+      std::make_shared<Started>(Started{.merge = std::move(merge), .begin = std::chrono::steady_clock::now()});
   started_.emplace(started->merge.adapter, started);
-  started->job = workshop_.submit(
-      kReaderBench,
-      [this, host = started->merge.host, weak = std::weak_ptr(started)](const std::stop_token&) -> Workshop::Finish {
-        return [this, content = host->get(), weak] {
-          if (const std::shared_ptr<Started> wanted = weak.lock()) build(wanted, content);
-        };
-      },
-      Workshop::Priority::kIdle);
+  if (std::shared_ptr<const Adapter> content = started->merge.host->try_get())
+    return build(started, std::move(content));
+  started->read =
+      reader_.read(started->merge.host, Workshop::Priority::kIdle,
+                   [this, weak = std::weak_ptr(started)](AdapterReader::Content content) -> Workshop::Finish {
+                     return [this, content = std::move(content), weak] {
+                       if (const std::shared_ptr<Started> wanted = weak.lock()) build(wanted, content);
+                     };
+                   });
 }
 
-void Merger::build(const std::shared_ptr<Started>& started, Result<std::shared_ptr<const Adapter>> content) {
+void Merger::build(const std::shared_ptr<Started>& started, AdapterReader::Content content) {
   if (!content.ok()) {
     done_.push_back({.result = {.adapter = started->merge.adapter, .status = content.status()}, .weights = nullptr});
     return;
   }
-  started->building = true;
   started->job = workshop_.submit(
       kMergerBench, [this, started, content = std::move(content).value()](const std::stop_token& stop) {
         return Workshop::Finish([this, done = run_build(*started, *content, stop), weak = std::weak_ptr(started)] {
@@ -59,7 +60,8 @@ void Merger::drop(AdapterId adapter) {
   const std::shared_ptr<Started> started = std::move(it->second);
   started_.erase(it);
   // A read goes on without us, however long it takes: it does not touch the pages.
-  if (!workshop_.cancel(started->job) && started->building) workshop_.wait_until_idle(started->job);
+  reader_.cancel(started->read);
+  if (!workshop_.cancel(started->job)) workshop_.wait_until_idle(started->job);
   std::erase_if(done_, [&](const Done& done) { return done.result.adapter == adapter; });
 }
 

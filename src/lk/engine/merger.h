@@ -11,9 +11,8 @@
 #include <vector>
 
 #include "lk/base/workshop.h"
-#include "lk/engine/benches.h"
+#include "lk/engine/adapter_reader.h"
 #include "lk/engine/merge_layout.h"
-#include "lk/lora/host_tier.h"
 #include "lk/sched/executor.h"
 
 namespace lk {
@@ -32,7 +31,8 @@ class Merger {
   };
 
   // The workshop must be destroyed first: its jobs refer to this.
-  Merger(Workshop& workshop, std::shared_ptr<const ModelWeights> base, Backend& backend, std::byte* pool_base);
+  Merger(Workshop& workshop, AdapterReader& reader, std::shared_ptr<const ModelWeights> base, Backend& backend,
+         std::byte* pool_base);
 
   void start(Merge merge);  // Requires: !has(merge.adapter)
   std::vector<Done> take_finished();
@@ -45,13 +45,14 @@ class Merger {
   struct Started {
     Merge merge;
     std::chrono::steady_clock::time_point begin;
-    Workshop::JobId job = 0;  // the read, then the build
-    bool building = false;
+    AdapterReader::Ticket read = 0;
+    Workshop::JobId job = 0;  // 0: it waits for the read
   };
-  void build(const std::shared_ptr<Started>& started, Result<std::shared_ptr<const Adapter>> content);
+  void build(const std::shared_ptr<Started>& started, AdapterReader::Content content);
   Done run_build(const Started& started, const Adapter& content, const std::stop_token& stop);
 
   Workshop& workshop_;
+  AdapterReader& reader_;
   std::shared_ptr<const ModelWeights> base_;
   Backend& backend_;
   std::byte* pool_base_;

@@ -17,19 +17,18 @@ namespace lk {
 class StageBudget {
  public:
   // Whether `adapter`, of so many bytes, is to be read now; then it counts until done(). `tier_bytes`: of the host
-  // tier. `dropped(id)`: a staged one is no longer in host memory nor about to be read, because its request went away
-  // and the tier took its place.
-  template <class Dropped>
-  bool stage(AdapterId adapter, int64_t bytes, int64_t tier_bytes, Dropped dropped) {
-    if (std::ranges::any_of(staged_, [&](const Staged& staged) { return staged.adapter == adapter; })) return false;
-    const int64_t most = tier_bytes / 2;
-    if (bytes_ + bytes > most) remove_if([&](const Staged& staged) { return dropped(staged.adapter); });
-    if (bytes_ + bytes > most) return false;
+  // tier. `lost(id)`: a staged one is neither in host memory nor about to be read, because the tier took its place; it
+  // counts no longer, and may be staged again.
+  template <class Lost>
+  bool stage(AdapterId adapter, int64_t bytes, int64_t tier_bytes, Lost lost) {
+    remove_if([&](const Staged& staged) { return lost(staged.adapter); });
+    if (std::ranges::find(staged_, adapter, &Staged::adapter) != staged_.end()) return false;
+    if (bytes_ + bytes > tier_bytes / 2) return false;
     staged_.push_back({adapter, bytes});
     bytes_ += bytes;
     return true;
   }
-  // Its load starts, or nobody will ask for it any more.
+  // Its load starts, or nobody asks for it any more.
   void done(AdapterId adapter) {
     remove_if([&](const Staged& staged) { return staged.adapter == adapter; });
   }

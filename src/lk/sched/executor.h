@@ -84,8 +84,14 @@ class Executor {
   // An adapter will be wanted before long and has no pages yet: a hint to bring its data nearer, from disk into host
   // memory. Does not wait, and costs next to nothing when there is nothing to do.
   virtual void stage(AdapterId) {}
+  // Who wanted it is gone. Somebody else who does stages it again.
+  virtual void unstage(AdapterId) {}
   // Loads that ended since the last call. With `wait`, blocks until there is one (Requires: a load is under way).
   virtual std::vector<LoadResult> take_finished_loads(bool wait) = 0;
+  // Loads that write no page yet end now, as failed; take_finished_loads() reports them, and waits for no file.
+  virtual void abandon_loads() {}
+  // Those that requests may ask for, as far as it knows.
+  virtual std::vector<AdapterId> adapters() const { return {}; }
   // One result per item, in order; the caller's until the next call.
   virtual std::span<ItemResult> execute(const StepPlan& plan) = 0;
   virtual StepTimes last_step_times() const { return {}; }

@@ -195,11 +195,9 @@ void QueuePolicy::computed(Ticket& ticket, int64_t prompt_tokens, int64_t output
 void QueuePolicy::stop(Ticket& ticket, bool finished) {
   --service(ticket).running;
   MilliUnits refund = 0;
-  if (finished) {
+  if (finished)
     refund = options_.cost.of(ticket.prompt_tokens, ticket.output_tokens) -
              options_.cost.of(ticket.computed_prompt, ticket.output_tokens);
-    if (ticket.output_tokens > 0) predictor_.learn(*ticket.request, ticket.output_tokens);
-  }
   book(ticket, -refund, -std::exchange(ticket.advance, 0));
   if (!ticket.request->urgent) end_running(ticket);
 }

@@ -130,6 +130,10 @@ class QueuePolicy {
   void computed(Ticket& ticket, int64_t prompt_tokens, int64_t output_tokens);
   // It stops running: `finished` or preempted. What it was charged in advance is given back.
   void stop(Ticket& ticket, bool finished);
+  // Its output is whole: forecasts for others like it go by its length. One that was cut short says nothing.
+  void learn_length(const Ticket& ticket) {
+    if (ticket.output_tokens > 0) predictor_.learn(*ticket.request, ticket.output_tokens);
+  }
 
  protected:
   explicit QueuePolicy(const QueueOptions& options) : options_(options) {}

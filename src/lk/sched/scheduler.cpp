@@ -62,13 +62,12 @@ Scheduler::Scheduler(const SchedulerOptions& options, UnifiedPool& pool, Executo
 
 Scheduler::~Scheduler() {
   while (!sequences_.empty()) (void)remove(*sequences_.begin()->second);
+  executor_.abandon_loads();
   while (num_loading_ > 0) poll_loads(true);
   pool_.set_evicted({});
 }
 
-Status Scheduler::submit(std::unique_ptr<Sequence>& sequence) {
-  const Request& request = sequence->asked;
-  LK_CHECK(!sequences_.contains(request.id), "request id {} is in use", request.id);
+Status Scheduler::refusal(const Request& request, Micros now, Micros deadline) const {
   const auto prompt_length = static_cast<int64_t>(request.prompt.size());
   if (prompt_length == 0) return invalid_argument("the prompt is empty");
   if (request.max_tokens < 0) return invalid_argument("max_tokens must be >= 0, got {}", request.max_tokens);
@@ -86,26 +85,36 @@ Status Scheduler::submit(std::unique_ptr<Sequence>& sequence) {
         "--memory or lower max_tokens",
         pages_needed(request), total, pool_.num_pages(), pinned_pages_);
   if (request.adapter != kBaseModel && pool_.adapter_state(request.adapter) == AdapterState::kAbsent)
-    LK_RETURN_IF_ERROR(breaker_.check(request.adapter, executor_.now()));
+    LK_RETURN_IF_ERROR(breaker_.check(request.adapter, now));
+  if (deadline == kNoDeadline) return Status();
+  const Micros start =
+      now +
+      (num_waiting() > 0 && slo_.refuses_early() ? forecast_.rate().until_start(policy_->tokens_ahead(request)) : 0);
+  if (start <= slo_.start_by(deadline)) return Status();
+  return deadline_exceeded("the first token would come in about {:.1f} s, {:.1f} s are allowed",
+                           static_cast<double>(start - slo_.start_by(0) - now) / 1e6,
+                           static_cast<double>(deadline - now) / 1e6);
+}
+
+Status Scheduler::submit(std::unique_ptr<Sequence>& sequence) {
+  const Request& request = sequence->asked;
+  LK_CHECK(!sequences_.contains(request.id), "request id {} is in use", request.id);
+  const Micros now = executor_.now();
+  Micros deadline = kNoDeadline;  // a resumed one has had its first token
+  if (!request.urgent && !request.resumed()) deadline = std::min(request.deadline, slo_.deadline(now));
+  if (Status refused = refusal(request, now, deadline); !refused.ok()) {
+    if (request.adapter != kBaseModel) executor_.unstage(request.adapter);  // prefetch() may have staged it
+    return refused;
+  }
+  sequence->arrival = now;
+  sequence->deadline = deadline;
+  sequence->order = next_order_++;
   sequence->tokens = request.prompt;
   sequence->tokens.insert(sequence->tokens.end(), request.output_so_far.begin(), request.output_so_far.end());
-  if (request.resumed()) sequence->num_billed = prompt_length;
+  if (request.resumed()) sequence->num_billed = sequence->prompt_length();
   if (request.sampling.has_penalties())
     for (int64_t i = 0; i < sequence->num_tokens(); ++i)
-      sequence->seen.add(sequence->tokens[static_cast<size_t>(i)], i >= prompt_length);
-  sequence->order = next_order_++;
-  sequence->arrival = executor_.now();
-  if (!request.urgent && !request.resumed())  // which has had its first token
-    sequence->deadline = std::min(request.deadline, slo_.deadline(sequence->arrival));
-  if (sequence->deadline != kNoDeadline) {
-    const Micros start =
-        sequence->arrival +
-        (num_waiting() > 0 && slo_.refuses_early() ? forecast_.until_start(policy_->tokens_ahead(request)) : 0);
-    if (start > slo_.start_by(sequence->deadline))
-      return deadline_exceeded("the first token would come in about {:.1f} s, {:.1f} s are allowed",
-                               static_cast<double>(start - slo_.start_by(0) - sequence->arrival) / 1e6,
-                               static_cast<double>(sequence->deadline - sequence->arrival) / 1e6);
-  }
+      sequence->seen.add(sequence->tokens[static_cast<size_t>(i)], i >= sequence->prompt_length());
   policy_->arrive(*sequence);
   set_due(*sequence, std::min(sequence->deadline, request.expires));
   pool_.note_demand(request.adapter);
@@ -131,8 +140,11 @@ Status Scheduler::set_pinned(AdapterId adapter, bool pinned) {
     return Status();
   }
   const int64_t pages = executor_.footprint(adapter);
-  int64_t largest = 1;  // the most any request in the queue needs
-  for (const auto& [id, sequence] : sequences_) largest = std::max(largest, pages_needed(*sequence->request));
+  int64_t largest = 1;  // the most that any request in the queue needs, or the shortest one of another adapter
+  for (const auto& [id, sequence] : sequences_)
+    largest = std::max(largest, pages_needed(*sequence->request) - (sequence->request->adapter == adapter ? pages : 0));
+  for (const AdapterId other : executor_.adapters())
+    if (other != adapter && !is_pinned(other)) largest = std::max(largest, executor_.footprint(other) + 1);
   if (pinned_pages_ + pages + largest > pool_.num_pages())
     return resource_exhausted(
         "pinning needs {} pages; with {} pinned already, requests that need {} would no longer fit in the pool of {}",
@@ -161,9 +173,11 @@ std::map<AdapterId, Scheduler::AdapterLoad> Scheduler::adapter_load() const {
   return load;
 }
 
-std::unique_ptr<Sequence> Scheduler::finish(RequestId id) {
+std::unique_ptr<Sequence> Scheduler::finish(RequestId id, bool complete) {
   const auto it = sequences_.find(id);
-  return it == sequences_.end() ? nullptr : remove(*it->second);
+  if (it == sequences_.end()) return nullptr;
+  if (complete) policy_->learn_length(*it->second);
+  return remove(*it->second);
 }
 
 std::vector<RequestId> Scheduler::requests() const {
@@ -204,10 +218,12 @@ void Scheduler::stop_running(Sequence& sequence, bool finished) {
 }
 
 std::unique_ptr<Sequence> Scheduler::remove(Sequence& sequence) {
-  if (sequence.running)
+  if (sequence.running) {
     stop_running(sequence, true);
-  else
+  } else {
     policy_->leave(sequence);
+    if (sequence.request->adapter != kBaseModel) executor_.unstage(sequence.request->adapter);
+  }
   set_due(sequence, kNoDeadline);
   return std::move(sequences_.extract(sequence.request->id).mapped());
 }
@@ -273,11 +289,20 @@ Micros Scheduler::next_reload() const {
   return next;
 }
 
-void Scheduler::reload_pinned() {
-  for (const AdapterId adapter : to_reload_) {
-    if (pool_.adapter_state(adapter) != AdapterState::kAbsent || !breaker_.allows(adapter, now_)) continue;
-    if (!begin_load(adapter)) breaker_.failed(adapter, now_);  // no room now
+Micros Scheduler::next_change() const {
+  Micros next = next_reload();
+  for (const auto& [due, sequence] : deadlines_) {
+    const bool may_be_late = sequence->admitted_at < 0 && sequence->deadline != kNoDeadline;
+    next = std::min({next, sequence->request->expires, may_be_late ? slo_.start_by(sequence->deadline) + 1 : next});
   }
+  return next;
+}
+
+// One that finds no room is tried again by the next step: what has the room runs or loads, so there is one.
+void Scheduler::reload_pinned() {
+  for (const AdapterId adapter : to_reload_)
+    if (pool_.adapter_state(adapter) == AdapterState::kAbsent && breaker_.allows(adapter, now_) && !begin_load(adapter))
+      executor_.stage(adapter);
 }
 
 bool Scheduler::ensure_pages(Sequence& sequence, int64_t end) {
@@ -424,7 +449,10 @@ void Scheduler::apply(const Planned& planned, ItemResult& result) {
     else if (sequence.num_output() >= sequence.request->max_tokens)
       event.finish = FinishReason::kLength;
   }
-  if (event.finish != FinishReason::kNone) event.ended = remove(sequence);
+  if (event.finish != FinishReason::kNone) {
+    policy_->learn_length(sequence);
+    event.ended = remove(sequence);
+  }
   events_.push_back(std::move(event));
 }
 

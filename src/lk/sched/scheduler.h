@@ -97,17 +97,17 @@ class Scheduler {
   ~Scheduler();
 
   // Refuses what could never run: empty or longer than max_sequence (kInvalidArgument), or bigger than the whole pool
-  // together with its adapter (kFailedPrecondition); what is over its tenant's limit (kResourceExhausted) or whose
-  // adapter just failed to load (kUnavailable); and what would miss its deadline (kDeadlineExceeded). Takes the
-  // sequence over only when it does not refuse. Requires: the id is not in use.
+  // together with its adapter (kFailedPrecondition); what asks for an adapter that just failed to load (kUnavailable);
+  // and what would miss its deadline (kDeadlineExceeded). Takes the sequence over only when it does not refuse; what it
+  // refuses is as it was. Requires: the id is not in use.
   Status submit(std::unique_ptr<Sequence>& sequence);
   Status submit(Request request) {
     auto sequence = std::make_unique<Sequence>(std::move(request));
     return submit(sequence);
   }
-  // Ends a request before the next step, freeing everything it holds: a cancelled one, or one whose text reached a stop
-  // string. Null when there is no such request (it may have just finished).
-  std::unique_ptr<Sequence> finish(RequestId id);
+  // Ends a request before the next step, freeing everything it holds: one that is cut short, or `complete`, since its
+  // text reached a stop string. Null when there is no such request (it may have just finished).
+  std::unique_ptr<Sequence> finish(RequestId id, bool complete = false);
   // Those waiting and running, in the order of arrival.
   std::vector<RequestId> requests() const;
 
@@ -119,8 +119,8 @@ class Scheduler {
   void prefetch(AdapterId adapter);
 
   // Keeps an adapter resident from now on (its load starts at once) or lets it go. kResourceExhausted when a request in
-  // the queue would then never fit. A pinned adapter whose load fails stays pinned, and steps load it again, at the
-  // pace at which requests may try (load_breaker.h).
+  // the queue, or any request of another adapter, would then never fit. A pinned adapter whose load fails stays pinned,
+  // and steps load it again: at the pace at which requests may try (load_breaker.h), and as soon as there is room.
   Status set_pinned(AdapterId adapter, bool pinned);
   // Frees what an adapter holds; the pages freed, or nothing while it is loading (try again after a step).
   // Requires: no request uses it.
@@ -135,6 +135,9 @@ class Scheduler {
   bool has_work() const { return !sequences_.empty() || num_loading_ > 0 || next_reload() <= executor_.now(); }
   // The time at which there is work again without a call, for pinned adapters whose load failed; kNoDeadline: none.
   Micros next_reload() const;
+  // The time at which an idle step would next find something to do, unless a call or the end of a load comes before:
+  // next_reload(), or a deadline.
+  Micros next_change() const;
   bool is_pinned(AdapterId adapter) const { return pinned_.contains(adapter); }
   // QueuePolicy's. Nothing when the policy does not know the tenant.
   std::optional<int64_t> settled_time(TenantId tenant) const { return policy_->settled_time(tenant); }
@@ -159,10 +162,12 @@ class Scheduler {
     int64_t begin, end;
   };
 
+  // Why it can not be taken, at this time and with this deadline.
+  Status refusal(const Request& request, Micros now, Micros deadline) const;
   bool begin_load(AdapterId adapter);
   bool make_available(int64_t num_pages);
   void reload_pinned();
-  int64_t pages_to_start(const Sequence& sequence) const;
+  int64_t pages_to_start(const Sequence& sequence, std::span<const PageId> found, int64_t end) const;
   bool begin_load_gently(AdapterId adapter, const std::function<bool(AdapterId)>& kept);
   void start_load(AdapterId adapter);
   bool load_ahead(AdapterId adapter);  // of a request that is not first in line
@@ -188,6 +193,7 @@ class Scheduler {
   bool change_places(const Sequence& behind, int64_t gap);
   int64_t pages_until_the_end(const Sequence& candidate, int64_t num_found);
   int64_t pages_to_admit(const Sequence& sequence, std::span<const PageId> found, int64_t end);
+  int64_t pages_used_up(const Sequence& sequence, std::span<const PageId> found) const;
   int64_t remaining_tokens(const Sequence& sequence) const;
   void consider_drain(Sequence& blocked);
   void set_due(Sequence& sequence, Micros due);

@@ -10,10 +10,7 @@ namespace lk {
 
 bool Scheduler::begin_load(AdapterId adapter) {
   const int64_t num_pages = executor_.footprint(adapter);
-  if (!make_available(num_pages)) {
-    executor_.stage(adapter);
-    return false;
-  }
+  if (!make_available(num_pages)) return false;
   LK_CHECK(pool_.begin_load(adapter, num_pages));
   start_load(adapter);
   return true;
@@ -29,10 +26,7 @@ bool Scheduler::make_available(int64_t num_pages) {
 bool Scheduler::begin_load_gently(AdapterId adapter, const std::function<bool(AdapterId)>& kept) {
   // One page per running sequence stays, or what is loaded now is evicted by the next tokens and loaded again.
   const int64_t spare = running_.empty() ? 0 : num_running() + 1;
-  if (!pool_.begin_load_gently(adapter, executor_.footprint(adapter), kept, spare)) {
-    executor_.stage(adapter);
-    return false;
-  }
+  if (!pool_.begin_load_gently(adapter, executor_.footprint(adapter), kept, spare)) return false;
   start_load(adapter);
   return true;
 }
@@ -57,26 +51,16 @@ void Scheduler::prefetch(AdapterId adapter) {
     }
     return wanted->contains(other);
   };
-  if (!begin_load_gently(adapter, kept)) return;
+  if (!begin_load_gently(adapter, kept)) return executor_.stage(adapter);
   ++prefetched_;
   ++stats_.num_prefetches;
 }
 
 bool Scheduler::load_ahead(AdapterId adapter) {
-  if (!room_ahead_) {  // who is further behind does not take what this one lacked
-    executor_.stage(adapter);
-    return false;
-  }
-  room_ahead_ = begin_load_gently(
-      adapter, [&](AdapterId other) { return std::find(ahead_.begin(), ahead_.end(), other) != ahead_.end(); });
+  if (room_ahead_)  // who is further behind does not take what this one lacked
+    room_ahead_ = begin_load_gently(
+        adapter, [&](AdapterId other) { return std::find(ahead_.begin(), ahead_.end(), other) != ahead_.end(); });
   return room_ahead_;
-}
-
-// Pages with which it could start now: those of its first chunk, and one per running sequence, or admission and
-// preemption chase each other.
-int64_t Scheduler::pages_to_start(const Sequence& sequence) const {
-  return pages_for(std::min(sequence.num_tokens(), options_.max_step_tokens)) +
-         (running_.empty() ? 0 : num_running() + 1);
 }
 
 int64_t Scheduler::remaining_tokens(const Sequence& sequence) const {
@@ -101,16 +85,25 @@ int64_t Scheduler::pages_until_the_end(const Sequence& candidate, int64_t num_fo
   return reservation_.peak_pages(kPageTokens) - held;
 }
 
-// Pages that must be free or evictable so that it may start with its first chunk, which ends at position `end`. What it
-// takes into use itself, the adapter and what it found cached, can no longer be evicted for it.
-int64_t Scheduler::pages_to_admit(const Sequence& sequence, std::span<const PageId> found, int64_t end) {
-  const auto num_found = static_cast<int64_t>(found.size());
-  // One page per running sequence stays, or admission and preemption chase each other.
-  int64_t pages = pages_for(end) - num_found + (running_.empty() ? 0 : num_running() + 1);
-  if (!running_.empty() && options_.admission != Admission::kOptimistic)
-    pages = std::max(pages, pages_until_the_end(sequence, num_found));
-  return pages + pool_.num_cached_pages(sequence.request->adapter) +
+// What it takes into use itself, the adapter and what it found cached, can no longer be evicted for it.
+int64_t Scheduler::pages_used_up(const Sequence& sequence, std::span<const PageId> found) const {
+  return pool_.num_cached_pages(sequence.request->adapter) +
          std::ranges::count_if(found, [&](PageId page) { return pool_.is_cached_kv(page); });
+}
+
+// Pages that must be free or evictable so that it may start with a first chunk that ends at position `end`. One per
+// running sequence stays, or admission and preemption chase each other.
+int64_t Scheduler::pages_to_start(const Sequence& sequence, std::span<const PageId> found, int64_t end) const {
+  return pages_for(end) - static_cast<int64_t>(found.size()) + (running_.empty() ? 0 : num_running() + 1) +
+         pages_used_up(sequence, found);
+}
+
+// The same by the rules of admission: it may have to reach its end, too.
+int64_t Scheduler::pages_to_admit(const Sequence& sequence, std::span<const PageId> found, int64_t end) {
+  const int64_t pages = pages_to_start(sequence, found, end);
+  if (running_.empty() || options_.admission == Admission::kOptimistic) return pages;
+  return std::max(pages,
+                  pages_until_the_end(sequence, static_cast<int64_t>(found.size())) + pages_used_up(sequence, found));
 }
 
 // Moves a waiting sequence, whose adapter is resident, to running if it finds pages. Otherwise nothing was asked or
@@ -176,11 +169,14 @@ bool Scheduler::change_places(const Sequence& behind, int64_t gap) {
 bool Scheduler::admit(Sequence& sequence) {
   if (try_admit(sequence)) return true;
   if (!may_change_places()) return false;
-  // Nobody starts over for what would not be enough.
+  // Nobody starts over for what would not be enough: pages for as long a first chunk as there may be room for then.
+  const std::span<const PageId> found = find_prefix(sequence);
+  const int64_t num_cached = static_cast<int64_t>(found.size()) * kPageTokens,
+                chunk = std::min(sequence.num_tokens() - num_cached, options_.max_step_tokens);
   int64_t reachable = pool_.num_available();
   for (const auto& [seniority, other] : running_)
     if (lead(*other, sequence) > 0) reachable += static_cast<int64_t>(other->pages.size());
-  if (reachable < pages_to_start(sequence)) return false;
+  if (reachable < pages_to_start(sequence, found, num_cached + chunk)) return false;
   for (int64_t gap = preempt_gap_; change_places(sequence, gap); gap = 0)
     if (try_admit(sequence)) return true;
   return false;
@@ -217,9 +213,10 @@ bool Scheduler::admit_round(Round round) {
     const AdapterState state = adapter == kBaseModel ? AdapterState::kResident : pool_.adapter_state(adapter);
     // The first in line may evict what it likes, and nobody takes what it waits for; who comes later takes nothing from
     // those before.
-    if (state == AdapterState::kAbsent && (ahead_.empty() ? !begin_load(adapter) : !load_ahead(adapter)) &&
-        ahead_.empty())
-      return false;
+    if (state == AdapterState::kAbsent && !(ahead_.empty() ? begin_load(adapter) : load_ahead(adapter))) {
+      executor_.stage(adapter);
+      if (ahead_.empty()) return false;
+    }
     const bool slot = slots_.admits(adapter);
     if (free_places() <= 0 && passed_ == 0 && slot && state == AdapterState::kResident && may_change_places())
       change_places(sequence, preempt_gap_);

@@ -40,7 +40,7 @@ EngineService::EngineService(std::unique_ptr<TextEngine> engine, const EngineSer
 
 EngineService::~EngineService() {
   stop();
-  engine_.reset();  // its loader thread may still be calling the listener above
+  engine_.reset();  // the threads of its workshop may still be calling the listener above
 }
 
 void EngineService::stop() {
@@ -60,8 +60,8 @@ double EngineService::predicted_wait_seconds() const {
 }
 
 double EngineService::wait_for_tokens(int64_t tokens) const {
-  const double rate = start_rate_.load(std::memory_order_relaxed);
-  return rate > 0 ? static_cast<double>(tokens) / rate : 0;
+  const StartRate rate = start_rate_.load(std::memory_order_relaxed);
+  return static_cast<double>(rate.until_start(static_cast<double>(tokens))) / 1e6;
 }
 
 EngineService::Admission EngineService::admit(const Share& share, std::optional<double> patience_seconds) {
@@ -192,7 +192,6 @@ void EngineService::main() {
   Clock::time_point counted = Clock::now();
   for (;;) {
     run_commands();
-    drop_removed();
     if (engine_->has_work()) {
       const Clock::time_point begin = Clock::now();
       const int64_t computed = engine_->scheduler().stats().num_computed_tokens;
@@ -206,7 +205,8 @@ void EngineService::main() {
           options_.on_step(engine_->scheduler().stats().num_computed_tokens - computed, seconds(step_end_ - begin));
       }
     }
-    start_rate_ = engine_->scheduler().wait_forecast().tokens_per_second();
+    drop_removed();  // after the step, which takes in loads that ended: they hold up a drop
+    start_rate_ = engine_->scheduler().wait_forecast().rate();
     // Before it is published, so that it stands for the same steps as the other counts.
     const Clock::time_point now = Clock::now();
     busy_seconds_ += seconds(now - counted);
@@ -226,9 +226,12 @@ void EngineService::main() {
     publish(true);
     lock.lock();
     const auto ready = [&] { return !commands_.empty() || stopping_ || woken_; };
-    // While adapters load or wait to be loaded again or dropped, look again soon even without a wake-up.
-    if (!removed_.empty() || engine_->has_work() || engine_->scheduler().next_reload() != kNoDeadline)
-      wake_.wait_for(lock, std::chrono::milliseconds(20), ready);
+    // Loads that end wake it up; deadlines, and adapters to be loaded again, come with time.
+    const Micros change = engine_->scheduler().next_change();
+    if (change != kNoDeadline)
+      wake_.wait_until(lock, Clock::time_point(std::chrono::microseconds(change)), ready);
+    else if (engine_->has_work())
+      wake_.wait(lock, ready);
     else
       wait_idle(lock, ready);
     woken_ = false;

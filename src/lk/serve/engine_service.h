@@ -161,7 +161,7 @@ class EngineService {
     std::function<void()> task;
   };
 
-  double wait_for_tokens(int64_t tokens) const;
+  double wait_for_tokens(int64_t tokens) const;  // seconds
   void main();
   void end_everything();
   bool post(Command& command);  // false once stopped: it was not taken
@@ -194,8 +194,8 @@ class EngineService {
 
   std::atomic<RequestId> next_id_{1};
   std::atomic<int64_t> queued_requests_{0}, queued_tokens_{0}, queued_prompts_{0};
-  std::atomic<double> start_rate_{0};   // of the scheduler's forecast
-  std::atomic<int64_t> busy_since_{0};  // steady clock, ns; 0 = idle
+  std::atomic<StartRate> start_rate_{};  // of the scheduler's forecast
+  std::atomic<int64_t> busy_since_{0};   // steady clock, ns; 0 = idle
 
   // Engine thread only.
   std::vector<std::vector<StreamEvent>> batches_;  // by shard

@@ -134,7 +134,7 @@ TextUpdate TextEngine::update(RequestEvent& event) {
     update.prompt_done = completion.token_ids.empty();
     update.delta.tokens.push_back(event.token);
     if (sequence.add(std::move(event.token), event.finish == FinishReason::kStop)) {
-      if (!event.ended) event.ended = scheduler_->finish(event.id);
+      if (!event.ended) event.ended = scheduler_->finish(event.id, true);
       event.finish = FinishReason::kStop;
     }
   }

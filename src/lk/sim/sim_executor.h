@@ -70,6 +70,7 @@ class SimExecutor : public Executor {
   void start_load(AdapterId adapter, std::span<const PageId> pages) override;
   void evicted(AdapterId adapter) override;
   void stage(AdapterId adapter) override;
+  void unstage(AdapterId adapter) override { staged_.done(adapter); }
   std::vector<LoadResult> take_finished_loads(bool wait) override;
   std::span<ItemResult> execute(const StepPlan& plan) override;
   StepTimes last_step_times() const override { return times_; }
