@@ -128,6 +128,18 @@ TEST(ChatTemplate, MissingVariablesAreThoseOfTransformers) {
             "TrueNoneFalseFalse");
 }
 
+TEST(ChatTemplate, GenerationBlocksAreMarked) {
+  const auto parsed = ChatTemplate::parse(
+      "{% for m in messages %}{{ m }}:{% generation %}{{ m }}!{% endgeneration %};{% endfor %}"
+      "{% set x %}{% generation %}y{% endgeneration %}{% endset %}{{ x }}",
+      "t");
+  ASSERT_TRUE(parsed.ok()) << parsed.status().message();
+  const auto marked = (*parsed)->render_marked(object_of(R"({"messages": ["a", "bc"]})"));
+  ASSERT_TRUE(marked.ok()) << marked.status().message();
+  EXPECT_EQ(marked->text, "a:a!;bc:bc!;y");
+  EXPECT_EQ(marked->generations, (std::vector<std::pair<size_t, size_t>>{{2, 4}, {8, 11}}));
+}
+
 TEST(ChatTemplate, ClockCanBeFixed) {
   EXPECT_EQ(*render("{{ strftime_now('%d %b %Y %H:%M') }}", R"({"strftime_now_unix": 1760000000})"),
             "09 Oct 2025 08:53");

@@ -130,6 +130,12 @@ Result<std::shared_ptr<const ChatTemplate>> ChatTemplate::load(const std::string
 }
 
 Result<std::string> ChatTemplate::render(const boost::json::object& variables, const TemplateLimits& limits) const {
+  LK_ASSIGN_OR_RETURN(Marked marked, render_marked(variables, limits));
+  return std::move(marked.text);
+}
+
+Result<ChatTemplate::Marked> ChatTemplate::render_marked(const boost::json::object& variables,
+                                                         const TemplateLimits& limits) const {
   // Declared in this order: values are released before the budget they are charged to.
   jinja::Runtime runtime(limits);
   int line = 0;
@@ -146,7 +152,8 @@ Result<std::string> ChatTemplate::render(const boost::json::object& variables, c
     }
     jinja::Evaluator evaluator(runtime, *known);
     try {
-      return evaluator.run(impl_->body);
+      Marked marked{.text = evaluator.run(impl_->body), .generations = evaluator.generations()};
+      return marked;
     } catch (const jinja::TemplateError&) {
       line = evaluator.line();
       throw;

@@ -7,6 +7,8 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include <boost/json/value.hpp>
 
@@ -37,6 +39,12 @@ class ChatTemplate {
   // as transformers does. raise_exception(...) in the template is kInvalidArgument with its message alone; other
   // failures name the line. strftime_now_unix (seconds, read as UTC) replaces the clock.
   Result<std::string> render(const boost::json::object& variables, const TemplateLimits& limits = {}) const;
+  // Also says which bytes the template marks as the assistant's with {% generation %}; none when it has no marks.
+  struct Marked {
+    std::string text;
+    std::vector<std::pair<size_t, size_t>> generations;  // [begin, end), in order
+  };
+  Result<Marked> render_marked(const boost::json::object& variables, const TemplateLimits& limits = {}) const;
 
  private:
   struct Impl;

@@ -80,7 +80,7 @@ enum class StmtKind {
   kMacro,        // macro
   kCallBlock,    // exprs[0] is the call, macro the body
   kFilterBlock,  // exprs[0] over bodies[0]
-  kScope,        // bodies[0]: the generation tag
+  kGeneration,   // bodies[0]
   kBreak,
   kContinue,
 };

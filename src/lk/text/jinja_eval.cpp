@@ -40,10 +40,9 @@ Evaluator::~Evaluator() {
 }
 
 std::string Evaluator::run(const Block& body) {
-  std::string out;
-  out_ = &out;
+  out_ = &output_;
   exec_block(body);
-  return out;
+  return std::move(output_);
 }
 
 void Evaluator::adopt(std::shared_ptr<Namespace> object) {
@@ -116,8 +115,8 @@ Evaluator::Flow Evaluator::exec(const Stmt& stmt) {
     case StmtKind::kFilterBlock:
       print_value(filtered(*stmt.exprs[0], capture(stmt.bodies[0])));
       break;
-    case StmtKind::kScope:
-      return exec_scoped(stmt.bodies[0]);
+    case StmtKind::kGeneration:
+      return exec_generation(stmt.bodies[0]);
     case StmtKind::kBreak:
       return Flow::kBreak;
     case StmtKind::kContinue:
@@ -129,6 +128,13 @@ Evaluator::Flow Evaluator::exec(const Stmt& stmt) {
 Evaluator::Flow Evaluator::exec_scoped(const Block& body) {
   const ScopeGuard scope(*this);
   return exec_block(body);
+}
+
+Evaluator::Flow Evaluator::exec_generation(const Block& body) {
+  const size_t begin = out_->size();
+  const Flow flow = exec_scoped(body);
+  if (out_ == &output_) generations_.emplace_back(begin, output_.size());
+  return flow;
 }
 
 Evaluator::Flow Evaluator::exec_if(const Stmt& stmt) {

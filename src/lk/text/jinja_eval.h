@@ -34,6 +34,9 @@ class Evaluator {
   Evaluator& operator=(const Evaluator&) = delete;
 
   std::string run(const Block& body);
+  // Bytes of what run() returned that {% generation %} blocks printed, in order. Blocks inside a macro, a filter or a
+  // set block, whose text may go anywhere, are not among them.
+  const std::vector<std::pair<size_t, size_t>>& generations() const { return generations_; }
   int line() const { return line_; }  // being evaluated
 
   // For macros, loops and namespaces, whose values refer back to the evaluator.
@@ -55,6 +58,7 @@ class Evaluator {
   void exec_set_block(const Stmt& stmt);
   void exec_call_block(const Stmt& stmt);
   void exec_macro(const Stmt& stmt);
+  Flow exec_generation(const Block& body);
   Flow exec_scoped(const Block& body);
   Value capture(const Block& body);  // what the block prints, in a scope of its own
   void print(std::string_view text);
@@ -83,7 +87,9 @@ class Evaluator {
   Runtime& runtime_;
   const Dict& variables_;
   ScopePtr scope_;
-  std::string* out_ = nullptr;
+  std::string output_;
+  std::vector<std::pair<size_t, size_t>> generations_;
+  std::string* out_ = nullptr;           // output_, or the text of what is captured
   const Value* filter_input_ = nullptr;  // of the innermost filter or set block
   int line_ = 0;
   int depth_ = 0;

@@ -97,7 +97,7 @@ class Parser : public ExprParser {
       return stmt;
     }
     if (tag == "generation") {  // marks the assistant's tokens for training; renders as its body
-      auto stmt = make(StmtKind::kScope, line);
+      auto stmt = make(StmtKind::kGeneration, line);
       const LoopGuard guard(*this, 0);
       stmt->bodies.push_back(parse_block_to("endgeneration"));
       return stmt;

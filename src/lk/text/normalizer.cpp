@@ -117,22 +117,30 @@ class UnicodeForm : public Normalizer {
  public:
   explicit UnicodeForm(unicode::Form form) : form_(form) {}
   Status apply(NormalizedText& text, RegexBudget&) const override {
-    LK_ASSIGN_OR_RETURN(std::string out, unicode::normalize(text.text, form_));
-    if (text.track && out != text.text) {
-      // Only a piece's first byte is ever asked for its origin; equal bytes from the left keep
-      // theirs and the rest is shared out in order, so that exactly the first character keeps the
-      // origin of the first.
-      std::vector<uint32_t> origins(out.size());
-      for (size_t k = 0; k < out.size(); ++k) {
-        origins[k] = text.origins[std::min(k, text.origins.size() - 1)];
-      }
-      text.origins = std::move(origins);
-    }
-    text.text = std::move(out);
+    if (text.track) return apply_tracked(text);
+    LK_ASSIGN_OR_RETURN(text.text, unicode::normalize(text.text, form_));
     return {};
   }
 
  private:
+  // An ASCII character never joins what is before it, so the text is normalised from one to the next. In between, equal
+  // bytes from the left keep their origins and the rest is shared out in order.
+  Status apply_tracked(NormalizedText& text) const {
+    NormalizedText out{.text = {}, .origins = {}, .track = true};
+    for (size_t begin = 0; begin < text.text.size();) {
+      size_t end = begin + 1;
+      while (end < text.text.size() && static_cast<unsigned char>(text.text[end]) >= 0x80) ++end;
+      LK_ASSIGN_OR_RETURN(const std::string part,
+                          unicode::normalize(std::string_view(text.text).substr(begin, end - begin), form_));
+      for (size_t k = 0; k < part.size(); ++k)
+        out.origins.push_back(text.origins[begin + std::min(k, end - begin - 1)]);
+      out.text += part;
+      begin = end;
+    }
+    text = std::move(out);
+    return {};
+  }
+
   unicode::Form form_;
 };
 

@@ -13,6 +13,31 @@ namespace {
 
 constexpr size_t kMaxInputBytes = size_t{256} << 20;
 
+// Where in the raw text each token of a piece begins. A token covers its own characters; a byte token one byte; an
+// unknown one at least a character, and all up to where the next token fits.
+void find_begins(const BpeModel& model, const PieceList& list, const Piece& piece, std::span<const int32_t> ids,
+                 std::vector<size_t>& begins) {
+  const std::string_view text = list.text(piece);
+  const auto fits = [&](size_t at, int32_t id) {
+    const std::string& token = *model.id_to_token(id);
+    return text.substr(at).starts_with(token) ? token.size() : 0;
+  };
+  size_t at = 0;
+  for (size_t k = 0; k < ids.size(); ++k) {
+    begins.push_back(list.buffer.origin_at(piece.begin + std::min(at, text.size() - 1)));
+    if (at >= text.size()) continue;
+    const std::string& token = *model.id_to_token(ids[k]);
+    if (const size_t width = fits(at, ids[k]); width > 0) {
+      at += width;
+    } else if (token.size() == 6 && token.starts_with("<0x")) {
+      at += 1;
+    } else {
+      do at += unicode::char_length(text[at]);
+      while (at < text.size() && k + 1 < ids.size() && fits(at, ids[k + 1]) == 0);
+    }
+  }
+}
+
 }  // namespace
 
 Tokenizer::Tokenizer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -62,7 +87,7 @@ Result<std::shared_ptr<const Tokenizer>> Tokenizer::parse(std::string_view json,
   return std::shared_ptr<const Tokenizer>(new Tokenizer(std::move(impl)));
 }
 
-Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, bool add_special_tokens) const {
+Result<std::vector<int32_t>> Tokenizer::Impl::plain_ids(std::string_view text, std::vector<size_t>* begins) const {
   if (text.size() > kMaxInputBytes) {
     return invalid_argument("the text has {} bytes, more than {}", text.size(), kMaxInputBytes);
   }
@@ -70,28 +95,50 @@ Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, bool add_s
     return invalid_argument("the text is not valid UTF-8 at byte {}", *offset);
   }
   RegexBudget budget(text.size());
-  LK_ASSIGN_OR_RETURN(PieceList list, impl_->cut(text, budget));
-  if (impl_->pre_tokenizer != nullptr) LK_RETURN_IF_ERROR(impl_->pre_tokenizer->apply(list, budget));
+  LK_ASSIGN_OR_RETURN(PieceList list, cut(text, begins != nullptr, budget));
+  if (pre_tokenizer != nullptr) LK_RETURN_IF_ERROR(pre_tokenizer->apply(list, budget));
   std::vector<int32_t> ids;
   for (const Piece& piece : list.pieces) {
+    const size_t first = ids.size();
     if (piece.token >= 0) {
       ids.push_back(piece.token);
+      if (begins != nullptr) begins->push_back(piece.origin);
     } else {
-      LK_RETURN_IF_ERROR(impl_->model->tokenize(list.text(piece), ids));
+      LK_RETURN_IF_ERROR(model->tokenize(list.text(piece), ids));
+      if (begins != nullptr) find_begins(*model, list, piece, std::span(ids).subspan(first), *begins);
     }
   }
+  return ids;
+}
+
+Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, bool add_special_tokens) const {
+  LK_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, impl_->plain_ids(text, nullptr));
   std::vector<int32_t> out;
   impl_->post_processor.apply(ids, add_special_tokens, out);
   return out;
 }
 
+Result<Tokenizer::Encoding> Tokenizer::encode_with_offsets(std::string_view text, bool add_special_tokens) const {
+  Encoding plain, out;
+  LK_ASSIGN_OR_RETURN(plain.ids, impl_->plain_ids(text, &plain.begins));
+  impl_->post_processor.apply(plain.ids, add_special_tokens, out.ids);
+  const auto begin = std::search(out.ids.begin(), out.ids.end(), plain.ids.begin(), plain.ids.end());
+  out.begins.assign(static_cast<size_t>(begin - out.ids.begin()), 0);
+  out.begins.insert(out.begins.end(), plain.begins.begin(), plain.begins.end());
+  out.begins.resize(out.ids.size(), text.size());
+  // With lstrip and rstrip neighbouring added tokens may overlap.
+  for (size_t k = 1; k < out.begins.size(); ++k) out.begins[k] = std::max(out.begins[k], out.begins[k - 1]);
+  return out;
+}
+
 // Source: AddedVocabulary::extract_and_normalize.
-Result<PieceList> Tokenizer::Impl::cut(std::string_view text, RegexBudget& budget) const {
+Result<PieceList> Tokenizer::Impl::cut(std::string_view text, bool track, RegexBudget& budget) const {
   PieceList list;
-  list.buffer.track = pre_tokenizer != nullptr && pre_tokenizer->needs_origins();
+  list.buffer.track = track || (pre_tokenizer != nullptr && pre_tokenizer->needs_origins());
   for (const AddedTokens::Part& raw : added.split(text, false)) {
     if (raw.token >= 0) {
-      list.pieces.push_back({list.buffer.text.size(), list.buffer.text.size(), 0, raw.token});
+      const size_t end = list.buffer.text.size();
+      list.pieces.push_back({end, end, static_cast<uint32_t>(raw.begin), raw.token});
       continue;
     }
     NormalizedText part{

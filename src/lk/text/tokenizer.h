@@ -26,6 +26,13 @@ class Tokenizer {
   // Invalid UTF-8 in `text` is kInvalidArgument naming the byte offset. add_special_tokens runs the
   // post-processor.
   Result<std::vector<int32_t>> encode(std::string_view text, bool add_special_tokens) const;
+  // Also says at which byte of `text` each token begins: a space that a normalizer puts before a word, where the word
+  // does; special tokens that the post-processor adds, at the start or the end of the text.
+  struct Encoding {
+    std::vector<int32_t> ids;
+    std::vector<size_t> begins;  // as many, not decreasing
+  };
+  Result<Encoding> encode_with_offsets(std::string_view text, bool add_special_tokens) const;
   // Ids outside the vocabulary are skipped (as the `tokenizers` package does).
   std::string decode(std::span<const int32_t> ids, bool skip_special_tokens) const;
 

@@ -24,7 +24,9 @@ struct Tokenizer::Impl {
   int64_t vocab_size = 0;
 
   // The normalised text cut at the added tokens. Requires: valid UTF-8.
-  Result<PieceList> cut(std::string_view text, RegexBudget& budget) const;
+  Result<PieceList> cut(std::string_view text, bool track, RegexBudget& budget) const;
+  // The ids of a text, without what the post-processor adds; with `begins`, where each begins.
+  Result<std::vector<int32_t>> plain_ids(std::string_view text, std::vector<size_t>* begins) const;
   // What decoding sees of an id; nullptr outside the vocabulary.
   const std::string* token_text(int32_t id) const;
 };
