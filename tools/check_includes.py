@@ -13,6 +13,7 @@ ALLOWED = {
     "kernels": ["base", "tensor"],
     "io": ["base", "tensor"],
     "ops": ["base", "tensor", "kernels"],
+    "dataset": ["base", "io", "text"],
     "lora": ["base", "tensor", "io"],
     "lora_tools": ["base", "tensor", "io", "lora"],
     "model": ["base", "tensor", "io", "kernels", "ops", "lora"],

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+// Training data on disk. JsonlFile knows where its records lie and never holds them; SampleReader walks through them in
+// an order that seed and epoch decide, so that its whole state is a cursor.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "lk/dataset/permutation.h"
+#include "lk/dataset/record.h"
+#include "lk/dataset/render.h"
+
+namespace lk {
+
+// A JSONL file that stays open: one that is replaced by another is still the old one here, one that is changed in place
+// is an error. Lines of white space are no records.
+// Thread safety: immutable.
+class JsonlFile {
+ public:
+  // Reads the file once. `format` absent: the first record's.
+  static Result<std::shared_ptr<const JsonlFile>> open(const std::string& path,
+                                                       std::optional<RecordFormat> format = {});
+  ~JsonlFile();
+  JsonlFile(const JsonlFile&) = delete;
+  JsonlFile& operator=(const JsonlFile&) = delete;
+
+  const std::string& path() const { return path_; }
+  RecordFormat format() const { return format_; }
+  int64_t num_records() const { return num_records_; }
+  const std::string& digest() const { return digest_; }  // SHA-256 of the bytes, in hex
+
+  // "path:line" of a record, for messages. Requires: 0 <= record < num_records().
+  std::string where(int64_t record) const;
+  Result<std::string> read_line(int64_t record) const;  // kDataLoss when the file has changed
+  Result<Record> read(int64_t record) const;
+  // Reads the file again: kDataLoss when its bytes are not those of open() any more.
+  Status verify() const;
+
+ private:
+  // The offsets of records come in blocks: the first of a block in full, the rest relative to it.
+  static constexpr int64_t kBlock = 64;
+  struct Scan;
+
+  JsonlFile() = default;
+  Status index();
+  Status check_unchanged() const;
+  int64_t offset(int64_t record) const;  // num_records(): the end of the file
+
+  std::string path_, digest_;
+  RecordFormat format_ = RecordFormat::kMessages;
+  int fd_ = -1;
+  int64_t size_ = 0, mtime_ns_ = 0;
+  int64_t num_records_ = 0;
+  std::vector<int64_t> block_offsets_;  // of each block's first record
+  std::vector<uint32_t> offsets_;       // of each record, from its block's first
+  struct Blank {
+    int64_t record, num_lines;  // blank lines before this record and earlier ones, where their number grows
+  };
+  std::vector<Blank> blanks_;
+};
+
+// Opens each file once for all who ask.
+class JsonlFiles {
+ public:
+  Result<std::shared_ptr<const JsonlFile>> open(const std::string& path, std::optional<RecordFormat> format = {});
+  // All of them are still what they were.
+  Status verify() const;
+
+ private:
+  std::map<std::pair<std::string, std::optional<RecordFormat>>, std::shared_ptr<const JsonlFile>> files_;
+};
+
+// Some records of a file in an order of their own.
+struct RecordSubset {
+  std::shared_ptr<const JsonlFile> file;
+  int64_t begin = 0, size = 0;   // of the order below
+  std::optional<uint64_t> seed;  // absent: as in the file
+
+  int64_t record(int64_t index) const {
+    return seed ? Permutation(*seed, file->num_records())(begin + index) : begin + index;
+  }
+};
+RecordSubset all_records(std::shared_ptr<const JsonlFile> file);
+// A random share of the records for evaluation and the rest for training; equal seeds give equal shares. Both have at
+// least one record, or it is an error.
+struct TrainEvalSplit {
+  RecordSubset train, eval;
+};
+Result<TrainEvalSplit> split_records(std::shared_ptr<const JsonlFile> file, double eval_share, uint64_t seed);
+
+struct DataCursor {
+  int64_t epoch = 0;
+  int64_t index = 0;  // of the next record in the epoch's order
+  bool operator==(const DataCursor&) const = default;
+};
+
+struct DataCounts {
+  int64_t samples = 0, tokens = 0, loss_tokens = 0;
+  int64_t truncated = 0, dropped = 0;  // dropped: too long, or nothing to learn left after truncation
+  int64_t bad = 0;                     // skipped because of skip_bad
+  std::string first_bad;               // why
+  int64_t longest = 0;                 // tokens of a sample, as given out
+  bool operator==(const DataCounts&) const = default;
+};
+
+class SampleReader {
+ public:
+  struct Options {
+    bool shuffle = true;
+    uint64_t seed = 0;
+    bool skip_bad = false;
+  };
+  SampleReader(RecordSubset records, std::shared_ptr<const Renderer> renderer, const Options& options)
+      : records_(std::move(records)), renderer_(std::move(renderer)), options_(options) {}
+
+  // The next sample, of the next epoch if need be. An error if a whole epoch gives none.
+  Result<Sample> next();
+  // Nothing at the end of the epoch; the next call begins the next one.
+  Result<std::optional<Sample>> next_in_epoch();
+
+  const DataCursor& cursor() const { return cursor_; }
+  void seek(const DataCursor& cursor) { cursor_ = cursor; }
+  int64_t num_records() const { return records_.size; }
+  const DataCounts& counts() const { return counts_; }  // since construction
+  const RecordSubset& records() const { return records_; }
+
+  // What one epoch holds; reads and renders every record, and leaves cursor and counts alone. So a bad record is found
+  // before anything is trained.
+  Result<DataCounts> survey() const;
+
+ private:
+  // Nothing: dropped or skipped, and counted.
+  Result<std::optional<Sample>> render(int64_t record);
+
+  RecordSubset records_;
+  std::shared_ptr<const Renderer> renderer_;
+  Options options_;
+  DataCursor cursor_;
+  DataCounts counts_;
+};
+
+}  // namespace lk

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/dataset/render.h"
+
+#include <algorithm>
+
+#include <boost/json.hpp>
+
+namespace lk {
+namespace {
+
+namespace json = boost::json;
+
+constexpr std::string_view kMark = "lorikeet-turn-mark";  // stands for a message's content
+
+bool is_space(std::string_view text) { return text.find_first_not_of(" \t\r\n") == std::string_view::npos; }
+
+json::object variables_of(const Record& record, json::array messages, bool generation_prompt) {
+  json::object variables{{"messages", std::move(messages)}, {"add_generation_prompt", generation_prompt}};
+  if (!record.tools.empty()) variables["tools"] = record.tools;
+  return variables;
+}
+
+}  // namespace
+
+Result<std::string> Renderer::render_prefix(const Record& record, size_t num_messages, bool generation_prompt) const {
+  json::array messages(record.messages.begin(), record.messages.begin() + static_cast<ptrdiff_t>(num_messages));
+  return template_->render(variables_of(record, std::move(messages), generation_prompt));
+}
+
+// The part of `text`, the whole conversation, that the template prints for the assistant's message `turn`.
+Result<Renderer::Span> Renderer::find_turn(const Record& record, size_t turn, const std::string& text) const {
+  const float weight = record.weights[turn];
+  // What a server would have given the model as prompt ends where the turn begins.
+  const Result<std::string> before = render_prefix(record, turn, true);
+  if (before.ok() && text.starts_with(*before)) {
+    const Result<std::string> through = render_prefix(record, turn + 1, false);
+    if (through.ok() && text.starts_with(*through) && through->size() > before->size())
+      return Span{before->size(), through->size(), weight};
+  }
+  // A template that prints earlier turns in another way than the last: look for the content itself, with a mark in its
+  // place.
+  json::array messages = record.messages;
+  json::object& message = messages[turn].get_object();
+  if (!message.contains("tool_calls")) {
+    message["content"] = kMark;
+    LK_ASSIGN_OR_RETURN(const std::string marked, template_->render(variables_of(record, std::move(messages), false)));
+    const size_t begin = marked.find(kMark);
+    if (begin != std::string::npos && marked.find(kMark, begin + 1) == std::string::npos) {
+      const std::string_view head = std::string_view(marked).substr(0, begin);
+      const std::string_view tail = std::string_view(marked).substr(begin + kMark.size());
+      if (text.size() >= head.size() + tail.size() && text.starts_with(head) && text.ends_with(tail))
+        return Span{head.size(), text.size() - tail.size(), weight};
+    }
+  }
+  return invalid_argument(
+      "messages[{}]: what the chat template prints for this turn of the assistant cannot be told from the rest; mark "
+      "it "
+      "in the template with {{% generation %}}, or train on the last turn only (mask_history)",
+      turn);
+}
+
+Sample Renderer::weigh(const Tokenizer::Encoding& encoding, const std::string& text,
+                       const std::vector<Span>& spans) const {
+  const std::vector<int32_t>& ids = encoding.ids;
+  const size_t num_tokens = ids.size();
+  const auto end_of = [&](size_t token) { return token + 1 < num_tokens ? encoding.begins[token + 1] : text.size(); };
+  Sample sample;
+  sample.ids = ids;
+  sample.weights.assign(num_tokens, options_.train_on_prompt ? 1.0f : 0.0f);
+  size_t token = 0;
+  for (const Span& span : spans) {
+    // A token that begins before the span and reaches into it belongs to it, but for special ones, which may have
+    // swallowed white space.
+    while (token < num_tokens && encoding.begins[token] < span.begin &&
+           (end_of(token) <= span.begin || tokenizer_->is_special(ids[token])))
+      ++token;
+    const size_t first = token;
+    while (token < num_tokens && encoding.begins[token] < span.end) ++token;
+    size_t last = token;  // behind the span's last
+    // The turn ends with its last special token, not with the line break behind it; or with the one that follows.
+    size_t closed = last;
+    while (closed > first && !tokenizer_->is_special(ids[closed - 1])) --closed;
+    if (closed > first &&
+        is_space(std::string_view(text).substr(end_of(closed - 1), span.end - std::min(span.end, end_of(closed - 1)))))
+      last = closed;
+    else if (last < num_tokens && encoding.begins[last] == span.end && tokenizer_->is_special(ids[last]))
+      ++last;
+    std::fill(sample.weights.begin() + static_cast<ptrdiff_t>(first),
+              sample.weights.begin() + static_cast<ptrdiff_t>(last), span.weight);
+    token = std::max(token, last);
+  }
+  return sample;
+}
+
+Result<Sample> Renderer::render_messages(const Record& record) const {
+  if (template_ == nullptr) {
+    if (!record.prompt.empty()) return render_plain(record.prompt + record.completion, record.prompt.size());
+    return failed_precondition(
+        "the model has no chat template, so messages cannot be rendered; use records of prompt and completion");
+  }
+  LK_ASSIGN_OR_RETURN(const ChatTemplate::Marked marked,
+                      template_->render_marked(variables_of(record, record.messages, false)));
+  std::vector<size_t> turns;
+  for (size_t k = 0; k < record.messages.size(); ++k)
+    if (record.messages[k].at("role") == "assistant") turns.push_back(k);
+  std::vector<Span> spans;
+  const auto wanted = [&](size_t turn) { return !options_.mask_history || turn == turns.back(); };
+  if (!marked.generations.empty()) {
+    if (marked.generations.size() != turns.size())
+      return invalid_argument(
+          "the chat template marks {} generations for {} turns of the assistant; every turn must have one",
+          marked.generations.size(), turns.size());
+    for (size_t k = 0; k < turns.size(); ++k) {
+      const auto [begin, end] = marked.generations[k];
+      spans.push_back({begin, end, wanted(turns[k]) ? record.weights[turns[k]] : 0});
+    }
+  } else {
+    for (const size_t turn : turns) {
+      // Without a loss it need not be found, unless the prompt around it has one.
+      if (!wanted(turn) || (record.weights[turn] == 0 && !options_.train_on_prompt)) continue;
+      LK_ASSIGN_OR_RETURN(const Span span, find_turn(record, turn, marked.text));
+      spans.push_back(span);
+    }
+  }
+  LK_ASSIGN_OR_RETURN(const Tokenizer::Encoding encoding, tokenizer_->encode_with_offsets(marked.text, false));
+  return weigh(encoding, marked.text, spans);
+}
+
+Result<Sample> Renderer::render_plain(const std::string& text, size_t prompt_bytes) const {
+  LK_ASSIGN_OR_RETURN(const Tokenizer::Encoding encoding, tokenizer_->encode_with_offsets(text, true));
+  Sample sample = weigh(encoding, text, {{prompt_bytes, text.size(), 1.0f}});
+  if (end_token_ && (sample.ids.empty() || sample.ids.back() != *end_token_)) {
+    sample.ids.push_back(*end_token_);
+    sample.weights.push_back(1);
+  }
+  if (end_token_) sample.weights.back() = 1;  // also one of the post-processor's
+  return sample;
+}
+
+Result<std::optional<Sample>> Renderer::render(const Record& record, const std::string& where) const {
+  Result<Sample> rendered = record.kind == Record::Kind::kMessages ? render_messages(record)
+                            : record.kind == Record::Kind::kCompletion
+                                ? render_plain(record.prompt + record.completion, record.prompt.size())
+                                : render_plain(record.text, 0);
+  if (!rendered.ok()) return rendered.status().with_context(where);
+  Sample& sample = *rendered;
+  const auto length = static_cast<int64_t>(sample.ids.size());
+  if (options_.max_length > 0 && length > options_.max_length) {
+    if (options_.long_samples == LongSamples::kDrop) return std::optional<Sample>();
+    if (options_.long_samples == LongSamples::kError)
+      return invalid_argument(
+          "{}: the sample has {} tokens, max_length is {}; give more, or set long_samples to truncate or drop", where,
+          length, options_.max_length);
+    sample.truncated = true;
+    sample.ids.resize(static_cast<size_t>(options_.max_length));
+    sample.weights.resize(sample.ids.size());
+  }
+  if (!sample.weights.empty()) sample.weights[0] = 0;  // nothing stands before it that could predict it
+  if (std::all_of(sample.weights.begin(), sample.weights.end(), [](float w) { return w == 0; })) {
+    if (sample.truncated) return std::optional<Sample>();
+    return invalid_argument("{}: no token of the sample has a loss; remove it, or skip such records with skip_bad",
+                            where);
+  }
+  return std::optional<Sample>(std::move(sample));
+}
+
+}  // namespace lk

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// Record -> token ids with a loss weight each. Messages go through the chat template once and the tokenizer once; which
+// tokens are the assistant's is found by {% generation %} marks of the template, or by rendering prefixes of the
+// conversation. The assistant's tokens include the one that ends its turn.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "lk/dataset/record.h"
+#include "lk/text/chat_template.h"
+#include "lk/text/tokenizer.h"
+
+namespace lk {
+
+struct Sample {
+  std::vector<int32_t> ids;
+  std::vector<float> weights;  // of each token as the one to predict; 0 = no loss. The first is always 0
+  bool truncated = false;
+  int64_t record = -1;  // its number in the file
+};
+
+enum class LongSamples { kError, kTruncate, kDrop };
+
+struct RenderOptions {
+  int64_t max_length = 0;  // tokens; 0 = no limit
+  LongSamples long_samples = LongSamples::kError;
+  bool train_on_prompt = false;
+  bool mask_history = false;  // only the last turn of the assistant has a loss
+};
+
+// Thread safety: immutable.
+class Renderer {
+ public:
+  // `chat_template` may be null: then messages are refused, but for alpaca records without history, which get the
+  // prompt of Stanford Alpaca. `end_token` closes completions and texts.
+  Renderer(std::shared_ptr<const Tokenizer> tokenizer, std::shared_ptr<const ChatTemplate> chat_template,
+           std::optional<int32_t> end_token, const RenderOptions& options)
+      : tokenizer_(std::move(tokenizer)),
+        template_(std::move(chat_template)),
+        end_token_(end_token),
+        options_(options) {}
+
+  // Nothing: too long and dropped, or truncated to where no token has a loss. A sample without any loss is an error.
+  Result<std::optional<Sample>> render(const Record& record, const std::string& where) const;
+
+  const Tokenizer& tokenizer() const { return *tokenizer_; }
+
+ private:
+  struct Span {
+    size_t begin, end;  // bytes of the text
+    float weight;
+  };
+  Result<Sample> render_messages(const Record& record) const;
+  Result<Sample> render_plain(const std::string& text, size_t prompt_bytes) const;
+  Result<std::string> render_prefix(const Record& record, size_t num_messages, bool generation_prompt) const;
+  Result<Span> find_turn(const Record& record, size_t turn, const std::string& text) const;
+  Sample weigh(const Tokenizer::Encoding& encoding, const std::string& text, const std::vector<Span>& spans) const;
+
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  std::shared_ptr<const ChatTemplate> template_;
+  std::optional<int32_t> end_token_;
+  RenderOptions options_;
+};
+
+}  // namespace lk

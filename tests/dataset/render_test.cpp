@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/dataset/render.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "dataset/dataset_util.h"
+
+namespace lk {
+namespace {
+
+using ::testing::ElementsAre;
+using testing::fixture_template;
+using testing::fixture_tokenizer;
+using ::testing::HasSubstr;
+using testing::parse_template;
+using testing::record_of;
+using testing::shown;
+
+const char* const kTwoTurns =
+    R"({"messages": [{"role": "user", "content": "q1"}, {"role": "assistant", "content": "a1"},
+  {"role": "user", "content": "q2"}, {"role": "assistant", "content": "a2"}]})";
+
+std::string shown_with(const std::string& tokenizer_name, const std::shared_ptr<const ChatTemplate>& chat,
+                       const Record& record, const RenderOptions& options = {}) {
+  const auto tokenizer = fixture_tokenizer(tokenizer_name);
+  return shown(Renderer(tokenizer, chat, tokenizer->token_to_id("<|im_end|>"), options), record, tokenizer);
+}
+
+TEST(Render, TheAssistantsTokensAndTheEndOfItsTurnHaveALoss) {
+  EXPECT_EQ(shown_with("qwen", fixture_template("chatml"), record_of(kTwoTurns)),
+            "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\n[[a1<|im_end|>]]\n"
+            "<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\n[[a2<|im_end|>]]\n");
+  EXPECT_EQ(shown_with("llama3", fixture_template("llama3"), record_of(kTwoTurns)),
+            "<s><|start_header_id|>user<|end_header_id|>\n\nq1<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n[[a1<|eot_id|>]]"
+            "<|start_header_id|>user<|end_header_id|>\n\nq2<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n[[a2<|eot_id|>]]");
+  EXPECT_EQ(shown_with("llama2", fixture_template("llama2"), record_of(kTwoTurns)),
+            "<s> [INST] q1 [/INST][[ a1 </s>]]<s> [INST] q2 [/INST][[ a2 </s>]]");
+  EXPECT_EQ(shown_with("mistral", fixture_template("mistral1"), record_of(kTwoTurns)),
+            "<s>[INST] q1 [/INST][[a1</s>]] [INST] q2 [/INST][[a2</s>]] ");
+}
+
+TEST(Render, WeightsHistoryAndPrompts) {
+  const auto chat = fixture_template("chatml");
+  const std::string weighted =
+      R"({"messages": [{"role": "user", "content": "q1"}, {"role": "assistant", "content": "a1", "weight": 0},
+        {"role": "user", "content": "q2"}, {"role": "assistant", "content": "a2", "weight": 0.5}]})";
+  EXPECT_EQ(shown_with("qwen", chat, record_of(weighted)),
+            "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>\n"
+            "<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\n[[a2<|im_end|>]]*0.5\n");
+  EXPECT_EQ(shown_with("qwen", chat, record_of(kTwoTurns), {.mask_history = true}),
+            "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>\n"
+            "<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\n[[a2<|im_end|>]]\n");
+  // The first token cannot be predicted.
+  EXPECT_EQ(shown_with("qwen", chat, record_of(weighted), {.train_on_prompt = true}),
+            "<|im_start|>[[user\nq1<|im_end|>\n<|im_start|>assistant\n]]a1<|im_end|>[[\n"
+            "<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\n]][[a2<|im_end|>]]*0.5[[\n]]");
+}
+
+TEST(Render, TemplatesThatPrintEarlierTurnsInAnotherWay) {
+  const auto chat = fixture_template("qwen3");
+  const Record thinking = record_of(
+      R"({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<think>\nt1\n</think>\n\nq"},
+        {"role": "user", "content": "q"}, {"role": "assistant", "content": "<think>\nt2\n</think>\n\na2"}]})");
+  EXPECT_EQ(shown_with("qwen", chat, thinking),
+            "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n[[q<|im_end|>]]\n"
+            "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n[[<think>\nt2\n</think>\n\na2<|im_end|>]]\n");
+  // The tools stand before the last question, so no earlier turn is a prefix.
+  const std::string tools = R"(, "tools": [{"type": "function", "function": {"name": "f"}}]})";
+  std::string line = kTwoTurns;
+  line.pop_back();
+  EXPECT_EQ(
+      shown_with("mistral", fixture_template("mistral3"), record_of(line + tools)),
+      "<s>[INST] q1[/INST][[ a1</s>]][AVAILABLE_TOOLS] [{\"type\": \"function\", \"function\": {\"name\": \"f\"}}]"
+      "[/AVAILABLE_TOOLS][INST] q2[/INST][[ a2</s>]]");
+  // A call in such a turn cannot be found.
+  const auto hiding = parse_template(
+      "{% for m in messages %}{% if m.tool_calls and loop.last %}CALL{% endif %}{{ m.content }};{% endfor %}");
+  EXPECT_THAT(shown_with("qwen", hiding, record_of(R"({"messages": [{"role": "user", "content": "q"},
+      {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]},
+      {"role": "user", "content": "a"}]})")),
+              HasSubstr("t.jsonl:1: messages[1]: what the chat template prints for this turn"));
+}
+
+TEST(Render, GenerationMarksGoFirstAndTakeTheEndToken) {
+  const auto chat = parse_template(
+      "{% for m in messages %}{% if m.role == 'assistant' %}A:{% generation %}{{ m.content }}{% endgeneration %}"
+      "<|im_end|>\n{% else %}U:{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}");
+  EXPECT_EQ(shown_with("qwen", chat, record_of(kTwoTurns)),
+            "U:q1<|im_end|>\nA:[[a1<|im_end|>]]\nU:q2<|im_end|>\nA:[[a2<|im_end|>]]\n");
+  EXPECT_EQ(shown_with("qwen", chat, record_of(kTwoTurns), {.mask_history = true}),
+            "U:q1<|im_end|>\nA:a1<|im_end|>\nU:q2<|im_end|>\nA:[[a2<|im_end|>]]\n");
+  const auto once = parse_template("{% generation %}{{ messages[-1].content }}{% endgeneration %}");
+  EXPECT_THAT(shown_with("qwen", once, record_of(kTwoTurns)), HasSubstr("marks 1 generations for 2 turns"));
+}
+
+TEST(Render, ATokenAcrossTheBorderIsTrained) {
+  // "he" is one token.
+  EXPECT_EQ(shown_with("qwen", nullptr, record_of(R"({"prompt": "xh", "completion": "e"})", RecordFormat::kCompletion)),
+            "x[[he<|im_end|>]]");
+}
+
+TEST(Render, CompletionsAndTextsEndWithTheEndToken) {
+  const Record completion = record_of(R"({"prompt": "1+1=", "completion": "2"})", RecordFormat::kCompletion);
+  EXPECT_EQ(shown_with("qwen", nullptr, completion), "1+1=[[2<|im_end|>]]");
+  EXPECT_EQ(shown_with("qwen", nullptr, record_of(R"({"text": "abc"})", RecordFormat::kText)).substr(0, 1), "a");
+  // The tokenizer's own start token, once, and no second end.
+  const auto llama2 = fixture_tokenizer("llama2");
+  const Renderer renderer(llama2, nullptr, llama2->token_to_id("</s>"), {});
+  EXPECT_EQ(shown(renderer, completion, llama2), "<s> 1+1=[[2</s>]]");
+  EXPECT_EQ(shown(renderer, record_of(R"({"text": "a b</s>"})", RecordFormat::kText), llama2), "<s>[[ a b</s>]]");
+  EXPECT_EQ(shown(renderer, record_of(R"({"prompt": "a", "completion": ""})", RecordFormat::kCompletion), llama2),
+            "<s> a[[</s>]]");
+}
+
+TEST(Render, ModelsWithoutTemplate) {
+  const Record alpaca = record_of(R"({"instruction": "x", "output": "y"})", RecordFormat::kAlpaca);
+  EXPECT_THAT(shown_with("qwen", nullptr, alpaca), HasSubstr("### Response:[[y<|im_end|>]]"));
+  EXPECT_EQ(shown_with("qwen", fixture_template("chatml"), alpaca),
+            "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n[[y<|im_end|>]]\n");
+  EXPECT_THAT(shown_with("qwen", nullptr, record_of(kTwoTurns)),
+              HasSubstr("t.jsonl:1: the model has no chat template"));
+}
+
+TEST(Render, LongSamples) {
+  const auto tokenizer = fixture_tokenizer("gpt2");
+  const auto render = [&](int64_t max_length, LongSamples policy, const char* line) {
+    const RenderOptions options{.max_length = max_length, .long_samples = policy};
+    return Renderer(tokenizer, nullptr, 700, options).render(record_of(line, RecordFormat::kCompletion), "t.jsonl:1");
+  };
+  const char* const line = R"({"prompt": "qx", "completion": "qxq"})";  // five tokens and the end
+  EXPECT_FALSE((**render(6, LongSamples::kError, line)).truncated);
+  EXPECT_THAT(render(5, LongSamples::kError, line).status().message(),
+              HasSubstr("t.jsonl:1: the sample has 6 tokens, max_length is 5"));
+  EXPECT_FALSE(render(5, LongSamples::kDrop, line)->has_value());
+  const auto cut = render(4, LongSamples::kTruncate, line);
+  EXPECT_TRUE((**cut).truncated);
+  EXPECT_THAT((**cut).weights, ElementsAre(0, 0, 1, 1));
+  EXPECT_FALSE(render(2, LongSamples::kTruncate, line)->has_value());  // nothing to learn is left
+}
+
+TEST(Render, ASampleWithoutLossIsAnError) {
+  const std::string masked =
+      R"({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]})";
+  EXPECT_THAT(shown_with("qwen", fixture_template("chatml"), record_of(masked)),
+              HasSubstr("t.jsonl:1: no token of the sample has a loss"));
+  const auto tokenizer = fixture_tokenizer("gpt2");
+  EXPECT_THAT(
+      shown(Renderer(tokenizer, nullptr, {}, {}), record_of(R"({"text": "1"})", RecordFormat::kText), tokenizer),
+      HasSubstr("no token of the sample has a loss"));  // one token, and nothing that predicts it
+}
+
+TEST(Preview, ColoursAndControlCharacters) {
+  const auto tokenizer = fixture_tokenizer("gpt2");
+  const auto ids = *tokenizer->encode(
+      "a\x1b[2J\xf0\x9f\xa6\x9c"
+      "b",
+      false);
+  Sample sample{.ids = ids, .weights = std::vector<float>(ids.size(), 0)};
+  sample.weights.back() = 1;
+  EXPECT_EQ(preview_sample(sample, *tokenizer, false), "a\\x1B[2J\xf0\x9f\xa6\x9c[[b]]\n");
+  EXPECT_EQ(preview_sample(sample, *tokenizer, true), "\033[2ma\\x1B[2J\xf0\x9f\xa6\x9c\033[0m\033[1;32mb\033[0m\n");
+}
+
+}  // namespace
+}  // namespace lk
