@@ -352,7 +352,7 @@ void add_bench(CLI::App& app, int& exit_code) {
   kernels->add_option("--json", kernel->json, "also write the figures to this file");
   kernels->add_option(
       "--op", kernel->op,
-      "only ops that start with this: gemm, gemm_paged, lora, attention, rms_norm, swiglu, rope, sample");
+      "only ops that start with this: gemm, lora, attention, block_attention, outer ..., see kernels/bench.h");
   kernels->add_option("--isa", kernel->isa, "instruction set, or all")
       ->check(CLI::IsMember({"auto", "all", "portable", "avx2", "avx512", "avx512_bf16"}))
       ->capture_default_str();

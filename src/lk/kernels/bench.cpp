@@ -9,6 +9,7 @@
 
 #include "lk/base/rng.h"
 #include "lk/kernels/cpu/isa.h"
+#include "lk/kernels/train.h"
 #include "lk/tensor/buffer.h"
 
 namespace lk {
@@ -76,12 +77,15 @@ class Bench {
     isa_ = isa;
     dtype_ = dtype;
     results_.clear();
-    if (wants("gemm")) gemm(false);
-    if (wants("gemm_paged")) gemm(true);
+    if (wants("gemm")) gemm("gemm");
+    if (wants("gemm_paged")) gemm("gemm_paged");
+    if (wants("gemm_transposed")) gemm("gemm_transposed");
     if (wants("lora")) lora();
     if (wants("attention_decode")) attention_decode();
     if (wants("attention_prefill")) attention_prefill();
     if (wants("rms_norm") || wants("swiglu") || wants("rope")) rows();
+    block_attention();
+    train_rows();
     if (dtype_ == options_.dtypes.front()) samples();  // logits are f32 whatever the activations are
     return results_;
   }
@@ -93,6 +97,7 @@ class Bench {
   }
   int64_t elem() const { return dtype_bytes(dtype_); }
   const CpuKernels& kernels() const { return cpu_kernels(isa_); }
+  const TrainKernels& train() const { return train_kernels(isa_); }
   // A place of `bytes` in the arena for repetition i.
   std::byte* place(int64_t i, int64_t bytes) {
     const int64_t step = (bytes + 4095) / 4096 * 4096, count = std::max<int64_t>(1, arena_.size_bytes() / step);
@@ -150,13 +155,15 @@ class Bench {
     c.f32_flops += f32_flops;
   }
 
-  void gemm(bool paged);
+  void gemm(std::string_view op);
   void lora();
   void lora_case(int64_t adapters, int64_t rows_each, int64_t rank, int64_t k, const std::vector<int64_t>& widths);
   void attention_decode();
   void attention_prefill();
   void attention_case(const char* op, int64_t num_seqs, int64_t rows_each, int64_t context);
   void rows();
+  void block_attention();
+  void train_rows();
   void samples();
   void sample_case(const char* op, int64_t vocab_size, double spread, SampleArgs args);
 
@@ -182,20 +189,21 @@ int64_t sum(const std::vector<int64_t>& values) {
 }
 
 // Paged: the matrix lies in the scattered pages of that model's pool, as replaced matrices and merged layers do.
-void Bench::gemm(bool paged) {
+void Bench::gemm(std::string_view op) {
+  const bool paged = op == "gemm_paged", transposed = op == "gemm_transposed";
   constexpr int64_t kPageBytes = 22 * 2 * kPageTokens * 4 * 64 * 2;  // 22 layers, 4 KV heads of 64, bf16
   const int64_t arena_pages = arena_.size_bytes() / kPageBytes;
   const WeightFormat format = weight_format_of(dtype_);
   for (const Linear& linear : kLinears) {
     const int64_t k = linear.k, n = sum(linear.widths), bytes = packed_weight_bytes(format, n, k);
-    for (int64_t rows : {1, 2, 4, 8, 16, 32, 64, 128, 512}) {
-      if (!wants_rows(rows)) continue;
-      const Buffer x = make_arena(rows * k * elem(), pool_);
-      Buffer y(rows * n * 4);
+    for (int64_t rows : {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048}) {
+      if (!wants_rows(rows) || (transposed && rows < 64)) continue;
+      const Buffer x = make_arena(rows * std::max(n, k) * elem(), pool_);
+      Buffer y(rows * std::max(n, k) * 4);
       std::vector<int32_t> pages(static_cast<size_t>((bytes + kPageBytes - 1) / kPageBytes));
       LK_CHECK(static_cast<int64_t>(pages.size()) <= arena_pages, "arena of {} pages is too small", arena_pages);
       Case c;
-      c.result.op = paged ? "gemm_paged" : "gemm";
+      c.result.op = op;
       c.result.rows = rows;
       c.result.k = k;
       c.result.n = n;
@@ -210,6 +218,7 @@ void Bench::gemm(bool paged) {
           w.pages = pages.data();
           w.page_bytes = kPageBytes;
         }
+        if (transposed) return train().gemm_transposed({x.data(), dtype_, n, w, y.as<float>(), k, rows, false}, pool_);
         kernels().gemm({x.data(), dtype_, k, w, y.as<float>(), n, rows}, pool_);
       };
       add(c);
@@ -348,6 +357,118 @@ void Bench::rows() {
     });
     row_case("rope", kHeads * kHeadDim, kHeads * kHeadDim * 4, [&](float* x) {
       kernels().rope({x, kHeads * kHeadDim, rows, kHeads, kHeadDim, cos.data(), sin.data()}, pool_);
+    });
+  }
+}
+
+// Forward and backward over whole sequences, one layer of the 1.1 B model. The backward pass computes the scores again.
+void Bench::block_attention() {
+  constexpr int64_t kHeads = 32, kKvHeads = 4, kHeadDim = 64, kWidth = kHeads * kHeadDim,
+                    kKvWidth = kKvHeads * kHeadDim;
+  for (const bool backward : {false, true}) {
+    const char* op = backward ? "block_attention_backward" : "block_attention";
+    if (!wants(op)) continue;
+    for (const auto& [num_seqs, length] : std::vector<std::pair<int64_t, int64_t>>{{16, 128}, {4, 512}, {1, 2048}}) {
+      const int64_t rows = num_seqs * length;
+      if (!wants_rows(rows)) continue;
+      std::vector<RowRange> sequences;
+      for (int64_t s = 0; s < num_seqs; ++s)
+        sequences.push_back({static_cast<int32_t>(s * length), static_cast<int32_t>((s + 1) * length)});
+      const Buffer q = make_arena(rows * kWidth * elem(), pool_), k = make_arena(rows * kKvWidth * elem(), pool_),
+                   v = make_arena(rows * kKvWidth * elem(), pool_), dy = make_arena(rows * kWidth * 4, pool_);
+      Buffer y(rows * kWidth * elem()), lse(rows * kHeads * 4), dq(rows * kWidth * 4), dk(rows * kKvWidth * 4),
+          dv(rows * kKvWidth * 4);
+      const BlockAttention in{q.data(), k.data(), v.data(), dtype_, kWidth, kKvWidth, kKvWidth,
+                              kHeads,   kKvHeads, kHeadDim, 0.125f, 0,      sequences};
+      const BlockAttentionArgs args{in, y.data(), kWidth, lse.as<float>()};
+      Case c;
+      c.result.op = op;
+      c.result.rows = rows;
+      c.result.k = length;
+      c.result.n = kHeadDim;
+      c.result.adapters = num_seqs;
+      const auto pairs = static_cast<double>(num_seqs * kHeads) * static_cast<double>(length * (length + 1)) / 2;
+      count_flops(c, (backward ? 5 : 2) * 2.0 * static_cast<double>(kHeadDim) * pairs, 0);
+      c.bytes = static_cast<double>(rows * (kWidth + kKvWidth) * 2 * elem());
+      train().block_attention(args, pool_);
+      c.run = [&](int64_t) {
+        if (!backward) return train().block_attention(args, pool_);
+        train().block_attention_backward({in, y.data(), kWidth, lse.as<float>(), dy.as<float>(), kWidth, dq.as<float>(),
+                                          dk.as<float>(), dv.as<float>(), kWidth, kKvWidth, kKvWidth},
+                                         pool_);
+      };
+      add(c);
+    }
+  }
+}
+
+void Bench::train_rows() {
+  constexpr int64_t kDim = 2048, kFfn = 5632, kVocab = 32000, kRank = 16;
+  for (int64_t rows : {256, 2048}) {
+    if (!wants_rows(rows)) continue;
+    // bytes, and f32 operations, per row; run gets a place of that many bytes in all.
+    const auto row_case = [&](const char* op, int64_t width, int64_t bytes, double flops, auto run) {
+      if (!wants(op)) return;
+      Case c;
+      c.result.op = op;
+      c.result.rows = rows;
+      c.result.k = width;
+      c.bytes = static_cast<double>(rows * bytes);
+      c.f32_flops = static_cast<double>(rows) * flops;
+      c.run = [&, run, bytes](int64_t i) { run(place(i, rows * bytes)); };
+      add(c);
+    };
+    const std::vector<float> weight(kDim, 1.0f);
+    for (const int64_t width : {kDim, kFfn}) {
+      const Buffer factor = make_arena(rows * kRank * 4, pool_);
+      Buffer gradient(kRank * width * 4);
+      row_case("outer", width, width * elem(), 2.0 * static_cast<double>(kRank * width), [&](std::byte* x) {
+        const OuterProduct product{factor.as<float>(),   kRank, x, dtype_, width, rows, kRank, width,
+                                   gradient.as<float>(), width};
+        train().outer({&product, 1}, pool_);
+      });
+    }
+    row_case("round_rows", kDim, kDim * (4 + elem()), 0, [&](std::byte* x) {
+      train().round_rows({x, DType::kF32, kDim, nullptr, x + rows * kDim * 4, dtype_, kDim, rows, kDim, kDim}, pool_);
+    });
+    Buffer sum(kDim * 4);
+    row_case("rms_norm_backward", kDim, kDim * (elem() + 3 * 4), 0, [&](std::byte* dy) {
+      train().rms_norm_backward(
+          {dy + rows * kDim * 8, dtype_, kDim, weight.data(), reinterpret_cast<float*>(dy), kDim,
+           reinterpret_cast<float*>(dy + rows * kDim * 4), kDim, true, nullptr, rows, 1, kDim, 1e-5f},
+          pool_);
+    });
+    row_case("swiglu_keep", kFfn, kFfn * (2 * 4 + 3 * elem()), 0, [&](std::byte* x) {
+      std::byte* kept = x + rows * kFfn * 8;
+      train().swiglu_keep({reinterpret_cast<float*>(x), 2 * kFfn, kFfn, 2 * kFfn, kept, 2 * kFfn,
+                           kept + rows * kFfn * 2 * elem(), dtype_, kFfn, rows, kFfn},
+                          pool_);
+    });
+    row_case("swiglu_backward", kFfn, kFfn * (4 + 4 * elem()), 0, [&](std::byte* dy) {
+      std::byte* kept = dy + rows * kFfn * 4;
+      train().swiglu_backward({kept, 2 * kFfn, kFfn, 2 * kFfn, reinterpret_cast<float*>(dy), kFfn,
+                               kept + rows * kFfn * 2 * elem(), dtype_, 2 * kFfn, rows, kFfn},
+                              pool_);
+    });
+    row_case("dropout", kDim, kDim * 2 * elem(), 0, [&](std::byte* x) {
+      const DropoutRows range{0, static_cast<int32_t>(rows), 1, 0, 0.1f};
+      lk::dropout({x, dtype_, kDim, x + rows * kDim * elem(), dtype_, kDim, false, kDim, {&range, 1}}, pool_);
+    });
+    row_case("adamw", kDim, kDim * 7 * 4, 0, [&](std::byte* x) {
+      auto* p = reinterpret_cast<float*>(x);
+      const int64_t n = rows * kDim;
+      lk::adamw({.param = p, .gradient = p + n, .m = p + 2 * n, .v = p + 3 * n, .n = n, .rate = 1e-9}, pool_);
+    });
+    row_case("sum_squares", kDim, kDim * 4, 0,
+             [&](std::byte* x) { (void)lk::sum_squares(reinterpret_cast<float*>(x), rows * kDim, pool_); });
+    if (rows > 256) continue;
+    const std::vector<int32_t> targets(static_cast<size_t>(rows), 7);
+    const std::vector<float> weights(targets.size(), 1.0f);
+    Buffer losses(rows * 4);
+    row_case("cross_entropy", kVocab, kVocab * (4 + elem()), 0, [&](std::byte* x) {
+      train().cross_entropy({reinterpret_cast<float*>(x), kVocab, kVocab, kVocab, targets, weights, losses.as<float>(),
+                             nullptr, x + rows * kVocab * 4, dtype_, kVocab},
+                            pool_);
     });
   }
 }

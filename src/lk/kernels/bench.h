@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Kernel benchmarks: each kernel's time beside the machine's own limits, sampled in turn in the same run, because the
 // bandwidth that a shared host leaves us changes from second to second. Ops:
-//   gemm               rows 1..512 x the four products of a 1.1 B model
+//   gemm               rows 1..2048 x the four products of a 1.1 B model
+//   gemm_transposed    the gradients of their inputs
 //   gemm_paged         the same with the weight in scattered pages, like replaced matrices and merged layers
 //   lora               distinct adapters with one row each, and one adapter with many rows
 //   attention_decode   one row per sequence       attention_prefill   one sequence from position 0
 //   rms_norm swiglu rope
+//   block_attention    whole sequences, and block_attention_backward
+//   outer round_rows rms_norm_backward swiglu_keep swiglu_backward dropout adamw sum_squares cross_entropy
 //   sample             32 rows of 32,000 and of 151,936 logits: greedy, chat (temperature 0.7, top-p 0.9)
 //                      over normal, peaked and nearly equal logits, the whole distribution, top-k
 #pragma once

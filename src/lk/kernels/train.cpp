@@ -335,6 +335,7 @@ constexpr TrainKernels kPlain = {
 
 }  // namespace
 
-const TrainKernels& train_kernels(CpuIsa) { return kPlain; }
+const TrainKernels& plain_train_kernels();
+const TrainKernels& plain_train_kernels() { return kPlain; }
 
 }  // namespace lk

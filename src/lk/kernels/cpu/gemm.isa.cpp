@@ -8,123 +8,12 @@
 // from memory once and stays in L2 for the remaining tiles, while those tiles prefetch the next panel. Where a panel
 // passes from one page to the next (PackedWeight), a tile stops, leaves its sums in y and takes them up again, which is
 // exact: the arithmetic is that of a matrix in one block.
+#include "lk/kernels/cpu/gemm_tile.h"
 #include "lk/kernels/cpu/isa.h"
 #include "lk/kernels/cpu/simd.h"
 
 namespace lk::LK_ISA_NAMESPACE {
 namespace {
-
-// Register tile: kMaxRows x kTileVecs accumulators, leaving room for the weights (for emulated bf16: both halves).
-constexpr int kMaxRows = kNumVectors >= 32 ? 12 : kNumVectors >= 8 ? 4 : 2;
-constexpr int kTileVecs = kNumVectors >= 32 ? 2 : 1;
-constexpr int64_t kStepBytes = kPanelStepBytes;
-
-struct Bf16Panels {
-  using X = uint16_t;
-  using W = Pairs;
-  static constexpr int64_t kPerStep = 2;
-  LK_INLINE W load_w(const char* p) { return load_pairs(reinterpret_cast<const uint16_t*>(p)); }
-  LK_INLINE Pairs load_x(const X* p) {
-    uint32_t pair;
-    __builtin_memcpy(&pair, p, 4);
-    return broadcast_pair(pair);
-  }
-  LK_INLINE Pairs load_last_x(const X* p) { return broadcast_pair(*p); }  // odd k
-  LK_INLINE F32x16 mac(F32x16 acc, W w, Pairs x) { return dot_bf16(acc, w, x); }
-};
-
-struct F32Panels {
-  using X = float;
-  using W = F32x16;
-  static constexpr int64_t kPerStep = 1;
-  LK_INLINE W load_w(const char* p) { return load(reinterpret_cast<const float*>(p)); }
-  LK_INLINE F32x16 load_x(const X* p) { return broadcast(*p); }
-  LK_INLINE F32x16 load_last_x(const X* p) { return broadcast(*p); }
-  LK_INLINE F32x16 mac(F32x16 acc, W w, F32x16 x) { return fma(w, x, acc); }
-};
-
-// Cache lines to prefetch for each group of kGroup steps.
-constexpr int64_t kGroup = 4;
-struct Prefetch {
-  int64_t near_bytes;  // into L1, so far ahead in the panel
-  const char* next;    // into L2: this many lines from here on
-  int lines;
-};
-
-// With `resume` the sums go on from those in y.
-template <class P, int kRows>
-LK_INLINE void tile(const typename P::X* x, int64_t x_stride, int64_t k, const char* w, float* y, int64_t y_stride,
-                    int64_t num_cols, Prefetch ahead, bool resume) {
-  F32x16 acc[kRows][kTileVecs];
-  LK_UNROLL
-  for (int row = 0; row < kRows; ++row) {
-    LK_UNROLL
-    for (int vec = 0; vec < kTileVecs; ++vec) {
-      const int64_t cols = num_cols - 16 * vec;
-      const float* from = y + row * y_stride + 16 * vec;
-      acc[row][vec] = !resume || cols <= 0 ? zero() : cols >= 16 ? load(from) : load_partial(from, cols);
-    }
-  }
-  const auto step = [&](auto load_x) __attribute__((always_inline)) {
-    typename P::W wv[kTileVecs];
-    LK_UNROLL
-    for (int vec = 0; vec < kTileVecs; ++vec) wv[vec] = P::load_w(w + 64 * vec);
-    LK_UNROLL
-    for (int row = 0; row < kRows; ++row) {
-      const auto xv = load_x(x + row * x_stride);
-      LK_UNROLL
-      for (int vec = 0; vec < kTileVecs; ++vec) acc[row][vec] = P::mac(acc[row][vec], wv[vec], xv);
-    }
-    w += kStepBytes;
-    x += P::kPerStep;
-  };
-  const auto full = [](const typename P::X* p) __attribute__((always_inline)) { return P::load_x(p); };
-  const int64_t num_steps = k / P::kPerStep;
-  int64_t i = 0;
-  for (; i + kGroup <= num_steps; i += kGroup) {
-    LK_UNROLL
-    for (int64_t byte = 0; byte < kGroup * kStepBytes; byte += 64) prefetch(w + ahead.near_bytes + byte);
-    for (int line = 0; line < ahead.lines; ++line) prefetch_l2(ahead.next + 64 * line);
-    ahead.next += 64 * ahead.lines;
-    LK_UNROLL
-    for (int64_t s = 0; s < kGroup; ++s) step(full);
-  }
-  for (; i < num_steps; ++i) step(full);
-  if (k % P::kPerStep != 0)
-    step([](const typename P::X* p) __attribute__((always_inline)) { return P::load_last_x(p); });
-
-  LK_UNROLL
-  for (int row = 0; row < kRows; ++row) {
-    LK_UNROLL
-    for (int vec = 0; vec < kTileVecs; ++vec) {
-      const int64_t cols = num_cols - 16 * vec;
-      float* out = y + row * y_stride + 16 * vec;
-      if (cols >= 16)
-        store(out, acc[row][vec]);
-      else if (cols > 0)
-        store_partial(out, acc[row][vec], cols);
-    }
-  }
-}
-
-template <class P>
-using TileFn = void (*)(const typename P::X*, int64_t, int64_t, const char*, float*, int64_t, int64_t, Prefetch, bool);
-template <class P, int kRows>
-void tile_fn(const typename P::X* x, int64_t x_stride, int64_t k, const char* w, float* y, int64_t y_stride,
-             int64_t num_cols, Prefetch ahead, bool resume) {
-  tile<P, kRows>(x, x_stride, k, w, y, y_stride, num_cols, ahead, resume);
-}
-template <class P>
-TileFn<P> tile_for(int64_t rows) {
-  static constexpr TileFn<P> kTable[] = {
-      tile_fn<P, 1>, tile_fn<P, 2>,
-#define LK_TILE(rows) tile_fn<P, rows <= kMaxRows ? rows : 1>
-      LK_TILE(3),    LK_TILE(4),    LK_TILE(5),  LK_TILE(6),  LK_TILE(7),
-      LK_TILE(8),    LK_TILE(9),    LK_TILE(10), LK_TILE(11), LK_TILE(12),
-#undef LK_TILE
-  };
-  return kTable[rows - 1];
-}
 
 // Steps of a panel that are read, and whose prefetches lie, without passing from one page to another.
 struct Stretch {
@@ -156,10 +45,7 @@ void run(const GemmArgs& args, ThreadPool& pool) {
   const int64_t n = args.w.n, k = args.w.k, num_rows = args.num_rows;
   const int64_t panel_bytes = ceil_div(k, P::kPerStep) * kStepBytes;
   const int64_t num_panels = ceil_div(n, kPanelCols), total_bytes = num_panels * panel_bytes;
-  // Rows a multiple of 4 KiB apart share the sets of an 8-way L1, and 12 of them evict each other.
-  const bool aliased = args.x_stride * static_cast<int64_t>(sizeof(typename P::X)) % 4096 == 0;
-  const int64_t num_tiles = ceil_div(num_rows, aliased ? min64(kMaxRows, 11) : kMaxRows);
-  constexpr int64_t kHalves = 2 / kTileVecs;  // passes over a panel's columns per tile
+  const int64_t num_tiles = num_row_tiles<P>(num_rows, args.x_stride);
   constexpr int kGroupLines = kGroup * kStepBytes / 64;
   // One pass: run ahead in the same stream; into L2 first when the product takes longer than L1 keeps lines in flight.
   // More passes: each fetches its share of the next panel.

@@ -10,6 +10,7 @@
 
 #include "lk/kernels/args.h"
 #include "lk/kernels/cpu.h"
+#include "lk/kernels/train.h"
 
 namespace lk {
 
@@ -18,6 +19,8 @@ namespace lk {
 using RangeFn = void (*)(void* ctx, int64_t begin, int64_t end);
 void for_ranges(ThreadPool& pool, int64_t num_items, int64_t max_range, RangeFn fn, void* ctx);
 int pool_size(const ThreadPool& pool);
+// At least this many bytes of the calling thread's own, on a cache line, until its next call. Grows and is kept.
+std::byte* thread_scratch(int64_t size_bytes);
 
 // Loops that measure what the instruction set can do at best (kernels/bench.cpp).
 struct IsaProbes {
@@ -27,6 +30,7 @@ struct IsaProbes {
 };
 struct IsaTable {
   CpuKernels kernels;
+  TrainKernels train;
   IsaProbes probes;
 };
 const IsaTable& isa_table(CpuIsa isa);  // Requires: isa is in supported_cpu_isas()
@@ -54,6 +58,15 @@ int64_t count_above(const float* x, int64_t n, float bound);
 int64_t collect_between(const float* x, int64_t begin, int64_t n, float low, float high, TokenList* list);
 void add_to_buckets(const float* x, int64_t n, const BucketScale& scale, uint64_t* mass);
 void exp_block_sums(const float* x, int64_t n, double max, double inverse_temperature, double* sums);
+void gemm_transposed(const GemmTransposedArgs& args, ThreadPool& pool);
+void outer(std::span<const OuterProduct> products, ThreadPool& pool);
+void round_rows(const RoundRowsArgs& args, ThreadPool& pool);
+void rms_norm_backward(const RmsNormBackwardArgs& args, ThreadPool& pool);
+void swiglu_keep(const SwigluKeepArgs& args, ThreadPool& pool);
+void swiglu_backward(const SwigluBackwardArgs& args, ThreadPool& pool);
+void block_attention(const BlockAttentionArgs& args, ThreadPool& pool);
+void block_attention_backward(const BlockAttentionBackwardArgs& args, ThreadPool& pool);
+void cross_entropy(const CrossEntropyArgs& args, ThreadPool& pool);
 
 // F: void(int64_t begin, int64_t end).
 template <class F>

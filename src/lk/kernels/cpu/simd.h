@@ -4,7 +4,10 @@
 //   kIsa, kNumVectors (F32x16 that fit the register file)
 //   zero broadcast load store load_partial store_partial       partial: the first n lanes, 0 <= n <= 16; loads
 //   load_bf16 store_bf16 load_bf16_partial store_bf16_partial   fill with 0 and touch no memory beyond n
-//   load_pairs load_pairs_partial(p, num_elements) broadcast_pair(u32)
+//   load_pairs load_pairs_partial(p, num_elements) store_pairs broadcast_pair(u32)
+//   pairs_of(v): the bits of 16 lanes   round_to_pairs(a, b): lane i is a and b of lane i as bf16, a in the lower half
+//   transpose(v[16]): lane j of vector i <-> lane i of vector j, whatever the bits mean
+//   interleave(a, b): the 64 bf16 a0 b0 a1 b1 ... in two vectors   deinterleave: back
 //   round (to nearest even) store_ints(int32_t*, v) of integral v
 //   lanes_above(a, b): bit i set where a > b   keep_bits(v, bits, fill)
 //   add sub mul div max min fma(a, b, c) = a b + c, dot_bf16(acc, w, x) = acc + w.lo x.lo + w.hi x.hi per lane

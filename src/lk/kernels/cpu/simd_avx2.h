@@ -145,6 +145,77 @@ LK_INLINE void store_ints(int32_t* p, F32x16 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), _mm256_cvtps_epi32(a.hi));
 }
 
+// 8 x 8.
+LK_INLINE void transpose_half(__m256 (&v)[8]) {
+  __m256 t[8], r[8];
+  LK_UNROLL
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+  }
+  LK_UNROLL
+  for (int i = 0; i < 8; i += 4) {
+    r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+    r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+    r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+  }
+  LK_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    v[i] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x20);
+    v[i + 4] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x31);
+  }
+}
+LK_INLINE void transpose(F32x16 (&v)[16]) {
+  __m256 a[8], b[8], c[8], d[8];  // a b over c d
+  LK_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    a[i] = v[i].lo;
+    b[i] = v[i].hi;
+    c[i] = v[i + 8].lo;
+    d[i] = v[i + 8].hi;
+  }
+  transpose_half(a);
+  transpose_half(b);
+  transpose_half(c);
+  transpose_half(d);
+  LK_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    v[i] = {a[i], c[i]};
+    v[i + 8] = {b[i], d[i]};
+  }
+}
+LK_INLINE Pairs interleave_half(__m256i a, __m256i b) {
+  const __m256i lo = _mm256_unpacklo_epi16(a, b), hi = _mm256_unpackhi_epi16(a, b);
+  return {_mm256_permute2x128_si256(lo, hi, 0x20), _mm256_permute2x128_si256(lo, hi, 0x31)};
+}
+LK_INLINE void interleave(Pairs& a, Pairs& b) {
+  const Pairs first = interleave_half(a.lo, b.lo);
+  b = interleave_half(a.hi, b.hi);
+  a = first;
+}
+LK_INLINE __m256i lower_halves(__m256i a, __m256i b) {
+  const __m256i low = _mm256_set1_epi32(0xffff);
+  return _mm256_permute4x64_epi64(_mm256_packus_epi32(_mm256_and_si256(a, low), _mm256_and_si256(b, low)), 0xd8);
+}
+LK_INLINE __m256i upper_halves(__m256i a, __m256i b) {
+  return _mm256_permute4x64_epi64(_mm256_packus_epi32(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(b, 16)), 0xd8);
+}
+LK_INLINE void deinterleave(Pairs& a, Pairs& b) {
+  const Pairs first = {lower_halves(a.lo, a.hi), lower_halves(b.lo, b.hi)};
+  b = {upper_halves(a.lo, a.hi), upper_halves(b.lo, b.hi)};
+  a = first;
+}
+LK_INLINE Pairs pairs_of(F32x16 a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
+LK_INLINE void store_pairs(uint16_t* p, Pairs a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lo);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 16), a.hi);
+}
+LK_INLINE Pairs round_to_pairs(F32x16 a, F32x16 b) {
+  return {_mm256_or_si256(round_to_bf16(a.lo), _mm256_slli_epi32(round_to_bf16(b.lo), 16)),
+          _mm256_or_si256(round_to_bf16(a.hi), _mm256_slli_epi32(round_to_bf16(b.hi), 16))};
+}
+
 LK_INLINE __m256 exp_half(__m256 a) {
   const __m256 tiny = _mm256_cmp_ps(a, _mm256_set1_ps(-87.33f), _CMP_LT_OQ);
   // The exponent is built in two halves so that results up to the largest float do not overflow early.

@@ -107,6 +107,67 @@ LK_INLINE uint32_t lanes_above(F32x16 a, F32x16 b) { return _mm512_cmp_ps_mask(a
 LK_INLINE F32x16 round(F32x16 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 LK_INLINE void store_ints(int32_t* p, F32x16 a) { _mm512_storeu_si512(p, _mm512_cvtps_epi32(a.v)); }
 
+LK_INLINE void transpose(F32x16 (&v)[16]) {
+  __m512 t[16], r[16];
+  LK_UNROLL
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(v[i].v, v[i + 1].v);
+    t[i + 1] = _mm512_unpackhi_ps(v[i].v, v[i + 1].v);
+  }
+  const auto low = [](__m512 a, __m512 b) __attribute__((always_inline)) {
+    return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+  };
+  const auto high = [](__m512 a, __m512 b) __attribute__((always_inline)) {
+    return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+  };
+  // r[4 g + c]: lanes c, c + 4, c + 8, c + 12 of vectors 4 g to 4 g + 3.
+  LK_UNROLL
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = low(t[i], t[i + 2]);
+    r[i + 1] = high(t[i], t[i + 2]);
+    r[i + 2] = low(t[i + 1], t[i + 3]);
+    r[i + 3] = high(t[i + 1], t[i + 3]);
+  }
+  LK_UNROLL
+  for (int c = 0; c < 4; ++c) {
+    const __m512 a = _mm512_shuffle_f32x4(r[c], r[4 + c], 0x88), b = _mm512_shuffle_f32x4(r[c], r[4 + c], 0xdd);
+    const __m512 d = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0x88);
+    const __m512 e = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0xdd);
+    v[c].v = _mm512_shuffle_f32x4(a, d, 0x88);
+    v[4 + c].v = _mm512_shuffle_f32x4(b, e, 0x88);
+    v[8 + c].v = _mm512_shuffle_f32x4(a, d, 0xdd);
+    v[12 + c].v = _mm512_shuffle_f32x4(b, e, 0xdd);
+  }
+}
+// The indices of every second 16-bit element of two vectors, from `first` on; of those that alternate between them.
+LK_INLINE __m512i every_second(int first) {
+  const __m512i lanes = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);
+  const __m512i odd = _mm512_slli_epi32(_mm512_add_epi32(lanes, _mm512_set1_epi32(2 + first)), 16);
+  return _mm512_or_si512(_mm512_add_epi32(lanes, _mm512_set1_epi32(first)), odd);
+}
+LK_INLINE __m512i alternating(int first) {
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i own = _mm512_add_epi32(lanes, _mm512_set1_epi32(first));
+  return _mm512_or_si512(own, _mm512_slli_epi32(_mm512_add_epi32(own, _mm512_set1_epi32(32)), 16));
+}
+LK_INLINE void interleave(Pairs& a, Pairs& b) {
+  const __m512i first = _mm512_permutex2var_epi16(a.v, alternating(0), b.v);
+  b.v = _mm512_permutex2var_epi16(a.v, alternating(16), b.v);
+  a.v = first;
+}
+LK_INLINE void deinterleave(Pairs& a, Pairs& b) {
+  const __m512i first = _mm512_permutex2var_epi16(a.v, every_second(0), b.v);
+  b.v = _mm512_permutex2var_epi16(a.v, every_second(1), b.v);
+  a.v = first;
+}
+LK_INLINE Pairs pairs_of(F32x16 a) { return {_mm512_castps_si512(a.v)}; }
+LK_INLINE void store_pairs(uint16_t* p, Pairs a) { _mm512_storeu_si512(p, a.v); }
+// Lane i of the result: a and b of lane i rounded, a in the lower half.
+LK_INLINE Pairs round_to_pairs(F32x16 a, F32x16 b) {
+  const __m512i lo = _mm512_cvtepu16_epi32(narrow(a)), hi = _mm512_cvtepu16_epi32(narrow(b));
+  return {_mm512_or_si512(lo, _mm512_slli_epi32(hi, 16))};
+}
+
 // Relative error about 1e-7; exp(0) == 1 exactly; below -87.3 (so for -inf) exactly 0.
 // Source of the polynomial: Cephes expf.
 LK_INLINE F32x16 exp(F32x16 a) {

@@ -173,6 +173,46 @@ LK_INLINE void store_ints(int32_t* p, F32x16 a) {
   __builtin_memcpy(p, ints, sizeof ints);
 }
 
+LK_INLINE void transpose(F32x16 (&v)[16]) {
+  uint32_t from[16][16], to[16][16];
+  __builtin_memcpy(from, v, sizeof from);
+  for (int i = 0; i < 16; ++i)
+    for (int lane = 0; lane < 16; ++lane) to[lane][i] = from[i][lane];
+  __builtin_memcpy(v, to, sizeof to);
+}
+LK_INLINE void interleave(Pairs& a, Pairs& b) {
+  uint16_t from[2][32], to[2][32];
+  __builtin_memcpy(from[0], &a, sizeof a);
+  __builtin_memcpy(from[1], &b, sizeof b);
+  for (int i = 0; i < 64; ++i) to[i / 32][i % 32] = from[i % 2][i / 2];
+  __builtin_memcpy(&a, to[0], sizeof a);
+  __builtin_memcpy(&b, to[1], sizeof b);
+}
+LK_INLINE void deinterleave(Pairs& a, Pairs& b) {
+  uint16_t from[2][32], to[2][32];
+  __builtin_memcpy(from[0], &a, sizeof a);
+  __builtin_memcpy(from[1], &b, sizeof b);
+  for (int i = 0; i < 64; ++i) to[i % 2][i / 2] = from[i / 32][i % 32];
+  __builtin_memcpy(&a, to[0], sizeof a);
+  __builtin_memcpy(&b, to[1], sizeof b);
+}
+LK_INLINE Pairs pairs_of(F32x16 a) {
+  Pairs pairs;
+  __builtin_memcpy(&pairs, &a, sizeof a);
+  return pairs;
+}
+LK_INLINE void store_pairs(uint16_t* p, Pairs a) { __builtin_memcpy(p, &a, sizeof a); }
+LK_INLINE Pairs round_to_pairs(F32x16 a, F32x16 b) {
+  uint16_t lo[16], hi[16];
+  store_bf16(lo, a);
+  store_bf16(hi, b);
+  uint32_t lanes[16];
+  for (int i = 0; i < 16; ++i) lanes[i] = lo[i] | static_cast<uint32_t>(hi[i]) << 16;
+  Pairs pairs;
+  __builtin_memcpy(&pairs, lanes, sizeof pairs);
+  return pairs;
+}
+
 LK_INLINE F32x4 exp4(F32x4 a) {
   const I32x4 tiny = a<splat(-87.33f), large = a> splat(89.0f), is_nan = a != a;
   F32x4 x = select(large, splat(89.0f), select(tiny | is_nan, splat(-87.33f), a));
