@@ -330,7 +330,7 @@ void add_generate(CLI::App& app, int& exit_code) {
   command->add_option("--top-k", s.top_k, "0 = off")->capture_default_str()->group("Sampling");
   command->add_option("--top-p", s.top_p, "in (0, 1]")->capture_default_str()->group("Sampling");
   command->add_option("--min-p", s.min_p, "in [0, 1]")->capture_default_str()->group("Sampling");
-  command->add_option("--repetition-penalty", s.repetition_penalty, "1 = off")
+  command->add_option("--repetition-penalty", s.repetition_penalty, "in [0.01, 100], 1 = off")
       ->capture_default_str()
       ->group("Sampling");
   command->add_option("--presence-penalty", s.presence_penalty, "in [-2, 2]")->capture_default_str()->group("Sampling");

@@ -251,13 +251,45 @@ TEST_P(SampleTest, FaultsAreToldAndNeverToken) {
       const std::vector<uint64_t> nothing(static_cast<size_t>((n + 63) / 64));
       EXPECT_EQ(run({.temperature = temperature, .allowed = nothing.data()}, random_values<float>(n, 3)).fault,
                 SampleFault::kNotAllowed);
-      const std::vector<std::pair<int32_t, float>> bias = {{0, 3e38f}};
-      std::vector<float> row = random_values<float>(n, 3);
-      row[0] = 3e38f;
-      EXPECT_EQ(run({.temperature = temperature, .logit_bias = bias}, row).fault, SampleFault::kNotFinite);
     }
   }
   EXPECT_EQ(run({.temperature = 1, .num_logprobs = 0}, {kNever, 2, kNever}).token, 1) << "some may be never";
+}
+
+// What a request may ask for, and more, never makes a finite row look like one of damaged weights.
+TEST_P(SampleTest, NoFieldOfARequestMakesAFiniteRowFaulty) {
+  for (int64_t n : {1, 7, 1000}) {
+    for (float size : {1e-40f, 1.0f, 3e38f}) {
+      std::vector<float> row = random_values<float>(n, 3);
+      for (float& logit : row) logit *= size;
+      row[0] = size;
+      row[static_cast<size_t>(n / 2)] = -size;
+      if (n > 2) row[2] = kNever;
+      const std::vector<std::pair<int32_t, int32_t>> seen = {{0, 1 << 30}, {static_cast<int32_t>(n / 2), 1}};
+      for (double temperature : {0.0, 5e-324, 1e-30, 1.0, 100.0})
+        for (double repetition : {5e-324, 1e-31, 0.01, 1.0, 100.0})
+          for (double penalty : {-2.0, 0.0, 2.0})
+            for (float bias : {-3e38f, -100.0f, 0.0f, 100.0f, 3e38f})
+              for (double part : {5e-324, 0.5, 1.0}) {
+                const std::vector<std::pair<int32_t, float>> biases = {{0, bias}, {static_cast<int32_t>(n / 2), -bias}};
+                const SampleArgs args{.uniform = 0.999,
+                                      .temperature = temperature,
+                                      .top_k = part == 0.5 ? 1 : 0,
+                                      .top_p = part,
+                                      .min_p = part == 1 ? 0 : part,
+                                      .repetition_penalty = repetition,
+                                      .presence_penalty = penalty,
+                                      .frequency_penalty = penalty,
+                                      .seen = seen,
+                                      .logit_bias = biases,
+                                      .num_logprobs = 0};
+                const SampleResult got = run(args, row), want = define(args, row);
+                ASSERT_EQ(got.fault, SampleFault::kNone) << size << " " << repetition << " " << penalty << " " << bias;
+                ASSERT_EQ(got.token, want.token) << temperature << " " << repetition << " " << bias << " " << part;
+                ASSERT_NE(row[static_cast<size_t>(got.token)], kNever);
+              }
+    }
+  }
 }
 
 TEST_P(SampleTest, LogprobsAreThoseOfTheRowAsGiven) {

@@ -160,7 +160,7 @@ std::vector<Bad> common_bad() {
       {R"("top_k": -2)", "top_k", "at least -1"},
       {R"("presence_penalty": 2.1)", "presence_penalty", "at most 2"},
       {R"("frequency_penalty": -2.1)", "frequency_penalty", "at least -2"},
-      {R"("repetition_penalty": 0)", "repetition_penalty", "above 0"},
+      {R"("repetition_penalty": 1e-31)", "repetition_penalty", "at least 0.01"},
       {R"("seed": 9223372036854775808)", "seed", "integer"},
       {R"("seed": "1")", "seed", "is a string"},
       {R"("logit_bias": [1])", "logit_bias", "an object"},

@@ -290,9 +290,8 @@ Status Engine::not_sampled(const Request& request, int64_t position, SampleFault
   if (fault == SampleFault::kNotAllowed)
     return failed_precondition("after token {} {} gives no token that the request allows a probability", position,
                                model);
-  return internal_error("the logits of {} after token {} are not finite: its weights overflow or are damaged{}", model,
-                        position,
-                        request.sampling.logit_bias.empty() ? "" : ", or the request's logit bias is too large");
+  return internal_error("the logits of {} after token {} are not finite: its weights overflow or are damaged", model,
+                        position);
 }
 
 void Engine::resolve_logits(const StepPlan& plan, std::span<ItemResult> results) {

@@ -123,8 +123,8 @@ void RowSampler::run(SampleResult* result) {
     apply_penalties(a_);
     if (a_.allowed) k_.mask_row(a_.logits, n(), a_.allowed);
     row_ = k_.row_stats(a_.logits, n());
-    if (!row_.finite && !some_finite_rest_never()) {
-      result->fault = row_.max == -kInfinity ? SampleFault::kNotAllowed : SampleFault::kNotFinite;
+    if (row_.max == -kInfinity) {
+      result->fault = SampleFault::kNotAllowed;
       return;
     }
   }

@@ -45,8 +45,8 @@ Status validate_sampling(const SamplingParams& p, int64_t vocab_size) {
   if (p.top_k < 0) return invalid_argument("top_k must be >= 0 (0 = off), got {}", p.top_k);
   if (!in(p.top_p, 0, 1) || p.top_p == 0) return invalid_argument("top_p must be in (0, 1], got {}", p.top_p);
   if (!in(p.min_p, 0, 1)) return invalid_argument("min_p must be in [0, 1], got {}", p.min_p);
-  if (!in(p.repetition_penalty, 0, 100) || p.repetition_penalty == 0)
-    return invalid_argument("repetition_penalty must be in (0, 100], got {}", p.repetition_penalty);
+  if (!in(p.repetition_penalty, 0.01, 100))
+    return invalid_argument("repetition_penalty must be in [0.01, 100], got {}", p.repetition_penalty);
   if (!in(p.presence_penalty, -2, 2))
     return invalid_argument("presence_penalty must be in [-2, 2], got {}", p.presence_penalty);
   if (!in(p.frequency_penalty, -2, 2))

@@ -15,16 +15,22 @@ bool changes_logits(const SampleArgs& args) {
 }
 
 void apply_penalties(const SampleArgs& args) {
+  // A finite logit stays finite: what a request asks for must not look like damaged weights.
+  constexpr float kLargest = std::numeric_limits<float>::max();
+  const auto change = [&](float& logit, float changed) {
+    if (logit >= -kLargest) logit = std::clamp(changed, -kLargest, kLargest);
+  };
   for (const auto& [token, bias] : args.logit_bias)
-    if (token >= 0 && token < args.vocab_size) args.logits[token] += bias;
+    if (token >= 0 && token < args.vocab_size) change(args.logits[token], args.logits[token] + bias);
   if (args.repetition_penalty == 1 && args.presence_penalty == 0 && args.frequency_penalty == 0) return;
   const auto repetition = static_cast<float>(args.repetition_penalty);
   for (const auto& [token, count] : args.seen) {
     if (token < 0 || token >= args.vocab_size) continue;
     float& logit = args.logits[token];
-    if (args.repetition_penalty != 1) logit = logit > 0 ? logit / repetition : logit * repetition;
+    if (args.repetition_penalty != 1) change(logit, logit > 0 ? logit / repetition : logit * repetition);
     if (count > 0)
-      logit -= static_cast<float>(args.presence_penalty + args.frequency_penalty * static_cast<double>(count));
+      change(logit,
+             logit - static_cast<float>(args.presence_penalty + args.frequency_penalty * static_cast<double>(count)));
   }
 }
 

@@ -27,7 +27,7 @@ void read_sampling(ApiFields& fields, const ApiDefaults& defaults, SamplingParam
   fields.read_double("temperature", s.temperature, 0, 100);
   fields.read_double("top_p", s.top_p, 0, 1, true);
   fields.read_double("min_p", s.min_p, 0, 1);
-  fields.read_double("repetition_penalty", s.repetition_penalty, 0, 100, true);
+  fields.read_double("repetition_penalty", s.repetition_penalty, 0.01, 100);
   fields.read_double("presence_penalty", s.presence_penalty, -2, 2);
   fields.read_double("frequency_penalty", s.frequency_penalty, -2, 2);
   fields.read_int("top_k", s.top_k, -1, kMaxInt);
