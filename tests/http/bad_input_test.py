@@ -52,7 +52,7 @@ class BadInput(ServerTest):
         cases += [(name, value) for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
                   for value in ("x", [], {}, True, 1e300, -1e300, 2**63)]
         cases += [("n", 0), ("n", 17), ("max_tokens", 0), ("top_logprobs", 21), ("top_logprobs", 1), ("best_of", 2), ("temperature", -0.1), ("top_p", 0),
-                  ("top_p", 1.1), ("presence_penalty", 2.1), ("frequency_penalty", -2.1), ("top_k", -2), ("top_k", "x"), ("seed", "x"), ("seed", 1.5), ("seed", 2**64),
+                  ("top_p", 1.1), ("presence_penalty", 2.1), ("frequency_penalty", -2.1), ("top_k", -2), ("top_k", "x"), ("repetition_penalty", 1e-31), ("seed", "x"), ("seed", 1.5), ("seed", 2**64),
                   ("stop", 5), ("stop", [5]), ("stop", ["x"] * 17), ("stop", "x" * 257), ("stop", ""), ("stop", [""]), ("stop", {}),
                   ("logit_bias", {str(i): 1 for i in range(1025)}), ("logit_bias", {"x": 1}), ("logit_bias", {"1": 101}), ("logit_bias", {"-1": 1}),
                   ("logit_bias", {"99999": 1}), ("logit_bias", {"1": "x"}), ("logit_bias", []), ("logit_bias", {"1": None}),
@@ -67,7 +67,9 @@ class BadInput(ServerTest):
         for name, value in cases:
             with self.subTest(name=name, value=str(value)[:40]):
                 answer = self.server.post("/v1/chat/completions", {"model": "sql", "messages": MESSAGES, name: value})
-                self.refused(answer, 404 if (name, str(value)[:1]) == ("model", "x") and answer.status == 404 else 400)
+                self.refused(answer, 400)
+                error = answer.json["error"]
+                self.assertTrue((error["param"] or "").startswith(name) or "64 bits" in error["message"], error)  # those are no JSON of ours
 
     def test_messages(self):
         for message in ({}, {"role": "user"}, {"content": "x"}, {"role": 5, "content": "x"}, {"role": "user", "content": 5}, {"role": "user", "content": None},
@@ -77,13 +79,17 @@ class BadInput(ServerTest):
                         {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{"}}]},
                         {"role": "user", "content": "word " * 2000}):
             with self.subTest(message=str(message)[:60]):
-                self.refused(self.server.post("/v1/chat/completions", {"model": "sql", "messages": [message]}), 400)
+                answer = self.server.post("/v1/chat/completions", {"model": "sql", "messages": [message]})
+                self.refused(answer, 400)
+                self.assertTrue((answer.json["error"]["param"] or "").startswith("messages"), answer)
 
     def test_prompts(self):
         for prompt in (None, "", [], [[]], [""], {}, 5, True, [1.5], [-1], [1536], [2**40], ["a", 5], [5, "a"], [["a"]], [None], ["x"] * 10_000, "word " * 1000,
                        [5] * 513):
             with self.subTest(prompt=str(prompt)[:40]):
-                self.refused(self.server.complete(prompt, "sql"), 400)
+                answer = self.server.complete(prompt, "sql")
+                self.refused(answer, 400)
+                self.assertTrue((answer.json["error"]["param"] or "").startswith("prompt"), answer)
         self.refused(self.server.complete("x", "sql", max_tokens=0), 400)
         self.refused(self.server.complete("x", "sql", logprobs=21), 400)
         self.assertEqual(self.server.complete("x", "sql", max_tokens=10**9).status, 200)  # cut to the context

@@ -49,7 +49,26 @@ class StructuredOutput(ServerTest):
                        {"guided_regex": "a", "guided_choice": ["b"]}, {"response_format": {"type": "xml"}}, {"response_format": {"type": "json_schema"}},
                        {"guided_json": {"type": "integer", "minimum": 5, "maximum": 1}}):
             with self.subTest(fields=str(fields)[:60]):
-                self.refused(self.server.chat(**fields), 400)
+                answer = self.server.chat(**fields)
+                self.refused(answer, 400)
+                self.assertTrue(answer.json["error"]["param"].startswith(list(fields)[-1]), answer)
+        tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "nonsense"}}}]
+        self.refused(self.server.chat(tools=tools, tool_choice="required"), 400, param="tools")
+
+    def test_allowed_tokens_beside_a_grammar(self):
+        tokens = lambda text: self.server.post("/tokenize", {"prompt": text, "add_special_tokens": False}).json["tokens"]
+        yes, no = tokens("yes"), tokens("no")
+        choice = {"guided_choice": ["yes", "no"], "temperature": 1}
+        for seed in range(3):
+            answer = self.good(self.server.chat(PERSON, "sql", allowed_token_ids=no, seed=seed, **choice))["choices"][0]
+            self.assertEqual((answer["message"]["content"], answer["finish_reason"]), ("no", "stop"))
+        self.refused(self.server.chat(PERSON, "sql", allowed_token_ids=tokens("Q"), **choice), 400, "no token", param="allowed_token_ids")
+        # What is only known on the way ends the request then.
+        late = {"guided_regex": "aQ", "allowed_token_ids": tokens("a"), "temperature": 0}
+        self.refused(self.server.chat(PERSON, "sql", **late), 400, "allowed_token_ids has no token that the grammar allows after 1 tokens")
+        *_, last = self.server.stream("/v1/chat/completions", {"model": "sql", "messages": [{"role": "user", "content": PERSON}], **late})
+        self.assertIn("allowed_token_ids", last["error"]["message"])
+        self.refused(self.server.complete("x", "sql", allowed_token_ids=yes, output_so_far=no, temperature=0), 400, "allowed_token_ids", param="output_so_far")
 
     TOOLS = [{"type": "function", "function": {"name": "save", "description": "Saves a person", "parameters": person({"age": {"type": "integer", "maximum": 150}})}},
              {"type": "function", "function": {"name": "forget", "parameters": person({"why": {"enum": ["old", "new"]}})}}]

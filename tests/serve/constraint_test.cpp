@@ -94,12 +94,24 @@ TEST_F(GrammarConstraintTest, GrammarComesFirst) {
   next = allowed(*of);
   EXPECT_TRUE(next.contains(end));
   for (const int32_t token : next) EXPECT_NE(std::ranges::count(engine_->text().end_tokens(), token), 0);
-  // An allow-list that contradicts the grammar is passed over, one that agrees narrows it.
-  request = {.allowed_token_ids = {end}, .grammar = only};
-  of = constraint(request);
-  EXPECT_EQ(allowed(*of), allowed(*constraint({.grammar = only})));
-  request.allowed_token_ids = {prefix[0]};
-  EXPECT_EQ(allowed(*constraint(request)), std::set<int32_t>{prefix[0]});
+}
+
+TEST_F(GrammarConstraintTest, AllowedTokensNarrowTheGrammarOrEndTheRequest) {
+  const auto only = grammar({.kind = GrammarSpec::Kind::kChoice, .choices = {"yes"}});
+  const std::vector<int32_t> yes = engine_->tokenizer()->encode("yes", false).value();
+  const std::vector<int32_t>& ends = engine_->text().end_tokens();
+  auto of = constraint({.allowed_token_ids = yes, .grammar = only});
+  EXPECT_EQ(allowed(*of), std::set<int32_t>{yes[0]});
+  for (const int32_t token : yes) EXPECT_TRUE(of->accept(token).ok());
+  EXPECT_EQ(allowed(*of), std::set<int32_t>(ends.begin(), ends.end())) << "the text is whole: it may end";
+  EXPECT_TRUE(of->accept(ends[0]).ok());
+  // Before that nothing is passed over.
+  of = constraint({.allowed_token_ids = {ends[0]}, .grammar = only});
+  std::vector<uint64_t> words(static_cast<size_t>((engine_->text().config().vocab_size + 63) / 64));
+  const Status none = of->allowed(words);
+  EXPECT_EQ(none.code(), StatusCode::kFailedPrecondition);
+  EXPECT_NE(none.message().find("allowed_token_ids has no token that the grammar allows"), std::string::npos);
+  EXPECT_FALSE(constraint({.allowed_token_ids = {yes[0]}})->accept(yes[0] + 1).ok());
 }
 
 // Nothing may follow: an error, and no token that the grammar does not allow.

@@ -266,7 +266,7 @@ TEST_F(ResumeTest, RefusesWhatCannotGoOn) {
   request.grammar = compile_grammar({.kind = GrammarSpec::Kind::kRegex, .text = "[0-9]+"}, *vocabulary_).value();
   request.output_so_far = all.token_ids;
   request.output_so_far.resize(3);
-  EXPECT_NE(message(request).find("where the request's grammar does not allow it"), std::string::npos);
+  EXPECT_NE(message(request).find("where the request's grammar or allowed_token_ids forbid it"), std::string::npos);
   request = base();
   request.embed = true;
   request.output_so_far = {40};

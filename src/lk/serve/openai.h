@@ -66,6 +66,7 @@ struct GenerateRequest {
   bool return_token_ids = false;
   bool tokens_as_ids = false;          // logprobs name tokens "token_id:123"
   std::optional<GrammarSpec> grammar;  // response_format, guided_*, structured_outputs, or a forced tool call
+  std::string grammar_field;           // which of them
   bool tools_allowed = false;          // parse tool calls out of the answer
   bool tool_forced =
       false;  // the grammar makes it a tool call: finish_reason is tool_calls ("stop" for a named function)

@@ -30,6 +30,13 @@ ApiError model_error(const Status& status, const std::string& id) {
   return error;
 }
 
+// What prepare() refuses: the prompt has another name in each kind of request.
+ApiError prepare_error(const Status& status, std::string_view field, std::string_view prompt, const std::string& id) {
+  ApiError error = api_error(status, id);
+  error.param = field == "prompt" ? prompt : field;
+  return error;
+}
+
 // One request's choices in the engine. Lives on the exchange's shard; `ids_` is shared with the worker that submits.
 class Answer : public RequestSink, public std::enable_shared_from_this<Answer> {
  public:
@@ -326,12 +333,13 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
     std::shared_ptr<const Grammar> grammar;
     if (request.grammar) {
       if (!server.grammars())
-        return exchange->refuse(
-            {.message = "the model has no tokenizer: structured output is not available", .param = "response_format"});
+        return exchange->refuse({.message = "the model has no tokenizer: structured output is not available",
+                                 .param = request.grammar_field});
       Result<std::shared_ptr<const Grammar>> compiled = server.grammars()->get(*request.grammar);
       if (!compiled.ok()) {
         ApiError error = api_error(compiled.status(), exchange->id);
         if (error.status < 500) error.status = 400;
+        error.param = request.grammar_field;
         return exchange->refuse(std::move(error));
       }
       grammar = std::move(compiled).value();
@@ -350,8 +358,11 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
           copy.messages.clear();
         }
         auto sequence = std::make_unique<ServedSequence>();
-        const Status prepared = server.text().prepare(std::move(copy), *sequence, own_template);
-        if (!prepared.ok()) return exchange->refuse(api_error(prepared, exchange->id));
+        std::string_view field;
+        const Status prepared = server.text().prepare(std::move(copy), *sequence, own_template, &field);
+        if (!prepared.ok())
+          return exchange->refuse(
+              prepare_error(prepared, field, endpoint == Endpoint::kChat ? "messages" : "prompt", exchange->id));
         sequence->asked.user = static_cast<int64_t>(std::hash<std::string>()(request.user));
         sequences.push_back(std::move(sequence));
       }
@@ -383,8 +394,9 @@ void ServerImpl::embeddings(const std::shared_ptr<Exchange>& exchange) {
     for (TextRequest& input : request.inputs) {
       input.embed = true;
       auto sequence = std::make_unique<ServedSequence>();
-      const Status prepared = server.text().prepare(std::move(input), *sequence);
-      if (!prepared.ok()) return exchange->refuse(api_error(prepared, exchange->id));
+      std::string_view field;
+      const Status prepared = server.text().prepare(std::move(input), *sequence, nullptr, &field);
+      if (!prepared.ok()) return exchange->refuse(prepare_error(prepared, field, "input", exchange->id));
       sequences.push_back(std::move(sequence));
     }
     answer->set_request(std::move(request), model->name);
@@ -401,9 +413,11 @@ void ServerImpl::tokenize(const std::shared_ptr<Exchange>& exchange) {
     Result<AdapterRegistry::Resolved> model =
         server.adapters().resolve(parsed.value->model, *exchange->principal.tenant);
     if (!model.ok()) return exchange->refuse(model_error(model.status(), exchange->id));
+    const bool messages = !parsed.value->input.messages.empty();
     const Result<std::vector<int32_t>> tokens = server.text().prompt_tokens(
         parsed.value->input, model->adapter ? model->adapter->chat_template.get() : nullptr);
-    if (!tokens.ok()) return exchange->refuse(api_error(tokens.status(), exchange->id));
+    if (!tokens.ok())
+      return exchange->refuse(prepare_error(tokens.status(), "prompt", messages ? "messages" : "prompt", exchange->id));
     std::string body = format_tokenize(*parsed.value, *tokens, server.text().context(), *server.text().tokenizer());
     exchange->post([exchange, body = std::move(body)] { exchange->respond(200, body); });
   });

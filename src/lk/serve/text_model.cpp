@@ -144,9 +144,11 @@ Result<std::vector<int32_t>> TextModel::prompt_tokens(const TextRequest& request
   return tokens;
 }
 
-Status TextModel::check(const TextRequest& request) const {
+Status TextModel::check(const TextRequest& request, std::string_view& field) const {
   LK_RETURN_IF_ERROR(validate_sampling(request.sampling, config_.vocab_size));
+  field = "max_tokens";
   if (request.max_tokens < 0) return invalid_argument("max_tokens must be >= 0, got {}", request.max_tokens);
+  field = "stop";
   if (request.stop.size() > kMaxStops)
     return invalid_argument("stop has {} strings, at most {} are allowed", request.stop.size(), kMaxStops);
   for (const std::string& stop : request.stop) {
@@ -154,6 +156,7 @@ Status TextModel::check(const TextRequest& request) const {
       return invalid_argument("stop strings must have 1 to {} bytes", kMaxStopBytes);
     if (!tokenizer_) return failed_precondition("the model has no tokenizer.json: stop strings cannot be matched");
   }
+  field = "allowed_token_ids";
   for (int32_t token : request.allowed_token_ids)
     if (token < 0 || token >= config_.vocab_size)
       return invalid_argument("allowed_token_ids names token {}, the vocabulary has {}", token, config_.vocab_size);
@@ -176,13 +179,19 @@ Status TextModel::check_output_so_far(const Request& request) const {
       return invalid_argument("output_so_far has the stop token {} at position {}: the answer is complete", token, i);
     if (request.constraint && !request.constraint->accept(token).ok())
       return invalid_argument(
-          "output_so_far has token {} at position {}, where the request's grammar does not allow it", token, i);
+          "output_so_far has token {} at position {}, where the request's grammar or allowed_token_ids forbid it",
+          token, i);
   }
   return Status();
 }
 
-Status TextModel::prepare(TextRequest text, TextSequence& sequence, const ChatTemplate* own_template) const {
-  LK_RETURN_IF_ERROR(check(text));
+Status TextModel::prepare(TextRequest text, TextSequence& sequence, const ChatTemplate* own_template,
+                          std::string_view* about) const {
+  std::string_view unwanted;
+  std::string_view& field = about ? *about : unwanted;
+  field = "";
+  LK_RETURN_IF_ERROR(check(text, field));
+  field = "prompt";
   Request& request = sequence.asked;
   LK_ASSIGN_OR_RETURN(request.prompt, prompt_tokens(text, own_template));
   const auto prompt_length = static_cast<int64_t>(request.prompt.size());
@@ -204,7 +213,14 @@ Status TextModel::prepare(TextRequest text, TextSequence& sequence, const ChatTe
   // Beyond max_positions dynamic rope rotates by sequence length: such requests share no cached keys with others.
   if (config_.rope.type == RopeType::kDynamic && request.rope_length > config_.max_positions)
     request.cache_salt ^= static_cast<uint64_t>(request.rope_length) << 32;
+  field = "output_so_far";
   if (request.resumed()) LK_RETURN_IF_ERROR(check_output_so_far(request));
+  field = "allowed_token_ids";
+  if (text.grammar && !text.allowed_token_ids.empty()) {
+    std::vector<uint64_t> words(static_cast<size_t>((config_.vocab_size + 63) / 64));
+    LK_RETURN_IF_ERROR(request.constraint->allowed(words));
+  }
+  field = "output_so_far";
   sequence.text = std::move(text);
   return sequence.begin_text(tokenizer_);
 }

@@ -21,8 +21,10 @@ class TextModel {
                                                        int64_t context);
 
   // Fills a new sequence, all but its id and adapter. kInvalidArgument with the field and the reason. `own_template`
-  // replaces the model's chat template (an adapter's).
-  Status prepare(TextRequest request, TextSequence& sequence, const ChatTemplate* own_template = nullptr) const;
+  // replaces the model's chat template (an adapter's). `field` gets what a failure is about: "prompt" (whatever it was
+  // given as), another field, or "".
+  Status prepare(TextRequest request, TextSequence& sequence, const ChatTemplate* own_template = nullptr,
+                 std::string_view* field = nullptr) const;
   Result<std::vector<int32_t>> prompt_tokens(const TextRequest& request,
                                              const ChatTemplate* own_template = nullptr) const;
 
@@ -35,7 +37,7 @@ class TextModel {
 
  private:
   TextModel() = default;
-  Status check(const TextRequest& request) const;
+  Status check(const TextRequest& request, std::string_view& field) const;
   Status check_output_so_far(const Request& request) const;
   Result<std::string> render(const TextRequest& request, const ChatTemplate* own_template) const;
 

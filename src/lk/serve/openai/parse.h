@@ -37,7 +37,7 @@ void read_tool_list(ApiFields& fields, boost::json::array& tools);
 // output_format.cpp: response_format, guided_*, structured_outputs.
 void read_output_format(ApiFields& fields, GenerateRequest& request);
 // Refuses texts beyond kMaxSourceBytes and a second grammar.
-void set_grammar(ApiFields& fields, std::string_view key, GrammarSpec spec, std::optional<GrammarSpec>& grammar);
+void set_grammar(ApiFields& fields, std::string_view key, GrammarSpec spec, GenerateRequest& request);
 
 // The body as an object in `storage`, or the error.
 ApiResult<boost::json::object> read_body(std::string_view body, boost::json::storage_ptr storage);

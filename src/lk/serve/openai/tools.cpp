@@ -86,7 +86,7 @@ void force_function(ApiFields& fields, const json::object& choice, GenerateReque
     if (function_name(tool) != request.forced_tool) continue;
     request.tool_forced = true;
     return set_grammar(fields, "tool_choice", {GrammarSpec::Kind::kJsonSchema, json_text(parameters(tool)), {}},
-                       request.grammar);
+                       request);
   }
   named.fail("name", "is \"{}\", which is none of the tools", request.forced_tool);
 }
@@ -136,13 +136,14 @@ void read_tools(ApiFields& fields, const ApiDefaults& defaults, GenerateRequest&
   } else if (word == "required") {
     request.tool_forced = true;
     set_grammar(fields, "tool_choice", {GrammarSpec::Kind::kJsonSchema, json_text(any_call_schema(text.tools)), {}},
-                request.grammar);
+                request);
   } else if (word == "none") {
     text.tools.clear();
   } else {
     // A grammar of the caller leaves no room for calls.
     request.tools_allowed = defaults.tool_format != ToolFormat::kNone && !request.grammar;
   }
+  if (request.tool_forced) request.grammar_field = "tools";
   // The marks of a call are special tokens in most families. End tokens do not show: a token that stops has no text.
   if (request.tools_allowed) text.skip_special_tokens = false;
 }
