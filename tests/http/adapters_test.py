@@ -75,10 +75,10 @@ class VllmEndpoints(Directory):
         self.assertEqual((answer.status, answer.text), (status, text))
         self.assertTrue(answer.headers["content-type"].startswith("text/plain"))
 
-    def error(self, answer, status: int, kind: str, message: str | None = None):
+    def error(self, answer, status: int, kind: str, message: str | None = None, param: str | None = None):
         self.assertEqual(answer.status, status, answer)
         error = answer.json["error"]
-        self.assertEqual((error["type"], error["param"], error["code"]), (kind, None, status))
+        self.assertEqual((error["type"], error["param"], error["code"]), (kind, param, status))
         if message:
             self.assertEqual(error["message"], message)
 
@@ -102,9 +102,10 @@ class VllmEndpoints(Directory):
         self.error(load({"lora_name": "b", "lora_path": self.path("root", "nothing")}), 404, "NotFoundError")
         os.mkdir(self.path("root", "empty"))
         self.error(load({"lora_name": "b", "lora_path": "empty"}), 404, "NotFoundError")
-        for bad in ({"lora_name": 5, "lora_path": path}, {"lora_name": "a b", "lora_path": path}, {"lora_name": "../b", "lora_path": path},
-                    {"lora_name": "b", "lora_path": path, "load_inplace": "yes"}, [], "x", 5):
+        for bad in ({"lora_name": "a b", "lora_path": path}, {"lora_name": "../b", "lora_path": path}, [], "x", 5):
             self.error(load(bad), 400, "BadRequestError")
+        for param, value in (("lora_name", 5), ("load_inplace", "yes")):
+            self.error(load({"lora_name": "b", "lora_path": path, param: value}), 400, "BadRequestError", param=param)
         self.error(load({"lora_name": "base", "lora_path": path}), 400, "InvalidUserInput")
         self.error(load(b"{"), 400, "BadRequestError")
         self.text(unload({"lora_name": "a", "lora_int_id": None}), 200, "Success: LoRA adapter 'a' removed successfully.")
@@ -136,6 +137,8 @@ class OwnEndpoints(Directory):
         self.assertEqual(made.json["targets"], ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
         self.assertRegex(made.json["digest"], "^(sha256:)?[0-9a-f]{64}$")
         self.assertGreater(made.json["host_bytes"], 500_000)
+        # As it is after the probe, which needed its pages.
+        self.assertEqual((made.json["tier"], made.json["running"], made.json["waiting"]), ("device", 0, 0), made)
 
         # A second version beside the first; the name means the newest.
         second = server.post("/v1/adapters", {"name": "x", "path": "dates", "keep_previous": True})
@@ -157,6 +160,10 @@ class OwnEndpoints(Directory):
             answer = server.call("PATCH", f"/v1/adapters/{path}", body)
             self.assertEqual(answer.status, status, (path, body, answer))
             self.assertIn("message", answer.json["error"])
+        for body, param in (({"pinned": 1}, "pinned"), ({"what": 1}, "what")):
+            self.assertEqual(server.call("PATCH", "/v1/adapters/x", body).json["error"]["param"], param)
+        for body, param in (({"path": "sql"}, "name"), ({"name": "y"}, "path"), ({"name": "y", "path": "sql", "pinned": 1}, "pinned"), ({"name": "y", "path": "sql", "a": 1}, "a")):
+            self.assertEqual(server.post("/v1/adapters", body).json["error"]["param"], param)
         self.assertEqual(server.post("/v1/adapters", {"name": "prod", "path": "sql"}).status, 409)
 
         # Pins.

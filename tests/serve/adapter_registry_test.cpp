@@ -101,6 +101,16 @@ TEST_F(AdapterRegistryTest, ProbeRefusesWeightsThatOverflow) {
   EXPECT_NE(tokens_of(good), tokens_of(nullptr));
 }
 
+TEST_F(AdapterRegistryTest, AFreshSnapshotShowsWhatTheProbeLeft) {
+  for (int i = 0; i < 20; ++i) {
+    const AdapterLease adapter = must_load("sql", "sql", {.replace = true});
+    const auto shown = registry_->find("sql", service_->engine->fresh_snapshot());
+    ASSERT_TRUE(shown);
+    EXPECT_EQ(shown->tier, "device") << i;
+    EXPECT_EQ(shown->running + shown->waiting, 0) << i;
+  }
+}
+
 TEST_F(AdapterRegistryTest, ReplacedVersionServesItsRequestsToTheEndAndIsFreedThen) {
   AdapterLease first = must_load("x", "sql");
   const AdapterLease reference = must_load("reference", "sql");

@@ -179,6 +179,16 @@ EngineService::Snapshot EngineService::snapshot() const {
   return snapshot;
 }
 
+EngineService::Snapshot EngineService::fresh_snapshot() {
+  std::promise<void> published;
+  if (post([&] {
+        publish(true);
+        published.set_value();
+      }))
+    published.get_future().wait();
+  return snapshot();
+}
+
 double EngineService::stalled_seconds() const {
   const int64_t since = busy_since_.load(std::memory_order_relaxed);
   return since == 0 ? 0 : seconds(Clock::now().time_since_epoch() - std::chrono::nanoseconds(since));

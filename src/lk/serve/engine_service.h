@@ -150,7 +150,9 @@ class EngineService {
     std::map<AdapterId, ResidentState> adapters;
     std::map<std::string, TenantService> tenants;
   };
-  Snapshot snapshot() const;
+  Snapshot snapshot() const;  // at most some 100 ms old
+  // As things are now: what ended before the call is seen as ended. Waits for at most a step.
+  Snapshot fresh_snapshot();
   // Seconds since the engine thread last showed life, 0 when it has nothing to do.
   double stalled_seconds() const;
 

@@ -5,7 +5,7 @@
 #include <boost/json/serialize.hpp>
 
 #include "lk/base/json_text.h"
-#include "lk/serve/openai/json_reader.h"
+#include "lk/serve/openai/parse.h"
 #include "lk/serve/server_impl.h"
 #include "lk/serve/status_json.h"
 
@@ -13,6 +13,7 @@ namespace lk {
 namespace {
 
 namespace json = boost::json;
+using openai::ApiFields;
 
 json::object model_object(const std::string& id, const std::string& root, const json::value& parent,
                           const json::value& context, int64_t created) {
@@ -39,11 +40,16 @@ json::object model_object(const std::string& id, const std::string& root, const 
 }
 
 // vLLM's errors: type by status, integer code.
-void vllm_error(const std::shared_ptr<Exchange>& exchange, int status, std::string_view type,
-                std::string_view message) {
+void vllm_error(const std::shared_ptr<Exchange>& exchange, int status, std::string_view type, std::string_view message,
+                std::string_view param = {}) {
+  const json::value about = param.empty() ? json::value(nullptr) : json::value(param);
   exchange->respond(
       status,
-      json_text(json::object{{"error", {{"message", message}, {"type", type}, {"param", nullptr}, {"code", status}}}}));
+      json_text(json::object{{"error", {{"message", message}, {"type", type}, {"param", about}, {"code", status}}}}));
+}
+
+void vllm_error(const std::shared_ptr<Exchange>& exchange, const ApiError& error) {
+  vllm_error(exchange, error.status, "BadRequestError", error.message, error.param);
 }
 
 void vllm_error(const std::shared_ptr<Exchange>& exchange, const Status& status) {
@@ -64,44 +70,6 @@ void vllm_error(const std::shared_ptr<Exchange>& exchange, const Status& status)
   }
 }
 
-// The fields of a small JSON body; null counts as absent.
-class Fields {
- public:
-  static Result<Fields> parse(std::string_view body) {
-    LK_ASSIGN_OR_RETURN(json::value value, openai::read_json(body));
-    if (!value.is_object()) return invalid_argument("the body must be a JSON object");
-    Fields fields;
-    fields.object_ = std::move(value.get_object());
-    return fields;
-  }
-  Result<std::string> text(std::string_view name) const {
-    const json::value* value = find(name);
-    if (!value) return std::string();
-    if (!value->is_string()) return invalid_argument("\"{}\" must be a string", name);
-    return std::string(value->get_string());
-  }
-  Result<bool> flag(std::string_view name) const {
-    const json::value* value = find(name);
-    if (!value) return false;
-    if (!value->is_bool()) return invalid_argument("\"{}\" must be true or false", name);
-    return value->get_bool();
-  }
-  bool has(std::string_view name) const { return find(name) != nullptr; }
-  Status only(std::initializer_list<std::string_view> known) const {
-    for (const auto& field : object_)
-      if (std::find(known.begin(), known.end(), std::string_view(field.key())) == known.end())
-        return invalid_argument("unknown field \"{}\"", std::string_view(field.key()));
-    return Status();
-  }
-
- private:
-  const json::value* find(std::string_view name) const {
-    const json::value* value = object_.if_contains(name);
-    return value && !value->is_null() ? value : nullptr;
-  }
-  json::object object_;
-};
-
 void log_loaded(Log& log, const AdapterVersion& adapter) {
   log.write(LogLevel::kInfo, "adapter_loaded",
             {{"adapter", fmt::format("{}@{}", adapter.name, adapter.version)},
@@ -111,28 +79,73 @@ void log_loaded(Log& log, const AdapterVersion& adapter) {
     log.write(LogLevel::kWarning, "adapter_warning", {{"adapter", adapter.name}, {"reason", warning}});
 }
 
+constexpr size_t kMaxPathBytes = 4096;
+
+void refuse_unknown(ApiFields& fields) {
+  std::vector<std::string> names;
+  fields.unknown(names);
+  if (!names.empty()) fields.error().set(names[0], fmt::format("unknown field \"{}\"", names[0]));
+}
+
 struct LoadFields {
   std::string name, path;
   bool in_place = false, pinned = false, keep_previous = false;
 };
 
-// vLLM's names, ours and SageMaker's for the same things.
-Result<LoadFields> parse_load(const Fields& fields, bool vllm) {
+// vLLM's names or ours for the same things.
+ApiResult<LoadFields> parse_load(std::string_view body, bool vllm) {
+  const ApiResult<json::object> root = openai::read_body(body, {});
+  if (!root.ok()) return root.error;
+  openai::FirstError error;
+  ApiFields fields(*root.value, "", error);
   LoadFields load;
-  LK_ASSIGN_OR_RETURN(load.name, fields.text(vllm ? "lora_name" : "name"));
-  LK_ASSIGN_OR_RETURN(load.path, fields.text(vllm ? "lora_path" : "path"));
+  fields.read_string(vllm ? "lora_name" : "name", load.name, 0, openai::kMaxNameBytes);
+  fields.read_string(vllm ? "lora_path" : "path", load.path, 0, kMaxPathBytes);
   if (vllm) {
-    LK_ASSIGN_OR_RETURN(load.in_place, fields.flag("load_inplace"));
-    return load;
+    fields.read_bool("load_inplace", load.in_place);
+  } else {
+    load.in_place = true;
+    fields.read_bool("replace", load.in_place);
+    fields.read_bool("pinned", load.pinned);
+    fields.read_bool("keep_previous", load.keep_previous);
+    refuse_unknown(fields);
+    if (load.name.empty() || load.path.empty())
+      error.set(load.name.empty() ? "name" : "path", "\"name\" and \"path\" must be given");
   }
-  LK_RETURN_IF_ERROR(fields.only({"name", "path", "pinned", "keep_previous", "replace"}));
-  LK_ASSIGN_OR_RETURN(load.pinned, fields.flag("pinned"));
-  LK_ASSIGN_OR_RETURN(load.keep_previous, fields.flag("keep_previous"));
-  load.in_place = true;
-  if (fields.has("replace")) {
-    LK_ASSIGN_OR_RETURN(load.in_place, fields.flag("replace"));
-  }
+  if (error.error) return *error.error;
   return load;
+}
+
+ApiResult<std::string> parse_unload(std::string_view body) {
+  const ApiResult<json::object> root = openai::read_body(body, {});
+  if (!root.ok()) return root.error;
+  openai::FirstError error;
+  ApiFields fields(*root.value, "", error);
+  std::string name;
+  fields.read_string("lora_name", name, 0, openai::kMaxNameBytes);
+  if (error.error) return *error.error;
+  return name;
+}
+
+struct ChangeFields {
+  std::optional<bool> pinned;
+  std::string alias;
+};
+
+ApiResult<ChangeFields> parse_change(std::string_view body) {
+  const ApiResult<json::object> root = openai::read_body(body, {});
+  if (!root.ok()) return root.error;
+  openai::FirstError error;
+  ApiFields fields(*root.value, "", error);
+  ChangeFields change;
+  bool pinned = false;
+  fields.read_bool("pinned", pinned);
+  if (fields.has("pinned")) change.pinned = pinned;
+  fields.read_string("alias", change.alias, 0, openai::kMaxNameBytes);
+  refuse_unknown(fields);
+  if (!change.pinned && change.alias.empty()) error.set("", "give \"pinned\" or \"alias\"");
+  if (error.error) return *error.error;
+  return change;
 }
 
 }  // namespace
@@ -181,10 +194,9 @@ void ServerImpl::vllm_load(const std::shared_ptr<Exchange>& exchange) {
   if (options_.adapters.roots.empty())
     return vllm_error(exchange, 404, "NotFoundError",
                       "loading adapters at run time is off: start the server with --lora-root DIR");
-  const Result<Fields> fields = Fields::parse(exchange->request.body);
-  if (!fields.ok()) return vllm_error(exchange, fields.status());
-  const Result<LoadFields> load = parse_load(*fields, true);
-  if (!load.ok()) return vllm_error(exchange, load.status());
+  const ApiResult<LoadFields> parsed = parse_load(exchange->request.body, true);
+  if (!parsed.ok()) return vllm_error(exchange, parsed.error);
+  const LoadFields* load = &*parsed.value;
   if (load->name.empty() || load->path.empty())
     return vllm_error(exchange, 400, "InvalidUserInput", "Both 'lora_name' and 'lora_path' must be provided.");
   if (!exchange->principal.tenant->may_use(load->name))
@@ -203,15 +215,14 @@ void ServerImpl::vllm_load(const std::shared_ptr<Exchange>& exchange) {
 }
 
 void ServerImpl::vllm_unload(const std::shared_ptr<Exchange>& exchange) {
-  const Result<Fields> fields = Fields::parse(exchange->request.body);
-  if (!fields.ok()) return vllm_error(exchange, fields.status());
-  const Result<std::string> name = fields->text("lora_name");
-  if (!name.ok()) return vllm_error(exchange, name.status());
-  if (name->empty())
+  const ApiResult<std::string> parsed = parse_unload(exchange->request.body);
+  if (!parsed.ok()) return vllm_error(exchange, parsed.error);
+  const std::string& name = *parsed.value;
+  if (name.empty())
     return vllm_error(exchange, 400, "InvalidUserInput", "'lora_name' needs to be provided to unload a LoRA adapter.");
-  if (!exchange->principal.tenant->may_use(*name))
-    return vllm_error(exchange, 404, "NotFoundError", fmt::format("The lora adapter '{}' cannot be found.", *name));
-  work(exchange, [this, exchange, name = *name] {
+  if (!exchange->principal.tenant->may_use(name))
+    return vllm_error(exchange, 404, "NotFoundError", fmt::format("The lora adapter '{}' cannot be found.", name));
+  work(exchange, [this, exchange, name] {
     const Result<int> unloaded = registry_->unload(name, nullptr);
     exchange->post([exchange, name, status = unloaded.ok() ? Status() : unloaded.status()] {
       if (!status.ok()) return vllm_error(exchange, status);
@@ -238,12 +249,9 @@ void ServerImpl::get_adapter(const std::shared_ptr<Exchange>& exchange) {
 }
 
 void ServerImpl::post_adapter(const std::shared_ptr<Exchange>& exchange) {
-  const Result<Fields> fields = Fields::parse(exchange->request.body);
-  if (!fields.ok()) return exchange->fail(fields.status());
-  const Result<LoadFields> load = parse_load(*fields, false);
-  if (!load.ok()) return exchange->fail(load.status());
-  if (load->name.empty() || load->path.empty())
-    return exchange->fail(invalid_argument("\"name\" and \"path\" must be given"));
+  const ApiResult<LoadFields> parsed = parse_load(exchange->request.body, false);
+  if (!parsed.ok()) return exchange->fail(parsed.error);
+  const LoadFields* load = &*parsed.value;
   if (options_.adapters.roots.empty())
     return exchange->fail(
         permission_denied("loading adapters at run time is off: start the server with --lora-root DIR"));
@@ -265,34 +273,29 @@ void ServerImpl::post_adapter(const std::shared_ptr<Exchange>& exchange) {
       return;
     }
     const std::string exact = fmt::format("{}@{}", (*loaded)->name, (*loaded)->version);
-    const std::optional<AdapterSnapshot> adapter = registry_->find(exact, service_->snapshot());
+    const std::optional<AdapterSnapshot> adapter = registry_->find(exact, service_->fresh_snapshot());
     std::string body = adapter ? format_adapter(*adapter) : json_text(json::object{{"id", exact}});
     log_loaded(*log_, **loaded);
     exchange->post([exchange, body = std::move(body)] { exchange->respond(201, body); });
   });
 }
 
-// {"pinned": bool} and/or, on an alias or a new one, {"target": "name@2"}.
+// {"pinned": bool} and/or {"alias": NAME}, which means this adapter from now on.
 void ServerImpl::patch_adapter(const std::shared_ptr<Exchange>& exchange) {
-  const Result<Fields> fields = Fields::parse(exchange->request.body);
-  if (!fields.ok()) return exchange->fail(fields.status());
-  if (const Status status = fields->only({"pinned", "alias"}); !status.ok()) return exchange->fail(status);
-  const Result<bool> pinned = fields->flag("pinned");
-  const Result<std::string> alias = fields->text("alias");
-  if (!pinned.ok()) return exchange->fail(pinned.status());
-  if (!alias.ok()) return exchange->fail(alias.status());
-  if (!fields->has("pinned") && alias->empty()) return exchange->fail(invalid_argument("give \"pinned\" or \"alias\""));
+  const ApiResult<ChangeFields> parsed = parse_change(exchange->request.body);
+  if (!parsed.ok()) return exchange->fail(parsed.error);
+  const ChangeFields& change = *parsed.value;
   const std::optional<AdapterSnapshot> known = registry_->find(exchange->parameter, service_->snapshot());
   const Tenant& tenant = *exchange->principal.tenant;
   if (!known || !tenant.may_use(known->name))
     return exchange->fail(not_found("there is no adapter \"{}\"", exchange->parameter));
-  if (!alias->empty() && !tenant.may_use(*alias))
+  if (!change.alias.empty() && !tenant.may_use(change.alias))
     return exchange->fail(permission_denied("this tenant may not use that alias"));
-  work(exchange, [this, exchange, set_pin = fields->has("pinned"), pinned = *pinned, alias = *alias] {
+  work(exchange, [this, exchange, change] {
     Status status;
-    if (set_pin) status = registry_->set_pinned(exchange->parameter, pinned);
-    if (status.ok() && !alias.empty()) status = registry_->set_alias(alias, exchange->parameter);
-    const std::optional<AdapterSnapshot> adapter = registry_->find(exchange->parameter, service_->snapshot());
+    if (change.pinned) status = registry_->set_pinned(exchange->parameter, *change.pinned);
+    if (status.ok() && !change.alias.empty()) status = registry_->set_alias(change.alias, exchange->parameter);
+    const std::optional<AdapterSnapshot> adapter = registry_->find(exchange->parameter, service_->fresh_snapshot());
     exchange->post([exchange, status, body = adapter ? format_adapter(*adapter) : ""] {
       if (status.ok() && !body.empty()) return exchange->respond(200, body);
       ApiError error =
