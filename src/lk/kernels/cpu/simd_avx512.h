@@ -172,7 +172,7 @@ LK_INLINE Pairs round_to_pairs(F32x16 a, F32x16 b) {
 // Source of the polynomial: Cephes expf.
 LK_INLINE F32x16 exp(F32x16 a) {
   const __mmask16 tiny = _mm512_cmp_ps_mask(a.v, _mm512_set1_ps(-87.33f), _CMP_LT_OQ);
-  const __m512 x = _mm512_min_ps(a.v, _mm512_set1_ps(89.0f));
+  const __m512 x = _mm512_min_ps(_mm512_set1_ps(89.0f), a.v);  // in this order NaN stays
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)),
                                         _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);

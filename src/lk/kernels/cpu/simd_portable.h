@@ -45,7 +45,7 @@ LK_INLINE F32x16 load(const float* p) {
 LK_INLINE void store(float* p, F32x16 a) { __builtin_memcpy(p, &a, sizeof a); }
 LK_INLINE F32x16 load_partial(const float* p, int64_t n) {
   float lanes[16] = {};
-  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+  __builtin_memcpy(lanes, p, static_cast<size_t>(n) * sizeof(float));  // also of what is no float
   return load(lanes);
 }
 LK_INLINE void store_partial(float* p, F32x16 a, int64_t n) {
