@@ -401,6 +401,7 @@ void add_bench(CLI::App& app, int& exit_code) {
   add_bench_serve(*command, exit_code);
   add_bench_calibrate(*command, exit_code);
   add_bench_merge(*command, exit_code);
+  add_bench_train(*command, exit_code);
 }
 
 }  // namespace lk::apps

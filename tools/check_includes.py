@@ -17,7 +17,7 @@ ALLOWED = {
     "lora": ["base", "tensor", "io"],
     "lora_tools": ["base", "tensor", "io", "lora"],
     "model": ["base", "tensor", "io", "kernels", "ops", "lora"],
-    "train": ["base", "tensor", "text", "io", "dataset", "kernels", "ops", "lora", "model"],
+    "train": ["base", "tensor", "text", "io", "dataset", "kernels", "ops", "lora", "lora_tools", "model"],
     "sched": ["base", "memory"],
     "merging": ["base", "memory", "sched"],
     "sim": ["base", "memory", "sched", "merging"],

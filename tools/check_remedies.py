@@ -5,7 +5,7 @@
 usage: check_remedies.py LORIKEET
 
 Looks at the string literals of src/ and apps/ for "--option", and for a remedy that names a setting by its field
-("raise max_something"), which is right only for the fields of a request.
+("raise max_something"), which is right only for the fields of a request and the keys of a jobs file.
 """
 import pathlib
 import re
@@ -17,6 +17,7 @@ LITERAL = re.compile(r'"((?:[^"\\\n]|\\.)*)"')
 OPTION = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]*)")
 FIELD = re.compile(r"\b(?:raise|lower|increase|reduce) ([a-z]+(?:_[a-z]+)+)")
 REQUEST_FIELDS = {"max_tokens"}
+JOBS_KEYS = {"block_tokens", "max_length"}
 
 
 def help_of(program, *arguments):
@@ -66,7 +67,7 @@ def main():
                     if name not in options:
                         bad.append(f"{where}: names --{name}, which the program does not have")
                 for name in FIELD.findall(text):
-                    if name not in REQUEST_FIELDS:
+                    if name not in REQUEST_FIELDS | JOBS_KEYS:
                         bad.append(f"{where}: names the setting {name}; name the option that sets it")
     assert seen > 20, "no options found in messages: does the search still work?"
     if bad:

@@ -83,7 +83,7 @@ jobs:
       R"("train":{"batch_samples":0,"batch_tokens":512,"steps":10,"epochs":0E0,"lr":1E-3,"schedule":"cosine",)"
       R"("min_ratio":1E-1,"warmup_steps":0,"warmup_ratio":2E-1,"weight_decay":1E-2,"betas":[8E-1,9.5E-1],"eps":1E-6,)"
       R"("clip":0E0,"loraplus_ratio":1.6E1,"seed":7,"weight":2E0},)"
-      R"("eval":{"every":5,"exact_match":true,"patience":3,"min_delta":1E-3},)"
+      R"("eval":{"every":5,"exact_match":true,"patience":3,"min_delta":1E-3,"keep_best":true},)"
       R"("save":{"dir":"s","every":4,"keep":3}})");
 }
 

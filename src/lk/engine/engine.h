@@ -35,6 +35,7 @@ class Engine : public Executor {
                                                 std::unique_ptr<Backend> backend);
 
   const ModelWeights& weights() const { return *weights_; }
+  const std::shared_ptr<const ModelWeights>& shared_weights() const { return weights_; }
   Backend& backend() { return *backend_; }
   int64_t num_pages() const { return num_pages_; }
   int64_t page_bytes() const { return geometry_.page_bytes; }

@@ -80,6 +80,15 @@ Status TextEngine::add_adapter(std::shared_ptr<const Adapter> adapter) {
   return Status();
 }
 
+void TextEngine::remove_adapter(const std::string& name) {
+  const auto it = adapters_.find(name);
+  LK_CHECK(it != adapters_.end(), "no adapter {}", name);
+  // A load on its way ends with a step.
+  while (!scheduler_->drop_adapter(it->second)) step();
+  engine_->unregister_adapter(it->second);
+  adapters_.erase(it);
+}
+
 bool TextEngine::is_exact(std::string_view adapter) const {
   return !merging_ || std::any_of(exact_.begin(), exact_.end(),
                                   [&](const std::string& pattern) { return glob_match(pattern, adapter); });

@@ -53,6 +53,8 @@ class TextEngine {
   // Loads a PEFT directory under a name. kAlreadyExists when the name is taken ("base" always is).
   Status add_adapter(const std::string& name, const std::string& directory);
   Status add_adapter(std::shared_ptr<const Adapter> adapter);
+  // Forgets an adapter. Requires: no request uses it.
+  void remove_adapter(const std::string& name);
   const std::map<std::string, AdapterId>& adapters() const { return adapters_; }
   // Whether an adapter of this name never runs merged: merging is off, or --exact names it. Any thread.
   bool is_exact(std::string_view adapter) const;

@@ -37,10 +37,10 @@ constexpr Names<LrSchedule, 4> kSchedules{{{LrSchedule::kConstant, "constant"},
                                            {LrSchedule::kCosine, "cosine"},
                                            {LrSchedule::kInverseSqrt, "inverse_sqrt"}}};
 constexpr Names<TrainDtype, 2> kDtypes{{{TrainDtype::kBf16, "bf16"}, {TrainDtype::kF32, "f32"}}};
-constexpr Names<Checkpointing, 4> kCheckpointings{{{Checkpointing::kAuto, "auto"},
-                                                   {Checkpointing::kNone, "none"},
-                                                   {Checkpointing::kSelective, "selective"},
-                                                   {Checkpointing::kFull, "full"}}};
+constexpr Names<std::optional<Checkpointing>, 4> kCheckpointings{{{std::nullopt, "auto"},
+                                                                  {Checkpointing::kNone, "none"},
+                                                                  {Checkpointing::kSelective, "selective"},
+                                                                  {Checkpointing::kFull, "full"}}};
 constexpr Names<LongSamples, 3> kPolicies{
     {{LongSamples::kError, "error"}, {LongSamples::kTruncate, "truncate"}, {LongSamples::kDrop, "drop"}}};
 constexpr Names<std::optional<RecordFormat>, 6> kFormats{{{std::nullopt, "auto"},
@@ -68,8 +68,8 @@ void describe(Visitor& v, AdapterSpec& s) {
   v.number("dropout", s.dropout, kBelowOne);
   v.strings("target_modules", s.target_modules);
   v.integers("layers_to_transform", s.layers_to_transform, 0, 10'000);
-  v.integer_map("rank_pattern", s.rank_pattern, 1, kMaxRank);
-  v.number_map("alpha_pattern", s.alpha_pattern, kPositive);
+  v.map("rank_pattern", s.rank_pattern, 1, kMaxRank);
+  v.map("alpha_pattern", s.alpha_pattern, kPositive);
   v.strings("modules_to_save", s.modules_to_save);
   v.integers("trainable_tokens", s.trainable_tokens, 0, INT32_MAX);
   v.choice("init", s.init, kInits);
@@ -119,6 +119,7 @@ void describe(Visitor& v, EvalSpec& s) {
   v.flag("exact_match", s.exact_match);
   v.integer("patience", s.patience, 0, kMaxCount);
   v.number("min_delta", s.min_delta, {.min = 0, .max = 1e6});
+  v.flag("keep_best", s.keep_best);
 }
 template <class Visitor>
 void describe(Visitor& v, SaveSpec& s) {
@@ -144,11 +145,11 @@ class JsonOut {
   void integers(const char* key, const std::vector<int64_t>& values, int64_t, int64_t) {
     out[key] = json::value_from(values);
   }
-  void integer_map(const char* key, const std::map<std::string, int64_t>& values, int64_t, int64_t) {
-    out[key] = json::value_from(values);
-  }
-  void number_map(const char* key, const std::map<std::string, double>& values, const Bounds&) {
-    out[key] = json::value_from(values);
+  template <class Value, class... Limits>
+  void map(const char* key, const std::vector<std::pair<std::string, Value>>& values, const Limits&...) {
+    json::object object;  // keeps the order
+    for (const auto& [name, value] : values) object[name] = value;
+    out[key] = std::move(object);
   }
   template <class Enum, class List>
   void choice(const char* key, const Enum& value, const List& names) {

@@ -13,10 +13,10 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <boost/json/object.hpp>
@@ -24,14 +24,14 @@
 #include "lk/base/status.h"
 #include "lk/dataset/record.h"
 #include "lk/dataset/render.h"
+#include "lk/lora_tools/initial.h"
+#include "lk/train/train_pass.h"
 
 namespace lk {
 
 enum class AdapterKind { kLora, kDora, kMultiLora };
-enum class AdapterInit { kDefault, kGaussian, kOrthogonal, kPissa, kOlora, kEva };
 enum class LrSchedule { kConstant, kLinear, kCosine, kInverseSqrt };
 enum class TrainDtype { kBf16, kF32 };
-enum class Checkpointing { kAuto, kNone, kSelective, kFull };  // of activations
 
 struct AdapterSpec {
   AdapterKind kind = AdapterKind::kLora;
@@ -41,9 +41,9 @@ struct AdapterSpec {
   bool use_rslora = false, lora_bias = false;
   double dropout = 0;
   std::vector<std::string> target_modules{"all-linear"};
-  std::vector<int64_t> layers_to_transform;          // empty: all
-  std::map<std::string, int64_t> rank_pattern = {};  // as PEFT's
-  std::map<std::string, double> alpha_pattern = {};
+  std::vector<int64_t> layers_to_transform;                   // empty: all
+  std::vector<std::pair<std::string, int64_t>> rank_pattern;  // as PEFT's: the first that matches counts
+  std::vector<std::pair<std::string, double>> alpha_pattern;
   std::vector<std::string> modules_to_save;
   std::vector<int64_t> trainable_tokens;
   AdapterInit init = AdapterInit::kDefault;
@@ -80,8 +80,9 @@ struct TrainSpec {
 struct EvalSpec {
   int64_t every = 0;  // optimiser steps; 0 = at the end only
   bool exact_match = false;
-  int64_t patience = 0;  // evaluations without improvement until the job stops; 0 = never
-  double min_delta = 0;  // what counts as improvement
+  int64_t patience = 0;   // evaluations without improvement until the job stops; 0 = never
+  double min_delta = 0;   // what counts as improvement
+  bool keep_best = true;  // with `every`: what is written at the end is the adapter of the best evaluation
 };
 
 struct SaveSpec {
@@ -102,10 +103,10 @@ struct JobConfig {
 struct RunConfig {
   std::string base;
   TrainDtype dtype = TrainDtype::kBf16;
-  int64_t block_tokens = 2048;  // at most so many go through the base at once
-  Checkpointing checkpointing = Checkpointing::kAuto;
-  int64_t memory_bytes = 0;  // 0 = what the machine allows
-  int64_t threads = 0;       // 0 = all
+  int64_t block_tokens = 2048;                 // at most so many go through the base at once
+  std::optional<Checkpointing> checkpointing;  // of activations; absent: the least that fits the memory
+  int64_t memory_bytes = 0;                    // 0 = what the machine allows
+  int64_t threads = 0;                         // 0 = all
   std::string output = "adapters";
   std::string metrics;      // JSONL file; empty: output/metrics.jsonl
   std::string tensorboard;  // directory; empty: none

@@ -209,6 +209,12 @@ int64_t TrainPass::memory_bytes(std::shared_ptr<const ModelWeights> weights, Bac
 RowLosses TrainPass::forward_backward(const TokenBlock& block) { return run(block, Mode::kTrain); }
 RowLosses TrainPass::evaluate(const TokenBlock& block) { return run(block, Mode::kEvaluate); }
 
+void TrainPass::observe(const TokenBlock& block, InputObserver observer) {
+  observer_ = std::move(observer);
+  run(block, Mode::kEvaluate);
+  observer_ = nullptr;
+}
+
 RowLosses TrainPass::run(const TokenBlock& block, Mode mode) {
   prepare(block, mode);
   const int64_t num_layers = weights_->shape.num_layers, hidden = weights_->shape.hidden_dim;
@@ -292,7 +298,7 @@ void TrainPass::prepare(const TokenBlock& block, Mode mode) {
 }
 
 TrainPass::View TrainPass::view(const TokenBlock& block, int64_t begin, int64_t end) const {
-  View view{.num_rows = end - begin, .runs = {}, .dropout = {}};
+  View view{.first_row = begin, .num_rows = end - begin, .runs = {}, .dropout = {}};
   for (const Run& run : block.runs) {
     const auto first = static_cast<int32_t>(std::max<int64_t>(run.begin, begin) - begin);
     const auto last = static_cast<int32_t>(std::min<int64_t>(run.end, end) - begin);
@@ -503,6 +509,8 @@ void TrainPass::forward_mlp(int64_t layer, const TokenBlock& block, Kept& kept, 
 }
 
 void TrainPass::forward(const Group& group, const View& view, const void* x, float* y, float* products) {
+  if (observer_ && group.layer >= 0)
+    observer_(group.layer, group_of(group.projs[0]), x, view.first_row, view.num_rows, group.in);
   add_base_products(group, view, x, y);
   add_deltas(group, view, x, y, products);
   if (group.bias) backend_.add_bias(y, group.columns, group.bias, view.num_rows, group.columns);
@@ -686,7 +694,7 @@ void TrainPass::backward_head(const View& some, std::span<const int32_t> rows) {
                                .num_rows = num_rows,
                                .rank = columns,
                                .width = hidden,
-                               .gradient = own.gradient(own.tokens()),
+                               .gradient = own.token_head_gradient(),
                                .gradient_stride = hidden};
       ops_.outer(std::span(&outer, 1));
       taken.emplace_back(run, std::move(c));

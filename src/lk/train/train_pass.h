@@ -7,6 +7,7 @@
 // on the number of threads, bit for bit.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -63,6 +64,10 @@ class TrainPass {
   RowLosses forward_backward(const TokenBlock& block);
   // Forward and loss only.
   RowLosses evaluate(const TokenBlock& block);
+  // Forward, and shows the inputs of each layer's linear groups: act [num_rows, width], rows from first_row on.
+  using InputObserver = std::function<void(int64_t layer, ProjGroup group, const void* x, int64_t first_row,
+                                           int64_t num_rows, int64_t width)>;
+  void observe(const TokenBlock& block, InputObserver observer);
 
  private:
   using Run = TokenBlock::Run;
@@ -71,6 +76,7 @@ class TrainPass {
   struct Group;  // the linears that read one input: a group of a layer, or the head
   // Some rows of the block, counted from the first of them.
   struct View {
+    int64_t first_row = 0;  // of the block, where they are neighbours
     int64_t num_rows = 0;
     std::vector<Run> runs;
     std::vector<DropoutRows> dropout;  // of rows whose adapter has dropout; keys are not of a module yet
@@ -142,6 +148,7 @@ class TrainPass {
   int64_t act_bytes_;
   RopeTable rope_;
   std::vector<float> cos_rows_, sin_rows_;  // [positions so far, head_dim / 2]
+  InputObserver observer_;                  // of observe()
   // Of the block in work.
   int64_t num_rows_ = 0;
   int64_t lowest_layer_ = 0;  // nothing is trained below

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace lk {
 namespace {
@@ -212,7 +213,16 @@ int64_t TrainableAdapter::group_rank(ProjGroup group, int64_t layer) const {
   return rank;
 }
 
-int64_t TrainableAdapter::state_bytes() const { return 4 * num_elements_ * 4; }
+Result<TrainableAdapter::Sizes> TrainableAdapter::sizes(const Adapter& initial, const ModelWeights& weights,
+                                                        Backend& backend, const TrainableOptions& options) {
+  TrainableAdapter adapter(weights, backend, options);
+  Initial values;
+  LK_RETURN_IF_ERROR(adapter.collect(initial, values));
+  adapter.place_copies();
+  return Sizes{adapter.state_bytes(), adapter.num_trained(), adapter.max_group_rank_};
+}
+
+int64_t TrainableAdapter::state_bytes() const { return 4 * array_bytes() + copies_bytes_; }
 
 int64_t TrainableAdapter::num_trained() const {
   int64_t n = 0;
@@ -231,7 +241,11 @@ Status TrainableAdapter::allocate(const Initial& initial) {
   LK_ASSIGN_OR_RETURN(copies_, backend_.try_allocate(copies_bytes_));
   copies_bytes_ = 0;
   place_copies();
-  if (token_columns_) backend_.upload(token_columns_, std::span<const int32_t>(token_ids_));
+  if (token_columns_) {
+    backend_.upload(token_columns_, std::span<const int32_t>(token_ids_));
+    LK_ASSIGN_OR_RETURN(token_head_gradient_, backend_.try_allocate(param(tokens_).size() * 4));
+    ops_.fill(token_head_gradient(), param(tokens_).size(), 0);
+  }
   for_each_slot([&](Slot& slot) {
     if (slot.dora()) ops_.row_squares({.w = base_weight(slot), .squares = slot.squares});
   });
@@ -394,9 +408,18 @@ void TrainableAdapter::refresh_dora(Slot& slot) {
 
 // --- Optimiser
 
-void TrainableAdapter::zero_gradient() { ops_.fill(gradients(), num_elements_, 0); }
+void TrainableAdapter::zero_gradient() {
+  gradient_finished_ = false;
+  ops_.fill(gradients(), num_elements_, 0);
+  if (token_columns_) ops_.fill(token_head_gradient(), param(tokens_).size(), 0);
+}
 
-StepReport TrainableAdapter::step(const AdamwStep& dials, double weight) {
+void TrainableAdapter::finish_gradient() {
+  if (std::exchange(gradient_finished_, true)) return;
+  if (token_columns_) {
+    const int64_t dim = param(tokens_).cols;
+    backend_.add(gradient(tokens_), dim, token_head_gradient(), dim, param(tokens_).rows, dim);
+  }
   for_each_slot([&](Slot& slot) {
     if (slot.sigma < 0) return;
     ops_.unfold_modules({.b = value(slot.b),
@@ -407,6 +430,10 @@ StepReport TrainableAdapter::step(const AdamwStep& dials, double weight) {
                          .module_rank = slot.rank / options_.num_modules,
                          .n = slot.out});
   });
+}
+
+StepReport TrainableAdapter::step(const AdamwStep& dials, double weight) {
+  finish_gradient();
   StepReport report;
   report.gradient_norm = std::sqrt(ops_.sum_squares(gradients(), num_elements_)) / weight;
   report.finite = std::isfinite(report.gradient_norm);

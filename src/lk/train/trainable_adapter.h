@@ -97,8 +97,15 @@ class TrainableAdapter {
   static Result<std::unique_ptr<TrainableAdapter>> create(const Adapter& initial, const ModelWeights& weights,
                                                           Backend& backend, const TrainableOptions& options);
 
-  // Bytes of device memory that create() takes for parameters, gradients and moments.
-  int64_t state_bytes() const;
+  // What create() would take, without taking it.
+  struct Sizes {
+    int64_t bytes = 0;       // of device memory: parameters, gradients, moments, compute copies
+    int64_t parameters = 0;  // trained
+    int64_t group_rank = 0;
+  };
+  static Result<Sizes> sizes(const Adapter& initial, const ModelWeights& weights, Backend& backend,
+                             const TrainableOptions& options);
+  int64_t state_bytes() const;  // that it has taken
 
   const std::vector<Param>& params() const { return params_; }
   const Param& param(int index) const { return params_[static_cast<size_t>(index)]; }
@@ -131,6 +138,9 @@ class TrainableAdapter {
   // Of a tied head: the trained rows as columns of the product.
   const PackedWeight& token_head() const { return token_head_; }
   const int32_t* token_columns() const { return token_columns_; }
+  // What the head adds to their gradient is summed apart until step(): otherwise the order of the two sums would depend
+  // on where blocks are cut.
+  float* token_head_gradient() { return token_head_gradient_.as<float>(); }
   // Nothing at or below the embedding's output is trained.
   bool trains_embedding() const { return embedding_table_ >= 0 || embedding_a_ >= 0 || tokens_ >= 0; }
   // The lowest layer with something trained; num_layers when only the end of the model has.
@@ -147,6 +157,8 @@ class TrainableAdapter {
   int64_t num_steps() const { return num_steps_; }  // so far; AdamW's bias correction counts them
   void set_num_steps(int64_t steps) { num_steps_ = steps; }
   void zero_gradient();
+  // Turns what the passes summed into the gradients of the parameters; step() does it when nobody has.
+  void finish_gradient();
   // Makes the compute copies from the masters.
   void refresh();
 
@@ -160,6 +172,7 @@ class TrainableAdapter {
 
   struct Initial;  // values of params on their way into device memory
   Status collect(const Adapter& initial, Initial& values);
+  int64_t array_bytes() const { return num_elements_ * 4; }
   Status collect_slot(ModuleId module, const LoraDelta& delta, std::optional<Slot>& slot, Initial& values);
   int add_param(ModuleId module, ParamKind kind, int64_t rows, int64_t cols, Initial& values);
   Status allocate(const Initial& values);
@@ -187,8 +200,9 @@ class TrainableAdapter {
   int64_t embedding_rank_ = 0;
   PackedWeight packed_head_, token_head_;
   int32_t* token_columns_ = nullptr;
+  bool gradient_finished_ = false;
   int64_t num_elements_ = 0, max_group_rank_ = 0, lowest_layer_ = 0, num_steps_ = 0;
-  DeviceBuffer values_, gradients_, moments1_, moments2_;
+  DeviceBuffer values_, gradients_, moments1_, moments2_, token_head_gradient_;
   DeviceBuffer copies_;             // what the kernels compute with
   int64_t copies_bytes_ = 0;        // taken of it so far
   float* dora_products_ = nullptr;  // f32 [rank, out padded] scratch, of dora_columns_ elements

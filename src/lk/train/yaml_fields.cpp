@@ -205,17 +205,17 @@ void YamlFields::each_entry(const char* key, const std::function<bool(const std:
     if (!read(entry.key, entry.value)) return;
 }
 
-void YamlFields::integer_map(const char* key, std::map<std::string, int64_t>& out, int64_t min, int64_t max) {
+void YamlFields::map(const char* key, std::vector<std::pair<std::string, int64_t>>& out, int64_t min, int64_t max) {
   if (find(key) != nullptr) out.clear();
   each_entry(key, [&](const std::string& name, const YAML::Node& value) {
-    return read_integer(key, value, min, max, out[name]);
+    return read_integer(key, value, min, max, out.emplace_back(name, 0).second);
   });
 }
 
-void YamlFields::number_map(const char* key, std::map<std::string, double>& out, const Bounds& bounds) {
+void YamlFields::map(const char* key, std::vector<std::pair<std::string, double>>& out, const Bounds& bounds) {
   if (find(key) != nullptr) out.clear();
   each_entry(key, [&](const std::string& name, const YAML::Node& value) {
-    return read_number(key, value, bounds, out[name]);
+    return read_number(key, value, bounds, out.emplace_back(name, 0).second);
   });
 }
 

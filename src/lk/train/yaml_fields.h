@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
-#include <map>
 #include <optional>
 #include <set>
 #include <span>
@@ -55,8 +54,9 @@ class YamlFields {
   void bytes(const char* key, int64_t& out);
   void strings(const char* key, std::vector<std::string>& out);  // a list, or one
   void integers(const char* key, std::vector<int64_t>& out, int64_t min, int64_t max);
-  void integer_map(const char* key, std::map<std::string, int64_t>& out, int64_t min, int64_t max);
-  void number_map(const char* key, std::map<std::string, double>& out, const Bounds& bounds);
+  // Mappings, in the order of the file.
+  void map(const char* key, std::vector<std::pair<std::string, int64_t>>& out, int64_t min, int64_t max);
+  void map(const char* key, std::vector<std::pair<std::string, double>>& out, const Bounds& bounds);
   template <class Enum, size_t n>
   void choice(const char* key, Enum& out, const std::array<std::pair<Enum, const char*>, n>& names) {
     std::vector<std::string> known;

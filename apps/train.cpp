@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+// lorikeet train: several LoRA jobs over one frozen base, from a YAML file or, for one job, from flags.
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <map>
+
+#include <boost/json.hpp>
+
+#include "commands.h"
+#include "help.h"
+#include "lk/base/json_text.h"
+#include "lk/serve/jsonl.h"
+#include "lk/train/run.h"
+
+namespace lk::apps {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct TrainFlags {
+  std::string file;
+  // Of a job without a file: keys and values as they stand in one, written as flags.
+  std::string base, data, output, name;
+  std::vector<std::string> set;  // section.key=value
+  std::string isa = "auto";
+  std::optional<int64_t> threads;
+  int64_t preview = 0;
+  bool check = false;
+};
+
+// JOBS.yaml of one job from flags, so that both are read and checked by one parser.
+Result<std::string> yaml_of(const TrainFlags& flags) {
+  const auto quoted = [](const std::string& text) { return json_text(boost::json::value(text)); };
+  std::map<std::string, std::string> sections{{"data", "path: " + quoted(flags.data)}};
+  std::string run = "base: " + quoted(flags.base) + "\n";
+  for (const std::string& item : flags.set) {
+    const size_t equals = item.find('='), dot = item.find('.');
+    if (equals == std::string::npos || equals == 0)
+      return invalid_argument("--set wants KEY=VALUE, for example train.lr=1e-4, got \"{}\"", item);
+    const std::string value = item.substr(equals + 1);
+    if (dot == std::string::npos || dot > equals) {
+      run += item.substr(0, equals) + ": " + value + "\n";
+      continue;
+    }
+    std::string& section = sections[item.substr(0, dot)];
+    section += (section.empty() ? "" : ", ") + item.substr(dot + 1, equals - dot - 1) + ": " + value;
+  }
+  std::string job = "jobs:\n  - name: " + quoted(flags.name) + "\n";
+  if (!flags.output.empty()) {
+    std::string& save = sections["save"];
+    save += (save.empty() ? "dir: " : ", dir: ") + quoted(flags.output);
+  }
+  for (const auto& [section, values] : sections) job += "    " + section + ": {" + values + "}\n";
+  return run + job;
+}
+
+Result<RunConfig> read_run(const TrainFlags& flags) {
+  Result<RunConfig> run = invalid_argument("");
+  if (!flags.file.empty()) {
+    run = load_run_config(flags.file);
+  } else {
+    if (flags.base.empty() || flags.data.empty() || flags.output.empty())
+      return invalid_argument("give JOBS.yaml, or --model, --data and --output of one job");
+    LK_ASSIGN_OR_RETURN(const std::string yaml, yaml_of(flags));
+    run = parse_run_config(yaml, "flags");
+  }
+  if (run.ok() && flags.threads) run->threads = *flags.threads;
+  return run;
+}
+
+// --- The base
+
+struct LoadedBase {
+  std::unique_ptr<TextEngine> engine;  // where answers are generated; else:
+  std::unique_ptr<Backend> backend;
+  std::shared_ptr<const TextModel> text;
+  TrainBase base;
+};
+
+Result<LoadedBase> load_base(const RunConfig& run, const TrainFlags& flags) {
+  LoadedBase loaded;
+  const DType act = run.dtype == TrainDtype::kF32 ? DType::kF32 : DType::kBF16;
+  const auto threads = static_cast<int>(run.threads);
+  const bool generates = std::ranges::any_of(run.jobs, [](const JobConfig& job) { return job.eval.exact_match; });
+  loaded.base.directory = run.base;
+  if (generates) {
+    // Answers need a few pages; they are made between training steps, on the same weights.
+    constexpr int64_t kPageMemory = int64_t{256} << 20;
+    TextEngineOptions options{.model = run.base, .num_threads = threads, .memory_bytes = kPageMemory};
+    options.act = act;
+    options.isa = parse_cpu_isa(flags.isa);
+    LK_ASSIGN_OR_RETURN(loaded.engine, TextEngine::open(options));
+    loaded.base.weights = loaded.engine->engine().shared_weights();
+    loaded.base.backend = &loaded.engine->engine().backend();
+    loaded.text = loaded.engine->shared_text();
+  } else {
+    LK_ASSIGN_OR_RETURN(loaded.backend, make_cpu_backend({.num_threads = threads, .isa = parse_cpu_isa(flags.isa)}));
+    LK_RETURN_IF_ERROR(TextEngine::read_config(run.base, "").status());
+    LK_ASSIGN_OR_RETURN(loaded.base.weights, load_weights(run.base, act, *loaded.backend));
+    loaded.base.backend = loaded.backend.get();
+    LK_ASSIGN_OR_RETURN(loaded.text, TextModel::load(run.base, loaded.base.weights->config, 0));
+  }
+  loaded.base.tokenizer = loaded.text->tokenizer();
+  loaded.base.chat_template = loaded.text->chat_template();
+  if (!loaded.base.tokenizer) return invalid_argument("{} has no tokenizer.json; training reads text", run.base);
+  if (!loaded.text->end_tokens().empty()) loaded.base.end_token = loaded.text->end_tokens().front();
+  return loaded;
+}
+
+// --- Exact match
+
+struct Question {
+  TextRequest request;
+  std::string expected;
+};
+
+// What the record asks, and the answer it wants: the last message of the assistant, or the completion.
+Result<Question> question_of(Record record, const TextModel& text) {
+  Question question;
+  if (record.kind == Record::Kind::kMessages && !record.messages.empty() && text.chat_template()) {
+    const boost::json::object& last = record.messages.back().as_object();
+    const boost::json::value* content = last.if_contains("content");
+    if (last.at("role") != "assistant" || !content || !content->is_string())
+      return invalid_argument("exact match wants a text of the assistant as the last message");
+    question.expected = std::string(content->get_string());
+    record.messages.pop_back();
+    question.request.messages = std::move(record.messages);
+    question.request.tools = std::move(record.tools);
+  } else if (record.kind != Record::Kind::kText && !record.completion.empty()) {
+    question.expected = record.completion;
+    question.request.prompt = record.prompt;
+  } else {
+    return invalid_argument("exact match needs records with a prompt and an answer");
+  }
+  LK_ASSIGN_OR_RETURN(const std::vector<int32_t> answer, text.tokenizer()->encode(question.expected, false));
+  question.request.sampling.temperature = 0;
+  question.request.max_tokens = static_cast<int64_t>(answer.size()) + 8;
+  return question;
+}
+
+Result<double> exact_match(TextEngine& engine, const TrainJob& job, std::shared_ptr<const Adapter> adapter) {
+  const std::string name = adapter->name;
+  const RecordSubset& records = job.eval()->records();
+  LK_RETURN_IF_ERROR(engine.add_adapter(std::move(adapter)));
+  struct Asked : TextSequence {
+    std::string expected;
+  };
+  const auto ask = [&]() -> Status {
+    for (int64_t index = 0; index < records.size; ++index) {
+      const int64_t number = records.record(index);
+      Result<Record> record = records.file->read(number);
+      if (!record.ok()) continue;  // skip_bad let it pass
+      Result<Question> question = question_of(std::move(*record), engine.text());
+      if (!question.ok()) return question.status().with_context(records.file->where(number));
+      question->request.adapter = name;
+      auto sequence = std::make_unique<Asked>();
+      sequence->expected = std::move(question->expected);
+      LK_RETURN_IF_ERROR(engine.submit(std::move(question->request), std::move(sequence)).status());
+    }
+    return Status();
+  };
+  Status status = ask();
+  int64_t matches = 0, answers = 0;
+  while (engine.has_work()) {
+    for (const TextUpdate& update : engine.step()) {
+      if (!update.ended) continue;
+      const auto& done = static_cast<const Asked&>(*update.ended);
+      if (done.completion.finish == FinishReason::kError && status.ok()) status = done.completion.error;
+      matches += matches_expected(done.completion.text, done.expected);
+      ++answers;
+    }
+  }
+  engine.remove_adapter(name);
+  LK_RETURN_IF_ERROR(status);
+  return answers > 0 ? static_cast<double>(matches) / static_cast<double>(answers) : 0.0;
+}
+
+// --- What is shown
+
+void print_forecast(TrainRun& run) {
+  const TrainMemory& memory = run.memory();
+  fmt::print(stderr, "memory: base {}, {} jobs {}, activations {} (blocks of {} tokens, checkpointing {}), {} in all\n",
+             format_bytes(memory.base), run.num_jobs(), format_bytes(memory.states), format_bytes(memory.activations),
+             run.config().block_tokens, to_string(memory.checkpointing), format_bytes(memory.total()));
+  for (size_t index = 0; index < run.num_jobs(); ++index) {
+    const JobForecast& f = run.forecast(index);
+    fmt::print(stderr, "{}: {} samples, {} tokens ({} trained) an epoch{}, {} steps, {} parameters\n",
+               run.job(index).plan().name, f.train.samples, f.train.tokens, f.train.loss_tokens,
+               f.eval.samples > 0 ? fmt::format(", {} held out", f.eval.samples) : "", f.total_steps, f.parameters);
+    for (const auto& [count, what] :
+         {std::pair(f.train.bad, "bad records skipped"), std::pair(f.train.dropped, "samples dropped, too long"),
+          std::pair(f.train.truncated, "samples truncated")})
+      if (count > 0) fmt::print(stderr, "{}: {} {}\n", run.job(index).plan().name, count, what);
+  }
+}
+
+std::string step_line(const TrainJob& job, const StepEvent& event) {
+  if (event.skipped)
+    return fmt::format("{}: step {} skipped, its loss or gradient is not finite", job.plan().name, event.step);
+  return fmt::format("{}: step {}/{}  loss {:.4f}  rate {:.3g}  gradient {:.3g}", job.plan().name, event.step,
+                     job.plan().total_steps, event.loss, event.rate, event.gradient_norm);
+}
+
+int run_train(const TrainFlags& flags) {
+  const Result<RunConfig> config = read_run(flags);
+  if (!config.ok()) return fail(config.status());
+  Result<LoadedBase> loaded = load_base(*config, flags);
+  if (!loaded.ok()) return fail(loaded.status());
+  if (flags.preview > 0) {
+    const Result<std::string> text = preview_run(*config, loaded->base, flags.preview, ::isatty(STDOUT_FILENO) != 0);
+    if (!text.ok()) return fail(text.status());
+    fmt::print("{}", *text);
+    return 0;
+  }
+  TrainRunHooks hooks;
+  hooks.on_step = [](TrainJob& job, const StepEvent& event) { fmt::print(stderr, "{}\n", step_line(job, event)); };
+  hooks.on_eval = [](TrainJob& job, const EvalEvent& event, std::optional<double> exact) {
+    fmt::print(stderr, "{}: evaluation at step {}: loss {:.4f}, perplexity {:.3f}, next tokens right {:.1f} %{}\n",
+               job.plan().name, event.step, event.loss, std::exp(event.loss), 100 * event.accuracy,
+               exact ? fmt::format(", answers right {:.1f} %", 100 * *exact) : "");
+  };
+  hooks.on_note = [](TrainJob& job, const std::string& message) {
+    fmt::print(stderr, "{}: {}\n", job.plan().name, message);
+  };
+  hooks.on_end = [](TrainJob& job) {
+    fmt::print(stderr, "{}: {} at step {}\n", job.plan().name, to_string(job.state()), job.progress().step);
+  };
+  if (loaded->engine)
+    hooks.exact_match = [&](TrainJob& job, std::shared_ptr<const Adapter> adapter) {
+      return exact_match(*loaded->engine, job, std::move(adapter));
+    };
+  Result<std::unique_ptr<TrainRun>> run = TrainRun::create(*config, loaded->base, hooks);
+  if (!run.ok()) return fail(run.status());
+  print_forecast(**run);
+  if (flags.check) return 0;
+  const Status status = (*run)->train([] { return interrupted != 0; });
+  if (!status.ok()) return fail(status);
+  return 0;
+}
+
+}  // namespace
+
+void add_train(CLI::App& app, int& exit_code) {
+  auto flags = std::make_shared<TrainFlags>();
+  CLI::App* command = app.add_subcommand("train", "Train LoRA adapters: many jobs in one pass over one base");
+  command->add_option("JOBS", flags->file, "YAML file of jobs (docs/guide/training.md)");
+  command->add_option("--model", flags->base, "one job without a file: Hugging Face model directory");
+  command->add_option("--data", flags->data, "its training data, JSONL");
+  command->add_option("--output", flags->output, "where its adapter goes");
+  command->add_option("--name", flags->name, "of the job")->default_str("adapter");
+  command->add_option("--set", flags->set, "any other key of a jobs file, e.g. train.lr=1e-4; repeatable")
+      ->type_name("KEY=VALUE");
+  command->add_option("--threads", flags->threads, "kernel threads; 0 = every core this process may use");
+  command->add_option("--isa", flags->isa, "instruction set of the kernels")
+      ->check(CLI::IsMember({"auto", "portable", "avx2", "avx512", "avx512_bf16"}))
+      ->capture_default_str();
+  command->add_option("--preview", flags->preview, "show so many samples of each job, what is trained marked, and end");
+  command->add_flag("--check", flags->check, "read all data, say what training would take, and end");
+  flags->name = "adapter";
+  command->callback([flags, &exit_code] {
+    watch_interrupts();
+    exit_code = run_train(*flags);
+  });
+}
+
+}  // namespace lk::apps

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/train/job_state.h"
+
+#include <array>
+
+#include <boost/json.hpp>
+
+#include "lk/base/file.h"
+#include "lk/base/json_text.h"
+#include "lk/io/json_fields.h"
+#include "lk/io/safetensors.h"
+#include "lk/io/safetensors_writer.h"
+
+namespace lk {
+namespace {
+namespace json = boost::json;
+
+constexpr int64_t kFormat = 1;
+constexpr const char* kJson = "trainer_state.json";
+constexpr const char* kTensors = "trainer_state.safetensors";
+
+// The arrays of an adapter that a state holds, by the prefix of their tensors' names.
+struct Array {
+  const char* prefix;
+  float* (TrainableAdapter::*data)();
+};
+constexpr std::array kArrays = {Array{"param.", &TrainableAdapter::values},
+                                Array{"exp_avg.", &TrainableAdapter::first_moments},
+                                Array{"exp_avg_sq.", &TrainableAdapter::second_moments}};
+
+Status check_identity(const std::string& what, const std::string& saved, const std::string& present,
+                      const std::string& where) {
+  if (saved == present) return Status();
+  return failed_precondition(
+      "{}: the checkpoint belongs to another {}; train into another directory, or go back to what "
+      "the checkpoint was made with",
+      where, what);
+}
+
+Status write_tensors(TrainJob& job, Backend& backend, const std::string& path) {
+  TrainableAdapter& adapter = job.adapter();
+  std::vector<TensorSpec> specs;
+  for (const Array& array : kArrays)
+    for (const Param& param : adapter.params())
+      specs.push_back({array.prefix + param.name(), DType::kF32, {param.rows, param.cols}});
+  LK_ASSIGN_OR_RETURN(SafetensorsWriter writer, SafetensorsWriter::create(path, specs));
+  std::vector<float> host;
+  for (const Array& array : kArrays) {
+    for (const Param& param : adapter.params()) {
+      host.resize(static_cast<size_t>(param.size()));
+      backend.read(host.data(), (adapter.*array.data)() + param.offset, param.size() * 4);
+      LK_RETURN_IF_ERROR(writer.append(host.data(), param.size() * 4));
+    }
+  }
+  return writer.finish();
+}
+
+std::string progress_text(const TrainJob& job, const JobIdentity& identity) {
+  const TrainProgress& p = job.progress();
+  return json_text(json::object{{"format", kFormat},
+                                {"name", job.plan().name},
+                                {"base", identity.base},
+                                {"data", identity.data},
+                                {"options", identity.options},
+                                {"step", p.step},
+                                {"epoch", p.cursor.epoch},
+                                {"index", p.cursor.index},
+                                {"tokens", p.tokens},
+                                {"loss_tokens", p.loss_tokens},
+                                {"skipped_steps", p.skipped_steps},
+                                {"best_loss", p.best_loss},
+                                {"best_step", p.best_step},
+                                {"evals_without_gain", p.evals_without_gain}}) +
+         "\n";
+}
+
+}  // namespace
+
+std::vector<CheckpointPart> job_state_parts(TrainJob& job, Backend& backend, const JobIdentity& identity) {
+  return {{kTensors, [&](const std::string& path) { return write_tensors(job, backend, path); }},
+          bytes_part(kJson, progress_text(job, identity))};
+}
+
+Status read_job_state(TrainJob& job, Backend& backend, const JobIdentity& identity, const std::string& directory) {
+  const std::string path = join_path(directory, kJson);
+  LK_ASSIGN_OR_RETURN(const json::object object, load_json_object(path));
+  JsonFields fields(object, path);
+  int64_t format = 0;
+  JobIdentity saved;
+  TrainProgress p;
+  constexpr int64_t kMost = int64_t{1} << 60;
+  fields.read_int("format", format, 0, kMost);
+  fields.read_string("base", saved.base);
+  fields.read_string("data", saved.data);
+  fields.read_string("options", saved.options);
+  fields.read_int("step", p.step, 0, kMost);
+  fields.read_int("epoch", p.cursor.epoch, 0, kMost);
+  fields.read_int("index", p.cursor.index, 0, kMost);
+  fields.read_int("tokens", p.tokens, 0, kMost);
+  fields.read_int("loss_tokens", p.loss_tokens, 0, kMost);
+  fields.read_int("skipped_steps", p.skipped_steps, 0, kMost);
+  fields.read_double("best_loss", p.best_loss);
+  fields.read_int("best_step", p.best_step, -1, kMost);
+  fields.read_int("evals_without_gain", p.evals_without_gain, 0, kMost);
+  LK_RETURN_IF_ERROR(fields.status());
+  if (format != kFormat)
+    return failed_precondition("{}: state of format {}; this program reads format {}", path, format, kFormat);
+  LK_RETURN_IF_ERROR(check_identity("base model", saved.base, identity.base, directory));
+  LK_RETURN_IF_ERROR(check_identity("data set", saved.data, identity.data, directory));
+  LK_RETURN_IF_ERROR(check_identity("job (its settings differ)", saved.options, identity.options, directory));
+
+  LK_ASSIGN_OR_RETURN(const auto store, TensorStore::open_file(join_path(directory, kTensors), {.copy = true}));
+  TrainableAdapter& adapter = job.adapter();
+  for (const Array& array : kArrays) {
+    for (const Param& param : adapter.params()) {
+      const TensorView* view = store->find(array.prefix + param.name());
+      if (!view || view->dtype() != DType::kF32 || !view->has_shape({param.rows, param.cols}))
+        return data_loss("{}: tensor '{}{}' is missing or misshapen", join_path(directory, kTensors), array.prefix,
+                         param.name());
+    }
+  }
+  for (const Array& array : kArrays)
+    for (const Param& param : adapter.params())
+      backend.upload((adapter.*array.data)() + param.offset, store->find(array.prefix + param.name())->raw(),
+                     param.size() * 4);
+  job.resume(p);
+  adapter.refresh();
+  return Status();
+}
+
+}  // namespace lk

@@ -1,0 +1,545 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/train/run.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <map>
+
+#include <boost/json.hpp>
+
+#include "lk/base/bytes.h"
+#include "lk/base/file.h"
+#include "lk/base/json_text.h"
+#include "lk/base/rng.h"
+#include "lk/base/sha256.h"
+#include "lk/dataset/preview.h"
+#include "lk/lora_tools/initial.h"
+#include "lk/lora_tools/save.h"
+#include "lk/train/checkpoint_file.h"
+#include "lk/train/eva.h"
+
+namespace lk {
+namespace {
+namespace json = boost::json;
+using Clock = std::chrono::steady_clock;
+
+// In a job's directory: the adapter of its best evaluation so far, while it trains.
+constexpr const char* kBest = "best";
+
+constexpr const char* kAdapterTensors = "adapter_model.safetensors";
+constexpr const char* kAdapterConfig = "adapter_config.json";
+
+// A job whose checkpoint could not be written tries again after so long.
+constexpr std::chrono::seconds kSaveRetry{15};
+
+// SHA-256 of all weight files and the configuration: what makes a base this base.
+Result<std::string> base_digest(const std::string& directory) {
+  std::vector<std::string> files;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(directory, error)) {
+    const std::string name = entry.path().filename().string();
+    if (name.ends_with(".safetensors") || name == "config.json") files.push_back(entry.path().string());
+  }
+  if (error) return io_error("{}: {}", directory, error.message());
+  std::ranges::sort(files);
+  Sha256 sha;
+  for (const std::string& file : files) {
+    LK_ASSIGN_OR_RETURN(const MmapFile map, MmapFile::open(file));
+    sha.update(map.bytes());
+  }
+  return to_hex(sha.finish());
+}
+
+AdapterConfig peft_config(const AdapterSpec& spec, const std::string& base) {
+  AdapterConfig config;
+  config.rank = spec.rank;
+  config.alpha = spec.alpha;
+  config.use_rslora = spec.use_rslora;
+  config.use_dora = spec.kind == AdapterKind::kDora;
+  config.lora_bias = spec.lora_bias;
+  config.rank_pattern = spec.rank_pattern;
+  config.alpha_pattern = spec.alpha_pattern;
+  config.layers_to_transform = spec.layers_to_transform;
+  config.modules_to_save = spec.modules_to_save;
+  if (!spec.trainable_tokens.empty()) config.trainable_token_indices["embed_tokens"] = spec.trainable_tokens;
+  if (spec.target_modules == std::vector<std::string>{"all-linear"}) {
+    config.target_modules.kind = ModuleSelector::Kind::kAllLinear;
+  } else if (!spec.target_modules.empty()) {
+    config.target_modules.kind = ModuleSelector::Kind::kList;
+    config.target_modules.names = spec.target_modules;
+  }
+  config.base_model_name = base;
+  return config;
+}
+
+int64_t modules_of(const AdapterSpec& spec) { return spec.kind == AdapterKind::kMultiLora ? spec.num_modules : 1; }
+
+// The settings that decide what a job computes: not where it saves, nor how it is watched.
+std::string identity_options(const JobConfig& job, TrainDtype dtype) {
+  json::object object = job_config_json(job);
+  object.erase("save");
+  object.erase("name");
+  object["dtype"] = dtype == TrainDtype::kF32 ? "f32" : "bf16";
+  return json_text(object);
+}
+
+struct JobData {
+  SampleReader train;
+  std::optional<SampleReader> eval;
+  std::string digest;
+};
+
+class DataSource {
+ public:
+  explicit DataSource(const TrainBase& base) : base_(base) {}
+
+  Result<JobData> open(const JobConfig& job) {
+    const DataSpec& spec = job.data;
+    LK_ASSIGN_OR_RETURN(const auto file, files_.open(spec.path, spec.format));
+    const auto renderer =
+        std::make_shared<Renderer>(base_.tokenizer, base_.chat_template, base_.end_token, spec.render);
+    std::string digest = file->digest();
+    RecordSubset train = all_records(file);
+    std::optional<RecordSubset> eval;
+    if (spec.eval_split > 0) {
+      LK_ASSIGN_OR_RETURN(TrainEvalSplit split, split_records(file, spec.eval_split, job.train.seed));
+      train = std::move(split.train);
+      eval = std::move(split.eval);
+    } else if (!spec.eval_path.empty()) {
+      LK_ASSIGN_OR_RETURN(const auto held, files_.open(spec.eval_path, spec.format));
+      digest += "+" + held->digest();
+      eval = all_records(held);
+    }
+    JobData data{SampleReader(std::move(train), renderer,
+                              {.shuffle = spec.shuffle, .seed = job.train.seed, .skip_bad = spec.skip_bad}),
+                 std::nullopt, std::move(digest)};
+    if (eval)
+      data.eval.emplace(std::move(*eval), renderer, SampleReader::Options{.shuffle = false, .skip_bad = spec.skip_bad});
+    return data;
+  }
+  Status verify() const { return files_.verify(); }
+
+ private:
+  const TrainBase& base_;
+  JsonlFiles files_;
+};
+
+int64_t total_steps(const TrainSpec& spec, const DataCounts& epoch) {
+  if (spec.steps > 0) return spec.steps;
+  const double per_epoch = spec.batch_samples > 0
+                               ? static_cast<double>(epoch.samples) / static_cast<double>(spec.batch_samples)
+                               : static_cast<double>(epoch.tokens) / static_cast<double>(spec.batch_tokens);
+  return std::max<int64_t>(1, std::llround(std::ceil(per_epoch * spec.epochs - 1e-9)));
+}
+
+}  // namespace
+
+class TrainRun::Impl : public TrainObserver {
+ public:
+  Impl(const RunConfig& config, const TrainBase& base, TrainRunHooks hooks)
+      : config_(config), base_(base), hooks_(std::move(hooks)), data_(base_) {}
+
+  Status open();
+  Status train(const std::function<bool()>& stop);
+
+  void on_step(TrainJob& job, const StepEvent& event) override {
+    if (hooks_.on_step) hooks_.on_step(job, event);
+  }
+  void on_eval(TrainJob& job, const EvalEvent& event) override;
+  void on_end(TrainJob& job) override { ended_.push_back(&job); }
+
+  struct Entry {
+    JobConfig config;
+    JobForecast forecast;
+    JobIdentity identity;
+    std::string directory;
+    TrainJob* job = nullptr;
+    std::optional<CheckpointStore> store;
+    int64_t saved_step = -1;       // of the newest checkpoint
+    Clock::time_point save_after;  // of a job that waits for room on the disk
+    Status failure;
+  };
+  Entry& entry(const TrainJob& job) { return *entries_[index_of(job)]; }
+  size_t index_of(const TrainJob& job) const {
+    return static_cast<size_t>(std::ranges::find(entries_, &job, [](const auto& e) { return e->job; }) -
+                               entries_.begin());
+  }
+
+  const RunConfig config_;
+  const TrainBase base_;
+  TrainRunHooks hooks_;
+  DataSource data_;
+  TrainMemory memory_;
+  std::vector<std::unique_ptr<Entry>> entries_;
+  std::unique_ptr<TrainPass> pass_;
+  std::unique_ptr<Trainer> trainer_;
+
+ private:
+  struct Start {
+    std::shared_ptr<const Adapter> adapter;
+    bool frozen_half = false;
+  };
+  struct Opened {
+    std::unique_ptr<Entry> entry;
+    JobData data;
+    Start start;
+  };
+  Result<InitialAdapter> make_initial(const JobConfig& config) const;
+  Result<Start> initial(const JobConfig& config);
+  static TrainableOptions trainable_options(const JobConfig& config, const Start& start);
+  Status plan_memory(const std::vector<Opened>& opened);
+  Status check_block(const std::vector<Opened>& opened) const;
+  Status make_job(Opened& item, const std::string& base_digest, std::vector<std::unique_ptr<TrainJob>>& jobs);
+  Status resume(Entry& entry);
+  void note(TrainJob& job, const std::string& message) {
+    if (hooks_.on_note) hooks_.on_note(job, message);
+  }
+  static bool keeps_best(const JobConfig& config) { return config.eval.keep_best && config.eval.every > 0; }
+  Status checkpoint(Entry& entry);
+  void checkpoint_or_pause(Entry& entry);
+  void retry_paused();
+  Status finish(Entry& entry);
+
+  int64_t group_rank_ = 0;
+
+  std::vector<TrainJob*> ended_;
+};
+
+// --- Opening
+
+Result<InitialAdapter> TrainRun::Impl::make_initial(const JobConfig& config) const {
+  const AdapterSpec& spec = config.adapter;
+  return make_initial_adapter(base_.weights->config, peft_config(spec, config_.base), spec.init, modules_of(spec),
+                              config.train.seed, *base_.weights->checkpoint);
+}
+
+Result<TrainRun::Impl::Start> TrainRun::Impl::initial(const JobConfig& config) {
+  const AdapterSpec& spec = config.adapter;
+  const ModelWeights& weights = *base_.weights;
+  if (!spec.init_from.empty()) {
+    LK_ASSIGN_OR_RETURN(const auto loaded,
+                        load_adapter(config.name, spec.init_from, weights.config, weights.checkpoint.get()));
+    return Start{loaded, loaded->config.base_change != BaseChange::kNone};
+  }
+  LK_ASSIGN_OR_RETURN(InitialAdapter made, make_initial(config));
+  return Start{std::make_shared<Adapter>(std::move(made.adapter)), made.frozen_half};
+}
+
+TrainableOptions TrainRun::Impl::trainable_options(const JobConfig& config, const Start& start) {
+  return {.num_modules = config.adapter.init_from.empty() ? modules_of(config.adapter) : 1,
+          .frozen_half = start.frozen_half,
+          .dropout = config.adapter.dropout,
+          .dropout_seed = mix64(config.train.seed)};
+}
+
+Status TrainRun::Impl::open() {
+  std::vector<Opened> opened;
+  for (const JobConfig& config : config_.jobs) {
+    const auto in_job = [&](const Status& status) { return status.with_context("job " + config.name); };
+    auto entry = std::make_unique<Entry>();
+    entry->config = config;
+    entry->directory = config.save.dir.empty() ? join_path(config_.output, config.name) : config.save.dir;
+    Result<JobData> data = data_.open(config);
+    if (!data.ok()) return in_job(data.status());
+    Result<DataCounts> epoch = data->train.survey();
+    if (!epoch.ok()) return in_job(epoch.status());
+    entry->forecast.train = *epoch;
+    if (data->eval) {
+      Result<DataCounts> held = data->eval->survey();
+      if (!held.ok()) return in_job(held.status().with_context("evaluation"));
+      entry->forecast.eval = *held;
+    }
+    entry->forecast.total_steps = total_steps(config.train, *epoch);
+    Result<Start> start = initial(config);
+    if (!start.ok()) return in_job(start.status());
+    opened.push_back({std::move(entry), std::move(*data), std::move(*start)});
+  }
+  LK_RETURN_IF_ERROR(plan_memory(opened));
+  LK_RETURN_IF_ERROR(check_block(opened));
+  LK_ASSIGN_OR_RETURN(pass_, TrainPass::create(base_.weights, *base_.backend, config_.block_tokens, group_rank_,
+                                               memory_.checkpointing));
+  LK_ASSIGN_OR_RETURN(const std::string digest, base_digest(base_.directory));
+  std::vector<std::unique_ptr<TrainJob>> jobs;
+  for (Opened& item : opened) {
+    const std::string name = item.entry->config.name;
+    LK_RETURN_IF_ERROR(make_job(item, digest, jobs).with_context("job " + name));
+  }
+  trainer_ = std::make_unique<Trainer>(*pass_, config_.block_tokens, std::move(jobs), *this);
+  for (auto& entry : entries_) LK_RETURN_IF_ERROR(resume(*entry).with_context("job " + entry->config.name));
+  return Status();
+}
+
+// The least that is computed again and still fits.
+Status TrainRun::Impl::plan_memory(const std::vector<Opened>& opened) {
+  const ModelWeights& weights = *base_.weights;
+  for (const Opened& item : opened) {
+    const JobConfig& config = item.entry->config;
+    LK_ASSIGN_OR_RETURN(
+        const TrainableAdapter::Sizes sizes,
+        TrainableAdapter::sizes(*item.start.adapter, weights, *base_.backend, trainable_options(config, item.start)));
+    item.entry->forecast.parameters = sizes.parameters;
+    item.entry->forecast.state_bytes = sizes.bytes;
+    memory_.states += sizes.bytes;
+    // EVA may give a module twice its rank.
+    group_rank_ = std::max(group_rank_, sizes.group_rank * (config.adapter.init == AdapterInit::kEva ? 2 : 1));
+  }
+  memory_.base = weights.packed_bytes + weights.embedding.num_bytes();
+  const int64_t budget = config_.memory_bytes > 0 ? config_.memory_bytes : read_memory_limits().available;
+  // The base is there already; what the machine has left is for the rest.
+  const int64_t left = config_.memory_bytes > 0 ? budget - memory_.base : budget;
+  const auto activations = [&](int64_t rows, Checkpointing level) {
+    return TrainPass::memory_bytes(base_.weights, *base_.backend, rows, group_rank_, level);
+  };
+  std::vector<Checkpointing> levels{Checkpointing::kNone, Checkpointing::kSelective, Checkpointing::kFull};
+  if (config_.checkpointing) levels = {*config_.checkpointing};
+  for (const Checkpointing level : levels) {
+    memory_.checkpointing = level;
+    memory_.activations = activations(config_.block_tokens, level);
+    if (memory_.activations + memory_.states <= left) return Status();
+  }
+  int64_t fits = 0;
+  for (int64_t rows = config_.block_tokens / 2; rows >= 1; rows /= 2)
+    if (activations(rows, levels.back()) + memory_.states <= left) {
+      fits = rows;
+      break;
+    }
+  const std::string needs =
+      fmt::format("base {}, states of {} jobs {}, activations of {} tokens {} (checkpointing {})",
+                  format_bytes(memory_.base), opened.size(), format_bytes(memory_.states), config_.block_tokens,
+                  format_bytes(memory_.activations), to_string(memory_.checkpointing));
+  if (fits > 0)
+    return resource_exhausted("training needs {} and has {}: {}; a block of {} tokens fits",
+                              format_bytes(memory_.total()), format_bytes(left + memory_.base), needs, fits);
+  return resource_exhausted("training needs {} and has {}: {}; train fewer jobs at once, or smaller ones",
+                            format_bytes(memory_.total()), format_bytes(left + memory_.base), needs);
+}
+
+Status TrainRun::Impl::check_block(const std::vector<Opened>& opened) const {
+  for (const Opened& item : opened) {
+    const int64_t longest = std::max(item.entry->forecast.train.longest, item.entry->forecast.eval.longest);
+    if (longest > config_.block_tokens)
+      return invalid_argument(
+          "job {}: its longest sample has {} tokens and a block {}; raise block_tokens, or set data.max_length",
+          item.entry->config.name, longest, config_.block_tokens);
+  }
+  return Status();
+}
+
+Status TrainRun::Impl::make_job(Opened& item, const std::string& digest, std::vector<std::unique_ptr<TrainJob>>& jobs) {
+  Entry& entry = *item.entry;
+  const JobConfig& config = entry.config;
+  if (config.adapter.init_from.empty() && config.adapter.init == AdapterInit::kEva) {
+    LK_ASSIGN_OR_RETURN(InitialAdapter made, make_initial(config));
+    LK_ASSIGN_OR_RETURN(Adapter with_eva, apply_eva(std::move(made.adapter), *pass_, *base_.backend, *base_.weights,
+                                                    item.data.train, config_.block_tokens));
+    item.start.adapter = std::make_shared<Adapter>(std::move(with_eva));
+  }
+  LK_ASSIGN_OR_RETURN(auto adapter, TrainableAdapter::create(*item.start.adapter, *base_.weights, *base_.backend,
+                                                             trainable_options(config, item.start)));
+  const TrainSpec& train = config.train;
+  const int64_t steps = entry.forecast.total_steps;
+  TrainJobPlan plan{.name = config.name,
+                    .share = train.weight,
+                    .batch_samples = train.batch_samples,
+                    .batch_tokens = train.batch_tokens,
+                    .total_steps = steps,
+                    .rate = [train, steps](int64_t step) { return learning_rate_at(train, step, steps); },
+                    .dials = {.beta1 = train.beta1,
+                              .beta2 = train.beta2,
+                              .eps = train.eps,
+                              .decay = train.weight_decay,
+                              .b_rate_ratio = train.loraplus_ratio,
+                              .clip = train.clip},
+                    .eval_every = config.eval.every,
+                    .patience = config.eval.patience,
+                    .min_delta = config.eval.min_delta};
+  jobs.push_back(std::make_unique<TrainJob>(std::move(plan), std::move(adapter), std::move(item.data.train),
+                                            std::move(item.data.eval)));
+  entry.job = jobs.back().get();
+  entry.identity = {digest, item.data.digest, identity_options(config, config_.dtype)};
+  entries_.push_back(std::move(item.entry));
+  return Status();
+}
+
+Status TrainRun::Impl::resume(Entry& entry) {
+  LK_ASSIGN_OR_RETURN(
+      entry.store, CheckpointStore::open(join_path(entry.directory, "checkpoints"), {.keep = entry.config.save.keep}));
+  LK_ASSIGN_OR_RETURN(const std::optional<CheckpointStore::Found> newest, entry.store->newest());
+  if (!newest) {
+    if (file_exists(join_path(entry.directory, kAdapterTensors)))
+      return already_exists("{} holds an adapter that is not of this run; name another directory, or remove it",
+                            entry.directory);
+    return Status();
+  }
+  for (const std::string& skipped : newest->skipped) note(*entry.job, skipped);
+  LK_RETURN_IF_ERROR(read_job_state(*entry.job, *base_.backend, entry.identity, newest->path));
+  entry.saved_step = entry.job->progress().step;
+  note(*entry.job, fmt::format("goes on from step {}", entry.saved_step));
+  return Status();
+}
+
+// --- Training
+
+void TrainRun::Impl::on_eval(TrainJob& job, const EvalEvent& event) {
+  Entry& own = entry(job);
+  // The last step's adapter is written anyway.
+  std::shared_ptr<Adapter> now;
+  const auto snapshot = [&] {
+    if (!now) {
+      now = std::make_shared<Adapter>(job.adapter().snapshot());
+      now->name = fmt::format("{}@{}", own.config.name, event.step);
+    }
+    return now;
+  };
+  if (event.best && keeps_best(own.config)) {
+    const Status saved = save_adapter(*snapshot(), base_.weights->config, join_path(own.directory, kBest),
+                                      {.base_model_name = config_.base});
+    if (!saved.ok()) note(job, "the best adapter so far could not be kept: " + saved.message());
+  }
+  std::optional<double> exact;
+  if (own.config.eval.exact_match && hooks_.exact_match) {
+    const Result<double> share = hooks_.exact_match(job, snapshot());
+    if (share.ok())
+      exact = *share;
+    else
+      note(job, "exact match: " + share.status().message());
+  }
+  if (hooks_.on_eval) hooks_.on_eval(job, event, exact);
+}
+
+// All that the job needs to go on, and its adapter as it is now, ready to serve.
+Status TrainRun::Impl::checkpoint(Entry& entry) {
+  const int64_t step = entry.job->progress().step;
+  if (step == entry.saved_step) return Status();
+  std::vector<CheckpointPart> parts = job_state_parts(*entry.job, *base_.backend, entry.identity);
+  // The adapter's two files are written together.
+  parts.push_back({kAdapterTensors, [&](const std::string& path) {
+                     return save_adapter(entry.job->adapter().snapshot(), base_.weights->config,
+                                         std::filesystem::path(path).parent_path().string(),
+                                         {.base_model_name = config_.base});
+                   }});
+  parts.push_back({kAdapterConfig, [](const std::string&) { return Status(); }});
+  LK_RETURN_IF_ERROR(entry.store->save(step, parts));
+  entry.saved_step = step;
+  return Status();
+}
+
+void TrainRun::Impl::checkpoint_or_pause(Entry& entry) {
+  const Status status = checkpoint(entry);
+  if (status.ok()) {
+    note(*entry.job, fmt::format("checkpoint of step {}", entry.saved_step));
+    return;
+  }
+  entry.save_after = Clock::now() + kSaveRetry;
+  entry.failure = status;
+  entry.job->pause(status);
+  note(*entry.job, fmt::format("paused at step {}, because it could not be saved: {}", entry.job->progress().step,
+                               status.message()));
+}
+
+void TrainRun::Impl::retry_paused() {
+  for (auto& entry : entries_) {
+    if (entry->job->state() != TrainState::kPaused || Clock::now() < entry->save_after) continue;
+    const Status status = checkpoint(*entry);
+    entry->save_after = Clock::now() + kSaveRetry;
+    if (!status.ok()) continue;
+    entry->failure = Status();
+    entry->job->unpause();
+    note(*entry->job, fmt::format("saved at step {}; goes on", entry->saved_step));
+  }
+}
+
+Status TrainRun::Impl::finish(Entry& entry) {
+  TrainJob& job = *entry.job;
+  if (job.state() == TrainState::kFailed) return job.failure();
+  LK_RETURN_IF_ERROR(data_.verify());
+  LK_RETURN_IF_ERROR(checkpoint(entry));
+  const SaveOptions options{.base_model_name = config_.base};
+  const ModelConfig& model = base_.weights->config;
+  const std::string best = join_path(entry.directory, kBest);
+  if (keeps_best(entry.config) && job.progress().best_step < job.progress().step &&
+      file_exists(join_path(best, kAdapterTensors))) {
+    LK_ASSIGN_OR_RETURN(const auto adapter,
+                        load_adapter(entry.config.name, best, model, base_.weights->checkpoint.get()));
+    LK_RETURN_IF_ERROR(save_adapter(*adapter, model, entry.directory, options));
+    note(job, fmt::format("keeps the adapter of step {}, its best evaluation", job.progress().best_step));
+    return Status();
+  }
+  return save_adapter(job.adapter().snapshot(), model, entry.directory, options);
+}
+
+Status TrainRun::Impl::train(const std::function<bool()>& stop) {
+  for (auto& entry : entries_)  // those that a checkpoint found at their end
+    if (entry->job->state() != TrainState::kRunning) ended_.push_back(entry->job);
+  bool stopped = false;
+  for (;;) {
+    const bool more = trainer_->advance();
+    for (TrainJob* job : std::exchange(ended_, {})) {
+      Entry& own = entry(*job);
+      own.failure = finish(own);
+      if (hooks_.on_end) hooks_.on_end(*job);
+    }
+    for (auto& entry : entries_) {
+      const int64_t every = entry->config.save.every, step = entry->job->progress().step;
+      const bool due = every > 0 && step > 0 && step % every == 0 && step != entry->saved_step;
+      if (due && entry->job->state() == TrainState::kRunning) checkpoint_or_pause(*entry);
+    }
+    if (!more) break;
+    if ((stopped = stop && stop())) break;
+    retry_paused();
+  }
+  std::vector<std::string> failures;
+  for (auto& entry : entries_) {
+    if (stopped && entry->job->state() == TrainState::kRunning) {
+      entry->failure = checkpoint(*entry);
+      if (entry->failure.ok()) note(*entry->job, fmt::format("stopped; checkpoint of step {}", entry->saved_step));
+    }
+    if (!entry->failure.ok()) failures.push_back(entry->config.name + ": " + entry->failure.message());
+  }
+  if (failures.empty()) return Status();
+  return internal_error("{} of {} jobs failed\n  {}", failures.size(), entries_.size(), fmt::join(failures, "\n  "));
+}
+
+// --- TrainRun
+
+TrainRun::TrainRun(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+TrainRun::~TrainRun() = default;
+
+Result<std::unique_ptr<TrainRun>> TrainRun::create(const RunConfig& config, const TrainBase& base,
+                                                   TrainRunHooks hooks) {
+  auto impl = std::make_unique<Impl>(config, base, std::move(hooks));
+  LK_RETURN_IF_ERROR(impl->open());
+  return std::unique_ptr<TrainRun>(new TrainRun(std::move(impl)));
+}
+
+const RunConfig& TrainRun::config() const { return impl_->config_; }
+const TrainMemory& TrainRun::memory() const { return impl_->memory_; }
+size_t TrainRun::num_jobs() const { return impl_->entries_.size(); }
+TrainJob& TrainRun::job(size_t index) { return *impl_->entries_[index]->job; }
+const JobForecast& TrainRun::forecast(size_t index) const { return impl_->entries_[index]->forecast; }
+const JobConfig& TrainRun::job_config(const TrainJob& job) const { return impl_->entry(job).config; }
+Status TrainRun::train(const std::function<bool()>& stop) { return impl_->train(stop); }
+
+Result<std::string> preview_run(const RunConfig& config, const TrainBase& base, int64_t count, bool color) {
+  DataSource source(base);
+  std::string text;
+  for (const JobConfig& job : config.jobs) {
+    LK_ASSIGN_OR_RETURN(JobData data, source.open(job));
+    text += fmt::format("job {}: {}\n", job.name, job.data.path);
+    for (int64_t shown = 0; shown < count; ++shown) {
+      Result<std::optional<Sample>> sample = data.train.next_in_epoch();
+      if (!sample.ok()) return sample.status().with_context("job " + job.name);
+      if (!*sample) break;
+      int64_t trained = 0;
+      for (const float weight : (*sample)->weights) trained += weight > 0;
+      text +=
+          fmt::format("--- record {}: {} tokens, {} trained{}\n{}", (*sample)->record, (*sample)->ids.size(), trained,
+                      (*sample)->truncated ? ", truncated" : "", preview_sample(**sample, *base.tokenizer, color));
+    }
+  }
+  return text;
+}
+
+}  // namespace lk

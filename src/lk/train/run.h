@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// TrainRun: a run of `lorikeet train` from its configuration to PEFT directories: checks everything before anything
+// starts, goes on from checkpoints, trains all jobs together, saves. The program around it brings the base, and hears
+// what happens.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "lk/base/memory_limits.h"
+#include "lk/train/job_config.h"
+#include "lk/train/job_state.h"
+#include "lk/train/trainer.h"
+
+namespace lk {
+
+// The base, loaded; shared with whoever serves it meanwhile.
+struct TrainBase {
+  std::string directory;
+  std::shared_ptr<const ModelWeights> weights;  // with their checkpoint
+  Backend* backend = nullptr;
+  std::shared_ptr<const Tokenizer> tokenizer;
+  std::shared_ptr<const ChatTemplate> chat_template;  // or null
+  std::optional<int32_t> end_token;
+};
+
+// What a job will do, known before it starts.
+struct JobForecast {
+  DataCounts train, eval;  // of one epoch
+  int64_t total_steps = 0;
+  int64_t parameters = 0;  // trained
+  int64_t state_bytes = 0;
+};
+// Bytes, all at once.
+struct TrainMemory {
+  int64_t base = 0, states = 0, activations = 0;
+  Checkpointing checkpointing = Checkpointing::kNone;
+  int64_t total() const { return base + states + activations; }
+};
+
+struct TrainRunHooks {
+  std::function<void(TrainJob& job, const StepEvent& event)> on_step;
+  std::function<void(TrainJob& job, const EvalEvent& event, std::optional<double> exact_match)> on_eval;
+  std::function<void(TrainJob& job)> on_end;
+  std::function<void(TrainJob& job, const std::string& message)> on_note;  // resumed, checkpoint written, paused
+  // Share of evaluation records that the adapter answers exactly; empty: never asked. The adapter's name is new.
+  std::function<Result<double>(TrainJob& job, std::shared_ptr<const Adapter> adapter)> exact_match;
+};
+
+class TrainRun {
+ public:
+  // Opens and surveys all data, makes or loads the adapters, resumes from checkpoints. Errors name the job.
+  static Result<std::unique_ptr<TrainRun>> create(const RunConfig& config, const TrainBase& base, TrainRunHooks hooks);
+  ~TrainRun();
+
+  const RunConfig& config() const;
+  const TrainMemory& memory() const;
+  size_t num_jobs() const;
+  TrainJob& job(size_t index);
+  const JobForecast& forecast(size_t index) const;
+  const JobConfig& job_config(const TrainJob& job) const;
+
+  // Trains until all jobs have ended, or `stop` says so: then each running job is checkpointed. An error when a job
+  // failed or could not be saved; the others are done all the same.
+  Status train(const std::function<bool()>& stop);
+
+ private:
+  class Impl;
+  explicit TrainRun(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+// Renders the first `count` samples of each job's first epoch, as training would see them.
+Result<std::string> preview_run(const RunConfig& config, const TrainBase& base, int64_t count, bool color);
+
+}  // namespace lk

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/train/trainer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "lk/base/rng.h"
+
+namespace lk {
+namespace {
+
+// Steps in a row without a finite loss and gradient after which a job is given up: one bad sample passes, a job that
+// has left the finite numbers does not come back.
+constexpr int64_t kMaxFailuresInARow = 3;
+
+bool batch_complete(const TrainJobPlan& plan, int64_t samples, int64_t tokens) {
+  return plan.batch_samples > 0 ? samples >= plan.batch_samples : tokens >= plan.batch_tokens;
+}
+
+}  // namespace
+
+const char* to_string(TrainState state) {
+  switch (state) {
+    case TrainState::kRunning:
+      return "running";
+    case TrainState::kPaused:
+      return "paused";
+    case TrainState::kDone:
+      return "done";
+    case TrainState::kStopped:
+      return "stopped early";
+    case TrainState::kFailed:
+      return "failed";
+  }
+  check_failed(__FILE__, __LINE__, "state", "not a TrainState");
+}
+
+void TrainJob::resume(const TrainProgress& progress) {
+  progress_ = progress;
+  data_.seek(progress.cursor);
+  adapter_->set_num_steps(progress.step - progress.skipped_steps);
+  if (progress_.step >= plan_.total_steps) state_ = TrainState::kDone;
+}
+
+void TrainJob::pause(Status why) {
+  if (state_ != TrainState::kRunning) return;
+  state_ = TrainState::kPaused;
+  failure_ = std::move(why);
+}
+
+void TrainJob::unpause() {
+  if (state_ == TrainState::kPaused) state_ = TrainState::kRunning;
+}
+
+void Trainer::end(TrainJob& job, TrainState state, Status why) {
+  job.state_ = state;
+  job.failure_ = std::move(why);
+  job.next_.reset();
+  observer_.on_end(job);
+}
+
+bool Trainer::fetch(TrainJob& job) {
+  if (job.next_) return true;
+  Result<Sample> sample = job.data_.next();
+  if (sample.ok() && static_cast<int64_t>(sample->ids.size()) > max_rows_)
+    sample = invalid_argument("{}: a sample of {} tokens does not fit a block of {}; raise the block or set max_length",
+                              job.data_.records().file->where(sample->record), sample->ids.size(), max_rows_);
+  if (!sample.ok()) {
+    end(job, TrainState::kFailed, sample.status());
+    return false;
+  }
+  job.next_ = std::move(sample).value();
+  return true;
+}
+
+// Samples of the jobs that are furthest behind their share, until nothing more fits. Those of one job stay in order and
+// stand together.
+std::vector<Trainer::Entry> Trainer::pack() {
+  std::vector<Entry> entries;
+  int64_t rows = 0;
+  std::vector<TrainJob*> open;
+  for (auto& job : jobs_)
+    if (job->state_ == TrainState::kRunning) open.push_back(job.get());
+  while (!open.empty()) {
+    TrainJob& job = **std::ranges::min_element(open, {}, [](const TrainJob* job) { return job->served_; });
+    const bool complete = batch_complete(job.plan_, job.step_samples_, job.step_tokens_);
+    if (complete || !fetch(job) || rows + static_cast<int64_t>(job.next_->ids.size()) > max_rows_) {
+      std::erase(open, &job);
+      continue;
+    }
+    const auto tokens = static_cast<int64_t>(job.next_->ids.size());
+    // What dropout draws depends on the job's step and on which of its samples this is.
+    const uint64_t key = mix64(static_cast<uint64_t>(job.progress_.step) * 0x9e3779b97f4a7c15ull +
+                               static_cast<uint64_t>(job.step_samples_));
+    rows += tokens;
+    ++job.step_samples_;
+    job.step_tokens_ += tokens;
+    job.served_ += static_cast<double>(tokens) / job.plan_.share;
+    entries.push_back({&job, std::move(*job.next_), key});
+    job.next_.reset();
+  }
+  std::ranges::stable_sort(entries, {}, [&](const Entry& entry) {
+    return std::ranges::find(jobs_, entry.job, &std::unique_ptr<TrainJob>::get) - jobs_.begin();
+  });
+  return entries;
+}
+
+bool Trainer::advance() {
+  const std::vector<Entry> entries = pack();
+  if (entries.empty())
+    return std::ranges::any_of(jobs_, [](const auto& job) { return job->state_ == TrainState::kRunning; });
+  TokenBlock block;
+  for (const Entry& entry : entries)
+    block.add(entry.sample.ids, entry.sample.weights, entry.key, &entry.job->adapter());
+  account(entries, block, pass_.forward_backward(block));
+  for (auto& job : jobs_)
+    if (job->state_ == TrainState::kRunning && batch_complete(job->plan_, job->step_samples_, job->step_tokens_))
+      finish_step(*job);
+  return true;
+}
+
+void Trainer::account(const std::vector<Entry>& entries, const TokenBlock& block, const RowLosses& rows) {
+  size_t row = 0;
+  for (const Entry& entry : entries) {
+    for (size_t t = 0; t < entry.sample.ids.size(); ++t, ++row) {
+      const auto weight = static_cast<double>(block.weights[row]);
+      if (weight == 0) continue;
+      entry.job->step_loss_ += weight * static_cast<double>(rows.losses[row]);
+      entry.job->step_weight_ += weight;
+      ++entry.job->step_loss_tokens_;
+    }
+  }
+}
+
+void Trainer::finish_step(TrainJob& job) {
+  StepEvent event{.loss = job.step_loss_ / job.step_weight_,
+                  .rate = job.plan_.rate(job.progress_.step),
+                  .tokens = job.step_tokens_,
+                  .loss_tokens = job.step_loss_tokens_};
+  StepReport report;
+  if (std::isfinite(event.loss)) {
+    AdamwStep dials = job.plan_.dials;
+    dials.rate = event.rate;
+    report = job.adapter_->step(dials, job.step_weight_);
+  } else {
+    job.adapter_->zero_gradient();
+  }
+  event.skipped = !report.finite;
+  event.gradient_norm = report.gradient_norm;
+  TrainProgress& progress = job.progress_;
+  event.step = ++progress.step;
+  progress.cursor = job.data_.cursor();
+  progress.tokens += job.step_tokens_;
+  progress.loss_tokens += job.step_loss_tokens_;
+  progress.skipped_steps += event.skipped ? 1 : 0;
+  job.step_samples_ = job.step_tokens_ = job.step_loss_tokens_ = 0;
+  job.step_loss_ = job.step_weight_ = 0;
+  job.failures_in_a_row_ = event.skipped ? job.failures_in_a_row_ + 1 : 0;
+  observer_.on_step(job, event);
+  if (job.failures_in_a_row_ >= kMaxFailuresInARow)
+    return end(
+        job, TrainState::kFailed,
+        data_loss("{} steps in a row without a finite loss and gradient: the rate {:g} is too high, or weights or "
+                  "data hold extreme values",
+                  kMaxFailuresInARow, event.rate));
+  const bool last = progress.step >= job.plan_.total_steps;
+  if (job.eval_ && (last || (job.plan_.eval_every > 0 && progress.step % job.plan_.eval_every == 0))) finish_eval(job);
+  if (job.state_ == TrainState::kRunning && last) end(job, TrainState::kDone);
+}
+
+void Trainer::finish_eval(TrainJob& job) {
+  EvalEvent event = evaluate(job);
+  if (job.state_ != TrainState::kRunning) return;
+  TrainProgress& progress = job.progress_;
+  event.best = progress.best_step < 0 || event.loss < progress.best_loss - job.plan_.min_delta;
+  if (event.best) {
+    progress.best_loss = event.loss;
+    progress.best_step = progress.step;
+    progress.evals_without_gain = 0;
+  } else {
+    ++progress.evals_without_gain;
+  }
+  observer_.on_eval(job, event);
+  if (job.plan_.patience > 0 && progress.evals_without_gain >= job.plan_.patience &&
+      progress.step < job.plan_.total_steps)
+    end(job, TrainState::kStopped);
+}
+
+EvalEvent Trainer::evaluate(TrainJob& job) {
+  EvalEvent event{.step = job.progress_.step};
+  double loss = 0, weight = 0;
+  int64_t greedy = 0;
+  const auto run = [&](const TokenBlock& block) {
+    const RowLosses rows = pass_.evaluate(block);
+    for (size_t row = 0; row < rows.losses.size(); ++row) {
+      const auto w = static_cast<double>(block.weights[row]);
+      if (w == 0) continue;
+      loss += w * static_cast<double>(rows.losses[row]);
+      weight += w;
+      greedy += rows.greedy[row];
+      ++event.loss_tokens;
+    }
+  };
+  TokenBlock block;
+  job.eval_->seek({});
+  for (;;) {
+    Result<std::optional<Sample>> sample = job.eval_->next_in_epoch();
+    if (!sample.ok()) {
+      end(job, TrainState::kFailed, sample.status().with_context("evaluation"));
+      return event;
+    }
+    if (!*sample) break;
+    const auto tokens = static_cast<int64_t>((*sample)->ids.size());
+    if (tokens > max_rows_) {
+      end(job, TrainState::kFailed,
+          invalid_argument("evaluation: a sample of {} tokens does not fit a block of {}", tokens, max_rows_));
+      return event;
+    }
+    if (block.num_rows() + tokens > max_rows_) {
+      run(block);
+      block = {};
+    }
+    block.add((*sample)->ids, (*sample)->weights, 0, &job.adapter());
+    ++event.samples;
+  }
+  if (block.num_rows() > 0) run(block);
+  event.loss = loss / weight;
+  event.accuracy = static_cast<double>(greedy) / static_cast<double>(std::max<int64_t>(event.loss_tokens, 1));
+  return event;
+}
+
+}  // namespace lk
