@@ -62,7 +62,7 @@ jobs:
     train: {batch_tokens: 512, steps: 10, lr: 1e-3, schedule: cosine, min_ratio: 0.1, warmup_ratio: 0.2,
             weight_decay: 0.01, betas: [0.8, 0.95], eps: 1e-6, clip: 0, loraplus_ratio: 16, seed: 7, weight: 2}
     eval: {every: 5, exact_match: true, patience: 3, min_delta: 0.001}
-    save: {dir: s, every: 4, keep: 3}
+    save: {dir: s, every: 4, keep: 3, dtype: bf16}
 )");
   EXPECT_EQ(run.base, "models/x");
   EXPECT_EQ(run.dtype, TrainDtype::kF32);
@@ -84,7 +84,7 @@ jobs:
       R"("min_ratio":1E-1,"warmup_steps":0,"warmup_ratio":2E-1,"weight_decay":1E-2,"betas":[8E-1,9.5E-1],"eps":1E-6,)"
       R"("clip":0E0,"loraplus_ratio":1.6E1,"seed":7,"weight":2E0},)"
       R"("eval":{"every":5,"exact_match":true,"patience":3,"min_delta":1E-3,"keep_best":true},)"
-      R"("save":{"dir":"s","every":4,"keep":3}})");
+      R"("save":{"dir":"s","every":4,"keep":3,"dtype":"bf16"}})");
 }
 
 TEST(JobConfig, DefaultsLieBelowEveryJob) {
@@ -168,7 +168,7 @@ TEST(JobConfig, UnknownKeysNameThePlaceAndTheNearest) {
               HasSubstr("JOBS.yaml:5: unknown key \"trian\"; did you mean \"train\"?"));
   EXPECT_THAT(error(job_with("adapter", "rnak: 8")),
               HasSubstr("JOBS.yaml:5: unknown key \"adapter.rnak\"; did you mean \"adapter.rank\"?"));
-  EXPECT_THAT(error(job_with("save", "zzzzzzzz: 8")), HasSubstr("known: dir, every, keep"));
+  EXPECT_THAT(error(job_with("save", "zzzzzzzz: 8")), HasSubstr("known: dir, dtype, every, keep"));
   EXPECT_THAT(error("base: m\ndefaults: {name: x}\n" + job("").substr(8)),
               HasSubstr("JOBS.yaml:2: unknown key \"defaults.name\""));
 }

@@ -126,6 +126,7 @@ void describe(Visitor& v, SaveSpec& s) {
   v.text("dir", s.dir);
   v.integer("every", s.every, 0, kMaxCount);
   v.integer("keep", s.keep, 1, 1000);
+  v.choice("dtype", s.dtype, kDtypes);
 }
 
 // What YamlFields reads, as JSON.

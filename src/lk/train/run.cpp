@@ -197,6 +197,7 @@ class TrainRun::Impl : public TrainObserver {
     if (hooks_.on_note) hooks_.on_note(job, message);
   }
   static bool keeps_best(const JobConfig& config) { return config.eval.keep_best && config.eval.every > 0; }
+  Status save(const Entry& entry, const Adapter& adapter, const std::string& directory) const;
   Status checkpoint(Entry& entry);
   void checkpoint_or_pause(Entry& entry);
   void retry_paused();
@@ -394,8 +395,7 @@ void TrainRun::Impl::on_eval(TrainJob& job, const EvalEvent& event) {
     return now;
   };
   if (event.best && keeps_best(own.config)) {
-    const Status saved = save_adapter(*snapshot(), base_.weights->config, join_path(own.directory, kBest),
-                                      {.base_model_name = config_.base});
+    const Status saved = save(own, *snapshot(), join_path(own.directory, kBest));
     if (!saved.ok()) note(job, "the best adapter so far could not be kept: " + saved.message());
   }
   std::optional<double> exact;
@@ -409,6 +409,12 @@ void TrainRun::Impl::on_eval(TrainJob& job, const EvalEvent& event) {
   if (hooks_.on_eval) hooks_.on_eval(job, event, exact);
 }
 
+Status TrainRun::Impl::save(const Entry& entry, const Adapter& adapter, const std::string& directory) const {
+  return save_adapter(adapter, base_.weights->config, directory,
+                      {.dtype = entry.config.save.dtype == TrainDtype::kBf16 ? DType::kBF16 : DType::kF32,
+                       .base_model_name = config_.base});
+}
+
 // All that the job needs to go on, and its adapter as it is now, ready to serve.
 Status TrainRun::Impl::checkpoint(Entry& entry) {
   const int64_t step = entry.job->progress().step;
@@ -416,9 +422,8 @@ Status TrainRun::Impl::checkpoint(Entry& entry) {
   std::vector<CheckpointPart> parts = job_state_parts(*entry.job, *base_.backend, entry.identity);
   // The adapter's two files are written together.
   parts.push_back({kAdapterTensors, [&](const std::string& path) {
-                     return save_adapter(entry.job->adapter().snapshot(), base_.weights->config,
-                                         std::filesystem::path(path).parent_path().string(),
-                                         {.base_model_name = config_.base});
+                     return save(entry, entry.job->adapter().snapshot(),
+                                 std::filesystem::path(path).parent_path().string());
                    }});
   parts.push_back({kAdapterConfig, [](const std::string&) { return Status(); }});
   LK_RETURN_IF_ERROR(entry.store->save(step, parts));
@@ -456,18 +461,17 @@ Status TrainRun::Impl::finish(Entry& entry) {
   if (job.state() == TrainState::kFailed) return job.failure();
   LK_RETURN_IF_ERROR(data_.verify());
   LK_RETURN_IF_ERROR(checkpoint(entry));
-  const SaveOptions options{.base_model_name = config_.base};
-  const ModelConfig& model = base_.weights->config;
   const std::string best = join_path(entry.directory, kBest);
   if (keeps_best(entry.config) && job.progress().best_step < job.progress().step &&
       file_exists(join_path(best, kAdapterTensors))) {
     LK_ASSIGN_OR_RETURN(const auto adapter,
-                        load_adapter(entry.config.name, best, model, base_.weights->checkpoint.get()));
-    LK_RETURN_IF_ERROR(save_adapter(*adapter, model, entry.directory, options));
+                        load_adapter(entry.config.name, best, base_.weights->config,
+                                                           base_.weights->checkpoint.get()));
+    LK_RETURN_IF_ERROR(save(entry, *adapter, entry.directory));
     note(job, fmt::format("keeps the adapter of step {}, its best evaluation", job.progress().best_step));
     return Status();
   }
-  return save_adapter(job.adapter().snapshot(), model, entry.directory, options);
+  return save(entry, job.adapter().snapshot(), entry.directory);
 }
 
 Status TrainRun::Impl::train(const std::function<bool()>& stop) {
