@@ -152,6 +152,29 @@ TEST(Render, ASampleWithoutLossIsAnError) {
       HasSubstr("no token of the sample has a loss"));  // one token, and nothing that predicts it
 }
 
+TEST(Render, ARecordIsAQuestionToTheModel) {
+  const auto tokenizer = fixture_tokenizer("llama2");
+  const auto ask = [&](const std::shared_ptr<const ChatTemplate>& chat, const Record& record) {
+    const auto found = Renderer(tokenizer, chat, {}, {}).exercise(record, "t.jsonl:1");
+    return found.ok() ? tokenizer->decode(found->prompt, false) + " -> " + found->answer : found.status().message();
+  };
+  const auto chat = fixture_template("llama2");
+  EXPECT_EQ(ask(chat, record_of(kTwoTurns)), "<s> [INST] q1 [/INST] a1 </s><s> [INST] q2 [/INST] -> a2");
+  EXPECT_EQ(ask(chat, record_of(R"({"prompt": "x", "completion": "y"})", RecordFormat::kCompletion)), "<s> x -> y");
+  EXPECT_THAT(ask(nullptr, record_of(R"({"instruction": "x", "output": "y"})", RecordFormat::kAlpaca)),
+              HasSubstr("### Response: -> y"));
+  EXPECT_THAT(ask(nullptr, record_of(kTwoTurns)), HasSubstr("no chat template"));
+  EXPECT_THAT(ask(chat, record_of(R"({"text": "x"})", RecordFormat::kText)), HasSubstr("no answer to compare with"));
+}
+
+TEST(Render, TheDateOfATemplateIsFixed) {
+  const auto chat = parse_template("{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m.content }}{% endfor %}");
+  const Record record =
+      record_of(R"({"messages": [{"role": "user", "content": ":"}, {"role": "assistant", "content": "x"}]})");
+  EXPECT_EQ(shown_with("qwen", chat, record), "26 Jul 2024:[[x]]");
+  EXPECT_EQ(shown_with("qwen", chat, record, {.now_unix = 1760000000}), "09 Oct 2025:[[x]]");
+}
+
 TEST(Preview, ColoursAndControlCharacters) {
   const auto tokenizer = fixture_tokenizer("gpt2");
   const auto ids = *tokenizer->encode(

@@ -14,13 +14,17 @@ constexpr std::string_view kMark = "lorikeet-turn-mark";  // stands for a messag
 
 bool is_space(std::string_view text) { return text.find_first_not_of(" \t\r\n") == std::string_view::npos; }
 
-json::object variables_of(const Record& record, json::array messages, bool generation_prompt) {
-  json::object variables{{"messages", std::move(messages)}, {"add_generation_prompt", generation_prompt}};
+constexpr int64_t kDefaultNow = 1721952000;  // 2024-07-26
+
+}  // namespace
+
+json::object Renderer::variables_of(const Record& record, json::array messages, bool generation_prompt) const {
+  json::object variables{{"messages", std::move(messages)},
+                         {"add_generation_prompt", generation_prompt},
+                         {"strftime_now_unix", options_.now_unix != 0 ? options_.now_unix : kDefaultNow}};
   if (!record.tools.empty()) variables["tools"] = record.tools;
   return variables;
 }
-
-}  // namespace
 
 Result<std::string> Renderer::render_prefix(const Record& record, size_t num_messages, bool generation_prompt) const {
   json::array messages(record.messages.begin(), record.messages.begin() + static_cast<ptrdiff_t>(num_messages));
@@ -162,6 +166,26 @@ Result<std::optional<Sample>> Renderer::render(const Record& record, const std::
                             where);
   }
   return std::optional<Sample>(std::move(sample));
+}
+
+Result<Exercise> Renderer::exercise(const Record& record, const std::string& where) const {
+  const bool plain = record.kind == Record::Kind::kCompletion || (template_ == nullptr && !record.prompt.empty());
+  std::string prompt = record.prompt, answer = record.completion;
+  if (!plain) {
+    size_t turn = record.messages.size();
+    while (turn > 0 && record.messages[turn - 1].at("role") != "assistant") --turn;
+    if (turn == 0) return unsupported("{}: the record has no answer to compare with", where);
+    const json::object& message = record.messages[turn - 1].get_object();
+    if (message.contains("tool_calls")) return unsupported("{}: the last turn calls a tool", where);
+    if (template_ == nullptr) return failed_precondition("{}: the model has no chat template", where);
+    Result<std::string> rendered = render_prefix(record, turn - 1, true);
+    if (!rendered.ok()) return rendered.status().with_context(where);
+    prompt = std::move(*rendered);
+    answer = std::string(message.at("content").get_string());
+  }
+  Result<std::vector<int32_t>> ids = tokenizer_->encode(prompt, plain);
+  if (!ids.ok()) return ids.status().with_context(where);
+  return Exercise{std::move(*ids), std::move(answer)};
 }
 
 }  // namespace lk

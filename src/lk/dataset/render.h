@@ -31,6 +31,15 @@ struct RenderOptions {
   LongSamples long_samples = LongSamples::kError;
   bool train_on_prompt = false;
   bool mask_history = false;  // only the last turn of the assistant has a loss
+  // Seconds since 1970: what a template that asks for the date is told, the same for all records and after a
+  // resumption. 0: 2024-07-26, the day Llama 3.1's template names when it cannot ask.
+  int64_t now_unix = 0;
+};
+
+// A record as a question to a model: what it would have been given, and the answer it should give.
+struct Exercise {
+  std::vector<int32_t> prompt;
+  std::string answer;
 };
 
 // Thread safety: immutable.
@@ -48,6 +57,9 @@ class Renderer {
   // Nothing: too long and dropped, or truncated to where no token has a loss. A sample without any loss is an error.
   Result<std::optional<Sample>> render(const Record& record, const std::string& where) const;
 
+  // The last turn of the assistant, or the completion. kUnsupported for texts and for turns that call tools.
+  Result<Exercise> exercise(const Record& record, const std::string& where) const;
+
   const Tokenizer& tokenizer() const { return *tokenizer_; }
 
  private:
@@ -55,6 +67,7 @@ class Renderer {
     size_t begin, end;  // bytes of the text
     float weight;
   };
+  boost::json::object variables_of(const Record& record, boost::json::array messages, bool generation_prompt) const;
   Result<Sample> render_messages(const Record& record) const;
   Result<Sample> render_plain(const std::string& text, size_t prompt_bytes) const;
   Result<std::string> render_prefix(const Record& record, size_t num_messages, bool generation_prompt) const;
