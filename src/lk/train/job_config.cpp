@@ -19,7 +19,7 @@ namespace json = boost::json;
 
 constexpr size_t kMaxFileBytes = size_t{1} << 20;
 constexpr size_t kMaxJobs = 1024;
-constexpr int64_t kMaxRank = 1024;
+constexpr int64_t kMaxRank = 512;  // that an adapter may have to be served (AdapterLoadOptions)
 constexpr int64_t kMaxCount = int64_t{1} << 40;
 
 template <class Enum, size_t n>
@@ -186,6 +186,9 @@ Status check_job(const JobConfig& job) {
   if (a.kind == AdapterKind::kMultiLora && a.lora_bias) return fail("adapter.lora_bias is not for multilora");
   if (a.kind == AdapterKind::kMultiLora && a.rank * a.num_modules > kMaxRank)
     return fail(fmt::format("adapter.rank times num_modules is {}, at most {}", a.rank * a.num_modules, kMaxRank));
+  if (decomposed && 2 * a.rank > kMaxRank)
+    return fail(
+        fmt::format("adapter.rank is {}: pissa and olora are saved with twice the rank, at most {}", a.rank, kMaxRank));
   if (a.kind == AdapterKind::kDora && a.lora_bias) return fail("adapter.lora_bias is not for dora");
   if (a.init == AdapterInit::kOrthogonal && a.rank % 2 != 0)
     return fail("adapter.init: orthogonal needs an even adapter.rank");
