@@ -1,18 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 // lorikeet train: several LoRA jobs over one frozen base, from a YAML file or, for one job, from flags.
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <filesystem>
 #include <map>
 
 #include <boost/json.hpp>
 
 #include "commands.h"
 #include "help.h"
+#include "lk/base/file.h"
 #include "lk/base/json_text.h"
 #include "lk/serve/jsonl.h"
+#include "lk/train/metrics_log.h"
+#include "lk/train/progress.h"
 #include "lk/train/run.h"
 
 namespace lk::apps {
@@ -112,35 +117,6 @@ Result<LoadedBase> load_base(const RunConfig& run, const TrainFlags& flags) {
 
 // --- Exact match
 
-struct Question {
-  TextRequest request;
-  std::string expected;
-};
-
-// What the record asks, and the answer it wants: the last message of the assistant, or the completion.
-Result<Question> question_of(Record record, const TextModel& text) {
-  Question question;
-  if (record.kind == Record::Kind::kMessages && !record.messages.empty() && text.chat_template()) {
-    const boost::json::object& last = record.messages.back().as_object();
-    const boost::json::value* content = last.if_contains("content");
-    if (last.at("role") != "assistant" || !content || !content->is_string())
-      return invalid_argument("exact match wants a text of the assistant as the last message");
-    question.expected = std::string(content->get_string());
-    record.messages.pop_back();
-    question.request.messages = std::move(record.messages);
-    question.request.tools = std::move(record.tools);
-  } else if (record.kind != Record::Kind::kText && !record.completion.empty()) {
-    question.expected = record.completion;
-    question.request.prompt = record.prompt;
-  } else {
-    return invalid_argument("exact match needs records with a prompt and an answer");
-  }
-  LK_ASSIGN_OR_RETURN(const std::vector<int32_t> answer, text.tokenizer()->encode(question.expected, false));
-  question.request.sampling.temperature = 0;
-  question.request.max_tokens = static_cast<int64_t>(answer.size()) + 8;
-  return question;
-}
-
 Result<double> exact_match(TextEngine& engine, const TrainJob& job, std::shared_ptr<const Adapter> adapter) {
   const std::string name = adapter->name;
   const RecordSubset& records = job.eval()->records();
@@ -153,12 +129,14 @@ Result<double> exact_match(TextEngine& engine, const TrainJob& job, std::shared_
       const int64_t number = records.record(index);
       Result<Record> record = records.file->read(number);
       if (!record.ok()) continue;  // skip_bad let it pass
-      Result<Question> question = question_of(std::move(*record), engine.text());
-      if (!question.ok()) return question.status().with_context(records.file->where(number));
-      question->request.adapter = name;
+      LK_ASSIGN_OR_RETURN(Exercise exercise, job.eval()->renderer().exercise(*record, records.file->where(number)));
+      LK_ASSIGN_OR_RETURN(const std::vector<int32_t> answer, engine.tokenizer()->encode(exercise.answer, false));
+      TextRequest request{.adapter = name, .token_ids = std::move(exercise.prompt)};
+      request.sampling.temperature = 0;
+      request.max_tokens = static_cast<int64_t>(answer.size()) + 8;
       auto sequence = std::make_unique<Asked>();
-      sequence->expected = std::move(question->expected);
-      LK_RETURN_IF_ERROR(engine.submit(std::move(question->request), std::move(sequence)).status());
+      sequence->expected = std::move(exercise.answer);
+      LK_RETURN_IF_ERROR(engine.submit(std::move(request), std::move(sequence)).status());
     }
     return Status();
   };
@@ -197,12 +175,141 @@ void print_forecast(TrainRun& run) {
   }
 }
 
-std::string step_line(const TrainJob& job, const StepEvent& event) {
-  if (event.skipped)
-    return fmt::format("{}: step {} skipped, its loss or gradient is not finite", job.plan().name, event.step);
-  return fmt::format("{}: step {}/{}  loss {:.4f}  rate {:.3g}  gradient {:.3g}", job.plan().name, event.step,
-                     job.plan().total_steps, event.loss, event.rate, event.gradient_norm);
-}
+// Hears what the run does: files of metrics, and what is shown.
+class Watcher {
+ public:
+  Watcher(const RunConfig& config, bool terminal)
+      : display_([](std::string_view text) { fmt::print(stderr, "{}", text), std::fflush(stderr); },
+                 display_options(terminal)),
+        config_(config) {}
+
+  Status open(TrainRun& run) {
+    run_ = &run;
+    MetricsLog::Options options{
+        .jsonl = config_.metrics.empty() ? join_path(config_.output, "metrics.jsonl") : config_.metrics,
+        .tensorboard = config_.tensorboard};
+    for (size_t index = 0; index < run.num_jobs(); ++index) {
+      const TrainJob& job = run.job(index);
+      options.steps[job.plan().name] = job.progress().step;
+      JobProgress& shown = progress_.emplace_back();
+      shown.job = job.plan().name;
+      shown.total_steps = job.plan().total_steps;
+    }
+    path_ = options.jsonl;
+    LK_RETURN_IF_ERROR(make_directories(std::filesystem::path(path_).parent_path().string()));
+    LK_ASSIGN_OR_RETURN(log_, MetricsLog::open(options));
+    return Status();
+  }
+
+  TrainRunHooks hooks() {
+    TrainRunHooks hooks;
+    hooks.on_step = [this](TrainJob& job, const StepEvent& event) { step(job, event); };
+    hooks.on_eval = [this](TrainJob& job, const EvalEvent& event, std::optional<double> exact) {
+      eval(job, event, exact);
+    };
+    hooks.on_note = [this](TrainJob& job, const std::string& message) { say(job, message); };
+    hooks.on_end = [this](TrainJob& job) {
+      say(job, fmt::format("{} at step {}", to_string(job.state()), job.progress().step));
+    };
+    return hooks;
+  }
+
+  void finish() {
+    if (!run_) return;
+    refresh(true);
+    if (!log_) return;
+    const std::string svg = std::filesystem::path(path_).replace_extension(".svg").string();
+    if (const Status status = write_file_atomic(svg, loss_curve_svg(log_->curves())); status.ok())
+      display_.say(fmt::format("metrics: {}, loss curves: {}", path_, svg));
+  }
+
+ private:
+  static ProgressDisplay::Options display_options(bool terminal) {
+    ProgressDisplay::Options options{.terminal = terminal};
+    struct winsize size {};
+    if (terminal && ::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_row > 0 && size.ws_col > 0) {
+      options.rows = size.ws_row;
+      options.columns = size.ws_col;
+    }
+    return options;
+  }
+  double now() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
+  void say(const TrainJob& job, const std::string& message) {
+    display_.say(fmt::format("{}: {}", job.plan().name, message));
+  }
+  // Metrics that cannot be written are said once; training goes on.
+  void keep(const Status& status) {
+    if (status.ok() || std::exchange(log_failed_, true)) return;
+    display_.say("metrics: " + status.message());
+  }
+  JobProgress& shown(const TrainJob& job) { return *std::ranges::find(progress_, job.plan().name, &JobProgress::job); }
+
+  void step(TrainJob& job, const StepEvent& event) {
+    if (event.skipped) say(job, fmt::format("step {} skipped: its loss or gradient is not finite", event.step));
+    const double seconds = now();
+    Clocked& clock = clocks_[job.plan().name];
+    const double rate = static_cast<double>(event.tokens) / std::max(seconds - clock.last_s, 1e-9);
+    clock.last_s = seconds;
+    const auto records = static_cast<double>(job.data().num_records());
+    const DataCursor& cursor = job.progress().cursor;
+    if (log_)
+      keep(log_->add(
+          StepMetrics{.job = job.plan().name,
+                      .step = event.step,
+                      .epoch = static_cast<double>(cursor.epoch) + static_cast<double>(cursor.index) / records,
+                      .loss = event.loss,
+                      .learning_rate = event.rate,
+                      .grad_norm = event.gradient_norm,
+                      .tokens = event.tokens,
+                      .loss_tokens = event.loss_tokens,
+                      .tokens_per_second = rate,
+                      .seconds = seconds}));
+    JobProgress& progress = shown(job);
+    progress.loss = event.loss;
+    progress.tokens += event.tokens;
+    refresh(false);
+  }
+
+  void eval(TrainJob& job, const EvalEvent& event, std::optional<double> exact) {
+    say(job, fmt::format("evaluation at step {}: loss {:.4f}, perplexity {:.3f}, next tokens right {:.1f} %{}",
+                         event.step, event.loss, std::exp(event.loss), 100 * event.accuracy,
+                         exact ? fmt::format(", answers right {:.1f} %", 100 * *exact) : ""));
+    if (log_)
+      keep(log_->add(EvalMetrics{.job = job.plan().name,
+                                 .step = event.step,
+                                 .loss = event.loss,
+                                 .perplexity = std::exp(event.loss),
+                                 .loss_tokens = event.loss_tokens,
+                                 .exact_match = exact,
+                                 .seconds = now()}));
+    shown(job).eval_loss = event.loss;
+  }
+
+  void refresh(bool last) {
+    for (size_t index = 0; index < progress_.size(); ++index) {
+      const TrainJob& job = run_->job(index);
+      progress_[index].step = job.progress().step;
+      progress_[index].state = to_string(job.state());
+    }
+    if (last)
+      display_.finish(progress_, now());
+    else
+      display_.update(progress_, now());
+  }
+
+  struct Clocked {
+    double last_s = 0;
+  };
+  ProgressDisplay display_;
+  const RunConfig& config_;
+  TrainRun* run_ = nullptr;
+  std::unique_ptr<MetricsLog> log_;
+  std::string path_;
+  std::vector<JobProgress> progress_;
+  std::map<std::string, Clocked> clocks_;
+  bool log_failed_ = false;
+  const Clock::time_point start_ = Clock::now();
+};
 
 int run_train(const TrainFlags& flags) {
   const Result<RunConfig> config = read_run(flags);
@@ -215,30 +322,20 @@ int run_train(const TrainFlags& flags) {
     fmt::print("{}", *text);
     return 0;
   }
-  TrainRunHooks hooks;
-  hooks.on_step = [](TrainJob& job, const StepEvent& event) { fmt::print(stderr, "{}\n", step_line(job, event)); };
-  hooks.on_eval = [](TrainJob& job, const EvalEvent& event, std::optional<double> exact) {
-    fmt::print(stderr, "{}: evaluation at step {}: loss {:.4f}, perplexity {:.3f}, next tokens right {:.1f} %{}\n",
-               job.plan().name, event.step, event.loss, std::exp(event.loss), 100 * event.accuracy,
-               exact ? fmt::format(", answers right {:.1f} %", 100 * *exact) : "");
-  };
-  hooks.on_note = [](TrainJob& job, const std::string& message) {
-    fmt::print(stderr, "{}: {}\n", job.plan().name, message);
-  };
-  hooks.on_end = [](TrainJob& job) {
-    fmt::print(stderr, "{}: {} at step {}\n", job.plan().name, to_string(job.state()), job.progress().step);
-  };
+  Watcher watcher(*config, stderr_is_terminal());
+  TrainRunHooks hooks = watcher.hooks();
   if (loaded->engine)
     hooks.exact_match = [&](TrainJob& job, std::shared_ptr<const Adapter> adapter) {
       return exact_match(*loaded->engine, job, std::move(adapter));
     };
-  Result<std::unique_ptr<TrainRun>> run = TrainRun::create(*config, loaded->base, hooks);
+  Result<std::unique_ptr<TrainRun>> run = TrainRun::create(*config, loaded->base, std::move(hooks));
   if (!run.ok()) return fail(run.status());
   print_forecast(**run);
   if (flags.check) return 0;
+  if (const Status opened = watcher.open(**run); !opened.ok()) return fail(opened);
   const Status status = (*run)->train([] { return interrupted != 0; });
-  if (!status.ok()) return fail(status);
-  return 0;
+  watcher.finish();
+  return status.ok() ? 0 : fail(status);
 }
 
 }  // namespace

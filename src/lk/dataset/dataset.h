@@ -127,6 +127,7 @@ class SampleReader {
   int64_t num_records() const { return records_.size; }
   const DataCounts& counts() const { return counts_; }  // since construction
   const RecordSubset& records() const { return records_; }
+  const Renderer& renderer() const { return *renderer_; }
 
   // What one epoch holds; reads and renders every record, and leaves cursor and counts alone. So a bad record is found
   // before anything is trained.

@@ -86,9 +86,9 @@ struct EvalSpec {
 };
 
 struct SaveSpec {
-  std::string dir;    // absent: the run's output directory / the job's name
-  int64_t every = 0;  // optimiser steps; 0 = at the end only
-  int64_t keep = 2;   // checkpoints
+  std::string dir;                      // absent: the run's output directory / the job's name
+  int64_t every = 0;                    // optimiser steps; 0 = at the end only
+  int64_t keep = 2;                     // checkpoints
   TrainDtype dtype = TrainDtype::kF32;  // of the adapter's file; PEFT itself writes f32
 };
 

@@ -37,6 +37,13 @@ void ProgressDisplay::update(const std::vector<JobProgress>& jobs, double now_s)
   if (now_s - shown_s_ >= (options_.terminal ? kTerminalInterval : kPlainInterval)) show(jobs, now_s);
 }
 
+void ProgressDisplay::say(std::string_view line) {
+  const std::string clear = lines_ > 0 ? fmt::format("\033[{}A\033[J", lines_) : "";
+  write_(fmt::format("{}{}\n", clear, line));
+  lines_ = 0;
+  shown_s_ = options_.terminal ? -1e9 : shown_s_;  // the table comes back at once
+}
+
 void ProgressDisplay::finish(const std::vector<JobProgress>& jobs, double now_s) {
   note(jobs, now_s);
   show(jobs, now_s);

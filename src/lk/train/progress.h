@@ -32,6 +32,8 @@ class ProgressDisplay {
 
   // Shows the jobs if it is time to: every 0.2 s on a terminal, else every 10 s. `now_s` is any clock that only rises.
   void update(const std::vector<JobProgress>& jobs, double now_s);
+  // A line that stays, above the table.
+  void say(std::string_view line);
   // Shows them for the last time.
   void finish(const std::vector<JobProgress>& jobs, double now_s);
 

@@ -465,8 +465,7 @@ Status TrainRun::Impl::finish(Entry& entry) {
   if (keeps_best(entry.config) && job.progress().best_step < job.progress().step &&
       file_exists(join_path(best, kAdapterTensors))) {
     LK_ASSIGN_OR_RETURN(const auto adapter,
-                        load_adapter(entry.config.name, best, base_.weights->config,
-                                                           base_.weights->checkpoint.get()));
+                        load_adapter(entry.config.name, best, base_.weights->config, base_.weights->checkpoint.get()));
     LK_RETURN_IF_ERROR(save(entry, *adapter, entry.directory));
     note(job, fmt::format("keeps the adapter of step {}, its best evaluation", job.progress().best_step));
     return Status();
