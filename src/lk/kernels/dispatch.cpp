@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Chooses among the instruction sets at run time, and runs ranges on the pool for them.
 #include <algorithm>
-#include <array>
 #include <atomic>
 
 #include "lk/kernels/cpu/isa.h"
@@ -103,22 +102,6 @@ const IsaTable& isa_table(CpuIsa isa) {
 }
 
 const CpuKernels& cpu_kernels(CpuIsa isa) { return isa_table(isa).kernels; }
-
-const TrainKernels& plain_train_kernels();  // train.cpp: for what the instruction sets have no code of their own yet
-const TrainKernels& train_kernels(CpuIsa isa) {
-  static std::array<TrainKernels, 4> tables;
-  TrainKernels& t = tables[static_cast<size_t>(isa)];
-  t = isa_table(isa).train;
-  const TrainKernels& plain = plain_train_kernels();
-  if (!t.outer) t.outer = plain.outer;
-  if (!t.round_rows) t.round_rows = plain.round_rows;
-  if (!t.rms_norm_backward) t.rms_norm_backward = plain.rms_norm_backward;
-  if (!t.swiglu_keep) t.swiglu_keep = plain.swiglu_keep;
-  if (!t.swiglu_backward) t.swiglu_backward = plain.swiglu_backward;
-  if (!t.block_attention) t.block_attention = plain.block_attention;
-  if (!t.block_attention_backward) t.block_attention_backward = plain.block_attention_backward;
-  if (!t.cross_entropy) t.cross_entropy = plain.cross_entropy;
-  return t;
-}
+const TrainKernels& train_kernels(CpuIsa isa) { return isa_table(isa).train; }
 
 }  // namespace lk

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "lk/base/rng.h"
@@ -116,8 +117,8 @@ void take_columns(const TakeColumnsArgs& a, ThreadPool& pool) {
 
 namespace {
 
-// Four elements of a row share 64 random bits: element j has bits 16 (j % 4) of number j / 4. An element is dropped
-// when its 16 bits are less than `below`, so p is rounded to a multiple of 2^-16.
+// Four elements of a row share 64 random bits: element j has the 16 from bit 16 (j % 4) on of number j / 4. An element
+// is dropped when its 16 bits are less than `below`, so p is rounded to a multiple of 2^-16.
 struct DropoutRow {
   uint64_t seed;
   uint32_t below;
@@ -131,16 +132,19 @@ DropoutRow dropout_row(const DropoutRows& rows, int64_t row) {
 
 template <class X, class Y, bool kAdd>
 void drop(const DropoutRow& row, const X* x, Y* y, int64_t dim) {
-  for (int64_t j = 0; j < dim; j += 4) {
-    const uint64_t bits = mix64(row.seed + static_cast<uint64_t>(j / 4));
-    const int64_t count = std::min<int64_t>(4, dim - j);
+  constexpr int64_t kChunk = 64;
+  for (int64_t first = 0; first < dim; first += kChunk) {
+    uint64_t bits[kChunk / 4];
+    uint16_t draws[kChunk];
+    for (int64_t i = 0; i < kChunk / 4; ++i) bits[i] = mix64(row.seed + static_cast<uint64_t>(first / 4 + i));
+    std::memcpy(draws, bits, sizeof bits);
+    const int64_t count = std::min(kChunk, dim - first);
     for (int64_t i = 0; i < count; ++i) {
-      const float scale = ((bits >> (16 * i)) & 0xffff) < row.below ? 0.0f : row.scale;
-      const float value = as_float(x[j + i]) * scale;
+      const float value = as_float(x[first + i]) * (draws[i] < row.below ? 0.0f : row.scale);
       if constexpr (kAdd)
-        y[j + i] += value;
+        y[first + i] += value;
       else
-        y[j + i] = Y(value);
+        y[first + i] = Y(value);
     }
   }
 }
@@ -306,36 +310,5 @@ double sum_squares(const float* x, int64_t n, ThreadPool& pool) {
 void fill(float* x, int64_t n, float value, ThreadPool& pool) {
   for_blocks(pool, n, n, int64_t{1} << 16, [&](int64_t begin, int64_t end) { std::fill(x + begin, x + end, value); });
 }
-
-// --- To be replaced by code of their own for every instruction set.
-namespace {
-
-void plain_outer(std::span<const OuterProduct> products, ThreadPool& pool) {
-  for (const OuterProduct& p : products) {
-    with_act(p.x, p.x_dtype, [&](auto* x) {
-      for_blocks(pool, p.num_rows * p.rank * p.width, p.width, 128, [&](int64_t begin, int64_t end) {
-        for (int64_t row = 0; row < p.num_rows; ++row)
-          for (int64_t r = 0; r < p.rank; ++r)
-            for (int64_t j = begin; j < end; ++j)
-              p.gradient[r * p.gradient_stride + j] += p.c[row * p.c_stride + r] * as_float(x[row * p.x_stride + j]);
-      });
-    });
-  }
-}
-template <class Args, void (*f)(const Args&)>
-void call(const Args& a, ThreadPool&) {
-  f(a);
-}
-constexpr TrainKernels kPlain = {
-    call<GemmTransposedArgs, ref::gemm_transposed>, plain_outer,
-    call<RoundRowsArgs, ref::round_rows>,           call<RmsNormBackwardArgs, ref::rms_norm_backward>,
-    call<SwigluKeepArgs, ref::swiglu_keep>,         call<SwigluBackwardArgs, ref::swiglu_backward>,
-    call<BlockAttentionArgs, ref::block_attention>, call<BlockAttentionBackwardArgs, ref::block_attention_backward>,
-    call<CrossEntropyArgs, ref::cross_entropy>};
-
-}  // namespace
-
-const TrainKernels& plain_train_kernels();
-const TrainKernels& plain_train_kernels() { return kPlain; }
 
 }  // namespace lk

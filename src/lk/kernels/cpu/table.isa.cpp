@@ -65,7 +65,8 @@ static const IsaTable kTable = {
      add,
      merge_panel,
      {row_stats, log_sum_exp, mask_row, count_above, collect_between, add_to_buckets, exp_block_sums}},
-    {gemm_transposed, nullptr, nullptr, nullptr, nullptr, nullptr, block_attention, block_attention_backward, nullptr},
+    {gemm_transposed, outer, round_rows, rms_norm_backward, swiglu_keep, swiglu_backward, block_attention,
+     block_attention_backward, cross_entropy},
     {probe_read, probe_dot_bf16, probe_fma_f32}};
 
 const IsaTable& table() { return kTable; }
