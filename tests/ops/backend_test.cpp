@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include "lk/ops/train_ops.h"
+
 namespace lk {
 namespace {
 
@@ -36,6 +38,48 @@ TEST(BackendDeathTest, HeadsWiderThanTheKernelsArraysStop) {
                                     .num_rows = 1,
                                     .kv = kv}),
                  "head_dim");
+    const RowRange rows{0, 1};
+    EXPECT_DEATH(backend->train_ops().block_attention({.in = {.q = q.data(),
+                                                              .k = k.data(),
+                                                              .v = v.data(),
+                                                              .act = DType::kF32,
+                                                              .q_stride = head_dim,
+                                                              .k_stride = head_dim,
+                                                              .v_stride = head_dim,
+                                                              .num_heads = 1,
+                                                              .num_kv_heads = 1,
+                                                              .head_dim = head_dim,
+                                                              .sequences = {&rows, 1}},
+                                                       .y = y.data(),
+                                                       .y_stride = head_dim,
+                                                       .log_sum_exp = v.data()}),
+                 "head_dim");
+  }
+}
+
+TEST(BackendDeathTest, TargetsAndTokensOutsideTheVocabularyStop) {
+  const auto backend = make_cpu_backend({.num_threads = 1}).value();
+  std::vector<float> x(8);
+  const float weight = 1;
+  for (const int32_t token : {-1, 4}) {
+    EXPECT_DEATH(backend->train_ops().cross_entropy({.logits = x.data(),
+                                                     .logits_stride = 4,
+                                                     .vocab_size = 4,
+                                                     .targets = {&token, 1},
+                                                     .weights = {&weight, 1},
+                                                     .losses = x.data()}),
+                 "target");
+    EXPECT_DEATH(backend->train_ops().embedding_delta_backward({.dy = x.data(),
+                                                                .dy_stride = 1,
+                                                                .tokens = {&token, 1},
+                                                                .a = x.data(),
+                                                                .b = x.data(),
+                                                                .a_gradient = x.data(),
+                                                                .b_gradient = x.data(),
+                                                                .rank = 1,
+                                                                .vocab_size = 4,
+                                                                .dim = 1}),
+                 "token");
   }
 }
 

@@ -40,6 +40,35 @@ TEST(LateBackend, ArgumentsAreThoseOfTheCallAndResultsThoseOfTheLastOne) {
   EXPECT_EQ(backend->num_late(), 5);
 }
 
+TEST(LateBackend, TrainingOpsAreAsLate) {
+  const auto backend = make_late();
+  TrainOps& ops = backend->train_ops();
+  DeviceBuffer x = backend->allocate(16), y = backend->allocate(16), c = backend->allocate(8);
+  ops.fill(x.as<float>(), 4, 3);
+  ops.fill(y.as<float>(), 4, 1);
+  ops.fill(c.as<float>(), 2, 2);
+  {
+    std::vector<OuterProduct> products = {{.c = c.as<float>(),
+                                           .c_stride = 1,
+                                           .x = x.data(),
+                                           .x_dtype = DType::kF32,
+                                           .x_stride = 2,
+                                           .num_rows = 2,
+                                           .rank = 1,
+                                           .width = 2,
+                                           .gradient = y.as<float>(),
+                                           .gradient_stride = 2}};
+    std::vector<int32_t> rows = {1, -1};
+    ops.outer(products);
+    ops.scatter_rows(
+        {.x = x.as<float>(), .x_stride = 2, .rows = rows, .gradient = y.as<float>(), .gradient_stride = 2, .dim = 2});
+    products[0].rank = 1000;
+    rows = {1000, 1000};
+  }
+  EXPECT_EQ(backend->num_late(), 5);
+  EXPECT_EQ(ops.sum_squares(y.as<float>(), 4), 13 * 13 * 2 + 4 * 4 * 2);
+}
+
 TEST(LateBackend, BuffersMayOutliveIt) {
   DeviceBuffer x;
   {
