@@ -96,7 +96,7 @@ Status run_train(const TrainBenchFlags& flags) {
     const Adapter start = random_start(config, flags, targets, static_cast<uint64_t>(job));
     LK_ASSIGN_OR_RETURN(auto adapter,
                         TrainableAdapter::create(start, *weights, *backend,
-                                                 {.num_modules = flags.kind == "multilora" ? int64_t{2} : int64_t{1}}));
+                                                 {.num_modules = flags.kind == "multilora" ? int64_t{2} : int64_t{0}}));
     group_rank = std::max(group_rank, adapter->max_group_rank());
     adapters.push_back(std::move(adapter));
   }

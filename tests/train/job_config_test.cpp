@@ -77,7 +77,7 @@ jobs:
       R"({"name":"a","adapter":{"kind":"multilora","num_modules":3,"rank":8,"alpha":1.25E1,"use_rslora":true,)"
       R"("lora_bias":false,"dropout":1E-1,"target_modules":["q_proj","v_proj"],"layers_to_transform":[0,2],)"
       R"("rank_pattern":{"q_proj":4},"alpha_pattern":{"q_proj":3E0},"modules_to_save":["lm_head"],)"
-      R"("trainable_tokens":[5,6],"init":"default","init_from":""},)"
+      R"("trainable_tokens":[5,6],"freeze":[],"init":"default","init_from":""},)"
       R"("data":{"path":"d.jsonl","format":"alpaca","max_length":100,"long_samples":"drop","train_on_prompt":true,)"
       R"("mask_history":false,"shuffle":false,"skip_bad":true,"eval_path":"","eval_split":1E-1},)"
       R"("train":{"batch_samples":0,"batch_tokens":512,"steps":10,"epochs":0E0,"lr":1E-3,"schedule":"cosine",)"

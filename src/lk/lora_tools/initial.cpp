@@ -68,10 +68,10 @@ class Builder {
   Status check_config() const {
     const bool converts = init_ == AdapterInit::kPissa || init_ == AdapterInit::kOlora;
     if (config_.use_dora && config_.lora_bias) return invalid_argument("lora_bias and DoRA exclude each other");
-    if (num_modules_ < 1 || num_modules_ > 64)
+    if (num_modules_ < 0 || num_modules_ > 64)
       return invalid_argument("{} modules: MultiLoRA takes 1 to 64", num_modules_);
-    if (num_modules_ > 1 && config_.use_dora) return unsupported("MultiLoRA with DoRA: choose one of them");
-    if (num_modules_ > 1 && init_ != AdapterInit::kDefault)
+    if (multilora_ && config_.use_dora) return unsupported("MultiLoRA with DoRA: choose one of them");
+    if (multilora_ && init_ != AdapterInit::kDefault)
       return unsupported("MultiLoRA brings its own initialisation: leave init at default");
     if (converts && config_.use_dora)
       return unsupported("{} with DoRA: the saved adapter would need a magnitude over the changed base; choose one",
@@ -85,12 +85,12 @@ class Builder {
     LK_ASSIGN_OR_RETURN(const auto alpha_key, matcher.alpha_pattern_of(path));
     const int64_t rank = rank_key ? config_.rank_pattern[*rank_key].second : config_.rank.value_or(kDefaultRank);
     const double alpha = alpha_key ? config_.alpha_pattern[*alpha_key].second : config_.alpha;
-    if (rank < 1 || rank * num_modules_ > kMaxRank)
-      return invalid_argument("rank {} of {} is out of range: 1 to {}", rank, path, kMaxRank / num_modules_);
+    if (rank < 1 || rank * num_stacked_ > kMaxRank)
+      return invalid_argument("rank {} of {} is out of range: 1 to {}", rank, path, kMaxRank / num_stacked_);
     const double scaling =
         alpha / (config_.use_rslora ? std::sqrt(static_cast<double>(rank)) : static_cast<double>(rank));
     if (module == kEmbedding) {
-      if (config_.use_dora || num_modules_ > 1)
+      if (config_.use_dora || multilora_)
         return unsupported("embed_tokens takes plain LoRA only: not DoRA, not MultiLoRA");
       // As PEFT starts an embedding, with the roles of the zero and the random factor exchanged.
       adapter_.embedding = Adapter::EmbeddingDelta{rank, scaling, keep(Matrix::Zero(rank, model_.vocab_size)),
@@ -113,13 +113,13 @@ class Builder {
 
   Status draw(const TensorView& weight, int64_t in, int64_t out, int64_t rank, LoraDelta& delta) {
     const double in_bound = 1 / std::sqrt(static_cast<double>(in));
-    delta.rank = rank * num_modules_;
+    delta.rank = rank * num_stacked_;
     switch (init_) {
       case AdapterInit::kDefault:
       case AdapterInit::kEva:
         delta.a = keep(uniform(delta.rank, in, in_bound));
-        delta.b = keep(num_modules_ > 1 ? uniform(out, delta.rank, 1 / std::sqrt(static_cast<double>(rank)))
-                                        : Matrix::Zero(out, rank));
+        delta.b = keep(multilora_ ? uniform(out, delta.rank, 1 / std::sqrt(static_cast<double>(rank)))
+                                  : Matrix::Zero(out, rank));
         return Status();
       case AdapterInit::kGaussian:
         delta.a = keep(normal(rank, in, 1 / static_cast<double>(rank)));
@@ -256,6 +256,8 @@ class Builder {
   const AdapterConfig& config_;
   const AdapterInit init_;
   const int64_t num_modules_;
+  const bool multilora_ = num_modules_ > 0;
+  const int64_t num_stacked_ = std::max<int64_t>(num_modules_, 1);
   const uint64_t seed_;
   const TensorStore& base_;
   Adapter adapter_;

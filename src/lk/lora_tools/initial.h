@@ -31,7 +31,7 @@ struct InitialAdapter {
 };
 
 // kInvalidArgument: a target that no module of the model matches (named), ranks or ids out of range. kUnsupported: what
-// cannot be trained. num_modules > 1 is MultiLoRA (arXiv:2311.11501): `config.rank` counts for each module, the factors
+// cannot be trained. num_modules > 0 is MultiLoRA (arXiv:2311.11501): `config.rank` counts for each module, the factors
 // of all are stacked, and B is random as well because the scaling vectors start at zero. Equal seeds give equal values.
 Result<InitialAdapter> make_initial_adapter(const ModelConfig& model, const AdapterConfig& config, AdapterInit init,
                                             int64_t num_modules, uint64_t seed, const TensorStore& base);

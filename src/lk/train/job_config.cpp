@@ -72,9 +72,10 @@ void describe(Visitor& v, AdapterSpec& s) {
   v.map("alpha_pattern", s.alpha_pattern, kPositive);
   v.strings("modules_to_save", s.modules_to_save);
   v.integers("trainable_tokens", s.trainable_tokens, 0, INT32_MAX);
+  v.strings("freeze", s.freeze);
   v.choice("init", s.init, kInits);
   v.text("init_from", s.init_from);
-  v.alone("init_from", {"dropout"});
+  v.alone("init_from", {"dropout", "freeze"});
 }
 template <class Visitor>
 void describe(Visitor& v, DataSpec& s) {
@@ -178,6 +179,10 @@ Status check_job(const JobConfig& job) {
     return fail("adapter.target_modules is empty, so there is nothing to train");
   const bool all = std::find(a.target_modules.begin(), a.target_modules.end(), "all-linear") != a.target_modules.end();
   if (all && a.target_modules.size() > 1) return fail("adapter.target_modules: \"all-linear\" stands alone");
+  for (const std::string& factor : a.freeze)
+    if (factor != "A" && factor != "B") return fail(fmt::format("adapter.freeze: \"{}\" is neither A nor B", factor));
+  if (a.freeze.size() > 1 && a.kind != AdapterKind::kMultiLora)
+    return fail("adapter.freeze: with A and B frozen nothing is trained");
   const bool decomposed = a.init == AdapterInit::kPissa || a.init == AdapterInit::kOlora;
   if (a.kind != AdapterKind::kLora && decomposed)
     return fail("adapter.init: pissa and olora are for kind lora, whose result can be saved for the untouched base");

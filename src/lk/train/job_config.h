@@ -46,6 +46,7 @@ struct AdapterSpec {
   std::vector<std::pair<std::string, double>> alpha_pattern;
   std::vector<std::string> modules_to_save;
   std::vector<int64_t> trainable_tokens;
+  std::vector<std::string> freeze;  // factors that stay as they start: A (LoRA-FA), B
   AdapterInit init = AdapterInit::kDefault;
   std::string init_from;  // a PEFT directory to train on; its shape replaces the fields above
 };

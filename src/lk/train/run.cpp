@@ -74,7 +74,11 @@ AdapterConfig peft_config(const AdapterSpec& spec, const std::string& base) {
   return config;
 }
 
-int64_t modules_of(const AdapterSpec& spec) { return spec.kind == AdapterKind::kMultiLora ? spec.num_modules : 1; }
+int64_t modules_of(const AdapterSpec& spec) { return spec.kind == AdapterKind::kMultiLora ? spec.num_modules : 0; }
+
+bool freezes(const AdapterSpec& spec, const char* factor) {
+  return std::ranges::find(spec.freeze, factor) != spec.freeze.end();
+}
 
 // The settings that decide what a job computes: not where it saves, nor how it is watched.
 std::string identity_options(const JobConfig& job, TrainDtype dtype) {
@@ -229,7 +233,9 @@ Result<TrainRun::Impl::Start> TrainRun::Impl::initial(const JobConfig& config) {
 }
 
 TrainableOptions TrainRun::Impl::trainable_options(const JobConfig& config, const Start& start) {
-  return {.num_modules = config.adapter.init_from.empty() ? modules_of(config.adapter) : 1,
+  return {.num_modules = config.adapter.init_from.empty() ? modules_of(config.adapter) : 0,
+          .freeze_a = freezes(config.adapter, "A"),
+          .freeze_b = freezes(config.adapter, "B"),
           .frozen_half = start.frozen_half,
           .dropout = config.adapter.dropout,
           .dropout_seed = mix64(config.train.seed)};

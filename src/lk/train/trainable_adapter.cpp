@@ -92,13 +92,13 @@ Status TrainableAdapter::collect_slot(ModuleId module, const LoraDelta& delta, s
   slot.out = delta.b.dim(0);
   slot.scaling = static_cast<float>(delta.scaling);
   if (options_.frozen_half) {
-    LK_CHECK(delta.rank % 2 == 0 && options_.num_modules == 1);
+    LK_CHECK(delta.rank % 2 == 0 && options_.num_modules == 0);
     slot.trained_rank = delta.rank / 2;
   }
   slot.a = add_param(module, ParamKind::kA, slot.rank, slot.in, values);
   slot.b = add_param(module, ParamKind::kB, slot.rank, slot.out, values);
-  params_[static_cast<size_t>(slot.a)].trained_rows = slot.trained_rank;
-  params_[static_cast<size_t>(slot.b)].trained_rows = slot.trained_rank;
+  params_[static_cast<size_t>(slot.a)].trained_rows = options_.freeze_a ? 0 : slot.trained_rank;
+  params_[static_cast<size_t>(slot.b)].trained_rows = options_.freeze_b ? 0 : slot.trained_rank;
   values.set(slot.a, delta.a);
   values.set_transposed(slot.b, delta.b);
   if (delta.bias.defined()) {
@@ -106,7 +106,7 @@ Status TrainableAdapter::collect_slot(ModuleId module, const LoraDelta& delta, s
     values.set(slot.bias, delta.bias);
   }
   if (delta.magnitude.defined()) {
-    if (options_.num_modules > 1) return unsupported("MultiLoRA with DoRA: choose one of them");
+    if (options_.num_modules > 0) return unsupported("MultiLoRA with DoRA: choose one of them");
     if (options_.dropout > 0)
       return unsupported(
           "dropout with DoRA: PEFT drops features of the base's input too, which no adapter of the "
@@ -114,7 +114,7 @@ Status TrainableAdapter::collect_slot(ModuleId module, const LoraDelta& delta, s
     slot.magnitude = add_param(module, ParamKind::kMagnitude, 1, slot.out, values);
     values.set(slot.magnitude, delta.magnitude);
   }
-  if (options_.num_modules > 1) {
+  if (options_.num_modules > 0) {
     if (delta.rank % options_.num_modules != 0)
       return invalid_argument("{}: rank {} is no multiple of {} modules", module_path(module), delta.rank,
                               options_.num_modules);
@@ -429,6 +429,8 @@ void TrainableAdapter::finish_gradient() {
                          .rank = slot.rank,
                          .module_rank = slot.rank / options_.num_modules,
                          .n = slot.out});
+    // B's gradient was needed for that alone.
+    if (options_.freeze_b) ops_.fill(gradient(slot.b), param(slot.b).size(), 0);
   });
 }
 

@@ -37,7 +37,7 @@ struct Param {
   ModuleId module;
   ParamKind kind = ParamKind::kA;
   int64_t rows = 0, cols = 0;  // of value
-  int64_t trained_rows = 0;    // the first ones; the rest never change (what PiSSA took out of the base)
+  int64_t trained_rows = 0;    // the first ones; the rest never change
   int64_t offset = 0;          // of the first element in each of the adapter's four arrays; a multiple of 16
   int64_t size() const { return rows * cols; }
   int64_t trained_size() const { return trained_rows * cols; }
@@ -62,9 +62,10 @@ struct StepReport {
 };
 
 struct TrainableOptions {
-  int64_t num_modules = 1;   // MultiLoRA: the rank rows of every delta are that many modules; each gets a sigma
-  bool frozen_half = false;  // of every delta's rank rows the second half never changes (PiSSA, OLoRA)
-  double dropout = 0;        // of a delta's input
+  int64_t num_modules = 0;  // MultiLoRA: the rank rows of every delta are that many modules, each with a sigma
+  bool freeze_a = false, freeze_b = false;  // factors that stay as they are (A: LoRA-FA, arXiv:2308.03303)
+  bool frozen_half = false;                 // of every delta's rank rows the second half never changes (PiSSA, OLoRA)
+  double dropout = 0;                       // of a delta's input
   uint64_t dropout_seed = 0;
 };
 

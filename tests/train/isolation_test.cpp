@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+// Trained together equals trained alone, bit for bit: jobs of every kind share blocks that are cut at random, come and
+// go between steps, and are held against each job's run by itself.
+#include <gmock/gmock.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "testing/golden.h"
+
+#include "lk/base/rng.h"
+#include "lk/ops/cpu_backend.h"
+#include "lk/train/train_pass.h"
+
+namespace lk {
+namespace {
+using testing::kGoldenDir;
+
+constexpr int64_t kMaxRows = 96;
+constexpr int kSteps = 3;
+
+struct Kind {
+  std::string adapter;  // of the fixtures
+  TrainableOptions options;
+};
+std::vector<Kind> kinds_of(const std::string& model) {
+  if (model == "llama_mha")
+    return {{"r8_attention", {}},
+            {"r64_linear", {}},
+            {"rslora_r3", {}},
+            {"patterns", {}},
+            {"lora_bias", {}},
+            {"dora_r4", {}},
+            {"embed_head", {}},
+            {"modules_to_save", {}},
+            {"final_norm", {}},
+            {"tokens", {}},
+            {"pissa_r4", {.frozen_half = true}},
+            {"r8_attention", {.num_modules = 2}},
+            {"r8_attention", {.num_modules = 1, .freeze_a = true, .freeze_b = true}},
+            {"r64_linear", {.freeze_a = true}},
+            {"r64_linear", {.dropout = 0.1, .dropout_seed = 5}},
+            {"embed_head", {.dropout = 0.3, .dropout_seed = 6}},
+            {"r64_linear", {.num_modules = 4, .dropout = 0.2}}};
+  if (model == "qwen3")
+    return {{"all_norms", {}}, {"r6_linear", {}}, {"r6_linear", {.num_modules = 3, .dropout = 0.1}}};
+  return {{"r8_linear", {}}, {"tokens", {}}, {"embed", {}}, {"head", {.dropout = 0.2}}, {"layers_to_transform", {}}};
+}
+
+struct Job {
+  Kind kind;
+  std::unique_ptr<TrainableAdapter> adapter;
+  struct Sample {
+    std::vector<int32_t> ids;
+    std::vector<float> weights;
+  };
+  std::vector<std::vector<Sample>> steps;
+  std::vector<float> losses;  // of every row, in order
+  double weight(size_t step) const {
+    double sum = 0;
+    for (const Sample& sample : steps[step])
+      for (size_t t = 1; t < sample.ids.size(); ++t) sum += static_cast<double>(sample.weights[t]);
+    return sum;
+  }
+  uint64_t key(size_t step, size_t sample) const { return mix64(step * 1000 + sample); }
+};
+
+struct Bench {
+  std::unique_ptr<Backend> backend;
+  std::shared_ptr<const ModelWeights> weights;
+  std::unique_ptr<TrainPass> pass;
+
+  Bench(const std::string& model, DType act, int threads, Checkpointing level, std::optional<CpuIsa> isa) {
+    backend = make_cpu_backend({.num_threads = threads, .isa = isa}).value();
+    weights = load_weights(kGoldenDir + "models/" + model, act, *backend).value();
+    pass = TrainPass::create(weights, *backend, kMaxRows, 7 * 64, level).value();
+  }
+  std::unique_ptr<TrainableAdapter> adapter(const std::string& model, const Kind& kind) {
+    const auto initial = load_adapter("a", kGoldenDir + "adapters/" + model + "__" + kind.adapter, weights->config,
+                                      weights->checkpoint.get())
+                             .value();
+    return TrainableAdapter::create(*initial, *weights, *backend, kind.options).value();
+  }
+};
+
+Job::Sample draw_sample(Rng& rng, int64_t vocab) {
+  Job::Sample sample;
+  const uint64_t length = 2 + rng.below(20);
+  for (uint64_t t = 0; t < length; ++t) {
+    sample.ids.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(vocab))));
+    sample.weights.push_back(t + 1 == length ? 1.0f : static_cast<float>(rng.below(3)) / 2);
+  }
+  return sample;
+}
+
+// Runs one step of `jobs` together. Every job's samples stay in order; how many of them stand in a block, and beside
+// whom, is drawn.
+void run_step(Bench& bench, const std::vector<Job*>& jobs, size_t step, Rng& rng) {
+  std::vector<size_t> next(jobs.size(), 0);
+  for (;;) {
+    TokenBlock block;
+    std::vector<std::pair<Job*, int64_t>> rows;  // which job the rows up to here belong to
+    for (size_t j = 0; j < jobs.size(); ++j) {
+      const auto& samples = jobs[j]->steps[step];
+      for (uint64_t count = rng.below(3); count > 0 && next[j] < samples.size(); --count) {
+        const Job::Sample& sample = samples[next[j]];
+        if (block.num_rows() + static_cast<int64_t>(sample.ids.size()) > kMaxRows) break;
+        block.add(sample.ids, sample.weights, jobs[j]->key(step, next[j]), jobs[j]->adapter.get());
+        rows.emplace_back(jobs[j], block.num_rows());
+        ++next[j];
+      }
+    }
+    if (block.num_rows() > 0) {
+      const RowLosses losses = bench.pass->forward_backward(block);
+      int64_t row = 0;
+      for (const auto& [job, end] : rows)
+        for (; row < end; ++row) job->losses.push_back(losses.losses[static_cast<size_t>(row)]);
+    }
+    bool done = true;
+    for (size_t j = 0; j < jobs.size(); ++j) done &= next[j] == jobs[j]->steps[step].size();
+    if (done) break;
+  }
+  for (Job* job : jobs)
+    ASSERT_TRUE(
+        job->adapter->step({.rate = 0.01, .decay = 0.1, .b_rate_ratio = 2, .clip = 1}, job->weight(step)).finite);
+}
+
+std::vector<float> values_of(Bench& bench, TrainableAdapter& adapter) {
+  std::vector<float> values(static_cast<size_t>(adapter.num_elements()));
+  bench.backend->read(values.data(), adapter.values(), adapter.num_elements() * 4);
+  return values;
+}
+
+struct Setting {
+  std::string model;
+  DType act;
+  uint64_t seed;
+};
+
+class TrainIsolation : public ::testing::TestWithParam<Setting> {};
+
+TEST_P(TrainIsolation, TogetherIsAloneBitForBit) {
+  const auto& [model, act, seed] = GetParam();
+  Rng rng(seed);
+  const std::vector<CpuIsa> isas = supported_cpu_isas();
+  const CpuIsa isa = isas[rng.below(isas.size())];
+  const auto level = [&] { return static_cast<Checkpointing>(rng.below(3)); };
+  Bench together(model, act, 1 + static_cast<int>(rng.below(3)), level(), isa);
+  const std::vector<Kind> kinds = kinds_of(model);
+  std::vector<Job> jobs(2 + rng.below(4));
+  std::vector<size_t> first(jobs.size()), last(jobs.size());  // steps a job takes part in
+  for (size_t j = 0; j < jobs.size(); ++j) {
+    jobs[j].kind = kinds[rng.below(kinds.size())];
+    first[j] = rng.below(kSteps);
+    last[j] = first[j] + rng.below(kSteps - first[j]);
+    for (int step = 0; step < kSteps; ++step) {
+      auto& samples = jobs[j].steps.emplace_back();
+      for (uint64_t n = 1 + rng.below(4); n > 0; --n)
+        samples.push_back(draw_sample(rng, together.weights->shape.vocab_size));
+    }
+    jobs[j].adapter = together.adapter(model, jobs[j].kind);
+  }
+  for (size_t step = 0; step < kSteps; ++step) {
+    std::vector<Job*> present;
+    for (size_t j = 0; j < jobs.size(); ++j)
+      if (first[j] <= step && step <= last[j]) present.push_back(&jobs[j]);
+    run_step(together, present, step, rng);
+  }
+  for (size_t j = 0; j < jobs.size(); ++j) {
+    Bench alone(model, act, 1 + static_cast<int>(rng.below(3)), level(), isa);
+    Job job{.kind = jobs[j].kind, .adapter = alone.adapter(model, jobs[j].kind), .steps = jobs[j].steps, .losses = {}};
+    for (size_t step = first[j]; step <= last[j]; ++step) run_step(alone, {&job}, step, rng);
+    ASSERT_EQ(job.losses.size(), jobs[j].losses.size());
+    EXPECT_EQ(0, std::memcmp(job.losses.data(), jobs[j].losses.data(), job.losses.size() * 4)) << job.kind.adapter;
+    const std::vector<float> expected = values_of(alone, *job.adapter), actual = values_of(together, *jobs[j].adapter);
+    ASSERT_EQ(expected.size(), actual.size());
+    for (const Param& param : job.adapter->params())
+      EXPECT_EQ(0, std::memcmp(expected.data() + param.offset, actual.data() + param.offset,
+                               static_cast<size_t>(param.size()) * 4))
+          << param.name() << " of " << job.kind.adapter << " in " << job.kind.options.num_modules << " modules, "
+          << to_string(isa);
+  }
+}
+
+std::vector<Setting> settings() {
+  std::vector<Setting> all;
+  for (const char* model : {"llama_mha", "llama_gqa_llama3", "qwen3"})
+    for (DType act : {DType::kF32, DType::kBF16})
+      for (uint64_t seed = 0; seed < 8; ++seed) all.push_back({model, act, seed});
+  return all;
+}
+INSTANTIATE_TEST_SUITE_P(Drawn, TrainIsolation, ::testing::ValuesIn(settings()), [](const auto& info) {
+  return info.param.model + "_" + to_string(info.param.act) + "_" + std::to_string(info.param.seed);
+});
+
+}  // namespace
+}  // namespace lk
