@@ -54,7 +54,7 @@ struct ModelFlags {
 };
 
 // What a size flag says; nothing for "auto".
-Result<std::optional<int64_t>> parse_budget(const std::string& text);
+Result<std::optional<int64_t>> parse_budget(const char* flag, const std::string& text);
 // "all", "attention" or "q_proj,v_proj,...".
 Result<std::vector<std::string>> parse_targets(const std::string& text);
 

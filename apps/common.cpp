@@ -93,16 +93,17 @@ void ModelFlags::add_to(CLI::App& command, bool model_is_positional) {
   scheduler.add_to(command);
 }
 
-Result<std::optional<int64_t>> parse_budget(const std::string& text) {
+Result<std::optional<int64_t>> parse_budget(const char* flag, const std::string& text) {
   if (text == "auto") return std::optional<int64_t>();
-  LK_ASSIGN_OR_RETURN(const int64_t bytes, parse_bytes(text));
-  return std::optional<int64_t>(bytes);
+  const Result<int64_t> bytes = parse_bytes(text);
+  if (!bytes.ok()) return invalid_argument("{}: {}, or auto", flag, bytes.status().message());
+  return std::optional<int64_t>(*bytes);
 }
 
 Result<MemoryPlan> ModelFlags::plan(MemoryWishes wishes) const {
   if (model.empty() == dummy.empty())
     return invalid_argument("give a model directory, or --dummy CONFIG.json for random weights");
-  LK_ASSIGN_OR_RETURN(wishes.pages, parse_budget(memory));
+  LK_ASSIGN_OR_RETURN(wishes.pages, parse_budget("--memory", memory));
   LK_ASSIGN_OR_RETURN(const SchedulerOptions options, scheduler.parse());
   LK_ASSIGN_OR_RETURN(const ModelConfig config, TextEngine::read_config(model, dummy));
   return plan_memory(read_memory_limits(), model_footprint(config, act(), options.max_step_tokens), wishes);

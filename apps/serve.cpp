@@ -182,12 +182,17 @@ const std::set<std::string> kServeHelp{
     "--log-file",  // Operations
     "--config",      "--print-config",  "--check-config"};
 
+Result<int64_t> parse_size(const char* flag, const std::string& text) {
+  Result<int64_t> bytes = parse_bytes(text);
+  return bytes.ok() ? std::move(bytes) : bytes.status().with_context(flag);
+}
+
 Result<MemoryWishes> ServeFlags::wishes() const {
   MemoryWishes wishes;
-  LK_ASSIGN_OR_RETURN(wishes.pages, parse_budget(model.memory));
-  LK_ASSIGN_OR_RETURN(wishes.adapters, parse_budget(host_memory));
-  LK_ASSIGN_OR_RETURN(wishes.sums, parse_budget(sum_memory));
-  LK_ASSIGN_OR_RETURN(wishes.grammars, parse_bytes(grammar_memory));
+  LK_ASSIGN_OR_RETURN(wishes.pages, parse_budget("--memory", model.memory));
+  LK_ASSIGN_OR_RETURN(wishes.adapters, parse_budget("--host-memory", host_memory));
+  LK_ASSIGN_OR_RETURN(wishes.sums, parse_budget("--sum-memory", sum_memory));
+  LK_ASSIGN_OR_RETURN(wishes.grammars, parse_size("--grammar-memory", grammar_memory));
   return wishes;
 }
 
@@ -225,7 +230,7 @@ Result<ServerOptions> ServeFlags::options() const {
        .tls = tls}};
   if (!unix_socket.empty()) filled.listen.push_back({.address = "unix:" + unix_socket});
   if (!admin.empty()) filled.admin = HttpListen{.address = admin, .tls = tls && !admin.starts_with("unix:")};
-  LK_ASSIGN_OR_RETURN(filled.limits.max_body_bytes, parse_bytes(max_body));
+  LK_ASSIGN_OR_RETURN(filled.limits.max_body_bytes, parse_size("--max-body", max_body));
   LK_RETURN_IF_ERROR(wishes().status());
   const std::filesystem::path directory =
       model.model.empty() ? std::filesystem::path("dummy") : std::filesystem::path(model.model);

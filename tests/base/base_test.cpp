@@ -5,6 +5,7 @@
 #include <thread>
 #include <vector>
 
+#include "lk/base/bytes.h"
 #include "lk/base/file.h"
 #include "lk/base/sha256.h"
 #include "lk/base/status.h"
@@ -12,6 +13,27 @@
 
 namespace lk {
 namespace {
+
+TEST(Bytes, UnitsAndRange) {
+  for (const auto& [text, bytes] : std::vector<std::pair<std::string, int64_t>>{{"1", 1},
+                                                                                {"7B", 7},
+                                                                                {"1.5KiB", 1536},
+                                                                                {"2M", 2 << 20},
+                                                                                {"8GiB", int64_t{8} << 30},
+                                                                                {"2TiB", int64_t{2} << 40},
+                                                                                {"2T", int64_t{2} << 40},
+                                                                                {"3TB", 3'000'000'000'000},
+                                                                                {"1024TiB", int64_t{1} << 50}}) {
+    const Result<int64_t> parsed = parse_bytes(text);
+    ASSERT_TRUE(parsed.ok()) << parsed.status().message();
+    EXPECT_EQ(*parsed, bytes) << text;
+  }
+  for (const char* text : {"0", "0GiB", "-1GiB", "0.5", "1025TiB", "1e300", "nan", "inf"})
+    EXPECT_EQ(parse_bytes(text).status().message(), std::string(text) + " must be from 1 byte to 1024TiB");
+  for (const char* text : {"", "GiB", "8 GiB", "8gib", "8PiB", "x"})
+    EXPECT_NE(parse_bytes(text).status().message().find("is not a size; write for example 8GiB"), std::string::npos);
+  EXPECT_EQ(format_bytes(int64_t{3} << 39), "1.50 TiB");
+}
 
 Status fails() { return not_found("no {}", "file"); }
 Result<int> half(int x) {

@@ -168,6 +168,12 @@ class BadModels(Temporary):
                 self.assertIn(flag, done.stderr)
                 self.assertIn(value, done.stderr)
 
+    def test_sizes_that_are_none(self):
+        for flag in ("--memory", "--host-memory", "--sum-memory", "--grammar-memory", "--max-body"):
+            for value, words in (("0", "0 must be from 1 byte to 1024TiB"), ("8gib", '"8gib" is not a size; write for example 8GiB')):
+                with self.subTest(flag, value=value):
+                    self.refused("serve", MODEL, "--check-config", flag, value, words=(flag, words))
+
     def test_truncated_lying_and_nonsense_weights(self):
         data = pathlib.Path(MODEL, "model.safetensors").read_bytes()
         cases = {"truncated": data[: len(data) // 2], "header only": data[:100], "empty": b"", "huge header": struct.pack("<Q", 1 << 60) + data[8:],

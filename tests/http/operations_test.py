@@ -224,7 +224,7 @@ class Configuration(Directory):
 
     def test_more_memory_than_there_is(self):
         for flag in ("--memory", "--host-memory"):
-            with self.assertRaisesRegex(RuntimeError, rf"{flag} [0-9.]+ GiB is too much.*: {flag} [0-9]+MiB fits"):
+            with self.assertRaisesRegex(RuntimeError, rf"{flag} [0-9.]+ [GT]iB is too much.*: {flag} [0-9]+MiB fits"):
                 Server(flag, "524288GiB", adapters=())
 
     def test_start_failures(self):
