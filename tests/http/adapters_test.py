@@ -62,6 +62,8 @@ class HostMemory(Directory):
         for answer in failed:
             self.assertEqual(answer.status, 503)
             self.assertNotIn(self.path("root"), answer.text)
+            if answer.json["error"]["code"] == "adapter_unavailable":
+                self.assertIn("not what they were when it was loaded", answer.json["error"]["message"])
         self.assertEqual({answer.json["error"]["code"] for answer in failed} - {"overloaded"}, {"adapter_unavailable"})
         for answer in answers:
             if answer.status == 200:

@@ -90,6 +90,7 @@ class BadInput(ServerTest):
                 answer = self.server.complete(prompt, "sql")
                 self.refused(answer, 400)
                 self.assertTrue((answer.json["error"]["param"] or "").startswith("prompt"), answer)
+        self.refused(self.server.complete([5] * 513, "sql"), 400, param="prompt", code="context_length_exceeded")
         self.refused(self.server.complete("x", "sql", max_tokens=0), 400)
         self.refused(self.server.complete("x", "sql", logprobs=21), 400)
         self.assertEqual(self.server.complete("x", "sql", max_tokens=10**9).status, 200)  # cut to the context

@@ -30,10 +30,20 @@ ApiError model_error(const Status& status, const std::string& id) {
   return error;
 }
 
-// What prepare() refuses: the prompt has another name in each kind of request.
-ApiError prepare_error(const Status& status, std::string_view field, std::string_view prompt, const std::string& id) {
+// What is wrong with a field that may be the prompt: it has another name in each kind of request.
+ApiError prompt_error(const Status& status, std::string_view field, std::string_view prompt, const std::string& id) {
   ApiError error = api_error(status, id);
   error.param = field == "prompt" ? prompt : field;
+  return error;
+}
+
+// What prepare() refuses.
+ApiError prepare_error(const Status& status, std::string_view field, std::string_view prompt, const Exchange& exchange,
+                       const TextSequence& sequence) {
+  ApiError error = prompt_error(status, field, prompt, exchange.id);
+  // Clients act on this code: they shorten the conversation.
+  if (field == "prompt" && static_cast<int64_t>(sequence.asked.prompt.size()) >= exchange.server->text().context())
+    error.code = "context_length_exceeded";
   return error;
 }
 
@@ -145,22 +155,26 @@ class Answer : public RequestSink, public std::enable_shared_from_this<Answer> {
                                           .e2e_seconds = e2e_seconds_});
     if (completion.finish == FinishReason::kError && !failed_) {
       failed_ = true;
-      ApiError error = api_error(completion.error, exchange_->id);
+      // Lost data is the server's, not the request's fault, and its reason names the server's directories.
+      const bool lost = completion.error.code() == StatusCode::kDataLoss;
+      ApiError error = api_error(lost ? internal_error("lost data") : completion.error, exchange_->id);
       if (error.status == 500)  // the answer does not say why
         server().log().write(
             LogLevel::kError, "request_failed",
             {{"request", exchange_->id}, {"adapter", model_.name}, {"reason", completion.error.message()}});
       if (completion.error.code() == StatusCode::kFailedPrecondition && timing.started == Clock::time_point())
         error.code = "request_too_large";  // larger than the whole pool
-      if (completion.error.code() ==
-          StatusCode::kDataLoss) {  // read again from disk, in vain; the reason names the server's directories
+      if (lost && model_.adapter) {        // read again from its directory, in vain
         server().log().write(LogLevel::kError, "adapter_unreadable",
                              {{"adapter", model_.name}, {"reason", completion.error.message()}});
-        error = {.status = 503,
-                 .message = fmt::format("The adapter of `{}` cannot be read at the moment.", model_.name),
-                 .type = "server_error",
-                 .code = "adapter_unavailable",
-                 .retry_after_seconds = 5};
+        error = {
+            .status = 503,
+            .message = fmt::format("The adapter of `{}` cannot be read again: its files are gone, damaged or not what "
+                                   "they were when it was loaded. The server's log says which.",
+                                   model_.name),
+            .type = "server_error",
+            .code = "adapter_unavailable",
+            .retry_after_seconds = 5};
       }
       failed(error);
       cancel_others();
@@ -361,8 +375,8 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
         std::string_view field;
         const Status prepared = server.text().prepare(std::move(copy), *sequence, own_template, &field);
         if (!prepared.ok())
-          return exchange->refuse(
-              prepare_error(prepared, field, endpoint == Endpoint::kChat ? "messages" : "prompt", exchange->id));
+          return exchange->refuse(prepare_error(prepared, field, endpoint == Endpoint::kChat ? "messages" : "prompt",
+                                                *exchange, *sequence));
         sequence->asked.user = static_cast<int64_t>(std::hash<std::string>()(request.user));
         sequences.push_back(std::move(sequence));
       }
@@ -396,7 +410,7 @@ void ServerImpl::embeddings(const std::shared_ptr<Exchange>& exchange) {
       auto sequence = std::make_unique<ServedSequence>();
       std::string_view field;
       const Status prepared = server.text().prepare(std::move(input), *sequence, nullptr, &field);
-      if (!prepared.ok()) return exchange->refuse(prepare_error(prepared, field, "input", exchange->id));
+      if (!prepared.ok()) return exchange->refuse(prepare_error(prepared, field, "input", *exchange, *sequence));
       sequences.push_back(std::move(sequence));
     }
     answer->set_request(std::move(request), model->name);
@@ -417,7 +431,7 @@ void ServerImpl::tokenize(const std::shared_ptr<Exchange>& exchange) {
     const Result<std::vector<int32_t>> tokens = server.text().prompt_tokens(
         parsed.value->input, model->adapter ? model->adapter->chat_template.get() : nullptr);
     if (!tokens.ok())
-      return exchange->refuse(prepare_error(tokens.status(), "prompt", messages ? "messages" : "prompt", exchange->id));
+      return exchange->refuse(prompt_error(tokens.status(), "prompt", messages ? "messages" : "prompt", exchange->id));
     std::string body = format_tokenize(*parsed.value, *tokens, server.text().context(), *server.text().tokenizer());
     exchange->post([exchange, body = std::move(body)] { exchange->respond(200, body); });
   });
