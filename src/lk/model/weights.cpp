@@ -166,7 +166,9 @@ Result<std::shared_ptr<const ModelWeights>> load_weights(const std::string& dire
   weights->layers.resize(static_cast<size_t>(c.num_layers));
   Packer packer(*weights, backend, progress);
   const TensorView& embedding = packer.tensor("model.embed_tokens.weight");
-  const DeviceBuffer& table = weights->storage.emplace_back(backend.share(embedding, weights->checkpoint));
+  // A copy: a row of the mapped file may be gone from memory, and a step would wait for the disk.
+  DeviceBuffer& table = weights->storage.emplace_back(backend.allocate(embedding.num_bytes()));
+  backend.upload(table.data(), embedding.row(0), embedding.num_bytes());
   weights->embedding = TensorView(table.data(), embedding.dtype(), embedding.shape());
   for (int64_t layer = 0; layer < c.num_layers; ++layer) pack_layer(packer, *weights, backend, layer);
   weights->final_norm = packer.vector("model.norm.weight");
