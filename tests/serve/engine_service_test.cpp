@@ -84,10 +84,10 @@ TEST(EngineService, AdmissionIsBoundedByRequestsAndTokens) {
   service.expect_empty_queue();
 }
 
-// The rate that predicts waits is measured while there is a queue: a server that was idle before does not look slow.
+// The rate that predicts waits is measured while there is a queue (sched/wait_forecast_test.cpp: idle time does not
+// count).
 TEST(EngineService, PredictedWaitComesFromTheRateOfStartsAndRefusesByPatience) {
   Service service({.max_queue_tokens = 1 << 30, .max_wait_seconds = 1000}, {.max_running = 1});
-  std::this_thread::sleep_for(std::chrono::seconds(3));  // idle
   const auto begin = Clock::now();
   int64_t tokens = 0;
   double rate = 0;
