@@ -164,7 +164,8 @@ class OwnEndpoints(Directory):
             self.assertIn("message", answer.json["error"])
         for body, param in (({"pinned": 1}, "pinned"), ({"what": 1}, "what")):
             self.assertEqual(server.call("PATCH", "/v1/adapters/x", body).json["error"]["param"], param)
-        for body, param in (({"path": "sql"}, "name"), ({"name": "y"}, "path"), ({"name": "y", "path": "sql", "pinned": 1}, "pinned"), ({"name": "y", "path": "sql", "a": 1}, "a")):
+        for body, param in (({"path": "sql"}, "name"), ({"name": "y"}, "path"), ({"name": "y", "path": "sql", "pinned": 1}, "pinned"), ({"name": "y", "path": "sql", "a": 1}, "a"),
+                            ({"name": "y", "path": "nothing"}, "path"), ({"name": "y", "path": "/etc"}, "path"), ({"name": "x", "path": "sql", "replace": False}, "name")):
             self.assertEqual(server.post("/v1/adapters", body).json["error"]["param"], param)
         self.assertEqual(server.post("/v1/adapters", {"name": "prod", "path": "sql"}).status, 409)
 

@@ -299,7 +299,7 @@ class Embeddings(ServerTest):
         norm = math.sqrt(sum(value * value for value in whole[:8]))
         for a, b in zip(short, whole[:8], strict=True):
             self.assertAlmostEqual(a, b / norm, delta=1e-5)
-        for bad in ({"dimensions": 0}, {"dimensions": -1}, {"encoding_format": "int8"}, {"input": []}, {"input": ""}, {"input": [""]}, {"input": None},
+        for bad in ({"dimensions": 0}, {"dimensions": 257}, {"dimensions": -1}, {"encoding_format": "int8"}, {"input": []}, {"input": ""}, {"input": [""]}, {"input": None},
                     {"input": {}}, {"input": [[]]}, {"input": ["a", 5]}, {"input": [1536]}, {"input": [-1]}):
             self.refused(self.server.post("/v1/embeddings", {"input": "x", **bad}), 400)
         self.refused(self.server.post("/v1/embeddings", {"input": "word " * 600}), 400)  # longer than the context

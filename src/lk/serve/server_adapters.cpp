@@ -267,7 +267,9 @@ void ServerImpl::post_adapter(const std::shared_ptr<Exchange>& exchange) {
     if (!loaded.ok()) {
       exchange->post([exchange, status = loaded.status()] {
         ApiError error = api_error(status, exchange->id);
-        if (status.code() == StatusCode::kAlreadyExists) error.status = 409;
+        if (status.code() == StatusCode::kAlreadyExists) error.status = 409, error.param = "name";
+        if (status.code() == StatusCode::kNotFound || status.code() == StatusCode::kPermissionDenied)
+          error.param = "path";
         exchange->fail(error);
       });
       return;

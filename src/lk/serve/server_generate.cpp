@@ -402,6 +402,10 @@ void ServerImpl::embeddings(const std::shared_ptr<Exchange>& exchange) {
     exchange->request.body = {};
     if (!parsed.ok()) return exchange->refuse(parsed.error);
     EmbeddingRequest& request = *parsed.value;
+    if (const int64_t all = server.text().config().hidden_dim; request.dimensions > all)
+      return exchange->refuse(
+          {.message = fmt::format("\"dimensions\" is {}, the model's embeddings have {}", request.dimensions, all),
+           .param = "dimensions"});
     Result<AdapterRegistry::Resolved> model = server.adapters().resolve(request.model, *exchange->principal.tenant);
     if (!model.ok()) return exchange->refuse(model_error(model.status(), exchange->id));
     Sequences sequences;
