@@ -20,7 +20,17 @@ struct Tolerance {
   double nmse;     // sum (got - want)^2 / sum want^2
   double max_abs;  // largest |got - want|, relative to the largest |want|
 };
-enum class Op { kGemm, kLora, kAttention, kRmsNorm, kRope, kSwiglu };
+enum class Op {
+  kGemm,
+  kLora,
+  kAttention,
+  kRmsNorm,
+  kRope,
+  kSwiglu,
+  kAttentionBackward,
+  kOuter,
+  kRowGradient,  // f32, of a row-wise kernel; what is rounded to act is kSwiglu
+};
 // The table of docs/design/numerics.md.
 inline Tolerance tolerance(Op op, DType dtype) {
   const bool f32 = dtype == DType::kF32;
@@ -37,6 +47,12 @@ inline Tolerance tolerance(Op op, DType dtype) {
       return {1e-12, 1e-6};
     case Op::kSwiglu:
       return f32 ? Tolerance{1e-12, 1e-6} : Tolerance{1e-5, 6e-3};
+    case Op::kAttentionBackward:
+      return f32 ? Tolerance{1e-11, 1e-5} : Tolerance{3e-5, 1e-2};
+    case Op::kOuter:
+      return {1e-11, 1e-5};
+    case Op::kRowGradient:
+      return {1e-12, 2e-6};
   }
   return {0, 0};
 }

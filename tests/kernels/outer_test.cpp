@@ -50,7 +50,7 @@ TEST_P(OuterTest, MatchesRefOnRaggedShapes) {
       ref::outer(p);
       const std::string what = fmt::format("{} rows, rank {}, width {}", p.num_rows, p.rank, p.width);
       gradients[i].expect_intact(what);
-      expect_close(gradients[i].values(), wanted[i].values(), {1e-11, 1e-5}, what);
+      expect_close(gradients[i].values(), wanted[i].values(), tolerance(Op::kOuter, act()), what);
     }
   });
 }

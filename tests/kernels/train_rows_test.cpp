@@ -15,11 +15,9 @@ class TrainRowsTest : public KernelTest {
       f(std::type_identity<float>{});
   }
   const TrainKernels& train() const { return train_kernels(std::get<0>(GetParam())); }
-  // What is rounded to act once.
-  Tolerance rounded() const { return act() == DType::kF32 ? Tolerance{1e-12, 1e-6} : Tolerance{1e-5, 6e-3}; }
-  static constexpr Tolerance kF32 = {1e-12, 2e-6};
+  Tolerance rounded() const { return tolerance(Op::kSwiglu, act()); }
+  Tolerance exact() const { return tolerance(Op::kRowGradient, act()); }
 };
-constexpr Tolerance TrainRowsTest::kF32;
 
 // Enough for several threads at the end.
 const std::vector<std::pair<int64_t, int64_t>> kShapes = {{0, 5},   {1, 1},   {3, 16},  {2, 33},
@@ -97,8 +95,8 @@ TEST_P(TrainRowsTest, RmsNormBackwardMatchesRef) {
             const std::string what = fmt::format("{} rows of {} x {}", rows, heads, dim);
             dx[0].expect_intact(what);
             dw[0].expect_intact(what);
-            expect_close(dx[0].values(), dx[1].values(), kF32, what + ": dx");
-            expect_close(dw[0].values(), dw[1].values(), kF32, what + ": dw");
+            expect_close(dx[0].values(), dx[1].values(), exact(), what + ": dx");
+            expect_close(dw[0].values(), dw[1].values(), exact(), what + ": dw");
           }
         }
       }
@@ -217,9 +215,9 @@ TEST_P(TrainRowsTest, CrossEntropyMatchesRef) {
       greedy[0].expect_intact(what);
       gradient[0].expect_intact(what);
       EXPECT_EQ(greedy[0].values(), greedy[1].values()) << what;
-      expect_close(losses[0].values(), losses[1].values(), kF32, what + ": losses");
+      expect_close(losses[0].values(), losses[1].values(), exact(), what + ": losses");
       expect_close(as_floats(gradient[0].values()), as_floats(gradient[1].values()),
-                   act() == DType::kF32 ? Tolerance{1e-12, 2e-6} : rounded(), what + ": gradient");
+                   act() == DType::kF32 ? exact() : rounded(), what + ": gradient");
       // Over the logits themselves, without the other results.
       std::vector<float> own = logits;
       args.logits = own.data();
