@@ -100,7 +100,8 @@ Status run_train(const TrainBenchFlags& flags) {
     group_rank = std::max(group_rank, adapter->max_group_rank());
     adapters.push_back(std::move(adapter));
   }
-  LK_ASSIGN_OR_RETURN(const auto pass, TrainPass::create(weights, *backend, flags.tokens, group_rank, level));
+  const TrainPassOptions options{.max_rows = flags.tokens, .max_group_rank = group_rank, .checkpointing = level};
+  LK_ASSIGN_OR_RETURN(const auto pass, TrainPass::create(weights, *backend, options));
   const auto make_block = [&](int64_t job, int64_t tokens, TokenBlock& block) {
     Rng rng(static_cast<uint64_t>(job) + 1);
     for (int64_t done = 0; done < tokens;) {
@@ -150,7 +151,7 @@ Status run_train(const TrainBenchFlags& flags) {
   }
   struct rusage usage {};
   ::getrusage(RUSAGE_SELF, &usage);
-  const int64_t pass_bytes = TrainPass::memory_bytes(weights, *backend, flags.tokens, group_rank, level);
+  const int64_t pass_bytes = TrainPass::memory_bytes(weights, *backend, options);
   fmt::print("{} tokens a step, samples of {}, rank {} on {}, {}, checkpointing {}, {} threads\n", flags.tokens,
              flags.sample_tokens, flags.rank, flags.targets, flags.dtype, flags.checkpointing, pool.size());
   fmt::print("machine    read {:.1f} GB/s, {} {:.0f} GFLOP/s\n", median(reads), flags.dtype, median(peaks));

@@ -73,7 +73,9 @@ struct Bench {
   Bench(const std::string& model, DType act, int threads, Checkpointing level, std::optional<CpuIsa> isa) {
     backend = make_cpu_backend({.num_threads = threads, .isa = isa}).value();
     weights = load_weights(kGoldenDir + "models/" + model, act, *backend).value();
-    pass = TrainPass::create(weights, *backend, kMaxRows, 7 * 64, level).value();
+    pass = TrainPass::create(weights, *backend,
+                             {.max_rows = kMaxRows, .max_group_rank = 7 * 64, .dropout = true, .checkpointing = level})
+               .value();
   }
   std::unique_ptr<TrainableAdapter> adapter(const std::string& model, const Kind& kind) {
     const auto initial = load_adapter("a", kGoldenDir + "adapters/" + model + "__" + kind.adapter, weights->config,

@@ -207,7 +207,12 @@ class TrainRun::Impl : public TrainObserver {
   void retry_paused();
   Status finish(Entry& entry);
 
+  TrainPassOptions pass_options(int64_t rows, Checkpointing level) const {
+    return {.max_rows = rows, .max_group_rank = group_rank_, .dropout = dropout_, .checkpointing = level};
+  }
+
   int64_t group_rank_ = 0;
+  bool dropout_ = false;
 
   std::vector<TrainJob*> ended_;
 };
@@ -265,8 +270,8 @@ Status TrainRun::Impl::open() {
   }
   LK_RETURN_IF_ERROR(plan_memory(opened));
   LK_RETURN_IF_ERROR(check_block(opened));
-  LK_ASSIGN_OR_RETURN(pass_, TrainPass::create(base_.weights, *base_.backend, config_.block_tokens, group_rank_,
-                                               memory_.checkpointing));
+  LK_ASSIGN_OR_RETURN(pass_, TrainPass::create(base_.weights, *base_.backend,
+                                               pass_options(config_.block_tokens, memory_.checkpointing)));
   LK_ASSIGN_OR_RETURN(const std::string digest, base_digest(base_.directory));
   std::vector<std::unique_ptr<TrainJob>> jobs;
   for (Opened& item : opened) {
@@ -289,6 +294,7 @@ Status TrainRun::Impl::plan_memory(const std::vector<Opened>& opened) {
     item.entry->forecast.parameters = sizes.parameters;
     item.entry->forecast.state_bytes = sizes.bytes;
     memory_.states += sizes.bytes;
+    dropout_ |= config.adapter.dropout > 0;
     // EVA may give a module twice its rank.
     group_rank_ = std::max(group_rank_, sizes.group_rank * (config.adapter.init == AdapterInit::kEva ? 2 : 1));
   }
@@ -297,7 +303,7 @@ Status TrainRun::Impl::plan_memory(const std::vector<Opened>& opened) {
   // The base is there already; what the machine has left is for the rest.
   const int64_t left = config_.memory_bytes > 0 ? budget - memory_.base : budget;
   const auto activations = [&](int64_t rows, Checkpointing level) {
-    return TrainPass::memory_bytes(base_.weights, *base_.backend, rows, group_rank_, level);
+    return TrainPass::memory_bytes(base_.weights, *base_.backend, pass_options(rows, level));
   };
   std::vector<Checkpointing> levels{Checkpointing::kNone, Checkpointing::kSelective, Checkpointing::kFull};
   if (config_.checkpointing) levels = {*config_.checkpointing};

@@ -11,10 +11,10 @@ namespace {
 
 // Rows of the MLP computed at a time. Its widest products are f32 and not kept, so this bounds them; enough rows that
 // reading (and, backwards, repacking) the weights costs little beside the product.
-constexpr int64_t kMlpRows = 1024;
+constexpr int64_t kMlpRows = 512;
 // Rows of logits at a time: at most so many, and at most so many bytes of them (32 rows at least).
-constexpr int64_t kMaxHeadRows = 512;
-constexpr int64_t kLogitsBytes = int64_t{64} << 20;
+constexpr int64_t kMaxHeadRows = 256;
+constexpr int64_t kLogitsBytes = int64_t{32} << 20;
 
 // Where in a layer the lowest trained parameter stands. Backward passes end there.
 enum Point : int { kBelow = 0, kAtInputNorm, kAtQkv, kAtHeadNorms, kAtO, kAtPostNorm, kAtGateUp, kAtDown, kAbove };
@@ -77,7 +77,7 @@ void TokenBlock::add(std::span<const int32_t> sample_tokens, std::span<const flo
   runs.back().end = end;
 }
 
-// Null where a layer keeps nothing: then it is in live_.
+// Buffers that the level does not keep are empty.
 struct TrainPass::Kept {
   DeviceBuffer x, x2;        // f32 [rows, hidden_dim] the residual stream before attention and before the MLP
   DeviceBuffer raw;          // act [rows, q_dim + kv_dim] q and k before their norms (Qwen3)
@@ -85,7 +85,6 @@ struct TrainPass::Kept {
   DeviceBuffer attended;     // act [rows, q_dim]
   DeviceBuffer log_sum_exp;  // f32 [rows, num_heads]
   DeviceBuffer gate_up;      // act [rows, gate_up columns]
-  DeviceBuffer activated;    // act [rows, intermediate_dim]
   std::array<DeviceBuffer, kNumProjGroups> products;  // f32 [rows, rank stride] of the adapters
 };
 
@@ -116,19 +115,19 @@ struct TrainPass::Group {
 
 // --- Creation
 
-TrainPass::TrainPass(std::shared_ptr<const ModelWeights> weights, Backend& backend, int64_t max_rows,
-                     int64_t max_group_rank, Checkpointing level)
+TrainPass::TrainPass(std::shared_ptr<const ModelWeights> weights, Backend& backend, const TrainPassOptions& options)
     : weights_(std::move(weights)),
       backend_(backend),
       ops_(backend.train_ops()),
-      max_rows_(max_rows),
-      rank_stride_((max_group_rank + 15) / 16 * 16),
-      level_(level),
+      max_rows_(options.max_rows),
+      rank_stride_((options.max_group_rank + 15) / 16 * 16),
+      dropout_(options.dropout),
+      level_(options.checkpointing),
       act_bytes_(dtype_bytes(weights_->act)),
       live_(std::make_unique<Kept>()) {
   const ModelShape& shape = weights_->shape;
   const int64_t logit_rows = kLogitsBytes / (align_panel(shape.vocab_size) * 4);
-  head_rows_ = std::min(max_rows, std::clamp<int64_t>(logit_rows, 32, kMaxHeadRows));
+  head_rows_ = std::min(max_rows_, std::clamp<int64_t>(logit_rows, 32, kMaxHeadRows));
   rope_ = make_rope_table(weights_->config, 0);
   for (int64_t layer = 0; layer < shape.num_layers; ++layer) kept_.push_back(std::make_unique<Kept>());
 }
@@ -137,27 +136,34 @@ std::vector<std::pair<DeviceBuffer*, int64_t>> TrainPass::buffers() {
   const ModelShape& shape = weights_->shape;
   const int64_t rows = max_rows_, mlp_rows = std::min(max_rows_, kMlpRows), act = act_bytes_;
   const int64_t hidden = shape.hidden_dim, qkv = group_columns(ProjGroup::kQkv, shape);
-  const int64_t gate_up = group_columns(ProjGroup::kGateUp, shape);
-  const int64_t widest_input = std::max({hidden, shape.q_dim(), shape.intermediate_dim});
+  const int64_t gate_up = group_columns(ProjGroup::kGateUp, shape), intermediate = shape.intermediate_dim;
   std::vector<std::pair<DeviceBuffer*, int64_t>> all;
-  const auto keep_layer = [&](Kept& kept) {
+  const auto keep_attention = [&](Kept& kept) {
     all.insert(all.end(), {{&kept.x2, rows * hidden * 4},
                            {&kept.q, rows * shape.q_dim() * act},
                            {&kept.k, rows * shape.kv_dim() * act},
                            {&kept.v, rows * shape.kv_dim() * act},
                            {&kept.attended, rows * shape.q_dim() * act},
-                           {&kept.log_sum_exp, rows * shape.num_heads * 4},
-                           {&kept.gate_up, rows * gate_up * act}});
+                           {&kept.log_sum_exp, rows * shape.num_heads * 4}});
     if (weights_->config.qk_norm) all.push_back({&kept.raw, rows * (shape.q_dim() + shape.kv_dim()) * act});
-    for (DeviceBuffer& products : kept.products) all.push_back({&products, rows * rank_stride_ * 4});
+    for (ProjGroup group : {ProjGroup::kQkv, ProjGroup::kO})
+      all.push_back({&kept.products[static_cast<size_t>(group)], rows * rank_stride_ * 4});
   };
   for (auto& kept : kept_) {
     all.push_back({&kept->x, rows * hidden * 4});
-    if (level_ != Checkpointing::kFull) keep_layer(*kept);
-    if (level_ == Checkpointing::kNone) all.push_back({&kept->activated, rows * shape.intermediate_dim * act});
+    if (level_ != Checkpointing::kFull) keep_attention(*kept);
+    if (level_ != Checkpointing::kNone) continue;
+    all.push_back({&kept->gate_up, rows * gate_up * act});
+    for (ProjGroup group : {ProjGroup::kGateUp, ProjGroup::kDown})
+      all.push_back({&kept->products[static_cast<size_t>(group)], rows * rank_stride_ * 4});
   }
-  keep_layer(*live_);
-  all.push_back({&live_->activated, rows * shape.intermediate_dim * act});
+  if (level_ == Checkpointing::kFull) keep_attention(*live_);
+  if (level_ != Checkpointing::kNone)
+    all.insert(all.end(), {{&gate_up_, mlp_rows * gate_up * act}, {&mlp_products_, 2 * mlp_rows * rank_stride_ * 4}});
+  if (dropout_) {
+    const int64_t widest = std::max(rows * std::max(hidden, shape.q_dim()), mlp_rows * intermediate);
+    all.insert(all.end(), {{&dropped_, widest * act}, {&ddropped_, widest * 4}});
+  }
   const int64_t angles = rows * shape.head_dim / 2 * 4;
   all.insert(all.end(), {{&cos_, angles},
                          {&sin_, angles},
@@ -167,12 +173,10 @@ std::vector<std::pair<DeviceBuffer*, int64_t>> TrainPass::buffers() {
                          {&normed_, rows * hidden * act},
                          {&qkv_, rows * qkv * 4},
                          {&dqkv_, rows * qkv * act},
-                         {&wide_, mlp_rows * std::max(gate_up, shape.intermediate_dim) * 4},
-                         {&dgate_up_, mlp_rows * gate_up * act},
+                         {&wide_, mlp_rows * std::max(gate_up, intermediate) * 4},
+                         {&activated_, mlp_rows * intermediate * act},
                          {&product_, rows * align_panel(std::max(hidden, shape.q_dim())) * 4},
                          {&dy_, rows * align_panel(hidden) * act},
-                         {&dropped_, rows * widest_input * act},
-                         {&ddropped_, rows * widest_input * 4},
                          {&dproducts_, rows * rank_stride_ * 4},
                          {&logits_, head_rows_ * align_panel(shape.vocab_size) * 4},
                          {&gathered_, head_rows_ * hidden * 4},
@@ -185,9 +189,9 @@ std::vector<std::pair<DeviceBuffer*, int64_t>> TrainPass::buffers() {
 }
 
 Result<std::unique_ptr<TrainPass>> TrainPass::create(std::shared_ptr<const ModelWeights> weights, Backend& backend,
-                                                     int64_t max_rows, int64_t max_group_rank, Checkpointing level) {
-  LK_CHECK(max_rows > 0 && max_group_rank >= 0);
-  std::unique_ptr<TrainPass> pass(new TrainPass(std::move(weights), backend, max_rows, max_group_rank, level));
+                                                     const TrainPassOptions& options) {
+  LK_CHECK(options.max_rows > 0 && options.max_group_rank >= 0);
+  std::unique_ptr<TrainPass> pass(new TrainPass(std::move(weights), backend, options));
   for (const auto& [buffer, bytes] : pass->buffers()) {
     LK_ASSIGN_OR_RETURN(*buffer, backend.try_allocate(bytes));
   }
@@ -196,9 +200,9 @@ Result<std::unique_ptr<TrainPass>> TrainPass::create(std::shared_ptr<const Model
 
 TrainPass::~TrainPass() = default;
 
-int64_t TrainPass::memory_bytes(std::shared_ptr<const ModelWeights> weights, Backend& backend, int64_t max_rows,
-                                int64_t max_group_rank, Checkpointing level) {
-  TrainPass pass(std::move(weights), backend, max_rows, max_group_rank, level);
+int64_t TrainPass::memory_bytes(std::shared_ptr<const ModelWeights> weights, Backend& backend,
+                                const TrainPassOptions& options) {
+  TrainPass pass(std::move(weights), backend, options);
   int64_t sum = 0;
   for (const auto& [buffer, bytes] : pass.buffers()) sum += bytes;
   return sum;
@@ -219,11 +223,14 @@ RowLosses TrainPass::run(const TokenBlock& block, Mode mode) {
   prepare(block, mode);
   const int64_t num_layers = weights_->shape.num_layers, hidden = weights_->shape.hidden_dim;
   embed(block);
+  const bool full = level_ == Checkpointing::kFull;
   for (int64_t layer = 0; layer < num_layers; ++layer) {
     const bool keeps = mode == Mode::kTrain && layer >= lowest_layer_;
     Kept& own = *kept_[static_cast<size_t>(layer)];
     if (keeps) copy(hidden_.as<float>(), own.x.as<float>(), hidden);
-    forward_layer(layer, block, keeps && level_ != Checkpointing::kFull ? own : *live_, true);
+    Kept& place = keeps && !full ? own : shared();
+    forward_attention(layer, block, place);
+    forward_mlp(layer, block, place);
   }
   RowLosses result{std::vector<float>(block.tokens.size()), std::vector<uint8_t>(block.tokens.size())};
   if (mode == Mode::kTrain) ops_.fill(dhidden_.as<float>(), num_rows_ * hidden, 0);
@@ -231,16 +238,11 @@ RowLosses TrainPass::run(const TokenBlock& block, Mode mode) {
   if (mode == Mode::kEvaluate) return result;
   for (int64_t layer = num_layers - 1; layer >= lowest_layer_; --layer) {
     Kept& own = *kept_[static_cast<size_t>(layer)];
-    const bool full = level_ == Checkpointing::kFull;
     if (full) {
       copy(own.x.as<float>(), hidden_.as<float>(), hidden);
-      forward_layer(layer, block, *live_, false);
-      std::swap(live_->x, own.x);
-      backward_layer(layer, block, *live_);
-      std::swap(live_->x, own.x);
-    } else {
-      backward_layer(layer, block, own);
+      forward_attention(layer, block, *live_);
     }
+    backward_layer(layer, block, own.x.as<float>(), full ? *live_ : own);
   }
   if (embedding_trained_) backward_embedding(block);
   return result;
@@ -260,7 +262,7 @@ void TrainPass::prepare(const TokenBlock& block, Mode mode) {
     lowest_layer_ = std::min(lowest_layer_, run.adapter->lowest_layer());
     embedding_trained_ |= run.adapter->trains_embedding();
     drops_ |= mode == Mode::kTrain && run.adapter->dropout() > 0;
-    LK_CHECK(run.adapter->max_group_rank() <= rank_stride_);
+    LK_CHECK(run.adapter->max_group_rank() <= rank_stride_ && (dropout_ || run.adapter->dropout() == 0));
   }
   for (const Run& run : block.runs)
     if (run.adapter && lowest_layer_ < shape.num_layers)
@@ -398,11 +400,6 @@ void TrainPass::embed(const TokenBlock& block) {
   backend_.embed({.rows = rows, .y = hidden_.as<float>(), .y_stride = dim, .dim = dim});
 }
 
-void TrainPass::forward_layer(int64_t layer, const TokenBlock& block, Kept& kept, bool output) {
-  forward_attention(layer, block, kept);
-  forward_mlp(layer, block, kept, output);
-}
-
 void TrainPass::rotate(float* qkv, const float* sin) {
   const ModelShape& shape = weights_->shape;
   const int64_t columns = group_columns(ProjGroup::kQkv, shape);
@@ -471,38 +468,49 @@ BlockAttention TrainPass::attention(int64_t layer, const TokenBlock& block, cons
           .sequences = block.samples};
 }
 
-void TrainPass::forward_mlp(int64_t layer, const TokenBlock& block, Kept& kept, bool output) {
+TrainPass::MlpPlace TrainPass::mlp_place(Kept& kept, int64_t begin) {
+  if (!kept.gate_up.data()) {
+    const int64_t mlp_rows = std::min(max_rows_, kMlpRows);
+    return {gate_up_.data(), mlp_products_.as<float>(), mlp_products_.as<float>() + mlp_rows * rank_stride_};
+  }
+  const auto products = [&](ProjGroup group) {
+    return kept.products[static_cast<size_t>(group)].as<float>() + begin * rank_stride_;
+  };
+  return {row_of(kept.gate_up.data(), begin, group_columns(ProjGroup::kGateUp, weights_->shape), act_bytes_),
+          products(ProjGroup::kGateUp), products(ProjGroup::kDown)};
+}
+
+void TrainPass::forward_gate_up(int64_t layer, const View& rows, const void* normed, const MlpPlace& place) {
+  forward(group(layer, ProjGroup::kGateUp), rows, normed, wide_.as<float>(), place.gate_up_products);
+  activate(rows, wide_.as<float>(), place);
+}
+
+// activated_ = silu(gate) up; from the product `x`, or, without one, from what was kept of it.
+void TrainPass::activate(const View& rows, const float* x, const MlpPlace& place) {
   const ModelShape& shape = weights_->shape;
+  const int64_t gate_up = group_columns(ProjGroup::kGateUp, shape);
+  ops_.swiglu_keep({.x = x,
+                    .x_stride = gate_up,
+                    .up_offset = group_column(Proj::kUp, shape),
+                    .padded = gate_up,
+                    .kept = place.gate_up,
+                    .kept_stride = gate_up,
+                    .y = activated_.data(),
+                    .act = weights_->act,
+                    .y_stride = shape.intermediate_dim,
+                    .num_rows = rows.num_rows,
+                    .dim = shape.intermediate_dim});
+}
+
+void TrainPass::forward_mlp(int64_t layer, const TokenBlock& block, Kept& kept) {
+  const int64_t hidden = weights_->shape.hidden_dim;
   const LayerWeights& w = weights_->layers[static_cast<size_t>(layer)];
-  const int64_t gate_up = group_columns(ProjGroup::kGateUp, shape), hidden = shape.hidden_dim;
-  DeviceBuffer& activated = kept.activated.data() ? kept.activated : live_->activated;
   norm(view(block, 0, num_rows_), hidden_.as<float>(), w.post_norm, post_norm_of, layer, normed_.data());
   for (int64_t begin = 0; begin < num_rows_; begin += kMlpRows) {
     const View rows = view(block, begin, std::min(begin + kMlpRows, num_rows_));
-    const auto products = [&](ProjGroup group) {
-      return kept.products[static_cast<size_t>(group)].as<float>() + begin * rank_stride_;
-    };
-    std::byte* h = row_of(activated.data(), begin, shape.intermediate_dim, act_bytes_);
-    forward(group(layer, ProjGroup::kGateUp), rows, row_of(normed_.data(), begin, hidden, act_bytes_),
-            wide_.as<float>(), products(ProjGroup::kGateUp));
-    ops_.swiglu_keep({.x = wide_.as<float>(),
-                      .x_stride = gate_up,
-                      .up_offset = group_column(Proj::kUp, shape),
-                      .padded = gate_up,
-                      .kept = row_of(kept.gate_up.data(), begin, gate_up, act_bytes_),
-                      .kept_stride = gate_up,
-                      .y = h,
-                      .act = weights_->act,
-                      .y_stride = shape.intermediate_dim,
-                      .num_rows = rows.num_rows,
-                      .dim = shape.intermediate_dim});
-    // A layer that runs again needs of its last linear the rank products alone.
-    const Group down = group(layer, ProjGroup::kDown);
-    if (!output) {
-      add_deltas(down, rows, h, product_.as<float>(), products(ProjGroup::kDown));
-      continue;
-    }
-    forward(down, rows, h, product_.as<float>(), products(ProjGroup::kDown));
+    const MlpPlace place = mlp_place(kept, begin);
+    forward_gate_up(layer, rows, row_of(normed_.data(), begin, hidden, act_bytes_), place);
+    forward(group(layer, ProjGroup::kDown), rows, activated_.data(), product_.as<float>(), place.down_products);
     backend_.add(hidden_.as<float>() + begin * hidden, hidden, product_.as<float>(), align_panel(hidden), rows.num_rows,
                  hidden);
   }
@@ -729,7 +737,8 @@ void TrainPass::backward_head(const View& some, std::span<const int32_t> rows) {
       }
     }
   }
-  backward(lm_head, some, head_input_.data(), dlogits, stride, head_products_.as<float>(), dgathered_.as<float>());
+  backward(lm_head, some, head_input_.data(), dlogits, stride, head_products_.as<float>(), dgathered_.as<float>(),
+           true);
   for (auto& [run, c] : taken) {
     const PackedWeight& own = run.adapter->token_head();
     DeviceBuffer rounded = backend_.allocate((run.end - run.begin) * own.n * act_bytes_);
@@ -763,10 +772,10 @@ void TrainPass::backward_head(const View& some, std::span<const int32_t> rows) {
 
 // --- Backward
 
-void TrainPass::backward_layer(int64_t layer, const TokenBlock& block, Kept& kept) {
+void TrainPass::backward_layer(int64_t layer, const TokenBlock& block, const float* x, Kept& kept) {
   const int stop = layer == lowest_layer_ ? lowest_point_ : static_cast<int>(kBelow);
   backward_mlp(layer, block, kept, stop);
-  if (stop < kAtPostNorm) backward_attention(layer, block, kept, stop);
+  if (stop < kAtPostNorm) backward_attention(layer, block, x, kept, stop);
 }
 
 void TrainPass::backward_mlp(int64_t layer, const TokenBlock& block, Kept& kept, int stop) {
@@ -776,27 +785,16 @@ void TrainPass::backward_mlp(int64_t layer, const TokenBlock& block, Kept& kept,
   const int64_t padded = align_panel(hidden), intermediate = shape.intermediate_dim;
   for (int64_t begin = 0; begin < num_rows_; begin += kMlpRows) {
     const View rows = view(block, begin, std::min(begin + kMlpRows, num_rows_));
-    const auto products = [&](ProjGroup group) {
-      return kept.products[static_cast<size_t>(group)].as<float>() + begin * rank_stride_;
-    };
+    const MlpPlace place = mlp_place(kept, begin);
     float* dhidden = dhidden_.as<float>() + begin * hidden;
     const float* x2 = kept.x2.as<float>() + begin * hidden;
-    std::byte* kept_gate_up = row_of(kept.gate_up.data(), begin, gate_up, act_bytes_);
-    const std::byte* h;
-    if (kept.activated.data()) {
-      h = row_of(kept.activated.data(), begin, intermediate, act_bytes_);
+    const Group down = group(layer, ProjGroup::kDown);
+    norm(rows, x2, w.post_norm, post_norm_of, layer, normed_.data());
+    if (kept.gate_up.data()) {
+      activate(rows, nullptr, place);
     } else {
-      h = live_->activated.data();
-      ops_.swiglu_keep({.x = nullptr,
-                        .up_offset = group_column(Proj::kUp, shape),
-                        .padded = gate_up,
-                        .kept = kept_gate_up,
-                        .kept_stride = gate_up,
-                        .y = live_->activated.data(),
-                        .act = weights_->act,
-                        .y_stride = intermediate,
-                        .num_rows = rows.num_rows,
-                        .dim = intermediate});
+      forward_gate_up(layer, rows, normed_.data(), place);
+      add_deltas(down, rows, activated_.data(), product_.as<float>(), place.down_products);  // for the products alone
     }
     ops_.round_rows({.x = dhidden,
                      .x_stride = hidden,
@@ -806,29 +804,29 @@ void TrainPass::backward_mlp(int64_t layer, const TokenBlock& block, Kept& kept,
                      .num_rows = rows.num_rows,
                      .n = hidden,
                      .padded = padded});
-    float* dh = stop < kAtDown ? wide_.as<float>() : nullptr;
-    backward(group(layer, ProjGroup::kDown), rows, h, dy_.data(), padded, products(ProjGroup::kDown), dh);
-    if (!dh) continue;
-    ops_.swiglu_backward({.kept = kept_gate_up,
+    float* dh = wide_.as<float>();
+    backward(down, rows, activated_.data(), dy_.data(), padded, place.down_products, dh, stop < kAtDown);
+    if (stop >= kAtDown) continue;
+    // In place: gate and up are not needed again.
+    ops_.swiglu_backward({.kept = place.gate_up,
                           .kept_stride = gate_up,
                           .up_offset = group_column(Proj::kUp, shape),
                           .padded = gate_up,
                           .dy = dh,
                           .dy_stride = intermediate,
-                          .dx = dgate_up_.data(),
+                          .dx = place.gate_up,
                           .act = weights_->act,
                           .dx_stride = gate_up,
                           .num_rows = rows.num_rows,
                           .dim = intermediate});
-    norm(rows, x2, w.post_norm, post_norm_of, layer, normed_.data());
-    float* dnormed = stop < kAtGateUp ? product_.as<float>() : nullptr;
-    backward(group(layer, ProjGroup::kGateUp), rows, normed_.data(), dgate_up_.data(), gate_up,
-             products(ProjGroup::kGateUp), dnormed);
-    if (dnormed) norm_backward(rows, x2, w.post_norm, post_norm_of, layer, dnormed, dhidden, true);
+    float* dnormed = product_.as<float>();
+    backward(group(layer, ProjGroup::kGateUp), rows, normed_.data(), place.gate_up, gate_up, place.gate_up_products,
+             dnormed, stop < kAtGateUp);
+    if (stop < kAtGateUp) norm_backward(rows, x2, w.post_norm, post_norm_of, layer, dnormed, dhidden, true);
   }
 }
 
-void TrainPass::backward_attention(int64_t layer, const TokenBlock& block, Kept& kept, int stop) {
+void TrainPass::backward_attention(int64_t layer, const TokenBlock& block, const float* x, Kept& kept, int stop) {
   const ModelShape& shape = weights_->shape;
   const LayerWeights& w = weights_->layers[static_cast<size_t>(layer)];
   const int64_t hidden = shape.hidden_dim, padded = align_panel(hidden);
@@ -842,10 +840,10 @@ void TrainPass::backward_attention(int64_t layer, const TokenBlock& block, Kept&
                    .num_rows = num_rows_,
                    .n = hidden,
                    .padded = padded});
-  float* dattended = stop < kAtO ? product_.as<float>() : nullptr;
+  float* dattended = product_.as<float>();
   backward(group(layer, ProjGroup::kO), all, kept.attended.data(), dy_.data(), padded, kept.products[1].as<float>(),
-           dattended);
-  if (!dattended) return;
+           dattended, stop < kAtO);
+  if (stop >= kAtO) return;
   float* dqkv = qkv_.as<float>();
   ops_.block_attention_backward({.in = attention(layer, block, kept),
                                  .y = kept.attended.data(),
@@ -873,18 +871,17 @@ void TrainPass::backward_attention(int64_t layer, const TokenBlock& block, Kept&
                      .n = width,
                      .padded = align_panel(width)});
   }
-  norm(all, kept.x.as<float>(), w.input_norm, input_norm_of, layer, normed_.data());
-  float* dnormed = stop < kAtQkv ? product_.as<float>() : nullptr;
+  norm(all, x, w.input_norm, input_norm_of, layer, normed_.data());
+  float* dnormed = product_.as<float>();
   backward(group(layer, ProjGroup::kQkv), all, normed_.data(), dqkv_.data(), columns, kept.products[0].as<float>(),
-           dnormed);
-  if (dnormed)
-    norm_backward(all, kept.x.as<float>(), w.input_norm, input_norm_of, layer, dnormed, dhidden_.as<float>(), true);
+           dnormed, stop < kAtQkv);
+  if (stop < kAtQkv) norm_backward(all, x, w.input_norm, input_norm_of, layer, dnormed, dhidden_.as<float>(), true);
 }
 
 void TrainPass::backward(const Group& group, const View& view, const void* x, void* dy, int64_t dy_stride,
-                         const float* products, float* dx) {
+                         const float* products, float* dx, bool through) {
   backward_dora(group, view, x, dy, dy_stride);
-  if (dx)
+  if (through)
     for_each_weight(group, view, [&](const PackedWeight& w, int64_t begin, int64_t end) {
       ops_.gemm_transposed({.x = row_of(dy, begin, dy_stride, act_bytes_),
                             .act = weights_->act,
@@ -896,7 +893,7 @@ void TrainPass::backward(const Group& group, const View& view, const void* x, vo
     });
   const bool adapted = std::ranges::any_of(view.runs, [&](const Run& run) { return group.adapted(run.adapter); });
   if (!adapted) return;
-  backward_deltas(group, view, dy, dy_stride, dx);
+  backward_deltas(group, view, dy, dy_stride, dx, through);
   add_slot_gradients(group, view, x, dy, dy_stride, products);
 }
 
@@ -943,9 +940,10 @@ void TrainPass::backward_dora(const Group& group, const View& some, const void* 
   }
 }
 
-// dproducts_ = scaling dy B of every slot; with dx also dx += (scaling dy B) A, through dropout's mask where there is
+// dproducts_ = scaling dy B of every slot, and dx += (scaling dy B) A, through dropout's mask where there is
 // one.
-void TrainPass::backward_deltas(const Group& group, const View& some, void* dy, int64_t dy_stride, float* dx) {
+void TrainPass::backward_deltas(const Group& group, const View& some, void* dy, int64_t dy_stride, float* dx,
+                                bool through) {
   const bool dropping = !some.dropout.empty();
   if (dropping) ops_.fill(ddropped_.as<float>(), some.num_rows * group.in, 0);
   for (int64_t s = 0; s < group.num_slots(); ++s) {
@@ -963,13 +961,13 @@ void TrainPass::backward_deltas(const Group& group, const View& some, void* dy, 
       // Where a slot's products stand differs between adapters (the ranks before it in the group): one call each.
       for (const LoraSegment& segment : segments) {
         const Run* run = &*std::ranges::find(some.runs, segment.row_begin, &Run::begin);
-        float* y = dropped || !dx ? ddropped_.as<float>() : dx;
+        float* y = dropped ? ddropped_.as<float>() : dx;
         lora(std::span(&segment, 1), static_cast<const std::byte*>(dy) + column * act_bytes_, dy_stride, y, group.in,
              dproducts_.as<float>() + product_column(group, *run->adapter, s));
       }
     }
   }
-  if (dropping && dx)
+  if (dropping && through)
     ops_.dropout({.x = ddropped_.data(),
                   .x_dtype = DType::kF32,
                   .x_stride = group.in,

@@ -38,9 +38,9 @@ struct TokenBlock {
 
 // What stays in memory between the forward and the backward pass of a layer (arXiv:1604.06174).
 enum class Checkpointing : uint8_t {
-  kNone,       // everything but the outputs of norms
-  kSelective,  // and but the MLP's activations, which are cheap to compute again
-  kFull,       // the layer's input only: the whole layer runs again
+  kNone,       // everything but what costs no product to compute again: outputs of norms, silu(gate) up
+  kSelective,  // nor gate and up, half of all that is kept: their product runs again
+  kFull,       // the layer's input only: all but its last product runs again
 };
 const char* to_string(Checkpointing level);
 
@@ -50,15 +50,21 @@ struct RowLosses {
   std::vector<uint8_t> greedy;  // 1: the target was the most likely token
 };
 
+struct TrainPassOptions {
+  int64_t max_rows = 0;        // of a block
+  int64_t max_group_rank = 0;  // of the adapters
+  bool dropout = false;        // some adapter has it
+  Checkpointing checkpointing = Checkpointing::kNone;
+};
+
 class TrainPass {
  public:
-  // Buffers are sized for max_rows rows a block.
   static Result<std::unique_ptr<TrainPass>> create(std::shared_ptr<const ModelWeights> weights, Backend& backend,
-                                                   int64_t max_rows, int64_t max_group_rank, Checkpointing level);
+                                                   const TrainPassOptions& options);
   ~TrainPass();
   // Device memory that create() takes.
-  static int64_t memory_bytes(std::shared_ptr<const ModelWeights> weights, Backend& backend, int64_t max_rows,
-                              int64_t max_group_rank, Checkpointing level);
+  static int64_t memory_bytes(std::shared_ptr<const ModelWeights> weights, Backend& backend,
+                              const TrainPassOptions& options);
 
   // Forward, loss and backward: adds to the gradients of the runs' adapters, unnormalised (sums of weighted tokens).
   RowLosses forward_backward(const TokenBlock& block);
@@ -83,8 +89,7 @@ class TrainPass {
   };
   using NormParam = int (*)(const TrainableAdapter& adapter, int64_t layer);
 
-  TrainPass(std::shared_ptr<const ModelWeights> weights, Backend& backend, int64_t max_rows, int64_t max_group_rank,
-            Checkpointing level);
+  TrainPass(std::shared_ptr<const ModelWeights> weights, Backend& backend, const TrainPassOptions& options);
   // Every buffer with its size in bytes.
   std::vector<std::pair<DeviceBuffer*, int64_t>> buffers();
 
@@ -96,13 +101,23 @@ class TrainPass {
   Group head_group() const;
 
   void embed(const TokenBlock& block);
-  void forward_layer(int64_t layer, const TokenBlock& block, Kept& kept, bool output);
+  // Where a layer without place of its own puts what it keeps.
+  Kept& shared() { return level_ == Checkpointing::kFull ? *live_ : *kept_.back(); }
+  // The MLP's middle for rows from `begin` on: kept, or of this block of rows only.
+  struct MlpPlace {
+    std::byte* gate_up;
+    float *gate_up_products, *down_products;
+  };
+  MlpPlace mlp_place(Kept& kept, int64_t begin);
   void forward_attention(int64_t layer, const TokenBlock& block, Kept& kept);
-  void forward_mlp(int64_t layer, const TokenBlock& block, Kept& kept, bool output);
-  void backward_layer(int64_t layer, const TokenBlock& block, Kept& kept);
+  void forward_mlp(int64_t layer, const TokenBlock& block, Kept& kept);
+  // gate, up and silu(gate) up (in activated_) of rows whose norm is in `normed`.
+  void forward_gate_up(int64_t layer, const View& rows, const void* normed, const MlpPlace& place);
+  void activate(const View& rows, const float* x, const MlpPlace& place);
+  void backward_layer(int64_t layer, const TokenBlock& block, const float* x, Kept& kept);
   // Down to `stop` (Point) at most.
   void backward_mlp(int64_t layer, const TokenBlock& block, Kept& kept, int stop);
-  void backward_attention(int64_t layer, const TokenBlock& block, Kept& kept, int stop);
+  void backward_attention(int64_t layer, const TokenBlock& block, const float* x, Kept& kept, int stop);
   BlockAttention attention(int64_t layer, const TokenBlock& block, const Kept& kept) const;
   void backward_embedding(const TokenBlock& block);
   void head(const TokenBlock& block, Mode mode, RowLosses& result);
@@ -114,12 +129,12 @@ class TrainPass {
   void forward(const Group& group, const View& view, const void* x, float* y, float* products);
   void add_base_products(const Group& group, const View& view, const void* x, float* y);
   void add_deltas(const Group& group, const View& view, const void* x, float* y, float* products);
-  // Adds to the gradients of the group's slots, given the act-typed gradient of y (which DoRA scales in place). With dx
-  // also the gradient of x, f32 [rows, in], overwritten.
+  // Adds to the gradients of the group's slots, given the act-typed gradient of y (which DoRA scales in place). With
+  // `through`, dx [rows, in] becomes the gradient of x, f32; else its content is of no use.
   void backward(const Group& group, const View& view, const void* x, void* dy, int64_t dy_stride, const float* products,
-                float* dx);
+                float* dx, bool through);
   void backward_dora(const Group& group, const View& view, const void* x, void* dy, int64_t dy_stride);
-  void backward_deltas(const Group& group, const View& view, void* dy, int64_t dy_stride, float* dx);
+  void backward_deltas(const Group& group, const View& view, void* dy, int64_t dy_stride, float* dx, bool through);
   void add_slot_gradients(const Group& group, const View& view, const void* x, const void* dy, int64_t dy_stride,
                           const float* products);
   template <class F>
@@ -143,8 +158,10 @@ class TrainPass {
   std::shared_ptr<const ModelWeights> weights_;
   Backend& backend_;
   TrainOps& ops_;
-  int64_t max_rows_, rank_stride_, head_rows_;
-  Checkpointing level_;
+  const int64_t max_rows_, rank_stride_;
+  int64_t head_rows_;
+  const bool dropout_;
+  const Checkpointing level_;
   int64_t act_bytes_;
   RopeTable rope_;
   std::vector<float> cos_rows_, sin_rows_;  // [positions so far, head_dim / 2]
@@ -156,7 +173,7 @@ class TrainPass {
   bool embedding_trained_ = false, drops_ = false;
 
   std::vector<std::unique_ptr<Kept>> kept_;  // by layer
-  std::unique_ptr<Kept> live_;               // what no layer keeps for itself
+  std::unique_ptr<Kept> live_;               // with kFull: of the layer that runs
   DeviceBuffer cos_, sin_, negative_sin_;    // f32 [rows, head_dim / 2]
   DeviceBuffer hidden_;                      // f32 [rows, hidden_dim] residual stream
   DeviceBuffer dhidden_;                     // its gradient
@@ -164,7 +181,9 @@ class TrainPass {
   DeviceBuffer qkv_;                         // f32 [rows, qkv columns], then its gradient
   DeviceBuffer dqkv_;                        // act, likewise
   DeviceBuffer wide_;                  // f32 [MLP rows, gate_up columns]: a product, or a gradient of the MLP's middle
-  DeviceBuffer dgate_up_;              // act [MLP rows, gate_up columns]
+  DeviceBuffer gate_up_;               // act likewise, where no layer keeps it
+  DeviceBuffer activated_;             // act [MLP rows, intermediate_dim]
+  DeviceBuffer mlp_products_;          // f32 [2, MLP rows, rank stride] where no layer keeps them
   DeviceBuffer product_;               // f32 [rows, widest of hidden_dim and q_dim, padded]
   DeviceBuffer dy_;                    // act [rows, hidden_dim padded]
   DeviceBuffer dropped_;               // act [rows, widest input]
