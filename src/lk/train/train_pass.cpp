@@ -946,26 +946,30 @@ void TrainPass::backward_deltas(const Group& group, const View& some, void* dy, 
                                 bool through) {
   const bool dropping = !some.dropout.empty();
   if (dropping) ops_.fill(ddropped_.as<float>(), some.num_rows * group.in, 0);
+  // One call for all runs whose products stand in the same column (the ranks before them in the group) and which write
+  // to the same place.
+  struct Call {
+    int64_t column;
+    bool dropped;
+    std::vector<LoraSegment> segments;
+  };
   for (int64_t s = 0; s < group.num_slots(); ++s) {
-    // Runs with and without dropout write to different places.
-    for (const bool dropped : {false, true}) {
-      std::vector<LoraSegment> segments;
-      int64_t column = 0;
-      for (const Run& run : some.runs) {
-        const auto* slot = group.slot(run.adapter, s);
-        if (!slot || (dropping && run.adapter->dropout() > 0) != dropped) continue;
-        column = slot->forward.out_begin;
-        segments.push_back({run.begin, run.end, run.adapter->copies(), std::span(&slot->backward, 1)});
-      }
-      if (segments.empty()) continue;
-      // Where a slot's products stand differs between adapters (the ranks before it in the group): one call each.
-      for (const LoraSegment& segment : segments) {
-        const Run* run = &*std::ranges::find(some.runs, segment.row_begin, &Run::begin);
-        float* y = dropped ? ddropped_.as<float>() : dx;
-        lora(std::span(&segment, 1), static_cast<const std::byte*>(dy) + column * act_bytes_, dy_stride, y, group.in,
-             dproducts_.as<float>() + product_column(group, *run->adapter, s));
-      }
+    std::vector<Call> calls;
+    int64_t out_begin = 0;
+    for (const Run& run : some.runs) {
+      const auto* slot = group.slot(run.adapter, s);
+      if (!slot) continue;
+      out_begin = slot->forward.out_begin;
+      const int64_t column = product_column(group, *run.adapter, s);
+      const bool dropped = dropping && run.adapter->dropout() > 0;
+      auto call =
+          std::ranges::find_if(calls, [&](const Call& c) { return c.column == column && c.dropped == dropped; });
+      if (call == calls.end()) call = calls.insert(calls.end(), {column, dropped, {}});
+      call->segments.push_back({run.begin, run.end, run.adapter->copies(), std::span(&slot->backward, 1)});
     }
+    for (const Call& call : calls)
+      lora(call.segments, static_cast<const std::byte*>(dy) + out_begin * act_bytes_, dy_stride,
+           call.dropped ? ddropped_.as<float>() : dx, group.in, dproducts_.as<float>() + call.column);
   }
   if (dropping && through)
     ops_.dropout({.x = ddropped_.data(),
