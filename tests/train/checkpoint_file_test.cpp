@@ -201,8 +201,10 @@ TEST(CheckpointStore, KilledAtAnyPointTheNewestIsComplete) {
     ASSERT_GE((**found).step, newest);
     newest = (**found).step;
     expect_newest(dir.path(), newest);
-    EXPECT_LE(names_in(dir.path()).size(), 3u);  // two, and one that was to be removed
   }
+  // Each kill may have come between a rename and the removal of what is too old; the next save makes up for it.
+  ASSERT_TRUE(open(dir.path()).save(newest + 1, parts_of(newest + 1)).ok());
+  EXPECT_EQ(names_in(dir.path()).size(), 2u);
 }
 
 }  // namespace
