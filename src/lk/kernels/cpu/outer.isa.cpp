@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // gradient[r, j] += sum_m c[m, r] x[m, j]: gradients of rank rows.
 //
-// Threads own columns. A thread takes rows in blocks that stay in L2; in a block, register tiles of rank rows x 32
-// columns go on from what is in the gradient. An element is one fma chain over the rows in ascending order, whatever
-// the tiles, the blocks and the cut into calls.
+// Threads own columns. A thread takes rows in blocks; it widens kTileCols columns of a block into L1, where they lie
+// together, and register tiles of rank rows go over them, on from what is in the gradient. An element is one fma chain
+// over the rows in ascending order, whatever the tiles, the blocks and the cut into calls.
 #include "lk/kernels/cpu/isa.h"
 #include "lk/kernels/cpu/simd.h"
 
@@ -16,56 +16,42 @@ constexpr int64_t kTileCols = 16 * kVecs;
 constexpr int64_t kBlockRows = 128;
 constexpr int64_t kMaxCols = 512;  // of a thread's block
 
-template <class T, int kRanks>
-void add_tile(const float* c, int64_t c_stride, const T* x, int64_t x_stride, int64_t num_rows, int64_t num_cols,
-              float* gradient, int64_t gradient_stride) {
+// x: [num_rows][kTileCols].
+template <int kRanks>
+void add_tile(const float* c, int64_t c_stride, const float* x, int64_t num_rows, float* gradient,
+              int64_t gradient_stride, int64_t num_cols) {
   F32x16 acc[kRanks][kVecs];
-  int64_t cols[kVecs];
-  LK_UNROLL
-  for (int vec = 0; vec < kVecs; ++vec) cols[vec] = min64(max64(num_cols - 16 * vec, 0), 16);
+  const auto cols = [&](int vec) { return min64(max64(num_cols - 16 * vec, 0), 16); };
   LK_UNROLL
   for (int r = 0; r < kRanks; ++r) {
     LK_UNROLL
     for (int vec = 0; vec < kVecs; ++vec)
-      acc[r][vec] = load_partial(gradient + r * gradient_stride + 16 * vec, cols[vec]);
+      acc[r][vec] = load_partial(gradient + r * gradient_stride + 16 * vec, cols(vec));
   }
-  const auto add_row = [&](int64_t m, auto load_x) __attribute__((always_inline)) {
+  for (int64_t m = 0; m < num_rows; ++m) {
     F32x16 xv[kVecs];
     LK_UNROLL
-    for (int vec = 0; vec < kVecs; ++vec) xv[vec] = load_x(x + m * x_stride + 16 * vec, vec);
+    for (int vec = 0; vec < kVecs; ++vec) xv[vec] = load(x + m * kTileCols + 16 * vec);
     LK_UNROLL
     for (int r = 0; r < kRanks; ++r) {
       const F32x16 factor = broadcast(c[m * c_stride + r]);
       LK_UNROLL
       for (int vec = 0; vec < kVecs; ++vec) acc[r][vec] = fma(factor, xv[vec], acc[r][vec]);
     }
-  };
-  if (num_cols >= kTileCols) {
-    for (int64_t m = 0; m < num_rows; ++m) {
-      if (m + 4 < num_rows) prefetch(x + (m + 4) * x_stride);
-      add_row(
-          m, [](const T* p, int) __attribute__((always_inline)) { return load_as_f32(p); });
-    }
-  } else {
-    for (int64_t m = 0; m < num_rows; ++m)
-      add_row(
-          m, [&](const T* p, int vec) __attribute__((always_inline)) { return load_as_f32(p, cols[vec]); });
   }
   LK_UNROLL
   for (int r = 0; r < kRanks; ++r) {
     LK_UNROLL
     for (int vec = 0; vec < kVecs; ++vec)
-      store_partial(gradient + r * gradient_stride + 16 * vec, acc[r][vec], cols[vec]);
+      store_partial(gradient + r * gradient_stride + 16 * vec, acc[r][vec], cols(vec));
   }
 }
 
-template <class T>
-using TileFn = void (*)(const float*, int64_t, const T*, int64_t, int64_t, int64_t, float*, int64_t);
-template <class T>
-TileFn<T> tile_for(int64_t ranks) {
-#define LK_FN(ranks) add_tile<T, ranks <= kMaxRanks ? ranks : kMaxRanks>
-  static constexpr TileFn<T> kTable[] = {LK_FN(1), LK_FN(2), LK_FN(3), LK_FN(4),  LK_FN(5),  LK_FN(6),
-                                         LK_FN(7), LK_FN(8), LK_FN(9), LK_FN(10), LK_FN(11), LK_FN(12)};
+using TileFn = void (*)(const float*, int64_t, const float*, int64_t, float*, int64_t, int64_t);
+TileFn tile_for(int64_t ranks) {
+#define LK_FN(ranks) add_tile<ranks <= kMaxRanks ? ranks : kMaxRanks>
+  static constexpr TileFn kTable[] = {LK_FN(1), LK_FN(2), LK_FN(3), LK_FN(4),  LK_FN(5),  LK_FN(6),
+                                      LK_FN(7), LK_FN(8), LK_FN(9), LK_FN(10), LK_FN(11), LK_FN(12)};
 #undef LK_FN
   return kTable[ranks - 1];
 }
@@ -75,14 +61,27 @@ template <class T>
 void add_columns(const OuterProduct& p, int64_t begin, int64_t end) {
   const T* x = static_cast<const T*>(p.x);
   const int64_t tiles = ceil_div(p.rank, kMaxRanks);
+  alignas(64) float block[kBlockRows * kTileCols];
   for (int64_t row = 0; row < p.num_rows; row += kBlockRows) {
     const int64_t rows = min64(kBlockRows, p.num_rows - row);
     for (int64_t col = begin; col < end; col += kTileCols) {
+      const int64_t cols = min64(kTileCols, end - col);
+      for (int64_t m = 0; m < rows; ++m) {
+        const T* from = x + (row + m) * p.x_stride + col;
+        // Of the tile after this one: in L2, because rows a multiple of 4 KiB apart share the sets of L1.
+        if (col + kTileCols < end)
+          prefetch_l2(from + kTileCols);
+        else if (row + kBlockRows + m < p.num_rows)
+          prefetch_l2(from + kBlockRows * p.x_stride + begin - col);
+        for (int64_t i = 0; i < kTileCols; i += 16)
+          store(block + m * kTileCols + i,
+                cols >= i + 16 ? load_as_f32(from + i) : load_as_f32(from + min64(i, cols), max64(cols - i, 0)));
+      }
       int64_t r = 0;
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t ranks = p.rank / tiles + (t < p.rank % tiles ? 1 : 0);
-        tile_for<T>(ranks)(p.c + row * p.c_stride + r, p.c_stride, x + row * p.x_stride + col, p.x_stride, rows,
-                           end - col, p.gradient + r * p.gradient_stride + col, p.gradient_stride);
+        tile_for(ranks)(p.c + row * p.c_stride + r, p.c_stride, block, rows, p.gradient + r * p.gradient_stride + col,
+                        p.gradient_stride, cols);
         r += ranks;
       }
     }
