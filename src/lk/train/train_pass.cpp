@@ -4,8 +4,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "lk/base/rng.h"
-
 namespace lk {
 namespace {
 
@@ -37,13 +35,6 @@ int q_norm_of(const TrainableAdapter& adapter, int64_t layer) { return adapter.l
 int k_norm_of(const TrainableAdapter& adapter, int64_t layer) { return adapter.layer(layer).k_norm; }
 int final_norm_of(const TrainableAdapter& adapter, int64_t) { return adapter.final_norm(); }
 
-std::byte* row_of(void* base, int64_t row, int64_t stride, int64_t element_bytes) {
-  return static_cast<std::byte*>(base) + row * stride * element_bytes;
-}
-const std::byte* row_of(const void* base, int64_t row, int64_t stride, int64_t element_bytes) {
-  return static_cast<const std::byte*>(base) + row * stride * element_bytes;
-}
-
 }  // namespace
 
 const char* to_string(Checkpointing level) {
@@ -58,25 +49,6 @@ const char* to_string(Checkpointing level) {
   check_failed(__FILE__, __LINE__, "level", "not a Checkpointing");
 }
 
-void TokenBlock::add(std::span<const int32_t> sample_tokens, std::span<const float> target_weights, uint64_t key,
-                     TrainableAdapter* adapter) {
-  LK_CHECK(!sample_tokens.empty() && sample_tokens.size() == target_weights.size());
-  const auto begin = static_cast<int32_t>(tokens.size());
-  const auto end = static_cast<int32_t>(begin + static_cast<int32_t>(sample_tokens.size()));
-  tokens.insert(tokens.end(), sample_tokens.begin(), sample_tokens.end());
-  // Row t predicts token t + 1; the last one predicts nothing.
-  for (size_t t = 1; t < sample_tokens.size(); ++t) {
-    targets.push_back(sample_tokens[t]);
-    weights.push_back(target_weights[t]);
-  }
-  targets.push_back(0);
-  weights.push_back(0);
-  samples.push_back({begin, end});
-  sample_keys.push_back(key);
-  if (runs.empty() || runs.back().adapter != adapter) runs.push_back({begin, begin, adapter});
-  runs.back().end = end;
-}
-
 // Buffers that the level does not keep are empty.
 struct TrainPass::Kept {
   DeviceBuffer x, x2;        // f32 [rows, hidden_dim] the residual stream before attention and before the MLP
@@ -86,31 +58,6 @@ struct TrainPass::Kept {
   DeviceBuffer log_sum_exp;  // f32 [rows, num_heads]
   DeviceBuffer gate_up;      // act [rows, gate_up columns]
   std::array<DeviceBuffer, kNumProjGroups> products;  // f32 [rows, rank stride] of the adapters
-};
-
-struct TrainPass::Group {
-  int64_t layer = -1;  // -1: the head
-  std::span<const Proj> projs;
-  const PackedWeight* base = nullptr;
-  const float* bias = nullptr;
-  int64_t columns = 0, in = 0;
-  uint64_t module = 0;  // of dropout's keys
-
-  int64_t num_slots() const { return layer >= 0 ? static_cast<int64_t>(projs.size()) : 1; }
-  const TrainableAdapter::Slot* slot(const TrainableAdapter* adapter, int64_t index) const {
-    if (!adapter) return nullptr;
-    const auto& slot = layer >= 0 ? adapter->layer(layer).slots[static_cast<size_t>(projs[static_cast<size_t>(index)])]
-                                  : adapter->head();
-    return slot ? &*slot : nullptr;
-  }
-  bool adapted(const TrainableAdapter* adapter) const {
-    for (int64_t index = 0; index < num_slots(); ++index)
-      if (slot(adapter, index)) return true;
-    return false;
-  }
-  const PackedWeight* weight(const TrainableAdapter* adapter) const {
-    return layer < 0 && adapter && adapter->head_weight() >= 0 ? &adapter->packed_head() : base;
-  }
 };
 
 // --- Creation
@@ -124,6 +71,7 @@ TrainPass::TrainPass(std::shared_ptr<const ModelWeights> weights, Backend& backe
       dropout_(options.dropout),
       level_(options.checkpointing),
       act_bytes_(dtype_bytes(weights_->act)),
+      linears_(*weights_, backend, rank_stride_),
       live_(std::make_unique<Kept>()) {
   const ModelShape& shape = weights_->shape;
   const int64_t logit_rows = kLogitsBytes / (align_panel(shape.vocab_size) * 4);
@@ -160,10 +108,8 @@ std::vector<std::pair<DeviceBuffer*, int64_t>> TrainPass::buffers() {
   if (level_ == Checkpointing::kFull) keep_attention(*live_);
   if (level_ != Checkpointing::kNone)
     all.insert(all.end(), {{&gate_up_, mlp_rows * gate_up * act}, {&mlp_products_, 2 * mlp_rows * rank_stride_ * 4}});
-  if (dropout_) {
-    const int64_t widest = std::max(rows * std::max(hidden, shape.q_dim()), mlp_rows * intermediate);
-    all.insert(all.end(), {{&dropped_, widest * act}, {&ddropped_, widest * 4}});
-  }
+  const int64_t widest = std::max(rows * std::max(hidden, shape.q_dim()), mlp_rows * intermediate);
+  for (const auto& item : linears_.buffers(rows, dropout_ ? widest : 0)) all.push_back(item);
   const int64_t angles = rows * shape.head_dim / 2 * 4;
   all.insert(all.end(), {{&cos_, angles},
                          {&sin_, angles},
@@ -177,7 +123,6 @@ std::vector<std::pair<DeviceBuffer*, int64_t>> TrainPass::buffers() {
                          {&activated_, mlp_rows * intermediate * act},
                          {&product_, rows * align_panel(std::max(hidden, shape.q_dim())) * 4},
                          {&dy_, rows * align_panel(hidden) * act},
-                         {&dproducts_, rows * rank_stride_ * 4},
                          {&logits_, head_rows_ * align_panel(shape.vocab_size) * 4},
                          {&gathered_, head_rows_ * hidden * 4},
                          {&dgathered_, head_rows_ * hidden * 4},
@@ -214,9 +159,9 @@ RowLosses TrainPass::forward_backward(const TokenBlock& block) { return run(bloc
 RowLosses TrainPass::evaluate(const TokenBlock& block) { return run(block, Mode::kEvaluate); }
 
 void TrainPass::observe(const TokenBlock& block, InputObserver observer) {
-  observer_ = std::move(observer);
+  linears_.set_observer(std::move(observer));
   run(block, Mode::kEvaluate);
-  observer_ = nullptr;
+  linears_.set_observer(nullptr);
 }
 
 RowLosses TrainPass::run(const TokenBlock& block, Mode mode) {
@@ -299,71 +244,6 @@ void TrainPass::prepare(const TokenBlock& block, Mode mode) {
   backend_.upload(negative_sin_.as<float>(), std::span<const float>(sin));
 }
 
-TrainPass::View TrainPass::view(const TokenBlock& block, int64_t begin, int64_t end) const {
-  View view{.first_row = begin, .num_rows = end - begin, .runs = {}, .dropout = {}};
-  for (const Run& run : block.runs) {
-    const auto first = static_cast<int32_t>(std::max<int64_t>(run.begin, begin) - begin);
-    const auto last = static_cast<int32_t>(std::min<int64_t>(run.end, end) - begin);
-    if (first >= last) continue;
-    view.runs.push_back({first, last, run.adapter});
-    if (!drops_ || !run.adapter || run.adapter->dropout() == 0) continue;
-    for (size_t index = 0; index < block.samples.size(); ++index) {
-      const RowRange& sample = block.samples[index];
-      const int64_t from = std::max<int64_t>(sample.begin, begin + first);
-      const int64_t to = std::min<int64_t>(sample.end, begin + last);
-      if (from >= to) continue;
-      view.dropout.push_back({.begin = static_cast<int32_t>(from - begin),
-                              .end = static_cast<int32_t>(to - begin),
-                              .key = block.sample_keys[index] ^ run.adapter->dropout_seed(),
-                              .first_position = from - sample.begin,
-                              .p = static_cast<float>(run.adapter->dropout())});
-    }
-  }
-  return view;
-}
-
-TrainPass::View TrainPass::view(const TokenBlock& block, std::span<const int32_t> rows) const {
-  View view{.num_rows = static_cast<int64_t>(rows.size()), .runs = {}, .dropout = {}};
-  size_t run_index = 0, sample_index = 0;
-  for (size_t i = 0; i < rows.size(); ++i) {
-    while (block.runs[run_index].end <= rows[i]) ++run_index;
-    while (block.samples[sample_index].end <= rows[i]) ++sample_index;
-    TrainableAdapter* adapter = block.runs[run_index].adapter;
-    const auto row = static_cast<int32_t>(i);
-    if (view.runs.empty() || view.runs.back().adapter != adapter) view.runs.push_back({row, row, adapter});
-    view.runs.back().end = row + 1;
-    if (!drops_ || !adapter || adapter->dropout() == 0) continue;
-    view.dropout.push_back({.begin = row,
-                            .end = row + 1,
-                            .key = block.sample_keys[sample_index] ^ adapter->dropout_seed(),
-                            .first_position = rows[i] - block.samples[sample_index].begin,
-                            .p = static_cast<float>(adapter->dropout())});
-  }
-  return view;
-}
-
-TrainPass::Group TrainPass::group(int64_t layer, ProjGroup group) const {
-  const LayerWeights& w = weights_->layers[static_cast<size_t>(layer)];
-  const auto g = static_cast<size_t>(group);
-  return {.layer = layer,
-          .projs = projs_of(group),
-          .base = &w.linear[g],
-          .bias = w.bias[g],
-          .columns = group_columns(group, weights_->shape),
-          .in = in_dim(projs_of(group)[0], weights_->shape),
-          .module = static_cast<uint64_t>(layer) * kNumProjGroups + g + 1};
-}
-
-TrainPass::Group TrainPass::head_group() const {
-  return {.layer = -1,
-          .projs = {},
-          .base = &weights_->lm_head,
-          .bias = nullptr,
-          .columns = align_panel(weights_->shape.vocab_size),
-          .in = weights_->shape.hidden_dim,
-          .module = 0};
-}
-
 void TrainPass::copy(const float* from, float* to, int64_t columns) {
   ops_.round_rows({.x = from,
                    .x_stride = columns,
@@ -416,7 +296,7 @@ void TrainPass::rotate(float* qkv, const float* sin) {
 void TrainPass::forward_attention(int64_t layer, const TokenBlock& block, Kept& kept) {
   const ModelShape& shape = weights_->shape;
   const LayerWeights& w = weights_->layers[static_cast<size_t>(layer)];
-  const View all = view(block, 0, num_rows_);
+  const RowView all = rows_of(block, 0, num_rows_, drops_);
   const int64_t columns = group_columns(ProjGroup::kQkv, shape);
   float* qkv = qkv_.as<float>();
   const auto round = [&](const float* x, int64_t width, void* y, int64_t y_stride) {
@@ -430,7 +310,8 @@ void TrainPass::forward_attention(int64_t layer, const TokenBlock& block, Kept& 
                      .padded = width});
   };
   norm(all, hidden_.as<float>(), w.input_norm, input_norm_of, layer, normed_.data());
-  forward(group(layer, ProjGroup::kQkv), all, normed_.data(), qkv, kept.products[0].as<float>());
+  linears_.forward(layer_group(*weights_, layer, ProjGroup::kQkv), all, normed_.data(), qkv,
+                   kept.products[0].as<float>());
   if (weights_->config.qk_norm) {
     const int64_t stride = shape.q_dim() + shape.kv_dim();
     round(qkv, shape.q_dim(), kept.raw.data(), stride);
@@ -445,7 +326,8 @@ void TrainPass::forward_attention(int64_t layer, const TokenBlock& block, Kept& 
                         .y = kept.attended.data(),
                         .y_stride = shape.q_dim(),
                         .log_sum_exp = kept.log_sum_exp.as<float>()});
-  forward(group(layer, ProjGroup::kO), all, kept.attended.data(), product_.as<float>(), kept.products[1].as<float>());
+  linears_.forward(layer_group(*weights_, layer, ProjGroup::kO), all, kept.attended.data(), product_.as<float>(),
+                   kept.products[1].as<float>());
   backend_.add(hidden_.as<float>(), shape.hidden_dim, product_.as<float>(), align_panel(shape.hidden_dim), num_rows_,
                shape.hidden_dim);
   copy(hidden_.as<float>(), kept.x2.as<float>(), shape.hidden_dim);
@@ -480,13 +362,14 @@ TrainPass::MlpPlace TrainPass::mlp_place(Kept& kept, int64_t begin) {
           products(ProjGroup::kGateUp), products(ProjGroup::kDown)};
 }
 
-void TrainPass::forward_gate_up(int64_t layer, const View& rows, const void* normed, const MlpPlace& place) {
-  forward(group(layer, ProjGroup::kGateUp), rows, normed, wide_.as<float>(), place.gate_up_products);
+void TrainPass::forward_gate_up(int64_t layer, const RowView& rows, const void* normed, const MlpPlace& place) {
+  linears_.forward(layer_group(*weights_, layer, ProjGroup::kGateUp), rows, normed, wide_.as<float>(),
+                   place.gate_up_products);
   activate(rows, wide_.as<float>(), place);
 }
 
 // activated_ = silu(gate) up; from the product `x`, or, without one, from what was kept of it.
-void TrainPass::activate(const View& rows, const float* x, const MlpPlace& place) {
+void TrainPass::activate(const RowView& rows, const float* x, const MlpPlace& place) {
   const ModelShape& shape = weights_->shape;
   const int64_t gate_up = group_columns(ProjGroup::kGateUp, shape);
   ops_.swiglu_keep({.x = x,
@@ -505,105 +388,16 @@ void TrainPass::activate(const View& rows, const float* x, const MlpPlace& place
 void TrainPass::forward_mlp(int64_t layer, const TokenBlock& block, Kept& kept) {
   const int64_t hidden = weights_->shape.hidden_dim;
   const LayerWeights& w = weights_->layers[static_cast<size_t>(layer)];
-  norm(view(block, 0, num_rows_), hidden_.as<float>(), w.post_norm, post_norm_of, layer, normed_.data());
+  norm(rows_of(block, 0, num_rows_, drops_), hidden_.as<float>(), w.post_norm, post_norm_of, layer, normed_.data());
   for (int64_t begin = 0; begin < num_rows_; begin += kMlpRows) {
-    const View rows = view(block, begin, std::min(begin + kMlpRows, num_rows_));
+    const RowView rows = rows_of(block, begin, std::min(begin + kMlpRows, num_rows_), drops_);
     const MlpPlace place = mlp_place(kept, begin);
     forward_gate_up(layer, rows, row_of(normed_.data(), begin, hidden, act_bytes_), place);
-    forward(group(layer, ProjGroup::kDown), rows, activated_.data(), product_.as<float>(), place.down_products);
+    linears_.forward(layer_group(*weights_, layer, ProjGroup::kDown), rows, activated_.data(), product_.as<float>(),
+                     place.down_products);
     backend_.add(hidden_.as<float>() + begin * hidden, hidden, product_.as<float>(), align_panel(hidden), rows.num_rows,
                  hidden);
   }
-}
-
-void TrainPass::forward(const Group& group, const View& view, const void* x, float* y, float* products) {
-  if (observer_ && group.layer >= 0)
-    observer_(group.layer, group_of(group.projs[0]), x, view.first_row, view.num_rows, group.in);
-  add_base_products(group, view, x, y);
-  add_deltas(group, view, x, y, products);
-  if (group.bias) backend_.add_bias(y, group.columns, group.bias, view.num_rows, group.columns);
-}
-
-// Rows of adapters with a head of their own go through it, all others share one product.
-template <class F>
-void TrainPass::for_each_weight(const Group& group, const View& view, const F& apply) {
-  size_t run = 0;
-  while (run < view.runs.size()) {
-    const PackedWeight* weight = group.weight(view.runs[run].adapter);
-    const int64_t begin = view.runs[run].begin;
-    int64_t end = begin;
-    for (; run < view.runs.size() && group.weight(view.runs[run].adapter) == weight; ++run) end = view.runs[run].end;
-    apply(*weight, begin, end);
-  }
-}
-
-void TrainPass::add_base_products(const Group& group, const View& view, const void* x, float* y) {
-  for_each_weight(group, view, [&](const PackedWeight& w, int64_t begin, int64_t end) {
-    backend_.gemm({.x = row_of(x, begin, group.in, act_bytes_),
-                   .act = weights_->act,
-                   .x_stride = group.in,
-                   .w = w,
-                   .y = y + begin * group.columns,
-                   .y_stride = group.columns,
-                   .num_rows = end - begin});
-  });
-}
-
-void TrainPass::lora(std::span<const LoraSegment> segments, const void* x, int64_t x_stride, float* y, int64_t y_stride,
-                     float* products) {
-  // Offsets of rank rows are relative to their adapter's copies, and so is each segment's base.
-  backend_.lora({.x = x,
-                 .act = weights_->act,
-                 .x_stride = x_stride,
-                 .y = y,
-                 .y_stride = y_stride,
-                 .segments = segments,
-                 .v = products,
-                 .v_stride = rank_stride_});
-}
-
-void TrainPass::add_deltas(const Group& group, const View& view, const void* x, float* y, float* products) {
-  std::vector<std::array<LoraProj, 3>> projs(view.runs.size());
-  std::vector<LoraSegment> segments;
-  for (size_t index = 0; index < view.runs.size(); ++index) {
-    const Run& run = view.runs[index];
-    size_t count = 0;
-    for (int64_t s = 0; s < group.num_slots(); ++s)
-      if (const auto* slot = group.slot(run.adapter, s)) projs[index][count++] = slot->forward;
-    if (count > 0)
-      segments.push_back({run.begin, run.end, run.adapter->copies(), std::span(projs[index]).subspan(0, count)});
-  }
-  if (!segments.empty()) lora(segments, drop(group, view, x), group.in, y, group.columns, products);
-}
-
-std::vector<DropoutRows> TrainPass::keyed(const Group& group, const View& view) const {
-  std::vector<DropoutRows> rows = view.dropout;
-  for (DropoutRows& row : rows) row.key = mix64(row.key + group.module * 0x9e3779b97f4a7c15ull);
-  return rows;
-}
-
-const void* TrainPass::drop(const Group& group, const View& view, const void* x) {
-  if (view.dropout.empty()) return x;
-  // Rows without dropout are copied: one kernel reads them all.
-  ops_.round_rows({.x = x,
-                   .x_dtype = weights_->act,
-                   .x_stride = group.in,
-                   .y = dropped_.data(),
-                   .y_dtype = weights_->act,
-                   .y_stride = group.in,
-                   .num_rows = view.num_rows,
-                   .n = group.in,
-                   .padded = group.in});
-  ops_.dropout({.x = x,
-                .x_dtype = weights_->act,
-                .x_stride = group.in,
-                .y = dropped_.data(),
-                .y_dtype = weights_->act,
-                .y_stride = group.in,
-                .add = false,
-                .dim = group.in,
-                .rows = keyed(group, view)});
-  return dropped_.data();
 }
 
 // --- The head and the loss
@@ -622,8 +416,8 @@ void TrainPass::head_chunk(const TokenBlock& block, std::span<const int32_t> row
   const ModelShape& shape = weights_->shape;
   const int64_t hidden = shape.hidden_dim, stride = align_panel(shape.vocab_size);
   const auto num_rows = static_cast<int64_t>(rows.size());
-  const View some = view(block, rows);
-  const Group lm_head = head_group();
+  const RowView some = rows_of(block, rows, drops_);
+  const LinearGroup lm_head = head_group(*weights_);
   backend_.gather_rows({.x = hidden_.as<float>(),
                         .x_stride = hidden,
                         .rows = rows,
@@ -632,7 +426,7 @@ void TrainPass::head_chunk(const TokenBlock& block, std::span<const int32_t> row
                         .dim = hidden});
   norm(some, gathered_.as<float>(), weights_->final_norm, final_norm_of, 0, head_input_.data());
   float* logits = logits_.as<float>();
-  forward(lm_head, some, head_input_.data(), logits, head_products_.as<float>());
+  linears_.forward(lm_head, some, head_input_.data(), logits, head_products_.as<float>());
   for (const Run& run : some.runs) {  // a tied head follows the trained rows of the embedding
     if (!run.adapter || run.adapter->token_head().n == 0) continue;
     backend_.gemm_columns({.x = row_of(head_input_.data(), run.begin, hidden, act_bytes_),
@@ -672,10 +466,10 @@ void TrainPass::head_chunk(const TokenBlock& block, std::span<const int32_t> row
   if (mode == Mode::kTrain) backward_head(some, rows);
 }
 
-void TrainPass::backward_head(const View& some, std::span<const int32_t> rows) {
+void TrainPass::backward_head(const RowView& some, std::span<const int32_t> rows) {
   const ModelShape& shape = weights_->shape;
   const int64_t hidden = shape.hidden_dim, stride = align_panel(shape.vocab_size) * 4 / act_bytes_;
-  Group lm_head = head_group();
+  const LinearGroup lm_head = head_group(*weights_);
   void* dlogits = logits_.data();
   const auto at = [&](int64_t row) { return row_of(dlogits, row, stride, act_bytes_); };
   // Trained rows of a tied embedding: columns of their own, which the base's head must not see.
@@ -737,8 +531,8 @@ void TrainPass::backward_head(const View& some, std::span<const int32_t> rows) {
       }
     }
   }
-  backward(lm_head, some, head_input_.data(), dlogits, stride, head_products_.as<float>(), dgathered_.as<float>(),
-           true);
+  linears_.backward(lm_head, some, head_input_.data(), dlogits, stride, head_products_.as<float>(),
+                    dgathered_.as<float>(), true);
   for (auto& [run, c] : taken) {
     const PackedWeight& own = run.adapter->token_head();
     DeviceBuffer rounded = backend_.allocate((run.end - run.begin) * own.n * act_bytes_);
@@ -784,17 +578,18 @@ void TrainPass::backward_mlp(int64_t layer, const TokenBlock& block, Kept& kept,
   const int64_t gate_up = group_columns(ProjGroup::kGateUp, shape), hidden = shape.hidden_dim;
   const int64_t padded = align_panel(hidden), intermediate = shape.intermediate_dim;
   for (int64_t begin = 0; begin < num_rows_; begin += kMlpRows) {
-    const View rows = view(block, begin, std::min(begin + kMlpRows, num_rows_));
+    const RowView rows = rows_of(block, begin, std::min(begin + kMlpRows, num_rows_), drops_);
     const MlpPlace place = mlp_place(kept, begin);
     float* dhidden = dhidden_.as<float>() + begin * hidden;
     const float* x2 = kept.x2.as<float>() + begin * hidden;
-    const Group down = group(layer, ProjGroup::kDown);
+    const LinearGroup down = layer_group(*weights_, layer, ProjGroup::kDown);
     norm(rows, x2, w.post_norm, post_norm_of, layer, normed_.data());
     if (kept.gate_up.data()) {
       activate(rows, nullptr, place);
     } else {
       forward_gate_up(layer, rows, normed_.data(), place);
-      add_deltas(down, rows, activated_.data(), product_.as<float>(), place.down_products);  // for the products alone
+      linears_.add_deltas(down, rows, activated_.data(), product_.as<float>(),
+                          place.down_products);  // for the products alone
     }
     ops_.round_rows({.x = dhidden,
                      .x_stride = hidden,
@@ -805,7 +600,7 @@ void TrainPass::backward_mlp(int64_t layer, const TokenBlock& block, Kept& kept,
                      .n = hidden,
                      .padded = padded});
     float* dh = wide_.as<float>();
-    backward(down, rows, activated_.data(), dy_.data(), padded, place.down_products, dh, stop < kAtDown);
+    linears_.backward(down, rows, activated_.data(), dy_.data(), padded, place.down_products, dh, stop < kAtDown);
     if (stop >= kAtDown) continue;
     // In place: gate and up are not needed again.
     ops_.swiglu_backward({.kept = place.gate_up,
@@ -820,8 +615,8 @@ void TrainPass::backward_mlp(int64_t layer, const TokenBlock& block, Kept& kept,
                           .num_rows = rows.num_rows,
                           .dim = intermediate});
     float* dnormed = product_.as<float>();
-    backward(group(layer, ProjGroup::kGateUp), rows, normed_.data(), place.gate_up, gate_up, place.gate_up_products,
-             dnormed, stop < kAtGateUp);
+    linears_.backward(layer_group(*weights_, layer, ProjGroup::kGateUp), rows, normed_.data(), place.gate_up, gate_up,
+                      place.gate_up_products, dnormed, stop < kAtGateUp);
     if (stop < kAtGateUp) norm_backward(rows, x2, w.post_norm, post_norm_of, layer, dnormed, dhidden, true);
   }
 }
@@ -831,7 +626,7 @@ void TrainPass::backward_attention(int64_t layer, const TokenBlock& block, const
   const LayerWeights& w = weights_->layers[static_cast<size_t>(layer)];
   const int64_t hidden = shape.hidden_dim, padded = align_panel(hidden);
   const int64_t columns = group_columns(ProjGroup::kQkv, shape);
-  const View all = view(block, 0, num_rows_);
+  const RowView all = rows_of(block, 0, num_rows_, drops_);
   ops_.round_rows({.x = dhidden_.as<float>(),
                    .x_stride = hidden,
                    .y = dy_.data(),
@@ -841,8 +636,8 @@ void TrainPass::backward_attention(int64_t layer, const TokenBlock& block, const
                    .n = hidden,
                    .padded = padded});
   float* dattended = product_.as<float>();
-  backward(group(layer, ProjGroup::kO), all, kept.attended.data(), dy_.data(), padded, kept.products[1].as<float>(),
-           dattended, stop < kAtO);
+  linears_.backward(layer_group(*weights_, layer, ProjGroup::kO), all, kept.attended.data(), dy_.data(), padded,
+                    kept.products[1].as<float>(), dattended, stop < kAtO);
   if (stop >= kAtO) return;
   float* dqkv = qkv_.as<float>();
   ops_.block_attention_backward({.in = attention(layer, block, kept),
@@ -873,168 +668,9 @@ void TrainPass::backward_attention(int64_t layer, const TokenBlock& block, const
   }
   norm(all, x, w.input_norm, input_norm_of, layer, normed_.data());
   float* dnormed = product_.as<float>();
-  backward(group(layer, ProjGroup::kQkv), all, normed_.data(), dqkv_.data(), columns, kept.products[0].as<float>(),
-           dnormed, stop < kAtQkv);
+  linears_.backward(layer_group(*weights_, layer, ProjGroup::kQkv), all, normed_.data(), dqkv_.data(), columns,
+                    kept.products[0].as<float>(), dnormed, stop < kAtQkv);
   if (stop < kAtQkv) norm_backward(all, x, w.input_norm, input_norm_of, layer, dnormed, dhidden_.as<float>(), true);
-}
-
-void TrainPass::backward(const Group& group, const View& view, const void* x, void* dy, int64_t dy_stride,
-                         const float* products, float* dx, bool through) {
-  backward_dora(group, view, x, dy, dy_stride);
-  if (through)
-    for_each_weight(group, view, [&](const PackedWeight& w, int64_t begin, int64_t end) {
-      ops_.gemm_transposed({.x = row_of(dy, begin, dy_stride, act_bytes_),
-                            .act = weights_->act,
-                            .x_stride = dy_stride,
-                            .w = w,
-                            .y = dx + begin * group.in,
-                            .y_stride = group.in,
-                            .num_rows = end - begin});
-    });
-  const bool adapted = std::ranges::any_of(view.runs, [&](const Run& run) { return group.adapted(run.adapter); });
-  if (!adapted) return;
-  backward_deltas(group, view, dy, dy_stride, dx, through);
-  add_slot_gradients(group, view, x, dy, dy_stride, products);
-}
-
-// The magnitudes' gradients need the output before the base's bias, which is not kept. Then dy becomes the gradient of
-// what the magnitudes scale: the norms count as constants (arXiv:2402.09353, 4.3).
-void TrainPass::backward_dora(const Group& group, const View& some, const void* x, void* dy, int64_t dy_stride) {
-  for (const Run& run : some.runs) {
-    bool scaled = false;
-    for (int64_t s = 0; s < group.num_slots(); ++s) {
-      const auto* slot = group.slot(run.adapter, s);
-      scaled |= slot && slot->dora();
-    }
-    if (!scaled) continue;
-    const int64_t num_rows = run.end - run.begin;
-    DeviceBuffer y = backend_.allocate(num_rows * group.columns * 4);
-    const View rows{.num_rows = num_rows, .runs = {{0, static_cast<int32_t>(num_rows), run.adapter}}, .dropout = {}};
-    const void* input = row_of(x, run.begin, group.in, act_bytes_);
-    add_base_products(group, rows, input, y.as<float>());
-    add_deltas(group, rows, input, y.as<float>(), dproducts_.as<float>());
-    for (int64_t s = 0; s < group.num_slots(); ++s) {
-      const auto* slot = group.slot(run.adapter, s);
-      if (!slot || !slot->dora()) continue;
-      std::byte* own = row_of(dy, run.begin, dy_stride, act_bytes_) + slot->forward.out_begin * act_bytes_;
-      ops_.dora_magnitude_grad({.dy = own,
-                                .dy_dtype = weights_->act,
-                                .dy_stride = dy_stride,
-                                .y = y.as<float>() + slot->forward.out_begin,
-                                .y_stride = group.columns,
-                                .magnitudes = run.adapter->value(slot->magnitude),
-                                .gradient = run.adapter->gradient(slot->magnitude),
-                                .num_rows = num_rows,
-                                .n = slot->out});
-      ops_.round_rows({.x = own,
-                       .x_dtype = weights_->act,
-                       .x_stride = dy_stride,
-                       .scale = slot->scales,
-                       .y = own,
-                       .y_dtype = weights_->act,
-                       .y_stride = dy_stride,
-                       .num_rows = num_rows,
-                       .n = slot->out,
-                       .padded = slot->out});
-    }
-  }
-}
-
-// dproducts_ = scaling dy B of every slot, and dx += (scaling dy B) A, through dropout's mask where there is
-// one.
-void TrainPass::backward_deltas(const Group& group, const View& some, void* dy, int64_t dy_stride, float* dx,
-                                bool through) {
-  const bool dropping = !some.dropout.empty();
-  if (dropping) ops_.fill(ddropped_.as<float>(), some.num_rows * group.in, 0);
-  // One call for all runs whose products stand in the same column (the ranks before them in the group) and which write
-  // to the same place.
-  struct Call {
-    int64_t column;
-    bool dropped;
-    std::vector<LoraSegment> segments;
-  };
-  for (int64_t s = 0; s < group.num_slots(); ++s) {
-    std::vector<Call> calls;
-    int64_t out_begin = 0;
-    for (const Run& run : some.runs) {
-      const auto* slot = group.slot(run.adapter, s);
-      if (!slot) continue;
-      out_begin = slot->forward.out_begin;
-      const int64_t column = product_column(group, *run.adapter, s);
-      const bool dropped = dropping && run.adapter->dropout() > 0;
-      auto call =
-          std::ranges::find_if(calls, [&](const Call& c) { return c.column == column && c.dropped == dropped; });
-      if (call == calls.end()) call = calls.insert(calls.end(), {column, dropped, {}});
-      call->segments.push_back({run.begin, run.end, run.adapter->copies(), std::span(&slot->backward, 1)});
-    }
-    for (const Call& call : calls)
-      lora(call.segments, static_cast<const std::byte*>(dy) + out_begin * act_bytes_, dy_stride,
-           call.dropped ? ddropped_.as<float>() : dx, group.in, dproducts_.as<float>() + call.column);
-  }
-  if (dropping && through)
-    ops_.dropout({.x = ddropped_.data(),
-                  .x_dtype = DType::kF32,
-                  .x_stride = group.in,
-                  .y = dx,
-                  .y_dtype = DType::kF32,
-                  .y_stride = group.in,
-                  .add = true,
-                  .dim = group.in,
-                  .rows = keyed(group, some)});
-}
-
-int64_t TrainPass::product_column(const Group& group, const TrainableAdapter& adapter, int64_t index) {
-  int64_t column = 0;
-  for (int64_t s = 0; s < index; ++s)
-    if (const auto* slot = group.slot(&adapter, s)) column += slot->rank;
-  return column;
-}
-
-void TrainPass::add_slot_gradients(const Group& group, const View& some, const void* x, const void* dy,
-                                   int64_t dy_stride, const float* products) {
-  const void* input = drop(group, some, x);
-  std::vector<OuterProduct> outers;
-  for (const Run& run : some.runs) {
-    for (int64_t s = 0; s < group.num_slots(); ++s) {
-      const auto* slot = group.slot(run.adapter, s);
-      if (!slot) continue;
-      TrainableAdapter& own = *run.adapter;
-      const int64_t num_rows = run.end - run.begin, column = product_column(group, own, s);
-      const std::byte* own_dy = row_of(dy, run.begin, dy_stride, act_bytes_) + slot->forward.out_begin * act_bytes_;
-      if (own.param(slot->a).trained_rows > 0)
-        outers.push_back({.c = dproducts_.as<float>() + run.begin * rank_stride_ + column,
-                          .c_stride = rank_stride_,
-                          .x = row_of(input, run.begin, group.in, act_bytes_),
-                          .x_dtype = weights_->act,
-                          .x_stride = group.in,
-                          .num_rows = num_rows,
-                          .rank = slot->trained_rank,
-                          .width = slot->in,
-                          .gradient = own.gradient(slot->a),
-                          .gradient_stride = slot->in});
-      // The sigma of MultiLoRA is unfolded from B's gradient, frozen or not.
-      if (own.param(slot->b).trained_rows > 0 || slot->sigma >= 0)
-        outers.push_back({.c = products + run.begin * rank_stride_ + column,
-                          .c_stride = rank_stride_,
-                          .x = own_dy,
-                          .x_dtype = weights_->act,
-                          .x_stride = dy_stride,
-                          .num_rows = num_rows,
-                          .rank = slot->trained_rank,
-                          .width = slot->out,
-                          .gradient = own.gradient(slot->b),
-                          .gradient_stride = slot->out});
-      if (slot->bias >= 0)
-        ops_.column_sum({.x = own_dy,
-                         .x_dtype = weights_->act,
-                         .x_stride = dy_stride,
-                         .scale = slot->scaling,
-                         .gradient = own.gradient(slot->bias),
-                         .num_rows = num_rows,
-                         .n = slot->out});
-    }
-  }
-  ops_.outer(outers);
 }
 
 void TrainPass::backward_embedding(const TokenBlock& block) {
@@ -1078,7 +714,7 @@ void TrainPass::backward_embedding(const TokenBlock& block) {
 
 // --- Norms
 
-void TrainPass::norm(const View& view, const float* x, const float* base, NormParam own, int64_t layer, void* y) {
+void TrainPass::norm(const RowView& view, const float* x, const float* base, NormParam own, int64_t layer, void* y) {
   const int64_t dim = weights_->shape.hidden_dim;
   for (const Run& run : view.runs) {
     const int param = run.adapter ? own(*run.adapter, layer) : -1;
@@ -1094,7 +730,7 @@ void TrainPass::norm(const View& view, const float* x, const float* base, NormPa
   }
 }
 
-void TrainPass::norm_backward(const View& view, const float* x, const float* base, NormParam own, int64_t layer,
+void TrainPass::norm_backward(const RowView& view, const float* x, const float* base, NormParam own, int64_t layer,
                               const float* dy, float* dx, bool add) {
   const int64_t dim = weights_->shape.hidden_dim;
   for (const Run& run : view.runs) {
@@ -1133,7 +769,7 @@ std::array<HeadNorm, 2> head_norms_of(const ModelWeights& weights, int64_t layer
 }  // namespace
 
 // Norms of each head of q and k (Qwen3), from the kept values into the product's places.
-void TrainPass::head_norms(const View& view, int64_t layer, const void* raw, float* qkv) {
+void TrainPass::head_norms(const RowView& view, int64_t layer, const void* raw, float* qkv) {
   const ModelShape& shape = weights_->shape;
   const int64_t dim = shape.head_dim, columns = group_columns(ProjGroup::kQkv, shape);
   const int64_t raw_stride = shape.q_dim() + shape.kv_dim();
@@ -1165,7 +801,7 @@ void TrainPass::head_norms(const View& view, int64_t layer, const void* raw, flo
   }
 }
 
-void TrainPass::head_norms_backward(const View& view, int64_t layer, const void* raw, float* dqkv) {
+void TrainPass::head_norms_backward(const RowView& view, int64_t layer, const void* raw, float* dqkv) {
   const ModelShape& shape = weights_->shape;
   const int64_t dim = shape.head_dim, columns = group_columns(ProjGroup::kQkv, shape);
   const int64_t raw_stride = shape.q_dim() + shape.kv_dim();

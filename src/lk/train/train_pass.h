@@ -7,34 +7,15 @@
 // on the number of threads, bit for bit.
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
 
 #include "lk/model/rope.h"
-#include "lk/train/trainable_adapter.h"
+#include "lk/train/token_block.h"
+#include "lk/train/train_linear.h"
 
 namespace lk {
-
-// Samples one after the other, without padding; those of one adapter stand together. Targets are the following tokens,
-// shifted already: a row predicts targets[row] and counts weights[row] (0: no loss; the target is then ignored).
-struct TokenBlock {
-  std::vector<int32_t> tokens, targets;
-  std::vector<float> weights;
-  std::vector<RowRange> samples;      // ascending; together they are all rows
-  std::vector<uint64_t> sample_keys;  // of dropout: job, step and sample, but nothing of the block
-  struct Run {
-    int32_t begin = 0, end = 0;           // rows, whole samples
-    TrainableAdapter* adapter = nullptr;  // null: the bare base, which trains nothing
-  };
-  std::vector<Run> runs;  // ascending, disjoint; together they are all rows
-
-  int64_t num_rows() const { return static_cast<int64_t>(tokens.size()); }
-  // Appends a sample to the last run's rows (or to a new run, when its adapter differs).
-  void add(std::span<const int32_t> sample_tokens, std::span<const float> target_weights, uint64_t key,
-           TrainableAdapter* adapter);
-};
 
 // What stays in memory between the forward and the backward pass of a layer (arXiv:1604.06174).
 enum class Checkpointing : uint8_t {
@@ -70,23 +51,14 @@ class TrainPass {
   RowLosses forward_backward(const TokenBlock& block);
   // Forward and loss only.
   RowLosses evaluate(const TokenBlock& block);
-  // Forward, and shows the inputs of each layer's linear groups: act [num_rows, width], rows from first_row on.
-  using InputObserver = std::function<void(int64_t layer, ProjGroup group, const void* x, int64_t first_row,
-                                           int64_t num_rows, int64_t width)>;
+  // Forward, and shows the inputs of the linears.
+  using InputObserver = TrainLinears::InputObserver;
   void observe(const TokenBlock& block, InputObserver observer);
 
  private:
   using Run = TokenBlock::Run;
   enum class Mode : uint8_t { kEvaluate, kTrain };
-  struct Kept;   // activations of one layer
-  struct Group;  // the linears that read one input: a group of a layer, or the head
-  // Some rows of the block, counted from the first of them.
-  struct View {
-    int64_t first_row = 0;  // of the block, where they are neighbours
-    int64_t num_rows = 0;
-    std::vector<Run> runs;
-    std::vector<DropoutRows> dropout;  // of rows whose adapter has dropout; keys are not of a module yet
-  };
+  struct Kept;  // activations of one layer
   using NormParam = int (*)(const TrainableAdapter& adapter, int64_t layer);
 
   TrainPass(std::shared_ptr<const ModelWeights> weights, Backend& backend, const TrainPassOptions& options);
@@ -95,11 +67,6 @@ class TrainPass {
 
   RowLosses run(const TokenBlock& block, Mode mode);
   void prepare(const TokenBlock& block, Mode mode);
-  View view(const TokenBlock& block, int64_t begin, int64_t end) const;
-  View view(const TokenBlock& block, std::span<const int32_t> rows) const;
-  Group group(int64_t layer, ProjGroup group) const;
-  Group head_group() const;
-
   void embed(const TokenBlock& block);
   // Where a layer without place of its own puts what it keeps.
   Kept& shared() { return level_ == Checkpointing::kFull ? *live_ : *kept_.back(); }
@@ -112,8 +79,8 @@ class TrainPass {
   void forward_attention(int64_t layer, const TokenBlock& block, Kept& kept);
   void forward_mlp(int64_t layer, const TokenBlock& block, Kept& kept);
   // gate, up and silu(gate) up (in activated_) of rows whose norm is in `normed`.
-  void forward_gate_up(int64_t layer, const View& rows, const void* normed, const MlpPlace& place);
-  void activate(const View& rows, const float* x, const MlpPlace& place);
+  void forward_gate_up(int64_t layer, const RowView& rows, const void* normed, const MlpPlace& place);
+  void activate(const RowView& rows, const float* x, const MlpPlace& place);
   void backward_layer(int64_t layer, const TokenBlock& block, const float* x, Kept& kept);
   // Down to `stop` (Point) at most.
   void backward_mlp(int64_t layer, const TokenBlock& block, Kept& kept, int stop);
@@ -122,36 +89,13 @@ class TrainPass {
   void backward_embedding(const TokenBlock& block);
   void head(const TokenBlock& block, Mode mode, RowLosses& result);
   void head_chunk(const TokenBlock& block, std::span<const int32_t> rows, Mode mode, RowLosses& result);
-  void backward_head(const View& view, std::span<const int32_t> rows);
+  void backward_head(const RowView& view, std::span<const int32_t> rows);
 
-  // y [rows, columns of the group] = what the base and the adapters make of x; the adapters' rank products stay in
-  // `products` [rows, rank_stride_].
-  void forward(const Group& group, const View& view, const void* x, float* y, float* products);
-  void add_base_products(const Group& group, const View& view, const void* x, float* y);
-  void add_deltas(const Group& group, const View& view, const void* x, float* y, float* products);
-  // Adds to the gradients of the group's slots, given the act-typed gradient of y (which DoRA scales in place). With
-  // `through`, dx [rows, in] becomes the gradient of x, f32; else its content is of no use.
-  void backward(const Group& group, const View& view, const void* x, void* dy, int64_t dy_stride, const float* products,
-                float* dx, bool through);
-  void backward_dora(const Group& group, const View& view, const void* x, void* dy, int64_t dy_stride);
-  void backward_deltas(const Group& group, const View& view, void* dy, int64_t dy_stride, float* dx, bool through);
-  void add_slot_gradients(const Group& group, const View& view, const void* x, const void* dy, int64_t dy_stride,
-                          const float* products);
-  template <class F>
-  void for_each_weight(const Group& group, const View& view, const F& apply);
-  void lora(std::span<const LoraSegment> segments, const void* x, int64_t x_stride, float* y, int64_t y_stride,
-            float* products);
-  // First column of a slot's rank products among its adapter's of the group.
-  static int64_t product_column(const Group& group, const TrainableAdapter& adapter, int64_t index);
-  // x with the features of the view's dropout rows dropped, in dropped_; x itself without such rows.
-  const void* drop(const Group& group, const View& view, const void* x);
-  std::vector<DropoutRows> keyed(const Group& group, const View& view) const;
-
-  void norm(const View& view, const float* x, const float* base, NormParam own, int64_t layer, void* y);
-  void norm_backward(const View& view, const float* x, const float* base, NormParam own, int64_t layer, const float* dy,
-                     float* dx, bool add);
-  void head_norms(const View& view, int64_t layer, const void* raw, float* qkv);
-  void head_norms_backward(const View& view, int64_t layer, const void* raw, float* dqkv);
+  void norm(const RowView& view, const float* x, const float* base, NormParam own, int64_t layer, void* y);
+  void norm_backward(const RowView& view, const float* x, const float* base, NormParam own, int64_t layer,
+                     const float* dy, float* dx, bool add);
+  void head_norms(const RowView& view, int64_t layer, const void* raw, float* qkv);
+  void head_norms_backward(const RowView& view, int64_t layer, const void* raw, float* dqkv);
   void rotate(float* qkv, const float* sin);
   void copy(const float* from, float* to, int64_t columns);
 
@@ -163,9 +107,9 @@ class TrainPass {
   const bool dropout_;
   const Checkpointing level_;
   int64_t act_bytes_;
+  TrainLinears linears_;
   RopeTable rope_;
   std::vector<float> cos_rows_, sin_rows_;  // [positions so far, head_dim / 2]
-  InputObserver observer_;                  // of observe()
   // Of the block in work.
   int64_t num_rows_ = 0;
   int64_t lowest_layer_ = 0;  // nothing is trained below
@@ -186,9 +130,6 @@ class TrainPass {
   DeviceBuffer mlp_products_;          // f32 [2, MLP rows, rank stride] where no layer keeps them
   DeviceBuffer product_;               // f32 [rows, widest of hidden_dim and q_dim, padded]
   DeviceBuffer dy_;                    // act [rows, hidden_dim padded]
-  DeviceBuffer dropped_;               // act [rows, widest input]
-  DeviceBuffer ddropped_;              // f32 likewise
-  DeviceBuffer dproducts_;             // f32 [rows, rank stride]
   DeviceBuffer logits_;                // f32 [head rows, vocab_size padded], then their gradient
   DeviceBuffer gathered_, dgathered_;  // f32 [head rows, hidden_dim]
   DeviceBuffer head_input_;            // act likewise
