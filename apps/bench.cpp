@@ -350,9 +350,9 @@ void add_bench(CLI::App& app, int& exit_code) {
   auto kernel = std::make_shared<KernelFlags>();
   CLI::App* kernels = command->add_subcommand("kernels", "Every kernel: time, GB/s, GFLOP/s, fraction of the roofline");
   kernels->add_option("--json", kernel->json, "also write the figures to this file");
-  kernels->add_option(
-      "--op", kernel->op,
-      "only ops that start with this: gemm, lora, attention, block_attention, outer ..., see kernels/bench.h");
+  kernels->add_option("--op", kernel->op,
+                      "only ops that start with this: gemm, lora, attention, rms_norm, swiglu, rope, sample; of "
+                      "training block_attention, outer, cross_entropy and others");
   kernels->add_option("--isa", kernel->isa, "instruction set, or all")
       ->check(CLI::IsMember({"auto", "all", "portable", "avx2", "avx512", "avx512_bf16"}))
       ->capture_default_str();

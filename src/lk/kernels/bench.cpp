@@ -276,8 +276,15 @@ void Bench::lora_case(int64_t adapters, int64_t rows_each, int64_t rank, int64_t
 
 void Bench::lora() {
   for (const Linear& linear : kLinears) {
-    for (const auto& [adapters, rows_each, rank] : std::vector<std::tuple<int64_t, int64_t, int64_t>>{
-             {1, 1, 16}, {8, 1, 16}, {32, 1, 16}, {32, 1, 64}, {4, 8, 16}, {1, 32, 16}, {1, 512, 16}, {1, 512, 64}})
+    for (const auto& [adapters, rows_each, rank] : std::vector<std::tuple<int64_t, int64_t, int64_t>>{{1, 1, 16},
+                                                                                                      {8, 1, 16},
+                                                                                                      {32, 1, 16},
+                                                                                                      {32, 1, 64},
+                                                                                                      {4, 8, 16},
+                                                                                                      {1, 32, 16},
+                                                                                                      {1, 512, 16},
+                                                                                                      {1, 512, 64},
+                                                                                                      {1, 2048, 16}})
       if (wants_rows(adapters * rows_each)) lora_case(adapters, rows_each, rank, linear.k, linear.widths);
   }
 }

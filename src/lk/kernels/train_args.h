@@ -192,7 +192,7 @@ struct DropoutRows {
   int32_t begin = 0, end = 0;
   uint64_t key = 0;
   int64_t first_position = 0;
-  float p = 0;  // in [0, 1)
+  float p = 0;  // in [0, 1); taken as a multiple of 2^-16
 };
 struct DropoutArgs {
   const void* x = nullptr;  // [*, dim]
