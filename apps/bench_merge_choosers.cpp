@@ -43,7 +43,7 @@ Result<RunResult> run_once(const MergeBenchFlags& flags, MergeBench& bench, cons
   if (std::unique_ptr<MergeChooser> made = sim::make_chooser(sim::parse_merging(chooser).value()))
     merging = std::make_unique<MergeController>(std::move(made), pool, *bench.engine);
   for (AdapterId id : bench.adapters)
-    if (merging) merging->set_allowed(id, true);
+    if (merging) merging->allow(id);
   Scheduler scheduler(
       {.max_step_tokens = flags.prefill_tokens, .max_running = flags.decode_batch, .prefix_cache = false}, pool,
       *bench.engine, merging.get());

@@ -25,12 +25,16 @@ class CountingExecutor : public SeededExecutor {
   int64_t num_allocations = 0;
 };
 
-void expect_no_allocations(const std::string& model, const std::vector<std::string>& adapters, DType act) {
+// `merged`: which of the adapters is to be merged.
+void expect_no_allocations(const std::string& model, const std::vector<std::string>& adapters, DType act,
+                           std::optional<size_t> merged = {}) {
   const SchedulerOptions options{.max_step_tokens = 256, .max_running = 64};
   EngineHarness harness({model, adapters, act}, options, 4096, 2);
   CountingExecutor executor(*harness.engine, 1);
   UnifiedPool pool(harness.engine->num_pages());
-  Scheduler scheduler(options, pool, executor);
+  MergeController merging(sim::make_chooser(sim::Merging::kAlways), pool, executor);
+  if (merged) merging.allow(harness.ids[*merged]);
+  Scheduler scheduler(options, pool, executor, &merging);
   const auto vocab = static_cast<uint64_t>(harness.engine->weights().config.vocab_size);
   Rng rng(1);
   int64_t num_requests = 0;
@@ -50,7 +54,9 @@ void expect_no_allocations(const std::string& model, const std::vector<std::stri
   while (scheduler.num_running() < num_requests) step();
   for (int i = 0; i < 30; ++i) step();
   executor.num_allocations = 0;
+  const int64_t merged_before = merging.stats().num_merged_steps;
   for (int i = 0; i < 40; ++i) step();  // through the ends of pages
+  EXPECT_EQ(merging.stats().num_merged_steps - merged_before, merged ? 40 : 0);
   EXPECT_EQ(scheduler.num_running(), num_requests);
   EXPECT_EQ(executor.num_allocations, 0);
 }
@@ -61,7 +67,8 @@ TEST(Allocation, DecodingStepsAllocateNothing) {
       "llama_mha",
       {"r8_attention", "r64_linear", "lora_bias", "dora_r4", "embed_head", "modules_to_save", "tokens", "final_norm"},
       DType::kBF16);
-  expect_no_allocations("llama_gqa_llama3", {"r8_linear", "embed", "head", "tokens"}, DType::kF32);
+  for (const std::optional<size_t> merged : {std::optional<size_t>(), std::optional<size_t>(0)})
+    expect_no_allocations("llama_gqa_llama3", {"r8_linear", "embed", "head", "tokens"}, DType::kF32, merged);
 }
 
 TEST(Allocation, IsCounted) {

@@ -73,7 +73,7 @@ class EngineHarness {
                                                        weights->checkpoint, AdapterLoadOptions{.copy_file = true});
       ids.push_back(engine->register_adapter(engine->prepare_adapter(host->add(std::move(source), 0).value()).value()));
     }
-    for (size_t adapter : setup.merged) merging->set_allowed(ids[adapter], true);
+    for (size_t adapter : setup.merged) merging->allow(ids[adapter]);
   }
   int64_t largest_adapter() const {
     int64_t pages = 0;

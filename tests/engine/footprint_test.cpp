@@ -3,9 +3,12 @@
 
 #include <gtest/gtest.h>
 
+#include "lk/engine/engine.h"
+#include "lk/lora/compose.h"
 #include "lk/model/decoder.h"
 #include "lk/ops/cpu_backend.h"
 #include "testing/golden.h"
+#include "testing/late_backend.h"
 
 namespace lk {
 namespace {
@@ -29,13 +32,33 @@ TEST(Footprint, IsWhatLoadingTakes) {
     }
 }
 
-TEST(Footprint, ActivationsGrowWithRowsAndWithTheLogitsOfABlock) {
-  const ModelConfig config = load_model_config(kGoldenDir + "models/llama_mha").value();
-  const auto activations = [&](int64_t rows) { return model_footprint(config, DType::kBF16, rows).activations; };
-  EXPECT_GE(activations(1), config.vocab_size * 4 + config.hidden_dim * 8);
-  const int64_t more = activations(129) - activations(128);  // beyond a block of logits
-  EXPECT_EQ(activations(1128) - activations(128), 1000 * more);
-  EXPECT_EQ(activations(64) - activations(63), more + align_panel(config.vocab_size) * 4 + config.hidden_dim * 6);
+TEST(Footprint, ActivationsAreWhatADecoderAllocates) {
+  for (const DType act : {DType::kBF16, DType::kF32}) {
+    testing::LateBackend backend(make_cpu_backend({.num_threads = 1}).value());
+    const auto weights = load_weights(kGoldenDir + "models/llama_gqa_llama3", act, backend).value();
+    for (const int64_t rows : {1, 63, 300, 1000}) {
+      const int64_t before = backend.allocated_bytes();
+      const Decoder decoder(weights, backend, rows, std::min(rows, kMaxLogitRows));
+      EXPECT_EQ(model_footprint(weights->config, act, rows).activations, backend.allocated_bytes() - before) << rows;
+    }
+  }
+}
+
+// No adapter makes them grow: one that would is refused, where it used to end the program for want of memory.
+TEST(Footprint, AdaptersOfTooManyRanksAreRefused) {
+  auto backend = make_cpu_backend({.num_threads = 1}).value();
+  const auto weights = load_weights(kGoldenDir + "models/llama_mha", DType::kF32, *backend).value();
+  const int64_t page = Decoder(weights, *backend, 1, 1).page_bytes();
+  const auto engine =
+      Engine::create({.max_step_tokens = 1, .memory_bytes = 4096 * page}, weights, std::move(backend)).value();
+  const auto adapter =
+      load_adapter("r64", kGoldenDir + "adapters/llama_mha__r64_linear", weights->config, nullptr).value();
+  const std::vector<WeightedAdapter> parts(Decoder::kMaxGroupRank / (3 * 64) + 1, {adapter, 1.0});
+  const auto sum_of = [&](size_t count) {
+    return engine->prepare_adapter(compose_adapters("sum", std::span(parts).first(count)).value());
+  };
+  EXPECT_TRUE(sum_of(parts.size() - 1).ok());
+  EXPECT_EQ(sum_of(parts.size()).status().code(), StatusCode::kInvalidArgument);
 }
 
 }  // namespace

@@ -121,7 +121,6 @@ std::vector<float> all_logits(Model& model, const GoldenCase& c, const std::vect
     const AdapterLayout layout(**host, weights.shape, weights.config.tie_word_embeddings, geometry);
     arena = backend.allocate((kv_pages + layout.num_pages()) * geometry.page_bytes);
     for (int64_t i = layout.num_pages(); i > 0; --i) pages.push_back(static_cast<PageId>(kv_pages + i - 1));
-    decoder.reserve_rank(layout.max_group_rank());
     resident = fill_adapter(layout, *host, pages, arena.data(), backend);
   }
   decoder.set_pool(arena.data());

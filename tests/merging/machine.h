@@ -183,7 +183,7 @@ inline Outcome run(const Workload& w, const std::string& chooser, uint64_t seed,
   Scheduler scheduler(
       {.max_step_tokens = 512, .max_running = w.max_running, .prefix_cache = false, .queue = {.kind = w.queue}}, pool,
       executor, merging.get());
-  for (AdapterId a = 0; merging && a < w.adapters; ++a) merging->set_allowed(a, true);
+  for (AdapterId a = 0; merging && a < w.adapters; ++a) merging->allow(a);
   Rng rng(seed);
   std::map<RequestId, Micros> last;
   Outcome outcome;

@@ -197,7 +197,7 @@ TEST(MergeController, OnlyAllowedAdaptersAreMerged) {
   for (AdapterId adapter : {0, 1, 2}) s.submit(adapter, 20, 200);
   s.run(100);
   EXPECT_EQ(s.merging->stats().num_builds, 0) << "exact is the default";
-  for (AdapterId adapter : {1, 2}) s.merging->set_allowed(adapter, true);
+  for (AdapterId adapter : {1, 2}) s.merging->allow(adapter);
   s.run(-1);
   EXPECT_GT(s.merging->stats().num_merged_steps, 0);
   for (const SimExecutor::Step& step : s.executor.steps) EXPECT_TRUE(step.merged == kBaseModel || step.merged == 1);
@@ -206,7 +206,7 @@ TEST(MergeController, OnlyAllowedAdaptersAreMerged) {
 TEST(MergeController, RefusedMergesAreNotTriedAgain) {
   Served s(1000, 0.3, "always");
   s.executor.refused = {0};
-  s.merging->set_allowed(0, true);
+  s.merging->allow(0);
   for (int i = 0; i < 3; ++i) s.submit(0, 20, 100);
   s.run(-1);
   EXPECT_EQ(s.merging->stats().num_builds, 1);
@@ -219,7 +219,7 @@ TEST(MergeController, RefusedMergesAreNotTriedAgain) {
 TEST(MergeController, MergesThatFailForAPassingReasonAreTriedAgain) {
   Served s(1000, 0.3, "always");
   s.executor.unreadable = 3;
-  s.merging->set_allowed(0, true);
+  s.merging->allow(0);
   for (int i = 0; i < 3; ++i) s.submit(0, 20, 400);
   s.run(-1);
   EXPECT_EQ(s.merging->stats().num_failed, 3);
@@ -232,7 +232,7 @@ TEST(MergeController, MergesThatFailForAPassingReasonAreTriedAgain) {
 // Merged pages go before anybody loses work.
 TEST(MergeController, PressureTakesMergedPagesBeforePreempting) {
   Served s(210, 0.3, "always");
-  s.merging->set_allowed(0, true);
+  s.merging->allow(0);
   s.submit(0, 16, 1000);
   s.run(40);
   EXPECT_EQ(s.pool.num_merged(), 100);
@@ -261,7 +261,7 @@ TEST(MergeController, WhatDoesNotFitTakesNothingFromWhatIsBuilt) {
   SimExecutor executor({}, {{0, 0.3}, {1, 0.3}});
   AdapterId build = 0;
   MergeController merging(std::make_unique<ToldChooser>(build), pool, executor);
-  for (AdapterId adapter : {0, 1}) merging.set_allowed(adapter, true);
+  for (AdapterId adapter : {0, 1}) merging.allow(adapter);
   std::vector<MergeGate::Queued> queue{{.adapter = 0}};
   const auto plan = [&](Micros now) { (void)merging.plan(queue, 8, now); };
   plan(1);
@@ -289,7 +289,7 @@ TEST(MergeController, WhatDoesNotFitTakesNothingFromWhatIsBuilt) {
 
 TEST(MergeController, DroppingAnAdapterDropsItsMergedWeights) {
   Served s(1000, 0.3, "always");
-  s.merging->set_allowed(0, true);
+  s.merging->allow(0);
   s.submit(0, 16, 100);
   s.run(-1);
   EXPECT_EQ(s.merging->stats().merged, 0);
@@ -302,7 +302,7 @@ TEST(MergeController, DroppingAnAdapterDropsItsMergedWeights) {
 TEST(MergeController, ABuildThatNeverEndsBlocksNobody) {
   Served s(1000, 0.3, "always");
   s.executor.stuck = true;
-  s.merging->set_allowed(0, true);
+  s.merging->allow(0);
   for (AdapterId adapter : {0, 1}) s.submit(adapter, 16, 50);
   s.run(-1);
   EXPECT_EQ(s.merging->stats().num_merged_steps, 0);

@@ -16,7 +16,7 @@ std::vector<Stretch> stretches(std::span<const AdapterRun> runs, int64_t num_row
   std::vector<Stretch> out;
   for_each_stretch(
       runs, num_rows,
-      [](const AdapterRun& run) { return run.adapter ? static_cast<int>(run.adapter->max_group_rank) : 0; },
+      [](const AdapterRun& run) { return run.adapter ? static_cast<int>(run.adapter->layers.size()) : 0; },
       [&](int value, int64_t begin, int64_t end) { out.emplace_back(value, begin, end); });
   return out;
 }
@@ -24,9 +24,9 @@ std::vector<Stretch> stretches(std::span<const AdapterRun> runs, int64_t num_row
 class AdapterRunTest : public ::testing::Test {
  protected:
   AdapterRunTest() {
-    one_.max_group_rank = 1;
-    other_one_.max_group_rank = 1;
-    two_.max_group_rank = 2;
+    one_.layers.resize(1);
+    other_one_.layers.resize(1);
+    two_.layers.resize(2);
   }
   ResidentAdapter one_, other_one_, two_;
 };

@@ -594,6 +594,31 @@ TEST(FairPreemption, IsForVtcOnly) {
     EXPECT_EQ(starve(0.01, kind).stats.num_fair_preemptions, 0);
 }
 
+// The adapter of whoever waits can no longer be evicted for it: that used to be counted as room.
+TEST(FairPreemption, NobodyStartsOverForWhatWouldNotBeEnough) {
+  UnifiedPool pool(20);
+  HashExecutor executor(0, 20);
+  Scheduler scheduler({.prefix_cache = false, .preempt_gap = 1e-6}, pool, executor);
+  scheduler.set_tenant_weight(1, 100);
+  scheduler.prefetch(2);  // 3 pages
+  while (pool.adapter_state(2) != AdapterState::kResident) (void)scheduler.step();
+  Request ahead = make_request(1, kBaseModel, 10, 60, 1), own = make_request(2, kBaseModel, 80, 40, 2);
+  own.tenant = 1;
+  ASSERT_TRUE(scheduler.submit(std::move(ahead)).ok());
+  for (int step = 0; step < 30; ++step) (void)scheduler.step();
+  ASSERT_TRUE(scheduler.submit(std::move(own)).ok());
+  (void)scheduler.step();
+  ASSERT_EQ(scheduler.num_running(), 2);
+  // 11 pages, two that stay and 3 of its adapter, where 15 would be there at most.
+  Request large = make_request(3, 2, 170, 4, 3);
+  large.tenant = 1;
+  ASSERT_TRUE(scheduler.submit(std::move(large)).ok());
+  (void)scheduler.step();
+  EXPECT_EQ(scheduler.stats().num_preemptions, 0);
+  EXPECT_EQ(scheduler.num_running(), 2);
+  EXPECT_EQ(run_all(scheduler, pool).at(3).tokens.size(), 4u);
+}
+
 // The smallest gaps, and tenants whose requests do not fit together: what is computed again costs less than what is
 // served.
 TEST(FairPreemption, NobodyTakesTurnsAtStartingOver) {

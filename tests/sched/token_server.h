@@ -167,4 +167,27 @@ inline std::function<std::pair<int64_t, int64_t>()> around_256(uint64_t seed) {
 
 inline const QueueOptions kPlain{.kind = QueueKind::kVtc, .prediction = Prediction::kNone};
 
+// The share of the server that tenant 1 gets once it comes, where tenant 0 was alone for long: with a backlog, or with
+// never anything left in the queue.
+inline double share_after_idle(std::unique_ptr<QueuePolicy> policy, bool queued) {
+  TokenServer server(std::move(policy), 2000);
+  const Backlog a{0, fixed(64, 64)}, b{1, fixed(64, 64)};
+  for (int step = 0; step < 4000; ++step) {
+    if (queued)
+      a.refill(server);
+    else if (step % 8 == 0)
+      server.arrive(0, 64, 64);
+    server.step();
+  }
+  const int64_t before_a = server.service(0), before_b = server.service(1);
+  for (int step = 0; step < 2000; ++step) {
+    a.refill(server);
+    b.refill(server);
+    server.step();
+  }
+  const auto got_a = static_cast<double>(server.service(0) - before_a),
+             got_b = static_cast<double>(server.service(1) - before_b);
+  return got_b / (got_a + got_b);
+}
+
 }  // namespace lk

@@ -39,6 +39,13 @@ class LateBackend : public Backend {
   double lora_seconds() const override { return cpu_->lora_seconds(); }
   TrainOps& train_ops() override { return train_ops_; }
   ThreadPool& threads() override { return cpu_->threads(); }
+  // Of the buffers that there are.
+  int64_t allocated_bytes() const {
+    std::lock_guard lock(device_->mutex);
+    int64_t bytes = 0;
+    for (const auto& [address, block] : device_->blocks) bytes += block.size_bytes;
+    return bytes;
+  }
   // Calls that have waited in the queue so far.
   int64_t num_late() const { return device_->num_late; }
 

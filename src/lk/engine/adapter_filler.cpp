@@ -197,7 +197,6 @@ std::shared_ptr<const ResidentAdapter> fill_adapter(const AdapterLayout& layout,
   auto resident = std::make_shared<ResidentAdapter>();
   resident->layers.resize(adapter->layers.size());
   resident->pages.assign(pages.begin(), pages.end());
-  resident->max_group_rank = layout.max_group_rank();
   Filler(layout, *adapter, pool_base, backend, *resident).fill(adapter);
   return resident;
 }

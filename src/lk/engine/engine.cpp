@@ -62,12 +62,17 @@ Result<Engine::PreparedAdapter> Engine::prepare_adapter(std::shared_ptr<HostAdap
   if (layout->num_pages() >= num_pages_)
     return resource_exhausted("adapter {} needs {} pages of {} bytes, the pool has {}: raise --memory", adapter->name(),
                               layout->num_pages(), page_bytes(), num_pages_);
+  if (layout->max_group_rank() > Decoder::kMaxGroupRank)
+    return invalid_argument(
+        "adapter {}: the ranks of q, k and v, or of gate and up, sum to {}, more than the {} that a layer may have: "
+        "sum "
+        "fewer adapters, or such of smaller ranks",
+        adapter->name(), layout->max_group_rank(), Decoder::kMaxGroupRank);
   auto merge_layout = std::make_shared<MergeLayout>(*content, weights_->shape, weights_->format(), page_bytes());
   return PreparedAdapter{std::move(adapter), std::move(layout), std::move(merge_layout)};
 }
 
 AdapterId Engine::register_adapter(PreparedAdapter adapter) {
-  decoder_.reserve_rank(adapter.layout->max_group_rank());
   adapters_.emplace(next_adapter_, Registered{.prepared = std::move(adapter), .resident = nullptr});
   return next_adapter_++;
 }

@@ -13,7 +13,6 @@
 #include <string>
 #include <vector>
 
-#include "lk/base/thread_pool.h"
 #include "lk/lora/adapter.h"
 #include "lk/memory/unified_pool.h"
 #include "lk/model/merged_weights.h"

@@ -3,10 +3,12 @@
 // has no clock, thread or page of its own, and forgets nothing it was not told. docs/design/merging.md explains the
 // policies, docs/results/merging.md has their measurements.
 //
-// One step: plan(), the scheduler plans, merged(), the step runs, observe(). built() whenever a merge ended.
+// One step: plan(), the scheduler plans, merged(), the step runs, observe(). built() whenever a merge ended. None of
+// these allocates once the chooser has seen the like of the step.
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -39,7 +41,8 @@ struct MergePlan {
   AdapterId build =
       kBaseModel;  // start building this one, in place of what is built or being built if there is no room for both
   AdapterId exclusive = kBaseModel;  // only this adapter's requests in the next step; it is `built`
-  std::vector<AdapterId> first;      // their requests before all others', because they starve
+  // Their requests before all others', because they starve. Valid until the next plan().
+  std::span<const AdapterId> first;
 };
 
 // Rows of one adapter (or the base) in a planned step.

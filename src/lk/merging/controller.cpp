@@ -27,68 +27,69 @@ MergeController::~MergeController() {
   drop(building_);
 }
 
-void MergeController::set_allowed(AdapterId adapter, bool allowed) {
-  if (allowed) {
-    allowed_.insert(adapter);
-    return;
+MergeController::Known& MergeController::known(AdapterId adapter) {
+  Known& known = known_[adapter];
+  if (!known.footprint) {
+    const Result<MergeFootprint> footprint =
+        adapter == kBaseModel ? MergeFootprint() : executor_.merge_footprint(adapter);
+    known.footprint = footprint.ok() ? *footprint : MergeFootprint();
   }
-  allowed_.erase(adapter);
-  if (adapter == built_ || adapter == building_) drop(adapter);
+  return known;
 }
 
-const MergeFootprint* MergeController::footprint(AdapterId adapter) {
-  auto it = footprints_.find(adapter);
-  if (it == footprints_.end()) {
-    Result<MergeFootprint> footprint = executor_.merge_footprint(adapter);
-    it = footprints_.emplace(adapter, footprint.ok() ? std::move(*footprint) : MergeFootprint()).first;
-  }
-  return it->second.num_pages == 0 ? nullptr : &it->second;
+bool MergeController::meets_first(Known& known, size_t place) const {
+  if (known.round == round_) return false;
+  known.round = round_;
+  known.place = place;
+  return true;
 }
 
 MergeGate::Turn MergeController::plan(std::span<const Queued> queue, int64_t max_running, Micros now) {
   take_finished(now);
-  MergeView view{.now = now, .max_running = max_running, .built = built_, .building = building_};
-  std::unordered_map<AdapterId, size_t> index;
+  view_.now = now;
+  view_.max_running = max_running;
+  view_.built = built_;
+  view_.building = building_;
+  view_.queue.clear();
+  view_.candidates.clear();
+  ++round_;
   for (const Queued& queued : queue) {
-    view.queue.push_back(queued.adapter);
+    view_.queue.push_back(queued.adapter);
     if (queued.adapter == kBaseModel) continue;
-    const auto [it, is_new] = index.emplace(queued.adapter, view.candidates.size());
-    if (is_new) {
-      MergeCandidate candidate{.adapter = queued.adapter};
-      if (const MergeFootprint* f = footprint(queued.adapter)) {
-        candidate.relative_cost = f->relative_cost;
-        candidate.build_cost_rows = f->build_cost_rows;
-        candidate.allowed = may_build(queued.adapter, now) &&
-                            static_cast<double>(f->num_pages) <= kMaxPoolShare * static_cast<double>(pool_.num_pages());
-      }
-      view.candidates.push_back(candidate);
+    Known& known = this->known(queued.adapter);
+    if (meets_first(known, view_.candidates.size())) {
+      const MergeFootprint& f = *known.footprint;
+      view_.candidates.push_back(
+          {.adapter = queued.adapter,
+           .allowed = f.num_pages > 0 && known.may_be_merged() && breaker_.allows(queued.adapter, now) &&
+                      static_cast<double>(f.num_pages) <= kMaxPoolShare * static_cast<double>(pool_.num_pages()),
+           .relative_cost = f.relative_cost,
+           .build_cost_rows = f.build_cost_rows});
     }
-    MergeCandidate& candidate = view.candidates[it->second];
+    MergeCandidate& candidate = view_.candidates[known.place];
     ++candidate.requests;
     candidate.rows += queued.rows;
     candidate.backlog_rows += queued.backlog_rows;
   }
-  view.longest_wait = exclusive_ != kBaseModel ? now - exclusive_since_ : 0;
-  MergePlan plan = chooser_->plan(view);
+  view_.longest_wait = exclusive_ != kBaseModel ? now - exclusive_since_ : 0;
+  MergePlan plan = chooser_->plan(view_);
   if (plan.build != kBaseModel && now >= not_before_) start(plan.build, static_cast<int64_t>(queue.size()), now);
   // Only if it is there, and has something to run: a step must not be empty because others were kept out.
-  if (plan.exclusive != built_ || !index.contains(plan.exclusive)) plan.exclusive = kBaseModel;
+  const auto exclusive = known_.find(plan.exclusive);
+  if (plan.exclusive != built_ || exclusive == known_.end() || exclusive->second.round != round_)
+    plan.exclusive = kBaseModel;
   if (plan.exclusive != kBaseModel && exclusive_ == kBaseModel) exclusive_since_ = now;
   exclusive_ = plan.exclusive;
-  return {.exclusive = exclusive_, .first = std::move(plan.first)};
-}
-
-bool MergeController::may_build(AdapterId adapter, Micros now) const {
-  return allowed_.contains(adapter) && !refused_.contains(adapter) && breaker_.allows(adapter, now);
+  return {.exclusive = exclusive_, .first = plan.first};
 }
 
 void MergeController::start(AdapterId adapter, int64_t queued, Micros now) {
-  const MergeFootprint* f = footprint(adapter);
-  LK_CHECK(f && adapter != built_, "adapter {} cannot be merged", adapter);
+  const int64_t pages = known(adapter).footprint->num_pages;
+  LK_CHECK(pages > 0 && adapter != built_, "adapter {} cannot be merged", adapter);
   const int64_t keep = kKeepPagesPerRequest * queued;
   const auto fits = [&](int64_t given_back) {
     const auto limit = static_cast<int64_t>(kMaxPoolShare * static_cast<double>(pool_.num_pages()));
-    return pool_.num_merged() - given_back + f->num_pages <= limit && pool_.can_merge(f->num_pages, keep, given_back);
+    return pool_.num_merged() - given_back + pages <= limit && pool_.can_merge(pages, keep, given_back);
   };
   const auto pages_of = [&](AdapterId other) {
     return other == kBaseModel ? 0 : static_cast<int64_t>(pool_.merge_pages(other).size());
@@ -102,7 +103,7 @@ void MergeController::start(AdapterId adapter, int64_t queued, Micros now) {
   }
   drop(building_);
   if (!beside_built) drop(built_);
-  LK_CHECK(pool_.begin_merge(adapter, f->num_pages, keep));
+  LK_CHECK(pool_.begin_merge(adapter, pages, keep));
   executor_.start_merge(adapter, pool_.merge_pages(adapter));
   building_ = adapter;
   ++stats_.num_builds;
@@ -120,7 +121,7 @@ void MergeController::take_finished(Micros now) {
       // Only what the weights themselves forbid is for ever: a file that could not be read may be readable next time.
       const bool for_ever = result.status.code() == StatusCode::kFailedPrecondition;
       if (for_ever)
-        refused_.insert(result.adapter);
+        known_[result.adapter].refused = true;
       else
         breaker_.failed(result.adapter, now);
       ++(for_ever ? stats_.num_refused : stats_.num_failed);
@@ -150,27 +151,24 @@ AdapterId MergeController::give_back(Micros now) {
 
 void MergeController::forget(AdapterId adapter) {
   if (adapter == built_ || adapter == building_) drop(adapter);
-  allowed_.erase(adapter);
-  refused_.erase(adapter);
   breaker_.forget(adapter);
-  footprints_.erase(adapter);
+  known_.erase(adapter);
 }
 
 void MergeController::choose(StepPlan& plan) {
-  mix_ = {.adapters = {}, .rows = plan.num_tokens};
+  mix_.adapters.clear();
+  mix_.rows = plan.num_tokens;
   int64_t hot_rows = 0;
-  std::unordered_map<AdapterId, size_t> index;
+  ++round_;
   for (const StepItem& item : plan.items) {
     const AdapterId adapter = item.request->adapter;
-    const auto [it, is_new] = index.emplace(adapter, mix_.adapters.size());
-    if (is_new) {
-      const MergeFootprint* f = adapter == kBaseModel ? nullptr : footprint(adapter);
+    Known& known = this->known(adapter);
+    if (meets_first(known, mix_.adapters.size()))
       mix_.adapters.push_back({.adapter = adapter,
-                               .allowed = f && allowed_.contains(adapter) && !refused_.contains(adapter),
-                               .relative_cost = f ? f->relative_cost : 0});
-    }
-    mix_.adapters[it->second].rows += item.end - item.begin;
-    ++mix_.adapters[it->second].requests;
+                               .allowed = known.footprint->num_pages > 0 && known.may_be_merged(),
+                               .relative_cost = known.footprint->relative_cost});
+    mix_.adapters[known.place].rows += item.end - item.begin;
+    ++mix_.adapters[known.place].requests;
     if (adapter == built_ && built_ != kBaseModel) hot_rows += item.end - item.begin;
     if (adapter != exclusive_) exclusive_ = kBaseModel;  // nothing of that adapter could run: the others do
   }

@@ -11,9 +11,8 @@
 // Thread safety: none; engine thread.
 #pragma once
 
-#include <map>
 #include <memory>
-#include <set>
+#include <optional>
 #include <unordered_map>
 
 #include "lk/memory/unified_pool.h"
@@ -37,9 +36,8 @@ class MergeController : public MergeGate {
   MergeController(std::unique_ptr<MergeChooser> chooser, UnifiedPool& pool, Executor& executor);
   ~MergeController() override;
 
-  // Allows or forbids merging of an adapter; before its first request, since cached pages keep what they were computed
-  // with.
-  void set_allowed(AdapterId adapter, bool allowed);
+  // Allows merging of an adapter; before its first request, since cached pages keep what they were computed with.
+  void allow(AdapterId adapter) { known_[adapter].allowed = true; }
   Turn plan(std::span<const Queued> queue, int64_t max_running, Micros now) override;
   void choose(StepPlan& plan) override;
   void observe(const StepTimes& times) override;
@@ -50,8 +48,16 @@ class MergeController : public MergeGate {
   const MergeChooser& chooser() const { return *chooser_; }
 
  private:
-  const MergeFootprint* footprint(AdapterId adapter);  // null when it cannot be merged
-  bool may_build(AdapterId adapter, Micros now) const;
+  struct Known {
+    std::optional<MergeFootprint> footprint;  // once it was asked for; no pages: cannot be merged
+    bool allowed = false, refused = false;    // refused: rounding loses too much
+    uint64_t round = 0;                       // the last pass over requests that came upon it
+    size_t place = 0;                         // and where it put it
+    bool may_be_merged() const { return allowed && !refused; }
+  };
+  Known& known(AdapterId adapter);  // its footprint asked for
+  // Whether a pass over requests that began with ++round_ meets the adapter for the first time: it gets this place.
+  bool meets_first(Known& known, size_t place) const;
   void take_finished(Micros now);
   void start(AdapterId adapter, int64_t queued, Micros now);
   void drop(AdapterId adapter);
@@ -60,11 +66,12 @@ class MergeController : public MergeGate {
   UnifiedPool& pool_;
   Executor& executor_;
   MergeStats stats_;
-  std::unordered_map<AdapterId, MergeFootprint> footprints_;  // no pages: cannot be merged
-  std::set<AdapterId> allowed_, refused_;
+  std::unordered_map<AdapterId, Known> known_;
+  uint64_t round_ = 0;
   LoadBreaker breaker_;  // of builds that failed and may yet succeed
   AdapterId built_ = kBaseModel, building_ = kBaseModel, exclusive_ = kBaseModel;
   Micros not_before_ = 0, exclusive_since_ = 0;
+  MergeView view_;                     // of the step being planned
   StepMix mix_;                        // of the step being run
   AdapterId merged_now_ = kBaseModel;  // in it
 };

@@ -109,6 +109,9 @@ class CostChooser : public MergeChooser {
   struct Savings {
     double missed = 0;  // us that merging would have saved beyond what is built, fading
     double rate = 0;    // us per step that merging should save, recent steps
+    // In the latest step: us that merging its rows saved or would have, and whether it has any.
+    double saved = 0;
+    bool in_step = false;
   };
 
   static bool has(const StepMix& mix, AdapterId adapter) {
@@ -128,8 +131,11 @@ class CostChooser : public MergeChooser {
     // Lately: within the time that some builds take, or who is hot for less than that is never followed.
     const double newest =
         build_us_ > 0 ? std::clamp(model_.predicted(mix, merged) / (kBuildsRemembered * build_us_), 0.005, 0.5) : 0.02;
-    for (auto& [adapter, savings] : savings_) savings.rate *= 1 - newest;
-    std::map<AdapterId, double> saved_by;
+    for (auto& [adapter, savings] : savings_) {
+      savings.rate *= 1 - newest;
+      savings.saved = 0;
+      savings.in_step = false;
+    }
     for (const AdapterRows& rows : mix.adapters) {
       if (!rows.allowed || rows.rows == 0) continue;
       const double saved = model_.saving(mix, rows.adapter);
@@ -137,23 +143,23 @@ class CostChooser : public MergeChooser {
       savings.rate += newest * std::max(0.0, saved);
       if (rows.relative_cost > 0)
         per_cost_row_.add(std::max(0.0, saved) / static_cast<double>(rows.rows) / rows.relative_cost);
-      saved_by[rows.adapter] = saved;
+      savings.saved = saved;
+      savings.in_step = true;
     }
-    const auto in_use = merged == kBaseModel ? saved_by.end() : saved_by.find(merged);
-    const double had = in_use == saved_by.end() ? 0 : std::max(0.0, in_use->second);
-    for (auto& [adapter, savings] : savings_) {
-      const auto it = saved_by.find(adapter);
-      if (adapter != merged)
-        savings.missed = std::max(0.0, savings.missed + (it == saved_by.end() ? 0 : it->second) - had);
-    }
+    const auto in_use = merged == kBaseModel ? savings_.end() : savings_.find(merged);
+    const double had = in_use == savings_.end() ? 0 : std::max(0.0, in_use->second.saved);
+    for (auto& [adapter, savings] : savings_)
+      if (adapter != merged) savings.missed = std::max(0.0, savings.missed + savings.saved - had);
   }
   void fade(Micros now) {
     const double passed = last_now_ > 0 ? static_cast<double>(now - last_now_) * 1e-6 : 0;
     last_now_ = now;
     for (auto it = savings_.begin(); it != savings_.end();) {
-      it->second.missed *= std::exp(-passed / kForget);
-      const bool gone = it->second.missed < 1 && it->second.rate < 1e-3;
-      it = gone ? savings_.erase(it) : std::next(it);
+      Savings& savings = it->second;
+      savings.missed *= std::exp(-passed / kForget);
+      const bool gone = savings.missed < 1 && savings.rate < 1e-3;
+      if (gone) savings.missed = savings.rate = 0;
+      it = gone && !savings.in_step ? savings_.erase(it) : std::next(it);
     }
   }
 

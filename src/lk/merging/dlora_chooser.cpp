@@ -3,9 +3,9 @@
 // requests of one adapter.
 #include <algorithm>
 #include <map>
-#include <set>
+#include <optional>
+#include <utility>
 
-#include "lk/base/check.h"
 #include "lk/merging/chooser.h"
 
 namespace lk {
@@ -27,31 +27,33 @@ class DloraChooser : public MergeChooser {
     MergePlan plan;
     if (view.queue.empty()) return plan;
     read(view);
-    plan.first = starving();
-    if (!plan.first.empty()) {
-      serve_starving(plan.first);
+    find_starving();
+    if (!starving_.empty()) {
+      serve_starving();
       set_mode(kBaseModel);
       ++iterations_;
+      plan.first = starving_;
       return plan;
     }
     const AdapterId hottest = this->hottest();
     const auto batch = static_cast<double>(fcfs_.size());
-    const auto share = [&](AdapterId adapter) { return static_cast<double>(count_[adapter]) / batch; };
-    const bool stay = mode_ != kBaseModel && mode_ == view.built && count_[mode_] > 0 && share(mode_) >= beta_;
+    const auto share = [&](AdapterId adapter) { return static_cast<double>(queued(adapter)) / batch; };
+    const bool stay = mode_ != kBaseModel && mode_ == view.built && queued(mode_) > 0 && share(mode_) >= beta_;
     if (!stay && hottest != kBaseModel && share(hottest) >= alpha_ && hottest != view.built && hottest != view.building)
       plan.build = hottest;
     const bool enter = !stay && hottest != kBaseModel && hottest == view.built && share(hottest) >= alpha_;
     if (stay || enter) {
       if (enter) set_mode(hottest);
       plan.exclusive = mode_;
-      adjust_credit(merged_batch(view.queue, mode_), 1 / (kRatio * size_));
+      accounts_.at(mode_).batch = std::min(static_cast<int64_t>(size_), queued(mode_));
+      adjust_credit(1 / (kRatio * size_));
     } else {
       set_mode(kBaseModel);
       changes_of_hottest_ += hottest != last_hottest_;
     }
     last_hottest_ = hottest;
     ++iterations_;
-    served_merged_ += std::min<double>(size_, static_cast<double>(count_[mode_ != kBaseModel ? mode_ : hottest]));
+    served_merged_ += std::min<double>(size_, static_cast<double>(queued(mode_ != kBaseModel ? mode_ : hottest)));
     served_fcfs_ += batch;
     return plan;
   }
@@ -60,90 +62,111 @@ class DloraChooser : public MergeChooser {
   const char* name() const override { return "dlora"; }
 
  private:
-  double ceiling() const { return kCreditUnit * static_cast<double>(credit_.size()); }
+  // Of an adapter that was ever in the queue, or the base model.
+  struct Account {
+    double credit = 0;
+    bool was_starving = false;
+    // Of the step being planned.
+    bool allowed = false;
+    int64_t queued = 0, fcfs = 0;  // requests; and in the FCFS batch
+    std::optional<int64_t> batch;  // in the batch that is to run, if it is
+  };
+
+  double ceiling() const { return kCreditUnit * static_cast<double>(accounts_.size()); }
+  int64_t queued(AdapterId adapter) const {
+    const auto it = accounts_.find(adapter);
+    return it == accounts_.end() ? 0 : it->second.queued;
+  }
 
   void read(const MergeView& view) {
     size_ = static_cast<double>(view.max_running);
-    allowed_.clear();
-    for (const MergeCandidate& candidate : view.candidates)
-      if (candidate.allowed) allowed_.insert(candidate.adapter);
+    for (auto& [adapter, account] : accounts_)
+      account = {.credit = account.credit, .was_starving = account.was_starving};
+    for (const AdapterId adapter : view.queue) {
+      auto it = accounts_.find(adapter);
+      if (it == accounts_.end()) {
+        // One more adapter raises everybody's ceiling by a unit, and their credit with it.
+        for (auto& [id, account] : accounts_) account.credit += kCreditUnit;
+        it = accounts_.emplace(adapter, Account{.credit = ceiling()}).first;
+      }
+      ++it->second.queued;
+    }
     fcfs_.assign(
         view.queue.begin(),
         view.queue.begin() + static_cast<long>(std::min(view.queue.size(), static_cast<size_t>(view.max_running))));
-    count_.clear();
-    for (AdapterId adapter : view.queue) {
-      ++count_[adapter];
-      if (credit_.contains(adapter)) continue;
-      // One more adapter raises everybody's ceiling by a unit, and their credit with it.
-      for (auto& [id, credit] : credit_) credit += kCreditUnit;
-      credit_[adapter] = kCreditUnit * static_cast<double>(credit_.size());
-    }
+    for (const AdapterId adapter : fcfs_) ++accounts_.at(adapter).fcfs;
+    for (const MergeCandidate& candidate : view.candidates) accounts_.at(candidate.adapter).allowed = candidate.allowed;
   }
 
   AdapterId hottest() const {
     AdapterId best = kBaseModel;
     int64_t most = 0;
-    for (AdapterId adapter : allowed_) {
-      const auto it = count_.find(adapter);
-      if (it == count_.end() || it->second <= most || credit_.at(adapter) < 0) continue;
+    for (const auto& [adapter, account] : accounts_) {
+      if (!account.allowed || account.queued <= most || account.credit < 0) continue;
       best = adapter;
-      most = it->second;
+      most = account.queued;
     }
     return best;
   }
 
   // Adapters that owe nothing any more and were displaced too often, the poorest last.
-  std::vector<AdapterId> starving() {
-    std::vector<AdapterId> order;
+  void find_starving() {
+    starving_.clear();
     const double low = ceiling() - kCreditSlack;
-    for (const auto& [adapter, count] : count_) {
-      const double credit = credit_.at(adapter);
-      if (credit >= ceiling() || (was_starving_.contains(adapter) && credit >= low)) order.push_back(adapter);
+    for (auto& [adapter, account] : accounts_) {
+      const bool starves = account.queued > 0 && accounts_.size() >= 2 &&
+                           (account.credit >= ceiling() || (account.was_starving && account.credit >= low));
+      account.was_starving = starves;
+      if (starves) starving_.push_back(adapter);
     }
-    if (credit_.size() < 2) order.clear();
-    std::stable_sort(order.begin(), order.end(),
-                     [&](AdapterId a, AdapterId b) { return credit_.at(a) > credit_.at(b); });
-    was_starving_ = {order.begin(), order.end()};
-    return order;
+    std::sort(starving_.begin(), starving_.end(), [&](AdapterId a, AdapterId b) {
+      return std::pair(-accounts_.at(a).credit, a) < std::pair(-accounts_.at(b).credit, b);
+    });
   }
-  void serve_starving(const std::vector<AdapterId>& first) {
-    std::map<AdapterId, int64_t> batch;
+  void serve_starving() {
     auto left = static_cast<int64_t>(size_);
-    for (AdapterId adapter : first) left -= batch[adapter] = std::min(left, count_[adapter]);
-    for (AdapterId adapter : fcfs_)
-      if (left > 0 && !was_starving_.contains(adapter)) ++batch[adapter], --left;
-    adjust_credit(batch, 1 / size_);
-  }
-  std::map<AdapterId, int64_t> merged_batch(const std::vector<AdapterId>& queue, AdapterId adapter) const {
-    return {{adapter, std::min<int64_t>(static_cast<int64_t>(size_), std::count(queue.begin(), queue.end(), adapter))}};
+    for (const AdapterId adapter : starving_) {
+      Account& account = accounts_.at(adapter);
+      account.batch = std::min(left, account.queued);
+      left -= *account.batch;
+    }
+    for (const AdapterId adapter : fcfs_) {
+      Account& account = accounts_.at(adapter);
+      if (left > 0 && !account.was_starving) account.batch = account.batch.value_or(0) + 1, --left;
+    }
+    adjust_credit(1 / size_);
   }
   // Whoever gets more than FCFS gives would have pays `price` a slot to those who get less; a slot left empty costs
   // half. The sum stays.
-  void adjust_credit(const std::map<AdapterId, int64_t>& batch, double price) {
-    std::map<AdapterId, int64_t> more;
+  void adjust_credit(double price) {
+    const auto more = [](const Account& account) { return account.batch.value_or(0) - account.fcfs; };
     int64_t scheduled = 0, gained = 0, lost = 0;
-    for (const auto& [adapter, count] : batch) more[adapter] += count, scheduled += count;
-    for (AdapterId adapter : fcfs_) --more[adapter];
-    for (const auto& [adapter, difference] : more) (difference > 0 ? gained : lost) += std::abs(difference);
+    Account* first = nullptr;  // in the batch
+    for (auto& [adapter, account] : accounts_) {
+      if (account.batch && !first) first = &account;
+      scheduled += account.batch.value_or(0);
+      (more(account) > 0 ? gained : lost) += std::abs(more(account));
+    }
     if (lost == 0 || gained == 0) {
-      if (lost == 0 || batch.empty()) return;
+      if (lost == 0 || !first) return;
       // Nobody took the slots: the one who runs alone pays for the empty ones.
-      for (const auto& [adapter, difference] : more)
-        if (difference < 0) transfer(batch.begin()->first, adapter, price / 2 * static_cast<double>(-difference));
+      for (auto& [adapter, account] : accounts_)
+        if (more(account) < 0) transfer(*first, account, price / 2 * static_cast<double>(-more(account)));
       return;
     }
     const double each = scheduled == static_cast<int64_t>(fcfs_.size()) ? price : price / 2;
-    for (const auto& [loser, losses] : more) {
-      if (losses >= 0) continue;
-      for (const auto& [winner, gains] : more)
-        if (gains > 0)
-          transfer(winner, loser,
-                   each * static_cast<double>(-losses) * static_cast<double>(gains) / static_cast<double>(gained));
+    for (auto& [loser, losses] : accounts_) {
+      if (more(losses) >= 0) continue;
+      for (auto& [winner, gains] : accounts_)
+        if (more(gains) > 0)
+          transfer(gains, losses,
+                   each * static_cast<double>(-more(losses)) * static_cast<double>(more(gains)) /
+                       static_cast<double>(gained));
     }
   }
-  void transfer(AdapterId from, AdapterId to, double credit) {
-    credit_.at(from) -= credit;
-    credit_.at(to) += credit;
+  static void transfer(Account& from, Account& to, double credit) {
+    from.credit -= credit;
+    to.credit += credit;
   }
 
   // A period ends when the mode changes: its throughput, in these constant times, moves the thresholds.
@@ -178,12 +201,8 @@ class DloraChooser : public MergeChooser {
   AdapterId mode_ = kBaseModel, last_hottest_ = kBaseModel;
   double size_ = 1;                                                                       // requests per step
   double iterations_ = 0, served_merged_ = 0, served_fcfs_ = 0, changes_of_hottest_ = 0;  // of the present period
-  std::map<AdapterId, double> credit_;
-  std::set<AdapterId> was_starving_;
-  // Of the step being planned.
-  std::set<AdapterId> allowed_;
-  std::vector<AdapterId> fcfs_;
-  std::map<AdapterId, int64_t> count_;
+  std::map<AdapterId, Account> accounts_;
+  std::vector<AdapterId> fcfs_, starving_;  // of the step being planned
 };
 
 }  // namespace

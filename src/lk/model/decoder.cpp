@@ -59,28 +59,36 @@ Decoder::Decoder(std::shared_ptr<const ModelWeights> weights, Backend& backend, 
   gate_up_columns_ = group_columns(ProjGroup::kGateUp, shape);
   product_columns_ = align_panel(shape.hidden_dim);
   logits_stride_ = align_panel(shape.vocab_size);
-  slots_ = backend.allocate(max_rows * 8);
-  cos_ = backend.allocate(max_rows * shape.head_dim / 2 * 4);
-  sin_ = backend.allocate(max_rows * shape.head_dim / 2 * 4);
-  hidden_ = backend.allocate(max_rows * shape.hidden_dim * 4);
-  normed_ = backend.allocate(max_rows * shape.hidden_dim * act_bytes_);
-  qkv_ = backend.allocate(max_rows * qkv_columns_ * 4);
-  attended_ = backend.allocate(max_rows * shape.q_dim() * act_bytes_);
-  gate_up_ = backend.allocate(std::min(max_rows, kMlpRows) * gate_up_columns_ * 4);
-  activated_ = backend.allocate(std::min(max_rows, kMlpRows) * shape.intermediate_dim * act_bytes_);
-  product_ = backend.allocate(max_rows * product_columns_ * 4);
-  head_input_ = backend.allocate(max_logit_rows * shape.hidden_dim * act_bytes_);
-  gathered_ = backend.allocate(max_logit_rows * shape.hidden_dim * 4);
-  logits_ = backend.allocate(max_logit_rows * logits_stride_ * 4);
+  for (const auto& [buffer, bytes] : buffers(shape, weights_->act, max_rows, max_logit_rows))
+    this->*buffer = backend.allocate(bytes);
   embed_rows_.reserve(static_cast<size_t>(max_rows));
   segments_.reserve(static_cast<size_t>(max_rows));
   local_runs_.reserve(static_cast<size_t>(max_rows));
 }
 
-void Decoder::reserve_rank(int64_t sum_of_ranks) {
-  if (sum_of_ranks <= rank_capacity_) return;
-  rank_capacity_ = (sum_of_ranks + 15) / 16 * 16;
-  rank_rows_ = backend_.allocate(std::max(max_rows_, max_logit_rows_) * rank_capacity_ * 4);
+std::vector<std::pair<DeviceBuffer Decoder::*, int64_t>> Decoder::buffers(const ModelShape& shape, DType act,
+                                                                          int64_t max_rows, int64_t max_logit_rows) {
+  const int64_t elem = dtype_bytes(act), mlp_rows = std::min(max_rows, kMlpRows);
+  return {{&Decoder::slots_, max_rows * 8},
+          {&Decoder::cos_, max_rows * shape.head_dim / 2 * 4},
+          {&Decoder::sin_, max_rows * shape.head_dim / 2 * 4},
+          {&Decoder::hidden_, max_rows * shape.hidden_dim * 4},
+          {&Decoder::normed_, max_rows * shape.hidden_dim * elem},
+          {&Decoder::qkv_, max_rows * group_columns(ProjGroup::kQkv, shape) * 4},
+          {&Decoder::attended_, max_rows * shape.q_dim() * elem},
+          {&Decoder::gate_up_, mlp_rows * group_columns(ProjGroup::kGateUp, shape) * 4},
+          {&Decoder::activated_, mlp_rows * shape.intermediate_dim * elem},
+          {&Decoder::product_, max_rows * align_panel(shape.hidden_dim) * 4},
+          {&Decoder::rank_rows_, std::max(max_rows, max_logit_rows) * kMaxGroupRank * 4},
+          {&Decoder::head_input_, max_logit_rows * shape.hidden_dim * elem},
+          {&Decoder::gathered_, max_logit_rows * shape.hidden_dim * 4},
+          {&Decoder::logits_, max_logit_rows * align_panel(shape.vocab_size) * 4}};
+}
+
+int64_t Decoder::buffer_bytes(const ModelShape& shape, DType act, int64_t max_rows, int64_t max_logit_rows) {
+  int64_t total = 0;
+  for (const auto& [buffer, bytes] : buffers(shape, act, max_rows, max_logit_rows)) total += bytes;
+  return total;
 }
 
 void Decoder::forward(const DecoderBatch& batch, const std::function<void()>& between_layers) {
@@ -307,6 +315,13 @@ void Decoder::add_segment(int64_t begin, int64_t end, const std::byte* base, std
 }
 
 void Decoder::lora(const void* x, int64_t x_stride, float* y, int64_t y_stride) {
+  int64_t most = 0;  // ranks of one segment
+  for (const LoraSegment& segment : segments_) {
+    int64_t ranks = 0;
+    for (const LoraProj& proj : segment.projs) ranks += proj.a.num_rows;
+    most = std::max(most, ranks);
+  }
+  LK_CHECK(most <= kMaxGroupRank);
   backend_.lora({.x = x,
                  .act = weights_->act,
                  .x_stride = x_stride,
@@ -314,7 +329,7 @@ void Decoder::lora(const void* x, int64_t x_stride, float* y, int64_t y_stride) 
                  .y_stride = y_stride,
                  .segments = segments_,
                  .v = rank_rows_.as<float>(),
-                 .v_stride = rank_capacity_});
+                 .v_stride = (most + 15) / 16 * 16});
 }
 
 // --- Norms

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "lk/model/adapter_run.h"
@@ -37,6 +38,11 @@ class Decoder {
  public:
   // Buffers are sized for max_rows rows a step and max_logit_rows rows a logits() call.
   Decoder(std::shared_ptr<const ModelWeights> weights, Backend& backend, int64_t max_rows, int64_t max_logit_rows);
+  // What these take together, known before there are weights.
+  static int64_t buffer_bytes(const ModelShape& shape, DType act, int64_t max_rows, int64_t max_logit_rows);
+  // The ranks of an adapter's projections in one group may sum to this: eight times the largest rank that is read from
+  // a file, for weighted sums of several. Memory of rows that are never used is never touched.
+  static constexpr int64_t kMaxGroupRank = 4096;
 
   // Geometry of the KV pages (bytes): page = num_layers slices of [K | V], 16 tokens each.
   int64_t slice_bytes() const { return 2 * kv_bytes_; }
@@ -57,9 +63,6 @@ class Decoder {
   int64_t max_logit_rows() const { return max_logit_rows_; }
 
   void linear(const LinearCall& call);
-
-  // Grows the LoRA scratch for an adapter whose group ranks sum to more than seen so far.
-  void reserve_rank(int64_t sum_of_ranks);
 
  private:
   void embed(const DecoderBatch& batch);
@@ -93,7 +96,10 @@ class Decoder {
   int64_t act_bytes_, kv_bytes_;
   std::byte* pool_base_ = nullptr;
 
-  int64_t qkv_columns_, gate_up_columns_, product_columns_, logits_stride_, rank_capacity_ = 0;
+  // The buffers below and their sizes: nobody else knows them.
+  static std::vector<std::pair<DeviceBuffer Decoder::*, int64_t>> buffers(const ModelShape& shape, DType act,
+                                                                          int64_t max_rows, int64_t max_logit_rows);
+  int64_t qkv_columns_, gate_up_columns_, product_columns_, logits_stride_;
   DeviceBuffer slots_;       // i64 [max_rows] of the step
   DeviceBuffer cos_, sin_;   // f32 [max_rows, head_dim / 2]
   DeviceBuffer hidden_;      // f32 [max_rows, hidden_dim] residual stream
@@ -103,7 +109,7 @@ class Decoder {
   DeviceBuffer gate_up_;     // f32 [block rows, gate_up_columns]
   DeviceBuffer activated_;   // act [block rows, intermediate_dim]
   DeviceBuffer product_;     // f32 [max_rows, hidden_dim padded] of o and down
-  DeviceBuffer rank_rows_;   // f32 [max_rows, rank_capacity]
+  DeviceBuffer rank_rows_;   // f32 [max_rows, kMaxGroupRank], as close as each call's ranks allow
   DeviceBuffer head_input_;  // act [max_logit_rows, hidden_dim]
   DeviceBuffer gathered_;    // f32 [max_logit_rows, hidden_dim]
   DeviceBuffer logits_;      // f32 [max_logit_rows, logits_stride]

@@ -35,7 +35,6 @@ struct ResidentAdapter {
   std::vector<LoraProj> lm_head;  // zero or one
   const PackedWeight* replaced_lm_head = nullptr;
   const float* final_norm = nullptr;
-  int64_t max_group_rank = 0;  // largest sum of ranks over one group
 
   struct Embedding {
     TensorView table;                                     // [vocab_size, hidden_dim] in the base's stead, or undefined

@@ -234,7 +234,7 @@ void FairQueue::sweep() {
       tenant.waiting.forget(*leaf.second);
       return true;
     });
-    if (!idle(tenant, waiting_.floor()) || tenant.num_running > 0) return false;
+    if (!idle(tenant, waiting_.floor())) return false;
     waiting_.forget(tenant);
     return true;
   });

@@ -8,7 +8,6 @@
 #pragma once
 
 #include <span>
-#include <vector>
 
 #include "lk/sched/executor.h"
 
@@ -25,7 +24,7 @@ class MergeGate {
   // Whose requests the step being built may hold.
   struct Turn {
     AdapterId exclusive = kBaseModel;  // this adapter's alone; kBaseModel: everybody's
-    std::vector<AdapterId> first;      // these adapters' before all others'
+    std::span<const AdapterId> first;  // these adapters' before all others'; valid until the next plan()
   };
 
   virtual ~MergeGate() = default;

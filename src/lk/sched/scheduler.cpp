@@ -346,10 +346,10 @@ int64_t Scheduler::free_places() const {
 
 void Scheduler::plan_merging() {
   if (!merging_) return;
-  std::vector<const Sequence*> oldest_first;
+  std::vector<Sequence*>& oldest_first = candidates_;
+  oldest_first.clear();
   for (const auto& [id, sequence] : sequences_) oldest_first.push_back(sequence.get());
-  std::sort(oldest_first.begin(), oldest_first.end(),
-            [](const Sequence* a, const Sequence* b) { return a->order < b->order; });
+  std::ranges::sort(oldest_first, {}, &Sequence::order);
   queued_.clear();
   for (const Sequence* sequence : oldest_first)
     queued_.push_back(

@@ -241,7 +241,7 @@ class Scheduler {
 
   // Of the step being built or run; kept from step to step, so that they need not grow again.
   std::vector<Planned> planned_;
-  std::vector<Sequence*> candidates_;  // plan_running()'s
+  std::vector<Sequence*> candidates_;  // plan_merging()'s, then plan_running()'s
   std::vector<PageId> found_;          // find_prefix()'s
   StepPlan plan_;
   std::vector<RequestEvent> events_;

@@ -95,7 +95,7 @@ bool TextEngine::is_exact(std::string_view adapter) const {
 }
 
 void TextEngine::allow_merging(AdapterId adapter) {
-  if (merging_) merging_->set_allowed(adapter, true);
+  if (merging_) merging_->allow(adapter);
 }
 
 Result<RequestId> TextEngine::submit(TextRequest request, std::unique_ptr<TextSequence> sequence) {

@@ -82,8 +82,7 @@ class Simulation {
         recorder_(options.metrics, workload, executor_),
         place_(workload.requests.size(), -1) {
     pool_.set_reload_cost([this](AdapterId adapter) { return executor_.reload_cost(adapter); });
-    for (size_t i = 0; merging_ && i < options.adapters.size(); ++i)
-      merging_->set_allowed(static_cast<AdapterId>(i), true);
+    for (size_t i = 0; merging_ && i < options.adapters.size(); ++i) merging_->allow(static_cast<AdapterId>(i));
     for (size_t i = 0; i < workload.tenants.size(); ++i)
       scheduler_.set_tenant_weight(tenant_id(static_cast<int32_t>(i)), workload.tenants[i].weight);
     if (options.prefetch) executor_.set_interlude([this](Micros end) { prefetch_until(end); });
