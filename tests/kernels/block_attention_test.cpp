@@ -120,9 +120,10 @@ TEST_P(BlockAttentionTest, BitsOfASequenceDependOnItAlone) {
   with_type([&](auto type) {
     using T = typename decltype(type)::type;
     ThreadPool one(1), many(5);
-    for (const Shape& shape : std::vector<Shape>{{6, 2, 24, 0}, {4, 4, 64, 33}}) {
-      const Case<T> c(shape, 240);
-      const std::vector<RowRange> sequences = {{0, 7}, {7, 107}, {107, 108}, {110, 240}};
+    for (const Shape& shape : std::vector<Shape>{{6, 2, 24, 0}, {4, 2, 64, 33}}) {
+      // The last one is longer than all others: on many threads its heads are cut into parts.
+      const Case<T> c(shape, 640);
+      const std::vector<RowRange> sequences = {{0, 7}, {7, 107}, {107, 108}, {110, 640}};
       const auto all = c.run(&train(), many, sequences);
       for (const RowRange& s : sequences) {
         const auto alone = c.run(&train(), one, {{0, s.end - s.begin}}, s.begin);

@@ -21,7 +21,8 @@ namespace {
 constexpr int64_t kLanes = 64;  // two panels
 constexpr int64_t kKeys = 64;
 constexpr int64_t kForwardVectors = 512;  // of a work item of the forward pass: K and V are prepared for each
-constexpr float kNoScore = -1e30f;        // the maximum of nothing
+constexpr int64_t kBackwardVectors = 512, kBackwardKeys = 256;  // likewise, where a head is more than one item
+constexpr float kNoScore = -1e30f;                              // the maximum of nothing
 constexpr float kMinusInf = -__builtin_inff();
 
 // Steps [0, num_steps) of 16 rows as vectors of 16 rows each: v[s] is step `step` + s of rows 0 .. 15. row(i): where
@@ -112,8 +113,9 @@ struct Head {
   const T* query(int64_t vector) const {
     return static_cast<const T*>(in.q) + row_of(vector) * in.q_stride + head_of(vector) * dim;
   }
-  void copy_rows(const void* from, int64_t stride, int64_t num_rows, T* to) const {
-    const T* row = static_cast<const T*>(from) + begin * stride + kv_head * dim;
+  // Rows [first, first + num_rows) of the sequence's keys or values.
+  void copy_rows(const void* from, int64_t stride, int64_t first, int64_t num_rows, T* to) const {
+    const T* row = static_cast<const T*>(from) + (begin + first) * stride + kv_head * dim;
     for (int64_t i = 0; i < num_rows; ++i)
       __builtin_memcpy(to + i * dim, row + i * stride, static_cast<size_t>(dim) * sizeof(T));
   }
@@ -300,30 +302,39 @@ void forward_rows(const BlockAttentionArgs& args, const Head<P>& head, int64_t r
   (void)Forward<P>(head, row_end, count);
   Arena arena = {thread_scratch(count.used)};
   const Forward<P> f(head, row_end, arena);
-  head.copy_rows(args.in.v, args.in.v_stride, row_end, f.k);
+  head.copy_rows(args.in.v, args.in.v_stride, 0, row_end, f.k);
   transpose_rows(f.k, row_end, head.dim, f.v_transposed, head.key_stride());
-  head.copy_rows(args.in.k, args.in.k_stride, row_end, f.k);
+  head.copy_rows(args.in.k, args.in.k_stride, 0, row_end, f.k);
   for (int64_t first = row_begin * head.group; first < row_end * head.group; first += kLanes)
     forward_block<P>(args, head, f, first, min64(kLanes, row_end * head.group - first));
 }
 
 // --- Backward
 
+// What a work item computes: gradients of query vectors, or of keys and values, or all of a head's at once, which saves
+// scores and dP of the second pass. The chains are the same.
+struct BackwardPart {
+  bool queries, keys;
+  int64_t first_vector, end_vector;  // multiples of kLanes, or the end
+  int64_t first_key, end_key;        // multiples of kKeys, or the end; from 0 on with `queries`
+};
+
 template <class P>
 struct Backward {
   using T = typename P::X;
-  T *k, *v, *k_transposed;
-  T* dy;  // [kLanes][dim], rounded
+  T *k, *v, *k_transposed;  // of the part's keys
+  T* dy;                    // [kLanes][dim], rounded
   char *q_columns, *dy_columns, *q_rows, *dy_rows;
   char* ds_panels;    // dS^T, [2] panels
   T *p, *ds;          // P^T, dS^T: [kKeys][kLanes]
   float *score, *dp;  // [kKeys][32]
   float* dq;          // [2][dim][32]
-  Backward(const Head<P>& head, Arena& arena) {
+  Backward(const Head<P>& head, const BackwardPart& part, Arena& arena) {
+    const int64_t num_keys = part.end_key - part.first_key;
     const int64_t dim = head.dim, row_panels = ceil_div(dim, 32) * (kLanes / P::kPerStep) * kStepBytes;
-    k = arena.take<T>(head.length * dim);
-    v = arena.take<T>(head.length * dim);
-    k_transposed = arena.take<T>(dim * head.key_stride());
+    k = arena.take<T>(num_keys * dim);
+    v = arena.take<T>(num_keys * dim);
+    k_transposed = arena.take<T>(part.queries ? dim * head.key_stride() : 0);
     dy = arena.take<T>(kLanes * dim);
     q_columns = arena.take<char>(2 * head.steps * kStepBytes);
     dy_columns = arena.take<char>(2 * head.steps * kStepBytes);
@@ -363,11 +374,12 @@ void score_gradients(const Block& block, int64_t lane, int64_t key, int64_t num_
 }
 
 template <class P>
-void backward_block(const BlockAttentionBackwardArgs& args, const Head<P>& head, const Backward<P>& b, int64_t first) {
+void backward_block(const BlockAttentionBackwardArgs& args, const Head<P>& head, const BackwardPart& part,
+                    const Backward<P>& b, int64_t first) {
   using T = typename P::X;
   const BlockAttention& in = args.in;
   const Block block = {first, min64(kLanes, head.length * head.group - first), head.group, in.window};
-  const int64_t dim = head.dim, end = block.last_row() + 1, key_stride = head.key_stride();
+  const int64_t dim = head.dim, end = min64(block.last_row() + 1, part.end_key), key_stride = head.key_stride();
   const int64_t row_panel = kLanes / P::kPerStep * kStepBytes, ds_panel = kKeys / P::kPerStep * kStepBytes;
   alignas(64) float log_sum_exp[kLanes] = {}, dot_y[kLanes] = {};
   for (int64_t i = 0; i < block.count; ++i) {
@@ -392,22 +404,25 @@ void backward_block(const BlockAttentionBackwardArgs& args, const Head<P>& head,
   make_rows(P(), dy_at, dim, b.dy_rows);
 
   bool resume = false;
-  for (int64_t key = block.first_key(); key < end; key += kKeys, resume = true) {
+  for (int64_t key = max64(block.first_key(), part.first_key); key < end; key += kKeys, resume = true) {
     const int64_t keys = min64(kKeys, end - key);
     const bool full = block.full(key, keys);
+    const int64_t at = (key - part.first_key) * dim;
     for (int64_t panel = 0; panel < 2; ++panel) {
       const int64_t columns = panel * head.steps * kStepBytes;
-      multiply_panel<P>(b.k + key * dim, dim, keys, dim, b.q_columns + columns, b.score, 32, 32, false);
-      multiply_panel<P>(b.v + key * dim, dim, keys, dim, b.dy_columns + columns, b.dp, 32, 32, false);
+      multiply_panel<P>(b.k + at, dim, keys, dim, b.q_columns + columns, b.score, 32, 32, false);
+      multiply_panel<P>(b.v + at, dim, keys, dim, b.dy_columns + columns, b.dp, 32, 32, false);
       for (int half = 0; half < 2; ++half) {
         const int64_t lane = 32 * panel + 16 * half;
         const auto gradients = full ? score_gradients<P, false> : score_gradients<P, true>;
         gradients(block, lane, key, keys, in.scale, b.score + 16 * half, b.dp + 16 * half, load(log_sum_exp + lane),
                   load(dot_y + lane), b.p + lane, b.ds + lane, b.ds_panels + panel * ds_panel + 64 * half);
       }
+      if (!part.queries) continue;
       multiply_panel<P>(b.k_transposed + key, key_stride, dim, ceil_div(keys, 2) * 2, b.ds_panels + panel * ds_panel,
                         b.dq + panel * dim * 32, 32, 32, resume);
     }
+    if (!part.keys) continue;
     const int64_t row = head.begin + key, column = head.kv_head * dim;
     for (int64_t d = 0; d < dim; d += 32) {
       multiply_panel<P>(b.p, kLanes, keys, kLanes, b.dy_rows + d / 32 * row_panel,
@@ -416,7 +431,7 @@ void backward_block(const BlockAttentionBackwardArgs& args, const Head<P>& head,
                         args.dk + row * args.dk_stride + column + d, args.dk_stride, dim - d, true);
     }
   }
-  for (int64_t lane = 0; lane < block.count; lane += 16)
+  for (int64_t lane = 0; part.queries && lane < block.count; lane += 16)
     store_vectors(b.dq + lane / 32 * dim * 32 + lane % 32, dim, broadcast(1.0f), [&](int i) {
       const int64_t vector = first + lane + i;
       return lane + i < block.count ? args.dq + head.row_of(vector) * args.dq_stride + head.head_of(vector) * dim
@@ -425,21 +440,23 @@ void backward_block(const BlockAttentionBackwardArgs& args, const Head<P>& head,
 }
 
 template <class P>
-void backward_head(const BlockAttentionBackwardArgs& args, const Head<P>& head) {
+void backward_part(const BlockAttentionBackwardArgs& args, const Head<P>& head, const BackwardPart& part) {
   Arena count = {nullptr};
-  (void)Backward<P>(head, count);
+  (void)Backward<P>(head, part, count);
   Arena arena = {thread_scratch(count.used)};
-  const Backward<P> b(head, arena);
-  head.copy_rows(args.in.k, args.in.k_stride, head.length, b.k);
-  head.copy_rows(args.in.v, args.in.v_stride, head.length, b.v);
-  transpose_rows(b.k, head.length, head.dim, b.k_transposed, head.key_stride());
-  for (int64_t row = head.begin; row < head.begin + head.length; ++row) {
+  const Backward<P> b(head, part, arena);
+  const int64_t num_keys = part.end_key - part.first_key;
+  head.copy_rows(args.in.k, args.in.k_stride, part.first_key, num_keys, b.k);
+  head.copy_rows(args.in.v, args.in.v_stride, part.first_key, num_keys, b.v);
+  if (part.queries) transpose_rows(b.k, num_keys, head.dim, b.k_transposed, head.key_stride());
+  for (int64_t key = part.first_key; part.keys && key < part.end_key; ++key) {
     for (int64_t d = 0; d < head.dim; ++d) {
-      args.dk[row * args.dk_stride + head.kv_head * head.dim + d] = 0;
-      args.dv[row * args.dv_stride + head.kv_head * head.dim + d] = 0;
+      args.dk[(head.begin + key) * args.dk_stride + head.kv_head * head.dim + d] = 0;
+      args.dv[(head.begin + key) * args.dv_stride + head.kv_head * head.dim + d] = 0;
     }
   }
-  for (int64_t first = 0; first < head.length * head.group; first += kLanes) backward_block<P>(args, head, b, first);
+  for (int64_t first = part.first_vector; first < part.end_vector; first += kLanes)
+    backward_block<P>(args, head, part, b, first);
 }
 
 // Calls run(sequence, part) for parts [0, parts(sequence)) of all sequences on the threads, those of the longest
@@ -485,11 +502,46 @@ void run_forward(const BlockAttentionArgs& args, ThreadPool& pool) {
       });
 }
 
+// All of a head's gradients in one item, unless a few long sequences would leave threads without work: then keys and
+// queries apart, seven products instead of five.
 template <class P>
 void run_backward(const BlockAttentionBackwardArgs& args, ThreadPool& pool) {
+  const BlockAttention& in = args.in;
+  const int64_t group = in.num_heads / in.num_kv_heads, kv_heads = in.num_kv_heads;
+  const RowRange* sequences = in.sequences.data();
+  int64_t longest = 0, total = 0;  // about what an item costs
+  for (size_t s = 0; s < in.sequences.size(); ++s) {
+    const int64_t length = sequences[s].end - sequences[s].begin;
+    longest = max64(longest, length * length);
+    total += length * length * kv_heads;
+  }
+  if (5 * longest * pool_size(pool) <= 7 * total) {
+    for_parts(
+        in, pool, [&](const RowRange&) { return kv_heads; },
+        [&](const RowRange& s, int64_t kv_head) {
+          const int64_t length = s.end - s.begin;
+          backward_part<P>(args, Head<P>(in, s, kv_head), {true, true, 0, length * group, 0, length});
+        });
+    return;
+  }
+  const auto key_parts = [](const RowRange& s) { return ceil_div(s.end - s.begin, kBackwardKeys); };
+  const auto query_parts = [&](const RowRange& s) { return ceil_div((s.end - s.begin) * group, kBackwardVectors); };
   for_parts(
-      args.in, pool, [&](const RowRange&) { return args.in.num_kv_heads; },
-      [&](const RowRange& s, int64_t kv_head) { backward_head<P>(args, Head<P>(args.in, s, kv_head)); });
+      in, pool, [&](const RowRange& s) { return (key_parts(s) + query_parts(s)) * kv_heads; },
+      [&](const RowRange& s, int64_t item) {
+        const Head<P> head(in, s, item % kv_heads);
+        const int64_t length = s.end - s.begin, part = item / kv_heads;
+        if (part < key_parts(s)) {  // early keys first, which more rows see
+          const int64_t first = part * kBackwardKeys, end = min64(first + kBackwardKeys, length);
+          const int64_t end_row = in.window > 0 ? min64(length, end - 1 + in.window) : length;
+          return backward_part<P>(args, head,
+                                  {false, true, first * group / kLanes * kLanes, end_row * group, first, end});
+        }
+        // Late rows first, which see more keys.
+        const int64_t first = (query_parts(s) - 1 - (part - key_parts(s))) * kBackwardVectors;
+        const int64_t end = min64(first + kBackwardVectors, length * group);
+        backward_part<P>(args, head, {true, false, first, end, 0, (end - 1) / group + 1});
+      });
 }
 
 }  // namespace
