@@ -36,7 +36,7 @@ TEST(Eva, TakesTheDirectionsInWhichTheInputsVaryMost) {
   const auto pass = TrainPass::create(weights, *backend, {.max_rows = 256, .max_group_rank = 64}).value();
   const DataCursor before = data.cursor();
   const Adapter adapter =
-      apply_eva(std::move(initial.adapter), *pass, *backend, *weights, data, 256, {.rho = 2, .tau = 0.999}).value();
+      apply_eva(std::move(initial.adapter), *pass, *backend, *weights, data, {.rho = 2, .tau = 0.999}).value();
   EXPECT_EQ(data.cursor(), before);
 
   // All inputs of the down projections, once through the data: their exact principal directions.

@@ -83,7 +83,7 @@ class TrainerTest : public ::testing::Test, public TrainObserver {
   }
 
   void run(std::vector<std::unique_ptr<TrainJob>>& jobs, int64_t rounds = 1 << 30) {
-    Trainer trainer(*pass_, kRows, std::move(jobs), *this);
+    Trainer trainer(*pass_, std::move(jobs), *this);
     while (rounds-- > 0 && trainer.advance()) {
     }
     jobs = std::move(trainer.jobs());
@@ -206,6 +206,20 @@ TEST_F(TrainerTest, ASampleLongerThanABlockFailsItsJobByName) {
   run(jobs);
   EXPECT_EQ(jobs[0]->state(), TrainState::kFailed);
   EXPECT_THAT(jobs[0]->failure().message(), ::testing::HasSubstr("long.jsonl:1"));
+}
+
+TEST_F(TrainerTest, TokensThatTheModelDoesNotHaveFailTheirJobByName) {
+  dir_.write("data.jsonl", "{\"text\": \"ab\"}\n");
+  const auto file = JsonlFile::open(path_).value();
+  const auto renderer =
+      std::make_shared<Renderer>(testing::fixture_tokenizer("gpt2"), nullptr, 1024, RenderOptions{});  // the end token
+  std::vector<std::unique_ptr<TrainJob>> jobs;
+  jobs.push_back(std::make_unique<TrainJob>(job("a", 1)->plan(), adapter(4, 1),
+                                            SampleReader(all_records(file), renderer, {}), std::nullopt));
+  run(jobs);
+  EXPECT_EQ(jobs[0]->state(), TrainState::kFailed);
+  EXPECT_THAT(jobs[0]->failure().message(), ::testing::HasSubstr("data.jsonl:1"));
+  EXPECT_THAT(jobs[0]->failure().message(), ::testing::HasSubstr("token 1024, the model knows 1024"));
 }
 
 }  // namespace

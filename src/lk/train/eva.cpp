@@ -70,7 +70,7 @@ struct Place {
 }  // namespace
 
 Result<Adapter> apply_eva(Adapter initial, TrainPass& pass, Backend& backend, const ModelWeights& weights,
-                          SampleReader& data, int64_t max_rows, const EvaOptions& options) {
+                          SampleReader& data, const EvaOptions& options) {
   std::map<Place, IncrementalPca> places;  // modules that read the same input share it
   for (size_t layer = 0; layer < initial.layers.size(); ++layer) {
     for (int p = 0; p < kNumProjs; ++p) {
@@ -89,9 +89,8 @@ Result<Adapter> apply_eva(Adapter initial, TrainPass& pass, Backend& backend, co
       const DataCursor before = data.cursor();
       LK_ASSIGN_OR_RETURN(const Sample sample, data.next());
       const auto length = static_cast<int64_t>(sample.ids.size());
-      if (length > max_rows)
-        return invalid_argument("a sample of {} tokens does not fit a block of {}", length, max_rows);
-      if (block.num_rows() + length > max_rows) {
+      LK_RETURN_IF_ERROR(pass.accepts(sample.ids).with_context(data.records().file->where(sample.record)));
+      if (block.num_rows() + length > pass.max_rows()) {
         data.seek(before);
         break;
       }

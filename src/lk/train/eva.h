@@ -17,6 +17,6 @@ struct EvaOptions {
 // `initial` with new A, ranks and scalings (alpha / r stays, so alpha follows r); modules left with no rank are gone.
 // Reads samples from the cursor of `data` on and puts the cursor back. Requires: `initial` has plain deltas, B = 0.
 Result<Adapter> apply_eva(Adapter initial, TrainPass& pass, Backend& backend, const ModelWeights& weights,
-                          SampleReader& data, int64_t max_rows, const EvaOptions& options = {});
+                          SampleReader& data, const EvaOptions& options = {});
 
 }  // namespace lk

@@ -281,7 +281,7 @@ Status TrainRun::Impl::open() {
     const std::string name = item.entry->config.name;
     LK_RETURN_IF_ERROR(make_job(item, digest, jobs).with_context("job " + name));
   }
-  trainer_ = std::make_unique<Trainer>(*pass_, config_.block_tokens, std::move(jobs), *this);
+  trainer_ = std::make_unique<Trainer>(*pass_, std::move(jobs), *this);
   for (auto& entry : entries_) LK_RETURN_IF_ERROR(resume(*entry).with_context("job " + entry->config.name));
   return Status();
 }
@@ -348,8 +348,8 @@ Status TrainRun::Impl::make_job(Opened& item, const std::string& digest, std::ve
   const JobConfig& config = entry.config;
   if (config.adapter.init_from.empty() && config.adapter.init == AdapterInit::kEva) {
     LK_ASSIGN_OR_RETURN(InitialAdapter made, make_initial(config));
-    LK_ASSIGN_OR_RETURN(Adapter with_eva, apply_eva(std::move(made.adapter), *pass_, *base_.backend, *base_.weights,
-                                                    item.data.train, config_.block_tokens));
+    LK_ASSIGN_OR_RETURN(Adapter with_eva,
+                        apply_eva(std::move(made.adapter), *pass_, *base_.backend, *base_.weights, item.data.train));
     item.start.adapter = std::make_shared<Adapter>(std::move(with_eva));
   }
   LK_ASSIGN_OR_RETURN(auto adapter, TrainableAdapter::create(*item.start.adapter, *base_.weights, *base_.backend,

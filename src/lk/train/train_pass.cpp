@@ -155,6 +155,19 @@ int64_t TrainPass::memory_bytes(std::shared_ptr<const ModelWeights> weights, Bac
 
 // --- The walk
 
+Status TrainPass::accepts(std::span<const int32_t> sample_tokens) const {
+  if (static_cast<int64_t>(sample_tokens.size()) > max_rows_)
+    return invalid_argument(
+        "a sample of {} tokens does not fit a block of {}; raise block_tokens or set data.max_length",
+        sample_tokens.size(), max_rows_);
+  const auto outside =
+      std::ranges::find_if(sample_tokens, [&](int32_t id) { return id < 0 || id >= weights_->shape.vocab_size; });
+  if (outside != sample_tokens.end())
+    return invalid_argument("the tokenizer gives token {}, the model knows {}: they do not belong together", *outside,
+                            weights_->shape.vocab_size);
+  return Status();
+}
+
 RowLosses TrainPass::forward_backward(const TokenBlock& block) { return run(block, Mode::kTrain); }
 RowLosses TrainPass::evaluate(const TokenBlock& block) { return run(block, Mode::kEvaluate); }
 

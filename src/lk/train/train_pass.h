@@ -47,6 +47,10 @@ class TrainPass {
   static int64_t memory_bytes(std::shared_ptr<const ModelWeights> weights, Backend& backend,
                               const TrainPassOptions& options);
 
+  // kInvalidArgument for a sample that no block can hold: too long, or with ids that the model does not have.
+  Status accepts(std::span<const int32_t> sample_tokens) const;
+  int64_t max_rows() const { return max_rows_; }
+
   // Forward, loss and backward: adds to the gradients of the runs' adapters, unnormalised (sums of weighted tokens).
   RowLosses forward_backward(const TokenBlock& block);
   // Forward and loss only.

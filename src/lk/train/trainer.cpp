@@ -62,9 +62,9 @@ void Trainer::end(TrainJob& job, TrainState state, Status why) {
 bool Trainer::fetch(TrainJob& job) {
   if (job.next_) return true;
   Result<Sample> sample = job.data_.next();
-  if (sample.ok() && static_cast<int64_t>(sample->ids.size()) > max_rows_)
-    sample = invalid_argument("{}: a sample of {} tokens does not fit a block of {}; raise the block or set max_length",
-                              job.data_.records().file->where(sample->record), sample->ids.size(), max_rows_);
+  if (sample.ok())
+    if (const Status status = pass_.accepts(sample->ids); !status.ok())
+      sample = status.with_context(job.data_.records().file->where(sample->record));
   if (!sample.ok()) {
     end(job, TrainState::kFailed, sample.status());
     return false;
@@ -84,7 +84,7 @@ std::vector<Trainer::Entry> Trainer::pack() {
   while (!open.empty()) {
     TrainJob& job = **std::ranges::min_element(open, {}, [](const TrainJob* job) { return job->served_; });
     const bool complete = batch_complete(job.plan_, job.step_samples_, job.step_tokens_);
-    if (complete || !fetch(job) || rows + static_cast<int64_t>(job.next_->ids.size()) > max_rows_) {
+    if (complete || !fetch(job) || rows + static_cast<int64_t>(job.next_->ids.size()) > pass_.max_rows()) {
       std::erase(open, &job);
       continue;
     }
@@ -211,12 +211,11 @@ EvalEvent Trainer::evaluate(TrainJob& job) {
     }
     if (!*sample) break;
     const auto tokens = static_cast<int64_t>((*sample)->ids.size());
-    if (tokens > max_rows_) {
-      end(job, TrainState::kFailed,
-          invalid_argument("evaluation: a sample of {} tokens does not fit a block of {}", tokens, max_rows_));
+    if (const Status status = pass_.accepts((*sample)->ids); !status.ok()) {
+      end(job, TrainState::kFailed, status.with_context(job.eval_->records().file->where((*sample)->record)));
       return event;
     }
-    if (block.num_rows() + tokens > max_rows_) {
+    if (block.num_rows() + tokens > pass_.max_rows()) {
       run(block);
       block = {};
     }

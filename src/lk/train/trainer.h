@@ -107,8 +107,8 @@ class TrainObserver {
 
 class Trainer {
  public:
-  Trainer(TrainPass& pass, int64_t max_rows, std::vector<std::unique_ptr<TrainJob>> jobs, TrainObserver& observer)
-      : pass_(pass), max_rows_(max_rows), jobs_(std::move(jobs)), observer_(observer) {}
+  Trainer(TrainPass& pass, std::vector<std::unique_ptr<TrainJob>> jobs, TrainObserver& observer)
+      : pass_(pass), jobs_(std::move(jobs)), observer_(observer) {}
 
   std::vector<std::unique_ptr<TrainJob>>& jobs() { return jobs_; }
   // One round: a block, and the optimiser steps and evaluations that it completes. False when no job runs any more.
@@ -129,7 +129,6 @@ class Trainer {
   void end(TrainJob& job, TrainState state, Status why = {});
 
   TrainPass& pass_;
-  int64_t max_rows_;
   std::vector<std::unique_ptr<TrainJob>> jobs_;
   TrainObserver& observer_;
 };
