@@ -71,6 +71,7 @@ Result<RunConfig> read_run(const TrainFlags& flags) {
       return invalid_argument("give JOBS.yaml, or --model, --data and --output of one job");
     LK_ASSIGN_OR_RETURN(const std::string yaml, yaml_of(flags));
     run = parse_run_config(yaml, "flags");
+    if (run.ok() && run->metrics.empty()) run->metrics = join_path(flags.output, "metrics.jsonl");
   }
   if (run.ok() && flags.threads) run->threads = *flags.threads;
   return run;
@@ -332,6 +333,7 @@ int run_train(const TrainFlags& flags) {
   if (!run.ok()) return fail(run.status());
   print_forecast(**run);
   if (flags.check) return 0;
+  if (const Status claimed = (*run)->claim(); !claimed.ok()) return fail(claimed);
   if (const Status opened = watcher.open(**run); !opened.ok()) return fail(opened);
   const Status status = (*run)->train([] { return interrupted != 0; });
   watcher.finish();

@@ -22,10 +22,11 @@ using ::testing::SizeIs;
 using testing::TempDir;
 using ::testing::UnorderedElementsAre;
 
-CheckpointStore open(const std::string& path, CheckpointStore::Options options = {}) {
-  auto store = CheckpointStore::open(path, std::move(options));
-  LK_CHECK(store.ok(), "{}", store.status().message());
-  return *store;
+CheckpointStore claim(const std::string& path, CheckpointStore::Options options = {}) {
+  CheckpointStore store(path, std::move(options));
+  const Status status = store.claim();
+  LK_CHECK(status.ok(), "{}", status.message());
+  return store;
 }
 // Two files whose bytes follow from the step.
 std::string bytes_of(int64_t step, size_t size) {
@@ -42,7 +43,7 @@ std::set<std::string> names_in(const std::string& path) {
   return names;
 }
 void expect_newest(const std::string& path, int64_t step) {
-  const auto found = open(path).newest();
+  const auto found = CheckpointStore(path, {}).newest();
   ASSERT_TRUE(found.ok()) << found.status().message();
   ASSERT_TRUE(found->has_value());
   EXPECT_EQ((**found).step, step);
@@ -53,7 +54,7 @@ void expect_newest(const std::string& path, int64_t step) {
 TEST(CheckpointStore, KeepsTheNewest) {
   const TempDir dir;
   const std::string path = dir.file("a/b");
-  CheckpointStore store = open(path, {.keep = 2});
+  CheckpointStore store = claim(path, {.keep = 2});
   EXPECT_FALSE(store.newest()->has_value());
   for (const int64_t step : {0, 9, 10, 100}) {
     const Status status = store.save(step, parts_of(step));
@@ -69,20 +70,36 @@ TEST(CheckpointStore, KeepsTheNewest) {
 
 TEST(CheckpointStore, LeftoversGoAndForeignFilesStay) {
   const TempDir dir;
-  CheckpointStore store = open(dir.path());
+  CheckpointStore store = claim(dir.path());
   ASSERT_TRUE(store.save(5, parts_of(5)).ok());
+  store = CheckpointStore(dir.path(), {});  // gives the directory up
   for (const char* name : {".checkpoint-7", "checkpoint-x", "other"})
     std::filesystem::create_directories(dir.file(name));
   dir.write(".checkpoint-7/small", "half");
   dir.write("adapter_config.json", "{}");
   expect_newest(dir.path(), 5);
+  EXPECT_TRUE(file_exists(dir.file(".checkpoint-7")));  // who only looks changes nothing
+  (void)claim(dir.path());
+  expect_newest(dir.path(), 5);
   EXPECT_THAT(names_in(dir.path()),
               UnorderedElementsAre("checkpoint-5", "checkpoint-x", "other", "adapter_config.json"));
 }
 
+TEST(CheckpointStore, OneWriterAtATime) {
+  const TempDir dir;
+  const std::string path = dir.file("a");
+  EXPECT_FALSE(CheckpointStore(path, {}).newest()->has_value());
+  EXPECT_FALSE(file_exists(path));
+  std::optional<CheckpointStore> first = claim(path);
+  CheckpointStore second(path, {});
+  EXPECT_THAT(second.claim().message(), HasSubstr("is written to by another run"));
+  first.reset();
+  EXPECT_TRUE(second.claim().ok());
+}
+
 TEST(CheckpointStore, DamagedOnesAreSkipped) {
   const TempDir dir;
-  CheckpointStore store = open(dir.path(), {.keep = 9});
+  CheckpointStore store = claim(dir.path(), {.keep = 9});
   for (int64_t step = 1; step <= 5; ++step) ASSERT_TRUE(store.save(step, parts_of(step)).ok());
   dir.write("checkpoint-5/small", bytes_of(4, 10));
   std::filesystem::remove(dir.file("checkpoint-4/checkpoint.json"));
@@ -100,13 +117,13 @@ TEST(CheckpointStore, DamagedOnesAreSkipped) {
 
   const TempDir all_bad;
   std::filesystem::create_directories(all_bad.file("checkpoint-1"));
-  EXPECT_EQ(open(all_bad.path()).newest().status().code(), StatusCode::kDataLoss);
+  EXPECT_EQ(claim(all_bad.path()).newest().status().code(), StatusCode::kDataLoss);
 }
 
 TEST(CheckpointStore, ADamagedNewerOneDoesNotPushOutTheGood) {
   const TempDir dir;
   std::filesystem::create_directories(dir.file("checkpoint-9"));
-  CheckpointStore store = open(dir.path(), {.keep = 1});
+  CheckpointStore store = claim(dir.path(), {.keep = 1});
   ASSERT_TRUE(store.save(5, parts_of(5)).ok());
   expect_newest(dir.path(), 5);
 }
@@ -117,7 +134,7 @@ TEST(CheckpointStore, EveryFailureLeavesTheLastGoodOne) {
   int operations = 0;
   {
     CheckpointStore store =
-        open(dir.path(), {.keep = 1, .fault = [&](std::string_view) { return ++operations, Status(); }});
+        claim(dir.path(), {.keep = 1, .fault = [&](std::string_view) { return ++operations, Status(); }});
     ASSERT_TRUE(store.save(1, parts_of(1)).ok());
   }
   ASSERT_GE(operations, 9);
@@ -127,11 +144,11 @@ TEST(CheckpointStore, EveryFailureLeavesTheLastGoodOne) {
     int asked = 0;
     std::string failed;
     const int64_t step = failing + 2;
-    CheckpointStore store = open(dir.path(), {.keep = 1, .fault = [&](std::string_view operation) {
-                                                if (asked++ != failing) return Status();
-                                                failed = operation;
-                                                return io_error("disk full at {}", operation);
-                                              }});
+    CheckpointStore store = claim(dir.path(), {.keep = 1, .fault = [&](std::string_view operation) {
+                                                 if (asked++ != failing) return Status();
+                                                 failed = operation;
+                                                 return io_error("disk full at {}", operation);
+                                               }});
     const Status status = store.save(step, parts_of(step));
     if (failed == "sync parent" || failed == "remove" || failed.empty()) newest = step;  // it is there all the same
     EXPECT_EQ(status.ok(), failed == "remove" || failed.empty()) << failed;
@@ -145,7 +162,7 @@ TEST(CheckpointStore, EveryFailureLeavesTheLastGoodOne) {
 
 TEST(CheckpointStore, AWriterThatFailsFailsTheCheckpoint) {
   const TempDir dir;
-  CheckpointStore store = open(dir.path());
+  CheckpointStore store = claim(dir.path());
   ASSERT_TRUE(store.save(1, parts_of(1)).ok());
   EXPECT_EQ(store.save(2, {{"part", [](const std::string&) { return internal_error("no"); }}}).code(),
             StatusCode::kInternal);
@@ -165,12 +182,12 @@ int in_child(F work) {
 
 TEST(CheckpointStore, AFullDiskLeavesTheLastGoodOne) {
   const TempDir dir;
-  ASSERT_TRUE(open(dir.path()).save(1, parts_of(1)).ok());
+  ASSERT_TRUE(claim(dir.path()).save(1, parts_of(1)).ok());
   const int code = in_child([&] {
     ::signal(SIGXFSZ, SIG_IGN);
     const rlimit limit{100'000, 100'000};
     ::setrlimit(RLIMIT_FSIZE, &limit);  // "large" is larger
-    const Status status = open(dir.path()).save(2, parts_of(2));
+    const Status status = claim(dir.path()).save(2, parts_of(2));
     return status.code() == StatusCode::kIoError && status.message().find("large") != std::string::npos ? 7 : 1;
   });
   EXPECT_EQ(code, 7);
@@ -182,19 +199,19 @@ TEST(CheckpointStore, KilledAtAnyPointTheNewestIsComplete) {
   const TempDir dir;
   Rng random(3);
   int64_t newest = 0;
-  ASSERT_TRUE(open(dir.path()).save(0, parts_of(0)).ok());
+  ASSERT_TRUE(claim(dir.path()).save(0, parts_of(0)).ok());
   for (int round = 0; round < 40; ++round) {
     SCOPED_TRACE(round);
     const pid_t child = ::fork();
     if (child == 0) {
-      CheckpointStore store = open(dir.path());
+      CheckpointStore store = claim(dir.path());
       for (int64_t step = newest + 1;; ++step)
         if (!store.save(step, parts_of(step)).ok()) ::_exit(1);
     }
     ::usleep(static_cast<useconds_t>(random.below(20'000)));
     ::kill(child, SIGKILL);
     ::waitpid(child, nullptr, 0);
-    const auto found = open(dir.path()).newest();
+    const auto found = claim(dir.path()).newest();
     ASSERT_TRUE(found.ok()) << found.status().message();
     ASSERT_TRUE(found->has_value());
     EXPECT_THAT((**found).skipped, SizeIs(0));
@@ -203,7 +220,7 @@ TEST(CheckpointStore, KilledAtAnyPointTheNewestIsComplete) {
     expect_newest(dir.path(), newest);
   }
   // Each kill may have come between a rename and the removal of what is too old; the next save makes up for it.
-  ASSERT_TRUE(open(dir.path()).save(newest + 1, parts_of(newest + 1)).ok());
+  ASSERT_TRUE(claim(dir.path()).save(newest + 1, parts_of(newest + 1)).ok());
   EXPECT_EQ(names_in(dir.path()).size(), 2u);
 }
 

@@ -86,6 +86,8 @@ TEST(MetricsLog, GoesOnWhereTheCheckpointDoes) {
   EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 3 + 1 + 5 + 1);
   EXPECT_EQ(text.back(), '\n');
 
+  EXPECT_THAT(MetricsLog::open({.jsonl = path}).status().message(), HasSubstr("is written to by another run"));
+
   dir.write("other", "no metrics\n");
   EXPECT_THAT(MetricsLog::open({.jsonl = dir.file("other")}).status().message(), HasSubstr("not a metrics file"));
   EXPECT_EQ(dir.read("other"), "no metrics\n");

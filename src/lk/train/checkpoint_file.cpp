@@ -2,6 +2,7 @@
 #include "lk/train/checkpoint_file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -94,17 +95,26 @@ CheckpointPart bytes_part(std::string name, std::string bytes) {
           [bytes = std::move(bytes)](const std::string& path) { return write_file_atomic(path, bytes); }};
 }
 
-Result<CheckpointStore> CheckpointStore::open(const std::string& directory, Options options) {
-  LK_CHECK(options.keep >= 1);
-  LK_RETURN_IF_ERROR(make_directories(directory));
-  CheckpointStore store(directory, std::move(options));
+CheckpointStore::Lock::~Lock() {
+  if (fd >= 0) ::close(fd);
+}
+
+Status CheckpointStore::claim() {
+  LK_RETURN_IF_ERROR(make_directories(directory_));
+  Lock lock;
+  lock.fd = ::open(directory_.c_str(), O_DIRECTORY | O_RDONLY | O_CLOEXEC);
+  if (lock.fd < 0) return errno_status("open", directory_);
+  // A file system without locks has none to offer; then users must see to it.
+  if (::flock(lock.fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+    return failed_precondition("{} is written to by another run; wait for it, or give another directory", directory_);
   std::error_code error;
   std::vector<std::string> leftovers;
-  for (const fs::directory_entry& entry : fs::directory_iterator(directory, error))
+  for (const fs::directory_entry& entry : fs::directory_iterator(directory_, error))
     if (entry.path().filename().string().starts_with(kHiddenPrefix)) leftovers.push_back(entry.path());
-  if (error) return io_error("cannot list {}: {}", directory, error.message());
+  if (error) return io_error("cannot list {}: {}", directory_, error.message());
   for (const std::string& path : leftovers) LK_RETURN_IF_ERROR(remove_tree(path));
-  return store;
+  lock_ = std::move(lock);
+  return Status();
 }
 
 std::string CheckpointStore::path_of(int64_t step) const {
@@ -202,6 +212,7 @@ void CheckpointStore::remove_old(int64_t saved) const {
 }
 
 Status CheckpointStore::save(int64_t step, const std::vector<CheckpointPart>& parts) {
+  LK_CHECK(lock_.fd >= 0 && options_.keep >= 1);
   const std::string hidden = hidden_path(step);
   Status status = write_parts(hidden, step, parts);
   if (status.ok()) status = publish(hidden, step);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Checkpoints on disk: DIR/checkpoint-STEP, a directory that is there completely or not at all. It is written under a
 // hidden name, synced with all its files, renamed, and the parent synced; checkpoint.json lists the files with their
-// SHA-256. What a crash leaves behind is a hidden directory that the next open() removes.
+// SHA-256. What a crash leaves behind is a hidden directory that the next claim() removes.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "lk/base/status.h"
@@ -21,7 +22,6 @@ struct CheckpointPart {
 };
 CheckpointPart bytes_part(std::string name, std::string bytes);
 
-// One writer per directory at a time.
 class CheckpointStore {
  public:
   struct Options {
@@ -30,8 +30,12 @@ class CheckpointStore {
     // operation's own.
     std::function<Status(std::string_view operation)> fault = {};
   };
-  // Makes the directory and removes leftovers.
-  static Result<CheckpointStore> open(const std::string& directory, Options options);
+  CheckpointStore(std::string directory, Options options)
+      : directory_(std::move(directory)), options_(std::move(options)) {}
+
+  // Makes the directory, keeps other processes from writing to it while this object lives, and removes leftovers. Until
+  // then the directory is only looked at.
+  Status claim();
 
   struct Found {
     int64_t step = 0;
@@ -42,14 +46,22 @@ class CheckpointStore {
   Result<std::optional<Found>> newest() const;
 
   // Afterwards the checkpoint is on disk, and so are the `keep` - 1 before it; or it failed, and those that were there
-  // still are.
+  // still are. Requires: claim().
   Status save(int64_t step, const std::vector<CheckpointPart>& parts);
 
   const std::string& directory() const { return directory_; }
 
  private:
-  CheckpointStore(std::string directory, Options options)
-      : directory_(std::move(directory)), options_(std::move(options)) {}
+  struct Lock {  // an open directory
+    int fd = -1;
+    Lock() = default;
+    Lock(Lock&& other) noexcept : fd(std::exchange(other.fd, -1)) {}
+    Lock& operator=(Lock&& other) noexcept {
+      std::swap(fd, other.fd);
+      return *this;
+    }
+    ~Lock();
+  };
   std::string path_of(int64_t step) const;
   std::string hidden_path(int64_t step) const;
   std::vector<int64_t> steps() const;  // ascending
@@ -60,6 +72,7 @@ class CheckpointStore {
 
   std::string directory_;
   Options options_;
+  Lock lock_;
 };
 
 }  // namespace lk

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/train/metrics_log.h"
 
+#include <sys/file.h>
+
 #include <cerrno>
 #include <chrono>
 #include <cmath>
@@ -27,6 +29,13 @@ double number_at(const json::object& entry, const char* key) {
   return value != nullptr && value->is_number() ? value->to_number<double>() : std::nan("");
 }
 
+// Until the file is closed. What cannot be locked, a device, is not.
+Status lock(std::FILE* file, const std::string& path) {
+  if (::flock(::fileno(file), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+    return failed_precondition("{} is written to by another run; give another path for metrics", path);
+  return Status();
+}
+
 void add_point(LossCurve& curve, bool is_eval, int64_t step, double loss) {
   (is_eval ? curve.eval : curve.train).push_back({step, loss});
 }
@@ -47,12 +56,16 @@ Result<std::unique_ptr<MetricsLog>> MetricsLog::open(const Options& options) {
     LK_RETURN_IF_ERROR(log->take_over(options));
   log->file_.reset(std::fopen(log->path_.c_str(), "abe"));
   if (log->file_ == nullptr) return io_error("cannot open {}: {}", log->path_, std::strerror(errno));
+  LK_RETURN_IF_ERROR(lock(log->file_.get(), log->path_));
   return log;
 }
 
 // Keeps what counts of the file that is there: all of other runs' jobs, and of this run's what the resumed state has
 // seen. A torn last line goes.
 Status MetricsLog::take_over(const Options& options) {
+  const std::unique_ptr<std::FILE, Close> old(std::fopen(path_.c_str(), "rbe"));
+  if (old == nullptr) return io_error("cannot open {}: {}", path_, std::strerror(errno));
+  LK_RETURN_IF_ERROR(lock(old.get(), path_));
   const std::string rest = path_ + ".rest";
   {
     std::ifstream in(path_, std::ios::binary);

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 #include <boost/json.hpp>
 
@@ -33,6 +34,7 @@ constexpr const char* kAdapterConfig = "adapter_config.json";
 
 // A job whose checkpoint could not be written tries again after so long.
 constexpr std::chrono::seconds kSaveRetry{15};
+constexpr std::chrono::milliseconds kWait{100};
 
 // SHA-256 of all weight files and the configuration: what makes a base this base.
 Result<std::string> base_digest(const std::string& directory) {
@@ -126,7 +128,6 @@ class DataSource {
       data.eval.emplace(std::move(*eval), renderer, SampleReader::Options{.shuffle = false, .skip_bad = spec.skip_bad});
     return data;
   }
-  Status verify() const { return files_.verify(); }
 
  private:
   const TrainBase& base_;
@@ -149,6 +150,7 @@ class TrainRun::Impl : public TrainObserver {
       : config_(config), base_(base), hooks_(std::move(hooks)), data_(base_) {}
 
   Status open();
+  Status claim();
   Status train(const std::function<bool()>& stop);
 
   void on_step(TrainJob& job, const StepEvent& event) override {
@@ -164,8 +166,10 @@ class TrainRun::Impl : public TrainObserver {
     std::string directory;
     TrainJob* job = nullptr;
     std::optional<CheckpointStore> store;
-    int64_t saved_step = -1;       // of the newest checkpoint
-    Clock::time_point save_after;  // of a job that waits for room on the disk
+    int64_t saved_step = -1;  // of the newest checkpoint
+    // A job that waits for room on the disk, to go on or to be finished.
+    bool unfinished = false;
+    Clock::time_point save_after;
     Status failure;
   };
   Entry& entry(const TrainJob& job) { return *entries_[index_of(job)]; }
@@ -208,7 +212,10 @@ class TrainRun::Impl : public TrainObserver {
   Status checkpoint(Entry& entry);
   void checkpoint_or_pause(Entry& entry);
   void retry_paused();
+  static Status check_end(const Entry& entry);
   Status finish(Entry& entry);
+  void finish_or_wait(Entry& entry);
+  static bool waits(const Entry& entry) { return entry.unfinished || entry.job->state() == TrainState::kPaused; }
 
   TrainPassOptions pass_options(int64_t rows, Checkpointing level) const {
     return {.max_rows = rows, .max_group_rank = group_rank_, .dropout = dropout_, .checkpointing = level};
@@ -236,6 +243,10 @@ Result<TrainRun::Impl::Start> TrainRun::Impl::initial(const JobConfig& config) {
                         load_adapter(config.name, spec.init_from, weights.config, weights.checkpoint.get()));
     return Start{loaded, loaded->config.base_change != BaseChange::kNone};
   }
+  for (const int64_t layer : spec.layers_to_transform)
+    if (layer >= weights.config.num_layers)
+      return invalid_argument("adapter.layers_to_transform names layer {}; the base has {}, from 0 on", layer,
+                              weights.config.num_layers);
   LK_ASSIGN_OR_RETURN(InitialAdapter made, make_initial(config));
   return Start{std::make_shared<Adapter>(std::move(made.adapter)), made.frozen_half};
 }
@@ -380,8 +391,8 @@ Status TrainRun::Impl::make_job(Opened& item, const std::string& digest, std::ve
 }
 
 Status TrainRun::Impl::resume(Entry& entry) {
-  LK_ASSIGN_OR_RETURN(
-      entry.store, CheckpointStore::open(join_path(entry.directory, "checkpoints"), {.keep = entry.config.save.keep}));
+  entry.store.emplace(join_path(entry.directory, "checkpoints"),
+                      CheckpointStore::Options{.keep = entry.config.save.keep});
   LK_ASSIGN_OR_RETURN(const std::optional<CheckpointStore::Found> newest, entry.store->newest());
   if (!newest) {
     if (file_exists(join_path(entry.directory, kAdapterTensors)))
@@ -461,7 +472,11 @@ void TrainRun::Impl::checkpoint_or_pause(Entry& entry) {
 
 void TrainRun::Impl::retry_paused() {
   for (auto& entry : entries_) {
-    if (entry->job->state() != TrainState::kPaused || Clock::now() < entry->save_after) continue;
+    if (!waits(*entry) || Clock::now() < entry->save_after) continue;
+    if (entry->unfinished) {
+      finish_or_wait(*entry);
+      continue;
+    }
     const Status status = checkpoint(*entry);
     entry->save_after = Clock::now() + kSaveRetry;
     if (!status.ok()) continue;
@@ -471,10 +486,16 @@ void TrainRun::Impl::retry_paused() {
   }
 }
 
+// Whether what the job learnt is worth keeping.
+Status TrainRun::Impl::check_end(const Entry& entry) {
+  const TrainJob& job = *entry.job;
+  if (job.state() == TrainState::kFailed) return job.failure();
+  LK_RETURN_IF_ERROR(job.data().records().file->verify());
+  return job.eval() != nullptr ? job.eval()->records().file->verify() : Status();
+}
+
 Status TrainRun::Impl::finish(Entry& entry) {
   TrainJob& job = *entry.job;
-  if (job.state() == TrainState::kFailed) return job.failure();
-  LK_RETURN_IF_ERROR(data_.verify());
   LK_RETURN_IF_ERROR(checkpoint(entry));
   const std::string best = join_path(entry.directory, kBest);
   if (keeps_best(entry.config) && job.progress().best_step < job.progress().step &&
@@ -488,29 +509,51 @@ Status TrainRun::Impl::finish(Entry& entry) {
   return save(entry, job.adapter().snapshot(), entry.directory);
 }
 
+// What fails for want of room is tried again; all else is final.
+void TrainRun::Impl::finish_or_wait(Entry& entry) {
+  entry.failure = check_end(entry);
+  bool no_room = false;
+  if (entry.failure.ok()) {
+    entry.failure = finish(entry);
+    no_room = entry.failure.code() == StatusCode::kIoError;
+  }
+  const bool waited = std::exchange(entry.unfinished, no_room);
+  if (entry.unfinished) {
+    entry.save_after = Clock::now() + kSaveRetry;
+    if (!waited) note(*entry.job, "waits, because it could not be saved: " + entry.failure.message());
+  } else if (hooks_.on_end) {
+    hooks_.on_end(*entry.job);
+  }
+}
+
+// Whose directories these are from now on.
+Status TrainRun::Impl::claim() {
+  for (auto& entry : entries_) LK_RETURN_IF_ERROR(entry->store->claim().with_context("job " + entry->config.name));
+  return Status();
+}
+
 Status TrainRun::Impl::train(const std::function<bool()>& stop) {
   for (auto& entry : entries_)  // those that a checkpoint found at their end
     if (entry->job->state() != TrainState::kRunning) ended_.push_back(entry->job);
   bool stopped = false;
   for (;;) {
     const bool more = trainer_->advance();
-    for (TrainJob* job : std::exchange(ended_, {})) {
-      Entry& own = entry(*job);
-      own.failure = finish(own);
-      if (hooks_.on_end) hooks_.on_end(*job);
-    }
+    for (TrainJob* job : std::exchange(ended_, {})) finish_or_wait(entry(*job));
     for (auto& entry : entries_) {
       const int64_t every = entry->config.save.every, step = entry->job->progress().step;
       const bool due = every > 0 && step > 0 && step % every == 0 && step != entry->saved_step;
       if (due && entry->job->state() == TrainState::kRunning) checkpoint_or_pause(*entry);
     }
-    if (!more) break;
+    if (!more && std::ranges::none_of(entries_, [](const auto& entry) { return waits(*entry); })) break;
     if ((stopped = stop && stop())) break;
+    if (!more) std::this_thread::sleep_for(kWait);  // nothing to do but to wait for room
     retry_paused();
   }
   std::vector<std::string> failures;
   for (auto& entry : entries_) {
-    if (stopped && entry->job->state() == TrainState::kRunning) {
+    if (stopped && entry->unfinished) {
+      finish_or_wait(*entry);
+    } else if (stopped && (entry->job->state() == TrainState::kRunning || waits(*entry))) {
       entry->failure = checkpoint(*entry);
       if (entry->failure.ok()) note(*entry->job, fmt::format("stopped; checkpoint of step {}", entry->saved_step));
     }
@@ -538,6 +581,7 @@ size_t TrainRun::num_jobs() const { return impl_->entries_.size(); }
 TrainJob& TrainRun::job(size_t index) { return *impl_->entries_[index]->job; }
 const JobForecast& TrainRun::forecast(size_t index) const { return impl_->entries_[index]->forecast; }
 const JobConfig& TrainRun::job_config(const TrainJob& job) const { return impl_->entry(job).config; }
+Status TrainRun::claim() { return impl_->claim(); }
 Status TrainRun::train(const std::function<bool()>& stop) { return impl_->train(stop); }
 
 Result<std::string> preview_run(const RunConfig& config, const TrainBase& base, int64_t count, bool color) {

@@ -62,8 +62,10 @@ class TrainRun {
   const JobForecast& forecast(size_t index) const;
   const JobConfig& job_config(const TrainJob& job) const;
 
-  // Trains until all jobs have ended, or `stop` says so: then each running job is checkpointed. An error when a job
-  // failed or could not be saved; the others are done all the same.
+  // Makes the jobs' directories and keeps other runs out of them. Before this nothing is written.
+  Status claim();
+  // Requires: claim(). Trains until all jobs have ended, or `stop` says so: then each running job is checkpointed. An
+  // error when a job failed or could not be saved; the others are done all the same.
   Status train(const std::function<bool()>& stop);
 
  private:

@@ -1,0 +1,328 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Black-box tests of `lorikeet train` on the demo's base: what it refuses, and what interruptions leave. Usage: train_test.py BINARY"""
+import json
+import os
+import pathlib
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+BINARY = sys.argv.pop(1) if len(sys.argv) > 1 else "build/cpu-release/bin/lorikeet"
+MODEL = "examples/demo/model"
+
+
+def talk(question, answer, **more):
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer, **more}]}
+
+
+class Train(unittest.TestCase):
+    def setUp(self):
+        self.dir = pathlib.Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.dir)
+        self.data = self.write("data.jsonl", [talk(f"What follows {n}?", f"{n + 1} does.") for n in range(40)])
+
+    def write(self, name, records):
+        path = self.dir / name
+        path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records))
+        return path
+
+    def job(self, name="a", **sections):
+        job = {"name": name, "data": {"path": str(self.data)}, "adapter": {"rank": 2, "target_modules": ["q_proj", "down_proj"]},
+               "train": {"steps": 6, "batch_samples": 3, "lr": 1e-3}}
+        for section, fields in sections.items():
+            job[section] = {**job.get(section, {}), **fields}
+        return job
+
+    def jobs(self, *jobs, name="jobs.yaml", **run):
+        top = {"base": MODEL, "dtype": "f32", "block_tokens": 256, "threads": 1, "output": str(self.dir / "out"), "jobs": list(jobs)}
+        path = self.dir / name
+        path.write_text(json.dumps({**top, **run}))  # JSON is YAML
+        return str(path)
+
+    def train(self, *args, code=0, **options):
+        done = subprocess.run([BINARY, "train", *args], capture_output=True, text=True, timeout=60, check=False, **options)
+        self.assertEqual(done.returncode, code, done.stderr)
+        return done
+
+    def start(self, *args, **options):
+        # To a file: nobody reads a pipe while it runs.
+        log = open(self.dir / "log", "w")
+        self.addCleanup(log.close)
+        process = subprocess.Popen([BINARY, "train", *args], stdout=log, stderr=log, **options)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        return process
+
+    def log(self):
+        return (self.dir / "log").read_text()
+
+    def wait_for(self, condition, process):
+        deadline = time.monotonic() + 120
+        while not condition():
+            self.assertIsNone(process.poll(), self.log())
+            self.assertLess(time.monotonic(), deadline, self.log())
+            time.sleep(0.005)
+
+    def steps(self, job="a"):
+        path = self.dir / "out/metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text().split("\n")[:-1]
+        return [line for line in map(json.loads, lines) if line["job"] == job and "perplexity" not in line]
+
+    def adapter(self, job="a"):
+        return (self.dir / "out" / job / "adapter_model.safetensors").read_bytes()
+
+    def refused(self, *args, words=()):
+        done = self.train(*args, code=1)
+        self.assertEqual(len(done.stderr.strip().splitlines()), 1, done.stderr)
+        self.assertTrue(done.stderr.startswith("lorikeet: "), done.stderr)
+        for word in words:
+            self.assertIn(word, done.stderr)
+        self.assertFalse((self.dir / "out").exists(), "a refusal left something behind")
+
+
+class Ways(Train):
+    def test_one_job_from_flags(self):
+        out = self.dir / "out" / "flags"
+        self.train("--model", MODEL, "--data", str(self.data), "--output", str(out), "--set", "train.steps=2", "--set",
+                   "adapter.rank=2", "--set", "block_tokens=256")
+        self.assertEqual(json.loads((out / "adapter_config.json").read_text())["peft_type"], "LORA")
+        answer = subprocess.run([BINARY, "generate", MODEL, "--lora", f"x={out}", "--adapter", "x", "--prompt", "hi", "--max-tokens", "2"],
+                                capture_output=True, text=True, check=False)
+        self.assertEqual(answer.returncode, 0, answer.stderr)
+        self.refused_once("--model", MODEL)
+
+    def refused_once(self, *args):
+        done = self.train(*args, code=1)
+        self.assertIn("give JOBS.yaml, or --model, --data and --output", done.stderr)
+
+    def test_preview_and_check_write_nothing(self):
+        file = self.jobs(self.job(), self.job("b", data={"path": str(self.write("b.jsonl", [{"prompt": "x", "completion": "\x1b[31my"}]))}))
+        done = self.train(file, "--preview", "2")
+        self.assertIn("does.<|im_end|>]]", done.stdout)
+        self.assertIn("job b:", done.stdout)
+        self.assertIn("\\x1B[31my", done.stdout)
+        done = self.train(file, "--check")
+        self.assertIn("a: 40 samples", done.stderr)
+        self.assertIn("in all", done.stderr)
+        self.assertFalse((self.dir / "out").exists())
+
+    def test_a_finished_run_stays_as_it_is(self):
+        file = self.jobs(self.job())
+        self.train(file)
+        first = self.adapter()
+        self.assertEqual(len(self.steps()), 6)
+        self.train(file)
+        self.assertEqual(self.adapter(), first)
+        self.assertEqual(len(self.steps()), 6)
+        self.assertIn("</svg>", (self.dir / "out/metrics.svg").read_text())
+
+
+class BadInput(Train):
+    def with_data(self, records, words, **data):
+        path = self.write("bad.jsonl", records)
+        self.refused(self.jobs(self.job(data={"path": str(path), **data})), words=words)
+
+    def test_records(self):
+        good = talk("q", "a")
+        self.with_data([], ["bad.jsonl has no records"])
+        self.with_data(["{"], ["bad.jsonl:1: not valid JSON"])
+        self.with_data([good, "", '{"messages": '], ["bad.jsonl:3: not valid JSON"])
+        self.with_data([good, {"messages": [{"role": "robot", "content": "x"}]}], ["bad.jsonl:2: messages[0].role", "robot"])
+        self.with_data([good, {"messages": [{"role": "user", "content": "x"}]}], ["bad.jsonl:2: no turn of the assistant"])
+        self.with_data([good, {"text": "x"}], ["bad.jsonl:2:", "messages"])
+        self.with_data([good, talk("q", "a", weight=0)], ["bad.jsonl:2: no token of the sample has a loss"])
+        self.with_data([good, json.dumps(talk("q", "a", weight=float("nan")))], ["bad.jsonl:2: not valid JSON"])
+        self.with_data([good, talk("q", "a", weight=7)], ["bad.jsonl:2:", "\"weight\" is 7"])
+        self.with_data([good, talk("q", "word " * 300)], ["bad.jsonl:2: the sample has", "max_length is 256"])
+        self.with_data([good], ["leaves 0 for evaluation"], eval_split=0.1)
+        self.with_data([{"id": 1}], ["bad.jsonl:1: the format is not recognised"])
+        self.refused(self.jobs(self.job(data={"path": str(self.dir / "none")})), words=["cannot open", "none"])
+        self.refused(self.jobs(self.job(data={"path": str(self.dir)})), words=["not a regular file"])
+
+    def test_skip_bad_counts(self):
+        path = self.write("bad.jsonl", ["{", talk("q", "a"), talk("q", "word " * 300), talk("q", "a", weight=0)])
+        data = {"path": str(path), "skip_bad": True, "long_samples": "drop"}
+        done = self.train(self.jobs(self.job(data=data)), "--check")
+        self.assertIn("a: 1 samples", done.stderr)
+        self.assertIn("a: 2 bad records skipped", done.stderr)
+        self.assertIn("a: 1 samples dropped", done.stderr)
+        self.write("bad.jsonl", ["{", "}"])
+        self.refused(self.jobs(self.job(data={**data, "format": "text"})), words=["no record gives a sample", "bad.jsonl:1"])
+
+    def test_jobs(self):
+        def job(words, *jobs, **run):
+            self.refused(self.jobs(*jobs, **run), words=words)
+
+        job(["nonsense"], self.job(adapter={"target_modules": ["nonsense"]}))
+        job(["99"], self.job(adapter={"layers_to_transform": [0, 99]}))
+        job(["nonsense"], self.job(adapter={"modules_to_save": ["nonsense"]}))
+        job(["99999"], self.job(adapter={"trainable_tokens": [99999]}))
+        job(["nowhere/adapter_config.json"], self.job() | {"adapter": {"init_from": str(self.dir / "nowhere")}})
+        job(["two jobs are named \"a\""], self.job(), self.job())
+        job(["both write to"], self.job(save={"dir": str(self.dir / "out/x")}), self.job("b", save={"dir": str(self.dir / "out/x/")}))
+        for lr in ("nan", ".inf", "-1", "0", "2", "1e400"):
+            file = pathlib.Path(self.jobs(self.job()))
+            file.write_text(file.read_text().replace('"lr": 0.001', f'"lr": {lr}'))
+            self.refused(str(file), words=["train.lr"])
+        job(["jobs.yaml:1: unknown key \"train.learning_rate\""], self.job(train={"learning_rate": 1}))
+        job(["nowhere"], self.job(), base=str(self.dir / "nowhere"))
+        job(["a block of", "fits"], self.job(), memory="24MiB", block_tokens=4096)
+        self.refused(str(self.dir / "none.yaml"), words=["none.yaml"])
+        (self.dir / "broken.yaml").write_text("base: [\n")
+        self.refused(str(self.dir / "broken.yaml"), words=["broken.yaml:"])
+        self.assertEqual(subprocess.run([BINARY, "train", "--nonsense"], capture_output=True, check=False).returncode, 2)
+
+    def test_an_adapter_of_somebody_else_is_not_overwritten(self):
+        out = self.dir / "out" / "a"
+        out.mkdir(parents=True)
+        (out / "adapter_model.safetensors").write_text("precious")
+        done = self.train(self.jobs(self.job()), code=1)
+        self.assertIn("holds an adapter that is not of this run", done.stderr)
+        self.assertEqual([path.name for path in out.iterdir()], ["adapter_model.safetensors"])
+        self.assertEqual((out / "adapter_model.safetensors").read_text(), "precious")
+
+    def test_data_that_changes_fails_its_job_alone(self):
+        other = self.write("other.jsonl", [talk("a", "b")] * 10)
+        file = self.jobs(self.job(train={"steps": 100000}), self.job("b", data={"path": str(other)}, train={"steps": 30}))
+        process = self.start(file)
+        self.wait_for(lambda: len(self.steps()) > 1, process)
+        with other.open("a") as out:
+            out.write("{}\n")
+        self.wait_for(lambda: "b: failed" in self.log(), process)
+        self.wait_for(lambda: len(self.steps()) > 20, process)
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.wait(60), 1)
+        self.assertIn("other.jsonl has changed since it was opened", self.log())
+        self.assertIn("a: stopped; checkpoint of step", self.log())
+        self.assertFalse((self.dir / "out/b/adapter_model.safetensors").exists())
+
+
+class Interruptions(Train):
+    def lasting(self):
+        job = self.job(adapter={"dropout": 0.1}, train={"steps": 40, "schedule": "cosine", "warmup_steps": 5},
+                       data={"eval_split": 0.2}, eval={"every": 10}, save={"every": 3})
+        other = self.job("b", adapter={"kind": "dora", "rank": 3}, train={"steps": 25, "batch_samples": 5}, save={"every": 2})
+        return self.jobs(job, other)
+
+    def uninterrupted(self):
+        file = self.lasting()
+        self.train(file)
+        result = {job: (self.adapter(job), [line["loss"] for line in self.steps(job)]) for job in ("a", "b")}
+        shutil.rmtree(self.dir / "out")
+        return file, result
+
+    def check_same(self, expected):
+        for job, (adapter, losses) in expected.items():
+            self.assertEqual(self.adapter(job), adapter)
+            self.assertEqual([line["step"] for line in self.steps(job)], list(range(1, len(losses) + 1)))
+            self.assertEqual([line["loss"] for line in self.steps(job)], losses)
+
+    def test_killed_at_any_point_it_goes_on_bit_for_bit(self):
+        file, expected = self.uninterrupted()
+        rng, kills = random.Random(1), 0
+        while kills < 200:
+            process = self.start(file)
+            try:
+                process.wait(0.05 + 0.4 * rng.random() + 0.02 * kills)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                kills += 1
+                continue
+            self.assertEqual(process.returncode, 0, self.log())
+            break
+        self.assertGreater(kills, 0)
+        self.check_same(expected)
+
+    def test_sigterm_checkpoints_and_ends_well(self):
+        file, expected = self.uninterrupted()
+        for steps in (1, 7):
+            process = self.start(file)
+            self.wait_for(lambda: len(self.steps()) >= steps, process)
+            process.send_signal(signal.SIGTERM)
+            self.assertEqual(process.wait(60), 0, self.log())
+            self.assertIn("a: stopped; checkpoint of step", self.log())
+        self.train(file)
+        self.check_same(expected)
+
+    def test_checkpoints_of_something_else_are_refused(self):
+        self.train(self.jobs(self.job(save={"every": 2})))
+        before = {path: path.read_bytes() for path in (self.dir / "out").rglob("*") if path.is_file()}
+
+        def refused(file, *words):
+            done = self.train(file, code=1)
+            for word in ("job a", *words):
+                self.assertIn(word, done.stderr)
+            self.assertEqual({path: path.read_bytes() for path in (self.dir / "out").rglob("*") if path.is_file()}, before)
+
+        refused(self.jobs(self.job(train={"lr": 2e-3})), "another job")
+        refused(self.jobs(self.job(data={"path": str(self.write("x.jsonl", [talk("x", "y")]))})), "other data")
+        model = self.dir / "model"
+        shutil.copytree(MODEL, model)
+        weights = bytearray((model / "model.safetensors").read_bytes())
+        weights[-2] ^= 1
+        (model / "model.safetensors").write_bytes(weights)
+        refused(self.jobs(self.job(), base=str(model)), "another base")
+
+    def test_damaged_checkpoints_fall_back_to_the_one_before(self):
+        file = self.jobs(self.job(save={"every": 2}))
+        self.train(file)
+        expected = self.adapter()
+        newest = max((self.dir / "out/a/checkpoints").iterdir(), key=lambda path: int(path.name.split("-")[1]))
+        with (newest / "trainer_state.safetensors").open("r+b") as out:
+            out.truncate(100)
+        done = self.train(file)
+        self.assertIn("goes on from step 4", done.stderr)
+        self.assertEqual(self.adapter(), expected)
+
+    def test_a_full_disk_pauses_one_job_while_others_go_on(self):
+        # Files of more than 200 kB cannot be written: that is the state of `large`.
+        large = self.job("large", adapter={"rank": 32}, save={"every": 2})
+        late = self.job("late", adapter={"rank": 32}, train={"steps": 3})  # saved at the end only
+        small = self.job("small", adapter={"rank": 1, "target_modules": ["q_proj"]}, train={"steps": 12}, save={"every": 2})
+        file = self.jobs(large, small, late)
+        self.train(file)
+        expected = {job: self.adapter(job) for job in ("large", "small", "late")}
+        shutil.rmtree(self.dir / "out")
+
+        def limit():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+
+        # Python ignores SIGXFSZ, and leaves it so here: a write past the limit fails.
+        process = self.start(file, preexec_fn=limit, restore_signals=False)
+        self.wait_for(lambda: "large: paused at step 2" in self.log(), process)
+        self.wait_for(lambda: "small: done at step 12" in self.log(), process)
+        self.wait_for(lambda: "late: waits" in self.log(), process)
+        self.assertEqual(self.adapter("small"), expected["small"])
+        # Stopped now, it says what was not saved.
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.wait(60), 1, self.log())
+        self.assertIn("large: checkpoint of step 2", self.log())
+        self.assertEqual(list((self.dir / "out/large/checkpoints").iterdir()), [])
+        # With room again the paused job goes on by itself.
+        process = self.start(file, preexec_fn=limit, restore_signals=False)
+        self.wait_for(lambda: "large: paused at step 2" in self.log(), process)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        self.assertEqual(process.wait(120), 0, self.log())
+        self.assertEqual({job: self.adapter(job) for job in expected}, expected)
+
+    def test_two_runs_in_one_directory_do_not_meet(self):
+        file = self.jobs(self.job(train={"steps": 100000}, save={"every": 1000}))
+        process = self.start(file)
+        self.wait_for(lambda: len(self.steps()) > 0, process)
+        done = self.train(file, code=1)
+        self.assertIn("is written to by another run", done.stderr)
+        self.assertIsNone(process.poll())
+
+
+if __name__ == "__main__":
+    unittest.main()
