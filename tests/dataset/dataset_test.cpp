@@ -111,6 +111,7 @@ TEST(JsonlFile, RefusesWhatIsNoDataAtOpen) {
   EXPECT_THAT(error(""), HasSubstr("has no records"));
   EXPECT_THAT(error(" \n\n"), HasSubstr("has no records"));
   EXPECT_THAT(error("\n{\"text\""), HasSubstr("d:2: not valid JSON"));
+  EXPECT_EQ(error("bad\n{\"text\": \"a\"}"), "");  // whether bad records may stand here is not the file's to say
   EXPECT_THAT(error("[\n"), HasSubstr("one object per line"));
   EXPECT_THAT(error("{\"text\": \"a\"}\n" + std::string((32 << 20) + 1, 'x')),
               HasSubstr("d:2: the line is longer than"));
@@ -251,6 +252,7 @@ TEST(SampleReader, AFileWithoutAnySampleDoesNotSpin) {
   SampleReader reader(all_records(open(dir.file("d"))), renderer({.max_length = 1, .long_samples = LongSamples::kDrop}),
                       {});
   EXPECT_THAT(reader.next().status().message(), HasSubstr("no record gives a sample"));
+  EXPECT_THAT(reader.survey().status().message(), HasSubstr("no record gives a sample"));
 }
 
 }  // namespace

@@ -90,11 +90,23 @@ Result<std::shared_ptr<const JsonlFile>> JsonlFile::open(const std::string& path
   LK_RETURN_IF_ERROR(file->index());
   if (file->num_records_ == 0) return invalid_argument("{} has no records; write one JSON object per line", path);
   if (!format) {
-    LK_ASSIGN_OR_RETURN(const std::string first, file->read_line(0));
-    LK_ASSIGN_OR_RETURN(format, detect_record_format(first, file->where(0)));
+    LK_ASSIGN_OR_RETURN(format, file->detect_format());
   }
   file->format_ = *format;
   return std::shared_ptr<const JsonlFile>(std::move(file));
+}
+
+// That of the first record that has one: whether bad ones may stand before it is for the reader to say.
+Result<RecordFormat> JsonlFile::detect_format() const {
+  constexpr int64_t kMaxTried = 1000;
+  Status first;
+  for (int64_t record = 0; record < std::min(num_records_, kMaxTried); ++record) {
+    LK_ASSIGN_OR_RETURN(const std::string line, read_line(record));
+    const Result<RecordFormat> format = detect_record_format(line, where(record));
+    if (format.ok()) return format;
+    if (record == 0) first = format.status();
+  }
+  return first;
 }
 
 JsonlFile::~JsonlFile() {
@@ -244,22 +256,28 @@ Result<std::optional<Sample>> SampleReader::next_in_epoch() {
   return std::optional<Sample>();
 }
 
+Status SampleReader::no_samples() const {
+  return failed_precondition("{}: no record gives a sample: {} of {} are bad, {} were dropped as too long{}",
+                             records_.file->path(), counts_.bad, counts_.bad + counts_.dropped, counts_.dropped,
+                             counts_.first_bad.empty() ? "" : "; the first bad one: " + counts_.first_bad);
+}
+
 Result<Sample> SampleReader::next() {
   // What is left of this epoch, and one whole one.
   for (int epochs = 0; epochs < 2; ++epochs) {
     LK_ASSIGN_OR_RETURN(std::optional<Sample> sample, next_in_epoch());
     if (sample) return std::move(*sample);
   }
-  return failed_precondition("{}: no record gives a sample: {} of {} are bad, {} were dropped as too long{}",
-                             records_.file->path(), counts_.bad, counts_.bad + counts_.dropped, counts_.dropped,
-                             counts_.first_bad.empty() ? "" : "; the first bad one: " + counts_.first_bad);
+  return no_samples();
 }
 
 Result<DataCounts> SampleReader::survey() const {
   SampleReader reader(records_, renderer_, {.shuffle = false, .seed = 0, .skip_bad = options_.skip_bad});
   while (true) {
     LK_ASSIGN_OR_RETURN(const std::optional<Sample> sample, reader.next_in_epoch());
-    if (!sample) return reader.counts_;
+    if (sample) continue;
+    if (reader.counts_.samples == 0) return reader.no_samples();
+    return reader.counts_;
   }
 }
 

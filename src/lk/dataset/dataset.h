@@ -21,7 +21,7 @@ namespace lk {
 // Thread safety: immutable.
 class JsonlFile {
  public:
-  // Reads the file once. `format` absent: the first record's.
+  // Reads the file once. `format` absent: that of the first record that has one.
   static Result<std::shared_ptr<const JsonlFile>> open(const std::string& path,
                                                        std::optional<RecordFormat> format = {});
   ~JsonlFile();
@@ -47,6 +47,7 @@ class JsonlFile {
 
   JsonlFile() = default;
   Status index();
+  Result<RecordFormat> detect_format() const;
   Status check_unchanged() const;
   int64_t offset(int64_t record) const;  // num_records(): the end of the file
 
@@ -129,13 +130,14 @@ class SampleReader {
   const RecordSubset& records() const { return records_; }
   const Renderer& renderer() const { return *renderer_; }
 
-  // What one epoch holds; reads and renders every record, and leaves cursor and counts alone. So a bad record is found
-  // before anything is trained.
+  // What one epoch holds, at least one sample; reads and renders every record, and leaves cursor and counts alone. So a
+  // bad record is found before anything is trained.
   Result<DataCounts> survey() const;
 
  private:
   // Nothing: dropped or skipped, and counted.
   Result<std::optional<Sample>> render(int64_t record);
+  Status no_samples() const;
 
   RecordSubset records_;
   std::shared_ptr<const Renderer> renderer_;
