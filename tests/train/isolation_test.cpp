@@ -184,6 +184,43 @@ TEST_P(TrainIsolation, TogetherIsAloneBitForBit) {
   }
 }
 
+// Blocks of more rows than the MLP and the head take at a time give what small ones give.
+TEST(TrainBlocks, WhereABlockIsCutInsideDoesNotShow) {
+  for (DType act : {DType::kF32, DType::kBF16}) {
+    Bench bench("llama_mha", act, 2, Checkpointing::kNone, std::nullopt);
+    const auto large =
+        TrainPass::create(bench.weights, *bench.backend, {.max_rows = 1500, .max_group_rank = 7 * 64, .dropout = true})
+            .value();
+    for (const Kind& kind : kinds_of("llama_mha")) {
+      std::vector<float> gradients[2];
+      for (const bool together : {false, true}) {
+        const auto first = bench.adapter("llama_mha", kind), second = bench.adapter("llama_mha", kind);
+        Rng rng(5);
+        TokenBlock all;
+        for (int n = 0; n < 120; ++n) {
+          const Job::Sample sample = draw_sample(rng, bench.weights->shape.vocab_size);
+          TrainableAdapter* adapter = n < 60 ? first.get() : second.get();
+          TokenBlock one;
+          (together ? all : one).add(sample.ids, sample.weights, mix64(static_cast<uint64_t>(n)), adapter);
+          if (!together) bench.pass->forward_backward(one);
+        }
+        if (together) {
+          ASSERT_GT(all.num_rows(), 1100);
+          large->forward_backward(all);
+        }
+        for (TrainableAdapter* adapter : {first.get(), second.get()}) {
+          adapter->finish_gradient();
+          std::vector<float> host(static_cast<size_t>(adapter->num_elements()));
+          bench.backend->read(host.data(), adapter->gradients(), adapter->num_elements() * 4);
+          gradients[together].insert(gradients[together].end(), host.begin(), host.end());
+        }
+      }
+      ASSERT_EQ(gradients[0].size(), gradients[1].size());
+      EXPECT_EQ(0, std::memcmp(gradients[0].data(), gradients[1].data(), gradients[0].size() * 4)) << kind.adapter;
+    }
+  }
+}
+
 std::vector<Setting> settings() {
   std::vector<Setting> all;
   for (const char* model : {"llama_mha", "llama_gqa_llama3", "qwen3"})

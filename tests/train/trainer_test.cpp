@@ -151,7 +151,7 @@ TEST_F(TrainerTest, AResumedJobGoesOnBitForBit) {
   std::vector<std::unique_ptr<TrainJob>> whole;
   whole.push_back(job("a", 1, {.batch_samples = 5, .total_steps = 9}));
   run(whole);
-  const JobIdentity identity{"base", "data", "options"};
+  const JobIdentity identity{"base", "data", R"({"rank": 4})"};
   std::vector<std::unique_ptr<TrainJob>> first;
   first.push_back(job("a", 1, {.batch_samples = 5, .total_steps = 9}));
   while (first[0]->progress().step < 4) run(first, 1);
@@ -161,7 +161,8 @@ TEST_F(TrainerTest, AResumedJobGoesOnBitForBit) {
   std::vector<std::unique_ptr<TrainJob>> second;
   second.push_back(job("a", 1, {.batch_samples = 5, .total_steps = 9}));
   for (const JobIdentity& other :
-       {JobIdentity{"x", "data", "options"}, JobIdentity{"base", "x", "options"}, JobIdentity{"base", "data", "x"}}) {
+       {JobIdentity{"x", "data", identity.options}, JobIdentity{"base", "x", identity.options},
+        JobIdentity{"base", "data", R"({"rank": 5})"}}) {
     EXPECT_EQ(read_job_state(*second[0], *backend_, other, dir_.path()).code(), StatusCode::kFailedPrecondition);
     EXPECT_EQ(second[0]->progress().step, 0);
   }
@@ -194,6 +195,13 @@ TEST_F(TrainerTest, StopsWhenEvaluationsGainNothing) {
   EXPECT_EQ(jobs[0]->state(), TrainState::kStopped);
   EXPECT_EQ(jobs[0]->progress().step, 8);  // the first evaluation is the best, then three without a gain
   EXPECT_EQ(jobs[0]->progress().best_step, 2);
+  // Taken up again it is still stopped.
+  const JobIdentity identity{"base", "data", "{}"};
+  for (const CheckpointPart& part : job_state_parts(*jobs[0], *backend_, identity))
+    ASSERT_TRUE(part.write(dir_.file(part.name)).ok());
+  const auto again = job("a", 1, jobs[0]->plan(), true);
+  ASSERT_TRUE(read_job_state(*again, *backend_, identity, dir_.path()).ok());
+  EXPECT_EQ(again->state(), TrainState::kStopped);
 }
 
 TEST_F(TrainerTest, ASampleLongerThanABlockFailsItsJobByName) {

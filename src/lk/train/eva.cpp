@@ -32,7 +32,10 @@ class IncrementalPca {
 
     // Right singular vectors through the smaller Gram matrix.
     const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> solver(stacked * stacked.transpose());
-    const int64_t take = std::min<int64_t>({num_components_, stacked.rows(), stacked.cols()});
+    int64_t take = std::min<int64_t>({num_components_, stacked.rows(), stacked.cols()});
+    // Directions in which nothing varies are rounding, not data.
+    const double smallest = 1e-10 * solver.eigenvalues().maxCoeff();
+    while (take > 1 && solver.eigenvalues()[solver.eigenvalues().size() - take] <= smallest) --take;
     const Eigen::VectorXd values = solver.eigenvalues().tail(take).reverse().cwiseMax(0.0);
     const Eigen::MatrixXd left = solver.eigenvectors().rightCols(take).rowwise().reverse();
     const Eigen::VectorXd singular = values.cwiseSqrt();

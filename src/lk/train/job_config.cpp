@@ -186,6 +186,11 @@ Status check_job(const JobConfig& job) {
   const bool decomposed = a.init == AdapterInit::kPissa || a.init == AdapterInit::kOlora;
   if (a.kind != AdapterKind::kLora && decomposed)
     return fail("adapter.init: pissa and olora are for kind lora, whose result can be saved for the untouched base");
+  if (decomposed && a.dropout > 0)
+    return fail("adapter.dropout: with pissa and olora it would drop features of the base's own part; leave it at 0");
+  if (a.init == AdapterInit::kEva && 2 * a.rank > kMaxRank)
+    return fail(
+        fmt::format("adapter.rank: eva may give a module twice the rank, and at most {} can be served", kMaxRank));
   if (a.kind == AdapterKind::kMultiLora && a.init != AdapterInit::kDefault)
     return fail("adapter.init: multilora has an initialisation of its own; leave init out");
   if (a.kind == AdapterKind::kMultiLora && a.lora_bias) return fail("adapter.lora_bias is not for multilora");

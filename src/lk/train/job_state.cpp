@@ -37,6 +37,19 @@ Status check_identity(const std::string& what, const std::string& saved, const s
       where, what);
 }
 
+// The first setting in which two jobs differ, "adapter.rank"; empty: none. A setting that only one of them knows, of
+// another version of this program, is no difference.
+std::string first_difference(const json::object& saved, const json::object& present) {
+  for (const auto& [key, value] : saved) {
+    const json::value* other = present.if_contains(key);
+    if (!other || *other == value) continue;
+    if (!value.is_object() || !other->is_object()) return key;
+    if (const std::string inner = first_difference(value.get_object(), other->get_object()); !inner.empty())
+      return std::string(key) + "." + inner;
+  }
+  return "";
+}
+
 Status write_tensors(TrainJob& job, Backend& backend, const std::string& path) {
   TrainableAdapter& adapter = job.adapter();
   std::vector<TensorSpec> specs;
@@ -68,6 +81,8 @@ std::string progress_text(const TrainJob& job, const JobIdentity& identity) {
                                 {"tokens", p.tokens},
                                 {"loss_tokens", p.loss_tokens},
                                 {"skipped_steps", p.skipped_steps},
+                                {"failures_in_a_row", p.failures_in_a_row},
+                                {"gain_loss", p.gain_loss},
                                 {"best_loss", p.best_loss},
                                 {"best_step", p.best_step},
                                 {"evals_without_gain", p.evals_without_gain}}) +
@@ -99,6 +114,8 @@ Status read_job_state(TrainJob& job, Backend& backend, const JobIdentity& identi
   fields.read_int("tokens", p.tokens, 0, kMost);
   fields.read_int("loss_tokens", p.loss_tokens, 0, kMost);
   fields.read_int("skipped_steps", p.skipped_steps, 0, kMost);
+  fields.read_int("failures_in_a_row", p.failures_in_a_row, 0, kMost);
+  fields.read_double("gain_loss", p.gain_loss);
   fields.read_double("best_loss", p.best_loss);
   fields.read_int("best_step", p.best_step, -1, kMost);
   fields.read_int("evals_without_gain", p.evals_without_gain, 0, kMost);
@@ -107,7 +124,10 @@ Status read_job_state(TrainJob& job, Backend& backend, const JobIdentity& identi
     return failed_precondition("{}: state of format {}; this program reads format {}", path, format, kFormat);
   LK_RETURN_IF_ERROR(check_identity("base model", saved.base, identity.base, directory));
   LK_RETURN_IF_ERROR(check_identity("data set", saved.data, identity.data, directory));
-  LK_RETURN_IF_ERROR(check_identity("job (its settings differ)", saved.options, identity.options, directory));
+  LK_ASSIGN_OR_RETURN(const json::object saved_options, parse_json_object(saved.options, path));
+  LK_ASSIGN_OR_RETURN(const json::object options, parse_json_object(identity.options, path));
+  if (const std::string key = first_difference(saved_options, options); !key.empty())
+    LK_RETURN_IF_ERROR(check_identity(fmt::format("job ({} differs)", key), "saved", "present", directory));
 
   LK_ASSIGN_OR_RETURN(const auto store, TensorStore::open_file(join_path(directory, kTensors), {.copy = true}));
   TrainableAdapter& adapter = job.adapter();

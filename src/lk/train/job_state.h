@@ -15,7 +15,7 @@ namespace lk {
 struct JobIdentity {
   std::string base;     // digest of the base's weights
   std::string data;     // digests of its files
-  std::string options;  // of the job, as text
+  std::string options;  // of the job: a JSON object
 };
 
 // The two files, as parts of a checkpoint.

@@ -70,10 +70,14 @@ Status MetricsLog::take_over(const Options& options) {
   {
     std::ifstream in(path_, std::ios::binary);
     std::ofstream out(rest, std::ios::binary | std::ios::trunc);
+    bool any = false;
     for (std::string line; std::getline(in, line) && !in.eof();) {
       json::error_code error;
       const json::value value = json::parse(line, error);
-      if (error || !value.is_object())
+      const bool torn = error || !value.is_object();
+      if (torn && any) continue;  // a disk was full, or power was lost
+      any = true;
+      if (torn)
         return data_loss("{} has a line that is no JSON object; it is not a metrics file: give another path", path_);
       const json::object& entry = value.get_object();
       const json::value* job = entry.if_contains("job");
@@ -97,9 +101,10 @@ Status MetricsLog::take_over(const Options& options) {
 
 Status MetricsLog::write_line(const std::string& line) {
   if (file_ == nullptr) return Status();
-  const std::string bytes = line + "\n";
+  const std::string bytes = (std::exchange(torn_, true) ? "\n" : "") + line + "\n";
   if (std::fwrite(bytes.data(), 1, bytes.size(), file_.get()) != bytes.size() || std::fflush(file_.get()) != 0)
     return io_error("cannot write {}: {}", path_, std::strerror(errno));
+  torn_ = false;
   return Status();
 }
 

@@ -63,6 +63,7 @@ class MetricsLog {
                        const std::vector<std::pair<std::string, double>>& scalars);
 
   std::string path_, tensorboard_;
+  bool torn_ = false;  // the latest line may lack its end
   std::unique_ptr<std::FILE, Close> file_;
   std::map<std::string, int64_t> steps_;
   std::map<std::string, LossCurve> curves_;

@@ -29,6 +29,9 @@ using Clock = std::chrono::steady_clock;
 // In a job's directory: the adapter of its best evaluation so far, while it trains.
 constexpr const char* kBest = "best";
 
+// Of the choice of held-out records: the same for all jobs, so that a sweep over seeds is judged on the same ones.
+constexpr uint64_t kSplitSeed = 0;
+
 constexpr const char* kAdapterTensors = "adapter_model.safetensors";
 constexpr const char* kAdapterConfig = "adapter_config.json";
 
@@ -36,13 +39,15 @@ constexpr const char* kAdapterConfig = "adapter_config.json";
 constexpr std::chrono::seconds kSaveRetry{15};
 constexpr std::chrono::milliseconds kWait{100};
 
-// SHA-256 of all weight files and the configuration: what makes a base this base.
+// SHA-256 of all weights and of what says how they are used: what makes a base this base.
 Result<std::string> base_digest(const std::string& directory) {
   std::vector<std::string> files;
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(directory, error)) {
     const std::string name = entry.path().filename().string();
-    if (name.ends_with(".safetensors") || name == "config.json") files.push_back(entry.path().string());
+    // What text becomes counts as well: the tokenizer, the template, the end token.
+    if (name.ends_with(".safetensors") || name.ends_with(".json") || name.ends_with(".jinja"))
+      files.push_back(entry.path().string());
   }
   if (error) return io_error("{}: {}", directory, error.message());
   std::ranges::sort(files);
@@ -85,12 +90,20 @@ bool freezes(const AdapterSpec& spec, const char* factor) {
   return std::ranges::find(spec.freeze, factor) != spec.freeze.end();
 }
 
-// The settings that decide what a job computes: not where it saves, nor how it is watched.
-std::string identity_options(const JobConfig& job, TrainDtype dtype) {
+// The settings that decide what a job computes, as JSON: not where its files are, what it saves, how it is watched, nor
+// how much room it gets beside others.
+std::string identity_options(const RunConfig& run, const JobConfig& job, const std::string& initial_digest) {
   json::object object = job_config_json(job);
-  object.erase("save");
-  object.erase("name");
-  object["dtype"] = dtype == TrainDtype::kF32 ? "f32" : "bf16";
+  for (const char* key : {"save", "name", "eval"}) object.erase(key);
+  for (const char* key : {"path", "eval_path"}) object.at("data").as_object().erase(key);
+  object.at("train").as_object().erase("weight");
+  json::object& adapter = object.at("adapter").as_object();
+  adapter["init_from"] = initial_digest;
+  // EVA looks at its data block by block.
+  if (job.adapter.init == AdapterInit::kEva) adapter["block_tokens"] = run.block_tokens;
+  // A limit that no sample reaches is none; the parser's default is the block.
+  if (job.data.render.max_length == run.block_tokens) object.at("data").as_object().erase("max_length");
+  object["dtype"] = run.dtype == TrainDtype::kF32 ? "f32" : "bf16";
   return json_text(object);
 }
 
@@ -113,7 +126,7 @@ class DataSource {
     RecordSubset train = all_records(file);
     std::optional<RecordSubset> eval;
     if (spec.eval_split > 0) {
-      LK_ASSIGN_OR_RETURN(TrainEvalSplit split, split_records(file, spec.eval_split, job.train.seed));
+      LK_ASSIGN_OR_RETURN(TrainEvalSplit split, split_records(file, spec.eval_split, kSplitSeed));
       train = std::move(split.train);
       eval = std::move(split.eval);
     } else if (!spec.eval_path.empty()) {
@@ -134,11 +147,26 @@ class DataSource {
   JsonlFiles files_;
 };
 
-int64_t total_steps(const TrainSpec& spec, const DataCounts& epoch) {
+// Steps of the first epoch when a step takes samples until it has so many tokens.
+Result<int64_t> steps_of_epoch(SampleReader data, int64_t batch_tokens) {
+  int64_t steps = 0, tokens = 0;
+  for (;;) {
+    LK_ASSIGN_OR_RETURN(const std::optional<Sample> sample, data.next_in_epoch());
+    if (!sample) return steps + (tokens > 0 ? 1 : 0);
+    tokens += static_cast<int64_t>(sample->ids.size());
+    if (tokens < batch_tokens) continue;
+    ++steps;
+    tokens = 0;
+  }
+}
+
+Result<int64_t> total_steps(const TrainSpec& spec, const DataCounts& epoch, const SampleReader& data) {
   if (spec.steps > 0) return spec.steps;
-  const double per_epoch = spec.batch_samples > 0
-                               ? static_cast<double>(epoch.samples) / static_cast<double>(spec.batch_samples)
-                               : static_cast<double>(epoch.tokens) / static_cast<double>(spec.batch_tokens);
+  double per_epoch = static_cast<double>(epoch.samples) / static_cast<double>(std::max<int64_t>(spec.batch_samples, 1));
+  if (spec.batch_tokens > 0) {
+    LK_ASSIGN_OR_RETURN(const int64_t steps, steps_of_epoch(data, spec.batch_tokens));
+    per_epoch = static_cast<double>(steps);
+  }
   return std::max<int64_t>(1, std::llround(std::ceil(per_epoch * spec.epochs - 1e-9)));
 }
 
@@ -166,7 +194,8 @@ class TrainRun::Impl : public TrainObserver {
     std::string directory;
     TrainJob* job = nullptr;
     std::optional<CheckpointStore> store;
-    int64_t saved_step = -1;  // of the newest checkpoint
+    std::shared_ptr<const Adapter> best;  // of the evaluations so far, until it is on disk
+    int64_t saved_step = -1;              // of the newest checkpoint
     // A job that waits for room on the disk, to go on or to be finished.
     bool unfinished = false;
     Clock::time_point save_after;
@@ -209,6 +238,7 @@ class TrainRun::Impl : public TrainObserver {
   }
   static bool keeps_best(const JobConfig& config) { return config.eval.keep_best && config.eval.every > 0; }
   Status save(const Entry& entry, const Adapter& adapter, const std::string& directory) const;
+  Status keep_best(Entry& entry) const;
   Status checkpoint(Entry& entry);
   void checkpoint_or_pause(Entry& entry);
   void retry_paused();
@@ -218,10 +248,15 @@ class TrainRun::Impl : public TrainObserver {
   static bool waits(const Entry& entry) { return entry.unfinished || entry.job->state() == TrainState::kPaused; }
 
   TrainPassOptions pass_options(int64_t rows, Checkpointing level) const {
-    return {.max_rows = rows, .max_group_rank = group_rank_, .dropout = dropout_, .checkpointing = level};
+    return {.max_rows = rows,
+            .max_group_rank = group_rank_,
+            .lowest_layer = lowest_layer_,
+            .dropout = dropout_,
+            .checkpointing = level};
   }
 
   int64_t group_rank_ = 0;
+  int64_t lowest_layer_ = INT64_MAX;
   bool dropout_ = false;
 
   std::vector<TrainJob*> ended_;
@@ -277,7 +312,9 @@ Status TrainRun::Impl::open() {
       if (!held.ok()) return in_job(held.status().with_context("evaluation"));
       entry->forecast.eval = *held;
     }
-    entry->forecast.total_steps = total_steps(config.train, *epoch);
+    Result<int64_t> steps = total_steps(config.train, *epoch, data->train);
+    if (!steps.ok()) return in_job(steps.status());
+    entry->forecast.total_steps = *steps;
     Result<Start> start = initial(config);
     if (!start.ok()) return in_job(start.status());
     opened.push_back({std::move(entry), std::move(*data), std::move(*start)});
@@ -309,6 +346,7 @@ Status TrainRun::Impl::plan_memory(const std::vector<Opened>& opened) {
     item.entry->forecast.state_bytes = sizes.bytes;
     memory_.states += sizes.bytes;
     dropout_ |= config.adapter.dropout > 0;
+    lowest_layer_ = std::min(lowest_layer_, sizes.lowest_layer);
     // EVA may give a module twice its rank.
     group_rank_ = std::max(group_rank_, sizes.group_rank * (config.adapter.init == AdapterInit::kEva ? 2 : 1));
   }
@@ -326,12 +364,10 @@ Status TrainRun::Impl::plan_memory(const std::vector<Opened>& opened) {
     memory_.activations = activations(config_.block_tokens, level);
     if (memory_.activations + memory_.states <= left) return Status();
   }
-  int64_t fits = 0;
-  for (int64_t rows = config_.block_tokens / 2; rows >= 1; rows /= 2)
-    if (activations(rows, levels.back()) + memory_.states <= left) {
-      fits = rows;
-      break;
-    }
+  int64_t fits = 0;  // the largest block that does, by bisection
+  for (int64_t step = config_.block_tokens; step > 0; step /= 2)
+    if (fits + step < config_.block_tokens && activations(fits + step, levels.back()) + memory_.states <= left)
+      fits += step;
   const std::string needs =
       fmt::format("base {}, states of {} jobs {}, activations of {} tokens {} (checkpointing {})",
                   format_bytes(memory_.base), opened.size(), format_bytes(memory_.states), config_.block_tokens,
@@ -365,6 +401,8 @@ Status TrainRun::Impl::make_job(Opened& item, const std::string& digest, std::ve
   }
   LK_ASSIGN_OR_RETURN(auto adapter, TrainableAdapter::create(*item.start.adapter, *base_.weights, *base_.backend,
                                                              trainable_options(config, item.start)));
+  entry.identity = {digest, item.data.digest, identity_options(config_, config, item.start.adapter->digest)};
+  item.start.adapter.reset();  // its values are parameters now
   const TrainSpec& train = config.train;
   const int64_t steps = entry.forecast.total_steps;
   TrainJobPlan plan{.name = config.name,
@@ -385,7 +423,6 @@ Status TrainRun::Impl::make_job(Opened& item, const std::string& digest, std::ve
   jobs.push_back(std::make_unique<TrainJob>(std::move(plan), std::move(adapter), std::move(item.data.train),
                                             std::move(item.data.eval)));
   entry.job = jobs.back().get();
-  entry.identity = {digest, item.data.digest, identity_options(config, config_.dtype)};
   entries_.push_back(std::move(item.entry));
   return Status();
 }
@@ -411,8 +448,7 @@ Status TrainRun::Impl::resume(Entry& entry) {
 
 void TrainRun::Impl::on_eval(TrainJob& job, const EvalEvent& event) {
   Entry& own = entry(job);
-  // The last step's adapter is written anyway.
-  std::shared_ptr<Adapter> now;
+  std::shared_ptr<Adapter> now;  // the adapter as it is, made when somebody wants it
   const auto snapshot = [&] {
     if (!now) {
       now = std::make_shared<Adapter>(job.adapter().snapshot());
@@ -421,8 +457,8 @@ void TrainRun::Impl::on_eval(TrainJob& job, const EvalEvent& event) {
     return now;
   };
   if (event.best && keeps_best(own.config)) {
-    const Status saved = save(own, *snapshot(), join_path(own.directory, kBest));
-    if (!saved.ok()) note(job, "the best adapter so far could not be kept: " + saved.message());
+    own.best = snapshot();
+    (void)keep_best(own);  // what fails is tried again with the next checkpoint, which waits for it
   }
   std::optional<double> exact;
   if (own.config.eval.exact_match && hooks_.exact_match) {
@@ -441,9 +477,18 @@ Status TrainRun::Impl::save(const Entry& entry, const Adapter& adapter, const st
                        .base_model_name = config_.base});
 }
 
+// No checkpoint says that an evaluation was the best before its adapter is on disk.
+Status TrainRun::Impl::keep_best(Entry& entry) const {
+  if (!entry.best) return Status();
+  LK_RETURN_IF_ERROR(save(entry, *entry.best, join_path(entry.directory, kBest)));
+  entry.best.reset();
+  return Status();
+}
+
 // All that the job needs to go on, and its adapter as it is now, ready to serve.
 Status TrainRun::Impl::checkpoint(Entry& entry) {
   const int64_t step = entry.job->progress().step;
+  LK_RETURN_IF_ERROR(keep_best(entry));
   if (step == entry.saved_step) return Status();
   std::vector<CheckpointPart> parts = job_state_parts(*entry.job, *base_.backend, entry.identity);
   // The adapter's two files are written together.
@@ -498,8 +543,7 @@ Status TrainRun::Impl::finish(Entry& entry) {
   TrainJob& job = *entry.job;
   LK_RETURN_IF_ERROR(checkpoint(entry));
   const std::string best = join_path(entry.directory, kBest);
-  if (keeps_best(entry.config) && job.progress().best_step < job.progress().step &&
-      file_exists(join_path(best, kAdapterTensors))) {
+  if (keeps_best(entry.config) && job.progress().best_step >= 0 && job.progress().best_step < job.progress().step) {
     LK_ASSIGN_OR_RETURN(const auto adapter,
                         load_adapter(entry.config.name, best, base_.weights->config, base_.weights->checkpoint.get()));
     LK_RETURN_IF_ERROR(save(entry, *adapter, entry.directory));
@@ -512,6 +556,8 @@ Status TrainRun::Impl::finish(Entry& entry) {
 // What fails for want of room is tried again; all else is final.
 void TrainRun::Impl::finish_or_wait(Entry& entry) {
   entry.failure = check_end(entry);
+  // A job that failed has the parameters of its last good step; they are kept, not published.
+  if (entry.job->state() == TrainState::kFailed) (void)checkpoint(entry);
   bool no_room = false;
   if (entry.failure.ok()) {
     entry.failure = finish(entry);
@@ -533,8 +579,13 @@ Status TrainRun::Impl::claim() {
 }
 
 Status TrainRun::Impl::train(const std::function<bool()>& stop) {
-  for (auto& entry : entries_)  // those that a checkpoint found at their end
-    if (entry->job->state() != TrainState::kRunning) ended_.push_back(entry->job);
+  for (auto& entry : entries_) {  // those that a checkpoint found at their end
+    if (entry->job->state() == TrainState::kRunning) continue;
+    if (!file_exists(join_path(entry->directory, kAdapterTensors)))
+      ended_.push_back(entry->job);
+    else if (hooks_.on_end)
+      hooks_.on_end(*entry->job);
+  }
   bool stopped = false;
   for (;;) {
     const bool more = trainer_->advance();

@@ -6,6 +6,12 @@
 #include "lk/base/rng.h"
 
 namespace lk {
+namespace {
+
+// Rows whose output DoRA computes again at a time: enough for the product to be compute bound.
+constexpr int64_t kDoraRows = 128;
+
+}  // namespace
 
 LinearGroup layer_group(const ModelWeights& weights, int64_t layer, ProjGroup group) {
   const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
@@ -156,35 +162,39 @@ void TrainLinears::backward_dora(const LinearGroup& group, const RowView& some, 
       scaled |= slot && slot->dora();
     }
     if (!scaled) continue;
-    const int64_t num_rows = run.end - run.begin;
-    DeviceBuffer y = backend_.allocate(num_rows * group.columns * 4);
-    const RowView rows{.num_rows = num_rows, .runs = {{0, static_cast<int32_t>(num_rows), run.adapter}}, .dropout = {}};
-    const void* input = row_of(x, run.begin, group.in, act_bytes_);
-    add_base_products(group, rows, input, y.as<float>());
-    add_deltas(group, rows, input, y.as<float>(), dproducts_.as<float>());
-    for (int64_t s = 0; s < group.num_slots(); ++s) {
-      const auto* slot = group.slot(run.adapter, s);
-      if (!slot || !slot->dora()) continue;
-      std::byte* own = row_of(dy, run.begin, dy_stride, act_bytes_) + slot->forward.out_begin * act_bytes_;
-      ops_.dora_magnitude_grad({.dy = own,
-                                .dy_dtype = act_,
-                                .dy_stride = dy_stride,
-                                .y = y.as<float>() + slot->forward.out_begin,
-                                .y_stride = group.columns,
-                                .magnitudes = run.adapter->value(slot->magnitude),
-                                .gradient = run.adapter->gradient(slot->magnitude),
-                                .num_rows = num_rows,
-                                .n = slot->out});
-      ops_.round_rows({.x = own,
-                       .x_dtype = act_,
-                       .x_stride = dy_stride,
-                       .scale = slot->scales,
-                       .y = own,
-                       .y_dtype = act_,
-                       .y_stride = dy_stride,
-                       .num_rows = num_rows,
-                       .n = slot->out,
-                       .padded = slot->out});
+    // A few rows at a time: the sums over rows go on from one to the next, and a head's output is wide.
+    DeviceBuffer y = backend_.allocate(std::min<int64_t>(run.end - run.begin, kDoraRows) * group.columns * 4);
+    for (int64_t begin = run.begin; begin < run.end; begin += kDoraRows) {
+      const int64_t num_rows = std::min<int64_t>(run.end - begin, kDoraRows);
+      const RowView rows{
+          .num_rows = num_rows, .runs = {{0, static_cast<int32_t>(num_rows), run.adapter}}, .dropout = {}};
+      const void* input = row_of(x, begin, group.in, act_bytes_);
+      add_base_products(group, rows, input, y.as<float>());
+      add_deltas(group, rows, input, y.as<float>(), dproducts_.as<float>());
+      for (int64_t s = 0; s < group.num_slots(); ++s) {
+        const auto* slot = group.slot(run.adapter, s);
+        if (!slot || !slot->dora()) continue;
+        std::byte* own = row_of(dy, begin, dy_stride, act_bytes_) + slot->forward.out_begin * act_bytes_;
+        ops_.dora_magnitude_grad({.dy = own,
+                                  .dy_dtype = act_,
+                                  .dy_stride = dy_stride,
+                                  .y = y.as<float>() + slot->forward.out_begin,
+                                  .y_stride = group.columns,
+                                  .magnitudes = run.adapter->value(slot->magnitude),
+                                  .gradient = run.adapter->gradient(slot->magnitude),
+                                  .num_rows = num_rows,
+                                  .n = slot->out});
+        ops_.round_rows({.x = own,
+                         .x_dtype = act_,
+                         .x_stride = dy_stride,
+                         .scale = slot->scales,
+                         .y = own,
+                         .y_dtype = act_,
+                         .y_stride = dy_stride,
+                         .num_rows = num_rows,
+                         .n = slot->out,
+                         .padded = slot->out});
+      }
     }
   }
 }

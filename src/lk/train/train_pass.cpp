@@ -68,6 +68,7 @@ TrainPass::TrainPass(std::shared_ptr<const ModelWeights> weights, Backend& backe
       ops_(backend.train_ops()),
       max_rows_(options.max_rows),
       rank_stride_((options.max_group_rank + 15) / 16 * 16),
+      first_kept_(std::min(options.lowest_layer, weights_->shape.num_layers - 1)),
       dropout_(options.dropout),
       level_(options.checkpointing),
       act_bytes_(dtype_bytes(weights_->act)),
@@ -97,7 +98,8 @@ std::vector<std::pair<DeviceBuffer*, int64_t>> TrainPass::buffers() {
     for (ProjGroup group : {ProjGroup::kQkv, ProjGroup::kO})
       all.push_back({&kept.products[static_cast<size_t>(group)], rows * rank_stride_ * 4});
   };
-  for (auto& kept : kept_) {
+  for (int64_t layer = first_kept_; layer < shape.num_layers; ++layer) {
+    const auto& kept = kept_[static_cast<size_t>(layer)];
     all.push_back({&kept->x, rows * hidden * 4});
     if (level_ != Checkpointing::kFull) keep_attention(*kept);
     if (level_ != Checkpointing::kNone) continue;
@@ -220,6 +222,7 @@ void TrainPass::prepare(const TokenBlock& block, Mode mode) {
     lowest_layer_ = std::min(lowest_layer_, run.adapter->lowest_layer());
     embedding_trained_ |= run.adapter->trains_embedding();
     drops_ |= mode == Mode::kTrain && run.adapter->dropout() > 0;
+    LK_CHECK(mode == Mode::kEvaluate || run.adapter->lowest_layer() >= first_kept_);
     LK_CHECK(run.adapter->max_group_rank() <= rank_stride_ && (dropout_ || run.adapter->dropout() == 0));
   }
   for (const Run& run : block.runs)

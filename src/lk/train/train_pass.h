@@ -34,6 +34,7 @@ struct RowLosses {
 struct TrainPassOptions {
   int64_t max_rows = 0;        // of a block
   int64_t max_group_rank = 0;  // of the adapters
+  int64_t lowest_layer = 0;    // of the adapters; layers below keep nothing
   bool dropout = false;        // some adapter has it
   Checkpointing checkpointing = Checkpointing::kNone;
 };
@@ -107,6 +108,7 @@ class TrainPass {
   Backend& backend_;
   TrainOps& ops_;
   const int64_t max_rows_, rank_stride_;
+  const int64_t first_kept_;  // layer; at least one keeps
   int64_t head_rows_;
   const bool dropout_;
   const Checkpointing level_;

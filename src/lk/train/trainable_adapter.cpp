@@ -93,6 +93,10 @@ Status TrainableAdapter::collect_slot(ModuleId module, const LoraDelta& delta, s
   slot.scaling = static_cast<float>(delta.scaling);
   if (options_.frozen_half) {
     LK_CHECK(delta.rank % 2 == 0 && options_.num_modules == 0);
+    if (options_.dropout > 0)
+      return unsupported(
+          "dropout with PiSSA or OLoRA: the part of the base that they move would be dropped too; set "
+          "dropout to 0");
     slot.trained_rank = delta.rank / 2;
   }
   slot.a = add_param(module, ParamKind::kA, slot.rank, slot.in, values);
@@ -113,6 +117,8 @@ Status TrainableAdapter::collect_slot(ModuleId module, const LoraDelta& delta, s
           "step beside it could share; set dropout to 0");
     slot.magnitude = add_param(module, ParamKind::kMagnitude, 1, slot.out, values);
     values.set(slot.magnitude, delta.magnitude);
+    if (std::ranges::find(values.values.back(), 0.0f) != values.values.back().end())
+      return unsupported("{}: a DoRA magnitude is zero, which no gradient leaves", module_path(module));
   }
   if (options_.num_modules > 0) {
     if (delta.rank % options_.num_modules != 0)
@@ -180,6 +186,8 @@ Status TrainableAdapter::collect(const Adapter& initial, Initial& values) {
     embedding_scaling_ = delta.scaling;
     embedding_a_ = add_param(kEmbedding, ParamKind::kA, delta.rank, shape.vocab_size, values);
     embedding_b_ = add_param(kEmbedding, ParamKind::kB, shape.hidden_dim, delta.rank, values);
+    if (options_.freeze_a) params_[static_cast<size_t>(embedding_a_)].trained_rows = 0;
+    if (options_.freeze_b) params_[static_cast<size_t>(embedding_b_)].trained_rows = 0;
     values.set(embedding_a_, delta.a);
     values.set(embedding_b_, delta.b);
   }
@@ -189,6 +197,9 @@ Status TrainableAdapter::collect(const Adapter& initial, Initial& values) {
         add_param(kEmbedding, ParamKind::kTokens, static_cast<int64_t>(token_ids_.size()), shape.hidden_dim, values);
     values.set(tokens_, initial.trained_token_rows);
   }
+
+  if (head_ && head_->dora() && head_weight_ >= 0)
+    return unsupported("lm_head is replaced and has a DoRA delta: choose one of them");
 
   lowest_layer_ = num_layers;
   for (int64_t index = num_layers - 1; index >= 0; --index) {
@@ -219,10 +230,12 @@ Result<TrainableAdapter::Sizes> TrainableAdapter::sizes(const Adapter& initial, 
   Initial values;
   LK_RETURN_IF_ERROR(adapter.collect(initial, values));
   adapter.place_copies();
-  return Sizes{adapter.state_bytes(), adapter.num_trained(), adapter.max_group_rank_};
+  return Sizes{adapter.state_bytes(), adapter.num_trained(), adapter.max_group_rank_, adapter.lowest_layer_};
 }
 
-int64_t TrainableAdapter::state_bytes() const { return 4 * array_bytes() + copies_bytes_; }
+int64_t TrainableAdapter::state_bytes() const {
+  return 4 * array_bytes() + copies_bytes_ + (token_head_.n > 0 ? param(tokens_).size() * 4 : 0);
+}
 
 int64_t TrainableAdapter::num_trained() const {
   int64_t n = 0;
@@ -416,6 +429,9 @@ void TrainableAdapter::zero_gradient() {
 
 void TrainableAdapter::finish_gradient() {
   if (std::exchange(gradient_finished_, true)) return;
+  for (const Param& param : params_)  // what is not trained has no part in the norm
+    if (param.trained_rows < param.rows && param.module == kEmbedding)
+      ops_.fill(gradients() + param.offset, param.size(), 0);
   if (token_columns_) {
     const int64_t dim = param(tokens_).cols;
     backend_.add(gradient(tokens_), dim, token_head_gradient(), dim, param(tokens_).rows, dim);
@@ -445,7 +461,8 @@ StepReport TrainableAdapter::step(const AdamwStep& dials, double weight) {
     const auto count = static_cast<double>(num_steps_);
     for (size_t index = 0; index < params_.size(); ++index) {
       const Param& param = params_[index];
-      const bool is_b = param.kind == ParamKind::kB && param.module != kEmbedding;
+      // LoRA+ gives the larger rate to B and, as PEFT does it, to vectors.
+      const bool is_b = (param.kind == ParamKind::kB && param.module != kEmbedding) || !param.is_matrix();
       ops_.adamw({.param = values() + param.offset,
                   .gradient = gradients() + param.offset,
                   .m = first_moments() + param.offset,

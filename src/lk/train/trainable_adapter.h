@@ -103,6 +103,7 @@ class TrainableAdapter {
     int64_t bytes = 0;       // of device memory: parameters, gradients, moments, compute copies
     int64_t parameters = 0;  // trained
     int64_t group_rank = 0;
+    int64_t lowest_layer = 0;
   };
   static Result<Sizes> sizes(const Adapter& initial, const ModelWeights& weights, Backend& backend,
                              const TrainableOptions& options);
@@ -142,7 +143,7 @@ class TrainableAdapter {
   // What the head adds to their gradient is summed apart until step(): otherwise the order of the two sums would depend
   // on where blocks are cut.
   float* token_head_gradient() { return token_head_gradient_.as<float>(); }
-  // Nothing at or below the embedding's output is trained.
+  // Then the backward pass goes down to the embedding.
   bool trains_embedding() const { return embedding_table_ >= 0 || embedding_a_ >= 0 || tokens_ >= 0; }
   // The lowest layer with something trained; num_layers when only the end of the model has.
   int64_t lowest_layer() const { return lowest_layer_; }

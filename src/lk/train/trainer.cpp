@@ -40,6 +40,7 @@ void TrainJob::resume(const TrainProgress& progress) {
   data_.seek(progress.cursor);
   adapter_->set_num_steps(progress.step - progress.skipped_steps);
   if (progress_.step >= plan_.total_steps) state_ = TrainState::kDone;
+  if (lost_patience()) state_ = TrainState::kStopped;
 }
 
 void TrainJob::pause(Status why) {
@@ -155,9 +156,9 @@ void Trainer::finish_step(TrainJob& job) {
   progress.skipped_steps += event.skipped ? 1 : 0;
   job.step_samples_ = job.step_tokens_ = job.step_loss_tokens_ = 0;
   job.step_loss_ = job.step_weight_ = 0;
-  job.failures_in_a_row_ = event.skipped ? job.failures_in_a_row_ + 1 : 0;
+  progress.failures_in_a_row = event.skipped ? progress.failures_in_a_row + 1 : 0;
   observer_.on_step(job, event);
-  if (job.failures_in_a_row_ >= kMaxFailuresInARow)
+  if (progress.failures_in_a_row >= kMaxFailuresInARow)
     return end(
         job, TrainState::kFailed,
         data_loss("{} steps in a row without a finite loss and gradient: the rate {:g} is too high, or weights or "
@@ -172,18 +173,20 @@ void Trainer::finish_eval(TrainJob& job) {
   EvalEvent event = evaluate(job);
   if (job.state_ != TrainState::kRunning) return;
   TrainProgress& progress = job.progress_;
-  event.best = progress.best_step < 0 || event.loss < progress.best_loss - job.plan_.min_delta;
+  const bool first = progress.best_step < 0;
+  event.best = std::isfinite(event.loss) && (first || event.loss < progress.best_loss);
   if (event.best) {
     progress.best_loss = event.loss;
     progress.best_step = progress.step;
+  }
+  if (std::isfinite(event.loss) && (first || event.loss < progress.gain_loss - job.plan_.min_delta)) {
+    progress.gain_loss = event.loss;
     progress.evals_without_gain = 0;
   } else {
     ++progress.evals_without_gain;
   }
   observer_.on_eval(job, event);
-  if (job.plan_.patience > 0 && progress.evals_without_gain >= job.plan_.patience &&
-      progress.step < job.plan_.total_steps)
-    end(job, TrainState::kStopped);
+  if (job.lost_patience()) end(job, TrainState::kStopped);
 }
 
 EvalEvent Trainer::evaluate(TrainJob& job) {

@@ -35,9 +35,11 @@ struct TrainProgress {
   int64_t step = 0;   // optimiser steps done
   DataCursor cursor;  // of the first sample of the next step
   int64_t tokens = 0, loss_tokens = 0;
-  int64_t skipped_steps = 0;  // whose loss or gradient was not finite
-  double best_loss = 0;       // of evaluations
-  int64_t best_step = -1;     // -1: none yet
+  int64_t skipped_steps = 0;      // whose loss or gradient was not finite
+  int64_t failures_in_a_row = 0;  // of these the latest
+  int64_t best_step = -1;         // of the evaluation with the smallest loss; -1: none yet
+  double best_loss = 0;
+  double gain_loss = 0;  // of the latest evaluation that gained min_delta, counted from the first
   int64_t evals_without_gain = 0;
 };
 
@@ -78,6 +80,9 @@ class TrainJob {
   void resume(const TrainProgress& progress);
   void pause(Status why);  // takes part no more, and loses nothing; only between rounds
   void unpause();
+  bool lost_patience() const {
+    return plan_.patience > 0 && progress_.evals_without_gain >= plan_.patience && progress_.step < plan_.total_steps;
+  }
 
  private:
   friend class Trainer;
@@ -88,7 +93,6 @@ class TrainJob {
   TrainState state_ = TrainState::kRunning;
   Status failure_;
   TrainProgress progress_;
-  int64_t failures_in_a_row_ = 0;
 
   // The step in work.
   std::optional<Sample> next_;  // read, not yet in a block
