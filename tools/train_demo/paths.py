@@ -10,4 +10,5 @@ DEMO = ROOT / "examples" / "demo"
 MODEL = DEMO / "model"
 ADAPTERS = DEMO / "adapters"
 TASK_FILES = DEMO / "tasks"
+METRICS = ROOT / "build" / "demo-adapters" / "metrics.jsonl"  # of the run that trained the adapters
 WORK = ROOT / "build" / "train_demo"  # checkpoints and training records, not kept in git

@@ -17,7 +17,7 @@ from peft import PeftModel
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 import tasks
-from paths import ADAPTERS, DEMO, MODEL, TASK_FILES, WORK
+from paths import ADAPTERS, DEMO, METRICS, MODEL, TASK_FILES
 
 
 def load_tasks(limit: int) -> dict[str, list[dict]]:
@@ -57,18 +57,18 @@ def settings(name: str) -> str:
 def report(match: dict[str, dict[str, float]], names: list[str]) -> None:
     """Put the tables between the markers of the README."""
     rows, training = [], []
+    log = METRICS.read_text().splitlines() if METRICS.exists() else []
+    trained = {m["job"]: m for m in map(json.loads, log) if "grad_norm" in m}  # the last step of each job
     for t in match:
         others = {n: match[t][n] for n in names if n != t}
         worst = max(others, key=others.get)
         rows.append([t, f"{match[t]['base']:.1f}", f"**{match[t][t]:.1f}**",
                      f"{others[worst]:.1f} ({worst})"])
-        note = WORK / f"adapter-{t}.json"
-        rec = json.loads(note.read_text()) if note.exists() else {}
+        last = trained.get(t, {})
         size = (ADAPTERS / t / "adapter_model.safetensors").stat().st_size / 1024
-        training.append([t, settings(t), rec.get("steps"), rec.get("minutes"), rec.get("loss"),
-                         f"{size:.0f} KiB"])
+        training.append([t, settings(t), last.get("step", ""), f"{last['loss']:.4f}" if last else "", f"{size:.0f} KiB"])
     text = (table(["task", "base %", "own adapter %", "best other adapter %"], rows) + "\n\n"
-            + table(["adapter", "settings", "steps", "CPU minutes", "last loss", "size"], training))
+            + table(["adapter", "settings", "steps", "last loss", "size"], training))
     readme = DEMO / "README.md"
     if readme.exists():
         begin, end = "<!-- scores -->", "<!-- end of scores -->"
