@@ -344,35 +344,42 @@ TEST(Dropout, AddsAndRounds) {
 
 // --- The optimiser
 
-TEST(Adamw, TakesTheStepsOfTheFormula) {
+TEST(Adamw, TakesTheStepsOfTheFormulaWithTheSameBitsEverywhere) {
   constexpr int64_t kN = 20001;
-  Guarded<float> param(kN), m(kN), v(kN);
-  const auto start = random_values<float>(kN, 1);
-  std::copy(start.begin(), start.end(), param.data());
-  m.fill(0);
-  v.fill(0);
-  std::vector<double> p(start.begin(), start.end()), pm(kN), pv(kN);
-  const double rate = 1e-2, beta1 = 0.9, beta2 = 0.95, eps = 1e-6, decay = 0.1, scale = 0.25;
-  for (int step = 1; step <= 4; ++step) {
-    const auto gradient = random_values<float>(kN, static_cast<uint64_t>(10 + step));
-    const double correction1 = 1 - std::pow(beta1, step), correction2 = 1 - std::pow(beta2, step);
-    adamw({param.data(), gradient.data(), m.data(), v.data(), kN, rate, beta1, beta2, eps, decay, correction1,
-           correction2, scale},
-          step % 2 == 0 ? one() : many());
-    for (size_t i = 0; i < p.size(); ++i) {
-      const double g = static_cast<double>(gradient[i]) * scale;
-      p[i] *= 1 - rate * decay;
-      pm[i] = beta1 * pm[i] + (1 - beta1) * g;
-      pv[i] = beta2 * pv[i] + (1 - beta2) * g * g;
-      p[i] -= rate * (pm[i] / correction1) / (std::sqrt(pv[i] / correction2) + eps);
+  std::vector<float> first;
+  for (const CpuIsa isa : supported_cpu_isas()) {
+    SCOPED_TRACE(to_string(isa));
+    Guarded<float> param(kN), m(kN), v(kN);
+    const auto start = random_values<float>(kN, 1);
+    std::copy(start.begin(), start.end(), param.data());
+    m.fill(0);
+    v.fill(0);
+    std::vector<double> p(start.begin(), start.end()), pm(kN), pv(kN);
+    const double rate = 1e-2, beta1 = 0.9, beta2 = 0.95, eps = 1e-6, decay = 0.1, scale = 0.25;
+    for (int step = 1; step <= 4; ++step) {
+      const auto gradient = random_values<float>(kN, static_cast<uint64_t>(10 + step));
+      const double correction1 = 1 - std::pow(beta1, step), correction2 = 1 - std::pow(beta2, step);
+      train_kernels(isa).adamw({param.data(), gradient.data(), m.data(), v.data(), kN, rate, beta1, beta2, eps, decay,
+                                correction1, correction2, scale},
+                               step % 2 == 0 ? one() : many());
+      for (size_t i = 0; i < p.size(); ++i) {
+        const double g = static_cast<double>(gradient[i]) * scale;
+        p[i] *= 1 - rate * decay;
+        pm[i] = beta1 * pm[i] + (1 - beta1) * g;
+        pv[i] = beta2 * pv[i] + (1 - beta2) * g * g;
+        p[i] -= rate * (pm[i] / correction1) / (std::sqrt(pv[i] / correction2) + eps);
+      }
     }
+    param.expect_intact("param");
+    m.expect_intact("m");
+    v.expect_intact("v");
+    expect_close(param.values(), {p.begin(), p.end()}, kF32, "param");
+    expect_close(m.values(), {pm.begin(), pm.end()}, kF32, "m");
+    expect_close(v.values(), {pv.begin(), pv.end()}, kF32, "v");
+    const std::vector<float> now(param.data(), param.data() + kN);
+    if (first.empty()) first = now;
+    EXPECT_EQ(0, std::memcmp(first.data(), now.data(), kN * sizeof(float)));
   }
-  param.expect_intact("param");
-  m.expect_intact("m");
-  v.expect_intact("v");
-  expect_close(param.values(), {p.begin(), p.end()}, kF32, "param");
-  expect_close(m.values(), {pm.begin(), pm.end()}, kF32, "m");
-  expect_close(v.values(), {pv.begin(), pv.end()}, kF32, "v");
 }
 
 TEST(SumSquares, IsTheSameOnAnyThreadsAndShowsWhatIsNotFinite) {

@@ -464,7 +464,7 @@ void Bench::train_rows() {
     row_case("adamw", kDim, kDim * 7 * 4, 0, [&](std::byte* x) {
       auto* p = reinterpret_cast<float*>(x);
       const int64_t n = rows * kDim;
-      lk::adamw({.param = p, .gradient = p + n, .m = p + 2 * n, .v = p + 3 * n, .n = n, .rate = 1e-9}, pool_);
+      train().adamw({.param = p, .gradient = p + n, .m = p + 2 * n, .v = p + 3 * n, .n = n, .rate = 1e-9}, pool_);
     });
     row_case("sum_squares", kDim, kDim * 4, 0,
              [&](std::byte* x) { (void)lk::sum_squares(reinterpret_cast<float*>(x), rows * kDim, pool_); });

@@ -277,22 +277,6 @@ void unfold_modules(const ModuleScalesArgs& a, ThreadPool& pool) {
   });
 }
 
-void adamw(const AdamwArgs& a, ThreadPool& pool) {
-  const double keep = 1 - a.rate * a.decay, step = a.rate / a.correction1;
-  const double root2 = 1 / std::sqrt(a.correction2);
-  for_blocks(pool, a.n, a.n, 8192, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const double g = static_cast<double>(a.gradient[i]) * a.grad_scale;
-      const double m = a.beta1 * static_cast<double>(a.m[i]) + (1 - a.beta1) * g;
-      const double v = a.beta2 * static_cast<double>(a.v[i]) + (1 - a.beta2) * g * g;
-      a.param[i] =
-          static_cast<float>(keep * static_cast<double>(a.param[i]) - step * m / (std::sqrt(v) * root2 + a.eps));
-      a.m[i] = static_cast<float>(m);
-      a.v[i] = static_cast<float>(v);
-    }
-  });
-}
-
 double sum_squares(const float* x, int64_t n, ThreadPool& pool) {
   constexpr int64_t kBlock = 65536;
   std::vector<double> sums(static_cast<size_t>((n + kBlock - 1) / kBlock));

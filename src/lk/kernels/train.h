@@ -21,6 +21,7 @@ struct TrainKernels {
   void (*block_attention)(const BlockAttentionArgs&, ThreadPool&);
   void (*block_attention_backward)(const BlockAttentionBackwardArgs&, ThreadPool&);
   void (*cross_entropy)(const CrossEntropyArgs&, ThreadPool&);
+  void (*adamw)(const AdamwArgs&, ThreadPool&);  // the same bits on every instruction set
 };
 const TrainKernels& train_kernels(CpuIsa isa);  // Requires: isa is in supported_cpu_isas()
 
@@ -35,7 +36,6 @@ void dora_magnitude_grad(const DoraMagnitudeGradArgs&, ThreadPool&);
 void column_sum(const ColumnSumArgs&, ThreadPool&);
 void fold_modules(const ModuleScalesArgs&, ThreadPool&);
 void unfold_modules(const ModuleScalesArgs&, ThreadPool&);
-void adamw(const AdamwArgs&, ThreadPool&);
 double sum_squares(const float* x, int64_t n, ThreadPool&);
 void fill(float* x, int64_t n, float value, ThreadPool&);
 

@@ -35,7 +35,7 @@ class CpuTrainOps final : public TrainOps {
   void do_column_sum(const ColumnSumArgs& a) override { lk::column_sum(a, pool_); }
   void do_fold_modules(const ModuleScalesArgs& a) override { lk::fold_modules(a, pool_); }
   void do_unfold_modules(const ModuleScalesArgs& a) override { lk::unfold_modules(a, pool_); }
-  void do_adamw(const AdamwArgs& a) override { lk::adamw(a, pool_); }
+  void do_adamw(const AdamwArgs& a) override { kernels_.adamw(a, pool_); }
   double do_sum_squares(const float* x, int64_t n) override { return lk::sum_squares(x, n, pool_); }
   void do_fill(float* x, int64_t n, float value) override { lk::fill(x, n, value, pool_); }
 

@@ -67,6 +67,7 @@ void swiglu_backward(const SwigluBackwardArgs& args, ThreadPool& pool);
 void block_attention(const BlockAttentionArgs& args, ThreadPool& pool);
 void block_attention_backward(const BlockAttentionBackwardArgs& args, ThreadPool& pool);
 void cross_entropy(const CrossEntropyArgs& args, ThreadPool& pool);
+void adamw(const AdamwArgs& args, ThreadPool& pool);
 
 // F: void(int64_t begin, int64_t end).
 template <class F>
