@@ -67,7 +67,7 @@ def main() -> int:
     print(f"\n==> training a new adapter beside the running server: {sum(1 for _ in open(data))} examples of German dates\n", flush=True)
     begin = time.monotonic()
     subprocess.run([lorikeet, "train", "--model", str(HERE / "model"), "--data", str(data), "--output", str(adapter), "--name", NAME,
-                    "--set", "adapter.rank=8", "--set", "adapter.alpha=16", "--set", "train.steps=90", "--set", "train.batch_samples=24",
+                    "--set", "adapter.rank=8", "--set", "adapter.alpha=16", "--set", "train.steps=200", "--set", "train.batch_samples=24",
                     "--set", "train.lr=4e-3", "--set", "train.schedule=cosine", "--set", "train.warmup_steps=5",
                     "--set", "block_tokens=1024", "--set", f"metrics={directory / 'metrics.jsonl'}"], check=True)
     seconds = time.monotonic() - begin
