@@ -5,7 +5,8 @@
 usage: compare_masks.py MASK_DRIVER      (needs `pip install transformers jinja2`; the driver is a CMake target)
 
 Random conversations of the texts of tests/text/fixtures, as ChatML. transformers needs {% generation %} marks in the
-template; ours is given the template with and without them, and must give the same ids and the same mask.
+template; ours is given the template with and without them, and must give the same ids and the same mask; also where
+the marks include the line break behind the end of a turn, as those of TRL do.
 """
 import json
 import pathlib
@@ -22,7 +23,10 @@ START = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
 CONTENT = "{{ m['content'] + '<|im_end|>' }}"
 END = "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 MARKED = "{% if m['role'] == 'assistant' %}{% generation %}" + CONTENT + "{% endgeneration %}{% else %}" + CONTENT + "{% endif %}"
-TEMPLATES = {"plain": START + CONTENT + END, "marked": START + MARKED + END}
+WIDE = MARKED.replace("{% endgeneration %}", "{{ '\n' }}{% endgeneration %}").replace("{% else %}" + CONTENT, "{% else %}" + CONTENT + "{{ '\n' }}")
+# What ours is given, and what transformers is.
+TEMPLATES = {"plain": (START + CONTENT + END, START + MARKED + END), "marked": (START + MARKED + END,) * 2}
+TEMPLATES["wide"] = (START + WIDE + END.replace("{{ '\n' }}", "", 1),) * 2
 
 
 def conversations(texts, count):
@@ -38,13 +42,11 @@ def compare(driver, name, folder):
     cases = list(conversations([text for text in texts if "<|" not in text], 300))
     data = folder / "data.jsonl"
     data.write_text("".join(json.dumps({"messages": case}) + "\n" for case in cases))
-    expected = []
-    for case in cases:
-        made = tokenizer.apply_chat_template(
-            case, chat_template=TEMPLATES["marked"], return_dict=True, return_assistant_tokens_mask=True
-        )
-        expected.append(list(zip(made["input_ids"], map(float, made["assistant_masks"]))))
-    for kind, source in TEMPLATES.items():
+    for kind, (source, theirs) in TEMPLATES.items():
+        expected = []
+        for case in cases:
+            made = tokenizer.apply_chat_template(case, chat_template=theirs, return_dict=True, return_assistant_tokens_mask=True)
+            expected.append(list(zip(made["input_ids"], map(float, made["assistant_masks"]))))
         (folder / "template").write_text(source)
         run = subprocess.run(
             [driver, FIXTURES / name, folder / "template", data], capture_output=True, text=True, check=True

@@ -33,7 +33,12 @@ TEST(Record, FormatIsThatOfTheFields) {
   EXPECT_EQ(*detect(R"({"prompt": "", "completion": ""})"), F::kCompletion);
   EXPECT_EQ(*detect(R"({"text": ""})"), F::kText);
   EXPECT_THAT(detect(R"({"prompt": "", "chosen": ""})").status().message(), HasSubstr("d.jsonl:1: the format is not"));
-  EXPECT_THAT(detect("[").status().message(), HasSubstr("jq -c '.[]'"));
+  EXPECT_THAT(detect(R"({"prompt": "", "response": ""})").status().message(),
+              HasSubstr(R"(this one has "prompt", "response")"));
+  EXPECT_THAT(detect(R"({"prompt": "", "chosen": "", "rejected": ""})").status().message(), HasSubstr("preferences"));
+  // Tables have a column for every field that any record has.
+  EXPECT_EQ(*detect(R"({"messages": null, "instruction": null, "text": "x"})"), F::kText);
+  EXPECT_EQ(*detect(R"({"messages": null, "instruction": "x", "output": "y"})"), F::kAlpaca);
   for (const F format : {F::kMessages, F::kSharegpt, F::kAlpaca, F::kCompletion, F::kText})
     EXPECT_EQ(parse_record_format(to_string(format)), format);
   EXPECT_EQ(parse_record_format("csv"), std::nullopt);
@@ -69,6 +74,90 @@ TEST(Record, SharegptTurnsBecomeMessages) {
             R"("tool_calls":[{"type":"function","function":{"name":"f","arguments":{}}}]},)"
             R"({"role":"tool","content":"2"},{"role":"assistant","content":"a"}])");
   EXPECT_EQ(json_text(record.tools), R"([{"name":"f"}])");
+}
+
+TEST(Record, TurnsMayHaveEitherForm) {
+  const char* const expected =
+      R"([{"role":"system","content":"s"},{"role":"user","content":"q"},{"role":"assistant","content":"a"}])";
+  EXPECT_EQ(json_text(parse(R"({"conversations": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"},
+                                 {"role": "assistant", "content": "a"}]})",
+                            F::kSharegpt)
+                          .messages),
+            expected);
+  EXPECT_EQ(json_text(parse(R"({"system": "s", "messages": [{"from": "human", "value": "q"},
+                                 {"from": "gpt", "value": "a"}]})",
+                            F::kMessages)
+                          .messages),
+            expected);
+  EXPECT_THAT(error(R"({"system": "s", "messages": [{"role": "system", "content": "s"}]})", F::kMessages),
+              HasSubstr("\"system\" and messages[0] are both"));
+}
+
+TEST(Record, TurnsWithoutLossAreMarkedInEveryForm) {
+  const Record sharegpt = parse(
+      R"({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "bad", "weight": 0},
+        {"from": "gpt", "value": "good", "weight": null}]})",
+      F::kSharegpt);
+  EXPECT_THAT(sharegpt.weights, ElementsAre(1, 0, 1));
+  const Record axolotl = parse(
+      R"({"messages": [{"role": "assistant", "content": "bad", "train": false},
+        {"role": "assistant", "content": "bad", "training": false}, {"role": "assistant", "content": "", "train": true}]})",
+      F::kMessages);
+  EXPECT_THAT(axolotl.weights, ElementsAre(0, 0, 1));
+  EXPECT_EQ(json_text(axolotl.messages[0]), R"({"role":"assistant","content":"bad"})");
+  EXPECT_THAT(error(R"({"messages": [{"role": "assistant", "content": "x", "train_detail": []}]})", F::kMessages),
+              HasSubstr("messages[0].train_detail: parts of a message cannot be left out"));
+}
+
+TEST(Record, FieldsThatAreNullAreNotThere) {
+  const Record record = parse(
+      R"({"messages": [{"role": "user", "content": "q", "name": null, "tool_calls": [], "weight": null},
+        {"role": "assistant", "content": null, "tool_calls": [{"id": null, "function": {"name": "f",
+          "arguments": {"x": 1, "y": null}}}]}], "tools": [{"type": "function", "strict": null}], "system": null})",
+      F::kMessages);
+  EXPECT_EQ(json_text(record.messages), R"([{"role":"user","content":"q"},{"role":"assistant","content":"",)"
+                                        R"("tool_calls":[{"function":{"name":"f","arguments":{"x":1}}}]}])");
+  EXPECT_EQ(json_text(record.tools), R"([{"type":"function"}])");
+  // What stands in a string was written as it is.
+  EXPECT_EQ(json_text(parse(R"({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f",
+                                 "arguments": "{\"y\": null}"}}]}]})",
+                            F::kMessages)
+                          .messages[0]
+                          .at("tool_calls")),
+            R"([{"function":{"name":"f","arguments":{"y":null}}}])");
+}
+
+TEST(Record, OlderCallsAreTakenAsToday) {
+  const Record record = parse(
+      R"({"messages": [{"role": "assistant", "content": null, "function_call": {"name": "f", "arguments": "{\"a\": 1}"}},
+        {"role": "function", "name": "f", "content": "3"}], "functions": [{"name": "f"}]})",
+      F::kMessages);
+  EXPECT_EQ(json_text(record.messages),
+            R"([{"role":"assistant","content":"","tool_calls":[{"type":"function","function":)"
+            R"({"name":"f","arguments":{"a":1}}}]},{"role":"tool","name":"f","content":"3"}])");
+  EXPECT_EQ(json_text(record.tools), R"([{"type":"function","function":{"name":"f"}}])");
+}
+
+TEST(Record, APromptOfMessagesHasNoLoss) {
+  const Record record = parse(
+      R"({"prompt": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}],
+        "completion": [{"role": "assistant", "content": "a"}], "chat_template_kwargs": {"enable_thinking": false}})",
+      F::kCompletion);
+  EXPECT_EQ(record.kind, Record::Kind::kMessages);
+  EXPECT_THAT(record.weights, ElementsAre(0, 0, 1));
+  EXPECT_EQ(json_text(record.variables), R"({"enable_thinking":false})");
+  EXPECT_THAT(error(R"({"prompt": [], "completion": "x"})", F::kCompletion), HasSubstr("\"prompt\" must be a string"));
+}
+
+TEST(Record, WhatIsNotJsonLinesIsNamed) {
+  EXPECT_THAT(error("[", F::kText), HasSubstr("jq -c '.[]'"));
+  EXPECT_THAT(error("[{}, {}]", F::kText), HasSubstr("jq -c '.[]'"));
+  EXPECT_THAT(error("PAR1\x15", F::kText), HasSubstr("Parquet"));
+  EXPECT_THAT(error("\x1F\x8B\x08", F::kText), HasSubstr("compressed"));
+  EXPECT_THAT(error("\xFF\xFE{", F::kText), HasSubstr("UTF-16"));
+  EXPECT_THAT(error("prompt,completion", F::kText), HasSubstr("one JSON object per line"));
+  EXPECT_THAT(error("{", F::kText), HasSubstr("write each record on one line"));
+  EXPECT_THAT(error(R"({"text": "x", "score": NaN})", F::kText), HasSubstr("write null"));
 }
 
 TEST(Record, AlpacaBecomesMessagesAndAPromptForModelsWithoutTemplate) {

@@ -75,13 +75,40 @@ TEST(Render, TemplatesThatPrintEarlierTurnsInAnotherWay) {
       shown_with("mistral", fixture_template("mistral3"), record_of(line + tools)),
       "<s>[INST] q1[/INST][[ a1</s>]][AVAILABLE_TOOLS] [{\"type\": \"function\", \"function\": {\"name\": \"f\"}}]"
       "[/AVAILABLE_TOOLS][INST] q2[/INST][[ a2</s>]]");
-  // A call in such a turn cannot be found.
-  const auto hiding = parse_template(
-      "{% for m in messages %}{% if m.tool_calls and loop.last %}CALL{% endif %}{{ m.content }};{% endfor %}");
-  EXPECT_THAT(shown_with("qwen", hiding, record_of(R"({"messages": [{"role": "user", "content": "q"},
-      {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]},
-      {"role": "user", "content": "a"}]})")),
+  // Calls in such turns: Qwen3 prints an empty thought before the last turn only.
+  const Record calling = record_of(R"({"messages": [{"role": "user", "content": "q"},
+      {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]},
+      {"role": "tool", "content": "3"},
+      {"role": "assistant", "content": "wait", "tool_calls": [{"function": {"name": "g", "arguments": {}}}]},
+      {"role": "tool", "content": "4"}, {"role": "assistant", "content": "a"}]})");
+  EXPECT_EQ(
+      shown_with("qwen", chat, calling),
+      "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n[[<tool_call>\n{\"name\": \"f\", \"arguments\": "
+      "{\"a\": 1}}\n</tool_call><|im_end|>]]\n<|im_start|>user\n<tool_response>\n3\n</tool_response><|im_end|>\n"
+      "<|im_start|>assistant\n[[wait\n<tool_call>\n{\"name\": \"g\", \"arguments\": {}}\n</tool_call><|im_end|>]]\n"
+      "<|im_start|>user\n<tool_response>\n4\n</tool_response><|im_end|>\n"
+      "<|im_start|>assistant\n[[<think>\n\n</think>\n\na<|im_end|>]]\n");
+  // What prints its last message in another place cannot be told apart.
+  const auto turned = parse_template("{% for m in messages|reverse %}{{ m.content }};{{ m.content }}{% endfor %}");
+  EXPECT_THAT(shown_with("qwen", turned, record_of(kTwoTurns)),
               HasSubstr("t.jsonl:1: messages[1]: what the chat template prints for this turn"));
+}
+
+TEST(Render, ACallThatTheTemplateDoesNotPrintIsAnError) {
+  const std::string call = R"("content": "", "tool_calls": [{"function": {"name": "f"}}]})";
+  const std::string begin = R"({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", )";
+  const auto chat = fixture_template("chatml");
+  EXPECT_THAT(shown_with("qwen", chat, record_of(begin + call + "]}")),
+              HasSubstr("t.jsonl:1: messages[1]: the chat template does not print the call of \"f\""));
+  const auto marking =
+      parse_template("{% for m in messages %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% endfor %}");
+  EXPECT_THAT(shown_with("qwen", marking, record_of(R"({"messages": [{"role": "assistant", )" + call + "]}")),
+              HasSubstr("does not print the call"));
+  // Of a turn without loss it does not matter.
+  EXPECT_EQ(shown_with("qwen", chat,
+                       record_of(begin + R"("weight": 0, )" + call + R"(, {"role": "assistant", "content": "a"}]})")),
+            "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n"
+            "<|im_start|>assistant\n[[a<|im_end|>]]\n");
 }
 
 TEST(Render, GenerationMarksGoFirstAndTakeTheEndToken) {
@@ -92,6 +119,12 @@ TEST(Render, GenerationMarksGoFirstAndTakeTheEndToken) {
             "U:q1<|im_end|>\nA:[[a1<|im_end|>]]\nU:q2<|im_end|>\nA:[[a2<|im_end|>]]\n");
   EXPECT_EQ(shown_with("qwen", chat, record_of(kTwoTurns), {.mask_history = true}),
             "U:q1<|im_end|>\nA:a1<|im_end|>\nU:q2<|im_end|>\nA:[[a2<|im_end|>]]\n");
+  // As transformers' mask, a mark around the line break behind the end token counts.
+  const auto wide = parse_template(
+      "{% for m in messages %}{% if m.role == 'assistant' %}A:{% generation %}{{ m.content }}<|im_end|>\n"
+      "{% endgeneration %}{% else %}<|im_start|>{{ m.content }}{% endif %}{% endfor %}");
+  EXPECT_EQ(shown_with("qwen", wide, record_of(kTwoTurns)),
+            "<|im_start|>q1A:[[a1<|im_end|>\n]]<|im_start|>q2A:[[a2<|im_end|>\n]]");
   const auto once = parse_template("{% generation %}{{ messages[-1].content }}{% endgeneration %}");
   EXPECT_THAT(shown_with("qwen", once, record_of(kTwoTurns)), HasSubstr("marks 1 generations for 2 turns"));
 }
@@ -165,6 +198,13 @@ TEST(Render, ARecordIsAQuestionToTheModel) {
               HasSubstr("### Response: -> y"));
   EXPECT_THAT(ask(nullptr, record_of(kTwoTurns)), HasSubstr("no chat template"));
   EXPECT_THAT(ask(chat, record_of(R"({"text": "x"})", RecordFormat::kText)), HasSubstr("no answer to compare with"));
+}
+
+TEST(Render, ARecordMaySetVariablesOfTheTemplate) {
+  const auto chat = parse_template("{% for m in messages %}{{ m.content }}{{ mood }}<|im_end|>{% endfor %}");
+  EXPECT_EQ(shown_with("qwen", chat, record_of(R"({"messages": [{"role": "assistant", "content": "a"}],
+                                                   "chat_template_kwargs": {"mood": "!"}})")),
+            "a[[!<|im_end|>]]");
 }
 
 TEST(Render, TheDateOfATemplateIsFixed) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/dataset/record.h"
 
+#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -21,18 +22,41 @@ constexpr std::array<std::pair<RecordFormat, const char*>, 5> kFormats{{{RecordF
 
 std::string_view view(const json::string& text) { return {text.data(), text.size()}; }
 
+// What people have instead of JSON lines, and what to do about it; nothing for a line that is merely wrong.
+const char* advice_for(std::string_view line) {
+  const auto begins = [&](std::string_view with) { return line.starts_with(with); };
+  if (begins("[")) return "; a JSON array must be rewritten as one object per line (jq -c '.[]')";
+  if (begins("PAR1")) return "; this is a Parquet file: write it as JSON lines (datasets: Dataset.to_json)";
+  if (begins("\x1F\x8B") || begins("\x28\xB5\x2F\xFD") || begins("PK\x03\x04"))
+    return "; the file is compressed: unpack it first";
+  if (begins("\xFF\xFE") || begins("\xFE\xFF")) return "; the file is UTF-16: convert it to UTF-8";
+  if (!begins("{")) return "; the file must be JSON lines: one JSON object per line";
+  if (line.find("NaN") != line.npos || line.find("Infinity") != line.npos)
+    return "; JSON has no NaN and no Infinity: write null";
+  return "";
+}
+
 Result<json::object> parse_line(std::string_view line, std::string_view where) {
   json::error_code error;
   json::value value = json::parse({line.data(), line.size()}, error);
-  if (error) {
-    const bool array = line.starts_with('[');
-    return data_loss("{}: not valid JSON: {}{}", where, error.message(),
-                     array ? "; a JSON array must be rewritten as one object per line (jq -c '.[]')" : "");
-  }
+  if (error == json::error::incomplete && line.starts_with('{'))
+    return data_loss("{}: not valid JSON: the line ends inside the record; write each record on one line", where);
+  if (error) return data_loss("{}: not valid JSON: {}{}", where, error.message(), advice_for(line));
   if (!value.is_object())
-    return data_loss("{}: a record must be a JSON object, found {}; write one object per line", where,
-                     json_kind(value));
+    return data_loss("{}: a record must be a JSON object, found {}{}", where, json_kind(value), advice_for(line));
   return std::move(value.get_object());
+}
+
+// Fields that are null are not there: exported tables have a column for every field that any record has.
+void drop_nulls(json::value& value) {
+  if (json::object* object = value.if_object()) {
+    for (auto field = object->begin(); field != object->end();) {
+      drop_nulls(field->value());
+      field = field->value().is_null() ? object->stable_erase(field) : field + 1;
+    }
+  } else if (json::array* list = value.if_array()) {
+    for (json::value& item : *list) drop_nulls(item);
+  }
 }
 
 // A string that must be there; `empty_ok` for those that may be "".
@@ -44,10 +68,27 @@ Status read_text(JsonFields& fields, std::string_view key, std::string& out, boo
   return Status();
 }
 
+// OpenAI's older form: {"name", "parameters"}, without the object around it.
+Status read_functions(JsonFields& fields, json::array& out) {
+  const json::value* given = fields.find("functions");
+  if (given == nullptr) return Status();
+  if (!given->is_array())
+    return invalid_argument("{}: \"functions\" must be a list, found {}", fields.where(), json_kind(*given));
+  for (const json::value& function : given->get_array()) {
+    if (!function.is_object())
+      return invalid_argument("{}: \"functions\" must be a list of objects, found {}", fields.where(),
+                              json_kind(function));
+    json::value tool = json::object{{"type", "function"}, {"function", function}};
+    drop_nulls(tool);
+    out.push_back(std::move(tool));
+  }
+  return Status();
+}
+
 // A list of objects, or a string that holds one as JSON.
 Status read_tools(JsonFields& fields, json::array& out) {
   const json::value* given = fields.find("tools");
-  if (given == nullptr) return Status();
+  if (given == nullptr) return read_functions(fields, out);
   json::value parsed;
   if (given->is_string()) {
     if (given->get_string().empty()) return Status();
@@ -62,7 +103,23 @@ Status read_tools(JsonFields& fields, json::array& out) {
   for (const json::value& tool : given->get_array())
     if (!tool.is_object())
       return invalid_argument("{}: \"tools\" must be a list of objects, found {}", fields.where(), json_kind(tool));
-  out = given->get_array();
+  parsed = *given;
+  drop_nulls(parsed);
+  out = std::move(parsed.get_array());
+  return Status();
+}
+
+// What a record sets for the template, such as enable_thinking.
+Status read_variables(JsonFields& fields, json::object& out) {
+  const json::value* given = fields.find("chat_template_kwargs");
+  if (given == nullptr) return Status();
+  if (!given->is_object())
+    return invalid_argument("{}: \"chat_template_kwargs\" must be an object, found {}", fields.where(),
+                            json_kind(*given));
+  for (const char* reserved : {"messages", "tools", "add_generation_prompt", "chat_template"})
+    if (given->get_object().contains(reserved))
+      return invalid_argument("{}: \"chat_template_kwargs\" may not set \"{}\"", fields.where(), reserved);
+  out = given->get_object();
   return Status();
 }
 
@@ -106,9 +163,42 @@ Status join_parts(json::value& content, const std::string& where) {
   return Status();
 }
 
+// OpenAI's older form of a call, and of its result.
+void modernise(json::object& message) {
+  if (json::value* role = message.if_contains("role"); role && *role == "function") *role = "tool";
+  json::value* call = message.if_contains("function_call");
+  if (call == nullptr) return;
+  message["tool_calls"] = json::array{json::object{{"type", "function"}, {"function", *call}}};
+  message.erase("function_call");
+}
+
+// How much of the loss the message has: OpenAI's "weight", or axolotl's "train".
+Status read_weight(json::object& message, const std::string& where, float& out) {
+  JsonFields fields(message, where);
+  double weight = 1;
+  fields.read_double("weight", weight, 0, 1);
+  bool train = true;
+  fields.read_bool("train", train);
+  fields.read_bool("training", train);
+  LK_RETURN_IF_ERROR(fields.status());
+  if (fields.find("train_detail") != nullptr)
+    return invalid_argument(
+        "{}.train_detail: parts of a message cannot be left out; split it into messages with a "
+        "weight each",
+        where);
+  out = train ? static_cast<float>(weight) : 0.0F;
+  for (const char* key : {"weight", "train", "training"}) message.erase(key);
+  return Status();
+}
+
 Status read_message(json::value value, const std::string& where, Record& record) {
   if (!value.is_object()) return invalid_argument("{} must be an object, found {}", where, json_kind(value));
   json::object& message = value.get_object();
+  json::value& given = message["content"];
+  const bool empty = given.is_null();
+  if (empty) given = "";
+  drop_nulls(value);
+  modernise(message);
   JsonFields fields(message, where);
   std::string role;
   LK_RETURN_IF_ERROR(read_text(fields, "role", role));
@@ -116,34 +206,21 @@ Status read_message(json::value value, const std::string& where, Record& record)
   if (role != "system" && role != "user" && role != "assistant" && role != "tool")
     return invalid_argument("{}.role: \"{}\" is unknown; it must be system, developer, user, assistant or tool", where,
                             role);
-  double weight = 1;
-  fields.read_double("weight", weight, 0, 1);
-  LK_RETURN_IF_ERROR(fields.status());
-  message.erase("weight");
+  float weight = 1;
+  LK_RETURN_IF_ERROR(read_weight(message, where, weight));
   json::value* calls = message.if_contains("tool_calls");
-  if (calls != nullptr && calls->is_null()) message.erase("tool_calls"), calls = nullptr;
+  if (calls != nullptr && calls->is_array() && calls->get_array().empty()) message.erase("tool_calls"), calls = nullptr;
   if (calls != nullptr) {
     if (role != "assistant") return invalid_argument("{}.tool_calls: only the assistant calls tools", where);
     LK_RETURN_IF_ERROR(read_calls(*calls, where + ".tool_calls"));
   }
   json::value& content = message["content"];
   if (content.is_array()) LK_RETURN_IF_ERROR(join_parts(content, where + ".content"));
-  if (content.is_null() && calls != nullptr) content = "";
-  if (content.is_null()) return invalid_argument("{}: \"content\" is missing", where);
+  if (empty && calls == nullptr) return invalid_argument("{}: \"content\" is missing", where);
   if (!content.is_string()) return invalid_argument("{}.content must be a string, found {}", where, json_kind(content));
   record.messages.push_back(std::move(value));
-  record.weights.push_back(static_cast<float>(weight));
+  record.weights.push_back(weight);
   return Status();
-}
-
-Status read_messages(JsonFields& fields, Record& record) {
-  const json::value* messages = fields.find("messages");
-  if (messages == nullptr || !messages->is_array())
-    return invalid_argument("{}: \"messages\" must be a list", fields.where());
-  for (size_t k = 0; k < messages->get_array().size(); ++k)
-    LK_RETURN_IF_ERROR(
-        read_message(messages->get_array()[k], fmt::format("{}: messages[{}]", fields.where(), k), record));
-  return read_tools(fields, record.tools);
 }
 
 void add_message(Record& record, std::string_view role, std::string_view content) {
@@ -151,52 +228,81 @@ void add_message(Record& record, std::string_view role, std::string_view content
   record.weights.push_back(1);
 }
 
-Status add_call(Record& record, const std::string& call, const std::string& where) {
-  json::error_code error;
-  json::value function = json::parse(call, error);
-  if (error || !function.is_object() || !function.get_object().contains("name"))
-    return invalid_argument("{}.value: a function_call must be JSON with \"name\" and \"arguments\"", where);
-  LK_RETURN_IF_ERROR(parse_arguments(function.get_object(), where + ".value"));
-  json::object wrapped{{"type", "function"}, {"function", std::move(function)}};
-  record.messages.push_back(
-      json::object{{"role", "assistant"}, {"content", ""}, {"tool_calls", json::array{std::move(wrapped)}}});
-  record.weights.push_back(1);
+// {"from", "value"} as {"role", "content"}; all else of the turn stays.
+Status rename_turn(json::object& turn, const std::string& where) {
+  JsonFields fields(turn, where);
+  std::string from, value;
+  LK_RETURN_IF_ERROR(read_text(fields, "from", from));
+  LK_RETURN_IF_ERROR(read_text(fields, "value", value));
+  turn.erase("from");
+  turn.erase("value");
+  if (from == "function_call" || from == "tool_call") {
+    json::error_code error;
+    json::value function = json::parse(value, error);
+    if (error || !function.is_object() || !function.get_object().contains("name"))
+      return invalid_argument("{}.value: a {} must be JSON with \"name\" and \"arguments\"", where, from);
+    LK_RETURN_IF_ERROR(parse_arguments(function.get_object(), where + ".value"));
+    turn["role"] = "assistant";
+    turn["content"] = "";
+    turn["tool_calls"] = json::array{json::object{{"type", "function"}, {"function", std::move(function)}}};
+    return Status();
+  }
+  if (from == "human" || from == "user")
+    turn["role"] = "user";
+  else if (from == "gpt" || from == "assistant")
+    turn["role"] = "assistant";
+  else if (from == "system")
+    turn["role"] = "system";
+  else if (from == "observation" || from == "tool" || from == "tool_response")
+    turn["role"] = "tool";
+  else
+    return invalid_argument(
+        "{}.from: \"{}\" is unknown; it must be human, user, gpt, assistant, system, function_call, tool_call, "
+        "observation, tool or tool_response",
+        where, from);
+  turn["content"] = value;
   return Status();
 }
 
-Status read_sharegpt(JsonFields& fields, Record& record) {
+// Turns of {"role", "content"} or of {"from", "value"}, whatever the list is called.
+Status read_turns(JsonFields& fields, const char* key, Record& record) {
+  const json::value* turns = fields.find(key);
+  if (turns == nullptr || !turns->is_array()) return invalid_argument("{}: \"{}\" must be a list", fields.where(), key);
+  for (size_t k = 0; k < turns->get_array().size(); ++k) {
+    const std::string where = fmt::format("{}: {}[{}]", fields.where(), key, k);
+    json::value turn = turns->get_array()[k];
+    if (json::object* object = turn.if_object(); object && object->contains("from") && !object->contains("role"))
+      LK_RETURN_IF_ERROR(rename_turn(*object, where));
+    LK_RETURN_IF_ERROR(read_message(std::move(turn), where, record));
+  }
+  return Status();
+}
+
+Status read_chat(JsonFields& fields, const char* key, Record& record) {
   std::string system;
   fields.read_string("system", system);
   LK_RETURN_IF_ERROR(fields.status());
   if (!system.empty()) add_message(record, "system", system);
-  const json::value* turns = fields.find("conversations");
-  if (turns == nullptr || !turns->is_array())
-    return invalid_argument("{}: \"conversations\" must be a list", fields.where());
-  for (size_t k = 0; k < turns->get_array().size(); ++k) {
-    const std::string where = fmt::format("{}: conversations[{}]", fields.where(), k);
-    const json::value& turn = turns->get_array()[k];
-    if (!turn.is_object()) return invalid_argument("{} must be an object, found {}", where, json_kind(turn));
-    JsonFields inner(turn.get_object(), where);
-    std::string from, value;
-    LK_RETURN_IF_ERROR(read_text(inner, "from", from));
-    LK_RETURN_IF_ERROR(read_text(inner, "value", value));
-    if (from == "human" || from == "user")
-      add_message(record, "user", value);
-    else if (from == "gpt" || from == "assistant")
-      add_message(record, "assistant", value);
-    else if (from == "system")
-      add_message(record, "system", value);
-    else if (from == "observation" || from == "tool")
-      add_message(record, "tool", value);
-    else if (from == "function_call")
-      LK_RETURN_IF_ERROR(add_call(record, value, where));
-    else
-      return invalid_argument(
-          "{}.from: \"{}\" is unknown; it must be human, user, gpt, assistant, system, function_call, observation or "
-          "tool",
-          where, from);
-  }
+  LK_RETURN_IF_ERROR(read_turns(fields, key, record));
+  if (!system.empty() && record.messages.size() > 1 && record.messages[1].at("role") == "system")
+    return invalid_argument("{}: \"system\" and {}[0] are both the system's message; give one", fields.where(), key);
+  LK_RETURN_IF_ERROR(read_variables(fields, record.variables));
   return read_tools(fields, record.tools);
+}
+
+// Texts, or messages of which those of the completion have a loss.
+Status read_completion(JsonFields& fields, Record& record) {
+  const json::value *prompt = fields.find("prompt"), *completion = fields.find("completion");
+  if (prompt != nullptr && prompt->is_array() && completion != nullptr && completion->is_array()) {
+    LK_RETURN_IF_ERROR(read_turns(fields, "prompt", record));
+    std::fill(record.weights.begin(), record.weights.end(), 0.0F);
+    LK_RETURN_IF_ERROR(read_turns(fields, "completion", record));
+    LK_RETURN_IF_ERROR(read_variables(fields, record.variables));
+    return read_tools(fields, record.tools);
+  }
+  record.kind = Record::Kind::kCompletion;
+  LK_RETURN_IF_ERROR(read_text(fields, "prompt", record.prompt));
+  return read_text(fields, "completion", record.completion);
 }
 
 Status read_history(JsonFields& fields, Record& record) {
@@ -259,15 +365,25 @@ std::optional<RecordFormat> parse_record_format(std::string_view name) {
 
 Result<RecordFormat> detect_record_format(std::string_view line, std::string_view where) {
   LK_ASSIGN_OR_RETURN(const json::object object, parse_line(line, where));
-  if (object.contains("messages")) return RecordFormat::kMessages;
-  if (object.contains("conversations")) return RecordFormat::kSharegpt;
-  if (object.contains("instruction")) return RecordFormat::kAlpaca;
-  if (object.contains("prompt") && object.contains("completion")) return RecordFormat::kCompletion;
-  if (object.contains("text")) return RecordFormat::kText;
+  const auto has = [&](std::string_view key) {
+    const json::value* value = object.if_contains(key);
+    return value != nullptr && !value->is_null();
+  };
+  if (has("messages")) return RecordFormat::kMessages;
+  if (has("conversations")) return RecordFormat::kSharegpt;
+  if (has("instruction")) return RecordFormat::kAlpaca;
+  if (has("prompt") && has("completion")) return RecordFormat::kCompletion;
+  if (has("text")) return RecordFormat::kText;
+  if (has("chosen") && has("rejected"))
+    return invalid_argument("{}: the record is a pair of preferences; only examples of the right answer are trained on",
+                            where);
+  std::vector<std::string> found;
+  for (const auto& field : object)
+    if (!field.value().is_null() && found.size() < 8) found.push_back(fmt::format("\"{}\"", view(field.key())));
   return invalid_argument(
-      "{}: the format is not recognised: a record needs \"messages\", \"conversations\", \"instruction\", \"prompt\" "
-      "and \"completion\", or \"text\"",
-      where);
+      "{}: the format is not recognised: a record needs \"messages\", \"conversations\", \"instruction\" and "
+      "\"output\", \"prompt\" and \"completion\", or \"text\"; this one has {}",
+      where, found.empty() ? "nothing" : fmt::format("{}", fmt::join(found, ", ")));
 }
 
 Result<Record> parse_record(std::string_view line, RecordFormat format, const std::string& where) {
@@ -276,19 +392,18 @@ Result<Record> parse_record(std::string_view line, RecordFormat format, const st
   Record record;
   switch (format) {
     case RecordFormat::kMessages:
-      LK_RETURN_IF_ERROR(read_messages(fields, record));
+      LK_RETURN_IF_ERROR(read_chat(fields, "messages", record));
       break;
     case RecordFormat::kSharegpt:
-      LK_RETURN_IF_ERROR(read_sharegpt(fields, record));
+      LK_RETURN_IF_ERROR(read_chat(fields, "conversations", record));
       break;
     case RecordFormat::kAlpaca:
       LK_RETURN_IF_ERROR(read_alpaca(fields, record));
       break;
     case RecordFormat::kCompletion:
-      record.kind = Record::Kind::kCompletion;
-      LK_RETURN_IF_ERROR(read_text(fields, "prompt", record.prompt));
-      LK_RETURN_IF_ERROR(read_text(fields, "completion", record.completion));
-      return record;
+      LK_RETURN_IF_ERROR(read_completion(fields, record));
+      if (record.kind == Record::Kind::kCompletion) return record;
+      break;
     case RecordFormat::kText:
       record.kind = Record::Kind::kText;
       LK_RETURN_IF_ERROR(read_text(fields, "text", record.text, /*empty_ok=*/false));

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // One line of a training file -> Record. Five formats:
 //   messages    {"messages": [{"role", "content", "weight"?}...], "tools"?}     OpenAI's
-//   sharegpt    {"conversations": [{"from", "value"}...], "system"?, "tools"?}
+//   sharegpt    {"conversations": [{"from", "value", "weight"?}...], "system"?, "tools"?}
 //   alpaca      {"instruction", "input"?, "output", "system"?, "history"?: [[user, assistant]...]}
-//   completion  {"prompt", "completion"}
+//   completion  {"prompt", "completion"}     texts, or lists of messages
 //   text        {"text"}
-// Other fields of a record ("id", "source") are ignored.
+// The turns of the first two may have either form, and "chat_template_kwargs" beside them go to the template. A field
+// that is null counts as absent; others of a record ("id", "source") are ignored.
 #pragma once
 
 #include <optional>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include <boost/json/array.hpp>
+#include <boost/json/object.hpp>
 
 #include "lk/base/status.h"
 
@@ -28,7 +30,8 @@ struct Record {
   Kind kind = Kind::kMessages;
   // kMessages: as chat templates want them, without "weight". Roles: system, user, assistant, tool.
   boost::json::array messages, tools;
-  std::vector<float> weights;  // one per message, in [0, 1]; only those of the assistant count
+  boost::json::object variables;  // further ones of the template (chat_template_kwargs)
+  std::vector<float> weights;     // one per message, in [0, 1]; only those of the assistant count
   // kCompletion, and alpaca records without history: what a model without a chat template gets.
   std::string prompt, completion;
   std::string text;  // kText

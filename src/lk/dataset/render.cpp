@@ -19,9 +19,10 @@ constexpr int64_t kDefaultNow = 1721952000;  // 2024-07-26
 }  // namespace
 
 json::object Renderer::variables_of(const Record& record, json::array messages, bool generation_prompt) const {
-  json::object variables{{"messages", std::move(messages)},
-                         {"add_generation_prompt", generation_prompt},
-                         {"strftime_now_unix", options_.now_unix != 0 ? options_.now_unix : kDefaultNow}};
+  json::object variables = record.variables;
+  variables["messages"] = std::move(messages);
+  variables["add_generation_prompt"] = generation_prompt;
+  variables["strftime_now_unix"] = options_.now_unix != 0 ? options_.now_unix : kDefaultNow;
   if (!record.tools.empty()) variables["tools"] = record.tools;
   return variables;
 }
@@ -31,36 +32,56 @@ Result<std::string> Renderer::render_prefix(const Record& record, size_t num_mes
   return template_->render(variables_of(record, std::move(messages), generation_prompt));
 }
 
+// Where the content of message `turn` would stand, if it were all that the message says: the text around it.
+Result<Renderer::Around> Renderer::around_turn(const Record& record, size_t turn) const {
+  json::array messages = record.messages;
+  json::object& message = messages[turn].get_object();
+  message["content"] = kMark;
+  message.erase("tool_calls");
+  LK_ASSIGN_OR_RETURN(std::string marked, template_->render(variables_of(record, std::move(messages), false)));
+  const size_t begin = marked.find(kMark);
+  if (begin == std::string::npos || marked.find(kMark, begin + 1) != std::string::npos)
+    return not_found("the template does not print the content once");
+  return Around{marked.substr(0, begin), marked.substr(begin + kMark.size())};
+}
+
 // The part of `text`, the whole conversation, that the template prints for the assistant's message `turn`.
 Result<Renderer::Span> Renderer::find_turn(const Record& record, size_t turn, const std::string& text) const {
-  const float weight = record.weights[turn];
+  std::optional<size_t> begin, end;
   // What a server would have given the model as prompt ends where the turn begins.
   const Result<std::string> before = render_prefix(record, turn, true);
   if (before.ok() && text.starts_with(*before)) {
+    begin = before->size();
     const Result<std::string> through = render_prefix(record, turn + 1, false);
-    if (through.ok() && text.starts_with(*through) && through->size() > before->size())
-      return Span{before->size(), through->size(), weight};
+    if (through.ok() && text.starts_with(*through) && through->size() > *begin) end = through->size();
   }
-  // A template that prints earlier turns in another way than the last: look for the content itself, with a mark in its
-  // place.
-  json::array messages = record.messages;
-  json::object& message = messages[turn].get_object();
-  if (!message.contains("tool_calls")) {
-    message["content"] = kMark;
-    LK_ASSIGN_OR_RETURN(const std::string marked, template_->render(variables_of(record, std::move(messages), false)));
-    const size_t begin = marked.find(kMark);
-    if (begin != std::string::npos && marked.find(kMark, begin + 1) == std::string::npos) {
-      const std::string_view head = std::string_view(marked).substr(0, begin);
-      const std::string_view tail = std::string_view(marked).substr(begin + kMark.size());
-      if (text.size() >= head.size() + tail.size() && text.starts_with(head) && text.ends_with(tail))
-        return Span{head.size(), text.size() - tail.size(), weight};
-    }
+  // A template that prints earlier turns in another way than the last: look for what stands around the turn.
+  if (!end) {
+    const Result<Around> around = around_turn(record, turn);
+    if (around.ok() && !begin && text.starts_with(around->head)) begin = around->head.size();
+    if (around.ok() && begin && text.ends_with(around->tail) && text.size() >= *begin + around->tail.size())
+      end = text.size() - around->tail.size();
   }
+  if (end) return Span{.begin = *begin, .end = *end, .weight = record.weights[turn]};
   return invalid_argument(
       "messages[{}]: what the chat template prints for this turn of the assistant cannot be told from the rest; mark "
-      "it "
-      "in the template with {{% generation %}}, or train on the last turn only (mask_history)",
+      "it in the template with {{% generation %}}, or train on the last turn only (mask_history)",
       turn);
+}
+
+// A template that knows no tools prints a turn that calls one as an empty turn.
+Status Renderer::check_calls(const Record& record, size_t turn, std::string_view printed) const {
+  const json::value* calls = record.messages[turn].get_object().if_contains("tool_calls");
+  if (calls == nullptr) return Status();
+  for (const json::value& call : calls->get_array()) {
+    const json::value& name = call.at("function").at("name");
+    if (!name.is_string() || printed.find(std::string_view(name.get_string())) != printed.npos) continue;
+    return invalid_argument(
+        "messages[{}]: the chat template does not print the call of \"{}\", so the model would learn to say nothing; "
+        "use a template that knows tools, or give the turn weight 0",
+        turn, std::string_view(name.get_string()));
+  }
+  return Status();
 }
 
 Sample Renderer::weigh(const Tokenizer::Encoding& encoding, const std::string& text,
@@ -81,12 +102,13 @@ Sample Renderer::weigh(const Tokenizer::Encoding& encoding, const std::string& t
     const size_t first = token;
     while (token < num_tokens && encoding.begins[token] < span.end) ++token;
     size_t last = token;  // behind the span's last
-    // The turn ends with its last special token, not with the line break behind it; or with the one that follows.
+    // The turn ends with its last special token, not with the line break behind it unless the template marks it too; or
+    // with the one that follows.
     size_t closed = last;
     while (closed > first && !tokenizer_->is_special(ids[closed - 1])) --closed;
     if (closed > first &&
         is_space(std::string_view(text).substr(end_of(closed - 1), span.end - std::min(span.end, end_of(closed - 1)))))
-      last = closed;
+      last = span.marked ? last : closed;
     else if (last < num_tokens && encoding.begins[last] == span.end && tokenizer_->is_special(ids[last]))
       ++last;
     std::fill(sample.weights.begin() + static_cast<ptrdiff_t>(first),
@@ -108,6 +130,9 @@ Result<Sample> Renderer::render_messages(const Record& record) const {
   for (size_t k = 0; k < record.messages.size(); ++k)
     if (record.messages[k].at("role") == "assistant") turns.push_back(k);
   std::vector<Span> spans;
+  const auto view_of = [&](const Span& span) {
+    return std::string_view(marked.text).substr(span.begin, span.end - span.begin);
+  };
   const auto wanted = [&](size_t turn) { return !options_.mask_history || turn == turns.back(); };
   if (!marked.generations.empty()) {
     if (marked.generations.size() != turns.size())
@@ -116,7 +141,9 @@ Result<Sample> Renderer::render_messages(const Record& record) const {
           marked.generations.size(), turns.size());
     for (size_t k = 0; k < turns.size(); ++k) {
       const auto [begin, end] = marked.generations[k];
-      spans.push_back({begin, end, wanted(turns[k]) ? record.weights[turns[k]] : 0});
+      const float weight = wanted(turns[k]) ? record.weights[turns[k]] : 0;
+      spans.push_back({.begin = begin, .end = end, .weight = weight, .marked = true});
+      if (weight > 0) LK_RETURN_IF_ERROR(check_calls(record, turns[k], view_of(spans.back())));
     }
   } else {
     for (const size_t turn : turns) {
@@ -124,6 +151,7 @@ Result<Sample> Renderer::render_messages(const Record& record) const {
       if (!wanted(turn) || (record.weights[turn] == 0 && !options_.train_on_prompt)) continue;
       LK_ASSIGN_OR_RETURN(const Span span, find_turn(record, turn, marked.text));
       spans.push_back(span);
+      if (span.weight > 0) LK_RETURN_IF_ERROR(check_calls(record, turn, view_of(span)));
     }
   }
   LK_ASSIGN_OR_RETURN(const Tokenizer::Encoding encoding, tokenizer_->encode_with_offsets(marked.text, false));
@@ -132,7 +160,7 @@ Result<Sample> Renderer::render_messages(const Record& record) const {
 
 Result<Sample> Renderer::render_plain(const std::string& text, size_t prompt_bytes) const {
   LK_ASSIGN_OR_RETURN(const Tokenizer::Encoding encoding, tokenizer_->encode_with_offsets(text, true));
-  Sample sample = weigh(encoding, text, {{prompt_bytes, text.size(), 1.0f}});
+  Sample sample = weigh(encoding, text, {{.begin = prompt_bytes, .end = text.size(), .weight = 1}});
   if (end_token_ && (sample.ids.empty() || sample.ids.back() != *end_token_)) {
     sample.ids.push_back(*end_token_);
     sample.weights.push_back(1);

@@ -66,11 +66,17 @@ class Renderer {
   struct Span {
     size_t begin, end;  // bytes of the text
     float weight;
+    bool marked = false;  // by the template itself
+  };
+  struct Around {
+    std::string head, tail;
   };
   boost::json::object variables_of(const Record& record, boost::json::array messages, bool generation_prompt) const;
   Result<Sample> render_messages(const Record& record) const;
   Result<Sample> render_plain(const std::string& text, size_t prompt_bytes) const;
   Result<std::string> render_prefix(const Record& record, size_t num_messages, bool generation_prompt) const;
+  Result<Around> around_turn(const Record& record, size_t turn) const;
+  Status check_calls(const Record& record, size_t turn, std::string_view printed) const;
   Result<Span> find_turn(const Record& record, size_t turn, const std::string& text) const;
   Sample weigh(const Tokenizer::Encoding& encoding, const std::string& text, const std::vector<Span>& spans) const;
 
