@@ -12,8 +12,8 @@
 #include "commands.h"
 #include "lk/base/file.h"
 #include "lk/base/json_text.h"
-#include "lk/serve/load/runner.h"
-#include "lk/serve/load/workload.h"
+#include "lk/load/runner.h"
+#include "lk/load/workload.h"
 
 namespace lk::apps {
 namespace {

@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "lk/base/bytes.h"
-#include "lk/serve/memory_plan.h"
-#include "lk/serve/text_engine.h"
+#include "lk/infer/memory_plan.h"
+#include "lk/infer/text_engine.h"
 #include "policy_flags.h"
 
 namespace lk::apps {

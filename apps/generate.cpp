@@ -15,7 +15,7 @@
 #include "commands.h"
 #include "config.h"
 #include "help.h"
-#include "lk/serve/jsonl.h"
+#include "lk/infer/jsonl.h"
 
 namespace lk::apps {
 namespace {

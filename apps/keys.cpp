@@ -9,8 +9,9 @@
 
 #include "commands.h"
 #include "lk/base/json_text.h"
-#include "lk/serve/names.h"
-#include "lk/serve/state_store.h"
+#include "lk/base/names.h"
+#include "lk/base/plain_text.h"
+#include "lk/serve/access/state_store.h"
 
 namespace lk::apps {
 namespace {

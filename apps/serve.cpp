@@ -12,8 +12,8 @@
 #include "lk/base/file.h"
 #include "lk/base/sd_notify.h"
 #include "lk/base/thread_name.h"
-#include "lk/serve/directory_watcher.h"
-#include "lk/serve/server.h"
+#include "lk/serve/adapters/directory_watcher.h"
+#include "lk/serve/http/server.h"
 
 namespace lk::apps {
 namespace {

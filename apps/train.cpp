@@ -15,7 +15,7 @@
 #include "help.h"
 #include "lk/base/file.h"
 #include "lk/base/json_text.h"
-#include "lk/serve/jsonl.h"
+#include "lk/infer/jsonl.h"
 #include "lk/train/metrics_log.h"
 #include "lk/train/progress.h"
 #include "lk/train/run.h"

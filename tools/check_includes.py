@@ -22,7 +22,9 @@ ALLOWED = {
     "merging": ["base", "memory", "sched"],
     "sim": ["base", "memory", "sched", "merging"],
     "engine": ["base", "tensor", "io", "kernels", "ops", "lora", "model", "sched", "memory"],
-    "serve": ["base", "net", "text", "grammar", "io", "ops", "lora", "memory", "sched", "merging", "engine"],
+    "infer": ["base", "text", "grammar", "io", "ops", "lora", "memory", "sched", "merging", "engine"],
+    "load": ["base", "net"],
+    "serve": ["base", "net", "text", "grammar", "io", "ops", "lora", "memory", "sched", "merging", "engine", "infer"],
 }
 # call -> where alone it may stand, and what to use elsewhere
 ONE_PLACE = {"json::serialize(": ("src/lk/base/json_text.cpp", "lk::json_text (base/json_text.h)")}

@@ -8,7 +8,7 @@
 
 #include <boost/json/parse.hpp>
 
-#include "lk/serve/openai.h"
+#include "lk/serve/openai/openai.h"
 
 namespace {
 

@@ -5,6 +5,7 @@
 #include <pcre2.h>
 
 #include "grammar/grammar_test_util.h"
+#include "lk/base/utf8.h"
 #include "lk/text/unicode.h"
 
 namespace lk {
@@ -83,7 +84,7 @@ TEST(Regex, AgreesWithPcre2OnRandomTexts) {
         for (uint32_t k = random() % 8; k > 0; --k) text += alphabet[random() % alphabet.size()];
       } else {  // texts of the language, and near it
         text = random_text(grammar, *vocabulary, random, static_cast<int>(random() % 10));
-        ASSERT_EQ(unicode::find_invalid(text), std::nullopt);
+        ASSERT_EQ(utf8::find_invalid(text), std::nullopt);
         if (round % 4 == 3) text += alphabet[random() % alphabet.size()];
       }
       const bool expected = pcre.matches(text);

@@ -5,6 +5,7 @@
 
 #include "grammar/grammar_test_util.h"
 #include "grammar/json_validator.h"
+#include "lk/base/utf8.h"
 #include "lk/text/unicode.h"
 
 namespace lk {
@@ -94,7 +95,7 @@ TEST_P(SchemaSample, RandomTextsAreValidAndMasksAgreeWithBytes) {
     const auto bytewise = compile(schema_spec(schema), byte_vocabulary());
     for (int round = 0; round < 60 && !testing::Test::HasFailure(); ++round) {
       const std::string text = random_text(grammar, *vocabulary, random, static_cast<int>(random() % 40));
-      ASSERT_EQ(unicode::find_invalid(text), std::nullopt);
+      ASSERT_EQ(utf8::find_invalid(text), std::nullopt);
       ASSERT_TRUE(validator.valid(parse_text(text))) << schema << "\n" << text;
       ASSERT_TRUE(matches(bytewise, text)) << text;
     }

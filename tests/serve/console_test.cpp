@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lk/serve/console.h"
+#include "lk/serve/http/console.h"
 
 #include <gtest/gtest.h>
 
@@ -13,11 +13,11 @@
 namespace lk {
 namespace {
 
-const std::vector<std::pair<std::string, std::string>> kFiles = {{"/", "console/index.html"},
-                                                                 {"/console/console.css", "console/console.css"},
-                                                                 {"/console/console.js", "console/console.js"},
-                                                                 {"/console/icon.svg", "console/icon.svg"},
-                                                                 {"/openapi.json", "openapi.json"}};
+const std::vector<std::pair<std::string, std::string>> kFiles = {{"/", "http/console/index.html"},
+                                                                 {"/console/console.css", "http/console/console.css"},
+                                                                 {"/console/console.js", "http/console/console.js"},
+                                                                 {"/console/icon.svg", "http/console/icon.svg"},
+                                                                 {"/openapi.json", "openai/openapi.json"}};
 
 std::string body(std::string_view path) { return std::string(console_file(path).value().body); }
 

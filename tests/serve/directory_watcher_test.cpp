@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lk/serve/directory_watcher.h"
+#include "lk/serve/adapters/directory_watcher.h"
 
 #include <sstream>
 

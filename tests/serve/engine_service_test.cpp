@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lk/serve/engine_service.h"
+#include "lk/serve/http/engine_service.h"
 
 #include <set>
 

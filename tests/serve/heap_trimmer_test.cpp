@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lk/serve/heap_trimmer.h"
+#include "lk/serve/http/heap_trimmer.h"
 
 #include <gtest/gtest.h>
 
@@ -8,7 +8,7 @@
 #include <thread>
 #include <vector>
 
-#include "lk/serve/process_stats.h"
+#include "lk/serve/observe/process_stats.h"
 
 namespace lk {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lk/serve/logging.h"
+#include "lk/serve/observe/logging.h"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lk/serve/metrics.h"
+#include "lk/serve/observe/metrics.h"
 
 #include <gtest/gtest.h>
 
@@ -11,8 +11,8 @@
 #include <thread>
 
 #include "lk/base/file.h"
-#include "lk/serve/histogram.h"
-#include "lk/serve/metric_families.h"
+#include "lk/serve/observe/histogram.h"
+#include "lk/serve/observe/metric_families.h"
 #include "serve/exposition.h"
 
 namespace lk {

@@ -6,7 +6,7 @@
 #include <boost/json.hpp>
 #include <limits>
 
-#include "lk/serve/openai.h"
+#include "lk/serve/openai/openai.h"
 #include "serve/openai_testing.h"
 
 namespace lk {

@@ -7,7 +7,7 @@
 #include <functional>
 #include <limits>
 
-#include "lk/serve/openai.h"
+#include "lk/serve/openai/openai.h"
 #include "serve/openai_testing.h"
 
 namespace lk {

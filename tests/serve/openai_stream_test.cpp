@@ -5,7 +5,8 @@
 #include <boost/json.hpp>
 #include <random>
 
-#include "lk/serve/openai.h"
+#include "lk/base/utf8.h"
+#include "lk/serve/openai/openai.h"
 #include "lk/text/unicode.h"
 #include "serve/openai_testing.h"
 
@@ -190,7 +191,7 @@ class Assembler {
   }
 
   static void add_text(const json::string& text, json::object& whole) {
-    EXPECT_FALSE(unicode::find_invalid(std::string_view(text.data(), text.size())));
+    EXPECT_FALSE(utf8::find_invalid(std::string_view(text.data(), text.size())));
     whole["text"].as_string() += text;
   }
 

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "lk/serve/openai.h"
+#include "lk/serve/openai/openai.h"
 #include "lk/text/tokenizer.h"
 
 namespace lk::testing {

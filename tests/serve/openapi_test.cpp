@@ -11,8 +11,8 @@
 #include <set>
 #include <string>
 
-#include "lk/serve/console.h"
-#include "lk/serve/openai.h"
+#include "lk/serve/http/console.h"
+#include "lk/serve/openai/openai.h"
 
 namespace lk {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lk/serve/path_guard.h"
+#include "lk/serve/adapters/path_guard.h"
 
 #include <gtest/gtest.h>
 #include <linux/filter.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lk/serve/process_stats.h"
+#include "lk/serve/observe/process_stats.h"
 
 #include <gtest/gtest.h>
 #include <sys/prctl.h>

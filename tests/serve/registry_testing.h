@@ -2,7 +2,7 @@
 // AdapterRegistryTest: a registry over the demo model, whose pool and queue must be empty in the end.
 #pragma once
 
-#include "lk/serve/adapter_registry.h"
+#include "lk/serve/adapters/adapter_registry.h"
 
 #include <gmock/gmock.h>
 

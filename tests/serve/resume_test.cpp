@@ -6,7 +6,7 @@
 #include <functional>
 #include <map>
 
-#include "lk/serve/text_engine.h"
+#include "lk/infer/text_engine.h"
 #include "serve/service_testing.h"
 
 namespace lk {

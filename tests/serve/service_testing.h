@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "lk/base/file.h"
-#include "lk/serve/engine_service.h"
+#include "lk/serve/http/engine_service.h"
 #include "lk/tensor/buffer.h"
 #include "testing/temp_dir.h"
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lk/serve/state_store.h"
+#include "lk/serve/access/state_store.h"
 
 #include <gtest/gtest.h>
 #include <sqlite3.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lk/serve/status_json.h"
+#include "lk/serve/observe/status_json.h"
 
 #include <gtest/gtest.h>
 

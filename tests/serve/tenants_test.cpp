@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lk/serve/tenants.h"
+#include "lk/serve/access/tenants.h"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lk/serve/work_queue.h"
+#include "lk/serve/http/work_queue.h"
 
 #include <gtest/gtest.h>
 

@@ -3,6 +3,7 @@
 // answers of the `tokenizers` package (tests/text/fixtures, written by
 // tools/compare_tokenizers.py); hostile files.
 #include "lk/text/tokenizer.h"
+#include "lk/base/utf8.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -156,9 +157,9 @@ TEST(Tokenizer, InvalidUtf8NamesTheByte) {
   const auto result = byte_level().load()->encode("ab\xFFz", false);
   EXPECT_EQ(result.status().code(), StatusCode::kInvalidArgument);
   EXPECT_THAT(result.status().message(), HasSubstr("byte 2"));
-  EXPECT_EQ(unicode::find_invalid("a\xED\xA0\x80"), 1u) << "a surrogate";
-  EXPECT_EQ(unicode::find_invalid("\xC0\x80"), 0u) << "overlong";
-  EXPECT_EQ(unicode::find_invalid("é\xF0\x9F\x98"), 2u) << "cut short";
+  EXPECT_EQ(utf8::find_invalid("a\xED\xA0\x80"), 1u) << "a surrogate";
+  EXPECT_EQ(utf8::find_invalid("\xC0\x80"), 0u) << "overlong";
+  EXPECT_EQ(utf8::find_invalid("é\xF0\x9F\x98"), 2u) << "cut short";
 }
 
 TEST(Tokenizer, LongWordsAreNotQuadratic) {
@@ -336,7 +337,7 @@ TEST_P(Fixture, IncrementalPiecesAddUpAndAreWholeCharacters) {
       std::string text;
       for (const int32_t id : ids) {
         const std::string piece = decoder.push(id);
-        ASSERT_EQ(unicode::find_invalid(piece), std::nullopt);
+        ASSERT_EQ(utf8::find_invalid(piece), std::nullopt);
         text += piece;
       }
       text += decoder.flush();

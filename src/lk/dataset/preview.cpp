@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <string_view>
 
+#include "lk/base/utf8.h"
 #include "lk/text/unicode.h"
 
 namespace lk {
@@ -18,7 +19,7 @@ constexpr const char* kWeighted = "\033[1;33m";
 std::string printable(std::string_view text) {
   std::string out;
   while (!text.empty()) {
-    const size_t valid = unicode::find_invalid(text).value_or(text.size());
+    const size_t valid = utf8::find_invalid(text).value_or(text.size());
     for (const char c : text.substr(0, valid)) {
       const auto byte = static_cast<unsigned char>(c);
       if ((byte < 0x20 && c != '\n' && c != '\t') || byte == 0x7F)

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "lk/base/utf8.h"
 #include "lk/grammar/compiled.h"
 #include "lk/grammar/frontends.h"
 #include "lk/grammar/json_rules.h"
@@ -14,7 +15,7 @@ Result<RuleId> translate_choices(Ir& ir, const std::vector<std::string>& choices
   if (choices.empty()) return invalid_argument("choice: the list is empty");
   std::vector<Expr> parts;
   for (size_t k = 0; k < choices.size(); ++k) {
-    if (const auto offset = unicode::find_invalid(choices[k]))
+    if (const auto offset = utf8::find_invalid(choices[k]))
       return invalid_argument("choice {}: not valid UTF-8 at byte {}", k, *offset);
     if (choices[k].empty()) return invalid_argument("choice {}: is empty", k);
     parts.push_back(ir.literal(choices[k]));

@@ -4,6 +4,7 @@
 #include <map>
 #include <optional>
 
+#include "lk/base/utf8.h"
 #include "lk/grammar/code_points.h"
 #include "lk/grammar/frontends.h"
 #include "lk/grammar/regex_grammar.h"
@@ -149,7 +150,7 @@ class Parser {
     while (!take(std::string_view(&quote, 1))) {
       if (!more() || peek() == '\n') return error("a string is not closed");
       LK_ASSIGN_OR_RETURN(const uint32_t code, character());
-      unicode::append(out, code);
+      utf8::append(out, code);
     }
     return ir_.literal(out);
   }
@@ -191,8 +192,8 @@ class Parser {
   // One character, perhaps escaped. Requires: more().
   Result<uint32_t> character() {
     if (!take("\\")) {
-      const uint32_t code = unicode::decode(text_, at_);
-      at_ += unicode::char_length(text_[at_]);
+      const uint32_t code = utf8::decode(text_, at_);
+      at_ += utf8::char_length(text_[at_]);
       return code;
     }
     const char c = peek();
@@ -232,7 +233,7 @@ class Parser {
         return static_cast<uint32_t>(c);
       default:
         --at_;
-        return error("the escape \\{} is not supported", text_.substr(at_, more() ? unicode::char_length(c) : 0));
+        return error("the escape \\{} is not supported", text_.substr(at_, more() ? utf8::char_length(c) : 0));
     }
   }
   Result<uint32_t> hex(int count) {
@@ -263,7 +264,7 @@ class Parser {
 }  // namespace
 
 Result<RuleId> translate_ebnf(Ir& ir, std::string_view text, const GrammarLimits& limits, Budget& budget) {
-  if (const auto offset = unicode::find_invalid(text))
+  if (const auto offset = utf8::find_invalid(text))
     return invalid_argument("grammar: not valid UTF-8 at byte {}", *offset);
   return Parser(ir, text, limits, budget).run();
 }

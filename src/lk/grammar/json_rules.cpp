@@ -8,6 +8,7 @@
 
 #include "lk/base/check.h"
 #include "lk/base/json_text.h"
+#include "lk/base/utf8.h"
 #include "lk/text/unicode.h"
 
 namespace lk::grammar {
@@ -42,12 +43,12 @@ const CodePoints& escaped() {
 
 std::string quote_json(std::string_view text) {
   std::string out = "\"";
-  for (size_t at = 0; at < text.size(); at += unicode::char_length(text[at])) {
-    const uint32_t code = unicode::decode(text, at);
+  for (size_t at = 0; at < text.size(); at += utf8::char_length(text[at])) {
+    const uint32_t code = utf8::decode(text, at);
     if (escaped().contains(code)) {
       out += spell_escape(code);
     } else {
-      out += text.substr(at, unicode::char_length(text[at]));
+      out += text.substr(at, utf8::char_length(text[at]));
     }
   }
   return out + "\"";

@@ -3,6 +3,7 @@
 
 #include <optional>
 
+#include "lk/base/utf8.h"
 #include "lk/text/unicode.h"
 
 namespace lk::grammar {
@@ -150,8 +151,8 @@ class Parser {
   // One character or escape, as the set it stands for.
   Result<CodePoints> character(bool in_class) {
     if (!take("\\")) {
-      const uint32_t c = unicode::decode(pattern_, at_);
-      at_ += unicode::char_length(pattern_[at_]);
+      const uint32_t c = utf8::decode(pattern_, at_);
+      at_ += utf8::char_length(pattern_[at_]);
       return CodePoints{{c, c}};
     }
     if (!more()) return error("the pattern ends with \"\\\"");
@@ -211,8 +212,8 @@ class Parser {
     if (c >= '1' && c <= '9') return error("backreferences are not supported");
     if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z')) return error("the escape \\{} is not supported", c);
     --at_;
-    const uint32_t code = unicode::decode(pattern_, at_);
-    at_ += unicode::char_length(pattern_[at_]);
+    const uint32_t code = utf8::decode(pattern_, at_);
+    at_ += utf8::char_length(pattern_[at_]);
     return single(code);
   }
 
@@ -319,7 +320,7 @@ std::optional<Bounds> parse_bounds(std::string_view text, size_t& at) {
 }
 
 Result<Expr> parse_regex(Ir& ir, std::string_view pattern, const RegexOptions& options, Budget& budget) {
-  if (const auto offset = unicode::find_invalid(pattern))
+  if (const auto offset = utf8::find_invalid(pattern))
     return invalid_argument("pattern: not valid UTF-8 at byte {}", *offset);
   return Parser(ir, pattern, options, budget).run();
 }

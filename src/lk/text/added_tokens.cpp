@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "lk/base/utf8.h"
 #include "lk/text/unicode.h"
 
 namespace lk {
@@ -13,24 +14,24 @@ constexpr int64_t kMaxId = INT32_MAX - 1;
 
 size_t spaces_before(std::string_view text, size_t end, size_t limit) {
   while (end > limit) {
-    const size_t last = unicode::previous_start(text, end);
-    if (!unicode::is_space(unicode::decode(text, last))) break;
+    const size_t last = utf8::previous_start(text, end);
+    if (!unicode::is_space(utf8::decode(text, last))) break;
     end = last;
   }
   return end;
 }
 
 size_t spaces_after(std::string_view text, size_t begin) {
-  while (begin < text.size() && unicode::is_space(unicode::decode(text, begin))) {
-    begin += unicode::char_length(text[begin]);
+  while (begin < text.size() && unicode::is_space(utf8::decode(text, begin))) {
+    begin += utf8::char_length(text[begin]);
   }
   return begin;
 }
 
 bool is_whole_word(std::string_view text, const TokenTrie::Match& match) {
   const bool open_left =
-      match.begin == 0 || !unicode::is_word(unicode::decode(text, unicode::previous_start(text, match.begin)));
-  const bool open_right = match.end == text.size() || !unicode::is_word(unicode::decode(text, match.end));
+      match.begin == 0 || !unicode::is_word(utf8::decode(text, utf8::previous_start(text, match.begin)));
+  const bool open_right = match.end == text.size() || !unicode::is_word(utf8::decode(text, match.end));
   return open_left && open_right;
 }
 

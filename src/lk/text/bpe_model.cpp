@@ -8,6 +8,7 @@
 #include <queue>
 #include <random>
 
+#include "lk/base/utf8.h"
 #include "lk/text/unicode.h"
 
 namespace lk {
@@ -154,7 +155,7 @@ void BpeModel::index_characters() {
   std::string text;
   for (uint32_t c = 0; c < kSmallCharacters; ++c) {
     text.clear();
-    unicode::append(text, c);
+    utf8::append(text, c);
     small_characters_[c] = token_to_id(text).value_or(-1);
   }
   for (size_t byte = 0; byte < 256; ++byte) {
@@ -176,7 +177,7 @@ const std::string* BpeModel::id_to_token(int32_t id) const {
 std::optional<int32_t> BpeModel::find_symbol(std::string_view character, bool first, bool last) const {
   const bool decorated = (!first && !prefix_.empty()) || (last && !suffix_.empty());
   if (!decorated) {
-    const uint32_t code_point = unicode::decode(character, 0);
+    const uint32_t code_point = utf8::decode(character, 0);
     if (code_point >= kSmallCharacters) return token_to_id(character);
     const int32_t id = small_characters_[code_point];
     return id < 0 ? std::nullopt : std::optional<int32_t>(id);
@@ -192,7 +193,7 @@ Status BpeModel::split_symbols(std::string_view word, std::vector<Symbol>& symbo
   };
   bool unk_pending = false;
   for (size_t pos = 0; pos < word.size();) {
-    const size_t next = pos + unicode::char_length(word[pos]);
+    const size_t next = pos + utf8::char_length(word[pos]);
     const std::string_view character = word.substr(pos, next - pos);
     const bool first = pos == 0, last = next == word.size();
     pos = next;

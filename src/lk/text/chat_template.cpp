@@ -11,10 +11,11 @@
 #include <boost/json/string.hpp>
 
 #include "lk/base/file.h"
-#include "lk/text/jinja_eval.h"
-#include "lk/text/jinja_json.h"
-#include "lk/text/jinja_parser.h"
-#include "lk/text/jinja_text.h"
+#include "lk/base/utf8.h"
+#include "lk/text/jinja/eval.h"
+#include "lk/text/jinja/json.h"
+#include "lk/text/jinja/parser.h"
+#include "lk/text/jinja/text.h"
 
 namespace lk {
 namespace {
@@ -81,7 +82,7 @@ Result<std::shared_ptr<const ChatTemplate>> ChatTemplate::parse(std::string_view
     return resource_exhausted("{}: a chat template is limited to {} bytes, this one has {}", where, kMaxSourceBytes,
                               source.size());
   }
-  if (!jinja::is_valid_utf8(source)) return invalid_argument("{}: the chat template is not valid UTF-8", where);
+  if (!utf8::is_valid(source)) return invalid_argument("{}: the chat template is not valid UTF-8", where);
   try {
     impl->body = jinja::parse(source);
   } catch (const jinja::TemplateError& error) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "lk/base/utf8.h"
 #include "lk/text/normalizer.h"
 #include "lk/text/pre_tokenizer.h"
 #include "lk/text/unicode.h"
@@ -48,7 +49,7 @@ class ByteLevelStage : public WholeTokenStage {
  public:
   void finish(Output& out) override {
     std::string text;
-    unicode::append_lossy(text, bytes_, true);
+    utf8::append_lossy(text, bytes_, true);
     bytes_.clear();
     out.write(text, true);
   }
@@ -61,8 +62,8 @@ class ByteLevelStage : public WholeTokenStage {
   // A token with any character outside the byte alphabet stands for itself.
   void append_bytes(std::string_view token) {
     const size_t begin = bytes_.size();
-    for (size_t pos = 0; pos < token.size(); pos += unicode::char_length(token[pos])) {
-      const int byte = char_byte(unicode::decode(token, pos));
+    for (size_t pos = 0; pos < token.size(); pos += utf8::char_length(token[pos])) {
+      const int byte = char_byte(utf8::decode(token, pos));
       if (byte < 0) {
         bytes_.replace(begin, bytes_.npos, token);
         break;
@@ -73,7 +74,7 @@ class ByteLevelStage : public WholeTokenStage {
   void token(std::string_view token, Output& out) override {
     append_bytes(token);
     std::string text;
-    bytes_.erase(0, unicode::append_lossy(text, bytes_, false));
+    bytes_.erase(0, utf8::append_lossy(text, bytes_, false));
     if (!text.empty()) out.write(text, false);
   }
   std::string bytes_;  // at most an unfinished character between tokens
@@ -100,10 +101,10 @@ class ByteFallbackStage : public WholeTokenStage {
   }
   void end_run(Output& out) {
     if (run_.empty()) return;
-    if (!unicode::find_invalid(run_).has_value()) {
+    if (!utf8::find_invalid(run_).has_value()) {
       out.write(run_, true);
     } else {
-      for (size_t k = 0; k < run_.size(); ++k) out.write(unicode::kReplacement, true);
+      for (size_t k = 0; k < run_.size(); ++k) out.write(utf8::kReplacement, true);
     }
     run_.clear();
   }
@@ -148,7 +149,7 @@ class MetaspaceStage : public DecodeStage {
   std::string convert(std::string_view fragment) const {
     std::string text;
     for (size_t pos = 0; pos < fragment.size();) {
-      const std::string_view c = fragment.substr(pos, unicode::char_length(fragment[pos]));
+      const std::string_view c = fragment.substr(pos, utf8::char_length(fragment[pos]));
       pos += c.size();
       if (c != options_.replacement) {
         text += c;
@@ -348,7 +349,7 @@ Status Decoder::add(const JsonView& json) {
   } else if (type == "Strip") {
     LK_ASSIGN_OR_RETURN(const JsonView content, json.field("content"));
     LK_ASSIGN_OR_RETURN(const std::string_view text, content.string());
-    if (text.empty() || unicode::char_length(text[0]) != text.size()) {
+    if (text.empty() || utf8::char_length(text[0]) != text.size()) {
       return content.error(StatusCode::kDataLoss, "must be one character");
     }
     LK_ASSIGN_OR_RETURN(const JsonView start_json, json.field("start"));

@@ -3,6 +3,7 @@
 
 #include <array>
 
+#include "lk/base/utf8.h"
 #include "lk/text/unicode.h"
 
 namespace lk {
@@ -22,7 +23,7 @@ struct ByteAlphabet {
     for (uint32_t b = 0; b < 256; ++b) {
       const bool printable = (b >= 0x21 && b <= 0x7E) || (b >= 0xA1 && b <= 0xAC) || b >= 0xAE;
       const uint32_t code_point = printable ? b : next++;
-      unicode::append(chars[b], code_point);
+      utf8::append(chars[b], code_point);
       bytes[code_point] = static_cast<int>(b);
     }
   }
@@ -93,12 +94,12 @@ class Strip : public Normalizer {
   Status apply(NormalizedText& text, RegexBudget&) const override {
     const std::string_view view = text.text;
     size_t begin = 0, end = view.size();
-    while (left_ && begin < end && unicode::is_space(unicode::decode(view, begin))) {
-      begin += unicode::char_length(view[begin]);
+    while (left_ && begin < end && unicode::is_space(utf8::decode(view, begin))) {
+      begin += utf8::char_length(view[begin]);
     }
     while (right_ && end > begin) {
-      const size_t last = unicode::previous_start(view, end);
-      if (!unicode::is_space(unicode::decode(view, last))) break;
+      const size_t last = utf8::previous_start(view, end);
+      if (!unicode::is_space(utf8::decode(view, last))) break;
       end = last;
     }
     text.text = text.text.substr(begin, end - begin);
@@ -151,9 +152,9 @@ class PerCharacter : public Normalizer {
     NormalizedText out{.text = {}, .origins = {}, .track = text.track};
     out.text.reserve(text.text.size());
     std::string mapped;
-    for (size_t pos = 0; pos < text.text.size(); pos += unicode::char_length(text.text[pos])) {
+    for (size_t pos = 0; pos < text.text.size(); pos += utf8::char_length(text.text[pos])) {
       mapped.clear();
-      map(unicode::decode(text.text, pos), mapped);
+      map(utf8::decode(text.text, pos), mapped);
       out.add(mapped, text.origin_at(pos));
     }
     text = std::move(out);
@@ -170,14 +171,14 @@ class Lowercase : public PerCharacter {
 
 class StripAccents : public PerCharacter {
   void map(uint32_t code_point, std::string& out) const override {
-    if (!unicode::is_mark(code_point)) unicode::append(out, code_point);
+    if (!unicode::is_mark(code_point)) utf8::append(out, code_point);
   }
 };
 
 class ByteLevel : public PerCharacter {
   void map(uint32_t code_point, std::string& out) const override {
     std::string bytes;
-    unicode::append(bytes, code_point);
+    utf8::append(bytes, code_point);
     for (const char byte : bytes) out += byte_char(static_cast<unsigned char>(byte));
   }
 };

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "lk/base/utf8.h"
 #include "lk/text/normalizer.h"
 #include "lk/text/unicode.h"
 
@@ -58,8 +59,8 @@ void find_chars(std::string_view text, Predicate in_class, std::vector<Span>& sp
   spans.clear();
   size_t previous = 0;
   for (size_t pos = 0; pos < text.size();) {
-    const size_t next = pos + unicode::char_length(text[pos]);
-    if (in_class(unicode::decode(text, pos))) {
+    const size_t next = pos + utf8::char_length(text[pos]);
+    if (in_class(utf8::decode(text, pos))) {
       if (previous < pos) spans.push_back({previous, pos, false});
       spans.push_back({pos, next, true});
       previous = next;
@@ -138,7 +139,7 @@ class Split : public PreTokenizer {
 class Metaspace : public PreTokenizer {
  public:
   explicit Metaspace(MetaspaceOptions options)
-      : options_(std::move(options)), code_point_(unicode::decode(options_.replacement, 0)) {}
+      : options_(std::move(options)), code_point_(utf8::decode(options_.replacement, 0)) {}
   bool needs_origins() const override { return options_.scheme == PrependScheme::kFirst; }
   Status apply(PieceList& list, RegexBudget&) const override {
     LK_RETURN_IF_ERROR(rewrite_pieces(list, [&](const Piece& piece, NormalizedText& out) {
@@ -193,8 +194,8 @@ class Whitespace : public PreTokenizer {
       enum class Kind { kSpace, kWord, kOther };
       Kind previous = Kind::kSpace;
       for (size_t pos = 0; pos < text.size();) {
-        const size_t next = pos + unicode::char_length(text[pos]);
-        const uint32_t c = unicode::decode(text, pos);
+        const size_t next = pos + utf8::char_length(text[pos]);
+        const uint32_t c = utf8::decode(text, pos);
         const Kind kind = unicode::is_word(c) ? Kind::kWord : unicode::is_space(c) ? Kind::kSpace : Kind::kOther;
         if (kind != Kind::kSpace) {
           if (kind == previous) {
@@ -271,7 +272,7 @@ Result<MetaspaceOptions> MetaspaceOptions::parse(const JsonView& json) {
   MetaspaceOptions options;
   LK_ASSIGN_OR_RETURN(const JsonView replacement, json.field("replacement"));
   LK_ASSIGN_OR_RETURN(const std::string_view text, replacement.string());
-  if (text.empty() || unicode::char_length(text[0]) != text.size()) {
+  if (text.empty() || utf8::char_length(text[0]) != text.size()) {
     return replacement.error(StatusCode::kDataLoss, "must be one character");
   }
   options.replacement = text;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "lk/base/utf8.h"
 #include "lk/text/unicode.h"
 
 namespace lk {
@@ -133,7 +134,7 @@ Status Regex::find_spans(std::string_view text, RegexBudget& budget, std::vector
     if (range[1] < range[0]) return invalid_argument("a regular expression of the tokenizer matches backwards");
     if (range[0] == range[1] && range[1] == last_match_end) {
       // As Oniguruma's find_iter: no empty match right after a match; try from the next character.
-      from += from < text.size() ? unicode::char_length(text[from]) : 1;
+      from += from < text.size() ? utf8::char_length(text[from]) : 1;
       continue;
     }
     add_match(range[0], range[1]);

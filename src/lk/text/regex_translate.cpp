@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Oniguruma (Ruby syntax) to PCRE2. Source: doc/RE of Oniguruma 6.9, pcre2pattern(3).
+#include "lk/base/utf8.h"
 #include "lk/text/regex.h"
 #include "lk/text/unicode.h"
 
@@ -57,8 +58,8 @@ class Translator {
     return true;
   }
   uint32_t take_char() {
-    const uint32_t code_point = unicode::decode(pattern_, pos_);
-    pos_ += unicode::char_length(pattern_[pos_]);
+    const uint32_t code_point = utf8::decode(pattern_, pos_);
+    pos_ += utf8::char_length(pattern_[pos_]);
     return code_point;
   }
   Status refuse(std::string_view what) const {

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "lk/base/file.h"
+#include "lk/base/utf8.h"
 #include "lk/text/tokenizer_impl.h"
 #include "lk/text/tokenizer_json.h"
 #include "lk/text/unicode.h"
@@ -32,7 +33,7 @@ void find_begins(const BpeModel& model, const PieceList& list, const Piece& piec
     } else if (token.size() == 6 && token.starts_with("<0x")) {
       at += 1;
     } else {
-      do at += unicode::char_length(text[at]);
+      do at += utf8::char_length(text[at]);
       while (at < text.size() && k + 1 < ids.size() && fits(at, ids[k + 1]) == 0);
     }
   }
@@ -91,7 +92,7 @@ Result<std::vector<int32_t>> Tokenizer::Impl::plain_ids(std::string_view text, s
   if (text.size() > kMaxInputBytes) {
     return invalid_argument("the text has {} bytes, more than {}", text.size(), kMaxInputBytes);
   }
-  if (const std::optional<size_t> offset = unicode::find_invalid(text)) {
+  if (const std::optional<size_t> offset = utf8::find_invalid(text)) {
     return invalid_argument("the text is not valid UTF-8 at byte {}", *offset);
   }
   RegexBudget budget(text.size());

@@ -164,7 +164,7 @@ class JsonOut {
   json::object out;
 };
 
-// As adapters are named when they are served (serve/names.h): safe in paths, URLs and logs.
+// As adapters are named when they are served (base/names.h): safe in paths, URLs and logs.
 bool is_job_name(std::string_view name) {
   const auto safe = [](unsigned char c) { return std::isalnum(c) || c == '.' || c == '_' || c == '-'; };
   return !name.empty() && name.size() <= 128 && std::isalnum(static_cast<unsigned char>(name[0])) &&

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "lk/serve/openai.h"
 #include "lk/serve/openai/logprobs.h"
+#include "lk/serve/openai/openai.h"
 #include "lk/serve/openai/tool_parser.h"
 
 namespace lk::openai {

@@ -3,7 +3,7 @@
 #include <boost/json/serialize.hpp>
 
 #include "lk/base/json_text.h"
-#include "lk/serve/openai.h"
+#include "lk/serve/openai/openai.h"
 
 namespace lk {
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/serve/openai/fields.h"
 
+#include "lk/base/plain_text.h"
 #include "lk/io/json_fields.h"
-#include "lk/serve/clean_text.h"
 
 namespace lk::openai {
 

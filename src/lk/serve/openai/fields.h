@@ -13,7 +13,7 @@
 #include <boost/json/array.hpp>
 #include <boost/json/object.hpp>
 
-#include "lk/serve/openai.h"
+#include "lk/serve/openai/openai.h"
 
 namespace lk::openai {
 

@@ -3,9 +3,9 @@
 
 #include <iterator>
 
-#include "lk/serve/openai.h"
 #include "lk/serve/openai/choice.h"
 #include "lk/serve/openai/json_writer.h"
+#include "lk/serve/openai/openai.h"
 
 namespace lk {
 

@@ -8,6 +8,7 @@
 #include <boost/json.hpp>
 #include <boost/json/basic_parser_impl.hpp>
 
+#include "lk/base/utf8.h"
 #include "lk/text/unicode.h"
 
 namespace lk::openai {
@@ -120,7 +121,7 @@ const char* describe(const json::error_code& error) {
 }  // namespace
 
 Result<json::value> read_json(std::string_view body, json::storage_ptr storage) {
-  if (const auto offset = unicode::find_invalid(body)) return invalid_argument("invalid UTF-8 at byte {}", *offset);
+  if (const auto offset = utf8::find_invalid(body)) return invalid_argument("invalid UTF-8 at byte {}", *offset);
   json::parse_options options;
   options.max_depth = kMaxJsonDepth;
   json::basic_parser<Builder> parser(options, std::move(storage));

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <iterator>
 
+#include "lk/base/utf8.h"
 #include "lk/text/unicode.h"
 
 namespace lk::openai {
@@ -43,11 +44,11 @@ void append_escaped(std::string& out, std::string_view text) {
 
 void append_string(std::string& out, std::string_view text) {
   out += '"';
-  if (!unicode::find_invalid(text)) {
+  if (!utf8::find_invalid(text)) {
     append_escaped(out, text);
   } else {
     std::string clean;
-    unicode::append_lossy(clean, text, true);
+    utf8::append_lossy(clean, text, true);
     append_escaped(out, clean);
   }
   out += '"';

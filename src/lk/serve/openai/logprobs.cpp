@@ -7,6 +7,7 @@
 #include <iterator>
 #include <set>
 
+#include "lk/base/utf8.h"
 #include "lk/serve/openai/json_writer.h"
 #include "lk/text/unicode.h"
 
@@ -20,7 +21,7 @@ std::string TokenNames::bytes(int32_t token) const {
 std::string TokenNames::name(int32_t token, Endpoint endpoint) const {
   if (as_ids) return fmt::format("token_id:{}", token);
   std::string text = bytes(token);
-  if (!unicode::find_invalid(text)) return text;
+  if (!utf8::find_invalid(text)) return text;
   std::string escaped = endpoint == Endpoint::kCompletion ? "bytes:" : "";
   for (const char c : text) fmt::format_to(std::back_inserter(escaped), "\\x{:02x}", static_cast<unsigned char>(c));
   return escaped;

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "lk/serve/openai.h"
+#include "lk/serve/openai/openai.h"
 
 namespace lk::openai {
 

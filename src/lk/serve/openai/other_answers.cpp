@@ -6,9 +6,9 @@
 #include <cmath>
 #include <iterator>
 
-#include "lk/serve/openai.h"
 #include "lk/serve/openai/choice.h"
 #include "lk/serve/openai/json_writer.h"
+#include "lk/serve/openai/openai.h"
 
 namespace lk {
 

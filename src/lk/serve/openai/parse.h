@@ -6,8 +6,8 @@
 
 #include <boost/json/object.hpp>
 
-#include "lk/serve/openai.h"
 #include "lk/serve/openai/fields.h"
+#include "lk/serve/openai/openai.h"
 
 namespace lk::openai {
 

@@ -13,8 +13,8 @@
 #include <string_view>
 #include <vector>
 
-#include "lk/serve/openai.h"
 #include "lk/serve/openai/call_object.h"
+#include "lk/serve/openai/openai.h"
 
 namespace lk::openai {
 

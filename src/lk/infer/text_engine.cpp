@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/infer/text_engine.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "lk/base/names.h"
+#include "lk/lora/adapter.h"
+
+namespace lk {
+namespace {
+
+std::vector<float> mean_embedding(const std::vector<double>& sum) {
+  double squares = 0;
+  for (const double x : sum) squares += x * x;
+  // The mean's length does not matter once it is normalised.
+  const double scale = squares > 0 ? 1 / std::sqrt(squares) : 0;
+  std::vector<float> embedding;
+  for (const double x : sum) embedding.push_back(static_cast<float>(x * scale));
+  return embedding;
+}
+
+}  // namespace
+
+TextEngine::~TextEngine() = default;
+
+Result<ModelConfig> TextEngine::read_config(const std::string& model, const std::string& dummy_config) {
+  if (!dummy_config.empty()) {
+    LK_ASSIGN_OR_RETURN(const std::string text, read_file(dummy_config));
+    return parse_model_config(text, dummy_config);
+  }
+  if (!is_directory(model))
+    return not_found(
+        "{} is not a directory; give a Hugging Face model directory (config.json, *.safetensors, tokenizer.json)",
+        model);
+  return load_model_config(model);
+}
+
+Result<std::unique_ptr<TextEngine>> TextEngine::open(const TextEngineOptions& options) {
+  std::unique_ptr<TextEngine> self(new TextEngine());
+  LK_ASSIGN_OR_RETURN(const ModelConfig config, read_config(options.model, options.dummy_config));
+  LK_ASSIGN_OR_RETURN(auto backend, make_cpu_backend({.num_threads = options.num_threads, .isa = options.isa}));
+  std::shared_ptr<const ModelWeights> weights;
+  if (!options.dummy_config.empty()) {
+    weights = make_dummy_weights(config, options.act, options.seed, *backend);
+  } else {
+    LK_ASSIGN_OR_RETURN(weights, load_weights(options.model, options.act, *backend, options.progress));
+  }
+  LK_ASSIGN_OR_RETURN(self->text_, TextModel::load(options.dummy_config.empty() ? options.model : "", weights->config,
+                                                   options.context));
+  LK_ASSIGN_OR_RETURN(self->engine_, Engine::create({.max_step_tokens = options.scheduler.max_step_tokens,
+                                                     .memory_bytes = options.memory_bytes},
+                                                    std::move(weights), std::move(backend)));
+  self->pool_ = std::make_unique<UnifiedPool>(self->engine_->num_pages());
+  self->pool_->set_reload_cost([engine = self->engine_.get()](AdapterId id) { return engine->reload_cost(id); });
+  SchedulerOptions scheduler = options.scheduler;
+  scheduler.max_sequence = self->context();
+  if (options.merging != MergeMode::kNever)
+    self->merging_ =
+        std::make_unique<MergeController>(make_merge_chooser(options.merging), *self->pool_, *self->engine_);
+  self->scheduler_ = std::make_unique<Scheduler>(scheduler, *self->pool_, *self->engine_, self->merging_.get());
+  self->exact_ = options.exact;
+  return self;
+}
+
+Status TextEngine::add_adapter(const std::string& name, const std::string& directory) {
+  if (!is_directory(directory)) return not_found("adapter {}: {} is not a directory", name, directory);
+  LK_ASSIGN_OR_RETURN(auto adapter, load_adapter(name, directory, config(), engine_->weights().checkpoint.get()));
+  return add_adapter(std::move(adapter));
+}
+
+Status TextEngine::add_adapter(std::shared_ptr<const Adapter> adapter) {
+  const std::string name = adapter->name;
+  if (name.empty() || name == "base" || adapters_.contains(name))
+    return already_exists("there is already an adapter named \"{}\"", name);
+  LK_ASSIGN_OR_RETURN(Engine::PreparedAdapter prepared, engine_->prepare_adapter(std::move(adapter)));
+  const AdapterId id = engine_->register_adapter(std::move(prepared));
+  adapters_.emplace(name, id);
+  if (!is_exact(name)) allow_merging(id);
+  return Status();
+}
+
+void TextEngine::remove_adapter(const std::string& name) {
+  const auto it = adapters_.find(name);
+  LK_CHECK(it != adapters_.end(), "no adapter {}", name);
+  // A load on its way ends with a step.
+  while (!scheduler_->drop_adapter(it->second)) step();
+  engine_->unregister_adapter(it->second);
+  adapters_.erase(it);
+}
+
+bool TextEngine::is_exact(std::string_view adapter) const {
+  return !merging_ || std::any_of(exact_.begin(), exact_.end(),
+                                  [&](const std::string& pattern) { return glob_match(pattern, adapter); });
+}
+
+void TextEngine::allow_merging(AdapterId adapter) {
+  if (merging_) merging_->allow(adapter);
+}
+
+Result<RequestId> TextEngine::submit(TextRequest request, std::unique_ptr<TextSequence> sequence) {
+  AdapterId adapter = kBaseModel;
+  if (!request.adapter.empty() && request.adapter != "base") {
+    const auto it = adapters_.find(request.adapter);
+    if (it == adapters_.end())
+      return not_found("unknown adapter \"{}\"; load it with --lora {}=DIR", request.adapter, request.adapter);
+    adapter = it->second;
+  }
+  LK_RETURN_IF_ERROR(text_->prepare(std::move(request), *sequence));
+  sequence->asked.id = next_id_;
+  sequence->asked.adapter = adapter;
+  LK_RETURN_IF_ERROR(submit(sequence));
+  return next_id_++;
+}
+
+Status TextEngine::submit(std::unique_ptr<TextSequence>& sequence) {
+  std::unique_ptr<Sequence> taken = std::move(sequence);
+  Status status = scheduler_->submit(taken);
+  if (!status.ok()) sequence.reset(static_cast<TextSequence*>(taken.release()));
+  return status;
+}
+
+std::span<TextUpdate> TextEngine::step(bool wait) {
+  updates_.clear();
+  for (RequestEvent& event : scheduler_->step(wait)) updates_.push_back(update(event));
+  return updates_;
+}
+
+TextUpdate TextEngine::update(RequestEvent& event) {
+  auto& sequence = static_cast<TextSequence&>(*event.sequence);
+  Completion& completion = sequence.completion;
+  TextUpdate update{.sequence = &sequence, .started = event.started};
+  if (event.started) completion.cached_tokens = event.cached_tokens;
+  if (!event.hidden_sum.empty()) {
+    completion.embedding = mean_embedding(event.hidden_sum);
+    if (!std::ranges::all_of(completion.embedding, [](float x) { return std::isfinite(x); })) {
+      event.finish = FinishReason::kError;
+      event.error = internal_error("the hidden states of the prompt are not finite");
+    }
+  }
+  if (!event.prompt_logprobs.empty()) completion.prompt_logprobs = std::move(event.prompt_logprobs);
+  if (event.has_token) {
+    update.prompt_done = completion.token_ids.empty();
+    update.delta.tokens.push_back(event.token);
+    if (sequence.add(std::move(event.token), event.finish == FinishReason::kStop)) {
+      if (!event.ended) event.ended = scheduler_->finish(event.id, true);
+      event.finish = FinishReason::kStop;
+    }
+  }
+  if (event.finish != FinishReason::kNone) {
+    sequence.end(event.finish, std::move(event.error));
+    update.ended.reset(static_cast<TextSequence*>(event.ended.release()));
+  }
+  update.delta.text = sequence.take_text();
+  return update;
+}
+
+std::optional<TextUpdate> TextEngine::end(RequestId id, FinishReason reason, Status error) {
+  std::unique_ptr<Sequence> ended = scheduler_->finish(id);
+  if (!ended) return std::nullopt;
+  RequestEvent event{.id = id, .sequence = ended.get(), .finish = reason, .error = std::move(error)};
+  event.ended = std::move(ended);
+  return update(event);
+}
+
+}  // namespace lk

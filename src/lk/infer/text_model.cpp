@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/infer/text_model.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "lk/base/file.h"
+#include "lk/infer/constraint.h"
+
+namespace lk {
+namespace {
+
+constexpr size_t kMaxStops = 16;
+constexpr size_t kMaxStopBytes = 256;
+constexpr int kMaxLogprobs = 20;
+constexpr std::string_view kContinueTag = "<|lorikeet: the message goes on here|>";
+constexpr std::string_view kSpace = " \t\r\n\v\f";
+
+std::string_view trim_end(std::string_view text) { return text.substr(0, text.find_last_not_of(kSpace) + 1); }
+std::string_view trim(std::string_view text) {
+  text = trim_end(text);
+  return text.substr(std::min(text.size(), text.find_first_not_of(kSpace)));
+}
+
+// The text content of the last message, or of the last text part of it; null when there is none.
+boost::json::string* text_of_last(boost::json::array& messages) {
+  if (messages.empty()) return nullptr;
+  boost::json::object* message = messages.back().if_object();
+  boost::json::value* content = message ? message->if_contains("content") : nullptr;
+  if (!content) return nullptr;
+  if (content->is_string()) return &content->get_string();
+  if (!content->is_array()) return nullptr;
+  boost::json::array& parts = content->get_array();
+  for (auto part = parts.rbegin(); part != parts.rend(); ++part)
+    if (boost::json::object* object = part->if_object())
+      if (boost::json::value* text = object->if_contains("text"); text && text->is_string()) return &text->get_string();
+  return nullptr;
+}
+
+}  // namespace
+
+Status validate_sampling(const SamplingParams& p, int64_t vocab_size) {
+  const auto in = [](double x, double low, double high) { return std::isfinite(x) && low <= x && x <= high; };
+  if (!in(p.temperature, 0, 100)) return invalid_argument("temperature must be in [0, 100], got {}", p.temperature);
+  if (p.top_k < 0) return invalid_argument("top_k must be >= 0 (0 = off), got {}", p.top_k);
+  if (!in(p.top_p, 0, 1) || p.top_p == 0) return invalid_argument("top_p must be in (0, 1], got {}", p.top_p);
+  if (!in(p.min_p, 0, 1)) return invalid_argument("min_p must be in [0, 1], got {}", p.min_p);
+  if (!in(p.repetition_penalty, 0.01, 100))
+    return invalid_argument("repetition_penalty must be in [0.01, 100], got {}", p.repetition_penalty);
+  if (!in(p.presence_penalty, -2, 2))
+    return invalid_argument("presence_penalty must be in [-2, 2], got {}", p.presence_penalty);
+  if (!in(p.frequency_penalty, -2, 2))
+    return invalid_argument("frequency_penalty must be in [-2, 2], got {}", p.frequency_penalty);
+  if (p.num_logprobs > kMaxLogprobs)
+    return invalid_argument("logprobs must be <= {}, got {}", kMaxLogprobs, p.num_logprobs);
+  if (p.num_prompt_logprobs > kMaxLogprobs)
+    return invalid_argument("prompt_logprobs must be <= {}, got {}", kMaxLogprobs, p.num_prompt_logprobs);
+  if (p.logit_bias.size() > 1024)
+    return invalid_argument("logit_bias has {} entries, at most 1024 are allowed", p.logit_bias.size());
+  for (const auto& [token, bias] : p.logit_bias) {
+    if (token < 0 || token >= vocab_size)
+      return invalid_argument("logit_bias names token {}, the vocabulary has {}", token, vocab_size);
+    if (!in(bias, -100, 100))
+      return invalid_argument("logit_bias of token {} must be in [-100, 100], got {}", token, bias);
+  }
+  return Status();
+}
+
+Result<std::shared_ptr<const TextModel>> TextModel::load(const std::string& directory, const ModelConfig& config,
+                                                         int64_t context) {
+  std::shared_ptr<TextModel> model(new TextModel());
+  model->config_ = config;
+  if (!directory.empty()) {
+    LK_ASSIGN_OR_RETURN(model->generation_, load_generation_defaults(directory));
+    if (file_exists(join_path(directory, "tokenizer.json"))) {
+      LK_ASSIGN_OR_RETURN(model->tokenizer_, Tokenizer::load(directory));
+      Result<std::shared_ptr<const ChatTemplate>> chat = ChatTemplate::load(directory);
+      if (chat.ok())
+        model->chat_template_ = std::move(chat).value();
+      else if (chat.status().code() != StatusCode::kNotFound)
+        return chat.status();
+    }
+  }
+  const std::vector<int64_t>& ends =
+      model->generation_.eos_token_ids.empty() ? config.eos_token_ids : model->generation_.eos_token_ids;
+  model->end_tokens_.assign(ends.begin(), ends.end());
+  // Dynamic rope stretches the context by its factor; everything else ends where the model was trained.
+  const auto stretch = config.rope.type == RopeType::kDynamic ? config.rope.factor : 1.0;
+  const auto longest = static_cast<int64_t>(static_cast<double>(config.max_positions) * stretch);
+  model->context_ = context > 0 ? context : longest;
+  if (model->context_ > longest)
+    return invalid_argument("--context {} is longer than the {} positions of the model", model->context_, longest);
+  return std::shared_ptr<const TextModel>(std::move(model));
+}
+
+Result<std::string> TextModel::render(const TextRequest& request, const ChatTemplate* own_template) const {
+  const ChatTemplate* chat = own_template ? own_template : chat_template_.get();
+  if (!chat) return failed_precondition("the model has no chat template: give a prompt instead of messages");
+  boost::json::object variables = request.template_variables;
+  boost::json::array messages = request.messages;
+  boost::json::string* last = request.continue_final_message ? text_of_last(messages) : nullptr;
+  if (request.continue_final_message && !last)
+    return invalid_argument("continue_final_message needs a last message with text content");
+  const std::string content = last ? std::string(*last) : "";
+  if (last) last->append(kContinueTag).append(" ");
+  variables["messages"] = std::move(messages);
+  variables["add_generation_prompt"] = request.add_generation_prompt && !request.continue_final_message;
+  if (!request.tools.empty()) variables["tools"] = request.tools;
+  LK_ASSIGN_OR_RETURN(std::string text, chat->render(variables));
+  if (!last) return text;
+  // As transformers: the text is cut behind the content of the last message, where the mark is; what a template that
+  // trims the content took from the mark, it would have taken from the content.
+  const size_t at = text.rfind(kContinueTag);
+  if (at == std::string::npos || text.find(trim(content)) == std::string::npos)
+    return invalid_argument("continue_final_message: the template does not show the last message as it is");
+  const bool trims = text.compare(at + kContinueTag.size(), 1, " ") != 0;
+  text.resize(at);
+  if (trims) text.resize(trim_end(text).size());
+  return text;
+}
+
+Result<std::vector<int32_t>> TextModel::prompt_tokens(const TextRequest& request,
+                                                      const ChatTemplate* own_template) const {
+  std::vector<int32_t> tokens;
+  const int given =
+      (request.token_ids.empty() ? 0 : 1) + (request.messages.empty() ? 0 : 1) + (request.prompt.empty() ? 0 : 1);
+  if (given != 1) return invalid_argument("exactly one of prompt, messages and token_ids must be given and not empty");
+  if (!request.token_ids.empty()) {
+    tokens = request.token_ids;
+  } else if (!tokenizer_) {
+    return failed_precondition("the model has no tokenizer.json: give token_ids");
+  } else if (!request.messages.empty()) {
+    LK_ASSIGN_OR_RETURN(const std::string text, render(request, own_template));
+    LK_ASSIGN_OR_RETURN(tokens, tokenizer_->encode(text, false));
+  } else {
+    LK_ASSIGN_OR_RETURN(tokens, tokenizer_->encode(request.prompt, request.add_special_tokens));
+  }
+  for (size_t i = 0; i < tokens.size(); ++i)
+    if (tokens[i] < 0 || tokens[i] >= config_.vocab_size)
+      return invalid_argument("token id {} at position {} is outside the vocabulary of {}", tokens[i], i,
+                              config_.vocab_size);
+  if (request.truncate_prompt_tokens > 0 && static_cast<int64_t>(tokens.size()) > request.truncate_prompt_tokens)
+    tokens.erase(tokens.begin(), tokens.end() - request.truncate_prompt_tokens);
+  return tokens;
+}
+
+Status TextModel::check(const TextRequest& request, std::string_view& field) const {
+  LK_RETURN_IF_ERROR(validate_sampling(request.sampling, config_.vocab_size));
+  field = "max_tokens";
+  if (request.max_tokens < 0) return invalid_argument("max_tokens must be >= 0, got {}", request.max_tokens);
+  field = "stop";
+  if (request.stop.size() > kMaxStops)
+    return invalid_argument("stop has {} strings, at most {} are allowed", request.stop.size(), kMaxStops);
+  for (const std::string& stop : request.stop) {
+    if (stop.empty() || stop.size() > kMaxStopBytes)
+      return invalid_argument("stop strings must have 1 to {} bytes", kMaxStopBytes);
+    if (!tokenizer_) return failed_precondition("the model has no tokenizer.json: stop strings cannot be matched");
+  }
+  field = "allowed_token_ids";
+  for (int32_t token : request.allowed_token_ids)
+    if (token < 0 || token >= config_.vocab_size)
+      return invalid_argument("allowed_token_ids names token {}, the vocabulary has {}", token, config_.vocab_size);
+  return Status();
+}
+
+// Also brings the constraint to where it was.
+Status TextModel::check_output_so_far(const Request& request) const {
+  const std::vector<int32_t>& output = request.output_so_far;
+  if (static_cast<int64_t>(output.size()) >= std::max<int64_t>(request.max_tokens, 1))
+    return invalid_argument("output_so_far has {} tokens: it must have fewer than max_tokens ({})", output.size(),
+                            request.max_tokens);
+  for (size_t i = 0; i < output.size(); ++i) {
+    const int32_t token = output[i];
+    if (token < 0 || token >= config_.vocab_size)
+      return invalid_argument("output_so_far has token id {} at position {}, outside the vocabulary of {}", token, i,
+                              config_.vocab_size);
+    const auto& stops = request.stop_token_ids;
+    if (std::find(stops.begin(), stops.end(), token) != stops.end())
+      return invalid_argument("output_so_far has the stop token {} at position {}: the answer is complete", token, i);
+    if (request.constraint && !request.constraint->accept(token).ok())
+      return invalid_argument(
+          "output_so_far has token {} at position {}, where the request's grammar or allowed_token_ids forbid it",
+          token, i);
+  }
+  return Status();
+}
+
+Status TextModel::prepare(TextRequest text, TextSequence& sequence, const ChatTemplate* own_template,
+                          std::string_view* about) const {
+  std::string_view unwanted;
+  std::string_view& field = about ? *about : unwanted;
+  field = "";
+  LK_RETURN_IF_ERROR(check(text, field));
+  field = "prompt";
+  Request& request = sequence.asked;
+  LK_ASSIGN_OR_RETURN(request.prompt, prompt_tokens(text, own_template));
+  const auto prompt_length = static_cast<int64_t>(request.prompt.size());
+  if (text.embed) text.max_tokens = 0;
+  if (prompt_length > context_ || (prompt_length == context_ && text.max_tokens > 0))
+    return invalid_argument("the prompt has {} tokens, the context {}: {}", prompt_length, context_,
+                            text.max_tokens > 0 ? "no room for output" : "it is too long");
+  // Asking for more than fits means "until the context is full".
+  request.max_tokens = std::min(text.max_tokens, context_ - prompt_length);
+  request.stop_token_ids = text.stop_token_ids;
+  if (!text.ignore_eos || text.grammar)
+    request.stop_token_ids.insert(request.stop_token_ids.end(), end_tokens_.begin(), end_tokens_.end());
+  request.sampling = text.sampling;
+  request.output_so_far = text.output_so_far;
+  request.sum_hidden = text.embed;
+  request.constraint = make_constraint(text, request.stop_token_ids, config_.vocab_size);
+  request.cache_salt = text.cache_salt;
+  request.rope_length = prompt_length + request.max_tokens;
+  // Beyond max_positions dynamic rope rotates by sequence length: such requests share no cached keys with others.
+  if (config_.rope.type == RopeType::kDynamic && request.rope_length > config_.max_positions)
+    request.cache_salt ^= static_cast<uint64_t>(request.rope_length) << 32;
+  field = "output_so_far";
+  if (request.resumed()) LK_RETURN_IF_ERROR(check_output_so_far(request));
+  field = "allowed_token_ids";
+  if (text.grammar && !text.allowed_token_ids.empty()) {
+    std::vector<uint64_t> words(static_cast<size_t>((config_.vocab_size + 63) / 64));
+    LK_RETURN_IF_ERROR(request.constraint->allowed(words));
+  }
+  field = "output_so_far";
+  sequence.text = std::move(text);
+  return sequence.begin_text(tokenizer_);
+}
+
+}  // namespace lk

@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every public call: lock, one transaction, commit. Rows are checked by the same functions on the way in and on the way
+// out.
+#include "lk/serve/access/state_store.h"
+
+#include <algorithm>
+#include <bit>
+#include <ctime>
+#include <mutex>
+
+#include "lk/base/names.h"
+#include "lk/base/plain_text.h"
+#include "lk/base/sha256.h"
+#include "lk/serve/access/secrets.h"
+#include "lk/serve/access/state_schema.h"
+
+namespace lk {
+namespace {
+
+constexpr size_t kIdLength = 12;
+constexpr size_t kSecretLength = 43;  // 256 bits
+constexpr size_t kMaxNote = 256, kMaxPath = 4096, kMaxPatterns = 1024;
+constexpr int64_t kMaxLimit = int64_t{1} << 50;  // of every count and time in the file
+constexpr uint8_t kAllScopes = 7;
+
+using Kind = SqliteTransaction::Kind;
+
+bool is_hex_digest(std::string_view text) {
+  return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == text.npos;
+}
+bool in_range(int64_t value, int64_t low = 0) { return value >= low && value <= kMaxLimit; }
+
+Status check(const Tenant& tenant) {
+  LK_RETURN_IF_ERROR(check_name("tenant", tenant.name));
+  if (!(tenant.weight >= 1e-3 && tenant.weight <= 1e6))
+    return invalid_argument("tenant {}: weight {} is not in [0.001, 1000000]", tenant.name, tenant.weight);
+  if (!in_range(tenant.max_in_flight))
+    return invalid_argument("tenant {}: {} requests in flight is no limit; 0 = unlimited", tenant.name,
+                            tenant.max_in_flight);
+  if (!in_range(tenant.tokens_per_minute))
+    return invalid_argument("tenant {}: {} tokens per minute is no limit; 0 = unlimited", tenant.name,
+                            tenant.tokens_per_minute);
+  if (tenant.adapters.size() > kMaxPatterns)
+    return invalid_argument("tenant {}: more than {} adapter patterns", tenant.name, kMaxPatterns);
+  for (const std::string& pattern : tenant.adapters)
+    if (!is_valid_glob(pattern))
+      return invalid_argument("tenant {}: \"{}\" is not an adapter pattern; use names with * and ?", tenant.name,
+                              is_plain_text(pattern, 128) ? pattern : "?");
+  return Status();
+}
+
+Status check(const ApiKey& key) {
+  if (key.id.size() != kIdLength || !is_valid_name(key.id) || key.id.find_first_of(".-_") != std::string::npos)
+    return invalid_argument("a key has an id of another form");
+  LK_RETURN_IF_ERROR(check_name("tenant", key.tenant));
+  if (!is_hex_digest(key.secret_sha256)) return invalid_argument("key {}: the hash is not SHA-256", key.id);
+  if (key.scopes == 0 || key.scopes > kAllScopes)
+    return invalid_argument("key {}: scopes {} are none", key.id, key.scopes);
+  if (!is_plain_text(key.note, kMaxNote))
+    return invalid_argument("key {}: the note is not one line of at most {} bytes", key.id, kMaxNote);
+  if (!in_range(key.created) || !in_range(key.expires))
+    return invalid_argument("key {}: a time is out of range", key.id);
+  return Status();
+}
+
+Status check(const StoredAdapter& adapter) {
+  LK_RETURN_IF_ERROR(check_name("adapter", adapter.name));
+  if (!in_range(adapter.version, 1))
+    return invalid_argument("adapter {}: version {} is not positive", adapter.name, adapter.version);
+  if (adapter.path.empty() || !is_plain_text(adapter.path, kMaxPath))
+    return invalid_argument(
+        "adapter {}: the path is empty, longer than {} bytes, or has control characters or no UTF-8", adapter.name,
+        kMaxPath);
+  if (!adapter.digest.empty() && !is_hex_digest(adapter.digest))
+    return invalid_argument("adapter {}: the digest is not SHA-256", adapter.name);
+  return Status();
+}
+
+Status check(const StateStore::Alias& alias) {
+  LK_RETURN_IF_ERROR(check_name("alias", alias.alias));
+  LK_RETURN_IF_ERROR(check_name("adapter", alias.name));
+  if (!in_range(alias.version)) return invalid_argument("alias {}: version {} is negative", alias.alias, alias.version);
+  return Status();
+}
+
+std::string join_patterns(const std::vector<std::string>& patterns) {
+  return fmt::format("{}", fmt::join(patterns, ","));
+}
+
+std::vector<std::string> split_patterns(const std::string& text) {
+  std::vector<std::string> patterns;
+  for (size_t begin = 0; !text.empty() && begin <= text.size();) {
+    const size_t comma = std::min(text.find(',', begin), text.size());
+    patterns.push_back(text.substr(begin, comma - begin));
+    begin = comma + 1;
+  }
+  return patterns;
+}
+
+uint64_t random_salt() {
+  uint64_t salt = 0;
+  while (salt == 0) fill_random({reinterpret_cast<uint8_t*>(&salt), sizeof salt});
+  return salt;
+}
+
+}  // namespace
+
+struct StateStore::Impl {
+  std::mutex mutex;
+  std::unique_ptr<SqliteDatabase> database;
+
+  Result<SqliteStatement> prepare(std::string_view sql, std::initializer_list<SqliteValue> values = {}) {
+    return SqliteStatement::prepare(*database, sql, values);
+  }
+  Status run(std::string_view sql, std::initializer_list<SqliteValue> values = {}) {
+    LK_ASSIGN_OR_RETURN(SqliteStatement statement, prepare(sql, values));
+    return statement.run();
+  }
+  Result<bool> exists(std::string_view sql, std::initializer_list<SqliteValue> values) {
+    LK_ASSIGN_OR_RETURN(SqliteStatement statement, prepare(sql, values));
+    return statement.next();
+  }
+  // `work` inside a write transaction.
+  template <class Work>
+  Status write(Work&& work) {
+    const std::lock_guard lock(mutex);
+    LK_ASSIGN_OR_RETURN(SqliteTransaction transaction, SqliteTransaction::begin(*database, Kind::kWrite));
+    LK_RETURN_IF_ERROR(work());
+    return transaction.commit();
+  }
+  // Every row of `sql`, made by `read` and checked. Requires: mutex.
+  template <class Row, class Read>
+  Result<std::vector<Row>> rows(std::string_view sql, Read&& read) {
+    LK_ASSIGN_OR_RETURN(SqliteStatement statement, prepare(sql));
+    std::vector<Row> found;
+    for (;;) {
+      LK_ASSIGN_OR_RETURN(const bool more, statement.next());
+      if (!more) return found;
+      found.push_back(read(statement));
+      if (const Status status = check(found.back()); !status.ok())
+        return data_loss("state file {} is damaged: {}", database->path(), status.message());
+    }
+  }
+  Result<std::vector<Tenant>> read_tenants();
+  Result<std::vector<ApiKey>> read_keys();
+};
+
+Result<std::unique_ptr<StateStore>> StateStore::open(const std::string& path) {
+  std::unique_ptr<StateStore> store(new StateStore());
+  store->impl_ = std::make_unique<Impl>();
+  LK_ASSIGN_OR_RETURN(store->impl_->database, open_state_file(path));
+  return store;
+}
+
+StateStore::~StateStore() = default;
+
+// --- Tenants
+
+Result<std::vector<Tenant>> StateStore::Impl::read_tenants() {
+  LK_ASSIGN_OR_RETURN(const bool unsalted, exists("SELECT 1 FROM tenants WHERE cache_salt = 0", {}));
+  if (unsalted) return data_loss("state file {} is damaged: a tenant without a cache salt", database->path());
+  return rows<Tenant>(
+      "SELECT name, weight, max_in_flight, tokens_per_minute, adapters, cache_salt FROM tenants WHERE removed = 0 "
+      "ORDER BY name",
+      [](const SqliteStatement& row) {
+        return Tenant{.name = row.text(0),
+                      .weight = row.real(1),
+                      .max_in_flight = row.integer(2),
+                      .tokens_per_minute = row.integer(3),
+                      .adapters = split_patterns(row.text(4)),
+                      .cache_salt = std::bit_cast<uint64_t>(row.integer(5))};
+      });
+}
+
+Result<std::vector<Tenant>> StateStore::tenants() {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->read_tenants();
+}
+
+Status StateStore::put_tenant(Tenant tenant) {
+  LK_RETURN_IF_ERROR(check(tenant));
+  const std::string patterns = join_patterns(tenant.adapters);
+  const auto new_salt = std::bit_cast<int64_t>(random_salt());
+  return impl_->write([&] {
+    // A tenant that comes back after its removal is a new one: it must not find the old one's cached prefixes.
+    return impl_->run(
+        "INSERT INTO tenants(name, weight, max_in_flight, tokens_per_minute, adapters, cache_salt) VALUES(?1, ?2, ?3, "
+        "?4, ?5, ?6) "
+        "ON CONFLICT(name) DO UPDATE SET weight = ?2, max_in_flight = ?3, tokens_per_minute = ?4, adapters = ?5, "
+        "cache_salt = CASE removed WHEN 0 THEN cache_salt ELSE ?6 END, removed = 0",
+        {tenant.name, tenant.weight, tenant.max_in_flight, tenant.tokens_per_minute, patterns, new_salt});
+  });
+}
+
+Status StateStore::remove_tenant(const std::string& name) {
+  LK_RETURN_IF_ERROR(check_name("tenant", name));
+  const int64_t now = std::time(nullptr);
+  return impl_->write([&]() -> Status {
+    LK_ASSIGN_OR_RETURN(const bool known,
+                        impl_->exists("SELECT 1 FROM tenants WHERE name = ? AND removed = 0", {name}));
+    if (!known) return not_found("no tenant \"{}\"", name);
+    LK_ASSIGN_OR_RETURN(
+        const bool used,
+        impl_->exists("SELECT 1 FROM keys WHERE tenant = ? AND revoked = 0 AND (expires = 0 OR expires > ?)",
+                      {name, now}));
+    if (used) return failed_precondition("tenant \"{}\" has usable keys; revoke them first", name);
+    LK_RETURN_IF_ERROR(impl_->run("UPDATE keys SET revoked = 1 WHERE tenant = ?", {name}));
+    return impl_->run("UPDATE tenants SET removed = 1 WHERE name = ?", {name});
+  });
+}
+
+// --- Keys
+
+Result<std::vector<ApiKey>> StateStore::Impl::read_keys() {
+  return rows<ApiKey>(
+      "SELECT id, secret_sha256, tenant, scopes, note, created, expires, revoked FROM keys ORDER BY created, id",
+      [](const SqliteStatement& row) {
+        const int64_t scopes = row.integer(3);
+        return ApiKey{.id = row.text(0),
+                      .secret_sha256 = row.text(1),
+                      .tenant = row.text(2),
+                      .scopes = scopes >= 0 && scopes <= kAllScopes ? static_cast<uint8_t>(scopes) : uint8_t{0},
+                      .note = row.text(4),
+                      .created = row.integer(5),
+                      .expires = row.integer(6),
+                      .revoked = row.integer(7) != 0};
+      });
+}
+
+Result<std::vector<ApiKey>> StateStore::keys() {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->read_keys();
+}
+
+Result<StateStore::NewKey> StateStore::create_key(const std::string& tenant, uint8_t scopes, const std::string& note,
+                                                  int64_t expires) {
+  const std::string secret = random_base62(kSecretLength);
+  Sha256 hash;
+  hash.update(secret.data(), secret.size());
+  NewKey made{.key = {.id = random_base62(kIdLength),
+                      .secret_sha256 = to_hex(hash.finish()),
+                      .tenant = tenant,
+                      .scopes = scopes,
+                      .note = note,
+                      .created = std::time(nullptr),
+                      .expires = expires},
+              .text = {}};
+  const ApiKey& key = made.key;
+  LK_RETURN_IF_ERROR(check(key));
+  if (expires != 0 && expires <= key.created) return invalid_argument("the key would have expired already");
+  made.text = fmt::format("lk-{}-{}", key.id, secret);
+  LK_RETURN_IF_ERROR(impl_->write([&]() -> Status {
+    LK_ASSIGN_OR_RETURN(const bool known,
+                        impl_->exists("SELECT 1 FROM tenants WHERE name = ? AND removed = 0", {tenant}));
+    if (!known) return not_found("no tenant \"{}\"", tenant);
+    return impl_->run(
+        "INSERT INTO keys(id, secret_sha256, tenant, scopes, note, created, expires) VALUES(?, ?, ?, ?, ?, ?, ?)",
+        {key.id, key.secret_sha256, key.tenant, int64_t{key.scopes}, key.note, key.created, key.expires});
+  }));
+  return made;
+}
+
+Status StateStore::revoke_key(const std::string& id) {
+  return impl_->write([&]() -> Status {
+    LK_RETURN_IF_ERROR(impl_->run("UPDATE keys SET revoked = 1 WHERE id = ?", {id}));
+    if (impl_->database->changes() == 0) return not_found("no key \"{}\"", is_valid_name(id) ? id : "?");
+    return Status();
+  });
+}
+
+Result<KeyRing> StateStore::load_key_ring() {
+  const std::lock_guard lock(impl_->mutex);
+  LK_ASSIGN_OR_RETURN(const SqliteTransaction both,
+                      SqliteTransaction::begin(*impl_->database, Kind::kRead));  // of one moment
+  LK_ASSIGN_OR_RETURN(std::vector<Tenant> tenants, impl_->read_tenants());
+  LK_ASSIGN_OR_RETURN(std::vector<ApiKey> keys, impl_->read_keys());
+  return KeyRing(std::move(tenants), std::move(keys));
+}
+
+// --- Adapters
+
+Result<std::vector<StoredAdapter>> StateStore::adapters() {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->rows<StoredAdapter>(
+      "SELECT name, version, path, digest, pinned, is_default FROM adapters ORDER BY name, version",
+      [](const SqliteStatement& row) {
+        return StoredAdapter{.name = row.text(0),
+                             .version = row.integer(1),
+                             .path = row.text(2),
+                             .digest = row.text(3),
+                             .pinned = row.integer(4) != 0,
+                             .is_default = row.integer(5) != 0};
+      });
+}
+
+Status StateStore::put_adapter(const StoredAdapter& adapter) {
+  LK_RETURN_IF_ERROR(check(adapter));
+  return impl_->write([&]() -> Status {
+    LK_ASSIGN_OR_RETURN(const bool known, impl_->exists("SELECT 1 FROM adapters WHERE name = ? AND version = ?",
+                                                        {adapter.name, adapter.version}));
+    if (!known) {
+      LK_ASSIGN_OR_RETURN(const bool used, impl_->exists("SELECT 1 FROM adapter_versions WHERE name = ? AND last >= ?",
+                                                         {adapter.name, adapter.version}));
+      if (used)
+        return already_exists("version {} of adapter \"{}\" was used before; versions are not used again",
+                              adapter.version, adapter.name);
+    }
+    if (adapter.is_default)
+      LK_RETURN_IF_ERROR(impl_->run("UPDATE adapters SET is_default = 0 WHERE name = ?", {adapter.name}));
+    LK_RETURN_IF_ERROR(impl_->run(
+        "INSERT OR REPLACE INTO adapters(name, version, path, digest, pinned, is_default) VALUES(?, ?, ?, ?, ?, ?)",
+        {adapter.name, adapter.version, adapter.path, adapter.digest, int64_t{adapter.pinned},
+         int64_t{adapter.is_default}}));
+    return impl_->run(
+        "INSERT INTO adapter_versions(name, last) VALUES(?1, ?2) ON CONFLICT(name) DO UPDATE SET last = max(last, ?2)",
+        {adapter.name, adapter.version});
+  });
+}
+
+Status StateStore::remove_adapter(const std::string& name, int64_t version) {
+  LK_RETURN_IF_ERROR(check_name("adapter", name));
+  return impl_->write([&]() -> Status {
+    LK_RETURN_IF_ERROR(impl_->run("DELETE FROM adapters WHERE name = ? AND version = ?", {name, version}));
+    if (impl_->database->changes() == 0) return not_found("no version {} of adapter \"{}\"", version, name);
+    return Status();
+  });
+}
+
+Result<int64_t> StateStore::last_version(const std::string& name) {
+  const std::lock_guard lock(impl_->mutex);
+  LK_ASSIGN_OR_RETURN(SqliteStatement statement,
+                      impl_->prepare("SELECT last FROM adapter_versions WHERE name = ?", {name}));
+  LK_ASSIGN_OR_RETURN(const bool row, statement.next());
+  const int64_t last = row ? statement.integer(0) : 0;
+  if (!in_range(last))
+    return data_loss("state file {} is damaged: last version {} of an adapter", impl_->database->path(), last);
+  return last;
+}
+
+// --- Aliases
+
+Result<std::vector<StateStore::Alias>> StateStore::aliases() {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->rows<Alias>("SELECT alias, name, version FROM aliases ORDER BY alias", [](const SqliteStatement& row) {
+    return Alias{.alias = row.text(0), .name = row.text(1), .version = row.integer(2)};
+  });
+}
+
+Status StateStore::put_alias(const Alias& alias) {
+  LK_RETURN_IF_ERROR(check(alias));
+  return impl_->write([&] {
+    return impl_->run("INSERT OR REPLACE INTO aliases(alias, name, version) VALUES(?, ?, ?)",
+                      {alias.alias, alias.name, alias.version});
+  });
+}
+
+Status StateStore::remove_alias(const std::string& alias) {
+  LK_RETURN_IF_ERROR(check_name("alias", alias));
+  return impl_->write([&]() -> Status {
+    LK_RETURN_IF_ERROR(impl_->run("DELETE FROM aliases WHERE alias = ?", {alias}));
+    if (impl_->database->changes() == 0) return not_found("no alias \"{}\"", alias);
+    return Status();
+  });
+}
+
+}  // namespace lk

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// StateStore: what survives a restart (SQLite, WAL): tenants, API keys, loaded adapters, aliases. The server and
+// `lorikeet keys` may have it open at the same time.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "lk/serve/access/tenants.h"
+
+namespace lk {
+
+struct StoredAdapter {
+  std::string name;
+  int64_t version = 0;
+  std::string path;
+  std::string digest;
+  bool pinned = false;
+  bool is_default = true;  // what the bare name means
+};
+
+class StateStore {
+ public:
+  // Creates the file (mode 0600) and its directory; refuses a file of a newer schema, of another program, or a damaged
+  // one, naming it.
+  static Result<std::unique_ptr<StateStore>> open(const std::string& path);
+  ~StateStore();
+
+  // Thread safe; each call is one transaction, durable when it returns. What is read is checked like any input: a file
+  // somebody tampered with gives kDataLoss, not strange names.
+  Result<std::vector<Tenant>> tenants();
+  Status put_tenant(Tenant tenant);  // insert or update; keeps the salt, makes one for a new tenant
+  // Refused while it has usable keys. The others are revoked and stay, so that a server whose keys are all gone does
+  // not open.
+  Status remove_tenant(const std::string& name);
+  Result<std::vector<ApiKey>> keys();
+  struct NewKey {
+    ApiKey key;
+    std::string text;  // the whole key, shown once
+  };
+  Result<NewKey> create_key(const std::string& tenant, uint8_t scopes, const std::string& note, int64_t expires);
+  Status revoke_key(const std::string& id);
+  Result<KeyRing> load_key_ring();
+
+  Result<std::vector<StoredAdapter>> adapters();
+  // By (name, version); is_default clears it from the other versions. kAlreadyExists for a version that was removed or
+  // skipped.
+  Status put_adapter(const StoredAdapter& adapter);
+  Status remove_adapter(const std::string& name,
+                        int64_t version);  // the default's removal makes no other version the default
+  // Highest version ever used for the name, 0 for none: versions are never reused, also after removal.
+  Result<int64_t> last_version(const std::string& name);
+  struct Alias {
+    std::string alias, name;
+    int64_t version = 0;  // 0 = the name's default
+  };
+  Result<std::vector<Alias>> aliases();
+  Status put_alias(const Alias& alias);
+  Status remove_alias(const std::string& alias);
+
+ private:
+  StateStore() = default;
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace lk

@@ -1,0 +1,504 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/serve/http/server.h"
+
+#include <sys/random.h>
+
+#include <algorithm>
+#include <ctime>
+
+#include "lk/base/rng.h"
+#include "lk/serve/http/heap_trimmer.h"
+#include "lk/serve/http/server_impl.h"
+#include "lk/serve/observe/process_stats.h"
+
+namespace lk {
+namespace {
+
+constexpr size_t kMaxWaitingWork = 4096;
+
+const Route kRoutes[] = {
+    {"POST", "/v1/chat/completions", Access::kInfer, false, true, &ServerImpl::chat},
+    {"POST", "/v1/completions", Access::kInfer, false, true, &ServerImpl::completions},
+    {"POST", "/v1/embeddings", Access::kInfer, false, true, &ServerImpl::embeddings},
+    {"POST", "/tokenize", Access::kInfer, false, true, &ServerImpl::tokenize},
+    {"POST", "/detokenize", Access::kInfer, false, true, &ServerImpl::detokenize},
+    {"GET", "/v1/models", Access::kInfer, false, false, &ServerImpl::models},
+    {"GET", "/v1/models/{id}", Access::kInfer, false, false, &ServerImpl::model},
+    {"POST", "/v1/load_lora_adapter", Access::kAdapters, true, false, &ServerImpl::vllm_load},
+    {"POST", "/v1/unload_lora_adapter", Access::kAdapters, true, false, &ServerImpl::vllm_unload},
+    {"GET", "/v1/adapters", Access::kAdapters, true, false, &ServerImpl::list_adapters},
+    {"POST", "/v1/adapters", Access::kAdapters, true, false, &ServerImpl::post_adapter},
+    {"GET", "/v1/adapters/{name}", Access::kAdapters, true, false, &ServerImpl::get_adapter},
+    {"PATCH", "/v1/adapters/{name}", Access::kAdapters, true, false, &ServerImpl::patch_adapter},
+    {"DELETE", "/v1/adapters/{name}", Access::kAdapters, true, false, &ServerImpl::delete_adapter},
+    {"GET", "/v1/status", Access::kMetrics, true, false, &ServerImpl::status},
+    {"GET", "/metrics", Access::kMetrics, true, false, &ServerImpl::metrics},
+    {"GET", "/health", Access::kOpen, false, false, &ServerImpl::health},
+    {"GET", "/healthz", Access::kOpen, false, false, &ServerImpl::health},
+    {"GET", "/ping", Access::kOpen, false, false, &ServerImpl::health},
+    {"GET", "/ready", Access::kOpen, false, false, &ServerImpl::ready},
+    {"GET", "/readyz", Access::kOpen, false, false, &ServerImpl::ready},
+    {"GET", "/live", Access::kOpen, false, false, &ServerImpl::live},
+    {"GET", "/livez", Access::kOpen, false, false, &ServerImpl::live},
+    {"GET", "/version", Access::kOpen, false, false, &ServerImpl::version},
+    {"GET", "/openapi.json", Access::kOpen, false, false, &ServerImpl::openapi},
+    {"GET", "/", Access::kOpen, false, false, &ServerImpl::console},
+    {"GET", "/console/{file}", Access::kOpen, false, false, &ServerImpl::console},
+};
+
+HttpResponse error_response(const ApiError& error) {
+  HttpResponse response{.status = error.status, .body = format_error(error)};
+  if (error.retry_after_seconds > 0) {
+    // Whole seconds, spread a little, so that those who were refused together do not come back together.
+    thread_local Rng rng(static_cast<uint64_t>(Clock::now().time_since_epoch().count()));
+    const double spread = error.retry_after_seconds * (1 + 0.25 * static_cast<double>(rng.below(1000)) / 1000);
+    response.headers.emplace_back(
+        "retry-after", std::to_string(std::clamp(static_cast<int64_t>(spread + 0.999), int64_t{1}, int64_t{60})));
+  }
+  if (error.status == 401) response.headers.emplace_back("www-authenticate", "Bearer");
+  return response;
+}
+
+std::string_view refusal_reason(int status) {
+  switch (status) {
+    case 400:
+    case 422:
+      return "invalid";
+    case 401:
+    case 403:
+      return "auth";
+    case 404:
+      return "not_found";
+    case 408:
+      return "deadline";
+    case 413:
+      return "too_large";
+    case 429:
+      return "rate_limit";
+    case 503:
+      return "overload";
+    default:
+      return "error";
+  }
+}
+
+// Overload and limits come in thousands: the metrics count them, a line for each would be part of the overload.
+LogLevel level_of(int status) {
+  if (status == 429 || status == 503) return LogLevel::kDebug;
+  return status >= 500 ? LogLevel::kWarning : LogLevel::kInfo;
+}
+
+// A client's own id goes into headers and logs: only what is harmless there.
+bool is_request_id(std::string_view text) {
+  return !text.empty() && text.size() <= 128 &&
+         text.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:") ==
+             std::string_view::npos;
+}
+
+// "http://localhost:3000" -> "localhost:3000".
+std::string_view authority_of(std::string_view origin) {
+  const size_t scheme = origin.find("://");
+  return scheme == std::string_view::npos ? origin : origin.substr(scheme + 3);
+}
+
+bool is_loopback_host(std::string_view host) {
+  if (host.starts_with('[')) return host.substr(0, host.find(']') + 1) == "[::1]";
+  host = host.substr(0, host.rfind(':'));
+  return host == "localhost" ||
+         (host.starts_with("127.") && host.find_first_not_of("0123456789.") == std::string_view::npos);
+}
+
+// Without keys a browser must not become the way in: neither a page of another site (Origin), nor one whose name was
+// pointed at this machine (Host).
+bool comes_from_foreign_page(const HttpRequest& request, bool any_host) {
+  const std::string_view origin = request.header("origin"), host = request.header("host");
+  if (origin.empty()) return false;
+  return authority_of(origin) != host || !(any_host || is_loopback_host(host));
+}
+
+std::string random_id() {
+  thread_local Rng rng([] {
+    uint64_t seed = 0;
+    if (getrandom(&seed, sizeof seed, 0) != sizeof seed)
+      seed = static_cast<uint64_t>(Clock::now().time_since_epoch().count());
+    return seed;
+  }());
+  return fmt::format("{:016x}{:016x}", rng.next(), rng.next());
+}
+
+}  // namespace
+
+// --- Exchange
+
+void Exchange::record(int status) {
+  server->metrics_->http_request(route ? route->path : "other", status,
+                                 std::chrono::duration<double>(Clock::now() - arrival).count());
+  if (status >= 400)
+    server->metrics_->request_refused(refusal_reason(status), principal.tenant ? principal.tenant->name : "");
+  server->log_->write(level_of(status), "request",
+                      {{"id", id},
+                       {"method", request.method},
+                       {"route", route ? route->path : "other"},
+                       {"status", status},
+                       {"ms", std::chrono::duration<double, std::milli>(Clock::now() - arrival).count()},
+                       {"tenant", principal.tenant ? principal.tenant->name : ""},
+                       {"key", principal.key_id},
+                       {"peer", request.peer}});
+}
+
+void Exchange::respond(int status, std::string body, std::string_view content_type, HttpHeaders headers) {
+  if (!reply) return;
+  record(status);
+  headers.emplace_back("x-request-id", id);
+  std::exchange(reply, nullptr)
+      ->respond({.status = status,
+                 .headers = std::move(headers),
+                 .content_type = std::string(content_type),
+                 .body = std::move(body)});
+}
+
+void Exchange::fail(const ApiError& error, HttpHeaders headers) {
+  if (!reply) return;
+  record(error.status);
+  if (error.status >= 500 && error.status != 503)
+    server->log_->write(LogLevel::kError, "internal_error", {{"id", id}, {"reason", error.message}});
+  HttpResponse response = error_response(error);
+  for (auto& header : headers) response.headers.push_back(std::move(header));
+  response.headers.emplace_back("x-request-id", id);
+  std::exchange(reply, nullptr)->respond(std::move(response));
+}
+
+void Exchange::begin_stream(HttpHeaders headers) {
+  record(200);
+  headers.emplace_back("x-request-id", id);
+  headers.emplace_back("cache-control", "no-cache");
+  reply->begin_stream(200, std::move(headers), "text/event-stream; charset=utf-8");
+}
+
+void Exchange::post(std::function<void()> task) { server->http_->post(shard, std::move(task)); }
+
+void Exchange::refuse(ApiError error) {
+  post([self = shared_from_this(), error = std::move(error)] { self->fail(error); });
+}
+
+// --- Life
+
+Result<std::unique_ptr<Server>> Server::start(const ServerOptions& options, std::unique_ptr<TextEngine> engine,
+                                              std::unique_ptr<StateStore> store, std::unique_ptr<Log> log) {
+  LK_ASSIGN_OR_RETURN(std::unique_ptr<ServerImpl> server,
+                      ServerImpl::create(options, std::move(engine), std::move(store), std::move(log)));
+  return std::unique_ptr<Server>(std::move(server));
+}
+
+Result<std::unique_ptr<ServerImpl>> ServerImpl::create(const ServerOptions& options, std::unique_ptr<TextEngine> engine,
+                                                       std::unique_ptr<StateStore> store, std::unique_ptr<Log> log) {
+  std::unique_ptr<ServerImpl> self(new ServerImpl(options));
+  self->log_ = std::move(log);
+  self->store_ = std::move(store);
+  LK_RETURN_IF_ERROR(self->reload_keys());
+  self->metrics_ = Metrics::create({.model_name = options.adapters.base_name, .version = options.version});
+  const std::shared_ptr<const TensorStore> checkpoint = engine->engine().weights().checkpoint;
+  ServerImpl* raw = self.get();
+  EngineServiceOptions service_options = options.engine;
+  service_options.on_step = [raw](int64_t tokens, double seconds) { raw->metrics_->step_finished(tokens, seconds); };
+  self->service_ = std::make_unique<EngineService>(
+      std::move(engine), service_options, [raw](int shard, std::vector<StreamEvent> events) {
+        auto batch = std::make_shared<std::vector<StreamEvent>>(std::move(events));
+        raw->http_->post(shard, [raw, shard, batch] {
+          for (StreamEvent& event : *batch) event.sink->on_event(event);
+          // What they wrote is sent when this task returns; the next one sees it done.
+          const Clock::time_point step_end = batch->front().step_end;
+          raw->http_->post(shard, [raw, step_end] {
+            raw->metrics_->events_delivered(std::chrono::duration<double>(Clock::now() - step_end).count());
+          });
+        });
+      });
+  const TextModel& text = self->service_->text();
+  self->defaults_ = {
+      .context = text.context(), .vocab_size = text.config().vocab_size, .generation = text.generation()};
+  if (options.tool_format == "auto")
+    self->defaults_.tool_format =
+        detect_tool_format(text.config().model_type, text.chat_template() ? text.chat_template()->source() : "");
+  else if (options.tool_format == "hermes")
+    self->defaults_.tool_format = ToolFormat::kHermes;
+  else if (options.tool_format == "llama3")
+    self->defaults_.tool_format = ToolFormat::kLlama3;
+  else if (options.tool_format == "mistral")
+    self->defaults_.tool_format = ToolFormat::kMistral;
+  if (text.tokenizer())
+    self->grammars_ = std::make_unique<GrammarCache>(
+        TokenVocabulary::create(*text.tokenizer(), text.config().vocab_size, text.end_tokens()),
+        options.max_grammar_bytes);
+  self->registry_ =
+      std::make_unique<AdapterRegistry>(*self->service_, options.adapters, checkpoint, self->store_.get());
+  self->workers_ = std::make_unique<WorkQueue>(options.worker_threads, kMaxWaitingWork);
+  LK_RETURN_IF_ERROR(self->open_listeners());
+  return self;
+}
+
+Status ServerImpl::open_listeners() {
+  HttpServerOptions http{.listen = options_.listen,
+                         .num_shards = options_.io_threads,
+                         .limits = options_.limits,
+                         .tls_cert = options_.tls_cert,
+                         .tls_key = options_.tls_key};
+  if (options_.admin) http.listen.push_back(*options_.admin);
+  LK_ASSIGN_OR_RETURN(http_, HttpServer::start(
+                                 http, [this](const HttpRequest& head) { return filter(head); },
+                                 [this](HttpRequest request, std::shared_ptr<HttpReply> reply) {
+                                   handle(std::move(request), std::move(reply));
+                                 }));
+  return Status();
+}
+
+// In the order of the arrows: no new requests, no workers, no engine, and only then what they all refer to.
+ServerImpl::~ServerImpl() {
+  if (grace_.joinable()) grace_.join();
+  if (http_) http_->stop_accepting();
+  if (workers_) workers_->stop();
+  registry_.reset();
+  if (service_) service_->stop();
+  http_.reset();
+}
+
+Status ServerImpl::reload_keys() {
+  auto ring = std::make_shared<KeyRing>();
+  if (store_) {
+    LK_ASSIGN_OR_RETURN(*ring, store_->load_key_ring());
+  }
+  // Tenants that are gone leave no account behind once their last request ended.
+  limiter_.retain([&](const std::string& tenant) { return ring->knows(tenant); });
+  std::lock_guard lock(keys_mutex_);
+  keys_ = std::move(ring);
+  return Status();
+}
+
+void ServerImpl::housekeep() { (void)heap_.tick(); }
+
+std::shared_ptr<const KeyRing> ServerImpl::keys() const {
+  std::lock_guard lock(keys_mutex_);
+  return keys_;
+}
+
+void ServerImpl::begin_drain(std::chrono::milliseconds grace) {
+  draining_ = true;
+  log_->write(LogLevel::kInfo, "drain", {{"grace_ms", grace.count()}, {"in_flight", open_streams_.load()}});
+  grace_ = std::thread([this, grace] {
+    std::this_thread::sleep_for(grace);
+    refusing_ = true;
+    http_->stop_accepting();
+  });
+}
+
+bool ServerImpl::finish_drain(std::chrono::milliseconds timeout) {
+  if (grace_.joinable()) grace_.join();
+  if (http_->wait_idle(timeout)) return true;
+  service_->abort_all(unavailable("the server is shutting down"));
+  (void)http_->wait_idle(std::chrono::seconds(5));
+  return false;
+}
+
+// --- Requests
+
+const Route* ServerImpl::find_route(const HttpRequest& request, std::string* parameter, bool* path_exists) const {
+  for (const Route& route : kRoutes) {
+    const size_t brace = route.path.find('{');
+    if (brace == std::string_view::npos
+            ? request.path != route.path
+            : !(request.path.size() > brace && request.path.starts_with(route.path.substr(0, brace))))
+      continue;
+    if (route.admin_listener && options_.admin && !is_admin_listener(request.listener)) continue;
+    *path_exists = true;
+    if (request.method != route.method && !(request.method == "HEAD" && route.method == "GET")) continue;
+    if (brace != std::string_view::npos) *parameter = request.path.substr(brace);
+    return &route;
+  }
+  return nullptr;
+}
+
+ApiResult<Principal> ServerImpl::authorize(const HttpRequest& request, const Route& route) const {
+  static const auto nobody = std::make_shared<const Tenant>(Tenant{.name = ""});
+  const uint8_t all = static_cast<uint8_t>(Scope::kAdmin) | static_cast<uint8_t>(Scope::kAdapters) |
+                      static_cast<uint8_t>(Scope::kInfer);
+  const std::shared_ptr<const KeyRing> ring = keys();
+  // The file system says who may open the admin socket.
+  if (ring->open() && comes_from_foreign_page(request, options_.insecure))
+    return ApiError{.status = 403,
+                    .message = "requests of web pages of other origins are refused while the server has no API keys",
+                    .type = "permission_error",
+                    .code = "foreign_origin"};
+  if (ring->open() || (is_admin_listener(request.listener) && request.peer == "unix"))
+    return Principal{.tenant = nobody, .scopes = all};
+  const bool open = route.access == Access::kOpen || (route.access == Access::kMetrics && options_.public_metrics);
+  if (open) return Principal{.tenant = nobody, .scopes = 0};
+  std::string_view key = request.header("authorization");
+  std::string bearer;
+  if (key.empty() && !request.header("x-api-key").empty()) {
+    bearer = fmt::format("Bearer {}", request.header("x-api-key"));
+    key = bearer;
+  }
+  Result<Principal> principal = ring->authenticate(key, std::time(nullptr));
+  if (!principal.ok()) return api_error(principal.status());
+  const Scope needed = route.access == Access::kInfer      ? Scope::kInfer
+                       : route.access == Access::kAdapters ? Scope::kAdapters
+                                                           : Scope::kAdmin;
+  if (!principal->has(needed))
+    return ApiError{
+        .status = 403,
+        .message = fmt::format("this API key lacks the scope \"{}\"", format_scopes(static_cast<uint8_t>(needed))),
+        .type = "permission_error",
+        .code = "insufficient_scope"};
+  return std::move(principal).value();
+}
+
+// What can be refused without reading a body.
+std::optional<ApiError> ServerImpl::shed() const {
+  if (refusing_)
+    return ApiError{.status = 503,
+                    .message = "the server is shutting down",
+                    .type = "server_error",
+                    .code = "shutting_down",
+                    .retry_after_seconds = 5};
+  if (!ready_)
+    return ApiError{.status = 503,
+                    .message = "the server is loading its model and adapters",
+                    .type = "server_error",
+                    .code = "not_ready",
+                    .retry_after_seconds = 2};
+  const double wait = service_->predicted_wait_seconds();
+  if (service_->num_queued() < options_.engine.max_queue_requests && wait <= options_.engine.max_wait_seconds)
+    return std::nullopt;
+  return ApiError{.status = 503,
+                  .message = "the server is overloaded, try again later",
+                  .type = "server_error",
+                  .code = "overloaded",
+                  .retry_after_seconds = std::clamp(wait / 2, 1.0, 60.0)};
+}
+
+std::optional<HttpResponse> ServerImpl::filter(const HttpRequest& head) {
+  std::string parameter;
+  bool path_exists = false;
+  const Route* route = find_route(head, &parameter, &path_exists);
+  std::optional<ApiError> error;
+  std::string tenant;
+  if (!route) {
+    error = path_exists ? ApiError{.status = 405,
+                                   .message = fmt::format("{} is not allowed here", head.method),
+                                   .code = "method_not_allowed"}
+                        : ApiError{.status = 404, .message = "no such endpoint", .code = "not_found"};
+  } else {
+    ApiResult<Principal> principal = authorize(head, *route);
+    if (!principal.ok())
+      error = principal.error;
+    else
+      tenant = principal.value->tenant->name;
+    if (!error && route->sheds) error = shed();
+    const std::string_view type = head.header("content-type");
+    if (!error && (head.method == "POST" || head.method == "PATCH") && !type.empty() &&
+        !type.starts_with("application/json"))
+      error =
+          ApiError{.status = 415, .message = "Content-Type must be application/json", .code = "unsupported_media_type"};
+  }
+  if (!error) return std::nullopt;
+  const std::string_view own_id = head.header("x-request-id");
+  const std::string id = is_request_id(own_id) ? std::string(own_id) : random_id();
+  metrics_->http_request(route ? route->path : "other", error->status, 0);
+  metrics_->request_refused(refusal_reason(error->status), tenant);
+  log_->write(level_of(error->status), "refused",
+              {{"id", id},
+               {"method", head.method},
+               {"route", route ? route->path : "other"},
+               {"status", error->status},
+               {"tenant", tenant},
+               {"peer", head.peer}});
+  HttpResponse response = error_response(*error);
+  response.headers.emplace_back("x-request-id", id);
+  if (error->status == 405) response.headers.emplace_back("allow", allowed_methods(head));
+  return response;
+}
+
+std::string ServerImpl::allowed_methods(const HttpRequest& head) const {
+  std::string methods;
+  for (const char* method : {"GET", "POST", "PATCH", "DELETE"}) {
+    HttpRequest other = head;
+    other.method = method;
+    std::string parameter;
+    bool path_exists = false;
+    if (find_route(other, &parameter, &path_exists)) methods += methods.empty() ? method : fmt::format(", {}", method);
+  }
+  return methods;
+}
+
+void ServerImpl::handle(HttpRequest request, std::shared_ptr<HttpReply> reply) {
+  auto exchange = std::make_shared<Exchange>();
+  exchange->server = this;
+  bool path_exists = false;
+  exchange->route = find_route(request, &exchange->parameter, &path_exists);
+  exchange->shard = reply->shard();
+  exchange->reply = std::move(reply);
+  const std::string_view own_id = request.header("x-request-id");
+  exchange->id = is_request_id(own_id) ? std::string(own_id) : random_id();
+  exchange->request = std::move(request);
+  // The filter let it pass a moment ago; keys may have changed since.
+  ApiResult<Principal> principal = authorize(exchange->request, *exchange->route);
+  if (!principal.ok()) return exchange->fail(principal.error);
+  exchange->principal = std::move(*principal.value);
+  (this->*exchange->route->handler)(exchange);
+}
+
+void ServerImpl::work(const std::shared_ptr<Exchange>& exchange, std::function<void()> task) {
+  if (workers_->try_post(std::move(task))) return;
+  exchange->fail(ApiError{.status = 503,
+                          .message = "the server is overloaded, try again later",
+                          .type = "server_error",
+                          .code = "overloaded",
+                          .retry_after_seconds = 1});
+}
+
+ServerSnapshot ServerImpl::snapshot() const {
+  EngineService::Snapshot engine = service_->snapshot();
+  ServerSnapshot s = std::move(engine.server);
+  s.adapters = registry_->list(engine);
+  for (const auto& [name, usage] : limiter_.usage()) {
+    const TenantService& service = engine.tenants[name];
+    s.tenants.push_back({.name = name,
+                         .in_flight = usage.in_flight,
+                         .prompt_tokens = service.prompt_tokens,
+                         .output_tokens = service.output_tokens,
+                         .requests = usage.requests,
+                         .refused = usage.refused,
+                         .weight = service.weight,
+                         .cached_tokens = service.cached_tokens,
+                         .waiting = service.waiting,
+                         .running = service.running,
+                         .service = static_cast<double>(service.service) / 1000});
+  }
+  s.uptime_seconds = std::chrono::duration<double>(Clock::now() - started_).count();
+  s.ready = ready_ && !draining_;
+  s.draining = draining_;
+  s.connections = http_->stats().open_connections;
+  s.open_streams = open_streams_;
+  const ProcessStats process = read_process_stats();
+  s.resident_bytes = process.resident_bytes;
+  const HostTier::Stats host = registry_->host_stats();
+  s.adapter_bytes = host.bytes;
+  s.max_adapter_bytes = host.max_bytes;
+  s.host_reads = host.num_reads;
+  s.host_failed_reads = host.num_failed_reads;
+  s.host_drops = host.num_drops;
+  s.host_read_seconds = host.read_seconds;
+  const AdapterSums::Stats sums = registry_->sum_stats();
+  s.num_sums = sums.count;
+  s.sum_bytes = sums.bytes;
+  s.grammar_bytes = grammars_ ? grammars_->bytes() : 0;
+  s.max_grammar_bytes = options_.max_grammar_bytes;
+  s.memory_plan = options_.memory;
+  const HeapStats heap = read_heap_stats();
+  s.heap_used_bytes = heap.used_bytes;
+  s.heap_free_bytes = heap.free_bytes;
+  s.open_files = process.open_files;
+  s.threads = process.threads;
+  return s;
+}
+
+}  // namespace lk

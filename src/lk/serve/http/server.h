@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// Server: `lorikeet serve`. HTTP in front of an EngineService and an AdapterRegistry: authentication, admission,
+// routes, drain.
+//
+// Threads: shards (net) own connections and format answers; a few workers parse, render and tokenize; the engine thread
+// computes; loader threads bring adapters in. A request goes shard -> worker -> engine -> shard.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "lk/infer/memory_plan.h"
+#include "lk/net/http_server.h"
+#include "lk/serve/access/state_store.h"
+#include "lk/serve/adapters/adapter_registry.h"
+#include "lk/serve/http/engine_service.h"
+#include "lk/serve/observe/logging.h"
+
+namespace lk {
+
+struct ServerOptions {
+  std::vector<HttpListen> listen;   // for clients
+  std::optional<HttpListen> admin;  // then adapter management, status and metrics answer here only
+  int io_threads = 2;               // events of a step leave in parallel
+  int worker_threads = 2;
+  HttpLimits limits;
+  std::string tls_cert, tls_key;
+  std::string version = "dev";
+  std::string model_root;  // "root" of the base in /v1/models
+  AdapterRegistryOptions adapters;
+  EngineServiceOptions engine;
+  bool insecure = false;        // keyless service beyond loopback is wanted
+  bool public_metrics = false;  // /metrics and /v1/status without a key
+  bool console = true;
+  double default_timeout_seconds = 600;  // of a request that names none
+  std::string tool_format = "auto";      // auto, none, hermes, llama3, mistral
+  int64_t max_grammar_bytes = 64 << 20;  // of compiled grammars kept
+  MemoryPlan memory;                     // what the budgets here and in `adapters` come from; shown in /v1/status
+  double stuck_seconds = 120;            // no step for so long: /live fails
+};
+
+class Server {
+ public:
+  // `store` may be null (nothing survives a restart, no keys). Starts listening at once; /ready says 503 until
+  // set_ready().
+  static Result<std::unique_ptr<Server>> start(const ServerOptions& options, std::unique_ptr<TextEngine> engine,
+                                               std::unique_ptr<StateStore> store, std::unique_ptr<Log> log);
+  virtual ~Server() = default;
+
+  virtual AdapterRegistry& adapters() = 0;
+  virtual EngineService& engine() = 0;
+  virtual Log& log() = 0;
+  virtual std::string address(int listener) const = 0;
+  virtual void set_ready(bool ready) = 0;
+  // Reads tenants, keys and limits again (SIGHUP). On failure the old ones stay.
+  virtual Status reload_keys() = 0;
+  // Reads the TLS certificate and its key again (SIGHUP), for new connections. On failure the old ones stay.
+  virtual Status reload_tls() = 0;
+  // To be called about once a second, by one thread: gives memory that nobody uses back to the system.
+  virtual void housekeep() = 0;
+  // From now on /ready is 503; after `grace` nothing new is accepted.
+  virtual void begin_drain(std::chrono::milliseconds grace) = 0;
+  // Waits for what is in flight, at most `timeout`, then ends it with an error event. False when something had to be
+  // ended.
+  virtual bool finish_drain(std::chrono::milliseconds timeout) = 0;
+  virtual ServerSnapshot snapshot() const = 0;
+};
+
+}  // namespace lk

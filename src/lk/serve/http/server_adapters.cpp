@@ -1,0 +1,368 @@
+// SPDX-License-Identifier: Apache-2.0
+// Models and adapters: OpenAI's /v1/models, vLLM's load and unload endpoints, and our own /v1/adapters.
+#include <ctime>
+
+#include <boost/json/serialize.hpp>
+
+#include "lk/base/json_text.h"
+#include "lk/serve/http/server_impl.h"
+#include "lk/serve/observe/status_json.h"
+#include "lk/serve/openai/parse.h"
+
+namespace lk {
+namespace {
+
+namespace json = boost::json;
+using openai::ApiFields;
+
+json::object model_object(const std::string& id, const std::string& root, const json::value& parent,
+                          const json::value& context, int64_t created) {
+  return {{"id", id},
+          {"object", "model"},
+          {"created", created},
+          {"owned_by", "lorikeet"},
+          {"root", root},
+          {"parent", parent},
+          {"max_model_len", context},
+          {"permission",
+           {{{"id", "modelperm-" + id},
+             {"object", "model_permission"},
+             {"created", created},
+             {"allow_create_engine", false},
+             {"allow_sampling", true},
+             {"allow_logprobs", true},
+             {"allow_search_indices", false},
+             {"allow_view", true},
+             {"allow_fine_tuning", false},
+             {"organization", "*"},
+             {"group", nullptr},
+             {"is_blocking", false}}}}};
+}
+
+// vLLM's errors: type by status, integer code.
+void vllm_error(const std::shared_ptr<Exchange>& exchange, int status, std::string_view type, std::string_view message,
+                std::string_view param = {}) {
+  const json::value about = param.empty() ? json::value(nullptr) : json::value(param);
+  exchange->respond(
+      status,
+      json_text(json::object{{"error", {{"message", message}, {"type", type}, {"param", about}, {"code", status}}}}));
+}
+
+void vllm_error(const std::shared_ptr<Exchange>& exchange, const ApiError& error) {
+  vllm_error(exchange, error.status, "BadRequestError", error.message, error.param);
+}
+
+void vllm_error(const std::shared_ptr<Exchange>& exchange, const Status& status) {
+  switch (status.code()) {
+    case StatusCode::kNotFound:
+      return vllm_error(exchange, 404, "NotFoundError", status.message());
+    case StatusCode::kAlreadyExists:
+      return vllm_error(exchange, 400, "InvalidUserInput", status.message());
+    case StatusCode::kPermissionDenied:
+      return vllm_error(exchange, 403, "PermissionDeniedError", status.message());
+    case StatusCode::kUnavailable:
+      return vllm_error(exchange, 503, "ServiceUnavailableError", status.message());
+    case StatusCode::kIoError:
+    case StatusCode::kInternal:
+      return vllm_error(exchange, 500, "InternalServerError", "the adapter could not be loaded; see the log");
+    default:
+      return vllm_error(exchange, 400, "BadRequestError", status.message());
+  }
+}
+
+void log_loaded(Log& log, const AdapterVersion& adapter) {
+  log.write(LogLevel::kInfo, "adapter_loaded",
+            {{"adapter", fmt::format("{}@{}", adapter.name, adapter.version)},
+             {"digest", adapter.digest},
+             {"seconds", adapter.load_seconds}});
+  for (const std::string& warning : adapter.warnings)
+    log.write(LogLevel::kWarning, "adapter_warning", {{"adapter", adapter.name}, {"reason", warning}});
+}
+
+constexpr size_t kMaxPathBytes = 4096;
+
+void refuse_unknown(ApiFields& fields) {
+  std::vector<std::string> names;
+  fields.unknown(names);
+  if (!names.empty()) fields.error().set(names[0], fmt::format("unknown field \"{}\"", names[0]));
+}
+
+struct LoadFields {
+  std::string name, path;
+  bool in_place = false, pinned = false, keep_previous = false;
+};
+
+// vLLM's names or ours for the same things.
+ApiResult<LoadFields> parse_load(std::string_view body, bool vllm) {
+  const ApiResult<json::object> root = openai::read_body(body, {});
+  if (!root.ok()) return root.error;
+  openai::FirstError error;
+  ApiFields fields(*root.value, "", error);
+  LoadFields load;
+  fields.read_string(vllm ? "lora_name" : "name", load.name, 0, openai::kMaxNameBytes);
+  fields.read_string(vllm ? "lora_path" : "path", load.path, 0, kMaxPathBytes);
+  if (vllm) {
+    fields.read_bool("load_inplace", load.in_place);
+  } else {
+    load.in_place = true;
+    fields.read_bool("replace", load.in_place);
+    fields.read_bool("pinned", load.pinned);
+    fields.read_bool("keep_previous", load.keep_previous);
+    refuse_unknown(fields);
+    if (load.name.empty() || load.path.empty())
+      error.set(load.name.empty() ? "name" : "path", "\"name\" and \"path\" must be given");
+  }
+  if (error.error) return *error.error;
+  return load;
+}
+
+ApiResult<std::string> parse_unload(std::string_view body) {
+  const ApiResult<json::object> root = openai::read_body(body, {});
+  if (!root.ok()) return root.error;
+  openai::FirstError error;
+  ApiFields fields(*root.value, "", error);
+  std::string name;
+  fields.read_string("lora_name", name, 0, openai::kMaxNameBytes);
+  if (error.error) return *error.error;
+  return name;
+}
+
+struct ChangeFields {
+  std::optional<bool> pinned;
+  std::string alias;
+};
+
+ApiResult<ChangeFields> parse_change(std::string_view body) {
+  const ApiResult<json::object> root = openai::read_body(body, {});
+  if (!root.ok()) return root.error;
+  openai::FirstError error;
+  ApiFields fields(*root.value, "", error);
+  ChangeFields change;
+  bool pinned = false;
+  fields.read_bool("pinned", pinned);
+  if (fields.has("pinned")) change.pinned = pinned;
+  fields.read_string("alias", change.alias, 0, openai::kMaxNameBytes);
+  refuse_unknown(fields);
+  if (!change.pinned && change.alias.empty()) error.set("", "give \"pinned\" or \"alias\"");
+  if (error.error) return *error.error;
+  return change;
+}
+
+}  // namespace
+
+void ServerImpl::models(const std::shared_ptr<Exchange>& exchange) {
+  const Tenant& tenant = *exchange->principal.tenant;
+  const bool paths = exchange->principal.has(Scope::kAdapters);
+  const std::string& base = registry_->base_name();
+  json::array data;
+  const int64_t started =
+      std::time(nullptr) - static_cast<int64_t>(std::chrono::duration<double>(Clock::now() - started_).count());
+  if (tenant.may_use("base"))
+    data.push_back(model_object(base, options_.model_root, nullptr, text().context(), started));
+  for (const AdapterLease& adapter : registry_->versions())
+    if (tenant.may_use(adapter->name))
+      data.push_back(model_object(adapter->name, paths ? adapter->path : adapter->name, json::string(base), nullptr,
+                                  adapter->created));
+  for (const auto& [alias, target] : registry_->aliases())
+    if (tenant.may_use(alias)) data.push_back(model_object(alias, target, json::string(base), nullptr, started));
+  exchange->respond(200, json_text(json::object{{"object", "list"}, {"data", data}}));
+}
+
+void ServerImpl::model(const std::shared_ptr<Exchange>& exchange) {
+  const std::string& id = exchange->parameter;
+  // A sum is built on a worker; the listing only knows what is loaded.
+  const bool is_sum = id.find_first_of("+*") != std::string::npos;
+  const auto missing =
+      ApiError{.status = 404,
+               .message = fmt::format("The model `{}` does not exist or you do not have access to it.", id),
+               .param = "model",
+               .code = "model_not_found"};
+  if (is_sum) return exchange->fail(missing);
+  const Result<AdapterRegistry::Resolved> found = registry_->resolve(id, *exchange->principal.tenant);
+  if (!found.ok()) return exchange->fail(missing);
+  const json::object object =
+      found->adapter
+          ? model_object(id, exchange->principal.has(Scope::kAdapters) ? found->adapter->path : found->adapter->name,
+                         json::string(registry_->base_name()), nullptr, found->adapter->created)
+          : model_object(registry_->base_name(), options_.model_root, nullptr, text().context(), std::time(nullptr));
+  exchange->respond(200, json_text(object));
+}
+
+// --- vLLM
+
+void ServerImpl::vllm_load(const std::shared_ptr<Exchange>& exchange) {
+  if (options_.adapters.roots.empty())
+    return vllm_error(exchange, 404, "NotFoundError",
+                      "loading adapters at run time is off: start the server with --lora-root DIR");
+  const ApiResult<LoadFields> parsed = parse_load(exchange->request.body, true);
+  if (!parsed.ok()) return vllm_error(exchange, parsed.error);
+  const LoadFields* load = &*parsed.value;
+  if (load->name.empty() || load->path.empty())
+    return vllm_error(exchange, 400, "InvalidUserInput", "Both 'lora_name' and 'lora_path' must be provided.");
+  if (!exchange->principal.tenant->may_use(load->name))
+    return vllm_error(exchange, 403, "PermissionDeniedError", "this tenant may not use that adapter name");
+  registry_->load({.name = load->name, .path = load->path, .replace = load->in_place},
+                  [this, exchange](Result<AdapterLease> loaded) {
+                    metrics_->adapter_load(loaded.ok() ? (*loaded)->load_seconds : 0, loaded.ok());
+                    if (loaded.ok()) log_loaded(*log_, **loaded);
+                    exchange->post([exchange, status = loaded.ok() ? Status() : loaded.status(),
+                                    name = loaded.ok() ? (*loaded)->name : ""] {
+                      if (!status.ok()) return vllm_error(exchange, status);
+                      exchange->respond(200, fmt::format("Success: LoRA adapter '{}' added successfully.", name),
+                                        "text/plain; charset=utf-8");
+                    });
+                  });
+}
+
+void ServerImpl::vllm_unload(const std::shared_ptr<Exchange>& exchange) {
+  const ApiResult<std::string> parsed = parse_unload(exchange->request.body);
+  if (!parsed.ok()) return vllm_error(exchange, parsed.error);
+  const std::string& name = *parsed.value;
+  if (name.empty())
+    return vllm_error(exchange, 400, "InvalidUserInput", "'lora_name' needs to be provided to unload a LoRA adapter.");
+  if (!exchange->principal.tenant->may_use(name))
+    return vllm_error(exchange, 404, "NotFoundError", fmt::format("The lora adapter '{}' cannot be found.", name));
+  work(exchange, [this, exchange, name] {
+    const Result<int> unloaded = registry_->unload(name, nullptr);
+    exchange->post([exchange, name, status = unloaded.ok() ? Status() : unloaded.status()] {
+      if (!status.ok()) return vllm_error(exchange, status);
+      exchange->respond(200, fmt::format("Success: LoRA adapter '{}' removed successfully.", name),
+                        "text/plain; charset=utf-8");
+    });
+  });
+}
+
+// --- /v1/adapters
+
+void ServerImpl::list_adapters(const std::shared_ptr<Exchange>& exchange) {
+  std::vector<AdapterSnapshot> adapters = registry_->list(service_->snapshot());
+  std::erase_if(adapters,
+                [&](const AdapterSnapshot& adapter) { return !exchange->principal.tenant->may_use(adapter.name); });
+  exchange->respond(200, format_adapters(adapters));
+}
+
+void ServerImpl::get_adapter(const std::shared_ptr<Exchange>& exchange) {
+  const std::optional<AdapterSnapshot> adapter = registry_->find(exchange->parameter, service_->snapshot());
+  if (!adapter || !exchange->principal.tenant->may_use(adapter->name))
+    return exchange->fail(not_found("there is no adapter \"{}\"", exchange->parameter));
+  exchange->respond(200, format_adapter(*adapter));
+}
+
+void ServerImpl::post_adapter(const std::shared_ptr<Exchange>& exchange) {
+  const ApiResult<LoadFields> parsed = parse_load(exchange->request.body, false);
+  if (!parsed.ok()) return exchange->fail(parsed.error);
+  const LoadFields* load = &*parsed.value;
+  if (options_.adapters.roots.empty())
+    return exchange->fail(
+        permission_denied("loading adapters at run time is off: start the server with --lora-root DIR"));
+  if (!exchange->principal.tenant->may_use(load->name))
+    return exchange->fail(permission_denied("this tenant may not use that adapter name"));
+  AdapterRegistry::LoadRequest request{.name = load->name,
+                                       .path = load->path,
+                                       .replace = load->in_place,
+                                       .keep_previous = load->keep_previous,
+                                       .pinned = load->pinned};
+  registry_->load(std::move(request), [this, exchange](Result<AdapterLease> loaded) {
+    metrics_->adapter_load(loaded.ok() ? (*loaded)->load_seconds : 0, loaded.ok());
+    if (!loaded.ok()) {
+      exchange->post([exchange, status = loaded.status()] {
+        ApiError error = api_error(status, exchange->id);
+        if (status.code() == StatusCode::kAlreadyExists) error.status = 409, error.param = "name";
+        if (status.code() == StatusCode::kNotFound || status.code() == StatusCode::kPermissionDenied)
+          error.param = "path";
+        exchange->fail(error);
+      });
+      return;
+    }
+    const std::string exact = fmt::format("{}@{}", (*loaded)->name, (*loaded)->version);
+    const std::optional<AdapterSnapshot> adapter = registry_->find(exact, service_->fresh_snapshot());
+    std::string body = adapter ? format_adapter(*adapter) : json_text(json::object{{"id", exact}});
+    log_loaded(*log_, **loaded);
+    exchange->post([exchange, body = std::move(body)] { exchange->respond(201, body); });
+  });
+}
+
+// {"pinned": bool} and/or {"alias": NAME}, which means this adapter from now on.
+void ServerImpl::patch_adapter(const std::shared_ptr<Exchange>& exchange) {
+  const ApiResult<ChangeFields> parsed = parse_change(exchange->request.body);
+  if (!parsed.ok()) return exchange->fail(parsed.error);
+  const ChangeFields& change = *parsed.value;
+  const std::optional<AdapterSnapshot> known = registry_->find(exchange->parameter, service_->snapshot());
+  const Tenant& tenant = *exchange->principal.tenant;
+  if (!known || !tenant.may_use(known->name))
+    return exchange->fail(not_found("there is no adapter \"{}\"", exchange->parameter));
+  if (!change.alias.empty() && !tenant.may_use(change.alias))
+    return exchange->fail(permission_denied("this tenant may not use that alias"));
+  work(exchange, [this, exchange, change] {
+    Status status;
+    if (change.pinned) status = registry_->set_pinned(exchange->parameter, *change.pinned);
+    if (status.ok() && !change.alias.empty()) status = registry_->set_alias(change.alias, exchange->parameter);
+    const std::optional<AdapterSnapshot> adapter = registry_->find(exchange->parameter, service_->fresh_snapshot());
+    exchange->post([exchange, status, body = adapter ? format_adapter(*adapter) : ""] {
+      if (status.ok() && !body.empty()) return exchange->respond(200, body);
+      ApiError error =
+          api_error(status.ok() ? not_found("there is no adapter \"{}\"", exchange->parameter) : status, exchange->id);
+      if (status.code() == StatusCode::kAlreadyExists || status.code() == StatusCode::kResourceExhausted)
+        error.status = 409;
+      exchange->fail(error);
+    });
+  });
+}
+
+// Answers when the memory is free: at once without requests in flight, else when the last one ended (?wait=0: at once
+// in any case).
+void ServerImpl::delete_adapter(const std::shared_ptr<Exchange>& exchange) {
+  const std::string& name = exchange->parameter;
+  if (!exchange->principal.tenant->may_use(name.substr(0, name.find('@'))))
+    return exchange->fail(not_found("there is no adapter \"{}\"", name));
+  if (registry_->aliases().contains(name)) {
+    const Status status = registry_->remove_alias(name);
+    if (!status.ok()) return exchange->fail(status);
+    return exchange->respond(200,
+                             json_text(json::object{{"id", name}, {"object", "adapter.alias"}, {"deleted", true}}));
+  }
+  const bool wait = exchange->request.query.find("wait=0") == std::string::npos;
+  work(exchange, [this, exchange, name, wait] {
+    struct Receipt {
+      std::mutex mutex;
+      int expected = -1, freed = 0;
+      int64_t page_bytes = 0, host_bytes = 0;
+    };
+    auto receipt = std::make_shared<Receipt>();
+    const auto answer = [exchange, name, receipt](bool complete) {
+      json::object body{{"id", name}, {"object", "adapter"}, {"deleted", true}, {"versions", receipt->expected}};
+      if (complete) {
+        body["freed_bytes"] = receipt->page_bytes + receipt->host_bytes;
+        body["freed_device_bytes"] = receipt->page_bytes;
+        body["freed_host_bytes"] = receipt->host_bytes;
+      }
+      exchange->post(
+          [exchange, status = complete ? 200 : 202, text = json_text(body)] { exchange->respond(status, text); });
+    };
+    const Result<int> unloaded = registry_->unload(name, [receipt, answer, wait](const AdapterRegistry::Freed& freed) {
+      bool complete = false;
+      {
+        std::lock_guard lock(receipt->mutex);
+        ++receipt->freed;
+        receipt->page_bytes += freed.page_bytes;
+        receipt->host_bytes += freed.host_bytes;
+        complete = receipt->freed == receipt->expected;
+      }
+      if (complete && wait) answer(true);
+    });
+    if (!unloaded.ok()) return exchange->post([exchange, status = unloaded.status()] { exchange->fail(status); });
+    log_->write(LogLevel::kInfo, "adapter_unloaded", {{"adapter", name}});
+    bool complete = false;
+    {
+      std::lock_guard lock(receipt->mutex);
+      receipt->expected = *unloaded;
+      complete = receipt->freed == receipt->expected;
+    }
+    if (!wait)
+      answer(false);
+    else if (complete)
+      answer(true);
+  });
+}
+
+}  // namespace lk

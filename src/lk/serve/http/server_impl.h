@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+// Private to server*.cpp: the exchange, the routes and the state they share.
+#pragma once
+
+#include <atomic>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "lk/grammar/grammar.h"
+#include "lk/serve/http/heap_trimmer.h"
+#include "lk/serve/http/server.h"
+#include "lk/serve/http/work_queue.h"
+#include "lk/serve/observe/metrics.h"
+#include "lk/serve/openai/openai.h"
+
+namespace lk {
+
+class ServerImpl;
+
+// Who may use a route.
+enum class Access : uint8_t { kOpen, kInfer, kAdapters, kAdmin, kMetrics };
+
+struct Exchange;
+struct Route {
+  std::string_view method, path;  // "/v1/adapters/{name}": the last part is the parameter, with its slashes
+  Access access;
+  bool admin_listener;  // moves to the admin listener when there is one
+  bool sheds;           // inference: refused before the body is read when the server is full
+  void (ServerImpl::*handler)(const std::shared_ptr<Exchange>&);
+};
+
+// One request and its answer. Its methods are for the shard thread.
+struct Exchange : std::enable_shared_from_this<Exchange> {
+  ServerImpl* server = nullptr;
+  HttpRequest request;
+  std::shared_ptr<HttpReply> reply;
+  int shard = 0;
+  const Route* route = nullptr;
+  std::string parameter;  // of the path
+  Principal principal;
+  std::string id;  // x-request-id
+  Clock::time_point arrival = Clock::now();
+
+  void respond(int status, std::string body, std::string_view content_type = "application/json",
+               HttpHeaders headers = {});
+  void fail(const ApiError& error, HttpHeaders headers = {});
+  void fail(const Status& status) { fail(api_error(status, id)); }
+  void begin_stream(HttpHeaders headers);
+  // From any thread: runs `task`, or fail(), on the exchange's shard.
+  void post(std::function<void()> task);
+  void refuse(ApiError error);
+
+ private:
+  void record(int status);
+};
+
+class ServerImpl final : public Server {
+ public:
+  static Result<std::unique_ptr<ServerImpl>> create(const ServerOptions& options, std::unique_ptr<TextEngine> engine,
+                                                    std::unique_ptr<StateStore> store, std::unique_ptr<Log> log);
+  ~ServerImpl() override;
+
+  AdapterRegistry& adapters() override { return *registry_; }
+  EngineService& engine() override { return *service_; }
+  Log& log() override { return *log_; }
+  std::string address(int listener) const override { return http_->address(listener); }
+  void set_ready(bool ready) override { ready_ = ready; }
+  Status reload_keys() override;
+  Status reload_tls() override { return http_->reload_tls(); }
+  void housekeep() override;
+  void begin_drain(std::chrono::milliseconds grace) override;
+  bool finish_drain(std::chrono::milliseconds timeout) override;
+  ServerSnapshot snapshot() const override;
+
+  // Routes (server_*.cpp).
+  void chat(const std::shared_ptr<Exchange>& exchange);
+  void completions(const std::shared_ptr<Exchange>& exchange);
+  void embeddings(const std::shared_ptr<Exchange>& exchange);
+  void tokenize(const std::shared_ptr<Exchange>& exchange);
+  void detokenize(const std::shared_ptr<Exchange>& exchange);
+  void models(const std::shared_ptr<Exchange>& exchange);
+  void model(const std::shared_ptr<Exchange>& exchange);
+  void vllm_load(const std::shared_ptr<Exchange>& exchange);
+  void vllm_unload(const std::shared_ptr<Exchange>& exchange);
+  void list_adapters(const std::shared_ptr<Exchange>& exchange);
+  void post_adapter(const std::shared_ptr<Exchange>& exchange);
+  void get_adapter(const std::shared_ptr<Exchange>& exchange);
+  void patch_adapter(const std::shared_ptr<Exchange>& exchange);
+  void delete_adapter(const std::shared_ptr<Exchange>& exchange);
+  void status(const std::shared_ptr<Exchange>& exchange);
+  void metrics(const std::shared_ptr<Exchange>& exchange);
+  void health(const std::shared_ptr<Exchange>& exchange);
+  void ready(const std::shared_ptr<Exchange>& exchange);
+  void live(const std::shared_ptr<Exchange>& exchange);
+  void version(const std::shared_ptr<Exchange>& exchange);
+  void openapi(const std::shared_ptr<Exchange>& exchange);
+  void console(const std::shared_ptr<Exchange>& exchange);
+
+  // For the routes.
+  const ServerOptions& options() const { return options_; }
+  const TextModel& text() const { return service_->text(); }
+  const ApiDefaults& api_defaults() const { return defaults_; }
+  TenantLimiter& limiter() { return limiter_; }
+  GrammarCache* grammars() { return grammars_.get(); }
+  Metrics& measures() { return *metrics_; }
+  HttpServer& http() { return *http_; }
+  // Runs on a worker; answers 503 itself when they are all busy and the queue is full.
+  void work(const std::shared_ptr<Exchange>& exchange, std::function<void()> task);
+  void count_stream(int change) { open_streams_ += change; }
+
+ private:
+  friend struct Exchange;
+  explicit ServerImpl(const ServerOptions& options) : options_(options) {}
+  Status open_listeners();
+  std::optional<HttpResponse> filter(const HttpRequest& head);
+  void handle(HttpRequest request, std::shared_ptr<HttpReply> reply);
+  const Route* find_route(const HttpRequest& request, std::string* parameter, bool* path_exists) const;
+  std::string allowed_methods(const HttpRequest& head) const;
+  ApiResult<Principal> authorize(const HttpRequest& request, const Route& route) const;
+  std::optional<ApiError> shed() const;
+  std::shared_ptr<const KeyRing> keys() const;
+  bool is_admin_listener(int listener) const {
+    return options_.admin && listener == static_cast<int>(options_.listen.size());
+  }
+
+  const ServerOptions options_;
+  std::unique_ptr<Log> log_;
+  std::unique_ptr<StateStore> store_;
+  std::unique_ptr<Metrics> metrics_;
+  std::unique_ptr<EngineService> service_;
+  std::unique_ptr<AdapterRegistry> registry_;
+  std::unique_ptr<GrammarCache> grammars_;
+  std::unique_ptr<WorkQueue> workers_;
+  std::unique_ptr<HttpServer> http_;
+  ApiDefaults defaults_;
+  TenantLimiter limiter_;
+  HeapTrimmer heap_;
+  mutable std::mutex keys_mutex_;
+  std::shared_ptr<const KeyRing> keys_;  // guarded by keys_mutex_
+  std::atomic<bool> ready_{false}, draining_{false}, refusing_{false};
+  std::atomic<int64_t> open_streams_{0}, next_request_{1};
+  const Clock::time_point started_ = Clock::now();
+  std::thread grace_;
+};
+
+}  // namespace lk

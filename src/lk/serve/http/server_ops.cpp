@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// Health, status, metrics, the API description and the console.
+#include <boost/json/serialize.hpp>
+
+#include "lk/base/json_text.h"
+#include "lk/serve/http/console.h"
+#include "lk/serve/http/server_impl.h"
+#include "lk/serve/observe/status_json.h"
+
+namespace lk {
+
+namespace json = boost::json;
+
+// 200 with an empty body when requests can be served (vLLM); load balancers poll it.
+void ServerImpl::health(const std::shared_ptr<Exchange>& exchange) {
+  const bool stuck = service_->stalled_seconds() > options_.stuck_seconds;
+  exchange->respond(ready_ && !stuck ? 200 : 503, "", "text/plain");
+}
+
+void ServerImpl::ready(const std::shared_ptr<Exchange>& exchange) {
+  const bool ready = ready_ && !draining_;
+  exchange->respond(ready ? 200 : 503, json_text(json::object{{"ready", ready}, {"draining", draining_.load()}}));
+}
+
+void ServerImpl::live(const std::shared_ptr<Exchange>& exchange) {
+  const double stalled = service_->stalled_seconds();
+  const bool live = stalled <= options_.stuck_seconds;
+  exchange->respond(live ? 200 : 503, json_text(json::object{{"live", live}, {"seconds_without_progress", stalled}}));
+}
+
+void ServerImpl::version(const std::shared_ptr<Exchange>& exchange) {
+  exchange->respond(200, json_text(json::object{{"version", options_.version}}));
+}
+
+void ServerImpl::status(const std::shared_ptr<Exchange>& exchange) {
+  exchange->respond(200, format_status(snapshot()));
+}
+
+void ServerImpl::metrics(const std::shared_ptr<Exchange>& exchange) {
+  exchange->respond(200, metrics_->scrape(snapshot()), "text/plain; version=0.0.4; charset=utf-8");
+}
+
+void ServerImpl::openapi(const std::shared_ptr<Exchange>& exchange) {
+  exchange->respond(200, std::string(openapi_json()));
+}
+
+void ServerImpl::console(const std::shared_ptr<Exchange>& exchange) {
+  const std::optional<ConsoleFile> file = options_.console ? console_file(exchange->request.path) : std::nullopt;
+  if (!file) return exchange->fail(not_found("no such page"));
+  HttpHeaders headers{{"etag", std::string(file->etag)},
+                      {"cache-control", "no-cache"},
+                      {"content-security-policy", std::string(console_csp())},
+                      {"x-content-type-options", "nosniff"},
+                      {"referrer-policy", "no-referrer"}};
+  if (etag_matches(exchange->request.header("if-none-match"), file->etag))
+    return exchange->respond(304, "", file->content_type, std::move(headers));
+  exchange->respond(200, std::string(file->body), file->content_type, std::move(headers));
+}
+
+}  // namespace lk

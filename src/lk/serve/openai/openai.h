@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+// The OpenAI wire format, without sockets, threads or engine: JSON bodies to requests, completions to JSON and
+// server-sent events. Shapes: OpenAI's API reference and vLLM's extensions (docs.vllm.ai, "OpenAI-Compatible Server").
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <boost/json/value.hpp>
+
+#include "lk/grammar/grammar.h"
+#include "lk/infer/text_model.h"
+#include "lk/text/tokenizer.h"
+
+namespace lk {
+
+// {"error": {"message", "type", "param", "code"}}
+struct ApiError {
+  int status = 400;
+  std::string message;
+  std::string type = "invalid_request_error";
+  std::string param;               // "" = null
+  std::string code;                // "" = null
+  double retry_after_seconds = 0;  // > 0: a Retry-After header
+};
+// The HTTP status, type and code of each StatusCode. kInternal and kIoError hide their message (log it): the answer
+// names the request id instead, if there is one. A quota or full queue (kResourceExhausted) is 429, a server that is
+// full or draining (kUnavailable) 503, both with a Retry-After; the codes of 404 ("model_not_found") and the wait of
+// 429 are for the caller to set.
+ApiError api_error(const Status& status, std::string_view request_id = {});
+std::string format_error(const ApiError& error);
+
+// Either a value or an ApiError.
+template <class T>
+struct ApiResult {
+  std::optional<T> value;
+  ApiError error;
+  ApiResult(T v) : value(std::move(v)) {}
+  ApiResult(ApiError e) : error(std::move(e)) {}
+  bool ok() const { return value.has_value(); }
+};
+
+enum class Endpoint : uint8_t { kChat, kCompletion };
+
+// How the model writes tool calls (docs/guide/server.md lists them).
+enum class ToolFormat : uint8_t { kNone, kHermes, kLlama3, kMistral };
+// From the model's chat template and config: which format its family uses.
+ToolFormat detect_tool_format(std::string_view model_type, std::string_view chat_template_source);
+
+struct GenerateRequest {
+  Endpoint endpoint = Endpoint::kChat;
+  std::string model;  // "" = the base model
+  std::vector<TextRequest>
+      prompts;  // one for chat; one per prompt for completions. adapter, grammar and salt are not set here
+  int n = 1;    // choices per prompt; index = prompt * n + k, seeds differ by k
+  bool stream = false, include_usage = false, continuous_usage = false;
+  bool echo = false;      // completions: the prompt's text comes first
+  bool logprobs = false;  // report logprobs (sampling.num_logprobs says how many alternatives)
+  bool prompt_logprobs =
+      false;  // report them (not streaming); echo with logprobs needs them, too, but reports them elsewhere
+  bool return_token_ids = false;
+  bool tokens_as_ids = false;          // logprobs name tokens "token_id:123"
+  std::optional<GrammarSpec> grammar;  // response_format, guided_*, structured_outputs, or a forced tool call
+  std::string grammar_field;           // which of them
+  bool tools_allowed = false;          // parse tool calls out of the answer
+  bool tool_forced =
+      false;  // the grammar makes it a tool call: finish_reason is tool_calls ("stop" for a named function)
+  std::string forced_tool;  // tool_choice names a function: the whole answer is its arguments
+  bool parallel_tool_calls = true;
+  std::string user;
+  std::string cache_salt;  // requests share cached prompts only when these are equal (within a tenant)
+  std::vector<std::string>
+      ignored_fields;  // unknown, ignored as OpenAI and vLLM do; for the log: at most 16, names cut to 64 bytes
+};
+
+struct ApiDefaults {
+  int64_t context = 0, vocab_size = 0;
+  GenerationDefaults generation;  // temperature etc. of generation_config.json, used where a request is silent
+  ToolFormat tool_format = ToolFormat::kNone;
+};
+
+// Caps of ecosystem.md R9: JSON depth 64, n <= 16, stop <= 16 x 256 bytes, logit_bias <= 1024, tools <= 128, logprobs
+// <= 20. Duplicate keys, NaN, numbers out of range and mistyped known fields are errors that name the field.
+ApiResult<GenerateRequest> parse_chat_request(std::string_view body, const ApiDefaults& defaults);
+ApiResult<GenerateRequest> parse_completion_request(std::string_view body, const ApiDefaults& defaults);
+
+struct EmbeddingRequest {
+  std::string model;
+  std::vector<TextRequest> inputs;
+  bool base64 = false;
+  int64_t dimensions = 0;  // 0 = all; fewer = the first n, normalised again
+};
+ApiResult<EmbeddingRequest> parse_embedding_request(std::string_view body, const ApiDefaults& defaults);
+std::string format_embeddings(const EmbeddingRequest& request, const std::string& model,
+                              const std::vector<Completion>& results);
+
+struct TokenizeRequest {  // vLLM's /tokenize: prompt or messages
+  std::string model;
+  TextRequest input;
+  bool return_token_strs = false;
+};
+ApiResult<TokenizeRequest> parse_tokenize_request(std::string_view body, const ApiDefaults& defaults);
+std::string format_tokenize(const TokenizeRequest& request, const std::vector<int32_t>& tokens, int64_t context,
+                            const Tokenizer& tokenizer);
+struct DetokenizeRequest {
+  std::string model;
+  std::vector<int32_t> tokens;
+};
+ApiResult<DetokenizeRequest> parse_detokenize_request(std::string_view body, const ApiDefaults& defaults);
+std::string format_detokenize(const std::string& text);
+
+// Formats the answer to one request. Not thread safe.
+//
+// A choice is fed by begin (optional), delta (any number) and done; what the deltas did not show of the completion,
+// done shows. Answers that start with facts of the prompt (its token ids, its logprobs with echo) wait for begin, or
+// else for done.
+class AnswerFormatter {
+ public:
+  // `model` is echoed; `tokenizer` may be null (dummy weights: token ids stand in for text).
+  AnswerFormatter(const GenerateRequest& request, std::string id, int64_t created, std::string model,
+                  const Tokenizer* tokenizer, ToolFormat tool_format);
+  ~AnswerFormatter();
+  // The only choice was begun elsewhere: this text of it was shown, of these tokens. Only what follows is written.
+  void resume(std::string_view text, std::span<const int32_t> tokens);
+
+  // --- Streaming: bytes of zero or more whole events ("data: {...}\n\n").
+  // The prompt was computed: prompt_tokens, cached_tokens, prompt_token_ids and prompt_logprobs are read.
+  std::string begin(int choice, const Completion& prompt);
+  std::string delta(int choice, const StreamDelta& delta);
+  std::string done(int choice, const Completion& completion);  // the chunk with the finish reason
+  std::string end();                                           // usage if asked for, and [DONE]
+  std::string error(const ApiError& error);                    // mid-stream failure: an error event and [DONE]
+
+  // --- Not streaming: completions by choice index. Requires: as many as prompts times n, none failed (kError).
+  std::string response(const std::vector<Completion>& completions);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace lk
