@@ -125,8 +125,8 @@ Result<double> exact_match(TextEngine& engine, const TrainJob& job, std::shared_
   struct Asked : TextSequence {
     std::string expected;
   };
-  const auto ask = [&]() -> Status {
-    for (int64_t index = 0; index < records.size; ++index) {
+  const auto ask = [&](int64_t begin, int64_t end) -> Status {
+    for (int64_t index = begin; index < end; ++index) {
       const int64_t number = records.record(index);
       Result<Record> record = records.file->read(number);
       if (!record.ok()) continue;  // skip_bad let it pass
@@ -141,15 +141,21 @@ Result<double> exact_match(TextEngine& engine, const TrainJob& job, std::shared_
     }
     return Status();
   };
-  Status status = ask();
+  // Some at a time: enough to fill the engine's steps, few enough to stop in between.
+  constexpr int64_t kAsked = 64;
+  Status status;
   int64_t matches = 0, answers = 0;
-  while (engine.has_work()) {
-    for (const TextUpdate& update : engine.step()) {
-      if (!update.ended) continue;
-      const auto& done = static_cast<const Asked&>(*update.ended);
-      if (done.completion.finish == FinishReason::kError && status.ok()) status = done.completion.error;
-      matches += matches_expected(done.completion.text, done.expected);
-      ++answers;
+  for (int64_t begin = 0; begin < records.size && status.ok(); begin += kAsked) {
+    status = interrupted ? Status(StatusCode::kCancelled, "interrupted")
+                         : ask(begin, std::min(begin + kAsked, records.size));
+    while (engine.has_work()) {
+      for (const TextUpdate& update : engine.step()) {
+        if (!update.ended) continue;
+        const auto& done = static_cast<const Asked&>(*update.ended);
+        if (done.completion.finish == FinishReason::kError && status.ok()) status = done.completion.error;
+        matches += matches_expected(done.completion.text, done.expected);
+        ++answers;
+      }
     }
   }
   engine.remove_adapter(name);

@@ -8,6 +8,7 @@ import random
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -272,6 +273,86 @@ class Interruptions(Train):
         weights[-2] ^= 1
         (model / "model.safetensors").write_bytes(weights)
         refused(self.jobs(self.job(), base=str(model)), "another base")
+
+    def test_every_setting_that_changes_what_is_learnt_counts(self):
+        def refused(key, first, then, **run):
+            shutil.rmtree(self.dir / "out", ignore_errors=True)
+            self.train(self.jobs(self.job(**first), **run.get("before", {})))
+            done = self.train(self.jobs(self.job(**then), **run.get("after", {})), code=1)
+            self.assertIn(f"another job ({key} differs)", done.stderr)
+
+        refused("adapter.alpha_pattern", {}, {"adapter": {"alpha_pattern": {"q_proj": 64}}})
+        refused("adapter.alpha_pattern", {"adapter": {"alpha_pattern": {"q_proj": 64}}}, {})
+        # The first pattern that matches counts.
+        refused("adapter.alpha_pattern", {"adapter": {"alpha_pattern": {"0.*q_proj": 3, "q_proj": 64}}},
+                {"adapter": {"alpha_pattern": {"q_proj": 64, "0.*q_proj": 3}}})
+        # A limit that cuts samples.
+        path = str(self.write("long.jsonl", [{"text": "a b c d e f g h i j k l m n o p q r s t u v w x y z"}] * 9))
+        cut = {"data": {"path": path, "long_samples": "truncate"}}
+        refused("data.max_length", cut, cut, before={"block_tokens": 16}, after={"block_tokens": 32})
+        # One that cuts none is no setting of the job.
+        shutil.rmtree(self.dir / "out")
+        self.train(self.jobs(self.job()))
+        self.train(self.jobs(self.job(), block_tokens=300))
+
+    def exploding(self):
+        """An adapter whose loss is not finite on any sample."""
+        directory, header, body = self.dir / "exploding", {}, b""
+        for factor, shape in (("A", [2, 256]), ("B", [256, 2])):
+            size = 4 * shape[0] * shape[1]
+            name = f"base_model.model.model.layers.0.self_attn.q_proj.lora_{factor}.weight"
+            header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [len(body), len(body) + size]}
+            body += struct.pack("<f", 1e15) * (size // 4)
+        text = json.dumps(header).encode()
+        directory.mkdir()
+        (directory / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + body)
+        (directory / "adapter_config.json").write_text(json.dumps(
+            {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"], "layers_to_transform": [0]}))
+        return str(directory)
+
+    def test_a_job_that_failed_stays_failed(self):
+        bad = {"name": "a", "data": {"path": str(self.data)}, "adapter": {"init_from": self.exploding()},
+               "train": {"steps": 3, "batch_samples": 2}}
+        for _ in range(2):
+            done = self.train(self.jobs(bad), code=1)
+            self.assertIn("3 steps in a row without a finite loss", done.stderr)
+            self.assertFalse((self.dir / "out/a/adapter_model.safetensors").exists())
+
+    def test_half_an_adapter_is_no_result(self):
+        file = self.jobs(self.job())
+        self.train(file)
+        expected = (self.dir / "out/a/adapter_config.json").read_text()
+        (self.dir / "out/a/adapter_config.json").unlink()
+        self.train(file)
+        self.assertEqual((self.dir / "out/a/adapter_config.json").read_text(), expected)
+
+    def test_the_best_adapter_is_kept_from_when_it_is_wanted(self):
+        # Nothing moves at this rate, so no evaluation is better than the first.
+        def job(keep_best):
+            return self.jobs(self.job(data={"eval_split": 0.2}, eval={"every": 2, "keep_best": keep_best}, train={"lr": 1e-30}))
+
+        self.train(job(False))
+        (self.dir / "out/a/adapter_model.safetensors").unlink()
+        done = self.train(job(True))
+        self.assertIn("the adapter of step 2, its best evaluation, was not kept; the last one is", done.stderr)
+        self.assertTrue((self.dir / "out/a/adapter_model.safetensors").exists())
+
+    def test_sigterm_does_not_wait_for_an_evaluation(self):
+        held = self.write("held.jsonl", [{"text": f"the cat sat on {n} mats " * 8} for n in range(4000)])
+        job = self.job(data={"eval_path": str(held)}, eval={"every": 2})
+        process = self.start(self.jobs(job))
+        self.wait_for(lambda: len(self.steps()) >= 2, process)
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.wait(60), 0, self.log())
+        self.assertIn("stopped; checkpoint of step 2", self.log())
+        self.assertNotIn("evaluation at step", self.log())
+        # The evaluation comes first when it goes on.
+        process = self.start(self.jobs(job))
+        self.wait_for(lambda: "goes on from step 2" in self.log(), process)
+        time.sleep(1)
+        self.assertEqual(len(self.steps()), 2, self.log())
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.wait(60), 0, self.log())
 
     def test_damaged_checkpoints_fall_back_to_the_one_before(self):
         file = self.jobs(self.job(save={"every": 2}))

@@ -38,13 +38,14 @@ Status check_identity(const std::string& what, const std::string& saved, const s
 }
 
 // The first setting in which two jobs differ, "adapter.rank"; empty: none. A setting that only one of them knows, of
-// another version of this program, is no difference.
-std::string first_difference(const json::object& saved, const json::object& present) {
+// another version of this program, is no difference. Values that are objects (patterns) are compared as text: their
+// order counts, and every entry.
+std::string first_difference(const json::object& saved, const json::object& present, bool in_section = false) {
   for (const auto& [key, value] : saved) {
     const json::value* other = present.if_contains(key);
-    if (!other || *other == value) continue;
-    if (!value.is_object() || !other->is_object()) return key;
-    if (const std::string inner = first_difference(value.get_object(), other->get_object()); !inner.empty())
+    if (!other || json_text(*other) == json_text(value)) continue;
+    if (in_section || !value.is_object() || !other->is_object()) return key;
+    if (const std::string inner = first_difference(value.get_object(), other->get_object(), true); !inner.empty())
       return std::string(key) + "." + inner;
   }
   return "";
@@ -85,7 +86,8 @@ std::string progress_text(const TrainJob& job, const JobIdentity& identity) {
                                 {"gain_loss", p.gain_loss},
                                 {"best_loss", p.best_loss},
                                 {"best_step", p.best_step},
-                                {"evals_without_gain", p.evals_without_gain}}) +
+                                {"evals_without_gain", p.evals_without_gain},
+                                {"eval_due", p.eval_due}}) +
          "\n";
 }
 
@@ -119,6 +121,7 @@ Status read_job_state(TrainJob& job, Backend& backend, const JobIdentity& identi
   fields.read_double("best_loss", p.best_loss);
   fields.read_int("best_step", p.best_step, -1, kMost);
   fields.read_int("evals_without_gain", p.evals_without_gain, 0, kMost);
+  fields.read_bool("eval_due", p.eval_due);
   LK_RETURN_IF_ERROR(fields.status());
   if (format != kFormat)
     return failed_precondition("{}: state of format {}; this program reads format {}", path, format, kFormat);

@@ -26,8 +26,9 @@ namespace {
 namespace json = boost::json;
 using Clock = std::chrono::steady_clock;
 
-// In a job's directory: the adapter of its best evaluation so far, while it trains.
+// In a job's directory: the adapter of its best evaluation so far, while it trains, and in it the step of that.
 constexpr const char* kBest = "best";
+constexpr const char* kBestStep = "step";
 
 // Of the choice of held-out records: the same for all jobs, so that a sweep over seeds is judged on the same ones.
 constexpr uint64_t kSplitSeed = 0;
@@ -92,7 +93,8 @@ bool freezes(const AdapterSpec& spec, const char* factor) {
 
 // The settings that decide what a job computes, as JSON: not where its files are, what it saves, how it is watched, nor
 // how much room it gets beside others.
-std::string identity_options(const RunConfig& run, const JobConfig& job, const std::string& initial_digest) {
+std::string identity_options(const RunConfig& run, const JobConfig& job, const JobForecast& forecast,
+                             const std::string& initial_digest) {
   json::object object = job_config_json(job);
   for (const char* key : {"save", "name", "eval"}) object.erase(key);
   for (const char* key : {"path", "eval_path"}) object.at("data").as_object().erase(key);
@@ -101,8 +103,9 @@ std::string identity_options(const RunConfig& run, const JobConfig& job, const s
   adapter["init_from"] = initial_digest;
   // EVA looks at its data block by block.
   if (job.adapter.init == AdapterInit::kEva) adapter["block_tokens"] = run.block_tokens;
-  // A limit that no sample reaches is none; the parser's default is the block.
-  if (job.data.render.max_length == run.block_tokens) object.at("data").as_object().erase("max_length");
+  // A limit that no sample reaches is none, whatever the block is: the parser's default.
+  const auto cut = [](const DataCounts& counts) { return counts.truncated + counts.dropped + counts.bad > 0; };
+  if (!cut(forecast.train) && !cut(forecast.eval)) object.at("data").as_object()["max_length"] = 0;
   object["dtype"] = run.dtype == TrainDtype::kF32 ? "f32" : "bf16";
   return json_text(object);
 }
@@ -239,6 +242,11 @@ class TrainRun::Impl : public TrainObserver {
   static bool keeps_best(const JobConfig& config) { return config.eval.keep_best && config.eval.every > 0; }
   Status save(const Entry& entry, const Adapter& adapter, const std::string& directory) const;
   Status keep_best(Entry& entry) const;
+  static bool has_best(const Entry& entry);
+  static bool is_published(const Entry& entry) {
+    return file_exists(join_path(entry.directory, kAdapterTensors)) &&
+           file_exists(join_path(entry.directory, kAdapterConfig));
+  }
   Status checkpoint(Entry& entry);
   void checkpoint_or_pause(Entry& entry);
   void retry_paused();
@@ -401,7 +409,8 @@ Status TrainRun::Impl::make_job(Opened& item, const std::string& digest, std::ve
   }
   LK_ASSIGN_OR_RETURN(auto adapter, TrainableAdapter::create(*item.start.adapter, *base_.weights, *base_.backend,
                                                              trainable_options(config, item.start)));
-  entry.identity = {digest, item.data.digest, identity_options(config_, config, item.start.adapter->digest)};
+  entry.identity = {digest, item.data.digest,
+                    identity_options(config_, config, entry.forecast, item.start.adapter->digest)};
   item.start.adapter.reset();  // its values are parameters now
   const TrainSpec& train = config.train;
   const int64_t steps = entry.forecast.total_steps;
@@ -448,7 +457,8 @@ Status TrainRun::Impl::resume(Entry& entry) {
 
 void TrainRun::Impl::on_eval(TrainJob& job, const EvalEvent& event) {
   Entry& own = entry(job);
-  std::shared_ptr<Adapter> now;  // the adapter as it is, made when somebody wants it
+  if (own.saved_step == event.step) own.saved_step = -1;  // a checkpoint without this evaluation
+  std::shared_ptr<Adapter> now;                           // the adapter as it is, made when somebody wants it
   const auto snapshot = [&] {
     if (!now) {
       now = std::make_shared<Adapter>(job.adapter().snapshot());
@@ -480,9 +490,21 @@ Status TrainRun::Impl::save(const Entry& entry, const Adapter& adapter, const st
 // No checkpoint says that an evaluation was the best before its adapter is on disk.
 Status TrainRun::Impl::keep_best(Entry& entry) const {
   if (!entry.best) return Status();
-  LK_RETURN_IF_ERROR(save(entry, *entry.best, join_path(entry.directory, kBest)));
+  const std::string directory = join_path(entry.directory, kBest), step_file = join_path(directory, kBestStep);
+  // The step is there only beside the adapter it belongs to.
+  std::error_code error;
+  std::filesystem::remove(step_file, error);
+  if (error) return io_error("cannot remove {}: {}", step_file, error.message());
+  LK_RETURN_IF_ERROR(save(entry, *entry.best, directory));
+  LK_RETURN_IF_ERROR(write_file_atomic(step_file, fmt::format("{}\n", entry.job->progress().best_step)));
   entry.best.reset();
   return Status();
+}
+
+// Not so when it was found while keep_best was off.
+bool TrainRun::Impl::has_best(const Entry& entry) {
+  const Result<std::string> step = read_file(join_path(join_path(entry.directory, kBest), kBestStep), 64);
+  return step.ok() && *step == fmt::format("{}\n", entry.job->progress().best_step);
 }
 
 // All that the job needs to go on, and its adapter as it is now, ready to serve.
@@ -542,12 +564,15 @@ Status TrainRun::Impl::check_end(const Entry& entry) {
 Status TrainRun::Impl::finish(Entry& entry) {
   TrainJob& job = *entry.job;
   LK_RETURN_IF_ERROR(checkpoint(entry));
-  const std::string best = join_path(entry.directory, kBest);
-  if (keeps_best(entry.config) && job.progress().best_step >= 0 && job.progress().best_step < job.progress().step) {
-    LK_ASSIGN_OR_RETURN(const auto adapter,
-                        load_adapter(entry.config.name, best, base_.weights->config, base_.weights->checkpoint.get()));
+  const int64_t best_step = job.progress().best_step;
+  const bool earlier = keeps_best(entry.config) && best_step >= 0 && best_step < job.progress().step;
+  if (earlier && !has_best(entry))
+    note(job, fmt::format("the adapter of step {}, its best evaluation, was not kept; the last one is", best_step));
+  if (earlier && has_best(entry)) {
+    LK_ASSIGN_OR_RETURN(const auto adapter, load_adapter(entry.config.name, join_path(entry.directory, kBest),
+                                                         base_.weights->config, base_.weights->checkpoint.get()));
     LK_RETURN_IF_ERROR(save(entry, *adapter, entry.directory));
-    note(job, fmt::format("keeps the adapter of step {}, its best evaluation", job.progress().best_step));
+    note(job, fmt::format("keeps the adapter of step {}, its best evaluation", best_step));
     return Status();
   }
   return save(entry, job.adapter().snapshot(), entry.directory);
@@ -581,14 +606,14 @@ Status TrainRun::Impl::claim() {
 Status TrainRun::Impl::train(const std::function<bool()>& stop) {
   for (auto& entry : entries_) {  // those that a checkpoint found at their end
     if (entry->job->state() == TrainState::kRunning) continue;
-    if (!file_exists(join_path(entry->directory, kAdapterTensors)))
+    if (entry->job->state() == TrainState::kFailed || !is_published(*entry))
       ended_.push_back(entry->job);
     else if (hooks_.on_end)
       hooks_.on_end(*entry->job);
   }
   bool stopped = false;
   for (;;) {
-    const bool more = trainer_->advance();
+    const bool more = trainer_->advance(stop);
     for (TrainJob* job : std::exchange(ended_, {})) finish_or_wait(entry(*job));
     for (auto& entry : entries_) {
       const int64_t every = entry->config.save.every, step = entry->job->progress().step;

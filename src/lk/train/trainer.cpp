@@ -13,6 +13,14 @@ namespace {
 // has left the finite numbers does not come back.
 constexpr int64_t kMaxFailuresInARow = 3;
 
+Status not_finite(double rate) {
+  return data_loss(
+      "{} steps in a row without a finite loss and gradient: the rate {:g} is too high, or weights or data hold "
+      "extreme "
+      "values",
+      kMaxFailuresInARow, rate);
+}
+
 bool batch_complete(const TrainJobPlan& plan, int64_t samples, int64_t tokens) {
   return plan.batch_samples > 0 ? samples >= plan.batch_samples : tokens >= plan.batch_tokens;
 }
@@ -39,8 +47,14 @@ void TrainJob::resume(const TrainProgress& progress) {
   progress_ = progress;
   data_.seek(progress.cursor);
   adapter_->set_num_steps(progress.step - progress.skipped_steps);
+  if (progress_.eval_due) return;
   if (progress_.step >= plan_.total_steps) state_ = TrainState::kDone;
   if (lost_patience()) state_ = TrainState::kStopped;
+  // Given up is given up: the same steps would fail again, and what they left is not a result.
+  if (progress_.failures_in_a_row >= kMaxFailuresInARow) {
+    state_ = TrainState::kFailed;
+    failure_ = not_finite(plan_.rate(std::max<int64_t>(progress_.step - 1, 0)));
+  }
 }
 
 void TrainJob::pause(Status why) {
@@ -81,7 +95,7 @@ std::vector<Trainer::Entry> Trainer::pack() {
   int64_t rows = 0;
   std::vector<TrainJob*> open;
   for (auto& job : jobs_)
-    if (job->state_ == TrainState::kRunning) open.push_back(job.get());
+    if (job->state_ == TrainState::kRunning && !job->progress_.eval_due) open.push_back(job.get());
   while (!open.empty()) {
     TrainJob& job = **std::ranges::min_element(open, {}, [](const TrainJob* job) { return job->served_; });
     const bool complete = batch_complete(job.plan_, job.step_samples_, job.step_tokens_);
@@ -106,7 +120,9 @@ std::vector<Trainer::Entry> Trainer::pack() {
   return entries;
 }
 
-bool Trainer::advance() {
+bool Trainer::advance(const std::function<bool()>& stop) {
+  for (auto& job : jobs_)
+    if (job->state_ == TrainState::kRunning && job->progress_.eval_due) settle(*job, stop);
   const std::vector<Entry> entries = pack();
   if (entries.empty())
     return std::ranges::any_of(jobs_, [](const auto& job) { return job->state_ == TrainState::kRunning; });
@@ -115,8 +131,10 @@ bool Trainer::advance() {
     block.add(entry.sample.ids, entry.sample.weights, entry.key, &entry.job->adapter());
   account(entries, block, pass_.forward_backward(block));
   for (auto& job : jobs_)
-    if (job->state_ == TrainState::kRunning && batch_complete(job->plan_, job->step_samples_, job->step_tokens_))
+    if (job->state_ == TrainState::kRunning && batch_complete(job->plan_, job->step_samples_, job->step_tokens_)) {
       finish_step(*job);
+      if (job->state_ == TrainState::kRunning) settle(*job, stop);
+    }
   return true;
 }
 
@@ -158,21 +176,23 @@ void Trainer::finish_step(TrainJob& job) {
   job.step_loss_ = job.step_weight_ = 0;
   progress.failures_in_a_row = event.skipped ? progress.failures_in_a_row + 1 : 0;
   observer_.on_step(job, event);
-  if (progress.failures_in_a_row >= kMaxFailuresInARow)
-    return end(
-        job, TrainState::kFailed,
-        data_loss("{} steps in a row without a finite loss and gradient: the rate {:g} is too high, or weights or "
-                  "data hold extreme values",
-                  kMaxFailuresInARow, event.rate));
+  if (progress.failures_in_a_row >= kMaxFailuresInARow) return end(job, TrainState::kFailed, not_finite(event.rate));
   const bool last = progress.step >= job.plan_.total_steps;
-  if (job.eval_ && (last || (job.plan_.eval_every > 0 && progress.step % job.plan_.eval_every == 0))) finish_eval(job);
-  if (job.state_ == TrainState::kRunning && last) end(job, TrainState::kDone);
+  progress.eval_due = job.eval_ && (last || (job.plan_.eval_every > 0 && progress.step % job.plan_.eval_every == 0));
 }
 
-void Trainer::finish_eval(TrainJob& job) {
-  EvalEvent event = evaluate(job);
-  if (job.state_ != TrainState::kRunning) return;
+void Trainer::settle(TrainJob& job, const std::function<bool()>& stop) {
+  if (job.progress_.eval_due) finish_eval(job, stop);
+  if (job.state_ == TrainState::kRunning && !job.progress_.eval_due && job.progress_.step >= job.plan_.total_steps)
+    end(job, TrainState::kDone);
+}
+
+void Trainer::finish_eval(TrainJob& job, const std::function<bool()>& stop) {
+  std::optional<EvalEvent> evaluated = evaluate(job, stop);
+  if (!evaluated) return;
+  EvalEvent& event = *evaluated;
   TrainProgress& progress = job.progress_;
+  progress.eval_due = false;
   const bool first = progress.best_step < 0;
   event.best = std::isfinite(event.loss) && (first || event.loss < progress.best_loss);
   if (event.best) {
@@ -189,7 +209,7 @@ void Trainer::finish_eval(TrainJob& job) {
   if (job.lost_patience()) end(job, TrainState::kStopped);
 }
 
-EvalEvent Trainer::evaluate(TrainJob& job) {
+std::optional<EvalEvent> Trainer::evaluate(TrainJob& job, const std::function<bool()>& stop) {
   EvalEvent event{.step = job.progress_.step};
   double loss = 0, weight = 0;
   int64_t greedy = 0;
@@ -210,17 +230,18 @@ EvalEvent Trainer::evaluate(TrainJob& job) {
     Result<std::optional<Sample>> sample = job.eval_->next_in_epoch();
     if (!sample.ok()) {
       end(job, TrainState::kFailed, sample.status().with_context("evaluation"));
-      return event;
+      return std::nullopt;
     }
     if (!*sample) break;
     const auto tokens = static_cast<int64_t>((*sample)->ids.size());
     if (const Status status = pass_.accepts((*sample)->ids); !status.ok()) {
       end(job, TrainState::kFailed, status.with_context(job.eval_->records().file->where((*sample)->record)));
-      return event;
+      return std::nullopt;
     }
     if (block.num_rows() + tokens > pass_.max_rows()) {
       run(block);
       block = {};
+      if (stop && stop()) return std::nullopt;
     }
     block.add((*sample)->ids, (*sample)->weights, 0, &job.adapter());
     ++event.samples;

@@ -41,6 +41,7 @@ struct TrainProgress {
   double best_loss = 0;
   double gain_loss = 0;  // of the latest evaluation that gained min_delta, counted from the first
   int64_t evals_without_gain = 0;
+  bool eval_due = false;  // of the latest step: it was interrupted
 };
 
 enum class TrainState : uint8_t { kRunning, kPaused, kDone, kStopped, kFailed };
@@ -116,8 +117,8 @@ class Trainer {
 
   std::vector<std::unique_ptr<TrainJob>>& jobs() { return jobs_; }
   // One round: a block, and the optimiser steps and evaluations that it completes. False when no job runs any more.
-  bool advance();
-  EvalEvent evaluate(TrainJob& job);
+  // Evaluations ask `stop` after each block; one that is broken off is done anew in the next round, or after a resume.
+  bool advance(const std::function<bool()>& stop = {});
 
  private:
   struct Entry {
@@ -129,7 +130,11 @@ class Trainer {
   bool fetch(TrainJob& job);  // next_ is there; otherwise the job has failed
   void account(const std::vector<Entry>& entries, const TokenBlock& block, const RowLosses& rows);
   void finish_step(TrainJob& job);
-  void finish_eval(TrainJob& job);
+  // What a step leads to: an evaluation, the job's end.
+  void settle(TrainJob& job, const std::function<bool()>& stop);
+  void finish_eval(TrainJob& job, const std::function<bool()>& stop);
+  // Nothing: it was broken off, or the job has failed.
+  std::optional<EvalEvent> evaluate(TrainJob& job, const std::function<bool()>& stop);
   void end(TrainJob& job, TrainState state, Status why = {});
 
   TrainPass& pass_;
