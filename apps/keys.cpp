@@ -95,9 +95,10 @@ Status create(const Flags& flags) {
     LK_RETURN_IF_ERROR(store->revoke_key(made->key.id));
     return io_error("the key could not be printed; it was revoked");
   }
-  fmt::print(stderr,
-             "key {} of tenant {}: scopes {}, expires {}. It is shown only now; a running server takes it on SIGHUP.\n",
-             made->key.id, flags.tenant, format_scopes(scopes), format_time(expires));
+  fmt::print(
+      stderr,
+      "key {} of tenant {}: scopes {}, expires {}. It is shown only now; a running server knows it in a second.\n",
+      made->key.id, flags.tenant, format_scopes(scopes), format_time(expires));
   return Status();
 }
 
@@ -135,7 +136,7 @@ Status revoke(const Flags& flags) {
   if (id.starts_with("lk-")) id = id.substr(3, id.find('-', 3) - 3);
   LK_ASSIGN_OR_RETURN(const std::unique_ptr<StateStore> store, flags.open());
   LK_RETURN_IF_ERROR(store->revoke_key(id));
-  fmt::print(stderr, "key {} is revoked; a running server notices on SIGHUP\n", id);
+  fmt::print(stderr, "key {} is revoked; a running server refuses it within two seconds\n", id);
   return Status();
 }
 

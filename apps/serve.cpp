@@ -115,6 +115,13 @@ void ServeFlags::add_to(CLI::App& command) {
   command.add_option("--state", state, "file of keys, tenants and loaded adapters; default: as `lorikeet keys`")
       ->group(security);
   command.add_flag("--no-state", no_state, "no keys, and nothing survives a restart")->group(security);
+  command
+      .add_option("--api-key-file", server.access.key_file,
+                  "file with one key of your own, for completions; also as $LORIKEET_API_KEY")
+      ->group(security);
+  command
+      .add_flag("--require-keys", server.access.require_keys, "refuse everybody while there is no API key, also here")
+      ->group(security);
   command.add_flag("--insecure", server.insecure, "allow listening beyond loopback without any API key")
       ->group(security);
   command.add_flag("--public-metrics", server.public_metrics, "/metrics and /v1/status without a key")->group(security);
@@ -169,18 +176,19 @@ void ServeFlags::add_to(CLI::App& command) {
 
 // What most operators turn, by group: the rest is under --help-all.
 const std::set<std::string> kServeHelp{
-    "--lora",        "--context",       "--served-model-name", "--tool-call-parser",  // Model
-    "--threads",     "--memory",                                                      // Machine
-    "--max-running", "--max-loras",     "--scheduling-policy", "--slo-first-token",   // Scheduling
-    "--merging",     "--exact",                                                       //
-    "--lora-dir",    "--lora-root",     "--host-memory",                              // Adapters
-    "--host",        "--port",          "--unix-socket",       "--admin",             // Network
-    "--tls-cert",    "--tls-key",       "--max-body",                                 //
-    "--state",       "--no-state",      "--insecure",          "--public-metrics",    // Security
-    "--max-queue",   "--max-wait",      "--request-timeout",                          // Overload
-    "--drain-grace", "--drain-timeout", "--log-level",         "--log-format",
+    "--lora",         "--context",       "--served-model-name", "--tool-call-parser",  // Model
+    "--threads",      "--memory",                                                      // Machine
+    "--max-running",  "--max-loras",     "--scheduling-policy", "--slo-first-token",   // Scheduling
+    "--merging",      "--exact",                                                       //
+    "--lora-dir",     "--lora-root",     "--host-memory",                              // Adapters
+    "--host",         "--port",          "--unix-socket",       "--admin",             // Network
+    "--tls-cert",     "--tls-key",       "--max-body",                                 //
+    "--state",        "--no-state",      "--insecure",          "--public-metrics",    // Security
+    "--require-keys", "--api-key-file",                                                //
+    "--max-queue",    "--max-wait",      "--request-timeout",                          // Overload
+    "--drain-grace",  "--drain-timeout", "--log-level",         "--log-format",
     "--log-file",  // Operations
-    "--config",      "--print-config",  "--check-config"};
+    "--config",       "--print-config",  "--check-config"};
 
 Result<int64_t> parse_size(const char* flag, const std::string& text) {
   Result<int64_t> bytes = parse_bytes(text);
@@ -247,6 +255,9 @@ Result<ServerOptions> ServeFlags::options() const {
   filled.model_root = model.model.empty() ? model.dummy : model.model;
   filled.engine.nice = kernel_nice;
   filled.version = LK_VERSION;
+  if (const char* key = std::getenv("LORIKEET_API_KEY"); key != nullptr) filled.access.key_text = key;
+  if (filled.insecure && filled.access.require_keys)
+    return invalid_argument("--insecure lets everybody in, --require-keys nobody without a key: give one of them");
   return filled;
 }
 
@@ -348,12 +359,14 @@ void print_banner(const ServeFlags& flags, const ServerOptions& options, Server&
 int wait_for_shutdown(Server& server, const sigset_t& signals) {
   const auto watchdog = watchdog_timeout();
   for (;;) {
-    timespec timeout{.tv_sec = 1, .tv_nsec = 0};
+    timespec timeout{.tv_sec = 0, .tv_nsec = 500'000'000};  // log lines are in their file within a second
     const int signal = ::sigtimedwait(&signals, nullptr, &timeout);
     server.housekeep();
     if (signal == SIGINT || signal == SIGTERM) return signal;
     if (signal == SIGHUP) {
       (void)notify_reloading();
+      if (const Status log = server.log().reopen(); !log.ok())
+        server.log().write(LogLevel::kError, "log_not_reopened", {{"reason", log.message()}});
       const Status status = server.reload_keys();
       if (status.ok())
         server.log().write(LogLevel::kInfo, "keys_reloaded");
@@ -373,22 +386,19 @@ int run(const ServeFlags& flags) {
   ::sigemptyset(&signals);
   for (const int signal : {SIGINT, SIGTERM, SIGHUP}) ::sigaddset(&signals, signal);
   ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  ::signal(SIGXFSZ, SIG_IGN);  // a file at its limit is an error of that write, as a full disk is
 
   Result<ServerOptions> options = flags.options();
   if (!options.ok()) return fail(options.status());
   std::unique_ptr<StateStore> store;
   std::vector<StoredAdapter> stored;
   std::vector<StateStore::Alias> aliases;
-  bool has_keys = false;
   if (!flags.no_state) {
     const std::string state_path = flags.state.empty() ? default_state_path() : flags.state;
     options->adapters.conversion_cache = state_path + "-converted";
     Result<std::unique_ptr<StateStore>> opened = StateStore::open(state_path);
     if (!opened.ok()) return fail(opened.status());
     store = std::move(opened).value();
-    Result<KeyRing> ring = store->load_key_ring();
-    if (!ring.ok()) return fail(ring.status());
-    has_keys = !ring->open();
     auto adapters = store->adapters();
     auto names = store->aliases();
     if (!adapters.ok()) return fail(adapters.status());
@@ -396,6 +406,9 @@ int run(const ServeFlags& flags) {
     stored = std::move(adapters).value();
     aliases = std::move(names).value();
   }
+  Result<std::unique_ptr<AccessControl>> access = AccessControl::create(options->access, store.get());
+  if (!access.ok()) return fail(access.status());
+  const bool has_keys = !(*access)->ring()->open();
   if (!has_keys && !flags.server.insecure && !is_loopback(flags.host))
     return fail(
         failed_precondition("listening on {} without any API key would let everybody in: create one with `lorikeet "

@@ -68,7 +68,7 @@ def to_bytes(body) -> bytes | None:
 class Server:
     """One process. `log` collects its standard error, `address` is where clients connect."""
 
-    def __init__(self, *args: str, adapters=NAMES, state: str | None = None, environment: dict | None = None, tls=None, quick: bool = True):
+    def __init__(self, *args: str, adapters=NAMES, state: str | None = None, environment: dict | None = None, tls=None, quick: bool = True, log_file: str | None = None):
         command = [BINARY, "serve", MODEL, "--threads", "1", "--log-format", "json"]
         if "--memory" not in args:
             command += ["--memory", "256MiB"]
@@ -79,7 +79,10 @@ class Server:
         for name in adapters:
             command += ["--lora", f"{name}={ADAPTERS}/{name}"]
         command += ["--state", state] if state else ["--no-state"]
+        if log_file:
+            command += ["--log-file", log_file]
         self.tls = tls
+        self.log_file = log_file
         self.home = tempfile.mkdtemp()
         env = {"PATH": os.environ["PATH"], "HOME": self.home, **(environment or {})}
         for name in ("ASAN_OPTIONS", "UBSAN_OPTIONS", "TSAN_OPTIONS"):
@@ -107,7 +110,10 @@ class Server:
 
     def events(self, name: str) -> list:
         found = []
-        for line in list(self.lines):
+        lines = list(self.lines)
+        if self.log_file and os.path.exists(self.log_file):
+            lines += pathlib.Path(self.log_file).read_text().splitlines()
+        for line in lines:
             with contextlib.suppress(ValueError):
                 entry = json.loads(line)
                 if entry.get("event") == name:

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <sqlite3.h>
+
 #include "serve/registry_testing.h"
 
 namespace lk {
@@ -385,6 +387,44 @@ TEST_F(StoredRegistryTest, StoreFollowsTheRegistry) {
   ASSERT_TRUE(registry_->unload("x", nullptr).ok());
   EXPECT_TRUE(store_->adapters()->empty());
   EXPECT_TRUE(store_->aliases()->empty());
+}
+
+TEST_F(StoredRegistryTest, WhatCannotBeStoredIsNotInEffect) {
+  must_load("x", "sql");
+  must_load("x", "math", {.replace = true, .keep_previous = true});
+  must_load("y", "tag", {.pinned = true});
+  ASSERT_TRUE(registry_->set_alias("prod", "x@1").ok());
+  store_->set_patience(std::chrono::milliseconds(20));
+  sqlite3* other = nullptr;
+  ASSERT_EQ(sqlite3_open(dir_.file("state.db").c_str(), &other), SQLITE_OK);
+  ASSERT_EQ(sqlite3_exec(other, "BEGIN IMMEDIATE", nullptr, nullptr, nullptr), SQLITE_OK);
+  const auto refused = [](const Status& status) { return status.code() == StatusCode::kUnavailable; };
+  EXPECT_TRUE(refused(registry_->unload("x", nullptr).status()));
+  EXPECT_TRUE(refused(registry_->unload("x@1", nullptr).status()));
+  EXPECT_TRUE(refused(registry_->remove_alias("prod")));
+  EXPECT_TRUE(refused(registry_->set_alias("prod", "y")));
+  EXPECT_TRUE(refused(registry_->set_alias("next", "y")));
+  EXPECT_TRUE(refused(registry_->set_pinned("x", true)));
+  EXPECT_TRUE(refused(registry_->set_pinned("y", false)));
+  EXPECT_TRUE(refused(registry_->change("x", true, "next")));
+  EXPECT_TRUE(refused(load("z", "dates").status()));
+  EXPECT_TRUE(refused(load("x", "dates", {.replace = true}).status()));
+  EXPECT_TRUE(refused(load("x", "dates", {.replace = true, .persist = false}).status()))
+      << "it would retire stored ones";
+  sqlite3_close(other);
+
+  EXPECT_EQ(version_of("x"), 2);
+  EXPECT_EQ(version_of("prod"), 1);
+  EXPECT_EQ(code_of("next"), StatusCode::kNotFound);
+  EXPECT_EQ(code_of("z"), StatusCode::kNotFound);
+  EXPECT_FALSE(resolve("x")->adapter->pinned);
+  EXPECT_TRUE(resolve("y")->adapter->pinned);
+  EXPECT_EQ(store_->adapters()->size(), 3u);
+  EXPECT_EQ(store_->aliases()->size(), 1u);
+  ASSERT_TRUE(registry_->change("x", true, "next").ok());
+  EXPECT_EQ(version_of("next"), 2);
+  ASSERT_TRUE(registry_->unload("x", nullptr).ok());
+  EXPECT_EQ(store_->aliases()->size(), 0u);
 }
 
 // Loads, replacements, unloads, aliases and requests from several threads; afterwards nothing is left.

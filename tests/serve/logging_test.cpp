@@ -161,6 +161,45 @@ TEST(Logging, WritesToAFileAndReportsOneItCannotOpen) {
   EXPECT_FALSE(Log::create({.queue_lines = 0}).ok());
 }
 
+TEST(Logging, GoesOnInANewFileAfterARotation) {
+  const std::string path = ::testing::TempDir() + "lk_logging_rotated.log", old = path + ".1";
+  std::remove(path.c_str());
+  {
+    auto log = Log::create({.file = path});
+    ASSERT_TRUE(log.ok()) << log.status().message();
+    (*log)->write(LogLevel::kInfo, "before");
+    (*log)->flush();
+    while (read_file(path)->empty()) std::this_thread::yield();
+    ASSERT_EQ(std::rename(path.c_str(), old.c_str()), 0);
+    ASSERT_TRUE((*log)->reopen().ok());
+    (*log)->write(LogLevel::kInfo, "after");
+  }
+  EXPECT_NE(read_file(old)->find("before"), std::string::npos);
+  EXPECT_EQ(read_file(old)->find("after"), std::string::npos);
+  EXPECT_NE(read_file(path)->find("after"), std::string::npos);
+  std::remove(path.c_str());
+  std::remove(old.c_str());
+}
+
+TEST(Logging, LinesThatFindNoRoomAreCounted) {
+  auto log = Log::create({.file = "/dev/full"});
+  ASSERT_TRUE(log.ok()) << log.status().message();
+  for (int i = 0; i < 3; ++i) (*log)->write(LogLevel::kInfo, "lost");
+  (*log)->flush();
+  while ((*log)->num_dropped() < 3) std::this_thread::yield();
+  EXPECT_EQ((*log)->num_dropped(), 3u);
+}
+
+TEST(Logging, AuditLinesAreWrittenAtEveryLevel) {
+  std::ostringstream out;
+  {
+    auto log = Log::create({.level = LogLevel::kError, .stream = &out});
+    ASSERT_TRUE(log.ok());
+    (*log)->audit({{"action", "key_revoked"}, {"key", "abc"}});
+  }
+  EXPECT_EQ(json::parse(out.str()).at("action"), "key_revoked");
+}
+
 TEST(Logging, LevelsAreParsed) {
   EXPECT_EQ(parse_log_level("warning").value(), LogLevel::kWarning);
   EXPECT_FALSE(parse_log_level("verbose").ok());

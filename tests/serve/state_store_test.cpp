@@ -131,7 +131,7 @@ TEST_F(StateStoreTest, KeysRoundTripThroughTheRing) {
   EXPECT_FALSE(store->load_key_ring()->authenticate("Bearer " + expiring->text, now + 1000).ok());
   EXPECT_EQ(store->create_key("acme", kInfer, "", now - 1).status().code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(store->create_key("acme", 0, "", 0).status().code(), StatusCode::kInvalidArgument);
-  EXPECT_EQ(store->create_key("acme", 8, "", 0).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(store->create_key("acme", kAllScopes + 1, "", 0).status().code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(store->create_key("acme", kInfer, "two\nlines", 0).status().code(), StatusCode::kInvalidArgument);
 
   ASSERT_TRUE(store->revoke_key(made->key.id).ok());
@@ -215,7 +215,7 @@ TEST_F(StateStoreTest, Aliases) {
 
 TEST_F(StateStoreTest, NewerOrForeignFilesAreRefused) {
   open().reset();
-  sql("PRAGMA user_version = 2");
+  sql("PRAGMA user_version = 3");
   EXPECT_EQ(open_fails().code(), StatusCode::kFailedPrecondition);
   path_ = dir_ + "/other.db";
   sql("CREATE TABLE recipes(x)");
@@ -225,6 +225,116 @@ TEST_F(StateStoreTest, NewerOrForeignFilesAreRefused) {
   EXPECT_FALSE(StateStore::open("").ok());
   EXPECT_FALSE(StateStore::open("/dev/null").ok());
   EXPECT_FALSE(StateStore::open("/proc/nowhere/state.db").ok());
+}
+
+// As the first version wrote them.
+TEST_F(StateStoreTest, OlderFilesAreUpgraded) {
+  std::filesystem::create_directories(dir_ + "/sub");
+  sql("CREATE TABLE tenants(name TEXT PRIMARY KEY, weight REAL NOT NULL, max_in_flight INTEGER NOT NULL, "
+      "tokens_per_minute INTEGER NOT NULL, adapters TEXT NOT NULL, cache_salt INTEGER NOT NULL, removed INTEGER NOT "
+      "NULL "
+      "DEFAULT 0) STRICT;"
+      "CREATE TABLE keys(id TEXT PRIMARY KEY, secret_sha256 TEXT NOT NULL, tenant TEXT NOT NULL REFERENCES "
+      "tenants(name), "
+      "scopes INTEGER NOT NULL, note TEXT NOT NULL, created INTEGER NOT NULL, expires INTEGER NOT NULL, revoked "
+      "INTEGER "
+      "NOT NULL DEFAULT 0) STRICT;"
+      "CREATE TABLE adapters(name TEXT NOT NULL, version INTEGER NOT NULL, path TEXT NOT NULL, digest TEXT NOT NULL, "
+      "pinned INTEGER NOT NULL, is_default INTEGER NOT NULL, PRIMARY KEY(name, version)) STRICT;"
+      "CREATE TABLE adapter_versions(name TEXT PRIMARY KEY, last INTEGER NOT NULL) STRICT;"
+      "CREATE TABLE aliases(alias TEXT PRIMARY KEY, name TEXT NOT NULL, version INTEGER NOT NULL) STRICT;"
+      "INSERT INTO tenants VALUES('a', 2, 3, 4, 'x*', 5, 0); INSERT INTO adapters VALUES('x', 1, '/x', '', 1, 1);"
+      "PRAGMA application_id = 1280004948; PRAGMA user_version = 1");
+  for (int i = 0; i < 2; ++i) {
+    auto store = open();
+    ASSERT_NE(store, nullptr);
+    EXPECT_EQ(store->tenants()->at(0).weight, 2);
+    EXPECT_EQ(store->tenants()->at(0).max_adapters, 0);
+    EXPECT_EQ(store->adapters()->at(0).tenant, "");
+  }
+}
+
+// Holds the file for writing, as another process would.
+class Holder {
+ public:
+  explicit Holder(const std::string& path, const char* how = "BEGIN IMMEDIATE") {
+    EXPECT_EQ(sqlite3_open(path.c_str(), &handle_), SQLITE_OK);
+    EXPECT_EQ(sqlite3_exec(handle_, how, nullptr, nullptr, nullptr), SQLITE_OK);
+  }
+  ~Holder() { sqlite3_close(handle_); }
+
+ private:
+  sqlite3* handle_ = nullptr;
+};
+
+TEST_F(StateStoreTest, WritesToAHeldFileFailInTimeAndReadsGoOn) {
+  auto store = open();
+  ASSERT_TRUE(store->put_tenant({.name = "a"}).ok());
+  store->set_patience(std::chrono::milliseconds(50));
+  std::vector<Status> reasons;
+  std::thread waiting;
+  store->on_failed_write([&](const Status& reason) {
+    reasons.push_back(reason);
+    return unavailable("not stored");
+  });
+  {
+    const Holder holder(path_);
+    const Status refused = store->put_tenant({.name = "b"});
+    EXPECT_EQ(refused.code(), StatusCode::kUnavailable);
+    EXPECT_EQ(refused.message(), "not stored");
+    ASSERT_EQ(reasons.size(), 1u);
+    EXPECT_NE(reasons[0].message().find(path_), std::string::npos);
+    // A writer that waits keeps no reader.
+    store->set_patience(std::chrono::seconds(60));
+    waiting = std::thread([&] { EXPECT_TRUE(store->put_tenant({.name = "c"}).ok()); });
+    EXPECT_EQ(store->tenants()->size(), 1u);
+    EXPECT_EQ(*store->last_version("x"), 0);
+  }
+  waiting.join();
+  EXPECT_EQ(store->tenants()->size(), 2u);
+  EXPECT_EQ(store->put_tenant({.name = "a b"}).code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(reasons.size(), 1u) << "a refusal is no failure of the file";
+}
+
+TEST_F(StateStoreTest, NothingIsWrittenToAFileThatWasMovedAway) {
+  auto store = open();
+  EXPECT_FALSE(*store->changed());
+  std::filesystem::rename(path_, path_ + ".old");
+  EXPECT_EQ(store->put_tenant({.name = "a"}).code(), StatusCode::kDataLoss);
+  EXPECT_EQ(store->changed().status().code(), StatusCode::kDataLoss);
+  ASSERT_TRUE(write_file_atomic(path_, std::string(8192, 'x')).ok());
+  EXPECT_EQ(store->put_tenant({.name = "a"}).code(), StatusCode::kDataLoss) << "nor when another took its place";
+  std::filesystem::rename(path_ + ".old", path_);
+  EXPECT_TRUE(store->put_tenant({.name = "a"}).ok());
+}
+
+TEST_F(StateStoreTest, ChangesOfOthersAreSeenOnce) {
+  auto store = open(), other = open();
+  EXPECT_FALSE(*store->changed());
+  ASSERT_TRUE(other->put_tenant({.name = "a"}).ok());
+  EXPECT_TRUE(*store->changed());
+  EXPECT_FALSE(*store->changed());
+}
+
+TEST_F(StateStoreTest, WhatBelongsTogetherIsStoredTogether) {
+  auto store = open();
+  ASSERT_TRUE(store->put_adapter({.name = "x", .version = 1, .path = "/x"}).ok());
+  EXPECT_FALSE(store
+                   ->put(StoredAdapter{.name = "x", .version = 1, .path = "/x", .pinned = true},
+                         StateStore::Alias{.alias = "..", .name = "x"})
+                   .ok());
+  EXPECT_FALSE(store->adapters()->at(0).pinned);
+  ASSERT_TRUE(store
+                  ->put(StoredAdapter{.name = "x", .version = 1, .path = "/x", .pinned = true, .tenant = "acme"},
+                        StateStore::Alias{.alias = "y", .name = "x"})
+                  .ok());
+  EXPECT_TRUE(store->adapters()->at(0).pinned);
+  EXPECT_EQ(store->adapters()->at(0).tenant, "acme");
+  ASSERT_TRUE(store->put_adapter({.name = "x", .version = 2, .path = "/x2"}, {1}).ok());
+  ASSERT_EQ(store->adapters()->size(), 1u);
+  ASSERT_TRUE(store->remove({{"x", 2}, {"x", 7}}, {"y", "z"}).ok());
+  EXPECT_TRUE(store->adapters()->empty());
+  EXPECT_TRUE(store->aliases()->empty());
 }
 
 TEST_F(StateStoreTest, DamagedFilesAreNamed) {
@@ -250,7 +360,9 @@ TEST_F(StateStoreTest, HostileRowsAreRefusedOnReading) {
   open().reset();
   const std::string key =
       "INSERT INTO keys VALUES('abcdefghijkl', '" + std::string(64, '0') + "', 'a', 1, '', 0, 0, 0);";
-  const std::string tenant = "INSERT INTO tenants VALUES('a', 1, 0, 0, '', 5, 0);";
+  const std::string tenant =
+      "INSERT INTO tenants(name, weight, max_in_flight, tokens_per_minute, adapters, cache_salt) VALUES('a', 1, 0, 0, "
+      "'', 5);";
   const std::string clear =
       "PRAGMA foreign_keys = OFF; DELETE FROM keys; DELETE FROM tenants; DELETE FROM adapters; DELETE FROM aliases;";
   sql(clear + tenant + key);
@@ -259,16 +371,17 @@ TEST_F(StateStoreTest, HostileRowsAreRefusedOnReading) {
        {std::string("UPDATE tenants SET name = '../../etc'"), std::string("UPDATE tenants SET weight = -1"),
         std::string("UPDATE tenants SET weight = 9e999"), std::string("UPDATE tenants SET cache_salt = 0"),
         std::string("UPDATE tenants SET adapters = 'a,,b'"), std::string("UPDATE tenants SET adapters = ','"),
-        std::string("UPDATE tenants SET max_in_flight = -5"), std::string("UPDATE keys SET id = 'short'"),
-        std::string("UPDATE keys SET secret_sha256 = ''"), std::string("UPDATE keys SET scopes = 255"),
-        std::string("UPDATE keys SET scopes = 257"), std::string("UPDATE keys SET note = char(27) || '[2J'"),
+        std::string("UPDATE tenants SET max_in_flight = -5"), std::string("UPDATE tenants SET max_sums = -1"),
+        std::string("UPDATE keys SET id = 'short'"), std::string("UPDATE keys SET secret_sha256 = ''"),
+        std::string("UPDATE keys SET scopes = 255"), std::string("UPDATE keys SET scopes = 257"),
+        std::string("UPDATE keys SET note = char(27) || '[2J'"),
         std::string("UPDATE keys SET note = CAST(x'ff' AS TEXT)"),
         std::string("UPDATE keys SET note = 'a' || char(0) || 'b'"), std::string("UPDATE keys SET expires = -1"),
         std::string("UPDATE keys SET tenant = ''")}) {
     sql(clear + tenant + key + "PRAGMA foreign_keys = OFF; " + change);
     EXPECT_EQ(open()->load_key_ring().status().code(), StatusCode::kDataLoss) << change;
   }
-  sql(clear + "INSERT INTO adapters VALUES('a/b', 1, '/x', '', 0, 0)");
+  sql(clear + "INSERT INTO adapters VALUES('a/b', 1, '/x', '', 0, 0, '')");
   EXPECT_EQ(open()->adapters().status().code(), StatusCode::kDataLoss);
   sql(clear + "INSERT INTO aliases VALUES('ok', '..', 0)");
   EXPECT_EQ(open()->aliases().status().code(), StatusCode::kDataLoss);

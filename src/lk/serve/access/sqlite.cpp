@@ -16,7 +16,7 @@ Result<std::unique_ptr<SqliteDatabase>> SqliteDatabase::open(const std::string& 
   if (database->handle_ == nullptr) return io_error("{}: out of memory", path);
   if (code != SQLITE_OK) return database->error(code);
   sqlite3* handle = database->handle_;
-  sqlite3_busy_timeout(handle, 5000);
+  database->wait_at_most(std::chrono::seconds(5));
   sqlite3_limit(handle, SQLITE_LIMIT_LENGTH, 1 << 20);
   for (const auto& [setting, value] : {std::pair{SQLITE_DBCONFIG_DEFENSIVE, 1},
                                        {SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0},
@@ -25,6 +25,10 @@ Result<std::unique_ptr<SqliteDatabase>> SqliteDatabase::open(const std::string& 
                                        {SQLITE_DBCONFIG_ENABLE_FKEY, 1}})
     sqlite3_db_config(handle, setting, value, static_cast<int*>(nullptr));
   return database;
+}
+
+void SqliteDatabase::wait_at_most(std::chrono::milliseconds patience) {
+  sqlite3_busy_timeout(handle_, static_cast<int>(patience.count()));
 }
 
 SqliteDatabase::~SqliteDatabase() { sqlite3_close_v2(handle_); }

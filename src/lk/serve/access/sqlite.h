@@ -5,6 +5,7 @@
 
 #include <sqlite3.h>
 
+#include <chrono>
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
@@ -28,6 +29,9 @@ class SqliteDatabase {
   // First column of the first row.
   Result<int64_t> query_integer(const char* sql);
   Result<std::string> query_text(const char* sql);
+
+  // How long a statement may wait for other processes' locks; 5 s when nothing else is said.
+  void wait_at_most(std::chrono::milliseconds patience);
 
   // kDataLoss for a damaged file, kUnavailable for a locked one, kIoError otherwise; names the file.
   Status error(int code) const;

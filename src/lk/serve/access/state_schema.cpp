@@ -16,7 +16,7 @@
 namespace lk {
 namespace {
 
-constexpr int64_t kSchemaVersion = 1;
+constexpr int64_t kSchemaVersion = 2;
 constexpr int64_t kApplicationId = 0x4c4b5354;  // "LKST": says that the SQLite file is ours
 
 // A removed tenant keeps its row because its revoked keys refer to it. adapter_versions outlives adapters: no version
@@ -34,6 +34,16 @@ CREATE TABLE adapters(
 CREATE TABLE adapter_versions(name TEXT PRIMARY KEY, last INTEGER NOT NULL) STRICT;
 CREATE TABLE aliases(alias TEXT PRIMARY KEY, name TEXT NOT NULL, version INTEGER NOT NULL) STRICT;
 )sql";
+
+// What each later version added, applied in order to a new file as to an old one.
+// 2: quotas of tenants, and whose key loaded an adapter ('' = nobody's: of a server without keys, or before this).
+constexpr const char* kUpgrades[] = {R"sql(
+ALTER TABLE tenants ADD COLUMN max_adapters INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE tenants ADD COLUMN max_versions INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE tenants ADD COLUMN max_sums INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE adapters ADD COLUMN tenant TEXT NOT NULL DEFAULT '';
+)sql"};
+static_assert(std::size(kUpgrades) == kSchemaVersion - 1);
 
 Status prepare_file(const std::string& path) {
   if (path.empty()) return invalid_argument("the state file has no name");
@@ -71,17 +81,27 @@ Status check_version(SqliteDatabase& database, int64_t version, int64_t applicat
   return Status();
 }
 
-// Creates the tables in an empty file; of two processes that try, one does.
+Status upgrade(SqliteDatabase& database, int64_t version) {
+  for (; version < kSchemaVersion; ++version) LK_RETURN_IF_ERROR(database.execute(kUpgrades[version - 1]));
+  return database.execute(fmt::format("PRAGMA user_version = {}", kSchemaVersion).c_str());
+}
+
+// Creates the tables in an empty file and brings older ones up to date; of two processes that try, one does.
 Status check_schema(SqliteDatabase& database) {
   LK_ASSIGN_OR_RETURN(SqliteTransaction transaction,
                       SqliteTransaction::begin(database, SqliteTransaction::Kind::kWrite));
   LK_ASSIGN_OR_RETURN(const int64_t version, database.query_integer("PRAGMA user_version"));
   LK_ASSIGN_OR_RETURN(const int64_t application, database.query_integer("PRAGMA application_id"));
   LK_ASSIGN_OR_RETURN(const int64_t num_tables, database.query_integer("SELECT count(*) FROM sqlite_schema"));
-  if (version != 0 || application != 0 || num_tables != 0) return check_version(database, version, application);
+  if (version != 0 || application != 0 || num_tables != 0) {
+    LK_RETURN_IF_ERROR(check_version(database, version, application));
+    if (version == kSchemaVersion) return Status();
+    LK_RETURN_IF_ERROR(upgrade(database, version));
+    return transaction.commit();
+  }
   LK_RETURN_IF_ERROR(database.execute(kSchema));
   LK_RETURN_IF_ERROR(database.execute(fmt::format("PRAGMA application_id = {}", kApplicationId).c_str()));
-  LK_RETURN_IF_ERROR(database.execute(fmt::format("PRAGMA user_version = {}", kSchemaVersion).c_str()));
+  LK_RETURN_IF_ERROR(upgrade(database, 1));
   return transaction.commit();
 }
 

@@ -3,8 +3,13 @@
 // out.
 #include "lk/serve/access/state_store.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
+#include <atomic>
 #include <bit>
+#include <cerrno>
+#include <cstring>
 #include <ctime>
 #include <mutex>
 
@@ -21,7 +26,6 @@ constexpr size_t kIdLength = 12;
 constexpr size_t kSecretLength = 43;  // 256 bits
 constexpr size_t kMaxNote = 256, kMaxPath = 4096, kMaxPatterns = 1024;
 constexpr int64_t kMaxLimit = int64_t{1} << 50;  // of every count and time in the file
-constexpr uint8_t kAllScopes = 7;
 
 using Kind = SqliteTransaction::Kind;
 
@@ -40,6 +44,9 @@ Status check(const Tenant& tenant) {
   if (!in_range(tenant.tokens_per_minute))
     return invalid_argument("tenant {}: {} tokens per minute is no limit; 0 = unlimited", tenant.name,
                             tenant.tokens_per_minute);
+  if (!in_range(tenant.max_adapters) || !in_range(tenant.max_versions) || !in_range(tenant.max_sums))
+    return invalid_argument("tenant {}: {} adapters, {} versions and {} sums are no limits; 0 = unlimited", tenant.name,
+                            tenant.max_adapters, tenant.max_versions, tenant.max_sums);
   if (tenant.adapters.size() > kMaxPatterns)
     return invalid_argument("tenant {}: more than {} adapter patterns", tenant.name, kMaxPatterns);
   for (const std::string& pattern : tenant.adapters)
@@ -71,6 +78,7 @@ Status check(const StoredAdapter& adapter) {
     return invalid_argument(
         "adapter {}: the path is empty, longer than {} bytes, or has control characters or no UTF-8", adapter.name,
         kMaxPath);
+  if (!adapter.tenant.empty()) LK_RETURN_IF_ERROR(check_name("tenant", adapter.tenant));
   if (!adapter.digest.empty() && !is_hex_digest(adapter.digest))
     return invalid_argument("adapter {}: the digest is not SHA-256", adapter.name);
   return Status();
@@ -103,10 +111,9 @@ uint64_t random_salt() {
   return salt;
 }
 
-}  // namespace
-
-struct StateStore::Impl {
-  std::mutex mutex;
+// One of the two connections. Requires, of all but the mutex: the mutex.
+struct StateConnection {
+  std::timed_mutex mutex;
   std::unique_ptr<SqliteDatabase> database;
 
   Result<SqliteStatement> prepare(std::string_view sql, std::initializer_list<SqliteValue> values = {}) {
@@ -120,15 +127,7 @@ struct StateStore::Impl {
     LK_ASSIGN_OR_RETURN(SqliteStatement statement, prepare(sql, values));
     return statement.next();
   }
-  // `work` inside a write transaction.
-  template <class Work>
-  Status write(Work&& work) {
-    const std::lock_guard lock(mutex);
-    LK_ASSIGN_OR_RETURN(SqliteTransaction transaction, SqliteTransaction::begin(*database, Kind::kWrite));
-    LK_RETURN_IF_ERROR(work());
-    return transaction.commit();
-  }
-  // Every row of `sql`, made by `read` and checked. Requires: mutex.
+  // Every row of `sql`, made by `read` and checked.
   template <class Row, class Read>
   Result<std::vector<Row>> rows(std::string_view sql, Read&& read) {
     LK_ASSIGN_OR_RETURN(SqliteStatement statement, prepare(sql));
@@ -145,36 +144,104 @@ struct StateStore::Impl {
   Result<std::vector<ApiKey>> read_keys();
 };
 
+// What the request or the state asks for cannot be, as against: the file cannot take it.
+bool is_refusal(StatusCode code) {
+  return code != StatusCode::kUnavailable && code != StatusCode::kIoError && code != StatusCode::kDataLoss;
+}
+
+}  // namespace
+
+struct StateStore::Impl {
+  StateConnection writer, reader;
+  std::atomic<std::chrono::milliseconds> patience{std::chrono::seconds(5)};
+  std::function<Status(const Status&)> on_failed_write;
+  dev_t device = 0;
+  ino_t inode = 0;
+  int64_t data_version = 0;  // of what changed() saw last; guarded by reader.mutex
+
+  const std::string& path() const { return writer.database->path(); }
+  // A file that was moved away takes writes without complaint, and a restart does not find them.
+  Status check_in_place() const {
+    struct stat info {};
+    if (::stat(path().c_str(), &info) == 0 && info.st_dev == device && info.st_ino == inode) return Status();
+    return data_loss("state file {} was removed or replaced while the server runs; put it back, or restart", path());
+  }
+  // `work` inside a write transaction.
+  template <class Work>
+  Status write(Work&& work) {
+    const Status status = write_within(patience, work);
+    return status.ok() || is_refusal(status.code()) || !on_failed_write ? status : on_failed_write(status);
+  }
+  template <class Work>
+  Status write_within(std::chrono::milliseconds longest, Work&& work) {
+    const auto begin = std::chrono::steady_clock::now();
+    const std::unique_lock lock(writer.mutex, longest);
+    if (!lock.owns_lock()) return unavailable("state file {} is busy with other changes", path());
+    LK_RETURN_IF_ERROR(check_in_place());
+    const auto waited = std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - begin);
+    writer.database->wait_at_most(std::max(longest - waited, std::chrono::milliseconds(0)));
+    LK_ASSIGN_OR_RETURN(SqliteTransaction transaction, SqliteTransaction::begin(*writer.database, Kind::kWrite));
+    LK_RETURN_IF_ERROR(work());
+    return transaction.commit();
+  }
+  Status put_adapter(const StoredAdapter& adapter);
+};
+
 Result<std::unique_ptr<StateStore>> StateStore::open(const std::string& path) {
   std::unique_ptr<StateStore> store(new StateStore());
   store->impl_ = std::make_unique<Impl>();
-  LK_ASSIGN_OR_RETURN(store->impl_->database, open_state_file(path));
+  Impl& impl = *store->impl_;
+  LK_ASSIGN_OR_RETURN(impl.writer.database, open_state_file(path));
+  LK_ASSIGN_OR_RETURN(impl.reader.database, SqliteDatabase::open(path));
+  LK_RETURN_IF_ERROR(impl.reader.database->execute("PRAGMA cell_size_check = ON; PRAGMA query_only = ON"));
+  LK_ASSIGN_OR_RETURN(impl.data_version, impl.reader.database->query_integer("PRAGMA data_version"));
+  struct stat info {};
+  if (::stat(path.c_str(), &info) != 0) return io_error("cannot open state file {}: {}", path, std::strerror(errno));
+  impl.device = info.st_dev;
+  impl.inode = info.st_ino;
   return store;
 }
 
 StateStore::~StateStore() = default;
 
+void StateStore::set_patience(std::chrono::milliseconds patience) { impl_->patience = patience; }
+
+void StateStore::on_failed_write(std::function<Status(const Status&)> callback) {
+  impl_->on_failed_write = std::move(callback);
+}
+
+Result<bool> StateStore::changed() {
+  LK_RETURN_IF_ERROR(impl_->check_in_place());
+  const std::lock_guard lock(impl_->reader.mutex);
+  LK_ASSIGN_OR_RETURN(const int64_t now, impl_->reader.database->query_integer("PRAGMA data_version"));
+  return std::exchange(impl_->data_version, now) != now;
+}
+
 // --- Tenants
 
-Result<std::vector<Tenant>> StateStore::Impl::read_tenants() {
+Result<std::vector<Tenant>> StateConnection::read_tenants() {
   LK_ASSIGN_OR_RETURN(const bool unsalted, exists("SELECT 1 FROM tenants WHERE cache_salt = 0", {}));
   if (unsalted) return data_loss("state file {} is damaged: a tenant without a cache salt", database->path());
   return rows<Tenant>(
-      "SELECT name, weight, max_in_flight, tokens_per_minute, adapters, cache_salt FROM tenants WHERE removed = 0 "
-      "ORDER BY name",
+      "SELECT name, weight, max_in_flight, tokens_per_minute, adapters, cache_salt, max_adapters, max_versions, "
+      "max_sums "
+      "FROM tenants WHERE removed = 0 ORDER BY name",
       [](const SqliteStatement& row) {
         return Tenant{.name = row.text(0),
                       .weight = row.real(1),
                       .max_in_flight = row.integer(2),
                       .tokens_per_minute = row.integer(3),
                       .adapters = split_patterns(row.text(4)),
+                      .max_adapters = row.integer(6),
+                      .max_versions = row.integer(7),
+                      .max_sums = row.integer(8),
                       .cache_salt = std::bit_cast<uint64_t>(row.integer(5))};
       });
 }
 
 Result<std::vector<Tenant>> StateStore::tenants() {
-  const std::lock_guard lock(impl_->mutex);
-  return impl_->read_tenants();
+  const std::lock_guard lock(impl_->reader.mutex);
+  return impl_->reader.read_tenants();
 }
 
 Status StateStore::put_tenant(Tenant tenant) {
@@ -183,12 +250,14 @@ Status StateStore::put_tenant(Tenant tenant) {
   const auto new_salt = std::bit_cast<int64_t>(random_salt());
   return impl_->write([&] {
     // A tenant that comes back after its removal is a new one: it must not find the old one's cached prefixes.
-    return impl_->run(
-        "INSERT INTO tenants(name, weight, max_in_flight, tokens_per_minute, adapters, cache_salt) VALUES(?1, ?2, ?3, "
-        "?4, ?5, ?6) "
+    return impl_->writer.run(
+        "INSERT INTO tenants(name, weight, max_in_flight, tokens_per_minute, adapters, cache_salt, max_adapters, "
+        "max_versions, max_sums) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) "
         "ON CONFLICT(name) DO UPDATE SET weight = ?2, max_in_flight = ?3, tokens_per_minute = ?4, adapters = ?5, "
+        "max_adapters = ?7, max_versions = ?8, max_sums = ?9, "
         "cache_salt = CASE removed WHEN 0 THEN cache_salt ELSE ?6 END, removed = 0",
-        {tenant.name, tenant.weight, tenant.max_in_flight, tenant.tokens_per_minute, patterns, new_salt});
+        {tenant.name, tenant.weight, tenant.max_in_flight, tenant.tokens_per_minute, patterns, new_salt,
+         tenant.max_adapters, tenant.max_versions, tenant.max_sums});
   });
 }
 
@@ -197,21 +266,21 @@ Status StateStore::remove_tenant(const std::string& name) {
   const int64_t now = std::time(nullptr);
   return impl_->write([&]() -> Status {
     LK_ASSIGN_OR_RETURN(const bool known,
-                        impl_->exists("SELECT 1 FROM tenants WHERE name = ? AND removed = 0", {name}));
+                        impl_->writer.exists("SELECT 1 FROM tenants WHERE name = ? AND removed = 0", {name}));
     if (!known) return not_found("no tenant \"{}\"", name);
     LK_ASSIGN_OR_RETURN(
         const bool used,
-        impl_->exists("SELECT 1 FROM keys WHERE tenant = ? AND revoked = 0 AND (expires = 0 OR expires > ?)",
-                      {name, now}));
+        impl_->writer.exists("SELECT 1 FROM keys WHERE tenant = ? AND revoked = 0 AND (expires = 0 OR expires > ?)",
+                             {name, now}));
     if (used) return failed_precondition("tenant \"{}\" has usable keys; revoke them first", name);
-    LK_RETURN_IF_ERROR(impl_->run("UPDATE keys SET revoked = 1 WHERE tenant = ?", {name}));
-    return impl_->run("UPDATE tenants SET removed = 1 WHERE name = ?", {name});
+    LK_RETURN_IF_ERROR(impl_->writer.run("UPDATE keys SET revoked = 1 WHERE tenant = ?", {name}));
+    return impl_->writer.run("UPDATE tenants SET removed = 1 WHERE name = ?", {name});
   });
 }
 
 // --- Keys
 
-Result<std::vector<ApiKey>> StateStore::Impl::read_keys() {
+Result<std::vector<ApiKey>> StateConnection::read_keys() {
   return rows<ApiKey>(
       "SELECT id, secret_sha256, tenant, scopes, note, created, expires, revoked FROM keys ORDER BY created, id",
       [](const SqliteStatement& row) {
@@ -228,8 +297,8 @@ Result<std::vector<ApiKey>> StateStore::Impl::read_keys() {
 }
 
 Result<std::vector<ApiKey>> StateStore::keys() {
-  const std::lock_guard lock(impl_->mutex);
-  return impl_->read_keys();
+  const std::lock_guard lock(impl_->reader.mutex);
+  return impl_->reader.read_keys();
 }
 
 Result<StateStore::NewKey> StateStore::create_key(const std::string& tenant, uint8_t scopes, const std::string& note,
@@ -251,9 +320,9 @@ Result<StateStore::NewKey> StateStore::create_key(const std::string& tenant, uin
   made.text = fmt::format("lk-{}-{}", key.id, secret);
   LK_RETURN_IF_ERROR(impl_->write([&]() -> Status {
     LK_ASSIGN_OR_RETURN(const bool known,
-                        impl_->exists("SELECT 1 FROM tenants WHERE name = ? AND removed = 0", {tenant}));
+                        impl_->writer.exists("SELECT 1 FROM tenants WHERE name = ? AND removed = 0", {tenant}));
     if (!known) return not_found("no tenant \"{}\"", tenant);
-    return impl_->run(
+    return impl_->writer.run(
         "INSERT INTO keys(id, secret_sha256, tenant, scopes, note, created, expires) VALUES(?, ?, ?, ?, ?, ?, ?)",
         {key.id, key.secret_sha256, key.tenant, int64_t{key.scopes}, key.note, key.created, key.expires});
   }));
@@ -262,103 +331,137 @@ Result<StateStore::NewKey> StateStore::create_key(const std::string& tenant, uin
 
 Status StateStore::revoke_key(const std::string& id) {
   return impl_->write([&]() -> Status {
-    LK_RETURN_IF_ERROR(impl_->run("UPDATE keys SET revoked = 1 WHERE id = ?", {id}));
-    if (impl_->database->changes() == 0) return not_found("no key \"{}\"", is_valid_name(id) ? id : "?");
+    LK_RETURN_IF_ERROR(impl_->writer.run("UPDATE keys SET revoked = 1 WHERE id = ?", {id}));
+    if (impl_->writer.database->changes() == 0) return not_found("no key \"{}\"", is_valid_name(id) ? id : "?");
     return Status();
   });
 }
 
+Result<StateStore::Accounts> StateStore::accounts() {
+  const std::lock_guard lock(impl_->reader.mutex);
+  LK_ASSIGN_OR_RETURN(const SqliteTransaction both, SqliteTransaction::begin(*impl_->reader.database, Kind::kRead));
+  Accounts accounts;
+  LK_ASSIGN_OR_RETURN(accounts.tenants, impl_->reader.read_tenants());
+  LK_ASSIGN_OR_RETURN(accounts.keys, impl_->reader.read_keys());
+  return accounts;
+}
+
 Result<KeyRing> StateStore::load_key_ring() {
-  const std::lock_guard lock(impl_->mutex);
-  LK_ASSIGN_OR_RETURN(const SqliteTransaction both,
-                      SqliteTransaction::begin(*impl_->database, Kind::kRead));  // of one moment
-  LK_ASSIGN_OR_RETURN(std::vector<Tenant> tenants, impl_->read_tenants());
-  LK_ASSIGN_OR_RETURN(std::vector<ApiKey> keys, impl_->read_keys());
-  return KeyRing(std::move(tenants), std::move(keys));
+  LK_ASSIGN_OR_RETURN(Accounts found, accounts());
+  return KeyRing(std::move(found.tenants), std::move(found.keys));
 }
 
 // --- Adapters
 
 Result<std::vector<StoredAdapter>> StateStore::adapters() {
-  const std::lock_guard lock(impl_->mutex);
-  return impl_->rows<StoredAdapter>(
-      "SELECT name, version, path, digest, pinned, is_default FROM adapters ORDER BY name, version",
+  const std::lock_guard lock(impl_->reader.mutex);
+  return impl_->reader.rows<StoredAdapter>(
+      "SELECT name, version, path, digest, pinned, is_default, tenant FROM adapters ORDER BY name, version",
       [](const SqliteStatement& row) {
         return StoredAdapter{.name = row.text(0),
                              .version = row.integer(1),
                              .path = row.text(2),
                              .digest = row.text(3),
                              .pinned = row.integer(4) != 0,
-                             .is_default = row.integer(5) != 0};
+                             .is_default = row.integer(5) != 0,
+                             .tenant = row.text(6)};
       });
 }
 
-Status StateStore::put_adapter(const StoredAdapter& adapter) {
+// Requires: a write transaction.
+Status StateStore::Impl::put_adapter(const StoredAdapter& adapter) {
+  LK_ASSIGN_OR_RETURN(const bool known, writer.exists("SELECT 1 FROM adapters WHERE name = ? AND version = ?",
+                                                      {adapter.name, adapter.version}));
+  if (!known) {
+    LK_ASSIGN_OR_RETURN(const bool used, writer.exists("SELECT 1 FROM adapter_versions WHERE name = ? AND last >= ?",
+                                                       {adapter.name, adapter.version}));
+    if (used)
+      return already_exists("version {} of adapter \"{}\" was used before; versions are not used again",
+                            adapter.version, adapter.name);
+  }
+  if (adapter.is_default)
+    LK_RETURN_IF_ERROR(writer.run("UPDATE adapters SET is_default = 0 WHERE name = ?", {adapter.name}));
+  LK_RETURN_IF_ERROR(
+      writer.run("INSERT OR REPLACE INTO adapters(name, version, path, digest, pinned, is_default, tenant) VALUES(?, "
+                 "?, ?, ?, ?, ?, "
+                 "?)",
+                 {adapter.name, adapter.version, adapter.path, adapter.digest, int64_t{adapter.pinned},
+                  int64_t{adapter.is_default}, adapter.tenant}));
+  return writer.run(
+      "INSERT INTO adapter_versions(name, last) VALUES(?1, ?2) ON CONFLICT(name) DO UPDATE SET last = max(last, ?2)",
+      {adapter.name, adapter.version});
+}
+
+Status StateStore::put_adapter(const StoredAdapter& adapter, const std::vector<int64_t>& retired) {
   LK_RETURN_IF_ERROR(check(adapter));
   return impl_->write([&]() -> Status {
-    LK_ASSIGN_OR_RETURN(const bool known, impl_->exists("SELECT 1 FROM adapters WHERE name = ? AND version = ?",
-                                                        {adapter.name, adapter.version}));
-    if (!known) {
-      LK_ASSIGN_OR_RETURN(const bool used, impl_->exists("SELECT 1 FROM adapter_versions WHERE name = ? AND last >= ?",
-                                                         {adapter.name, adapter.version}));
-      if (used)
-        return already_exists("version {} of adapter \"{}\" was used before; versions are not used again",
-                              adapter.version, adapter.name);
-    }
-    if (adapter.is_default)
-      LK_RETURN_IF_ERROR(impl_->run("UPDATE adapters SET is_default = 0 WHERE name = ?", {adapter.name}));
-    LK_RETURN_IF_ERROR(impl_->run(
-        "INSERT OR REPLACE INTO adapters(name, version, path, digest, pinned, is_default) VALUES(?, ?, ?, ?, ?, ?)",
-        {adapter.name, adapter.version, adapter.path, adapter.digest, int64_t{adapter.pinned},
-         int64_t{adapter.is_default}}));
-    return impl_->run(
-        "INSERT INTO adapter_versions(name, last) VALUES(?1, ?2) ON CONFLICT(name) DO UPDATE SET last = max(last, ?2)",
-        {adapter.name, adapter.version});
+    for (const int64_t version : retired)
+      LK_RETURN_IF_ERROR(
+          impl_->writer.run("DELETE FROM adapters WHERE name = ? AND version = ?", {adapter.name, version}));
+    return impl_->put_adapter(adapter);
   });
 }
 
 Status StateStore::remove_adapter(const std::string& name, int64_t version) {
   LK_RETURN_IF_ERROR(check_name("adapter", name));
   return impl_->write([&]() -> Status {
-    LK_RETURN_IF_ERROR(impl_->run("DELETE FROM adapters WHERE name = ? AND version = ?", {name, version}));
-    if (impl_->database->changes() == 0) return not_found("no version {} of adapter \"{}\"", version, name);
+    LK_RETURN_IF_ERROR(impl_->writer.run("DELETE FROM adapters WHERE name = ? AND version = ?", {name, version}));
+    if (impl_->writer.database->changes() == 0) return not_found("no version {} of adapter \"{}\"", version, name);
+    return Status();
+  });
+}
+
+Status StateStore::remove(const std::vector<std::pair<std::string, int64_t>>& versions,
+                          const std::vector<std::string>& aliases) {
+  if (versions.empty() && aliases.empty()) return Status();
+  return impl_->write([&]() -> Status {
+    for (const auto& [name, version] : versions)
+      LK_RETURN_IF_ERROR(impl_->writer.run("DELETE FROM adapters WHERE name = ? AND version = ?", {name, version}));
+    for (const std::string& alias : aliases)
+      LK_RETURN_IF_ERROR(impl_->writer.run("DELETE FROM aliases WHERE alias = ?", {alias}));
     return Status();
   });
 }
 
 Result<int64_t> StateStore::last_version(const std::string& name) {
-  const std::lock_guard lock(impl_->mutex);
+  const std::lock_guard lock(impl_->reader.mutex);
   LK_ASSIGN_OR_RETURN(SqliteStatement statement,
-                      impl_->prepare("SELECT last FROM adapter_versions WHERE name = ?", {name}));
+                      impl_->reader.prepare("SELECT last FROM adapter_versions WHERE name = ?", {name}));
   LK_ASSIGN_OR_RETURN(const bool row, statement.next());
   const int64_t last = row ? statement.integer(0) : 0;
-  if (!in_range(last))
-    return data_loss("state file {} is damaged: last version {} of an adapter", impl_->database->path(), last);
+  if (!in_range(last)) return data_loss("state file {} is damaged: last version {} of an adapter", impl_->path(), last);
   return last;
 }
 
 // --- Aliases
 
 Result<std::vector<StateStore::Alias>> StateStore::aliases() {
-  const std::lock_guard lock(impl_->mutex);
-  return impl_->rows<Alias>("SELECT alias, name, version FROM aliases ORDER BY alias", [](const SqliteStatement& row) {
-    return Alias{.alias = row.text(0), .name = row.text(1), .version = row.integer(2)};
-  });
+  const std::lock_guard lock(impl_->reader.mutex);
+  return impl_->reader.rows<Alias>("SELECT alias, name, version FROM aliases ORDER BY alias",
+                                   [](const SqliteStatement& row) {
+                                     return Alias{.alias = row.text(0), .name = row.text(1), .version = row.integer(2)};
+                                   });
 }
 
-Status StateStore::put_alias(const Alias& alias) {
-  LK_RETURN_IF_ERROR(check(alias));
-  return impl_->write([&] {
-    return impl_->run("INSERT OR REPLACE INTO aliases(alias, name, version) VALUES(?, ?, ?)",
-                      {alias.alias, alias.name, alias.version});
+Status StateStore::put_alias(const Alias& alias) { return put({}, alias); }
+
+Status StateStore::put(const std::optional<StoredAdapter>& adapter, const std::optional<Alias>& alias) {
+  if (adapter) LK_RETURN_IF_ERROR(check(*adapter));
+  if (alias) LK_RETURN_IF_ERROR(check(*alias));
+  if (!adapter && !alias) return Status();
+  return impl_->write([&]() -> Status {
+    if (adapter) LK_RETURN_IF_ERROR(impl_->put_adapter(*adapter));
+    if (!alias) return Status();
+    return impl_->writer.run("INSERT OR REPLACE INTO aliases(alias, name, version) VALUES(?, ?, ?)",
+                             {alias->alias, alias->name, alias->version});
   });
 }
 
 Status StateStore::remove_alias(const std::string& alias) {
   LK_RETURN_IF_ERROR(check_name("alias", alias));
   return impl_->write([&]() -> Status {
-    LK_RETURN_IF_ERROR(impl_->run("DELETE FROM aliases WHERE alias = ?", {alias}));
-    if (impl_->database->changes() == 0) return not_found("no alias \"{}\"", alias);
+    LK_RETURN_IF_ERROR(impl_->writer.run("DELETE FROM aliases WHERE alias = ?", {alias}));
+    if (impl_->writer.database->changes() == 0) return not_found("no alias \"{}\"", alias);
     return Status();
   });
 }

@@ -3,6 +3,8 @@
 // `lorikeet keys` may have it open at the same time.
 #pragma once
 
+#include <chrono>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -19,6 +21,7 @@ struct StoredAdapter {
   std::string digest;
   bool pinned = false;
   bool is_default = true;  // what the bare name means
+  std::string tenant;      // whose key loaded it; "" = nobody's
 };
 
 class StateStore {
@@ -29,7 +32,16 @@ class StateStore {
   ~StateStore();
 
   // Thread safe; each call is one transaction, durable when it returns. What is read is checked like any input: a file
-  // somebody tampered with gives kDataLoss, not strange names.
+  // somebody tampered with gives kDataLoss, not strange names. Reads have a connection of their own and do not wait for
+  // writes; a write waits for others, in this process and elsewhere, no longer than the patience (5 s at first).
+  void set_patience(std::chrono::milliseconds patience);
+  // Called, on the writer's thread, with why a write failed for the file's sake (locked, full, read-only, damaged,
+  // gone); what it returns is what the caller sees. Set it before other threads come.
+  void on_failed_write(std::function<Status(const Status& reason)> callback);
+  // Whether anybody, also this process, committed something since the last call (or the opening). kDataLoss when the
+  // file was removed or replaced: what is written would be lost.
+  Result<bool> changed();
+
   Result<std::vector<Tenant>> tenants();
   Status put_tenant(Tenant tenant);  // insert or update; keeps the salt, makes one for a new tenant
   // Refused while it has usable keys. The others are revoked and stay, so that a server whose keys are all gone does
@@ -42,14 +54,21 @@ class StateStore {
   };
   Result<NewKey> create_key(const std::string& tenant, uint8_t scopes, const std::string& note, int64_t expires);
   Status revoke_key(const std::string& id);
+  struct Accounts {
+    std::vector<Tenant> tenants;
+    std::vector<ApiKey> keys;
+  };
+  Result<Accounts> accounts();  // of one moment
   Result<KeyRing> load_key_ring();
 
   Result<std::vector<StoredAdapter>> adapters();
   // By (name, version); is_default clears it from the other versions. kAlreadyExists for a version that was removed or
-  // skipped.
-  Status put_adapter(const StoredAdapter& adapter);
+  // skipped. The versions it retires go in the same transaction.
+  Status put_adapter(const StoredAdapter& adapter, const std::vector<int64_t>& retired = {});
   Status remove_adapter(const std::string& name,
                         int64_t version);  // the default's removal makes no other version the default
+  // Versions and aliases that go together; what is not there is no failure.
+  Status remove(const std::vector<std::pair<std::string, int64_t>>& versions, const std::vector<std::string>& aliases);
   // Highest version ever used for the name, 0 for none: versions are never reused, also after removal.
   Result<int64_t> last_version(const std::string& name);
   struct Alias {
@@ -58,6 +77,8 @@ class StateStore {
   };
   Result<std::vector<Alias>> aliases();
   Status put_alias(const Alias& alias);
+  // A changed adapter and an alias, both or neither.
+  Status put(const std::optional<StoredAdapter>& adapter, const std::optional<Alias>& alias);
   Status remove_alias(const std::string& alias);
 
  private:

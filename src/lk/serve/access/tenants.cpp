@@ -16,18 +16,29 @@ struct ScopeName {
   std::string_view name;
 };
 constexpr ScopeName kScopeNames[] = {
-    {Scope::kInfer, "infer"}, {Scope::kAdapters, "adapters"}, {Scope::kAdmin, "admin"}};
-constexpr uint8_t kAllScopes = 7;
+    {Scope::kInfer, "infer"}, {Scope::kAdapters, "adapters"}, {Scope::kMetrics, "metrics"}, {Scope::kAdmin, "admin"}};
 
 constexpr std::string_view kKeyPrefix = "lk-";
 constexpr size_t kMaxKeyText = 256;  // ours have 59; nothing longer is worth hashing
+constexpr size_t kMinPlainKey = 16, kMaxPlainKey = 200;
+
+std::string digest_of(std::string_view text) {
+  Sha256 hash;
+  hash.update(text.data(), text.size());
+  return to_hex(hash.finish());
+}
+
+// `digest` is a hash, of 64 characters.
+bool equal_digests(std::string_view digest, std::string_view expected) {
+  return expected.size() == digest.size() && CRYPTO_memcmp(digest.data(), expected.data(), digest.size()) == 0;
+}
 
 struct KeyText {
   std::string_view id, secret;
 };
 
-// "Bearer lk-<id>-<secret>"; both parts empty when it has another form.
-KeyText split_authorization(std::string_view header) {
+// The key of "Bearer KEY"; empty when the header has another form.
+std::string_view bearer_of(std::string_view header) {
   constexpr std::string_view kScheme = "bearer";
   if (header.size() <= kScheme.size() || header.size() > kMaxKeyText) return {};
   for (size_t i = 0; i < kScheme.size(); ++i)
@@ -39,12 +50,16 @@ KeyText split_authorization(std::string_view header) {
     while (!text.empty() && text.back() == ' ') text.remove_suffix(1);
     return text;
   };
-  header = trim(header);
-  if (!header.starts_with(kKeyPrefix)) return {};
-  header.remove_prefix(kKeyPrefix.size());
-  const size_t dash = header.find('-');
+  return trim(header);
+}
+
+// "lk-<id>-<secret>"; both parts empty when it has another form.
+KeyText split_key(std::string_view key) {
+  if (!key.starts_with(kKeyPrefix)) return {};
+  key.remove_prefix(kKeyPrefix.size());
+  const size_t dash = key.find('-');
   if (dash == std::string_view::npos) return {};
-  return {header.substr(0, dash), header.substr(dash + 1)};
+  return {key.substr(0, dash), key.substr(dash + 1)};
 }
 
 }  // namespace
@@ -59,8 +74,9 @@ Result<uint8_t> parse_scopes(std::string_view text) {
     const auto* known = std::find_if(std::begin(kScopeNames), std::end(kScopeNames),
                                      [&](const ScopeName& s) { return s.name == word; });
     if (known == std::end(kScopeNames))
-      return invalid_argument("\"{}\" is not a scope; give one or more of infer, adapters, admin, separated by commas",
-                              word.substr(0, 64));
+      return invalid_argument(
+          "\"{}\" is not a scope; give one or more of infer, adapters, metrics, admin, separated by commas",
+          word.substr(0, 64));
     scopes |= static_cast<uint8_t>(known->scope);
     begin = comma + 1;
   }
@@ -84,7 +100,23 @@ bool Tenant::may_use(std::string_view adapter) const {
                      [&](const std::string& pattern) { return glob_match(pattern, adapter); });
 }
 
-KeyRing::KeyRing(std::vector<Tenant> tenants, std::vector<ApiKey> keys) {
+Result<PlainKey> make_plain_key(std::string_view source, std::string_view text) {
+  if (text.size() < kMinPlainKey || text.size() > kMaxPlainKey ||
+      std::ranges::any_of(text, [](char c) { return c <= ' ' || c > '~'; }))
+    return invalid_argument(
+        "the API key of the {} must have {} to {} printable characters without spaces; `openssl rand -hex 32` makes "
+        "one",
+        source, kMinPlainKey, kMaxPlainKey);
+  if (text.starts_with(kKeyPrefix))
+    return invalid_argument(
+        "the API key of the {} has the form of one that `lorikeet keys create` makes: those work without it, from the "
+        "state file",
+        source);
+  return PlainKey{.source = std::string(source), .sha256 = digest_of(text)};
+}
+
+KeyRing::KeyRing(std::vector<Tenant> tenants, std::vector<ApiKey> keys, std::vector<PlainKey> plain, bool required)
+    : plain_(std::move(plain)), closed_(required || !keys.empty() || !plain_.empty()) {
   for (Tenant& tenant : tenants) {
     const std::string name = tenant.name;
     tenants_[name] = std::make_shared<const Tenant>(std::move(tenant));
@@ -96,21 +128,37 @@ KeyRing::KeyRing(std::vector<Tenant> tenants, std::vector<ApiKey> keys) {
   }
 }
 
+std::shared_ptr<const Tenant> KeyRing::default_tenant() const {
+  static const auto kUnlimited = std::make_shared<const Tenant>(Tenant{.name = "default"});
+  const auto it = tenants_.find("default");
+  return it == tenants_.end() ? kUnlimited : it->second;
+}
+
+bool KeyRing::has_usable_key(int64_t now_unix) const {
+  return !plain_.empty() || std::ranges::any_of(keys_, [&](const auto& entry) {
+    const ApiKey& key = entry.second;
+    return !key.revoked && (key.expires == 0 || now_unix < key.expires) && tenants_.contains(key.tenant);
+  });
+}
+
 Result<Principal> KeyRing::authenticate(std::string_view authorization, int64_t now_unix) const {
   if (open()) {
-    static const auto kAnyone = std::make_shared<const Tenant>(Tenant{.name = "default"});
-    const auto it = tenants_.find("default");  // stored limits of "default" hold for the open server
-    return Principal{.tenant = it == tenants_.end() ? kAnyone : it->second, .scopes = kAllScopes, .key_id = ""};
+    return Principal{.tenant = default_tenant(), .scopes = kAllScopes, .key_id = ""};
   }
-  const KeyText text = split_authorization(authorization);
-  Sha256 hash;
-  hash.update(text.secret.data(), text.secret.size());
-  const std::string digest = to_hex(hash.finish());
+  const std::string_view bearer = bearer_of(authorization);
+  const KeyText text = split_key(bearer);
+  const std::string digest = digest_of(text.secret);
   static const std::string kDummyHash(digest.size(), '0');  // an unknown id is compared too, with what nothing matches
   const auto found = keys_.find(std::string(text.id));
-  const bool known = found != keys_.end() && found->second.secret_sha256.size() == digest.size();
-  const std::string& expected = known ? found->second.secret_sha256 : kDummyHash;
-  const bool equal = CRYPTO_memcmp(digest.data(), expected.data(), digest.size()) == 0;
+  const bool known = found != keys_.end();
+  const bool equal = equal_digests(digest, known ? found->second.secret_sha256 : kDummyHash);
+  if (!bearer.empty() && text.id.empty() && !plain_.empty()) {
+    const std::string whole = digest_of(bearer);
+    for (const PlainKey& plain : plain_)
+      if (equal_digests(whole, plain.sha256))
+        return Principal{
+            .tenant = default_tenant(), .scopes = static_cast<uint8_t>(Scope::kInfer), .key_id = plain.source};
+  }
   const Status refusal = unauthenticated("a valid API key is needed: send \"Authorization: Bearer lk-...\"");
   if (!known || !equal || text.secret.empty()) return refusal;
   const ApiKey& key = found->second;

@@ -240,44 +240,45 @@ Status AdapterRegistry::prove(AdapterVersion& version) {
 }
 
 Status AdapterRegistry::publish(const LoadRequest& request, const AdapterLease& version) {
-  // The store first: what it refuses never becomes visible. The name cannot become an alias meanwhile, because it is
-  // busy.
+  std::lock_guard changes(changes_mutex_);
   version->persisted = store_ && request.persist;
-  if (version->persisted && !request.version)
-    LK_RETURN_IF_ERROR(store_->put_adapter({.name = version->name,
-                                            .version = version->version,
-                                            .path = version->path,
-                                            .digest = version->digest,
-                                            .pinned = version->pinned.load(),
-                                            .is_default = true}));
   std::vector<AdapterLease> retired;  // released after the lock
   {
     std::lock_guard lock(mutex_);
-    Name& name = names_[request.name];
-    const bool older = version->version < name.default_version;
-    if (!request.keep_previous && !request.version) {
-      for (auto it = name.versions.begin(); it != name.versions.end();) {
-        const std::string exact = fmt::format("{}@{}", request.name, it->first);
+    const auto known = names_.find(request.name);
+    if (known != names_.end() && !request.keep_previous && !request.version)
+      for (const auto& [number, old] : known->second.versions) {
+        const std::string exact = fmt::format("{}@{}", request.name, number);
         const bool aliased =
             std::any_of(aliases_.begin(), aliases_.end(), [&](const auto& alias) { return alias.second == exact; });
-        if (aliased) {
-          ++it;
-          continue;
-        }
-        retired.push_back(std::move(it->second));
-        it = name.versions.erase(it);
+        if (!aliased) retired.push_back(old);
       }
+  }
+  // The store first. The name cannot become an alias meanwhile, because it is busy.
+  std::vector<std::pair<std::string, int64_t>> forgotten;
+  std::vector<int64_t> forgotten_versions;
+  for (const AdapterLease& old : retired)
+    if (old->persisted) {
+      forgotten.emplace_back(old->name, old->version);
+      forgotten_versions.push_back(old->version);
     }
+  if (version->persisted && !request.version)
+    LK_RETURN_IF_ERROR(store_->put_adapter(stored(*version, true), forgotten_versions));
+  else if (!forgotten.empty())
+    LK_RETURN_IF_ERROR(store_->remove(forgotten, {}));
+  {
+    std::lock_guard lock(mutex_);
+    Name& name = names_[request.name];
+    for (const AdapterLease& old : retired) name.versions.erase(old->version);
+    version->replaced = name.default_version;
     name.versions[version->version] = version;
-    if (!older) name.default_version = version->version;
+    if (version->version >= name.default_version) name.default_version = version->version;
     int64_t& last = last_version_[request.name];
     last = std::max(last, version->version);
   }
   sums_.drop(retired);
   for (const AdapterLease& old : retired)
     if (old->pinned.exchange(false)) (void)pin_in_engine(*old, false);
-  for (const AdapterLease& old : retired)
-    if (old->persisted) (void)store_->remove_adapter(old->name, old->version);
   return Status();
 }
 
@@ -287,42 +288,44 @@ Result<int> AdapterRegistry::unload(const std::string& target, std::function<voi
   const auto [name, version] = split_version(target);
   std::vector<AdapterLease> retired;
   std::vector<std::string> gone;  // aliases
-  std::lock_guard changes(alias_mutex_);
+  std::lock_guard changes(changes_mutex_);
   {
     std::lock_guard lock(mutex_);
-    const auto erase_aliases_of = [&](const std::string& meaning) {
-      std::erase_if(aliases_, [&](const auto& alias) {
-        if (alias.second == meaning) gone.push_back(alias.first);
-        return alias.second == meaning;
-      });
+    const auto add_aliases_of = [&](const std::string& meaning) {
+      for (const auto& [alias, target] : aliases_)
+        if (target == meaning) gone.push_back(alias);
     };
     const auto it = names_.find(name);
     if (it == names_.end() || version < 0 || (version > 0 && !it->second.versions.contains(version)))
       return not_found("The lora adapter '{}' cannot be found.", target);
+    for (const auto& [number, old] : it->second.versions) {
+      if (version != 0 && number != version) continue;
+      add_aliases_of(fmt::format("{}@{}", name, number));
+      retired.push_back(old);
+    }
+    if (retired.size() == it->second.versions.size()) add_aliases_of(name);
+  }
+  if (store_) {
+    std::vector<std::pair<std::string, int64_t>> forgotten;
+    for (const AdapterLease& old : retired)
+      if (old->persisted) forgotten.emplace_back(old->name, old->version);
+    LK_RETURN_IF_ERROR(store_->remove(forgotten, gone));
+  }
+  {
+    std::lock_guard lock(mutex_);
+    const auto it = names_.find(name);
     std::map<int64_t, AdapterLease>& versions = it->second.versions;
-    for (auto entry = versions.begin(); entry != versions.end();) {
-      if (version != 0 && entry->first != version) {
-        ++entry;
-        continue;
-      }
-      erase_aliases_of(fmt::format("{}@{}", name, entry->first));
-      retired.push_back(std::move(entry->second));
-      entry = versions.erase(entry);
-    }
-    if (versions.empty()) {
-      erase_aliases_of(name);
+    for (const AdapterLease& old : retired) versions.erase(old->version);
+    for (const std::string& alias : gone) aliases_.erase(alias);
+    if (versions.empty())
       names_.erase(it);
-    } else if (!versions.contains(it->second.default_version)) {
+    else if (!versions.contains(it->second.default_version))
       it->second.default_version = versions.rbegin()->first;
-    }
   }
   sums_.drop(retired);
-  if (store_)
-    for (const std::string& alias : gone) (void)store_->remove_alias(alias);
   forget_version_of(name);
   const auto count = static_cast<int>(retired.size());
   for (AdapterLease& old : retired) {
-    if (old->persisted) (void)store_->remove_adapter(old->name, old->version);
     if (old->pinned.exchange(false)) (void)pin_in_engine(*old, false);
     if (freed)
       old->on_freed([freed, name = old->name, number = old->version,
@@ -354,51 +357,65 @@ Status AdapterRegistry::pin_in_engine(AdapterVersion& version, bool pinned) {
   return status;
 }
 
-Status AdapterRegistry::set_pinned(const std::string& name, bool pinned) {
+StoredAdapter AdapterRegistry::stored(const AdapterVersion& version, bool is_default) {
+  return {.name = version.name,
+          .version = version.version,
+          .path = version.path,
+          .digest = version.digest,
+          .pinned = version.pinned.load(),
+          .is_default = is_default};
+}
+
+Status AdapterRegistry::change(const std::string& target, std::optional<bool> pinned, const std::string& alias) {
+  if (!alias.empty()) LK_RETURN_IF_ERROR(check_name("alias", alias));
+  std::lock_guard changes(changes_mutex_);
   AdapterLease version;
   bool is_default = false;
   {
     std::lock_guard lock(mutex_);
-    version = find_locked(name);
-    if (!version) return not_found("The lora adapter '{}' cannot be found.", name);
+    version = find_locked(target);
+    if (!alias.empty()) {
+      if (alias == "base" || alias == options_.base_name || names_.contains(alias) || busy_.contains(alias))
+        return already_exists("\"{}\" is the name of a model", alias);
+      if (aliases_.contains(target)) version = nullptr;  // no alias of an alias
+    }
+    if (!version) return not_found("The lora adapter '{}' cannot be found.", target);
     is_default = names_.at(version->name).default_version == version->version;
   }
-  LK_RETURN_IF_ERROR(pin_in_engine(*version, pinned));
-  if (!version->persisted) return Status();
-  return store_->put_adapter({.name = version->name,
-                              .version = version->version,
-                              .path = version->path,
-                              .digest = version->digest,
-                              .pinned = pinned,
-                              .is_default = is_default});
-}
-
-Status AdapterRegistry::set_alias(const std::string& alias, const std::string& target) {
-  LK_RETURN_IF_ERROR(check_name("alias", alias));
-  const auto [name, version] = split_version(target);
-  std::lock_guard changes(alias_mutex_);
-  {
-    std::lock_guard lock(mutex_);
-    if (alias == "base" || alias == options_.base_name || names_.contains(alias) || busy_.contains(alias))
-      return already_exists("\"{}\" is the name of a model", alias);
-    if (aliases_.contains(target) || !find_locked(target))
-      return not_found("The lora adapter '{}' cannot be found.", target);
+  // The pool may refuse a pin, and the store any change: the pin comes first and is taken back when the store fails.
+  const bool was_pinned = version->pinned;
+  if (pinned.value_or(false)) LK_RETURN_IF_ERROR(pin_in_engine(*version, true));
+  if (store_) {
+    std::optional<StoredAdapter> row;
+    if (pinned && version->persisted) {
+      row = stored(*version, is_default);
+      row->pinned = *pinned;
+    }
+    std::optional<StateStore::Alias> meaning;
+    const auto [name, number] = split_version(target);
+    if (!alias.empty()) meaning = {.alias = alias, .name = name, .version = number};
+    if (const Status status = store_->put(row, meaning); !status.ok()) {
+      if (pinned.value_or(false) && !was_pinned) (void)pin_in_engine(*version, false);
+      return status;
+    }
   }
-  // The store first: what it refuses never becomes visible. Unloading the target waits for alias_mutex_, replacing it
-  // does not.
-  if (store_) LK_RETURN_IF_ERROR(store_->put_alias({.alias = alias, .name = name, .version = version}));
-  std::lock_guard lock(mutex_);
-  aliases_[alias] = target;
-  return Status();
+  if (!alias.empty()) {
+    std::lock_guard lock(mutex_);
+    aliases_[alias] = target;
+  }
+  return pinned && !*pinned ? pin_in_engine(*version, false) : Status();
 }
 
 Status AdapterRegistry::remove_alias(const std::string& alias) {
-  std::lock_guard changes(alias_mutex_);
+  std::lock_guard changes(changes_mutex_);
   {
     std::lock_guard lock(mutex_);
-    if (aliases_.erase(alias) == 0) return not_found("there is no alias \"{}\"", alias);
+    if (!aliases_.contains(alias)) return not_found("there is no alias \"{}\"", alias);
   }
-  return store_ ? store_->remove_alias(alias) : Status();
+  if (store_) LK_RETURN_IF_ERROR(store_->remove({}, {alias}));
+  std::lock_guard lock(mutex_);
+  aliases_.erase(alias);
+  return Status();
 }
 
 std::map<std::string, std::string> AdapterRegistry::aliases() const {

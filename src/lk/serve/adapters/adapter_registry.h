@@ -36,6 +36,7 @@ struct AdapterRegistryOptions {
   std::string conversion_cache;  // directory for converted PiSSA and OLoRA adapters; empty: converted at each read
 };
 
+// What the store refuses or cannot take (kUnavailable and the like) is not in effect.
 class AdapterRegistry {
  public:
   // `store` may be null: nothing survives a restart. `checkpoint` is the base model's file (for DoRA), or null.
@@ -65,10 +66,12 @@ class AdapterRegistry {
   // Takes "name" (all versions and their aliases) or "name@version" out of sight at once; `freed` is called once per
   // version when its last request ended and its memory was given back. Returns how many versions that are. kNotFound.
   Result<int> unload(const std::string& name, std::function<void(Freed)> freed);
-  // kResourceExhausted when its pages do not fit beside the others that are pinned.
-  Status set_pinned(const std::string& name, bool pinned);
-  // Lets `alias` mean "name" or "name@version" from now on.
-  Status set_alias(const std::string& alias, const std::string& target);
+  // Pins or unpins the adapter, lets an alias mean it from now on, or both: all of it or nothing. kResourceExhausted
+  // when its pages do not fit beside the others that are pinned.
+  Status change(const std::string& target, std::optional<bool> pinned, const std::string& alias);
+  Status set_pinned(const std::string& name, bool pinned) { return change(name, pinned, ""); }
+  // `target` is "name" or "name@version".
+  Status set_alias(const std::string& alias, const std::string& target) { return change(target, {}, alias); }
   Status remove_alias(const std::string& alias);
   std::map<std::string, std::string> aliases() const;
 
@@ -107,6 +110,7 @@ class AdapterRegistry {
   Status publish(const LoadRequest& request, const AdapterLease& version);
   Status check_free(const LoadRequest& request) const;
   void forget_version_of(const std::string& name);
+  static StoredAdapter stored(const AdapterVersion& version, bool is_default);
   AdapterLease find_locked(const std::string& name) const;  // name, name@version or alias; null: not there
   Status pin_in_engine(AdapterVersion& version, bool pinned);
   Result<Resolved> compose(std::string_view expression, const Tenant& tenant);
@@ -134,7 +138,9 @@ class AdapterRegistry {
   std::vector<std::thread> loaders_;
   std::counting_semaphore<> readers_;
   std::mutex probe_mutex_;
-  std::mutex alias_mutex_;  // one change of aliases at a time, in memory and in the store; before mutex_
+  // One change of what is offered at a time, in the store and then in memory: what cannot be stored never happened.
+  // Before mutex_; may be held while the store waits for its file, so nothing that answers completions takes it.
+  std::mutex changes_mutex_;
 };
 
 }  // namespace lk

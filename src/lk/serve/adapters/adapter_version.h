@@ -31,6 +31,7 @@ class AdapterVersion {
   int64_t created = 0;     // Unix seconds
   float probe_shift = 0;   // largest change of a log-probability of the probe prompt against the base
   bool persisted = false;  // in the state store
+  int64_t replaced = 0;    // what its name meant before it came; 0 = nothing
   std::atomic<bool> pinned{false};
   std::atomic<int64_t> requests{0};
   bool exact = true;  // never merged

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <ctime>
+#include <future>
 
 #include "lk/base/rng.h"
 #include "lk/serve/http/heap_trimmer.h"
@@ -15,6 +16,12 @@ namespace lk {
 namespace {
 
 constexpr size_t kMaxWaitingWork = 4096;
+// Keys that are revoked in another process are refused within two of these intervals.
+constexpr std::chrono::milliseconds kAccessInterval{1000};
+// How long a change may wait for somebody who holds the state file; `lorikeet keys` holds it for milliseconds.
+constexpr std::chrono::milliseconds kStatePatience{2000};
+constexpr const char* kNotStored =
+    "the change could not be stored and is not in effect; the server's log says why, try again later";
 
 const Route kRoutes[] = {
     {"POST", "/v1/chat/completions", Access::kInfer, false, true, &ServerImpl::chat},
@@ -82,6 +89,8 @@ std::string_view refusal_reason(int status) {
   }
 }
 
+constexpr int kClientLeft = 499;  // as in nginx's logs: nobody gets it
+
 // Overload and limits come in thousands: the metrics count them, a line for each would be part of the overload.
 LogLevel level_of(int status) {
   if (status == 429 || status == 503) return LogLevel::kDebug;
@@ -130,25 +139,59 @@ std::string random_id() {
 
 // --- Exchange
 
-void Exchange::record(int status) {
-  server->metrics_->http_request(route ? route->path : "other", status,
-                                 std::chrono::duration<double>(Clock::now() - arrival).count());
-  if (status >= 400)
-    server->metrics_->request_refused(refusal_reason(status), principal.tenant ? principal.tenant->name : "");
+// One line per request, at its end: streams tell what they took only then.
+void Exchange::record(int status, const char* outcome) {
+  if (std::exchange(recorded_, true)) return;
+  const double seconds = std::chrono::duration<double>(Clock::now() - arrival).count();
+  const std::string& tenant = principal.tenant ? principal.tenant->name : "";
+  const std::string_view path = route ? route->path : "other";
+  server->metrics_->http_request(path, status, seconds);
+  if (status >= 400 && status != kClientLeft) server->metrics_->request_refused(refusal_reason(status), tenant);
+  if (!computed_) {
+    server->log_->write(level_of(status), "request",
+                        {{"id", id},
+                         {"method", request.method},
+                         {"route", path},
+                         {"status", status},
+                         {"outcome", outcome},
+                         {"ms", seconds * 1e3},
+                         {"tenant", tenant},
+                         {"key", principal.key_id},
+                         {"peer", request.peer}});
+    return;
+  }
   server->log_->write(level_of(status), "request",
                       {{"id", id},
                        {"method", request.method},
-                       {"route", route ? route->path : "other"},
+                       {"route", path},
                        {"status", status},
-                       {"ms", std::chrono::duration<double, std::milli>(Clock::now() - arrival).count()},
-                       {"tenant", principal.tenant ? principal.tenant->name : ""},
+                       {"outcome", outcome},
+                       {"stream", streaming_},
+                       {"adapter", computed_->adapter},
+                       {"finish", computed_->finish},
+                       {"choices", computed_->usage.requests},
+                       {"prompt_tokens", computed_->usage.prompt_tokens},
+                       {"cached_tokens", computed_->usage.cached_tokens},
+                       {"output_tokens", computed_->usage.output_tokens},
+                       {"ms", seconds * 1e3},
+                       {"tenant", tenant},
                        {"key", principal.key_id},
                        {"peer", request.peer}});
 }
 
+void Exchange::count(std::string_view adapter, const KeyUsage& usage, const char* finish) {
+  if (!computed_) computed_.emplace(Computed{.adapter = std::string(adapter), .usage = {}, .finish = finish});
+  computed_->usage.add(usage);
+  computed_->finish = finish;
+}
+
+Exchange::~Exchange() {
+  if (route != nullptr) record(streaming_ ? 200 : kClientLeft, "client_left");
+}
+
 void Exchange::respond(int status, std::string body, std::string_view content_type, HttpHeaders headers) {
   if (!reply) return;
-  record(status);
+  record(status, status < 400 ? "ok" : "error");
   headers.emplace_back("x-request-id", id);
   std::exchange(reply, nullptr)
       ->respond({.status = status,
@@ -159,7 +202,7 @@ void Exchange::respond(int status, std::string body, std::string_view content_ty
 
 void Exchange::fail(const ApiError& error, HttpHeaders headers) {
   if (!reply) return;
-  record(error.status);
+  record(error.status, "error");
   if (error.status >= 500 && error.status != 503)
     server->log_->write(LogLevel::kError, "internal_error", {{"id", id}, {"reason", error.message}});
   HttpResponse response = error_response(error);
@@ -169,10 +212,16 @@ void Exchange::fail(const ApiError& error, HttpHeaders headers) {
 }
 
 void Exchange::begin_stream(HttpHeaders headers) {
-  record(200);
+  streaming_ = true;
   headers.emplace_back("x-request-id", id);
   headers.emplace_back("cache-control", "no-cache");
   reply->begin_stream(200, std::move(headers), "text/event-stream; charset=utf-8");
+}
+
+void Exchange::end_stream(const char* outcome) {
+  if (!reply) return;
+  record(200, outcome);
+  std::exchange(reply, nullptr)->end();
 }
 
 void Exchange::post(std::function<void()> task) { server->http_->post(shard, std::move(task)); }
@@ -195,10 +244,18 @@ Result<std::unique_ptr<ServerImpl>> ServerImpl::create(const ServerOptions& opti
   std::unique_ptr<ServerImpl> self(new ServerImpl(options));
   self->log_ = std::move(log);
   self->store_ = std::move(store);
-  LK_RETURN_IF_ERROR(self->reload_keys());
+  LK_ASSIGN_OR_RETURN(self->access_, AccessControl::create(options.access, self->store_.get()));
   self->metrics_ = Metrics::create({.model_name = options.adapters.base_name, .version = options.version});
   const std::shared_ptr<const TensorStore> checkpoint = engine->engine().weights().checkpoint;
   ServerImpl* raw = self.get();
+  if (self->store_) {
+    self->store_->set_patience(kStatePatience);
+    self->store_->on_failed_write([raw](const Status& reason) {
+      raw->metrics_->state_write_failed();
+      raw->log_->write(LogLevel::kError, "state_not_written", {{"reason", reason.message()}});
+      return unavailable("{}", kNotStored);  // the reason names the server's files
+    });
+  }
   EngineServiceOptions service_options = options.engine;
   service_options.on_step = [raw](int64_t tokens, double seconds) { raw->metrics_->step_finished(tokens, seconds); };
   self->service_ = std::make_unique<EngineService>(
@@ -231,6 +288,7 @@ Result<std::unique_ptr<ServerImpl>> ServerImpl::create(const ServerOptions& opti
         options.max_grammar_bytes);
   self->registry_ =
       std::make_unique<AdapterRegistry>(*self->service_, options.adapters, checkpoint, self->store_.get());
+  self->state_ = std::make_unique<StateThread>([raw] { raw->watch_access(); }, kAccessInterval);
   self->workers_ = std::make_unique<WorkQueue>(options.worker_threads, kMaxWaitingWork);
   LK_RETURN_IF_ERROR(self->open_listeners());
   return self;
@@ -256,28 +314,46 @@ ServerImpl::~ServerImpl() {
   if (grace_.joinable()) grace_.join();
   if (http_) http_->stop_accepting();
   if (workers_) workers_->stop();
+  if (state_) state_->stop();
   registry_.reset();
   if (service_) service_->stop();
   http_.reset();
 }
 
 Status ServerImpl::reload_keys() {
-  auto ring = std::make_shared<KeyRing>();
-  if (store_) {
-    LK_ASSIGN_OR_RETURN(*ring, store_->load_key_ring());
-  }
+  std::promise<Status> promise;
+  std::future<Status> done = promise.get_future();
+  const bool taken = state_->try_post(
+      [&](const Status& turn) { promise.set_value(turn.ok() ? apply_access(access_->reload(), false) : turn); });
+  return taken ? done.get() : unavailable("other changes hold up the state file");
+}
+
+// What somebody changed beside this server (`lorikeet keys`, the key file): their lines say which, nobody knows by
+// whom.
+Status ServerImpl::apply_access(Result<std::vector<AccessChange>> changes, bool own) {
+  if (!changes.ok()) return changes.status();
+  if (!own)
+    for (const AccessChange& change : *changes)
+      log_->audit({{"action", change.action}, {"target", change.target}, {"outcome", "ok"}, {"by", "state file"}});
+  if (changes->empty()) return Status();
   // Tenants that are gone leave no account behind once their last request ended.
-  limiter_.retain([&](const std::string& tenant) { return ring->knows(tenant); });
-  std::lock_guard lock(keys_mutex_);
-  keys_ = std::move(ring);
+  limiter_.retain([ring = keys()](const std::string& tenant) { return ring->knows(tenant); });
   return Status();
 }
 
-void ServerImpl::housekeep() { (void)heap_.tick(); }
+void ServerImpl::watch_access() {
+  const Status status = apply_access(access_->refresh(), false);
+  if (status.message() == access_failure_) return;
+  access_failure_ = status.message();
+  if (status.ok())
+    log_->write(LogLevel::kInfo, "keys_readable");
+  else
+    log_->write(LogLevel::kError, "keys_not_readable", {{"reason", status.message()}});
+}
 
-std::shared_ptr<const KeyRing> ServerImpl::keys() const {
-  std::lock_guard lock(keys_mutex_);
-  return keys_;
+void ServerImpl::housekeep() {
+  log_->flush();
+  (void)heap_.tick();
 }
 
 void ServerImpl::begin_drain(std::chrono::milliseconds grace) {
@@ -380,7 +456,7 @@ std::optional<HttpResponse> ServerImpl::filter(const HttpRequest& head) {
   bool path_exists = false;
   const Route* route = find_route(head, &parameter, &path_exists);
   std::optional<ApiError> error;
-  std::string tenant;
+  std::string tenant, key;
   if (!route) {
     error = path_exists ? ApiError{.status = 405,
                                    .message = fmt::format("{} is not allowed here", head.method),
@@ -391,7 +467,7 @@ std::optional<HttpResponse> ServerImpl::filter(const HttpRequest& head) {
     if (!principal.ok())
       error = principal.error;
     else
-      tenant = principal.value->tenant->name;
+      tenant = principal.value->tenant->name, key = principal.value->key_id;
     if (!error && route->sheds) error = shed();
     const std::string_view type = head.header("content-type");
     if (!error && (head.method == "POST" || head.method == "PATCH") && !type.empty() &&
@@ -410,6 +486,7 @@ std::optional<HttpResponse> ServerImpl::filter(const HttpRequest& head) {
                {"route", route ? route->path : "other"},
                {"status", error->status},
                {"tenant", tenant},
+               {"key", key},
                {"peer", head.peer}});
   HttpResponse response = error_response(*error);
   response.headers.emplace_back("x-request-id", id);
@@ -455,6 +532,32 @@ void ServerImpl::work(const std::shared_ptr<Exchange>& exchange, std::function<v
                           .retry_after_seconds = 1});
 }
 
+void ServerImpl::change(const std::shared_ptr<Exchange>& exchange, std::function<void()> task) {
+  const auto refusal = [](std::string message) {
+    return ApiError{.status = 503,
+                    .message = std::move(message),
+                    .type = "server_error",
+                    .code = "state_unavailable",
+                    .retry_after_seconds = 2};
+  };
+  const bool taken = state_->try_post([exchange, refusal, task = std::move(task)](const Status& turn) {
+    if (turn.ok()) return task();
+    exchange->refuse(refusal(turn.message()));
+  });
+  if (!taken) exchange->fail(refusal("other changes hold up the state file; try again later"));
+}
+
+void ServerImpl::audit(const Exchange& exchange, const char* action, std::string_view target, const Status& outcome) {
+  log_->audit({{"action", action},
+               {"target", target},
+               {"outcome", outcome.ok() ? "ok" : "failed"},
+               {"reason", outcome.message()},
+               {"id", exchange.id},
+               {"tenant", exchange.principal.tenant ? exchange.principal.tenant->name : ""},
+               {"key", exchange.principal.key_id},
+               {"peer", exchange.request.peer}});
+}
+
 ServerSnapshot ServerImpl::snapshot() const {
   EngineService::Snapshot engine = service_->snapshot();
   ServerSnapshot s = std::move(engine.server);
@@ -478,6 +581,7 @@ ServerSnapshot ServerImpl::snapshot() const {
   s.draining = draining_;
   s.connections = http_->stats().open_connections;
   s.open_streams = open_streams_;
+  s.log_lines_dropped = static_cast<int64_t>(log_->num_dropped());
   const ProcessStats process = read_process_stats();
   s.resident_bytes = process.resident_bytes;
   const HostTier::Stats host = registry_->host_stats();

@@ -14,6 +14,7 @@
 
 #include "lk/infer/memory_plan.h"
 #include "lk/net/http_server.h"
+#include "lk/serve/access/access_control.h"
 #include "lk/serve/access/state_store.h"
 #include "lk/serve/adapters/adapter_registry.h"
 #include "lk/serve/http/engine_service.h"
@@ -32,6 +33,7 @@ struct ServerOptions {
   std::string model_root;  // "root" of the base in /v1/models
   AdapterRegistryOptions adapters;
   EngineServiceOptions engine;
+  AccessOptions access;
   bool insecure = false;        // keyless service beyond loopback is wanted
   bool public_metrics = false;  // /metrics and /v1/status without a key
   bool console = true;
@@ -55,11 +57,13 @@ class Server {
   virtual Log& log() = 0;
   virtual std::string address(int listener) const = 0;
   virtual void set_ready(bool ready) = 0;
-  // Reads tenants, keys and limits again (SIGHUP). On failure the old ones stay.
+  // Reads tenants, keys and limits again (SIGHUP). On failure the old ones stay. Changes are seen within a second
+  // without it.
   virtual Status reload_keys() = 0;
   // Reads the TLS certificate and its key again (SIGHUP), for new connections. On failure the old ones stay.
   virtual Status reload_tls() = 0;
-  // To be called about once a second, by one thread: gives memory that nobody uses back to the system.
+  // To be called twice a second, by one thread: writes what the log holds back, gives memory that nobody uses back to
+  // the system.
   virtual void housekeep() = 0;
   // From now on /ready is 503; after `grace` nothing new is accepted.
   virtual void begin_drain(std::chrono::milliseconds grace) = 0;

@@ -70,15 +70,6 @@ void vllm_error(const std::shared_ptr<Exchange>& exchange, const Status& status)
   }
 }
 
-void log_loaded(Log& log, const AdapterVersion& adapter) {
-  log.write(LogLevel::kInfo, "adapter_loaded",
-            {{"adapter", fmt::format("{}@{}", adapter.name, adapter.version)},
-             {"digest", adapter.digest},
-             {"seconds", adapter.load_seconds}});
-  for (const std::string& warning : adapter.warnings)
-    log.write(LogLevel::kWarning, "adapter_warning", {{"adapter", adapter.name}, {"reason", warning}});
-}
-
 constexpr size_t kMaxPathBytes = 4096;
 
 void refuse_unknown(ApiFields& fields) {
@@ -150,6 +141,20 @@ ApiResult<ChangeFields> parse_change(std::string_view body) {
 
 }  // namespace
 
+// Loader thread.
+void ServerImpl::adapter_load_ended(const Exchange& exchange, std::string_view name,
+                                    const Result<AdapterLease>& loaded) {
+  metrics_->adapter_load(loaded.ok() ? (*loaded)->load_seconds : 0, loaded.ok());
+  if (!loaded.ok()) return audit(exchange, "adapter_load", name, loaded.status());
+  const AdapterVersion& adapter = **loaded;
+  const std::string exact = fmt::format("{}@{}", adapter.name, adapter.version);
+  audit(exchange, adapter.replaced > 0 ? "adapter_replace" : "adapter_load", exact, Status());
+  log_->write(LogLevel::kInfo, "adapter_loaded",
+              {{"adapter", exact}, {"digest", adapter.digest}, {"seconds", adapter.load_seconds}});
+  for (const std::string& warning : adapter.warnings)
+    log_->write(LogLevel::kWarning, "adapter_warning", {{"adapter", adapter.name}, {"reason", warning}});
+}
+
 void ServerImpl::models(const std::shared_ptr<Exchange>& exchange) {
   const Tenant& tenant = *exchange->principal.tenant;
   const bool paths = exchange->principal.has(Scope::kAdapters);
@@ -202,9 +207,8 @@ void ServerImpl::vllm_load(const std::shared_ptr<Exchange>& exchange) {
   if (!exchange->principal.tenant->may_use(load->name))
     return vllm_error(exchange, 403, "PermissionDeniedError", "this tenant may not use that adapter name");
   registry_->load({.name = load->name, .path = load->path, .replace = load->in_place},
-                  [this, exchange](Result<AdapterLease> loaded) {
-                    metrics_->adapter_load(loaded.ok() ? (*loaded)->load_seconds : 0, loaded.ok());
-                    if (loaded.ok()) log_loaded(*log_, **loaded);
+                  [this, exchange, asked = load->name](Result<AdapterLease> loaded) {
+                    adapter_load_ended(*exchange, asked, loaded);
                     exchange->post([exchange, status = loaded.ok() ? Status() : loaded.status(),
                                     name = loaded.ok() ? (*loaded)->name : ""] {
                       if (!status.ok()) return vllm_error(exchange, status);
@@ -222,8 +226,9 @@ void ServerImpl::vllm_unload(const std::shared_ptr<Exchange>& exchange) {
     return vllm_error(exchange, 400, "InvalidUserInput", "'lora_name' needs to be provided to unload a LoRA adapter.");
   if (!exchange->principal.tenant->may_use(name))
     return vllm_error(exchange, 404, "NotFoundError", fmt::format("The lora adapter '{}' cannot be found.", name));
-  work(exchange, [this, exchange, name] {
+  change(exchange, [this, exchange, name] {
     const Result<int> unloaded = registry_->unload(name, nullptr);
+    audit(*exchange, "adapter_unload", name, unloaded.ok() ? Status() : unloaded.status());
     exchange->post([exchange, name, status = unloaded.ok() ? Status() : unloaded.status()] {
       if (!status.ok()) return vllm_error(exchange, status);
       exchange->respond(200, fmt::format("Success: LoRA adapter '{}' removed successfully.", name),
@@ -262,8 +267,8 @@ void ServerImpl::post_adapter(const std::shared_ptr<Exchange>& exchange) {
                                        .replace = load->in_place,
                                        .keep_previous = load->keep_previous,
                                        .pinned = load->pinned};
-  registry_->load(std::move(request), [this, exchange](Result<AdapterLease> loaded) {
-    metrics_->adapter_load(loaded.ok() ? (*loaded)->load_seconds : 0, loaded.ok());
+  registry_->load(std::move(request), [this, exchange, name = load->name](Result<AdapterLease> loaded) {
+    adapter_load_ended(*exchange, name, loaded);
     if (!loaded.ok()) {
       exchange->post([exchange, status = loaded.status()] {
         ApiError error = api_error(status, exchange->id);
@@ -277,7 +282,6 @@ void ServerImpl::post_adapter(const std::shared_ptr<Exchange>& exchange) {
     const std::string exact = fmt::format("{}@{}", (*loaded)->name, (*loaded)->version);
     const std::optional<AdapterSnapshot> adapter = registry_->find(exact, service_->fresh_snapshot());
     std::string body = adapter ? format_adapter(*adapter) : json_text(json::object{{"id", exact}});
-    log_loaded(*log_, **loaded);
     exchange->post([exchange, body = std::move(body)] { exchange->respond(201, body); });
   });
 }
@@ -293,10 +297,11 @@ void ServerImpl::patch_adapter(const std::shared_ptr<Exchange>& exchange) {
     return exchange->fail(not_found("there is no adapter \"{}\"", exchange->parameter));
   if (!change.alias.empty() && !tenant.may_use(change.alias))
     return exchange->fail(permission_denied("this tenant may not use that alias"));
-  work(exchange, [this, exchange, change] {
-    Status status;
-    if (change.pinned) status = registry_->set_pinned(exchange->parameter, *change.pinned);
-    if (status.ok() && !change.alias.empty()) status = registry_->set_alias(change.alias, exchange->parameter);
+  this->change(exchange, [this, exchange, change] {
+    const Status status = registry_->change(exchange->parameter, change.pinned, change.alias);
+    if (change.pinned) audit(*exchange, *change.pinned ? "adapter_pin" : "adapter_unpin", exchange->parameter, status);
+    if (!change.alias.empty())
+      audit(*exchange, "alias_set", fmt::format("{} -> {}", change.alias, exchange->parameter), status);
     const std::optional<AdapterSnapshot> adapter = registry_->find(exchange->parameter, service_->fresh_snapshot());
     exchange->post([exchange, status, body = adapter ? format_adapter(*adapter) : ""] {
       if (status.ok() && !body.empty()) return exchange->respond(200, body);
@@ -315,14 +320,15 @@ void ServerImpl::delete_adapter(const std::shared_ptr<Exchange>& exchange) {
   const std::string& name = exchange->parameter;
   if (!exchange->principal.tenant->may_use(name.substr(0, name.find('@'))))
     return exchange->fail(not_found("there is no adapter \"{}\"", name));
-  if (registry_->aliases().contains(name)) {
-    const Status status = registry_->remove_alias(name);
-    if (!status.ok()) return exchange->fail(status);
-    return exchange->respond(200,
-                             json_text(json::object{{"id", name}, {"object", "adapter.alias"}, {"deleted", true}}));
-  }
   const bool wait = exchange->request.query.find("wait=0") == std::string::npos;
-  work(exchange, [this, exchange, name, wait] {
+  change(exchange, [this, exchange, name, wait] {
+    if (const Status status = registry_->remove_alias(name); status.code() != StatusCode::kNotFound) {
+      audit(*exchange, "alias_remove", name, status);
+      return exchange->post([exchange, name, status] {
+        if (!status.ok()) return exchange->fail(status);
+        exchange->respond(200, json_text(json::object{{"id", name}, {"object", "adapter.alias"}, {"deleted", true}}));
+      });
+    }
     struct Receipt {
       std::mutex mutex;
       int expected = -1, freed = 0;
@@ -350,8 +356,8 @@ void ServerImpl::delete_adapter(const std::shared_ptr<Exchange>& exchange) {
       }
       if (complete && wait) answer(true);
     });
+    audit(*exchange, "adapter_unload", name, unloaded.ok() ? Status() : unloaded.status());
     if (!unloaded.ok()) return exchange->post([exchange, status = unloaded.status()] { exchange->fail(status); });
-    log_->write(LogLevel::kInfo, "adapter_unloaded", {{"adapter", name}});
     bool complete = false;
     {
       std::lock_guard lock(receipt->mutex);

@@ -141,8 +141,16 @@ class Answer : public RequestSink, public std::enable_shared_from_this<Answer> {
       server().measures().request_abandoned(std::chrono::duration<double>(timing.finished - closed).count());
     used_tokens_ += sequence.counted_prompt_tokens() + static_cast<int64_t>(completion.token_ids.size());
     const bool timed_out = completion.error.code() == StatusCode::kDeadlineExceeded;
+    const KeyUsage usage{.requests = 1,
+                         .prompt_tokens = sequence.counted_prompt_tokens(),
+                         .cached_tokens = completion.cached_tokens,
+                         .output_tokens = static_cast<int64_t>(completion.token_ids.size())};
+    const Principal& principal = exchange_->principal;
+    exchange_->count(model_.name, usage, timed_out ? "deadline" : to_string(completion.finish));
+    server().usage().add(principal.key_id, principal.tenant->name, usage);
     server().measures().request_finished({.endpoint = endpoint(),
-                                          .tenant = exchange_->principal.tenant->name,
+                                          .tenant = principal.tenant->name,
+                                          .key = principal.key_id,
                                           .adapter = model_.adapter ? std::string_view(model_.adapter->name) : "base",
                                           .finish = timed_out ? "deadline" : to_string(completion.finish),
                                           .prompt_tokens = sequence.counted_prompt_tokens(),
@@ -244,15 +252,12 @@ class GenerateAnswer final : public Answer {
     if (!stream_)
       return exchange_->respond(200, formatter_->response(completions), "application/json", timing_headers());
     write(formatter_->end());
-    end_stream();
+    exchange_->end_stream("ok");
   }
   void failed(const ApiError& error) override {
     if (!streaming_) return exchange_->fail(error);
     write(formatter_->error(error));
-    end_stream();
-  }
-  void end_stream() {
-    if (auto reply = std::exchange(exchange_->reply, nullptr)) reply->end();
+    exchange_->end_stream("error");
   }
 
   std::optional<AnswerFormatter> formatter_;

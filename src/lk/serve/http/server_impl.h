@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "lk/grammar/grammar.h"
+#include "lk/serve/access/state_thread.h"
+#include "lk/serve/access/usage_ledger.h"
 #include "lk/serve/http/heap_trimmer.h"
 #include "lk/serve/http/server.h"
 #include "lk/serve/http/work_queue.h"
@@ -48,12 +50,23 @@ struct Exchange : std::enable_shared_from_this<Exchange> {
   void fail(const ApiError& error, HttpHeaders headers = {});
   void fail(const Status& status) { fail(api_error(status, id)); }
   void begin_stream(HttpHeaders headers);
+  void end_stream(const char* outcome);  // "ok" or "error"
+  // What it took, for the line that is written at its end; once per choice.
+  void count(std::string_view adapter, const KeyUsage& usage, const char* finish);
+  ~Exchange();  // writes the line of a client that left
   // From any thread: runs `task`, or fail(), on the exchange's shard.
   void post(std::function<void()> task);
   void refuse(ApiError error);
 
  private:
-  void record(int status);
+  struct Computed {
+    std::string adapter;
+    KeyUsage usage;
+    const char* finish = "";
+  };
+  void record(int status, const char* outcome);
+  std::optional<Computed> computed_;
+  bool streaming_ = false, recorded_ = false;
 };
 
 class ServerImpl final : public Server {
@@ -103,11 +116,18 @@ class ServerImpl final : public Server {
   const TextModel& text() const { return service_->text(); }
   const ApiDefaults& api_defaults() const { return defaults_; }
   TenantLimiter& limiter() { return limiter_; }
+  UsageLedger& usage() { return usage_; }
   GrammarCache* grammars() { return grammars_.get(); }
   Metrics& measures() { return *metrics_; }
   HttpServer& http() { return *http_; }
   // Runs on a worker; answers 503 itself when they are all busy and the queue is full.
   void work(const std::shared_ptr<Exchange>& exchange, std::function<void()> task);
+  // For what changes stored state: runs on the state thread, whose answer may take as long as the file is held by
+  // somebody. Answers 503 itself when its turn does not come.
+  void change(const std::shared_ptr<Exchange>& exchange, std::function<void()> task);
+  // One line for a change that somebody asked for: who, what, and whether it is in effect.
+  void audit(const Exchange& exchange, const char* action, std::string_view target, const Status& outcome);
+  void adapter_load_ended(const Exchange& exchange, std::string_view name, const Result<AdapterLease>& loaded);
   void count_stream(int change) { open_streams_ += change; }
 
  private:
@@ -120,7 +140,9 @@ class ServerImpl final : public Server {
   std::string allowed_methods(const HttpRequest& head) const;
   ApiResult<Principal> authorize(const HttpRequest& request, const Route& route) const;
   std::optional<ApiError> shed() const;
-  std::shared_ptr<const KeyRing> keys() const;
+  std::shared_ptr<const KeyRing> keys() const { return access_->ring(); }
+  Status apply_access(Result<std::vector<AccessChange>> changes, bool own);  // state thread
+  void watch_access();                                                       // state thread, about once a second
   bool is_admin_listener(int listener) const {
     return options_.admin && listener == static_cast<int>(options_.listen.size());
   }
@@ -128,6 +150,7 @@ class ServerImpl final : public Server {
   const ServerOptions options_;
   std::unique_ptr<Log> log_;
   std::unique_ptr<StateStore> store_;
+  std::unique_ptr<AccessControl> access_;
   std::unique_ptr<Metrics> metrics_;
   std::unique_ptr<EngineService> service_;
   std::unique_ptr<AdapterRegistry> registry_;
@@ -136,13 +159,14 @@ class ServerImpl final : public Server {
   std::unique_ptr<HttpServer> http_;
   ApiDefaults defaults_;
   TenantLimiter limiter_;
+  UsageLedger usage_;
   HeapTrimmer heap_;
-  mutable std::mutex keys_mutex_;
-  std::shared_ptr<const KeyRing> keys_;  // guarded by keys_mutex_
+  std::string access_failure_;  // that was logged last; state thread
   std::atomic<bool> ready_{false}, draining_{false}, refusing_{false};
   std::atomic<int64_t> open_streams_{0}, next_request_{1};
   const Clock::time_point started_ = Clock::now();
   std::thread grace_;
+  std::unique_ptr<StateThread> state_;
 };
 
 }  // namespace lk

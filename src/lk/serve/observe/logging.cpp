@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/serve/observe/logging.h"
 
+#include <fcntl.h>
 #include <spdlog/async.h>
-#include <spdlog/sinks/basic_file_sink.h>
+#include <spdlog/sinks/base_sink.h>
 #include <spdlog/sinks/ostream_sink.h>
 #include <spdlog/sinks/stdout_sinks.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <ctime>
 
 #include "lk/base/plain_text.h"
@@ -78,11 +83,56 @@ spdlog::level::level_enum spdlog_level(LogLevel level) {
   return spdlog::level::err;
 }
 
-spdlog::sink_ptr make_sink(const Log::Options& options) {
-  if (options.stream) return std::make_shared<spdlog::sinks::ostream_sink_mt>(*options.stream);
-  if (options.file.empty()) return std::make_shared<spdlog::sinks::stderr_sink_mt>();
-  return std::make_shared<spdlog::sinks::basic_file_sink_mt>(options.file);
-}
+// Appends whole lines to a file, in pieces of up to 64 KiB; knows how many it lost, and can go on in another file.
+class FileSink final : public spdlog::sinks::base_sink<std::mutex> {
+ public:
+  explicit FileSink(std::string path) : path_(std::move(path)) {}
+  ~FileSink() override {
+    flush_();
+    if (fd_ >= 0) ::close(fd_);
+  }
+
+  Status open() {
+    const int fd = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640);
+    if (fd < 0) return io_error("log {}: {}", path_, std::strerror(errno));
+    const std::lock_guard lock(mutex_);
+    flush_();
+    if (fd_ >= 0) ::close(fd_);
+    fd_ = fd;
+    return Status();
+  }
+  uint64_t num_lost() const { return num_lost_.load(std::memory_order_relaxed); }
+
+ protected:
+  void sink_it_(const spdlog::details::log_msg& message) override {
+    spdlog::memory_buf_t line;
+    formatter_->format(message, line);
+    waiting_.append(line.data(), line.size());
+    if (waiting_.size() >= kPiece) flush_();
+  }
+  void flush_() override {
+    for (size_t done = 0; done < waiting_.size();) {
+      const ssize_t written = ::write(fd_, waiting_.data() + done, waiting_.size() - done);
+      if (written < 0 && errno == EINTR) continue;
+      if (written <= 0) {  // a full disk: they are not kept, the next ones may find room
+        num_lost_.fetch_add(static_cast<uint64_t>(std::count(waiting_.begin() + done, waiting_.end(), '\n')),
+                            std::memory_order_relaxed);
+        const bool torn = done > 0 && waiting_[done - 1] != '\n';
+        waiting_ = torn ? "\n" : "";
+        return;
+      }
+      done += static_cast<size_t>(written);
+    }
+    waiting_.clear();
+  }
+
+ private:
+  static constexpr size_t kPiece = 64 << 10;
+  const std::string path_;
+  int fd_ = -1;
+  std::string waiting_;
+  std::atomic<uint64_t> num_lost_{0};
+};
 
 }  // namespace
 
@@ -127,6 +177,7 @@ std::string format_log_line(Log::Format format, double unix_seconds, LogLevel le
 
 struct Log::Impl {
   Format format;
+  std::shared_ptr<FileSink> file;  // null: standard error or a stream
   std::shared_ptr<spdlog::async_logger> logger;
   // Goes first: it writes what is queued and ends its thread while the logger, which refers to it weakly, still has its
   // sink.
@@ -145,25 +196,43 @@ Result<std::unique_ptr<Log>> Log::create(const Options& options) {
     self->impl_->format = options.format;
     self->impl_->writer = std::make_shared<spdlog::details::thread_pool>(options.queue_lines, 1);
     auto& logger = self->impl_->logger;
-    logger = std::make_shared<spdlog::async_logger>("lorikeet", make_sink(options), self->impl_->writer,
+    spdlog::sink_ptr sink;
+    if (options.stream) {
+      sink = std::make_shared<spdlog::sinks::ostream_sink_mt>(*options.stream);
+    } else if (options.file.empty()) {
+      sink = std::make_shared<spdlog::sinks::stderr_sink_mt>();
+    } else {
+      sink = self->impl_->file = std::make_shared<FileSink>(options.file);
+      LK_RETURN_IF_ERROR(self->impl_->file->open());
+    }
+    logger = std::make_shared<spdlog::async_logger>("lorikeet", std::move(sink), self->impl_->writer,
                                                     spdlog::async_overflow_policy::overrun_oldest);
     logger->set_pattern("%v", spdlog::pattern_time_type::utc);
     logger->set_level(spdlog::level::trace);  // level_ decides
     logger->flush_on(spdlog::level::warn);
     return self;
-  } catch (const std::exception& e) {  // spdlog_ex: the file cannot be opened; system_error: no thread
+  } catch (const std::exception& e) {  // system_error: no thread
     return io_error("log {}: {}", options.file.empty() ? "standard error" : options.file, e.what());
   }
 }
 
 void Log::write(LogLevel level, LogWord event, std::initializer_list<LogField> fields) {
-  if (!enabled(level)) return;
-  impl_->logger->log(spdlog_level(level),
-                     spdlog::string_view_t(format_log_line(impl_->format, now(), level, event.text(), fields)));
+  if (enabled(level)) write_always(level, event.text(), fields);
 }
+
+void Log::audit(std::initializer_list<LogField> fields) { write_always(LogLevel::kInfo, "audit", fields); }
+
+void Log::write_always(LogLevel level, std::string_view event, std::initializer_list<LogField> fields) {
+  impl_->logger->log(spdlog_level(level),
+                     spdlog::string_view_t(format_log_line(impl_->format, now(), level, event, fields)));
+}
+
+Status Log::reopen() { return impl_->file ? impl_->file->open() : Status(); }
 
 void Log::flush() { impl_->logger->flush(); }
 
-uint64_t Log::num_dropped() const { return impl_->writer->overrun_counter(); }
+uint64_t Log::num_dropped() const {
+  return impl_->writer->overrun_counter() + (impl_->file ? impl_->file->num_lost() : 0);
+}
 
 }  // namespace lk

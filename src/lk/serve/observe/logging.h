@@ -2,8 +2,8 @@
 // Log: one line per event, JSON for machines or plain text for a terminal, written by a thread of its own.
 //
 // Prompts, answers and keys have no way in: events and field names must be literals, values are numbers or short names
-// and ids (cut at 256 bytes, control characters replaced). A full queue drops its oldest lines: logging never holds up
-// the caller.
+// and ids (cut at 256 bytes, control characters replaced). A full queue drops its oldest lines, a full disk those that
+// do not fit: logging never holds up the caller, and num_dropped() tells.
 #pragma once
 
 #include <atomic>
@@ -74,12 +74,16 @@ class Log {
   void write(LogLevel level, LogWord event, std::initializer_list<LogField> fields = {});
   bool enabled(LogLevel level) const { return level >= level_.load(std::memory_order_relaxed); }
   void set_level(LogLevel level) { level_.store(level, std::memory_order_relaxed); }
+  // Writes whatever the level is: what changed, on whose behalf.
+  void audit(std::initializer_list<LogField> fields);
   void flush();                  // asks the writer to; does not wait
-  uint64_t num_dropped() const;  // lines lost to a full queue
+  Status reopen();               // goes on in a file of the same name (logrotate); the old file stays when that fails
+  uint64_t num_dropped() const;  // lines lost to a full queue, or that could not be written
 
  private:
   struct Impl;
   explicit Log(LogLevel level);
+  void write_always(LogLevel level, std::string_view event, std::initializer_list<LogField> fields);
   std::atomic<LogLevel> level_;
   std::unique_ptr<Impl> impl_;
 };

@@ -55,6 +55,13 @@ class MetricsImpl final : public Metrics {
       if (has_first) usage.first_token.observe(r.time_to_first_token);
     };
     add(s.adapters(r.adapter.empty() ? "base" : r.adapter, options_.max_label_values));
+    if (!r.key.empty()) {
+      s.keys(r.key, options_.max_label_values)
+          .add({.requests = 1,
+                .prompt_tokens = std::max<int64_t>(r.prompt_tokens, 0),
+                .cached_tokens = std::max<int64_t>(r.cached_tokens, 0),
+                .output_tokens = std::max<int64_t>(r.output_tokens, 0)});
+    }
     if (!r.tenant.empty()) add(s.tenants(r.tenant, options_.max_label_values));
   }
 
@@ -95,6 +102,11 @@ class MetricsImpl final : public Metrics {
       state_.load_seconds.observe(seconds);
     else
       ++state_.failed_loads;
+  }
+
+  void state_write_failed() override {
+    const std::lock_guard lock(mutex_);
+    ++state_.failed_state_writes;
   }
 
   std::string scrape(const ServerSnapshot& snapshot) override {

@@ -19,6 +19,7 @@ namespace lk {
 struct RequestRecord {
   std::string_view endpoint;  // "chat", "completions", "embeddings"
   std::string_view tenant;    // "" without keys
+  std::string_view key;       // its id; "" without keys
   std::string_view adapter;   // name, "base" for none
   std::string_view finish;    // "stop", "length", "cancelled", "error", "tool_calls", "deadline"
   int64_t prompt_tokens = 0, cached_tokens = 0, output_tokens = 0, max_tokens = 0, n = 1;
@@ -49,6 +50,7 @@ class Metrics {
                                std::string_view tenant) = 0;  // "auth", "rate_limit", "overload", "invalid", ...
   virtual void http_request(std::string_view route, int status, double seconds) = 0;  // route pattern, not path
   virtual void adapter_load(double seconds, bool ok) = 0;
+  virtual void state_write_failed() = 0;  // a change that could not be stored
 
   // The whole exposition (text/plain; version=0.0.4).
   virtual std::string scrape(const ServerSnapshot& snapshot) = 0;

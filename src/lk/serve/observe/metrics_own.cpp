@@ -20,6 +20,17 @@ void write_usage(MetricFamilies& out, const std::string& label, const ByLabel<Us
   for (const auto& [name, entry] : usage) out.add(entry.first_token, {{label, name}});
 }
 
+void write_keys(MetricFamilies& out, const ByLabel<KeyUsage>& usage) {
+  const auto family = [&](const char* name, const char* what, int64_t KeyUsage::*field) {
+    out.counter(name, std::string(what) + " by API key's id; \"other\" is all beyond the cap of names.");
+    for (const auto& [key, entry] : usage) out.add(number(entry.*field), {{"key", key}});
+  };
+  family("lorikeet_key_requests_total", "Finished requests", &KeyUsage::requests);
+  family("lorikeet_key_prompt_tokens_total", "Prompt tokens", &KeyUsage::prompt_tokens);
+  family("lorikeet_key_cached_tokens_total", "Of these, tokens from the prefix cache", &KeyUsage::cached_tokens);
+  family("lorikeet_key_output_tokens_total", "Output tokens", &KeyUsage::output_tokens);
+}
+
 void write_server(MetricFamilies& out, const ServerSnapshot& s) {
   const auto gauge = [&](const char* name, const char* help, double value) { out.gauge(name, help).add(value); };
   gauge("lorikeet_ready", "1 when requests are accepted.", s.ready ? 1 : 0);
@@ -173,6 +184,11 @@ void Exposition::write_own(MetricFamilies& out) const {
   out.counter("lorikeet_tenant_service_total",
               "Weighted tokens computed (--service-cost), by tenant: what fairness is measured in.");
   for (const auto& [name, entry] : fairness) out.add(number(entry.service), {{"tenant", name}});
+  write_keys(out, state.keys);
+  out.counter("lorikeet_state_write_failures_total", "Changes that could not be stored, and are not in effect.")
+      .add(number(state.failed_state_writes));
+  total("lorikeet_log_dropped_lines_total", "Log lines lost to a full queue, or that could not be written.",
+        "log_lines_dropped");
   write_http(out, state);
 }
 

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <utility>
 
+#include "lk/serve/access/usage_ledger.h"
 #include "lk/serve/observe/histogram.h"
 #include "lk/serve/observe/metric_families.h"
 #include "lk/serve/observe/metrics.h"
@@ -73,8 +74,9 @@ struct State {
   Histogram prompt_tokens{kTokens}, output_tokens{kTokens}, max_tokens{kTokens}, choices{kChoices};
   Histogram step_tokens{kStepTokens}, step_seconds{kStep}, event_delay{kDelay}, abandoned{kDelay};
   Histogram load_seconds{kLoad};
-  int64_t failed_loads = 0;
+  int64_t failed_loads = 0, failed_state_writes = 0;
   ByLabel<Usage> adapters, tenants;
+  ByLabel<KeyUsage> keys;
   ByLabel<int64_t> refused, endpoints;
   ByLabel<Route> routes;
   // The highest value each mirrored total has had.
@@ -94,7 +96,7 @@ struct Exposition {
 };
 
 // The names under which totals of the snapshot are kept monotone.
-inline std::array<std::pair<const char*, double>, 26> snapshot_totals(const ServerSnapshot& s) {
+inline std::array<std::pair<const char*, double>, 27> snapshot_totals(const ServerSnapshot& s) {
   const auto number = [](int64_t n) { return static_cast<double>(n); };
   return {{{"prompt_tokens", number(s.prompt_tokens)},
            {"generation_tokens", number(s.generation_tokens)},
@@ -116,6 +118,7 @@ inline std::array<std::pair<const char*, double>, 26> snapshot_totals(const Serv
            {"host_read_seconds", s.host_read_seconds},
            {"host_drops", number(s.host_drops)},
            {"pages_checked", number(s.pages_checked)},
+           {"log_lines_dropped", number(s.log_lines_dropped)},
            {"merge_builds", number(s.merging.builds)},
            {"merge_refused", number(s.merging.refused)},
            {"merge_given_back", number(s.merging.given_back)},

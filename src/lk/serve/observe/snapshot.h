@@ -59,6 +59,7 @@ struct ServerSnapshot {
   int64_t queued_tokens = 0, max_queue = 0;
   double predicted_wait_seconds = 0;
   int64_t connections = 0, open_streams = 0;
+  int64_t log_lines_dropped = 0;                     // total
   int64_t resident_bytes = 0;                        // of the process
   int64_t adapter_bytes = 0, max_adapter_bytes = 0;  // host copies of adapters, cached sums among them; the budget
   int64_t host_reads = 0, host_failed_reads = 0, host_drops = 0;  // copies read again from disk, in vain, and dropped
