@@ -3,27 +3,15 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cmath>
-#include <limits>
 #include <set>
 
 #include "lk/base/thread_pool.h"
 #include "lk/io/weight_names.h"
+#include "lk/tensor/magnitude.h"
 
 namespace lk {
 namespace {
-
-// The largest value without its sign, as bits: IEEE-like formats are ordered like integers, infinity and NaN above all
-// numbers. Signed, because that maximum is one instruction on every processor.
-template <class Bits>
-Bits largest_bits(const void* data, int64_t n) {
-  const Bits* values = static_cast<const Bits*>(data);
-  Bits largest = 0;
-  for (int64_t i = 0; i < n; ++i)
-    largest = std::max(largest, static_cast<Bits>(values[i] & std::numeric_limits<Bits>::max()));
-  return largest;
-}
 
 std::string shape_text(const std::vector<int64_t>& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
 
@@ -64,15 +52,7 @@ Status check_weights(const ModelConfig& config, const TensorStore& store, std::v
 }
 
 float largest_magnitude(const TensorView& tensor) {
-  const int64_t n = tensor.num_elements();
-  float largest = 0;
-  if (tensor.dtype() == DType::kF32) {
-    largest = std::bit_cast<float>(largest_bits<int32_t>(tensor.raw(), n));
-  } else {
-    const auto bits = largest_bits<int16_t>(tensor.raw(), n);
-    convert(&bits, tensor.dtype(), &largest, DType::kF32, 1);
-  }
-  return largest;
+  return largest_magnitude(tensor.raw(), tensor.dtype(), tensor.num_elements());
 }
 
 Status check_magnitude(std::string_view name, float largest) {
