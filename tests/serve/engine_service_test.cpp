@@ -285,41 +285,32 @@ TEST(EngineService, AdapterOfAnArrivingRequestBeginsToLoadWithinTheStep) {
   auto alone = std::make_shared<Heard>();
   service.submit({.request = service.prepare(kPrompt, 8, adapter), .sink = alone});
   ASSERT_TRUE(alone->wait_for_ends());
-  int64_t prefetches = 0;
-  for (int round = 0; prefetches == 0 && round < 1000; ++round) {
-    service.on_engine([&](TextEngine& text) { (void)text.scheduler().drop_adapter(adapter); });
-    auto busy = std::make_shared<Heard>(), heard = std::make_shared<Heard>();
+  // What a task submits arrives when the commands of this round were taken: within the step that follows them.
+  auto busy = std::make_shared<Heard>(), heard = std::make_shared<Heard>();
+  service.on_engine([&](TextEngine& text) {
+    (void)text.scheduler().drop_adapter(adapter);
     service.submit({.request = service.prepare(kPrompt, 40), .sink = busy});
-    ASSERT_TRUE(busy->wait_for_tokens(1));
-    service.submit({.request = service.prepare(kPrompt, 8, adapter), .sink = heard});
-    ASSERT_TRUE(busy->wait_for_ends() && heard->wait_for_ends());
-    EXPECT_EQ(heard->choice().tokens, alone->choice().tokens);
-    service.on_engine([&](TextEngine& text) { prefetches = text.scheduler().stats().num_prefetches; });
-  }
-  EXPECT_GT(prefetches, 0);
+    service->call(
+        [&](TextEngine&) { service.submit({.request = service.prepare(kPrompt, 8, adapter), .sink = heard}); });
+  });
+  ASSERT_TRUE(busy->wait_for_ends() && heard->wait_for_ends());
+  EXPECT_EQ(heard->choice().tokens, alone->choice().tokens);
+  int64_t prefetches = 0;
+  service.on_engine([&](TextEngine& text) { prefetches = text.scheduler().stats().num_prefetches; });
+  EXPECT_EQ(prefetches, 1);
   service.expect_idle_pool();
 }
 
-TEST(EngineService, SnapshotAddsUp) {
-  Service service({.publish_interval = {}});  // after each step
-  const AdapterId adapter = add_demo_adapter(service, "sql");
-  auto heard = std::make_shared<Heard>();
-  int sent = 0;
-  int64_t last_tokens = 0;
-  bool saw_running = false;
-  const auto patience = Clock::now() + testing::kPatience;
-  // This thread may sleep through a whole batch: work goes on until a snapshot shows it.
-  while (!saw_running && Clock::now() < patience) {
-    if (sent == 0 || heard->choice(sent - 1).num_ends > 0)
-      for (int i = 0; i < 8; ++i, ++sent)
-        service.submit({.request = service.prepare(kPrompt, 60, i % 2 == 0 ? adapter : kBaseModel),
-                        .sink = heard,
-                        .choice = sent});
-    const EngineService::Snapshot snapshot = service->snapshot();
+// Looks at the snapshot with each event, on the engine thread: what has been published last is of the same step.
+class SnapshotWatcher : public Heard {
+ public:
+  explicit SnapshotWatcher(Service& service) : Heard(kEngineThread), service_(service) {}
+  void on_event(StreamEvent& event) override {
+    const EngineService::Snapshot snapshot = service_->snapshot();
     const ServerSnapshot& s = snapshot.server;
     EXPECT_EQ(s.pages_free + s.pages_kv + s.pages_cached + s.pages_adapter + s.pages_merged, s.pages);
-    EXPECT_GE(s.generation_tokens, last_tokens);
-    last_tokens = s.generation_tokens;
+    EXPECT_GE(s.generation_tokens, last_tokens_);
+    last_tokens_ = s.generation_tokens;
     int64_t running = 0, waiting = 0;
     for (const auto& [id, load] : snapshot.adapters) {
       running += load.running;
@@ -327,11 +318,28 @@ TEST(EngineService, SnapshotAddsUp) {
     }
     EXPECT_EQ(running, s.num_running);
     EXPECT_EQ(waiting, s.num_waiting);
-    saw_running |= running > 0;
-    std::this_thread::yield();
+    most_running = std::max(most_running, running);
+    Heard::on_event(event);
   }
-  EXPECT_TRUE(saw_running);
+  int64_t most_running = 0;
+
+ private:
+  Service& service_;
+  int64_t last_tokens_ = 0;
+};
+
+TEST(EngineService, SnapshotAddsUp) {
+  Service service({.publish_interval = {}});  // after each step
+  const AdapterId adapter = add_demo_adapter(service, "sql");
+  auto heard = std::make_shared<SnapshotWatcher>(service);
+  constexpr int sent = 8;
+  service.on_engine([&](TextEngine&) {
+    for (int i = 0; i < sent; ++i)
+      service.submit(
+          {.request = service.prepare(kPrompt, 60, i % 2 == 0 ? adapter : kBaseModel), .sink = heard, .choice = i});
+  });
   ASSERT_TRUE(heard->wait_for_ends(static_cast<size_t>(sent)));
+  service.on_engine([&](TextEngine&) { EXPECT_GT(heard->most_running, 1); });
   service.expect_idle_pool();
   // The thread publishes before it goes to sleep.
   const auto end = Clock::now() + testing::kPatience;
