@@ -203,7 +203,6 @@ class Watcher {
       shown.total_steps = job.plan().total_steps;
     }
     path_ = options.jsonl;
-    LK_RETURN_IF_ERROR(make_directories(std::filesystem::path(path_).parent_path().string()));
     LK_ASSIGN_OR_RETURN(log_, MetricsLog::open(options));
     return Status();
   }
@@ -226,6 +225,8 @@ class Watcher {
     refresh(true);
     if (!log_) return;
     const std::string svg = std::filesystem::path(path_).replace_extension(".svg").string();
+    std::error_code error;  // a device has no neighbours
+    if (!std::filesystem::is_regular_file(path_, error)) return;
     if (const Status status = write_file_atomic(svg, loss_curve_svg(log_->curves())); status.ok())
       display_.say(fmt::format("metrics: {}, loss curves: {}", path_, svg));
   }
@@ -358,11 +359,13 @@ void add_train(CLI::App& app, int& exit_code) {
   command->add_option("--name", flags->name, "of the job")->default_str("adapter");
   command->add_option("--set", flags->set, "any other key of a jobs file, e.g. train.lr=1e-4; repeatable")
       ->type_name("KEY=VALUE");
-  command->add_option("--threads", flags->threads, "kernel threads; 0 = every core this process may use");
+  command->add_option("--threads", flags->threads, "kernel threads; 0 = every core this process may use")
+      ->check(CLI::Range(0, 1024));
   command->add_option("--isa", flags->isa, "instruction set of the kernels")
       ->check(CLI::IsMember({"auto", "portable", "avx2", "avx512", "avx512_bf16"}))
       ->capture_default_str();
-  command->add_option("--preview", flags->preview, "show so many samples of each job, what is trained marked, and end");
+  command->add_option("--preview", flags->preview, "show so many samples of each job, what is trained marked, and end")
+      ->check(CLI::Range(int64_t{1}, int64_t{1'000'000}));
   command->add_flag("--check", flags->check, "read all data, say what training would take, and end");
   flags->name = "adapter";
   command->callback([flags, &exit_code] {

@@ -15,7 +15,7 @@ import tempfile
 import time
 import unittest
 
-BINARY = sys.argv.pop(1) if len(sys.argv) > 1 else "build/cpu-release/bin/lorikeet"
+BINARY = os.path.abspath(sys.argv.pop(1) if len(sys.argv) > 1 else "build/cpu-release/bin/lorikeet")
 MODEL = "examples/demo/model"
 
 
@@ -116,6 +116,20 @@ class Ways(Train):
         self.assertIn("in all", done.stderr)
         self.assertFalse((self.dir / "out").exists())
 
+    def test_metrics_anywhere(self):
+        self.train(self.jobs(self.job(data={"path": str(self.data)}), base=os.path.abspath(MODEL), metrics="m.jsonl"), cwd=self.dir)
+        self.assertEqual(len((self.dir / "m.jsonl").read_text().splitlines()), 6)
+        self.assertTrue((self.dir / "m.svg").exists())
+        shutil.rmtree(self.dir / "out")
+        done = self.train(self.jobs(self.job(), metrics="/dev/null"))
+        self.assertNotIn("loss curves", done.stderr)
+
+    def test_a_batch_is_at_most_an_epoch(self):
+        for batch in ({"batch_samples": 10**12}, {"batch_tokens": 10**12}):
+            self.train(self.jobs(self.job() | {"train": {"epochs": 2, **batch}}))
+            self.assertEqual([step["epoch"] for step in self.steps()], [1, 2])
+            shutil.rmtree(self.dir / "out")
+
     def test_a_finished_run_stays_as_it_is(self):
         file = self.jobs(self.job())
         self.train(file)
@@ -180,7 +194,43 @@ class BadInput(Train):
         self.refused(str(self.dir / "none.yaml"), words=["none.yaml"])
         (self.dir / "broken.yaml").write_text("base: [\n")
         self.refused(str(self.dir / "broken.yaml"), words=["broken.yaml:"])
-        self.assertEqual(subprocess.run([BINARY, "train", "--nonsense"], capture_output=True, check=False).returncode, 2)
+        for flags in (["--nonsense"], ["--threads", "-1"], ["--threads", "100000"], ["--preview", "-1"], ["--preview", "0"]):
+            done = subprocess.run([BINARY, "train", self.jobs(self.job()), *flags], capture_output=True, check=False)
+            self.assertEqual(done.returncode, 2, flags)
+        # What has a meaning of its own, or none.
+        job(["num_modules is 2048, at most 512"], self.job(adapter={"kind": "multilora", "num_modules": 4, "rank_pattern": {"q_proj": 512}}))
+        job(["q_proj.lora_B starts at zero and is frozen"], self.job(adapter={"freeze": "B"}))
+        job(["embed_tokens.lora_A starts at zero"], self.job(adapter={"freeze": "A", "target_modules": ["embed_tokens"]}))
+        job(["warmup_steps is 1000", "only 14"], self.job() | {"train": {"epochs": 1, "batch_samples": 3, "warmup_steps": 1000}})
+        job(["loss curves"], self.job(), metrics=str(self.dir / "m.svg"))
+        file = pathlib.Path(self.jobs(self.job()))
+        file.write_text(file.read_text() + "\n---\n{}\n")
+        self.refused(str(file), words=["2 documents"])
+
+    def test_places_that_are_taken(self):
+        def job(words, *jobs, **run):
+            self.refused(self.jobs(*jobs, **run), words=words)
+
+        model = self.dir / "model"
+        shutil.copytree(MODEL, model)
+        before = sorted(path.name for path in model.iterdir())
+        job(["the base's directory"], self.job(save={"dir": str(model)}), base=str(model))
+        self.assertEqual(sorted(path.name for path in model.iterdir()), before)
+        (self.dir / "link").symlink_to(self.dir)
+        job(["both write to"], self.job(save={"dir": str(self.dir / "out/x")}), self.job("b", save={"dir": str(self.dir / "link/out/x")}))
+        for own in ("best", "checkpoints"):
+            job([f"keeps its {own}"], self.job(save={"dir": str(self.dir / "out")}), self.job(own))
+        # Any file of JSON lines but one of metrics.
+        data = self.data.read_bytes()
+        done = self.train(self.jobs(self.job(), metrics=str(self.data)), code=1)
+        self.assertIn("is not a metrics file", done.stderr)
+        self.assertEqual(self.data.read_bytes(), data)
+
+    def test_pipes_are_refused_not_waited_for(self):
+        pipe = self.dir / "pipe"
+        os.mkfifo(pipe)
+        self.refused(self.jobs(self.job(data={"path": str(pipe)})), words=["pipe is not a regular file"])
+        self.refused(str(pipe), words=["pipe is not a regular file"])
 
     def test_an_adapter_of_somebody_else_is_not_overwritten(self):
         out = self.dir / "out" / "a"

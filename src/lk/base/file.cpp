@@ -28,9 +28,10 @@ struct Fd {
   }
 };
 
-// Opens for reading; refuses directories, pipes and devices.
+// Opens for reading; refuses directories, pipes and devices. Without waiting: a pipe would open when somebody writes to
+// it, perhaps never.
 Result<size_t> open_regular(const std::string& path, Fd& file) {
-  file.fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  file.fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (file.fd < 0) return errno_status("open", path);
   struct stat info {};
   if (::fstat(file.fd, &info) != 0) return errno_status("stat", path);

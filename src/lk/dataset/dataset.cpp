@@ -85,7 +85,7 @@ struct JsonlFile::Scan {
 Result<std::shared_ptr<const JsonlFile>> JsonlFile::open(const std::string& path, std::optional<RecordFormat> format) {
   std::shared_ptr<JsonlFile> file(new JsonlFile());
   file->path_ = path;
-  file->fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  file->fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe is refused, not waited for
   if (file->fd_ < 0) return errno_status("open", path);
   LK_RETURN_IF_ERROR(file->index());
   if (file->num_records_ == 0) return invalid_argument("{} has no records; write one JSON object per line", path);

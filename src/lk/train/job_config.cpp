@@ -184,21 +184,23 @@ Status check_job(const JobConfig& job) {
   if (a.freeze.size() > 1 && a.kind != AdapterKind::kMultiLora)
     return fail("adapter.freeze: with A and B frozen nothing is trained");
   const bool decomposed = a.init == AdapterInit::kPissa || a.init == AdapterInit::kOlora;
+  int64_t rank = a.rank;  // the largest
+  for (const auto& [pattern, own] : a.rank_pattern) rank = std::max(rank, own);
   if (a.kind != AdapterKind::kLora && decomposed)
     return fail("adapter.init: pissa and olora are for kind lora, whose result can be saved for the untouched base");
   if (decomposed && a.dropout > 0)
     return fail("adapter.dropout: with pissa and olora it would drop features of the base's own part; leave it at 0");
-  if (a.init == AdapterInit::kEva && 2 * a.rank > kMaxRank)
+  if (a.init == AdapterInit::kEva && 2 * rank > kMaxRank)
     return fail(
         fmt::format("adapter.rank: eva may give a module twice the rank, and at most {} can be served", kMaxRank));
   if (a.kind == AdapterKind::kMultiLora && a.init != AdapterInit::kDefault)
     return fail("adapter.init: multilora has an initialisation of its own; leave init out");
   if (a.kind == AdapterKind::kMultiLora && a.lora_bias) return fail("adapter.lora_bias is not for multilora");
-  if (a.kind == AdapterKind::kMultiLora && a.rank * a.num_modules > kMaxRank)
-    return fail(fmt::format("adapter.rank times num_modules is {}, at most {}", a.rank * a.num_modules, kMaxRank));
-  if (decomposed && 2 * a.rank > kMaxRank)
+  if (a.kind == AdapterKind::kMultiLora && rank * a.num_modules > kMaxRank)
+    return fail(fmt::format("adapter.rank times num_modules is {}, at most {}", rank * a.num_modules, kMaxRank));
+  if (decomposed && 2 * rank > kMaxRank)
     return fail(
-        fmt::format("adapter.rank is {}: pissa and olora are saved with twice the rank, at most {}", a.rank, kMaxRank));
+        fmt::format("adapter.rank is {}: pissa and olora are saved with twice the rank, at most {}", rank, kMaxRank));
   if (a.kind == AdapterKind::kDora && a.lora_bias) return fail("adapter.lora_bias is not for dora");
   if (a.init == AdapterInit::kOrthogonal && a.rank % 2 != 0)
     return fail("adapter.init: orthogonal needs an even adapter.rank");
@@ -239,7 +241,7 @@ class Parser {
     fields.integer("block_tokens", run.block_tokens, 16, kMaxCount);
     fields.choice("checkpointing", run.checkpointing, kCheckpointings);
     fields.bytes("memory", run.memory_bytes);
-    fields.integer("threads", run.threads, 0, 4096);
+    fields.integer("threads", run.threads, 0, 1024);
     fields.text("output", run.output);
     fields.text("metrics", run.metrics);
     fields.text("tensorboard", run.tensorboard);
@@ -352,17 +354,41 @@ class Parser {
 
   Status check_all() {
     std::map<std::string, std::string> names, dirs;
+    const std::string base = place_of(run_.base);
     for (const JobConfig& job : run_.jobs) {
       if (!names.emplace(job.name, job.name).second)
         return invalid_argument("{}: two jobs are named \"{}\"", file_, job.name);
-      std::string dir = std::filesystem::path(join_path(job.save.dir, "x")).lexically_normal().parent_path();
-      const auto [earlier, fresh] = dirs.emplace(std::move(dir), job.name);
+      const auto [earlier, fresh] = dirs.emplace(place_of(job.save.dir), job.name);
       if (!fresh)
         return invalid_argument(
             "{}: jobs \"{}\" and \"{}\" both write to {}; leave save.dir out and each gets a directory of its name",
-            file_, earlier->second, job.name, earlier->first);
+            file_, earlier->second, job.name, job.save.dir);
+      if (earlier->first == base)
+        return invalid_argument("{}: job \"{}\" writes to the base's directory; give it one of its own", file_,
+                                job.name);
     }
+    // What a run keeps beside its results is its own.
+    for (const auto& [dir, job] : dirs)
+      for (std::filesystem::path inside = dir; inside.has_relative_path(); inside = inside.parent_path()) {
+        const std::string own = inside.filename();
+        const auto owner = dirs.find(inside.parent_path());
+        if ((own == "best" || own == "checkpoints") && owner != dirs.end())
+          return invalid_argument(
+              "{}: job \"{}\" writes to {}, where job \"{}\" keeps its {}; give it another directory", file_, job, dir,
+              owner->second, own);
+      }
+    if (std::filesystem::path(run_.metrics).extension() == ".svg")
+      return invalid_argument("{}: metrics is a JSONL file; {} is the name of its loss curves", file_, run_.metrics);
     return Status();
+  }
+
+  // What a path stands for, whatever it is called: absolute, without links. What is not there yet stays as named.
+  static std::string place_of(const std::string& path) {
+    std::error_code error;
+    const std::filesystem::path absolute = std::filesystem::absolute(path.empty() ? "." : path, error);
+    std::filesystem::path place = std::filesystem::weakly_canonical(absolute, error);
+    if (error) place = absolute.lexically_normal();
+    return (place / "x").lexically_normal().parent_path();
   }
 
   std::string file_;
@@ -378,7 +404,9 @@ Result<RunConfig> load_run_config(const std::string& path) {
 
 Result<RunConfig> parse_run_config(const std::string& yaml, const std::string& where) {
   try {
-    return Parser(where).parse(YAML::Load(yaml));
+    const std::vector<YAML::Node> documents = YAML::LoadAll(yaml);
+    if (documents.size() > 1) return invalid_argument("{}: {} documents; a jobs file is one", where, documents.size());
+    return Parser(where).parse(documents.empty() ? YAML::Node() : documents[0]);
   } catch (const YAML::Exception& error) {
     return invalid_argument("{}:{}: {}", where, error.mark.line + 1, error.msg);
   }

@@ -81,8 +81,10 @@ Status MetricsLog::take_over(const Options& options) {
         return data_loss("{} has a line that is no JSON object; it is not a metrics file: give another path", path_);
       const json::object& entry = value.get_object();
       const json::value* job = entry.if_contains("job");
-      const auto known =
-          job != nullptr && job->is_string() ? options.steps.find(std::string(job->get_string())) : options.steps.end();
+      if (job == nullptr || !job->is_string() || !entry.contains("step") || !entry.contains("loss"))
+        return data_loss(
+            "{} has a line without \"job\", \"step\" and \"loss\"; it is not a metrics file: give another path", path_);
+      const auto known = options.steps.find(std::string(job->get_string()));
       if (known != options.steps.end()) {
         const double step = number_at(entry, "step");
         if (known->second == 0 || !(step <= static_cast<double>(known->second))) continue;

@@ -47,6 +47,7 @@ Result<std::string> base_digest(const std::string& directory) {
   for (const auto& entry : std::filesystem::directory_iterator(directory, error)) {
     const std::string name = entry.path().filename().string();
     // What text becomes counts as well: the tokenizer, the template, the end token.
+    if (!entry.is_regular_file(error)) continue;
     if (name.ends_with(".safetensors") || name.ends_with(".json") || name.ends_with(".jinja"))
       files.push_back(entry.path().string());
   }
@@ -320,9 +321,16 @@ Status TrainRun::Impl::open() {
       if (!held.ok()) return in_job(held.status().with_context("evaluation"));
       entry->forecast.eval = *held;
     }
-    Result<int64_t> steps = total_steps(config.train, *epoch, data->train);
+    // A batch is at most an epoch: more would be the same samples again, and very many a step that never ends.
+    TrainSpec& train = entry->config.train;
+    train.batch_samples = std::min(train.batch_samples, epoch->samples);
+    train.batch_tokens = std::min(train.batch_tokens, epoch->tokens);
+    Result<int64_t> steps = total_steps(train, *epoch, data->train);
     if (!steps.ok()) return in_job(steps.status());
     entry->forecast.total_steps = *steps;
+    if (train.warmup_steps > *steps)
+      return in_job(
+          invalid_argument("train.warmup_steps is {}, and all steps are only {}", train.warmup_steps, *steps));
     Result<Start> start = initial(config);
     if (!start.ok()) return in_job(start.status());
     opened.push_back({std::move(entry), std::move(*data), std::move(*start)});

@@ -83,6 +83,18 @@ int TrainableAdapter::add_param(ModuleId module, ParamKind kind, int64_t rows, i
   return static_cast<int>(params_.size()) - 1;
 }
 
+// A factor that stays zero leaves the other without a gradient.
+Status TrainableAdapter::check_factors(int a, int b, const Initial& values) const {
+  for (const auto& [factor, frozen] : {std::pair(a, options_.freeze_a), std::pair(b, options_.freeze_b)})
+    if (frozen && std::ranges::all_of(values.values[static_cast<size_t>(factor)], [](float v) { return v == 0; }))
+      return invalid_argument(
+          "{} starts at zero and is frozen, so the other factor would learn nothing: freeze that one, or choose an "
+          "init "
+          "whose factors are both there (orthogonal, pissa, olora)",
+          param(factor).name());
+  return Status();
+}
+
 Status TrainableAdapter::collect_slot(ModuleId module, const LoraDelta& delta, std::optional<Slot>& target,
                                       Initial& values) {
   Slot slot;
@@ -105,6 +117,7 @@ Status TrainableAdapter::collect_slot(ModuleId module, const LoraDelta& delta, s
   params_[static_cast<size_t>(slot.b)].trained_rows = options_.freeze_b ? 0 : slot.trained_rank;
   values.set(slot.a, delta.a);
   values.set_transposed(slot.b, delta.b);
+  LK_RETURN_IF_ERROR(check_factors(slot.a, slot.b, values));
   if (delta.bias.defined()) {
     slot.bias = add_param(module, ParamKind::kBias, 1, slot.out, values);
     values.set(slot.bias, delta.bias);
@@ -190,6 +203,7 @@ Status TrainableAdapter::collect(const Adapter& initial, Initial& values) {
     if (options_.freeze_b) params_[static_cast<size_t>(embedding_b_)].trained_rows = 0;
     values.set(embedding_a_, delta.a);
     values.set(embedding_b_, delta.b);
+    LK_RETURN_IF_ERROR(check_factors(embedding_a_, embedding_b_, values));
   }
   if (!initial.trained_token_ids.empty()) {
     token_ids_.assign(initial.trained_token_ids.begin(), initial.trained_token_ids.end());

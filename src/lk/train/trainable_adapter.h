@@ -175,6 +175,7 @@ class TrainableAdapter {
   struct Initial;  // values of params on their way into device memory
   Status collect(const Adapter& initial, Initial& values);
   int64_t array_bytes() const { return num_elements_ * 4; }
+  Status check_factors(int a, int b, const Initial& values) const;
   Status collect_slot(ModuleId module, const LoraDelta& delta, std::optional<Slot>& slot, Initial& values);
   int add_param(ModuleId module, ParamKind kind, int64_t rows, int64_t cols, Initial& values);
   Status allocate(const Initial& values);
