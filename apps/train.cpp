@@ -167,9 +167,13 @@ Result<double> exact_match(TextEngine& engine, const TrainJob& job, std::shared_
 
 void print_forecast(TrainRun& run) {
   const TrainMemory& memory = run.memory();
-  fmt::print(stderr, "memory: base {}, {} jobs {}, activations {} (blocks of {} tokens, checkpointing {}), {} in all\n",
-             format_bytes(memory.base), run.num_jobs(), format_bytes(memory.states), format_bytes(memory.activations),
-             run.config().block_tokens, to_string(memory.checkpointing), format_bytes(memory.total()));
+  fmt::print(
+      stderr,
+      "memory: base {}, {} jobs {}, one being saved {}, activations {} (blocks of {} tokens, checkpointing {}), {} "
+      "in all\n",
+      format_bytes(memory.base), run.num_jobs(), format_bytes(memory.states), format_bytes(memory.copy),
+      format_bytes(memory.activations), run.config().block_tokens, to_string(memory.checkpointing),
+      format_bytes(memory.total()));
   for (size_t index = 0; index < run.num_jobs(); ++index) {
     const JobForecast& f = run.forecast(index);
     fmt::print(stderr, "{}: {} samples, {} tokens ({} trained) an epoch{}, {} steps, {} parameters\n",

@@ -446,6 +446,19 @@ class Interruptions(Train):
         self.assertEqual(process.wait(120), 0, self.log())
         self.assertEqual({job: self.adapter(job) for job in expected}, expected)
 
+    def test_what_waiting_does_not_mend_fails_its_job_alone(self):
+        # A file where a job wants a directory: of its best adapter, to be finished or on the way.
+        for save in ({}, {"every": 2}):
+            blocked = self.job("blocked", data={"eval_split": 0.2}, eval={"every": 2}, save=save)
+            (self.dir / "out/blocked").mkdir(parents=True)
+            (self.dir / "out/blocked/best").write_text("")
+            done = self.train(self.jobs(blocked, self.job()), code=1)
+            self.assertIn("1 of 2 jobs failed", done.stderr)
+            self.assertIn("out/blocked/best", done.stderr)
+            self.assertIn("a: done at step 6", done.stderr)
+            self.assertFalse((self.dir / "out/blocked/adapter_model.safetensors").exists())
+            shutil.rmtree(self.dir / "out")
+
     def test_two_runs_in_one_directory_do_not_meet(self):
         file = self.jobs(self.job(train={"steps": 100000}, save={"every": 1000}))
         process = self.start(file)

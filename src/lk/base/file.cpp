@@ -12,6 +12,8 @@
 #include <filesystem>
 #include <utility>
 
+#include "lk/base/write_error.h"
+
 namespace lk {
 namespace {
 
@@ -19,6 +21,10 @@ Status errno_status(const char* verb, const std::string& path) {
   const int error = errno;
   const StatusCode code = error == ENOENT || error == ENOTDIR ? StatusCode::kNotFound : StatusCode::kIoError;
   return Status(code, fmt::format("cannot {} {}: {}", verb, path, std::strerror(error)));
+}
+
+Status write_error(const char* verb, const std::string& path, int error = errno) {
+  return Status(write_error_code(error), fmt::format("cannot {} {}: {}", verb, path, std::strerror(error)));
 }
 
 struct Fd {
@@ -72,26 +78,26 @@ Status write_file_atomic(const std::string& path, std::string_view bytes) {
   const std::string temporary = path + fmt::format(".tmp.{}", ::getpid());
   {
     Fd file{::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)};
-    if (file.fd < 0) return errno_status("create", temporary);
+    if (file.fd < 0) return write_error("create", temporary);
     size_t done = 0;
     while (done < bytes.size()) {
       const ssize_t put = ::write(file.fd, bytes.data() + done, bytes.size() - done);
       if (put < 0 && errno == EINTR) continue;
       if (put < 0) {
-        Status status = errno_status("write", temporary);
+        Status status = write_error("write", temporary);
         ::unlink(temporary.c_str());
         return status;
       }
       done += static_cast<size_t>(put);
     }
     if (::fsync(file.fd) != 0) {
-      Status status = errno_status("sync", temporary);
+      Status status = write_error("sync", temporary);
       ::unlink(temporary.c_str());
       return status;
     }
   }
   if (::rename(temporary.c_str(), path.c_str()) != 0) {
-    Status status = errno_status("rename to", path);
+    Status status = write_error("rename to", path);
     ::unlink(temporary.c_str());
     return status;
   }
@@ -108,7 +114,7 @@ bool is_directory(const std::string& path) {
 Status make_directories(const std::string& path) {
   std::error_code error;
   std::filesystem::create_directories(path, error);
-  if (error) return io_error("cannot create directory {}: {}", path, error.message());
+  if (error) return write_error("create directory", path, error.value());
   return Status();
 }
 

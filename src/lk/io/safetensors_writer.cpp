@@ -11,6 +11,7 @@
 #include <set>
 
 #include "lk/base/json_text.h"
+#include "lk/base/write_error.h"
 #include "lk/io/safetensors.h"
 
 namespace lk {
@@ -63,8 +64,9 @@ Result<SafetensorsWriter> SafetensorsWriter::create(const std::string& path, con
   writer.remaining_ = position;
   writer.fd_ = ::open(writer.temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (writer.fd_ < 0) {
-    const std::string reason = std::strerror(errno);
-    return io_error("cannot create {}: {}", writer.temporary_, reason);
+    const int error = errno;
+    return Status(write_error_code(error),
+                  fmt::format("cannot create {}: {}", writer.temporary_, std::strerror(error)));
   }
   const uint64_t header_bytes = header.size();
   LK_RETURN_IF_ERROR(writer.write_all(&header_bytes, sizeof header_bytes));
@@ -88,8 +90,9 @@ Status SafetensorsWriter::fail(const char* verb) {
   const int error = errno;
   ::close(std::exchange(fd_, -1));
   ::unlink(temporary_.c_str());
-  return io_error("cannot {} {}: {}{}", verb, path_, std::strerror(error),
-                  error == ENOSPC || error == EDQUOT ? "; free some space and try again" : "");
+  return Status(write_error_code(error),
+                fmt::format("cannot {} {}: {}{}", verb, path_, std::strerror(error),
+                            error == ENOSPC || error == EDQUOT ? "; free some space and try again" : ""));
 }
 
 Status SafetensorsWriter::write_all(const void* data, size_t num_bytes) {

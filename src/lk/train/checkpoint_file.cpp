@@ -18,6 +18,7 @@
 #include "lk/base/file.h"
 #include "lk/base/json_text.h"
 #include "lk/base/sha256.h"
+#include "lk/base/write_error.h"
 #include "lk/io/json_fields.h"
 
 namespace lk {
@@ -31,7 +32,8 @@ constexpr std::string_view kHiddenPrefix = ".checkpoint-";
 constexpr const char* kManifest = "checkpoint.json";
 
 Status errno_status(const char* verb, const std::string& path) {
-  return io_error("cannot {} {}: {}", verb, path, std::strerror(errno));
+  const int error = errno;
+  return Status(write_error_code(error), fmt::format("cannot {} {}: {}", verb, path, std::strerror(error)));
 }
 
 Status sync_path(const std::string& path, int flags) {
@@ -46,7 +48,8 @@ Status sync_path(const std::string& path, int flags) {
 Status remove_tree(const std::string& path) {
   std::error_code error;
   fs::remove_all(path, error);
-  return error ? io_error("cannot remove {}: {}", path, error.message()) : Status();
+  if (!error) return Status();
+  return Status(write_error_code(error.value()), fmt::format("cannot remove {}: {}", path, error.message()));
 }
 
 struct FileFacts {

@@ -15,6 +15,7 @@
 #include "lk/base/json_text.h"
 #include "lk/base/rng.h"
 #include "lk/base/sha256.h"
+#include "lk/base/write_error.h"
 #include "lk/dataset/preview.h"
 #include "lk/lora_tools/initial.h"
 #include "lk/lora_tools/save.h"
@@ -250,6 +251,7 @@ class TrainRun::Impl : public TrainObserver {
   }
   Status checkpoint(Entry& entry);
   void checkpoint_or_pause(Entry& entry);
+  void give_up(Entry& entry);
   void retry_paused();
   static Status check_end(const Entry& entry);
   Status finish(Entry& entry);
@@ -361,6 +363,7 @@ Status TrainRun::Impl::plan_memory(const std::vector<Opened>& opened) {
     item.entry->forecast.parameters = sizes.parameters;
     item.entry->forecast.state_bytes = sizes.bytes;
     memory_.states += sizes.bytes;
+    memory_.copy = std::max(memory_.copy, sizes.copy_bytes);
     dropout_ |= config.adapter.dropout > 0;
     lowest_layer_ = std::min(lowest_layer_, sizes.lowest_layer);
     // EVA may give a module twice its rank.
@@ -378,16 +381,17 @@ Status TrainRun::Impl::plan_memory(const std::vector<Opened>& opened) {
   for (const Checkpointing level : levels) {
     memory_.checkpointing = level;
     memory_.activations = activations(config_.block_tokens, level);
-    if (memory_.activations + memory_.states <= left) return Status();
+    if (memory_.activations + memory_.states + memory_.copy <= left) return Status();
   }
   int64_t fits = 0;  // the largest block that does, by bisection
   for (int64_t step = config_.block_tokens; step > 0; step /= 2)
-    if (fits + step < config_.block_tokens && activations(fits + step, levels.back()) + memory_.states <= left)
+    if (fits + step < config_.block_tokens &&
+        activations(fits + step, levels.back()) + memory_.states + memory_.copy <= left)
       fits += step;
   const std::string needs =
-      fmt::format("base {}, states of {} jobs {}, activations of {} tokens {} (checkpointing {})",
-                  format_bytes(memory_.base), opened.size(), format_bytes(memory_.states), config_.block_tokens,
-                  format_bytes(memory_.activations), to_string(memory_.checkpointing));
+      fmt::format("base {}, states of {} jobs {}, one being saved {}, activations of {} tokens {} (checkpointing {})",
+                  format_bytes(memory_.base), opened.size(), format_bytes(memory_.states), format_bytes(memory_.copy),
+                  config_.block_tokens, format_bytes(memory_.activations), to_string(memory_.checkpointing));
   if (fits > 0)
     return resource_exhausted("training needs {} and has {}: {}; a block of {} tokens fits",
                               format_bytes(memory_.total()), format_bytes(left + memory_.base), needs, fits);
@@ -502,7 +506,8 @@ Status TrainRun::Impl::keep_best(Entry& entry) const {
   // The step is there only beside the adapter it belongs to.
   std::error_code error;
   std::filesystem::remove(step_file, error);
-  if (error) return io_error("cannot remove {}: {}", step_file, error.message());
+  if (error)
+    return Status(write_error_code(error.value()), fmt::format("cannot remove {}: {}", step_file, error.message()));
   LK_RETURN_IF_ERROR(save(entry, *entry.best, directory));
   LK_RETURN_IF_ERROR(write_file_atomic(step_file, fmt::format("{}\n", entry.job->progress().best_step)));
   entry.best.reset();
@@ -540,9 +545,16 @@ void TrainRun::Impl::checkpoint_or_pause(Entry& entry) {
   }
   entry.save_after = Clock::now() + kSaveRetry;
   entry.failure = status;
+  if (status.code() != StatusCode::kIoError) return give_up(entry);
   entry.job->pause(status);
   note(*entry.job, fmt::format("paused at step {}, because it could not be saved: {}", entry.job->progress().step,
                                status.message()));
+}
+
+// What cannot be saved however long one waits is no use training.
+void TrainRun::Impl::give_up(Entry& entry) {
+  entry.job->fail(entry.failure);
+  if (hooks_.on_end) hooks_.on_end(*entry.job);
 }
 
 void TrainRun::Impl::retry_paused() {
@@ -554,7 +566,11 @@ void TrainRun::Impl::retry_paused() {
     }
     const Status status = checkpoint(*entry);
     entry->save_after = Clock::now() + kSaveRetry;
-    if (!status.ok()) continue;
+    if (!status.ok()) {
+      entry->failure = status;
+      if (status.code() != StatusCode::kIoError) give_up(*entry);
+      continue;
+    }
     entry->failure = Status();
     entry->job->unpause();
     note(*entry->job, fmt::format("saved at step {}; goes on", entry->saved_step));

@@ -36,8 +36,9 @@ struct JobForecast {
 // Bytes, all at once.
 struct TrainMemory {
   int64_t base = 0, states = 0, activations = 0;
+  int64_t copy = 0;  // of the largest adapter, while it is made or saved: one at a time
   Checkpointing checkpointing = Checkpointing::kNone;
-  int64_t total() const { return base + states + activations; }
+  int64_t total() const { return base + states + activations + copy; }
 };
 
 struct TrainRunHooks {

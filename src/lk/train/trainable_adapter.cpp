@@ -71,7 +71,7 @@ Result<std::unique_ptr<TrainableAdapter>> TrainableAdapter::create(const Adapter
   Initial values;
   LK_RETURN_IF_ERROR(adapter->collect(initial, values));
   if (adapter->params_.empty()) return invalid_argument("the adapter has nothing to train");
-  LK_RETURN_IF_ERROR(adapter->allocate(values));
+  LK_RETURN_IF_ERROR(adapter->allocate(std::move(values)));
   adapter->refresh();
   return adapter;
 }
@@ -244,7 +244,11 @@ Result<TrainableAdapter::Sizes> TrainableAdapter::sizes(const Adapter& initial, 
   Initial values;
   LK_RETURN_IF_ERROR(adapter.collect(initial, values));
   adapter.place_copies();
-  return Sizes{adapter.state_bytes(), adapter.num_trained(), adapter.max_group_rank_, adapter.lowest_layer_};
+  return Sizes{.bytes = adapter.state_bytes(),
+               .copy_bytes = adapter.array_bytes(),
+               .parameters = adapter.num_trained(),
+               .group_rank = adapter.max_group_rank_,
+               .lowest_layer = adapter.lowest_layer_};
 }
 
 int64_t TrainableAdapter::state_bytes() const {
@@ -257,13 +261,17 @@ int64_t TrainableAdapter::num_trained() const {
   return n;
 }
 
-Status TrainableAdapter::allocate(const Initial& initial) {
+Status TrainableAdapter::allocate(Initial initial) {
   for (DeviceBuffer* buffer : {&values_, &gradients_, &moments1_, &moments2_}) {
     LK_ASSIGN_OR_RETURN(*buffer, backend_.try_allocate(num_elements_ * 4));
     ops_.fill(buffer->as<float>(), num_elements_, 0);
+    if (buffer != &values_) continue;
+    // Before the other arrays take memory the copies on the host give theirs back.
+    for (size_t index = 0; index < params_.size(); ++index) {
+      backend_.upload(value(static_cast<int>(index)), std::span<const float>(initial.values[index]));
+      initial.values[index] = {};
+    }
   }
-  for (size_t index = 0; index < params_.size(); ++index)
-    backend_.upload(value(static_cast<int>(index)), std::span<const float>(initial.values[index]));
   place_copies();
   LK_ASSIGN_OR_RETURN(copies_, backend_.try_allocate(copies_bytes_));
   copies_bytes_ = 0;

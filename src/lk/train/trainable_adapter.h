@@ -101,6 +101,7 @@ class TrainableAdapter {
   // What create() would take, without taking it.
   struct Sizes {
     int64_t bytes = 0;       // of device memory: parameters, gradients, moments, compute copies
+    int64_t copy_bytes = 0;  // of host memory: the adapter as a file, while it is made or saved
     int64_t parameters = 0;  // trained
     int64_t group_rank = 0;
     int64_t lowest_layer = 0;
@@ -178,7 +179,7 @@ class TrainableAdapter {
   Status check_factors(int a, int b, const Initial& values) const;
   Status collect_slot(ModuleId module, const LoraDelta& delta, std::optional<Slot>& slot, Initial& values);
   int add_param(ModuleId module, ParamKind kind, int64_t rows, int64_t cols, Initial& values);
-  Status allocate(const Initial& values);
+  Status allocate(Initial values);
   void place_copies();
   void refresh_slot(Slot& slot);
   void refresh_dora(Slot& slot);

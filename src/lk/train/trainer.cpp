@@ -67,6 +67,12 @@ void TrainJob::unpause() {
   if (state_ == TrainState::kPaused) state_ = TrainState::kRunning;
 }
 
+void TrainJob::fail(Status why) {
+  state_ = TrainState::kFailed;
+  failure_ = std::move(why);
+  next_.reset();
+}
+
 void Trainer::end(TrainJob& job, TrainState state, Status why) {
   job.state_ = state;
   job.failure_ = std::move(why);

@@ -81,6 +81,7 @@ class TrainJob {
   void resume(const TrainProgress& progress);
   void pause(Status why);  // takes part no more, and loses nothing; only between rounds
   void unpause();
+  void fail(Status why);  // only between rounds
   bool lost_patience() const {
     return plan_.patience > 0 && progress_.evals_without_gain >= plan_.patience && progress_.step < plan_.total_steps;
   }
