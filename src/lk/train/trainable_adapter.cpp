@@ -524,16 +524,25 @@ Adapter TrainableAdapter::snapshot() const {
   const auto host_value = [&](int index) {
     return read(values_.as<float>() + param(index).offset, param(index).size());
   };
+  // Straight into the snapshot's memory: a head is large.
+  const auto kept = [&](int index, std::initializer_list<int64_t> shape) {
+    const int64_t bytes = param(index).size() * 4;
+    Buffer buffer(std::max<int64_t>(bytes, 64));
+    backend_.read(buffer.data(), values_.as<float>() + param(index).offset, bytes);
+    const TensorView view(buffer.data(), DType::kF32, shape);
+    adapter.owned.push_back(std::move(buffer));
+    return view;
+  };
   const auto delta_of = [&](const Slot& slot) {
     LoraDelta delta;
     delta.rank = slot.rank;
     delta.scaling = slot.scaling;
-    delta.a = keep(adapter, host_value(slot.a), {slot.rank, slot.in});
+    delta.a = kept(slot.a, {slot.rank, slot.in});
     const std::vector<float> b = slot.sigma >= 0 ? read(slot.folded_b, slot.rank * slot.out) : host_value(slot.b);
     delta.b = keep(adapter, transposed_copy(b, slot.rank, slot.out), {slot.out, slot.rank});
-    if (slot.bias >= 0) delta.bias = keep(adapter, host_value(slot.bias), {slot.out});
+    if (slot.bias >= 0) delta.bias = kept(slot.bias, {slot.out});
     if (slot.dora()) {
-      delta.magnitude = keep(adapter, host_value(slot.magnitude), {slot.out});
+      delta.magnitude = kept(slot.magnitude, {slot.out});
       delta.dora_scale = keep(adapter, read(slot.scales, slot.out), {slot.out});
       adapter.config.use_dora = true;
     }
@@ -547,22 +556,21 @@ Adapter TrainableAdapter::snapshot() const {
         adapter.layers[index][static_cast<size_t>(proj)] = delta_of(*slot);
   if (head_) adapter.lm_head = delta_of(*head_);
   if (embedding_a_ >= 0) {
-    adapter.embedding =
-        Adapter::EmbeddingDelta{embedding_rank_, embedding_scaling_,
-                                keep(adapter, host_value(embedding_a_), {embedding_rank_, weights_.shape.vocab_size}),
-                                keep(adapter, host_value(embedding_b_), {weights_.shape.hidden_dim, embedding_rank_})};
+    adapter.embedding = Adapter::EmbeddingDelta{embedding_rank_, embedding_scaling_,
+                                                kept(embedding_a_, {embedding_rank_, weights_.shape.vocab_size}),
+                                                kept(embedding_b_, {weights_.shape.hidden_dim, embedding_rank_})};
   }
   for (size_t index = 0; index < params_.size(); ++index) {
     const Param& param = params_[index];
     if (param.kind != ParamKind::kWeight) continue;
     if (param.module.layer >= 0) adapter.replaced.layers.resize(layers_.size());
-    const std::vector<float> host = host_value(static_cast<int>(index));
-    adapter.replaced.slot({param.module}) = param.module.is_vocabulary() ? keep(adapter, host, {param.rows, param.cols})
-                                                                         : keep(adapter, host, {param.cols});
+    const int own = static_cast<int>(index);
+    adapter.replaced.slot({param.module}) =
+        param.module.is_vocabulary() ? kept(own, {param.rows, param.cols}) : kept(own, {param.cols});
   }
   if (tokens_ >= 0) {
     adapter.trained_token_ids.assign(token_ids_.begin(), token_ids_.end());
-    adapter.trained_token_rows = keep(adapter, host_value(tokens_), {param(tokens_).rows, param(tokens_).cols});
+    adapter.trained_token_rows = kept(tokens_, {param(tokens_).rows, param(tokens_).cols});
   }
   return adapter;
 }
