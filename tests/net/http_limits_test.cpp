@@ -132,6 +132,98 @@ TEST(HttpLimits, IdleTime) {
   EXPECT_EQ(server->stats().cut_slow_writers, 0);
 }
 
+// Answers "/large" with so many bytes, in parts, on behalf of the account that the query names.
+HttpServer::Handler large_answers(size_t bytes) {
+  return [bytes](HttpRequest request, const std::shared_ptr<HttpReply>& reply) {
+    if (request.path != "/large") return echo(std::move(request), reply);
+    reply->charge(request.query);
+    reply->respond({200, {}, "text/plain", "", split_into_parts(std::string(bytes, 'x'))});
+  };
+}
+
+constexpr size_t kLarge = 16 << 20;  // more than the kernel takes for a reader with a small window
+
+TEST(HttpLimits, ALargeAnswerArrivesWholeAndInOrder) {
+  std::string body;
+  for (int i = 0; body.size() < kLarge; ++i) body += std::to_string(i) + " ";
+  const auto server = start_server(local_options(), [&](HttpRequest request, const std::shared_ptr<HttpReply>& reply) {
+    if (request.path != "/large") return echo(std::move(request), reply);
+    reply->respond({200, {}, "text/plain", "first ", split_into_parts(body)});
+  });
+  RawClient client(server->address(0));
+  client.send("HEAD /large HTTP/1.1\r\nHost: t\r\n\r\n" + get("/large") + get("/next"));
+  const RawResponse head = client.read(true);
+  EXPECT_TRUE(head.has("Content-Length: " + std::to_string(body.size() + 6))) << head.head;
+  EXPECT_TRUE(client.read().body == "first " + body);
+  EXPECT_EQ(client.read().body, "GET /next ");
+  EXPECT_TRUE(eventually([&] { return server->stats().output_bytes == 0; }));
+}
+
+TEST(HttpLimits, AReaderOfALargeAnswerIsNotIdle) {
+  HttpServerOptions options = local_options();
+  options.limits.idle_timeout = milliseconds(50);
+  const auto server = start_server(options, large_answers(kLarge));
+  RawClient client(server->address(0), 4096);
+  client.send(get("/large"));
+  std::this_thread::sleep_for(milliseconds(400));  // can only make the test miss a fault
+  EXPECT_TRUE(client.read().complete);
+}
+
+TEST(HttpLimits, OutputOfAnAccount) {
+  HttpServerOptions options = local_options(2);
+  options.limits.max_output_bytes_per_account = 5 * kLarge / 4;
+  const auto server = start_server(options, large_answers(kLarge));
+  std::vector<std::unique_ptr<RawClient>> slow;
+  for (int i = 0; i < 3; ++i) {
+    slow.push_back(std::make_unique<RawClient>(server->address(0), 4096));
+    slow.back()->send(get("/large?greedy"));
+  }
+  // The first is owed its answer; what would come on top of it is refused, and says so.
+  ASSERT_TRUE(eventually([&] { return server->stats().refused_outputs == 2; }));
+  EXPECT_LE(server->stats().output_bytes, options.limits.max_output_bytes_per_account);
+  RawClient other(server->address(0));
+  other.send(get("/large?modest"));
+  EXPECT_EQ(other.read().body.size(), kLarge);
+  int refused = 0;
+  for (auto& client : slow) {
+    const RawResponse r = client->read();
+    EXPECT_TRUE(r.complete);
+    if (r.status == 200) continue;
+    EXPECT_EQ(r.status, 503);
+    EXPECT_TRUE(r.has("Retry-After: "));
+    EXPECT_NE(r.body.find("wait to be read"), std::string::npos) << r.body;
+    ++refused;
+  }
+  EXPECT_EQ(refused, 2);
+  EXPECT_TRUE(eventually([&] { return server->stats().output_bytes == 0; }));
+  slow[0]->send(get("/large?greedy"));  // read, and so is the place
+  EXPECT_EQ(slow[0]->read().body.size(), kLarge);
+}
+
+TEST(HttpLimits, OutputOfAllAccounts) {
+  HttpServerOptions options = local_options();
+  options.limits.max_total_output_bytes = 3 * kLarge;
+  options.limits.max_output_bytes_per_account = 100 * kLarge;
+  const auto server = start_server(options, large_answers(kLarge));
+  std::vector<std::unique_ptr<RawClient>> slow;
+  const auto ask = [&](const std::string& account) {
+    slow.push_back(std::make_unique<RawClient>(server->address(0), 4096));
+    slow.back()->send(get("/large?" + account));
+  };
+  for (int i = 0; i < 6; ++i) ask("greedy");
+  ASSERT_TRUE(eventually([&] { return server->stats().requests == 6 && server->stats().refused_outputs >= 2; }));
+  RawClient barrier(server->address(0));  // behind the last of them
+  barrier.send(get("/"));
+  EXPECT_EQ(barrier.read().status, 200);
+  const int64_t refused = server->stats().refused_outputs;
+  RawClient other(server->address(0));  // holds less than its share
+  other.send(get("/large?modest"));
+  EXPECT_EQ(other.read().body.size(), kLarge);
+  EXPECT_EQ(server->stats().refused_outputs, refused);
+  slow.clear();  // those that leave give back what they held
+  EXPECT_TRUE(eventually([&] { return server->stats().output_bytes == 0; }));
+}
+
 TEST(HttpLimits, APendingAnswerHasNoTimeLimit) {
   HttpServerOptions options = local_options();
   options.limits.idle_timeout = options.limits.header_timeout = options.limits.body_timeout =

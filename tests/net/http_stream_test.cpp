@@ -211,6 +211,78 @@ TEST(HttpStream, CutsTheReaderThatTakesNothing) {
   EXPECT_TRUE(eventually([&] { return server->stats().open_connections == 0; }));
 }
 
+TEST(HttpStream, CutsTheReaderThatTakesTooLittle) {
+  Streams streams;
+  HttpServerOptions options = local_options();
+  options.limits.stall_timeout = std::chrono::milliseconds(200);
+  options.limits.min_read_rate = int64_t{1} << 40;  // nobody is that fast
+  const auto server = start_server(options, streams.handler());
+  RawClient slow(server->address(0), 4096), idle(server->address(0));
+  idle.send(get("/stream"));
+  ASSERT_TRUE(streams.wait_for(1));
+  slow.send(get("/stream"));
+  ASSERT_TRUE(streams.wait_for(2));
+  std::atomic<bool> stop{false};
+  std::thread reader([&] {
+    while (!stop && slow.fill()) {
+    }
+  });
+  // Something always waits, and always some of it is taken.
+  ASSERT_TRUE(eventually([&] {
+    if (server->stats().output_bytes < (8 << 20))
+      on_shard(*server, streams.at(1), [&] { streams.at(1)->write_parts({std::string(8 << 20, 'x')}); });
+    return streams.closed == 1;
+  }));
+  stop = true;
+  reader.join();
+  EXPECT_EQ(server->stats().cut_slow_readers, 1);
+  on_shard(*server, streams.at(0), [&] { EXPECT_TRUE(streams.at(0)->write("ok")); });  // nothing waited for this one
+}
+
+TEST(HttpStream, ALargeEventIsNoReasonToCut) {
+  Streams streams;
+  HttpServerOptions options = local_options();
+  options.limits.max_buffered_bytes = 1000;
+  const auto server = start_server(options, streams.handler());
+  RawClient client(server->address(0), 4096);
+  client.send(get("/stream"));
+  ASSERT_TRUE(streams.wait_for(1));
+  const std::string large(8 << 20, 'x');
+  on_shard(*server, streams.at(0), [&] {
+    EXPECT_TRUE(streams.at(0)->write_parts(split_into_parts(large)));
+    EXPECT_TRUE(streams.at(0)->write("behind it"));  // the large one has not left yet
+    streams.at(0)->end();
+  });
+  const RawResponse r = client.read();
+  EXPECT_TRUE(r.complete);
+  EXPECT_TRUE(r.body == large + "behind it");
+  EXPECT_EQ(server->stats().cut_slow_readers, 0);
+}
+
+TEST(HttpStream, SilenceIsReportedUntilTheEnd) {
+  Streams streams;
+  HttpServerOptions options = local_options();
+  options.limits.header_timeout = std::chrono::milliseconds(50);  // looks often
+  const auto server = start_server(options, streams.handler());
+  RawClient client(server->address(0));
+  client.send(get("/silent"));
+  ASSERT_TRUE(streams.wait_for(1));
+  const auto reply = streams.at(0);
+  std::atomic<int> pings{0};
+  on_shard(*server, reply, [&] {
+    reply->on_silence(std::chrono::milliseconds(20), [&] {
+      if (pings == 0) reply->begin_stream(200, {}, "text/event-stream");
+      if (pings == 3) return reply->end();  // from within the call
+      reply->write(": ping\n\n");
+      ++pings;
+    });
+  });
+  const RawResponse r = client.read();
+  EXPECT_TRUE(r.complete);
+  EXPECT_EQ(r.body, ": ping\n\n: ping\n\n: ping\n\n");
+  EXPECT_EQ(streams.closed, 0);
+}
+
 TEST(HttpStream, ReadsAheadOnlyALittle) {
   Streams streams;
   const auto server = start_server(local_options(), streams.handler());

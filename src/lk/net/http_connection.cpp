@@ -173,21 +173,21 @@ void HttpConnection::on_head() {
     } catch (...) {  // its text may be anything: the peer gets none of it
       response = error_response(500, "internal error");
     }
-    if (response) return answer_from_filter(*response);
+    if (response) return answer_from_filter(std::move(*response));
   }
   if (parser_->expects_continue()) {
-    output() += "HTTP/1.1 100 Continue\r\n\r\n";
+    output().append("HTTP/1.1 100 Continue\r\n\r\n");
     flush_later();
   }
 }
 
 // The peer may be sending its body already. A short one is read and dropped; for a long one the connection is given up.
-void HttpConnection::answer_from_filter(const HttpResponse& response) {
+void HttpConnection::answer_from_filter(HttpResponse response) {
   const int64_t body = parser_->content_length();
   if (body > kMaxDiscardedBody || body < 0 || parser_->expects_continue()) answer_->keep_alive = false;
   parser_->discard_body();
   HttpAnswer& answer = *answer_;
-  queue(answer, response);
+  queue(answer, std::move(response));
   answer.state = HttpAnswer::State::kComplete;
   if (close_after_flush_) phase_ = Phase::kLinger;
   flush_later();
@@ -204,6 +204,7 @@ void HttpConnection::on_request() {
     return;
   }
   phase_ = Phase::kAnswer;
+  last_output_ = Clock::now();
   looked_again_ = false;
   deadline_ = kNever;
   update_busy();
@@ -252,12 +253,14 @@ void HttpConnection::release_body() { state_.body_bytes -= std::exchange(counted
 
 void HttpConnection::tick(Clock::time_point now) {
   if (phase_ == Phase::kClosed) return;
-  if (unsent() > 0) {
-    if (now - last_progress_ > limits_.stall_timeout) {
-      ++state_.cut_slow_readers;
-      abort();
-      return;
-    }
+  if (unsent() > 0 && reads_too_slowly(now)) {
+    ++state_.cut_slow_readers;
+    return abort();
+  }
+  if (phase_ == Phase::kAnswer && answer_->on_silence && unsent() == 0 && now - last_output_ >= answer_->silence) {
+    last_output_ = now;
+    const auto callback = answer_->on_silence;  // what it does may end the answer
+    guarded(callback);
   }
   bool late = now > deadline_;
   if (phase_ == Phase::kBody && !late) {
@@ -267,6 +270,10 @@ void HttpConnection::tick(Clock::time_point now) {
            static_cast<double>(parser_->body_bytes()) < seconds * static_cast<double>(limits_.min_body_rate);
   }
   if (!late) return;
+  if (phase_ == Phase::kHead && parser_ == nullptr && unsent() > 0) {  // still reading its last answer
+    deadline_ = now + limits_.idle_timeout;
+    return;
+  }
   if (phase_ == Phase::kHead && in_.empty()) return abort();  // idle
   if (phase_ == Phase::kLinger) {
     if (unsent() == 0) abort();

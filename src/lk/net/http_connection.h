@@ -15,6 +15,7 @@
 #include "lk/net/http_format.h"
 #include "lk/net/http_parser.h"
 #include "lk/net/http_shard.h"
+#include "lk/net/output_queue.h"
 
 namespace lk {
 
@@ -26,6 +27,16 @@ struct HttpAnswer {
   bool http_1_0 = false;
   bool keep_alive = true;
   std::function<void()> on_close;
+  std::chrono::milliseconds silence{0};  // after which on_silence is called
+  std::function<void()> on_silence;
+
+  // Nothing more will happen to it. The callbacks may own the reply, and with it this answer: the caller destroys them.
+  [[nodiscard]] std::function<void()> close(State end) {
+    state = end;
+    return [close = std::exchange(on_close, nullptr), silence = std::exchange(on_silence, nullptr)] {
+      if (close) close();
+    };
+  }
 };
 
 class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
@@ -42,9 +53,11 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
 
   // For HttpReply.
   HttpShard& shard() { return *shard_; }
-  void respond(HttpAnswer& answer, const HttpResponse& response);
+  void respond(HttpAnswer& answer, HttpResponse response);
   void begin_stream(HttpAnswer& answer, int status, const HttpHeaders& headers, std::string_view content_type);
   bool write(HttpAnswer& answer, std::string_view bytes);
+  bool write_parts(HttpAnswer& answer, HttpParts parts);
+  void charge(const std::string& account);
   void end(HttpAnswer& answer);
   void dropped(HttpAnswer& answer);  // the handler let go of its reply
 
@@ -66,18 +79,23 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   size_t process(std::string_view data);
   void begin_head();
   void on_head();
-  void answer_from_filter(const HttpResponse& response);
+  void answer_from_filter(HttpResponse response);
   void on_request();
   void on_eof();
   void refuse(int status, std::string_view message);
   bool account_body();
   void release_body();
   // Output.
-  void queue(HttpAnswer& answer, const HttpResponse& response);
+  void queue(HttpAnswer& answer, HttpResponse response);
   void complete(HttpAnswer& answer);
   void flush();
-  std::string& output();
-  size_t unsent() const { return out_.size() - out_sent_; }
+  OutputQueue& output();
+  size_t unsent() const { return out_.bytes(); }
+  bool may_write(const HttpAnswer& answer);
+  OutputAccount& account();
+  void account_output();
+  bool admits_output(size_t bytes);
+  bool reads_too_slowly(Clock::time_point now);
   void linger();
   void lose_answer();
   bool idle() const;
@@ -92,15 +110,20 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   Transport transport_;
 
   Phase phase_ = Phase::kHead;
-  std::string in_;   // received, not consumed
-  std::string out_;  // to be sent from out_sent_ on
-  size_t out_sent_ = 0;
-  std::unique_ptr<HttpParser> parser_;  // only while a request is being read
-  std::shared_ptr<HttpAnswer> answer_;  // of the request in progress
-  Clock::time_point deadline_;          // of the phase; max() = none
+  std::string in_;  // received, not consumed
+  OutputQueue out_;
+  std::string account_name_;
+  std::shared_ptr<OutputAccount> account_;  // of the bytes in out_
+  int64_t counted_output_bytes_ = 0;        // our share of the account
+  std::unique_ptr<HttpParser> parser_;      // only while a request is being read
+  std::shared_ptr<HttpAnswer> answer_;      // of the request in progress
+  Clock::time_point deadline_;              // of the phase; max() = none
   Clock::time_point body_start_;
-  Clock::time_point last_progress_;  // of sending
-  int64_t counted_body_bytes_ = 0;   // our share of state_.body_bytes
+  // Since when bytes wait for the reader, or since it was last judged, and how many it has taken since then.
+  Clock::time_point reading_since_;
+  int64_t read_bytes_ = 0;
+  Clock::time_point last_output_;   // that was queued
+  int64_t counted_body_bytes_ = 0;  // our share of state_.body_bytes
   int64_t lingered_bytes_ = 0;
   bool waiting_read_ = false, waiting_write_ = false, read_wants_write_ = false, write_wants_read_ = false;
   bool flush_queued_ = false, busy_ = false, eof_ = false;

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <ctime>
 #include <iterator>
 
@@ -153,6 +154,13 @@ void append_chunk(std::string* out, std::string_view bytes) {
   fmt::format_to(std::back_inserter(*out), "{:x}\r\n", bytes.size());
   out->append(bytes);
   *out += "\r\n";
+}
+
+HttpParts split_into_parts(std::string_view bytes) {
+  HttpParts parts;
+  for (; !bytes.empty(); bytes.remove_prefix(std::min(bytes.size(), kHttpPartBytes)))
+    parts.emplace_back(bytes.substr(0, kHttpPartBytes));
+  return parts;
 }
 
 HttpResponse error_response(int status, std::string_view message) {

@@ -26,7 +26,7 @@ class ConnectionReply final : public HttpReply {
   int shard() const override { return connection_->shard().index; }
   void respond(HttpResponse response) override {
     check_thread();
-    connection_->respond(*answer_, response);
+    connection_->respond(*answer_, std::move(response));
   }
   void begin_stream(int status, HttpHeaders headers, std::string_view content_type) override {
     check_thread();
@@ -35,6 +35,10 @@ class ConnectionReply final : public HttpReply {
   bool write(std::string_view bytes) override {
     check_thread();
     return connection_->write(*answer_, bytes);
+  }
+  bool write_parts(HttpParts parts) override {
+    check_thread();
+    return connection_->write_parts(*answer_, std::move(parts));
   }
   void end() override {
     check_thread();
@@ -47,6 +51,16 @@ class ConnectionReply final : public HttpReply {
     } else if (answer_->state != HttpAnswer::State::kComplete) {
       answer_->on_close = std::move(callback);
     }
+  }
+  void on_silence(std::chrono::milliseconds interval, std::function<void()> callback) override {
+    check_thread();
+    if (answer_->state != HttpAnswer::State::kWaiting && answer_->state != HttpAnswer::State::kStreaming) return;
+    answer_->silence = interval;
+    answer_->on_silence = std::move(callback);
+  }
+  void charge(const std::string& account) override {
+    check_thread();
+    connection_->charge(account);
   }
 
  private:

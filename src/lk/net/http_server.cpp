@@ -199,6 +199,8 @@ class Server final : public HttpServer {
     s.cut_slow_writers = state_->cut_slow_writers;
     s.refused_connections = state_->refused_connections;
     s.bad_requests = state_->bad_requests;
+    s.refused_outputs = state_->refused_outputs;
+    s.output_bytes = state_->output_bytes;
     return s;
   }
 
@@ -263,6 +265,7 @@ Status check_options(const HttpServerOptions& options) {
     return invalid_argument("max_header_bytes must be from 256 to 1048576, got {}", l.max_header_bytes);
   }
   if (l.max_body_bytes < 0 || l.max_buffered_bytes < 1 || l.max_connections < 1 || l.max_connections_per_address < 1 ||
+      l.max_output_bytes_per_account < 1 || l.max_total_output_bytes < 1 || l.min_read_rate < 0 ||
       l.max_total_body_bytes < l.max_body_bytes) {
     return invalid_argument("the HTTP limits must be positive, and max_total_body_bytes at least max_body_bytes");
   }

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "lk/base/status.h"
+#include "lk/net/io_loop.h"
 
 namespace lk {
 
@@ -34,11 +35,18 @@ struct HttpRequest {
   std::string_view header(std::string_view lower_name) const;  // first value, or ""
 };
 
+// A large answer in pieces, each of which is freed once it was sent.
+using HttpParts = std::vector<std::string>;
+inline constexpr size_t kHttpPartBytes = 64 << 10;
+// Copies: not on a shard's thread.
+HttpParts split_into_parts(std::string_view bytes);
+
 struct HttpResponse {
   int status = 200;
   HttpHeaders headers;
   std::string content_type = "application/json";
   std::string body;
+  HttpParts parts;  // follow the body: what is longer than a few kHttpPartBytes belongs here
 };
 
 // The answer to one request. Exactly one of respond() and begin_stream() .. end() is called; if all references are
@@ -52,13 +60,19 @@ class HttpReply {
   // get the bytes plain and the connection closed at the end).
   virtual void begin_stream(int status, HttpHeaders headers, std::string_view content_type) = 0;
   // Queues bytes; what is queued within one shard callback leaves in one send. False when the peer is gone or was cut
-  // because more than max_buffered_bytes waited for it. Never blocks.
+  // because more than max_buffered_bytes of earlier writes waited for it. Never blocks.
   virtual bool write(std::string_view bytes) = 0;
+  virtual bool write_parts(HttpParts parts) = 0;  // what is large by itself; does not count towards max_buffered_bytes
   virtual void end() = 0;
   // The connection was lost, cut or stalled before the answer was complete. Called once, on the shard, never from
   // within another call of this interface, never after the end. A peer that closes only its sending half while it waits
   // counts as lost (as with uvicorn): it cannot be told from one that is gone.
   virtual void on_close(std::function<void()> callback) = 0;
+  // Called on the shard each time the peer has been sent nothing for `interval`, until the end: what keeps proxies and
+  // clients waiting. Within a second or so of its time.
+  virtual void on_silence(std::chrono::milliseconds interval, std::function<void()> callback) = 0;
+  // Whose bytes they are that wait to be sent on this connection, from now on; until the first call the peer's address.
+  virtual void charge(const std::string& account) = 0;
 };
 
 struct HttpLimits {
@@ -67,10 +81,16 @@ struct HttpLimits {
   int64_t min_body_rate = 1 << 10;  // bytes per second, judged after the first seconds
   std::chrono::milliseconds header_timeout{10'000};
   std::chrono::milliseconds body_timeout{30'000};
-  std::chrono::milliseconds idle_timeout{75'000};   // keep-alive
-  std::chrono::milliseconds stall_timeout{30'000};  // a reader that takes nothing for so long is cut
-  int64_t max_buffered_bytes = 256 << 10;           // per connection, waiting for the reader
-  int64_t max_total_body_bytes = 1 << 30;           // of all requests being received, together; beyond it 503
+  std::chrono::milliseconds idle_timeout{75'000};  // keep-alive
+  // A reader for which bytes wait is cut when it takes fewer than min_read_rate a second, judged over stall_timeout.
+  std::chrono::milliseconds stall_timeout{30'000};
+  int64_t min_read_rate = 8 << 10;
+  int64_t max_buffered_bytes = 256 << 10;  // per connection, of small writes waiting for the reader
+  // Bytes waiting for all readers of one account (HttpReply::charge), and in all. An account that holds less than its
+  // equal share of the latter is not refused for what the others hold.
+  int64_t max_output_bytes_per_account = 32 << 20;
+  int64_t max_total_output_bytes = 128 << 20;
+  int64_t max_total_body_bytes = 1 << 30;  // of all requests being received, together; beyond it 503
   int64_t max_connections = 16'384;
   int64_t max_connections_per_address = 8'192;  // an IPv6 /64 counts as one address; unix sockets are exempt
 };
@@ -84,12 +104,15 @@ struct HttpServerOptions {
   std::vector<HttpListen> listen;
   int num_shards = 1;
   HttpLimits limits;
-  std::string tls_cert, tls_key;  // PEM files, for listeners with tls
+  std::string tls_cert, tls_key;                    // PEM files, for listeners with tls
+  std::function<void(const IoTurn& turn)> on_turn;  // after every callback of a shard, on its thread; must be cheap
 };
 
 struct HttpStats {  // since the start
   int64_t connections = 0, open_connections = 0, requests = 0, bytes_in = 0, bytes_out = 0;
   int64_t cut_slow_readers = 0, cut_slow_writers = 0, refused_connections = 0, bad_requests = 0;
+  int64_t refused_outputs = 0;  // answers refused, and readers cut, because too many bytes waited for their account
+  int64_t output_bytes = 0;     // waiting for readers now
 };
 
 class HttpServer {

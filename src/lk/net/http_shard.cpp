@@ -46,6 +46,36 @@ void HttpServerState::leave(const Peer& peer) {
   if (--found->second == 0) per_account_.erase(found);
 }
 
+std::shared_ptr<OutputAccount> HttpServerState::output_account(const std::string& name) {
+  const std::lock_guard lock(mutex_);
+  std::weak_ptr<OutputAccount>& known = output_accounts_[name];
+  std::shared_ptr<OutputAccount> account = known.lock();
+  if (account) return account;
+  known = account = std::make_shared<OutputAccount>();
+  if (output_accounts_.size() > 2 * outputs_swept_) {
+    std::erase_if(output_accounts_, [](const auto& entry) { return entry.second.expired(); });
+    outputs_swept_ = std::max<size_t>(64, output_accounts_.size());
+  }
+  return account;
+}
+
+int64_t HttpServerState::change_output(OutputAccount& account, int64_t bytes) {
+  if (bytes == 0) return account.bytes;
+  const int64_t before = account.bytes.fetch_add(bytes);
+  if (before == 0) ++output_accounts;
+  if (before + bytes == 0) --output_accounts;
+  output_bytes += bytes;
+  return before;
+}
+
+bool HttpServerState::holds_too_much(const OutputAccount& account) const {
+  const HttpLimits& l = options.limits;
+  const int64_t held = account.bytes;
+  if (held > l.max_output_bytes_per_account) return true;
+  return output_bytes > l.max_total_output_bytes &&
+         held > l.max_total_output_bytes / std::max<int64_t>(1, output_accounts);
+}
+
 void HttpServerState::add_busy(int64_t change) {
   const std::lock_guard lock(mutex_);
   busy_ += change;
@@ -58,7 +88,10 @@ bool HttpServerState::wait_until_no_busy(std::chrono::steady_clock::time_point d
 }
 
 HttpShard::HttpShard(std::shared_ptr<HttpServerState> state, int index)
-    : index(index), state(std::move(state)), loop([this] { epilogue(); }), read_buffer_(64 << 10) {}
+    : index(index),
+      state(std::move(state)),
+      loop([this] { epilogue(); }, this->state->options.on_turn),
+      read_buffer_(64 << 10) {}
 HttpShard::~HttpShard() = default;
 
 // Deadlines are judged by one timer per shard: thousands of connections change theirs all the time and few ever expire.

@@ -20,6 +20,11 @@ namespace lk {
 
 class HttpConnection;
 
+// Whose bytes wait for readers: a tenant, an address.
+struct OutputAccount {
+  std::atomic<int64_t> bytes{0};
+};
+
 struct HttpServerState {  // thread safe
   HttpServerOptions options;
   HttpServer::HeadFilter filter;
@@ -32,10 +37,16 @@ struct HttpServerState {  // thread safe
   std::atomic<int64_t> body_bytes{0};  // of requests that are being received
   std::atomic<int64_t> connections{0}, open_connections{0}, requests{0}, bytes_in{0}, bytes_out{0};
   std::atomic<int64_t> cut_slow_readers{0}, cut_slow_writers{0}, refused_connections{0}, bad_requests{0};
+  std::atomic<int64_t> refused_outputs{0};
+  std::atomic<int64_t> output_bytes{0};     // waiting for readers
+  std::atomic<int64_t> output_accounts{0};  // that have any
 
   // Takes a place among the connections, or refuses.
   bool admit(const Peer& peer);
   void leave(const Peer& peer);
+  std::shared_ptr<OutputAccount> output_account(const std::string& name);
+  int64_t change_output(OutputAccount& account, int64_t bytes);  // returns what the account held before
+  bool holds_too_much(const OutputAccount& account) const;
   void add_busy(int64_t change);
   bool wait_until_no_busy(std::chrono::steady_clock::time_point deadline);
 
@@ -45,6 +56,8 @@ struct HttpServerState {  // thread safe
   std::condition_variable idle_;
   int64_t busy_ = 0;  // connections with a request, or bytes of an answer to send
   std::unordered_map<std::string, int64_t> per_account_;
+  std::unordered_map<std::string, std::weak_ptr<OutputAccount>> output_accounts_;
+  size_t outputs_swept_ = 64;  // accounts that nobody uses are forgotten when there are twice as many
 };
 
 class HttpShard : public std::enable_shared_from_this<HttpShard> {

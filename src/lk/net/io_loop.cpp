@@ -8,6 +8,7 @@
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <cstdio>
+#include <ctime>
 #include <exception>
 #include <mutex>
 #include <thread>
@@ -21,6 +22,18 @@ namespace lk {
 namespace asio = boost::asio;
 using boost::system::error_code;
 
+namespace {
+
+constexpr auto kLongestBatch = std::chrono::milliseconds(1);  // of posted tasks, before sockets get their turn
+
+double thread_cpu_seconds() {
+  timespec time{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+}  // namespace
+
 void run_guarded(const char* what, const std::function<void()>& f) {
   try {
     f();
@@ -32,35 +45,60 @@ void run_guarded(const char* what, const std::function<void()>& f) {
 }
 
 struct IoLoop::Impl {
-  explicit Impl(std::function<void()> epilogue) : epilogue(std::move(epilogue)) {}
+  Impl(std::function<void()> epilogue, std::function<void(const IoTurn&)> observe)
+      : epilogue(std::move(epilogue)), observe(std::move(observe)) {}
 
   asio::io_context io{1};  // one thread runs it
   asio::executor_work_guard<asio::io_context::executor_type> work{io.get_executor()};
   std::function<void()> epilogue;
+  std::function<void(const IoTurn&)> observe;
   std::atomic<std::thread::id> thread{};
   std::vector<std::shared_ptr<asio::steady_timer>> timers;
   bool finishing = false;
 
   std::mutex mutex;
   std::vector<std::function<void()>> tasks;  // guarded by mutex
+  bool scheduled = false;                    // guarded by mutex: run_tasks() will come
   bool finished = false;                     // guarded by mutex
   std::vector<std::function<void()>> batch;  // reused
+  size_t next_task = 0;                      // of the batch
 
-  void call(const char* what, const std::function<void()>& f) {
-    run_guarded(what, f);
+  // One callback, measured. What `f` throws is its own.
+  template <class F>
+  void turn(F f) {
+    const auto begin = std::chrono::steady_clock::now();
+    const double cpu = observe ? thread_cpu_seconds() : 0;
+    f();
     run_guarded("a flush", epilogue);
+    if (!observe) return;
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
+    run_guarded("a measurement",
+                [&] { observe({.seconds = elapsed.count(), .cpu_seconds = thread_cpu_seconds() - cpu}); });
+  }
+  void call(const char* what, const std::function<void()>& f) {
+    turn([&] { run_guarded(what, f); });
   }
   void run_tasks() {
-    {
+    if (next_task == batch.size()) {
+      batch.clear();
+      next_task = 0;
       const std::lock_guard lock(mutex);
       batch.swap(tasks);
     }
-    for (auto& task : batch) {
-      run_guarded("a posted task", task);
-      task = nullptr;
-    }
-    batch.clear();
-    run_guarded("a flush", epilogue);
+    turn([&] {
+      const auto end = std::chrono::steady_clock::now() + kLongestBatch;
+      while (next_task < batch.size()) {
+        run_guarded("a posted task", batch[next_task]);
+        batch[next_task++] = nullptr;
+        if (std::chrono::steady_clock::now() > end) break;
+      }
+    });
+    const std::lock_guard lock(mutex);
+    scheduled = next_task < batch.size() || !tasks.empty();
+    if (scheduled) schedule();
+  }
+  void schedule() {
+    asio::post(io, [this] { run_tasks(); });
   }
   void wait(std::shared_ptr<asio::steady_timer> timer, std::chrono::milliseconds period, bool repeat,
             std::function<void()> f) {
@@ -83,7 +121,8 @@ struct IoLoop::Impl {
   }
 };
 
-IoLoop::IoLoop(std::function<void()> epilogue) : impl_(std::make_unique<Impl>(std::move(epilogue))) {}
+IoLoop::IoLoop(std::function<void()> epilogue, std::function<void(const IoTurn& turn)> observe)
+    : impl_(std::make_unique<Impl>(std::move(epilogue), std::move(observe))) {}
 IoLoop::~IoLoop() = default;
 
 void IoLoop::run() {
@@ -104,9 +143,7 @@ bool IoLoop::post(std::function<void()> task) {
   const std::lock_guard lock(impl_->mutex);
   if (impl_->finished) return false;
   impl_->tasks.push_back(std::move(task));
-  if (impl_->tasks.size() == 1) {
-    asio::post(impl_->io, [impl = impl_.get()] { impl->run_tasks(); });
-  }
+  if (!std::exchange(impl_->scheduled, true)) impl_->schedule();
   return true;
 }
 

@@ -12,10 +12,17 @@
 
 namespace lk {
 
+// How long the loop was kept by one callback.
+struct IoTurn {
+  double seconds = 0;      // by the clock: what everybody else in the loop waited
+  double cpu_seconds = 0;  // of these at work, as opposed to waiting for a core or for anything else
+};
+
 class IoLoop {
  public:
-  // `epilogue` runs after every callback (a batch of posted tasks counts as one).
-  explicit IoLoop(std::function<void()> epilogue);
+  // `epilogue` runs after every callback. Posted tasks run in batches that count as one callback, until they have taken
+  // a millisecond: then sockets and timers get their turn. `observe` (may be empty) hears of every callback.
+  explicit IoLoop(std::function<void()> epilogue, std::function<void(const IoTurn& turn)> observe = {});
   ~IoLoop();
   IoLoop(const IoLoop&) = delete;
   IoLoop& operator=(const IoLoop&) = delete;
