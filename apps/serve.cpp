@@ -13,6 +13,7 @@
 #include "lk/base/sd_notify.h"
 #include "lk/base/thread_name.h"
 #include "lk/serve/adapters/directory_watcher.h"
+#include "lk/serve/http/browser_guard.h"
 #include "lk/serve/http/server.h"
 
 namespace lk::apps {
@@ -36,10 +37,6 @@ struct ServeFlags {
   Result<MemoryWishes> wishes() const;
   Status plan_memory(ServerOptions& options) const;
 };
-
-bool is_loopback(const std::string& host) {
-  return host == "localhost" || host.starts_with("127.") || host == "::1" || host == "[::1]";
-}
 
 void ServeFlags::add_to(CLI::App& command) {
   model.add_to(command, true);
@@ -124,6 +121,10 @@ void ServeFlags::add_to(CLI::App& command) {
       ->group(security);
   command.add_flag("--insecure", server.insecure, "allow listening beyond loopback without any API key")
       ->group(security);
+  command
+      .add_option("--allow-origin", server.allowed_origins,
+                  "web pages of this origin (https://app.example.org, or *) may use the server; repeatable")
+      ->group(security);
   command.add_flag("--public-metrics", server.public_metrics, "/metrics and /v1/status without a key")->group(security);
   const char* overload = "Overload";
   command.add_option("--max-queue", server.engine.max_queue_requests, "most waiting requests; beyond it 503")
@@ -184,7 +185,7 @@ const std::set<std::string> kServeHelp{
     "--host",         "--port",          "--unix-socket",       "--admin",             // Network
     "--tls-cert",     "--tls-key",       "--max-body",                                 //
     "--state",        "--no-state",      "--insecure",          "--public-metrics",    // Security
-    "--require-keys", "--api-key-file",                                                //
+    "--require-keys", "--api-key-file",  "--allow-origin",                             //
     "--max-queue",    "--max-wait",      "--request-timeout",                          // Overload
     "--drain-grace",  "--drain-timeout", "--log-level",         "--log-format",
     "--log-file",  // Operations
@@ -252,6 +253,7 @@ Result<ServerOptions> ServeFlags::options() const {
       std::error_code error;
       filled.adapters.roots.push_back(std::filesystem::canonical(root, error).string());
     }
+  LK_RETURN_IF_ERROR(BrowserGuard::create(filled.allowed_origins).status().with_context("--allow-origin"));
   filled.model_root = model.model.empty() ? model.dummy : model.model;
   filled.engine.nice = kernel_nice;
   filled.version = LK_VERSION;
@@ -331,7 +333,13 @@ void print_banner(const ServeFlags& flags, const ServerOptions& options, Server&
   fmt::print(stderr, "\nLorikeet {} serves {} with {} adapter{} on {}\n", options.version, options.adapters.base_name,
              adapters.size(), adapters.size() == 1 ? "" : "s", url);
   if (options.admin) fmt::print(stderr, "  admin    {}\n", server.address(static_cast<int>(options.listen.size())));
-  if (options.console) fmt::print(stderr, "  console  {}/\n", url);
+  if (options.console) {
+    // Where status and adapters are, too; a browser cannot open a unix socket.
+    const std::string admin = options.admin ? server.address(static_cast<int>(options.listen.size())) : "";
+    const bool apart = options.admin && !admin.starts_with("unix:");
+    fmt::print(stderr, "  console  {}/\n",
+               apart ? fmt::format("{}://{}", options.admin->tls ? "https" : "http", admin) : url);
+  }
   fmt::print(stderr, "  metrics  {}/metrics\n",
              options.admin ? server.address(static_cast<int>(options.listen.size())) : url);
   const std::string name = adapters.empty() ? options.adapters.base_name : adapters[0]->name;
@@ -409,11 +417,7 @@ int run(const ServeFlags& flags) {
   Result<std::unique_ptr<AccessControl>> access = AccessControl::create(options->access, store.get());
   if (!access.ok()) return fail(access.status());
   const bool has_keys = !(*access)->ring()->open();
-  if (!has_keys && !flags.server.insecure && !is_loopback(flags.host))
-    return fail(
-        failed_precondition("listening on {} without any API key would let everybody in: create one with `lorikeet "
-                            "keys create`, or say --insecure",
-                            flags.host));
+  if (const Status exposure = check_exposure(*options, has_keys); !exposure.ok()) return fail(exposure);
   const bool text_log =
       flags.log_format == "text" || (flags.log_format == "auto" && flags.log_file.empty() && stderr_is_terminal());
   Result<std::unique_ptr<Log>> log = Log::create({.level = parse_log_level(flags.log_level).value(),

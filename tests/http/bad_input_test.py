@@ -110,24 +110,24 @@ class BadInput(ServerTest):
     def test_body_sizes(self):
         self.refused(self.server.complete("x" * (1 << 20), "sql"), 413)
         for head in (b"Content-Length: 99999999999\r\n", b"Content-Length: 1048577\r\n"):
-            answer = self.server.raw(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" + head + b"\r\n")
+            answer = self.server.raw(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + head + b"\r\n")
             self.assertTrue(answer.startswith(b"HTTP/1.1 413 "), answer[:80])
         chunks = b"".join(b"10000\r\n" + b" " * 65536 + b"\r\n" for _ in range(20)) + b"0\r\n\r\n"
-        answer = self.server.raw(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks)
+        answer = self.server.raw(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks)
         self.assertTrue(answer.startswith(b"HTTP/1.1 413 ") or answer == b"", answer[:80])  # the rest of the body may reset the connection
         self.refused(self.server.get("/v1/models/" + "x" * 2000), 404)
 
     def test_malformed_http(self):
-        good = b"Host: x\r\nContent-Type: application/json\r\n"
+        good = b"Host: localhost\r\nContent-Type: application/json\r\n"
         for data in (b"\x00\x01\x02\x03\r\n\r\n", b"GET\r\n\r\n", b"GET /\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\nHost x\r\n\r\n", b"G@T / HTTP/1.1\r\n\r\n",
-                     b"GET / HTTP/1.1\nHost: x\n\n", b"GET /%zz HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /%00 HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /\x7f HTTP/1.1\r\nHost: x\r\n\r\n",
-                     b"GET / HTTP/1.1\r\nHost: x\r\n folded: y\r\n\r\n", b"GET / HTTP/1.1\r\nA : b\r\n\r\n",
+                     b"GET / HTTP/1.1\nHost: localhost\n\n", b"GET /%zz HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /%00 HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /\x7f HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                     b"GET / HTTP/1.1\r\nHost: localhost\r\n folded: y\r\n\r\n", b"GET / HTTP/1.1\r\nA : b\r\n\r\n",
                      b"POST /v1/completions HTTP/1.1\r\n" + good + b"Content-Length: -1\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\n" + good + b"Content-Length: x\r\n\r\n",
                      b"POST /v1/completions HTTP/1.1\r\n" + good + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
                      b"POST /v1/completions HTTP/1.1\r\n" + good + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
                      b"POST /v1/completions HTTP/1.1\r\n" + good + b"Transfer-Encoding: gzip\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\n" + good + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n\r\n",
-                     b"GET / HTTP/1.1\r\n" + b"".join(b"h%d: x\r\n" % i for i in range(2000)) + b"\r\n", b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-                     b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 20_000 + b"\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"):
+                     b"GET / HTTP/1.1\r\n" + b"".join(b"h%d: x\r\n" % i for i in range(2000)) + b"\r\n", b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                     b"GET / HTTP/1.1\r\nHost: localhost\r\nA: " + b"x" * 20_000 + b"\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"):
             with self.subTest(data=data[:60]):
                 answer = self.server.raw(data, close_sending=True)
                 if not answer:
@@ -137,12 +137,12 @@ class BadInput(ServerTest):
 
     def test_cut_connections(self):
         whole = json.dumps({"model": "sql", "messages": MESSAGES, "max_tokens": 5}).encode()
-        request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(whole) + whole
+        request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(whole) + whole
         host, port = self.server.address.rsplit(":", 1)
         for end in range(1, len(request), 7):
             with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
                 connection.sendall(request[:end])
-        answer = self.server.raw(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{}", close_sending=True)
+        answer = self.server.raw(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{}", close_sending=True)
         self.assertFalse(answer.startswith(b"HTTP/1.1 5"), answer[:100])
 
     def test_mutations(self):

@@ -150,7 +150,7 @@ class Endpoints(ServerTest):
             connection.request("GET", "/version")
             self.assertEqual(connection.getresponse().read()[:11], b'{"version":')
         connection.close()
-        two = self.server.raw(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\nGET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        two = self.server.raw(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\nGET /version HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         self.assertTrue(two.startswith(b"HTTP/1.1 200 OK\r\n"))
 
 

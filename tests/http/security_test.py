@@ -159,20 +159,75 @@ class Keys(Directory):
         own = server.address
         port = own.rsplit(":", 1)[1]
         for host, origin, status in ((own, f"http://{own}", 200), (own, "", 200), (own, "https://evil.example", 403), (own, "null", 403),
-                                     (f"evil.example:{port}", f"http://evil.example:{port}", 403),
+                                     (f"localhost:{port}", f"http://localhost:{port}", 200), (f"10.1.2.3:{port}", "", 200), ("[::1]", "", 200),
+                                     (f"evil.example:{port}", f"http://evil.example:{port}", 403), (f"evil.example:{port}", "", 403), ("evil.example", "", 403),
                                      (f"127.evil.example:{port}", f"http://127.evil.example:{port}", 403)):
             headers = {"Host": host, **({"Origin": origin} if origin else {})}
             answer = server.call("POST", "/v1/chat/completions", body, headers=headers)
             self.assertEqual(answer.status, status, (host, origin))
             self.assertIn("x-request-id", answer.headers)
+            self.assertNotIn("access-control-allow-origin", answer.headers)
+        for path in ("/health", "/v1/models", "/metrics", "/"):  # a page whose name was pointed here reads nothing at all
+            self.assertEqual(server.get(path, headers={"Host": f"evil.example:{port}"}).status, 403, path)
+            self.assertEqual(server.get(path, headers={"Host": f"127.0.0.1:{port}"}).status, 200, path)
+        self.refused(server.call("OPTIONS", "/v1/chat/completions", headers={"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}), 405)
+        server.stop(0)
+        key = self.key("acme", "infer")
+        server = self.serve(adapters=("sql",))  # with keys the key is what counts
+        self.assertEqual(server.chat(key=key, max_tokens=1, headers={"Host": "models.example"}).status, 200)
+        server.stop(0)
+        server = self.start("--insecure", adapters=("sql",))
+        self.assertEqual(server.chat(max_tokens=1, headers={"Host": "models.example"}).status, 200)
+        self.assertEqual(server.chat(max_tokens=1, headers={"Host": "models.example", "Origin": "https://evil.example"}).status, 403)
+
+    def test_allowed_origins(self):
+        app, key = "https://app.example", self.key("acme", "infer")
+        ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os"}
+        for state in (None, self.path("state.db")):
+            server = self.start("--allow-origin", app, "--allow-origin", "http://localhost:3000", adapters=("sql",), state=state)
+            own_key = key if state else None
+            first = server.call("OPTIONS", "/v1/chat/completions", headers={"Origin": app, **ask})
+            self.assertEqual((first.status, first.body), (204, b""))  # without a key: browsers ask before they send it
+            self.assertEqual(first.headers["access-control-allow-origin"], app)
+            self.assertEqual(first.headers["access-control-allow-methods"], "POST")
+            self.assertIn("x-stainless-os", first.headers["access-control-allow-headers"])
+            for answer, status in ((server.chat(key=own_key, max_tokens=1, headers={"Origin": app}), 200),
+                                   (server.chat(key=own_key, model="nothing", headers={"Origin": app}), 404),
+                                   (server.chat(key="lk-wrong", headers={"Origin": app}), 401 if state else 200),
+                                   (server.get("/nothing", headers={"Origin": app}), 404)):
+                self.assertEqual(answer.status, status)
+                self.assertEqual((answer.headers["access-control-allow-origin"], answer.headers["vary"]), (app, "Origin"))
+                self.assertIn("x-request-id", answer.headers["access-control-expose-headers"])
+            connection = server.connect()
+            connection.request("POST", "/v1/completions", b'{"prompt": "x", "max_tokens": 2, "stream": true, "model": "sql"}',
+                               {"Content-Type": "application/json", "Origin": app, **({"Authorization": f"Bearer {key}"} if state else {})})
+            stream = connection.getresponse()
+            self.assertEqual((stream.status, stream.getheader("access-control-allow-origin")), (200, app))
+            connection.close()
+            foreign = server.chat(key=own_key, max_tokens=1, headers={"Origin": "https://evil.example"})
+            self.assertEqual(foreign.status, 200 if state else 403)
+            self.assertNotIn("access-control-allow-origin", foreign.headers)
+            self.refused(server.call("OPTIONS", "/v1/chat/completions", headers={"Origin": "https://evil.example", **ask}), 405)
+            self.refused(server.call("OPTIONS", "/nothing", headers={"Origin": app, **ask}), 404)
+            server.stop(0)
+        for origin in ("app.example", "https://app.example/", "null"):
+            with self.assertRaisesRegex(RuntimeError, "--allow-origin"):
+                self.start("--allow-origin", origin, adapters=())
+        with self.assertRaisesRegex(RuntimeError, "every web page"):
+            self.start("--allow-origin", "*", adapters=())
 
     def test_refuses_to_be_open_to_the_world(self):
-        for args in (("--host", "0.0.0.0"), ("--host", "::"), ("--host", "192.0.2.1")):
+        for args in (("--host", "0.0.0.0"), ("--host", "::"), ("--host", "192.0.2.1"), ("--host", "127.evil.example"),
+                     ("--admin", "0.0.0.0:0"), ("--admin", "[::]:0"), ("--admin", "192.0.2.1:80"), ("--admin", "admin.example:80")):
             with self.assertRaisesRegex(RuntimeError, "without any API key"):
                 self.start(*args, adapters=())
         self.key("acme", "infer")
         server = self.serve("--host", "0.0.0.0", adapters=("sql",))
         self.assertTrue(server.address.startswith("0.0.0.0:"))
+        server.stop(0)
+        server = self.serve("--admin", "0.0.0.0:0", adapters=("sql",))
+        admin = server.event("ready")["admin"].replace("0.0.0.0", "127.0.0.1")
+        self.assertEqual(server.get("/v1/status", address=admin).status, 401)
         server.stop(0)
 
     def test_prompts_and_keys_are_not_logged(self):
@@ -210,9 +265,22 @@ class Listeners(Directory):
         server.stop(0)
         self.assertFalse(os.path.exists(path))
 
+    def test_output_is_bounded_and_counted(self):
+        server = self.start(adapters=("sql",))
+        text = server.get("/metrics").text
+        for name in ("lorikeet_output_bytes 0", "lorikeet_output_limit_bytes", 'lorikeet_cut_connections_total{reason="slow_reader"} 0',
+                     "lorikeet_refused_outputs_total 0", "lorikeet_refused_connections_total 0", "lorikeet_io_turn_seconds_count",
+                     'lorikeet_io_longest_turn_seconds{time="cpu"}'):
+            self.assertIn(name, text)
+        server.stop(0)
+
     def separate(self, server, admin):
         for path in ("/v1/adapters", "/v1/adapters/sql", "/metrics", "/v1/status"):
             self.assertEqual((server.get(path).status, server.get(path, address=admin).status), (404, 200), path)
+            refused(self, server.get(path), 404, "--admin", code="admin_listener_only")
+        # The console is on both; what it shows of the server is on the admin listener, and the other one says so.
+        self.assertEqual((server.get("/").status, server.get("/", address=admin).status), (200, 200))
+        self.assertIn(f"console  http://{admin}/", server.log)
         for path in ("/v1/adapters", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
             self.assertEqual(server.post(path, {}).status, 404, path)
         self.assertEqual(server.call("DELETE", "/v1/adapters/sql").status, 404)
@@ -245,7 +313,7 @@ class Listeners(Directory):
         server.tls = old
         with self.assertRaises((ssl.SSLError, ConnectionError)):
             server.get("/health")
-        self.assertNotIn(b"200 OK", server.raw(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"))
+        self.assertNotIn(b"200 OK", server.raw(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"))
         server.tls = trusting(cert)
         self.assertEqual(server.get("/health").status, 200)
         # Renewed, read again by SIGHUP; what does not fit together changes nothing.

@@ -14,6 +14,10 @@ struct Peer {
       account;  // what the per-address limit counts by: an IPv4 address, an IPv6 /64; empty for unix sockets (no limit)
 };
 
+// Whether nobody but this machine can connect to a listen address: loopback, written as an address or as localhost, or
+// a unix socket.
+bool is_local_address(const std::string& address);
+
 class Listener {
  public:
   // "127.0.0.1:8000", "[::1]:0", "localhost:8000", "unix:/path". A unix socket gets mode 0600; a file left behind by a

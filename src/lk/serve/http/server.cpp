@@ -8,6 +8,7 @@
 #include <future>
 
 #include "lk/base/rng.h"
+#include "lk/net/listener.h"
 #include "lk/serve/http/heap_trimmer.h"
 #include "lk/serve/http/server_impl.h"
 #include "lk/serve/observe/process_stats.h"
@@ -104,27 +105,6 @@ bool is_request_id(std::string_view text) {
              std::string_view::npos;
 }
 
-// "http://localhost:3000" -> "localhost:3000".
-std::string_view authority_of(std::string_view origin) {
-  const size_t scheme = origin.find("://");
-  return scheme == std::string_view::npos ? origin : origin.substr(scheme + 3);
-}
-
-bool is_loopback_host(std::string_view host) {
-  if (host.starts_with('[')) return host.substr(0, host.find(']') + 1) == "[::1]";
-  host = host.substr(0, host.rfind(':'));
-  return host == "localhost" ||
-         (host.starts_with("127.") && host.find_first_not_of("0123456789.") == std::string_view::npos);
-}
-
-// Without keys a browser must not become the way in: neither a page of another site (Origin), nor one whose name was
-// pointed at this machine (Host).
-bool comes_from_foreign_page(const HttpRequest& request, bool any_host) {
-  const std::string_view origin = request.header("origin"), host = request.header("host");
-  if (origin.empty()) return false;
-  return authority_of(origin) != host || !(any_host || is_loopback_host(host));
-}
-
 std::string random_id() {
   thread_local Rng rng([] {
     uint64_t seed = 0;
@@ -193,6 +173,7 @@ void Exchange::respond(int status, std::string body, std::string_view content_ty
   if (!reply) return;
   record(status, status < 400 ? "ok" : "error");
   headers.emplace_back("x-request-id", id);
+  server->browser_.add_headers(request, headers);
   std::exchange(reply, nullptr)
       ->respond({.status = status,
                  .headers = std::move(headers),
@@ -208,6 +189,7 @@ void Exchange::fail(const ApiError& error, HttpHeaders headers) {
   HttpResponse response = error_response(error);
   for (auto& header : headers) response.headers.push_back(std::move(header));
   response.headers.emplace_back("x-request-id", id);
+  server->browser_.add_headers(request, response.headers);
   std::exchange(reply, nullptr)->respond(std::move(response));
 }
 
@@ -215,6 +197,7 @@ void Exchange::begin_stream(HttpHeaders headers) {
   streaming_ = true;
   headers.emplace_back("x-request-id", id);
   headers.emplace_back("cache-control", "no-cache");
+  server->browser_.add_headers(request, headers);
   reply->begin_stream(200, std::move(headers), "text/event-stream; charset=utf-8");
 }
 
@@ -232,6 +215,24 @@ void Exchange::refuse(ApiError error) {
 
 // --- Life
 
+Status check_exposure(const ServerOptions& options, bool has_keys) {
+  if (has_keys || options.insecure) return Status();
+  std::vector<HttpListen> listeners = options.listen;
+  if (options.admin) listeners.push_back(*options.admin);
+  for (const HttpListen& listener : listeners)
+    if (!is_local_address(listener.address))
+      return failed_precondition(
+          "listening on {} without any API key would let everybody in: create one with `lorikeet keys create`, or say "
+          "--insecure",
+          listener.address);
+  LK_ASSIGN_OR_RETURN(const BrowserGuard browser, BrowserGuard::create(options.allowed_origins));
+  if (browser.allows_all())
+    return failed_precondition(
+        "--allow-origin '*' without any API key would let every web page in: create one with `lorikeet keys create`, "
+        "or say --insecure");
+  return Status();
+}
+
 Result<std::unique_ptr<Server>> Server::start(const ServerOptions& options, std::unique_ptr<TextEngine> engine,
                                               std::unique_ptr<StateStore> store, std::unique_ptr<Log> log) {
   LK_ASSIGN_OR_RETURN(std::unique_ptr<ServerImpl> server,
@@ -245,6 +246,8 @@ Result<std::unique_ptr<ServerImpl>> ServerImpl::create(const ServerOptions& opti
   self->log_ = std::move(log);
   self->store_ = std::move(store);
   LK_ASSIGN_OR_RETURN(self->access_, AccessControl::create(options.access, self->store_.get()));
+  LK_ASSIGN_OR_RETURN(self->browser_, BrowserGuard::create(options.allowed_origins));
+  LK_RETURN_IF_ERROR(check_exposure(options, !self->access_->ring()->open()));
   self->metrics_ = Metrics::create({.model_name = options.adapters.base_name, .version = options.version});
   const std::shared_ptr<const TensorStore> checkpoint = engine->engine().weights().checkpoint;
   ServerImpl* raw = self.get();
@@ -299,7 +302,8 @@ Status ServerImpl::open_listeners() {
                          .num_shards = options_.io_threads,
                          .limits = options_.limits,
                          .tls_cert = options_.tls_cert,
-                         .tls_key = options_.tls_key};
+                         .tls_key = options_.tls_key,
+                         .on_turn = [this](const IoTurn& turn) { metrics_->io_turn(turn.seconds, turn.cpu_seconds); }};
   if (options_.admin) http.listen.push_back(*options_.admin);
   LK_ASSIGN_OR_RETURN(http_, HttpServer::start(
                                  http, [this](const HttpRequest& head) { return filter(head); },
@@ -376,17 +380,29 @@ bool ServerImpl::finish_drain(std::chrono::milliseconds timeout) {
 
 // --- Requests
 
+namespace {
+
+bool matches(const Route& route, std::string_view path) {
+  const size_t brace = route.path.find('{');
+  if (brace == std::string_view::npos) return path == route.path;
+  return path.size() > brace && path.starts_with(route.path.substr(0, brace));
+}
+
+bool is_admin_path(std::string_view path) {
+  return std::any_of(std::begin(kRoutes), std::end(kRoutes),
+                     [&](const Route& route) { return route.admin_listener && matches(route, path); });
+}
+
+}  // namespace
+
 const Route* ServerImpl::find_route(const HttpRequest& request, std::string* parameter, bool* path_exists) const {
   for (const Route& route : kRoutes) {
-    const size_t brace = route.path.find('{');
-    if (brace == std::string_view::npos
-            ? request.path != route.path
-            : !(request.path.size() > brace && request.path.starts_with(route.path.substr(0, brace))))
-      continue;
+    if (!matches(route, request.path)) continue;
     if (route.admin_listener && options_.admin && !is_admin_listener(request.listener)) continue;
     *path_exists = true;
     if (request.method != route.method && !(request.method == "HEAD" && route.method == "GET")) continue;
-    if (brace != std::string_view::npos) *parameter = request.path.substr(brace);
+    if (const size_t brace = route.path.find('{'); brace != std::string_view::npos)
+      *parameter = request.path.substr(brace);
     return &route;
   }
   return nullptr;
@@ -398,11 +414,8 @@ ApiResult<Principal> ServerImpl::authorize(const HttpRequest& request, const Rou
                       static_cast<uint8_t>(Scope::kInfer);
   const std::shared_ptr<const KeyRing> ring = keys();
   // The file system says who may open the admin socket.
-  if (ring->open() && comes_from_foreign_page(request, options_.insecure))
-    return ApiError{.status = 403,
-                    .message = "requests of web pages of other origins are refused while the server has no API keys",
-                    .type = "permission_error",
-                    .code = "foreign_origin"};
+  if (ring->open())
+    if (std::optional<ApiError> foreign = browser_.check(request, options_.insecure)) return std::move(*foreign);
   if (ring->open() || (is_admin_listener(request.listener) && request.peer == "unix"))
     return Principal{.tenant = nobody, .scopes = all};
   const bool open = route.access == Access::kOpen || (route.access == Access::kMetrics && options_.public_metrics);
@@ -457,11 +470,18 @@ std::optional<HttpResponse> ServerImpl::filter(const HttpRequest& head) {
   const Route* route = find_route(head, &parameter, &path_exists);
   std::optional<ApiError> error;
   std::string tenant, key;
+  if (!route && path_exists && browser_.is_preflight(head))
+    return HttpResponse{.status = 204, .headers = browser_.preflight_headers(head, allowed_methods(head))};
   if (!route) {
-    error = path_exists ? ApiError{.status = 405,
-                                   .message = fmt::format("{} is not allowed here", head.method),
-                                   .code = "method_not_allowed"}
-                        : ApiError{.status = 404, .message = "no such endpoint", .code = "not_found"};
+    if (path_exists)
+      error = ApiError{
+          .status = 405, .message = fmt::format("{} is not allowed here", head.method), .code = "method_not_allowed"};
+    else if (options_.admin && !is_admin_listener(head.listener) && is_admin_path(head.path))
+      error = ApiError{.status = 404,
+                       .message = "this is on the admin listener only (--admin), as is the console that shows it",
+                       .code = "admin_listener_only"};
+    else
+      error = ApiError{.status = 404, .message = "no such endpoint", .code = "not_found"};
   } else {
     ApiResult<Principal> principal = authorize(head, *route);
     if (!principal.ok())
@@ -476,21 +496,27 @@ std::optional<HttpResponse> ServerImpl::filter(const HttpRequest& head) {
           ApiError{.status = 415, .message = "Content-Type must be application/json", .code = "unsupported_media_type"};
   }
   if (!error) return std::nullopt;
+  return refuse(head, route, *error, tenant, key);
+}
+
+HttpResponse ServerImpl::refuse(const HttpRequest& head, const Route* route, const ApiError& error,
+                                std::string_view tenant, std::string_view key) {
   const std::string_view own_id = head.header("x-request-id");
   const std::string id = is_request_id(own_id) ? std::string(own_id) : random_id();
-  metrics_->http_request(route ? route->path : "other", error->status, 0);
-  metrics_->request_refused(refusal_reason(error->status), tenant);
-  log_->write(level_of(error->status), "refused",
+  metrics_->http_request(route ? route->path : "other", error.status, 0);
+  metrics_->request_refused(refusal_reason(error.status), tenant);
+  log_->write(level_of(error.status), "refused",
               {{"id", id},
                {"method", head.method},
                {"route", route ? route->path : "other"},
-               {"status", error->status},
+               {"status", error.status},
                {"tenant", tenant},
                {"key", key},
                {"peer", head.peer}});
-  HttpResponse response = error_response(*error);
+  HttpResponse response = error_response(error);
   response.headers.emplace_back("x-request-id", id);
-  if (error->status == 405) response.headers.emplace_back("allow", allowed_methods(head));
+  browser_.add_headers(head, response.headers);
+  if (error.status == 405) response.headers.emplace_back("allow", allowed_methods(head));
   return response;
 }
 
@@ -520,6 +546,9 @@ void ServerImpl::handle(HttpRequest request, std::shared_ptr<HttpReply> reply) {
   ApiResult<Principal> principal = authorize(exchange->request, *exchange->route);
   if (!principal.ok()) return exchange->fail(principal.error);
   exchange->principal = std::move(*principal.value);
+  // Without keys the peer's address is all there is to tell clients apart.
+  if (const std::string& tenant = exchange->principal.tenant->name; !tenant.empty())
+    exchange->reply->charge("tenant " + tenant);
   (this->*exchange->route->handler)(exchange);
 }
 
@@ -579,7 +608,14 @@ ServerSnapshot ServerImpl::snapshot() const {
   s.uptime_seconds = std::chrono::duration<double>(Clock::now() - started_).count();
   s.ready = ready_ && !draining_;
   s.draining = draining_;
-  s.connections = http_->stats().open_connections;
+  const HttpStats http = http_->stats();
+  s.connections = http.open_connections;
+  s.output_bytes = http.output_bytes;
+  s.max_output_bytes = options_.limits.max_total_output_bytes;
+  s.cut_slow_readers = http.cut_slow_readers;
+  s.cut_slow_writers = http.cut_slow_writers;
+  s.refused_outputs = http.refused_outputs;
+  s.refused_connections = http.refused_connections;
   s.open_streams = open_streams_;
   s.log_lines_dropped = static_cast<int64_t>(log_->num_dropped());
   const ProcessStats process = read_process_stats();

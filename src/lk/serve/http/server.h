@@ -34,8 +34,9 @@ struct ServerOptions {
   AdapterRegistryOptions adapters;
   EngineServiceOptions engine;
   AccessOptions access;
-  bool insecure = false;        // keyless service beyond loopback is wanted
-  bool public_metrics = false;  // /metrics and /v1/status without a key
+  bool insecure = false;                     // keyless service beyond loopback is wanted
+  std::vector<std::string> allowed_origins;  // pages that may use this server from their browsers; BrowserGuard
+  bool public_metrics = false;               // /metrics and /v1/status without a key
   bool console = true;
   double default_timeout_seconds = 600;  // of a request that names none
   std::string tool_format = "auto";      // auto, none, hermes, llama3, mistral
@@ -43,6 +44,10 @@ struct ServerOptions {
   MemoryPlan memory;                     // what the budgets here and in `adapters` come from; shown in /v1/status
   double stuck_seconds = 120;            // no step for so long: /live fails
 };
+
+// Whether every listener may be opened: without keys only those that nobody but this machine can reach, and no page of
+// any site, unless that was asked for (`insecure`).
+Status check_exposure(const ServerOptions& options, bool has_keys);
 
 class Server {
  public:

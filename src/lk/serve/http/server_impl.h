@@ -11,6 +11,7 @@
 #include "lk/grammar/grammar.h"
 #include "lk/serve/access/state_thread.h"
 #include "lk/serve/access/usage_ledger.h"
+#include "lk/serve/http/browser_guard.h"
 #include "lk/serve/http/heap_trimmer.h"
 #include "lk/serve/http/server.h"
 #include "lk/serve/http/work_queue.h"
@@ -134,6 +135,8 @@ class ServerImpl final : public Server {
   friend struct Exchange;
   explicit ServerImpl(const ServerOptions& options) : options_(options) {}
   Status open_listeners();
+  HttpResponse refuse(const HttpRequest& head, const Route* route, const ApiError& error, std::string_view tenant,
+                      std::string_view key);
   std::optional<HttpResponse> filter(const HttpRequest& head);
   void handle(HttpRequest request, std::shared_ptr<HttpReply> reply);
   const Route* find_route(const HttpRequest& request, std::string* parameter, bool* path_exists) const;
@@ -148,6 +151,7 @@ class ServerImpl final : public Server {
   }
 
   const ServerOptions options_;
+  BrowserGuard browser_;
   std::unique_ptr<Log> log_;
   std::unique_ptr<StateStore> store_;
   std::unique_ptr<AccessControl> access_;

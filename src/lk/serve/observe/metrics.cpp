@@ -3,6 +3,7 @@
 // lock-free place.
 #include "lk/serve/observe/metrics.h"
 
+#include <atomic>
 #include <chrono>
 #include <mutex>
 
@@ -23,7 +24,7 @@ std::string_view finish_word(std::string_view finish) {
 
 class MetricsImpl final : public Metrics {
  public:
-  explicit MetricsImpl(const Options& options) : options_(options), token_gap_(kTokenGap) {
+  explicit MetricsImpl(const Options& options) : options_(options), token_gap_(kTokenGap), io_turn_(kTurn) {
     options_.model_name = clean_label_value(options.model_name);
     options_.version = clean_label_value(options.version);
     for (const std::string_view word : kFinishWords) state_.finished.emplace(word, 0);
@@ -78,6 +79,12 @@ class MetricsImpl final : public Metrics {
     state_.event_delay.observe(seconds);
   }
 
+  void io_turn(double seconds, double cpu_seconds) override {
+    io_turn_.observe(seconds);
+    raise(longest_turn_, seconds);
+    raise(longest_turn_cpu_, cpu_seconds);
+  }
+
   void request_abandoned(double seconds) override {
     const std::lock_guard lock(mutex_);
     state_.abandoned.observe(seconds);
@@ -115,6 +122,9 @@ class MetricsImpl final : public Metrics {
                           .snapshot = snapshot,
                           .state = copy_state(snapshot),
                           .token_gap = token_gap_.read(),
+                          .io_turn = io_turn_.read(),
+                          .longest_turn = longest_turn_,
+                          .longest_turn_cpu = longest_turn_cpu_,
                           .unix_time = std::chrono::duration<double>(now).count()};
     MetricFamilies out;
     exposition.write_vllm(out);
@@ -123,6 +133,11 @@ class MetricsImpl final : public Metrics {
   }
 
  private:
+  static void raise(std::atomic<double>& highest, double value) {
+    double known = highest.load(std::memory_order_relaxed);
+    while (value > known && !highest.compare_exchange_weak(known, value, std::memory_order_relaxed)) {
+    }
+  }
   State copy_state(const ServerSnapshot& snapshot) {
     const std::lock_guard lock(mutex_);
     for (const auto& [name, value] : snapshot_totals(snapshot)) {
@@ -133,7 +148,8 @@ class MetricsImpl final : public Metrics {
   }
 
   Options options_;
-  ShardedHistogram token_gap_;
+  ShardedHistogram token_gap_, io_turn_;
+  std::atomic<double> longest_turn_{0}, longest_turn_cpu_{0};
   std::mutex mutex_;
   State state_;
 };

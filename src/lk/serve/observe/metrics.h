@@ -44,6 +44,8 @@ class Metrics {
   virtual void step_finished(int64_t num_tokens, double seconds) = 0;  // tokens computed by the step
   virtual void events_delivered(
       double seconds) = 0;  // from the end of a step until a shard has sent its events to the sockets
+  // An io thread ran one callback: how long nobody else on it was served, and how much of that it worked.
+  virtual void io_turn(double seconds, double cpu_seconds) = 0;
   virtual void request_abandoned(
       double seconds) = 0;  // from the loss of its connection until the engine had freed what it held
   virtual void request_refused(std::string_view reason,

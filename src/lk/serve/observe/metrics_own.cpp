@@ -37,6 +37,9 @@ void write_server(MetricFamilies& out, const ServerSnapshot& s) {
   gauge("lorikeet_draining", "1 while the server shuts down.", s.draining ? 1 : 0);
   gauge("lorikeet_uptime_seconds", "Since the start.", s.uptime_seconds);
   gauge("lorikeet_connections", "Open HTTP connections.", number(s.connections));
+  gauge("lorikeet_output_bytes", "Bytes of answers that wait for their readers.", number(s.output_bytes));
+  gauge("lorikeet_output_limit_bytes", "Beyond it answers of those who hold most of them are refused.",
+        number(s.max_output_bytes));
   gauge("lorikeet_open_streams", "Event streams being sent.", number(s.open_streams));
   gauge("lorikeet_queue_requests", "Requests that wait for their first step.", number(s.num_waiting));
   gauge("lorikeet_queue_limit_requests", "Waiting requests beyond which new ones are refused.", number(s.max_queue));
@@ -88,6 +91,23 @@ void write_http(MetricFamilies& out, const State& state) {
     }
   out.histogram("lorikeet_http_request_seconds", "Time to answer a HTTP request, streams to their end.");
   for (const auto& [route, entry] : state.routes) out.add(entry.seconds, {{"route", route}});
+  out.counter("lorikeet_cut_connections_total", "Connections that were cut, by what their peer did.")
+      .add(state.mirrored.at("cut_slow_readers"), {{"reason", "slow_reader"}})
+      .add(state.mirrored.at("cut_slow_writers"), {{"reason", "slow_writer"}});
+  out.counter("lorikeet_refused_connections_total", "Connections refused because there were too many.")
+      .add(state.mirrored.at("refused_connections"));
+  out.counter("lorikeet_refused_outputs_total", "Answers refused because too many bytes waited for their readers.")
+      .add(state.mirrored.at("refused_outputs"));
+}
+
+void write_io(MetricFamilies& out, const Exposition& e) {
+  out.histogram("lorikeet_io_turn_seconds",
+                "For how long an io thread served one connection, or one thing else, and nobody else.")
+      .add(e.io_turn);
+  out.gauge("lorikeet_io_longest_turn_seconds",
+            "The longest since the start: by the clock, and the time worked, without waiting for a core.")
+      .add(e.longest_turn, {{"time", "clock"}})
+      .add(e.longest_turn_cpu, {{"time", "cpu"}});
 }
 
 }  // namespace
@@ -190,6 +210,7 @@ void Exposition::write_own(MetricFamilies& out) const {
   total("lorikeet_log_dropped_lines_total", "Log lines lost to a full queue, or that could not be written.",
         "log_lines_dropped");
   write_http(out, state);
+  write_io(out, *this);
 }
 
 }  // namespace lk::metrics_detail

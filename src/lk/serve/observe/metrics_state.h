@@ -34,6 +34,8 @@ inline constexpr double kStep[] = {.0005, .001, .002, .005, .01, .02, .05, .1, .
 inline constexpr double kDelay[] = {.00005, .0001, .0002, .0005, .001,  .002, .003, .005, .0075, .01,
                                     .0125,  .015,  .0175, .02,   .0225, .025, .03,  .04,  .05,   .075,
                                     .1,     .15,   .2,    .3,    .5,    1,    2,    5};
+inline constexpr double kTurn[] = {.00001, .00002, .00005, .0001, .0002, .0005, .001, .002, .003, .004,
+                                   .005,   .0075,  .01,    .02,   .05,   .1,    .2,   .5,   1,    5};
 inline constexpr double kLoad[] = {.001, .005, .01, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60};
 
 // Requests of one adapter or tenant.
@@ -88,7 +90,8 @@ struct Exposition {
   const Metrics::Options& options;
   const ServerSnapshot& snapshot;
   State state;  // mirrored is up to date
-  Histogram token_gap;
+  Histogram token_gap, io_turn;
+  double longest_turn = 0, longest_turn_cpu = 0;
   double unix_time = 0;
 
   void write_vllm(MetricFamilies& out) const;  // metrics_vllm.cpp
@@ -96,7 +99,7 @@ struct Exposition {
 };
 
 // The names under which totals of the snapshot are kept monotone.
-inline std::array<std::pair<const char*, double>, 27> snapshot_totals(const ServerSnapshot& s) {
+inline std::array<std::pair<const char*, double>, 31> snapshot_totals(const ServerSnapshot& s) {
   const auto number = [](int64_t n) { return static_cast<double>(n); };
   return {{{"prompt_tokens", number(s.prompt_tokens)},
            {"generation_tokens", number(s.generation_tokens)},
@@ -119,6 +122,10 @@ inline std::array<std::pair<const char*, double>, 27> snapshot_totals(const Serv
            {"host_drops", number(s.host_drops)},
            {"pages_checked", number(s.pages_checked)},
            {"log_lines_dropped", number(s.log_lines_dropped)},
+           {"cut_slow_readers", number(s.cut_slow_readers)},
+           {"cut_slow_writers", number(s.cut_slow_writers)},
+           {"refused_outputs", number(s.refused_outputs)},
+           {"refused_connections", number(s.refused_connections)},
            {"merge_builds", number(s.merging.builds)},
            {"merge_refused", number(s.merging.refused)},
            {"merge_given_back", number(s.merging.given_back)},

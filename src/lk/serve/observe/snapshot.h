@@ -59,9 +59,13 @@ struct ServerSnapshot {
   int64_t queued_tokens = 0, max_queue = 0;
   double predicted_wait_seconds = 0;
   int64_t connections = 0, open_streams = 0;
-  int64_t log_lines_dropped = 0;                     // total
-  int64_t resident_bytes = 0;                        // of the process
-  int64_t adapter_bytes = 0, max_adapter_bytes = 0;  // host copies of adapters, cached sums among them; the budget
+  int64_t output_bytes = 0, max_output_bytes = 0;      // waiting for readers; the bound
+  int64_t cut_slow_readers = 0, cut_slow_writers = 0;  // connections, since the start
+  int64_t refused_outputs = 0;                         // answers that had no room to wait for their reader
+  int64_t refused_connections = 0;                     // beyond the limits
+  int64_t log_lines_dropped = 0;                       // total
+  int64_t resident_bytes = 0;                          // of the process
+  int64_t adapter_bytes = 0, max_adapter_bytes = 0;    // host copies of adapters, cached sums among them; the budget
   int64_t host_reads = 0, host_failed_reads = 0, host_drops = 0;  // copies read again from disk, in vain, and dropped
   double host_read_seconds = 0;                                   // total time of these reads
   int64_t num_sums = 0, sum_bytes = 0;                            // cached weighted sums

@@ -237,6 +237,10 @@ async function poll(path, noticeId, use) {
       notice(noticeId, path, `${error.message} Enter an API key above that may see this.`);
       if (path === '/v1/status') setHealth('warn', 'needs a key');
     } else if (error.status) {
+      if (error.status === 404) {  // it lives on another listener, as the message says
+        denied.add(path);
+        if (path === '/v1/status') setHealth('warn', 'figures are on the admin listener');
+      }
       notice(noticeId, path, error.message);
     } else {
       setHealth('bad', 'no answer');
