@@ -407,6 +407,35 @@ TEST(Scheduler, FailedItemEndsItsRequestAlone) {
   EXPECT_EQ(pool.num_available(), pool.num_pages());
 }
 
+TEST(Scheduler, AStepThatThrowsEndsWhatWasInItAndNothingElse) {
+  struct Throwing : HashExecutor {
+    using HashExecutor::HashExecutor;
+    std::span<ItemResult> execute(const StepPlan& plan) override {
+      if (std::exchange(throw_next, false)) throw std::bad_alloc();
+      return HashExecutor::execute(plan);
+    }
+    bool throw_next = false;
+  };
+  UnifiedPool pool(64);
+  Throwing executor(0, 64);
+  Scheduler scheduler({.max_running = 2}, pool, executor);
+  for (RequestId id : {1, 2, 3})
+    ASSERT_TRUE(scheduler.submit(make_request(id, kBaseModel, 20, 10, static_cast<uint64_t>(id))).ok());
+  (void)scheduler.step();
+  executor.throw_next = true;
+  std::map<RequestId, FinishReason> ended;
+  while (scheduler.has_work())
+    for (const RequestEvent& event : scheduler.step())
+      if (event.finish != FinishReason::kNone) {
+        ended[event.id] = event.finish;
+        EXPECT_EQ(event.error.code(), event.id == 3 ? StatusCode::kOk : StatusCode::kInternal);
+      }
+  EXPECT_EQ(ended, (std::map<RequestId, FinishReason>{
+                       {1, FinishReason::kError}, {2, FinishReason::kError}, {3, FinishReason::kLength}}));
+  pool.check_integrity();
+  EXPECT_EQ(pool.num_available(), pool.num_pages());
+}
+
 TEST(Scheduler, TokenThatItsConstraintRefusesEndsTheRequest) {
   struct Refusing final : TokenConstraint {
     Status allowed(std::span<uint64_t>) override { return Status(); }

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/serve/http/engine_service.h"
 
+#include <algorithm>
 #include <set>
+#include <stdexcept>
 
 #include "lk/base/rng.h"
 #include "lk/lora/adapter.h"
@@ -424,6 +426,54 @@ TEST(EngineService, EachRequestEndsExactlyOnceWhateverHappens) {
     service.expect_empty_queue();
     EXPECT_EQ(service.wrong_shards, 0);
   }
+}
+
+// Of a request whose grammar, or whatever else makes its mask, is out of order.
+struct ThrowingConstraint : TokenConstraint {
+  explicit ThrowingConstraint(bool in_accept) : in_accept(in_accept) {}
+  Status allowed(std::span<uint64_t> words) override {
+    if (!in_accept) throw std::runtime_error("thrown by the test");
+    std::ranges::fill(words, ~uint64_t{0});
+    return Status();
+  }
+  Status accept(int32_t) override { throw std::runtime_error("thrown by the test"); }
+  const bool in_accept;
+};
+
+TEST(EngineService, WhatIsThrownEndsOneRequestAndTheRestGoesOn) {
+  std::vector<std::string> faults;
+  std::mutex mutex;
+  Service service({.on_fault = [&](const Status& reason) {
+    std::lock_guard lock(mutex);
+    faults.push_back(reason.message());
+  }});
+  auto good = std::make_shared<Heard>(), bad = std::make_shared<Heard>();
+  service.submit(good, kPrompt, 60);
+  ASSERT_TRUE(good->wait_for_tokens(1));
+  for (const bool in_accept : {false, true}) {
+    auto sequence = service.prepare(kPrompt, 5);
+    sequence->asked.constraint = std::make_shared<ThrowingConstraint>(in_accept);
+    service.submit({.request = std::move(sequence), .sink = bad, .choice = in_accept ? 1 : 0});
+  }
+  ASSERT_TRUE(service->call([](TextEngine&) { throw std::runtime_error("thrown by a task"); }));
+  std::promise<void> ended;
+  service.probe(kPrompt, 1, [&](const Completion&) {
+    ended.set_value();
+    throw std::runtime_error("thrown by a receiver");
+  });
+  ended.get_future().wait();
+  ASSERT_TRUE(bad->wait_for_ends(2));
+  for (int number : {0, 1}) {
+    EXPECT_EQ(bad->choice(number).completion.finish, FinishReason::kError);
+    EXPECT_EQ(bad->choice(number).completion.error.code(), StatusCode::kInternal);
+  }
+  ASSERT_TRUE(good->wait_for_ends());
+  testing::expect_complete(good->choice());
+  EXPECT_EQ(good->choice().tokens.size(), 60U);
+  service.expect_idle_pool();
+  service.expect_empty_queue();
+  std::lock_guard lock(mutex);
+  EXPECT_EQ(faults.size(), 2U);
 }
 
 }  // namespace

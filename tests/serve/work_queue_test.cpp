@@ -6,6 +6,7 @@
 #include <atomic>
 #include <future>
 #include <set>
+#include <stdexcept>
 
 namespace lk {
 namespace {
@@ -52,6 +53,15 @@ TEST(WorkQueue, RunsEveryTakenTaskOnceOnItsThreads) {
   EXPECT_EQ(run, taken);
   EXPECT_GE(taken, 50);
   EXPECT_LE(ids.size(), 3u);
+}
+
+TEST(WorkQueue, ATaskThatThrowsIsNobodyElsesTrouble) {
+  WorkQueue queue(1, 3);
+  std::atomic<int> run{0};
+  ASSERT_TRUE(queue.try_post([] { throw std::runtime_error("thrown by the test"); }));
+  ASSERT_TRUE(queue.try_post([&] { ++run; }));
+  queue.stop();
+  EXPECT_EQ(run, 1);
 }
 
 }  // namespace

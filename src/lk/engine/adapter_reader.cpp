@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "lk/base/guarded.h"
+
 namespace lk {
 
 AdapterReader::Ticket AdapterReader::read(const std::shared_ptr<HostAdapter>& host, Workshop::Priority priority,
@@ -28,7 +30,7 @@ void AdapterReader::submit(Reading& reading, Workshop::Priority priority) {
 }
 
 Workshop::Finish AdapterReader::run(HostAdapter& host) {
-  Content content = host.get();
+  Content content = guarded("a read of an adapter", [&] { return host.get(); });
   std::vector<Workshop::Finish> finishes;
   Reading done;  // destroyed without the lock
   std::lock_guard lock(mutex_);

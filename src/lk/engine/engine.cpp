@@ -6,6 +6,7 @@
 #include <limits>
 #include <tuple>
 
+#include "lk/base/guarded.h"
 #include "lk/base/rng.h"
 #include "lk/engine/footprint.h"
 
@@ -262,7 +263,9 @@ void Engine::allow_tokens(const StepPlan& plan, std::span<const LogitRow> wanted
     const LogitRow& row = wanted[static_cast<size_t>(i)];
     TokenConstraint* constraint = plan.items[row.item].request->constraint.get();
     if (!row.sample || !constraint) return;
-    Status allowed = constraint->allowed({allowed_.data() + static_cast<size_t>(i) * words, words});
+    Status allowed = guarded("a constraint", [&] {
+      return constraint->allowed({allowed_.data() + static_cast<size_t>(i) * words, words});
+    });
     if (!allowed.ok()) results[row.item].error = std::move(allowed);
   });
 }

@@ -5,6 +5,8 @@
 #include <chrono>
 #include <utility>
 
+#include "lk/base/guarded.h"
+
 namespace lk {
 namespace {
 
@@ -40,9 +42,10 @@ void Loader::copy(const std::shared_ptr<Loading>& loading, std::shared_ptr<const
       kCopierBench, [this, loading, content = std::move(content)](const std::stop_token&) mutable -> Workshop::Finish {
         const Load& load = loading->load;
         const auto begin = Clock::now();
-        Done done{.adapter = load.adapter,
-                  .status = Status(),
-                  .resident = fill_adapter(*load.layout, std::move(content), load.pages, pool_base_, backend_)};
+        Done done{.adapter = load.adapter, .status = Status(), .resident = nullptr};
+        done.status = guarded("a load of an adapter", [&] {
+          done.resident = fill_adapter(*load.layout, std::move(content), load.pages, pool_base_, backend_);
+        });
         const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
         const double measured = seconds / static_cast<double>(std::max<int64_t>(load.host->bytes(), 1));
         load.host->let_go();

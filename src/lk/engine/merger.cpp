@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/engine/merger.h"
 
+#include "lk/base/guarded.h"
+
 #include <time.h>
 
 #include <chrono>
@@ -71,8 +73,9 @@ Merger::Done Merger::run_build(const Started& started, const Adapter& content, c
   const Micros cpu_begin = thread_cpu_time();
   const std::function<bool()> stopped = [&] { return stop.stop_requested(); };
   RoundingLoss loss;
-  Result<std::shared_ptr<const MergedWeights>> weights =
-      merge.layout->build(content, *base_, merge.pages, pool_base_, backend_, stopped, &loss);
+  Result<std::shared_ptr<const MergedWeights>> weights = guarded("a merge", [&] {
+    return merge.layout->build(content, *base_, merge.pages, pool_base_, backend_, stopped, &loss);
+  });
   Done done;
   done.result = {.adapter = merge.adapter,
                  .status = weights.status(),

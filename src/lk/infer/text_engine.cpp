@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "lk/base/guarded.h"
 #include "lk/base/names.h"
 #include "lk/lora/adapter.h"
 
@@ -115,7 +116,7 @@ Result<RequestId> TextEngine::submit(TextRequest request, std::unique_ptr<TextSe
 
 Status TextEngine::submit(std::unique_ptr<TextSequence>& sequence) {
   std::unique_ptr<Sequence> taken = std::move(sequence);
-  Status status = scheduler_->submit(taken);
+  Status status = guarded("the queue", [&] { return scheduler_->submit(taken); });
   if (!status.ok()) sequence.reset(static_cast<TextSequence*>(taken.release()));
   return status;
 }
@@ -126,7 +127,20 @@ std::span<TextUpdate> TextEngine::step(bool wait) {
   return updates_;
 }
 
+// What the text of one sequence throws ends that sequence.
 TextUpdate TextEngine::update(RequestEvent& event) {
+  Result<TextUpdate> updated = guarded("the text of an answer", [&]() -> Result<TextUpdate> { return apply(event); });
+  if (updated.ok()) return std::move(updated).value();
+  auto& sequence = static_cast<TextSequence&>(*event.sequence);
+  if (!event.ended) event.ended = scheduler_->finish(event.id);
+  sequence.completion.finish = FinishReason::kError;
+  sequence.completion.error = updated.status();
+  TextUpdate last{.sequence = &sequence, .started = event.started};
+  last.ended.reset(static_cast<TextSequence*>(event.ended.release()));
+  return last;
+}
+
+TextUpdate TextEngine::apply(RequestEvent& event) {
   auto& sequence = static_cast<TextSequence&>(*event.sequence);
   Completion& completion = sequence.completion;
   TextUpdate update{.sequence = &sequence, .started = event.started};
@@ -149,9 +163,9 @@ TextUpdate TextEngine::update(RequestEvent& event) {
   }
   if (event.finish != FinishReason::kNone) {
     sequence.end(event.finish, std::move(event.error));
-    update.ended.reset(static_cast<TextSequence*>(event.ended.release()));
   }
   update.delta.text = sequence.take_text();
+  if (event.finish != FinishReason::kNone) update.ended.reset(static_cast<TextSequence*>(event.ended.release()));
   return update;
 }
 

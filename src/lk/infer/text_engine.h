@@ -90,6 +90,7 @@ class TextEngine {
  private:
   TextEngine() = default;
   TextUpdate update(RequestEvent& event);
+  TextUpdate apply(RequestEvent& event);
   std::optional<TextUpdate> end(RequestId id, FinishReason reason, Status error);
 
   std::unique_ptr<Engine> engine_;

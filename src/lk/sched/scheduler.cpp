@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "lk/base/check.h"
+#include "lk/base/guarded.h"
 #include "lk/sched/enum_names.h"
 
 namespace lk {
@@ -436,7 +437,8 @@ void Scheduler::apply(const Planned& planned, ItemResult& result) {
     event.token = std::move(result.token);
     const int32_t token = event.token.token;
     if (sequence.request->constraint) {
-      if (Status refused = sequence.request->constraint->accept(token); !refused.ok()) {
+      Status refused = guarded("a constraint", [&] { return sequence.request->constraint->accept(token); });
+      if (!refused.ok()) {
         ++stats_.num_sampling_failures;
         return fail(sequence, std::move(refused), event.started);
       }
@@ -512,7 +514,11 @@ std::span<RequestEvent> Scheduler::step(bool wait) {
 
   fill_plan();
   if (merging_) merging_->choose(plan_);
-  const std::span<ItemResult> results = executor_.execute(plan_);
+  const Result<std::span<ItemResult>> computed =
+      guarded("a step", [&]() -> Result<std::span<ItemResult>> { return executor_.execute(plan_); });
+  if (!computed.ok())  // whose fault it was is not known: those who wait, and all later steps, go on
+    failed_.assign(plan_.items.size(), ItemResult{.error = computed.status(), .token = {}, .prompt_logprobs = {}});
+  const std::span<ItemResult> results = computed.ok() ? *computed : std::span<ItemResult>(failed_);
   if (merging_) merging_->observe(executor_.last_step_times());
   LK_CHECK(results.size() == plan_.items.size());
   ++stats_.num_steps;

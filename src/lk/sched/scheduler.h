@@ -244,6 +244,7 @@ class Scheduler {
   std::vector<Sequence*> candidates_;  // plan_merging()'s, then plan_running()'s
   std::vector<PageId> found_;          // find_prefix()'s
   StepPlan plan_;
+  std::vector<ItemResult> failed_;  // of a step that threw
   std::vector<RequestEvent> events_;
   int64_t passed_ = 0;            // waiting requests passed over in it
   std::vector<AdapterId> ahead_;  // their adapters, in that order

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <future>
 
+#include "lk/base/guarded.h"
 #include "lk/base/thread_name.h"
 
 namespace lk {
@@ -202,19 +203,10 @@ void EngineService::main() {
   Clock::time_point counted = Clock::now();
   for (;;) {
     run_commands();
-    if (engine_->has_work()) {
-      const Clock::time_point begin = Clock::now();
-      const int64_t computed = engine_->scheduler().stats().num_computed_tokens;
-      busy_since_ = std::chrono::nanoseconds(begin.time_since_epoch()).count();
-      const std::span<TextUpdate> updates = engine_->step(false);
-      step_end_ = Clock::now();
-      for (TextUpdate& update : updates) deliver(std::move(update));
-      if (!engine_->scheduler().last_step_idle()) {
-        step_seconds_ += seconds(step_end_ - begin);
-        if (options_.on_step)
-          options_.on_step(engine_->scheduler().stats().num_computed_tokens - computed, seconds(step_end_ - begin));
-      }
-    }
+    // What a step throws by itself is no single request's: all that are in the engine end, and it goes on with the
+    // next.
+    if (engine_->has_work() && !walled("a step", [&] { step(); }))
+      walled("a failed step", [&] { fail_all(internal_error("a step of the engine failed")); });
     drop_removed();  // after the step, which takes in loads that ended: they hold up a drop
     start_rate_ = engine_->scheduler().wait_forecast().rate();
     // Before it is published, so that it stands for the same steps as the other counts.
@@ -248,6 +240,26 @@ void EngineService::main() {
     counted = Clock::now();
   }
   end_everything();
+}
+
+void EngineService::step() {
+  const Clock::time_point begin = Clock::now();
+  const int64_t computed = engine_->scheduler().stats().num_computed_tokens;
+  busy_since_ = std::chrono::nanoseconds(begin.time_since_epoch()).count();
+  const std::span<TextUpdate> updates = engine_->step(false);
+  step_end_ = Clock::now();
+  for (TextUpdate& update : updates) deliver(std::move(update));
+  if (engine_->scheduler().last_step_idle()) return;
+  step_seconds_ += seconds(step_end_ - begin);
+  if (options_.on_step)
+    options_.on_step(engine_->scheduler().stats().num_computed_tokens - computed, seconds(step_end_ - begin));
+}
+
+template <class F>
+bool EngineService::walled(std::string_view what, F f) {
+  const Status status = guarded(what, std::move(f));
+  if (!status.ok() && options_.on_fault) options_.on_fault(status);
+  return status.ok();
 }
 
 // Until somebody wants something; a slice of the pool is checked meanwhile, now and then, until all of it was.
@@ -292,9 +304,9 @@ void EngineService::run_commands() {
   // One by one: what a command holds is let go of before the next one runs.
   for (; !commands.empty(); commands.pop_front())
     if (Command& command = commands.front(); command.arrived)
-      start(std::move(command.arrived));
+      walled("the start of a request", [&] { start(std::move(command.arrived)); });
     else
-      command.task();
+      walled("a task of the engine", command.task);
 }
 
 // Between the layers of a step: adapters of requests that arrived since it began load beside the rest of it.
@@ -354,7 +366,10 @@ void EngineService::deliver(TextUpdate update) {
   } else if (event.delta.tokens.empty() && event.delta.text.empty() && !event.prompt) {
     return;
   }
-  if (event.sink->shard() == RequestSink::kEngineThread) return event.sink->on_event(event);
+  if (event.sink->shard() == RequestSink::kEngineThread) {
+    walled("an event", [&] { event.sink->on_event(event); });
+    return;
+  }
   const auto shard = static_cast<size_t>(event.sink->shard());
   if (batches_.size() <= shard) batches_.resize(shard + 1);
   batches_[shard].push_back(std::move(event));
@@ -373,7 +388,7 @@ void EngineService::drop_removed() {
     const std::optional<int64_t> pages = engine_->scheduler().drop_adapter(entry.first);
     if (!pages) return false;
     engine_->engine().unregister_adapter(entry.first);
-    if (entry.second) entry.second(*pages * engine_->engine().page_bytes());
+    if (entry.second) walled("an unload", [&] { entry.second(*pages * engine_->engine().page_bytes()); });
     return true;
   });
 }

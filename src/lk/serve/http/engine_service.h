@@ -78,6 +78,8 @@ struct EngineServiceOptions {
   Clock::duration publish_interval = std::chrono::milliseconds(100);  // of snapshots while it works
   Clock::duration audit_interval = std::chrono::seconds(1);           // of slices of the pool it checks while idle
   std::function<void(int64_t num_tokens, double seconds)> on_step;    // after each step, on the engine thread
+  std::function<void(const Status& reason)>
+      on_fault;  // something threw on the engine thread, which goes on; for the log
 };
 
 class EngineService {
@@ -170,6 +172,9 @@ class EngineService {
   bool post(std::function<void()> task);
   void prefetch_arriving();
   void run_commands();
+  void step();
+  template <class F>
+  bool walled(std::string_view what, F f);  // false when it threw
   void start(std::unique_ptr<ServedSequence> sequence);
   void end(std::unique_ptr<ServedSequence> sequence, Status error);
   void deliver(TextUpdate update);

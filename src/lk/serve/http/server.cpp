@@ -7,6 +7,7 @@
 #include <ctime>
 #include <future>
 
+#include "lk/base/guarded.h"
 #include "lk/base/rng.h"
 #include "lk/net/listener.h"
 #include "lk/serve/http/heap_trimmer.h"
@@ -207,7 +208,21 @@ void Exchange::end_stream(const char* outcome) {
   std::exchange(reply, nullptr)->end();
 }
 
-void Exchange::post(std::function<void()> task) { server->http_->post(shard, std::move(task)); }
+void Exchange::post(std::function<void()> task) {
+  server->http_->post(shard, [self = shared_from_this(), task = std::move(task)] { self->run("an answer", task); });
+}
+
+void Exchange::run(std::string_view what, const std::function<void()>& task) {
+  if (const Status status = guarded(what, task); !status.ok()) break_down(status);
+}
+
+void Exchange::break_down(const Status& reason) {
+  server->log_->write(LogLevel::kError, "exception", {{"id", id}, {"reason", reason.message()}});
+  if (streaming_)
+    reply.reset();  // half an answer must not look whole
+  else
+    fail(api_error(reason, id));
+}
 
 void Exchange::refuse(ApiError error) {
   post([self = shared_from_this(), error = std::move(error)] { self->fail(error); });
@@ -260,12 +275,19 @@ Result<std::unique_ptr<ServerImpl>> ServerImpl::create(const ServerOptions& opti
     });
   }
   EngineServiceOptions service_options = options.engine;
+  service_options.on_fault = [raw](const Status& reason) {
+    raw->log_->write(LogLevel::kError, "exception", {{"thread", "engine"}, {"reason", reason.message()}});
+  };
   service_options.on_step = [raw](int64_t tokens, double seconds) { raw->metrics_->step_finished(tokens, seconds); };
   self->service_ = std::make_unique<EngineService>(
       std::move(engine), service_options, [raw](int shard, std::vector<StreamEvent> events) {
         auto batch = std::make_shared<std::vector<StreamEvent>>(std::move(events));
         raw->http_->post(shard, [raw, shard, batch] {
-          for (StreamEvent& event : *batch) event.sink->on_event(event);
+          for (StreamEvent& event : *batch) {
+            const Status shown = guarded("an event", [&] { event.sink->on_event(event); });
+            if (!shown.ok())
+              raw->log_->write(LogLevel::kError, "exception", {{"thread", "io"}, {"reason", shown.message()}});
+          }
           // What they wrote is sent when this task returns; the next one sees it done.
           const Clock::time_point step_end = batch->front().step_end;
           raw->http_->post(shard, [raw, step_end] {
@@ -549,11 +571,15 @@ void ServerImpl::handle(HttpRequest request, std::shared_ptr<HttpReply> reply) {
   // Without keys the peer's address is all there is to tell clients apart.
   if (const std::string& tenant = exchange->principal.tenant->name; !tenant.empty())
     exchange->reply->charge("tenant " + tenant);
-  (this->*exchange->route->handler)(exchange);
+  exchange->run("a route", [&] { (this->*exchange->route->handler)(exchange); });
 }
 
 void ServerImpl::work(const std::shared_ptr<Exchange>& exchange, std::function<void()> task) {
-  if (workers_->try_post(std::move(task))) return;
+  const auto walled = [exchange, task = std::move(task)] {
+    if (const Status status = guarded("a worker", task); !status.ok())
+      exchange->post([exchange, status] { exchange->break_down(status); });
+  };
+  if (workers_->try_post(walled)) return;
   exchange->fail(ApiError{.status = 503,
                           .message = "the server is overloaded, try again later",
                           .type = "server_error",

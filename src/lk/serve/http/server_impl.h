@@ -57,6 +57,9 @@ struct Exchange : std::enable_shared_from_this<Exchange> {
   ~Exchange();  // writes the line of a client that left
   // From any thread: runs `task`, or fail(), on the exchange's shard.
   void post(std::function<void()> task);
+  // On the shard: runs a part of what makes the answer; what it throws ends this request, with a 500 that names its id.
+  void run(std::string_view what, const std::function<void()>& task);
+  void break_down(const Status& reason);
   void refuse(ApiError error);
 
  private:

@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "lk/base/guarded.h"
 #include "lk/base/thread_name.h"
 
 namespace lk {
@@ -54,7 +55,7 @@ class WorkQueue {
         task = std::move(tasks_.front());
         tasks_.pop_front();
       }
-      task();
+      (void)guarded("a task", task);  // who gave it sees to what it throws; the thread goes on in any case
     }
   }
 
