@@ -232,7 +232,7 @@ class Connection:
     def encode(method: str, path: str, body=None, key=None, headers=None) -> bytes:
         if body is not None and not isinstance(body, bytes):
             body = json.dumps(body).encode()
-        lines = [f"{method} {path} HTTP/1.1", "host: test"]
+        lines = [f"{method} {path} HTTP/1.1", "host: localhost"]
         if body is not None:
             lines += [f"content-length: {len(body)}", "content-type: application/json"]
         if key:

@@ -86,7 +86,7 @@ async def main(options, report) -> None:
         with Server(options.binary, "--lora-dir", str(DEMO / "adapters"), "--memory", "64MiB", "--admin", f"unix:{socket_path}") as server:
             codes = [(await server.call(method, path, {} if method != "GET" else None)).status for method, path in [*ADAPTERS, *METRICS]]
             reader, writer = await asyncio.open_unix_connection(socket_path)
-            writer.write(b"GET /v1/adapters HTTP/1.1\r\nhost: x\r\n\r\n")
+            writer.write(b"GET /v1/adapters HTTP/1.1\r\nhost: localhost\r\n\r\n")
             first = await reader.readline()
             writer.close()
             mode = os.stat(socket_path).st_mode & 0o777

@@ -24,9 +24,9 @@ class Slow(asyncio.Protocol):
         self.transport = transport
         self.crowd.open.add(self)
         if self.kind == 1:
-            transport.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100000\r\n\r\n")
+            transport.write(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 100000\r\n\r\n")
         if self.kind == 2:
-            transport.write(b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n")
+            transport.write(b"GET /live HTTP/1.1\r\nhost: localhost\r\n\r\n")
 
     def nudge(self):
         if self.kind == 0:

@@ -29,11 +29,11 @@ BAD_BODIES = [b"", b"{", b"[]", b"null", b'"x"', b"{\"model\": \"sql\"}", b"\xff
               b'{"model":"sql","prompt":"x","guided_regex":"((((a*)*)*)*)*b{1,100000}"}', b'{"name":"x","path":"/etc"}', b'{"name":"../x","path":"."}',
               b'{"lora_name":"x","lora_path":"/proc/self/fd"}', b'{"tokens":[1,2,99999999]}', b'{"model":"sql","input":[]}', b'{"pinned":"yes"}', b'{"alias":"base"}']
 
-RAW = [b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n",
-       b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999999999999\r\n\r\n",
-       b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nffffffffffffffff\r\n",
-       b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-       b"GET /" + b"a" * 30000 + b" HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", bytes(range(256)), b"GET / HTTP/1.1\r\nhost: x\r\nx: \x00\r\n\r\n"]
+RAW = [b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: -5\r\n\r\n",
+       b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99999999999999999999\r\n\r\n",
+       b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nffffffffffffffff\r\n",
+       b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+       b"GET /" + b"a" * 30000 + b" HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", bytes(range(256)), b"GET / HTTP/1.1\r\nhost: localhost\r\nx: \x00\r\n\r\n"]
 
 
 class Soak:
