@@ -91,16 +91,16 @@ Status run_train(const TrainBenchFlags& flags) {
     if (flags.checkpointing == to_string(candidate)) level = candidate;
   const int64_t most = *std::ranges::max_element(flags.jobs);
   std::vector<std::unique_ptr<TrainableAdapter>> adapters;
-  int64_t group_rank = 0;
+  PassNeeds needs{.lowest_layer = INT64_MAX};
   for (int64_t job = 0; job < most; ++job) {
     const Adapter start = random_start(config, flags, targets, static_cast<uint64_t>(job));
     LK_ASSIGN_OR_RETURN(auto adapter,
                         TrainableAdapter::create(start, *weights, *backend,
                                                  {.num_modules = flags.kind == "multilora" ? int64_t{2} : int64_t{0}}));
-    group_rank = std::max(group_rank, adapter->max_group_rank());
+    needs = needs.include(adapter->needs());
     adapters.push_back(std::move(adapter));
   }
-  const TrainPassOptions options{.max_rows = flags.tokens, .max_group_rank = group_rank, .checkpointing = level};
+  const TrainPassOptions options{.max_rows = flags.tokens, .needs = needs, .checkpointing = level};
   LK_ASSIGN_OR_RETURN(const auto pass, TrainPass::create(weights, *backend, options));
   const auto make_block = [&](int64_t job, int64_t tokens, TokenBlock& block) {
     Rng rng(static_cast<uint64_t>(job) + 1);

@@ -9,6 +9,7 @@
 #include "lk/lora_tools/initial.h"
 #include "lk/ops/cpu_backend.h"
 #include "testing/temp_dir.h"
+#include "train/roomy_needs.h"
 
 namespace lk {
 namespace {
@@ -33,7 +34,7 @@ TEST(Eva, TakesTheDirectionsInWhichTheInputsVaryMost) {
   config.target_modules.kind = ModuleSelector::Kind::kAllLinear;
   InitialAdapter initial =
       make_initial_adapter(weights->config, config, AdapterInit::kEva, 0, 1, *weights->checkpoint).value();
-  const auto pass = TrainPass::create(weights, *backend, {.max_rows = 256, .max_group_rank = 64}).value();
+  const auto pass = TrainPass::create(weights, *backend, {.max_rows = 256, .needs = roomy_needs(64)}).value();
   const DataCursor before = data.cursor();
   const Adapter adapter =
       apply_eva(std::move(initial.adapter), *pass, *backend, *weights, data, {.rho = 2, .tau = 0.999}).value();

@@ -53,8 +53,7 @@ TEST_P(TrainingGolden, FirstGradientsAndTwentyLossesAreThoseOfPeft) {
   const auto adapter = load_adapter(c.name, kGoldenDir + c.adapter, weights->config, weights->checkpoint.get()).value();
   const bool converted = adapter->config.base_change != BaseChange::kNone;
   const auto own = TrainableAdapter::create(*adapter, *weights, *backend, {.frozen_half = converted}).value();
-  const auto pass =
-      TrainPass::create(weights, *backend, {.max_rows = 64, .max_group_rank = own->max_group_rank()}).value();
+  const auto pass = TrainPass::create(weights, *backend, {.max_rows = 64, .needs = own->needs()}).value();
   const auto arrays = TensorStore::open_file(kGoldenDir + "training.safetensors").value();
 
   for (size_t number = 0; number < c.losses.size(); ++number) {

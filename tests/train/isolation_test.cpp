@@ -11,6 +11,7 @@
 #include "lk/base/rng.h"
 #include "lk/ops/cpu_backend.h"
 #include "lk/train/train_pass.h"
+#include "train/roomy_needs.h"
 
 namespace lk {
 namespace {
@@ -74,7 +75,7 @@ struct Bench {
     backend = make_cpu_backend({.num_threads = threads, .isa = isa}).value();
     weights = load_weights(kGoldenDir + "models/" + model, act, *backend).value();
     pass = TrainPass::create(weights, *backend,
-                             {.max_rows = kMaxRows, .max_group_rank = 7 * 64, .dropout = true, .checkpointing = level})
+                             {.max_rows = kMaxRows, .needs = roomy_needs(7 * 64), .checkpointing = level})
                .value();
   }
   std::unique_ptr<TrainableAdapter> adapter(const std::string& model, const Kind& kind) {
@@ -189,8 +190,7 @@ TEST(TrainBlocks, WhereABlockIsCutInsideDoesNotShow) {
   for (DType act : {DType::kF32, DType::kBF16}) {
     Bench bench("llama_mha", act, 2, Checkpointing::kNone, std::nullopt);
     const auto large =
-        TrainPass::create(bench.weights, *bench.backend, {.max_rows = 1500, .max_group_rank = 7 * 64, .dropout = true})
-            .value();
+        TrainPass::create(bench.weights, *bench.backend, {.max_rows = 1500, .needs = roomy_needs(7 * 64)}).value();
     for (const Kind& kind : kinds_of("llama_mha")) {
       std::vector<float> gradients[2];
       for (const bool together : {false, true}) {

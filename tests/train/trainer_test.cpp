@@ -11,6 +11,7 @@
 #include "lk/ops/cpu_backend.h"
 #include "lk/train/job_state.h"
 #include "testing/temp_dir.h"
+#include "train/roomy_needs.h"
 
 namespace lk {
 namespace {
@@ -30,7 +31,7 @@ class TrainerTest : public ::testing::Test, public TrainObserver {
   void SetUp() override {
     backend_ = make_cpu_backend({.num_threads = 2}).value();
     weights_ = make_dummy_weights(small_config(), DType::kF32, 3, *backend_);
-    pass_ = TrainPass::create(weights_, *backend_, {.max_rows = kRows, .max_group_rank = 64, .dropout = true}).value();
+    pass_ = TrainPass::create(weights_, *backend_, {.max_rows = kRows, .needs = roomy_needs(64)}).value();
     std::string lines;
     for (int n = 0; n < 12; ++n)
       lines += fmt::format("{{\"prompt\": \"the number {} is\", \"completion\": \" the number {}\"}}\n", n, n * 7);

@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "lk/model/adapter_run.h"
+#include "lk/model/adapted_ops.h"
 #include "lk/model/weights.h"
 #include "lk/ops/backend.h"
 
@@ -21,17 +21,6 @@ struct DecoderBatch {
   std::span<const float> cos, sin;     // [num_rows, head_dim / 2]
   std::span<const AttentionSeq> sequences;
   std::span<const AdapterRun> runs;  // ascending, disjoint; rows of no run are the bare base's
-};
-
-// One group of linears of a layer, applied to some rows: y = x W^T with each run's adapter, bias included.
-struct LinearCall {
-  int64_t layer = 0;
-  ProjGroup group = ProjGroup::kQkv;
-  const void* x = nullptr;  // act [num_rows, inputs of the group]
-  int64_t x_stride = 0;
-  float* y = nullptr;  // f32 [num_rows, group_columns], dense
-  int64_t num_rows = 0;
-  std::span<const AdapterRun> runs;  // of these rows
 };
 
 class Decoder {
@@ -47,7 +36,10 @@ class Decoder {
   // Geometry of the KV pages (bytes): page = num_layers slices of [K | V], 16 tokens each.
   int64_t slice_bytes() const { return 2 * kv_bytes_; }
   int64_t page_bytes() const { return slice_bytes() * weights_->shape.num_layers; }
-  void set_pool(std::byte* base) { pool_base_ = base; }
+  void set_pool(std::byte* base) {
+    pool_base_ = base;
+    ops_.set_pool(base, slice_bytes());
+  }
 
   // Runs all layers; hidden states of all rows stay inside for logits(). `between_layers` (may be empty) is called
   // after each, on this thread; it must not change what the batch refers to.
@@ -62,36 +54,20 @@ class Decoder {
   int64_t logits_stride() const { return logits_stride_; }
   int64_t max_logit_rows() const { return max_logit_rows_; }
 
-  void linear(const LinearCall& call);
-
  private:
-  void embed(const DecoderBatch& batch);
   void attention_block(int64_t layer, const DecoderBatch& batch);
   void mlp_block(int64_t layer, const DecoderBatch& batch);
+  void linear(LinearCall call);  // with rank_rows_
   // Adds product_ to rows [begin, begin + num_rows) of the residual stream: the two points of a layer, after o and
   // after down, where ranks that hold a part of the heads and of the intermediate dimension would sum their products.
   void add_to_residual(int64_t begin, int64_t num_rows);
   // Gathers rows of the residual stream and applies the final norm: y [rows.size(), hidden_dim] of y_dtype. Leaves
   // their runs in local_runs_.
   void final_norm(std::span<const int32_t> rows, std::span<const AdapterRun> runs, void* y, DType y_dtype);
-  // The parts of linear(), in their order.
-  void add_products(const LinearCall& call);
-  void add_deltas(const LinearCall& call);
-  void add_biases(const LinearCall& call);
-  // Rows [begin, end) of a product whose columns start at `column` of the group's.
-  void product(const LinearCall& call, const PackedWeight& w, int64_t column, int64_t begin, int64_t end);
-  void add_bias(const LinearCall& call, const float* bias, int64_t column, int64_t num_columns, int64_t begin,
-                int64_t end);
-  void add_segment(int64_t begin, int64_t end, const std::byte* base, std::span<const LoraProj> projs);
-  void lora(const void* x, int64_t x_stride, float* y, int64_t y_stride);  // of segments_
-  void norm(const float* x, int64_t num_rows, const float* weight, void* y, DType y_dtype);
-  void head_norm(float* x, int64_t num_heads, const float* weight, const float* ResidentAdapter::Layer::*replaced,
-                 int64_t layer, const DecoderBatch& batch);
-  void input_norm(int64_t layer, const float* weight, const float* ResidentAdapter::Layer::*replaced,
-                  const DecoderBatch& batch);
 
   std::shared_ptr<const ModelWeights> weights_;
   Backend& backend_;
+  AdaptedOps ops_;
   int64_t max_rows_, max_logit_rows_;
   int64_t act_bytes_, kv_bytes_;
   std::byte* pool_base_ = nullptr;
@@ -100,23 +76,20 @@ class Decoder {
   static std::vector<std::pair<DeviceBuffer Decoder::*, int64_t>> buffers(const ModelShape& shape, DType act,
                                                                           int64_t max_rows, int64_t max_logit_rows);
   int64_t qkv_columns_, gate_up_columns_, product_columns_, logits_stride_;
-  DeviceBuffer slots_;       // i64 [max_rows] of the step
-  DeviceBuffer cos_, sin_;   // f32 [max_rows, head_dim / 2]
-  DeviceBuffer hidden_;      // f32 [max_rows, hidden_dim] residual stream
-  DeviceBuffer normed_;      // act [max_rows, hidden_dim]
-  DeviceBuffer qkv_;         // f32 [max_rows, qkv_columns]
-  DeviceBuffer attended_;    // act [max_rows, q_dim]
-  DeviceBuffer gate_up_;     // f32 [block rows, gate_up_columns]
-  DeviceBuffer activated_;   // act [block rows, intermediate_dim]
-  DeviceBuffer product_;     // f32 [max_rows, hidden_dim padded] of o and down
-  DeviceBuffer rank_rows_;   // f32 [max_rows, kMaxGroupRank], as close as each call's ranks allow
-  DeviceBuffer head_input_;  // act [max_logit_rows, hidden_dim]
-  DeviceBuffer gathered_;    // f32 [max_logit_rows, hidden_dim]
-  DeviceBuffer logits_;      // f32 [max_logit_rows, logits_stride]
-  // Arguments of the op being called; kept for their memory.
-  std::vector<EmbedRow> embed_rows_;
-  std::vector<LoraSegment> segments_;
-  std::vector<AdapterRun> local_runs_;
+  DeviceBuffer slots_;                  // i64 [max_rows] of the step
+  DeviceBuffer cos_, sin_;              // f32 [max_rows, head_dim / 2]
+  DeviceBuffer hidden_;                 // f32 [max_rows, hidden_dim] residual stream
+  DeviceBuffer normed_;                 // act [max_rows, hidden_dim]
+  DeviceBuffer qkv_;                    // f32 [max_rows, qkv_columns]
+  DeviceBuffer attended_;               // act [max_rows, q_dim]
+  DeviceBuffer gate_up_;                // f32 [block rows, gate_up_columns]
+  DeviceBuffer activated_;              // act [block rows, intermediate_dim]
+  DeviceBuffer product_;                // f32 [max_rows, hidden_dim padded] of o and down
+  DeviceBuffer rank_rows_;              // f32 [max_rows, kMaxGroupRank], as close as each call's ranks allow
+  DeviceBuffer head_input_;             // act [max_logit_rows, hidden_dim]
+  DeviceBuffer gathered_;               // f32 [max_logit_rows, hidden_dim]
+  DeviceBuffer logits_;                 // f32 [max_logit_rows, logits_stride]
+  std::vector<AdapterRun> local_runs_;  // of the rows in work; kept for its memory
 };
 
 }  // namespace lk

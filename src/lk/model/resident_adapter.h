@@ -32,7 +32,8 @@ struct ResidentAdapter {
     }
   };
   std::vector<Layer> layers;
-  std::vector<LoraProj> lm_head;  // zero or one
+  std::vector<LoraProj> lm_head;         // zero or one
+  const std::byte* rank_rows = nullptr;  // what offsets of rank rows count from; null: the layer's slice of the pool
   const PackedWeight* replaced_lm_head = nullptr;
   const float* final_norm = nullptr;
 

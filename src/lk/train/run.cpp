@@ -259,16 +259,10 @@ class TrainRun::Impl : public TrainObserver {
   static bool waits(const Entry& entry) { return entry.unfinished || entry.job->state() == TrainState::kPaused; }
 
   TrainPassOptions pass_options(int64_t rows, Checkpointing level) const {
-    return {.max_rows = rows,
-            .max_group_rank = group_rank_,
-            .lowest_layer = lowest_layer_,
-            .dropout = dropout_,
-            .checkpointing = level};
+    return {.max_rows = rows, .needs = needs_, .checkpointing = level};
   }
 
-  int64_t group_rank_ = 0;
-  int64_t lowest_layer_ = INT64_MAX;
-  bool dropout_ = false;
+  PassNeeds needs_{.lowest_layer = INT64_MAX};
 
   std::vector<TrainJob*> ended_;
 };
@@ -364,10 +358,10 @@ Status TrainRun::Impl::plan_memory(const std::vector<Opened>& opened) {
     item.entry->forecast.state_bytes = sizes.bytes;
     memory_.states += sizes.bytes;
     memory_.copy = std::max(memory_.copy, sizes.copy_bytes);
-    dropout_ |= config.adapter.dropout > 0;
-    lowest_layer_ = std::min(lowest_layer_, sizes.lowest_layer);
-    // EVA may give a module twice its rank.
-    group_rank_ = std::max(group_rank_, sizes.group_rank * (config.adapter.init == AdapterInit::kEva ? 2 : 1));
+    PassNeeds needs = sizes.needs;
+    if (config.adapter.init == AdapterInit::kEva)  // which may give a module twice its rank
+      for (int64_t& rank : needs.ranks) rank *= 2;
+    needs_ = needs_.include(needs);
   }
   memory_.base = weights.packed_bytes + weights.embedding.num_bytes();
   const int64_t budget = config_.memory_bytes > 0 ? config_.memory_bytes : read_memory_limits().available;

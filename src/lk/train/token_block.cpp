@@ -6,6 +6,13 @@
 #include "lk/train/trainable_adapter.h"
 
 namespace lk {
+namespace {
+
+AdapterRun adapter_run(const TokenBlock::Run& run) {
+  return {.row_begin = run.begin, .row_end = run.end, .adapter = run.adapter ? &run.adapter->resident() : nullptr};
+}
+
+}  // namespace
 
 void TokenBlock::add(std::span<const int32_t> sample_tokens, std::span<const float> target_weights, uint64_t key,
                      TrainableAdapter* adapter) {
@@ -27,12 +34,13 @@ void TokenBlock::add(std::span<const int32_t> sample_tokens, std::span<const flo
 }
 
 RowView rows_of(const TokenBlock& block, int64_t begin, int64_t end, bool dropout) {
-  RowView view{.first_row = begin, .num_rows = end - begin, .runs = {}, .dropout = {}};
+  RowView view{.first_row = begin, .num_rows = end - begin, .runs = {}, .adapters = {}, .dropout = {}};
   for (const TokenBlock::Run& run : block.runs) {
     const auto first = static_cast<int32_t>(std::max<int64_t>(run.begin, begin) - begin);
     const auto last = static_cast<int32_t>(std::min<int64_t>(run.end, end) - begin);
     if (first >= last) continue;
     view.runs.push_back({first, last, run.adapter});
+    view.adapters.push_back(adapter_run(view.runs.back()));
     if (!dropout || !run.adapter || run.adapter->dropout() == 0) continue;
     for (size_t index = 0; index < block.samples.size(); ++index) {
       const RowRange& sample = block.samples[index];
@@ -50,7 +58,7 @@ RowView rows_of(const TokenBlock& block, int64_t begin, int64_t end, bool dropou
 }
 
 RowView rows_of(const TokenBlock& block, std::span<const int32_t> rows, bool dropout) {
-  RowView view{.num_rows = static_cast<int64_t>(rows.size()), .runs = {}, .dropout = {}};
+  RowView view{.num_rows = static_cast<int64_t>(rows.size()), .runs = {}, .adapters = {}, .dropout = {}};
   size_t run_index = 0, sample_index = 0;
   for (size_t i = 0; i < rows.size(); ++i) {
     while (block.runs[run_index].end <= rows[i]) ++run_index;
@@ -66,6 +74,7 @@ RowView rows_of(const TokenBlock& block, std::span<const int32_t> rows, bool dro
                             .first_position = rows[i] - block.samples[sample_index].begin,
                             .p = static_cast<float>(adapter->dropout())});
   }
+  for (const TokenBlock::Run& run : view.runs) view.adapters.push_back(adapter_run(run));
   return view;
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "lk/kernels/train_args.h"
+#include "lk/model/adapter_run.h"
 
 namespace lk {
 
@@ -36,6 +37,7 @@ struct RowView {
   int64_t first_row = 0;  // of the block, where they are neighbours
   int64_t num_rows = 0;
   std::vector<TokenBlock::Run> runs;
+  std::vector<AdapterRun> adapters;  // the same, as a forward pass takes them
   std::vector<DropoutRows> dropout;  // of rows whose adapter has dropout; keys are not of a module yet
 };
 // Rows [begin, end) of the block, or those named, ascending. Without `dropout` nothing is dropped.

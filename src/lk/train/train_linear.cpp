@@ -13,92 +13,68 @@ constexpr int64_t kDoraRows = 128;
 
 }  // namespace
 
-LinearGroup layer_group(const ModelWeights& weights, int64_t layer, ProjGroup group) {
-  const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
+TrainLinears::TrainLinears(const ModelWeights& weights, Backend& backend, AdaptedOps& adapted, const PassNeeds& needs)
+    : weights_(weights),
+      backend_(backend),
+      ops_(backend.train_ops()),
+      adapted_(adapted),
+      needs_(needs),
+      act_(weights.act),
+      act_bytes_(dtype_bytes(weights.act)) {}
+
+LinearGroup TrainLinears::group(int64_t layer, ProjGroup group) const {
   const auto g = static_cast<size_t>(group);
   return {.layer = layer,
           .projs = projs_of(group),
-          .base = &w.linear[g],
-          .bias = w.bias[g],
-          .columns = group_columns(group, weights.shape),
-          .in = in_dim(projs_of(group)[0], weights.shape),
+          .base = &weights_.layers[static_cast<size_t>(layer)].linear[g],
+          .columns = group_columns(group, weights_.shape),
+          .in = in_dim(projs_of(group)[0], weights_.shape),
+          .rank_stride = rank_stride(g),
           .module = static_cast<uint64_t>(layer) * kNumProjGroups + g + 1};
 }
 
-LinearGroup head_group(const ModelWeights& weights) {
-  return {.layer = -1,
+LinearGroup TrainLinears::head() const {
+  return {.layer = LinearCall::kHead,
           .projs = {},
-          .base = &weights.lm_head,
-          .bias = nullptr,
-          .columns = align_panel(weights.shape.vocab_size),
-          .in = weights.shape.hidden_dim,
+          .base = &weights_.lm_head,
+          .columns = align_panel(weights_.shape.vocab_size),
+          .in = weights_.shape.hidden_dim,
+          .rank_stride = rank_stride(PassNeeds::kHead),
           .module = 0};
 }
 
-std::vector<std::pair<DeviceBuffer*, int64_t>> TrainLinears::buffers(int64_t max_rows, int64_t max_dropped) {
-  std::vector<std::pair<DeviceBuffer*, int64_t>> all{{&dproducts_, max_rows * rank_stride_ * 4}};
-  if (max_dropped > 0) all.insert(all.end(), {{&dropped_, max_dropped * act_bytes_}, {&ddropped_, max_dropped * 4}});
+std::vector<std::pair<DeviceBuffer*, int64_t>> TrainLinears::buffers(int64_t max_rows, int64_t max_elements) {
+  int64_t widest = 0;
+  for (size_t g = 0; g < needs_.ranks.size(); ++g) widest = std::max(widest, rank_stride(g));
+  std::vector<std::pair<DeviceBuffer*, int64_t>> all{{&dproducts_, max_rows * widest * 4}};
+  if (needs_.dropout) all.insert(all.end(), {{&dropped_, max_elements * act_bytes_}, {&ddropped_, max_elements * 4}});
+  if (needs_.dora_columns > 0) all.push_back({&dora_outputs_, std::min(max_rows, kDoraRows) * needs_.dora_columns * 4});
   return all;
+}
+
+LinearCall TrainLinears::call(const LinearGroup& group, const RowView& view, const void* x, float* y, float* products) {
+  const bool adapted =
+      std::ranges::any_of(view.runs, [&](const TokenBlock::Run& run) { return group.adapted(run.adapter); });
+  return {.layer = group.layer,
+          .group = group.layer >= 0 ? group_of(group.projs[0]) : ProjGroup::kQkv,
+          .x = x,
+          .x_stride = group.in,
+          .x_of_deltas = adapted ? drop(group, view, x) : x,
+          .y = y,
+          .num_rows = view.num_rows,
+          .runs = view.adapters,
+          .rank_rows = products,
+          .rank_stride = group.rank_stride};
 }
 
 void TrainLinears::forward(const LinearGroup& group, const RowView& view, const void* x, float* y, float* products) {
   if (observer_ && group.layer >= 0)
     observer_(group.layer, group_of(group.projs[0]), x, view.first_row, view.num_rows, group.in);
-  add_base_products(group, view, x, y);
-  add_deltas(group, view, x, y, products);
-  if (group.bias) backend_.add_bias(y, group.columns, group.bias, view.num_rows, group.columns);
-}
-
-// Rows of adapters with a head of their own go through it, all others share one product.
-template <class F>
-void TrainLinears::for_each_weight(const LinearGroup& group, const RowView& view, const F& apply) {
-  size_t run = 0;
-  while (run < view.runs.size()) {
-    const PackedWeight* weight = group.weight(view.runs[run].adapter);
-    const int64_t begin = view.runs[run].begin;
-    int64_t end = begin;
-    for (; run < view.runs.size() && group.weight(view.runs[run].adapter) == weight; ++run) end = view.runs[run].end;
-    apply(*weight, begin, end);
-  }
-}
-
-void TrainLinears::add_base_products(const LinearGroup& group, const RowView& view, const void* x, float* y) {
-  for_each_weight(group, view, [&](const PackedWeight& w, int64_t begin, int64_t end) {
-    backend_.gemm({.x = row_of(x, begin, group.in, act_bytes_),
-                   .act = act_,
-                   .x_stride = group.in,
-                   .w = w,
-                   .y = y + begin * group.columns,
-                   .y_stride = group.columns,
-                   .num_rows = end - begin});
-  });
-}
-
-void TrainLinears::lora(std::span<const LoraSegment> segments, const void* x, int64_t x_stride, float* y,
-                        int64_t y_stride, float* products) {
-  // Offsets of rank rows are relative to their adapter's copies, and so is each segment's base.
-  backend_.lora({.x = x,
-                 .act = act_,
-                 .x_stride = x_stride,
-                 .y = y,
-                 .y_stride = y_stride,
-                 .segments = segments,
-                 .v = products,
-                 .v_stride = rank_stride_});
+  adapted_.linear(call(group, view, x, y, products));
 }
 
 void TrainLinears::add_deltas(const LinearGroup& group, const RowView& view, const void* x, float* y, float* products) {
-  std::vector<std::array<LoraProj, 3>> projs(view.runs.size());
-  std::vector<LoraSegment> segments;
-  for (size_t index = 0; index < view.runs.size(); ++index) {
-    const TokenBlock::Run& run = view.runs[index];
-    size_t count = 0;
-    for (int64_t s = 0; s < group.num_slots(); ++s)
-      if (const auto* slot = group.slot(run.adapter, s)) projs[index][count++] = slot->forward;
-    if (count > 0)
-      segments.push_back({run.begin, run.end, run.adapter->copies(), std::span(projs[index]).subspan(0, count)});
-  }
-  if (!segments.empty()) lora(segments, drop(group, view, x), group.in, y, group.columns, products);
+  adapted_.add_deltas(call(group, view, x, y, products));
 }
 
 std::vector<DropoutRows> TrainLinears::keyed(const LinearGroup& group, const RowView& view) const {
@@ -134,16 +110,22 @@ const void* TrainLinears::drop(const LinearGroup& group, const RowView& view, co
 void TrainLinears::backward(const LinearGroup& group, const RowView& view, const void* x, void* dy, int64_t dy_stride,
                             const float* products, float* dx, bool through) {
   backward_dora(group, view, x, dy, dy_stride);
-  if (through)
-    for_each_weight(group, view, [&](const PackedWeight& w, int64_t begin, int64_t end) {
+  if (through) {
+    // Rows of adapters with a head of their own go through it, all others share one product.
+    const auto weight_of = [&](const AdapterRun& run) {
+      const bool own = group.layer == LinearCall::kHead && run.adapter && run.adapter->replaced_lm_head;
+      return own ? run.adapter->replaced_lm_head : group.base;
+    };
+    for_each_stretch(view.adapters, view.num_rows, weight_of, [&](const PackedWeight* w, int64_t begin, int64_t end) {
       ops_.gemm_transposed({.x = row_of(dy, begin, dy_stride, act_bytes_),
                             .act = act_,
                             .x_stride = dy_stride,
-                            .w = w,
+                            .w = *w,
                             .y = dx + begin * group.in,
                             .y_stride = group.in,
                             .num_rows = end - begin});
     });
+  }
   const bool adapted =
       std::ranges::any_of(view.runs, [&](const TokenBlock::Run& run) { return group.adapted(run.adapter); });
   if (!adapted) return;
@@ -163,14 +145,18 @@ void TrainLinears::backward_dora(const LinearGroup& group, const RowView& some, 
     }
     if (!scaled) continue;
     // A few rows at a time: the sums over rows go on from one to the next, and a head's output is wide.
-    DeviceBuffer y = backend_.allocate(std::min<int64_t>(run.end - run.begin, kDoraRows) * group.columns * 4);
+    float* y = dora_outputs_.as<float>();
     for (int64_t begin = run.begin; begin < run.end; begin += kDoraRows) {
       const int64_t num_rows = std::min<int64_t>(run.end - begin, kDoraRows);
-      const RowView rows{
-          .num_rows = num_rows, .runs = {{0, static_cast<int32_t>(num_rows), run.adapter}}, .dropout = {}};
+      const auto count = static_cast<int32_t>(num_rows);
+      const RowView rows{.num_rows = num_rows,
+                         .runs = {{0, count, run.adapter}},
+                         .adapters = {{0, count, &run.adapter->resident()}},
+                         .dropout = {}};
       const void* input = row_of(x, begin, group.in, act_bytes_);
-      add_base_products(group, rows, input, y.as<float>());
-      add_deltas(group, rows, input, y.as<float>(), dproducts_.as<float>());
+      const LinearCall output = call(group, rows, input, y, dproducts_.as<float>());
+      adapted_.add_products(output);
+      adapted_.add_deltas(output);
       for (int64_t s = 0; s < group.num_slots(); ++s) {
         const auto* slot = group.slot(run.adapter, s);
         if (!slot || !slot->dora()) continue;
@@ -178,7 +164,7 @@ void TrainLinears::backward_dora(const LinearGroup& group, const RowView& some, 
         ops_.dora_magnitude_grad({.dy = own,
                                   .dy_dtype = act_,
                                   .dy_stride = dy_stride,
-                                  .y = y.as<float>() + slot->forward.out_begin,
+                                  .y = y + slot->forward.out_begin,
                                   .y_stride = group.columns,
                                   .magnitudes = run.adapter->value(slot->magnitude),
                                   .gradient = run.adapter->gradient(slot->magnitude),
@@ -224,11 +210,17 @@ void TrainLinears::backward_deltas(const LinearGroup& group, const RowView& some
       auto call =
           std::ranges::find_if(calls, [&](const Call& c) { return c.column == column && c.dropped == dropped; });
       if (call == calls.end()) call = calls.insert(calls.end(), {column, dropped, {}});
-      call->segments.push_back({run.begin, run.end, run.adapter->copies(), std::span(&slot->backward, 1)});
+      call->segments.push_back({run.begin, run.end, run.adapter->resident().rank_rows, std::span(&slot->backward, 1)});
     }
     for (const Call& call : calls)
-      lora(call.segments, static_cast<const std::byte*>(dy) + out_begin * act_bytes_, dy_stride,
-           call.dropped ? ddropped_.as<float>() : dx, group.in, dproducts_.as<float>() + call.column);
+      backend_.lora({.x = static_cast<const std::byte*>(dy) + out_begin * act_bytes_,
+                     .act = act_,
+                     .x_stride = dy_stride,
+                     .y = call.dropped ? ddropped_.as<float>() : dx,
+                     .y_stride = group.in,
+                     .segments = call.segments,
+                     .v = dproducts_.as<float>() + call.column,
+                     .v_stride = group.rank_stride});
   }
   if (dropping && through)
     ops_.dropout({.x = ddropped_.data(),
@@ -261,8 +253,8 @@ void TrainLinears::add_slot_gradients(const LinearGroup& group, const RowView& s
       const int64_t num_rows = run.end - run.begin, column = product_column(group, own, s);
       const std::byte* own_dy = row_of(dy, run.begin, dy_stride, act_bytes_) + slot->forward.out_begin * act_bytes_;
       if (own.param(slot->a).trained_rows > 0)
-        outers.push_back({.c = dproducts_.as<float>() + run.begin * rank_stride_ + column,
-                          .c_stride = rank_stride_,
+        outers.push_back({.c = dproducts_.as<float>() + run.begin * group.rank_stride + column,
+                          .c_stride = group.rank_stride,
                           .x = row_of(input, run.begin, group.in, act_bytes_),
                           .x_dtype = act_,
                           .x_stride = group.in,
@@ -273,8 +265,8 @@ void TrainLinears::add_slot_gradients(const LinearGroup& group, const RowView& s
                           .gradient_stride = slot->in});
       // The sigma of MultiLoRA is unfolded from B's gradient, frozen or not.
       if (own.param(slot->b).trained_rows > 0 || slot->sigma >= 0)
-        outers.push_back({.c = products + run.begin * rank_stride_ + column,
-                          .c_stride = rank_stride_,
+        outers.push_back({.c = products + run.begin * group.rank_stride + column,
+                          .c_stride = group.rank_stride,
                           .x = own_dy,
                           .x_dtype = act_,
                           .x_stride = dy_stride,

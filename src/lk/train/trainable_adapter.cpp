@@ -215,18 +215,46 @@ Status TrainableAdapter::collect(const Adapter& initial, Initial& values) {
   if (head_ && head_->dora() && head_weight_ >= 0)
     return unsupported("lm_head is replaced and has a DoRA delta: choose one of them");
 
-  lowest_layer_ = num_layers;
-  for (int64_t index = num_layers - 1; index >= 0; --index) {
+  collect_needs();
+  return Status();
+}
+
+PassNeeds PassNeeds::include(const PassNeeds& other) const {
+  PassNeeds both = *this;
+  for (size_t group = 0; group < ranks.size(); ++group) both.ranks[group] = std::max(ranks[group], other.ranks[group]);
+  both.lowest_layer = std::min(lowest_layer, other.lowest_layer);
+  both.dropout |= other.dropout;
+  both.dora_columns = std::max(dora_columns, other.dora_columns);
+  both.token_columns = std::max(token_columns, other.token_columns);
+  both.head_weight |= other.head_weight;
+  return both;
+}
+
+void TrainableAdapter::collect_needs() {
+  const ModelShape& shape = weights_.shape;
+  needs_.lowest_layer = shape.num_layers;
+  for (int64_t index = shape.num_layers - 1; index >= 0; --index) {
     const Layer& layer = layers_[static_cast<size_t>(index)];
     const bool adapted = std::ranges::any_of(layer.slots, [](const auto& slot) { return slot.has_value(); }) ||
                          layer.input_norm >= 0 || layer.post_norm >= 0 || layer.q_norm >= 0 || layer.k_norm >= 0;
-    if (adapted) lowest_layer_ = index;
-    for (ProjGroup group : {ProjGroup::kQkv, ProjGroup::kO, ProjGroup::kGateUp, ProjGroup::kDown})
-      max_group_rank_ = std::max(max_group_rank_, group_rank(group, index));
+    if (adapted) needs_.lowest_layer = index;
+    for (ProjGroup group : {ProjGroup::kQkv, ProjGroup::kO, ProjGroup::kGateUp, ProjGroup::kDown}) {
+      int64_t& rank = needs_.ranks[static_cast<size_t>(group)];
+      rank = std::max(rank, group_rank(group, index));
+    }
   }
-  if (trains_embedding()) lowest_layer_ = 0;
-  if (head_) max_group_rank_ = std::max(max_group_rank_, head_->rank);
-  return Status();
+  if (trains_embedding()) needs_.lowest_layer = 0;
+  if (head_) needs_.ranks[PassNeeds::kHead] = head_->rank;
+  needs_.dropout = options_.dropout > 0;
+  for_each_slot([&](const Slot& slot) {
+    if (!slot.dora()) return;
+    const auto proj = slot.module.proj();
+    needs_.dora_columns =
+        std::max(needs_.dora_columns, proj ? group_columns(group_of(*proj), shape) : align_panel(shape.vocab_size));
+  });
+  if (tokens_ >= 0 && weights_.config.tie_word_embeddings)
+    needs_.token_columns = static_cast<int64_t>(token_ids_.size());
+  needs_.head_weight = head_weight_ >= 0;
 }
 
 int64_t TrainableAdapter::group_rank(ProjGroup group, int64_t layer) const {
@@ -247,8 +275,7 @@ Result<TrainableAdapter::Sizes> TrainableAdapter::sizes(const Adapter& initial, 
   return Sizes{.bytes = adapter.state_bytes(),
                .copy_bytes = adapter.array_bytes(),
                .parameters = adapter.num_trained(),
-               .group_rank = adapter.max_group_rank_,
-               .lowest_layer = adapter.lowest_layer_};
+               .needs = adapter.needs_};
 }
 
 int64_t TrainableAdapter::state_bytes() const {
@@ -284,13 +311,42 @@ Status TrainableAdapter::allocate(Initial initial) {
   for_each_slot([&](Slot& slot) {
     if (slot.dora()) ops_.row_squares({.w = base_weight(slot), .squares = slot.squares});
   });
-  const ModelShape& shape = weights_.shape;
-  if (embedding_a_ >= 0) {
-    embedding_delta_ = EmbeddingDelta{TensorView(value(embedding_a_), DType::kF32, {embedding_rank_, shape.vocab_size}),
-                                      TensorView(value(embedding_b_), DType::kF32, {shape.hidden_dim, embedding_rank_}),
-                                      embedding_scaling_};
-  }
+  make_resident();
   return Status();
+}
+
+void TrainableAdapter::make_resident() {
+  const ModelShape& shape = weights_.shape;
+  const auto own = [&](int param) -> const float* { return param >= 0 ? value(param) : nullptr; };
+  resident_.rank_rows = copies_.data();
+  resident_.layers.resize(layers_.size());
+  for (size_t index = 0; index < layers_.size(); ++index) {
+    const Layer& layer = layers_[index];
+    ResidentAdapter::Layer& resident = resident_.layers[index];
+    for (int proj = 0; proj < kNumProjs; ++proj)
+      if (const auto& slot = layer.slots[static_cast<size_t>(proj)])
+        resident.groups[static_cast<size_t>(group_of(static_cast<Proj>(proj)))].push_back(slot->forward);
+    resident.input_norm = own(layer.input_norm);
+    resident.post_norm = own(layer.post_norm);
+    resident.q_norm = own(layer.q_norm);
+    resident.k_norm = own(layer.k_norm);
+  }
+  if (head_) resident_.lm_head.push_back(head_->forward);
+  if (head_weight_ >= 0) resident_.replaced_lm_head = &packed_head_;
+  resident_.final_norm = own(final_norm_);
+  const auto view = [&](int param, int64_t rows, int64_t cols) {
+    return TensorView(value(param), DType::kF32, {rows, cols});
+  };
+  ResidentAdapter::Embedding& embedding = resident_.embedding;
+  if (embedding_table_ >= 0) embedding.table = view(embedding_table_, shape.vocab_size, shape.hidden_dim);
+  if (embedding_a_ >= 0)
+    embedding.delta = EmbeddingDelta{view(embedding_a_, embedding_rank_, shape.vocab_size),
+                                     view(embedding_b_, shape.hidden_dim, embedding_rank_), embedding_scaling_};
+  if (tokens_ < 0) return;
+  embedding.trained_rows = view(tokens_, static_cast<int64_t>(token_ids_.size()), shape.hidden_dim);
+  for (const int32_t id : token_ids_) embedding.trained_row_of.emplace(id, token_row(id));
+  resident_.trained_head = token_head_;
+  resident_.trained_columns = token_columns_;
 }
 
 // Memory of copies_. Before that is there, only the sum is counted.

@@ -15,7 +15,7 @@
 
 #include "lk/base/status.h"
 #include "lk/lora/adapter.h"
-#include "lk/model/weights.h"
+#include "lk/model/resident_adapter.h"
 #include "lk/ops/backend.h"
 #include "lk/ops/train_ops.h"
 
@@ -69,6 +69,20 @@ struct TrainableOptions {
   uint64_t dropout_seed = 0;
 };
 
+// What a pass must have room for, so that an adapter can take part in it.
+struct PassNeeds {
+  static constexpr size_t kHead = kNumProjGroups;
+  std::array<int64_t, kNumProjGroups + 1> ranks{};  // largest sum of ranks of a group, by ProjGroup; and of the head
+  int64_t lowest_layer = 0;                         // with something trained
+  bool dropout = false;
+  int64_t dora_columns = 0;   // of the widest group, or the head, with DoRA
+  int64_t token_columns = 0;  // trained tokens that a tied head follows
+  bool head_weight = false;   // the head is trained as a whole
+
+  PassNeeds include(const PassNeeds& other) const;  // room for both
+  bool operator==(const PassNeeds&) const = default;
+};
+
 class TrainableAdapter {
  public:
   // A delta of one projection or of the head, in the kernels' terms.
@@ -77,7 +91,7 @@ class TrainableAdapter {
     int64_t rank = 0, trained_rank = 0, in = 0, out = 0;
     float scaling = 0;
     int a = -1, b = -1, bias = -1, magnitude = -1, sigma = -1;  // indices of params, -1 = none
-    // Compute copies, as the kernels' arguments; addresses are relative to copies().
+    // Compute copies, as the kernels' arguments; addresses are relative to resident().rank_rows.
     std::byte *a_rows = nullptr, *b_rows = nullptr;  // act [rank, in and out, padded to panels]
     LoraProj forward;                                // x -> y
     LoraProj backward;                               // dy -> dx: the factors exchanged, neither bias nor scale
@@ -103,8 +117,7 @@ class TrainableAdapter {
     int64_t bytes = 0;       // of device memory: parameters, gradients, moments, compute copies
     int64_t copy_bytes = 0;  // of host memory: the adapter as a file, while it is made or saved
     int64_t parameters = 0;  // trained
-    int64_t group_rank = 0;
-    int64_t lowest_layer = 0;
+    PassNeeds needs;
   };
   static Result<Sizes> sizes(const Adapter& initial, const ModelWeights& weights, Backend& backend,
                              const TrainableOptions& options);
@@ -125,31 +138,27 @@ class TrainableAdapter {
   const Layer& layer(int64_t index) const { return layers_[static_cast<size_t>(index)]; }
   const std::optional<Slot>& head() const { return head_; }
   int64_t group_rank(ProjGroup group, int64_t layer) const;  // sum over its slots
-  int64_t max_group_rank() const { return max_group_rank_; }
+  const PassNeeds& needs() const { return needs_; }
+  // As a forward pass sees it: the compute copies, and the values themselves of what is not copied.
+  const ResidentAdapter& resident() const { return resident_; }
 
   // Of the whole model; indices of params or -1.
   int final_norm() const { return final_norm_; }
   int head_weight() const { return head_weight_; }
-  const PackedWeight& packed_head() const { return packed_head_; }  // when head_weight() >= 0
   int embedding_table() const { return embedding_table_; }
   int embedding_a() const { return embedding_a_; }
   int embedding_b() const { return embedding_b_; }
-  const EmbeddingDelta* embedding_delta() const { return embedding_delta_ ? &*embedding_delta_ : nullptr; }
+  double embedding_scaling() const { return embedding_scaling_; }
   int tokens() const { return tokens_; }
   const std::vector<int32_t>& token_ids() const { return token_ids_; }
   int64_t token_row(int32_t token) const;  // of the trained rows, -1 = none
-  // Of a tied head: the trained rows as columns of the product.
-  const PackedWeight& token_head() const { return token_head_; }
-  const int32_t* token_columns() const { return token_columns_; }
-  // What the head adds to their gradient is summed apart until step(): otherwise the order of the two sums would depend
-  // on where blocks are cut.
+  // What a tied head adds to their gradient is summed apart until step(): otherwise the order of the two sums would
+  // depend on where blocks are cut.
   float* token_head_gradient() { return token_head_gradient_.as<float>(); }
   // Then the backward pass goes down to the embedding.
   bool trains_embedding() const { return embedding_table_ >= 0 || embedding_a_ >= 0 || tokens_ >= 0; }
   // The lowest layer with something trained; num_layers when only the end of the model has.
-  int64_t lowest_layer() const { return lowest_layer_; }
-
-  const std::byte* copies() const { return copies_.data(); }
+  int64_t lowest_layer() const { return needs_.lowest_layer; }
 
   double dropout() const { return options_.dropout; }
   uint64_t dropout_seed() const { return options_.dropout_seed; }
@@ -180,7 +189,9 @@ class TrainableAdapter {
   Status collect_slot(ModuleId module, const LoraDelta& delta, std::optional<Slot>& slot, Initial& values);
   int add_param(ModuleId module, ParamKind kind, int64_t rows, int64_t cols, Initial& values);
   Status allocate(Initial values);
+  void collect_needs();
   void place_copies();
+  void make_resident();
   void refresh_slot(Slot& slot);
   void refresh_dora(Slot& slot);
   template <class F>
@@ -199,13 +210,14 @@ class TrainableAdapter {
   std::optional<Slot> head_;
   int final_norm_ = -1, head_weight_ = -1, embedding_table_ = -1, embedding_a_ = -1, embedding_b_ = -1, tokens_ = -1;
   std::vector<int32_t> token_ids_;
-  std::optional<EmbeddingDelta> embedding_delta_;
   double embedding_scaling_ = 0;
   int64_t embedding_rank_ = 0;
   PackedWeight packed_head_, token_head_;
   int32_t* token_columns_ = nullptr;
   bool gradient_finished_ = false;
-  int64_t num_elements_ = 0, max_group_rank_ = 0, lowest_layer_ = 0, num_steps_ = 0;
+  int64_t num_elements_ = 0, num_steps_ = 0;
+  PassNeeds needs_;
+  ResidentAdapter resident_;
   DeviceBuffer values_, gradients_, moments1_, moments2_, token_head_gradient_;
   DeviceBuffer copies_;             // what the kernels compute with
   int64_t copies_bytes_ = 0;        // taken of it so far
