@@ -16,6 +16,7 @@
 #include "lk/base/json_text.h"
 #include "lk/base/rng.h"
 #include "lk/kernels/bench.h"
+#include "lk/lora/adapter_files.h"
 #include "lk/lora_tools/save.h"
 
 namespace lk::apps {
@@ -129,7 +130,7 @@ Status add_random_adapters(const EngineFlags& flags, TextEngine& engine) {
     const int64_t rank = flags.ranks[static_cast<size_t>(i) % flags.ranks.size()];
     const std::string name = fmt::format("a{}", i);
     const std::string directory = join_path(flags.adapter_dir, fmt::format("{}-r{}-{}", name, rank, flags.targets));
-    if (!file_exists(join_path(directory, "adapter_model.safetensors"))) {
+    if (!file_exists(join_path(directory, kAdapterWeightsFile))) {
       LK_RETURN_IF_ERROR(make_directories(flags.adapter_dir));
       LK_RETURN_IF_ERROR(init_adapter(
           engine.config(), {.rank = rank, .targets = targets, .seed = static_cast<uint64_t>(i), .dtype = DType::kBF16},

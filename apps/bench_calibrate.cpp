@@ -12,6 +12,7 @@
 #include "lk/base/file.h"
 #include "lk/base/rng.h"
 #include "lk/kernels/bench.h"
+#include "lk/lora/adapter_files.h"
 #include "lk/lora_tools/save.h"
 #include "lk/sim/cost_fit.h"
 #include "lk/sim/step_shape.h"
@@ -211,7 +212,7 @@ Status add_adapters(const CalibrateFlags& flags, const std::vector<std::string>&
   for (int i = 0; i < 4; ++i)
     for (const int64_t rank : flags.ranks) {
       const std::string name = fmt::format("{}-r{}-{}", flags.targets, rank, i), directory = join_path(base, name);
-      if (!file_exists(join_path(directory, "adapter_model.safetensors")))
+      if (!file_exists(join_path(directory, kAdapterWeightsFile)))
         LK_RETURN_IF_ERROR(init_adapter(
             c, {.rank = rank, .targets = targets, .seed = static_cast<uint64_t>(i), .dtype = DType::kBF16}, directory));
       LK_RETURN_IF_ERROR(text.add_adapter(name, directory));

@@ -15,6 +15,7 @@
 #include "lk/base/file.h"
 #include "lk/base/json_text.h"
 #include "lk/base/rng.h"
+#include "lk/lora/adapter_files.h"
 #include "lk/lora_tools/save.h"
 #include "lk/ops/cpu_backend.h"
 
@@ -179,7 +180,7 @@ Result<MergeBench> make_merge_bench(const MergeBenchFlags& flags, int64_t rank,
                 .string();
   for (int64_t i = 0; i < flags.adapters; ++i) {
     const std::string directory = join_path(root, fmt::format("a{}-r{}", i, rank));
-    if (!file_exists(join_path(directory, "adapter_model.safetensors"))) {
+    if (!file_exists(join_path(directory, kAdapterWeightsFile))) {
       LK_RETURN_IF_ERROR(make_directories(root));
       LK_RETURN_IF_ERROR(init_adapter(
           config, {.rank = rank, .seed = static_cast<uint64_t>(i), .b_scale = flags.b_scale, .dtype = DType::kBF16},

@@ -157,7 +157,7 @@ TEST_F(TrainerTest, AResumedJobGoesOnBitForBit) {
   first.push_back(job("a", 1, {.batch_samples = 5, .total_steps = 9}));
   while (first[0]->progress().step < 4) run(first, 1);
   for (const CheckpointPart& part : job_state_parts(*first[0], *backend_, identity))
-    ASSERT_TRUE(part.write(dir_.file(part.name)).ok());
+    ASSERT_TRUE(part.write(dir_.path()).ok());
 
   std::vector<std::unique_ptr<TrainJob>> second;
   second.push_back(job("a", 1, {.batch_samples = 5, .total_steps = 9}));
@@ -199,7 +199,7 @@ TEST_F(TrainerTest, StopsWhenEvaluationsGainNothing) {
   // Taken up again it is still stopped.
   const JobIdentity identity{"base", "data", "{}"};
   for (const CheckpointPart& part : job_state_parts(*jobs[0], *backend_, identity))
-    ASSERT_TRUE(part.write(dir_.file(part.name)).ok());
+    ASSERT_TRUE(part.write(dir_.path()).ok());
   const auto again = job("a", 1, jobs[0]->plan(), true);
   ASSERT_TRUE(read_job_state(*again, *backend_, identity, dir_.path()).ok());
   EXPECT_EQ(again->state(), TrainState::kStopped);

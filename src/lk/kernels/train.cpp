@@ -281,9 +281,18 @@ double sum_squares(const float* x, int64_t n, ThreadPool& pool) {
   constexpr int64_t kBlock = 65536;
   std::vector<double> sums(static_cast<size_t>((n + kBlock - 1) / kBlock));
   for_blocks(pool, n, n, kBlock, [&](int64_t begin, int64_t end) {
+    // Eight chains, whose additions need not wait for each other.
     std::array<double, 8> sum = {};
-    for (int64_t i = begin; i < end; ++i)
-      sum[static_cast<size_t>(i % 8)] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+    const auto add = [&](int64_t i, size_t chain) {
+      const auto value = static_cast<double>(x[i]);
+      sum[chain] += value * value;
+    };
+    int64_t i = begin;
+    for (; i + 8 <= end; i += 8) {
+#pragma GCC unroll 8
+      for (size_t chain = 0; chain < 8; ++chain) add(i + static_cast<int64_t>(chain), chain);
+    }
+    for (size_t chain = 0; i < end; ++i, ++chain) add(i, chain);
     for (const double part : sum) sums[static_cast<size_t>(begin / kBlock)] += part;
   });
   double total = 0;

@@ -3,6 +3,7 @@
 
 #include "lk/base/file.h"
 #include "lk/base/sha256.h"
+#include "lk/lora/adapter_files.h"
 #include "lk/lora/adapter_loader.h"
 
 namespace lk {
@@ -76,8 +77,8 @@ Status missing_files(const std::string& directory) {
 Result<std::shared_ptr<const Adapter>> load_adapter(const std::string& name, const std::string& directory,
                                                     const ModelConfig& config, const TensorStore* base,
                                                     const AdapterLoadOptions& options) {
-  const std::string config_path = join_path(directory, "adapter_config.json");
-  const std::string weights_path = join_path(directory, "adapter_model.safetensors");
+  const std::string config_path = join_path(directory, kAdapterConfigFile);
+  const std::string weights_path = join_path(directory, kAdapterWeightsFile);
   LK_ASSIGN_OR_RETURN(const std::string text, read_file(config_path, size_t{8} << 20));
   LK_ASSIGN_OR_RETURN(AdapterConfig adapter_config, parse_adapter_config(text, config_path));
   if (!file_exists(weights_path)) return missing_files(directory);

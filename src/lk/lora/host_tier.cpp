@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "lk/base/file.h"
+#include "lk/lora/adapter_files.h"
 
 namespace lk {
 namespace {
@@ -51,7 +52,7 @@ AdapterDirectory::AdapterDirectory(std::string name, std::string directory, cons
 
 AdapterDirectory::Stamp AdapterDirectory::stamp() const {
   struct stat s {};
-  if (::stat(join_path(directory_, "adapter_model.safetensors").c_str(), &s) != 0) return {};
+  if (::stat(join_path(directory_, kAdapterWeightsFile).c_str(), &s) != 0) return {};
   return {s.st_dev, s.st_ino, s.st_size, int64_t{s.st_mtim.tv_sec} * 1'000'000'000 + s.st_mtim.tv_nsec};
 }
 

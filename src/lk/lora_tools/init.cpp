@@ -4,6 +4,7 @@
 
 #include "lk/base/file.h"
 #include "lk/base/rng.h"
+#include "lk/lora/adapter_files.h"
 #include "lk/lora/delta_math.h"
 #include "lk/lora_tools/save.h"
 
@@ -141,7 +142,7 @@ class Initializer {
 
 Status init_adapter(const ModelConfig& config, const InitOptions& options, const std::string& out_dir,
                     const TensorStore* base) {
-  if (file_exists(join_path(out_dir, "adapter_model.safetensors"))) {
+  if (file_exists(join_path(out_dir, kAdapterWeightsFile))) {
     return already_exists("{} holds an adapter already; name another directory", out_dir);
   }
   LK_ASSIGN_OR_RETURN(const Adapter adapter, Initializer(config, options, base).run());

@@ -10,6 +10,8 @@
 
 #include "lk/base/file.h"
 #include "lk/base/json_text.h"
+#include "lk/io/safetensors_writer.h"
+#include "lk/lora/adapter_files.h"
 #include "lk/lora/module_names.h"
 
 namespace lk {
@@ -72,8 +74,8 @@ class AdapterWriter {
   Status write(const std::string& directory) {
     collect();
     LK_RETURN_IF_ERROR(make_directories(directory));
-    LK_RETURN_IF_ERROR(write_safetensors(join_path(directory, "adapter_model.safetensors"), tensors_));
-    return write_file_atomic(join_path(directory, "adapter_config.json"), json_text(config_object()) + "\n");
+    LK_RETURN_IF_ERROR(write_tensors(join_path(directory, kAdapterWeightsFile)));
+    return write_file_atomic(join_path(directory, kAdapterConfigFile), json_text(config_object()) + "\n");
   }
 
  private:
@@ -81,7 +83,10 @@ class AdapterWriter {
     return fmt::format("base_model.model.{}.{}", module_path(module), suffix);
   }
   void add(ModuleId module, const char* suffix, const TensorView& view) {
-    tensors_.push_back({file_name(module, suffix), cast(view)});
+    tensors_.push_back({file_name(module, suffix), view, options_.dtype.value_or(view.dtype())});
+  }
+  void add_as_it_is(ModuleId module, const std::string& suffix, const TensorView& view) {
+    tensors_.push_back({file_name(module, suffix.c_str()), view, view.dtype()});
   }
   void add_lora(ModuleId module, const LoraDelta& delta) {
     modules_.push_back({module, delta.rank, alpha_of(delta.scaling, delta.rank, adapter_.config.use_rslora)});
@@ -89,18 +94,28 @@ class AdapterWriter {
     add(module, "lora_B.weight", delta.b);
     if (delta.bias.defined()) add(module, "lora_B.bias", delta.bias);
     // Not rounded: small, and every output of the module is proportional to it.
-    if (delta.magnitude.defined()) tensors_.push_back({file_name(module, "lora_magnitude_vector"), delta.magnitude});
+    if (delta.magnitude.defined()) add_as_it_is(module, "lora_magnitude_vector", delta.magnitude);
     lora_bias_ |= delta.bias.defined();
     dora_ |= delta.magnitude.defined();
   }
-  TensorView cast(const TensorView& view) {
-    const DType dtype = options_.dtype.value_or(view.dtype());
-    if (dtype == view.dtype()) return view;
-    Buffer buffer(std::max<int64_t>(view.num_elements() * dtype_bytes(dtype), 64));
-    convert(view.raw(), view.dtype(), buffer.data(), dtype, view.num_elements());
-    const TensorView copy(buffer.data(), dtype, view.shape());
-    casts_.push_back(std::move(buffer));
-    return copy;
+  // One tensor at a time in the type of the file.
+  Status write_tensors(const std::string& path) const {
+    std::vector<TensorSpec> specs;
+    for (const Tensor& tensor : tensors_)
+      specs.push_back({tensor.name, tensor.dtype, {tensor.view.shape().begin(), tensor.view.shape().end()}});
+    LK_ASSIGN_OR_RETURN(SafetensorsWriter writer, SafetensorsWriter::create(path, specs));
+    std::vector<std::byte> converted;
+    for (const auto& [name, view, dtype] : tensors_) {
+      const int64_t bytes = view.num_elements() * dtype_bytes(dtype);
+      const void* data = view.raw();
+      if (dtype != view.dtype()) {
+        converted.resize(static_cast<size_t>(bytes));
+        convert(data, view.dtype(), converted.data(), dtype, view.num_elements());
+        data = converted.data();
+      }
+      LK_RETURN_IF_ERROR(writer.append(data, bytes));
+    }
+    return writer.finish();
   }
 
   void collect() {
@@ -122,12 +137,11 @@ class AdapterWriter {
       const bool targeted = std::ranges::any_of(modules_, [&](const Module& item) { return item.id == module; });
       const std::string leaf = weight.bias ? "bias" : "weight";
       // Below a LoRA layer PEFT keeps the weight as base_layer; a plain name would make it a modules_to_save.
-      tensors_.push_back(
-          {file_name(module, (targeted ? "base_layer." + leaf : leaf).c_str()), adapter_.replaced.of(weight)});
+      add_as_it_is(module, targeted ? "base_layer." + leaf : leaf, adapter_.replaced.of(weight));
       if (!targeted) saved_.insert(module == kEmbedding ? short_name(module) : module_path(module));
     }
     if (!adapter_.trained_token_ids.empty()) {
-      tensors_.push_back({file_name(kEmbedding, "token_adapter.trainable_tokens_delta"), adapter_.trained_token_rows});
+      add_as_it_is(kEmbedding, "token_adapter.trainable_tokens_delta", adapter_.trained_token_rows);
     }
   }
 
@@ -177,9 +191,13 @@ class AdapterWriter {
   const Adapter& adapter_;
   const ModelConfig& config_;
   const SaveOptions& options_;
-  std::vector<TensorEntry> tensors_;
+  struct Tensor {
+    std::string name;
+    TensorView view;
+    DType dtype;  // in the file
+  };
+  std::vector<Tensor> tensors_;
   std::vector<Module> modules_;
-  std::vector<Buffer> casts_;
   std::set<std::string> saved_;
   bool lora_bias_ = false, dora_ = false;
 };
@@ -207,8 +225,7 @@ Status save_adapter(const Adapter& adapter, const ModelConfig& config, const std
 Result<ConvertReport> convert_adapter(const std::string& in_dir, const ModelConfig& config, const TensorStore* base,
                                       const std::string& out_dir, const SaveOptions& options,
                                       const AdapterLoadOptions& load) {
-  if (file_exists(join_path(out_dir, "adapter_model.safetensors")) ||
-      file_exists(join_path(out_dir, "adapter_config.json"))) {
+  if (file_exists(join_path(out_dir, kAdapterWeightsFile)) || file_exists(join_path(out_dir, kAdapterConfigFile))) {
     return already_exists("{} holds an adapter already; name another directory", out_dir);
   }
   LK_ASSIGN_OR_RETURN(const std::shared_ptr<const Adapter> adapter,

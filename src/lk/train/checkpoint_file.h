@@ -17,8 +17,8 @@
 namespace lk {
 
 struct CheckpointPart {
-  std::string name;                                      // of the file, without directories
-  std::function<Status(const std::string& path)> write;  // makes the file
+  std::vector<std::string> names;                             // of its files, without directories
+  std::function<Status(const std::string& directory)> write;  // makes them
 };
 CheckpointPart bytes_part(std::string name, std::string bytes);
 
@@ -48,8 +48,6 @@ class CheckpointStore {
   // Afterwards the checkpoint is on disk, and so are the `keep` - 1 before it; or it failed, and those that were there
   // still are. Requires: claim().
   Status save(int64_t step, const std::vector<CheckpointPart>& parts);
-
-  const std::string& directory() const { return directory_; }
 
  private:
   struct Lock {  // an open directory

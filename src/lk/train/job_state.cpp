@@ -2,6 +2,8 @@
 #include "lk/train/job_state.h"
 
 #include <array>
+#include <fstream>
+#include <map>
 
 #include <boost/json.hpp>
 
@@ -23,10 +25,16 @@ constexpr const char* kTensors = "trainer_state.safetensors";
 struct Array {
   const char* prefix;
   float* (TrainableAdapter::*data)();
+  bool moments;  // which only rows with a state have; in the file those of the others are 0
+
+  int64_t size(const Param& param) const { return moments ? param.state_size() : param.size(); }
+  float* of(TrainableAdapter& adapter, const Param& param) const {
+    return (adapter.*data)() + (moments ? param.state_offset : param.offset);
+  }
 };
-constexpr std::array kArrays = {Array{"param.", &TrainableAdapter::values},
-                                Array{"exp_avg.", &TrainableAdapter::first_moments},
-                                Array{"exp_avg_sq.", &TrainableAdapter::second_moments}};
+constexpr std::array kArrays = {Array{"param.", &TrainableAdapter::values, false},
+                                Array{"exp_avg.", &TrainableAdapter::first_moments, true},
+                                Array{"exp_avg_sq.", &TrainableAdapter::second_moments, true}};
 
 Status check_identity(const std::string& what, const std::string& saved, const std::string& present,
                       const std::string& where) {
@@ -61,12 +69,41 @@ Status write_tensors(TrainJob& job, Backend& backend, const std::string& path) {
   std::vector<float> host;
   for (const Array& array : kArrays) {
     for (const Param& param : adapter.params()) {
-      host.resize(static_cast<size_t>(param.size()));
-      backend.read(host.data(), (adapter.*array.data)() + param.offset, param.size() * 4);
+      host.assign(static_cast<size_t>(param.size()), 0);
+      backend.read(host.data(), array.of(adapter, param), array.size(param) * 4);
       LK_RETURN_IF_ERROR(writer.append(host.data(), param.size() * 4));
     }
   }
   return writer.finish();
+}
+
+// A parameter at a time: a state is as large as three adapters.
+Status read_tensors(TrainableAdapter& adapter, Backend& backend, const std::string& path) {
+  LK_ASSIGN_OR_RETURN(const MmapFile file, MmapFile::open(path));
+  LK_ASSIGN_OR_RETURN(const SafetensorsIndex index, parse_safetensors(file.bytes()));
+  std::map<std::string, TensorView> tensors;
+  for (const TensorEntry& tensor : index.tensors) tensors.emplace(tensor.name, tensor.view);
+  for (const Array& array : kArrays) {
+    for (const Param& param : adapter.params()) {
+      const auto found = tensors.find(array.prefix + param.name());
+      if (found == tensors.end() || found->second.dtype() != DType::kF32 ||
+          !found->second.has_shape({param.rows, param.cols}))
+        return data_loss("{}: tensor '{}{}' is missing or misshapen", path, array.prefix, param.name());
+    }
+  }
+  std::ifstream in(path, std::ios::binary);
+  std::vector<float> host;
+  for (const Array& array : kArrays) {
+    for (const Param& param : adapter.params()) {
+      const auto* data = static_cast<const std::byte*>(tensors.at(array.prefix + param.name()).raw());
+      host.resize(static_cast<size_t>(array.size(param)));
+      const auto bytes = static_cast<std::streamsize>(host.size() * 4);
+      in.seekg(data - file.bytes().data());
+      if (!in.read(reinterpret_cast<char*>(host.data()), bytes)) return io_error("{} cannot be read", path);
+      backend.upload(array.of(adapter, param), std::span<const float>(host));
+    }
+  }
+  return Status();
 }
 
 std::string progress_text(const TrainJob& job, const JobIdentity& identity) {
@@ -94,8 +131,10 @@ std::string progress_text(const TrainJob& job, const JobIdentity& identity) {
 }  // namespace
 
 std::vector<CheckpointPart> job_state_parts(TrainJob& job, Backend& backend, const JobIdentity& identity) {
-  return {{kTensors, [&](const std::string& path) { return write_tensors(job, backend, path); }},
-          bytes_part(kJson, progress_text(job, identity))};
+  const auto tensors = [&](const std::string& directory) {
+    return write_tensors(job, backend, join_path(directory, kTensors));
+  };
+  return {{{kTensors}, tensors}, bytes_part(kJson, progress_text(job, identity))};
 }
 
 Status read_job_state(TrainJob& job, Backend& backend, const JobIdentity& identity, const std::string& directory) {
@@ -132,22 +171,9 @@ Status read_job_state(TrainJob& job, Backend& backend, const JobIdentity& identi
   if (const std::string key = first_difference(saved_options, options); !key.empty())
     LK_RETURN_IF_ERROR(check_identity(fmt::format("job ({} differs)", key), "saved", "present", directory));
 
-  LK_ASSIGN_OR_RETURN(const auto store, TensorStore::open_file(join_path(directory, kTensors), {.copy = true}));
-  TrainableAdapter& adapter = job.adapter();
-  for (const Array& array : kArrays) {
-    for (const Param& param : adapter.params()) {
-      const TensorView* view = store->find(array.prefix + param.name());
-      if (!view || view->dtype() != DType::kF32 || !view->has_shape({param.rows, param.cols}))
-        return data_loss("{}: tensor '{}{}' is missing or misshapen", join_path(directory, kTensors), array.prefix,
-                         param.name());
-    }
-  }
-  for (const Array& array : kArrays)
-    for (const Param& param : adapter.params())
-      backend.upload((adapter.*array.data)() + param.offset, store->find(array.prefix + param.name())->raw(),
-                     param.size() * 4);
+  LK_RETURN_IF_ERROR(read_tensors(job.adapter(), backend, join_path(directory, kTensors)));
   job.resume(p);
-  adapter.refresh();
+  job.adapter().refresh();
   return Status();
 }
 

@@ -21,7 +21,7 @@ struct JobIdentity {
 // The two files, as parts of a checkpoint.
 std::vector<CheckpointPart> job_state_parts(TrainJob& job, Backend& backend, const JobIdentity& identity);
 // kFailedPrecondition when the state is another base's, another data's or another job's (says which); kDataLoss when it
-// is damaged. Then nothing of the job was changed.
+// is damaged. Then nothing of the job was changed; after kIoError it must not be used.
 Status read_job_state(TrainJob& job, Backend& backend, const JobIdentity& identity, const std::string& directory);
 
 }  // namespace lk

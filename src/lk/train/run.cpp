@@ -10,32 +10,23 @@
 
 #include <boost/json.hpp>
 
-#include "lk/base/bytes.h"
-#include "lk/base/file.h"
 #include "lk/base/json_text.h"
+#include "lk/base/memory_limits.h"
 #include "lk/base/rng.h"
 #include "lk/base/sha256.h"
 #include "lk/base/write_error.h"
 #include "lk/dataset/preview.h"
 #include "lk/lora_tools/initial.h"
-#include "lk/lora_tools/save.h"
-#include "lk/train/checkpoint_file.h"
 #include "lk/train/eva.h"
+#include "lk/train/job_output.h"
 
 namespace lk {
 namespace {
 namespace json = boost::json;
 using Clock = std::chrono::steady_clock;
 
-// In a job's directory: the adapter of its best evaluation so far, while it trains, and in it the step of that.
-constexpr const char* kBest = "best";
-constexpr const char* kBestStep = "step";
-
 // Of the choice of held-out records: the same for all jobs, so that a sweep over seeds is judged on the same ones.
 constexpr uint64_t kSplitSeed = 0;
-
-constexpr const char* kAdapterTensors = "adapter_model.safetensors";
-constexpr const char* kAdapterConfig = "adapter_config.json";
 
 // A job whose checkpoint could not be written tries again after so long.
 constexpr std::chrono::seconds kSaveRetry{15};
@@ -195,12 +186,8 @@ class TrainRun::Impl : public TrainObserver {
   struct Entry {
     JobConfig config;
     JobForecast forecast;
-    JobIdentity identity;
-    std::string directory;
     TrainJob* job = nullptr;
-    std::optional<CheckpointStore> store;
-    std::shared_ptr<const Adapter> best;  // of the evaluations so far, until it is on disk
-    int64_t saved_step = -1;              // of the newest checkpoint
+    std::optional<JobOutput> output;
     // A job that waits for room on the disk, to go on or to be finished.
     bool unfinished = false;
     Clock::time_point save_after;
@@ -216,7 +203,7 @@ class TrainRun::Impl : public TrainObserver {
   const TrainBase base_;
   TrainRunHooks hooks_;
   DataSource data_;
-  TrainMemory memory_;
+  RunPlan plan_;
   std::vector<std::unique_ptr<Entry>> entries_;
   std::unique_ptr<TrainPass> pass_;
   std::unique_ptr<Trainer> trainer_;
@@ -234,22 +221,12 @@ class TrainRun::Impl : public TrainObserver {
   Result<InitialAdapter> make_initial(const JobConfig& config) const;
   Result<Start> initial(const JobConfig& config);
   static TrainableOptions trainable_options(const JobConfig& config, const Start& start);
-  Status plan_memory(const std::vector<Opened>& opened);
+  Status plan(const std::vector<Opened>& opened);
   Status check_block(const std::vector<Opened>& opened) const;
   Status make_job(Opened& item, const std::string& base_digest, std::vector<std::unique_ptr<TrainJob>>& jobs);
-  Status resume(Entry& entry);
   void note(TrainJob& job, const std::string& message) {
     if (hooks_.on_note) hooks_.on_note(job, message);
   }
-  static bool keeps_best(const JobConfig& config) { return config.eval.keep_best && config.eval.every > 0; }
-  Status save(const Entry& entry, const Adapter& adapter, const std::string& directory) const;
-  Status keep_best(Entry& entry) const;
-  static bool has_best(const Entry& entry);
-  static bool is_published(const Entry& entry) {
-    return file_exists(join_path(entry.directory, kAdapterTensors)) &&
-           file_exists(join_path(entry.directory, kAdapterConfig));
-  }
-  Status checkpoint(Entry& entry);
   void checkpoint_or_pause(Entry& entry);
   void give_up(Entry& entry);
   void retry_paused();
@@ -257,12 +234,6 @@ class TrainRun::Impl : public TrainObserver {
   Status finish(Entry& entry);
   void finish_or_wait(Entry& entry);
   static bool waits(const Entry& entry) { return entry.unfinished || entry.job->state() == TrainState::kPaused; }
-
-  TrainPassOptions pass_options(int64_t rows, Checkpointing level) const {
-    return {.max_rows = rows, .needs = needs_, .checkpointing = level};
-  }
-
-  PassNeeds needs_{.lowest_layer = INT64_MAX};
 
   std::vector<TrainJob*> ended_;
 };
@@ -306,7 +277,6 @@ Status TrainRun::Impl::open() {
     const auto in_job = [&](const Status& status) { return status.with_context("job " + config.name); };
     auto entry = std::make_unique<Entry>();
     entry->config = config;
-    entry->directory = config.save.dir.empty() ? join_path(config_.output, config.name) : config.save.dir;
     Result<JobData> data = data_.open(config);
     if (!data.ok()) return in_job(data.status());
     Result<DataCounts> epoch = data->train.survey();
@@ -331,10 +301,9 @@ Status TrainRun::Impl::open() {
     if (!start.ok()) return in_job(start.status());
     opened.push_back({std::move(entry), std::move(*data), std::move(*start)});
   }
-  LK_RETURN_IF_ERROR(plan_memory(opened));
+  LK_RETURN_IF_ERROR(plan(opened));
   LK_RETURN_IF_ERROR(check_block(opened));
-  LK_ASSIGN_OR_RETURN(pass_, TrainPass::create(base_.weights, *base_.backend,
-                                               pass_options(config_.block_tokens, memory_.checkpointing)));
+  LK_ASSIGN_OR_RETURN(pass_, TrainPass::create(base_.weights, *base_.backend, plan_.pass));
   LK_ASSIGN_OR_RETURN(const std::string digest, base_digest(base_.directory));
   std::vector<std::unique_ptr<TrainJob>> jobs;
   for (Opened& item : opened) {
@@ -342,55 +311,30 @@ Status TrainRun::Impl::open() {
     LK_RETURN_IF_ERROR(make_job(item, digest, jobs).with_context("job " + name));
   }
   trainer_ = std::make_unique<Trainer>(*pass_, std::move(jobs), *this);
-  for (auto& entry : entries_) LK_RETURN_IF_ERROR(resume(*entry).with_context("job " + entry->config.name));
+  for (auto& entry : entries_) {
+    const Result<std::vector<std::string>> notes = entry->output->resume(*entry->job);
+    if (!notes.ok()) return notes.status().with_context("job " + entry->config.name);
+    for (const std::string& text : *notes) note(*entry->job, text);
+  }
   return Status();
 }
 
-// The least that is computed again and still fits.
-Status TrainRun::Impl::plan_memory(const std::vector<Opened>& opened) {
-  const ModelWeights& weights = *base_.weights;
+Status TrainRun::Impl::plan(const std::vector<Opened>& opened) {
+  std::vector<PlannedJob> jobs;
   for (const Opened& item : opened) {
     const JobConfig& config = item.entry->config;
-    LK_ASSIGN_OR_RETURN(
-        const TrainableAdapter::Sizes sizes,
-        TrainableAdapter::sizes(*item.start.adapter, weights, *base_.backend, trainable_options(config, item.start)));
+    LK_ASSIGN_OR_RETURN(const TrainableAdapter::Sizes sizes,
+                        TrainableAdapter::sizes(*item.start.adapter, *base_.weights, *base_.backend,
+                                                trainable_options(config, item.start)));
     item.entry->forecast.parameters = sizes.parameters;
     item.entry->forecast.state_bytes = sizes.bytes;
-    memory_.states += sizes.bytes;
-    memory_.copy = std::max(memory_.copy, sizes.copy_bytes);
     PassNeeds needs = sizes.needs;
     if (config.adapter.init == AdapterInit::kEva)  // which may give a module twice its rank
       for (int64_t& rank : needs.ranks) rank *= 2;
-    needs_ = needs_.include(needs);
+    jobs.push_back({sizes.bytes, sizes.copy_bytes, needs});
   }
-  memory_.base = weights.packed_bytes + weights.embedding.num_bytes();
-  const int64_t budget = config_.memory_bytes > 0 ? config_.memory_bytes : read_memory_limits().available;
-  // The base is there already; what the machine has left is for the rest.
-  const int64_t left = config_.memory_bytes > 0 ? budget - memory_.base : budget;
-  const auto activations = [&](int64_t rows, Checkpointing level) {
-    return TrainPass::memory_bytes(base_.weights, *base_.backend, pass_options(rows, level));
-  };
-  std::vector<Checkpointing> levels{Checkpointing::kNone, Checkpointing::kSelective, Checkpointing::kFull};
-  if (config_.checkpointing) levels = {*config_.checkpointing};
-  for (const Checkpointing level : levels) {
-    memory_.checkpointing = level;
-    memory_.activations = activations(config_.block_tokens, level);
-    if (memory_.activations + memory_.states + memory_.copy <= left) return Status();
-  }
-  int64_t fits = 0;  // the largest block that does, by bisection
-  for (int64_t step = config_.block_tokens; step > 0; step /= 2)
-    if (fits + step < config_.block_tokens &&
-        activations(fits + step, levels.back()) + memory_.states + memory_.copy <= left)
-      fits += step;
-  const std::string needs =
-      fmt::format("base {}, states of {} jobs {}, one being saved {}, activations of {} tokens {} (checkpointing {})",
-                  format_bytes(memory_.base), opened.size(), format_bytes(memory_.states), format_bytes(memory_.copy),
-                  config_.block_tokens, format_bytes(memory_.activations), to_string(memory_.checkpointing));
-  if (fits > 0)
-    return resource_exhausted("training needs {} and has {}: {}; a block of {} tokens fits",
-                              format_bytes(memory_.total()), format_bytes(left + memory_.base), needs, fits);
-  return resource_exhausted("training needs {} and has {}: {}; train fewer jobs at once, or smaller ones",
-                            format_bytes(memory_.total()), format_bytes(left + memory_.base), needs);
+  LK_ASSIGN_OR_RETURN(plan_, plan_run(config_, base_.weights, *base_.backend, jobs, read_memory_limits().available));
+  return Status();
 }
 
 Status TrainRun::Impl::check_block(const std::vector<Opened>& opened) const {
@@ -415,8 +359,9 @@ Status TrainRun::Impl::make_job(Opened& item, const std::string& digest, std::ve
   }
   LK_ASSIGN_OR_RETURN(auto adapter, TrainableAdapter::create(*item.start.adapter, *base_.weights, *base_.backend,
                                                              trainable_options(config, item.start)));
-  entry.identity = {digest, item.data.digest,
-                    identity_options(config_, config, entry.forecast, item.start.adapter->digest)};
+  entry.output.emplace(config, config_.base, base_.weights, *base_.backend,
+                       JobIdentity{digest, item.data.digest,
+                                   identity_options(config_, config, entry.forecast, item.start.adapter->digest)});
   item.start.adapter.reset();  // its values are parameters now
   const TrainSpec& train = config.train;
   const int64_t steps = entry.forecast.total_steps;
@@ -442,23 +387,6 @@ Status TrainRun::Impl::make_job(Opened& item, const std::string& digest, std::ve
   return Status();
 }
 
-Status TrainRun::Impl::resume(Entry& entry) {
-  entry.store.emplace(join_path(entry.directory, "checkpoints"),
-                      CheckpointStore::Options{.keep = entry.config.save.keep});
-  LK_ASSIGN_OR_RETURN(const std::optional<CheckpointStore::Found> newest, entry.store->newest());
-  if (!newest) {
-    if (file_exists(join_path(entry.directory, kAdapterTensors)))
-      return already_exists("{} holds an adapter that is not of this run; name another directory, or remove it",
-                            entry.directory);
-    return Status();
-  }
-  for (const std::string& skipped : newest->skipped) note(*entry.job, skipped);
-  LK_RETURN_IF_ERROR(read_job_state(*entry.job, *base_.backend, entry.identity, newest->path));
-  entry.saved_step = entry.job->progress().step;
-  note(*entry.job, fmt::format("goes on from step {}", entry.saved_step));
-  return Status();
-}
-
 // --- Training
 
 void TrainRun::Impl::on_eval(TrainJob& job, const EvalEvent& event) {
@@ -472,10 +400,7 @@ void TrainRun::Impl::on_eval(TrainJob& job, const EvalEvent& event) {
     }
     return now;
   };
-  if (event.best && keeps_best(own.config)) {
-    own.best = snapshot();
-    (void)keep_best(own);  // what fails is tried again with the next checkpoint, which waits for it
-  }
+  if (event.best && own.output->keeps_best()) own.output->keep_best(job, snapshot());
   std::optional<double> exact;
   if (own.config.eval.exact_match && hooks_.exact_match) {
     const Result<double> share = hooks_.exact_match(job, snapshot());
@@ -487,54 +412,10 @@ void TrainRun::Impl::on_eval(TrainJob& job, const EvalEvent& event) {
   if (hooks_.on_eval) hooks_.on_eval(job, event, exact);
 }
 
-Status TrainRun::Impl::save(const Entry& entry, const Adapter& adapter, const std::string& directory) const {
-  return save_adapter(adapter, base_.weights->config, directory,
-                      {.dtype = entry.config.save.dtype == TrainDtype::kBf16 ? DType::kBF16 : DType::kF32,
-                       .base_model_name = config_.base});
-}
-
-// No checkpoint says that an evaluation was the best before its adapter is on disk.
-Status TrainRun::Impl::keep_best(Entry& entry) const {
-  if (!entry.best) return Status();
-  const std::string directory = join_path(entry.directory, kBest), step_file = join_path(directory, kBestStep);
-  // The step is there only beside the adapter it belongs to.
-  std::error_code error;
-  std::filesystem::remove(step_file, error);
-  if (error)
-    return Status(write_error_code(error.value()), fmt::format("cannot remove {}: {}", step_file, error.message()));
-  LK_RETURN_IF_ERROR(save(entry, *entry.best, directory));
-  LK_RETURN_IF_ERROR(write_file_atomic(step_file, fmt::format("{}\n", entry.job->progress().best_step)));
-  entry.best.reset();
-  return Status();
-}
-
-// Not so when it was found while keep_best was off.
-bool TrainRun::Impl::has_best(const Entry& entry) {
-  const Result<std::string> step = read_file(join_path(join_path(entry.directory, kBest), kBestStep), 64);
-  return step.ok() && *step == fmt::format("{}\n", entry.job->progress().best_step);
-}
-
-// All that the job needs to go on, and its adapter as it is now, ready to serve.
-Status TrainRun::Impl::checkpoint(Entry& entry) {
-  const int64_t step = entry.job->progress().step;
-  LK_RETURN_IF_ERROR(keep_best(entry));
-  if (step == entry.saved_step) return Status();
-  std::vector<CheckpointPart> parts = job_state_parts(*entry.job, *base_.backend, entry.identity);
-  // The adapter's two files are written together.
-  parts.push_back({kAdapterTensors, [&](const std::string& path) {
-                     return save(entry, entry.job->adapter().snapshot(),
-                                 std::filesystem::path(path).parent_path().string());
-                   }});
-  parts.push_back({kAdapterConfig, [](const std::string&) { return Status(); }});
-  LK_RETURN_IF_ERROR(entry.store->save(step, parts));
-  entry.saved_step = step;
-  return Status();
-}
-
 void TrainRun::Impl::checkpoint_or_pause(Entry& entry) {
-  const Status status = checkpoint(entry);
+  const Status status = entry.output->checkpoint(*entry.job);
   if (status.ok()) {
-    note(*entry.job, fmt::format("checkpoint of step {}", entry.saved_step));
+    note(*entry.job, fmt::format("checkpoint of step {}", entry.output->saved_step()));
     return;
   }
   entry.save_after = Clock::now() + kSaveRetry;
@@ -558,7 +439,7 @@ void TrainRun::Impl::retry_paused() {
       finish_or_wait(*entry);
       continue;
     }
-    const Status status = checkpoint(*entry);
+    const Status status = entry->output->checkpoint(*entry->job);
     entry->save_after = Clock::now() + kSaveRetry;
     if (!status.ok()) {
       entry->failure = status;
@@ -567,7 +448,7 @@ void TrainRun::Impl::retry_paused() {
     }
     entry->failure = Status();
     entry->job->unpause();
-    note(*entry->job, fmt::format("saved at step {}; goes on", entry->saved_step));
+    note(*entry->job, fmt::format("saved at step {}; goes on", entry->output->saved_step()));
   }
 }
 
@@ -580,27 +461,16 @@ Status TrainRun::Impl::check_end(const Entry& entry) {
 }
 
 Status TrainRun::Impl::finish(Entry& entry) {
-  TrainJob& job = *entry.job;
-  LK_RETURN_IF_ERROR(checkpoint(entry));
-  const int64_t best_step = job.progress().best_step;
-  const bool earlier = keeps_best(entry.config) && best_step >= 0 && best_step < job.progress().step;
-  if (earlier && !has_best(entry))
-    note(job, fmt::format("the adapter of step {}, its best evaluation, was not kept; the last one is", best_step));
-  if (earlier && has_best(entry)) {
-    LK_ASSIGN_OR_RETURN(const auto adapter, load_adapter(entry.config.name, join_path(entry.directory, kBest),
-                                                         base_.weights->config, base_.weights->checkpoint.get()));
-    LK_RETURN_IF_ERROR(save(entry, *adapter, entry.directory));
-    note(job, fmt::format("keeps the adapter of step {}, its best evaluation", best_step));
-    return Status();
-  }
-  return save(entry, job.adapter().snapshot(), entry.directory);
+  LK_ASSIGN_OR_RETURN(const std::string said, entry.output->publish(*entry.job));
+  if (!said.empty()) note(*entry.job, said);
+  return Status();
 }
 
 // What fails for want of room is tried again; all else is final.
 void TrainRun::Impl::finish_or_wait(Entry& entry) {
   entry.failure = check_end(entry);
   // A job that failed has the parameters of its last good step; they are kept, not published.
-  if (entry.job->state() == TrainState::kFailed) (void)checkpoint(entry);
+  if (entry.job->state() == TrainState::kFailed) (void)entry.output->checkpoint(*entry.job);
   bool no_room = false;
   if (entry.failure.ok()) {
     entry.failure = finish(entry);
@@ -617,14 +487,14 @@ void TrainRun::Impl::finish_or_wait(Entry& entry) {
 
 // Whose directories these are from now on.
 Status TrainRun::Impl::claim() {
-  for (auto& entry : entries_) LK_RETURN_IF_ERROR(entry->store->claim().with_context("job " + entry->config.name));
+  for (auto& entry : entries_) LK_RETURN_IF_ERROR(entry->output->claim().with_context("job " + entry->config.name));
   return Status();
 }
 
 Status TrainRun::Impl::train(const std::function<bool()>& stop) {
   for (auto& entry : entries_) {  // those that a checkpoint found at their end
     if (entry->job->state() == TrainState::kRunning) continue;
-    if (entry->job->state() == TrainState::kFailed || !is_published(*entry))
+    if (entry->job->state() == TrainState::kFailed || !entry->output->published())
       ended_.push_back(entry->job);
     else if (hooks_.on_end)
       hooks_.on_end(*entry->job);
@@ -635,7 +505,7 @@ Status TrainRun::Impl::train(const std::function<bool()>& stop) {
     for (TrainJob* job : std::exchange(ended_, {})) finish_or_wait(entry(*job));
     for (auto& entry : entries_) {
       const int64_t every = entry->config.save.every, step = entry->job->progress().step;
-      const bool due = every > 0 && step > 0 && step % every == 0 && step != entry->saved_step;
+      const bool due = every > 0 && step > 0 && step % every == 0 && step != entry->output->saved_step();
       if (due && entry->job->state() == TrainState::kRunning) checkpoint_or_pause(*entry);
     }
     if (!more && std::ranges::none_of(entries_, [](const auto& entry) { return waits(*entry); })) break;
@@ -648,8 +518,9 @@ Status TrainRun::Impl::train(const std::function<bool()>& stop) {
     if (stopped && entry->unfinished) {
       finish_or_wait(*entry);
     } else if (stopped && (entry->job->state() == TrainState::kRunning || waits(*entry))) {
-      entry->failure = checkpoint(*entry);
-      if (entry->failure.ok()) note(*entry->job, fmt::format("stopped; checkpoint of step {}", entry->saved_step));
+      entry->failure = entry->output->checkpoint(*entry->job);
+      if (entry->failure.ok())
+        note(*entry->job, fmt::format("stopped; checkpoint of step {}", entry->output->saved_step()));
     }
     if (!entry->failure.ok()) failures.push_back(entry->config.name + ": " + entry->failure.message());
   }
@@ -670,7 +541,7 @@ Result<std::unique_ptr<TrainRun>> TrainRun::create(const RunConfig& config, cons
 }
 
 const RunConfig& TrainRun::config() const { return impl_->config_; }
-const TrainMemory& TrainRun::memory() const { return impl_->memory_; }
+const TrainMemory& TrainRun::memory() const { return impl_->plan_.memory; }
 size_t TrainRun::num_jobs() const { return impl_->entries_.size(); }
 TrainJob& TrainRun::job(size_t index) { return *impl_->entries_[index]->job; }
 const JobForecast& TrainRun::forecast(size_t index) const { return impl_->entries_[index]->forecast; }

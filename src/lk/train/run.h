@@ -9,9 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "lk/base/memory_limits.h"
 #include "lk/train/job_config.h"
-#include "lk/train/job_state.h"
+#include "lk/train/run_plan.h"
 #include "lk/train/trainer.h"
 
 namespace lk {
@@ -33,14 +32,6 @@ struct JobForecast {
   int64_t parameters = 0;  // trained
   int64_t state_bytes = 0;
 };
-// Bytes, all at once.
-struct TrainMemory {
-  int64_t base = 0, states = 0, activations = 0;
-  int64_t copy = 0;  // of the largest adapter, while it is made or saved: one at a time
-  Checkpointing checkpointing = Checkpointing::kNone;
-  int64_t total() const { return base + states + activations + copy; }
-};
-
 struct TrainRunHooks {
   std::function<void(TrainJob& job, const StepEvent& event)> on_step;
   std::function<void(TrainJob& job, const EvalEvent& event, std::optional<double> exact_match)> on_eval;

@@ -76,10 +76,12 @@ Result<std::unique_ptr<TrainableAdapter>> TrainableAdapter::create(const Adapter
   return adapter;
 }
 
-int TrainableAdapter::add_param(ModuleId module, ParamKind kind, int64_t rows, int64_t cols, Initial& values) {
-  params_.push_back({module, kind, rows, cols, rows, num_elements_});
-  num_elements_ += align16(rows * cols);
-  values.values.emplace_back(static_cast<size_t>(rows * cols));
+int TrainableAdapter::add_param(ModuleId module, ParamKind kind, const ParamRows& rows, int64_t cols, Initial& values) {
+  const Param& param =
+      params_.emplace_back(module, kind, rows.all, cols, rows.trained, rows.state, num_elements_, num_states_);
+  num_elements_ += align16(param.size());
+  num_states_ += align16(param.state_size());
+  values.values.emplace_back(static_cast<size_t>(param.size()));
   return static_cast<int>(params_.size()) - 1;
 }
 
@@ -111,10 +113,12 @@ Status TrainableAdapter::collect_slot(ModuleId module, const LoraDelta& delta, s
           "dropout to 0");
     slot.trained_rank = delta.rank / 2;
   }
-  slot.a = add_param(module, ParamKind::kA, slot.rank, slot.in, values);
-  slot.b = add_param(module, ParamKind::kB, slot.rank, slot.out, values);
-  params_[static_cast<size_t>(slot.a)].trained_rows = options_.freeze_a ? 0 : slot.trained_rank;
-  params_[static_cast<size_t>(slot.b)].trained_rows = options_.freeze_b ? 0 : slot.trained_rank;
+  const int64_t trained_a = options_.freeze_a ? 0 : slot.trained_rank;
+  const int64_t trained_b = options_.freeze_b ? 0 : slot.trained_rank;
+  // The sigma of MultiLoRA is unfolded from B's gradient, frozen or not.
+  const int64_t state_b = options_.num_modules > 0 ? slot.rank : trained_b;
+  slot.a = add_param(module, ParamKind::kA, {slot.rank, trained_a, trained_a}, slot.in, values);
+  slot.b = add_param(module, ParamKind::kB, {slot.rank, trained_b, state_b}, slot.out, values);
   values.set(slot.a, delta.a);
   values.set_transposed(slot.b, delta.b);
   LK_RETURN_IF_ERROR(check_factors(slot.a, slot.b, values));
@@ -197,10 +201,12 @@ Status TrainableAdapter::collect(const Adapter& initial, Initial& values) {
     const Adapter::EmbeddingDelta& delta = *initial.embedding;
     embedding_rank_ = delta.rank;
     embedding_scaling_ = delta.scaling;
-    embedding_a_ = add_param(kEmbedding, ParamKind::kA, delta.rank, shape.vocab_size, values);
-    embedding_b_ = add_param(kEmbedding, ParamKind::kB, shape.hidden_dim, delta.rank, values);
-    if (options_.freeze_a) params_[static_cast<size_t>(embedding_a_)].trained_rows = 0;
-    if (options_.freeze_b) params_[static_cast<size_t>(embedding_b_)].trained_rows = 0;
+    const auto add = [&](ParamKind kind, int64_t rows, int64_t cols, bool frozen) {
+      // Both gradients come from one op, also that of a frozen factor.
+      return add_param(kEmbedding, kind, {rows, frozen ? 0 : rows, rows}, cols, values);
+    };
+    embedding_a_ = add(ParamKind::kA, delta.rank, shape.vocab_size, options_.freeze_a);
+    embedding_b_ = add(ParamKind::kB, shape.hidden_dim, delta.rank, options_.freeze_b);
     values.set(embedding_a_, delta.a);
     values.set(embedding_b_, delta.b);
     LK_RETURN_IF_ERROR(check_factors(embedding_a_, embedding_b_, values));
@@ -273,13 +279,13 @@ Result<TrainableAdapter::Sizes> TrainableAdapter::sizes(const Adapter& initial, 
   LK_RETURN_IF_ERROR(adapter.collect(initial, values));
   adapter.place_copies();
   return Sizes{.bytes = adapter.state_bytes(),
-               .copy_bytes = adapter.array_bytes(),
+               .copy_bytes = adapter.num_elements_ * 4,
                .parameters = adapter.num_trained(),
                .needs = adapter.needs_};
 }
 
 int64_t TrainableAdapter::state_bytes() const {
-  return 4 * array_bytes() + copies_bytes_ + (token_head_.n > 0 ? param(tokens_).size() * 4 : 0);
+  return num_elements_ * 4 + 3 * num_states_ * 4 + copies_bytes_ + (token_head_.n > 0 ? param(tokens_).size() * 4 : 0);
 }
 
 int64_t TrainableAdapter::num_trained() const {
@@ -289,15 +295,15 @@ int64_t TrainableAdapter::num_trained() const {
 }
 
 Status TrainableAdapter::allocate(Initial initial) {
-  for (DeviceBuffer* buffer : {&values_, &gradients_, &moments1_, &moments2_}) {
-    LK_ASSIGN_OR_RETURN(*buffer, backend_.try_allocate(num_elements_ * 4));
-    ops_.fill(buffer->as<float>(), num_elements_, 0);
-    if (buffer != &values_) continue;
-    // Before the other arrays take memory the copies on the host give theirs back.
-    for (size_t index = 0; index < params_.size(); ++index) {
-      backend_.upload(value(static_cast<int>(index)), std::span<const float>(initial.values[index]));
-      initial.values[index] = {};
-    }
+  LK_ASSIGN_OR_RETURN(values_, backend_.try_allocate(num_elements_ * 4));
+  // Before the other arrays take memory the copies on the host give theirs back.
+  for (size_t index = 0; index < params_.size(); ++index) {
+    backend_.upload(value(static_cast<int>(index)), std::span<const float>(initial.values[index]));
+    initial.values[index] = {};
+  }
+  for (DeviceBuffer* buffer : {&gradients_, &moments1_, &moments2_}) {
+    LK_ASSIGN_OR_RETURN(*buffer, backend_.try_allocate(num_states_ * 4));
+    ops_.fill(buffer->as<float>(), num_states_, 0);
   }
   place_copies();
   LK_ASSIGN_OR_RETURN(copies_, backend_.try_allocate(copies_bytes_));
@@ -431,11 +437,16 @@ void TrainableAdapter::refresh() {
   if (token_head_.n > 0) pack_rows(tokens_, token_head_);
 }
 
+// A slice at a time: a head is large, and is read back to be packed.
 void TrainableAdapter::pack_rows(int index, const PackedWeight& dst) {
-  std::vector<float> host(static_cast<size_t>(param(index).size()));
-  backend_.read(host.data(), value(index), param(index).size() * 4);
-  backend_.pack_weight(TensorView(host.data(), DType::kF32, {param(index).rows, param(index).cols}), 0, dst,
-                       Workers::kAll);
+  constexpr int64_t kSlice = 16 * kPanelCols;
+  const Param& from = param(index);
+  std::vector<float> host(static_cast<size_t>(std::min(from.rows, kSlice) * from.cols));
+  for (int64_t row = 0; row < from.rows; row += kSlice) {
+    const int64_t rows = std::min(from.rows - row, kSlice);
+    backend_.read(host.data(), value(index) + row * from.cols, rows * from.cols * 4);
+    backend_.pack_weight(TensorView(host.data(), DType::kF32, {rows, from.cols}), row, dst, Workers::kAll);
+  }
 }
 
 void TrainableAdapter::refresh_slot(Slot& slot) {
@@ -501,7 +512,7 @@ void TrainableAdapter::refresh_dora(Slot& slot) {
 
 void TrainableAdapter::zero_gradient() {
   gradient_finished_ = false;
-  ops_.fill(gradients(), num_elements_, 0);
+  ops_.fill(gradients(), num_states_, 0);
   if (token_columns_) ops_.fill(token_head_gradient(), param(tokens_).size(), 0);
 }
 
@@ -509,7 +520,7 @@ void TrainableAdapter::finish_gradient() {
   if (std::exchange(gradient_finished_, true)) return;
   for (const Param& param : params_)  // what is not trained has no part in the norm
     if (param.trained_rows < param.rows && param.module == kEmbedding)
-      ops_.fill(gradients() + param.offset, param.size(), 0);
+      ops_.fill(gradients() + param.state_offset, param.state_size(), 0);
   if (token_columns_) {
     const int64_t dim = param(tokens_).cols;
     backend_.add(gradient(tokens_), dim, token_head_gradient(), dim, param(tokens_).rows, dim);
@@ -524,14 +535,14 @@ void TrainableAdapter::finish_gradient() {
                          .module_rank = slot.rank / options_.num_modules,
                          .n = slot.out});
     // B's gradient was needed for that alone.
-    if (options_.freeze_b) ops_.fill(gradient(slot.b), param(slot.b).size(), 0);
+    if (options_.freeze_b) ops_.fill(gradient(slot.b), param(slot.b).state_size(), 0);
   });
 }
 
 StepReport TrainableAdapter::step(const AdamwStep& dials, double weight) {
   finish_gradient();
   StepReport report;
-  report.gradient_norm = std::sqrt(ops_.sum_squares(gradients(), num_elements_)) / weight;
+  report.gradient_norm = std::sqrt(ops_.sum_squares(gradients(), num_states_)) / weight;
   report.finite = std::isfinite(report.gradient_norm);
   if (report.finite) {
     const double clipped = dials.clip > 0 ? std::min(1.0, dials.clip / (report.gradient_norm + 1e-6)) : 1.0;
@@ -542,9 +553,9 @@ StepReport TrainableAdapter::step(const AdamwStep& dials, double weight) {
       // LoRA+ gives the larger rate to B and, as PEFT does it, to vectors.
       const bool is_b = (param.kind == ParamKind::kB && param.module != kEmbedding) || !param.is_matrix();
       ops_.adamw({.param = values() + param.offset,
-                  .gradient = gradients() + param.offset,
-                  .m = first_moments() + param.offset,
-                  .v = second_moments() + param.offset,
+                  .gradient = gradients() + param.state_offset,
+                  .m = first_moments() + param.state_offset,
+                  .v = second_moments() + param.state_offset,
                   .n = param.trained_size(),
                   .rate = dials.rate * (is_b ? dials.b_rate_ratio : 1.0),
                   .beta1 = dials.beta1,

@@ -38,9 +38,12 @@ struct Param {
   ParamKind kind = ParamKind::kA;
   int64_t rows = 0, cols = 0;  // of value
   int64_t trained_rows = 0;    // the first ones; the rest never change
-  int64_t offset = 0;          // of the first element in each of the adapter's four arrays; a multiple of 16
+  int64_t state_rows = 0;      // the first ones: those with a gradient and moments
+  // Of the first element in the array of values, and in those of gradients and moments; multiples of 16.
+  int64_t offset = 0, state_offset = 0;
   int64_t size() const { return rows * cols; }
   int64_t trained_size() const { return trained_rows * cols; }
+  int64_t state_size() const { return state_rows * cols; }
   bool is_matrix() const {
     return kind == ParamKind::kA || kind == ParamKind::kB || kind == ParamKind::kTokens ||
            (kind == ParamKind::kWeight && module.is_vocabulary());
@@ -126,10 +129,12 @@ class TrainableAdapter {
   const std::vector<Param>& params() const { return params_; }
   const Param& param(int index) const { return params_[static_cast<size_t>(index)]; }
   float* value(int index) { return values_.as<float>() + param(index).offset; }
-  float* gradient(int index) { return gradients_.as<float>() + param(index).offset; }
-  // Arrays of num_elements() elements in which the params lie at their offsets.
+  float* gradient(int index) { return gradients_.as<float>() + param(index).state_offset; }
+  // Of num_elements() elements, in which the params lie at their offsets.
   int64_t num_elements() const { return num_elements_; }
   float* values() { return values_.as<float>(); }
+  // Of num_states() elements, at the state offsets.
+  int64_t num_states() const { return num_states_; }
   float* gradients() { return gradients_.as<float>(); }
   float* first_moments() { return moments1_.as<float>(); }
   float* second_moments() { return moments2_.as<float>(); }
@@ -184,10 +189,15 @@ class TrainableAdapter {
 
   struct Initial;  // values of params on their way into device memory
   Status collect(const Adapter& initial, Initial& values);
-  int64_t array_bytes() const { return num_elements_ * 4; }
   Status check_factors(int a, int b, const Initial& values) const;
   Status collect_slot(ModuleId module, const LoraDelta& delta, std::optional<Slot>& slot, Initial& values);
-  int add_param(ModuleId module, ParamKind kind, int64_t rows, int64_t cols, Initial& values);
+  struct ParamRows {
+    int64_t all, trained, state;
+  };
+  int add_param(ModuleId module, ParamKind kind, const ParamRows& rows, int64_t cols, Initial& values);
+  int add_param(ModuleId module, ParamKind kind, int64_t rows, int64_t cols, Initial& values) {
+    return add_param(module, kind, {rows, rows, rows}, cols, values);
+  }
   Status allocate(Initial values);
   void collect_needs();
   void place_copies();
@@ -215,7 +225,7 @@ class TrainableAdapter {
   PackedWeight packed_head_, token_head_;
   int32_t* token_columns_ = nullptr;
   bool gradient_finished_ = false;
-  int64_t num_elements_ = 0, num_steps_ = 0;
+  int64_t num_elements_ = 0, num_states_ = 0, num_steps_ = 0;
   PassNeeds needs_;
   ResidentAdapter resident_;
   DeviceBuffer values_, gradients_, moments1_, moments2_, token_head_gradient_;

@@ -56,9 +56,7 @@ void run(const GemmArgs& args, ThreadPool& pool) {
   parallel(pool, num_panels, 64, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t first_byte = panel * panel_bytes, first_col = panel * kPanelCols;
-      int64_t row = 0;
-      for (int64_t t = 0; t < num_tiles; ++t) {
-        const int64_t rows = num_rows / num_tiles + (t < num_rows % num_tiles ? 1 : 0);
+      for_row_tiles(num_rows, num_tiles, [&](int64_t t, int64_t row, int64_t rows) {
         int64_t near_bytes = kAheadBytes, far = first_byte;
         int far_lines = 0;
         if (num_tiles > 1) {
@@ -85,8 +83,7 @@ void run(const GemmArgs& args, ThreadPool& pool) {
           done += part;
           far += stretch.num_steps / kGroup * 64 * far_lines;
         }
-        row += rows;
-      }
+      });
     }
   });
 }

@@ -132,19 +132,26 @@ int64_t num_row_tiles(int64_t num_rows, int64_t x_stride) {
 }
 constexpr int64_t kHalves = 2 / kTileVecs;  // passes over a panel's columns per tile
 
+// f(tile, its first row, its rows) for num_tiles tiles that together are num_rows rows.
+template <class F>
+LK_INLINE void for_row_tiles(int64_t num_rows, int64_t num_tiles, const F& f) {
+  int64_t row = 0;
+  for (int64_t t = 0; t < num_tiles; ++t) {
+    const int64_t rows = num_rows / num_tiles + (t < num_rows % num_tiles ? 1 : 0);
+    f(t, row, rows);
+    row += rows;
+  }
+}
+
 // All rows against one panel that is in cache already.
 template <class P>
 void multiply_panel(const typename P::X* x, int64_t x_stride, int64_t num_rows, int64_t k, const char* panel, float* y,
                     int64_t y_stride, int64_t num_cols, bool resume) {
-  const int64_t num_tiles = num_row_tiles<P>(num_rows, x_stride);
-  int64_t row = 0;
-  for (int64_t t = 0; t < num_tiles; ++t) {
-    const int64_t rows = num_rows / num_tiles + (t < num_rows % num_tiles ? 1 : 0);
+  for_row_tiles(num_rows, num_row_tiles<P>(num_rows, x_stride), [&](int64_t, int64_t row, int64_t rows) {
     for (int64_t half = 0; half < kHalves && half * 16 < num_cols; ++half)
       tile_for<P>(rows)(x + row * x_stride, x_stride, k, panel + 64 * half, y + row * y_stride + 16 * half, y_stride,
                         num_cols - 16 * half, {0, nullptr, 0}, resume);
-    row += rows;
-  }
+  });
 }
 
 }  // namespace

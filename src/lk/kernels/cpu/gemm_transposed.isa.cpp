@@ -80,9 +80,7 @@ void run(const GemmTransposedArgs& args, ThreadPool& pool) {
             turn(from, num_steps - step, P(), turned + b * kTurnedBytes + at / P::kPerStep * kStepBytes);
           }
         }
-        int64_t row = 0;
-        for (int64_t t = 0; t < num_tiles; ++t) {
-          const int64_t rows = args.num_rows / num_tiles + (t < args.num_rows % num_tiles ? 1 : 0);
+        for_row_tiles(args.num_rows, num_tiles, [&](int64_t, int64_t row, int64_t rows) {
           const TileFn<P> fn = tile_for<P>(rows);
           for (int64_t b = 0; b < blocks; ++b) {
             for (int64_t half = 0; half < kHalves; ++half) {
@@ -93,8 +91,7 @@ void run(const GemmTransposedArgs& args, ThreadPool& pool) {
                  args.add || first_n > 0);
             }
           }
-          row += rows;
-        }
+        });
       }
     }
   });

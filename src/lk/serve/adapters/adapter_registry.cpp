@@ -10,6 +10,7 @@
 #include "lk/base/file.h"
 #include "lk/base/names.h"
 #include "lk/base/thread_name.h"
+#include "lk/lora/adapter_files.h"
 #include "lk/serve/adapters/path_guard.h"
 
 namespace lk {
@@ -177,7 +178,7 @@ Result<AdapterLease> AdapterRegistry::create(const LoadRequest& request, int64_t
     load_options.max_conversion_seconds = kMaxConversionSeconds;
     load_options.conversion_cache = options_.conversion_cache;
     std::error_code error;  // of a file that is not there, which reading it will report
-    const auto file_bytes = std::filesystem::file_size(join_path(path, "adapter_model.safetensors"), error);
+    const auto file_bytes = std::filesystem::file_size(join_path(path, kAdapterWeightsFile), error);
     auto source =
         std::make_shared<AdapterDirectory>(request.name, path, service_.text().config(), checkpoint_, load_options);
     LK_ASSIGN_OR_RETURN(const std::shared_ptr<HostAdapter> host,

@@ -9,6 +9,7 @@
 
 #include "lk/base/file.h"
 #include "lk/base/names.h"
+#include "lk/lora/adapter_files.h"
 
 namespace lk {
 namespace {
@@ -22,7 +23,7 @@ std::string describe(const struct stat& info) {
 // "" when the directory does not look like an adapter (yet).
 std::string fingerprint_of(const std::string& path) {
   std::string text;
-  for (const char* name : {"adapter_config.json", "adapter_model.safetensors"}) {
+  for (const char* name : {kAdapterConfigFile, kAdapterWeightsFile}) {
     struct stat info {};
     if (::stat(join_path(path, name).c_str(), &info) != 0 || !S_ISREG(info.st_mode)) return "";
     text += describe(info);

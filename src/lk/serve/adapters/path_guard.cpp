@@ -15,12 +15,13 @@
 #include <utility>
 
 #include "lk/base/plain_text.h"
+#include "lk/lora/adapter_files.h"
 
 namespace lk {
 namespace {
 
 // What is read of an adapter's directory.
-constexpr const char* kFiles[] = {"adapter_config.json", "adapter_model.safetensors", "chat_template.jinja",
+constexpr const char* kFiles[] = {kAdapterConfigFile, kAdapterWeightsFile, "chat_template.jinja",
                                   "tokenizer_config.json"};
 
 class Fd {

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// JobOutput: what a job leaves in its directory: checkpoints from which it goes on, the adapter of its best evaluation
+// while it trains, and the finished adapter.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "lk/train/checkpoint_file.h"
+#include "lk/train/job_config.h"
+#include "lk/train/job_state.h"
+
+namespace lk {
+
+class JobOutput {
+ public:
+  // base_name: the base as the configuration names it, for the adapter's own file.
+  JobOutput(const JobConfig& config, std::string base_name, std::shared_ptr<const ModelWeights> weights,
+            Backend& backend, JobIdentity identity);
+
+  // Puts the job where its newest checkpoint left it, if there is one. What it says of that, for people.
+  // kAlreadyExists when the directory holds another adapter.
+  Result<std::vector<std::string>> resume(TrainJob& job);
+  // Makes the directory and keeps other runs out of it. Before this nothing is written.
+  Status claim() { return store_.claim(); }
+  // Whether the finished adapter is there.
+  bool published() const;
+  int64_t saved_step() const { return saved_step_; }  // of the newest checkpoint, -1 = none
+
+  // The adapter of an evaluation that is the best so far. What fails is tried again with the next checkpoint, which
+  // waits for it: no checkpoint says that an evaluation was the best before its adapter is on disk.
+  void keep_best(const TrainJob& job, std::shared_ptr<const Adapter> adapter);
+  bool keeps_best() const { return config_.eval.keep_best && config_.eval.every > 0; }
+  // All that the job needs to go on, and its adapter as it is now, ready to serve.
+  Status checkpoint(TrainJob& job);
+  // The last checkpoint, and the adapter: the job's, or that of its best evaluation. What is to be said of that.
+  Result<std::string> publish(TrainJob& job);
+
+ private:
+  Status save_best(const TrainJob& job);
+  bool has_best(const TrainJob& job) const;
+  Status save(const Adapter& adapter, const std::string& directory) const;
+
+  const JobConfig& config_;
+  const std::string base_name_;
+  const std::shared_ptr<const ModelWeights> weights_;
+  Backend& backend_;
+  const JobIdentity identity_;
+  CheckpointStore store_;
+  std::shared_ptr<const Adapter> best_;  // until it is on disk
+  int64_t saved_step_ = -1;
+};
+
+}  // namespace lk
