@@ -164,9 +164,9 @@ TEST(CheckpointStore, AWriterThatFailsFailsTheCheckpoint) {
   const TempDir dir;
   CheckpointStore store = claim(dir.path());
   ASSERT_TRUE(store.save(1, parts_of(1)).ok());
-  EXPECT_EQ(store.save(2, {{"part", [](const std::string&) { return internal_error("no"); }}}).code(),
+  EXPECT_EQ(store.save(2, {{{"part"}, [](const std::string&) { return internal_error("no"); }}}).code(),
             StatusCode::kInternal);
-  EXPECT_FALSE(store.save(2, {{"part", [](const std::string&) { return Status(); }}}).ok());  // wrote nothing
+  EXPECT_FALSE(store.save(2, {{{"part"}, [](const std::string&) { return Status(); }}}).ok());  // wrote nothing
   expect_newest(dir.path(), 1);
 }
 

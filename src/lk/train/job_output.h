@@ -28,6 +28,10 @@ class JobOutput {
   bool published() const;
   int64_t saved_step() const { return saved_step_; }  // of the newest checkpoint, -1 = none
 
+  // A checkpoint of this step that was made before the evaluation is none.
+  void evaluated(int64_t step) {
+    if (saved_step_ == step) saved_step_ = -1;
+  }
   // The adapter of an evaluation that is the best so far. What fails is tried again with the next checkpoint, which
   // waits for it: no checkpoint says that an evaluation was the best before its adapter is on disk.
   void keep_best(const TrainJob& job, std::shared_ptr<const Adapter> adapter);

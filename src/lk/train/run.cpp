@@ -391,8 +391,8 @@ Status TrainRun::Impl::make_job(Opened& item, const std::string& digest, std::ve
 
 void TrainRun::Impl::on_eval(TrainJob& job, const EvalEvent& event) {
   Entry& own = entry(job);
-  if (own.saved_step == event.step) own.saved_step = -1;  // a checkpoint without this evaluation
-  std::shared_ptr<Adapter> now;                           // the adapter as it is, made when somebody wants it
+  own.output->evaluated(event.step);
+  std::shared_ptr<Adapter> now;  // the adapter as it is, made when somebody wants it
   const auto snapshot = [&] {
     if (!now) {
       now = std::make_shared<Adapter>(job.adapter().snapshot());

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/train/run_plan.h"
+
+#include <gmock/gmock.h>
+
+#include <charconv>
+
+#include "lk/base/file.h"
+#include "lk/ops/cpu_backend.h"
+
+namespace lk {
+namespace {
+
+using ::testing::HasSubstr;
+
+ModelConfig small_config(int64_t num_layers) {
+  return parse_model_config(
+             fmt::format(R"({{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
+                 "intermediate_size": 192, "num_hidden_layers": {}, "num_attention_heads": 4, "num_key_value_heads": 2,
+                 "vocab_size": 500, "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "hidden_act": "silu"}})",
+                         num_layers),
+             "config")
+      .value();
+}
+
+class RunPlanTest : public ::testing::Test {
+ protected:
+  RunPlanTest() {
+    config_ = small_config(6);
+    backend_ = make_cpu_backend({.num_threads = 1}).value();
+    weights_ = make_dummy_weights(config_, DType::kF32, 1, *backend_);
+    run_.block_tokens = 1024;
+    needs_.ranks = {48, 16, 32, 16, 0};
+  }
+  Result<RunPlan> plan(int64_t available) const {
+    const PlannedJob job{.state_bytes = kStates, .needs = needs_};
+    return plan_run(run_, weights_, *backend_, std::span(&job, 1), available);
+  }
+  int64_t activations(Checkpointing level, int64_t rows) const {
+    return TrainPass::memory_bytes(weights_, *backend_, {.max_rows = rows, .needs = needs_, .checkpointing = level});
+  }
+
+  static constexpr int64_t kStates = 1 << 20;
+  ModelConfig config_;
+  std::unique_ptr<Backend> backend_;
+  std::shared_ptr<const ModelWeights> weights_;
+  RunConfig run_;
+  PassNeeds needs_;
+};
+
+TEST_F(RunPlanTest, ComputesAgainAsLittleAsTheMemoryAllows) {
+  for (const Checkpointing level : {Checkpointing::kNone, Checkpointing::kSelective, Checkpointing::kFull}) {
+    const int64_t enough = activations(level, run_.block_tokens) + kStates;
+    const auto fits = plan(enough);
+    ASSERT_TRUE(fits.ok()) << fits.status().message();
+    EXPECT_EQ(fits->memory.checkpointing, level);
+    EXPECT_EQ(fits->pass.checkpointing, level);
+    EXPECT_EQ(fits->memory.activations + fits->memory.states, enough);
+    const auto tight = plan(enough - 1);
+    EXPECT_TRUE(!tight.ok() || tight->memory.checkpointing > level);
+  }
+}
+
+TEST_F(RunPlanTest, ALevelThatIsGivenIsKept) {
+  run_.checkpointing = Checkpointing::kNone;
+  EXPECT_EQ(plan(INT64_MAX / 2)->memory.checkpointing, Checkpointing::kNone);
+  EXPECT_EQ(plan(activations(Checkpointing::kFull, run_.block_tokens) + kStates).status().code(),
+            StatusCode::kResourceExhausted);
+}
+
+TEST_F(RunPlanTest, ALimitOfTheRunCountsTheBase) {
+  const int64_t base = plan(INT64_MAX / 2)->memory.base;
+  run_.memory_bytes = base + kStates + activations(Checkpointing::kNone, run_.block_tokens);
+  EXPECT_EQ(plan(0)->memory.total(), run_.memory_bytes);
+  run_.memory_bytes = base - 1;
+  EXPECT_THAT(plan(INT64_MAX / 2).status().message(), HasSubstr("train fewer jobs at once"));
+}
+
+TEST_F(RunPlanTest, ARefusalNamesTheLargestBlockThatFits) {
+  const int64_t available = kStates + activations(Checkpointing::kFull, 700);
+  const std::string message = plan(available).status().message();
+  const size_t at = message.find("a block of ");
+  ASSERT_NE(at, std::string::npos) << message;
+  int64_t rows = 0;
+  std::from_chars(message.data() + at + 11, message.data() + message.size(), rows);
+  EXPECT_GE(rows, 700);
+  EXPECT_LE(kStates + activations(Checkpointing::kFull, rows), available);
+  EXPECT_GT(kStates + activations(Checkpointing::kFull, rows + 1), available);
+}
+
+// TinyLlama's shape in bf16, rank 16 on all linears, blocks of 2,048 tokens; no weights are needed to say so.
+TEST(TrainMemory, OfATokenAtTheReferenceShape) {
+  const auto backend = make_cpu_backend({.num_threads = 1}).value();
+  const auto weights = std::make_shared<ModelWeights>();
+  weights->config = parse_model_config(read_file("tools/reliability/tinyllama.json").value(), "config").value();
+  weights->shape = weights->config.shape();
+  const auto mib_a_token = [&](Checkpointing level) {
+    constexpr int64_t kTokens = 2048;
+    const TrainPassOptions options{
+        .max_rows = kTokens, .needs = {.ranks = {48, 16, 32, 16, 0}}, .checkpointing = level};
+    return static_cast<double>(TrainPass::memory_bytes(weights, *backend, options)) / kTokens / (1 << 20);
+  };
+  EXPECT_LE(mib_a_token(Checkpointing::kFull), 0.2);
+  EXPECT_LE(mib_a_token(Checkpointing::kSelective), 0.6);
+  EXPECT_LE(mib_a_token(Checkpointing::kNone), 1.05);
+}
+
+}  // namespace
+}  // namespace lk
