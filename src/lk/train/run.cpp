@@ -14,7 +14,6 @@
 #include "lk/base/memory_limits.h"
 #include "lk/base/rng.h"
 #include "lk/base/sha256.h"
-#include "lk/base/write_error.h"
 #include "lk/dataset/preview.h"
 #include "lk/lora_tools/initial.h"
 #include "lk/train/eva.h"
