@@ -5,13 +5,19 @@
 // still without one, from the file.
 #include "config.h"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <cstdlib>
+#include <set>
 #include <utility>
 
 #include "config_file.h"
 
 namespace lk::apps {
 namespace {
+
+constexpr std::string_view kPrefix = "LORIKEET_";
 
 [[noreturn]] void stop(const std::string& message) { throw CLI::RuntimeError(message, 1); }
 
@@ -31,11 +37,57 @@ void apply(CLI::Option& option, const std::vector<std::string>& values, const st
   }
 }
 
+// What Kubernetes (and Docker's links) put into the environment of a container beside a service of our name:
+// LORIKEET_SERVICE_HOST, LORIKEET_SERVICE_PORT[_NAME], LORIKEET_PORT=tcp://10.0.0.1:80,
+// LORIKEET_PORT_80_TCP[_PROTO|_PORT| _ADDR], the same with udp and sctp, and of services whose names begin with ours
+// (LORIKEET_ADMIN_SERVICE_HOST).
+bool is_service_discovery(std::string_view name, std::string_view value) {
+  const bool is_url = value.starts_with("tcp://") || value.starts_with("udp://") || value.starts_with("sctp://");
+  if (name.ends_with("_PORT") && is_url) return true;
+  if (name.ends_with("_SERVICE_HOST") || name.ends_with("_SERVICE_PORT") ||
+      name.find("_SERVICE_PORT_") != std::string_view::npos)
+    return true;
+  const size_t port = name.find("_PORT_");
+  if (port == std::string_view::npos) return false;
+  std::string_view rest = name.substr(port + 6);
+  const size_t digits = rest.find_first_not_of("0123456789");
+  if (digits == 0 || digits == std::string_view::npos) return false;
+  rest.remove_prefix(digits);
+  for (const std::string_view protocol : {"_TCP", "_UDP", "_SCTP"})
+    if (rest.starts_with(protocol)) {
+      rest.remove_prefix(protocol.size());
+      return rest.empty() || rest == "_PROTO" || rest == "_PORT" || rest == "_ADDR";
+    }
+  return false;
+}
+
+// Not options, but read by the program.
+constexpr std::string_view kOtherVariables[] = {"LORIKEET_API_KEY", "LORIKEET_STATE"};
+
+// A variable that is misspelt would change nothing, without a word.
+void warn_of_unknown_variables(const std::vector<const CLI::App*>& commands) {
+  std::set<std::string, std::less<>> known(std::begin(kOtherVariables), std::end(kOtherVariables));
+  for (const CLI::App* command : commands)
+    for (const CLI::Option* option : command->get_options()) known.insert(option->get_envname());
+  for (char** entry = ::environ; *entry != nullptr; ++entry) {
+    const std::string_view text = *entry;
+    const std::string_view name = text.substr(0, text.find('='));
+    if (!name.starts_with(kPrefix) || known.contains(name) ||
+        is_service_discovery(name, text.substr(std::min(name.size() + 1, text.size()))))
+      continue;
+    fmt::print(stderr, "lorikeet: the variable {} is ignored: there is no such option\n", name);
+  }
+}
+
 void read_environment(const CLI::App& command) {
   for (const CLI::Option* each : command.get_options()) {
     auto* option = const_cast<CLI::Option*>(each);
     if (option->get_envname().empty() || option->count() > 0) continue;
     const char* value = std::getenv(option->get_envname().c_str());
+    if (value != nullptr && is_service_discovery(option->get_envname(), value)) {
+      option->envname("");  // CLI11 must not read it either
+      continue;
+    }
     if (value != nullptr && *value != '\0') apply(*option, {value}, option->get_envname());
   }
 }
@@ -57,6 +109,8 @@ class Hook : public CLI::Config {
  public:
   void add(const CLI::App* command) { commands_.push_back(command); }
   std::vector<CLI::ConfigItem> from_config(std::istream&) const override {
+    if (std::ranges::any_of(commands_, [](const CLI::App* command) { return command->parsed(); }))
+      warn_of_unknown_variables(commands_);
     for (const CLI::App* command : commands_) {
       if (command->parsed()) configure(*command);
       // CLI11 goes on to read the environment, also for commands that do not run: a variable of theirs must not stop
@@ -108,7 +162,7 @@ void add_config_options(CLI::App& command, std::function<Status()> check) {
     if (!wanted || option == command.get_help_ptr() || option == command.get_help_all_ptr() ||
         !option->get_envname().empty())
       continue;
-    std::string name = "LORIKEET_";
+    std::string name(kPrefix);
     for (const char c : config_key(*option))
       name += c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
     option->envname(name);

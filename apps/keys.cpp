@@ -2,7 +2,6 @@
 // lorikeet keys create|list|revoke and keys tenant set|list|remove: who may use the server, in its state file.
 #include <boost/json.hpp>
 
-#include <charconv>
 #include <cstdio>
 #include <ctime>
 #include <optional>
@@ -11,6 +10,7 @@
 #include "lk/base/json_text.h"
 #include "lk/base/names.h"
 #include "lk/base/plain_text.h"
+#include "lk/serve/access/access_json.h"
 #include "lk/serve/access/state_store.h"
 
 namespace lk::apps {
@@ -21,7 +21,7 @@ struct Flags {
   bool json = false;
   // Of `tenant set`: what is absent stays as it is.
   std::optional<double> weight;
-  std::optional<int64_t> max_in_flight, tokens_per_minute;
+  std::optional<int64_t> max_in_flight, tokens_per_minute, max_adapters, max_versions, max_sums;
   std::optional<std::string> adapters;
 
   Result<std::unique_ptr<StateStore>> open() const {
@@ -39,41 +39,14 @@ std::string format_time(int64_t seconds) {
   return text;
 }
 
-// "30d" (also h, w) from now, "2027-01-31" or "2027-01-31T12:00:00Z" in UTC, "never".
-Result<int64_t> parse_expiry(const std::string& text, int64_t now) {
-  if (text.empty() || text == "never") return 0;
-  const Status refusal = invalid_argument(
-      "--expires \"{}\" is neither a span such as 30d, 12h or 2w nor a date such as 2027-01-31", printable(text));
-  int64_t count = 0;
-  const auto [unit, error] = std::from_chars(text.data(), text.data() + text.size(), count);
-  if (error == std::errc() && unit == text.data() + text.size() - 1) {
-    const int64_t seconds = *unit == 'h' ? 3600 : *unit == 'd' ? 86400 : *unit == 'w' ? 7 * 86400 : 0;
-    if (seconds == 0 || count <= 0 || count > 100'000) return refusal;
-    return now + count * seconds;
-  }
-  for (const char* format : {"%Y-%m-%d", "%Y-%m-%dT%H:%M:%SZ"}) {
-    std::tm parts{};
-    const char* end = ::strptime(text.c_str(), format, &parts);
-    if (end == nullptr || *end != '\0') continue;
-    const std::tm given = parts;
-    const int64_t seconds = ::timegm(&parts);
-    if (parts.tm_mday != given.tm_mday || parts.tm_mon != given.tm_mon) return refusal;  // 30 February
-    if (seconds <= now) return invalid_argument("--expires {} is in the past", printable(text));
-    return seconds;
-  }
-  return refusal;
-}
-
-const char* state_of(const ApiKey& key, int64_t now) {
-  return key.revoked ? "revoked" : key.expires != 0 && key.expires <= now ? "expired" : "usable";
-}
-
 std::string limit(int64_t value) { return value == 0 ? "-" : fmt::format("{}", value); }
 
 Status create(const Flags& flags) {
   LK_RETURN_IF_ERROR(check_name("tenant", flags.tenant));
   LK_ASSIGN_OR_RETURN(const uint8_t scopes, parse_scopes(flags.scopes));
-  LK_ASSIGN_OR_RETURN(const int64_t expires, parse_expiry(flags.expires, std::time(nullptr)));
+  const Result<int64_t> parsed = parse_expiry(flags.expires, std::time(nullptr));
+  if (!parsed.ok()) return parsed.status().with_context("--expires");
+  const int64_t expires = *parsed;
   LK_ASSIGN_OR_RETURN(const std::unique_ptr<StateStore> store, flags.open());
   Result<StateStore::NewKey> made = store->create_key(flags.tenant, scopes, flags.note, expires);
   if (made.status().code() == StatusCode::kNotFound) {
@@ -108,14 +81,7 @@ Status list(const Flags& flags) {
   const int64_t now = std::time(nullptr);
   if (flags.json) {
     boost::json::array rows;
-    for (const ApiKey& key : keys)
-      rows.push_back(boost::json::object{{"id", key.id},
-                                         {"tenant", key.tenant},
-                                         {"scopes", format_scopes(key.scopes)},
-                                         {"note", key.note},
-                                         {"created", key.created},
-                                         {"expires", key.expires},
-                                         {"state", state_of(key, now)}});
+    for (const ApiKey& key : keys) rows.push_back(key_json(key, now));
     fmt::print("{}\n", json_text(rows));
     return Status();
   }
@@ -126,7 +92,7 @@ Status list(const Flags& flags) {
                "NOTE");
   for (const ApiKey& key : keys)
     fmt::print("{:12}  {:16}  {:20}  {:7}  {:20}  {:20}  {}\n", key.id, key.tenant, format_scopes(key.scopes),
-               state_of(key, now), format_time(key.created), format_time(key.expires), key.note);
+               key.state(now), format_time(key.created), format_time(key.expires), key.note);
   return Status();
 }
 
@@ -150,6 +116,9 @@ Status set_tenant(const Flags& flags) {
   if (flags.weight) tenant.weight = *flags.weight;
   if (flags.max_in_flight) tenant.max_in_flight = *flags.max_in_flight;
   if (flags.tokens_per_minute) tenant.tokens_per_minute = *flags.tokens_per_minute;
+  if (flags.max_adapters) tenant.max_adapters = *flags.max_adapters;
+  if (flags.max_versions) tenant.max_versions = *flags.max_versions;
+  if (flags.max_sums) tenant.max_sums = *flags.max_sums;
   if (flags.adapters)
     tenant.adapters = flags.adapters->empty() ? std::vector<std::string>{} : CLI::detail::split(*flags.adapters, ',');
   return store->put_tenant(tenant);
@@ -160,14 +129,7 @@ Status list_tenants(const Flags& flags) {
   LK_ASSIGN_OR_RETURN(const std::vector<Tenant> tenants, store->tenants());
   if (flags.json) {
     boost::json::array rows;
-    for (const Tenant& tenant : tenants) {
-      boost::json::array adapters(tenant.adapters.begin(), tenant.adapters.end());
-      rows.push_back(boost::json::object{{"name", tenant.name},
-                                         {"weight", tenant.weight},
-                                         {"max_in_flight", tenant.max_in_flight},
-                                         {"tokens_per_minute", tenant.tokens_per_minute},
-                                         {"adapters", std::move(adapters)}});
-    }
+    for (const Tenant& tenant : tenants) rows.push_back(tenant_json(tenant));
     fmt::print("{}\n", json_text(rows));
     return Status();
   }
@@ -213,7 +175,7 @@ void add_keys(CLI::App& app, int& exit_code) {
       ->required();
   command
       ->add_option("--scope", flags->scopes,
-                   "infer, adapters (load and unload), admin (everything), separated by commas")
+                   "infer, adapters (load and unload), metrics, admin (everything), separated by commas")
       ->required();
   command->add_option("--note", flags->note, "a line for you");
   command->add_option("--expires", flags->expires, "30d, 12h, 2w, a date such as 2027-01-31 (UTC), never")
@@ -232,6 +194,9 @@ void add_keys(CLI::App& app, int& exit_code) {
                       "share of service among the tenants that want some (docs/guide/scheduling.md); 1 for a new one");
   command->add_option("--max-in-flight", flags->max_in_flight, "requests at a time; 0 = no limit");
   command->add_option("--tokens-per-minute", flags->tokens_per_minute, "prompt and output tokens; 0 = no limit");
+  command->add_option("--max-adapters", flags->max_adapters, "adapters that its keys loaded; 0 = no limit");
+  command->add_option("--max-versions", flags->max_versions, "versions of them that are kept; 0 = no limit");
+  command->add_option("--max-sums", flags->max_sums, "weighted sums that are cached for it; 0 = no limit");
   command->add_option("--adapters", flags->adapters,
                       "names it may use, with * and ?, separated by commas, \"base\" for the base model; '' = all");
   add(*tenant, "list", "List tenants", list_tenants)->add_flag("--json", flags->json, "print JSON");

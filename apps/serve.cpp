@@ -3,6 +3,10 @@
 #include <signal.h>
 #include <sys/resource.h>
 
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <thread>
 
@@ -10,9 +14,12 @@
 #include "config.h"
 #include "help.h"
 #include "lk/base/file.h"
+#include "lk/base/names.h"
 #include "lk/base/sd_notify.h"
 #include "lk/base/thread_name.h"
+#include "lk/lora/adapter_config.h"
 #include "lk/serve/adapters/directory_watcher.h"
+#include "lk/serve/adapters/path_guard.h"
 #include "lk/serve/http/browser_guard.h"
 #include "lk/serve/http/server.h"
 
@@ -32,8 +39,16 @@ struct ServeFlags {
   ServerOptions server;
 
   void add_to(CLI::App& command);
+  // Everything that can be refused before the model is read. With `dry` nothing is created or changed, and what comes
+  // after is looked at, too, as far as it can be without reading weights.
+  struct Prepared {
+    ServerOptions options;
+    std::unique_ptr<StateStore> store;
+  };
+  Result<Prepared> prepare(bool dry) const;
   Status check() const;
   Result<ServerOptions> options() const;
+  std::string state_path() const { return state.empty() ? default_state_path() : state; }
   Result<MemoryWishes> wishes() const;
   Status plan_memory(ServerOptions& options) const;
 };
@@ -53,8 +68,10 @@ void ServeFlags::add_to(CLI::App& command) {
                   "load every adapter in this directory and follow what comes and goes; repeatable")
       ->group(adapters);
   command
-      .add_option("--lora-root", lora_roots,
-                  "clients may load adapters from beneath this directory (or --lora-dir); repeatable")
+      .add_option(
+          "--lora-root", lora_roots,
+          "clients may load adapters from beneath this directory (or --lora-dir); {tenant} in it stands for the "
+          "name of the key's tenant; repeatable")
       ->group(adapters);
   command.add_option("--watch-interval", watch_seconds, "seconds between looks at --lora-dir")
       ->check(CLI::Range(0.05, 3600.0))
@@ -160,7 +177,9 @@ void ServeFlags::add_to(CLI::App& command) {
       ->check(CLI::Range(0.0, 86400.0))
       ->capture_default_str()
       ->group(operations);
-  command.add_option("--stuck-after", server.stuck_seconds, "seconds without a finished step until /live fails")
+  command
+      .add_option("--stuck-after", server.stuck_seconds,
+                  "seconds without a finished step until /live fails and systemd is told no more")
       ->check(CLI::Range(1.0, 86400.0))
       ->capture_default_str()
       ->group(operations);
@@ -219,7 +238,82 @@ Status ServeFlags::plan_memory(ServerOptions& options) const {
   return Status();
 }
 
-Status ServeFlags::check() const { return options().ok() ? Status() : options().status(); }
+// Whether a file could be made there; with `directories` these, too.
+Status check_creatable(const std::string& path, std::string_view what, bool directories) {
+  std::filesystem::path directory = std::filesystem::absolute(path).parent_path();
+  while (directories && !file_exists(directory.string()) && directory.has_relative_path())
+    directory = directory.parent_path();
+  if (!is_directory(directory.string())) return io_error("{} {}: {} is no directory", what, path, directory.string());
+  if (::access(directory.c_str(), W_OK | X_OK) != 0)
+    return io_error("{} {}: {}: {}", what, path, directory.string(), std::strerror(errno));
+  return Status();
+}
+
+Result<ServeFlags::Prepared> ServeFlags::prepare(bool dry) const {
+  Prepared prepared;
+  LK_ASSIGN_OR_RETURN(prepared.options, options());
+  if (!no_state) {
+    const std::string path = state_path();
+    prepared.options.adapters.conversion_cache = path + "-converted";
+    if (dry && !file_exists(path)) {
+      LK_RETURN_IF_ERROR(check_creatable(path, "state file", true));
+    } else {
+      LK_ASSIGN_OR_RETURN(prepared.store, StateStore::open(path));
+      LK_RETURN_IF_ERROR(prepared.store->adapters().status());
+      LK_RETURN_IF_ERROR(prepared.store->aliases().status());
+    }
+  }
+  // Also before a start: it is soon done, the model is not. An address that is taken may be by the server that is being
+  // checked for.
+  const Status status = Server::check(prepared.options, prepared.store.get());
+  if (!status.ok() && !(dry && status.code() == StatusCode::kAlreadyExists)) return status;
+  LK_RETURN_IF_ERROR(plan_memory(prepared.options));
+  return prepared;
+}
+
+// The rest of what `serve` does before it answers, without weights: their files are looked at, not read.
+Status ServeFlags::check() const {
+  LK_ASSIGN_OR_RETURN(const Prepared prepared, prepare(true));
+  if (!log_file.empty()) {
+    if (!file_exists(log_file))
+      LK_RETURN_IF_ERROR(check_creatable(log_file, "log", false));
+    else if (::access(log_file.c_str(), W_OK) != 0)
+      return io_error("log {}: {}", log_file, std::strerror(errno));
+  }
+  LK_ASSIGN_OR_RETURN(const ModelConfig config, TextEngine::read_config(model.model, model.dummy));
+  LK_RETURN_IF_ERROR(TextModel::load(model.model, config, model.context).status());
+  LK_ASSIGN_OR_RETURN(const auto loras, model.parse_loras());
+  for (const auto& [name, directory] : loras) {
+    const std::string context = fmt::format("--lora {}={}", name, directory);
+    LK_RETURN_IF_ERROR(check_name("adapter name", name).with_context(context));
+    if (!is_directory(directory)) return not_found("{}: not a directory", context);
+    LK_ASSIGN_OR_RETURN(const std::string text, read_file(join_path(directory, "adapter_config.json")));
+    LK_RETURN_IF_ERROR(parse_adapter_config(text, context).status());
+    if (!file_exists(join_path(directory, "adapter_model.safetensors")))
+      return not_found("{}: no adapter_model.safetensors", context);
+  }
+  return Status();
+}
+
+// A root may have "{tenant}" as one of its directories: each tenant loads from beneath its own.
+Result<std::string> canonical_root(const std::string& root, bool may_be_of_tenants) {
+  const size_t at = root.find('{');
+  if (at == std::string::npos) {
+    if (!is_directory(root)) return not_found("{} is not a directory", root);
+    std::error_code error;
+    return std::filesystem::canonical(root, error).string();
+  }
+  const size_t end = at + kTenantDirectory.size();
+  const bool is_tenants = root.compare(at, kTenantDirectory.size(), kTenantDirectory) == 0 && at > 0 &&
+                          root[at - 1] == '/' && (end == root.size() || root[end] == '/') &&
+                          root.find('{', end) == std::string::npos;
+  if (!is_tenants || !may_be_of_tenants)
+    return invalid_argument(
+        "{}: \"{}\" may stand for one whole directory in the path of a --lora-root, as in /srv/adapters/{{tenant}}",
+        root, kTenantDirectory);
+  LK_ASSIGN_OR_RETURN(const std::string above, canonical_root(root.substr(0, at), false));
+  return fmt::format("{}/{}", above, root.substr(at));
+}
 
 Result<ServerOptions> ServeFlags::options() const {
   ServerOptions filled = server;
@@ -249,9 +343,8 @@ Result<ServerOptions> ServeFlags::options() const {
   filled.adapters.probe = !no_probe;
   for (const auto* roots : {&lora_roots, &lora_dirs})
     for (const std::string& root : *roots) {
-      if (!is_directory(root)) return not_found("{} is not a directory", root);
-      std::error_code error;
-      filled.adapters.roots.push_back(std::filesystem::canonical(root, error).string());
+      LK_ASSIGN_OR_RETURN(const std::string found, canonical_root(root, roots == &lora_roots));
+      filled.adapters.roots.push_back(found);
     }
   LK_RETURN_IF_ERROR(BrowserGuard::create(filled.allowed_origins).status().with_context("--allow-origin"));
   filled.model_root = model.model.empty() ? model.dummy : model.model;
@@ -308,6 +401,7 @@ Status load_adapters(const ServeFlags& flags, Server& server, std::unique_ptr<Di
                                                                 .replace = true,
                                                                 .keep_previous = true,
                                                                 .pinned = adapter.pinned,
+                                                                .tenant = adapter.tenant,
                                                                 .version = adapter.version});
     if (!loaded.ok())
       server.log().write(
@@ -364,10 +458,13 @@ void print_banner(const ServeFlags& flags, const ServerOptions& options, Server&
 
 // Waits for SIGINT or SIGTERM; SIGHUP reloads keys and the TLS certificate. The signals are blocked in every thread and
 // taken here.
-int wait_for_shutdown(Server& server, const sigset_t& signals) {
+int wait_for_shutdown(Server& server, const sigset_t& signals, double stuck_seconds) {
   const auto watchdog = watchdog_timeout();
+  // Log lines are in their file within a second; the service manager wants to hear twice in its time.
+  std::chrono::nanoseconds interval = std::chrono::milliseconds(500);
+  if (watchdog) interval = std::min<std::chrono::nanoseconds>(interval, *watchdog / 2);
+  const timespec timeout{.tv_sec = 0, .tv_nsec = interval.count()};
   for (;;) {
-    timespec timeout{.tv_sec = 0, .tv_nsec = 500'000'000};  // log lines are in their file within a second
     const int signal = ::sigtimedwait(&signals, nullptr, &timeout);
     server.housekeep();
     if (signal == SIGINT || signal == SIGTERM) return signal;
@@ -384,7 +481,8 @@ int wait_for_shutdown(Server& server, const sigset_t& signals) {
         server.log().write(LogLevel::kError, "certificate_not_reloaded", {{"reason", tls.message()}});
       (void)notify_service_manager("READY=1");
     }
-    if (watchdog && server.engine().stalled_seconds() < 60) (void)notify_service_manager("WATCHDOG=1");
+    // One that is stuck says nothing more, and is restarted.
+    if (watchdog && server.engine().stalled_seconds() <= stuck_seconds) (void)notify_service_manager("WATCHDOG=1");
   }
 }
 
@@ -396,41 +494,31 @@ int run(const ServeFlags& flags) {
   ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   ::signal(SIGXFSZ, SIG_IGN);  // a file at its limit is an error of that write, as a full disk is
 
-  Result<ServerOptions> options = flags.options();
-  if (!options.ok()) return fail(options.status());
-  std::unique_ptr<StateStore> store;
+  Result<ServeFlags::Prepared> prepared = flags.prepare(false);
+  if (!prepared.ok()) return fail(prepared.status());
+  const ServerOptions& options = prepared->options;
   std::vector<StoredAdapter> stored;
   std::vector<StateStore::Alias> aliases;
-  if (!flags.no_state) {
-    const std::string state_path = flags.state.empty() ? default_state_path() : flags.state;
-    options->adapters.conversion_cache = state_path + "-converted";
-    Result<std::unique_ptr<StateStore>> opened = StateStore::open(state_path);
-    if (!opened.ok()) return fail(opened.status());
-    store = std::move(opened).value();
-    auto adapters = store->adapters();
-    auto names = store->aliases();
+  if (prepared->store) {
+    auto adapters = prepared->store->adapters();
+    auto names = prepared->store->aliases();
     if (!adapters.ok()) return fail(adapters.status());
     if (!names.ok()) return fail(names.status());
     stored = std::move(adapters).value();
     aliases = std::move(names).value();
   }
-  Result<std::unique_ptr<AccessControl>> access = AccessControl::create(options->access, store.get());
-  if (!access.ok()) return fail(access.status());
-  const bool has_keys = !(*access)->ring()->open();
-  if (const Status exposure = check_exposure(*options, has_keys); !exposure.ok()) return fail(exposure);
   const bool text_log =
       flags.log_format == "text" || (flags.log_format == "auto" && flags.log_file.empty() && stderr_is_terminal());
   Result<std::unique_ptr<Log>> log = Log::create({.level = parse_log_level(flags.log_level).value(),
                                                   .format = text_log ? Log::Format::kText : Log::Format::kJson,
                                                   .file = flags.log_file});
   if (!log.ok()) return fail(log.status());
-  raise_file_limit(options->limits.max_connections);
+  raise_file_limit(options.limits.max_connections);
 
-  if (const Status status = flags.plan_memory(*options); !status.ok()) return fail(status);
-  Result<std::unique_ptr<TextEngine>> engine = open_engine(flags.model, options->memory, flags.kernel_nice);
+  Result<std::unique_ptr<TextEngine>> engine = open_engine(flags.model, options.memory, flags.kernel_nice);
   if (!engine.ok()) return fail(engine.status());
   Result<std::unique_ptr<Server>> started =
-      Server::start(*options, std::move(engine).value(), std::move(store), std::move(log).value());
+      Server::start(options, std::move(engine).value(), std::move(prepared->store), std::move(log).value());
   if (!started.ok()) return fail(started.status());
   Server& server = **started;
   std::unique_ptr<DirectoryWatcher> watcher;
@@ -438,12 +526,12 @@ int run(const ServeFlags& flags) {
   server.set_ready(true);
   server.log().write(LogLevel::kInfo, "ready",
                      {{"address", server.address(0)},
-                      {"admin", options->admin ? server.address(static_cast<int>(options->listen.size())) : ""},
+                      {"admin", options.admin ? server.address(static_cast<int>(options.listen.size())) : ""},
                       {"adapters", server.adapters().versions().size()}});
-  print_banner(flags, *options, server);
+  print_banner(flags, options, server);
   (void)notify_service_manager("READY=1");
 
-  const int signal = wait_for_shutdown(server, signals);
+  const int signal = wait_for_shutdown(server, signals, options.stuck_seconds);
   (void)notify_service_manager("STOPPING=1");
   watch_interrupts();  // the next signal ends the program at once
   ::signal(SIGHUP, SIG_IGN);

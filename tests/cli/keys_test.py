@@ -124,7 +124,8 @@ class Tenants(Program):
     def test_set_keeps_what_is_not_given(self):
         self.good("keys", "tenant", "set", "acme", "--weight", "2.5", "--max-in-flight", "8", "--adapters", "sql-*,base")
         self.good("keys", "tenant", "set", "acme", "--tokens-per-minute", "60000")
-        self.assertEqual(self.tenants(), [{"name": "acme", "weight": 2.5, "max_in_flight": 8, "tokens_per_minute": 60000, "adapters": ["sql-*", "base"]}])
+        self.assertEqual(self.tenants(), [{"name": "acme", "weight": 2.5, "max_in_flight": 8, "tokens_per_minute": 60000, "adapters": ["sql-*", "base"],
+                                           "object": "tenant", "max_adapters": 0, "max_versions": 0, "max_sums": 0}])
         self.assertIn("sql-*,base", self.good("keys", "tenant", "list"))
         self.good("keys", "tenant", "set", "acme", "--adapters", "")
         self.assertEqual(self.tenants()[0]["adapters"], [])

@@ -68,8 +68,9 @@ def to_bytes(body) -> bytes | None:
 class Server:
     """One process. `log` collects its standard error, `address` is where clients connect."""
 
-    def __init__(self, *args: str, adapters=NAMES, state: str | None = None, environment: dict | None = None, tls=None, quick: bool = True, log_file: str | None = None):
-        command = [BINARY, "serve", MODEL, "--threads", "1", "--log-format", "json"]
+    def __init__(self, *args: str, adapters=NAMES, state: str | None = None, environment: dict | None = None, tls=None, quick: bool = True, log_file: str | None = None,
+                 model: tuple = (MODEL,), preexec=None):
+        command = [BINARY, "serve", *model, "--threads", "1", "--log-format", "json"]
         if "--memory" not in args:
             command += ["--memory", "256MiB"]
         if "--port" not in args:
@@ -88,7 +89,8 @@ class Server:
         for name in ("ASAN_OPTIONS", "UBSAN_OPTIONS", "TSAN_OPTIONS"):
             if name in os.environ:
                 env[name] = os.environ[name]
-        self.process = subprocess.Popen([*command, *args], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env)
+        self.process = subprocess.Popen([*command, *args], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env,
+                                        preexec_fn=preexec)
         self.lines: list[str] = []
         self.reader = threading.Thread(target=self.read_log, daemon=True)
         self.reader.start()

@@ -68,16 +68,17 @@ class Keys(Directory):
 
     def test_scopes(self):
         infer, adapters, admin = self.key("acme", "infer"), self.key("acme", "adapters"), self.key("root", "admin")
+        metrics = self.key("acme", "metrics")
         self.copy_adapter("dates", "root", "dates")
         server = self.serve("--lora-root", self.path("root"), adapters=("sql",))
         rows = (("GET", "/v1/models", None, "infer"), ("POST", "/tokenize", {"prompt": "x"}, "infer"), ("GET", "/v1/adapters", None, "adapters"),
-                ("PATCH", "/v1/adapters/sql", {"alias": "z"}, "adapters"), ("DELETE", "/v1/adapters/z", None, "adapters"), ("GET", "/metrics", None, "admin"),
-                ("GET", "/v1/status", None, "admin"))
+                ("PATCH", "/v1/adapters/sql", {"alias": "z"}, "adapters"), ("DELETE", "/v1/adapters/z", None, "adapters"), ("GET", "/metrics", None, "metrics"),
+                ("GET", "/v1/status", None, "metrics"), ("GET", "/v1/keys", None, "admin"))
         for method, path, body, scope in rows:
-            for name, key in (("infer", infer), ("adapters", adapters)):
+            for name, key in (("infer", infer), ("adapters", adapters), ("metrics", metrics)):
                 if name != scope:
                     self.refused(server.call(method, path, body, key=key), 403, scope, code="insufficient_scope")
-            self.assertEqual(server.call(method, path, body, key={"infer": infer, "adapters": adapters, "admin": admin}[scope]).status, 200, path)
+            self.assertEqual(server.call(method, path, body, key={"infer": infer, "adapters": adapters, "metrics": metrics, "admin": admin}[scope]).status, 200, path)
         # Paths are for those who manage adapters.
         self.assertNotIn("/", [m for m in server.get("/v1/models", key=infer).json["data"] if m["id"] == "sql"][0]["root"])
         self.assertEqual(server.post("/v1/adapters", {"name": "d", "path": "dates"}, key=adapters).status, 201)

@@ -30,6 +30,7 @@ class StoredChanges(Directory):
         server = self.start("--lora-root", self.path("root"), state=self.path("state.db"), adapters=("dates",), **kwargs)
         self.assertEqual(server.post("/v1/adapters", {"name": "a", "path": "sql"}).status, 201)
         self.assertEqual(server.call("PATCH", "/v1/adapters/a", {"alias": "prod"}).status, 200)
+        self.assertEqual(server.post("/v1/tenants", {"name": "old"}).status, 201)
         return server
 
     def models(self, server) -> list:
@@ -39,7 +40,8 @@ class StoredChanges(Directory):
                ("PATCH", "/v1/adapters/dates", {"alias": "prod"}), ("PATCH", "/v1/adapters/dates", {"alias": "next"}), ("PATCH", "/v1/adapters/a", {"pinned": True}),
                ("PATCH", "/v1/adapters/a", {"pinned": True, "alias": "next"}), ("POST", "/v1/adapters", {"name": "b", "path": "sql"}),
                ("POST", "/v1/adapters", {"name": "a", "path": "sql"}), ("POST", "/v1/load_lora_adapter", {"lora_name": "b", "lora_path": "sql"}),
-               ("POST", "/v1/unload_lora_adapter", {"lora_name": "a"}))
+               ("POST", "/v1/unload_lora_adapter", {"lora_name": "a"}), ("POST", "/v1/tenants", {"name": "new"}), ("PATCH", "/v1/tenants/old", {"weight": 2}),
+               ("DELETE", "/v1/tenants/old", None), ("POST", "/v1/keys", {"tenant": "old", "scopes": "infer"}))
 
     def nothing_changes(self, server, reason: str):
         before = self.models(server)
@@ -52,6 +54,8 @@ class StoredChanges(Directory):
         self.assertEqual(self.models(server), before)
         adapter = server.get("/v1/adapters/prod").json
         self.assertEqual((adapter["id"], adapter["pinned"]), ("a@1", False))
+        self.assertEqual([(row["name"], row["weight"]) for row in server.get("/v1/tenants").json["data"]], [("old", 1)])
+        self.assertEqual(server.get("/v1/keys").json["data"], [])
         self.assertIn(reason, server.event("state_not_written")["reason"])
         metrics = server.get("/metrics").text
         self.assertRegex(metrics, rf"lorikeet_state_write_failures_total {len(self.CHANGES)}\b")

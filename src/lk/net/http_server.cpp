@@ -277,6 +277,20 @@ Status check_options(const HttpServerOptions& options) {
 
 }  // namespace
 
+Status HttpServer::check(const HttpServerOptions& options) {
+  LK_RETURN_IF_ERROR(check_options(options));
+  if (std::ranges::any_of(options.listen, &HttpListen::tls))
+    LK_RETURN_IF_ERROR(TlsContext::server(options.tls_cert, options.tls_key).status());
+  Status taken;
+  for (const HttpListen& listen : options.listen) {
+    const Result<Listener> listener = Listener::open(listen.address);
+    if (listener.ok()) continue;
+    if (listener.status().code() != StatusCode::kAlreadyExists) return listener.status();
+    taken = listener.status();
+  }
+  return taken;
+}
+
 Result<std::unique_ptr<HttpServer>> HttpServer::start(const HttpServerOptions& options, HeadFilter filter,
                                                       Handler handler) {
   LK_RETURN_IF_ERROR(check_options(options));

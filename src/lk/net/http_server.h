@@ -126,6 +126,9 @@ class HttpServer {
   // Sets SIGPIPE to be ignored. With TLS listeners the certificate is read here and by reload_tls().
   static Result<std::unique_ptr<HttpServer>> start(const HttpServerOptions& options, HeadFilter filter,
                                                    Handler handler);
+  // What start() would refuse, without serving anybody: limits, certificate and key, addresses. kAlreadyExists when an
+  // address is taken and nothing else is wrong.
+  static Status check(const HttpServerOptions& options);
   virtual ~HttpServer() = default;  // closes everything at once
 
   virtual int num_shards() const = 0;

@@ -122,6 +122,7 @@ Result<Listener> Listener::open_tcp(const std::string& address) {
   ::setsockopt(listener.fd_, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
   if (found->ai_family == AF_INET6) ::setsockopt(listener.fd_, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
   if (::bind(listener.fd_, found->ai_addr, found->ai_addrlen) != 0 || ::listen(listener.fd_, kBacklog) != 0) {
+    if (errno == EADDRINUSE) return already_exists("cannot listen on {}: another process does", address);
     return io_error("cannot listen on {}: {}", address, std::strerror(errno));
   }
   sockaddr_storage bound{};
@@ -148,7 +149,7 @@ Result<Listener> Listener::open_unix(const std::string& path) {
   int failed = bind();
   struct stat info {};
   if (failed != 0 && errno == EADDRINUSE && ::lstat(path.c_str(), &info) == 0 && S_ISSOCK(info.st_mode)) {
-    if (somebody_listens(path)) return io_error("cannot listen on {}: another process does", path);
+    if (somebody_listens(path)) return already_exists("cannot listen on {}: another process does", path);
     ::unlink(path.c_str());
     failed = bind();
   }

@@ -22,6 +22,7 @@ class Listener {
  public:
   // "127.0.0.1:8000", "[::1]:0", "localhost:8000", "unix:/path". A unix socket gets mode 0600; a file left behind by a
   // server that died is replaced, one that somebody listens on is not. An IPv6 wildcard does not take IPv4: list both.
+  // kAlreadyExists when the address is taken.
   static Result<Listener> open(const std::string& address);
   Listener(Listener&& other) noexcept;
   Listener& operator=(Listener&&) = delete;

@@ -87,6 +87,7 @@ class KeyRing {
   Result<Principal> authenticate(std::string_view authorization, int64_t now_unix) const;
   // Of the open server and of plain keys: "default", with its stored limits, if there are any.
   std::shared_ptr<const Tenant> default_tenant() const;
+  bool knows_limits() const { return tenants_.contains("default"); }
 
  private:
   std::map<std::string, std::shared_ptr<const Tenant>, std::less<>> tenants_;

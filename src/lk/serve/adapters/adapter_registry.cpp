@@ -130,7 +130,39 @@ Status AdapterRegistry::check_free(const LoadRequest& request) const {
         "The lora adapter '{}' has already been loaded. If you want to load the adapter in place, set 'load_inplace' "
         "to True.",
         request.name);
+  return check_quota_locked(request);
+}
+
+// Of another tenant only those may be replaced that nobody owns.
+Status AdapterRegistry::check_quota_locked(const LoadRequest& request) const {
+  if (!request.limits) return Status();
+  const auto known = names_.find(request.name);
+  if (known != names_.end())
+    for (const auto& [number, version] : known->second.versions)
+      if (!version->tenant.empty() && version->tenant != request.tenant)
+        return already_exists("adapter \"{}\" belongs to another tenant", request.name);
+  const Tenant& limits = *request.limits;
+  if (limits.max_adapters <= 0 && limits.max_versions <= 0) return Status();
+  int64_t adapters = 1, versions = 1;  // with this one
+  for (const auto& [name, entry] : names_) {
+    int64_t own = 0;
+    for (const auto& [number, version] : entry.versions) own += version->tenant == request.tenant ? 1 : 0;
+    const bool same = name == request.name;
+    adapters += own > 0 && !same ? 1 : 0;
+    versions += same && !request.keep_previous ? 0 : own;
+  }
+  if (limits.max_adapters > 0 && adapters > limits.max_adapters)
+    return resource_exhausted("the tenant has {} adapters, the most it may have: unload one", limits.max_adapters);
+  if (limits.max_versions > 0 && versions > limits.max_versions)
+    return resource_exhausted("the tenant has {} versions of adapters, the most it may have: unload one",
+                              limits.max_versions);
   return Status();
+}
+
+std::string AdapterRegistry::owner_of(const std::string& name) const {
+  std::lock_guard lock(mutex_);
+  const AdapterLease found = find_locked(name);
+  return found ? found->tenant : "";
 }
 
 Result<AdapterLease> AdapterRegistry::run_load(const LoadRequest& request) {
@@ -169,7 +201,8 @@ Result<AdapterLease> AdapterRegistry::create(const LoadRequest& request, int64_t
     const std::shared_ptr<void> turn(nullptr, [this](void*) { readers_.release(); });
     std::string path = request.path;
     if (!request.trusted_path) {
-      LK_ASSIGN_OR_RETURN(path, resolve_adapter_directory(options_.roots, request.path));
+      const std::vector<std::string> roots = roots_of(options_.roots, request.limits ? request.limits->name : "");
+      LK_ASSIGN_OR_RETURN(path, resolve_adapter_directory(roots, request.path));
     }
     if (!is_directory(path))
       return not_found("No adapter found for {}: {} is not a directory", request.name, request.path);
@@ -193,6 +226,7 @@ Result<AdapterLease> AdapterRegistry::create(const LoadRequest& request, int64_t
   }
   auto adapter = std::make_shared<AdapterVersion>(service_, *content, std::move(*prepared));
   adapter->version = version;
+  adapter->tenant = request.tenant;
   adapter->chat_template = std::move(chat_template);
   return adapter;
 }
@@ -246,6 +280,7 @@ Status AdapterRegistry::publish(const LoadRequest& request, const AdapterLease& 
   std::vector<AdapterLease> retired;  // released after the lock
   {
     std::lock_guard lock(mutex_);
+    LK_RETURN_IF_ERROR(check_quota_locked(request));  // again: others may have come since
     const auto known = names_.find(request.name);
     if (known != names_.end() && !request.keep_previous && !request.version)
       for (const auto& [number, old] : known->second.versions) {
@@ -364,7 +399,8 @@ StoredAdapter AdapterRegistry::stored(const AdapterVersion& version, bool is_def
           .path = version.path,
           .digest = version.digest,
           .pinned = version.pinned.load(),
-          .is_default = is_default};
+          .is_default = is_default,
+          .tenant = version.tenant};
 }
 
 Status AdapterRegistry::change(const std::string& target, std::optional<bool> pinned, const std::string& alias) {
@@ -463,10 +499,14 @@ Result<AdapterRegistry::Resolved> AdapterRegistry::compose(std::string_view expr
     if (!part.adapter) return invalid_argument("model \"{}\": the base model is not part of a sum", expression);
     terms.push_back({.adapter = std::move(part.adapter), .weight = weight});
   }
-  LK_ASSIGN_OR_RETURN(AdapterLease sum, sums_.get(expression, terms, [this](const AdapterSums::Term& term) {
-    std::lock_guard lock(mutex_);
-    return find_locked(fmt::format("{}@{}", term.adapter->name, term.adapter->version)) == term.adapter;
-  }));
+  LK_ASSIGN_OR_RETURN(AdapterLease sum,
+                      sums_.get(expression, terms,
+                                [this](const AdapterSums::Term& term) {
+                                  std::lock_guard lock(mutex_);
+                                  return find_locked(fmt::format("{}@{}", term.adapter->name, term.adapter->version)) ==
+                                         term.adapter;
+                                },
+                                {.tenant = tenant.name, .max_count = tenant.max_sums}));
   return Resolved{std::move(sum), std::string(expression)};
 }
 

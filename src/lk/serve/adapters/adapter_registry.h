@@ -51,7 +51,9 @@ class AdapterRegistry {
     bool keep_previous = false;  // the old version stays addressable as name@version
     bool pinned = false;
     bool persist = true;
-    std::optional<int64_t> version;  // of a restored adapter
+    std::string tenant;                    // whose it will be; "" = nobody's
+    std::shared_ptr<const Tenant> limits;  // of the key that asks: its roots and quotas; null: all roots, no quota
+    std::optional<int64_t> version;        // of a restored adapter
   };
   using Loaded = std::function<void(Result<AdapterLease>)>;
   // Queues a load; `done` is called on a loader thread, after the version is visible (or the failure is final).
@@ -83,6 +85,9 @@ class AdapterRegistry {
   // or the tenant may not use, with the same words. May build a sum: not on an io thread.
   Result<Resolved> resolve(std::string_view model, const Tenant& tenant);
 
+  // The tenant whose key loaded what the name means; "" = nobody's, or not there.
+  std::string owner_of(const std::string& name) const;
+
   std::vector<AdapterSnapshot> list(const EngineService::Snapshot& engine) const;
   std::optional<AdapterSnapshot> find(const std::string& name, const EngineService::Snapshot& engine) const;
   std::vector<AdapterLease> versions() const;  // default versions only, by name
@@ -109,6 +114,7 @@ class AdapterRegistry {
   Status prove(AdapterVersion& version);
   Status publish(const LoadRequest& request, const AdapterLease& version);
   Status check_free(const LoadRequest& request) const;
+  Status check_quota_locked(const LoadRequest& request) const;
   void forget_version_of(const std::string& name);
   static StoredAdapter stored(const AdapterVersion& version, bool is_default);
   AdapterLease find_locked(const std::string& name) const;  // name, name@version or alias; null: not there

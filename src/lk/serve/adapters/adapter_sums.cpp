@@ -65,7 +65,7 @@ Result<std::vector<AdapterSums::NamedTerm>> AdapterSums::parse(std::string_view 
 }
 
 Result<AdapterLease> AdapterSums::get(std::string_view expression, const std::vector<Term>& terms,
-                                      const std::function<bool(const Term&)>& current) {
+                                      const std::function<bool(const Term&)>& current, const SumAsker& asker) {
   std::string key;  // by version, so that a replaced component makes another sum
   int64_t file_bytes = 0;
   for (const Term& term : terms) {
@@ -85,7 +85,7 @@ Result<AdapterLease> AdapterSums::get(std::string_view expression, const std::ve
   // The first component's template stands for all, if they agree on having one.
   adapter->chat_template = terms[0].adapter->chat_template;
   if (std::ranges::none_of(terms, [](const Term& term) { return term.adapter->exact; })) adapter->allow_merging();
-  Sum sum{.key = std::move(key), .parts = {}, .adapter = adapter};
+  Sum sum{.key = std::move(key), .parts = {}, .adapter = adapter, .tenant = asker.tenant};
   for (const Term& term : terms) sum.parts.push_back(term.adapter->id());
   std::lock_guard lock(mutex_);
   if (AdapterLease cached = find_locked(sum.key)) return cached;  // somebody was faster
@@ -94,7 +94,8 @@ Result<AdapterLease> AdapterSums::get(std::string_view expression, const std::ve
   sums_.push_front(std::move(sum));
   // One that is larger than the cache serves its request and goes.
   while (!sums_.empty() && (static_cast<int64_t>(sums_.size()) > max_count_ || bytes_ > max_bytes_))
-    erase_oldest_locked();
+    erase_locked(std::prev(sums_.end()));
+  trim_locked(asker);
   return adapter;
 }
 
@@ -121,9 +122,20 @@ AdapterLease AdapterSums::find_locked(const std::string& key) {
   return it->adapter;
 }
 
-void AdapterSums::erase_oldest_locked() {
-  bytes_ -= sums_.back().adapter->host_bytes;
-  sums_.pop_back();
+void AdapterSums::erase_locked(std::list<Sum>::iterator sum) {
+  bytes_ -= sum->adapter->host_bytes;
+  sums_.erase(sum);
+}
+
+// A tenant beyond its quota loses its own oldest, nobody else's.
+void AdapterSums::trim_locked(const SumAsker& asker) {
+  if (asker.max_count <= 0) return;
+  int64_t kept = 0;
+  for (auto sum = sums_.begin(); sum != sums_.end();) {
+    const auto next = std::next(sum);
+    if (sum->tenant == asker.tenant && ++kept > asker.max_count) erase_locked(sum);
+    sum = next;
+  }
 }
 
 }  // namespace lk

@@ -17,6 +17,12 @@
 
 namespace lk {
 
+// Who asks for a sum, and how many are kept for it; 0 = as many as the cache takes.
+struct SumAsker {
+  std::string tenant;
+  int64_t max_count = 0;
+};
+
 class AdapterSums {
  public:
   struct Term {
@@ -37,7 +43,7 @@ class AdapterSums {
   // The sum of these versions. `current` is asked whether a term is still what its name means: a sum of what was
   // retired serves the request that asked for it and is not kept. It may not call drop().
   Result<AdapterLease> get(std::string_view expression, const std::vector<Term>& terms,
-                           const std::function<bool(const Term&)>& current);
+                           const std::function<bool(const Term&)>& current, const SumAsker& asker = {});
   // Forgets the sums that any of these is part of: nobody can ask for them any more.
   void drop(const std::vector<AdapterLease>& parts);
 
@@ -51,9 +57,11 @@ class AdapterSums {
     std::string key;  // versions and weights
     std::vector<AdapterId> parts;
     AdapterLease adapter;
+    std::string tenant;  // that asked for it first
   };
   AdapterLease find_locked(const std::string& key);
-  void erase_oldest_locked();
+  void erase_locked(std::list<Sum>::iterator sum);
+  void trim_locked(const SumAsker& asker);
 
   EngineService& service_;
   const std::shared_ptr<HostTier> host_;

@@ -30,6 +30,7 @@ class AdapterVersion {
   double load_seconds = 0;
   int64_t created = 0;     // Unix seconds
   float probe_shift = 0;   // largest change of a log-probability of the probe prompt against the base
+  std::string tenant;      // whose key loaded it; "" = nobody's
   bool persisted = false;  // in the state store
   int64_t replaced = 0;    // what its name meant before it came; 0 = nothing
   std::atomic<bool> pinned{false};

@@ -149,6 +149,20 @@ Result<std::string> resolve_beneath(const std::vector<std::string>& roots, const
   return found.path;
 }
 
+std::vector<std::string> roots_of(const std::vector<std::string>& roots, std::string_view tenant) {
+  std::vector<std::string> found;
+  for (const std::string& root : roots) {
+    const size_t at = root.find(kTenantDirectory);
+    if (at == std::string::npos)
+      found.push_back(root);
+    else if (tenant.empty())
+      found.push_back(root.substr(0, std::max<size_t>(at - 1, 1)));
+    else
+      found.push_back(fmt::format("{}{}{}", root.substr(0, at), tenant, root.substr(at + kTenantDirectory.size())));
+  }
+  return found;
+}
+
 Result<std::string> resolve_adapter_directory(const std::vector<std::string>& roots, const std::string& path) {
   LK_ASSIGN_OR_RETURN(Beneath found, find_beneath(roots, path));
   const std::optional<std::string> root = path_of(found.root.get());

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "lk/base/status.h"
@@ -20,5 +21,10 @@ Result<std::string> resolve_beneath(const std::vector<std::string>& roots, const
 // The same for a PEFT directory: the files read of it (config, weights, chat template), where they exist, must also lie
 // in the root and be regular files.
 Result<std::string> resolve_adapter_directory(const std::vector<std::string>& roots, const std::string& path);
+
+// Roots with "{tenant}" as one of their directories are each tenant's own. The roots of `tenant`, or those of somebody
+// who may read every tenant's ("" as its name): the directory that has them all.
+std::vector<std::string> roots_of(const std::vector<std::string>& roots, std::string_view tenant);
+inline constexpr std::string_view kTenantDirectory = "{tenant}";
 
 }  // namespace lk

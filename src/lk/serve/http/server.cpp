@@ -40,6 +40,16 @@ const Route kRoutes[] = {
     {"GET", "/v1/adapters/{name}", Access::kAdapters, true, false, &ServerImpl::get_adapter},
     {"PATCH", "/v1/adapters/{name}", Access::kAdapters, true, false, &ServerImpl::patch_adapter},
     {"DELETE", "/v1/adapters/{name}", Access::kAdapters, true, false, &ServerImpl::delete_adapter},
+    {"GET", "/v1/keys", Access::kAdmin, true, false, &ServerImpl::list_keys},
+    {"POST", "/v1/keys", Access::kAdmin, true, false, &ServerImpl::post_key},
+    {"GET", "/v1/keys/{id}", Access::kAdmin, true, false, &ServerImpl::get_key},
+    {"DELETE", "/v1/keys/{id}", Access::kAdmin, true, false, &ServerImpl::delete_key},
+    {"GET", "/v1/tenants", Access::kAdmin, true, false, &ServerImpl::list_tenants},
+    {"POST", "/v1/tenants", Access::kAdmin, true, false, &ServerImpl::post_tenant},
+    {"GET", "/v1/tenants/{name}", Access::kAdmin, true, false, &ServerImpl::get_tenant},
+    {"PATCH", "/v1/tenants/{name}", Access::kAdmin, true, false, &ServerImpl::patch_tenant},
+    {"DELETE", "/v1/tenants/{name}", Access::kAdmin, true, false, &ServerImpl::delete_tenant},
+    {"GET", "/v1/usage", Access::kAnyKey, false, false, &ServerImpl::usage},
     {"GET", "/v1/status", Access::kMetrics, true, false, &ServerImpl::status},
     {"GET", "/metrics", Access::kMetrics, true, false, &ServerImpl::metrics},
     {"GET", "/health", Access::kOpen, false, false, &ServerImpl::health},
@@ -104,6 +114,16 @@ bool is_request_id(std::string_view text) {
   return !text.empty() && text.size() <= 128 &&
          text.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:") ==
              std::string_view::npos;
+}
+
+HttpServerOptions http_options(const ServerOptions& options) {
+  HttpServerOptions http{.listen = options.listen,
+                         .num_shards = options.io_threads,
+                         .limits = options.limits,
+                         .tls_cert = options.tls_cert,
+                         .tls_key = options.tls_key};
+  if (options.admin) http.listen.push_back(*options.admin);
+  return http;
 }
 
 std::string random_id() {
@@ -218,10 +238,12 @@ void Exchange::run(std::string_view what, const std::function<void()>& task) {
 
 void Exchange::break_down(const Status& reason) {
   server->log_->write(LogLevel::kError, "exception", {{"id", id}, {"reason", reason.message()}});
-  if (streaming_)
+  if (streaming_) {
+    record(200, "error");
     reply.reset();  // half an answer must not look whole
-  else
+  } else {
     fail(api_error(reason, id));
+  }
 }
 
 void Exchange::refuse(ApiError error) {
@@ -263,6 +285,8 @@ Result<std::unique_ptr<ServerImpl>> ServerImpl::create(const ServerOptions& opti
   LK_ASSIGN_OR_RETURN(self->access_, AccessControl::create(options.access, self->store_.get()));
   LK_ASSIGN_OR_RETURN(self->browser_, BrowserGuard::create(options.allowed_origins));
   LK_RETURN_IF_ERROR(check_exposure(options, !self->access_->ring()->open()));
+  if (!self->keys()->open() && !self->keys()->has_usable_key(std::time(nullptr)))
+    self->log_->write(LogLevel::kWarning, "no_usable_key", {{"remedy", "lorikeet keys create"}});
   self->metrics_ = Metrics::create({.model_name = options.adapters.base_name, .version = options.version});
   const std::shared_ptr<const TensorStore> checkpoint = engine->engine().weights().checkpoint;
   ServerImpl* raw = self.get();
@@ -319,14 +343,15 @@ Result<std::unique_ptr<ServerImpl>> ServerImpl::create(const ServerOptions& opti
   return self;
 }
 
+Status Server::check(const ServerOptions& options, StateStore* store) {
+  LK_ASSIGN_OR_RETURN(const std::unique_ptr<AccessControl> access, AccessControl::create(options.access, store));
+  LK_RETURN_IF_ERROR(check_exposure(options, !access->ring()->open()));
+  return HttpServer::check(http_options(options));
+}
+
 Status ServerImpl::open_listeners() {
-  HttpServerOptions http{.listen = options_.listen,
-                         .num_shards = options_.io_threads,
-                         .limits = options_.limits,
-                         .tls_cert = options_.tls_cert,
-                         .tls_key = options_.tls_key,
-                         .on_turn = [this](const IoTurn& turn) { metrics_->io_turn(turn.seconds, turn.cpu_seconds); }};
-  if (options_.admin) http.listen.push_back(*options_.admin);
+  HttpServerOptions http = http_options(options_);
+  http.on_turn = [this](const IoTurn& turn) { metrics_->io_turn(turn.seconds, turn.cpu_seconds); };
   LK_ASSIGN_OR_RETURN(http_, HttpServer::start(
                                  http, [this](const HttpRequest& head) { return filter(head); },
                                  [this](HttpRequest request, std::shared_ptr<HttpReply> reply) {
@@ -350,16 +375,17 @@ Status ServerImpl::reload_keys() {
   std::promise<Status> promise;
   std::future<Status> done = promise.get_future();
   const bool taken = state_->try_post(
-      [&](const Status& turn) { promise.set_value(turn.ok() ? apply_access(access_->reload(), false) : turn); });
+      [&](const Status& turn) { promise.set_value(turn.ok() ? apply_access(access_->reload()) : turn); });
   return taken ? done.get() : unavailable("other changes hold up the state file");
 }
 
 // What somebody changed beside this server (`lorikeet keys`, the key file): their lines say which, nobody knows by
 // whom.
-Status ServerImpl::apply_access(Result<std::vector<AccessChange>> changes, bool own) {
+Status ServerImpl::apply_access(Result<std::vector<AccessChange>> changes) {
   if (!changes.ok()) return changes.status();
-  if (!own)
-    for (const AccessChange& change : *changes)
+  const std::string own = std::exchange(own_change_, "");
+  for (const AccessChange& change : *changes)
+    if (change.target != own)
       log_->audit({{"action", change.action}, {"target", change.target}, {"outcome", "ok"}, {"by", "state file"}});
   if (changes->empty()) return Status();
   // Tenants that are gone leave no account behind once their last request ended.
@@ -368,7 +394,10 @@ Status ServerImpl::apply_access(Result<std::vector<AccessChange>> changes, bool 
 }
 
 void ServerImpl::watch_access() {
-  const Status status = apply_access(access_->refresh(), false);
+  Status status;
+  if (const Status thrown = guarded("a look at the keys", [&] { status = apply_access(access_->refresh()); });
+      !thrown.ok())
+    status = thrown;
   if (status.message() == access_failure_) return;
   access_failure_ = status.message();
   if (status.ok())
@@ -432,14 +461,13 @@ const Route* ServerImpl::find_route(const HttpRequest& request, std::string* par
 
 ApiResult<Principal> ServerImpl::authorize(const HttpRequest& request, const Route& route) const {
   static const auto nobody = std::make_shared<const Tenant>(Tenant{.name = ""});
-  const uint8_t all = static_cast<uint8_t>(Scope::kAdmin) | static_cast<uint8_t>(Scope::kAdapters) |
-                      static_cast<uint8_t>(Scope::kInfer);
   const std::shared_ptr<const KeyRing> ring = keys();
   // The file system says who may open the admin socket.
   if (ring->open())
     if (std::optional<ApiError> foreign = browser_.check(request, options_.insecure)) return std::move(*foreign);
+  if (ring->open() && ring->knows_limits()) return Principal{.tenant = ring->default_tenant(), .scopes = kAllScopes};
   if (ring->open() || (is_admin_listener(request.listener) && request.peer == "unix"))
-    return Principal{.tenant = nobody, .scopes = all};
+    return Principal{.tenant = nobody, .scopes = kAllScopes};
   const bool open = route.access == Access::kOpen || (route.access == Access::kMetrics && options_.public_metrics);
   if (open) return Principal{.tenant = nobody, .scopes = 0};
   std::string_view key = request.header("authorization");
@@ -452,8 +480,9 @@ ApiResult<Principal> ServerImpl::authorize(const HttpRequest& request, const Rou
   if (!principal.ok()) return api_error(principal.status());
   const Scope needed = route.access == Access::kInfer      ? Scope::kInfer
                        : route.access == Access::kAdapters ? Scope::kAdapters
+                       : route.access == Access::kMetrics  ? Scope::kMetrics
                                                            : Scope::kAdmin;
-  if (!principal->has(needed))
+  if (route.access != Access::kAnyKey && !principal->has(needed))
     return ApiError{
         .status = 403,
         .message = fmt::format("this API key lacks the scope \"{}\"", format_scopes(static_cast<uint8_t>(needed))),
@@ -596,8 +625,9 @@ void ServerImpl::change(const std::shared_ptr<Exchange>& exchange, std::function
                     .retry_after_seconds = 2};
   };
   const bool taken = state_->try_post([exchange, refusal, task = std::move(task)](const Status& turn) {
-    if (turn.ok()) return task();
-    exchange->refuse(refusal(turn.message()));
+    if (!turn.ok()) return exchange->refuse(refusal(turn.message()));
+    if (const Status status = guarded("a change", task); !status.ok())
+      exchange->post([exchange, status] { exchange->break_down(status); });
   });
   if (!taken) exchange->fail(refusal("other changes hold up the state file; try again later"));
 }

@@ -55,6 +55,9 @@ class Server {
   // set_ready().
   static Result<std::unique_ptr<Server>> start(const ServerOptions& options, std::unique_ptr<TextEngine> engine,
                                                std::unique_ptr<StateStore> store, std::unique_ptr<Log> log);
+  // What start() would refuse of listeners, certificates and keys (`store` as there), and of a server that anybody
+  // could use from elsewhere.
+  static Status check(const ServerOptions& options, StateStore* store);
   virtual ~Server() = default;
 
   virtual AdapterRegistry& adapters() = 0;

@@ -141,6 +141,16 @@ ApiResult<ChangeFields> parse_change(std::string_view body) {
 
 }  // namespace
 
+// What another tenant's key loaded is that tenant's to change; what nobody's did (--lora, --lora-dir) is everybody's
+// who may use it.
+Status ServerImpl::check_owner(const Exchange& exchange, const std::string& name) const {
+  const std::shared_ptr<const Tenant> limits = exchange.limits();
+  if (!limits || name.empty()) return Status();
+  const std::string owner = registry_->owner_of(name);
+  if (owner.empty() || owner == limits->name) return Status();
+  return permission_denied("\"{}\" belongs to another tenant", name);
+}
+
 // Loader thread.
 void ServerImpl::adapter_load_ended(const Exchange& exchange, std::string_view name,
                                     const Result<AdapterLease>& loaded) {
@@ -206,7 +216,12 @@ void ServerImpl::vllm_load(const std::shared_ptr<Exchange>& exchange) {
     return vllm_error(exchange, 400, "InvalidUserInput", "Both 'lora_name' and 'lora_path' must be provided.");
   if (!exchange->principal.tenant->may_use(load->name))
     return vllm_error(exchange, 403, "PermissionDeniedError", "this tenant may not use that adapter name");
-  registry_->load({.name = load->name, .path = load->path, .replace = load->in_place},
+  const std::shared_ptr<const Tenant> limits = exchange->limits();
+  registry_->load({.name = load->name,
+                   .path = load->path,
+                   .replace = load->in_place,
+                   .tenant = limits ? limits->name : "",
+                   .limits = limits},
                   [this, exchange, asked = load->name](Result<AdapterLease> loaded) {
                     adapter_load_ended(*exchange, asked, loaded);
                     exchange->post([exchange, status = loaded.ok() ? Status() : loaded.status(),
@@ -226,6 +241,7 @@ void ServerImpl::vllm_unload(const std::shared_ptr<Exchange>& exchange) {
     return vllm_error(exchange, 400, "InvalidUserInput", "'lora_name' needs to be provided to unload a LoRA adapter.");
   if (!exchange->principal.tenant->may_use(name))
     return vllm_error(exchange, 404, "NotFoundError", fmt::format("The lora adapter '{}' cannot be found.", name));
+  if (const Status status = check_owner(*exchange, name); !status.ok()) return vllm_error(exchange, status);
   change(exchange, [this, exchange, name] {
     const Result<int> unloaded = registry_->unload(name, nullptr);
     audit(*exchange, "adapter_unload", name, unloaded.ok() ? Status() : unloaded.status());
@@ -266,7 +282,9 @@ void ServerImpl::post_adapter(const std::shared_ptr<Exchange>& exchange) {
                                        .path = load->path,
                                        .replace = load->in_place,
                                        .keep_previous = load->keep_previous,
-                                       .pinned = load->pinned};
+                                       .pinned = load->pinned,
+                                       .limits = exchange->limits()};
+  if (request.limits) request.tenant = request.limits->name;
   registry_->load(std::move(request), [this, exchange, name = load->name](Result<AdapterLease> loaded) {
     adapter_load_ended(*exchange, name, loaded);
     if (!loaded.ok()) {
@@ -297,6 +315,8 @@ void ServerImpl::patch_adapter(const std::shared_ptr<Exchange>& exchange) {
     return exchange->fail(not_found("there is no adapter \"{}\"", exchange->parameter));
   if (!change.alias.empty() && !tenant.may_use(change.alias))
     return exchange->fail(permission_denied("this tenant may not use that alias"));
+  for (const std::string& name : {exchange->parameter, change.alias})
+    if (const Status status = check_owner(*exchange, name); !status.ok()) return exchange->fail(status);
   this->change(exchange, [this, exchange, change] {
     const Status status = registry_->change(exchange->parameter, change.pinned, change.alias);
     if (change.pinned) audit(*exchange, *change.pinned ? "adapter_pin" : "adapter_unpin", exchange->parameter, status);
@@ -320,6 +340,7 @@ void ServerImpl::delete_adapter(const std::shared_ptr<Exchange>& exchange) {
   const std::string& name = exchange->parameter;
   if (!exchange->principal.tenant->may_use(name.substr(0, name.find('@'))))
     return exchange->fail(not_found("there is no adapter \"{}\"", name));
+  if (const Status status = check_owner(*exchange, name); !status.ok()) return exchange->fail(status);
   const bool wait = exchange->request.query.find("wait=0") == std::string::npos;
   change(exchange, [this, exchange, name, wait] {
     if (const Status status = registry_->remove_alias(name); status.code() != StatusCode::kNotFound) {

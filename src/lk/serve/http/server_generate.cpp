@@ -147,7 +147,7 @@ class Answer : public RequestSink, public std::enable_shared_from_this<Answer> {
                          .output_tokens = static_cast<int64_t>(completion.token_ids.size())};
     const Principal& principal = exchange_->principal;
     exchange_->count(model_.name, usage, timed_out ? "deadline" : to_string(completion.finish));
-    server().usage().add(principal.key_id, principal.tenant->name, usage);
+    server().ledger().add(principal.key_id, principal.tenant->name, usage);
     server().measures().request_finished({.endpoint = endpoint(),
                                           .tenant = principal.tenant->name,
                                           .key = principal.key_id,

@@ -23,7 +23,7 @@ namespace lk {
 class ServerImpl;
 
 // Who may use a route.
-enum class Access : uint8_t { kOpen, kInfer, kAdapters, kAdmin, kMetrics };
+enum class Access : uint8_t { kOpen, kAnyKey, kInfer, kAdapters, kAdmin, kMetrics };
 
 struct Exchange;
 struct Route {
@@ -60,6 +60,8 @@ struct Exchange : std::enable_shared_from_this<Exchange> {
   // On the shard: runs a part of what makes the answer; what it throws ends this request, with a 500 that names its id.
   void run(std::string_view what, const std::function<void()>& task);
   void break_down(const Status& reason);
+  // Whose roots and quotas hold for what it loads; null for those who administrate.
+  std::shared_ptr<const Tenant> limits() const { return principal.has(Scope::kAdmin) ? nullptr : principal.tenant; }
   void refuse(ApiError error);
 
  private:
@@ -106,6 +108,16 @@ class ServerImpl final : public Server {
   void get_adapter(const std::shared_ptr<Exchange>& exchange);
   void patch_adapter(const std::shared_ptr<Exchange>& exchange);
   void delete_adapter(const std::shared_ptr<Exchange>& exchange);
+  void list_keys(const std::shared_ptr<Exchange>& exchange);
+  void get_key(const std::shared_ptr<Exchange>& exchange);
+  void post_key(const std::shared_ptr<Exchange>& exchange);
+  void delete_key(const std::shared_ptr<Exchange>& exchange);
+  void list_tenants(const std::shared_ptr<Exchange>& exchange);
+  void get_tenant(const std::shared_ptr<Exchange>& exchange);
+  void post_tenant(const std::shared_ptr<Exchange>& exchange);
+  void patch_tenant(const std::shared_ptr<Exchange>& exchange);
+  void delete_tenant(const std::shared_ptr<Exchange>& exchange);
+  void usage(const std::shared_ptr<Exchange>& exchange);
   void status(const std::shared_ptr<Exchange>& exchange);
   void metrics(const std::shared_ptr<Exchange>& exchange);
   void health(const std::shared_ptr<Exchange>& exchange);
@@ -120,7 +132,7 @@ class ServerImpl final : public Server {
   const TextModel& text() const { return service_->text(); }
   const ApiDefaults& api_defaults() const { return defaults_; }
   TenantLimiter& limiter() { return limiter_; }
-  UsageLedger& usage() { return usage_; }
+  UsageLedger& ledger() { return usage_; }
   GrammarCache* grammars() { return grammars_.get(); }
   Metrics& measures() { return *metrics_; }
   HttpServer& http() { return *http_; }
@@ -129,8 +141,10 @@ class ServerImpl final : public Server {
   // For what changes stored state: runs on the state thread, whose answer may take as long as the file is held by
   // somebody. Answers 503 itself when its turn does not come.
   void change(const std::shared_ptr<Exchange>& exchange, std::function<void()> task);
+  void administrate(const std::shared_ptr<Exchange>& exchange, int success, std::function<Result<std::string>()> task);
   // One line for a change that somebody asked for: who, what, and whether it is in effect.
   void audit(const Exchange& exchange, const char* action, std::string_view target, const Status& outcome);
+  Status check_owner(const Exchange& exchange, const std::string& name) const;
   void adapter_load_ended(const Exchange& exchange, std::string_view name, const Result<AdapterLease>& loaded);
   void count_stream(int change) { open_streams_ += change; }
 
@@ -147,8 +161,8 @@ class ServerImpl final : public Server {
   ApiResult<Principal> authorize(const HttpRequest& request, const Route& route) const;
   std::optional<ApiError> shed() const;
   std::shared_ptr<const KeyRing> keys() const { return access_->ring(); }
-  Status apply_access(Result<std::vector<AccessChange>> changes, bool own);  // state thread
-  void watch_access();                                                       // state thread, about once a second
+  Status apply_access(Result<std::vector<AccessChange>> changes);  // state thread
+  void watch_access();                                             // state thread, about once a second
   bool is_admin_listener(int listener) const {
     return options_.admin && listener == static_cast<int>(options_.listen.size());
   }
@@ -169,6 +183,7 @@ class ServerImpl final : public Server {
   UsageLedger usage_;
   HeapTrimmer heap_;
   std::string access_failure_;  // that was logged last; state thread
+  std::string own_change_;      // key or tenant that this server itself just changed; state thread
   std::atomic<bool> ready_{false}, draining_{false}, refusing_{false};
   std::atomic<int64_t> open_streams_{0}, next_request_{1};
   const Clock::time_point started_ = Clock::now();

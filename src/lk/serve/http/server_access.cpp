@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+// Keys, tenants and what was used: /v1/keys and /v1/tenants for those who administrate, /v1/usage for everybody's own.
+#include <ctime>
+
+#include <boost/json/array.hpp>
+#include <boost/json/object.hpp>
+
+#include "lk/base/json_text.h"
+#include "lk/serve/access/access_json.h"
+#include "lk/serve/http/server_impl.h"
+#include "lk/serve/openai/parse.h"
+
+namespace lk {
+namespace {
+
+namespace json = boost::json;
+using openai::ApiFields;
+
+constexpr size_t kMaxFieldBytes = 4096;  // the store says what is a note, a name, a pattern
+constexpr size_t kMaxPatterns = 1024;
+constexpr int64_t kMaxLimit = int64_t{1} << 50;
+
+std::string list_json(json::array data) {
+  return json_text(json::object{{"object", "list"}, {"data", std::move(data)}});
+}
+
+void refuse_unknown(ApiFields& fields) {
+  std::vector<std::string> names;
+  fields.unknown(names);
+  if (!names.empty()) fields.error().set(names[0], fmt::format("unknown field \"{}\"", names[0]));
+}
+
+struct KeyFields {
+  std::string tenant, note;
+  uint8_t scopes = 0;
+  int64_t expires = 0;
+};
+
+ApiResult<KeyFields> parse_key(std::string_view body) {
+  const ApiResult<json::object> root = openai::read_body(body, {});
+  if (!root.ok()) return root.error;
+  openai::FirstError error;
+  ApiFields fields(*root.value, "", error);
+  KeyFields key;
+  std::vector<std::string> scopes;
+  std::string expires;
+  fields.read_string("tenant", key.tenant, 1, openai::kMaxNameBytes);
+  fields.read_strings("scopes", scopes, 8, 1, 64);
+  fields.read_string("note", key.note, 0, kMaxFieldBytes);
+  fields.read_string("expires", expires, 0, 64);
+  refuse_unknown(fields);
+  if (key.tenant.empty()) error.set("tenant", "\"tenant\" must be given");
+  if (scopes.empty()) error.set("scopes", "\"scopes\" must be given: infer, adapters, metrics, admin");
+  for (const std::string& scope : scopes) {
+    const Result<uint8_t> parsed = parse_scopes(scope);
+    if (parsed.ok())
+      key.scopes |= *parsed;
+    else
+      error.set("scopes", parsed.status().message());
+  }
+  const Result<int64_t> parsed = parse_expiry(expires, std::time(nullptr));
+  if (parsed.ok())
+    key.expires = *parsed;
+  else
+    error.set("expires", parsed.status().message());
+  if (error.error) return *error.error;
+  return key;
+}
+
+// What is absent stays as `tenant` has it.
+ApiResult<Tenant> parse_tenant(std::string_view body, Tenant tenant, bool named) {
+  const ApiResult<json::object> root = openai::read_body(body, {});
+  if (!root.ok()) return root.error;
+  openai::FirstError error;
+  ApiFields fields(*root.value, "", error);
+  if (named) fields.read_string("name", tenant.name, 1, openai::kMaxNameBytes);
+  fields.read_double("weight", tenant.weight, 1e-3, 1e6);
+  fields.read_int("max_in_flight", tenant.max_in_flight, 0, kMaxLimit);
+  fields.read_int("tokens_per_minute", tenant.tokens_per_minute, 0, kMaxLimit);
+  fields.read_int("max_adapters", tenant.max_adapters, 0, kMaxLimit);
+  fields.read_int("max_versions", tenant.max_versions, 0, kMaxLimit);
+  fields.read_int("max_sums", tenant.max_sums, 0, kMaxLimit);
+  if (fields.has("adapters")) {
+    tenant.adapters.clear();
+    fields.read_strings("adapters", tenant.adapters, kMaxPatterns, 1, openai::kMaxNameBytes);
+  }
+  refuse_unknown(fields);
+  if (named && tenant.name.empty()) error.set("name", "\"name\" must be given");
+  if (error.error) return *error.error;
+  return tenant;
+}
+
+ApiError access_error(const Status& status, const Exchange& exchange) {
+  ApiError error = api_error(status, exchange.id);
+  if (status.code() == StatusCode::kAlreadyExists || status.code() == StatusCode::kFailedPrecondition)
+    error.status = 409;
+  return error;
+}
+
+const Tenant* find_tenant(const std::vector<Tenant>& tenants, std::string_view name) {
+  const auto it = std::ranges::find(tenants, name, &Tenant::name);
+  return it == tenants.end() ? nullptr : &*it;
+}
+
+}  // namespace
+
+// Runs on the state thread, which is where the store is read and written; what it returns is the body of a success.
+// What changed holds before it is answered.
+void ServerImpl::administrate(const std::shared_ptr<Exchange>& exchange, int success,
+                              std::function<Result<std::string>()> task) {
+  if (!store_)
+    return exchange->fail(ApiError{.status = 409,
+                                   .message = "the server runs without a state file: it keeps no keys and tenants",
+                                   .code = "no_state"});
+  change(exchange, [this, exchange, success, task = std::move(task)] {
+    const Result<std::string> body = task();
+    if (!body.ok()) return exchange->refuse(access_error(body.status(), *exchange));
+    if (exchange->request.method != "GET") {
+      if (const Status status = apply_access(access_->refresh()); !status.ok())
+        log_->write(LogLevel::kError, "keys_not_readable", {{"reason", status.message()}});
+    }
+    exchange->post([exchange, success, body = *body] {
+      exchange->respond(success, body, "application/json", {{"cache-control", "no-store"}});
+    });
+  });
+}
+
+// --- Keys
+
+void ServerImpl::list_keys(const std::shared_ptr<Exchange>& exchange) {
+  administrate(exchange, 200, [this]() -> Result<std::string> {
+    LK_ASSIGN_OR_RETURN(const std::vector<ApiKey> keys, store_->keys());
+    json::array data;
+    for (const ApiKey& key : keys) data.push_back(key_json(key, std::time(nullptr)));
+    return list_json(std::move(data));
+  });
+}
+
+void ServerImpl::get_key(const std::shared_ptr<Exchange>& exchange) {
+  administrate(exchange, 200, [this, id = exchange->parameter]() -> Result<std::string> {
+    LK_ASSIGN_OR_RETURN(const std::vector<ApiKey> keys, store_->keys());
+    const auto it = std::ranges::find(keys, id, &ApiKey::id);
+    if (it == keys.end()) return not_found("no key \"{}\"", id);
+    return json_text(key_json(*it, std::time(nullptr)));
+  });
+}
+
+void ServerImpl::post_key(const std::shared_ptr<Exchange>& exchange) {
+  ApiResult<KeyFields> parsed = parse_key(exchange->request.body);
+  if (!parsed.ok()) return exchange->fail(parsed.error);
+  administrate(exchange, 201, [this, exchange, asked = std::move(*parsed.value)]() -> Result<std::string> {
+    Result<StateStore::NewKey> made = store_->create_key(asked.tenant, asked.scopes, asked.note, asked.expires);
+    audit(*exchange, "key_create", made.ok() ? made->key.id : asked.tenant, made.status());
+    if (!made.ok()) return made.status();
+    own_change_ = made->key.id;
+    json::object body = key_json(made->key, std::time(nullptr));
+    body["key"] = made->text;  // only here and now
+    return json_text(body);
+  });
+}
+
+void ServerImpl::delete_key(const std::shared_ptr<Exchange>& exchange) {
+  administrate(exchange, 200, [this, exchange]() -> Result<std::string> {
+    const std::string& id = exchange->parameter;
+    const Status status = store_->revoke_key(id);
+    audit(*exchange, "key_revoke", id, status);
+    if (!status.ok()) return status;
+    own_change_ = id;
+    return json_text(json::object{{"id", id}, {"object", "api_key"}, {"deleted", true}});
+  });
+}
+
+// --- Tenants
+
+void ServerImpl::list_tenants(const std::shared_ptr<Exchange>& exchange) {
+  administrate(exchange, 200, [this]() -> Result<std::string> {
+    LK_ASSIGN_OR_RETURN(const std::vector<Tenant> tenants, store_->tenants());
+    json::array data;
+    for (const Tenant& tenant : tenants) data.push_back(tenant_json(tenant));
+    return list_json(std::move(data));
+  });
+}
+
+void ServerImpl::get_tenant(const std::shared_ptr<Exchange>& exchange) {
+  administrate(exchange, 200, [this, name = exchange->parameter]() -> Result<std::string> {
+    LK_ASSIGN_OR_RETURN(const std::vector<Tenant> tenants, store_->tenants());
+    const Tenant* tenant = find_tenant(tenants, name);
+    if (tenant == nullptr) return not_found("no tenant \"{}\"", name);
+    return json_text(tenant_json(*tenant));
+  });
+}
+
+void ServerImpl::post_tenant(const std::shared_ptr<Exchange>& exchange) {
+  ApiResult<Tenant> parsed = parse_tenant(exchange->request.body, {}, true);
+  if (!parsed.ok()) return exchange->fail(parsed.error);
+  administrate(exchange, 201, [this, exchange, tenant = std::move(*parsed.value)]() -> Result<std::string> {
+    LK_ASSIGN_OR_RETURN(const std::vector<Tenant> tenants, store_->tenants());
+    const Status status = find_tenant(tenants, tenant.name) == nullptr
+                              ? store_->put_tenant(tenant)
+                              : already_exists("there is a tenant \"{}\" already; PATCH changes it", tenant.name);
+    audit(*exchange, "tenant_create", tenant.name, status);
+    if (!status.ok()) return status;
+    own_change_ = tenant.name;
+    return json_text(tenant_json(tenant));
+  });
+}
+
+void ServerImpl::patch_tenant(const std::shared_ptr<Exchange>& exchange) {
+  // Its fields are checked before anything waits for the file.
+  if (const ApiResult<Tenant> parsed = parse_tenant(exchange->request.body, {}, false); !parsed.ok())
+    return exchange->fail(parsed.error);
+  administrate(exchange, 200, [this, exchange]() -> Result<std::string> {
+    LK_ASSIGN_OR_RETURN(const std::vector<Tenant> tenants, store_->tenants());
+    const Tenant* known = find_tenant(tenants, exchange->parameter);
+    if (known == nullptr) return not_found("no tenant \"{}\"", exchange->parameter);
+    const Tenant changed = *parse_tenant(exchange->request.body, *known, false).value;
+    const Status status = store_->put_tenant(changed);
+    audit(*exchange, "tenant_change", changed.name, status);
+    if (!status.ok()) return status;
+    own_change_ = changed.name;
+    return json_text(tenant_json(changed));
+  });
+}
+
+void ServerImpl::delete_tenant(const std::shared_ptr<Exchange>& exchange) {
+  administrate(exchange, 200, [this, exchange]() -> Result<std::string> {
+    const std::string& name = exchange->parameter;
+    const Status status = store_->remove_tenant(name);
+    audit(*exchange, "tenant_remove", name, status);
+    if (!status.ok()) return status;
+    own_change_ = name;
+    return json_text(json::object{{"name", name}, {"object", "tenant"}, {"deleted", true}});
+  });
+}
+
+// --- Usage
+
+// Since the start, by key. Admin sees all keys, everybody else the own one.
+void ServerImpl::usage(const std::shared_ptr<Exchange>& exchange) {
+  const Principal& who = exchange->principal;
+  json::array data;
+  for (const auto& [key, entry] : usage_.all()) {
+    if (!who.has(Scope::kAdmin) && key != who.key_id) continue;
+    data.push_back(json::object{{"key", key.empty() ? json::value(nullptr) : json::value(key)},
+                                {"tenant", entry.tenant},
+                                {"requests", entry.usage.requests},
+                                {"prompt_tokens", entry.usage.prompt_tokens},
+                                {"cached_tokens", entry.usage.cached_tokens},
+                                {"output_tokens", entry.usage.output_tokens}});
+  }
+  const auto since =
+      std::time(nullptr) - static_cast<int64_t>(std::chrono::duration<double>(Clock::now() - started_).count());
+  exchange->respond(200, json_text(json::object{{"object", "list"}, {"since", since}, {"data", std::move(data)}}));
+}
+
+}  // namespace lk
