@@ -136,11 +136,12 @@ Status list_tenants(const Flags& flags) {
   if (tenants.empty())
     fmt::print(stderr, "no tenants\n");
   else
-    fmt::print("{:16}  {:>8}  {:>13}  {:>17}  {}\n", "TENANT", "WEIGHT", "MAX IN FLIGHT", "TOKENS PER MINUTE",
-               "ADAPTERS");
+    fmt::print("{:16}  {:>8}  {:>13}  {:>17}  {:>12}  {:>12}  {:>8}  {}\n", "TENANT", "WEIGHT", "MAX IN FLIGHT",
+               "TOKENS PER MINUTE", "MAX ADAPTERS", "MAX VERSIONS", "MAX SUMS", "ADAPTERS");
   for (const Tenant& tenant : tenants)
-    fmt::print("{:16}  {:8}  {:>13}  {:>17}  {}\n", tenant.name, tenant.weight, limit(tenant.max_in_flight),
-               limit(tenant.tokens_per_minute),
+    fmt::print("{:16}  {:8}  {:>13}  {:>17}  {:>12}  {:>12}  {:>8}  {}\n", tenant.name, tenant.weight,
+               limit(tenant.max_in_flight), limit(tenant.tokens_per_minute), limit(tenant.max_adapters),
+               limit(tenant.max_versions), limit(tenant.max_sums),
                tenant.adapters.empty() ? "all" : fmt::format("{}", fmt::join(tenant.adapters, ",")));
   return Status();
 }
