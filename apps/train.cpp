@@ -36,42 +36,23 @@ struct TrainFlags {
   bool check = false;
 };
 
-// JOBS.yaml of one job from flags, so that both are read and checked by one parser.
-Result<std::string> yaml_of(const TrainFlags& flags) {
-  const auto quoted = [](const std::string& text) { return json_text(boost::json::value(text)); };
-  std::map<std::string, std::string> sections{{"data", "path: " + quoted(flags.data)}};
-  std::string run = "base: " + quoted(flags.base) + "\n";
-  for (const std::string& item : flags.set) {
-    const size_t equals = item.find('='), dot = item.find('.');
-    if (equals == std::string::npos || equals == 0)
-      return invalid_argument("--set wants KEY=VALUE, for example train.lr=1e-4, got \"{}\"", item);
-    const std::string value = item.substr(equals + 1);
-    if (dot == std::string::npos || dot > equals) {
-      run += item.substr(0, equals) + ": " + value + "\n";
-      continue;
-    }
-    std::string& section = sections[item.substr(0, dot)];
-    section += (section.empty() ? "" : ", ") + item.substr(dot + 1, equals - dot - 1) + ": " + value;
-  }
-  std::string job = "jobs:\n  - name: " + quoted(flags.name) + "\n";
-  if (!flags.output.empty()) {
-    std::string& save = sections["save"];
-    save += (save.empty() ? "dir: " : ", dir: ") + quoted(flags.output);
-  }
-  for (const auto& [section, values] : sections) job += "    " + section + ": {" + values + "}\n";
-  return run + job;
-}
-
 Result<RunConfig> read_run(const TrainFlags& flags) {
   Result<RunConfig> run = invalid_argument("");
   if (!flags.file.empty()) {
+    for (const auto& [given, flag] :
+         {std::pair(!flags.base.empty(), "--model"), std::pair(!flags.data.empty(), "--data"),
+          std::pair(!flags.output.empty(), "--output"), std::pair(!flags.set.empty(), "--set"),
+          std::pair(!flags.name.empty(), "--name")})
+      if (given) return invalid_argument("{} is for one job without a file; write it into {}", flag, flags.file);
     run = load_run_config(flags.file);
   } else {
     if (flags.base.empty() || flags.data.empty() || flags.output.empty())
       return invalid_argument("give JOBS.yaml, or --model, --data and --output of one job");
-    LK_ASSIGN_OR_RETURN(const std::string yaml, yaml_of(flags));
-    run = parse_run_config(yaml, "flags");
-    if (run.ok() && run->metrics.empty()) run->metrics = join_path(flags.output, "metrics.jsonl");
+    run = parse_job_flags({.base = flags.base,
+                           .data = flags.data,
+                           .output = flags.output,
+                           .name = flags.name.empty() ? "adapter" : flags.name,
+                           .set = flags.set});
   }
   if (run.ok() && flags.threads) run->threads = *flags.threads;
   return run;
@@ -85,6 +66,17 @@ struct LoadedBase {
   std::shared_ptr<const TextModel> text;
   TrainBase base;
 };
+
+Status take_text(LoadedBase& loaded) {
+  const TextModel& text = *loaded.text;
+  if (!text.tokenizer())
+    return invalid_argument("{} has no tokenizer.json; training reads text", loaded.base.directory);
+  loaded.base.tokenizer = text.tokenizer();
+  loaded.base.chat_template = text.chat_template();
+  loaded.base.end_tokens = text.end_tokens();
+  loaded.base.context = text.context();
+  return Status();
+}
 
 Result<LoadedBase> load_base(const RunConfig& run, const TrainFlags& flags) {
   LoadedBase loaded;
@@ -109,10 +101,17 @@ Result<LoadedBase> load_base(const RunConfig& run, const TrainFlags& flags) {
     loaded.base.backend = loaded.backend.get();
     LK_ASSIGN_OR_RETURN(loaded.text, TextModel::load(run.base, loaded.base.weights->config, 0));
   }
-  loaded.base.tokenizer = loaded.text->tokenizer();
-  loaded.base.chat_template = loaded.text->chat_template();
-  if (!loaded.base.tokenizer) return invalid_argument("{} has no tokenizer.json; training reads text", run.base);
-  if (!loaded.text->end_tokens().empty()) loaded.base.end_token = loaded.text->end_tokens().front();
+  LK_RETURN_IF_ERROR(take_text(loaded));
+  return loaded;
+}
+
+// All that a preview needs: no weights are read.
+Result<LoadedBase> load_text(const RunConfig& run) {
+  LoadedBase loaded;
+  loaded.base.directory = run.base;
+  LK_ASSIGN_OR_RETURN(const ModelConfig config, TextEngine::read_config(run.base, ""));
+  LK_ASSIGN_OR_RETURN(loaded.text, TextModel::load(run.base, config, 0));
+  LK_RETURN_IF_ERROR(take_text(loaded));
   return loaded;
 }
 
@@ -120,23 +119,20 @@ Result<LoadedBase> load_base(const RunConfig& run, const TrainFlags& flags) {
 
 Result<double> exact_match(TextEngine& engine, const TrainJob& job, std::shared_ptr<const Adapter> adapter) {
   const std::string name = adapter->name;
-  const RecordSubset& records = job.eval()->records();
   LK_RETURN_IF_ERROR(engine.add_adapter(std::move(adapter)));
   struct Asked : TextSequence {
     std::string expected;
   };
   const auto ask = [&](int64_t begin, int64_t end) -> Status {
     for (int64_t index = begin; index < end; ++index) {
-      const int64_t number = records.record(index);
-      Result<Record> record = records.file->read(number);
-      if (!record.ok()) continue;  // skip_bad let it pass
-      LK_ASSIGN_OR_RETURN(Exercise exercise, job.eval()->renderer().exercise(*record, records.file->where(number)));
-      LK_ASSIGN_OR_RETURN(const std::vector<int32_t> answer, engine.tokenizer()->encode(exercise.answer, false));
-      TextRequest request{.adapter = name, .token_ids = std::move(exercise.prompt)};
+      LK_ASSIGN_OR_RETURN(std::optional<Exercise> exercise, job.eval()->exercise(index));
+      if (!exercise) continue;
+      TextRequest request{.adapter = name, .token_ids = std::move(exercise->prompt)};
       request.sampling.temperature = 0;
-      request.max_tokens = static_cast<int64_t>(answer.size()) + 8;
+      const int64_t room = engine.shared_text()->context() - static_cast<int64_t>(request.token_ids.size());
+      request.max_tokens = std::min(exercise->max_tokens, room);
       auto sequence = std::make_unique<Asked>();
-      sequence->expected = std::move(exercise.answer);
+      sequence->expected = std::move(exercise->answer);
       LK_RETURN_IF_ERROR(engine.submit(std::move(request), std::move(sequence)).status());
     }
     return Status();
@@ -145,9 +141,10 @@ Result<double> exact_match(TextEngine& engine, const TrainJob& job, std::shared_
   constexpr int64_t kAsked = 64;
   Status status;
   int64_t matches = 0, answers = 0;
-  for (int64_t begin = 0; begin < records.size && status.ok(); begin += kAsked) {
-    status = interrupted ? Status(StatusCode::kCancelled, "interrupted")
-                         : ask(begin, std::min(begin + kAsked, records.size));
+  const int64_t num_records = job.eval()->num_records();
+  for (int64_t begin = 0; begin < num_records && status.ok(); begin += kAsked) {
+    status =
+        interrupted ? Status(StatusCode::kCancelled, "interrupted") : ask(begin, std::min(begin + kAsked, num_records));
     while (engine.has_work()) {
       for (const TextUpdate& update : engine.step()) {
         if (!update.ended) continue;
@@ -183,6 +180,12 @@ void print_forecast(TrainRun& run) {
          {std::pair(f.train.bad, "bad records skipped"), std::pair(f.train.dropped, "samples dropped, too long"),
           std::pair(f.train.truncated, "samples truncated")})
       if (count > 0) fmt::print(stderr, "{}: {} {}\n", run.job(index).plan().name, count, what);
+    if (f.train.endless > 0)
+      fmt::print(
+          stderr,
+          "{}: {} answers end with a token that is not in eos_token_id of the base's generation_config.json: who "
+          "serves the adapter will not stop there\n",
+          run.job(index).plan().name, f.train.endless);
   }
 }
 
@@ -291,6 +294,7 @@ class Watcher {
                                  .step = event.step,
                                  .loss = event.loss,
                                  .perplexity = std::exp(event.loss),
+                                 .accuracy = event.accuracy,
                                  .loss_tokens = event.loss_tokens,
                                  .exact_match = exact,
                                  .seconds = now()}));
@@ -326,14 +330,16 @@ class Watcher {
 int run_train(const TrainFlags& flags) {
   const Result<RunConfig> config = read_run(flags);
   if (!config.ok()) return fail(config.status());
-  Result<LoadedBase> loaded = load_base(*config, flags);
-  if (!loaded.ok()) return fail(loaded.status());
   if (flags.preview > 0) {
-    const Result<std::string> text = preview_run(*config, loaded->base, flags.preview, ::isatty(STDOUT_FILENO) != 0);
+    const Result<LoadedBase> words = load_text(*config);
+    if (!words.ok()) return fail(words.status());
+    const Result<std::string> text = preview_run(*config, words->base, flags.preview, ::isatty(STDOUT_FILENO) != 0);
     if (!text.ok()) return fail(text.status());
     fmt::print("{}", *text);
     return 0;
   }
+  Result<LoadedBase> loaded = load_base(*config, flags);
+  if (!loaded.ok()) return fail(loaded.status());
   Watcher watcher(*config, stderr_is_terminal());
   TrainRunHooks hooks = watcher.hooks();
   if (loaded->engine)
@@ -371,7 +377,6 @@ void add_train(CLI::App& app, int& exit_code) {
   command->add_option("--preview", flags->preview, "show so many samples of each job, what is trained marked, and end")
       ->check(CLI::Range(int64_t{1}, int64_t{1'000'000}));
   command->add_flag("--check", flags->check, "read all data, say what training would take, and end");
-  flags->name = "adapter";
   command->callback([flags, &exit_code] {
     watch_interrupts();
     exit_code = run_train(*flags);

@@ -15,7 +15,7 @@ import numpy
 from tensorboard.backend.event_processing import event_accumulator
 
 STEP_TAGS = ("loss", "learning_rate", "grad_norm", "tokens_per_second")
-EVAL_TAGS = ("loss", "perplexity", "exact_match")
+EVAL_TAGS = ("loss", "perplexity", "accuracy", "exact_match")
 
 
 def expected(lines):

@@ -101,6 +101,20 @@ class Ways(Train):
         self.assertEqual(answer.returncode, 0, answer.stderr)
         self.refused_once("--model", MODEL)
 
+    def test_flags_of_one_job_beside_a_file_are_not_ignored(self):
+        file = self.jobs(self.job())
+        for flag, value in (("--set", "train.lr=0.5"), ("--model", MODEL), ("--data", "x"), ("--output", "x"), ("--name", "x")):
+            self.refused(file, flag, value, words=[flag, "write it into"])
+
+    def test_what_was_dropped_is_said_in_the_configuration(self):
+        self.train(self.jobs(self.job(adapter={"dropout": 0.125}, train={"steps": 1})))
+        config = lambda: json.loads((self.dir / "out/a/adapter_config.json").read_text())
+        self.assertEqual(config()["lora_dropout"], 0.125)
+        # Who goes on with it drops as much.
+        job = {"name": "b", "data": {"path": str(self.data)}, "adapter": {"init_from": str(self.dir / "out/a")}, "train": {"steps": 1}}
+        self.train(self.jobs(job, output=str(self.dir / "out")))
+        self.assertEqual(json.loads((self.dir / "out/b/adapter_config.json").read_text())["lora_dropout"], 0.125)
+
     def refused_once(self, *args):
         done = self.train(*args, code=1)
         self.assertIn("give JOBS.yaml, or --model, --data and --output", done.stderr)
@@ -135,10 +149,34 @@ class Ways(Train):
         self.train(file)
         first = self.adapter()
         self.assertEqual(len(self.steps()), 6)
-        self.train(file)
+        self.assertIn("a: ended already (done); to train it anew, remove", self.train(file).stderr)
         self.assertEqual(self.adapter(), first)
         self.assertEqual(len(self.steps()), 6)
         self.assertIn("</svg>", (self.dir / "out/metrics.svg").read_text())
+
+
+    def test_a_preview_reads_no_weights(self):
+        base = self.dir / "base"
+        shutil.copytree(MODEL, base)
+        (base / "model.safetensors").unlink()
+        self.assertIn("does.<|im_end|>]]", self.train(self.jobs(self.job(), base=str(base)), "--preview", "1").stdout)
+
+    def test_evaluations_say_all_they_know(self):
+        self.train(self.jobs(self.job(data={"eval_split": 0.2}, eval={"every": 3, "exact_match": True})))
+        lines = map(json.loads, (self.dir / "out/metrics.jsonl").read_text().splitlines())
+        evaluations = [line for line in lines if "perplexity" in line]
+        self.assertEqual(len(evaluations), 2)
+        for line in evaluations:
+            self.assertTrue(0 <= line["accuracy"] <= 1 and 0 <= line["exact_match"] <= 1, line)
+
+    def test_a_base_that_does_not_stop_where_its_template_does(self):
+        base = self.dir / "base"
+        shutil.copytree(MODEL, base)
+        for name in ("config.json", "generation_config.json"):
+            (base / name).write_text(json.dumps(json.loads((base / name).read_text()) | {"eos_token_id": 0}))
+        words = "a: 40 answers end with a token that is not in eos_token_id"
+        self.assertIn(words, self.train(self.jobs(self.job(), base=str(base)), "--check").stderr)
+        self.assertNotIn(words, self.train(self.jobs(self.job()), "--check").stderr)
 
 
 class BadInput(Train):
@@ -158,10 +196,17 @@ class BadInput(Train):
         self.with_data([good, json.dumps(talk("q", "a", weight=float("nan")))], ["bad.jsonl:2: not valid JSON"])
         self.with_data([good, talk("q", "a", weight=7)], ["bad.jsonl:2:", "\"weight\" is 7"])
         self.with_data([good, talk("q", "word " * 300)], ["bad.jsonl:2: the sample has", "max_length is 256"])
+        path = self.write("bad.jsonl", [good, talk("q", "word " * 600)])
+        self.refused(self.jobs(self.job(data={"path": str(path)}), block_tokens=1024), words=["bad.jsonl:2:", "max_length is 512"])
         self.with_data([good], ["leaves 0 for evaluation"], eval_split=0.1)
         self.with_data([{"id": 1}], ["bad.jsonl:1: the format is not recognised"])
         self.refused(self.jobs(self.job(data={"path": str(self.dir / "none")})), words=["cannot open", "none"])
         self.refused(self.jobs(self.job(data={"path": str(self.dir)})), words=["not a regular file"])
+
+    def test_questions_without_an_answer_are_found_before_training(self):
+        plain = self.write("plain.jsonl", [{"text": "x y"}] * 2)
+        self.refused(self.jobs(self.job(data={"path": str(plain), "eval_split": 0.5}, eval={"exact_match": True})),
+                     words=["eval.exact_match", "plain.jsonl:", "no answer to compare with"])
 
     def test_skip_bad_counts(self):
         path = self.write("bad.jsonl", ["{", talk("q", "a"), talk("q", "word " * 300), talk("q", "a", weight=0)])
@@ -179,6 +224,8 @@ class BadInput(Train):
 
         job(["nonsense"], self.job(adapter={"target_modules": ["nonsense"]}))
         job(["99"], self.job(adapter={"layers_to_transform": [0, 99]}))
+        job(["rank_pattern 'k_proj' matches no module"], self.job(adapter={"rank_pattern": {"k_proj": 4}}))
+        job(["alpha_pattern 'q_prj' matches no module"], self.job(adapter={"alpha_pattern": {"q_prj": 4}}))
         job(["nonsense"], self.job(adapter={"modules_to_save": ["nonsense"]}))
         job(["99999"], self.job(adapter={"trainable_tokens": [99999]}))
         job(["nowhere/adapter_config.json"], self.job() | {"adapter": {"init_from": str(self.dir / "nowhere")}})
@@ -188,7 +235,7 @@ class BadInput(Train):
             file = pathlib.Path(self.jobs(self.job()))
             file.write_text(file.read_text().replace('"lr": 0.001', f'"lr": {lr}'))
             self.refused(str(file), words=["train.lr"])
-        job(["jobs.yaml:1: unknown key \"train.learning_rate\""], self.job(train={"learning_rate": 1}))
+        job(["jobs.yaml:1: unknown key \"train.learning_rate\"; use \"train.lr\""], self.job(train={"learning_rate": 1}))
         job(["nowhere"], self.job(), base=str(self.dir / "nowhere"))
         job(["a block of", "fits"], self.job(), memory="24MiB", block_tokens=4096)
         self.refused(str(self.dir / "none.yaml"), words=["none.yaml"])

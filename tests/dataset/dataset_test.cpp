@@ -255,5 +255,47 @@ TEST(SampleReader, AFileWithoutAnySampleDoesNotSpin) {
   EXPECT_THAT(reader.survey().status().message(), HasSubstr("no record gives a sample"));
 }
 
+TEST(SampleReader, RecordsAreQuestions) {
+  const TempDir dir;
+  dir.write("d", R"({"prompt": "1+1=", "completion": "2"})"
+                 "\n"
+                 R"({"prompt": "1+1=", "completion": "777777777777777777777777777777"})"
+                 "\n{\n");
+  const RenderOptions options{.max_length = 20, .long_samples = LongSamples::kTruncate};
+  const auto file = open(dir.file("d"));
+  const auto exercise = [&](int64_t record, bool skip_bad) {
+    return SampleReader(all_records(file), renderer(options), {.skip_bad = skip_bad}).exercise(record);
+  };
+  EXPECT_EQ((*exercise(0, false))->answer, "2");
+  EXPECT_GT((*exercise(0, false))->max_tokens, 1);
+  EXPECT_EQ(*exercise(1, false), std::nullopt) << "what is cut off is no question";
+  EXPECT_THAT(exercise(2, false).status().message(), HasSubstr("d:3: not valid JSON"));
+  EXPECT_EQ(*exercise(2, true), std::nullopt);
+  dir.write("t", lines(1));
+  const auto text = SampleReader(all_records(open(dir.file("t"))), renderer(options), {}).exercise(0);
+  EXPECT_THAT(text.status().message(), HasSubstr("t:1: the record has no answer to compare with"));
+}
+
+TEST(Surveys, AFileIsReadOnceForAllWhoReadItAlike) {
+  const TempDir dir;
+  dir.write("d", lines(5));
+  const auto file = open(dir.file("d"));
+  const auto reader = [&](const RenderOptions& options, uint64_t seed) {
+    return SampleReader(all_records(file), renderer(options), {.seed = seed});
+  };
+  Surveys surveys;
+  const auto first = surveys.survey(reader({}, 1));
+  const auto steps = surveys.steps_of_epoch(reader({}, 1), 4);
+  ASSERT_TRUE(first.ok() && steps.ok());
+  EXPECT_EQ(first->samples, 5);
+  EXPECT_EQ(*steps, *reader({}, 1).steps_of_epoch(4));
+  std::ofstream(dir.file("d"), std::ios::app) << "{}\n";  // who reads it again fails
+  EXPECT_EQ(*surveys.survey(reader({}, 2)), *first);
+  EXPECT_EQ(*surveys.steps_of_epoch(reader({}, 1), 4), *steps);
+  EXPECT_FALSE(surveys.survey(reader({.max_length = 5}, 1)).ok());
+  EXPECT_FALSE(surveys.steps_of_epoch(reader({}, 2), 4).ok());
+  EXPECT_FALSE(surveys.steps_of_epoch(reader({}, 1), 5).ok());
+}
+
 }  // namespace
 }  // namespace lk

@@ -200,6 +200,21 @@ TEST(Render, ARecordIsAQuestionToTheModel) {
   EXPECT_THAT(ask(chat, record_of(R"({"text": "x"})", RecordFormat::kText)), HasSubstr("no answer to compare with"));
 }
 
+TEST(Render, AnAnswerThatNoServerWouldEndIsFound) {
+  const auto tokenizer = fixture_tokenizer("qwen");
+  const int32_t turn_end = *tokenizer->token_to_id("<|im_end|>");
+  const auto ends = [&](const std::vector<int32_t>& known, const std::string& last) {
+    const auto chat = parse_template("{% for m in messages %}{{ m.content }}" + last + "{% endfor %}");
+    const Renderer renderer(tokenizer, chat, {}, {.answer_ends = known});
+    const auto sample = renderer.render(record_of(kTwoTurns), "t.jsonl:1");
+    return renderer.ends_answer(**sample);
+  };
+  EXPECT_TRUE(ends({turn_end}, "<|im_end|>"));
+  EXPECT_TRUE(ends({}, "."));
+  EXPECT_FALSE(ends({turn_end + 1}, "<|im_end|>"));
+  EXPECT_FALSE(ends({turn_end}, "."));
+}
+
 TEST(Render, ARecordMaySetVariablesOfTheTemplate) {
   const auto chat = parse_template("{% for m in messages %}{{ m.content }}{{ mood }}<|im_end|>{% endfor %}");
   EXPECT_EQ(shown_with("qwen", chat, record_of(R"({"messages": [{"role": "assistant", "content": "a"}],

@@ -8,6 +8,7 @@
 
 #include "lk/base/file.h"
 #include "lk/base/json_text.h"
+#include "lk/train/foreign_names.h"
 
 namespace lk {
 namespace {
@@ -52,6 +53,7 @@ jobs:
       use_rslora: true
       dropout: 0.1
       target_modules: [q_proj, v_proj]
+      exclude_modules: [lm_head]
       layers_to_transform: [0, 2]
       rank_pattern: {q_proj: 4}
       alpha_pattern: {q_proj: 3}
@@ -75,7 +77,8 @@ jobs:
   EXPECT_EQ(
       json_text(job_config_json(run.jobs[0])),
       R"({"name":"a","adapter":{"kind":"multilora","num_modules":3,"rank":8,"alpha":1.25E1,"use_rslora":true,)"
-      R"("lora_bias":false,"dropout":1E-1,"target_modules":["q_proj","v_proj"],"layers_to_transform":[0,2],)"
+      R"("lora_bias":false,"dropout":1E-1,"target_modules":["q_proj","v_proj"],"exclude_modules":["lm_head"],)"
+      R"("layers_to_transform":[0,2],)"
       R"("rank_pattern":{"q_proj":4},"alpha_pattern":{"q_proj":3E0},"modules_to_save":["lm_head"],)"
       R"("trainable_tokens":[5,6],"freeze":[],"init":"default","init_from":""},)"
       R"("data":{"path":"d.jsonl","format":"alpaca","max_length":100,"long_samples":"drop","train_on_prompt":true,)"
@@ -171,6 +174,92 @@ TEST(JobConfig, UnknownKeysNameThePlaceAndTheNearest) {
   EXPECT_THAT(error(job_with("save", "zzzzzzzz: 8")), HasSubstr("known: dir, dtype, every, keep"));
   EXPECT_THAT(error("base: m\ndefaults: {name: x}\n" + job("").substr(8)),
               HasSubstr("JOBS.yaml:2: unknown key \"defaults.name\""));
+}
+
+TEST(JobConfig, NamesOfOtherTrainersAreTranslated) {
+  EXPECT_THAT(error(job_with("train", "learning_rate: 1e-4")),
+              HasSubstr("JOBS.yaml:5: unknown key \"train.learning_rate\"; use \"train.lr\""));
+  EXPECT_THAT(error(job_with("adapter", "lora_r: 8")), HasSubstr("use \"adapter.rank\""));
+  EXPECT_THAT(error(job_with("train", "gradient-accumulation-steps: 8")), HasSubstr("batch_samples counts the whole"));
+  EXPECT_THAT(error("base_model: m\njobs: []"), HasSubstr("JOBS.yaml:1: unknown key \"base_model\"; use \"base\""));
+  EXPECT_THAT(error(job_with("train", "schedule: constant_with_warmup")),
+              HasSubstr("use \"constant\" (with warmup_steps or warmup_ratio)"));
+  EXPECT_THAT(error(job_with("adapter", "init: pissa_niter_16")), HasSubstr("use \"pissa\""));
+  // A key of ours in another section.
+  EXPECT_THAT(error(job_with("train", "rank: 8")), HasSubstr("unknown key \"train.rank\"; it is \"adapter.rank\""));
+  EXPECT_THAT(error("base: m\nlr: 1\njobs: []"), HasSubstr("unknown key \"lr\"; it is \"train.lr\""));
+}
+
+TEST(JobConfig, OurNamesInTheAdviceExist) {
+  const boost::json::object known = job_config_json(JobConfig());
+  for (const char* key : {"learning_rate",
+                          "lr_scheduler_type",
+                          "num_epochs",
+                          "max_steps",
+                          "batch_size",
+                          "warmup",
+                          "max_grad_norm",
+                          "adam_beta1",
+                          "adam_epsilon",
+                          "loraplus_lr_ratio",
+                          "data_seed",
+                          "lora_r",
+                          "lora_alpha",
+                          "lora_dropout",
+                          "lora_target",
+                          "lora_modules_to_save",
+                          "use_dora",
+                          "lora_layers_to_transform",
+                          "peft_use_rslora",
+                          "init_lora_weights",
+                          "adapter_name_or_path",
+                          "trainable_token_indices",
+                          "dataset",
+                          "validation_file",
+                          "val_size",
+                          "cutoff_len",
+                          "train_on_inputs",
+                          "formatting",
+                          "eval_steps",
+                          "early_stopping_patience",
+                          "load_best_model_at_end",
+                          "save_steps",
+                          "save_total_limit",
+                          "adapter_path"}) {
+    const std::string advice = instead_of_key(key);
+    const size_t dot = advice.find('.'), end = advice.find('"', dot);
+    ASSERT_TRUE(advice.starts_with("use \"") && dot < end) << key << ": " << advice;
+    const auto* section = known.at(advice.substr(5, dot - 5)).if_object();
+    EXPECT_TRUE(section && section->contains(advice.substr(dot + 1, end - dot - 1))) << key << ": " << advice;
+  }
+}
+
+TEST(JobConfig, OneJobFromFlags) {
+  const auto flags = [](std::vector<std::string> set) {
+    return parse_job_flags({.base = "m", .data = "d.jsonl", .output = "out/x", .name = "x", .set = std::move(set)});
+  };
+  const auto refusal = [&](const std::string& set) { return flags({set}).status().message(); };
+  const Result<RunConfig> run = flags({"train.lr=1e-3", "train.lr=1e-4", "adapter.target_modules=[q_proj, v_proj]",
+                                       "block_tokens=64", "adapter.use_rslora=True"});
+  ASSERT_TRUE(run.ok()) << run.status().message();
+  EXPECT_EQ(run->base + run->metrics, "mout/x/metrics.jsonl");
+  EXPECT_EQ(run->block_tokens, 64);
+  EXPECT_EQ(run->jobs[0].name + run->jobs[0].data.path + run->jobs[0].save.dir, "xd.jsonlout/x");
+  EXPECT_EQ(run->jobs[0].train.lr, 1e-4);
+  EXPECT_TRUE(run->jobs[0].adapter.use_rslora);
+  EXPECT_THAT(run->jobs[0].adapter.target_modules, ElementsAre("q_proj", "v_proj"));
+  // A value is a value, whatever stands in it.
+  EXPECT_THAT(flags({"adapter.target_modules=q_proj,v_proj"})->jobs[0].adapter.target_modules,
+              ElementsAre("q_proj,v_proj"));
+  EXPECT_THAT(refusal("adapter.target_modules=q_proj, rank: 3"), HasSubstr("must be a list of strings, is a mapping"));
+  EXPECT_EQ(refusal("adapter.r=8"), "--set: unknown key \"adapter.r\"; use \"adapter.rank\"");
+  EXPECT_EQ(refusal("train.lr=2"), "--set: train.lr is 2, it must be above 0 and at most 1");
+  EXPECT_THAT(refusal("foo"), HasSubstr("--set wants KEY=VALUE"));
+  EXPECT_THAT(refusal("train.betas=["), HasSubstr("--set train.betas: the value is not YAML"));
+  EXPECT_THAT(refusal("data.path=x"), HasSubstr("that is --data"));
+  EXPECT_THAT(refusal("output=x"), HasSubstr("that is --output"));
+  EXPECT_THAT(refusal("sweep.train.lr=[1e-4]"), HasSubstr("several need a jobs file"));
+  EXPECT_THAT(refusal("trian.lr=1"), HasSubstr("--set trian.lr: sections are adapter, data"));
 }
 
 TEST(JobConfig, ValuesAreChecked) {

@@ -35,7 +35,13 @@ StepMetrics step(const std::string& job, int64_t step, double loss) {
           .seconds = 3};
 }
 EvalMetrics eval(const std::string& job, int64_t step, double loss) {
-  return {.job = job, .step = step, .loss = loss, .perplexity = std::exp(loss), .loss_tokens = 60, .seconds = 3};
+  return {.job = job,
+          .step = step,
+          .loss = loss,
+          .perplexity = std::exp(loss),
+          .accuracy = 0.5,
+          .loss_tokens = 60,
+          .seconds = 3};
 }
 std::vector<std::pair<int64_t, double>> pairs(const std::vector<LossCurve::Point>& points) {
   std::vector<std::pair<int64_t, double>> out;
@@ -51,15 +57,16 @@ TEST(MetricsLog, ALinePerStepAndEvaluation) {
   last.exact_match = 0.25;
   ASSERT_TRUE(log->add(last).ok());
   ASSERT_TRUE(log->add(step("x", 2, std::nan(""))).ok());  // JSON has none
-  EXPECT_EQ(dir.read("a/m.jsonl"),
-            R"({"job":"x","step":1,"epoch":5E-1,"loss":2.5E0,"learning_rate":1E-3,"grad_norm":2E0,"tokens":100,)"
-            R"("loss_tokens":60,"tokens_per_second":5E1,"seconds":3E0})"
-            "\n"
-            R"({"job":"x","step":1,"loss":0E0,"perplexity":1E0,"loss_tokens":60,"exact_match":2.5E-1,"seconds":3E0})"
-            "\n"
-            R"({"job":"x","step":2,"epoch":5E-1,"loss":null,"learning_rate":1E-3,"grad_norm":2E0,"tokens":100,)"
-            R"("loss_tokens":60,"tokens_per_second":5E1,"seconds":3E0})"
-            "\n");
+  EXPECT_EQ(
+      dir.read("a/m.jsonl"),
+      R"({"job":"x","step":1,"epoch":5E-1,"loss":2.5E0,"learning_rate":1E-3,"grad_norm":2E0,"tokens":100,)"
+      R"("loss_tokens":60,"tokens_per_second":5E1,"seconds":3E0})"
+      "\n"
+      R"({"job":"x","step":1,"loss":0E0,"perplexity":1E0,"accuracy":5E-1,"loss_tokens":60,"exact_match":2.5E-1,"seconds":3E0})"
+      "\n"
+      R"({"job":"x","step":2,"epoch":5E-1,"loss":null,"learning_rate":1E-3,"grad_norm":2E0,"tokens":100,)"
+      R"("loss_tokens":60,"tokens_per_second":5E1,"seconds":3E0})"
+      "\n");
 }
 
 TEST(MetricsLog, GoesOnWhereTheCheckpointDoes) {

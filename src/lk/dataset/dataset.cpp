@@ -240,6 +240,7 @@ Result<std::optional<Sample>> SampleReader::render(int64_t record) {
   counts_.truncated += found.truncated ? 1 : 0;
   counts_.tokens += static_cast<int64_t>(found.ids.size());
   counts_.loss_tokens += std::count_if(found.weights.begin(), found.weights.end(), [](float w) { return w != 0; });
+  counts_.endless += renderer_->ends_answer(found) ? 0 : 1;
   counts_.longest = std::max(counts_.longest, static_cast<int64_t>(found.ids.size()));
   return sample;
 }
@@ -279,6 +280,54 @@ Result<DataCounts> SampleReader::survey() const {
     if (reader.counts_.samples == 0) return reader.no_samples();
     return reader.counts_;
   }
+}
+
+Result<int64_t> SampleReader::steps_of_epoch(int64_t batch_tokens) const {
+  SampleReader reader = *this;
+  int64_t steps = 0, tokens = 0;
+  for (;;) {
+    LK_ASSIGN_OR_RETURN(const std::optional<Sample> sample, reader.next_in_epoch());
+    if (!sample) return steps + (tokens > 0 ? 1 : 0);
+    tokens += static_cast<int64_t>(sample->ids.size());
+    if (tokens < batch_tokens) continue;
+    ++steps;
+    tokens = 0;
+  }
+}
+
+Result<std::optional<Exercise>> SampleReader::exercise(int64_t index) const {
+  const int64_t number = records_.record(index);
+  const std::string where = records_.file->where(number);
+  SampleReader reader = *this;  // whose counts nobody reads
+  LK_ASSIGN_OR_RETURN(const std::optional<Sample> sample, reader.render(number));
+  if (!sample || sample->truncated) return std::optional<Exercise>();
+  LK_ASSIGN_OR_RETURN(const Record record, records_.file->read(number));
+  LK_ASSIGN_OR_RETURN(Exercise exercise, renderer_->exercise(record, where));
+  return std::optional<Exercise>(std::move(exercise));
+}
+
+Surveys::Reading Surveys::reading_of(const SampleReader& reader) {
+  const RecordSubset& records = reader.records();
+  return {.file = records.file.get(),
+          .begin = records.begin,
+          .size = records.size,
+          .seed = records.seed,
+          .render = reader.renderer().options(),
+          .skip_bad = reader.options().skip_bad};
+}
+
+Result<DataCounts> Surveys::survey(const SampleReader& reader) {
+  const Reading reading = reading_of(reader);
+  if (const auto known = counts_.find(reading); known != counts_.end()) return known->second;
+  LK_ASSIGN_OR_RETURN(DataCounts counts, reader.survey());
+  return counts_.emplace(reading, std::move(counts)).first->second;
+}
+
+Result<int64_t> Surveys::steps_of_epoch(const SampleReader& reader, int64_t batch_tokens) {
+  const std::tuple key(reading_of(reader), reader.options().shuffle, reader.options().seed, batch_tokens);
+  if (const auto known = steps_.find(key); known != steps_.end()) return known->second;
+  LK_ASSIGN_OR_RETURN(const int64_t steps, reader.steps_of_epoch(batch_tokens));
+  return steps_.emplace(key, steps).first->second;
 }
 
 }  // namespace lk

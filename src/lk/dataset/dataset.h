@@ -3,11 +3,13 @@
 // an order that seed and epoch decide, so that its whole state is a cursor.
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "lk/dataset/permutation.h"
@@ -105,6 +107,7 @@ struct DataCounts {
   int64_t bad = 0;                     // skipped because of skip_bad
   std::string first_bad;               // why
   int64_t longest = 0;                 // tokens of a sample, as given out
+  int64_t endless = 0;                 // whose answer ends with a token behind which no server stops
   bool operator==(const DataCounts&) const = default;
 };
 
@@ -133,6 +136,14 @@ class SampleReader {
   // What one epoch holds, at least one sample; reads and renders every record, and leaves cursor and counts alone. So a
   // bad record is found before anything is trained.
   Result<DataCounts> survey() const;
+  // Steps of the next epoch, if each takes samples until it has so many tokens.
+  Result<int64_t> steps_of_epoch(int64_t batch_tokens) const;
+
+  // Record `index` of those read, as a question to a model. Nothing: skipped, dropped or truncated. An error if it has
+  // no answer to compare with.
+  Result<std::optional<Exercise>> exercise(int64_t index) const;
+
+  const Options& options() const { return options_; }
 
  private:
   // Nothing: dropped or skipped, and counted.
@@ -144,6 +155,27 @@ class SampleReader {
   Options options_;
   DataCursor cursor_;
   DataCounts counts_;
+};
+
+// What readers find in an epoch, found once for all that read the same records in the same way: the jobs of a sweep.
+class Surveys {
+ public:
+  Result<DataCounts> survey(const SampleReader& reader);
+  Result<int64_t> steps_of_epoch(const SampleReader& reader, int64_t batch_tokens);
+
+ private:
+  struct Reading {
+    const JsonlFile* file;  // which the caller keeps open
+    int64_t begin, size;
+    std::optional<uint64_t> seed;
+    RenderOptions render;
+    bool skip_bad;
+    auto operator<=>(const Reading&) const = default;
+  };
+  static Reading reading_of(const SampleReader& reader);
+
+  std::map<Reading, DataCounts> counts_;
+  std::map<std::tuple<Reading, bool, uint64_t, int64_t>, int64_t> steps_;
 };
 
 }  // namespace lk

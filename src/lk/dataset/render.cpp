@@ -181,8 +181,10 @@ Result<std::optional<Sample>> Renderer::render(const Record& record, const std::
     if (options_.long_samples == LongSamples::kDrop) return std::optional<Sample>();
     if (options_.long_samples == LongSamples::kError)
       return invalid_argument(
-          "{}: the sample has {} tokens, max_length is {}; give more, or set long_samples to truncate or drop", where,
-          length, options_.max_length);
+          "{}: the sample has {} tokens, max_length is {} (at most block_tokens and the base's positions); give more, "
+          "or "
+          "set long_samples to truncate or drop",
+          where, length, options_.max_length);
     sample.truncated = true;
     sample.ids.resize(static_cast<size_t>(options_.max_length));
     sample.weights.resize(sample.ids.size());
@@ -213,7 +215,19 @@ Result<Exercise> Renderer::exercise(const Record& record, const std::string& whe
   }
   Result<std::vector<int32_t>> ids = tokenizer_->encode(prompt, plain);
   if (!ids.ok()) return ids.status().with_context(where);
-  return Exercise{std::move(*ids), std::move(answer)};
+  const Result<std::vector<int32_t>> expected = tokenizer_->encode(answer, false);
+  if (!expected.ok()) return expected.status().with_context(where);
+  constexpr int64_t kRoom = 8;  // for another way to write it, and for the token that ends it
+  const auto max_tokens = static_cast<int64_t>(expected->size()) + kRoom;
+  return Exercise{.prompt = std::move(*ids), .answer = std::move(answer), .max_tokens = max_tokens};
+}
+
+bool Renderer::ends_answer(const Sample& sample) const {
+  if (options_.answer_ends.empty() || sample.truncated) return true;
+  for (size_t k = sample.ids.size(); k-- > 0;)
+    if (sample.weights[k] > 0)
+      return std::ranges::find(options_.answer_ends, sample.ids[k]) != options_.answer_ends.end();
+  return true;
 }
 
 }  // namespace lk

@@ -4,6 +4,7 @@
 // conversation. The assistant's tokens include the one that ends its turn.
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -34,12 +35,17 @@ struct RenderOptions {
   // Seconds since 1970: what a template that asks for the date is told, the same for all records and after a
   // resumption. 0: 2024-07-26, the day Llama 3.1's template names when it cannot ask.
   int64_t now_unix = 0;
+  std::vector<int32_t> answer_ends;  // tokens behind which a server stops; empty: not known
+
+  auto operator<=>(const RenderOptions&) const = default;
 };
 
 // A record as a question to a model: what it would have been given, and the answer it should give.
 struct Exercise {
   std::vector<int32_t> prompt;
   std::string answer;
+  int64_t max_tokens = 0;  // that a wrong answer may take before it counts as one
+  bool operator==(const Exercise&) const = default;
 };
 
 // Thread safety: immutable.
@@ -60,7 +66,11 @@ class Renderer {
   // The last turn of the assistant, or the completion. kUnsupported for texts and for turns that call tools.
   Result<Exercise> exercise(const Record& record, const std::string& where) const;
 
+  // Whether what is learnt ends with a token that ends an answer. True of what was cut off, and when nobody knows.
+  bool ends_answer(const Sample& sample) const;
+
   const Tokenizer& tokenizer() const { return *tokenizer_; }
+  const RenderOptions& options() const { return options_; }
 
  private:
   struct Span {

@@ -14,9 +14,8 @@ namespace json = boost::json;
 
 // Keys that say how an adapter was made or stored, and nothing about its result.
 constexpr const char* kInformative[] = {
-    "auto_mapping",      "revision",          "inference_mode", "lora_dropout", "megatron_core",
-    "qalora_group_size", "loftq_config",      "eva_config",     "corda_config", "lora_ga_config",
-    "peft_type",         "init_lora_weights", "fan_in_fan_out",
+    "auto_mapping", "revision",     "inference_mode", "megatron_core", "qalora_group_size", "loftq_config",
+    "eva_config",   "corda_config", "lora_ga_config", "peft_type",     "init_lora_weights", "fan_in_fan_out",
 };
 
 // Keys that change the result in a way not implemented, when they hold anything but null, false or
@@ -214,6 +213,7 @@ Result<AdapterConfig> parse_adapter_config(std::string_view text, std::string_vi
   }
   constexpr double kMaxAlpha = 1e9;
   fields.read_double("lora_alpha", config.alpha, -kMaxAlpha, kMaxAlpha);
+  fields.read_double("lora_dropout", config.dropout, 0, 1);
   fields.read_bool("use_rslora", config.use_rslora);
   fields.read_bool("use_dora", config.use_dora);
   fields.read_bool("lora_bias", config.lora_bias);

@@ -30,6 +30,7 @@ enum class BaseChange { kNone, kPissa, kOlora };
 struct AdapterConfig {
   std::optional<int64_t> rank;  // absent: taken from the tensors
   double alpha = 8;
+  double dropout = 0;  // of training; nothing else knows it
   bool use_rslora = false;
   bool use_dora = false;
   bool lora_bias = false;

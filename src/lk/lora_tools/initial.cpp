@@ -53,6 +53,8 @@ class Builder {
     }
     if (!any && config_.target_modules.kind != ModuleSelector::Kind::kNone)
       return invalid_argument("the targets match no module of the model; it has {}", known_modules());
+    LK_RETURN_IF_ERROR(check_patterns("rank_pattern", config_.rank_pattern));
+    LK_RETURN_IF_ERROR(check_patterns("alpha_pattern", config_.alpha_pattern));
     LK_RETURN_IF_ERROR(add_saved(matcher));
     LK_RETURN_IF_ERROR(add_tokens());
     return InitialAdapter{std::move(adapter_), init_ == AdapterInit::kPissa || init_ == AdapterInit::kOlora};
@@ -63,6 +65,23 @@ class Builder {
     std::set<std::string> names;
     for (const ModuleId module : lora_modules(model_)) names.insert(short_name(module));
     return fmt::format("{}", fmt::join(names, ", "));
+  }
+
+  // A pattern that fits no module is a slip of the pen: what it means would get the common rank.
+  template <class Patterns>
+  Status check_patterns(const char* what, const Patterns& patterns) const {
+    for (const auto& [key, value] : patterns) {
+      LK_ASSIGN_OR_RETURN(const PatternKey pattern, PatternKey::compile(key));
+      bool hit = false;
+      for (const std::string& path : targeted_) {
+        LK_ASSIGN_OR_RETURN(const bool matches, pattern.matches(path));
+        hit |= matches;
+      }
+      if (!hit)
+        return invalid_argument("{} '{}' matches no module that is adapted; the model has {}", what, key,
+                                known_modules());
+    }
+    return Status();
   }
 
   Status check_config() const {
@@ -83,6 +102,7 @@ class Builder {
     const std::string path = module_path(module);
     LK_ASSIGN_OR_RETURN(const auto rank_key, matcher.rank_pattern_of(path));
     LK_ASSIGN_OR_RETURN(const auto alpha_key, matcher.alpha_pattern_of(path));
+    targeted_.push_back(path);
     const int64_t rank = rank_key ? config_.rank_pattern[*rank_key].second : config_.rank.value_or(kDefaultRank);
     const double alpha = alpha_key ? config_.alpha_pattern[*alpha_key].second : config_.alpha;
     if (rank < 1 || rank * num_stacked_ > kMaxRank)
@@ -259,6 +279,7 @@ class Builder {
   const bool multilora_ = num_modules_ > 0;
   const int64_t num_stacked_ = std::max<int64_t>(num_modules_, 1);
   const uint64_t seed_;
+  std::vector<std::string> targeted_;  // paths of the modules that get a delta
   const TensorStore& base_;
   Adapter adapter_;
   uint64_t num_draws_ = 0;

@@ -25,11 +25,14 @@ struct Module {
   double alpha;
 };
 
-// alpha from the scaling; the division of the load is undone, so whole numbers come back whole.
+// alpha from the scaling: the shortest decimal that scales alike in f32, as which scalings are kept while training.
 double alpha_of(double scaling, int64_t rank, bool use_rslora) {
-  const double alpha = scaling * (use_rslora ? std::sqrt(static_cast<double>(rank)) : static_cast<double>(rank));
-  const double whole = std::round(alpha);
-  return std::abs(alpha - whole) <= 1e-9 * std::max(1.0, std::abs(alpha)) ? whole : alpha;
+  const double divisor = use_rslora ? std::sqrt(static_cast<double>(rank)) : static_cast<double>(rank);
+  for (const double unit : {1.0, 10.0, 100.0, 1e3, 1e4}) {
+    const double rounded = std::round(scaling * divisor * unit) / unit;
+    if (static_cast<float>(rounded / divisor) == static_cast<float>(scaling)) return rounded;
+  }
+  return scaling * divisor;
 }
 
 json::value number(double value) {
@@ -169,7 +172,7 @@ class AdapterWriter {
     object["layers_to_transform"] = nullptr;
     object["lora_alpha"] = number(alpha);
     object["lora_bias"] = lora_bias_;
-    object["lora_dropout"] = 0.0;
+    object["lora_dropout"] = adapter_.config.dropout;
     object["modules_to_save"] =
         saved_.empty() ? json::value(nullptr) : json::value(json::array(saved_.begin(), saved_.end()));
     object["peft_type"] = "LORA";

@@ -5,6 +5,8 @@
 #include <array>
 #include <cmath>
 #include <filesystem>
+#include <map>
+#include <set>
 #include <utility>
 
 #include <boost/json.hpp>
@@ -67,6 +69,7 @@ void describe(Visitor& v, AdapterSpec& s) {
   v.flag("lora_bias", s.lora_bias);
   v.number("dropout", s.dropout, kBelowOne);
   v.strings("target_modules", s.target_modules);
+  v.strings("exclude_modules", s.exclude_modules);
   v.integers("layers_to_transform", s.layers_to_transform, 0, 10'000);
   v.map("rank_pattern", s.rank_pattern, 1, kMaxRank);
   v.map("alpha_pattern", s.alpha_pattern, kPositive);
@@ -136,6 +139,9 @@ class JsonOut {
   void integer(const char* key, int64_t value, int64_t, int64_t) { out[key] = value; }
   void seed(const char* key, uint64_t value) { out[key] = value; }
   void number(const char* key, double value, const Bounds&) { out[key] = value; }
+  void number(const char* key, const std::optional<double>& value, const Bounds&) {
+    out[key] = value ? json::value(*value) : json::value(nullptr);
+  }
   void numbers(const char* key, std::span<double* const> values, const Bounds&) {
     json::array list;
     for (const double* value : values) list.emplace_back(*value);
@@ -188,7 +194,7 @@ Status check_job(const JobConfig& job) {
   for (const auto& [pattern, own] : a.rank_pattern) rank = std::max(rank, own);
   if (a.kind != AdapterKind::kLora && decomposed)
     return fail("adapter.init: pissa and olora are for kind lora, whose result can be saved for the untouched base");
-  if (decomposed && a.dropout > 0)
+  if (decomposed && a.dropout.value_or(0) > 0)
     return fail("adapter.dropout: with pissa and olora it would drop features of the base's own part; leave it at 0");
   if (a.init == AdapterInit::kEva && 2 * rank > kMaxRank)
     return fail(
@@ -228,6 +234,20 @@ std::string sweep_label(const YAML::Node& value) {
 
 constexpr std::array<const char*, 5> kSections{"adapter", "data", "train", "eval", "save"};
 
+// Where each key of a job belongs: "lr" -> "train.lr". A key of several sections ("every") is not among them.
+std::map<std::string, std::string, std::less<>> homes_of_keys() {
+  std::map<std::string, std::string, std::less<>> homes;
+  std::set<std::string> several;
+  const json::object job = job_config_json(JobConfig());
+  for (const char* section : kSections)
+    for (const auto& field : job.at(section).as_object()) {
+      std::string key(field.key());
+      if (!homes.emplace(key, fmt::format("{}.{}", section, key)).second) several.insert(std::move(key));
+    }
+  for (const std::string& key : several) homes.erase(key);
+  return homes;
+}
+
 class Parser {
  public:
   explicit Parser(std::string file) : file_(std::move(file)) {}
@@ -247,7 +267,7 @@ class Parser {
     fields.text("tensorboard", run.tensorboard);
     const std::vector<YamlFields::Layer> defaults = fields.sections("defaults");
     const YAML::Node* jobs = fields.find("jobs");
-    fields.finish();
+    fields.finish(homes_);
     LK_RETURN_IF_ERROR(fields.status());
     if (run.base.empty()) return invalid_argument("{}: base is missing: the model's directory", file_);
     if (jobs == nullptr || !jobs->IsSequence() || jobs->size() == 0)
@@ -277,7 +297,7 @@ class Parser {
   }
 
   Status add_axis(const YamlFields::Entry& axis, std::vector<Variant>& variants) {
-    const std::string where = fmt::format("{}:{}", file_, axis.mark.line + 1);
+    const std::string where = yaml_place(file_, axis.mark);
     const size_t dot = axis.key.find('.');
     const auto section = std::find(kSections.begin(), kSections.end(), axis.key.substr(0, dot));
     if (dot == std::string::npos || section == kSections.end())
@@ -320,7 +340,7 @@ class Parser {
       }
       YamlFields inner(file_, std::string(section) + ".", std::move(layers));
       describe(inner, spec);
-      inner.finish();
+      inner.finish(homes_);
       return inner.status();
     };
     LK_RETURN_IF_ERROR(read("adapter", job.adapter));
@@ -328,14 +348,14 @@ class Parser {
     LK_RETURN_IF_ERROR(read("train", job.train));
     LK_RETURN_IF_ERROR(read("eval", job.eval));
     LK_RETURN_IF_ERROR(read("save", job.save));
-    fields.finish();
-    default_fields.finish();
+    fields.finish(homes_);
+    default_fields.finish(homes_);
     LK_RETURN_IF_ERROR(fields.status());
     LK_RETURN_IF_ERROR(default_fields.status());
     if (job.train.batch_samples == 0 && job.train.batch_tokens == 0) job.train.batch_samples = 8;
     if (job.train.steps == 0 && job.train.epochs == 0) job.train.epochs = 1;
     if (job.save.dir.empty()) job.save.dir = join_path(run_.output, job.name);
-    const std::string where = fmt::format("{}:{}", file_, node.Mark().line + 1);
+    const std::string where = yaml_place(file_, node.Mark());
     if (!named) return invalid_argument("{}: the job has no name", where);
     if (!is_job_name(job.name))
       return invalid_argument(
@@ -393,6 +413,7 @@ class Parser {
 
   std::string file_;
   RunConfig run_;
+  const std::map<std::string, std::string, std::less<>> homes_ = homes_of_keys();
 };
 
 }  // namespace
@@ -409,6 +430,46 @@ Result<RunConfig> parse_run_config(const std::string& yaml, const std::string& w
     return Parser(where).parse(documents.empty() ? YAML::Node() : documents[0]);
   } catch (const YAML::Exception& error) {
     return invalid_argument("{}:{}: {}", where, error.mark.line + 1, error.msg);
+  }
+}
+
+Result<RunConfig> parse_job_flags(const JobFlags& flags) {
+  YAML::Node run, job;
+  job["name"] = flags.name;
+  run["base"] = flags.base;
+  for (const std::string& item : flags.set) {
+    const size_t equals = item.find('='), dot = item.find('.');
+    if (equals == std::string::npos || equals == 0)
+      return invalid_argument("--set wants KEY=VALUE, for example train.lr=1e-4, got \"{}\"", item);
+    const std::string key = item.substr(0, equals);
+    for (const auto& [taken, flag] :
+         {std::pair("base", "--model"), std::pair("name", "--name"), std::pair("output", "--output"),
+          std::pair("save.dir", "--output"), std::pair("data.path", "--data"), std::pair("threads", "--threads")})
+      if (key == taken) return invalid_argument("--set {}: that is {}", key, flag);
+    if (key == "jobs" || key == "defaults" || key.starts_with("sweep"))
+      return invalid_argument("--set {}: flags are one job; several need a jobs file", key);
+    YAML::Node value;
+    try {
+      value = YAML::Load(item.substr(equals + 1));
+    } catch (const YAML::Exception& error) {
+      return invalid_argument("--set {}: the value is not YAML: {}", key, error.msg);
+    }
+    if (dot < equals && std::ranges::find(kSections, item.substr(0, dot)) == kSections.end())
+      return invalid_argument("--set {}: sections are {}", key, fmt::join(kSections, ", "));
+    if (dot < equals)
+      job[item.substr(0, dot)][item.substr(dot + 1, equals - dot - 1)] = value;
+    else
+      run[key] = value;
+  }
+  job["data"]["path"] = flags.data;
+  job["save"]["dir"] = flags.output;
+  run["jobs"].push_back(job);
+  try {
+    LK_ASSIGN_OR_RETURN(RunConfig config, Parser("--set").parse(run));
+    if (config.metrics.empty()) config.metrics = join_path(flags.output, "metrics.jsonl");
+    return config;
+  } catch (const YAML::Exception& error) {
+    return invalid_argument("--set: {}", error.msg);
   }
 }
 

@@ -39,8 +39,10 @@ struct AdapterSpec {
   int64_t rank = 16;
   double alpha = 32;
   bool use_rslora = false, lora_bias = false;
-  double dropout = 0;
+  std::optional<double> dropout;  // absent: that of init_from's configuration, or 0
+  // Names or endings of modules, or a single regular expression of whole paths.
   std::vector<std::string> target_modules{"all-linear"};
+  std::vector<std::string> exclude_modules;
   std::vector<int64_t> layers_to_transform;                   // empty: all
   std::vector<std::pair<std::string, int64_t>> rank_pattern;  // as PEFT's: the first that matches counts
   std::vector<std::pair<std::string, double>> alpha_pattern;
@@ -119,6 +121,14 @@ struct RunConfig {
 // nearest known one.
 Result<RunConfig> load_run_config(const std::string& path);
 Result<RunConfig> parse_run_config(const std::string& yaml, const std::string& where);
+
+// A run of one job, without a file. `set`: further keys as KEY=VALUE, dotted but for those of the run:
+// "train.lr=1e-4", "block_tokens=512"; of equal keys the last counts.
+struct JobFlags {
+  std::string base, data, output, name;
+  std::vector<std::string> set;
+};
+Result<RunConfig> parse_job_flags(const JobFlags& flags);
 
 // The whole of it in the layout of the YAML, defaults filled in: for checkpoints, which must be of the same job.
 boost::json::object job_config_json(const JobConfig& job);

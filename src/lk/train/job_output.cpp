@@ -42,7 +42,9 @@ Result<std::vector<std::string>> JobOutput::resume(TrainJob& job) {
   LK_RETURN_IF_ERROR(read_job_state(job, backend_, identity_, newest->path));
   saved_step_ = job.progress().step;
   std::vector<std::string> notes = newest->skipped;
-  notes.push_back(fmt::format("goes on from step {}", saved_step_));
+  notes.push_back(job.state() == TrainState::kRunning ? fmt::format("goes on from step {}", saved_step_)
+                                                      : fmt::format("ended already ({}); to train it anew, remove {}",
+                                                                    to_string(job.state()), config_.save.dir));
   return notes;
 }
 

@@ -40,8 +40,8 @@ Status check_identity(const std::string& what, const std::string& saved, const s
                       const std::string& where) {
   if (saved == present) return Status();
   return failed_precondition(
-      "{}: the checkpoint belongs to another {}; train into another directory, or go back to what "
-      "the checkpoint was made with",
+      "{}: the checkpoint belongs to another {}; train into another directory, remove this one, or go "
+      "back to what the checkpoint was made with",
       where, what);
 }
 

@@ -149,9 +149,11 @@ Status MetricsLog::add(const EvalMetrics& m) {
   LossCurve& curve = curves_[m.job];
   curve.job = m.job;
   add_point(curve, true, m.step, m.loss);
-  json::object entry{
-      {"job", m.job}, {"step", m.step}, {"loss", m.loss}, {"perplexity", m.perplexity}, {"loss_tokens", m.loss_tokens}};
-  std::vector<std::pair<std::string, double>> scalars{{"eval/loss", m.loss}, {"eval/perplexity", m.perplexity}};
+  json::object entry{{"job", m.job},           {"step", m.step},
+                     {"loss", m.loss},         {"perplexity", m.perplexity},
+                     {"accuracy", m.accuracy}, {"loss_tokens", m.loss_tokens}};
+  std::vector<std::pair<std::string, double>> scalars{
+      {"eval/loss", m.loss}, {"eval/perplexity", m.perplexity}, {"eval/accuracy", m.accuracy}};
   if (m.exact_match) {
     entry["exact_match"] = *m.exact_match;
     scalars.emplace_back("eval/exact_match", *m.exact_match);

@@ -31,6 +31,7 @@ struct EvalMetrics {
   std::string job;
   int64_t step = 0;
   double loss = 0, perplexity = 0;
+  double accuracy = 0;  // share of next tokens that were the most likely
   int64_t loss_tokens = 0;
   std::optional<double> exact_match = {};  // share
   double seconds = 0;

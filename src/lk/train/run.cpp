@@ -2,6 +2,7 @@
 #include "lk/train/run.h"
 
 #include <algorithm>
+#include <cctype>
 #include <chrono>
 #include <cmath>
 #include <filesystem>
@@ -55,6 +56,17 @@ Result<std::string> base_digest(const std::string& directory) {
   return to_hex(sha.finish());
 }
 
+// Names of modules hold letters, digits, '_' and '.'; what holds more is a regular expression.
+ModuleSelector selector_of(const std::vector<std::string>& entries) {
+  using Kind = ModuleSelector::Kind;
+  if (entries.empty()) return {};
+  if (entries == std::vector<std::string>{"all-linear"}) return {.kind = Kind::kAllLinear, .names = {}, .pattern = {}};
+  const auto plain = [](unsigned char c) { return std::isalnum(c) || c == '_' || c == '.'; };
+  if (entries.size() == 1 && !std::ranges::all_of(entries[0], plain))
+    return {.kind = Kind::kRegex, .names = {}, .pattern = entries[0]};
+  return {.kind = Kind::kList, .names = entries, .pattern = {}};
+}
+
 AdapterConfig peft_config(const AdapterSpec& spec, const std::string& base) {
   AdapterConfig config;
   config.rank = spec.rank;
@@ -62,22 +74,21 @@ AdapterConfig peft_config(const AdapterSpec& spec, const std::string& base) {
   config.use_rslora = spec.use_rslora;
   config.use_dora = spec.kind == AdapterKind::kDora;
   config.lora_bias = spec.lora_bias;
+  config.dropout = spec.dropout.value_or(0);
   config.rank_pattern = spec.rank_pattern;
   config.alpha_pattern = spec.alpha_pattern;
   config.layers_to_transform = spec.layers_to_transform;
   config.modules_to_save = spec.modules_to_save;
   if (!spec.trainable_tokens.empty()) config.trainable_token_indices["embed_tokens"] = spec.trainable_tokens;
-  if (spec.target_modules == std::vector<std::string>{"all-linear"}) {
-    config.target_modules.kind = ModuleSelector::Kind::kAllLinear;
-  } else if (!spec.target_modules.empty()) {
-    config.target_modules.kind = ModuleSelector::Kind::kList;
-    config.target_modules.names = spec.target_modules;
-  }
+  config.target_modules = selector_of(spec.target_modules);
+  config.exclude_modules = selector_of(spec.exclude_modules);
   config.base_model_name = base;
   return config;
 }
 
 int64_t modules_of(const AdapterSpec& spec) { return spec.kind == AdapterKind::kMultiLora ? spec.num_modules : 0; }
+
+double dropout_of(const AdapterSpec& spec, const Adapter& start) { return spec.dropout.value_or(start.config.dropout); }
 
 bool freezes(const AdapterSpec& spec, const char* factor) {
   return std::ranges::find(spec.freeze, factor) != spec.freeze.end();
@@ -115,8 +126,12 @@ class DataSource {
   Result<JobData> open(const JobConfig& job) {
     const DataSpec& spec = job.data;
     LK_ASSIGN_OR_RETURN(const auto file, files_.open(spec.path, spec.format));
-    const auto renderer =
-        std::make_shared<Renderer>(base_.tokenizer, base_.chat_template, base_.end_token, spec.render);
+    RenderOptions render = spec.render;
+    render.answer_ends = base_.end_tokens;
+    if (base_.context > 0 && (render.max_length == 0 || render.max_length > base_.context))
+      render.max_length = base_.context;
+    const auto end = base_.end_tokens.empty() ? std::nullopt : std::optional(base_.end_tokens.front());
+    const auto renderer = std::make_shared<Renderer>(base_.tokenizer, base_.chat_template, end, render);
     std::string digest = file->digest();
     RecordSubset train = all_records(file);
     std::optional<RecordSubset> eval;
@@ -142,27 +157,25 @@ class DataSource {
   JsonlFiles files_;
 };
 
-// Steps of the first epoch when a step takes samples until it has so many tokens.
-Result<int64_t> steps_of_epoch(SampleReader data, int64_t batch_tokens) {
-  int64_t steps = 0, tokens = 0;
-  for (;;) {
-    LK_ASSIGN_OR_RETURN(const std::optional<Sample> sample, data.next_in_epoch());
-    if (!sample) return steps + (tokens > 0 ? 1 : 0);
-    tokens += static_cast<int64_t>(sample->ids.size());
-    if (tokens < batch_tokens) continue;
-    ++steps;
-    tokens = 0;
-  }
-}
-
-Result<int64_t> total_steps(const TrainSpec& spec, const DataCounts& epoch, const SampleReader& data) {
+Result<int64_t> total_steps(const TrainSpec& spec, const DataCounts& epoch, const SampleReader& data,
+                            Surveys& surveys) {
   if (spec.steps > 0) return spec.steps;
   double per_epoch = static_cast<double>(epoch.samples) / static_cast<double>(std::max<int64_t>(spec.batch_samples, 1));
   if (spec.batch_tokens > 0) {
-    LK_ASSIGN_OR_RETURN(const int64_t steps, steps_of_epoch(data, spec.batch_tokens));
+    LK_ASSIGN_OR_RETURN(const int64_t steps, surveys.steps_of_epoch(data, spec.batch_tokens));
     per_epoch = static_cast<double>(steps);
   }
   return std::max<int64_t>(1, std::llround(std::ceil(per_epoch * spec.epochs - 1e-9)));
+}
+
+// Every record has an answer to compare with, and there is one.
+Status check_exercises(const SampleReader& data) {
+  bool any = false;
+  for (int64_t index = 0; index < data.num_records(); ++index) {
+    LK_ASSIGN_OR_RETURN(const std::optional<Exercise> exercise, data.exercise(index));
+    any |= exercise.has_value();
+  }
+  return any ? Status() : failed_precondition("no record of {} is a question", data.records().file->path());
 }
 
 }  // namespace
@@ -266,31 +279,35 @@ TrainableOptions TrainRun::Impl::trainable_options(const JobConfig& config, cons
           .freeze_a = freezes(config.adapter, "A"),
           .freeze_b = freezes(config.adapter, "B"),
           .frozen_half = start.frozen_half,
-          .dropout = config.adapter.dropout,
+          .dropout = dropout_of(config.adapter, *start.adapter),
           .dropout_seed = mix64(config.train.seed)};
 }
 
 Status TrainRun::Impl::open() {
   std::vector<Opened> opened;
+  Surveys surveys;
   for (const JobConfig& config : config_.jobs) {
     const auto in_job = [&](const Status& status) { return status.with_context("job " + config.name); };
     auto entry = std::make_unique<Entry>();
     entry->config = config;
     Result<JobData> data = data_.open(config);
     if (!data.ok()) return in_job(data.status());
-    Result<DataCounts> epoch = data->train.survey();
+    Result<DataCounts> epoch = surveys.survey(data->train);
     if (!epoch.ok()) return in_job(epoch.status());
     entry->forecast.train = *epoch;
     if (data->eval) {
-      Result<DataCounts> held = data->eval->survey();
+      Result<DataCounts> held = surveys.survey(*data->eval);
       if (!held.ok()) return in_job(held.status().with_context("evaluation"));
       entry->forecast.eval = *held;
+      if (config.eval.exact_match)
+        if (const Status asked = check_exercises(*data->eval); !asked.ok())
+          return in_job(asked.with_context("eval.exact_match"));
     }
     // A batch is at most an epoch: more would be the same samples again, and very many a step that never ends.
     TrainSpec& train = entry->config.train;
     train.batch_samples = std::min(train.batch_samples, epoch->samples);
     train.batch_tokens = std::min(train.batch_tokens, epoch->tokens);
-    Result<int64_t> steps = total_steps(train, *epoch, data->train);
+    Result<int64_t> steps = total_steps(train, *epoch, data->train, surveys);
     if (!steps.ok()) return in_job(steps.status());
     entry->forecast.total_steps = *steps;
     if (train.warmup_steps > *steps)

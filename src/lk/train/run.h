@@ -15,14 +15,15 @@
 
 namespace lk {
 
-// The base, loaded; shared with whoever serves it meanwhile.
+// The base, loaded; shared with whoever serves it meanwhile. A preview needs neither weights nor backend.
 struct TrainBase {
   std::string directory;
   std::shared_ptr<const ModelWeights> weights;  // with their checkpoint
   Backend* backend = nullptr;
   std::shared_ptr<const Tokenizer> tokenizer;
   std::shared_ptr<const ChatTemplate> chat_template;  // or null
-  std::optional<int32_t> end_token;
+  std::vector<int32_t> end_tokens;  // behind which a server stops; the first closes texts and completions
+  int64_t context = 0;              // positions; 0 = no limit
 };
 
 // What a job will do, known before it starts.

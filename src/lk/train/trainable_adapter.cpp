@@ -583,6 +583,7 @@ Adapter TrainableAdapter::snapshot() const {
   Adapter adapter;
   adapter.config.use_rslora = config_.use_rslora;
   adapter.config.base_model_name = config_.base_model_name;
+  adapter.config.dropout = options_.dropout;
   const auto read = [&](const void* from, int64_t n) {
     std::vector<float> host(static_cast<size_t>(n));
     backend_.read(host.data(), from, n * 4);

@@ -5,6 +5,7 @@
 #include <charconv>
 
 #include "lk/base/bytes.h"
+#include "lk/train/foreign_names.h"
 
 namespace lk {
 namespace {
@@ -31,11 +32,11 @@ bool parse_all(const std::string& text, T& out) {
   return result.ec == std::errc() && result.ptr == end;
 }
 
-std::string place(const std::string& file, const YAML::Mark& mark) {
-  return mark.is_null() ? file : fmt::format("{}:{}", file, mark.line + 1);
-}
-
 }  // namespace
+
+std::string yaml_place(const std::string& file, const YAML::Mark& mark) {
+  return mark.is_null() || file.starts_with("--") ? file : fmt::format("{}:{}", file, mark.line + 1);
+}
 
 std::string nearest_name(std::string_view name, const std::set<std::string, std::less<>>& known) {
   std::string best;
@@ -55,21 +56,22 @@ Result<YamlFields::Layer> YamlFields::layer_of(const YAML::Node& node, const std
   Layer layer;
   if (!node.IsDefined() || node.IsNull()) return layer;
   if (!node.IsMap())
-    return invalid_argument("{}: {} must be a mapping, is {}", place(file, node.Mark()), what, yaml_text(node));
+    return invalid_argument("{}: {} must be a mapping, is {}", yaml_place(file, node.Mark()), what, yaml_text(node));
   std::set<std::string> seen;
   for (const auto& pair : node) {
     if (!pair.first.IsScalar())
-      return invalid_argument("{}: a key of {} is {}, not a name", place(file, pair.first.Mark()), what,
+      return invalid_argument("{}: a key of {} is {}, not a name", yaml_place(file, pair.first.Mark()), what,
                               yaml_text(pair.first));
     if (!seen.insert(pair.first.Scalar()).second)
-      return invalid_argument("{}: {} has \"{}\" twice", place(file, pair.first.Mark()), what, pair.first.Scalar());
+      return invalid_argument("{}: {} has \"{}\" twice", yaml_place(file, pair.first.Mark()), what,
+                              pair.first.Scalar());
     layer.push_back({pair.first.Scalar(), pair.second, pair.first.Mark()});
   }
   return layer;
 }
 
 void YamlFields::fail(const YAML::Mark& mark, const std::string& message) {
-  if (status_.ok()) status_ = invalid_argument("{}: {}", place(file_, mark), message);
+  if (status_.ok()) status_ = invalid_argument("{}: {}", yaml_place(file_, mark), message);
 }
 
 const YAML::Node* YamlFields::find(const char* key) {
@@ -126,6 +128,11 @@ void YamlFields::number(const char* key, double& out, const Bounds& bounds) {
   if (const YAML::Node* node = find(key); node && read_number(key, *node, bounds, value)) out = value;
 }
 
+void YamlFields::number(const char* key, std::optional<double>& out, const Bounds& bounds) {
+  double value = 0;
+  if (const YAML::Node* node = find(key); node && read_number(key, *node, bounds, value)) out = value;
+}
+
 void YamlFields::numbers(const char* key, std::span<double* const> out, const Bounds& bounds) {
   const YAML::Node* node = find(key);
   if (node == nullptr) return;
@@ -143,9 +150,10 @@ void YamlFields::flag(const char* key, bool& out) {
   if (node == nullptr) return;
   const std::optional<std::string> text = scalar(key, *node, "true or false");
   if (!text) return;
-  if (*text != "true" && *text != "false")
+  const bool yes = *text == "true" || *text == "True" || *text == "TRUE";  // as YAML 1.2 has them
+  if (!yes && *text != "false" && *text != "False" && *text != "FALSE")
     return fail(node->Mark(), fmt::format("{}{} must be true or false, is {}", path_, key, yaml_text(*node)));
-  out = *text == "true";
+  out = yes;
 }
 
 void YamlFields::text(const char* key, std::string& out) {
@@ -224,8 +232,9 @@ std::optional<size_t> YamlFields::choose(const char* key, const std::vector<std:
   if (node == nullptr) return std::nullopt;
   const auto at = node->IsScalar() ? std::find(names.begin(), names.end(), node->Scalar()) : names.end();
   if (at != names.end()) return static_cast<size_t>(at - names.begin());
-  fail(node->Mark(),
-       fmt::format("{}{} must be one of {}, is {}", path_, key, fmt::join(names, ", "), yaml_text(*node)));
+  const std::string instead = node->IsScalar() ? instead_of_value(node->Scalar()) : "";
+  fail(node->Mark(), fmt::format("{}{} must be one of {}, is {}{}", path_, key, fmt::join(names, ", "),
+                                 yaml_text(*node), instead.empty() ? "" : "; " + instead));
   return std::nullopt;
 }
 
@@ -273,15 +282,19 @@ void YamlFields::alone(const char* key, const std::set<std::string>& beside) {
   }
 }
 
-void YamlFields::finish() {
+void YamlFields::finish(const std::map<std::string, std::string, std::less<>>& elsewhere) {
+  const auto advice = [&](const std::string& key) {
+    if (std::string instead = instead_of_key(key); !instead.empty()) return instead;
+    if (const auto home = elsewhere.find(key); home != elsewhere.end())
+      return fmt::format("it is \"{}\"", home->second);
+    const std::string near = nearest_name(key, known_);
+    return near.empty() ? fmt::format("known: {}", fmt::join(known_, ", "))
+                        : fmt::format("did you mean \"{}{}\"?", path_, near);
+  };
   for (const Layer& layer : layers_)
-    for (const Entry& entry : layer) {
-      if (known_.contains(entry.key)) continue;
-      const std::string near = nearest_name(entry.key, known_);
-      fail(entry.mark, fmt::format("unknown key \"{}{}\"{}", path_, entry.key,
-                                   near.empty() ? fmt::format("; known: {}", fmt::join(known_, ", "))
-                                                : fmt::format("; did you mean \"{}{}\"?", path_, near)));
-    }
+    for (const Entry& entry : layer)
+      if (!known_.contains(entry.key))
+        fail(entry.mark, fmt::format("unknown key \"{}{}\"; {}", path_, entry.key, advice(entry.key)));
 }
 
 }  // namespace lk

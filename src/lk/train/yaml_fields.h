@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
+#include <map>
 #include <optional>
 #include <set>
 #include <span>
@@ -48,6 +49,7 @@ class YamlFields {
   void integer(const char* key, int64_t& out, int64_t min, int64_t max);
   void seed(const char* key, uint64_t& out);
   void number(const char* key, double& out, const Bounds& bounds);
+  void number(const char* key, std::optional<double>& out, const Bounds& bounds);
   void numbers(const char* key, std::span<double* const> out, const Bounds& bounds);  // a list of so many
   void flag(const char* key, bool& out);
   void text(const char* key, std::string& out);
@@ -70,8 +72,9 @@ class YamlFields {
   void alone(const char* key, const std::set<std::string>& beside);
   // The sections of all layers under a key, each of which must be a mapping.
   std::vector<Layer> sections(const char* key);
-  // Everything must have been asked for by now: an unknown key is an error.
-  void finish();
+  // Everything must have been asked for by now: an unknown key is an error. `elsewhere` knows where keys of other
+  // sections belong: "lr" -> "train.lr".
+  void finish(const std::map<std::string, std::string, std::less<>>& elsewhere = {});
 
   const YAML::Node* find(const char* key);  // null when absent or null
   void fail(const YAML::Mark& mark, const std::string& message);
@@ -90,6 +93,9 @@ class YamlFields {
   std::set<std::string, std::less<>> known_, hidden_;
   Status status_;
 };
+
+// "JOBS.yaml:7", for messages. What came from flags ("--set") has no lines.
+std::string yaml_place(const std::string& file, const YAML::Mark& mark);
 
 // The most similar of `known`, for "did you mean"; empty if none is near.
 std::string nearest_name(std::string_view name, const std::set<std::string, std::less<>>& known);
