@@ -16,6 +16,7 @@
 #include "config.h"
 #include "help.h"
 #include "lk/infer/jsonl.h"
+#include "lk/infer/request_fields.h"
 
 namespace lk::apps {
 namespace {
@@ -295,6 +296,9 @@ int run_prompts(const GenerateFlags& flags) {
   return interrupted ? 130 : 0;
 }
 
+// The range of a field of requests, for the option that stands for it.
+std::string values_of(FieldName<kRequestFields> name) { return describe_values(sampling_field(name)); }
+
 }  // namespace
 
 void add_generate(CLI::App& app, int& exit_code) {
@@ -326,15 +330,19 @@ void add_generate(CLI::App& app, int& exit_code) {
   command->add_option("--max-tokens", d.max_tokens, "most output tokens per request")
       ->capture_default_str()
       ->group("Sampling");
-  command->add_option("--temperature", s.temperature, "0 = greedy")->capture_default_str()->group("Sampling");
-  command->add_option("--top-k", s.top_k, "0 = off")->capture_default_str()->group("Sampling");
-  command->add_option("--top-p", s.top_p, "in (0, 1]")->capture_default_str()->group("Sampling");
-  command->add_option("--min-p", s.min_p, "in [0, 1]")->capture_default_str()->group("Sampling");
-  command->add_option("--repetition-penalty", s.repetition_penalty, "in [0.01, 100], 1 = off")
+  command->add_option("--temperature", s.temperature, values_of("temperature") + "; 0 = greedy")
       ->capture_default_str()
       ->group("Sampling");
-  command->add_option("--presence-penalty", s.presence_penalty, "in [-2, 2]")->capture_default_str()->group("Sampling");
-  command->add_option("--frequency-penalty", s.frequency_penalty, "in [-2, 2]")
+  command->add_option("--top-k", s.top_k, "0 = off")->capture_default_str()->group("Sampling");
+  command->add_option("--top-p", s.top_p, values_of("top_p"))->capture_default_str()->group("Sampling");
+  command->add_option("--min-p", s.min_p, values_of("min_p"))->capture_default_str()->group("Sampling");
+  command->add_option("--repetition-penalty", s.repetition_penalty, values_of("repetition_penalty") + "; 1 = off")
+      ->capture_default_str()
+      ->group("Sampling");
+  command->add_option("--presence-penalty", s.presence_penalty, values_of("presence_penalty"))
+      ->capture_default_str()
+      ->group("Sampling");
+  command->add_option("--frequency-penalty", s.frequency_penalty, values_of("frequency_penalty"))
       ->capture_default_str()
       ->group("Sampling");
   command->add_option("--seed", s.seed, "of every request that has none of its own")

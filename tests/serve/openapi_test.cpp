@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Holds the published description against the parsers: a limit that is described is a limit that is kept.
+// Holds the published description against routes, parsers and answers: a limit that is described is a limit that is
+// kept, and what an answer holds is described.
 #include <gtest/gtest.h>
 
 #include <boost/json.hpp>
 
+#include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -11,8 +14,13 @@
 #include <set>
 #include <string>
 
-#include "lk/serve/http/console.h"
+#include "lk/base/json_text.h"
+#include "lk/infer/request_fields.h"
+#include "lk/serve/access/access_json.h"
+#include "lk/serve/http/routes.h"
+#include "lk/serve/observe/status_json.h"
 #include "lk/serve/openai/openai.h"
+#include "serve/openai_testing.h"
 
 namespace lk {
 namespace {
@@ -20,49 +28,33 @@ namespace {
 namespace json = boost::json;
 
 const json::value& document() {
-  static const json::value parsed = json::parse(openapi_json());
+  static const json::value parsed = json::parse(openapi_json("1.2.3"));
   return parsed;
 }
 const json::object& properties(std::string_view schema) {
   return document().at("components").at("schemas").at(schema).at("properties").as_object();
 }
 
-TEST(OpenApi, DescribesEveryRouteOnce) {
-  std::set<std::string> found;
+TEST(OpenApi, DescribesEveryRouteOrTheOneOfWhichItIsAnotherName) {
+  std::set<std::string> found, expected, ids;
   for (const auto& [path, item] : document().at("paths").as_object())
-    for (const auto& [method, unused] : item.as_object())
-      if (method != "parameters") found.insert(std::string(method) + " " + std::string(path));
-  EXPECT_EQ(found, (std::set<std::string>{"post /v1/chat/completions",
-                                          "post /v1/completions",
-                                          "post /v1/embeddings",
-                                          "get /v1/models",
-                                          "get /v1/models/{id}",
-                                          "post /tokenize",
-                                          "post /detokenize",
-                                          "post /v1/load_lora_adapter",
-                                          "post /v1/unload_lora_adapter",
-                                          "get /v1/adapters",
-                                          "post /v1/adapters",
-                                          "get /v1/adapters/{name}",
-                                          "patch /v1/adapters/{name}",
-                                          "delete /v1/adapters/{name}",
-                                          "get /v1/keys",
-                                          "post /v1/keys",
-                                          "get /v1/keys/{id}",
-                                          "delete /v1/keys/{id}",
-                                          "get /v1/tenants",
-                                          "post /v1/tenants",
-                                          "get /v1/tenants/{name}",
-                                          "patch /v1/tenants/{name}",
-                                          "delete /v1/tenants/{name}",
-                                          "get /v1/usage",
-                                          "get /v1/status",
-                                          "get /health",
-                                          "get /ready",
-                                          "get /live",
-                                          "get /version",
-                                          "get /metrics",
-                                          "get /openapi.json"}));
+    for (const auto& [method, unused] : item.as_object()) found.insert(std::string(method) + " " + std::string(path));
+  for (const Route& route : routes()) {
+    if (!route.doc.id.empty()) {
+      std::string method(route.method);
+      for (char& c : method) c = static_cast<char>(std::tolower(c));
+      EXPECT_TRUE(expected.insert(method + " " + std::string(route.path)).second) << route.path;
+      EXPECT_TRUE(ids.insert(std::string(route.doc.id)).second) << route.doc.id;
+      EXPECT_FALSE(route.doc.summary.empty());
+      continue;
+    }
+    const bool other_name = std::any_of(routes().begin(), routes().end(), [&](const Route& other) {
+      return !other.doc.id.empty() && other.handler == route.handler;
+    });
+    EXPECT_TRUE(other_name || route.path == "/" || route.path.starts_with("/console/")) << route.path;
+  }
+  EXPECT_EQ(found, expected);
+  EXPECT_EQ(document().at("info").at("version"), "1.2.3");
 }
 
 TEST(OpenApi, ReferencesResolveAndNoneIsLeftOver) {
@@ -180,7 +172,8 @@ TEST(OpenApi, CapsOfListsAndMapsAreKept) {
     return chat(body);
   };
   const auto cap = [](std::string_view name, const char* what) {
-    return properties("ChatRequest").at(name).at(what).to_number<size_t>();
+    const json::object& property = properties("ChatRequest").at(name).as_object();
+    return (property.contains("oneOf") ? property.at("oneOf").at(1).at(what) : property.at(what)).to_number<size_t>();
   };
   const json::object& stop = properties("ChatRequest").at("stop").at("oneOf").at(1).as_object();
   const auto num_stops = stop.at("maxItems").to_number<size_t>(),
@@ -223,6 +216,113 @@ TEST(OpenApi, CapsOfListsAndMapsAreKept) {
   EXPECT_EQ(with("guided_regex", json::string(cap("guided_regex", "maxLength"), 'a')), "");
   EXPECT_EQ(with("guided_regex", json::string(cap("guided_regex", "maxLength") + 1, 'a')), "guided_regex");
   EXPECT_EQ(with("guided_choice", json::array(cap("guided_choice", "maxItems") + 1, "a")), "guided_choice");
+}
+
+// No row of the table is there for show.
+TEST(OpenApi, EveryFieldOfARequestIsRead) {
+  struct Api {
+    uint32_t form;
+    Parser parse;
+    json::object base;
+  };
+  const Api apis[] = {{kChatForm, parser(&parse_chat_request), kChat},
+                      {kCompletionForm, parser(&parse_completion_request), {{"prompt", "hi"}}},
+                      {kEmbeddingForm, parser(&parse_embedding_request), {{"input", "hi"}}},
+                      {kTokenizeForm, parser(&parse_tokenize_request), kChat},
+                      {kDetokenizeForm, parser(&parse_detokenize_request), {{"tokens", {1}}}}};
+  int num_fields = 0;
+  for (const Api& api : apis) {
+    EXPECT_EQ(api.parse(api.base), "");
+    for (const Field& field : kRequestFields) {
+      if (!(field.forms & api.form) || field.kind == FieldKind::kIgnored) continue;
+      json::object body = api.base;
+      body[field.name] = json::array{json::array{}};
+      EXPECT_TRUE(api.parse(body).starts_with(field.name)) << field.name << ": " << api.parse(body);
+      if (field.required) {
+        body.erase(field.name);
+        EXPECT_EQ(api.parse(body), field.name);
+      }
+      ++num_fields;
+    }
+  }
+  EXPECT_GE(num_fields, 140);
+}
+
+// --- Answers
+
+void expect_described(const json::value& value, const json::value& schema, const std::string& where) {
+  const json::object& s = schema.as_object();
+  if (const json::value* reference = s.if_contains("$ref")) {
+    constexpr std::string_view kSchemas = "#/components/schemas/";
+    const std::string_view name = std::string_view(reference->as_string()).substr(kSchemas.size());
+    return expect_described(value, document().at("components").at("schemas").at(name), where);
+  }
+  if (const json::value* one = s.if_contains("const")) {
+    EXPECT_EQ(value, *one) << where;
+  }
+  if (const json::value* words = s.if_contains("enum")) {
+    EXPECT_NE(std::find(words->as_array().begin(), words->as_array().end(), value), words->as_array().end()) << where;
+  }
+  if (value.is_array() && s.contains("items"))
+    for (const json::value& item : value.get_array()) expect_described(item, s.at("items"), where + "[]");
+  if (!value.is_object() || !s.contains("properties")) return;
+  const json::object& described = s.at("properties").as_object();
+  for (const auto& [key, item] : value.get_object()) {
+    const std::string path = where + "." + std::string(key);
+    if (described.contains(key))
+      expect_described(item, described.at(key), path);
+    else
+      ADD_FAILURE() << path << " is not described";
+  }
+  if (const json::value* required = s.if_contains("required")) {
+    for (const json::value& key : required->as_array())
+      EXPECT_TRUE(value.get_object().contains(key.as_string())) << where << " lacks " << key;
+  }
+}
+void expect_described(const std::string& answer, const char* schema) {
+  expect_described(json::parse(answer), json::object{{"$ref", "#/components/schemas/" + std::string(schema)}}, schema);
+}
+
+TEST(OpenApi, AnswersAreAsDescribed) {
+  const std::shared_ptr<const Tokenizer> tokenizer = testing::byte_tokenizer();
+  const ApiDefaults defaults{.context = 4096, .vocab_size = 400, .tool_format = ToolFormat::kHermes};
+  Completion completion{.text = "ab",
+                        .token_ids = {97, 98},
+                        .logprobs = {{.token = 97, .logprob = -1, .rank = 1, .top = {{97, -1.0F}}}, {.token = 98}},
+                        .finish = FinishReason::kStop,
+                        .prompt_token_ids = {112, 113},
+                        .prompt_tokens = 2,
+                        .cached_tokens = 1,
+                        .embedding = {1, 0}};
+  const auto answer = [&](const GenerateRequest& request) {
+    return AnswerFormatter(request, "id", 7, "sql", tokenizer.get(), ToolFormat::kHermes).response({completion});
+  };
+  for (const char* more :
+       {"", R"(, "logprobs": true, "top_logprobs": 1, "return_token_ids": true, "prompt_logprobs": 1)",
+        R"(, "tools": [{"type": "function", "function": {"name": "f"}}])"}) {
+    const auto chat =
+        parse_chat_request(fmt::format(R"({{"messages": [{{"role": "user", "content": "q"}}]{}}})", more), defaults);
+    ASSERT_TRUE(chat.ok()) << chat.error.message;
+    expect_described(answer(*chat.value), "ChatResponse");
+    completion.text = R"(<tool_call>{"name": "f", "arguments": {}}</tool_call>)";
+    if (chat.value->tools_allowed) expect_described(answer(*chat.value), "ChatResponse");
+    completion.text = "ab";
+  }
+  for (const char* more : {"", R"(, "logprobs": 1, "echo": true, "return_token_ids": true, "prompt_logprobs": 1)"}) {
+    const auto text = parse_completion_request(fmt::format(R"({{"prompt": "pq"{}}})", more), defaults);
+    ASSERT_TRUE(text.ok()) << text.error.message;
+    expect_described(answer(*text.value), "CompletionResponse");
+  }
+  for (const bool base64 : {false, true})
+    expect_described(format_embeddings({.inputs = {{}}, .base64 = base64}, "sql", {completion}), "EmbeddingResponse");
+  expect_described(format_tokenize({.return_token_strs = true}, {97}, 4096, *tokenizer), "TokenizeResponse");
+  expect_described(format_detokenize("a"), "DetokenizeResponse");
+  expect_described(format_error({.message = "m"}), "Error");
+  const AdapterSnapshot adapter{.name = "sql", .version = 1, .tier = "host", .targets = {"q_proj"}};
+  expect_described(format_adapters({adapter}), "AdapterList");
+  expect_described(json_text(json::object{{"object", "list"}, {"data", {key_json({}, 0)}}}), "KeyList");
+  expect_described(json_text(json::object{{"object", "list"}, {"data", {tenant_json({.name = "t"})}}}), "TenantList");
+  expect_described(format_status({.adapters = {adapter}, .tenants = {{.name = "t"}}}), "Status");
 }
 
 }  // namespace

@@ -7,7 +7,7 @@
 
 #include <boost/json.hpp>
 
-#include "lk/io/json_fields.h"
+#include "lk/base/json_fields.h"
 
 namespace lk {
 namespace {
@@ -43,7 +43,7 @@ Result<json::object> parse_line(std::string_view line, std::string_view where) {
     return data_loss("{}: not valid JSON: the line ends inside the record; write each record on one line", where);
   if (error) return data_loss("{}: not valid JSON: {}{}", where, error.message(), advice_for(line));
   if (!value.is_object())
-    return data_loss("{}: a record must be a JSON object, found {}{}", where, json_kind(value), advice_for(line));
+    return data_loss("{}: a record must be a JSON object, is {}{}", where, json_kind(value), advice_for(line));
   return std::move(value.get_object());
 }
 
@@ -73,10 +73,10 @@ Status read_functions(JsonFields& fields, json::array& out) {
   const json::value* given = fields.find("functions");
   if (given == nullptr) return Status();
   if (!given->is_array())
-    return invalid_argument("{}: \"functions\" must be a list, found {}", fields.where(), json_kind(*given));
+    return invalid_argument("{}: \"functions\" must be a list, is {}", fields.where(), json_kind(*given));
   for (const json::value& function : given->get_array()) {
     if (!function.is_object())
-      return invalid_argument("{}: \"functions\" must be a list of objects, found {}", fields.where(),
+      return invalid_argument("{}: \"functions\" must be a list of objects, is {}", fields.where(),
                               json_kind(function));
     json::value tool = json::object{{"type", "function"}, {"function", function}};
     drop_nulls(tool);
@@ -99,10 +99,10 @@ Status read_tools(JsonFields& fields, json::array& out) {
     given = &parsed;
   }
   if (!given->is_array())
-    return invalid_argument("{}: \"tools\" must be a list, found {}", fields.where(), json_kind(*given));
+    return invalid_argument("{}: \"tools\" must be a list, is {}", fields.where(), json_kind(*given));
   for (const json::value& tool : given->get_array())
     if (!tool.is_object())
-      return invalid_argument("{}: \"tools\" must be a list of objects, found {}", fields.where(), json_kind(tool));
+      return invalid_argument("{}: \"tools\" must be a list of objects, is {}", fields.where(), json_kind(tool));
   parsed = *given;
   drop_nulls(parsed);
   out = std::move(parsed.get_array());
@@ -114,8 +114,7 @@ Status read_variables(JsonFields& fields, json::object& out) {
   const json::value* given = fields.find("chat_template_kwargs");
   if (given == nullptr) return Status();
   if (!given->is_object())
-    return invalid_argument("{}: \"chat_template_kwargs\" must be an object, found {}", fields.where(),
-                            json_kind(*given));
+    return invalid_argument("{}: \"chat_template_kwargs\" must be an object, is {}", fields.where(), json_kind(*given));
   for (const char* reserved : {"messages", "tools", "add_generation_prompt", "chat_template"})
     if (given->get_object().contains(reserved))
       return invalid_argument("{}: \"chat_template_kwargs\" may not set \"{}\"", fields.where(), reserved);
@@ -136,7 +135,7 @@ Status parse_arguments(json::object& function, const std::string& where) {
 }
 
 Status read_calls(json::value& calls, const std::string& where) {
-  if (!calls.is_array()) return invalid_argument("{} must be a list, found {}", where, json_kind(calls));
+  if (!calls.is_array()) return invalid_argument("{} must be a list, is {}", where, json_kind(calls));
   for (size_t k = 0; k < calls.get_array().size(); ++k) {
     json::object* call = calls.get_array()[k].if_object();
     json::value* function = call != nullptr ? call->if_contains("function") : nullptr;
@@ -192,7 +191,7 @@ Status read_weight(json::object& message, const std::string& where, float& out) 
 }
 
 Status read_message(json::value value, const std::string& where, Record& record) {
-  if (!value.is_object()) return invalid_argument("{} must be an object, found {}", where, json_kind(value));
+  if (!value.is_object()) return invalid_argument("{} must be an object, is {}", where, json_kind(value));
   json::object& message = value.get_object();
   json::value& given = message["content"];
   const bool empty = given.is_null();
@@ -217,7 +216,7 @@ Status read_message(json::value value, const std::string& where, Record& record)
   json::value& content = message["content"];
   if (content.is_array()) LK_RETURN_IF_ERROR(join_parts(content, where + ".content"));
   if (empty && calls == nullptr) return invalid_argument("{}: \"content\" is missing", where);
-  if (!content.is_string()) return invalid_argument("{}.content must be a string, found {}", where, json_kind(content));
+  if (!content.is_string()) return invalid_argument("{}.content must be a string, is {}", where, json_kind(content));
   record.messages.push_back(std::move(value));
   record.weights.push_back(weight);
   return Status();

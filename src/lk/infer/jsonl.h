@@ -16,10 +16,8 @@ struct JsonlRequest {
   std::optional<std::string> expected;  // the answer that would be right: the result says whether it matched
 };
 
-// Fields: id, adapter, prompt | messages | token_ids, max_tokens, output_so_far, temperature, top_k, top_p, min_p,
-// repetition_penalty, presence_penalty, frequency_penalty, logit_bias {"id": bias}, seed, stop (string or list),
-// stop_token_ids, logprobs, prompt_logprobs (integer or true), ignore_eos, skip_special_tokens, add_special_tokens,
-// expected. An unknown or mistyped field is an error that names it. `defaults` supplies what the line leaves out.
+// The fields of kBatchForm (request_fields.h). An unknown or mistyped field is an error that names it. `defaults`
+// supplies what the line leaves out.
 Result<JsonlRequest> parse_jsonl_request(std::string_view line, const TextRequest& defaults);
 // The id of a line that could not be parsed as a request, if it has one.
 boost::json::value jsonl_id(std::string_view line);

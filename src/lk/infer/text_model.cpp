@@ -6,13 +6,11 @@
 
 #include "lk/base/file.h"
 #include "lk/infer/constraint.h"
+#include "lk/infer/request_fields.h"
 
 namespace lk {
 namespace {
 
-constexpr size_t kMaxStops = 16;
-constexpr size_t kMaxStopBytes = 256;
-constexpr int kMaxLogprobs = 20;
 constexpr std::string_view kContinueTag = "<|lorikeet: the message goes on here|>";
 constexpr std::string_view kSpace = " \t\r\n\v\f";
 
@@ -40,30 +38,38 @@ boost::json::string* text_of_last(boost::json::array& messages) {
 }  // namespace
 
 Status validate_sampling(const SamplingParams& p, int64_t vocab_size) {
-  const auto in = [](double x, double low, double high) { return std::isfinite(x) && low <= x && x <= high; };
-  if (!in(p.temperature, 0, 100)) return invalid_argument("temperature must be in [0, 100], got {}", p.temperature);
-  if (p.top_k < 0) return invalid_argument("top_k must be >= 0 (0 = off), got {}", p.top_k);
-  if (!in(p.top_p, 0, 1) || p.top_p == 0) return invalid_argument("top_p must be in (0, 1], got {}", p.top_p);
-  if (!in(p.min_p, 0, 1)) return invalid_argument("min_p must be in [0, 1], got {}", p.min_p);
-  if (!in(p.repetition_penalty, 0.01, 100))
-    return invalid_argument("repetition_penalty must be in [0.01, 100], got {}", p.repetition_penalty);
-  if (!in(p.presence_penalty, -2, 2))
-    return invalid_argument("presence_penalty must be in [-2, 2], got {}", p.presence_penalty);
-  if (!in(p.frequency_penalty, -2, 2))
-    return invalid_argument("frequency_penalty must be in [-2, 2], got {}", p.frequency_penalty);
-  if (p.num_logprobs > kMaxLogprobs)
-    return invalid_argument("logprobs must be <= {}, got {}", kMaxLogprobs, p.num_logprobs);
-  if (p.num_prompt_logprobs > kMaxLogprobs)
-    return invalid_argument("prompt_logprobs must be <= {}, got {}", kMaxLogprobs, p.num_prompt_logprobs);
-  if (p.logit_bias.size() > 1024)
-    return invalid_argument("logit_bias has {} entries, at most 1024 are allowed", p.logit_bias.size());
+  std::string problem;
+  const auto number = [&](const Field& field, double value) {
+    if (!problem.empty()) return;
+    if (const std::string found = field.problem(value); !found.empty())
+      problem = fmt::format("{} {}", field.name, found);
+  };
+  const auto count = [&](const Field& field, int64_t value, int64_t min) {
+    if (problem.empty() && (value < min || value > field.max))
+      problem = field.max == kNoMaximum
+                    ? fmt::format("{} must be at least {}, is {}", field.name, min, value)
+                    : fmt::format("{} must be from {} to {}, is {}", field.name, min, field.max, value);
+  };
+  number(sampling_field("temperature"), p.temperature);
+  count(sampling_field("top_k"), p.top_k, 0);  // -1 has become 0 by now
+  number(sampling_field("top_p"), p.top_p);
+  number(sampling_field("min_p"), p.min_p);
+  number(sampling_field("repetition_penalty"), p.repetition_penalty);
+  number(sampling_field("presence_penalty"), p.presence_penalty);
+  number(sampling_field("frequency_penalty"), p.frequency_penalty);
+  count(sampling_field("logprobs"), p.num_logprobs, -1);
+  count(sampling_field("prompt_logprobs"), p.num_prompt_logprobs, -1);
+  const Field& bias_field = sampling_field("logit_bias");
+  if (problem.empty() && p.logit_bias.size() > static_cast<size_t>(bias_field.max_count))
+    problem =
+        fmt::format("logit_bias has {} entries, at most {} are allowed", p.logit_bias.size(), bias_field.max_count);
   for (const auto& [token, bias] : p.logit_bias) {
-    if (token < 0 || token >= vocab_size)
-      return invalid_argument("logit_bias names token {}, the vocabulary has {}", token, vocab_size);
-    if (!in(bias, -100, 100))
-      return invalid_argument("logit_bias of token {} must be in [-100, 100], got {}", token, bias);
+    if (problem.empty() && (token < 0 || token >= vocab_size))
+      problem = fmt::format("logit_bias names token {}, the vocabulary has {}", token, vocab_size);
+    if (const std::string found = bias_field.problem(bias); problem.empty() && !found.empty())
+      problem = fmt::format("logit_bias of token {} {}", token, found);
   }
-  return Status();
+  return problem.empty() ? Status() : invalid_argument("{}", problem);
 }
 
 Result<std::shared_ptr<const TextModel>> TextModel::load(const std::string& directory, const ModelConfig& config,
@@ -149,11 +155,12 @@ Status TextModel::check(const TextRequest& request, std::string_view& field) con
   field = "max_tokens";
   if (request.max_tokens < 0) return invalid_argument("max_tokens must be >= 0, got {}", request.max_tokens);
   field = "stop";
-  if (request.stop.size() > kMaxStops)
-    return invalid_argument("stop has {} strings, at most {} are allowed", request.stop.size(), kMaxStops);
+  const Field& stops = sampling_field("stop");
+  if (request.stop.size() > static_cast<size_t>(stops.max_count))
+    return invalid_argument("stop has {} strings, at most {} are allowed", request.stop.size(), stops.max_count);
   for (const std::string& stop : request.stop) {
-    if (stop.empty() || stop.size() > kMaxStopBytes)
-      return invalid_argument("stop strings must have 1 to {} bytes", kMaxStopBytes);
+    if (stop.empty() || stop.size() > static_cast<size_t>(stops.max))
+      return invalid_argument("stop strings must have 1 to {} bytes", stops.max);
     if (!tokenizer_) return failed_precondition("the model has no tokenizer.json: stop strings cannot be matched");
   }
   field = "allowed_token_ids";

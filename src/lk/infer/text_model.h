@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "lk/infer/generation_config.h"
 #include "lk/infer/text_sequence.h"
 #include "lk/io/model_config.h"
 #include "lk/text/chat_template.h"

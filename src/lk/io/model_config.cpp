@@ -4,7 +4,7 @@
 #include <boost/json/array.hpp>
 
 #include "lk/base/file.h"
-#include "lk/io/json_fields.h"
+#include "lk/base/json_fields.h"
 #include "lk/tensor/limits.h"
 
 namespace lk {
@@ -311,32 +311,6 @@ Result<ModelConfig> load_model_config(const std::string& directory) {
   const std::string path = join_path(directory, "config.json");
   LK_ASSIGN_OR_RETURN(const std::string text, read_file(path, size_t{16} << 20));
   return parse_model_config(text, path);
-}
-
-Result<GenerationDefaults> load_generation_defaults(const std::string& directory) {
-  GenerationDefaults defaults;
-  const std::string path = join_path(directory, "generation_config.json");
-  if (!file_exists(path)) return defaults;
-  LK_ASSIGN_OR_RETURN(const json::object object, load_json_object(path));
-  JsonFields fields(object, path);
-  const auto read = [&](const char* key, std::optional<double>& out) {
-    double value = 0;
-    fields.read_double(key, value, 0.0, 1e6);
-    if (fields.find(key) != nullptr) out = value;
-  };
-  read("temperature", defaults.temperature);
-  read("top_p", defaults.top_p);
-  read("repetition_penalty", defaults.repetition_penalty);
-  int64_t top_k = 0;
-  fields.read_int("top_k", top_k, -1, INT32_MAX);
-  if (fields.find("top_k") != nullptr) defaults.top_k = std::max<int64_t>(top_k, 0);  // 0 and -1: off
-  bool do_sample = false;
-  fields.read_bool("do_sample", do_sample);
-  if (fields.find("do_sample") != nullptr) defaults.do_sample = do_sample;
-  fields.read_ints("eos_token_id", defaults.eos_token_ids, -1, INT32_MAX);
-  std::erase(defaults.eos_token_ids, -1);
-  LK_RETURN_IF_ERROR(fields.status());
-  return defaults;
 }
 
 }  // namespace lk

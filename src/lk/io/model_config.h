@@ -81,13 +81,4 @@ struct ModelConfig {
 Result<ModelConfig> parse_model_config(std::string_view json, std::string_view where);
 Result<ModelConfig> load_model_config(const std::string& directory);  // directory/config.json
 
-// generation_config.json, if present: adds its eos ids; sampling defaults.
-struct GenerationDefaults {
-  std::optional<double> temperature, top_p, repetition_penalty;
-  std::optional<int64_t> top_k;
-  std::optional<bool> do_sample;
-  std::vector<int64_t> eos_token_ids;
-};
-Result<GenerationDefaults> load_generation_defaults(const std::string& directory);
-
 }  // namespace lk

@@ -7,8 +7,8 @@
 #include <optional>
 #include <set>
 
+#include "lk/base/json_fields.h"
 #include "lk/io/file_digest.h"
-#include "lk/io/json_fields.h"
 #include "lk/io/safetensors_header.h"
 
 namespace lk {

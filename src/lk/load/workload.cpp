@@ -6,6 +6,7 @@
 
 #include <boost/json.hpp>
 
+#include "lk/base/json_fields.h"
 #include "lk/base/json_text.h"
 #include "lk/base/rng.h"
 
@@ -57,30 +58,22 @@ json::array user_message(json::value content) {
 
 Result<PromptLine> parse_line(std::string_view text) {
   boost::system::error_code error;
-  json::value value = json::parse(text, error);
+  const json::value value = json::parse(text, error);
   if (error || !value.is_object()) return invalid_argument("not a JSON object");
+  JsonErrors errors;
+  JsonFields fields(value.get_object(), "", errors);
   PromptLine line;
-  for (auto& [name, field] : value.as_object()) {
-    if (name == "prompt") {
-      if (!field.is_string() && !field.is_array())
-        return invalid_argument("prompt must be a text or a list of token ids");
-      line.prompt = std::move(field);
-    } else if (name == "messages") {
-      if (!field.is_array()) return invalid_argument("messages must be a list");
-      line.messages = std::move(field);
-    } else if (name == "max_tokens") {
-      if (!field.is_int64() || field.as_int64() < 1 || field.as_int64() > kMaxTokens)
-        return invalid_argument("max_tokens must be 1..{}", kMaxTokens);
-      line.max_tokens = field.as_int64();
-    } else if (name == "adapter") {
-      if (!field.is_string()) return invalid_argument("adapter must be a text");
-      line.adapter = std::string(field.as_string());
-      line.has_adapter = true;
-    } else {
-      return invalid_argument("unknown field \"{}\"; known are prompt, messages, max_tokens, adapter",
-                              std::string_view(name));
-    }
+  if (const json::value* prompt = fields.find("prompt")) {
+    if (!prompt->is_string() && !prompt->is_array())
+      fields.wrong_kind("prompt", "a string or a list of token ids", *prompt);
+    line.prompt = *prompt;
   }
+  if (const json::array* messages = fields.array("messages")) line.messages = *messages;
+  fields.read_int("max_tokens", line.max_tokens, 1, kMaxTokens);
+  line.has_adapter = fields.has("adapter");
+  fields.read_string("adapter", line.adapter);
+  fields.refuse_unknown();
+  LK_RETURN_IF_ERROR(errors.status());
   if (line.prompt.is_null() == line.messages.is_null()) return invalid_argument("give either prompt or messages");
   return line;
 }

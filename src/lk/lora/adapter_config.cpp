@@ -6,7 +6,7 @@
 #include <boost/json/object.hpp>
 #include <cctype>
 
-#include "lk/io/json_fields.h"
+#include "lk/base/json_fields.h"
 
 namespace lk {
 namespace {
@@ -187,7 +187,7 @@ void add_warnings(JsonFields& fields, AdapterConfig& config) {
   }
   if (config.alpha == 0) config.warnings.push_back("lora_alpha is 0: the adapter changes nothing");
   for (const char* key : kInformative) fields.mark_known(key);
-  for (const std::string& key : fields.unknown_keys()) {
+  for (const std::string& key : fields.unknown()) {
     config.warnings.push_back(fmt::format("unknown key \"{}\" is ignored", key));
   }
 }

@@ -9,8 +9,8 @@
 #include <map>
 
 #include "lk/base/file.h"
+#include "lk/base/json_fields.h"
 #include "lk/base/json_text.h"
-#include "lk/io/json_fields.h"
 #include "lk/io/safetensors_writer.h"
 #include "lk/lora_tools/merge.h"
 

@@ -8,6 +8,7 @@
 #include <boost/json.hpp>
 
 #include "lk/base/file.h"
+#include "lk/base/json_fields.h"
 #include "lk/base/json_text.h"
 #include "lk/base/page.h"
 
@@ -128,30 +129,17 @@ Status validate(const CostModel& model) {
 }
 
 Result<CostModel> parse_cost_model(const std::string& text) {
-  boost::system::error_code error;
-  const json::value value = json::parse(text, error);
-  if (error || !value.is_object())
-    return invalid_argument("a cost model is one JSON object{}", error ? ": " + error.message() : "");
+  LK_ASSIGN_OR_RETURN(const json::object object, parse_json_object(text, "cost model"));
+  JsonFields fields(object, "cost model");
   CostModel model;
-  std::vector<std::string> missing;
-  const json::object& object = value.as_object();
-  for (const auto& [key, field] : object) {
-    if (key == "name" || key == "description") {
-      if (!field.is_string()) return invalid_argument("cost model: \"{}\" must be a text", std::string_view(key));
-      (key == "name" ? model.name : model.description) = std::string(field.as_string());
-    } else if (key != "calibration" &&  // what the calibration measured, for the reader
-               std::none_of(kFields.begin(), kFields.end(),
-                            [&, k = std::string_view(key)](const CostField& f) { return k == f.name; })) {
-      return invalid_argument("cost model: unknown field \"{}\"", std::string_view(key));
-    }
-  }
-  for (const CostField& field : kFields) {
-    const json::value* number = object.if_contains(field.name);
-    if (!number && field.optional) continue;
-    if (!number) return invalid_argument("cost model: \"{}\" is missing", field.name);
-    if (!number->is_number()) return invalid_argument("cost model: \"{}\" must be a number", field.name);
-    model.*field.member = number->to_number<double>();
-  }
+  fields.read_string("name", model.name);
+  fields.read_string("description", model.description);
+  fields.mark_known("calibration");  // what the calibration measured, for the reader
+  for (const CostField& field : kFields) fields.read_double(field.name, model.*field.member);
+  fields.refuse_unknown();  // before what is missing: a misspelt field is both
+  for (const CostField& field : kFields)
+    if (!field.optional && !fields.has(field.name)) fields.fail(field.name, "is missing");
+  LK_RETURN_IF_ERROR(fields.status());
   LK_RETURN_IF_ERROR(validate(model));
   return model;
 }

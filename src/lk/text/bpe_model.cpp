@@ -105,7 +105,7 @@ Status BpeModel::parse_vocab(const JsonView& json) {
 Status BpeModel::parse_merges(const JsonView& json) {
   LK_ASSIGN_OR_RETURN(const JsonView merges, json.field("merges"));
   const boost::json::array* items = merges.raw().if_array();
-  if (items == nullptr) return merges.error(StatusCode::kDataLoss, "must be an array");
+  if (items == nullptr) return merges.error(StatusCode::kDataLoss, "must be a list");
   merges_ = MergeTable(items->size());
   uint32_t rank = 0;
   for (size_t k = 0; k < items->size(); ++k) {

@@ -5,28 +5,10 @@
 #include <boost/json/object.hpp>
 #include <boost/json/string.hpp>
 
+#include "lk/base/json_fields.h"
+
 namespace lk {
 namespace {
-
-std::string_view kind_name(const boost::json::value& value) {
-  switch (value.kind()) {
-    case boost::json::kind::null:
-      return "null";
-    case boost::json::kind::bool_:
-      return "a boolean";
-    case boost::json::kind::int64:
-    case boost::json::kind::uint64:
-    case boost::json::kind::double_:
-      return "a number";
-    case boost::json::kind::string:
-      return "a string";
-    case boost::json::kind::array:
-      return "an array";
-    case boost::json::kind::object:
-      return "an object";
-  }
-  return "unknown";
-}
 
 const boost::json::value* find(const boost::json::value& value, std::string_view key) {
   const boost::json::object* object = value.if_object();
@@ -42,7 +24,7 @@ bool JsonView::has(std::string_view key) const {
 
 Status JsonView::expect_object() const {
   if (value_->is_object()) return {};
-  return error(StatusCode::kDataLoss, "must be an object, is {}", kind_name(*value_));
+  return error(StatusCode::kDataLoss, "must be an object, is {}", json_kind(*value_));
 }
 
 Result<JsonView> JsonView::field(std::string_view key) const {
@@ -54,13 +36,13 @@ Result<JsonView> JsonView::field(std::string_view key) const {
 
 Result<std::string_view> JsonView::string() const {
   const boost::json::string* text = value_->if_string();
-  if (text == nullptr) return error(StatusCode::kDataLoss, "must be a string, is {}", kind_name(*value_));
+  if (text == nullptr) return error(StatusCode::kDataLoss, "must be a string, is {}", json_kind(*value_));
   return std::string_view(text->data(), text->size());
 }
 
 Result<bool> JsonView::boolean() const {
   const bool* flag = value_->if_bool();
-  if (flag == nullptr) return error(StatusCode::kDataLoss, "must be true or false, is {}", kind_name(*value_));
+  if (flag == nullptr) return error(StatusCode::kDataLoss, "must be true or false, is {}", json_kind(*value_));
   return *flag;
 }
 
@@ -69,7 +51,7 @@ Result<int64_t> JsonView::integer(int64_t min, int64_t max) const {
   // int64.
   const int64_t* number = value_->if_int64();
   if (number == nullptr && !value_->is_uint64()) {
-    return error(StatusCode::kDataLoss, "must be an integer, is {}", kind_name(*value_));
+    return error(StatusCode::kDataLoss, "must be an integer, is {}", json_kind(*value_));
   }
   if (number == nullptr || *number < min || *number > max) {
     return error(StatusCode::kDataLoss, "must be an integer in [{}, {}]", min, max);
@@ -79,7 +61,7 @@ Result<int64_t> JsonView::integer(int64_t min, int64_t max) const {
 
 Result<std::vector<JsonView>> JsonView::array() const {
   const boost::json::array* items = value_->if_array();
-  if (items == nullptr) return error(StatusCode::kDataLoss, "must be an array, is {}", kind_name(*value_));
+  if (items == nullptr) return error(StatusCode::kDataLoss, "must be a list, is {}", json_kind(*value_));
   std::vector<JsonView> views;
   views.reserve(items->size());
   for (size_t k = 0; k < items->size(); ++k) views.emplace_back((*items)[k], file_, fmt::format("{}[{}]", path_, k));

@@ -25,7 +25,7 @@ class JsonView {
   bool is_null() const { return value_->is_null(); }
   bool has(std::string_view key) const;  // present and not null
 
-  // Each fails with kDataLoss "<where>.<key>: is missing" or ": must be a string, is an array".
+  // Each fails with kDataLoss "<where>.<key>: is missing" or ": must be a string, is a list".
   Result<JsonView> field(std::string_view key) const;
   Result<std::string_view> string() const;
   Result<bool> boolean() const;

@@ -17,10 +17,10 @@
 #include <boost/json.hpp>
 
 #include "lk/base/file.h"
+#include "lk/base/json_fields.h"
 #include "lk/base/json_text.h"
 #include "lk/base/sha256.h"
 #include "lk/base/write_error.h"
-#include "lk/io/json_fields.h"
 
 namespace lk {
 namespace {

@@ -8,8 +8,8 @@
 #include <boost/json.hpp>
 
 #include "lk/base/file.h"
+#include "lk/base/json_fields.h"
 #include "lk/base/json_text.h"
-#include "lk/io/json_fields.h"
 #include "lk/io/safetensors.h"
 #include "lk/io/safetensors_writer.h"
 

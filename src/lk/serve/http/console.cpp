@@ -15,16 +15,15 @@ struct Entry {
   std::string etag;
 };
 
-const std::array<Entry, 5>& entries() {
+const std::array<Entry, 4>& entries() {
   const auto make = [](std::string_view path, std::string_view type, const embedded::File& file) {
     return Entry{path, type, &file, '"' + std::string(file.digest) + '"'};
   };
-  static const std::array<Entry, 5> all = {
+  static const std::array<Entry, 4> all = {
       make("/", "text/html; charset=utf-8", embedded::index_html),
       make("/console/console.css", "text/css; charset=utf-8", embedded::console_css),
       make("/console/console.js", "text/javascript; charset=utf-8", embedded::console_js),
-      make("/console/icon.svg", "image/svg+xml", embedded::icon_svg),
-      make("/openapi.json", "application/json", embedded::openapi_json)};
+      make("/console/icon.svg", "image/svg+xml", embedded::icon_svg)};
   return all;
 }
 
@@ -40,7 +39,6 @@ std::optional<ConsoleFile> console_file(std::string_view path) {
 }
 
 std::string_view console_page() { return text(embedded::index_html); }
-std::string_view openapi_json() { return text(embedded::openapi_json); }
 
 std::string_view console_csp() {
   return "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri "

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The web console and the API description: static files inside the program. Nothing is loaded from elsewhere.
+// The web console: static files inside the program. Nothing is loaded from elsewhere.
 #pragma once
 
 #include <optional>
@@ -13,11 +13,10 @@ struct ConsoleFile {
   std::string_view etag;  // strong, with its quotes: answer If-None-Match with 304
 };
 
-// "/", "/console/console.css", "/console/console.js", "/console/icon.svg", "/openapi.json". Any other path: none.
+// "/", "/console/console.css", "/console/console.js", "/console/icon.svg". Any other path: none.
 std::optional<ConsoleFile> console_file(std::string_view path);
 
 std::string_view console_page();  // the body of "/"
-std::string_view openapi_json();  // the body of "/openapi.json"
 
 // The Content-Security-Policy header of "/": scripts, styles and connections of this server only, nothing inline, no
 // frames. Send "X-Content-Type-Options: nosniff" and "Cache-Control: no-cache" with every file.

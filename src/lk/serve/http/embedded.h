@@ -11,6 +11,6 @@ struct File {
   size_t size;
   const char* digest;  // hex
 };
-extern const File index_html, console_css, console_js, icon_svg, openapi_json;
+extern const File index_html, console_css, console_js, icon_svg, answer_schemas_json;
 
 }  // namespace lk::embedded

@@ -25,46 +25,6 @@ constexpr std::chrono::milliseconds kStatePatience{2000};
 constexpr const char* kNotStored =
     "the change could not be stored and is not in effect; the server's log says why, try again later";
 
-const Route kRoutes[] = {
-    {"POST", "/v1/chat/completions", Access::kInfer, false, true, &ServerImpl::chat},
-    {"POST", "/v1/completions", Access::kInfer, false, true, &ServerImpl::completions},
-    {"POST", "/v1/embeddings", Access::kInfer, false, true, &ServerImpl::embeddings},
-    {"POST", "/tokenize", Access::kInfer, false, true, &ServerImpl::tokenize},
-    {"POST", "/detokenize", Access::kInfer, false, true, &ServerImpl::detokenize},
-    {"GET", "/v1/models", Access::kInfer, false, false, &ServerImpl::models},
-    {"GET", "/v1/models/{id}", Access::kInfer, false, false, &ServerImpl::model},
-    {"POST", "/v1/load_lora_adapter", Access::kAdapters, true, false, &ServerImpl::vllm_load},
-    {"POST", "/v1/unload_lora_adapter", Access::kAdapters, true, false, &ServerImpl::vllm_unload},
-    {"GET", "/v1/adapters", Access::kAdapters, true, false, &ServerImpl::list_adapters},
-    {"POST", "/v1/adapters", Access::kAdapters, true, false, &ServerImpl::post_adapter},
-    {"GET", "/v1/adapters/{name}", Access::kAdapters, true, false, &ServerImpl::get_adapter},
-    {"PATCH", "/v1/adapters/{name}", Access::kAdapters, true, false, &ServerImpl::patch_adapter},
-    {"DELETE", "/v1/adapters/{name}", Access::kAdapters, true, false, &ServerImpl::delete_adapter},
-    {"GET", "/v1/keys", Access::kAdmin, true, false, &ServerImpl::list_keys},
-    {"POST", "/v1/keys", Access::kAdmin, true, false, &ServerImpl::post_key},
-    {"GET", "/v1/keys/{id}", Access::kAdmin, true, false, &ServerImpl::get_key},
-    {"DELETE", "/v1/keys/{id}", Access::kAdmin, true, false, &ServerImpl::delete_key},
-    {"GET", "/v1/tenants", Access::kAdmin, true, false, &ServerImpl::list_tenants},
-    {"POST", "/v1/tenants", Access::kAdmin, true, false, &ServerImpl::post_tenant},
-    {"GET", "/v1/tenants/{name}", Access::kAdmin, true, false, &ServerImpl::get_tenant},
-    {"PATCH", "/v1/tenants/{name}", Access::kAdmin, true, false, &ServerImpl::patch_tenant},
-    {"DELETE", "/v1/tenants/{name}", Access::kAdmin, true, false, &ServerImpl::delete_tenant},
-    {"GET", "/v1/usage", Access::kAnyKey, false, false, &ServerImpl::usage},
-    {"GET", "/v1/status", Access::kMetrics, true, false, &ServerImpl::status},
-    {"GET", "/metrics", Access::kMetrics, true, false, &ServerImpl::metrics},
-    {"GET", "/health", Access::kOpen, false, false, &ServerImpl::health},
-    {"GET", "/healthz", Access::kOpen, false, false, &ServerImpl::health},
-    {"GET", "/ping", Access::kOpen, false, false, &ServerImpl::health},
-    {"GET", "/ready", Access::kOpen, false, false, &ServerImpl::ready},
-    {"GET", "/readyz", Access::kOpen, false, false, &ServerImpl::ready},
-    {"GET", "/live", Access::kOpen, false, false, &ServerImpl::live},
-    {"GET", "/livez", Access::kOpen, false, false, &ServerImpl::live},
-    {"GET", "/version", Access::kOpen, false, false, &ServerImpl::version},
-    {"GET", "/openapi.json", Access::kOpen, false, false, &ServerImpl::openapi},
-    {"GET", "/", Access::kOpen, false, false, &ServerImpl::console},
-    {"GET", "/console/{file}", Access::kOpen, false, false, &ServerImpl::console},
-};
-
 HttpResponse error_response(const ApiError& error) {
   HttpResponse response{.status = error.status, .body = format_error(error)};
   if (error.retry_after_seconds > 0) {
@@ -440,14 +400,14 @@ bool matches(const Route& route, std::string_view path) {
 }
 
 bool is_admin_path(std::string_view path) {
-  return std::any_of(std::begin(kRoutes), std::end(kRoutes),
+  return std::any_of(routes().begin(), routes().end(),
                      [&](const Route& route) { return route.admin_listener && matches(route, path); });
 }
 
 }  // namespace
 
 const Route* ServerImpl::find_route(const HttpRequest& request, std::string* parameter, bool* path_exists) const {
-  for (const Route& route : kRoutes) {
+  for (const Route& route : routes()) {
     if (!matches(route, request.path)) continue;
     if (route.admin_listener && options_.admin && !is_admin_listener(request.listener)) continue;
     *path_exists = true;

@@ -7,87 +7,16 @@
 
 #include "lk/base/json_text.h"
 #include "lk/serve/access/access_json.h"
+#include "lk/serve/access/access_requests.h"
 #include "lk/serve/http/server_impl.h"
-#include "lk/serve/openai/parse.h"
 
 namespace lk {
 namespace {
 
 namespace json = boost::json;
-using openai::ApiFields;
-
-constexpr size_t kMaxFieldBytes = 4096;  // the store says what is a note, a name, a pattern
-constexpr size_t kMaxPatterns = 1024;
-constexpr int64_t kMaxLimit = int64_t{1} << 50;
 
 std::string list_json(json::array data) {
   return json_text(json::object{{"object", "list"}, {"data", std::move(data)}});
-}
-
-void refuse_unknown(ApiFields& fields) {
-  std::vector<std::string> names;
-  fields.unknown(names);
-  if (!names.empty()) fields.error().set(names[0], fmt::format("unknown field \"{}\"", names[0]));
-}
-
-struct KeyFields {
-  std::string tenant, note;
-  uint8_t scopes = 0;
-  int64_t expires = 0;
-};
-
-ApiResult<KeyFields> parse_key(std::string_view body) {
-  const ApiResult<json::object> root = openai::read_body(body, {});
-  if (!root.ok()) return root.error;
-  openai::FirstError error;
-  ApiFields fields(*root.value, "", error);
-  KeyFields key;
-  std::vector<std::string> scopes;
-  std::string expires;
-  fields.read_string("tenant", key.tenant, 1, openai::kMaxNameBytes);
-  fields.read_strings("scopes", scopes, 8, 1, 64);
-  fields.read_string("note", key.note, 0, kMaxFieldBytes);
-  fields.read_string("expires", expires, 0, 64);
-  refuse_unknown(fields);
-  if (key.tenant.empty()) error.set("tenant", "\"tenant\" must be given");
-  if (scopes.empty()) error.set("scopes", "\"scopes\" must be given: infer, adapters, metrics, admin");
-  for (const std::string& scope : scopes) {
-    const Result<uint8_t> parsed = parse_scopes(scope);
-    if (parsed.ok())
-      key.scopes |= *parsed;
-    else
-      error.set("scopes", parsed.status().message());
-  }
-  const Result<int64_t> parsed = parse_expiry(expires, std::time(nullptr));
-  if (parsed.ok())
-    key.expires = *parsed;
-  else
-    error.set("expires", parsed.status().message());
-  if (error.error) return *error.error;
-  return key;
-}
-
-// What is absent stays as `tenant` has it.
-ApiResult<Tenant> parse_tenant(std::string_view body, Tenant tenant, bool named) {
-  const ApiResult<json::object> root = openai::read_body(body, {});
-  if (!root.ok()) return root.error;
-  openai::FirstError error;
-  ApiFields fields(*root.value, "", error);
-  if (named) fields.read_string("name", tenant.name, 1, openai::kMaxNameBytes);
-  fields.read_double("weight", tenant.weight, 1e-3, 1e6);
-  fields.read_int("max_in_flight", tenant.max_in_flight, 0, kMaxLimit);
-  fields.read_int("tokens_per_minute", tenant.tokens_per_minute, 0, kMaxLimit);
-  fields.read_int("max_adapters", tenant.max_adapters, 0, kMaxLimit);
-  fields.read_int("max_versions", tenant.max_versions, 0, kMaxLimit);
-  fields.read_int("max_sums", tenant.max_sums, 0, kMaxLimit);
-  if (fields.has("adapters")) {
-    tenant.adapters.clear();
-    fields.read_strings("adapters", tenant.adapters, kMaxPatterns, 1, openai::kMaxNameBytes);
-  }
-  refuse_unknown(fields);
-  if (named && tenant.name.empty()) error.set("name", "\"name\" must be given");
-  if (error.error) return *error.error;
-  return tenant;
 }
 
 ApiError access_error(const Status& status, const Exchange& exchange) {
@@ -146,7 +75,7 @@ void ServerImpl::get_key(const std::shared_ptr<Exchange>& exchange) {
 }
 
 void ServerImpl::post_key(const std::shared_ptr<Exchange>& exchange) {
-  ApiResult<KeyFields> parsed = parse_key(exchange->request.body);
+  ApiResult<KeyCreate> parsed = parse_key_create(exchange->request.body);
   if (!parsed.ok()) return exchange->fail(parsed.error);
   administrate(exchange, 201, [this, exchange, asked = std::move(*parsed.value)]() -> Result<std::string> {
     Result<StateStore::NewKey> made = store_->create_key(asked.tenant, asked.scopes, asked.note, asked.expires);
@@ -191,7 +120,7 @@ void ServerImpl::get_tenant(const std::shared_ptr<Exchange>& exchange) {
 }
 
 void ServerImpl::post_tenant(const std::shared_ptr<Exchange>& exchange) {
-  ApiResult<Tenant> parsed = parse_tenant(exchange->request.body, {}, true);
+  ApiResult<Tenant> parsed = parse_tenant(exchange->request.body, {}, kTenantCreateForm);
   if (!parsed.ok()) return exchange->fail(parsed.error);
   administrate(exchange, 201, [this, exchange, tenant = std::move(*parsed.value)]() -> Result<std::string> {
     LK_ASSIGN_OR_RETURN(const std::vector<Tenant> tenants, store_->tenants());
@@ -207,13 +136,13 @@ void ServerImpl::post_tenant(const std::shared_ptr<Exchange>& exchange) {
 
 void ServerImpl::patch_tenant(const std::shared_ptr<Exchange>& exchange) {
   // Its fields are checked before anything waits for the file.
-  if (const ApiResult<Tenant> parsed = parse_tenant(exchange->request.body, {}, false); !parsed.ok())
+  if (const ApiResult<Tenant> parsed = parse_tenant(exchange->request.body, {}, kTenantPatchForm); !parsed.ok())
     return exchange->fail(parsed.error);
   administrate(exchange, 200, [this, exchange]() -> Result<std::string> {
     LK_ASSIGN_OR_RETURN(const std::vector<Tenant> tenants, store_->tenants());
     const Tenant* known = find_tenant(tenants, exchange->parameter);
     if (known == nullptr) return not_found("no tenant \"{}\"", exchange->parameter);
-    const Tenant changed = *parse_tenant(exchange->request.body, *known, false).value;
+    const Tenant changed = *parse_tenant(exchange->request.body, *known, kTenantPatchForm).value;
     const Status status = store_->put_tenant(changed);
     audit(*exchange, "tenant_change", changed.name, status);
     if (!status.ok()) return status;

@@ -7,13 +7,12 @@
 #include "lk/base/json_text.h"
 #include "lk/serve/http/server_impl.h"
 #include "lk/serve/observe/status_json.h"
-#include "lk/serve/openai/parse.h"
+#include "lk/serve/openai/adapter_requests.h"
 
 namespace lk {
 namespace {
 
 namespace json = boost::json;
-using openai::ApiFields;
 
 json::object model_object(const std::string& id, const std::string& root, const json::value& parent,
                           const json::value& context, int64_t created) {
@@ -68,75 +67,6 @@ void vllm_error(const std::shared_ptr<Exchange>& exchange, const Status& status)
     default:
       return vllm_error(exchange, 400, "BadRequestError", status.message());
   }
-}
-
-constexpr size_t kMaxPathBytes = 4096;
-
-void refuse_unknown(ApiFields& fields) {
-  std::vector<std::string> names;
-  fields.unknown(names);
-  if (!names.empty()) fields.error().set(names[0], fmt::format("unknown field \"{}\"", names[0]));
-}
-
-struct LoadFields {
-  std::string name, path;
-  bool in_place = false, pinned = false, keep_previous = false;
-};
-
-// vLLM's names or ours for the same things.
-ApiResult<LoadFields> parse_load(std::string_view body, bool vllm) {
-  const ApiResult<json::object> root = openai::read_body(body, {});
-  if (!root.ok()) return root.error;
-  openai::FirstError error;
-  ApiFields fields(*root.value, "", error);
-  LoadFields load;
-  fields.read_string(vllm ? "lora_name" : "name", load.name, 0, openai::kMaxNameBytes);
-  fields.read_string(vllm ? "lora_path" : "path", load.path, 0, kMaxPathBytes);
-  if (vllm) {
-    fields.read_bool("load_inplace", load.in_place);
-  } else {
-    load.in_place = true;
-    fields.read_bool("replace", load.in_place);
-    fields.read_bool("pinned", load.pinned);
-    fields.read_bool("keep_previous", load.keep_previous);
-    refuse_unknown(fields);
-    if (load.name.empty() || load.path.empty())
-      error.set(load.name.empty() ? "name" : "path", "\"name\" and \"path\" must be given");
-  }
-  if (error.error) return *error.error;
-  return load;
-}
-
-ApiResult<std::string> parse_unload(std::string_view body) {
-  const ApiResult<json::object> root = openai::read_body(body, {});
-  if (!root.ok()) return root.error;
-  openai::FirstError error;
-  ApiFields fields(*root.value, "", error);
-  std::string name;
-  fields.read_string("lora_name", name, 0, openai::kMaxNameBytes);
-  if (error.error) return *error.error;
-  return name;
-}
-
-struct ChangeFields {
-  std::optional<bool> pinned;
-  std::string alias;
-};
-
-ApiResult<ChangeFields> parse_change(std::string_view body) {
-  const ApiResult<json::object> root = openai::read_body(body, {});
-  if (!root.ok()) return root.error;
-  openai::FirstError error;
-  ApiFields fields(*root.value, "", error);
-  ChangeFields change;
-  bool pinned = false;
-  fields.read_bool("pinned", pinned);
-  if (fields.has("pinned")) change.pinned = pinned;
-  fields.read_string("alias", change.alias, 0, openai::kMaxNameBytes);
-  refuse_unknown(fields);
-  if (!change.pinned && change.alias.empty()) error.set("", "give \"pinned\" or \"alias\"");
-  if (error.error) return *error.error;
-  return change;
 }
 
 }  // namespace
@@ -209,9 +139,9 @@ void ServerImpl::vllm_load(const std::shared_ptr<Exchange>& exchange) {
   if (options_.adapters.roots.empty())
     return vllm_error(exchange, 404, "NotFoundError",
                       "loading adapters at run time is off: start the server with --lora-root DIR");
-  const ApiResult<LoadFields> parsed = parse_load(exchange->request.body, true);
+  const ApiResult<AdapterLoad> parsed = parse_vllm_load(exchange->request.body);
   if (!parsed.ok()) return vllm_error(exchange, parsed.error);
-  const LoadFields* load = &*parsed.value;
+  const AdapterLoad* load = &*parsed.value;
   if (load->name.empty() || load->path.empty())
     return vllm_error(exchange, 400, "InvalidUserInput", "Both 'lora_name' and 'lora_path' must be provided.");
   if (!exchange->principal.tenant->may_use(load->name))
@@ -234,7 +164,7 @@ void ServerImpl::vllm_load(const std::shared_ptr<Exchange>& exchange) {
 }
 
 void ServerImpl::vllm_unload(const std::shared_ptr<Exchange>& exchange) {
-  const ApiResult<std::string> parsed = parse_unload(exchange->request.body);
+  const ApiResult<std::string> parsed = parse_vllm_unload(exchange->request.body);
   if (!parsed.ok()) return vllm_error(exchange, parsed.error);
   const std::string& name = *parsed.value;
   if (name.empty())
@@ -270,9 +200,9 @@ void ServerImpl::get_adapter(const std::shared_ptr<Exchange>& exchange) {
 }
 
 void ServerImpl::post_adapter(const std::shared_ptr<Exchange>& exchange) {
-  const ApiResult<LoadFields> parsed = parse_load(exchange->request.body, false);
+  const ApiResult<AdapterLoad> parsed = parse_adapter_create(exchange->request.body);
   if (!parsed.ok()) return exchange->fail(parsed.error);
-  const LoadFields* load = &*parsed.value;
+  const AdapterLoad* load = &*parsed.value;
   if (options_.adapters.roots.empty())
     return exchange->fail(
         permission_denied("loading adapters at run time is off: start the server with --lora-root DIR"));
@@ -306,9 +236,9 @@ void ServerImpl::post_adapter(const std::shared_ptr<Exchange>& exchange) {
 
 // {"pinned": bool} and/or {"alias": NAME}, which means this adapter from now on.
 void ServerImpl::patch_adapter(const std::shared_ptr<Exchange>& exchange) {
-  const ApiResult<ChangeFields> parsed = parse_change(exchange->request.body);
+  const ApiResult<AdapterChange> parsed = parse_adapter_patch(exchange->request.body);
   if (!parsed.ok()) return exchange->fail(parsed.error);
-  const ChangeFields& change = *parsed.value;
+  const AdapterChange& change = *parsed.value;
   const std::optional<AdapterSnapshot> known = registry_->find(exchange->parameter, service_->snapshot());
   const Tenant& tenant = *exchange->principal.tenant;
   if (!known || !tenant.may_use(known->name))

@@ -13,26 +13,13 @@
 #include "lk/serve/access/usage_ledger.h"
 #include "lk/serve/http/browser_guard.h"
 #include "lk/serve/http/heap_trimmer.h"
+#include "lk/serve/http/routes.h"
 #include "lk/serve/http/server.h"
 #include "lk/serve/http/work_queue.h"
 #include "lk/serve/observe/metrics.h"
 #include "lk/serve/openai/openai.h"
 
 namespace lk {
-
-class ServerImpl;
-
-// Who may use a route.
-enum class Access : uint8_t { kOpen, kAnyKey, kInfer, kAdapters, kAdmin, kMetrics };
-
-struct Exchange;
-struct Route {
-  std::string_view method, path;  // "/v1/adapters/{name}": the last part is the parameter, with its slashes
-  Access access;
-  bool admin_listener;  // moves to the admin listener when there is one
-  bool sheds;           // inference: refused before the body is read when the server is full
-  void (ServerImpl::*handler)(const std::shared_ptr<Exchange>&);
-};
 
 // One request and its answer. Its methods are for the shard thread.
 struct Exchange : std::enable_shared_from_this<Exchange> {

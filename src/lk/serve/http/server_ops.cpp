@@ -41,7 +41,8 @@ void ServerImpl::metrics(const std::shared_ptr<Exchange>& exchange) {
 }
 
 void ServerImpl::openapi(const std::shared_ptr<Exchange>& exchange) {
-  exchange->respond(200, std::string(openapi_json()));
+  static const std::string page = openapi_json(options_.version);
+  exchange->respond(200, page);
 }
 
 void ServerImpl::console(const std::shared_ptr<Exchange>& exchange) {

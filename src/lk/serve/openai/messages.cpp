@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <boost/json.hpp>
 
-#include "lk/io/json_fields.h"
-#include "lk/serve/openai/json_reader.h"
+#include "lk/base/json_fields.h"
+#include "lk/base/json_reader.h"
 #include "lk/serve/openai/parse.h"
 
 namespace lk::openai {
@@ -13,14 +13,14 @@ namespace json = boost::json;
 std::string_view view(const json::string& text) { return {text.data(), text.size()}; }
 
 // The text parts of a content list, a line each, as chat templates that want a string get it.
-bool join_parts(const json::array& parts, const std::string& path, json::string& out, FirstError& error) {
+bool join_parts(const json::array& parts, const std::string& path, json::string& out, JsonErrors& errors) {
   for (size_t i = 0; i < parts.size(); ++i) {
     const std::string where = fmt::format("{}[{}]", path, i);
     if (!parts[i].is_object()) {
-      error.set(where, fmt::format("\"{}\" must be an object, is {}", where, json_kind(parts[i])));
+      errors.set(where, fmt::format("\"{}\" must be an object, is {}", where, json_kind(parts[i])));
       return false;
     }
-    ApiFields part(parts[i].get_object(), where, error);
+    RequestFields part(parts[i].get_object(), kPartForm, where, errors);
     const json::value* type = part.find("type");
     const bool is_text =
         type != nullptr && type->is_string() && (type->get_string() == "text" || type->get_string() == "refusal");
@@ -30,7 +30,7 @@ bool join_parts(const json::array& parts, const std::string& path, json::string&
       part.fail("type", "is {}: the model takes text only", found);
       return false;
     }
-    const json::value* text = part.find(view(type->get_string()));
+    const json::value* text = type->get_string() == "text" ? part.find("text") : part.find("refusal");
     if (text == nullptr || !text->is_string()) return part.fail(view(type->get_string()), "must be a string"), false;
     if (i > 0) out += '\n';
     out += text->get_string();
@@ -39,21 +39,21 @@ bool join_parts(const json::array& parts, const std::string& path, json::string&
 }
 
 // {"id", "type", "function": {"name", "arguments"}}: templates print arguments as JSON, so they are given as an object.
-bool read_call(const json::value& value, const std::string& path, json::array& out, FirstError& error) {
+bool read_call(const json::value& value, const std::string& path, json::array& out, JsonErrors& errors) {
   if (!value.is_object()) {
-    error.set(path, fmt::format("\"{}\" must be an object, is {}", path, json_kind(value)));
+    errors.set(path, fmt::format("\"{}\" must be an object, is {}", path, json_kind(value)));
     return false;
   }
-  ApiFields fields(value.get_object(), path, error);
+  RequestFields fields(value.get_object(), kCallForm, path, errors);
   std::string id, type = "function";
-  fields.read_string("id", id, 0, kMaxNameBytes);
-  fields.read_choice("type", type, {"function"});
+  fields.read("id", id);
+  fields.read("type", type);
   const json::object* function = fields.object("function");
   if (function == nullptr) fields.fail("function", "is missing");
   if (fields.failed()) return false;
-  ApiFields inner(*function, path + ".function", error);
+  RequestFields inner(*function, kCalledFunctionForm, path + ".function", errors);
   std::string name;
-  inner.read_string("name", name, 1, kMaxNameBytes);
+  inner.read("name", name);
   if (name.empty()) inner.fail("name", "is missing");
   json::value arguments = json::object();
   if (const json::value* given = inner.find("arguments")) {
@@ -79,28 +79,27 @@ bool read_call(const json::value& value, const std::string& path, json::array& o
 }
 
 bool read_message(const json::object& message, const std::string& path, json::array& out,
-                  std::vector<std::string>& ignored, FirstError& error) {
-  ApiFields fields(message, path, error);
+                  std::vector<std::string>& ignored, JsonErrors& errors) {
+  RequestFields fields(message, kMessageForm, path, errors);
   std::string role, name, tool_call_id, reasoning;
-  fields.read_string("role", role, 1, 64);
+  fields.read("role", role);
   if (role.empty()) fields.fail("role", "is missing");
   if (role == "function") fields.fail("role", "is \"function\", which is deprecated; use \"tool\"");
   if (role == "developer") role = "system";  // what chat templates call it
-  fields.read_string("name", name, 0, kMaxNameBytes);
-  fields.read_string("tool_call_id", tool_call_id, 0, kMaxNameBytes);
-  fields.read_string("reasoning_content", reasoning, 0, static_cast<size_t>(-1));
-  fields.refuse("function_call", "it is deprecated; use \"tool_calls\"");
-  fields.refuse("audio", "the model takes text only");
+  fields.read("name", name);
+  fields.read("tool_call_id", tool_call_id);
+  fields.read("reasoning_content", reasoning);
+  fields.refuse_others();
   json::array calls;
-  if (const json::array* given = fields.array("tool_calls", kMaxTools)) {
+  if (const json::array* given = fields.array("tool_calls")) {
     if (!given->empty() && role != "assistant")
       fields.fail("tool_calls", "is only allowed in messages of the assistant");
     for (size_t i = 0; i < given->size(); ++i)
-      if (!read_call((*given)[i], fmt::format("{}.tool_calls[{}]", path, i), calls, error)) return false;
+      if (!read_call((*given)[i], fmt::format("{}.tool_calls[{}]", path, i), calls, errors)) return false;
   }
   json::string content;
   std::string refusal;
-  fields.read_string("refusal", refusal, 0, static_cast<size_t>(-1));
+  fields.read("refusal", refusal);
   const json::value* given = fields.find("content");
   if (given == nullptr) {
     if (role != "assistant" || (calls.empty() && refusal.empty())) fields.fail("content", "is missing");
@@ -108,12 +107,12 @@ bool read_message(const json::object& message, const std::string& path, json::ar
   } else if (given->is_string()) {
     content = given->get_string();
   } else if (given->is_array()) {
-    join_parts(given->get_array(), path + ".content", content, error);
+    join_parts(given->get_array(), path + ".content", content, errors);
   } else {
     fields.wrong_kind("content", "a string or a list of text parts", *given);
   }
   if (fields.failed()) return false;
-  fields.unknown(ignored);
+  add_ignored(fields, ignored);
   json::object rendered{{"role", role}, {"content", std::move(content)}};
   if (!name.empty()) rendered["name"] = name;
   if (!tool_call_id.empty()) rendered["tool_call_id"] = tool_call_id;
@@ -125,37 +124,38 @@ bool read_message(const json::object& message, const std::string& path, json::ar
 
 }  // namespace
 
-void read_messages(ApiFields& fields, TextRequest& text, std::vector<std::string>& ignored) {
-  const json::array* messages = fields.array("messages", 65'536);
+void read_messages(RequestFields& fields, TextRequest& text, std::vector<std::string>& ignored) {
+  const json::array* messages = fields.array("messages");
   if (messages == nullptr || messages->empty())
     return fields.fail("messages", "must be a list with at least one message");
   for (size_t i = 0; i < messages->size(); ++i) {
     const std::string path = fmt::format("messages[{}]", i);
     const json::value& message = (*messages)[i];
     if (!message.is_object())
-      return fields.error().set(path, fmt::format("\"{}\" must be an object, is {}", path, json_kind(message)));
-    if (!read_message(message.get_object(), path, text.messages, ignored, fields.error())) return;
+      return fields.errors().set(path, fmt::format("\"{}\" must be an object, is {}", path, json_kind(message)));
+    if (!read_message(message.get_object(), path, text.messages, ignored, fields.errors())) return;
   }
 }
 
-void read_template_fields(ApiFields& fields, TextRequest& text) {
-  fields.read_bool("continue_final_message", text.continue_final_message);
+void read_template_fields(RequestFields& fields, TextRequest& text) {
+  fields.read("continue_final_message", text.continue_final_message);
   text.add_generation_prompt = !text.continue_final_message;
-  fields.read_bool("add_generation_prompt", text.add_generation_prompt);
+  fields.read("add_generation_prompt", text.add_generation_prompt);
   if (text.continue_final_message && text.add_generation_prompt)
     fields.fail("continue_final_message", "and \"add_generation_prompt\" exclude each other");
   std::string effort;
-  fields.read_string("reasoning_effort", effort, 1, 32);
+  fields.read("reasoning_effort", effort);
   if (!effort.empty()) text.template_variables["reasoning_effort"] = effort;
-  if (const json::array* documents = fields.array("documents", 4096)) {
+  if (const json::array* documents = fields.array("documents")) {
     for (const json::value& document : *documents)
       if (!document.is_object()) return fields.wrong_kind("documents", "a list of objects", document);
     if (!documents->empty()) text.template_variables["documents"] = *documents;
   }
   const json::object* variables = fields.object("chat_template_kwargs");
   if (variables == nullptr) return;
-  if (variables->size() > 64)
-    return fields.fail("chat_template_kwargs", "has {} entries, at most 64 are allowed", variables->size());
+  const auto max_count = static_cast<size_t>(fields.row("chat_template_kwargs").max_count);
+  if (variables->size() > max_count)
+    return fields.fail("chat_template_kwargs", "has {} entries, at most {} are allowed", variables->size(), max_count);
   static constexpr std::string_view kReserved[] = {
       "messages",      "tools",    "documents",     "add_generation_prompt", "continue_final_message",
       "chat_template", "tokenize", "return_tensors"};

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <boost/json.hpp>
 
+#include "lk/base/json_fields.h"
+#include "lk/base/json_reader.h"
 #include "lk/base/json_text.h"
-#include "lk/io/json_fields.h"
-#include "lk/serve/openai/json_reader.h"
 #include "lk/serve/openai/parse.h"
 
 namespace lk::openai {
@@ -12,9 +12,12 @@ namespace {
 namespace json = boost::json;
 using Kind = GrammarSpec::Kind;
 
+using Name = RequestFields::Name;
+
 // A schema: an object, or a string that holds one.
-void read_schema(ApiFields& fields, std::string_view key, GenerateRequest& request) {
-  const json::value* schema = fields.find(key);
+void read_schema(RequestFields& fields, Name name, GenerateRequest& request) {
+  const std::string_view key = fields.row(name).name;
+  const json::value* schema = fields.find(name);
   if (schema == nullptr) return;
   if (schema->is_object()) return set_grammar(fields, key, {Kind::kJsonSchema, json_text(*schema), {}}, request);
   if (!schema->is_string()) return fields.wrong_kind(key, "a JSON schema", *schema);
@@ -24,72 +27,78 @@ void read_schema(ApiFields& fields, std::string_view key, GenerateRequest& reque
   set_grammar(fields, key, {Kind::kJsonSchema, std::string(schema->get_string()), {}}, request);
 }
 
-void read_source(ApiFields& fields, std::string_view key, Kind kind, GenerateRequest& request) {
+void read_source(RequestFields& fields, Name name, Kind kind, GenerateRequest& request) {
   std::string source;
-  fields.read_string(key, source, 1, kMaxSourceBytes);
-  if (!source.empty()) set_grammar(fields, key, {kind, std::move(source), {}}, request);
+  fields.read(name, source);
+  if (!source.empty()) set_grammar(fields, fields.row(name).name, {kind, std::move(source), {}}, request);
 }
 
-void read_choices(ApiFields& fields, std::string_view key, GenerateRequest& request) {
-  if (!fields.has(key)) return fields.ignore(key);
+void read_choices(RequestFields& fields, Name name, GenerateRequest& request) {
+  const std::string_view key = fields.row(name).name;
+  if (fields.find(name) == nullptr) return;
   std::vector<std::string> choices;
-  fields.read_strings(key, choices, 4096, 1, kMaxSourceBytes);
+  fields.read(name, choices);
   if (choices.empty()) return fields.fail(key, "must be a list of strings, not empty");
   set_grammar(fields, key, {Kind::kChoice, "", std::move(choices)}, request);
 }
 
-// Each key with a prefix: guided_json, or json inside structured_outputs.
-void read_constraints(ApiFields& fields, const std::string& prefix, GenerateRequest& request) {
-  read_schema(fields, prefix + "json", request);
-  read_source(fields, prefix + "regex", Kind::kRegex, request);
-  read_choices(fields, prefix + "choice", request);
-  read_source(fields, prefix + "grammar", Kind::kEbnf, request);
+// The same five in a request, and inside structured_outputs.
+struct ConstraintNames {
+  Name json, regex, choice, grammar, json_object;
+};
+
+void read_constraints(RequestFields& fields, const ConstraintNames& names, GenerateRequest& request) {
+  read_schema(fields, names.json, request);
+  read_source(fields, names.regex, Kind::kRegex, request);
+  read_choices(fields, names.choice, request);
+  read_source(fields, names.grammar, Kind::kEbnf, request);
   bool object = false;
-  fields.read_bool(prefix + "json_object", object);
-  if (object) set_grammar(fields, prefix + "json_object", {Kind::kJsonObject, "", {}}, request);
-  fields.refuse(prefix + "structural_tag", "use a schema or a grammar");
-  fields.refuse(prefix + "whitespace_pattern", "white space follows the grammar");
+  fields.read(names.json_object, object);
+  if (object) set_grammar(fields, fields.row(names.json_object).name, {Kind::kJsonObject, "", {}}, request);
 }
 
-void read_response_format(ApiFields& fields, GenerateRequest& request) {
+void read_response_format(RequestFields& fields, GenerateRequest& request) {
   const json::object* format = fields.object("response_format");
   if (format == nullptr) return;
-  ApiFields inner(*format, "response_format", fields.error());
+  RequestFields inner(*format, kResponseFormatForm, "response_format", fields.errors());
   std::string type;
-  inner.read_choice("type", type, {"text", "json_object", "json_schema"});
+  inner.read("type", type);
   if (type.empty()) return inner.fail("type", "is missing");
   if (type == "json_object") return set_grammar(inner, "type", {Kind::kJsonObject, "", {}}, request);
   if (type == "text") return;
   const json::object* wrapper = inner.object("json_schema");
   if (wrapper == nullptr) return inner.fail("json_schema", "is missing");
-  ApiFields schema(*wrapper, "response_format.json_schema", fields.error());
+  RequestFields schema(*wrapper, kJsonSchemaForm, "response_format.json_schema", fields.errors());
   std::string name, description;
   bool strict = true;  // schemas are always enforced
-  schema.read_string("name", name, 0, kMaxNameBytes);
-  schema.read_string("description", description, 0, kMaxSourceBytes);
-  schema.read_bool("strict", strict);
+  schema.read("name", name);
+  schema.read("description", description);
+  schema.read("strict", strict);
   if (!schema.has("schema")) return schema.fail("schema", "is missing");
   read_schema(schema, "schema", request);
 }
 
 }  // namespace
 
-void set_grammar(ApiFields& fields, std::string_view key, GrammarSpec spec, GenerateRequest& request) {
+void set_grammar(JsonFields& fields, std::string_view key, GrammarSpec spec, GenerateRequest& request) {
   size_t bytes = spec.text.size();
   for (const std::string& choice : spec.choices) bytes += choice.size();
-  if (bytes > kMaxSourceBytes) return fields.fail(key, "has {} bytes, at most {} are allowed", bytes, kMaxSourceBytes);
+  if (bytes > static_cast<size_t>(kMaxSourceBytes))
+    return fields.fail(key, "has {} bytes, at most {} are allowed", bytes, kMaxSourceBytes);
   if (request.grammar) return fields.fail(key, "is a second constraint on the output; give one");
   request.grammar = std::move(spec);
   request.grammar_field = fields.path(key);
 }
 
-void read_output_format(ApiFields& fields, GenerateRequest& request) {
+void read_output_format(RequestFields& fields, GenerateRequest& request) {
   read_response_format(fields, request);
-  read_constraints(fields, "guided_", request);
+  read_constraints(fields, {"guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_json_object"},
+                   request);
   if (const json::object* outputs = fields.object("structured_outputs")) {
-    ApiFields inner(*outputs, "structured_outputs", fields.error());
-    read_constraints(inner, "", request);
-    inner.unknown(request.ignored_fields);
+    RequestFields inner(*outputs, kStructuredOutputsForm, "structured_outputs", fields.errors());
+    read_constraints(inner, {"json", "regex", "choice", "grammar", "json_object"}, request);
+    inner.refuse_others();
+    add_ignored(inner, request.ignored_fields);
   }
 }
 

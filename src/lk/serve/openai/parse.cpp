@@ -3,8 +3,7 @@
 
 #include <boost/json.hpp>
 
-#include "lk/io/json_fields.h"
-#include "lk/serve/openai/json_reader.h"
+#include "lk/base/json_reader.h"
 
 namespace lk {
 namespace openai {
@@ -12,36 +11,36 @@ namespace {
 
 namespace json = boost::json;
 
-constexpr int64_t kMaxInt = std::numeric_limits<int64_t>::max();
-
 ApiError body_error(std::string message) { return {.status = 400, .message = std::move(message)}; }
 
 // One prompt of a completion, or one input of an embedding request.
 bool read_prompt(const json::value& value, const std::string& path, int64_t vocab, TextRequest& text,
-                 FirstError& error) {
+                 JsonErrors& errors) {
   if (value.is_string()) {
     text.prompt = std::string(value.get_string());
-    if (text.prompt.empty()) error.set(path, fmt::format("\"{}\" must not be empty", path));
+    if (text.prompt.empty()) errors.set(path, fmt::format("\"{}\" must not be empty", path));
   } else if (value.is_array()) {
     if (value.get_array().empty())
-      error.set(path, fmt::format("\"{}\" must not be empty", path));
+      errors.set(path, fmt::format("\"{}\" must not be empty", path));
     else
-      to_tokens(value.get_array(), path, vocab, text.token_ids, error);
+      read_token_list(value.get_array(), path, vocab, text.token_ids, errors);
   } else {
-    error.set(path, fmt::format("\"{}\" must be a string or a list of token ids, is {}", path, json_kind(value)));
+    errors.set(path, fmt::format("\"{}\" must be a string or a list of token ids, is {}", path, json_kind(value)));
   }
-  return !error.error;
+  return !errors.failed();
 }
 
 // string | [string] | [int] | [[int]]: one copy of `common` for each prompt.
-void read_prompts(ApiFields& fields, std::string_view key, size_t max_count, int64_t vocab, const TextRequest& common,
+void read_prompts(RequestFields& fields, RequestFields::Name name, int64_t vocab, const TextRequest& common,
                   std::vector<TextRequest>& out) {
-  const json::value* given = fields.find(key);
+  const std::string_view key = fields.row(name).name;
+  const auto max_count = static_cast<size_t>(fields.row(name).max_count);
+  const json::value* given = fields.find(name);
   if (given == nullptr) return fields.fail(key, "is missing");
   const json::array* list = given->if_array();
   const bool many = list != nullptr && !list->empty() && !(*list)[0].is_number();
   if (!many) {
-    read_prompt(*given, fields.path(key), vocab, out.emplace_back(common), fields.error());
+    read_prompt(*given, fields.path(key), vocab, out.emplace_back(common), fields.errors());
     return;
   }
   if (list->size() > max_count)
@@ -49,11 +48,19 @@ void read_prompts(ApiFields& fields, std::string_view key, size_t max_count, int
   out.reserve(list->size());
   for (size_t i = 0; i < list->size(); ++i)
     if (!read_prompt((*list)[i], fmt::format("{}[{}]", fields.path(key), i), vocab, out.emplace_back(common),
-                     fields.error()))
+                     fields.errors()))
       return;
 }
 
 }  // namespace
+
+ApiError field_error(const JsonErrors& errors) {
+  return {.status = 400, .message = errors.status().message(), .param = errors.path()};
+}
+
+void add_ignored(const JsonFields& fields, std::vector<std::string>& names) {
+  for (std::string& name : fields.unknown(16 - std::min<size_t>(16, names.size()))) names.push_back(std::move(name));
+}
 
 ApiResult<json::object> read_body(std::string_view body, json::storage_ptr storage) {
   Result<json::value> value = read_json(body, std::move(storage));
@@ -71,8 +78,8 @@ ApiResult<GenerateRequest> parse_chat_request(std::string_view body, const ApiDe
   boost::json::monotonic_resource memory;
   const ApiResult<boost::json::object> root = read_body(body, &memory);
   if (!root.ok()) return root.error;
-  FirstError error;
-  ApiFields fields(*root.value, "", error);
+  JsonErrors errors;
+  RequestFields fields(*root.value, kChatForm, "", errors);
   GenerateRequest request{.endpoint = Endpoint::kChat};
   TextRequest text{.add_special_tokens = false, .max_tokens = kUntilFull};
   read_common(fields, defaults, request, text);
@@ -81,22 +88,22 @@ ApiResult<GenerateRequest> parse_chat_request(std::string_view body, const ApiDe
   read_tools(fields, defaults, request, text);
   if (!text.output_so_far.empty() && !text.tools.empty() && !request.stream)
     fields.fail("output_so_far", "with \"tools\" needs \"stream\": a call may be cut in two");
-  fields.read_bool("add_special_tokens", text.add_special_tokens);
-  fields.read_int("max_tokens", text.max_tokens, 1, kMaxInt);
-  fields.read_int("max_completion_tokens", text.max_tokens, 1, kMaxInt);
+  fields.read("add_special_tokens", text.add_special_tokens);
+  fields.read("max_tokens", text.max_tokens);
+  fields.read("max_completion_tokens", text.max_tokens);
   text.max_tokens = std::min(text.max_tokens, kUntilFull);
   if (text.min_tokens > text.max_tokens) fields.fail("min_tokens", "is larger than \"max_tokens\"");
-  fields.read_bool("logprobs", request.logprobs);
+  fields.read("logprobs", request.logprobs);
   int top_logprobs = 0;
-  fields.read_int("top_logprobs", top_logprobs, 0, 20);
+  fields.read("top_logprobs", top_logprobs);
   if (top_logprobs > 0 && !request.logprobs) fields.fail("top_logprobs", "needs \"logprobs\": true");
   if (request.logprobs) text.sampling.num_logprobs = top_logprobs;
-  read_ignored_and_refused(fields);
-  if (const boost::json::array* modalities = fields.array("modalities", 8))
+  fields.refuse_others();
+  if (const boost::json::array* modalities = fields.array("modalities"))
     for (const boost::json::value& modality : *modalities)
       if (modality != "text") fields.fail("modalities", "may only be [\"text\"]");
-  if (error.error) return *error.error;
-  fields.unknown(request.ignored_fields);
+  if (errors.failed()) return field_error(errors);
+  add_ignored(fields, request.ignored_fields);
   request.prompts.push_back(std::move(text));
   return request;
 }
@@ -105,28 +112,28 @@ ApiResult<GenerateRequest> parse_completion_request(std::string_view body, const
   boost::json::monotonic_resource memory;
   const ApiResult<boost::json::object> root = read_body(body, &memory);
   if (!root.ok()) return root.error;
-  FirstError error;
-  ApiFields fields(*root.value, "", error);
+  JsonErrors errors;
+  RequestFields fields(*root.value, kCompletionForm, "", errors);
   GenerateRequest request{.endpoint = Endpoint::kCompletion};
   TextRequest text{.max_tokens = 16};
   read_common(fields, defaults, request, text);
-  fields.read_bool("add_special_tokens", text.add_special_tokens);
-  fields.read_int("max_tokens", text.max_tokens, 0, kMaxInt);
+  fields.read("add_special_tokens", text.add_special_tokens);
+  fields.read("max_tokens", text.max_tokens);
   text.max_tokens = std::min(text.max_tokens, kUntilFull);
   if (text.max_tokens == 0 && !request.echo && !request.prompt_logprobs)
     fields.fail("max_tokens", "may only be 0 with \"echo\" or \"prompt_logprobs\"");
   if (text.min_tokens > text.max_tokens) fields.fail("min_tokens", "is larger than \"max_tokens\"");
   int logprobs = -1;
-  fields.read_int("logprobs", logprobs, 0, 20);
+  fields.read("logprobs", logprobs);
   request.logprobs = logprobs >= 0;
   text.sampling.num_logprobs = logprobs;
   if (request.echo) text.sampling.num_prompt_logprobs = std::max(text.sampling.num_prompt_logprobs, logprobs);
-  read_ignored_and_refused(fields);
-  read_prompts(fields, "prompt", kMaxPrompts, vocab_size(defaults), text, request.prompts);
+  fields.refuse_others();
+  read_prompts(fields, "prompt", vocab_size(defaults), text, request.prompts);
   if (!text.output_so_far.empty() && request.prompts.size() > 1)
     fields.fail("output_so_far", "needs one prompt, there are {}", request.prompts.size());
-  if (error.error) return *error.error;
-  fields.unknown(request.ignored_fields);
+  if (errors.failed()) return field_error(errors);
+  add_ignored(fields, request.ignored_fields);
   return request;
 }
 
@@ -134,19 +141,19 @@ ApiResult<EmbeddingRequest> parse_embedding_request(std::string_view body, const
   boost::json::monotonic_resource memory;
   const ApiResult<boost::json::object> root = read_body(body, &memory);
   if (!root.ok()) return root.error;
-  FirstError error;
-  ApiFields fields(*root.value, "", error);
+  JsonErrors errors;
+  RequestFields fields(*root.value, kEmbeddingForm, "", errors);
   EmbeddingRequest request;
   TextRequest text{.max_tokens = 0, .embed = true};
-  fields.read_string("model", request.model, 0, kMaxNameBytes);
+  fields.read("model", request.model);
   std::string format = "float";
-  fields.read_choice("encoding_format", format, {"float", "base64"});
+  fields.read("encoding_format", format);
   request.base64 = format == "base64";
-  fields.read_int("dimensions", request.dimensions, 1, 1 << 20);
-  fields.read_int("truncate_prompt_tokens", text.truncate_prompt_tokens, 1, kMaxInt);
-  fields.read_bool("add_special_tokens", text.add_special_tokens);
-  read_prompts(fields, "input", kMaxInputs, vocab_size(defaults), text, request.inputs);
-  if (error.error) return *error.error;
+  fields.read("dimensions", request.dimensions);
+  fields.read("truncate_prompt_tokens", text.truncate_prompt_tokens);
+  fields.read("add_special_tokens", text.add_special_tokens);
+  read_prompts(fields, "input", vocab_size(defaults), text, request.inputs);
+  if (errors.failed()) return field_error(errors);
   return request;
 }
 
@@ -154,14 +161,14 @@ ApiResult<TokenizeRequest> parse_tokenize_request(std::string_view body, const A
   boost::json::monotonic_resource memory;
   const ApiResult<boost::json::object> root = read_body(body, &memory);
   if (!root.ok()) return root.error;
-  FirstError error;
-  ApiFields fields(*root.value, "", error);
+  JsonErrors errors;
+  RequestFields fields(*root.value, kTokenizeForm, "", errors);
   TokenizeRequest request;
   TextRequest& text = request.input;
   std::vector<std::string> ignored;
-  fields.read_string("model", request.model, 0, kMaxNameBytes);
-  fields.read_bool("return_token_strs", request.return_token_strs);
-  fields.read_string("prompt", text.prompt, 0, static_cast<size_t>(-1));
+  fields.read("model", request.model);
+  fields.read("return_token_strs", request.return_token_strs);
+  fields.read("prompt", text.prompt);
   if (fields.has("messages")) {
     if (fields.has("prompt")) fields.fail("prompt", "and \"messages\" exclude each other");
     text.add_special_tokens = false;
@@ -171,9 +178,9 @@ ApiResult<TokenizeRequest> parse_tokenize_request(std::string_view body, const A
   } else if (!fields.has("prompt")) {
     fields.fail("prompt", "is missing");
   }
-  fields.refuse("chat_template", "requests may not bring templates; the model's own is used");
-  fields.read_bool("add_special_tokens", text.add_special_tokens);
-  if (error.error) return *error.error;
+  fields.refuse_others();
+  fields.read("add_special_tokens", text.add_special_tokens);
+  if (errors.failed()) return field_error(errors);
   return request;
 }
 
@@ -181,13 +188,13 @@ ApiResult<DetokenizeRequest> parse_detokenize_request(std::string_view body, con
   boost::json::monotonic_resource memory;
   const ApiResult<boost::json::object> root = read_body(body, &memory);
   if (!root.ok()) return root.error;
-  FirstError error;
-  ApiFields fields(*root.value, "", error);
+  JsonErrors errors;
+  RequestFields fields(*root.value, kDetokenizeForm, "", errors);
   DetokenizeRequest request;
-  fields.read_string("model", request.model, 0, kMaxNameBytes);
+  fields.read("model", request.model);
   if (!fields.has("tokens")) fields.fail("tokens", "is missing");
-  fields.read_tokens("tokens", request.tokens, vocab_size(defaults), kMaxJsonValues);
-  if (error.error) return *error.error;
+  fields.read("tokens", request.tokens, vocab_size(defaults));
+  if (errors.failed()) return field_error(errors);
   return request;
 }
 

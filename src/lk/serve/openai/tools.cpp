@@ -3,8 +3,8 @@
 
 #include <boost/json.hpp>
 
+#include "lk/base/json_fields.h"
 #include "lk/base/json_text.h"
-#include "lk/io/json_fields.h"
 #include "lk/serve/openai/parse.h"
 
 namespace lk::openai {
@@ -72,15 +72,16 @@ json::object any_call_schema(const json::array& tools) {
   return {{"anyOf", std::move(alternatives)}, {"$defs", std::move(definitions)}};
 }
 
-void force_function(ApiFields& fields, const json::object& choice, GenerateRequest& request, const TextRequest& text) {
-  ApiFields inner(choice, "tool_choice", fields.error());
+void force_function(RequestFields& fields, const json::object& choice, GenerateRequest& request,
+                    const TextRequest& text) {
+  RequestFields inner(choice, kToolChoiceForm, "tool_choice", fields.errors());
   std::string type;
-  inner.read_choice("type", type, {"function"});
+  inner.read("type", type);
   if (type.empty()) return inner.fail("type", "must be \"function\"");
   const json::object* function = inner.object("function");
   if (function == nullptr) return inner.fail("function", "is missing");
-  ApiFields named(*function, "tool_choice.function", fields.error());
-  named.read_string("name", request.forced_tool, 1, 64);
+  RequestFields named(*function, kChosenFunctionForm, "tool_choice.function", fields.errors());
+  named.read("name", request.forced_tool);
   if (request.forced_tool.empty()) return named.fail("name", "is missing");
   for (const json::value& tool : text.tools) {
     if (function_name(tool) != request.forced_tool) continue;
@@ -93,40 +94,40 @@ void force_function(ApiFields& fields, const json::object& choice, GenerateReque
 
 }  // namespace
 
-void read_tool_list(ApiFields& fields, json::array& tools) {
-  const json::array* given = fields.array("tools", kMaxTools);
+void read_tool_list(RequestFields& fields, json::array& tools) {
+  const json::array* given = fields.array("tools");
   if (given == nullptr) return;
   std::set<std::string> names;
   for (size_t i = 0; i < given->size(); ++i) {
     const std::string path = fmt::format("tools[{}]", i);
     const json::value& tool = (*given)[i];
     if (!tool.is_object())
-      return fields.error().set(path, fmt::format("\"{}\" must be an object, is {}", path, json_kind(tool)));
-    ApiFields outer(tool.get_object(), path, fields.error());
+      return fields.errors().set(path, fmt::format("\"{}\" must be an object, is {}", path, json_kind(tool)));
+    RequestFields outer(tool.get_object(), kToolForm, path, fields.errors());
     std::string type, name, description;
-    outer.read_choice("type", type, {"function"});
+    outer.read("type", type);
     if (type.empty()) outer.fail("type", "must be \"function\"");
     const json::object* function = outer.object("function");
     if (function == nullptr) return outer.fail("function", "is missing");
-    ApiFields inner(*function, path + ".function", fields.error());
-    inner.read_string("name", name, 1, 64);
+    RequestFields inner(*function, kFunctionForm, path + ".function", fields.errors());
+    inner.read("name", name);
     if (!valid_function_name(name)) inner.fail("name", "must be 1 to 64 of a-z, A-Z, 0-9, _, - and .");
     if (!names.insert(name).second) inner.fail("name", "is \"{}\", as that of another tool", name);
-    inner.read_string("description", description, 0, kMaxSourceBytes);
+    inner.read("description", description);
     inner.object("parameters");
     bool strict = false;
-    inner.read_bool("strict", strict);
+    inner.read("strict", strict);
   }
   if (!fields.failed()) tools = *given;
 }
 
-void read_tools(ApiFields& fields, const ApiDefaults& defaults, GenerateRequest& request, TextRequest& text) {
+void read_tools(RequestFields& fields, const ApiDefaults& defaults, GenerateRequest& request, TextRequest& text) {
   read_tool_list(fields, text.tools);
-  fields.read_bool("parallel_tool_calls", request.parallel_tool_calls);
+  fields.read("parallel_tool_calls", request.parallel_tool_calls);
   const json::value* choice = fields.find("tool_choice");
   if (fields.failed()) return;
   std::string word = text.tools.empty() ? "none" : "auto";
-  if (choice != nullptr && !choice->is_object()) fields.read_choice("tool_choice", word, {"none", "auto", "required"});
+  if (choice != nullptr && !choice->is_object()) fields.read("tool_choice", word);
   if (text.tools.empty()) {
     if (word == "required" || (choice != nullptr && choice->is_object())) fields.fail("tool_choice", "needs \"tools\"");
     return;

@@ -10,7 +10,7 @@
 
 #include "lk/base/status.h"
 
-namespace lk::openai {
+namespace lk {
 
 inline constexpr int kMaxJsonDepth = 64;
 inline constexpr int64_t kMaxJsonValues = 1 << 20;
@@ -18,4 +18,4 @@ inline constexpr int64_t kMaxJsonValues = 1 << 20;
 // kInvalidArgument says what is wrong and at which byte. The value lives in `storage`.
 Result<boost::json::value> read_json(std::string_view body, boost::json::storage_ptr storage = {});
 
-}  // namespace lk::openai
+}  // namespace lk

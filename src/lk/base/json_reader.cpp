@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lk/serve/openai/json_reader.h"
+#include "lk/base/json_reader.h"
 
 #include <cmath>
 #include <string>
@@ -9,9 +9,8 @@
 #include <boost/json/basic_parser_impl.hpp>
 
 #include "lk/base/utf8.h"
-#include "lk/text/unicode.h"
 
-namespace lk::openai {
+namespace lk {
 namespace {
 
 namespace json = boost::json;
@@ -133,4 +132,4 @@ Result<json::value> read_json(std::string_view body, json::storage_ptr storage) 
   return parser.handler().take();
 }
 
-}  // namespace lk::openai
+}  // namespace lk
