@@ -194,7 +194,7 @@ class BadInput(Train):
         self.with_data([good, {"text": "x"}], ["bad.jsonl:2:", "messages"])
         self.with_data([good, talk("q", "a", weight=0)], ["bad.jsonl:2: no token of the sample has a loss"])
         self.with_data([good, json.dumps(talk("q", "a", weight=float("nan")))], ["bad.jsonl:2: not valid JSON"])
-        self.with_data([good, talk("q", "a", weight=7)], ["bad.jsonl:2:", "\"weight\" is 7"])
+        self.with_data([good, talk("q", "a", weight=7)], ["bad.jsonl:2:", "\"weight\" must be at least 0 and at most 1, is 7"])
         self.with_data([good, talk("q", "word " * 300)], ["bad.jsonl:2: the sample has", "max_length is 256"])
         path = self.write("bad.jsonl", [good, talk("q", "word " * 600)])
         self.refused(self.jobs(self.job(data={"path": str(path)}), block_tokens=1024), words=["bad.jsonl:2:", "max_length is 512"])

@@ -209,7 +209,7 @@ class Configuration(Directory):
     def test_file_check_and_print(self):
         path = self.path("c.toml")
         pathlib.Path(path).write_text(f'model = "{MODEL}"\n[network]\nport = 0\nmax-body = "1KiB"\n[overload]\nmax-queue = 7\n')
-        run = lambda *args: subprocess.run([BINARY, "serve", *args], capture_output=True, text=True, timeout=PATIENCE, check=False)
+        run = lambda *args: subprocess.run([BINARY, "serve", "--state", self.path("state.db"), *args], capture_output=True, text=True, timeout=PATIENCE, check=False)
         self.assertEqual(run("--config", path, "--check-config").stdout, "configuration OK\n")
         printed = run("--config", path, "--print-config").stdout
         self.assertIn("\nmax-queue = 7\n", printed)

@@ -157,8 +157,8 @@ TEST(ModelConfig, Dtype) {
 }
 
 TEST(ModelConfig, ChecksExtents) {
-  expect_refused(R"("hidden_size":0)", "\"hidden_size\" is 0");
-  expect_refused(R"("hidden_size":1e9)", "\"hidden_size\" is 1000000000");
+  expect_refused(R"("hidden_size":0)", "\"hidden_size\" must be from 1 to 65536, is 0");
+  expect_refused(R"("hidden_size":1e9)", "\"hidden_size\" must be from 1 to 65536, is 1000000000");
   expect_refused(R"("hidden_size":"64")", "must be an integer, is a string");
   expect_refused(R"("hidden_size":64.5)", "must be an integer");
   expect_refused(R"("num_hidden_layers":100000)", "num_hidden_layers");

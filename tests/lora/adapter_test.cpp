@@ -203,7 +203,7 @@ TEST_F(LoadAdapter, RefusesVariantsByName) {
       {R"("layers_pattern":"layers")", "layers_pattern needs layers_to_transform"},
       {R"("lora_bias":true,"use_dora":true)", "exclude each other"},
       {R"("use_dora":true)", "no lora_magnitude_vector"},
-      {R"("r":0)", "\"r\" is 0"},
+      {R"("r":0)", "\"r\" must be from 1 to 65536, is 0"},
       {R"("lora_alpha":"x")", "lora_alpha"},
       {R"("rank_pattern":{"(":2})", "regular expression"},
       {R"("rank_pattern":[1])", "must be an object"},
