@@ -159,6 +159,12 @@ void ServeFlags::add_to(CLI::App& command) {
       ->capture_default_str()
       ->group(overload);
   command
+      .add_option("--max-choices", server.max_choices,
+                  "most answers that one request may ask for: n times its prompts, or inputs to embed")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str()
+      ->group(overload);
+  command
       .add_option("--request-timeout", server.default_timeout_seconds,
                   "seconds, for requests without x-request-timeout")
       ->check(CLI::Range(0.001, 86400.0))
@@ -205,7 +211,7 @@ const std::set<std::string> kServeHelp{
     "--tls-cert",     "--tls-key",       "--max-body",                                 //
     "--state",        "--no-state",      "--insecure",          "--public-metrics",    // Security
     "--require-keys", "--api-key-file",  "--allow-origin",                             //
-    "--max-queue",    "--max-wait",      "--request-timeout",                          // Overload
+    "--max-queue",    "--max-wait",      "--max-choices",       "--request-timeout",   // Overload
     "--drain-grace",  "--drain-timeout", "--log-level",         "--log-format",
     "--log-file",  // Operations
     "--config",       "--print-config",  "--check-config"};

@@ -148,6 +148,43 @@ TEST(Cache, CompilesOncePerSpecification) {
   for (const auto& grammar : seen) EXPECT_EQ(grammar, seen[0]);
 }
 
+TEST(Cache, KnowsWhatFailedWithoutTryingAgain) {
+  GrammarCache cache(byte_vocabulary(), 64 << 20);
+  const GrammarSpec costly = regex_spec("(a|b)*a(a|b){20}");
+  EXPECT_FALSE(cache.find(costly)) << "nothing is known yet";
+  // Given up: that says nothing about the grammar.
+  int asked = 0;
+  EXPECT_EQ(cache.get(costly, [&] { return ++asked < 3; }).status().code(), StatusCode::kUnavailable);
+  EXPECT_EQ(asked, 3);
+  EXPECT_FALSE(cache.find(costly));
+  const auto failed = cache.get(costly);
+  EXPECT_THAT(failed.status().message(), HasSubstr("too"));
+  const auto known = cache.find(costly);
+  ASSERT_TRUE(known);
+  EXPECT_EQ(known->status().message(), failed.status().message());
+  ASSERT_FALSE(cache.find(regex_spec("ab")));
+  const auto ab = cache.get(regex_spec("ab"));
+  EXPECT_EQ(**cache.find(regex_spec("ab")), *ab);
+  for (int i = 0; i < 100; ++i) EXPECT_FALSE(cache.get(regex_spec("(" + std::to_string(i))).ok());
+  EXPECT_FALSE(cache.find(costly)) << "only the last failures are kept";
+}
+
+TEST(Cache, OtherCompilationsMayRunWithinALongOne) {
+  GrammarCache cache(byte_vocabulary(), 64 << 20);
+  const GrammarSpec spec = regex_spec("(a|b)*a(a|b){13}");
+  std::shared_ptr<const Grammar> within;
+  int asked = 0;
+  const auto outer = cache.get(spec, [&] {
+    // The same one, on the same thread: waiting for the first would be for ever.
+    if (++asked == 1) within = *cache.get(spec);
+    return true;
+  });
+  ASSERT_TRUE(outer.ok());
+  EXPECT_GT(asked, 0) << "the example must take long enough to be asked";
+  EXPECT_TRUE(within);
+  EXPECT_EQ(*cache.get(spec), within) << "the one that was ready first is kept";
+}
+
 TEST(Cache, DropsTheLeastRecentlyUsedAboveItsBytes) {
   const auto bytes_of_one = [] {
     GrammarCache cache(byte_vocabulary(), 64 << 20);

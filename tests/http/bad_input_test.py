@@ -40,7 +40,7 @@ class BadInput(ServerTest):
         for path in POSTS:
             for body in bodies:
                 with self.subTest(path=path, body=body[:40]):
-                    self.client_error(self.server.post(path, body), 400, 404)
+                    self.client_error(self.server.post(path, body), 400, 404, 413)
 
     def test_duplicate_keys_are_named(self):
         body = b'{"model": "sql", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1, "max_tokens": 2}'

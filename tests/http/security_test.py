@@ -107,7 +107,7 @@ class Keys(Directory):
         server.stop(0)
 
     def test_limits(self):
-        self.keys("tenant", "set", "acme", "--max-in-flight", "1")
+        self.keys("tenant", "set", "acme", "--max-in-flight", "16")
         self.keys("tenant", "set", "poor", "--tokens-per-minute", "60")
         key, poor, free = self.key("acme", "infer"), self.key("poor", "infer"), self.key("free", "infer")
         server = self.serve("--max-running", "1", adapters=("sql",))

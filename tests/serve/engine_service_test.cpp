@@ -65,27 +65,6 @@ TEST(EngineService, FactsOfThePromptComeAlsoWhenTheFirstTokenIsTheLast) {
   EXPECT_EQ(heard->choice(1).completion.prompt_token_ids, heard->choice(5).prompt_token_ids);
 }
 
-TEST(EngineService, AdmissionIsBoundedByRequestsAndTokens) {
-  Service service({.max_queue_requests = 3, .max_queue_tokens = 100});
-  EXPECT_TRUE(service->admit({5, 1000}).status.ok()) << "alone it may be larger than a bound";
-  service->abandon({5, 1000});
-  EXPECT_TRUE(service->admit({1, 10}).status.ok());
-  EXPECT_TRUE(service->admit({2, 50}).status.ok());
-  EngineService::Admission refused = service->admit({1, 1});
-  EXPECT_EQ(refused.status.code(), StatusCode::kUnavailable);
-  EXPECT_NE(refused.status.message().find("3 requests are waiting"), std::string::npos) << refused.status.message();
-  EXPECT_GE(refused.retry_after_seconds, 1);
-  service->abandon({2, 50});
-  refused = service->admit({1, 91});
-  EXPECT_EQ(refused.status.code(), StatusCode::kUnavailable);
-  EXPECT_NE(refused.status.message().find("of 10 tokens are waiting"), std::string::npos) << refused.status.message();
-  EXPECT_TRUE(service->admit({1, 90}).status.ok());
-  EXPECT_EQ(service->num_queued(), 2);
-  EXPECT_EQ(service.queued_tokens(), 100) << "what was refused takes no room";
-  service->abandon({2, 100});
-  service.expect_empty_queue();
-}
-
 // The rate that predicts waits is measured while there is a queue (sched/wait_forecast_test.cpp: idle time does not
 // count).
 TEST(EngineService, PredictedWaitComesFromTheRateOfStartsAndRefusesByPatience) {
@@ -102,9 +81,9 @@ TEST(EngineService, PredictedWaitComesFromTheRateOfStartsAndRefusesByPatience) {
     }
     ASSERT_TRUE(heard->wait_for_ends(6));
     const EngineService::Share large{.prompt_tokens = 1'000'000};
-    ASSERT_TRUE(service->admit(large).status.ok());
+    ASSERT_TRUE(service->admit({}, large).status.ok());
     if (const double wait = service->predicted_wait_seconds(); wait > 0) rate = 1e6 / wait;
-    service->abandon(large);
+    service->abandon({}, large);
   }
   const double average = static_cast<double>(tokens) / std::chrono::duration<double>(Clock::now() - begin).count();
   EXPECT_GT(rate, average / 6);
@@ -113,14 +92,14 @@ TEST(EngineService, PredictedWaitComesFromTheRateOfStartsAndRefusesByPatience) {
   const auto seconds = [&](double wait) {
     return EngineService::Share{.prompt_tokens = static_cast<int64_t>(rate * wait)};
   };
-  ASSERT_TRUE(service->admit(seconds(100)).status.ok()) << "an empty queue is no wait";
-  const EngineService::Admission refused = service->admit({}, 50.0);
+  ASSERT_TRUE(service->admit({}, seconds(100)).status.ok()) << "an empty queue is no wait";
+  const EngineService::Admission refused = service->admit({}, {}, 50.0);
   EXPECT_EQ(refused.status.code(), StatusCode::kDeadlineExceeded) << refused.status.message();
   EXPECT_NEAR(refused.retry_after_seconds, 50, 1);
-  EXPECT_TRUE(service->admit({}, 200.0).status.ok());
-  ASSERT_TRUE(service->admit(seconds(1000)).status.ok());
-  EXPECT_EQ(service->admit({}).status.code(), StatusCode::kUnavailable) << "past max_wait_seconds";
-  for (const double wait : {100.0, 0.0, 1000.0}) service->abandon(seconds(wait));
+  EXPECT_TRUE(service->admit({}, {}, 200.0).status.ok());
+  ASSERT_TRUE(service->admit({}, seconds(1000)).status.ok());
+  EXPECT_EQ(service->admit({}, {}).status.code(), StatusCode::kUnavailable) << "past max_wait_seconds";
+  for (const double wait : {100.0, 0.0, 1000.0}) service->abandon({}, seconds(wait));
   service.expect_empty_queue();
 }
 

@@ -382,7 +382,7 @@ TEST(OpenAiParse, PromptsInEveryForm) {
   const auto many = prompts("[[1], [2, 499]]");
   EXPECT_EQ(many.value->prompts[1].token_ids, (std::vector<int32_t>{2, 499}));
   EXPECT_EQ(many.value->prompts.size(), 2u);
-  EXPECT_EQ(prompts(repeat("\"a\"", 256)).value->prompts.size(), 256u);
+  EXPECT_EQ(prompts(repeat("\"a\"", 128)).value->prompts.size(), 128u);
   const std::tuple<std::string, std::string, std::string> bad[] = {{"null", "prompt", "missing"},
                                                                    {"\"\"", "prompt", "empty"},
                                                                    {"[]", "prompt", "empty"},
@@ -393,7 +393,7 @@ TEST(OpenAiParse, PromptsInEveryForm) {
                                                                    {"[[1], [-1]]", "prompt[1]", "-1"},
                                                                    {"[1, \"a\"]", "prompt", "entry 1 is a string"},
                                                                    {"[\"a\", 1]", "prompt[1]", "is a number"},
-                                                                   {repeat("\"a\"", 257), "prompt", "at most 256"}};
+                                                                   {repeat("\"a\"", 129), "prompt", "at most 128"}};
   for (const auto& [prompt, param, message] : bad) {
     const auto parsed = prompts(prompt);
     ASSERT_FALSE(parsed.ok()) << prompt;

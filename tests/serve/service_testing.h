@@ -137,9 +137,7 @@ struct Service {
     sequence.choice = submission.choice;
     sequence.wants_prompt = submission.wants_prompt;
     if (submission.deadline) sequence.asked.expires = to_micros(*submission.deadline);
-    EngineService::Share share;
-    share.add(sequence);
-    EXPECT_TRUE(engine->admit(share).status.ok());
+    EXPECT_TRUE(engine->admit({}, EngineService::share_of(sequence)).status.ok());
     return engine->submit(std::move(submission.request));
   }
   RequestId submit(const std::shared_ptr<Heard>& heard, const std::string& prompt, int64_t max_tokens) {

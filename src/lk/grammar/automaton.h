@@ -6,10 +6,12 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
 #include "lk/base/status.h"
+#include "lk/base/thread_time.h"
 #include "lk/grammar/grammar.h"
 #include "lk/grammar/ir.h"
 
@@ -49,31 +51,46 @@ struct Automaton {
 class Budget {
  public:
   explicit Budget(const GrammarLimits& limits)
-      : deadline_(std::chrono::steady_clock::now() + limits.compile_timeout),
+      : go_on_(limits.go_on),
+        deadline_(thread_time() + limits.compile_timeout),
+        next_look_(thread_time() + kLookInterval),
         timeout_(limits.compile_timeout),
         max_bytes_(limits.max_compiled_bytes) {}
   // Accounts for memory in use by a growing structure; false once a limit is passed, and ever after.
   bool spend(int64_t bytes) {
     bytes_ += bytes;
     if (bytes_ > max_bytes_) failed_ = true;
-    if ((++calls_ & 63) == 0 && std::chrono::steady_clock::now() > deadline_) failed_ = true;
+    if ((++calls_ & 127) == 0) look_at_clock();
     return !failed_;
   }
   void release(int64_t bytes) { bytes_ -= bytes; }
   bool ok() const { return !failed_; }
   Status status() const {
     if (!failed_) return {};
+    if (given_up_) return unavailable("the grammar was not compiled: nobody waits for it any more");
     if (bytes_ > max_bytes_)
       return invalid_argument("the grammar is too large: it needs more than {} bytes when compiled", max_bytes_);
     return invalid_argument("the grammar is too complex: compiling takes more than {} ms", timeout_.count());
   }
 
  private:
-  std::chrono::steady_clock::time_point deadline_;
+  static constexpr std::chrono::nanoseconds kLookInterval = std::chrono::milliseconds(1);
+  void look_at_clock() {
+    const std::chrono::nanoseconds now = thread_time();
+    if (now < next_look_) return;
+    if (now > deadline_) failed_ = true;
+    if (go_on_ && !go_on_()) failed_ = given_up_ = true;
+    const std::chrono::nanoseconds then = thread_time();
+    deadline_ += then - now;
+    next_look_ = then + kLookInterval;
+  }
+
+  const std::function<bool()> go_on_;
+  std::chrono::nanoseconds deadline_, next_look_;  // of thread_time()
   std::chrono::milliseconds timeout_;
   int64_t max_bytes_, bytes_ = 0;
   uint32_t calls_ = 0;
-  bool failed_ = false;
+  bool failed_ = false, given_up_ = false;
 };
 
 // kInvalidArgument: a limit, a rule that is not defined, left recursion, or no text at all.

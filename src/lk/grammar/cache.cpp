@@ -4,6 +4,7 @@
 #include <mutex>
 #include <new>
 #include <optional>
+#include <thread>
 #include <unordered_map>
 
 #include "lk/grammar/grammar.h"
@@ -22,6 +23,9 @@ std::string key_of(const GrammarSpec& spec) {
   return key;
 }
 
+// What fails to compile costs as much as what does not: the reasons of the last ones are kept.
+constexpr size_t kMaxFailures = 64;
+
 }  // namespace
 
 struct GrammarCache::Impl {
@@ -32,6 +36,7 @@ struct GrammarCache::Impl {
   };
   // A compilation under way; those that come later wait for its result.
   struct Flight {
+    const std::thread::id thread = std::this_thread::get_id();
     std::optional<Result<std::shared_ptr<const Grammar>>> result;
   };
 
@@ -43,6 +48,26 @@ struct GrammarCache::Impl {
   std::list<Entry> entries;  // the most recently used first
   std::unordered_map<std::string, std::list<Entry>::iterator> by_key;
   std::unordered_map<std::string, std::shared_ptr<Flight>> flights;
+  std::list<std::pair<std::string, Status>> failures;  // by key, the last one first
+
+  // Checked before the key is made, so that a huge specification is not copied.
+  bool may_be_kept(const GrammarSpec& spec) const {
+    int64_t source = static_cast<int64_t>(spec.text.size());
+    for (const std::string& choice : spec.choices) source += static_cast<int64_t>(choice.size()) + 1;
+    return source <= limits.max_source_bytes;
+  }
+  // Requires: the lock.
+  std::optional<Result<std::shared_ptr<const Grammar>>> find(const std::string& key) {
+    if (const auto at = by_key.find(key); at != by_key.end()) {
+      entries.splice(entries.begin(), entries, at->second);
+      auto grammar = at->second->grammar;
+      evict();
+      return grammar;
+    }
+    for (const auto& [failed, reason] : failures)
+      if (failed == key) return reason;
+    return std::nullopt;
+  }
 
   int64_t bytes() const {
     int64_t total = 0;  // masks grow while grammars are in use: count anew
@@ -67,45 +92,50 @@ GrammarCache::GrammarCache(std::shared_ptr<const TokenVocabulary> vocabulary, in
 }
 GrammarCache::~GrammarCache() = default;
 
-Result<std::shared_ptr<const Grammar>> GrammarCache::get(const GrammarSpec& spec) {
-  // Checked before the key is made, so that a huge specification is not copied.
-  int64_t source = static_cast<int64_t>(spec.text.size());
-  for (const std::string& choice : spec.choices) source += static_cast<int64_t>(choice.size()) + 1;
-  if (source > impl_->limits.max_source_bytes)
-    return compile_grammar(spec, impl_->vocabulary, impl_->limits);  // says so
+Result<std::shared_ptr<const Grammar>> GrammarCache::get(const GrammarSpec& spec, std::function<bool()> go_on) {
+  if (!impl_->may_be_kept(spec)) return compile_grammar(spec, impl_->vocabulary, impl_->limits);  // says why
 
   const std::string key = key_of(spec);
   std::unique_lock lock(impl_->mutex);
-  if (const auto at = impl_->by_key.find(key); at != impl_->by_key.end()) {
-    impl_->entries.splice(impl_->entries.begin(), impl_->entries, at->second);
-    auto grammar = at->second->grammar;
-    impl_->evict();
-    return grammar;
-  }
-  if (const auto at = impl_->flights.find(key); at != impl_->flights.end()) {
+  if (auto known = impl_->find(key)) return *std::move(known);
+  // One that this very thread has under way, and left for this call (GrammarLimits::go_on), would never land.
+  const auto at = impl_->flights.find(key);
+  if (at != impl_->flights.end() && at->second->thread != std::this_thread::get_id()) {
     const std::shared_ptr<Impl::Flight> flight = at->second;
     impl_->landed.wait(lock, [&] { return flight->result.has_value(); });
     return *flight->result;
   }
   const auto flight = std::make_shared<Impl::Flight>();
-  impl_->flights[key] = flight;
+  const bool announced = impl_->flights.emplace(key, flight).second;
   lock.unlock();
+  GrammarLimits limits = impl_->limits;
+  limits.go_on = std::move(go_on);
   Result<std::shared_ptr<const Grammar>> result = resource_exhausted("no memory for the grammar");
   try {
-    result = compile_grammar(spec, impl_->vocabulary, impl_->limits);
+    result = compile_grammar(spec, impl_->vocabulary, limits);
   } catch (const std::bad_alloc&) {  // those who wait must hear of it
   }
   lock.lock();
   flight->result = result;
-  impl_->flights.erase(key);
-  if (result.ok()) {
+  if (announced) impl_->flights.erase(key);
+  if (result.ok() && !impl_->by_key.contains(key)) {
     impl_->entries.push_front({key, *result});
     impl_->by_key[key] = impl_->entries.begin();
     impl_->evict();
+  } else if (!result.ok() && result.status().code() == StatusCode::kInvalidArgument) {
+    impl_->failures.emplace_front(key, result.status());
+    if (impl_->failures.size() > kMaxFailures) impl_->failures.pop_back();
   }
   lock.unlock();
   impl_->landed.notify_all();
   return result;
+}
+
+std::optional<Result<std::shared_ptr<const Grammar>>> GrammarCache::find(const GrammarSpec& spec) {
+  if (!impl_->may_be_kept(spec)) return std::nullopt;
+  const std::string key = key_of(spec);
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->find(key);
 }
 
 int64_t GrammarCache::bytes() const {

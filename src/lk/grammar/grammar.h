@@ -7,7 +7,9 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -27,8 +29,11 @@ struct GrammarSpec {
 struct GrammarLimits {
   int64_t max_source_bytes = 64 << 10;
   int64_t max_compiled_bytes = 32 << 20;
-  int max_depth = 64;  // nesting of schema and pattern, not of the generated text
-  std::chrono::milliseconds compile_timeout{2'000};
+  int max_depth = 64;                                // nesting of schema and pattern, not of the generated text
+  std::chrono::milliseconds compile_timeout{2'000};  // of the compiling thread's processor time
+  // Called about every millisecond while compiling, when given: may do something else meanwhile, which does not count.
+  // False: the compilation is given up (kUnavailable).
+  std::function<bool()> go_on;
 };
 
 // The bytes that each token adds to the text, arranged for mask computation. Built once per tokenizer; immutable.
@@ -66,13 +71,17 @@ class GrammarState {
   std::unique_ptr<Impl> impl_;
 };
 
-// Compiled grammars by specification, least recently used out first, bounded in bytes. Thread safe; compiles on the
-// caller's thread, once per specification even when many ask at once.
+// Compiled grammars by specification, least recently used out first, bounded in bytes, and the last ones that could not
+// be compiled, with the reason. Thread safe; compiles on the caller's thread, once per specification even when many ask
+// at once.
 class GrammarCache {
  public:
   GrammarCache(std::shared_ptr<const TokenVocabulary> vocabulary, int64_t max_bytes, GrammarLimits limits = {});
   ~GrammarCache();
-  Result<std::shared_ptr<const Grammar>> get(const GrammarSpec& spec);
+  // `go_on`: GrammarLimits::go_on of this compilation.
+  Result<std::shared_ptr<const Grammar>> get(const GrammarSpec& spec, std::function<bool()> go_on = {});
+  // What get() would say without compiling anything: nothing when it would have to.
+  std::optional<Result<std::shared_ptr<const Grammar>>> find(const GrammarSpec& spec);
   int64_t bytes() const;
 
  private:

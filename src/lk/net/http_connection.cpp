@@ -159,6 +159,7 @@ void HttpConnection::on_head() {
   HttpRequest& head = parser_->request();
   head.peer = peer_.name;
   head.listener = listener_;
+  head.content_length = parser_->content_length();
   phase_ = Phase::kBody;
   body_start_ = Clock::now();
   deadline_ = body_start_ + limits_.body_timeout;
@@ -226,13 +227,15 @@ void HttpConnection::on_eof() {
 }
 
 // Answers on behalf of the server and gives the connection up.
-void HttpConnection::refuse(int status, std::string_view message) {
+void HttpConnection::refuse(int status, std::string_view message) { refuse(error_response(status, message)); }
+
+void HttpConnection::refuse(const HttpResponse& response) {
   parser_ = nullptr;
   release_body();
   if (answer_ == nullptr) answer_ = std::make_shared<HttpAnswer>();
   if (answer_->state == HttpAnswer::State::kWaiting) {
     answer_->keep_alive = false;
-    queue(*answer_, error_response(status, message));
+    queue(*answer_, response);
   }
   answer_ = nullptr;
   close_after_flush_ = true;
@@ -240,13 +243,20 @@ void HttpConnection::refuse(int status, std::string_view message) {
   flush_later();
 }
 
-// Bodies of all connections together are bounded too.
+// Bodies of all connections together are bounded too, and whoever let the request in may find its body too large.
 bool HttpConnection::account_body() {
   const int64_t bytes = parser_ ? static_cast<int64_t>(parser_->request().body.size()) : 0;
-  const int64_t total = state_.body_bytes += bytes - std::exchange(counted_body_bytes_, bytes);
-  if (total <= limits_.max_total_body_bytes || bytes == 0) return true;
-  refuse(503, "the server is receiving too many large requests");
-  return false;
+  const int64_t before = std::exchange(counted_body_bytes_, bytes);
+  const int64_t total = state_.body_bytes += bytes - before;
+  if (bytes == 0) return true;
+  if (total > limits_.max_total_body_bytes) {
+    refuse(503, "the server is receiving too many large requests");
+    return false;
+  }
+  if (bytes == before || !parser_->request().admission) return true;
+  const std::optional<HttpResponse> response = parser_->request().admission->on_body(bytes);
+  if (response) refuse(*response);
+  return !response;
 }
 
 void HttpConnection::release_body() { state_.body_bytes -= std::exchange(counted_body_bytes_, 0); }

@@ -83,6 +83,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void on_request();
   void on_eof();
   void refuse(int status, std::string_view message);
+  void refuse(const HttpResponse& response);
   bool account_body();
   void release_body();
   // Output.

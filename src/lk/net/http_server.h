@@ -23,6 +23,8 @@ namespace lk {
 
 using HttpHeaders = std::vector<std::pair<std::string, std::string>>;
 
+class HttpAdmission;
+
 struct HttpRequest {
   std::string method;                                          // "GET"
   std::string target;                                          // as sent: path and query
@@ -32,6 +34,8 @@ struct HttpRequest {
   std::string body;                                            // empty while only the head is known
   std::string peer;                                            // address of the peer, "unix" for a unix socket
   int listener = 0;                                            // index into HttpServerOptions::listen
+  int64_t content_length = 0;                                  // of the body; -1: chunked, not known
+  std::shared_ptr<HttpAdmission> admission;                    // of the head filter's making
   std::string_view header(std::string_view lower_name) const;  // first value, or ""
 };
 
@@ -47,6 +51,14 @@ struct HttpResponse {
   std::string content_type = "application/json";
   std::string body;
   HttpParts parts;  // follow the body: what is longer than a few kHttpPartBytes belongs here
+};
+
+// What a head filter keeps of a request that it let in, such as its place among others. Let go of with the request.
+class HttpAdmission {
+ public:
+  virtual ~HttpAdmission() = default;
+  // So many bytes of the body were received: an answer given here ends the request. On the shard's thread.
+  virtual std::optional<HttpResponse> on_body(int64_t bytes) = 0;
 };
 
 // The answer to one request. Exactly one of respond() and begin_stream() .. end() is called; if all references are
@@ -119,9 +131,9 @@ class HttpServer {
  public:
   using Handler = std::function<void(HttpRequest request, std::shared_ptr<HttpReply> reply)>;
   // Called when the head is known, before the body is read: an answer given here ends the request (wrong key, overload,
-  // too large). A short body is skipped then, for a long or unknown one the connection is closed behind the answer. On
-  // the shard's thread.
-  using HeadFilter = std::function<std::optional<HttpResponse>(const HttpRequest& head)>;
+  // too large). A short body is skipped then, for a long or unknown one the connection is closed behind the answer. It
+  // may set the request's `admission`. On the shard's thread.
+  using HeadFilter = std::function<std::optional<HttpResponse>(HttpRequest& head)>;
 
   // Sets SIGPIPE to be ignored. With TLS listeners the certificate is read here and by reload_tls().
   static Result<std::unique_ptr<HttpServer>> start(const HttpServerOptions& options, HeadFilter filter,

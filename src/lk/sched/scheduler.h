@@ -65,6 +65,8 @@ struct SchedulerOptions {
   // never.
   double preempt_gap = 0.1;
   QueueOptions queue;
+  // No tenant waits for all that others have waiting, only for what their weights let them have meanwhile.
+  bool serves_by_weight() const { return queue.kind != QueueKind::kFcfs; }
   // Makes the policy; the simulator has more of them than QueueKind names.
   std::function<std::unique_ptr<QueuePolicy>(const QueueOptions&, Locality)> make_queue = QueuePolicy::create;
   AdapterSlotOptions slots;
@@ -129,6 +131,7 @@ class Scheduler {
     int64_t running = 0, waiting = 0;  // requests
   };
   std::map<AdapterId, AdapterLoad> adapter_load() const;
+  bool serves_by_weight() const { return options_.serves_by_weight(); }
   void set_tenant_weight(TenantId tenant, double weight) { policy_->set_weight(tenant, weight); }
   const std::unordered_map<TenantId, TenantService>& tenants() const { return policy_->tenants(); }
 

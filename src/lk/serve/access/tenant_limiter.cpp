@@ -1,9 +1,59 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <algorithm>
+#include "lk/serve/access/tenant_limiter.h"
 
-#include "lk/serve/access/tenants.h"
+#include <algorithm>
+#include <utility>
 
 namespace lk {
+
+TenantLimiter::Place& TenantLimiter::Place::operator=(Place&& other) noexcept {
+  if (this == &other) return *this;
+  finish(0);
+  limiter_ = std::exchange(other.limiter_, nullptr);
+  tenant_ = std::move(other.tenant_);
+  requests_ = std::exchange(other.requests_, 0);
+  tokens_ = std::exchange(other.tokens_, 0);
+  body_bytes_ = std::exchange(other.body_bytes_, 0);
+  return *this;
+}
+
+bool TenantLimiter::Place::hold_body(int64_t bytes) {
+  if (!limiter_ || bytes == body_bytes_) return true;
+  const std::lock_guard lock(limiter_->mutex_);
+  const int64_t more = bytes - body_bytes_;
+  if (more < 0) limiter_->bodies_.give_back(tenant_->name, -more);
+  if (more > 0 && !limiter_->bodies_.try_take(tenant_->name, tenant_->weight, more)) {
+    ++limiter_->buckets_[tenant_->name].usage.refused;
+    return false;
+  }
+  body_bytes_ = bytes;
+  return true;
+}
+
+TenantLimiter::Decision TenantLimiter::Place::admit(int64_t tokens, int64_t choices, Clock::time_point now) {
+  LK_CHECK(limiter_ != nullptr && tokens >= 0 && choices > 0, "{} tokens for {} choices", tokens, choices);
+  const std::lock_guard lock(limiter_->mutex_);
+  Decision decision = limiter_->charge(*tenant_, tokens, choices, now, requests_, tokens_);
+  if (!decision.admitted) return decision;
+  limiter_->buckets_[tenant_->name].usage.requests += choices;
+  requests_ = choices;
+  tokens_ = tokens;
+  return decision;
+}
+
+void TenantLimiter::Place::finish(int64_t used_tokens, Clock::time_point now) {
+  TenantLimiter* limiter = std::exchange(limiter_, nullptr);
+  if (!limiter) return;
+  const std::lock_guard lock(limiter->mutex_);
+  Bucket& bucket = limiter->buckets_[tenant_->name];
+  bucket.usage.in_flight -= requests_;
+  bucket.usage.used_tokens += used_tokens;
+  limiter->bodies_.give_back(tenant_->name, body_bytes_);
+  if (tenant_->tokens_per_minute <= 0 || !bucket.started) return;
+  const auto size = static_cast<double>(tenant_->tokens_per_minute);
+  refill(bucket, size, now);
+  bucket.tokens = std::min(size, bucket.tokens + static_cast<double>(tokens_) - static_cast<double>(used_tokens));
+}
 
 // Brings the bucket to `now`. A clock that stands still or a limit that shrank takes nothing below what the new size
 // allows.
@@ -21,53 +71,57 @@ void TenantLimiter::refill(Bucket& bucket, double size, Clock::time_point now) {
   bucket.tokens = std::min(bucket.tokens, size);
 }
 
-TenantLimiter::Decision TenantLimiter::admit(const Tenant& tenant, int64_t reserved_tokens, Clock::time_point now,
-                                             int64_t requests) {
-  LK_CHECK(reserved_tokens >= 0, "a reservation of {} tokens", reserved_tokens);
+TenantLimiter::Decision TenantLimiter::enter(std::shared_ptr<const Tenant> tenant, Place& place, Clock::time_point now,
+                                             int64_t tokens) {
+  place.finish(0, now);
   const std::lock_guard lock(mutex_);
-  Bucket& bucket = buckets_[tenant.name];
-  if (tenant.max_in_flight > 0 && bucket.usage.in_flight > 0 &&
-      bucket.usage.in_flight + requests > tenant.max_in_flight) {
-    ++bucket.usage.refused;
-    return {false, fmt::format("too many requests in flight: {} of {}", bucket.usage.in_flight, tenant.max_in_flight),
-            1};
-  }
-  if (tenant.tokens_per_minute > 0) {
-    const auto size = static_cast<double>(tenant.tokens_per_minute);
-    refill(bucket, size, now);
-    const auto reserved = static_cast<double>(reserved_tokens);
-    const double wanted =
-        std::min(reserved, size);  // more than a whole bucket: enters when the bucket is full, and leaves a debt
-    constexpr double kRounding = 1e-6;
-    if (bucket.tokens + kRounding < wanted) {
-      ++bucket.usage.refused;
-      const auto left = static_cast<int64_t>(std::max(bucket.tokens, 0.0));
-      return {false,
-              fmt::format("token limit reached: {} tokens wanted, {} left of {} per minute", reserved_tokens, left,
-                          tenant.tokens_per_minute),
-              (wanted - bucket.tokens) * 60 / size};
-    }
-    bucket.tokens -= reserved;
-  } else {
-    bucket.started = false;  // a limit set later begins with a full bucket
-  }
-  bucket.usage.in_flight += requests;
-  bucket.usage.requests += requests;
-  return {};
+  Decision decision = charge(*tenant, tokens, 1, now, 0, 0);
+  if (!decision.admitted) return decision;
+  place.limiter_ = this;
+  place.tenant_ = std::move(tenant);
+  place.requests_ = 1;
+  place.tokens_ = tokens;
+  return decision;
 }
 
-void TenantLimiter::finish(const Tenant& tenant, int64_t reserved_tokens, int64_t used_tokens, Clock::time_point now,
-                           int64_t requests) {
-  const std::lock_guard lock(mutex_);
+// A request that holds some requests and tokens already is to have these. Requires: the lock.
+TenantLimiter::Decision TenantLimiter::charge(const Tenant& tenant, int64_t tokens, int64_t requests,
+                                              Clock::time_point now, int64_t held_requests, int64_t held_tokens) {
   Bucket& bucket = buckets_[tenant.name];
-  LK_CHECK(bucket.usage.in_flight >= requests, "finish() without admit() for tenant {}", tenant.name);
-  bucket.usage.in_flight -= requests;
-  bucket.usage.used_tokens += used_tokens;
-  if (tenant.tokens_per_minute <= 0 || !bucket.started) return;
-  const auto size = static_cast<double>(tenant.tokens_per_minute);
-  refill(bucket, size, now);
-  bucket.tokens =
-      std::min(size, bucket.tokens + static_cast<double>(reserved_tokens) - static_cast<double>(used_tokens));
+  const auto refuse = [&](bool never, std::string reason, double retry_after_seconds) {
+    ++bucket.usage.refused;
+    return Decision{false, never, std::move(reason), retry_after_seconds};
+  };
+  const int64_t others = bucket.usage.in_flight - held_requests;
+  if (tenant.max_in_flight > 0 && requests > tenant.max_in_flight)
+    return refuse(
+        true,
+        fmt::format("{} answers are asked for at once, at most {} may be in flight", requests, tenant.max_in_flight),
+        0);
+  if (tenant.max_in_flight > 0 && others + requests > tenant.max_in_flight)
+    return refuse(false,
+                  requests > 1 ? fmt::format("too many requests in flight: {} of {}, and {} more are asked for", others,
+                                             tenant.max_in_flight, requests)
+                               : fmt::format("too many requests in flight: {} of {}", others, tenant.max_in_flight),
+                  1);
+  if (tenant.tokens_per_minute > 0 && tokens + held_tokens > 0) {
+    const auto size = static_cast<double>(tenant.tokens_per_minute);
+    refill(bucket, size, now);
+    const double left = bucket.tokens + static_cast<double>(held_tokens);
+    // More than a whole bucket: enters when the bucket is full, and leaves a debt.
+    const double wanted = std::min(static_cast<double>(tokens), size);
+    constexpr double kRounding = 1e-6;
+    if (left + kRounding < wanted)
+      return refuse(false,
+                    fmt::format("token limit reached: {} tokens wanted, {} left of {} per minute", tokens,
+                                static_cast<int64_t>(std::max(left, 0.0)), tenant.tokens_per_minute),
+                    (wanted - left) * 60 / size);
+    bucket.tokens = left - static_cast<double>(tokens);
+  } else if (tenant.tokens_per_minute <= 0) {
+    bucket.started = false;  // a limit set later begins with a full bucket
+  }
+  bucket.usage.in_flight += requests - held_requests;
+  return {};
 }
 
 void TenantLimiter::retain(const std::function<bool(const std::string&)>& keep) {
@@ -80,6 +134,11 @@ std::map<std::string, TenantLimiter::Usage> TenantLimiter::usage() const {
   std::map<std::string, Usage> all;
   for (const auto& [name, bucket] : buckets_) all[name] = bucket.usage;
   return all;
+}
+
+int64_t TenantLimiter::body_bytes() const {
+  const std::lock_guard lock(mutex_);
+  return bodies_.used();
 }
 
 }  // namespace lk

@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tenants, API keys and limits. Keys are random; only their SHA-256 is stored, and compared in constant time.
+// Tenants and API keys. Keys are random; only their SHA-256 is stored, and compared in constant time.
 // Once any key exists, usable or not, every request needs one; with none, the server is open (and binds to loopback
 // only).
 #pragma once
 
-#include <chrono>
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -94,41 +91,6 @@ class KeyRing {
   std::unordered_map<std::string, ApiKey> keys_;  // by id
   std::vector<PlainKey> plain_;
   bool closed_ = false;
-};
-
-// What each tenant has in flight and the tokens it has left this minute (token bucket of one minute's size, refilled
-// continuously; charged with the reservation on entry, corrected with what was used at the end). A reservation bigger
-// than the bucket is admitted when the bucket is full and leaves a debt, which later requests wait for. Thread safe.
-class TenantLimiter {
- public:
-  using Clock = std::chrono::steady_clock;
-  struct Decision {
-    bool admitted = true;
-    std::string reason;              // "too many requests in flight: 8 of 8"
-    double retry_after_seconds = 0;  // when it is worth trying again
-  };
-  // `requests` counts choices, not HTTP requests: n and lists of prompts are no way around the limit. More of them than
-  // the limit enter together when nothing else of the tenant is in flight.
-  Decision admit(const Tenant& tenant, int64_t reserved_tokens, Clock::time_point now, int64_t requests = 1);
-  void finish(const Tenant& tenant, int64_t reserved_tokens, int64_t used_tokens, Clock::time_point now,
-              int64_t requests = 1);
-  // Forgets tenants that `keep` does not want and that have nothing in flight.
-  void retain(const std::function<bool(const std::string& tenant)>& keep);
-  struct Usage {
-    int64_t in_flight = 0, requests = 0, refused = 0, used_tokens = 0;
-  };
-  std::map<std::string, Usage> usage() const;
-
- private:
-  struct Bucket {
-    Usage usage;
-    double tokens = 0;
-    Clock::time_point refilled;
-    bool started = false;
-  };
-  static void refill(Bucket& bucket, double size, Clock::time_point now);
-  mutable std::mutex mutex_;
-  std::unordered_map<std::string, Bucket> buckets_;  // by tenant name
 };
 
 }  // namespace lk

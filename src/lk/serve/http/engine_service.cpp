@@ -21,12 +21,14 @@ double seconds(Clock::duration duration) { return std::chrono::duration<double>(
 EngineService::EngineService(std::unique_ptr<TextEngine> engine, const EngineServiceOptions& options, Deliver deliver)
     : engine_(std::move(engine)),
       text_(engine_->shared_text()),
-      options_([&] {
-        EngineServiceOptions filled = options;
-        if (filled.max_queue_tokens <= 0) filled.max_queue_tokens = filled.max_queue_requests * text_->context() / 4;
-        return filled;
-      }()),
-      deliver_(std::move(deliver)) {
+      options_(options),
+      deliver_(std::move(deliver)),
+      queue_({.requests = options.max_queue_requests,
+              .tokens = options.max_queue_tokens > 0
+                            ? options.max_queue_tokens
+                            : std::max(options.max_queue_requests * text_->context() / 4, text_->context()),
+              .wait_seconds = options.max_wait_seconds,
+              .fair = engine_->scheduler().serves_by_weight()}) {
   engine_->engine().set_load_listener([this] {
     {
       std::lock_guard lock(mutex_);
@@ -55,47 +57,6 @@ void EngineService::stop() {
 }
 
 // --- Any thread
-
-double EngineService::predicted_wait_seconds() const {
-  return wait_for_tokens(queued_prompts_.load(std::memory_order_relaxed));
-}
-
-double EngineService::wait_for_tokens(int64_t tokens) const {
-  const StartRate rate = start_rate_.load(std::memory_order_relaxed);
-  return static_cast<double>(rate.until_start(static_cast<double>(tokens))) / 1e6;
-}
-
-EngineService::Admission EngineService::admit(const Share& share, std::optional<double> patience_seconds) {
-  const int64_t queued = queued_requests_.fetch_add(share.requests);
-  const int64_t queued_tokens = queued_tokens_.fetch_add(share.tokens);
-  const int64_t queued_prompts = queued_prompts_.fetch_add(share.prompt_tokens);
-  const double wait = queued > 0 ? wait_for_tokens(queued_prompts) : 0;
-  Admission refusal;
-  // A request larger than a bound still runs when nobody else waits.
-  if (queued > 0 && queued + share.requests > options_.max_queue_requests)
-    refusal.status = unavailable("the server is overloaded: {} requests are waiting, at most {} may", queued,
-                                 options_.max_queue_requests);
-  else if (queued > 0 && queued_tokens + share.tokens > options_.max_queue_tokens)
-    refusal.status = unavailable("the server is overloaded: requests of {} tokens are waiting, at most {} may",
-                                 queued_tokens, options_.max_queue_tokens);
-  else if (wait > options_.max_wait_seconds)
-    refusal.status =
-        unavailable("the server is overloaded: the wait would be about {:.0f} s, at most {:.0f} s are allowed", wait,
-                    options_.max_wait_seconds);
-  else if (patience_seconds && wait > *patience_seconds)
-    refusal.status = deadline_exceeded(
-        "the wait would be about {:.1f} s, longer than the request's timeout of {:.1f} s", wait, *patience_seconds);
-  if (refusal.status.ok()) return refusal;
-  abandon(share);
-  refusal.retry_after_seconds = std::clamp(wait / 2, 1.0, 60.0);
-  return refusal;
-}
-
-void EngineService::abandon(const Share& share) {
-  queued_requests_.fetch_sub(share.requests);
-  queued_tokens_.fetch_sub(share.tokens);
-  queued_prompts_.fetch_sub(share.prompt_tokens);
-}
 
 bool EngineService::post(Command& command) {
   {
@@ -133,7 +94,7 @@ RequestId EngineService::submit(std::unique_ptr<ServedSequence> sequence) {
   return id;
 }
 
-TenantId EngineService::tenant(const std::string& name, double weight) {
+EngineService::Account EngineService::account(const std::string& name, double weight) {
   std::lock_guard lock(accounts_mutex_);
   const auto [it, is_new] =
       accounts_.emplace(name, Account{.id = static_cast<TenantId>(accounts_.size()) + 1, .weight = 1});
@@ -142,7 +103,7 @@ TenantId EngineService::tenant(const std::string& name, double weight) {
     account.weight = weight;
     call([id = account.id, weight](TextEngine& engine) { engine.scheduler().set_tenant_weight(id, weight); });
   }
-  return account.id;
+  return account;
 }
 
 void EngineService::cancel(RequestId id) {
@@ -174,7 +135,7 @@ void EngineService::abort_all(Status error) {
 EngineService::Snapshot EngineService::snapshot() const {
   std::lock_guard lock(snapshot_mutex_);
   Snapshot snapshot = snapshot_;
-  snapshot.server.queued_tokens = queued_tokens_.load();
+  snapshot.server.queued_tokens = queue_.waiting().tokens;
   snapshot.server.max_queue = options_.max_queue_requests;
   snapshot.server.predicted_wait_seconds = predicted_wait_seconds();
   return snapshot;
@@ -343,9 +304,7 @@ void EngineService::fail_all(const Status& error) {
 
 void EngineService::leave_queue(ServedSequence& sequence) {
   if (!std::exchange(sequence.queued, false)) return;
-  Share share;
-  share.add(sequence);
-  abandon(share);
+  queue_.leave(sequence.asked.tenant, share_of(sequence));
 }
 
 void EngineService::deliver(TextUpdate update) {

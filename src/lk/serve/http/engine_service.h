@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // EngineService: the engine thread. It owns a TextEngine; everybody else sends it requests and small tasks through a
-// queue, and it hands the events of each step to the shards, one batch per shard and step. It also bounds the queue: by
-// requests, by tokens and by the wait that the measured rate of starts predicts.
+// queue, and it hands the events of each step to the shards, one batch per shard and step. Who may wait for it:
+// AdmissionQueue.
 #pragma once
 
 #include <atomic>
@@ -19,6 +19,7 @@
 
 #include "lk/infer/text_engine.h"
 #include "lk/memory/pool_audit.h"
+#include "lk/serve/http/admission_queue.h"
 #include "lk/serve/observe/snapshot.h"
 #include "lk/serve/openai/openai.h"
 
@@ -72,9 +73,10 @@ struct StreamEvent {
 
 struct EngineServiceOptions {
   int64_t max_queue_requests = 1024;  // waiting, not running
-  int64_t max_queue_tokens = 0;       // prompt + max_tokens of waiting requests; 0 = a quarter context for each
-  double max_wait_seconds = 60;       // predicted
-  int nice = 0;                       // of the engine thread
+  // Prompt + max_tokens of waiting requests; 0 = a quarter context for each, a whole one at least.
+  int64_t max_queue_tokens = 0;
+  double max_wait_seconds = 60;                                       // predicted
+  int nice = 0;                                                       // of the engine thread
   Clock::duration publish_interval = std::chrono::milliseconds(100);  // of snapshots while it works
   Clock::duration audit_interval = std::chrono::seconds(1);           // of slices of the pool it checks while idle
   std::function<void(int64_t num_tokens, double seconds)> on_step;    // after each step, on the engine thread
@@ -93,34 +95,31 @@ class EngineService {
   // what is submitted a sink of the engine thread hears kUnavailable at once, a shard's nothing.
   void stop();
 
-  // The scheduler's number of an account, made when the name is new; its weight holds from now on. Any thread.
-  TenantId tenant(const std::string& name, double weight);
-
   const TextModel& text() const { return *text_; }
   std::shared_ptr<const TextModel> shared_text() const { return text_; }
 
   // --- Any thread
-  // What requests take of the queue together.
-  struct Share {
-    int64_t requests = 1;
-    int64_t tokens = 0;         // TextSequence::reserved_tokens
-    int64_t prompt_tokens = 0;  // by which waits are predicted
-    void add(const TextSequence& sequence) {
-      tokens += sequence.reserved_tokens;
-      prompt_tokens += sequence.completion.prompt_tokens;
-    }
-  };
-  // Asks for room in the queue. A refusal (kUnavailable, or
-  // kDeadlineExceeded when the predicted wait is longer than `patience_seconds`) carries when it is worth trying again.
-  // Admitted requests must be submitted or given back with abandon().
-  struct Admission {
-    Status status;
-    double retry_after_seconds = 0;
-  };
-  Admission admit(const Share& share, std::optional<double> patience_seconds = {});
-  void abandon(const Share& share);
-  double predicted_wait_seconds() const;
-  int64_t num_queued() const { return queued_requests_.load(std::memory_order_relaxed); }
+  using Account = AdmissionQueue::Account;
+  using Share = AdmissionQueue::Share;
+  using Admission = AdmissionQueue::Admission;
+  // Of a tenant; made when the name is new, its weight holds from now on.
+  Account account(const std::string& name, double weight);
+  static Share share_of(const TextSequence& sequence) {
+    return {.requests = 1, .tokens = sequence.reserved_tokens, .prompt_tokens = sequence.completion.prompt_tokens};
+  }
+  // Asks for room in the queue. Admitted requests must be submitted or given back with abandon().
+  Admission admit(const Account& account, const Share& share, std::optional<double> patience_seconds = {}) {
+    return queue_.admit(account, share, start_rate_.load(std::memory_order_relaxed), patience_seconds);
+  }
+  void abandon(const Account& account, const Share& share) { queue_.leave(account.id, share); }
+  // Whether anything more of it would be admitted.
+  Admission look(const Account& account) const {
+    return queue_.look(account, start_rate_.load(std::memory_order_relaxed));
+  }
+  double predicted_wait_seconds() const {  // behind everything that waits
+    return queue_.longest_wait_seconds(start_rate_.load(std::memory_order_relaxed));
+  }
+  int64_t num_queued() const { return queue_.waiting().requests; }
 
   // Requires: prepared, its adapter set. Gives it its id.
   RequestId submit(std::unique_ptr<ServedSequence> sequence);
@@ -165,7 +164,6 @@ class EngineService {
     std::function<void()> task;
   };
 
-  double wait_for_tokens(int64_t tokens) const;  // seconds
   void main();
   void end_everything();
   bool post(Command& command);  // false once stopped: it was not taken
@@ -200,7 +198,7 @@ class EngineService {
   bool woken_ = false;                     // guarded by mutex_: a load finished
 
   std::atomic<RequestId> next_id_{1};
-  std::atomic<int64_t> queued_requests_{0}, queued_tokens_{0}, queued_prompts_{0};
+  AdmissionQueue queue_;
   std::atomic<StartRate> start_rate_{};  // of the scheduler's forecast
   std::atomic<int64_t> busy_since_{0};   // steady clock, ns; 0 = idle
 
@@ -213,10 +211,6 @@ class EngineService {
   PoolAudit audit_;                                              // while there is nothing else to do
   std::deque<std::pair<Clock::time_point, int64_t>> generated_;  // recent totals, for the rate
 
-  struct Account {
-    TenantId id;
-    double weight;
-  };
   mutable std::mutex accounts_mutex_;
   std::map<std::string, Account> accounts_;  // guarded by accounts_mutex_
 

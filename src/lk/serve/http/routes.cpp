@@ -12,8 +12,20 @@ using enum Access;
 using S = ServerImpl;
 using Handler = void (ServerImpl::*)(const std::shared_ptr<Exchange>&);
 
-// Where it answers, and whether it is refused early.
-enum class Kind { kPlain, kAdminListener, kSheds };
+// Where it answers, and what it costs: inference, other work on what was sent, changes on the admin listener.
+enum class Kind { kPlain, kAdminListener, kChanges, kWorks, kInfers };
+
+constexpr Cost cost_of(Kind kind) {
+  switch (kind) {
+    case Kind::kInfers:
+      return Cost::kInference;
+    case Kind::kWorks:
+    case Kind::kChanges:
+      return Cost::kWork;
+    default:
+      return Cost::kNothing;
+  }
+}
 
 constexpr Route route(std::string_view method, std::string_view path, Access access, Kind kind, Handler handler,
                       std::string_view id = {}, std::string_view summary = {}, std::string_view body = {},
@@ -22,8 +34,8 @@ constexpr Route route(std::string_view method, std::string_view path, Access acc
   return {.method = method,
           .path = path,
           .access = access,
-          .admin_listener = kind == Kind::kAdminListener,
-          .sheds = kind == Kind::kSheds,
+          .admin_listener = kind == Kind::kAdminListener || kind == Kind::kChanges,
+          .cost = cost_of(kind),
           .handler = handler,
           .doc = {.id = id,
                   .summary = summary,
@@ -37,51 +49,51 @@ constexpr Route route(std::string_view method, std::string_view path, Access acc
 using enum Kind;
 
 constexpr Route kRoutes[] = {
-    route("POST", "/v1/chat/completions", kInfer, kSheds, &S::chat, "createChatCompletion", "Answer a conversation",
+    route("POST", "/v1/chat/completions", kInfer, kInfers, &S::chat, "createChatCompletion", "Answer a conversation",
           "ChatRequest", "ChatResponse"),
-    route("POST", "/v1/completions", kInfer, kSheds, &S::completions, "createCompletion", "Continue text",
+    route("POST", "/v1/completions", kInfer, kInfers, &S::completions, "createCompletion", "Continue text",
           "CompletionRequest", "CompletionResponse"),
-    route("POST", "/v1/embeddings", kInfer, kSheds, &S::embeddings, "createEmbedding",
+    route("POST", "/v1/embeddings", kInfer, kInfers, &S::embeddings, "createEmbedding",
           "Mean of the last hidden states, normalised", "EmbeddingRequest", "EmbeddingResponse"),
-    route("POST", "/tokenize", kInfer, kSheds, &S::tokenize, "tokenize", "Text or messages to token ids",
+    route("POST", "/tokenize", kInfer, kWorks, &S::tokenize, "tokenize", "Text or messages to token ids",
           "TokenizeRequest", "TokenizeResponse"),
-    route("POST", "/detokenize", kInfer, kSheds, &S::detokenize, "detokenize", "Token ids to text", "DetokenizeRequest",
+    route("POST", "/detokenize", kInfer, kWorks, &S::detokenize, "detokenize", "Token ids to text", "DetokenizeRequest",
           "DetokenizeResponse"),
     route("GET", "/v1/models", kInfer, kPlain, &S::models, "listModels",
           "The base model and the adapters the tenant may use", "", "ModelList"),
     route("GET", "/v1/models/{id}", kInfer, kPlain, &S::model, "getModel", "One model", "", "Model"),
-    route("POST", "/v1/load_lora_adapter", kAdapters, kAdminListener, &S::vllm_load, "loadLoraAdapter",
+    route("POST", "/v1/load_lora_adapter", kAdapters, kChanges, &S::vllm_load, "loadLoraAdapter",
           "Load an adapter (vLLM's route)", "LoadLoraRequest", "text"),
-    route("POST", "/v1/unload_lora_adapter", kAdapters, kAdminListener, &S::vllm_unload, "unloadLoraAdapter",
+    route("POST", "/v1/unload_lora_adapter", kAdapters, kChanges, &S::vllm_unload, "unloadLoraAdapter",
           "Unload an adapter (vLLM's route)", "UnloadLoraRequest", "text"),
     route("GET", "/v1/adapters", kAdapters, kAdminListener, &S::list_adapters, "listAdapters", "All adapter versions",
           "", "AdapterList"),
-    route("POST", "/v1/adapters", kAdapters, kAdminListener, &S::post_adapter, "createAdapter",
+    route("POST", "/v1/adapters", kAdapters, kChanges, &S::post_adapter, "createAdapter",
           "Load an adapter: verified, and proven on a probe prompt, before it can be seen", "AdapterCreate", "Adapter",
           201, "409"),
     route("GET", "/v1/adapters/{name}", kAdapters, kAdminListener, &S::get_adapter, "getAdapter",
           "One adapter, by name or name@version", "", "Adapter"),
-    route("PATCH", "/v1/adapters/{name}", kAdapters, kAdminListener, &S::patch_adapter, "updateAdapter",
+    route("PATCH", "/v1/adapters/{name}", kAdapters, kChanges, &S::patch_adapter, "updateAdapter",
           "Pin, unpin, or point an alias at it", "AdapterPatch", "Adapter", 200, "409"),
-    route("DELETE", "/v1/adapters/{name}", kAdapters, kAdminListener, &S::delete_adapter, "deleteAdapter",
+    route("DELETE", "/v1/adapters/{name}", kAdapters, kChanges, &S::delete_adapter, "deleteAdapter",
           "Unload: requests in flight finish, new ones no longer find it", "", "AdapterDeleted", 200, "", "wait"),
     route("GET", "/v1/keys", kAdmin, kAdminListener, &S::list_keys, "listKeys", "Keys, without their secrets", "",
           "KeyList", 200, "409"),
-    route("POST", "/v1/keys", kAdmin, kAdminListener, &S::post_key, "createKey",
+    route("POST", "/v1/keys", kAdmin, kChanges, &S::post_key, "createKey",
           "Make a key; its secret is in this answer only", "KeyCreate", "KeyCreated", 201, "409"),
     route("GET", "/v1/keys/{id}", kAdmin, kAdminListener, &S::get_key, "getKey",
           "One key, by the 12 characters of its public part", "", "Key", 200, "409"),
-    route("DELETE", "/v1/keys/{id}", kAdmin, kAdminListener, &S::delete_key, "revokeKey",
+    route("DELETE", "/v1/keys/{id}", kAdmin, kChanges, &S::delete_key, "revokeKey",
           "Make a key useless for good; holds when this is answered", "", "Deleted", 200, "409"),
     route("GET", "/v1/tenants", kAdmin, kAdminListener, &S::list_tenants, "listTenants", "Tenants with their limits",
           "", "TenantList", 200, "409"),
-    route("POST", "/v1/tenants", kAdmin, kAdminListener, &S::post_tenant, "createTenant", "Make a tenant",
-          "TenantCreate", "Tenant", 201, "409"),
+    route("POST", "/v1/tenants", kAdmin, kChanges, &S::post_tenant, "createTenant", "Make a tenant", "TenantCreate",
+          "Tenant", 201, "409"),
     route("GET", "/v1/tenants/{name}", kAdmin, kAdminListener, &S::get_tenant, "getTenant", "One tenant", "", "Tenant",
           200, "409"),
-    route("PATCH", "/v1/tenants/{name}", kAdmin, kAdminListener, &S::patch_tenant, "updateTenant",
-          "Change what is given", "TenantPatch", "Tenant", 200, "409"),
-    route("DELETE", "/v1/tenants/{name}", kAdmin, kAdminListener, &S::delete_tenant, "deleteTenant",
+    route("PATCH", "/v1/tenants/{name}", kAdmin, kChanges, &S::patch_tenant, "updateTenant", "Change what is given",
+          "TenantPatch", "Tenant", 200, "409"),
+    route("DELETE", "/v1/tenants/{name}", kAdmin, kChanges, &S::delete_tenant, "deleteTenant",
           "Remove a tenant without usable keys", "", "Deleted", 200, "409"),
     route("GET", "/v1/usage", kAnyKey, kPlain, &S::usage, "getUsage",
           "Tokens by key since the start: the own one's, all for scope admin", "", "KeyUsageList"),

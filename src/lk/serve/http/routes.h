@@ -18,11 +18,15 @@ struct Exchange;
 // Who may use a route.
 enum class Access : uint8_t { kOpen, kAnyKey, kInfer, kAdapters, kAdmin, kMetrics };
 
+// What a request of a route costs. What costs anything takes a place of its tenant's (TenantLimiter) at its head;
+// inference is also refused there when the engine's queue is full.
+enum class Cost : uint8_t { kNothing, kWork, kInference };
+
 struct Route {
   std::string_view method, path;  // "/v1/adapters/{name}": the last part is the parameter, with its slashes
   Access access;
   bool admin_listener;  // moves to the admin listener when there is one
-  bool sheds;           // inference: refused before the body is read when the server is full
+  Cost cost;
   void (ServerImpl::*handler)(const std::shared_ptr<Exchange>&);
   RouteDoc doc = {};
 };

@@ -17,13 +17,28 @@
 namespace lk {
 namespace {
 
-constexpr size_t kMaxWaitingWork = 4096;
 // Keys that are revoked in another process are refused within two of these intervals.
 constexpr std::chrono::milliseconds kAccessInterval{1000};
 // How long a change may wait for somebody who holds the state file; `lorikeet keys` holds it for milliseconds.
 constexpr std::chrono::milliseconds kStatePatience{2000};
 constexpr const char* kNotStored =
     "the change could not be stored and is not in effect; the server's log says why, try again later";
+// A task's closures and the head of its request, some kilobytes; the bodies are bounded by their bytes.
+constexpr int64_t kMaxWaitingWork = 4096;
+// Bodies that are held at a time, until their requests wait for the engine: eight of the largest ones, or more smaller
+// ones. With twice that for a moment (SharedBound) this is what a server may need beside its memory plan.
+constexpr int64_t kLeastBodyBytes = int64_t{64} << 20;
+int64_t max_body_bytes(const ServerOptions& options) {
+  return std::max(kLeastBodyBytes, 8 * options.limits.max_body_bytes);
+}
+// A body that takes more than some milliseconds to read. Of one tenant, not all workers read such at the same time.
+constexpr size_t kHeavyBody = 64 << 10;
+// Requests about adapters, keys and tenants have some names in them.
+constexpr int64_t kMaxAdminBody = 64 << 10;
+// Grammars: one thread that stands back for everybody else. A tenant may use it for a sixth of the time; a schema
+// takes milliseconds.
+constexpr int kCompilerNice = 10;
+constexpr double kCompileSecondsPerMinute = 10;
 
 HttpResponse error_response(const ApiError& error) {
   HttpResponse response{.status = error.status, .body = format_error(error)};
@@ -37,6 +52,38 @@ HttpResponse error_response(const ApiError& error) {
   if (error.status == 401) response.headers.emplace_back("www-authenticate", "Bearer");
   return response;
 }
+
+ApiError overloaded(double retry_after_seconds, std::string message = "the server is overloaded, try again later") {
+  return {.status = 503,
+          .message = std::move(message),
+          .type = "server_error",
+          .code = "overloaded",
+          .retry_after_seconds = retry_after_seconds};
+}
+
+// What a request holds while its body is received.
+class Entry final : public HttpAdmission {
+ public:
+  explicit Entry(int64_t max_body) : max_body_(max_body) {}
+  std::optional<ApiError> hold(int64_t bytes) {
+    if (bytes > max_body_)
+      return ApiError{.status = 413,
+                      .message = fmt::format("the body is larger than {} bytes", max_body_),
+                      .code = "request_too_large"};
+    if (!place.hold_body(bytes)) return overloaded(1, "the server holds too many large requests, try again later");
+    return std::nullopt;
+  }
+  std::optional<HttpResponse> on_body(int64_t bytes) override {
+    if (bytes <= declared) return std::nullopt;
+    if (const std::optional<ApiError> error = hold(bytes)) return error_response(*error);
+    return std::nullopt;
+  }
+  TenantLimiter::Place place;
+  int64_t declared = 0;  // bytes that are held already
+
+ private:
+  const int64_t max_body_;
+};
 
 std::string_view refusal_reason(int status) {
   switch (status) {
@@ -98,6 +145,15 @@ std::string random_id() {
 
 }  // namespace
 
+ApiError rate_limited(const TenantLimiter::Decision& decision) {
+  if (decision.never) return {.status = 400, .message = decision.reason, .param = "n", .code = "too_many_choices"};
+  return {.status = 429,
+          .message = decision.reason,
+          .type = "rate_limit_error",
+          .code = "rate_limit_exceeded",
+          .retry_after_seconds = std::max(1.0, decision.retry_after_seconds)};
+}
+
 // --- Exchange
 
 // One line per request, at its end: streams tell what they took only then.
@@ -152,6 +208,7 @@ Exchange::~Exchange() {
 
 void Exchange::respond(int status, std::string body, std::string_view content_type, HttpHeaders headers) {
   if (!reply) return;
+  place = {};  // who has the answer may ask the next
   record(status, status < 400 ? "ok" : "error");
   headers.emplace_back("x-request-id", id);
   server->browser_.add_headers(request, headers);
@@ -164,6 +221,7 @@ void Exchange::respond(int status, std::string body, std::string_view content_ty
 
 void Exchange::fail(const ApiError& error, HttpHeaders headers) {
   if (!reply) return;
+  place = {};
   record(error.status, "error");
   if (error.status >= 500 && error.status != 503)
     server->log_->write(LogLevel::kError, "internal_error", {{"id", id}, {"reason", error.message}});
@@ -186,6 +244,14 @@ void Exchange::end_stream(const char* outcome) {
   if (!reply) return;
   record(200, outcome);
   std::exchange(reply, nullptr)->end();
+}
+
+void Exchange::leave() {
+  gone = true;
+  server->workers_->withdraw(work);
+  server->compilers_->withdraw(compile);
+  if (on_gone) on_gone();
+  reply.reset();  // what is still written goes nowhere
 }
 
 void Exchange::post(std::function<void()> task) {
@@ -229,6 +295,8 @@ Status check_exposure(const ServerOptions& options, bool has_keys) {
         "or say --insecure");
   return Status();
 }
+
+ServerImpl::ServerImpl(const ServerOptions& options) : options_(options), limiter_(max_body_bytes(options)) {}
 
 Result<std::unique_ptr<Server>> Server::start(const ServerOptions& options, std::unique_ptr<TextEngine> engine,
                                               std::unique_ptr<StateStore> store, std::unique_ptr<Log> log) {
@@ -280,8 +348,10 @@ Result<std::unique_ptr<ServerImpl>> ServerImpl::create(const ServerOptions& opti
         });
       });
   const TextModel& text = self->service_->text();
-  self->defaults_ = {
-      .context = text.context(), .vocab_size = text.config().vocab_size, .generation = text.generation()};
+  self->defaults_ = {.context = text.context(),
+                     .vocab_size = text.config().vocab_size,
+                     .generation = text.generation(),
+                     .max_choices = options.max_choices};
   if (options.tool_format == "auto")
     self->defaults_.tool_format =
         detect_tool_format(text.config().model_type, text.chat_template() ? text.chat_template()->source() : "");
@@ -298,7 +368,17 @@ Result<std::unique_ptr<ServerImpl>> ServerImpl::create(const ServerOptions& opti
   self->registry_ =
       std::make_unique<AdapterRegistry>(*self->service_, options.adapters, checkpoint, self->store_.get());
   self->state_ = std::make_unique<StateThread>([raw] { raw->watch_access(); }, kAccessInterval);
-  self->workers_ = std::make_unique<WorkQueue>(options.worker_threads, kMaxWaitingWork);
+  const auto max_wait =
+      std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(options.engine.max_wait_seconds));
+  self->workers_ = std::make_unique<WorkQueue>(
+      WorkQueue::Options{.num_threads = options.worker_threads, .max_waiting = kMaxWaitingWork, .max_wait = max_wait});
+  self->compilers_ =
+      std::make_unique<WorkQueue>(WorkQueue::Options{.num_threads = 1,
+                                                     .thread_name = "lk-grammar",
+                                                     .nice = kCompilerNice,
+                                                     .max_waiting = kMaxWaitingWork,
+                                                     .max_wait = max_wait,
+                                                     .max_seconds_per_minute = kCompileSecondsPerMinute});
   LK_RETURN_IF_ERROR(self->open_listeners());
   return self;
 }
@@ -313,7 +393,7 @@ Status ServerImpl::open_listeners() {
   HttpServerOptions http = http_options(options_);
   http.on_turn = [this](const IoTurn& turn) { metrics_->io_turn(turn.seconds, turn.cpu_seconds); };
   LK_ASSIGN_OR_RETURN(http_, HttpServer::start(
-                                 http, [this](const HttpRequest& head) { return filter(head); },
+                                 http, [this](HttpRequest& head) { return filter(head); },
                                  [this](HttpRequest request, std::shared_ptr<HttpReply> reply) {
                                    handle(std::move(request), std::move(reply));
                                  }));
@@ -324,7 +404,8 @@ Status ServerImpl::open_listeners() {
 ServerImpl::~ServerImpl() {
   if (grace_.joinable()) grace_.join();
   if (http_) http_->stop_accepting();
-  if (workers_) workers_->stop();
+  for (WorkQueue* queue : {compilers_.get(), workers_.get()})  // the first gives to the second
+    if (queue) queue->stop();
   if (state_) state_->stop();
   registry_.reset();
   if (service_) service_->stop();
@@ -384,6 +465,10 @@ void ServerImpl::begin_drain(std::chrono::milliseconds grace) {
 bool ServerImpl::finish_drain(std::chrono::milliseconds timeout) {
   if (grace_.joinable()) grace_.join();
   if (http_->wait_idle(timeout)) return true;
+  // What waits will not run; what a worker has in hand is refused when it asks for the engine.
+  aborting_ = true;
+  for (WorkQueue* queue : {compilers_.get(), workers_.get()})
+    queue->refuse_waiting(unavailable("the server is shutting down"));
   service_->abort_all(unavailable("the server is shutting down"));
   (void)http_->wait_idle(std::chrono::seconds(5));
   return false;
@@ -452,30 +537,45 @@ ApiResult<Principal> ServerImpl::authorize(const HttpRequest& request, const Rou
 }
 
 // What can be refused without reading a body.
-std::optional<ApiError> ServerImpl::shed() const {
-  if (refusing_)
-    return ApiError{.status = 503,
-                    .message = "the server is shutting down",
-                    .type = "server_error",
-                    .code = "shutting_down",
-                    .retry_after_seconds = 5};
-  if (!ready_)
-    return ApiError{.status = 503,
-                    .message = "the server is loading its model and adapters",
-                    .type = "server_error",
-                    .code = "not_ready",
-                    .retry_after_seconds = 2};
-  const double wait = service_->predicted_wait_seconds();
-  if (service_->num_queued() < options_.engine.max_queue_requests && wait <= options_.engine.max_wait_seconds)
-    return std::nullopt;
-  return ApiError{.status = 503,
-                  .message = "the server is overloaded, try again later",
-                  .type = "server_error",
-                  .code = "overloaded",
-                  .retry_after_seconds = std::clamp(wait / 2, 1.0, 60.0)};
+std::optional<ApiError> ServerImpl::shed(const Tenant& tenant) {
+  const EngineService::Admission room = service_->look(service_->account(tenant.name, tenant.weight));
+  if (room.status.ok()) return std::nullopt;
+  return overloaded(room.retry_after_seconds, room.status.message());
 }
 
-std::optional<HttpResponse> ServerImpl::filter(const HttpRequest& head) {
+// Everything that a request may be refused for before its body is read, and its place.
+std::optional<ApiError> ServerImpl::enter(HttpRequest& head, const Route& route,
+                                          const std::shared_ptr<const Tenant>& tenant) {
+  if (route.access == Access::kInfer) {
+    if (refusing_)
+      return ApiError{.status = 503,
+                      .message = "the server is shutting down",
+                      .type = "server_error",
+                      .code = "shutting_down",
+                      .retry_after_seconds = 5};
+    if (!ready_)
+      return ApiError{.status = 503,
+                      .message = "the server is loading its model and adapters",
+                      .type = "server_error",
+                      .code = "not_ready",
+                      .retry_after_seconds = 2};
+  }
+  auto admission =
+      std::make_shared<Entry>(route.access == Access::kInfer ? options_.limits.max_body_bytes : kMaxAdminBody);
+  // An empty bucket keeps nobody from changing adapters, keys or limits.
+  const TenantLimiter::Decision decision =
+      limiter_.enter(tenant, admission->place, Clock::now(), route.access == Access::kInfer ? 1 : 0);
+  if (!decision.admitted) return rate_limited(decision);
+  if (route.cost == Cost::kInference)
+    if (std::optional<ApiError> error = shed(*tenant)) return error;
+  if (head.content_length > 0)
+    if (std::optional<ApiError> error = admission->hold(head.content_length)) return error;
+  admission->declared = std::max<int64_t>(head.content_length, 0);
+  head.admission = std::move(admission);
+  return std::nullopt;
+}
+
+std::optional<HttpResponse> ServerImpl::filter(HttpRequest& head) {
   std::string parameter;
   bool path_exists = false;
   const Route* route = find_route(head, &parameter, &path_exists);
@@ -499,12 +599,12 @@ std::optional<HttpResponse> ServerImpl::filter(const HttpRequest& head) {
       error = principal.error;
     else
       tenant = principal.value->tenant->name, key = principal.value->key_id;
-    if (!error && route->sheds) error = shed();
     const std::string_view type = head.header("content-type");
     if (!error && (head.method == "POST" || head.method == "PATCH") && !type.empty() &&
         !type.starts_with("application/json"))
       error =
           ApiError{.status = 415, .message = "Content-Type must be application/json", .code = "unsupported_media_type"};
+    if (!error && route->cost != Cost::kNothing) error = enter(head, *route, principal.value->tenant);
   }
   if (!error) return std::nullopt;
   return refuse(head, route, *error, tenant, key);
@@ -557,6 +657,13 @@ void ServerImpl::handle(HttpRequest request, std::shared_ptr<HttpReply> reply) {
   ApiResult<Principal> principal = authorize(exchange->request, *exchange->route);
   if (!principal.ok()) return exchange->fail(principal.error);
   exchange->principal = std::move(*principal.value);
+  if (exchange->request.admission) {
+    exchange->place = std::move(static_cast<Entry&>(*exchange->request.admission).place);
+    exchange->request.admission.reset();
+  }
+  exchange->reply->on_close([weak = std::weak_ptr<Exchange>(exchange)] {
+    if (const auto alive = weak.lock()) alive->leave();
+  });
   // Without keys the peer's address is all there is to tell clients apart.
   if (const std::string& tenant = exchange->principal.tenant->name; !tenant.empty())
     exchange->reply->charge("tenant " + tenant);
@@ -564,16 +671,40 @@ void ServerImpl::handle(HttpRequest request, std::shared_ptr<HttpReply> reply) {
 }
 
 void ServerImpl::work(const std::shared_ptr<Exchange>& exchange, std::function<void()> task) {
-  const auto walled = [exchange, task = std::move(task)] {
-    if (const Status status = guarded("a worker", task); !status.ok())
-      exchange->post([exchange, status] { exchange->break_down(status); });
-  };
-  if (workers_->try_post(walled)) return;
-  exchange->fail(ApiError{.status = 503,
-                          .message = "the server is overloaded, try again later",
-                          .type = "server_error",
-                          .code = "overloaded",
-                          .retry_after_seconds = 1});
+  post_work(*workers_, exchange->work, exchange, std::move(task));
+}
+
+void ServerImpl::post_work(WorkQueue& queue, std::atomic<WorkQueue::Id>& id, const std::shared_ptr<Exchange>& exchange,
+                           std::function<void()> task) {
+  const Tenant& tenant = *exchange->principal.tenant;
+  const WorkQueue::Posted posted =
+      queue.post({.tenant = tenant.name,
+                  .weight = tenant.weight,
+                  .heavy = exchange->request.body.size() >= kHeavyBody,
+                  .run =
+                      [exchange, task = std::move(task)] {
+                        if (exchange->gone) return;
+                        if (const Status status = guarded("a worker", task); !status.ok())
+                          exchange->post([exchange, status] { exchange->break_down(status); });
+                      },
+                  .refuse = [exchange](const Status& status) { exchange->refuse(api_error(status, exchange->id)); }});
+  id = posted.id;
+  if (posted.status.ok()) return;
+  ApiError error = api_error(posted.status, exchange->id);
+  error.retry_after_seconds = posted.retry_after_seconds;
+  exchange->refuse(std::move(error));
+}
+
+void ServerImpl::compile(const std::shared_ptr<Exchange>& exchange, const GrammarSpec& spec,
+                         std::function<void(Result<std::shared_ptr<const Grammar>>)> next) {
+  if (const auto known = grammars_->find(spec)) return next(*known);
+  post_work(*compilers_, exchange->compile, exchange, [this, exchange, spec, next = std::move(next)] {
+    Result<std::shared_ptr<const Grammar>> compiled = grammars_->get(spec, [this, &exchange] {
+      compilers_->yield();
+      return !exchange->gone && !aborting_;
+    });
+    work(exchange, [next, compiled = std::move(compiled)] { next(compiled); });
+  });
 }
 
 void ServerImpl::change(const std::shared_ptr<Exchange>& exchange, std::function<void()> task) {

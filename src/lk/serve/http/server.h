@@ -38,6 +38,7 @@ struct ServerOptions {
   std::vector<std::string> allowed_origins;  // pages that may use this server from their browsers; BrowserGuard
   bool public_metrics = false;               // /metrics and /v1/status without a key
   bool console = true;
+  int64_t max_choices = 128;             // of one request: n times its prompts, or inputs to embed
   double default_timeout_seconds = 600;  // of a request that names none
   std::string tool_format = "auto";      // auto, none, hermes, llama3, mistral
   int64_t max_grammar_bytes = 64 << 20;  // of compiled grammars kept

@@ -60,7 +60,9 @@ class Answer : public RequestSink, public std::enable_shared_from_this<Answer> {
     for (const RequestId id : ids_) server().engine().cancel(id);
   }
   // Worker, once the tenant's and the queue's reservations are made.
-  void submit(Sequences sequences, AdapterRegistry::Resolved model, Clock::time_point deadline, bool wants_prompt) {
+  void submit(Sequences sequences, AdapterRegistry::Resolved model, TenantId tenant, Clock::time_point deadline,
+              bool wants_prompt) {
+    place_ = std::move(exchange_->place);
     model_ = std::move(model);
     completions_.resize(sequences.size());
     last_token_.resize(sequences.size());
@@ -69,8 +71,6 @@ class Answer : public RequestSink, public std::enable_shared_from_this<Answer> {
     num_requests_ = sequences.size();
     max_tokens_ = sequences[0]->asked.max_tokens;
     server().count_stream(1);
-    const Tenant& account = *exchange_->principal.tenant;
-    const TenantId tenant = server().engine().tenant(account.name, account.weight);
     std::lock_guard lock(mutex_);
     for (std::unique_ptr<ServedSequence>& sequence : sequences) {
       sequence->asked.adapter = adapter;
@@ -86,7 +86,6 @@ class Answer : public RequestSink, public std::enable_shared_from_this<Answer> {
     if (closed_ != Clock::time_point())
       for (const RequestId id : ids_) server().engine().cancel(id);
   }
-  void set_reservation(int64_t tokens) { reserved_ = tokens; }
 
   void on_event(StreamEvent& event) override {
     const auto choice = static_cast<size_t>(event.choice);
@@ -191,8 +190,7 @@ class Answer : public RequestSink, public std::enable_shared_from_this<Answer> {
     any_cancelled_ |= completion.finish == FinishReason::kCancelled;
     completions_[static_cast<size_t>(sequence.choice)] = std::move(completion);
     if (++num_done_ < num_requests_) return;
-    server().limiter().finish(*exchange_->principal.tenant, reserved_, used_tokens_, Clock::now(),
-                              static_cast<int64_t>(num_requests_));
+    place_.finish(used_tokens_);
     server().count_stream(-1);
     if (!failed_ && !any_cancelled_) all_done(std::move(completions_));
   }
@@ -211,7 +209,8 @@ class Answer : public RequestSink, public std::enable_shared_from_this<Answer> {
   size_t num_requests_ = 0, num_done_ = 0;
   std::vector<Completion> completions_;
   std::vector<Clock::time_point> last_token_;
-  int64_t reserved_ = 0, used_tokens_ = 0, max_tokens_ = 0;
+  TenantLimiter::Place place_;
+  int64_t used_tokens_ = 0, max_tokens_ = 0;
   double queue_seconds_ = 0, first_token_seconds_ = -1, e2e_seconds_ = 0;
   bool any_cancelled_ = false;
 };
@@ -295,50 +294,132 @@ ApiResult<double> timeout_of(const Exchange& exchange) {
   return seconds;
 }
 
-// Worker: admission to the tenant's limits and the queue, then the engine. Answers errors itself.
-void admit_and_submit(const std::shared_ptr<Answer>& answer, const std::shared_ptr<Exchange>& exchange,
-                      Sequences sequences, AdapterRegistry::Resolved model, bool wants_prompt) {
-  ServerImpl& server = *exchange->server;
-  const ApiResult<double> timeout = timeout_of(*exchange);
-  if (!timeout.ok()) return exchange->refuse(timeout.error);
-  const auto count = static_cast<int64_t>(sequences.size());
-  EngineService::Share share{.requests = count};
-  for (const auto& sequence : sequences) share.add(*sequence);
-  const int64_t tokens = share.tokens;
-  const Tenant& tenant = *exchange->principal.tenant;
-  const TenantLimiter::Decision decision = server.limiter().admit(tenant, tokens, Clock::now(), count);
-  if (!decision.admitted)
-    return exchange->refuse({.status = 429,
-                             .message = decision.reason,
-                             .type = "rate_limit_error",
-                             .code = "rate_limit_exceeded",
-                             .retry_after_seconds = std::max(1.0, decision.retry_after_seconds)});
-  const EngineService::Admission admission = server.engine().admit(share, *timeout.value);
-  if (!admission.status.ok()) {
-    server.limiter().finish(tenant, tokens, 0, Clock::now(), count);
-    return exchange->refuse({.status = 503,
-                             .message = admission.status.message(),
-                             .type = "server_error",
-                             .code = "overloaded",
-                             .retry_after_seconds = admission.retry_after_seconds});
+// Places in the engine's queue; given back when they are not used, whatever is thrown.
+class Admitted {
+ public:
+  Admitted(EngineService& engine, const EngineService::Account& account, const EngineService::Share& share,
+           Clock::time_point deadline)
+      : deadline(deadline), engine_(&engine), account_(account), share_(share) {}
+  Admitted(Admitted&& other) noexcept
+      : deadline(other.deadline),
+        engine_(std::exchange(other.engine_, nullptr)),
+        account_(other.account_),
+        share_(other.share_) {}
+  Admitted& operator=(Admitted&&) = delete;
+  ~Admitted() {
+    if (engine_) engine_->abandon(account_, share_);
   }
-  answer->set_reservation(tokens);
-  const auto deadline =
-      exchange->arrival + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(*timeout.value));
-  answer->submit(std::move(sequences), std::move(model), deadline, wants_prompt);
+  // The sequences of this tenant have them from now on.
+  TenantId use() {
+    engine_ = nullptr;
+    return account_.id;
+  }
+  const Clock::time_point deadline;
+
+ private:
+  EngineService* engine_;
+  EngineService::Account account_;
+  EngineService::Share share_;
+};
+
+// Worker: admission to the tenant's limits and the queue. Answers errors itself.
+std::optional<Admitted> admit(const std::shared_ptr<Exchange>& exchange, const EngineService::Share& share) {
+  ServerImpl& server = *exchange->server;
+  const auto refuse = [&](ApiError error) {
+    exchange->refuse(std::move(error));
+    return std::nullopt;
+  };
+  const ApiResult<double> timeout = timeout_of(*exchange);
+  if (!timeout.ok()) return refuse(timeout.error);
+  if (server.aborting()) return refuse(api_error(unavailable("the server is shutting down")));
+  const TenantLimiter::Decision decision = exchange->place.admit(share.tokens, share.requests);
+  if (!decision.admitted) return refuse(rate_limited(decision));
+  const Tenant& tenant = *exchange->principal.tenant;
+  const EngineService::Account account = server.engine().account(tenant.name, tenant.weight);
+  const EngineService::Admission admission = server.engine().admit(account, share, *timeout.value);
+  if (admission.status.code() == StatusCode::kInvalidArgument)
+    return refuse({.message = admission.status.message(), .code = "request_too_large"});
+  if (!admission.status.ok())
+    return refuse({.status = 503,
+                   .message = admission.status.message(),
+                   .type = "server_error",
+                   .code = "overloaded",
+                   .retry_after_seconds = admission.retry_after_seconds});
+  exchange->place.hold_body(0);  // what is left of it waits among the engine's tokens
+  return Admitted(
+      server.engine(), account, share,
+      exchange->arrival + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(*timeout.value)));
 }
 
-void watch_close(const std::shared_ptr<Answer>& answer, const std::shared_ptr<Exchange>& exchange) {
-  exchange->reply->on_close([answer, weak = std::weak_ptr<Exchange>(exchange)] {
-    answer->close();
-    // What is still written goes nowhere.
-    if (const auto alive = weak.lock()) alive->reply.reset();
-  });
+// A client that leaves cancels what the engine does for it.
+void watch(const std::shared_ptr<Answer>& answer, Exchange& exchange) {
+  exchange.on_gone = [weak = std::weak_ptr<Answer>(answer)] {
+    if (const auto alive = weak.lock()) alive->close();
+  };
+}
+
+// A request on its way through the workers.
+struct Generation {
+  std::shared_ptr<Exchange> exchange;
+  std::shared_ptr<GenerateAnswer> answer;
+  GenerateRequest request;
+  AdapterRegistry::Resolved model;
+  std::shared_ptr<const Grammar> grammar;
+};
+
+// Tokenizes, asks for admission, and only then makes the further choices of each prompt, which cost memory.
+void prepare_and_submit(Generation& generation) {
+  const std::shared_ptr<Exchange>& exchange = generation.exchange;
+  ServerImpl& server = *exchange->server;
+  GenerateRequest& request = generation.request;
+  const AdapterLease& adapter = generation.model.adapter;
+  const ChatTemplate* own_template = adapter ? adapter->chat_template.get() : nullptr;
+  const auto n = static_cast<size_t>(request.n);
+  Sequences sequences(request.prompts.size() * n);
+  EngineService::Share share{.requests = 0};
+  const auto prepare = [&](TextRequest text, size_t index) {
+    auto sequence = std::make_unique<ServedSequence>();
+    std::string_view field;
+    const Status prepared = server.text().prepare(std::move(text), *sequence, own_template, &field);
+    if (!prepared.ok()) {
+      const char* prompt = request.endpoint == Endpoint::kChat ? "messages" : "prompt";
+      exchange->refuse(prepare_error(prepared, field, prompt, *exchange, *sequence));
+      return false;
+    }
+    sequence->asked.user = static_cast<int64_t>(std::hash<std::string>()(request.user));
+    sequences[index] = std::move(sequence);
+    return true;
+  };
+  for (size_t i = 0; i < request.prompts.size(); ++i) {
+    TextRequest& text = request.prompts[i];
+    text.grammar = generation.grammar;
+    text.cache_salt = salt_of(*exchange->principal.tenant, request.cache_salt);
+    if (!prepare(text, i * n)) return;  // a copy: the answer echoes prompts and knows their tools
+    const EngineService::Share one = EngineService::share_of(*sequences[i * n]);
+    for (size_t k = 0; k < n; ++k) share += one;
+  }
+  std::optional<Admitted> admitted = admit(exchange, share);
+  if (!admitted) return;
+  for (size_t i = 0; i < request.prompts.size(); ++i) {
+    for (size_t k = 1; k < n; ++k) {
+      TextRequest text = request.prompts[i];
+      text.token_ids = sequences[i * n]->asked.prompt;  // tokenized once
+      text.prompt.clear();
+      text.messages.clear();
+      text.sampling.seed += k;
+      if (!prepare(std::move(text), i * n + k)) return;
+    }
+  }
+  generation.answer->set_request(request, generation.model.name, *sequences.front());
+  const bool wants_prompt = request.stream && (request.echo || request.prompt_logprobs || request.return_token_ids ||
+                                               request.continuous_usage);
+  generation.answer->submit(std::move(sequences), std::move(generation.model), admitted->use(), admitted->deadline,
+                            wants_prompt);
 }
 
 void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
   auto answer = std::make_shared<GenerateAnswer>(exchange);
-  watch_close(answer, exchange);
+  watch(answer, *exchange);
   exchange->server->work(exchange, [answer, exchange, endpoint] {
     ServerImpl& server = *exchange->server;
     ApiResult<GenerateRequest> parsed = endpoint == Endpoint::kChat
@@ -346,50 +427,27 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
                                             : parse_completion_request(exchange->request.body, server.api_defaults());
     exchange->request.body = {};
     if (!parsed.ok()) return exchange->refuse(parsed.error);
-    GenerateRequest& request = *parsed.value;
-    Result<AdapterRegistry::Resolved> model = server.adapters().resolve(request.model, *exchange->principal.tenant);
+    Result<AdapterRegistry::Resolved> model =
+        server.adapters().resolve(parsed.value->model, *exchange->principal.tenant);
     if (!model.ok()) return exchange->refuse(model_error(model.status(), exchange->id));
-    std::shared_ptr<const Grammar> grammar;
-    if (request.grammar) {
-      if (!server.grammars())
-        return exchange->refuse({.message = "the model has no tokenizer: structured output is not available",
-                                 .param = request.grammar_field});
-      Result<std::shared_ptr<const Grammar>> compiled = server.grammars()->get(*request.grammar);
+    const auto generation = std::make_shared<Generation>(
+        Generation{exchange, answer, std::move(*parsed.value), std::move(model).value(), nullptr});
+    const GenerateRequest& request = generation->request;
+    if (!request.grammar) return prepare_and_submit(*generation);
+    if (!server.grammars())
+      return exchange->refuse({.message = "the model has no tokenizer: structured output is not available",
+                               .param = request.grammar_field});
+    server.compile(exchange, *request.grammar, [generation](Result<std::shared_ptr<const Grammar>> compiled) {
+      Exchange& asked = *generation->exchange;
       if (!compiled.ok()) {
-        ApiError error = api_error(compiled.status(), exchange->id);
+        ApiError error = api_error(compiled.status(), asked.id);
         if (error.status < 500) error.status = 400;
-        error.param = request.grammar_field;
-        return exchange->refuse(std::move(error));
+        error.param = generation->request.grammar_field;
+        return asked.refuse(std::move(error));
       }
-      grammar = std::move(compiled).value();
-    }
-    const ChatTemplate* own_template = model->adapter ? model->adapter->chat_template.get() : nullptr;
-    Sequences sequences;
-    for (TextRequest& prompt : request.prompts) {
-      prompt.grammar = grammar;
-      prompt.cache_salt = salt_of(*exchange->principal.tenant, request.cache_salt);
-      for (int k = 0; k < request.n; ++k) {
-        TextRequest copy = prompt;
-        copy.sampling.seed += static_cast<uint64_t>(k);
-        if (k > 0) {  // tokenized once
-          copy.token_ids = sequences.back()->asked.prompt;
-          copy.prompt.clear();
-          copy.messages.clear();
-        }
-        auto sequence = std::make_unique<ServedSequence>();
-        std::string_view field;
-        const Status prepared = server.text().prepare(std::move(copy), *sequence, own_template, &field);
-        if (!prepared.ok())
-          return exchange->refuse(prepare_error(prepared, field, endpoint == Endpoint::kChat ? "messages" : "prompt",
-                                                *exchange, *sequence));
-        sequence->asked.user = static_cast<int64_t>(std::hash<std::string>()(request.user));
-        sequences.push_back(std::move(sequence));
-      }
-    }
-    answer->set_request(request, model->name, *sequences.front());
-    const bool wants_prompt = request.stream && (request.echo || request.prompt_logprobs || request.return_token_ids ||
-                                                 request.continuous_usage);
-    admit_and_submit(answer, exchange, std::move(sequences), std::move(model).value(), wants_prompt);
+      generation->grammar = std::move(compiled).value();
+      prepare_and_submit(*generation);
+    });
   });
 }
 
@@ -400,7 +458,7 @@ void ServerImpl::completions(const std::shared_ptr<Exchange>& exchange) { genera
 
 void ServerImpl::embeddings(const std::shared_ptr<Exchange>& exchange) {
   auto answer = std::make_shared<EmbeddingAnswer>(exchange);
-  watch_close(answer, exchange);
+  watch(answer, *exchange);
   work(exchange, [answer, exchange] {
     ServerImpl& server = *exchange->server;
     ApiResult<EmbeddingRequest> parsed = parse_embedding_request(exchange->request.body, server.api_defaults());
@@ -414,16 +472,20 @@ void ServerImpl::embeddings(const std::shared_ptr<Exchange>& exchange) {
     Result<AdapterRegistry::Resolved> model = server.adapters().resolve(request.model, *exchange->principal.tenant);
     if (!model.ok()) return exchange->refuse(model_error(model.status(), exchange->id));
     Sequences sequences;
+    EngineService::Share share{.requests = 0};
     for (TextRequest& input : request.inputs) {
       input.embed = true;
       auto sequence = std::make_unique<ServedSequence>();
       std::string_view field;
       const Status prepared = server.text().prepare(std::move(input), *sequence, nullptr, &field);
       if (!prepared.ok()) return exchange->refuse(prepare_error(prepared, field, "input", *exchange, *sequence));
+      share += EngineService::share_of(*sequence);
       sequences.push_back(std::move(sequence));
     }
+    std::optional<Admitted> admitted = admit(exchange, share);
+    if (!admitted) return;
     answer->set_request(std::move(request), model->name);
-    admit_and_submit(answer, exchange, std::move(sequences), std::move(model).value(), false);
+    answer->submit(std::move(sequences), std::move(model).value(), admitted->use(), admitted->deadline, false);
   });
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <mutex>
 #include <string>
 #include <string_view>
@@ -10,6 +11,7 @@
 
 #include "lk/grammar/grammar.h"
 #include "lk/serve/access/state_thread.h"
+#include "lk/serve/access/tenant_limiter.h"
 #include "lk/serve/access/usage_ledger.h"
 #include "lk/serve/http/browser_guard.h"
 #include "lk/serve/http/heap_trimmer.h"
@@ -32,6 +34,11 @@ struct Exchange : std::enable_shared_from_this<Exchange> {
   Principal principal;
   std::string id;  // x-request-id
   Clock::time_point arrival = Clock::now();
+  // Among what its tenant may have in flight. Let go of before the answer leaves, or handed on to what the engine does.
+  TenantLimiter::Place place;
+  std::atomic<bool> gone{false};                   // the client left before it was answered
+  std::atomic<WorkQueue::Id> work{0}, compile{0};  // its tasks in the queues
+  std::function<void()> on_gone;                   // further things to do then; shard thread
 
   void respond(int status, std::string body, std::string_view content_type = "application/json",
                HttpHeaders headers = {});
@@ -42,6 +49,8 @@ struct Exchange : std::enable_shared_from_this<Exchange> {
   // What it took, for the line that is written at its end; once per choice.
   void count(std::string_view adapter, const KeyUsage& usage, const char* finish);
   ~Exchange();  // writes the line of a client that left
+  // The client left: what waits for it is dropped.
+  void leave();
   // From any thread: runs `task`, or fail(), on the exchange's shard.
   void post(std::function<void()> task);
   // On the shard: runs a part of what makes the answer; what it throws ends this request, with a 500 that names its id.
@@ -61,6 +70,9 @@ struct Exchange : std::enable_shared_from_this<Exchange> {
   std::optional<Computed> computed_;
   bool streaming_ = false, recorded_ = false;
 };
+
+// The answer to what a tenant's limits refuse.
+ApiError rate_limited(const TenantLimiter::Decision& decision);
 
 class ServerImpl final : public Server {
  public:
@@ -123,8 +135,11 @@ class ServerImpl final : public Server {
   GrammarCache* grammars() { return grammars_.get(); }
   Metrics& measures() { return *metrics_; }
   HttpServer& http() { return *http_; }
-  // Runs on a worker; answers 503 itself when they are all busy and the queue is full.
+  // Runs on a worker, unless the client has left by then; answers itself when the task cannot be taken.
   void work(const std::shared_ptr<Exchange>& exchange, std::function<void()> task);
+  // Compiles on a thread of its own, unless it is cached, then runs `next` on a worker. From a worker.
+  void compile(const std::shared_ptr<Exchange>& exchange, const GrammarSpec& spec,
+               std::function<void(Result<std::shared_ptr<const Grammar>>)> next);
   // For what changes stored state: runs on the state thread, whose answer may take as long as the file is held by
   // somebody. Answers 503 itself when its turn does not come.
   void change(const std::shared_ptr<Exchange>& exchange, std::function<void()> task);
@@ -133,20 +148,24 @@ class ServerImpl final : public Server {
   void audit(const Exchange& exchange, const char* action, std::string_view target, const Status& outcome);
   Status check_owner(const Exchange& exchange, const std::string& name) const;
   void adapter_load_ended(const Exchange& exchange, std::string_view name, const Result<AdapterLease>& loaded);
+  bool aborting() const { return aborting_; }
   void count_stream(int change) { open_streams_ += change; }
 
  private:
   friend struct Exchange;
-  explicit ServerImpl(const ServerOptions& options) : options_(options) {}
+  explicit ServerImpl(const ServerOptions& options);
   Status open_listeners();
   HttpResponse refuse(const HttpRequest& head, const Route* route, const ApiError& error, std::string_view tenant,
                       std::string_view key);
-  std::optional<HttpResponse> filter(const HttpRequest& head);
+  std::optional<HttpResponse> filter(HttpRequest& head);
   void handle(HttpRequest request, std::shared_ptr<HttpReply> reply);
   const Route* find_route(const HttpRequest& request, std::string* parameter, bool* path_exists) const;
   std::string allowed_methods(const HttpRequest& head) const;
   ApiResult<Principal> authorize(const HttpRequest& request, const Route& route) const;
-  std::optional<ApiError> shed() const;
+  std::optional<ApiError> shed(const Tenant& tenant);
+  std::optional<ApiError> enter(HttpRequest& head, const Route& route, const std::shared_ptr<const Tenant>& tenant);
+  void post_work(WorkQueue& queue, std::atomic<WorkQueue::Id>& id, const std::shared_ptr<Exchange>& exchange,
+                 std::function<void()> task);
   std::shared_ptr<const KeyRing> keys() const { return access_->ring(); }
   Status apply_access(Result<std::vector<AccessChange>> changes);  // state thread
   void watch_access();                                             // state thread, about once a second
@@ -156,6 +175,7 @@ class ServerImpl final : public Server {
 
   const ServerOptions options_;
   BrowserGuard browser_;
+  TenantLimiter limiter_;  // outlives whatever holds a place
   std::unique_ptr<Log> log_;
   std::unique_ptr<StateStore> store_;
   std::unique_ptr<AccessControl> access_;
@@ -163,15 +183,15 @@ class ServerImpl final : public Server {
   std::unique_ptr<EngineService> service_;
   std::unique_ptr<AdapterRegistry> registry_;
   std::unique_ptr<GrammarCache> grammars_;
-  std::unique_ptr<WorkQueue> workers_;
+  std::unique_ptr<WorkQueue> workers_, compilers_;
   std::unique_ptr<HttpServer> http_;
   ApiDefaults defaults_;
-  TenantLimiter limiter_;
   UsageLedger usage_;
   HeapTrimmer heap_;
   std::string access_failure_;  // that was logged last; state thread
   std::string own_change_;      // key or tenant that this server itself just changed; state thread
-  std::atomic<bool> ready_{false}, draining_{false}, refusing_{false};
+  // Draining: /ready says no; refusing: nothing new; aborting: nothing that waits goes on.
+  std::atomic<bool> ready_{false}, draining_{false}, refusing_{false}, aborting_{false};
   std::atomic<int64_t> open_streams_{0}, next_request_{1};
   const Clock::time_point started_ = Clock::now();
   std::thread grace_;

@@ -82,6 +82,7 @@ struct ApiDefaults {
   int64_t context = 0, vocab_size = 0;
   GenerationDefaults generation;  // temperature etc. of generation_config.json, used where a request is silent
   ToolFormat tool_format = ToolFormat::kNone;
+  int64_t max_choices = 128;  // answers that one request may ask for: n times its prompts, or inputs to embed
 };
 
 // Caps of ecosystem.md R9: JSON depth 64, n <= 16, stop <= 16 x 256 bytes, logit_bias <= 1024, tools <= 128, logprobs

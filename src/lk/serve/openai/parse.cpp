@@ -31,10 +31,11 @@ bool read_prompt(const json::value& value, const std::string& path, int64_t voca
 }
 
 // string | [string] | [int] | [[int]]: one copy of `common` for each prompt.
-void read_prompts(RequestFields& fields, RequestFields::Name name, int64_t vocab, const TextRequest& common,
-                  std::vector<TextRequest>& out) {
+void read_prompts(RequestFields& fields, RequestFields::Name name, const ApiDefaults& defaults,
+                  const TextRequest& common, std::vector<TextRequest>& out) {
+  const int64_t vocab = vocab_size(defaults);
   const std::string_view key = fields.row(name).name;
-  const auto max_count = static_cast<size_t>(fields.row(name).max_count);
+  const auto max_count = static_cast<size_t>(defaults.max_choices);
   const json::value* given = fields.find(name);
   if (given == nullptr) return fields.fail(key, "is missing");
   const json::array* list = given->if_array();
@@ -50,6 +51,14 @@ void read_prompts(RequestFields& fields, RequestFields::Name name, int64_t vocab
     if (!read_prompt((*list)[i], fmt::format("{}[{}]", fields.path(key), i), vocab, out.emplace_back(common),
                      fields.errors()))
       return;
+}
+
+// Every choice is a request of its own to the engine.
+void check_choices(RequestFields& fields, int n, size_t num_prompts, const ApiDefaults& defaults) {
+  const int64_t choices = n * static_cast<int64_t>(num_prompts);
+  if (choices > defaults.max_choices)
+    fields.fail("n", "is {}, for {} prompt{}: {} answers, at most {} are allowed", n, num_prompts,
+                num_prompts == 1 ? "" : "s", choices, defaults.max_choices);
 }
 
 }  // namespace
@@ -83,6 +92,7 @@ ApiResult<GenerateRequest> parse_chat_request(std::string_view body, const ApiDe
   GenerateRequest request{.endpoint = Endpoint::kChat};
   TextRequest text{.add_special_tokens = false, .max_tokens = kUntilFull};
   read_common(fields, defaults, request, text);
+  check_choices(fields, request.n, 1, defaults);
   read_messages(fields, text, request.ignored_fields);
   read_template_fields(fields, text);
   read_tools(fields, defaults, request, text);
@@ -129,7 +139,8 @@ ApiResult<GenerateRequest> parse_completion_request(std::string_view body, const
   text.sampling.num_logprobs = logprobs;
   if (request.echo) text.sampling.num_prompt_logprobs = std::max(text.sampling.num_prompt_logprobs, logprobs);
   fields.refuse_others();
-  read_prompts(fields, "prompt", vocab_size(defaults), text, request.prompts);
+  read_prompts(fields, "prompt", defaults, text, request.prompts);
+  check_choices(fields, request.n, request.prompts.size(), defaults);
   if (!text.output_so_far.empty() && request.prompts.size() > 1)
     fields.fail("output_so_far", "needs one prompt, there are {}", request.prompts.size());
   if (errors.failed()) return field_error(errors);
@@ -152,7 +163,7 @@ ApiResult<EmbeddingRequest> parse_embedding_request(std::string_view body, const
   fields.read("dimensions", request.dimensions);
   fields.read("truncate_prompt_tokens", text.truncate_prompt_tokens);
   fields.read("add_special_tokens", text.add_special_tokens);
-  read_prompts(fields, "input", vocab_size(defaults), text, request.inputs);
+  read_prompts(fields, "input", defaults, text, request.inputs);
   if (errors.failed()) return field_error(errors);
   return request;
 }

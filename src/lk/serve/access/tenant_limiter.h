@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// TenantLimiter: what a tenant may have in flight: requests, tokens a minute, bytes of bodies. A request takes its
+// place when its head is known, before anything else is done for it, and keeps it until it is answered.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+
+#include "lk/serve/access/shared_bound.h"
+#include "lk/serve/access/tenants.h"
+
+namespace lk {
+
+// Tokens left this minute: a token bucket of one minute's size, refilled continuously; charged with a reservation on
+// entry, corrected with what was used at the end. A reservation bigger than the bucket is admitted when the bucket is
+// full and leaves a debt, which later requests wait for. Thread safe.
+class TenantLimiter {
+ public:
+  using Clock = std::chrono::steady_clock;
+  struct Decision {
+    bool admitted = true;
+    bool never = false;              // asking again is no use: it is larger than the limit
+    std::string reason;              // "too many requests in flight: 8 of 8"
+    double retry_after_seconds = 0;  // when it is worth trying again
+  };
+  // One request's part of its tenant's limits; what it holds is given back with it. Of one thread at a time.
+  class Place {
+   public:
+    Place() = default;
+    Place(Place&& other) noexcept { *this = std::move(other); }
+    Place& operator=(Place&& other) noexcept;
+    ~Place() { finish(0); }
+    explicit operator bool() const { return limiter_ != nullptr; }
+
+    // Its body, as received so far, has this many bytes; false when the bodies of its tenant, or of all, would be too
+    // many.
+    bool hold_body(int64_t bytes);
+    // It wants `choices` answers and is charged `tokens` for all of them. Choices count as requests do: n and lists of
+    // prompts are no way around the limit.
+    Decision admit(int64_t tokens, int64_t choices, Clock::time_point now = Clock::now());
+    // Gives back everything; `used_tokens` were used.
+    void finish(int64_t used_tokens, Clock::time_point now = Clock::now());
+
+   private:
+    friend class TenantLimiter;
+    TenantLimiter* limiter_ = nullptr;
+    std::shared_ptr<const Tenant> tenant_;
+    int64_t requests_ = 0, tokens_ = 0, body_bytes_ = 0;
+  };
+
+  // `max_body_bytes`: of all bodies that are held at a time, shared by weight (SharedBound).
+  explicit TenantLimiter(int64_t max_body_bytes = int64_t{64} << 20) : bodies_(max_body_bytes) {}
+
+  // The head of a request is known: it takes one of the requests in flight, and a token when it will need any.
+  Decision enter(std::shared_ptr<const Tenant> tenant, Place& place, Clock::time_point now = Clock::now(),
+                 int64_t tokens = 1);
+  // Forgets tenants that `keep` does not want and that have nothing in flight.
+  void retain(const std::function<bool(const std::string& tenant)>& keep);
+  struct Usage {
+    int64_t in_flight = 0, requests = 0, refused = 0, used_tokens = 0;
+  };
+  std::map<std::string, Usage> usage() const;
+  int64_t body_bytes() const;  // held now
+
+ private:
+  struct Bucket {
+    Usage usage;
+    double tokens = 0;
+    Clock::time_point refilled;
+    bool started = false;
+  };
+  static void refill(Bucket& bucket, double size, Clock::time_point now);
+  Decision charge(const Tenant& tenant, int64_t tokens, int64_t requests, Clock::time_point now, int64_t held_requests,
+                  int64_t held_tokens);
+
+  mutable std::mutex mutex_;
+  std::unordered_map<std::string, Bucket> buckets_;  // by tenant name
+  SharedBound<std::string> bodies_;                  // bytes, by tenant name
+};
+
+}  // namespace lk
