@@ -44,13 +44,13 @@ def page(rows: list) -> str:
     values = lambda row: [f"`{row['name']}`", row["values"], f"`{row['default']}`" if row["default"] else ""]
     parts = [HEAD, "## Requests for text\n", table(["Field", "Values", "Default", "Where", "From", ""],
                                                     [values(row) + [where(row), row["from"], about(row)] for row in top])]
-    parts += ["## Objects in them, and bodies about adapters\n",
+    parts += ["## Objects in them, and bodies about adapters, keys and tenants\n",
               table(["In", "Field", "Values", "Default", ""], [[where(row)] + values(row) + [about(row)] for row in used if row not in top])]
     parts += ["## Refused\n", "Ignoring these would change what is meant. Empty, `false`, 0 and `null` are let pass.\n",
               table(["Field", "Where", "Why"], [[f"`{row['name']}`", where(row), row["about"]] for row in rows if row["use"] == "refused"])]
     ignored = ", ".join(sorted({f"`{row['name']}`" for row in rows if row["use"] == "ignored"}))
     parts += ["## Ignored\n", f"Known, and without meaning here: {ignored}. Unknown fields of requests for text are ignored,\n"
-              "too; lines of a batch and bodies about adapters may have none.\n"]
+              "too (`--log-level debug` names them: `fields_ignored`); lines of a batch and bodies about adapters, keys and tenants may have none.\n"]
     return "\n".join(parts)
 
 

@@ -5,7 +5,7 @@ import random
 import socket
 import unittest
 
-from harness import PATIENCE, ServerTest
+from harness import PATIENCE, ServerTest, wait_for
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 POSTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/adapters")
@@ -18,7 +18,7 @@ def nested(depth: int) -> bytes:
 
 class BadInput(ServerTest):
     ADAPTERS = ("sql",)
-    OPTIONS = ("--max-body", "1MiB")
+    OPTIONS = ("--max-body", "1MiB", "--log-level", "debug")
 
     @classmethod
     def tearDownClass(cls):
@@ -99,6 +99,8 @@ class BadInput(ServerTest):
         fields = {"metadata": {"a": "b"}, "store": False, "service_tier": "auto", "my_own_field": [1], "x" * 300: 1, "top_p": None, "stop": None, "tools": None, "seed": None,
                   "logit_bias": None, "response_format": None, "stream": None, "n": None, "temperature": None, "parallel_tool_calls": True, "safety_identifier": "x"}
         self.assertEqual(self.server.chat(max_tokens=1, **fields).status, 200)
+        wait_for(lambda: self.server.event("fields_ignored"), "the line about them")
+        self.assertEqual(self.server.event("fields_ignored")["fields"], "my_own_field, " + "x" * 64)
 
     def test_content_types(self):
         body = {"model": "sql", "messages": MESSAGES, "max_tokens": 1}

@@ -427,6 +427,9 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
                                             : parse_completion_request(exchange->request.body, server.api_defaults());
     exchange->request.body = {};
     if (!parsed.ok()) return exchange->refuse(parsed.error);
+    if (const std::vector<std::string>& names = parsed.value->ignored_fields; !names.empty())
+      server.log().write(LogLevel::kDebug, "fields_ignored",
+                         {{"id", exchange->id}, {"fields", fmt::format("{}", fmt::join(names, ", "))}});
     Result<AdapterRegistry::Resolved> model =
         server.adapters().resolve(parsed.value->model, *exchange->principal.tenant);
     if (!model.ok()) return exchange->refuse(model_error(model.status(), exchange->id));
