@@ -357,6 +357,16 @@ TEST_F(StoredRegistryTest, VersionsAreNeverUsedAgainAlsoAfterARestart) {
   EXPECT_TRUE(store_->adapters()->empty());
 }
 
+TEST_F(StoredRegistryTest, WhatALoadThrowsFailsThatLoadAlone) {
+  store_->on_failed_write([](const Status&) -> Status { throw std::runtime_error("no room for a message"); });
+  ASSERT_EQ(std::remove(dir_.file("state.db").c_str()), 0);  // so that nothing can be stored
+  const auto failed = load("x", "sql");
+  EXPECT_EQ(failed.status().code(), StatusCode::kInternal);
+  EXPECT_THAT(failed.status().message(), ::testing::HasSubstr("no room for a message"));
+  EXPECT_EQ(code_of("x"), StatusCode::kNotFound);
+  EXPECT_EQ(must_load("x", "sql", {.persist = false})->name, "x") << "its loader and its name are free again";
+}
+
 TEST_F(StoredRegistryTest, StoreFollowsTheRegistry) {
   must_load("x", "sql");
   must_load("x", "math", {.replace = true, .keep_previous = true, .pinned = true});

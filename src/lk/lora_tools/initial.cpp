@@ -18,10 +18,6 @@ namespace {
 
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-constexpr std::array kNames = {
-    std::pair{AdapterInit::kDefault, "default"},       std::pair{AdapterInit::kGaussian, "gaussian"},
-    std::pair{AdapterInit::kOrthogonal, "orthogonal"}, std::pair{AdapterInit::kPissa, "pissa"},
-    std::pair{AdapterInit::kOlora, "olora"},           std::pair{AdapterInit::kEva, "eva"}};
 constexpr int64_t kDefaultRank = 8;  // PEFT's
 constexpr int64_t kMaxRank = 4096;
 
@@ -288,13 +284,7 @@ class Builder {
 }  // namespace
 
 const char* to_string(AdapterInit init) {
-  return std::ranges::find(kNames, init, &std::pair<AdapterInit, const char*>::first)->second;
-}
-
-std::optional<AdapterInit> parse_adapter_init(std::string_view name) {
-  for (const auto& [init, text] : kNames)
-    if (name == text) return init;
-  return std::nullopt;
+  return std::ranges::find(kAdapterInits, init, &std::pair<AdapterInit, const char*>::first)->second;
 }
 
 Result<InitialAdapter> make_initial_adapter(const ModelConfig& model, const AdapterConfig& config, AdapterInit init,

@@ -3,9 +3,9 @@
 // of its factors. Values as PEFT draws them, not bit for bit PEFT's.
 #pragma once
 
+#include <array>
 #include <cstdint>
-#include <optional>
-#include <string_view>
+#include <utility>
 
 #include "lk/base/status.h"
 #include "lk/lora/adapter.h"
@@ -20,8 +20,15 @@ enum class AdapterInit : uint8_t {
   kOlora,       // the base's first directions of a QR decomposition (arXiv:2406.01775)
   kEva,         // A from the directions of the inputs (arXiv:2410.07170); drawn like kDefault here, train/ sets A
 };
+// As jobs files name them.
+inline constexpr std::array<std::pair<AdapterInit, const char*>, 6> kAdapterInits{
+    {{AdapterInit::kDefault, "default"},
+     {AdapterInit::kGaussian, "gaussian"},
+     {AdapterInit::kOrthogonal, "orthogonal"},
+     {AdapterInit::kPissa, "pissa"},
+     {AdapterInit::kOlora, "olora"},
+     {AdapterInit::kEva, "eva"}}};
 const char* to_string(AdapterInit init);
-std::optional<AdapterInit> parse_adapter_init(std::string_view name);
 
 struct InitialAdapter {
   Adapter adapter;

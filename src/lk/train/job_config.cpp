@@ -12,6 +12,8 @@
 #include <boost/json.hpp>
 
 #include "lk/base/file.h"
+#include "lk/base/names.h"
+#include "lk/lora/adapter.h"
 #include "lk/train/yaml_fields.h"
 
 namespace lk {
@@ -21,19 +23,13 @@ namespace json = boost::json;
 
 constexpr size_t kMaxFileBytes = size_t{1} << 20;
 constexpr size_t kMaxJobs = 1024;
-constexpr int64_t kMaxRank = 512;  // that an adapter may have to be served (AdapterLoadOptions)
+const int64_t kMaxRank = AdapterLoadOptions{}.max_rank;  // or the adapter could not be served
 constexpr int64_t kMaxCount = int64_t{1} << 40;
 
 template <class Enum, size_t n>
 using Names = std::array<std::pair<Enum, const char*>, n>;
 constexpr Names<AdapterKind, 3> kKinds{
     {{AdapterKind::kLora, "lora"}, {AdapterKind::kDora, "dora"}, {AdapterKind::kMultiLora, "multilora"}}};
-constexpr Names<AdapterInit, 6> kInits{{{AdapterInit::kDefault, "default"},
-                                        {AdapterInit::kGaussian, "gaussian"},
-                                        {AdapterInit::kOrthogonal, "orthogonal"},
-                                        {AdapterInit::kPissa, "pissa"},
-                                        {AdapterInit::kOlora, "olora"},
-                                        {AdapterInit::kEva, "eva"}}};
 constexpr Names<LrSchedule, 4> kSchedules{{{LrSchedule::kConstant, "constant"},
                                            {LrSchedule::kLinear, "linear"},
                                            {LrSchedule::kCosine, "cosine"},
@@ -76,7 +72,7 @@ void describe(Visitor& v, AdapterSpec& s) {
   v.strings("modules_to_save", s.modules_to_save);
   v.integers("trainable_tokens", s.trainable_tokens, 0, INT32_MAX);
   v.strings("freeze", s.freeze);
-  v.choice("init", s.init, kInits);
+  v.choice("init", s.init, kAdapterInits);
   v.text("init_from", s.init_from);
   v.alone("init_from", {"dropout", "freeze"});
 }
@@ -169,13 +165,6 @@ class JsonOut {
 
   json::object out;
 };
-
-// As adapters are named when they are served (base/names.h): safe in paths, URLs and logs.
-bool is_job_name(std::string_view name) {
-  const auto safe = [](unsigned char c) { return std::isalnum(c) || c == '.' || c == '_' || c == '-'; };
-  return !name.empty() && name.size() <= 128 && std::isalnum(static_cast<unsigned char>(name[0])) &&
-         std::all_of(name.begin(), name.end(), safe);
-}
 
 Status check_job(const JobConfig& job) {
   const AdapterSpec& a = job.adapter;
@@ -357,7 +346,7 @@ class Parser {
     if (job.save.dir.empty()) job.save.dir = join_path(run_.output, job.name);
     const std::string where = yaml_place(file_, node.Mark());
     if (!named) return invalid_argument("{}: the job has no name", where);
-    if (!is_job_name(job.name))
+    if (!is_valid_name(job.name))
       return invalid_argument(
           "{}: \"{}\" is no name: letters, digits, '.', '_' and '-', at most 128, a letter or digit "
           "first",

@@ -8,6 +8,7 @@
 #include <future>
 
 #include "lk/base/file.h"
+#include "lk/base/guarded.h"
 #include "lk/base/names.h"
 #include "lk/base/thread_name.h"
 #include "lk/lora/adapter_files.h"
@@ -108,7 +109,7 @@ void AdapterRegistry::loader_main() {
       jobs_.erase(next);
       busy_.insert(job.request.name);
     }
-    Result<AdapterLease> loaded = run_load(job.request);
+    Result<AdapterLease> loaded = guarded("a load of an adapter", [&] { return run_load(job.request); });
     {
       std::lock_guard lock(mutex_);
       busy_.erase(job.request.name);

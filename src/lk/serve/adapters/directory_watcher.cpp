@@ -8,6 +8,7 @@
 #include <future>
 
 #include "lk/base/file.h"
+#include "lk/base/guarded.h"
 #include "lk/base/names.h"
 #include "lk/lora/adapter_files.h"
 
@@ -63,7 +64,7 @@ Result<std::unique_ptr<DirectoryWatcher>> DirectoryWatcher::start(AdapterRegistr
     std::unique_lock lock(raw->mutex_);
     while (!raw->stop_.wait_for(lock, interval, [&] { return raw->stopping_; })) {
       lock.unlock();
-      raw->scan();
+      (void)guarded("a look at directories", [raw] { raw->scan(); });  // the next one sees what this one did not
       lock.lock();
     }
   });

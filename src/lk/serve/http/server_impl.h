@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Private to server*.cpp: the exchange, the routes and the state they share.
+// Private to server*.cpp: the routes and the state they share.
 #pragma once
 
 #include <atomic>
@@ -14,6 +14,7 @@
 #include "lk/serve/access/tenant_limiter.h"
 #include "lk/serve/access/usage_ledger.h"
 #include "lk/serve/http/browser_guard.h"
+#include "lk/serve/http/exchange.h"
 #include "lk/serve/http/heap_trimmer.h"
 #include "lk/serve/http/routes.h"
 #include "lk/serve/http/server.h"
@@ -22,54 +23,6 @@
 #include "lk/serve/openai/openai.h"
 
 namespace lk {
-
-// One request and its answer. Its methods are for the shard thread.
-struct Exchange : std::enable_shared_from_this<Exchange> {
-  ServerImpl* server = nullptr;
-  HttpRequest request;
-  std::shared_ptr<HttpReply> reply;
-  int shard = 0;
-  const Route* route = nullptr;
-  std::string parameter;  // of the path
-  Principal principal;
-  std::string id;  // x-request-id
-  Clock::time_point arrival = Clock::now();
-  // Among what its tenant may have in flight. Let go of before the answer leaves, or handed on to what the engine does.
-  TenantLimiter::Place place;
-  std::atomic<bool> gone{false};                   // the client left before it was answered
-  std::atomic<WorkQueue::Id> work{0}, compile{0};  // its tasks in the queues
-  std::function<void()> on_gone;                   // further things to do then; shard thread
-
-  void respond(int status, std::string body, std::string_view content_type = "application/json",
-               HttpHeaders headers = {});
-  void fail(const ApiError& error, HttpHeaders headers = {});
-  void fail(const Status& status) { fail(api_error(status, id)); }
-  void begin_stream(HttpHeaders headers);
-  void end_stream(const char* outcome);  // "ok" or "error"
-  // What it took, for the line that is written at its end; once per choice.
-  void count(std::string_view adapter, const KeyUsage& usage, const char* finish);
-  ~Exchange();  // writes the line of a client that left
-  // The client left: what waits for it is dropped.
-  void leave();
-  // From any thread: runs `task`, or fail(), on the exchange's shard.
-  void post(std::function<void()> task);
-  // On the shard: runs a part of what makes the answer; what it throws ends this request, with a 500 that names its id.
-  void run(std::string_view what, const std::function<void()>& task);
-  void break_down(const Status& reason);
-  // Whose roots and quotas hold for what it loads; null for those who administrate.
-  std::shared_ptr<const Tenant> limits() const { return principal.has(Scope::kAdmin) ? nullptr : principal.tenant; }
-  void refuse(ApiError error);
-
- private:
-  struct Computed {
-    std::string adapter;
-    KeyUsage usage;
-    const char* finish = "";
-  };
-  void record(int status, const char* outcome);
-  std::optional<Computed> computed_;
-  bool streaming_ = false, recorded_ = false;
-};
 
 // The answer to what a tenant's limits refuse.
 ApiError rate_limited(const TenantLimiter::Decision& decision);
@@ -192,7 +145,7 @@ class ServerImpl final : public Server {
   std::string own_change_;      // key or tenant that this server itself just changed; state thread
   // Draining: /ready says no; refusing: nothing new; aborting: nothing that waits goes on.
   std::atomic<bool> ready_{false}, draining_{false}, refusing_{false}, aborting_{false};
-  std::atomic<int64_t> open_streams_{0}, next_request_{1};
+  std::atomic<int64_t> open_streams_{0};
   const Clock::time_point started_ = Clock::now();
   std::thread grace_;
   std::unique_ptr<StateThread> state_;
