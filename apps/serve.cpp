@@ -30,7 +30,8 @@ struct ServeFlags {
   ModelFlags model;
   std::string host = "127.0.0.1", unix_socket, admin, state, served_name, log_level = "info", log_format = "auto",
               log_file;
-  std::string max_body = "8MiB", host_memory = "auto", sum_memory = "auto", grammar_memory = "64MiB";
+  std::string max_body = "8MiB", max_answer = "16MiB", host_memory = "auto", sum_memory = "auto",
+              grammar_memory = "64MiB";
   int port = 8000;
   std::vector<std::string> lora_dirs, lora_roots;
   bool no_state = false, enable_lora = false, no_probe = false;
@@ -125,6 +126,17 @@ void ServeFlags::add_to(CLI::App& command) {
       ->capture_default_str()
       ->group(network);
   command.add_option("--max-body", max_body, "largest request body")->capture_default_str()->group(network);
+  command
+      .add_option("--max-answer", max_answer,
+                  "largest answer that is not streamed, estimated from what is asked for; readers' buffers follow it")
+      ->capture_default_str()
+      ->group(network);
+  command
+      .add_option("--sse-ping", server.sse_ping_seconds,
+                  "seconds of silence after which a stream gets a comment, so that nobody takes it for dead; 0 = never")
+      ->check(CLI::Range(0.0, 3600.0))
+      ->capture_default_str()
+      ->group(network);
   const char* security = "Security";
   command.add_option("--state", state, "file of keys, tenants and loaded adapters; default: as `lorikeet keys`")
       ->group(security);
@@ -208,7 +220,7 @@ const std::set<std::string> kServeHelp{
     "--merging",      "--exact",                                                       //
     "--lora-dir",     "--lora-root",     "--host-memory",                              // Adapters
     "--host",         "--port",          "--unix-socket",       "--admin",             // Network
-    "--tls-cert",     "--tls-key",       "--max-body",                                 //
+    "--tls-cert",     "--tls-key",       "--max-body",          "--max-answer",        //
     "--state",        "--no-state",      "--insecure",          "--public-metrics",    // Security
     "--require-keys", "--api-key-file",  "--allow-origin",                             //
     "--max-queue",    "--max-wait",      "--max-choices",       "--request-timeout",   // Overload
@@ -340,6 +352,9 @@ Result<ServerOptions> ServeFlags::options() const {
   if (!unix_socket.empty()) filled.listen.push_back({.address = "unix:" + unix_socket});
   if (!admin.empty()) filled.admin = HttpListen{.address = admin, .tls = tls && !admin.starts_with("unix:")};
   LK_ASSIGN_OR_RETURN(filled.limits.max_body_bytes, parse_size("--max-body", max_body));
+  LK_ASSIGN_OR_RETURN(filled.max_answer_bytes, parse_size("--max-answer", max_answer));
+  if (filled.max_answer_bytes < (64 << 10) || filled.max_answer_bytes > (int64_t{1} << 30))
+    return invalid_argument("--max-answer must be from 64KiB to 1GiB, got {}", max_answer);
   LK_RETURN_IF_ERROR(wishes().status());
   const std::filesystem::path directory =
       model.model.empty() ? std::filesystem::path("dummy") : std::filesystem::path(model.model);

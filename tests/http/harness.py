@@ -268,6 +268,9 @@ class Stream:
     def next(self):
         """The next event's JSON, or None after [DONE]."""
         line = self.response.readline()
+        while line.startswith(b":"):  # a stream that waits gets comments
+            assert self.response.readline() == b"\n"
+            line = self.response.readline()
         assert line.startswith(b"data: "), (self.status, line)
         assert self.response.readline() == b"\n"
         if line == b"data: [DONE]\n":

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <set>
 #include <sstream>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
@@ -203,6 +204,22 @@ TEST(Logging, AuditLinesAreWrittenAtEveryLevel) {
 TEST(Logging, LevelsAreParsed) {
   EXPECT_EQ(parse_log_level("warning").value(), LogLevel::kWarning);
   EXPECT_FALSE(parse_log_level("verbose").ok());
+}
+
+// As a disk that is full or gone, by way of exceptions.
+TEST(Log, AStreamThatThrowsLosesItsLinesAndNothingElse) {
+  struct Throwing : std::streambuf {
+    int_type overflow(int_type) override { throw std::runtime_error("thrown by the test"); }
+    std::streamsize xsputn(const char*, std::streamsize) override { throw std::runtime_error("thrown by the test"); }
+    int sync() override { throw std::runtime_error("thrown by the test"); }
+  } buffer;
+  std::ostream stream(&buffer);
+  stream.exceptions(std::ios::badbit | std::ios::failbit);
+  auto log = Log::create({.format = Log::Format::kJson, .stream = &stream});
+  ASSERT_TRUE(log.ok());
+  for (int i = 0; i < 10; ++i) (*log)->write(LogLevel::kWarning, "test", {{"number", i}});
+  (*log)->flush();
+  log->reset();
 }
 
 }  // namespace

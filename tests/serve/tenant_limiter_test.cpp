@@ -156,22 +156,22 @@ TEST_F(LimiterTest, BodiesAreBoundedInAllAndSharedByWeight) {
   const auto light = std::make_shared<const Tenant>(Tenant{.name = "light"});
   std::vector<Place> held(5);
   for (Place& place : held) ASSERT_TRUE(limiter_.enter(flood, place).admitted);
-  for (size_t i = 0; i < 4; ++i) EXPECT_TRUE(held[i].hold_body(250));  // 1000, all there is
-  EXPECT_FALSE(held[4].hold_body(1));
+  for (size_t i = 0; i < 4; ++i) EXPECT_TRUE(held[i].hold(250));  // 1000, all there is
+  EXPECT_FALSE(held[4].hold(1));
   Place one, more;
   ASSERT_TRUE(limiter_.enter(light, one).admitted);
-  EXPECT_TRUE(one.hold_body(400)) << "who holds less than its share is not refused for what another took";
-  EXPECT_TRUE(one.hold_body(500)) << "as its body grows";
+  EXPECT_TRUE(one.hold(400)) << "who holds less than its share is not refused for what another took";
+  EXPECT_TRUE(one.hold(500)) << "as its body grows";
   ASSERT_TRUE(limiter_.enter(light, more).admitted);
-  EXPECT_FALSE(more.hold_body(1)) << "beyond its share it is";
-  EXPECT_EQ(limiter_.body_bytes(), 1500);
+  EXPECT_FALSE(more.hold(1)) << "beyond its share it is";
+  EXPECT_EQ(limiter_.held_bytes(), 1500);
   held.clear();
-  EXPECT_EQ(limiter_.body_bytes(), 500);
-  EXPECT_TRUE(more.hold_body(500));
-  EXPECT_TRUE(more.hold_body(0));
-  EXPECT_FALSE(more.hold_body(1001)) << "more than all that is ever held";
+  EXPECT_EQ(limiter_.held_bytes(), 500);
+  EXPECT_TRUE(more.hold(500));
+  EXPECT_TRUE(more.hold(0));
+  EXPECT_FALSE(more.hold(1001)) << "more than all that is ever held";
   one = {}, more = {};
-  EXPECT_EQ(limiter_.body_bytes(), 0);
+  EXPECT_EQ(limiter_.held_bytes(), 0);
 }
 
 TEST_F(LimiterTest, ForgetsTenantsThatAreGone) {

@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "lk/base/guarded.h"
 #include "lk/base/thread_name.h"
 
 namespace lk {
@@ -55,13 +56,14 @@ void StateThread::main() {
     }
     if (next.change) {
       const bool late = Clock::now() - next.since > kLongestWait;
-      next.change(stopping ? unavailable("the server is shutting down")
-                  : late   ? unavailable("other changes hold up the state file; try again later")
-                           : Status());
-      next.change = nullptr;  // what it holds goes before the next wait
+      const Status turn = stopping ? unavailable("the server is shutting down")
+                          : late   ? unavailable("other changes hold up the state file; try again later")
+                                   : Status();
+      (void)guarded("a change", [&] { next.change(turn); });  // who asked sees to what it throws
+      next.change = nullptr;                                  // what it holds goes before the next wait
     }
     if (!stopping && Clock::now() >= next_tick) {
-      tick_();
+      (void)guarded("a look at the state file", tick_);
       next_tick = Clock::now() + interval_;
     }
   }

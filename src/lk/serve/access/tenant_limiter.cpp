@@ -13,20 +13,20 @@ TenantLimiter::Place& TenantLimiter::Place::operator=(Place&& other) noexcept {
   tenant_ = std::move(other.tenant_);
   requests_ = std::exchange(other.requests_, 0);
   tokens_ = std::exchange(other.tokens_, 0);
-  body_bytes_ = std::exchange(other.body_bytes_, 0);
+  held_bytes_ = std::exchange(other.held_bytes_, 0);
   return *this;
 }
 
-bool TenantLimiter::Place::hold_body(int64_t bytes) {
-  if (!limiter_ || bytes == body_bytes_) return true;
+bool TenantLimiter::Place::hold(int64_t bytes) {
+  if (!limiter_ || bytes == held_bytes_) return true;
   const std::lock_guard lock(limiter_->mutex_);
-  const int64_t more = bytes - body_bytes_;
-  if (more < 0) limiter_->bodies_.give_back(tenant_->name, -more);
-  if (more > 0 && !limiter_->bodies_.try_take(tenant_->name, tenant_->weight, more)) {
+  const int64_t more = bytes - held_bytes_;
+  if (more < 0) limiter_->held_.give_back(tenant_->name, -more);
+  if (more > 0 && !limiter_->held_.try_take(tenant_->name, tenant_->weight, more)) {
     ++limiter_->buckets_[tenant_->name].usage.refused;
     return false;
   }
-  body_bytes_ = bytes;
+  held_bytes_ = bytes;
   return true;
 }
 
@@ -48,7 +48,7 @@ void TenantLimiter::Place::finish(int64_t used_tokens, Clock::time_point now) {
   Bucket& bucket = limiter->buckets_[tenant_->name];
   bucket.usage.in_flight -= requests_;
   bucket.usage.used_tokens += used_tokens;
-  limiter->bodies_.give_back(tenant_->name, body_bytes_);
+  limiter->held_.give_back(tenant_->name, held_bytes_);
   if (tenant_->tokens_per_minute <= 0 || !bucket.started) return;
   const auto size = static_cast<double>(tenant_->tokens_per_minute);
   refill(bucket, size, now);
@@ -136,9 +136,9 @@ std::map<std::string, TenantLimiter::Usage> TenantLimiter::usage() const {
   return all;
 }
 
-int64_t TenantLimiter::body_bytes() const {
+int64_t TenantLimiter::held_bytes() const {
   const std::lock_guard lock(mutex_);
-  return bodies_.used();
+  return held_.used();
 }
 
 }  // namespace lk

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// TenantLimiter: what a tenant may have in flight: requests, tokens a minute, bytes of bodies. A request takes its
-// place when its head is known, before anything else is done for it, and keeps it until it is answered.
+// TenantLimiter: what a tenant may have in flight: requests, tokens a minute, bytes that are held for them. A request
+// takes its place when its head is known, before anything else is done for it, and keeps it until its answer is
+// written.
 #pragma once
 
 #include <chrono>
@@ -38,9 +39,9 @@ class TenantLimiter {
     ~Place() { finish(0); }
     explicit operator bool() const { return limiter_ != nullptr; }
 
-    // Its body, as received so far, has this many bytes; false when the bodies of its tenant, or of all, would be too
-    // many.
-    bool hold_body(int64_t bytes);
+    // So many bytes are held for it now: its body as received so far, later what its answer will be made of. False when
+    // those of its tenant, or of all, would be too many; nothing changes then.
+    bool hold(int64_t bytes);
     // It wants `choices` answers and is charged `tokens` for all of them. Choices count as requests do: n and lists of
     // prompts are no way around the limit.
     Decision admit(int64_t tokens, int64_t choices, Clock::time_point now = Clock::now());
@@ -51,11 +52,11 @@ class TenantLimiter {
     friend class TenantLimiter;
     TenantLimiter* limiter_ = nullptr;
     std::shared_ptr<const Tenant> tenant_;
-    int64_t requests_ = 0, tokens_ = 0, body_bytes_ = 0;
+    int64_t requests_ = 0, tokens_ = 0, held_bytes_ = 0;
   };
 
-  // `max_body_bytes`: of all bodies that are held at a time, shared by weight (SharedBound).
-  explicit TenantLimiter(int64_t max_body_bytes = int64_t{64} << 20) : bodies_(max_body_bytes) {}
+  // `max_held_bytes`: of all requests at a time, shared by weight (SharedBound).
+  explicit TenantLimiter(int64_t max_held_bytes = int64_t{64} << 20) : held_(max_held_bytes) {}
 
   // The head of a request is known: it takes one of the requests in flight, and a token when it will need any.
   Decision enter(std::shared_ptr<const Tenant> tenant, Place& place, Clock::time_point now = Clock::now(),
@@ -66,7 +67,8 @@ class TenantLimiter {
     int64_t in_flight = 0, requests = 0, refused = 0, used_tokens = 0;
   };
   std::map<std::string, Usage> usage() const;
-  int64_t body_bytes() const;  // held now
+  int64_t held_bytes() const;  // of all requests, now
+  int64_t max_held_bytes() const { return held_.capacity(); }
 
  private:
   struct Bucket {
@@ -81,7 +83,7 @@ class TenantLimiter {
 
   mutable std::mutex mutex_;
   std::unordered_map<std::string, Bucket> buckets_;  // by tenant name
-  SharedBound<std::string> bodies_;                  // bytes, by tenant name
+  SharedBound<std::string> held_;                    // bytes, by tenant name
 };
 
 }  // namespace lk

@@ -107,21 +107,40 @@ Exchange::~Exchange() {
 }
 
 void Exchange::respond(int status, std::string body, std::string_view content_type, HttpHeaders headers) {
+  respond({.status = status,
+           .headers = std::move(headers),
+           .content_type = std::string(content_type),
+           .body = std::move(body)});
+}
+
+void Exchange::respond(HttpResponse response) {
   if (!reply) return;
   place = {};  // who has the answer may ask the next
-  record(status, status < 400 ? "ok" : "error");
-  headers.emplace_back("x-request-id", id);
-  server->browser_.add_headers(request, headers);
-  std::exchange(reply, nullptr)
-      ->respond({.status = status,
-                 .headers = std::move(headers),
-                 .content_type = std::string(content_type),
-                 .body = std::move(body)});
+  record(response.status, response.status < 400 ? "ok" : "error");
+  response.headers.emplace_back("x-request-id", id);
+  server->browser_.add_headers(request, response.headers);
+  std::exchange(reply, nullptr)->respond(std::move(response));
+}
+
+void Exchange::send(int status, std::string body, std::string_view content_type, HttpHeaders headers) {
+  const auto response = std::make_shared<HttpResponse>();
+  response->status = status;
+  response->headers = std::move(headers);
+  response->content_type = content_type;
+  if (body.size() > kHttpPartBytes)
+    response->parts = split_into_parts(body);
+  else
+    response->body = std::move(body);
+  post([self = shared_from_this(), response] { self->respond(std::move(*response)); });
 }
 
 void Exchange::fail(const ApiError& error, HttpHeaders headers) {
   if (!reply) return;
   place = {};
+  if (streaming_) {  // its head is gone already
+    reply->write(AnswerFormatter::error_events(error));
+    return end_stream("error");
+  }
   record(error.status, "error");
   if (error.status >= 500 && error.status != 503)
     server->log_->write(LogLevel::kError, "internal_error", {{"id", id}, {"reason", error.message}});
@@ -150,6 +169,7 @@ void Exchange::leave() {
   gone = true;
   server->workers_->withdraw(work);
   server->compilers_->withdraw(compile);
+  server->formatters_->withdraw(format);
   if (on_gone) on_gone();
   reply.reset();  // what is still written goes nowhere
 }
@@ -164,6 +184,7 @@ void Exchange::run(std::string_view what, const std::function<void()>& task) {
 
 void Exchange::break_down(const Status& reason) {
   server->log_->write(LogLevel::kError, "exception", {{"id", id}, {"reason", reason.message()}});
+  if (on_gone) on_gone();  // nothing more is wanted
   if (streaming_) {
     record(200, "error");
     reply.reset();  // half an answer must not look whole

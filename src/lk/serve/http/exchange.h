@@ -35,12 +35,16 @@ struct Exchange : std::enable_shared_from_this<Exchange> {
   Clock::time_point arrival = Clock::now();
   // Among what its tenant may have in flight. Let go of before the answer leaves, or handed on to what the engine does.
   TenantLimiter::Place place;
-  std::atomic<bool> gone{false};                   // the client left before it was answered
-  std::atomic<WorkQueue::Id> work{0}, compile{0};  // its tasks in the queues
-  std::function<void()> on_gone;                   // further things to do then; shard thread
+  std::atomic<bool> gone{false};                              // the client left before it was answered
+  std::atomic<WorkQueue::Id> work{0}, compile{0}, format{0};  // its tasks in the queues
+  std::function<void()> on_gone;                              // further things to do then; shard thread
 
   void respond(int status, std::string body, std::string_view content_type = "application/json",
                HttpHeaders headers = {});
+  void respond(HttpResponse response);
+  // From any thread: respond(), a long body in parts.
+  void send(int status, std::string body, std::string_view content_type = "application/json", HttpHeaders headers = {});
+  // Of a stream that has begun: an error event, and its end.
   void fail(const ApiError& error, HttpHeaders headers = {});
   void fail(const Status& status) { fail(api_error(status, id)); }
   void begin_stream(HttpHeaders headers);

@@ -25,12 +25,18 @@ constexpr const char* kNotStored =
     "the change could not be stored and is not in effect; the server's log says why, try again later";
 // A task's closures and the head of its request, some kilobytes; the bodies are bounded by their bytes.
 constexpr int64_t kMaxWaitingWork = 4096;
-// Bodies that are held at a time, until their requests wait for the engine: eight of the largest ones, or more smaller
-// ones. With twice that for a moment (SharedBound) this is what a server may need beside its memory plan.
-constexpr int64_t kLeastBodyBytes = int64_t{64} << 20;
-int64_t max_body_bytes(const ServerOptions& options) {
-  return std::max(kLeastBodyBytes, 8 * options.limits.max_body_bytes);
+// Held for requests at a time: bodies until they are read, log-probabilities until their answer is written. Eight of
+// the largest bodies, or more smaller ones. With twice that for a moment (SharedBound) this is what a server may need
+// beside its memory plan.
+constexpr int64_t kLeastHeldBytes = int64_t{64} << 20;
+int64_t max_held_bytes(const ServerOptions& options) {
+  return std::max(kLeastHeldBytes, 8 * options.limits.max_body_bytes);
 }
+// Threads for what is long to write: one long answer holds up nobody. They stand back for the engine's and io threads.
+constexpr int kFormatters = 2;
+constexpr int kFormatterNice = 5;
+// Events that a shard shows before it looks at the time.
+constexpr size_t kEventsAtOnce = 8;
 // A body that takes more than some milliseconds to read. Of one tenant, not all workers read such at the same time.
 constexpr size_t kHeavyBody = 64 << 10;
 // Requests about adapters, keys and tenants have some names in them.
@@ -39,14 +45,6 @@ constexpr int64_t kMaxAdminBody = 64 << 10;
 // takes milliseconds.
 constexpr int kCompilerNice = 10;
 constexpr double kCompileSecondsPerMinute = 10;
-
-ApiError overloaded(double retry_after_seconds, std::string message = "the server is overloaded, try again later") {
-  return {.status = 503,
-          .message = std::move(message),
-          .type = "server_error",
-          .code = "overloaded",
-          .retry_after_seconds = retry_after_seconds};
-}
 
 // What a request holds while its body is received.
 class Entry final : public HttpAdmission {
@@ -57,7 +55,7 @@ class Entry final : public HttpAdmission {
       return ApiError{.status = 413,
                       .message = fmt::format("the body is larger than {} bytes", max_body_),
                       .code = "request_too_large"};
-    if (!place.hold_body(bytes)) return overloaded(1, "the server holds too many large requests, try again later");
+    if (!place.hold(bytes)) return overloaded(1, "the server holds too many large requests, try again later");
     return std::nullopt;
   }
   std::optional<HttpResponse> on_body(int64_t bytes) override {
@@ -79,10 +77,18 @@ bool is_request_id(std::string_view text) {
              std::string_view::npos;
 }
 
+// Two of the longest answers may wait for the readers of one tenant, eight in all.
+HttpLimits limits_of(const ServerOptions& options) {
+  HttpLimits limits = options.limits;
+  limits.max_output_bytes_per_account = 2 * options.max_answer_bytes;
+  limits.max_total_output_bytes = 8 * options.max_answer_bytes;
+  return limits;
+}
+
 HttpServerOptions http_options(const ServerOptions& options) {
   HttpServerOptions http{.listen = options.listen,
                          .num_shards = options.io_threads,
-                         .limits = options.limits,
+                         .limits = limits_of(options),
                          .tls_cert = options.tls_cert,
                          .tls_key = options.tls_key};
   if (options.admin) http.listen.push_back(*options.admin);
@@ -100,6 +106,14 @@ std::string random_id() {
 }
 
 }  // namespace
+
+ApiError overloaded(double retry_after_seconds, std::string message) {
+  return {.status = 503,
+          .message = std::move(message),
+          .type = "server_error",
+          .code = "overloaded",
+          .retry_after_seconds = retry_after_seconds};
+}
 
 ApiError rate_limited(const TenantLimiter::Decision& decision) {
   if (decision.never) return {.status = 400, .message = decision.reason, .param = "n", .code = "too_many_choices"};
@@ -130,7 +144,7 @@ Status check_exposure(const ServerOptions& options, bool has_keys) {
   return Status();
 }
 
-ServerImpl::ServerImpl(const ServerOptions& options) : options_(options), limiter_(max_body_bytes(options)) {}
+ServerImpl::ServerImpl(const ServerOptions& options) : options_(options), limiter_(max_held_bytes(options)) {}
 
 Result<std::unique_ptr<Server>> Server::start(const ServerOptions& options, std::unique_ptr<TextEngine> engine,
                                               std::unique_ptr<StateStore> store, std::unique_ptr<Log> log) {
@@ -166,21 +180,8 @@ Result<std::unique_ptr<ServerImpl>> ServerImpl::create(const ServerOptions& opti
   };
   service_options.on_step = [raw](int64_t tokens, double seconds) { raw->metrics_->step_finished(tokens, seconds); };
   self->service_ = std::make_unique<EngineService>(
-      std::move(engine), service_options, [raw](int shard, std::vector<StreamEvent> events) {
-        auto batch = std::make_shared<std::vector<StreamEvent>>(std::move(events));
-        raw->http_->post(shard, [raw, shard, batch] {
-          for (StreamEvent& event : *batch) {
-            const Status shown = guarded("an event", [&] { event.sink->on_event(event); });
-            if (!shown.ok())
-              raw->log_->write(LogLevel::kError, "exception", {{"thread", "io"}, {"reason", shown.message()}});
-          }
-          // What they wrote is sent when this task returns; the next one sees it done.
-          const Clock::time_point step_end = batch->front().step_end;
-          raw->http_->post(shard, [raw, step_end] {
-            raw->metrics_->events_delivered(std::chrono::duration<double>(Clock::now() - step_end).count());
-          });
-        });
-      });
+      std::move(engine), service_options,
+      [raw](int shard, std::vector<StreamEvent> events) { raw->deliver(shard, std::move(events)); });
   const TextModel& text = self->service_->text();
   self->defaults_ = {.context = text.context(),
                      .vocab_size = text.config().vocab_size,
@@ -213,8 +214,34 @@ Result<std::unique_ptr<ServerImpl>> ServerImpl::create(const ServerOptions& opti
                                                      .max_waiting = kMaxWaitingWork,
                                                      .max_wait = max_wait,
                                                      .max_seconds_per_minute = kCompileSecondsPerMinute});
+  self->formatters_ = std::make_unique<WorkQueue>(WorkQueue::Options{.num_threads = kFormatters,
+                                                                     .thread_name = "lk-format",
+                                                                     .nice = kFormatterNice,
+                                                                     .max_waiting = kMaxWaitingWork,
+                                                                     .max_wait = max_wait});
   LK_RETURN_IF_ERROR(self->open_listeners());
   return self;
+}
+
+// The events of a step, on the shard: a few with each task, so that a step which ends a thousand requests does not keep
+// the shard's other connections waiting. The loop looks at the time between tasks.
+void ServerImpl::deliver(int shard, std::vector<StreamEvent> events) {
+  const auto batch = std::make_shared<std::vector<StreamEvent>>(std::move(events));
+  for (size_t first = 0; first < batch->size(); first += kEventsAtOnce)
+    http_->post(shard, [this, batch, first] {
+      for (size_t i = first; i < std::min(batch->size(), first + kEventsAtOnce); ++i) {
+        StreamEvent& event = (*batch)[i];
+        const Status shown = guarded("an event", [&] { event.sink->on_event(event); });
+        if (!shown.ok()) log_->write(LogLevel::kError, "exception", {{"thread", "io"}, {"reason", shown.message()}});
+        event = {};
+      }
+    });
+  // What they wrote is sent when the last of these tasks returns; this one sees it done.
+  http_->post(shard, [this, shard, step_end = batch->front().step_end] {
+    http_->post(shard, [this, step_end] {
+      metrics_->events_delivered(std::chrono::duration<double>(Clock::now() - step_end).count());
+    });
+  });
 }
 
 Status Server::check(const ServerOptions& options, StateStore* store) {
@@ -238,7 +265,7 @@ Status ServerImpl::open_listeners() {
 ServerImpl::~ServerImpl() {
   if (grace_.joinable()) grace_.join();
   if (http_) http_->stop_accepting();
-  for (WorkQueue* queue : {compilers_.get(), workers_.get()})  // the first gives to the second
+  for (WorkQueue* queue : {compilers_.get(), workers_.get(), formatters_.get()})  // the first gives to the second
     if (queue) queue->stop();
   if (state_) state_->stop();
   registry_.reset();
@@ -301,7 +328,7 @@ bool ServerImpl::finish_drain(std::chrono::milliseconds timeout) {
   if (http_->wait_idle(timeout)) return true;
   // What waits will not run; what a worker has in hand is refused when it asks for the engine.
   aborting_ = true;
-  for (WorkQueue* queue : {compilers_.get(), workers_.get()})
+  for (WorkQueue* queue : {compilers_.get(), workers_.get(), formatters_.get()})
     queue->refuse_waiting(unavailable("the server is shutting down"));
   service_->abort_all(unavailable("the server is shutting down"));
   (void)http_->wait_idle(std::chrono::seconds(5));
@@ -505,40 +532,49 @@ void ServerImpl::handle(HttpRequest request, std::shared_ptr<HttpReply> reply) {
 }
 
 void ServerImpl::work(const std::shared_ptr<Exchange>& exchange, std::function<void()> task) {
-  post_work(*workers_, exchange->work, exchange, std::move(task));
+  post_work(*workers_, exchange->work, exchange, exchange->request.body.size() >= kHeavyBody, std::move(task),
+            [exchange](const ApiError& error) { exchange->refuse(error); });
+}
+
+void ServerImpl::format(const std::shared_ptr<Exchange>& exchange, std::function<void()> task,
+                        std::function<void(const ApiError&)> refuse) {
+  post_work(*formatters_, exchange->format, exchange, true, std::move(task), std::move(refuse));
 }
 
 void ServerImpl::post_work(WorkQueue& queue, std::atomic<WorkQueue::Id>& id, const std::shared_ptr<Exchange>& exchange,
-                           std::function<void()> task) {
+                           bool heavy, std::function<void()> task, std::function<void(const ApiError&)> refuse) {
   const Tenant& tenant = *exchange->principal.tenant;
   const WorkQueue::Posted posted =
       queue.post({.tenant = tenant.name,
                   .weight = tenant.weight,
-                  .heavy = exchange->request.body.size() >= kHeavyBody,
+                  .heavy = heavy,
                   .run =
                       [exchange, task = std::move(task)] {
                         if (exchange->gone) return;
                         if (const Status status = guarded("a worker", task); !status.ok())
                           exchange->post([exchange, status] { exchange->break_down(status); });
                       },
-                  .refuse = [exchange](const Status& status) { exchange->refuse(api_error(status, exchange->id)); }});
+                  .refuse = [exchange, refuse](const Status& status) { refuse(api_error(status, exchange->id)); }});
   id = posted.id;
   if (posted.status.ok()) return;
   ApiError error = api_error(posted.status, exchange->id);
-  error.retry_after_seconds = posted.retry_after_seconds;
-  exchange->refuse(std::move(error));
+  if (posted.retry_after_seconds > 0) error.retry_after_seconds = posted.retry_after_seconds;
+  refuse(error);
 }
 
 void ServerImpl::compile(const std::shared_ptr<Exchange>& exchange, const GrammarSpec& spec,
                          std::function<void(Result<std::shared_ptr<const Grammar>>)> next) {
   if (const auto known = grammars_->find(spec)) return next(*known);
-  post_work(*compilers_, exchange->compile, exchange, [this, exchange, spec, next = std::move(next)] {
-    Result<std::shared_ptr<const Grammar>> compiled = grammars_->get(spec, [this, &exchange] {
-      compilers_->yield();
-      return !exchange->gone && !aborting_;
-    });
-    work(exchange, [next, compiled = std::move(compiled)] { next(compiled); });
-  });
+  post_work(
+      *compilers_, exchange->compile, exchange, false,
+      [this, exchange, spec, next = std::move(next)] {
+        Result<std::shared_ptr<const Grammar>> compiled = grammars_->get(spec, [this, &exchange] {
+          compilers_->yield();
+          return !exchange->gone && !aborting_;
+        });
+        work(exchange, [next, compiled = std::move(compiled)] { next(compiled); });
+      },
+      [exchange](const ApiError& error) { exchange->refuse(error); });
 }
 
 void ServerImpl::change(const std::shared_ptr<Exchange>& exchange, std::function<void()> task) {
@@ -592,7 +628,7 @@ ServerSnapshot ServerImpl::snapshot() const {
   const HttpStats http = http_->stats();
   s.connections = http.open_connections;
   s.output_bytes = http.output_bytes;
-  s.max_output_bytes = options_.limits.max_total_output_bytes;
+  s.max_output_bytes = limits_of(options_).max_total_output_bytes;
   s.cut_slow_readers = http.cut_slow_readers;
   s.cut_slow_writers = http.cut_slow_writers;
   s.refused_outputs = http.refused_outputs;

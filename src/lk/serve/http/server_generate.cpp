@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// Chat, completions and embeddings: from a parsed request to engine submissions, and from engine events to the answer.
+// Chat, completions and embeddings: from a body to engine submissions.
 #include <charconv>
 #include <cmath>
-#include <ctime>
 
 #include "lk/base/sha256.h"
+#include "lk/serve/http/answer.h"
 #include "lk/serve/http/server_impl.h"
+#include "lk/serve/openai/answer_size.h"
+#include "lk/serve/openai/parse.h"
 
 namespace lk {
 namespace {
-
-using Sequences = std::vector<std::unique_ptr<ServedSequence>>;  // of one request, by choice
 
 uint64_t salt_of(const Tenant& tenant, const std::string& text) {
   if (text.empty()) return tenant.cache_salt;
@@ -46,240 +46,6 @@ ApiError prepare_error(const Status& status, std::string_view field, std::string
     error.code = "context_length_exceeded";
   return error;
 }
-
-// One request's choices in the engine. Lives on the exchange's shard; `ids_` is shared with the worker that submits.
-class Answer : public RequestSink, public std::enable_shared_from_this<Answer> {
- public:
-  explicit Answer(std::shared_ptr<Exchange> exchange) : RequestSink(exchange->shard), exchange_(std::move(exchange)) {}
-  ~Answer() override = default;
-
-  // Shard: the client went away before the answer was complete.
-  void close() {
-    std::lock_guard lock(mutex_);
-    closed_ = Clock::now();
-    for (const RequestId id : ids_) server().engine().cancel(id);
-  }
-  // Worker, once the tenant's and the queue's reservations are made.
-  void submit(Sequences sequences, AdapterRegistry::Resolved model, TenantId tenant, Clock::time_point deadline,
-              bool wants_prompt) {
-    place_ = std::move(exchange_->place);
-    model_ = std::move(model);
-    completions_.resize(sequences.size());
-    last_token_.resize(sequences.size());
-    const AdapterId adapter = model_.adapter ? model_.adapter->id() : kBaseModel;
-    if (model_.adapter) model_.adapter->requests.fetch_add(static_cast<int64_t>(sequences.size()));
-    num_requests_ = sequences.size();
-    max_tokens_ = sequences[0]->asked.max_tokens;
-    server().count_stream(1);
-    std::lock_guard lock(mutex_);
-    for (std::unique_ptr<ServedSequence>& sequence : sequences) {
-      sequence->asked.adapter = adapter;
-      sequence->asked.tenant = tenant;
-      sequence->asked.expires = to_micros(deadline);
-      sequence->lease = model_.adapter;
-      sequence->sink = shared_from_this();
-      sequence->choice = static_cast<int>(ids_.size());
-      sequence->wants_prompt = wants_prompt;
-      sequence->timing.arrival = exchange_->arrival;
-      ids_.push_back(server().engine().submit(std::move(sequence)));
-    }
-    if (closed_ != Clock::time_point())
-      for (const RequestId id : ids_) server().engine().cancel(id);
-  }
-
-  void on_event(StreamEvent& event) override {
-    const auto choice = static_cast<size_t>(event.choice);
-    if (event.prompt) prompt_ready(event.choice, *event.prompt);
-    if (!event.delta.tokens.empty()) {
-      // The first token's wait is the time to first token, every later one a gap.
-      if (last_token_[choice] != Clock::time_point())
-        server().measures().token_gap(std::chrono::duration<double>(event.step_end - last_token_[choice]).count());
-      last_token_[choice] = event.step_end;
-    }
-    if (!event.delta.tokens.empty() || !event.delta.text.empty()) delta(event.choice, event.delta);
-    if (event.ended) finish(*event.ended);
-  }
-
- protected:
-  ServerImpl& server() { return *exchange_->server; }
-  virtual const char* endpoint() const = 0;
-  virtual void prompt_ready(int, const Completion&) {}
-  virtual void delta(int, const StreamDelta&) {}
-  virtual void choice_done(int, const Completion&) {}
-  virtual void all_done(std::vector<Completion> completions) = 0;
-  virtual void failed(const ApiError& error) { exchange_->fail(error); }
-
-  HttpHeaders timing_headers() const {
-    const auto ms = [](double seconds) { return fmt::format("{:.1f}", seconds * 1e3); };
-    HttpHeaders headers{{"x-queue-time-ms", ms(queue_seconds_)}, {"x-total-time-ms", ms(e2e_seconds_)}};
-    if (first_token_seconds_ >= 0) headers.emplace_back("x-time-to-first-token-ms", ms(first_token_seconds_));
-    add_adapter_header(headers);
-    return headers;
-  }
-  void add_adapter_header(HttpHeaders& headers) const {
-    if (model_.adapter && model_.adapter->version > 0)
-      headers.emplace_back("x-adapter", fmt::format("{}@{}", model_.adapter->name, model_.adapter->version));
-  }
-
-  const std::shared_ptr<Exchange> exchange_;
-  AdapterRegistry::Resolved model_;
-  bool failed_ = false;
-
- private:
-  void finish(ServedSequence& sequence) {
-    Completion& completion = sequence.completion;
-    const RequestTiming& timing = sequence.timing;
-    const auto seconds = [&](Clock::time_point at) {
-      return at == Clock::time_point() ? -1 : std::chrono::duration<double>(at - timing.arrival).count();
-    };
-    e2e_seconds_ = seconds(timing.finished);
-    queue_seconds_ = std::max(0.0, seconds(timing.started));
-    first_token_seconds_ = seconds(timing.first_token);
-    if (const Clock::time_point closed = closed_at();
-        completion.finish == FinishReason::kCancelled && closed != Clock::time_point())
-      server().measures().request_abandoned(std::chrono::duration<double>(timing.finished - closed).count());
-    used_tokens_ += sequence.counted_prompt_tokens() + static_cast<int64_t>(completion.token_ids.size());
-    const bool timed_out = completion.error.code() == StatusCode::kDeadlineExceeded;
-    const KeyUsage usage{.requests = 1,
-                         .prompt_tokens = sequence.counted_prompt_tokens(),
-                         .cached_tokens = completion.cached_tokens,
-                         .output_tokens = static_cast<int64_t>(completion.token_ids.size())};
-    const Principal& principal = exchange_->principal;
-    exchange_->count(model_.name, usage, timed_out ? "deadline" : to_string(completion.finish));
-    server().ledger().add(principal.key_id, principal.tenant->name, usage);
-    server().measures().request_finished({.endpoint = endpoint(),
-                                          .tenant = principal.tenant->name,
-                                          .key = principal.key_id,
-                                          .adapter = model_.adapter ? std::string_view(model_.adapter->name) : "base",
-                                          .finish = timed_out ? "deadline" : to_string(completion.finish),
-                                          .prompt_tokens = sequence.counted_prompt_tokens(),
-                                          .cached_tokens = completion.cached_tokens,
-                                          .output_tokens = static_cast<int64_t>(completion.token_ids.size()),
-                                          .max_tokens = max_tokens_,
-                                          .n = static_cast<int64_t>(num_requests_),
-                                          .queue_seconds = queue_seconds_,
-                                          .time_to_first_token = first_token_seconds_,
-                                          .e2e_seconds = e2e_seconds_});
-    if (completion.finish == FinishReason::kError && !failed_) {
-      failed_ = true;
-      // Lost data is the server's, not the request's fault, and its reason names the server's directories.
-      const bool lost = completion.error.code() == StatusCode::kDataLoss;
-      ApiError error = api_error(lost ? internal_error("lost data") : completion.error, exchange_->id);
-      if (error.status == 500)  // the answer does not say why
-        server().log().write(
-            LogLevel::kError, "request_failed",
-            {{"request", exchange_->id}, {"adapter", model_.name}, {"reason", completion.error.message()}});
-      if (completion.error.code() == StatusCode::kFailedPrecondition && timing.started == Clock::time_point())
-        error.code = "request_too_large";  // larger than the whole pool
-      if (lost && model_.adapter) {        // read again from its directory, in vain
-        server().log().write(LogLevel::kError, "adapter_unreadable",
-                             {{"adapter", model_.name}, {"reason", completion.error.message()}});
-        error = {
-            .status = 503,
-            .message = fmt::format("The adapter of `{}` cannot be read again: its files are gone, damaged or not what "
-                                   "they were when it was loaded. The server's log says which.",
-                                   model_.name),
-            .type = "server_error",
-            .code = "adapter_unavailable",
-            .retry_after_seconds = 5};
-      }
-      failed(error);
-      cancel_others();
-    }
-    if (!failed_ && completion.finish != FinishReason::kCancelled) choice_done(sequence.choice, completion);
-    any_cancelled_ |= completion.finish == FinishReason::kCancelled;
-    completions_[static_cast<size_t>(sequence.choice)] = std::move(completion);
-    if (++num_done_ < num_requests_) return;
-    place_.finish(used_tokens_);
-    server().count_stream(-1);
-    if (!failed_ && !any_cancelled_) all_done(std::move(completions_));
-  }
-  Clock::time_point closed_at() {
-    std::lock_guard lock(mutex_);
-    return closed_;
-  }
-  void cancel_others() {
-    std::lock_guard lock(mutex_);
-    for (const RequestId id : ids_) server().engine().cancel(id);
-  }
-
-  std::mutex mutex_;
-  std::vector<RequestId> ids_;  // guarded by mutex_
-  Clock::time_point closed_;    // guarded by mutex_
-  size_t num_requests_ = 0, num_done_ = 0;
-  std::vector<Completion> completions_;
-  std::vector<Clock::time_point> last_token_;
-  TenantLimiter::Place place_;
-  int64_t used_tokens_ = 0, max_tokens_ = 0;
-  double queue_seconds_ = 0, first_token_seconds_ = -1, e2e_seconds_ = 0;
-  bool any_cancelled_ = false;
-};
-
-class GenerateAnswer final : public Answer {
- public:
-  using Answer::Answer;
-  void set_request(const GenerateRequest& request, const std::string& model_name, const TextSequence& first) {
-    const bool chat = request.endpoint == Endpoint::kChat;
-    chat_ = chat;
-    stream_ = request.stream;
-    formatter_.emplace(request, fmt::format("{}-{}", chat ? "chatcmpl" : "cmpl", exchange_->id), std::time(nullptr),
-                       model_name, server().text().tokenizer().get(), server().api_defaults().tool_format);
-    if (first.asked.resumed()) formatter_->resume(first.text_so_far(), first.asked.output_so_far);
-  }
-
- private:
-  const char* endpoint() const override { return chat_ ? "chat" : "completions"; }
-  void write(const std::string& events) {
-    if (events.empty() || !exchange_->reply) return;
-    if (!std::exchange(streaming_, true)) {
-      HttpHeaders headers;
-      add_adapter_header(headers);
-      exchange_->begin_stream(std::move(headers));
-    }
-    exchange_->reply->write(events);
-  }
-  void prompt_ready(int choice, const Completion& prompt) override {
-    if (stream_ && !failed_) write(formatter_->begin(choice, prompt));
-  }
-  void delta(int choice, const StreamDelta& delta) override {
-    if (stream_ && !failed_) write(formatter_->delta(choice, delta));
-  }
-  void choice_done(int choice, const Completion& completion) override {
-    if (stream_) write(formatter_->done(choice, completion));
-  }
-  void all_done(std::vector<Completion> completions) override {
-    if (!stream_)
-      return exchange_->respond(200, formatter_->response(completions), "application/json", timing_headers());
-    write(formatter_->end());
-    exchange_->end_stream("ok");
-  }
-  void failed(const ApiError& error) override {
-    if (!streaming_) return exchange_->fail(error);
-    write(formatter_->error(error));
-    exchange_->end_stream("error");
-  }
-
-  std::optional<AnswerFormatter> formatter_;
-  bool chat_ = true, stream_ = false, streaming_ = false;
-};
-
-class EmbeddingAnswer final : public Answer {
- public:
-  using Answer::Answer;
-  void set_request(EmbeddingRequest request, std::string model_name) {
-    request_ = std::move(request);
-    model_name_ = std::move(model_name);
-  }
-
- private:
-  const char* endpoint() const override { return "embeddings"; }
-  void all_done(std::vector<Completion> completions) override {
-    exchange_->respond(200, format_embeddings(request_, model_name_, completions), "application/json",
-                       timing_headers());
-  }
-  EmbeddingRequest request_;
-  std::string model_name_;
-};
 
 // Seconds the client is willing to wait in all.
 ApiResult<double> timeout_of(const Exchange& exchange) {
@@ -323,7 +89,9 @@ class Admitted {
 };
 
 // Worker: admission to the tenant's limits and the queue. Answers errors itself.
-std::optional<Admitted> admit(const std::shared_ptr<Exchange>& exchange, const EngineService::Share& share) {
+// `held_bytes`: what its answer will be made of.
+std::optional<Admitted> admit(const std::shared_ptr<Exchange>& exchange, const EngineService::Share& share,
+                              int64_t held_bytes) {
   ServerImpl& server = *exchange->server;
   const auto refuse = [&](ApiError error) {
     exchange->refuse(std::move(error));
@@ -334,18 +102,15 @@ std::optional<Admitted> admit(const std::shared_ptr<Exchange>& exchange, const E
   if (server.aborting()) return refuse(api_error(unavailable("the server is shutting down")));
   const TenantLimiter::Decision decision = exchange->place.admit(share.tokens, share.requests);
   if (!decision.admitted) return refuse(rate_limited(decision));
+  // The body is gone; what is left of it waits among the engine's tokens.
+  if (!exchange->place.hold(held_bytes))
+    return refuse(overloaded(1, "too many log-probabilities are held for answers, try again later"));
   const Tenant& tenant = *exchange->principal.tenant;
   const EngineService::Account account = server.engine().account(tenant.name, tenant.weight);
   const EngineService::Admission admission = server.engine().admit(account, share, *timeout.value);
   if (admission.status.code() == StatusCode::kInvalidArgument)
     return refuse({.message = admission.status.message(), .code = "request_too_large"});
-  if (!admission.status.ok())
-    return refuse({.status = 503,
-                   .message = admission.status.message(),
-                   .type = "server_error",
-                   .code = "overloaded",
-                   .retry_after_seconds = admission.retry_after_seconds});
-  exchange->place.hold_body(0);  // what is left of it waits among the engine's tokens
+  if (!admission.status.ok()) return refuse(overloaded(admission.retry_after_seconds, admission.status.message()));
   return Admitted(
       server.engine(), account, share,
       exchange->arrival + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(*timeout.value)));
@@ -356,6 +121,22 @@ void watch(const std::shared_ptr<Answer>& answer, Exchange& exchange) {
   exchange.on_gone = [weak = std::weak_ptr<Answer>(answer)] {
     if (const auto alive = weak.lock()) alive->close();
   };
+}
+
+// What an answer to this prompt would be. Its text, when it was given as messages, is not known: eight bytes a token.
+AnswerSize size_of(const GenerateRequest& request, const TextSequence& first) {
+  const int64_t tokens = std::ssize(first.asked.prompt);
+  return answer_size(request, first.text, tokens, std::max<int64_t>(std::ssize(first.text.prompt), 8 * tokens));
+}
+
+// Whoever does not say how long the answer may become gets as much as fits, and no refusal for what would not.
+void limit_unsaid(GenerateRequest& request, int64_t max_bytes, int64_t max_held) {
+  for (TextRequest& prompt : request.prompts) {
+    if (prompt.max_tokens != openai::kUntilFull) continue;
+    const auto parts = 2 * std::ssize(request.prompts);
+    const int64_t fit = answer_size(request, prompt, 0, 0).tokens_that_fit(max_bytes / parts, max_held / parts);
+    prompt.max_tokens = std::max({int64_t{1}, prompt.min_tokens, std::min(prompt.max_tokens, fit)});
+  }
 }
 
 // A request on its way through the workers.
@@ -377,6 +158,7 @@ void prepare_and_submit(Generation& generation) {
   const auto n = static_cast<size_t>(request.n);
   Sequences sequences(request.prompts.size() * n);
   EngineService::Share share{.requests = 0};
+  int64_t bytes = 0, held = 0;  // of the answer, and of what it is made of
   const auto prepare = [&](TextRequest text, size_t index) {
     auto sequence = std::make_unique<ServedSequence>();
     std::string_view field;
@@ -397,8 +179,20 @@ void prepare_and_submit(Generation& generation) {
     if (!prepare(text, i * n)) return;  // a copy: the answer echoes prompts and knows their tools
     const EngineService::Share one = EngineService::share_of(*sequences[i * n]);
     for (size_t k = 0; k < n; ++k) share += one;
+    const AnswerSize size = size_of(request, *sequences[i * n]);
+    bytes += size.bytes(sequences[i * n]->asked.max_tokens);
+    held += size.held_bytes(sequences[i * n]->asked.max_tokens);
   }
-  std::optional<Admitted> admitted = admit(exchange, share);
+  if (const int64_t most = server.options().max_answer_bytes; bytes > most)
+    return exchange->refuse(
+        answer_too_large(bytes, most,
+                         request.stream ? "ask for less of the prompt, or for fewer choices"
+                                        : "ask for fewer choices, tokens or log-probabilities, or for a stream",
+                         request.logprobs ? "logprobs" : "max_tokens"));
+  if (const int64_t most = server.limiter().max_held_bytes(); held > most)
+    return exchange->refuse(
+        answer_too_large(held, most, "ask for fewer choices, tokens or log-probabilities", "logprobs"));
+  std::optional<Admitted> admitted = admit(exchange, share, held);
   if (!admitted) return;
   for (size_t i = 0; i < request.prompts.size(); ++i) {
     for (size_t k = 1; k < n; ++k) {
@@ -427,6 +221,8 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
                                             : parse_completion_request(exchange->request.body, server.api_defaults());
     exchange->request.body = {};
     if (!parsed.ok()) return exchange->refuse(parsed.error);
+    limit_unsaid(*parsed.value, server.options().max_answer_bytes, server.limiter().max_held_bytes());
+    if (parsed.value->stream) answer->keep_alive();
     if (const std::vector<std::string>& names = parsed.value->ignored_fields; !names.empty())
       server.log().write(LogLevel::kDebug, "fields_ignored",
                          {{"id", exchange->id}, {"fields", fmt::format("{}", fmt::join(names, ", "))}});
@@ -472,6 +268,10 @@ void ServerImpl::embeddings(const std::shared_ptr<Exchange>& exchange) {
       return exchange->refuse(
           {.message = fmt::format("\"dimensions\" is {}, the model's embeddings have {}", request.dimensions, all),
            .param = "dimensions"});
+    if (const int64_t bytes = embeddings_size(request, server.text().config().hidden_dim),
+        most = server.options().max_answer_bytes;
+        bytes > most)
+      return exchange->refuse(answer_too_large(bytes, most, "send fewer inputs at a time", "input"));
     Result<AdapterRegistry::Resolved> model = server.adapters().resolve(request.model, *exchange->principal.tenant);
     if (!model.ok()) return exchange->refuse(model_error(model.status(), exchange->id));
     Sequences sequences;
@@ -485,7 +285,7 @@ void ServerImpl::embeddings(const std::shared_ptr<Exchange>& exchange) {
       share += EngineService::share_of(*sequence);
       sequences.push_back(std::move(sequence));
     }
-    std::optional<Admitted> admitted = admit(exchange, share);
+    std::optional<Admitted> admitted = admit(exchange, share, 0);
     if (!admitted) return;
     answer->set_request(std::move(request), model->name);
     answer->submit(std::move(sequences), std::move(model).value(), admitted->use(), admitted->deadline, false);
@@ -496,6 +296,7 @@ void ServerImpl::tokenize(const std::shared_ptr<Exchange>& exchange) {
   work(exchange, [exchange] {
     ServerImpl& server = *exchange->server;
     ApiResult<TokenizeRequest> parsed = parse_tokenize_request(exchange->request.body, server.api_defaults());
+    exchange->request.body = {};
     if (!parsed.ok()) return exchange->refuse(parsed.error);
     if (!server.text().tokenizer()) return exchange->refuse({.message = "the model has no tokenizer"});
     Result<AdapterRegistry::Resolved> model =
@@ -506,8 +307,12 @@ void ServerImpl::tokenize(const std::shared_ptr<Exchange>& exchange) {
         parsed.value->input, model->adapter ? model->adapter->chat_template.get() : nullptr);
     if (!tokens.ok())
       return exchange->refuse(prompt_error(tokens.status(), "prompt", messages ? "messages" : "prompt", exchange->id));
-    std::string body = format_tokenize(*parsed.value, *tokens, server.text().context(), *server.text().tokenizer());
-    exchange->post([exchange, body = std::move(body)] { exchange->respond(200, body); });
+    const int64_t most = server.options().max_answer_bytes;
+    const int64_t bytes = tokenize_size(*parsed.value, std::ssize(*tokens), std::ssize(parsed.value->input.prompt));
+    if (bytes > most)
+      return exchange->refuse(
+          answer_too_large(bytes, most, "send the text in pieces", messages ? "messages" : "prompt"));
+    exchange->send(200, format_tokenize(*parsed.value, *tokens, server.text().context(), *server.text().tokenizer()));
   });
 }
 
@@ -515,10 +320,15 @@ void ServerImpl::detokenize(const std::shared_ptr<Exchange>& exchange) {
   work(exchange, [exchange] {
     ServerImpl& server = *exchange->server;
     ApiResult<DetokenizeRequest> parsed = parse_detokenize_request(exchange->request.body, server.api_defaults());
+    exchange->request.body = {};
     if (!parsed.ok()) return exchange->refuse(parsed.error);
     if (!server.text().tokenizer()) return exchange->refuse({.message = "the model has no tokenizer"});
-    std::string body = format_detokenize(server.text().tokenizer()->decode(parsed.value->tokens, false));
-    exchange->post([exchange, body = std::move(body)] { exchange->respond(200, body); });
+    const Tokenizer& tokenizer = *server.text().tokenizer();
+    int64_t bytes = 0;
+    for (const int32_t token : parsed.value->tokens) bytes += std::ssize(tokenizer.token_bytes(token));
+    if (const int64_t most = server.options().max_answer_bytes; bytes > most)
+      return exchange->refuse(answer_too_large(bytes, most, "send the tokens in pieces", "tokens"));
+    exchange->send(200, format_detokenize(tokenizer.decode(parsed.value->tokens, false)));
   });
 }
 

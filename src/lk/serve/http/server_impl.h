@@ -24,6 +24,7 @@
 
 namespace lk {
 
+ApiError overloaded(double retry_after_seconds, std::string message = "the server is overloaded, try again later");
 // The answer to what a tenant's limits refuse.
 ApiError rate_limited(const TenantLimiter::Decision& decision);
 
@@ -90,6 +91,10 @@ class ServerImpl final : public Server {
   HttpServer& http() { return *http_; }
   // Runs on a worker, unless the client has left by then; answers itself when the task cannot be taken.
   void work(const std::shared_ptr<Exchange>& exchange, std::function<void()> task);
+  // Runs on a thread for what is long to write, which waits for no request that is still to be read; `refuse` on any
+  // thread when it is not taken or waited too long. Unless the client has left by then.
+  void format(const std::shared_ptr<Exchange>& exchange, std::function<void()> task,
+              std::function<void(const ApiError&)> refuse);
   // Compiles on a thread of its own, unless it is cached, then runs `next` on a worker. From a worker.
   void compile(const std::shared_ptr<Exchange>& exchange, const GrammarSpec& spec,
                std::function<void(Result<std::shared_ptr<const Grammar>>)> next);
@@ -117,8 +122,9 @@ class ServerImpl final : public Server {
   ApiResult<Principal> authorize(const HttpRequest& request, const Route& route) const;
   std::optional<ApiError> shed(const Tenant& tenant);
   std::optional<ApiError> enter(HttpRequest& head, const Route& route, const std::shared_ptr<const Tenant>& tenant);
+  void deliver(int shard, std::vector<StreamEvent> events);  // of a step; engine thread
   void post_work(WorkQueue& queue, std::atomic<WorkQueue::Id>& id, const std::shared_ptr<Exchange>& exchange,
-                 std::function<void()> task);
+                 bool heavy, std::function<void()> task, std::function<void(const ApiError&)> refuse);
   std::shared_ptr<const KeyRing> keys() const { return access_->ring(); }
   Status apply_access(Result<std::vector<AccessChange>> changes);  // state thread
   void watch_access();                                             // state thread, about once a second
@@ -136,7 +142,7 @@ class ServerImpl final : public Server {
   std::unique_ptr<EngineService> service_;
   std::unique_ptr<AdapterRegistry> registry_;
   std::unique_ptr<GrammarCache> grammars_;
-  std::unique_ptr<WorkQueue> workers_, compilers_;
+  std::unique_ptr<WorkQueue> workers_, compilers_, formatters_;
   std::unique_ptr<HttpServer> http_;
   ApiDefaults defaults_;
   UsageLedger usage_;

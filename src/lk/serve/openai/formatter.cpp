@@ -322,25 +322,32 @@ std::string AnswerFormatter::end() {
   return out + "data: [DONE]\n\n";
 }
 
+std::string AnswerFormatter::error_events(const ApiError& error) {
+  return "data: " + format_error(error) + "\n\ndata: [DONE]\n\n";
+}
+
 std::string AnswerFormatter::error(const ApiError& error) {
   if (impl_->ended) return {};
   impl_->failed = true;
   return "data: " + format_error(error) + "\n\n" + end();
 }
 
-std::string AnswerFormatter::response(const std::vector<Completion>& completions) {
+std::string AnswerFormatter::response(const std::vector<Completion>& completions, size_t max_bytes) {
   Impl& self = *impl_;
+  self.shape.names.max_bytes = max_bytes;
   LK_CHECK(completions.size() == self.choices.size(), "{} completions for {} choices", completions.size(),
            self.choices.size());
   std::string out = self.head(self.shape.chat() ? "chat.completion" : "text_completion") +
                     ",\"system_fingerprint\":null,\"choices\":[";
   for (size_t i = 0; i < completions.size(); ++i) {
     self.append_choice(out, static_cast<int>(i), completions[i]);
+    if (out.size() > max_bytes) return {};
     self.count(static_cast<int>(i), completions[i]);
   }
   out += "],";
   append_usage(out, self.prompt_tokens, self.completion_tokens, self.cached_tokens);
   if (self.shape.chat()) self.append_prompt_extras(out, completions[0]);
+  if (out.size() > max_bytes) return {};
   return out + "}";
 }
 

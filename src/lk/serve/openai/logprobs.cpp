@@ -43,7 +43,7 @@ void append_chat_logprobs(std::string& out, std::span<const TokenLogprob> tokens
     append_bytes(out, names.bytes(token));
   };
   out += '[';
-  for (size_t i = 0; i < tokens.size(); ++i) {
+  for (size_t i = 0; i < tokens.size() && out.size() <= names.max_bytes; ++i) {
     if (i > 0) out += ',';
     entry(tokens[i].token, tokens[i].logprob);
     out += ",\"top_logprobs\":[";
@@ -60,7 +60,7 @@ void append_chat_logprobs(std::string& out, std::span<const TokenLogprob> tokens
 void append_completion_logprobs(std::string& out, std::span<const TokenLogprob> tokens, bool first_is_prompt,
                                 int64_t& offset, const TokenNames& names) {
   std::string offsets, logprobs, texts, tops;
-  for (size_t i = 0; i < tokens.size(); ++i) {
+  for (size_t i = 0; i < tokens.size() && out.size() + tops.size() + texts.size() <= names.max_bytes; ++i) {
     if (i > 0)
       for (std::string* list : {&offsets, &logprobs, &texts, &tops}) *list += ',';
     const TokenLogprob& token = tokens[i];
@@ -95,6 +95,7 @@ void append_completion_logprobs(std::string& out, std::span<const TokenLogprob> 
 void append_prompt_logprobs(std::string& out, std::span<const TokenLogprob> tokens, const TokenNames& names) {
   out += "[null";
   for (const TokenLogprob& token : tokens) {
+    if (out.size() > names.max_bytes) break;
     out += ",{";
     const auto add = [&](int32_t id, float logprob, int64_t rank) {
       fmt::format_to(std::back_inserter(out), "\"{}\":{{\"logprob\":", id);

@@ -2,6 +2,7 @@
 // Logprobs in the shapes of the two endpoints, and how tokens are written in them.
 #pragma once
 
+#include <limits>
 #include <span>
 #include <string>
 #include <vector>
@@ -13,8 +14,9 @@ namespace lk::openai {
 // Names tokens. The tokenizer may be null.
 struct TokenNames {
   const Tokenizer* tokenizer = nullptr;
-  bool as_ids = false;              // "token_id:123"
-  bool skip_special_tokens = true;  // special tokens add nothing to the text
+  bool as_ids = false;                                    // "token_id:123"
+  bool skip_special_tokens = true;                        // special tokens add nothing to the text
+  size_t max_bytes = std::numeric_limits<size_t>::max();  // lists end when what they are appended to is longer
 
   std::string bytes(int32_t token) const;  // that the token adds to a text; of a special token its name
   // `bytes` as a string: bytes that are not whole characters are escaped, \xe2\x82, in completions after "bytes:".

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
@@ -136,9 +137,12 @@ class AnswerFormatter {
   std::string done(int choice, const Completion& completion);  // the chunk with the finish reason
   std::string end();                                           // usage if asked for, and [DONE]
   std::string error(const ApiError& error);                    // mid-stream failure: an error event and [DONE]
+  static std::string error_events(const ApiError& error);      // the same, of a stream that has shown nothing yet
 
-  // --- Not streaming: completions by choice index. Requires: as many as prompts times n, none failed (kError).
-  std::string response(const std::vector<Completion>& completions);
+  // --- Not streaming: completions by choice index. Requires: as many as prompts times n, none failed (kError). Nothing
+  // when it would be longer than `max_bytes`.
+  std::string response(const std::vector<Completion>& completions,
+                       size_t max_bytes = std::numeric_limits<size_t>::max());
 
  private:
   struct Impl;
