@@ -18,6 +18,7 @@
 #include "lk/base/sd_notify.h"
 #include "lk/base/thread_name.h"
 #include "lk/lora/adapter_config.h"
+#include "lk/io/base_digest.h"
 #include "lk/serve/adapters/directory_watcher.h"
 #include "lk/serve/adapters/path_guard.h"
 #include "lk/serve/http/browser_guard.h"
@@ -35,6 +36,7 @@ struct ServeFlags {
   int port = 8000;
   std::vector<std::string> lora_dirs, lora_roots;
   bool no_state = false, enable_lora = false, no_probe = false;
+  int64_t lora_eager = 256;
   int kernel_nice = 3;
   double watch_seconds = 2, drain_grace = 5, drain_timeout = 120;
   ServerOptions server;
@@ -73,6 +75,13 @@ void ServeFlags::add_to(CLI::App& command) {
           "--lora-root", lora_roots,
           "clients may load adapters from beneath this directory (or --lora-dir); {tenant} in it stands for the "
           "name of the key's tenant; repeatable")
+      ->group(adapters);
+  command
+      .add_option(
+          "--lora-eager", lora_eager,
+          "with more adapters than this in --lora-dir, or stored, each is loaded when a request asks for it first")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str()
       ->group(adapters);
   command.add_option("--watch-interval", watch_seconds, "seconds between looks at --lora-dir")
       ->check(CLI::Range(0.05, 3600.0))
@@ -362,6 +371,7 @@ Result<ServerOptions> ServeFlags::options() const {
       !served_name.empty() ? served_name
                            : (directory.has_filename() ? directory : directory.parent_path()).filename().string();
   filled.adapters.probe = !no_probe;
+  filled.adapters.max_idle = std::max<int64_t>(lora_eager, 1);
   for (const auto* roots : {&lora_roots, &lora_dirs})
     for (const std::string& root : *roots) {
       LK_ASSIGN_OR_RETURN(const std::string found, canonical_root(root, roots == &lora_roots));
@@ -399,40 +409,51 @@ void raise_file_limit(int64_t wanted) {
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+// What is stored for the base that is served.
+struct Stored {
+  std::vector<StoredAdapter> adapters;
+  std::vector<StateStore::Alias> aliases;
+  int64_t num_of_other_bases = 0;
+};
+
+Result<Stored> read_stored(const ServeFlags& flags, TextEngine& engine, StateStore& store) {
+  const bool dummy = flags.model.model.empty();
+  LK_ASSIGN_OR_RETURN(const std::string base,
+                      base_digest(dummy ? flags.model.dummy : join_path(flags.model.model, "config.json"),
+                                  dummy ? "" : join_path(flags.model.model, "tokenizer.json"),
+                                  engine.engine().weights().checkpoint.get()));
+  LK_RETURN_IF_ERROR(store.use_base(base));
+  Stored stored;
+  LK_ASSIGN_OR_RETURN(stored.adapters, store.adapters());
+  LK_ASSIGN_OR_RETURN(stored.aliases, store.aliases());
+  LK_ASSIGN_OR_RETURN(stored.num_of_other_bases, store.num_of_other_bases());
+  return stored;
+}
+
 Status load_adapters(const ServeFlags& flags, Server& server, std::unique_ptr<DirectoryWatcher>& watcher,
-                     const std::vector<StoredAdapter>& stored, const std::vector<StateStore::Alias>& aliases) {
+                     const Stored& stored) {
   AdapterRegistry& registry = server.adapters();
   LK_ASSIGN_OR_RETURN(const auto loras, flags.model.parse_loras());
   for (const auto& [name, directory] : loras) {
-    const Result<AdapterLease> loaded =
-        registry.load_and_wait({.name = name, .path = directory, .trusted_path = true, .persist = false});
+    const Result<AdapterLease> loaded = registry.load_and_wait(
+        {.name = name, .path = directory, .trusted_path = true, .persist = false, .by_content = true});
     if (!loaded.ok()) return loaded.status().with_context(fmt::format("--lora {}={}", name, directory));
     for (const std::string& warning : (*loaded)->warnings)
       server.log().write(LogLevel::kWarning, "adapter_warning", {{"adapter", name}, {"reason", warning}});
   }
   if (!flags.lora_dirs.empty()) {
     const auto interval = std::chrono::milliseconds(static_cast<int64_t>(flags.watch_seconds * 1e3));
-    LK_ASSIGN_OR_RETURN(watcher, DirectoryWatcher::start(registry, server.log(), flags.lora_dirs, interval));
+    LK_ASSIGN_OR_RETURN(
+        watcher,
+        DirectoryWatcher::start(registry, server.log(),
+                                {.directories = flags.lora_dirs, .interval = interval, .max_eager = flags.lora_eager}));
   }
-  // What clients had loaded before the restart. Something that is gone or no longer allowed costs a log line, not the
-  // start.
-  for (const StoredAdapter& adapter : stored) {
-    const Result<AdapterLease> loaded = registry.load_and_wait({.name = adapter.name,
-                                                                .path = adapter.path,
-                                                                .replace = true,
-                                                                .keep_previous = true,
-                                                                .pinned = adapter.pinned,
-                                                                .tenant = adapter.tenant,
-                                                                .version = adapter.version});
-    if (!loaded.ok())
-      server.log().write(
-          LogLevel::kWarning, "adapter_not_restored",
-          {{"adapter", adapter.name}, {"version", adapter.version}, {"reason", loaded.status().message()}});
-    else if ((*loaded)->digest != adapter.digest)
-      server.log().write(LogLevel::kWarning, "adapter_changed_on_disk",
-                         {{"adapter", adapter.name}, {"version", adapter.version}, {"digest", (*loaded)->digest}});
-  }
-  for (const StateStore::Alias& alias : aliases) {
+  // What clients had loaded before the restart. Something that is gone, changed or no longer allowed costs a log line,
+  // not the start: it stays known, and is tried again.
+  const bool load_now = std::ssize(stored.adapters) <= flags.lora_eager;
+  for (const StoredAdapter& adapter : stored.adapters) registry.restore(adapter, load_now || adapter.pinned);
+  registry.load_restored();
+  for (const StateStore::Alias& alias : stored.aliases) {
     const std::string target = alias.version > 0 ? fmt::format("{}@{}", alias.name, alias.version) : alias.name;
     if (const Status status = registry.set_alias(alias.alias, target); !status.ok())
       server.log().write(LogLevel::kWarning, "alias_not_restored",
@@ -444,9 +465,9 @@ Status load_adapters(const ServeFlags& flags, Server& server, std::unique_ptr<Di
 void print_banner(const ServeFlags& flags, const ServerOptions& options, Server& server) {
   std::string address = server.address(0);
   const std::string url = fmt::format("{}://{}", options.tls_cert.empty() ? "http" : "https", address);
-  const std::vector<AdapterLease> adapters = server.adapters().versions();
+  const int64_t num_adapters = server.adapters().counts().names;
   fmt::print(stderr, "\nLorikeet {} serves {} with {} adapter{} on {}\n", options.version, options.adapters.base_name,
-             adapters.size(), adapters.size() == 1 ? "" : "s", url);
+             num_adapters, num_adapters == 1 ? "" : "s", url);
   if (options.admin) fmt::print(stderr, "  admin    {}\n", server.address(static_cast<int>(options.listen.size())));
   if (options.console) {
     // Where status and adapters are, too; a browser cannot open a unix socket.
@@ -457,7 +478,8 @@ void print_banner(const ServeFlags& flags, const ServerOptions& options, Server&
   }
   fmt::print(stderr, "  metrics  {}/metrics\n",
              options.admin ? server.address(static_cast<int>(options.listen.size())) : url);
-  const std::string name = adapters.empty() ? options.adapters.base_name : adapters[0]->name;
+  const AdapterRegistry::NamePage first = server.adapters().list_names("", 1);
+  const std::string name = first.entries.empty() ? options.adapters.base_name : first.entries[0].name;
   const bool chat = server.engine().text().chat_template() != nullptr;
   if (chat)
     fmt::print(stderr,
@@ -479,7 +501,7 @@ void print_banner(const ServeFlags& flags, const ServerOptions& options, Server&
 
 // Waits for SIGINT or SIGTERM; SIGHUP reloads keys and the TLS certificate. The signals are blocked in every thread and
 // taken here.
-int wait_for_shutdown(Server& server, const sigset_t& signals, double stuck_seconds) {
+int wait_for_shutdown(Server& server, DirectoryWatcher* watcher, const sigset_t& signals, double stuck_seconds) {
   const auto watchdog = watchdog_timeout();
   // Log lines are in their file within a second; the service manager wants to hear twice in its time.
   std::chrono::nanoseconds interval = std::chrono::milliseconds(500);
@@ -493,6 +515,7 @@ int wait_for_shutdown(Server& server, const sigset_t& signals, double stuck_seco
       (void)notify_reloading();
       if (const Status log = server.log().reopen(); !log.ok())
         server.log().write(LogLevel::kError, "log_not_reopened", {{"reason", log.message()}});
+      if (watcher) watcher->accept_empty();
       const Status status = server.reload_keys();
       if (status.ok())
         server.log().write(LogLevel::kInfo, "keys_reloaded");
@@ -518,16 +541,6 @@ int run(const ServeFlags& flags) {
   Result<ServeFlags::Prepared> prepared = flags.prepare(false);
   if (!prepared.ok()) return fail(prepared.status());
   const ServerOptions& options = prepared->options;
-  std::vector<StoredAdapter> stored;
-  std::vector<StateStore::Alias> aliases;
-  if (prepared->store) {
-    auto adapters = prepared->store->adapters();
-    auto names = prepared->store->aliases();
-    if (!adapters.ok()) return fail(adapters.status());
-    if (!names.ok()) return fail(names.status());
-    stored = std::move(adapters).value();
-    aliases = std::move(names).value();
-  }
   const bool text_log =
       flags.log_format == "text" || (flags.log_format == "auto" && flags.log_file.empty() && stderr_is_terminal());
   Result<std::unique_ptr<Log>> log = Log::create({.level = parse_log_level(flags.log_level).value(),
@@ -538,12 +551,19 @@ int run(const ServeFlags& flags) {
 
   Result<std::unique_ptr<TextEngine>> engine = open_engine(flags.model, options.memory, flags.kernel_nice);
   if (!engine.ok()) return fail(engine.status());
+  Result<Stored> stored = Stored();
+  if (prepared->store) stored = read_stored(flags, **engine, *prepared->store);
+  if (!stored.ok()) return fail(stored.status());
   Result<std::unique_ptr<Server>> started =
       Server::start(options, std::move(engine).value(), std::move(prepared->store), std::move(log).value());
   if (!started.ok()) return fail(started.status());
   Server& server = **started;
+  if (stored->num_of_other_bases > 0)
+    server.log().write(LogLevel::kInfo, "adapters_of_other_bases",
+                       {{"adapters", stored->num_of_other_bases},
+                        {"reason", "they were loaded for another base model, and stay stored for when it comes back"}});
   std::unique_ptr<DirectoryWatcher> watcher;
-  if (const Status status = load_adapters(flags, server, watcher, stored, aliases); !status.ok()) return fail(status);
+  if (const Status status = load_adapters(flags, server, watcher, *stored); !status.ok()) return fail(status);
   server.set_ready(true);
   server.log().write(LogLevel::kInfo, "ready",
                      {{"address", server.address(0)},
@@ -552,7 +572,7 @@ int run(const ServeFlags& flags) {
   print_banner(flags, options, server);
   (void)notify_service_manager("READY=1");
 
-  const int signal = wait_for_shutdown(server, signals, options.stuck_seconds);
+  const int signal = wait_for_shutdown(server, watcher.get(), signals, options.stuck_seconds);
   (void)notify_service_manager("STOPPING=1");
   watch_interrupts();  // the next signal ends the program at once
   ::signal(SIGHUP, SIG_IGN);

@@ -201,6 +201,10 @@ class Belongings(Access):
         for method, path, body in (("DELETE", "/v1/adapters/a", None), ("DELETE", "/v1/adapters/a@1", None), ("PATCH", "/v1/adapters/a", {"pinned": True}),
                                    ("PATCH", "/v1/adapters/a", {"alias": "b"})):
             self.refused(server.call(method, path, body, key=globex), 403, "another tenant")
+        # Whose it is, is for its owner and for who administrates.
+        for key, shown in ((acme, "acme"), (globex, None), (admin, "acme")):
+            self.assertEqual([row["tenant"] for row in server.get("/v1/adapters", key=key).json["data"] if row["name"] == "a"], [shown])
+            self.assertEqual(server.get("/v1/adapters/a", key=key).json["tenant"], shown)
         self.assertEqual(server.post("/v1/unload_lora_adapter", {"lora_name": "a"}, key=globex).status, 403)
         self.good(server.call("PATCH", "/v1/adapters/a", {"alias": "b"}, key=acme))
         self.refused(server.call("PATCH", "/v1/adapters/sql", {"alias": "b"}, key=globex), 403)

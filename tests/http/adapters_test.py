@@ -150,6 +150,25 @@ class OwnEndpoints(Directory):
         self.assertEqual(server.chat(RIGA, "x@1").headers["x-adapter"], "x@1")
         self.assertEqual(server.post("/v1/adapters", {"name": "x", "path": "sql", "replace": False}).status, 409)
 
+        # Lists come a page at a time.
+        listed, after = [], ""
+        while True:
+            page = server.get(f"/v1/models?limit=2&after={after}").json
+            listed += [model["id"] for model in page["data"]]
+            self.assertLessEqual(len(page["data"]), 2)
+            self.assertEqual((page["first_id"], page["last_id"]), (page["data"][0]["id"], page["data"][-1]["id"]))
+            after = page["last_id"]
+            if not page["has_more"]:
+                break
+        whole = server.get("/v1/models").json
+        self.assertEqual((listed, whole["has_more"]), ([model["id"] for model in whole["data"]], False))
+        versions = server.get("/v1/adapters").json["data"]
+        page = server.get("/v1/adapters?limit=1").json
+        self.assertEqual((page["data"], page["has_more"]), (versions[:1], len(versions) > 1))
+        self.assertEqual(server.get(f"/v1/adapters?after={page['last_id'].replace('@', '%40')}").json["data"], versions[1:])
+        for query in ("limit=0", "limit=10001", "limit=x", "limit=", "limit=1.5", "after=" + "x" * 400):
+            for path in ("/v1/models", "/v1/adapters"):
+                self.assertEqual(server.get(f"{path}?{query}").json["error"]["param"], query.split("=")[0])
         # An alias, and its flip.
         self.assertEqual(server.call("PATCH", "/v1/adapters/x@1", {"alias": "prod"}).status, 200)
         self.assertEqual(says(server, "prod", RIGA), SQL)
@@ -227,8 +246,8 @@ class OwnEndpoints(Directory):
         server.stop(0)
         shutil.rmtree(self.path("root", "sql"))
         server = self.start("--lora-root", self.path("root"), adapters=("tag",), state=self.path("state.db"))
-        self.assertEqual(server.event("adapter_not_restored")["adapter"], "x")
-        self.assertEqual(server.chat(model="x").status, 404)
+        self.assertEqual(server.event("adapter_failed")["adapter"], "x")
+        self.assertEqual(server.chat(model="x").json["error"]["code"], "adapter_unavailable")
         self.assertEqual(server.chat(model="tag").status, 200)
         server.stop(0)
 

@@ -81,9 +81,48 @@ TEST_F(AdapterRegistryTest, RefusedLoadsLeaveNothing) {
   EXPECT_TRUE(wait_for_host_bytes(bytes));
   EXPECT_EQ(version_of("sql"), 1);
   EXPECT_EQ(version_of("alias"), 1);
-  EXPECT_EQ(registry_->list(service_->engine->snapshot()).size(), 1u);
+  EXPECT_EQ(registry_->list(service_->engine->snapshot(), "", 100).entries.size(), 1u);
   EXPECT_EQ(must_load("new", "math")->version, 1) << "the failures took no number";
   EXPECT_EQ(registry_->num_loading(), 0);
+}
+
+TEST_F(AdapterRegistryTest, ListsAreReadPageByPage) {
+  for (const char* name : {"c", "a", "e"}) must_load(name, "tag");
+  must_load("c", "dates", {.replace = true, .keep_previous = true});
+  for (const auto& [alias, target] : {std::pair("b", "a"), {"d", "c@1"}, {"z", "e"}})
+    ASSERT_TRUE(registry_->set_alias(alias, target).ok());
+  // However long the pages are, all of them together are the list.
+  for (const size_t limit : {1, 2, 3, 6, 100}) {
+    std::string names, versions, after;
+    for (bool more = true; more;) {
+      const AdapterRegistry::NamePage page = registry_->list_names(after, limit);
+      EXPECT_LE(page.entries.size(), limit);
+      ASSERT_FALSE(page.entries.empty());
+      for (const AdapterRegistry::Listed& entry : page.entries)
+        names += entry.name + (entry.target.empty() ? " " : "=" + entry.target + " ");
+      after = page.entries.back().name;
+      more = page.has_more;
+    }
+    EXPECT_EQ(names, "a b=a c d=c@1 e z=e ");
+    after = "";
+    for (bool more = true; more;) {
+      const AdapterRegistry::AdapterPage page = registry_->list(service_->engine->snapshot(), after, limit);
+      for (const AdapterSnapshot& entry : page.entries) {
+        after = fmt::format("{}@{}", entry.name, entry.version);
+        versions += after + (entry.is_default ? "* " : " ");
+      }
+      more = page.has_more;
+    }
+    EXPECT_EQ(versions, "a@1* c@1 c@2* e@1* ");
+  }
+  const auto only = [](const std::string& name) { return name >= "d"; };
+  EXPECT_EQ(registry_->list_names("", 2, only).entries.at(0).name, "d");
+  EXPECT_TRUE(registry_->list_names("", 2, only).has_more);
+  EXPECT_FALSE(registry_->list_names("", 3, only).has_more);
+  EXPECT_EQ(registry_->list(service_->engine->snapshot(), "c", 9).entries.at(0).name, "e")
+      << "behind all of its versions";
+  EXPECT_EQ(registry_->list_names("cc", 1).entries.at(0).name, "d") << "what it names may be gone";
+  EXPECT_TRUE(registry_->list_names("zz", 1).entries.empty());
 }
 
 TEST_F(AdapterRegistryTest, ProbeRefusesWeightsThatOverflow) {
@@ -248,7 +287,7 @@ TEST_F(AdapterRegistryTest, WhatHostMemoryDroppedIsReadAgainAndAnswersTheSame) {
   EXPECT_GT(stats.num_drops, 2);
   EXPECT_EQ(stats.num_failed_reads, 0);
   EXPECT_TRUE(service_->wait_on_engine([&](TextEngine&) { return registry_->host_stats().bytes <= bytes * 5 / 2; }));
-  for (const AdapterSnapshot& adapter : registry_->list(service_->engine->snapshot()))
+  for (const AdapterSnapshot& adapter : registry_->list(service_->engine->snapshot(), "", 100).entries)
     EXPECT_EQ(adapter.host_bytes > 0, resolve(adapter.name)->adapter->host()->on_host());
   push_out_of_pages(resolve("sql")->adapter);
   registry_->host_tier().drop_all();
@@ -463,7 +502,7 @@ TEST_F(AdapterRegistryTest, ConcurrentChangesAndRequests) {
             (void)registry_->set_alias("alias", name);
             break;
           case 4:
-            (void)registry_->list(service_->engine->snapshot());
+            (void)registry_->list(service_->engine->snapshot(), "", 100).entries;
             break;
           case 5:
             (void)registry_->set_pinned(name, rng.below(2) == 0);

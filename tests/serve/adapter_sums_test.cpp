@@ -34,7 +34,7 @@ TEST_F(AdapterSumsTest, SumsAreResolvedCachedAndRefused) {
   EXPECT_EQ(code_of("other:sql+math"), StatusCode::kNotFound);
   EXPECT_TRUE(resolve("sql+sql+sql+sql+sql+sql+sql+sql").ok());
   EXPECT_EQ(code_of("sql+sql+sql+sql+sql+sql+sql+sql+sql"), StatusCode::kInvalidArgument);
-  EXPECT_EQ(registry_->list(service_->engine->snapshot()).size(), 3u) << "sums are not listed";
+  EXPECT_EQ(registry_->list(service_->engine->snapshot(), "", 100).entries.size(), 3u) << "sums are not listed";
 }
 
 TEST_F(AdapterSumsTest, SumFollowsItsComponents) {

@@ -175,7 +175,7 @@ TEST_F(StateStoreTest, RemovingTheLastTenantDoesNotOpenTheServer) {
 TEST_F(StateStoreTest, AdapterVersionsAreNeverUsedAgain) {
   auto store = open();
   const std::string digest(64, 'a');
-  EXPECT_EQ(*store->last_version("sql"), 0);
+  EXPECT_EQ(store->last_version("sql")->version, 0);
   ASSERT_TRUE(store->put_adapter({.name = "sql", .version = 1, .path = "/a/sql", .digest = digest}).ok());
   ASSERT_TRUE(
       store->put_adapter({.name = "sql", .version = 2, .path = "/a/sql2", .digest = digest, .pinned = true}).ok());
@@ -190,7 +190,7 @@ TEST_F(StateStoreTest, AdapterVersionsAreNeverUsedAgain) {
   EXPECT_EQ(store->remove_adapter("sql", 2).code(), StatusCode::kNotFound);
   store.reset();
   store = open();
-  EXPECT_EQ(*store->last_version("sql"), 2);
+  EXPECT_EQ(store->last_version("sql")->version, 2);
   EXPECT_EQ(store->put_adapter({.name = "sql", .version = 2, .path = "/b"}).code(), StatusCode::kAlreadyExists);
   EXPECT_TRUE(store->put_adapter({.name = "sql", .version = 3, .path = "/b"}).ok());
   EXPECT_TRUE(store->put_adapter({.name = "other", .version = 2, .path = "/b"}).ok());
@@ -213,9 +213,47 @@ TEST_F(StateStoreTest, Aliases) {
   EXPECT_EQ(store->remove_alias("prod").code(), StatusCode::kNotFound);
 }
 
+TEST_F(StateStoreTest, AdaptersBelongToABase) {
+  const std::string one(64, '1'), two(64, '2'), digest(64, 'd');
+  auto store = open();
+  // From before bases were told apart.
+  ASSERT_TRUE(store->put_adapter({.name = "old", .version = 1, .path = "/old"}).ok());
+  ASSERT_TRUE(store->put_alias({.alias = "prod", .name = "old"}).ok());
+  EXPECT_FALSE(store->use_base("short").ok());
+  ASSERT_TRUE(store->use_base(one).ok());
+  EXPECT_EQ(store->adapters()->size(), 1u);
+  EXPECT_EQ(store->aliases()->size(), 1u);
+  ASSERT_TRUE(store->put_adapter({.name = "x", .version = 1, .path = "/x", .digest = digest}).ok());
+  EXPECT_EQ(store->last_version("x")->digest, digest);
+  EXPECT_EQ(*store->num_of_other_bases(), 0);
+
+  store = open();
+  ASSERT_TRUE(store->use_base(two).ok());
+  EXPECT_TRUE(store->adapters()->empty());
+  EXPECT_TRUE(store->aliases()->empty());
+  EXPECT_EQ(*store->num_of_other_bases(), 2);
+  EXPECT_EQ(store->last_version("x")->version, 1) << "numbers are not used twice";
+  EXPECT_EQ(store->last_version("x")->digest, "") << "what was version 1 there is nothing here";
+  EXPECT_EQ(store->put_adapter({.name = "x", .version = 1, .path = "/y"}).ok(), false);
+  ASSERT_TRUE(store->put_adapter({.name = "x", .version = 2, .path = "/y"}).ok());
+  ASSERT_TRUE(store->put_alias({.alias = "prod", .name = "x", .version = 2}).ok());
+  ASSERT_TRUE(store->remove_alias("prod").ok());
+  ASSERT_TRUE(store->put_version("z", 4, digest).ok());
+  EXPECT_EQ(store->last_version("z")->version, 4);
+  ASSERT_TRUE(store->put_version("z", 3, std::string(64, 'e')).ok()) << "an older one says nothing";
+  EXPECT_EQ(store->last_version("z")->digest, digest);
+
+  store = open();
+  ASSERT_TRUE(store->use_base(one).ok());
+  ASSERT_EQ(store->adapters()->size(), 2u);
+  EXPECT_TRUE(store->adapters()->at(1).is_default) << "what the name means elsewhere changes nothing";
+  ASSERT_EQ(store->aliases()->size(), 1u);
+  EXPECT_EQ(store->aliases()->at(0).name, "old");
+}
+
 TEST_F(StateStoreTest, NewerOrForeignFilesAreRefused) {
   open().reset();
-  sql("PRAGMA user_version = 3");
+  sql("PRAGMA user_version = 4");
   EXPECT_EQ(open_fails().code(), StatusCode::kFailedPrecondition);
   path_ = dir_ + "/other.db";
   sql("CREATE TABLE recipes(x)");
@@ -244,6 +282,7 @@ TEST_F(StateStoreTest, OlderFilesAreUpgraded) {
       "CREATE TABLE adapter_versions(name TEXT PRIMARY KEY, last INTEGER NOT NULL) STRICT;"
       "CREATE TABLE aliases(alias TEXT PRIMARY KEY, name TEXT NOT NULL, version INTEGER NOT NULL) STRICT;"
       "INSERT INTO tenants VALUES('a', 2, 3, 4, 'x*', 5, 0); INSERT INTO adapters VALUES('x', 1, '/x', '', 1, 1);"
+      "INSERT INTO aliases VALUES('prod', 'x', 1);"
       "PRAGMA application_id = 1280004948; PRAGMA user_version = 1");
   for (int i = 0; i < 2; ++i) {
     auto store = open();
@@ -251,6 +290,8 @@ TEST_F(StateStoreTest, OlderFilesAreUpgraded) {
     EXPECT_EQ(store->tenants()->at(0).weight, 2);
     EXPECT_EQ(store->tenants()->at(0).max_adapters, 0);
     EXPECT_EQ(store->adapters()->at(0).tenant, "");
+    ASSERT_EQ(store->aliases()->size(), 1u);
+    EXPECT_EQ(store->aliases()->at(0).alias, "prod");
   }
 }
 
@@ -288,7 +329,7 @@ TEST_F(StateStoreTest, WritesToAHeldFileFailInTimeAndReadsGoOn) {
     store->set_patience(std::chrono::seconds(60));
     waiting = std::thread([&] { EXPECT_TRUE(store->put_tenant({.name = "c"}).ok()); });
     EXPECT_EQ(store->tenants()->size(), 1u);
-    EXPECT_EQ(*store->last_version("x"), 0);
+    EXPECT_EQ(store->last_version("x")->version, 0);
   }
   waiting.join();
   EXPECT_EQ(store->tenants()->size(), 2u);
@@ -364,7 +405,8 @@ TEST_F(StateStoreTest, HostileRowsAreRefusedOnReading) {
       "INSERT INTO tenants(name, weight, max_in_flight, tokens_per_minute, adapters, cache_salt) VALUES('a', 1, 0, 0, "
       "'', 5);";
   const std::string clear =
-      "PRAGMA foreign_keys = OFF; DELETE FROM keys; DELETE FROM tenants; DELETE FROM adapters; DELETE FROM aliases;";
+      "PRAGMA foreign_keys = OFF; DELETE FROM keys; DELETE FROM tenants; DELETE FROM adapters; DELETE FROM "
+      "aliases_of_bases;";
   sql(clear + tenant + key);
   ASSERT_TRUE(open()->load_key_ring().ok());
   for (const std::string& change :
@@ -381,11 +423,11 @@ TEST_F(StateStoreTest, HostileRowsAreRefusedOnReading) {
     sql(clear + tenant + key + "PRAGMA foreign_keys = OFF; " + change);
     EXPECT_EQ(open()->load_key_ring().status().code(), StatusCode::kDataLoss) << change;
   }
-  sql(clear + "INSERT INTO adapters VALUES('a/b', 1, '/x', '', 0, 0, '')");
+  sql(clear + "INSERT INTO adapters VALUES('a/b', 1, '/x', '', 0, 0, '', '')");
   EXPECT_EQ(open()->adapters().status().code(), StatusCode::kDataLoss);
-  sql(clear + "INSERT INTO aliases VALUES('ok', '..', 0)");
+  sql(clear + "INSERT INTO aliases_of_bases VALUES('', 'ok', '..', 0)");
   EXPECT_EQ(open()->aliases().status().code(), StatusCode::kDataLoss);
-  sql(clear + "DROP TABLE aliases; CREATE VIEW aliases AS SELECT 'a' alias, 'b' name, 1 version");
+  sql(clear + "DROP TABLE aliases_of_bases; CREATE VIEW aliases_of_bases AS SELECT 'a' alias, 'b' name");
   EXPECT_FALSE(open()->aliases().ok());
 }
 

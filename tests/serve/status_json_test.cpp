@@ -44,6 +44,9 @@ TEST(StatusJson, HoldsEveryFieldOfTheSnapshot) {
                    .reserve = 85};
   s.num_fair_preemptions = 74, s.num_prefetches = 69, s.host_reads = 70, s.host_failed_reads = 71, s.host_drops = 72,
   s.host_read_seconds = 73.5;
+  s.num_adapter_names = 100;
+  s.adapters_changed = 101, s.adapters_unreadable = 102, s.adapters_no_memory = 103, s.adapters_refused = 104;
+  s.lora_dirs_ok = 105, s.lora_dirs_empty = 106, s.lora_dirs_unreadable = 107;
   s.heap_used_bytes = 67, s.heap_free_bytes = 68, s.open_files = 28, s.threads = 29;
   s.merging = {.chooser = "cost",
                .adapter = "hot",
@@ -72,7 +75,8 @@ TEST(StatusJson, HoldsEveryFieldOfTheSnapshot) {
     "tokens": {"prompt": 10, "output": 11, "computed": 4, "output_per_second": 13.5, "prefix_queries": 8, "prefix_hits": 9},
     "steps": {"count": 3, "seconds": 12.5},
     "pool": {"pages": 14, "free": 15, "kv": 16, "cached": 17, "adapter": 18, "merged": 40, "page_bytes": 19, "page_tokens": 20},
-    "adapters": {"total": 2, "device": 1, "loading": 0, "host": 0, "disk": 1, "pinned": 1, "loads": 6, "prefetches": 69, "evictions": 7,
+    "adapters": {"total": 2, "names": 100, "unavailable": {"changed": 101, "unreadable": 102, "no_memory": 103, "refused": 104},
+                 "directories": {"ok": 105, "empty": 106, "unreadable": 107}, "device": 1, "loading": 0, "host": 0, "disk": 1, "pinned": 1, "loads": 6, "prefetches": 69, "evictions": 7,
                  "disk_reads": 70, "failed_disk_reads": 71, "host_drops": 72,
                  "active": [{"name": "a", "version": 3, "running": 2, "waiting": 1}]},
     "merging": {"chooser": "cost", "adapter": "hot", "builds": 41, "refused": 42, "given_back": 43, "merged_steps": 44, "exclusive_steps": 45, "mode_changes": 46},
@@ -94,11 +98,17 @@ TEST(StatusJson, NumbersThatJsonLacksAreNull) {
 }
 
 TEST(StatusJson, AdaptersAreListedWithAllFields) {
-  EXPECT_EQ(json::parse(format_adapters({adapter("a")})),
+  EXPECT_EQ(json::parse(format_adapters({adapter("a")}, false,
+                                        {{.root = std::make_shared<const std::string>("/srv"),
+                                          .state = WatchedDirectory::State::kEmpty,
+                                          .reason = "all went",
+                                          .num_adapters = 7}})),
             json::parse(R"({"object": "list", "data": [{"id": "a@3", "object": "adapter", "name": "a",
-    "version": 3, "digest": "abc", "path": "/srv/a", "tier": "device", "rank": 16, "targets": ["q_proj", "v_proj"], "host_bytes": 1000,
-    "device_bytes": 2000, "pinned": true, "exact": false, "running": 2, "waiting": 1, "requests": 9, "load_seconds": 0.25}]})"));
-  EXPECT_EQ(format_adapters({}), R"({"object":"list","data":[]})");
+    "version": 3, "digest": "abc", "path": "/srv/a", "tenant": null, "state": "loaded", "reason": null, "tier": "device", "rank": 16, "targets": ["q_proj", "v_proj"], "host_bytes": 1000,
+    "device_bytes": 2000, "pinned": true, "exact": false, "running": 2, "waiting": 1, "requests": 9, "load_seconds": 0.25}],
+    "first_id": "a@3", "last_id": "a@3", "has_more": false, "directories": [{"path": "/srv", "state": "empty", "reason": "all went", "adapters": 7}]})"));
+  EXPECT_EQ(format_adapters({}),
+            R"({"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false,"directories":[]})");
   EXPECT_EQ(json::parse(format_adapter(adapter("b"))).at("name"), "b");
 }
 

@@ -16,7 +16,7 @@
 namespace lk {
 namespace {
 
-constexpr int64_t kSchemaVersion = 2;
+constexpr int64_t kSchemaVersion = 3;
 constexpr int64_t kApplicationId = 0x4c4b5354;  // "LKST": says that the SQLite file is ours
 
 // A removed tenant keeps its row because its revoked keys refer to it. adapter_versions outlives adapters: no version
@@ -37,11 +37,24 @@ CREATE TABLE aliases(alias TEXT PRIMARY KEY, name TEXT NOT NULL, version INTEGER
 
 // What each later version added, applied in order to a new file as to an old one.
 // 2: quotas of tenants, and whose key loaded an adapter ('' = nobody's: of a server without keys, or before this).
+// 3: the base that adapters and aliases belong to ('' = that of the next server that opens the file), and the content
+//    that a name's last version stands for. The table aliases stays empty: a dropped one would leave pages that no
+//    check of the file looks at.
 constexpr const char* kUpgrades[] = {R"sql(
 ALTER TABLE tenants ADD COLUMN max_adapters INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE tenants ADD COLUMN max_versions INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE tenants ADD COLUMN max_sums INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE adapters ADD COLUMN tenant TEXT NOT NULL DEFAULT '';
+)sql",
+                                     R"sql(
+ALTER TABLE adapters ADD COLUMN base TEXT NOT NULL DEFAULT '';
+ALTER TABLE adapter_versions ADD COLUMN digest TEXT NOT NULL DEFAULT '';
+ALTER TABLE adapter_versions ADD COLUMN base TEXT NOT NULL DEFAULT '';
+CREATE TABLE aliases_of_bases(
+  base TEXT NOT NULL DEFAULT '', alias TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL,
+  PRIMARY KEY(base, alias)) STRICT;
+INSERT INTO aliases_of_bases(alias, name, version) SELECT alias, name, version FROM aliases;
+DELETE FROM aliases;
 )sql"};
 static_assert(std::size(kUpgrades) == kSchemaVersion - 1);
 

@@ -129,8 +129,8 @@ struct StateConnection {
   }
   // Every row of `sql`, made by `read` and checked.
   template <class Row, class Read>
-  Result<std::vector<Row>> rows(std::string_view sql, Read&& read) {
-    LK_ASSIGN_OR_RETURN(SqliteStatement statement, prepare(sql));
+  Result<std::vector<Row>> rows(std::string_view sql, Read&& read, std::initializer_list<SqliteValue> values = {}) {
+    LK_ASSIGN_OR_RETURN(SqliteStatement statement, prepare(sql, values));
     std::vector<Row> found;
     for (;;) {
       LK_ASSIGN_OR_RETURN(const bool more, statement.next());
@@ -158,6 +158,7 @@ struct StateStore::Impl {
   dev_t device = 0;
   ino_t inode = 0;
   int64_t data_version = 0;  // of what changed() saw last; guarded by reader.mutex
+  std::string base;          // digest
 
   const std::string& path() const { return writer.database->path(); }
   // A file that was moved away takes writes without complaint, and a restart does not find them.
@@ -185,6 +186,7 @@ struct StateStore::Impl {
     return transaction.commit();
   }
   Status put_adapter(const StoredAdapter& adapter);
+  Status remember_version(const std::string& name, int64_t version, const std::string& digest);
 };
 
 Result<std::unique_ptr<StateStore>> StateStore::open(const std::string& path) {
@@ -353,10 +355,35 @@ Result<KeyRing> StateStore::load_key_ring() {
 
 // --- Adapters
 
+Status StateStore::use_base(const std::string& digest) {
+  if (!is_hex_digest(digest)) return invalid_argument("the base's digest is not SHA-256");
+  impl_->base = digest;
+  {
+    const std::lock_guard lock(impl_->reader.mutex);
+    LK_ASSIGN_OR_RETURN(const bool any, impl_->reader.exists("SELECT 1 FROM adapters WHERE base = '' UNION ALL "
+                                                             "SELECT 1 FROM aliases_of_bases WHERE base = ''",
+                                                             {}));
+    if (!any) return Status();  // a start need not wait for somebody who holds the file
+  }
+  return impl_->write([&]() -> Status {
+    LK_RETURN_IF_ERROR(impl_->writer.run("UPDATE adapters SET base = ? WHERE base = ''", {digest}));
+    return impl_->writer.run("UPDATE aliases_of_bases SET base = ? WHERE base = ''", {digest});
+  });
+}
+
+Result<int64_t> StateStore::num_of_other_bases() {
+  const std::lock_guard lock(impl_->reader.mutex);
+  LK_ASSIGN_OR_RETURN(SqliteStatement statement,
+                      impl_->reader.prepare("SELECT count(*) FROM adapters WHERE base <> ?", {impl_->base}));
+  LK_ASSIGN_OR_RETURN(const bool row, statement.next());
+  return row ? statement.integer(0) : 0;
+}
+
 Result<std::vector<StoredAdapter>> StateStore::adapters() {
   const std::lock_guard lock(impl_->reader.mutex);
   return impl_->reader.rows<StoredAdapter>(
-      "SELECT name, version, path, digest, pinned, is_default, tenant FROM adapters ORDER BY name, version",
+      "SELECT name, version, path, digest, pinned, is_default, tenant FROM adapters WHERE base = ? ORDER BY name, "
+      "version",
       [](const SqliteStatement& row) {
         return StoredAdapter{.name = row.text(0),
                              .version = row.integer(1),
@@ -365,13 +392,15 @@ Result<std::vector<StoredAdapter>> StateStore::adapters() {
                              .pinned = row.integer(4) != 0,
                              .is_default = row.integer(5) != 0,
                              .tenant = row.text(6)};
-      });
+      },
+      {impl_->base});
 }
 
 // Requires: a write transaction.
 Status StateStore::Impl::put_adapter(const StoredAdapter& adapter) {
-  LK_ASSIGN_OR_RETURN(const bool known, writer.exists("SELECT 1 FROM adapters WHERE name = ? AND version = ?",
-                                                      {adapter.name, adapter.version}));
+  LK_ASSIGN_OR_RETURN(const bool known,
+                      writer.exists("SELECT 1 FROM adapters WHERE name = ? AND version = ? AND base = ?",
+                                    {adapter.name, adapter.version, base}));
   if (!known) {
     LK_ASSIGN_OR_RETURN(const bool used, writer.exists("SELECT 1 FROM adapter_versions WHERE name = ? AND last >= ?",
                                                        {adapter.name, adapter.version}));
@@ -380,16 +409,28 @@ Status StateStore::Impl::put_adapter(const StoredAdapter& adapter) {
                             adapter.version, adapter.name);
   }
   if (adapter.is_default)
-    LK_RETURN_IF_ERROR(writer.run("UPDATE adapters SET is_default = 0 WHERE name = ?", {adapter.name}));
+    LK_RETURN_IF_ERROR(
+        writer.run("UPDATE adapters SET is_default = 0 WHERE name = ? AND base = ?", {adapter.name, base}));
   LK_RETURN_IF_ERROR(
-      writer.run("INSERT OR REPLACE INTO adapters(name, version, path, digest, pinned, is_default, tenant) VALUES(?, "
-                 "?, ?, ?, ?, ?, "
-                 "?)",
+      writer.run("INSERT OR REPLACE INTO adapters(name, version, path, digest, pinned, is_default, tenant, base) "
+                 "VALUES(?, ?, ?, ?, ?, ?, ?, ?)",
                  {adapter.name, adapter.version, adapter.path, adapter.digest, int64_t{adapter.pinned},
-                  int64_t{adapter.is_default}, adapter.tenant}));
+                  int64_t{adapter.is_default}, adapter.tenant, base}));
+  return remember_version(adapter.name, adapter.version, adapter.digest);
+}
+
+Status StateStore::Impl::remember_version(const std::string& name, int64_t version, const std::string& digest) {
   return writer.run(
-      "INSERT INTO adapter_versions(name, last) VALUES(?1, ?2) ON CONFLICT(name) DO UPDATE SET last = max(last, ?2)",
-      {adapter.name, adapter.version});
+      "INSERT INTO adapter_versions(name, last, digest, base) VALUES(?1, ?2, ?3, ?4) ON CONFLICT(name) DO UPDATE SET "
+      "last = ?2, digest = ?3, base = ?4 WHERE last <= ?2",
+      {name, version, digest, base});
+}
+
+Status StateStore::put_version(const std::string& name, int64_t version, const std::string& digest) {
+  LK_RETURN_IF_ERROR(check(StoredAdapter{.name = name, .version = version, .path = "-", .digest = digest}));
+  LK_ASSIGN_OR_RETURN(const LastVersion last, last_version(name));
+  if (last.version == version && last.digest == digest) return Status();  // nothing to write, nothing to wait for
+  return impl_->write([&] { return impl_->remember_version(name, version, digest); });
 }
 
 Status StateStore::put_adapter(const StoredAdapter& adapter, const std::vector<int64_t>& retired) {
@@ -418,18 +459,22 @@ Status StateStore::remove(const std::vector<std::pair<std::string, int64_t>>& ve
     for (const auto& [name, version] : versions)
       LK_RETURN_IF_ERROR(impl_->writer.run("DELETE FROM adapters WHERE name = ? AND version = ?", {name, version}));
     for (const std::string& alias : aliases)
-      LK_RETURN_IF_ERROR(impl_->writer.run("DELETE FROM aliases WHERE alias = ?", {alias}));
+      LK_RETURN_IF_ERROR(
+          impl_->writer.run("DELETE FROM aliases_of_bases WHERE alias = ? AND base = ?", {alias, impl_->base}));
     return Status();
   });
 }
 
-Result<int64_t> StateStore::last_version(const std::string& name) {
+Result<StateStore::LastVersion> StateStore::last_version(const std::string& name) {
   const std::lock_guard lock(impl_->reader.mutex);
   LK_ASSIGN_OR_RETURN(SqliteStatement statement,
-                      impl_->reader.prepare("SELECT last FROM adapter_versions WHERE name = ?", {name}));
+                      impl_->reader.prepare("SELECT last, digest, base FROM adapter_versions WHERE name = ?", {name}));
   LK_ASSIGN_OR_RETURN(const bool row, statement.next());
-  const int64_t last = row ? statement.integer(0) : 0;
-  if (!in_range(last)) return data_loss("state file {} is damaged: last version {} of an adapter", impl_->path(), last);
+  if (!row) return LastVersion();
+  LastVersion last{.version = statement.integer(0), .digest = {}};
+  if (statement.text(2) == impl_->base) last.digest = statement.text(1);
+  if (!in_range(last.version) || !(last.digest.empty() || is_hex_digest(last.digest)))
+    return data_loss("state file {} is damaged: last version {} of an adapter", impl_->path(), last.version);
   return last;
 }
 
@@ -437,10 +482,11 @@ Result<int64_t> StateStore::last_version(const std::string& name) {
 
 Result<std::vector<StateStore::Alias>> StateStore::aliases() {
   const std::lock_guard lock(impl_->reader.mutex);
-  return impl_->reader.rows<Alias>("SELECT alias, name, version FROM aliases ORDER BY alias",
+  return impl_->reader.rows<Alias>("SELECT alias, name, version FROM aliases_of_bases WHERE base = ? ORDER BY alias",
                                    [](const SqliteStatement& row) {
                                      return Alias{.alias = row.text(0), .name = row.text(1), .version = row.integer(2)};
-                                   });
+                                   },
+                                   {impl_->base});
 }
 
 Status StateStore::put_alias(const Alias& alias) { return put({}, alias); }
@@ -452,15 +498,16 @@ Status StateStore::put(const std::optional<StoredAdapter>& adapter, const std::o
   return impl_->write([&]() -> Status {
     if (adapter) LK_RETURN_IF_ERROR(impl_->put_adapter(*adapter));
     if (!alias) return Status();
-    return impl_->writer.run("INSERT OR REPLACE INTO aliases(alias, name, version) VALUES(?, ?, ?)",
-                             {alias->alias, alias->name, alias->version});
+    return impl_->writer.run("INSERT OR REPLACE INTO aliases_of_bases(base, alias, name, version) VALUES(?, ?, ?, ?)",
+                             {impl_->base, alias->alias, alias->name, alias->version});
   });
 }
 
 Status StateStore::remove_alias(const std::string& alias) {
   LK_RETURN_IF_ERROR(check_name("alias", alias));
   return impl_->write([&]() -> Status {
-    LK_RETURN_IF_ERROR(impl_->writer.run("DELETE FROM aliases WHERE alias = ?", {alias}));
+    LK_RETURN_IF_ERROR(
+        impl_->writer.run("DELETE FROM aliases_of_bases WHERE alias = ? AND base = ?", {alias, impl_->base}));
     if (impl_->writer.database->changes() == 0) return not_found("no alias \"{}\"", alias);
     return Status();
   });

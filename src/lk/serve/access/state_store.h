@@ -61,6 +61,12 @@ class StateStore {
   Result<Accounts> accounts();  // of one moment
   Result<KeyRing> load_key_ring();
 
+  // What is said of adapters from now on is about this base model (base_digest.h): adapters and aliases of others are
+  // neither seen nor changed. What was stored before bases were told apart becomes this one's. Before other threads use
+  // this.
+  Status use_base(const std::string& digest);
+  // Stored adapters that belong to other bases.
+  Result<int64_t> num_of_other_bases();
   Result<std::vector<StoredAdapter>> adapters();
   // By (name, version); is_default clears it from the other versions. kAlreadyExists for a version that was removed or
   // skipped. The versions it retires go in the same transaction.
@@ -69,8 +75,15 @@ class StateStore {
                         int64_t version);  // the default's removal makes no other version the default
   // Versions and aliases that go together; what is not there is no failure.
   Status remove(const std::vector<std::pair<std::string, int64_t>>& versions, const std::vector<std::string>& aliases);
-  // Highest version ever used for the name, 0 for none: versions are never reused, also after removal.
-  Result<int64_t> last_version(const std::string& name);
+  // Highest version ever used for the name, 0 for none: versions are never reused, also after removal. With the digest
+  // of its content, "" when that is not known or belongs to another base.
+  struct LastVersion {
+    int64_t version = 0;
+    std::string digest;
+  };
+  Result<LastVersion> last_version(const std::string& name);
+  // The version was given to this content, by a load that does not survive a restart itself.
+  Status put_version(const std::string& name, int64_t version, const std::string& digest);
   struct Alias {
     std::string alias, name;
     int64_t version = 0;  // 0 = the name's default

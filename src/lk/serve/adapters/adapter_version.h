@@ -28,11 +28,13 @@ class AdapterVersion {
   std::vector<std::string> targets, warnings;
   std::shared_ptr<const ChatTemplate> chat_template;  // of the adapter's directory, or null
   double load_seconds = 0;
-  int64_t created = 0;     // Unix seconds
-  float probe_shift = 0;   // largest change of a log-probability of the probe prompt against the base
-  std::string tenant;      // whose key loaded it; "" = nobody's
-  bool persisted = false;  // in the state store
-  int64_t replaced = 0;    // what its name meant before it came; 0 = nothing
+  int64_t created = 0;               // Unix seconds
+  float probe_shift = 0;             // largest change of a log-probability of the probe prompt against the base
+  std::string tenant;                // whose key loaded it; "" = nobody's
+  bool persisted = false;            // in the state store
+  int64_t replaced = 0;              // what its name meant before it came; 0 = nothing
+  std::atomic<uint64_t> stamp{0};    // of its files before they were read (adapter_stat.h)
+  std::atomic<int64_t> last_use{0};  // count of the registry's uses
   std::atomic<bool> pinned{false};
   std::atomic<int64_t> requests{0};
   bool exact = true;  // never merged

@@ -1,68 +1,53 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/serve/adapters/directory_watcher.h"
 
-#include <sys/stat.h>
+#include <dirent.h>
+#include <fcntl.h>
 
 #include <algorithm>
-#include <filesystem>
+#include <cerrno>
+#include <cstring>
 #include <future>
 
 #include "lk/base/file.h"
 #include "lk/base/guarded.h"
 #include "lk/base/names.h"
-#include "lk/lora/adapter_files.h"
+#include "lk/base/thread_name.h"
 
 namespace lk {
 namespace {
 
-constexpr int kMaxRetryScans = 32;
+using DirectoryState = WatchedDirectory::State;
 
-std::string describe(const struct stat& info) {
-  return fmt::format("{}:{}:{}.{};", info.st_ino, info.st_size, info.st_mtim.tv_sec, info.st_mtim.tv_nsec);
-}
+constexpr int kNice = 10;
 
-// "" when the directory does not look like an adapter (yet).
-std::string fingerprint_of(const std::string& path) {
-  std::string text;
-  for (const char* name : {kAdapterConfigFile, kAdapterWeightsFile}) {
-    struct stat info {};
-    if (::stat(join_path(path, name).c_str(), &info) != 0 || !S_ISREG(info.st_mode)) return "";
-    text += describe(info);
-  }
-  // What need not be there: a chat template of its own.
-  for (const char* name : {"chat_template.jinja", "tokenizer_config.json"}) {
-    struct stat info {};
-    if (::stat(join_path(path, name).c_str(), &info) == 0)
-      text += describe(info);
-    else
-      text += "-;";
-  }
-  return text;
+bool may_be_directory(const dirent& entry) {
+  return entry.d_type == DT_DIR || entry.d_type == DT_LNK || entry.d_type == DT_UNKNOWN;
 }
 
 }  // namespace
 
+DirectoryWatcher::DirectoryWatcher(AdapterRegistry& registry, Log& log, Options options)
+    : registry_(registry), log_(log), options_(std::move(options)) {
+  for (const std::string& path : options_.directories)
+    directories_.push_back({.root = std::make_shared<const std::string>(path)});
+}
+
 Result<std::unique_ptr<DirectoryWatcher>> DirectoryWatcher::start(AdapterRegistry& registry, Log& log,
-                                                                  std::vector<std::string> directories,
-                                                                  std::chrono::milliseconds interval) {
-  std::unique_ptr<DirectoryWatcher> self(new DirectoryWatcher(registry, log, std::move(directories)));
-  LK_RETURN_IF_ERROR(self->look());
-  std::vector<std::future<void>> loads;
-  for (auto& [name, entry] : self->entries_) {
-    entry.loaded = entry.seen;
-    auto done = std::make_shared<std::promise<void>>();
-    loads.push_back(done->get_future());
-    registry.load({.name = name, .path = entry.path, .trusted_path = true, .replace = true, .persist = false},
-                  [raw = self.get(), done, name = name, &entry = entry](const Result<AdapterLease>& loaded) {
-                    raw->finish_load(name, entry, loaded);
-                    done->set_value();
-                  });
-  }
-  for (std::future<void>& load : loads) load.wait();
+                                                                  Options options) {
+  std::unique_ptr<DirectoryWatcher> self(new DirectoryWatcher(registry, log, std::move(options)));
+  self->look();
+  for (const Directory& directory : self->directories_)
+    if (directory.state == DirectoryState::kUnreadable)
+      return io_error("cannot read --lora-dir {}: {}", *directory.root, directory.reason);
+  for (auto& [name, entry] : self->entries_) entry.settled = true;  // what is there at the start is taken for whole
+  self->act();
   DirectoryWatcher* raw = self.get();
-  self->thread_ = std::thread([raw, interval] {
+  self->thread_ = std::thread([raw] {
+    set_thread_name("lk-watcher");
+    lower_thread_priority(kNice);  // a look at ten thousand names is no reason for anybody's token to be late
     std::unique_lock lock(raw->mutex_);
-    while (!raw->stop_.wait_for(lock, interval, [&] { return raw->stopping_; })) {
+    while (!raw->stop_.wait_for(lock, raw->options_.interval, [&] { return raw->stopping_; })) {
       lock.unlock();
       (void)guarded("a look at directories", [raw] { raw->scan(); });  // the next one sees what this one did not
       lock.lock();
@@ -80,81 +65,161 @@ DirectoryWatcher::~DirectoryWatcher() {
   if (thread_.joinable()) thread_.join();
 }
 
-Status DirectoryWatcher::look() {
-  for (auto& [name, entry] : entries_) entry.listed = false;
-  for (const std::string& directory : directories_) {
-    std::error_code error;
-    for (std::filesystem::directory_iterator it(directory, error), end; !error && it != end; it.increment(error)) {
-      const std::string name = it->path().filename();
-      if (!is_valid_name(name)) continue;
-      const Fingerprint now = fingerprint_of(it->path());
-      if (now.empty()) continue;
-      Entry& entry = entries_[name];
-      if (entry.listed) continue;  // the first directory wins
-      entry.listed = true;
-      entry.path = it->path();
-      entry.missing = 0;
-      if (entry.seen != now) {
-        entry.seen = now;
-        entry.retries = entry.retry_in = 0;
-        continue;
-      }
-      if (entry.loaded != now || (entry.retry_in > 0 && --entry.retry_in == 0)) load(name, entry);
-    }
-    if (error) return io_error("cannot read --lora-dir {}: {}", directory, error.message());
-  }
-  return Status();
-}
-
-void DirectoryWatcher::load(const std::string& name, Entry& entry) {
-  entry.loaded = entry.seen;  // also when it fails
-  const Result<AdapterLease> loaded = registry_.load_and_wait(
-      {.name = name, .path = entry.path, .trusted_path = true, .replace = true, .persist = false});
-  if (loaded.ok())
-    log_.write(LogLevel::kInfo, "adapter_loaded",
-               {{"adapter", name}, {"version", (*loaded)->version}, {"digest", (*loaded)->digest}});
-  finish_load(name, entry, loaded);
-}
-
-// One log line for an adapter that does not fit, however often it is tried.
-void DirectoryWatcher::finish_load(const std::string& name, Entry& entry, const Result<AdapterLease>& loaded) {
-  if (loaded.ok()) {
-    entry.version = (*loaded)->version;
-    entry.retries = entry.retry_in = 0;
-    return;
-  }
-  const bool no_memory = loaded.status().code() == StatusCode::kResourceExhausted;
-  log_.write(entry.retries > 0 ? LogLevel::kDebug : LogLevel::kWarning, "adapter_failed",
-             {{"adapter", name}, {"retried", no_memory}, {"reason", loaded.status().message()}});
-  entry.retry_in = no_memory ? std::min(1 << std::min(entry.retries, 10), kMaxRetryScans) : 0;
-  entry.retries = no_memory ? entry.retries + 1 : 0;
-}
+void DirectoryWatcher::accept_empty() { accept_empty_ = true; }
 
 void DirectoryWatcher::scan() {
-  if (const Status status = look(); !status.ok()) {
-    // The directory may be back soon (a remount): nothing is unloaded because of it.
-    log_.write(LogLevel::kWarning, "lora_dir_unreadable", {{"reason", status.message()}});
-    return;
+  look();
+  act();
+  take_out_missing();
+}
+
+// --- Looking
+
+void DirectoryWatcher::look() {
+  const bool accept_empty = accept_empty_.exchange(false);
+  for (auto& [name, entry] : entries_) entry.listed = false;
+  for (size_t i = 0; i < directories_.size(); ++i) {
+    Directory& directory = directories_[i];
+    const auto index = static_cast<uint16_t>(i);
+    std::vector<Sight> sights;
+    const Status status = read(directory, sights);
+    const bool had_content =
+        std::ranges::any_of(entries_, [&](const auto& entry) { return entry.second.directory == index; });
+    const auto has_content = [&](const Sight& sight) {
+      const auto known = entries_.find(sight.name);
+      return sight.files.complete() || (known != entries_.end() && known->second.directory == index);
+    };
+    const bool is_empty = had_content && std::ranges::none_of(sights, has_content);
+    if (!status.ok()) {
+      set_state(directory, DirectoryState::kUnreadable, status.message());
+    } else if (is_empty && !accept_empty) {
+      set_state(directory, DirectoryState::kEmpty,
+                "all its adapters went away at once, as when a volume is unmounted: they are kept");
+    } else {
+      set_state(directory, DirectoryState::kOk, "");
+      for (const Sight& sight : sights) note(index, sight);
+      if (is_empty)  // and that is meant
+        for (auto& [name, entry] : entries_)
+          if (entry.directory == index) entry.missing = kMissingLooks;
+      continue;
+    }
+    // Nothing is known of what lies in it: that stays as it is, and nobody else takes its names.
+    for (auto& [name, entry] : entries_)
+      if (entry.directory == index) {
+        entry.listed = true;
+        entry.missing = 0;
+      }
   }
+  publish_states();
+}
+
+// Everything from one open directory: a link to it that is turned meanwhile does not mix two. Of what is known by name
+// only, and not loaded, nothing but the name is looked at: ten thousand adapters cost one listing.
+Status DirectoryWatcher::read(const Directory& directory, std::vector<Sight>& sights) {
+  const int fd = ::open(directory.root->c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return io_error("{}", std::strerror(errno));
+  const std::unique_ptr<DIR, int (*)(DIR*)> open(::fdopendir(fd), &::closedir);
+  if (!open) return io_error("{}", std::strerror(errno));
+  const bool lazy = is_lazy();
+  for (;;) {
+    errno = 0;
+    const dirent* found = ::readdir(open.get());
+    if (!found && errno != 0) return io_error("{}", std::strerror(errno));
+    if (!found) return Status();
+    std::string name = found->d_name;
+    if (!may_be_directory(*found) || !is_valid_name(name)) continue;
+    AdapterStat files;
+    const auto known = entries_.find(name);
+    if (lazy && known != entries_.end() && known->second.told == known->second.seen &&
+        registry_.watched(name).state == AdapterRegistry::Watched::kOffered)
+      files = {.state = AdapterStat::State::kComplete, .stamp = known->second.seen};
+    else
+      files = stat_adapter(fd, name);
+    if (files.state != AdapterStat::State::kGone) sights.push_back({.name = std::move(name), .files = files});
+  }
+}
+
+void DirectoryWatcher::note(uint16_t index, const Sight& sight) {
+  auto it = entries_.find(sight.name);
+  if (it == entries_.end()) {
+    if (!sight.files.complete()) return;
+    it = entries_.emplace(sight.name, Entry{.directory = index}).first;
+  }
+  Entry& entry = it->second;
+  if (entry.listed) return;  // the first directory wins
+  // One that is being rewritten, or cannot be read now, stays what it is.
+  if (!sight.files.complete() && entry.directory != index) return;
+  entry.listed = true;
+  entry.missing = 0;
+  if (!sight.files.complete()) return;
+  if (entry.directory != index) {
+    entry.directory = index;
+    entry.seen = entry.told = 0;
+  }
+  entry.settled = entry.seen == sight.files.stamp;
+  entry.seen = sight.files.stamp;
+}
+
+void DirectoryWatcher::set_state(Directory& directory, DirectoryState state, std::string reason) {
+  if (state != directory.state)
+    log_.write(state == DirectoryState::kOk ? LogLevel::kInfo : LogLevel::kWarning, "lora_dir",
+               {{"directory", *directory.root}, {"state", to_string(state)}, {"reason", reason}});
+  directory.state = state;
+  directory.reason = std::move(reason);
+}
+
+void DirectoryWatcher::publish_states() {
+  std::vector<WatchedDirectory> states;
+  for (size_t i = 0; i < directories_.size(); ++i) {
+    const auto count = std::ranges::count_if(entries_, [&](const auto& e) { return e.second.directory == i; });
+    states.push_back({.root = directories_[i].root,
+                      .state = directories_[i].state,
+                      .reason = directories_[i].reason,
+                      .num_adapters = count});
+  }
+  registry_.set_directories(std::move(states));
+}
+
+// --- Acting
+
+// Offers what is new, loads it unless there are too many, and replaces what changed. Loads run side by side.
+void DirectoryWatcher::act() {
+  const bool lazy = is_lazy();
+  std::vector<std::future<void>> loads;
+  for (auto& [name, entry] : entries_) {
+    if (!entry.listed || !entry.settled || entry.told == entry.seen) continue;
+    const Directory& directory = directories_[entry.directory];
+    if (directory.state != DirectoryState::kOk) continue;
+    entry.told = entry.seen;
+    const AdapterRegistry::Watched now = registry_.watched(name);
+    // One that was loaded meanwhile, from these very files.
+    if (now.state == AdapterRegistry::Watched::kLoaded && now.stamp == entry.seen) continue;
+    if (now.state != AdapterRegistry::Watched::kLoaded && registry_.offer(name, directory.root, !lazy) && lazy)
+      continue;
+    if (now.state == AdapterRegistry::Watched::kOthers && lazy) continue;
+    auto done = std::make_shared<std::promise<void>>();
+    loads.push_back(done->get_future());
+    registry_.load({.name = name,
+                    .path = join_path(*directory.root, name),
+                    .replace = true,
+                    .persist = false,
+                    .by_content = true,
+                    .root = directory.root},
+                   [done](const Result<AdapterLease>&) { done->set_value(); });
+  }
+  for (std::future<void>& load : loads) load.wait();
+}
+
+void DirectoryWatcher::take_out_missing() {
   for (auto it = entries_.begin(); it != entries_.end();) {
     Entry& entry = it->second;
-    if (entry.listed || ++entry.missing < 2) {
+    if (entry.listed || (entry.missing < kMissingLooks && ++entry.missing < kMissingLooks)) {
       ++it;
       continue;
     }
-    unload(it->first, entry);
+    registry_.withdraw(it->first);
     it = entries_.erase(it);
   }
-}
-
-// Takes out what came from the directory, not what somebody else loaded under the same name since.
-void DirectoryWatcher::unload(const std::string& name, const Entry& entry) {
-  if (entry.version == 0) return;
-  const Result<AdapterRegistry::Resolved> now = registry_.resolve(name, Tenant{});
-  const bool ours = now.ok() && now->adapter && now->adapter->version == entry.version;
-  const Result<int> unloaded = registry_.unload(ours ? name : fmt::format("{}@{}", name, entry.version), nullptr);
-  log_.write(LogLevel::kInfo, "adapter_unloaded",
-             {{"adapter", name}, {"version", entry.version}, {"known", unloaded.ok()}});
 }
 
 }  // namespace lk

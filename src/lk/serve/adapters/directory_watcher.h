@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // DirectoryWatcher: keeps the registry equal to directories of adapters (one sub-directory each, its name is the
-// adapter's): loads what appears, replaces what changes, unloads what goes away. Polls: works on any file system.
+// adapter's): offers or loads what appears, replaces what changes, takes out what goes away. Polls: works on any file
+// system. What cannot be read now is not gone, and neither is everything at once (a volume that is not mounted).
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <map>
@@ -11,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "lk/serve/adapters/adapter_stat.h"
 #include "lk/serve/adapters/adapter_registry.h"
 #include "lk/serve/observe/logging.h"
 
@@ -18,41 +21,59 @@ namespace lk {
 
 class DirectoryWatcher {
  public:
+  struct Options {
+    std::vector<std::string> directories;
+    std::chrono::milliseconds interval{2000};
+    // With more adapters than this they are known by name only and loaded when somebody asks for them.
+    int64_t max_eager = 256;
+  };
   // Loads what is there now and waits for it. A directory that cannot be read is an error, an adapter that cannot be
   // loaded a log line.
-  static Result<std::unique_ptr<DirectoryWatcher>> start(AdapterRegistry& registry, Log& log,
-                                                         std::vector<std::string> directories,
-                                                         std::chrono::milliseconds interval);
+  static Result<std::unique_ptr<DirectoryWatcher>> start(AdapterRegistry& registry, Log& log, Options options);
   ~DirectoryWatcher();
-  // One look at the directories. A change counts once it looked the same twice in a row: nobody is still copying. An
-  // adapter that there was no memory for is tried again after 1, 2, 4 ... 32 scans; one that is wrong when it changes.
+  // One look at the directories. A change counts once it looked the same twice in a row: nobody is still copying.
   void scan();
+  // What the next look at a directory does not find is gone after it, also when that is everything. Any thread.
+  void accept_empty();
 
  private:
-  using Fingerprint = std::string;  // sizes, times and inodes of the files
-  struct Entry {
-    std::string path;
-    Fingerprint seen, loaded;
-    int missing = 0;      // scans in a row
-    int64_t version = 0;  // that was loaded from it; 0 = none
-    bool listed = false;  // in this scan
-    int retries = 0;      // that failed for lack of memory
-    int retry_in = 0;     // scans until the next try; 0 = none
+  struct Directory {
+    std::shared_ptr<const std::string> root;
+    WatchedDirectory::State state = WatchedDirectory::State::kOk;
+    std::string reason;
   };
-  DirectoryWatcher(AdapterRegistry& registry, Log& log, std::vector<std::string> directories)
-      : registry_(registry), log_(log), directories_(std::move(directories)) {}
-  Status look();
-  void load(const std::string& name, Entry& entry);
-  void finish_load(const std::string& name, Entry& entry, const Result<AdapterLease>& loaded);
-  void unload(const std::string& name, const Entry& entry);
+  struct Entry {
+    uint64_t seen = 0, told = 0;  // stamps: at the last look; that the registry was last told of
+    uint16_t directory = 0;       // index of the one it comes from
+    int8_t missing = 0;           // looks in a row, kMissingLooks: it is gone
+    bool listed = false;          // in this look
+    bool settled = false;         // looked the same twice
+  };
+  struct Sight {
+    std::string name;
+    AdapterStat files;
+  };
+  DirectoryWatcher(AdapterRegistry& registry, Log& log, Options options);
+  void look();
+  Status read(const Directory& directory, std::vector<Sight>& sights);
+  void note(uint16_t index, const Sight& sight);
+  void set_state(Directory& directory, WatchedDirectory::State state, std::string reason);
+  bool is_lazy() const { return std::ssize(entries_) > options_.max_eager; }
+  void act();
+  void take_out_missing();
+  void publish_states();
+  // One that is not there may be about to be replaced by a rename.
+  static constexpr int8_t kMissingLooks = 2;
 
   AdapterRegistry& registry_;
   Log& log_;
-  const std::vector<std::string> directories_;
+  const Options options_;
+  std::vector<Directory> directories_;
   std::map<std::string, Entry> entries_;  // the watcher's thread only
   std::mutex mutex_;
   std::condition_variable stop_;
-  bool stopping_ = false;
+  bool stopping_ = false;  // guarded by mutex_
+  std::atomic<bool> accept_empty_{false};
   std::thread thread_;
 };
 

@@ -10,19 +10,17 @@
 #include <cerrno>
 #include <climits>
 #include <cstring>
+#include <filesystem>
 #include <optional>
 #include <string_view>
 #include <utility>
 
+#include "lk/base/file.h"
 #include "lk/base/plain_text.h"
-#include "lk/lora/adapter_files.h"
+#include "lk/serve/adapters/adapter_stat.h"
 
 namespace lk {
 namespace {
-
-// What is read of an adapter's directory.
-constexpr const char* kFiles[] = {kAdapterConfigFile, kAdapterWeightsFile, "chat_template.jinja",
-                                  "tokenizer_config.json"};
 
 class Fd {
  public:
@@ -168,7 +166,7 @@ Result<std::string> resolve_adapter_directory(const std::vector<std::string>& ro
   const std::optional<std::string> root = path_of(found.root.get());
   const std::optional<std::string> relative = root ? strip_root(found.path, *root) : std::nullopt;
   if (!relative) return outside(path);
-  for (const char* name : kFiles) {
+  for (const char* name : kAdapterFiles) {
     const Fd file =
         open_beneath(found.root.get(), *relative + "/" + name, 0);  // links may leave the directory, not the root
     struct stat info {};
@@ -180,6 +178,17 @@ Result<std::string> resolve_adapter_directory(const std::vector<std::string>& ro
       return invalid_argument("{} of \"{}\" is not a regular file", name, printable(path, 256));
   }
   return found.path;
+}
+
+Result<std::string> resolve_listed_directory(const std::string& directory, const std::string& name,
+                                             const std::vector<std::string>& roots) {
+  Result<std::string> found = resolve_adapter_directory({directory}, name);
+  if (found.status().code() != StatusCode::kPermissionDenied) return found;
+  std::error_code error;
+  const std::filesystem::path canonical = std::filesystem::canonical(join_path(directory, name), error);
+  if (error) return found.status();
+  Result<std::string> elsewhere = resolve_adapter_directory(roots_of(roots, ""), canonical.string());
+  return elsewhere.ok() ? std::move(elsewhere) : std::move(found);
 }
 
 }  // namespace lk

@@ -22,6 +22,10 @@ Result<std::string> resolve_beneath(const std::vector<std::string>& roots, const
 // in the root and be regular files.
 Result<std::string> resolve_adapter_directory(const std::vector<std::string>& roots, const std::string& path);
 
+// The same for `name`, which was listed in `directory`. It may also be a link to a directory beneath one of `roots`.
+Result<std::string> resolve_listed_directory(const std::string& directory, const std::string& name,
+                                             const std::vector<std::string>& roots);
+
 // Roots with "{tenant}" as one of their directories are each tenant's own. The roots of `tenant`, or those of somebody
 // who may read every tenant's ("" as its name): the directory that has them all.
 std::vector<std::string> roots_of(const std::vector<std::string>& roots, std::string_view tenant);

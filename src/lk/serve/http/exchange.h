@@ -74,6 +74,10 @@ struct Exchange : std::enable_shared_from_this<Exchange> {
   bool streaming_ = false, recorded_ = false;
 };
 
+// Seconds the client is willing to wait in all.
+ApiResult<double> timeout_of(const Exchange& exchange);
+// What is said of a model that cannot be served to who asks.
+ApiError model_error(const Status& status, const std::string& id);
 // As the answer to a request that is refused.
 HttpResponse error_response(const ApiError& error);
 // For metrics: "rate_limit", "auth", ...

@@ -200,8 +200,11 @@ Result<std::unique_ptr<ServerImpl>> ServerImpl::create(const ServerOptions& opti
     self->grammars_ = std::make_unique<GrammarCache>(
         TokenVocabulary::create(*text.tokenizer(), text.config().vocab_size, text.end_tokens()),
         options.max_grammar_bytes);
+  AdapterRegistryOptions registry_options = options.adapters;
+  registry_options.log = self->log_.get();
+  registry_options.on_load = [raw](double seconds, bool ok) { raw->metrics_->adapter_load(seconds, ok); };
   self->registry_ =
-      std::make_unique<AdapterRegistry>(*self->service_, options.adapters, checkpoint, self->store_.get());
+      std::make_unique<AdapterRegistry>(*self->service_, registry_options, checkpoint, self->store_.get());
   self->state_ = std::make_unique<StateThread>([raw] { raw->watch_access(); }, kAccessInterval);
   const auto max_wait =
       std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(options.engine.max_wait_seconds));
@@ -311,6 +314,7 @@ void ServerImpl::watch_access() {
 void ServerImpl::housekeep() {
   log_->flush();
   (void)heap_.tick();
+  registry_->tick();
 }
 
 void ServerImpl::begin_drain(std::chrono::milliseconds grace) {
@@ -541,6 +545,14 @@ void ServerImpl::format(const std::shared_ptr<Exchange>& exchange, std::function
   post_work(*formatters_, exchange->format, exchange, true, std::move(task), std::move(refuse));
 }
 
+void ServerImpl::format(const std::shared_ptr<Exchange>& exchange, std::function<void()> task) {
+  format(exchange, std::move(task), [exchange](const ApiError& error) { exchange->refuse(error); });
+}
+
+int64_t ServerImpl::started_at() const {
+  return std::time(nullptr) - static_cast<int64_t>(std::chrono::duration<double>(Clock::now() - started_).count());
+}
+
 void ServerImpl::post_work(WorkQueue& queue, std::atomic<WorkQueue::Id>& id, const std::shared_ptr<Exchange>& exchange,
                            bool heavy, std::function<void()> task, std::function<void(const ApiError&)> refuse) {
   const Tenant& tenant = *exchange->principal.tenant;
@@ -607,7 +619,17 @@ void ServerImpl::audit(const Exchange& exchange, const char* action, std::string
 ServerSnapshot ServerImpl::snapshot() const {
   EngineService::Snapshot engine = service_->snapshot();
   ServerSnapshot s = std::move(engine.server);
-  s.adapters = registry_->list(engine);
+  s.adapters = registry_->list_loaded(engine);
+  const AdapterRegistry::Counts counts = registry_->counts();
+  s.num_adapter_names = counts.names;
+  s.adapters_changed = counts.changed;
+  s.adapters_unreadable = counts.unreadable;
+  s.adapters_no_memory = counts.no_memory;
+  s.adapters_refused = counts.refused;
+  for (const WatchedDirectory& directory : registry_->directories())
+    ++(directory.state == WatchedDirectory::State::kOk      ? s.lora_dirs_ok
+       : directory.state == WatchedDirectory::State::kEmpty ? s.lora_dirs_empty
+                                                            : s.lora_dirs_unreadable);
   for (const auto& [name, usage] : limiter_.usage()) {
     const TenantService& service = engine.tenants[name];
     s.tenants.push_back({.name = name,

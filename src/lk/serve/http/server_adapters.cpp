@@ -6,37 +6,12 @@
 
 #include "lk/base/json_text.h"
 #include "lk/serve/http/server_impl.h"
-#include "lk/serve/observe/status_json.h"
 #include "lk/serve/openai/adapter_requests.h"
 
 namespace lk {
 namespace {
 
 namespace json = boost::json;
-
-json::object model_object(const std::string& id, const std::string& root, const json::value& parent,
-                          const json::value& context, int64_t created) {
-  return {{"id", id},
-          {"object", "model"},
-          {"created", created},
-          {"owned_by", "lorikeet"},
-          {"root", root},
-          {"parent", parent},
-          {"max_model_len", context},
-          {"permission",
-           {{{"id", "modelperm-" + id},
-             {"object", "model_permission"},
-             {"created", created},
-             {"allow_create_engine", false},
-             {"allow_sampling", true},
-             {"allow_logprobs", true},
-             {"allow_search_indices", false},
-             {"allow_view", true},
-             {"allow_fine_tuning", false},
-             {"organization", "*"},
-             {"group", nullptr},
-             {"is_blocking", false}}}}};
-}
 
 // vLLM's errors: type by status, integer code.
 void vllm_error(const std::shared_ptr<Exchange>& exchange, int status, std::string_view type, std::string_view message,
@@ -95,44 +70,6 @@ void ServerImpl::adapter_load_ended(const Exchange& exchange, std::string_view n
     log_->write(LogLevel::kWarning, "adapter_warning", {{"adapter", adapter.name}, {"reason", warning}});
 }
 
-void ServerImpl::models(const std::shared_ptr<Exchange>& exchange) {
-  const Tenant& tenant = *exchange->principal.tenant;
-  const bool paths = exchange->principal.has(Scope::kAdapters);
-  const std::string& base = registry_->base_name();
-  json::array data;
-  const int64_t started =
-      std::time(nullptr) - static_cast<int64_t>(std::chrono::duration<double>(Clock::now() - started_).count());
-  if (tenant.may_use("base"))
-    data.push_back(model_object(base, options_.model_root, nullptr, text().context(), started));
-  for (const AdapterLease& adapter : registry_->versions())
-    if (tenant.may_use(adapter->name))
-      data.push_back(model_object(adapter->name, paths ? adapter->path : adapter->name, json::string(base), nullptr,
-                                  adapter->created));
-  for (const auto& [alias, target] : registry_->aliases())
-    if (tenant.may_use(alias)) data.push_back(model_object(alias, target, json::string(base), nullptr, started));
-  exchange->respond(200, json_text(json::object{{"object", "list"}, {"data", data}}));
-}
-
-void ServerImpl::model(const std::shared_ptr<Exchange>& exchange) {
-  const std::string& id = exchange->parameter;
-  // A sum is built on a worker; the listing only knows what is loaded.
-  const bool is_sum = id.find_first_of("+*") != std::string::npos;
-  const auto missing =
-      ApiError{.status = 404,
-               .message = fmt::format("The model `{}` does not exist or you do not have access to it.", id),
-               .param = "model",
-               .code = "model_not_found"};
-  if (is_sum) return exchange->fail(missing);
-  const Result<AdapterRegistry::Resolved> found = registry_->resolve(id, *exchange->principal.tenant);
-  if (!found.ok()) return exchange->fail(missing);
-  const json::object object =
-      found->adapter
-          ? model_object(id, exchange->principal.has(Scope::kAdapters) ? found->adapter->path : found->adapter->name,
-                         json::string(registry_->base_name()), nullptr, found->adapter->created)
-          : model_object(registry_->base_name(), options_.model_root, nullptr, text().context(), std::time(nullptr));
-  exchange->respond(200, json_text(object));
-}
-
 // --- vLLM
 
 void ServerImpl::vllm_load(const std::shared_ptr<Exchange>& exchange) {
@@ -185,20 +122,6 @@ void ServerImpl::vllm_unload(const std::shared_ptr<Exchange>& exchange) {
 
 // --- /v1/adapters
 
-void ServerImpl::list_adapters(const std::shared_ptr<Exchange>& exchange) {
-  std::vector<AdapterSnapshot> adapters = registry_->list(service_->snapshot());
-  std::erase_if(adapters,
-                [&](const AdapterSnapshot& adapter) { return !exchange->principal.tenant->may_use(adapter.name); });
-  exchange->respond(200, format_adapters(adapters));
-}
-
-void ServerImpl::get_adapter(const std::shared_ptr<Exchange>& exchange) {
-  const std::optional<AdapterSnapshot> adapter = registry_->find(exchange->parameter, service_->snapshot());
-  if (!adapter || !exchange->principal.tenant->may_use(adapter->name))
-    return exchange->fail(not_found("there is no adapter \"{}\"", exchange->parameter));
-  exchange->respond(200, format_adapter(*adapter));
-}
-
 void ServerImpl::post_adapter(const std::shared_ptr<Exchange>& exchange) {
   const ApiResult<AdapterLoad> parsed = parse_adapter_create(exchange->request.body);
   if (!parsed.ok()) return exchange->fail(parsed.error);
@@ -229,7 +152,7 @@ void ServerImpl::post_adapter(const std::shared_ptr<Exchange>& exchange) {
     }
     const std::string exact = fmt::format("{}@{}", (*loaded)->name, (*loaded)->version);
     const std::optional<AdapterSnapshot> adapter = registry_->find(exact, service_->fresh_snapshot());
-    std::string body = adapter ? format_adapter(*adapter) : json_text(json::object{{"id", exact}});
+    std::string body = adapter ? adapter_json(*exchange, *adapter) : json_text(json::object{{"id", exact}});
     exchange->post([exchange, body = std::move(body)] { exchange->respond(201, body); });
   });
 }
@@ -239,7 +162,7 @@ void ServerImpl::patch_adapter(const std::shared_ptr<Exchange>& exchange) {
   const ApiResult<AdapterChange> parsed = parse_adapter_patch(exchange->request.body);
   if (!parsed.ok()) return exchange->fail(parsed.error);
   const AdapterChange& change = *parsed.value;
-  const std::optional<AdapterSnapshot> known = registry_->find(exchange->parameter, service_->snapshot());
+  const std::optional<AdapterSnapshot> known = registry_->find(exchange->parameter, {});
   const Tenant& tenant = *exchange->principal.tenant;
   if (!known || !tenant.may_use(known->name))
     return exchange->fail(not_found("there is no adapter \"{}\"", exchange->parameter));
@@ -247,13 +170,13 @@ void ServerImpl::patch_adapter(const std::shared_ptr<Exchange>& exchange) {
     return exchange->fail(permission_denied("this tenant may not use that alias"));
   for (const std::string& name : {exchange->parameter, change.alias})
     if (const Status status = check_owner(*exchange, name); !status.ok()) return exchange->fail(status);
-  this->change(exchange, [this, exchange, change] {
+  const auto apply = [this, exchange, change] {
     const Status status = registry_->change(exchange->parameter, change.pinned, change.alias);
     if (change.pinned) audit(*exchange, *change.pinned ? "adapter_pin" : "adapter_unpin", exchange->parameter, status);
     if (!change.alias.empty())
       audit(*exchange, "alias_set", fmt::format("{} -> {}", change.alias, exchange->parameter), status);
     const std::optional<AdapterSnapshot> adapter = registry_->find(exchange->parameter, service_->fresh_snapshot());
-    exchange->post([exchange, status, body = adapter ? format_adapter(*adapter) : ""] {
+    exchange->post([exchange, status, body = adapter ? adapter_json(*exchange, *adapter) : ""] {
       if (status.ok() && !body.empty()) return exchange->respond(200, body);
       ApiError error =
           api_error(status.ok() ? not_found("there is no adapter \"{}\"", exchange->parameter) : status, exchange->id);
@@ -261,7 +184,16 @@ void ServerImpl::patch_adapter(const std::shared_ptr<Exchange>& exchange) {
         error.status = 409;
       exchange->fail(error);
     });
-  });
+  };
+  // One that is only known is loaded before it is pinned.
+  if (!change.pinned.value_or(false) || known->state == "loaded") return this->change(exchange, apply);
+  const auto deadline = exchange->arrival + std::chrono::duration_cast<Clock::duration>(
+                                                std::chrono::duration<double>(options_.default_timeout_seconds));
+  registry_->load_cold(exchange->parameter, tenant.name, deadline,
+                       [this, exchange, apply](const Result<AdapterLease>& loaded) {
+                         if (!loaded.ok()) return exchange->refuse(model_error(loaded.status(), exchange->id));
+                         exchange->post([this, exchange, apply] { this->change(exchange, apply); });
+                       });
 }
 
 // Answers when the memory is free: at once without requests in flight, else when the last one ended (?wait=0: at once

@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Chat, completions and embeddings: from a body to engine submissions.
-#include <charconv>
-#include <cmath>
-
 #include "lk/base/sha256.h"
 #include "lk/serve/http/answer.h"
 #include "lk/serve/http/server_impl.h"
@@ -23,13 +20,6 @@ uint64_t salt_of(const Tenant& tenant, const std::string& text) {
   return salt;
 }
 
-ApiError model_error(const Status& status, const std::string& id) {
-  ApiError error = api_error(status, id);
-  if (status.code() == StatusCode::kNotFound) error.code = "model_not_found";
-  error.param = "model";
-  return error;
-}
-
 // What is wrong with a field that may be the prompt: it has another name in each kind of request.
 ApiError prompt_error(const Status& status, std::string_view field, std::string_view prompt, const std::string& id) {
   ApiError error = api_error(status, id);
@@ -45,19 +35,6 @@ ApiError prepare_error(const Status& status, std::string_view field, std::string
   if (field == "prompt" && static_cast<int64_t>(sequence.asked.prompt.size()) >= exchange.server->text().context())
     error.code = "context_length_exceeded";
   return error;
-}
-
-// Seconds the client is willing to wait in all.
-ApiResult<double> timeout_of(const Exchange& exchange) {
-  const std::string_view text = exchange.request.header("x-request-timeout");
-  if (text.empty()) return exchange.server->options().default_timeout_seconds;
-  double seconds = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seconds);
-  if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(seconds) || seconds <= 0 ||
-      seconds > 86'400)
-    return ApiError{.message = "x-request-timeout must be a number of seconds in (0, 86400]",
-                    .param = "x-request-timeout"};
-  return seconds;
 }
 
 // Places in the engine's queue; given back when they are not used, whatever is thrown.
@@ -211,6 +188,26 @@ void prepare_and_submit(Generation& generation) {
                             wants_prompt);
 }
 
+void compile_and_submit(const std::shared_ptr<Generation>& generation) {
+  const std::shared_ptr<Exchange>& exchange = generation->exchange;
+  const GenerateRequest& request = generation->request;
+  if (!request.grammar) return prepare_and_submit(*generation);
+  if (!exchange->server->grammars())
+    return exchange->refuse(
+        {.message = "the model has no tokenizer: structured output is not available", .param = request.grammar_field});
+  exchange->server->compile(exchange, *request.grammar, [generation](Result<std::shared_ptr<const Grammar>> compiled) {
+    Exchange& asked = *generation->exchange;
+    if (!compiled.ok()) {
+      ApiError error = api_error(compiled.status(), asked.id);
+      if (error.status < 500) error.status = 400;
+      error.param = generation->request.grammar_field;
+      return asked.refuse(std::move(error));
+    }
+    generation->grammar = std::move(compiled).value();
+    prepare_and_submit(*generation);
+  });
+}
+
 void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
   auto answer = std::make_shared<GenerateAnswer>(exchange);
   watch(answer, *exchange);
@@ -226,26 +223,11 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
     if (const std::vector<std::string>& names = parsed.value->ignored_fields; !names.empty())
       server.log().write(LogLevel::kDebug, "fields_ignored",
                          {{"id", exchange->id}, {"fields", fmt::format("{}", fmt::join(names, ", "))}});
-    Result<AdapterRegistry::Resolved> model =
-        server.adapters().resolve(parsed.value->model, *exchange->principal.tenant);
-    if (!model.ok()) return exchange->refuse(model_error(model.status(), exchange->id));
-    const auto generation = std::make_shared<Generation>(
-        Generation{exchange, answer, std::move(*parsed.value), std::move(model).value(), nullptr});
-    const GenerateRequest& request = generation->request;
-    if (!request.grammar) return prepare_and_submit(*generation);
-    if (!server.grammars())
-      return exchange->refuse({.message = "the model has no tokenizer: structured output is not available",
-                               .param = request.grammar_field});
-    server.compile(exchange, *request.grammar, [generation](Result<std::shared_ptr<const Grammar>> compiled) {
-      Exchange& asked = *generation->exchange;
-      if (!compiled.ok()) {
-        ApiError error = api_error(compiled.status(), asked.id);
-        if (error.status < 500) error.status = 400;
-        error.param = generation->request.grammar_field;
-        return asked.refuse(std::move(error));
-      }
-      generation->grammar = std::move(compiled).value();
-      prepare_and_submit(*generation);
+    const auto generation =
+        std::make_shared<Generation>(Generation{exchange, answer, std::move(*parsed.value), {}, nullptr});
+    server.with_model(exchange, generation->request.model, [generation](AdapterRegistry::Resolved model) {
+      generation->model = std::move(model);
+      compile_and_submit(generation);
     });
   });
 }
@@ -263,32 +245,32 @@ void ServerImpl::embeddings(const std::shared_ptr<Exchange>& exchange) {
     ApiResult<EmbeddingRequest> parsed = parse_embedding_request(exchange->request.body, server.api_defaults());
     exchange->request.body = {};
     if (!parsed.ok()) return exchange->refuse(parsed.error);
-    EmbeddingRequest& request = *parsed.value;
-    if (const int64_t all = server.text().config().hidden_dim; request.dimensions > all)
+    const auto request = std::make_shared<EmbeddingRequest>(std::move(*parsed.value));
+    if (const int64_t all = server.text().config().hidden_dim; request->dimensions > all)
       return exchange->refuse(
-          {.message = fmt::format("\"dimensions\" is {}, the model's embeddings have {}", request.dimensions, all),
+          {.message = fmt::format("\"dimensions\" is {}, the model's embeddings have {}", request->dimensions, all),
            .param = "dimensions"});
-    if (const int64_t bytes = embeddings_size(request, server.text().config().hidden_dim),
+    if (const int64_t bytes = embeddings_size(*request, server.text().config().hidden_dim),
         most = server.options().max_answer_bytes;
         bytes > most)
       return exchange->refuse(answer_too_large(bytes, most, "send fewer inputs at a time", "input"));
-    Result<AdapterRegistry::Resolved> model = server.adapters().resolve(request.model, *exchange->principal.tenant);
-    if (!model.ok()) return exchange->refuse(model_error(model.status(), exchange->id));
-    Sequences sequences;
-    EngineService::Share share{.requests = 0};
-    for (TextRequest& input : request.inputs) {
-      input.embed = true;
-      auto sequence = std::make_unique<ServedSequence>();
-      std::string_view field;
-      const Status prepared = server.text().prepare(std::move(input), *sequence, nullptr, &field);
-      if (!prepared.ok()) return exchange->refuse(prepare_error(prepared, field, "input", *exchange, *sequence));
-      share += EngineService::share_of(*sequence);
-      sequences.push_back(std::move(sequence));
-    }
-    std::optional<Admitted> admitted = admit(exchange, share, 0);
-    if (!admitted) return;
-    answer->set_request(std::move(request), model->name);
-    answer->submit(std::move(sequences), std::move(model).value(), admitted->use(), admitted->deadline, false);
+    server.with_model(exchange, request->model, [answer, exchange, request](AdapterRegistry::Resolved model) {
+      Sequences sequences;
+      EngineService::Share share{.requests = 0};
+      for (TextRequest& input : request->inputs) {
+        input.embed = true;
+        auto sequence = std::make_unique<ServedSequence>();
+        std::string_view field;
+        const Status prepared = exchange->server->text().prepare(std::move(input), *sequence, nullptr, &field);
+        if (!prepared.ok()) return exchange->refuse(prepare_error(prepared, field, "input", *exchange, *sequence));
+        share += EngineService::share_of(*sequence);
+        sequences.push_back(std::move(sequence));
+      }
+      std::optional<Admitted> admitted = admit(exchange, share, 0);
+      if (!admitted) return;
+      answer->set_request(std::move(*request), model.name);
+      answer->submit(std::move(sequences), std::move(model), admitted->use(), admitted->deadline, false);
+    });
   });
 }
 
@@ -299,20 +281,22 @@ void ServerImpl::tokenize(const std::shared_ptr<Exchange>& exchange) {
     exchange->request.body = {};
     if (!parsed.ok()) return exchange->refuse(parsed.error);
     if (!server.text().tokenizer()) return exchange->refuse({.message = "the model has no tokenizer"});
-    Result<AdapterRegistry::Resolved> model =
-        server.adapters().resolve(parsed.value->model, *exchange->principal.tenant);
-    if (!model.ok()) return exchange->refuse(model_error(model.status(), exchange->id));
-    const bool messages = !parsed.value->input.messages.empty();
-    const Result<std::vector<int32_t>> tokens = server.text().prompt_tokens(
-        parsed.value->input, model->adapter ? model->adapter->chat_template.get() : nullptr);
-    if (!tokens.ok())
-      return exchange->refuse(prompt_error(tokens.status(), "prompt", messages ? "messages" : "prompt", exchange->id));
-    const int64_t most = server.options().max_answer_bytes;
-    const int64_t bytes = tokenize_size(*parsed.value, std::ssize(*tokens), std::ssize(parsed.value->input.prompt));
-    if (bytes > most)
-      return exchange->refuse(
-          answer_too_large(bytes, most, "send the text in pieces", messages ? "messages" : "prompt"));
-    exchange->send(200, format_tokenize(*parsed.value, *tokens, server.text().context(), *server.text().tokenizer()));
+    const auto request = std::make_shared<TokenizeRequest>(std::move(*parsed.value));
+    server.with_model(exchange, request->model, [exchange, request](const AdapterRegistry::Resolved& model) {
+      const TextModel& text = exchange->server->text();
+      const bool messages = !request->input.messages.empty();
+      const Result<std::vector<int32_t>> tokens =
+          text.prompt_tokens(request->input, model.adapter ? model.adapter->chat_template.get() : nullptr);
+      if (!tokens.ok())
+        return exchange->refuse(
+            prompt_error(tokens.status(), "prompt", messages ? "messages" : "prompt", exchange->id));
+      const int64_t most = exchange->server->options().max_answer_bytes;
+      const int64_t bytes = tokenize_size(*request, std::ssize(*tokens), std::ssize(request->input.prompt));
+      if (bytes > most)
+        return exchange->refuse(
+            answer_too_large(bytes, most, "send the text in pieces", messages ? "messages" : "prompt"));
+      exchange->send(200, format_tokenize(*request, *tokens, text.context(), *text.tokenizer()));
+    });
   });
 }
 

@@ -107,6 +107,14 @@ class ServerImpl final : public Server {
   Status check_owner(const Exchange& exchange, const std::string& name) const;
   void adapter_load_ended(const Exchange& exchange, std::string_view name, const Result<AdapterLease>& loaded);
   bool aborting() const { return aborting_; }
+  // Runs `task` with the model that was asked for, now or on a worker once it is loaded; answers errors itself. From a
+  // worker.
+  using ModelTask = std::function<void(AdapterRegistry::Resolved)>;
+  void with_model(const std::shared_ptr<Exchange>& exchange, const std::string& model, ModelTask task,
+                  std::vector<AdapterLease> held = {});
+  void format(const std::shared_ptr<Exchange>& exchange, std::function<void()> task);  // refuses as work() does
+  int64_t started_at() const;                                                          // Unix seconds
+  static std::string adapter_json(const Exchange& exchange, AdapterSnapshot adapter);  // as who asks may see it
   void count_stream(int change) { open_streams_ += change; }
 
  private:

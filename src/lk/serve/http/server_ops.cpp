@@ -33,11 +33,13 @@ void ServerImpl::version(const std::shared_ptr<Exchange>& exchange) {
 }
 
 void ServerImpl::status(const std::shared_ptr<Exchange>& exchange) {
-  exchange->respond(200, format_status(snapshot()));
+  format(exchange, [this, exchange] { exchange->send(200, format_status(snapshot())); });
 }
 
 void ServerImpl::metrics(const std::shared_ptr<Exchange>& exchange) {
-  exchange->respond(200, metrics_->scrape(snapshot()), "text/plain; version=0.0.4; charset=utf-8");
+  format(exchange, [this, exchange] {
+    exchange->send(200, metrics_->scrape(snapshot()), "text/plain; version=0.0.4; charset=utf-8");
+  });
 }
 
 void ServerImpl::openapi(const std::shared_ptr<Exchange>& exchange) {

@@ -79,6 +79,18 @@ void write_adapters(MetricFamilies& out, const ServerSnapshot& s) {
   }
   out.gauge("lorikeet_adapters", "Adapter versions by the tier they are in.");
   for (const auto& [tier, count] : tiers) out.add(number(count), {{"tier", tier}});
+  out.gauge("lorikeet_adapter_names", "Names of adapters, loaded or to be loaded when somebody asks.")
+      .add(number(s.num_adapter_names));
+  out.gauge("lorikeet_adapters_unavailable",
+            "Adapter versions that cannot be loaded: files changed, unreadable or refused, or no memory.")
+      .add(number(s.adapters_changed), {{"reason", "changed"}})
+      .add(number(s.adapters_unreadable), {{"reason", "unreadable"}})
+      .add(number(s.adapters_no_memory), {{"reason", "no_memory"}})
+      .add(number(s.adapters_refused), {{"reason", "refused"}});
+  out.gauge("lorikeet_adapter_directories", "Directories given by --lora-dir, by what the last look found.")
+      .add(number(s.lora_dirs_ok), {{"state", "ok"}})
+      .add(number(s.lora_dirs_empty), {{"state", "empty"}})
+      .add(number(s.lora_dirs_unreadable), {{"state", "unreadable"}});
   out.gauge("lorikeet_adapters_pinned", "Adapter versions that are never evicted.").add(number(num_pinned));
 }
 

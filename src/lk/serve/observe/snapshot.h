@@ -16,7 +16,10 @@ struct AdapterSnapshot {
   int64_t version = 0;
   std::string digest;  // SHA-256, hex
   std::string path;
-  std::string tier;  // "device", "loading", "host", "disk"
+  std::string tenant;            // whose key loaded it; "" = nobody's, or not for who asks
+  std::string state = "loaded";  // "known": loaded when somebody asks; "unavailable": that failed
+  std::string reason;            // why it is unavailable
+  std::string tier;              // "device", "loading", "host", "disk"
   int64_t rank = 0;
   std::vector<std::string> targets;
   int64_t host_bytes = 0, device_bytes = 0;
@@ -73,7 +76,11 @@ struct ServerSnapshot {
   MemoryPlan memory_plan;                                         // made at start
   int64_t heap_used_bytes = 0, heap_free_bytes = 0;               // of the C library; free pages may be resident or not
   int64_t open_files = 0, threads = 0;
-  std::vector<AdapterSnapshot> adapters;
+  std::vector<AdapterSnapshot> adapters;  // loaded ones
+  int64_t num_adapter_names = 0;          // loaded or not
+  // Versions that are known and cannot be loaded now, by reason.
+  int64_t adapters_changed = 0, adapters_unreadable = 0, adapters_no_memory = 0, adapters_refused = 0;
+  int64_t lora_dirs_ok = 0, lora_dirs_empty = 0, lora_dirs_unreadable = 0;  // watched directories by state
   struct TenantSnapshot {
     std::string name;
     int64_t in_flight = 0;

@@ -17,12 +17,15 @@ json::object adapter_json(const AdapterSnapshot& a) {
   const std::string name = clean_text(a.name, kMaxNameBytes);
   json::array targets;
   for (const std::string& target : a.targets) targets.emplace_back(clean_text(target, kMaxNameBytes));
-  return {{"id", name + "@" + std::to_string(a.version)},
+  return {{"id", a.version > 0 ? name + "@" + std::to_string(a.version) : name},
           {"object", "adapter"},
           {"name", name},
           {"version", a.version},
           {"digest", clean_text(a.digest, kMaxNameBytes)},
           {"path", clean_text(a.path, kMaxPathBytes)},
+          {"tenant", a.tenant.empty() ? json::value(nullptr) : json::value(clean_text(a.tenant, kMaxNameBytes))},
+          {"state", clean_text(a.state, kMaxNameBytes)},
+          {"reason", a.reason.empty() ? json::value(nullptr) : json::value(clean_text(a.reason, kMaxPathBytes))},
           {"tier", clean_text(a.tier, kMaxNameBytes)},
           {"rank", a.rank},
           {"targets", std::move(targets)},
@@ -48,19 +51,27 @@ json::object count_adapters(const ServerSnapshot& s) {
                                     {"running", a.running},
                                     {"waiting", a.waiting}});
   }
-  return {{"total", s.adapters.size()},
-          {"device", device},
-          {"loading", loading},
-          {"host", host},
-          {"disk", disk},
-          {"pinned", pinned},
-          {"loads", s.num_adapter_loads},
-          {"prefetches", s.num_prefetches},
-          {"evictions", s.num_adapter_evictions},
-          {"disk_reads", s.host_reads},
-          {"failed_disk_reads", s.host_failed_reads},
-          {"host_drops", s.host_drops},
-          {"active", std::move(active)}};
+  return {
+      {"total", s.adapters.size()},
+      {"names", s.num_adapter_names},
+      {"unavailable",
+       {{"changed", s.adapters_changed},
+        {"unreadable", s.adapters_unreadable},
+        {"no_memory", s.adapters_no_memory},
+        {"refused", s.adapters_refused}}},
+      {"directories", {{"ok", s.lora_dirs_ok}, {"empty", s.lora_dirs_empty}, {"unreadable", s.lora_dirs_unreadable}}},
+      {"device", device},
+      {"loading", loading},
+      {"host", host},
+      {"disk", disk},
+      {"pinned", pinned},
+      {"loads", s.num_adapter_loads},
+      {"prefetches", s.num_prefetches},
+      {"evictions", s.num_adapter_evictions},
+      {"disk_reads", s.host_reads},
+      {"failed_disk_reads", s.host_failed_reads},
+      {"host_drops", s.host_drops},
+      {"active", std::move(active)}};
 }
 
 json::object merging_json(const ServerSnapshot::Merging& m) {
@@ -156,11 +167,27 @@ std::string format_status(const ServerSnapshot& s) {
 
 std::string format_adapter(const AdapterSnapshot& adapter) { return json_text(adapter_json(adapter)); }
 
-std::string format_adapters(const std::vector<AdapterSnapshot>& adapters) {
+std::string format_adapters(const std::vector<AdapterSnapshot>& adapters, bool has_more,
+                            const std::vector<WatchedDirectory>& directories) {
   json::array data;
   data.reserve(adapters.size());
   for (const AdapterSnapshot& adapter : adapters) data.push_back(adapter_json(adapter));
-  return json_text(json::object{{"object", "list"}, {"data", std::move(data)}});
+  json::array watched;
+  for (const WatchedDirectory& directory : directories)
+    watched.push_back(
+        json::object{{"path", clean_text(*directory.root, kMaxPathBytes)},
+                     {"state", to_string(directory.state)},
+                     {"reason", directory.reason.empty() ? json::value(nullptr)
+                                                         : json::value(clean_text(directory.reason, kMaxPathBytes))},
+                     {"adapters", directory.num_adapters}});
+  const json::value first = data.empty() ? json::value(nullptr) : data.front().as_object().at("id");
+  const json::value last = data.empty() ? json::value(nullptr) : data.back().as_object().at("id");
+  return json_text(json::object{{"object", "list"},
+                                {"data", std::move(data)},
+                                {"first_id", first},
+                                {"last_id", last},
+                                {"has_more", has_more},
+                                {"directories", std::move(watched)}});
 }
 
 }  // namespace lk

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "lk/serve/adapters/known_adapter.h"
 #include "lk/serve/observe/snapshot.h"
 
 namespace lk {
@@ -15,8 +16,10 @@ namespace lk {
 // second.
 std::string format_status(const ServerSnapshot& snapshot);
 
-// {"object": "list", "data": [{"id": "name@version", "object": "adapter", "name", ...}]}
-std::string format_adapters(const std::vector<AdapterSnapshot>& adapters);
+// {"object": "list", "data": [{"id": "name@version", "object": "adapter", "name", ...}], "first_id", "last_id",
+// "has_more"}
+std::string format_adapters(const std::vector<AdapterSnapshot>& adapters, bool has_more = false,
+                            const std::vector<WatchedDirectory>& directories = {});
 // One entry of it.
 std::string format_adapter(const AdapterSnapshot& adapter);
 

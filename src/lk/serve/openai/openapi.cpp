@@ -262,6 +262,9 @@ struct Parameter {
 };
 constexpr Parameter kParameters[] = {
     {"wait", "query", "0: answer at once, not when the memory is free.", R"({"enum": ["0", "1"]})"},
+    {"limit", "query", "Entries of a page.", R"({"type": "integer", "minimum": 1, "maximum": 10000, "default": 1000})"},
+    {"after", "query", "The id that the page before ended with: the page begins behind it.",
+     R"({"type": "string", "maxLength": 300})"},
     {"X-Request-Timeout", "header", "Deadline of the request in seconds.",
      R"({"type": "number", "exclusiveMinimum": 0})"},
     {"X-Request-Id", "header", "Returned in the answer and written to the log.",

@@ -264,7 +264,10 @@ function every(milliseconds, task) {
 }
 
 const refreshStatus = every(1000, () => poll('/v1/status', 'live-notice', showStatus));
-const refreshAdapters = every(3000, () => poll('/v1/adapters', 'adapters-notice', (list) => showAdapters(list.data)));
+const refreshAdapters = every(3000, () => poll('/v1/adapters', 'adapters-notice', (list) => {
+  moreAdapters = list.has_more;
+  showAdapters(list.data);
+}));
 const refreshModels = every(10000, () => poll('/v1/models', 'live-notice', (list) => showModels(list.data)));
 function refreshAll() {
   refreshStatus();
@@ -492,8 +495,11 @@ function row(adapter) {
   return element('tr', {}, ...cells, element('td', {}, ...(refusedManagement ? [] : [actions(adapter)])));
 }
 
+let moreAdapters = false;
+
 function showAdapters(list) {
   adapters = list;
+  notice('adapters-notice', 'more', moreAdapters && `Only the first ${amount(list.length)} adapters are shown; /v1/adapters?after=NAME lists those behind.`);
   const wanted = $('filter').value.trim().toLowerCase();
   const found = adapters.filter((adapter) => adapter.name.toLowerCase().includes(wanted));
   const { key } = sorted.column;

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// AdapterStat: what an adapter's directory looks like from outside, by its files' identities, sizes and times. Tells a
+// directory that is gone from one that cannot be read now: the second says nothing about the adapter.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "lk/lora/adapter_files.h"
+
+namespace lk {
+
+// What is read of an adapter's directory; the second half need not be there: a chat template of its own.
+inline constexpr const char* kAdapterFiles[] = {kAdapterConfigFile, kAdapterWeightsFile, "chat_template.jinja",
+                                                "tokenizer_config.json"};
+inline constexpr int kNumNeededAdapterFiles = 2;
+
+struct AdapterStat {
+  enum class State : uint8_t {
+    kComplete,    // config and weights are there
+    kIncomplete,  // the directory is, one of them is not: being written, or no adapter
+    kGone,        // no such directory
+    kUnreadable,  // the system refuses or fails: permissions, a network file system that is away
+  };
+  State state = State::kGone;
+  uint64_t stamp = 0;  // of a complete one; another one means that a file may have changed
+  int error = 0;       // errno of an unreadable one
+
+  bool complete() const { return state == State::kComplete; }
+  friend bool operator==(const AdapterStat&, const AdapterStat&) = default;
+};
+
+// `directory` is relative to the open directory `root`, or absolute.
+AdapterStat stat_adapter(int root, const std::string& directory);
+AdapterStat stat_adapter(const std::string& directory);
+
+}  // namespace lk

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/serve/adapters/version_loader.h"
+
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <future>
+#include <optional>
+
+#include "lk/base/file.h"
+#include "lk/base/sha256.h"
+#include "lk/lora/adapter_files.h"
+#include "lk/serve/adapters/adapter_stat.h"
+#include "lk/serve/adapters/path_guard.h"
+
+namespace lk {
+namespace {
+
+// As much as a short request: the steps that it shares with others are not longer for it.
+constexpr int64_t kProbeTokens = 4;
+// A probe goes before other requests; what holds it up longer than this has all pages.
+constexpr auto kProbePatience = std::chrono::seconds(30);
+constexpr double kMaxConversionSeconds = 600;  // one of few readers is busy with it meanwhile
+
+std::string with_template(const std::string& digest, const std::string& source) {
+  Sha256 sha;
+  sha.update(digest.data(), digest.size());
+  sha.update(source.data(), source.size());
+  return to_hex(sha.finish());
+}
+
+struct Probe : RequestSink {
+  Probe() : RequestSink(kEngineThread) {}
+  void on_event(StreamEvent& event) override {
+    if (event.ended) done.set_value(std::move(event.ended->completion));
+  }
+  std::promise<Completion> done;
+};
+
+}  // namespace
+
+VersionLoader::VersionLoader(EngineService& service, Options options, std::shared_ptr<const TensorStore> checkpoint,
+                             std::shared_ptr<HostTier> host)
+    : service_(service),
+      options_(std::move(options)),
+      checkpoint_(std::move(checkpoint)),
+      host_(std::move(host)),
+      readers_(options_.num_readers) {
+  const int64_t vocab_size = service.text().config().vocab_size;
+  const int64_t length = std::min(kProbeTokens, service.text().context());
+  for (int64_t i = 0; i < length; ++i) probe_tokens_.push_back(static_cast<int32_t>((i * 7919 + 13) % vocab_size));
+}
+
+Result<std::string> VersionLoader::find(const Place& place) const {
+  if (place.kind == Place::kRoots)
+    return resolve_adapter_directory(roots_of(options_.roots, place.tenant), place.path);
+  if (place.kind == Place::kListed) {
+    const std::filesystem::path path = place.path;
+    return resolve_listed_directory(path.parent_path().string(), path.filename().string(), options_.roots);
+  }
+  // Through no link: one that is turned while the files are read would mix two adapters.
+  std::error_code error;
+  const std::filesystem::path canonical = std::filesystem::canonical(place.path, error);
+  return error ? place.path : canonical.string();
+}
+
+Result<AdapterLease> VersionLoader::read(const Place& place) {
+  std::optional<Engine::PreparedAdapter> prepared;
+  std::shared_ptr<const Adapter> content;
+  std::shared_ptr<const ChatTemplate> chat_template;
+  uint64_t stamp = 0;
+  {
+    readers_.acquire();
+    const std::shared_ptr<void> turn(nullptr, [this](void*) { readers_.release(); });
+    LK_ASSIGN_OR_RETURN(const std::string path, find(place));
+    const AdapterStat files = stat_adapter(path);
+    if (files.state == AdapterStat::State::kGone)
+      return not_found("No adapter found for {}: {} is not a directory", place.name, place.path);
+    if (files.state == AdapterStat::State::kUnreadable)
+      return io_error("cannot read {}: {}", path, std::strerror(files.error));
+    stamp = files.stamp;
+    AdapterLoadOptions load_options{.copy_file = true};
+    load_options.max_bytes = std::min(load_options.max_bytes, options_.max_host_bytes);
+    load_options.max_conversion_seconds = kMaxConversionSeconds;
+    load_options.conversion_cache = options_.conversion_cache;
+    std::error_code error;  // of a file that is not there, which reading it will report
+    const auto file_bytes = std::filesystem::file_size(join_path(path, kAdapterWeightsFile), error);
+    auto source =
+        std::make_shared<AdapterDirectory>(place.name, path, service_.text().config(), checkpoint_, load_options);
+    LK_ASSIGN_OR_RETURN(const std::shared_ptr<HostAdapter> host,
+                        host_->add(std::move(source), error ? 0 : static_cast<int64_t>(file_bytes)));
+    Result<std::shared_ptr<const ChatTemplate>> own = ChatTemplate::load(path);
+    if (own.ok())
+      chat_template = std::move(own).value();
+    else if (own.status().code() != StatusCode::kNotFound)
+      return own.status();
+    LK_ASSIGN_OR_RETURN(content, host->get());
+    LK_ASSIGN_OR_RETURN(prepared, service_.prepare_adapter(host));
+  }
+  auto adapter = std::make_shared<AdapterVersion>(service_, *content, std::move(*prepared));
+  if (chat_template) adapter->digest = with_template(adapter->digest, chat_template->source());
+  adapter->chat_template = std::move(chat_template);
+  adapter->stamp = stamp;
+  return adapter;
+}
+
+Result<std::vector<TokenLogprob>> VersionLoader::run_probe(AdapterId adapter) {
+  TextRequest request{.token_ids = probe_tokens_, .max_tokens = 0};
+  request.sampling.temperature = 0;
+  request.sampling.num_prompt_logprobs = 0;
+  auto sequence = std::make_unique<ServedSequence>();
+  LK_RETURN_IF_ERROR(service_.text().prepare(std::move(request), *sequence));
+  sequence->asked.adapter = adapter;
+  sequence->asked.urgent = true;
+  sequence->asked.expires = to_micros(Clock::now() + kProbePatience);
+  sequence->queued = false;
+  auto probe = std::make_shared<Probe>();
+  std::future<Completion> done = probe->done.get_future();
+  sequence->sink = std::move(probe);
+  service_.submit(std::move(sequence));
+  Completion completion = done.get();
+  // A probe that does not fit beside what is pinned is the adapter's want of room, not the caller's mistake.
+  if (completion.error.code() == StatusCode::kFailedPrecondition ||
+      completion.error.code() == StatusCode::kDeadlineExceeded)
+    return resource_exhausted("{}", completion.error.message());
+  if (completion.finish == FinishReason::kError) return completion.error;
+  return std::move(completion.prompt_logprobs);
+}
+
+// The whole path, pages and kernels included, must give finite log-probabilities; how far they moved from the base's is
+// reported, so that an adapter without effect is seen before its users see it.
+Status VersionLoader::prove(AdapterVersion& version) {
+  {
+    std::lock_guard lock(probe_mutex_);
+    if (base_probe_.empty()) {
+      LK_ASSIGN_OR_RETURN(base_probe_, run_probe(kBaseModel));
+    }
+  }
+  Result<std::vector<TokenLogprob>> result = run_probe(version.id());
+  if (result.status().code() == StatusCode::kInternal)
+    return data_loss("on a probe prompt {}", result.status().message());
+  LK_ASSIGN_OR_RETURN(const std::vector<TokenLogprob> probe, std::move(result));
+  for (size_t i = 0; i < probe.size(); ++i) {
+    if (!std::isfinite(probe[i].logprob))
+      return data_loss("on a probe prompt the adapter makes a token's log-probability {}: its weights are damaged",
+                       probe[i].logprob);
+    version.probe_shift = std::max(version.probe_shift, std::abs(probe[i].logprob - base_probe_[i].logprob));
+  }
+  return Status();
+}
+
+}  // namespace lk
