@@ -158,6 +158,21 @@ class Restart(Known):
         server.stop(0)
 
 
+    def test_what_a_tenant_stored_is_held_to_its_roots(self):
+        self.copy_adapter("sql", "tenants", "globex", "x")
+        key = self.keys("create", "--tenant", "acme", "--scope", "adapters,infer")
+        admin = self.keys("create", "--tenant", "root", "--scope", "admin")
+        options = {"adapters": (), "state": self.path("state.db")}
+        server = self.start("--lora-root", self.path("tenants"), **options)
+        self.assertEqual(server.post("/v1/adapters", {"name": "x", "path": "globex/x"}, key=key).status, 201)
+        server.stop(0)
+        server = self.start("--lora-root", self.path("tenants", "{tenant}"), **options)
+        shown = server.get("/v1/adapters/x", key=admin).json
+        self.assertEqual((shown["state"], shown["tenant"]), ("unavailable", "acme"))
+        self.assertEqual(server.chat(RIGA, "x", key=key).status, 503)
+        server.stop(0)
+
+
 class Away(Known):
     def test_an_unmounted_volume_unloads_nothing(self):
         for name in ("sql", "dates"):

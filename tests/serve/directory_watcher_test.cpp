@@ -60,11 +60,9 @@ class DirectoryWatcherTest : public ::testing::Test {
   }
   // Out of its pages, and the snapshots know it.
   void push_out(AdapterId id) {
-    EXPECT_TRUE(
-        service_.engine->call([id](TextEngine& engine) { (void)engine.scheduler().drop_adapter(id); }));
-    EXPECT_TRUE(service_.wait_on_engine([&](TextEngine& engine) {
-      return engine.pool().adapter_state(id) == AdapterState::kAbsent;
-    }));
+    EXPECT_TRUE(service_.engine->call([id](TextEngine& engine) { (void)engine.scheduler().drop_adapter(id); }));
+    EXPECT_TRUE(service_.wait_on_engine(
+        [&](TextEngine& engine) { return engine.pool().adapter_state(id) == AdapterState::kAbsent; }));
     (void)service_.engine->fresh_snapshot();
   }
   // What waits for its next try has it now.

@@ -10,9 +10,9 @@
 #include <span>
 
 #include "lk/base/file.h"
+#include "lk/base/json_fields.h"
 #include "lk/base/json_text.h"
 #include "lk/base/sha256.h"
-#include "lk/base/json_fields.h"
 
 namespace lk {
 namespace {
@@ -27,9 +27,9 @@ void add(Sha256& sha, std::string_view text) {
   sha.update(text.data(), text.size());
 }
 
-// Eight checksums of a tensor's bytes, one for every eighth word. Nobody forges his own base model, so this need not be a
-// cryptographic hash, which would take seconds of each start; it runs at the speed of memory. A step is a bijection of
-// the checksum for a given word and of the word for a given checksum: one word that differs is always seen, more of
+// Eight checksums of a tensor's bytes, one for every eighth word. Nobody forges his own base model, so this need not be
+// a cryptographic hash, which would take seconds of each start; it runs at the speed of memory. A step is a bijection
+// of the checksum for a given word and of the word for a given checksum: one word that differs is always seen, more of
 // them but for one in 2^64.
 std::array<uint64_t, 8> checksums(std::span<const std::byte> bytes) {
   std::array<uint64_t, 8> sums{};

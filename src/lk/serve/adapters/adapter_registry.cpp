@@ -153,8 +153,8 @@ Result<AdapterLease> AdapterRegistry::run_load(const LoadRequest& request, bool&
                                                           .tenant = request.tenant}));
   adapter->tenant = request.tenant;
   // Under a number that was given to something else nothing is served.
-  changed = request.version.value_or(0) > 0 && !request.root && !request.digest.empty() &&
-            adapter->digest != request.digest;
+  changed =
+      request.version.value_or(0) > 0 && !request.root && !request.digest.empty() && adapter->digest != request.digest;
   if (changed)
     return data_loss("adapter {}: the files in {} are not what they were when version {} was loaded", request.name,
                      adapter->path, *request.version);
@@ -466,9 +466,8 @@ Result<AdapterRegistry::Resolved> AdapterRegistry::compose(std::string_view expr
     const AdapterTable::Slot* slot = table_.slot({term.adapter->name, term.adapter->version});
     return slot && slot->lease == term.adapter;
   };
-  LK_ASSIGN_OR_RETURN(
-      AdapterLease sum,
-      sums_.get(expression, terms, is_current, {.tenant = tenant.name, .max_count = tenant.max_sums}));
+  LK_ASSIGN_OR_RETURN(AdapterLease sum,
+                      sums_.get(expression, terms, is_current, {.tenant = tenant.name, .max_count = tenant.max_sums}));
   return Resolved{std::move(sum), std::string(expression)};
 }
 

@@ -16,11 +16,11 @@
 
 #include "lk/serve/access/state_store.h"
 #include "lk/serve/access/tenants.h"
-#include "lk/serve/adapters/version_loader.h"
 #include "lk/serve/adapters/adapter_sums.h"
 #include "lk/serve/adapters/adapter_table.h"
 #include "lk/serve/adapters/load_queue.h"
 #include "lk/serve/adapters/load_waiters.h"
+#include "lk/serve/adapters/version_loader.h"
 #include "lk/serve/observe/logging.h"
 
 namespace lk {

@@ -13,8 +13,8 @@
 #include <thread>
 #include <vector>
 
-#include "lk/serve/adapters/adapter_stat.h"
 #include "lk/serve/adapters/adapter_registry.h"
+#include "lk/serve/adapters/adapter_stat.h"
 #include "lk/serve/observe/logging.h"
 
 namespace lk {

@@ -29,7 +29,8 @@ class LoadQueue {
   struct Job {
     std::string name;
     std::function<void()> load;  // nobody else loads this name meanwhile
-    // Afterwards: OK when load() returned, kInternal with what it threw, kUnavailable when the queue was stopped before.
+    // Afterwards: OK when load() returned, kInternal with what it threw, kUnavailable when the queue was stopped
+    // before.
     std::function<void(const Status& ended)> done;
   };
   void push(const std::string& tenant, Job job);

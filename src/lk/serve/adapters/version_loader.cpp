@@ -52,8 +52,7 @@ VersionLoader::VersionLoader(EngineService& service, Options options, std::share
 }
 
 Result<std::string> VersionLoader::find(const Place& place) const {
-  if (place.kind == Place::kRoots)
-    return resolve_adapter_directory(roots_of(options_.roots, place.tenant), place.path);
+  if (place.kind == Place::kRoots) return resolve_adapter_directory(roots_of(options_.roots, place.tenant), place.path);
   if (place.kind == Place::kListed) {
     const std::filesystem::path path = place.path;
     return resolve_listed_directory(path.parent_path().string(), path.filename().string(), options_.roots);
