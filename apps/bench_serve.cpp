@@ -67,17 +67,18 @@ struct ServerModels {
   }
 };
 
-// GET /v1/models: a model with a parent is an adapter.
-Result<ServerModels> list_models(HttpClient& client, const std::string& url, const HttpHeaders& headers) {
-  const HttpAnswer answer = fetch(client, url + "/v1/models", headers);
-  if (!answer.status.ok()) return unavailable("no server answers at {}: {}", url, answer.status.message());
-  if (answer.code == 401 || answer.code == 403)
-    return unauthenticated("the server at {} refuses the API key ({}): give --api-key or set OPENAI_API_KEY", url,
-                           answer.code);
-  ServerModels models;
-  if (answer.code != 200) return models;
+// For a query. What our servers list needs no escapes; others may list anything.
+std::string escaped(std::string_view text) {
+  std::string out;
+  for (const char c : text) out += fmt::format("%{:02X}", static_cast<unsigned char>(c));
+  return out;
+}
+
+// One page of GET /v1/models: a model with a parent is an adapter. Returns what the next page comes after, "" at the
+// end.
+Result<std::string> read_models(const std::string& body, const std::string& url, ServerModels& models) {
   boost::system::error_code error;
-  const json::value list = json::parse(answer.body, error);
+  const json::value list = json::parse(body, error);
   const json::value* data = !error && list.is_object() ? list.as_object().if_contains("data") : nullptr;
   if (!data || !data->is_array())
     return data_loss("{}/v1/models is no list of models: is this a server with OpenAI's interface?", url);
@@ -88,6 +89,27 @@ Result<ServerModels> list_models(HttpClient& client, const std::string& url, con
     const json::value* parent = item.as_object().if_contains("parent");
     (parent && parent->is_string() ? models.adapters : models.base).emplace_back(id->as_string());
   }
+  const json::value* more = list.as_object().if_contains("has_more");
+  const json::value* last = list.as_object().if_contains("last_id");
+  if (!more || !more->is_bool() || !more->as_bool() || !last || !last->is_string()) return std::string();
+  return std::string(last->as_string());
+}
+
+Result<ServerModels> list_models(HttpClient& client, const std::string& url, const HttpHeaders& headers) {
+  ServerModels models;
+  std::string after;
+  do {
+    const std::string query = after.empty() ? "" : "?after=" + escaped(after);
+    const HttpAnswer answer = fetch(client, url + "/v1/models" + query, headers);
+    if (!answer.status.ok()) return unavailable("no server answers at {}: {}", url, answer.status.message());
+    if (answer.code == 401 || answer.code == 403)
+      return unauthenticated("the server at {} refuses the API key ({}): give --api-key or set OPENAI_API_KEY", url,
+                             answer.code);
+    if (answer.code != 200) return models;
+    const std::string before = after;
+    LK_ASSIGN_OR_RETURN(after, read_models(answer.body, url, models));
+    if (after == before) break;  // a server that does not know pages
+  } while (!after.empty());
   return models;
 }
 
