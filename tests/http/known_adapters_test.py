@@ -4,10 +4,11 @@ import json
 import os
 import shutil
 import sqlite3
+import subprocess
 import threading
 import unittest
 
-from harness import ADAPTERS, MODEL, Directory, Server, wait_for
+from harness import ADAPTERS, BINARY, MODEL, PATIENCE, Directory, Server, wait_for
 
 RIGA, SQL = "Which customers live in Riga?", "SELECT * FROM customers WHERE city = 'Riga';"
 MARCH, DATE = "We met on the 8th of March 1973.", "1973-03-08"
@@ -308,6 +309,27 @@ class Lazy(Known):
         self.assertEqual(self.content(server.chat(RIGA, "a", key=key, temperature=0)), SQL)
         self.assertEqual(server.get("/v1/status", key=admin).json["adapters"]["total"], 1)
         self.assertEqual([model["id"] for model in server.get("/v1/models", key=key).json["data"]], ["a"])
+        server.stop(0)
+
+    def test_more_than_a_page(self):
+        first = self.path("dir", "a")
+        for index in range(1000):
+            os.mkdir(self.path("dir", f"m{index:04}"))
+            for name in ("adapter_config.json", "adapter_model.safetensors"):
+                os.link(os.path.join(first, name), self.path("dir", f"m{index:04}", name))
+        server = self.start("--lora-dir", self.path("dir"), "--watch-interval", "3600", adapters=())
+        for path, key, extra in (("/v1/models", "id", 1), ("/v1/adapters", "name", 0)):
+            page = server.get(path).json
+            self.assertEqual((len(page["data"]), page["has_more"]), (1000, True))
+            rest = server.get(f"{path}?after={page['last_id']}").json
+            self.assertEqual((len(rest["data"]), rest["has_more"]), (5 + extra, False))
+            names = [entry[key] for entry in page["data"] + rest["data"]][extra:]
+            self.assertEqual(names, sorted(os.listdir(self.path("dir"))))
+        # Whoever drives the server finds those behind the first page, too.
+        done = subprocess.run([BINARY, "bench", "serve", f"http://{server.address}", "--endpoint", "completions", "--num-requests", "1", "--output-tokens", "1",
+                               "--adapter-mix", "same", "--adapters", "m0999"], capture_output=True, text=True, timeout=PATIENCE, check=False)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(server.get("/v1/adapters/m0999").json["state"], "loaded")
         server.stop(0)
 
     def test_many_stored_ones_are_loaded_when_asked_for_too(self):
