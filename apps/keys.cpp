@@ -109,19 +109,18 @@ Status revoke(const Flags& flags) {
 Status set_tenant(const Flags& flags) {
   LK_RETURN_IF_ERROR(check_name("tenant", flags.tenant));
   LK_ASSIGN_OR_RETURN(const std::unique_ptr<StateStore> store, flags.open());
-  LK_ASSIGN_OR_RETURN(const std::vector<Tenant> tenants, store->tenants());
-  Tenant tenant{.name = flags.tenant};
-  for (const Tenant& known : tenants)
-    if (known.name == flags.tenant) tenant = known;
-  if (flags.weight) tenant.weight = *flags.weight;
-  if (flags.max_in_flight) tenant.max_in_flight = *flags.max_in_flight;
-  if (flags.tokens_per_minute) tenant.tokens_per_minute = *flags.tokens_per_minute;
-  if (flags.max_adapters) tenant.max_adapters = *flags.max_adapters;
-  if (flags.max_versions) tenant.max_versions = *flags.max_versions;
-  if (flags.max_sums) tenant.max_sums = *flags.max_sums;
-  if (flags.adapters)
-    tenant.adapters = flags.adapters->empty() ? std::vector<std::string>{} : CLI::detail::split(*flags.adapters, ',');
-  return store->put_tenant(tenant);
+  const auto change = [&](Tenant& tenant) {
+    if (flags.weight) tenant.weight = *flags.weight;
+    if (flags.max_in_flight) tenant.max_in_flight = *flags.max_in_flight;
+    if (flags.tokens_per_minute) tenant.tokens_per_minute = *flags.tokens_per_minute;
+    if (flags.max_adapters) tenant.max_adapters = *flags.max_adapters;
+    if (flags.max_versions) tenant.max_versions = *flags.max_versions;
+    if (flags.max_sums) tenant.max_sums = *flags.max_sums;
+    if (flags.adapters)
+      tenant.adapters = flags.adapters->empty() ? std::vector<std::string>{} : CLI::detail::split(*flags.adapters, ',');
+    return Status();
+  };
+  return store->change_tenant(flags.tenant, change, true).status();
 }
 
 Status list_tenants(const Flags& flags) {

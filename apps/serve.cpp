@@ -22,6 +22,7 @@
 #include "lk/serve/adapters/directory_watcher.h"
 #include "lk/serve/adapters/path_guard.h"
 #include "lk/serve/http/browser_guard.h"
+#include "lk/serve/http/heap_trimmer.h"
 #include "lk/serve/http/server.h"
 
 namespace lk::apps {
@@ -531,6 +532,7 @@ int wait_for_shutdown(Server& server, DirectoryWatcher* watcher, const sigset_t&
 }
 
 int run(const ServeFlags& flags) {
+  keep_heap_small();
   // Before any thread exists, so that all inherit it.
   sigset_t signals;
   ::sigemptyset(&signals);

@@ -91,6 +91,8 @@ class BadInput(ServerTest):
                 self.refused(answer, 400)
                 self.assertTrue((answer.json["error"]["param"] or "").startswith("prompt"), answer)
         self.refused(self.server.complete([5] * 513, "sql"), 400, param="prompt", code="context_length_exceeded")
+        self.refused(self.server.complete("word " * 100_000, "sql"), 400, "more than 1024 tokens", param="prompt", code="context_length_exceeded")
+        self.refused(self.server.chat("word " * 100_000, "sql"), 400, "more than 1024 tokens", param="messages", code="context_length_exceeded")
         self.refused(self.server.complete("x", "sql", max_tokens=0), 400)
         self.refused(self.server.complete("x", "sql", logprobs=21), 400)
         self.assertEqual(self.server.complete("x", "sql", max_tokens=10**9).status, 200)  # cut to the context

@@ -42,6 +42,43 @@ class TextModelTest : public ::testing::Test {
   const std::shared_ptr<const TextModel> model_ = open();
 };
 
+// A text that is far too long is not read to its end.
+TEST_F(TextModelTest, TextsThatAreFarTooLongAreRefusedByTheirBeginning) {
+  const auto model = open(32);
+  TextRequest request;
+  for (const char* word : {"word ", "ärger ", "日本語", "😀", " ", "\n", "aaaa"}) {
+    request.prompt.clear();
+    for (int i = 0; i < 200'000; ++i) request.prompt += word;
+    const std::vector<int32_t> tokens = model->prompt_tokens(request, nullptr, 32).value();
+    EXPECT_GT(tokens.size(), 64u) << word;
+    EXPECT_LT(tokens.size(), 40'000u) << word;
+    EXPECT_THAT(prepare(*model, request).status().message(), HasSubstr("more than 64 tokens")) << word;
+  }
+  // As many tokens as ever: only their number is bounded.
+  request.prompt = "word word word word";
+  EXPECT_EQ(model->prompt_tokens(request, nullptr, 1).value(), model->prompt_tokens(request).value());
+  // The last ones are wanted: they are at its end.
+  for (int i = 0; i < 10'000; ++i) request.prompt += " word";
+  request.prompt += " end";
+  request.truncate_prompt_tokens = 8;
+  const auto prepared = prepare(*model, request);
+  ASSERT_TRUE(prepared.ok()) << prepared.status().message();
+  EXPECT_EQ((*prepared)->asked.prompt.size(), 8u);
+  EXPECT_TRUE((*prepared)->text.prompt.empty()) << "nothing of it waits for the engine";
+  const std::string end = model->tokenizer()->decode((*prepared)->asked.prompt, false);
+  EXPECT_TRUE(end.ends_with(" end")) << end;
+}
+
+TEST_F(TextModelTest, ASequenceKeepsNothingOfWhatItsPromptWasMadeOf) {
+  TextRequest request = chat("Four");
+  request.tools = {boost::json::object{{"type", "function"}}};
+  request.template_variables = {{"documents", boost::json::array{}}};
+  const auto sequence = prepare(*model_, request).value();
+  EXPECT_TRUE(sequence->text.messages.empty() && sequence->text.tools.empty());
+  EXPECT_TRUE(sequence->text.template_variables.empty());
+  EXPECT_TRUE(prepare(*model_, {.token_ids = {1, 2}}).value()->text.token_ids.empty());
+}
+
 TEST_F(TextModelTest, OutputEndsWhereTheContextDoes) {
   const auto model = open(32);
   TextRequest request;

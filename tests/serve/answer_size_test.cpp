@@ -101,6 +101,9 @@ TEST(AnswerSize, LogProbabilitiesAreHeldUntilTheEnd) {
   EXPECT_EQ(size.tokens_that_fit(1 << 20, 10 * size.held_per_token + 1), 10);
   text.sampling.num_prompt_logprobs = 0;
   EXPECT_EQ(answer_size(request, text, 1000, 4000).held_fixed, static_cast<int64_t>(4 * 1000 * sizeof(TokenLogprob)));
+  request.echo = true;
+  EXPECT_EQ(answer_size(request, text, 1000, 4000).held_fixed,
+            static_cast<int64_t>(4000 + 4 * 1000 * sizeof(TokenLogprob)));
   request.logprobs = false;
   EXPECT_EQ(answer_size(request, text, 1000, 4000).held_per_token, 0) << "plain text is bounded by its tokens";
 }

@@ -557,6 +557,9 @@ TEST(OpenAiParse, EmbeddingTokenizeDetokenize) {
   ASSERT_TRUE(messages.ok());
   EXPECT_FALSE(messages.value->input.add_special_tokens || messages.value->input.add_generation_prompt);
   EXPECT_EQ(parse_tokenize_request("{}", defaults()).error.param, "prompt");
+  EXPECT_EQ(parse_tokenize_request(R"({"prompt": "x", "tools": 5})", defaults()).error.param, "tools");
+  EXPECT_EQ(parse_tokenize_request(R"({"prompt": "x", "chat_template_kwargs": []})", defaults()).error.param,
+            "chat_template_kwargs");
   EXPECT_EQ(parse_detokenize_request(R"({"tokens": [1, 2]})", defaults()).value->tokens, (std::vector<int32_t>{1, 2}));
   EXPECT_EQ(parse_detokenize_request(R"({"tokens": [500]})", defaults()).error.param, "tokens");
   EXPECT_EQ(parse_detokenize_request("{}", defaults()).error.param, "tokens");

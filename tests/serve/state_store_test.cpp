@@ -70,6 +70,38 @@ TEST_F(StateStoreTest, NewFileIsPrivateAndEmpty) {
   EXPECT_EQ(info.st_mode & 0777, 0600u);
 }
 
+TEST_F(StateStoreTest, AChangeOfATenantIsReadAndWrittenInOne) {
+  auto store = open(), other = open();
+  ASSERT_TRUE(store->create_tenant({.name = "acme", .max_in_flight = 3}).ok());
+  EXPECT_EQ(store->create_tenant({.name = "acme"}).code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(store->change_tenant("nobody", [](Tenant&) { return Status(); }).status().code(), StatusCode::kNotFound);
+  other->set_patience(std::chrono::milliseconds(1));
+  const Result<Tenant> changed = store->change_tenant("acme", [&](Tenant& tenant) {
+    EXPECT_FALSE(other->put_tenant({.name = "acme", .max_sums = 7}).ok()) << "nobody comes between";
+    tenant.weight = 2;
+    tenant.name = "somebody else's";  // is not what is changed here
+    return Status();
+  });
+  ASSERT_TRUE(changed.ok()) << changed.status().message();
+  other->set_patience(std::chrono::seconds(5));
+  ASSERT_TRUE(other->change_tenant("acme", [](Tenant& tenant) { return tenant.max_sums = 7, Status(); }).ok());
+  const std::vector<Tenant> tenants = store->tenants().value();
+  ASSERT_EQ(tenants.size(), 1u);
+  EXPECT_EQ(tenants[0].name, "acme");
+  EXPECT_EQ(tenants[0].weight, 2);
+  EXPECT_EQ(tenants[0].max_in_flight, 3);
+  EXPECT_EQ(tenants[0].max_sums, 7);
+  EXPECT_EQ(store->change_tenant("acme", [](Tenant& tenant) { return tenant.weight = -1, Status(); }).status().code(),
+            StatusCode::kInvalidArgument);
+  EXPECT_FALSE(store->change_tenant("acme", [](Tenant&) { return invalid_argument("no"); }).ok());
+  EXPECT_EQ(store->tenants().value()[0].weight, 2);
+  ASSERT_TRUE(store
+                  ->change_tenant(
+                      "new", [](Tenant& tenant) { return tenant.weight = 5, Status(); }, true)
+                  .ok());
+  EXPECT_EQ(store->tenants().value()[1].weight, 5);
+}
+
 TEST_F(StateStoreTest, TenantsRoundTripAndKeepTheirSalt) {
   auto store = open();
   ASSERT_TRUE(store

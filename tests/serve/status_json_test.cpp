@@ -56,6 +56,8 @@ TEST(StatusJson, HoldsEveryFieldOfTheSnapshot) {
                .merged_steps = 44,
                .exclusive_steps = 45,
                .mode_changes = 46};
+  s.held_bytes = 75, s.max_held_bytes = 76, s.output_bytes = 77, s.max_output_bytes = 78;
+  s.work = {{.name = "parse", .waiting = 79, .running = 86}, {.name = "format", .waiting = 87, .running = 88}};
   s.tenants = {{.name = "acme",
                 .in_flight = 30,
                 .prompt_tokens = 31,
@@ -80,7 +82,9 @@ TEST(StatusJson, HoldsEveryFieldOfTheSnapshot) {
                  "disk_reads": 70, "failed_disk_reads": 71, "host_drops": 72,
                  "active": [{"name": "a", "version": 3, "running": 2, "waiting": 1}]},
     "merging": {"chooser": "cost", "adapter": "hot", "builds": 41, "refused": 42, "given_back": 43, "merged_steps": 44, "exclusive_steps": 45, "mode_changes": 46},
-    "http": {"connections": 25, "open_streams": 26},
+    "http": {"connections": 25, "open_streams": 26, "held_bytes": 75, "max_held_bytes": 76, "output_bytes": 77,
+             "max_output_bytes": 78,
+             "work": {"parse": {"waiting": 79, "running": 86}, "format": {"waiting": 87, "running": 88}}},
     "memory": {"plan": {"limit": 90, "limit_source": "memory.max of /x", "available_at_start": 91, "weights": 80, "activations": 81,
                         "pages": 82, "adapters": 83, "grammars": 84, "reserve": 85, "total": 495},
                "adapters": 61, "max_adapters": 62, "num_sums": 63, "sums": 64, "grammars": 65, "max_grammars": 66, "heap_used": 67, "heap_free": 68}, "process": {"resident_bytes": 27, "open_files": 28, "threads": 29},

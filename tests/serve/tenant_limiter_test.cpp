@@ -174,6 +174,23 @@ TEST_F(LimiterTest, BodiesAreBoundedInAllAndSharedByWeight) {
   EXPECT_EQ(limiter_.held_bytes(), 0);
 }
 
+TEST_F(LimiterTest, WithoutKeysAddressesHoldWhatTheirRequestsDo) {
+  const auto nobody = std::make_shared<const Tenant>(Tenant{.name = ""});
+  Place one, again, other;
+  ASSERT_TRUE(limiter_.enter(nobody, one, {}, 0, "peer a").admitted);
+  ASSERT_TRUE(limiter_.enter(nobody, again, {}, 0, "peer a").admitted);
+  ASSERT_TRUE(limiter_.enter(nobody, other, {}, 0, "peer b").admitted);
+  EXPECT_TRUE(one.hold(1000));
+  EXPECT_FALSE(again.hold(1));
+  EXPECT_TRUE(other.hold(500)) << "the other's share";
+  EXPECT_FALSE(other.hold(501));
+  one = std::move(other);  // gives back what it held, and holds what the other did
+  EXPECT_EQ(limiter_.held_bytes(), 500);
+  EXPECT_TRUE(again.hold(500));
+  one = {}, again = {};
+  EXPECT_EQ(limiter_.held_bytes(), 0);
+}
+
 TEST_F(LimiterTest, ForgetsTenantsThatAreGone) {
   const Tenant stays{.name = "stays"}, gone{.name = "gone"}, busy{.name = "busy"};
   Place place;

@@ -231,7 +231,7 @@ async def measure(options, report, name: str, directory: str) -> None:
 
     steady_key, hostile_key = (keys("create", "--tenant", tenant, "--scope", "infer") for tenant in ("steady", "hostile"))
     keys("tenant", "set", "hostile", *ABUSES[name][2])
-    with Server(options.binary, "--lora-dir", DEMO / "adapters", "--memory", "64MiB", "--max-running", options.max_running, "--step-tokens", options.step_tokens, "--log-level", "error", state=state) as server:
+    with Server(options.binary, "--lora-dir", DEMO / "adapters", "--memory", "64MiB", "--max-running", options.max_running, "--step-tokens", options.step_tokens, "--preempt-gap", options.preempt_gap, "--log-level", "error", state=state) as server:
         steady = Steady(server, steady_key, options.rate)
         await steady.run(3)  # connections, rates of starts
         before: list[int] = []
@@ -276,6 +276,7 @@ if __name__ == "__main__":
     parser.add_argument("--rate", type=float, default=5, help="requests a second of the steady tenant")
     parser.add_argument("--max-running", default="32", help="of the server: with the next one, how long a step may take beside the steady tenant")
     parser.add_argument("--step-tokens", default="128", help="of the server")
+    parser.add_argument("--preempt-gap", default="0.001", help="of the server: how long long streams may keep all places of the batch from the steady tenant")
     parser.add_argument("--only", nargs="+", choices=ABUSES)
     for flag, kind in (("--abuse", str), ("--port", int), ("--parts", int)):  # of the processes that it starts
         parser.add_argument(flag, type=kind, help=argparse.SUPPRESS)

@@ -125,8 +125,22 @@ Result<std::string> TextModel::render(const TextRequest& request, const ChatTemp
   return text;
 }
 
-Result<std::vector<int32_t>> TextModel::prompt_tokens(const TextRequest& request,
-                                                      const ChatTemplate* own_template) const {
+// Of a long text beginnings come first, each some times as long as the one before. How a beginning is cut into tokens
+// differs from how the whole is only near its end.
+Result<std::vector<int32_t>> TextModel::encode(std::string_view text, bool add_special_tokens, int64_t enough) const {
+  constexpr size_t kTokenBytes = 16, kGrowth = 8;  // the first has four times as many tokens as are enough, usually
+  if (enough > 0)
+    for (size_t size = static_cast<size_t>(enough) * kTokenBytes; size < text.size() / 2; size *= kGrowth) {
+      size_t end = size;
+      while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;  // not within a character
+      LK_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, tokenizer_->encode(text.substr(0, end), add_special_tokens));
+      if (std::ssize(tokens) > 2 * enough) return tokens;
+    }
+  return tokenizer_->encode(text, add_special_tokens);
+}
+
+Result<std::vector<int32_t>> TextModel::prompt_tokens(const TextRequest& request, const ChatTemplate* own_template,
+                                                      int64_t enough) const {
   std::vector<int32_t> tokens;
   const int given =
       (request.token_ids.empty() ? 0 : 1) + (request.messages.empty() ? 0 : 1) + (request.prompt.empty() ? 0 : 1);
@@ -137,9 +151,9 @@ Result<std::vector<int32_t>> TextModel::prompt_tokens(const TextRequest& request
     return failed_precondition("the model has no tokenizer.json: give token_ids");
   } else if (!request.messages.empty()) {
     LK_ASSIGN_OR_RETURN(const std::string text, render(request, own_template));
-    LK_ASSIGN_OR_RETURN(tokens, tokenizer_->encode(text, false));
+    LK_ASSIGN_OR_RETURN(tokens, encode(text, false, enough));
   } else {
-    LK_ASSIGN_OR_RETURN(tokens, tokenizer_->encode(request.prompt, request.add_special_tokens));
+    LK_ASSIGN_OR_RETURN(tokens, encode(request.prompt, request.add_special_tokens, enough));
   }
   for (size_t i = 0; i < tokens.size(); ++i)
     if (tokens[i] < 0 || tokens[i] >= config_.vocab_size)
@@ -200,12 +214,15 @@ Status TextModel::prepare(TextRequest text, TextSequence& sequence, const ChatTe
   LK_RETURN_IF_ERROR(check(text, field));
   field = "prompt";
   Request& request = sequence.asked;
-  LK_ASSIGN_OR_RETURN(request.prompt, prompt_tokens(text, own_template));
+  LK_ASSIGN_OR_RETURN(request.prompt,
+                      prompt_tokens(text, own_template, text.truncate_prompt_tokens > 0 ? 0 : context_));
   const auto prompt_length = static_cast<int64_t>(request.prompt.size());
   if (text.embed) text.max_tokens = 0;
   if (prompt_length > context_ || (prompt_length == context_ && text.max_tokens > 0))
-    return invalid_argument("the prompt has {} tokens, the context {}: {}", prompt_length, context_,
-                            text.max_tokens > 0 ? "no room for output" : "it is too long");
+    return invalid_argument(
+        "the prompt has {} tokens, the context {}: {}",
+        prompt_length > 2 * context_ ? fmt::format("more than {}", 2 * context_) : std::to_string(prompt_length),
+        context_, text.max_tokens > 0 ? "no room for output" : "it is too long");
   // Asking for more than fits means "until the context is full".
   request.max_tokens = std::min(text.max_tokens, context_ - prompt_length);
   request.stop_token_ids = text.stop_token_ids;
@@ -228,6 +245,13 @@ Status TextModel::prepare(TextRequest text, TextSequence& sequence, const ChatTe
     LK_RETURN_IF_ERROR(request.constraint->allowed(words));
   }
   field = "output_so_far";
+  // What the prompt was made of is not needed any more. It may be far larger than the prompt, of which perhaps only the
+  // last tokens were wanted, and a sequence may wait for long.
+  text.prompt = {};
+  text.token_ids = {};
+  text.messages = {};
+  text.tools = {};
+  text.template_variables = {};
   sequence.text = std::move(text);
   return sequence.begin_text(tokenizer_);
 }

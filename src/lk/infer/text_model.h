@@ -26,8 +26,10 @@ class TextModel {
   // given as), another field, or "".
   Status prepare(TextRequest request, TextSequence& sequence, const ChatTemplate* own_template = nullptr,
                  std::string_view* field = nullptr) const;
-  Result<std::vector<int32_t>> prompt_tokens(const TextRequest& request,
-                                             const ChatTemplate* own_template = nullptr) const;
+  // The tokens of its prompt. Once there are more than twice `enough` it may stop: what comes then is their beginning
+  // (0 = never). So a text that is far too long costs no more than one that is too long.
+  Result<std::vector<int32_t>> prompt_tokens(const TextRequest& request, const ChatTemplate* own_template = nullptr,
+                                             int64_t enough = 0) const;
 
   const std::shared_ptr<const Tokenizer>& tokenizer() const { return tokenizer_; }  // null with dummy weights
   const std::shared_ptr<const ChatTemplate>& chat_template() const { return chat_template_; }
@@ -40,6 +42,7 @@ class TextModel {
   TextModel() = default;
   Status check(const TextRequest& request, std::string_view& field) const;
   Status check_output_so_far(const Request& request) const;
+  Result<std::vector<int32_t>> encode(std::string_view text, bool add_special_tokens, int64_t enough) const;
   Result<std::string> render(const TextRequest& request, const ChatTemplate* own_template) const;
 
   ModelConfig config_;

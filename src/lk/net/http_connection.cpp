@@ -158,6 +158,7 @@ void HttpConnection::on_head() {
   ++state_.requests;
   HttpRequest& head = parser_->request();
   head.peer = peer_.name;
+  head.peer_account = peer_.account;
   head.listener = listener_;
   head.content_length = parser_->content_length();
   phase_ = Phase::kBody;

@@ -232,6 +232,10 @@ void HttpParser::parse_target() {
 }
 
 void HttpParser::add_body(std::string_view bytes) {
+  // Memory that is not written to is not resident: a body that never comes costs nothing, one that comes is not copied
+  // as it grows.
+  if (!discard_body_ && body_bytes_ == 0 && content_length_ > 0)
+    request_.body.reserve(static_cast<size_t>(content_length_));
   body_bytes_ += static_cast<int64_t>(bytes.size());
   if (!discard_body_) request_.body.append(bytes);
 }

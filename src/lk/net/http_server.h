@@ -33,6 +33,8 @@ struct HttpRequest {
   HttpHeaders headers;                                         // names in lower case
   std::string body;                                            // empty while only the head is known
   std::string peer;                                            // address of the peer, "unix" for a unix socket
+  std::string peer_account;                                    // what limits of addresses count it by: an IPv4 address,
+                                                               // an IPv6 /64; "" for a unix socket
   int listener = 0;                                            // index into HttpServerOptions::listen
   int64_t content_length = 0;                                  // of the body; -1: chunked, not known
   std::shared_ptr<HttpAdmission> admission;                    // of the head filter's making

@@ -187,6 +187,7 @@ struct StateStore::Impl {
   }
   Status put_adapter(const StoredAdapter& adapter);
   Status remember_version(const std::string& name, int64_t version, const std::string& digest);
+  Status put_tenant(const Tenant& tenant);
 };
 
 Result<std::unique_ptr<StateStore>> StateStore::open(const std::string& path) {
@@ -246,21 +247,50 @@ Result<std::vector<Tenant>> StateStore::tenants() {
   return impl_->reader.read_tenants();
 }
 
-Status StateStore::put_tenant(Tenant tenant) {
-  LK_RETURN_IF_ERROR(check(tenant));
-  const std::string patterns = join_patterns(tenant.adapters);
+// Requires: a write transaction.
+Status StateStore::Impl::put_tenant(const Tenant& tenant) {
   const auto new_salt = std::bit_cast<int64_t>(random_salt());
-  return impl_->write([&] {
-    // A tenant that comes back after its removal is a new one: it must not find the old one's cached prefixes.
-    return impl_->writer.run(
-        "INSERT INTO tenants(name, weight, max_in_flight, tokens_per_minute, adapters, cache_salt, max_adapters, "
-        "max_versions, max_sums) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) "
-        "ON CONFLICT(name) DO UPDATE SET weight = ?2, max_in_flight = ?3, tokens_per_minute = ?4, adapters = ?5, "
-        "max_adapters = ?7, max_versions = ?8, max_sums = ?9, "
-        "cache_salt = CASE removed WHEN 0 THEN cache_salt ELSE ?6 END, removed = 0",
-        {tenant.name, tenant.weight, tenant.max_in_flight, tenant.tokens_per_minute, patterns, new_salt,
-         tenant.max_adapters, tenant.max_versions, tenant.max_sums});
+  // A tenant that comes back after its removal is a new one: it must not find the old one's cached prefixes.
+  return writer.run(
+      "INSERT INTO tenants(name, weight, max_in_flight, tokens_per_minute, adapters, cache_salt, max_adapters, "
+      "max_versions, max_sums) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) "
+      "ON CONFLICT(name) DO UPDATE SET weight = ?2, max_in_flight = ?3, tokens_per_minute = ?4, adapters = ?5, "
+      "max_adapters = ?7, max_versions = ?8, max_sums = ?9, "
+      "cache_salt = CASE removed WHEN 0 THEN cache_salt ELSE ?6 END, removed = 0",
+      {tenant.name, tenant.weight, tenant.max_in_flight, tenant.tokens_per_minute, join_patterns(tenant.adapters),
+       new_salt, tenant.max_adapters, tenant.max_versions, tenant.max_sums});
+}
+
+Status StateStore::put_tenant(const Tenant& tenant) {
+  LK_RETURN_IF_ERROR(check(tenant));
+  return impl_->write([&] { return impl_->put_tenant(tenant); });
+}
+
+Status StateStore::create_tenant(const Tenant& tenant) {
+  LK_RETURN_IF_ERROR(check(tenant));
+  return impl_->write([&]() -> Status {
+    LK_ASSIGN_OR_RETURN(const bool known,
+                        impl_->writer.exists("SELECT 1 FROM tenants WHERE name = ? AND removed = 0", {tenant.name}));
+    if (known) return already_exists("there is a tenant \"{}\" already", tenant.name);
+    return impl_->put_tenant(tenant);
   });
+}
+
+Result<Tenant> StateStore::change_tenant(const std::string& name, const std::function<Status(Tenant&)>& change,
+                                         bool may_be_new) {
+  LK_RETURN_IF_ERROR(check_name("tenant", name));
+  Tenant changed;
+  LK_RETURN_IF_ERROR(impl_->write([&]() -> Status {
+    LK_ASSIGN_OR_RETURN(std::vector<Tenant> tenants, impl_->writer.read_tenants());
+    const auto known = std::ranges::find(tenants, name, &Tenant::name);
+    if (known == tenants.end() && !may_be_new) return not_found("no tenant \"{}\"", name);
+    changed = known == tenants.end() ? Tenant{.name = name} : std::move(*known);
+    LK_RETURN_IF_ERROR(change(changed));
+    changed.name = name;
+    LK_RETURN_IF_ERROR(check(changed));
+    return impl_->put_tenant(changed);
+  }));
+  return changed;
 }
 
 Status StateStore::remove_tenant(const std::string& name) {

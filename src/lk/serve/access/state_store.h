@@ -43,7 +43,13 @@ class StateStore {
   Result<bool> changed();
 
   Result<std::vector<Tenant>> tenants();
-  Status put_tenant(Tenant tenant);  // insert or update; keeps the salt, makes one for a new tenant
+  Status put_tenant(const Tenant& tenant);  // insert or update; keeps the salt, makes one for a new tenant
+  // kAlreadyExists when there is one of that name.
+  Status create_tenant(const Tenant& tenant);
+  // Read, changed and written in one transaction, so that of two who change different things at the same time neither
+  // undoes the other's. `change` must not come back here. kNotFound, unless it may be a new one.
+  Result<Tenant> change_tenant(const std::string& name, const std::function<Status(Tenant& tenant)>& change,
+                               bool may_be_new = false);
   // Refused while it has usable keys. The others are revoked and stay, so that a server whose keys are all gone does
   // not open.
   Status remove_tenant(const std::string& name);

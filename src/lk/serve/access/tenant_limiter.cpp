@@ -11,6 +11,7 @@ TenantLimiter::Place& TenantLimiter::Place::operator=(Place&& other) noexcept {
   finish(0);
   limiter_ = std::exchange(other.limiter_, nullptr);
   tenant_ = std::move(other.tenant_);
+  account_ = std::move(other.account_);
   requests_ = std::exchange(other.requests_, 0);
   tokens_ = std::exchange(other.tokens_, 0);
   held_bytes_ = std::exchange(other.held_bytes_, 0);
@@ -21,8 +22,8 @@ bool TenantLimiter::Place::hold(int64_t bytes) {
   if (!limiter_ || bytes == held_bytes_) return true;
   const std::lock_guard lock(limiter_->mutex_);
   const int64_t more = bytes - held_bytes_;
-  if (more < 0) limiter_->held_.give_back(tenant_->name, -more);
-  if (more > 0 && !limiter_->held_.try_take(tenant_->name, tenant_->weight, more)) {
+  if (more < 0) limiter_->held_.give_back(account_, -more);
+  if (more > 0 && !limiter_->held_.try_take(account_, tenant_->weight, more)) {
     ++limiter_->buckets_[tenant_->name].usage.refused;
     return false;
   }
@@ -48,7 +49,7 @@ void TenantLimiter::Place::finish(int64_t used_tokens, Clock::time_point now) {
   Bucket& bucket = limiter->buckets_[tenant_->name];
   bucket.usage.in_flight -= requests_;
   bucket.usage.used_tokens += used_tokens;
-  limiter->held_.give_back(tenant_->name, held_bytes_);
+  limiter->held_.give_back(account_, std::exchange(held_bytes_, 0));
   if (tenant_->tokens_per_minute <= 0 || !bucket.started) return;
   const auto size = static_cast<double>(tenant_->tokens_per_minute);
   refill(bucket, size, now);
@@ -72,12 +73,13 @@ void TenantLimiter::refill(Bucket& bucket, double size, Clock::time_point now) {
 }
 
 TenantLimiter::Decision TenantLimiter::enter(std::shared_ptr<const Tenant> tenant, Place& place, Clock::time_point now,
-                                             int64_t tokens) {
+                                             int64_t tokens, std::string account) {
   place.finish(0, now);
   const std::lock_guard lock(mutex_);
   Decision decision = charge(*tenant, tokens, 1, now, 0, 0);
   if (!decision.admitted) return decision;
   place.limiter_ = this;
+  place.account_ = account.empty() ? tenant->name : std::move(account);
   place.tenant_ = std::move(tenant);
   place.requests_ = 1;
   place.tokens_ = tokens;

@@ -52,15 +52,17 @@ class TenantLimiter {
     friend class TenantLimiter;
     TenantLimiter* limiter_ = nullptr;
     std::shared_ptr<const Tenant> tenant_;
+    std::string account_;
     int64_t requests_ = 0, tokens_ = 0, held_bytes_ = 0;
   };
 
   // `max_held_bytes`: of all requests at a time, shared by weight (SharedBound).
   explicit TenantLimiter(int64_t max_held_bytes = int64_t{64} << 20) : held_(max_held_bytes) {}
 
-  // The head of a request is known: it takes one of the requests in flight, and a token when it will need any.
+  // The head of a request is known: it takes one of the requests in flight, and a token when it will need any. What is
+  // held for it is held for `account`, or the tenant when that is empty.
   Decision enter(std::shared_ptr<const Tenant> tenant, Place& place, Clock::time_point now = Clock::now(),
-                 int64_t tokens = 1);
+                 int64_t tokens = 1, std::string account = {});
   // Forgets tenants that `keep` does not want and that have nothing in flight.
   void retain(const std::function<bool(const std::string& tenant)>& keep);
   struct Usage {
@@ -83,7 +85,7 @@ class TenantLimiter {
 
   mutable std::mutex mutex_;
   std::unordered_map<std::string, Bucket> buckets_;  // by tenant name
-  SharedBound<std::string> held_;                    // bytes, by tenant name
+  SharedBound<std::string> held_;                    // bytes, by account
 };
 
 }  // namespace lk

@@ -9,6 +9,11 @@
 
 namespace lk {
 
+void keep_heap_small() {
+  ::mallopt(M_MMAP_THRESHOLD, 1 << 20);
+  ::mallopt(M_TRIM_THRESHOLD, 4 << 20);
+}
+
 HeapStats read_heap_stats() {
   const struct mallinfo2 info = ::mallinfo2();
   return {.used_bytes = static_cast<int64_t>(info.uordblks + info.hblkhd),

@@ -13,6 +13,11 @@ struct HeapStats {
   int64_t used_bytes = 0;  // allocated, blocks with a mapping of their own included
   int64_t free_bytes = 0;  // kept for later; pages given back to the system are still counted
 };
+// Blocks of a megabyte and more are given back to the system as soon as they are freed, and the heap of a thread keeps
+// some megabytes: left to itself the C library raises both bounds to 32 and 64 MiB for each thread that once had a
+// large block. For the whole process; before there are threads.
+void keep_heap_small();
+
 HeapStats
 read_heap_stats();  // Thread safe; takes the lock of each of the heap's arenas for a moment. Zeros under a sanitizer.
 

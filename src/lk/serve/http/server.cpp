@@ -32,9 +32,9 @@ constexpr int64_t kLeastHeldBytes = int64_t{64} << 20;
 int64_t max_held_bytes(const ServerOptions& options) {
   return std::max(kLeastHeldBytes, 8 * options.limits.max_body_bytes);
 }
-// Threads for what is long to write: one long answer holds up nobody. They stand back for the engine's and io threads.
+// Threads for what is long to write: one long answer holds up nobody. They stand back for the engine's threads, too.
 constexpr int kFormatters = 2;
-constexpr int kFormatterNice = 5;
+constexpr int kFormatterNice = 8;
 // Events that a shard shows before it looks at the time.
 constexpr size_t kEventsAtOnce = 8;
 // A body that takes more than some milliseconds to read. Of one tenant, not all workers read such at the same time.
@@ -105,7 +105,16 @@ std::string random_id() {
   return fmt::format("{:016x}{:016x}", rng.next(), rng.next());
 }
 
+std::string request_id(const HttpRequest& head) {
+  const std::string_view own = head.header("x-request-id");
+  return is_request_id(own) ? std::string(own) : random_id();
+}
+
 }  // namespace
+
+std::string account_of(const Tenant& tenant, const HttpRequest& request) {
+  return tenant.name.empty() ? "peer " + request.peer_account : tenant.name;
+}
 
 ApiError overloaded(double retry_after_seconds, std::string message) {
   return {.status = 503,
@@ -428,8 +437,8 @@ std::optional<ApiError> ServerImpl::enter(HttpRequest& head, const Route& route,
   auto admission =
       std::make_shared<Entry>(route.access == Access::kInfer ? options_.limits.max_body_bytes : kMaxAdminBody);
   // An empty bucket keeps nobody from changing adapters, keys or limits.
-  const TenantLimiter::Decision decision =
-      limiter_.enter(tenant, admission->place, Clock::now(), route.access == Access::kInfer ? 1 : 0);
+  const TenantLimiter::Decision decision = limiter_.enter(
+      tenant, admission->place, Clock::now(), route.access == Access::kInfer ? 1 : 0, account_of(*tenant, head));
   if (!decision.admitted) return rate_limited(decision);
   if (route.cost == Cost::kInference)
     if (std::optional<ApiError> error = shed(*tenant)) return error;
@@ -440,7 +449,17 @@ std::optional<ApiError> ServerImpl::enter(HttpRequest& head, const Route& route,
   return std::nullopt;
 }
 
+// What is thrown here, too, is answered with an id.
 std::optional<HttpResponse> ServerImpl::filter(HttpRequest& head) {
+  std::optional<HttpResponse> answer;
+  const Status status = guarded("a head", [&] { answer = judge(head); });
+  if (status.ok()) return answer;
+  const std::string id = request_id(head);
+  log_->write(LogLevel::kError, "exception", {{"id", id}, {"reason", status.message()}});
+  return refuse(head, nullptr, api_error(status, id), "", "", id);
+}
+
+std::optional<HttpResponse> ServerImpl::judge(HttpRequest& head) {
   std::string parameter;
   bool path_exists = false;
   const Route* route = find_route(head, &parameter, &path_exists);
@@ -472,13 +491,11 @@ std::optional<HttpResponse> ServerImpl::filter(HttpRequest& head) {
     if (!error && route->cost != Cost::kNothing) error = enter(head, *route, principal.value->tenant);
   }
   if (!error) return std::nullopt;
-  return refuse(head, route, *error, tenant, key);
+  return refuse(head, route, *error, tenant, key, request_id(head));
 }
 
 HttpResponse ServerImpl::refuse(const HttpRequest& head, const Route* route, const ApiError& error,
-                                std::string_view tenant, std::string_view key) {
-  const std::string_view own_id = head.header("x-request-id");
-  const std::string id = is_request_id(own_id) ? std::string(own_id) : random_id();
+                                std::string_view tenant, std::string_view key, const std::string& id) {
   metrics_->http_request(route ? route->path : "other", error.status, 0);
   metrics_->request_refused(refusal_reason(error.status), tenant);
   log_->write(level_of_status(error.status), "refused",
@@ -515,24 +532,25 @@ void ServerImpl::handle(HttpRequest request, std::shared_ptr<HttpReply> reply) {
   exchange->route = find_route(request, &exchange->parameter, &path_exists);
   exchange->shard = reply->shard();
   exchange->reply = std::move(reply);
-  const std::string_view own_id = request.header("x-request-id");
-  exchange->id = is_request_id(own_id) ? std::string(own_id) : random_id();
+  exchange->id = request_id(request);
   exchange->request = std::move(request);
-  // The filter let it pass a moment ago; keys may have changed since.
-  ApiResult<Principal> principal = authorize(exchange->request, *exchange->route);
-  if (!principal.ok()) return exchange->fail(principal.error);
-  exchange->principal = std::move(*principal.value);
-  if (exchange->request.admission) {
-    exchange->place = std::move(static_cast<Entry&>(*exchange->request.admission).place);
-    exchange->request.admission.reset();
-  }
-  exchange->reply->on_close([weak = std::weak_ptr<Exchange>(exchange)] {
-    if (const auto alive = weak.lock()) alive->leave();
+  exchange->run("a route", [&] {
+    // The filter let it pass a moment ago; keys may have changed since.
+    ApiResult<Principal> principal = authorize(exchange->request, *exchange->route);
+    if (!principal.ok()) return exchange->fail(principal.error);
+    exchange->principal = std::move(*principal.value);
+    if (exchange->request.admission) {
+      exchange->place = std::move(static_cast<Entry&>(*exchange->request.admission).place);
+      exchange->request.admission.reset();
+    }
+    exchange->reply->on_close([weak = std::weak_ptr<Exchange>(exchange)] {
+      if (const auto alive = weak.lock()) alive->leave();
+    });
+    // Without keys the peer's address is all there is to tell clients apart.
+    if (const std::string& tenant = exchange->principal.tenant->name; !tenant.empty())
+      exchange->reply->charge("tenant " + tenant);
+    (this->*exchange->route->handler)(exchange);
   });
-  // Without keys the peer's address is all there is to tell clients apart.
-  if (const std::string& tenant = exchange->principal.tenant->name; !tenant.empty())
-    exchange->reply->charge("tenant " + tenant);
-  exchange->run("a route", [&] { (this->*exchange->route->handler)(exchange); });
 }
 
 void ServerImpl::work(const std::shared_ptr<Exchange>& exchange, std::function<void()> task) {
@@ -542,11 +560,8 @@ void ServerImpl::work(const std::shared_ptr<Exchange>& exchange, std::function<v
 
 void ServerImpl::format(const std::shared_ptr<Exchange>& exchange, std::function<void()> task,
                         std::function<void(const ApiError&)> refuse) {
+  if (!refuse) refuse = [exchange](const ApiError& error) { exchange->refuse(error); };
   post_work(*formatters_, exchange->format, exchange, true, std::move(task), std::move(refuse));
-}
-
-void ServerImpl::format(const std::shared_ptr<Exchange>& exchange, std::function<void()> task) {
-  format(exchange, std::move(task), [exchange](const ApiError& error) { exchange->refuse(error); });
 }
 
 int64_t ServerImpl::started_at() const {
@@ -557,7 +572,7 @@ void ServerImpl::post_work(WorkQueue& queue, std::atomic<WorkQueue::Id>& id, con
                            bool heavy, std::function<void()> task, std::function<void(const ApiError&)> refuse) {
   const Tenant& tenant = *exchange->principal.tenant;
   const WorkQueue::Posted posted =
-      queue.post({.tenant = tenant.name,
+      queue.post({.tenant = account_of(tenant, exchange->request),
                   .weight = tenant.weight,
                   .heavy = heavy,
                   .run =
@@ -656,6 +671,13 @@ ServerSnapshot ServerImpl::snapshot() const {
   s.refused_outputs = http.refused_outputs;
   s.refused_connections = http.refused_connections;
   s.open_streams = open_streams_;
+  s.held_bytes = limiter_.held_bytes();
+  s.max_held_bytes = limiter_.max_held_bytes();
+  for (const auto& [name, queue] : {std::pair("parse", workers_.get()), std::pair("grammar", compilers_.get()),
+                                    std::pair("format", formatters_.get())}) {
+    const WorkQueue::Stats stats = queue->stats();
+    s.work.push_back({.name = name, .waiting = stats.waiting, .running = stats.running});
+  }
   s.log_lines_dropped = static_cast<int64_t>(log_->num_dropped());
   const ProcessStats process = read_process_stats();
   s.resident_bytes = process.resident_bytes;

@@ -34,22 +34,26 @@ const Tenant* find_tenant(const std::vector<Tenant>& tenants, std::string_view n
 }  // namespace
 
 // Runs on the state thread, which is where the store is read and written; what it returns is the body of a success.
-// What changed holds before it is answered.
+// What changed holds before it is answered. `undo` (may be empty) runs there, too, when the client had left by then.
 void ServerImpl::administrate(const std::shared_ptr<Exchange>& exchange, int success,
-                              std::function<Result<std::string>()> task) {
+                              std::function<Result<std::string>()> task, std::function<void()> undo) {
   if (!store_)
     return exchange->fail(ApiError{.status = 409,
                                    .message = "the server runs without a state file: it keeps no keys and tenants",
                                    .code = "no_state"});
-  change(exchange, [this, exchange, success, task = std::move(task)] {
+  change(exchange, [this, exchange, success, task = std::move(task), undo = std::move(undo)] {
     const Result<std::string> body = task();
     if (!body.ok()) return exchange->refuse(access_error(body.status(), *exchange));
     if (exchange->request.method != "GET") {
       if (const Status status = apply_access(access_->refresh()); !status.ok())
         log_->write(LogLevel::kError, "keys_not_readable", {{"reason", status.message()}});
     }
-    exchange->post([exchange, success, body = *body] {
-      exchange->respond(success, body, "application/json", {{"cache-control", "no-store"}});
+    exchange->post([this, exchange, success, undo, body = *body] {
+      if (!exchange->gone || !undo) {
+        exchange->respond(success, body, "application/json", {{"cache-control", "no-store"}});
+      } else if (!state_->try_post([undo](const Status&) { undo(); })) {  // also when nothing else has a turn any more
+        log_->write(LogLevel::kError, "change_not_undone", {{"id", exchange->id}});
+      }
     });
   });
 }
@@ -77,24 +81,35 @@ void ServerImpl::get_key(const std::shared_ptr<Exchange>& exchange) {
 void ServerImpl::post_key(const std::shared_ptr<Exchange>& exchange) {
   ApiResult<KeyCreate> parsed = parse_key_create(exchange->request.body);
   if (!parsed.ok()) return exchange->fail(parsed.error);
-  administrate(exchange, 201, [this, exchange, asked = std::move(*parsed.value)]() -> Result<std::string> {
+  const auto id = std::make_shared<std::string>();
+  const auto make = [this, exchange, id, asked = std::move(*parsed.value)]() -> Result<std::string> {
+    if (exchange->gone) return unavailable("the client left");
     Result<StateStore::NewKey> made = store_->create_key(asked.tenant, asked.scopes, asked.note, asked.expires);
     audit(*exchange, "key_create", made.ok() ? made->key.id : asked.tenant, made.status());
     if (!made.ok()) return made.status();
-    own_change_ = made->key.id;
+    *id = own_change_ = made->key.id;
     json::object body = key_json(made->key, std::time(nullptr));
     body["key"] = made->text;  // only here and now
     return json_text(body);
+  };
+  // A key that nobody was told must not stay usable.
+  administrate(exchange, 201, make, [this, exchange, id] {
+    if (revoke(*exchange, *id).ok()) (void)apply_access(access_->refresh());
   });
+}
+
+// State thread.
+Status ServerImpl::revoke(const Exchange& exchange, const std::string& id) {
+  const Status status = store_->revoke_key(id);
+  audit(exchange, "key_revoke", id, status);
+  if (status.ok()) own_change_ = id;
+  return status;
 }
 
 void ServerImpl::delete_key(const std::shared_ptr<Exchange>& exchange) {
   administrate(exchange, 200, [this, exchange]() -> Result<std::string> {
     const std::string& id = exchange->parameter;
-    const Status status = store_->revoke_key(id);
-    audit(*exchange, "key_revoke", id, status);
-    if (!status.ok()) return status;
-    own_change_ = id;
+    LK_RETURN_IF_ERROR(revoke(*exchange, id));
     return json_text(json::object{{"id", id}, {"object", "api_key"}, {"deleted", true}});
   });
 }
@@ -123,10 +138,8 @@ void ServerImpl::post_tenant(const std::shared_ptr<Exchange>& exchange) {
   ApiResult<Tenant> parsed = parse_tenant(exchange->request.body, {}, kTenantCreateForm);
   if (!parsed.ok()) return exchange->fail(parsed.error);
   administrate(exchange, 201, [this, exchange, tenant = std::move(*parsed.value)]() -> Result<std::string> {
-    LK_ASSIGN_OR_RETURN(const std::vector<Tenant> tenants, store_->tenants());
-    const Status status = find_tenant(tenants, tenant.name) == nullptr
-                              ? store_->put_tenant(tenant)
-                              : already_exists("there is a tenant \"{}\" already; PATCH changes it", tenant.name);
+    Status status = store_->create_tenant(tenant);
+    if (status.code() == StatusCode::kAlreadyExists) status = already_exists("{}; PATCH changes it", status.message());
     audit(*exchange, "tenant_create", tenant.name, status);
     if (!status.ok()) return status;
     own_change_ = tenant.name;
@@ -139,15 +152,15 @@ void ServerImpl::patch_tenant(const std::shared_ptr<Exchange>& exchange) {
   if (const ApiResult<Tenant> parsed = parse_tenant(exchange->request.body, {}, kTenantPatchForm); !parsed.ok())
     return exchange->fail(parsed.error);
   administrate(exchange, 200, [this, exchange]() -> Result<std::string> {
-    LK_ASSIGN_OR_RETURN(const std::vector<Tenant> tenants, store_->tenants());
-    const Tenant* known = find_tenant(tenants, exchange->parameter);
-    if (known == nullptr) return not_found("no tenant \"{}\"", exchange->parameter);
-    const Tenant changed = *parse_tenant(exchange->request.body, *known, kTenantPatchForm).value;
-    const Status status = store_->put_tenant(changed);
-    audit(*exchange, "tenant_change", changed.name, status);
-    if (!status.ok()) return status;
-    own_change_ = changed.name;
-    return json_text(tenant_json(changed));
+    const std::string& name = exchange->parameter;
+    const Result<Tenant> changed = store_->change_tenant(name, [&](Tenant& tenant) {
+      tenant = *parse_tenant(exchange->request.body, tenant, kTenantPatchForm).value;
+      return Status();
+    });
+    audit(*exchange, "tenant_change", name, changed.status());
+    if (!changed.ok()) return changed.status();
+    own_change_ = name;
+    return json_text(tenant_json(*changed));
   });
 }
 

@@ -4,6 +4,7 @@
 #include "lk/serve/http/answer.h"
 #include "lk/serve/http/server_impl.h"
 #include "lk/serve/openai/answer_size.h"
+#include "lk/serve/openai/choice.h"
 #include "lk/serve/openai/parse.h"
 
 namespace lk {
@@ -100,10 +101,10 @@ void watch(const std::shared_ptr<Answer>& answer, Exchange& exchange) {
   };
 }
 
-// What an answer to this prompt would be. Its text, when it was given as messages, is not known: eight bytes a token.
-AnswerSize size_of(const GenerateRequest& request, const TextSequence& first) {
-  const int64_t tokens = std::ssize(first.asked.prompt);
-  return answer_size(request, first.text, tokens, std::max<int64_t>(std::ssize(first.text.prompt), 8 * tokens));
+// What an answer to this prompt would be; a text that was given as token ids has about eight bytes for each.
+AnswerSize size_of(const GenerateRequest& request, const TextRequest& prompt, int64_t tokens) {
+  const int64_t bytes = request.echo ? std::ssize(openai::echoed(request, prompt, nullptr)) : 0;
+  return answer_size(request, prompt, tokens, std::max(bytes, 8 * tokens));
 }
 
 // Whoever does not say how long the answer may become gets as much as fits, and no refusal for what would not.
@@ -156,7 +157,7 @@ void prepare_and_submit(Generation& generation) {
     if (!prepare(text, i * n)) return;  // a copy: the answer echoes prompts and knows their tools
     const EngineService::Share one = EngineService::share_of(*sequences[i * n]);
     for (size_t k = 0; k < n; ++k) share += one;
-    const AnswerSize size = size_of(request, *sequences[i * n]);
+    const AnswerSize size = size_of(request, text, one.prompt_tokens);
     bytes += size.bytes(sequences[i * n]->asked.max_tokens);
     held += size.held_bytes(sequences[i * n]->asked.max_tokens);
   }

@@ -24,6 +24,9 @@
 
 namespace lk {
 
+// Whose work and bytes a request's are: its tenant's; on a server without keys its peer's, whose address is all there
+// is to tell clients apart.
+std::string account_of(const Tenant& tenant, const HttpRequest& request);
 ApiError overloaded(double retry_after_seconds, std::string message = "the server is overloaded, try again later");
 // The answer to what a tenant's limits refuse.
 ApiError rate_limited(const TenantLimiter::Decision& decision);
@@ -91,17 +94,20 @@ class ServerImpl final : public Server {
   HttpServer& http() { return *http_; }
   // Runs on a worker, unless the client has left by then; answers itself when the task cannot be taken.
   void work(const std::shared_ptr<Exchange>& exchange, std::function<void()> task);
-  // Runs on a thread for what is long to write, which waits for no request that is still to be read; `refuse` on any
-  // thread when it is not taken or waited too long. Unless the client has left by then.
+  // Runs on a thread for what is long to write, answers and lists, which waits for no request that is still to be read;
+  // `refuse` (else the exchange's) on any thread when it is not taken or waited too long. Unless the client has left by
+  // then.
   void format(const std::shared_ptr<Exchange>& exchange, std::function<void()> task,
-              std::function<void(const ApiError&)> refuse);
+              std::function<void(const ApiError&)> refuse = {});
   // Compiles on a thread of its own, unless it is cached, then runs `next` on a worker. From a worker.
   void compile(const std::shared_ptr<Exchange>& exchange, const GrammarSpec& spec,
                std::function<void(Result<std::shared_ptr<const Grammar>>)> next);
   // For what changes stored state: runs on the state thread, whose answer may take as long as the file is held by
   // somebody. Answers 503 itself when its turn does not come.
   void change(const std::shared_ptr<Exchange>& exchange, std::function<void()> task);
-  void administrate(const std::shared_ptr<Exchange>& exchange, int success, std::function<Result<std::string>()> task);
+  void administrate(const std::shared_ptr<Exchange>& exchange, int success, std::function<Result<std::string>()> task,
+                    std::function<void()> undo = {});
+  Status revoke(const Exchange& exchange, const std::string& id);
   // One line for a change that somebody asked for: who, what, and whether it is in effect.
   void audit(const Exchange& exchange, const char* action, std::string_view target, const Status& outcome);
   Status check_owner(const Exchange& exchange, const std::string& name) const;
@@ -112,7 +118,6 @@ class ServerImpl final : public Server {
   using ModelTask = std::function<void(AdapterRegistry::Resolved)>;
   void with_model(const std::shared_ptr<Exchange>& exchange, const std::string& model, ModelTask task,
                   std::vector<AdapterLease> held = {});
-  void format(const std::shared_ptr<Exchange>& exchange, std::function<void()> task);  // refuses as work() does
   int64_t started_at() const;                                                          // Unix seconds
   static std::string adapter_json(const Exchange& exchange, AdapterSnapshot adapter);  // as who asks may see it
   void count_stream(int change) { open_streams_ += change; }
@@ -122,8 +127,9 @@ class ServerImpl final : public Server {
   explicit ServerImpl(const ServerOptions& options);
   Status open_listeners();
   HttpResponse refuse(const HttpRequest& head, const Route* route, const ApiError& error, std::string_view tenant,
-                      std::string_view key);
+                      std::string_view key, const std::string& id);
   std::optional<HttpResponse> filter(HttpRequest& head);
+  std::optional<HttpResponse> judge(HttpRequest& head);
   void handle(HttpRequest request, std::shared_ptr<HttpReply> reply);
   const Route* find_route(const HttpRequest& request, std::string* parameter, bool* path_exists) const;
   std::string allowed_methods(const HttpRequest& head) const;

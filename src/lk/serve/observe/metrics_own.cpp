@@ -40,6 +40,15 @@ void write_server(MetricFamilies& out, const ServerSnapshot& s) {
   gauge("lorikeet_output_bytes", "Bytes of answers that wait for their readers.", number(s.output_bytes));
   gauge("lorikeet_output_limit_bytes", "Beyond it answers of those who hold most of them are refused.",
         number(s.max_output_bytes));
+  gauge("lorikeet_held_bytes", "Bytes of bodies that are being read and of log-probabilities that answers are made of.",
+        number(s.held_bytes));
+  gauge("lorikeet_held_limit_bytes", "Beyond it requests of those who hold most of them are refused.",
+        number(s.max_held_bytes));
+  out.gauge("lorikeet_work_waiting",
+            "Tasks that wait for a thread: bodies to parse, grammars to compile, answers to write.");
+  for (const ServerSnapshot::Work& work : s.work) out.add(number(work.waiting), {{"work", work.name}});
+  out.gauge("lorikeet_work_running", "Tasks that such a thread has in hand.");
+  for (const ServerSnapshot::Work& work : s.work) out.add(number(work.running), {{"work", work.name}});
   gauge("lorikeet_open_streams", "Event streams being sent.", number(s.open_streams));
   gauge("lorikeet_queue_requests", "Requests that wait for their first step.", number(s.num_waiting));
   gauge("lorikeet_queue_limit_requests", "Waiting requests beyond which new ones are refused.", number(s.max_queue));

@@ -65,10 +65,16 @@ struct ServerSnapshot {
   int64_t output_bytes = 0, max_output_bytes = 0;      // waiting for readers; the bound
   int64_t cut_slow_readers = 0, cut_slow_writers = 0;  // connections, since the start
   int64_t refused_outputs = 0;                         // answers that had no room to wait for their reader
-  int64_t refused_connections = 0;                     // beyond the limits
-  int64_t log_lines_dropped = 0;                       // total
-  int64_t resident_bytes = 0;                          // of the process
-  int64_t adapter_bytes = 0, max_adapter_bytes = 0;    // host copies of adapters, cached sums among them; the budget
+  int64_t held_bytes = 0, max_held_bytes = 0;          // of bodies and of what answers are made of; the bound
+  struct Work {                                        // threads beside the io threads
+    const char* name = "";                             // parse, grammar, format
+    int64_t waiting = 0, running = 0;                  // tasks
+  };
+  std::vector<Work> work;
+  int64_t refused_connections = 0;                   // beyond the limits
+  int64_t log_lines_dropped = 0;                     // total
+  int64_t resident_bytes = 0;                        // of the process
+  int64_t adapter_bytes = 0, max_adapter_bytes = 0;  // host copies of adapters, cached sums among them; the budget
   int64_t host_reads = 0, host_failed_reads = 0, host_drops = 0;  // copies read again from disk, in vain, and dropped
   double host_read_seconds = 0;                                   // total time of these reads
   int64_t num_sums = 0, sum_bytes = 0;                            // cached weighted sums

@@ -98,6 +98,13 @@ json::object memory_plan_json(const MemoryPlan& plan) {
           {"total", plan.total()}};
 }
 
+json::object work_json(const ServerSnapshot& s) {
+  json::object all;
+  for (const ServerSnapshot::Work& work : s.work)
+    all[work.name] = json::object{{"waiting", work.waiting}, {"running", work.running}};
+  return all;
+}
+
 json::array tenants_json(const ServerSnapshot& s) {
   json::array tenants;
   for (const ServerSnapshot::TenantSnapshot& t : s.tenants)
@@ -150,7 +157,14 @@ std::string format_status(const ServerSnapshot& s) {
         {"page_tokens", s.page_tokens}}},
       {"adapters", count_adapters(s)},
       {"merging", merging_json(s.merging)},
-      {"http", {{"connections", s.connections}, {"open_streams", s.open_streams}}},
+      {"http",
+       {{"connections", s.connections},
+        {"open_streams", s.open_streams},
+        {"held_bytes", s.held_bytes},
+        {"max_held_bytes", s.max_held_bytes},
+        {"output_bytes", s.output_bytes},
+        {"max_output_bytes", s.max_output_bytes},
+        {"work", work_json(s)}}},
       {"memory",
        {{"plan", memory_plan_json(s.memory_plan)},
         {"adapters", s.adapter_bytes},

@@ -66,9 +66,10 @@ AnswerSize answer_size(const GenerateRequest& request, const TextRequest& prompt
   AnswerSize size{.fixed = times(request.n, shared ? fixed : fixed + extras) + (shared ? extras : 0)};
   if (!request.stream)
     size.per_token = times(request.n, kTokenText + logprobs + (request.return_token_ids ? kTokenId : 0));
+  if (request.echo) size.held_fixed = prompt_bytes;
   if (request.logprobs) size.held_per_token = times(request.n, record_bytes(alternatives));
   if (const int of_prompt = prompt.sampling.num_prompt_logprobs; of_prompt >= 0)
-    size.held_fixed = times(request.n, times(record_bytes(of_prompt), prompt_tokens));
+    size.held_fixed += times(request.n, times(record_bytes(of_prompt), prompt_tokens));
   return size;
 }
 

@@ -13,8 +13,8 @@ namespace lk {
 struct AnswerSize {
   int64_t fixed = 0;      // what is shown of the prompt, and the frame
   int64_t per_token = 0;  // what one more output token of each choice would add
-  // The log-probabilities that it is made of, in memory: of the prompt, and for one more output token of each choice.
-  // Streams hold them, too, until they end.
+  // What it is made of, in memory: the echoed text and the log-probabilities of the prompt, and those of one more
+  // output token of each choice. Streams hold them, too, until they end.
   int64_t held_fixed = 0, held_per_token = 0;
   int64_t bytes(int64_t max_tokens) const;
   int64_t held_bytes(int64_t max_tokens) const;

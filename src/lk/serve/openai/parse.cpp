@@ -184,11 +184,12 @@ ApiResult<TokenizeRequest> parse_tokenize_request(std::string_view body, const A
     if (fields.has("prompt")) fields.fail("prompt", "and \"messages\" exclude each other");
     text.add_special_tokens = false;
     read_messages(fields, text, ignored);
-    read_template_fields(fields, text);
-    read_tool_list(fields, text.tools);
   } else if (!fields.has("prompt")) {
     fields.fail("prompt", "is missing");
   }
+  // A prompt has no use for these, but they may not be wrong.
+  read_template_fields(fields, text);
+  read_tool_list(fields, text.tools);
   fields.refuse_others();
   fields.read("add_special_tokens", text.add_special_tokens);
   if (errors.failed()) return field_error(errors);
