@@ -15,6 +15,7 @@
 #include "help.h"
 #include "lk/base/file.h"
 #include "lk/base/json_text.h"
+#include "lk/engine/footprint.h"
 #include "lk/infer/jsonl.h"
 #include "lk/train/metrics_log.h"
 #include "lk/train/progress.h"
@@ -92,6 +93,8 @@ Result<LoadedBase> load_base(const RunConfig& run, const TrainFlags& flags) {
     options.isa = parse_cpu_isa(flags.isa);
     LK_ASSIGN_OR_RETURN(loaded.engine, TextEngine::open(options));
     loaded.base.weights = loaded.engine->engine().shared_weights();
+    loaded.base.reserved_bytes =
+        kPageMemory + model_footprint(loaded.base.weights->config, act, options.scheduler.max_step_tokens).activations;
     loaded.base.backend = &loaded.engine->engine().backend();
     loaded.text = loaded.engine->shared_text();
   } else {
@@ -117,7 +120,7 @@ Result<LoadedBase> load_text(const RunConfig& run) {
 
 // --- Exact match
 
-Result<double> exact_match(TextEngine& engine, const TrainJob& job, std::shared_ptr<const Adapter> adapter) {
+Result<ExactMatch> exact_match(TextEngine& engine, const SampleReader& eval, std::shared_ptr<const Adapter> adapter) {
   const std::string name = adapter->name;
   LK_RETURN_IF_ERROR(engine.add_adapter(std::move(adapter)));
   struct Asked : TextSequence {
@@ -125,7 +128,7 @@ Result<double> exact_match(TextEngine& engine, const TrainJob& job, std::shared_
   };
   const auto ask = [&](int64_t begin, int64_t end) -> Status {
     for (int64_t index = begin; index < end; ++index) {
-      LK_ASSIGN_OR_RETURN(std::optional<Exercise> exercise, job.eval()->exercise(index));
+      LK_ASSIGN_OR_RETURN(std::optional<Exercise> exercise, eval.exercise(index));
       if (!exercise) continue;
       TextRequest request{.adapter = name, .token_ids = std::move(exercise->prompt)};
       request.sampling.temperature = 0;
@@ -140,8 +143,8 @@ Result<double> exact_match(TextEngine& engine, const TrainJob& job, std::shared_
   // Some at a time: enough to fill the engine's steps, few enough to stop in between.
   constexpr int64_t kAsked = 64;
   Status status;
-  int64_t matches = 0, answers = 0;
-  const int64_t num_records = job.eval()->num_records();
+  ExactMatch found;
+  const int64_t num_records = eval.num_records();
   for (int64_t begin = 0; begin < num_records && status.ok(); begin += kAsked) {
     status =
         interrupted ? Status(StatusCode::kCancelled, "interrupted") : ask(begin, std::min(begin + kAsked, num_records));
@@ -150,32 +153,28 @@ Result<double> exact_match(TextEngine& engine, const TrainJob& job, std::shared_
         if (!update.ended) continue;
         const auto& done = static_cast<const Asked&>(*update.ended);
         if (done.completion.finish == FinishReason::kError && status.ok()) status = done.completion.error;
-        matches += matches_expected(done.completion.text, done.expected);
-        ++answers;
+        found.matches += matches_expected(done.completion.text, done.expected);
+        ++found.answers;
       }
     }
   }
   engine.remove_adapter(name);
   LK_RETURN_IF_ERROR(status);
-  return answers > 0 ? static_cast<double>(matches) / static_cast<double>(answers) : 0.0;
+  return found;
 }
 
 // --- What is shown
 
 void print_forecast(TrainRun& run) {
   const TrainMemory& memory = run.memory();
-  fmt::print(
-      stderr,
-      "memory: base {}, {} jobs {}, one being saved {}, activations {} (blocks of {} tokens, checkpointing {}), {} "
-      "in all\n",
-      format_bytes(memory.base), run.num_jobs(), format_bytes(memory.states), format_bytes(memory.copy),
-      format_bytes(memory.activations), run.config().block_tokens, to_string(memory.checkpointing),
-      format_bytes(memory.total()));
+  fmt::print(stderr, "memory: {} (checkpointing {}), {} in all\n",
+             memory_text(memory, run.num_jobs(), run.config().block_tokens), to_string(memory.checkpointing),
+             format_bytes(memory.total()));
   for (size_t index = 0; index < run.num_jobs(); ++index) {
     const JobForecast& f = run.forecast(index);
     fmt::print(stderr, "{}: {} samples, {} tokens ({} trained) an epoch{}, {} steps, {} parameters\n",
                run.job(index).plan().name, f.train.samples, f.train.tokens, f.train.loss_tokens,
-               f.eval.samples > 0 ? fmt::format(", {} held out", f.eval.samples) : "", f.total_steps, f.parameters);
+               f.eval_samples() > 0 ? fmt::format(", {} held out", f.eval_samples()) : "", f.total_steps, f.parameters);
     for (const auto& [count, what] :
          {std::pair(f.train.bad, "bad records skipped"), std::pair(f.train.dropped, "samples dropped, too long"),
           std::pair(f.train.truncated, "samples truncated")})
@@ -187,6 +186,12 @@ void print_forecast(TrainRun& run) {
           "serves the adapter will not stop there\n",
           run.job(index).plan().name, f.train.endless);
   }
+}
+
+std::string eval_text(const EvalFigures& figures) {
+  return fmt::format("loss {:.4f}, perplexity {:.3f}, next tokens right {:.1f} %{}", figures.loss,
+                     std::exp(figures.loss), 100 * figures.accuracy,
+                     figures.exact_match ? fmt::format(", answers right {:.1f} %", 100 * *figures.exact_match) : "");
 }
 
 // Hears what the run does: files of metrics, and what is shown.
@@ -217,9 +222,7 @@ class Watcher {
   TrainRunHooks hooks() {
     TrainRunHooks hooks;
     hooks.on_step = [this](TrainJob& job, const StepEvent& event) { step(job, event); };
-    hooks.on_eval = [this](TrainJob& job, const EvalEvent& event, std::optional<double> exact) {
-      eval(job, event, exact);
-    };
+    hooks.on_eval = [this](TrainJob& job, const EvalEvent& event) { eval(job, event); };
     hooks.on_note = [this](TrainJob& job, const std::string& message) { say(job, message); };
     hooks.on_end = [this](TrainJob& job) {
       say(job, fmt::format("{} at step {}", to_string(job.state()), job.progress().step));
@@ -285,19 +288,25 @@ class Watcher {
     refresh(false);
   }
 
-  void eval(TrainJob& job, const EvalEvent& event, std::optional<double> exact) {
-    say(job, fmt::format("evaluation at step {}: loss {:.4f}, perplexity {:.3f}, next tokens right {:.1f} %{}",
-                         event.step, event.loss, std::exp(event.loss), 100 * event.accuracy,
-                         exact ? fmt::format(", answers right {:.1f} %", 100 * *exact) : ""));
-    if (log_)
-      keep(log_->add(EvalMetrics{.job = job.plan().name,
-                                 .step = event.step,
-                                 .loss = event.loss,
-                                 .perplexity = std::exp(event.loss),
-                                 .accuracy = event.accuracy,
-                                 .loss_tokens = event.loss_tokens,
-                                 .exact_match = exact,
-                                 .seconds = now()}));
+  void eval(TrainJob& job, const EvalEvent& event) {
+    say(job, fmt::format("evaluation at step {}: {}", event.step, eval_text(event)));
+    const auto metrics = [&](const EvalFigures& figures, const std::string& file) {
+      return EvalMetrics{.job = job.plan().name,
+                         .step = event.step,
+                         .loss = figures.loss,
+                         .perplexity = std::exp(figures.loss),
+                         .accuracy = figures.accuracy,
+                         .loss_tokens = figures.loss_tokens,
+                         .exact_match = figures.exact_match,
+                         .seconds = now(),
+                         .file = file};
+    };
+    if (log_) keep(log_->add(metrics(event, "")));
+    for (size_t index = 0; event.sets.size() > 1 && index < event.sets.size(); ++index) {
+      const std::string& file = job.eval()[index].name;
+      say(job, fmt::format("  {}: {}", file, eval_text(event.sets[index])));
+      if (log_) keep(log_->add(metrics(event.sets[index], file)));
+    }
     shown(job).eval_loss = event.loss;
   }
 
@@ -333,7 +342,8 @@ int run_train(const TrainFlags& flags) {
   if (flags.preview > 0) {
     const Result<LoadedBase> words = load_text(*config);
     if (!words.ok()) return fail(words.status());
-    const Result<std::string> text = preview_run(*config, words->base, flags.preview, ::isatty(STDOUT_FILENO) != 0);
+    const Result<std::string> text =
+        preview_run(*config, words->base, flags.preview, ::isatty(STDOUT_FILENO) != 0, [] { return interrupted != 0; });
     if (!text.ok()) return fail(text.status());
     fmt::print("{}", *text);
     return 0;
@@ -343,16 +353,21 @@ int run_train(const TrainFlags& flags) {
   Watcher watcher(*config, stderr_is_terminal());
   TrainRunHooks hooks = watcher.hooks();
   if (loaded->engine)
-    hooks.exact_match = [&](TrainJob& job, std::shared_ptr<const Adapter> adapter) {
-      return exact_match(*loaded->engine, job, std::move(adapter));
+    hooks.exact_match = [&](const SampleReader& eval, std::shared_ptr<const Adapter> adapter) {
+      return exact_match(*loaded->engine, eval, std::move(adapter));
     };
-  Result<std::unique_ptr<TrainRun>> run = TrainRun::create(*config, loaded->base, std::move(hooks));
+  const auto stop = [] { return interrupted != 0; };
+  Result<std::unique_ptr<TrainRun>> run = TrainRun::create(*config, loaded->base, std::move(hooks), stop);
+  if (!run.ok() && run.status().code() == StatusCode::kCancelled && !flags.check) {
+    fmt::print(stderr, "stopped before anything was trained; the same command begins anew, or goes on\n");
+    return 0;  // as when training is stopped: nothing is lost
+  }
   if (!run.ok()) return fail(run.status());
   print_forecast(**run);
   if (flags.check) return 0;
   if (const Status claimed = (*run)->claim(); !claimed.ok()) return fail(claimed);
   if (const Status opened = watcher.open(**run); !opened.ok()) return fail(opened);
-  const Status status = (*run)->train([] { return interrupted != 0; });
+  const Status status = (*run)->train(stop);
   watcher.finish();
   return status.ok() ? 0 : fail(status);
 }

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <thread>
 
+#include "testing/mapped_pages.h"
 #include "testing/temp_dir.h"
 
 namespace lk {
@@ -52,6 +53,26 @@ TEST(MmapFile, ReadsInPiecesToAnAlignedPlace) {
   }
   EXPECT_EQ(read_prefix(dir.file("file"), 10).value(), bytes.substr(0, 10));
   EXPECT_EQ(read_prefix(dir.file("file"), 1 << 30).value(), bytes);
+}
+
+TEST(MmapFile, DroppedPagesLeaveMemoryAndComeBack) {
+  const TempDir dir;
+  std::string bytes((4 << 20) + 77, '\0');
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<char>(i * 31 >> 3);
+  dir.write("file", bytes);
+  const std::string path = std::filesystem::canonical(dir.file("file"));
+  const auto file = MmapFile::open(path);
+  EXPECT_EQ(text_of(*file), bytes);
+  EXPECT_GT(testing::mapped_bytes_in_memory(path), 3 << 20);
+  file->drop_pages(file->bytes().subspan(1'000'001, 2 << 20));
+  EXPECT_LT(testing::mapped_bytes_in_memory(path), (2 << 20) + 2 * 4096 + 77);
+  file->drop_pages(file->bytes());
+  EXPECT_EQ(testing::mapped_bytes_in_memory(path), 0);
+  EXPECT_EQ(text_of(*file), bytes);
+  // What was copied is all there is.
+  const auto copy = MmapFile::copy(path, bytes.size());
+  copy->drop_pages(copy->bytes());
+  EXPECT_EQ(text_of(*copy), bytes);
 }
 
 TEST(MmapFile, CopyChecksTheSizeAndTheKind) {

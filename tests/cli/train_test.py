@@ -169,6 +169,22 @@ class Ways(Train):
         for line in evaluations:
             self.assertTrue(0 <= line["accuracy"] <= 1 and 0 <= line["exact_match"] <= 1, line)
 
+    def test_several_evaluation_files(self):
+        held = [self.write(f"{name}.jsonl", [talk(f"What follows {n}?", f"{n + 1} does.") for n in range(*numbers)])
+                for name, numbers in (("near", (40, 44)), ("far", (900, 906)))]
+        done = self.train(self.jobs(self.job(data={"eval_path": [str(path) for path in held]}, eval={"exact_match": True})))
+        self.assertIn("a: 40 samples", done.stderr)
+        self.assertIn("10 held out", done.stderr)
+        lines = [json.loads(line) for line in (self.dir / "out/metrics.jsonl").read_text().splitlines()]
+        whole, near, far = [line for line in lines if "perplexity" in line]
+        self.assertEqual([line.get("file") for line in (whole, near, far)], [None, *map(str, held)])
+        for key, weight in (("loss", "loss_tokens"), ("accuracy", "loss_tokens")):
+            mean = (near[key] * near[weight] + far[key] * far[weight]) / whole[weight]
+            self.assertAlmostEqual(whole[key], mean, places=9)
+        self.assertAlmostEqual(whole["exact_match"], (4 * near["exact_match"] + 6 * far["exact_match"]) / 10, places=9)
+        for path in held:
+            self.assertIn(f"{path}: loss", done.stderr)
+
     def test_a_base_that_does_not_stop_where_its_template_does(self):
         base = self.dir / "base"
         shutil.copytree(MODEL, base)
@@ -431,7 +447,7 @@ class Interruptions(Train):
         self.train(job(False))
         (self.dir / "out/a/adapter_model.safetensors").unlink()
         done = self.train(job(True))
-        self.assertIn("the adapter of step 2, its best evaluation, was not kept; the last one is", done.stderr)
+        self.assertIn("the adapter of step 2, its best evaluation, was not kept (keep_best was off); the last one is", done.stderr)
         self.assertTrue((self.dir / "out/a/adapter_model.safetensors").exists())
 
     def test_sigterm_does_not_wait_for_an_evaluation(self):
@@ -450,6 +466,25 @@ class Interruptions(Train):
         self.assertEqual(len(self.steps()), 2, self.log())
         process.send_signal(signal.SIGTERM)
         self.assertEqual(process.wait(60), 0, self.log())
+
+    def test_sigterm_is_noticed_while_data_is_read(self):
+        # So much that reading takes longer than sending a signal; it is sent once the file is open.
+        big = self.write("big.jsonl", [talk(f"What follows {n}?", f"{n + 1} does.") for n in range(400_000)])
+        file = self.jobs(self.job(data={"path": str(big)}))
+
+        def is_open(process):
+            try:
+                return any(os.readlink(entry.path) == os.path.realpath(big) for entry in os.scandir(f"/proc/{process.pid}/fd"))
+            except OSError:  # a file that was closed meanwhile
+                return False
+
+        for arguments, code in (((file,), 0), ((file, "--check"), 1), ((file, "--preview", "1000000"), 1)):
+            process = self.start(*arguments)
+            self.wait_for(lambda: is_open(process), process)
+            process.send_signal(signal.SIGTERM)
+            self.assertEqual(process.wait(60), code, self.log())
+            self.assertIn("stopped before anything was trained" if code == 0 else "interrupted", self.log())
+            self.assertFalse((self.dir / "out").exists())
 
     def test_damaged_checkpoints_fall_back_to_the_one_before(self):
         file = self.jobs(self.job(save={"every": 2}))
@@ -494,17 +529,26 @@ class Interruptions(Train):
         self.assertEqual({job: self.adapter(job) for job in expected}, expected)
 
     def test_what_waiting_does_not_mend_fails_its_job_alone(self):
-        # A file where a job wants a directory: of its best adapter, to be finished or on the way.
-        for save in ({}, {"every": 2}):
-            blocked = self.job("blocked", data={"eval_split": 0.2}, eval={"every": 2}, save=save)
-            (self.dir / "out/blocked").mkdir(parents=True)
-            (self.dir / "out/blocked/best").write_text("")
+        # A directory where a job wants a file when it is done, or a file where it wants a directory on the way.
+        for save, place in (({}, "adapter_config.json/x"), ({"every": 2}, "checkpoints/checkpoint-2")):
+            blocked = self.job("blocked", save=save)
+            path = self.dir / "out/blocked" / place
+            path.parent.mkdir(parents=True)
+            path.write_text("")
             done = self.train(self.jobs(blocked, self.job()), code=1)
             self.assertIn("1 of 2 jobs failed", done.stderr)
-            self.assertIn("out/blocked/best", done.stderr)
+            self.assertIn(f"out/blocked/{place.removesuffix('/x')}", done.stderr)
             self.assertIn("a: done at step 6", done.stderr)
             self.assertFalse((self.dir / "out/blocked/adapter_model.safetensors").exists())
             shutil.rmtree(self.dir / "out")
+
+    def test_a_file_where_the_best_adapter_goes_is_found_before_anything_is_trained(self):
+        (self.dir / "out/blocked").mkdir(parents=True)
+        (self.dir / "out/blocked/best").write_text("")
+        blocked = self.job("blocked", data={"eval_split": 0.2}, eval={"every": 2})
+        done = self.train(self.jobs(blocked, self.job()), code=1)
+        self.assertIn("out/blocked/best", done.stderr)
+        self.assertFalse((self.dir / "out/a/adapter_model.safetensors").exists())
 
     def test_two_runs_in_one_directory_do_not_meet(self):
         file = self.jobs(self.job(train={"steps": 100000}, save={"every": 1000}))

@@ -138,13 +138,14 @@ TEST(Record, OlderCallsAreTakenAsToday) {
   EXPECT_EQ(json_text(record.tools), R"([{"type":"function","function":{"name":"f"}}])");
 }
 
-TEST(Record, APromptOfMessagesHasNoLoss) {
+TEST(Record, APromptOfMessagesIsGiven) {
   const Record record = parse(
       R"({"prompt": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}],
         "completion": [{"role": "assistant", "content": "a"}], "chat_template_kwargs": {"enable_thinking": false}})",
       F::kCompletion);
   EXPECT_EQ(record.kind, Record::Kind::kMessages);
-  EXPECT_THAT(record.weights, ElementsAre(0, 0, 1));
+  EXPECT_THAT(record.weights, ElementsAre(1, 1, 1));
+  EXPECT_EQ(record.num_prompt_messages, 2u);
   EXPECT_EQ(json_text(record.variables), R"({"enable_thinking":false})");
   EXPECT_THAT(error(R"({"prompt": [], "completion": "x"})", F::kCompletion), HasSubstr("\"prompt\" must be a string"));
 }

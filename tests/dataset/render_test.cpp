@@ -59,6 +59,25 @@ TEST(Render, WeightsHistoryAndPrompts) {
             "<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\n]][[a2<|im_end|>]]*0.5[[\n]]");
 }
 
+// What is given has no loss, unless all has; a turn that was taken out stays out.
+TEST(Render, PromptsOfMessages) {
+  const auto chat = fixture_template("chatml");
+  const std::string line =
+      R"({"prompt": [{"role": "user", "content": "q1"}, {"role": "assistant", "content": "a1"},
+                     {"role": "user", "content": "q2"}, {"role": "assistant", "content": "a2", "weight": 0},
+                     {"role": "user", "content": "q3"}],
+          "completion": [{"role": "assistant", "content": "a3"}]})";
+  const Record record = record_of(line, RecordFormat::kCompletion);
+  const std::string before = "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>\n";
+  const std::string between = "<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\na2<|im_end|>\n";
+  EXPECT_EQ(shown_with("qwen", chat, record),
+            before + between + "<|im_start|>user\nq3<|im_end|>\n<|im_start|>assistant\n[[a3<|im_end|>]]\n");
+  EXPECT_EQ(shown_with("qwen", chat, record, {.train_on_prompt = true}),
+            "<|im_start|>[[user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>\n"
+            "<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\n]]a2<|im_end|>[[\n"
+            "<|im_start|>user\nq3<|im_end|>\n<|im_start|>assistant\na3<|im_end|>\n]]");
+}
+
 TEST(Render, TemplatesThatPrintEarlierTurnsInAnotherWay) {
   const auto chat = fixture_template("qwen3");
   const Record thinking = record_of(

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <thread>
+
 #include "kernels/kernel_test_util.h"
 #include "lk/kernels/train.h"
 
@@ -152,6 +154,29 @@ TEST_P(BlockAttentionTest, RowsDoNotSeeLaterOnes) {
       EXPECT_TRUE(same_bits(all.y.data(), part.y.data(), rows * c.width)) << rows;
       EXPECT_TRUE(same_bits(all.lse.data(), part.lse.data(), rows * 6)) << rows;
       EXPECT_TRUE(same_bits(all.dq.data(), part.dq.data(), rows * c.q_stride)) << rows;
+    }
+  });
+}
+
+// A forecast of memory counts what threads keep: exactly what a sequence took on a thread that did nothing else.
+TEST_P(BlockAttentionTest, ScratchIsKnownBeforehand) {
+  with_type([&](auto type) {
+    using T = typename decltype(type)::type;
+    for (const Shape& shape : std::vector<Shape>{{4, 2, 64, 0}, {1, 1, 2, 0}, {8, 1, 80, 5}}) {
+      const Case<T> c(shape, 530);
+      const std::vector<RowRange> sequences = {{0, 3}, {5, 530}};
+      int64_t kept = 0;
+      std::thread([&] {
+        ThreadPool own(1);
+        c.run(&train(), own, sequences);
+        kept = thread_scratch_bytes();
+      }).join();
+      const BlockAttention in{.act = act(),
+                              .num_heads = shape.heads,
+                              .num_kv_heads = shape.kv_heads,
+                              .head_dim = shape.dim,
+                              .sequences = sequences};
+      EXPECT_EQ(train().block_attention_scratch(in), kept) << shape.dim;
     }
   });
 }

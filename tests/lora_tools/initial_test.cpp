@@ -144,9 +144,10 @@ TEST(InitialAdapter, WhatCannotBeIsSaidByName) {
     return made.ok() ? std::string("made") : made.status().message();
   };
   EXPECT_THAT(error(config({"q_proj", "query"})), HasSubstr("'query' is not in the model; it has down_proj"));
-  EXPECT_THAT(error(config({"q_proj"}, 0)), HasSubstr("rank 0"));
+  EXPECT_THAT(error(config({"q_proj"}, 0)), HasSubstr("rank is 0 of model.layers.0.self_attn.q_proj, out of range"));
+  EXPECT_THAT(error(config({"q_proj"}, 513)), HasSubstr("out of range: 1 to 512"));  // which could not be served
   EXPECT_THAT(error(config({"q_proj"}, 3), AdapterInit::kOrthogonal), HasSubstr("even"));
-  EXPECT_THAT(error(config({"q_proj"}, 4000), AdapterInit::kPissa), HasSubstr("has not that many directions"));
+  EXPECT_THAT(error(config({"q_proj"}, 256), AdapterInit::kPissa), HasSubstr("has not that many directions"));
   AdapterConfig wanted = config({"q_proj"});
   wanted.modules_to_save = {"v_proj"};
   EXPECT_THAT(error(wanted), HasSubstr("only lm_head can be trained as a whole"));
@@ -160,7 +161,7 @@ TEST(InitialAdapter, WhatCannotBeIsSaidByName) {
   wanted = config({"q_proj"});
   wanted.use_dora = true;
   EXPECT_THAT(error(wanted, AdapterInit::kDefault, 2), HasSubstr("choose one"));
-  EXPECT_THAT(error(wanted, AdapterInit::kPissa), HasSubstr("choose one"));
+  EXPECT_THAT(error(wanted, AdapterInit::kPissa), HasSubstr("a magnitude over the changed one"));
 }
 
 }  // namespace

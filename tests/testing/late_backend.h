@@ -488,6 +488,9 @@ class LateBackend : public Backend {
         cpu().block_attention(a);
       });
     }
+    int64_t do_block_attention_scratch_bytes(const BlockAttention& in) const override {
+      return late_.cpu_->train_ops().block_attention_scratch_bytes(in);
+    }
     void do_block_attention_backward(const BlockAttentionBackwardArgs& args) override {
       const auto guard = lock();
       BlockAttentionBackwardArgs a = args;

@@ -82,7 +82,7 @@ jobs:
       R"("rank_pattern":{"q_proj":4},"alpha_pattern":{"q_proj":3E0},"modules_to_save":["lm_head"],)"
       R"("trainable_tokens":[5,6],"freeze":[],"init":"default","init_from":""},)"
       R"("data":{"path":"d.jsonl","format":"alpaca","max_length":100,"long_samples":"drop","train_on_prompt":true,)"
-      R"("mask_history":false,"shuffle":false,"skip_bad":true,"eval_path":"","eval_split":1E-1},)"
+      R"("mask_history":false,"shuffle":false,"skip_bad":true,"eval_path":[],"eval_split":1E-1},)"
       R"("train":{"batch_samples":0,"batch_tokens":512,"steps":10,"epochs":0E0,"lr":1E-3,"schedule":"cosine",)"
       R"("min_ratio":1E-1,"warmup_steps":0,"warmup_ratio":2E-1,"weight_decay":1E-2,"betas":[8E-1,9.5E-1],"eps":1E-6,)"
       R"("clip":0E0,"loraplus_ratio":1.6E1,"seed":7,"weight":2E0},)"
@@ -113,7 +113,7 @@ jobs:
   EXPECT_THAT(b.adapter.target_modules, ElementsAre("q_proj"));
   EXPECT_THAT(b.adapter.rank_pattern, ElementsAre(Pair("b", 2)));  // replaced as a whole
   // Of keys that exclude each other the job's own counts.
-  EXPECT_EQ(b.data.eval_path, "e.jsonl");
+  EXPECT_THAT(b.data.eval_path, ::testing::ElementsAre("e.jsonl"));
   EXPECT_EQ(b.data.eval_split, 0);
   EXPECT_EQ(b.train.epochs, 0);
   EXPECT_EQ(b.train.steps, 10);
@@ -295,7 +295,10 @@ TEST(JobConfig, ValuesAreChecked) {
       {"adapter", "kind: dora, init: pissa", "adapter.init: pissa and olora are for kind lora"},
       {"adapter", "kind: multilora, num_modules: 64, rank: 17", "adapter.rank times num_modules is 1088"},
       {"adapter", "init: olora, rank: 257", "saved with twice the rank, at most 512"},
-      {"adapter", "init: orthogonal, rank: 3", "needs an even adapter.rank"},
+      {"adapter", "init: orthogonal, rank: 3", "adapter.rank is 3: init orthogonal needs an even one"},
+      {"adapter", "kind: dora, dropout: 0.1", "adapter.dropout: with DoRA"},
+      {"adapter", "kind: multilora, lora_bias: true", "adapter.lora_bias: it is not for multilora"},
+      {"adapter", "rank: 4, rank_pattern: {q_proj: 300}, init: eva", "adapter.rank is 300 of q_proj: eva may give"},
       {"adapter", "init_from: x, rank: 3", "JOBS.yaml:5: adapter.init_from says what adapter.rank is; leave it out"},
       {"eval", "every: 5", "eval needs data: give data.eval_path or data.eval_split"},
       {"save", "keep: 0", "save.keep is 0"},
@@ -307,6 +310,8 @@ TEST(JobConfig, ValuesAreChecked) {
   EXPECT_EQ(error(job_with("adapter", "init_from: x, dropout: 0.1")), "parsed");
   EXPECT_THAT(error(job("    data: {path: d, train_on_prompt: true, mask_history: true}")),
               HasSubstr("exclude each other"));
+  EXPECT_THAT(error(job("    data: {path: d, eval_path: [e, f, e]}")), HasSubstr("data.eval_path names e twice"));
+  EXPECT_THAT(error(job("    data: {path: d, eval_path: ''}")), HasSubstr("data.eval_path names no file"));
   EXPECT_THAT(error(job("    data: {path: d, max_length: 3000}")), HasSubstr("a sample must fit a block"));
   EXPECT_THAT(error(job("    data: {}")), HasSubstr("JOBS.yaml:3: job \"a\": data.path is missing"));
 }

@@ -69,6 +69,23 @@ TEST(MetricsLog, ALinePerStepAndEvaluation) {
       "\n");
 }
 
+// The curve is that of all files together.
+TEST(MetricsLog, ALinePerEvaluationFile) {
+  const TempDir dir;
+  const std::string path = dir.file("m.jsonl");
+  for (const int64_t steps : {0, 1}) {
+    const auto log = open({.jsonl = path, .steps = {{"x", steps}}});
+    if (steps == 0) {
+      ASSERT_TRUE(log->add(eval("x", 1, 0.5)).ok());
+      EvalMetrics part = eval("x", 1, 0.25);
+      part.file = "held/easy.jsonl";
+      ASSERT_TRUE(log->add(part).ok());
+    }
+    EXPECT_THAT(pairs(log->curves().at(0).eval), ElementsAre(std::pair(1, 0.5))) << steps;
+  }
+  EXPECT_THAT(dir.read("m.jsonl"), HasSubstr(R"("loss_tokens":60,"file":"held/easy.jsonl","seconds":3E0})"));
+}
+
 TEST(MetricsLog, GoesOnWhereTheCheckpointDoes) {
   const TempDir dir;
   const std::string path = dir.file("m.jsonl");

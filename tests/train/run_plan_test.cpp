@@ -34,7 +34,7 @@ class RunPlanTest : public ::testing::Test {
   }
   Result<RunPlan> plan(int64_t available) const {
     const PlannedJob job{.state_bytes = kStates, .needs = needs_};
-    return plan_run(run_, weights_, *backend_, std::span(&job, 1), available);
+    return plan_run(run_, weights_, *backend_, std::span(&job, 1), {.available = available});
   }
   int64_t activations(Checkpointing level, int64_t rows) const {
     return TrainPass::memory_bytes(weights_, *backend_, {.max_rows = rows, .needs = needs_, .checkpointing = level});
@@ -76,6 +76,55 @@ TEST_F(RunPlanTest, ALimitOfTheRunCountsTheBase) {
   EXPECT_THAT(plan(INT64_MAX / 2).status().message(), HasSubstr("train fewer jobs at once"));
 }
 
+TEST_F(RunPlanTest, WhatIsThereAlreadyAndWhatAnEngineMayTakeCount) {
+  const PlannedJob job{.state_bytes = kStates, .making_bytes = 1000, .needs = needs_};
+  const auto plan = [&](const MemoryNow& now) { return plan_run(run_, weights_, *backend_, std::span(&job, 1), now); };
+  const int64_t needed = activations(Checkpointing::kNone, run_.block_tokens) + kStates + 1000;
+  const TrainMemory memory = plan({.available = INT64_MAX / 2, .held = 70'000, .reserved = 5'000'000})->memory;
+  EXPECT_EQ(memory.total(), memory.base + needed + 5'070'000);
+  // What the machine has left is beside what is held; what an engine may take is not yet taken.
+  EXPECT_EQ(plan({.available = needed + 5'000'000, .held = 1 << 30, .reserved = 5'000'000})->memory.checkpointing,
+            Checkpointing::kNone);
+  EXPECT_GT(plan({.available = needed + 4'999'999, .reserved = 5'000'000})->memory.checkpointing, Checkpointing::kNone);
+  // A limit of the run is for all of it.
+  run_.memory_bytes = memory.total();
+  EXPECT_EQ(plan({.held = 70'000, .reserved = 5'000'000})->memory.checkpointing, Checkpointing::kNone);
+  EXPECT_GT(plan({.held = 70'001, .reserved = 5'000'000})->memory.checkpointing, Checkpointing::kNone);
+}
+
+TEST_F(RunPlanTest, ThreadsNeedRoomForTheLongestSample) {
+  const auto bytes = [&](int num_threads, int64_t longest) {
+    const auto backend = make_cpu_backend({.num_threads = num_threads}).value();
+    return TrainPass::memory_bytes(weights_, *backend, {.max_rows = 1024, .longest_sample = longest, .needs = needs_});
+  };
+  const int64_t one = bytes(1, 100), two = bytes(2, 100);
+  EXPECT_GT(two, one);
+  EXPECT_EQ(bytes(3, 100), two + (two - one));
+  EXPECT_GT(bytes(1, 1000), one);
+  EXPECT_EQ(bytes(1, 0), bytes(1, 1024));
+  EXPECT_EQ(bytes(1, 5000), bytes(1, 1024));
+}
+
+// The largest block that a jobs file may name, on a base larger than any: too much, and counted right.
+TEST_F(RunPlanTest, NoBlockIsTooLargeToBeCounted) {
+  run_ = parse_run_config("base: x\nblock_tokens: 16777216\njobs: [{name: a, data: {path: d}}]", "x").value();
+  EXPECT_FALSE(parse_run_config("base: x\nblock_tokens: 16777217\njobs: [{name: a, data: {path: d}}]", "x").ok());
+  auto weights = std::make_shared<ModelWeights>();
+  weights->config = parse_model_config(R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama",
+      "hidden_size": 65536, "intermediate_size": 262144, "num_hidden_layers": 512, "num_attention_heads": 512,
+      "num_key_value_heads": 512, "vocab_size": 1000000, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
+      "hidden_act": "silu"})",
+                                       "config")
+                        .value();
+  weights->shape = weights->config.shape();
+  weights->act = DType::kF32;
+  weights_ = weights;
+  const Status status = plan(int64_t{1} << 40).status();
+  EXPECT_EQ(status.code(), StatusCode::kResourceExhausted);
+  for (const Checkpointing level : {Checkpointing::kNone, Checkpointing::kSelective, Checkpointing::kFull})
+    EXPECT_GT(activations(level, 1 << 24), 2 * activations(level, 1 << 22)) << to_string(level);
+}
+
 TEST_F(RunPlanTest, ARefusalNamesTheLargestBlockThatFits) {
   const int64_t available = kStates + activations(Checkpointing::kFull, 700);
   const std::string message = plan(available).status().message();
@@ -88,7 +137,8 @@ TEST_F(RunPlanTest, ARefusalNamesTheLargestBlockThatFits) {
   EXPECT_GT(kStates + activations(Checkpointing::kFull, rows + 1), available);
 }
 
-// TinyLlama's shape in bf16, rank 16 on all linears, blocks of 2,048 tokens; no weights are needed to say so.
+// TinyLlama's shape in bf16, rank 16 on all linears, blocks of 2,048 tokens, samples of 512; no weights are needed to
+// say so.
 TEST(TrainMemory, OfATokenAtTheReferenceShape) {
   const auto backend = make_cpu_backend({.num_threads = 1}).value();
   const auto weights = std::make_shared<ModelWeights>();
@@ -97,7 +147,7 @@ TEST(TrainMemory, OfATokenAtTheReferenceShape) {
   const auto mib_a_token = [&](Checkpointing level) {
     constexpr int64_t kTokens = 2048;
     const TrainPassOptions options{
-        .max_rows = kTokens, .needs = {.ranks = {48, 16, 32, 16, 0}}, .checkpointing = level};
+        .max_rows = kTokens, .longest_sample = 512, .needs = {.ranks = {48, 16, 32, 16, 0}}, .checkpointing = level};
     return static_cast<double>(TrainPass::memory_bytes(weights, *backend, options)) / kTokens / (1 << 20);
   };
   EXPECT_LE(mib_a_token(Checkpointing::kFull), 0.2);

@@ -5,6 +5,8 @@
 
 #include <gmock/gmock.h>
 
+#include <filesystem>
+
 #include "lk/base/file.h"
 #include "lk/lora/adapter_files.h"
 #include "lk/ops/cpu_backend.h"
@@ -65,6 +67,18 @@ class TrainRunTest : public ::testing::Test {
   }
   std::string adapter_of(const JobConfig& job) const {
     return read_file(join_path(job.save.dir, kAdapterWeightsFile)).value();
+  }
+  std::string best_of(const JobConfig& job, int64_t step) const {
+    return join_path(job.save.dir, fmt::format("best/checkpoint-{}/{}", step, kAdapterWeightsFile));
+  }
+  // The more it learns of numbers, the less it expects the answers it is judged by.
+  JobConfig worsening(const std::string& name) {
+    JobConfig job = this->job(name);
+    dir_.write("held.jsonl", "{\"prompt\": \"What is 1 + 2?\", \"completion\": \" select green apples from trees\"}\n");
+    job.data.eval_path = {dir_.file("held.jsonl")};
+    job.eval.every = 1;
+    job.train.lr = 0.02;
+    return job;
   }
   // Whose parameters leave the finite numbers with the first gradient.
   JobConfig broken(const std::string& name) {
@@ -133,18 +147,75 @@ TEST_F(TrainRunTest, StoppedAndTakenUpAgainItEndsTheSame) {
 }
 
 TEST_F(TrainRunTest, TheBestEvaluationIsWhatRemains) {
-  JobConfig a = job("a");
-  // The more it learns of numbers, the less it expects these answers.
-  dir_.write("held.jsonl", "{\"prompt\": \"What is 1 + 2?\", \"completion\": \" select green apples from trees\"}\n");
-  a.data.eval_path = dir_.file("held.jsonl");
-  a.eval.every = 1;
-  a.train.lr = 0.02;
+  const JobConfig a = worsening("a");
   ASSERT_TRUE(train(config({a})).ok());
   const auto run = create(config({a})).value();
   const TrainProgress& progress = run->job(0).progress();
   ASSERT_LT(progress.best_step, progress.step);
   EXPECT_THAT(notes_, Contains(HasSubstr(fmt::format("a: keeps the adapter of step {}", progress.best_step))));
-  EXPECT_EQ(adapter_of(a), read_file(join_path(a.save.dir, std::string("best/") + kAdapterWeightsFile)).value());
+  EXPECT_EQ(adapter_of(a), read_file(best_of(a, progress.best_step)).value());
+}
+
+// A file that is not what was written any more is not passed off as the best.
+TEST_F(TrainRunTest, ABestAdapterThatWasDamagedIsNotWritten) {
+  const JobConfig a = worsening("a");
+  ASSERT_TRUE(train(config({a})).ok());
+  const std::string expected = adapter_of(a);
+  const int64_t best = create(config({a})).value()->job(0).progress().best_step;
+  std::string bytes = read_file(best_of(a, best)).value();
+  bytes[bytes.size() - 1] = static_cast<char>(bytes.back() ^ 1);
+  ASSERT_TRUE(write_file_atomic(best_of(a, best), bytes).ok());
+  std::filesystem::remove(join_path(a.save.dir, kAdapterConfigFile));  // so it is written anew
+  notes_.clear();
+  ASSERT_TRUE(train(config({a})).ok());
+  EXPECT_THAT(notes_, Contains(AllOf(HasSubstr("its best evaluation, was not kept"), HasSubstr("is not the file"))));
+  EXPECT_NE(adapter_of(a), expected);
+}
+
+// It stands at the evaluation that lost its patience, and goes on from there as if it had had more from the start.
+TEST_F(TrainRunTest, AStoppedJobGoesOnWithMorePatience) {
+  JobConfig patient = worsening("patient"), hasty = worsening("hasty");
+  patient.eval.patience = 3;
+  hasty.eval.patience = 1;
+  ASSERT_TRUE(train(config({patient})).ok());
+  ASSERT_TRUE(train(config({hasty})).ok());
+  {
+    const auto stopped = create(config({hasty})).value();
+    EXPECT_EQ(stopped->job(0).state(), TrainState::kStopped);
+    EXPECT_LT(stopped->job(0).progress().step, hasty.train.steps);
+  }
+  hasty.eval.patience = 3;
+  const int64_t before = create(config({hasty})).value()->job(0).progress().step;
+  ASSERT_TRUE(train(config({hasty})).ok());
+  const auto one = create(config({patient})).value(), other = create(config({hasty})).value();
+  EXPECT_EQ(one->job(0).progress().step, other->job(0).progress().step);
+  EXPECT_GT(other->job(0).progress().step, before);
+  EXPECT_EQ(one->job(0).state(), other->job(0).state());
+  EXPECT_EQ(adapter_of(patient), adapter_of(hasty));
+}
+
+TEST_F(TrainRunTest, ItCanBeStoppedBeforeItBegins) {
+  JobConfig a = job("a"), eva = job("eva");
+  a.train.batch_tokens = 40;
+  a.train.batch_samples = 0;
+  a.train.steps = 0;
+  a.train.epochs = 2;
+  eva.adapter.init = AdapterInit::kEva;
+  eva.data.eval_split = 0.2;
+  eva.eval.exact_match = true;
+  // Whenever it is asked for: in the index, the survey, the exercises, the base's digest, EVA's start.
+  int asked = 0, patience = 1;
+  const AskStop stop = [&] { return ++asked >= patience; };
+  Status status;
+  for (;; patience += 7) {
+    asked = 0;
+    status = TrainRun::create(config({a, eva}), base_, {}, stop).status();
+    if (status.ok()) break;
+    ASSERT_EQ(status.code(), StatusCode::kCancelled) << status.message();
+    ASSERT_EQ(asked, patience);  // and it does not go on
+  }
+  EXPECT_GT(patience, 100);
+  EXPECT_FALSE(file_exists(dir_.file("out")));
 }
 
 TEST_F(TrainRunTest, ADirectoryBelongsToOneRun) {

@@ -77,8 +77,8 @@ class TrainerTest : public ::testing::Test, public TrainObserver {
     if (plan.total_steps == 0) plan.total_steps = 8;
     if (!plan.rate) plan.rate = [](int64_t step) { return 0.01 / (1 + static_cast<double>(step) / 10); };
     plan.dials.clip = 1;
-    std::optional<SampleReader> held;
-    if (eval) held = reader(0);
+    std::vector<EvalSet> held;
+    if (eval) held.push_back({"held", reader(0)});
     return std::make_unique<TrainJob>(plan, adapter(4, seed, {.dropout = 0.1, .dropout_seed = seed}), reader(seed),
                                       std::move(held));
   }
@@ -205,6 +205,41 @@ TEST_F(TrainerTest, StopsWhenEvaluationsGainNothing) {
   EXPECT_EQ(again->state(), TrainState::kStopped);
 }
 
+// What decides is all sets together; each is told by itself, too, as if it were the only one.
+TEST_F(TrainerTest, SeveralEvaluationSets) {
+  dir_.write("more.jsonl", "{\"text\": \"quite another text\"}\n{\"text\": \"and one more\"}\n");
+  const auto renderer = std::make_shared<Renderer>(testing::fixture_tokenizer("gpt2"), nullptr, 700, RenderOptions{});
+  const SampleReader more(all_records(JsonlFile::open(dir_.file("more.jsonl")).value()), renderer, {.shuffle = false});
+  const auto with = [&](const std::string& name, std::vector<EvalSet> sets) {
+    TrainJobPlan plan = job(name, 1, {.total_steps = 2})->plan();
+    return std::make_unique<TrainJob>(plan, adapter(4, 1), reader(1), std::move(sets));
+  };
+  std::vector<std::unique_ptr<TrainJob>> jobs;
+  jobs.push_back(with("both", {{"held", reader(0)}, {"more", more}}));
+  jobs.push_back(with("held", {{"held", reader(0)}}));
+  jobs.push_back(with("more", {{"more", more}}));
+  run(jobs);
+  const EvalEvent& both = evals_.at("both").at(0);
+  ASSERT_EQ(both.sets.size(), 2u);
+  int64_t samples = 0, tokens = 0;
+  double loss = 0, right = 0;
+  for (const EvalFigures& set : both.sets) {
+    const EvalEvent& alone = evals_.at(&set == both.sets.data() ? "held" : "more").at(0);
+    EXPECT_EQ(set.loss, alone.loss);
+    EXPECT_EQ(set.accuracy, alone.accuracy);
+    EXPECT_EQ(set.samples, alone.samples);
+    EXPECT_EQ(alone.sets.at(0).loss, alone.loss);
+    samples += set.samples;
+    tokens += set.loss_tokens;
+    loss += set.loss * static_cast<double>(set.loss_tokens);
+    right += set.accuracy * static_cast<double>(set.loss_tokens);
+  }
+  EXPECT_EQ(both.samples, samples);
+  EXPECT_EQ(both.loss_tokens, tokens);
+  EXPECT_NEAR(both.loss, loss / static_cast<double>(tokens), 1e-12);
+  EXPECT_NEAR(both.accuracy, right / static_cast<double>(tokens), 1e-12);
+}
+
 TEST_F(TrainerTest, ASampleLongerThanABlockFailsItsJobByName) {
   std::string lines = "{\"text\": \"";
   for (int n = 0; n < 100; ++n) lines += fmt::format("word{} ", n);
@@ -224,7 +259,7 @@ TEST_F(TrainerTest, TokensThatTheModelDoesNotHaveFailTheirJobByName) {
       std::make_shared<Renderer>(testing::fixture_tokenizer("gpt2"), nullptr, 1024, RenderOptions{});  // the end token
   std::vector<std::unique_ptr<TrainJob>> jobs;
   jobs.push_back(std::make_unique<TrainJob>(job("a", 1)->plan(), adapter(4, 1),
-                                            SampleReader(all_records(file), renderer, {}), std::nullopt));
+                                            SampleReader(all_records(file), renderer, {}), std::vector<EvalSet>()));
   run(jobs);
   EXPECT_EQ(jobs[0]->state(), TrainState::kFailed);
   EXPECT_THAT(jobs[0]->failure().message(), ::testing::HasSubstr("data.jsonl:1"));

@@ -134,8 +134,17 @@ Result<MmapFile> MmapFile::open(const std::string& path) {
     void* data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.fd, 0);
     if (data == MAP_FAILED) return errno_status("map", path);
     map.data_ = static_cast<std::byte*>(data);
+    map.mapped_ = true;
   }
   return map;
+}
+
+void MmapFile::drop_pages(std::span<const std::byte> part) const {
+  if (!mapped_ || part.empty()) return;
+  LK_CHECK(part.data() >= data_ && part.data() + part.size() <= data_ + size_);
+  const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  const auto before = static_cast<size_t>(part.data() - data_) % page;
+  (void)::madvise(const_cast<std::byte*>(part.data()) - before, before + part.size(), MADV_DONTNEED);
 }
 
 Result<MmapFile> MmapFile::reserve(const std::string& path, size_t max_bytes, size_t offset) {
@@ -186,6 +195,7 @@ MmapFile::MmapFile(MmapFile&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)),
       size_(std::exchange(other.size_, 0)),
       lead_(std::exchange(other.lead_, 0)),
+      mapped_(std::exchange(other.mapped_, false)),
       fd_(std::exchange(other.fd_, -1)),
       path_(std::move(other.path_)) {}
 
@@ -193,6 +203,7 @@ MmapFile& MmapFile::operator=(MmapFile&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
   std::swap(lead_, other.lead_);
+  std::swap(mapped_, other.mapped_);
   std::swap(fd_, other.fd_);
   std::swap(path_, other.path_);
   return *this;

@@ -44,13 +44,17 @@ class MmapFile {
 
   std::span<const std::byte> bytes() const { return {data_, size_}; }
   const std::string& path() const { return path_; }
+  // The pages around `part` of a mapped file leave this process's memory; whoever reads them again gets them from the
+  // kernel's cache, or the disk. Nothing for a file that was copied. Any thread may read meanwhile.
+  void drop_pages(std::span<const std::byte> part) const;
 
  private:
   MmapFile() = default;
   std::byte* data_ = nullptr;  // of the file
   size_t size_ = 0;
-  size_t lead_ = 0;  // bytes mapped before data_
-  int fd_ = -1;      // between reserve() and read_all()
+  size_t lead_ = 0;      // bytes mapped before data_
+  bool mapped_ = false;  // the file itself, not memory of our own
+  int fd_ = -1;          // between reserve() and read_all()
   std::string path_;
 };
 

@@ -103,4 +103,10 @@ MemoryLimits read_memory_limits(const std::string& root) {
   return limits;
 }
 
+int64_t read_resident_bytes() {
+  std::ifstream file("/proc/self/statm");
+  int64_t size = 0, resident = 0;  // pages
+  return file >> size >> resident ? resident * ::sysconf(_SC_PAGESIZE) : 0;
+}
+
 }  // namespace lk

@@ -18,4 +18,7 @@ struct MemoryLimits {
 // cannot be read does not limit. `root` is put before every path.
 MemoryLimits read_memory_limits(const std::string& root = "");
 
+// Bytes this process has in memory now, pages of mapped files included; 0 where /proc does not say.
+int64_t read_resident_bytes();
+
 }  // namespace lk

@@ -18,7 +18,7 @@
 namespace lk {
 namespace {
 
-constexpr int64_t kMaxLine = int64_t{32} << 20;  // 64 of them fit 32-bit offsets
+constexpr int64_t kMaxLine = int64_t{32} << 20;  // 64 of them, and a line break each, fit 32-bit offsets
 constexpr size_t kPiece = size_t{1} << 20;
 constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
 
@@ -49,10 +49,10 @@ std::string hex_of(Sha256& sha) { return to_hex(sha.finish()); }
 // Finds the lines of bytes that come piece by piece.
 struct JsonlFile::Scan {
   JsonlFile& file;
-  int64_t position = 0, line = 1;  // of the next byte
-  int64_t line_begin = 0;
+  int64_t position = 0;    // of the next byte
+  int64_t line_begin = 0;  // of the line it is in
   bool blank = true;
-  Status too_long;
+  int64_t num_blank = 0, left_out = 0;  // lines and bytes, so far
 
   void bytes(std::string_view piece) {
     for (size_t at = 0; at < piece.size();) {
@@ -60,34 +60,38 @@ struct JsonlFile::Scan {
       const std::string_view part = piece.substr(at, end - at);
       blank = blank && part.find_first_not_of(" \t\r") == std::string_view::npos;
       position += static_cast<int64_t>(part.size());
-      if (position - line_begin > kMaxLine && too_long.ok())
-        too_long = resource_exhausted("{}:{}: the line is longer than {} bytes; shorten or split the record",
-                                      file.path_, line, kMaxLine);
       if (end == piece.size()) break;
+      ++position;
       end_line();
-      line_begin = ++position, ++line;
       at = end + 1;
     }
   }
   void end_line() {
-    if (!blank) {
-      if (file.num_records_ % kBlock == 0) file.block_offsets_.push_back(line_begin);
-      const int64_t num_blank = line - 1 - file.num_records_;
-      if (num_blank > (file.blanks_.empty() ? 0 : file.blanks_.back().num_lines))
-        file.blanks_.push_back({file.num_records_, num_blank});
-      file.offsets_.push_back(static_cast<uint32_t>(line_begin - file.block_offsets_.back()));
+    const int64_t length = position - line_begin;
+    if (blank) {
+      num_blank += length > 0 ? 1 : 0;  // not what follows a last line break
+      left_out += length;
+    } else {
+      const int64_t counted = line_begin - left_out;
+      if (file.num_records_ % kBlock == 0) file.block_offsets_.push_back(counted);
+      if (left_out > (file.gaps_.empty() ? 0 : file.gaps_.back().num_bytes))
+        file.gaps_.push_back({file.num_records_, num_blank, left_out});
+      file.offsets_.push_back(static_cast<uint32_t>(counted - file.block_offsets_.back()));
       ++file.num_records_;
+      left_out += std::max<int64_t>(length - kMaxLine - 1, 0);
     }
+    line_begin = position;
     blank = true;
   }
 };
 
-Result<std::shared_ptr<const JsonlFile>> JsonlFile::open(const std::string& path, std::optional<RecordFormat> format) {
+Result<std::shared_ptr<const JsonlFile>> JsonlFile::open(const std::string& path, std::optional<RecordFormat> format,
+                                                         const AskStop& stop) {
   std::shared_ptr<JsonlFile> file(new JsonlFile());
   file->path_ = path;
   file->fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe is refused, not waited for
   if (file->fd_ < 0) return errno_status("open", path);
-  LK_RETURN_IF_ERROR(file->index());
+  LK_RETURN_IF_ERROR(file->index(stop));
   if (file->num_records_ == 0) return invalid_argument("{} has no records; write one JSON object per line", path);
   if (!format) {
     LK_ASSIGN_OR_RETURN(format, file->detect_format());
@@ -101,8 +105,9 @@ Result<RecordFormat> JsonlFile::detect_format() const {
   constexpr int64_t kMaxTried = 1000;
   Status first;
   for (int64_t record = 0; record < std::min(num_records_, kMaxTried); ++record) {
-    LK_ASSIGN_OR_RETURN(const std::string line, read_line(record));
-    const Result<RecordFormat> format = detect_record_format(line, where(record));
+    const Result<std::string> line = read_line(record);
+    const Result<RecordFormat> format =
+        line.ok() ? detect_record_format(*line, where(record)) : Result<RecordFormat>(line.status());
     if (format.ok()) return format;
     if (record == 0) first = format.status();
   }
@@ -113,7 +118,7 @@ JsonlFile::~JsonlFile() {
   if (fd_ >= 0) ::close(fd_);
 }
 
-Status JsonlFile::index() {
+Status JsonlFile::index(const AskStop& stop) {
   struct stat info {};
   if (::fstat(fd_, &info) != 0) return errno_status("stat", path_);
   if (!S_ISREG(info.st_mode)) return invalid_argument("{} is not a regular file", path_);
@@ -123,7 +128,7 @@ Status JsonlFile::index() {
   LK_RETURN_IF_ERROR(read_through(fd_, path_, [&](std::string_view piece) {
     sha.update(piece.data(), piece.size());
     scan.bytes(piece);
-    return scan.too_long;
+    return check_stop(stop);
   }));
   scan.end_line();  // a last line without a line break
   offsets_.shrink_to_fit();
@@ -139,13 +144,22 @@ Status JsonlFile::check_unchanged() const {
   return data_loss("{} has changed since it was opened; training data must stay as it is, so start again", path_);
 }
 
+const JsonlFile::Gap* JsonlFile::gap_before(int64_t record) const {
+  const auto after = std::upper_bound(gaps_.begin(), gaps_.end(), record,
+                                      [](int64_t wanted, const Gap& gap) { return wanted < gap.record; });
+  return after == gaps_.begin() ? nullptr : &*std::prev(after);
+}
+
 int64_t JsonlFile::offset(int64_t record) const {
   if (record == num_records_) return size_;
-  return block_offsets_[static_cast<size_t>(record / kBlock)] + offsets_[static_cast<size_t>(record)];
+  const Gap* gap = gap_before(record);
+  return block_offsets_[static_cast<size_t>(record / kBlock)] + offsets_[static_cast<size_t>(record)] +
+         (gap ? gap->num_bytes : 0);
 }
 
 Result<std::string> JsonlFile::read_line(int64_t record) const {
   const int64_t begin = offset(record);
+  // Blank lines may follow, or the rest of a line that is too long.
   std::string line(static_cast<size_t>(std::min(offset(record + 1) - begin, kMaxLine + 1)), '\0');
   for (size_t done = 0; done < line.size();) {
     const ssize_t got = ::pread(fd_, line.data() + done, line.size() - done, begin + static_cast<int64_t>(done));
@@ -155,16 +169,17 @@ Result<std::string> JsonlFile::read_line(int64_t record) const {
     done += static_cast<size_t>(got);
   }
   LK_RETURN_IF_ERROR(check_unchanged());
-  line.resize(std::min(line.find('\n'), line.size()));  // blank lines may follow
+  line.resize(std::min(line.find('\n'), line.size()));
+  if (static_cast<int64_t>(line.size()) > kMaxLine)
+    return resource_exhausted("{}: the line is longer than {} bytes; shorten or split the record", where(record),
+                              kMaxLine);
   if (record == 0 && line.starts_with(kByteOrderMark)) line.erase(0, kByteOrderMark.size());
   return line;
 }
 
 std::string JsonlFile::where(int64_t record) const {
-  const auto after = std::upper_bound(blanks_.begin(), blanks_.end(), record,
-                                      [](int64_t wanted, const Blank& blank) { return wanted < blank.record; });
-  const int64_t line = record + 1 + (after == blanks_.begin() ? 0 : std::prev(after)->num_lines);
-  return fmt::format("{}:{}", path_, line);
+  const Gap* gap = gap_before(record);
+  return fmt::format("{}:{}", path_, record + 1 + (gap ? gap->num_lines : 0));
 }
 
 Result<Record> JsonlFile::read(int64_t record) const {
@@ -191,7 +206,7 @@ Result<std::shared_ptr<const JsonlFile>> JsonlFiles::open(const std::string& pat
   const std::filesystem::path canonical = std::filesystem::canonical(path, error);
   auto& file = files_[{error ? path : canonical.string(), format}];
   if (file == nullptr) {
-    Result<std::shared_ptr<const JsonlFile>> opened = JsonlFile::open(path, format);
+    Result<std::shared_ptr<const JsonlFile>> opened = JsonlFile::open(path, format, stop_);
     if (!opened.ok()) return opened.status();
     file = std::move(opened).value();
   }
@@ -223,9 +238,11 @@ Result<TrainEvalSplit> split_records(std::shared_ptr<const JsonlFile> file, doub
 
 Result<std::optional<Sample>> SampleReader::render(int64_t record) {
   const JsonlFile& file = *records_.file;
-  LK_ASSIGN_OR_RETURN(const std::string line, file.read_line(record));  // not a matter of the record: never skipped
+  const Result<std::string> line = file.read_line(record);
+  // All else that fails here is not a matter of the record: never skipped.
+  if (!line.ok() && line.status().code() != StatusCode::kResourceExhausted) return line.status();
   const std::string where = file.where(record);
-  Result<Record> parsed = parse_record(line, file.format(), where);
+  Result<Record> parsed = line.ok() ? parse_record(*line, file.format(), where) : Result<Record>(line.status());
   Result<std::optional<Sample>> sample =
       parsed.ok() ? renderer_->render(*parsed, where) : Result<std::optional<Sample>>(parsed.status());
   if (!sample.ok()) {
@@ -272,21 +289,23 @@ Result<Sample> SampleReader::next() {
   return no_samples();
 }
 
-Result<DataCounts> SampleReader::survey() const {
+Result<DataCounts> SampleReader::survey(const AskStop& stop) const {
   SampleReader reader(records_, renderer_, {.shuffle = false, .seed = 0, .skip_bad = options_.skip_bad});
   while (true) {
     LK_ASSIGN_OR_RETURN(const std::optional<Sample> sample, reader.next_in_epoch());
+    LK_RETURN_IF_ERROR(check_stop(stop));
     if (sample) continue;
     if (reader.counts_.samples == 0) return reader.no_samples();
     return reader.counts_;
   }
 }
 
-Result<int64_t> SampleReader::steps_of_epoch(int64_t batch_tokens) const {
+Result<int64_t> SampleReader::steps_of_epoch(int64_t batch_tokens, const AskStop& stop) const {
   SampleReader reader = *this;
   int64_t steps = 0, tokens = 0;
   for (;;) {
     LK_ASSIGN_OR_RETURN(const std::optional<Sample> sample, reader.next_in_epoch());
+    LK_RETURN_IF_ERROR(check_stop(stop));
     if (!sample) return steps + (tokens > 0 ? 1 : 0);
     tokens += static_cast<int64_t>(sample->ids.size());
     if (tokens < batch_tokens) continue;
@@ -319,14 +338,14 @@ Surveys::Reading Surveys::reading_of(const SampleReader& reader) {
 Result<DataCounts> Surveys::survey(const SampleReader& reader) {
   const Reading reading = reading_of(reader);
   if (const auto known = counts_.find(reading); known != counts_.end()) return known->second;
-  LK_ASSIGN_OR_RETURN(DataCounts counts, reader.survey());
+  LK_ASSIGN_OR_RETURN(DataCounts counts, reader.survey(stop_));
   return counts_.emplace(reading, std::move(counts)).first->second;
 }
 
 Result<int64_t> Surveys::steps_of_epoch(const SampleReader& reader, int64_t batch_tokens) {
   const std::tuple key(reading_of(reader), reader.options().shuffle, reader.options().seed, batch_tokens);
   if (const auto known = steps_.find(key); known != steps_.end()) return known->second;
-  LK_ASSIGN_OR_RETURN(const int64_t steps, reader.steps_of_epoch(batch_tokens));
+  LK_ASSIGN_OR_RETURN(const int64_t steps, reader.steps_of_epoch(batch_tokens, stop_));
   return steps_.emplace(key, steps).first->second;
 }
 

@@ -5,6 +5,7 @@
 
 #include <compare>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -18,14 +19,18 @@
 
 namespace lk {
 
+// Asked again and again by what may take long: true ends it with kCancelled. Empty: never.
+using AskStop = std::function<bool()>;
+inline Status check_stop(const AskStop& stop) { return stop && stop() ? cancelled("interrupted") : Status(); }
+
 // A JSONL file that stays open: one that is replaced by another is still the old one here, one that is changed in place
 // is an error. Lines of white space are no records.
 // Thread safety: immutable.
 class JsonlFile {
  public:
   // Reads the file once. `format` absent: that of the first record that has one.
-  static Result<std::shared_ptr<const JsonlFile>> open(const std::string& path,
-                                                       std::optional<RecordFormat> format = {});
+  static Result<std::shared_ptr<const JsonlFile>> open(const std::string& path, std::optional<RecordFormat> format = {},
+                                                       const AskStop& stop = {});
   ~JsonlFile();
   JsonlFile(const JsonlFile&) = delete;
   JsonlFile& operator=(const JsonlFile&) = delete;
@@ -37,21 +42,25 @@ class JsonlFile {
 
   // "path:line" of a record, for messages. Requires: 0 <= record < num_records().
   std::string where(int64_t record) const;
-  Result<std::string> read_line(int64_t record) const;  // kDataLoss when the file has changed
+  // kDataLoss when the file has changed; kResourceExhausted when the line is longer than any record may be.
+  Result<std::string> read_line(int64_t record) const;
   Result<Record> read(int64_t record) const;
   // Reads the file again: kDataLoss when its bytes are not those of open() any more.
   Status verify() const;
 
  private:
-  // The offsets of records come in blocks: the first of a block in full, the rest relative to it.
+  // The offsets of records come in blocks: the first of a block in full, the rest relative to it. They count the bytes
+  // of records only, and of those at most kMaxLine: 64 of them fit 32 bits.
   static constexpr int64_t kBlock = 64;
   struct Scan;
 
   JsonlFile() = default;
-  Status index();
+  Status index(const AskStop& stop);
   Result<RecordFormat> detect_format() const;
   Status check_unchanged() const;
   int64_t offset(int64_t record) const;  // num_records(): the end of the file
+  struct Gap;
+  const Gap* gap_before(int64_t record) const;  // null: none
 
   std::string path_, digest_;
   RecordFormat format_ = RecordFormat::kMessages;
@@ -60,20 +69,24 @@ class JsonlFile {
   int64_t num_records_ = 0;
   std::vector<int64_t> block_offsets_;  // of each block's first record
   std::vector<uint32_t> offsets_;       // of each record, from its block's first
-  struct Blank {
-    int64_t record, num_lines;  // blank lines before this record and earlier ones, where their number grows
+  // What offsets_ leave out before this record and all earlier ones, where it grows: blank lines, and what makes a
+  // record too long.
+  struct Gap {
+    int64_t record, num_lines, num_bytes;
   };
-  std::vector<Blank> blanks_;
+  std::vector<Gap> gaps_;
 };
 
 // Opens each file once for all who ask.
 class JsonlFiles {
  public:
+  explicit JsonlFiles(AskStop stop = {}) : stop_(std::move(stop)) {}
   Result<std::shared_ptr<const JsonlFile>> open(const std::string& path, std::optional<RecordFormat> format = {});
   // All of them are still what they were.
   Status verify() const;
 
  private:
+  AskStop stop_;
   std::map<std::pair<std::string, std::optional<RecordFormat>>, std::shared_ptr<const JsonlFile>> files_;
 };
 
@@ -135,9 +148,9 @@ class SampleReader {
 
   // What one epoch holds, at least one sample; reads and renders every record, and leaves cursor and counts alone. So a
   // bad record is found before anything is trained.
-  Result<DataCounts> survey() const;
+  Result<DataCounts> survey(const AskStop& stop = {}) const;
   // Steps of the next epoch, if each takes samples until it has so many tokens.
-  Result<int64_t> steps_of_epoch(int64_t batch_tokens) const;
+  Result<int64_t> steps_of_epoch(int64_t batch_tokens, const AskStop& stop = {}) const;
 
   // Record `index` of those read, as a question to a model. Nothing: skipped, dropped or truncated. An error if it has
   // no answer to compare with.
@@ -160,6 +173,7 @@ class SampleReader {
 // What readers find in an epoch, found once for all that read the same records in the same way: the jobs of a sweep.
 class Surveys {
  public:
+  explicit Surveys(AskStop stop = {}) : stop_(std::move(stop)) {}
   Result<DataCounts> survey(const SampleReader& reader);
   Result<int64_t> steps_of_epoch(const SampleReader& reader, int64_t batch_tokens);
 
@@ -174,6 +188,7 @@ class Surveys {
   };
   static Reading reading_of(const SampleReader& reader);
 
+  AskStop stop_;
   std::map<Reading, DataCounts> counts_;
   std::map<std::tuple<Reading, bool, uint64_t, int64_t>, int64_t> steps_;
 };

@@ -294,7 +294,7 @@ Status read_completion(JsonFields& fields, Record& record) {
   const json::value *prompt = fields.find("prompt"), *completion = fields.find("completion");
   if (prompt != nullptr && prompt->is_array() && completion != nullptr && completion->is_array()) {
     LK_RETURN_IF_ERROR(read_turns(fields, "prompt", record));
-    std::fill(record.weights.begin(), record.weights.end(), 0.0F);
+    record.num_prompt_messages = record.messages.size();
     LK_RETURN_IF_ERROR(read_turns(fields, "completion", record));
     LK_RETURN_IF_ERROR(read_variables(fields, record.variables));
     return read_tools(fields, record.tools);

@@ -30,8 +30,9 @@ struct Record {
   Kind kind = Kind::kMessages;
   // kMessages: as chat templates want them, without "weight". Roles: system, user, assistant, tool.
   boost::json::array messages, tools;
-  boost::json::object variables;  // further ones of the template (chat_template_kwargs)
-  std::vector<float> weights;     // one per message, in [0, 1]; only those of the assistant count
+  boost::json::object variables;   // further ones of the template (chat_template_kwargs)
+  std::vector<float> weights;      // one per message, in [0, 1]; only those of the assistant count
+  size_t num_prompt_messages = 0;  // the first ones, which are given: they have a loss with train_on_prompt only
   // kCompletion, and alpaca records without history: what a model without a chat template gets.
   std::string prompt, completion;
   std::string text;  // kText

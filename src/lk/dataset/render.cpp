@@ -18,6 +18,10 @@ constexpr int64_t kDefaultNow = 1721952000;  // 2024-07-26
 
 }  // namespace
 
+float Renderer::weight_of(const Record& record, size_t turn) const {
+  return turn < record.num_prompt_messages && !options_.train_on_prompt ? 0 : record.weights[turn];
+}
+
 json::object Renderer::variables_of(const Record& record, json::array messages, bool generation_prompt) const {
   json::object variables = record.variables;
   variables["messages"] = std::move(messages);
@@ -62,7 +66,7 @@ Result<Renderer::Span> Renderer::find_turn(const Record& record, size_t turn, co
     if (around.ok() && begin && text.ends_with(around->tail) && text.size() >= *begin + around->tail.size())
       end = text.size() - around->tail.size();
   }
-  if (end) return Span{.begin = *begin, .end = *end, .weight = record.weights[turn]};
+  if (end) return Span{.begin = *begin, .end = *end, .weight = weight_of(record, turn)};
   return invalid_argument(
       "messages[{}]: what the chat template prints for this turn of the assistant cannot be told from the rest; mark "
       "it in the template with {{% generation %}}, or train on the last turn only (mask_history)",
@@ -141,14 +145,14 @@ Result<Sample> Renderer::render_messages(const Record& record) const {
           marked.generations.size(), turns.size());
     for (size_t k = 0; k < turns.size(); ++k) {
       const auto [begin, end] = marked.generations[k];
-      const float weight = wanted(turns[k]) ? record.weights[turns[k]] : 0;
+      const float weight = wanted(turns[k]) ? weight_of(record, turns[k]) : 0;
       spans.push_back({.begin = begin, .end = end, .weight = weight, .marked = true});
       if (weight > 0) LK_RETURN_IF_ERROR(check_calls(record, turns[k], view_of(spans.back())));
     }
   } else {
     for (const size_t turn : turns) {
       // Without a loss it need not be found, unless the prompt around it has one.
-      if (!wanted(turn) || (record.weights[turn] == 0 && !options_.train_on_prompt)) continue;
+      if (!wanted(turn) || (weight_of(record, turn) == 0 && !options_.train_on_prompt)) continue;
       LK_ASSIGN_OR_RETURN(const Span span, find_turn(record, turn, marked.text));
       spans.push_back(span);
       if (span.weight > 0) LK_RETURN_IF_ERROR(check_calls(record, turn, view_of(span)));

@@ -81,6 +81,8 @@ class Renderer {
   struct Around {
     std::string head, tail;
   };
+  // How much of the loss a message has.
+  float weight_of(const Record& record, size_t turn) const;
   boost::json::object variables_of(const Record& record, boost::json::array messages, bool generation_prompt) const;
   Result<Sample> render_messages(const Record& record) const;
   Result<Sample> render_plain(const std::string& text, size_t prompt_bytes) const;

@@ -190,6 +190,7 @@ const std::string& TensorStore::content_digest() const {
       const std::string head = fmt::format("{} {} {}\n", name, to_string(view.dtype()), view.shape_string());
       sha.update(head.data(), head.size());
       sha.update(view.raw(), static_cast<size_t>(view.num_bytes()));
+      drop_pages(view);
     }
     content_digest_ = to_hex(sha.finish());
   });
@@ -242,6 +243,15 @@ Result<std::shared_ptr<const TensorStore>> TensorStore::open_model(const std::st
     }
   }
   return std::shared_ptr<const TensorStore>(std::move(store));
+}
+
+void TensorStore::drop_pages(const TensorView& tensor) const {
+  const std::span<const std::byte> part(static_cast<const std::byte*>(tensor.raw()),
+                                        static_cast<size_t>(tensor.num_bytes()));
+  for (const MmapFile& file : files_) {
+    const std::span<const std::byte> all = file.bytes();
+    if (part.data() >= all.data() && part.data() + part.size() <= all.data() + all.size()) file.drop_pages(part);
+  }
 }
 
 const TensorView* TensorStore::find(const std::string& name) const {

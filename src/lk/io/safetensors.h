@@ -66,6 +66,8 @@ class TensorStore {
   int64_t size_bytes() const { return size_bytes_; }  // of the files
   // What the store keeps in memory, mapped files counted as if they were all there.
   int64_t memory_bytes() const;
+  // Whoever has read a tensor of a mapped file and wants no more of it gives its memory back: see MmapFile::drop_pages.
+  void drop_pages(const TensorView& tensor) const;
   // Waits for it. Requires: opened with digest_after.
   std::array<uint8_t, 32> digest() const;
   // SHA-256 over the names, types, shapes and bytes of all tensors, hex: which weights these are, in whatever files.

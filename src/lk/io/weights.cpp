@@ -71,7 +71,10 @@ Status check_finite(const TensorStore& store, int num_threads) {
   std::atomic<int64_t> first_bad{INT64_MAX};
   ThreadPool pool(std::max(1, num_threads));
   pool.for_each(static_cast<int64_t>(items.size()), [&](int64_t item) {
-    if (largest_magnitude(items[static_cast<size_t>(item)]->second) <= kLargestWeight) return;
+    const TensorView& tensor = items[static_cast<size_t>(item)]->second;
+    const float largest = largest_magnitude(tensor);
+    store.drop_pages(tensor);  // or the whole file would count as this process's memory
+    if (largest <= kLargestWeight) return;
     int64_t seen = first_bad.load();
     while (item < seen && !first_bad.compare_exchange_weak(seen, item)) {
     }

@@ -41,11 +41,20 @@ void for_ranges(ThreadPool& pool, int64_t num_items, int64_t max_range, RangeFn 
 
 int pool_size(const ThreadPool& pool) { return pool.size(); }
 
-std::byte* thread_scratch(int64_t size_bytes) {
+namespace {
+Buffer& scratch_of_this_thread() {
   thread_local Buffer scratch;
+  return scratch;
+}
+}  // namespace
+
+std::byte* thread_scratch(int64_t size_bytes) {
+  Buffer& scratch = scratch_of_this_thread();
   if (scratch.size_bytes() < size_bytes) scratch = Buffer(size_bytes);
   return scratch.data();
 }
+
+int64_t thread_scratch_bytes() { return scratch_of_this_thread().size_bytes(); }
 
 const char* to_string(CpuIsa isa) {
   switch (isa) {

@@ -20,6 +20,8 @@ struct TrainKernels {
   void (*swiglu_backward)(const SwigluBackwardArgs&, ThreadPool&);
   void (*block_attention)(const BlockAttentionArgs&, ThreadPool&);
   void (*block_attention_backward)(const BlockAttentionBackwardArgs&, ThreadPool&);
+  // Bytes that the two need of every thread's scratch, at most, for sequences of these lengths; no pointer is read.
+  int64_t (*block_attention_scratch)(const BlockAttention&);
   void (*cross_entropy)(const CrossEntropyArgs&, ThreadPool&);
   void (*adamw)(const AdamwArgs&, ThreadPool&);  // the same bits on every instruction set
 };
@@ -38,6 +40,9 @@ void fold_modules(const ModuleScalesArgs&, ThreadPool&);
 void unfold_modules(const ModuleScalesArgs&, ThreadPool&);
 double sum_squares(const float* x, int64_t n, ThreadPool&);
 void fill(float* x, int64_t n, float value, ThreadPool&);
+
+// Bytes of scratch that kernels have left with the calling thread, for its next call.
+int64_t thread_scratch_bytes();
 
 namespace ref {
 // Straight loops, sums in double; the same contracts.

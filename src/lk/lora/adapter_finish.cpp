@@ -207,6 +207,7 @@ Status AdapterLoader::convert_delta(const Adapted& item) {
   LoraDelta& delta = *item.delta;
   const int64_t rank = delta.rank, out = weight->dim(0), in = weight->dim(1);
   const InitFactors factors = initial_factors(config_.base_change, *weight, rank, delta.scaling);
+  base_->drop_pages(*weight);
   LK_ASSIGN_OR_RETURN(Buffer a, Buffer::try_allocate(2 * rank * in * 4));
   LK_ASSIGN_OR_RETURN(Buffer b, Buffer::try_allocate(out * 2 * rank * 4));
   stack_rows(delta.a, factors.a0, a.as<float>());
@@ -228,7 +229,9 @@ Status AdapterLoader::add_dora(const Adapted& item) {
   const TensorView& weight = replaced.defined() ? replaced : *base_view;
   const int64_t out = weight.dim(0);
   LK_ASSIGN_OR_RETURN(Buffer scales, Buffer::try_allocate(out * 4));
-  if (!dora_scales(weight, delta, scales.as<float>())) {
+  const bool scaled = dora_scales(weight, delta, scales.as<float>());
+  base_->drop_pages(*base_view);
+  if (!scaled) {
     return data_loss(
         "module '{}': a row of W + BA has norm 0, so DoRA's scale is not finite; adapter for "
         "another base?",

@@ -12,6 +12,7 @@
 #include "lk/lora/delta_math.h"
 #include "lk/lora/matching.h"
 #include "lk/lora/module_names.h"
+#include "lk/lora_tools/adapter_rules.h"
 
 namespace lk {
 namespace {
@@ -19,7 +20,6 @@ namespace {
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
 constexpr int64_t kDefaultRank = 8;  // PEFT's
-constexpr int64_t kMaxRank = 4096;
 
 class Builder {
  public:
@@ -31,7 +31,7 @@ class Builder {
   }
 
   Result<InitialAdapter> run() {
-    LK_RETURN_IF_ERROR(check_config());
+    LK_RETURN_IF_ERROR(check_kind(traits_));
     LK_ASSIGN_OR_RETURN(const ModuleMatcher matcher, ModuleMatcher::create(config_));
     bool any = false;
     for (const ModuleId module : lora_modules(model_)) {
@@ -53,7 +53,7 @@ class Builder {
     LK_RETURN_IF_ERROR(check_patterns("alpha_pattern", config_.alpha_pattern));
     LK_RETURN_IF_ERROR(add_saved(matcher));
     LK_RETURN_IF_ERROR(add_tokens());
-    return InitialAdapter{std::move(adapter_), init_ == AdapterInit::kPissa || init_ == AdapterInit::kOlora};
+    return InitialAdapter{std::move(adapter_), moves_base(init_)};
   }
 
  private:
@@ -80,20 +80,6 @@ class Builder {
     return Status();
   }
 
-  Status check_config() const {
-    const bool converts = init_ == AdapterInit::kPissa || init_ == AdapterInit::kOlora;
-    if (config_.use_dora && config_.lora_bias) return invalid_argument("lora_bias and DoRA exclude each other");
-    if (num_modules_ < 0 || num_modules_ > 64)
-      return invalid_argument("{} modules: MultiLoRA takes 1 to 64", num_modules_);
-    if (multilora_ && config_.use_dora) return unsupported("MultiLoRA with DoRA: choose one of them");
-    if (multilora_ && init_ != AdapterInit::kDefault)
-      return unsupported("MultiLoRA brings its own initialisation: leave init at default");
-    if (converts && config_.use_dora)
-      return unsupported("{} with DoRA: the saved adapter would need a magnitude over the changed base; choose one",
-                         to_string(init_));
-    return Status();
-  }
-
   Status add_delta(ModuleId module, const ModuleMatcher& matcher) {
     const std::string path = module_path(module);
     LK_ASSIGN_OR_RETURN(const auto rank_key, matcher.rank_pattern_of(path));
@@ -101,8 +87,7 @@ class Builder {
     targeted_.push_back(path);
     const int64_t rank = rank_key ? config_.rank_pattern[*rank_key].second : config_.rank.value_or(kDefaultRank);
     const double alpha = alpha_key ? config_.alpha_pattern[*alpha_key].second : config_.alpha;
-    if (rank < 1 || rank * num_stacked_ > kMaxRank)
-      return invalid_argument("rank {} of {} is out of range: 1 to {}", rank, path, kMaxRank / num_stacked_);
+    LK_RETURN_IF_ERROR(check_rank(traits_, rank, path));
     const double scaling =
         alpha / (config_.use_rslora ? std::sqrt(static_cast<double>(rank)) : static_cast<double>(rank));
     if (module == kEmbedding) {
@@ -120,6 +105,7 @@ class Builder {
     LK_RETURN_IF_ERROR(draw(*weight, in, out, rank, delta));
     if (config_.lora_bias) delta.bias = keep(Matrix::Zero(1, out), {out});
     if (config_.use_dora) LK_RETURN_IF_ERROR(add_magnitude(*weight, delta, path));
+    base_.drop_pages(*weight);
     if (module == kLmHead)
       adapter_.lm_head = delta;
     else
@@ -142,7 +128,6 @@ class Builder {
         delta.b = keep(Matrix::Zero(out, rank));
         return Status();
       case AdapterInit::kOrthogonal: {
-        if (rank % 2 != 0) return invalid_argument("orthogonal initialisation needs even ranks; this one is {}", rank);
         const Matrix square = normal(rank, rank, 1);
         const Matrix q = Eigen::HouseholderQR<Matrix>(square).householderQ() * Matrix::Identity(rank, rank);
         Matrix odd(rank / 2, rank), even(rank / 2, rank);
@@ -204,6 +189,7 @@ class Builder {
       LK_ASSIGN_OR_RETURN(const TensorView* view, base_weight(weight.module));
       Buffer copy(std::max<int64_t>(view->num_elements() * 4, 64));
       view->copy_to(copy.as<float>());
+      base_.drop_pages(*view);
       adapter_.replaced.slot(weight) = TensorView(copy.data(), DType::kF32, view->shape());
       adapter_.owned.push_back(std::move(copy));
     }
@@ -229,6 +215,7 @@ class Builder {
           return invalid_argument("trainable token {} is outside the vocabulary of {}", ids[index], model_.vocab_size);
         table->slice(ids[index], ids[index] + 1).copy_to(rows.data() + static_cast<int64_t>(index) * model_.hidden_dim);
       }
+      base_.drop_pages(*table);
       adapter_.trained_token_ids = ids;
       adapter_.trained_token_rows = keep(rows);
     }
@@ -273,6 +260,11 @@ class Builder {
   const AdapterInit init_;
   const int64_t num_modules_;
   const bool multilora_ = num_modules_ > 0;
+  const AdapterTraits traits_{.num_modules = num_modules_,
+                              .dora = config_.use_dora,
+                              .bias = config_.lora_bias,
+                              .dropout = config_.dropout > 0,
+                              .init = init_};
   const int64_t num_stacked_ = std::max<int64_t>(num_modules_, 1);
   const uint64_t seed_;
   std::vector<std::string> targeted_;  // paths of the modules that get a delta

@@ -35,6 +35,7 @@ class Packer {
     const TensorView& view = tensor(name);
     std::vector<float> values(static_cast<size_t>(view.num_elements()));
     view.copy_to(values.data());
+    weights_.checkpoint->drop_pages(view);
     return store_vector(weights_, backend_, values);
   }
 
@@ -43,7 +44,11 @@ class Packer {
     const int64_t bytes = packed_weight_bytes(weights_.format(), n, k);
     DeviceBuffer buffer = backend_.allocate(bytes);
     const PackedWeight packed{.format = weights_.format(), .n = n, .k = k, .data = buffer.data()};
-    for (const auto& [name, column] : parts) backend_.pack_weight(tensor(name), column, packed, Workers::kAll);
+    for (const auto& [name, column] : parts) {
+      const TensorView& view = tensor(name);
+      backend_.pack_weight(view, column, packed, Workers::kAll);
+      weights_.checkpoint->drop_pages(view);  // so that the base is never in memory twice
+    }
     weights_.packed_bytes += bytes;
     weights_.storage.push_back(std::move(buffer));
     return packed;
@@ -169,6 +174,7 @@ Result<std::shared_ptr<const ModelWeights>> load_weights(const std::string& dire
   // A copy: a row of the mapped file may be gone from memory, and a step would wait for the disk.
   DeviceBuffer& table = weights->storage.emplace_back(backend.allocate(embedding.num_bytes()));
   backend.upload(table.data(), embedding.row(0), embedding.num_bytes());
+  weights->checkpoint->drop_pages(embedding);
   weights->embedding = TensorView(table.data(), embedding.dtype(), embedding.shape());
   for (int64_t layer = 0; layer < c.num_layers; ++layer) pack_layer(packer, *weights, backend, layer);
   weights->final_norm = packer.vector("model.norm.weight");

@@ -22,6 +22,9 @@ class CpuTrainOps final : public TrainOps {
   void do_block_attention_backward(const BlockAttentionBackwardArgs& a) override {
     kernels_.block_attention_backward(a, pool_);
   }
+  int64_t do_block_attention_scratch_bytes(const BlockAttention& in) const override {
+    return kernels_.block_attention_scratch(in) * pool_.size();
+  }
   void do_cross_entropy(const CrossEntropyArgs& a) override { kernels_.cross_entropy(a, pool_); }
   void do_scatter_rows(const ScatterRowsArgs& a) override { lk::scatter_rows(a, pool_); }
   void do_embedding_delta_backward(const EmbeddingDeltaBackwardArgs& a) override {

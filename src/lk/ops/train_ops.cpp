@@ -98,6 +98,11 @@ void TrainOps::block_attention_backward(const BlockAttentionBackwardArgs& a) {
   do_block_attention_backward(a);
 }
 
+int64_t TrainOps::block_attention_scratch_bytes(const BlockAttention& in) const {
+  LK_CHECK(in.head_dim > 0 && in.num_kv_heads > 0 && in.num_heads % in.num_kv_heads == 0 && is_act(in.act));
+  return do_block_attention_scratch_bytes(in);
+}
+
 void TrainOps::cross_entropy(const CrossEntropyArgs& a) {
   LK_CHECK(a.targets.size() == a.weights.size());
   if (a.targets.empty()) return;

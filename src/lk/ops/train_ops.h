@@ -36,6 +36,9 @@ class TrainOps {
   // a value is not.
   double sum_squares(const float* x, int64_t n);
   void fill(float* x, int64_t n, float value);
+  // Bytes that block_attention and its backward pass take for sequences of these lengths beside what they are given, at
+  // most, and keep for the next call. Pointers and strides are not read.
+  int64_t block_attention_scratch_bytes(const BlockAttention& in) const;
 
  private:
   virtual void do_gemm_transposed(const GemmTransposedArgs& a) = 0;
@@ -46,6 +49,7 @@ class TrainOps {
   virtual void do_swiglu_backward(const SwigluBackwardArgs& a) = 0;
   virtual void do_block_attention(const BlockAttentionArgs& a) = 0;
   virtual void do_block_attention_backward(const BlockAttentionBackwardArgs& a) = 0;
+  virtual int64_t do_block_attention_scratch_bytes(const BlockAttention& in) const = 0;
   virtual void do_cross_entropy(const CrossEntropyArgs& a) = 0;
   virtual void do_scatter_rows(const ScatterRowsArgs& a) = 0;
   virtual void do_embedding_delta_backward(const EmbeddingDeltaBackwardArgs& a) = 0;

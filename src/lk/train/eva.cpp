@@ -14,7 +14,17 @@ using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowM
 // visual tracking", section 2.1; the algorithm of scikit-learn's IncrementalPCA).
 class IncrementalPca {
  public:
-  explicit IncrementalPca(int64_t num_components) : num_components_(num_components) {}
+  IncrementalPca(int64_t num_components, int64_t width) : num_components_(num_components), width_(width) {}
+
+  // At most: directions, mean and squares.
+  int64_t kept_bytes() const { return (num_components_ + 2) * width_ * kElement; }
+  // At most, while a batch of so many rows is added, the batch and its input included.
+  int64_t adding_bytes(int64_t rows) const {
+    const int64_t stacked = num_components_ + rows + 1;
+    // Batch and what stands for it as it was read; the stack; its products, eigenvectors and their workspace; the next
+    // directions, and the product they are scaled from.
+    return (2 * rows + stacked + 2 * num_components_) * width_ * kElement + 4 * stacked * stacked * kElement;
+  }
 
   void add(const Matrix& batch, double tau) {
     const auto rows = static_cast<double>(batch.rows());
@@ -56,7 +66,8 @@ class IncrementalPca {
   }
 
  private:
-  int64_t num_components_;
+  static constexpr int64_t kElement = sizeof(double);
+  int64_t num_components_, width_;
   double count_ = 0;
   bool settled_ = false;
   Eigen::RowVectorXd mean_, squares_;
@@ -70,23 +81,39 @@ struct Place {
   auto operator<=>(const Place&) const = default;
 };
 
-}  // namespace
-
-Result<Adapter> apply_eva(Adapter initial, TrainPass& pass, Backend& backend, const ModelWeights& weights,
-                          SampleReader& data, const EvaOptions& options) {
-  std::map<Place, IncrementalPca> places;  // modules that read the same input share it
+// Modules that read the same input share it.
+std::map<Place, IncrementalPca> places_of(const Adapter& initial, double rho) {
+  std::map<Place, IncrementalPca> places;
   for (size_t layer = 0; layer < initial.layers.size(); ++layer) {
     for (int p = 0; p < kNumProjs; ++p) {
       const auto& delta = initial.layers[layer][static_cast<size_t>(p)];
       if (!delta) continue;
-      const auto most = static_cast<int64_t>(std::ceil(static_cast<double>(delta->rank) * options.rho));
-      places.try_emplace({static_cast<int64_t>(layer), group_of(static_cast<Proj>(p))},
-                         std::min(most, delta->a.dim(1)));
+      const auto most = static_cast<int64_t>(std::ceil(static_cast<double>(delta->rank) * rho));
+      places.try_emplace({static_cast<int64_t>(layer), group_of(static_cast<Proj>(p))}, std::min(most, delta->a.dim(1)),
+                         delta->a.dim(1));
     }
   }
+  return places;
+}
+
+}  // namespace
+
+int64_t eva_bytes(const Adapter& initial, const EvaOptions& options) {
+  int64_t kept = 0, adding = 0;
+  for (const auto& [place, pca] : places_of(initial, options.rho)) {
+    kept += pca.kept_bytes();
+    adding = std::max(adding, pca.adding_bytes(kLayerRows));
+  }
+  return kept + adding;
+}
+
+Result<Adapter> apply_eva(Adapter initial, TrainPass& pass, Backend& backend, const ModelWeights& weights,
+                          SampleReader& data, const EvaOptions& options, const AskStop& stop) {
+  std::map<Place, IncrementalPca> places = places_of(initial, options.rho);
   const auto settled = [](const auto& place) { return place.second.settled(); };
   const DataCursor cursor = data.cursor();
   for (int64_t tokens = 0; tokens < options.max_tokens && !std::ranges::all_of(places, settled);) {
+    LK_RETURN_IF_ERROR(check_stop(stop));
     TokenBlock block;
     for (;;) {
       const DataCursor before = data.cursor();

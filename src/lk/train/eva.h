@@ -14,9 +14,13 @@ struct EvaOptions {
   int64_t max_tokens = 65536;  // of data; what has not settled by then is taken as it is
 };
 
+// Bytes of host memory that apply_eva() takes at most beside the adapters before and after it.
+int64_t eva_bytes(const Adapter& initial, const EvaOptions& options = {});
+
 // `initial` with new A, ranks and scalings (alpha / r stays, so alpha follows r); modules left with no rank are gone.
 // Reads samples from the cursor of `data` on and puts the cursor back. Requires: `initial` has plain deltas, B = 0.
+// kCancelled when `stop`, asked before every block, said so.
 Result<Adapter> apply_eva(Adapter initial, TrainPass& pass, Backend& backend, const ModelWeights& weights,
-                          SampleReader& data, const EvaOptions& options = {});
+                          SampleReader& data, const EvaOptions& options = {}, const AskStop& stop = {});
 
 }  // namespace lk

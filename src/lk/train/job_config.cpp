@@ -13,7 +13,7 @@
 
 #include "lk/base/file.h"
 #include "lk/base/names.h"
-#include "lk/lora/adapter.h"
+#include "lk/lora_tools/adapter_rules.h"
 #include "lk/train/yaml_fields.h"
 
 namespace lk {
@@ -23,8 +23,10 @@ namespace json = boost::json;
 
 constexpr size_t kMaxFileBytes = size_t{1} << 20;
 constexpr size_t kMaxJobs = 1024;
-const int64_t kMaxRank = AdapterLoadOptions{}.max_rank;  // or the adapter could not be served
+const int64_t kMaxRank = max_servable_rank();
 constexpr int64_t kMaxCount = int64_t{1} << 40;
+// Far beyond any memory, and its bytes can still be counted: rows of a block are int32.
+constexpr int64_t kMaxBlockTokens = int64_t{1} << 24;
 
 template <class Enum, size_t n>
 using Names = std::array<std::pair<Enum, const char*>, n>;
@@ -58,7 +60,7 @@ constexpr Bounds kBelowOne{.min = 0, .max = 1 - 1e-9};
 template <class Visitor>
 void describe(Visitor& v, AdapterSpec& s) {
   v.choice("kind", s.kind, kKinds);
-  v.integer("num_modules", s.num_modules, 1, 64);
+  v.integer("num_modules", s.num_modules, 1, kMaxLoraModules);
   v.integer("rank", s.rank, 1, kMaxRank);
   v.number("alpha", s.alpha, kPositive);
   v.flag("use_rslora", s.use_rslora);
@@ -87,7 +89,7 @@ void describe(Visitor& v, DataSpec& s) {
   v.flag("mask_history", s.render.mask_history);
   v.flag("shuffle", s.shuffle);
   v.flag("skip_bad", s.skip_bad);
-  v.text("eval_path", s.eval_path);
+  v.strings("eval_path", s.eval_path);
   v.number("eval_split", s.eval_split, kBelowOne);
 }
 template <class Visitor>
@@ -178,29 +180,22 @@ Status check_job(const JobConfig& job) {
     if (factor != "A" && factor != "B") return fail(fmt::format("adapter.freeze: \"{}\" is neither A nor B", factor));
   if (a.freeze.size() > 1 && a.kind != AdapterKind::kMultiLora)
     return fail("adapter.freeze: with A and B frozen nothing is trained");
-  const bool decomposed = a.init == AdapterInit::kPissa || a.init == AdapterInit::kOlora;
-  int64_t rank = a.rank;  // the largest
-  for (const auto& [pattern, own] : a.rank_pattern) rank = std::max(rank, own);
-  if (a.kind != AdapterKind::kLora && decomposed)
-    return fail("adapter.init: pissa and olora are for kind lora, whose result can be saved for the untouched base");
-  if (decomposed && a.dropout.value_or(0) > 0)
-    return fail("adapter.dropout: with pissa and olora it would drop features of the base's own part; leave it at 0");
-  if (a.init == AdapterInit::kEva && 2 * rank > kMaxRank)
-    return fail(
-        fmt::format("adapter.rank: eva may give a module twice the rank, and at most {} can be served", kMaxRank));
-  if (a.kind == AdapterKind::kMultiLora && a.init != AdapterInit::kDefault)
-    return fail("adapter.init: multilora has an initialisation of its own; leave init out");
-  if (a.kind == AdapterKind::kMultiLora && a.lora_bias) return fail("adapter.lora_bias is not for multilora");
-  if (a.kind == AdapterKind::kMultiLora && rank * a.num_modules > kMaxRank)
-    return fail(fmt::format("adapter.rank times num_modules is {}, at most {}", rank * a.num_modules, kMaxRank));
-  if (decomposed && 2 * rank > kMaxRank)
-    return fail(
-        fmt::format("adapter.rank is {}: pissa and olora are saved with twice the rank, at most {}", rank, kMaxRank));
-  if (a.kind == AdapterKind::kDora && a.lora_bias) return fail("adapter.lora_bias is not for dora");
-  if (a.init == AdapterInit::kOrthogonal && a.rank % 2 != 0)
-    return fail("adapter.init: orthogonal needs an even adapter.rank");
+  const AdapterTraits traits{.num_modules = a.kind == AdapterKind::kMultiLora ? a.num_modules : 0,
+                             .dora = a.kind == AdapterKind::kDora,
+                             .bias = a.lora_bias,
+                             .dropout = a.dropout.value_or(0) > 0,
+                             .init = a.init};
+  Status fits = check_kind(traits);
+  if (fits.ok()) fits = check_rank(traits, a.rank);
+  for (const auto& [pattern, rank] : a.rank_pattern)
+    if (fits.ok()) fits = check_rank(traits, rank, pattern);
+  if (!fits.ok()) return fail("adapter." + std::string(fits.message()));
   if (job.data.render.train_on_prompt && job.data.render.mask_history)
     return fail("data.train_on_prompt and data.mask_history exclude each other");
+  std::set<std::string> held;
+  for (const std::string& path : job.data.eval_path)
+    if (path.empty() || !held.insert(path).second)
+      return fail(path.empty() ? "data.eval_path names no file" : fmt::format("data.eval_path names {} twice", path));
   const bool has_eval = !job.data.eval_path.empty() || job.data.eval_split > 0;
   if (!has_eval && (job.eval.every > 0 || job.eval.exact_match || job.eval.patience > 0))
     return fail("eval needs data: give data.eval_path or data.eval_split");
@@ -247,7 +242,7 @@ class Parser {
     RunConfig& run = run_;
     fields.text("base", run.base);
     fields.choice("dtype", run.dtype, kDtypes);
-    fields.integer("block_tokens", run.block_tokens, 16, kMaxCount);
+    fields.integer("block_tokens", run.block_tokens, 16, kMaxBlockTokens);
     fields.choice("checkpointing", run.checkpointing, kCheckpointings);
     fields.bytes("memory", run.memory_bytes);
     fields.integer("threads", run.threads, 0, 1024);

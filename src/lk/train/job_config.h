@@ -59,8 +59,8 @@ struct DataSpec {
   RenderOptions render;
   bool shuffle = true;
   bool skip_bad = false;
-  std::string eval_path;  // at most one of the two
-  double eval_split = 0;  // share of the records
+  std::vector<std::string> eval_path;  // files, judged one by one and together; at most one of the two
+  double eval_split = 0;               // share of the records
 };
 
 struct TrainSpec {

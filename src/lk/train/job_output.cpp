@@ -11,9 +11,9 @@
 namespace lk {
 namespace {
 
-// In a job's directory: the adapter of its best evaluation so far, while it trains, and in it the step of that.
+// In a job's directory: where it goes on from, and the adapter of its best evaluation so far, by the step of that.
+constexpr const char* kCheckpoints = "checkpoints";
 constexpr const char* kBest = "best";
-constexpr const char* kBestStep = "step";
 
 }  // namespace
 
@@ -24,7 +24,13 @@ JobOutput::JobOutput(const JobConfig& config, std::string base_name, std::shared
       weights_(std::move(weights)),
       backend_(backend),
       identity_(std::move(identity)),
-      store_(join_path(config.save.dir, "checkpoints"), CheckpointStore::Options{.keep = config.save.keep}) {}
+      store_(join_path(config.save.dir, kCheckpoints), CheckpointStore::Options{.keep = config.save.keep}),
+      best_store_(join_path(config.save.dir, kBest), CheckpointStore::Options{.keep = 1}) {}
+
+Status JobOutput::claim() {
+  LK_RETURN_IF_ERROR(store_.claim());
+  return keeps_best() ? best_store_.claim() : Status();
+}
 
 bool JobOutput::published() const {
   return file_exists(join_path(config_.save.dir, kAdapterWeightsFile)) &&
@@ -54,6 +60,11 @@ Status JobOutput::save(const Adapter& adapter, const std::string& directory) con
       {.dtype = config_.save.dtype == TrainDtype::kBf16 ? DType::kBF16 : DType::kF32, .base_model_name = base_name_});
 }
 
+CheckpointPart JobOutput::adapter_part(const Adapter& adapter) const {
+  return {{kAdapterWeightsFile, kAdapterConfigFile},
+          [&](const std::string& directory) { return save(adapter, directory); }};
+}
+
 void JobOutput::keep_best(const TrainJob& job, std::shared_ptr<const Adapter> adapter) {
   best_ = std::move(adapter);
   (void)save_best(job);
@@ -61,22 +72,15 @@ void JobOutput::keep_best(const TrainJob& job, std::shared_ptr<const Adapter> ad
 
 Status JobOutput::save_best(const TrainJob& job) {
   if (!best_) return Status();
-  const std::string directory = join_path(config_.save.dir, kBest), step_file = join_path(directory, kBestStep);
-  // The step is there only beside the adapter it belongs to.
-  std::error_code error;
-  std::filesystem::remove(step_file, error);
-  if (error)
-    return Status(write_error_code(error.value()), fmt::format("cannot remove {}: {}", step_file, error.message()));
-  LK_RETURN_IF_ERROR(save(*best_, directory));
-  LK_RETURN_IF_ERROR(write_file_atomic(step_file, fmt::format("{}\n", job.progress().best_step)));
+  LK_RETURN_IF_ERROR(best_store_.save(job.progress().best_step, {adapter_part(*best_)}));
   best_.reset();
   return Status();
 }
 
-// Not so when it was found while keep_best was off.
-bool JobOutput::has_best(const TrainJob& job) const {
-  const Result<std::string> step = read_file(join_path(join_path(config_.save.dir, kBest), kBestStep), 64);
-  return step.ok() && *step == fmt::format("{}\n", job.progress().best_step);
+Result<std::shared_ptr<const Adapter>> JobOutput::load_best(const TrainJob& job) const {
+  LK_ASSIGN_OR_RETURN(const std::optional<CheckpointStore::Found> newest, best_store_.newest());
+  if (!newest || newest->step != job.progress().best_step) return not_found("keep_best was off");
+  return load_adapter(config_.name, newest->path, weights_->config, weights_->checkpoint.get());
 }
 
 Status JobOutput::checkpoint(TrainJob& job) {
@@ -94,16 +98,18 @@ Status JobOutput::checkpoint(TrainJob& job) {
 Result<std::string> JobOutput::publish(TrainJob& job) {
   LK_RETURN_IF_ERROR(checkpoint(job));
   const int64_t best = job.progress().best_step;
-  const bool earlier = keeps_best() && best >= 0 && best < job.progress().step;
-  if (!earlier || !has_best(job)) {
+  if (!keeps_best() || best < 0 || best >= job.progress().step) {
     LK_RETURN_IF_ERROR(save(job.adapter().snapshot(), config_.save.dir));
-    return earlier ? fmt::format("the adapter of step {}, its best evaluation, was not kept; the last one is", best)
-                   : std::string();
+    return std::string();
   }
-  LK_ASSIGN_OR_RETURN(const auto adapter, load_adapter(config_.name, join_path(config_.save.dir, kBest),
-                                                       weights_->config, weights_->checkpoint.get()));
-  LK_RETURN_IF_ERROR(save(*adapter, config_.save.dir));
-  return fmt::format("keeps the adapter of step {}, its best evaluation", best);
+  const Result<std::shared_ptr<const Adapter>> adapter = load_best(job);
+  if (adapter.ok()) {
+    LK_RETURN_IF_ERROR(save(**adapter, config_.save.dir));
+    return fmt::format("keeps the adapter of step {}, its best evaluation", best);
+  }
+  LK_RETURN_IF_ERROR(save(job.adapter().snapshot(), config_.save.dir));
+  return fmt::format("the adapter of step {}, its best evaluation, was not kept ({}); the last one is", best,
+                     adapter.status().message());
 }
 
 }  // namespace lk

@@ -22,8 +22,8 @@ class JobOutput {
   // Puts the job where its newest checkpoint left it, if there is one. What it says of that, for people.
   // kAlreadyExists when the directory holds another adapter.
   Result<std::vector<std::string>> resume(TrainJob& job);
-  // Makes the directory and keeps other runs out of it. Before this nothing is written.
-  Status claim() { return store_.claim(); }
+  // Makes the directories and keeps other runs out of them. Before this nothing is written.
+  Status claim();
   // Whether the finished adapter is there.
   bool published() const;
   int64_t saved_step() const { return saved_step_; }  // of the newest checkpoint, -1 = none
@@ -43,15 +43,18 @@ class JobOutput {
 
  private:
   Status save_best(const TrainJob& job);
-  bool has_best(const TrainJob& job) const;
   Status save(const Adapter& adapter, const std::string& directory) const;
+  CheckpointPart adapter_part(const Adapter& adapter) const;
+  // The adapter of the best evaluation so far; not there when that was found while keep_best was off, or when its files
+  // are not what they were written as.
+  Result<std::shared_ptr<const Adapter>> load_best(const TrainJob& job) const;
 
   const JobConfig& config_;
   const std::string base_name_;
   const std::shared_ptr<const ModelWeights> weights_;
   Backend& backend_;
   const JobIdentity identity_;
-  CheckpointStore store_;
+  CheckpointStore store_, best_store_;
   std::shared_ptr<const Adapter> best_;  // until it is on disk
   int64_t saved_step_ = -1;
 };

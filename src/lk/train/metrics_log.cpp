@@ -88,8 +88,9 @@ Status MetricsLog::take_over(const Options& options) {
       if (known != options.steps.end()) {
         const double step = number_at(entry, "step");
         if (known->second == 0 || !(step <= static_cast<double>(known->second))) continue;
-        add_point(curves_[known->first], entry.contains("perplexity"), static_cast<int64_t>(step),
-                  number_at(entry, "loss"));
+        if (!entry.contains("file"))
+          add_point(curves_[known->first], entry.contains("perplexity"), static_cast<int64_t>(step),
+                    number_at(entry, "loss"));
       }
       out << line << '\n';
     }
@@ -146,17 +147,22 @@ Status MetricsLog::add(const StepMetrics& m) {
 }
 
 Status MetricsLog::add(const EvalMetrics& m) {
-  LossCurve& curve = curves_[m.job];
-  curve.job = m.job;
-  add_point(curve, true, m.step, m.loss);
+  const bool whole = m.file.empty();  // the curve is drawn of all together
+  if (whole) {
+    LossCurve& curve = curves_[m.job];
+    curve.job = m.job;
+    add_point(curve, true, m.step, m.loss);
+  }
   json::object entry{{"job", m.job},           {"step", m.step},
                      {"loss", m.loss},         {"perplexity", m.perplexity},
                      {"accuracy", m.accuracy}, {"loss_tokens", m.loss_tokens}};
+  if (!whole) entry["file"] = m.file;
+  const std::string tag = whole ? "eval/" : fmt::format("eval/{}/", m.file);
   std::vector<std::pair<std::string, double>> scalars{
-      {"eval/loss", m.loss}, {"eval/perplexity", m.perplexity}, {"eval/accuracy", m.accuracy}};
+      {tag + "loss", m.loss}, {tag + "perplexity", m.perplexity}, {tag + "accuracy", m.accuracy}};
   if (m.exact_match) {
     entry["exact_match"] = *m.exact_match;
-    scalars.emplace_back("eval/exact_match", *m.exact_match);
+    scalars.emplace_back(tag + "exact_match", *m.exact_match);
   }
   entry["seconds"] = m.seconds;
   LK_RETURN_IF_ERROR(write_line(json_text(entry)));

@@ -35,6 +35,7 @@ struct EvalMetrics {
   int64_t loss_tokens = 0;
   std::optional<double> exact_match = {};  // share
   double seconds = 0;
+  std::string file = {};  // empty: all evaluation files of the job together
 };
 
 // Thread safety: none; one thread writes.

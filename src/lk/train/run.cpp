@@ -2,97 +2,25 @@
 #include "lk/train/run.h"
 
 #include <algorithm>
-#include <cctype>
 #include <chrono>
-#include <cmath>
-#include <filesystem>
-#include <fstream>
 #include <thread>
 
 #include <boost/json.hpp>
 
 #include "lk/base/json_text.h"
 #include "lk/base/memory_limits.h"
-#include "lk/base/rng.h"
-#include "lk/base/sha256.h"
 #include "lk/dataset/preview.h"
-#include "lk/lora_tools/initial.h"
-#include "lk/train/eva.h"
 #include "lk/train/job_output.h"
+#include "lk/train/job_start.h"
 
 namespace lk {
 namespace {
 namespace json = boost::json;
 using Clock = std::chrono::steady_clock;
 
-// Of the choice of held-out records: the same for all jobs, so that a sweep over seeds is judged on the same ones.
-constexpr uint64_t kSplitSeed = 0;
-
 // A job whose checkpoint could not be written tries again after so long.
 constexpr std::chrono::seconds kSaveRetry{15};
 constexpr std::chrono::milliseconds kWait{100};
-
-// SHA-256 of all weights and of what says how they are used: what makes a base this base.
-Result<std::string> base_digest(const std::string& directory) {
-  std::vector<std::string> files;
-  std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(directory, error)) {
-    const std::string name = entry.path().filename().string();
-    // What text becomes counts as well: the tokenizer, the template, the end token.
-    if (!entry.is_regular_file(error)) continue;
-    if (name.ends_with(".safetensors") || name.ends_with(".json") || name.ends_with(".jinja"))
-      files.push_back(entry.path().string());
-  }
-  if (error) return io_error("{}: {}", directory, error.message());
-  std::ranges::sort(files);
-  Sha256 sha;
-  std::vector<char> piece(1 << 20);  // read, not mapped: the weights are in memory already, packed
-  for (const std::string& file : files) {
-    std::ifstream in(file, std::ios::binary);
-    while (in.read(piece.data(), static_cast<std::streamsize>(piece.size())) || in.gcount() > 0)
-      sha.update(piece.data(), static_cast<size_t>(in.gcount()));
-    if (in.bad() || !in.eof()) return io_error("{} cannot be read", file);
-  }
-  return to_hex(sha.finish());
-}
-
-// Names of modules hold letters, digits, '_' and '.'; what holds more is a regular expression.
-ModuleSelector selector_of(const std::vector<std::string>& entries) {
-  using Kind = ModuleSelector::Kind;
-  if (entries.empty()) return {};
-  if (entries == std::vector<std::string>{"all-linear"}) return {.kind = Kind::kAllLinear, .names = {}, .pattern = {}};
-  const auto plain = [](unsigned char c) { return std::isalnum(c) || c == '_' || c == '.'; };
-  if (entries.size() == 1 && !std::ranges::all_of(entries[0], plain))
-    return {.kind = Kind::kRegex, .names = {}, .pattern = entries[0]};
-  return {.kind = Kind::kList, .names = entries, .pattern = {}};
-}
-
-AdapterConfig peft_config(const AdapterSpec& spec, const std::string& base) {
-  AdapterConfig config;
-  config.rank = spec.rank;
-  config.alpha = spec.alpha;
-  config.use_rslora = spec.use_rslora;
-  config.use_dora = spec.kind == AdapterKind::kDora;
-  config.lora_bias = spec.lora_bias;
-  config.dropout = spec.dropout.value_or(0);
-  config.rank_pattern = spec.rank_pattern;
-  config.alpha_pattern = spec.alpha_pattern;
-  config.layers_to_transform = spec.layers_to_transform;
-  config.modules_to_save = spec.modules_to_save;
-  if (!spec.trainable_tokens.empty()) config.trainable_token_indices["embed_tokens"] = spec.trainable_tokens;
-  config.target_modules = selector_of(spec.target_modules);
-  config.exclude_modules = selector_of(spec.exclude_modules);
-  config.base_model_name = base;
-  return config;
-}
-
-int64_t modules_of(const AdapterSpec& spec) { return spec.kind == AdapterKind::kMultiLora ? spec.num_modules : 0; }
-
-double dropout_of(const AdapterSpec& spec, const Adapter& start) { return spec.dropout.value_or(start.config.dropout); }
-
-bool freezes(const AdapterSpec& spec, const char* factor) {
-  return std::ranges::find(spec.freeze, factor) != spec.freeze.end();
-}
 
 // The settings that decide what a job computes, as JSON: not where its files are, what it saves, how it is watched, nor
 // how much room it gets beside others.
@@ -105,77 +33,16 @@ std::string identity_options(const RunConfig& run, const JobConfig& job, const J
   json::object& adapter = object.at("adapter").as_object();
   adapter["init_from"] = initial_digest;
   // EVA looks at its data block by block.
-  if (job.adapter.init == AdapterInit::kEva) adapter["block_tokens"] = run.block_tokens;
+  if (waits_for_data(job.adapter)) adapter["block_tokens"] = run.block_tokens;
   // A limit that no sample reaches is none, whatever the block is: the parser's default.
   const auto cut = [](const DataCounts& counts) { return counts.truncated + counts.dropped + counts.bad > 0; };
-  if (!cut(forecast.train) && !cut(forecast.eval)) object.at("data").as_object()["max_length"] = 0;
+  if (!cut(forecast.train) && std::ranges::none_of(forecast.eval, cut)) object.at("data").as_object()["max_length"] = 0;
   object["dtype"] = run.dtype == TrainDtype::kF32 ? "f32" : "bf16";
   return json_text(object);
 }
 
-struct JobData {
-  SampleReader train;
-  std::optional<SampleReader> eval;
-  std::string digest;
-};
-
-class DataSource {
- public:
-  explicit DataSource(const TrainBase& base) : base_(base) {}
-
-  Result<JobData> open(const JobConfig& job) {
-    const DataSpec& spec = job.data;
-    LK_ASSIGN_OR_RETURN(const auto file, files_.open(spec.path, spec.format));
-    RenderOptions render = spec.render;
-    render.answer_ends = base_.end_tokens;
-    if (base_.context > 0 && (render.max_length == 0 || render.max_length > base_.context))
-      render.max_length = base_.context;
-    const auto end = base_.end_tokens.empty() ? std::nullopt : std::optional(base_.end_tokens.front());
-    const auto renderer = std::make_shared<Renderer>(base_.tokenizer, base_.chat_template, end, render);
-    std::string digest = file->digest();
-    RecordSubset train = all_records(file);
-    std::optional<RecordSubset> eval;
-    if (spec.eval_split > 0) {
-      LK_ASSIGN_OR_RETURN(TrainEvalSplit split, split_records(file, spec.eval_split, kSplitSeed));
-      train = std::move(split.train);
-      eval = std::move(split.eval);
-    } else if (!spec.eval_path.empty()) {
-      LK_ASSIGN_OR_RETURN(const auto held, files_.open(spec.eval_path, spec.format));
-      digest += "+" + held->digest();
-      eval = all_records(held);
-    }
-    JobData data{SampleReader(std::move(train), renderer,
-                              {.shuffle = spec.shuffle, .seed = job.train.seed, .skip_bad = spec.skip_bad}),
-                 std::nullopt, std::move(digest)};
-    if (eval)
-      data.eval.emplace(std::move(*eval), renderer, SampleReader::Options{.shuffle = false, .skip_bad = spec.skip_bad});
-    return data;
-  }
-
- private:
-  const TrainBase& base_;
-  JsonlFiles files_;
-};
-
-Result<int64_t> total_steps(const TrainSpec& spec, const DataCounts& epoch, const SampleReader& data,
-                            Surveys& surveys) {
-  if (spec.steps > 0) return spec.steps;
-  double per_epoch = static_cast<double>(epoch.samples) / static_cast<double>(std::max<int64_t>(spec.batch_samples, 1));
-  if (spec.batch_tokens > 0) {
-    LK_ASSIGN_OR_RETURN(const int64_t steps, surveys.steps_of_epoch(data, spec.batch_tokens));
-    per_epoch = static_cast<double>(steps);
-  }
-  return std::max<int64_t>(1, std::llround(std::ceil(per_epoch * spec.epochs - 1e-9)));
-}
-
-// Every record has an answer to compare with, and there is one.
-Status check_exercises(const SampleReader& data) {
-  bool any = false;
-  for (int64_t index = 0; index < data.num_records(); ++index) {
-    LK_ASSIGN_OR_RETURN(const std::optional<Exercise> exercise, data.exercise(index));
-    any |= exercise.has_value();
-  }
-  return any ? Status() : failed_precondition("no record of {} is a question", data.records().file->path());
+double share_of(const ExactMatch& found) {
+  return found.answers > 0 ? static_cast<double>(found.matches) / static_cast<double>(found.answers) : 0.0;
 }
 
 }  // namespace
@@ -183,9 +50,9 @@ Status check_exercises(const SampleReader& data) {
 class TrainRun::Impl : public TrainObserver {
  public:
   Impl(const RunConfig& config, const TrainBase& base, TrainRunHooks hooks)
-      : config_(config), base_(base), hooks_(std::move(hooks)), data_(base_) {}
+      : config_(config), base_(base), hooks_(std::move(hooks)) {}
 
-  Status open();
+  Status open(const AskStop& stop);
   Status claim();
   Status train(const std::function<bool()>& stop);
 
@@ -214,31 +81,25 @@ class TrainRun::Impl : public TrainObserver {
   const RunConfig config_;
   const TrainBase base_;
   TrainRunHooks hooks_;
-  DataSource data_;
   RunPlan plan_;
   std::vector<std::unique_ptr<Entry>> entries_;
   std::unique_ptr<TrainPass> pass_;
   std::unique_ptr<Trainer> trainer_;
 
  private:
-  struct Start {
-    std::shared_ptr<const Adapter> adapter;
-    bool frozen_half = false;
-  };
   struct Opened {
     std::unique_ptr<Entry> entry;
     JobData data;
-    Start start;
+    JobStart start;
   };
-  Result<InitialAdapter> make_initial(const JobConfig& config) const;
-  Result<Start> initial(const JobConfig& config);
-  static TrainableOptions trainable_options(const JobConfig& config, const Start& start);
-  Status plan(const std::vector<Opened>& opened);
+  Status plan(const std::vector<Opened>& opened, const MemoryNow& now);
   Status check_block(const std::vector<Opened>& opened) const;
-  Status make_job(Opened& item, const std::string& base_digest, std::vector<std::unique_ptr<TrainJob>>& jobs);
+  Status make_job(Opened& item, const std::string& base_digest, const AskStop& stop,
+                  std::vector<std::unique_ptr<TrainJob>>& jobs);
   void note(TrainJob& job, const std::string& message) {
     if (hooks_.on_note) hooks_.on_note(job, message);
   }
+  void add_exact_match(TrainJob& job, const std::shared_ptr<const Adapter>& adapter, EvalEvent& event);
   void checkpoint_or_pause(Entry& entry);
   void give_up(Entry& entry);
   void retry_paused();
@@ -252,82 +113,42 @@ class TrainRun::Impl : public TrainObserver {
 
 // --- Opening
 
-Result<InitialAdapter> TrainRun::Impl::make_initial(const JobConfig& config) const {
-  const AdapterSpec& spec = config.adapter;
-  return make_initial_adapter(base_.weights->config, peft_config(spec, config_.base), spec.init, modules_of(spec),
-                              config.train.seed, *base_.weights->checkpoint);
-}
-
-Result<TrainRun::Impl::Start> TrainRun::Impl::initial(const JobConfig& config) {
-  const AdapterSpec& spec = config.adapter;
-  const ModelWeights& weights = *base_.weights;
-  if (!spec.init_from.empty()) {
-    LK_ASSIGN_OR_RETURN(const auto loaded,
-                        load_adapter(config.name, spec.init_from, weights.config, weights.checkpoint.get()));
-    return Start{loaded, loaded->config.base_change != BaseChange::kNone};
-  }
-  for (const int64_t layer : spec.layers_to_transform)
-    if (layer >= weights.config.num_layers)
-      return invalid_argument("adapter.layers_to_transform names layer {}; the base has {}, from 0 on", layer,
-                              weights.config.num_layers);
-  LK_ASSIGN_OR_RETURN(InitialAdapter made, make_initial(config));
-  return Start{std::make_shared<Adapter>(std::move(made.adapter)), made.frozen_half};
-}
-
-TrainableOptions TrainRun::Impl::trainable_options(const JobConfig& config, const Start& start) {
-  return {.num_modules = config.adapter.init_from.empty() ? modules_of(config.adapter) : 0,
-          .freeze_a = freezes(config.adapter, "A"),
-          .freeze_b = freezes(config.adapter, "B"),
-          .frozen_half = start.frozen_half,
-          .dropout = dropout_of(config.adapter, *start.adapter),
-          .dropout_seed = mix64(config.train.seed)};
-}
-
-Status TrainRun::Impl::open() {
+Status TrainRun::Impl::open(const AskStop& stop) {
   std::vector<Opened> opened;
-  Surveys surveys;
+  DataSource source(base_, stop);
   for (const JobConfig& config : config_.jobs) {
     const auto in_job = [&](const Status& status) { return status.with_context("job " + config.name); };
     auto entry = std::make_unique<Entry>();
     entry->config = config;
-    Result<JobData> data = data_.open(config);
+    Result<JobData> data = source.open(config);
     if (!data.ok()) return in_job(data.status());
-    Result<DataCounts> epoch = surveys.survey(data->train);
-    if (!epoch.ok()) return in_job(epoch.status());
-    entry->forecast.train = *epoch;
-    if (data->eval) {
-      Result<DataCounts> held = surveys.survey(*data->eval);
-      if (!held.ok()) return in_job(held.status().with_context("evaluation"));
-      entry->forecast.eval = *held;
-      if (config.eval.exact_match)
-        if (const Status asked = check_exercises(*data->eval); !asked.ok())
-          return in_job(asked.with_context("eval.exact_match"));
-    }
-    // A batch is at most an epoch: more would be the same samples again, and very many a step that never ends.
-    TrainSpec& train = entry->config.train;
-    train.batch_samples = std::min(train.batch_samples, epoch->samples);
-    train.batch_tokens = std::min(train.batch_tokens, epoch->tokens);
-    Result<int64_t> steps = total_steps(train, *epoch, data->train, surveys);
-    if (!steps.ok()) return in_job(steps.status());
-    entry->forecast.total_steps = *steps;
-    if (train.warmup_steps > *steps)
-      return in_job(
-          invalid_argument("train.warmup_steps is {}, and all steps are only {}", train.warmup_steps, *steps));
-    Result<Start> start = initial(config);
-    if (!start.ok()) return in_job(start.status());
-    opened.push_back({std::move(entry), std::move(*data), std::move(*start)});
+    Result<JobForecast> forecast = source.survey(*data, config.eval, entry->config.train);
+    if (!forecast.ok()) return in_job(forecast.status());
+    entry->forecast = std::move(*forecast);
+    opened.push_back({std::move(entry), std::move(*data), {}});
   }
-  LK_RETURN_IF_ERROR(plan(opened));
+  // Before the adapters are there, which are counted job by job.
+  const MemoryNow now{.available = read_memory_limits().available,
+                      .held = std::max<int64_t>(0, read_resident_bytes() - base_bytes(*base_.weights)),
+                      .reserved = base_.reserved_bytes};
+  for (Opened& item : opened) {
+    Result<JobStart> start = make_job_start(item.entry->config, base_, config_.base);
+    if (!start.ok()) return start.status().with_context("job " + item.entry->config.name);
+    item.start = std::move(*start);
+    LK_RETURN_IF_ERROR(check_stop(stop));
+  }
+  LK_RETURN_IF_ERROR(plan(opened, now));
   LK_RETURN_IF_ERROR(check_block(opened));
   LK_ASSIGN_OR_RETURN(pass_, TrainPass::create(base_.weights, *base_.backend, plan_.pass));
-  LK_ASSIGN_OR_RETURN(const std::string digest, base_digest(base_.directory));
+  LK_ASSIGN_OR_RETURN(const std::string digest, base_digest(base_.directory, stop));
   std::vector<std::unique_ptr<TrainJob>> jobs;
   for (Opened& item : opened) {
     const std::string name = item.entry->config.name;
-    LK_RETURN_IF_ERROR(make_job(item, digest, jobs).with_context("job " + name));
+    LK_RETURN_IF_ERROR(make_job(item, digest, stop, jobs).with_context("job " + name));
   }
   trainer_ = std::make_unique<Trainer>(*pass_, std::move(jobs), *this);
   for (auto& entry : entries_) {
+    LK_RETURN_IF_ERROR(check_stop(stop));
     const Result<std::vector<std::string>> notes = entry->output->resume(*entry->job);
     if (!notes.ok()) return notes.status().with_context("job " + entry->config.name);
     for (const std::string& text : *notes) note(*entry->job, text);
@@ -335,27 +156,31 @@ Status TrainRun::Impl::open() {
   return Status();
 }
 
-Status TrainRun::Impl::plan(const std::vector<Opened>& opened) {
+Status TrainRun::Impl::plan(const std::vector<Opened>& opened, const MemoryNow& now) {
   std::vector<PlannedJob> jobs;
   for (const Opened& item : opened) {
-    const JobConfig& config = item.entry->config;
-    LK_ASSIGN_OR_RETURN(const TrainableAdapter::Sizes sizes,
-                        TrainableAdapter::sizes(*item.start.adapter, *base_.weights, *base_.backend,
-                                                trainable_options(config, item.start)));
+    const AdapterSpec& spec = item.entry->config.adapter;
+    LK_ASSIGN_OR_RETURN(
+        const TrainableAdapter::Sizes sizes,
+        TrainableAdapter::sizes(*item.start.adapter, *base_.weights, *base_.backend, item.start.options));
     item.entry->forecast.parameters = sizes.parameters;
     item.entry->forecast.state_bytes = sizes.bytes;
     PassNeeds needs = sizes.needs;
-    if (config.adapter.init == AdapterInit::kEva)  // which may give a module twice its rank
+    if (waits_for_data(spec))
       for (int64_t& rank : needs.ranks) rank *= 2;
-    jobs.push_back({sizes.bytes, sizes.copy_bytes, needs});
+    // What settles a start is gone before its states are saved.
+    jobs.push_back({.state_bytes = sizes.bytes,
+                    .making_bytes = std::max(sizes.copy_bytes, settling_bytes(spec, *item.start.adapter)),
+                    .longest_sample = item.entry->forecast.longest_sample(),
+                    .needs = needs});
   }
-  LK_ASSIGN_OR_RETURN(plan_, plan_run(config_, base_.weights, *base_.backend, jobs, read_memory_limits().available));
+  LK_ASSIGN_OR_RETURN(plan_, plan_run(config_, base_.weights, *base_.backend, jobs, now));
   return Status();
 }
 
 Status TrainRun::Impl::check_block(const std::vector<Opened>& opened) const {
   for (const Opened& item : opened) {
-    const int64_t longest = std::max(item.entry->forecast.train.longest, item.entry->forecast.eval.longest);
+    const int64_t longest = item.entry->forecast.longest_sample();
     if (longest > config_.block_tokens)
       return invalid_argument(
           "job {}: its longest sample has {} tokens and a block {}; raise block_tokens, or set data.max_length",
@@ -364,17 +189,13 @@ Status TrainRun::Impl::check_block(const std::vector<Opened>& opened) const {
   return Status();
 }
 
-Status TrainRun::Impl::make_job(Opened& item, const std::string& digest, std::vector<std::unique_ptr<TrainJob>>& jobs) {
+Status TrainRun::Impl::make_job(Opened& item, const std::string& digest, const AskStop& stop,
+                                std::vector<std::unique_ptr<TrainJob>>& jobs) {
   Entry& entry = *item.entry;
   const JobConfig& config = entry.config;
-  if (config.adapter.init_from.empty() && config.adapter.init == AdapterInit::kEva) {
-    LK_ASSIGN_OR_RETURN(InitialAdapter made, make_initial(config));
-    LK_ASSIGN_OR_RETURN(Adapter with_eva,
-                        apply_eva(std::move(made.adapter), *pass_, *base_.backend, *base_.weights, item.data.train));
-    item.start.adapter = std::make_shared<Adapter>(std::move(with_eva));
-  }
-  LK_ASSIGN_OR_RETURN(auto adapter, TrainableAdapter::create(*item.start.adapter, *base_.weights, *base_.backend,
-                                                             trainable_options(config, item.start)));
+  LK_RETURN_IF_ERROR(settle_start(item.start, config, base_, config_.base, *pass_, item.data.train, stop));
+  LK_ASSIGN_OR_RETURN(
+      auto adapter, TrainableAdapter::create(*item.start.adapter, *base_.weights, *base_.backend, item.start.options));
   entry.output.emplace(config, config_.base, base_.weights, *base_.backend,
                        JobIdentity{digest, item.data.digest,
                                    identity_options(config_, config, entry.forecast, item.start.adapter->digest)});
@@ -417,15 +238,21 @@ void TrainRun::Impl::on_eval(TrainJob& job, const EvalEvent& event) {
     return now;
   };
   if (event.best && own.output->keeps_best()) own.output->keep_best(job, snapshot());
-  std::optional<double> exact;
-  if (own.config.eval.exact_match && hooks_.exact_match) {
-    const Result<double> share = hooks_.exact_match(job, snapshot());
-    if (share.ok())
-      exact = *share;
-    else
-      note(job, "exact match: " + share.status().message());
+  EvalEvent told = event;
+  if (own.config.eval.exact_match && hooks_.exact_match) add_exact_match(job, snapshot(), told);
+  if (hooks_.on_eval) hooks_.on_eval(job, told);
+}
+
+void TrainRun::Impl::add_exact_match(TrainJob& job, const std::shared_ptr<const Adapter>& adapter, EvalEvent& event) {
+  ExactMatch all;
+  for (size_t index = 0; index < job.eval().size(); ++index) {
+    const Result<ExactMatch> found = hooks_.exact_match(job.eval()[index].data, adapter);
+    if (!found.ok()) return note(job, "exact match: " + found.status().message());
+    event.sets[index].exact_match = share_of(*found);
+    all.matches += found->matches;
+    all.answers += found->answers;
   }
-  if (hooks_.on_eval) hooks_.on_eval(job, event, exact);
+  event.exact_match = share_of(all);
 }
 
 void TrainRun::Impl::checkpoint_or_pause(Entry& entry) {
@@ -473,7 +300,8 @@ Status TrainRun::Impl::check_end(const Entry& entry) {
   const TrainJob& job = *entry.job;
   if (job.state() == TrainState::kFailed) return job.failure();
   LK_RETURN_IF_ERROR(job.data().records().file->verify());
-  return job.eval() != nullptr ? job.eval()->records().file->verify() : Status();
+  for (const EvalSet& set : job.eval()) LK_RETURN_IF_ERROR(set.data.records().file->verify());
+  return Status();
 }
 
 Status TrainRun::Impl::finish(Entry& entry) {
@@ -549,10 +377,10 @@ Status TrainRun::Impl::train(const std::function<bool()>& stop) {
 TrainRun::TrainRun(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 TrainRun::~TrainRun() = default;
 
-Result<std::unique_ptr<TrainRun>> TrainRun::create(const RunConfig& config, const TrainBase& base,
-                                                   TrainRunHooks hooks) {
+Result<std::unique_ptr<TrainRun>> TrainRun::create(const RunConfig& config, const TrainBase& base, TrainRunHooks hooks,
+                                                   const AskStop& stop) {
   auto impl = std::make_unique<Impl>(config, base, std::move(hooks));
-  LK_RETURN_IF_ERROR(impl->open());
+  LK_RETURN_IF_ERROR(impl->open(stop));
   return std::unique_ptr<TrainRun>(new TrainRun(std::move(impl)));
 }
 
@@ -565,13 +393,15 @@ const JobConfig& TrainRun::job_config(const TrainJob& job) const { return impl_-
 Status TrainRun::claim() { return impl_->claim(); }
 Status TrainRun::train(const std::function<bool()>& stop) { return impl_->train(stop); }
 
-Result<std::string> preview_run(const RunConfig& config, const TrainBase& base, int64_t count, bool color) {
-  DataSource source(base);
+Result<std::string> preview_run(const RunConfig& config, const TrainBase& base, int64_t count, bool color,
+                                const AskStop& stop) {
+  DataSource source(base, stop);
   std::string text;
   for (const JobConfig& job : config.jobs) {
     LK_ASSIGN_OR_RETURN(JobData data, source.open(job));
     text += fmt::format("job {}: {}\n", job.name, job.data.path);
     for (int64_t shown = 0; shown < count; ++shown) {
+      LK_RETURN_IF_ERROR(check_stop(stop));
       Result<std::optional<Sample>> sample = data.train.next_in_epoch();
       if (!sample.ok()) return sample.status().with_context("job " + job.name);
       if (!*sample) break;

@@ -10,42 +10,32 @@
 #include <vector>
 
 #include "lk/train/job_config.h"
+#include "lk/train/job_data.h"
 #include "lk/train/run_plan.h"
+#include "lk/train/train_base.h"
 #include "lk/train/trainer.h"
 
 namespace lk {
 
-// The base, loaded; shared with whoever serves it meanwhile. A preview needs neither weights nor backend.
-struct TrainBase {
-  std::string directory;
-  std::shared_ptr<const ModelWeights> weights;  // with their checkpoint
-  Backend* backend = nullptr;
-  std::shared_ptr<const Tokenizer> tokenizer;
-  std::shared_ptr<const ChatTemplate> chat_template;  // or null
-  std::vector<int32_t> end_tokens;  // behind which a server stops; the first closes texts and completions
-  int64_t context = 0;              // positions; 0 = no limit
-};
-
-// What a job will do, known before it starts.
-struct JobForecast {
-  DataCounts train, eval;  // of one epoch
-  int64_t total_steps = 0;
-  int64_t parameters = 0;  // trained
-  int64_t state_bytes = 0;
+// Answers of an adapter to the questions of an evaluation set.
+struct ExactMatch {
+  int64_t matches = 0, answers = 0;
 };
 struct TrainRunHooks {
   std::function<void(TrainJob& job, const StepEvent& event)> on_step;
-  std::function<void(TrainJob& job, const EvalEvent& event, std::optional<double> exact_match)> on_eval;
+  std::function<void(TrainJob& job, const EvalEvent& event)> on_eval;
   std::function<void(TrainJob& job)> on_end;
   std::function<void(TrainJob& job, const std::string& message)> on_note;  // resumed, checkpoint written, paused
-  // Share of evaluation records that the adapter answers exactly; empty: never asked. The adapter's name is new.
-  std::function<Result<double>(TrainJob& job, std::shared_ptr<const Adapter> adapter)> exact_match;
+  // How many of the records the adapter answers exactly; empty: never asked. The adapter's name is no other adapter's.
+  std::function<Result<ExactMatch>(const SampleReader& eval, std::shared_ptr<const Adapter> adapter)> exact_match;
 };
 
 class TrainRun {
  public:
-  // Opens and surveys all data, makes or loads the adapters, resumes from checkpoints. Errors name the job.
-  static Result<std::unique_ptr<TrainRun>> create(const RunConfig& config, const TrainBase& base, TrainRunHooks hooks);
+  // Opens and surveys all data, makes or loads the adapters, resumes from checkpoints. Errors name the job; kCancelled
+  // when `stop`, asked all the time, said so: then nothing has begun.
+  static Result<std::unique_ptr<TrainRun>> create(const RunConfig& config, const TrainBase& base, TrainRunHooks hooks,
+                                                  const AskStop& stop = {});
   ~TrainRun();
 
   const RunConfig& config() const;
@@ -68,6 +58,7 @@ class TrainRun {
 };
 
 // Renders the first `count` samples of each job's first epoch, as training would see them.
-Result<std::string> preview_run(const RunConfig& config, const TrainBase& base, int64_t count, bool color);
+Result<std::string> preview_run(const RunConfig& config, const TrainBase& base, int64_t count, bool color,
+                                const AskStop& stop = {});
 
 }  // namespace lk

@@ -8,8 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "lk/train/norm_gradients.h"
-#include "lk/train/train_linear.h"
+#include "lk/train/pass_tools.h"
 
 namespace lk {
 
@@ -23,8 +22,7 @@ class TrainHead {
  public:
   // Blocks have max_rows rows at most. `free_bytes` of scratch are there anyway: the head takes as many rows at a time
   // as they hold, within reason.
-  TrainHead(const ModelWeights& weights, Backend& backend, AdaptedOps& adapted, TrainLinears& linears,
-            const PassNeeds& needs, int64_t max_rows, int64_t free_bytes);
+  TrainHead(PassTools& tools, const PassNeeds& needs, int64_t max_rows, int64_t free_bytes);
   int64_t scratch_bytes() const { return places_.bytes; }
   int64_t max_rows() const { return rows_; }  // at a time
 
@@ -48,16 +46,11 @@ class TrainHead {
     return reinterpret_cast<T*>(scratch_ + offset);
   }
   std::byte* logit_gradient(int64_t row) const;  // act, at the stride below
-  int64_t gradient_stride() const { return logits_stride_ * 4 / act_bytes_; }
+  int64_t gradient_stride() const { return logits_stride_ * 4 / tools_.act_bytes; }
 
-  const ModelWeights& weights_;
-  Backend& backend_;
-  TrainOps& ops_;
-  AdaptedOps& adapted_;
-  TrainLinears& linears_;
-  NormGradients norms_;
+  PassTools& tools_;
   const LinearGroup linear_;
-  const int64_t act_bytes_, logits_stride_, token_columns_;
+  const int64_t logits_stride_, token_columns_;
   int64_t rows_ = 0;
   Places places_{};
   std::byte* scratch_ = nullptr;  // of the run in work

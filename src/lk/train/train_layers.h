@@ -9,8 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "lk/train/norm_gradients.h"
-#include "lk/train/train_linear.h"
+#include "lk/train/pass_tools.h"
 
 namespace lk {
 
@@ -22,14 +21,17 @@ enum class Checkpointing : uint8_t {
 };
 const char* to_string(Checkpointing level);
 
+// Rows that go through a layer at a time: enough that reading (and, backwards, turning) the weights costs little beside
+// the products.
+inline constexpr int64_t kLayerRows = 256;
+
 // Where in a layer the lowest trained parameter stands. Backward passes end there.
 enum class LayerPoint : uint8_t { kBelow, kInputNorm, kQkv, kHeadNorms, kO, kPostNorm, kGateUp, kDown, kAbove };
 LayerPoint lowest_point(const TrainableAdapter& adapter, int64_t layer);
 
 class TrainLayers {
  public:
-  TrainLayers(const ModelWeights& weights, Backend& backend, AdaptedOps& adapted, TrainLinears& linears,
-              int64_t max_rows, int64_t first_kept, Checkpointing level);
+  TrainLayers(PassTools& tools, int64_t max_rows, int64_t first_kept, Checkpointing level);
   ~TrainLayers();
   // Its buffers with their bytes, and what it wants of the scratch, which others use when no layer runs.
   std::vector<std::pair<DeviceBuffer*, int64_t>> buffers();
@@ -74,7 +76,7 @@ class TrainLayers {
   template <class F>
   void for_each_chunk(const Rows& rows, const F& f) const;
   Kept& kept_of(int64_t layer, bool keep);
-  bool loses_input(int64_t layer) const { return layer == 0 && weights_.shape.num_layers > 1; }
+  bool loses_input(int64_t layer) const { return layer == 0 && tools_.weights.shape.num_layers > 1; }
   float* input_of(int64_t layer);
   MlpPlace mlp_place(const Rows& rows, Kept& kept, int64_t begin) const;
   float* products(Kept& kept, ProjGroup group, int64_t begin) const;
@@ -97,17 +99,11 @@ class TrainLayers {
   static T* at(const Rows& rows, int64_t offset) {
     return reinterpret_cast<T*>(rows.scratch + offset);
   }
-  int64_t angle(int64_t row) const { return row * weights_.shape.head_dim / 2; }
+  int64_t angle(int64_t row) const { return row * tools_.weights.shape.head_dim / 2; }
 
-  const ModelWeights& weights_;
-  Backend& backend_;
-  TrainOps& ops_;
-  AdaptedOps& adapted_;
-  TrainLinears& linears_;
-  NormGradients norms_;
+  PassTools& tools_;
   const int64_t max_rows_, first_kept_, chunk_;
   const Checkpointing level_;
-  const int64_t act_bytes_;
   Places places_{};
   std::vector<std::unique_ptr<Kept>> kept_;  // by layer
   std::unique_ptr<Kept> live_;               // of the layer that runs, where it has none of its own

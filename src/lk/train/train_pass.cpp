@@ -11,11 +11,10 @@ TrainPass::TrainPass(std::shared_ptr<const ModelWeights> weights, Backend& backe
     : weights_(std::move(weights)),
       backend_(backend),
       options_(options),
-      adapted_(*weights_, backend, options.max_rows),
-      linears_(*weights_, backend, adapted_, options.needs),
-      layers_(*weights_, backend, adapted_, linears_, options.max_rows,
-              std::min(options.needs.lowest_layer, weights_->shape.num_layers - 1), options.checkpointing),
-      head_(*weights_, backend, adapted_, linears_, options.needs, options.max_rows, layers_.scratch_bytes()),
+      tools_(*weights_, backend, options.needs, options.max_rows),
+      layers_(tools_, options.max_rows, std::min(options.needs.lowest_layer, weights_->shape.num_layers - 1),
+              options.checkpointing),
+      head_(tools_, options.needs, options.max_rows, layers_.scratch_bytes()),
       rope_(make_rope_table(weights_->config, 0)) {}
 
 std::vector<std::pair<DeviceBuffer*, int64_t>> TrainPass::buffers() {
@@ -23,7 +22,7 @@ std::vector<std::pair<DeviceBuffer*, int64_t>> TrainPass::buffers() {
   std::vector<std::pair<DeviceBuffer*, int64_t>> all = layers_.buffers();
   const int64_t rows = std::max(layers_.rows_at_a_time(), head_.max_rows());
   const int64_t elements = std::max(layers_.max_input_elements(), head_.max_rows() * shape.hidden_dim);
-  for (const auto& item : linears_.buffers(rows, elements)) all.push_back(item);
+  for (const auto& item : tools_.linears.buffers(rows, elements)) all.push_back(item);
   const int64_t angles = max_rows() * shape.head_dim / 2 * 4;
   all.insert(all.end(), {{&cos_, angles},
                          {&sin_, angles},
@@ -48,7 +47,15 @@ int64_t TrainPass::memory_bytes(std::shared_ptr<const ModelWeights> weights, Bac
   TrainPass pass(std::move(weights), backend, options);
   int64_t sum = 0;
   for (const auto& [buffer, bytes] : pass.buffers()) sum += bytes;
-  return sum;
+  const ModelShape& shape = pass.weights_->shape;
+  const int64_t longest =
+      options.longest_sample > 0 ? std::min(options.longest_sample, options.max_rows) : options.max_rows;
+  const RowRange sample{0, static_cast<int32_t>(longest)};
+  return sum + backend.train_ops().block_attention_scratch_bytes({.act = pass.weights_->act,
+                                                                  .num_heads = shape.num_heads,
+                                                                  .num_kv_heads = shape.num_kv_heads,
+                                                                  .head_dim = shape.head_dim,
+                                                                  .sequences = std::span(&sample, 1)});
 }
 
 // --- The walk
@@ -70,9 +77,9 @@ RowLosses TrainPass::forward_backward(const TokenBlock& block) { return run(bloc
 RowLosses TrainPass::evaluate(const TokenBlock& block) { return run(block, Mode::kEvaluate); }
 
 void TrainPass::observe(const TokenBlock& block, InputObserver observer) {
-  linears_.set_observer(std::move(observer));
+  tools_.linears.set_observer(std::move(observer));
   run(block, Mode::kEvaluate);
-  linears_.set_observer(nullptr);
+  tools_.linears.set_observer(nullptr);
 }
 
 RowLosses TrainPass::run(const TokenBlock& block, Mode mode) {
@@ -86,7 +93,7 @@ RowLosses TrainPass::run(const TokenBlock& block, Mode mode) {
                                .scratch = scratch_.data()};
   const RowView all = rows_of(block, 0, block.num_rows(), false);
   float* hidden = hidden_.as<float>();
-  adapted_.embed(block.tokens, all.adapters, hidden);
+  tools_.adapted.embed(block.tokens, all.adapters, hidden);
   const int64_t num_layers = weights_->shape.num_layers;
   for (int64_t layer = 0; layer < num_layers; ++layer)
     layers_.forward(layer, rows, hidden, mode == Mode::kTrain && layer >= extent.lowest_layer);
@@ -94,7 +101,7 @@ RowLosses TrainPass::run(const TokenBlock& block, Mode mode) {
   if (mode == Mode::kEvaluate) return result;
   float* dhidden = hidden;
   for (int64_t layer = num_layers - 1; layer >= extent.lowest_layer; --layer) {
-    if (float* x = layers_.lost_input(layer)) adapted_.embed(block.tokens, all.adapters, x);
+    if (float* x = layers_.lost_input(layer)) tools_.adapted.embed(block.tokens, all.adapters, x);
     layers_.backward(layer, rows, dhidden, layer == extent.lowest_layer ? extent.lowest_point : LayerPoint::kBelow);
   }
   if (extent.embedding) backward_embedding(block);

@@ -20,8 +20,9 @@
 namespace lk {
 
 struct TrainPassOptions {
-  int64_t max_rows = 0;  // of a block
-  PassNeeds needs;       // of the adapters
+  int64_t max_rows = 0;        // of a block
+  int64_t longest_sample = 0;  // rows of one, for memory_bytes() alone; 0: may fill a block
+  PassNeeds needs;             // of the adapters
   Checkpointing checkpointing = Checkpointing::kNone;
 };
 
@@ -29,7 +30,7 @@ class TrainPass {
  public:
   static Result<std::unique_ptr<TrainPass>> create(std::shared_ptr<const ModelWeights> weights, Backend& backend,
                                                    const TrainPassOptions& options);
-  // Device memory that create() takes.
+  // Device memory that create() takes, and what the ops keep beside it.
   static int64_t memory_bytes(std::shared_ptr<const ModelWeights> weights, Backend& backend,
                               const TrainPassOptions& options);
 
@@ -66,8 +67,7 @@ class TrainPass {
   std::shared_ptr<const ModelWeights> weights_;
   Backend& backend_;
   const TrainPassOptions options_;
-  AdaptedOps adapted_;
-  TrainLinears linears_;
+  PassTools tools_;
   TrainLayers layers_;
   TrainHead head_;
   RopeTable rope_;

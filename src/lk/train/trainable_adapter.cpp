@@ -2,93 +2,27 @@
 #include "lk/train/trainable_adapter.h"
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
+#include "lk/lora_tools/adapter_rules.h"
+
 namespace lk {
-namespace {
-
-// Parameters begin at whole vectors of 16 elements, so that one call of an op may walk all of them.
-constexpr int64_t align16(int64_t n) { return (n + 15) / 16 * 16; }
-
-// A view of `data` that a snapshot owns.
-TensorView keep(Adapter& adapter, std::span<const float> data, std::initializer_list<int64_t> shape) {
-  Buffer buffer(std::max<int64_t>(static_cast<int64_t>(data.size_bytes()), 64));
-  std::copy(data.begin(), data.end(), buffer.as<float>());
-  const TensorView view(buffer.data(), DType::kF32, shape);
-  adapter.owned.push_back(std::move(buffer));
-  return view;
-}
-
-std::vector<float> transposed_copy(std::span<const float> matrix, int64_t rows, int64_t cols) {
-  std::vector<float> result(matrix.size());
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t col = 0; col < cols; ++col)
-      result[static_cast<size_t>(col * rows + row)] = matrix[static_cast<size_t>(row * cols + col)];
-  return result;
-}
-
-}  // namespace
-
-const char* to_string(ParamKind kind) {
-  switch (kind) {
-    case ParamKind::kA:
-      return "lora_A";
-    case ParamKind::kB:
-      return "lora_B";
-    case ParamKind::kBias:
-      return "lora_B_bias";
-    case ParamKind::kMagnitude:
-      return "lora_magnitude_vector";
-    case ParamKind::kSigma:
-      return "lora_sigma";
-    case ParamKind::kWeight:
-      return "weight";
-    case ParamKind::kTokens:
-      return "trainable_tokens";
-  }
-  check_failed(__FILE__, __LINE__, "kind", "not a ParamKind");
-}
-
-std::string Param::name() const { return module_path(module) + "." + to_string(kind); }
-
 // --- Creation
-
-struct TrainableAdapter::Initial {
-  std::vector<std::vector<float>> values;  // of each param
-
-  void set(int param, const TensorView& view) { view.copy_to(values[static_cast<size_t>(param)].data()); }
-  void set_transposed(int param, const TensorView& view) {
-    std::vector<float> plain(static_cast<size_t>(view.num_elements()));
-    view.copy_to(plain.data());
-    values[static_cast<size_t>(param)] = transposed_copy(plain, view.dim(0), view.dim(1));
-  }
-};
 
 Result<std::unique_ptr<TrainableAdapter>> TrainableAdapter::create(const Adapter& initial, const ModelWeights& weights,
                                                                    Backend& backend, const TrainableOptions& options) {
   std::unique_ptr<TrainableAdapter> adapter(new TrainableAdapter(weights, backend, options));
-  Initial values;
-  LK_RETURN_IF_ERROR(adapter->collect(initial, values));
-  if (adapter->params_.empty()) return invalid_argument("the adapter has nothing to train");
-  LK_RETURN_IF_ERROR(adapter->allocate(std::move(values)));
+  LK_RETURN_IF_ERROR(adapter->collect(initial));
+  if (adapter->params().empty()) return invalid_argument("the adapter has nothing to train");
+  LK_RETURN_IF_ERROR(adapter->allocate());
   adapter->refresh();
   return adapter;
 }
 
-int TrainableAdapter::add_param(ModuleId module, ParamKind kind, const ParamRows& rows, int64_t cols, Initial& values) {
-  const Param& param =
-      params_.emplace_back(module, kind, rows.all, cols, rows.trained, rows.state, num_elements_, num_states_);
-  num_elements_ += align16(param.size());
-  num_states_ += align16(param.state_size());
-  values.values.emplace_back(static_cast<size_t>(param.size()));
-  return static_cast<int>(params_.size()) - 1;
-}
-
 // A factor that stays zero leaves the other without a gradient.
-Status TrainableAdapter::check_factors(int a, int b, const Initial& values) const {
+Status TrainableAdapter::check_factors(int a, int b) const {
   for (const auto& [factor, frozen] : {std::pair(a, options_.freeze_a), std::pair(b, options_.freeze_b)})
-    if (frozen && std::ranges::all_of(values.values[static_cast<size_t>(factor)], [](float v) { return v == 0; }))
+    if (frozen && std::ranges::all_of(params_.initial(factor), [](float v) { return v == 0; }))
       return invalid_argument(
           "{} starts at zero and is frozen, so the other factor would learn nothing: freeze that one, or choose an "
           "init "
@@ -97,125 +31,123 @@ Status TrainableAdapter::check_factors(int a, int b, const Initial& values) cons
   return Status();
 }
 
-Status TrainableAdapter::collect_slot(ModuleId module, const LoraDelta& delta, std::optional<Slot>& target,
-                                      Initial& values) {
+Status TrainableAdapter::collect_slot(ModuleId module, const LoraDelta& delta, std::optional<Slot>& target) {
+  const AdapterTraits traits{.num_modules = options_.num_modules,
+                             .dora = delta.magnitude.defined(),
+                             .bias = delta.bias.defined(),
+                             .dropout = options_.dropout > 0,
+                             .init = options_.frozen_half ? AdapterInit::kPissa : AdapterInit::kDefault};
+  LK_RETURN_IF_ERROR(check_kind(traits).with_context(module_path(module)));
   Slot slot;
   slot.module = module;
-  slot.rank = slot.trained_rank = delta.rank;
+  slot.rank = delta.rank;
   slot.in = delta.a.dim(1);
   slot.out = delta.b.dim(0);
   slot.scaling = static_cast<float>(delta.scaling);
-  if (options_.frozen_half) {
-    LK_CHECK(delta.rank % 2 == 0 && options_.num_modules == 0);
-    if (options_.dropout > 0)
-      return unsupported(
-          "dropout with PiSSA or OLoRA: the part of the base that they move would be dropped too; set "
-          "dropout to 0");
-    slot.trained_rank = delta.rank / 2;
-  }
+  LK_CHECK(!options_.frozen_half || delta.rank % 2 == 0);
+  slot.trained_rank = options_.frozen_half ? delta.rank / 2 : delta.rank;
   const int64_t trained_a = options_.freeze_a ? 0 : slot.trained_rank;
   const int64_t trained_b = options_.freeze_b ? 0 : slot.trained_rank;
   // The sigma of MultiLoRA is unfolded from B's gradient, frozen or not.
   const int64_t state_b = options_.num_modules > 0 ? slot.rank : trained_b;
-  slot.a = add_param(module, ParamKind::kA, {slot.rank, trained_a, trained_a}, slot.in, values);
-  slot.b = add_param(module, ParamKind::kB, {slot.rank, trained_b, state_b}, slot.out, values);
-  values.set(slot.a, delta.a);
-  values.set_transposed(slot.b, delta.b);
-  LK_RETURN_IF_ERROR(check_factors(slot.a, slot.b, values));
+  slot.a = params_.add(module, ParamKind::kA, {slot.rank, trained_a, trained_a}, slot.in);
+  slot.b = params_.add(module, ParamKind::kB, {slot.rank, trained_b, state_b}, slot.out);
+  params_.set(slot.a, delta.a);
+  params_.set_transposed(slot.b, delta.b);
+  LK_RETURN_IF_ERROR(check_factors(slot.a, slot.b));
   if (delta.bias.defined()) {
-    slot.bias = add_param(module, ParamKind::kBias, 1, slot.out, values);
-    values.set(slot.bias, delta.bias);
+    slot.bias = params_.add(module, ParamKind::kBias, 1, slot.out);
+    params_.set(slot.bias, delta.bias);
   }
   if (delta.magnitude.defined()) {
-    if (options_.num_modules > 0) return unsupported("MultiLoRA with DoRA: choose one of them");
-    if (options_.dropout > 0)
-      return unsupported(
-          "dropout with DoRA: PEFT drops features of the base's input too, which no adapter of the "
-          "step beside it could share; set dropout to 0");
-    slot.magnitude = add_param(module, ParamKind::kMagnitude, 1, slot.out, values);
-    values.set(slot.magnitude, delta.magnitude);
-    if (std::ranges::find(values.values.back(), 0.0f) != values.values.back().end())
+    slot.magnitude = params_.add(module, ParamKind::kMagnitude, 1, slot.out);
+    params_.set(slot.magnitude, delta.magnitude);
+    if (std::ranges::find(params_.initial(slot.magnitude), 0.0f) != params_.initial(slot.magnitude).end())
       return unsupported("{}: a DoRA magnitude is zero, which no gradient leaves", module_path(module));
   }
   if (options_.num_modules > 0) {
     if (delta.rank % options_.num_modules != 0)
       return invalid_argument("{}: rank {} is no multiple of {} modules", module_path(module), delta.rank,
                               options_.num_modules);
-    slot.sigma = add_param(module, ParamKind::kSigma, options_.num_modules, slot.out, values);  // zero
+    slot.sigma = params_.add(module, ParamKind::kSigma, options_.num_modules, slot.out);  // zero
   }
   target = slot;
   return Status();
 }
 
-Status TrainableAdapter::collect(const Adapter& initial, Initial& values) {
+// One that replaces the base's own as a whole.
+void TrainableAdapter::collect_weight(WeightId weight, const TensorView& view) {
+  const ModuleId module = weight.module;
+  const bool matrix = module.is_vocabulary();
+  const int own = params_.add(module, ParamKind::kWeight, matrix ? view.dim(0) : 1, matrix ? view.dim(1) : view.dim(0));
+  params_.set(own, view);
+  Layer* layer = module.layer >= 0 ? &layers_[static_cast<size_t>(module.layer)] : nullptr;
+  switch (module.kind) {
+    case ModuleKind::kInputNorm:
+      layer->input_norm = own;
+      break;
+    case ModuleKind::kPostNorm:
+      layer->post_norm = own;
+      break;
+    case ModuleKind::kQNorm:
+      layer->q_norm = own;
+      break;
+    case ModuleKind::kKNorm:
+      layer->k_norm = own;
+      break;
+    case ModuleKind::kFinalNorm:
+      final_norm_ = own;
+      break;
+    case ModuleKind::kLmHead:
+      head_weight_ = own;
+      break;
+    default:
+      embedding_table_ = own;
+  }
+}
+
+void TrainableAdapter::collect_embedding(const Adapter::EmbeddingDelta& delta) {
+  embedding_rank_ = delta.rank;
+  embedding_scaling_ = delta.scaling;
+  const auto add = [&](ParamKind kind, int64_t rows, int64_t cols, bool frozen) {
+    // Both gradients come from one op, also that of a frozen factor.
+    return params_.add(kEmbedding, kind, {rows, frozen ? 0 : rows, rows}, cols);
+  };
+  embedding_a_ = add(ParamKind::kA, delta.rank, weights_.shape.vocab_size, options_.freeze_a);
+  embedding_b_ = add(ParamKind::kB, weights_.shape.hidden_dim, delta.rank, options_.freeze_b);
+  params_.set(embedding_a_, delta.a);
+  params_.set(embedding_b_, delta.b);
+}
+
+Status TrainableAdapter::collect(const Adapter& initial) {
   const ModelShape& shape = weights_.shape;
-  const int64_t num_layers = shape.num_layers;
   config_ = initial.config;
-  layers_.resize(static_cast<size_t>(num_layers));
-  for (int64_t index = 0; index < num_layers && !initial.layers.empty(); ++index) {
+  layers_.resize(static_cast<size_t>(shape.num_layers));
+  for (int64_t index = 0; index < shape.num_layers && !initial.layers.empty(); ++index) {
     for (int proj = 0; proj < kNumProjs; ++proj) {
       const auto& delta = initial.layers[static_cast<size_t>(index)][static_cast<size_t>(proj)];
       if (!delta) continue;
       LK_RETURN_IF_ERROR(collect_slot(ModuleId::of(index, static_cast<Proj>(proj)), *delta,
-                                      layers_[static_cast<size_t>(index)].slots[static_cast<size_t>(proj)], values));
+                                      layers_[static_cast<size_t>(index)].slots[static_cast<size_t>(proj)]));
     }
   }
-  if (initial.lm_head) LK_RETURN_IF_ERROR(collect_slot(kLmHead, *initial.lm_head, head_, values));
+  if (initial.lm_head) LK_RETURN_IF_ERROR(collect_slot(kLmHead, *initial.lm_head, head_));
   for (const WeightId weight : initial.replaced.ids()) {
-    const TensorView& view = initial.replaced.of(weight);
-    const ModuleId module = weight.module;
-    if (module.proj())
+    if (weight.module.proj())
       return unsupported(
           "{} is replaced as a whole: of modules_to_save only norms, lm_head and embed_tokens can be "
           "trained; give the linears a delta",
-          module_path(module));
-    const bool matrix = module.is_vocabulary();
-    const int param =
-        add_param(module, ParamKind::kWeight, matrix ? view.dim(0) : 1, matrix ? view.dim(1) : view.dim(0), values);
-    values.set(param, view);
-    Layer* layer = module.layer >= 0 ? &layers_[static_cast<size_t>(module.layer)] : nullptr;
-    switch (module.kind) {
-      case ModuleKind::kInputNorm:
-        layer->input_norm = param;
-        break;
-      case ModuleKind::kPostNorm:
-        layer->post_norm = param;
-        break;
-      case ModuleKind::kQNorm:
-        layer->q_norm = param;
-        break;
-      case ModuleKind::kKNorm:
-        layer->k_norm = param;
-        break;
-      case ModuleKind::kFinalNorm:
-        final_norm_ = param;
-        break;
-      case ModuleKind::kLmHead:
-        head_weight_ = param;
-        break;
-      default:
-        embedding_table_ = param;
-    }
+          module_path(weight.module));
+    collect_weight(weight, initial.replaced.of(weight));
   }
   if (initial.embedding) {
-    const Adapter::EmbeddingDelta& delta = *initial.embedding;
-    embedding_rank_ = delta.rank;
-    embedding_scaling_ = delta.scaling;
-    const auto add = [&](ParamKind kind, int64_t rows, int64_t cols, bool frozen) {
-      // Both gradients come from one op, also that of a frozen factor.
-      return add_param(kEmbedding, kind, {rows, frozen ? 0 : rows, rows}, cols, values);
-    };
-    embedding_a_ = add(ParamKind::kA, delta.rank, shape.vocab_size, options_.freeze_a);
-    embedding_b_ = add(ParamKind::kB, shape.hidden_dim, delta.rank, options_.freeze_b);
-    values.set(embedding_a_, delta.a);
-    values.set(embedding_b_, delta.b);
-    LK_RETURN_IF_ERROR(check_factors(embedding_a_, embedding_b_, values));
+    collect_embedding(*initial.embedding);
+    LK_RETURN_IF_ERROR(check_factors(embedding_a_, embedding_b_));
   }
   if (!initial.trained_token_ids.empty()) {
     token_ids_.assign(initial.trained_token_ids.begin(), initial.trained_token_ids.end());
-    tokens_ =
-        add_param(kEmbedding, ParamKind::kTokens, static_cast<int64_t>(token_ids_.size()), shape.hidden_dim, values);
-    values.set(tokens_, initial.trained_token_rows);
+    tokens_ = params_.add(kEmbedding, ParamKind::kTokens, static_cast<int64_t>(token_ids_.size()), shape.hidden_dim);
+    params_.set(tokens_, initial.trained_token_rows);
   }
 
   if (head_ && head_->dora() && head_weight_ >= 0)
@@ -275,36 +207,20 @@ int64_t TrainableAdapter::group_rank(ProjGroup group, int64_t layer) const {
 Result<TrainableAdapter::Sizes> TrainableAdapter::sizes(const Adapter& initial, const ModelWeights& weights,
                                                         Backend& backend, const TrainableOptions& options) {
   TrainableAdapter adapter(weights, backend, options);
-  Initial values;
-  LK_RETURN_IF_ERROR(adapter.collect(initial, values));
+  LK_RETURN_IF_ERROR(adapter.collect(initial));
   adapter.place_copies();
   return Sizes{.bytes = adapter.state_bytes(),
-               .copy_bytes = adapter.num_elements_ * 4,
+               .copy_bytes = adapter.num_elements() * 4,
                .parameters = adapter.num_trained(),
                .needs = adapter.needs_};
 }
 
 int64_t TrainableAdapter::state_bytes() const {
-  return num_elements_ * 4 + 3 * num_states_ * 4 + copies_bytes_ + (token_head_.n > 0 ? param(tokens_).size() * 4 : 0);
+  return params_.bytes() + copies_bytes_ + (token_head_.n > 0 ? param(tokens_).size() * 4 : 0);
 }
 
-int64_t TrainableAdapter::num_trained() const {
-  int64_t n = 0;
-  for (const Param& param : params_) n += param.trained_size();
-  return n;
-}
-
-Status TrainableAdapter::allocate(Initial initial) {
-  LK_ASSIGN_OR_RETURN(values_, backend_.try_allocate(num_elements_ * 4));
-  // Before the other arrays take memory the copies on the host give theirs back.
-  for (size_t index = 0; index < params_.size(); ++index) {
-    backend_.upload(value(static_cast<int>(index)), std::span<const float>(initial.values[index]));
-    initial.values[index] = {};
-  }
-  for (DeviceBuffer* buffer : {&gradients_, &moments1_, &moments2_}) {
-    LK_ASSIGN_OR_RETURN(*buffer, backend_.try_allocate(num_states_ * 4));
-    ops_.fill(buffer->as<float>(), num_states_, 0);
-  }
+Status TrainableAdapter::allocate() {
+  LK_RETURN_IF_ERROR(params_.allocate());
   place_copies();
   LK_ASSIGN_OR_RETURN(copies_, backend_.try_allocate(copies_bytes_));
   copies_bytes_ = 0;
@@ -512,13 +428,13 @@ void TrainableAdapter::refresh_dora(Slot& slot) {
 
 void TrainableAdapter::zero_gradient() {
   gradient_finished_ = false;
-  ops_.fill(gradients(), num_states_, 0);
+  params_.zero_gradient();
   if (token_columns_) ops_.fill(token_head_gradient(), param(tokens_).size(), 0);
 }
 
 void TrainableAdapter::finish_gradient() {
   if (std::exchange(gradient_finished_, true)) return;
-  for (const Param& param : params_)  // what is not trained has no part in the norm
+  for (const Param& param : params())  // what is not trained has no part in the norm
     if (param.trained_rows < param.rows && param.module == kEmbedding)
       ops_.fill(gradients() + param.state_offset, param.state_size(), 0);
   if (token_columns_) {
@@ -541,106 +457,16 @@ void TrainableAdapter::finish_gradient() {
 
 StepReport TrainableAdapter::step(const AdamwStep& dials, double weight) {
   finish_gradient();
-  StepReport report;
-  report.gradient_norm = std::sqrt(ops_.sum_squares(gradients(), num_states_)) / weight;
-  report.finite = std::isfinite(report.gradient_norm);
-  if (report.finite) {
-    const double clipped = dials.clip > 0 ? std::min(1.0, dials.clip / (report.gradient_norm + 1e-6)) : 1.0;
-    ++num_steps_;
-    const auto count = static_cast<double>(num_steps_);
-    for (size_t index = 0; index < params_.size(); ++index) {
-      const Param& param = params_[index];
-      // LoRA+ gives the larger rate to B and, as PEFT does it, to vectors.
-      const bool is_b = (param.kind == ParamKind::kB && param.module != kEmbedding) || !param.is_matrix();
-      ops_.adamw({.param = values() + param.offset,
-                  .gradient = gradients() + param.state_offset,
-                  .m = first_moments() + param.state_offset,
-                  .v = second_moments() + param.state_offset,
-                  .n = param.trained_size(),
-                  .rate = dials.rate * (is_b ? dials.b_rate_ratio : 1.0),
-                  .beta1 = dials.beta1,
-                  .beta2 = dials.beta2,
-                  .eps = dials.eps,
-                  .decay = param.is_matrix() ? dials.decay : 0.0,
-                  .correction1 = 1 - std::pow(dials.beta1, count),
-                  .correction2 = 1 - std::pow(dials.beta2, count),
-                  .grad_scale = clipped / weight});
-    }
-  }
+  const StepReport report = params_.step(dials, weight, num_steps_ + 1);
+  num_steps_ += report.finite ? 1 : 0;
   zero_gradient();
   if (report.finite) refresh();
   return report;
 }
 
-// --- Snapshot
-
 int64_t TrainableAdapter::token_row(int32_t token) const {
   const auto found = std::ranges::find(token_ids_, token);
   return found == token_ids_.end() ? -1 : found - token_ids_.begin();
-}
-
-Adapter TrainableAdapter::snapshot() const {
-  Adapter adapter;
-  adapter.config.use_rslora = config_.use_rslora;
-  adapter.config.base_model_name = config_.base_model_name;
-  adapter.config.dropout = options_.dropout;
-  const auto read = [&](const void* from, int64_t n) {
-    std::vector<float> host(static_cast<size_t>(n));
-    backend_.read(host.data(), from, n * 4);
-    return host;
-  };
-  const auto host_value = [&](int index) {
-    return read(values_.as<float>() + param(index).offset, param(index).size());
-  };
-  // Straight into the snapshot's memory: a head is large.
-  const auto kept = [&](int index, std::initializer_list<int64_t> shape) {
-    const int64_t bytes = param(index).size() * 4;
-    Buffer buffer(std::max<int64_t>(bytes, 64));
-    backend_.read(buffer.data(), values_.as<float>() + param(index).offset, bytes);
-    const TensorView view(buffer.data(), DType::kF32, shape);
-    adapter.owned.push_back(std::move(buffer));
-    return view;
-  };
-  const auto delta_of = [&](const Slot& slot) {
-    LoraDelta delta;
-    delta.rank = slot.rank;
-    delta.scaling = slot.scaling;
-    delta.a = kept(slot.a, {slot.rank, slot.in});
-    const std::vector<float> b = slot.sigma >= 0 ? read(slot.folded_b, slot.rank * slot.out) : host_value(slot.b);
-    delta.b = keep(adapter, transposed_copy(b, slot.rank, slot.out), {slot.out, slot.rank});
-    if (slot.bias >= 0) delta.bias = kept(slot.bias, {slot.out});
-    if (slot.dora()) {
-      delta.magnitude = kept(slot.magnitude, {slot.out});
-      delta.dora_scale = keep(adapter, read(slot.scales, slot.out), {slot.out});
-      adapter.config.use_dora = true;
-    }
-    adapter.max_rank = std::max(adapter.max_rank, slot.rank);
-    return delta;
-  };
-  adapter.layers.resize(layers_.size());
-  for (size_t index = 0; index < layers_.size(); ++index)
-    for (int proj = 0; proj < kNumProjs; ++proj)
-      if (const auto& slot = layers_[index].slots[static_cast<size_t>(proj)])
-        adapter.layers[index][static_cast<size_t>(proj)] = delta_of(*slot);
-  if (head_) adapter.lm_head = delta_of(*head_);
-  if (embedding_a_ >= 0) {
-    adapter.embedding = Adapter::EmbeddingDelta{embedding_rank_, embedding_scaling_,
-                                                kept(embedding_a_, {embedding_rank_, weights_.shape.vocab_size}),
-                                                kept(embedding_b_, {weights_.shape.hidden_dim, embedding_rank_})};
-  }
-  for (size_t index = 0; index < params_.size(); ++index) {
-    const Param& param = params_[index];
-    if (param.kind != ParamKind::kWeight) continue;
-    if (param.module.layer >= 0) adapter.replaced.layers.resize(layers_.size());
-    const int own = static_cast<int>(index);
-    adapter.replaced.slot({param.module}) =
-        param.module.is_vocabulary() ? kept(own, {param.rows, param.cols}) : kept(own, {param.cols});
-  }
-  if (tokens_ >= 0) {
-    adapter.trained_token_ids.assign(token_ids_.begin(), token_ids_.end());
-    adapter.trained_token_rows = kept(tokens_, {param(tokens_).rows, param(tokens_).cols});
-  }
-  return adapter;
 }
 
 }  // namespace lk

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// TrainableAdapter: one job's adapter while it trains. The parameters are f32 ("masters"), each with a gradient and
-// AdamW's two moments; what the kernels compute with is a copy in the compute type that refresh() makes after each
-// optimiser step. Everything lies in device memory.
+// TrainableAdapter: one job's adapter while it trains. What is learnt are its TrainParams; what the kernels compute
+// with is a copy in the compute type that refresh() makes after each optimiser step. Everything lies in device memory.
 //
 // Both factors are kept as rank rows (A [rank, in], B transposed [rank, out]), the layout of the LoRA kernels, so that
 // a gradient is a sum of outer products over rows and needs no transposition.
@@ -18,51 +17,9 @@
 #include "lk/model/resident_adapter.h"
 #include "lk/ops/backend.h"
 #include "lk/ops/train_ops.h"
+#include "lk/train/train_params.h"
 
 namespace lk {
-
-// What of a module a parameter is. The order is that of the checkpoint's names.
-enum class ParamKind : uint8_t {
-  kA,          // rank rows [rank, in]; of an embedding [rank, vocab_size]
-  kB,          // rank rows [rank, out]; of an embedding [dim, rank]
-  kBias,       // of B, [out]
-  kMagnitude,  // DoRA, [out]
-  kSigma,      // MultiLoRA's scaling vectors, [modules, out]
-  kWeight,     // of a norm [dim], a head or an embedding [vocab_size, dim]
-  kTokens,     // trained rows of the embedding [ids, dim]
-};
-const char* to_string(ParamKind kind);  // "lora_A" ...
-
-struct Param {
-  ModuleId module;
-  ParamKind kind = ParamKind::kA;
-  int64_t rows = 0, cols = 0;  // of value
-  int64_t trained_rows = 0;    // the first ones; the rest never change
-  int64_t state_rows = 0;      // the first ones: those with a gradient and moments
-  // Of the first element in the array of values, and in those of gradients and moments; multiples of 16.
-  int64_t offset = 0, state_offset = 0;
-  int64_t size() const { return rows * cols; }
-  int64_t trained_size() const { return trained_rows * cols; }
-  int64_t state_size() const { return state_rows * cols; }
-  bool is_matrix() const {
-    return kind == ParamKind::kA || kind == ParamKind::kB || kind == ParamKind::kTokens ||
-           (kind == ParamKind::kWeight && module.is_vocabulary());
-  }
-  std::string name() const;  // "model.layers.0.self_attn.q_proj.lora_A"
-};
-
-// The dials of AdamW for one step.
-struct AdamwStep {
-  double rate = 0;  // of this step
-  double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
-  double decay = 0;         // of matrices; vectors (norms, biases, magnitudes, sigma) do not decay
-  double b_rate_ratio = 1;  // LoRA+ (arXiv:2402.12354): B's rate over A's
-  double clip = 0;          // largest norm of the gradient, 0 = any
-};
-struct StepReport {
-  bool finite = false;  // otherwise nothing was changed but the gradient, which is 0 again
-  double gradient_norm = 0;
-};
 
 struct TrainableOptions {
   int64_t num_modules = 0;  // MultiLoRA: the rank rows of every delta are that many modules, each with a sigma
@@ -126,19 +83,18 @@ class TrainableAdapter {
                              const TrainableOptions& options);
   int64_t state_bytes() const;  // that it has taken
 
-  const std::vector<Param>& params() const { return params_; }
-  const Param& param(int index) const { return params_[static_cast<size_t>(index)]; }
-  float* value(int index) { return values_.as<float>() + param(index).offset; }
-  float* gradient(int index) { return gradients_.as<float>() + param(index).state_offset; }
-  // Of num_elements() elements, in which the params lie at their offsets.
-  int64_t num_elements() const { return num_elements_; }
-  float* values() { return values_.as<float>(); }
-  // Of num_states() elements, at the state offsets.
-  int64_t num_states() const { return num_states_; }
-  float* gradients() { return gradients_.as<float>(); }
-  float* first_moments() { return moments1_.as<float>(); }
-  float* second_moments() { return moments2_.as<float>(); }
-  int64_t num_trained() const;  // parameters
+  const std::vector<Param>& params() const { return params_.all(); }
+  const Param& param(int index) const { return params_.at(index); }
+  float* value(int index) { return params_.value(index); }
+  float* gradient(int index) { return params_.gradient(index); }
+  // As in TrainParams.
+  int64_t num_elements() const { return params_.num_elements(); }
+  float* values() { return params_.values(); }
+  int64_t num_states() const { return params_.num_states(); }
+  float* gradients() { return params_.gradients(); }
+  float* first_moments() { return params_.first_moments(); }
+  float* second_moments() { return params_.second_moments(); }
+  int64_t num_trained() const { return params_.num_trained(); }
 
   const Layer& layer(int64_t index) const { return layers_[static_cast<size_t>(index)]; }
   const std::optional<Slot>& head() const { return head_; }
@@ -185,20 +141,14 @@ class TrainableAdapter {
 
  private:
   TrainableAdapter(const ModelWeights& weights, Backend& backend, const TrainableOptions& options)
-      : weights_(weights), backend_(backend), ops_(backend.train_ops()), options_(options) {}
+      : weights_(weights), backend_(backend), ops_(backend.train_ops()), options_(options), params_(backend) {}
 
-  struct Initial;  // values of params on their way into device memory
-  Status collect(const Adapter& initial, Initial& values);
-  Status check_factors(int a, int b, const Initial& values) const;
-  Status collect_slot(ModuleId module, const LoraDelta& delta, std::optional<Slot>& slot, Initial& values);
-  struct ParamRows {
-    int64_t all, trained, state;
-  };
-  int add_param(ModuleId module, ParamKind kind, const ParamRows& rows, int64_t cols, Initial& values);
-  int add_param(ModuleId module, ParamKind kind, int64_t rows, int64_t cols, Initial& values) {
-    return add_param(module, kind, {rows, rows, rows}, cols, values);
-  }
-  Status allocate(Initial values);
+  Status collect(const Adapter& initial);
+  Status collect_slot(ModuleId module, const LoraDelta& delta, std::optional<Slot>& slot);
+  void collect_weight(WeightId weight, const TensorView& view);
+  void collect_embedding(const Adapter::EmbeddingDelta& delta);
+  Status check_factors(int a, int b) const;
+  Status allocate();
   void collect_needs();
   void place_copies();
   void make_resident();
@@ -215,7 +165,7 @@ class TrainableAdapter {
   Backend& backend_;
   TrainOps& ops_;
   TrainableOptions options_;
-  std::vector<Param> params_;
+  TrainParams params_;
   std::vector<Layer> layers_;
   std::optional<Slot> head_;
   int final_norm_ = -1, head_weight_ = -1, embedding_table_ = -1, embedding_a_ = -1, embedding_b_ = -1, tokens_ = -1;
@@ -225,10 +175,10 @@ class TrainableAdapter {
   PackedWeight packed_head_, token_head_;
   int32_t* token_columns_ = nullptr;
   bool gradient_finished_ = false;
-  int64_t num_elements_ = 0, num_states_ = 0, num_steps_ = 0;
+  int64_t num_steps_ = 0;
   PassNeeds needs_;
   ResidentAdapter resident_;
-  DeviceBuffer values_, gradients_, moments1_, moments2_, token_head_gradient_;
+  DeviceBuffer token_head_gradient_;
   DeviceBuffer copies_;             // what the kernels compute with
   int64_t copies_bytes_ = 0;        // taken of it so far
   float* dora_products_ = nullptr;  // f32 [rank, out padded] scratch, of dora_columns_ elements

@@ -184,7 +184,8 @@ void Trainer::finish_step(TrainJob& job) {
   observer_.on_step(job, event);
   if (progress.failures_in_a_row >= kMaxFailuresInARow) return end(job, TrainState::kFailed, not_finite(event.rate));
   const bool last = progress.step >= job.plan_.total_steps;
-  progress.eval_due = job.eval_ && (last || (job.plan_.eval_every > 0 && progress.step % job.plan_.eval_every == 0));
+  progress.eval_due =
+      !job.eval_.empty() && (last || (job.plan_.eval_every > 0 && progress.step % job.plan_.eval_every == 0));
 }
 
 void Trainer::settle(TrainJob& job, const std::function<bool()>& stop) {
@@ -215,47 +216,75 @@ void Trainer::finish_eval(TrainJob& job, const std::function<bool()>& stop) {
   if (job.lost_patience()) end(job, TrainState::kStopped);
 }
 
-std::optional<EvalEvent> Trainer::evaluate(TrainJob& job, const std::function<bool()>& stop) {
-  EvalEvent event{.step = job.progress_.step};
+struct Trainer::EvalSums {
   double loss = 0, weight = 0;
-  int64_t greedy = 0;
+  int64_t greedy = 0, samples = 0, loss_tokens = 0;
+
+  void add(const EvalSums& other) {
+    loss += other.loss;
+    weight += other.weight;
+    greedy += other.greedy;
+    samples += other.samples;
+    loss_tokens += other.loss_tokens;
+  }
+  EvalFigures figures() const {
+    return {.loss = loss / weight,
+            .accuracy = static_cast<double>(greedy) / static_cast<double>(std::max<int64_t>(loss_tokens, 1)),
+            .samples = samples,
+            .loss_tokens = loss_tokens};
+  }
+};
+
+std::optional<EvalEvent> Trainer::evaluate(TrainJob& job, const std::function<bool()>& stop) {
+  EvalEvent event;
+  EvalSums all;
+  for (EvalSet& set : job.eval_) {
+    EvalSums sums;
+    if (!evaluate_set(job, set.data, stop, sums)) return std::nullopt;
+    all.add(sums);
+    event.sets.push_back(sums.figures());
+  }
+  static_cast<EvalFigures&>(event) = all.figures();
+  event.step = job.progress_.step;
+  return event;
+}
+
+bool Trainer::evaluate_set(TrainJob& job, SampleReader& data, const std::function<bool()>& stop, EvalSums& sums) {
   const auto run = [&](const TokenBlock& block) {
     const RowLosses rows = pass_.evaluate(block);
     for (size_t row = 0; row < rows.losses.size(); ++row) {
-      const auto w = static_cast<double>(block.weights[row]);
-      if (w == 0) continue;
-      loss += w * static_cast<double>(rows.losses[row]);
-      weight += w;
-      greedy += rows.greedy[row];
-      ++event.loss_tokens;
+      const auto weight = static_cast<double>(block.weights[row]);
+      if (weight == 0) continue;
+      sums.loss += weight * static_cast<double>(rows.losses[row]);
+      sums.weight += weight;
+      sums.greedy += rows.greedy[row];
+      ++sums.loss_tokens;
     }
   };
   TokenBlock block;
-  job.eval_->seek({});
+  data.seek({});
   for (;;) {
-    Result<std::optional<Sample>> sample = job.eval_->next_in_epoch();
+    Result<std::optional<Sample>> sample = data.next_in_epoch();
     if (!sample.ok()) {
       end(job, TrainState::kFailed, sample.status().with_context("evaluation"));
-      return std::nullopt;
+      return false;
     }
     if (!*sample) break;
     const auto tokens = static_cast<int64_t>((*sample)->ids.size());
     if (const Status status = pass_.accepts((*sample)->ids); !status.ok()) {
-      end(job, TrainState::kFailed, status.with_context(job.eval_->records().file->where((*sample)->record)));
-      return std::nullopt;
+      end(job, TrainState::kFailed, status.with_context(data.records().file->where((*sample)->record)));
+      return false;
     }
     if (block.num_rows() + tokens > pass_.max_rows()) {
       run(block);
       block = {};
-      if (stop && stop()) return std::nullopt;
+      if (stop && stop()) return false;
     }
     block.add((*sample)->ids, (*sample)->weights, 0, &job.adapter());
-    ++event.samples;
+    ++sums.samples;
   }
   if (block.num_rows() > 0) run(block);
-  event.loss = loss / weight;
-  event.accuracy = static_cast<double>(greedy) / static_cast<double>(std::max<int64_t>(event.loss_tokens, 1));
-  return event;
+  return true;
 }
 
 }  // namespace lk

@@ -54,18 +54,28 @@ struct StepEvent {
   int64_t tokens = 0, loss_tokens = 0;
   bool skipped = false;  // not finite: nothing was changed
 };
-struct EvalEvent {
-  int64_t step = 0;
+struct EvalFigures {
   double loss = 0;      // mean over weighted tokens; its exponential is the perplexity
   double accuracy = 0;  // share of tokens with loss that were the most likely
   int64_t samples = 0, loss_tokens = 0;
+  std::optional<double> exact_match = {};  // share of answers; not the trainer's to find out
+};
+// Over all sets together: what the best evaluation and patience go by.
+struct EvalEvent : EvalFigures {
+  int64_t step = 0;
   bool best = false;
+  std::vector<EvalFigures> sets;  // one by one, as in TrainJob::eval()
+};
+
+// Records that a job is judged by.
+struct EvalSet {
+  std::string name;  // of the file
+  SampleReader data;
 };
 
 class TrainJob {
  public:
-  TrainJob(TrainJobPlan plan, std::unique_ptr<TrainableAdapter> adapter, SampleReader data,
-           std::optional<SampleReader> eval)
+  TrainJob(TrainJobPlan plan, std::unique_ptr<TrainableAdapter> adapter, SampleReader data, std::vector<EvalSet> eval)
       : plan_(std::move(plan)), adapter_(std::move(adapter)), data_(std::move(data)), eval_(std::move(eval)) {}
 
   const TrainJobPlan& plan() const { return plan_; }
@@ -75,7 +85,7 @@ class TrainJob {
   const Status& failure() const { return failure_; }  // of kFailed, and of kPaused
   const TrainProgress& progress() const { return progress_; }
   const SampleReader& data() const { return data_; }
-  const SampleReader* eval() const { return eval_ ? &*eval_ : nullptr; }
+  const std::vector<EvalSet>& eval() const { return eval_; }
 
   // Goes on from a checkpoint: the adapter's arrays are the caller's to restore.
   void resume(const TrainProgress& progress);
@@ -91,7 +101,7 @@ class TrainJob {
   TrainJobPlan plan_;
   std::unique_ptr<TrainableAdapter> adapter_;
   SampleReader data_;
-  std::optional<SampleReader> eval_;
+  std::vector<EvalSet> eval_;
   TrainState state_ = TrainState::kRunning;
   Status failure_;
   TrainProgress progress_;
@@ -136,6 +146,8 @@ class Trainer {
   void finish_eval(TrainJob& job, const std::function<bool()>& stop);
   // Nothing: it was broken off, or the job has failed.
   std::optional<EvalEvent> evaluate(TrainJob& job, const std::function<bool()>& stop);
+  struct EvalSums;
+  bool evaluate_set(TrainJob& job, SampleReader& data, const std::function<bool()>& stop, EvalSums& sums);
   void end(TrainJob& job, TrainState state, Status why = {});
 
   TrainPass& pass_;

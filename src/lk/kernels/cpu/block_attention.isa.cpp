@@ -544,7 +544,27 @@ void run_backward(const BlockAttentionBackwardArgs& args, ThreadPool& pool) {
       });
 }
 
+// A whole sequence in one item needs the most, of the backward pass or, where heads are small, of the forward one.
+template <class P>
+int64_t scratch_bytes(const BlockAttention& in) {
+  int64_t most = 0;
+  for (size_t s = 0; s < in.sequences.size(); ++s) {
+    const RowRange& rows = in.sequences.data()[s];
+    const int64_t length = rows.end - rows.begin;
+    const Head<P> head(in, rows, 0);
+    Arena forward = {nullptr}, backward = {nullptr};
+    (void)Forward<P>(head, length, forward);
+    (void)Backward<P>(head, {true, true, 0, length * head.group, 0, length}, backward);
+    most = max64(most, max64(forward.used, backward.used));
+  }
+  return most;
+}
+
 }  // namespace
+
+int64_t block_attention_scratch(const BlockAttention& in) {
+  return in.act == DType::kBF16 ? scratch_bytes<Bf16Panels>(in) : scratch_bytes<F32Panels>(in);
+}
 
 void block_attention(const BlockAttentionArgs& args, ThreadPool& pool) {
   if (args.in.sequences.empty()) return;

@@ -66,6 +66,7 @@ void swiglu_keep(const SwigluKeepArgs& args, ThreadPool& pool);
 void swiglu_backward(const SwigluBackwardArgs& args, ThreadPool& pool);
 void block_attention(const BlockAttentionArgs& args, ThreadPool& pool);
 void block_attention_backward(const BlockAttentionBackwardArgs& args, ThreadPool& pool);
+int64_t block_attention_scratch(const BlockAttention& in);
 void cross_entropy(const CrossEntropyArgs& args, ThreadPool& pool);
 void adamw(const AdamwArgs& args, ThreadPool& pool);
 
