@@ -100,7 +100,8 @@ Status run_train(const TrainBenchFlags& flags) {
     needs = needs.include(adapter->needs());
     adapters.push_back(std::move(adapter));
   }
-  const TrainPassOptions options{.max_rows = flags.tokens, .needs = needs, .checkpointing = level};
+  const TrainPassOptions options{
+      .max_rows = flags.tokens, .longest_sample = flags.sample_tokens, .needs = needs, .checkpointing = level};
   LK_ASSIGN_OR_RETURN(const auto pass, TrainPass::create(weights, *backend, options));
   const auto make_block = [&](int64_t job, int64_t tokens, TokenBlock& block) {
     Rng rng(static_cast<uint64_t>(job) + 1);

@@ -140,7 +140,7 @@ Status TrainRun::Impl::open(const AskStop& stop) {
   LK_RETURN_IF_ERROR(plan(opened, now));
   LK_RETURN_IF_ERROR(check_block(opened));
   LK_ASSIGN_OR_RETURN(pass_, TrainPass::create(base_.weights, *base_.backend, plan_.pass));
-  LK_ASSIGN_OR_RETURN(const std::string digest, base_digest(base_.directory, stop));
+  LK_ASSIGN_OR_RETURN(const std::string digest, base_files_digest(base_.directory, stop));
   std::vector<std::unique_ptr<TrainJob>> jobs;
   for (Opened& item : opened) {
     const std::string name = item.entry->config.name;

@@ -9,7 +9,7 @@
 
 namespace lk {
 
-Result<std::string> base_digest(const std::string& directory, const AskStop& stop) {
+Result<std::string> base_files_digest(const std::string& directory, const AskStop& stop) {
   std::vector<std::string> files;
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(directory, error)) {

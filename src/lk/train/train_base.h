@@ -25,7 +25,8 @@ struct TrainBase {
   int64_t reserved_bytes = 0;       // that whoever serves it may yet take: pages, and buffers of a step
 };
 
-// SHA-256 of all weights and of what says how they are used, in hex: what makes a base this base.
-Result<std::string> base_digest(const std::string& directory, const AskStop& stop = {});
+// SHA-256 of the files of all weights and of what says how they are used, in hex: what makes a base this base to those
+// who train on it.
+Result<std::string> base_files_digest(const std::string& directory, const AskStop& stop = {});
 
 }  // namespace lk
