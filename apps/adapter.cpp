@@ -4,8 +4,7 @@
 
 #include "commands.h"
 #include "lk/base/thread_pool.h"
-#include "lk/io/model_config.h"
-#include "lk/io/safetensors.h"
+#include "lk/io/checkpoint.h"
 #include "lk/lora/adapter.h"
 #include "lk/lora_tools/merge.h"
 #include "lk/lora_tools/save.h"
@@ -20,8 +19,9 @@ struct Base {
 
   static Result<Base> open(const std::string& directory) {
     Base base;
-    LK_ASSIGN_OR_RETURN(base.config, load_model_config(directory));
-    LK_ASSIGN_OR_RETURN(base.weights, TensorStore::open_model(directory));
+    LK_ASSIGN_OR_RETURN(Checkpoint checkpoint, open_checkpoint(directory));
+    base.config = std::move(checkpoint.config);
+    base.weights = std::move(checkpoint.weights);
     return base;
   }
 };
@@ -31,6 +31,7 @@ struct Flags {
   bool ignore_unknown = false;
   InitOptions init;
   double alpha = 0;
+  std::optional<double> scaling;
   std::vector<std::string> ranks{"16"};
   std::string targets = "all", config;
 
@@ -70,7 +71,7 @@ Status convert(const Flags& flags) {
   LK_ASSIGN_OR_RETURN(const Base base, Base::open(flags.base));
   LK_ASSIGN_OR_RETURN(const ConvertReport report,
                       convert_adapter(flags.adapter, base.config, base.weights.get(), flags.out,
-                                      {.dtype = flags.parsed_dtype()}, flags.load()));
+                                      {.dtype = flags.parsed_dtype(), .scaling = flags.scaling}, flags.load()));
   for (const std::string& warning : report.warnings) fmt::print("warning: {}\n", warning);
   fmt::print("wrote {}: {} -> {}, largest rounding {:.3g}\n", flags.out, format_bytes(report.bytes_before),
              format_bytes(report.bytes_after), report.largest_rounding);
@@ -148,6 +149,8 @@ void add_adapter(CLI::App& app, int& exit_code) {
       sub->add_option("--dtype", flags->dtype, "of the written tensors")
           ->check(CLI::IsMember({"same", "f32", "bf16", "f16"}))
           ->capture_default_str();
+      sub->add_option("--scaling", flags->scaling,
+                      "factor of the change, for mistral-finetune's and mlx-lm's files that do not say it");
     }
     sub->callback([flags, run, &exit_code] {
       if (Status status = run(*flags); !status.ok()) exit_code = fail(status);
@@ -155,7 +158,9 @@ void add_adapter(CLI::App& app, int& exit_code) {
   };
   add("inspect", "Show ranks, targets, scalings, sizes and the content digest", inspect, false);
   add("verify", "Check that an adapter fits a base and can be served", verify, false);
-  add("convert", "Write a plain PEFT adapter: other dtype, split fused projections, PiSSA/OLoRA on the untouched base",
+  add("convert",
+      "Write a plain PEFT adapter: other dtype, split fused projections, PiSSA/OLoRA on the untouched base; also of "
+      "mlx-lm's and mistral-finetune's files",
       convert, true);
 
   auto flags = std::make_shared<Flags>();

@@ -41,6 +41,7 @@ struct ModelFlags {
   std::string memory = "auto";
   int threads = 0;
   int64_t context = 0;
+  std::string pooling = "auto";
   SchedulerFlags scheduler;
 
   void add_to(CLI::App& command, bool model_is_positional);
@@ -64,6 +65,8 @@ std::string default_state_path();
 
 // Prints "lorikeet: message" and returns 1.
 int fail(const Status& status);
+// Prints "lorikeet: warning: WHAT: message" for each.
+void warn(const std::string& what, const std::vector<std::string>& messages);
 
 // Set by SIGINT and SIGTERM once watch_interrupts() was called; the second signal ends the program at once.
 extern volatile std::sig_atomic_t interrupted;

@@ -59,6 +59,10 @@ int fail(const Status& status) {
   return 1;
 }
 
+void warn(const std::string& what, const std::vector<std::string>& messages) {
+  for (const std::string& message : messages) fmt::print(stderr, "lorikeet: warning: {}: {}\n", what, message);
+}
+
 void ModelFlags::add_to(CLI::App& command, bool model_is_positional) {
   const std::string model_help = "Hugging Face model directory (config.json, *.safetensors, tokenizer.json)";
   auto* model_option = model_is_positional ? command.add_option("MODEL", model, model_help)
@@ -75,6 +79,12 @@ void ModelFlags::add_to(CLI::App& command, bool model_is_positional) {
       ->group("Model");
   command.add_option("--context,--max-model-len", context, "longest prompt + output in tokens; 0 = the model's own")
       ->check(CLI::Range(0, 1 << 30))
+      ->capture_default_str()
+      ->group("Model");
+  command
+      .add_option("--pooling", pooling,
+                  "hidden states of a prompt that make its embedding; auto = what 1_Pooling/config.json says, or mean")
+      ->check(CLI::IsMember({"auto", "mean", "last", "cls"}))
       ->capture_default_str()
       ->group("Model");
   command.add_option("--threads", threads, "kernel threads; 0 = every core this process may use")
@@ -117,8 +127,13 @@ Result<std::unique_ptr<TextEngine>> ModelFlags::open_without_adapters(const Memo
   LK_ASSIGN_OR_RETURN(options.scheduler, scheduler.parse());
   LK_ASSIGN_OR_RETURN(options.merging, scheduler.parse_merging());
   options.exact = scheduler.exact;
+  if (pooling == "mean") options.pooling = Pooling::kMean;
+  if (pooling == "last") options.pooling = Pooling::kLast;
+  if (pooling == "cls") options.pooling = Pooling::kFirst;
   if (stderr_is_terminal()) options.progress = show_progress;
-  return TextEngine::open(options);
+  LK_ASSIGN_OR_RETURN(std::unique_ptr<TextEngine> engine, TextEngine::open(options));
+  warn(model, engine->engine().weights().warnings);
+  return engine;
 }
 
 Result<std::vector<std::pair<std::string, std::string>>> ModelFlags::parse_loras() const {
@@ -135,7 +150,13 @@ Result<std::unique_ptr<TextEngine>> ModelFlags::open() const {
   LK_ASSIGN_OR_RETURN(const auto adapters, parse_loras());
   LK_ASSIGN_OR_RETURN(const MemoryPlan memory_plan, plan());
   LK_ASSIGN_OR_RETURN(std::unique_ptr<TextEngine> engine, open_without_adapters(memory_plan));
-  for (const auto& [name, directory] : adapters) LK_RETURN_IF_ERROR(engine->add_adapter(name, directory));
+  for (const auto& [name, directory] : adapters) {
+    if (!is_directory(directory)) return not_found("adapter {}: {} is not a directory", name, directory);
+    LK_ASSIGN_OR_RETURN(auto adapter, load_adapter(name, directory, engine->config(),
+                                                   engine->engine().weights().checkpoint.get()));
+    warn(directory, adapter->warnings);
+    LK_RETURN_IF_ERROR(engine->add_adapter(std::move(adapter)));
+  }
   return engine;
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // lorikeet inspect: what a model directory holds and what it costs to run.
 #include "commands.h"
-#include "lk/io/model_config.h"
+#include "lk/io/checkpoint.h"
 #include "lk/io/weights.h"
 
 namespace lk::apps {
@@ -19,14 +19,16 @@ const char* rope_name(RopeType type) {
       return "llama3";
     case RopeType::kYarn:
       return "yarn";
+    case RopeType::kLongrope:
+      return "longrope";
   }
   return "?";
 }
 
 int run(const std::string& directory) {
-  Result<ModelConfig> config = load_model_config(directory);
-  if (!config.ok()) return fail(config.status());
-  const ModelConfig& c = *config;
+  const Result<Checkpoint> opened = open_checkpoint(directory);
+  if (!opened.ok()) return fail(opened.status());
+  const ModelConfig& c = opened->config;
   int64_t parameters = 0;
   for (const WeightSpec& spec : weight_manifest(c)) {
     int64_t n = 1;
@@ -38,11 +40,14 @@ int run(const std::string& directory) {
   fmt::print("architecture   {} ({} parameters, {} in the checkpoint)\n", c.architecture, parameters,
              to_string(c.dtype));
   fmt::print("shape          {} layers, hidden {}, intermediate {}, vocabulary {}{}\n", c.num_layers, c.hidden_dim,
-             c.intermediate_dim, c.vocab_size, c.tie_word_embeddings ? " (tied)" : "");
+             c.intermediate_dim, c.vocab_size,
+             !c.has_lm_head          ? " (no head: embeddings only)"
+             : c.tie_word_embeddings ? " (tied)"
+                                     : "");
   fmt::print("attention      {} heads, {} KV heads, head size {}{}{}\n", c.num_heads, c.num_kv_heads, c.head_dim,
              c.qkv_bias ? ", qkv bias" : "", c.qk_norm ? ", qk norm" : "");
   if (windowed > 0) fmt::print("window         {} layers of {}\n", windowed, c.num_layers);
-  fmt::print("positions      {} (rope {}, theta {})\n", c.max_positions, rope_name(c.rope.type), c.rope.theta);
+  fmt::print("positions      {} (rope {}, theta {})\n", c.context_limit(), rope_name(c.rope.type), c.rope.theta);
   fmt::print("KV cache       {} per token in bf16\n", format_bytes(c.num_layers * 2 * c.kv_dim() * 2));
   fmt::print("adapter, r=16  {} in bf16 on all seven projections\n", format_bytes([&] {
                int64_t width = 0;
@@ -50,13 +55,9 @@ int run(const std::string& directory) {
                  width += in_dim(static_cast<Proj>(p), c) + out_dim(static_cast<Proj>(p), c);
                return width * 16 * 2 * c.num_layers;
              }()));
-  Result<std::shared_ptr<const TensorStore>> store = TensorStore::open_model(directory);
-  if (!store.ok()) return fail(store.status());
-  std::vector<std::string> warnings;
-  if (Status status = check_weights(c, **store, &warnings); !status.ok()) return fail(status);
-  for (const std::string& warning : warnings) fmt::print("warning        {}\n", warning);
-  fmt::print("checkpoint     {} tensors, {}: complete\n", (*store)->tensors().size(),
-             format_bytes((*store)->size_bytes()));
+  for (const std::string& warning : opened->warnings) fmt::print("warning        {}\n", warning);
+  fmt::print("checkpoint     {} tensors, {}: complete\n", opened->files->tensors().size(),
+             format_bytes(opened->files->size_bytes()));
   return 0;
 }
 

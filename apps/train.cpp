@@ -104,6 +104,9 @@ Result<LoadedBase> load_base(const RunConfig& run, const TrainFlags& flags) {
     loaded.base.backend = loaded.backend.get();
     LK_ASSIGN_OR_RETURN(loaded.text, TextModel::load(run.base, loaded.base.weights->config, 0));
   }
+  warn(run.base, loaded.base.weights->warnings);
+  if (!loaded.base.weights->config.has_lm_head)
+    return unsupported("{}: a decoder without an lm_head predicts no tokens, so there is nothing to train on", run.base);
   LK_RETURN_IF_ERROR(take_text(loaded));
   return loaded;
 }

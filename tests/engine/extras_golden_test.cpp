@@ -113,7 +113,7 @@ TEST(ExtrasGolden, EmbeddingsAreTheNormalisedMeanOfTheLastHiddenStates) {
       ASSERT_TRUE(
           model.scheduler
               ->submit(
-                  {.id = next++, .adapter = id, .prompt = Extras::tokens(prompt), .max_tokens = 0, .sum_hidden = true})
+                  {.id = next++, .adapter = id, .prompt = Extras::tokens(prompt), .max_tokens = 0, .pooling = Pooling::kMean})
               .ok());
     const auto sums = model.hidden_sums();
     next = 0;
@@ -148,10 +148,10 @@ TEST(HiddenSum, DoesNotDependOnTheBatch) {
   std::vector<Request> requests;
   Rng rng(3);
   for (RequestId id = 0; id < 24; ++id) {
-    Request request{.id = id, .adapter = ids[rng.below(ids.size())], .max_tokens = 0, .sum_hidden = true};
+    Request request{.id = id, .adapter = ids[rng.below(ids.size())], .max_tokens = 0, .pooling = Pooling::kMean};
     if (id % 4 == 3) {  // somebody who decodes and takes pages
       request.max_tokens = 60;
-      request.sum_hidden = false;
+      request.pooling = Pooling::kNone;
     }
     Rng prompt(rng.below(3));  // shared prefixes
     const uint64_t length = 1 + rng.below(90);
@@ -170,7 +170,7 @@ TEST(HiddenSum, DoesNotDependOnTheBatch) {
     const auto sums = crowd.hidden_sums();
     crowd.pool->check_integrity();
     for (const Request& request : requests) {
-      if (!request.sum_hidden || !taken[static_cast<size_t>(request.id)]) continue;
+      if (request.pooling == Pooling::kNone || !taken[static_cast<size_t>(request.id)]) continue;
       ASSERT_TRUE(alone.scheduler->submit(request).ok());
       const auto expected = alone.hidden_sums();
       ASSERT_EQ(sums.at(request.id).size(), expected.at(request.id).size());

@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <set>
 
 #include "lk/engine/engine.h"
 #include "lk/sched/scheduler.h"
@@ -177,25 +176,10 @@ TEST_P(GoldenCaseTest, GreedyTokensAndLogprobsMatch) {
                   fmt::format("{} prompt of {}", c.name, c.prompts[i].token_ids.size()));
 }
 
-// Adapter kinds that are refused, with a reason.
-const std::set<std::string> kRefused = {"llama_mha__dora_embedding", "qwen2_tied__trained_biases"};
-
 std::vector<std::string> case_names() {
   std::vector<std::string> names;
-  for (const GoldenCase& c : Golden::get().cases)
-    if (!kRefused.contains(c.name)) names.push_back(c.name);
+  for (const GoldenCase& c : Golden::get().cases) names.push_back(c.name);
   return names;
-}
-
-TEST(Golden, UnsupportedAdapterKindsAreRefusedByName) {
-  for (const std::string& name : kRefused) {
-    const GoldenCase& c = Golden::get().find(name);
-    const auto config = load_model_config(kGoldenDir + c.model).value();
-    const auto base = TensorStore::open_model(kGoldenDir + c.model).value();
-    const auto adapter = load_adapter(name, kGoldenDir + c.adapter, config, base.get());
-    ASSERT_FALSE(adapter.ok());
-    EXPECT_NE(adapter.status().message().find("adapter"), std::string::npos) << adapter.status().message();
-  }
 }
 INSTANTIATE_TEST_SUITE_P(All, GoldenCaseTest, ::testing::ValuesIn(case_names()),
                          [](const auto& info) { return info.param; });

@@ -34,8 +34,7 @@ Request random_request(RequestId id, const Harness& harness, Rng& rng, int64_t v
   request.rope_length = static_cast<int64_t>(length) + request.max_tokens;
   const ModelConfig& config = harness.engine->weights().config;
   // Dynamic rope rotates the keys of long sequences by their length: such requests must not share pages.
-  if (config.rope.type == RopeType::kDynamic && request.rope_length > config.max_positions)
-    request.cache_salt = static_cast<uint64_t>(request.rope_length);
+  request.cache_salt = static_cast<uint64_t>(config.rope_length(request.rope_length));
   return request;
 }
 

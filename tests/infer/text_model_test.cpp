@@ -94,7 +94,7 @@ TEST_F(TextModelTest, OutputEndsWhereTheContextDoes) {
   request.max_tokens = 5;
   request.embed = true;  // makes no tokens either
   EXPECT_EQ(prepare(*model, request).value()->asked.max_tokens, 0);
-  EXPECT_TRUE(prepare(*model, request).value()->asked.sum_hidden);
+  EXPECT_EQ(prepare(*model, request).value()->asked.pooling, Pooling::kMean);
   request.token_ids.resize(33, 40);
   EXPECT_THAT(prepare(*model, request).status().message(), HasSubstr("too long"));
   EXPECT_FALSE(TextModel::load(kDirectory, load_model_config(kDirectory).value(), 513).ok()) << "longer than the model";

@@ -15,6 +15,21 @@ namespace {
 
 constexpr int kNumReaders = 2;  // adapters read from disk at once: one waits for the disk while one is parsed
 
+// Whether the hidden state at this position is part of the prompt's embedding.
+bool pools(const Request& request, int64_t position) {
+  switch (request.pooling) {
+    case Pooling::kNone:
+      return false;
+    case Pooling::kMean:
+      return true;
+    case Pooling::kLast:
+      return position + 1 == static_cast<int64_t>(request.prompt.size());
+    case Pooling::kFirst:
+      return position == 0;
+  }
+  return false;
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options,
@@ -155,11 +170,12 @@ Micros Engine::now() const {
 
 const RopeTable& Engine::rope_table(int64_t sequence_length) {
   const ModelConfig& c = weights_->config;
-  if (c.rope.type != RopeType::kDynamic || sequence_length <= c.max_positions) return default_rope_;
-  const auto it = rope_tables_.find(sequence_length);
+  const int64_t length = c.rope_length(sequence_length);
+  if (length == 0) return default_rope_;
+  const auto it = rope_tables_.find(length);
   if (it != rope_tables_.end()) return it->second;
   if (rope_tables_.size() > 1024) rope_tables_.clear();
-  return rope_tables_.emplace(sequence_length, make_rope_table(c, sequence_length)).first->second;
+  return rope_tables_.emplace(length, make_rope_table(c, length)).first->second;
 }
 
 void Engine::add_rows(const StepPlan& plan, size_t item_idx) {
@@ -178,7 +194,7 @@ void Engine::add_rows(const StepPlan& plan, size_t item_idx) {
     const bool score = item.prompt_logprobs && position + 1 < static_cast<int64_t>(item.request->prompt.size());
     if (score) logit_rows_.push_back({row, item_idx, position, false});
     if (item.sample && position + 1 == item.end) logit_rows_.push_back({row, item_idx, position, true});
-    if (item.hidden_sum) hidden_rows_.push_back({row, item.hidden_sum});
+    if (item.hidden_sum && pools(*item.request, position)) hidden_rows_.push_back({row, item.hidden_sum});
   }
   sequences_.push_back({.row_begin = row_begin,
                         .row_end = static_cast<int32_t>(token_ids_.size()),
@@ -238,7 +254,6 @@ std::span<ItemResult> Engine::execute(const StepPlan& plan) {
 }
 
 void Engine::add_hidden(const StepPlan& plan) {
-  if (hidden_rows_.empty()) return;
   const auto dim = static_cast<size_t>(weights_->config.hidden_dim);
   for (const StepItem& item : plan.items)
     if (item.hidden_sum && item.begin == 0) item.hidden_sum->assign(dim, 0.0);

@@ -122,7 +122,7 @@ class Engine : public Executor {
   double execute_seconds_ = 0, sample_seconds_ = 0;
   StepTimes last_step_times_;
   RopeTable default_rope_;
-  std::unordered_map<int64_t, RopeTable> rope_tables_;  // rope type dynamic, by sequence length
+  std::unordered_map<int64_t, RopeTable> rope_tables_;  // by ModelConfig::rope_length()
 
   // The step being executed; sized once, reused.
   std::vector<size_t> order_;  // items sorted by adapter

@@ -18,7 +18,8 @@ int64_t packed_bytes(const ModelConfig& c, DType act) {
   int64_t vectors = 0;  // norms and biases, kept in f32
   for (const WeightSpec& spec : weight_manifest(c))
     if (spec.shape.size() == 1) vectors += align_panel(spec.shape[0]) * 4;
-  return c.num_layers * layer + packed_weight_bytes(format, c.vocab_size, c.hidden_dim) + vectors;
+  const int64_t head = c.has_lm_head ? packed_weight_bytes(format, c.vocab_size, c.hidden_dim) : 0;
+  return c.num_layers * layer + head + vectors;
 }
 
 }  // namespace

@@ -11,10 +11,10 @@
 namespace lk {
 namespace {
 
-std::vector<float> mean_embedding(const std::vector<double>& sum) {
+std::vector<float> embedding_of(const std::vector<double>& sum) {
   double squares = 0;
   for (const double x : sum) squares += x * x;
-  // The mean's length does not matter once it is normalised.
+  // A mean is a sum but for its length, which does not matter once it is normalised.
   const double scale = squares > 0 ? 1 / std::sqrt(squares) : 0;
   std::vector<float> embedding;
   for (const double x : sum) embedding.push_back(static_cast<float>(x * scale));
@@ -48,7 +48,7 @@ Result<std::unique_ptr<TextEngine>> TextEngine::open(const TextEngineOptions& op
     LK_ASSIGN_OR_RETURN(weights, load_weights(options.model, options.act, *backend, options.progress));
   }
   LK_ASSIGN_OR_RETURN(self->text_, TextModel::load(options.dummy_config.empty() ? options.model : "", weights->config,
-                                                   options.context));
+                                                   options.context, options.pooling));
   LK_ASSIGN_OR_RETURN(self->engine_, Engine::create({.max_step_tokens = options.scheduler.max_step_tokens,
                                                      .memory_bytes = options.memory_bytes},
                                                     std::move(weights), std::move(backend)));
@@ -146,7 +146,7 @@ TextUpdate TextEngine::apply(RequestEvent& event) {
   TextUpdate update{.sequence = &sequence, .started = event.started};
   if (event.started) completion.cached_tokens = event.cached_tokens;
   if (!event.hidden_sum.empty()) {
-    completion.embedding = mean_embedding(event.hidden_sum);
+    completion.embedding = embedding_of(event.hidden_sum);
     if (!std::ranges::all_of(completion.embedding, [](float x) { return std::isfinite(x); })) {
       event.finish = FinishReason::kError;
       event.error = internal_error("the hidden states of the prompt are not finite");

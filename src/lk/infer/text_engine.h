@@ -27,6 +27,7 @@ struct TextEngineOptions {
   std::optional<CpuIsa> isa;
   int64_t memory_bytes = 0;    // of the page pool (memory_plan.h)
   int64_t context = 0;         // prompt + output tokens; 0 = the model's
+  std::optional<Pooling> pooling;  // of embeddings; absent: the directory's
   SchedulerOptions scheduler;  // max_sequence is set from context
   MergeMode merging = MergeMode::kNever;
   std::vector<std::string> exact;  // with merging: adapters of these names (globs) are never merged; all others may be

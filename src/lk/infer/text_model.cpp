@@ -6,6 +6,7 @@
 
 #include "lk/base/file.h"
 #include "lk/infer/constraint.h"
+#include "lk/infer/pooling.h"
 #include "lk/infer/request_fields.h"
 
 namespace lk {
@@ -73,9 +74,13 @@ Status validate_sampling(const SamplingParams& p, int64_t vocab_size) {
 }
 
 Result<std::shared_ptr<const TextModel>> TextModel::load(const std::string& directory, const ModelConfig& config,
-                                                         int64_t context) {
+                                                         int64_t context, std::optional<Pooling> pooling) {
   std::shared_ptr<TextModel> model(new TextModel());
   model->config_ = config;
+  if (pooling)
+    model->pooling_ = *pooling;
+  else if (!directory.empty())
+    LK_ASSIGN_OR_RETURN(model->pooling_, load_pooling(directory));
   if (!directory.empty()) {
     LK_ASSIGN_OR_RETURN(model->generation_, load_generation_defaults(directory));
     if (file_exists(join_path(directory, "tokenizer.json"))) {
@@ -90,9 +95,7 @@ Result<std::shared_ptr<const TextModel>> TextModel::load(const std::string& dire
   const std::vector<int64_t>& ends =
       model->generation_.eos_token_ids.empty() ? config.eos_token_ids : model->generation_.eos_token_ids;
   model->end_tokens_.assign(ends.begin(), ends.end());
-  // Dynamic rope stretches the context by its factor; everything else ends where the model was trained.
-  const auto stretch = config.rope.type == RopeType::kDynamic ? config.rope.factor : 1.0;
-  const auto longest = static_cast<int64_t>(static_cast<double>(config.max_positions) * stretch);
+  const int64_t longest = config.context_limit();
   model->context_ = context > 0 ? context : longest;
   if (model->context_ > longest)
     return invalid_argument("--context {} is longer than the {} positions of the model", model->context_, longest);
@@ -217,6 +220,8 @@ Status TextModel::prepare(TextRequest text, TextSequence& sequence, const ChatTe
   LK_ASSIGN_OR_RETURN(request.prompt,
                       prompt_tokens(text, own_template, text.truncate_prompt_tokens > 0 ? 0 : context_));
   const auto prompt_length = static_cast<int64_t>(request.prompt.size());
+  if (!text.embed && !config_.has_lm_head)
+    return invalid_argument("this model is a decoder without an lm_head: it makes embeddings (/v1/embeddings), no text");
   if (text.embed) text.max_tokens = 0;
   if (prompt_length > context_ || (prompt_length == context_ && text.max_tokens > 0))
     return invalid_argument(
@@ -230,13 +235,12 @@ Status TextModel::prepare(TextRequest text, TextSequence& sequence, const ChatTe
     request.stop_token_ids.insert(request.stop_token_ids.end(), end_tokens_.begin(), end_tokens_.end());
   request.sampling = text.sampling;
   request.output_so_far = text.output_so_far;
-  request.sum_hidden = text.embed;
+  request.pooling = text.embed ? pooling_ : Pooling::kNone;
   request.constraint = make_constraint(text, request.stop_token_ids, config_.vocab_size);
   request.cache_salt = text.cache_salt;
   request.rope_length = prompt_length + request.max_tokens;
-  // Beyond max_positions dynamic rope rotates by sequence length: such requests share no cached keys with others.
-  if (config_.rope.type == RopeType::kDynamic && request.rope_length > config_.max_positions)
-    request.cache_salt ^= static_cast<uint64_t>(request.rope_length) << 32;
+  // Keys that are rotated otherwise are not shared.
+  request.cache_salt ^= static_cast<uint64_t>(config_.rope_length(request.rope_length)) << 32;
   field = "output_so_far";
   if (request.resumed()) LK_RETURN_IF_ERROR(check_output_so_far(request));
   field = "allowed_token_ids";

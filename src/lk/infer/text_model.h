@@ -17,9 +17,9 @@ namespace lk {
 
 class TextModel {
  public:
-  // `directory` empty: dummy weights, no text. `context` 0 = the model's own.
+  // `directory` empty: dummy weights, no text. `context` 0 = the model's own. `pooling` absent: see load_pooling().
   static Result<std::shared_ptr<const TextModel>> load(const std::string& directory, const ModelConfig& config,
-                                                       int64_t context);
+                                                       int64_t context, std::optional<Pooling> pooling = {});
 
   // Fills a new sequence, all but its id and adapter. kInvalidArgument with the field and the reason. `own_template`
   // replaces the model's chat template (an adapter's). `field` gets what a failure is about: "prompt" (whatever it was
@@ -51,6 +51,7 @@ class TextModel {
   GenerationDefaults generation_;
   std::vector<int32_t> end_tokens_;
   int64_t context_ = 0;
+  Pooling pooling_ = Pooling::kMean;  // of embeddings
 };
 
 // Range checks of every sampling field; the message names the field, its value and the range.

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/io/model_config.h"
 
+#include <algorithm>
 #include <boost/json/array.hpp>
 
 #include "lk/base/file.h"
 #include "lk/base/json_fields.h"
+#include "lk/io/text_config.h"
 #include "lk/tensor/limits.h"
 
 namespace lk {
@@ -34,14 +36,25 @@ std::string supported_architectures() {
   return names;
 }
 
-Result<const Architecture*> find_architecture(JsonFields& fields) {
+struct Found {
+  const Architecture* architecture = nullptr;
+  bool bare = false;
+};
+
+// "LlamaModel" for "LlamaForCausalLM".
+std::string bare_name(std::string_view architecture) {
+  return std::string(architecture.substr(0, architecture.find("ForCausalLM"))) + "Model";
+}
+
+Result<Found> find_architecture(JsonFields& fields) {
   std::vector<std::string> names;
   std::string model_type;
   fields.read_strings("architectures", names);
   fields.read_string("model_type", model_type);
   LK_RETURN_IF_ERROR(fields.status());
   for (const Architecture& entry : kArchitectures) {
-    if (names.empty() ? model_type == entry.model_type : names.front() == entry.name) return &entry;
+    if (names.empty() ? model_type == entry.model_type : names.front() == entry.name) return Found{&entry, false};
+    if (!names.empty() && names.front() == bare_name(entry.name)) return Found{&entry, true};
   }
   if (names.empty() && model_type.empty()) {
     return invalid_argument("{}: neither \"architectures\" nor \"model_type\"; is this a model's config.json?",
@@ -71,6 +84,12 @@ void refuse_unsupported(JsonFields& fields) {
   fields.read_double("partial_rotary_factor", rotary);
   if (rotary != 1.0) {
     fields.fail(unsupported("{}: partial_rotary_factor {} is not supported; supported: 1", fields.where(), rotary));
+  }
+  bool causal = true;
+  fields.read_bool("is_causal", causal);
+  if (!causal) {
+    fields.fail(unsupported("{}: is_causal is false: tokens of this model see later ones, which is not supported",
+                            fields.where()));
   }
 }
 
@@ -105,15 +124,34 @@ void read_rope_type(JsonFields& rope, RopeConfig& config) {
     config.type = RopeType::kLlama3;
   else if (type == "yarn")
     config.type = RopeType::kYarn;
+  else if (type == "longrope" || type == "su")
+    config.type = RopeType::kLongrope;
+  else if (type == "mrope")  // by time, height and width of a picture, which are one position where there is only text
+    config.type = RopeType::kDefault;
   else
-    rope.fail(unsupported("{}: rope type {} is not supported; supported: default, linear, dynamic, llama3, yarn",
-                          rope.where(), type));
+    rope.fail(
+        unsupported("{}: rope type {} is not supported; supported: default, linear, dynamic, llama3, yarn, longrope",
+                    rope.where(), type));
+}
+
+void read_factors(JsonFields& rope, const char* key, int64_t count, std::vector<double>& out) {
+  const json::array* list = rope.array(key);
+  if (list == nullptr) return rope.fail(invalid_argument("{}: \"{}\" is missing", rope.where(), key));
+  if (std::ssize(*list) != count)
+    return rope.fail(invalid_argument("{}: \"{}\" has {} numbers, half of head_dim is {}", rope.where(), key,
+                                      list->size(), count));
+  for (const json::value& item : *list) {
+    const double factor = item.is_number() ? item.to_number<double>() : 0;
+    if (!(factor >= 1e-6 && factor <= 1e9))
+      return rope.fail(invalid_argument("{}: \"{}\" must hold positive numbers", rope.where(), key));
+    out.push_back(factor);
+  }
 }
 
 // Old style: "rope_theta" and "rope_scaling" {type | rope_type, factor, ...}. New style
 // (transformers 5): "rope_parameters" with both. transformers lets a non-empty "rope_scaling" win;
 // so do we.
-void read_rope(JsonFields& fields, int64_t max_positions, RopeConfig& config) {
+void read_rope(JsonFields& fields, int64_t max_positions, int64_t head_dim, RopeConfig& config) {
   constexpr double kMaxTheta = 1e15;
   fields.read_double("rope_theta", config.theta, 1.0, kMaxTheta);
   const json::value* parameters = fields.find("rope_parameters");
@@ -136,7 +174,8 @@ void read_rope(JsonFields& fields, int64_t max_positions, RopeConfig& config) {
   if (rotary != 1.0) {
     rope.fail(unsupported("{}: partial_rotary_factor {} is not supported; supported: 1", rope.where(), rotary));
   }
-  const bool scaled = config.type == RopeType::kLlama3 || config.type == RopeType::kYarn;
+  const bool scaled = config.type == RopeType::kLlama3 || config.type == RopeType::kYarn ||
+                      config.type == RopeType::kLongrope;
   int64_t original = 0;
   rope.read_int("original_max_position_embeddings", original, 1, int64_t{1} << 30);
   fields.read_int("original_max_position_embeddings", original, 1, int64_t{1} << 30);  // this one has priority
@@ -146,8 +185,8 @@ void read_rope(JsonFields& fields, int64_t max_positions, RopeConfig& config) {
     const bool has_factor = rope.find("factor") != nullptr;
     rope.read_double("factor", config.factor, 1e-6, 1e6);
     if (!has_factor) {
-      if (config.type == RopeType::kYarn && original != 0) {
-        config.factor = static_cast<double>(max_positions) / static_cast<double>(original);
+      if (config.type == RopeType::kLongrope || (config.type == RopeType::kYarn && original != 0)) {
+        config.factor = static_cast<double>(max_positions) / static_cast<double>(config.original_max_positions);
       } else {
         rope.fail(invalid_argument("{}: \"factor\" is missing", rope.where()));
       }
@@ -172,6 +211,11 @@ void read_rope(JsonFields& fields, int64_t max_positions, RopeConfig& config) {
     rope.read_double("mscale_all_dim", config.mscale_all_dim, 0.0, 1e6);
     rope.read_double("attention_factor", config.attention_factor, 0.0, 1e6);
     rope.read_bool("truncate", config.truncate);
+  }
+  if (config.type == RopeType::kLongrope) {
+    rope.read_double("attention_factor", config.attention_factor, 0.0, 1e6);
+    read_factors(rope, "short_factor", head_dim / 2, config.short_factor);
+    read_factors(rope, "long_factor", head_dim / 2, config.long_factor);
   }
   fields.fail(rope.status());
 }
@@ -272,11 +316,29 @@ void read_extents(JsonFields& fields, const Architecture& architecture, ModelCon
 
 }  // namespace
 
+int64_t ModelConfig::context_limit() const {
+  double limit = static_cast<double>(max_positions);
+  if (rope.type == RopeType::kLinear || rope.type == RopeType::kDynamic) limit *= rope.factor;
+  if (rope.type == RopeType::kYarn || rope.type == RopeType::kLongrope)
+    limit = std::max(limit, static_cast<double>(rope.original_max_positions) * rope.factor);
+  return std::max(max_positions, static_cast<int64_t>(std::min(limit, 0x1p40)));
+}
+
+int64_t ModelConfig::rope_length(int64_t sequence_length) const {
+  if (rope.type == RopeType::kDynamic && sequence_length > max_positions) return sequence_length;
+  if (rope.type == RopeType::kLongrope && sequence_length > rope.original_max_positions)
+    return rope.original_max_positions + 1;
+  return 0;
+}
+
 Result<ModelConfig> parse_model_config(std::string_view text, std::string_view where) {
-  LK_ASSIGN_OR_RETURN(const json::object object, parse_json_object(text, where));
+  LK_ASSIGN_OR_RETURN(const json::object whole, parse_json_object(text, where));
+  LK_ASSIGN_OR_RETURN(const json::object object, text_config_of(whole, where));
   JsonFields fields(object, std::string(where));
-  LK_ASSIGN_OR_RETURN(const Architecture* architecture, find_architecture(fields));
+  LK_ASSIGN_OR_RETURN(const Found found, find_architecture(fields));
+  const Architecture* architecture = found.architecture;
   ModelConfig config;
+  config.bare = found.bare;
   config.architecture = architecture->name;
   config.model_type = architecture->model_type;
   refuse_unsupported(fields);
@@ -285,7 +347,7 @@ Result<ModelConfig> parse_model_config(std::string_view text, std::string_view w
   read_dtype(fields, config.dtype);
   fields.read_bool("tie_word_embeddings", config.tie_word_embeddings);
   LK_RETURN_IF_ERROR(fields.status());
-  read_rope(fields, config.max_positions, config.rope);
+  read_rope(fields, config.max_positions, config.head_dim, config.rope);
   read_windows(fields, *architecture, config);
 
   bool attention_bias = false;

@@ -14,7 +14,7 @@
 
 namespace lk {
 
-enum class RopeType { kDefault, kLinear, kDynamic, kLlama3, kYarn };
+enum class RopeType { kDefault, kLinear, kDynamic, kLlama3, kYarn, kLongrope };
 
 // Rotary embedding parameters; source of each formula: transformers modeling_rope_utils.py.
 struct RopeConfig {
@@ -23,11 +23,13 @@ struct RopeConfig {
   double factor = 1.0;                        // linear, dynamic, llama3, yarn
   double low_freq_factor = 1.0;               // llama3
   double high_freq_factor = 4.0;              // llama3
-  int64_t original_max_positions = 0;         // llama3, yarn; 0 = max_positions
+  int64_t original_max_positions = 0;         // llama3, yarn, longrope; 0 = max_positions
   double beta_fast = 32.0, beta_slow = 1.0;   // yarn
   double mscale = 0.0, mscale_all_dim = 0.0;  // yarn, 0 = absent
   bool truncate = true;                       // yarn
-  double attention_factor = 0.0;              // yarn, 0 = derive from factor
+  double attention_factor = 0.0;              // yarn, longrope; 0 = derive from factor
+  // longrope, [head_dim / 2] each: divisors of the frequencies up to original_max_positions, and beyond.
+  std::vector<double> short_factor, long_factor;
 };
 
 // The sizes of what one process computes: the whole model's, or those of one rank's share of its heads and widths.
@@ -60,6 +62,9 @@ struct ModelConfig {
   double rms_norm_eps = 1e-6;
   RopeConfig rope;
   bool tie_word_embeddings = false;
+  // A bare decoder ("Qwen3Model", embedding models) may lack an lm_head: then it has hidden states, and no tokens.
+  bool bare = false;
+  bool has_lm_head = true;  // false: there is none, not even a tied one
   bool qkv_bias = false;  // Qwen2; Llama with attention_bias (then o_bias too)
   bool o_bias = false;
   bool mlp_bias = false;              // Llama with mlp_bias
@@ -71,6 +76,13 @@ struct ModelConfig {
 
   int64_t q_dim() const { return num_heads * head_dim; }
   int64_t kv_dim() const { return num_kv_heads * head_dim; }
+  // The longest sequence that the rotary scaling is made for: max_positions, stretched by its factor (of linear,
+  // dynamic, yarn and longrope), and never less.
+  int64_t context_limit() const;
+  // Which frequencies a sequence of this final length rotates by: 0 = the usual ones, otherwise those of
+  // make_rope_table() for the returned length (dynamic and longrope, beyond the original context). Sequences that differ
+  // in it share no cached keys.
+  int64_t rope_length(int64_t sequence_length) const;
   ModelShape shape() const {  // of the whole model
     return {num_layers, hidden_dim, intermediate_dim, num_heads, num_kv_heads, head_dim, vocab_size};
   }

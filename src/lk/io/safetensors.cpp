@@ -34,21 +34,17 @@ std::optional<uint64_t> tensor_bytes(const SafetensorsHeaderEntry& entry, DType 
   return bytes;
 }
 
-Result<TensorView> make_view(const SafetensorsHeaderEntry& entry, std::span<const std::byte> data) {
-  const std::optional<DType> dtype = dtype_from_name(entry.dtype);
-  if (!dtype) {
-    return unsupported("tensor '{}' has dtype {}; supported: F32, BF16, F16", entry.name, entry.dtype);
-  }
+Result<TensorView> make_view(const SafetensorsHeaderEntry& entry, DType dtype, std::span<const std::byte> data) {
   if (entry.shape.size() > 4) {
     return unsupported("tensor '{}' has {} dimensions, at most 4 are supported", entry.name, entry.shape.size());
   }
-  const std::optional<uint64_t> bytes = tensor_bytes(entry, *dtype);
+  const std::optional<uint64_t> bytes = tensor_bytes(entry, dtype);
   if (!bytes || *bytes != entry.end - entry.begin) {
     return data_loss("tensor '{}': its shape and dtype contradict its {} bytes", entry.name, entry.end - entry.begin);
   }
   std::array<int64_t, 4> shape{};
   std::copy(entry.shape.begin(), entry.shape.end(), shape.begin());
-  return TensorView(data.data() + entry.begin, *dtype, std::span<const int64_t>(shape.data(), entry.shape.size()));
+  return TensorView(data.data() + entry.begin, dtype, std::span<const int64_t>(shape.data(), entry.shape.size()));
 }
 
 // Where the data of a file begins, as its first bytes say. Not checked yet; it only decides on an alignment.
@@ -94,7 +90,12 @@ Result<SafetensorsIndex> parse_safetensors(std::span<const std::byte> bytes) {
                        entry.begin < position ? "overlapping" : "leaving a hole after", position);
     }
     position = entry.end;
-    LK_ASSIGN_OR_RETURN(TensorView view, make_view(entry, data));
+    const std::optional<DType> dtype = dtype_from_name(entry.dtype);
+    if (!dtype) {
+      index.unread.push_back({std::move(entry.name), std::move(entry.dtype)});
+      continue;
+    }
+    LK_ASSIGN_OR_RETURN(TensorView view, make_view(entry, *dtype, data));
     index.tensors.push_back({std::move(entry.name), view});
   }
   if (position != data.size()) return data_loss("{} bytes after the last tensor", data.size() - position);
@@ -133,11 +134,15 @@ Status TensorStore::realign(std::vector<TensorEntry>& tensors) {
 }
 
 // Requires: `file` is the last of files_.
-Status TensorStore::add_tensors(const std::function<Status(SafetensorsIndex&)>& accept) {
+Status TensorStore::add_tensors(const std::function<Status(SafetensorsIndex&)>& accept, bool keep_unread) {
   const MmapFile& file = files_.back();
   Result<SafetensorsIndex> index = parse_safetensors(file.bytes());
   if (!index.ok()) return index.status().with_context(file.path());
   if (accept) LK_RETURN_IF_ERROR(accept(*index));
+  if (!keep_unread && !index->unread.empty())
+    return unsupported("{}: tensor '{}' has dtype {}; supported: F32, BF16, F16", file.path(),
+                       index->unread.front().name, index->unread.front().dtype);
+  std::ranges::move(index->unread, std::back_inserter(unread_));
   LK_RETURN_IF_ERROR(realign(index->tensors));
   for (const TensorEntry& tensor : index->tensors) {
     const auto [at, added] = tensors_.emplace(tensor.name, tensor.view);
@@ -167,7 +172,7 @@ Result<std::shared_ptr<const TensorStore>> TensorStore::open_file(const std::str
     store->files_.push_back(std::move(file));
     digest(store->files_.back().bytes());
   }
-  LK_RETURN_IF_ERROR(store->add_tensors(options.accept));
+  LK_RETURN_IF_ERROR(store->add_tensors(options.accept, false));
   return std::shared_ptr<const TensorStore>(std::move(store));
 }
 
@@ -200,7 +205,13 @@ const std::string& TensorStore::content_digest() const {
 Result<std::shared_ptr<const TensorStore>> TensorStore::open_model(const std::string& directory) {
   const std::string single = join_path(directory, "model.safetensors");
   const std::string index_path = join_path(directory, "model.safetensors.index.json");
-  if (file_exists(single)) return open_file(single);
+  if (file_exists(single)) {
+    auto store = std::make_shared<TensorStore>();
+    LK_ASSIGN_OR_RETURN(MmapFile file, MmapFile::open(single));
+    store->files_.push_back(std::move(file));
+    LK_RETURN_IF_ERROR(store->add_tensors({}, true));
+    return std::shared_ptr<const TensorStore>(std::move(store));
+  }
   if (!file_exists(index_path)) {
     const bool pickle = file_exists(join_path(directory, "pytorch_model.bin")) ||
                         file_exists(join_path(directory, "pytorch_model.bin.index.json"));
@@ -233,7 +244,7 @@ Result<std::shared_ptr<const TensorStore>> TensorStore::open_model(const std::st
     if (!file_exists(path)) return not_found("{}: shard {} named by the index is missing", directory, shard);
     LK_ASSIGN_OR_RETURN(MmapFile file, MmapFile::open(path));
     store->files_.push_back(std::move(file));
-    LK_RETURN_IF_ERROR(store->add_tensors());
+    LK_RETURN_IF_ERROR(store->add_tensors({}, true));
   }
   for (const auto& field : map->get_object()) {
     const std::string name(field.key());
@@ -246,12 +257,23 @@ Result<std::shared_ptr<const TensorStore>> TensorStore::open_model(const std::st
 }
 
 void TensorStore::drop_pages(const TensorView& tensor) const {
+  if (source_) return source_->drop_pages(tensor);
   const std::span<const std::byte> part(static_cast<const std::byte*>(tensor.raw()),
                                         static_cast<size_t>(tensor.num_bytes()));
   for (const MmapFile& file : files_) {
     const std::span<const std::byte> all = file.bytes();
     if (part.data() >= all.data() && part.data() + part.size() <= all.data() + all.size()) file.drop_pages(part);
   }
+}
+
+std::shared_ptr<const TensorStore> TensorStore::renamed(std::shared_ptr<const TensorStore> source,
+                                                        std::map<std::string, TensorView> tensors) {
+  auto store = std::make_shared<TensorStore>();
+  store->tensors_ = std::move(tensors);
+  store->metadata_ = source->metadata_;
+  store->size_bytes_ = source->size_bytes_;
+  store->source_ = std::move(source);
+  return store;
 }
 
 const TensorView* TensorStore::find(const std::string& name) const {

@@ -25,14 +25,20 @@ struct TensorEntry {
   std::string name;
   TensorView view;  // points into the mapped file
 };
+// A tensor of a type that is not read: integers, 8-bit floats.
+struct UnreadTensor {
+  std::string name;
+  std::string dtype;  // as the file has it
+};
 
 // Parses and validates a header. `bytes` is the whole file. For fuzzing and SafetensorsFile.
 // Errors (kDataLoss) name the tensor: truncated, lying or oversized header (> 100 MB), duplicate
 // names, ranges that overlap, leave holes or leave the file, a shape that contradicts its byte
-// range; dtypes other than F32, BF16 and F16 are kUnsupported. Views may be unaligned when the
-// header has an odd length: see TensorStore.
+// range. Tensors of other types than F32, BF16 and F16 are listed apart: whoever needs one refuses. Views may be
+// unaligned when the header has an odd length: see TensorStore.
 struct SafetensorsIndex {
-  std::vector<TensorEntry> tensors;             // in order of their data
+  std::vector<TensorEntry> tensors;  // in order of their data
+  std::vector<UnreadTensor> unread;
   std::map<std::string, std::string> metadata;  // "__metadata__"
 };
 Result<SafetensorsIndex> parse_safetensors(std::span<const std::byte> bytes);
@@ -40,7 +46,8 @@ Result<SafetensorsIndex> parse_safetensors(std::span<const std::byte> bytes);
 struct OpenOptions {
   bool copy = false;  // into memory instead of mapping it: independent of what happens to the file afterwards
   int64_t max_bytes = INT64_MAX;
-  // Sees what the header says before anything is copied into place; may refuse it, and may take tensors out.
+  // Sees what the header says before anything is copied into place; may refuse it, and may take tensors out. Unread
+  // tensors that it leaves are an error.
   std::function<Status(SafetensorsIndex&)> accept = {};
   // Start computing the SHA-256 of this text followed by the file, beside everything else: see digest().
   std::optional<std::string> digest_after = {};
@@ -57,11 +64,15 @@ class TensorStore {
   static Result<std::shared_ptr<const TensorStore>> open_file(const std::string& path, const OpenOptions& options = {});
   // A Hugging Face model directory: model.safetensors, or the shards of
   // model.safetensors.index.json (a missing shard, or a tensor the index names but no shard has, is
-  // an error naming it).
+  // an error naming it). Tensors of types that are not read are left to the caller: see unread().
   static Result<std::shared_ptr<const TensorStore>> open_model(const std::string& directory);
+  // The tensors of `source`, which stays open, under other names.
+  static std::shared_ptr<const TensorStore> renamed(std::shared_ptr<const TensorStore> source,
+                                                    std::map<std::string, TensorView> tensors);
 
   const TensorView* find(const std::string& name) const;  // nullptr when absent
   const std::map<std::string, TensorView>& tensors() const { return tensors_; }
+  const std::vector<UnreadTensor>& unread() const { return unread_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   int64_t size_bytes() const { return size_bytes_; }  // of the files
   // What the store keeps in memory, mapped files counted as if they were all there.
@@ -75,12 +86,14 @@ class TensorStore {
   const std::string& content_digest() const;
 
  private:
-  Status add_tensors(const std::function<Status(SafetensorsIndex&)>& accept = {});  // of the last file
+  Status add_tensors(const std::function<Status(SafetensorsIndex&)>& accept, bool keep_unread);  // of the last file
   Status realign(std::vector<TensorEntry>& tensors);
 
+  std::shared_ptr<const TensorStore> source_;  // of a renamed store: it has the files
   std::vector<MmapFile> files_;
   std::vector<Buffer> realigned_;  // of each file with misaligned tensors, their copies
   std::map<std::string, TensorView> tensors_;
+  std::vector<UnreadTensor> unread_;
   std::map<std::string, std::string> metadata_;
   int64_t size_bytes_ = 0;
   mutable std::once_flag content_once_;

@@ -102,6 +102,34 @@ std::string short_name(ModuleId module) {
 
 std::string weight_name(WeightId weight) { return module_path(weight.module) + (weight.bias ? ".bias" : ".weight"); }
 
+std::string text_model_path(std::string path) {
+  const auto strip = [&](size_t at, std::string_view segment) {
+    if (path.compare(at, segment.size(), segment) != 0) return false;
+    path.erase(at, segment.size());
+    return true;
+  };
+  constexpr std::string_view kRoot = "model.";
+  for (const std::string_view segment : {"language_model.", "text_model."}) {
+    const size_t at = path.starts_with(kRoot) ? kRoot.size() : 0;
+    if (strip(at, segment)) {
+      if (at > 0) strip(0, kRoot);                             // "model.language_model.": what follows is the decoder,
+      if (!path.starts_with(kRoot) && path != "lm_head" && !path.starts_with("lm_head."))
+        path.insert(0, kRoot);                                 // or the causal model around it
+      return path;
+    }
+  }
+  for (const std::string_view name : {"layers.", "embed_tokens", "norm"})
+    if (path == name || (path.starts_with(name) && (name.ends_with('.') || path[name.size()] == '.')))
+      return path.insert(0, kRoot);
+  return path;
+}
+
+std::string_view other_modality(std::string_view name) {
+  for (const std::string_view part : {"vision", "visual", "image", "audio", "projector", "connector", "video"})
+    if (const size_t at = name.find(part); at != std::string_view::npos) return name.substr(0, name.find('.', at));
+  return {};
+}
+
 std::optional<ModuleId> find_module(std::string_view path, const ModelConfig& config) {
   if (!path.starts_with(kLayers)) {
     for (const ModuleId module : {kEmbedding, kFinalNorm, kLmHead})
@@ -129,8 +157,10 @@ std::optional<std::vector<int64_t>> weight_shape(WeightId weight, const ModelCon
   }
   if (weight.bias) return std::nullopt;
   switch (weight.module.kind) {
-    case ModuleKind::kEmbedding:
     case ModuleKind::kLmHead:
+      if (!config.has_lm_head) return std::nullopt;
+      [[fallthrough]];
+    case ModuleKind::kEmbedding:
       return Shape{config.vocab_size, config.hidden_dim};
     case ModuleKind::kQNorm:
     case ModuleKind::kKNorm:
@@ -138,6 +168,17 @@ std::optional<std::vector<int64_t>> weight_shape(WeightId weight, const ModelCon
     default:
       return Shape{config.hidden_dim};
   }
+}
+
+std::optional<WeightId> find_weight(std::string_view name, const ModelConfig& config) {
+  const size_t dot = name.rfind('.');
+  if (dot == std::string_view::npos) return std::nullopt;
+  const std::string_view end = name.substr(dot + 1);
+  if (end != "weight" && end != "bias") return std::nullopt;
+  const std::optional<ModuleId> module = find_module(text_model_path(std::string(name.substr(0, dot))), config);
+  if (!module) return std::nullopt;
+  const WeightId weight{*module, end == "bias"};
+  return weight_shape(weight, config) ? std::optional(weight) : std::nullopt;
 }
 
 std::vector<WeightId> model_weights(const ModelConfig& config) {
@@ -151,7 +192,7 @@ std::vector<WeightId> model_weights(const ModelConfig& config) {
       for (const bool bias : {false, true})
         if (const WeightId weight{{layer, kind}, bias}; weight_shape(weight, config)) weights.push_back(weight);
   weights.push_back({kFinalNorm});
-  if (!config.tie_word_embeddings) weights.push_back({kLmHead});
+  if (config.has_lm_head && !config.tie_word_embeddings) weights.push_back({kLmHead});
   return weights;
 }
 

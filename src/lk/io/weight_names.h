@@ -69,14 +69,26 @@ std::string module_path(ModuleId module);  // "model.layers.3.self_attn.q_proj"
 std::string short_name(ModuleId module);   // "q_proj"
 std::string weight_name(WeightId weight);  // "model.layers.3.self_attn.q_proj.weight"
 
+// A module's path as a text-only causal model has it. Multimodal models keep their text model in a segment of its own
+// ("language_model.model.layers", "model.language_model.layers", "model.text_model.layers"), bare decoders have no
+// "model." level ("layers.3.mlp.up_proj", "embed_tokens").
+std::string text_model_path(std::string path);
+
+// The part of a multimodal model that a tensor or module of this name belongs to, when that is not the text model:
+// "model.visual", "vision_tower". Empty otherwise.
+std::string_view other_modality(std::string_view name);
+
 // Nullopt when `path` is no module of this model (unknown name, layer out of range).
 std::optional<ModuleId> find_module(std::string_view path, const ModelConfig& config);
 
 // [out, in] or [dim]; nullopt when a model of this config has no such weight (a bias, a q_norm). The lm_head has a
-// shape even when it is tied.
+// shape also when it is tied.
 std::optional<std::vector<int64_t>> weight_shape(WeightId weight, const ModelConfig& config);
 
-// Every weight a checkpoint of this config must have, in layer order. A tied lm_head is not listed.
+// The weight that a checkpoint's tensor of this name is, by any of the names of text_model_path().
+std::optional<WeightId> find_weight(std::string_view name, const ModelConfig& config);
+
+// Every weight a checkpoint of this config must have, in layer order. A tied or absent lm_head is not listed.
 std::vector<WeightId> model_weights(const ModelConfig& config);
 
 }  // namespace lk

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <set>
+#include <vector>
 
 #include "lk/base/thread_pool.h"
 #include "lk/io/weight_names.h"
@@ -15,10 +15,6 @@ namespace {
 
 std::string shape_text(const std::vector<int64_t>& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
 
-bool harmless_extra(const std::string& name, const ModelConfig& config) {
-  return name.ends_with("rotary_emb.inv_freq") || (config.tie_word_embeddings && name == "lm_head.weight");
-}
-
 }  // namespace
 
 std::vector<WeightSpec> weight_manifest(const ModelConfig& config) {
@@ -28,9 +24,8 @@ std::vector<WeightSpec> weight_manifest(const ModelConfig& config) {
   return specs;
 }
 
-Status check_weights(const ModelConfig& config, const TensorStore& store, std::vector<std::string>* warnings) {
-  std::set<std::string> expected;
-  for (WeightSpec& spec : weight_manifest(config)) {
+Status check_weights(const ModelConfig& config, const TensorStore& store) {
+  for (const WeightSpec& spec : weight_manifest(config)) {
     const TensorView* tensor = store.find(spec.name);
     if (tensor == nullptr) {
       return data_loss("tensor '{}' {} is missing from the checkpoint", spec.name, shape_text(spec.shape));
@@ -39,16 +34,26 @@ Status check_weights(const ModelConfig& config, const TensorStore& store, std::v
       return data_loss("tensor '{}' has shape {}, config.json says {}", spec.name, tensor->shape_string(),
                        shape_text(spec.shape));
     }
-    expected.insert(std::move(spec.name));
-  }
-  if (warnings == nullptr) return Status();
-  for (const auto& [name, tensor] : store.tensors()) {
-    if (!expected.contains(name) && !harmless_extra(name, config)) {
-      warnings->push_back(fmt::format("tensor '{}' {} is not part of {} and is ignored", name, tensor.shape_string(),
-                                      config.architecture));
-    }
   }
   return Status();
+}
+
+bool same_values(const TensorView& a, const TensorView& b) {
+  if (!std::ranges::equal(a.shape(), b.shape())) return false;
+  if (a.raw() == b.raw() && a.dtype() == b.dtype()) return true;
+  constexpr int64_t kBlock = 1 << 16;
+  std::vector<float> left(kBlock), right(kBlock);
+  const auto read = [](const TensorView& view, int64_t begin, int64_t n, std::vector<float>& out) {
+    convert(static_cast<const std::byte*>(view.raw()) + begin * dtype_bytes(view.dtype()), view.dtype(), out.data(),
+            DType::kF32, n);
+  };
+  for (int64_t begin = 0; begin < a.num_elements(); begin += kBlock) {
+    const int64_t n = std::min(kBlock, a.num_elements() - begin);
+    read(a, begin, n, left);
+    read(b, begin, n, right);
+    if (!std::equal(left.begin(), left.begin() + n, right.begin())) return false;
+  }
+  return true;
 }
 
 float largest_magnitude(const TensorView& tensor) {

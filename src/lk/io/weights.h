@@ -22,10 +22,12 @@ struct WeightSpec {
 // is not listed.
 std::vector<WeightSpec> weight_manifest(const ModelConfig& config);
 
-// Names a missing tensor, or one of the wrong shape with the expected and the found shape. Tensors
-// beyond the manifest are no error: one line each in `warnings`, except harmless ones (rotary
-// inv_freq, a tied lm_head).
-Status check_weights(const ModelConfig& config, const TensorStore& store, std::vector<std::string>* warnings = nullptr);
+// Names a missing tensor, or one of the wrong shape with the expected and the found shape. Tensors beyond the manifest
+// are open_checkpoint()'s to name.
+Status check_weights(const ModelConfig& config, const TensorStore& store);
+
+// True when both have the same shape and the same values, be it in two types.
+bool same_values(const TensorView& a, const TensorView& b);
 
 // The largest magnitude of any element; infinity or NaN when there is one.
 float largest_magnitude(const TensorView& tensor);

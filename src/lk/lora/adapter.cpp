@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/lora/adapter.h"
 
+#include <utility>
+
 #include "lk/base/file.h"
 #include "lk/base/sha256.h"
 #include "lk/lora/adapter_files.h"
@@ -69,6 +71,11 @@ Status missing_files(const std::string& directory) {
           directory, pickle);
     }
   }
+  for (const auto& [file, trainer] : {std::pair("adapters.safetensors", "mlx-lm"), {"lora.safetensors", "mistral-finetune"}}) {
+    if (file_exists(join_path(directory, file)))
+      return unsupported("{}: {} is an adapter as {} writes it; make a PEFT one of it with `lorikeet adapter convert`",
+                         directory, file, trainer);
+  }
   return not_found("{}: no adapter_model.safetensors; is this a PEFT adapter directory?", directory);
 }
 
@@ -79,9 +86,9 @@ Result<std::shared_ptr<const Adapter>> load_adapter(const std::string& name, con
                                                     const AdapterLoadOptions& options) {
   const std::string config_path = join_path(directory, kAdapterConfigFile);
   const std::string weights_path = join_path(directory, kAdapterWeightsFile);
+  if (!file_exists(weights_path)) return missing_files(directory);
   LK_ASSIGN_OR_RETURN(const std::string text, read_file(config_path, size_t{8} << 20));
   LK_ASSIGN_OR_RETURN(AdapterConfig adapter_config, parse_adapter_config(text, config_path));
-  if (!file_exists(weights_path)) return missing_files(directory);
   auto adapter = std::make_shared<Adapter>();
   adapter->name = name;
   adapter->directory = directory;

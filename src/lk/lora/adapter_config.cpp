@@ -61,12 +61,20 @@ void refuse_variants(JsonFields& fields) {
       fields.fail(unsupported("{}: \"{}\" is not supported: {}", fields.where(), refusal.key, refusal.reason));
     }
   }
-  std::string bias = "none";
-  fields.read_string("bias", bias);
-  if (bias != "none") {
-    fields.fail(unsupported("{}: \"bias\" is \"{}\": trained base biases are not supported; train with bias=\"none\"",
-                            fields.where(), bias));
-  }
+}
+
+// peft_type TRAINABLE_TOKENS: rows of the embedding and nothing else.
+void read_trainable_tokens(JsonFields& fields, AdapterConfig& config) {
+  std::vector<int64_t> ids;
+  fields.read_ints("token_indices", ids, 0, int64_t{1} << 40);
+  std::vector<std::string> modules = {"embed_tokens"};
+  if (const json::value* target = fields.find("target_modules"); target != nullptr && target->is_string())
+    modules = {std::string(target->get_string())};
+  else if (target != nullptr)
+    fields.read_strings("target_modules", modules);
+  for (const std::string& module : modules) config.trainable_token_indices[module] = ids;
+  config.target_modules.kind = ModuleSelector::Kind::kList;  // of nothing
+  fields.mark_known("init_weights");
 }
 
 void read_init(JsonFields& fields, AdapterConfig& config) {
@@ -201,7 +209,8 @@ Result<AdapterConfig> parse_adapter_config(std::string_view text, std::string_vi
   fields.read_string("peft_type", peft_type);
   LK_RETURN_IF_ERROR(fields.status());
   if (peft_type.empty()) return invalid_argument("{}: no \"peft_type\"; is this a PEFT adapter?", where);
-  if (peft_type != "LORA") return unsupported("{}: peft_type {} is not supported; supported: LORA", where, peft_type);
+  if (peft_type != "LORA" && peft_type != "TRAINABLE_TOKENS")
+    return unsupported("{}: peft_type {} is not supported; supported: LORA, TRAINABLE_TOKENS", where, peft_type);
 
   AdapterConfig config;
   refuse_variants(fields);
@@ -225,7 +234,13 @@ Result<AdapterConfig> parse_adapter_config(std::string_view text, std::string_vi
                    [](JsonFields& entries, std::string_view key, double& out) {
                      entries.read_double(key, out, -kMaxAlpha, kMaxAlpha);
                    });
-  read_selector(fields, "target_modules", config.target_modules);
+  std::string bias = "none";
+  fields.read_choice("bias", bias, {"none", "all", "lora_only"});
+  config.trained_biases = bias != "none";
+  if (peft_type == "TRAINABLE_TOKENS")
+    read_trainable_tokens(fields, config);
+  else
+    read_selector(fields, "target_modules", config.target_modules);
   read_selector(fields, "exclude_modules", config.exclude_modules);
   if (config.exclude_modules.kind == ModuleSelector::Kind::kAllLinear) {
     config.exclude_modules.kind = ModuleSelector::Kind::kRegex;  // no shorthand here

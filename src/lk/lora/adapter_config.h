@@ -34,6 +34,7 @@ struct AdapterConfig {
   bool use_rslora = false;
   bool use_dora = false;
   bool lora_bias = false;
+  bool trained_biases = false;  // "bias" is "all" or "lora_only": biases of the base that the adapter brings its own of
   bool ensure_weight_tying = false;
   BaseChange base_change = BaseChange::kNone;
   std::vector<std::pair<std::string, int64_t>> rank_pattern;  // in file order: the first hit counts

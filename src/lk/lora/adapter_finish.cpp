@@ -5,12 +5,14 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 #include <iterator>
 #include <mutex>
 
 #include "lk/base/sha256.h"
 #include "lk/base/thread_pool.h"
+#include "lk/io/weights.h"
 #include "lk/lora/adapter_loader.h"
 #include "lk/lora/conversion_cache.h"
 #include "lk/lora/delta_math.h"
@@ -102,6 +104,7 @@ Status AdapterLoader::finish_deltas() {
     }
   }
   if (adapter_.lm_head) all.push_back({&*adapter_.lm_head, kLmHead});
+  if (embedding_magnitude_ != nullptr) LK_RETURN_IF_ERROR(fold_dora_embedding());
 
   // A saved base_layer.weight is already the changed base that A and B belong to.
   std::vector<Adapted> changed;
@@ -128,8 +131,6 @@ Status AdapterLoader::check_conversion(const Adapted& item) const {
   if (delta.scaling <= 0)
     return invalid_argument("{} needs a positive lora_alpha, module '{}' has scaling {}", kind,
                             module_path(item.module), delta.scaling);
-  if (item.module == kLmHead && model_.tie_word_embeddings)
-    return unsupported("{} on lm_head is not supported on a base with tied embeddings", kind);
   LK_ASSIGN_OR_RETURN(const TensorView* weight, base_weight(item.module, fmt::format("converting a {} adapter", kind)));
   if (delta.rank > std::min(weight->dim(0), weight->dim(1)))
     return invalid_argument("module '{}': rank {} exceeds the weight's {}", module_path(item.module), delta.rank,
@@ -150,7 +151,7 @@ Status AdapterLoader::convert_deltas(std::vector<Adapted>& items) {
   std::optional<ConversionCache> cache;
   if (!options_.conversion_cache.empty()) {
     cache.emplace(options_.conversion_cache, to_hex(adapter_.file->digest()), base_->content_digest());
-    if (take_converted(cache->find(options_.copy_file), items)) return Status();
+    if (take_converted(cache->find(options_.copy_file), items)) return change_tied_embedding(items);
   }
   ConversionClock clock(cost, options_.max_conversion_seconds, std::max(1, options_.num_threads));
   LK_RETURN_IF_ERROR(clock.check());
@@ -171,6 +172,82 @@ Status AdapterLoader::convert_deltas(std::vector<Adapted>& items) {
       fmt::format("init_lora_weights \"{}\": converted to a plain adapter of twice the rank; convert the file once to "
                   "load it faster",
                   config_.base_change == BaseChange::kPissa ? "pissa" : "olora"));
+  return change_tied_embedding(items);
+}
+
+// What the initialisation took out of a tied head it took out of the embedding too, which is the same matrix: for token
+// t a delta of -scaling B0[t] A0, the second half of the head's.
+Status AdapterLoader::change_tied_embedding(const std::vector<Adapted>& items) {
+  const auto head = std::ranges::find(items, kLmHead, &Adapted::module);
+  if (head == items.end() || !model_.tie_word_embeddings || adapter_.replaced.embedding.defined()) return Status();
+  if (embedding_magnitude_ != nullptr)
+    return unsupported("an lm_head that begins with PiSSA or OLoRA beside DoRA on the embedding it is tied to");
+  const LoraDelta& delta = *head->delta;
+  const int64_t half = delta.rank / 2, vocab = model_.vocab_size, width = model_.hidden_dim;
+  const int64_t before = adapter_.embedding ? adapter_.embedding->rank : 0, rank = before + half;
+  const double scaling = before > 0 ? adapter_.embedding->scaling : delta.scaling;
+  LK_ASSIGN_OR_RETURN(Buffer * a, own(rank * vocab * 4));
+  LK_ASSIGN_OR_RETURN(Buffer * b, own(width * rank * 4));
+  std::vector<float> head_b(static_cast<size_t>(2 * half * vocab)), old_b(static_cast<size_t>(width * before));
+  delta.b.copy_to(head_b.data());
+  if (before > 0) {
+    adapter_.embedding->a.copy_to(a->as<float>());
+    adapter_.embedding->b.copy_to(old_b.data());
+  }
+  const auto factor = static_cast<float>(delta.scaling / scaling);
+  for (int64_t k = 0; k < half; ++k)
+    for (int64_t token = 0; token < vocab; ++token)
+      a->as<float>()[(before + k) * vocab + token] = factor * head_b[static_cast<size_t>(token * 2 * half + half + k)];
+  const TensorView a0 = delta.a.slice(half, 2 * half);
+  std::vector<float> rows(static_cast<size_t>(half * width));
+  a0.copy_to(rows.data());
+  for (int64_t d = 0; d < width; ++d) {
+    for (int64_t k = 0; k < before; ++k)
+      b->as<float>()[d * rank + k] = old_b[static_cast<size_t>(d * before + k)];
+    for (int64_t k = 0; k < half; ++k)
+      b->as<float>()[d * rank + before + k] = rows[static_cast<size_t>(k * width + d)];
+  }
+  adapter_.embedding = Adapter::EmbeddingDelta{rank, scaling, TensorView(a->data(), DType::kF32, {rank, vocab}),
+                                               TensorView(b->data(), DType::kF32, {width, rank})};
+  return Status();
+}
+
+// DoRA on the embedding: W' = (W + scaling B A) * m / ||W + scaling B A||, norms along the vocabulary. Every element
+// changes, so it becomes a replacement.
+Status AdapterLoader::fold_dora_embedding() {
+  const Adapter::EmbeddingDelta& delta = *adapter_.embedding;
+  TensorView weight = adapter_.replaced.embedding;
+  if (!weight.defined()) {
+    LK_ASSIGN_OR_RETURN(const TensorView* base, base_weight(kEmbedding, "DoRA on the embedding"));
+    weight = *base;
+  }
+  const int64_t width = model_.hidden_dim;
+  LoraDelta linear;
+  std::vector<Buffer> scratch;
+  linear.rank = delta.rank;
+  linear.scaling = delta.scaling;
+  linear.a = transposed(delta.b, scratch);
+  linear.b = transposed(delta.a, scratch);
+  LK_ASSIGN_OR_RETURN(Buffer * folded, own(weight.num_elements() * 4));
+  std::vector<double> squares(static_cast<size_t>(width));
+  for_each_merged_block(weight, linear, [&](int64_t first, int64_t count, float* rows) {
+    std::copy_n(rows, count * width, folded->as<float>() + first * width);
+    for (int64_t i = 0; i < count * width; ++i)
+      squares[static_cast<size_t>(i % width)] += static_cast<double>(rows[i]) * rows[i];
+  });
+  std::vector<float> scales(static_cast<size_t>(width));
+  embedding_magnitude_->view.copy_to(scales.data());
+  for (size_t d = 0; d < scales.size(); ++d) {
+    if (squares[d] == 0)
+      return data_loss("module '{}': a column of W + BA has norm 0, so DoRA's scale is not finite",
+                       module_path(kEmbedding));
+    scales[d] = static_cast<float>(scales[d] / std::sqrt(squares[d]));
+  }
+  for (int64_t i = 0; i < weight.num_elements(); ++i) folded->as<float>()[i] *= scales[static_cast<size_t>(i % width)];
+  const TensorView view(folded->data(), DType::kF32, weight.shape());
+  LK_RETURN_IF_ERROR(check_replacement({kEmbedding}, embedding_magnitude_->name, view.shape(), largest_magnitude(view)));
+  adapter_.replaced.embedding = view;
+  adapter_.embedding.reset();
   return Status();
 }
 

@@ -33,25 +33,31 @@ Status AdapterLoader::run() {
   LK_RETURN_IF_ERROR(place_lora());
   LK_RETURN_IF_ERROR(place_replacements());
   LK_RETURN_IF_ERROR(place_trained_tokens());
-  tie_head();
+  LK_RETURN_IF_ERROR(tie_head());
   LK_RETURN_IF_ERROR(finish_deltas());
   return cross_check();
 }
 
 Status AdapterLoader::accept(SafetensorsIndex& index) {
-  std::vector<std::string> unknown;
+  std::vector<std::string> unknown, other_parts;
   std::vector<TensorEntry> known;
   for (TensorEntry& tensor : index.tensors) {
     const std::optional<TensorRole> role = parse_tensor_name(tensor.name, model_);
     if (!role) {
-      unknown.push_back(std::move(tensor.name));
+      (other_modality(tensor.name).empty() ? unknown : other_parts).push_back(std::move(tensor.name));
       continue;
     }
     const auto [at, added] = modules_[role->module].emplace(role->part, Source{.name = tensor.name, .view = {}});
-    if (!added) return data_loss("tensors '{}' and '{}' stand for the same weight", at->second.name, tensor.name);
+    if (!added) duplicates_.emplace_back(&at->second, Source{.name = tensor.name, .view = {}});
+    paths_.emplace(role->module, role->path);
+    if (const size_t layers = role->path.find("layers."); role->module.first.layer >= 0 && layers != std::string::npos)
+      root_ = role->path.substr(0, layers);
     known.push_back(std::move(tensor));
   }
   index.tensors = std::move(known);
+  if (!other_parts.empty())
+    warn(fmt::format("{} tensors adapt other parts of a multimodal model, which text does not use, and are ignored: {}",
+                     other_parts.size(), list_some(other_parts)));
   if (unknown.empty()) return Status();
   if (!options_.ignore_unknown_tensors) {
     return invalid_argument(
@@ -71,7 +77,18 @@ Status AdapterLoader::read_values() {
       LK_RETURN_IF_ERROR(check_magnitude(source.name, source.largest));
     }
   }
+  for (const auto& [first, second] : duplicates_) {
+    if (!same_values(first->view, *adapter_.file->find(second.name)))
+      return data_loss("tensors '{}' and '{}' stand for the same weight and differ", first->name, second.name);
+  }
   return Status();
+}
+
+std::string AdapterLoader::path_of(FileModule module) const {
+  if (const auto found = paths_.find(module); found != paths_.end()) return found->second;
+  const std::string path = module_path(module);
+  constexpr std::string_view kRoot = "model.";
+  return path.starts_with(kRoot) ? root_ + path.substr(kRoot.size()) : path;
 }
 
 Status AdapterLoader::place_lora() {
@@ -93,7 +110,7 @@ Status AdapterLoader::wrong_shape(const Source& source, std::string_view expecte
 
 // r and alpha of a module from the config, checked against the rank its tensors have.
 Result<AdapterLoader::Scale> AdapterLoader::scale_of(FileModule module, const Source& a, int64_t tensor_rank) {
-  const std::string path = module_path(module);
+  const std::string path = path_of(module);
   LK_ASSIGN_OR_RETURN(const std::optional<size_t> rank_key, matcher_->rank_pattern_of(path));
   LK_ASSIGN_OR_RETURN(const std::optional<size_t> alpha_key, matcher_->alpha_pattern_of(path));
   Scale scale;
@@ -123,13 +140,14 @@ Result<AdapterLoader::Scale> AdapterLoader::scale_of(FileModule module, const So
 }
 
 Result<LoraDelta> AdapterLoader::make_delta(FileModule module, const Parts& parts, int64_t in, int64_t out) {
-  const auto a = parts.find(Part::kA), b = parts.find(Part::kB);
-  if (a == parts.end() || b == parts.end()) {
+  const Source* const a = use(parts, Part::kA);
+  const Source* const b = use(parts, Part::kB);
+  if (a == nullptr || b == nullptr) {
     return data_loss("module '{}' has {} only; lora_A and lora_B belong together. Incomplete save?",
                      module_path(module), parts.begin()->second.name);
   }
-  const Source& source_a = a->second;
-  const Source& source_b = b->second;
+  const Source& source_a = *a;
+  const Source& source_b = *b;
   if (source_a.view.num_dims() != 2 || source_a.view.dim(1) != in || source_a.view.dim(0) < 1) {
     return wrong_shape(source_a, fmt::format("[r, {}]", in));
   }
@@ -145,19 +163,19 @@ Result<LoraDelta> AdapterLoader::make_delta(FileModule module, const Parts& part
   delta.scaling = scale.scaling;
   delta.a = source_a.view;
   delta.b = source_b.view;
-  if (const auto bias = parts.find(Part::kBias); bias != parts.end()) {
-    if (!bias->second.view.has_shape({out})) return wrong_shape(bias->second, fmt::format("[{}]", out));
-    delta.bias = bias->second.view;
+  if (const Source* bias = use(parts, Part::kBias)) {
+    if (!bias->view.has_shape({out})) return wrong_shape(*bias, fmt::format("[{}]", out));
+    delta.bias = bias->view;
   }
-  if (const auto magnitude = parts.find(Part::kMagnitude); magnitude != parts.end()) {
+  if (const Source* magnitude = use(parts, Part::kMagnitude)) {
     if (!config_.use_dora) {
-      return data_loss("tensor '{}' belongs to DoRA, adapter_config.json has use_dora false", magnitude->second.name);
+      return data_loss("tensor '{}' belongs to DoRA, adapter_config.json has use_dora false", magnitude->name);
     }
     // Old PEFT wrote [1, out] for some layer kinds.
-    if (!magnitude->second.view.has_shape({out}) && !magnitude->second.view.has_shape({1, out})) {
-      return wrong_shape(magnitude->second, fmt::format("[{}]", out));
+    if (!magnitude->view.has_shape({out}) && !magnitude->view.has_shape({1, out})) {
+      return wrong_shape(*magnitude, fmt::format("[{}]", out));
     }
-    delta.magnitude = TensorView(magnitude->second.view.raw(), magnitude->second.view.dtype(), {out});
+    delta.magnitude = TensorView(magnitude->view.raw(), magnitude->view.dtype(), {out});
   } else if (config_.use_dora) {
     return data_loss("module '{}' has no lora_magnitude_vector, adapter_config.json has use_dora true",
                      module_path(module));
@@ -204,39 +222,43 @@ Status AdapterLoader::place_lm_head(const Parts& parts) {
 }
 
 Status AdapterLoader::place_embedding(const Parts& parts) {
-  const auto a = parts.find(Part::kEmbeddingA), b = parts.find(Part::kEmbeddingB);
-  if (a == parts.end() || b == parts.end()) {
+  const Source* const a = use(parts, Part::kEmbeddingA);
+  const Source* const b = use(parts, Part::kEmbeddingB);
+  if (a == nullptr || b == nullptr) {
     return data_loss("'{}' stands alone; lora_embedding_A and lora_embedding_B belong together",
                      parts.begin()->second.name);
   }
-  if (config_.use_dora)
-    return unsupported("DoRA on the input embedding is not supported; exclude embed_tokens or use_dora=False");
-  if (config_.base_change != BaseChange::kNone) {
-    return unsupported(
-        "init_lora_weights pissa/olora on the input embedding is not supported; exclude "
-        "embed_tokens");
-  }
-  const TensorView& view_a = a->second.view;
-  const TensorView& view_b = b->second.view;
+  // (PEFT starts an embedding as usual also under init_lora_weights pissa and olora: no base_change here.)
+  embedding_magnitude_ = use(parts, Part::kMagnitude);
+  if (config_.use_dora != (embedding_magnitude_ != nullptr))
+    return data_loss("module '{}': lora_magnitude_vector is {}, adapter_config.json has use_dora {}",
+                     module_path(kEmbedding), config_.use_dora ? "missing" : "there", config_.use_dora);
+  const TensorView& view_a = a->view;
+  const TensorView& view_b = b->view;
   if (view_a.num_dims() != 2 || view_a.dim(1) != model_.vocab_size || view_a.dim(0) < 1) {
-    return wrong_shape(a->second, fmt::format("[r, {}]", model_.vocab_size));
+    return wrong_shape(*a, fmt::format("[r, {}]", model_.vocab_size));
   }
   if (view_b.num_dims() != 2 || view_b.dim(0) != model_.hidden_dim || view_b.dim(1) != view_a.dim(0)) {
-    return wrong_shape(b->second, fmt::format("[{}, {}]", model_.hidden_dim, view_a.dim(0)));
+    return wrong_shape(*b, fmt::format("[{}, {}]", model_.hidden_dim, view_a.dim(0)));
   }
-  LK_ASSIGN_OR_RETURN(const Scale scale, scale_of({kEmbedding}, a->second, view_a.dim(0)));
+  // A scale for every column, not for every row: the norms are taken along the vocabulary.
+  if (embedding_magnitude_ != nullptr && embedding_magnitude_->view.num_elements() != model_.hidden_dim)
+    return wrong_shape(*embedding_magnitude_, fmt::format("[{}]", model_.hidden_dim));
+  LK_ASSIGN_OR_RETURN(const Scale scale, scale_of({kEmbedding}, *a, view_a.dim(0)));
   LK_RETURN_IF_ERROR(check_delta(module_path(kEmbedding), 1, scale.rank, scale.scaling,
-                                 {.a = a->second.largest, .b = b->second.largest}));
+                                 {.a = a->largest, .b = b->largest}));
   adapter_.embedding = Adapter::EmbeddingDelta{scale.rank, scale.scaling, view_a, view_b};
   lora_modules_.insert(kEmbedding);
   return Status();
 }
 
 // ensure_weight_tying on a tied base: the head uses the transpose of the embedding's delta.
-void AdapterLoader::tie_head() {
-  if (!config_.ensure_weight_tying || !model_.tie_word_embeddings) return;
+Status AdapterLoader::tie_head() {
+  if (!config_.ensure_weight_tying || !model_.tie_word_embeddings) return Status();
+  if (embedding_magnitude_ != nullptr)
+    return unsupported("ensure_weight_tying with DoRA on the embedding is not supported");
   if (!adapter_.replaced.lm_head.defined()) adapter_.replaced.lm_head = adapter_.replaced.embedding;
-  if (!adapter_.embedding || adapter_.lm_head) return;
+  if (!adapter_.embedding || adapter_.lm_head) return Status();
   const Adapter::EmbeddingDelta& source = *adapter_.embedding;
   LoraDelta head;
   head.rank = source.rank;
@@ -244,6 +266,7 @@ void AdapterLoader::tie_head() {
   head.a = transposed(source.b, adapter_.owned);
   head.b = transposed(source.a, adapter_.owned);
   adapter_.lm_head = head;
+  return Status();
 }
 
 Result<Buffer*> AdapterLoader::own(int64_t num_bytes) {
@@ -254,9 +277,13 @@ Result<Buffer*> AdapterLoader::own(int64_t num_bytes) {
 
 // The loaded modules against what the config targets: PEFT would build and load a different set.
 Status AdapterLoader::cross_check() {
+  for (const auto& [module, parts] : modules_)
+    for (const auto& [part, source] : parts)
+      if (!source.used)
+        return unsupported("tensor '{}' plays no part in this kind of adapter; wrong adapter_config.json?", source.name);
   std::vector<std::string> missing, extra;
   for (const ModuleId module : lora_modules(model_)) {
-    const std::string path = module_path(module);
+    const std::string path = path_of({module});
     LK_ASSIGN_OR_RETURN(const bool targeted, matcher_->is_targeted(path));
     const bool loaded = lora_modules_.contains(module);
     if (targeted && !loaded) missing.push_back(path);

@@ -28,12 +28,21 @@ class AdapterLoader {
   Status run();
 
  private:
+  // A tensor of the file. Whoever acts on it marks it; one that nobody did is an error in the end, so that nothing of an
+  // adapter is dropped in silence.
   struct Source {
     std::string name;  // as in the file, for messages
     TensorView view;
     float largest = 0;  // magnitude of any element
+    mutable bool used = false;
   };
   using Parts = std::map<Part, Source>;
+  static const Source* use(const Parts& parts, Part part) {
+    const auto found = parts.find(part);
+    if (found == parts.end()) return nullptr;
+    found->second.used = true;
+    return &found->second;
+  }
   struct Adapted {
     LoraDelta* delta;
     ModuleId module;
@@ -44,22 +53,28 @@ class AdapterLoader {
   };
 
   Status read_values();
+  // The module by the name that adapter_config.json is made for.
+  std::string path_of(FileModule module) const;
   Status place_lora();
   Status place_projection(FileModule module, const Parts& parts);
   Status place_lm_head(const Parts& parts);
   Status place_embedding(const Parts& parts);
   Status place_replacements();
   Status place_replacement(WeightId weight, const Source& source);
-  Status place_frozen_base(ModuleId module, const Source& source);
+  Status place_base_copy(ModuleId module, const Source& source);
+  void apply_base_copies();
   Status wrong_vocabulary(const Source& source) const;
   Status place_trained_tokens();
-  Status place_trained_head_rows(const Source& source, const std::vector<int64_t>& ids);
-  void tie_head();
+  Result<std::map<ModuleId, std::vector<int64_t>>> trained_ids() const;
+  Status replace_rows(ModuleId module, const Source& source, const std::vector<int64_t>& ids);
+  Status tie_head();
   Status finish_deltas();
   Status check_conversion(const Adapted& item) const;
   Status convert_deltas(std::vector<Adapted>& items);
   bool take_converted(std::shared_ptr<const TensorStore> store, std::vector<Adapted>& items);
   Status convert_delta(const Adapted& item);
+  Status change_tied_embedding(const std::vector<Adapted>& items);
+  Status fold_dora_embedding();
   Status add_dora(const Adapted& item);
   void keep(Buffer buffer);
   Status cross_check();
@@ -78,6 +93,14 @@ class AdapterLoader {
   const AdapterConfig& config_;
   std::optional<ModuleMatcher> matcher_;
   std::map<FileModule, Parts> modules_;  // module -> its tensors
+  // Tensors that stand for a weight of modules_ once more, and must have its values.
+  std::vector<std::pair<const Source*, Source>> duplicates_;
+  std::map<FileModule, std::string> paths_;  // of modules_, as the file has them
+  std::string root_ = "model.";              // what stands before "layers." in the file
+  // Weights of the base as they were during training, where they differ from this base's. The embedding's stands for a
+  // tied head, too.
+  std::map<ModuleId, const Source*> base_copies_;
+  const Source* embedding_magnitude_ = nullptr;  // DoRA on the embedding
   std::set<ModuleId> lora_modules_;      // modules that got a delta (fused ones one by one)
   std::set<size_t> used_rank_keys_, used_alpha_keys_;
   std::mutex owned_mutex_;  // of adapter_.owned, while several threads finish deltas

@@ -43,18 +43,22 @@ Result<const TensorView*> AdapterLoader::base_weight(ModuleId module, std::strin
 
 Status AdapterLoader::place_replacements() {
   for (const auto& [module, parts] : modules_) {
-    for (const auto& [part, source] : parts) {
-      if (part == Part::kBaseWeight) {
-        LK_RETURN_IF_ERROR(place_frozen_base(module.first, source));
-      } else if (part == Part::kWeight || part == Part::kPlainBias) {
-        LK_RETURN_IF_ERROR(place_replacement({module.first, part == Part::kPlainBias}, source));
-      }
+    for (const bool bias : {false, true}) {
+      const WeightId weight{module.first, bias};
+      if (const Source* source = use(parts, bias ? Part::kPlainBias : Part::kWeight))
+        LK_RETURN_IF_ERROR(place_replacement(weight, *source));
+      const Source* copy = use(parts, bias ? Part::kBaseBias : Part::kBaseWeight);
+      if (copy != nullptr && bias)
+        LK_RETURN_IF_ERROR(place_replacement(weight, *copy));
+      else if (copy != nullptr)
+        LK_RETURN_IF_ERROR(place_base_copy(module.first, *copy));
     }
   }
+  apply_base_copies();
   // A module that was to be saved and is not in the file would silently stay the base's. (A tied head is not among the
   // model's weights: it may follow the embedding.)
   for (const WeightId weight : model_weights(model_)) {
-    if (matcher_->is_saved(module_path(weight.module)) && !adapter_.replaced.of(weight).defined()) {
+    if (matcher_->is_saved(path_of({weight.module})) && !adapter_.replaced.of(weight).defined()) {
       return data_loss("modules_to_save covers '{}', which is not in adapter_model.safetensors", weight_name(weight));
     }
   }
@@ -76,43 +80,72 @@ Status AdapterLoader::place_replacement(WeightId weight, const Source& source) {
       return wrong_vocabulary(source);
     return wrong_shape(source, fmt::format("[{}]", fmt::join(shape, ", ")));
   }
-  if (lora_modules_.contains(module)) {
+  const bool saved = matcher_->is_saved(path_of({module}));
+  if (weight.bias) {
+    if (!saved && !config_.trained_biases) {
+      if (base_ != nullptr && base_->find(weight_name(weight)) != nullptr &&
+          same_weight(source.view, *base_->find(weight_name(weight))))
+        return Status();
+      warn(fmt::format("tensor '{}' replaces a bias of the base although \"bias\" is \"none\"", source.name));
+    }
+  } else if (lora_modules_.contains(module)) {
     return data_loss("'{}' is both a full replacement ({}) and a LoRA module", module_path(module), source.name);
-  }
-  if (!matcher_->is_saved(module_path(module))) {
+  } else if (!saved) {
     // PEFT writes the embeddings of a base it believes resized; they are the base's own most of the time.
-    if (module.is_vocabulary()) return place_frozen_base(module, source);
+    if (module.is_vocabulary()) return place_base_copy(module, source);
     warn(fmt::format("tensor '{}' replaces a base weight although modules_to_save does not name it", source.name));
   }
   LK_RETURN_IF_ERROR(check_replacement(weight, source.name, shape, source.largest));
-  adapter_.replaced.slot(weight) = source.view;
+  TensorView& slot = adapter_.replaced.slot(weight);
+  if (slot.defined() && !same_values(slot, source.view))
+    return data_loss("tensor '{}' and another one for '{}' differ", source.name, weight_name(weight));
+  slot = source.view;
   return Status();
 }
 
-// The embedding matrix as it was during training, written along with the adapter.
-Status AdapterLoader::place_frozen_base(ModuleId module, const Source& source) {
-  if (!source.view.has_shape({model_.vocab_size, model_.hidden_dim})) {
-    if (source.view.num_dims() == 2 && source.view.dim(0) != model_.vocab_size) return wrong_vocabulary(source);
-    return wrong_shape(source, fmt::format("[{}, {}]", model_.vocab_size, model_.hidden_dim));
+// A weight of the base as it was during training, written along with the adapter. What PEFT loads it into is shared by
+// both ends of a tied model.
+Status AdapterLoader::place_base_copy(ModuleId module, const Source& source) {
+  const std::vector<int64_t> shape = *weight_shape({module}, model_);
+  if (!std::ranges::equal(source.view.shape(), shape)) {
+    if (module.is_vocabulary() && source.view.num_dims() == 2 && source.view.dim(0) != model_.vocab_size)
+      return wrong_vocabulary(source);
+    return wrong_shape(source, fmt::format("[{}]", fmt::join(shape, ", ")));
   }
-  const ModuleId own = model_.tie_word_embeddings ? kEmbedding : module;
+  const ModuleId own = module == kLmHead && model_.tie_word_embeddings ? kEmbedding : module;
   const TensorView* own_weight = base_ == nullptr ? nullptr : base_->find(weight_name({own}));
   if (own_weight != nullptr && same_weight(source.view, *own_weight)) return Status();
-  if (own_weight != nullptr) warn(fmt::format("tensor '{}' differs from the base's and replaces it", source.name));
-  LK_RETURN_IF_ERROR(check_replacement({module}, source.name, source.view.shape(), source.largest));
-  adapter_.replaced.slot({module}) = source.view;
-  // A tied head shares the matrix PEFT would overwrite.
-  if (model_.tie_word_embeddings && module == kEmbedding && !adapter_.replaced.lm_head.defined())
-    adapter_.replaced.lm_head = source.view;
+  LK_RETURN_IF_ERROR(check_replacement({module}, source.name, shape, source.largest));
+  const auto [at, added] = base_copies_.emplace(own, &source);
+  if (!added && !same_values(at->second->view, source.view))
+    return data_loss("tensors '{}' and '{}' stand for the same weight and differ", at->second->name, source.name);
   return Status();
 }
 
-Status AdapterLoader::place_trained_tokens() {
+// What modules_to_save replaces does not see the base's weight, so its copy does not matter.
+void AdapterLoader::apply_base_copies() {
+  for (const auto& [own, source] : base_copies_) {
+    bool matters = false;
+    const auto apply = [&](ModuleId module) {
+      TensorView& slot = adapter_.replaced.slot({module});
+      if (slot.defined()) return;
+      slot = source->view;
+      matters = true;
+    };
+    apply(own);
+    if (own == kEmbedding && model_.tie_word_embeddings) apply(kLmHead);
+    if (matters && base_ != nullptr)
+      warn(fmt::format("tensor '{}' differs from the base's and replaces it", source->name));
+  }
+}
+
+// Whose rows were trained, by module.
+Result<std::map<ModuleId, std::vector<int64_t>>> AdapterLoader::trained_ids() const {
   std::map<ModuleId, std::vector<int64_t>> ids_of;
   for (const auto& [target, ids] : config_.trainable_token_indices) {
     const auto names = [&target = target](ModuleId module) {  // clang 14 captures no bindings by themselves
-      const std::string path = module_path(module);
-      return path == target || path.ends_with("." + target);
+      const std::string path = module_path(module), wanted = text_model_path(target);
+      return path == wanted || path.ends_with("." + wanted);
     };
     if (!names(kEmbedding) && !names(kLmHead))
       return unsupported("trainable_token_indices of '{}': only embed_tokens and lm_head are supported", target);
@@ -126,62 +159,80 @@ Status AdapterLoader::place_trained_tokens() {
     }
     ids_of[names(kEmbedding) ? kEmbedding : kLmHead] = ids;
   }
-  for (const auto& [module, parts] : modules_) {
-    const auto rows = parts.find(Part::kTokenRows);
-    if (rows == parts.end()) continue;
-    const auto ids = ids_of.find(module.first);
+  return ids_of;
+}
+
+Status AdapterLoader::place_trained_tokens() {
+  LK_ASSIGN_OR_RETURN(auto ids_of, trained_ids());
+  const auto rows_of = [&](ModuleId module) -> const Source* {
+    const auto parts = modules_.find({module});
+    return parts == modules_.end() ? nullptr : use(parts->second, Part::kTokenRows);
+  };
+  const Source* const embedding_rows = rows_of(kEmbedding);
+  const Source* head_rows = rows_of(kLmHead);
+  // A tied head has the embedding's rows; newer files list them twice.
+  if (model_.tie_word_embeddings && embedding_rows != nullptr && head_rows != nullptr && !ids_of.contains(kLmHead)) {
+    if (!same_values(embedding_rows->view, head_rows->view))
+      return data_loss("tensors '{}' and '{}' differ on a base with tied embeddings", embedding_rows->name,
+                       head_rows->name);
+    head_rows = nullptr;
+  }
+  if (model_.tie_word_embeddings && embedding_rows != nullptr && matcher_->is_saved(path_of({kLmHead})))
+    return unsupported("trained rows of the embedding beside lm_head in modules_to_save, on a base with tied embeddings "
+                       "(PEFT cannot run them either)");
+  for (const auto& [module, rows] : {std::pair(kEmbedding, embedding_rows), {kLmHead, head_rows}}) {
+    const auto ids = ids_of.find(module);
+    if (rows == nullptr) {
+      // The rows of a tied head are those of the embedding.
+      if (ids == ids_of.end() || ids->second.empty() ||
+          (module == kLmHead && model_.tie_word_embeddings && embedding_rows != nullptr))
+        continue;
+      return data_loss(
+          "trainable_token_indices names {} tokens of {}, their rows are not in "
+          "adapter_model.safetensors",
+          ids->second.size(), module_path(module));
+    }
     if (ids == ids_of.end()) {
       return data_loss(
           "tensor '{}' has trained rows, but trainable_token_indices does not say for which tokens "
           "of {}",
-          rows->second.name, module_path(module));
+          rows->name, module_path(module));
     }
     const auto count = static_cast<int64_t>(ids->second.size());
-    if (!rows->second.view.has_shape({count, model_.hidden_dim})) {
-      return wrong_shape(rows->second, fmt::format("[{}, {}]", count, model_.hidden_dim));
-    }
-    if (module.first == kLmHead) {
-      LK_RETURN_IF_ERROR(place_trained_head_rows(rows->second, ids->second));
-      continue;
-    }
-    LK_RETURN_IF_ERROR(check_embedding(rows->second.name, model_.hidden_dim, rows->second.largest));
-    adapter_.trained_token_ids = ids->second;
-    adapter_.trained_token_rows = rows->second.view;
-  }
-  for (const auto& [module, ids] : ids_of) {
-    // The rows of a tied head are those of the embedding.
-    if (module == kLmHead && model_.tie_word_embeddings && ids_of.contains(kEmbedding)) continue;
-    const auto parts = modules_.find({module});
-    if (!ids.empty() && (parts == modules_.end() || !parts->second.contains(Part::kTokenRows))) {
-      return data_loss(
-          "trainable_token_indices names {} tokens of {}, their rows are not in "
-          "adapter_model.safetensors",
-          ids.size(), module_path(module));
+    if (!rows->view.has_shape({count, model_.hidden_dim}))
+      return wrong_shape(*rows, fmt::format("[{}, {}]", count, model_.hidden_dim));
+    LK_RETURN_IF_ERROR(check_embedding(rows->name, model_.hidden_dim, rows->largest));
+    // The engine's trained rows are those of both ends of a tied model.
+    const bool own_head = model_.tie_word_embeddings && head_rows != nullptr;
+    if (module == kLmHead || own_head) {
+      LK_RETURN_IF_ERROR(replace_rows(module, *rows, ids->second));
+    } else {
+      adapter_.trained_token_ids = ids->second;
+      adapter_.trained_token_rows = rows->view;
     }
   }
   return Status();
 }
 
-// Rows trained for the head alone become a full replacement of the head.
-Status AdapterLoader::place_trained_head_rows(const Source& source, const std::vector<int64_t>& ids) {
-  if (model_.tie_word_embeddings) {
-    return unsupported(
-        "tensor '{}': rows trained for lm_head alone are not supported on a base with tied "
-        "embeddings",
-        source.name);
+// Rows of one end alone become a full replacement of it.
+Status AdapterLoader::replace_rows(ModuleId module, const Source& source, const std::vector<int64_t>& ids) {
+  LK_RETURN_IF_ERROR(check_replacement({module}, source.name, *weight_shape({module}, model_), source.largest));
+  TensorView& slot = adapter_.replaced.slot({module});
+  if (slot.defined() && matcher_->is_saved(path_of({module})))
+    return data_loss("{} is in modules_to_save and has trained rows ({})", module_path(module), source.name);
+  TensorView weight = slot;
+  if (!weight.defined()) {
+    LK_ASSIGN_OR_RETURN(const TensorView* base, base_weight(module, "a trained row"));
+    weight = *base;
   }
-  if (adapter_.replaced.lm_head.defined())
-    return data_loss("lm_head is in modules_to_save and has trained rows ({})", source.name);
-  LK_RETURN_IF_ERROR(check_replacement({kLmHead}, source.name, *weight_shape({kLmHead}, model_), source.largest));
-  LK_ASSIGN_OR_RETURN(const TensorView* weight, base_weight(kLmHead, "a trained row of lm_head"));
   const int64_t width = model_.hidden_dim, row_bytes = width * dtype_bytes(DType::kF32);
-  LK_ASSIGN_OR_RETURN(Buffer * buffer, own(weight->num_elements() * dtype_bytes(DType::kF32)));
-  weight->copy_to(buffer->as<float>());
+  LK_ASSIGN_OR_RETURN(Buffer * buffer, own(weight.num_elements() * dtype_bytes(DType::kF32)));
+  weight.copy_to(buffer->as<float>());
   for (size_t index = 0; index < ids.size(); ++index) {
     convert(source.view.row(static_cast<int64_t>(index)), source.view.dtype(), buffer->data() + ids[index] * row_bytes,
             DType::kF32, width);
   }
-  adapter_.replaced.lm_head = TensorView(buffer->data(), DType::kF32, {model_.vocab_size, width});
+  slot = TensorView(buffer->data(), DType::kF32, {model_.vocab_size, width});
   return Status();
 }
 

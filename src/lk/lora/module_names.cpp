@@ -19,15 +19,13 @@ bool strip_prefix(std::string& text, std::string_view prefix) {
   return true;
 }
 
-// The path below the base model's root.
-std::string normalise_module(std::string module) {
+// The path below the root of the model that was adapted.
+std::string strip_wrappers(std::string module) {
   erase_all(module, "_orig_mod.");
   erase_all(module, "_fsdp_wrapped_module.");
   erase_all(module, "_checkpoint_wrapped_module.");
   strip_prefix(module, "module.");
   if (!strip_prefix(module, "base_model.model.")) strip_prefix(module, "base_model.");
-  // Trained on the bare decoder (AutoModel): no "model." level.
-  if (module.starts_with("layers.") || module == "embed_tokens" || module == "norm") module.insert(0, "model.");
   return module;
 }
 
@@ -45,9 +43,14 @@ constexpr Suffix kSuffixes[] = {
     {".lora_embedding_A", "", Part::kEmbeddingA},
     {".lora_embedding_B", "", Part::kEmbeddingB},
     {".token_adapter.trainable_tokens_delta", "", Part::kTokenRows},
+    {".trainable_tokens_delta", "", Part::kTokenRows},  // peft_type TRAINABLE_TOKENS
     {".modules_to_save", ".weight", Part::kWeight},
     {".modules_to_save", ".bias", Part::kPlainBias},
+    {".token_adapter.base_layer", ".weight", Part::kBaseWeight},
     {".base_layer", ".weight", Part::kBaseWeight},
+    {".base_layer", ".bias", Part::kBaseBias},
+    {".original_module", ".weight", Part::kBaseWeight},
+    {".original_module", ".bias", Part::kBaseBias},
 };
 
 // name = module + marker [+ "." + adapter name] + end
@@ -96,17 +99,20 @@ bool fits(const TensorRole& role, const ModelConfig& config) {
     case Part::kA:
     case Part::kB:
     case Part::kBias:
+      return module.proj() || (module == kLmHead && config.has_lm_head);
     case Part::kMagnitude:
-      return module.proj() || module == kLmHead;
+      return module.proj() || (module.is_vocabulary() && weight_shape({module}, config));
     case Part::kEmbeddingA:
     case Part::kEmbeddingB:
       return module == kEmbedding;
     case Part::kTokenRows:
-    case Part::kBaseWeight:
-      return module.is_vocabulary();
+      return module.is_vocabulary() && weight_shape({module}, config);
     case Part::kWeight:
+    case Part::kBaseWeight:
+      return role.module.num_fused == 1 && weight_shape({module}, config);
     case Part::kPlainBias:
-      return role.module.num_fused == 1 && weight_shape({module, role.part == Part::kPlainBias}, config);
+    case Part::kBaseBias:
+      return role.module.num_fused == 1 && weight_shape({module, true}, config);
   }
   return false;
 }
@@ -123,10 +129,11 @@ std::string module_path(FileModule module) {
 std::optional<TensorRole> parse_tensor_name(std::string_view name, const ModelConfig& config) {
   std::optional<Split> split = split_name(name);
   if (!split) return std::nullopt;
-  const std::optional<FileModule> module = find_file_module(normalise_module(std::move(split->module)), config);
+  std::string path = strip_wrappers(std::move(split->module));
+  const std::optional<FileModule> module = find_file_module(text_model_path(path), config);
   if (!module) return std::nullopt;
-  const TensorRole role{*module, split->part};
-  return fits(role, config) ? std::optional(role) : std::nullopt;
+  TensorRole role{*module, split->part, std::move(path)};
+  return fits(role, config) ? std::optional(std::move(role)) : std::nullopt;
 }
 
 std::vector<ModuleId> lora_modules(const ModelConfig& config) {
@@ -134,7 +141,7 @@ std::vector<ModuleId> lora_modules(const ModelConfig& config) {
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     for (int proj = 0; proj < kNumProjs; ++proj) modules.push_back(ModuleId::of(layer, static_cast<Proj>(proj)));
   }
-  modules.push_back(kLmHead);
+  if (config.has_lm_head) modules.push_back(kLmHead);
   return modules;
 }
 

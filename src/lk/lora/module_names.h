@@ -21,7 +21,8 @@ enum class Part {
   kEmbeddingA,
   kEmbeddingB,  // lora_embedding_A, lora_embedding_B
   kTokenRows,   // token_adapter.trainable_tokens_delta
-  kBaseWeight,  // base_layer.weight: the frozen weight below a LoRA layer
+  kBaseWeight,  // base_layer.weight, original_module.weight: the base's own weight below what the adapter adds
+  kBaseBias,
   kWeight,
   kPlainBias,  // weight, bias of the module itself
 };
@@ -38,6 +39,9 @@ std::string module_path(FileModule module);
 struct TensorRole {
   FileModule module;
   Part part = Part::kWeight;
+  // The module as the adapter's model called it, which is what the patterns of adapter_config.json are made for:
+  // "model.language_model.layers.0.self_attn.q_proj" in a multimodal one.
+  std::string path;
 };
 
 // Accepts names with or without "base_model.model.", with an embedded adapter name ("lora_A.default.weight") and with

@@ -11,6 +11,7 @@
 #include "lk/base/file.h"
 #include "lk/base/json_fields.h"
 #include "lk/base/json_text.h"
+#include "lk/io/checkpoint.h"
 #include "lk/io/safetensors_writer.h"
 #include "lk/lora_tools/merge.h"
 
@@ -56,7 +57,11 @@ const char* config_dtype(DType dtype) {
 Status update_config(const std::string& path, bool untied, std::optional<DType> dtype) {
   if (!untied && !dtype) return Status();
   LK_ASSIGN_OR_RETURN(json::object config, load_json_object(path));
-  if (untied) config["tie_word_embeddings"] = false;
+  if (untied) {
+    config["tie_word_embeddings"] = false;
+    if (json::value* text = config.if_contains("text_config"); text != nullptr && text->is_object())
+      text->get_object()["tie_word_embeddings"] = false;
+  }
   if (dtype)
     config[config.contains("torch_dtype") && !config.contains("dtype") ? "torch_dtype" : "dtype"] =
         config_dtype(*dtype);
@@ -104,21 +109,37 @@ Status check_out_dir(const std::string& out_dir) {
 
 class ModelMerger {
  public:
-  ModelMerger(const ModelConfig& config, const TensorStore& base, const Adapter& adapter, const MergeOptions& options)
-      : config_(config), base_(base), adapter_(adapter), options_(options) {
-    report_.untied = must_untie(adapter, config);
-    for (const WeightId weight : changed_weights(adapter, config)) changed_.emplace(weight_name(weight), weight);
-    if (report_.untied) changed_.emplace(kHeadWeight, WeightId{kLmHead});  // even when it is the base's embedding
+  ModelMerger(const Checkpoint& base, const Adapter& adapter, const MergeOptions& options)
+      : config_(base.config), base_(base), adapter_(adapter), options_(options) {
+    report_.untied = must_untie(adapter, config_);
+    embedding_name_ = base.file_name(kEmbedWeight);
+    if (report_.untied && embedding_name_ == head_name()) {  // the files have the one matrix as the head
+      Checkpoint without = base;
+      without.file_names.erase(kEmbedWeight);
+      embedding_name_ = without.file_name(kEmbedWeight);
+    }
+    for (const WeightId weight : changed_weights(adapter, config_)) changed_.emplace(name_of(weight), weight);
+    if (report_.untied) changed_.emplace(head_name(), WeightId{kLmHead});  // even when it is the base's embedding
   }
 
   Result<MergeReport> write(const std::string& path) {
     LK_RETURN_IF_ERROR(check_biases());
+    if (const std::vector<UnreadTensor>& unread = base_.files->unread(); !unread.empty())
+      return unsupported("tensor '{}' of the base has dtype {} and cannot be copied; supported: F32, BF16, F16",
+                         unread.front().name, unread.front().dtype);
     std::vector<TensorSpec> specs;
-    for (const auto& [name, view] : base_.tensors()) {
-      if (config_.tie_word_embeddings && name == kHeadWeight) continue;  // a copy some checkpoints carry
-      specs.push_back(spec(name, view));
+    for (const auto& [name, view] : base_.files->tensors()) {
+      const bool is_embedding = name == base_.file_name(kEmbedWeight);
+      const std::optional<WeightId> weight = find_weight(name, config_);
+      // A copy that some checkpoints carry.
+      if (config_.tie_word_embeddings && !is_embedding && weight == WeightId{kLmHead}) continue;
+      originals_[is_embedding ? embedding_name_ : name] = &view;
+      specs.push_back(spec(is_embedding ? embedding_name_ : name, view));
     }
-    if (report_.untied) specs.push_back(spec(kHeadWeight, *base_.find(kEmbedWeight)));
+    if (report_.untied) {
+      originals_[head_name()] = base_.weights->find(kEmbedWeight);
+      specs.push_back(spec(head_name(), *originals_[head_name()]));
+    }
     LK_ASSIGN_OR_RETURN(SafetensorsWriter writer, SafetensorsWriter::create(path, specs));
     double change = 0, rounding = 0;
     for (const TensorSpec& tensor : specs) {
@@ -147,9 +168,14 @@ class ModelMerger {
     return {name, options_.dtype.value_or(view.dtype()), {view.shape().begin(), view.shape().end()}};
   }
 
+  std::string head_name() const { return base_.file_name(kHeadWeight); }
+  std::string name_of(WeightId weight) const {
+    return weight == WeightId{kEmbedding} ? embedding_name_ : base_.file_name(weight_name(weight));
+  }
+
   Status check_biases() const {
     for (const auto& [name, weight] : changed_) {
-      if (weight.bias && base_.find(name) == nullptr) {
+      if (weight.bias && base_.weights->find(weight_name(weight)) == nullptr) {
         return unsupported(
             "the adapter has lora_bias and {} has no '{}' to hold it: a merged {} cannot express "
             "it; serve the "
@@ -161,7 +187,7 @@ class ModelMerger {
   }
 
   Status copy(const TensorSpec& tensor, SafetensorsWriter& writer) {
-    const TensorView& view = *base_.find(tensor.name);
+    const TensorView& view = *originals_.at(tensor.name);
     if (view.dtype() == tensor.dtype) return writer.append(view.raw(), view.num_bytes());
     constexpr int64_t kBlock = 1 << 18;
     std::vector<std::byte> block(static_cast<size_t>(kBlock * dtype_bytes(tensor.dtype)));
@@ -176,16 +202,13 @@ class ModelMerger {
   }
 
   Status merge(const TensorSpec& tensor, SafetensorsWriter& writer, MergeLoss& loss) {
-    const TensorView& original =
-        *base_.find(base_.find(tensor.name) == nullptr || (config_.tie_word_embeddings && tensor.name == kHeadWeight)
-                        ? kEmbedWeight
-                        : tensor.name);
+    const TensorView& original = *originals_.at(tensor.name);
     const int64_t width = tensor.shape.size() == 2 ? tensor.shape[1] : tensor.num_elements();
     LossMeter meter(loss);
     std::vector<float> before, after;
     std::vector<std::byte> rounded;
     return visit_merged_weight(
-        changed_.at(tensor.name), adapter_, config_, base_, [&](int64_t first, int64_t count, const float* rows) {
+        changed_.at(tensor.name), adapter_, config_, *base_.weights, [&](int64_t first, int64_t count, const float* rows) {
           const int64_t n = count * width;
           before.resize(static_cast<size_t>(n));
           after.resize(static_cast<size_t>(n));
@@ -204,10 +227,12 @@ class ModelMerger {
   }
 
   const ModelConfig& config_;
-  const TensorStore& base_;
+  const Checkpoint& base_;
   const Adapter& adapter_;
   const MergeOptions& options_;
-  std::map<std::string, WeightId> changed_;  // by name, as the base has it
+  std::string embedding_name_;                            // as it is written
+  std::map<std::string, WeightId> changed_;               // by the name that is written
+  std::map<std::string, const TensorView*> originals_;  // likewise
   MergeReport report_;
 };
 
@@ -216,18 +241,17 @@ class ModelMerger {
 Result<MergeReport> merge_adapter(const std::string& base_dir, const Adapter& adapter, const std::string& out_dir,
                                   const MergeOptions& options) {
   LK_RETURN_IF_ERROR(check_out_dir(out_dir));
-  LK_ASSIGN_OR_RETURN(const ModelConfig config, load_model_config(base_dir));
-  LK_ASSIGN_OR_RETURN(const std::shared_ptr<const TensorStore> base, TensorStore::open_model(base_dir));
-  if (adapter.layers.size() != static_cast<size_t>(config.num_layers)) {
+  LK_ASSIGN_OR_RETURN(const Checkpoint base, open_checkpoint(base_dir));
+  if (adapter.layers.size() != static_cast<size_t>(base.config.num_layers)) {
     return invalid_argument("adapter '{}' was loaded for a model of {} layers, {} has {}", adapter.name,
-                            adapter.layers.size(), base_dir, config.num_layers);
+                            adapter.layers.size(), base_dir, base.config.num_layers);
   }
   std::string clean = out_dir;
   while (clean.size() > 1 && clean.back() == '/') clean.pop_back();
   TemporaryDirectory temporary{fmt::format("{}.tmp.{}", clean, ::getpid())};
   LK_RETURN_IF_ERROR(make_directories(temporary.path));
   LK_RETURN_IF_ERROR(copy_side_files(base_dir, temporary.path));
-  ModelMerger merger(config, *base, adapter, options);
+  ModelMerger merger(base, adapter, options);
   LK_ASSIGN_OR_RETURN(MergeReport report, merger.write(join_path(temporary.path, "model.safetensors")));
   LK_RETURN_IF_ERROR(update_config(join_path(temporary.path, "config.json"), report.untied, options.dtype));
   if (::rename(temporary.path.c_str(), clean.c_str()) != 0) {

@@ -13,6 +13,7 @@
 #include "lk/io/safetensors_writer.h"
 #include "lk/lora/adapter_files.h"
 #include "lk/lora/module_names.h"
+#include "lk/lora_tools/foreign.h"
 
 namespace lk {
 namespace {
@@ -141,7 +142,10 @@ class AdapterWriter {
       const std::string leaf = weight.bias ? "bias" : "weight";
       // Below a LoRA layer PEFT keeps the weight as base_layer; a plain name would make it a modules_to_save.
       add_as_it_is(module, targeted ? "base_layer." + leaf : leaf, adapter_.replaced.of(weight));
-      if (!targeted) saved_.insert(module == kEmbedding ? short_name(module) : module_path(module));
+      if (weight.bias && !adapter_.replaced.of({module}).defined())
+        trained_biases_ = true;
+      else if (!targeted)
+        saved_.insert(module == kEmbedding ? short_name(module) : module_path(module));
     }
     if (!adapter_.trained_token_ids.empty()) {
       add_as_it_is(kEmbedding, "token_adapter.trainable_tokens_delta", adapter_.trained_token_rows);
@@ -163,7 +167,7 @@ class AdapterWriter {
     object["alpha_pattern"] = std::move(alpha_pattern);
     object["auto_mapping"] = nullptr;
     object["base_model_name_or_path"] = base.empty() ? json::value(nullptr) : json::value(base);
-    object["bias"] = "none";
+    object["bias"] = trained_biases_ ? "all" : "none";
     object["exclude_modules"] = nullptr;
     object["fan_in_fan_out"] = false;
     object["inference_mode"] = true;
@@ -202,7 +206,7 @@ class AdapterWriter {
   std::vector<Tensor> tensors_;
   std::vector<Module> modules_;
   std::set<std::string> saved_;
-  bool lora_bias_ = false, dora_ = false;
+  bool lora_bias_ = false, dora_ = false, trained_biases_ = false;
 };
 
 double rounding_of(const TensorView& view, DType dtype) {
@@ -232,7 +236,8 @@ Result<ConvertReport> convert_adapter(const std::string& in_dir, const ModelConf
     return already_exists("{} holds an adapter already; name another directory", out_dir);
   }
   LK_ASSIGN_OR_RETURN(const std::shared_ptr<const Adapter> adapter,
-                      load_adapter("convert", in_dir, config, base, load));
+                      is_foreign_adapter(in_dir) ? read_foreign_adapter(in_dir, config, options.scaling)
+                                                 : load_adapter("convert", in_dir, config, base, load));
   ConvertReport report;
   report.bytes_before = adapter->file_bytes;
   report.warnings = adapter->warnings;

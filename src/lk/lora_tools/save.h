@@ -17,6 +17,7 @@ namespace lk {
 struct SaveOptions {
   std::optional<DType> dtype = {};   // of A, B and bias; absent: as held in memory. PEFT itself writes f32
   std::string base_model_name = {};  // "base_model_name_or_path"; empty: the adapter's own
+  std::optional<double> scaling = {};  // of adapters that convert_adapter() takes from other trainers (foreign.h)
 };
 
 // Writes directory/adapter_config.json and adapter_model.safetensors. What is written is the
@@ -25,7 +26,7 @@ struct SaveOptions {
 Status save_adapter(const Adapter& adapter, const ModelConfig& config, const std::string& directory,
                     const SaveOptions& options = {});
 
-// Loads and saves. out_dir must not hold an adapter yet.
+// Loads and saves, also the formats of foreign.h. out_dir must not hold an adapter yet.
 struct ConvertReport {
   int64_t bytes_before = 0, bytes_after = 0;
   double largest_rounding = 0;  // largest |rounded - value| over A, B and bias

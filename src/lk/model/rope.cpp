@@ -49,6 +49,16 @@ double scale_yarn(const RopeConfig& rope, double original_positions, double head
   return yarn_mscale(rope.factor, 1.0);
 }
 
+// LongRoPE (arXiv:2402.13753): a divisor for each frequency, others once the sequence is longer than the model was made
+// for; all positions of a sequence use the same.
+double scale_longrope(const RopeConfig& rope, bool is_long, std::vector<double>& inv_freq) {
+  const std::vector<double>& factors = is_long ? rope.long_factor : rope.short_factor;
+  for (size_t i = 0; i < inv_freq.size(); ++i) inv_freq[i] /= factors[i];
+  if (rope.attention_factor > 0) return rope.attention_factor;
+  if (rope.factor <= 1) return 1;
+  return std::sqrt(1 + std::log(rope.factor) / std::log(static_cast<double>(rope.original_max_positions)));
+}
+
 }  // namespace
 
 RopeTable make_rope_table(const ModelConfig& config, int64_t sequence_length) {
@@ -77,6 +87,10 @@ RopeTable make_rope_table(const ModelConfig& config, int64_t sequence_length) {
       break;
     case RopeType::kYarn:
       table.attention_scaling = scale_yarn(rope, original, head_dim, table.inv_freq);
+      break;
+    case RopeType::kLongrope:
+      table.attention_scaling =
+          scale_longrope(rope, sequence_length > rope.original_max_positions, table.inv_freq);
       break;
   }
   return table;

@@ -10,10 +10,11 @@ namespace lk {
 
 struct RopeTable {
   std::vector<double> inv_freq;    // [head_dim / 2] radians per position
-  double attention_scaling = 1.0;  // multiplies cos and sin (yarn)
+  double attention_scaling = 1.0;  // multiplies cos and sin (yarn, longrope)
 };
 
-// `sequence_length` matters for type dynamic only: frequencies stretch once it exceeds max_positions.
+// `sequence_length` matters for the types dynamic (frequencies stretch once it exceeds max_positions) and longrope: see
+// ModelConfig::rope_length().
 RopeTable make_rope_table(const ModelConfig& config, int64_t sequence_length);
 
 // cos, sin: [head_dim / 2] of one position.

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "lk/base/rng.h"
+#include "lk/io/checkpoint.h"
 #include "lk/io/weights.h"
 
 namespace lk {
@@ -22,7 +23,7 @@ class Packer {
   Packer(ModelWeights& weights, Backend& backend, void (*progress)(int64_t, int64_t))
       : weights_(weights), backend_(backend), progress_(progress), total_(weights.checkpoint->size_bytes()) {}
 
-  // Requires: check_weights() has passed, so that the tensor is there in the shape of the config.
+  // Requires: a tensor of open_checkpoint(), which is there in the shape of the config.
   const TensorView& tensor(const std::string& name) {
     const TensorView* view = weights_.checkpoint->find(name);
     LK_CHECK(view, "no tensor {}", name);
@@ -162,11 +163,12 @@ Result<std::shared_ptr<const ModelWeights>> load_weights(const std::string& dire
   LK_CHECK(act == DType::kBF16 || act == DType::kF32);
   auto weights = std::make_shared<ModelWeights>();
   weights->act = act;
-  LK_ASSIGN_OR_RETURN(weights->config, load_model_config(directory));
-  LK_ASSIGN_OR_RETURN(weights->checkpoint, TensorStore::open_model(directory));
+  LK_ASSIGN_OR_RETURN(Checkpoint checkpoint, open_checkpoint(directory));
+  weights->config = std::move(checkpoint.config);
+  weights->checkpoint = std::move(checkpoint.weights);
+  weights->warnings = std::move(checkpoint.warnings);
   weights->shape = weights->config.shape();
   const ModelConfig& c = weights->config;
-  LK_RETURN_IF_ERROR(check_weights(c, *weights->checkpoint).with_context(directory));
   LK_RETURN_IF_ERROR(check_finite(*weights->checkpoint, backend.num_host_threads()).with_context(directory));
   weights->layers.resize(static_cast<size_t>(c.num_layers));
   Packer packer(*weights, backend, progress);
@@ -179,7 +181,7 @@ Result<std::shared_ptr<const ModelWeights>> load_weights(const std::string& dire
   for (int64_t layer = 0; layer < c.num_layers; ++layer) pack_layer(packer, *weights, backend, layer);
   weights->final_norm = packer.vector("model.norm.weight");
   const char* head = c.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
-  weights->lm_head = packer.matrix({{head, 0}}, c.vocab_size, c.hidden_dim);
+  if (c.has_lm_head) weights->lm_head = packer.matrix({{head, 0}}, c.vocab_size, c.hidden_dim);
   return std::shared_ptr<const ModelWeights>(std::move(weights));
 }
 

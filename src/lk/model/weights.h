@@ -53,11 +53,12 @@ struct ModelWeights {
   DType act = DType::kBF16;  // compute type: bf16 or f32
   std::vector<LayerWeights> layers;
   TensorView embedding;  // [vocab_size, hidden_dim], any dtype
-  PackedWeight lm_head;  // n = vocab_size
+  PackedWeight lm_head;  // n = vocab_size, or 0 without one (ModelConfig::has_lm_head)
   const float* final_norm = nullptr;
   int64_t packed_bytes = 0;
 
-  std::shared_ptr<const TensorStore> checkpoint;  // null for dummy weights
+  std::shared_ptr<const TensorStore> checkpoint;  // the weights, by weight_name(); null for dummy weights
+  std::vector<std::string> warnings;              // of open_checkpoint(): which tensors are not used, and why
   std::vector<DeviceBuffer> storage;
 
   WeightFormat format() const { return weight_format_of(act); }

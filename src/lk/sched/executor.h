@@ -21,7 +21,8 @@ struct StepItem {
   // With penalties: the distinct tokens so far, and how often each is in the output (token_counts.h).
   std::span<const std::pair<int32_t, int32_t>> seen;
   bool prompt_logprobs = false;  // score the prompt tokens that follow positions [begin, end)
-  // Add the last hidden states of [begin, end) here, position by position; reset when begin == 0. Null: not wanted.
+  // Add those last hidden states of [begin, end) here that the request pools, position by position; reset when
+  // begin == 0. Null: not wanted.
   std::vector<double>* hidden_sum = nullptr;
 };
 

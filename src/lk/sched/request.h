@@ -46,6 +46,10 @@ class TokenConstraint {
   virtual Status accept(int32_t token) = 0;
 };
 
+// Which hidden states of a prompt make its embedding: the sum of all (their mean but for the length), the last token's,
+// or the first token's.
+enum class Pooling : uint8_t { kNone, kMean, kLast, kFirst };
+
 struct Request {
   RequestId id = 0;
   AdapterId adapter = kBaseModel;
@@ -65,10 +69,10 @@ struct Request {
   uint64_t cache_salt = 0;
   std::shared_ptr<TokenConstraint> constraint;  // or null
   bool urgent = false;  // before everything that waits: the server's own probes, never a client's
-  // Also return the sum of the prompt's last hidden states (after the final norm); disables prefix reuse for this
+  // Also return what the prompt's last hidden states (after the final norm) come to; disables prefix reuse for this
   // request.
-  bool sum_hidden = false;
-  // Sequence length that length-dependent rope scaling assumes (rope type dynamic).
+  Pooling pooling = Pooling::kNone;
+  // Sequence length that length-dependent rope scaling assumes (rope types dynamic and longrope).
   int64_t rope_length = 0;
 
   bool resumed() const { return !output_so_far.empty(); }

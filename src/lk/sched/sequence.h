@@ -61,7 +61,7 @@ struct Sequence : Ticket {
   }
   // Of the prompt, and not had yet: a resumed one has had both.
   bool wants_prompt_logprobs() const { return request->sampling.num_prompt_logprobs >= 0 && num_output() == 0; }
-  bool wants_hidden_sum() const { return request->sum_hidden && num_output() == 0; }
+  bool wants_hidden_sum() const { return request->pooling != Pooling::kNone && num_output() == 0; }
 };
 
 // What happened to a request in one step.
@@ -73,7 +73,7 @@ struct RequestEvent {
   bool has_token = false;
   TokenLogprob token;
   std::vector<TokenLogprob> prompt_logprobs;  // once, when the prompt is done; entry i is prompt token i + 1
-  std::vector<double> hidden_sum;             // likewise, [hidden_dim], with Request::sum_hidden
+  std::vector<double> hidden_sum;             // likewise, [hidden_dim], with Request::pooling
   FinishReason finish = FinishReason::kNone;
   Status error;                     // with kError
   std::unique_ptr<Sequence> ended;  // with the last event: the scheduler has let go of `sequence`

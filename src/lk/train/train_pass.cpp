@@ -133,15 +133,15 @@ TrainPass::Extent TrainPass::check(const TokenBlock& block, Mode mode) const {
 void TrainPass::upload_angles(const TokenBlock& block) {
   const int64_t half = weights_->shape.head_dim / 2;
   std::vector<float> cos(static_cast<size_t>(block.num_rows() * half)), sin(cos.size());
-  const bool dynamic = weights_->config.rope.type == RopeType::kDynamic;
   for (const RowRange& sample : block.samples) {
     const int64_t length = sample.end - sample.begin;
+    const int64_t rope_length = weights_->config.rope_length(length);
     RopeTable own;
-    if (dynamic) own = make_rope_table(weights_->config, length);
+    if (rope_length > 0) own = make_rope_table(weights_->config, rope_length);
     for (int64_t position = 0; position < length; ++position) {
       float* cos_row = cos.data() + (sample.begin + position) * half;
       float* sin_row = sin.data() + (sample.begin + position) * half;
-      if (dynamic) {
+      if (rope_length > 0) {
         rope_row(own, position, cos_row, sin_row);
         continue;
       }
