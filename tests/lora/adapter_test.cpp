@@ -192,7 +192,7 @@ TEST_F(LoadAdapter, RefusesVariantsByName) {
       {R"("layer_replication":[[0,2],[1,2]])", "layer_replication"},
       {R"("target_parameters":["experts.w"])", "target_parameters"},
       {R"("megatron_config":{"a":1})", "megatron_config"},
-      {R"("bias":"all")", "\"bias\" is \"all\""},
+      {R"("bias":"some")", "\"bias\" must be one of"},
       {R"("init_lora_weights":"pissa_niter_4")", "path_initial_model_for_weight_conversion"},
       {R"("init_lora_weights":"corda")", "path_initial_model_for_weight_conversion"},
       {R"("init_lora_weights":"lora_ga")", "path_initial_model_for_weight_conversion"},
@@ -302,6 +302,51 @@ TEST_F(LoadAdapter, RefusesResizedVocabularies) {
     bag_.add(name, {41, 16});
     expect_refused(kList, "has 41 rows, the base has a vocabulary of 40");
     bag_.erase(name);
+  }
+}
+
+// A tensor may be there twice, as PEFT's save_embedding_layers leaves it, but not with two meanings.
+TEST_F(LoadAdapter, OneMatrixUnderTwoNamesMustBeOneMatrix) {
+  const std::string saved = kList + R"(,"modules_to_save":["model.norm"])", norm = "base_model.model.model.norm";
+  bag_.set(norm + ".weight", {16}, std::vector<float>(16, 1.5f));
+  bag_.set(norm + ".modules_to_save.weight", {16}, std::vector<float>(16, 1.5f), DType::kBF16);
+  EXPECT_TRUE(loaded(saved)->replaced.final_norm.defined());
+  bag_.set(norm + ".modules_to_save.weight", {16}, std::vector<float>(16, 1.25f));
+  expect_refused(saved, "stand for the same weight and differ");
+}
+
+TEST_F(LoadAdapter, RefusesTensorsThatPlayNoPart) {
+  bag_.add("base_model.model.model.embed_tokens.lora_magnitude_vector", {16});
+  expect_refused(kList, "'base_model.model.model.embed_tokens.lora_magnitude_vector' plays no part");
+}
+
+TEST_F(LoadAdapter, NamesTensorsOfOtherPartsOfAMultimodalModel) {
+  bag_.add("base_model.model.model.visual.blocks.0.attn.qkv.lora_A.weight", {2, 8});
+  EXPECT_THAT(loaded()->warnings, ElementsAre(HasSubstr("adapt other parts of a multimodal model")));
+}
+
+// The patterns of adapter_config.json are made for the names that the adapted model had.
+TEST_F(LoadAdapter, PatternsSeeTheNamesInTheFile) {
+  for (const std::string decoder : {"model.language_model.", "language_model.model.", ""}) {
+    bag_ = TensorBag();
+    for (int layer = 0; layer < 2; ++layer) {
+      const std::string path = fmt::format("base_model.model.{}layers.{}.self_attn.q_proj", decoder, layer);
+      bag_.add(path + ".lora_A.weight", {2, 16}).add(path + ".lora_B.weight", {16, 2});
+    }
+    const auto adapter =
+        loaded(kList + fmt::format(R"(,"alpha_pattern":{{"{}layers.1.self_attn.q_proj":10}})", decoder));
+    EXPECT_THAT(adapter->warnings, IsEmpty());
+    EXPECT_EQ(delta(*adapter, 0, Proj::kQ).scaling, 3.0);
+    EXPECT_EQ(delta(*adapter, 1, Proj::kQ).scaling, 5.0);
+  }
+}
+
+TEST_F(LoadAdapter, SaysHowToConvertOtherTrainersFiles) {
+  for (const char* file : {"adapters.safetensors", "lora.safetensors"}) {
+    const TempDir other;
+    bag_.write(other.file(file));
+    EXPECT_THAT(load_adapter("a", other.path(), config_, nullptr).status().message(),
+                HasSubstr("lorikeet adapter convert"));
   }
 }
 

@@ -81,11 +81,17 @@ class Writer:
         refused: str | None = None,
         warns: list[str] | None = None,
         lengths: tuple[int, ...] = PROMPT_LENGTHS,
+        convert: bool = False,
     ) -> None:
-        """One case: `lm` gives logits, `decoder` hidden states, `refused` says why there are none."""
+        """One case: `lm` gives logits, `decoder` hidden states, `refused` says why there are none.
+
+        `convert`: the adapter is of another trainer, for `adapter convert`.
+        """
         entry: dict[str, Any] = {"name": name, "model": f"models/{model}", "adapter": f"adapters/{adapter}" if adapter else None}
         if refused:
             entry["refused"] = refused
+        if convert:
+            entry["convert"] = True
         entry["warns"] = warns or []
         entry["prompts"] = []
         for index, tokens in enumerate([] if refused else self.prompts(name, lengths)):
@@ -120,14 +126,16 @@ def load_lm(name: str) -> torch.nn.Module:
     return kind.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
 
 
-def _write_text(name: str, config: Config, edit: Callable[[State, Config], None] | None = None) -> None:
+def _write_text(name: str, config: Config, edit: Callable[[State, Config], None] | None = None, half: bool = False) -> None:
     model = _fill(AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)), name)
     state = dict(model.state_dict())
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight")
     written = json.loads(model.config.to_json_string())
     written["architectures"] = [type(model).__name__]
-    written["dtype"] = "float32"
+    written["dtype"] = "float16" if half else "float32"
+    if half:
+        state = {key: value.half() for key, value in state.items()}
     if edit:
         edit(state, written)
     _save(ROOT / "models" / name, written, state)

@@ -77,10 +77,11 @@ Result<std::shared_ptr<const TextModel>> TextModel::load(const std::string& dire
                                                          int64_t context, std::optional<Pooling> pooling) {
   std::shared_ptr<TextModel> model(new TextModel());
   model->config_ = config;
-  if (pooling)
+  if (pooling) {
     model->pooling_ = *pooling;
-  else if (!directory.empty())
+  } else if (!directory.empty()) {
     LK_ASSIGN_OR_RETURN(model->pooling_, load_pooling(directory));
+  }
   if (!directory.empty()) {
     LK_ASSIGN_OR_RETURN(model->generation_, load_generation_defaults(directory));
     if (file_exists(join_path(directory, "tokenizer.json"))) {
