@@ -132,7 +132,8 @@ TEST(ModelConfig, Yarn) {
 }
 
 TEST(ModelConfig, RefusesRopeItDoesNotKnow) {
-  expect_refused(R"("rope_scaling":{"rope_type":"longrope","factor":2})", "rope type longrope");
+  expect_refused(R"("rope_scaling":{"rope_type":"new","factor":2})", "rope type new");
+  expect_refused(R"("rope_scaling":{"rope_type":"longrope","factor":2})", "\"short_factor\" is missing");
   expect_refused(R"("rope_scaling":{"rope_type":"linear"})", "\"factor\" is missing");
   expect_refused(R"("rope_scaling":{"rope_type":"llama3","factor":8})", "low_freq_factor");
   expect_refused(R"("partial_rotary_factor":0.5)", "partial_rotary_factor 0.5");
@@ -142,7 +143,55 @@ TEST(ModelConfig, RefusesRopeItDoesNotKnow) {
   expect_refused(R"("rope_scaling":3)", "must be an object");
 }
 
+TEST(ModelConfig, TheContextIsWhatTheScalingIsMadeFor) {
+  const auto limit = [](const std::string& rope) {
+    return parsed(R"("max_position_embeddings":100)" + (rope.empty() ? "" : ",\"rope_scaling\":" + rope)).context_limit();
+  };
+  EXPECT_EQ(limit(""), 100);
+  EXPECT_EQ(limit(R"({"type":"linear","factor":4})"), 400);
+  EXPECT_EQ(limit(R"({"type":"dynamic","factor":2.5})"), 250);
+  EXPECT_EQ(limit(R"({"type":"yarn","factor":4})"), 400);
+  EXPECT_EQ(limit(R"({"type":"yarn","factor":4,"original_max_position_embeddings":50})"), 200);
+  EXPECT_EQ(limit(R"({"type":"yarn","factor":4,"original_max_position_embeddings":10})"), 100);
+  EXPECT_EQ(limit(R"({"rope_type":"llama3","factor":8,"low_freq_factor":1,"high_freq_factor":4,
+                      "original_max_position_embeddings":50})"),
+            100);
+}
+
+TEST(ModelConfig, LongropeChoosesItsFrequenciesByTheLength) {
+  const std::string factors = R"("short_factor":[1,1,1,1,1,1,1,1],"long_factor":[2,2,2,2,2,2,2,2])";
+  const ModelConfig config = parsed(R"("max_position_embeddings":100,"rope_scaling":{"type":"su",)" + factors +
+                                    R"(,"original_max_position_embeddings":20})");
+  EXPECT_EQ(config.rope.type, RopeType::kLongrope);
+  EXPECT_EQ(config.rope.factor, 5);
+  EXPECT_EQ(config.rope_length(20), 0);
+  EXPECT_EQ(config.rope_length(21), config.rope_length(100));
+  EXPECT_GT(config.rope_length(21), 20);
+  expect_refused(R"("rope_scaling":{"type":"longrope","short_factor":[1],"long_factor":[1]})", "half of head_dim is 8");
+}
+
+TEST(ModelConfig, ReadsTheTextModelOfAMultimodalOne) {
+  const auto config = parse_model_config(
+      R"({"architectures":["LlavaForConditionalGeneration"],"model_type":"llava","torch_dtype":"float16","tie_word_embeddings":true,
+          "text_config":{"model_type":"mistral","hidden_size":64,"num_attention_heads":4,"num_key_value_heads":2,
+                         "num_hidden_layers":1,"tie_word_embeddings":false}})",
+      "config.json");
+  ASSERT_TRUE(config.ok()) << config.status().message();
+  EXPECT_EQ(config->architecture, "MistralForCausalLM");
+  EXPECT_EQ(config->dtype, DType::kF16);
+  EXPECT_TRUE(config->tie_word_embeddings);  // the outer model owns the head
+  const auto unknown = [](const std::string& outer, const std::string& inner) {
+    return parse_model_config(fmt::format(R"({{"model_type":"{}","text_config":{{"model_type":"{}"}}}})", outer, inner),
+                              "config.json")
+        .status()
+        .message();
+  };
+  EXPECT_THAT(unknown("mllama", "mllama_text_model"), HasSubstr("the text model of a mllama is not supported"));
+  EXPECT_THAT(unknown("llava", "gemma2"), HasSubstr("is a gemma2, which is not supported"));
+}
+
 TEST(ModelConfig, RefusesWhatItDoesNotImplementByName) {
+  expect_refused(R"("is_causal":false)", "is_causal is false");
   expect_refused("", "MixtralForCausalLM", "Mixtral");
   expect_refused("", "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM", "Mixtral");
   expect_refused(R"("hidden_act":"gelu")", "hidden_act gelu");

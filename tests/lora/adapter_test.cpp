@@ -315,9 +315,9 @@ TEST_F(LoadAdapter, OneMatrixUnderTwoNamesMustBeOneMatrix) {
   expect_refused(saved, "stand for the same weight and differ");
 }
 
-TEST_F(LoadAdapter, RefusesTensorsThatPlayNoPart) {
+TEST_F(LoadAdapter, RefusesAMagnitudeOfAnEmbeddingWithoutADelta) {
   bag_.add("base_model.model.model.embed_tokens.lora_magnitude_vector", {16});
-  expect_refused(kList, "'base_model.model.model.embed_tokens.lora_magnitude_vector' plays no part");
+  expect_refused(kList, "'base_model.model.model.embed_tokens.lora_magnitude_vector' stands alone");
 }
 
 TEST_F(LoadAdapter, NamesTensorsOfOtherPartsOfAMultimodalModel) {

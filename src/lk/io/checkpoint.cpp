@@ -18,7 +18,7 @@ class Ledger {
   Status run() {
     for (const UnreadTensor& tensor : checkpoint_.files->unread()) {
       if (find_weight(tensor.name, config_))
-        return unsupported("tensor '{}' has dtype {}; supported: F32, BF16, F16", tensor.name, tensor.dtype);
+        return unsupported("tensor '{}' {}", tensor.name, tensor.why);
       rest_.push_back(tensor.name);
     }
     for (const auto& [name, view] : checkpoint_.files->tensors()) {

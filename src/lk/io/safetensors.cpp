@@ -35,9 +35,6 @@ std::optional<uint64_t> tensor_bytes(const SafetensorsHeaderEntry& entry, DType 
 }
 
 Result<TensorView> make_view(const SafetensorsHeaderEntry& entry, DType dtype, std::span<const std::byte> data) {
-  if (entry.shape.size() > 4) {
-    return unsupported("tensor '{}' has {} dimensions, at most 4 are supported", entry.name, entry.shape.size());
-  }
   const std::optional<uint64_t> bytes = tensor_bytes(entry, dtype);
   if (!bytes || *bytes != entry.end - entry.begin) {
     return data_loss("tensor '{}': its shape and dtype contradict its {} bytes", entry.name, entry.end - entry.begin);
@@ -91,8 +88,10 @@ Result<SafetensorsIndex> parse_safetensors(std::span<const std::byte> bytes) {
     }
     position = entry.end;
     const std::optional<DType> dtype = dtype_from_name(entry.dtype);
-    if (!dtype) {
-      index.unread.push_back({std::move(entry.name), std::move(entry.dtype)});
+    if (!dtype || entry.shape.size() > 4) {
+      index.unread.push_back(
+          {std::move(entry.name), dtype ? fmt::format("has {} dimensions, at most 4 are supported", entry.shape.size())
+                                        : fmt::format("has dtype {}; supported: F32, BF16, F16", entry.dtype)});
       continue;
     }
     LK_ASSIGN_OR_RETURN(TensorView view, make_view(entry, *dtype, data));
@@ -140,8 +139,7 @@ Status TensorStore::add_tensors(const std::function<Status(SafetensorsIndex&)>& 
   if (!index.ok()) return index.status().with_context(file.path());
   if (accept) LK_RETURN_IF_ERROR(accept(*index));
   if (!keep_unread && !index->unread.empty())
-    return unsupported("{}: tensor '{}' has dtype {}; supported: F32, BF16, F16", file.path(),
-                       index->unread.front().name, index->unread.front().dtype);
+    return unsupported("{}: tensor '{}' {}", file.path(), index->unread.front().name, index->unread.front().why);
   std::ranges::move(index->unread, std::back_inserter(unread_));
   LK_RETURN_IF_ERROR(realign(index->tensors));
   for (const TensorEntry& tensor : index->tensors) {
@@ -248,7 +246,8 @@ Result<std::shared_ptr<const TensorStore>> TensorStore::open_model(const std::st
   }
   for (const auto& field : map->get_object()) {
     const std::string name(field.key());
-    if (store->find(name) == nullptr) {
+    if (store->find(name) == nullptr &&
+        std::ranges::find(store->unread_, name, &UnreadTensor::name) == store->unread_.end()) {
       return data_loss("{}: tensor '{}' should be in {} and is in no shard", index_path, name,
                        std::string_view(field.value().get_string()));
     }

@@ -93,11 +93,12 @@ std::string AdapterLoader::path_of(FileModule module) const {
 
 Status AdapterLoader::place_lora() {
   for (const auto& [module, parts] : modules_) {
-    if (parts.contains(Part::kEmbeddingA) || parts.contains(Part::kEmbeddingB)) {
+    const bool any = std::ranges::any_of(parts, [](const auto& item) { return is_lora_part(item.first); });
+    if (parts.contains(Part::kEmbeddingA) || parts.contains(Part::kEmbeddingB) || (module.first == kEmbedding && any)) {
       LK_RETURN_IF_ERROR(place_embedding(parts));
       continue;
     }
-    if (std::ranges::none_of(parts, [](const auto& item) { return is_lora_part(item.first); })) continue;
+    if (!any) continue;
     LK_RETURN_IF_ERROR(module.first == kLmHead ? place_lm_head(parts) : place_projection(module, parts));
   }
   return Status();

@@ -125,8 +125,7 @@ class ModelMerger {
   Result<MergeReport> write(const std::string& path) {
     LK_RETURN_IF_ERROR(check_biases());
     if (const std::vector<UnreadTensor>& unread = base_.files->unread(); !unread.empty())
-      return unsupported("tensor '{}' of the base has dtype {} and cannot be copied; supported: F32, BF16, F16",
-                         unread.front().name, unread.front().dtype);
+      return unsupported("tensor '{}' of the base {}, so it cannot be copied", unread.front().name, unread.front().why);
     std::vector<TensorSpec> specs;
     for (const auto& [name, view] : base_.files->tensors()) {
       const bool is_embedding = name == base_.file_name(kEmbedWeight);
