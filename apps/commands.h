@@ -30,6 +30,7 @@ void add_bench_train(CLI::App& bench, int& exit_code);
 void add_keys(CLI::App& app, int& exit_code);
 void add_simulate(CLI::App& app, int& exit_code);
 void add_train(CLI::App& app, int& exit_code);
+void add_route(CLI::App& app, int& exit_code);
 
 // Options shared by the commands that run a model.
 struct ModelFlags {

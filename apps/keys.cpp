@@ -174,8 +174,9 @@ void add_keys(CLI::App& app, int& exit_code) {
   command->add_option("--tenant", flags->tenant, "whose requests carry it; made without limits if it is new")
       ->required();
   command
-      ->add_option("--scope", flags->scopes,
-                   "infer, adapters (load and unload), metrics, admin (everything), separated by commas")
+      ->add_option(
+          "--scope", flags->scopes,
+          "infer, adapters (load and unload), metrics, fleet (routers), admin (everything), separated by commas")
       ->required();
   command->add_option("--note", flags->note, "a line for you");
   command->add_option("--expires", flags->expires, "30d, 12h, 2w, a date such as 2027-01-31 (UTC), never")

@@ -35,6 +35,7 @@ int main(int argc, char** argv) {
   int exit_code = 0;
   lk::apps::add_generate(app, exit_code);
   lk::apps::add_serve(app, exit_code);
+  lk::apps::add_route(app, exit_code);
   lk::apps::add_train(app, exit_code);
   lk::apps::add_inspect(app, exit_code);
   lk::apps::add_merge(app, exit_code);

@@ -16,6 +16,7 @@
 #include "lk/sim/report.h"
 #include "lk/sim/streams.h"
 #include "policy_flags.h"
+#include "simulate_fleet.h"
 
 namespace lk::apps {
 namespace {
@@ -28,6 +29,7 @@ struct SimulateFlags {
   std::vector<std::string> sweeps, streams;
   std::vector<std::pair<std::string, std::string>> values;  // parameters as given, in the order of the table
   int64_t fuzz_seeds = 0, first_seed = 0;
+  FleetFlags fleet;
   bool list = false, print_model = false, per_tenant = false, timeline = false, check = false;
 };
 
@@ -219,7 +221,17 @@ Status run_simulate(const SimulateFlags& flags) {
     fmt::print("{}", to_json(model));
     return Status();
   }
-  if (flags.fuzz_seeds > 0) return run_fuzz(flags);
+  if (flags.fuzz_seeds > 0)
+    return flags.fleet.replicas > 0 ? FleetFlags::fuzz(flags.first_seed, flags.fuzz_seeds) : run_fuzz(flags);
+  if (flags.fleet.replicas > 0) {
+    if (!flags.sweeps.empty()) return invalid_argument("--sweep is for one machine; --routing takes several policies");
+    const std::vector<Parameter> parameters = all_parameters();
+    LK_ASSIGN_OR_RETURN(const SimSpec spec, base_spec(flags, parameters));
+    std::set<std::string> given;
+    for (const auto& [name, value] : flags.values) given.insert(name);
+    LK_RETURN_IF_ERROR(check(spec, given));
+    return flags.fleet.run(spec, flags.out);
+  }
   LK_ASSIGN_OR_RETURN(const std::vector<Sweep> sweeps, parse_sweeps(flags.sweeps));
   LK_ASSIGN_OR_RETURN(const std::vector<Run> runs, run_all(flags, sweeps));
   return write_runs(flags, sweeps, runs);
@@ -268,6 +280,7 @@ void add_simulate(CLI::App& app, int& exit_code) {
   command->add_option("--first-seed", flags->first_seed, "of --fuzz-seeds")
       ->check(CLI::NonNegativeNumber)
       ->group("Runs");
+  flags->fleet.add_to(*command);
   command->callback([flags, values, options, &exit_code] {
     for (size_t n = 0; n < options.size(); ++n)
       if (options[n]->count() > 0) flags->values.push_back((*values)[n]);

@@ -10,6 +10,7 @@ ALLOWED = {
     "base": [],
     "net": ["base"], "text": ["base"], "tensor": ["base"], "memory": ["base"],
     "grammar": ["base", "text"],
+    "cluster": ["base", "net"],
     "kernels": ["base", "tensor"],
     "io": ["base", "tensor"],
     "ops": ["base", "tensor", "kernels"],
@@ -20,11 +21,11 @@ ALLOWED = {
     "train": ["base", "tensor", "text", "io", "dataset", "kernels", "ops", "lora", "lora_tools", "model"],
     "sched": ["base", "memory"],
     "merging": ["base", "memory", "sched"],
-    "sim": ["base", "memory", "sched", "merging"],
+    "sim": ["base", "memory", "sched", "merging", "cluster"],
     "engine": ["base", "tensor", "io", "kernels", "ops", "lora", "model", "sched", "memory"],
     "infer": ["base", "text", "grammar", "io", "ops", "lora", "memory", "sched", "merging", "engine"],
     "load": ["base", "net"],
-    "serve": ["base", "net", "text", "grammar", "io", "ops", "lora", "memory", "sched", "merging", "engine", "infer"],
+    "serve": ["base", "net", "cluster", "text", "grammar", "io", "ops", "lora", "memory", "sched", "merging", "engine", "infer"],
 }
 # call -> where alone it may stand, and what to use elsewhere
 ONE_PLACE = {"json::serialize(": ("src/lk/base/json_text.cpp", "lk::json_text (base/json_text.h)")}

@@ -180,33 +180,6 @@ class Completions(ServerTest):
         self.assertEqual(returned["prompt_token_ids"], ids)
         self.assertEqual(self.good(self.server.post("/detokenize", {"tokens": returned["token_ids"]}))["prompt"], text)
 
-    def test_output_so_far(self):
-        fields = {"model": "sql", "temperature": 1.2, "seed": 5, "frequency_penalty": 0.5, "max_tokens": 24, "ignore_eos": True, "logprobs": 0,
-                  "return_token_ids": True}
-        whole = self.good(self.server.complete(**fields))
-        choice, usage = whole["choices"][0], whole["usage"]
-        tokens = choice["token_ids"]
-        for cut in (1, 9, 23):
-            body = self.good(self.server.complete(output_so_far=tokens[:cut], **fields))
-            rest = body["choices"][0]
-            self.assertEqual(rest["token_ids"], tokens[cut:])
-            self.assertTrue(choice["text"].endswith(rest["text"]), rest)
-            for key in ("token_logprobs", "tokens", "text_offset"):
-                self.assertEqual(rest["logprobs"][key], choice["logprobs"][key][cut:], key)
-            self.assertEqual((body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]), (usage["prompt_tokens"], 24 - cut))
-            events = self.server.stream("/v1/completions", {"prompt": "Once upon a time", "output_so_far": tokens[:cut], **fields})
-            self.assertEqual("".join(event["choices"][0]["text"] for event in events), rest["text"])
-        chat = {"temperature": 0, "max_tokens": 12, "ignore_eos": True}
-        text = self.good(self.server.chat(**chat))["choices"][0]["message"]["content"]
-        ids = self.good(self.server.chat(return_token_ids=True, **chat))["choices"][0]["token_ids"]
-        events = self.server.stream("/v1/chat/completions", {"model": "sql", "messages": [{"role": "user", "content": "Which customers live in Riga?"}],
-                                                             "output_so_far": ids[:5], **chat})
-        self.assertFalse(any("role" in event["choices"][0]["delta"] for event in events))
-        self.assertTrue(text.endswith("".join(event["choices"][0]["delta"].get("content", "") for event in events)))
-        self.refused(self.server.complete(output_so_far=tokens, **fields), 400, "fewer than max_tokens (24)")
-        self.refused(self.server.complete(output_so_far=[10**9], **fields), 400, param="output_so_far")
-        self.refused(self.server.complete(temperature=1, output_so_far=[5]), 400, "seed", param="output_so_far")
-
     def test_echo_logprobs(self):
         scored = self.good(self.server.complete(model="sql", echo=True, logprobs=2, max_tokens=0))
         choice = scored["choices"][0]

@@ -68,7 +68,8 @@ class StructuredOutput(ServerTest):
         self.refused(self.server.chat(PERSON, "sql", **late), 400, "allowed_token_ids has no token that the grammar allows after 1 tokens")
         *_, last = self.server.stream("/v1/chat/completions", {"model": "sql", "messages": [{"role": "user", "content": PERSON}], **late})
         self.assertIn("allowed_token_ids", last["error"]["message"])
-        self.refused(self.server.complete("x", "sql", allowed_token_ids=yes, output_so_far=no, temperature=0), 400, "allowed_token_ids", param="output_so_far")
+        self.refused(self.server.complete("x", "sql", allowed_token_ids=yes, temperature=0, stream=True, lorikeet_resume={
+            "id": "a", "created": 1, "seed": 1, "choices": [{"tokens": no}]}), 400, "allowed_token_ids", param="lorikeet_resume")
 
     TOOLS = [{"type": "function", "function": {"name": "save", "description": "Saves a person", "parameters": person({"age": {"type": "integer", "maximum": 150}})}},
              {"type": "function", "function": {"name": "forget", "parameters": person({"why": {"enum": ["old", "new"]}})}}]

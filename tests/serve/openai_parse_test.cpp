@@ -503,35 +503,44 @@ TEST(OpenAiParse, BadToolsAreNamed) {
     expect_bad(chat(bad.fields), bad);
 }
 
-TEST(OpenAiParse, OutputSoFarIsExactOrRefused) {
-  const auto good = chat(R"("seed": 3, "output_so_far": [1, 499])");
-  ASSERT_TRUE(good.ok()) << good.error.message;
-  EXPECT_THAT(good.value->prompts[0].output_so_far, ElementsAre(1, 499));
-  EXPECT_TRUE(completion(R"("temperature": 0, "output_so_far": [1])").ok());
-  EXPECT_TRUE(completion(R"("output_so_far": null)").ok());
-  EXPECT_TRUE(completion(R"("n": 2, "echo": true, "output_so_far": [])").ok()) << "nothing was made yet";
-  for (const auto& [fields, word] : std::vector<std::pair<const char*, const char*>>{
-           {R"("seed": 3, "output_so_far": [500])", "output_so_far"},
-           {R"("seed": 3, "output_so_far": [-1])", "output_so_far"},
-           {R"("seed": 3, "output_so_far": "1")", "output_so_far"},
-           {R"("output_so_far": [1])", "needs the \"seed\""},
-           {R"("seed": 3, "n": 2, "output_so_far": [1])", "\"n\" to be 1"},
-           {R"("seed": 3, "echo": true, "output_so_far": [1])", "excludes \"echo\""},
-           {R"("seed": 3, "prompt_logprobs": 1, "output_so_far": [1])", "excludes \"prompt_logprobs\""}}) {
+TEST(OpenAiParse, ResumedAnswers) {
+  const auto resume = [](const std::string& choices, const std::string& more = R"("stream": true, "n": 2)") {
+    return more + R"(, "lorikeet_resume": {"id": "abc", "created": 12, "seed": 77, "digest": "d", "choices": )" +
+           choices + "}";
+  };
+  for (const auto& good :
+       {chat(resume(R"([{"tokens": [1, 499], "prompt_tokens": 9, "cached_tokens": 4}, {"tokens": [], "done": true}])")),
+        completion(resume(
+            R"([{"tokens": [1, 499], "prompt_tokens": 9, "cached_tokens": 4}, {"tokens": [], "done": true}])"))}) {
+    ASSERT_TRUE(good.ok()) << good.error.message;
+    const ResumedAnswer& resumed = good.value->resumed.value();
+    EXPECT_EQ(resumed.id, "abc");
+    EXPECT_EQ(resumed.created, 12);
+    EXPECT_EQ(resumed.digest, "d");
+    EXPECT_EQ(good.value->prompts[0].sampling.seed, 77u);
+    ASSERT_EQ(resumed.choices.size(), 2u);
+    EXPECT_THAT(resumed.choices[0].tokens, ElementsAre(1, 499));
+    EXPECT_EQ(resumed.choices[0].prompt_tokens, 9);
+    EXPECT_EQ(resumed.choices[0].cached_tokens, 4);
+    EXPECT_TRUE(resumed.choices[0].begun() && !resumed.choices[0].done && resumed.choices[1].done);
+  }
+  EXPECT_EQ(chat(resume("[]", R"("stream": true, "seed": 3)")).value->prompts[0].sampling.seed, 3u) << "its own";
+  EXPECT_FALSE(chat(R"("stream": true, "lorikeet_resume": null)").value->resumed);
+  for (const auto& [fields, word] : std::vector<std::pair<std::string, const char*>>{
+           {resume("[]", R"("stream": false)"), "needs \"stream\""},
+           {resume(R"([{"tokens": [500]}])"), "tokens"},
+           {resume(R"([{"tokens": [-1]}])"), "tokens"},
+           {resume(R"([{"tokens": "1"}])"), "tokens"},
+           {resume(R"([7])"), "an object"},
+           {resume(R"([{"tokens": []}, {"tokens": []}, {"tokens": []}])"), "has 3 choices, the request asks for 2"},
+           {R"("stream": true, "lorikeet_resume": {"created": 1})", "is missing"},
+           {R"("stream": true, "lorikeet_resume": [])", "an object"}}) {
     for (const auto& parsed : {chat(fields), completion(fields)}) {
       ASSERT_FALSE(parsed.ok()) << fields;
-      EXPECT_EQ(parsed.error.param.substr(0, 13), "output_so_far") << fields;
+      EXPECT_EQ(parsed.error.param.substr(0, 15), "lorikeet_resume") << fields;
       EXPECT_THAT(parsed.error.message, HasSubstr(word));
     }
   }
-  const auto prompts =
-      parse_completion_request(R"({"prompt": ["a", "b"], "seed": 1, "output_so_far": [1]})", defaults());
-  ASSERT_FALSE(prompts.ok());
-  EXPECT_THAT(prompts.error.message, HasSubstr("needs one prompt, there are 2"));
-  const std::string tools =
-      R"("seed": 3, "output_so_far": [1], "tools": [{"type": "function", "function": {"name": "f"}}])";
-  EXPECT_THAT(chat(tools).error.message, HasSubstr("needs \"stream\""));
-  EXPECT_TRUE(chat(tools + R"(, "stream": true)").ok());
 }
 
 TEST(OpenAiParse, EmbeddingTokenizeDetokenize) {

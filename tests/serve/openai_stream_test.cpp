@@ -6,6 +6,7 @@
 #include <random>
 
 #include "lk/base/utf8.h"
+#include "lk/cluster/answer_log.h"
 #include "lk/serve/openai/openai.h"
 #include "lk/text/unicode.h"
 #include "serve/openai_testing.h"
@@ -280,78 +281,121 @@ TEST(OpenAiStream, AddsUpToTheResponse) {
   EXPECT_GT(num_logprobs, 500);
 }
 
-// A stream that is cut after any token and goes on in a formatter elsewhere reads as if it had not been cut.
-TEST(OpenAiStream, ResumedStreamReadsAsIfItHadNotBeenCut) {
+// What a client gets of a request, group by group, in the order of tokens; `known`: what it had from elsewhere.
+struct Group {
+  std::string events;
+  AnswerCommit commit;
+};
+std::vector<Group> stream_of(const Exchange& exchange, const std::shared_ptr<const Tokenizer>& tokenizer,
+                             const std::vector<AnswerLog::Choice>& known) {
+  GenerateRequest request = exchange.request;
+  request.resumed = ResumedAnswer{.id = "id-1", .created = 7};
+  for (const AnswerLog::Choice& choice : known)
+    request.resumed->choices.push_back({.tokens = choice.tokens,
+                                        .done = choice.done,
+                                        .prompt_tokens = choice.prompt ? choice.prompt->tokens : 0,
+                                        .cached_tokens = choice.prompt ? choice.prompt->cached : 0});
+  AnswerFormatter formatter(request, "id-1", 7, "m", tokenizer.get(), exchange.format);
+  std::vector<std::unique_ptr<TextSequence>> sequences;
+  for (size_t i = 0; i < exchange.completions.size(); ++i) {
+    auto sequence = std::make_unique<TextSequence>();
+    sequence->text.stop = {"E"};
+    sequence->text.sampling.num_logprobs = exchange.request.logprobs ? 1 : -1;
+    sequence->asked.prompt = exchange.completions[i].prompt_token_ids;
+    sequence->completion.prompt_tokens = exchange.completions[i].prompt_tokens;
+    if (i < known.size()) sequence->asked.output_so_far = known[i].tokens;
+    const bool is_done = i < known.size() && known[i].done;
+    if (!is_done) {
+      EXPECT_TRUE(sequence->begin_text(tokenizer).ok());
+    }
+    if (i < known.size() && (is_done || !known[i].tokens.empty()))
+      formatter.resume(static_cast<int>(i), is_done ? nullptr : sequence.get());
+    sequences.push_back(is_done ? nullptr : std::move(sequence));
+  }
+  std::vector<Group> groups;
+  CommitReader reader([&](std::string_view events, AnswerCommit commit) {
+    groups.push_back({std::string(events), std::move(commit)});
+  });
+  const auto show = [&](const std::string& bytes) { EXPECT_TRUE(reader.push(bytes).ok()); };
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    if (!sequences[i]) continue;
+    TextSequence& sequence = *sequences[i];
+    const Completion& whole = exchange.completions[i];
+    const auto index = static_cast<int>(i);
+    Completion prompt{.prompt_logprobs = whole.prompt_logprobs,
+                      .prompt_token_ids = whole.prompt_token_ids,
+                      .prompt_tokens = whole.prompt_tokens,
+                      .cached_tokens = sequence.asked.resumed() ? 99 : whole.cached_tokens};
+    show(formatter.begin(index, prompt));
+    for (size_t t = sequence.asked.output_so_far.size(); t < whole.token_ids.size(); ++t) {
+      const bool is_last = t + 1 == whole.token_ids.size();
+      StreamDelta delta;
+      delta.tokens.push_back(whole.logprobs.empty() ? TokenLogprob{.token = whole.token_ids[t]} : whole.logprobs[t]);
+      sequence.add(delta.tokens[0], is_last && whole.token_ids[t] == testing::kEndToken);
+      if (is_last) sequence.end(whole.finish, Status());
+      delta.text = sequence.take_text();
+      if (!is_last) show(formatter.delta(index, delta));  // the last one comes with the end
+    }
+    if (sequence.completion.finish == FinishReason::kNone) sequence.end(whole.finish, Status());
+    Completion rest = sequence.completion;
+    rest.finish = whole.finish;
+    rest.stop_string = whole.stop_string;
+    rest.prompt_logprobs = prompt.prompt_logprobs;
+    rest.prompt_token_ids = prompt.prompt_token_ids;
+    rest.prompt_tokens = prompt.prompt_tokens;
+    rest.cached_tokens = prompt.cached_tokens;
+    show(formatter.done(index, rest));
+  }
+  show(formatter.end());
+  EXPECT_EQ(reader.rest(), "");
+  return groups;
+}
+
+// A stream that is cut behind any of its groups and goes on in a formatter elsewhere has the same bytes: text, tool
+// calls, log-probabilities, echo, token ids, usage, of one choice or several.
+TEST(OpenAiStream, WhereverAStreamIsCutItsBytesAreTheSame) {
   const std::shared_ptr<const Tokenizer> tokenizer = testing::byte_tokenizer();
-  int num_calls = 0, num_offsets = 0;
-  for (uint64_t seed = 1; seed <= 300; ++seed) {
+  int num_calls = 0, num_logprobs = 0, num_cuts = 0, num_usages = 0;
+  for (uint64_t seed = 1; seed <= 200; ++seed) {
     SCOPED_TRACE(seed);
     Random random(seed);
     Exchange exchange = random_exchange(random);
-    GenerateRequest& request = exchange.request;
-    const bool is_chat = request.endpoint == Endpoint::kChat;
-    request.prompts.resize(1);
-    request.n = 1;
-    request.echo = request.return_token_ids = request.include_usage = request.continuous_usage = false;
-    exchange.completions.resize(1);
-    Completion& whole = exchange.completions[0];
-    // One token is one character, so that each token of the first part has been shown with its text.
-    std::erase_if(whole.text, [](char c) { return (static_cast<unsigned char>(c) & 0x80) != 0; });
-    whole.token_ids = testing::byte_tokens(whole.text);
-    whole.logprobs.clear();
-    if (request.logprobs)
-      for (const int32_t token : whole.token_ids) whole.logprobs.push_back(random_logprob(random, token, 1));
-    if (is_chat) request.logprobs = false;  // of a tool call's tokens, some come with a later chunk
-    const auto formatter = [&] { return AnswerFormatter(request, "id-1", 7, "m", tokenizer.get(), exchange.format); };
-    AnswerFormatter uncut = formatter();
-    const json::object response = json::parse(uncut.response(exchange.completions)).as_object();
-    const size_t cut = whole.text.empty() ? 0 : random() % whole.text.size();
-    const auto delta = [&](AnswerFormatter& to, size_t i) {
-      StreamDelta delta{.text = whole.text.substr(i, 1)};
-      delta.tokens.push_back(whole.logprobs.empty() ? TokenLogprob{.token = whole.token_ids[i]} : whole.logprobs[i]);
-      return to.delta(0, delta);
-    };
-    AnswerFormatter first = formatter();
-    std::string stream;
-    for (size_t i = 0; i < cut; ++i) stream += delta(first, i);
-    AnswerFormatter second = formatter();
-    if (cut > 0) second.resume(whole.text.substr(0, cut), std::span(whole.token_ids).first(cut));
-    for (size_t i = cut; i < whole.text.size(); ++i) stream += delta(second, i);
-    Completion rest = whole;
-    rest.text = whole.text.substr(cut);
-    rest.token_ids.erase(rest.token_ids.begin(), rest.token_ids.begin() + static_cast<ptrdiff_t>(cut));
-    if (!rest.logprobs.empty())
-      rest.logprobs.erase(rest.logprobs.begin(), rest.logprobs.begin() + static_cast<ptrdiff_t>(cut));
-    stream += second.done(0, rest);
-
-    Assembler assembler(is_chat, 1);
-    std::string_view left = stream;
-    while (!left.empty()) {
-      const size_t end = left.find("\n\n");
-      ASSERT_TRUE(left.starts_with("data: ") && end != std::string_view::npos);
-      const std::string_view data = left.substr(6, end - 6);
-      left.remove_prefix(end + 2);
-      assembler.add(json::parse(json::string_view(data.data(), data.size())).as_object());
+    exchange.request.stream = true;
+    const std::vector<Group> whole = stream_of(exchange, tokenizer, {});
+    AnswerLog all;
+    std::string bytes;
+    for (const Group& group : whole) {
+      ASSERT_EQ(all.take(group.commit), AnswerLog::Verdict::kNews);
+      bytes += group.events;
     }
-    const json::object& one = assembler.choices()[0].as_object();
-    const json::object& other = response.at("choices").as_array()[0].as_object();
-    const json::object& message = is_chat ? other.at("message").as_object() : other;
-    const json::value& text = message.at(is_chat ? "content" : "text");
-    EXPECT_EQ(one.at("text"), text.is_null() ? json::value("") : text);
-    for (const char* key : {"logprobs", "finish_reason", "stop_reason"}) EXPECT_EQ(one.at(key), other.at(key)) << key;
-    ASSERT_EQ(one.contains("tool_calls"), message.contains("tool_calls"));
-    if (message.contains("tool_calls")) {
-      EXPECT_EQ(one.at("tool_calls"), message.at("tool_calls"));
-    }
-    num_calls += message.contains("tool_calls") && cut > 0;
-    num_offsets += !one.at("logprobs").is_null() && cut > 0;
-    if (::testing::Test::HasFailure()) {
-      ADD_FAILURE() << "cut at " << cut << "\n" << stream << "\n" << json::serialize(response);
-      return;
+    ASSERT_TRUE(all.whole());
+    for (size_t i = 0; i < exchange.completions.size(); ++i)
+      EXPECT_EQ(all.choices()[i].tokens, exchange.completions[i].token_ids);
+    num_calls += bytes.find("tool_calls") != std::string::npos;
+    num_logprobs += bytes.find("\"logprob") != std::string::npos;
+    num_usages += bytes.find("\"usage\"") != std::string::npos;
+    for (size_t cut = 0; cut < whole.size(); ++cut) {
+      AnswerLog log;
+      std::string shown;
+      for (size_t g = 0; g < cut; ++g) {
+        log.take(whole[g].commit);
+        shown += whole[g].events;
+      }
+      const std::vector<Group> rest = stream_of(exchange, tokenizer, log.choices());
+      for (const Group& group : rest) {
+        ASSERT_EQ(log.take(group.commit), AnswerLog::Verdict::kNews);
+        shown += group.events;
+      }
+      ASSERT_EQ(shown, bytes) << "cut behind group " << cut << " of " << whole.size();
+      ASSERT_EQ(rest.size(), whole.size() - cut);
+      ASSERT_EQ(log.choices(), all.choices());
+      ++num_cuts;
     }
   }
   EXPECT_GT(num_calls, 20);
-  EXPECT_GT(num_offsets, 50);
+  EXPECT_GT(num_logprobs, 20);
+  EXPECT_GT(num_usages, 20);
+  EXPECT_GT(num_cuts, 2000);
 }
 
 }  // namespace

@@ -94,8 +94,7 @@ const std::map<std::string, json::object, std::less<>>& companions() {
   static const std::map<std::string, json::object, std::less<>> all = {
       {"top_logprobs", {{"logprobs", true}}},
       {"min_tokens", {{"max_tokens", std::numeric_limits<int64_t>::max()}}},
-      {"best_of", {{"n", 16}}},
-      {"output_so_far", {{"seed", 1}}}};
+      {"best_of", {{"n", 16}}}};
   return all;
 }
 

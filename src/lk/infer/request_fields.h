@@ -27,6 +27,8 @@ enum RequestForm : uint32_t {
   kFunctionForm = 1 << 16,
   kToolChoiceForm = 1 << 17,
   kChosenFunctionForm = 1 << 18,
+  kResumeForm = 1 << 19,
+  kResumedChoiceForm = 1 << 20,
 };
 
 inline constexpr int64_t kMaxNameBytes = 256;         // of a model, a function, a message's author
@@ -88,9 +90,11 @@ inline constexpr Field kRequestFields[] = {
     rows::flag("ignore_eos", rows::kSampled, rows::kVllm, "false", "Go on after an end-of-sequence token."),
     rows::integer("truncate_prompt_tokens", rows::kText | kEmbeddingForm, rows::kVllm, 1, kNoMaximum, "",
                   "Keep the last so many tokens of the prompt."),
-    rows::tokens("output_so_far", rows::kSampled, rows::kOurs, 0, int64_t{1} << 19,
-                 "Tokens of the answer that were made elsewhere: it goes on after them, exactly. Needs n = 1, one "
-                 "prompt, and the seed unless temperature is 0."),
+    rows::tokens("output_so_far", kBatchForm, rows::kOurs, 0, kMaxBodyTokens,
+                 "Tokens of the answer that were made elsewhere: it goes on after them, exactly. Needs the seed unless "
+                 "temperature is 0."),
+    rows::object("lorikeet_resume", rows::kText, rows::kOurs, "Resume",
+                 "For routers with a key of scope fleet: which answer this is, and what its client has of it."),
 
     // --- How tokens are drawn
     rows::number("temperature", rows::kDefaulted, rows::kOpenAi, 0, 100, "1", "0 takes the most likely token."),
@@ -240,6 +244,17 @@ inline constexpr Field kRequestFields[] = {
     // --- Parts of the above: StreamOptions
     rows::flag("include_usage", kStreamOptionsForm, rows::kOpenAi, "false", "A last event with the usage."),
     rows::flag("continuous_usage_stats", kStreamOptionsForm, rows::kVllm, "false", "The usage in every event."),
+    // Resume and its choices
+    rows::required(rows::text("id", kResumeForm, rows::kOurs, 1, 128, "Of the answer.")),
+    rows::required(rows::integer("created", kResumeForm, rows::kOurs, 0, kNoMaximum, "", "Unix seconds.")),
+    rows::required(
+        rows::integer("seed", kResumeForm, rows::kOurs, 0, kNoMaximum, "", "Of requests that do not bring their own.")),
+    rows::text("digest", kResumeForm, rows::kOurs, 0, 128, "Of the adapter that made the first part."),
+    rows::list("choices", kResumeForm, rows::kOurs, 0, 65'536, "ResumedChoice"),
+    rows::required(rows::tokens("tokens", kResumedChoiceForm, rows::kOurs, 0, kMaxBodyTokens)),
+    rows::flag("done", kResumedChoiceForm, rows::kOurs, "false", "The choice is complete."),
+    rows::integer("prompt_tokens", kResumedChoiceForm, rows::kOurs, 0, kNoMaximum, "0"),
+    rows::integer("cached_tokens", kResumedChoiceForm, rows::kOurs, 0, kNoMaximum, "0"),
     // StructuredOutputs
     {.name = "json",
      .forms = kStructuredOutputsForm,

@@ -77,8 +77,10 @@ struct Request {
 
   bool resumed() const { return !output_so_far.empty(); }
   // What it may come to: its place in queues and budgets. Of a resumed one the rest was counted where it was made.
-  int64_t reserved_tokens() const {
-    return max_tokens + (resumed() ? -static_cast<int64_t>(output_so_far.size()) : static_cast<int64_t>(prompt.size()));
+  int64_t reserved_tokens() const { return reserved_tokens(static_cast<int64_t>(output_so_far.size())); }
+  // The same if so much of it had been made elsewhere.
+  int64_t reserved_tokens(int64_t tokens_so_far) const {
+    return max_tokens + (tokens_so_far > 0 ? -tokens_so_far : static_cast<int64_t>(prompt.size()));
   }
 };
 

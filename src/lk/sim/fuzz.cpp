@@ -149,4 +149,26 @@ Result<SimResult> fuzz_one(uint64_t seed, const VaryOptions& vary) {
   return result;
 }
 
+Result<FleetResult> fuzz_fleet(uint64_t seed) {
+  LK_ASSIGN_OR_RETURN(Experiment experiment, fuzz_experiment(seed, {}));
+  Rng rng(random_bits(seed, 0xf1ee7));
+  FleetSimOptions fleet{.replica = std::move(experiment.options), .seed = seed};
+  fleet.replicas = static_cast<int>(between(rng, 1, 7));
+  fleet.routers = static_cast<int>(between(rng, 1, 3));
+  const std::vector<std::string> policies = picker_names();
+  fleet.policy = policies[rng.below(policies.size())];
+  if (rng.below(2) == 0) fleet.report_age_s = rng.uniform() * 5;
+  const auto per_hour = [&] { return rng.below(2) == 0 ? 0 : around(rng, 1, 2000); };
+  fleet.faults = {.kills = per_hour(),
+                  .hangs = per_hour(),
+                  .partitions = per_hour(),
+                  .drains = per_hour(),
+                  .slowdowns = per_hour(),
+                  .repair_s = around(rng, 0.1, 20),
+                  .hang_s = around(rng, 0.1, 20)};
+  Result<FleetResult> result = simulate_fleet(fleet, experiment.workload);
+  if (!result.ok()) return result.status().with_context(fmt::format("seed {}", seed));
+  return result;
+}
+
 }  // namespace lk::sim

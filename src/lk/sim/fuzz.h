@@ -5,6 +5,7 @@
 
 #include <functional>
 
+#include "lk/sim/fleet_simulation.h"
 #include "lk/sim/spec.h"
 
 namespace lk::sim {
@@ -16,5 +17,8 @@ Result<Experiment> fuzz_experiment(uint64_t seed, const VaryOptions& vary);
 // kInternal, naming the seed, when an invariant broke. A broken contract inside the scheduler or the pool aborts
 // (LK_CHECK).
 Result<SimResult> fuzz_one(uint64_t seed, const VaryOptions& vary);
+
+// The same machine and workload, on a fleet of a random size, with random policies, routers and faults.
+Result<FleetResult> fuzz_fleet(uint64_t seed);
 
 }  // namespace lk::sim

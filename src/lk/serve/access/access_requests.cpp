@@ -25,7 +25,7 @@ ApiResult<KeyCreate> parse_key_create(std::string_view body) {
   fields.read("expires", expires);
   fields.refuse_unknown();
   if (key.tenant.empty()) errors.set("tenant", "\"tenant\" must be given");
-  if (scopes.empty()) errors.set("scopes", "\"scopes\" must be given: infer, adapters, metrics, admin");
+  if (scopes.empty()) errors.set("scopes", "\"scopes\" must be given: " + scope_names());
   for (const std::string& scope : scopes) {
     const Result<uint8_t> parsed = parse_scopes(scope);
     if (parsed.ok())

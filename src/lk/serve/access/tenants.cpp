@@ -15,8 +15,11 @@ struct ScopeName {
   Scope scope;
   std::string_view name;
 };
-constexpr ScopeName kScopeNames[] = {
-    {Scope::kInfer, "infer"}, {Scope::kAdapters, "adapters"}, {Scope::kMetrics, "metrics"}, {Scope::kAdmin, "admin"}};
+constexpr ScopeName kScopeNames[] = {{Scope::kInfer, "infer"},
+                                     {Scope::kAdapters, "adapters"},
+                                     {Scope::kMetrics, "metrics"},
+                                     {Scope::kFleet, "fleet"},
+                                     {Scope::kAdmin, "admin"}};
 
 constexpr std::string_view kKeyPrefix = "lk-";
 constexpr size_t kMaxKeyText = 256;  // ours have 59; nothing longer is worth hashing
@@ -74,13 +77,18 @@ Result<uint8_t> parse_scopes(std::string_view text) {
     const auto* known = std::find_if(std::begin(kScopeNames), std::end(kScopeNames),
                                      [&](const ScopeName& s) { return s.name == word; });
     if (known == std::end(kScopeNames))
-      return invalid_argument(
-          "\"{}\" is not a scope; give one or more of infer, adapters, metrics, admin, separated by commas",
-          word.substr(0, 64));
+      return invalid_argument("\"{}\" is not a scope; give one or more of {}, separated by commas", word.substr(0, 64),
+                              scope_names());
     scopes |= static_cast<uint8_t>(known->scope);
     begin = comma + 1;
   }
   return scopes;
+}
+
+std::string scope_names() {
+  std::string names;
+  for (const ScopeName& s : kScopeNames) names += fmt::format("{}{}", names.empty() ? "" : ", ", s.name);
+  return names;
 }
 
 std::string format_scopes(uint8_t scopes) {

@@ -16,8 +16,11 @@
 
 namespace lk {
 
-enum class Scope : uint8_t { kInfer = 1, kAdapters = 2, kAdmin = 4, kMetrics = 8 };  // admin includes the others
-inline constexpr uint8_t kAllScopes = 15;
+// Admin includes the others. Fleet is for routers: it says how an answer began that goes on here.
+enum class Scope : uint8_t { kInfer = 1, kAdapters = 2, kAdmin = 4, kMetrics = 8, kFleet = 16 };
+inline constexpr uint8_t kAllScopes = 31;
+// "infer, adapters, ...": for messages.
+std::string scope_names();
 Result<uint8_t> parse_scopes(std::string_view text);  // "infer,adapters"
 std::string format_scopes(uint8_t scopes);
 

@@ -16,11 +16,19 @@ AdmissionQueue::Admission AdmissionQueue::admit(const Account& account, const Sh
                                                 std::optional<double> patience_seconds) {
   std::lock_guard lock(mutex_);
   Admission admission = decide(account, share, rate, patience_seconds);
-  if (!admission.status.ok()) return admission;
+  if (admission.status.ok()) take_places(account, share);
+  return admission;
+}
+
+void AdmissionQueue::take(const Account& account, const Share& share) {
+  std::lock_guard lock(mutex_);
+  take_places(account, share);
+}
+
+void AdmissionQueue::take_places(const Account& account, const Share& share) {
   requests_.take(account.id, account.weight, share.requests);
   tokens_.take(account.id, account.weight, share.tokens);
   prompts_.take(account.id, account.weight, share.prompt_tokens);
-  return admission;
 }
 
 void AdmissionQueue::leave(TenantId tenant, const Share& share) {

@@ -48,6 +48,7 @@ class AdmissionQueue {
   // Takes places, or says why not. `patience_seconds`: longer than this it would not want to wait.
   Admission admit(const Account& account, const Share& share, const StartRate& rate,
                   std::optional<double> patience_seconds = {});
+  void take(const Account& account, const Share& share);  // whatever the limits say
   void leave(TenantId tenant, const Share& share);
   // Whether a request of which nothing else is known would be refused, and when it is worth trying again.
   Admission look(const Account& account, const StartRate& rate) const;
@@ -60,6 +61,7 @@ class AdmissionQueue {
  private:
   Admission decide(const Account& account, const Share& share, const StartRate& rate,
                    std::optional<double> patience_seconds) const;
+  void take_places(const Account& account, const Share& share);
   double tokens_ahead(const Account& account) const;
 
   const Limits limits_;

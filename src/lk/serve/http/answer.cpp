@@ -39,29 +39,36 @@ void Answer::submit(Sequences sequences, AdapterRegistry::Resolved model, Tenant
   completions_.resize(sequences.size());
   last_token_.resize(sequences.size());
   if (model_.adapter && model_.adapter->version > 0)
-    exchange_->post(
-        [self = shared_from_this(), name = fmt::format("{}@{}", model_.adapter->name, model_.adapter->version)] {
-          self->adapter_header_ = name;  // before the first event, which comes the same way
-        });
+    exchange_->post([self = shared_from_this(),
+                     name = fmt::format("{}@{}", model_.adapter->name, model_.adapter->version),
+                     digest = model_.adapter->digest] {
+      self->adapter_header_ = name;  // before the first event, which comes the same way
+      self->digest_ = digest;
+    });
   const AdapterId adapter = model_.adapter ? model_.adapter->id() : kBaseModel;
-  if (model_.adapter) model_.adapter->requests.fetch_add(static_cast<int64_t>(sequences.size()));
-  num_requests_ = sequences.size();
-  max_tokens_ = sequences[0]->asked.max_tokens;
+  num_requests_ =
+      static_cast<size_t>(std::ranges::count_if(sequences, [](const auto& sequence) { return sequence != nullptr; }));
+  if (model_.adapter) model_.adapter->requests.fetch_add(static_cast<int64_t>(num_requests_));
   server().count_stream(1);
   std::lock_guard lock(mutex_);
-  for (std::unique_ptr<ServedSequence>& sequence : sequences) {
+  for (size_t choice = 0; choice < sequences.size(); ++choice) {
+    std::unique_ptr<ServedSequence>& sequence = sequences[choice];
+    if (!sequence) continue;
+    max_tokens_ = sequence->asked.max_tokens;
     sequence->asked.adapter = adapter;
     sequence->asked.tenant = tenant;
     sequence->asked.expires = to_micros(deadline);
     sequence->lease = model_.adapter;
     sequence->sink = shared_from_this();
-    sequence->choice = static_cast<int>(ids_.size());
+    sequence->choice = static_cast<int>(choice);
     sequence->wants_prompt = wants_prompt;
     sequence->timing.arrival = exchange_->arrival;
     ids_.push_back(server().engine().submit(std::move(sequence)));
   }
   if (closed_ != Clock::time_point())
     for (const RequestId id : ids_) server().engine().cancel(id);
+  // A router lost another replica between the last token and the end.
+  if (num_requests_ == 0) exchange_->post([self = shared_from_this()] { self->finish_all(); });
 }
 
 void Answer::on_event(StreamEvent& event) {
@@ -121,7 +128,9 @@ void Answer::show(StreamEvent& event) {
       server().measures().token_gap(std::chrono::duration<double>(event.step_end - last_token_[choice]).count());
     last_token_[choice] = event.step_end;
   }
-  if (!event.delta.tokens.empty() || !event.delta.text.empty()) delta(event.choice, event.delta);
+  // The last token is shown with the end, never without it: a router that lost this replica in between would ask
+  // another one to go on with an answer that is complete.
+  if (!event.ended && (!event.delta.tokens.empty() || !event.delta.text.empty())) delta(event.choice, event.delta);
 }
 
 void Answer::count(const ServedSequence& sequence) {
@@ -194,7 +203,10 @@ void Answer::finish(ServedSequence& sequence) {
   if (!failed_ && completion.finish != FinishReason::kCancelled)
     walled([&] { choice_done(sequence.choice, completion); });
   completions_[static_cast<size_t>(sequence.choice)] = std::move(completion);
-  if (++num_done_ < num_requests_) return;
+  if (++num_done_ == num_requests_) finish_all();
+}
+
+void Answer::finish_all() {
   server().count_stream(-1);
   if (!failed_ && !any_cancelled_) walled([&] { all_done(std::move(completions_)); });
   if (!formatting_) release();
@@ -213,13 +225,17 @@ void Answer::cancel_others() {
 // --- GenerateAnswer
 
 void GenerateAnswer::set_request(const GenerateRequest& request, const std::string& model_name,
-                                 const TextSequence& first) {
+                                 const Sequences& sequences) {
   const bool chat = request.endpoint == Endpoint::kChat;
   chat_ = chat;
   stream_ = request.stream;
-  formatter_.emplace(request, fmt::format("{}-{}", chat ? "chatcmpl" : "cmpl", exchange_->id), std::time(nullptr),
-                     model_name, server().text().tokenizer().get(), server().api_defaults().tool_format);
-  if (first.asked.resumed()) formatter_->resume(first.text_so_far(), first.asked.output_so_far);
+  watched_ = request.resumed.has_value();
+  const std::string& id = watched_ ? request.resumed->id : exchange_->id;
+  formatter_.emplace(request, fmt::format("{}-{}", chat ? "chatcmpl" : "cmpl", id),
+                     watched_ ? request.resumed->created : std::time(nullptr), model_name,
+                     server().text().tokenizer().get(), server().api_defaults().tool_format);
+  for (size_t i = 0; watched_ && i < request.resumed->choices.size(); ++i)
+    if (request.resumed->choices[i].begun()) formatter_->resume(static_cast<int>(i), sequences[i].get());
 }
 
 void GenerateAnswer::keep_alive() {
@@ -238,6 +254,7 @@ void GenerateAnswer::begin() {
   if (std::exchange(streaming_, true)) return;
   HttpHeaders headers;
   add_adapter_header(headers);
+  if (watched_ && !digest_.empty()) headers.emplace_back("x-lorikeet-digest", digest_);
   exchange_->begin_stream(std::move(headers));
 }
 

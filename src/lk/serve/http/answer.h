@@ -21,7 +21,8 @@
 
 namespace lk {
 
-using Sequences = std::vector<std::unique_ptr<ServedSequence>>;  // of one request, by choice
+// Of one request, by choice; null: it is complete already, elsewhere.
+using Sequences = std::vector<std::unique_ptr<ServedSequence>>;
 
 // One request's choices in the engine. Lives on the exchange's shard; `ids_` is shared with the worker that submits.
 class Answer : public RequestSink, public std::enable_shared_from_this<Answer> {
@@ -60,12 +61,14 @@ class Answer : public RequestSink, public std::enable_shared_from_this<Answer> {
 
   const std::shared_ptr<Exchange> exchange_;
   AdapterRegistry::Resolved model_;
+  std::string digest_;  // of the adapter's content
   bool failed_ = false;
   bool formatting_ = false;  // beside this thread: whoever does that releases
 
  private:
   void show(StreamEvent& event);
   void finish(ServedSequence& sequence);
+  void finish_all();
   void fail_choice(const Completion& completion, const RequestTiming& timing);
   void count(const ServedSequence& sequence);
   Clock::time_point closed_at();
@@ -77,7 +80,7 @@ class Answer : public RequestSink, public std::enable_shared_from_this<Answer> {
   size_t num_requests_ = 0, num_done_ = 0;
   std::vector<Completion> completions_;
   std::vector<Clock::time_point> last_token_;
-  std::string adapter_header_;  // "name@version"; shard thread
+  std::string adapter_header_;  // "name@version"; shard thread, like the next
   TenantLimiter::Place place_;  // until the answer is on its way
   int64_t used_tokens_ = 0, max_tokens_ = 0;
   double queue_seconds_ = 0, first_token_seconds_ = -1, e2e_seconds_ = 0;
@@ -87,7 +90,7 @@ class Answer : public RequestSink, public std::enable_shared_from_this<Answer> {
 class GenerateAnswer final : public Answer {
  public:
   using Answer::Answer;
-  void set_request(const GenerateRequest& request, const std::string& model_name, const TextSequence& first);
+  void set_request(const GenerateRequest& request, const std::string& model_name, const Sequences& sequences);
   // Worker, once it is known that it will be a stream: from now on nobody has to wonder whether it is alive.
   void keep_alive();
 
@@ -110,6 +113,7 @@ class GenerateAnswer final : public Answer {
   std::optional<AnswerFormatter> formatter_;  // used by one thread at a time: by the one that makes, while making_
   std::deque<std::pair<Make, const char*>> to_make_;
   bool chat_ = true, stream_ = false, streaming_ = false, making_ = false;
+  bool watched_ = false;  // by a router, which may go on with it elsewhere
 };
 
 class EmbeddingAnswer final : public Answer {

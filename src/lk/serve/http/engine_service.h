@@ -111,6 +111,11 @@ class EngineService {
   Admission admit(const Account& account, const Share& share, std::optional<double> patience_seconds = {}) {
     return queue_.admit(account, share, start_rate_.load(std::memory_order_relaxed), patience_seconds);
   }
+  // For what was admitted elsewhere: takes the places, whatever the bounds say.
+  Admission admit_anyway(const Account& account, const Share& share) {
+    queue_.take(account, share);
+    return {};
+  }
   void abandon(const Account& account, const Share& share) { queue_.leave(account.id, share); }
   // Whether anything more of it would be admitted.
   Admission look(const Account& account) const {

@@ -31,7 +31,8 @@ struct Exchange : std::enable_shared_from_this<Exchange> {
   const Route* route = nullptr;
   std::string parameter;  // of the path
   Principal principal;
-  std::string id;  // x-request-id
+  bool from_router = false;  // it brought a key of scope fleet beside the client's own
+  std::string id;            // x-request-id
   Clock::time_point arrival = Clock::now();
   // Among what its tenant may have in flight. Let go of before the answer leaves, or handed on to what the engine does.
   TenantLimiter::Place place;

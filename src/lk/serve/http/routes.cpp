@@ -101,6 +101,8 @@ constexpr Route kRoutes[] = {
           "Status"),
     route("GET", "/metrics", kMetrics, kAdminListener, &S::metrics, "metrics",
           "Prometheus text, under vLLM's names and as lorikeet_*", "", "text"),
+    route("GET", "/v1/fleet/state", kFleet, kPlain, &S::fleet_state, "getFleetState",
+          "For routers: load, adapters in memory and life, as server-sent events", "", "events"),
     route("GET", "/health", kOpen, kPlain, &S::health, "health", "200 while the engine works", "", "", 200, "503"),
     route("GET", "/healthz", kOpen, kPlain, &S::health),
     route("GET", "/ping", kOpen, kPlain, &S::health),

@@ -231,6 +231,8 @@ Result<std::unique_ptr<ServerImpl>> ServerImpl::create(const ServerOptions& opti
                                                                      .nice = kFormatterNice,
                                                                      .max_waiting = kMaxWaitingWork,
                                                                      .max_wait = max_wait});
+  self->feed_ = std::make_unique<FleetFeed>([raw] { return raw->report(); });
+  self->replica_id_ = random_id();
   LK_RETURN_IF_ERROR(self->open_listeners());
   return self;
 }
@@ -277,6 +279,7 @@ Status ServerImpl::open_listeners() {
 ServerImpl::~ServerImpl() {
   if (grace_.joinable()) grace_.join();
   if (http_) http_->stop_accepting();
+  if (feed_) feed_->stop();
   for (WorkQueue* queue : {compilers_.get(), workers_.get(), formatters_.get()})  // the first gives to the second
     if (queue) queue->stop();
   if (state_) state_->stop();
@@ -338,6 +341,7 @@ void ServerImpl::begin_drain(std::chrono::milliseconds grace) {
 
 bool ServerImpl::finish_drain(std::chrono::milliseconds timeout) {
   if (grace_.joinable()) grace_.join();
+  feed_->stop();  // the last report says that the replica drains; its streams would not end by themselves
   if (http_->wait_idle(timeout)) return true;
   // What waits will not run; what a worker has in hand is refused when it asks for the engine.
   aborting_ = true;
@@ -400,6 +404,7 @@ ApiResult<Principal> ServerImpl::authorize(const HttpRequest& request, const Rou
   const Scope needed = route.access == Access::kInfer      ? Scope::kInfer
                        : route.access == Access::kAdapters ? Scope::kAdapters
                        : route.access == Access::kMetrics  ? Scope::kMetrics
+                       : route.access == Access::kFleet    ? Scope::kFleet
                                                            : Scope::kAdmin;
   if (route.access != Access::kAnyKey && !principal->has(needed))
     return ApiError{
@@ -408,6 +413,16 @@ ApiResult<Principal> ServerImpl::authorize(const HttpRequest& request, const Rou
         .type = "permission_error",
         .code = "insufficient_scope"};
   return std::move(principal).value();
+}
+
+// Routers pass their clients' keys on and bring one of their own beside it.
+bool ServerImpl::is_from_router(const HttpRequest& request) const {
+  const std::shared_ptr<const KeyRing> ring = keys();
+  if (ring->open()) return true;
+  const std::string_view key = request.header("x-lorikeet-fleet");
+  if (key.empty()) return false;
+  const Result<Principal> principal = ring->authenticate(fmt::format("Bearer {}", key), std::time(nullptr));
+  return principal.ok() && principal->has(Scope::kFleet);
 }
 
 // What can be refused without reading a body.
@@ -437,11 +452,15 @@ std::optional<ApiError> ServerImpl::enter(HttpRequest& head, const Route& route,
   auto admission =
       std::make_shared<Entry>(route.access == Access::kInfer ? options_.limits.max_body_bytes : kMaxAdminBody);
   // An empty bucket keeps nobody from changing adapters, keys or limits.
-  const TenantLimiter::Decision decision = limiter_.enter(
-      tenant, admission->place, Clock::now(), route.access == Access::kInfer ? 1 : 0, account_of(*tenant, head));
-  if (!decision.admitted) return rate_limited(decision);
-  if (route.cost == Cost::kInference)
-    if (std::optional<ApiError> error = shed(*tenant)) return error;
+  // An answer that began at another replica was admitted there.
+  const bool goes_on = !head.header("x-lorikeet-goes-on").empty() && is_from_router(head);
+  if (!goes_on) {
+    const TenantLimiter::Decision decision = limiter_.enter(
+        tenant, admission->place, Clock::now(), route.access == Access::kInfer ? 1 : 0, account_of(*tenant, head));
+    if (!decision.admitted) return rate_limited(decision);
+    if (route.cost == Cost::kInference)
+      if (std::optional<ApiError> error = shed(*tenant)) return error;
+  }
   if (head.content_length > 0)
     if (std::optional<ApiError> error = admission->hold(head.content_length)) return error;
   admission->declared = std::max<int64_t>(head.content_length, 0);
@@ -539,6 +558,7 @@ void ServerImpl::handle(HttpRequest request, std::shared_ptr<HttpReply> reply) {
     ApiResult<Principal> principal = authorize(exchange->request, *exchange->route);
     if (!principal.ok()) return exchange->fail(principal.error);
     exchange->principal = std::move(*principal.value);
+    exchange->from_router = is_from_router(exchange->request);
     if (exchange->request.admission) {
       exchange->place = std::move(static_cast<Entry&>(*exchange->request.admission).place);
       exchange->request.admission.reset();

@@ -24,7 +24,7 @@ uint64_t salt_of(const Tenant& tenant, const std::string& text) {
 // What is wrong with a field that may be the prompt: it has another name in each kind of request.
 ApiError prompt_error(const Status& status, std::string_view field, std::string_view prompt, const std::string& id) {
   ApiError error = api_error(status, id);
-  error.param = field == "prompt" ? prompt : field;
+  error.param = field == "prompt" ? prompt : field == "output_so_far" ? "lorikeet_resume" : field;
   return error;
 }
 
@@ -67,9 +67,10 @@ class Admitted {
 };
 
 // Worker: admission to the tenant's limits and the queue. Answers errors itself.
-// `held_bytes`: what its answer will be made of.
+// `held_bytes`: what its answer will be made of. What `goes_on` was admitted elsewhere: limits and places were taken
+// there, and it waits behind nobody.
 std::optional<Admitted> admit(const std::shared_ptr<Exchange>& exchange, const EngineService::Share& share,
-                              int64_t held_bytes) {
+                              int64_t held_bytes, bool goes_on = false) {
   ServerImpl& server = *exchange->server;
   const auto refuse = [&](ApiError error) {
     exchange->refuse(std::move(error));
@@ -78,14 +79,19 @@ std::optional<Admitted> admit(const std::shared_ptr<Exchange>& exchange, const E
   const ApiResult<double> timeout = timeout_of(*exchange);
   if (!timeout.ok()) return refuse(timeout.error);
   if (server.aborting()) return refuse(api_error(unavailable("the server is shutting down")));
-  const TenantLimiter::Decision decision = exchange->place.admit(share.tokens, share.requests);
-  if (!decision.admitted) return refuse(rate_limited(decision));
+  if (!goes_on) {
+    if (!exchange->place)  // its head said that it goes on
+      return refuse({.message = "x-lorikeet-goes-on is for answers that have begun", .param = "lorikeet_resume"});
+    const TenantLimiter::Decision decision = exchange->place.admit(share.tokens, share.requests);
+    if (!decision.admitted) return refuse(rate_limited(decision));
+  }
   // The body is gone; what is left of it waits among the engine's tokens.
   if (!exchange->place.hold(held_bytes))
     return refuse(overloaded(1, "too many log-probabilities are held for answers, try again later"));
   const Tenant& tenant = *exchange->principal.tenant;
   const EngineService::Account account = server.engine().account(tenant.name, tenant.weight);
-  const EngineService::Admission admission = server.engine().admit(account, share, *timeout.value);
+  const EngineService::Admission admission =
+      goes_on ? server.engine().admit_anyway(account, share) : server.engine().admit(account, share, *timeout.value);
   if (admission.status.code() == StatusCode::kInvalidArgument)
     return refuse({.message = admission.status.message(), .code = "request_too_large"});
   if (!admission.status.ok()) return refuse(overloaded(admission.retry_after_seconds, admission.status.message()));
@@ -134,10 +140,15 @@ void prepare_and_submit(Generation& generation) {
   const AdapterLease& adapter = generation.model.adapter;
   const ChatTemplate* own_template = adapter ? adapter->chat_template.get() : nullptr;
   const auto n = static_cast<size_t>(request.n);
+  static const std::vector<ResumedAnswer::Choice> kNone;
+  const std::vector<ResumedAnswer::Choice>& known = request.resumed ? request.resumed->choices : kNone;
+  const auto is_done = [&](size_t index) { return index < known.size() && known[index].done; };
+  const bool goes_on = std::ranges::any_of(known, [](const auto& choice) { return choice.begun(); });
   Sequences sequences(request.prompts.size() * n);
   EngineService::Share share{.requests = 0};
   int64_t bytes = 0, held = 0;  // of the answer, and of what it is made of
   const auto prepare = [&](TextRequest text, size_t index) {
+    if (index < known.size()) text.output_so_far = known[index].tokens;
     auto sequence = std::make_unique<ServedSequence>();
     std::string_view field;
     const Status prepared = server.text().prepare(std::move(text), *sequence, own_template, &field);
@@ -154,12 +165,22 @@ void prepare_and_submit(Generation& generation) {
     TextRequest& text = request.prompts[i];
     text.grammar = generation.grammar;
     text.cache_salt = salt_of(*exchange->principal.tenant, request.cache_salt);
-    if (!prepare(text, i * n)) return;  // a copy: the answer echoes prompts and knows their tools
-    const EngineService::Share one = EngineService::share_of(*sequences[i * n]);
-    for (size_t k = 0; k < n; ++k) share += one;
+    size_t first = i * n;  // that is wanted
+    while (first < (i + 1) * n && is_done(first)) ++first;
+    if (first == (i + 1) * n) continue;
+    TextRequest own = text;  // the answer echoes prompts and knows their tools
+    own.sampling.seed += first - i * n;
+    if (!prepare(std::move(own), first)) return;
+    EngineService::Share one = EngineService::share_of(*sequences[first]);
+    for (size_t k = first; k < (i + 1) * n; ++k) {
+      if (is_done(k)) continue;
+      const size_t so_far = k < known.size() ? known[k].tokens.size() : 0;
+      one.tokens = sequences[first]->asked.reserved_tokens(static_cast<int64_t>(so_far));
+      share += one;
+    }
     const AnswerSize size = size_of(request, text, one.prompt_tokens);
-    bytes += size.bytes(sequences[i * n]->asked.max_tokens);
-    held += size.held_bytes(sequences[i * n]->asked.max_tokens);
+    bytes += size.bytes(sequences[first]->asked.max_tokens);
+    held += size.held_bytes(sequences[first]->asked.max_tokens);
   }
   if (const int64_t most = server.options().max_answer_bytes; bytes > most)
     return exchange->refuse(
@@ -170,21 +191,27 @@ void prepare_and_submit(Generation& generation) {
   if (const int64_t most = server.limiter().max_held_bytes(); held > most)
     return exchange->refuse(
         answer_too_large(held, most, "ask for fewer choices, tokens or log-probabilities", "logprobs"));
-  std::optional<Admitted> admitted = admit(exchange, share, held);
+  std::optional<Admitted> admitted = admit(exchange, share, held, goes_on);
   if (!admitted) return;
   for (size_t i = 0; i < request.prompts.size(); ++i) {
-    for (size_t k = 1; k < n; ++k) {
+    const ServedSequence* first = nullptr;
+    for (size_t k = i * n; k < (i + 1) * n; ++k) {
+      if (is_done(k)) continue;
+      if (first == nullptr) {
+        first = sequences[k].get();
+        continue;
+      }
       TextRequest text = request.prompts[i];
-      text.token_ids = sequences[i * n]->asked.prompt;  // tokenized once
+      text.token_ids = first->asked.prompt;  // tokenized once
       text.prompt.clear();
       text.messages.clear();
-      text.sampling.seed += k;
-      if (!prepare(std::move(text), i * n + k)) return;
+      text.sampling.seed += k - i * n;
+      if (!prepare(std::move(text), k)) return;
     }
   }
-  generation.answer->set_request(request, generation.model.name, *sequences.front());
+  generation.answer->set_request(request, generation.model.name, sequences);
   const bool wants_prompt = request.stream && (request.echo || request.prompt_logprobs || request.return_token_ids ||
-                                               request.continuous_usage);
+                                               request.continuous_usage || request.resumed);
   generation.answer->submit(std::move(sequences), std::move(generation.model), admitted->use(), admitted->deadline,
                             wants_prompt);
 }
@@ -219,6 +246,12 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
                                             : parse_completion_request(exchange->request.body, server.api_defaults());
     exchange->request.body = {};
     if (!parsed.ok()) return exchange->refuse(parsed.error);
+    if (parsed.value->resumed && !exchange->from_router)
+      return exchange->refuse({.status = 403,
+                               .message = "\"lorikeet_resume\" is for routers that send a key of scope fleet",
+                               .type = "permission_error",
+                               .param = "lorikeet_resume",
+                               .code = "insufficient_scope"});
     limit_unsaid(*parsed.value, server.options().max_answer_bytes, server.limiter().max_held_bytes());
     if (parsed.value->stream) answer->keep_alive();
     if (const std::vector<std::string>& names = parsed.value->ignored_fields; !names.empty())
@@ -228,6 +261,13 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
         std::make_shared<Generation>(Generation{exchange, answer, std::move(*parsed.value), {}, nullptr});
     server.with_model(exchange, generation->request.model, [generation](AdapterRegistry::Resolved model) {
       generation->model = std::move(model);
+      const std::optional<ResumedAnswer>& resumed = generation->request.resumed;
+      const AdapterLease& adapter = generation->model.adapter;
+      if (resumed && !resumed->digest.empty() && (!adapter || adapter->digest != resumed->digest))
+        return generation->exchange->refuse({.status = 409,
+                                             .message = "the answer began with other weights of this adapter",
+                                             .param = "lorikeet_resume",
+                                             .code = "adapter_differs"});
       compile_and_submit(generation);
     });
   });

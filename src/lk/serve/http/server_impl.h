@@ -15,6 +15,7 @@
 #include "lk/serve/access/usage_ledger.h"
 #include "lk/serve/http/browser_guard.h"
 #include "lk/serve/http/exchange.h"
+#include "lk/serve/http/fleet_feed.h"
 #include "lk/serve/http/heap_trimmer.h"
 #include "lk/serve/http/routes.h"
 #include "lk/serve/http/server.h"
@@ -76,6 +77,7 @@ class ServerImpl final : public Server {
   void usage(const std::shared_ptr<Exchange>& exchange);
   void status(const std::shared_ptr<Exchange>& exchange);
   void metrics(const std::shared_ptr<Exchange>& exchange);
+  void fleet_state(const std::shared_ptr<Exchange>& exchange);
   void health(const std::shared_ptr<Exchange>& exchange);
   void ready(const std::shared_ptr<Exchange>& exchange);
   void live(const std::shared_ptr<Exchange>& exchange);
@@ -134,12 +136,14 @@ class ServerImpl final : public Server {
   const Route* find_route(const HttpRequest& request, std::string* parameter, bool* path_exists) const;
   std::string allowed_methods(const HttpRequest& head) const;
   ApiResult<Principal> authorize(const HttpRequest& request, const Route& route) const;
+  bool is_from_router(const HttpRequest& request) const;
   std::optional<ApiError> shed(const Tenant& tenant);
   std::optional<ApiError> enter(HttpRequest& head, const Route& route, const std::shared_ptr<const Tenant>& tenant);
   void deliver(int shard, std::vector<StreamEvent> events);  // of a step; engine thread
   void post_work(WorkQueue& queue, std::atomic<WorkQueue::Id>& id, const std::shared_ptr<Exchange>& exchange,
                  bool heavy, std::function<void()> task, std::function<void(const ApiError&)> refuse);
   std::shared_ptr<const KeyRing> keys() const { return access_->ring(); }
+  ReplicaReport report();
   Status apply_access(Result<std::vector<AccessChange>> changes);  // state thread
   void watch_access();                                             // state thread, about once a second
   bool is_admin_listener(int listener) const {
@@ -158,6 +162,8 @@ class ServerImpl final : public Server {
   std::unique_ptr<GrammarCache> grammars_;
   std::unique_ptr<WorkQueue> workers_, compilers_, formatters_;
   std::unique_ptr<HttpServer> http_;
+  std::unique_ptr<FleetFeed> feed_;
+  std::string replica_id_, numerics_;  // of reports; the feed's thread only
   ApiDefaults defaults_;
   UsageLedger usage_;
   HeapTrimmer heap_;

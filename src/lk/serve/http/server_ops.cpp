@@ -42,6 +42,42 @@ void ServerImpl::metrics(const std::shared_ptr<Exchange>& exchange) {
   });
 }
 
+void ServerImpl::fleet_state(const std::shared_ptr<Exchange>& exchange) { feed_->listen(exchange); }
+
+ReplicaReport ServerImpl::report() {
+  if (numerics_.empty() && ready_) {
+    const Result<std::string> numerics = numerics_of(*service_, service_->snapshot().server.merging.chooser != "never");
+    numerics_ = numerics.ok() ? *numerics : "unknown-" + replica_id_;  // like nobody else's
+  }
+  const EngineService::Snapshot engine = service_->snapshot();
+  const ServerSnapshot& s = engine.server;
+  ReplicaReport report{.id = replica_id_,
+                       .model = registry_->base_name(),
+                       .version = options_.version,
+                       .numerics = numerics_,
+                       .ready = ready_ && !draining_,
+                       .draining = draining_,
+                       .weight_bytes = options_.memory.weights,
+                       .context = text().context(),
+                       .page_tokens = s.page_tokens,
+                       .page_bytes = s.page_bytes,
+                       .pages = s.pages,
+                       .pages_free = s.pages_free + s.pages_cached,
+                       .running = s.num_running,
+                       .waiting = s.num_waiting,
+                       .steps = s.num_steps,
+                       .computed_tokens = s.num_computed_tokens,
+                       .execute_seconds = s.execute_seconds,
+                       .stalled_seconds = service_->stalled_seconds()};
+  for (const AdapterSnapshot& adapter : registry_->list_loaded(engine))
+    report.adapters[adapter.is_default ? adapter.name : fmt::format("{}@{}", adapter.name, adapter.version)] = {
+        .digest = adapter.digest,
+        .bytes = adapter.device_bytes,
+        .on_device = adapter.tier == "device",
+        .in_flight = adapter.running + adapter.waiting};
+  return report;
+}
+
 void ServerImpl::openapi(const std::shared_ptr<Exchange>& exchange) {
   static const std::string page = openapi_json(options_.version);
   exchange->respond(200, page);

@@ -22,6 +22,9 @@ struct Choice {
   std::optional<Completion> prompt;  // only its prompt_* and cached_tokens
   size_t text_bytes = 0;             // of the completion's text, seen so far
   int64_t num_tokens = 0;
+  int64_t before = 0;                 // tokens that were made elsewhere
+  std::vector<int32_t> uncommitted;   // tokens that no commit has named yet
+  bool told_prompt = false;           // a commit has said what the prompt came to
   StreamDelta early;                  // came before the prompt's facts, which the first chunk needs
   std::vector<TokenLogprob> waiting;  // tokens that go with the next chunk
   int64_t text_offset = 0;            // of the next token's text, in characters

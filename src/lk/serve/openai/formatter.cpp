@@ -3,6 +3,7 @@
 
 #include <iterator>
 
+#include "lk/cluster/answer_commits.h"
 #include "lk/serve/openai/choice.h"
 #include "lk/serve/openai/json_writer.h"
 #include "lk/serve/openai/openai.h"
@@ -21,6 +22,7 @@ struct AnswerFormatter::Impl {
   bool include_usage, continuous_usage;
   int64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;
   bool failed = false, ended = false;
+  std::optional<ResumedAnswer> resumed;  // commits are written
 
   size_t index_of(const Choice& choice) const { return static_cast<size_t>(&choice - choices.data()); }
 
@@ -69,7 +71,7 @@ struct AnswerFormatter::Impl {
     if (shape.token_ids && first && shape.chat()) append_prompt_ids(out, *choice.prompt);
     if (continuous_usage && choice.prompt) {
       out += ',';
-      append_usage(out, choice.prompt->prompt_tokens, choice.num_tokens, choice.prompt->cached_tokens);
+      append_usage(out, choice.prompt->prompt_tokens, choice.before + choice.num_tokens, choice.prompt->cached_tokens);
     }
     out += "}\n\n";
   }
@@ -142,6 +144,8 @@ struct AnswerFormatter::Impl {
     if (!choice.started) start(out, choice);
     choice.text_bytes += text.size();
     choice.num_tokens += static_cast<int64_t>(tokens.size());
+    if (resumed)
+      for (const TokenLogprob& token : tokens) choice.uncommitted.push_back(token.token);
     if (shape.logprobs || shape.token_ids) choice.waiting.insert(choice.waiting.end(), tokens.begin(), tokens.end());
     if (shape.chat()) {
       ToolDeltas deltas;
@@ -161,10 +165,25 @@ struct AnswerFormatter::Impl {
   }
 
   void count(int index, const Completion& completion) {
-    completion_tokens += static_cast<int64_t>(completion.token_ids.size());
+    const Choice& choice = choices[static_cast<size_t>(index)];
+    completion_tokens += choice.before + static_cast<int64_t>(completion.token_ids.size());
     if (static_cast<size_t>(index) % n != 0) return;  // the choices of a prompt share it
-    prompt_tokens += completion.prompt_tokens;
-    cached_tokens += completion.cached_tokens;
+    const Completion& prompt = choice.before > 0 ? *choice.prompt : completion;
+    prompt_tokens += prompt.prompt_tokens;
+    cached_tokens += prompt.cached_tokens;
+  }
+
+  // Behind what was written of a choice. Nothing while tokens wait for the events that will show them: whoever goes on
+  // with the answer makes these again.
+  void commit(std::string& out, int index, Choice& choice, bool is_done) const {
+    if (!resumed || (!is_done && (choice.uncommitted.empty() || !choice.waiting.empty()))) return;
+    AnswerCommit commit{.choice = index,
+                        .first = choice.before + choice.num_tokens - static_cast<int64_t>(choice.uncommitted.size()),
+                        .tokens = std::exchange(choice.uncommitted, {}),
+                        .done = is_done};
+    if (!std::exchange(choice.told_prompt, true) && choice.prompt)
+      commit.prompt = AnswerCommit::Prompt{choice.prompt->prompt_tokens, choice.prompt->cached_tokens};
+    out += format_commit(commit);
   }
 
   void append_message(std::string& out, int index, Choice& choice, const Completion& completion) const {
@@ -255,6 +274,7 @@ AnswerFormatter::AnswerFormatter(const GenerateRequest& request, std::string id,
   impl_->created = created;
   impl_->include_usage = request.include_usage;
   impl_->continuous_usage = request.continuous_usage;
+  impl_->resumed = request.resumed;
   for (const TextRequest& text : request.prompts) impl_->echo.push_back(echoed(request, text, tokenizer));
   const ToolSyntax syntax = tool_syntax(request, tool_format);
   for (size_t i = 0; i < request.prompts.size() * impl_->n; ++i) impl_->choices.emplace_back(syntax);
@@ -263,12 +283,27 @@ AnswerFormatter::AnswerFormatter(const GenerateRequest& request, std::string id,
 
 AnswerFormatter::~AnswerFormatter() = default;
 
-void AnswerFormatter::resume(std::string_view text, std::span<const int32_t> tokens) {
-  Choice& choice = impl_->choices.at(0);
-  choice.started = true;
+void AnswerFormatter::resume(int index, const TextSequence* sequence) {
+  Impl& self = *impl_;
+  Choice& choice = self.choices.at(static_cast<size_t>(index));
+  const ResumedAnswer::Choice& known = self.resumed->choices.at(static_cast<size_t>(index));
+  choice.started = choice.told_prompt = true;
+  choice.before = static_cast<int64_t>(known.tokens.size());
+  choice.prompt.emplace();
+  choice.prompt->prompt_tokens = known.prompt_tokens;
+  choice.prompt->cached_tokens = known.cached_tokens;
+  if (known.done) {
+    choice.finished = true;
+    self.count(index, *choice.prompt);
+    return;
+  }
   ToolDeltas shown;
-  choice.parser.push(text, shown);
-  for (const int32_t token : tokens) choice.text_offset += impl_->shape.names.num_characters(token);
+  choice.parser.push(sequence->text_so_far(), shown);
+  const auto pass = [&](const std::vector<int32_t>& tokens) {
+    for (const int32_t token : tokens) choice.text_offset += self.shape.names.num_characters(token);
+  };
+  if (self.shape.echo && !self.shape.chat()) pass(sequence->asked.prompt);
+  pass(known.tokens);
 }
 
 std::string AnswerFormatter::begin(int index, const Completion& prompt) {
@@ -280,7 +315,9 @@ std::string AnswerFormatter::begin(int index, const Completion& prompt) {
 std::string AnswerFormatter::delta(int index, const StreamDelta& delta) {
   std::string out;
   Choice& choice = impl_->choices.at(static_cast<size_t>(index));
-  if (!choice.finished && !impl_->failed) impl_->feed(out, index, choice, delta.text, span_of(delta.tokens));
+  if (choice.finished || impl_->failed) return out;
+  impl_->feed(out, index, choice, delta.text, span_of(delta.tokens));
+  impl_->commit(out, index, choice, false);
   return out;
 }
 
@@ -306,6 +343,7 @@ std::string AnswerFormatter::done(int index, const Completion& completion) {
   std::string finish;
   self.shape.append_finish(finish, completion, choice.parser.num_calls());
   self.append_chunk(out, choice, self.shape.chat() ? "\"delta\":{}" : "\"text\":\"\"", finish);
+  self.commit(out, index, choice, true);
   self.count(index, completion);
   return out;
 }
@@ -319,7 +357,9 @@ std::string AnswerFormatter::end() {
     append_usage(out, self.prompt_tokens, self.completion_tokens, self.cached_tokens);
     out += "}\n\n";
   }
-  return out + "data: [DONE]\n\n";
+  out += "data: [DONE]\n\n";
+  if (self.resumed && !self.failed) out += format_commit({.end = true});
+  return out;
 }
 
 std::string AnswerFormatter::error_events(const ApiError& error) {

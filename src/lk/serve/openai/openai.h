@@ -16,6 +16,7 @@
 
 #include "lk/grammar/grammar.h"
 #include "lk/infer/text_model.h"
+#include "lk/infer/text_sequence.h"
 #include "lk/text/tokenizer.h"
 
 namespace lk {
@@ -53,6 +54,21 @@ enum class ToolFormat : uint8_t { kNone, kHermes, kLlama3, kMistral };
 // From the model's chat template and config: which format its family uses.
 ToolFormat detect_tool_format(std::string_view model_type, std::string_view chat_template_source);
 
+// An answer that a router watches over: what another replica made of it goes on here. Each of its streams says which
+// tokens it holds (cluster/answer_commits.h).
+struct ResumedAnswer {
+  struct Choice {
+    std::vector<int32_t> tokens;
+    bool done = false;
+    int64_t prompt_tokens = 0, cached_tokens = 0;  // of its prompt, once it has tokens
+    bool begun() const { return done || !tokens.empty(); }
+  };
+  std::string id;
+  int64_t created = 0;
+  std::string digest;           // of the adapter that made the first part; "" = none has been made, or the base model
+  std::vector<Choice> choices;  // later ones have nothing yet
+};
+
 struct GenerateRequest {
   Endpoint endpoint = Endpoint::kChat;
   std::string model;  // "" = the base model
@@ -73,6 +89,7 @@ struct GenerateRequest {
       false;  // the grammar makes it a tool call: finish_reason is tool_calls ("stop" for a named function)
   std::string forced_tool;  // tool_choice names a function: the whole answer is its arguments
   bool parallel_tool_calls = true;
+  std::optional<ResumedAnswer> resumed;
   std::string user;
   std::string cache_salt;  // requests share cached prompts only when these are equal (within a tenant)
   std::vector<std::string>
@@ -127,10 +144,12 @@ class AnswerFormatter {
   AnswerFormatter(const GenerateRequest& request, std::string id, int64_t created, std::string model,
                   const Tokenizer* tokenizer, ToolFormat tool_format);
   ~AnswerFormatter();
-  // The only choice was begun elsewhere: this text of it was shown, of these tokens. Only what follows is written.
-  void resume(std::string_view text, std::span<const int32_t> tokens);
+  // Of a request that is `resumed`, once for each of its choices that has begun (null: it was complete): this text of
+  // it was shown, of the tokens that the request names. Only what follows is written.
+  void resume(int choice, const TextSequence* sequence);
 
-  // --- Streaming: bytes of zero or more whole events ("data: {...}\n\n").
+  // --- Streaming: bytes of zero or more whole events ("data: {...}\n\n"); with `resumed`, each time followed by a
+  // comment that says of which tokens they are. Tokens whose events are still to come are in a later one.
   // The prompt was computed: prompt_tokens, cached_tokens, prompt_token_ids and prompt_logprobs are read.
   std::string begin(int choice, const Completion& prompt);
   std::string delta(int choice, const StreamDelta& delta);

@@ -26,6 +26,8 @@ constexpr FormDoc kRequestForms[] = {
      R"({"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]})"},
     {kDetokenizeForm, "DetokenizeRequest"},
     {kStreamOptionsForm, "StreamOptions"},
+    {kResumeForm, "Resume"},
+    {kResumedChoiceForm, "ResumedChoice"},
     {kStructuredOutputsForm, "StructuredOutputs", "Exactly one of these."},
     {kResponseFormatForm, "ResponseFormat"},
     {kJsonSchemaForm, "JsonSchemaFormat"},
@@ -236,7 +238,9 @@ json::object refusal_responses() {
 json::object responses_of(const DocumentedRoute& route) {
   const RouteDoc& doc = route.doc;
   json::object success{{"description", doc.answer.empty() ? "Nothing else." : "OK"}};
-  if (doc.answer == "text") {
+  if (doc.answer == "events") {
+    success["content"] = content("text/event-stream", {{"type", "string"}});
+  } else if (doc.answer == "text") {
     success["content"] = content("text/plain", {{"type", "string"}});
   } else if (!doc.answer.empty()) {
     success["content"] = content("application/json", schema_reference(doc.answer));

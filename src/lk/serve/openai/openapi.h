@@ -16,7 +16,7 @@ struct RouteDoc {
   std::string_view id = {};  // a client's name for the call
   std::string_view summary = {};
   std::string_view body = {};      // the schema of what is sent
-  std::string_view answer = {};    // of what comes back; "text" is plain text, "" nothing
+  std::string_view answer = {};    // of what comes back; "text" is plain text, "events" server-sent events, "" nothing
   int status = 200;                // of a success
   std::string_view query = {};     // names of parameters: "wait"
   std::string_view refusals = {};  // statuses beside those that every such route has: "409"

@@ -54,11 +54,14 @@ void read_prompts(RequestFields& fields, RequestFields::Name name, const ApiDefa
 }
 
 // Every choice is a request of its own to the engine.
-void check_choices(RequestFields& fields, int n, size_t num_prompts, const ApiDefaults& defaults) {
-  const int64_t choices = n * static_cast<int64_t>(num_prompts);
+void check_choices(RequestFields& fields, const GenerateRequest& request, size_t num_prompts,
+                   const ApiDefaults& defaults) {
+  const int64_t choices = request.n * static_cast<int64_t>(num_prompts);
   if (choices > defaults.max_choices)
-    fields.fail("n", "is {}, for {} prompt{}: {} answers, at most {} are allowed", n, num_prompts,
+    fields.fail("n", "is {}, for {} prompt{}: {} answers, at most {} are allowed", request.n, num_prompts,
                 num_prompts == 1 ? "" : "s", choices, defaults.max_choices);
+  if (request.resumed && static_cast<int64_t>(request.resumed->choices.size()) > choices)
+    fields.fail("lorikeet_resume", "has {} choices, the request asks for {}", request.resumed->choices.size(), choices);
 }
 
 }  // namespace
@@ -92,12 +95,10 @@ ApiResult<GenerateRequest> parse_chat_request(std::string_view body, const ApiDe
   GenerateRequest request{.endpoint = Endpoint::kChat};
   TextRequest text{.add_special_tokens = false, .max_tokens = kUntilFull};
   read_common(fields, defaults, request, text);
-  check_choices(fields, request.n, 1, defaults);
+  check_choices(fields, request, 1, defaults);
   read_messages(fields, text, request.ignored_fields);
   read_template_fields(fields, text);
   read_tools(fields, defaults, request, text);
-  if (!text.output_so_far.empty() && !text.tools.empty() && !request.stream)
-    fields.fail("output_so_far", "with \"tools\" needs \"stream\": a call may be cut in two");
   fields.read("add_special_tokens", text.add_special_tokens);
   fields.read("max_tokens", text.max_tokens);
   fields.read("max_completion_tokens", text.max_tokens);
@@ -140,9 +141,7 @@ ApiResult<GenerateRequest> parse_completion_request(std::string_view body, const
   if (request.echo) text.sampling.num_prompt_logprobs = std::max(text.sampling.num_prompt_logprobs, logprobs);
   fields.refuse_others();
   read_prompts(fields, "prompt", defaults, text, request.prompts);
-  check_choices(fields, request.n, request.prompts.size(), defaults);
-  if (!text.output_so_far.empty() && request.prompts.size() > 1)
-    fields.fail("output_so_far", "needs one prompt, there are {}", request.prompts.size());
+  check_choices(fields, request, request.prompts.size(), defaults);
   if (errors.failed()) return field_error(errors);
   add_ignored(fields, request.ignored_fields);
   return request;

@@ -46,17 +46,31 @@ void read_streaming(RequestFields& fields, GenerateRequest& request) {
   add_ignored(inner, request.ignored_fields);
 }
 
-// A continuation is exact or refused: it needs what the first part was made with, and gives nothing that was given
-// then.
-void read_output_so_far(RequestFields& fields, int64_t vocab_size, const GenerateRequest& request, TextRequest& text) {
-  constexpr std::string_view kKey = "output_so_far";
-  fields.read("output_so_far", text.output_so_far, vocab_size);
-  if (text.output_so_far.empty()) return;
-  if (request.n != 1) fields.fail(kKey, "needs \"n\" to be 1: choice k of an answer had the seed plus k");
-  if (text.sampling.temperature > 0 && !fields.has("seed"))
-    fields.fail(kKey, "needs the \"seed\" of the first part, or \"temperature\" 0");
-  if (request.echo) fields.fail(kKey, "excludes \"echo\": the prompt was shown with the first part");
-  if (request.prompt_logprobs) fields.fail(kKey, "excludes \"prompt_logprobs\": they came with the first part");
+// Which answer it is, and what there is of it already.
+void read_resume(RequestFields& fields, int64_t vocab_size, GenerateRequest& request, TextRequest& text) {
+  const json::object* object = fields.object("lorikeet_resume");
+  if (object == nullptr) return;
+  if (!request.stream) return fields.fail("lorikeet_resume", "needs \"stream\": true");
+  RequestFields inner(*object, kResumeForm, "lorikeet_resume", fields.errors());
+  ResumedAnswer& resumed = request.resumed.emplace();
+  int64_t seed = 0;
+  inner.read("id", resumed.id);
+  if (!inner.has("id")) inner.fail("id", "is missing");
+  inner.read("created", resumed.created);
+  inner.read("seed", seed);
+  inner.read("digest", resumed.digest);
+  if (!fields.has("seed")) text.sampling.seed = static_cast<uint64_t>(seed);
+  const json::array* choices = inner.array("choices");
+  for (size_t i = 0; choices != nullptr && i < choices->size() && !fields.failed(); ++i) {
+    const std::string path = fmt::format("lorikeet_resume.choices[{}]", i);
+    if (!(*choices)[i].is_object()) return fields.errors().wrong_kind(path, "an object", (*choices)[i]);
+    RequestFields choice((*choices)[i].get_object(), kResumedChoiceForm, path, fields.errors());
+    ResumedAnswer::Choice& known = resumed.choices.emplace_back();
+    choice.read("tokens", known.tokens, vocab_size);
+    choice.read("done", known.done);
+    choice.read("prompt_tokens", known.prompt_tokens);
+    choice.read("cached_tokens", known.cached_tokens);
+  }
 }
 
 }  // namespace
@@ -95,7 +109,7 @@ void read_common(RequestFields& fields, const ApiDefaults& defaults, GenerateReq
   if (request.prompt_logprobs && request.stream)
     fields.fail("prompt_logprobs", "is not available when \"stream\" is true");
   read_output_format(fields, request);
-  read_output_so_far(fields, vocab, request, text);
+  read_resume(fields, vocab, request, text);
 }
 
 }  // namespace lk::openai

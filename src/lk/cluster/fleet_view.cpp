@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/cluster/fleet_view.h"
+
+#include <algorithm>
+#include <set>
+
+namespace lk {
+namespace {
+
+constexpr double kFirstGuess = 200;        // tokens of an answer, before any has ended
+constexpr double kMeanWeight = 0.01;       // of a new answer in the fleet's mean
+constexpr double kAdapterWeight = 0.1;     // and in its adapter's
+constexpr double kStuckSteps = 10;         // of its usual length: then its engine is stuck
+constexpr size_t kMaxForecasts = 100'000;  // adapters; about 100 bytes each
+
+}  // namespace
+
+Result<std::unique_ptr<FleetView>> FleetView::create(const FleetOptions& options) {
+  if (options.urls.empty()) return invalid_argument("a router needs at least one replica");
+  std::set<std::string> seen;
+  for (const std::string& url : options.urls)
+    if (!seen.insert(url).second) return invalid_argument("the replica {} is named twice", url);
+  LK_ASSIGN_OR_RETURN(std::unique_ptr<Picker> picker, make_picker(options.policy, options.seed));
+  std::unique_ptr<FleetView> self(new FleetView(options));
+  self->picker_ = std::move(picker);
+  self->mean_output_ = kFirstGuess;
+  return Result<std::unique_ptr<FleetView>>(std::move(self));
+}
+
+Status FleetView::report(int replica, std::string_view json, Time now) {
+  std::lock_guard lock(mutex_);
+  LK_RETURN_IF_ERROR(apply_report(json, at(replica).report));
+  return take(replica, now);
+}
+
+Status FleetView::report(int replica, const ReplicaReport& report, Time now) {
+  std::lock_guard lock(mutex_);
+  at(replica).report = report;
+  return take(replica, now);
+}
+
+Status FleetView::take(int replica, Time now) {
+  Replica& from = at(replica);
+  // One process under two names would be given twice its share, and its streams would «move» to itself.
+  for (int other = 0; other < size(); ++other)
+    if (other != replica && at(other).connected && at(other).report.id == from.report.id) {
+      from.connected = false;
+      from.failure = fmt::format("the same replica as {}", url(other));
+      return failed_precondition("{} is {}", url(replica), from.failure);
+    }
+  from.load.report(from.report);
+  from.connected = true;
+  from.heard = now;
+  from.failure.clear();
+  return Status();
+}
+
+void FleetView::lost(int replica, const Status& reason, bool was_ended) {
+  std::lock_guard lock(mutex_);
+  at(replica).last_words = was_ended && at(replica).connected;
+  at(replica).connected = false;
+  at(replica).failure = reason.message();
+}
+
+void FleetView::refused(int replica, Time until) {
+  std::lock_guard lock(mutex_);
+  at(replica).full_until = until;
+}
+
+FleetView::Life FleetView::life_of(const Replica& replica, Time now) const {
+  if (replica.heard == Time()) return Life::kUnknown;
+  // One that drains ends its reports before it has ended its answers.
+  if (!replica.connected) return replica.report.draining && replica.last_words ? Life::kDraining : Life::kGone;
+  if (now - replica.heard > options_.silence) return Life::kSilent;
+  // Its engine does nothing, although it has work, for longer than its steps take.
+  const double silence = std::chrono::duration<double>(options_.silence).count();
+  if (replica.report.stalled_seconds > std::max(silence, kStuckSteps * replica.load.step_seconds()))
+    return Life::kSilent;
+  if (replica.report.draining) return Life::kDraining;
+  return replica.report.ready ? Life::kReady : Life::kStarting;
+}
+
+FleetView::Life FleetView::life(int replica, Time now) const {
+  std::lock_guard lock(mutex_);
+  return life_of(at(replica), now);
+}
+
+const char* FleetView::to_string(Life life) {
+  switch (life) {
+    case Life::kUnknown:
+      return "unknown";
+    case Life::kGone:
+      return "gone";
+    case Life::kSilent:
+      return "silent";
+    case Life::kStarting:
+      return "starting";
+    case Life::kDraining:
+      return "draining";
+    case Life::kReady:
+      return "ready";
+  }
+  return "?";
+}
+
+bool FleetView::any_ready(Time now) const {
+  std::lock_guard lock(mutex_);
+  return std::ranges::any_of(replicas_, [&](const Replica& r) { return life_of(r, now) == Life::kReady; });
+}
+
+std::string FleetView::numerics(int replica) const {
+  std::lock_guard lock(mutex_);
+  return at(replica).report.numerics;
+}
+
+std::optional<int> FleetView::pick(const Wish& wish, Time now) {
+  std::lock_guard lock(mutex_);
+  std::vector<Candidate> all, full;
+  const std::string& adapter = wish.request.adapter;
+  for (int i = 0; i < size(); ++i) {
+    const Replica& replica = at(i);
+    if (life_of(replica, now) != Life::kReady || std::ranges::count(wish.excluded, i) > 0) continue;
+    (replica.full_until > now ? full : all).push_back({.index = i, .key = url(i), .load = &replica.load});
+  }
+  if (all.empty()) all = std::move(full);  // it may have room by now; else it says so
+  const auto keep_if_any = [&](auto&& wanted) {
+    std::vector<Candidate> kept;
+    std::ranges::copy_if(all, std::back_inserter(kept), wanted);
+    if (!kept.empty()) all = std::move(kept);
+  };
+  if (!wish.numerics.empty()) {
+    const auto alike = [&](const Candidate& c) { return at(c.index).report.numerics == wish.numerics; };
+    if (wish.only)
+      std::erase_if(all, [&](const Candidate& c) { return !alike(c); });
+    else
+      keep_if_any(alike);
+  }
+  // Those that have an adapter in memory, device or host, are the ones that surely know it.
+  if (!adapter.empty()) keep_if_any([&](const Candidate& c) { return at(c.index).report.adapters.contains(adapter); });
+  if (all.empty()) return std::nullopt;
+  RoutedRequest request = wish.request;
+  for (const Replica& replica : replicas_)
+    request.adapter_bytes = std::max(request.adapter_bytes, replica.load.adapter_bytes(adapter));
+  return all[picker_->pick(request, all)].index;
+}
+
+double FleetView::predicted_output(const std::string& adapter) const {
+  std::lock_guard lock(mutex_);
+  const auto found = outputs_.find(adapter);
+  return found == outputs_.end() ? mean_output_ : found->second;
+}
+
+StreamId FleetView::sent(int replica, const RoutedRequest& request) {
+  std::lock_guard lock(mutex_);
+  at(replica).load.sent(next_stream_, request);
+  return next_stream_++;
+}
+
+void FleetView::token(int replica, StreamId id, int64_t count) {
+  std::lock_guard lock(mutex_);
+  at(replica).load.token(id, count);
+}
+
+void FleetView::ended(int replica, StreamId id, std::optional<int64_t> output) {
+  std::lock_guard lock(mutex_);
+  ReplicaLoad& load = at(replica).load;
+  const std::string adapter = load.adapter_of(id);
+  load.ended(id);
+  if (!output) return;
+  const auto tokens = static_cast<double>(*output);
+  mean_output_ += kMeanWeight * (tokens - mean_output_);
+  if (outputs_.size() >= kMaxForecasts && !outputs_.contains(adapter)) outputs_.clear();
+  const auto [forecast, is_new] = outputs_.try_emplace(adapter, tokens);
+  if (!is_new) forecast->second += kAdapterWeight * (tokens - forecast->second);
+}
+
+void FleetView::count(Why why, bool in_mid_answer, bool is_inexact) {
+  std::lock_guard lock(mutex_);
+  if (is_inexact) ++counts_.inexact;
+  switch (why) {
+    case Why::kFirst:
+      return;
+    case Why::kLost:
+      ++(in_mid_answer ? counts_.continued : counts_.retried);
+      return;
+    case Why::kSilent:
+      ++counts_.hedged;
+      return;
+    case Why::kDrains:
+      ++counts_.moved;
+      return;
+  }
+}
+
+FleetView::Counts FleetView::counts() const {
+  std::lock_guard lock(mutex_);
+  return counts_;
+}
+
+std::vector<FleetView::Shown> FleetView::show(Time now) const {
+  std::lock_guard lock(mutex_);
+  std::vector<Shown> shown;
+  for (int i = 0; i < size(); ++i) {
+    const Replica& replica = at(i);
+    shown.push_back({.url = url(i),
+                     .failure = replica.failure,
+                     .life = life_of(replica, now),
+                     .report = replica.report,
+                     .own_requests = replica.load.own_requests(),
+                     .step_seconds = replica.load.step_seconds(),
+                     .tokens_per_second = replica.load.tokens_per_second()});
+  }
+  return shown;
+}
+
+}  // namespace lk

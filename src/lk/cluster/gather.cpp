@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/cluster/gather.h"
+
+#include <fmt/format.h>
+
+#include <boost/json.hpp>
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+
+#include "lk/base/json_text.h"
+
+namespace lk {
+namespace {
+
+constexpr std::chrono::seconds kListTimeout{10};
+constexpr std::chrono::seconds kChangeTimeout{300};  // an adapter may be large, and its probe wait
+constexpr size_t kMostAnswerBytes = size_t{64} << 20;
+
+struct Answer {
+  int replica = 0;
+  Status failure;
+  int status = 0;
+  HttpHeaders headers;
+  std::string body;
+};
+
+// Asks all replicas that live; `done` on the reply's shard, with the answers in the replicas' order.
+class Gathering : public std::enable_shared_from_this<Gathering> {
+ public:
+  using Done = std::function<void(std::vector<Answer> answers)>;
+  Gathering(const RelayContext& context, std::shared_ptr<HttpReply> reply, Done done)
+      : context_(context), reply_(std::move(reply)), shard_(reply_->shard()), done_(std::move(done)) {}
+
+  void start(const HttpRequest& request, std::chrono::seconds timeout) {
+    std::vector<int> replicas;
+    const auto now = std::chrono::steady_clock::now();
+    for (int i = 0; i < context_.fleet.size(); ++i)
+      if (const auto life = context_.fleet.life(i, now);
+          life == FleetView::Life::kReady || life == FleetView::Life::kStarting || life == FleetView::Life::kDraining)
+        replicas.push_back(i);
+    answers_.resize(replicas.size());
+    missing_ = replicas.size();
+    if (replicas.empty()) return done_({});
+    for (size_t k = 0; k < replicas.size(); ++k) {
+      answers_[k].replica = replicas[k];
+      ClientRequest copy{.method = request.method, .url = context_.fleet.url(replicas[k]) + request.target};
+      for (const auto& [name, value] : request.headers)
+        if (name == "authorization" || name == "x-api-key" || name == "x-request-id" || name == "content-type")
+          copy.headers.emplace_back(name, value);
+      copy.body = request.body;
+      copy.timeout = timeout;
+      ClientCallbacks callbacks;
+      callbacks.on_head = [self = shared_from_this(), k](int status, const HttpHeaders& headers) {
+        self->answers_[k].status = status;
+        self->answers_[k].headers = headers;
+      };
+      callbacks.on_data = [self = shared_from_this(), k](std::string_view bytes) {
+        std::string& body = self->answers_[k].body;
+        if (body.size() + bytes.size() <= kMostAnswerBytes) body += bytes;
+      };
+      callbacks.on_done = [self = shared_from_this(), k](const Status& status) {
+        self->answers_[k].failure = status;
+        if (self->missing_.fetch_sub(1) > 1) return;
+        self->context_.post(self->shard_, [self] { self->done_(std::move(self->answers_)); });
+      };
+      context_.client.send(std::move(copy), std::move(callbacks));
+    }
+  }
+
+ private:
+  const RelayContext& context_;
+  const std::shared_ptr<HttpReply> reply_;
+  const int shard_;
+  const Done done_;
+  std::vector<Answer> answers_;  // each is its exchange's until that is done
+  std::atomic<size_t> missing_{0};
+};
+
+HttpResponse nobody() {
+  return {.status = 503,
+          .headers = {{"retry-after", "1"}},
+          .body = json_text(boost::json::object{{"error",
+                                                 {{"message", "no replica is ready"},
+                                                  {"type", "server_error"},
+                                                  {"param", nullptr},
+                                                  {"code", "no_replica"}}}})};
+}
+
+HttpResponse response_of(Answer answer) {
+  HttpResponse response{.status = answer.status, .body = std::move(answer.body)};
+  for (const auto& [name, value] : answer.headers) {
+    if (name == "content-type") response.content_type = value;
+    if (name == "retry-after" || name == "www-authenticate" || name == "x-request-id")
+      response.headers.emplace_back(name, value);
+  }
+  return response;
+}
+
+}  // namespace
+
+void gather_models(const RelayContext& context, HttpRequest request, std::shared_ptr<HttpReply> reply) {
+  auto gathering = std::make_shared<Gathering>(context, reply, [reply](std::vector<Answer> answers) {
+    boost::json::object merged;
+    std::map<std::string, bool, std::less<>> seen;
+    boost::json::array* all = nullptr;
+    for (const Answer& answer : answers) {
+      if (!answer.failure.ok() || answer.status != 200) continue;
+      boost::system::error_code error;
+      boost::json::value page = boost::json::parse(answer.body, error);
+      if (error || !page.is_object()) continue;
+      boost::json::value* data = page.get_object().if_contains("data");
+      if (data == nullptr || !data->is_array()) continue;
+      if (all == nullptr) {
+        merged = page.get_object();
+        all = &merged["data"].emplace_array();
+      }
+      for (boost::json::value& model : data->get_array()) {
+        if (!model.is_object()) continue;
+        const boost::json::value* id = model.get_object().if_contains("id");
+        if (id && id->is_string() && seen.emplace(id->get_string(), true).second) all->push_back(std::move(model));
+      }
+    }
+    if (all) return reply->respond({.body = json_text(merged)});
+    // All refused alike (a wrong key), or nobody could be asked.
+    for (Answer& answer : answers)
+      if (answer.failure.ok()) return reply->respond(response_of(std::move(answer)));
+    reply->respond(nobody());
+  });
+  gathering->start(request, kListTimeout);
+}
+
+void broadcast(const RelayContext& context, HttpRequest request, std::shared_ptr<HttpReply> reply) {
+  auto gathering = std::make_shared<Gathering>(context, reply, [&context, reply](std::vector<Answer> answers) {
+    if (answers.empty()) return reply->respond(nobody());
+    const auto agreed =
+        std::ranges::count_if(answers, [](const Answer& answer) { return answer.failure.ok() && answer.status < 300; });
+    const std::string count = fmt::format("{}/{}", agreed, answers.size());
+    for (Answer& answer : answers) {
+      if (answer.failure.ok() && answer.status < 300) continue;
+      HttpResponse response = answer.failure.ok() ? response_of(std::move(answer)) : nobody();
+      if (!answer.failure.ok()) {
+        response.status = 502;
+        response.body = json_text(
+            boost::json::object{{"error",
+                                 {{"message", fmt::format("{} could not be asked: {}",
+                                                          context.fleet.url(answer.replica), answer.failure.message())},
+                                  {"type", "server_error"},
+                                  {"param", nullptr},
+                                  {"code", "replica_unreachable"}}}});
+      }
+      response.headers.emplace_back("x-lorikeet-replicas", count);
+      return reply->respond(std::move(response));
+    }
+    HttpResponse response = response_of(std::move(answers.front()));
+    response.headers.emplace_back("x-lorikeet-replicas", count);
+    reply->respond(std::move(response));
+  });
+  gathering->start(request, kChangeTimeout);
+}
+
+}  // namespace lk

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/cluster/http_relay.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <boost/json.hpp>
+#include <ctime>
+
+#include "lk/base/json_text.h"
+#include "lk/base/rng.h"
+
+namespace lk {
+namespace {
+
+using namespace std::chrono_literals;
+using Clock = std::chrono::steady_clock;
+
+constexpr const char* kEventStream = "text/event-stream; charset=utf-8";
+constexpr size_t kMostBodyBytes = size_t{64} << 20;  // of an answer that is not streamed
+constexpr double kBytesPerToken = 4;                 // of English text; for placement only
+constexpr auto kFullFor = 200ms;                     // a replica that answered 503 is asked last
+
+// Headers that belong to one connection, or that the router says itself.
+bool is_passed_on(std::string_view name) {
+  static constexpr std::string_view kOwn[] = {"connection",
+                                              "keep-alive",
+                                              "transfer-encoding",
+                                              "content-length",
+                                              "content-type",
+                                              "host",
+                                              "te",
+                                              "upgrade",
+                                              "expect",
+                                              "date",
+                                              "server",
+                                              "proxy-connection",
+                                              "accept-encoding"};
+  return std::ranges::find(kOwn, name) == std::end(kOwn) && !name.starts_with("x-lorikeet-");
+}
+
+HttpHeaders passed_on(const HttpHeaders& headers) {
+  HttpHeaders kept;
+  std::ranges::copy_if(headers, std::back_inserter(kept),
+                       [](const auto& header) { return is_passed_on(header.first); });
+  return kept;
+}
+
+std::string_view header_of(const HttpHeaders& headers, std::string_view name) {
+  for (const auto& [key, value] : headers)
+    if (key == name) return value;
+  return {};
+}
+
+std::string error_body(std::string_view message, std::string_view code) {
+  return json_text(boost::json::object{
+      {"error", {{"message", message}, {"type", "server_error"}, {"param", nullptr}, {"code", code}}}});
+}
+
+bool is_generation(const HttpRequest& request) {
+  return request.path == "/v1/chat/completions" || request.path == "/v1/completions";
+}
+
+}  // namespace
+
+HttpRelay::HttpRelay(const RelayContext& context, HttpRequest request, std::shared_ptr<HttpReply> reply, std::string id)
+    : context_(context),
+      request_(std::move(request)),
+      reply_(std::move(reply)),
+      id_(std::move(id)),
+      created_(std::time(nullptr)),
+      seed_(random_bits(std::hash<std::string>()(id_), 0) >> 11),
+      facts_(request_.method == "POST" ? read_request_facts(request_.body) : std::nullopt),
+      streams_(facts_ && facts_->stream && is_generation(request_)),
+      relay_(context.fleet, *this, {.streams = streams_, .exact_only = context.options.exact_only}) {}
+
+void HttpRelay::start() {
+  ++context_.counters.requests;
+  if (streams_) ++context_.counters.streams;
+  RoutedRequest routed;
+  if (facts_) {
+    routed.adapter = facts_->model;
+    const double predicted = context_.fleet.predicted_output(facts_->model);
+    const double most = facts_->max_tokens ? static_cast<double>(std::max<int64_t>(0, *facts_->max_tokens)) : predicted;
+    routed.predicted_output = std::min(predicted, most) * static_cast<double>(std::clamp<int64_t>(facts_->n, 1, 1024));
+  }
+  routed.prompt_tokens = static_cast<double>(request_.body.size()) / kBytesPerToken;
+  reply_->on_close([weak = weak_from_this()] {
+    if (const auto self = weak.lock()) self->relay_.close();
+  });
+  relay_.start(routed, Clock::now());
+}
+
+void HttpRelay::send(const Relay::Source& source, Relay::Why) {
+  const auto exchange = std::make_shared<Exchange>();
+  exchanges_[source.id] = exchange;
+  exchange->replica = source.replica;
+  exchange->resumes = source.resumes;
+  exchange->reader =
+      std::make_unique<CommitReader>([this, id = source.id](std::string_view events, const AnswerCommit& commit) {
+        relay_.group(id, events, commit, Clock::now());
+      });
+  const auto on_shard = [self = shared_from_this(), shard = reply_->shard()](auto task) {
+    self->context_.post(shard, [self, task = std::move(task)] { task(*self); });
+  };
+  ClientCallbacks callbacks;
+  callbacks.on_head = [on_shard, id = source.id](int status, const HttpHeaders& headers) {
+    on_shard([id, status, headers](HttpRelay& self) { self.on_head(id, status, headers); });
+  };
+  callbacks.on_data = [on_shard, id = source.id](std::string_view bytes) {
+    on_shard([id, bytes = std::string(bytes)](HttpRelay& self) { self.on_data(id, bytes); });
+  };
+  callbacks.on_done = [on_shard, id = source.id](const Status& status) {
+    on_shard([id, status](HttpRelay& self) { self.on_done(id, status); });
+  };
+  exchange->id = context_.client.send(to_replica(source), std::move(callbacks));
+}
+
+void HttpRelay::cancel(Relay::SourceId source) {
+  const auto found = exchanges_.find(source);
+  if (found == exchanges_.end()) return;
+  context_.client.cancel(found->second->id);  // nothing happens to one that was done
+  exchanges_.erase(found);
+}
+
+ClientRequest HttpRelay::to_replica(const Relay::Source& source) const {
+  ClientRequest request{.method = request_.method, .url = context_.fleet.url(source.replica) + request_.target};
+  for (const auto& [name, value] : passed_on(request_.headers))
+    if (name != "x-request-id") request.headers.emplace_back(name, value);
+  if (!request_.body.empty()) request.headers.emplace_back("content-type", "application/json");
+  request.headers.emplace_back("x-request-id", id_);
+  request.headers.emplace_back("x-forwarded-for", request_.peer);
+  request.timeout = std::chrono::hours(24);
+  request.body = request_.body;
+  if (!streams_) return request;
+  if (!context_.options.fleet_key.empty()) request.headers.emplace_back("x-lorikeet-fleet", context_.options.fleet_key);
+  if (source.resumes) request.headers.emplace_back("x-lorikeet-goes-on", "1");
+  request.body = with_field(
+      request_.body, *facts_, "lorikeet_resume",
+      fmt::format("{{\"id\":{},\"created\":{},\"seed\":{},\"digest\":\"{}\",\"choices\":{}}}",
+                  json_text(boost::json::string(id_)), created_, seed_, digest_, relay_.log().choices_json()));
+  return request;
+}
+
+void HttpRelay::on_head(Relay::SourceId source, int status, const HttpHeaders& headers) {
+  const auto found = exchanges_.find(source);
+  if (found == exchanges_.end()) return;
+  relay_.heard(source, Clock::now());
+  found->second->status = status;
+  found->second->headers = headers;
+}
+
+void HttpRelay::on_data(Relay::SourceId source, std::string_view bytes) {
+  const auto found = exchanges_.find(source);
+  if (found == exchanges_.end()) return;
+  const std::shared_ptr<Exchange> exchange = found->second;
+  relay_.heard(source, Clock::now());
+  if (!streams_ || exchange->status != 200) {
+    exchange->body += bytes;
+    if (exchange->body.size() > kMostBodyBytes) lost(source, "the answer is too large for the router", true);
+    return;
+  }
+  const int64_t mismatches = relay_.num_mismatches();
+  const Status status = exchange->reader->push(bytes);
+  if (const int64_t more = relay_.num_mismatches() - mismatches; more > 0) {
+    context_.counters.mismatches += more;
+    last_failure_ = "replicas gave different tokens for one place";
+    context_.log("mismatch", fmt::format("request {}: {} does not go on with what was given", id_,
+                                         context_.fleet.url(exchange->replica)));
+  }
+  if (!status.ok()) lost(source, status.message());
+}
+
+void HttpRelay::show(std::string_view events, const Relay::Source& source) {
+  const HttpHeaders& headers = exchanges_.at(source.id)->headers;
+  if (!std::exchange(streaming_, true)) {
+    digest_ = header_of(headers, "x-lorikeet-digest");
+    reply_->begin_stream(200, passed_on(headers), kEventStream);
+  }
+  last_events_.clear();
+  if (!events.empty()) reply_->write(events);
+}
+
+void HttpRelay::lost(Relay::SourceId source, std::string_view reason, bool is_final) {
+  const auto found = exchanges_.find(source);
+  if (found == exchanges_.end()) return;
+  last_failure_ = fmt::format("{}: {}", context_.fleet.url(found->second->replica), reason);
+  context_.log("replica_lost", fmt::format("request {}: {}", id_, last_failure_));
+  relay_.lost(source, Clock::now(), is_final);
+}
+
+void HttpRelay::on_done(Relay::SourceId source, const Status& status) {
+  const auto found = exchanges_.find(source);
+  if (found == exchanges_.end()) return;
+  const std::shared_ptr<Exchange> exchange = found->second;
+  if (!status.ok()) return lost(source, status.message());
+  if (!streams_ || exchange->status != 200) return on_whole(source, *exchange);
+  // A stream that was whole has ended with its last group.
+  last_events_ = exchange->reader->rest();
+  lost(source, "it ended the answer with an error", true);
+}
+
+// An answer in one piece: what was asked for, or why not.
+void HttpRelay::on_whole(Relay::SourceId source, Exchange& exchange) {
+  answer_ = HttpResponse{.status = exchange.status,
+                         .headers = passed_on(exchange.headers),
+                         .content_type = std::string(header_of(exchange.headers, "content-type")),
+                         .body = std::move(exchange.body)};
+  const bool is_busy = exchange.status == 502 || exchange.status == 503 || exchange.status == 504;
+  const bool refuses_to_go_on = exchange.resumes && exchange.status >= 400;
+  if (!is_busy && !refuses_to_go_on) return relay_.whole(source);
+  if (is_busy) context_.fleet.refused(exchange.replica, Clock::now() + kFullFor);
+  lost(source, fmt::format("it answered {}", exchange.status), exchange.status == 400);
+}
+
+void HttpRelay::finish() {
+  if (streaming_) return reply_->end();
+  if (answer_->body.size() > kHttpPartBytes) {
+    answer_->parts = split_into_parts(answer_->body);
+    answer_->body.clear();
+  }
+  reply_->respond(std::move(*answer_));
+}
+
+void HttpRelay::give_up() {
+  if (streaming_ && last_events_.empty())
+    last_events_ = fmt::format("data: {}\n\ndata: [DONE]\n\n",
+                               error_body("No replica could go on with this answer: " + last_failure_, "no_replica"));
+  if (!last_events_.empty()) {
+    ++context_.counters.broken;
+    // Without a token so far: an error that every replica gave.
+    if (!std::exchange(streaming_, true)) reply_->begin_stream(200, {}, kEventStream);
+    reply_->write(last_events_);
+    return reply_->end();
+  }
+  ++context_.counters.refused;
+  if (answer_) return reply_->respond(std::move(*answer_));
+  std::string reason = "no replica is ready";
+  if (!last_failure_.empty()) reason += "; the last one that was asked: " + last_failure_;
+  reply_->respond({.status = 503,
+                   .headers = {{"retry-after", "1"}, {"x-request-id", id_}},
+                   .body = error_body(reason, "no_replica")});
+}
+
+}  // namespace lk

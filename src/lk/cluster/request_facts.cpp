@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/cluster/request_facts.h"
+
+#include <fmt/format.h>
+
+#include <boost/json.hpp>
+
+#include <charconv>
+
+namespace lk {
+namespace {
+
+class Cursor {
+ public:
+  explicit Cursor(std::string_view text) : text_(text) {}
+  size_t at() const { return at_; }
+  void skip_space() {
+    while (at_ < text_.size() && std::string_view(" \t\r\n").find(text_[at_]) != std::string_view::npos) ++at_;
+  }
+  bool take(char c) {
+    skip_space();
+    if (at_ >= text_.size() || text_[at_] != c) return false;
+    ++at_;
+    return true;
+  }
+  bool peek(char c) {
+    skip_space();
+    return at_ < text_.size() && text_[at_] == c;
+  }
+  // A whole string with its quotes.
+  std::optional<std::string_view> string() {
+    skip_space();
+    const size_t begin = at_;
+    if (!take('"')) return std::nullopt;
+    while (at_ < text_.size()) {
+      const size_t stop = text_.find_first_of("\"\\", at_);
+      if (stop == std::string_view::npos) break;
+      at_ = stop + 1;
+      if (text_[stop] == '"') return text_.substr(begin, at_ - begin);
+      ++at_;  // what is escaped
+    }
+    at_ = text_.size();
+    return std::nullopt;
+  }
+  // Any value, skipped by its brackets.
+  std::optional<std::string_view> value() {
+    skip_space();
+    const size_t begin = at_;
+    int depth = 0;
+    while (at_ < text_.size()) {
+      const char c = text_[at_];
+      if (c == '"') {
+        if (!string()) return std::nullopt;
+      } else if (c == '{' || c == '[') {
+        ++depth, ++at_;
+      } else if (c == '}' || c == ']') {
+        if (depth == 0) break;
+        --depth, ++at_;
+      } else if (c == ',' && depth == 0) {
+        break;
+      } else {
+        ++at_;
+        continue;
+      }
+      if (depth == 0) break;
+    }
+    if (depth != 0 || at_ == begin) return std::nullopt;
+    return text_.substr(begin, at_ - begin);
+  }
+
+ private:
+  std::string_view text_;
+  size_t at_ = 0;
+};
+
+std::optional<std::string> unquoted(std::string_view quoted) {
+  boost::system::error_code error;
+  const boost::json::value value = boost::json::parse(quoted, error);
+  if (error || !value.is_string()) return std::nullopt;
+  return std::string(value.get_string());
+}
+
+std::optional<int64_t> integer(std::string_view text) {
+  int64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || end == text.data()) return std::nullopt;
+  return number;
+}
+
+}  // namespace
+
+std::optional<RequestFacts> read_request_facts(std::string_view body) {
+  Cursor cursor(body);
+  RequestFacts facts;
+  if (!cursor.take('{')) return std::nullopt;
+  facts.fields_at = cursor.at();
+  bool saw_model = false, saw_stream = false, saw_n = false;
+  if (!cursor.peek('}')) {
+    facts.has_fields = true;
+    do {
+      const std::optional<std::string_view> quoted = cursor.string();
+      if (!quoted || !cursor.take(':')) return std::nullopt;
+      const std::optional<std::string_view> value = cursor.value();
+      if (!value) return std::nullopt;
+      // Keys with escapes are nobody's spelling of these, but they mean the same.
+      const std::string key = quoted->find('\\') == std::string_view::npos
+                                  ? std::string(quoted->substr(1, quoted->size() - 2))
+                                  : unquoted(*quoted).value_or("");
+      if (key == "model" && !std::exchange(saw_model, true))
+        facts.model = unquoted(*value).value_or("");
+      else if (key == "stream" && !std::exchange(saw_stream, true))
+        facts.stream = value->starts_with("true");
+      else if (key == "n" && !std::exchange(saw_n, true))
+        facts.n = integer(*value).value_or(1);
+      else if ((key == "max_tokens" || key == "max_completion_tokens") && !facts.max_tokens)
+        facts.max_tokens = integer(*value);
+    } while (cursor.take(','));
+  }
+  if (!cursor.take('}')) return std::nullopt;
+  cursor.skip_space();
+  if (cursor.at() != body.size()) return std::nullopt;
+  return facts;
+}
+
+std::string with_field(std::string_view body, const RequestFacts& facts, std::string_view name, std::string_view json) {
+  return fmt::format("{}\"{}\":{}{}{}", body.substr(0, facts.fields_at), name, json, facts.has_fields ? "," : "",
+                     body.substr(facts.fields_at));
+}
+
+}  // namespace lk

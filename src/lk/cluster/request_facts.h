@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a router must know of a request's body, found without making values of the rest: bodies have megabytes.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+namespace lk {
+
+struct RequestFacts {
+  std::string model;
+  bool stream = false;
+  int64_t n = 1;
+  std::optional<int64_t> max_tokens;
+  size_t fields_at = 0;     // byte behind the '{'
+  bool has_fields = false;  // the object is not empty
+};
+
+// Of the top level of one JSON object; of equal keys the first counts. Nothing when it is not even that: a replica says
+// what is wrong with it. What it finds is not validated further.
+std::optional<RequestFacts> read_request_facts(std::string_view body);
+
+// The body with one more field, in front. Requires: facts of this body.
+std::string with_field(std::string_view body, const RequestFacts& facts, std::string_view name, std::string_view json);
+
+}  // namespace lk

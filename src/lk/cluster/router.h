@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// Router: one address in front of many replicas of one model. It picks a replica for each request, and when that one
+// dies, hangs or drains in mid-answer, another one goes on with the answer from the very next token.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "lk/cluster/fleet_view.h"
+#include "lk/net/http_server.h"
+
+namespace lk {
+
+struct RouterOptions {
+  std::vector<HttpListen> listen;
+  int io_threads = 1;
+  HttpLimits limits;
+  std::string tls_cert, tls_key;
+  FleetOptions fleet;
+  std::string fleet_key;    // of scope fleet, at every replica; "" = replicas without keys
+  bool exact_only = false;  // rather end an answer than let a replica of other numerics go on with it
+  std::string tls_ca;       // PEM file of authorities for https replicas instead of the system's
+  std::string version;
+  // A line for the operator, on any thread.
+  std::function<void(std::string_view event, std::string_view detail)> log;
+};
+
+// Totals since the start.
+struct RouterStats {
+  int64_t requests = 0, streams = 0;
+  FleetView::Counts others;  // answers for which more than one replica was asked
+  int64_t mismatches = 0;    // two replicas gave different tokens for one place
+  int64_t broken = 0;        // answers that nobody could finish
+  int64_t refused = 0;       // nobody was there to answer
+};
+
+class Router {
+ public:
+  static Result<std::unique_ptr<Router>> start(const RouterOptions& options);
+  virtual ~Router() = default;
+
+  virtual std::string address(int listener) const = 0;
+  virtual RouterStats stats() const = 0;
+  virtual const FleetView& fleet() const = 0;
+  // No new connections; what is in flight goes on. Waits at most so long; true when nothing is left.
+  virtual bool drain(std::chrono::milliseconds timeout) = 0;
+};
+
+}  // namespace lk

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/serve/http/fleet_feed.h"
+
+#include <algorithm>
+#include <future>
+#include <random>
+
+#include "lk/base/guarded.h"
+#include "lk/base/sha256.h"
+#include "lk/base/thread_name.h"
+
+namespace lk {
+namespace {
+
+constexpr std::chrono::milliseconds kInterval{100};
+// Of the probe: enough to go through every kernel's wide and narrow forms, cheap beside a start.
+constexpr int64_t kProbeTokens = 64;
+
+class ProbeSink final : public RequestSink {
+ public:
+  ProbeSink() : RequestSink(kEngineThread) {}
+  void on_event(StreamEvent& event) override {
+    if (event.ended) done.set_value(std::move(event.ended->completion));
+  }
+  std::promise<Completion> done;
+};
+
+}  // namespace
+
+FleetFeed::FleetFeed(std::function<ReplicaReport()> make) : make_(std::move(make)) {}
+
+FleetFeed::~FleetFeed() { stop(); }
+
+void FleetFeed::stop() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  changed_.notify_all();
+  if (thread_.joinable()) thread_.join();
+}
+
+void FleetFeed::listen(std::shared_ptr<Exchange> exchange) {
+  {
+    std::lock_guard lock(mutex_);
+    if (stopping_) return;
+    listeners_.push_back({.exchange = std::move(exchange)});
+    wants_now_ = true;
+    if (!thread_.joinable()) thread_ = std::thread([this] { run(); });
+  }
+  changed_.notify_all();
+}
+
+void FleetFeed::run() {
+  set_thread_name("lk-fleet");
+  std::unique_lock lock(mutex_);
+  bool last = false;
+  while (!last) {
+    changed_.wait(lock, [this] { return stopping_ || !listeners_.empty(); });
+    if (!stopping_) changed_.wait_until(lock, next_, [this] { return stopping_ || wants_now_; });
+    last = stopping_;
+    wants_now_ = false;
+    next_ = std::chrono::steady_clock::now() + kInterval;
+    lock.unlock();
+    ReplicaReport report;
+    const Status made = guarded("a report", [&] { report = make_(); });
+    lock.lock();
+    std::erase_if(listeners_, [](const Listener& listener) { return listener.exchange->gone.load(); });
+    if (made.ok()) tell(std::move(report));
+  }
+  for (const Listener& listener : listeners_)
+    listener.exchange->post([exchange = listener.exchange] { exchange->end_stream("ok"); });
+  listeners_.clear();
+}
+
+void FleetFeed::tell(ReplicaReport report) {
+  const std::string all = "data: " + format_report(report, nullptr) + "\n\n";
+  const std::string news = before_ ? "data: " + format_report(report, &*before_) + "\n\n" : all;
+  for (Listener& listener : listeners_) {
+    const bool is_new = std::exchange(listener.is_new, false);
+    listener.exchange->post([exchange = listener.exchange, is_new, bytes = is_new ? all : news] {
+      if (!exchange->reply) return;
+      if (is_new) exchange->begin_stream({});
+      exchange->reply->write(bytes);
+    });
+  }
+  before_ = std::move(report);
+}
+
+Result<std::string> numerics_of(EngineService& service, bool merging) {
+  const TextModel& text = service.text();
+  TextRequest request{.max_tokens = 0};
+  const int64_t vocabulary = text.config().vocab_size;
+  const int64_t length = std::min(kProbeTokens, text.context());
+  for (int64_t i = 0; i < length; ++i) request.token_ids.push_back(static_cast<int32_t>((i * 7919 + 13) % vocabulary));
+  request.sampling.temperature = 0;
+  request.sampling.num_prompt_logprobs = 0;
+  auto sequence = std::make_unique<ServedSequence>();
+  LK_RETURN_IF_ERROR(text.prepare(std::move(request), *sequence));
+  sequence->asked.urgent = true;
+  sequence->queued = false;
+  auto sink = std::make_shared<ProbeSink>();
+  std::future<Completion> done = sink->done.get_future();
+  sequence->sink = std::move(sink);
+  service.submit(std::move(sequence));
+  const Completion completion = done.get();
+  if (completion.finish == FinishReason::kError) return completion.error;
+  Sha256 hash;
+  const auto add = [&](const auto& value) { hash.update(&value, sizeof value); };
+  const auto add_text = [&](std::string_view value) {
+    add(value.size());
+    hash.update(value.data(), value.size());
+  };
+  for (const TokenLogprob& token : completion.prompt_logprobs) {
+    add(token.logprob);
+    add(token.rank);
+  }
+  add(text.context());
+  add(vocabulary);
+  for (const int32_t token : text.end_tokens()) add(token);
+  add_text(text.chat_template() ? text.chat_template()->source() : "");
+  if (text.tokenizer())
+    for (int64_t token = 0; token < vocabulary; ++token)
+      add_text(text.tokenizer()->decode(std::vector<int32_t>{static_cast<int32_t>(token)}, false));
+  if (merging) add(std::random_device()());
+  return to_hex(hash.finish()).substr(0, 32);
+}
+
+}  // namespace lk

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/cluster/fleet_view.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace lk {
+namespace {
+
+using namespace std::chrono_literals;
+using Life = FleetView::Life;
+
+const FleetView::Time kStart = FleetView::Time() + 1h;
+
+std::unique_ptr<FleetView> fleet(int replicas, const std::string& policy = "cost") {
+  FleetOptions options{.policy = policy};
+  for (int i = 0; i < replicas; ++i) options.urls.push_back("http://r" + std::to_string(i) + ":8000");
+  return FleetView::create(options).value();
+}
+
+ReplicaReport ready(const std::string& id) {
+  return {.id = id,
+          .model = "m",
+          .numerics = "n1",
+          .ready = true,
+          .context = 2048,
+          .page_bytes = 4096,
+          .pages = 1000,
+          .pages_free = 1000};
+}
+
+void tell(FleetView& view, int replica, const ReplicaReport& report, FleetView::Time now = kStart) {
+  ASSERT_TRUE(view.report(replica, format_report(report, nullptr), now).ok());
+}
+
+TEST(ReplicaReportTest, DeltasBringItUpToDate) {
+  ReplicaReport first = ready("a"), there;
+  first.adapters = {{"sql@1", {.digest = "d1", .bytes = 10, .on_device = true, .in_flight = 2}},
+                    {"tag@1", {.digest = "d2"}}};
+  ASSERT_TRUE(apply_report(format_report(first, nullptr), there).ok());
+  EXPECT_EQ(format_report(there, nullptr), format_report(first, nullptr));
+  ReplicaReport second = first;
+  second.running = 7;
+  second.execute_seconds = 1.5;
+  second.adapters["sql@1"].in_flight = 0;
+  second.adapters.erase("tag@1");
+  second.adapters["new@1"] = {.digest = "d3"};
+  const std::string delta = format_report(second, &first);
+  EXPECT_THAT(delta, testing::Not(testing::HasSubstr("d2")));
+  ASSERT_TRUE(apply_report(delta, there).ok());
+  EXPECT_EQ(format_report(there, nullptr), format_report(second, nullptr));
+  ReplicaReport third = ready("b");  // after a restart
+  ASSERT_TRUE(apply_report(format_report(third, nullptr), there).ok());
+  EXPECT_TRUE(there.adapters.empty());
+  for (const char* bad : {"", "[]", "{\"running\":-1}", "{\"ready\":1}", "{\"adapters\":[]}",
+                          "{\"adapters\":{\"a\":1}}", "{\"gone\":[1]}", "{\"execute_seconds\":\"1\"}"}) {
+    EXPECT_EQ(apply_report(bad, there).code(), StatusCode::kDataLoss) << bad;
+    EXPECT_EQ(there.id, "b");
+  }
+}
+
+TEST(FleetViewTest, LivesAndDies) {
+  auto view = fleet(2);
+  EXPECT_EQ(view->life(0, kStart), Life::kUnknown);
+  EXPECT_FALSE(view->pick({}, kStart));
+  ReplicaReport report = ready("a");
+  report.ready = false;
+  tell(*view, 0, report);
+  EXPECT_EQ(view->life(0, kStart), Life::kStarting);
+  EXPECT_FALSE(view->any_ready(kStart));
+  report.ready = true;
+  tell(*view, 0, report);
+  EXPECT_EQ(view->life(0, kStart + 1s), Life::kReady);
+  EXPECT_EQ(view->pick({}, kStart), 0);
+  EXPECT_EQ(view->life(0, kStart + 1001ms), Life::kSilent);
+  EXPECT_FALSE(view->pick({}, kStart + 1001ms));
+  report.draining = true;
+  tell(*view, 0, report, kStart + 2s);
+  EXPECT_EQ(view->life(0, kStart + 2s), Life::kDraining);
+  EXPECT_FALSE(view->pick({}, kStart + 2s)) << "nothing new for what drains";
+  view->lost(0, unavailable("closed"), true);
+  EXPECT_EQ(view->life(0, kStart + 9s), Life::kDraining) << "it ended its reports; its answers go on";
+  view->lost(0, unavailable("gone"));
+  EXPECT_EQ(view->life(0, kStart + 2s), Life::kGone);
+}
+
+TEST(FleetViewTest, OneReplicaUnderTwoNamesIsOne) {
+  auto view = fleet(2);
+  tell(*view, 0, ready("a"));
+  EXPECT_EQ(view->report(1, format_report(ready("a"), nullptr), kStart).code(), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(view->life(1, kStart), Life::kUnknown);
+  EXPECT_FALSE(FleetView::create({.urls = {"http://a", "http://a"}}).ok());
+  EXPECT_FALSE(FleetView::create({}).ok());
+  EXPECT_FALSE(FleetView::create({.urls = {"http://a"}, .policy = "best"}).ok());
+}
+
+TEST(FleetViewTest, GoesOnWhereNumericsAreAlike) {
+  auto view = fleet(3);
+  for (int i = 0; i < 3; ++i) {
+    ReplicaReport report = ready(std::to_string(i));
+    report.numerics = i == 2 ? "n2" : "n1";
+    tell(*view, i, report);
+  }
+  const std::vector<int> first = {0}, both = {0, 1};
+  EXPECT_EQ(view->pick({.excluded = first, .numerics = "n1"}, kStart), 1);
+  EXPECT_EQ(view->pick({.excluded = both, .numerics = "n1"}, kStart), 2) << "better than nobody";
+  EXPECT_FALSE(view->pick({.excluded = both, .numerics = "n1", .only = true}, kStart));
+}
+
+TEST(FleetViewTest, FullReplicasAreAskedLast) {
+  auto view = fleet(2);
+  for (int i = 0; i < 2; ++i) tell(*view, i, ready(std::to_string(i)));
+  const int preferred = *view->pick({}, kStart);
+  view->refused(preferred, kStart + 200ms);
+  EXPECT_EQ(view->pick({}, kStart), 1 - preferred);
+  EXPECT_EQ(view->pick({}, kStart + 300ms), preferred);
+  view->refused(1 - preferred, kStart + 1s);
+  view->refused(preferred, kStart + 1s);
+  EXPECT_TRUE(view->pick({}, kStart)) << "it may have room by now";
+}
+
+TEST(FleetViewTest, AdaptersGoWhereTheyAre) {
+  for (const char* policy : {"cost", "p2c", "chbl", "rr", "dlora"}) {
+    auto view = fleet(4, policy);
+    for (int i = 0; i < 4; ++i) {
+      ReplicaReport report = ready(std::to_string(i));
+      if (i == 2) report.adapters["sql"] = {.bytes = 1 << 20, .on_device = true};
+      tell(*view, i, report);
+    }
+    for (int k = 0; k < 20; ++k)
+      EXPECT_EQ(view->pick({.request = {.adapter = "sql", .prompt_tokens = 10, .predicted_output = 10}}, kStart), 2)
+          << policy;
+  }
+}
+
+// With equal replicas each policy spreads a mix of adapters, and `cost` keeps each where it was.
+TEST(FleetViewTest, LoadIsSpreadAndAffinityKept) {
+  for (const char* policy : {"cost", "p2c", "chbl", "rr", "dlora"}) {
+    auto view = fleet(4, policy);
+    for (int i = 0; i < 4; ++i) tell(*view, i, ready(std::to_string(i)));
+    std::vector<int> counts(4);
+    std::vector<std::pair<int, StreamId>> all;
+    for (int k = 0; k < 200; ++k) {
+      const RoutedRequest request{
+          .adapter = "a" + std::to_string(k % 16), .prompt_tokens = 100, .predicted_output = 100};
+      const int replica = view->pick({.request = request}, kStart).value();
+      ++counts[static_cast<size_t>(replica)];
+      all.emplace_back(replica, view->sent(replica, request));
+    }
+    for (const int count : counts) EXPECT_THAT(count, testing::AllOf(testing::Ge(25), testing::Le(100))) << policy;
+    for (const auto& [replica, id] : all) view->ended(replica, id, 100);
+    for (const FleetView::Shown& shown : view->show(kStart)) EXPECT_EQ(shown.own_requests, 0);
+  }
+  auto view = fleet(4);
+  for (int i = 0; i < 4; ++i) tell(*view, i, ready(std::to_string(i)));
+  std::map<std::string, std::set<int>> homes;
+  for (int k = 0; k < 200; ++k) {  // one at a time: nothing speaks against the favourite
+    const RoutedRequest request{.adapter = "a" + std::to_string(k % 16), .prompt_tokens = 100, .predicted_output = 100};
+    const int replica = view->pick({.request = request}, kStart).value();
+    homes[request.adapter].insert(replica);
+    view->ended(replica, view->sent(replica, request), 100);
+  }
+  std::set<int> used;
+  for (const auto& [adapter, replicas] : homes) {
+    EXPECT_EQ(replicas.size(), 1u) << adapter;
+    used.insert(*replicas.begin());
+  }
+  EXPECT_EQ(used.size(), 4u);
+}
+
+TEST(FleetViewTest, PredictsByWhatAdaptersAnswered) {
+  auto view = fleet(1);
+  tell(*view, 0, ready("a"));
+  const double guess = view->predicted_output("sql");
+  for (int k = 0; k < 50; ++k) view->ended(0, view->sent(0, {.adapter = "sql"}), 10);
+  view->ended(0, view->sent(0, {.adapter = "sql"}), std::nullopt);  // cut short: says nothing
+  EXPECT_EQ(view->predicted_output("sql"), 10);
+  EXPECT_LT(view->predicted_output("other"), guess) << "the mean has moved";
+  EXPECT_GT(view->predicted_output("other"), 100);
+}
+
+TEST(FleetViewTest, BusyReplicasCostMore) {
+  auto view = fleet(2);
+  ReplicaReport busy = ready("a");
+  busy.running = 50;
+  busy.pages_free = 10;
+  tell(*view, 0, busy);
+  tell(*view, 1, ready("b"));
+  for (int k = 0; k < 16; ++k)
+    EXPECT_EQ(
+        view->pick({.request = {.adapter = "a" + std::to_string(k), .prompt_tokens = 500, .predicted_output = 200}},
+                   kStart),
+        1);
+}
+
+TEST(FleetViewTest, ARestartForgetsWhatWasSentBefore) {
+  auto view = fleet(1);
+  tell(*view, 0, ready("a"));
+  const StreamId old = view->sent(0, {.adapter = "sql"});
+  tell(*view, 0, ready("a"));
+  EXPECT_EQ(view->show(kStart)[0].own_requests, 1);
+  tell(*view, 0, ready("a2"));
+  EXPECT_EQ(view->show(kStart)[0].own_requests, 0);
+  view->ended(0, old, std::nullopt);  // its connection breaks later
+  EXPECT_EQ(view->show(kStart)[0].own_requests, 0);
+}
+
+}  // namespace
+}  // namespace lk

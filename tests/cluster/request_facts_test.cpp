@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/cluster/request_facts.h"
+
+#include <gtest/gtest.h>
+
+namespace lk {
+namespace {
+
+TEST(RequestFactsTest, FindsWhatRoutersNeed) {
+  const auto facts = read_request_facts(
+      R"( {"messages":[{"role":"user","content":"model\": \"x\", {[ \\"}], "model" : "sql" , "stream":true,"n":3,)"
+      R"("max_completion_tokens":77, "nested":{"model":"no","stream":false}} )");
+  ASSERT_TRUE(facts);
+  EXPECT_EQ(facts->model, "sql");
+  EXPECT_TRUE(facts->stream);
+  EXPECT_EQ(facts->n, 3);
+  EXPECT_EQ(facts->max_tokens, 77);
+  EXPECT_EQ(read_request_facts(R"({"model":"a\u0062\"c"})")->model, "ab\"c");
+  EXPECT_EQ(read_request_facts(R"({"mod\u0065l":"x"})")->model, "x");
+  EXPECT_EQ(read_request_facts(R"({"model":"a","model":"b","stream":"true"})")->model, "a");
+  EXPECT_FALSE(read_request_facts(R"({"model":7})")->stream);
+  EXPECT_EQ(read_request_facts("{}")->model, "");
+  EXPECT_EQ(read_request_facts(R"({"n":-1e9,"stream":null})")->n, -1);
+}
+
+TEST(RequestFactsTest, WhatIsNoObjectHasNone) {
+  for (const char* bad :
+       {"", " ", "[]", "null", "{", "{\"a\"", "{\"a\":", "{\"a\":1", "{\"a\":1,", "{\"a\":1,}", "{\"a\" 1}",
+        "{\"a\":[1}", "{\"a\":\"", "{\"a\":\"\\", "{} {}", "{\"a\":1}x", "{a:1}", "{\"a\":}"})
+    EXPECT_FALSE(read_request_facts(bad)) << bad;
+}
+
+TEST(RequestFactsTest, AddsAField) {
+  const std::string body = R"( { "model":"x"})", empty = "{ }";
+  EXPECT_EQ(with_field(body, *read_request_facts(body), "k", "{\"a\":1}"), R"( {"k":{"a":1}, "model":"x"})");
+  EXPECT_EQ(with_field(empty, *read_request_facts(empty), "k", "1"), R"({"k":1 })");
+}
+
+}  // namespace
+}  // namespace lk
