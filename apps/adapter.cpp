@@ -4,6 +4,7 @@
 
 #include "commands.h"
 #include "lk/base/thread_pool.h"
+#include "lk/infer/text_side.h"
 #include "lk/io/checkpoint.h"
 #include "lk/lora/adapter.h"
 #include "lk/lora_tools/merge.h"
@@ -59,8 +60,11 @@ Status inspect(const Flags& flags) {
 
 Status verify(const Flags& flags) {
   LK_ASSIGN_OR_RETURN(const Base base, Base::open(flags.base));
-  LK_ASSIGN_OR_RETURN(const std::vector<std::string> warnings,
+  LK_ASSIGN_OR_RETURN(std::vector<std::string> warnings,
                       verify_adapter(flags.adapter, base.config, base.weights.get(), flags.load()));
+  LK_ASSIGN_OR_RETURN(const auto text, TextSides::open(flags.base, base.config));
+  LK_ASSIGN_OR_RETURN(const auto side, text->of_adapter(flags.adapter));
+  if (side != text->base()) warnings.insert(warnings.end(), side->warnings.begin(), side->warnings.end());
   for (const std::string& warning : warnings) fmt::print("warning: {}\n", warning);
   fmt::print("{}: fits {} and can be served{}\n", flags.adapter, flags.base,
              warnings.empty() ? "" : fmt::format(" ({} warnings)", warnings.size()));

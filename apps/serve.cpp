@@ -309,7 +309,7 @@ Status ServeFlags::check() const {
       return io_error("log {}: {}", log_file, std::strerror(errno));
   }
   LK_ASSIGN_OR_RETURN(const ModelConfig config, TextEngine::read_config(model.model, model.dummy));
-  LK_RETURN_IF_ERROR(TextModel::load(model.model, config, model.context).status());
+  LK_ASSIGN_OR_RETURN(const auto text_model, TextModel::load(model.model, config, model.context));
   LK_ASSIGN_OR_RETURN(const auto loras, model.parse_loras());
   for (const auto& [name, directory] : loras) {
     const std::string context = fmt::format("--lora {}={}", name, directory);
@@ -319,6 +319,7 @@ Status ServeFlags::check() const {
     LK_RETURN_IF_ERROR(parse_adapter_config(text, context).status());
     if (!file_exists(join_path(directory, "adapter_model.safetensors")))
       return not_found("{}: no adapter_model.safetensors", context);
+    LK_RETURN_IF_ERROR(text_model->load_side(directory).status().with_context(context));
   }
   return Status();
 }
@@ -434,6 +435,8 @@ Result<Stored> read_stored(const ServeFlags& flags, TextEngine& engine, StateSto
 Status load_adapters(const ServeFlags& flags, Server& server, std::unique_ptr<DirectoryWatcher>& watcher,
                      const Stored& stored) {
   AdapterRegistry& registry = server.adapters();
+  for (const std::string& warning : server.engine().text().base().warnings)
+    server.log().write(LogLevel::kWarning, "model_warning", {{"reason", warning}});
   LK_ASSIGN_OR_RETURN(const auto loras, flags.model.parse_loras());
   for (const auto& [name, directory] : loras) {
     const Result<AdapterLease> loaded = registry.load_and_wait(
@@ -481,7 +484,7 @@ void print_banner(const ServeFlags& flags, const ServerOptions& options, Server&
              options.admin ? server.address(static_cast<int>(options.listen.size())) : url);
   const AdapterRegistry::NamePage first = server.adapters().list_names("", 1);
   const std::string name = first.entries.empty() ? options.adapters.base_name : first.entries[0].name;
-  const bool chat = server.engine().text().chat_template() != nullptr;
+  const bool chat = server.engine().text().base().templates != nullptr;
   if (chat)
     fmt::print(stderr,
                "\n  curl {}/v1/chat/completions -H 'Content-Type: application/json' \\\n    -d '{{\"model\": \"{}\", "

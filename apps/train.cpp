@@ -73,8 +73,8 @@ Status take_text(LoadedBase& loaded) {
   if (!text.tokenizer())
     return invalid_argument("{} has no tokenizer.json; training reads text", loaded.base.directory);
   loaded.base.tokenizer = text.tokenizer();
-  loaded.base.chat_template = text.chat_template();
-  loaded.base.end_tokens = text.end_tokens();
+  loaded.base.templates = text.base().templates;
+  loaded.base.end_tokens = text.base().end_tokens;
   loaded.base.context = text.context();
   return Status();
 }
@@ -106,7 +106,8 @@ Result<LoadedBase> load_base(const RunConfig& run, const TrainFlags& flags) {
   }
   warn(run.base, loaded.base.weights->warnings);
   if (!loaded.base.weights->config.has_lm_head)
-    return unsupported("{}: a decoder without an lm_head predicts no tokens, so there is nothing to train on", run.base);
+    return unsupported("{}: a decoder without an lm_head predicts no tokens, so there is nothing to train on",
+                       run.base);
   LK_RETURN_IF_ERROR(take_text(loaded));
   return loaded;
 }

@@ -225,7 +225,7 @@ class Generator:
     def filter(self):
         a = self.atom
         return self.pick(
-            "upper", "lower", "title", "capitalize", "trim", "trim('a')", "length", "count", "list", "string", "int", "int(5)", "int(0, 16)", "float",
+            "safe", "e", "forceescape", "safe|string", "upper", "lower", "title", "capitalize", "trim", "trim('a')", "length", "count", "list", "string", "int", "int(5)", "int(0, 16)", "float",
             "abs", "round", "round(1)", "round(1, 'floor')", "round(0, 'ceil')", "round(-1)", "first", "last", "reverse|list", "reverse", "join", "join(', ')",
             "sort", "sort(reverse=true)", "sort(attribute='v')", "sort(case_sensitive=true)", "unique|list", "min", "max", "sum", "sum(attribute='v')",
             "tojson", "tojson(indent=2)", "tojson(ensure_ascii=true)", "tojson(sort_keys=true)", "tojson(separators=(',', ':'))", "tojson(indent=0)",

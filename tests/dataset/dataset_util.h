@@ -19,13 +19,13 @@ inline std::shared_ptr<const Tokenizer> fixture_tokenizer(const std::string& nam
   return *tokenizer;
 }
 
-inline std::shared_ptr<const ChatTemplate> parse_template(const std::string& source) {
+inline std::shared_ptr<const ChatTemplates> parse_template(const std::string& source) {
   auto parsed = ChatTemplate::parse(source, "template");
   LK_CHECK(parsed.ok(), "{}", parsed.status().message());
-  return *parsed;
+  return ChatTemplates::of(*parsed);
 }
 // With the values of the two variables that the fixtures' templates use.
-inline std::shared_ptr<const ChatTemplate> fixture_template(const std::string& name) {
+inline std::shared_ptr<const ChatTemplates> fixture_template(const std::string& name) {
   auto source = read_file("tests/text/fixtures/templates/" + name + ".jinja");
   LK_CHECK(source.ok(), "{}", source.status().message());
   return parse_template("{%- set bos_token = '<s>' -%}{%- set eos_token = '</s>' -%}" + *source);

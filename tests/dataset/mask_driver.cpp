@@ -14,7 +14,7 @@ Status run(const std::string& directory, const std::string& template_path, const
   LK_ASSIGN_OR_RETURN(const std::string source, read_file(template_path));
   LK_ASSIGN_OR_RETURN(const auto chat, ChatTemplate::parse(source, template_path));
   LK_ASSIGN_OR_RETURN(const auto file, JsonlFile::open(data_path));
-  const Renderer renderer(tokenizer, chat, {}, {});
+  const Renderer renderer(tokenizer, ChatTemplates::of(chat), {}, {});
   for (int64_t k = 0; k < file->num_records(); ++k) {
     LK_ASSIGN_OR_RETURN(const Record record, file->read(k));
     const auto sample = renderer.render(record, file->where(k));

@@ -21,7 +21,7 @@ const char* const kTwoTurns =
     R"({"messages": [{"role": "user", "content": "q1"}, {"role": "assistant", "content": "a1"},
   {"role": "user", "content": "q2"}, {"role": "assistant", "content": "a2"}]})";
 
-std::string shown_with(const std::string& tokenizer_name, const std::shared_ptr<const ChatTemplate>& chat,
+std::string shown_with(const std::string& tokenizer_name, const std::shared_ptr<const ChatTemplates>& chat,
                        const Record& record, const RenderOptions& options = {}) {
   const auto tokenizer = fixture_tokenizer(tokenizer_name);
   return shown(Renderer(tokenizer, chat, tokenizer->token_to_id("<|im_end|>"), options), record, tokenizer);
@@ -206,7 +206,7 @@ TEST(Render, ASampleWithoutLossIsAnError) {
 
 TEST(Render, ARecordIsAQuestionToTheModel) {
   const auto tokenizer = fixture_tokenizer("llama2");
-  const auto ask = [&](const std::shared_ptr<const ChatTemplate>& chat, const Record& record) {
+  const auto ask = [&](const std::shared_ptr<const ChatTemplates>& chat, const Record& record) {
     const auto found = Renderer(tokenizer, chat, {}, {}).exercise(record, "t.jsonl:1");
     return found.ok() ? tokenizer->decode(found->prompt, false) + " -> " + found->answer : found.status().message();
   };

@@ -46,7 +46,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     for (const bool train_on_prompt : {false, true}) {
       const lk::RenderOptions options{
           .max_length = 64, .long_samples = lk::LongSamples::kTruncate, .train_on_prompt = train_on_prompt};
-      const lk::Renderer renderer(*tokenizer, *chat, 256, options);
+      const lk::Renderer renderer(*tokenizer, lk::ChatTemplates::of(*chat), 256, options);
       (void)renderer.exercise(*record, "fuzz:1");
       const auto sample = renderer.render(*record, "fuzz:1");
       if (!sample.ok() || !sample->has_value()) continue;

@@ -54,7 +54,7 @@ class GrammarConstraintTest : public ::testing::Test {
  protected:
   GrammarConstraintTest() : engine_(testing::open_demo({.max_step_tokens = 32}, 512 << 10)) {
     const TextModel& text = engine_->text();
-    vocabulary_ = TokenVocabulary::create(*text.tokenizer(), text.config().vocab_size, text.end_tokens());
+    vocabulary_ = TokenVocabulary::create(*text.tokenizer(), text.config().vocab_size, text.base().end_tokens);
   }
   std::shared_ptr<const Grammar> grammar(const GrammarSpec& spec) {
     auto compiled = compile_grammar(spec, vocabulary_);
@@ -62,7 +62,7 @@ class GrammarConstraintTest : public ::testing::Test {
     return *compiled;
   }
   std::shared_ptr<TokenConstraint> constraint(const TextRequest& request) {
-    return make_constraint(request, engine_->text().end_tokens(), engine_->text().config().vocab_size);
+    return make_constraint(request, engine_->text().base().end_tokens, engine_->text().config().vocab_size);
   }
   std::string text_of(int32_t token) const { return engine_->tokenizer()->decode(std::vector<int32_t>{token}, true); }
   std::set<int32_t> allowed(TokenConstraint& of) { return allowed_by(of, engine_->text().config().vocab_size); }
@@ -74,7 +74,7 @@ class GrammarConstraintTest : public ::testing::Test {
 TEST_F(GrammarConstraintTest, GrammarComesFirst) {
   const auto yes = grammar({.kind = GrammarSpec::Kind::kChoice, .choices = {"yes", "yesterday"}});
   const std::vector<int32_t> prefix = engine_->tokenizer()->encode("yes", false).value();
-  const int32_t end = engine_->text().end_tokens()[0];
+  const int32_t end = engine_->text().base().end_tokens[0];
   TextRequest request{.min_tokens = 100, .grammar = yes};
   auto of = constraint(request);
   EXPECT_FALSE(allowed(*of).contains(end));
@@ -93,13 +93,13 @@ TEST_F(GrammarConstraintTest, GrammarComesFirst) {
   for (const int32_t token : prefix) EXPECT_TRUE(of->accept(token).ok());
   next = allowed(*of);
   EXPECT_TRUE(next.contains(end));
-  for (const int32_t token : next) EXPECT_NE(std::ranges::count(engine_->text().end_tokens(), token), 0);
+  for (const int32_t token : next) EXPECT_NE(std::ranges::count(engine_->text().base().end_tokens, token), 0);
 }
 
 TEST_F(GrammarConstraintTest, AllowedTokensNarrowTheGrammarOrEndTheRequest) {
   const auto only = grammar({.kind = GrammarSpec::Kind::kChoice, .choices = {"yes"}});
   const std::vector<int32_t> yes = engine_->tokenizer()->encode("yes", false).value();
-  const std::vector<int32_t>& ends = engine_->text().end_tokens();
+  const std::vector<int32_t>& ends = engine_->text().base().end_tokens;
   auto of = constraint({.allowed_token_ids = yes, .grammar = only});
   EXPECT_EQ(allowed(*of), std::set<int32_t>{yes[0]});
   for (const int32_t token : yes) EXPECT_TRUE(of->accept(token).ok());
@@ -120,7 +120,7 @@ TEST_F(GrammarConstraintTest, DeadEndIsAnError) {
   auto of = make_constraint({.grammar = only}, {}, engine_->text().config().vocab_size);
   const std::vector<int32_t> tokens = engine_->tokenizer()->encode("yes", false).value();
   for (const int32_t token : tokens) EXPECT_TRUE(of->accept(token).ok());
-  EXPECT_TRUE(of->accept(engine_->text().end_tokens()[0]).ok());
+  EXPECT_TRUE(of->accept(engine_->text().base().end_tokens[0]).ok());
   std::vector<uint64_t> words(static_cast<size_t>((engine_->text().config().vocab_size + 63) / 64));
   EXPECT_EQ(of->allowed(words).code(), StatusCode::kFailedPrecondition) << "after the end";
   EXPECT_EQ(of->accept(tokens[0]).code(), StatusCode::kInternal);

@@ -113,6 +113,38 @@ TEST(GenerationDefaults, ReadsAndDefaults) {
   EXPECT_TRUE(load_generation_defaults(dir.path())->eos_token_ids.empty());
 }
 
+TEST(GenerationDefaults, IsAppliedInFullOrNamed) {
+  testing::TempDir dir;
+  const auto load = [&](const char* text) {
+    dir.write("generation_config.json", text);
+    return load_generation_defaults(dir.path()).value();
+  };
+  EXPECT_EQ(load(R"({"do_sample":false,"temperature":0.7,"top_p":0.8})").temperature, 0) << "greedy";
+  EXPECT_EQ(load(R"({"do_sample":true,"temperature":0.7})").temperature, 0.7);
+  EXPECT_FALSE(load(R"({"top_p":0.8})").temperature.has_value()) << "nobody said greedy";
+  const GenerationDefaults all = load(R"({"max_new_tokens":7,"min_new_tokens":2,"presence_penalty":1.5,
+      "frequency_penalty":-0.5,"repetition_penalty":1.1,"stop_strings":["END","Q:"]})");
+  EXPECT_EQ(all.max_tokens, 7);
+  EXPECT_EQ(all.min_tokens, 2);
+  EXPECT_EQ(all.presence_penalty, 1.5);
+  EXPECT_EQ(all.frequency_penalty, -0.5);
+  EXPECT_THAT(all.stop, ElementsAre("END", "Q:"));
+  EXPECT_EQ(load(R"({"stop_strings":"END"})").stop.size(), 1U);
+  EXPECT_TRUE(all.warnings.empty());
+  EXPECT_THAT(load(R"({"num_beams":4,"no_repeat_ngram_size":0,"typical_p":1.0,"bad_words_ids":[[1]],
+                       "guidance_scale":null,"watermarking_config":{"a":1},"pad_token_id":3})")
+                  .warnings,
+              ElementsAre(::testing::EndsWith(
+                  "generation_config.json is not applied: num_beams, bad_words_ids, watermarking_config")));
+  dir.write("generation_config.json", R"({"max_new_tokens":2,"min_new_tokens":3})");
+  EXPECT_THAT(load_generation_defaults(dir.path()).status().message(), HasSubstr("min_new_tokens"));
+  // An adapter's own values come before the base's, key by key.
+  const GenerationDefaults both = load(R"({"top_k":5,"eos_token_id":9})").over(all);
+  EXPECT_EQ(both.top_k, 5);
+  EXPECT_EQ(both.max_tokens, 7);
+  EXPECT_THAT(both.eos_token_ids, ElementsAre(9));
+}
+
 // A request could not ask for it, so a silent one could not be answered: the model's files are wrong, not the request.
 TEST(GenerationDefaults, WhatNoRequestMayAskForIsRefusedByTheFilesName) {
   testing::TempDir dir;
@@ -126,7 +158,7 @@ TEST(GenerationDefaults, WhatNoRequestMayAskForIsRefusedByTheFilesName) {
       ++num_ranges;
     }
   }
-  EXPECT_GE(num_ranges, 9);
+  EXPECT_GE(num_ranges, 15);
   dir.write("generation_config.json", R"({"temperature":"hot"})");
   EXPECT_THAT(load_generation_defaults(dir.path()).status().message(), HasSubstr("\"temperature\" must be a number"));
 }

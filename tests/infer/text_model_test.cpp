@@ -32,10 +32,17 @@ class TextModelTest : public ::testing::Test {
     return request;
   }
   // The text that the prompt's tokens stand for, special tokens included.
-  std::string shown(const TextRequest& request, const ChatTemplate* own = nullptr) {
+  std::string shown(const TextRequest& request, const TextSide* own = nullptr) {
     const auto tokens = model_->prompt_tokens(request, own);
     EXPECT_TRUE(tokens.ok()) << tokens.status().message();
     return tokens.ok() ? model_->tokenizer()->decode(*tokens, false) : "";
+  }
+  // The base's text side with one template instead of its own.
+  std::shared_ptr<const TextSide> with_template(const std::string& source) {
+    auto side = std::make_shared<TextSide>();
+    side->tokenizer = model_->tokenizer();
+    side->templates = ChatTemplates::of(ChatTemplate::parse(source, "test").value());
+    return side;
   }
   std::string refusal(TextRequest request) { return prepare(*model_, std::move(request)).status().message(); }
 
@@ -140,7 +147,7 @@ constexpr const char* kTrimming = "{% for m in messages %}[{{ m['role'] }}] {{ m
 TEST_F(TextModelTest, ContinuedMessageIsCutAsTransformersCutsIt) {
   const std::string head = "<|im_start|>user\n2+2? The answer is<|im_end|>\n<|im_start|>assistant\n";
   const std::string trimmed_head = "[user] 2+2? The answer is</s>[assistant] ";
-  const auto trimming = ChatTemplate::parse(kTrimming, "test").value();
+  const auto trimming = with_template(kTrimming);
   struct Case {
     std::string content, kept, trimmed;
   };
@@ -157,10 +164,10 @@ TEST_F(TextModelTest, ContinuedMessageIsCutAsTransformersCutsIt) {
 TEST_F(TextModelTest, ContinuedMessageThatTheTemplateHidesIsRefused) {
   TextRequest request = chat("The answer is");
   request.continue_final_message = true;
-  const auto hiding = ChatTemplate::parse("{{ messages[0]['content'] }}", "test").value();
+  const auto hiding = with_template("{{ messages[0]['content'] }}");
   EXPECT_THAT(model_->prompt_tokens(request, hiding.get()).status().message(),
               HasSubstr("does not show the last message"));
-  const auto shortening = ChatTemplate::parse("{{ messages[1]['content'][4:] }}", "test").value();
+  const auto shortening = with_template("{{ messages[1]['content'][4:] }}");
   EXPECT_THAT(model_->prompt_tokens(request, shortening.get()).status().message(),
               HasSubstr("does not show the last message"));
   request.messages.back().as_object()["content"] = nullptr;
@@ -168,14 +175,12 @@ TEST_F(TextModelTest, ContinuedMessageThatTheTemplateHidesIsRefused) {
   // Parts: the last text of them is what goes on.
   request.messages.back().as_object()["content"] =
       boost::json::array{{{"type", "text"}, {"text", "one "}}, {{"type", "text"}, {"text", "two "}}};
-  const auto parts =
-      ChatTemplate::parse("{% for p in messages[1]['content'] %}<{{ p['text'] }}>{% endfor %}", "test").value();
+  const auto parts = with_template("{% for p in messages[1]['content'] %}<{{ p['text'] }}>{% endfor %}");
   EXPECT_EQ(shown(request, parts.get()), "<one ><two ");
 }
 
 TEST_F(TextModelTest, OwnTemplateReplacesTheModels) {
-  const auto own =
-      ChatTemplate::parse("{{ messages[0]['content'] }}|{{ add_generation_prompt }}|{{ extra }}", "test").value();
+  const auto own = with_template("{{ messages[0]['content'] }}|{{ add_generation_prompt }}|{{ extra }}");
   TextRequest request = chat("hm");
   request.template_variables = {{"extra", "more"}, {"messages", "not these"}};
   EXPECT_EQ(shown(request, own.get()), "2+2? The answer is|True|more");

@@ -202,11 +202,18 @@ TEST_F(DirectoryWatcherTest, FailuresAtTheStartAreTriedAgainToo) {
 TEST_F(DirectoryWatcherTest, ChangedTemplateIsAChange) {
   copy_adapter("sql", one_.file("x"));
   start({one_.path()});
-  EXPECT_EQ(registry_->resolve("x", Tenant{})->adapter->chat_template, nullptr);
+  EXPECT_FALSE(registry_->resolve("x", Tenant{})->adapter->text->own_templates);
   one_.write("x/chat_template.jinja", "{{ messages[0].content }}");
   scan(2);
   EXPECT_EQ(version_of("x"), 2);
-  EXPECT_NE(registry_->resolve("x", Tenant{})->adapter->chat_template, nullptr);
+  EXPECT_TRUE(registry_->resolve("x", Tenant{})->adapter->text->own_templates);
+  one_.write("x/generation_config.json", R"({"temperature": 0.5})");
+  scan(2);
+  EXPECT_EQ(registry_->resolve("x", Tenant{})->adapter->text->generation.temperature, 0.5);
+  fs::create_directories(one_.file("x/additional_chat_templates"));
+  one_.write("x/additional_chat_templates/rag.jinja", "r");
+  scan(2);
+  EXPECT_EQ(registry_->resolve("x", Tenant{})->adapter->text->templates->entries().size(), 2U);
 }
 
 TEST_F(DirectoryWatcherTest, FirstDirectoryWinsAndTheSecondTakesOver) {

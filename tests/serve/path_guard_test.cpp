@@ -108,9 +108,20 @@ TEST_F(PathGuardTest, FilesOfAnAdapterAreBeneathToo) {
   fs::create_symlink(dir_ + "/outside/secret/adapter_config.json", model);
   EXPECT_EQ(resolve_adapter_directory(roots, "sql").status().code(), StatusCode::kPermissionDenied);
   fs::remove(model);
-  fs::create_symlink("/etc/passwd", root_ + "/sql/chat_template.jinja");  // rendered into every prompt, were it read
+  // Rendered into every prompt, or parsed, were they read.
+  fs::create_directories(root_ + "/sql/additional_chat_templates");
+  for (const char* name : {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                           "added_tokens.json", "generation_config.json", "additional_chat_templates/rag.jinja"}) {
+    fs::create_symlink("/etc/passwd", root_ + "/sql/" + name);
+    EXPECT_EQ(resolve_adapter_directory(roots, "sql").status().code(), StatusCode::kPermissionDenied) << name;
+    fs::remove(root_ + "/sql/" + name);
+  }
+  fs::remove(root_ + "/sql/additional_chat_templates");
+  fs::create_directories(dir_ + "/outside/templates");
+  std::ofstream(dir_ + "/outside/templates/rag.jinja") << "x";
+  fs::create_symlink(dir_ + "/outside/templates", root_ + "/sql/additional_chat_templates");
   EXPECT_EQ(resolve_adapter_directory(roots, "sql").status().code(), StatusCode::kPermissionDenied);
-  fs::remove(root_ + "/sql/chat_template.jinja");
+  fs::remove(root_ + "/sql/additional_chat_templates");
   ASSERT_EQ(::mkfifo(model.c_str(), 0600), 0);
   EXPECT_EQ(resolve_adapter_directory(roots, root_ + "/sql").status().code(), StatusCode::kInvalidArgument);
 }

@@ -19,8 +19,8 @@ class ResumeTest : public ::testing::Test {
   static void SetUpTestSuite() {
     first_ = open().release();
     second_ = open({.max_step_tokens = 7}).release();  // other chunks of the prompt
-    vocabulary_ = new std::shared_ptr<const TokenVocabulary>(
-        TokenVocabulary::create(*first_->tokenizer(), first_->text().config().vocab_size, first_->text().end_tokens()));
+    vocabulary_ = new std::shared_ptr<const TokenVocabulary>(TokenVocabulary::create(
+        *first_->tokenizer(), first_->text().config().vocab_size, first_->text().base().end_tokens));
   }
   static void TearDownTestSuite() {
     delete first_;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lk/text/chat_template.h"
+#include "lk/text/chat_templates.h"
 
-#include <gtest/gtest.h>
+#include <gmock/gmock.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -15,6 +15,8 @@
 
 namespace lk {
 namespace {
+
+using ::testing::HasSubstr;
 
 const std::string kFixtures = "tests/text/fixtures/templates";
 
@@ -76,38 +78,130 @@ TEST(ChatTemplate, FixturesMatchJinja2) {
   }
 }
 
-TEST(ChatTemplate, LoadsTheFileAndTheSpecialTokens) {
+Result<std::shared_ptr<const ChatTemplates>> load(const TemporaryDirectory& directory) {
+  LK_ASSIGN_OR_RETURN(const TokenizerConfig config, TokenizerConfig::load(directory.path()));
+  return ChatTemplates::parse(config);
+}
+
+TEST(ChatTemplates, LoadsTheFileAndTheSpecialTokens) {
   const TemporaryDirectory directory;
   directory.write("chat_template.jinja", "{{ bos_token }}|{{ eos_token }}|{{ pad_token is defined }}\n");
   directory.write(
       "tokenizer_config.json",
       R"({"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": null, "chat_template": "no"})");
-  const auto loaded = ChatTemplate::load(directory.path());
+  const auto loaded = load(directory);
   ASSERT_TRUE(loaded.ok()) << loaded.status().message();
-  EXPECT_EQ(*(*loaded)->render({}), "<s>|</s>|False");
-  EXPECT_EQ(*(*loaded)->render(object_of(R"({"bos_token": "B"})")), "B|</s>|False");
+  const ChatTemplate& chat = *(*loaded)->choose("", false).value()->body;
+  EXPECT_EQ(*chat.render({}), "<s>|</s>|False");
+  EXPECT_EQ(*chat.render(object_of(R"({"bos_token": "B"})")), "B|</s>|False");
+  EXPECT_EQ(*chat.with_variables({{"eos_token", "E"}})->render({}), "|E|False");
 }
 
-TEST(ChatTemplate, LoadsTheDefaultEntryOfAList) {
+TEST(ChatTemplates, LoadSaysWhatIsMissingOrBroken) {
   const TemporaryDirectory directory;
-  directory.write("tokenizer_config.json", R"({"chat_template": [{"name": "rag", "template": "r"},
-                                               {"name": "default", "template": "d{{ 1 + 1 }}"}]})");
-  const auto loaded = ChatTemplate::load(directory.path());
-  ASSERT_TRUE(loaded.ok()) << loaded.status().message();
-  EXPECT_EQ(*(*loaded)->render({}), "d2");
-}
-
-TEST(ChatTemplate, LoadSaysWhatIsMissingOrBroken) {
-  const TemporaryDirectory directory;
-  EXPECT_EQ(ChatTemplate::load(directory.path()).status().code(), StatusCode::kNotFound);
+  EXPECT_EQ(*load(directory), nullptr);
   directory.write("tokenizer_config.json", R"({"bos_token": "<s>"})");
-  EXPECT_EQ(ChatTemplate::load(directory.path()).status().code(), StatusCode::kNotFound);
+  EXPECT_EQ(*load(directory), nullptr);
   directory.write("tokenizer_config.json", R"({"chat_template": [{"name": "rag", "template": "r"}]})");
-  EXPECT_EQ(ChatTemplate::load(directory.path()).status().code(), StatusCode::kNotFound);
-  directory.write("tokenizer_config.json", "{");
-  EXPECT_EQ(ChatTemplate::load(directory.path()).status().code(), StatusCode::kDataLoss);
+  EXPECT_THAT((*load(directory))->choose("", true).status().message(),
+              HasSubstr("none is the default: name one of rag"));
+  EXPECT_THAT((*load(directory))->choose("no", true).status().message(), HasSubstr("it has rag"));
+  EXPECT_EQ((*load(directory))->choose("rag", true).value()->name, "rag");
+  for (const char* broken : {"{", R"({"chat_template": 1})", R"({"chat_template": [{"name": "rag"}]})",
+                             R"({"eos_token": 5})", R"({"eos_token": {"x": "y"}})", R"({"added_tokens_decoder": []})",
+                             R"({"added_tokens_decoder": {"x": {"content": "y"}}})", R"({"extra_special_tokens": "x"})",
+                             R"({"add_prefix_space": "yes"})"}) {
+    directory.write("tokenizer_config.json", broken);
+    EXPECT_EQ(load(directory).status().code(), StatusCode::kDataLoss) << broken;
+    EXPECT_THAT(load(directory).status().message(), HasSubstr("tokenizer_config.json")) << broken;
+  }
   directory.write("tokenizer_config.json", R"({"chat_template": "{% if %}"})");
-  EXPECT_EQ(ChatTemplate::load(directory.path()).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(load(directory).status().code(), StatusCode::kInvalidArgument);
+}
+
+ChatTemplates::Entry entry_of(const std::string& source) {
+  return ChatTemplates::of(ChatTemplate::parse(source, "t").value())->entries()[0];
+}
+std::string shown(const std::string& source, const std::string& conversation) {
+  const auto object = object_of(conversation);
+  Conversation given{.messages = object.at("messages").as_array()};
+  if (object.contains("tools")) given.tools = object.at("tools").as_array();
+  const auto rendered = entry_of(source).render(given);
+  return rendered.ok() ? rendered->text : rendered.status().message();
+}
+
+TEST(ChatTemplates, ListsReachTemplatesThatWalkThem) {
+  const std::string list =
+      R"({"messages": [{"role": "system", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+                       {"role": "user", "content": [{"type": "text", "text": "c"}, {"type": "text", "text": "d"}]}]})";
+  EXPECT_EQ(shown("{% for m in messages %}{% for p in m.content %}<{{ p.text }}>{% endfor %}{% endfor %}", list),
+            "<a><b><c><d>");
+  EXPECT_EQ(shown("{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
+                  "{% for p in m['content'] %}<{{ p['text'] }}>{% endfor %}{% endif %}{% endfor %}",
+                  list),
+            "<a><b><c><d>");
+  // Only the user's content is walked: the system's is text to it.
+  EXPECT_EQ(shown("{% for m in messages %}{% if m.role == 'user' and m.content is not string %}{% for p in m.content %}"
+                  "<{{ p.text }}>{% endfor %}{% else %}[{{ m.content }}]{% endif %}{% endfor %}",
+                  list),
+            "[a\nb]<c><d>");
+  // Templates that would print the list, in either notation, or fail, or drop it, get the text.
+  for (const char* source :
+       {"{% for m in messages %}{{ m.content }};{% endfor %}",
+        "{% for m in messages %}{{ m.content if m.content is string else m.content|tojson }};{% endfor %}",
+        "{% for m in messages %}{{ m.content + ';' }}{% endfor %}",
+        "{% for m in messages %}{% if m.content is string %}{{ m.content }};{% endif %}{% endfor %}"})
+    EXPECT_EQ(shown(source, list), "a\nb;c\nd;") << source;
+}
+
+TEST(ChatTemplates, ToolsThatAreNotShownAreAnError) {
+  const std::string tools = R"({"messages": [{"role": "user", "content": "get_x"}],
+      "tools": [{"type": "function", "function": {"name": "get_x"}}, {"type": "function", "function": {"name": "put_y"}}]})";
+  const std::string all = "{% for t in tools %}{{ t.function.name }} {% endfor %}{{ messages[0].content }}";
+  EXPECT_EQ(shown(all, tools), "get_x put_y get_x");
+  EXPECT_THAT(shown("{{ messages[0].content }} put_y", tools), HasSubstr("does not show the model any tools"));
+  EXPECT_THAT(shown("{{ tools_note }}{{ messages[0].content }} put_y", tools), HasSubstr("any tools"));
+  EXPECT_THAT(shown("{% for t in tools[:1] %}{{ t.function.name }}{% endfor %}", tools), HasSubstr("\"put_y\""));
+  EXPECT_THAT(shown("{% if messages|length > 3 %}{{ tools }}{% endif %}", tools), HasSubstr("\"get_x\""));
+}
+
+TEST(ChatTemplates, WhatAModelWroteItselfIsNeverRefused) {
+  const std::string source =
+      "{% for m in messages %}{{ m.role[0] }}:{{ m.content | trim }}{% for c in m.tool_calls or [] %}"
+      "{% for k, v in c.function.arguments.items() %}({{ k }}={{ v }}){% endfor %}{% endfor %};{% endfor %}";
+  EXPECT_EQ(shown(source, R"({"messages": [{"role": "assistant", "tool_calls":
+      [{"function": {"name": "f", "arguments": "{\"city\": \"Par"}}]}, {"role": "tool", "content": "x"}]})"),
+            "a:(arguments={\"city\": \"Par);t:x;");
+  EXPECT_EQ(shown(source, R"({"messages": [{"role": "assistant", "tool_calls":
+      [{"function": {"name": "f", "arguments": [1, 2]}}]}]})"),
+            "a:(arguments=[1, 2]);");
+  // What the template can print is left as it is.
+  EXPECT_EQ(shown("{% for c in messages[0].tool_calls %}{{ c.function.arguments }}{% endfor %}",
+                  R"({"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": "{\"a"}}]}]})"),
+            "{\"a");
+  EXPECT_EQ(shown("{{ messages[0].content is defined }}", R"({"messages": [{"role": "assistant"}]})"), "False");
+  for (const char* name : {"reasoning", "reasoning_content", "thinking"})
+    EXPECT_EQ(shown("{{ messages[0].reasoning_content }}{{ messages[0].thinking }}",
+                    std::string(R"({"messages": [{"role": "assistant", "content": "", ")") + name + R"(": "hm"}]})"),
+              "hmhm");
+}
+
+TEST(ChatTemplate, TheStepLimitGrowsWithTheConversation) {
+  boost::json::array messages;
+  for (int k = 0; k < 20'000; ++k) messages.push_back({{"role", "user"}, {"content", "a word or two"}});
+  const auto chat = ChatTemplate::parse(
+      "{% for m in messages %}{% for x in range(20) %}{% set y = x %}{% endfor %}"
+      "{{ m.content }}{% endfor %}",
+      "t");
+  const auto rendered = (*chat)->render({{"messages", messages}}, {.max_time = std::chrono::minutes(5)});
+  ASSERT_TRUE(rendered.ok()) << rendered.status().message();
+  EXPECT_EQ(rendered->size(), 20'000 * std::string_view("a word or two").size());
+  EXPECT_EQ(
+      (*ChatTemplate::parse("{% for x in range(99999) %}{% for y in range(99999) %}{% endfor %}{% endfor %}", "t"))
+          ->render({{"messages", {{{"role", "user"}}}}})
+          .status()
+          .code(),
+      StatusCode::kResourceExhausted);
 }
 
 TEST(ChatTemplate, ErrorsNameTheLine) {

@@ -99,5 +99,20 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"{{ 'a b'.split() }}{{ 'a,,b'.split(',', 1) }}{{ 'x.y.z'.rsplit('.', 1)[0] }}",
                          "['a', 'b']['a', ',b']x.y"}));
 
+// Markup of markupsafe: strings that escape the plain ones they meet, though autoescape is off.
+INSTANTIATE_TEST_SUITE_P(
+    Markup, Jinja,
+    testing::Values(Case{"{{ '<' + ('<b>'|safe) + '&' }}", "&lt;<b>&amp;"}, Case{"{{ '<' ~ ('<b>'|safe) }}", "<<b>"},
+                    Case{"{{ ('<'|e)|e }}{{ ('<'|e)|forceescape }}", "&lt;&amp;lt;"},
+                    Case{"{{ ('%s-%d'|safe) % ('<', 3) }}", "&lt;-3"}, Case{"{{ '%s' % ('<'|safe) }}", "<"},
+                    Case{"{{ ('{}|{}'|safe).format('<', '<'|safe) }}", "&lt;|<"},
+                    Case{"{{ ('a<'|safe).replace('a', '>') }}{{ 'a'|safe|replace('a', '>') }}", "&gt;<>"},
+                    Case{"{{ ('-'|safe).join(['<', '>'|safe]) }}{{ ['<'|safe, '>']|join('&') }}", "&lt;-><&>"},
+                    Case{"{{ ('a b'|safe).split() }}{{ ('ab'|safe)[0] + '<' }}{{ ('ab'|safe)|first + '<' }}",
+                         "[Markup('a'), Markup('b')]a&lt;a<"},
+                    Case{"{{ ('x'|safe) is escaped }}{{ 'x' is escaped }}{{ 'x'|safe == 'x' }}", "TrueFalseTrue"},
+                    Case{"{{ ('<'|safe)|upper + '<' }}{{ ('<'|safe)|title + '<' }}{{ ('<'|safe)|tojson }}",
+                         "<&lt;<<\"<\""}));
+
 }  // namespace
 }  // namespace lk

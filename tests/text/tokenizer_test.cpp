@@ -214,7 +214,7 @@ TEST(Tokenizer, RefusesFilesThatContradictThemselves) {
   EXPECT_THAT(sections.error(), HasSubstr("t.json: model.vocab: must be an object"));
   sections = {};
   sections.added = "[" + added_token("<x>", 9) + "]";
-  EXPECT_THAT(sections.error(), HasSubstr("t.json: added_tokens[0].id: token \"<x>\" declares id 9"));
+  EXPECT_THAT(sections.error(), HasSubstr("t.json: added_tokens[0]: token \"<x>\" declares id 9"));
   EXPECT_THAT(Tokenizer::parse("[1]", "t.json").status().message(), HasSubstr("must be an object"));
   EXPECT_THAT(Tokenizer::parse("{", "t.json").status().message(), HasSubstr("truncated"));
   EXPECT_FALSE(Tokenizer::parse(std::string(100000, '['), "t.json").ok());

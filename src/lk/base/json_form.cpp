@@ -69,11 +69,11 @@ std::string describe_values(const Field& field) {
     case FieldKind::kChoice:
       return words() + ", or ToolChoice";
     case FieldKind::kPlain:
-      return fmt::format("object of numbers, texts, flags{}", count());
+      return fmt::format("object{}", count());
     case FieldKind::kPattern:
       return fmt::format("text, {}", field.detail);
     case FieldKind::kArgument:
-      return "JSON object, or text of one";
+      return "JSON object or list, or text of one";
     case FieldKind::kIgnored:
       return "ignored";
     case FieldKind::kRefused:

@@ -34,9 +34,9 @@ enum class FieldKind : uint8_t {
   kSchema,    // a JSON schema, as an object or as text of at most max bytes
   kContent,   // of a message: a text or a list of parts
   kChoice,    // of a tool: a word of `detail`, or an object
-  kPlain,     // an object of at most max_count numbers, texts, true, false and null
+  kPlain,     // an object of at most max_count values of any kind
   kPattern,   // a text of min to max bytes; which ones, the regular expression `detail` says, and somebody later
-  kArgument,  // a JSON object, or text of one
+  kArgument,  // a JSON object or list, or text
   kIgnored,   // has no meaning here, and may hold anything
   kRefused,   // would change the meaning; `detail` says why
 };

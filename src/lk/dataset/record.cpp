@@ -146,19 +146,15 @@ Status read_calls(json::value& calls, const std::string& where) {
   return Status();
 }
 
-// A list of text parts becomes their text, a line each.
-Status join_parts(json::value& content, const std::string& where) {
-  json::string text;
-  for (size_t k = 0; k < content.get_array().size(); ++k) {
-    const json::object* part = content.get_array()[k].if_object();
+// A list may only hold text.
+Status check_parts(const json::array& parts, const std::string& where) {
+  for (size_t k = 0; k < parts.size(); ++k) {
+    const json::object* part = parts[k].if_object();
     const json::value* type = part != nullptr ? part->if_contains("type") : nullptr;
     const json::value* piece = part != nullptr ? part->if_contains("text") : nullptr;
     if (type == nullptr || *type != "text" || piece == nullptr || !piece->is_string())
       return invalid_argument("{}[{}] must be {{\"type\": \"text\", \"text\": ...}}: models take text only", where, k);
-    if (k > 0) text += '\n';
-    text += piece->get_string();
   }
-  content = std::move(text);
   return Status();
 }
 
@@ -214,9 +210,11 @@ Status read_message(json::value value, const std::string& where, Record& record)
     LK_RETURN_IF_ERROR(read_calls(*calls, where + ".tool_calls"));
   }
   json::value& content = message["content"];
-  if (content.is_array()) LK_RETURN_IF_ERROR(join_parts(content, where + ".content"));
+  if (content.is_array()) LK_RETURN_IF_ERROR(check_parts(content.get_array(), where + ".content"));
   if (empty && calls == nullptr) return invalid_argument("{}: \"content\" is missing", where);
-  if (!content.is_string()) return invalid_argument("{}.content must be a string, is {}", where, json_kind(content));
+  if (!content.is_string() && !content.is_array())
+    return invalid_argument("{}.content must be a string, is {}", where, json_kind(content));
+  if (empty) message.erase("content");  // as a server passes it on
   record.messages.push_back(std::move(value));
   record.weights.push_back(weight);
   return Status();

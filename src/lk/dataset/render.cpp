@@ -22,18 +22,21 @@ float Renderer::weight_of(const Record& record, size_t turn) const {
   return turn < record.num_prompt_messages && !options_.train_on_prompt ? 0 : record.weights[turn];
 }
 
-json::object Renderer::variables_of(const Record& record, json::array messages, bool generation_prompt) const {
-  json::object variables = record.variables;
-  variables["messages"] = std::move(messages);
-  variables["add_generation_prompt"] = generation_prompt;
-  variables["strftime_now_unix"] = options_.now_unix != 0 ? options_.now_unix : kDefaultNow;
-  if (!record.tools.empty()) variables["tools"] = record.tools;
-  return variables;
+Result<ChatTemplate::Marked> Renderer::render_template(const Record& record, json::array messages,
+                                                       bool generation_prompt) const {
+  LK_ASSIGN_OR_RETURN(const ChatTemplates::Entry* entry, templates_->choose("", !record.tools.empty()));
+  Conversation conversation{.messages = std::move(messages),
+                            .tools = record.tools,
+                            .variables = record.variables,
+                            .add_generation_prompt = generation_prompt};
+  conversation.variables["strftime_now_unix"] = options_.now_unix != 0 ? options_.now_unix : kDefaultNow;
+  return entry->render(std::move(conversation));
 }
 
 Result<std::string> Renderer::render_prefix(const Record& record, size_t num_messages, bool generation_prompt) const {
   json::array messages(record.messages.begin(), record.messages.begin() + static_cast<ptrdiff_t>(num_messages));
-  return template_->render(variables_of(record, std::move(messages), generation_prompt));
+  LK_ASSIGN_OR_RETURN(ChatTemplate::Marked rendered, render_template(record, std::move(messages), generation_prompt));
+  return std::move(rendered.text);
 }
 
 // Where the content of message `turn` would stand, if it were all that the message says: the text around it.
@@ -42,7 +45,8 @@ Result<Renderer::Around> Renderer::around_turn(const Record& record, size_t turn
   json::object& message = messages[turn].get_object();
   message["content"] = kMark;
   message.erase("tool_calls");
-  LK_ASSIGN_OR_RETURN(std::string marked, template_->render(variables_of(record, std::move(messages), false)));
+  LK_ASSIGN_OR_RETURN(const ChatTemplate::Marked rendered, render_template(record, std::move(messages), false));
+  const std::string& marked = rendered.text;
   const size_t begin = marked.find(kMark);
   if (begin == std::string::npos || marked.find(kMark, begin + 1) != std::string::npos)
     return not_found("the template does not print the content once");
@@ -123,13 +127,12 @@ Sample Renderer::weigh(const Tokenizer::Encoding& encoding, const std::string& t
 }
 
 Result<Sample> Renderer::render_messages(const Record& record) const {
-  if (template_ == nullptr) {
+  if (templates_ == nullptr) {
     if (!record.prompt.empty()) return render_plain(record.prompt + record.completion, record.prompt.size());
     return failed_precondition(
         "the model has no chat template, so messages cannot be rendered; use records of prompt and completion");
   }
-  LK_ASSIGN_OR_RETURN(const ChatTemplate::Marked marked,
-                      template_->render_marked(variables_of(record, record.messages, false)));
+  LK_ASSIGN_OR_RETURN(const ChatTemplate::Marked marked, render_template(record, record.messages, false));
   std::vector<size_t> turns;
   for (size_t k = 0; k < record.messages.size(); ++k)
     if (record.messages[k].at("role") == "assistant") turns.push_back(k);
@@ -203,7 +206,7 @@ Result<std::optional<Sample>> Renderer::render(const Record& record, const std::
 }
 
 Result<Exercise> Renderer::exercise(const Record& record, const std::string& where) const {
-  const bool plain = record.kind == Record::Kind::kCompletion || (template_ == nullptr && !record.prompt.empty());
+  const bool plain = record.kind == Record::Kind::kCompletion || (templates_ == nullptr && !record.prompt.empty());
   std::string prompt = record.prompt, answer = record.completion;
   if (!plain) {
     size_t turn = record.messages.size();
@@ -211,11 +214,11 @@ Result<Exercise> Renderer::exercise(const Record& record, const std::string& whe
     if (turn == 0) return unsupported("{}: the record has no answer to compare with", where);
     const json::object& message = record.messages[turn - 1].get_object();
     if (message.contains("tool_calls")) return unsupported("{}: the last turn calls a tool", where);
-    if (template_ == nullptr) return failed_precondition("{}: the model has no chat template", where);
+    if (templates_ == nullptr) return failed_precondition("{}: the model has no chat template", where);
     Result<std::string> rendered = render_prefix(record, turn - 1, true);
     if (!rendered.ok()) return rendered.status().with_context(where);
     prompt = std::move(*rendered);
-    answer = std::string(message.at("content").get_string());
+    answer = content_text(message.at("content"));
   }
   Result<std::vector<int32_t>> ids = tokenizer_->encode(prompt, plain);
   if (!ids.ok()) return ids.status().with_context(where);

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "lk/dataset/record.h"
-#include "lk/text/chat_template.h"
+#include "lk/text/chat_templates.h"
 #include "lk/text/tokenizer.h"
 
 namespace lk {
@@ -51,14 +51,11 @@ struct Exercise {
 // Thread safety: immutable.
 class Renderer {
  public:
-  // `chat_template` may be null: then messages are refused, but for alpaca records without history, which get the
+  // `templates` may be null: then messages are refused, but for alpaca records without history, which get the
   // prompt of Stanford Alpaca. `end_token` closes completions and texts.
-  Renderer(std::shared_ptr<const Tokenizer> tokenizer, std::shared_ptr<const ChatTemplate> chat_template,
+  Renderer(std::shared_ptr<const Tokenizer> tokenizer, std::shared_ptr<const ChatTemplates> templates,
            std::optional<int32_t> end_token, const RenderOptions& options)
-      : tokenizer_(std::move(tokenizer)),
-        template_(std::move(chat_template)),
-        end_token_(end_token),
-        options_(options) {}
+      : tokenizer_(std::move(tokenizer)), templates_(std::move(templates)), end_token_(end_token), options_(options) {}
 
   // Nothing: too long and dropped, or truncated to where no token has a loss. A sample without any loss is an error.
   Result<std::optional<Sample>> render(const Record& record, const std::string& where) const;
@@ -83,7 +80,9 @@ class Renderer {
   };
   // How much of the loss a message has.
   float weight_of(const Record& record, size_t turn) const;
-  boost::json::object variables_of(const Record& record, boost::json::array messages, bool generation_prompt) const;
+  // As a server would render them: the same template of the model's, the same variables.
+  Result<ChatTemplate::Marked> render_template(const Record& record, boost::json::array messages,
+                                               bool generation_prompt) const;
   Result<Sample> render_messages(const Record& record) const;
   Result<Sample> render_plain(const std::string& text, size_t prompt_bytes) const;
   Result<std::string> render_prefix(const Record& record, size_t num_messages, bool generation_prompt) const;
@@ -93,7 +92,7 @@ class Renderer {
   Sample weigh(const Tokenizer::Encoding& encoding, const std::string& text, const std::vector<Span>& spans) const;
 
   std::shared_ptr<const Tokenizer> tokenizer_;
-  std::shared_ptr<const ChatTemplate> template_;
+  std::shared_ptr<const ChatTemplates> templates_;
   std::optional<int32_t> end_token_;
   RenderOptions options_;
 };

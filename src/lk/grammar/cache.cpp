@@ -12,8 +12,9 @@
 namespace lk {
 namespace {
 
-std::string key_of(const GrammarSpec& spec) {
+std::string key_of(const GrammarSpec& spec, const TokenVocabulary& vocabulary) {
   std::string key(1, static_cast<char>(spec.kind));
+  key += std::to_string(vocabulary.id()) + ";";
   const auto add = [&](const std::string& text) { key += std::to_string(text.size()) + ":" + text; };
   if (spec.kind == GrammarSpec::Kind::kChoice) {
     for (const std::string& choice : spec.choices) add(choice);
@@ -92,10 +93,12 @@ GrammarCache::GrammarCache(std::shared_ptr<const TokenVocabulary> vocabulary, in
 }
 GrammarCache::~GrammarCache() = default;
 
-Result<std::shared_ptr<const Grammar>> GrammarCache::get(const GrammarSpec& spec, std::function<bool()> go_on) {
-  if (!impl_->may_be_kept(spec)) return compile_grammar(spec, impl_->vocabulary, impl_->limits);  // says why
+Result<std::shared_ptr<const Grammar>> GrammarCache::get(const GrammarSpec& spec, std::function<bool()> go_on,
+                                                         std::shared_ptr<const TokenVocabulary> vocabulary) {
+  if (!vocabulary) vocabulary = impl_->vocabulary;
+  if (!impl_->may_be_kept(spec)) return compile_grammar(spec, vocabulary, impl_->limits);  // says why
 
-  const std::string key = key_of(spec);
+  const std::string key = key_of(spec, *vocabulary);
   std::unique_lock lock(impl_->mutex);
   if (auto known = impl_->find(key)) return *std::move(known);
   // One that this very thread has under way, and left for this call (GrammarLimits::go_on), would never land.
@@ -112,7 +115,7 @@ Result<std::shared_ptr<const Grammar>> GrammarCache::get(const GrammarSpec& spec
   limits.go_on = std::move(go_on);
   Result<std::shared_ptr<const Grammar>> result = resource_exhausted("no memory for the grammar");
   try {
-    result = compile_grammar(spec, impl_->vocabulary, limits);
+    result = compile_grammar(spec, vocabulary, limits);
   } catch (const std::bad_alloc&) {  // those who wait must hear of it
   }
   lock.lock();
@@ -131,9 +134,10 @@ Result<std::shared_ptr<const Grammar>> GrammarCache::get(const GrammarSpec& spec
   return result;
 }
 
-std::optional<Result<std::shared_ptr<const Grammar>>> GrammarCache::find(const GrammarSpec& spec) {
+std::optional<Result<std::shared_ptr<const Grammar>>> GrammarCache::find(
+    const GrammarSpec& spec, const std::shared_ptr<const TokenVocabulary>& vocabulary) {
   if (!impl_->may_be_kept(spec)) return std::nullopt;
-  const std::string key = key_of(spec);
+  const std::string key = key_of(spec, vocabulary ? *vocabulary : *impl_->vocabulary);
   const std::lock_guard lock(impl_->mutex);
   return impl_->find(key);
 }

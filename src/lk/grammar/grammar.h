@@ -39,11 +39,20 @@ struct GrammarLimits {
 // The bytes that each token adds to the text, arranged for mask computation. Built once per tokenizer; immutable.
 class TokenVocabulary {
  public:
-  // `end_tokens` end a text (end of sequence, end of turn).
+  // `end_tokens` end a text (end of sequence, end of turn). `like` may be null: its memory is shared when all tokens
+  // have the same bytes, as when an adapter only adds special tokens.
   static std::shared_ptr<const TokenVocabulary> create(const Tokenizer& tokenizer, int64_t vocab_size,
-                                                       std::span<const int32_t> end_tokens);
+                                                       std::span<const int32_t> end_tokens,
+                                                       const std::shared_ptr<const TokenVocabulary>& like = nullptr);
   virtual ~TokenVocabulary() = default;
   virtual int64_t size() const = 0;
+  uint64_t id() const { return id_; }  // of no other one in this process
+
+ protected:
+  TokenVocabulary();
+
+ private:
+  const uint64_t id_;
 };
 
 class Grammar;  // compiled, immutable, shared between requests
@@ -78,10 +87,12 @@ class GrammarCache {
  public:
   GrammarCache(std::shared_ptr<const TokenVocabulary> vocabulary, int64_t max_bytes, GrammarLimits limits = {});
   ~GrammarCache();
-  // `go_on`: GrammarLimits::go_on of this compilation.
-  Result<std::shared_ptr<const Grammar>> get(const GrammarSpec& spec, std::function<bool()> go_on = {});
+  // `go_on`: GrammarLimits::go_on of this compilation. `vocabulary`: an adapter's; null for the one given above.
+  Result<std::shared_ptr<const Grammar>> get(const GrammarSpec& spec, std::function<bool()> go_on = {},
+                                             std::shared_ptr<const TokenVocabulary> vocabulary = nullptr);
   // What get() would say without compiling anything: nothing when it would have to.
-  std::optional<Result<std::shared_ptr<const Grammar>>> find(const GrammarSpec& spec);
+  std::optional<Result<std::shared_ptr<const Grammar>>> find(
+      const GrammarSpec& spec, const std::shared_ptr<const TokenVocabulary>& vocabulary = nullptr);
   int64_t bytes() const;
 
  private:

@@ -67,16 +67,18 @@ Result<std::unique_ptr<TextEngine>> TextEngine::open(const TextEngineOptions& op
 Status TextEngine::add_adapter(const std::string& name, const std::string& directory) {
   if (!is_directory(directory)) return not_found("adapter {}: {} is not a directory", name, directory);
   LK_ASSIGN_OR_RETURN(auto adapter, load_adapter(name, directory, config(), engine_->weights().checkpoint.get()));
-  return add_adapter(std::move(adapter));
+  LK_ASSIGN_OR_RETURN(std::shared_ptr<const TextSide> side, text_->load_side(directory));
+  return add_adapter(std::move(adapter), std::move(side));
 }
 
-Status TextEngine::add_adapter(std::shared_ptr<const Adapter> adapter) {
+Status TextEngine::add_adapter(std::shared_ptr<const Adapter> adapter, std::shared_ptr<const TextSide> side) {
   const std::string name = adapter->name;
   if (name.empty() || name == "base" || adapters_.contains(name))
     return already_exists("there is already an adapter named \"{}\"", name);
   LK_ASSIGN_OR_RETURN(Engine::PreparedAdapter prepared, engine_->prepare_adapter(std::move(adapter)));
   const AdapterId id = engine_->register_adapter(std::move(prepared));
   adapters_.emplace(name, id);
+  if (side) sides_.emplace(id, std::move(side));
   if (!is_exact(name)) allow_merging(id);
   return Status();
 }
@@ -87,7 +89,14 @@ void TextEngine::remove_adapter(const std::string& name) {
   // A load on its way ends with a step.
   while (!scheduler_->drop_adapter(it->second)) step();
   engine_->unregister_adapter(it->second);
+  sides_.erase(it->second);
   adapters_.erase(it);
+}
+
+const TextSide& TextEngine::side_of(const std::string& adapter) const {
+  const auto it = adapters_.find(adapter);
+  const auto side = it == adapters_.end() ? sides_.end() : sides_.find(it->second);
+  return side == sides_.end() ? text_->base() : *side->second;
 }
 
 bool TextEngine::is_exact(std::string_view adapter) const {
@@ -107,7 +116,8 @@ Result<RequestId> TextEngine::submit(TextRequest request, std::unique_ptr<TextSe
       return not_found("unknown adapter \"{}\"; load it with --lora {}=DIR", request.adapter, request.adapter);
     adapter = it->second;
   }
-  LK_RETURN_IF_ERROR(text_->prepare(std::move(request), *sequence));
+  const TextSide& side = side_of(request.adapter);
+  LK_RETURN_IF_ERROR(text_->prepare(std::move(request), *sequence, &side));
   sequence->asked.id = next_id_;
   sequence->asked.adapter = adapter;
   LK_RETURN_IF_ERROR(submit(sequence));

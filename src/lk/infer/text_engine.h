@@ -25,10 +25,10 @@ struct TextEngineOptions {
   DType act = DType::kBF16;
   int num_threads = 0;  // 0 = all that the affinity mask allows
   std::optional<CpuIsa> isa;
-  int64_t memory_bytes = 0;    // of the page pool (memory_plan.h)
-  int64_t context = 0;         // prompt + output tokens; 0 = the model's
+  int64_t memory_bytes = 0;        // of the page pool (memory_plan.h)
+  int64_t context = 0;             // prompt + output tokens; 0 = the model's
   std::optional<Pooling> pooling;  // of embeddings; absent: the directory's
-  SchedulerOptions scheduler;  // max_sequence is set from context
+  SchedulerOptions scheduler;      // max_sequence is set from context
   MergeMode merging = MergeMode::kNever;
   std::vector<std::string> exact;  // with merging: adapters of these names (globs) are never merged; all others may be
   uint64_t seed = 0;               // of dummy weights
@@ -51,9 +51,13 @@ class TextEngine {
   static Result<ModelConfig> read_config(const std::string& model, const std::string& dummy_config);
   ~TextEngine();
 
-  // Loads a PEFT directory under a name. kAlreadyExists when the name is taken ("base" always is).
+  // Loads a PEFT directory under a name, its text side with it. kAlreadyExists when the name is taken ("base" always
+  // is).
   Status add_adapter(const std::string& name, const std::string& directory);
-  Status add_adapter(std::shared_ptr<const Adapter> adapter);
+  // `side`: null for the base's.
+  Status add_adapter(std::shared_ptr<const Adapter> adapter, std::shared_ptr<const TextSide> side = nullptr);
+  // The text side that requests to this adapter use; the base's for "" and names that are not known.
+  const TextSide& side_of(const std::string& adapter) const;
   // Forgets an adapter. Requires: no request uses it.
   void remove_adapter(const std::string& name);
   const std::map<std::string, AdapterId>& adapters() const { return adapters_; }
@@ -100,7 +104,8 @@ class TextEngine {
   std::unique_ptr<Scheduler> scheduler_;
   std::shared_ptr<const TextModel> text_;
   std::map<std::string, AdapterId> adapters_;
-  std::vector<TextUpdate> updates_;  // of the latest step
+  std::map<AdapterId, std::shared_ptr<const TextSide>> sides_;  // of those that have one
+  std::vector<TextUpdate> updates_;                             // of the latest step
   std::vector<std::string> exact_;
   RequestId next_id_ = 1;
 };

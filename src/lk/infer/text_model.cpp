@@ -82,20 +82,7 @@ Result<std::shared_ptr<const TextModel>> TextModel::load(const std::string& dire
   } else if (!directory.empty()) {
     LK_ASSIGN_OR_RETURN(model->pooling_, load_pooling(directory));
   }
-  if (!directory.empty()) {
-    LK_ASSIGN_OR_RETURN(model->generation_, load_generation_defaults(directory));
-    if (file_exists(join_path(directory, "tokenizer.json"))) {
-      LK_ASSIGN_OR_RETURN(model->tokenizer_, Tokenizer::load(directory));
-      Result<std::shared_ptr<const ChatTemplate>> chat = ChatTemplate::load(directory);
-      if (chat.ok())
-        model->chat_template_ = std::move(chat).value();
-      else if (chat.status().code() != StatusCode::kNotFound)
-        return chat.status();
-    }
-  }
-  const std::vector<int64_t>& ends =
-      model->generation_.eos_token_ids.empty() ? config.eos_token_ids : model->generation_.eos_token_ids;
-  model->end_tokens_.assign(ends.begin(), ends.end());
+  LK_ASSIGN_OR_RETURN(model->sides_, TextSides::open(directory, config));
   const int64_t longest = config.context_limit();
   model->context_ = context > 0 ? context : longest;
   if (model->context_ > longest)
@@ -103,20 +90,28 @@ Result<std::shared_ptr<const TextModel>> TextModel::load(const std::string& dire
   return std::shared_ptr<const TextModel>(std::move(model));
 }
 
-Result<std::string> TextModel::render(const TextRequest& request, const ChatTemplate* own_template) const {
-  const ChatTemplate* chat = own_template ? own_template : chat_template_.get();
-  if (!chat) return failed_precondition("the model has no chat template: give a prompt instead of messages");
-  boost::json::object variables = request.template_variables;
+Result<std::string> render_messages(const TextRequest& request, const TextSide& side, std::string_view* about) {
+  std::string_view unwanted;
+  std::string_view& field = about ? *about : unwanted;
+  if (!side.templates) return failed_precondition("the model has no chat template: give a prompt instead of messages");
+  const bool tools = !request.tools.empty();
+  Result<const ChatTemplates::Entry*> chosen = side.templates->choose(request.template_name, tools);
+  if (!chosen.ok()) {
+    if (!request.template_name.empty()) field = "chat_template";
+    return chosen.status();
+  }
   boost::json::array messages = request.messages;
   boost::json::string* last = request.continue_final_message ? text_of_last(messages) : nullptr;
   if (request.continue_final_message && !last)
     return invalid_argument("continue_final_message needs a last message with text content");
   const std::string content = last ? std::string(*last) : "";
   if (last) last->append(kContinueTag).append(" ");
-  variables["messages"] = std::move(messages);
-  variables["add_generation_prompt"] = request.add_generation_prompt && !request.continue_final_message;
-  if (!request.tools.empty()) variables["tools"] = request.tools;
-  LK_ASSIGN_OR_RETURN(std::string text, chat->render(variables));
+  Conversation conversation{.messages = std::move(messages),
+                            .tools = request.tools,
+                            .variables = request.template_variables,
+                            .add_generation_prompt = request.add_generation_prompt && !request.continue_final_message};
+  LK_ASSIGN_OR_RETURN(ChatTemplate::Marked rendered, (*chosen)->render(std::move(conversation)));
+  std::string text = std::move(rendered.text);
   if (!last) return text;
   // As transformers: the text is cut behind the content of the last message, where the mark is; what a template that
   // trims the content took from the mark, it would have taken from the content.
@@ -131,33 +126,35 @@ Result<std::string> TextModel::render(const TextRequest& request, const ChatTemp
 
 // Of a long text beginnings come first, each some times as long as the one before. How a beginning is cut into tokens
 // differs from how the whole is only near its end.
-Result<std::vector<int32_t>> TextModel::encode(std::string_view text, bool add_special_tokens, int64_t enough) const {
+Result<std::vector<int32_t>> TextModel::encode(const Tokenizer& tokenizer, std::string_view text,
+                                               bool add_special_tokens, int64_t enough) const {
   constexpr size_t kTokenBytes = 16, kGrowth = 8;  // the first has four times as many tokens as are enough, usually
   if (enough > 0)
     for (size_t size = static_cast<size_t>(enough) * kTokenBytes; size < text.size() / 2; size *= kGrowth) {
       size_t end = size;
       while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;  // not within a character
-      LK_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, tokenizer_->encode(text.substr(0, end), add_special_tokens));
+      LK_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, tokenizer.encode(text.substr(0, end), add_special_tokens));
       if (std::ssize(tokens) > 2 * enough) return tokens;
     }
-  return tokenizer_->encode(text, add_special_tokens);
+  return tokenizer.encode(text, add_special_tokens);
 }
 
-Result<std::vector<int32_t>> TextModel::prompt_tokens(const TextRequest& request, const ChatTemplate* own_template,
-                                                      int64_t enough) const {
+Result<std::vector<int32_t>> TextModel::prompt_tokens(const TextRequest& request, const TextSide* own,
+                                                      std::string_view* field, int64_t enough) const {
+  const TextSide& side = own ? *own : base();
   std::vector<int32_t> tokens;
   const int given =
       (request.token_ids.empty() ? 0 : 1) + (request.messages.empty() ? 0 : 1) + (request.prompt.empty() ? 0 : 1);
   if (given != 1) return invalid_argument("exactly one of prompt, messages and token_ids must be given and not empty");
   if (!request.token_ids.empty()) {
     tokens = request.token_ids;
-  } else if (!tokenizer_) {
+  } else if (!side.tokenizer) {
     return failed_precondition("the model has no tokenizer.json: give token_ids");
   } else if (!request.messages.empty()) {
-    LK_ASSIGN_OR_RETURN(const std::string text, render(request, own_template));
-    LK_ASSIGN_OR_RETURN(tokens, encode(text, false, enough));
+    LK_ASSIGN_OR_RETURN(const std::string text, render_messages(request, side, field));
+    LK_ASSIGN_OR_RETURN(tokens, encode(*side.tokenizer, text, request.special_tokens_around_template, enough));
   } else {
-    LK_ASSIGN_OR_RETURN(tokens, encode(request.prompt, request.add_special_tokens, enough));
+    LK_ASSIGN_OR_RETURN(tokens, encode(*side.tokenizer, request.prompt, request.add_special_tokens, enough));
   }
   for (size_t i = 0; i < tokens.size(); ++i)
     if (tokens[i] < 0 || tokens[i] >= config_.vocab_size)
@@ -168,7 +165,7 @@ Result<std::vector<int32_t>> TextModel::prompt_tokens(const TextRequest& request
   return tokens;
 }
 
-Status TextModel::check(const TextRequest& request, std::string_view& field) const {
+Status TextModel::check(const TextRequest& request, const TextSide& side, std::string_view& field) const {
   LK_RETURN_IF_ERROR(validate_sampling(request.sampling, config_.vocab_size));
   field = "max_tokens";
   if (request.max_tokens < 0) return invalid_argument("max_tokens must be >= 0, got {}", request.max_tokens);
@@ -179,7 +176,7 @@ Status TextModel::check(const TextRequest& request, std::string_view& field) con
   for (const std::string& stop : request.stop) {
     if (stop.empty() || stop.size() > static_cast<size_t>(stops.max))
       return invalid_argument("stop strings must have 1 to {} bytes", stops.max);
-    if (!tokenizer_) return failed_precondition("the model has no tokenizer.json: stop strings cannot be matched");
+    if (!side.tokenizer) return failed_precondition("the model has no tokenizer.json: stop strings cannot be matched");
   }
   field = "allowed_token_ids";
   for (int32_t token : request.allowed_token_ids)
@@ -210,19 +207,21 @@ Status TextModel::check_output_so_far(const Request& request) const {
   return Status();
 }
 
-Status TextModel::prepare(TextRequest text, TextSequence& sequence, const ChatTemplate* own_template,
+Status TextModel::prepare(TextRequest text, TextSequence& sequence, const TextSide* own,
                           std::string_view* about) const {
+  const TextSide& side = own ? *own : base();
   std::string_view unwanted;
   std::string_view& field = about ? *about : unwanted;
   field = "";
-  LK_RETURN_IF_ERROR(check(text, field));
+  LK_RETURN_IF_ERROR(check(text, side, field));
   field = "prompt";
   Request& request = sequence.asked;
   LK_ASSIGN_OR_RETURN(request.prompt,
-                      prompt_tokens(text, own_template, text.truncate_prompt_tokens > 0 ? 0 : context_));
+                      prompt_tokens(text, &side, &field, text.truncate_prompt_tokens > 0 ? 0 : context_));
   const auto prompt_length = static_cast<int64_t>(request.prompt.size());
   if (!text.embed && !config_.has_lm_head)
-    return invalid_argument("this model is a decoder without an lm_head: it makes embeddings (/v1/embeddings), no text");
+    return invalid_argument(
+        "this model is a decoder without an lm_head: it makes embeddings (/v1/embeddings), no text");
   if (text.embed) text.max_tokens = 0;
   if (prompt_length > context_ || (prompt_length == context_ && text.max_tokens > 0))
     return invalid_argument(
@@ -233,7 +232,7 @@ Status TextModel::prepare(TextRequest text, TextSequence& sequence, const ChatTe
   request.max_tokens = std::min(text.max_tokens, context_ - prompt_length);
   request.stop_token_ids = text.stop_token_ids;
   if (!text.ignore_eos || text.grammar)
-    request.stop_token_ids.insert(request.stop_token_ids.end(), end_tokens_.begin(), end_tokens_.end());
+    request.stop_token_ids.insert(request.stop_token_ids.end(), side.end_tokens.begin(), side.end_tokens.end());
   request.sampling = text.sampling;
   request.output_so_far = text.output_so_far;
   request.pooling = text.embed ? pooling_ : Pooling::kNone;
@@ -258,7 +257,7 @@ Status TextModel::prepare(TextRequest text, TextSequence& sequence, const ChatTe
   text.tools = {};
   text.template_variables = {};
   sequence.text = std::move(text);
-  return sequence.begin_text(tokenizer_);
+  return sequence.begin_text(side.tokenizer);
 }
 
 }  // namespace lk

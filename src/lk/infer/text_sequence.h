@@ -23,13 +23,15 @@ struct TextRequest {
   boost::json::array messages;             // rendered with the chat template
   boost::json::array tools;                // likewise; empty = none
   boost::json::object template_variables;  // further variables for the template (chat_template_kwargs)
+  std::string template_name;               // which of the model's templates; "" = as transformers chooses
   bool add_generation_prompt = true;       // for messages
   bool continue_final_message = false;     // the last message is left open; excludes add_generation_prompt
-  bool add_special_tokens = true;          // for prompt; a chat template brings its own
-  int64_t max_tokens = 128;                // more than fits means "until the context is full"
-  std::vector<int32_t> output_so_far;      // Request::output_so_far
-  int64_t min_tokens = 0;                  // no stop token or end of text before
-  int64_t truncate_prompt_tokens = 0;      // keep the last n tokens of the prompt; 0 = all
+  bool add_special_tokens = true;          // for prompt; a chat template brings its own:
+  bool special_tokens_around_template = false;
+  int64_t max_tokens = 128;            // more than fits means "until the context is full"
+  std::vector<int32_t> output_so_far;  // Request::output_so_far
+  int64_t min_tokens = 0;              // no stop token or end of text before
+  int64_t truncate_prompt_tokens = 0;  // keep the last n tokens of the prompt; 0 = all
   SamplingParams sampling;
   std::vector<std::string> stop;  // at most 16, none empty
   std::vector<int32_t> stop_token_ids;

@@ -2,6 +2,7 @@
 #include "lk/text/added_tokens.h"
 
 #include <algorithm>
+#include <set>
 
 #include "lk/base/utf8.h"
 #include "lk/text/unicode.h"
@@ -83,70 +84,134 @@ std::optional<TokenTrie::Match> TokenTrie::find(std::string_view text, size_t fr
   return std::nullopt;
 }
 
-Result<AddedTokens> AddedTokens::parse(const JsonView& json, const BpeModel& model, const Normalizer* normalizer) {
-  AddedTokens added;
-  if (json.is_null()) return added;
-  LK_ASSIGN_OR_RETURN(const std::vector<JsonView> items, json.array());
-  auto next_id = static_cast<int64_t>(model.num_tokens());
-  for (const JsonView& item : items) {
-    Token token;
-    LK_ASSIGN_OR_RETURN(const std::string_view content, item.string("content"));
-    token.content = content;
-    LK_ASSIGN_OR_RETURN(const JsonView id_json, item.field("id"));
-    LK_ASSIGN_OR_RETURN(const int64_t declared, id_json.integer(0, kMaxId));
-    LK_ASSIGN_OR_RETURN(token.single_word, item.boolean("single_word"));
-    LK_ASSIGN_OR_RETURN(token.lstrip, item.boolean("lstrip"));
-    LK_ASSIGN_OR_RETURN(token.rstrip, item.boolean("rstrip"));
-    LK_ASSIGN_OR_RETURN(token.normalized, item.boolean("normalized"));
-    LK_ASSIGN_OR_RETURN(token.special, item.boolean("special"));
-    if (content.empty()) return item.error(StatusCode::kDataLoss, "content is empty");
-    if (content.size() > kMaxTokenBytes) {
-      return item.error(StatusCode::kUnsupported, "content has {} bytes, more than {}", content.size(), kMaxTokenBytes);
-    }
+struct AddedTokens::Place {
+  const BpeModel& model;
+  const Normalizer* normalizer;
+  std::string where;
+};
 
-    const Token* earlier = added.find(content);
-    const std::optional<int32_t> in_model = model.token_to_id(content);
-    const int64_t id = earlier != nullptr ? earlier->id : in_model.has_value() ? *in_model : next_id++;
-    if (id != declared) {
-      return id_json.error(StatusCode::kDataLoss,
-                           "token \"{}\" declares id {}, but stands at id {}: ids must follow the vocabulary's {} "
-                           "tokens without gaps",
-                           content, declared, id, model.num_tokens());
-    }
-    if (!in_model.has_value() && model.id_to_token(static_cast<int32_t>(id)) != nullptr) {
-      return id_json.error(StatusCode::kDataLoss, "id {} of \"{}\" is the id of \"{}\" in the vocabulary", id, content,
-                           *model.id_to_token(static_cast<int32_t>(id)));
-    }
-    token.id = static_cast<int32_t>(id);
-    token.text = token.content;
-    if (token.normalized && normalizer != nullptr) {
-      NormalizedText text{.text = token.content, .origins = {}, .track = false};
-      RegexBudget budget(0);
-      LK_RETURN_IF_ERROR(normalizer->apply(text, budget).with_context(item.where()));
-      token.text = std::move(text.text);
-      if (token.text.empty() || token.text.size() > kMaxTokenBytes) {
-        return item.error(StatusCode::kUnsupported, "\"{}\" is {} bytes long when normalised, not in [1, {}]", content,
-                          token.text.size(), kMaxTokenBytes);
-      }
-    }
-    if (token.special) added.special_.emplace(token.content, true);
-    added.max_id_ = std::max(added.max_id_, token.id);
-    const size_t index = earlier != nullptr ? added.by_content_.find(content)->second : added.tokens_.size();
-    if (earlier != nullptr) {
-      added.tokens_[index] = std::move(token);  // the last entry of a content counts
-    } else {
-      added.by_id_.emplace(token.id, index);
-      added.by_content_.emplace(token.content, index);
-      added.tokens_.push_back(std::move(token));
+Result<AddedTokens> AddedTokens::parse(const JsonView& json, const BpeModel& model, const Normalizer* normalizer,
+                                       const TokenizerConfig& config) {
+  AddedTokens added;
+  if (!json.is_null()) {
+    LK_ASSIGN_OR_RETURN(const std::vector<JsonView> items, json.array());
+    for (const JsonView& item : items) {
+      AddedToken token;
+      LK_ASSIGN_OR_RETURN(token.content, item.string("content"));
+      LK_ASSIGN_OR_RETURN(const JsonView id, item.field("id"));
+      LK_ASSIGN_OR_RETURN(const int64_t declared, id.integer(0, kMaxId));
+      LK_ASSIGN_OR_RETURN(token.single_word, item.boolean("single_word"));
+      LK_ASSIGN_OR_RETURN(token.lstrip, item.boolean("lstrip"));
+      LK_ASSIGN_OR_RETURN(token.rstrip, item.boolean("rstrip"));
+      LK_ASSIGN_OR_RETURN(token.normalized, item.boolean("normalized"));
+      LK_ASSIGN_OR_RETURN(token.special, item.boolean("special"));
+      LK_RETURN_IF_ERROR(added.add(std::move(token), declared, {model, normalizer, item.where()}));
     }
   }
-  for (size_t k = 0; k < added.tokens_.size(); ++k) {
-    const Token& token = added.tokens_[k];
-    if (!(token.normalized ? added.normalized_ : added.raw_).insert(token.text, static_cast<int32_t>(k))) {
-      return json.error(StatusCode::kDataLoss, "\"{}\" has the same normalised text as another token", token.content);
-    }
-  }
+  LK_RETURN_IF_ERROR(added.apply(config, {model, normalizer, config.where}));
+  LK_RETURN_IF_ERROR(added.index(json.where()));
   return added;
+}
+
+// The token's id is that of its text, where there is one; else the next one.
+Status AddedTokens::add(AddedToken given, std::optional<int64_t> declared, const Place& place) {
+  Token token{std::move(given), "", -1};
+  const std::string& content = token.content;
+  const auto fail = [&](StatusCode code, std::string message) {
+    return Status(code, fmt::format("{}: {}", place.where, message));
+  };
+  if (content.empty()) return fail(StatusCode::kDataLoss, "content is empty");
+  if (content.size() > kMaxTokenBytes)
+    return fail(StatusCode::kUnsupported,
+                fmt::format("content has {} bytes, more than {}", content.size(), kMaxTokenBytes));
+  if (!utf8::is_valid(content)) return fail(StatusCode::kDataLoss, "content is not valid UTF-8");
+  const BpeModel& model = place.model;
+  const Token* earlier = find(content);
+  const std::optional<int32_t> in_model = model.token_to_id(content);
+  const auto vocabulary = static_cast<int64_t>(model.num_tokens());
+  const int64_t id = earlier != nullptr     ? earlier->id
+                     : in_model.has_value() ? *in_model
+                                            : std::max<int64_t>(vocabulary, int64_t{max_id_} + 1);
+  if (declared.has_value() && id != *declared)
+    return fail(StatusCode::kDataLoss,
+                fmt::format("token \"{}\" declares id {}, but stands at id {}: ids must follow the vocabulary's {} "
+                            "tokens without gaps",
+                            content, *declared, id, vocabulary));
+  if (id > kMaxId) return fail(StatusCode::kResourceExhausted, "too many tokens");
+  if (!in_model.has_value() && model.id_to_token(static_cast<int32_t>(id)) != nullptr)
+    return fail(StatusCode::kDataLoss, fmt::format("id {} of \"{}\" is the id of \"{}\" in the vocabulary", id, content,
+                                                   *model.id_to_token(static_cast<int32_t>(id))));
+  token.id = static_cast<int32_t>(id);
+  token.text = content;
+  if (token.normalized && place.normalizer != nullptr) {
+    NormalizedText text{.text = content, .origins = {}, .track = false};
+    RegexBudget budget(0);
+    LK_RETURN_IF_ERROR(place.normalizer->apply(text, budget).with_context(place.where));
+    token.text = std::move(text.text);
+    if (token.text.empty() || token.text.size() > kMaxTokenBytes)
+      return fail(StatusCode::kUnsupported, fmt::format("\"{}\" is {} bytes long when normalised, not in [1, {}]",
+                                                        content, token.text.size(), kMaxTokenBytes));
+  }
+  if (token.special) special_.emplace(content, true);
+  max_id_ = std::max(max_id_, token.id);
+  if (earlier != nullptr) {  // the last entry of a content counts
+    tokens_[by_content_.find(content)->second] = std::move(token);
+    return {};
+  }
+  by_id_.emplace(token.id, tokens_.size());
+  by_content_.emplace(content, tokens_.size());
+  tokens_.push_back(std::move(token));
+  return {};
+}
+
+// Source: TokenizersBackend.__init__ of transformers 5.24. First the tokens that a file lists by id: theirs are the
+// flags, and those that have a name are special. Then what has a name, and what is in the list of special ones, as far
+// as it is not listed; of one text the last counts.
+Status AddedTokens::apply(const TokenizerConfig& config, const Place& place) {
+  split_special_ = config.split_special_tokens;
+  const auto has_name = [&](const std::string& content) {
+    return std::ranges::any_of(config.named, [&](const auto& named) { return named.content == content; });
+  };
+  std::set<std::string, std::less<>> listed;
+  std::vector<AddedToken> known(tokens_.begin(), tokens_.end());
+  for (const AddedToken& token : known) listed.insert(token.content);
+  if (!config.complete) {  // then tokenizer.json lists them
+    for (AddedToken& token : known) {
+      if (token.special || !has_name(token.content)) continue;
+      token.special = true;
+      LK_RETURN_IF_ERROR(add(std::move(token), std::nullopt, place));
+    }
+  }
+  if (config.added) {
+    for (const auto& [id, described] : *config.added) {
+      const bool repeated = !listed.insert(described.content).second && !config.complete;
+      AddedToken token = repeated ? static_cast<const AddedToken&>(*find(described.content)) : described;
+      token.special |= has_name(token.content);
+      LK_RETURN_IF_ERROR(add(std::move(token), id, place));
+    }
+  }
+  for (const TokenizerConfig::Named& named : config.named) {
+    if (listed.contains(named.content)) continue;
+    AddedToken token = named.described.value_or(AddedToken{.content = named.content});
+    token.special = true;
+    LK_RETURN_IF_ERROR(add(std::move(token), std::nullopt, place));
+  }
+  for (const TokenizerConfig::Extra& extra : config.extra) {
+    if (listed.contains(extra.content)) continue;
+    AddedToken token = extra.described.value_or(AddedToken{.content = extra.content, .special = true});
+    token.special |= has_name(token.content);
+    LK_RETURN_IF_ERROR(add(std::move(token), std::nullopt, place));
+  }
+  return {};
+}
+
+Status AddedTokens::index(const std::string& where) {
+  for (size_t k = 0; k < tokens_.size(); ++k) {
+    const Token& token = tokens_[k];
+    if (!(token.normalized ? normalized_ : raw_).insert(token.text, static_cast<int32_t>(k)))
+      return data_loss("{}: \"{}\" has the same normalised text as another token", where, token.content);
+  }
+  return {};
 }
 
 std::vector<AddedTokens::Part> AddedTokens::split(std::string_view text, bool normalized) const {
@@ -157,6 +222,7 @@ std::vector<AddedTokens::Part> AddedTokens::split(std::string_view text, bool no
   if (!trie.empty()) {
     for (auto match = trie.find(text, 0); match.has_value(); match = trie.find(text, match->end)) {
       const Token& token = tokens_[static_cast<size_t>(match->value)];
+      if (split_special_ && token.special) continue;
       if (token.single_word && !is_whole_word(text, *match)) continue;
       size_t begin = match->begin, end = match->end;
       if (token.lstrip) begin = std::max(spaces_before(text, begin, done), done);

@@ -12,6 +12,7 @@
 
 #include "lk/text/bpe_model.h"
 #include "lk/text/normalizer.h"
+#include "lk/text/tokenizer_config.h"
 
 namespace lk {
 
@@ -40,15 +41,16 @@ class TokenTrie {
 
 class AddedTokens {
  public:
-  struct Token {
-    std::string content;
+  struct Token : AddedToken {
     std::string text;  // content, normalised if `normalized`: what is matched, and what decoding gives
     int32_t id = -1;
-    bool single_word = false, lstrip = false, rstrip = false, normalized = false, special = false;
+    bool operator==(const Token&) const = default;
   };
 
-  // Ids are assigned as the package does; a file that declares others is refused.
-  static Result<AddedTokens> parse(const JsonView& json, const BpeModel& model, const Normalizer* normalizer);
+  // The section of tokenizer.json, then what `config` adds to it and changes of it. Ids are assigned as the packages
+  // do; a file that declares others is refused.
+  static Result<AddedTokens> parse(const JsonView& json, const BpeModel& model, const Normalizer* normalizer,
+                                   const TokenizerConfig& config);
 
   // A part of a text: an added token, or (token < 0) what lies between.
   struct Part {
@@ -62,14 +64,22 @@ class AddedTokens {
   const Token* find(std::string_view content) const;
   bool is_special_text(std::string_view text) const { return special_.contains(text); }
   int32_t max_id() const { return max_id_; }
+  bool operator==(const AddedTokens& other) const {
+    return tokens_ == other.tokens_ && special_ == other.special_ && split_special_ == other.split_special_;
+  }
 
  private:
+  struct Place;  // what adding a token needs to know, and where it comes from
+  Status add(AddedToken given, std::optional<int64_t> declared, const Place& place);
+  Status apply(const TokenizerConfig& config, const Place& place);
+  Status index(const std::string& where);
   std::vector<Token> tokens_;
   std::unordered_map<int32_t, size_t> by_id_;
   StringMap<size_t> by_content_;
   StringMap<bool> special_;
   TokenTrie raw_, normalized_;  // values index tokens_
   int32_t max_id_ = -1;
+  bool split_special_ = false;  // special tokens in a text are text
 };
 
 }  // namespace lk

@@ -7,6 +7,7 @@
 #include <boost/json/object.hpp>
 #include <queue>
 #include <random>
+#include <tuple>
 
 #include "lk/base/utf8.h"
 #include "lk/text/unicode.h"
@@ -33,6 +34,18 @@ void MergeTable::insert(int32_t left, int32_t right, Merge merge) {
   size_t slot = slot_of(key);
   while (slots_[slot].key != kEmpty && slots_[slot].key != key) slot = (slot + 1) & mask_;
   slots_[slot] = {key, merge};
+}
+
+bool MergeTable::same_as(const MergeTable& other) const {
+  size_t here = 0, there = 0;
+  for (const Slot& slot : other.slots_) there += slot.key == kEmpty ? 0 : 1;
+  for (const Slot& slot : slots_) {
+    if (slot.key == kEmpty) continue;
+    ++here;
+    const Merge* merge = other.find(static_cast<int32_t>(slot.key >> 32), static_cast<int32_t>(slot.key));
+    if (merge == nullptr || merge->rank != slot.merge.rank || merge->id != slot.merge.id) return false;
+  }
+  return here == there;
 }
 
 Result<std::unique_ptr<const BpeModel>> BpeModel::parse(const JsonView& json) {
@@ -168,6 +181,17 @@ std::optional<int32_t> BpeModel::token_to_id(std::string_view token) const {
   const auto it = token_ids_.find(token);
   if (it == token_ids_.end()) return std::nullopt;
   return it->second;
+}
+
+bool BpeModel::same_as(const BpeModel& other) const {
+  const auto same_text = [](const std::string* a, const std::string* b) {
+    return a == nullptr || b == nullptr ? a == b : *a == *b;
+  };
+  return std::tie(unk_token_, prefix_, suffix_, fuse_unk_, byte_fallback_, ignore_merges_) ==
+             std::tie(other.unk_token_, other.prefix_, other.suffix_, other.fuse_unk_, other.byte_fallback_,
+                      other.ignore_merges_) &&
+         std::equal(tokens_.begin(), tokens_.end(), other.tokens_.begin(), other.tokens_.end(), same_text) &&
+         merges_.same_as(other.merges_);
 }
 
 const std::string* BpeModel::id_to_token(int32_t id) const {

@@ -36,6 +36,7 @@ class MergeTable {
     int32_t id;
   };
   explicit MergeTable(size_t capacity);
+  bool same_as(const MergeTable& other) const;
   void insert(int32_t left, int32_t right,
               Merge merge);  // a second insert of a pair replaces the first
   const Merge* find(int32_t left, int32_t right) const {
@@ -76,6 +77,8 @@ class BpeModel {
   const std::string* id_to_token(int32_t id) const;  // nullptr if no token has this id
   size_t num_tokens() const { return token_ids_.size(); }
   int32_t max_id() const { return static_cast<int32_t>(tokens_.size()) - 1; }
+  // Whether it makes the same tokens of every text.
+  bool same_as(const BpeModel& other) const;
 
  private:
   struct Symbol {

@@ -26,18 +26,20 @@ struct TemplateLimits {
 // Thread safety: immutable after parse.
 class ChatTemplate {
  public:
-  static Result<std::shared_ptr<const ChatTemplate>> parse(std::string_view source, std::string_view where);
-  // chat_template.jinja, or "chat_template" of tokenizer_config.json (a string, or the list entry named "default");
-  // kNotFound when the directory has none. bos/eos tokens come from tokenizer_config.json.
-  static Result<std::shared_ptr<const ChatTemplate>> load(const std::string& directory);
+  // Names and values that every rendering sees: the model's special tokens.
+  using Variables = std::vector<std::pair<std::string, std::string>>;
+  static Result<std::shared_ptr<const ChatTemplate>> parse(std::string_view source, std::string_view where,
+                                                           const Variables& variables = {});
+  // The same template with these variables instead.
+  std::shared_ptr<const ChatTemplate> with_variables(const Variables& variables) const;
   ~ChatTemplate();
 
   const std::string& source() const;
 
-  // variables: {"messages": [...], "tools": [...], "add_generation_prompt": true, ...}; bos_token and eos_token
-  // are added from the directory unless given; so are tools and documents (none) and add_generation_prompt (false),
-  // as transformers does. raise_exception(...) in the template is kInvalidArgument with its message alone; other
-  // failures name the line. strftime_now_unix (seconds, read as UTC) replaces the clock.
+  // variables: {"messages": [...], "tools": [...], "add_generation_prompt": true, ...}; the template's own are
+  // added unless given; so are tools and documents (none) and add_generation_prompt (false), as transformers does.
+  // raise_exception(...) in the template is kInvalidArgument with its message alone; other failures name the line.
+  // strftime_now_unix (seconds, read as UTC) replaces the clock.
   Result<std::string> render(const boost::json::object& variables, const TemplateLimits& limits = {}) const;
   // Also says which bytes the template marks as the assistant's with {% generation %}; none when it has no marks.
   struct Marked {
@@ -47,9 +49,10 @@ class ChatTemplate {
   Result<Marked> render_marked(const boost::json::object& variables, const TemplateLimits& limits = {}) const;
 
  private:
-  struct Impl;
-  explicit ChatTemplate(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  struct Parsed;
+  ChatTemplate(std::shared_ptr<const Parsed> parsed, Variables variables);
+  std::shared_ptr<const Parsed> parsed_;
+  Variables variables_;
 };
 
 }  // namespace lk

@@ -2,9 +2,14 @@
 #include "lk/text/tokenizer.h"
 
 #include <algorithm>
+#include <list>
+
+#include <boost/json/serialize.hpp>
 
 #include "lk/base/file.h"
+#include "lk/base/sha256.h"
 #include "lk/base/utf8.h"
+#include "lk/text/prefix_space.h"
 #include "lk/text/tokenizer_impl.h"
 #include "lk/text/tokenizer_json.h"
 #include "lk/text/unicode.h"
@@ -47,10 +52,12 @@ Tokenizer::~Tokenizer() = default;
 Result<std::shared_ptr<const Tokenizer>> Tokenizer::load(const std::string& directory) {
   const std::string path = join_path(directory, "tokenizer.json");
   LK_ASSIGN_OR_RETURN(const std::string json, read_file(path, kMaxInputBytes));
-  return parse(json, path);
+  LK_ASSIGN_OR_RETURN(const TokenizerConfig config, TokenizerConfig::load(directory));
+  return parse(json, path, config);
 }
 
-Result<std::shared_ptr<const Tokenizer>> Tokenizer::parse(std::string_view json, std::string_view where) {
+Result<std::shared_ptr<const Tokenizer>> Tokenizer::parse(std::string_view json, std::string_view where,
+                                                          const TokenizerConfig& config, const Tokenizer* base) {
   const std::string file(where);
   LK_ASSIGN_OR_RETURN(const ParsedJson document, ParsedJson::parse(json, file));
   const JsonView root(document.value(), file);
@@ -62,22 +69,32 @@ Result<std::shared_ptr<const Tokenizer>> Tokenizer::parse(std::string_view json,
   // "truncation" and "padding" are not read: encode never truncates or pads, as transformers' plain
   // call.
   static const boost::json::value null;
+  std::list<boost::json::value> changed;  // sections that the other files change
   const auto section = [&](std::string_view key) {
+    if (std::optional<boost::json::value> other = with_prefix_space(config, key, document.value()))
+      return Result<JsonView>(JsonView(changed.emplace_back(std::move(*other)), file, std::string(key)));
     return root.has(key) ? root.field(key) : Result<JsonView>(JsonView(null, file, std::string(key)));
   };
   auto impl = std::make_unique<Impl>();
   LK_ASSIGN_OR_RETURN(const JsonView model, root.field("model"));
   LK_ASSIGN_OR_RETURN(impl->model, BpeModel::parse(model));
+  if (base != nullptr && impl->model->same_as(*base->impl_->model)) impl->model = base->impl_->model;
   LK_ASSIGN_OR_RETURN(const JsonView normalizer, section("normalizer"));
   LK_ASSIGN_OR_RETURN(impl->normalizer, Normalizer::parse(normalizer));
   LK_ASSIGN_OR_RETURN(const JsonView added, section("added_tokens"));
-  LK_ASSIGN_OR_RETURN(impl->added, AddedTokens::parse(added, *impl->model, impl->normalizer.get()));
+  LK_ASSIGN_OR_RETURN(impl->added, AddedTokens::parse(added, *impl->model, impl->normalizer.get(), config));
   LK_ASSIGN_OR_RETURN(const JsonView pre_tokenizer, section("pre_tokenizer"));
   LK_ASSIGN_OR_RETURN(impl->pre_tokenizer, PreTokenizer::parse(pre_tokenizer));
   LK_ASSIGN_OR_RETURN(const JsonView post_processor, section("post_processor"));
   LK_ASSIGN_OR_RETURN(impl->post_processor, PostProcessor::parse(post_processor));
   LK_ASSIGN_OR_RETURN(const JsonView decoder, section("decoder"));
   LK_ASSIGN_OR_RETURN(impl->decoder, Decoder::parse(decoder));
+  Sha256 sha;
+  for (const JsonView* part : {&normalizer, &pre_tokenizer, &post_processor, &decoder}) {
+    const std::string text = boost::json::serialize(part->raw()) + ";";
+    sha.update(text.data(), text.size());
+  }
+  impl->pipeline = to_hex(sha.finish());
 
   const int32_t max_id = std::max(impl->model->max_id(), impl->added.max_id());
   if (impl->post_processor.max_id() > max_id) {
@@ -177,6 +194,13 @@ std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special_to
 }
 
 int64_t Tokenizer::vocab_size() const { return impl_->vocab_size; }
+
+bool Tokenizer::same_as(const Tokenizer& other) const {
+  return impl_->pipeline == other.impl_->pipeline && impl_->added == other.impl_->added &&
+         (impl_->model == other.impl_->model || impl_->model->same_as(*other.impl_->model));
+}
+
+bool Tokenizer::shares_vocabulary_with(const Tokenizer& other) const { return impl_->model == other.impl_->model; }
 
 std::optional<int32_t> Tokenizer::token_to_id(std::string_view token) const {
   if (const AddedTokens::Token* added = impl_->added.find(token)) return added->id;

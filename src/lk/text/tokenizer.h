@@ -14,13 +14,18 @@
 #include <vector>
 
 #include "lk/base/status.h"
+#include "lk/text/tokenizer_config.h"
 
 namespace lk {
 
 class Tokenizer {
  public:
-  static Result<std::shared_ptr<const Tokenizer>> load(const std::string& directory);  // directory/tokenizer.json
-  static Result<std::shared_ptr<const Tokenizer>> parse(std::string_view json, std::string_view where);
+  // directory/tokenizer.json, and what the files beside it say of tokens.
+  static Result<std::shared_ptr<const Tokenizer>> load(const std::string& directory);
+  // `base`: shares its vocabulary, where that is the same.
+  static Result<std::shared_ptr<const Tokenizer>> parse(std::string_view json, std::string_view where,
+                                                        const TokenizerConfig& config = {},
+                                                        const Tokenizer* base = nullptr);
   ~Tokenizer();
 
   // Invalid UTF-8 in `text` is kInvalidArgument naming the byte offset. add_special_tokens runs the
@@ -37,6 +42,9 @@ class Tokenizer {
   std::string decode(std::span<const int32_t> ids, bool skip_special_tokens) const;
 
   int64_t vocab_size() const;  // highest id + 1, added tokens included
+  bool shares_vocabulary_with(const Tokenizer& other) const;
+  // Whether every text gets the same ids, and every id shows the same text.
+  bool same_as(const Tokenizer& other) const;
   std::optional<int32_t> token_to_id(std::string_view token) const;
   std::optional<std::string> id_to_token(int32_t id) const;
   bool is_special(int32_t id) const;

@@ -15,13 +15,14 @@
 namespace lk {
 
 struct Tokenizer::Impl {
-  std::unique_ptr<const BpeModel> model;
+  std::shared_ptr<const BpeModel> model;              // the base's and its adapters' tokenizers may share one
   std::unique_ptr<const Normalizer> normalizer;       // null: none
   std::unique_ptr<const PreTokenizer> pre_tokenizer;  // null: none
   AddedTokens added;
   PostProcessor post_processor;
   Decoder decoder;
   int64_t vocab_size = 0;
+  std::string pipeline;  // digest of the sections beside vocabulary and added tokens
 
   // The normalised text cut at the added tokens. Requires: valid UTF-8.
   Result<PieceList> cut(std::string_view text, bool track, RegexBudget& budget) const;

@@ -32,7 +32,7 @@ Result<JobData> DataSource::open(const JobConfig& job) {
   if (base_.context > 0 && (render.max_length == 0 || render.max_length > base_.context))
     render.max_length = base_.context;
   const auto end = base_.end_tokens.empty() ? std::nullopt : std::optional(base_.end_tokens.front());
-  const auto renderer = std::make_shared<Renderer>(base_.tokenizer, base_.chat_template, end, render);
+  const auto renderer = std::make_shared<Renderer>(base_.tokenizer, base_.templates, end, render);
   std::string digest = file->digest();
   RecordSubset train = all_records(file);
   std::vector<EvalSet> eval;

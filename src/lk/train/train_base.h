@@ -19,7 +19,7 @@ struct TrainBase {
   std::shared_ptr<const ModelWeights> weights;  // with their checkpoint
   Backend* backend = nullptr;
   std::shared_ptr<const Tokenizer> tokenizer;
-  std::shared_ptr<const ChatTemplate> chat_template;  // or null
+  std::shared_ptr<const ChatTemplates> templates;  // or null
   std::vector<int32_t> end_tokens;  // behind which a server stops; the first closes texts and completions
   int64_t context = 0;              // positions; 0 = no limit
   int64_t reserved_bytes = 0;       // that whoever serves it may yet take: pages, and buffers of a step

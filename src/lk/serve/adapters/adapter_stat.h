@@ -6,13 +6,16 @@
 #include <cstdint>
 #include <string>
 
+#include "lk/infer/text_side.h"
 #include "lk/lora/adapter_files.h"
 
 namespace lk {
 
-// What is read of an adapter's directory; the second half need not be there: a chat template of its own.
-inline constexpr const char* kAdapterFiles[] = {kAdapterConfigFile, kAdapterWeightsFile, "chat_template.jinja",
-                                                "tokenizer_config.json"};
+// What is read of an adapter's directory, beside the templates in its additional_chat_templates; but for the first two
+// they need not be there: a text side of its own.
+inline constexpr const char* kAdapterFiles[] = {kAdapterConfigFile,   kAdapterWeightsFile,  kTokenizerFile,
+                                                kTokenizerConfigFile, kSpecialTokensFile,   kAddedTokensFile,
+                                                kChatTemplateFile,    kGenerationConfigFile};
 inline constexpr int kNumNeededAdapterFiles = 2;
 
 struct AdapterStat {

@@ -72,6 +72,13 @@ Result<AdapterLease> AdapterSums::get(std::string_view expression, const std::ve
     key += fmt::format("{}*{:a}+", term.adapter->id(), term.weight);
     file_bytes += term.adapter->file_bytes;
   }
+  const auto tokenizer_of = [](const Term& term) {
+    return term.adapter->text ? term.adapter->text->tokenizer : nullptr;
+  };
+  for (const Term& term : terms)
+    if (tokenizer_of(term) != tokenizer_of(terms[0]))
+      return invalid_argument("model \"{}\": {} and {} have different tokenizers, so they cannot be summed", expression,
+                              terms[0].adapter->name, term.adapter->name);
   {
     std::lock_guard lock(mutex_);
     if (AdapterLease cached = find_locked(key)) return cached;
@@ -82,8 +89,7 @@ Result<AdapterLease> AdapterSums::get(std::string_view expression, const std::ve
   LK_ASSIGN_OR_RETURN(const std::shared_ptr<const Adapter> content, host->get());
   LK_ASSIGN_OR_RETURN(Engine::PreparedAdapter prepared, service_.prepare_adapter(host));
   auto adapter = std::make_shared<AdapterVersion>(service_, *content, std::move(prepared));
-  // The first component's template stands for all, if they agree on having one.
-  adapter->chat_template = terms[0].adapter->chat_template;
+  adapter->text = terms[0].adapter->text;  // and the others' tokens mean the same
   if (std::ranges::none_of(terms, [](const Term& term) { return term.adapter->exact; })) adapter->allow_merging();
   Sum sum{.key = std::move(key), .parts = {}, .adapter = adapter, .tenant = asker.tenant};
   for (const Term& term : terms) sum.parts.push_back(term.adapter->id());

@@ -166,7 +166,9 @@ Result<std::string> resolve_adapter_directory(const std::vector<std::string>& ro
   const std::optional<std::string> root = path_of(found.root.get());
   const std::optional<std::string> relative = root ? strip_root(found.path, *root) : std::nullopt;
   if (!relative) return outside(path);
-  for (const char* name : kAdapterFiles) {
+  std::vector<std::string> names(std::begin(kAdapterFiles), std::end(kAdapterFiles));
+  for (const std::string& chat : list_chat_templates(found.path)) names.push_back(chat.substr(found.path.size() + 1));
+  for (const std::string& name : names) {
     const Fd file =
         open_beneath(found.root.get(), *relative + "/" + name, 0);  // links may leave the directory, not the root
     struct stat info {};

@@ -22,10 +22,10 @@ constexpr int64_t kProbeTokens = 4;
 constexpr auto kProbePatience = std::chrono::seconds(30);
 constexpr double kMaxConversionSeconds = 600;  // one of few readers is busy with it meanwhile
 
-std::string with_template(const std::string& digest, const std::string& source) {
+std::string with_text(const std::string& digest, const std::string& text) {
   Sha256 sha;
   sha.update(digest.data(), digest.size());
-  sha.update(source.data(), source.size());
+  sha.update(text.data(), text.size());
   return to_hex(sha.finish());
 }
 
@@ -66,7 +66,7 @@ Result<std::string> VersionLoader::find(const Place& place) const {
 Result<AdapterLease> VersionLoader::read(const Place& place) {
   std::optional<Engine::PreparedAdapter> prepared;
   std::shared_ptr<const Adapter> content;
-  std::shared_ptr<const ChatTemplate> chat_template;
+  std::shared_ptr<const TextSide> text;
   uint64_t stamp = 0;
   {
     readers_.acquire();
@@ -88,17 +88,16 @@ Result<AdapterLease> VersionLoader::read(const Place& place) {
         std::make_shared<AdapterDirectory>(place.name, path, service_.text().config(), checkpoint_, load_options);
     LK_ASSIGN_OR_RETURN(const std::shared_ptr<HostAdapter> host,
                         host_->add(std::move(source), error ? 0 : static_cast<int64_t>(file_bytes)));
-    Result<std::shared_ptr<const ChatTemplate>> own = ChatTemplate::load(path);
-    if (own.ok())
-      chat_template = std::move(own).value();
-    else if (own.status().code() != StatusCode::kNotFound)
-      return own.status();
+    LK_ASSIGN_OR_RETURN(text, service_.text().load_side(path));
     LK_ASSIGN_OR_RETURN(content, host->get());
     LK_ASSIGN_OR_RETURN(prepared, service_.prepare_adapter(host));
   }
   auto adapter = std::make_shared<AdapterVersion>(service_, *content, std::move(*prepared));
-  if (chat_template) adapter->digest = with_template(adapter->digest, chat_template->source());
-  adapter->chat_template = std::move(chat_template);
+  if (text != service_.text().shared_base()) {
+    adapter->digest = with_text(adapter->digest, text->digest);
+    adapter->warnings.insert(adapter->warnings.end(), text->warnings.begin(), text->warnings.end());
+  }
+  adapter->text = std::move(text);
   adapter->stamp = stamp;
   return adapter;
 }

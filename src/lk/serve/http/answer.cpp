@@ -224,7 +224,7 @@ void Answer::cancel_others() {
 
 // --- GenerateAnswer
 
-void GenerateAnswer::set_request(const GenerateRequest& request, const std::string& model_name,
+void GenerateAnswer::set_request(const GenerateRequest& request, const std::string& model_name, const TextSide& side,
                                  const Sequences& sequences) {
   const bool chat = request.endpoint == Endpoint::kChat;
   chat_ = chat;
@@ -232,8 +232,8 @@ void GenerateAnswer::set_request(const GenerateRequest& request, const std::stri
   watched_ = request.resumed.has_value();
   const std::string& id = watched_ ? request.resumed->id : exchange_->id;
   formatter_.emplace(request, fmt::format("{}-{}", chat ? "chatcmpl" : "cmpl", id),
-                     watched_ ? request.resumed->created : std::time(nullptr), model_name,
-                     server().text().tokenizer().get(), server().api_defaults().tool_format);
+                     watched_ ? request.resumed->created : std::time(nullptr), model_name, side.tokenizer.get(),
+                     request.tool_format);
   for (size_t i = 0; watched_ && i < request.resumed->choices.size(); ++i)
     if (request.resumed->choices[i].begun()) formatter_->resume(static_cast<int>(i), sequences[i].get());
 }

@@ -90,7 +90,8 @@ class Answer : public RequestSink, public std::enable_shared_from_this<Answer> {
 class GenerateAnswer final : public Answer {
  public:
   using Answer::Answer;
-  void set_request(const GenerateRequest& request, const std::string& model_name, const Sequences& sequences);
+  void set_request(const GenerateRequest& request, const std::string& model_name, const TextSide& side,
+                   const Sequences& sequences);
   // Worker, once it is known that it will be a stream: from now on nobody has to wonder whether it is alive.
   void keep_alive();
 

@@ -117,8 +117,13 @@ Result<std::string> numerics_of(EngineService& service, bool merging) {
   }
   add(text.context());
   add(vocabulary);
-  for (const int32_t token : text.end_tokens()) add(token);
-  add_text(text.chat_template() ? text.chat_template()->source() : "");
+  const TextSide& side = text.base();
+  for (const int32_t token : side.end_tokens) add(token);
+  if (side.templates)
+    for (const ChatTemplates::Entry& entry : side.templates->entries()) {
+      add_text(entry.name);
+      add_text(entry.body->source());
+    }
   if (text.tokenizer())
     for (int64_t token = 0; token < vocabulary; ++token)
       add_text(text.tokenizer()->decode(std::vector<int32_t>{static_cast<int32_t>(token)}, false));

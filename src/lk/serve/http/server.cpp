@@ -192,23 +192,16 @@ Result<std::unique_ptr<ServerImpl>> ServerImpl::create(const ServerOptions& opti
       std::move(engine), service_options,
       [raw](int shard, std::vector<StreamEvent> events) { raw->deliver(shard, std::move(events)); });
   const TextModel& text = self->service_->text();
-  self->defaults_ = {.context = text.context(),
-                     .vocab_size = text.config().vocab_size,
-                     .generation = text.generation(),
-                     .max_choices = options.max_choices};
-  if (options.tool_format == "auto")
-    self->defaults_.tool_format =
-        detect_tool_format(text.config().model_type, text.chat_template() ? text.chat_template()->source() : "");
-  else if (options.tool_format == "hermes")
+  self->defaults_ = {
+      .context = text.context(), .vocab_size = text.config().vocab_size, .max_choices = options.max_choices};
+  if (options.tool_format == "hermes")
     self->defaults_.tool_format = ToolFormat::kHermes;
   else if (options.tool_format == "llama3")
     self->defaults_.tool_format = ToolFormat::kLlama3;
   else if (options.tool_format == "mistral")
     self->defaults_.tool_format = ToolFormat::kMistral;
   if (text.tokenizer())
-    self->grammars_ = std::make_unique<GrammarCache>(
-        TokenVocabulary::create(*text.tokenizer(), text.config().vocab_size, text.end_tokens()),
-        options.max_grammar_bytes);
+    self->grammars_ = std::make_unique<GrammarCache>(text.base().vocabulary(), options.max_grammar_bytes);
   AdapterRegistryOptions registry_options = options.adapters;
   registry_options.log = self->log_.get();
   registry_options.on_load = [raw](double seconds, bool ok) { raw->metrics_->adapter_load(seconds, ok); };
@@ -573,6 +566,16 @@ void ServerImpl::handle(HttpRequest request, std::shared_ptr<HttpReply> reply) {
   });
 }
 
+// What the operator chose for tool calls holds for the base's templates, and for an adapter's that have no format known
+// here; "none" for all.
+ApiDefaults ServerImpl::api_defaults(const TextSide& side) const {
+  ApiDefaults defaults = defaults_;
+  defaults.generation = side.generation;
+  const bool chosen = options_.tool_format != "auto";
+  if (options_.tool_format != "none" && (!chosen || side.own_templates)) defaults.templates = side.templates;
+  return defaults;
+}
+
 void ServerImpl::work(const std::shared_ptr<Exchange>& exchange, std::function<void()> task) {
   post_work(*workers_, exchange->work, exchange, exchange->request.body.size() >= kHeavyBody, std::move(task),
             [exchange](const ApiError& error) { exchange->refuse(error); });
@@ -610,15 +613,17 @@ void ServerImpl::post_work(WorkQueue& queue, std::atomic<WorkQueue::Id>& id, con
 }
 
 void ServerImpl::compile(const std::shared_ptr<Exchange>& exchange, const GrammarSpec& spec,
+                         std::shared_ptr<const TokenVocabulary> vocabulary,
                          std::function<void(Result<std::shared_ptr<const Grammar>>)> next) {
-  if (const auto known = grammars_->find(spec)) return next(*known);
+  if (const auto known = grammars_->find(spec, vocabulary)) return next(*known);
   post_work(
       *compilers_, exchange->compile, exchange, false,
-      [this, exchange, spec, next = std::move(next)] {
-        Result<std::shared_ptr<const Grammar>> compiled = grammars_->get(spec, [this, &exchange] {
+      [this, exchange, spec, vocabulary, next = std::move(next)] {
+        const auto go_on = [this, &exchange] {
           compilers_->yield();
           return !exchange->gone && !aborting_;
-        });
+        };
+        Result<std::shared_ptr<const Grammar>> compiled = grammars_->get(spec, go_on, vocabulary);
         work(exchange, [next, compiled = std::move(compiled)] { next(compiled); });
       },
       [exchange](const ApiError& error) { exchange->refuse(error); });

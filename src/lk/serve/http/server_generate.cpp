@@ -130,6 +130,7 @@ struct Generation {
   GenerateRequest request;
   AdapterRegistry::Resolved model;
   std::shared_ptr<const Grammar> grammar;
+  std::string body;  // until the model is there: an adapter with a text side of its own reads it with other defaults
 };
 
 // Tokenizes, asks for admission, and only then makes the further choices of each prompt, which cost memory.
@@ -137,8 +138,7 @@ void prepare_and_submit(Generation& generation) {
   const std::shared_ptr<Exchange>& exchange = generation.exchange;
   ServerImpl& server = *exchange->server;
   GenerateRequest& request = generation.request;
-  const AdapterLease& adapter = generation.model.adapter;
-  const ChatTemplate* own_template = adapter ? adapter->chat_template.get() : nullptr;
+  const TextSide& side = server.side_of(generation.model.adapter);
   const auto n = static_cast<size_t>(request.n);
   static const std::vector<ResumedAnswer::Choice> kNone;
   const std::vector<ResumedAnswer::Choice>& known = request.resumed ? request.resumed->choices : kNone;
@@ -151,7 +151,7 @@ void prepare_and_submit(Generation& generation) {
     if (index < known.size()) text.output_so_far = known[index].tokens;
     auto sequence = std::make_unique<ServedSequence>();
     std::string_view field;
-    const Status prepared = server.text().prepare(std::move(text), *sequence, own_template, &field);
+    const Status prepared = server.text().prepare(std::move(text), *sequence, &side, &field);
     if (!prepared.ok()) {
       const char* prompt = request.endpoint == Endpoint::kChat ? "messages" : "prompt";
       exchange->refuse(prepare_error(prepared, field, prompt, *exchange, *sequence));
@@ -209,7 +209,7 @@ void prepare_and_submit(Generation& generation) {
       if (!prepare(std::move(text), k)) return;
     }
   }
-  generation.answer->set_request(request, generation.model.name, sequences);
+  generation.answer->set_request(request, generation.model.name, side, sequences);
   const bool wants_prompt = request.stream && (request.echo || request.prompt_logprobs || request.return_token_ids ||
                                                request.continuous_usage || request.resumed);
   generation.answer->submit(std::move(sequences), std::move(generation.model), admitted->use(), admitted->deadline,
@@ -223,7 +223,8 @@ void compile_and_submit(const std::shared_ptr<Generation>& generation) {
   if (!exchange->server->grammars())
     return exchange->refuse(
         {.message = "the model has no tokenizer: structured output is not available", .param = request.grammar_field});
-  exchange->server->compile(exchange, *request.grammar, [generation](Result<std::shared_ptr<const Grammar>> compiled) {
+  std::shared_ptr<const TokenVocabulary> vocabulary = exchange->server->side_of(generation->model.adapter).vocabulary();
+  const auto next = [generation](Result<std::shared_ptr<const Grammar>> compiled) {
     Exchange& asked = *generation->exchange;
     if (!compiled.ok()) {
       ApiError error = api_error(compiled.status(), asked.id);
@@ -233,7 +234,30 @@ void compile_and_submit(const std::shared_ptr<Generation>& generation) {
     }
     generation->grammar = std::move(compiled).value();
     prepare_and_submit(*generation);
-  });
+  };
+  exchange->server->compile(exchange, *request.grammar, std::move(vocabulary), next);
+}
+
+ApiResult<GenerateRequest> parse(Endpoint endpoint, const std::string& body, const ServerImpl& server,
+                                 const TextSide& side) {
+  const ApiDefaults defaults = server.api_defaults(side);
+  return endpoint == Endpoint::kChat ? parse_chat_request(body, defaults) : parse_completion_request(body, defaults);
+}
+
+// What the adapter's own text side says where the request is silent. Answers errors itself.
+bool take_defaults(Generation& generation) {
+  ServerImpl& server = *generation.exchange->server;
+  const std::string body = std::move(generation.body);
+  const TextSide& side = server.side_of(generation.model.adapter);
+  if (&side == &server.text().base()) return true;
+  ApiResult<GenerateRequest> parsed = parse(generation.request.endpoint, body, server, side);
+  if (!parsed.ok()) return generation.exchange->refuse(parsed.error), false;
+  limit_unsaid(*parsed.value, server.options().max_answer_bytes, server.limiter().max_held_bytes());
+  const std::vector<TextRequest>& before = generation.request.prompts;
+  for (size_t i = 0; i < before.size(); ++i)  // a request without a seed drew one
+    parsed.value->prompts[i].sampling.seed = before[i].sampling.seed;
+  generation.request = std::move(*parsed.value);
+  return true;
 }
 
 void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
@@ -241,10 +265,8 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
   watch(answer, *exchange);
   exchange->server->work(exchange, [answer, exchange, endpoint] {
     ServerImpl& server = *exchange->server;
-    ApiResult<GenerateRequest> parsed = endpoint == Endpoint::kChat
-                                            ? parse_chat_request(exchange->request.body, server.api_defaults())
-                                            : parse_completion_request(exchange->request.body, server.api_defaults());
-    exchange->request.body = {};
+    std::string body = std::exchange(exchange->request.body, {});
+    ApiResult<GenerateRequest> parsed = parse(endpoint, body, server, server.text().base());
     if (!parsed.ok()) return exchange->refuse(parsed.error);
     if (parsed.value->resumed && !exchange->from_router)
       return exchange->refuse({.status = 403,
@@ -257,8 +279,8 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
     if (const std::vector<std::string>& names = parsed.value->ignored_fields; !names.empty())
       server.log().write(LogLevel::kDebug, "fields_ignored",
                          {{"id", exchange->id}, {"fields", fmt::format("{}", fmt::join(names, ", "))}});
-    const auto generation =
-        std::make_shared<Generation>(Generation{exchange, answer, std::move(*parsed.value), {}, nullptr});
+    const auto generation = std::make_shared<Generation>(
+        Generation{exchange, answer, std::move(*parsed.value), {}, nullptr, std::move(body)});
     server.with_model(exchange, generation->request.model, [generation](AdapterRegistry::Resolved model) {
       generation->model = std::move(model);
       const std::optional<ResumedAnswer>& resumed = generation->request.resumed;
@@ -268,7 +290,7 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
                                              .message = "the answer began with other weights of this adapter",
                                              .param = "lorikeet_resume",
                                              .code = "adapter_differs"});
-      compile_and_submit(generation);
+      if (take_defaults(*generation)) compile_and_submit(generation);
     });
   });
 }
@@ -296,13 +318,14 @@ void ServerImpl::embeddings(const std::shared_ptr<Exchange>& exchange) {
         bytes > most)
       return exchange->refuse(answer_too_large(bytes, most, "send fewer inputs at a time", "input"));
     server.with_model(exchange, request->model, [answer, exchange, request](AdapterRegistry::Resolved model) {
+      const TextSide& side = exchange->server->side_of(model.adapter);
       Sequences sequences;
       EngineService::Share share{.requests = 0};
       for (TextRequest& input : request->inputs) {
         input.embed = true;
         auto sequence = std::make_unique<ServedSequence>();
         std::string_view field;
-        const Status prepared = exchange->server->text().prepare(std::move(input), *sequence, nullptr, &field);
+        const Status prepared = exchange->server->text().prepare(std::move(input), *sequence, &side, &field);
         if (!prepared.ok()) return exchange->refuse(prepare_error(prepared, field, "input", *exchange, *sequence));
         share += EngineService::share_of(*sequence);
         sequences.push_back(std::move(sequence));
@@ -321,22 +344,22 @@ void ServerImpl::tokenize(const std::shared_ptr<Exchange>& exchange) {
     ApiResult<TokenizeRequest> parsed = parse_tokenize_request(exchange->request.body, server.api_defaults());
     exchange->request.body = {};
     if (!parsed.ok()) return exchange->refuse(parsed.error);
-    if (!server.text().tokenizer()) return exchange->refuse({.message = "the model has no tokenizer"});
     const auto request = std::make_shared<TokenizeRequest>(std::move(*parsed.value));
     server.with_model(exchange, request->model, [exchange, request](const AdapterRegistry::Resolved& model) {
       const TextModel& text = exchange->server->text();
+      const TextSide& side = exchange->server->side_of(model.adapter);
+      if (!side.tokenizer) return exchange->refuse({.message = "the model has no tokenizer"});
       const bool messages = !request->input.messages.empty();
-      const Result<std::vector<int32_t>> tokens =
-          text.prompt_tokens(request->input, model.adapter ? model.adapter->chat_template.get() : nullptr);
+      std::string_view field = "prompt";
+      const Result<std::vector<int32_t>> tokens = text.prompt_tokens(request->input, &side, &field);
       if (!tokens.ok())
-        return exchange->refuse(
-            prompt_error(tokens.status(), "prompt", messages ? "messages" : "prompt", exchange->id));
+        return exchange->refuse(prompt_error(tokens.status(), field, messages ? "messages" : "prompt", exchange->id));
       const int64_t most = exchange->server->options().max_answer_bytes;
       const int64_t bytes = tokenize_size(*request, std::ssize(*tokens), std::ssize(request->input.prompt));
       if (bytes > most)
         return exchange->refuse(
             answer_too_large(bytes, most, "send the text in pieces", messages ? "messages" : "prompt"));
-      exchange->send(200, format_tokenize(*request, *tokens, text.context(), *text.tokenizer()));
+      exchange->send(200, format_tokenize(*request, *tokens, text.context(), *side.tokenizer));
     });
   });
 }
@@ -347,13 +370,17 @@ void ServerImpl::detokenize(const std::shared_ptr<Exchange>& exchange) {
     ApiResult<DetokenizeRequest> parsed = parse_detokenize_request(exchange->request.body, server.api_defaults());
     exchange->request.body = {};
     if (!parsed.ok()) return exchange->refuse(parsed.error);
-    if (!server.text().tokenizer()) return exchange->refuse({.message = "the model has no tokenizer"});
-    const Tokenizer& tokenizer = *server.text().tokenizer();
-    int64_t bytes = 0;
-    for (const int32_t token : parsed.value->tokens) bytes += std::ssize(tokenizer.token_bytes(token));
-    if (const int64_t most = server.options().max_answer_bytes; bytes > most)
-      return exchange->refuse(answer_too_large(bytes, most, "send the tokens in pieces", "tokens"));
-    exchange->send(200, format_detokenize(tokenizer.decode(parsed.value->tokens, false)));
+    const auto request = std::make_shared<DetokenizeRequest>(std::move(*parsed.value));
+    server.with_model(exchange, request->model, [exchange, request](const AdapterRegistry::Resolved& model) {
+      const TextSide& side = exchange->server->side_of(model.adapter);
+      if (!side.tokenizer) return exchange->refuse({.message = "the model has no tokenizer"});
+      const Tokenizer& tokenizer = *side.tokenizer;
+      int64_t bytes = 0;
+      for (const int32_t token : request->tokens) bytes += std::ssize(tokenizer.token_bytes(token));
+      if (const int64_t most = exchange->server->options().max_answer_bytes; bytes > most)
+        return exchange->refuse(answer_too_large(bytes, most, "send the tokens in pieces", "tokens"));
+      exchange->send(200, format_detokenize(tokenizer.decode(request->tokens, false)));
+    });
   });
 }
 

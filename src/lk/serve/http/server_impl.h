@@ -88,7 +88,12 @@ class ServerImpl final : public Server {
   // For the routes.
   const ServerOptions& options() const { return options_; }
   const TextModel& text() const { return service_->text(); }
-  const ApiDefaults& api_defaults() const { return defaults_; }
+  const ApiDefaults& api_defaults() const { return defaults_; }  // what no model changes
+  // Of the model that a request names: the adapter's text side, or the base's.
+  const TextSide& side_of(const AdapterLease& adapter) const {
+    return adapter && adapter->text ? *adapter->text : text().base();
+  }
+  ApiDefaults api_defaults(const TextSide& side) const;
   TenantLimiter& limiter() { return limiter_; }
   UsageLedger& ledger() { return usage_; }
   GrammarCache* grammars() { return grammars_.get(); }
@@ -103,6 +108,7 @@ class ServerImpl final : public Server {
               std::function<void(const ApiError&)> refuse = {});
   // Compiles on a thread of its own, unless it is cached, then runs `next` on a worker. From a worker.
   void compile(const std::shared_ptr<Exchange>& exchange, const GrammarSpec& spec,
+               std::shared_ptr<const TokenVocabulary> vocabulary,
                std::function<void(Result<std::shared_ptr<const Grammar>>)> next);
   // For what changes stored state: runs on the state thread, whose answer may take as long as the file is held by
   // somebody. Answers 503 itself when its turn does not come.

@@ -12,8 +12,8 @@ namespace json = boost::json;
 
 std::string_view view(const json::string& text) { return {text.data(), text.size()}; }
 
-// The text parts of a content list, a line each, as chat templates that want a string get it.
-bool join_parts(const json::array& parts, const std::string& path, json::string& out, JsonErrors& errors) {
+// The text parts of a content list, as they came: how a template gets them is its own matter.
+bool read_parts(const json::array& parts, const std::string& path, json::array& out, JsonErrors& errors) {
   for (size_t i = 0; i < parts.size(); ++i) {
     const std::string where = fmt::format("{}[{}]", path, i);
     if (!parts[i].is_object()) {
@@ -30,15 +30,20 @@ bool join_parts(const json::array& parts, const std::string& path, json::string&
       part.fail("type", "is {}: the model takes text only", found);
       return false;
     }
-    const json::value* text = type->get_string() == "text" ? part.find("text") : part.find("refusal");
+    const bool refusal = type->get_string() == "refusal";
+    const json::value* text = refusal ? part.find("refusal") : part.find("text");
     if (text == nullptr || !text->is_string()) return part.fail(view(type->get_string()), "must be a string"), false;
-    if (i > 0) out += '\n';
-    out += text->get_string();
+    if (refusal)
+      out.push_back({{"type", "text"}, {"text", *text}});
+    else
+      out.push_back(parts[i]);
   }
   return true;
 }
 
-// {"id", "type", "function": {"name", "arguments"}}: templates print arguments as JSON, so they are given as an object.
+bool is_blank(std::string_view text) { return text.find_first_not_of(" \t\r\n") == text.npos; }
+
+// {"id", "type", "function": {"name", "arguments"}}
 bool read_call(const json::value& value, const std::string& path, json::array& out, JsonErrors& errors) {
   if (!value.is_object()) {
     errors.set(path, fmt::format("\"{}\" must be an object, is {}", path, json_kind(value)));
@@ -55,19 +60,19 @@ bool read_call(const json::value& value, const std::string& path, json::array& o
   std::string name;
   inner.read("name", name);
   if (name.empty()) inner.fail("name", "is missing");
+  // Templates print arguments as JSON, so they get what the text says. A model's own calls come back as it wrote them:
+  // cut off, lists, nothing at all.
   json::value arguments = json::object();
   if (const json::value* given = inner.find("arguments")) {
-    if (given->is_object()) {
+    if (given->is_object() || given->is_array()) {
       arguments = *given;
     } else if (!given->is_string()) {
       inner.wrong_kind("arguments", "a string with a JSON object", *given);
-    } else if (!given->get_string().empty()) {
+    } else if (!is_blank(view(given->get_string()))) {
       Result<json::value> parsed = read_json(view(given->get_string()));
-      if (!parsed.ok())
-        inner.fail("arguments", "is not valid JSON: {}", parsed.status().message());
-      else if (!parsed->is_object())
-        inner.wrong_kind("arguments", "a string with a JSON object", *parsed);
-      else
+      if (!parsed.ok() || (!parsed->is_object() && !parsed->is_array() && !parsed->is_null()))
+        arguments = *given;
+      else if (!parsed->is_null())
         arguments = std::move(*parsed);
     }
   }
@@ -81,14 +86,22 @@ bool read_call(const json::value& value, const std::string& path, json::array& o
 bool read_message(const json::object& message, const std::string& path, json::array& out,
                   std::vector<std::string>& ignored, JsonErrors& errors) {
   RequestFields fields(message, kMessageForm, path, errors);
-  std::string role, name, tool_call_id, reasoning;
+  std::string role, name, tool_call_id;
   fields.read("role", role);
   if (role.empty()) fields.fail("role", "is missing");
   if (role == "function") fields.fail("role", "is \"function\", which is deprecated; use \"tool\"");
   if (role == "developer") role = "system";  // what chat templates call it
   fields.read("name", name);
   fields.read("tool_call_id", tool_call_id);
-  fields.read("reasoning_content", reasoning);
+  json::object rendered{{"role", role}};
+  bool thought = false;
+  for (const RequestFields::Name key :
+       {RequestFields::Name("reasoning_content"), RequestFields::Name("reasoning"), RequestFields::Name("thinking")}) {
+    std::string reasoning;
+    fields.read(key, reasoning);
+    if (!reasoning.empty()) rendered[fields.row(key).name] = reasoning;
+    thought |= !reasoning.empty();
+  }
   fields.refuse_others();
   json::array calls;
   if (const json::array* given = fields.array("tool_calls")) {
@@ -97,26 +110,29 @@ bool read_message(const json::object& message, const std::string& path, json::ar
     for (size_t i = 0; i < given->size(); ++i)
       if (!read_call((*given)[i], fmt::format("{}.tool_calls[{}]", path, i), calls, errors)) return false;
   }
-  json::string content;
   std::string refusal;
   fields.read("refusal", refusal);
   const json::value* given = fields.find("content");
   if (given == nullptr) {
-    if (role != "assistant" || (calls.empty() && refusal.empty())) fields.fail("content", "is missing");
-    content = refusal;
+    // null is an answer without text, or a tool without a result; templates are told so by there being none.
+    const bool null = message.contains("content") && (role == "assistant" || role == "tool");
+    if (!null && (role != "assistant" || (calls.empty() && refusal.empty() && !thought)))
+      fields.fail("content", "is missing");
+    if (!refusal.empty()) rendered["content"] = refusal;
+    if (refusal.empty() && calls.empty()) rendered["content"] = "";
   } else if (given->is_string()) {
-    content = given->get_string();
+    rendered["content"] = *given;
   } else if (given->is_array()) {
-    join_parts(given->get_array(), path + ".content", content, errors);
+    json::array parts;
+    read_parts(given->get_array(), path + ".content", parts, errors);
+    rendered["content"] = std::move(parts);
   } else {
     fields.wrong_kind("content", "a string or a list of text parts", *given);
   }
   if (fields.failed()) return false;
   add_ignored(fields, ignored);
-  json::object rendered{{"role", role}, {"content", std::move(content)}};
   if (!name.empty()) rendered["name"] = name;
   if (!tool_call_id.empty()) rendered["tool_call_id"] = tool_call_id;
-  if (!reasoning.empty()) rendered["reasoning_content"] = reasoning;
   if (!calls.empty()) rendered["tool_calls"] = std::move(calls);
   out.emplace_back(std::move(rendered));
   return true;
@@ -143,6 +159,9 @@ void read_template_fields(RequestFields& fields, TextRequest& text) {
   fields.read("add_generation_prompt", text.add_generation_prompt);
   if (text.continue_final_message && text.add_generation_prompt)
     fields.fail("continue_final_message", "and \"add_generation_prompt\" exclude each other");
+  fields.read("chat_template", text.template_name);
+  if (text.template_name.find_first_of("{\n") != std::string::npos)
+    fields.fail("chat_template", "is a template: requests may not bring templates, only name one of the model's");
   std::string effort;
   fields.read("reasoning_effort", effort);
   if (!effort.empty()) text.template_variables["reasoning_effort"] = effort;
@@ -163,9 +182,6 @@ void read_template_fields(RequestFields& fields, TextRequest& text) {
     const std::string_view name(key.data(), key.size());
     if (std::find(std::begin(kReserved), std::end(kReserved), name) != std::end(kReserved))
       return fields.fail("chat_template_kwargs", "may not set \"{}\"", name);
-    if (value.is_object() || value.is_array())
-      return fields.fail("chat_template_kwargs",
-                         "may only hold strings, numbers, true, false and null; one entry is {}", json_kind(value));
     text.template_variables[key] = value;
   }
 }

@@ -49,11 +49,6 @@ struct ApiResult {
 
 enum class Endpoint : uint8_t { kChat, kCompletion };
 
-// How the model writes tool calls (docs/guide/server.md lists them).
-enum class ToolFormat : uint8_t { kNone, kHermes, kLlama3, kMistral };
-// From the model's chat template and config: which format its family uses.
-ToolFormat detect_tool_format(std::string_view model_type, std::string_view chat_template_source);
-
 // An answer that a router watches over: what another replica made of it goes on here. Each of its streams says which
 // tokens it holds (cluster/answer_commits.h).
 struct ResumedAnswer {
@@ -81,10 +76,11 @@ struct GenerateRequest {
   bool prompt_logprobs =
       false;  // report them (not streaming); echo with logprobs needs them, too, but reports them elsewhere
   bool return_token_ids = false;
-  bool tokens_as_ids = false;          // logprobs name tokens "token_id:123"
-  std::optional<GrammarSpec> grammar;  // response_format, guided_*, structured_outputs, or a forced tool call
-  std::string grammar_field;           // which of them
-  bool tools_allowed = false;          // parse tool calls out of the answer
+  bool tokens_as_ids = false;                  // logprobs name tokens "token_id:123"
+  std::optional<GrammarSpec> grammar;          // response_format, guided_*, structured_outputs, or a forced tool call
+  std::string grammar_field;                   // which of them
+  ToolFormat tool_format = ToolFormat::kNone;  // of the template that shows the tools
+  bool tools_allowed = false;                  // parse tool calls out of the answer
   bool tool_forced =
       false;  // the grammar makes it a tool call: finish_reason is tool_calls ("stop" for a named function)
   std::string forced_tool;  // tool_choice names a function: the whole answer is its arguments
@@ -96,13 +92,14 @@ struct GenerateRequest {
       ignored_fields;  // unknown, ignored as OpenAI and vLLM do; for the log: at most 16, names cut to 64 bytes
 };
 
+// What a request is read against: of the model that it names.
 struct ApiDefaults {
   int64_t context = 0, vocab_size = 0;
-  GenerationDefaults generation;  // temperature etc. of generation_config.json, used where a request is silent
-  ToolFormat tool_format = ToolFormat::kNone;
+  GenerationDefaults generation;               // used where a request is silent
+  ToolFormat tool_format = ToolFormat::kNone;  // where `templates` does not say
+  std::shared_ptr<const ChatTemplates> templates = nullptr;
   int64_t max_choices = 128;  // answers that one request may ask for: n times its prompts, or inputs to embed
 };
-
 // Caps of ecosystem.md R9: JSON depth 64, n <= 16, stop <= 16 x 256 bytes, logit_bias <= 1024, tools <= 128, logprobs
 // <= 20. Duplicate keys, NaN, numbers out of range and mistyped known fields are errors that name the field.
 ApiResult<GenerateRequest> parse_chat_request(std::string_view body, const ApiDefaults& defaults);

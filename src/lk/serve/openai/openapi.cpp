@@ -137,13 +137,11 @@ std::vector<json::object> schemas_of(const Field& field) {
     case FieldKind::kChoice:
       return {words_of(field), schema_reference("ToolChoice")};
     case FieldKind::kPlain:
-      return {json::object{{"type", "object"},
-                           {"maxProperties", field.max_count},
-                           {"additionalProperties", {{"type", {"string", "number", "boolean", "null"}}}}}};
+      return {json::object{{"type", "object"}, {"maxProperties", field.max_count}}};
     case FieldKind::kPattern:
       return {json::object{{"type", "string"}, {"pattern", field.detail}}};
     case FieldKind::kArgument:
-      return {typed("string"), typed("object")};
+      return {typed("string"), typed("object"), typed("array")};
     case FieldKind::kIgnored:
     case FieldKind::kRefused:
       return {};

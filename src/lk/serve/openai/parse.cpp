@@ -53,6 +53,13 @@ void read_prompts(RequestFields& fields, RequestFields::Name name, const ApiDefa
       return;
 }
 
+// The model's own minimum gives way to a request that wants less.
+void check_min_tokens(RequestFields& fields, TextRequest& text) {
+  if (text.min_tokens <= text.max_tokens) return;
+  if (fields.has("min_tokens")) fields.fail("min_tokens", "is larger than \"max_tokens\"");
+  text.min_tokens = text.max_tokens;
+}
+
 // Every choice is a request of its own to the engine.
 void check_choices(RequestFields& fields, const GenerateRequest& request, size_t num_prompts,
                    const ApiDefaults& defaults) {
@@ -93,17 +100,18 @@ ApiResult<GenerateRequest> parse_chat_request(std::string_view body, const ApiDe
   JsonErrors errors;
   RequestFields fields(*root.value, kChatForm, "", errors);
   GenerateRequest request{.endpoint = Endpoint::kChat};
-  TextRequest text{.add_special_tokens = false, .max_tokens = kUntilFull};
+  TextRequest text{.add_special_tokens = false, .max_tokens = defaults.generation.max_tokens.value_or(kUntilFull)};
   read_common(fields, defaults, request, text);
   check_choices(fields, request, 1, defaults);
   read_messages(fields, text, request.ignored_fields);
   read_template_fields(fields, text);
   read_tools(fields, defaults, request, text);
   fields.read("add_special_tokens", text.add_special_tokens);
+  text.special_tokens_around_template = text.add_special_tokens;
   fields.read("max_tokens", text.max_tokens);
   fields.read("max_completion_tokens", text.max_tokens);
   text.max_tokens = std::min(text.max_tokens, kUntilFull);
-  if (text.min_tokens > text.max_tokens) fields.fail("min_tokens", "is larger than \"max_tokens\"");
+  check_min_tokens(fields, text);
   fields.read("logprobs", request.logprobs);
   int top_logprobs = 0;
   fields.read("top_logprobs", top_logprobs);
@@ -133,7 +141,7 @@ ApiResult<GenerateRequest> parse_completion_request(std::string_view body, const
   text.max_tokens = std::min(text.max_tokens, kUntilFull);
   if (text.max_tokens == 0 && !request.echo && !request.prompt_logprobs)
     fields.fail("max_tokens", "may only be 0 with \"echo\" or \"prompt_logprobs\"");
-  if (text.min_tokens > text.max_tokens) fields.fail("min_tokens", "is larger than \"max_tokens\"");
+  check_min_tokens(fields, text);
   int logprobs = -1;
   fields.read("logprobs", logprobs);
   request.logprobs = logprobs >= 0;
@@ -191,6 +199,7 @@ ApiResult<TokenizeRequest> parse_tokenize_request(std::string_view body, const A
   read_tool_list(fields, text.tools);
   fields.refuse_others();
   fields.read("add_special_tokens", text.add_special_tokens);
+  text.special_tokens_around_template = text.add_special_tokens && fields.has("messages");
   if (errors.failed()) return field_error(errors);
   return request;
 }

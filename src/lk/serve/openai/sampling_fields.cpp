@@ -22,6 +22,8 @@ void read_sampling(RequestFields& fields, const ApiDefaults& defaults, SamplingP
   s.min_p = generation.min_p.value_or(0.0);
   s.top_k = generation.top_k.value_or(0);
   s.repetition_penalty = generation.repetition_penalty.value_or(1.0);
+  s.presence_penalty = generation.presence_penalty.value_or(0.0);
+  s.frequency_penalty = generation.frequency_penalty.value_or(0.0);
   fields.read("temperature", s.temperature);
   fields.read("top_p", s.top_p);
   fields.read("min_p", s.min_p);
@@ -91,6 +93,8 @@ void read_common(RequestFields& fields, const ApiDefaults& defaults, GenerateReq
   read_streaming(fields, request);
   read_sampling(fields, defaults, text.sampling);
   fields.read("logit_bias", text.sampling.logit_bias, vocab);
+  text.stop = defaults.generation.stop;
+  text.min_tokens = defaults.generation.min_tokens.value_or(0);
   fields.read("stop", text.stop);
   fields.read("stop_token_ids", text.stop_token_ids, vocab);
   fields.read("allowed_token_ids", text.allowed_token_ids, vocab);

@@ -126,6 +126,10 @@ void read_tools(RequestFields& fields, const ApiDefaults& defaults, GenerateRequ
   fields.read("parallel_tool_calls", request.parallel_tool_calls);
   const json::value* choice = fields.find("tool_choice");
   if (fields.failed()) return;
+  request.tool_format = defaults.tool_format;
+  if (defaults.templates)  // an unknown name is refused where the template is rendered
+    if (const auto entry = defaults.templates->choose(text.template_name, !text.tools.empty()); entry.ok())
+      if ((*entry)->tool_format != ToolFormat::kNone) request.tool_format = (*entry)->tool_format;
   std::string word = text.tools.empty() ? "none" : "auto";
   if (choice != nullptr && !choice->is_object()) fields.read("tool_choice", word);
   if (text.tools.empty()) {
@@ -142,7 +146,7 @@ void read_tools(RequestFields& fields, const ApiDefaults& defaults, GenerateRequ
     text.tools.clear();
   } else {
     // A grammar of the caller leaves no room for calls.
-    request.tools_allowed = defaults.tool_format != ToolFormat::kNone && !request.grammar;
+    request.tools_allowed = request.tool_format != ToolFormat::kNone && !request.grammar;
   }
   if (request.tool_forced) request.grammar_field = "tools";
   // The marks of a call are special tokens in most families. End tokens do not show: a token that stops has no text.
@@ -150,15 +154,3 @@ void read_tools(RequestFields& fields, const ApiDefaults& defaults, GenerateRequ
 }
 
 }  // namespace lk::openai
-
-namespace lk {
-
-ToolFormat detect_tool_format(std::string_view model_type, std::string_view source) {
-  const auto has = [&](std::string_view mark) { return source.find(mark) != std::string_view::npos; };
-  if (has("[TOOL_CALLS]")) return ToolFormat::kMistral;
-  if (has("<tool_call>")) return ToolFormat::kHermes;
-  if (has("<|python_tag|>") || (model_type == "llama" && has("\"parameters\":"))) return ToolFormat::kLlama3;
-  return ToolFormat::kNone;
-}
-
-}  // namespace lk

@@ -10,6 +10,7 @@
 
 #include "lk/text/jinja/format.h"
 #include "lk/text/jinja/json.h"
+#include "lk/text/jinja/markup.h"
 #include "lk/text/jinja/methods.h"
 #include "lk/text/jinja/ops.h"
 #include "lk/text/jinja/text.h"
@@ -18,7 +19,7 @@ namespace lk::jinja {
 namespace {
 
 Value call_str_method(const FilterCall& call, std::string_view method, const Arguments& arguments) {
-  const Value text = call.runtime.string(call.runtime.str(call.value));
+  const Value text = call.value.is_string() ? call.value : call.runtime.string(call.runtime.str(call.value));
   return make_method(text, method).as<ObjectPtr>()->call(call.runtime, arguments);
 }
 
@@ -69,7 +70,8 @@ Value filter_replace(const FilterCall& call) {
   Arguments arguments;
   for (int k = 0; k < 2; ++k) arguments.positional.push_back(call.runtime.string(call.runtime.str(*bound[k])));
   if (bound[2] != nullptr && !bound[2]->is_none()) arguments.positional.push_back(*bound[2]);
-  return call_str_method(call, "replace", arguments);
+  const Value text = call.runtime.string(call.runtime.str(call.value));  // no markup any more
+  return make_method(text, "replace").as<ObjectPtr>()->call(call.runtime, arguments);
 }
 
 Value filter_default(const FilterCall& call) {
@@ -79,32 +81,16 @@ Value filter_default(const FilterCall& call) {
   return bound[0] != nullptr ? *bound[0] : call.runtime.string("");
 }
 
+// Markup is not escaped again, but by forceescape.
 Value filter_escape(const FilterCall& call) {
   call.bind({});
-  const std::string text = call.runtime.str(call.value);
-  StringBuilder out(call.runtime);
-  for (const char c : text) {
-    switch (c) {
-      case '&':
-        out.append("&amp;");
-        break;
-      case '<':
-        out.append("&lt;");
-        break;
-      case '>':
-        out.append("&gt;");
-        break;
-      case '\'':
-        out.append("&#39;");
-        break;
-      case '"':
-        out.append("&#34;");
-        break;
-      default:
-        out.append(std::string_view(&c, 1));
-    }
-  }
-  return out.take();
+  if (call.value.is_markup() && call.name != "forceescape") return call.value;
+  return call.runtime.markup(escape_html(call.runtime.str(call.value)));
+}
+
+Value filter_safe(const FilterCall& call) {
+  call.bind({});
+  return as_markup(call.runtime, call.value);
 }
 
 Value filter_indent(const FilterCall& call) {
@@ -129,7 +115,7 @@ Value filter_indent(const FilterCall& call) {
     if (idx > 0 && (blank || !lines[idx].empty())) out.append(unit);
     out.append(lines[idx]);
   }
-  return out.take();
+  return call.value.is_markup() ? call.runtime.markup(out.take_text()) : out.take();
 }
 
 Value filter_center(const FilterCall& call) {
@@ -174,15 +160,15 @@ Value filter_format(const FilterCall& call) {
   if (!call.arguments.positional.empty() && !call.arguments.named.empty()) {
     fail("format takes positional or named arguments, not both");
   }
-  const std::string text = call.runtime.str(call.value);
+  const Value text = call.value.is_string() ? call.value : call.runtime.string(call.runtime.str(call.value));
   if (!call.arguments.named.empty()) {
     DictPtr names = call.runtime.dict();
     for (const auto& [name, value] : call.arguments.named) names->set(call.runtime.string(name), value);
-    return printf_format(call.runtime, text, Value::Data(std::move(names)));
+    return binary(call.runtime, "%", text, Value::Data(std::move(names)));
   }
   SequencePtr tuple = call.runtime.sequence(SequenceKind::kTuple);
   for (const Value& value : call.arguments.positional) tuple->push(value);
-  return printf_format(call.runtime, text, Value::Data(std::move(tuple)));
+  return binary(call.runtime, "%", text, Value::Data(std::move(tuple)));
 }
 
 // int(text, base), or nothing where Python raises ValueError.
@@ -333,7 +319,7 @@ constexpr FilterEntry kFilters[] = {{"abs", filter_abs},
                                     {"random", nullptr},
                                     {"replace", filter_replace},
                                     {"round", filter_round},
-                                    {"safe", filter_string},
+                                    {"safe", filter_safe},
                                     {"string", filter_string},
                                     {"striptags", nullptr},
                                     {"title", filter_title},

@@ -7,6 +7,7 @@
 #include <span>
 
 #include "lk/text/jinja/format.h"
+#include "lk/text/jinja/markup.h"
 #include "lk/text/jinja/text.h"
 
 namespace lk::jinja {
@@ -424,7 +425,9 @@ struct Method : Object {
     runtime.step();
     const Entry* entry = find_entry(self, name);
     if (entry->function == nullptr) fail_unsupported("{}.{}() is not supported", type_name(self), name);
-    return entry->function(Call{runtime, self, name, arguments});
+    if (!self.is_markup()) return entry->function(Call{runtime, self, name, arguments});
+    const Arguments safe = markup_arguments(runtime, name, arguments);
+    return markup_result(runtime, entry->function(Call{runtime, self, name, safe}));
   }
   const Value* content() const override { return &self; }
   Value self;

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "lk/text/jinja/format.h"
+#include "lk/text/jinja/markup.h"
 #include "lk/text/jinja/methods.h"
 #include "lk/text/jinja/text.h"
 
@@ -97,6 +98,11 @@ Value arithmetic(std::string_view op, const Value& a, const Value& b) {
   return Value::Data(op == "+" ? x + y : op == "-" ? x - y : x * y);
 }
 
+// A part of a string is markup where the string is.
+Value like(Runtime& runtime, const Value& whole, Value part) {
+  return whole.is_markup() ? as_markup(runtime, part) : part;
+}
+
 bool is_list_or_tuple(const Value& value) {
   return value.is_sequence(SequenceKind::kList) || value.is_sequence(SequenceKind::kTuple);
 }
@@ -105,7 +111,7 @@ Value repeat(Runtime& runtime, const Value& value, int64_t count) {
   if (value.is_string()) {
     StringBuilder out(runtime);
     if (!value.text().empty()) out.append_fill(count, value.text());
-    return out.take();
+    return value.is_markup() ? runtime.markup(out.take_text()) : out.take();
   }
   SequencePtr out = runtime.sequence(value.as<SequencePtr>()->kind);
   if (value.items().empty()) count = 0;
@@ -151,11 +157,18 @@ Value missing_item(const Value& object, const Value& key) {
 
 Value binary(Runtime& runtime, std::string_view op, const Value& a, const Value& b) {
   runtime.step();
+  if (a.is_markup() && op == "%")
+    return as_markup(runtime, printf_format(runtime, a.text(), escaped(runtime, b, true)));
   if (a.is_string() && op == "%") return printf_format(runtime, a.text(), b);
   require_defined(a);
   require_defined(b);
   if (a.is_number() && b.is_number()) return arithmetic(op, a, b);
   if (op == "+") {
+    if (a.is_string() && b.is_string() && (a.is_markup() || b.is_markup())) {
+      const Value left = escaped(runtime, a), right = escaped(runtime, b);
+      runtime.check_string(left.text().size() + right.text().size());
+      return runtime.markup(left.text() + right.text());
+    }
     if (a.is_string() && b.is_string()) {
       runtime.check_string(a.text().size() + b.text().size());
       return runtime.string(a.text() + b.text());
@@ -235,7 +248,7 @@ Value get_item(Runtime& runtime, const Value& object, const Value& key) {
       if (object.is_sequence()) return object.items()[static_cast<size_t>(index)];
       const size_t begin = byte_offset(object.text(), index);
       const std::string_view rest = std::string_view(object.text()).substr(begin);
-      return runtime.string(rest.substr(0, byte_offset(rest, 1)));
+      return like(runtime, object, runtime.string(rest.substr(0, byte_offset(rest, 1))));
     }
   }
   if (key.is_string()) {
@@ -279,7 +292,8 @@ Value slice(Runtime& runtime, const Value& object, const Value& start, const Val
   if (object.is_string() && step == 1) {
     const std::string_view text = object.text();
     const size_t from = byte_offset(text, begin);
-    return runtime.string(text.substr(from, num_items == 0 ? 0 : byte_offset(text.substr(from), num_items)));
+    return like(runtime, object,
+                runtime.string(text.substr(from, num_items == 0 ? 0 : byte_offset(text.substr(from), num_items))));
   }
   runtime.step(num_items * 16);
   if (object.is_string()) {
@@ -291,7 +305,7 @@ Value slice(Runtime& runtime, const Value& object, const Value& start, const Val
       const size_t at = static_cast<size_t>(begin + k * step);
       out.append(object.text(), offsets[at], offsets[at + 1] - offsets[at]);
     }
-    return runtime.string(std::move(out));
+    return like(runtime, object, runtime.string(std::move(out)));
   }
   const Sequence& source = *object.as<SequencePtr>();
   SequencePtr out = runtime.sequence(source.kind);

@@ -31,7 +31,7 @@ bool test_float(const Call& call) { return call.value.is<double>(); }
 bool test_number(const Call& call) { return call.value.is_number(); }
 bool test_string(const Call& call) { return call.value.is_string(); }
 bool test_mapping(const Call& call) { return call.value.is_dict(); }
-bool test_escaped(const Call&) { return false; }
+bool test_escaped(const Call& call) { return call.value.is_markup(); }
 bool test_lower(const Call& call) { return is_lower(call.runtime.str(call.value)); }
 bool test_upper(const Call& call) { return is_upper(call.runtime.str(call.value)); }
 

@@ -2,6 +2,7 @@
 // The budget of one rendering (steps, time, bytes) and the only way to build values under it.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <string>
 #include <string_view>
@@ -20,6 +21,12 @@ class Runtime {
         meter_(4 * limits.max_output_bytes + (int64_t{32} << 20)),
         deadline_(std::chrono::steady_clock::now() + limits.max_time) {}
 
+  // Allows as much work again for every node of the input as templates spend on it, so that a long conversation is not
+  // a template that never ends.
+  void allow_input(int64_t nodes) {
+    limits_.max_steps += std::min(nodes * kStepsPerNode, INT64_MAX - limits_.max_steps);
+    deadline_ += std::chrono::microseconds(nodes * kMicrosPerNode);
+  }
   // One unit of work that touches about `work` bytes. Long work is charged before it is done.
   void step(int64_t work = 0) {
     if (++num_steps_ > limits_.max_steps) {
@@ -38,6 +45,11 @@ class Runtime {
     check_string(text.size());
     step(static_cast<int64_t>(text.size()));
     return Value::Data(StringPtr(std::make_shared<StringData>(std::move(text), &meter_)));
+  }
+  Value markup(std::string text) {
+    check_string(text.size());
+    step(static_cast<int64_t>(text.size()));
+    return Value::Data(StringPtr(std::make_shared<StringData>(std::move(text), &meter_, true)));
   }
   Value string(std::string_view text) { return string(std::string(text)); }
   Value string(const char* text) { return string(std::string(text)); }
@@ -81,6 +93,8 @@ class Runtime {
   }
 
  private:
+  static constexpr int64_t kStepsPerNode = 256;
+  static constexpr int64_t kMicrosPerNode = 10;
   static constexpr int64_t kStepWork = 64;
   static constexpr int64_t kCheckWork = 64 << 10;  // between two looks at the clock: about 20 us
   void check_time() {

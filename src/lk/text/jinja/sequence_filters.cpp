@@ -111,8 +111,9 @@ Value filter_first(const FilterCall& call) {
     auto& it = static_cast<Iterator&>(*call.value.as<ObjectPtr>());
     return it.next < it.items().size() ? it.items()[it.next++] : undefined("first: the sequence is empty");
   }
-  if (call.value.is_string() && !call.value.text().empty()) return get_item(call.runtime, call.value, integer(0));
   if (call.value.is_sequence() && !call.value.items().empty()) return call.value.items()[0];
+  if (call.value.is_string() && !call.value.is_markup() && !call.value.text().empty())
+    return get_item(call.runtime, call.value, integer(0));
   const SequencePtr items = call.runtime.to_list(call.value);
   return items->items().empty() ? undefined("first: the sequence is empty") : items->items()[0];
 }

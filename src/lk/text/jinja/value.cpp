@@ -99,7 +99,9 @@ class ReprWriter {
     } else if (value.is<double>()) {
       out_ += float_repr(value.as<double>());
     } else if (value.is_string()) {
+      if (value.is_markup()) out_ += "Markup(";
       append_string_repr(out_, value.text());
+      if (value.is_markup()) out_ += ")";
     } else if (value.is_sequence()) {
       write_sequence(*value.as<SequencePtr>(), depth);
     } else if (value.is_dict()) {
@@ -177,7 +179,8 @@ class ReprWriter {
 
 }  // namespace
 
-StringData::StringData(std::string text_in, Meter* meter_in) : text(std::move(text_in)), meter(meter_in) {
+StringData::StringData(std::string text_in, Meter* meter_in, bool markup_in)
+    : text(std::move(text_in)), meter(meter_in), markup(markup_in) {
   if (meter != nullptr) meter->add(kStringOverheadBytes + static_cast<int64_t>(text.size()));
 }
 StringData::~StringData() {

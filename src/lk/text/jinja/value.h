@@ -67,12 +67,14 @@ class Runtime;
 struct Arguments;
 
 struct StringData {
-  StringData(std::string text_in, Meter* meter_in);  // meter may be null: constants of the template
+  // meter may be null: constants of the template
+  StringData(std::string text_in, Meter* meter_in, bool markup_in = false);
   ~StringData();
   StringData(const StringData&) = delete;
   StringData& operator=(const StringData&) = delete;
   std::string text;
   Meter* meter;
+  const bool markup;  // jinja/markup.h
 };
 
 // What a sequence prints as and which operations it takes; the items are held alike.
@@ -129,6 +131,7 @@ class Value {
   bool is_object(Object::Kind kind) const { return is<ObjectPtr>() && as<ObjectPtr>()->kind == kind; }
 
   const std::string& text() const { return as<StringPtr>()->text; }
+  bool is_markup() const { return is_string() && as<StringPtr>()->markup; }
   int64_t integer() const { return is<bool>() ? as<bool>() : as<int64_t>(); }
   double number() const { return is<double>() ? as<double>() : static_cast<double>(integer()); }
   const std::vector<Value>& items() const;
