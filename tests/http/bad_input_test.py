@@ -76,7 +76,7 @@ class BadInput(ServerTest):
                         {"role": "user", "content": {}}, {"role": "user", "content": [5]}, {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
                         {"role": "user", "content": [{"type": "text"}]}, {"role": "user", "content": [{"text": "x"}]}, {"role": "function", "content": "x"},
                         {"role": "", "content": "x"}, {"role": "user", "content": "x", "tool_calls": [{}]}, {"role": "assistant"}, {"role": "assistant", "tool_calls": [{"function": {}}]},
-                        {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{"}}]},
+                        {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": 5}}]},
                         {"role": "user", "content": "word " * 2000}):
             with self.subTest(message=str(message)[:60]):
                 answer = self.server.post("/v1/chat/completions", {"model": "sql", "messages": [message]})

@@ -217,6 +217,10 @@ TEST_F(TextSideTest, ToolsAreShownInTheAdaptersOwnWay) {
   EXPECT_THAT(model_->prepare(request, sequence, own.get(), &field).message(),
               HasSubstr("it has default, tool_use, rag"));
   EXPECT_EQ(field, "chat_template");
+  request.template_name = "rag";
+  request.tools = {{{"type", "function"}, {"function", {{"name", "get_x"}}}}};
+  EXPECT_FALSE(model_->prepare(request, sequence, own.get(), &field).ok());
+  EXPECT_EQ(field, "tools");
 }
 
 TEST_F(TextSideTest, StructuredOutputEndsAsTheAdapterDoes) {

@@ -126,8 +126,11 @@ std::string shown(const std::string& source, const std::string& conversation) {
   const auto object = object_of(conversation);
   Conversation given{.messages = object.at("messages").as_array()};
   if (object.contains("tools")) given.tools = object.at("tools").as_array();
-  const auto rendered = entry_of(source).render(given);
-  return rendered.ok() ? rendered->text : rendered.status().message();
+  const ChatTemplates::Entry entry = entry_of(source);
+  const auto rendered = entry.render(given);
+  if (!rendered.ok()) return rendered.status().message();
+  const Status tools = entry.check_tools(given.tools, rendered->text);
+  return tools.ok() ? rendered->text : tools.message();
 }
 
 TEST(ChatTemplates, ListsReachTemplatesThatWalkThem) {

@@ -30,7 +30,9 @@ Result<ChatTemplate::Marked> Renderer::render_template(const Record& record, jso
                             .variables = record.variables,
                             .add_generation_prompt = generation_prompt};
   conversation.variables["strftime_now_unix"] = options_.now_unix != 0 ? options_.now_unix : kDefaultNow;
-  return entry->render(std::move(conversation));
+  LK_ASSIGN_OR_RETURN(ChatTemplate::Marked marked, entry->render(std::move(conversation)));
+  LK_RETURN_IF_ERROR(entry->check_tools(record.tools, marked.text));
+  return marked;
 }
 
 Result<std::string> Renderer::render_prefix(const Record& record, size_t num_messages, bool generation_prompt) const {

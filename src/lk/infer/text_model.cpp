@@ -112,6 +112,10 @@ Result<std::string> render_messages(const TextRequest& request, const TextSide& 
                             .add_generation_prompt = request.add_generation_prompt && !request.continue_final_message};
   LK_ASSIGN_OR_RETURN(ChatTemplate::Marked rendered, (*chosen)->render(std::move(conversation)));
   std::string text = std::move(rendered.text);
+  if (const Status shown = (*chosen)->check_tools(request.tools, text); !shown.ok()) {
+    field = "tools";
+    return shown;
+  }
   if (!last) return text;
   // As transformers: the text is cut behind the content of the last message, where the mark is; what a template that
   // trims the content took from the mark, it would have taken from the content.

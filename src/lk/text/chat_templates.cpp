@@ -77,20 +77,6 @@ const json::value* tool_name(const json::value& tool) {
   return name && name->is_string() ? name : nullptr;
 }
 
-// A name may stand in the text by chance; but a template that drops one tool and shows the others is not known.
-Status check_tools_shown(const ChatTemplates::Entry& entry, const json::array& tools, std::string_view text) {
-  const auto dropped = [&](std::string_view what) {
-    return invalid_argument("the chat template \"{}\" does not show the model {}", entry.name, what);
-  };
-  if (!entry.reads_tools) return dropped("any tools; send none, or use a model that is made for them");
-  for (const json::value& tool : tools) {
-    const json::value* name = tool_name(tool);
-    if (name != nullptr && text.find(std::string_view(name->get_string())) == text.npos)
-      return dropped(fmt::format("the tool \"{}\" in this conversation", std::string_view(name->get_string())));
-  }
-  return {};
-}
-
 // What was thought before an answer has three names; templates read one of two.
 void name_reasoning(json::object& message) {
   const json::value* reasoning = nullptr;
@@ -161,9 +147,22 @@ Result<ChatTemplate::Marked> ChatTemplates::Entry::render(Conversation conversat
   if (!rendered.ok() && make_tolerable(variables["messages"].get_array())) {
     if (Result<ChatTemplate::Marked> again = body->render_marked(variables); again.ok()) rendered = std::move(again);
   }
-  if (rendered.ok() && !conversation.tools.empty())
-    LK_RETURN_IF_ERROR(check_tools_shown(*this, conversation.tools, rendered->text));
   return rendered;
+}
+
+// A name may stand in the text by chance; but a template that drops one tool and shows the others is not known.
+Status ChatTemplates::Entry::check_tools(const json::array& tools, std::string_view text) const {
+  if (tools.empty()) return {};
+  const auto dropped = [&](std::string_view what) {
+    return invalid_argument("the chat template \"{}\" does not show the model {}", name, what);
+  };
+  if (!reads_tools) return dropped("any tools; send none, or use a model that is made for them");
+  for (const json::value& tool : tools) {
+    const json::value* called = tool_name(tool);
+    if (called != nullptr && text.find(std::string_view(called->get_string())) == text.npos)
+      return dropped(fmt::format("the tool \"{}\" in this conversation", std::string_view(called->get_string())));
+  }
+  return {};
 }
 
 Result<std::shared_ptr<const ChatTemplates>> ChatTemplates::parse(const TokenizerConfig& config,

@@ -37,9 +37,11 @@ class ChatTemplates {
 
     // As transformers renders it, but that a list of parts reaches a template that wants text as its text, a line each,
     // and that what a model wrote itself (calls that were cut off, answers without content) is shown, where
-    // transformers fails. kInvalidArgument when the template does not show every one of the tools: the model would
-    // answer as if there were none, and nobody would know.
+    // transformers fails.
     Result<ChatTemplate::Marked> render(Conversation conversation) const;
+    // kInvalidArgument when not every one of the tools shows in what was rendered: the model would answer as if there
+    // were none, and nobody would know.
+    Status check_tools(const boost::json::array& tools, std::string_view rendered) const;
   };
 
   // Null when the configuration has no template. Its named tokens are variables of all of them. `model_type`: of the
