@@ -152,8 +152,8 @@ Result<std::unique_ptr<TextEngine>> ModelFlags::open() const {
   LK_ASSIGN_OR_RETURN(std::unique_ptr<TextEngine> engine, open_without_adapters(memory_plan));
   for (const auto& [name, directory] : adapters) {
     if (!is_directory(directory)) return not_found("adapter {}: {} is not a directory", name, directory);
-    LK_ASSIGN_OR_RETURN(auto adapter, load_adapter(name, directory, engine->config(),
-                                                   engine->engine().weights().checkpoint.get()));
+    LK_ASSIGN_OR_RETURN(auto adapter,
+                        load_adapter(name, directory, engine->config(), engine->engine().weights().checkpoint.get()));
     warn(directory, adapter->warnings);
     LK_RETURN_IF_ERROR(engine->add_adapter(std::move(adapter)));
   }

@@ -110,11 +110,13 @@ TEST(ExtrasGolden, EmbeddingsAreTheNormalisedMeanOfTheLastHiddenStates) {
         c.at("adapter").is_null() ? kBaseModel : model.add(model.load(std::string(c.at("adapter").as_string())));
     RequestId next = 0;
     for (const auto& prompt : c.at("prompts").as_array())
-      ASSERT_TRUE(
-          model.scheduler
-              ->submit(
-                  {.id = next++, .adapter = id, .prompt = Extras::tokens(prompt), .max_tokens = 0, .pooling = Pooling::kMean})
-              .ok());
+      ASSERT_TRUE(model.scheduler
+                      ->submit({.id = next++,
+                                .adapter = id,
+                                .prompt = Extras::tokens(prompt),
+                                .max_tokens = 0,
+                                .pooling = Pooling::kMean})
+                      .ok());
     const auto sums = model.hidden_sums();
     next = 0;
     for (const auto& prompt : c.at("prompts").as_array()) {

@@ -66,8 +66,7 @@ struct Model {
     if (!status.ok()) return;
     warnings = (*weights)->warnings;
     const int64_t page = Decoder(*weights, *backend, 1, 1).page_bytes();
-    engine =
-        Engine::create({.max_step_tokens = 16, .memory_bytes = 256 * page}, *weights, std::move(backend)).value();
+    engine = Engine::create({.max_step_tokens = 16, .memory_bytes = 256 * page}, *weights, std::move(backend)).value();
     pool = std::make_unique<UnifiedPool>(engine->num_pages());
     scheduler = std::make_unique<Scheduler>(SchedulerOptions{.max_step_tokens = 16}, *pool, *engine);
     if (adapter_directory.empty()) return;
@@ -186,7 +185,8 @@ TEST_P(HubGolden, ConvertedAndMergedItIsTheSame) {
   const auto converted = convert_adapter(adapter(), base.config, base.weights.get(), out.file("plain"));
   ASSERT_TRUE(converted.ok()) << converted.status().message();
   expect_values(model(), out.file("plain"), c(), GetParam() + " converted");
-  const auto loaded = load_adapter("adapter", is_foreign() ? out.file("plain") : adapter(), base.config, base.weights.get()).value();
+  const auto loaded =
+      load_adapter("adapter", is_foreign() ? out.file("plain") : adapter(), base.config, base.weights.get()).value();
   const auto merged = merge_adapter(model(), *loaded, out.file("merged"), {.dtype = DType::kF32});
   ASSERT_TRUE(merged.ok()) << merged.status().message();
   expect_values(out.file("merged"), "", c(), GetParam() + " merged");

@@ -38,12 +38,9 @@ TEST(Pooling, IsWhatTheDirectorySays) {
 TEST(Pooling, RefusesWhatItDoesNotDo) {
   EXPECT_THAT(Model().pooling(R"({"pooling_mode_max_tokens":true})").load().status().message(),
               HasSubstr("pooling \"max\" is not supported"));
-  EXPECT_THAT(Model()
-                  .pooling(R"({"pooling_mode_cls_token":true,"pooling_mode_mean_tokens":true})")
-                  .load()
-                  .status()
-                  .message(),
-              HasSubstr("\"cls+mean\""));
+  EXPECT_THAT(
+      Model().pooling(R"({"pooling_mode_cls_token":true,"pooling_mode_mean_tokens":true})").load().status().message(),
+      HasSubstr("\"cls+mean\""));
 }
 
 TEST(Pooling, FollowsTheListOfModules) {

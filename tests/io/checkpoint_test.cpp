@@ -74,9 +74,8 @@ TEST(Checkpoint, FindsTheTextModelByAnyOfItsNames) {
   };
   for (const auto& [decoder, head] : kinds) {
     Directory directory("LlamaForCausalLM", false);
-    directory.rename([&](const std::string& name) {
-      return name.starts_with("model.") ? decoder + name.substr(6) : head + name;
-    });
+    directory.rename(
+        [&](const std::string& name) { return name.starts_with("model.") ? decoder + name.substr(6) : head + name; });
     const Result<Checkpoint> opened = directory.open();
     ASSERT_TRUE(opened.ok()) << opened.status().message();
     EXPECT_THAT(opened->warnings, IsEmpty());
@@ -103,7 +102,8 @@ TEST(Checkpoint, TheFilesDecideWhetherTheHeadIsTied) {
   EXPECT_THAT(lies.warnings, ElementsAre(HasSubstr("they are not tied")));
 
   Directory head_only("Qwen3ForCausalLM", true);
-  head_only.rename([](const std::string& name) { return name.find("embed") == std::string::npos ? name : "lm_head.weight"; });
+  head_only.rename(
+      [](const std::string& name) { return name.find("embed") == std::string::npos ? name : "lm_head.weight"; });
   const Checkpoint one = head_only.open().value();
   EXPECT_TRUE(one.config.tie_word_embeddings);
   EXPECT_NE(one.weights->find("model.embed_tokens.weight"), nullptr);
@@ -139,7 +139,8 @@ TEST(Checkpoint, NamesEveryTensorThatIsNotUsed) {
 TEST(Checkpoint, RefusesOneWeightUnderTwoNames) {
   Directory directory("LlamaForCausalLM", false);
   directory.shapes["norm.weight"] = {8};
-  EXPECT_THAT(directory.open().status().message(), HasSubstr("'model.norm.weight' and 'norm.weight' stand for the same"));
+  EXPECT_THAT(directory.open().status().message(),
+              HasSubstr("'model.norm.weight' and 'norm.weight' stand for the same"));
 }
 
 TEST(TextModelPath, LeavesOtherNamesAlone) {

@@ -145,7 +145,8 @@ TEST(ModelConfig, RefusesRopeItDoesNotKnow) {
 
 TEST(ModelConfig, TheContextIsWhatTheScalingIsMadeFor) {
   const auto limit = [](const std::string& rope) {
-    return parsed(R"("max_position_embeddings":100)" + (rope.empty() ? "" : ",\"rope_scaling\":" + rope)).context_limit();
+    return parsed(R"("max_position_embeddings":100)" + (rope.empty() ? "" : ",\"rope_scaling\":" + rope))
+        .context_limit();
   };
   EXPECT_EQ(limit(""), 100);
   EXPECT_EQ(limit(R"({"type":"linear","factor":4})"), 400);

@@ -37,8 +37,10 @@ Result<std::string> pooling_directory(const std::string& directory) {
     const std::string kind = type.substr(type.rfind('.') + 1);
     if (kind == "Transformer" || kind == "Normalize") continue;
     if (kind != "Pooling")
-      return unsupported("{}: module {} changes the embeddings and is not supported; supported: Transformer, Pooling, "
-                         "Normalize. Give --pooling to do without it", path, kind);
+      return unsupported(
+          "{}: module {} changes the embeddings and is not supported; supported: Transformer, Pooling, "
+          "Normalize. Give --pooling to do without it",
+          path, kind);
     if (own.empty() || own.find('/') != std::string::npos || own.front() == '.')
       return invalid_argument("{}: '{}' is not a plain directory name", path, own);
     found = join_path(directory, own);
@@ -80,8 +82,9 @@ Result<Pooling> load_pooling(const std::string& directory) {
   if (wanted == "lasttoken" || wanted == "last") return Pooling::kLast;
   // Sums that differ in length only.
   if (wanted.empty() || wanted == "mean" || wanted == "mean_sqrt_len_tokens") return Pooling::kMean;
-  return unsupported("{}: pooling \"{}\" is not supported; supported: mean, lasttoken, cls. Give --pooling to choose one",
-                     path, wanted);
+  return unsupported(
+      "{}: pooling \"{}\" is not supported; supported: mean, lasttoken, cls. Give --pooling to choose one", path,
+      wanted);
 }
 
 }  // namespace lk

@@ -17,8 +17,7 @@ class Ledger {
 
   Status run() {
     for (const UnreadTensor& tensor : checkpoint_.files->unread()) {
-      if (find_weight(tensor.name, config_))
-        return unsupported("tensor '{}' {}", tensor.name, tensor.why);
+      if (find_weight(tensor.name, config_)) return unsupported("tensor '{}' {}", tensor.name, tensor.why);
       rest_.push_back(tensor.name);
     }
     for (const auto& [name, view] : checkpoint_.files->tensors()) {
@@ -40,8 +39,7 @@ class Ledger {
       checkpoint_.file_names[own] = name;
       tensors.emplace(own, *checkpoint_.files->find(name));
     }
-    checkpoint_.weights =
-        renamed ? TensorStore::renamed(checkpoint_.files, std::move(tensors)) : checkpoint_.files;
+    checkpoint_.weights = renamed ? TensorStore::renamed(checkpoint_.files, std::move(tensors)) : checkpoint_.files;
     name_rest();
     return check_weights(config_, *checkpoint_.weights);
   }
@@ -76,7 +74,8 @@ class Ledger {
   Status check_head() const {
     if (config_.tie_word_embeddings || !config_.has_lm_head || view_of(kLmHead) != nullptr) return Status();
     return data_loss(
-        "tensor '{}' is missing from the checkpoint and tie_word_embeddings is false; transformers would begin a random "
+        "tensor '{}' is missing from the checkpoint and tie_word_embeddings is false; transformers would begin a "
+        "random "
         "one. If the head is the embedding, set tie_word_embeddings to true; if the model has no head, say so by its "
         "architecture (\"{}Model\")",
         weight_name({kLmHead}), config_.architecture.substr(0, config_.architecture.find("ForCausalLM")));

@@ -19,8 +19,8 @@ struct Checkpoint {
   // As the file says, but for what the tensors decide: tie_word_embeddings (both matrices there and different: not
   // tied), has_lm_head (a bare decoder without one).
   ModelConfig config;
-  std::shared_ptr<const TensorStore> weights;  // by weight_name(); of the model's weights nothing is missing
-  std::shared_ptr<const TensorStore> files;    // all tensors, by the names in the files
+  std::shared_ptr<const TensorStore> weights;     // by weight_name(); of the model's weights nothing is missing
+  std::shared_ptr<const TensorStore> files;       // all tensors, by the names in the files
   std::map<std::string, std::string> file_names;  // weight_name() -> name in the files
   std::vector<std::string> warnings;
 

@@ -138,8 +138,8 @@ void read_factors(JsonFields& rope, const char* key, int64_t count, std::vector<
   const json::array* list = rope.array(key);
   if (list == nullptr) return rope.fail(invalid_argument("{}: \"{}\" is missing", rope.where(), key));
   if (std::ssize(*list) != count)
-    return rope.fail(invalid_argument("{}: \"{}\" has {} numbers, half of head_dim is {}", rope.where(), key,
-                                      list->size(), count));
+    return rope.fail(
+        invalid_argument("{}: \"{}\" has {} numbers, half of head_dim is {}", rope.where(), key, list->size(), count));
   for (const json::value& item : *list) {
     const double factor = item.is_number() ? item.to_number<double>() : 0;
     if (!(factor >= 1e-6 && factor <= 1e9))
@@ -174,8 +174,8 @@ void read_rope(JsonFields& fields, int64_t max_positions, int64_t head_dim, Rope
   if (rotary != 1.0) {
     rope.fail(unsupported("{}: partial_rotary_factor {} is not supported; supported: 1", rope.where(), rotary));
   }
-  const bool scaled = config.type == RopeType::kLlama3 || config.type == RopeType::kYarn ||
-                      config.type == RopeType::kLongrope;
+  const bool scaled =
+      config.type == RopeType::kLlama3 || config.type == RopeType::kYarn || config.type == RopeType::kLongrope;
   int64_t original = 0;
   rope.read_int("original_max_position_embeddings", original, 1, int64_t{1} << 30);
   fields.read_int("original_max_position_embeddings", original, 1, int64_t{1} << 30);  // this one has priority

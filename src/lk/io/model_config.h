@@ -65,7 +65,7 @@ struct ModelConfig {
   // A bare decoder ("Qwen3Model", embedding models) may lack an lm_head: then it has hidden states, and no tokens.
   bool bare = false;
   bool has_lm_head = true;  // false: there is none, not even a tied one
-  bool qkv_bias = false;  // Qwen2; Llama with attention_bias (then o_bias too)
+  bool qkv_bias = false;    // Qwen2; Llama with attention_bias (then o_bias too)
   bool o_bias = false;
   bool mlp_bias = false;              // Llama with mlp_bias
   bool qk_norm = false;               // Qwen3
@@ -80,8 +80,8 @@ struct ModelConfig {
   // dynamic, yarn and longrope), and never less.
   int64_t context_limit() const;
   // Which frequencies a sequence of this final length rotates by: 0 = the usual ones, otherwise those of
-  // make_rope_table() for the returned length (dynamic and longrope, beyond the original context). Sequences that differ
-  // in it share no cached keys.
+  // make_rope_table() for the returned length (dynamic and longrope, beyond the original context). Sequences that
+  // differ in it share no cached keys.
   int64_t rope_length(int64_t sequence_length) const;
   ModelShape shape() const {  // of the whole model
     return {num_layers, hidden_dim, intermediate_dim, num_heads, num_kv_heads, head_dim, vocab_size};

@@ -34,8 +34,8 @@ struct UnreadTensor {
 // Parses and validates a header. `bytes` is the whole file. For fuzzing and SafetensorsFile.
 // Errors (kDataLoss) name the tensor: truncated, lying or oversized header (> 100 MB), duplicate
 // names, ranges that overlap, leave holes or leave the file, a shape that contradicts its byte
-// range. Tensors of other types than F32, BF16 and F16, or of more than four dimensions, are listed apart: whoever needs
-// one refuses. Views may be unaligned when the header has an odd length: see TensorStore.
+// range. Tensors of other types than F32, BF16 and F16, or of more than four dimensions, are listed apart: whoever
+// needs one refuses. Views may be unaligned when the header has an odd length: see TensorStore.
 struct SafetensorsIndex {
   std::vector<TensorEntry> tensors;  // in order of their data
   std::vector<UnreadTensor> unread;

@@ -112,9 +112,9 @@ std::string text_model_path(std::string path) {
   for (const std::string_view segment : {"language_model.", "text_model."}) {
     const size_t at = path.starts_with(kRoot) ? kRoot.size() : 0;
     if (strip(at, segment)) {
-      if (at > 0) strip(0, kRoot);                             // "model.language_model.": what follows is the decoder,
+      if (at > 0) strip(0, kRoot);  // "model.language_model.": what follows is the decoder,
       if (!path.starts_with(kRoot) && path != "lm_head" && !path.starts_with("lm_head."))
-        path.insert(0, kRoot);                                 // or the causal model around it
+        path.insert(0, kRoot);  // or the causal model around it
       return path;
     }
   }

@@ -71,7 +71,8 @@ Status missing_files(const std::string& directory) {
           directory, pickle);
     }
   }
-  for (const auto& [file, trainer] : {std::pair("adapters.safetensors", "mlx-lm"), {"lora.safetensors", "mistral-finetune"}}) {
+  for (const auto& [file, trainer] :
+       {std::pair("adapters.safetensors", "mlx-lm"), {"lora.safetensors", "mistral-finetune"}}) {
     if (file_exists(join_path(directory, file)))
       return unsupported("{}: {} is an adapter as {} writes it; make a PEFT one of it with `lorikeet adapter convert`",
                          directory, file, trainer);

@@ -202,10 +202,8 @@ Status AdapterLoader::change_tied_embedding(const std::vector<Adapted>& items) {
   std::vector<float> rows(static_cast<size_t>(half * width));
   a0.copy_to(rows.data());
   for (int64_t d = 0; d < width; ++d) {
-    for (int64_t k = 0; k < before; ++k)
-      b->as<float>()[d * rank + k] = old_b[static_cast<size_t>(d * before + k)];
-    for (int64_t k = 0; k < half; ++k)
-      b->as<float>()[d * rank + before + k] = rows[static_cast<size_t>(k * width + d)];
+    for (int64_t k = 0; k < before; ++k) b->as<float>()[d * rank + k] = old_b[static_cast<size_t>(d * before + k)];
+    for (int64_t k = 0; k < half; ++k) b->as<float>()[d * rank + before + k] = rows[static_cast<size_t>(k * width + d)];
   }
   adapter_.embedding = Adapter::EmbeddingDelta{rank, scaling, TensorView(a->data(), DType::kF32, {rank, vocab}),
                                                TensorView(b->data(), DType::kF32, {width, rank})};
@@ -245,7 +243,8 @@ Status AdapterLoader::fold_dora_embedding() {
   }
   for (int64_t i = 0; i < weight.num_elements(); ++i) folded->as<float>()[i] *= scales[static_cast<size_t>(i % width)];
   const TensorView view(folded->data(), DType::kF32, weight.shape());
-  LK_RETURN_IF_ERROR(check_replacement({kEmbedding}, embedding_magnitude_->name, view.shape(), largest_magnitude(view)));
+  LK_RETURN_IF_ERROR(
+      check_replacement({kEmbedding}, embedding_magnitude_->name, view.shape(), largest_magnitude(view)));
   adapter_.replaced.embedding = view;
   adapter_.embedding.reset();
   return Status();

@@ -246,8 +246,8 @@ Status AdapterLoader::place_embedding(const Parts& parts) {
   if (embedding_magnitude_ != nullptr && embedding_magnitude_->view.num_elements() != model_.hidden_dim)
     return wrong_shape(*embedding_magnitude_, fmt::format("[{}]", model_.hidden_dim));
   LK_ASSIGN_OR_RETURN(const Scale scale, scale_of({kEmbedding}, *a, view_a.dim(0)));
-  LK_RETURN_IF_ERROR(check_delta(module_path(kEmbedding), 1, scale.rank, scale.scaling,
-                                 {.a = a->largest, .b = b->largest}));
+  LK_RETURN_IF_ERROR(
+      check_delta(module_path(kEmbedding), 1, scale.rank, scale.scaling, {.a = a->largest, .b = b->largest}));
   adapter_.embedding = Adapter::EmbeddingDelta{scale.rank, scale.scaling, view_a, view_b};
   lora_modules_.insert(kEmbedding);
   return Status();
@@ -281,7 +281,8 @@ Status AdapterLoader::cross_check() {
   for (const auto& [module, parts] : modules_)
     for (const auto& [part, source] : parts)
       if (!source.used)
-        return unsupported("tensor '{}' plays no part in this kind of adapter; wrong adapter_config.json?", source.name);
+        return unsupported("tensor '{}' plays no part in this kind of adapter; wrong adapter_config.json?",
+                           source.name);
   std::vector<std::string> missing, extra;
   for (const ModuleId module : lora_modules(model_)) {
     const std::string path = path_of({module});

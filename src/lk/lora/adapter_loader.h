@@ -28,8 +28,8 @@ class AdapterLoader {
   Status run();
 
  private:
-  // A tensor of the file. Whoever acts on it marks it; one that nobody did is an error in the end, so that nothing of an
-  // adapter is dropped in silence.
+  // A tensor of the file. Whoever acts on it marks it; one that nobody did is an error in the end, so that nothing of
+  // an adapter is dropped in silence.
   struct Source {
     std::string name;  // as in the file, for messages
     TensorView view;
@@ -101,7 +101,7 @@ class AdapterLoader {
   // tied head, too.
   std::map<ModuleId, const Source*> base_copies_;
   const Source* embedding_magnitude_ = nullptr;  // DoRA on the embedding
-  std::set<ModuleId> lora_modules_;      // modules that got a delta (fused ones one by one)
+  std::set<ModuleId> lora_modules_;              // modules that got a delta (fused ones one by one)
   std::set<size_t> used_rank_keys_, used_alpha_keys_;
   std::mutex owned_mutex_;  // of adapter_.owned, while several threads finish deltas
 };

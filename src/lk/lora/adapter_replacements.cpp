@@ -178,8 +178,9 @@ Status AdapterLoader::place_trained_tokens() {
     head_rows = nullptr;
   }
   if (model_.tie_word_embeddings && embedding_rows != nullptr && matcher_->is_saved(path_of({kLmHead})))
-    return unsupported("trained rows of the embedding beside lm_head in modules_to_save, on a base with tied embeddings "
-                       "(PEFT cannot run them either)");
+    return unsupported(
+        "trained rows of the embedding beside lm_head in modules_to_save, on a base with tied embeddings "
+        "(PEFT cannot run them either)");
   for (const auto& [module, rows] : {std::pair(kEmbedding, embedding_rows), {kLmHead, head_rows}}) {
     const auto ids = ids_of.find(module);
     if (rows == nullptr) {

@@ -75,8 +75,10 @@ class ForeignReader {
       }
     }
     if (!scaling_)
-      return invalid_argument("{}: no params.json with lora.scaling; say with --scaling what it was trained with "
-                              "(mistral-finetune's default is 2)", directory);
+      return invalid_argument(
+          "{}: no params.json with lora.scaling; say with --scaling what it was trained with "
+          "(mistral-finetune's default is 2)",
+          directory);
     LK_RETURN_IF_ERROR(open(join_path(directory, kMistralFile)));
     for (const auto& [name, view] : adapter_->file->tensors()) {
       bool is_a = false;
@@ -85,7 +87,8 @@ class ForeignReader {
       (is_a ? modules_[*module].a : modules_[*module].b) = view;
     }
     for (auto& [module, parts] : modules_)
-      if (parts.b.defined() && (module.proj() == Proj::kQ || module.proj() == Proj::kK)) LK_RETURN_IF_ERROR(halve(parts));
+      if (parts.b.defined() && (module.proj() == Proj::kQ || module.proj() == Proj::kK))
+        LK_RETURN_IF_ERROR(halve(parts));
     return finish();
   }
 
@@ -121,8 +124,8 @@ class ForeignReader {
   // "layers.3.attention.wq.lora_A.weight"
   std::optional<ModuleId> mistral_module(std::string_view name, bool& is_a) const {
     constexpr std::pair<std::string_view, Proj> kModules[] = {
-        {"attention.wq", Proj::kQ},       {"attention.wk", Proj::kK},      {"attention.wv", Proj::kV},
-        {"attention.wo", Proj::kO},       {"feed_forward.w1", Proj::kGate}, {"feed_forward.w2", Proj::kDown},
+        {"attention.wq", Proj::kQ},     {"attention.wk", Proj::kK},       {"attention.wv", Proj::kV},
+        {"attention.wo", Proj::kO},     {"feed_forward.w1", Proj::kGate}, {"feed_forward.w2", Proj::kDown},
         {"feed_forward.w3", Proj::kUp},
     };
     constexpr std::string_view kLayers = "layers.", kA = ".lora_A.weight", kB = ".lora_B.weight";
@@ -142,7 +145,8 @@ class ForeignReader {
   Status halve(Parts& parts) {
     const TensorView& b = parts.b;
     const int64_t head = config_.head_dim, half = head / 2;
-    if (b.dim(0) % head != 0) return invalid_argument("lora_B {} is no whole number of heads of {}", b.shape_string(), head);
+    if (b.dim(0) % head != 0)
+      return invalid_argument("lora_B {} is no whole number of heads of {}", b.shape_string(), head);
     const auto row_bytes = static_cast<size_t>(b.dim(1) * dtype_bytes(b.dtype()));
     LK_ASSIGN_OR_RETURN(Buffer buffer, Buffer::try_allocate(std::max<int64_t>(b.num_bytes(), 64)));
     for (int64_t row = 0; row < b.dim(0); ++row) {

@@ -16,9 +16,9 @@ namespace lk {
 // Whether the directory holds such an adapter.
 bool is_foreign_adapter(const std::string& directory);
 
-// `scaling` replaces the one in the files (mistral-finetune's params.json may be missing on a hub). Errors: a tensor that
-// plays no part, shapes of another base, a scaling that is nowhere. The values are not checked further: what is written
-// is loaded again.
+// `scaling` replaces the one in the files (mistral-finetune's params.json may be missing on a hub). Errors: a tensor
+// that plays no part, shapes of another base, a scaling that is nowhere. The values are not checked further: what is
+// written is loaded again.
 Result<std::shared_ptr<const Adapter>> read_foreign_adapter(const std::string& directory, const ModelConfig& config,
                                                             std::optional<double> scaling = {});
 

@@ -207,7 +207,8 @@ class ModelMerger {
     std::vector<float> before, after;
     std::vector<std::byte> rounded;
     return visit_merged_weight(
-        changed_.at(tensor.name), adapter_, config_, *base_.weights, [&](int64_t first, int64_t count, const float* rows) {
+        changed_.at(tensor.name), adapter_, config_, *base_.weights,
+        [&](int64_t first, int64_t count, const float* rows) {
           const int64_t n = count * width;
           before.resize(static_cast<size_t>(n));
           after.resize(static_cast<size_t>(n));
@@ -229,8 +230,8 @@ class ModelMerger {
   const Checkpoint& base_;
   const Adapter& adapter_;
   const MergeOptions& options_;
-  std::string embedding_name_;                            // as it is written
-  std::map<std::string, WeightId> changed_;               // by the name that is written
+  std::string embedding_name_;                          // as it is written
+  std::map<std::string, WeightId> changed_;             // by the name that is written
   std::map<std::string, const TensorView*> originals_;  // likewise
   MergeReport report_;
 };

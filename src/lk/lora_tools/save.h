@@ -15,8 +15,8 @@
 namespace lk {
 
 struct SaveOptions {
-  std::optional<DType> dtype = {};   // of A, B and bias; absent: as held in memory. PEFT itself writes f32
-  std::string base_model_name = {};  // "base_model_name_or_path"; empty: the adapter's own
+  std::optional<DType> dtype = {};     // of A, B and bias; absent: as held in memory. PEFT itself writes f32
+  std::string base_model_name = {};    // "base_model_name_or_path"; empty: the adapter's own
   std::optional<double> scaling = {};  // of adapters that convert_adapter() takes from other trainers (foreign.h)
 };
 

@@ -89,8 +89,7 @@ RopeTable make_rope_table(const ModelConfig& config, int64_t sequence_length) {
       table.attention_scaling = scale_yarn(rope, original, head_dim, table.inv_freq);
       break;
     case RopeType::kLongrope:
-      table.attention_scaling =
-          scale_longrope(rope, sequence_length > rope.original_max_positions, table.inv_freq);
+      table.attention_scaling = scale_longrope(rope, sequence_length > rope.original_max_positions, table.inv_freq);
       break;
   }
   return table;
