@@ -6,10 +6,12 @@
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
+#include <set>
 
 #include <boost/json.hpp>
 
 #include "commands.h"
+#include "help.h"
 #include "lk/base/file.h"
 #include "lk/base/json_text.h"
 #include "lk/sim/fuzz.h"
@@ -281,6 +283,12 @@ void add_simulate(CLI::App& app, int& exit_code) {
       ->check(CLI::NonNegativeNumber)
       ->group("Runs");
   flags->fleet.add_to(*command);
+  // Of the fleet's options the first two; the rest is under --help-all.
+  std::set<std::string> shown;
+  for (const CLI::Option* option : command->get_options())
+    if (option->get_group() != "Fleet") shown.insert(option->get_name());
+  shown.insert({"--replicas", "--routing"});
+  show_in_help(*command, shown);
   command->callback([flags, values, options, &exit_code] {
     for (size_t n = 0; n < options.size(); ++n)
       if (options[n]->count() > 0) flags->values.push_back((*values)[n]);

@@ -198,7 +198,7 @@ class BadModels(Temporary):
 
     def test_config_that_disagrees_or_is_unknown(self):
         for change, words in (({"hidden_size": 128}, ("model.embed_tokens.weight",)), ({"architectures": ["FooForCausalLM"]}, ("FooForCausalLM",)),
-                              ({"rope_scaling": {"rope_type": "longrope"}}, ("longrope",)), ({"hidden_act": "gelu"}, ("gelu",)),
+                              ({"rope_scaling": {"rope_type": "longrope"}}, ("rope parameters", "short_factor")), ({"hidden_act": "gelu"}, ("gelu",)),
                               ({"quantization_config": {"quant_method": "gptq"}}, ("gptq",)), ({"num_hidden_layers": 10 ** 9}, ("num_hidden_layers",))):
             with self.subTest(change):
                 model = self.copy_model()

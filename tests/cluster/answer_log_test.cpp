@@ -15,13 +15,14 @@ TEST(AnswerCommitTest, ReadsWhatItWrote) {
   for (const AnswerCommit& commit :
        {AnswerCommit{}, AnswerCommit{.choice = 3, .first = 17, .tokens = {1, 2, 50'000}}, AnswerCommit{.end = true},
         AnswerCommit{.choice = 1, .first = 2, .tokens = {}, .done = true},
-        AnswerCommit{.tokens = {5}, .prompt = AnswerCommit::Prompt{40, 32}}}) {
+        AnswerCommit{.tokens = {5}, .prompt = AnswerCommit::Prompt{40, 32}, .digest = "0af"}}) {
     const std::string line = format_commit(commit);
     ASSERT_TRUE(line.starts_with(": lk ")) << "a comment for everybody else";
     ASSERT_TRUE(line.ends_with("\n\n"));
     EXPECT_EQ(parse_commit(line.substr(5)).value(), commit) << line;
   }
-  for (const char* bad : {"", "1", "{\"choice\":-1}", "{\"tokens\":[-1]}", "{\"tokens\":7}", "{\"first\":1.5}", "{"})
+  for (const char* bad : {"", "1", "{\"choice\":-1}", "{\"tokens\":[-1]}", "{\"tokens\":7}", "{\"first\":1.5}",
+                          "{\"digest\":\"x\"}", "{"})
     EXPECT_EQ(parse_commit(bad).status().code(), StatusCode::kDataLoss) << bad;
 }
 

@@ -30,7 +30,7 @@ ReplicaReport ready(const std::string& id) {
 }
 
 void tell(FleetView& view, int replica, const ReplicaReport& report, FleetView::Time now = kStart) {
-  ASSERT_TRUE(view.report(replica, format_report(report, nullptr), now).ok());
+  ASSERT_TRUE(view.report(replica, report, now).ok());
 }
 
 TEST(ReplicaReportTest, DeltasBringItUpToDate) {
@@ -80,6 +80,9 @@ TEST(FleetViewTest, LivesAndDies) {
   EXPECT_FALSE(view->pick({}, kStart + 2s)) << "nothing new for what drains";
   view->lost(0, unavailable("closed"), true);
   EXPECT_EQ(view->life(0, kStart + 9s), Life::kDraining) << "it ended its reports; its answers go on";
+  view->lost(0, unavailable("refused"));  // nobody listens there any more
+  EXPECT_EQ(view->life(0, kStart + 9s), Life::kDraining);
+  tell(*view, 0, ready("b"), kStart + 2s);
   view->lost(0, unavailable("gone"));
   EXPECT_EQ(view->life(0, kStart + 2s), Life::kGone);
 }
@@ -87,7 +90,7 @@ TEST(FleetViewTest, LivesAndDies) {
 TEST(FleetViewTest, OneReplicaUnderTwoNamesIsOne) {
   auto view = fleet(2);
   tell(*view, 0, ready("a"));
-  EXPECT_EQ(view->report(1, format_report(ready("a"), nullptr), kStart).code(), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(view->report(1, ready("a"), kStart).code(), StatusCode::kFailedPrecondition);
   EXPECT_EQ(view->life(1, kStart), Life::kUnknown);
   EXPECT_FALSE(FleetView::create({.urls = {"http://a", "http://a"}}).ok());
   EXPECT_FALSE(FleetView::create({}).ok());
@@ -119,18 +122,26 @@ TEST(FleetViewTest, FullReplicasAreAskedLast) {
   EXPECT_TRUE(view->pick({}, kStart)) << "it may have room by now";
 }
 
-TEST(FleetViewTest, AdaptersGoWhereTheyAre) {
-  for (const char* policy : {"cost", "p2c", "chbl", "rr", "dlora"}) {
-    auto view = fleet(4, policy);
-    for (int i = 0; i < 4; ++i) {
-      ReplicaReport report = ready(std::to_string(i));
-      if (i == 2) report.adapters["sql"] = {.bytes = 1 << 20, .on_device = true};
-      tell(*view, i, report);
-    }
-    for (int k = 0; k < 20; ++k)
-      EXPECT_EQ(view->pick({.request = {.adapter = "sql", .prompt_tokens = 10, .predicted_output = 10}}, kStart), 2)
-          << policy;
+TEST(FleetViewTest, AdaptersGoWhereTheyAreUntilThatCostsMore) {
+  auto view = fleet(4);
+  for (int i = 0; i < 4; ++i) {
+    ReplicaReport report = ready(std::to_string(i));
+    if (i == 2) report.adapters["sql"] = {.bytes = 1 << 20, .on_device = true};
+    tell(*view, i, report);
   }
+  const RoutedRequest request{.adapter = "sql", .prompt_tokens = 10, .predicted_output = 10};
+  std::vector<int> counts(4);
+  EXPECT_EQ(view->pick({.request = request}, kStart), 2);
+  for (int k = 0; k < 400; ++k) {
+    const int replica = view->pick({.request = request}, kStart).value();
+    ++counts[static_cast<size_t>(replica)];
+    (void)view->sent(replica, request);
+  }
+  EXPECT_EQ(*std::ranges::max_element(counts), counts[2]);
+  for (const int count : counts) EXPECT_GT(count, 20) << "whoever waits there would wait longer than for a load";
+  EXPECT_TRUE(view->others_know(0, "sql"));
+  EXPECT_FALSE(view->others_know(2, "sql"));
+  EXPECT_TRUE(view->is_base("m") && view->is_base("base") && view->is_base("") && !view->is_base("sql"));
 }
 
 // With equal replicas each policy spreads a mix of adapters, and `cost` keeps each where it was.

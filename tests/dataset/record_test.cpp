@@ -55,11 +55,12 @@ TEST(Record, MessagesAreGivenToTemplatesAsTheyWantThem) {
         {"role": "assistant", "content": "done", "weight": 0.5}], "tools": [{"type": "function"}], "id": 5})",
       F::kMessages);
   EXPECT_THAT(record.weights, ElementsAre(1, 1, 0, 1, 0.5));
-  EXPECT_EQ(json_text(record.messages),
-            R"([{"role":"system","content":"s"},{"role":"user","content":"a\nb"},)"
-            R"({"role":"assistant","content":"","tool_calls":[{"id":"x","type":"function","function":)"
-            R"({"name":"f","arguments":{"y":1}}}]},{"role":"tool","content":"2","tool_call_id":"x"},)"
-            R"({"role":"assistant","content":"done"}])");
+  EXPECT_EQ(
+      json_text(record.messages),
+      R"([{"role":"system","content":"s"},{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]},)"
+      R"({"role":"assistant","tool_calls":[{"id":"x","type":"function","function":)"
+      R"({"name":"f","arguments":{"y":1}}}]},{"role":"tool","content":"2","tool_call_id":"x"},)"
+      R"({"role":"assistant","content":"done"}])");
   EXPECT_EQ(record.tools.size(), 1u);
 }
 
@@ -115,7 +116,7 @@ TEST(Record, FieldsThatAreNullAreNotThere) {
         {"role": "assistant", "content": null, "tool_calls": [{"id": null, "function": {"name": "f",
           "arguments": {"x": 1, "y": null}}}]}], "tools": [{"type": "function", "strict": null}], "system": null})",
       F::kMessages);
-  EXPECT_EQ(json_text(record.messages), R"([{"role":"user","content":"q"},{"role":"assistant","content":"",)"
+  EXPECT_EQ(json_text(record.messages), R"([{"role":"user","content":"q"},{"role":"assistant",)"
                                         R"("tool_calls":[{"function":{"name":"f","arguments":{"x":1}}}]}])");
   EXPECT_EQ(json_text(record.tools), R"([{"type":"function"}])");
   // What stands in a string was written as it is.
@@ -133,7 +134,7 @@ TEST(Record, OlderCallsAreTakenAsToday) {
         {"role": "function", "name": "f", "content": "3"}], "functions": [{"name": "f"}]})",
       F::kMessages);
   EXPECT_EQ(json_text(record.messages),
-            R"([{"role":"assistant","content":"","tool_calls":[{"type":"function","function":)"
+            R"([{"role":"assistant","tool_calls":[{"type":"function","function":)"
             R"({"name":"f","arguments":{"a":1}}}]},{"role":"tool","name":"f","content":"3"}])");
   EXPECT_EQ(json_text(record.tools), R"([{"type":"function","function":{"name":"f"}}])");
 }

@@ -56,14 +56,14 @@ TEST_F(TextModelTest, TextsThatAreFarTooLongAreRefusedByTheirBeginning) {
   for (const char* word : {"word ", "ärger ", "日本語", "😀", " ", "\n", "aaaa"}) {
     request.prompt.clear();
     for (int i = 0; i < 200'000; ++i) request.prompt += word;
-    const std::vector<int32_t> tokens = model->prompt_tokens(request, nullptr, 32).value();
+    const std::vector<int32_t> tokens = model->prompt_tokens(request, nullptr, nullptr, 32).value();
     EXPECT_GT(tokens.size(), 64u) << word;
     EXPECT_LT(tokens.size(), 40'000u) << word;
     EXPECT_THAT(prepare(*model, request).status().message(), HasSubstr("more than 64 tokens")) << word;
   }
   // As many tokens as ever: only their number is bounded.
   request.prompt = "word word word word";
-  EXPECT_EQ(model->prompt_tokens(request, nullptr, 1).value(), model->prompt_tokens(request).value());
+  EXPECT_EQ(model->prompt_tokens(request, nullptr, nullptr, 1).value(), model->prompt_tokens(request).value());
   // The last ones are wanted: they are at its end.
   for (int i = 0; i < 10'000; ++i) request.prompt += " word";
   request.prompt += " end";

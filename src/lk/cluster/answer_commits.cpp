@@ -23,6 +23,7 @@ std::string format_commit(const AnswerCommit& commit) {
   if (commit.prompt)
     fmt::format_to(std::back_inserter(out), ",\"prompt_tokens\":{},\"cached_tokens\":{}", commit.prompt->tokens,
                    commit.prompt->cached);
+  if (!commit.digest.empty()) fmt::format_to(std::back_inserter(out), ",\"digest\":\"{}\"", commit.digest);
   if (commit.done) out += ",\"done\":true";
   return out + "}\n\n";
 }
@@ -41,6 +42,9 @@ Result<AnswerCommit> parse_commit(std::string_view json) {
     commit.prompt.emplace().tokens = *tokens;
     fields.read_int("cached_tokens", commit.prompt->cached, 0, kMaxTokens);
   }
+  fields.read_string("digest", commit.digest, 0, 128);
+  if (commit.digest.find_first_not_of("0123456789abcdef") != std::string::npos)
+    return data_loss("a commit: the digest of the adapter is none");
   if (fields.failed()) return data_loss("{}", fields.status().message());
   return commit;
 }

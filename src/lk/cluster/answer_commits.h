@@ -33,7 +33,8 @@ struct AnswerCommit {
     bool operator==(const Prompt&) const = default;
   };
   std::optional<Prompt> prompt;
-  bool end = false;  // nothing follows: the answer is whole. No choice, no tokens then
+  std::string digest;  // likewise: of the adapter's content, hex; "" for the base model
+  bool end = false;    // nothing follows: the answer is whole. No choice, no tokens then
 
   bool operator==(const AnswerCommit&) const = default;
 };
@@ -48,7 +49,7 @@ class CommitReader {
  public:
   // `events`: the bytes of the group, comments taken out; "" when nothing was shown.
   using OnGroup = std::function<void(std::string_view events, AnswerCommit commit)>;
-  explicit CommitReader(OnGroup on_group, size_t max_group_bytes = 8 << 20)
+  explicit CommitReader(OnGroup on_group, size_t max_group_bytes = 64 << 20)
       : on_group_(std::move(on_group)), max_group_bytes_(max_group_bytes) {}
 
   // kDataLoss, now and ever after: a line or a group beyond the bound, or a commit that is none.

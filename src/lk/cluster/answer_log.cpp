@@ -31,6 +31,7 @@ AnswerLog::Verdict AnswerLog::take(const AnswerCommit& commit) {
   }
   choice.tokens.insert(choice.tokens.end(), commit.tokens.begin(), commit.tokens.end());
   if (!choice.prompt) choice.prompt = commit.prompt;
+  if (digest_.empty()) digest_ = commit.digest;
   choice.done = commit.done;
   num_tokens_ += count;
   return Verdict::kNews;

@@ -31,13 +31,15 @@ class AnswerLog {
   };
   const std::vector<Choice>& choices() const { return choices_; }
   bool whole() const { return whole_; }
-  int64_t num_tokens() const { return num_tokens_; }  // of all choices
+  const std::string& digest() const { return digest_; }  // of the adapter that made it
+  int64_t num_tokens() const { return num_tokens_; }     // of all choices
   // [{"tokens":[...],"prompt_tokens":n,"cached_tokens":m,"done":true}, ...]: choices that have nothing yet at the end
   // are left out.
   std::string choices_json() const;
 
  private:
   std::vector<Choice> choices_;
+  std::string digest_;
   int64_t num_tokens_ = 0;
   bool whole_ = false;
 };

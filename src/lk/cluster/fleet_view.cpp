@@ -27,28 +27,19 @@ Result<std::unique_ptr<FleetView>> FleetView::create(const FleetOptions& options
   return Result<std::unique_ptr<FleetView>>(std::move(self));
 }
 
-Status FleetView::report(int replica, std::string_view json, Time now) {
+Status FleetView::report(int replica, ReplicaReport report, Time now) {
+  const auto news = std::make_shared<const ReplicaReport>(std::move(report));
   std::lock_guard lock(mutex_);
-  LK_RETURN_IF_ERROR(apply_report(json, at(replica).report));
-  return take(replica, now);
-}
-
-Status FleetView::report(int replica, const ReplicaReport& report, Time now) {
-  std::lock_guard lock(mutex_);
-  at(replica).report = report;
-  return take(replica, now);
-}
-
-Status FleetView::take(int replica, Time now) {
   Replica& from = at(replica);
   // One process under two names would be given twice its share, and its streams would «move» to itself.
   for (int other = 0; other < size(); ++other)
-    if (other != replica && at(other).connected && at(other).report.id == from.report.id) {
+    if (other != replica && at(other).connected && at(other).report->id == news->id) {
       from.connected = false;
       from.failure = fmt::format("the same replica as {}", url(other));
       return failed_precondition("{} is {}", url(replica), from.failure);
     }
-  from.load.report(from.report);
+  from.report = news;
+  from.load.report(news);
   from.connected = true;
   from.heard = now;
   from.failure.clear();
@@ -57,7 +48,8 @@ Status FleetView::take(int replica, Time now) {
 
 void FleetView::lost(int replica, const Status& reason, bool was_ended) {
   std::lock_guard lock(mutex_);
-  at(replica).last_words = was_ended && at(replica).connected;
+  // What a broken attempt to connect again says of it is no news about how its reports ended.
+  if (at(replica).connected) at(replica).last_words = was_ended;
   at(replica).connected = false;
   at(replica).failure = reason.message();
 }
@@ -70,14 +62,14 @@ void FleetView::refused(int replica, Time until) {
 FleetView::Life FleetView::life_of(const Replica& replica, Time now) const {
   if (replica.heard == Time()) return Life::kUnknown;
   // One that drains ends its reports before it has ended its answers.
-  if (!replica.connected) return replica.report.draining && replica.last_words ? Life::kDraining : Life::kGone;
+  if (!replica.connected) return replica.report->draining && replica.last_words ? Life::kDraining : Life::kGone;
   if (now - replica.heard > options_.silence) return Life::kSilent;
   // Its engine does nothing, although it has work, for longer than its steps take.
   const double silence = std::chrono::duration<double>(options_.silence).count();
-  if (replica.report.stalled_seconds > std::max(silence, kStuckSteps * replica.load.step_seconds()))
+  if (replica.report->stalled_seconds > std::max(silence, kStuckSteps * replica.load.step_seconds()))
     return Life::kSilent;
-  if (replica.report.draining) return Life::kDraining;
-  return replica.report.ready ? Life::kReady : Life::kStarting;
+  if (replica.report->draining) return Life::kDraining;
+  return replica.report->ready ? Life::kReady : Life::kStarting;
 }
 
 FleetView::Life FleetView::life(int replica, Time now) const {
@@ -110,7 +102,7 @@ bool FleetView::any_ready(Time now) const {
 
 std::string FleetView::numerics(int replica) const {
   std::lock_guard lock(mutex_);
-  return at(replica).report.numerics;
+  return at(replica).report->numerics;
 }
 
 std::optional<int> FleetView::pick(const Wish& wish, Time now) {
@@ -129,14 +121,12 @@ std::optional<int> FleetView::pick(const Wish& wish, Time now) {
     if (!kept.empty()) all = std::move(kept);
   };
   if (!wish.numerics.empty()) {
-    const auto alike = [&](const Candidate& c) { return at(c.index).report.numerics == wish.numerics; };
+    const auto alike = [&](const Candidate& c) { return at(c.index).report->numerics == wish.numerics; };
     if (wish.only)
       std::erase_if(all, [&](const Candidate& c) { return !alike(c); });
     else
       keep_if_any(alike);
   }
-  // Those that have an adapter in memory, device or host, are the ones that surely know it.
-  if (!adapter.empty()) keep_if_any([&](const Candidate& c) { return at(c.index).report.adapters.contains(adapter); });
   if (all.empty()) return std::nullopt;
   RoutedRequest request = wish.request;
   for (const Replica& replica : replicas_)
@@ -172,6 +162,19 @@ void FleetView::ended(int replica, StreamId id, std::optional<int64_t> output) {
   if (outputs_.size() >= kMaxForecasts && !outputs_.contains(adapter)) outputs_.clear();
   const auto [forecast, is_new] = outputs_.try_emplace(adapter, tokens);
   if (!is_new) forecast->second += kAdapterWeight * (tokens - forecast->second);
+}
+
+bool FleetView::is_base(std::string_view model) const {
+  if (model.empty() || model == "base") return true;
+  std::lock_guard lock(mutex_);
+  return std::ranges::any_of(replicas_, [&](const Replica& replica) { return replica.report->model == model; });
+}
+
+bool FleetView::others_know(int replica, const std::string& adapter) const {
+  std::lock_guard lock(mutex_);
+  for (int other = 0; other < size(); ++other)
+    if (other != replica && at(other).connected && at(other).report->adapters.contains(adapter)) return true;
+  return false;
 }
 
 void FleetView::count(Why why, bool in_mid_answer, bool is_inexact) {

@@ -35,8 +35,8 @@ class FleetView {
   const std::string& url(int replica) const { return options_.urls[static_cast<size_t>(replica)]; }
 
   // --- What is heard of a replica.
-  Status report(int replica, std::string_view json, Time now);  // kDataLoss: no report; nothing changes
-  Status report(int replica, const ReplicaReport& report, Time now);
+  // kFailedPrecondition: the same process under another name; nothing changes.
+  Status report(int replica, ReplicaReport report, Time now);
   // Its stream of reports broke, or was ended by it.
   void lost(int replica, const Status& reason, bool was_ended = false);
   void refused(int replica, Time until);  // it is full: nothing for it until then
@@ -81,10 +81,15 @@ class FleetView {
   // `output`: tokens of a whole answer, for the predictions; nothing when it was cut short.
   void ended(int replica, StreamId id, std::optional<int64_t> output);
 
+  // Whether a request for it is one for the base model: of no name, "base", or what replicas call it.
+  bool is_base(std::string_view model) const;
+  // Whether another replica has this adapter in memory.
+  bool others_know(int replica, const std::string& adapter) const;
+
   struct Shown {
     std::string url, failure;
     Life life = Life::kUnknown;
-    ReplicaReport report;
+    std::shared_ptr<const ReplicaReport> report;  // never null
     int64_t own_requests = 0;
     double step_seconds = 0, tokens_per_second = 0;
   };
@@ -93,13 +98,12 @@ class FleetView {
  private:
   struct Replica {
     ReplicaLoad load;
-    ReplicaReport report;                        // deltas are applied to it
+    std::shared_ptr<const ReplicaReport> report = std::make_shared<ReplicaReport>();
     bool connected = false, last_words = false;  // the stream is open; it was ended as it should
     Time heard{}, full_until{};
     std::string failure;
   };
   explicit FleetView(const FleetOptions& options) : options_(options), replicas_(options.urls.size()) {}
-  Status take(int replica, Time now);  // its report has changed
   Life life_of(const Replica& replica, Time now) const;
   const Replica& at(int replica) const { return replicas_[static_cast<size_t>(replica)]; }
   Replica& at(int replica) { return replicas_[static_cast<size_t>(replica)]; }

@@ -10,6 +10,7 @@
 #include <mutex>
 
 #include "lk/base/json_text.h"
+#include "lk/cluster/router_error.h"
 
 namespace lk {
 namespace {
@@ -78,15 +79,7 @@ class Gathering : public std::enable_shared_from_this<Gathering> {
   std::atomic<size_t> missing_{0};
 };
 
-HttpResponse nobody() {
-  return {.status = 503,
-          .headers = {{"retry-after", "1"}},
-          .body = json_text(boost::json::object{{"error",
-                                                 {{"message", "no replica is ready"},
-                                                  {"type", "server_error"},
-                                                  {"param", nullptr},
-                                                  {"code", "no_replica"}}}})};
-}
+HttpResponse nobody() { return router_refusal(503, "no replica is ready", "no_replica"); }
 
 HttpResponse response_of(Answer answer) {
   HttpResponse response{.status = answer.status, .body = std::move(answer.body)};
@@ -103,30 +96,41 @@ HttpResponse response_of(Answer answer) {
 void gather_models(const RelayContext& context, HttpRequest request, std::shared_ptr<HttpReply> reply) {
   auto gathering = std::make_shared<Gathering>(context, reply, [reply](std::vector<Answer> answers) {
     boost::json::object merged;
-    std::map<std::string, bool, std::less<>> seen;
-    boost::json::array* all = nullptr;
+    std::map<std::string, boost::json::value> models;  // by id
+    size_t longest = 0;                                // of the pages
+    bool any = false, has_more = false;
     for (const Answer& answer : answers) {
       if (!answer.failure.ok() || answer.status != 200) continue;
       boost::system::error_code error;
       boost::json::value page = boost::json::parse(answer.body, error);
       if (error || !page.is_object()) continue;
-      boost::json::value* data = page.get_object().if_contains("data");
+      const boost::json::value* data = page.get_object().if_contains("data");
       if (data == nullptr || !data->is_array()) continue;
-      if (all == nullptr) {
-        merged = page.get_object();
-        all = &merged["data"].emplace_array();
-      }
-      for (boost::json::value& model : data->get_array()) {
-        if (!model.is_object()) continue;
-        const boost::json::value* id = model.get_object().if_contains("id");
-        if (id && id->is_string() && seen.emplace(id->get_string(), true).second) all->push_back(std::move(model));
-      }
+      if (!std::exchange(any, true)) merged = page.get_object();
+      const boost::json::value* more = page.get_object().if_contains("has_more");
+      has_more |= more != nullptr && more->is_bool() && more->get_bool();
+      longest = std::max(longest, data->get_array().size());
+      for (const boost::json::value& model : data->get_array())
+        if (const auto* id = model.is_object() ? model.get_object().if_contains("id") : nullptr; id && id->is_string())
+          models.emplace(id->get_string(), model);
     }
-    if (all) return reply->respond({.body = json_text(merged)});
     // All refused alike (a wrong key), or nobody could be asked.
-    for (Answer& answer : answers)
-      if (answer.failure.ok()) return reply->respond(response_of(std::move(answer)));
-    reply->respond(nobody());
+    if (!any) {
+      for (Answer& answer : answers)
+        if (answer.failure.ok()) return reply->respond(response_of(std::move(answer)));
+      return reply->respond(nobody());
+    }
+    // A page of the union: where pages were cut, names behind the shortest cut may be missing from some.
+    boost::json::array data;
+    for (auto& [id, model] : models) {
+      if (has_more && data.size() == longest) break;
+      data.push_back(std::move(model));
+    }
+    if (merged.contains("first_id")) merged["first_id"] = data.empty() ? nullptr : data.front().at("id");
+    if (merged.contains("last_id")) merged["last_id"] = data.empty() ? nullptr : data.back().at("id");
+    if (merged.contains("has_more")) merged["has_more"] = has_more;
+    merged["data"] = std::move(data);
+    reply->respond({.body = json_text(merged)});
   });
   gathering->start(request, kListTimeout);
 }
@@ -136,20 +140,15 @@ void broadcast(const RelayContext& context, HttpRequest request, std::shared_ptr
     if (answers.empty()) return reply->respond(nobody());
     const auto agreed =
         std::ranges::count_if(answers, [](const Answer& answer) { return answer.failure.ok() && answer.status < 300; });
-    const std::string count = fmt::format("{}/{}", agreed, answers.size());
+    const std::string count = fmt::format("{}/{}", agreed, context.fleet.size());
     for (Answer& answer : answers) {
       if (answer.failure.ok() && answer.status < 300) continue;
-      HttpResponse response = answer.failure.ok() ? response_of(std::move(answer)) : nobody();
-      if (!answer.failure.ok()) {
-        response.status = 502;
-        response.body = json_text(
-            boost::json::object{{"error",
-                                 {{"message", fmt::format("{} could not be asked: {}",
-                                                          context.fleet.url(answer.replica), answer.failure.message())},
-                                  {"type", "server_error"},
-                                  {"param", nullptr},
-                                  {"code", "replica_unreachable"}}}});
-      }
+      HttpResponse response =
+          answer.failure.ok() ? response_of(std::move(answer))
+                              : router_refusal(502,
+                                               fmt::format("{} could not be asked: {}",
+                                                           context.fleet.url(answer.replica), answer.failure.message()),
+                                               "replica_unreachable");
       response.headers.emplace_back("x-lorikeet-replicas", count);
       return reply->respond(std::move(response));
     }

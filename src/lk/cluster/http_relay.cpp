@@ -9,6 +9,7 @@
 
 #include "lk/base/json_text.h"
 #include "lk/base/rng.h"
+#include "lk/cluster/router_error.h"
 
 namespace lk {
 namespace {
@@ -52,16 +53,13 @@ std::string_view header_of(const HttpHeaders& headers, std::string_view name) {
   return {};
 }
 
-std::string error_body(std::string_view message, std::string_view code) {
-  return json_text(boost::json::object{
-      {"error", {{"message", message}, {"type", "server_error"}, {"param", nullptr}, {"code", code}}}});
-}
-
 bool is_generation(const HttpRequest& request) {
   return request.path == "/v1/chat/completions" || request.path == "/v1/completions";
 }
 
 }  // namespace
+
+HttpRelay::~HttpRelay() { context_.counters.held_bytes -= held_bytes_; }
 
 HttpRelay::HttpRelay(const RelayContext& context, HttpRequest request, std::shared_ptr<HttpReply> reply, std::string id)
     : context_(context),
@@ -76,11 +74,13 @@ HttpRelay::HttpRelay(const RelayContext& context, HttpRequest request, std::shar
 
 void HttpRelay::start() {
   ++context_.counters.requests;
+  held_bytes_ = std::ssize(request_.body);
+  context_.counters.held_bytes += held_bytes_;
   if (streams_) ++context_.counters.streams;
   RoutedRequest routed;
   if (facts_) {
-    routed.adapter = facts_->model;
-    const double predicted = context_.fleet.predicted_output(facts_->model);
+    if (!context_.fleet.is_base(facts_->model)) routed.adapter = facts_->model;
+    const double predicted = context_.fleet.predicted_output(routed.adapter);
     const double most = facts_->max_tokens ? static_cast<double>(std::max<int64_t>(0, *facts_->max_tokens)) : predicted;
     routed.predicted_output = std::min(predicted, most) * static_cast<double>(std::clamp<int64_t>(facts_->n, 1, 1024));
   }
@@ -135,10 +135,10 @@ ClientRequest HttpRelay::to_replica(const Relay::Source& source) const {
   if (!streams_) return request;
   if (!context_.options.fleet_key.empty()) request.headers.emplace_back("x-lorikeet-fleet", context_.options.fleet_key);
   if (source.resumes) request.headers.emplace_back("x-lorikeet-goes-on", "1");
-  request.body = with_field(
-      request_.body, *facts_, "lorikeet_resume",
-      fmt::format("{{\"id\":{},\"created\":{},\"seed\":{},\"digest\":\"{}\",\"choices\":{}}}",
-                  json_text(boost::json::string(id_)), created_, seed_, digest_, relay_.log().choices_json()));
+  request.body = with_field(request_.body, *facts_, "lorikeet_resume",
+                            fmt::format("{{\"id\":{},\"created\":{},\"seed\":{},\"digest\":\"{}\",\"choices\":{}}}",
+                                        json_text(boost::json::string(id_)), created_, seed_, relay_.log().digest(),
+                                        relay_.log().choices_json()));
   return request;
 }
 
@@ -172,11 +172,8 @@ void HttpRelay::on_data(Relay::SourceId source, std::string_view bytes) {
 }
 
 void HttpRelay::show(std::string_view events, const Relay::Source& source) {
-  const HttpHeaders& headers = exchanges_.at(source.id)->headers;
-  if (!std::exchange(streaming_, true)) {
-    digest_ = header_of(headers, "x-lorikeet-digest");
-    reply_->begin_stream(200, passed_on(headers), kEventStream);
-  }
+  if (!std::exchange(streaming_, true))
+    reply_->begin_stream(200, passed_on(exchanges_.at(source.id)->headers), kEventStream);
   last_events_.clear();
   if (!events.empty()) reply_->write(events);
 }
@@ -206,11 +203,15 @@ void HttpRelay::on_whole(Relay::SourceId source, Exchange& exchange) {
                          .headers = passed_on(exchange.headers),
                          .content_type = std::string(header_of(exchange.headers, "content-type")),
                          .body = std::move(exchange.body)};
-  const bool is_busy = exchange.status == 502 || exchange.status == 503 || exchange.status == 504;
-  const bool refuses_to_go_on = exchange.resumes && exchange.status >= 400;
-  if (!is_busy && !refuses_to_go_on) return relay_.whole(source);
-  if (is_busy) context_.fleet.refused(exchange.replica, Clock::now() + kFullFor);
-  lost(source, fmt::format("it answered {}", exchange.status), exchange.status == 400);
+  const int status = exchange.status, replica = exchange.replica;
+  const bool is_busy = status == 502 || status == 503 || status == 504;
+  // Somebody else has it in memory.
+  const bool others_know = status == 404 && facts_ && context_.fleet.others_know(replica, facts_->model);
+  // A refusal is nobody's answer while others give one, or have begun it.
+  const bool others_answer = status >= 400 && (exchange.resumes || relay_.begun() || relay_.num_sources() > 1);
+  if (!is_busy && !others_know && !others_answer) return relay_.whole(source);
+  if (is_busy) context_.fleet.refused(replica, Clock::now() + kFullFor);
+  lost(source, fmt::format("it answered {}", status), status == 400);
 }
 
 void HttpRelay::finish() {
@@ -224,8 +225,9 @@ void HttpRelay::finish() {
 
 void HttpRelay::give_up() {
   if (streaming_ && last_events_.empty())
-    last_events_ = fmt::format("data: {}\n\ndata: [DONE]\n\n",
-                               error_body("No replica could go on with this answer: " + last_failure_, "no_replica"));
+    last_events_ =
+        fmt::format("data: {}\n\ndata: [DONE]\n\n",
+                    router_error(503, "No replica could go on with this answer: " + last_failure_, "no_replica"));
   if (!last_events_.empty()) {
     ++context_.counters.broken;
     // Without a token so far: an error that every replica gave.
@@ -237,9 +239,9 @@ void HttpRelay::give_up() {
   if (answer_) return reply_->respond(std::move(*answer_));
   std::string reason = "no replica is ready";
   if (!last_failure_.empty()) reason += "; the last one that was asked: " + last_failure_;
-  reply_->respond({.status = 503,
-                   .headers = {{"retry-after", "1"}, {"x-request-id", id_}},
-                   .body = error_body(reason, "no_replica")});
+  HttpResponse refusal = router_refusal(503, reason, "no_replica");
+  refusal.headers.emplace_back("x-request-id", id_);
+  reply_->respond(std::move(refusal));
 }
 
 }  // namespace lk

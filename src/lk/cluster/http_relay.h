@@ -18,6 +18,7 @@ namespace lk {
 
 struct RouterCounters {
   std::atomic<int64_t> requests{0}, streams{0}, mismatches{0}, broken{0}, refused{0};
+  std::atomic<int64_t> held_bytes{0};  // of bodies of requests that have not ended
 };
 
 // What relays need of the router.
@@ -36,7 +37,9 @@ struct RelayContext {
 class HttpRelay final : public Relay::Host, public std::enable_shared_from_this<HttpRelay> {
  public:
   HttpRelay(const RelayContext& context, HttpRequest request, std::shared_ptr<HttpReply> reply, std::string id);
+  ~HttpRelay() override;
   void start();
+  void close() { relay_.close(); }
   void tick(Relay::Time now) { relay_.tick(now); }
   bool over() const { return relay_.over(); }
 
@@ -74,10 +77,10 @@ class HttpRelay final : public Relay::Host, public std::enable_shared_from_this<
   const bool streams_;
   Relay relay_;
   std::map<Relay::SourceId, std::shared_ptr<Exchange>> exchanges_;
-  std::string digest_;                  // of the adapter that gave the first token
   std::optional<HttpResponse> answer_;  // in one piece; of a stream, the last refusal
   std::string last_events_;             // an error that a replica ended with instead of going on
   std::string last_failure_;
+  int64_t held_bytes_ = 0;
   bool streaming_ = false;
 };
 

@@ -107,18 +107,30 @@ class RoundRobinPicker final : public Picker {
 class HomesPicker final : public Picker {
  public:
   size_t pick(const RoutedRequest& request, std::span<const Candidate> candidates) override {
+    if (work_.size() >= kMaxAdapters && !work_.contains(request.adapter)) work_.clear(), homes_.clear();
     const bool is_new = !work_.contains(request.adapter);
     work_[request.adapter] += request.prompt_tokens + request.predicted_output;
-    if (is_new || replicas_ != candidates.size() || ++picks_ % kRenewal == 0) renew(candidates.size());
-    return *std::ranges::min_element(homes_.at(request.adapter), {},
-                                     [&](size_t i) { return candidates[i].load->work_seconds(); });
+    for (const Candidate& candidate : candidates)
+      replicas_ = std::max(replicas_, static_cast<size_t>(candidate.index) + 1);
+    if (is_new || ++picks_ % kRenewal == 0) renew();
+    // Its homes among those that may be asked; else whoever has least to do.
+    const std::vector<size_t>& homes = homes_.at(request.adapter);
+    size_t best = 0;
+    bool best_is_home = false;
+    for (size_t i = 0; i < candidates.size(); ++i) {
+      const bool is_home = std::ranges::count(homes, static_cast<size_t>(candidates[i].index)) > 0;
+      const bool is_better = candidates[i].load->work_seconds() < candidates[best].load->work_seconds();
+      if (i == 0 || is_home > best_is_home || (is_home == best_is_home && is_better)) best = i, best_is_home = is_home;
+    }
+    return best;
   }
 
  private:
-  static constexpr int64_t kRenewal = 256;  // requests
+  static constexpr int64_t kRenewal = 256;         // requests
+  static constexpr size_t kMaxAdapters = 100'000;  // known
 
-  void renew(size_t replicas) {
-    replicas_ = replicas;
+  void renew() {
+    const size_t replicas = replicas_;
     std::vector<std::pair<double, std::string>> sorted;
     double total = 0;
     for (const auto& [name, work] : work_) sorted.emplace_back(-work, name), total += work;

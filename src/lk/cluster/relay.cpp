@@ -77,7 +77,7 @@ void Relay::group(SourceId id, std::string_view events, const AnswerCommit& comm
   }
   last_news_ = now;
   trouble_since_ = {};
-  tried_.clear();
+  if (id > last_tried_) tried_.clear();
   if (!std::exchange(begun_, true)) numerics_ = source->numerics;
   source->gave = true;
   fleet_.token(source->replica, source->stream, static_cast<int64_t>(commit.tokens.size()));
@@ -94,6 +94,7 @@ void Relay::lost(SourceId id, Time now, bool is_final) {
   const Source* source = find(id);
   if (source == nullptr || over_) return;
   tried_.push_back(source->replica);
+  last_tried_ = std::max(last_tried_, id);
   drop(id);
   // Others that are left go on alone.
   if (sources_.empty()) fail_over(now, is_final);
@@ -148,22 +149,28 @@ void Relay::tick(Time now) {
     (void)ask(Why::kLost, now);
     return;
   }
-  if (sources_.size() > 1) return;
-  const Source& source = sources_.front();
-  const FleetView::Life life = fleet_.life(source.replica, now);
-  const bool replica_silent = life == FleetView::Life::kSilent || life == FleetView::Life::kGone;
-  if (replica_silent) {
-    if (now - source.heard > kSilence) (void)ask(Why::kSilent, now);
+  // While anybody gives a sign of life, it is waited for.
+  if (std::ranges::any_of(sources_, [&](const Source& source) { return !is_silent(source, now); })) {
+    const bool drains = sources_.size() == 1 && options_.streams && sources_.front().gave &&
+                        fleet_.life(sources_.front().replica, now) == FleetView::Life::kDraining;
+    if (!drains || now < next_try_) return;
+    next_try_ = now + kRetryInterval;
+    (void)ask(Why::kDrains, now);
     return;
   }
-  if (!options_.streams || !source.gave) return;  // before the first token silence is work
-  const auto patience = std::max<std::chrono::steady_clock::duration>(
-      kStuck, std::chrono::duration_cast<std::chrono::steady_clock::duration>(
-                  std::chrono::duration<double>(kStuckGaps * gap_)));
-  if (now - source.heard > patience)
-    (void)ask(Why::kSilent, now);
-  else if (life == FleetView::Life::kDraining)
-    (void)ask(Why::kDrains, now);
+  if (now < next_try_) return;
+  next_try_ = now + kRetryInterval;
+  if (sources_.size() > 1) drop(sources_.front().id);
+  (void)ask(Why::kSilent, now);
+}
+
+bool Relay::is_silent(const Source& source, Time now) const {
+  const FleetView::Life life = fleet_.life(source.replica, now);
+  if (life == FleetView::Life::kSilent || life == FleetView::Life::kGone) return now - source.heard > kSilence;
+  if (!options_.streams || !source.gave) return false;  // before the first token silence is work
+  return now - source.heard > std::max<std::chrono::steady_clock::duration>(
+                                  kStuck, std::chrono::duration_cast<std::chrono::steady_clock::duration>(
+                                              std::chrono::duration<double>(kStuckGaps * gap_)));
 }
 
 }  // namespace lk

@@ -78,6 +78,7 @@ class Relay {
   void fail_over(Time now, bool is_final);
   void end(void (Host::*how)());
   Source* find(SourceId id);
+  bool is_silent(const Source& source, Time now) const;
 
   FleetView& fleet_;
   Host& host_;
@@ -86,11 +87,12 @@ class Relay {
   std::vector<Source> sources_;  // in the order in which they were asked
   SourceId next_id_ = 1;
   AnswerLog log_;
-  std::vector<int> tried_;  // since the last progress, in vain
-  std::string numerics_;    // of the replica that gave the first token
-  Time trouble_since_{};    // since a source was lost and nothing has come after it
-  Time last_news_{}, next_try_{};
-  double gap_ = 0;  // seconds between groups, a moving average
+  std::vector<int> tried_;         // in vain, since one that was asked later than they gave something
+  SourceId last_tried_ = 0;        // the one of them that was asked last
+  std::string numerics_;           // of the replica that gave the first token
+  Time trouble_since_{};           // since a source was lost and nothing has come after it
+  Time last_news_{}, next_try_{};  // next_try_: of what need not be at once
+  double gap_ = 0;                 // seconds between groups, a moving average
   int64_t num_mismatches_ = 0;
   bool begun_ = false, over_ = false;
 };

@@ -21,12 +21,13 @@ double left_of(const RoutedRequest& request, double made) {
 
 }  // namespace
 
-void ReplicaLoad::report(const ReplicaReport& report) {
-  if (reported_ && report.id != report_.id) *this = ReplicaLoad();
+void ReplicaLoad::report(std::shared_ptr<const ReplicaReport> news) {
+  const ReplicaReport& report = *news;
+  if (reported_ && report.id != report_->id) *this = ReplicaLoad();
   if (reported_) {
-    const auto steps = static_cast<double>(report.steps - report_.steps);
-    const auto tokens = static_cast<double>(report.computed_tokens - report_.computed_tokens);
-    const double seconds = report.execute_seconds - report_.execute_seconds;
+    const auto steps = static_cast<double>(report.steps - report_->steps);
+    const auto tokens = static_cast<double>(report.computed_tokens - report_->computed_tokens);
+    const double seconds = report.execute_seconds - report_->execute_seconds;
     if (steps > 0 && seconds > 0) {
       step_seconds_ += kRateWeight * (seconds / steps - step_seconds_);
       if (tokens <= kFewTokens * steps) decode_seconds_ += kRateWeight * (seconds / steps - decode_seconds_);
@@ -35,7 +36,7 @@ void ReplicaLoad::report(const ReplicaReport& report) {
       tokens_per_second_ = std::max(rate, tokens_per_second_ + kRateWeight / 10 * (rate - tokens_per_second_));
     }
   }
-  report_ = report;
+  report_ = std::move(news);
   reported_ = true;
   newer_requests_ = 0;
   idle_adapter_pages_ = 0;
@@ -70,16 +71,16 @@ void ReplicaLoad::ended(StreamId id) {
 }
 
 double ReplicaLoad::bytes_per_second() const {
-  return (report_.weight_bytes > 0 ? static_cast<double>(report_.weight_bytes) : kTypicalWeights) / decode_seconds_;
+  return (report_->weight_bytes > 0 ? static_cast<double>(report_->weight_bytes) : kTypicalWeights) / decode_seconds_;
 }
 
 double ReplicaLoad::row_seconds(double context_tokens) const {
-  return context_tokens * static_cast<double>(report_.page_bytes) /
-         static_cast<double>(std::max<int64_t>(1, report_.page_tokens)) / bytes_per_second();
+  return context_tokens * static_cast<double>(report_->page_bytes) /
+         static_cast<double>(std::max<int64_t>(1, report_->page_tokens)) / bytes_per_second();
 }
 
 double ReplicaLoad::requests() const {
-  return std::max(static_cast<double>(report_.running + report_.waiting) + newer_requests_,
+  return std::max(static_cast<double>(report_->running + report_->waiting) + newer_requests_,
                   static_cast<double>(own_.size()));
 }
 
@@ -91,12 +92,12 @@ double ReplicaLoad::queued_prompt_tokens() const {
 }
 
 double ReplicaLoad::pages_of(double tokens) const {
-  return std::ceil(tokens / static_cast<double>(std::max<int64_t>(1, report_.page_tokens)));
+  return std::ceil(tokens / static_cast<double>(std::max<int64_t>(1, report_->page_tokens)));
 }
 
 double ReplicaLoad::free_pages() const {
   // The report's free pages, less what its own streams will still grow by; of those that have not begun, all.
-  double free = static_cast<double>(report_.pages_free) + idle_adapter_pages_;
+  double free = static_cast<double>(report_->pages_free) + idle_adapter_pages_;
   for (const auto& [id, own] : own_) {
     const double left = left_of(own.request, own.made);
     free -= pages_of(own.newer || own.made == 0 ? own.request.prompt_tokens + own.made + left : left);
@@ -106,19 +107,19 @@ double ReplicaLoad::free_pages() const {
 
 bool ReplicaLoad::holds(const std::string& adapter) const {
   if (adapter.empty() || own_adapters_.contains(adapter)) return true;
-  const auto found = report_.adapters.find(adapter);
-  return found != report_.adapters.end() && found->second.on_device;
+  const auto found = report_->adapters.find(adapter);
+  return found != report_->adapters.end() && found->second.on_device;
 }
 
 bool ReplicaLoad::runs(const std::string& adapter) const {
   if (adapter.empty() || own_adapters_.contains(adapter)) return true;
-  const auto found = report_.adapters.find(adapter);
-  return found != report_.adapters.end() && found->second.in_flight > 0;
+  const auto found = report_->adapters.find(adapter);
+  return found != report_->adapters.end() && found->second.in_flight > 0;
 }
 
 double ReplicaLoad::adapter_bytes(const std::string& adapter) const {
-  const auto found = report_.adapters.find(adapter);
-  return found == report_.adapters.end() ? 0 : static_cast<double>(found->second.bytes);
+  const auto found = report_->adapters.find(adapter);
+  return found == report_->adapters.end() ? 0 : static_cast<double>(found->second.bytes);
 }
 
 double ReplicaLoad::work_seconds() const {

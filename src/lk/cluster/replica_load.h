@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <unordered_map>
 
@@ -29,8 +30,8 @@ struct RoutedRequest {
 class ReplicaLoad {
  public:
   // Of another start of the replica (report.id): everything that was sent before is forgotten.
-  void report(const ReplicaReport& report);
-  const ReplicaReport& last() const { return report_; }
+  void report(std::shared_ptr<const ReplicaReport> report);
+  const ReplicaReport& last() const { return *report_; }
   bool reported() const { return reported_; }
 
   void sent(StreamId id, const RoutedRequest& request);
@@ -60,7 +61,7 @@ class ReplicaLoad {
   };
   double pages_of(double tokens) const;
 
-  ReplicaReport report_;
+  std::shared_ptr<const ReplicaReport> report_ = std::make_shared<ReplicaReport>();
   bool reported_ = false;
   std::unordered_map<StreamId, Own> own_;
   std::map<std::string, int64_t> own_adapters_;  // requests in flight

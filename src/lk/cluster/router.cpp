@@ -5,8 +5,11 @@
 
 #include <boost/json.hpp>
 
+#include <openssl/crypto.h>
+
 #include <atomic>
 #include <condition_variable>
+#include <future>
 #include <thread>
 #include <unordered_set>
 
@@ -15,6 +18,7 @@
 #include "lk/base/thread_name.h"
 #include "lk/cluster/gather.h"
 #include "lk/cluster/http_relay.h"
+#include "lk/cluster/router_error.h"
 #include "lk/net/http_client.h"
 
 namespace lk {
@@ -25,13 +29,11 @@ using Clock = std::chrono::steady_clock;
 
 constexpr auto kTick = 50ms;        // how often relays look whether their replicas are silent
 constexpr auto kReconnect = 200ms;  // to a replica whose stream of reports broke
+constexpr auto kListenAgain = 5s;   // to one that is connected and silent
 constexpr auto kConnectTimeout = 1000ms;
+// Bodies are kept until their answers have ended: somebody else may be asked.
+constexpr int64_t kMostHeldBytes = int64_t{1} << 30;
 constexpr size_t kMostReportBytes = 32 << 20;
-
-std::string json_error(std::string_view message, std::string_view code, std::string_view type) {
-  return json_text(
-      boost::json::object{{"error", {{"message", message}, {"type", type}, {"param", nullptr}, {"code", code}}}});
-}
 
 class RouterImpl final : public Router {
  public:
@@ -52,7 +54,7 @@ class RouterImpl final : public Router {
                            .tls_key = options_.tls_key};
     relays_.resize(static_cast<size_t>(options_.io_threads));
     LK_ASSIGN_OR_RETURN(http_, HttpServer::start(
-                                   http, [](HttpRequest&) { return std::optional<HttpResponse>(); },
+                                   http, [this](HttpRequest& head) { return filter(head); },
                                    [this](HttpRequest request, std::shared_ptr<HttpReply> reply) {
                                      handle(std::move(request), std::move(reply));
                                    }));
@@ -68,7 +70,10 @@ class RouterImpl final : public Router {
     }
     stop_.notify_all();
     if (ticker_.joinable()) ticker_.join();
-    if (http_) http_->stop_accepting();
+    if (http_) {
+      http_->stop_accepting();
+      end_relays();
+    }
     client_.reset();  // its callbacks post to the server
     http_.reset();
   }
@@ -89,6 +94,23 @@ class RouterImpl final : public Router {
   }
 
  private:
+  // Nobody asks a replica for anything after this.
+  void end_relays() {
+    std::vector<std::future<void>> ends;
+    for (int shard = 0; shard < http_->num_shards(); ++shard) {
+      const auto ended = std::make_shared<std::promise<void>>();
+      ends.push_back(ended->get_future());
+      http_->post(shard, [this, shard, ended] {
+        closed_ = true;
+        auto& relays = relays_[static_cast<size_t>(shard)];
+        for (const std::shared_ptr<HttpRelay>& relay : relays) relay->close();
+        relays.clear();
+        ended->set_value();
+      });
+    }
+    for (std::future<void>& end : ends) end.wait();
+  }
+
   void log(std::string_view event, std::string_view detail) const {
     if (options_.log) options_.log(event, detail);
   }
@@ -97,46 +119,62 @@ class RouterImpl final : public Router {
 
   void listen_to(int replica) {
     struct Listening {
-      explicit Listening(std::function<void(std::string_view)> on_event)
-          : parser(std::move(on_event), kMostReportBytes) {}
-      SseParser parser;
+      ReplicaReport report;
+      std::unique_ptr<SseParser> parser;
       int status = 0;
       Status failure;
     };
-    auto listening = std::make_shared<Listening>(nullptr);
-    listening->parser = SseParser(
+    auto listening = std::make_shared<Listening>();
+    listening->parser = std::make_unique<SseParser>(
         [this, replica, raw = listening.get()](std::string_view json) {
-          if (raw->failure.ok()) raw->failure = fleet_->report(replica, json, Clock::now());
+          if (!raw->failure.ok()) return;
+          raw->failure = apply_report(json, raw->report);
+          if (raw->failure.ok()) raw->failure = fleet_->report(replica, raw->report, Clock::now());
+          if (!raw->failure.ok()) listen_again(replica);
         },
         kMostReportBytes);
     ClientRequest request{.method = "GET", .url = fleet_->url(replica) + "/v1/fleet/state"};
     if (!options_.fleet_key.empty()) request.headers.emplace_back("authorization", "Bearer " + options_.fleet_key);
-    request.timeout = std::chrono::hours(24);
+    request.timeout = std::chrono::hours(24 * 365);
     ClientCallbacks callbacks;
     callbacks.on_head = [listening](int status, const HttpHeaders&) { listening->status = status; };
     callbacks.on_data = [listening](std::string_view bytes) {
-      if (listening->status == 200 && !listening->parser.push(bytes) && listening->failure.ok())
+      if (listening->status == 200 && !listening->parser->push(bytes) && listening->failure.ok())
         listening->failure = data_loss("its report is larger than {} bytes", kMostReportBytes);
     };
     callbacks.on_done = [this, replica, listening](const Status& ended) {
       Status reason = !listening->failure.ok() ? listening->failure : ended;
       if (reason.ok() && listening->status != 200)
         reason = failed_precondition(
-            "it answered {} to GET /v1/fleet/state: is it a replica, and is the fleet key one "
-            "of its keys with scope fleet?",
+            "it answered {} to GET /v1/fleet/state: is it a replica, and is the fleet key one of its keys with scope "
+            "fleet?",
             listening->status);
       if (reason.ok()) reason = unavailable("it closed the connection");
-      if (ended.code() == StatusCode::kCancelled) return;
+      if (reason.code() == StatusCode::kCancelled) reason = unavailable("it said nothing any more");
       on_lost(replica, reason, ended.ok() && listening->status == 200);
     };
     const int64_t exchange = client_->send(std::move(request), std::move(callbacks));
     std::lock_guard lock(mutex_);
-    state_exchanges_[replica] = exchange;
+    state_exchanges_[replica] = {exchange, Clock::now()};
+  }
+
+  // Ends the connection that reports come on; on_lost() makes another.
+  void listen_again(int replica) {
+    int64_t exchange = 0;
+    {
+      std::lock_guard lock(mutex_);
+      const auto found = state_exchanges_.find(replica);
+      if (found == state_exchanges_.end()) return;
+      exchange = found->second.first;
+      state_exchanges_.erase(found);
+    }
+    client_->cancel(exchange);
   }
 
   void on_lost(int replica, const Status& reason, bool was_ended) {
     fleet_->lost(replica, reason, was_ended);
     std::lock_guard lock(mutex_);
+    if (stopping_) return;
     if (std::string& known = failures_[replica]; known != reason.message()) {
       known = reason.message();
       log("replica_unreachable", fmt::format("{}: {}", fleet_->url(replica), reason.message()));
@@ -149,14 +187,19 @@ class RouterImpl final : public Router {
     std::unique_lock lock(mutex_);
     while (!stop_.wait_for(lock, kTick, [this] { return stopping_; })) {
       const Clock::time_point now = Clock::now();
-      std::vector<int> due;
+      std::vector<int> due, silent;
       std::erase_if(reconnect_, [&](const auto& entry) {
         if (entry.first > now) return false;
         due.push_back(entry.second);
         return true;
       });
-      // One that hangs keeps its connection; a new one tells a frozen process from a lost peer.
+      // One that hangs, or whose machine is gone, keeps its connection: a new one tells which, and finds it when it is
+      // back.
+      for (const auto& [replica, exchange] : state_exchanges_)
+        if (fleet_->life(replica, now) == FleetView::Life::kSilent && now - exchange.second > kListenAgain)
+          silent.push_back(replica);
       lock.unlock();
+      for (const int replica : silent) listen_again(replica);
       for (const int replica : due) listen_to(replica);
       for (int i = 0; i < fleet_->size(); ++i) show_life(i, now);
       for (int shard = 0; shard < http_->num_shards(); ++shard) http_->post(shard, [this, shard] { tick(shard); });
@@ -187,6 +230,25 @@ class RouterImpl final : public Router {
 
   // --- Requests.
 
+  // Replicas judge keys; who brings none is refused before anything is read or passed on. What the router says of its
+  // replicas is for those who have the fleet's key.
+  std::optional<HttpResponse> filter(const HttpRequest& head) const {
+    if (options_.fleet_key.empty()) return std::nullopt;
+    const std::string_view authorization = head.header("authorization");
+    if (head.path == "/metrics" || head.path == "/v1/fleet/status") {
+      const std::string wanted = "Bearer " + options_.fleet_key;
+      if (authorization.size() == wanted.size() &&
+          CRYPTO_memcmp(authorization.data(), wanted.data(), wanted.size()) == 0)
+        return std::nullopt;
+      return router_refusal(401, "this is for who has the fleet's key", "invalid_api_key");
+    }
+    if (head.path.starts_with("/v1/") || head.path.ends_with("tokenize"))
+      if (authorization.empty() && head.header("x-api-key").empty())
+        return router_refusal(401, "a valid API key is needed: send \"Authorization: Bearer lk-...\"",
+                              "invalid_api_key");
+    return std::nullopt;
+  }
+
   void handle(HttpRequest request, std::shared_ptr<HttpReply> reply) {
     const std::string& path = request.path;
     if (request.method == "GET" || request.method == "HEAD") {
@@ -211,15 +273,17 @@ class RouterImpl final : public Router {
     const bool changes = path == "/v1/load_lora_adapter" || path == "/v1/unload_lora_adapter" ||
                          path == "/v1/adapters" || path.starts_with("/v1/adapters/");
     if (changes && request.method != "GET") return broadcast(*context_, std::move(request), std::move(reply));
-    reply->respond({.status = 404,
-                    .body = json_error("the router has no such endpoint; ask a replica for what is its own",
-                                       "not_found", "invalid_request_error")});
+    reply->respond(
+        router_refusal(404, "the router has no such endpoint; ask a replica for what is its own", "not_found"));
   }
 
   void relay(HttpRequest request, std::shared_ptr<HttpReply> reply) {
     const auto shard = static_cast<size_t>(reply->shard());
+    if (closed_) return reply->respond(router_refusal(503, "the router is shutting down", "shutting_down"));
+    if (counters_.held_bytes > kMostHeldBytes)
+      return reply->respond(router_refusal(503, "the router holds too many large requests", "overloaded"));
     std::string id(request.header("x-request-id"));
-    if (id.empty() || id.size() > 128) id = fmt::format("{:016x}{:016x}", random_bits(start_, next_id_), next_id_++);
+    if (!is_request_id(id)) id = fmt::format("{:016x}{:016x}", random_bits(start_, next_id_), next_id_++);
     auto relay = std::make_shared<HttpRelay>(*context_, std::move(request), std::move(reply), std::move(id));
     relays_[shard].insert(relay);
     relay->start();
@@ -229,7 +293,7 @@ class RouterImpl final : public Router {
   std::string status_json() const {
     boost::json::array replicas;
     for (const FleetView::Shown& shown : fleet_->show(Clock::now())) {
-      const ReplicaReport& report = shown.report;
+      const ReplicaReport& report = *shown.report;
       replicas.push_back({{"url", shown.url},
                           {"state", FleetView::to_string(shown.life)},
                           {"reason", shown.failure},
@@ -301,16 +365,17 @@ class RouterImpl final : public Router {
   std::unique_ptr<RelayContext> context_;
   std::unique_ptr<HttpServer> http_;
   std::vector<std::unordered_set<std::shared_ptr<HttpRelay>>> relays_;  // by shard, used there only
+  std::atomic<bool> closed_{false};
   const uint64_t start_ = static_cast<uint64_t>(Clock::now().time_since_epoch().count());
   std::atomic<uint64_t> next_id_{1};
 
   std::mutex mutex_;
   std::condition_variable stop_;
-  bool stopping_ = false;                                     // guarded by mutex_, like all below
-  std::vector<std::pair<Clock::time_point, int>> reconnect_;  // replicas, and when
-  std::unordered_map<int, int64_t> state_exchanges_;
-  std::unordered_map<int, std::string> failures_;   // that were logged last
-  std::unordered_map<int, FleetView::Life> lives_;  // the ticker's only
+  bool stopping_ = false;                                                           // guarded by mutex_, like all below
+  std::vector<std::pair<Clock::time_point, int>> reconnect_;                        // replicas, and when
+  std::unordered_map<int, std::pair<int64_t, Clock::time_point>> state_exchanges_;  // by replica: since when
+  std::unordered_map<int, std::string> failures_;                                   // that were logged last
+  std::unordered_map<int, FleetView::Life> lives_;                                  // the ticker's only
   std::thread ticker_;
 };
 

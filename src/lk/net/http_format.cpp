@@ -173,4 +173,10 @@ HttpResponse error_response(int status, std::string_view message) {
   return response;
 }
 
+bool is_request_id(std::string_view text) {
+  return !text.empty() && text.size() <= 128 &&
+         text.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:") ==
+             std::string_view::npos;
+}
+
 }  // namespace lk

@@ -23,6 +23,9 @@ namespace lk {
 
 using HttpHeaders = std::vector<std::pair<std::string, std::string>>;
 
+// A client's own x-request-id goes into headers and logs: only what is harmless there.
+bool is_request_id(std::string_view text);
+
 class HttpAdmission;
 
 struct HttpRequest {

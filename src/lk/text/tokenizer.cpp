@@ -4,9 +4,8 @@
 #include <algorithm>
 #include <list>
 
-#include <boost/json/serialize.hpp>
-
 #include "lk/base/file.h"
+#include "lk/base/json_text.h"
 #include "lk/base/sha256.h"
 #include "lk/base/utf8.h"
 #include "lk/text/prefix_space.h"
@@ -91,7 +90,7 @@ Result<std::shared_ptr<const Tokenizer>> Tokenizer::parse(std::string_view json,
   LK_ASSIGN_OR_RETURN(impl->decoder, Decoder::parse(decoder));
   Sha256 sha;
   for (const JsonView* part : {&normalizer, &pre_tokenizer, &post_processor, &decoder}) {
-    const std::string text = boost::json::serialize(part->raw()) + ";";
+    const std::string text = json_text(part->raw()) + ";";
     sha.update(text.data(), text.size());
   }
   impl->pipeline = to_hex(sha.finish());

@@ -15,6 +15,7 @@ TenantLimiter::Place& TenantLimiter::Place::operator=(Place&& other) noexcept {
   requests_ = std::exchange(other.requests_, 0);
   tokens_ = std::exchange(other.tokens_, 0);
   held_bytes_ = std::exchange(other.held_bytes_, 0);
+  let_in_ = std::exchange(other.let_in_, false);
   return *this;
 }
 
@@ -22,8 +23,11 @@ bool TenantLimiter::Place::hold(int64_t bytes) {
   if (!limiter_ || bytes == held_bytes_) return true;
   const std::lock_guard lock(limiter_->mutex_);
   const int64_t more = bytes - held_bytes_;
-  if (more < 0) limiter_->held_.give_back(account_, -more);
-  if (more > 0 && !limiter_->held_.try_take(account_, tenant_->weight, more)) {
+  if (more < 0) {
+    limiter_->held_.give_back(account_, -more);
+  } else if (let_in_) {
+    limiter_->held_.take(account_, tenant_->weight, more);
+  } else if (!limiter_->held_.try_take(account_, tenant_->weight, more)) {
     ++limiter_->buckets_[tenant_->name].usage.refused;
     return false;
   }
@@ -34,6 +38,13 @@ bool TenantLimiter::Place::hold(int64_t bytes) {
 TenantLimiter::Decision TenantLimiter::Place::admit(int64_t tokens, int64_t choices, Clock::time_point now) {
   LK_CHECK(limiter_ != nullptr && tokens >= 0 && choices > 0, "{} tokens for {} choices", tokens, choices);
   const std::lock_guard lock(limiter_->mutex_);
+  if (let_in_) {
+    TenantLimiter::Bucket& bucket = limiter_->buckets_[tenant_->name];
+    bucket.usage.in_flight += choices - requests_;
+    bucket.usage.requests += choices;
+    requests_ = choices;
+    return {};
+  }
   Decision decision = limiter_->charge(*tenant_, tokens, choices, now, requests_, tokens_);
   if (!decision.admitted) return decision;
   limiter_->buckets_[tenant_->name].usage.requests += choices;
@@ -84,6 +95,17 @@ TenantLimiter::Decision TenantLimiter::enter(std::shared_ptr<const Tenant> tenan
   place.requests_ = 1;
   place.tokens_ = tokens;
   return decision;
+}
+
+void TenantLimiter::enter_anyway(std::shared_ptr<const Tenant> tenant, Place& place, std::string account) {
+  place.finish(0);
+  const std::lock_guard lock(mutex_);
+  ++buckets_[tenant->name].usage.in_flight;
+  place.limiter_ = this;
+  place.account_ = account.empty() ? tenant->name : std::move(account);
+  place.tenant_ = std::move(tenant);
+  place.requests_ = 1;
+  place.let_in_ = true;
 }
 
 // A request that holds some requests and tokens already is to have these. Requires: the lock.

@@ -38,6 +38,7 @@ class TenantLimiter {
     Place& operator=(Place&& other) noexcept;
     ~Place() { finish(0); }
     explicit operator bool() const { return limiter_ != nullptr; }
+    bool was_let_in() const { return let_in_; }  // by enter_anyway()
 
     // So many bytes are held for it now: its body as received so far, later what its answer will be made of. False when
     // those of its tenant, or of all, would be too many; nothing changes then.
@@ -54,6 +55,7 @@ class TenantLimiter {
     std::shared_ptr<const Tenant> tenant_;
     std::string account_;
     int64_t requests_ = 0, tokens_ = 0, held_bytes_ = 0;
+    bool let_in_ = false;
   };
 
   // `max_held_bytes`: of all requests at a time, shared by weight (SharedBound).
@@ -63,6 +65,8 @@ class TenantLimiter {
   // held for it is held for `account`, or the tenant when that is empty.
   Decision enter(std::shared_ptr<const Tenant> tenant, Place& place, Clock::time_point now = Clock::now(),
                  int64_t tokens = 1, std::string account = {});
+  // For a request that was let in elsewhere and goes on here: counted with the others, and refused nothing.
+  void enter_anyway(std::shared_ptr<const Tenant> tenant, Place& place, std::string account = {});
   // Forgets tenants that `keep` does not want and that have nothing in flight.
   void retain(const std::function<bool(const std::string& tenant)>& keep);
   struct Usage {

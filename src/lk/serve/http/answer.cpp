@@ -39,12 +39,10 @@ void Answer::submit(Sequences sequences, AdapterRegistry::Resolved model, Tenant
   completions_.resize(sequences.size());
   last_token_.resize(sequences.size());
   if (model_.adapter && model_.adapter->version > 0)
-    exchange_->post([self = shared_from_this(),
-                     name = fmt::format("{}@{}", model_.adapter->name, model_.adapter->version),
-                     digest = model_.adapter->digest] {
-      self->adapter_header_ = name;  // before the first event, which comes the same way
-      self->digest_ = digest;
-    });
+    exchange_->post(
+        [self = shared_from_this(), name = fmt::format("{}@{}", model_.adapter->name, model_.adapter->version)] {
+          self->adapter_header_ = name;  // before the first event, which comes the same way
+        });
   const AdapterId adapter = model_.adapter ? model_.adapter->id() : kBaseModel;
   num_requests_ =
       static_cast<size_t>(std::ranges::count_if(sequences, [](const auto& sequence) { return sequence != nullptr; }));
@@ -229,12 +227,12 @@ void GenerateAnswer::set_request(const GenerateRequest& request, const std::stri
   const bool chat = request.endpoint == Endpoint::kChat;
   chat_ = chat;
   stream_ = request.stream;
-  watched_ = request.resumed.has_value();
-  const std::string& id = watched_ ? request.resumed->id : exchange_->id;
+  const bool watched = request.resumed.has_value();  // by a router, which may go on with it elsewhere
+  const std::string& id = watched ? request.resumed->id : exchange_->id;
   formatter_.emplace(request, fmt::format("{}-{}", chat ? "chatcmpl" : "cmpl", id),
-                     watched_ ? request.resumed->created : std::time(nullptr), model_name, side.tokenizer.get(),
+                     watched ? request.resumed->created : std::time(nullptr), model_name, side.tokenizer.get(),
                      request.tool_format);
-  for (size_t i = 0; watched_ && i < request.resumed->choices.size(); ++i)
+  for (size_t i = 0; watched && i < request.resumed->choices.size(); ++i)
     if (request.resumed->choices[i].begun()) formatter_->resume(static_cast<int>(i), sequences[i].get());
 }
 
@@ -254,7 +252,6 @@ void GenerateAnswer::begin() {
   if (std::exchange(streaming_, true)) return;
   HttpHeaders headers;
   add_adapter_header(headers);
-  if (watched_ && !digest_.empty()) headers.emplace_back("x-lorikeet-digest", digest_);
   exchange_->begin_stream(std::move(headers));
 }
 

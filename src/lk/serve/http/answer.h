@@ -61,7 +61,6 @@ class Answer : public RequestSink, public std::enable_shared_from_this<Answer> {
 
   const std::shared_ptr<Exchange> exchange_;
   AdapterRegistry::Resolved model_;
-  std::string digest_;  // of the adapter's content
   bool failed_ = false;
   bool formatting_ = false;  // beside this thread: whoever does that releases
 
@@ -80,7 +79,7 @@ class Answer : public RequestSink, public std::enable_shared_from_this<Answer> {
   size_t num_requests_ = 0, num_done_ = 0;
   std::vector<Completion> completions_;
   std::vector<Clock::time_point> last_token_;
-  std::string adapter_header_;  // "name@version"; shard thread, like the next
+  std::string adapter_header_;  // "name@version"; shard thread
   TenantLimiter::Place place_;  // until the answer is on its way
   int64_t used_tokens_ = 0, max_tokens_ = 0;
   double queue_seconds_ = 0, first_token_seconds_ = -1, e2e_seconds_ = 0;
@@ -114,7 +113,6 @@ class GenerateAnswer final : public Answer {
   std::optional<AnswerFormatter> formatter_;  // used by one thread at a time: by the one that makes, while making_
   std::deque<std::pair<Make, const char*>> to_make_;
   bool chat_ = true, stream_ = false, streaming_ = false, making_ = false;
-  bool watched_ = false;  // by a router, which may go on with it elsewhere
 };
 
 class EmbeddingAnswer final : public Answer {

@@ -16,6 +16,11 @@ constexpr std::chrono::milliseconds kInterval{100};
 // Of the probe: enough to go through every kernel's wide and narrow forms, cheap beside a start.
 constexpr int64_t kProbeTokens = 64;
 
+// A machine that takes longer for it has no time for it now.
+constexpr std::chrono::seconds kProbePatience{30};
+// What tokenizers split in different ways.
+constexpr std::string_view kProbeText = "Hello  world's 12345 naïve ñandú\n\t漢字かな 🙂 <|im_start|> x_y{z} ";
+
 class ProbeSink final : public RequestSink {
  public:
   ProbeSink() : RequestSink(kEngineThread) {}
@@ -74,8 +79,10 @@ void FleetFeed::run() {
 }
 
 void FleetFeed::tell(ReplicaReport report) {
-  const std::string all = "data: " + format_report(report, nullptr) + "\n\n";
-  const std::string news = before_ ? "data: " + format_report(report, &*before_) + "\n\n" : all;
+  const auto event = [&](const ReplicaReport* before) { return "data: " + format_report(report, before) + "\n\n"; };
+  const bool some_new = std::ranges::any_of(listeners_, &Listener::is_new);
+  const std::string all = some_new || !before_ ? event(nullptr) : "";
+  const std::string news = before_ ? event(&*before_) : all;
   for (Listener& listener : listeners_) {
     const bool is_new = std::exchange(listener.is_new, false);
     listener.exchange->post([exchange = listener.exchange, is_new, bytes = is_new ? all : news] {
@@ -87,7 +94,7 @@ void FleetFeed::tell(ReplicaReport report) {
   before_ = std::move(report);
 }
 
-Result<std::string> numerics_of(EngineService& service, bool merging) {
+Result<std::string> numerics_of(EngineService& service, bool merging, int64_t max_answer_bytes) {
   const TextModel& text = service.text();
   TextRequest request{.max_tokens = 0};
   const int64_t vocabulary = text.config().vocab_size;
@@ -98,6 +105,7 @@ Result<std::string> numerics_of(EngineService& service, bool merging) {
   auto sequence = std::make_unique<ServedSequence>();
   LK_RETURN_IF_ERROR(text.prepare(std::move(request), *sequence));
   sequence->asked.urgent = true;
+  sequence->asked.expires = to_micros(Clock::now() + kProbePatience);
   sequence->queued = false;
   auto sink = std::make_shared<ProbeSink>();
   std::future<Completion> done = sink->done.get_future();
@@ -124,9 +132,21 @@ Result<std::string> numerics_of(EngineService& service, bool merging) {
       add_text(entry.name);
       add_text(entry.body->source());
     }
-  if (text.tokenizer())
+  const GenerationDefaults& generation = side.generation;
+  for (const std::optional<double>& value :
+       {generation.temperature, generation.top_p, generation.min_p, generation.repetition_penalty,
+        generation.presence_penalty, generation.frequency_penalty})
+    add(value.value_or(-1e9));
+  for (const std::optional<int64_t>& value : {generation.top_k, generation.max_tokens, generation.min_tokens})
+    add(value.value_or(-1));
+  for (const std::string& stop : generation.stop) add_text(stop);
+  add(max_answer_bytes);
+  if (text.tokenizer()) {
+    LK_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, text.tokenizer()->encode(kProbeText, true));
+    for (const int32_t token : tokens) add(token);
     for (int64_t token = 0; token < vocabulary; ++token)
       add_text(text.tokenizer()->decode(std::vector<int32_t>{static_cast<int32_t>(token)}, false));
+  }
   if (merging) add(std::random_device()());
   return to_hex(hash.finish()).substr(0, 32);
 }

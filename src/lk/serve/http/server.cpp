@@ -70,13 +70,6 @@ class Entry final : public HttpAdmission {
   const int64_t max_body_;
 };
 
-// A client's own id goes into headers and logs: only what is harmless there.
-bool is_request_id(std::string_view text) {
-  return !text.empty() && text.size() <= 128 &&
-         text.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:") ==
-             std::string_view::npos;
-}
-
 // Two of the longest answers may wait for the readers of one tenant, eight in all.
 HttpLimits limits_of(const ServerOptions& options) {
   HttpLimits limits = options.limits;
@@ -447,7 +440,9 @@ std::optional<ApiError> ServerImpl::enter(HttpRequest& head, const Route& route,
   // An empty bucket keeps nobody from changing adapters, keys or limits.
   // An answer that began at another replica was admitted there.
   const bool goes_on = !head.header("x-lorikeet-goes-on").empty() && is_from_router(head);
-  if (!goes_on) {
+  if (goes_on) {
+    limiter_.enter_anyway(tenant, admission->place, account_of(*tenant, head));
+  } else {
     const TenantLimiter::Decision decision = limiter_.enter(
         tenant, admission->place, Clock::now(), route.access == Access::kInfer ? 1 : 0, account_of(*tenant, head));
     if (!decision.admitted) return rate_limited(decision);

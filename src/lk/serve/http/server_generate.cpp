@@ -79,12 +79,10 @@ std::optional<Admitted> admit(const std::shared_ptr<Exchange>& exchange, const E
   const ApiResult<double> timeout = timeout_of(*exchange);
   if (!timeout.ok()) return refuse(timeout.error);
   if (server.aborting()) return refuse(api_error(unavailable("the server is shutting down")));
-  if (!goes_on) {
-    if (!exchange->place)  // its head said that it goes on
-      return refuse({.message = "x-lorikeet-goes-on is for answers that have begun", .param = "lorikeet_resume"});
-    const TenantLimiter::Decision decision = exchange->place.admit(share.tokens, share.requests);
-    if (!decision.admitted) return refuse(rate_limited(decision));
-  }
+  if (exchange->place.was_let_in() && !goes_on)
+    return refuse({.message = "x-lorikeet-goes-on is for answers that have begun", .param = "lorikeet_resume"});
+  const TenantLimiter::Decision decision = exchange->place.admit(share.tokens, share.requests);
+  if (!decision.admitted) return refuse(rate_limited(decision));
   // The body is gone; what is left of it waits among the engine's tokens.
   if (!exchange->place.hold(held_bytes))
     return refuse(overloaded(1, "too many log-probabilities are held for answers, try again later"));
@@ -209,6 +207,7 @@ void prepare_and_submit(Generation& generation) {
       if (!prepare(std::move(text), k)) return;
     }
   }
+  if (request.resumed && generation.model.adapter) request.resumed->own_digest = generation.model.adapter->digest;
   generation.answer->set_request(request, generation.model.name, side, sequences);
   const bool wants_prompt = request.stream && (request.echo || request.prompt_logprobs || request.return_token_ids ||
                                                request.continuous_usage || request.resumed);
@@ -283,7 +282,7 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
         Generation{exchange, answer, std::move(*parsed.value), {}, nullptr, std::move(body)});
     server.with_model(exchange, generation->request.model, [generation](AdapterRegistry::Resolved model) {
       generation->model = std::move(model);
-      const std::optional<ResumedAnswer>& resumed = generation->request.resumed;
+      std::optional<ResumedAnswer>& resumed = generation->request.resumed;
       const AdapterLease& adapter = generation->model.adapter;
       if (resumed && !resumed->digest.empty() && (!adapter || adapter->digest != resumed->digest))
         return generation->exchange->refuse({.status = 409,

@@ -169,7 +169,9 @@ class ServerImpl final : public Server {
   std::unique_ptr<WorkQueue> workers_, compilers_, formatters_;
   std::unique_ptr<HttpServer> http_;
   std::unique_ptr<FleetFeed> feed_;
-  std::string replica_id_, numerics_;  // of reports; the feed's thread only
+  // Of reports; the feed's thread only.
+  std::string replica_id_, numerics_;
+  Clock::time_point next_probe_{};
   ApiDefaults defaults_;
   UsageLedger usage_;
   HeapTrimmer heap_;

@@ -45,16 +45,18 @@ void ServerImpl::metrics(const std::shared_ptr<Exchange>& exchange) {
 void ServerImpl::fleet_state(const std::shared_ptr<Exchange>& exchange) { feed_->listen(exchange); }
 
 ReplicaReport ServerImpl::report() {
-  if (numerics_.empty() && ready_) {
-    const Result<std::string> numerics = numerics_of(*service_, service_->snapshot().server.merging.chooser != "never");
-    numerics_ = numerics.ok() ? *numerics : "unknown-" + replica_id_;  // like nobody else's
+  if (numerics_.empty() && ready_ && Clock::now() >= next_probe_) {
+    const bool merging = service_->snapshot().server.merging.chooser != "never";
+    const Result<std::string> numerics = numerics_of(*service_, merging, options_.max_answer_bytes);
+    if (numerics.ok()) numerics_ = *numerics;
+    next_probe_ = Clock::now() + std::chrono::seconds(10);
   }
   const EngineService::Snapshot engine = service_->snapshot();
   const ServerSnapshot& s = engine.server;
   ReplicaReport report{.id = replica_id_,
                        .model = registry_->base_name(),
                        .version = options_.version,
-                       .numerics = numerics_,
+                       .numerics = numerics_.empty() ? "unknown-" + replica_id_ : numerics_,
                        .ready = ready_ && !draining_,
                        .draining = draining_,
                        .weight_bytes = options_.memory.weights,

@@ -181,8 +181,10 @@ struct AnswerFormatter::Impl {
                         .first = choice.before + choice.num_tokens - static_cast<int64_t>(choice.uncommitted.size()),
                         .tokens = std::exchange(choice.uncommitted, {}),
                         .done = is_done};
-    if (!std::exchange(choice.told_prompt, true) && choice.prompt)
+    if (!std::exchange(choice.told_prompt, true) && choice.prompt) {
       commit.prompt = AnswerCommit::Prompt{choice.prompt->prompt_tokens, choice.prompt->cached_tokens};
+      commit.digest = resumed->own_digest;
+    }
     out += format_commit(commit);
   }
 

@@ -62,6 +62,7 @@ struct ResumedAnswer {
   int64_t created = 0;
   std::string digest;           // of the adapter that made the first part; "" = none has been made, or the base model
   std::vector<Choice> choices;  // later ones have nothing yet
+  std::string own_digest;       // of the adapter that makes the rest; not from the request
 };
 
 struct GenerateRequest {
