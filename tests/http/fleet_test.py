@@ -155,6 +155,7 @@ class Scope(Directory):
 
 class Router:
     def __init__(self, *replicas: str, options: tuple = (), environment: dict | None = None):
+        self.fleet_key = (environment or {}).get("LORIKEET_FLEET_KEY")
         command = [BINARY, "route", "--port", "0", *options]
         for replica in replicas:
             command += ["--replica", f"http://{replica}"]
@@ -184,7 +185,7 @@ class Router:
         return status, json.loads(data)
 
     def status(self):
-        return self.json("GET", "/v1/fleet/status")[1]
+        return self.json("GET", "/v1/fleet/status", key=self.fleet_key)[1]
 
     def ready(self, count):
         wait_for(lambda: sum(r["state"] == "ready" for r in self.status()["replicas"]) == count, f"{count} replicas")
@@ -364,4 +365,7 @@ class Refusals(Directory):
         body = {"model": "sql", "messages": QUESTION, "max_tokens": 4}
         self.assertEqual(keyed.json("POST", CHAT, body, key=infer)[0], 200)
         self.assertEqual(keyed.json("POST", CHAT, body)[0], 401)
+        for path in ("/v1/fleet/status", "/metrics"):
+            for key, expected in ((None, 401), (infer, 401), (fleet, 200)):
+                self.assertEqual(keyed.call("GET", path, key=key)[0], expected, path)
         self.assertEqual(keyed.call("POST", CHAT, {**body, "stream": True}, key=infer)[0], 200)

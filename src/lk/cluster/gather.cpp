@@ -93,11 +93,20 @@ HttpResponse response_of(Answer answer) {
 
 }  // namespace
 
+namespace {
+
+bool is_adapter(const boost::json::object& model) {
+  const boost::json::value* parent = model.if_contains("parent");
+  return parent != nullptr && !parent->is_null();
+}
+
+}  // namespace
+
 void gather_models(const RelayContext& context, HttpRequest request, std::shared_ptr<HttpReply> reply) {
   auto gathering = std::make_shared<Gathering>(context, reply, [reply](std::vector<Answer> answers) {
     boost::json::object merged;
-    std::map<std::string, boost::json::value> models;  // by id
-    size_t longest = 0;                                // of the pages
+    std::map<std::pair<bool, std::string>, boost::json::value> models;  // by id, the base model first
+    size_t longest = 0;                                                 // of the pages
     bool any = false, has_more = false;
     for (const Answer& answer : answers) {
       if (!answer.failure.ok() || answer.status != 200) continue;
@@ -112,7 +121,7 @@ void gather_models(const RelayContext& context, HttpRequest request, std::shared
       longest = std::max(longest, data->get_array().size());
       for (const boost::json::value& model : data->get_array())
         if (const auto* id = model.is_object() ? model.get_object().if_contains("id") : nullptr; id && id->is_string())
-          models.emplace(id->get_string(), model);
+          models.emplace(std::pair(is_adapter(model.get_object()), std::string(id->get_string())), model);
     }
     // All refused alike (a wrong key), or nobody could be asked.
     if (!any) {

@@ -36,7 +36,8 @@ struct ReplicaReport {
   int64_t steps = 0, computed_tokens = 0;               // totals since its start
   double execute_seconds = 0;                           // likewise, in the model
   double stalled_seconds = 0;                           // since its engine last showed life, 0 when idle
-  std::map<std::string, Adapter> adapters;              // by name@version: those in its memory
+  // That can be asked for; by name, those that no name means any more by name@version.
+  std::map<std::string, Adapter> adapters;
 };
 
 // One event's data. Of the adapters only those that differ from `before` are in it: null = all.

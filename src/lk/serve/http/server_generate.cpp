@@ -81,8 +81,10 @@ std::optional<Admitted> admit(const std::shared_ptr<Exchange>& exchange, const E
   if (server.aborting()) return refuse(api_error(unavailable("the server is shutting down")));
   if (exchange->place.was_let_in() && !goes_on)
     return refuse({.message = "x-lorikeet-goes-on is for answers that have begun", .param = "lorikeet_resume"});
-  const TenantLimiter::Decision decision = exchange->place.admit(share.tokens, share.requests);
-  if (!decision.admitted) return refuse(rate_limited(decision));
+  if (share.requests > 0) {  // else all its choices were complete elsewhere
+    const TenantLimiter::Decision decision = exchange->place.admit(share.tokens, share.requests);
+    if (!decision.admitted) return refuse(rate_limited(decision));
+  }
   // The body is gone; what is left of it waits among the engine's tokens.
   if (!exchange->place.hold(held_bytes))
     return refuse(overloaded(1, "too many log-probabilities are held for answers, try again later"));
