@@ -106,6 +106,7 @@ Result<RouterOptions> RouteFlags::options() const {
         "one of scope fleet (--fleet-key-file), or say --insecure",
         address);
   filled.listen = {{.address = address, .tls = !router.tls_cert.empty()}};
+  filled.insecure = insecure;
   filled.version = LK_VERSION;
   return filled;
 }

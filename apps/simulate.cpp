@@ -283,11 +283,10 @@ void add_simulate(CLI::App& app, int& exit_code) {
       ->check(CLI::NonNegativeNumber)
       ->group("Runs");
   flags->fleet.add_to(*command);
-  // Of the fleet's options the first two; the rest is under --help-all.
+  // The fleet's options are under --help-all.
   std::set<std::string> shown;
   for (const CLI::Option* option : command->get_options())
     if (option->get_group() != "Fleet") shown.insert(option->get_name());
-  shown.insert({"--replicas", "--routing"});
   show_in_help(*command, shown);
   command->callback([flags, values, options, &exit_code] {
     for (size_t n = 0; n < options.size(); ++n)

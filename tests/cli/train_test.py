@@ -261,7 +261,7 @@ class BadInput(Train):
             done = subprocess.run([BINARY, "train", self.jobs(self.job()), *flags], capture_output=True, check=False)
             self.assertEqual(done.returncode, 2, flags)
         # What has a meaning of its own, or none.
-        job(["num_modules is 2048, at most 512"], self.job(adapter={"kind": "multilora", "num_modules": 4, "rank_pattern": {"q_proj": 512}}))
+        job(["rank times num_modules is 2048"], self.job(adapter={"kind": "multilora", "num_modules": 4, "rank_pattern": {"q_proj": 512}}))
         job(["q_proj.lora_B starts at zero and is frozen"], self.job(adapter={"freeze": "B"}))
         job(["embed_tokens.lora_A starts at zero"], self.job(adapter={"freeze": "A", "target_modules": ["embed_tokens"]}))
         job(["warmup_steps is 1000", "only 14"], self.job() | {"train": {"epochs": 1, "batch_samples": 3, "warmup_steps": 1000}})

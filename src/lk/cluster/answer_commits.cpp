@@ -34,7 +34,7 @@ Result<AnswerCommit> parse_commit(std::string_view json) {
   AnswerCommit commit;
   JsonFields fields(*object, "a commit");
   fields.read_bool("end", commit.end);
-  fields.read_int("choice", commit.choice, 0, 1 << 20);
+  fields.read_int("choice", commit.choice, 0, 1 << 16);
   fields.read_int("first", commit.first, 0, kMaxTokens);
   fields.read_tokens("tokens", commit.tokens, std::numeric_limits<int32_t>::max(), static_cast<size_t>(kMaxTokens));
   fields.read_bool("done", commit.done);

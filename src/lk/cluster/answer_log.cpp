@@ -14,7 +14,9 @@ AnswerLog::Verdict AnswerLog::take(const AnswerCommit& commit) {
     if (!all_done || choices_.empty()) return Verdict::kGap;
     return std::exchange(whole_, true) ? Verdict::kKnown : Verdict::kNews;
   }
+  if (commit.tokens.empty() && !commit.done) return Verdict::kKnown;  // nothing
   const auto index = static_cast<size_t>(commit.choice);
+  if (index >= choices_.size() && commit.first > 0) return Verdict::kGap;
   if (index >= choices_.size()) choices_.resize(index + 1);
   Choice& choice = choices_[index];
   const auto known = static_cast<int64_t>(choice.tokens.size());

@@ -16,8 +16,8 @@ namespace lk {
 namespace {
 
 constexpr std::chrono::seconds kListTimeout{10};
-constexpr std::chrono::seconds kChangeTimeout{300};  // an adapter may be large, and its probe wait
-constexpr size_t kMostAnswerBytes = size_t{64} << 20;
+constexpr std::chrono::seconds kChangeTimeout{300};    // an adapter may be large, and its probe wait
+constexpr size_t kMostAnswerBytes = size_t{16} << 20;  // of one replica; a page of 10,000 names has 2 MiB
 
 struct Answer {
   int replica = 0;
@@ -100,46 +100,54 @@ bool is_adapter(const boost::json::object& model) {
   return parent != nullptr && !parent->is_null();
 }
 
+HttpResponse merge_models(std::vector<Answer> answers) {
+  boost::json::object merged;
+  std::map<std::pair<bool, std::string>, boost::json::value> models;  // by id, the base model first
+  size_t longest = 0;                                                 // of the pages
+  bool any = false, has_more = false;
+  for (const Answer& answer : answers) {
+    if (!answer.failure.ok() || answer.status != 200) continue;
+    boost::system::error_code error;
+    boost::json::value page = boost::json::parse(answer.body, error);
+    if (error || !page.is_object()) continue;
+    const boost::json::value* data = page.get_object().if_contains("data");
+    if (data == nullptr || !data->is_array()) continue;
+    if (!std::exchange(any, true)) merged = page.get_object();
+    const boost::json::value* more = page.get_object().if_contains("has_more");
+    has_more |= more != nullptr && more->is_bool() && more->get_bool();
+    longest = std::max(longest, data->get_array().size());
+    for (const boost::json::value& model : data->get_array())
+      if (const auto* id = model.is_object() ? model.get_object().if_contains("id") : nullptr; id && id->is_string())
+        models.emplace(std::pair(is_adapter(model.get_object()), std::string(id->get_string())), model);
+  }
+  // All refused alike (a wrong key), or nobody could be asked.
+  if (!any) {
+    for (Answer& answer : answers)
+      if (answer.failure.ok()) return response_of(std::move(answer));
+    return nobody();
+  }
+  // A page of the union: where pages were cut, names behind the shortest cut may be missing from some.
+  boost::json::array data;
+  for (auto& [id, model] : models) {
+    if (has_more && data.size() == longest) break;
+    data.push_back(std::move(model));
+  }
+  if (merged.contains("first_id")) merged["first_id"] = data.empty() ? nullptr : data.front().at("id");
+  if (merged.contains("last_id")) merged["last_id"] = data.empty() ? nullptr : data.back().at("id");
+  if (merged.contains("has_more")) merged["has_more"] = has_more;
+  merged["data"] = std::move(data);
+  return {.body = json_text(merged)};
+}
+
 }  // namespace
 
 void gather_models(const RelayContext& context, HttpRequest request, std::shared_ptr<HttpReply> reply) {
-  auto gathering = std::make_shared<Gathering>(context, reply, [reply](std::vector<Answer> answers) {
-    boost::json::object merged;
-    std::map<std::pair<bool, std::string>, boost::json::value> models;  // by id, the base model first
-    size_t longest = 0;                                                 // of the pages
-    bool any = false, has_more = false;
-    for (const Answer& answer : answers) {
-      if (!answer.failure.ok() || answer.status != 200) continue;
-      boost::system::error_code error;
-      boost::json::value page = boost::json::parse(answer.body, error);
-      if (error || !page.is_object()) continue;
-      const boost::json::value* data = page.get_object().if_contains("data");
-      if (data == nullptr || !data->is_array()) continue;
-      if (!std::exchange(any, true)) merged = page.get_object();
-      const boost::json::value* more = page.get_object().if_contains("has_more");
-      has_more |= more != nullptr && more->is_bool() && more->get_bool();
-      longest = std::max(longest, data->get_array().size());
-      for (const boost::json::value& model : data->get_array())
-        if (const auto* id = model.is_object() ? model.get_object().if_contains("id") : nullptr; id && id->is_string())
-          models.emplace(std::pair(is_adapter(model.get_object()), std::string(id->get_string())), model);
-    }
-    // All refused alike (a wrong key), or nobody could be asked.
-    if (!any) {
-      for (Answer& answer : answers)
-        if (answer.failure.ok()) return reply->respond(response_of(std::move(answer)));
-      return reply->respond(nobody());
-    }
-    // A page of the union: where pages were cut, names behind the shortest cut may be missing from some.
-    boost::json::array data;
-    for (auto& [id, model] : models) {
-      if (has_more && data.size() == longest) break;
-      data.push_back(std::move(model));
-    }
-    if (merged.contains("first_id")) merged["first_id"] = data.empty() ? nullptr : data.front().at("id");
-    if (merged.contains("last_id")) merged["last_id"] = data.empty() ? nullptr : data.back().at("id");
-    if (merged.contains("has_more")) merged["has_more"] = has_more;
-    merged["data"] = std::move(data);
-    reply->respond({.body = json_text(merged)});
+  auto gathering = std::make_shared<Gathering>(context, reply, [&context, reply](std::vector<Answer> answers) {
+    const auto all = std::make_shared<std::vector<Answer>>(std::move(answers));
+    context.work([&context, reply, all] {
+      const auto response = std::make_shared<HttpResponse>(merge_models(std::move(*all)));
+      context.post(reply->shard(), [reply, response] { reply->respond(std::move(*response)); });
+    });
   });
   gathering->start(request, kListTimeout);
 }

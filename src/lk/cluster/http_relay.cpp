@@ -20,7 +20,8 @@ using Clock = std::chrono::steady_clock;
 constexpr const char* kEventStream = "text/event-stream; charset=utf-8";
 constexpr size_t kMostBodyBytes = size_t{64} << 20;  // of an answer that is not streamed
 constexpr double kBytesPerToken = 4;                 // of English text; for placement only
-constexpr auto kFullFor = 200ms;                     // a replica that answered 503 is asked last
+constexpr size_t kLongestName = 1024;
+constexpr auto kFullFor = 200ms;  // a replica that answered 503 is asked last
 
 // Headers that belong to one connection, or that the router says itself.
 bool is_passed_on(std::string_view name) {
@@ -59,8 +60,6 @@ bool is_generation(const HttpRequest& request) {
 
 }  // namespace
 
-HttpRelay::~HttpRelay() { context_.counters.held_bytes -= held_bytes_; }
-
 HttpRelay::HttpRelay(const RelayContext& context, HttpRequest request, std::shared_ptr<HttpReply> reply, std::string id)
     : context_(context),
       request_(std::move(request)),
@@ -74,12 +73,11 @@ HttpRelay::HttpRelay(const RelayContext& context, HttpRequest request, std::shar
 
 void HttpRelay::start() {
   ++context_.counters.requests;
-  held_bytes_ = std::ssize(request_.body);
-  context_.counters.held_bytes += held_bytes_;
   if (streams_) ++context_.counters.streams;
   RoutedRequest routed;
   if (facts_) {
-    if (!context_.fleet.is_base(facts_->model)) routed.adapter = facts_->model;
+    // No name is longer that anybody has: what is, is refused where it arrives.
+    if (facts_->model.size() <= kLongestName && !context_.fleet.is_base(facts_->model)) routed.adapter = facts_->model;
     const double predicted = context_.fleet.predicted_output(routed.adapter);
     const double most = facts_->max_tokens ? static_cast<double>(std::max<int64_t>(0, *facts_->max_tokens)) : predicted;
     routed.predicted_output = std::min(predicted, most) * static_cast<double>(std::clamp<int64_t>(facts_->n, 1, 1024));
@@ -127,7 +125,8 @@ ClientRequest HttpRelay::to_replica(const Relay::Source& source) const {
   ClientRequest request{.method = request_.method, .url = context_.fleet.url(source.replica) + request_.target};
   for (const auto& [name, value] : passed_on(request_.headers))
     if (name != "x-request-id") request.headers.emplace_back(name, value);
-  if (!request_.body.empty()) request.headers.emplace_back("content-type", "application/json");
+  if (const std::string_view type = request_.header("content-type"); !type.empty())
+    request.headers.emplace_back("content-type", type);
   request.headers.emplace_back("x-request-id", id_);
   request.headers.emplace_back("x-forwarded-for", request_.peer);
   request.timeout = std::chrono::hours(24);
@@ -181,8 +180,9 @@ void HttpRelay::show(std::string_view events, const Relay::Source& source) {
 void HttpRelay::lost(Relay::SourceId source, std::string_view reason, bool is_final) {
   const auto found = exchanges_.find(source);
   if (found == exchanges_.end()) return;
-  last_failure_ = fmt::format("{}: {}", context_.fleet.url(found->second->replica), reason);
-  context_.log("replica_lost", fmt::format("request {}: {}", id_, last_failure_));
+  last_failure_ = reason;
+  context_.log("replica_lost",
+               fmt::format("request {}: {}: {}", id_, context_.fleet.url(found->second->replica), reason));
   relay_.lost(source, Clock::now(), is_final);
 }
 

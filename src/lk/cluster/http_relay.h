@@ -18,7 +18,6 @@ namespace lk {
 
 struct RouterCounters {
   std::atomic<int64_t> requests{0}, streams{0}, mismatches{0}, broken{0}, refused{0};
-  std::atomic<int64_t> held_bytes{0};  // of bodies of requests that have not ended
 };
 
 // What relays need of the router.
@@ -28,6 +27,7 @@ struct RelayContext {
   const RouterOptions& options;
   RouterCounters& counters;
   std::function<void(int shard, std::function<void()> task)> post;  // thread safe
+  std::function<void(std::function<void()> task)> work;             // thread safe: what takes long, off the io threads
   void log(std::string_view event, std::string_view detail) const {
     if (options.log) options.log(event, detail);
   }
@@ -37,7 +37,6 @@ struct RelayContext {
 class HttpRelay final : public Relay::Host, public std::enable_shared_from_this<HttpRelay> {
  public:
   HttpRelay(const RelayContext& context, HttpRequest request, std::shared_ptr<HttpReply> reply, std::string id);
-  ~HttpRelay() override;
   void start();
   void close() { relay_.close(); }
   void tick(Relay::Time now) { relay_.tick(now); }
@@ -80,7 +79,6 @@ class HttpRelay final : public Relay::Host, public std::enable_shared_from_this<
   std::optional<HttpResponse> answer_;  // in one piece; of a stream, the last refusal
   std::string last_events_;             // an error that a replica ended with instead of going on
   std::string last_failure_;
-  int64_t held_bytes_ = 0;
   bool streaming_ = false;
 };
 

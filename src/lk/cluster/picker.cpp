@@ -108,13 +108,12 @@ class HomesPicker final : public Picker {
  public:
   size_t pick(const RoutedRequest& request, std::span<const Candidate> candidates) override {
     if (work_.size() >= kMaxAdapters && !work_.contains(request.adapter)) work_.clear(), homes_.clear();
-    const bool is_new = !work_.contains(request.adapter);
     work_[request.adapter] += request.prompt_tokens + request.predicted_output;
     for (const Candidate& candidate : candidates)
       replicas_ = std::max(replicas_, static_cast<size_t>(candidate.index) + 1);
-    if (is_new || ++picks_ % kRenewal == 0) renew();
+    if (picks_++ % kRenewal == 0) renew();
     // Its homes among those that may be asked; else whoever has least to do.
-    const std::vector<size_t>& homes = homes_.at(request.adapter);
+    const std::vector<size_t>& homes = homes_[request.adapter];  // none before the next renewal
     size_t best = 0;
     bool best_is_home = false;
     for (size_t i = 0; i < candidates.size(); ++i) {

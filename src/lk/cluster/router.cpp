@@ -15,11 +15,14 @@
 
 #include "lk/base/json_text.h"
 #include "lk/base/rng.h"
+#include "lk/base/shared_bound.h"
 #include "lk/base/thread_name.h"
+#include "lk/base/workshop.h"
 #include "lk/cluster/gather.h"
 #include "lk/cluster/http_relay.h"
 #include "lk/cluster/router_error.h"
 #include "lk/net/http_client.h"
+#include "lk/net/listener.h"
 
 namespace lk {
 namespace {
@@ -31,9 +34,48 @@ constexpr auto kTick = 50ms;        // how often relays look whether their repli
 constexpr auto kReconnect = 200ms;  // to a replica whose stream of reports broke
 constexpr auto kListenAgain = 5s;   // to one that is connected and silent
 constexpr auto kConnectTimeout = 1000ms;
-// Bodies are kept until their answers have ended: somebody else may be asked.
-constexpr int64_t kMostHeldBytes = int64_t{1} << 30;
+// Bodies are kept until their answers have ended: somebody else may be asked. Shared between addresses.
+constexpr int64_t kMostHeldBytes = int64_t{256} << 20;
 constexpr size_t kMostReportBytes = 32 << 20;
+
+// Bytes of bodies, by the address they came from.
+struct Bodies {
+  std::mutex mutex;
+  SharedBound<std::string> bound{kMostHeldBytes};  // guarded by mutex
+};
+
+// What one request holds of them, from its head until it ends.
+class HeldBody final : public HttpAdmission {
+ public:
+  HeldBody(std::shared_ptr<Bodies> bodies, std::string address)
+      : bodies_(std::move(bodies)), address_(std::move(address)) {}
+  ~HeldBody() override {
+    std::lock_guard lock(bodies_->mutex);
+    bodies_->bound.give_back(address_, bytes_);
+  }
+  std::optional<HttpResponse> on_body(int64_t bytes) override {
+    std::lock_guard lock(bodies_->mutex);
+    if (bytes <= bytes_) return std::nullopt;
+    if (!bodies_->bound.try_take(address_, 1, bytes - bytes_))
+      return router_refusal(503, "the router holds too many large requests", "overloaded");
+    bytes_ = bytes;
+    return std::nullopt;
+  }
+
+ private:
+  const std::shared_ptr<Bodies> bodies_;
+  const std::string address_;
+  int64_t bytes_ = 0;
+};
+
+// Whose bytes wait for their reader: the key's, by its public part; without one the address's.
+std::string account_of(const HttpRequest& request) {
+  std::string_view key = request.header("authorization");
+  if (key.empty()) key = request.header("x-api-key");
+  const size_t begin = key.find("lk-");
+  if (begin == std::string_view::npos || key.size() < begin + 15) return {};
+  return "key " + std::string(key.substr(begin, 15));
+}
 
 class RouterImpl final : public Router {
  public:
@@ -46,7 +88,13 @@ class RouterImpl final : public Router {
                                                      .connect_timeout = kConnectTimeout}));
     context_ = std::make_unique<RelayContext>(
         RelayContext{*fleet_, *client_, options_, counters_,
-                     [this](int shard, std::function<void()> task) { http_->post(shard, std::move(task)); }});
+                     [this](int shard, std::function<void()> task) { http_->post(shard, std::move(task)); },
+                     [this](std::function<void()> task) {
+                       lists_.submit(0, [task = std::move(task)](const std::stop_token&) {
+                         run_guarded("a list", task);
+                         return Workshop::Finish();
+                       });
+                     }});
     HttpServerOptions http{.listen = options_.listen,
                            .num_shards = options_.io_threads,
                            .limits = options_.limits,
@@ -199,6 +247,7 @@ class RouterImpl final : public Router {
         if (fleet_->life(replica, now) == FleetView::Life::kSilent && now - exchange.second > kListenAgain)
           silent.push_back(replica);
       lock.unlock();
+      lists_.collect();
       for (const int replica : silent) listen_again(replica);
       for (const int replica : due) listen_to(replica);
       for (int i = 0; i < fleet_->size(); ++i) show_life(i, now);
@@ -230,26 +279,35 @@ class RouterImpl final : public Router {
 
   // --- Requests.
 
-  // Replicas judge keys; who brings none is refused before anything is read or passed on. What the router says of its
-  // replicas is for those who have the fleet's key.
-  std::optional<HttpResponse> filter(const HttpRequest& head) const {
-    if (options_.fleet_key.empty()) return std::nullopt;
+  // Who is refused before a body is read: whoever is not in form, a page of another site in front of replicas without
+  // keys, and who brings no key where keys are needed (replicas judge them). What the router says of its replicas is
+  // for those who have the fleet's key.
+  std::optional<HttpResponse> filter(HttpRequest& head) {
+    if (!head.target.starts_with('/')) return router_refusal(400, "the target must be a path", "invalid_target");
     const std::string_view authorization = head.header("authorization");
-    if (head.path == "/metrics" || head.path == "/v1/fleet/status") {
+    const bool is_api = head.path.starts_with("/v1/") || head.path.ends_with("tokenize");
+    if (options_.fleet_key.empty()) {
+      const std::string_view host = head.header("host"), origin = head.header("origin");
+      if (!options_.insecure && !host.empty() && !is_literal_host(host))
+        return router_refusal(403, "without keys the router answers to addresses and localhost only", "foreign_host");
+      if (!origin.empty() && origin.substr(std::min(origin.size(), origin.find("://") + 3)) != host)
+        return router_refusal(403, "web pages of other origins are refused while there are no keys", "foreign_origin");
+    } else if (head.path == "/metrics" || head.path == "/v1/fleet/status") {
       const std::string wanted = "Bearer " + options_.fleet_key;
-      if (authorization.size() == wanted.size() &&
-          CRYPTO_memcmp(authorization.data(), wanted.data(), wanted.size()) == 0)
-        return std::nullopt;
-      return router_refusal(401, "this is for who has the fleet's key", "invalid_api_key");
+      if (authorization.size() != wanted.size() ||
+          CRYPTO_memcmp(authorization.data(), wanted.data(), wanted.size()) != 0)
+        return router_refusal(401, "this is for who has the fleet's key", "invalid_api_key");
+    } else if (is_api && authorization.empty() && head.header("x-api-key").empty()) {
+      return router_refusal(401, "a valid API key is needed: send \"Authorization: Bearer lk-...\"", "invalid_api_key");
     }
-    if (head.path.starts_with("/v1/") || head.path.ends_with("tokenize"))
-      if (authorization.empty() && head.header("x-api-key").empty())
-        return router_refusal(401, "a valid API key is needed: send \"Authorization: Bearer lk-...\"",
-                              "invalid_api_key");
+    auto held = std::make_shared<HeldBody>(bodies_, head.peer);
+    if (std::optional<HttpResponse> refusal = held->on_body(std::max<int64_t>(head.content_length, 0))) return refusal;
+    head.admission = std::move(held);
     return std::nullopt;
   }
 
   void handle(HttpRequest request, std::shared_ptr<HttpReply> reply) {
+    if (const std::string account = account_of(request); !account.empty()) reply->charge(account);
     const std::string& path = request.path;
     if (request.method == "GET" || request.method == "HEAD") {
       if (path == "/health" || path == "/healthz" || path == "/ping" || path == "/live" || path == "/livez")
@@ -280,10 +338,11 @@ class RouterImpl final : public Router {
   void relay(HttpRequest request, std::shared_ptr<HttpReply> reply) {
     const auto shard = static_cast<size_t>(reply->shard());
     if (closed_) return reply->respond(router_refusal(503, "the router is shutting down", "shutting_down"));
-    if (counters_.held_bytes > kMostHeldBytes)
-      return reply->respond(router_refusal(503, "the router holds too many large requests", "overloaded"));
     std::string id(request.header("x-request-id"));
-    if (!is_request_id(id)) id = fmt::format("{:016x}{:016x}", random_bits(start_, next_id_), next_id_++);
+    if (!is_request_id(id)) {
+      const uint64_t number = next_id_.fetch_add(2);
+      id = fmt::format("{:016x}{:016x}", random_bits(start_, number), random_bits(start_, number + 1));
+    }
     auto relay = std::make_shared<HttpRelay>(*context_, std::move(request), std::move(reply), std::move(id));
     relays_[shard].insert(relay);
     relay->start();
@@ -365,6 +424,7 @@ class RouterImpl final : public Router {
   std::unique_ptr<RelayContext> context_;
   std::unique_ptr<HttpServer> http_;
   std::vector<std::unordered_set<std::shared_ptr<HttpRelay>>> relays_;  // by shard, used there only
+  const std::shared_ptr<Bodies> bodies_ = std::make_shared<Bodies>();
   std::atomic<bool> closed_{false};
   const uint64_t start_ = static_cast<uint64_t>(Clock::now().time_since_epoch().count());
   std::atomic<uint64_t> next_id_{1};
@@ -377,6 +437,7 @@ class RouterImpl final : public Router {
   std::unordered_map<int, std::string> failures_;                                   // that were logged last
   std::unordered_map<int, FleetView::Life> lives_;                                  // the ticker's only
   std::thread ticker_;
+  Workshop lists_{{{.name = "lk-route-lists"}}};  // last: its jobs use the others
 };
 
 }  // namespace

@@ -20,6 +20,7 @@ struct RouterOptions {
   std::string tls_cert, tls_key;
   FleetOptions fleet;
   std::string fleet_key;    // of scope fleet, at every replica; "" = replicas without keys
+  bool insecure = false;    // any name of this machine is answered to, also without keys
   bool exact_only = false;  // rather end an answer than let a replica of other numerics go on with it
   std::string tls_ca;       // PEM file of authorities for https replicas instead of the system's
   std::string version;

@@ -58,8 +58,10 @@ Result<Pooling> load_pooling(const std::string& directory) {
   JsonFields fields(object, path);
   std::string wanted;
   const json::value* mode = fields.find("pooling_mode");  // newer files name it
-  if (mode != nullptr && mode->is_string()) {
-    wanted = std::string(mode->get_string());
+  if (mode != nullptr) {                                  // one, or a list of those that are joined
+    std::vector<std::string> names;
+    fields.read_one_or_more("pooling_mode", names, 16, 1, 64);
+    for (const std::string& name : names) wanted += (wanted.empty() ? "" : "+") + name;
   } else {
     constexpr std::array<std::pair<const char*, const char*>, 6> kFlags{
         {{"pooling_mode_cls_token", "cls"},

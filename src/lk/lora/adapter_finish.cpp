@@ -96,6 +96,12 @@ Status for_each_item(Items& items, int num_threads, F&& f) {
 }  // namespace
 
 Status AdapterLoader::finish_deltas() {
+  // In PEFT the head's delta acts on rows that were replaced below it; here they are replaced above it.
+  if (model_.tie_word_embeddings && adapter_.lm_head && !adapter_.trained_token_ids.empty())
+    return unsupported(
+        "trainable_token_indices beside an adapter of lm_head, on a base with tied embeddings: save the adapter "
+        "merged, "
+        "or train the tokens without lm_head among target_modules");
   std::vector<Adapted> all;
   for (size_t layer = 0; layer < adapter_.layers.size(); ++layer) {
     for (int proj = 0; proj < kNumProjs; ++proj) {

@@ -181,4 +181,18 @@ int Listener::accept(int fd, Peer* peer) {
   return accepted;
 }
 
+bool is_literal_host(std::string_view host) {
+  std::string name(host);
+  for (char& c : name) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  const size_t colon = name.rfind(':');
+  if (colon != std::string::npos && name.find(']', colon) == std::string::npos) {
+    if (name.find_first_not_of("0123456789", colon + 1) != std::string::npos) return false;
+    name.resize(colon);
+  }
+  unsigned char address[sizeof(in6_addr)];
+  if (name.size() > 2 && name.front() == '[' && name.back() == ']')
+    return ::inet_pton(AF_INET6, name.substr(1, name.size() - 2).c_str(), address) == 1;
+  return name == "localhost" || name.ends_with(".localhost") || ::inet_pton(AF_INET, name.c_str(), address) == 1;
+}
+
 }  // namespace lk

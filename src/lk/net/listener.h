@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include "lk/base/status.h"
 
@@ -17,6 +18,9 @@ struct Peer {
 // Whether nobody but this machine can connect to a listen address: loopback, written as an address or as localhost, or
 // a unix socket.
 bool is_local_address(const std::string& address);
+// Of a Host header: an address ("127.0.0.1:8000", "[::1]", "10.1.2.3") or localhost: what only the one who typed it
+// chose.
+bool is_literal_host(std::string_view host);
 
 class Listener {
  public:

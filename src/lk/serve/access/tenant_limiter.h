@@ -13,7 +13,7 @@
 #include <string>
 #include <unordered_map>
 
-#include "lk/serve/access/shared_bound.h"
+#include "lk/base/shared_bound.h"
 #include "lk/serve/access/tenants.h"
 
 namespace lk {

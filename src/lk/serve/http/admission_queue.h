@@ -11,7 +11,7 @@
 
 #include "lk/base/status.h"
 #include "lk/sched/wait_forecast.h"
-#include "lk/serve/access/shared_bound.h"
+#include "lk/base/shared_bound.h"
 
 namespace lk {
 

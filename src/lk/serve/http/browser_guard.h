@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "lk/net/http_server.h"
+#include "lk/net/listener.h"
 #include "lk/serve/openai/openai.h"
 
 namespace lk {
@@ -37,8 +38,5 @@ class BrowserGuard {
   std::vector<std::string> origins_;
   bool any_origin_ = false;
 };
-
-// An address ("127.0.0.1:8000", "[::1]", "10.1.2.3") or localhost: what only the one who typed it chose.
-bool is_literal_host(std::string_view host);
 
 }  // namespace lk

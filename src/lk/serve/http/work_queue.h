@@ -19,7 +19,7 @@
 
 #include "lk/base/status.h"
 #include "lk/sched/fair_queue.h"
-#include "lk/serve/access/shared_bound.h"
+#include "lk/base/shared_bound.h"
 
 namespace lk {
 
