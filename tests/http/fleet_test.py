@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import threading
 
@@ -277,7 +278,10 @@ class Failover(Directory):
             drained.append(self.serving())
             drained[0].signal(signal.SIGTERM)
 
-        self.assertEqual(self.by_choice(events_of(self.router, CHAT, self.LONG, 60, drain)), quiet)
+        # So much that it cannot end before a router hears of the drain.
+        longer = {**self.LONG, "n": 16, "logprobs": False}
+        whole = self.by_choice(events_of(self.router, CHAT, longer))
+        self.assertEqual(self.by_choice(events_of(self.router, CHAT, longer, 60, drain)), whole)
         self.assertEqual(drained[0].process.wait(PATIENCE), 0)
         self.router.ready(1)
         status = self.router.status()
@@ -326,6 +330,69 @@ class Failover(Directory):
         for replica in self.replicas:
             self.assertEqual(replica.get("/v1/models/tag").status, 404)
         self.assertEqual(self.router.json("DELETE", "/v1/adapters/tag")[0], 404)
+
+
+class Door(Directory):
+    """What a client sends costs a router nothing before it is let in."""
+
+    def send(self, router, head: bytes) -> bytes:
+        host, port = router.address.rsplit(":", 1)
+        with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
+            connection.sendall(head)
+            connection.settimeout(PATIENCE)
+            received = b""
+            while b"\r\n\r\n" not in received:
+                piece = connection.recv(65536)
+                if not piece:
+                    break
+                received += piece
+            return received
+
+    def test_pages_of_others_and_odd_targets(self):
+        server = Server(adapters=("sql", "tag"))
+        self.addCleanup(server.stop)
+        router = Router(server.address)
+        self.addCleanup(router.stop)
+        router.ready(1)
+        body = json.dumps({"lora_name": "tag"}).encode()
+        for header in (b"Host: localhost\r\nOrigin: http://evil.example", b"Host: evil.example"):
+            answer = self.send(router, b"POST /v1/unload_lora_adapter HTTP/1.1\r\n" + header + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            self.assertIn(b" 403 ", answer.split(b"\r\n")[0], answer)
+        self.assertEqual(server.get("/v1/models/tag").status, 200)
+        answer = self.send(router, b"POST http://127.0.0.1/tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}")
+        self.assertIn(b" 400 ", answer.split(b"\r\n")[0])
+        answer = self.send(router, b"GET /v1/models/sql HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: a b\x85\r\n\r\n")
+        self.assertNotIn(b"a b", answer)
+        router.stop()
+        self.assertNotIn("replica_lost", "".join(router.lines))
+
+    def test_bodies_without_a_key_are_not_read(self):
+        state = self.path("state.db")
+
+        def key(scope):
+            return subprocess.run([BINARY, "keys", "create", "--state", state, "--tenant", "acme", "--scope", scope], capture_output=True, text=True,
+                                  check=True).stdout.strip()
+
+        infer, fleet = key("infer"), key("fleet")
+        server = Server(state=state)
+        self.addCleanup(server.stop)
+        router = Router(server.address, environment={"LORIKEET_FLEET_KEY": fleet})
+        self.addCleanup(router.stop)
+        router.ready(1)
+        answer = self.send(router, b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 8000000\r\n\r\n")
+        self.assertIn(b" 401 ", answer.split(b"\r\n")[0])
+        # With one, whatever it is: an address holds no more than its share while others are there.
+        host, port = router.address.rsplit(":", 1)
+        head = b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer lk-x\r\nContent-Length: 8000000\r\n\r\n"
+        connections = []
+        self.addCleanup(lambda: [connection.close() for connection in connections])
+        for _ in range(33):
+            connections.append(socket.create_connection((host, int(port)), timeout=PATIENCE))
+            connections[-1].sendall(head)
+        wait_for(lambda: b" 503 " in self.send(router, head).split(b"\r\n")[0], "a refusal")
+        for connection in connections:
+            connection.close()
+        wait_for(lambda: router.call("POST", "/tokenize", {"model": "base", "prompt": "x"}, key=infer)[0] == 200, "room again")
 
 
 class Refusals(Directory):

@@ -162,6 +162,13 @@ class Server:
     def complete(self, prompt="Once upon a time", model: str = "base", key: str | None = None, headers: dict | None = None, **fields) -> Answer:
         return self.post("/v1/completions", {"model": model, "prompt": prompt, **fields}, key=key, headers=headers)
 
+    @contextlib.contextmanager
+    def open_get(self, path: str, key: str | None = None):
+        """The head of an answer whose body nobody waits for."""
+        with contextlib.closing(self.connect()) as connection:
+            connection.request("GET", path, headers={"Authorization": f"Bearer {key}"} if key else {})
+            yield connection.getresponse()
+
     def open_stream(self, path: str, body: dict, key: str | None = None) -> "Stream":
         connection = self.connect()
         headers = {"Content-Type": "application/json"}

@@ -33,6 +33,7 @@ TEST(Pooling, IsWhatTheDirectorySays) {
   EXPECT_EQ(Model().pooling(R"({"pooling_mode_cls_token":true})").load().value(), Pooling::kFirst);
   EXPECT_EQ(Model().pooling(R"({"pooling_mode_mean_tokens":true})").load().value(), Pooling::kMean);
   EXPECT_EQ(Model().pooling(R"({"pooling_mode":"lasttoken"})").load().value(), Pooling::kLast);
+  EXPECT_EQ(Model().pooling(R"({"pooling_mode":["cls"]})").load().value(), Pooling::kFirst);
 }
 
 TEST(Pooling, RefusesWhatItDoesNotDo) {
@@ -41,6 +42,9 @@ TEST(Pooling, RefusesWhatItDoesNotDo) {
   EXPECT_THAT(
       Model().pooling(R"({"pooling_mode_cls_token":true,"pooling_mode_mean_tokens":true})").load().status().message(),
       HasSubstr("\"cls+mean\""));
+  EXPECT_THAT(Model().pooling(R"({"pooling_mode":["cls","mean"]})").load().status().message(),
+              HasSubstr("\"cls+mean\""));
+  EXPECT_FALSE(Model().pooling(R"({"pooling_mode":7})").load().ok());
 }
 
 TEST(Pooling, FollowsTheListOfModules) {

@@ -377,6 +377,16 @@ TEST_F(LoadAdapter, TrainedTokens) {
   expect_refused(kList + R"(,"trainable_token_indices":{"other":[1,2]})", "only embed_tokens and lm_head");
   bag_.erase(rows);
   expect_refused(kList + R"(,"trainable_token_indices":[7,3])", "their rows are not in");
+  // PEFT replaces the rows below the head's delta, we above it.
+  bag_.add(rows, {2, 16});
+  bag_.add("base_model.model.lm_head.lora_A.weight", {2, 16});
+  bag_.add("base_model.model.lm_head.lora_B.weight", {40, 2});
+  const std::string both =
+      R"("peft_type":"LORA","r":2,"lora_alpha":6,"target_modules":["q_proj","lm_head"],"trainable_token_indices":[7,3])";
+  config_.tie_word_embeddings = true;
+  expect_refused(both, "beside an adapter of lm_head");
+  config_.tie_word_embeddings = false;
+  EXPECT_THAT(loaded(both)->trained_token_ids, ElementsAre(7, 3));
 }
 
 TEST_F(LoadAdapter, LoraBias) {

@@ -9,9 +9,9 @@
 #include <optional>
 #include <unordered_map>
 
+#include "lk/base/shared_bound.h"
 #include "lk/base/status.h"
 #include "lk/sched/wait_forecast.h"
-#include "lk/base/shared_bound.h"
 
 namespace lk {
 

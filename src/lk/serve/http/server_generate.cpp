@@ -116,7 +116,7 @@ AnswerSize size_of(const GenerateRequest& request, const TextRequest& prompt, in
 // Whoever does not say how long the answer may become gets as much as fits, and no refusal for what would not.
 void limit_unsaid(GenerateRequest& request, int64_t max_bytes, int64_t max_held) {
   for (TextRequest& prompt : request.prompts) {
-    if (prompt.max_tokens != openai::kUntilFull) continue;
+    if (request.says_length) break;
     const auto parts = 2 * std::ssize(request.prompts);
     const int64_t fit = answer_size(request, prompt, 0, 0).tokens_that_fit(max_bytes / parts, max_held / parts);
     prompt.max_tokens = std::max({int64_t{1}, prompt.min_tokens, std::min(prompt.max_tokens, fit)});

@@ -17,9 +17,9 @@
 #include <unordered_map>
 #include <vector>
 
+#include "lk/base/shared_bound.h"
 #include "lk/base/status.h"
 #include "lk/sched/fair_queue.h"
-#include "lk/base/shared_bound.h"
 
 namespace lk {
 

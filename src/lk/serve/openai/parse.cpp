@@ -108,6 +108,7 @@ ApiResult<GenerateRequest> parse_chat_request(std::string_view body, const ApiDe
   read_tools(fields, defaults, request, text);
   fields.read("add_special_tokens", text.add_special_tokens);
   text.special_tokens_around_template = text.add_special_tokens;
+  request.says_length = fields.has("max_tokens") || fields.has("max_completion_tokens");
   fields.read("max_tokens", text.max_tokens);
   fields.read("max_completion_tokens", text.max_tokens);
   text.max_tokens = std::min(text.max_tokens, kUntilFull);
