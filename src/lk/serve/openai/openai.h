@@ -69,8 +69,8 @@ struct GenerateRequest {
   Endpoint endpoint = Endpoint::kChat;
   std::string model;  // "" = the base model
   std::vector<TextRequest>
-      prompts;  // one for chat; one per prompt for completions. adapter, grammar and salt are not set here
-  int n = 1;    // choices per prompt; index = prompt * n + k, seeds differ by k
+      prompts;              // one for chat; one per prompt for completions. adapter, grammar and salt are not set here
+  int n = 1;                // choices per prompt; index = prompt * n + k, seeds differ by k
   bool says_length = true;  // false: max_tokens is a default, or until the context is full
   bool stream = false, include_usage = false, continuous_usage = false;
   bool echo = false;      // completions: the prompt's text comes first
