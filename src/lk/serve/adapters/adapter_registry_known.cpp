@@ -256,7 +256,8 @@ void AdapterRegistry::make_room_for_known() {
     std::lock_guard lock(mutex_);
     if (std::ssize(table_.idle()) <= options_.max_idle) return;
   }
-  const EngineService::Snapshot engine = service_.snapshot();
+  // As things are now: what just left the pages has left, what a probe just brought there is there.
+  const EngineService::Snapshot engine = service_.fresh_snapshot();
   std::vector<Retired> dropped;
   {
     std::lock_guard lock(mutex_);
