@@ -12,7 +12,6 @@
 #include "lk/net/listener.h"
 #include "lk/serve/http/heap_trimmer.h"
 #include "lk/serve/http/server_impl.h"
-#include "lk/serve/observe/process_stats.h"
 
 namespace lk {
 namespace {
@@ -70,6 +69,8 @@ class Entry final : public HttpAdmission {
   const int64_t max_body_;
 };
 
+}  // namespace
+
 // Two of the longest answers may wait for the readers of one tenant, eight in all.
 HttpLimits limits_of(const ServerOptions& options) {
   HttpLimits limits = options.limits;
@@ -77,6 +78,8 @@ HttpLimits limits_of(const ServerOptions& options) {
   limits.max_total_output_bytes = 8 * options.max_answer_bytes;
   return limits;
 }
+
+namespace {
 
 HttpServerOptions http_options(const ServerOptions& options) {
   HttpServerOptions http{.listen = options.listen,
@@ -649,77 +652,6 @@ void ServerImpl::audit(const Exchange& exchange, const char* action, std::string
                {"tenant", exchange.principal.tenant ? exchange.principal.tenant->name : ""},
                {"key", exchange.principal.key_id},
                {"peer", exchange.request.peer}});
-}
-
-ServerSnapshot ServerImpl::snapshot() const {
-  EngineService::Snapshot engine = service_->snapshot();
-  ServerSnapshot s = std::move(engine.server);
-  s.adapters = registry_->list_loaded(engine);
-  const AdapterRegistry::Counts counts = registry_->counts();
-  s.num_adapter_names = counts.names;
-  s.adapters_changed = counts.changed;
-  s.adapters_unreadable = counts.unreadable;
-  s.adapters_no_memory = counts.no_memory;
-  s.adapters_refused = counts.refused;
-  for (const WatchedDirectory& directory : registry_->directories())
-    ++(directory.state == WatchedDirectory::State::kOk      ? s.lora_dirs_ok
-       : directory.state == WatchedDirectory::State::kEmpty ? s.lora_dirs_empty
-                                                            : s.lora_dirs_unreadable);
-  for (const auto& [name, usage] : limiter_.usage()) {
-    const TenantService& service = engine.tenants[name];
-    s.tenants.push_back({.name = name,
-                         .in_flight = usage.in_flight,
-                         .prompt_tokens = service.prompt_tokens,
-                         .output_tokens = service.output_tokens,
-                         .requests = usage.requests,
-                         .refused = usage.refused,
-                         .weight = service.weight,
-                         .cached_tokens = service.cached_tokens,
-                         .waiting = service.waiting,
-                         .running = service.running,
-                         .service = static_cast<double>(service.service) / 1000});
-  }
-  s.uptime_seconds = std::chrono::duration<double>(Clock::now() - started_).count();
-  s.ready = ready_ && !draining_;
-  s.draining = draining_;
-  const HttpStats http = http_->stats();
-  s.connections = http.open_connections;
-  s.output_bytes = http.output_bytes;
-  s.max_output_bytes = limits_of(options_).max_total_output_bytes;
-  s.cut_slow_readers = http.cut_slow_readers;
-  s.cut_slow_writers = http.cut_slow_writers;
-  s.refused_outputs = http.refused_outputs;
-  s.refused_connections = http.refused_connections;
-  s.open_streams = open_streams_;
-  s.held_bytes = limiter_.held_bytes();
-  s.max_held_bytes = limiter_.max_held_bytes();
-  for (const auto& [name, queue] : {std::pair("parse", workers_.get()), std::pair("grammar", compilers_.get()),
-                                    std::pair("format", formatters_.get())}) {
-    const WorkQueue::Stats stats = queue->stats();
-    s.work.push_back({.name = name, .waiting = stats.waiting, .running = stats.running});
-  }
-  s.log_lines_dropped = static_cast<int64_t>(log_->num_dropped());
-  const ProcessStats process = read_process_stats();
-  s.resident_bytes = process.resident_bytes;
-  const HostTier::Stats host = registry_->host_stats();
-  s.adapter_bytes = host.bytes;
-  s.max_adapter_bytes = host.max_bytes;
-  s.host_reads = host.num_reads;
-  s.host_failed_reads = host.num_failed_reads;
-  s.host_drops = host.num_drops;
-  s.host_read_seconds = host.read_seconds;
-  const AdapterSums::Stats sums = registry_->sum_stats();
-  s.num_sums = sums.count;
-  s.sum_bytes = sums.bytes;
-  s.grammar_bytes = grammars_ ? grammars_->bytes() : 0;
-  s.max_grammar_bytes = options_.max_grammar_bytes;
-  s.memory_plan = options_.memory;
-  const HeapStats heap = read_heap_stats();
-  s.heap_used_bytes = heap.used_bytes;
-  s.heap_free_bytes = heap.free_bytes;
-  s.open_files = process.open_files;
-  s.threads = process.threads;
-  return s;
 }
 
 }  // namespace lk

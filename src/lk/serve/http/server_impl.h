@@ -32,6 +32,9 @@ ApiError overloaded(double retry_after_seconds, std::string message = "the serve
 // The answer to what a tenant's limits refuse.
 ApiError rate_limited(const TenantLimiter::Decision& decision);
 
+// What connections are held to, made of what the operator chose.
+HttpLimits limits_of(const ServerOptions& options);
+
 class ServerImpl final : public Server {
  public:
   static Result<std::unique_ptr<ServerImpl>> create(const ServerOptions& options, std::unique_ptr<TextEngine> engine,
