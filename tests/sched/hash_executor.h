@@ -97,6 +97,7 @@ class HashExecutor : public Executor {
 
   std::span<ItemResult> execute(const StepPlan& plan) override {
     results_.clear();
+    last_step.clear();
     int64_t num_tokens = 0;
     if (plan.merged != kBaseModel) {
       EXPECT_TRUE(merges_.at(plan.merged).built);
@@ -110,6 +111,7 @@ class HashExecutor : public Executor {
         expect_full(resident[adapter], content_of(adapter), "an adapter");
       }
       num_tokens += item.end - item.begin;
+      last_step.emplace_back(item.request->id, item.end - item.begin);
       ItemResult result;
       for (int64_t pos = item.begin; pos < item.end; ++pos) {
         const uint64_t before = pos == 0 ? first_state(item.request->adapter) : slot(item, pos - 1);
@@ -135,6 +137,7 @@ class HashExecutor : public Executor {
   std::vector<AdapterId> known;  // of adapters(); requests may ask for any
   Micros time = 0;
   int64_t max_step_tokens_seen = 0;
+  std::vector<std::pair<RequestId, int64_t>> last_step;  // tokens of each request
 
  private:
   static constexpr AdapterId kMergedContent = 1000;

@@ -652,5 +652,86 @@ TEST(FairPreemption, NobodyTakesTurnsAtStartingOver) {
   }
 }
 
+// What a step computes of each request, by its id.
+std::map<RequestId, int64_t> computed_in_step(Scheduler& scheduler, const HashExecutor& executor) {
+  (void)scheduler.step();
+  return {executor.last_step.begin(), executor.last_step.end()};
+}
+
+Request prompt_of(RequestId id, TenantId tenant, int64_t length) {
+  Request request = make_request(id, kBaseModel, length, 4, static_cast<uint64_t>(id));
+  request.tenant = tenant;
+  return request;
+}
+
+// A tenant's long prompt used to take every step whole until it was done, and behind it the tenant's next.
+TEST(ShortPrompts, DoNotWaitForTheRestOfAnotherTenantsLongOne) {
+  UnifiedPool pool(400);
+  HashExecutor executor(0, 400);
+  Scheduler scheduler({.max_step_tokens = 64}, pool, executor);
+  for (RequestId id : {1, 2}) ASSERT_TRUE(scheduler.submit(prompt_of(id, 1, 1000)).ok());
+  EXPECT_EQ(computed_in_step(scheduler, executor), (std::map<RequestId, int64_t>{{1, 64}}));
+  ASSERT_TRUE(scheduler.submit(prompt_of(3, 2, 20)).ok());
+  ASSERT_TRUE(scheduler.submit(prompt_of(4, 3, 33)).ok()) << "more than half a step: waits in line";
+  EXPECT_EQ(computed_in_step(scheduler, executor), (std::map<RequestId, int64_t>{{1, 44}, {3, 20}}));
+  EXPECT_EQ(computed_in_step(scheduler, executor), (std::map<RequestId, int64_t>{{1, 63}, {3, 1}}));
+  // Its own requests wait as before.
+  ASSERT_TRUE(scheduler.submit(prompt_of(5, 1, 20)).ok());
+  EXPECT_EQ(computed_in_step(scheduler, executor), (std::map<RequestId, int64_t>{{1, 63}, {3, 1}}));
+  const auto outcomes = run_all(scheduler, pool);
+  for (RequestId id : {1, 2, 4, 5})
+    EXPECT_EQ(outcomes.at(id).tokens, HashExecutor::expected(prompt_of(id, 0,
+                                                                       id < 3    ? 1000
+                                                                       : id == 4 ? 33
+                                                                                 : 20)))
+        << id;
+}
+
+// However many short ones come, half of what a step has for prompts stays with the long one.
+TEST(ShortPrompts, LeaveHalfOfEachStepToTheLongOne) {
+  UnifiedPool pool(400);
+  HashExecutor executor(0, 400);
+  Scheduler scheduler({.max_step_tokens = 64}, pool, executor);
+  ASSERT_TRUE(scheduler.submit(prompt_of(0, 1, 1000)).ok());
+  (void)scheduler.step();
+  for (RequestId id = 1; id < 200; ++id) ASSERT_TRUE(scheduler.submit(prompt_of(id, 1 + id, 30)).ok());
+  for (int64_t computed = 64, steps = 0; computed < 1000; ++steps) {
+    ASSERT_LT(steps, 100);
+    std::map<RequestId, int64_t> step = computed_in_step(scheduler, executor);
+    const int64_t decoded = std::ranges::count_if(step, [](const auto& entry) { return entry.second == 1; });
+    EXPECT_GE(step[0], std::min((64 - decoded) / 2, 1000 - computed));
+    computed += step[0];
+  }
+}
+
+// In order of arrival is in order of arrival; and with one tenant nothing changes.
+TEST(ShortPrompts, OvertakeNobodyUnderFcfs) {
+  UnifiedPool pool(400);
+  HashExecutor executor(0, 400);
+  Scheduler scheduler({.max_step_tokens = 64, .queue = {.kind = QueueKind::kFcfs}}, pool, executor);
+  ASSERT_TRUE(scheduler.submit(prompt_of(1, 1, 1000)).ok());
+  (void)scheduler.step();
+  ASSERT_TRUE(scheduler.submit(prompt_of(2, 2, 20)).ok());
+  EXPECT_EQ(computed_in_step(scheduler, executor), (std::map<RequestId, int64_t>{{1, 64}}));
+}
+
+// A tenant that is far ahead does not overtake: it had more than its share.
+TEST(ShortPrompts, OfATenantThatIsAheadWaitInLine) {
+  UnifiedPool pool(400);
+  HashExecutor executor(0, 400);
+  Scheduler scheduler({.max_step_tokens = 64, .prefix_cache = false}, pool, executor);
+  ASSERT_TRUE(scheduler.submit(prompt_of(1, 2, 3000)).ok());
+  ASSERT_TRUE(scheduler.submit(prompt_of(2, 1, 1000)).ok());
+  while (!computed_in_step(scheduler, executor).contains(2)) {
+  }
+  ASSERT_TRUE(scheduler.submit(prompt_of(3, 2, 20)).ok());
+  for (int step = 0; step < 10; ++step) {
+    const std::map<RequestId, int64_t> computed = computed_in_step(scheduler, executor);
+    EXPECT_GT(computed.at(2), 1);
+    EXPECT_FALSE(computed.contains(3));
+  }
+  run_all(scheduler, pool);
+}
+
 }  // namespace
 }  // namespace lk

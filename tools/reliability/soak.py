@@ -2,17 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mixed soak: for --minutes everything at once. Correct answers are asked of stable adapters all the time and compared with those of a quiet
 start; meanwhile adapters come, change and go, clients leave, bursts overload the queue, bad input arrives on every route, readers and
-writers stall, keys are created, revoked and reloaded by SIGHUP. At the end the server must be where it began: pages, connections, files,
+writers stall, keys are created, revoked and reloaded by SIGHUP, and a limited tenant abuses the server in R21's six ways. At the end the server must be where it began: pages, connections, files,
 threads, tenants' accounts, memory. Works on any build: --binary build/cpu-asan/bin/lorikeet --slow 10 (a sanitizer's report fails it)."""
 import asyncio
 import contextlib
+import json
 import os
 import random
 import shutil
 import signal
+import sys
 import tempfile
 import time
 
+import r21_hostile_tenant
 from common import DEMO, TASKS, Closed, Connection, Server, arguments, make_adapters, percentile, run, task_prompts
 
 ROUTES = [("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("POST", "/v1/embeddings"), ("POST", "/tokenize"), ("POST", "/detokenize"),
@@ -43,6 +46,7 @@ class Soak:
         self.end = time.monotonic() + options.minutes * 60
         self.counts: dict[str, int] = {}
         self.statuses: dict[int, int] = {}
+        self.hostile_statuses: dict[str, int] = {}
         self.wrong: list = []
         self.server_errors: list = []
         self.expected: dict = {}
@@ -198,6 +202,21 @@ class Soak:
                 pass
             connection.close()
 
+    async def hostile(self, key: str) -> None:
+        """R21's abuses in turn, each in a process of its own, by an eighth of its connections."""
+        names = list(r21_hostile_tenant.ABUSES)
+        while self.going():
+            name = names[self.counts.get("abuses", 0) % len(names)]
+            seconds = min(20 * self.options.slow, max(1.0, self.end - time.monotonic()))
+            process = await asyncio.create_subprocess_exec(sys.executable, r21_hostile_tenant.__file__, "--abuse", name, "--port", str(self.server.port), "--seconds", str(seconds), "--parts", "8",
+                                                           stdout=asyncio.subprocess.PIPE, env={**os.environ, "R21_KEY": key})
+            out, _ = await process.communicate()
+            if process.returncode:
+                self.wrong.append((f"the abuse {name} failed", process.returncode))
+            for status, count in json.loads(out.splitlines()[-1]).items() if process.returncode == 0 else ():
+                self.hostile_statuses[status] = self.hostile_statuses.get(status, 0) + count
+            self.count("abuses")
+
     async def keys_change(self, state: str) -> None:
         while self.going():
             await self.pause(5)
@@ -234,7 +253,7 @@ class Soak:
 
 
 async def keys(binary: str, state: str, *arguments_: str) -> str:
-    process = await asyncio.create_subprocess_exec(binary, "keys", arguments_[0], "--state", state, *arguments_[1:], stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(binary, "keys", *arguments_, "--state", state, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
     out, errors = await process.communicate()
     if process.returncode:
         raise RuntimeError(f"keys {arguments_}: {errors.decode()}")
@@ -246,6 +265,8 @@ async def main(options, report) -> None:
     try:
         state = os.path.join(directory, "state.db")
         admin = (await keys(options.binary, state, "create", "--tenant", "admin", "--scope", "infer,adapters,admin")).split()[-1]
+        hostile = (await keys(options.binary, state, "create", "--tenant", "hostile", "--scope", "infer")).split()[-1]
+        await keys(options.binary, state, "tenant", "set", "hostile", "--max-in-flight", "64", "--tokens-per-minute", "2000000")
         contents = make_adapters(os.path.join(directory, "adapters"), [0.5, 1.5])
         env = {"ASAN_OPTIONS": "halt_on_error=1:exitcode=99:detect_leaks=1", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1", "TSAN_OPTIONS": "halt_on_error=0:exitcode=98"}
         with Server(options.binary, "--lora-dir", DEMO / "adapters", "--lora-root", directory, "--memory", options.memory, "--max-running", "24", "--max-queue", "100",
@@ -256,13 +277,13 @@ async def main(options, report) -> None:
             # One of each disturbance first, so that what is allocated once is allocated.
             soak.end = time.monotonic() + options.warmup
             clients = {"steady": (4, soak.steady), "churn": (2, lambda: soak.churn(contents)), "guest": (12, soak.guest), "burst": (1, soak.burst), "bad": (2, soak.bad),
-                       "stalled": (8, soak.stalled), "keys": (1, lambda: soak.keys_change(state)), "watch": (1, soak.watch)}
+                       "stalled": (8, soak.stalled), "keys": (1, lambda: soak.keys_change(state)), "watch": (1, soak.watch), "hostile": (1, lambda: soak.hostile(hostile))}
             parts = lambda: [part() for name, (count, part) in clients.items() if not options.only or name in options.only.split(",") for _ in range(count)]
             await asyncio.gather(*parts())
             await clear(server)
             await server.wait_idle(60 * options.slow)
             before, process_before = await server.status(), server.process_stats()
-            soak.counts.clear(), soak.statuses.clear()
+            soak.counts.clear(), soak.statuses.clear(), soak.hostile_statuses.clear()
             soak.end = time.monotonic() + options.minutes * 60
             rss = []
 
@@ -278,6 +299,7 @@ async def main(options, report) -> None:
 
             report.note("soak", f"{options.minutes:g} min, {after['tokens']['output'] - before['tokens']['output']} tokens, {soak.counts}", soak.counts)
             report.note("statuses", soak.statuses)
+            report.note("the hostile tenant got", ", ".join(f"{count} x {status}" for status, count in sorted(soak.hostile_statuses.items())), soak.hostile_statuses)
             report.note("a new key worked after", f"p50 {percentile(soak.reload_waits, 50):.2f} s, {max(soak.reload_waits, default=0):.2f} at most", soak.reload_waits)
             report.check("wrong answers", not soak.wrong, len(soak.wrong), [str(wrong) for wrong in soak.wrong[:10]])
             report.check("5xx that are not 503 with Retry-After", not soak.server_errors, len(soak.server_errors), [str(error) for error in soak.server_errors[:10]])
@@ -326,6 +348,6 @@ if __name__ == "__main__":
     parser.add_argument("--warmup", type=float, default=20, help="seconds of the same before the baseline is taken")
     parser.add_argument("--memory", default="6MiB")
     parser.add_argument("--slow", type=float, default=1, help="stretches pauses and patience, for instrumented builds")
-    parser.add_argument("--only", default="", help="only these ingredients, to find the one that does harm: steady,churn,guest,burst,bad,stalled,keys,watch")
+    parser.add_argument("--only", default="", help="only these ingredients, to find the one that does harm: steady,churn,guest,burst,bad,stalled,keys,watch,hostile")
     parser.add_argument("--rss-growth", type=float, default=32, help="MiB of growth allowed after the warm-up, without the caches that the server reports")
     run("soak", parser.parse_args(), main)

@@ -102,6 +102,7 @@ class FairQueue : public QueuePolicy {
   void new_round() override;
   Ticket* pick() override;
   void pass(Ticket& ticket) override;
+  void pass_tenant(Ticket& ticket) override { leaf_of(ticket).tenant->passed_round = round_; }
   int64_t tenant_time(const Ticket& ticket, MilliUnits advance) const override;
   void insert(Ticket& ticket, bool arrives) override;
   void erase(Ticket& ticket) override;

@@ -109,6 +109,13 @@ void QueuePolicy::pass_over(Ticket& ticket) {
     pass(ticket);
 }
 
+void QueuePolicy::pass_over_tenant(Ticket& ticket) {
+  if (ticket.request->urgent)
+    pass_over(ticket);
+  else
+    pass_tenant(ticket);
+}
+
 void QueuePolicy::leave(Ticket& ticket) {
   exit(ticket);
   // Of a prompt that was charged at dispatch, what was never computed.

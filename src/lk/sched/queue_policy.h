@@ -109,6 +109,8 @@ class QueuePolicy {
   Ticket* next();
   // It cannot run now (its adapter is not there yet): others may.
   void pass_over(Ticket& ticket);
+  // Nor can what its tenant has behind it.
+  void pass_over_tenant(Ticket& ticket);
   // It runs. `uncached_prompt` tokens of its prompt are to be computed, counted once if it was preempted before.
   void dispatch(Ticket& ticket, int64_t uncached_prompt);
   // Virtual time: who would be behind whom if both were next. Larger is later.
@@ -145,6 +147,7 @@ class QueuePolicy {
   virtual void new_round() = 0;
   virtual Ticket* pick() = 0;
   virtual void pass(Ticket& ticket) = 0;
+  virtual void pass_tenant(Ticket& ticket) { pass(ticket); }  // a policy without tenants has one line
   // The ticket's tenant is charged `price` for good and `advance` (either may be negative) for what is to come.
   virtual void charge(Ticket&, MilliUnits /*price*/, MilliUnits /*advance*/) {}
   virtual void begin_running(Ticket&) {}

@@ -369,10 +369,29 @@ void Scheduler::plan_running() {
     for (Sequence* sequence : candidates_) {
       if (!sequence->running || budget_ <= 0 || !runs_now(*sequence)) continue;
       if (static_cast<int64_t>(planned_.size()) >= options_.max_running) return;  // after some were kept out of steps
-      const int64_t num_tokens = std::min(sequence->num_tokens() - sequence->num_computed, budget_);
-      if (ensure_pages(*sequence, sequence->num_computed + num_tokens)) add_to_plan(*sequence, num_tokens);
+      plan_chunk(*sequence);
     }
   }
+}
+
+// The next of its tokens that fit into the step. One that could fill the step leaves half of it to others' short
+// prompts first: their first token does not wait for the rest of a long one, which takes at most twice as long.
+void Scheduler::plan_chunk(Sequence& sequence) {
+  const int64_t left = sequence.num_tokens() - sequence.num_computed;
+  const bool gives_way = left >= budget_ && budget_ > 1 && num_waiting() > 0 && policy_->bounds_lag();
+  const int64_t num_tokens = std::min(left, gives_way ? budget_ - budget_ / 2 : budget_);
+  if (!ensure_pages(sequence, sequence.num_computed + num_tokens)) return;
+  add_to_plan(sequence, num_tokens);
+  if (!gives_way) return;
+  admit_short(sequence);
+  const auto planned = std::ranges::find(planned_, &sequence, &Planned::sequence);
+  if (planned == planned_.end()) return;  // it changed places with one of them
+  const int64_t end = std::min(planned->end + budget_, sequence.num_tokens());
+  const int64_t pages = pages_for(end) - static_cast<int64_t>(sequence.pages.size());
+  if (pages > pool_.num_available()) return;  // nobody starts over for the second half
+  LK_CHECK(ensure_pages(sequence, end));
+  budget_ -= end - planned->end;
+  planned->end = end;
 }
 
 // Prompt log-probabilities and hidden sums need every position computed.

@@ -182,6 +182,8 @@ class Scheduler {
   bool runs_now(const Sequence& sequence) const;  // no merged adapter keeps it out of the step
   int64_t free_places() const;
   void plan_running();
+  void plan_chunk(Sequence& sequence);
+  void admit_short(const Sequence& longer);
   bool admit_waiting();  // false when nobody else may take what the first in line waits for
   // Goes through the queue once, for some adapters only or for all. False when nobody else may take what the next in
   // line waits for.

@@ -236,6 +236,27 @@ bool Scheduler::admit_round(Round round) {
   return true;
 }
 
+// Starts what waits for the rest of `longer` alone: requests of other tenants, not ahead of its own, whose whole
+// prompts fit into what is left of the step. Only the first in each tenant's line: its order stays its own.
+void Scheduler::admit_short(const Sequence& longer) {
+  constexpr int kTenantsAsked = 16;  // a step's time is worth more than a better search
+  const int64_t time = policy_->virtual_time(longer);
+  policy_->begin_round();
+  for (int asked = 0; asked < kTenantsAsked && budget_ > 0; ++asked) {
+    Ticket* ticket = policy_->next();
+    if (!ticket) return;
+    auto& sequence = static_cast<Sequence&>(*ticket);
+    const Request& request = *sequence.request;
+    const bool may_overtake =
+        (request.urgent || (request.tenant != longer.request->tenant && policy_->virtual_time(sequence) <= time)) &&
+        (request.adapter == kBaseModel || pool_.adapter_state(request.adapter) == AdapterState::kResident) &&
+        slots_.admits(request.adapter) && runs_now(sequence) &&
+        sequence.num_tokens() - static_cast<int64_t>(find_prefix(sequence).size()) * kPageTokens <= budget_;
+    if (may_overtake && free_places() <= 0 && may_change_places()) change_places(sequence, preempt_gap_);
+    if (!may_overtake || free_places() <= 0 || !admit(sequence)) policy_->pass_over_tenant(sequence);
+  }
+}
+
 bool Scheduler::admit_waiting() {
   if (num_waiting() == 0) return true;
   passed_ = 0;

@@ -36,6 +36,9 @@ constexpr int kFormatters = 2;
 constexpr int kFormatterNice = 8;
 // Events that a shard shows before it looks at the time.
 constexpr size_t kEventsAtOnce = 8;
+// What the workers do comes before the model, but a step that waits for a core holds up every stream: they stand back a
+// little. A short request still has its turn at once; long bodies no longer take the cores from the steps.
+constexpr int kWorkerNice = 5;
 // A body that takes more than some milliseconds to read. Of one tenant, not all workers read such at the same time.
 constexpr size_t kHeavyBody = 64 << 10;
 // Requests about adapters, keys and tenants have some names in them.
@@ -206,8 +209,10 @@ Result<std::unique_ptr<ServerImpl>> ServerImpl::create(const ServerOptions& opti
   self->state_ = std::make_unique<StateThread>([raw] { raw->watch_access(); }, kAccessInterval);
   const auto max_wait =
       std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(options.engine.max_wait_seconds));
-  self->workers_ = std::make_unique<WorkQueue>(
-      WorkQueue::Options{.num_threads = options.worker_threads, .max_waiting = kMaxWaitingWork, .max_wait = max_wait});
+  self->workers_ = std::make_unique<WorkQueue>(WorkQueue::Options{.num_threads = options.worker_threads,
+                                                                  .nice = kWorkerNice,
+                                                                  .max_waiting = kMaxWaitingWork,
+                                                                  .max_wait = max_wait});
   self->compilers_ =
       std::make_unique<WorkQueue>(WorkQueue::Options{.num_threads = 1,
                                                      .thread_name = "lk-grammar",
