@@ -313,7 +313,7 @@ Status ServeFlags::check() const {
   LK_ASSIGN_OR_RETURN(const auto loras, model.parse_loras());
   for (const auto& [name, directory] : loras) {
     const std::string context = fmt::format("--lora {}={}", name, directory);
-    LK_RETURN_IF_ERROR(check_name("adapter name", name).with_context(context));
+    LK_RETURN_IF_ERROR(check_adapter_name("adapter name", name).with_context(context));
     if (!is_directory(directory)) return not_found("{}: not a directory", context);
     LK_ASSIGN_OR_RETURN(const std::string text, read_file(join_path(directory, "adapter_config.json")));
     LK_RETURN_IF_ERROR(parse_adapter_config(text, context).status());

@@ -16,6 +16,19 @@ TEST(Names, AllowedAndRefused) {
   EXPECT_FALSE(is_valid_name(std::string_view("a\0b", 3)));
 }
 
+TEST(Names, OfAdaptersAsHubsWriteThem) {
+  for (const char* good : {"a", "org/name", "_draft", "a+b", "org-1/name_v2.0", "a/b/c", "_", "a..b"})
+    EXPECT_TRUE(is_adapter_name(good)) << good;
+  EXPECT_TRUE(is_adapter_name(std::string(128, 'x')));
+  for (const char* bad : {"",   "/",    "/a", "a/",  "a//b", "..",  "a/..", "a/../b", "../a", "a/.b",  ".a",
+                          "+a", "a/+b", "-a", "a b", "a@1",  "a:b", "a*b",  "a\\b",   "a\n",  "a%2fb", "\xc3\xa4"})
+    EXPECT_FALSE(is_adapter_name(bad)) << bad;
+  EXPECT_FALSE(is_adapter_name(std::string(129, 'x')));
+  EXPECT_FALSE(is_adapter_name(std::string_view("a\0b", 3)));
+  EXPECT_TRUE(check_adapter_name("adapter", "org/name").ok());
+  EXPECT_EQ(check_adapter_name("adapter", "a//b\n").message().find('\n'), std::string::npos);
+}
+
 TEST(Names, MessageShowsNothingUnprintable) {
   const Status status = check_name("adapter", "x\n\x1b[31m" + std::string(500, 'y'));
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
@@ -44,7 +57,8 @@ TEST(Glob, HostilePatternIsCheap) {
   for (int i = 0; i < 60; ++i) pattern += "a*";
   EXPECT_FALSE(glob_match(pattern + "b", std::string(128, 'a')));  // exponential for a matcher that retries every star
   EXPECT_TRUE(is_valid_glob("a*?.-_"));
-  for (const char* bad : {"", "a,b", "a/b", "[ab]", "a b"}) EXPECT_FALSE(is_valid_glob(bad)) << bad;
+  EXPECT_TRUE(is_valid_glob("org/*+x"));
+  for (const char* bad : {"", "a,b", "a\\b", "[ab]", "a b"}) EXPECT_FALSE(is_valid_glob(bad)) << bad;
 }
 
 TEST(PlainText, OneLineOfUtf8) {

@@ -126,6 +126,36 @@ class VllmEndpoints(Directory):
         server.stop(0)
 
 
+class HubNames(Directory):
+    """Names as hubs and trainers write them, everywhere a name is taken."""
+
+    def test_everywhere(self):
+        for name in ("sql", "dates"):
+            self.copy_adapter(name, "root", "acme", name)
+        hub = "acme/_sql+v1.0"
+        arguments = ("--lora-root", self.path("root"), "--lora", f"org/tag={ADAPTERS}/tag")
+        server = self.start(*arguments, adapters=(), state=self.path("state.db"))
+        made = server.post("/v1/adapters", {"name": hub, "path": "acme/sql"})
+        self.assertEqual(made.status, 201, made)
+        self.assertEqual(server.call("PATCH", f"/v1/adapters/{hub}", {"alias": "prod/sql"}).status, 200)
+        self.assertEqual(server.post("/v1/load_lora_adapter", {"lora_name": "acme/dates", "lora_path": "acme/dates"}).status, 200)
+        self.assertEqual(names(server), ["acme/_sql+v1.0", "acme/dates", "org/tag", "prod/sql"])
+        for name in (hub, f"{hub}@1", f"base:{hub}", "prod/sql"):
+            self.assertEqual(says(server, name, RIGA), SQL, name)
+        self.assertEqual(server.chat(RIGA, "acme/dates*0.5+org/tag*0.5").status, 200, "sums of them")
+        for path in (f"/v1/models/{hub}", "/v1/models/acme%2F_sql%2Bv1.0", "/v1/adapters/acme%2F_sql%2Bv1.0", f"/v1/adapters/{hub}", f"/v1/adapters/{hub}@1"):
+            self.assertEqual(server.get(path).status, 200, path)
+        self.assertEqual(server.get("/v1/models/acme/dates+org/tag").status, 404)
+        server.stop(0)
+        server = self.start(*arguments, adapters=(), state=self.path("state.db"))
+        self.assertEqual(says(server, "prod/sql", RIGA), SQL)
+        self.assertEqual(server.call("DELETE", f"/v1/adapters/{hub}").status, 200)
+        self.assertEqual(server.chat(RIGA, hub).status, 404)
+        for bad in ("acme/", "/acme", "a//b", "a/../b", "a/.b", "+a", "a\\b", "x" * 129):
+            self.assertEqual(server.post("/v1/adapters", {"name": bad, "path": "acme/sql"}).status, 400, bad)
+        server.stop(0)
+
+
 class OwnEndpoints(Directory):
     def test_life(self):
         for name in ("sql", "dates"):
@@ -176,7 +206,7 @@ class OwnEndpoints(Directory):
         self.assertIn("prod", names(server))
         self.assertEqual(server.call("PATCH", "/v1/adapters/x@2", {"alias": "prod"}).status, 200)
         self.assertEqual(says(server, "prod", MARCH), DATE)
-        for path, body, status in (("x", {"alias": "base"}, 409), ("x", {"alias": "tag"}, 409), ("x", {"alias": "a/b"}, 400), ("nothing", {"alias": "y"}, 404),
+        for path, body, status in (("x", {"alias": "base"}, 409), ("x", {"alias": "tag"}, 409), ("x", {"alias": "a//b"}, 400), ("nothing", {"alias": "y"}, 404),
                                    ("x@9", {"alias": "y"}, 404), ("x", {}, 400), ("x", {"pinned": 1}, 400), ("x", {"what": 1}, 400)):
             answer = server.call("PATCH", f"/v1/adapters/{path}", body)
             self.assertEqual(answer.status, status, (path, body, answer))

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/serve/adapters/directory_watcher.h"
 
+#include <fstream>
 #include <sstream>
 
 #include "serve/service_testing.h"
@@ -243,6 +244,35 @@ TEST_F(DirectoryWatcherTest, DirectoryThatCannotBeReadUnloadsNothing) {
   scan(3);
   EXPECT_EQ(version_of("x"), 1);
   EXPECT_FALSE(DirectoryWatcher::start(*registry_, *log_, {.directories = {one_.file("nowhere")}}).ok());
+}
+
+// As the Hub and its tools lay them out: ORG/NAME.
+TEST_F(DirectoryWatcherTest, OrganizationsHoldAdaptersToo) {
+  const std::string directory = one_.file("adapters");
+  copy_adapter("sql", directory + "/acme/sql");
+  copy_adapter("dates", directory + "/acme/_dates+time");
+  copy_adapter("sql", directory + "/plain");
+  copy_adapter("sql", directory + "/plain/acme/inner");   // an adapter is no organization
+  copy_adapter("sql", directory + "/acme/deep/er");       // nor are there organizations in one
+  copy_adapter("sql", directory + "/run/checkpoint-10");  // nor is what a trainer made
+  std::ofstream(directory + "/run/trainer_state.json") << "{}";
+  fs::create_directory_symlink("/etc", directory + "/etc");
+  start({directory});
+  for (const char* name : {"acme/sql", "acme/_dates+time", "plain"}) EXPECT_EQ(version_of(name), 1) << name;
+  for (const char* name :
+       {"acme", "acme/deep", "acme/deep/er", "plain/acme/inner", "run/checkpoint-10", "acme/../plain"})
+    EXPECT_EQ(version_of(name), 0) << name;
+  copy_adapter("dates", directory + "/acme/late");
+  scan(2);
+  EXPECT_EQ(version_of("acme/late"), 1);
+  fs::remove_all(directory + "/acme/late");
+  scan(3);
+  EXPECT_EQ(version_of("acme/late"), 0);
+  EXPECT_EQ(version_of("acme/sql"), 1);
+  fs::remove_all(directory + "/acme");
+  scan(3);
+  EXPECT_EQ(version_of("acme/sql"), 0);
+  EXPECT_EQ(version_of("plain"), 1);
 }
 
 // As when a volume is unmounted: the mount point is there, and empty.

@@ -26,10 +26,30 @@ Status check_name(std::string_view what, std::string_view name) {
                           printable(name));
 }
 
+bool is_adapter_name(std::string_view name) {
+  if (name.size() > kMaxName) return false;
+  char before = '/';
+  for (const char c : name) {
+    const bool fits = before == '/' ? is_alnum(c) || c == '_' : is_name_char(c) || c == '+' || c == '/';
+    if (!fits) return false;
+    before = c;
+  }
+  return before != '/';
+}
+
+Status check_adapter_name(std::string_view what, std::string_view name) {
+  if (is_adapter_name(name)) return Status();
+  return invalid_argument(
+      "{} \"{}\" is not a name: 1 to 128 of A-Z a-z 0-9 . _ - +, with single slashes between parts, a letter, digit or "
+      "_ "
+      "at the front of each",
+      what, printable(name));
+}
+
 bool is_valid_glob(std::string_view pattern) {
   if (pattern.empty() || pattern.size() > kMaxName) return false;
   for (const char c : pattern)
-    if (!is_name_char(c) && c != '*' && c != '?') return false;
+    if (!is_name_char(c) && c != '+' && c != '/' && c != '*' && c != '?') return false;
   return true;
 }
 

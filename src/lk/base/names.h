@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What may stand in names that clients, operators and files supply: of tenants, adapters, aliases, jobs, allow-lists.
+// What may stand in names that clients, operators and files supply: of tenants, keys, jobs, adapters, aliases,
+// allow-lists.
 #pragma once
 
 #include <cstddef>
@@ -11,10 +12,16 @@ namespace lk {
 
 // ^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$: no separators, no "..", nothing hidden, safe in paths, labels, URLs and logs.
 bool is_valid_name(std::string_view name);
-// kInvalidArgument "WHAT "..." is not a name: ..."; what = "tenant", "adapter", "alias".
+// kInvalidArgument "WHAT "..." is not a name: ..."; what = "tenant".
 Status check_name(std::string_view what, std::string_view name);
 
-// A glob pattern of names: the same characters, '*' (any run) and '?' (any one character).
+// As hubs and trainers write adapters' names: "org/name", "_draft", "a+b". Parts of ^[A-Za-z0-9_][A-Za-z0-9._+-]*$,
+// between single slashes, 128 bytes in all. No part is hidden or ".."; '@' and ':' and '*' mean something in a request.
+bool is_adapter_name(std::string_view name);
+// kInvalidArgument; what = "adapter", "alias".
+Status check_adapter_name(std::string_view what, std::string_view name);
+
+// A glob pattern of adapters' names: the same characters, '*' (any run) and '?' (any one character).
 bool is_valid_glob(std::string_view pattern);
 // Whole-string match; at most |pattern| * |text| steps whatever the pattern.
 bool glob_match(std::string_view pattern, std::string_view text);

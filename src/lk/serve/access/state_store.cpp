@@ -71,7 +71,7 @@ Status check(const ApiKey& key) {
 }
 
 Status check(const StoredAdapter& adapter) {
-  LK_RETURN_IF_ERROR(check_name("adapter", adapter.name));
+  LK_RETURN_IF_ERROR(check_adapter_name("adapter", adapter.name));
   if (!in_range(adapter.version, 1))
     return invalid_argument("adapter {}: version {} is not positive", adapter.name, adapter.version);
   if (adapter.path.empty() || !is_plain_text(adapter.path, kMaxPath))
@@ -85,8 +85,8 @@ Status check(const StoredAdapter& adapter) {
 }
 
 Status check(const StateStore::Alias& alias) {
-  LK_RETURN_IF_ERROR(check_name("alias", alias.alias));
-  LK_RETURN_IF_ERROR(check_name("adapter", alias.name));
+  LK_RETURN_IF_ERROR(check_adapter_name("alias", alias.alias));
+  LK_RETURN_IF_ERROR(check_adapter_name("adapter", alias.name));
   if (!in_range(alias.version)) return invalid_argument("alias {}: version {} is negative", alias.alias, alias.version);
   return Status();
 }
@@ -474,7 +474,7 @@ Status StateStore::put_adapter(const StoredAdapter& adapter, const std::vector<i
 }
 
 Status StateStore::remove_adapter(const std::string& name, int64_t version) {
-  LK_RETURN_IF_ERROR(check_name("adapter", name));
+  LK_RETURN_IF_ERROR(check_adapter_name("adapter", name));
   return impl_->write([&]() -> Status {
     LK_RETURN_IF_ERROR(impl_->writer.run("DELETE FROM adapters WHERE name = ? AND version = ?", {name, version}));
     if (impl_->writer.database->changes() == 0) return not_found("no version {} of adapter \"{}\"", version, name);
@@ -534,7 +534,7 @@ Status StateStore::put(const std::optional<StoredAdapter>& adapter, const std::o
 }
 
 Status StateStore::remove_alias(const std::string& alias) {
-  LK_RETURN_IF_ERROR(check_name("alias", alias));
+  LK_RETURN_IF_ERROR(check_adapter_name("alias", alias));
   return impl_->write([&]() -> Status {
     LK_RETURN_IF_ERROR(
         impl_->writer.run("DELETE FROM aliases_of_bases WHERE alias = ? AND base = ?", {alias, impl_->base}));

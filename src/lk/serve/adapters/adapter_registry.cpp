@@ -85,7 +85,7 @@ Result<AdapterLease> AdapterRegistry::load_and_wait(LoadRequest request) {
 }
 
 Status AdapterRegistry::check_free(const LoadRequest& request) const {
-  LK_RETURN_IF_ERROR(check_name("adapter name", request.name));
+  LK_RETURN_IF_ERROR(check_adapter_name("adapter name", request.name));
   if (request.name == "base" || request.name == options_.base_name)
     return already_exists("\"{}\" is the base model", request.name);
   std::lock_guard lock(mutex_);
@@ -353,7 +353,7 @@ StoredAdapter AdapterRegistry::stored(const AdapterVersion& version, bool is_def
 }
 
 Status AdapterRegistry::change(const std::string& target, std::optional<bool> pinned, const std::string& alias) {
-  if (!alias.empty()) LK_RETURN_IF_ERROR(check_name("alias", alias));
+  if (!alias.empty()) LK_RETURN_IF_ERROR(check_adapter_name("alias", alias));
   std::lock_guard changes(changes_mutex_);
   AdapterKey key;
   AdapterLease version;              // null: known, and not loaded
@@ -437,9 +437,12 @@ Result<AdapterRegistry::Resolved> AdapterRegistry::resolve(std::string_view mode
       name.remove_prefix(prefix.size());
       break;
     }
-  if (AdapterSums::is_sum(name)) return compose(name, tenant, cold);
-  std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   const AdapterTable::Found found = table_.find(std::string(name));
+  if (!found.slot && AdapterSums::is_sum(name)) {  // a name that has a '+' goes before the sum that it could be, too
+    lock.unlock();
+    return compose(name, tenant, cold);
+  }
   // The tenant needs to be allowed the name it asks for or the adapter behind it.
   if (!found.slot || !(tenant.may_use(*found.name) || tenant.may_use(name))) return no_such_model(model);
   if (const AdapterLease& lease = found.slot->lease) {

@@ -56,6 +56,7 @@ AdapterStat stat_adapter(int root, const std::string& directory) {
     if (::fstatat(fd, kAdapterFiles[i], &info, 0) == 0) {
       if (i < kNumNeededAdapterFiles && !S_ISREG(info.st_mode)) found.state = AdapterStat::State::kIncomplete;
       text += describe(info);
+      found.empty = false;
     } else if (!says_missing(errno)) {
       found = {.state = AdapterStat::State::kUnreadable, .error = errno};
       break;

@@ -28,6 +28,7 @@ struct AdapterStat {
   State state = State::kGone;
   uint64_t stamp = 0;  // of a complete one; another one means that a file may have changed
   int error = 0;       // errno of an unreadable one
+  bool empty = true;   // none of an adapter's files is there, as far as could be seen
 
   bool complete() const { return state == State::kComplete; }
   friend bool operator==(const AdapterStat&, const AdapterStat&) = default;

@@ -113,30 +113,55 @@ void DirectoryWatcher::look() {
   publish_states();
 }
 
-// Everything from one open directory: a link to it that is turned meanwhile does not mix two. Of what is known by name
-// only, and not loaded, nothing but the name is looked at: ten thousand adapters cost one listing.
+// Everything from one open directory: a link to it that is turned meanwhile does not mix two.
 Status DirectoryWatcher::read(const Directory& directory, std::vector<Sight>& sights) {
-  const int fd = ::open(directory.root->c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const int root = ::open(directory.root->c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (root < 0) return io_error("{}", std::strerror(errno));
+  const Status status = list(root, "", sights);
+  ::close(root);
+  return status;
+}
+
+// The adapters of `folder`, "" or "ORG/", in the open directory `root`. Of what is known by name only, and not loaded,
+// nothing but the name is looked at: ten thousand adapters cost one listing. A folder with files of its own is no
+// organization: what lies in a trainer's folder are its checkpoints.
+Status DirectoryWatcher::list(int root, const std::string& folder, std::vector<Sight>& sights) {
+  const int fd = ::openat(root, folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd < 0) return io_error("{}", std::strerror(errno));
   const std::unique_ptr<DIR, int (*)(DIR*)> open(::fdopendir(fd), &::closedir);
   if (!open) return io_error("{}", std::strerror(errno));
   const bool lazy = is_lazy();
+  std::vector<std::string> organizations;
+  const size_t before = sights.size();
   for (;;) {
     errno = 0;
     const dirent* found = ::readdir(open.get());
     if (!found && errno != 0) return io_error("{}", std::strerror(errno));
-    if (!found) return Status();
-    std::string name = found->d_name;
-    if (!may_be_directory(*found) || !is_valid_name(name)) continue;
+    if (!found) break;
+    if (!folder.empty() && !may_be_directory(*found) && found->d_name[0] != '.') {
+      sights.resize(before);
+      return Status();
+    }
+    std::string name = folder + found->d_name;
+    if (!may_be_directory(*found) || !is_adapter_name(name)) continue;
     AdapterStat files;
     const auto known = entries_.find(name);
     if (lazy && known != entries_.end() && known->second.told == known->second.seen &&
         registry_.watched(name).state == AdapterRegistry::Watched::kOffered)
       files = {.state = AdapterStat::State::kComplete, .stamp = known->second.seen};
     else
-      files = stat_adapter(fd, name);
+      files = stat_adapter(root, name);
+    if (folder.empty() && files.empty && files.state == AdapterStat::State::kIncomplete)
+      organizations.push_back(name + "/");
     if (files.state != AdapterStat::State::kGone) sights.push_back({.name = std::move(name), .files = files});
   }
+  for (const std::string& organization : organizations) {
+    const Status status = list(root, organization, sights);
+    const auto known = entries_.lower_bound(organization);
+    // What is known to lie in it is not gone because it cannot be read now.
+    if (!status.ok() && known != entries_.end() && known->first.starts_with(organization)) return status;
+  }
+  return Status();
 }
 
 void DirectoryWatcher::note(uint16_t index, const Sight& sight) {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// DirectoryWatcher: keeps the registry equal to directories of adapters (one sub-directory each, its name is the
-// adapter's): offers or loads what appears, replaces what changes, takes out what goes away. Polls: works on any file
-// system. What cannot be read now is not gone, and neither is everything at once (a volume that is not mounted).
+// DirectoryWatcher: keeps the registry equal to directories of adapters (one sub-directory each, NAME or ORG/NAME,
+// which is the adapter's name): offers or loads what appears, replaces what changes, takes out what goes away. Polls:
+// works on any file system. What cannot be read now is not gone, and neither is everything at once (a volume that is
+// not mounted).
 #pragma once
 
 #include <atomic>
@@ -56,6 +57,7 @@ class DirectoryWatcher {
   DirectoryWatcher(AdapterRegistry& registry, Log& log, Options options);
   void look();
   Status read(const Directory& directory, std::vector<Sight>& sights);
+  Status list(int root, const std::string& folder, std::vector<Sight>& sights);
   void note(uint16_t index, const Sight& sight);
   void set_state(Directory& directory, WatchedDirectory::State state, std::string reason);
   bool is_lazy() const { return std::ssize(entries_) > options_.max_eager; }

@@ -100,14 +100,13 @@ void ServerImpl::models(const std::shared_ptr<Exchange>& exchange) {
 
 void ServerImpl::model(const std::shared_ptr<Exchange>& exchange) {
   const std::string& id = exchange->parameter;
-  // A sum is built on a worker; the listing only knows what is loaded.
-  const bool is_sum = id.find_first_of("+*") != std::string::npos;
   const auto missing =
       ApiError{.status = 404,
                .message = fmt::format("The model `{}` does not exist or you do not have access to it.", id),
                .param = "model",
                .code = "model_not_found"};
-  if (is_sum) return exchange->fail(missing);
+  // A sum is built on a worker; the listing only knows what has a name.
+  if (AdapterSums::is_sum(id) && !registry_->find(id, {})) return exchange->fail(missing);
   const bool paths = exchange->principal.has(Scope::kAdapters);
   ModelList list(registry_->base_name(), started_at());
   std::string cold;
