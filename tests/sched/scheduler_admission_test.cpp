@@ -589,6 +589,28 @@ TEST(FairPreemption, TakesAPlaceInTheBatchToo) {
   EXPECT_LT(takes.steps_to_first_token, waits.steps_to_first_token);
 }
 
+// The gap for memory grows with it; a tenant with long streams used to keep all places for as long as that took.
+TEST(FairPreemption, APlaceDoesNotWaitForTheWorthOfALargeMemory) {
+  UnifiedPool pool(4000);
+  HashExecutor executor(0, 4000);
+  Scheduler scheduler({.max_running = 8, .prefix_cache = false, .queue = {.prediction = Prediction::kNone}}, pool,
+                      executor);
+  for (RequestId id = 0; id < 12; ++id)
+    ASSERT_TRUE(scheduler.submit(make_request(id, kBaseModel, 16, 3000, static_cast<uint64_t>(id))).ok());
+  for (int step = 0; step < 10; ++step) (void)scheduler.step();
+  ASSERT_EQ(scheduler.num_running(), 8);
+  Request light = make_request(100, kBaseModel, 20, 4, 100);
+  light.tenant = 1;
+  ASSERT_TRUE(scheduler.submit(light).ok());
+  std::vector<int32_t> tokens;
+  // 8 tokens a step at 2 units each: what an answer of a usual length costs, 512, and what is computed again.
+  for (int step = 0; step < 60; ++step)
+    for (const RequestEvent& event : scheduler.step())
+      if (event.id == 100 && event.has_token) tokens.push_back(event.token.token);
+  EXPECT_EQ(tokens, HashExecutor::expected(light));
+  EXPECT_EQ(scheduler.stats().num_fair_preemptions, 1);
+}
+
 TEST(FairPreemption, IsForVtcOnly) {
   for (const QueueKind kind : {QueueKind::kFcfs, QueueKind::kDlpm})
     EXPECT_EQ(starve(0.01, kind).stats.num_fair_preemptions, 0);

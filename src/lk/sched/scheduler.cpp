@@ -35,10 +35,11 @@ const char* to_string(FinishReason reason) {
 
 namespace {
 
+constexpr int64_t kUsualAnswer = 256;  // tokens
+
 // A part of VTC's w_q M (theorem 4.4), at the price of answers of a usual length: a price need not be linear.
 MilliUnits preempt_gap(const SchedulerOptions& options, int64_t pool_pages) {
   if (options.preempt_gap == 0 || !options.can_preempt_for_fairness()) return 0;
-  constexpr int64_t kUsualAnswer = 256;
   const double full = static_cast<double>(options.queue.cost.of(0, kUsualAnswer)) / kUsualAnswer *
                       static_cast<double>(pool_pages * kPageTokens);
   return std::clamp<MilliUnits>(std::llround(std::min(options.preempt_gap * full, static_cast<double>(kMaxSum))), 1,
@@ -59,6 +60,9 @@ Scheduler::Scheduler(const SchedulerOptions& options, UnifiedPool& pool, Executo
   LK_CHECK(options.max_step_tokens >= 1 && options.max_running >= 1);
   pool_.set_evicted([this](AdapterId adapter) { executor_.evicted(adapter); });
   if (policy_->bounds_lag()) preempt_gap_ = preempt_gap(options, pool.num_pages());
+  // The more memory there is, the longer one tenant's streams could hold every place. Whoever gives up a place loses no
+  // more than what lead() counts anyway.
+  place_gap_ = std::min(preempt_gap_, options.queue.cost.of(0, kUsualAnswer));
 }
 
 Scheduler::~Scheduler() {

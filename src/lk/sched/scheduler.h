@@ -218,7 +218,8 @@ class Scheduler {
   void apply(const Planned& planned, ItemResult& result);
 
   const SchedulerOptions options_;
-  int64_t preempt_gap_ = 0;  // of virtual time; 0: no preemption for fairness
+  // Of virtual time, for memory and for a place in the batch; 0: no preemption for fairness.
+  int64_t preempt_gap_ = 0, place_gap_ = 0;
   UnifiedPool& pool_;
   Executor& executor_;
   SchedulerStats stats_;

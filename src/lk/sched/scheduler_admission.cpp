@@ -219,7 +219,7 @@ bool Scheduler::admit_round(Round round) {
     }
     const bool slot = slots_.admits(adapter);
     if (free_places() <= 0 && passed_ == 0 && slot && state == AdapterState::kResident && may_change_places())
-      change_places(sequence, preempt_gap_);
+      change_places(sequence, place_gap_);
     const bool room = budget_ > 0 && free_places() > 0;
     if (room && !slot) consider_drain(sequence);
     if (room && slot && state == AdapterState::kResident) {
@@ -252,7 +252,7 @@ void Scheduler::admit_short(const Sequence& longer) {
         (request.adapter == kBaseModel || pool_.adapter_state(request.adapter) == AdapterState::kResident) &&
         slots_.admits(request.adapter) && runs_now(sequence) &&
         sequence.num_tokens() - static_cast<int64_t>(find_prefix(sequence).size()) * kPageTokens <= budget_;
-    if (may_overtake && free_places() <= 0 && may_change_places()) change_places(sequence, preempt_gap_);
+    if (may_overtake && free_places() <= 0 && may_change_places()) change_places(sequence, place_gap_);
     if (!may_overtake || free_places() <= 0 || !admit(sequence)) policy_->pass_over_tenant(sequence);
   }
 }
