@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // lorikeet serve: the OpenAI-compatible server.
 #include <signal.h>
-#include <sys/resource.h>
-
 #include <unistd.h>
 
 #include <cerrno>
@@ -13,6 +11,7 @@
 #include "commands.h"
 #include "config.h"
 #include "help.h"
+#include "listen_flags.h"
 #include "lk/base/file.h"
 #include "lk/base/names.h"
 #include "lk/base/sd_notify.h"
@@ -30,11 +29,9 @@ namespace {
 
 struct ServeFlags {
   ModelFlags model;
-  std::string host = "127.0.0.1", unix_socket, admin, state, served_name, log_level = "info", log_format = "auto",
-              log_file;
-  std::string max_body = "8MiB", max_answer = "16MiB", host_memory = "auto", sum_memory = "auto",
-              grammar_memory = "64MiB";
-  int port = 8000;
+  ListenFlags network;
+  std::string admin, state, served_name, log_level = "info", log_format = "auto", log_file;
+  std::string max_answer = "16MiB", host_memory = "auto", sum_memory = "auto", grammar_memory = "64MiB";
   std::vector<std::string> lora_dirs, lora_roots;
   bool no_state = false, enable_lora = false, no_probe = false;
   int64_t lora_eager = 256;
@@ -102,23 +99,11 @@ void ServeFlags::add_to(CLI::App& command) {
       ->group(adapters);
   command.add_flag("--enable-lora", enable_lora, "accepted for vLLM's command lines; adapters are always enabled")
       ->group(adapters);
-  const char* network = "Network";
-  command.add_option("--host", host, "address to listen on")->capture_default_str()->group(network);
-  command.add_option("--port", port, "0 = any free port")
-      ->check(CLI::Range(0, 65535))
-      ->capture_default_str()
-      ->group(network);
-  command.add_option("--unix-socket", unix_socket, "also listen on this unix socket")->group(network);
+  network.add_to(command);
   command
       .add_option("--admin", admin,
                   "ADDRESS:PORT or unix:PATH: adapter management, status and metrics answer there only")
-      ->group(network);
-  command.add_option("--tls-cert", server.tls_cert, "certificate chain (PEM)")->group(network);
-  command.add_option("--tls-key", server.tls_key, "private key (PEM)")->group(network);
-  command.add_option("--io-threads", server.io_threads, "threads for connections")
-      ->check(CLI::Range(1, 64))
-      ->capture_default_str()
-      ->group(network);
+      ->group("Network");
   command.add_option("--kernel-nice", kernel_nice, "how far kernel threads stand back for connections (nice value)")
       ->check(CLI::Range(0, 19))
       ->capture_default_str()
@@ -126,27 +111,18 @@ void ServeFlags::add_to(CLI::App& command) {
   command.add_option("--worker-threads", server.worker_threads, "threads for parsing and tokenizing")
       ->check(CLI::Range(1, 64))
       ->capture_default_str()
-      ->group(network);
-  command.add_option("--max-connections", server.limits.max_connections, "in all")
-      ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str()
-      ->group(network);
-  command.add_option("--max-connections-per-address", server.limits.max_connections_per_address, "of one client")
-      ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str()
-      ->group(network);
-  command.add_option("--max-body", max_body, "largest request body")->capture_default_str()->group(network);
+      ->group("Network");
   command
       .add_option("--max-answer", max_answer,
                   "largest answer that is not streamed, estimated from what is asked for; readers' buffers follow it")
       ->capture_default_str()
-      ->group(network);
+      ->group("Network");
   command
       .add_option("--sse-ping", server.sse_ping_seconds,
                   "seconds of silence after which a stream gets a comment, so that nobody takes it for dead; 0 = never")
       ->check(CLI::Range(0.0, 3600.0))
       ->capture_default_str()
-      ->group(network);
+      ->group("Network");
   const char* security = "Security";
   command.add_option("--state", state, "file of keys, tenants and loaded adapters; default: as `lorikeet keys`")
       ->group(security);
@@ -352,17 +328,13 @@ Result<ServerOptions> ServeFlags::options() const {
   (void)loras;
   LK_RETURN_IF_ERROR(model.scheduler.parse().status());
   LK_RETURN_IF_ERROR(model.scheduler.parse_merging().status());
-  if (filled.tls_cert.empty() != filled.tls_key.empty())
-    return invalid_argument("--tls-cert and --tls-key go together");
-  const bool tls = !filled.tls_cert.empty();
-  const std::string shown = host == "localhost" ? "127.0.0.1" : host;
-  filled.listen = {
-      {.address = fmt::format(
-           "{}:{}", shown.find(':') != std::string::npos && shown[0] != '[' ? "[" + shown + "]" : shown, port),
-       .tls = tls}};
-  if (!unix_socket.empty()) filled.listen.push_back({.address = "unix:" + unix_socket});
+  LK_ASSIGN_OR_RETURN(filled.listen, network.listen());
+  LK_ASSIGN_OR_RETURN(filled.limits, network.http_limits());
+  filled.tls_cert = network.tls_cert;
+  filled.tls_key = network.tls_key;
+  filled.io_threads = network.io_threads;
+  const bool tls = filled.listen[0].tls;
   if (!admin.empty()) filled.admin = HttpListen{.address = admin, .tls = tls && !admin.starts_with("unix:")};
-  LK_ASSIGN_OR_RETURN(filled.limits.max_body_bytes, parse_size("--max-body", max_body));
   LK_ASSIGN_OR_RETURN(filled.max_answer_bytes, parse_size("--max-answer", max_answer));
   if (filled.max_answer_bytes < (64 << 10) || filled.max_answer_bytes > (int64_t{1} << 30))
     return invalid_argument("--max-answer must be from 64KiB to 1GiB, got {}", max_answer);
@@ -399,16 +371,6 @@ Result<std::unique_ptr<TextEngine>> open_engine(const ModelFlags& model, const M
     engine = model.open_without_adapters(memory);
   }).join();
   return engine;
-}
-
-// Every stream is a file descriptor.
-void raise_file_limit(int64_t wanted) {
-  rlimit limit{};
-  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  const auto target = std::min<rlim_t>(limit.rlim_max, static_cast<rlim_t>(wanted + 256));
-  if (target <= limit.rlim_cur) return;
-  limit.rlim_cur = target;
-  ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 // What is stored for the base that is served.
