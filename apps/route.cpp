@@ -1,32 +1,39 @@
 // SPDX-License-Identifier: Apache-2.0
 // lorikeet route: one address in front of many replicas.
-#include <unistd.h>
-
 #include <chrono>
 #include <cstdlib>
 #include <mutex>
 #include <thread>
 
 #include "commands.h"
-#include "config.h"
-#include "help.h"
+#include "listen_flags.h"
 #include "lk/base/file.h"
 #include "lk/cluster/router.h"
 #include "lk/net/listener.h"
+#include "lk/serve/route/fleet_gate.h"
 
 namespace lk::apps {
 namespace {
 
 struct RouteFlags {
   std::vector<std::string> replicas;
-  std::string host = "127.0.0.1", key_file, max_body = "8MiB";
-  int port = 8080;
+  ListenFlags network;
+  std::string key_file, state;
   double drain_timeout = 120;
-  bool insecure = false;
   RouterOptions router;
+  FleetGateOptions gate;
 
+  RouteFlags() {
+    network.port = 8080;
+    network.io_threads = 1;
+  }
   void add_to(CLI::App& command);
-  Result<RouterOptions> options() const;
+  struct Prepared {
+    RouterOptions router;
+    FleetGateOptions gate;
+    std::unique_ptr<StateStore> store;
+  };
+  Result<Prepared> prepare() const;
 };
 
 void RouteFlags::add_to(CLI::App& command) {
@@ -48,21 +55,18 @@ void RouteFlags::add_to(CLI::App& command) {
       .add_flag("--exact-only", router.exact_only,
                 "end an answer with an error rather than let a replica of other numerics go on with it")
       ->group(fleet);
-  const char* network = "Network";
-  command.add_option("--host", host, "address to listen on")->capture_default_str()->group(network);
-  command.add_option("--port", port, "0 = any free port")
-      ->check(CLI::Range(0, 65535))
-      ->capture_default_str()
-      ->group(network);
-  command.add_option("--tls-cert", router.tls_cert, "certificate chain (PEM)")->group(network);
-  command.add_option("--tls-key", router.tls_key, "private key (PEM)")->group(network);
-  command.add_option("--io-threads", router.io_threads, "threads for connections")
-      ->check(CLI::Range(1, 64))
-      ->capture_default_str()
-      ->group(network);
-  command.add_option("--max-body", max_body, "largest request body")->capture_default_str()->group(network);
-  command.add_flag("--insecure", insecure, "allow listening beyond loopback in front of replicas that have no keys")
-      ->group("Security");
+  network.add_to(command);
+  const char* security = "Security";
+  command
+      .add_option("--state", state,
+                  "file of keys and tenants (lorikeet keys --state): keys are judged and limits hold here; "
+                  "without it, and without a key of your own, replicas judge keys")
+      ->group(security);
+  command
+      .add_option("--api-key-file", gate.access.key_file,
+                  "file with one key of your own, for completions; also as $LORIKEET_API_KEY")
+      ->group(security);
+  command.add_flag("--insecure", gate.insecure, "allow listening beyond loopback without any API key")->group(security);
   command.add_option("--drain-timeout", drain_timeout, "seconds to finish what is in flight after SIGTERM")
       ->check(CLI::Range(0.0, 86400.0))
       ->capture_default_str()
@@ -82,44 +86,59 @@ Result<std::string> read_key(const std::string& file) {
   return key;
 }
 
-Result<RouterOptions> RouteFlags::options() const {
-  RouterOptions filled = router;
+Result<RouteFlags::Prepared> RouteFlags::prepare() const {
+  Prepared prepared{.router = router, .gate = gate, .store = nullptr};
   for (std::string url : replicas) {
     while (url.ends_with('/')) url.pop_back();
     if (!url.starts_with("http://") && !url.starts_with("https://"))
       return invalid_argument("--replica {}: give http://HOST:PORT or https://HOST:PORT", url);
     if (url.find('/', url.find("://") + 3) != std::string::npos)
       return invalid_argument("--replica {}: without a path", url);
-    filled.fleet.urls.push_back(std::move(url));
+    prepared.router.fleet.urls.push_back(std::move(url));
   }
+  RouterOptions& filled = prepared.router;
   LK_ASSIGN_OR_RETURN(filled.fleet_key, read_key(key_file));
-  const Result<int64_t> body = parse_bytes(max_body);
-  if (!body.ok()) return body.status().with_context("--max-body");
-  filled.limits.max_body_bytes = *body;
-  if (router.tls_cert.empty() != router.tls_key.empty())
-    return invalid_argument("--tls-cert and --tls-key need each other");
-  const std::string address = fmt::format("{}:{}", host.find(':') == std::string::npos ? host : "[" + host + "]", port);
-  // Replicas with keys ask every client for one; without keys this would be the hole in the wall.
-  if (filled.fleet_key.empty() && !insecure && !is_local_address(address))
-    return failed_precondition(
-        "listening on {} in front of replicas without API keys would let everybody in: give them keys and the router "
-        "one of scope fleet (--fleet-key-file), or say --insecure",
-        address);
-  filled.listen = {{.address = address, .tls = !router.tls_cert.empty()}};
-  filled.insecure = insecure;
+  LK_ASSIGN_OR_RETURN(filled.listen, network.listen());
+  LK_ASSIGN_OR_RETURN(filled.limits, network.http_limits());
+  filled.tls_cert = network.tls_cert;
+  filled.tls_key = network.tls_key;
+  filled.io_threads = network.io_threads;
   filled.version = LK_VERSION;
-  return filled;
+
+  FleetGateOptions& door = prepared.gate;
+  if (const char* key = std::getenv("LORIKEET_API_KEY"); key != nullptr) door.access.key_text = key;
+  if (!state.empty()) {
+    // A new, empty file would be nobody's intention.
+    if (!file_exists(state)) return not_found("--state {}: no such file; lorikeet keys --state makes one", state);
+    LK_ASSIGN_OR_RETURN(prepared.store, StateStore::open(state));
+  }
+  door.judges = prepared.store != nullptr || !door.access.key_file.empty() || !door.access.key_text.empty();
+  door.fleet_key = filled.fleet_key;
+  door.max_body_bytes = filled.limits.max_body_bytes;
+  door.version = filled.version;
+  return prepared;
 }
 
 Status run(const RouteFlags& flags) {
-  LK_ASSIGN_OR_RETURN(RouterOptions options, flags.options());
+  LK_ASSIGN_OR_RETURN(RouteFlags::Prepared prepared, flags.prepare());
+  RouterOptions& options = prepared.router;
   auto mutex = std::make_shared<std::mutex>();
   options.log = [mutex](std::string_view event, std::string_view detail) {
     std::lock_guard lock(*mutex);
     fmt::print(stderr, "lorikeet route: {}: {}\n", event, detail);
   };
+  prepared.gate.log = options.log;
   watch_interrupts();
-  LK_ASSIGN_OR_RETURN(const std::unique_ptr<Router> router, Router::start(options));
+  LK_ASSIGN_OR_RETURN(std::unique_ptr<FleetGate> gate, FleetGate::create(prepared.gate, std::move(prepared.store)));
+  // Without keys this would be the hole in the wall.
+  for (const HttpListen& listener : options.listen)
+    if (gate->open() && !prepared.gate.insecure && !is_local_address(listener.address))
+      return failed_precondition(
+          "listening on {} without any API key would let everybody in: give replicas keys and the router one of scope "
+          "fleet (--fleet-key-file), or the router keys of its own (--state), or say --insecure",
+          listener.address);
+  raise_file_limit(2 * options.limits.max_connections);  // most of them have one to a replica
+  LK_ASSIGN_OR_RETURN(const std::unique_ptr<Router> router, Router::start(options, std::move(gate)));
   fmt::print(stderr, "lorikeet route: {} replicas, policy {}, http{}://{}\n", options.fleet.urls.size(),
              options.fleet.policy, options.listen[0].tls ? "s" : "", router->address(0));
   while (!interrupted) std::this_thread::sleep_for(std::chrono::milliseconds(50));

@@ -33,6 +33,22 @@ void tell(FleetView& view, int replica, const ReplicaReport& report, FleetView::
   ASSERT_TRUE(view.report(replica, report, now).ok());
 }
 
+TEST(FleetViewTest, KnowsTheRoutersThatAnyReplicaHears) {
+  const auto view = fleet(3);
+  ReplicaReport one = ready("a"), two = ready("b"), three = ready("c");
+  one.routers = {"r1", "r3"};
+  two.routers = {"r1", "r2"};
+  three.routers = {"r9"};
+  tell(*view, 0, one);
+  tell(*view, 1, two);
+  tell(*view, 2, three);
+  EXPECT_THAT(view->routers(kStart), testing::ElementsAre("r1", "r2", "r3", "r9"));
+  view->lost(2, unavailable("gone"));
+  EXPECT_THAT(view->routers(kStart), testing::ElementsAre("r1", "r2", "r3"));
+  EXPECT_THAT(view->routers(kStart + 10s), testing::IsEmpty()) << "nobody hears them now";
+  EXPECT_EQ(view->context(), 2048);
+}
+
 TEST(ReplicaReportTest, DeltasBringItUpToDate) {
   ReplicaReport first = ready("a"), there;
   first.adapters = {{"sql@1", {.digest = "d1", .bytes = 10, .on_device = true, .in_flight = 2}},
@@ -41,6 +57,7 @@ TEST(ReplicaReportTest, DeltasBringItUpToDate) {
   EXPECT_EQ(format_report(there, nullptr), format_report(first, nullptr));
   ReplicaReport second = first;
   second.running = 7;
+  second.routers = {"r1", "r2"};
   second.execute_seconds = 1.5;
   second.adapters["sql@1"].in_flight = 0;
   second.adapters.erase("tag@1");
@@ -52,8 +69,9 @@ TEST(ReplicaReportTest, DeltasBringItUpToDate) {
   ReplicaReport third = ready("b");  // after a restart
   ASSERT_TRUE(apply_report(format_report(third, nullptr), there).ok());
   EXPECT_TRUE(there.adapters.empty());
-  for (const char* bad : {"", "[]", "{\"running\":-1}", "{\"ready\":1}", "{\"adapters\":[]}",
-                          "{\"adapters\":{\"a\":1}}", "{\"gone\":[1]}", "{\"execute_seconds\":\"1\"}"}) {
+  for (const char* bad :
+       {"", "[]", "{\"running\":-1}", "{\"ready\":1}", "{\"adapters\":[]}", "{\"adapters\":{\"a\":1}}",
+        "{\"gone\":[1]}", "{\"routers\":1}", "{\"execute_seconds\":\"1\"}"}) {
     EXPECT_EQ(apply_report(bad, there).code(), StatusCode::kDataLoss) << bad;
     EXPECT_EQ(there.id, "b");
   }

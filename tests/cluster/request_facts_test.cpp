@@ -20,7 +20,27 @@ TEST(RequestFactsTest, FindsWhatRoutersNeed) {
   EXPECT_EQ(read_request_facts(R"({"model":"a","model":"b","stream":"true"})")->model, "a");
   EXPECT_FALSE(read_request_facts(R"({"model":7})")->stream);
   EXPECT_EQ(read_request_facts("{}")->model, "");
-  EXPECT_EQ(read_request_facts(R"({"n":-1e9,"stream":null})")->n, -1);
+  EXPECT_EQ(read_request_facts(R"({"n":-1e9,"stream":null})")->n, -1'000'000'000);
+  EXPECT_EQ(read_request_facts(R"({"max_tokens": 1e3 })")->max_tokens, 1000);
+  EXPECT_EQ(read_request_facts(R"({"max_tokens":1e300})")->max_tokens, 1'000'000'000'000'000);
+  EXPECT_FALSE(read_request_facts(R"({"max_tokens":"9"})")->max_tokens);
+}
+
+// What a tenant is charged for must not depend on how it is written.
+TEST(RequestFactsTest, CountsPromptsAndSeesWhoSaysHowAnAnswerBegan) {
+  const auto prompts = [](const std::string& value) {
+    return read_request_facts("{\"prompt\":" + value + "}")->prompts;
+  };
+  EXPECT_EQ(read_request_facts("{}")->prompts, 1);
+  EXPECT_EQ(prompts("\"a, [b\""), 1);
+  EXPECT_EQ(prompts("[1, 2, 3]"), 1) << "one, as token ids";
+  EXPECT_EQ(prompts(R"([ "a", "b,c" ,"]"])"), 3);
+  EXPECT_EQ(prompts("[[1,2],[3]]"), 2);
+  EXPECT_EQ(prompts("[]"), 1);
+  EXPECT_EQ(read_request_facts(R"({"input":["a","b"]})")->prompts, 2);
+  EXPECT_FALSE(read_request_facts(R"({"prompt":"\"lorikeet_resume\":1"})")->resumes);
+  EXPECT_TRUE(read_request_facts(R"({"lorikeet_resume":{}})")->resumes);
+  EXPECT_TRUE(read_request_facts(R"({"lorikeet_resum\u0065":null})")->resumes);
 }
 
 TEST(RequestFactsTest, WhatIsNoObjectHasNone) {

@@ -318,9 +318,12 @@ class Failover(Directory):
         self.assertEqual(self.router.json("GET", "/v1/models/sql")[0], 200)
         self.assertEqual(self.router.json("GET", "/v1/models/none")[0], 404)
         self.assertEqual(self.router.json("POST", CHAT, {**body, "model": "none"})[0], 404)
-        for bad in ({"model": 7}, {"stream": True}, [], {"model": "sql", "messages": QUESTION, "stream": True, "lorikeet_resume": {"id": "x"}}):
+        for bad in ({"model": 7}, {"stream": True}, []):
             self.assertEqual(self.router.json("POST", CHAT, bad)[0], 400, bad)
-        self.assertEqual(self.router.json("GET", "/v1/status")[0], 404)
+        for stream in (False, True):
+            forged = {"model": "sql", "messages": QUESTION, "stream": stream, "lorikeet_resume": {"id": "x"}}
+            self.assertEqual(self.router.json("POST", CHAT, forged)[0], 403)
+        self.assertEqual(self.router.json("GET", "/v1/status")[1]["object"], "fleet")
         self.assertIn(b"lorikeet_route_requests_total", self.router.call("GET", "/metrics")[1])
         for path in ("/health", "/live", "/ready", "/version"):
             self.assertEqual(self.router.call("GET", path)[0], 200)

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <optional>
 #include <thread>
+#include <vector>
 
 namespace lk {
 namespace {
@@ -35,6 +36,46 @@ class LimiterTest : public ::testing::Test {
   }
   TenantLimiter limiter_{1000};
 };
+
+// Routers divide what a tenant may have: their parts add up to the limit.
+TEST_F(LimiterTest, HasItsPartOfEveryLimit) {
+  for (const int64_t limit : {3, 4, 8, 17}) {
+    const Tenant tenant{.name = "a", .max_in_flight = limit};
+    int64_t all = 0;
+    for (int64_t rank = 0; rank < 3; ++rank) {
+      TenantLimiter limiter;
+      limiter.set_share(rank, 3);
+      std::vector<Place> places(20);
+      for (Place& place : places)
+        all += limiter.enter(std::make_shared<const Tenant>(tenant), place, at(0)).admitted ? 1 : 0;
+    }
+    EXPECT_EQ(all, limit);
+  }
+  const Tenant tenant{.name = "b", .tokens_per_minute = 600};
+  limiter_.set_share(1, 2);
+  EXPECT_TRUE(use(tenant, 300, 0).admitted);
+  EXPECT_FALSE(use(tenant, 100, 10).admitted) << "50 came back";
+  limiter_.set_share(0, 1);  // the other router is gone
+  EXPECT_TRUE(use(tenant, 100, 15).admitted) << "50, and 50 more at the whole rate";
+  limiter_.set_share(0, 2);
+  EXPECT_TRUE(use(tenant, 300, 75).admitted);
+  EXPECT_FALSE(use(tenant, 10, 75).admitted) << "no more than half a minute's tokens are kept";
+}
+
+TEST_F(LimiterTest, ALargeRequestIsNotRefusedForeverBecauseThereAreMoreRouters) {
+  const Tenant tenant{.name = "a", .max_in_flight = 8};
+  limiter_.set_share(0, 2);
+  Place small, large;
+  ASSERT_TRUE(ask(small, tenant, 1, 0).admitted);
+  const auto refused = ask(large, tenant, 1, 0, 6);
+  EXPECT_FALSE(refused.admitted);
+  EXPECT_FALSE(refused.never);
+  small.finish(0);
+  EXPECT_TRUE(ask(large, tenant, 1, 0, 6).admitted);
+  EXPECT_FALSE(ask(small, tenant, 1, 0).admitted);
+  large.finish(0);
+  EXPECT_TRUE(ask(large, tenant, 1, 0, 9).never);
+}
 
 TEST_F(LimiterTest, CountsWhatIsInFlightFromTheHeadOn) {
   const Tenant tenant{.name = "a", .max_in_flight = 2}, other{.name = "b", .max_in_flight = 1};

@@ -105,6 +105,22 @@ std::string FleetView::numerics(int replica) const {
   return at(replica).report->numerics;
 }
 
+int64_t FleetView::context() const {
+  std::lock_guard lock(mutex_);
+  int64_t longest = 0;
+  for (const Replica& replica : replicas_) longest = std::max(longest, replica.report->context);
+  return longest;
+}
+
+std::vector<std::string> FleetView::routers(Time now) const {
+  std::lock_guard lock(mutex_);
+  std::set<std::string> names;
+  for (const Replica& replica : replicas_)
+    if (const Life life = life_of(replica, now); life == Life::kReady || life == Life::kStarting)
+      names.insert(replica.report->routers.begin(), replica.report->routers.end());
+  return {names.begin(), names.end()};
+}
+
 std::optional<int> FleetView::pick(const Wish& wish, Time now) {
   std::lock_guard lock(mutex_);
   std::vector<Candidate> all, full;

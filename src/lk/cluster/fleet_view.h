@@ -53,6 +53,8 @@ class FleetView {
   static const char* to_string(Life life);
   bool any_ready(Time now) const;
   std::string numerics(int replica) const;
+  int64_t context() const;                           // tokens: the longest of all replicas
+  std::vector<std::string> routers(Time now) const;  // that listen to replicas, by the names they gave; sorted
 
   // --- Requests.
   enum class Why : uint8_t { kFirst, kLost, kSilent, kDrains };  // somebody is asked for an answer

@@ -6,8 +6,9 @@
 #include <boost/json.hpp>
 
 #include <algorithm>
+#include <initializer_list>
 #include <map>
-#include <mutex>
+#include <tuple>
 
 #include "lk/base/json_text.h"
 #include "lk/cluster/router_error.h"
@@ -34,7 +35,7 @@ class Gathering : public std::enable_shared_from_this<Gathering> {
   Gathering(const RelayContext& context, std::shared_ptr<HttpReply> reply, Done done)
       : context_(context), reply_(std::move(reply)), shard_(reply_->shard()), done_(std::move(done)) {}
 
-  void start(const HttpRequest& request, std::chrono::seconds timeout) {
+  void start(const HttpRequest& request, const std::string& id, std::chrono::seconds timeout) {
     std::vector<int> replicas;
     const auto now = std::chrono::steady_clock::now();
     for (int i = 0; i < context_.fleet.size(); ++i)
@@ -46,10 +47,9 @@ class Gathering : public std::enable_shared_from_this<Gathering> {
     if (replicas.empty()) return done_({});
     for (size_t k = 0; k < replicas.size(); ++k) {
       answers_[k].replica = replicas[k];
-      ClientRequest copy{.method = request.method, .url = context_.fleet.url(replicas[k]) + request.target};
-      for (const auto& [name, value] : request.headers)
-        if (name == "authorization" || name == "x-api-key" || name == "x-request-id" || name == "content-type")
-          copy.headers.emplace_back(name, value);
+      ClientRequest copy{.method = request.method,
+                         .url = context_.fleet.url(replicas[k]) + request.target,
+                         .headers = headers_to_replica(request, id)};
       copy.body = request.body;
       copy.timeout = timeout;
       ClientCallbacks callbacks;
@@ -91,89 +91,170 @@ HttpResponse response_of(Answer answer) {
   return response;
 }
 
-}  // namespace
+namespace json = boost::json;
 
-namespace {
+bool is_good(const Answer& answer) { return answer.failure.ok() && answer.status < 300; }
 
-bool is_adapter(const boost::json::object& model) {
-  const boost::json::value* parent = model.if_contains("parent");
-  return parent != nullptr && !parent->is_null();
+// The first answer that was asked for, else the first refusal, else that nobody could be asked.
+HttpResponse first_of(std::vector<Answer> answers) {
+  const auto good = std::ranges::find_if(answers, is_good);
+  const auto any = std::ranges::find_if(answers, [](const Answer& answer) { return answer.failure.ok(); });
+  if (good != answers.end()) return response_of(std::move(*good));
+  return any != answers.end() ? response_of(std::move(*any)) : nobody();
 }
 
-HttpResponse merge_models(std::vector<Answer> answers) {
-  boost::json::object merged;
-  std::map<std::pair<bool, std::string>, boost::json::value> models;  // by id, the base model first
-  size_t longest = 0;                                                 // of the pages
+// Entries of lists by what they are sorted by: the base model first, then names, then versions.
+using Place = std::tuple<bool, std::string, int64_t, std::string>;
+Place place_of(const json::object& entry, const char* key) {
+  const auto text = [&](const char* name) {
+    const json::value* value = entry.if_contains(name);
+    return value != nullptr && value->is_string() ? std::string(value->get_string()) : std::string();
+  };
+  const json::value *parent = entry.if_contains("parent"), *version = entry.if_contains("version");
+  const bool has_version = version != nullptr && version->is_int64();
+  return {parent != nullptr && !parent->is_null(), has_version ? text("name") : text(key),
+          has_version ? version->get_int64() : 0, text(key)};
+}
+// `known`: the same entry of a replica before.
+using Merge = std::function<void(json::object& known, const json::object& entry)>;
+
+// The lists of all replicas as one. Where pages were cut, names behind the shortest cut may be missing from some: it is
+// cut there, too.
+HttpResponse merge_lists(std::vector<Answer> answers, const char* key,
+                         const std::function<void(json::object& entry, int replica)>& prepare, const Merge& merge) {
+  json::object merged;
+  std::map<Place, json::object> entries;
+  size_t longest = 0;  // of the pages
   bool any = false, has_more = false;
   for (const Answer& answer : answers) {
-    if (!answer.failure.ok() || answer.status != 200) continue;
+    if (!is_good(answer)) continue;
     boost::system::error_code error;
-    boost::json::value page = boost::json::parse(answer.body, error);
+    json::value page = json::parse(answer.body, error);
     if (error || !page.is_object()) continue;
-    const boost::json::value* data = page.get_object().if_contains("data");
+    json::value* data = page.get_object().if_contains("data");
     if (data == nullptr || !data->is_array()) continue;
+    json::array list = std::move(data->get_array());
     if (!std::exchange(any, true)) merged = page.get_object();
-    const boost::json::value* more = page.get_object().if_contains("has_more");
+    const json::value* more = page.get_object().if_contains("has_more");
     has_more |= more != nullptr && more->is_bool() && more->get_bool();
-    longest = std::max(longest, data->get_array().size());
-    for (const boost::json::value& model : data->get_array())
-      if (const auto* id = model.is_object() ? model.get_object().if_contains("id") : nullptr; id && id->is_string())
-        models.emplace(std::pair(is_adapter(model.get_object()), std::string(id->get_string())), model);
+    longest = std::max(longest, list.size());
+    for (json::value& value : list) {
+      if (!value.is_object()) continue;
+      json::object& entry = value.get_object();
+      const json::value* id = entry.if_contains(key);
+      if (id == nullptr || !(id->is_string() || id->is_null())) continue;
+      prepare(entry, answer.replica);
+      const auto [known, is_new] = entries.emplace(place_of(entry, key), entry);
+      if (!is_new) merge(known->second, entry);
+    }
   }
   // All refused alike (a wrong key), or nobody could be asked.
-  if (!any) {
-    for (Answer& answer : answers)
-      if (answer.failure.ok()) return response_of(std::move(answer));
-    return nobody();
-  }
-  // A page of the union: where pages were cut, names behind the shortest cut may be missing from some.
-  boost::json::array data;
-  for (auto& [id, model] : models) {
+  if (!any) return first_of(std::move(answers));
+  json::array data;
+  for (auto& [place, entry] : entries) {
     if (has_more && data.size() == longest) break;
-    data.push_back(std::move(model));
+    data.push_back(std::move(entry));
   }
-  if (merged.contains("first_id")) merged["first_id"] = data.empty() ? nullptr : data.front().at("id");
-  if (merged.contains("last_id")) merged["last_id"] = data.empty() ? nullptr : data.back().at("id");
+  if (merged.contains("first_id")) merged["first_id"] = data.empty() ? nullptr : data.front().at(key);
+  if (merged.contains("last_id")) merged["last_id"] = data.empty() ? nullptr : data.back().at(key);
   if (merged.contains("has_more")) merged["has_more"] = has_more;
   merged["data"] = std::move(data);
   return {.body = json_text(merged)};
 }
 
-}  // namespace
-
-void gather_models(const RelayContext& context, HttpRequest request, std::shared_ptr<HttpReply> reply) {
-  auto gathering = std::make_shared<Gathering>(context, reply, [&context, reply](std::vector<Answer> answers) {
-    const auto all = std::make_shared<std::vector<Answer>>(std::move(answers));
-    context.work([&context, reply, all] {
-      const auto response = std::make_shared<HttpResponse>(merge_models(std::move(*all)));
-      context.post(reply->shard(), [reply, response] { reply->respond(std::move(*response)); });
-    });
-  });
-  gathering->start(request, kListTimeout);
+void add(json::object& sum, const json::object& entry, std::initializer_list<const char*> names) {
+  for (const char* name : names) {
+    const json::value* more = entry.if_contains(name);
+    json::value* so_far = sum.if_contains(name);
+    if (more == nullptr || so_far == nullptr || !more->is_int64() || !so_far->is_int64()) continue;
+    *so_far = so_far->get_int64() + more->get_int64();
+  }
 }
 
-void broadcast(const RelayContext& context, HttpRequest request, std::shared_ptr<HttpReply> reply) {
-  auto gathering = std::make_shared<Gathering>(context, reply, [&context, reply](std::vector<Answer> answers) {
-    if (answers.empty()) return reply->respond(nobody());
-    const auto agreed =
-        std::ranges::count_if(answers, [](const Answer& answer) { return answer.failure.ok() && answer.status < 300; });
-    const std::string count = fmt::format("{}/{}", agreed, context.fleet.size());
-    for (Answer& answer : answers) {
-      if (answer.failure.ok() && answer.status < 300) continue;
-      HttpResponse response =
-          answer.failure.ok() ? response_of(std::move(answer))
-                              : router_refusal(502,
-                                               fmt::format("{} could not be asked: {}",
-                                                           context.fleet.url(answer.replica), answer.failure.message()),
-                                               "replica_unreachable");
-      response.headers.emplace_back("x-lorikeet-replicas", count);
-      return reply->respond(std::move(response));
-    }
-    HttpResponse response = response_of(std::move(answers.front()));
-    response.headers.emplace_back("x-lorikeet-replicas", count);
-    reply->respond(std::move(response));
-  });
-  gathering->start(request, kChangeTimeout);
+HttpResponse merge_models(std::vector<Answer> answers) {
+  return merge_lists(
+      std::move(answers), "id", [](json::object&, int) {}, [](json::object&, const json::object&) {});
+}
+
+// Each adapter once, with the replicas that have it and where they keep it; its requests are those of all.
+HttpResponse merge_adapters(const FleetView& fleet, std::vector<Answer> answers) {
+  return merge_lists(
+      std::move(answers), "id",
+      [&](json::object& entry, int replica) {
+        const json::value* tier = entry.if_contains("tier");
+        entry["replicas"] =
+            json::array{json::object{{"url", fleet.url(replica)}, {"tier", tier == nullptr ? json::value() : *tier}}};
+      },
+      [](json::object& known, const json::object& entry) {
+        add(known, entry, {"running", "waiting", "requests"});
+        json::array& replicas = known.at("replicas").as_array();
+        replicas.push_back(entry.at("replicas").as_array().front());
+        if (replicas.back().at("tier") == "device") known["tier"] = "device";
+      });
+}
+
+HttpResponse merge_usage(std::vector<Answer> answers) {
+  return merge_lists(
+      std::move(answers), "key", [](json::object&, int) {},
+      [](json::object& known, const json::object& entry) {
+        add(known, entry, {"requests", "prompt_tokens", "cached_tokens", "output_tokens"});
+      });
+}
+
+// The first refusal, or the first answer when all agree, and how many of all did.
+HttpResponse agreement_of(const FleetView& fleet, std::vector<Answer> answers) {
+  if (answers.empty()) return nobody();
+  const std::string count = fmt::format("{}/{}", std::ranges::count_if(answers, is_good), fleet.size());
+  const auto refusal = std::ranges::find_if_not(answers, is_good);
+  HttpResponse response =
+      refusal == answers.end() ? response_of(std::move(answers.front()))
+      : refusal->failure.ok()
+          ? response_of(std::move(*refusal))
+          : router_refusal(
+                502, fmt::format("{} could not be asked: {}", fleet.url(refusal->replica), refusal->failure.message()),
+                "replica_unreachable");
+  response.headers.emplace_back("x-lorikeet-replicas", count);
+  return response;
+}
+
+HttpResponse answer_of(const FleetView& fleet, RoutedAs how, std::vector<Answer> answers) {
+  switch (how) {
+    case RoutedAs::kModelList:
+      return merge_models(std::move(answers));
+    case RoutedAs::kAdapterList:
+      return merge_adapters(fleet, std::move(answers));
+    case RoutedAs::kUsageList:
+      return merge_usage(std::move(answers));
+    case RoutedAs::kEverywhere:
+      return agreement_of(fleet, std::move(answers));
+    default:
+      return first_of(std::move(answers));
+  }
+}
+
+}  // namespace
+
+void gather(const RelayContext& context, RoutedAs how, HttpRequest request, std::shared_ptr<HttpReply> reply,
+            std::string id) {
+  auto gathering = std::make_shared<Gathering>(
+      context, reply, [&context, reply, how, id, admission = request.admission](std::vector<Answer> answers) {
+        const auto all = std::make_shared<std::vector<Answer>>(std::move(answers));
+        context.work([&context, reply, how, id, all, admission] {
+          const auto response = std::make_shared<HttpResponse>(answer_of(context.fleet, how, std::move(*all)));
+          if (std::ranges::find(response->headers, "x-request-id", &HttpHeaders::value_type::first) ==
+              response->headers.end())
+            response->headers.emplace_back("x-request-id", id);
+          context.post(reply->shard(), [reply, response, admission] {
+            static_cast<RouterEntry&>(*admission).finish(0);
+            if (response->body.size() > kHttpPartBytes) {
+              response->parts = split_into_parts(response->body);
+              response->body.clear();
+            }
+            reply->respond(std::move(*response));
+          });
+        });
+      });
+  gathering->start(request, id, how == RoutedAs::kEverywhere ? kChangeTimeout : kListTimeout);
 }
 
 }  // namespace lk

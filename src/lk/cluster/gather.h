@@ -8,10 +8,10 @@
 
 namespace lk {
 
-// GET /v1/models: the models of all replicas, each once. What no replica answers is 503.
-void gather_models(const RelayContext& context, HttpRequest request, std::shared_ptr<HttpReply> reply);
-// A change of adapters: asked of every replica that lives. The answer is the first refusal, or the first answer if all
-// agree; `x-lorikeet-replicas: 2/3` says how many did.
-void broadcast(const RelayContext& context, HttpRequest request, std::shared_ptr<HttpReply> reply);
+// Asks all replicas that live and answers once with what they said: lists merged (kModelList, kAdapterList,
+// kUsageList); of a look-up (kWhoKnows) the first that was found; of a change (kEverywhere) the first refusal, or the
+// first answer if all agree, and `x-lorikeet-replicas: 2/3`. What no replica answers is 503.
+void gather(const RelayContext& context, RoutedAs how, HttpRequest request, std::shared_ptr<HttpReply> reply,
+            std::string id);
 
 }  // namespace lk

@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <boost/json.hpp>
+#include <charconv>
 #include <ctime>
 
 #include "lk/base/json_text.h"
 #include "lk/base/rng.h"
+#include "lk/cluster/fleet_headers.h"
 #include "lk/cluster/router_error.h"
 
 namespace lk {
@@ -38,7 +40,16 @@ bool is_passed_on(std::string_view name) {
                                               "server",
                                               "proxy-connection",
                                               "accept-encoding"};
-  return std::ranges::find(kOwn, name) == std::end(kOwn) && !name.starts_with("x-lorikeet-");
+  return std::ranges::find(kOwn, name) == std::end(kOwn) && !name.starts_with(kFleetHeaders);
+}
+
+// What clients say that replicas shall not hear: names and addresses that only the router knows, and what it has judged
+// at the door. To a replica the router is the origin, and a key that was judged goes no further.
+bool is_only_for_routers(std::string_view name, bool is_known) {
+  static constexpr std::string_view kNames[] = {"origin",          "cookie",    "forwarded",
+                                                "x-forwarded-for", "x-real-ip", "x-request-id"};
+  return std::ranges::find(kNames, name) != std::end(kNames) ||
+         (is_known && (name == "authorization" || name == "x-api-key"));
 }
 
 HttpHeaders passed_on(const HttpHeaders& headers) {
@@ -54,11 +65,36 @@ std::string_view header_of(const HttpHeaders& headers, std::string_view name) {
   return {};
 }
 
+const char* name_of(Relay::Why why, bool in_mid_answer) {
+  switch (why) {
+    case Relay::Why::kSilent:
+      return "hedged";
+    case Relay::Why::kDrains:
+      return "moved";
+    default:
+      return in_mid_answer ? "continued" : "retried";
+  }
+}
+
 bool is_generation(const HttpRequest& request) {
   return request.path == "/v1/chat/completions" || request.path == "/v1/completions";
 }
 
 }  // namespace
+
+RouterEntry& entry_of(const HttpRequest& request) { return static_cast<RouterEntry&>(*request.admission); }
+
+HttpHeaders headers_to_replica(const HttpRequest& request, const std::string& id) {
+  const RouterEntry& entry = entry_of(request);
+  HttpHeaders headers = passed_on(request.headers);
+  std::erase_if(headers, [&](const auto& header) { return is_only_for_routers(header.first, entry.is_known); });
+  headers.insert(headers.end(), entry.identity.begin(), entry.identity.end());
+  if (const std::string_view type = request.header("content-type"); !type.empty())
+    headers.emplace_back("content-type", type);
+  headers.emplace_back("x-request-id", id);
+  headers.emplace_back("x-forwarded-for", request.peer);
+  return headers;
+}
 
 HttpRelay::HttpRelay(const RelayContext& context, HttpRequest request, std::shared_ptr<HttpReply> reply, std::string id)
     : context_(context),
@@ -69,9 +105,19 @@ HttpRelay::HttpRelay(const RelayContext& context, HttpRequest request, std::shar
       seed_(random_bits(std::hash<std::string>()(id_), 0) >> 11),
       facts_(request_.method == "POST" ? read_request_facts(request_.body) : std::nullopt),
       streams_(facts_ && facts_->stream && is_generation(request_)),
-      relay_(context.fleet, *this, {.streams = streams_, .exact_only = context.options.exact_only}) {}
+      relay_(context.fleet, *this, {.streams = streams_, .exact_only = context.options.exact_only}) {
+  ++context_.counters.in_flight;
+}
 
 void HttpRelay::start() {
+  std::optional<HttpResponse> refusal =
+      entry_of(request_).admit(facts_ ? &*facts_ : nullptr, std::ssize(request_.body), context_.fleet.context());
+  if (refusal) {
+    relay_.close();
+    settle();
+    refusal->headers.emplace_back("x-request-id", id_);
+    return reply_->respond(std::move(*refusal));
+  }
   ++context_.counters.requests;
   if (streams_) ++context_.counters.streams;
   RoutedRequest routed;
@@ -84,12 +130,24 @@ void HttpRelay::start() {
   }
   routed.prompt_tokens = static_cast<double>(request_.body.size()) / kBytesPerToken;
   reply_->on_close([weak = weak_from_this()] {
-    if (const auto self = weak.lock()) self->relay_.close();
+    const auto self = weak.lock();
+    if (!self) return;
+    self->relay_.close();
+    self->settle(true);
   });
   relay_.start(routed, Clock::now());
 }
 
-void HttpRelay::send(const Relay::Source& source, Relay::Why) {
+void HttpRelay::send(const Relay::Source& source, Relay::Why why) {
+  if (why != Relay::Why::kFirst)
+    context_.moves.add({.time = std::time(nullptr),
+                        .why = name_of(why, source.resumes),
+                        .request = id_,
+                        .adapter = facts_ ? facts_->model.substr(0, kLongestName) : "",
+                        .from = context_.fleet.url(last_replica_),
+                        .to = context_.fleet.url(source.replica),
+                        .tokens = relay_.log().num_tokens()});
+  last_replica_ = source.replica;
   const auto exchange = std::make_shared<Exchange>();
   exchanges_[source.id] = exchange;
   exchange->replica = source.replica;
@@ -122,18 +180,15 @@ void HttpRelay::cancel(Relay::SourceId source) {
 }
 
 ClientRequest HttpRelay::to_replica(const Relay::Source& source) const {
-  ClientRequest request{.method = request_.method, .url = context_.fleet.url(source.replica) + request_.target};
-  for (const auto& [name, value] : passed_on(request_.headers))
-    if (name != "x-request-id") request.headers.emplace_back(name, value);
-  if (const std::string_view type = request_.header("content-type"); !type.empty())
-    request.headers.emplace_back("content-type", type);
-  request.headers.emplace_back("x-request-id", id_);
-  request.headers.emplace_back("x-forwarded-for", request_.peer);
+  ClientRequest request{.method = request_.method,
+                        .url = context_.fleet.url(source.replica) + request_.target,
+                        .headers = headers_to_replica(request_, id_)};
   request.timeout = std::chrono::hours(24);
-  request.body = request_.body;
-  if (!streams_) return request;
-  if (!context_.options.fleet_key.empty()) request.headers.emplace_back("x-lorikeet-fleet", context_.options.fleet_key);
-  if (source.resumes) request.headers.emplace_back("x-lorikeet-goes-on", "1");
+  if (!streams_) {
+    request.body = request_.body;
+    return request;
+  }
+  if (source.resumes) request.headers.emplace_back(kGoesOnHeader, "1");
   request.body = with_field(request_.body, *facts_, "lorikeet_resume",
                             fmt::format("{{\"id\":{},\"created\":{},\"seed\":{},\"digest\":\"{}\",\"choices\":{}}}",
                                         json_text(boost::json::string(id_)), created_, seed_, relay_.log().digest(),
@@ -203,6 +258,8 @@ void HttpRelay::on_whole(Relay::SourceId source, Exchange& exchange) {
                          .headers = passed_on(exchange.headers),
                          .content_type = std::string(header_of(exchange.headers, "content-type")),
                          .body = std::move(exchange.body)};
+  if (const std::string_view tokens = header_of(exchange.headers, kTokensHeader); !tokens.empty())
+    (void)std::from_chars(tokens.data(), tokens.data() + tokens.size(), used_tokens_);
   const int status = exchange.status, replica = exchange.replica;
   const bool is_busy = status == 502 || status == 503 || status == 504;
   // Somebody else has it in memory.
@@ -214,7 +271,15 @@ void HttpRelay::on_whole(Relay::SourceId source, Exchange& exchange) {
   lost(source, fmt::format("it answered {}", status), status == 400);
 }
 
+// What it took, once: before who has the answer asks the next.
+void HttpRelay::settle(bool client_left) {
+  for (const AnswerLog::Choice& choice : relay_.log().choices())
+    used_tokens_ += std::ssize(choice.tokens) + (choice.prompt ? choice.prompt->tokens : 0);
+  entry_of(request_).finish(std::exchange(used_tokens_, 0), client_left);
+}
+
 void HttpRelay::finish() {
+  settle();
   if (streaming_) return reply_->end();
   if (answer_->body.size() > kHttpPartBytes) {
     answer_->parts = split_into_parts(answer_->body);
@@ -224,6 +289,7 @@ void HttpRelay::finish() {
 }
 
 void HttpRelay::give_up() {
+  settle();
   if (streaming_ && last_events_.empty())
     last_events_ =
         fmt::format("data: {}\n\ndata: [DONE]\n\n",

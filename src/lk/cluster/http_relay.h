@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 
+#include "lk/cluster/move_log.h"
 #include "lk/cluster/relay.h"
 #include "lk/cluster/request_facts.h"
 #include "lk/cluster/router.h"
@@ -17,7 +18,7 @@
 namespace lk {
 
 struct RouterCounters {
-  std::atomic<int64_t> requests{0}, streams{0}, mismatches{0}, broken{0}, refused{0};
+  std::atomic<int64_t> requests{0}, streams{0}, mismatches{0}, broken{0}, refused{0}, in_flight{0};
 };
 
 // What relays need of the router.
@@ -26,6 +27,7 @@ struct RelayContext {
   HttpClient& client;
   const RouterOptions& options;
   RouterCounters& counters;
+  MoveLog& moves;
   std::function<void(int shard, std::function<void()> task)> post;  // thread safe
   std::function<void(std::function<void()> task)> work;             // thread safe: what takes long, off the io threads
   void log(std::string_view event, std::string_view detail) const {
@@ -33,10 +35,17 @@ struct RelayContext {
   }
 };
 
+// What a request is sent to a replica with: what the client sent, without what is the router's to say; who it is, and
+// the router's own key, as the gate decided.
+HttpHeaders headers_to_replica(const HttpRequest& request, const std::string& id);
+// Of a request that the gate let in.
+RouterEntry& entry_of(const HttpRequest& request);
+
 // All methods: on the shard of its reply.
 class HttpRelay final : public Relay::Host, public std::enable_shared_from_this<HttpRelay> {
  public:
   HttpRelay(const RelayContext& context, HttpRequest request, std::shared_ptr<HttpReply> reply, std::string id);
+  ~HttpRelay() override { --context_.counters.in_flight; }
   void start();
   void close() { relay_.close(); }
   void tick(Relay::Time now) { relay_.tick(now); }
@@ -59,6 +68,7 @@ class HttpRelay final : public Relay::Host, public std::enable_shared_from_this<
     std::string body;  // of what is no stream of events
     std::unique_ptr<CommitReader> reader;
   };
+  void settle(bool client_left = false);
   ClientRequest to_replica(const Relay::Source& source) const;
   void on_head(Relay::SourceId source, int status, const HttpHeaders& headers);
   void on_data(Relay::SourceId source, std::string_view bytes);
@@ -79,6 +89,8 @@ class HttpRelay final : public Relay::Host, public std::enable_shared_from_this<
   std::optional<HttpResponse> answer_;  // in one piece; of a stream, the last refusal
   std::string last_events_;             // an error that a replica ended with instead of going on
   std::string last_failure_;
+  int last_replica_ = -1;    // that was asked
+  int64_t used_tokens_ = 0;  // that the answer took, of one in one piece
   bool streaming_ = false;
 };
 

@@ -12,6 +12,7 @@ namespace lk {
 namespace {
 
 constexpr size_t kMaxName = 1024;
+constexpr size_t kMaxRouters = 1024;
 constexpr int64_t kMany = std::numeric_limits<int64_t>::max();
 
 // What has one name in JSON and in the struct, for reader and writer alike.
@@ -50,6 +51,7 @@ struct Reader {
 std::string format_report(const ReplicaReport& report, const ReplicaReport* before) {
   boost::json::object out;
   visit(report, [&](std::string_view key, const auto& value) { out[key] = value; });
+  out["routers"] = boost::json::array(report.routers.begin(), report.routers.end());
   boost::json::object adapters;
   for (const auto& [name, adapter] : report.adapters) {
     if (before) {
@@ -77,6 +79,11 @@ Status apply_report(std::string_view json, ReplicaReport& report) {
   JsonFields fields(*object, "a replica's report");
   ReplicaReport next = report;
   visit(next, Reader{fields});
+  if (const boost::json::array* routers = fields.array("routers", kMaxRouters)) {
+    next.routers.clear();
+    for (const boost::json::value& router : *routers)
+      if (router.is_string() && router.get_string().size() <= kMaxName) next.routers.emplace_back(router.get_string());
+  }
   bool all = false;
   fields.read_bool("all", all);
   if (all) next.adapters.clear();

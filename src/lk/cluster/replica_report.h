@@ -36,6 +36,7 @@ struct ReplicaReport {
   int64_t steps = 0, computed_tokens = 0;               // totals since its start
   double execute_seconds = 0;                           // likewise, in the model
   double stalled_seconds = 0;                           // since its engine last showed life, 0 when idle
+  std::vector<std::string> routers;                     // that listen to it, by the name each gave itself; sorted
   // That can be asked for; by name, those that no name means any more by name@version.
   std::map<std::string, Adapter> adapters;
 };

@@ -5,6 +5,7 @@
 
 #include <boost/json.hpp>
 
+#include <algorithm>
 #include <charconv>
 
 namespace lk {
@@ -81,10 +82,26 @@ std::optional<std::string> unquoted(std::string_view quoted) {
 }
 
 std::optional<int64_t> integer(std::string_view text) {
-  int64_t number = 0;
+  while (!text.empty() && std::string_view(" \t\r\n").find(text.back()) != std::string_view::npos)
+    text.remove_suffix(1);
+  double number = 0;  // 1e3 is a thousand
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  if (error != std::errc() || end == text.data()) return std::nullopt;
-  return number;
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  constexpr double kMost = 1e15;  // an integer to the last digit
+  return static_cast<int64_t>(std::clamp(number, -kMost, kMost));
+}
+
+// Prompts in the value of "prompt" or "input": a text, a list of tokens, or a list of either.
+int64_t count_prompts(std::string_view value) {
+  Cursor cursor(value);
+  if (!cursor.take('[') || cursor.peek(']')) return 1;
+  if (!cursor.peek('"') && !cursor.peek('[')) return 1;
+  int64_t count = 0;
+  do {
+    if (!cursor.value()) return 1;
+    ++count;
+  } while (cursor.take(','));
+  return count;
 }
 
 }  // namespace
@@ -112,6 +129,10 @@ std::optional<RequestFacts> read_request_facts(std::string_view body) {
         facts.stream = value->starts_with("true");
       else if (key == "n" && !std::exchange(saw_n, true))
         facts.n = integer(*value).value_or(1);
+      else if (key == "prompt" || key == "input")
+        facts.prompts = std::max(facts.prompts, count_prompts(*value));
+      else if (key == "lorikeet_resume")
+        facts.resumes = true;
       else if ((key == "max_tokens" || key == "max_completion_tokens") && !facts.max_tokens)
         facts.max_tokens = integer(*value);
     } while (cursor.take(','));

@@ -12,7 +12,9 @@ struct RequestFacts {
   std::string model;
   bool stream = false;
   int64_t n = 1;
+  int64_t prompts = 1;  // texts or lists of tokens in "prompt" or "input"
   std::optional<int64_t> max_tokens;
+  bool resumes = false;     // says how an answer began ("lorikeet_resume")
   size_t fields_at = 0;     // byte behind the '{'
   bool has_fields = false;  // the object is not empty
 };

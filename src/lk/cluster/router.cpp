@@ -3,26 +3,23 @@
 
 #include <fmt/format.h>
 
-#include <boost/json.hpp>
-
-#include <openssl/crypto.h>
-
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <future>
+#include <random>
 #include <thread>
 #include <unordered_set>
 
-#include "lk/base/json_text.h"
 #include "lk/base/rng.h"
-#include "lk/base/shared_bound.h"
 #include "lk/base/thread_name.h"
 #include "lk/base/workshop.h"
+#include "lk/cluster/fleet_figures.h"
+#include "lk/cluster/fleet_headers.h"
 #include "lk/cluster/gather.h"
 #include "lk/cluster/http_relay.h"
 #include "lk/cluster/router_error.h"
 #include "lk/net/http_client.h"
-#include "lk/net/listener.h"
 
 namespace lk {
 namespace {
@@ -34,52 +31,18 @@ constexpr auto kTick = 50ms;        // how often relays look whether their repli
 constexpr auto kReconnect = 200ms;  // to a replica whose stream of reports broke
 constexpr auto kListenAgain = 5s;   // to one that is connected and silent
 constexpr auto kConnectTimeout = 1000ms;
-// Bodies are kept until their answers have ended: somebody else may be asked. Shared between addresses.
-constexpr int64_t kMostHeldBytes = int64_t{256} << 20;
 constexpr size_t kMostReportBytes = 32 << 20;
 
-// Bytes of bodies, by the address they came from.
-struct Bodies {
-  std::mutex mutex;
-  SharedBound<std::string> bound{kMostHeldBytes};  // guarded by mutex
-};
-
-// What one request holds of them, from its head until it ends.
-class HeldBody final : public HttpAdmission {
- public:
-  HeldBody(std::shared_ptr<Bodies> bodies, std::string address)
-      : bodies_(std::move(bodies)), address_(std::move(address)) {}
-  ~HeldBody() override {
-    std::lock_guard lock(bodies_->mutex);
-    bodies_->bound.give_back(address_, bytes_);
-  }
-  std::optional<HttpResponse> on_body(int64_t bytes) override {
-    std::lock_guard lock(bodies_->mutex);
-    if (bytes <= bytes_) return std::nullopt;
-    if (!bodies_->bound.try_take(address_, 1, bytes - bytes_))
-      return router_refusal(503, "the router holds too many large requests", "overloaded");
-    bytes_ = bytes;
-    return std::nullopt;
-  }
-
- private:
-  const std::shared_ptr<Bodies> bodies_;
-  const std::string address_;
-  int64_t bytes_ = 0;
-};
-
-// Whose bytes wait for their reader: the key's, by its public part; without one the address's.
-std::string account_of(const HttpRequest& request) {
-  std::string_view key = request.header("authorization");
-  if (key.empty()) key = request.header("x-api-key");
-  const size_t begin = key.find("lk-");
-  if (begin == std::string_view::npos || key.size() < begin + 15) return {};
-  return "key " + std::string(key.substr(begin, 15));
+// A name among the routers that listen to the same replicas.
+std::string random_name() {
+  std::random_device source;
+  return fmt::format("{:08x}{:08x}", source(), source());
 }
 
 class RouterImpl final : public Router {
  public:
-  explicit RouterImpl(const RouterOptions& options) : options_(options) {}
+  RouterImpl(const RouterOptions& options, std::unique_ptr<RouterGate> gate)
+      : options_(options), gate_(std::move(gate)) {}
 
   Status open() {
     LK_ASSIGN_OR_RETURN(fleet_, FleetView::create(options_.fleet));
@@ -87,7 +50,7 @@ class RouterImpl final : public Router {
                                                      .tls_ca = options_.tls_ca,
                                                      .connect_timeout = kConnectTimeout}));
     context_ = std::make_unique<RelayContext>(
-        RelayContext{*fleet_, *client_, options_, counters_,
+        RelayContext{*fleet_, *client_, options_, counters_, moves_,
                      [this](int shard, std::function<void()> task) { http_->post(shard, std::move(task)); },
                      [this](std::function<void()> task) {
                        lists_.submit(0, [task = std::move(task)](const std::stop_token&) {
@@ -102,7 +65,7 @@ class RouterImpl final : public Router {
                            .tls_key = options_.tls_key};
     relays_.resize(static_cast<size_t>(options_.io_threads));
     LK_ASSIGN_OR_RETURN(http_, HttpServer::start(
-                                   http, [this](HttpRequest& head) { return filter(head); },
+                                   http, [this](HttpRequest& head) { return gate_->judge(head); },
                                    [this](HttpRequest request, std::shared_ptr<HttpReply> reply) {
                                      handle(std::move(request), std::move(reply));
                                    }));
@@ -121,6 +84,7 @@ class RouterImpl final : public Router {
     if (http_) {
       http_->stop_accepting();
       end_relays();
+      gate_->stop();
     }
     client_.reset();  // its callbacks post to the server
     http_.reset();
@@ -131,12 +95,15 @@ class RouterImpl final : public Router {
   RouterStats stats() const override {
     return {.requests = counters_.requests,
             .streams = counters_.streams,
+            .in_flight = counters_.in_flight,
+            .connections = http_->stats().open_connections,
             .others = fleet_->counts(),
             .mismatches = counters_.mismatches,
             .broken = counters_.broken,
             .refused = counters_.refused};
   }
   bool drain(std::chrono::milliseconds timeout) override {
+    draining_ = true;
     http_->stop_accepting();
     return http_->wait_idle(timeout);
   }
@@ -183,6 +150,7 @@ class RouterImpl final : public Router {
         kMostReportBytes);
     ClientRequest request{.method = "GET", .url = fleet_->url(replica) + "/v1/fleet/state"};
     if (!options_.fleet_key.empty()) request.headers.emplace_back("authorization", "Bearer " + options_.fleet_key);
+    request.headers.emplace_back(kRouterHeader, name_);
     request.timeout = std::chrono::hours(24 * 365);
     ClientCallbacks callbacks;
     callbacks.on_head = [listening](int status, const HttpHeaders&) { listening->status = status; };
@@ -251,9 +219,22 @@ class RouterImpl final : public Router {
       for (const int replica : silent) listen_again(replica);
       for (const int replica : due) listen_to(replica);
       for (int i = 0; i < fleet_->size(); ++i) show_life(i, now);
+      share_limits(now);
       for (int shard = 0; shard < http_->num_shards(); ++shard) http_->post(shard, [this, shard] { tick(shard); });
       lock.lock();
     }
+  }
+
+  // Tenants' limits are shared with the other routers that replicas have heard of: by number, in the order of their
+  // names, which each of them knows.
+  void share_limits(Clock::time_point now) {
+    std::vector<std::string> names = fleet_->routers(now);
+    if (const auto place = std::ranges::lower_bound(names, name_); place == names.end() || *place != name_)
+      names.insert(place, name_);
+    const auto count = static_cast<int>(names.size());
+    const auto rank = static_cast<int>(std::ranges::lower_bound(names, name_) - names.begin());
+    if (num_routers_.exchange(count) != count) log("routers", fmt::format("{} share the tenants' limits", count));
+    gate_->set_share(rank, count);
   }
 
   void show_life(int replica, Clock::time_point now) {
@@ -279,153 +260,71 @@ class RouterImpl final : public Router {
 
   // --- Requests.
 
-  // Who is refused before a body is read: whoever is not in form, a page of another site in front of replicas without
-  // keys, and who brings no key where keys are needed (replicas judge them). What the router says of its replicas is
-  // for those who have the fleet's key.
-  std::optional<HttpResponse> filter(HttpRequest& head) {
-    if (!head.target.starts_with('/')) return router_refusal(400, "the target must be a path", "invalid_target");
-    const std::string_view authorization = head.header("authorization");
-    const bool is_api = head.path.starts_with("/v1/") || head.path.ends_with("tokenize");
-    if (options_.fleet_key.empty()) {
-      const std::string_view host = head.header("host"), origin = head.header("origin");
-      if (!options_.insecure && !host.empty() && !is_literal_host(host))
-        return router_refusal(403, "without keys the router answers to addresses and localhost only", "foreign_host");
-      if (!origin.empty() && origin.substr(std::min(origin.size(), origin.find("://") + 3)) != host)
-        return router_refusal(403, "web pages of other origins are refused while there are no keys", "foreign_origin");
-    } else if (head.path == "/metrics" || head.path == "/v1/fleet/status") {
-      const std::string wanted = "Bearer " + options_.fleet_key;
-      if (authorization.size() != wanted.size() ||
-          CRYPTO_memcmp(authorization.data(), wanted.data(), wanted.size()) != 0)
-        return router_refusal(401, "this is for who has the fleet's key", "invalid_api_key");
-    } else if (is_api && authorization.empty() && head.header("x-api-key").empty()) {
-      return router_refusal(401, "a valid API key is needed: send \"Authorization: Bearer lk-...\"", "invalid_api_key");
-    }
-    auto held = std::make_shared<HeldBody>(bodies_, head.peer);
-    if (std::optional<HttpResponse> refusal = held->on_body(std::max<int64_t>(head.content_length, 0))) return refusal;
-    head.admission = std::move(held);
-    return std::nullopt;
-  }
-
   void handle(HttpRequest request, std::shared_ptr<HttpReply> reply) {
-    if (const std::string account = account_of(request); !account.empty()) reply->charge(account);
-    const std::string& path = request.path;
-    if (request.method == "GET" || request.method == "HEAD") {
-      if (path == "/health" || path == "/healthz" || path == "/ping" || path == "/live" || path == "/livez")
-        return reply->respond({.body = "{\"status\":\"ok\"}"});
-      if (path == "/ready" || path == "/readyz") {
-        const bool ready = fleet_->any_ready(Clock::now());
-        return reply->respond({.status = ready ? 200 : 503, .body = ready ? "{\"ready\":true}" : "{\"ready\":false}"});
-      }
-      if (path == "/version")
-        return reply->respond({.body = json_text(boost::json::object{{"version", options_.version}})});
-      if (path == "/v1/fleet/status") return reply->respond({.body = status_json()});
-      if (path == "/metrics")
-        return reply->respond({.content_type = "text/plain; version=0.0.4; charset=utf-8", .body = metrics_text()});
-      if (path == "/v1/models") return gather_models(*context_, std::move(request), std::move(reply));
-      if (path.starts_with("/v1/models/")) return relay(std::move(request), std::move(reply));
-    }
-    static constexpr std::string_view kForwarded[] = {"/v1/chat/completions", "/v1/completions", "/v1/embeddings",
-                                                      "/tokenize", "/detokenize"};
-    if (request.method == "POST" && std::ranges::find(kForwarded, path) != std::end(kForwarded))
-      return relay(std::move(request), std::move(reply));
-    const bool changes = path == "/v1/load_lora_adapter" || path == "/v1/unload_lora_adapter" ||
-                         path == "/v1/adapters" || path.starts_with("/v1/adapters/");
-    if (changes && request.method != "GET") return broadcast(*context_, std::move(request), std::move(reply));
-    reply->respond(
-        router_refusal(404, "the router has no such endpoint; ask a replica for what is its own", "not_found"));
-  }
-
-  void relay(HttpRequest request, std::shared_ptr<HttpReply> reply) {
-    const auto shard = static_cast<size_t>(reply->shard());
+    const RouterEntry& entry = entry_of(request);
+    if (!entry.account.empty()) reply->charge(entry.account);
+    if (entry.how == RoutedAs::kOwn) return answer(std::move(request), std::move(reply));
     if (closed_) return reply->respond(router_refusal(503, "the router is shutting down", "shutting_down"));
     std::string id(request.header("x-request-id"));
     if (!is_request_id(id)) {
       const uint64_t number = next_id_.fetch_add(2);
       id = fmt::format("{:016x}{:016x}", random_bits(start_, number), random_bits(start_, number + 1));
     }
+    if (entry.how == RoutedAs::kOne) return relay(std::move(request), std::move(reply), std::move(id));
+    gather(*context_, entry.how, std::move(request), std::move(reply), std::move(id));
+  }
+
+  // What the router says of itself and its fleet; the rest is the gate's.
+  void answer(HttpRequest request, std::shared_ptr<HttpReply> reply) {
+    const std::string& path = request.path;
+    const int shard = reply->shard();
+    if (path == "/health" || path == "/healthz" || path == "/ping")
+      return reply->respond({.content_type = "text/plain", .body = ""});
+    if (path == "/live" || path == "/livez") return reply->respond({.body = "{\"live\":true}"});
+    if (path == "/ready" || path == "/readyz") {
+      const bool ready = !draining_ && fleet_->any_ready(Clock::now());
+      return reply->respond({.status = ready ? 200 : 503,
+                             .body = fmt::format("{{\"ready\":{},\"draining\":{}}}", ready, draining_.load())});
+    }
+    if (path == "/v1/status" || path == "/v1/fleet/status") return reply->respond({.body = fleet_status(figures())});
+    if (path == "/metrics")
+      return reply->respond({.content_type = "text/plain; version=0.0.4; charset=utf-8",
+                             .body = fleet_metrics(figures()) + gate_->metrics()});
+    gate_->answer(std::move(request), std::move(reply),
+                  [this, shard](std::function<void()> task) { http_->post(shard, std::move(task)); });
+  }
+
+  void relay(HttpRequest request, std::shared_ptr<HttpReply> reply, std::string id) {
+    const auto shard = static_cast<size_t>(reply->shard());
     auto relay = std::make_shared<HttpRelay>(*context_, std::move(request), std::move(reply), std::move(id));
     relays_[shard].insert(relay);
     relay->start();
     if (relay->over()) relays_[shard].erase(relay);
   }
 
-  std::string status_json() const {
-    boost::json::array replicas;
-    for (const FleetView::Shown& shown : fleet_->show(Clock::now())) {
-      const ReplicaReport& report = *shown.report;
-      replicas.push_back({{"url", shown.url},
-                          {"state", FleetView::to_string(shown.life)},
-                          {"reason", shown.failure},
-                          {"id", report.id},
-                          {"model", report.model},
-                          {"version", report.version},
-                          {"numerics", report.numerics},
-                          {"running", report.running},
-                          {"waiting", report.waiting},
-                          {"routed", shown.own_requests},
-                          {"pages", report.pages},
-                          {"pages_free", report.pages_free},
-                          {"adapters", report.adapters.size()},
-                          {"step_seconds", shown.step_seconds},
-                          {"tokens_per_second", shown.tokens_per_second}});
-    }
-    const RouterStats s = stats();
-    return json_text(boost::json::object{{"object", "fleet"},
-                                         {"policy", options_.fleet.policy},
-                                         {"replicas", std::move(replicas)},
-                                         {"requests", s.requests},
-                                         {"streams", s.streams},
-                                         {"continued", s.others.continued},
-                                         {"hedged", s.others.hedged},
-                                         {"moved", s.others.moved},
-                                         {"retried", s.others.retried},
-                                         {"inexact", s.others.inexact},
-                                         {"mismatches", s.mismatches},
-                                         {"broken", s.broken},
-                                         {"refused", s.refused}});
-  }
-
-  std::string metrics_text() const {
-    std::string out;
-    const auto counter = [&](std::string_view name, std::string_view help, int64_t value) {
-      out += fmt::format("# HELP lorikeet_route_{0} {1}\n# TYPE lorikeet_route_{0} counter\nlorikeet_route_{0} {2}\n",
-                         name, help, value);
-    };
-    const RouterStats s = stats();
-    counter("requests_total", "Requests that were passed on.", s.requests);
-    counter("streams_total", "Of these, streamed answers.", s.streams);
-    counter("continued_total", "Answers that another replica went on with after theirs was lost.", s.others.continued);
-    counter("hedged_total", "Answers that another replica was asked to go on with because theirs was silent.",
-            s.others.hedged);
-    counter("moved_total", "Answers that were moved away from a replica that drains.", s.others.moved);
-    counter("retried_total", "Requests sent to another replica before anything was shown.", s.others.retried);
-    counter("inexact_total", "Continuations by a replica of other numerics.", s.others.inexact);
-    counter("mismatches_total", "Two replicas gave different tokens for one place.", s.mismatches);
-    counter("broken_total", "Answers that nobody could finish.", s.broken);
-    counter("refused_total", "Requests that nobody was there to answer.", s.refused);
-    out +=
-        "# HELP lorikeet_route_replica_up Whether a replica takes requests.\n# TYPE lorikeet_route_replica_up gauge\n";
-    const std::vector<FleetView::Shown> replicas = fleet_->show(Clock::now());
-    for (const FleetView::Shown& shown : replicas)
-      out += fmt::format("lorikeet_route_replica_up{{replica=\"{}\"}} {}\n", shown.url,
-                         shown.life == FleetView::Life::kReady ? 1 : 0);
-    out +=
-        "# HELP lorikeet_route_replica_requests Requests of this router there.\n"
-        "# TYPE lorikeet_route_replica_requests gauge\n";
-    for (const FleetView::Shown& shown : replicas)
-      out += fmt::format("lorikeet_route_replica_requests{{replica=\"{}\"}} {}\n", shown.url, shown.own_requests);
-    return out;
+  FleetFigures figures() const {
+    return {.policy = options_.fleet.policy,
+            .version = options_.version,
+            .replicas = fleet_->show(Clock::now()),
+            .stats = stats(),
+            .moves = moves_.latest_first(),
+            .routers = num_routers_,
+            .uptime_seconds = std::chrono::duration<double>(Clock::now() - started_).count()};
   }
 
   const RouterOptions options_;
+  const std::string name_ = random_name();
+  const Clock::time_point started_ = Clock::now();
   RouterCounters counters_;
+  MoveLog moves_;
+  std::atomic<int> num_routers_{1};
+  const std::unique_ptr<RouterGate> gate_;  // outlives the requests that it let in
   std::unique_ptr<FleetView> fleet_;
   std::unique_ptr<HttpClient> client_;
   std::unique_ptr<RelayContext> context_;
   std::unique_ptr<HttpServer> http_;
   std::vector<std::unordered_set<std::shared_ptr<HttpRelay>>> relays_;  // by shard, used there only
-  const std::shared_ptr<Bodies> bodies_ = std::make_shared<Bodies>();
-  std::atomic<bool> closed_{false};
+  std::atomic<bool> closed_{false}, draining_{false};
   const uint64_t start_ = static_cast<uint64_t>(Clock::now().time_since_epoch().count());
   std::atomic<uint64_t> next_id_{1};
 
@@ -442,8 +341,8 @@ class RouterImpl final : public Router {
 
 }  // namespace
 
-Result<std::unique_ptr<Router>> Router::start(const RouterOptions& options) {
-  auto router = std::make_unique<RouterImpl>(options);
+Result<std::unique_ptr<Router>> Router::start(const RouterOptions& options, std::unique_ptr<RouterGate> gate) {
+  auto router = std::make_unique<RouterImpl>(options, std::move(gate));
   LK_RETURN_IF_ERROR(router->open());
   return Result<std::unique_ptr<Router>>(std::move(router));
 }

@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "lk/cluster/fleet_view.h"
+#include "lk/cluster/router_gate.h"
 #include "lk/net/http_server.h"
 
 namespace lk {
@@ -20,7 +21,6 @@ struct RouterOptions {
   std::string tls_cert, tls_key;
   FleetOptions fleet;
   std::string fleet_key;    // of scope fleet, at every replica; "" = replicas without keys
-  bool insecure = false;    // any name of this machine is answered to, also without keys
   bool exact_only = false;  // rather end an answer than let a replica of other numerics go on with it
   std::string tls_ca;       // PEM file of authorities for https replicas instead of the system's
   std::string version;
@@ -31,15 +31,16 @@ struct RouterOptions {
 // Totals since the start.
 struct RouterStats {
   int64_t requests = 0, streams = 0;
-  FleetView::Counts others;  // answers for which more than one replica was asked
-  int64_t mismatches = 0;    // two replicas gave different tokens for one place
-  int64_t broken = 0;        // answers that nobody could finish
-  int64_t refused = 0;       // nobody was there to answer
+  int64_t in_flight = 0, connections = 0;  // now
+  FleetView::Counts others;                // answers for which more than one replica was asked
+  int64_t mismatches = 0;                  // two replicas gave different tokens for one place
+  int64_t broken = 0;                      // answers that nobody could finish
+  int64_t refused = 0;                     // nobody was there to answer
 };
 
 class Router {
  public:
-  static Result<std::unique_ptr<Router>> start(const RouterOptions& options);
+  static Result<std::unique_ptr<Router>> start(const RouterOptions& options, std::unique_ptr<RouterGate> gate);
   virtual ~Router() = default;
 
   virtual std::string address(int listener) const = 0;

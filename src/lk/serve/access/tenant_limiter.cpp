@@ -62,7 +62,7 @@ void TenantLimiter::Place::finish(int64_t used_tokens, Clock::time_point now) {
   bucket.usage.used_tokens += used_tokens;
   limiter->held_.give_back(account_, std::exchange(held_bytes_, 0));
   if (tenant_->tokens_per_minute <= 0 || !bucket.started) return;
-  const auto size = static_cast<double>(tenant_->tokens_per_minute);
+  const auto size = static_cast<double>(limiter->part_of(tenant_->tokens_per_minute));
   refill(bucket, size, now);
   bucket.tokens = std::min(size, bucket.tokens + static_cast<double>(tokens_) - static_cast<double>(used_tokens));
 }
@@ -117,19 +117,20 @@ TenantLimiter::Decision TenantLimiter::charge(const Tenant& tenant, int64_t toke
     return Decision{false, never, std::move(reason), retry_after_seconds};
   };
   const int64_t others = bucket.usage.in_flight - held_requests;
-  if (tenant.max_in_flight > 0 && requests > tenant.max_in_flight)
+  const int64_t most = part_of(tenant.max_in_flight);
+  if (most > 0 && requests > tenant.max_in_flight)
     return refuse(
         true,
         fmt::format("{} answers are asked for at once, at most {} may be in flight", requests, tenant.max_in_flight),
         0);
-  if (tenant.max_in_flight > 0 && others + requests > tenant.max_in_flight)
+  if (most > 0 && others > 0 && others + requests > most)
     return refuse(false,
                   requests > 1 ? fmt::format("too many requests in flight: {} of {}, and {} more are asked for", others,
-                                             tenant.max_in_flight, requests)
-                               : fmt::format("too many requests in flight: {} of {}", others, tenant.max_in_flight),
+                                             most, requests)
+                               : fmt::format("too many requests in flight: {} of {}", others, most),
                   1);
   if (tenant.tokens_per_minute > 0 && tokens + held_tokens > 0) {
-    const auto size = static_cast<double>(tenant.tokens_per_minute);
+    const auto size = static_cast<double>(part_of(tenant.tokens_per_minute));
     refill(bucket, size, now);
     const double left = bucket.tokens + static_cast<double>(held_tokens);
     // More than a whole bucket: enters when the bucket is full, and leaves a debt.
@@ -138,7 +139,7 @@ TenantLimiter::Decision TenantLimiter::charge(const Tenant& tenant, int64_t toke
     if (left + kRounding < wanted)
       return refuse(false,
                     fmt::format("token limit reached: {} tokens wanted, {} left of {} per minute", tokens,
-                                static_cast<int64_t>(std::max(left, 0.0)), tenant.tokens_per_minute),
+                                static_cast<int64_t>(std::max(left, 0.0)), part_of(tenant.tokens_per_minute)),
                     (wanted - left) * 60 / size);
     bucket.tokens = left - static_cast<double>(tokens);
   } else if (tenant.tokens_per_minute <= 0) {
@@ -146,6 +147,18 @@ TenantLimiter::Decision TenantLimiter::charge(const Tenant& tenant, int64_t toke
   }
   bucket.usage.in_flight += requests - held_requests;
   return {};
+}
+
+int64_t TenantLimiter::part_of(int64_t limit) const {
+  if (limit <= 0) return limit;
+  return std::max<int64_t>(1, limit / count_ + (rank_ < limit % count_ ? 1 : 0));
+}
+
+void TenantLimiter::set_share(int64_t rank, int64_t count) {
+  LK_CHECK(count > 0 && rank >= 0 && rank < count, "part {} of {}", rank, count);
+  const std::lock_guard lock(mutex_);
+  rank_ = rank;
+  count_ = count;
 }
 
 void TenantLimiter::retain(const std::function<bool(const std::string&)>& keep) {

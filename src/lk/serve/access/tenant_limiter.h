@@ -67,6 +67,10 @@ class TenantLimiter {
                  int64_t tokens = 1, std::string account = {});
   // For a request that was let in elsewhere and goes on here: counted with the others, and refused nothing.
   void enter_anyway(std::shared_ptr<const Tenant> tenant, Place& place, std::string account = {});
+  // Of every tenant's limits this process has part number `rank` (from 0) of `count`, and others the rest: the parts of
+  // a limit that is not below `count` add up to it, of a smaller one each has 1. A single request that is within the
+  // whole limit and larger than the part enters when nothing else of its tenant is in flight here.
+  void set_share(int64_t rank, int64_t count);
   // Forgets tenants that `keep` does not want and that have nothing in flight.
   void retain(const std::function<bool(const std::string& tenant)>& keep);
   struct Usage {
@@ -83,12 +87,14 @@ class TenantLimiter {
     Clock::time_point refilled;
     bool started = false;
   };
+  int64_t part_of(int64_t limit) const;  // Requires: the lock
   static void refill(Bucket& bucket, double size, Clock::time_point now);
   Decision charge(const Tenant& tenant, int64_t tokens, int64_t requests, Clock::time_point now, int64_t held_requests,
                   int64_t held_tokens);
 
   mutable std::mutex mutex_;
   std::unordered_map<std::string, Bucket> buckets_;  // by tenant name
+  int64_t rank_ = 0, count_ = 1;                     // see set_share()
   SharedBound<std::string> held_;                    // bytes, by account
 };
 

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
-#include <future>
 #include <optional>
 
 #include "lk/base/file.h"
@@ -12,14 +11,13 @@
 #include "lk/lora/adapter_files.h"
 #include "lk/serve/adapters/adapter_stat.h"
 #include "lk/serve/adapters/path_guard.h"
+#include "lk/serve/http/engine_probe.h"
 
 namespace lk {
 namespace {
 
 // As much as a short request: the steps that it shares with others are not longer for it.
 constexpr int64_t kProbeTokens = 4;
-// A probe goes before other requests; what holds it up longer than this has all pages.
-constexpr auto kProbePatience = std::chrono::seconds(30);
 constexpr double kMaxConversionSeconds = 600;  // one of few readers is busy with it meanwhile
 
 std::string with_text(const std::string& digest, const std::string& text) {
@@ -29,14 +27,6 @@ std::string with_text(const std::string& digest, const std::string& text) {
   return to_hex(sha.finish());
 }
 
-struct Probe : RequestSink {
-  Probe() : RequestSink(kEngineThread) {}
-  void on_event(StreamEvent& event) override {
-    if (event.ended) done.set_value(std::move(event.ended->completion));
-  }
-  std::promise<Completion> done;
-};
-
 }  // namespace
 
 VersionLoader::VersionLoader(EngineService& service, Options options, std::shared_ptr<const TensorStore> checkpoint,
@@ -45,11 +35,7 @@ VersionLoader::VersionLoader(EngineService& service, Options options, std::share
       options_(std::move(options)),
       checkpoint_(std::move(checkpoint)),
       host_(std::move(host)),
-      readers_(options_.num_readers) {
-  const int64_t vocab_size = service.text().config().vocab_size;
-  const int64_t length = std::min(kProbeTokens, service.text().context());
-  for (int64_t i = 0; i < length; ++i) probe_tokens_.push_back(static_cast<int32_t>((i * 7919 + 13) % vocab_size));
-}
+      readers_(options_.num_readers) {}
 
 Result<std::string> VersionLoader::find(const Place& place) const {
   if (place.kind == Place::kRoots) return resolve_adapter_directory(roots_of(options_.roots, place.tenant), place.path);
@@ -103,26 +89,12 @@ Result<AdapterLease> VersionLoader::read(const Place& place) {
 }
 
 Result<std::vector<TokenLogprob>> VersionLoader::run_probe(AdapterId adapter) {
-  TextRequest request{.token_ids = probe_tokens_, .max_tokens = 0};
-  request.sampling.temperature = 0;
-  request.sampling.num_prompt_logprobs = 0;
-  auto sequence = std::make_unique<ServedSequence>();
-  LK_RETURN_IF_ERROR(service_.text().prepare(std::move(request), *sequence));
-  sequence->asked.adapter = adapter;
-  sequence->asked.urgent = true;
-  sequence->asked.expires = to_micros(Clock::now() + kProbePatience);
-  sequence->queued = false;
-  auto probe = std::make_shared<Probe>();
-  std::future<Completion> done = probe->done.get_future();
-  sequence->sink = std::move(probe);
-  service_.submit(std::move(sequence));
-  Completion completion = done.get();
+  Result<std::vector<TokenLogprob>> probe = probe_engine(service_, adapter, kProbeTokens);
   // A probe that does not fit beside what is pinned is the adapter's want of room, not the caller's mistake.
-  if (completion.error.code() == StatusCode::kFailedPrecondition ||
-      completion.error.code() == StatusCode::kDeadlineExceeded)
-    return resource_exhausted("{}", completion.error.message());
-  if (completion.finish == FinishReason::kError) return completion.error;
-  return std::move(completion.prompt_logprobs);
+  const StatusCode code = probe.status().code();
+  if (code == StatusCode::kFailedPrecondition || code == StatusCode::kDeadlineExceeded)
+    return resource_exhausted("{}", probe.status().message());
+  return probe;
 }
 
 // The whole path, pages and kernels included, must give finite log-probabilities; how far they moved from the base's is

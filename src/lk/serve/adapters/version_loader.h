@@ -52,7 +52,6 @@ class VersionLoader {
   const std::shared_ptr<const TensorStore> checkpoint_;
   const std::shared_ptr<HostTier> host_;
   std::counting_semaphore<> readers_;
-  std::vector<int32_t> probe_tokens_;
   std::mutex probe_mutex_;
   std::vector<TokenLogprob> base_probe_;  // set once, by the first load
 };

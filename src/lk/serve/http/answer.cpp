@@ -5,6 +5,7 @@
 #include <ctime>
 
 #include "lk/base/guarded.h"
+#include "lk/cluster/fleet_headers.h"
 #include "lk/serve/http/server_impl.h"
 #include "lk/serve/openai/answer_size.h"
 
@@ -109,6 +110,9 @@ HttpHeaders Answer::timing_headers() const {
   const auto ms = [](double seconds) { return fmt::format("{:.1f}", seconds * 1e3); };
   HttpHeaders headers{{"x-queue-time-ms", ms(queue_seconds_)}, {"x-total-time-ms", ms(e2e_seconds_)}};
   if (first_token_seconds_ >= 0) headers.emplace_back("x-time-to-first-token-ms", ms(first_token_seconds_));
+  // A router that judged the key charges for it.
+  if (!exchange_->request.header(kPrincipalHeader).empty())
+    headers.emplace_back(kTokensHeader, std::to_string(used_tokens_));
   add_adapter_header(headers);
   return headers;
 }

@@ -46,6 +46,22 @@ std::string_view console_csp() {
          "frame-ancestors 'none'";
 }
 
+std::optional<HttpResponse> console_response(const HttpRequest& request) {
+  const std::optional<ConsoleFile> file = console_file(request.path);
+  if (!file) return std::nullopt;
+  HttpResponse response{.headers = {{"etag", std::string(file->etag)},
+                                    {"cache-control", "no-cache"},
+                                    {"content-security-policy", std::string(console_csp())},
+                                    {"x-content-type-options", "nosniff"},
+                                    {"referrer-policy", "no-referrer"}},
+                        .content_type = std::string(file->content_type)};
+  if (etag_matches(request.header("if-none-match"), file->etag))
+    response.status = 304;
+  else
+    response.body = file->body;
+  return response;
+}
+
 bool etag_matches(std::string_view if_none_match, std::string_view etag) {
   while (!if_none_match.empty()) {
     const size_t comma = if_none_match.find(',');

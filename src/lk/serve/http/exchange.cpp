@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/serve/http/exchange.h"
 
-#include <algorithm>
-
 #include "lk/base/guarded.h"
-#include "lk/base/rng.h"
 #include "lk/serve/http/server_impl.h"
 
 namespace lk {
@@ -13,19 +10,6 @@ namespace {
 constexpr int kClientLeft = 499;  // as in nginx's logs: nobody gets it
 
 }  // namespace
-
-HttpResponse error_response(const ApiError& error) {
-  HttpResponse response{.status = error.status, .body = format_error(error)};
-  if (error.retry_after_seconds > 0) {
-    // Whole seconds, spread a little, so that those who were refused together do not come back together.
-    thread_local Rng rng(static_cast<uint64_t>(Clock::now().time_since_epoch().count()));
-    const double spread = error.retry_after_seconds * (1 + 0.25 * static_cast<double>(rng.below(1000)) / 1000);
-    response.headers.emplace_back(
-        "retry-after", std::to_string(std::clamp(static_cast<int64_t>(spread + 0.999), int64_t{1}, int64_t{60})));
-  }
-  if (error.status == 401) response.headers.emplace_back("www-authenticate", "Bearer");
-  return response;
-}
 
 std::string_view refusal_reason(int status) {
   switch (status) {

@@ -13,6 +13,7 @@
 #include "lk/serve/access/tenant_limiter.h"
 #include "lk/serve/access/usage_ledger.h"
 #include "lk/serve/http/engine_service.h"
+#include "lk/serve/http/refusals.h"
 #include "lk/serve/http/routes.h"
 #include "lk/serve/http/work_queue.h"
 #include "lk/serve/observe/logging.h"
@@ -79,8 +80,6 @@ struct Exchange : std::enable_shared_from_this<Exchange> {
 ApiResult<double> timeout_of(const Exchange& exchange);
 // What is said of a model that cannot be served to who asks.
 ApiError model_error(const Status& status, const std::string& id);
-// As the answer to a request that is refused.
-HttpResponse error_response(const ApiError& error);
 // For metrics: "rate_limit", "auth", ...
 std::string_view refusal_reason(int status);
 LogLevel level_of_status(int status);

@@ -2,12 +2,14 @@
 #include "lk/serve/http/fleet_feed.h"
 
 #include <algorithm>
-#include <future>
 #include <random>
+#include <set>
 
 #include "lk/base/guarded.h"
 #include "lk/base/sha256.h"
 #include "lk/base/thread_name.h"
+#include "lk/cluster/fleet_headers.h"
+#include "lk/serve/http/engine_probe.h"
 
 namespace lk {
 namespace {
@@ -16,19 +18,8 @@ constexpr std::chrono::milliseconds kInterval{100};
 // Of the probe: enough to go through every kernel's wide and narrow forms, cheap beside a start.
 constexpr int64_t kProbeTokens = 64;
 
-// A machine that takes longer for it has no time for it now.
-constexpr std::chrono::seconds kProbePatience{30};
 // What tokenizers split in different ways.
 constexpr std::string_view kProbeText = "Hello  world's 12345 naïve ñandú\n\t漢字かな 🙂 <|im_start|> x_y{z} ";
-
-class ProbeSink final : public RequestSink {
- public:
-  ProbeSink() : RequestSink(kEngineThread) {}
-  void on_event(StreamEvent& event) override {
-    if (event.ended) done.set_value(std::move(event.ended->completion));
-  }
-  std::promise<Completion> done;
-};
 
 }  // namespace
 
@@ -71,11 +62,21 @@ void FleetFeed::run() {
     const Status made = guarded("a report", [&] { report = make_(); });
     lock.lock();
     std::erase_if(listeners_, [](const Listener& listener) { return listener.exchange->gone.load(); });
+    report.routers = routers();
     if (made.ok()) tell(std::move(report));
   }
   for (const Listener& listener : listeners_)
     listener.exchange->post([exchange = listener.exchange] { exchange->end_stream("ok"); });
   listeners_.clear();
+}
+
+// One that listens twice, because it came back before its old connection was seen to be gone, is one.
+std::vector<std::string> FleetFeed::routers() const {
+  std::set<std::string> names;
+  for (const Listener& listener : listeners_)
+    if (const std::string_view name = listener.exchange->request.header(kRouterHeader); is_request_id(name))
+      names.emplace(name);
+  return {names.begin(), names.end()};
 }
 
 void FleetFeed::tell(ReplicaReport report) {
@@ -96,30 +97,15 @@ void FleetFeed::tell(ReplicaReport report) {
 
 Result<std::string> numerics_of(EngineService& service, bool merging, int64_t max_answer_bytes) {
   const TextModel& text = service.text();
-  TextRequest request{.max_tokens = 0};
+  LK_ASSIGN_OR_RETURN(const std::vector<TokenLogprob> probe, probe_engine(service, kBaseModel, kProbeTokens));
   const int64_t vocabulary = text.config().vocab_size;
-  const int64_t length = std::min(kProbeTokens, text.context());
-  for (int64_t i = 0; i < length; ++i) request.token_ids.push_back(static_cast<int32_t>((i * 7919 + 13) % vocabulary));
-  request.sampling.temperature = 0;
-  request.sampling.num_prompt_logprobs = 0;
-  auto sequence = std::make_unique<ServedSequence>();
-  LK_RETURN_IF_ERROR(text.prepare(std::move(request), *sequence));
-  sequence->asked.urgent = true;
-  sequence->asked.expires = to_micros(Clock::now() + kProbePatience);
-  sequence->queued = false;
-  auto sink = std::make_shared<ProbeSink>();
-  std::future<Completion> done = sink->done.get_future();
-  sequence->sink = std::move(sink);
-  service.submit(std::move(sequence));
-  const Completion completion = done.get();
-  if (completion.finish == FinishReason::kError) return completion.error;
   Sha256 hash;
   const auto add = [&](const auto& value) { hash.update(&value, sizeof value); };
   const auto add_text = [&](std::string_view value) {
     add(value.size());
     hash.update(value.data(), value.size());
   };
-  for (const TokenLogprob& token : completion.prompt_logprobs) {
+  for (const TokenLogprob& token : probe) {
     add(token.logprob);
     add(token.rank);
   }

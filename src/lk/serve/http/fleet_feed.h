@@ -34,7 +34,8 @@ class FleetFeed {
     bool is_new = true;  // has had no full report
   };
   void run();
-  void tell(ReplicaReport report);  // Requires: the lock
+  void tell(ReplicaReport report);           // Requires: the lock
+  std::vector<std::string> routers() const;  // that listen, by name; requires: the lock
 
   const std::function<ReplicaReport()> make_;
   std::mutex mutex_;

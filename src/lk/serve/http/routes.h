@@ -3,11 +3,13 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 
+#include "lk/cluster/router_gate.h"
 #include "lk/serve/openai/openapi.h"
 
 namespace lk {
@@ -27,10 +29,20 @@ struct Route {
   Access access;
   bool admin_listener;  // moves to the admin listener when there is one
   Cost cost;
+  RoutedAs routed;  // what a router in front of replicas does with it
   void (ServerImpl::*handler)(const std::shared_ptr<Exchange>&);
   RouteDoc doc = {};
 };
 std::span<const Route> routes();
+
+// Whether a path is one of the route's.
+bool matches(const Route& route, std::string_view path);
+// The route of a request, and what the parameter of its path is. `path_exists`: with this or another method. Routes
+// that `hidden` wants are passed over.
+using HiddenRoutes = std::function<bool(const Route&)>;
+const Route* find_route(std::string_view method, std::string_view path, std::string* parameter, bool* path_exists,
+                        const HiddenRoutes& hidden = {});
+std::string allowed_methods(std::string_view path, const HiddenRoutes& hidden = {});  // "GET, POST"
 
 // The page at /openapi.json.
 std::string openapi_json(std::string_view version);

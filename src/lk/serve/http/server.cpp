@@ -9,7 +9,10 @@
 
 #include "lk/base/guarded.h"
 #include "lk/base/rng.h"
+#include "lk/cluster/fleet_headers.h"
 #include "lk/net/listener.h"
+#include "lk/serve/access/principal_json.h"
+#include "lk/serve/http/authorize.h"
 #include "lk/serve/http/heap_trimmer.h"
 #include "lk/serve/http/server_impl.h"
 
@@ -113,23 +116,6 @@ std::string request_id(const HttpRequest& head) {
 
 std::string account_of(const Tenant& tenant, const HttpRequest& request) {
   return tenant.name.empty() ? "peer " + request.peer_account : tenant.name;
-}
-
-ApiError overloaded(double retry_after_seconds, std::string message) {
-  return {.status = 503,
-          .message = std::move(message),
-          .type = "server_error",
-          .code = "overloaded",
-          .retry_after_seconds = retry_after_seconds};
-}
-
-ApiError rate_limited(const TenantLimiter::Decision& decision) {
-  if (decision.never) return {.status = 400, .message = decision.reason, .param = "n", .code = "too_many_choices"};
-  return {.status = 429,
-          .message = decision.reason,
-          .type = "rate_limit_error",
-          .code = "rate_limit_exceeded",
-          .retry_after_seconds = std::max(1.0, decision.retry_after_seconds)};
 }
 
 // --- Life
@@ -350,12 +336,6 @@ bool ServerImpl::finish_drain(std::chrono::milliseconds timeout) {
 
 namespace {
 
-bool matches(const Route& route, std::string_view path) {
-  const size_t brace = route.path.find('{');
-  if (brace == std::string_view::npos) return path == route.path;
-  return path.size() > brace && path.starts_with(route.path.substr(0, brace));
-}
-
 bool is_admin_path(std::string_view path) {
   return std::any_of(routes().begin(), routes().end(),
                      [&](const Route& route) { return route.admin_listener && matches(route, path); });
@@ -363,17 +343,15 @@ bool is_admin_path(std::string_view path) {
 
 }  // namespace
 
+// Routes that answer on the admin listener only, for a request that came by another.
+HiddenRoutes ServerImpl::hidden_from(const HttpRequest& request) const {
+  return [elsewhere = options_.admin && !is_admin_listener(request.listener)](const Route& route) {
+    return elsewhere && route.admin_listener;
+  };
+}
+
 const Route* ServerImpl::find_route(const HttpRequest& request, std::string* parameter, bool* path_exists) const {
-  for (const Route& route : routes()) {
-    if (!matches(route, request.path)) continue;
-    if (route.admin_listener && options_.admin && !is_admin_listener(request.listener)) continue;
-    *path_exists = true;
-    if (request.method != route.method && !(request.method == "HEAD" && route.method == "GET")) continue;
-    if (const size_t brace = route.path.find('{'); brace != std::string_view::npos)
-      *parameter = request.path.substr(brace);
-    return &route;
-  }
-  return nullptr;
+  return lk::find_route(request.method, request.path, parameter, path_exists, hidden_from(request));
 }
 
 ApiResult<Principal> ServerImpl::authorize(const HttpRequest& request, const Route& route) const {
@@ -382,38 +360,36 @@ ApiResult<Principal> ServerImpl::authorize(const HttpRequest& request, const Rou
   // The file system says who may open the admin socket.
   if (ring->open())
     if (std::optional<ApiError> foreign = browser_.check(request, options_.insecure)) return std::move(*foreign);
+  if (const std::string_view passed = request.header(kPrincipalHeader); !passed.empty())
+    return passed_on(request, route, passed);
   if (ring->open() && ring->knows_limits()) return Principal{.tenant = ring->default_tenant(), .scopes = kAllScopes};
   if (ring->open() || (is_admin_listener(request.listener) && request.peer == "unix"))
     return Principal{.tenant = nobody, .scopes = kAllScopes};
   const bool open = route.access == Access::kOpen || (route.access == Access::kMetrics && options_.public_metrics);
   if (open) return Principal{.tenant = nobody, .scopes = 0};
-  std::string_view key = request.header("authorization");
-  std::string bearer;
-  if (key.empty() && !request.header("x-api-key").empty()) {
-    bearer = fmt::format("Bearer {}", request.header("x-api-key"));
-    key = bearer;
-  }
-  Result<Principal> principal = ring->authenticate(key, std::time(nullptr));
-  if (!principal.ok()) return api_error(principal.status());
-  const Scope needed = route.access == Access::kInfer      ? Scope::kInfer
-                       : route.access == Access::kAdapters ? Scope::kAdapters
-                       : route.access == Access::kMetrics  ? Scope::kMetrics
-                       : route.access == Access::kFleet    ? Scope::kFleet
-                                                           : Scope::kAdmin;
-  if (route.access != Access::kAnyKey && !principal->has(needed))
-    return ApiError{
-        .status = 403,
-        .message = fmt::format("this API key lacks the scope \"{}\"", format_scopes(static_cast<uint8_t>(needed))),
-        .type = "permission_error",
-        .code = "insufficient_scope"};
+  return authenticate(*ring, request, route.access);
+}
+
+// Whom a router let in that judges keys itself. Nobody becomes one who makes keys that way: they are made where they
+// are judged.
+ApiResult<Principal> ServerImpl::passed_on(const HttpRequest& request, const Route& route,
+                                           std::string_view passed) const {
+  Result<Principal> principal = parse_principal(passed);
+  if (!is_from_router(request) || !principal.ok() || route.access == Access::kAdmin)
+    return ApiError{.status = 403,
+                    .message = fmt::format("{} is for routers that send a key of scope fleet{}", kPrincipalHeader,
+                                           route.access == Access::kAdmin ? ", and not for keys and tenants" : ""),
+                    .type = "permission_error",
+                    .code = "insufficient_scope"};
+  if (std::optional<ApiError> error = check_scope(*principal, route.access)) return std::move(*error);
   return std::move(principal).value();
 }
 
-// Routers pass their clients' keys on and bring one of their own beside it.
+// A router passes its clients' keys on, or who they are, and brings a key of its own beside it.
 bool ServerImpl::is_from_router(const HttpRequest& request) const {
   const std::shared_ptr<const KeyRing> ring = keys();
   if (ring->open()) return true;
-  const std::string_view key = request.header("x-lorikeet-fleet");
+  const std::string_view key = request.header(kFleetKeyHeader);
   if (key.empty()) return false;
   const Result<Principal> principal = ring->authenticate(fmt::format("Bearer {}", key), std::time(nullptr));
   return principal.ok() && principal->has(Scope::kFleet);
@@ -447,7 +423,7 @@ std::optional<ApiError> ServerImpl::enter(HttpRequest& head, const Route& route,
       std::make_shared<Entry>(route.access == Access::kInfer ? options_.limits.max_body_bytes : kMaxAdminBody);
   // An empty bucket keeps nobody from changing adapters, keys or limits.
   // An answer that began at another replica was admitted there.
-  const bool goes_on = !head.header("x-lorikeet-goes-on").empty() && is_from_router(head);
+  const bool goes_on = !head.header(kGoesOnHeader).empty() && is_from_router(head);
   if (goes_on) {
     limiter_.enter_anyway(tenant, admission->place, account_of(*tenant, head));
   } else {
@@ -529,15 +505,7 @@ HttpResponse ServerImpl::refuse(const HttpRequest& head, const Route* route, con
 }
 
 std::string ServerImpl::allowed_methods(const HttpRequest& head) const {
-  std::string methods;
-  for (const char* method : {"GET", "POST", "PATCH", "DELETE"}) {
-    HttpRequest other = head;
-    other.method = method;
-    std::string parameter;
-    bool path_exists = false;
-    if (find_route(other, &parameter, &path_exists)) methods += methods.empty() ? method : fmt::format(", {}", method);
-  }
-  return methods;
+  return lk::allowed_methods(head.path, hidden_from(head));
 }
 
 void ServerImpl::handle(HttpRequest request, std::shared_ptr<HttpReply> reply) {

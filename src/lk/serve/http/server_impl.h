@@ -28,9 +28,6 @@ namespace lk {
 // Whose work and bytes a request's are: its tenant's; on a server without keys its peer's, whose address is all there
 // is to tell clients apart.
 std::string account_of(const Tenant& tenant, const HttpRequest& request);
-ApiError overloaded(double retry_after_seconds, std::string message = "the server is overloaded, try again later");
-// The answer to what a tenant's limits refuse.
-ApiError rate_limited(const TenantLimiter::Decision& decision);
 
 // What connections are held to, made of what the operator chose.
 HttpLimits limits_of(const ServerOptions& options);
@@ -68,15 +65,7 @@ class ServerImpl final : public Server {
   void get_adapter(const std::shared_ptr<Exchange>& exchange);
   void patch_adapter(const std::shared_ptr<Exchange>& exchange);
   void delete_adapter(const std::shared_ptr<Exchange>& exchange);
-  void list_keys(const std::shared_ptr<Exchange>& exchange);
-  void get_key(const std::shared_ptr<Exchange>& exchange);
-  void post_key(const std::shared_ptr<Exchange>& exchange);
-  void delete_key(const std::shared_ptr<Exchange>& exchange);
-  void list_tenants(const std::shared_ptr<Exchange>& exchange);
-  void get_tenant(const std::shared_ptr<Exchange>& exchange);
-  void post_tenant(const std::shared_ptr<Exchange>& exchange);
-  void patch_tenant(const std::shared_ptr<Exchange>& exchange);
-  void delete_tenant(const std::shared_ptr<Exchange>& exchange);
+  void administrate(const std::shared_ptr<Exchange>& exchange);  // keys and tenants
   void usage(const std::shared_ptr<Exchange>& exchange);
   void status(const std::shared_ptr<Exchange>& exchange);
   void metrics(const std::shared_ptr<Exchange>& exchange);
@@ -116,9 +105,6 @@ class ServerImpl final : public Server {
   // For what changes stored state: runs on the state thread, whose answer may take as long as the file is held by
   // somebody. Answers 503 itself when its turn does not come.
   void change(const std::shared_ptr<Exchange>& exchange, std::function<void()> task);
-  void administrate(const std::shared_ptr<Exchange>& exchange, int success, std::function<Result<std::string>()> task,
-                    std::function<void()> undo = {});
-  Status revoke(const Exchange& exchange, const std::string& id);
   // One line for a change that somebody asked for: who, what, and whether it is in effect.
   void audit(const Exchange& exchange, const char* action, std::string_view target, const Status& outcome);
   Status check_owner(const Exchange& exchange, const std::string& name) const;
@@ -142,9 +128,11 @@ class ServerImpl final : public Server {
   std::optional<HttpResponse> filter(HttpRequest& head);
   std::optional<HttpResponse> judge(HttpRequest& head);
   void handle(HttpRequest request, std::shared_ptr<HttpReply> reply);
+  HiddenRoutes hidden_from(const HttpRequest& request) const;
   const Route* find_route(const HttpRequest& request, std::string* parameter, bool* path_exists) const;
   std::string allowed_methods(const HttpRequest& head) const;
   ApiResult<Principal> authorize(const HttpRequest& request, const Route& route) const;
+  ApiResult<Principal> passed_on(const HttpRequest& request, const Route& route, std::string_view passed) const;
   bool is_from_router(const HttpRequest& request) const;
   std::optional<ApiError> shed(const Tenant& tenant);
   std::optional<ApiError> enter(HttpRequest& head, const Route& route, const std::shared_ptr<const Tenant>& tenant);

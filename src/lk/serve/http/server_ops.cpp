@@ -158,16 +158,9 @@ void ServerImpl::openapi(const std::shared_ptr<Exchange>& exchange) {
 }
 
 void ServerImpl::console(const std::shared_ptr<Exchange>& exchange) {
-  const std::optional<ConsoleFile> file = options_.console ? console_file(exchange->request.path) : std::nullopt;
-  if (!file) return exchange->fail(not_found("no such page"));
-  HttpHeaders headers{{"etag", std::string(file->etag)},
-                      {"cache-control", "no-cache"},
-                      {"content-security-policy", std::string(console_csp())},
-                      {"x-content-type-options", "nosniff"},
-                      {"referrer-policy", "no-referrer"}};
-  if (etag_matches(exchange->request.header("if-none-match"), file->etag))
-    return exchange->respond(304, "", file->content_type, std::move(headers));
-  exchange->respond(200, std::string(file->body), file->content_type, std::move(headers));
+  std::optional<HttpResponse> page = options_.console ? console_response(exchange->request) : std::nullopt;
+  if (!page) return exchange->fail(not_found("no such page"));
+  exchange->respond(std::move(*page));
 }
 
 }  // namespace lk

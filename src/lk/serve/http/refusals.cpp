@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/serve/http/refusals.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "lk/base/rng.h"
+
+namespace lk {
+
+ApiError overloaded(double retry_after_seconds, std::string message) {
+  return {.status = 503,
+          .message = std::move(message),
+          .type = "server_error",
+          .code = "overloaded",
+          .retry_after_seconds = retry_after_seconds};
+}
+
+ApiError rate_limited(const TenantLimiter::Decision& decision) {
+  if (decision.never) return {.status = 400, .message = decision.reason, .param = "n", .code = "too_many_choices"};
+  return {.status = 429,
+          .message = decision.reason,
+          .type = "rate_limit_error",
+          .code = "rate_limit_exceeded",
+          .retry_after_seconds = std::max(1.0, decision.retry_after_seconds)};
+}
+
+HttpResponse error_response(const ApiError& error) {
+  HttpResponse response{.status = error.status, .body = format_error(error)};
+  if (error.retry_after_seconds > 0) {
+    // Whole seconds, spread a little, so that those who were refused together do not come back together.
+    thread_local Rng rng(static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count()));
+    const double spread = error.retry_after_seconds * (1 + 0.25 * static_cast<double>(rng.below(1000)) / 1000);
+    response.headers.emplace_back(
+        "retry-after", std::to_string(std::clamp(static_cast<int64_t>(spread + 0.999), int64_t{1}, int64_t{60})));
+  }
+  if (error.status == 401) response.headers.emplace_back("www-authenticate", "Bearer");
+  return response;
+}
+
+}  // namespace lk
