@@ -113,10 +113,11 @@ function color(name) {
 
 class Tile {
   constructor(title, label) {
+    this.title = element('h3', { text: title });
     this.value = element('p', { className: 'value', text: '–' });
     this.note = element('p', { className: 'note' });
     this.canvas = element('canvas', { role: 'img', 'aria-label': label });
-    this.node = element('div', { className: 'tile' }, element('h3', { text: title }), this.value, this.note, this.canvas);
+    this.node = element('div', { className: 'tile' }, this.title, this.value, this.note, this.canvas);
     this.series = [];
     $('tiles').append(this.node);
   }
@@ -126,6 +127,13 @@ class Tile {
     this.note.textContent = note;
     this.series.push(points);
     if (this.series.length > HISTORY) this.series.shift();
+  }
+
+  // What it shows of a fleet.
+  rename(title) {
+    if (this.title.textContent === title) return;
+    this.title.textContent = title;
+    this.canvas.setAttribute('aria-label', `${title} over the last two minutes`);
   }
 
   // A context in CSS pixels, cleared.
@@ -191,6 +199,7 @@ function drawTiles() {
 }
 
 function showStatus(s) {
+  if (s.object === 'fleet') return showFleet(s);
   const { requests, tokens, pool, adapters, http, process } = s;
   tiles.tokens.show(amount(tokens.output_per_second), `${amount(tokens.output)} in all, ${amount(tokens.prompt)} of prompts`, [tokens.output_per_second]);
   const wait = requests.waiting ? `, wait ${seconds(requests.predicted_wait_seconds ?? NaN)}` : '';
@@ -203,6 +212,62 @@ function showStatus(s) {
   tiles.memory.show(bytes(process.resident_bytes), `${amount(process.threads)} threads, ${amount(process.open_files)} files`, [process.resident_bytes]);
   drawTiles();
   setHealth(s.draining ? 'warn' : s.ready ? 'ok' : 'warn', `${s.draining ? 'draining' : s.ready ? 'ready' : 'not ready'}, up ${seconds(s.uptime_seconds)}`);
+}
+
+// --- A fleet: what a router says of its replicas ----------------------------------------------------------------------------------
+
+const shortUrl = (url) => url.replace(/^https?:\/\//, '');
+const sum = (list, key) => list.reduce((total, entry) => total + (entry[key] || 0), 0);
+let computed = null;  // {at, tokens}: of the last status
+let moves = '';       // that are shown, as JSON
+
+function showFleet(s) {
+  const up = s.replicas.filter((replica) => replica.state === 'ready');
+  const seen = s.replicas.filter((replica) => ['ready', 'starting', 'draining'].includes(replica.state));
+  const now = { at: s.uptime_seconds, tokens: sum(seen, 'computed_tokens') };
+  const rate = computed && now.at > computed.at ? Math.max(0, (now.tokens - computed.tokens) / (now.at - computed.at)) : NaN;
+  computed = now;
+  tiles.tokens.rename('Tokens computed per second');
+  tiles.tokens.show(amount(rate), 'prompts and outputs, all replicas', [rate]);
+  tiles.requests.show(amount(sum(seen, 'running')), `${amount(sum(seen, 'waiting'))} waiting`, [sum(seen, 'running'), sum(seen, 'waiting')]);
+  const pages = sum(seen, 'pages'), free = sum(seen, 'pages_free');
+  tiles.pool.rename('Pages in use');
+  tiles.pool.show(pages ? `${whole.format(100 * (pages - free) / pages)} %` : '–', `${amount(pages)} pages of ${amount(seen.length)} replicas`, [pages - free, 0, 0, free]);
+  tiles.adapters.show(amount(sum(seen, 'adapters_on_device')), `copies; ${amount(sum(seen, 'adapters'))} in memory`, [sum(seen, 'adapters_on_device')]);
+  tiles.streams.rename('Requests through this router');
+  tiles.streams.show(amount(s.in_flight), `${amount(s.connections)} connections, ${amount(s.requests)} requests so far`, [s.in_flight]);
+  tiles.memory.rename('Replicas ready');
+  tiles.memory.show(`${up.length} of ${s.replicas.length}`, s.routers > 1 ? `${s.routers} routers` : '', [up.length]);
+  drawTiles();
+  $('fleet').hidden = false;
+  $('fleet-summary').textContent = `policy ${s.policy} · continued ${amount(s.continued)} · hedged ${amount(s.hedged)} · moved ${amount(s.moved)} · retried ${amount(s.retried)}`
+    + ` · inexact ${amount(s.inexact)} · broken ${amount(s.broken)} · mismatches ${amount(s.mismatches)}`;
+  $('replicas').replaceChildren(...s.replicas.map((r) => element('tr', {},
+    element('td', { className: 'name', text: shortUrl(r.url), title: r.url }),
+    element('td', {}, element('span', { className: `state ${r.state}`, text: r.state, title: r.reason || r.state })),
+    element('td', { className: 'number', text: amount(r.running) }),
+    element('td', { className: 'number', text: amount(r.waiting) }),
+    element('td', { className: 'number', text: r.pages ? `${whole.format(100 * (r.pages - r.pages_free) / r.pages)} %` : '–' }),
+    element('td', { className: 'number', text: amount(r.adapters) }),
+    element('td', { className: 'number', text: amount(r.adapters_on_device) }),
+    element('td', { className: 'number', text: r.step_seconds > 0 ? seconds(r.step_seconds) : '–' }),
+    element('td', { text: r.version }),
+    element('td', { text: r.numerics.slice(0, 8), title: r.numerics }))));
+  if (JSON.stringify(s.moves) !== moves) {
+    moves = JSON.stringify(s.moves);
+    $('moves').replaceChildren(...s.moves.slice(0, 20).map((m) => element('tr', {},
+      element('td', { text: new Date(m.time * 1000).toLocaleTimeString() }),
+      element('td', { text: m.why }),
+      element('td', { className: 'name', text: m.adapter || 'base' }),
+      element('td', { text: shortUrl(m.from) }),
+      element('td', { text: shortUrl(m.to) }),
+      element('td', { className: 'number', text: amount(m.tokens) }),
+      element('td', { className: 'targets', text: m.request, title: m.request }))));
+  }
+  if (!s.moves.length) $('moves').replaceChildren(element('tr', {}, element('td', { className: 'empty', colSpan: 7, text: 'No answer has had to move.' })));
+  const trouble = s.replicas.filter((r) => r.reason && r.state !== 'ready').map((r) => `${shortUrl(r.url)}: ${r.reason}`);
+  notice('live-notice', 'replicas', trouble.join(' · '));
+  setHealth(up.length === s.replicas.length ? 'ok' : up.length ? 'warn' : 'bad', `fleet: ${up.length} of ${s.replicas.length} ready, up ${seconds(s.uptime_seconds)}`);
 }
 
 function setHealth(kind, text) {
@@ -435,19 +500,23 @@ const COLUMNS = [
   { title: 'Requests', key: (a) => a.requests, number: true },
   { title: 'Load time', key: (a) => a.load_seconds, number: true },
 ];
+// Of a fleet: which replicas have it, those first that have it on the device.
+const WHERE = { title: 'Where', key: (a) => -(a.replicas?.length ?? 0) };
+let showsPlaces = false;
 let adapters = [];
 let sorted = { column: COLUMNS[0], descending: false };
 let refusedManagement = '';  // why this key may not pin or unload
 let asked = '';              // the adapter whose unloading waits for a second click
 
-$('columns').append(...COLUMNS.map((column) => {
+function columnHead(column) {
   const button = element('button', { type: 'button', text: column.title });
   button.addEventListener('click', () => {
     sorted = { column, descending: sorted.column === column ? !sorted.descending : Boolean(column.number) };
     showAdapters(adapters);
   });
   return column.node = element('th', { scope: 'col', className: column.number ? 'number' : '' }, button);
-}), element('th', { scope: 'col' }, element('span', { className: 'visually-hidden', text: 'Actions' })));
+}
+$('columns').append(...COLUMNS.map(columnHead), element('th', { scope: 'col' }, element('span', { className: 'visually-hidden', text: 'Actions' })));
 $('filter').addEventListener('input', () => showAdapters(adapters));
 
 async function manage(work) {
@@ -492,6 +561,11 @@ function row(adapter) {
     element('td', { className: 'number', text: amount(adapter.requests) }),
     element('td', { className: 'number', text: seconds(adapter.load_seconds ?? NaN) }),
   ];
+  if (showsPlaces) {
+    const places = [...adapter.replicas ?? []].sort((a, b) => (b.tier === 'device') - (a.tier === 'device'));
+    cells.push(element('td', {}, element('div', { className: 'places' }, ...places.map((place) =>
+      element('span', { className: `tier ${place.tier === 'device' ? 'device' : ''}`, text: shortUrl(place.url), title: `${place.url}: ${place.tier}` })))));
+  }
   return element('tr', {}, ...cells, element('td', {}, ...(refusedManagement ? [] : [actions(adapter)])));
 }
 
@@ -499,6 +573,11 @@ let moreAdapters = false;
 
 function showAdapters(list) {
   adapters = list;
+  if (!showsPlaces && list.some((adapter) => adapter.replicas)) {
+    showsPlaces = true;
+    COLUMNS.push(WHERE);
+    $('columns').lastElementChild.before(columnHead(WHERE));
+  }
   notice('adapters-notice', 'more', moreAdapters && `Only the first ${amount(list.length)} adapters are shown; /v1/adapters?after=NAME lists those behind.`);
   const wanted = $('filter').value.trim().toLowerCase();
   const found = adapters.filter((adapter) => adapter.name.toLowerCase().includes(wanted));
