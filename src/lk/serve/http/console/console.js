@@ -242,17 +242,15 @@ function showFleet(s) {
   $('fleet').hidden = false;
   $('fleet-summary').textContent = `policy ${s.policy} · continued ${amount(s.continued)} · hedged ${amount(s.hedged)} · moved ${amount(s.moved)} · retried ${amount(s.retried)}`
     + ` · inexact ${amount(s.inexact)} · broken ${amount(s.broken)} · mismatches ${amount(s.mismatches)}`;
+  const figures = (r) => [amount(r.running), amount(r.waiting), r.pages ? `${whole.format(100 * (r.pages - r.pages_free) / r.pages)} %` : '–', amount(r.adapters),
+                          amount(r.adapters_on_device), r.step_seconds > 0 ? seconds(r.step_seconds) : '–'];
+  const unknown = figures({ running: NaN, waiting: NaN, adapters: NaN, adapters_on_device: NaN });  // of one that says nothing now
   $('replicas').replaceChildren(...s.replicas.map((r) => element('tr', {},
     element('td', { className: 'name', text: shortUrl(r.url), title: r.url }),
     element('td', {}, element('span', { className: `state ${r.state}`, text: r.state, title: r.reason || r.state })),
-    element('td', { className: 'number', text: amount(r.running) }),
-    element('td', { className: 'number', text: amount(r.waiting) }),
-    element('td', { className: 'number', text: r.pages ? `${whole.format(100 * (r.pages - r.pages_free) / r.pages)} %` : '–' }),
-    element('td', { className: 'number', text: amount(r.adapters) }),
-    element('td', { className: 'number', text: amount(r.adapters_on_device) }),
-    element('td', { className: 'number', text: r.step_seconds > 0 ? seconds(r.step_seconds) : '–' }),
-    element('td', { text: r.version }),
-    element('td', { text: r.numerics.slice(0, 8), title: r.numerics }))));
+    ...(seen.includes(r) ? figures(r) : unknown).map((text) => element('td', { className: 'number', text })),
+    element('td', { text: r.version || '–' }),
+    element('td', { text: r.numerics.slice(0, 8) || '–', title: r.numerics }))));
   if (JSON.stringify(s.moves) !== moves) {
     moves = JSON.stringify(s.moves);
     $('moves').replaceChildren(...s.moves.slice(0, 20).map((m) => element('tr', {},
