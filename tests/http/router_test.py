@@ -176,6 +176,25 @@ class Keys(Behind):
                 self.assertEqual(routers[1].call("POST", CHAT, self.BODY, key=self.infer)[0], 200, "all of it is here now")
 
 
+class Waiting(Directory):
+    def test_streams_that_wait_get_comments(self):
+        server = self.start("--sse-ping", "0.3", "--max-running", "1", adapters=())
+        router = Router(server.address)
+        self.addCleanup(router.stop)
+        router.ready(1)
+        with server.kept_busy({"model": "base", "prompt": "x", "ignore_eos": True, "max_tokens": 500, "n": 16}):
+            connection = http.client.HTTPConnection(router.address, timeout=PATIENCE)
+            self.addCleanup(connection.close)
+            connection.request("POST", TEXT, json.dumps({"model": "base", "prompt": "x", "max_tokens": 3, "ignore_eos": True, "stream": True}), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            self.assertEqual(response.status, 200)
+            self.assertEqual((response.readline(), response.readline()), (b": ping\n", b"\n"), "before anything was computed for it")
+        lines = [line for line in response.read().decode().split("\n") if line]
+        self.assertEqual(lines[-1], "data: [DONE]")
+        self.assertEqual({line for line in lines if not line.startswith("data: ")} - {": ping"}, set())
+        self.assertEqual(sum('"text":"' in line for line in lines), 3)
+
+
 class Command(Directory):
     def test_what_it_is_told_to_judge_by_must_be_there(self):
         out = subprocess.run([BINARY, "route", "--replica", "http://127.0.0.1:1", "--port", "0", "--state", self.path("none.db")], capture_output=True, text=True,

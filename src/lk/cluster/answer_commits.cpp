@@ -68,7 +68,10 @@ Status CommitReader::push(std::string_view bytes) {
 Status CommitReader::end_line() {
   if (line_.ends_with('\r')) line_.pop_back();
   if (line_.starts_with(':')) {
-    if (!std::string_view(line_).starts_with(kMark)) return Status();  // a sign of life
+    if (!std::string_view(line_).starts_with(kMark)) {
+      if (on_ping_) on_ping_();
+      return Status();
+    }
     LK_ASSIGN_OR_RETURN(AnswerCommit commit, parse_commit(std::string_view(line_).substr(kMark.size())));
     const std::string group = std::move(group_);
     group_.clear();

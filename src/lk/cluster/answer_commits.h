@@ -49,8 +49,10 @@ class CommitReader {
  public:
   // `events`: the bytes of the group, comments taken out; "" when nothing was shown.
   using OnGroup = std::function<void(std::string_view events, AnswerCommit commit)>;
-  explicit CommitReader(OnGroup on_group, size_t max_group_bytes = 64 << 20)
-      : on_group_(std::move(on_group)), max_group_bytes_(max_group_bytes) {}
+  // Another comment came: a sign of life, for proxies that take silence for death.
+  using OnPing = std::function<void()>;
+  explicit CommitReader(OnGroup on_group, OnPing on_ping = {}, size_t max_group_bytes = 64 << 20)
+      : on_group_(std::move(on_group)), on_ping_(std::move(on_ping)), max_group_bytes_(max_group_bytes) {}
 
   // kDataLoss, now and ever after: a line or a group beyond the bound, or a commit that is none.
   Status push(std::string_view bytes);
@@ -61,6 +63,7 @@ class CommitReader {
   Status end_line();
 
   OnGroup on_group_;
+  OnPing on_ping_;
   const size_t max_group_bytes_;
   std::string line_, group_;
   bool in_event_ = false;  // a line other than a comment has come since the last blank one

@@ -152,9 +152,12 @@ void HttpRelay::send(const Relay::Source& source, Relay::Why why) {
   exchanges_[source.id] = exchange;
   exchange->replica = source.replica;
   exchange->resumes = source.resumes;
-  exchange->reader =
-      std::make_unique<CommitReader>([this, id = source.id](std::string_view events, const AnswerCommit& commit) {
+  exchange->reader = std::make_unique<CommitReader>(
+      [this, id = source.id](std::string_view events, const AnswerCommit& commit) {
         relay_.group(id, events, commit, Clock::now());
+      },
+      [this, weak = std::weak_ptr(exchange)] {
+        if (const auto alive = weak.lock()) ping(*alive);
       });
   const auto on_shard = [self = shared_from_this(), shard = reply_->shard()](auto task) {
     self->context_.post(shard, [self, task = std::move(task)] { task(*self); });
@@ -232,6 +235,13 @@ void HttpRelay::show(std::string_view events, const Relay::Source& source) {
   if (!events.empty()) reply_->write(events);
 }
 
+// A replica keeps its stream alive while there is nothing to show: so does the router.
+void HttpRelay::ping(const Exchange& exchange) {
+  if (relay_.over()) return;
+  if (!std::exchange(streaming_, true)) reply_->begin_stream(200, passed_on(exchange.headers), kEventStream);
+  reply_->write(": ping\n\n");
+}
+
 void HttpRelay::lost(Relay::SourceId source, std::string_view reason, bool is_final) {
   const auto found = exchanges_.find(source);
   if (found == exchanges_.end()) return;
@@ -265,7 +275,9 @@ void HttpRelay::on_whole(Relay::SourceId source, Exchange& exchange) {
   // Somebody else has it in memory.
   const bool others_know = status == 404 && facts_ && context_.fleet.others_know(replica, facts_->model);
   // A refusal is nobody's answer while others give one, or have begun it.
-  const bool others_answer = status >= 400 && (exchange.resumes || relay_.begun() || relay_.num_sources() > 1);
+  const bool others_answer = status >= 400 && (exchange.resumes || streaming_ || relay_.num_sources() > 1);
+  if (streaming_ && !relay_.begun() && status >= 400)  // its head is gone: what would be the answer is an event
+    last_events_ = fmt::format("data: {}\n\ndata: [DONE]\n\n", answer_->body);
   if (!is_busy && !others_know && !others_answer) return relay_.whole(source);
   if (is_busy) context_.fleet.refused(replica, Clock::now() + kFullFor);
   lost(source, fmt::format("it answered {}", status), status == 400);

@@ -69,6 +69,7 @@ class HttpRelay final : public Relay::Host, public std::enable_shared_from_this<
     std::unique_ptr<CommitReader> reader;
   };
   void settle(bool client_left = false);
+  void ping(const Exchange& exchange);
   ClientRequest to_replica(const Relay::Source& source) const;
   void on_head(Relay::SourceId source, int status, const HttpHeaders& headers);
   void on_data(Relay::SourceId source, std::string_view bytes);
