@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// lorikeet adapter inspect|verify|convert|init and lorikeet merge: PEFT directories in, PEFT or model directories out.
+// lorikeet adapter inspect|verify|convert|compose|init and lorikeet merge: PEFT directories in, PEFT or model
+// directories out.
 #include <charconv>
 
 #include "commands.h"
@@ -7,6 +8,7 @@
 #include "lk/infer/text_side.h"
 #include "lk/io/checkpoint.h"
 #include "lk/lora/adapter.h"
+#include "lk/lora_tools/combine.h"
 #include "lk/lora_tools/merge.h"
 #include "lk/lora_tools/save.h"
 
@@ -27,6 +29,12 @@ struct Base {
   }
 };
 
+std::optional<DType> parse_dtype(const std::string& name) {
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16})
+    if (name == to_string(dtype)) return dtype;
+  return std::nullopt;  // "same"
+}
+
 struct Flags {
   std::string base, adapter, out, dtype = "same";
   bool ignore_unknown = false;
@@ -39,12 +47,7 @@ struct Flags {
   AdapterLoadOptions load() const {
     return {.ignore_unknown_tensors = ignore_unknown, .num_threads = default_num_threads()};
   }
-  std::optional<DType> parsed_dtype() const {
-    if (dtype == "f32") return DType::kF32;
-    if (dtype == "bf16") return DType::kBF16;
-    if (dtype == "f16") return DType::kF16;
-    return std::nullopt;
-  }
+  std::optional<DType> parsed_dtype() const { return parse_dtype(dtype); }
 };
 
 Result<std::shared_ptr<const Adapter>> open_adapter(const Flags& flags, const Base& base) {
@@ -112,6 +115,38 @@ Status init(Flags& flags) {
   return Status();
 }
 
+// --- compose
+
+struct ComposeFlags {
+  std::string base, out, dtype = "f32", method = "cat", sign = "total";
+  std::vector<std::string> adapters;
+  std::vector<double> weights;
+  CombineOptions options;
+};
+
+Status compose(ComposeFlags& flags) {
+  CombineOptions& options = flags.options;
+  options.method =
+      std::ranges::find_if(kCombineMethods, [&](const auto& item) { return item.second == flags.method; })->first;
+  options.election = flags.sign == "frequency" ? SignElection::kFrequency : SignElection::kTotal;
+  if (!flags.weights.empty() && flags.weights.size() != flags.adapters.size())
+    return invalid_argument("--weights has {} numbers for {} adapters", flags.weights.size(), flags.adapters.size());
+  LK_ASSIGN_OR_RETURN(const Base base, Base::open(flags.base));
+  std::vector<WeightedAdapter> parts;
+  for (size_t index = 0; index < flags.adapters.size(); ++index) {
+    const std::string& directory = flags.adapters[index];
+    LK_ASSIGN_OR_RETURN(auto adapter, load_adapter(directory, directory, base.config, base.weights.get(),
+                                                   {.num_threads = default_num_threads()}));
+    warn(directory, adapter->warnings);
+    parts.push_back({std::move(adapter), flags.weights.empty() ? 1.0 : flags.weights[index]});
+  }
+  LK_ASSIGN_OR_RETURN(const CombinedAdapter combined, combine_adapters(parts, options));
+  const SaveOptions save{.dtype = parse_dtype(flags.dtype)};
+  LK_RETURN_IF_ERROR(save_new_adapter(*combined.adapter, base.config, flags.out, save));
+  fmt::print("{}wrote {}\n", render_combine_report(combined.report), flags.out);
+  return Status();
+}
+
 Status merge(const Flags& flags) {
   LK_ASSIGN_OR_RETURN(const Base base, Base::open(flags.base));
   LK_ASSIGN_OR_RETURN(const auto adapter, open_adapter(flags, base));
@@ -139,8 +174,41 @@ Result<std::vector<std::string>> parse_targets(const std::string& text) {
   return targets;
 }
 
+namespace {
+
+void add_compose(CLI::App& adapter, int& exit_code) {
+  auto flags = std::make_shared<ComposeFlags>();
+  CLI::App* sub = adapter.add_subcommand("compose", "Add, merge and truncate adapters into one");
+  sub->add_option("ADAPTERS", flags->adapters, "PEFT adapter directories; one alone is truncated")->required();
+  sub->add_option("--base", flags->base, "base model directory")->required();
+  sub->add_option("--out", flags->out, "directory to write")->required();
+  sub->add_option("--weights", flags->weights, "one number per adapter, also negative; default 1 each")->delimiter(',');
+  std::vector<std::string> methods;
+  for (const auto& [method, name] : kCombineMethods) methods.emplace_back(name);
+  sub->add_option("--method", flags->method, "cat: exact, ranks add up; svd: the same sum in --rank ranks")
+      ->check(CLI::IsMember(methods))
+      ->capture_default_str();
+  sub->add_option("--rank", flags->options.rank, "of the result; default: all with cat, else the largest of the parts");
+  sub->add_option("--density", flags->options.density, "share of values that ties, dare_* and magnitude_prune keep");
+  sub->add_option("--sign", flags->sign, "which sign ties and dare_ties elect: of the sum, or of most")
+      ->check(CLI::IsMember({"total", "frequency"}))
+      ->capture_default_str();
+  sub->add_option("--seed", flags->options.seed, "of what dare_* drops")->capture_default_str();
+  sub->add_flag("--peft-compatible", flags->options.on_factors,
+                "linear, ties, dare_* and magnitude_prune on A and B apart, as PEFT's of these names");
+  sub->add_flag("--mixed-bases", flags->options.mixed_bases, "accept adapters whose files name different bases");
+  sub->add_option("--dtype", flags->dtype, "of the written tensors")
+      ->check(CLI::IsMember({"f32", "bf16", "f16"}))
+      ->capture_default_str();
+  sub->callback([flags, &exit_code] {
+    if (Status status = compose(*flags); !status.ok()) exit_code = fail(status);
+  });
+}
+
+}  // namespace
+
 void add_adapter(CLI::App& app, int& exit_code) {
-  CLI::App* command = app.add_subcommand("adapter", "Inspect, verify, convert and make PEFT adapters");
+  CLI::App* command = app.add_subcommand("adapter", "Inspect, verify, convert, compose and make PEFT adapters");
   command->require_subcommand(1);
   const auto add = [&](const std::string& name, const std::string& help, Status (*run)(const Flags&), bool writes) {
     auto flags = std::make_shared<Flags>();
@@ -167,6 +235,7 @@ void add_adapter(CLI::App& app, int& exit_code) {
       "mlx-lm's and mistral-finetune's files",
       convert, true);
 
+  add_compose(*command, exit_code);
   auto flags = std::make_shared<Flags>();
   CLI::App* sub = command->add_subcommand("init", "Make a random adapter, for benchmarks and tests");
   sub->add_option("OUT", flags->out, "directory to write")->required();

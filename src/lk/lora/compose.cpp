@@ -106,6 +106,8 @@ Result<std::shared_ptr<const Adapter>> compose_adapters(const std::string& name,
   auto sum = std::make_shared<Adapter>();
   sum->name = name;
   sum->config = parts[0].adapter->config;
+  sum->config.use_rslora = false;  // scalings are 1, whatever the ranks
+  sum->config.base_change = BaseChange::kNone;
   Sha256 digest;
   for (const WeightedAdapter& part : parts) {
     LK_RETURN_IF_ERROR(check_summable(*part.adapter));

@@ -222,6 +222,34 @@ double rounding_of(const TensorView& view, DType dtype) {
   return largest;
 }
 
+// Over A, B and bias. kInvalidArgument when one does not fit into the type.
+Result<double> largest_rounding(const Adapter& adapter, const std::optional<DType>& dtype) {
+  double largest = 0;
+  if (!dtype) return largest;
+  const auto measure = [&](const TensorView& view) {
+    if (view.defined()) largest = std::max(largest, rounding_of(view, *dtype));
+  };
+  const auto measure_delta = [&](const std::optional<LoraDelta>& delta) {
+    if (!delta) return;
+    for (const TensorView* view : {&delta->a, &delta->b, &delta->bias}) measure(*view);
+  };
+  for (const auto& layer : adapter.layers) std::ranges::for_each(layer, measure_delta);
+  measure_delta(adapter.lm_head);
+  if (adapter.embedding) {
+    measure(adapter.embedding->a);
+    measure(adapter.embedding->b);
+  }
+  if (!std::isfinite(largest))
+    return invalid_argument("a value exceeds the range of {}; write bf16 or f32", to_string(*dtype));
+  return largest;
+}
+
+Status check_no_adapter(const std::string& directory) {
+  if (file_exists(join_path(directory, kAdapterWeightsFile)) || file_exists(join_path(directory, kAdapterConfigFile)))
+    return already_exists("{} holds an adapter already; name another directory", directory);
+  return Status();
+}
+
 }  // namespace
 
 Status save_adapter(const Adapter& adapter, const ModelConfig& config, const std::string& directory,
@@ -229,36 +257,27 @@ Status save_adapter(const Adapter& adapter, const ModelConfig& config, const std
   return AdapterWriter(adapter, config, options).write(directory);
 }
 
+Status save_new_adapter(const Adapter& adapter, const ModelConfig& config, const std::string& directory,
+                        const SaveOptions& options) {
+  LK_RETURN_IF_ERROR(check_no_adapter(directory));
+  LK_RETURN_IF_ERROR(largest_rounding(adapter, options.dtype).status().with_context(directory));
+  LK_RETURN_IF_ERROR(save_adapter(adapter, config, directory, options));
+  return load_adapter("written", directory, config, nullptr).status();
+}
+
 Result<ConvertReport> convert_adapter(const std::string& in_dir, const ModelConfig& config, const TensorStore* base,
                                       const std::string& out_dir, const SaveOptions& options,
                                       const AdapterLoadOptions& load) {
-  if (file_exists(join_path(out_dir, kAdapterWeightsFile)) || file_exists(join_path(out_dir, kAdapterConfigFile))) {
-    return already_exists("{} holds an adapter already; name another directory", out_dir);
-  }
+  LK_RETURN_IF_ERROR(check_no_adapter(out_dir));
   LK_ASSIGN_OR_RETURN(const std::shared_ptr<const Adapter> adapter,
                       is_foreign_adapter(in_dir) ? read_foreign_adapter(in_dir, config, options.scaling)
                                                  : load_adapter("convert", in_dir, config, base, load));
   ConvertReport report;
   report.bytes_before = adapter->file_bytes;
   report.warnings = adapter->warnings;
-  const auto measure = [&](const TensorView& view) {
-    if (view.defined() && options.dtype)
-      report.largest_rounding = std::max(report.largest_rounding, rounding_of(view, *options.dtype));
-  };
-  const auto measure_delta = [&](const std::optional<LoraDelta>& delta) {
-    if (!delta) return;
-    for (const TensorView* view : {&delta->a, &delta->b, &delta->bias}) measure(*view);
-  };
-  for (const auto& layer : adapter->layers) std::ranges::for_each(layer, measure_delta);
-  measure_delta(adapter->lm_head);
-  if (adapter->embedding) {
-    measure(adapter->embedding->a);
-    measure(adapter->embedding->b);
-  }
-  if (!std::isfinite(report.largest_rounding)) {
-    return invalid_argument("{}: a value exceeds the range of {}; convert to bf16 or f32", in_dir,
-                            to_string(*options.dtype));
-  }
+  const Result<double> rounding = largest_rounding(*adapter, options.dtype);
+  if (!rounding.ok()) return rounding.status().with_context(in_dir);
+  report.largest_rounding = *rounding;
   LK_RETURN_IF_ERROR(save_adapter(*adapter, config, out_dir, options));
   LK_ASSIGN_OR_RETURN(const std::shared_ptr<const Adapter> written,
                       load_adapter("convert", out_dir, config, base, load));

@@ -26,6 +26,11 @@ struct SaveOptions {
 Status save_adapter(const Adapter& adapter, const ModelConfig& config, const std::string& directory,
                     const SaveOptions& options = {});
 
+// The same, for what is written for a user: kAlreadyExists when the directory holds an adapter, kInvalidArgument,
+// before anything is written, when a value leaves the range of options.dtype. What is written was read back.
+Status save_new_adapter(const Adapter& adapter, const ModelConfig& config, const std::string& directory,
+                        const SaveOptions& options = {});
+
 // Loads and saves, also the formats of foreign.h. out_dir must not hold an adapter yet.
 struct ConvertReport {
   int64_t bytes_before = 0, bytes_after = 0;
