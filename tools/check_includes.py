@@ -11,6 +11,7 @@ ALLOWED = {
     "net": ["base"], "text": ["base"], "tensor": ["base"], "memory": ["base"],
     "grammar": ["base", "text"],
     "cluster": ["base", "net"],
+    "registry": ["base", "net"],
     "kernels": ["base", "tensor"],
     "io": ["base", "tensor"],
     "ops": ["base", "tensor", "kernels"],
@@ -25,7 +26,7 @@ ALLOWED = {
     "engine": ["base", "tensor", "io", "kernels", "ops", "lora", "model", "sched", "memory"],
     "infer": ["base", "text", "grammar", "io", "ops", "lora", "memory", "sched", "merging", "engine"],
     "load": ["base", "net"],
-    "serve": ["base", "net", "cluster", "text", "grammar", "io", "ops", "lora", "memory", "sched", "merging", "engine", "infer"],
+    "serve": ["base", "net", "cluster", "registry", "text", "grammar", "io", "ops", "lora", "memory", "sched", "merging", "engine", "infer"],
 }
 # call -> where alone it may stand, and what to use elsewhere
 ONE_PLACE = {"json::serialize(": ("src/lk/base/json_text.cpp", "lk::json_text (base/json_text.h)")}

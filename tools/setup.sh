@@ -5,6 +5,8 @@ PACKAGES="g++ cmake ninja-build pkg-config python3 libfmt-dev libspdlog-dev libc
   libpcre2-dev libicu-dev libeigen3-dev libgtest-dev libgmock-dev
   clang-format-14 libssl-dev openssl libsqlite3-dev prometheus-cpp-dev libtomlplusplus-dev
   libyaml-cpp-dev"
+# Not needed to build or run: tests and the demo of fleets use them where they are.
+OPTIONAL_PACKAGES="etcd-server etcd-client"
 
 install_packages() {
   local missing=() package
@@ -20,6 +22,21 @@ install_packages() {
   echo "==> installing ${missing[*]}"
   $sudo apt-get update -q
   $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"
+}
+
+# For ./test and ./demo --fleet: what cannot be installed is done without.
+install_optional_packages() {
+  local missing=() package sudo=""
+  for package in $OPTIONAL_PACKAGES; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+  done
+  [ ${#missing[@]} -eq 0 ] && return
+  [ "$(id -u)" -eq 0 ] || sudo=$(command -v sudo || true)
+  echo "==> installing ${missing[*]} (optional)"
+  # Debian's package also starts etcd as a service, on localhost:2379; nothing here uses that one.
+  { [ "$(id -u)" -eq 0 ] || [ -n "$sudo" ]; } && $sudo apt-get update -q &&
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}" ||
+    echo "==> going on without ${missing[*]}"
 }
 
 # build_preset PRESET [TARGET...]

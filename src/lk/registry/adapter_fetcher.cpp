@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/registry/adapter_fetcher.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <future>
+
+#include "lk/base/file.h"
+#include "lk/base/guarded.h"
+#include "lk/base/sha256.h"
+
+namespace lk {
+namespace {
+
+bool contains(const std::vector<std::string>& list, const std::string& value) {
+  return std::ranges::find(list, value) != list.end();
+}
+
+}  // namespace
+
+// A file that is being brought.
+struct AdapterFetcher::Partial {
+  const AdapterRecord::File* file = nullptr;
+  std::string path;
+  int64_t have = 0;
+  Sha256 hash;         // of what there is
+  std::string source;  // who gave all of it; "" = several
+  bool complete = false;
+
+  Status restart() {
+    have = 0;
+    hash = Sha256();
+    source.clear();
+    if (::truncate(path.c_str(), 0) != 0 && errno != ENOENT)
+      return io_error("cannot write {}: {}", path, std::strerror(errno));
+    return Status();
+  }
+  Status append(std::string_view bytes) {
+    const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0) return io_error("cannot write {}: {}", path, std::strerror(errno));
+    Status status;
+    size_t done = 0;
+    while (done < bytes.size()) {
+      const ssize_t put = ::pwrite(fd, bytes.data() + done, bytes.size() - done, have + static_cast<int64_t>(done));
+      if (put < 0 && errno == EINTR) continue;
+      if (put <= 0) {
+        status = io_error("cannot write {}: {}", path, std::strerror(errno));
+        break;
+      }
+      done += static_cast<size_t>(put);
+    }
+    ::close(fd);
+    if (!status.ok()) return status;
+    hash.update(bytes.data(), bytes.size());
+    have += static_cast<int64_t>(bytes.size());
+    return Status();
+  }
+};
+
+Result<std::unique_ptr<AdapterFetcher>> AdapterFetcher::create(const Options& options, AdapterCache& cache,
+                                                               Holders holders) {
+  std::unique_ptr<AdapterFetcher> self(new AdapterFetcher(options, cache, std::move(holders)));
+  LK_ASSIGN_OR_RETURN(self->http_,
+                      HttpClient::create({.tls_ca = options.tls_ca, .connect_timeout = std::chrono::seconds(2)}));
+  self->workshop_ = std::make_unique<Workshop>(
+      std::vector<Workshop::Bench>{{.name = "lk-fetch", .num_threads = options.num_threads}});
+  return Result<std::unique_ptr<AdapterFetcher>>(std::move(self));
+}
+
+AdapterFetcher::~AdapterFetcher() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  stopped_.notify_all();
+  http_.reset();  // whoever waits for an answer has one
+  workshop_.reset();
+  for (const auto& [content, callbacks] : waiting_)
+    for (const auto& callback : callbacks) callback(cancelled("the server is shutting down"));
+}
+
+AdapterFetcher::Stats AdapterFetcher::stats() const {
+  std::lock_guard lock(mutex_);
+  Stats stats = stats_;
+  stats.waiting = std::ssize(waiting_);
+  return stats;
+}
+
+void AdapterFetcher::fetch(const AdapterRecord& record, std::function<void(const Status&)> done) {
+  const std::string content = record.content();
+  if (cache_.has(content)) return done(Status());
+  bool first = false;
+  {
+    std::lock_guard lock(mutex_);
+    if (!stopping_) {
+      auto& callbacks = waiting_[content];
+      first = callbacks.empty();
+      callbacks.push_back(std::move(done));
+      done = nullptr;
+    }
+  }
+  if (done) return done(cancelled("the server is shutting down"));
+  if (!first) return;
+  workshop_->submit(0, [this, record](const std::stop_token& stop) {
+    run(record, stop);
+    return Workshop::Finish();
+  });
+}
+
+void AdapterFetcher::run(const AdapterRecord& record, const std::stop_token& stop) {
+  const std::string content = record.content();
+  Status status;
+  const Status thrown =
+      guarded("an adapter's transfer", [&] { status = cache_.has(content) ? Status() : bring(record, stop); });
+  if (!thrown.ok()) status = thrown;
+  std::vector<std::function<void(const Status&)>> callbacks;
+  {
+    std::lock_guard lock(mutex_);
+    ++(status.ok() ? stats_.fetched : stats_.failed);
+    const auto waiting = waiting_.find(content);
+    callbacks = std::move(waiting->second);
+    waiting_.erase(waiting);
+  }
+  for (const auto& callback : callbacks) callback(status);
+}
+
+Status AdapterFetcher::bring(const AdapterRecord& record, const std::stop_token& stop) {
+  LK_ASSIGN_OR_RETURN(const std::string directory, cache_.begin(record));
+  std::vector<Partial> partials(record.files.size());
+  for (size_t i = 0; i < partials.size(); ++i) {
+    partials[i].file = &record.files[i];
+    partials[i].path = join_path(directory, record.files[i].name);
+  }
+  std::vector<std::string> liars;
+  Status last = unavailable("no other replica is known");
+  auto pause = options_.first_pause;
+  for (int round = 0; round < options_.rounds && !stop.stop_requested(); ++round, pause *= 2) {
+    std::unique_lock lock(mutex_);
+    if (round > 0 && stopped_.wait_for(lock, pause, [this] { return stopping_; })) break;
+    lock.unlock();
+    std::vector<std::string> urls = holders_(record);
+    std::erase_if(urls, [&](const std::string& url) { return contains(liars, url); });
+    Status status = urls.empty() ? last : Status();
+    for (Partial& partial : partials)
+      if (status.ok() && !partial.complete) status = bring_file(partial, urls, liars);
+    if (status.ok()) return cache_.finish(record);
+    last = std::move(status);
+    if (last.code() == StatusCode::kIoError) break;  // this disk's
+  }
+  cache_.abandon(record);
+  return last;
+}
+
+// Asks one after the other, each for as long as it gives pieces.
+Status AdapterFetcher::bring_file(Partial& partial, const std::vector<std::string>& urls,
+                                  std::vector<std::string>& liars) {
+  const AdapterRecord::File& file = *partial.file;
+  Status last = unavailable("no replica has {}", file.name);
+  if (file.bytes == 0) LK_RETURN_IF_ERROR(partial.append(""));
+  for (size_t i = 0; i < std::max<size_t>(urls.size(), 1);) {
+    while (partial.have < file.bytes && i < urls.size() && !contains(liars, urls[i])) {
+      const Result<std::string> piece = get(urls[i], file, partial.have);
+      if (!piece.ok()) {
+        last = piece.status().with_context(fmt::format("{} from {}", file.name, urls[i]));
+        break;
+      }
+      partial.source = partial.have == 0 || partial.source == urls[i] ? urls[i] : "";
+      LK_RETURN_IF_ERROR(partial.append(*piece));
+      std::lock_guard lock(mutex_);
+      stats_.bytes += std::ssize(*piece);
+    }
+    if (partial.have < file.bytes) {
+      ++i;
+      continue;
+    }
+    Sha256 hash = std::move(partial.hash);
+    if (to_hex(hash.finish()) == file.sha256) {
+      partial.complete = true;
+      return Status();
+    }
+    last = data_loss("{}: what {} sent is something else", file.name, i < urls.size() ? urls[i] : "somebody");
+    // Of several, any may have sent it: the last of them gives all of it by itself.
+    if (!partial.source.empty()) {
+      liars.push_back(partial.source);
+      ++i;
+      std::lock_guard lock(mutex_);
+      ++stats_.wrong;
+    }
+    LK_RETURN_IF_ERROR(partial.restart());
+  }
+  return last;
+}
+
+Result<std::string> AdapterFetcher::get(const std::string& url, const AdapterRecord::File& file, int64_t offset) {
+  struct Exchange {
+    int status = 0;
+    std::string body, range;
+    bool overflowed = false;
+    std::promise<Status> done;
+  };
+  const int64_t wanted = std::min(kBlobPiece, file.bytes - offset);
+  const auto exchange = std::make_shared<Exchange>();
+  std::future<Status> done = exchange->done.get_future();
+  ClientRequest request{.method = "GET", .url = fmt::format("{}{}{}", url, kBlobPath, file.sha256)};
+  request.headers.emplace_back("range", fmt::format("bytes={}-{}", offset, offset + wanted - 1));
+  if (!options_.fleet_key.empty()) request.headers.emplace_back("authorization", "Bearer " + options_.fleet_key);
+  request.timeout = options_.piece_timeout;
+  const auto id = std::make_shared<std::atomic<int64_t>>(0);
+  ClientCallbacks callbacks;
+  callbacks.on_head = [exchange](int status, const HttpHeaders& headers) {
+    exchange->status = status;
+    for (const auto& [name, value] : headers)
+      if (name == "content-range") exchange->range = value;
+  };
+  callbacks.on_data = [http = http_.get(), exchange, id, wanted](std::string_view bytes) {
+    if (std::ssize(exchange->body) + std::ssize(bytes) <= wanted) {
+      exchange->body += bytes;
+    } else if (!std::exchange(exchange->overflowed, true)) {
+      http->cancel(id->load());  // its time ends it otherwise
+    }
+  };
+  callbacks.on_done = [exchange](Status status) { exchange->done.set_value(std::move(status)); };
+  {
+    std::lock_guard lock(mutex_);
+    if (stopping_) return cancelled("the server is shutting down");
+    *id = http_->send(std::move(request), std::move(callbacks));
+  }
+  const Status ended = done.get();
+  if (exchange->overflowed) return data_loss("it sent more than was asked for");
+  if (!ended.ok()) return unavailable("{}", ended.message());
+  if (exchange->status == 404) return not_found("it does not have it");
+  if (exchange->status == 401 || exchange->status == 403)
+    return permission_denied("it answered {}: is the fleet key one of its keys with scope fleet?", exchange->status);
+  if (exchange->status != 206) return unavailable("it answered {}", exchange->status);
+  if (!exchange->range.starts_with(fmt::format("bytes {}-", offset)) || exchange->body.empty())
+    return data_loss("it sent another part than was asked for");
+  return std::move(exchange->body);
+}
+
+}  // namespace lk
