@@ -56,7 +56,7 @@ TEST(CommitReaderTest, RefusesWhatIsNoCommitAndWhatNeverComes) {
   Status status;
   EXPECT_TRUE(read(": lk {\"choice\":\"0\"}\n\n", 100, &status).empty());
   EXPECT_EQ(status.code(), StatusCode::kDataLoss);
-  CommitReader reader([](std::string_view, const AnswerCommit&) { FAIL() << "there was none"; }, 1000);
+  CommitReader reader([](std::string_view, const AnswerCommit&) { FAIL() << "there was none"; }, {}, 1000);
   Status last;
   for (int i = 0; i < 100 && last.ok(); ++i) last = reader.push("data: x\n\n");
   EXPECT_TRUE(last.ok()) << "900 bytes";

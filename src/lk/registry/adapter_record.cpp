@@ -47,8 +47,6 @@ std::string decode(std::string_view text) {
   return out;
 }
 
-bool is_adapter_name(std::string_view name) { return is_valid_name(name); }
-
 bool is_file_name(std::string_view name) {
   const size_t slash = name.find('/');
   if (slash == std::string_view::npos) return is_valid_name(name);
