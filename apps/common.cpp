@@ -6,6 +6,7 @@
 
 #include "commands.h"
 #include "lk/base/file.h"
+#include "lk/base/json_fields.h"
 
 namespace lk::apps {
 
@@ -139,6 +140,17 @@ Result<std::unique_ptr<TextEngine>> ModelFlags::open_without_adapters(const Memo
 Result<std::vector<std::pair<std::string, std::string>>> ModelFlags::parse_loras() const {
   std::vector<std::pair<std::string, std::string>> parsed;
   for (const std::string& lora : loras) {
+    if (lora.starts_with('{')) {  // as vLLM also takes it
+      LK_ASSIGN_OR_RETURN(const auto object, parse_json_object(lora, "--lora"));
+      JsonFields fields(object, "--lora");
+      std::string name, path;
+      fields.read_string("name", name, 1);
+      fields.read_string("path", path, 1);
+      if (fields.failed()) return fields.status();
+      if (name.empty() || path.empty()) return invalid_argument("--lora wants \"name\" and \"path\" in {}", lora);
+      parsed.emplace_back(std::move(name), std::move(path));
+      continue;
+    }
     const size_t equals = lora.find('=');
     if (equals == std::string::npos || equals == 0) return invalid_argument("--lora wants NAME=DIR, got \"{}\"", lora);
     parsed.emplace_back(lora.substr(0, equals), lora.substr(equals + 1));

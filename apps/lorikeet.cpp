@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // lorikeet: many LoRA adapters over one base model.
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <string>
+#include <vector>
 
 #include "commands.h"
 #include "config.h"
 #include "help.h"
+#include "other_servers.h"
 
 namespace {
 
@@ -22,6 +25,20 @@ void refuse_nan(CLI::App& app) {
   for (CLI::Option* option : app.get_options())
     if (option->get_type_name().find("FLOAT:") != std::string::npos) option->check(not_nan);
   for (CLI::App* command : app.get_subcommands([](CLI::App*) { return true; })) refuse_nan(*command);
+}
+
+// What the parser is given, in the reverse order that it wants.
+lk::Result<std::vector<std::string>> arguments_of(int argc, char** argv) {
+  std::vector<std::string> arguments(argv + 1, argv + argc);
+  if (!arguments.empty() && arguments[0] == "serve") {
+    LK_ASSIGN_OR_RETURN(lk::apps::ServeArguments translated,
+                        lk::apps::translate_serve_arguments({arguments.begin() + 1, arguments.end()}));
+    for (const std::string& note : translated.notes) (void)std::fprintf(stderr, "lorikeet: %s\n", note.c_str());
+    if (!translated.api_key.empty()) ::setenv("LORIKEET_API_KEY", translated.api_key.c_str(), 1);
+    arguments.resize(1);
+    arguments.insert(arguments.end(), translated.arguments.begin(), translated.arguments.end());
+  }
+  return std::vector<std::string>(arguments.rbegin(), arguments.rend());
 }
 
 }  // namespace
@@ -45,7 +62,9 @@ int main(int argc, char** argv) {
   lk::apps::add_simulate(app, exit_code);
   try {
     refuse_nan(app);
-    app.parse(argc, argv);
+    lk::Result<std::vector<std::string>> arguments = arguments_of(argc, argv);
+    if (!arguments.ok()) throw CLI::ValidationError(arguments.status().message());
+    app.parse(std::move(*arguments));
   } catch (const CLI::ParseError& error) {
     return lk::apps::exit_code_of(app, error);
   }

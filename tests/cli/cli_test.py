@@ -123,6 +123,39 @@ class Generate(Temporary):
         self.refused("generate", MODEL, "--prompt", "x", "--lora", "a=/nonexistent", words=("/nonexistent",))
         self.refused("generate", MODEL, "--prompt", "x", "--memory", "1KiB", words=("--memory",))
 
+    def test_other_servers_command_lines(self):
+        """As they stand in people's scripts: they start (--check-config is what would happen), or say what to write instead."""
+        sql = "examples/demo/adapters/sql"
+        starts = {
+            "vllm": ["--model", MODEL, "--enable-lora", "--lora-modules", f"sql={sql}", json.dumps({"name": "org/b", "path": sql, "base_model_name": "x"}), "--max-loras", "4",
+                     "--max-lora-rank", "64", "--max-cpu-loras=8", "--max_model_len", "256", "--max-num-seqs", "16", "--gpu-memory-utilization", "0.9", "--dtype", "auto", "-tp", "1",
+                     "--enable-prefix-caching", "--enable-chunked-prefill", "--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--trust-remote-code",
+                     "--disable-log-requests", "--seed", "0", "--api-key", "sk-0123456789abcdefghij", "--host", "127.0.0.1", "--port", "8000", "--allowed-origins", '["https://a.example"]'],
+            "positional": ["--swap-space", "4", MODEL, "--uvicorn-log-level=warning", "--no-enable-prefix-caching"],
+            "sglang": ["--model-path", MODEL, "--lora-paths", f"a={sql}", f"b={sql}", "--max-loras-per-batch", "2", "--mem-fraction-static", "0.8", "--context-length", "256",
+                       "--chunked-prefill-size", "128", "--tp", "1", "--disable-radix-cache", "--schedule-policy", "lpm", "--lora-backend", "triton"],
+            "llama-server": ["-m", MODEL, "-c", "256", "-np", "4", "-b", "128", "-ub", "64", "-ngl", "0", "-a", "demo", "--jinja", "--threads", "2", "--metrics"],
+        }
+        for name, arguments in starts.items():
+            done = run("serve", *arguments, "--no-state", "--check-config")
+            self.assertEqual(done.returncode, 0, (name, done.stderr))
+        vllm = run("serve", *starts["vllm"], "--no-state", "--print-config")
+        for line in ('context = 256', 'max-running = 16', 'max-loras = 4', 'dtype = "bf16"', 'allow-origin = ["https://a.example"]'):
+            self.assertIn(line, vllm.stdout)
+        self.assertNotIn("sk-0123456789abcdefghij", vllm.stdout + vllm.stderr, "a key is not shown")
+        for words in (("--gpu-memory-utilization", "--memory"), ("--max-cpu-loras", "--host-memory"), ("--api-key", "--api-key-file")):
+            self.assertTrue(any(all(word in line for word in words) for line in vllm.stderr.splitlines()), (words, vllm.stderr))
+        self.assertNotIn("--enable-auto-tool-choice", vllm.stderr, "what is as it was asked for is not worth a line")
+        for arguments, words in ((["--tensor-parallel-size", "2"], ("--tensor-parallel-size 2", "1")), (["--quantization", "awq"], ("--quantization", "bf16")),
+                                 (["-m", "model.gguf"], ("GGUF",)), (["--dtype", "half"], ("bf16",)), (["--kv-cache-dtype=fp8"], ("fp8",)),
+                                 (["--chat-template", "x.jinja"], ("chat_template.jinja",)), (["--revision", "main"], ("directories",)), (["--device", "cuda"], ("cuda", "CPU")),
+                                 (["--max-running-requests"], ("wants a value",)), (["--api-key", "a" * 20, "b" * 20], ("lorikeet keys create",)), (["--nonsense"], ("--nonsense",)),
+                                 (["--lora-modules", '{"name": "a"}'], ("path",)), (["--lora-modules", '{"name": 5, "path": "x"}'], ("name",))):
+            done = run("serve", MODEL, *arguments, "--no-state", "--check-config")
+            self.assertEqual(done.returncode, 2 if "lora-modules" not in arguments[0] else 1, (arguments, done.stderr))
+            for word in words:
+                self.assertIn(word, done.stderr, arguments)
+
     def test_help_fits_on_two_screens_and_help_all_has_everything(self):
         commands = (["serve"], ["generate"], ["simulate"], ["inspect"], ["merge"], ["adapter"], ["keys"], ["bench"],
                     ["bench", "engine"], ["bench", "serve"], ["bench", "calibrate"], ["bench", "merge"])

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "other_servers.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <boost/json.hpp>
+#include <optional>
+#include <string_view>
+
+namespace lk::apps {
+namespace {
+
+enum class Means : uint8_t {
+  kOption,   // `text` is Lorikeet's name for it; takes a value
+  kSwitch,   // `text` is Lorikeet's name for it; takes none
+  kModel,    // the value is the model's directory
+  kLoras,    // NAME=DIR, one or more
+  kOrigins,  // a JSON list, or one or more
+  kKey,      // an API key
+  kDtype,
+  kOnly,          // only the values of `text`, separated by '|', and then nothing is to be done
+  kNothing,       // no value, no effect; `text`, if any, says what there is instead
+  kValueNothing,  // the same with a value
+  kRefused,       // `text` says what to do instead
+};
+
+struct Flag {
+  std::string_view names;  // without their dashes, separated by spaces
+  Means means;
+  std::string_view text;
+};
+
+constexpr std::string_view kNoGpu = "this build computes on the CPU";
+constexpr std::string_view kNoHub = "Lorikeet reads directories: give the one with the files";
+
+// vLLM 0.11, SGLang 0.5 and llama-server of 2025, as their --help lists them.
+constexpr Flag kFlags[] = {
+    // Models
+    {"model-path model-id model m", Means::kModel, ""},
+    {"dtype", Means::kDtype, ""},
+    {"ctx-size c context-length max-total-tokens", Means::kOption, "--context"},
+    {"alias a", Means::kOption, "--served-model-name"},
+    {"chat-template", Means::kRefused, "put it beside the model as chat_template.jinja"},
+    {"quantization q", Means::kRefused, "quantized checkpoints are not read: give one in bf16, f16 or f32"},
+    {"load-format", Means::kOnly, "auto|safetensors"},
+    {"kv-cache-dtype", Means::kOnly, "auto|bfloat16|bf16"},
+    {"tokenizer tokenizer-path", Means::kRefused, "the tokenizer is the model directory's"},
+    {"tokenizer-mode", Means::kOnly, "auto"},
+    {"revision tokenizer-revision code-revision hf-token", Means::kRefused, kNoHub},
+    {"hf-repo hfr hf-file hff", Means::kRefused, kNoHub},
+    {"trust-remote-code", Means::kNothing, "no code of a model directory is ever run"},
+    {"download-dir", Means::kValueNothing, "nothing is downloaded"},
+    {"generation-config", Means::kOnly, "auto"},
+    {"override-generation-config", Means::kRefused, "put generation_config.json beside the model"},
+    {"hf-overrides json-model-override-args", Means::kRefused, "change config.json of the model directory"},
+    {"runner task", Means::kOnly, "auto|generate|embed|embedding|pooling"},
+    {"is-embedding embedding embeddings", Means::kNothing, ""},
+    {"speculative-config speculative-algorithm model-draft md", Means::kRefused, "there is no speculative decoding"},
+    {"limit-mm-per-prompt", Means::kValueNothing, "models answer text only"},
+    {"mmproj", Means::kRefused, "models answer text only"},
+    // Adapters
+    {"lora-paths", Means::kLoras, ""},
+    {"max-loras-per-batch", Means::kOption, "--max-loras"},
+    {"max-lora-rank", Means::kValueNothing, "adapters of every rank are served"},
+    {"max-cpu-loras max-loaded-loras", Means::kValueNothing, "copies are bounded in bytes, by --host-memory"},
+    {"lora-dtype", Means::kOnly, "auto"},
+    {"lora-extra-vocab-size lora-backend lora-eviction-policy default-mm-loras", Means::kValueNothing, ""},
+    {"lora-target-modules", Means::kRefused, "leave it out: each adapter's config names its modules"},
+    {"fully-sharded-loras enable-lora-bias", Means::kNothing, ""},
+    // Machine
+    {"device", Means::kOnly, "auto|cpu"},
+    {"tensor-parallel-size tp tp-size num-shard pipeline-parallel-size pp pp-size data-parallel-size dp dp-size "
+     "nnodes api-server-count",
+     Means::kOnly, "1"},
+    {"gpu-memory-utilization mem-fraction-static", Means::kValueNothing,
+     "pages take what --memory says, by default three quarters of what the weights leave"},
+    {"swap-space cpu-offload-gb block-size page-size max-seq-len-to-capture cuda-graph-max-bs attention-backend",
+     Means::kValueNothing, ""},
+    {"n-gpu-layers ngl gpu-layers", Means::kOnly, "0|auto"},
+    {"flash-attn fa", Means::kValueNothing, ""},
+    {"enforce-eager mlock no-mmap disable-custom-all-reduce disable-cuda-graph", Means::kNothing, ""},
+    // Scheduling
+    {"max-running-requests parallel np max-concurrent-requests", Means::kOption, "--max-running"},
+    {"chunked-prefill-size batch-size b max-prefill-tokens", Means::kOption, "--step-tokens"},
+    {"ubatch-size ub", Means::kValueNothing, ""},
+    {"enable-chunked-prefill cont-batching cb", Means::kNothing, ""},
+    {"enable-prefix-caching", Means::kNothing, ""},
+    {"no-enable-prefix-caching disable-radix-cache", Means::kSwitch, "--no-prefix-cache"},
+    {"schedule-policy", Means::kOnly, "fcfs|lpm"},
+    {"schedule-conservativeness", Means::kValueNothing, ""},
+    {"seed random-seed", Means::kValueNothing, "a request's seed makes its answer repeatable"},
+    {"max-logprobs", Means::kValueNothing, ""},
+    // Answers
+    {"enable-auto-tool-choice enable-reasoning jinja", Means::kNothing, ""},
+    {"guided-decoding-backend grammar-backend structured-outputs-config", Means::kValueNothing, ""},
+    {"response-role chat-template-content-format", Means::kValueNothing, ""},
+    {"enable-prompt-tokens-details enable-request-id-headers enable-cache-report", Means::kNothing, ""},
+    // Network and operation
+    {"api-key", Means::kKey, ""},
+    {"uds", Means::kOption, "--unix-socket"},
+    {"ssl-keyfile ssl-key-file", Means::kOption, "--tls-key"},
+    {"ssl-certfile ssl-cert-file", Means::kOption, "--tls-cert"},
+    {"allowed-origins", Means::kOrigins, ""},
+    {"root-path api-prefix", Means::kRefused, "let the proxy in front take the prefix away"},
+    {"middleware", Means::kRefused, "no Python runs in this server: put a proxy in front"},
+    {"uvicorn-log-level log-level-http", Means::kValueNothing, "--log-level says what is logged"},
+    {"disable-log-requests no-enable-log-requests disable-log-stats disable-uvicorn-access-log", Means::kNothing,
+     "--log-level warning leaves requests out of the log"},
+    {"enable-log-requests log-requests enable-metrics metrics slots no-webui", Means::kNothing, ""},
+};
+
+bool has_word(std::string_view words, std::string_view word, char separator) {
+  for (size_t begin = 0; begin <= words.size();) {
+    const size_t end = std::min(words.find(separator, begin), words.size());
+    if (words.substr(begin, end - begin) == word) return true;
+    begin = end + 1;
+  }
+  return false;
+}
+
+// "--name" or "-n", '_' for '-' as Python's servers allow; nothing for a value.
+std::optional<std::string> name_of(std::string_view argument) {
+  if (argument.size() < 2 || argument[0] != '-' || (argument[1] >= '0' && argument[1] <= '9')) return std::nullopt;
+  std::string name(argument.substr(argument[1] == '-' ? 2 : 1));
+  std::ranges::replace(name, '_', '-');
+  return name;
+}
+
+const Flag* find_flag(std::string_view name) {
+  const auto found = std::ranges::find_if(kFlags, [&](const Flag& flag) { return has_word(flag.names, name, ' '); });
+  return found == std::end(kFlags) ? nullptr : found;
+}
+
+// Goes over the arguments once.
+class Translator {
+ public:
+  explicit Translator(const std::vector<std::string>& given) : given_(given) {}
+
+  Result<ServeArguments> run() {
+    while (next_ < given_.size()) {
+      const std::string& argument = given_[next_++];
+      const size_t equals = argument.find('=');
+      const std::optional<std::string> name = name_of(argument.substr(0, equals));
+      const bool is_long = argument.starts_with("--");
+      const Flag* flag = name ? find_flag(*name) : nullptr;
+      if (!flag) {
+        // Lorikeet's own, by the other spelling.
+        out_.arguments.push_back(
+            name && is_long ? "--" + *name + (equals == argument.npos ? "" : argument.substr(equals)) : argument);
+        continue;
+      }
+      shown_ = argument.substr(0, equals);
+      inline_.reset();
+      if (equals != argument.npos) inline_ = argument.substr(equals + 1);
+      LK_RETURN_IF_ERROR(apply(*flag));
+    }
+    return std::move(out_);
+  }
+
+ private:
+  Status apply(const Flag& flag) {
+    switch (flag.means) {
+      case Means::kOption: {
+        LK_ASSIGN_OR_RETURN(std::string value, take());
+        out_.arguments.push_back(fmt::format("{}={}", flag.text, value));
+        return Status();
+      }
+      case Means::kSwitch:
+        out_.arguments.emplace_back(flag.text);
+        return Status();
+      case Means::kModel: {
+        LK_ASSIGN_OR_RETURN(std::string value, take());
+        if (value.ends_with(".gguf"))
+          return invalid_argument("{}: GGUF files are not read: give the model's directory as it is on the Hub",
+                                  shown_);
+        out_.arguments.push_back(std::move(value));
+        return Status();
+      }
+      case Means::kLoras:
+        for (std::string& value : take_all()) {
+          out_.arguments.emplace_back("--lora");
+          out_.arguments.push_back(std::move(value));
+        }
+        return Status();
+      case Means::kOrigins:
+        return origins();
+      case Means::kKey: {
+        std::vector<std::string> keys = take_all();
+        if (keys.size() != 1)
+          return invalid_argument("{}: one key; `lorikeet keys create` makes as many as you like", shown_);
+        out_.api_key = std::move(keys[0]);
+        out_.notes.push_back(fmt::format(
+            "{}: whoever lists this machine's processes sees the key; LORIKEET_API_KEY or --api-key-file hide it",
+            shown_));
+        return Status();
+      }
+      case Means::kDtype:
+        return dtype();
+      case Means::kOnly: {
+        LK_ASSIGN_OR_RETURN(const std::string value, take());
+        if (has_word(flag.text, value, '|')) return Status();
+        std::string allowed(flag.text);
+        std::ranges::replace(allowed, '|', ' ');
+        return invalid_argument("{} {}: here only {}; {}", shown_, value, allowed, kNoGpu);
+      }
+      case Means::kNothing:
+        note(flag.text);
+        return Status();
+      case Means::kValueNothing:
+        if (has_value()) LK_RETURN_IF_ERROR(take().status());  // not all that follow: the model may be among them
+        note(flag.text);
+        return Status();
+      case Means::kRefused:
+        return invalid_argument("{}: {}", shown_, flag.text);
+    }
+    return Status();
+  }
+
+  Status dtype() {
+    LK_ASSIGN_OR_RETURN(const std::string value, take());
+    if (value == "half" || value == "float16")
+      return invalid_argument("{} {}: weights of any type are computed with in bf16, or in f32 for comparisons", shown_,
+                              value);
+    const bool bf16 = value == "auto" || value == "bfloat16", f32 = value == "float" || value == "float32";
+    out_.arguments.push_back("--dtype=" + (bf16 ? "bf16" : f32 ? "f32" : value));
+    return Status();
+  }
+
+  Status origins() {
+    for (const std::string& value : take_all()) {
+      boost::system::error_code error;
+      const boost::json::value list = boost::json::parse(value, error);
+      const bool is_list = !error && list.is_array();
+      if (!is_list) {
+        out_.arguments.push_back("--allow-origin=" + value);
+        continue;
+      }
+      for (const boost::json::value& origin : list.get_array()) {
+        if (!origin.is_string()) return invalid_argument("{}: a list of strings, got {}", shown_, value);
+        out_.arguments.push_back("--allow-origin=" + std::string(origin.get_string()));
+      }
+    }
+    return Status();
+  }
+
+  bool has_value() const { return inline_ || (next_ < given_.size() && !name_of(given_[next_])); }
+  Result<std::string> take() {
+    if (inline_) return std::move(*inline_);
+    if (!has_value()) return invalid_argument("{} wants a value", shown_);
+    return given_[next_++];
+  }
+  std::vector<std::string> take_all() {
+    if (inline_) return {std::move(*inline_)};
+    std::vector<std::string> values;
+    while (has_value()) values.push_back(given_[next_++]);
+    return values;
+  }
+  void note(std::string_view text) {
+    if (text.empty()) return;
+    out_.notes.push_back(fmt::format("{} has no effect here: {}", shown_, text));
+  }
+
+  const std::vector<std::string>& given_;
+  size_t next_ = 0;
+  std::string shown_;                  // the option at hand, as it was written
+  std::optional<std::string> inline_;  // its value, after '='
+  ServeArguments out_;
+};
+
+}  // namespace
+
+Result<ServeArguments> translate_serve_arguments(const std::vector<std::string>& arguments) {
+  return Translator(arguments).run();
+}
+
+}  // namespace lk::apps
