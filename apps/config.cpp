@@ -137,7 +137,14 @@ Hook& hook_of(CLI::App& root) {
   return *hook;
 }
 
+// These two answer before the parser says what it did not understand.
+void refuse_unknown(const CLI::App& command) {
+  if (std::vector<std::string> unknown = command.remaining(); !unknown.empty())
+    throw CLI::ExtrasError(command.get_name(), std::move(unknown));
+}
+
 void check_config(const CLI::App& command, const std::function<Status()>& check) {
+  refuse_unknown(command);
   for (const CLI::Option* option : command.get_options())
     if (option->get_required() && option->count() == 0) stop(fmt::format("{} is required", option->get_name()));
   if (check)
@@ -173,6 +180,7 @@ void add_config_options(CLI::App& command, std::function<Status()> check) {
       .add_flag_callback(
           "--print-config",
           [self] {
+            refuse_unknown(*self);
             fmt::print("{}", format_config(*self));
             throw CLI::Success();
           },

@@ -27,8 +27,8 @@ constexpr std::string_view kStates[] = {"pending", "ready", "deleted"};
 std::string encode(std::string_view name) {
   std::string out;
   for (const char c : name) {
-    const bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
-                       c == '_' || c == '-';
+    const bool plain =
+        (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
     out += plain ? std::string(1, c) : fmt::format("%{:02X}", static_cast<unsigned char>(c));
   }
   return out;
@@ -169,7 +169,8 @@ Result<std::string> parse_alias(std::string_view key, std::string_view value) {
   std::string target;
   fields.read_string("target", target, 0, 160);
   if (fields.failed()) return data_loss("{}", fields.status().message());
-  if (!target.empty() && !is_adapter_name(target.substr(0, target.find('@')))) return data_loss("its target is no name");
+  if (!target.empty() && !is_adapter_name(target.substr(0, target.find('@'))))
+    return data_loss("its target is no name");
   return target;
 }
 
