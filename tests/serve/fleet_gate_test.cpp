@@ -87,6 +87,7 @@ TEST_F(FleetGateTest, EveryRouteOfTheServerIsRoutedOrSaidNotToBe) {
   EXPECT_EQ(status(head("GET", "/v1/status", infer_)), 403) << "its scope";
   EXPECT_EQ(status(head("POST", "/v1/adapters", infer_)), 403);
   EXPECT_EQ(status(head("GET", "/v1/keys", infer_)), 403);
+  EXPECT_THAT(gate_->metrics(), HasSubstr("lorikeet_route_door_refusals_total{reason=\"auth\"}"));
 }
 
 TEST_F(FleetGateTest, SaysWhoseRequestItIsUnderTheFleetKey) {
@@ -191,6 +192,9 @@ TEST_F(FleetGateTest, KeysThatReplicasJudgeMustBeThere) {
   ASSERT_EQ(ask(request, "{}"), 200);
   EXPECT_FALSE(entry(request).is_known) << "the key goes on";
   EXPECT_EQ(entry(request).identity.size(), 1u);
+  HttpRequest other = head("POST", "/v1/completions", "lk-abcdefghijkl-secret");
+  ASSERT_EQ(ask(other, "{}"), 200);
+  EXPECT_EQ(entry(other).account, "key lk-abcdefghijkl") << "nothing of its secret";
 }
 
 // What it is told to judge by may have no key yet, or no more.

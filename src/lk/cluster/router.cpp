@@ -53,7 +53,8 @@ class RouterImpl final : public Router {
         RelayContext{*fleet_, *client_, options_, counters_, moves_,
                      [this](int shard, std::function<void()> task) { http_->post(shard, std::move(task)); },
                      [this](std::function<void()> task) {
-                       lists_.submit(0, [task = std::move(task)](const std::stop_token&) {
+                       if (closed_) return;  // nobody is answered any more
+                       lists_->submit(0, [task = std::move(task)](const std::stop_token&) {
                          run_guarded("a list", task);
                          return Workshop::Finish();
                        });
@@ -86,6 +87,7 @@ class RouterImpl final : public Router {
       end_relays();
       gate_->stop();
     }
+    lists_.reset();   // no shard gives it anything after end_relays(); what it has in hand posts to the server
     client_.reset();  // its callbacks post to the server
     http_.reset();
   }
@@ -215,7 +217,7 @@ class RouterImpl final : public Router {
         if (fleet_->life(replica, now) == FleetView::Life::kSilent && now - exchange.second > kListenAgain)
           silent.push_back(replica);
       lock.unlock();
-      lists_.collect();
+      lists_->collect();
       for (const int replica : silent) listen_again(replica);
       for (const int replica : due) listen_to(replica);
       for (int i = 0; i < fleet_->size(); ++i) show_life(i, now);
@@ -274,7 +276,8 @@ class RouterImpl final : public Router {
     gather(*context_, entry.how, std::move(request), std::move(reply), std::move(id));
   }
 
-  // What the router says of itself and its fleet; the rest is the gate's.
+  // What the router says of itself and its fleet; the rest is the gate's. What looks at all replicas' adapters is no
+  // work for an io thread.
   void answer(HttpRequest request, std::shared_ptr<HttpReply> reply) {
     const std::string& path = request.path;
     const int shard = reply->shard();
@@ -286,10 +289,14 @@ class RouterImpl final : public Router {
       return reply->respond({.status = ready ? 200 : 503,
                              .body = fmt::format("{{\"ready\":{},\"draining\":{}}}", ready, draining_.load())});
     }
-    if (path == "/v1/status" || path == "/v1/fleet/status") return reply->respond({.body = fleet_status(figures())});
-    if (path == "/metrics")
-      return reply->respond({.content_type = "text/plain; version=0.0.4; charset=utf-8",
-                             .body = fleet_metrics(figures()) + gate_->metrics()});
+    const bool is_status = path == "/v1/status" || path == "/v1/fleet/status";
+    if (is_status || path == "/metrics")
+      return context_->work([this, is_status, reply = std::move(reply), shard]() mutable {
+        const auto response = std::make_shared<HttpResponse>();
+        if (!is_status) response->content_type = "text/plain; version=0.0.4; charset=utf-8";
+        response->body = is_status ? fleet_status(figures()) : fleet_metrics(figures()) + gate_->metrics();
+        http_->post(shard, [reply = std::move(reply), response] { reply->respond(std::move(*response)); });
+      });
     gate_->answer(std::move(request), std::move(reply),
                   [this, shard](std::function<void()> task) { http_->post(shard, std::move(task)); });
   }
@@ -336,7 +343,7 @@ class RouterImpl final : public Router {
   std::unordered_map<int, std::string> failures_;                                   // that were logged last
   std::unordered_map<int, FleetView::Life> lives_;                                  // the ticker's only
   std::thread ticker_;
-  Workshop lists_{{{.name = "lk-route-lists"}}};  // last: its jobs use the others
+  std::optional<Workshop> lists_{std::vector<Workshop::Bench>{{.name = "lk-route-lists"}}};  // its jobs use the others
 };
 
 }  // namespace

@@ -11,29 +11,6 @@ constexpr int kClientLeft = 499;  // as in nginx's logs: nobody gets it
 
 }  // namespace
 
-std::string_view refusal_reason(int status) {
-  switch (status) {
-    case 400:
-    case 422:
-      return "invalid";
-    case 401:
-    case 403:
-      return "auth";
-    case 404:
-      return "not_found";
-    case 408:
-      return "deadline";
-    case 413:
-      return "too_large";
-    case 429:
-      return "rate_limit";
-    case 503:
-      return "overload";
-    default:
-      return "error";
-  }
-}
-
 // Overload and limits come in thousands: the metrics count them, a line for each would be part of the overload.
 LogLevel level_of_status(int status) {
   if (status == 429 || status == 503) return LogLevel::kDebug;

@@ -80,8 +80,6 @@ struct Exchange : std::enable_shared_from_this<Exchange> {
 ApiResult<double> timeout_of(const Exchange& exchange);
 // What is said of a model that cannot be served to who asks.
 ApiError model_error(const Status& status, const std::string& id);
-// For metrics: "rate_limit", "auth", ...
-std::string_view refusal_reason(int status);
 LogLevel level_of_status(int status);
 
 }  // namespace lk

@@ -38,4 +38,27 @@ HttpResponse error_response(const ApiError& error) {
   return response;
 }
 
+std::string_view refusal_reason(int status) {
+  switch (status) {
+    case 400:
+    case 422:
+      return "invalid";
+    case 401:
+    case 403:
+      return "auth";
+    case 404:
+      return "not_found";
+    case 408:
+      return "deadline";
+    case 413:
+      return "too_large";
+    case 429:
+      return "rate_limit";
+    case 503:
+      return "overload";
+    default:
+      return "error";
+  }
+}
+
 }  // namespace lk

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include "lk/net/http_server.h"
 #include "lk/serve/access/tenant_limiter.h"
@@ -15,5 +16,7 @@ ApiError overloaded(double retry_after_seconds, std::string message = "the serve
 ApiError rate_limited(const TenantLimiter::Decision& decision);
 // As the answer to a request that is refused.
 HttpResponse error_response(const ApiError& error);
+// For metrics: "rate_limit", "auth", ...
+std::string_view refusal_reason(int status);
 
 }  // namespace lk

@@ -374,13 +374,16 @@ ApiResult<Principal> ServerImpl::authorize(const HttpRequest& request, const Rou
 // are judged.
 ApiResult<Principal> ServerImpl::passed_on(const HttpRequest& request, const Route& route,
                                            std::string_view passed) const {
-  Result<Principal> principal = parse_principal(passed);
-  if (!is_from_router(request) || !principal.ok() || route.access == Access::kAdmin)
+  const auto refused = [](std::string_view why) {
     return ApiError{.status = 403,
-                    .message = fmt::format("{} is for routers that send a key of scope fleet{}", kPrincipalHeader,
-                                           route.access == Access::kAdmin ? ", and not for keys and tenants" : ""),
+                    .message = fmt::format("{} {}", kPrincipalHeader, why),
                     .type = "permission_error",
                     .code = "insufficient_scope"};
+  };
+  if (!is_from_router(request)) return refused("is for routers that send a key of scope fleet");
+  if (route.access == Access::kAdmin) return refused("opens no routes of keys and tenants");
+  Result<Principal> principal = parse_principal(passed);
+  if (!principal.ok()) return refused("says nobody: " + principal.status().message());
   if (std::optional<ApiError> error = check_scope(*principal, route.access)) return std::move(*error);
   return std::move(principal).value();
 }

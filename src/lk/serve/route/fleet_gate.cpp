@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <atomic>
 #include <boost/json.hpp>
+#include <map>
+#include <mutex>
 
 #include "lk/base/guarded.h"
 #include "lk/base/json_text.h"
@@ -41,6 +43,15 @@ constexpr std::string_view kFleetStatus = "/v1/fleet/status";
 const std::shared_ptr<const Tenant>& nobody() {
   static const auto tenant = std::make_shared<const Tenant>(Tenant{.name = ""});
   return tenant;
+}
+
+// Whose bytes wait for their reader where replicas judge keys: the key's, by its public part. What is long comes with
+// keys that are some.
+std::string account_of_key(const HttpRequest& head) {
+  constexpr size_t kPublicPart = 15;  // "lk-" and twelve characters
+  const std::string key = authorization_of(head);
+  const size_t begin = key.find("lk-");
+  return begin == std::string::npos ? "" : "key " + key.substr(begin, kPublicPart);
 }
 
 class Entry final : public RouterEntry {
@@ -124,6 +135,10 @@ class FleetGateImpl final : public FleetGate {
 
   std::optional<HttpResponse> judge(HttpRequest& head) override {
     if (std::optional<ApiError> error = let_in(head)) {
+      {
+        const std::lock_guard lock(mutex_);
+        ++refused_[std::string(refusal_reason(error->status))];
+      }
       HttpResponse response = error_response(*error);
       if (error->status == 405) response.headers.emplace_back("allow", allowed_methods(head.path));
       return response;
@@ -154,6 +169,14 @@ class FleetGateImpl final : public FleetGate {
         if (!tenant.empty())
           out += fmt::format("lorikeet_route_tenant_{}{{tenant=\"{}\"}} {}\n", name, tenant, usage.*member);
     };
+    out +=
+        "# HELP lorikeet_route_door_refusals_total Requests refused before their body was read, by reason.\n"
+        "# TYPE lorikeet_route_door_refusals_total counter\n";
+    {
+      const std::lock_guard lock(mutex_);
+      for (const auto& [reason, count] : refused_)
+        out += fmt::format("lorikeet_route_door_refusals_total{{reason=\"{}\"}} {}\n", reason, count);
+    }
     using Usage = TenantLimiter::Usage;
     each("in_flight", "gauge", "Answers in flight, of tenants whose keys are judged here.", &Usage::in_flight);
     each("requests_total", "counter", "Answers that were let in.", &Usage::requests);
@@ -208,6 +231,7 @@ class FleetGateImpl final : public FleetGate {
     entry->how = how;
     entry->who = who;
     if (!options_.fleet_key.empty()) entry->identity.emplace_back(kFleetKeyHeader, options_.fleet_key);
+    if (!access_) entry->account = account_of_key(head);
     if (!who.tenant->name.empty()) {
       std::string text = format_principal(who);
       if (text.size() > kMaxPrincipalBytes)
@@ -312,7 +336,9 @@ class FleetGateImpl final : public FleetGate {
   TenantLimiter limiter_;
   BrowserGuard browser_;
   std::unique_ptr<AccessControl> access_;
-  std::string access_failure_;  // that was logged last; state thread
+  mutable std::mutex mutex_;
+  std::map<std::string, int64_t> refused_;  // by reason; guarded by mutex_
+  std::string access_failure_;              // that was logged last; state thread
   std::unique_ptr<StateThread> state_;
 };
 
