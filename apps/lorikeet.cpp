@@ -53,6 +53,7 @@ int main(int argc, char** argv) {
   lk::apps::add_generate(app, exit_code);
   lk::apps::add_serve(app, exit_code);
   lk::apps::add_route(app, exit_code);
+  lk::apps::add_fleet(app, exit_code);
   lk::apps::add_train(app, exit_code);
   lk::apps::add_inspect(app, exit_code);
   lk::apps::add_merge(app, exit_code);

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "commands.h"
+#include "fleet_flags.h"
 #include "listen_flags.h"
 #include "lk/base/file.h"
 #include "lk/cluster/router.h"
@@ -16,6 +17,7 @@ namespace lk::apps {
 namespace {
 
 struct RouteFlags {
+  RegistryFlags registry;
   std::vector<std::string> replicas;
   ListenFlags network;
   std::string key_file, state;
@@ -38,9 +40,8 @@ struct RouteFlags {
 
 void RouteFlags::add_to(CLI::App& command) {
   const char* fleet = "Fleet";
-  command.add_option("--replica", replicas, "http(s)://HOST:PORT of a `lorikeet serve`; repeatable")
-      ->required()
-      ->group(fleet);
+  command.add_option("--replica", replicas, "http(s)://HOST:PORT of a `lorikeet serve`; repeatable")->group(fleet);
+  registry.add_to(command, "the replicas are those that are registered there, beside --replica");
   command.add_option("--policy", router.fleet.policy, "who gets a request")
       ->check(CLI::IsMember(picker_names()))
       ->capture_default_str()
@@ -73,21 +74,10 @@ void RouteFlags::add_to(CLI::App& command) {
       ->group("Operations");
 }
 
-Result<std::string> read_key(const std::string& file) {
-  std::string key;
-  if (!file.empty()) {
-    LK_ASSIGN_OR_RETURN(key, read_file(file));
-  } else if (const char* variable = std::getenv("LORIKEET_FLEET_KEY")) {
-    key = variable;
-  }
-  while (!key.empty() && std::string_view(" \t\r\n").find(key.back()) != std::string_view::npos) key.pop_back();
-  if (key.find_first_of(" \t\r\n") != std::string::npos)
-    return invalid_argument("{}: a key is one line", file.empty() ? "$LORIKEET_FLEET_KEY" : file);
-  return key;
-}
-
 Result<RouteFlags::Prepared> RouteFlags::prepare() const {
   Prepared prepared{.router = router, .gate = gate, .store = nullptr};
+  prepared.router.shared_adapters = registry.given();
+  if (replicas.empty() && !registry.given()) return invalid_argument("give --replica URL, or --fleet");
   for (std::string url : replicas) {
     while (url.ends_with('/')) url.pop_back();
     if (!url.starts_with("http://") && !url.starts_with("https://"))
@@ -97,7 +87,7 @@ Result<RouteFlags::Prepared> RouteFlags::prepare() const {
     prepared.router.fleet.urls.push_back(std::move(url));
   }
   RouterOptions& filled = prepared.router;
-  LK_ASSIGN_OR_RETURN(filled.fleet_key, read_key(key_file));
+  LK_ASSIGN_OR_RETURN(filled.fleet_key, read_key(key_file, "LORIKEET_FLEET_KEY"));
   LK_ASSIGN_OR_RETURN(filled.listen, network.listen());
   LK_ASSIGN_OR_RETURN(filled.limits, network.http_limits());
   filled.tls_cert = network.tls_cert;
@@ -139,8 +129,14 @@ Status run(const RouteFlags& flags) {
           listener.address);
   raise_file_limit(2 * options.limits.max_connections);  // most of them have one to a replica
   LK_ASSIGN_OR_RETURN(const std::unique_ptr<Router> router, Router::start(options, std::move(gate)));
-  fmt::print(stderr, "lorikeet route: {} replicas, policy {}, http{}://{}\n", options.fleet.urls.size(),
-             options.fleet.policy, options.listen[0].tls ? "s" : "", router->address(0));
+  std::unique_ptr<Registry> registry;  // goes before the router
+  if (flags.registry.given()) {
+    LK_ASSIGN_OR_RETURN(registry, flags.registry.open(options.log));
+    follow_members(*registry, *router, options.log);
+  }
+  fmt::print(stderr, "lorikeet route: {} replicas{}, policy {}, http{}://{}\n", options.fleet.urls.size(),
+             registry ? " and those of " + flags.registry.url : "", options.fleet.policy,
+             options.listen[0].tls ? "s" : "", router->address(0));
   while (!interrupted) std::this_thread::sleep_for(std::chrono::milliseconds(50));
   fmt::print(stderr, "lorikeet route: no new requests; finishing what is in flight\n");
   if (!router->drain(std::chrono::milliseconds(static_cast<int64_t>(flags.drain_timeout * 1000))))

@@ -10,6 +10,7 @@
 
 #include "commands.h"
 #include "config.h"
+#include "fleet_flags.h"
 #include "help.h"
 #include "listen_flags.h"
 #include "lk/base/file.h"
@@ -29,6 +30,7 @@ namespace {
 
 struct ServeFlags {
   ModelFlags model;
+  MemberFlags fleet;
   ListenFlags network;
   std::string admin, state, served_name, log_level = "info", log_format = "auto", log_file;
   std::string max_answer = "16MiB", host_memory = "auto", sum_memory = "auto", grammar_memory = "64MiB";
@@ -123,6 +125,7 @@ void ServeFlags::add_to(CLI::App& command) {
       ->check(CLI::Range(0.0, 3600.0))
       ->capture_default_str()
       ->group("Network");
+  fleet.add_to(command);
   const char* security = "Security";
   command.add_option("--state", state, "file of keys, tenants and loaded adapters; default: as `lorikeet keys`")
       ->group(security);
@@ -209,6 +212,7 @@ const std::set<std::string> kServeHelp{
     "--tls-cert",     "--tls-key",       "--max-body",          "--max-answer",        //
     "--state",        "--no-state",      "--insecure",          "--public-metrics",    // Security
     "--require-keys", "--api-key-file",  "--allow-origin",                             //
+    "--fleet",        "--advertise",                                                   // Fleet
     "--max-queue",    "--max-wait",      "--max-choices",       "--request-timeout",   // Overload
     "--drain-grace",  "--drain-timeout", "--log-level",         "--log-format",
     "--log-file",  // Operations
@@ -339,6 +343,7 @@ Result<ServerOptions> ServeFlags::options() const {
   if (filled.max_answer_bytes < (64 << 10) || filled.max_answer_bytes > (int64_t{1} << 30))
     return invalid_argument("--max-answer must be from 64KiB to 1GiB, got {}", max_answer);
   LK_RETURN_IF_ERROR(wishes().status());
+  LK_ASSIGN_OR_RETURN(filled.fleet, fleet.options(network.host, no_state ? "" : state_path()));
   const std::filesystem::path directory =
       model.model.empty() ? std::filesystem::path("dummy") : std::filesystem::path(model.model);
   filled.adapters.base_name =
@@ -380,12 +385,14 @@ struct Stored {
   int64_t num_of_other_bases = 0;
 };
 
-Result<Stored> read_stored(const ServeFlags& flags, TextEngine& engine, StateStore& store) {
+Result<std::string> digest_of_base(const ServeFlags& flags, TextEngine& engine) {
   const bool dummy = flags.model.model.empty();
-  LK_ASSIGN_OR_RETURN(const std::string base,
-                      base_digest(dummy ? flags.model.dummy : join_path(flags.model.model, "config.json"),
-                                  dummy ? "" : join_path(flags.model.model, "tokenizer.json"),
-                                  engine.engine().weights().checkpoint.get()));
+  return base_digest(dummy ? flags.model.dummy : join_path(flags.model.model, "config.json"),
+                     dummy ? "" : join_path(flags.model.model, "tokenizer.json"),
+                     engine.engine().weights().checkpoint.get());
+}
+
+Result<Stored> read_stored(const std::string& base, StateStore& store) {
   LK_RETURN_IF_ERROR(store.use_base(base));
   Stored stored;
   LK_ASSIGN_OR_RETURN(stored.adapters, store.adapters());
@@ -465,6 +472,19 @@ void print_banner(const ServeFlags& flags, const ServerOptions& options, Server&
   (void)flags;
 }
 
+// From now on routers find it, as soon as the registry answers.
+Status join_fleet(const ServeFlags& flags, const std::string& base, Server& server) {
+  if (!flags.fleet.registry.given()) return Status();
+  LK_ASSIGN_OR_RETURN(Member member, flags.fleet.member(server.address(0), !flags.network.tls_cert.empty()));
+  member.base = base;
+  member.model = server.adapters().base_name();
+  member.version = LK_VERSION;
+  server.join_fleet(member);
+  server.log().write(LogLevel::kInfo, "fleet_joined",
+                     {{"fleet", flags.fleet.registry.url}, {"replica", member.id}, {"url", member.url}});
+  return Status();
+}
+
 // Waits for SIGINT or SIGTERM; SIGHUP reloads keys and the TLS certificate. The signals are blocked in every thread and
 // taken here.
 int wait_for_shutdown(Server& server, DirectoryWatcher* watcher, const sigset_t& signals, double stuck_seconds) {
@@ -518,8 +538,11 @@ int run(const ServeFlags& flags) {
 
   Result<std::unique_ptr<TextEngine>> engine = open_engine(flags.model, options.memory, flags.kernel_nice);
   if (!engine.ok()) return fail(engine.status());
+  Result<std::string> base = std::string();
+  if (prepared->store || flags.fleet.registry.given()) base = digest_of_base(flags, **engine);
+  if (!base.ok()) return fail(base.status());
   Result<Stored> stored = Stored();
-  if (prepared->store) stored = read_stored(flags, **engine, *prepared->store);
+  if (prepared->store) stored = read_stored(*base, *prepared->store);
   if (!stored.ok()) return fail(stored.status());
   Result<std::unique_ptr<Server>> started =
       Server::start(options, std::move(engine).value(), std::move(prepared->store), std::move(log).value());
@@ -531,6 +554,7 @@ int run(const ServeFlags& flags) {
                         {"reason", "they were loaded for another base model, and stay stored for when it comes back"}});
   std::unique_ptr<DirectoryWatcher> watcher;
   if (const Status status = load_adapters(flags, server, watcher, *stored); !status.ok()) return fail(status);
+  if (const Status status = join_fleet(flags, *base, server); !status.ok()) return fail(status);
   server.set_ready(true);
   server.log().write(LogLevel::kInfo, "ready",
                      {{"address", server.address(0)},
@@ -549,6 +573,7 @@ int run(const ServeFlags& flags) {
   // Somebody at a terminal does not want to wait for load balancers to notice.
   const double grace = signal == SIGINT ? 0 : flags.drain_grace;
   server.begin_drain(std::chrono::milliseconds(static_cast<int64_t>(grace * 1e3)));
+  server.leave_fleet();
   const bool clean = server.finish_drain(std::chrono::milliseconds(static_cast<int64_t>(flags.drain_timeout * 1e3)));
   server.log().write(LogLevel::kInfo, "stopped", {{"clean", clean}});
   return 0;

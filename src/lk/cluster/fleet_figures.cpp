@@ -21,6 +21,7 @@ int64_t num_on_device(const ReplicaReport& report) {
 json::object replica_json(const FleetView::Shown& shown) {
   const ReplicaReport& report = *shown.report;
   return {{"url", shown.url},
+          {"member", shown.listed},
           {"state", FleetView::to_string(shown.life)},
           {"reason", shown.failure},
           {"id", report.id},

@@ -16,7 +16,6 @@ constexpr size_t kMaxForecasts = 100'000;  // adapters; about 100 bytes each
 }  // namespace
 
 Result<std::unique_ptr<FleetView>> FleetView::create(const FleetOptions& options) {
-  if (options.urls.empty()) return invalid_argument("a router needs at least one replica");
   std::set<std::string> seen;
   for (const std::string& url : options.urls)
     if (!seen.insert(url).second) return invalid_argument("the replica {} is named twice", url);
@@ -24,7 +23,48 @@ Result<std::unique_ptr<FleetView>> FleetView::create(const FleetOptions& options
   std::unique_ptr<FleetView> self(new FleetView(options));
   self->picker_ = std::move(picker);
   self->mean_output_ = kFirstGuess;
+  (void)self->set_urls(options.urls);
   return Result<std::unique_ptr<FleetView>>(std::move(self));
+}
+
+int FleetView::size() const {
+  std::lock_guard lock(mutex_);
+  return static_cast<int>(replicas_.size());
+}
+
+int FleetView::listed() const {
+  std::lock_guard lock(mutex_);
+  return static_cast<int>(std::ranges::count_if(replicas_, &Replica::listed));
+}
+
+std::string FleetView::url(int replica) const {
+  std::lock_guard lock(mutex_);
+  return at(replica).url;
+}
+
+std::vector<int> FleetView::set_urls(const std::vector<std::string>& urls) {
+  std::lock_guard lock(mutex_);
+  for (Replica& replica : replicas_) replica.listed = false;
+  std::vector<int> added;
+  for (const std::string& url : urls) {
+    auto place = std::ranges::find(replicas_, url, &Replica::url);
+    if (place == replicas_.end()) {
+      place = std::ranges::find(replicas_, "", &Replica::url);
+      if (place == replicas_.end()) place = replicas_.emplace(replicas_.end());
+      place->url = url;
+      added.push_back(static_cast<int>(place - replicas_.begin()));
+    }
+    place->listed = true;
+  }
+  return added;
+}
+
+bool FleetView::drop(int replica) {
+  std::lock_guard lock(mutex_);
+  Replica& place = at(replica);
+  if (place.listed || place.connected || place.load.own_requests() > 0) return false;
+  place = Replica();
+  return true;
 }
 
 Status FleetView::report(int replica, ReplicaReport report, Time now) {
@@ -32,11 +72,11 @@ Status FleetView::report(int replica, ReplicaReport report, Time now) {
   std::lock_guard lock(mutex_);
   Replica& from = at(replica);
   // One process under two names would be given twice its share, and its streams would «move» to itself.
-  for (int other = 0; other < size(); ++other)
-    if (other != replica && at(other).connected && at(other).report->id == news->id) {
+  for (const Replica& other : replicas_)
+    if (&other != &from && other.connected && other.report->id == news->id) {
       from.connected = false;
-      from.failure = fmt::format("the same replica as {}", url(other));
-      return failed_precondition("{} is {}", url(replica), from.failure);
+      from.failure = fmt::format("the same replica as {}", other.url);
+      return failed_precondition("{} is {}", from.url, from.failure);
     }
   from.report = news;
   from.load.report(news);
@@ -125,10 +165,10 @@ std::optional<int> FleetView::pick(const Wish& wish, Time now) {
   std::lock_guard lock(mutex_);
   std::vector<Candidate> all, full;
   const std::string& adapter = wish.request.adapter;
-  for (int i = 0; i < size(); ++i) {
+  for (int i = 0; i < std::ssize(replicas_); ++i) {
     const Replica& replica = at(i);
     if (life_of(replica, now) != Life::kReady || std::ranges::count(wish.excluded, i) > 0) continue;
-    (replica.full_until > now ? full : all).push_back({.index = i, .key = url(i), .load = &replica.load});
+    (replica.full_until > now ? full : all).push_back({.index = i, .key = replica.url, .load = &replica.load});
   }
   if (all.empty()) all = std::move(full);  // it may have room by now; else it says so
   const auto keep_if_any = [&](auto&& wanted) {
@@ -188,7 +228,7 @@ bool FleetView::is_base(std::string_view model) const {
 
 bool FleetView::others_know(int replica, const std::string& adapter) const {
   std::lock_guard lock(mutex_);
-  for (int other = 0; other < size(); ++other)
+  for (int other = 0; other < std::ssize(replicas_); ++other)
     if (other != replica && at(other).connected && at(other).report->adapters.contains(adapter)) return true;
   return false;
 }
@@ -219,10 +259,11 @@ FleetView::Counts FleetView::counts() const {
 std::vector<FleetView::Shown> FleetView::show(Time now) const {
   std::lock_guard lock(mutex_);
   std::vector<Shown> shown;
-  for (int i = 0; i < size(); ++i) {
-    const Replica& replica = at(i);
-    shown.push_back({.url = url(i),
+  for (const Replica& replica : replicas_) {
+    if (replica.url.empty()) continue;
+    shown.push_back({.url = replica.url,
                      .failure = replica.failure,
+                     .listed = replica.listed,
                      .life = life_of(replica, now),
                      .report = replica.report,
                      .own_requests = replica.load.own_requests(),

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <chrono>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -17,7 +18,7 @@
 namespace lk {
 
 struct FleetOptions {
-  std::vector<std::string> urls;  // of the replicas, without a '/' at the end
+  std::vector<std::string> urls;  // of the replicas, without a '/' at the end; more may come with set_urls()
   std::string policy = "cost";
   uint64_t seed = 0;
   // A replica that has said nothing for so long gets nothing more, and what it has is asked for elsewhere. Reports come
@@ -31,8 +32,16 @@ class FleetView {
 
   static Result<std::unique_ptr<FleetView>> create(const FleetOptions& options);
 
-  int size() const { return static_cast<int>(options_.urls.size()); }
-  const std::string& url(int replica) const { return options_.urls[static_cast<size_t>(replica)]; }
+  // --- Which replicas there are. Each has a number below size(); one that left leaves its number free for another.
+  int size() const;
+  int listed() const;  // as many as there should be
+  std::string url(int replica) const;
+  // The replicas there are from now on; returns the numbers of new ones, which nobody listens to yet. One that is not
+  // among them any more stays until drop().
+  std::vector<int> set_urls(const std::vector<std::string>& urls);
+  // To be asked of one whose stream of reports broke: true when it should not be there any more and has no request of
+  // this router. Its number is free from now on.
+  bool drop(int replica);
 
   // --- What is heard of a replica.
   // kFailedPrecondition: the same process under another name; nothing changes.
@@ -90,6 +99,7 @@ class FleetView {
 
   struct Shown {
     std::string url, failure;
+    bool listed = true;  // it should be there
     Life life = Life::kUnknown;
     std::shared_ptr<const ReplicaReport> report;  // never null
     int64_t own_requests = 0;
@@ -99,20 +109,22 @@ class FleetView {
 
  private:
   struct Replica {
+    std::string url;      // "": the number is free
+    bool listed = false;  // it should be there
     ReplicaLoad load;
     std::shared_ptr<const ReplicaReport> report = std::make_shared<ReplicaReport>();
     bool connected = false, last_words = false;  // the stream is open; it was ended as it should
     Time heard{}, full_until{};
     std::string failure;
   };
-  explicit FleetView(const FleetOptions& options) : options_(options), replicas_(options.urls.size()) {}
+  explicit FleetView(const FleetOptions& options) : options_(options) {}
   Life life_of(const Replica& replica, Time now) const;
   const Replica& at(int replica) const { return replicas_[static_cast<size_t>(replica)]; }
   Replica& at(int replica) { return replicas_[static_cast<size_t>(replica)]; }
 
   const FleetOptions options_;
   mutable std::mutex mutex_;
-  std::vector<Replica> replicas_;  // guarded by mutex_, like all below
+  std::deque<Replica> replicas_;  // guarded by mutex_, like all below
   std::unique_ptr<Picker> picker_;
   std::unordered_map<std::string, double> outputs_;  // by adapter, at most kMaxForecasts
   double mean_output_;

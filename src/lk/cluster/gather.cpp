@@ -35,13 +35,19 @@ class Gathering : public std::enable_shared_from_this<Gathering> {
   Gathering(const RelayContext& context, std::shared_ptr<HttpReply> reply, Done done)
       : context_(context), reply_(std::move(reply)), shard_(reply_->shard()), done_(std::move(done)) {}
 
-  void start(const HttpRequest& request, const std::string& id, std::chrono::seconds timeout) {
+  // `of_one`: whoever is ready answers for all.
+  void start(const HttpRequest& request, const std::string& id, std::chrono::seconds timeout, bool of_one) {
     std::vector<int> replicas;
     const auto now = std::chrono::steady_clock::now();
     for (int i = 0; i < context_.fleet.size(); ++i)
       if (const auto life = context_.fleet.life(i, now);
           life == FleetView::Life::kReady || life == FleetView::Life::kStarting || life == FleetView::Life::kDraining)
         replicas.push_back(i);
+    if (of_one) {
+      const auto ready =
+          std::ranges::find_if(replicas, [&](int i) { return context_.fleet.life(i, now) == FleetView::Life::kReady; });
+      replicas = ready == replicas.end() ? std::vector<int>() : std::vector<int>{*ready};
+    }
     answers_.resize(replicas.size());
     missing_ = replicas.size();
     if (replicas.empty()) return done_({});
@@ -204,7 +210,7 @@ HttpResponse merge_usage(std::vector<Answer> answers) {
 // The first refusal, or the first answer when all agree, and how many of all did.
 HttpResponse agreement_of(const FleetView& fleet, std::vector<Answer> answers) {
   if (answers.empty()) return nobody();
-  const std::string count = fmt::format("{}/{}", std::ranges::count_if(answers, is_good), fleet.size());
+  const std::string count = fmt::format("{}/{}", std::ranges::count_if(answers, is_good), fleet.listed());
   const auto refusal = std::ranges::find_if_not(answers, is_good);
   HttpResponse response =
       refusal == answers.end() ? response_of(std::move(answers.front()))
@@ -254,7 +260,10 @@ void gather(const RelayContext& context, RoutedAs how, HttpRequest request, std:
           });
         });
       });
-  gathering->start(request, id, how == RoutedAs::kEverywhere ? kChangeTimeout : kListTimeout);
+  const bool changes = how == RoutedAs::kEverywhere;
+  // What is this or that replica's own, such as a pin, is said to each.
+  const bool of_one = changes && context.options.shared_adapters && request.method != "PATCH";
+  gathering->start(request, id, changes ? kChangeTimeout : kListTimeout, of_one);
 }
 
 }  // namespace lk

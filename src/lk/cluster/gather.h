@@ -10,7 +10,8 @@ namespace lk {
 
 // Asks all replicas that live and answers once with what they said: lists merged (kModelList, kAdapterList,
 // kUsageList); of a look-up (kWhoKnows) the first that was found; of a change (kEverywhere) the first refusal, or the
-// first answer if all agree, and `x-lorikeet-replicas: 2/3`. What no replica answers is 503.
+// first answer if all agree, and `x-lorikeet-replicas: 2/3`; with shared adapters one is asked (but to pin). What no
+// replica answers is 503.
 void gather(const RelayContext& context, RoutedAs how, HttpRequest request, std::shared_ptr<HttpReply> reply,
             std::string id);
 

@@ -92,6 +92,15 @@ class RouterImpl final : public Router {
     http_.reset();
   }
 
+  void set_members(const std::vector<std::string>& urls) override {
+    std::vector<std::string> all = options_.fleet.urls;
+    for (const std::string& url : urls)
+      if (std::ranges::find(all, url) == all.end()) all.push_back(url);
+    for (const int replica : fleet_->set_urls(all)) {
+      log("replica", fmt::format("{} is a member", fleet_->url(replica)));
+      listen_to(replica);
+    }
+  }
   std::string address(int listener) const override { return http_->address(listener); }
   const FleetView& fleet() const override { return *fleet_; }
   RouterStats stats() const override {
@@ -192,6 +201,7 @@ class RouterImpl final : public Router {
   void on_lost(int replica, const Status& reason, bool was_ended) {
     fleet_->lost(replica, reason, was_ended);
     std::lock_guard lock(mutex_);
+    state_exchanges_.erase(replica);
     if (stopping_) return;
     if (std::string& known = failures_[replica]; known != reason.message()) {
       known = reason.message();
@@ -219,7 +229,15 @@ class RouterImpl final : public Router {
       lock.unlock();
       lists_->collect();
       for (const int replica : silent) listen_again(replica);
-      for (const int replica : due) listen_to(replica);
+      for (const int replica : due) {
+        const std::string url = fleet_->url(replica);
+        if (fleet_->drop(replica)) {
+          lives_.erase(replica);
+          log("replica", fmt::format("{} left", url));
+        } else {
+          listen_to(replica);
+        }
+      }
       for (int i = 0; i < fleet_->size(); ++i) show_life(i, now);
       share_limits(now);
       for (int shard = 0; shard < http_->num_shards(); ++shard) http_->post(shard, [this, shard] { tick(shard); });

@@ -20,7 +20,9 @@ struct RouterOptions {
   HttpLimits limits;
   std::string tls_cert, tls_key;
   FleetOptions fleet;
-  std::string fleet_key;    // of scope fleet, at every replica; "" = replicas without keys
+  std::string fleet_key;  // of scope fleet, at every replica; "" = replicas without keys
+  // Replicas tell each other of adapters (they have a registry): one is asked to change them, for all.
+  bool shared_adapters = false;
   bool exact_only = false;  // rather end an answer than let a replica of other numerics go on with it
   std::string tls_ca;       // PEM file of authorities for https replicas instead of the system's
   std::string version;
@@ -46,6 +48,9 @@ class Router {
   virtual std::string address(int listener) const = 0;
   virtual RouterStats stats() const = 0;
   virtual const FleetView& fleet() const = 0;
+  // The replicas there are from now on, beside those of the options. One that is not among them any more goes on as
+  // long as it answers. Any thread.
+  virtual void set_members(const std::vector<std::string>& urls) = 0;
   // No new connections; what is in flight goes on. Waits at most so long; true when nothing is left.
   virtual bool drain(std::chrono::milliseconds timeout) = 0;
 };

@@ -87,6 +87,8 @@ const char* status_reason(int status) {
       return "Accepted";
     case 204:
       return "No Content";
+    case 206:
+      return "Partial Content";
     case 304:
       return "Not Modified";
     case 400:
@@ -111,6 +113,8 @@ const char* status_reason(int status) {
       return "Expectation Failed";
     case 422:
       return "Unprocessable Content";
+    case 416:
+      return "Range Not Satisfiable";
     case 429:
       return "Too Many Requests";
     case 431:

@@ -51,7 +51,8 @@ ClientRequest EtcdClient::request(size_t endpoint, std::string_view path, const 
 Result<boost::json::object> EtcdClient::call(std::string_view path, const boost::json::object& body) {
   const size_t first = endpoint_;
   Status last = unavailable("etcd has no endpoint");
-  for (size_t i = 0; i < num_endpoints(); ++i) {
+  // The first once more: a connection that was kept may have been closed meanwhile.
+  for (size_t i = 0; i <= num_endpoints(); ++i) {
     const size_t endpoint = (first + i) % num_endpoints();
     Result<boost::json::object> answer = call_at(endpoint, path, body);
     if (answer.ok() || answer.status().code() != StatusCode::kUnavailable) {

@@ -30,8 +30,9 @@ class EtcdClient {
   static Result<std::unique_ptr<EtcdClient>> create(const Options& options);
   ~EtcdClient() { stop(); }
 
-  // Blocks. The endpoint that answered last is asked first, then each other one once. kUnavailable: nobody answered
-  // (somebody may have done it all the same); kNotFound: what it is about is not there; kFailedPrecondition: refused.
+  // Blocks. The endpoint that answered last is asked first, then the others, and at last that one again. kUnavailable:
+  // nobody answered (somebody may have done it all the same); kNotFound: what it is about is not there;
+  // kFailedPrecondition: refused.
   Result<boost::json::object> call(std::string_view path, const boost::json::object& body);
   Result<boost::json::object> call_at(size_t endpoint, std::string_view path, const boost::json::object& body);
   size_t endpoint() const { return endpoint_; }  // that answered last

@@ -224,8 +224,9 @@ void EtcdRegistry::follow(const std::string& prefix, Listing listing, Entries& s
     followings_.push_back(following);
     following->stopping = stopping_;
   }
+  const Clock::time_point until = Clock::now() + options_.relist;
   std::unique_lock lock(following->mutex);
-  while (!following->stopping && !following->unknown) {
+  while (!following->stopping && !following->unknown && Clock::now() < until) {
     following->ended.reset();
     const size_t endpoint = client_->endpoint();
     json::object create;
@@ -245,7 +246,7 @@ void EtcdRegistry::follow(const std::string& prefix, Listing listing, Entries& s
     lock.lock();
     Clock::time_point look = Clock::now() + options_.look;
     bool lives = true;
-    while (lives && !following->stopping && !following->unknown && !following->ended) {
+    while (lives && !following->stopping && !following->unknown && !following->ended && Clock::now() < until) {
       following->news.wait_until(lock, look, [&] {
         return following->changed || following->ended || following->unknown || following->stopping;
       });

@@ -23,6 +23,9 @@ class EtcdRegistry final : public Registry {
     std::chrono::seconds time_to_live{15};  // of what is announced, once its process is silent
     std::chrono::milliseconds look{5000};   // how often an endpoint that says nothing is asked whether it lives
     std::chrono::milliseconds retry{500};
+    // How often everything is listed again, whatever a watch says: a store that lost its data, and has as many
+    // changes again as before, cannot be told from one that did not.
+    std::chrono::milliseconds relist{600'000};
     std::function<void(std::string_view event, std::string_view detail)> log;
   };
   EtcdRegistry(std::unique_ptr<EtcdClient> client, Options options);

@@ -13,21 +13,6 @@ namespace {
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
-Trouble::Kind kind_of(StatusCode code) {
-  switch (code) {
-    case StatusCode::kInvalidArgument:
-    case StatusCode::kDataLoss:
-    case StatusCode::kUnsupported:
-    case StatusCode::kFailedPrecondition:
-    case StatusCode::kAlreadyExists:
-      return Trouble::kRefused;
-    case StatusCode::kResourceExhausted:
-      return Trouble::kNoMemory;
-    default:
-      return Trouble::kUnreadable;
-  }
-}
-
 // To whoever asks for it: no paths.
 Status cannot_serve(std::string_view model, Trouble::Kind kind) {
   const auto because = [&] {
@@ -46,6 +31,21 @@ Status cannot_serve(std::string_view model, Trouble::Kind kind) {
 }
 
 }  // namespace
+
+Trouble::Kind kind_of_trouble(StatusCode code) {
+  switch (code) {
+    case StatusCode::kInvalidArgument:
+    case StatusCode::kDataLoss:
+    case StatusCode::kUnsupported:
+    case StatusCode::kFailedPrecondition:
+    case StatusCode::kAlreadyExists:
+      return Trouble::kRefused;
+    case StatusCode::kResourceExhausted:
+      return Trouble::kNoMemory;
+    default:
+      return Trouble::kUnreadable;
+  }
+}
 
 // --- Loading
 
@@ -134,10 +134,10 @@ Result<AdapterLease> AdapterRegistry::run_load_guarded(const LoadRequest& reques
   bool changed = false;
   Result<AdapterLease> loaded = guarded("the load of an adapter", [&] { return run_load(request, changed); });
   if (!loaded.ok())
-    note_failure(request, changed ? Trouble::kChanged : kind_of(loaded.status().code()), loaded.status());
+    note_failure(request, changed ? Trouble::kChanged : kind_of_trouble(loaded.status().code()), loaded.status());
   // Loads that a client asked for are counted where he hears of them.
-  if (options_.on_load && (request.root || request.version))
-    options_.on_load(loaded.ok() ? (*loaded)->load_seconds : 0, loaded.ok());
+  const bool was_known = request.root || (request.version && !request.digest.empty());
+  if (options_.on_load && was_known) options_.on_load(loaded.ok() ? (*loaded)->load_seconds : 0, loaded.ok());
   return loaded;
 }
 
@@ -152,6 +152,7 @@ Result<AdapterLease> AdapterRegistry::run_load(const LoadRequest& request, bool&
                                                           .path = request.path,
                                                           .tenant = request.tenant}));
   adapter->tenant = request.tenant;
+  adapter->files = request.files;
   // Under a number that was given to something else nothing is served.
   changed =
       request.version.value_or(0) > 0 && !request.root && !request.digest.empty() && adapter->digest != request.digest;
@@ -249,9 +250,10 @@ void AdapterRegistry::put_locked(const LoadRequest& request, const AdapterLease&
   const AdapterKey key{request.name, version->version};
   version->last_use = ++num_uses_;
   table_.put(key, version);
-  if (!table_.slot(key)->known && (request.root || version->persisted)) {
+  if (!table_.slot(key)->known && (request.root || request.files || version->persisted)) {
     auto known = std::make_unique<KnownAdapter>();
     known->root = request.root;
+    known->fleet = request.files != nullptr;
     known->tenant = version->tenant;
     if (!request.root) known->path = version->path;
     table_.know(key, std::move(known));
@@ -358,6 +360,7 @@ Status AdapterRegistry::change(const std::string& target, std::optional<bool> pi
   AdapterKey key;
   AdapterLease version;              // null: known, and not loaded
   std::optional<StoredAdapter> row;  // of one that is stored
+  bool is_fleet = false;             // what is said of it is kept in the fleet's registry
   {
     std::lock_guard lock(mutex_);
     AdapterTable::Found found = table_.find(target);
@@ -369,6 +372,7 @@ Status AdapterRegistry::change(const std::string& target, std::optional<bool> pi
     if (!found.slot) return not_found("The lora adapter '{}' cannot be found.", target);
     key = found.key();
     version = found.slot->lease;
+    is_fleet = found.slot->is_fleet();
     if (!version && pinned.value_or(false))
       return unavailable("The lora adapter '{}' is not loaded and cannot be pinned now.", target);
     if (pinned && found.slot->persisted()) {
@@ -388,7 +392,7 @@ Status AdapterRegistry::change(const std::string& target, std::optional<bool> pi
   // The pool may refuse a pin, and the store any change: the pin comes first and is taken back when the store fails.
   const bool was_pinned = version && version->pinned;
   if (pinned.value_or(false)) LK_RETURN_IF_ERROR(pin_in_engine(*version, true));
-  if (store_) {
+  if (store_ && !is_fleet) {
     std::optional<StateStore::Alias> meaning;
     const auto [name, number] = split_version(target);
     if (!alias.empty()) meaning = {.alias = alias, .name = name, .version = number};

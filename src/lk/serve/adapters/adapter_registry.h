@@ -17,6 +17,7 @@
 #include "lk/serve/access/state_store.h"
 #include "lk/serve/access/tenants.h"
 #include "lk/serve/adapters/adapter_sums.h"
+#include "lk/serve/adapters/adapter_supply.h"
 #include "lk/serve/adapters/adapter_table.h"
 #include "lk/serve/adapters/load_queue.h"
 #include "lk/serve/adapters/load_waiters.h"
@@ -39,6 +40,7 @@ struct AdapterRegistryOptions {
   // So many that could be loaded again stay registered when their weights are on disk only; beyond it the least
   // recently used are known by name again.
   int64_t max_idle = 256;
+  AdapterSupply* supply = nullptr;                       // of the fleet's adapters; or null
   Log* log = nullptr;                                    // or null; of what nobody waits for
   std::function<void(double seconds, bool ok)> on_load;  // or empty; loads that nobody asked for by hand
 };
@@ -66,6 +68,8 @@ class AdapterRegistry {
     // Of an adapter that is known. With a digest nothing else is served as that version.
     std::optional<int64_t> version;
     std::string digest;
+    // Of the fleet: its directory, as the supply holds it.
+    std::shared_ptr<const void> files;
   };
   using Loaded = std::function<void(Result<AdapterLease>)>;
   // Queues a load; `done` is called on a loader thread, after the version is visible (or the failure is final).
@@ -75,7 +79,15 @@ class AdapterRegistry {
   // --- What is known and not loaded (adapter_registry_known.cpp)
   // A version that was stored: `name@version` with that content and no other. `load_now`: retried until it is loaded.
   void restore(const StoredAdapter& stored, bool load_now);
-  void load_restored();  // those that are to be loaded now; waits for them
+  // A version of the fleet's registry, of which nothing but its content is served. False when the name is this server's
+  // own: a directory that is watched, or what somebody loaded here.
+  struct FleetVersion {
+    std::string name, path, digest, tenant;
+    int64_t version = 0;
+  };
+  bool offer_fleet(const FleetVersion& version);
+  bool is_fleet(const std::string& name) const;  // name, name@version or alias
+  void load_restored();                          // those that are to be loaded now; waits for them
   // A directory of a watched one: `root`/`name`. False when somebody else has the name, or nobody may.
   bool offer(const std::string& name, std::shared_ptr<const std::string> root, bool load_now);
   struct Watched {
@@ -175,6 +187,7 @@ class AdapterRegistry {
   Result<Resolved> compose(std::string_view expression, const Tenant& tenant, std::string* cold);
   // What is known.
   void note_failure(const LoadRequest& request, Trouble::Kind kind, const Status& status);
+  void queue_load(const AdapterKey& key, const std::string& asker, std::function<void()> then);
   void load_known(const AdapterKey& key, const std::string& asker, std::function<void()> then = {});
   Result<AdapterLease> run_known_load(const AdapterKey& key);
   void finish_waiting(const AdapterKey& key, const Result<AdapterLease>& loaded);
@@ -202,6 +215,9 @@ class AdapterRegistry {
   std::mutex changes_mutex_;
   LoadQueue queue_;  // last: its threads use the rest
 };
+
+// What a failed load says about the adapter.
+Trouble::Kind kind_of_trouble(StatusCode code);
 
 // One version that leaves its name.
 struct AdapterRegistry::Retired {

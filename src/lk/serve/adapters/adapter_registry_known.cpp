@@ -26,13 +26,39 @@ void AdapterRegistry::restore(const StoredAdapter& stored, bool load_now) {
   if (!table_.slot(key)) table_.know(key, std::move(known));
 }
 
+bool AdapterRegistry::offer_fleet(const FleetVersion& version) {
+  if (version.name == "base" || version.name == options_.base_name) return false;
+  std::lock_guard lock(mutex_);
+  if (table_.aliases.contains(version.name)) return false;
+  const AdapterKey key{version.name, version.version};
+  if (const AdapterTable::Name* name = table_.name(version.name)) {
+    // One that is being published here is loaded, and known a moment later.
+    for (const auto& [number, slot] : name->versions)
+      if (!slot.is_fleet()) return false;
+    if (name->versions.contains(version.version)) return true;
+  }
+  auto known = std::make_unique<KnownAdapter>();
+  known->fleet = true;
+  known->path = version.path;
+  known->digest = version.digest;
+  known->tenant = version.tenant;
+  table_.know(key, std::move(known));
+  return true;
+}
+
+bool AdapterRegistry::is_fleet(const std::string& text) const {
+  std::lock_guard lock(mutex_);
+  const AdapterTable::Found found = table_.find(text);
+  return found.slot && found.slot->is_fleet();
+}
+
 void AdapterRegistry::load_restored() {
   std::vector<AdapterKey> keys;
   {
     std::lock_guard lock(mutex_);
     for (const auto& [name, entry] : table_.names())
       for (const auto& [number, slot] : entry.versions)
-        if (!slot.lease && !slot.known->watched() && slot.known->load_now) keys.push_back({name, number});
+        if (!slot.lease && slot.known->stored() && slot.known->load_now) keys.push_back({name, number});
   }
   std::vector<std::future<void>> loads;
   for (const AdapterKey& key : keys) {
@@ -118,6 +144,27 @@ std::vector<WatchedDirectory> AdapterRegistry::directories() const {
 
 // Queues the load of a version that is known; whoever waits for it hears of it.
 void AdapterRegistry::load_known(const AdapterKey& key, const std::string& asker, std::function<void()> then) {
+  std::string absent;  // the directory, which has to come from elsewhere
+  if (options_.supply) {
+    std::lock_guard lock(mutex_);
+    const AdapterTable::Slot* slot = table_.slot(key);
+    if (slot && !slot->lease && slot->is_fleet()) absent = slot->known->path;
+  }
+  if (!absent.empty() && !options_.supply->hold(absent)) {
+    // No loader waits for other machines.
+    options_.supply->fetch(absent, [this, key, asker, then = std::move(then)](const Status& status) {
+      if (status.ok()) return queue_load(key, asker, then);
+      note_failure({.name = key.name, .version = key.version},
+                   status.code() == StatusCode::kResourceExhausted ? Trouble::kNoMemory : Trouble::kUnreadable, status);
+      finish_waiting(key, status);
+      if (then) then();
+    });
+    return;
+  }
+  queue_load(key, asker, std::move(then));
+}
+
+void AdapterRegistry::queue_load(const AdapterKey& key, const std::string& asker, std::function<void()> then) {
   auto result = std::make_shared<Result<AdapterLease>>(unavailable("the load did not end"));
   queue_.push(asker, {.name = key.name,
                       .load = [this, key, result] { *result = run_known_load(key); },
@@ -131,6 +178,7 @@ void AdapterRegistry::load_known(const AdapterKey& key, const std::string& asker
 Result<AdapterLease> AdapterRegistry::run_known_load(const AdapterKey& key) {
   LoadRequest request;
   std::optional<Trouble> before;
+  bool is_fleet = false;
   {
     std::lock_guard lock(mutex_);
     const AdapterTable::Slot* slot = table_.slot(key);
@@ -139,16 +187,23 @@ Result<AdapterLease> AdapterRegistry::run_known_load(const AdapterKey& key) {
     const KnownAdapter& known = *slot->known;
     request = {.name = key.name,
                .path = known.directory(key.name),
+               .trusted_path = known.fleet,  // this server's own directory
                .replace = true,
                .keep_previous = !known.watched(),
                .pinned = known.pinned,
-               .persist = !known.watched(),
+               .persist = known.stored(),
                .tenant = known.tenant,
                .by_content = known.watched(),
                .root = known.root,
                .version = key.version,
                .digest = known.digest};
     if (known.trouble) before = *known.trouble;
+    is_fleet = known.fleet;
+  }
+  if (is_fleet && !(request.files = options_.supply->hold(request.path))) {
+    const Status gone = unavailable("its files are not here any more");
+    note_failure(request, Trouble::kUnreadable, gone);
+    return gone;
   }
   // Bad files do not get better by being read again.
   if (before && before->is_about_content() && stat_adapter(request.path).stamp == before->stamp) {

@@ -37,8 +37,9 @@ class AdapterTable {
     std::unique_ptr<KnownAdapter> known;  // null: loaded by hand, not to be loaded again
 
     const std::string& tenant() const { return lease ? lease->tenant : known->tenant; }
-    bool persisted() const { return lease ? lease->persisted : !known->watched(); }
+    bool persisted() const { return lease ? lease->persisted : known->stored(); }
     bool is_watched() const { return known && known->watched(); }
+    bool is_fleet() const { return known && known->fleet; }
   };
   struct Name {
     std::map<int64_t, Slot> versions;

@@ -26,6 +26,7 @@ class AdapterVersion {
   int64_t rank = 0, file_bytes = 0;
   int64_t host_bytes = 0;  // of its copy in host memory, while it has one
   std::vector<std::string> targets, warnings;
+  std::shared_ptr<const void> files;     // keeps its directory as it is; or null
   std::shared_ptr<const TextSide> text;  // its own or the base's; null: the base's
   double load_seconds = 0;
   int64_t created = 0;               // Unix seconds

@@ -53,9 +53,11 @@ struct KnownAdapter {
   bool pinned = false;
   bool load_now = false;  // not only when somebody asks
   bool proved = false;    // this content passed the probe
+  bool fleet = false;  // of the fleet's registry: `path` is filled by the AdapterSupply, and nothing else knows of it
   std::unique_ptr<Trouble> trouble;
 
-  bool watched() const { return root != nullptr; }  // else it is stored
+  bool watched() const { return root != nullptr; }
+  bool stored() const { return !watched() && !fleet; }
   std::string directory(const std::string& name) const { return root ? join_path(*root, name) : path; }
 };
 

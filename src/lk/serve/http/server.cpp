@@ -189,9 +189,14 @@ Result<std::unique_ptr<ServerImpl>> ServerImpl::create(const ServerOptions& opti
     self->grammars_ = std::make_unique<GrammarCache>(text.base().vocabulary(), options.max_grammar_bytes);
   AdapterRegistryOptions registry_options = options.adapters;
   registry_options.log = self->log_.get();
+  if (options.fleet) {
+    LK_ASSIGN_OR_RETURN(self->fleet_, FleetAdapters::open(*options.fleet, self->log_.get()));
+    registry_options.supply = self->fleet_.get();
+  }
   registry_options.on_load = [raw](double seconds, bool ok) { raw->metrics_->adapter_load(seconds, ok); };
   self->registry_ =
       std::make_unique<AdapterRegistry>(*self->service_, registry_options, checkpoint, self->store_.get());
+  if (self->fleet_) self->fleet_->attach(*self->registry_, options.adapters.roots);
   self->state_ = std::make_unique<StateThread>([raw] { raw->watch_access(); }, kAccessInterval);
   const auto max_wait =
       std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(options.engine.max_wait_seconds));
@@ -263,6 +268,7 @@ ServerImpl::~ServerImpl() {
   for (WorkQueue* queue : {compilers_.get(), workers_.get(), formatters_.get()})  // the first gives to the second
     if (queue) queue->stop();
   if (state_) state_->stop();
+  if (fleet_) fleet_->stop();
   registry_.reset();
   if (service_) service_->stop();
   http_.reset();

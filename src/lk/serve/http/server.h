@@ -17,6 +17,7 @@
 #include "lk/serve/access/access_control.h"
 #include "lk/serve/access/state_store.h"
 #include "lk/serve/adapters/adapter_registry.h"
+#include "lk/serve/fleet/fleet_adapters.h"
 #include "lk/serve/http/engine_service.h"
 #include "lk/serve/observe/logging.h"
 
@@ -34,9 +35,10 @@ struct ServerOptions {
   AdapterRegistryOptions adapters;
   EngineServiceOptions engine;
   AccessOptions access;
-  bool insecure = false;                     // keyless service beyond loopback is wanted
-  std::vector<std::string> allowed_origins;  // pages that may use this server from their browsers; BrowserGuard
-  bool public_metrics = false;               // /metrics and /v1/status without a key
+  std::optional<FleetAdaptersOptions> fleet;  // the registry it is a member of
+  bool insecure = false;                      // keyless service beyond loopback is wanted
+  std::vector<std::string> allowed_origins;   // pages that may use this server from their browsers; BrowserGuard
+  bool public_metrics = false;                // /metrics and /v1/status without a key
   bool console = true;
   int64_t max_choices = 128;             // of one request: n times its prompts, or inputs to embed
   double default_timeout_seconds = 600;  // of a request that names none
@@ -68,6 +70,10 @@ class Server {
   virtual Log& log() = 0;
   virtual std::string address(int listener) const = 0;
   virtual void set_ready(bool ready) = 0;
+  // With options.fleet: from now on the fleet's routers find it there; until leave_fleet(), which takes a second or
+  // two.
+  virtual void join_fleet(const Member& member) = 0;
+  virtual void leave_fleet() = 0;
   // Reads tenants, keys and limits again (SIGHUP). On failure the old ones stay. Changes are seen within a second
   // without it.
   virtual Status reload_keys() = 0;

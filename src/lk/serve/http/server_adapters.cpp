@@ -84,20 +84,20 @@ void ServerImpl::vllm_load(const std::shared_ptr<Exchange>& exchange) {
   if (!exchange->principal.tenant->may_use(load->name))
     return vllm_error(exchange, 403, "PermissionDeniedError", "this tenant may not use that adapter name");
   const std::shared_ptr<const Tenant> limits = exchange->limits();
-  registry_->load({.name = load->name,
-                   .path = load->path,
-                   .replace = load->in_place,
-                   .tenant = limits ? limits->name : "",
-                   .limits = limits},
-                  [this, exchange, asked = load->name](Result<AdapterLease> loaded) {
-                    adapter_load_ended(*exchange, asked, loaded);
-                    exchange->post([exchange, status = loaded.ok() ? Status() : loaded.status(),
-                                    name = loaded.ok() ? (*loaded)->name : ""] {
-                      if (!status.ok()) return vllm_error(exchange, status);
-                      exchange->respond(200, fmt::format("Success: LoRA adapter '{}' added successfully.", name),
-                                        "text/plain; charset=utf-8");
-                    });
-                  });
+  load_adapter({.name = load->name,
+                .path = load->path,
+                .replace = load->in_place,
+                .tenant = limits ? limits->name : "",
+                .limits = limits},
+               [this, exchange, asked = load->name](Result<AdapterLease> loaded) {
+                 adapter_load_ended(*exchange, asked, loaded);
+                 exchange->post([exchange, status = loaded.ok() ? Status() : loaded.status(),
+                                 name = loaded.ok() ? (*loaded)->name : ""] {
+                   if (!status.ok()) return vllm_error(exchange, status);
+                   exchange->respond(200, fmt::format("Success: LoRA adapter '{}' added successfully.", name),
+                                     "text/plain; charset=utf-8");
+                 });
+               });
 }
 
 void ServerImpl::vllm_unload(const std::shared_ptr<Exchange>& exchange) {
@@ -109,13 +109,18 @@ void ServerImpl::vllm_unload(const std::shared_ptr<Exchange>& exchange) {
   if (!exchange->principal.tenant->may_use(name))
     return vllm_error(exchange, 404, "NotFoundError", fmt::format("The lora adapter '{}' cannot be found.", name));
   if (const Status status = check_owner(*exchange, name); !status.ok()) return vllm_error(exchange, status);
-  change(exchange, [this, exchange, name] {
-    const Result<int> unloaded = registry_->unload(name, nullptr);
-    audit(*exchange, "adapter_unload", name, unloaded.ok() ? Status() : unloaded.status());
-    exchange->post([exchange, name, status = unloaded.ok() ? Status() : unloaded.status()] {
-      if (!status.ok()) return vllm_error(exchange, status);
-      exchange->respond(200, fmt::format("Success: LoRA adapter '{}' removed successfully.", name),
-                        "text/plain; charset=utf-8");
+  take_out_of_fleet(exchange, name, [this, exchange, name](const Status& fleet, bool was_fleets) {
+    if (!fleet.ok()) return exchange->post([exchange, fleet] { vllm_error(exchange, fleet); });
+    change(exchange, [this, exchange, name, was_fleets] {
+      const Result<int> unloaded = registry_->unload(name, nullptr);
+      Status status = unloaded.ok() ? Status() : unloaded.status();
+      if (was_fleets && status.code() == StatusCode::kNotFound) status = Status();  // the fleet's news came first
+      audit(*exchange, "adapter_unload", name, status);
+      exchange->post([exchange, name, status] {
+        if (!status.ok()) return vllm_error(exchange, status);
+        exchange->respond(200, fmt::format("Success: LoRA adapter '{}' removed successfully.", name),
+                          "text/plain; charset=utf-8");
+      });
     });
   });
 }
@@ -138,7 +143,7 @@ void ServerImpl::post_adapter(const std::shared_ptr<Exchange>& exchange) {
                                        .pinned = load->pinned,
                                        .limits = exchange->limits()};
   if (request.limits) request.tenant = request.limits->name;
-  registry_->load(std::move(request), [this, exchange, name = load->name](Result<AdapterLease> loaded) {
+  load_adapter(std::move(request), [this, exchange, name = load->name](Result<AdapterLease> loaded) {
     adapter_load_ended(*exchange, name, loaded);
     if (!loaded.ok()) {
       exchange->post([exchange, status = loaded.status()] {
@@ -185,14 +190,23 @@ void ServerImpl::patch_adapter(const std::shared_ptr<Exchange>& exchange) {
       exchange->fail(error);
     });
   };
+  const auto go_on = [this, exchange, apply, alias = change.alias] {
+    if (!fleet_ || alias.empty() || !registry_->is_fleet(exchange->parameter)) return this->change(exchange, apply);
+    fleet_->set_alias(alias, exchange->parameter, [this, exchange, apply](const Status& status) {
+      exchange->post([this, exchange, apply, status] {
+        if (!status.ok()) return exchange->fail(status);
+        this->change(exchange, apply);
+      });
+    });
+  };
   // One that is only known is loaded before it is pinned.
-  if (!change.pinned.value_or(false) || known->state == "loaded") return this->change(exchange, apply);
+  if (!change.pinned.value_or(false) || known->state == "loaded") return go_on();
   const auto deadline = exchange->arrival + std::chrono::duration_cast<Clock::duration>(
                                                 std::chrono::duration<double>(options_.default_timeout_seconds));
   registry_->load_cold(exchange->parameter, tenant.name, deadline,
-                       [this, exchange, apply](const Result<AdapterLease>& loaded) {
+                       [exchange, go_on](const Result<AdapterLease>& loaded) {
                          if (!loaded.ok()) return exchange->refuse(model_error(loaded.status(), exchange->id));
-                         exchange->post([this, exchange, apply] { this->change(exchange, apply); });
+                         exchange->post(go_on);
                        });
 }
 
@@ -204,7 +218,15 @@ void ServerImpl::delete_adapter(const std::shared_ptr<Exchange>& exchange) {
     return exchange->fail(not_found("there is no adapter \"{}\"", name));
   if (const Status status = check_owner(*exchange, name); !status.ok()) return exchange->fail(status);
   const bool wait = exchange->request.query.find("wait=0") == std::string::npos;
-  change(exchange, [this, exchange, name, wait] {
+  take_out_of_fleet(exchange, name, [this, exchange, name, wait](const Status& fleet, bool was_fleets) {
+    if (!fleet.ok()) return exchange->post([exchange, fleet] { exchange->fail(fleet); });
+    unload_and_answer(exchange, name, wait, was_fleets);
+  });
+}
+
+void ServerImpl::unload_and_answer(const std::shared_ptr<Exchange>& exchange, const std::string& name, bool wait,
+                                   bool was_fleets) {
+  change(exchange, [this, exchange, name, wait, was_fleets] {
     if (const Status status = registry_->remove_alias(name); status.code() != StatusCode::kNotFound) {
       audit(*exchange, "alias_remove", name, status);
       return exchange->post([exchange, name, status] {
@@ -239,7 +261,12 @@ void ServerImpl::delete_adapter(const std::shared_ptr<Exchange>& exchange) {
       }
       if (complete && wait) answer(true);
     });
-    audit(*exchange, "adapter_unload", name, unloaded.ok() ? Status() : unloaded.status());
+    const bool gone_already = was_fleets && unloaded.status().code() == StatusCode::kNotFound;  // the news came first
+    audit(*exchange, "adapter_unload", name, unloaded.ok() || gone_already ? Status() : unloaded.status());
+    if (gone_already)
+      return exchange->post([exchange, name] {
+        exchange->respond(200, json_text(json::object{{"id", name}, {"object", "adapter"}, {"deleted", true}}));
+      });
     if (!unloaded.ok()) return exchange->post([exchange, status = unloaded.status()] { exchange->fail(status); });
     bool complete = false;
     {

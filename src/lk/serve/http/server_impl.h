@@ -43,6 +43,10 @@ class ServerImpl final : public Server {
   Log& log() override { return *log_; }
   std::string address(int listener) const override { return http_->address(listener); }
   void set_ready(bool ready) override { ready_ = ready; }
+  void join_fleet(const Member& member) override { fleet_->join(member); }
+  void leave_fleet() override {
+    if (fleet_) fleet_->leave();
+  }
   Status reload_keys() override;
   Status reload_tls() override { return http_->reload_tls(); }
   void housekeep() override;
@@ -70,6 +74,7 @@ class ServerImpl final : public Server {
   void status(const std::shared_ptr<Exchange>& exchange);
   void metrics(const std::shared_ptr<Exchange>& exchange);
   void fleet_state(const std::shared_ptr<Exchange>& exchange);
+  void fleet_blob(const std::shared_ptr<Exchange>& exchange);
   void health(const std::shared_ptr<Exchange>& exchange);
   void ready(const std::shared_ptr<Exchange>& exchange);
   void live(const std::shared_ptr<Exchange>& exchange);
@@ -108,6 +113,13 @@ class ServerImpl final : public Server {
   // One line for a change that somebody asked for: who, what, and whether it is in effect.
   void audit(const Exchange& exchange, const char* action, std::string_view target, const Status& outcome);
   Status check_owner(const Exchange& exchange, const std::string& name) const;
+  // A load, or a publication in the fleet.
+  void load_adapter(AdapterRegistry::LoadRequest request, AdapterRegistry::Loaded done);
+  // Runs `then` for what is this server's own at once; else after it was taken out of the fleet.
+  void take_out_of_fleet(const std::shared_ptr<Exchange>& exchange, const std::string& target,
+                         std::function<void(const Status& fleet, bool was_fleets)> then);
+  void unload_and_answer(const std::shared_ptr<Exchange>& exchange, const std::string& name, bool wait,
+                         bool was_fleets);
   void adapter_load_ended(const Exchange& exchange, std::string_view name, const Result<AdapterLease>& loaded);
   bool aborting() const { return aborting_; }
   // Runs `task` with the model that was asked for, now or on a worker once it is loaded; answers errors itself. From a
@@ -155,6 +167,7 @@ class ServerImpl final : public Server {
   std::unique_ptr<AccessControl> access_;
   std::unique_ptr<Metrics> metrics_;
   std::unique_ptr<EngineService> service_;
+  std::unique_ptr<FleetAdapters> fleet_;  // or null
   std::unique_ptr<AdapterRegistry> registry_;
   std::unique_ptr<GrammarCache> grammars_;
   std::unique_ptr<WorkQueue> workers_, compilers_, formatters_;

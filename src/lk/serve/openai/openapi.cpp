@@ -238,6 +238,8 @@ json::object responses_of(const DocumentedRoute& route) {
   json::object success{{"description", doc.answer.empty() ? "Nothing else." : "OK"}};
   if (doc.answer == "events") {
     success["content"] = content("text/event-stream", {{"type", "string"}});
+  } else if (doc.answer == "bytes") {
+    success["content"] = content("application/octet-stream", {{"type", "string"}, {"format", "binary"}});
   } else if (doc.answer == "text") {
     success["content"] = content("text/plain", {{"type", "string"}});
   } else if (!doc.answer.empty()) {

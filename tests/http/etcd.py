@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Members of a real etcd on this machine, to be stopped, killed and started again."""
+import contextlib
+import http.client
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+
+from harness import PATIENCE, wait_for
+
+PROGRAM = shutil.which("etcd") or ("/usr/bin/etcd" if os.path.exists("/usr/bin/etcd") else None)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Etcd:
+    def __init__(self, members: int = 1):
+        self.directory = tempfile.mkdtemp()
+        self.ports = [(free_port(), free_port()) for _ in range(members)]
+        self.processes: list = [None] * members
+        for i in range(members):
+            self.start(i)
+        wait_for(self.healthy, "etcd")
+
+    def start(self, i: int = 0):
+        client, peer = (f"http://127.0.0.1:{port}" for port in self.ports[i])
+        cluster = ",".join(f"m{k}=http://127.0.0.1:{port}" for k, (_, port) in enumerate(self.ports))
+        with open(f"{self.directory}/m{i}.log", "ab") as log:
+            self.processes[i] = subprocess.Popen(
+                [PROGRAM, "--name", f"m{i}", "--data-dir", f"{self.directory}/m{i}", "--listen-client-urls", client, "--advertise-client-urls", client,
+                 "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", cluster, "--log-level", "error"],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def healthy(self, i: int = 0) -> bool:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.ports[i][0], timeout=2)) as connection:
+            try:
+                connection.request("GET", "/health")
+                return b"true" in connection.getresponse().read()
+            except OSError:
+                return False
+
+    def kill(self, i: int = 0):
+        if self.processes[i]:
+            self.processes[i].send_signal(signal.SIGCONT)
+            self.processes[i].kill()
+            self.processes[i].wait(PATIENCE)
+            self.processes[i] = None
+
+    def signal(self, number: int, i: int = 0):
+        self.processes[i].send_signal(number)
+
+    def stop(self):
+        for i in range(len(self.processes)):
+            self.kill(i)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def url(self, fleet: str = "test") -> str:
+        return "etcd://" + ",".join(f"127.0.0.1:{port}" for port, _ in self.ports) + "/" + fleet
