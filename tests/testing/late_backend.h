@@ -624,6 +624,47 @@ class LateBackend : public Backend {
       a.v = bytes(args.v, args.n * 4);
       later([this, a] { cpu().adamw(a); });
     }
+    SparsePattern pattern_of(const SparsePattern& args) {
+      SparsePattern s = args;
+      s.row_begins = bytes(args.row_begins, (args.out + 1) * 8);
+      s.columns = bytes(args.columns, args.nnz * 4);
+      return s;
+    }
+    void do_sparse_product(const SparseProductArgs& args) override {
+      const auto guard = lock();
+      SparseProductArgs a = args;
+      a.s = pattern_of(args.s);
+      a.values = bytes(args.values, args.s.nnz * 4);
+      a.x = rows(args.x, args.num_rows, args.x_stride, args.s.in, dtype_bytes(args.act));
+      a.y = rows(args.y, args.num_rows, args.y_stride, args.s.out);
+      later([this, a] { cpu().sparse_product(a); });
+    }
+    void do_sparse_input_gradient(const SparseInputGradientArgs& args) override {
+      const auto guard = lock();
+      SparseInputGradientArgs a = args;
+      a.s = pattern_of(args.s);
+      a.values = bytes(args.values, args.s.nnz * 4);
+      a.dy = rows(args.dy, args.num_rows, args.dy_stride, args.s.out, dtype_bytes(args.act));
+      a.dx = rows(args.dx, args.num_rows, args.dx_stride, args.s.in);
+      later([this, a] { cpu().sparse_input_gradient(a); });
+    }
+    void do_sparse_gradient(const SparseGradientArgs& args) override {
+      const auto guard = lock();
+      SparseGradientArgs a = args;
+      a.s = pattern_of(args.s);
+      a.dy = rows(args.dy, args.num_rows, args.dy_stride, args.s.out, dtype_bytes(args.act));
+      a.x = rows(args.x, args.num_rows, args.x_stride, args.s.in, dtype_bytes(args.act));
+      a.gradient = bytes(args.gradient, args.s.nnz * 4);
+      later([this, a] { cpu().sparse_gradient(a); });
+    }
+    void do_proximal_gradient(const ProximalArgs& args) override {
+      const auto guard = lock();
+      ProximalArgs a = args;
+      a.x = bytes(args.x, args.n * 4);
+      a.anchor = bytes(args.anchor, args.n * 4);
+      a.gradient = bytes(args.gradient, args.n * 4);
+      later([this, a] { cpu().proximal_gradient(a); });
+    }
     double do_sum_squares(const float* x, int64_t n) override {
       const auto guard = lock();
       late_.device_->run_all();

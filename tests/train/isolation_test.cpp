@@ -23,6 +23,8 @@ constexpr int kSteps = 3;
 struct Kind {
   std::string adapter;  // of the fixtures
   TrainableOptions options;
+  double density = 0;    // > 0: values on a mask as well
+  bool overlay = false;  // on a base with a change below
 };
 std::vector<Kind> kinds_of(const std::string& model) {
   if (model == "llama_mha")
@@ -42,7 +44,11 @@ std::vector<Kind> kinds_of(const std::string& model) {
             {"r64_linear", {.freeze_a = true}},
             {"r64_linear", {.dropout = 0.1, .dropout_seed = 5}},
             {"embed_head", {.dropout = 0.3, .dropout_seed = 6}},
-            {"r64_linear", {.num_modules = 4, .dropout = 0.2}}};
+            {"r64_linear", {.num_modules = 4, .dropout = 0.2}},
+            {"r8_attention", {}, 0.3},
+            {"final_norm", {}, 1},
+            {"r64_linear", {.dropout = 0.1}, 0.05, true},
+            {"r8_attention", {}, 0, true}};
   if (model == "mistral_window7")  // shorter than most samples
     return {{"r8_attention", {}}, {"r5_all_linear", {}}, {"r5_all_linear", {.freeze_b = true, .dropout = 0.2}}};
   if (model == "qwen3")
@@ -84,7 +90,25 @@ struct Bench {
     const auto initial = load_adapter("a", kGoldenDir + "adapters/" + model + "__" + kind.adapter, weights->config,
                                       weights->checkpoint.get())
                              .value();
-    return TrainableAdapter::create(*initial, *weights, *backend, kind.options).value();
+    TrainableOptions options = kind.options;
+    std::vector<ModuleId> modules;
+    for (int64_t layer = 0; layer < weights->shape.num_layers; ++layer)
+      for (const Proj proj : {Proj::kQ, Proj::kO, Proj::kUp, Proj::kDown}) modules.push_back(ModuleId::of(layer, proj));
+    if (kind.density > 0) {
+      const SparseMask mask = SparseMask::draw(modules, weights->shape, kind.density, 3);
+      SparseValues values;
+      for (const auto& [id, module] : mask.modules())
+        for (int64_t k = 0; k < module.nnz(); ++k)
+          values[id].push_back(0.02f * static_cast<float>(random_normal(9, static_cast<uint64_t>(k))));
+      options.mask = DeviceMask::create(mask, *backend).value();
+      options.sparse = std::make_shared<SparseValues>(std::move(values));
+    }
+    if (kind.overlay)
+      options.overlay = BaseOverlay::create(*weights, *backend, modules, [](ModuleId, std::span<float> w) {
+                          for (size_t i = 0; i < w.size(); ++i)
+                            w[i] += 0.02f * static_cast<float>(random_normal(11, i));
+                        }).value();
+    return TrainableAdapter::create(*initial, *weights, *backend, options).value();
   }
 };
 

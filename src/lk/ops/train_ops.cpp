@@ -23,6 +23,11 @@ void check_block_attention(const BlockAttention& a) {
   }
 }
 
+void check_pattern(const SparsePattern& s) {
+  LK_CHECK(s.row_begins && s.columns && s.out > 0 && s.in > 0 && s.nnz <= s.out * s.in, "{} values in {} x {}", s.nnz,
+           s.out, s.in);
+}
+
 void check_modules(const ModuleScalesArgs& a) {
   LK_CHECK(a.b && a.sigma && a.folded);
   LK_CHECK(a.module_rank > 0 && a.rank % a.module_rank == 0, "rank {} in modules of {}", a.rank, a.module_rank);
@@ -182,6 +187,33 @@ void TrainOps::unfold_modules(const ModuleScalesArgs& a) {
   check_modules(a);
   LK_CHECK(a.sigma_gradient);
   do_unfold_modules(a);
+}
+
+void TrainOps::sparse_product(const SparseProductArgs& a) {
+  if (a.num_rows == 0 || a.s.nnz == 0) return;
+  check_pattern(a.s);
+  LK_CHECK(a.values && a.x && a.y && is_act(a.act) && a.x_stride >= a.s.in && a.y_stride >= a.s.out);
+  do_sparse_product(a);
+}
+
+void TrainOps::sparse_input_gradient(const SparseInputGradientArgs& a) {
+  if (a.num_rows == 0 || a.s.nnz == 0) return;
+  check_pattern(a.s);
+  LK_CHECK(a.values && a.dy && a.dx && is_act(a.act) && a.dy_stride >= a.s.out && a.dx_stride >= a.s.in);
+  do_sparse_input_gradient(a);
+}
+
+void TrainOps::sparse_gradient(const SparseGradientArgs& a) {
+  if (a.num_rows == 0 || a.s.nnz == 0) return;
+  check_pattern(a.s);
+  LK_CHECK(a.dy && a.x && a.gradient && is_act(a.act) && a.dy_stride >= a.s.out && a.x_stride >= a.s.in);
+  do_sparse_gradient(a);
+}
+
+void TrainOps::proximal_gradient(const ProximalArgs& a) {
+  if (a.n == 0) return;
+  LK_CHECK(a.x && a.anchor && a.gradient && std::isfinite(a.factor));
+  do_proximal_gradient(a);
 }
 
 void TrainOps::adamw(const AdamwArgs& a) {

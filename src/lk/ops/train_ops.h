@@ -4,6 +4,7 @@
 // then does the device's one.
 #pragma once
 
+#include "lk/kernels/sparse_args.h"
 #include "lk/kernels/train_args.h"
 
 namespace lk {
@@ -32,6 +33,10 @@ class TrainOps {
   void fold_modules(const ModuleScalesArgs& a);
   void unfold_modules(const ModuleScalesArgs& a);
   void adamw(const AdamwArgs& a);
+  void sparse_product(const SparseProductArgs& a);
+  void sparse_input_gradient(const SparseInputGradientArgs& a);
+  void sparse_gradient(const SparseGradientArgs& a);
+  void proximal_gradient(const ProximalArgs& a);
   // sum of squares of n values in f64, in blocks of a fixed size that are added in order; waits for it. Not finite when
   // a value is not.
   double sum_squares(const float* x, int64_t n);
@@ -62,6 +67,10 @@ class TrainOps {
   virtual void do_fold_modules(const ModuleScalesArgs& a) = 0;
   virtual void do_unfold_modules(const ModuleScalesArgs& a) = 0;
   virtual void do_adamw(const AdamwArgs& a) = 0;
+  virtual void do_sparse_product(const SparseProductArgs& a) = 0;
+  virtual void do_sparse_input_gradient(const SparseInputGradientArgs& a) = 0;
+  virtual void do_sparse_gradient(const SparseGradientArgs& a) = 0;
+  virtual void do_proximal_gradient(const ProximalArgs& a) = 0;
   virtual double do_sum_squares(const float* x, int64_t n) = 0;
   virtual void do_fill(float* x, int64_t n, float value) = 0;
 };

@@ -14,6 +14,7 @@
 #include "lk/base/file.h"
 #include "lk/base/names.h"
 #include "lk/lora_tools/adapter_rules.h"
+#include "lk/train/job_sections.h"
 #include "lk/train/yaml_fields.h"
 
 namespace lk {
@@ -167,6 +168,13 @@ class JsonOut {
 
   json::object out;
 };
+
+template <class Spec>
+json::object as_json(Spec& spec) {
+  JsonOut visitor;
+  describe(visitor, spec);
+  return std::move(visitor.out);
+}
 
 Status check_job(const JobConfig& job) {
   const AdapterSpec& a = job.adapter;
@@ -457,14 +465,28 @@ Result<RunConfig> parse_job_flags(const JobFlags& flags) {
   }
 }
 
+void read_section(YamlFields& fields, AdapterSpec& spec) { describe(fields, spec); }
+void read_section(YamlFields& fields, DataSpec& spec) { describe(fields, spec); }
+void read_section(YamlFields& fields, TrainSpec& spec) { describe(fields, spec); }
+void read_dtype(YamlFields& fields, const char* key, TrainDtype& dtype) { fields.choice(key, dtype, kDtypes); }
+
+json::object section_json(AdapterSpec spec) { return as_json(spec); }
+json::object section_json(DataSpec spec) { return as_json(spec); }
+json::object section_json(TrainSpec spec) { return as_json(spec); }
+
+AdamwStep dials_of(const TrainSpec& spec) {
+  return {.beta1 = spec.beta1,
+          .beta2 = spec.beta2,
+          .eps = spec.eps,
+          .decay = spec.weight_decay,
+          .b_rate_ratio = spec.loraplus_ratio,
+          .clip = spec.clip};
+}
+
 json::object job_config_json(const JobConfig& job) {
   JobConfig copy = job;
   json::object out{{"name", job.name}};
-  const auto section = [&](const char* name, auto& spec) {
-    JsonOut visitor;
-    describe(visitor, spec);
-    out[name] = std::move(visitor.out);
-  };
+  const auto section = [&](const char* name, auto& spec) { out[name] = as_json(spec); };
   section("adapter", copy.adapter);
   section("data", copy.data);
   section("train", copy.train);

@@ -22,6 +22,20 @@ ModuleSelector selector_of(const std::vector<std::string>& entries) {
   return {.kind = Kind::kList, .names = entries, .pattern = {}};
 }
 
+int64_t modules_of(const AdapterSpec& spec) { return spec.kind == AdapterKind::kMultiLora ? spec.num_modules : 0; }
+
+bool freezes(const AdapterSpec& spec, const char* factor) {
+  return std::ranges::find(spec.freeze, factor) != spec.freeze.end();
+}
+
+Result<InitialAdapter> make_initial(const JobConfig& config, const TrainBase& base, const std::string& base_name) {
+  const AdapterSpec& spec = config.adapter;
+  return make_initial_adapter(base.weights->config, peft_config(spec, base_name), spec.init, modules_of(spec),
+                              config.train.seed, *base.weights->checkpoint);
+}
+
+}  // namespace
+
 AdapterConfig peft_config(const AdapterSpec& spec, const std::string& base) {
   AdapterConfig config;
   config.rank = spec.rank;
@@ -40,20 +54,6 @@ AdapterConfig peft_config(const AdapterSpec& spec, const std::string& base) {
   config.base_model_name = base;
   return config;
 }
-
-int64_t modules_of(const AdapterSpec& spec) { return spec.kind == AdapterKind::kMultiLora ? spec.num_modules : 0; }
-
-bool freezes(const AdapterSpec& spec, const char* factor) {
-  return std::ranges::find(spec.freeze, factor) != spec.freeze.end();
-}
-
-Result<InitialAdapter> make_initial(const JobConfig& config, const TrainBase& base, const std::string& base_name) {
-  const AdapterSpec& spec = config.adapter;
-  return make_initial_adapter(base.weights->config, peft_config(spec, base_name), spec.init, modules_of(spec),
-                              config.train.seed, *base.weights->checkpoint);
-}
-
-}  // namespace
 
 Result<JobStart> make_job_start(const JobConfig& config, const TrainBase& base, const std::string& base_name) {
   const AdapterSpec& spec = config.adapter;

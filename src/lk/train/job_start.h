@@ -17,6 +17,9 @@ struct JobStart {
   TrainableOptions options;
 };
 
+// A specification in PEFT's terms; `base` is what the adapter's file will call its base.
+AdapterConfig peft_config(const AdapterSpec& spec, const std::string& base);
+
 // `base_name` is what the configuration calls the base; the adapter's own file will say it.
 Result<JobStart> make_job_start(const JobConfig& config, const TrainBase& base, const std::string& base_name);
 

@@ -11,6 +11,7 @@
 #include "lk/base/memory_limits.h"
 #include "lk/dataset/preview.h"
 #include "lk/train/job_output.h"
+#include "lk/train/job_sections.h"
 #include "lk/train/job_start.h"
 
 namespace lk {
@@ -208,12 +209,7 @@ Status TrainRun::Impl::make_job(Opened& item, const std::string& digest, const A
                     .batch_tokens = train.batch_tokens,
                     .total_steps = steps,
                     .rate = [train, steps](int64_t step) { return learning_rate_at(train, step, steps); },
-                    .dials = {.beta1 = train.beta1,
-                              .beta2 = train.beta2,
-                              .eps = train.eps,
-                              .decay = train.weight_decay,
-                              .b_rate_ratio = train.loraplus_ratio,
-                              .clip = train.clip},
+                    .dials = dials_of(train),
                     .eval_every = config.eval.every,
                     .patience = config.eval.patience,
                     .min_delta = config.eval.min_delta};

@@ -22,12 +22,12 @@ const char* to_string(Checkpointing level) {
 LayerPoint lowest_point(const TrainableAdapter& adapter, int64_t layer) {
   const TrainableAdapter::Layer& own = adapter.layer(layer);
   if (own.input_norm >= 0) return LayerPoint::kInputNorm;
-  if (adapter.group_rank(ProjGroup::kQkv, layer) > 0) return LayerPoint::kQkv;
+  if (adapter.trains_group(ProjGroup::kQkv, layer)) return LayerPoint::kQkv;
   if (own.q_norm >= 0 || own.k_norm >= 0) return LayerPoint::kHeadNorms;
-  if (adapter.group_rank(ProjGroup::kO, layer) > 0) return LayerPoint::kO;
+  if (adapter.trains_group(ProjGroup::kO, layer)) return LayerPoint::kO;
   if (own.post_norm >= 0) return LayerPoint::kPostNorm;
-  if (adapter.group_rank(ProjGroup::kGateUp, layer) > 0) return LayerPoint::kGateUp;
-  if (adapter.group_rank(ProjGroup::kDown, layer) > 0) return LayerPoint::kDown;
+  if (adapter.trains_group(ProjGroup::kGateUp, layer)) return LayerPoint::kGateUp;
+  if (adapter.trains_group(ProjGroup::kDown, layer)) return LayerPoint::kDown;
   return LayerPoint::kAbove;
 }
 

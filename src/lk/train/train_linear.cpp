@@ -71,6 +71,54 @@ void TrainLinears::forward(const LinearGroup& group, const RowView& view, const 
   if (observer_ && group.layer >= 0)
     observer_(group.layer, group_of(group.projs[0]), x, view.first_row, view.num_rows, group.in);
   adapted_.linear(call(group, view, x, y, products));
+  add_sparse(group, view, x, y);
+}
+
+template <class F>
+void TrainLinears::for_each_sparse(const LinearGroup& group, const RowView& view, const F& f) {
+  if (group.layer < 0) return;
+  for (const TokenBlock::Run& run : view.runs)
+    for (const Proj proj : group.projs)
+      if (run.adapter)
+        if (const auto& slot = run.adapter->layer(group.layer).sparse[static_cast<size_t>(proj)]) f(*slot, run);
+}
+
+void TrainLinears::add_sparse(const LinearGroup& group, const RowView& view, const void* x, float* y) {
+  for_each_sparse(group, view, [&](const TrainableAdapter::SparseSlot& slot, const TokenBlock::Run& run) {
+    ops_.sparse_product({.s = slot.pattern,
+                         .values = run.adapter->value(slot.values),
+                         .x = row_of(x, run.begin, group.in, act_bytes_),
+                         .act = act_,
+                         .x_stride = group.in,
+                         .y = y + run.begin * group.columns + slot.out_begin,
+                         .y_stride = group.columns,
+                         .num_rows = run.end - run.begin});
+  });
+}
+
+void TrainLinears::backward_sparse(const LinearGroup& group, const RowView& view, const void* x, const void* dy,
+                                   int64_t dy_stride, float* dx, bool through) {
+  for_each_sparse(group, view, [&](const TrainableAdapter::SparseSlot& slot, const TokenBlock::Run& run) {
+    const std::byte* own_dy = row_of(dy, run.begin, dy_stride, act_bytes_) + slot.out_begin * act_bytes_;
+    const int64_t num_rows = run.end - run.begin;
+    if (through)
+      ops_.sparse_input_gradient({.s = slot.pattern,
+                                  .values = run.adapter->value(slot.values),
+                                  .dy = own_dy,
+                                  .act = act_,
+                                  .dy_stride = dy_stride,
+                                  .dx = dx + run.begin * group.in,
+                                  .dx_stride = group.in,
+                                  .num_rows = num_rows});
+    ops_.sparse_gradient({.s = slot.pattern,
+                          .dy = own_dy,
+                          .x = row_of(x, run.begin, group.in, act_bytes_),
+                          .act = act_,
+                          .dy_stride = dy_stride,
+                          .x_stride = group.in,
+                          .gradient = run.adapter->gradient(slot.values),
+                          .num_rows = num_rows});
+  });
 }
 
 void TrainLinears::add_deltas(const LinearGroup& group, const RowView& view, const void* x, float* y, float* products) {
@@ -110,27 +158,50 @@ const void* TrainLinears::drop(const LinearGroup& group, const RowView& view, co
 void TrainLinears::backward(const LinearGroup& group, const RowView& view, const void* x, void* dy, int64_t dy_stride,
                             const float* products, float* dx, bool through) {
   backward_dora(group, view, x, dy, dy_stride);
-  if (through) {
-    // Rows of adapters with a head of their own go through it, all others share one product.
-    const auto weight_of = [&](const AdapterRun& run) {
-      const bool own = group.layer == LinearCall::kHead && run.adapter && run.adapter->replaced_lm_head;
-      return own ? run.adapter->replaced_lm_head : group.base;
-    };
-    for_each_stretch(view.adapters, view.num_rows, weight_of, [&](const PackedWeight* w, int64_t begin, int64_t end) {
-      ops_.gemm_transposed({.x = row_of(dy, begin, dy_stride, act_bytes_),
-                            .act = act_,
-                            .x_stride = dy_stride,
-                            .w = *w,
-                            .y = dx + begin * group.in,
-                            .y_stride = group.in,
-                            .num_rows = end - begin});
-    });
-  }
+  if (through) backward_base(group, view, dy, dy_stride, dx);
+  backward_sparse(group, view, x, dy, dy_stride, dx, through);
   const bool adapted =
       std::ranges::any_of(view.runs, [&](const TokenBlock::Run& run) { return group.adapted(run.adapter); });
   if (!adapted) return;
   backward_deltas(group, view, dy, dy_stride, dx, through);
   add_slot_gradients(group, view, x, dy, dy_stride, products);
+}
+
+// dx = dy W. Rows of adapters with weights of their own (a head, or an overlay below the adapter) go through these, all
+// others share one product.
+void TrainLinears::backward_base(const LinearGroup& group, const RowView& view, const void* dy, int64_t dy_stride,
+                                 float* dx) {
+  struct Source {
+    const PackedWeight* whole;  // of the group, or null:
+    const ResidentAdapter::Layer* own;
+    bool operator==(const Source&) const = default;
+  };
+  const auto choose = [&](const AdapterRun& run) -> Source {
+    if (group.layer == LinearCall::kHead)
+      return {run.adapter && run.adapter->replaced_lm_head ? run.adapter->replaced_lm_head : group.base, nullptr};
+    const auto* own = run.adapter ? &run.adapter->layers[static_cast<size_t>(group.layer)] : nullptr;
+    if (own && own->replaces(group_of(group.projs[0]))) return {nullptr, own};
+    return {group.base, nullptr};
+  };
+  for_each_stretch(view.adapters, view.num_rows, choose, [&](const Source& source, int64_t begin, int64_t end) {
+    const auto product = [&](const PackedWeight& w, int64_t column, bool add) {
+      ops_.gemm_transposed({.x = row_of(dy, begin, dy_stride, act_bytes_) + column * act_bytes_,
+                            .act = act_,
+                            .x_stride = dy_stride,
+                            .w = w,
+                            .y = dx + begin * group.in,
+                            .y_stride = group.in,
+                            .num_rows = end - begin,
+                            .add = add});
+    };
+    if (source.whole) return product(*source.whole, 0, false);
+    for (const Proj proj : group.projs) {
+      const int64_t column = group_column(proj, weights_.shape);
+      const PackedWeight* own = source.own->replaced[static_cast<size_t>(proj)];
+      product(own ? *own : columns_of(*group.base, column, out_dim(proj, weights_.shape)), column,
+              proj != group.projs[0]);
+    }
+  });
 }
 
 // The magnitudes' gradients need the output before the base's bias, which is not kept. Then dy becomes the gradient of

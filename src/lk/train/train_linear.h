@@ -68,6 +68,13 @@ class TrainLinears {
                 const float* products, float* dx, bool through);
 
  private:
+  // Of values on a mask: f(slot, run) for each run that has one.
+  template <class F>
+  static void for_each_sparse(const LinearGroup& group, const RowView& view, const F& f);
+  void add_sparse(const LinearGroup& group, const RowView& view, const void* x, float* y);
+  void backward_sparse(const LinearGroup& group, const RowView& view, const void* x, const void* dy, int64_t dy_stride,
+                       float* dx, bool through);
+  void backward_base(const LinearGroup& group, const RowView& view, const void* dy, int64_t dy_stride, float* dx);
   LinearCall call(const LinearGroup& group, const RowView& view, const void* x, float* y, float* products);
   void backward_dora(const LinearGroup& group, const RowView& view, const void* x, void* dy, int64_t dy_stride);
   void backward_deltas(const LinearGroup& group, const RowView& view, void* dy, int64_t dy_stride, float* dx,

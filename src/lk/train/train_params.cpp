@@ -28,6 +28,8 @@ const char* to_string(ParamKind kind) {
       return "weight";
     case ParamKind::kTokens:
       return "trainable_tokens";
+    case ParamKind::kSparse:
+      return "sparse_values";
   }
   check_failed(__FILE__, __LINE__, "kind", "not a ParamKind");
 }
@@ -81,8 +83,30 @@ Status TrainParams::allocate() {
   return Status();
 }
 
+Status TrainParams::keep_anchor() {
+  LK_ASSIGN_OR_RETURN(anchor_, backend_.try_allocate(num_elements_ * 4));
+  ops_.round_rows({.x = values(),
+                   .x_stride = num_elements_,
+                   .y = anchor_.data(),
+                   .y_dtype = DType::kF32,
+                   .y_stride = num_elements_,
+                   .num_rows = 1,
+                   .n = num_elements_,
+                   .padded = num_elements_});
+  return Status();
+}
+
 StepReport TrainParams::step(const AdamwStep& dials, double weight, int64_t count) {
   StepReport report;
+  if (dials.proximal > 0) {
+    LK_CHECK(anchor_.data() != nullptr);
+    for (const Param& param : params_)  // the gradient is a sum over tokens until it is divided by their weight
+      ops_.proximal_gradient({.x = values() + param.offset,
+                              .anchor = anchor_.as<float>() + param.offset,
+                              .gradient = gradients() + param.state_offset,
+                              .n = param.trained_size(),
+                              .factor = static_cast<float>(dials.proximal * weight)});
+  }
   report.gradient_norm = std::sqrt(ops_.sum_squares(gradients(), num_states_)) / weight;
   report.finite = std::isfinite(report.gradient_norm);
   if (!report.finite) return report;

@@ -24,6 +24,7 @@ enum class ParamKind : uint8_t {
   kSigma,      // MultiLoRA's scaling vectors, [modules, out]
   kWeight,     // of a norm [dim], a head or an embedding [vocab_size, dim]
   kTokens,     // trained rows of the embedding [ids, dim]
+  kSparse,     // values on a mask [1, nnz]
 };
 const char* to_string(ParamKind kind);  // "lora_A" ...
 
@@ -39,7 +40,7 @@ struct Param {
   int64_t trained_size() const { return trained_rows * cols; }
   int64_t state_size() const { return state_rows * cols; }
   bool is_matrix() const {
-    return kind == ParamKind::kA || kind == ParamKind::kB || kind == ParamKind::kTokens ||
+    return kind == ParamKind::kA || kind == ParamKind::kB || kind == ParamKind::kTokens || kind == ParamKind::kSparse ||
            (kind == ParamKind::kWeight && module.is_vocabulary());
   }
   std::string name() const;  // "model.layers.0.self_attn.q_proj.lora_A"
@@ -52,6 +53,7 @@ struct AdamwStep {
   double decay = 0;         // of matrices; vectors (norms, biases, magnitudes, sigma) do not decay
   double b_rate_ratio = 1;  // LoRA+ (arXiv:2402.12354): B's rate over A's
   double clip = 0;          // largest norm of the gradient, 0 = any
+  double proximal = 0;      // FedProx: pulls parameters towards their first values; Requires: keep_anchor()
 };
 struct StepReport {
   bool finite = false;  // otherwise no parameter was changed
@@ -93,6 +95,8 @@ class TrainParams {
   float* value(int index) { return values() + at(index).offset; }
   const float* value(int index) const { return values_.as<float>() + at(index).offset; }
   float* gradient(int index) { return gradients() + at(index).state_offset; }
+  // Keeps a copy of the values as they are now, for AdamwStep::proximal.
+  Status keep_anchor();
   void zero_gradient() { ops_.fill(gradients(), num_states_, 0); }
   // Divides the gradient by `weight`, clips it and applies AdamW, as the `count`th time (from 1) in its bias
   // correction. A gradient that is not finite changes nothing.
@@ -104,7 +108,7 @@ class TrainParams {
   std::vector<Param> params_;
   std::vector<std::vector<float>> initial_;  // values on their way into device memory
   int64_t num_elements_ = 0, num_states_ = 0;
-  DeviceBuffer values_, gradients_, moments1_, moments2_;
+  DeviceBuffer anchor_, values_, gradients_, moments1_, moments2_;
 };
 
 // [cols, rows] of what is [rows, cols].

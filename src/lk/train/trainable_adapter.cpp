@@ -15,6 +15,7 @@ Result<std::unique_ptr<TrainableAdapter>> TrainableAdapter::create(const Adapter
   LK_RETURN_IF_ERROR(adapter->collect(initial));
   if (adapter->params().empty()) return invalid_argument("the adapter has nothing to train");
   LK_RETURN_IF_ERROR(adapter->allocate());
+  if (options.proximal) LK_RETURN_IF_ERROR(adapter->params_.keep_anchor());
   adapter->refresh();
   return adapter;
 }
@@ -60,6 +61,7 @@ Status TrainableAdapter::collect_slot(ModuleId module, const LoraDelta& delta, s
     params_.set(slot.bias, delta.bias);
   }
   if (delta.magnitude.defined()) {
+    LK_CHECK(!options_.overlay, "the norms of a changed base are not kept");
     slot.magnitude = params_.add(module, ParamKind::kMagnitude, 1, slot.out);
     params_.set(slot.magnitude, delta.magnitude);
     if (std::ranges::find(params_.initial(slot.magnitude), 0.0f) != params_.initial(slot.magnitude).end())
@@ -72,6 +74,22 @@ Status TrainableAdapter::collect_slot(ModuleId module, const LoraDelta& delta, s
     slot.sigma = params_.add(module, ParamKind::kSigma, options_.num_modules, slot.out);  // zero
   }
   target = slot;
+  return Status();
+}
+
+Status TrainableAdapter::collect_sparse() {
+  if (options_.mask == nullptr) return Status();
+  for (const auto& [module, pattern] : options_.mask->patterns()) {
+    if (pattern.nnz == 0) continue;
+    const auto values = options_.sparse->find(module);
+    LK_CHECK(values != options_.sparse->end() && std::ssize(values->second) == pattern.nnz, "{}", module_path(module));
+    const Proj proj = *module.proj();
+    SparseSlot& slot = layers_[static_cast<size_t>(module.layer)].sparse[static_cast<size_t>(proj)].emplace();
+    slot.pattern = pattern;
+    slot.out_begin = group_column(proj, weights_.shape);
+    slot.values = params_.add(module, ParamKind::kSparse, 1, pattern.nnz);
+    params_.set(slot.values, TensorView(values->second.data(), DType::kF32, {1, pattern.nnz}));
+  }
   return Status();
 }
 
@@ -131,6 +149,7 @@ Status TrainableAdapter::collect(const Adapter& initial) {
                                       layers_[static_cast<size_t>(index)].slots[static_cast<size_t>(proj)]));
     }
   }
+  LK_RETURN_IF_ERROR(collect_sparse());
   if (initial.lm_head) LK_RETURN_IF_ERROR(collect_slot(kLmHead, *initial.lm_head, head_));
   for (const WeightId weight : initial.replaced.ids()) {
     if (weight.module.proj())
@@ -174,6 +193,7 @@ void TrainableAdapter::collect_needs() {
   for (int64_t index = shape.num_layers - 1; index >= 0; --index) {
     const Layer& layer = layers_[static_cast<size_t>(index)];
     const bool adapted = std::ranges::any_of(layer.slots, [](const auto& slot) { return slot.has_value(); }) ||
+                         std::ranges::any_of(layer.sparse, [](const auto& slot) { return slot.has_value(); }) ||
                          layer.input_norm >= 0 || layer.post_norm >= 0 || layer.q_norm >= 0 || layer.k_norm >= 0;
     if (adapted) needs_.lowest_layer = index;
     for (ProjGroup group : {ProjGroup::kQkv, ProjGroup::kO, ProjGroup::kGateUp, ProjGroup::kDown}) {
@@ -204,6 +224,13 @@ int64_t TrainableAdapter::group_rank(ProjGroup group, int64_t layer) const {
   return rank;
 }
 
+bool TrainableAdapter::trains_group(ProjGroup group, int64_t layer) const {
+  if (group_rank(group, layer) > 0) return true;
+  return std::ranges::any_of(projs_of(group), [&](Proj proj) {
+    return layers_[static_cast<size_t>(layer)].sparse[static_cast<size_t>(proj)].has_value();
+  });
+}
+
 Result<TrainableAdapter::Sizes> TrainableAdapter::sizes(const Adapter& initial, const ModelWeights& weights,
                                                         Backend& backend, const TrainableOptions& options) {
   TrainableAdapter adapter(weights, backend, options);
@@ -216,7 +243,8 @@ Result<TrainableAdapter::Sizes> TrainableAdapter::sizes(const Adapter& initial, 
 }
 
 int64_t TrainableAdapter::state_bytes() const {
-  return params_.bytes() + copies_bytes_ + (token_head_.n > 0 ? param(tokens_).size() * 4 : 0);
+  return params_.bytes() + (options_.proximal ? num_elements() * 4 : 0) + copies_bytes_ +
+         (token_head_.n > 0 ? param(tokens_).size() * 4 : 0);
 }
 
 Status TrainableAdapter::allocate() {
@@ -248,6 +276,9 @@ void TrainableAdapter::make_resident() {
     for (int proj = 0; proj < kNumProjs; ++proj)
       if (const auto& slot = layer.slots[static_cast<size_t>(proj)])
         resident.groups[static_cast<size_t>(group_of(static_cast<Proj>(proj)))].push_back(slot->forward);
+    for (int proj = 0; proj < kNumProjs && options_.overlay; ++proj)
+      resident.replaced[static_cast<size_t>(proj)] =
+          options_.overlay->find(ModuleId::of(static_cast<int64_t>(index), static_cast<Proj>(proj)));
     resident.input_norm = own(layer.input_norm);
     resident.post_norm = own(layer.post_norm);
     resident.q_norm = own(layer.q_norm);

@@ -17,6 +17,8 @@
 #include "lk/model/resident_adapter.h"
 #include "lk/ops/backend.h"
 #include "lk/ops/train_ops.h"
+#include "lk/train/base_overlay.h"
+#include "lk/train/sparse_mask.h"
 #include "lk/train/train_params.h"
 
 namespace lk {
@@ -27,6 +29,12 @@ struct TrainableOptions {
   bool frozen_half = false;                 // of every delta's rank rows the second half never changes (PiSSA, OLoRA)
   double dropout = 0;                       // of a delta's input
   uint64_t dropout_seed = 0;
+  // W' below the adapter instead of the base's own; null: the base as it is. Not with DoRA.
+  std::shared_ptr<const BaseOverlay> overlay;
+  // Trains values on a mask, added to the weights, from these on; both or none.
+  std::shared_ptr<const DeviceMask> mask;
+  std::shared_ptr<const SparseValues> sparse;
+  bool proximal = false;  // AdamwStep::proximal will be asked for
 };
 
 // What a pass must have room for, so that an adapter can take part in it.
@@ -61,8 +69,15 @@ class TrainableAdapter {
     float *squares = nullptr, *norms = nullptr, *scales = nullptr;
     bool dora() const { return magnitude >= 0; }
   };
+  // Values on a mask, beside or instead of a delta.
+  struct SparseSlot {
+    SparsePattern pattern;
+    int values = -1;        // index of params
+    int64_t out_begin = 0;  // column of the group's product
+  };
   struct Layer {
     std::array<std::optional<Slot>, kNumProjs> slots;
+    std::array<std::optional<SparseSlot>, kNumProjs> sparse;
     // Indices of params, -1 = the base's own weight.
     int input_norm = -1, post_norm = -1, q_norm = -1, k_norm = -1;
   };
@@ -99,6 +114,7 @@ class TrainableAdapter {
   const Layer& layer(int64_t index) const { return layers_[static_cast<size_t>(index)]; }
   const std::optional<Slot>& head() const { return head_; }
   int64_t group_rank(ProjGroup group, int64_t layer) const;  // sum over its slots
+  bool trains_group(ProjGroup group, int64_t layer) const;   // a delta, or values on a mask
   const PassNeeds& needs() const { return needs_; }
   // As a forward pass sees it: the compute copies, and the values themselves of what is not copied.
   const ResidentAdapter& resident() const { return resident_; }
@@ -138,6 +154,7 @@ class TrainableAdapter {
   // What is trained, as an adapter that can be saved and served: values as they are now. MultiLoRA is one delta of
   // all modules' ranks.
   Adapter snapshot() const;
+  SparseValues sparse_values() const;  // that it trains, as they are now
 
  private:
   TrainableAdapter(const ModelWeights& weights, Backend& backend, const TrainableOptions& options)
@@ -145,6 +162,7 @@ class TrainableAdapter {
 
   Status collect(const Adapter& initial);
   Status collect_slot(ModuleId module, const LoraDelta& delta, std::optional<Slot>& slot);
+  Status collect_sparse();
   void collect_weight(WeightId weight, const TensorView& view);
   void collect_embedding(const Adapter::EmbeddingDelta& delta);
   Status check_factors(int a, int b) const;

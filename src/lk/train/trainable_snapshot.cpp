@@ -80,4 +80,16 @@ Adapter TrainableAdapter::snapshot() const {
   return adapter;
 }
 
+SparseValues TrainableAdapter::sparse_values() const {
+  SparseValues values;
+  for (size_t index = 0; index < params().size(); ++index) {
+    const Param& param = params()[index];
+    if (param.kind != ParamKind::kSparse) continue;
+    std::vector<float>& to = values[param.module];
+    to.resize(static_cast<size_t>(param.size()));
+    backend_.read(to.data(), params_.value(static_cast<int>(index)), param.size() * 4);
+  }
+  return values;
+}
+
 }  // namespace lk
