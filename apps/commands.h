@@ -32,6 +32,7 @@ void add_simulate(CLI::App& app, int& exit_code);
 void add_train(CLI::App& app, int& exit_code);
 void add_route(CLI::App& app, int& exit_code);
 void add_fleet(CLI::App& app, int& exit_code);
+void add_federate(CLI::App& app, int& exit_code);
 
 // Options shared by the commands that run a model.
 struct ModelFlags {

@@ -55,6 +55,7 @@ int main(int argc, char** argv) {
   lk::apps::add_route(app, exit_code);
   lk::apps::add_fleet(app, exit_code);
   lk::apps::add_train(app, exit_code);
+  lk::apps::add_federate(app, exit_code);
   lk::apps::add_inspect(app, exit_code);
   lk::apps::add_merge(app, exit_code);
   lk::apps::add_adapter(app, exit_code);

@@ -20,6 +20,7 @@
 #include "lk/train/metrics_log.h"
 #include "lk/train/progress.h"
 #include "lk/train/run.h"
+#include "training_base.h"
 
 namespace lk::apps {
 namespace {
@@ -61,54 +62,34 @@ Result<RunConfig> read_run(const TrainFlags& flags) {
 
 // --- The base
 
-struct LoadedBase {
-  std::unique_ptr<TextEngine> engine;  // where answers are generated; else:
-  std::unique_ptr<Backend> backend;
-  std::shared_ptr<const TextModel> text;
-  TrainBase base;
+struct LoadedBase : TrainingBase {
+  std::unique_ptr<TextEngine> engine;  // where answers are generated, or null
 };
-
-Status take_text(LoadedBase& loaded) {
-  const TextModel& text = *loaded.text;
-  if (!text.tokenizer())
-    return invalid_argument("{} has no tokenizer.json; training reads text", loaded.base.directory);
-  loaded.base.tokenizer = text.tokenizer();
-  loaded.base.templates = text.base().templates;
-  loaded.base.end_tokens = text.base().end_tokens;
-  loaded.base.context = text.context();
-  return Status();
-}
 
 Result<LoadedBase> load_base(const RunConfig& run, const TrainFlags& flags) {
   LoadedBase loaded;
   const DType act = run.dtype == TrainDtype::kF32 ? DType::kF32 : DType::kBF16;
   const auto threads = static_cast<int>(run.threads);
   const bool generates = std::ranges::any_of(run.jobs, [](const JobConfig& job) { return job.eval.exact_match; });
-  loaded.base.directory = run.base;
-  if (generates) {
-    // Answers need a few pages; they are made between training steps, on the same weights.
-    constexpr int64_t kPageMemory = int64_t{256} << 20;
-    TextEngineOptions options{.model = run.base, .num_threads = threads, .memory_bytes = kPageMemory};
-    options.act = act;
-    options.isa = parse_cpu_isa(flags.isa);
-    LK_ASSIGN_OR_RETURN(loaded.engine, TextEngine::open(options));
-    loaded.base.weights = loaded.engine->engine().shared_weights();
-    loaded.base.reserved_bytes =
-        kPageMemory + model_footprint(loaded.base.weights->config, act, options.scheduler.max_step_tokens).activations;
-    loaded.base.backend = &loaded.engine->engine().backend();
-    loaded.text = loaded.engine->shared_text();
-  } else {
-    LK_ASSIGN_OR_RETURN(loaded.backend, make_cpu_backend({.num_threads = threads, .isa = parse_cpu_isa(flags.isa)}));
-    LK_RETURN_IF_ERROR(TextEngine::read_config(run.base, "").status());
-    LK_ASSIGN_OR_RETURN(loaded.base.weights, load_weights(run.base, act, *loaded.backend));
-    loaded.base.backend = loaded.backend.get();
-    LK_ASSIGN_OR_RETURN(loaded.text, TextModel::load(run.base, loaded.base.weights->config, 0));
+  if (!generates) {
+    LK_ASSIGN_OR_RETURN(static_cast<TrainingBase&>(loaded), open_training_base(run.base, act, threads, flags.isa));
+    return loaded;
   }
+  loaded.base.directory = run.base;
+  // Answers need a few pages; they are made between training steps, on the same weights.
+  constexpr int64_t kPageMemory = int64_t{256} << 20;
+  TextEngineOptions options{.model = run.base, .num_threads = threads, .memory_bytes = kPageMemory};
+  options.act = act;
+  options.isa = parse_cpu_isa(flags.isa);
+  LK_ASSIGN_OR_RETURN(loaded.engine, TextEngine::open(options));
+  loaded.base.weights = loaded.engine->engine().shared_weights();
+  loaded.base.reserved_bytes =
+      kPageMemory + model_footprint(loaded.base.weights->config, act, options.scheduler.max_step_tokens).activations;
+  loaded.base.backend = &loaded.engine->engine().backend();
+  loaded.text = loaded.engine->shared_text();
   warn(run.base, loaded.base.weights->warnings);
-  if (!loaded.base.weights->config.has_lm_head)
-    return unsupported("{}: a decoder without an lm_head predicts no tokens, so there is nothing to train on",
-                       run.base);
-  LK_RETURN_IF_ERROR(take_text(loaded));
+  LK_RETURN_IF_ERROR(check_trainable(loaded.base));
+  LK_RETURN_IF_ERROR(take_text(*loaded.text, loaded.base));
   return loaded;
 }
 
@@ -118,7 +99,7 @@ Result<LoadedBase> load_text(const RunConfig& run) {
   loaded.base.directory = run.base;
   LK_ASSIGN_OR_RETURN(const ModelConfig config, TextEngine::read_config(run.base, ""));
   LK_ASSIGN_OR_RETURN(loaded.text, TextModel::load(run.base, config, 0));
-  LK_RETURN_IF_ERROR(take_text(loaded));
+  LK_RETURN_IF_ERROR(take_text(*loaded.text, loaded.base));
   return loaded;
 }
 

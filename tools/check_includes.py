@@ -20,6 +20,7 @@ ALLOWED = {
     "lora_tools": ["base", "tensor", "io", "lora"],
     "model": ["base", "tensor", "io", "kernels", "ops", "lora"],
     "train": ["base", "tensor", "text", "io", "dataset", "kernels", "ops", "lora", "lora_tools", "model"],
+    "federated": ["base", "tensor", "text", "io", "dataset", "kernels", "ops", "lora", "lora_tools", "model", "train"],
     "sched": ["base", "memory"],
     "merging": ["base", "memory", "sched"],
     "sim": ["base", "memory", "sched", "merging", "cluster"],

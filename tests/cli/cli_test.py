@@ -157,7 +157,7 @@ class Generate(Temporary):
                 self.assertIn(word, done.stderr, arguments)
 
     def test_help_fits_on_two_screens_and_help_all_has_everything(self):
-        commands = (["serve"], ["generate"], ["simulate"], ["inspect"], ["merge"], ["adapter"], ["keys"], ["bench"],
+        commands = (["serve"], ["generate"], ["simulate"], ["inspect"], ["merge"], ["adapter"], ["federate"], ["keys"], ["bench"],
                     ["bench", "engine"], ["bench", "serve"], ["bench", "calibrate"], ["bench", "merge"])
         for command in commands:
             short = run(*command, "--help")
@@ -270,6 +270,30 @@ class Adapters(Temporary):
         baked = run("generate", merged, *args)
         self.assertEqual(served.stdout, baked.stdout)
         self.refused("merge", MODEL, source, merged, words=(merged,))
+
+    def test_compose_and_aggregate(self):
+        sql, dates = (str(DEMO / "adapters" / name) for name in ("sql", "dates"))
+        out = os.path.join(self.dir, "sum")
+        done = run("adapter", "compose", sql, dates, "--weights", "1,-0.5", "--method", "svd", "--rank", "4", "--base", MODEL, "--out", out)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("% of the energy", done.stdout)
+        self.assertIn("can be served", run("adapter", "verify", out, "--base", MODEL).stdout)
+        self.refused("adapter", "compose", sql, dates, "--base", MODEL, "--out", out, words=("already",))
+        for options, words in ((("--weights", "1"), ("1 numbers for 2",)), (("--method", "ties"), ("--density",)), (("--method", "linear"), ("cat", "--peft-compatible"))):
+            self.refused("adapter", "compose", sql, dates, *options, "--base", MODEL, "--out", out + "x", words=words)
+        sorted_ = str(DEMO / "adapters" / "sort")
+        self.refused("adapter", "compose", sql, sorted_, "--base", MODEL, "--out", out + "x", words=("DoRA",))
+        # The same adapter from two clients is itself, by every rule.
+        for rule in ("fedavg", "ffa", "rolora", "flora", "flex", "fedex", "median", "trimmed"):
+            again = os.path.join(self.dir, rule)
+            shutil.copytree(sql, again + "-client")
+            done = run("federate", "aggregate", sql, again + "-client", "--rule", rule, "--weights", "3,1", "--base", MODEL, "--out", again)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            error = float(done.stdout.split("aggregation error ")[1].split()[0].rstrip(","))
+            self.assertLess(error, 1e-5, rule)
+        self.assertEqual(run("federate", "aggregate", sql, again + "-client", "--rule", "fedsa", "--base", MODEL, "--out", again + "s").returncode, 0)
+        self.assertEqual(sorted(os.listdir(again + "s")), ["sql", "trimmed-client"])
+        self.refused("federate", "aggregate", sql, dates, "--base", MODEL, "--out", out + "x", words=("ranks 4 and 16", "fedavg"))
 
     def test_adapter_that_does_not_fit_is_refused(self):
         broken = os.path.join(self.dir, "broken")

@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+// lorikeet federate: one adapter from many clients' training.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+
+#include "commands.h"
+#include "lk/base/file.h"
+#include "lk/base/thread_pool.h"
+#include "lk/federated/dirichlet.h"
+#include "lk/federated/rules.h"
+#include "lk/federated/simulation.h"
+#include "lk/io/checkpoint.h"
+#include "lk/lora_tools/adapter_rules.h"
+#include "lk/lora_tools/save.h"
+#include "training_base.h"
+
+namespace lk::apps {
+namespace {
+
+// --- aggregate
+
+struct AggregateFlags {
+  std::string base, out, rule = "fedavg", dtype = "f32";
+  std::vector<std::string> adapters;
+  std::vector<double> weights;
+  RuleOptions options;
+};
+
+Result<std::vector<ClientFactors>> read_clients(const AggregateFlags& flags, const Checkpoint& base) {
+  if (!flags.weights.empty() && flags.weights.size() != flags.adapters.size())
+    return invalid_argument("--weights has {} numbers for {} adapters", flags.weights.size(), flags.adapters.size());
+  std::vector<ClientFactors> clients;
+  for (size_t index = 0; index < flags.adapters.size(); ++index) {
+    const std::string& directory = flags.adapters[index];
+    LK_ASSIGN_OR_RETURN(const auto adapter, load_adapter(directory, directory, base.config, base.weights.get(),
+                                                         {.num_threads = default_num_threads()}));
+    warn(directory, adapter->warnings);
+    LK_ASSIGN_OR_RETURN(ModuleFactors factors, factors_of(*adapter));
+    clients.push_back({directory, flags.weights.empty() ? 1.0 : flags.weights[index], std::move(factors)});
+  }
+  return clients;
+}
+
+// FedSA's result: the common A with each client's own B.
+Status save_personal(const std::vector<ClientFactors>& clients, const ModuleFactors& global, const ModelConfig& config,
+                     const std::string& out, const SaveOptions& save) {
+  for (const ClientFactors& client : clients) {
+    ModuleFactors own = client.factors;
+    for (auto& [module, each] : own) each.factors.a = global.at(module).factors.a;
+    const std::string name = std::filesystem::path(client.client).lexically_normal().filename().string();
+    const std::string directory = join_path(out, name.empty() ? "client" : name);
+    LK_RETURN_IF_ERROR(save_new_adapter(*adapter_of(own, config, name), config, directory, save));
+    fmt::print("wrote {}\n", directory);
+  }
+  return Status();
+}
+
+Status aggregate(AggregateFlags& flags) {
+  RuleOptions& options = flags.options;
+  options.rule =
+      std::ranges::find_if(kFederatedRules, [&](const auto& item) { return item.second == flags.rule; })->first;
+  if (options.rule == FederatedRule::kSlora)
+    return invalid_argument("slora is a schedule of rounds: its second stage is fedavg, its first needs a run");
+  if (options.max_rank > 0 && options.rule != FederatedRule::kFlex)
+    return invalid_argument("--max-rank is for flex, which cuts the mean of the changes to it");
+  LK_ASSIGN_OR_RETURN(const Checkpoint base, open_checkpoint(flags.base));
+  LK_ASSIGN_OR_RETURN(const std::vector<ClientFactors> clients, read_clients(flags, base));
+  LK_ASSIGN_OR_RETURN(Aggregate result, aggregate_factors(clients, options));
+  SaveOptions save{.dtype = flags.dtype == "bf16" ? DType::kBF16 : DType::kF32};
+  fmt::print("{} of {} adapters: aggregation error {:.3g}", flags.rule, clients.size(), result.report.error);
+  if (result.report.dropped > 0)
+    fmt::print(", dropped {:.3g} % of the energy", 100 * result.report.dropped / result.report.energy);
+  fmt::print("\n");
+  if (options.rule == FederatedRule::kFedSa) return save_personal(clients, result.global, base.config, flags.out, save);
+  if (!result.residual.empty()) {
+    const WeightedFactors parts[] = {{&result.global, 1}, {&result.residual, 1}};
+    result.global = stack_factors(parts);
+  }
+  const auto adapter = adapter_of(result.global, base.config, "aggregate");
+  if (adapter->max_rank > max_servable_rank())
+    return invalid_argument("the ranks add up to {}, and at most {} can be served: use flex with --max-rank",
+                            adapter->max_rank, max_servable_rank());
+  LK_RETURN_IF_ERROR(save_new_adapter(*adapter, base.config, flags.out, save));
+  fmt::print("wrote {}: rank up to {}\n", flags.out, adapter->max_rank);
+  return Status();
+}
+
+void add_aggregate(CLI::App& federate, int& exit_code) {
+  auto flags = std::make_shared<AggregateFlags>();
+  CLI::App* sub = federate.add_subcommand("aggregate", "Make one adapter of those that clients trained");
+  sub->add_option("ADAPTERS", flags->adapters, "PEFT directories, one per client")->required();
+  sub->add_option("--base", flags->base, "base model directory")->required();
+  sub->add_option("--out", flags->out, "directory to write; with fedsa, one adapter per client goes below it")
+      ->required();
+  std::vector<std::string> rules;
+  for (const auto& [rule, name] : kFederatedRules)
+    if (rule != FederatedRule::kSlora) rules.emplace_back(name);
+  sub->add_option("--rule", flags->rule, "how they become one (docs/guide/federated.md)")
+      ->check(CLI::IsMember(rules))
+      ->capture_default_str();
+  sub->add_option("--weights", flags->weights, "one number per adapter, e.g. its examples; default 1 each")
+      ->delimiter(',');
+  sub->add_option("--max-rank", flags->options.max_rank, "flex: of the result; default: the largest of a client")
+      ->check(CLI::Range(int64_t{1}, max_servable_rank()));
+  sub->add_option("--residual-rank", flags->options.residual_rank, "fedex: of what is added to the means; default: all")
+      ->check(CLI::Range(int64_t{1}, max_servable_rank()));
+  sub->add_option("--trim", flags->options.trim, "trimmed: share left out at each end")->capture_default_str();
+  sub->add_option("--dtype", flags->dtype, "of the written tensors")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->capture_default_str();
+  sub->callback([flags, &exit_code] {
+    if (Status status = aggregate(*flags); !status.ok()) exit_code = fail(status);
+  });
+}
+
+// --- split
+
+struct SplitFlags {
+  std::vector<std::string> files;
+  std::string out;
+  DirichletOptions options;
+};
+
+Status split(const SplitFlags& flags) {
+  LK_ASSIGN_OR_RETURN(const DirichletSplit found, split_by_dirichlet(flags.files, flags.options));
+  LK_RETURN_IF_ERROR(write_split(found, flags.out));
+  for (size_t client = 0; client < found.clients.size(); ++client)
+    fmt::print("{}: {} records ({})\n", client_file(client, found.clients.size()), found.clients[client].size(),
+               fmt::join(found.counts[client], " "));
+  return Status();
+}
+
+void add_split(CLI::App& federate, int& exit_code) {
+  auto flags = std::make_shared<SplitFlags>();
+  CLI::App* sub = federate.add_subcommand("split", "Deal records to clients, the more unevenly the smaller --alpha");
+  sub->add_option("FILES", flags->files, "JSONL, one file per class (task, language, source)")->required();
+  sub->add_option("--clients", flags->options.num_clients, "how many")->required()->check(CLI::Range(1, 100000));
+  sub->add_option("--alpha", flags->options.alpha,
+                  "of the Dirichlet distribution of each class over clients; inf = alike")
+      ->capture_default_str();
+  sub->add_option("--min-examples", flags->options.min_examples,
+                  "of each client; draws are repeated until they have them")
+      ->capture_default_str();
+  sub->add_option("--seed", flags->options.seed, "of the draw")->capture_default_str();
+  sub->add_option("--out", flags->out, "directory for client-00.jsonl and so on")->required();
+  sub->callback([flags, &exit_code] {
+    if (Status status = split(*flags); !status.ok()) exit_code = fail(status);
+  });
+}
+
+// --- simulate
+
+struct SimulateFlags {
+  std::string file, out, isa = "auto";
+  std::optional<int64_t> threads;
+};
+
+Status simulate(const SimulateFlags& flags) {
+  LK_ASSIGN_OR_RETURN(FederatedConfig config, load_federated_config(flags.file));
+  if (flags.threads) config.threads = *flags.threads;
+  LK_ASSIGN_OR_RETURN(const TrainingBase loaded,
+                      open_training_base(config.base, config.dtype == TrainDtype::kF32 ? DType::kF32 : DType::kBF16,
+                                         static_cast<int>(config.threads), flags.isa));
+  SimulationHooks hooks;
+  hooks.on_round = [](const std::string& line) { fmt::print("{}\n", line), std::fflush(stdout); };
+  hooks.on_note = [](const std::string& text) { fmt::print(stderr, "{}\n", text); };
+  const auto stop = [] { return interrupted != 0; };
+  LK_ASSIGN_OR_RETURN(const auto simulation,
+                      Simulation::create(config, loaded.base, flags.out, std::move(hooks), stop));
+  LK_RETURN_IF_ERROR(simulation->run(stop));
+  fmt::print(stderr, "the adapter of the last round is {}\n", join_path(flags.out, "latest"));
+  return Status();
+}
+
+void add_simulate_federated(CLI::App& federate, int& exit_code) {
+  auto flags = std::make_shared<SimulateFlags>();
+  CLI::App* sub = federate.add_subcommand("simulate", "Run all clients of a federated run on this machine");
+  sub->add_option("RUN", flags->file, "YAML file of the run (docs/guide/federated.md)")->required();
+  sub->add_option("--out", flags->out, "directory of the run; the same command goes on after an interruption")
+      ->required();
+  sub->add_option("--threads", flags->threads, "kernel threads; 0 = every core this process may use")
+      ->check(CLI::Range(0, 1024));
+  sub->add_option("--isa", flags->isa, "instruction set of the kernels")
+      ->check(CLI::IsMember({"auto", "portable", "avx2", "avx512", "avx512_bf16"}))
+      ->capture_default_str();
+  sub->callback([flags, &exit_code] {
+    watch_interrupts();
+    const Status status = simulate(*flags);
+    if (status.ok()) return;
+    exit_code = status.code() == StatusCode::kCancelled ? 130 : fail(status);
+    if (exit_code == 130) fmt::print(stderr, "stopped; the same command goes on after the last finished round\n");
+  });
+}
+
+// --- inspect
+
+struct InspectFlags {
+  std::string base, directory;
+};
+
+Status inspect(const InspectFlags& flags) {
+  LK_ASSIGN_OR_RETURN(const Checkpoint base, open_checkpoint(flags.base));
+  CheckpointStore store(join_path(flags.directory, "rounds"), {});
+  LK_ASSIGN_OR_RETURN(const auto newest, store.newest());
+  if (!newest) return not_found("{} holds no finished round of a federated run", flags.directory);
+  LK_ASSIGN_OR_RETURN(const FederatedState state,
+                      read_state(join_path(newest->path, "state.safetensors"), base.config));
+  const auto show = [](const char* what, const ModuleFactors& factors) -> Status {
+    if (factors.empty()) return Status();
+    int64_t rank = 0;
+    for (const auto& [module, each] : factors) rank = std::max(rank, each.factors.rank);
+    LK_ASSIGN_OR_RETURN(const double energy, energy_of(factors));
+    fmt::print("{}: {} modules, rank up to {}, norm of the change {:.4g}\n", what, factors.size(), rank,
+               std::sqrt(energy));
+    return Status();
+  };
+  fmt::print("{}: {} rounds are over\n", flags.directory, state.round);
+  LK_RETURN_IF_ERROR(show("global adapter", state.global));
+  LK_RETURN_IF_ERROR(show("below adapters", state.overlay));
+  if (!state.sparse.empty()) {
+    double squares = 0;
+    int64_t values = 0;
+    for (const auto& [module, own] : state.sparse) {
+      values += std::ssize(own);
+      for (const float v : own) squares += static_cast<double>(v) * static_cast<double>(v);
+    }
+    fmt::print("sparse values: {} in {} modules, norm {:.4g}\n", values, state.sparse.size(), std::sqrt(squares));
+  }
+  if (!state.personal.empty()) fmt::print("clients with factors of their own: {}\n", state.personal.size());
+  for (const std::string& line : state.history) fmt::print("{}\n", line);
+  return Status();
+}
+
+void add_inspect_federated(CLI::App& federate, int& exit_code) {
+  auto flags = std::make_shared<InspectFlags>();
+  CLI::App* sub = federate.add_subcommand("inspect", "Show what a run's directory holds: norms, ranks, rounds");
+  sub->add_option("DIR", flags->directory, "directory of the run")->required();
+  sub->add_option("--base", flags->base, "base model directory")->required();
+  sub->callback([flags, &exit_code] {
+    if (Status status = inspect(*flags); !status.ok()) exit_code = fail(status);
+  });
+}
+
+}  // namespace
+
+void add_federate(CLI::App& app, int& exit_code) {
+  CLI::App* command = app.add_subcommand("federate", "Federated LoRA: one adapter from many clients' training");
+  command->require_subcommand(1);
+  add_simulate_federated(*command, exit_code);
+  add_split(*command, exit_code);
+  add_aggregate(*command, exit_code);
+  add_inspect_federated(*command, exit_code);
+}
+
+}  // namespace lk::apps

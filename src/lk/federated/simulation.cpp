@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/federated/simulation.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <boost/json.hpp>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+
+#include "lk/base/file.h"
+#include "lk/base/json_fields.h"
+#include "lk/base/json_text.h"
+#include "lk/base/write_error.h"
+#include "lk/lora/adapter_files.h"
+#include "lk/lora_tools/save.h"
+
+namespace lk {
+namespace {
+namespace json = boost::json;
+
+constexpr const char* kStateFile = "state.safetensors";
+constexpr const char* kRunFile = "run.json";
+
+Status append_line(const std::string& path, const std::string& line) {
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  const std::string text = line + "\n";
+  bool ok = fd >= 0 && ::write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size()) && ::fsync(fd) == 0;
+  const int error = errno;
+  if (fd >= 0) ::close(fd);
+  return ok ? Status()
+            : Status(write_error_code(error), fmt::format("cannot write {}: {}", path, std::strerror(error)));
+}
+
+json::object eval_json(const std::vector<std::vector<EvalResult>>& models, double& all) {
+  json::object files;
+  double loss = 0, tokens = 0;
+  for (size_t file = 0; file < models[0].size(); ++file) {
+    double sum = 0, accuracy = 0;
+    for (const auto& model : models) sum += model[file].loss, accuracy += model[file].accuracy;
+    const auto n = static_cast<double>(models.size());
+    const auto weight = static_cast<double>(models[0][file].loss_tokens);
+    files[std::filesystem::path(models[0][file].file).stem().string()] =
+        json::object{{"loss", sum / n}, {"accuracy", accuracy / n}, {"loss_tokens", models[0][file].loss_tokens}};
+    loss += weight * sum / n;
+    tokens += weight;
+  }
+  all = loss / tokens;
+  return files;
+}
+
+}  // namespace
+
+Simulation::Simulation(const FederatedConfig& config, const TrainBase& base, std::string directory,
+                       SimulationHooks hooks)
+    : config_(config),
+      base_(base),
+      directory_(std::move(directory)),
+      hooks_(std::move(hooks)),
+      store_(join_path(directory_, "rounds"), {.keep = config.keep, .fault = hooks_.fault}) {}
+
+Result<std::unique_ptr<Simulation>> Simulation::create(const FederatedConfig& config, const TrainBase& base,
+                                                       const std::string& directory, SimulationHooks hooks,
+                                                       const AskStop& stop) {
+  std::unique_ptr<Simulation> simulation(new Simulation(config, base, directory, std::move(hooks)));
+  LK_RETURN_IF_ERROR(simulation->open(stop));
+  return simulation;
+}
+
+// --- Opening
+
+Status Simulation::open(const AskStop& stop) {
+  const ModelConfig& model = base_.weights->config;
+  LK_ASSIGN_OR_RETURN(server_, FederatedServer::create(config_, model, *base_.weights->checkpoint));
+  LK_ASSIGN_OR_RETURN(training_, LocalTraining::create(config_, base_, stop));
+  for (const ClientSpec& client : config_.clients)
+    if (training_->num_examples(client.name) >= config_.min_examples) eligible_.push_back(client.name);
+  if (std::ssize(eligible_) < config_.quorum)
+    return invalid_argument("{} of {} clients have clients.min_examples = {} examples, fewer than the quorum of {}",
+                            eligible_.size(), config_.clients.size(), config_.min_examples, config_.quorum);
+  LK_RETURN_IF_ERROR(store_.claim());
+  LK_RETURN_IF_ERROR(check_run(stop));
+  LK_ASSIGN_OR_RETURN(const auto newest, store_.newest());
+  if (!newest) return Status();
+  for (const std::string& skipped : newest->skipped) note("not used: " + skipped);
+  LK_ASSIGN_OR_RETURN(FederatedState state, read_state(join_path(newest->path, kStateFile), model));
+  LK_RETURN_IF_ERROR(server_->restore(std::move(state)));
+  note(fmt::format("goes on after round {}", newest->step));
+  return write_metrics();
+}
+
+// The directory belongs to this run, or becomes its.
+Status Simulation::check_run(const AskStop& stop) {
+  LK_ASSIGN_OR_RETURN(const std::string digest, base_files_digest(base_.directory, stop));
+  json::object data;
+  for (const auto& [client, own] : training_->digests()) data[client] = own;
+  const std::string text =
+      json_text(json::object{
+          {"base_digest", digest}, {"config", json::parse(federated_identity(config_))}, {"data", std::move(data)}}) +
+      "\n";
+  const std::string path = join_path(directory_, kRunFile);
+  if (!file_exists(path)) return write_file_atomic(path, text);
+  LK_ASSIGN_OR_RETURN(const std::string saved, read_file(path));
+  if (saved == text) return Status();
+  LK_ASSIGN_OR_RETURN(const json::object before, parse_json_object(saved, path));
+  const json::object now = json::parse(text).get_object();
+  for (const auto& [key, what] : {std::pair("base_digest", "the base's files"), std::pair("data", "the clients' data"),
+                                  std::pair("config", "the configuration")}) {
+    const json::value* other = before.if_contains(key);
+    if (other == nullptr || *other != now.at(key))
+      return failed_precondition(
+          "{}: the run in this directory was made with other values of {} ({}); name another "
+          "directory, or go back to what it was made with",
+          path, what, key);
+  }
+  return failed_precondition("{}: this is another run's directory", path);
+}
+
+// --- Rounds
+
+RoundBase Simulation::below() {
+  const FederatedState& state = server_->state();
+  RoundBase below{.overlay = &state.overlay, .sparse = &state.sparse};
+  if (!state.sparse.empty()) below.mask = &server_->mask();
+  return below;
+}
+
+Status Simulation::ledger(const std::string& event, const std::string& client, const std::string& reason) {
+  const double now = std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+  // What is saved is a round that is over.
+  const int64_t round = event == "saved" ? server_->state().round : server_->round();
+  json::object line{{"time", now}, {"round", round}, {"event", event}};
+  if (!client.empty()) line["client"] = client;
+  if (!reason.empty()) line["reason"] = reason;
+  return append_line(join_path(directory_, "ledger.jsonl"), json_text(line));
+}
+
+// Updates of one attempt: of the sampled clients, those that arrived and are right.
+Result<std::vector<ClientUpdate>> Simulation::collect(int64_t attempt, const AskStop& stop) {
+  std::vector<ClientTask> tasks;
+  for (const std::string& client : server_->sample(eligible_, attempt)) {
+    tasks.push_back({client, server_->task_of(client)});
+    LK_RETURN_IF_ERROR(ledger("sampled", client, ""));
+  }
+  LK_ASSIGN_OR_RETURN(std::vector<ClientResult> results, training_->train(tasks, below(), stop));
+  std::map<std::string, ClientUpdate> received;
+  round_loss_ = 0, round_tokens_ = 0;
+  double examples = 0;
+  for (ClientResult& result : results) {
+    if (!result.failure.ok()) {
+      LK_RETURN_IF_ERROR(ledger("failed", result.client, result.failure.message()));
+      continue;
+    }
+    std::vector<ClientUpdate> arrived;
+    if (hooks_.deliver)
+      arrived = hooks_.deliver(result.update, attempt);
+    else
+      arrived.push_back(std::move(result.update));
+    bool taken = false;
+    for (ClientUpdate& update : arrived) {
+      const std::string client = update.client;
+      Status status = server_->check(update);
+      if (const auto first = received.find(client); status.ok() && first != received.end()) {
+        // Sent again is no harm; a second one that differs is not the client's word.
+        if (first->second.tensors == update.tensors) continue;
+        status = already_exists("{}: a second update, with other values", client);
+      }
+      LK_RETURN_IF_ERROR(ledger(status.ok() ? "received" : "refused", client, status.message()));
+      if (!status.ok()) continue;
+      received[client] = std::move(update);
+      taken = true;
+    }
+    if (arrived.empty()) LK_RETURN_IF_ERROR(ledger("vanished", result.client, ""));
+    if (!taken) continue;
+    const auto weight = static_cast<double>(training_->num_examples(result.client));
+    round_loss_ += weight * result.loss;
+    round_tokens_ += result.tokens;
+    examples += weight;
+  }
+  if (examples > 0) round_loss_ /= examples;
+  std::vector<ClientUpdate> updates;
+  for (auto& [client, update] : received) updates.push_back(std::move(update));
+  return updates;
+}
+
+Status Simulation::run(const AskStop& stop) {
+  if (server_->state().history.empty() && !config_.eval_path.empty()) {
+    LK_ASSIGN_OR_RETURN(const auto models, evaluate(stop));
+    double all = 0;
+    json::object line{{"round", 0}, {"eval", eval_json(models, all)}};
+    line["eval_loss"] = all;
+    server_->add_history(json_text(line));
+    if (hooks_.on_round) hooks_.on_round(server_->state().history.back());
+  }
+  while (!server_->done()) {
+    std::vector<ClientUpdate> updates;
+    for (int64_t attempt = 0; attempt <= config_.retries; ++attempt) {
+      LK_RETURN_IF_ERROR(check_stop(stop));
+      LK_ASSIGN_OR_RETURN(updates, collect(attempt, stop));
+      if (std::ssize(updates) >= config_.quorum) break;
+      LK_RETURN_IF_ERROR(ledger("no quorum", "", fmt::format("{} of {}", updates.size(), config_.quorum)));
+      note(fmt::format("round {}: {} updates, quorum {}", server_->round(), updates.size(), config_.quorum));
+    }
+    if (std::ssize(updates) < config_.quorum)
+      return failed_precondition(
+          "round {}: no quorum of {} in {} attempts; see ledger.jsonl. The rounds before it are kept", server_->round(),
+          config_.quorum, config_.retries + 1);
+    int64_t down = 0;
+    for (const ClientUpdate& update : updates) down += server_->download_bytes(server_->task_of(update.client));
+    int64_t up = 0;
+    for (const ClientUpdate& update : updates) up += server_->upload_bytes(server_->task_of(update.client));
+    LK_ASSIGN_OR_RETURN(const RoundReport report, server_->close(updates));
+    LK_RETURN_IF_ERROR(finish_round(report, up, down, stop));
+  }
+  return config_.rule.name == FederatedRule::kFedSa ? save_personal() : Status();
+}
+
+// FedSA has no common model: each client's own is evaluated.
+Result<std::vector<std::vector<EvalResult>>> Simulation::evaluate(const AskStop& stop) {
+  std::vector<std::string> whose{config_.clients[0].name};
+  if (config_.rule.name == FederatedRule::kFedSa) {
+    whose.clear();
+    for (const ClientSpec& client : config_.clients) whose.push_back(client.name);
+  }
+  std::vector<std::vector<EvalResult>> models;
+  for (const std::string& client : whose) {
+    LocalTask task = server_->task_of(client);
+    if (config_.rule.name == FederatedRule::kFlex) task.start = server_->state().global;  // in all its ranks
+    task.sparse = server_->state().global.empty() && !server_->state().sparse.empty();
+    LK_ASSIGN_OR_RETURN(std::vector<EvalResult> results, training_->evaluate(task, below(), stop));
+    models.push_back(std::move(results));
+  }
+  return models;
+}
+
+Status Simulation::finish_round(const RoundReport& report, int64_t up_bytes, int64_t down_bytes, const AskStop& stop) {
+  json::object line{{"round", report.round},
+                    {"clients", json::value_from(report.clients)},
+                    {"train_loss", round_loss_},
+                    {"train_tokens", round_tokens_},
+                    {"aggregation_error", report.aggregate.error},
+                    {"dropped", report.aggregate.energy > 0 ? report.aggregate.dropped / report.aggregate.energy : 0.0},
+                    {"upload_bytes", up_bytes},
+                    {"download_bytes", down_bytes}};
+  if (report.handover) line["handover_dropped"] = report.handover_dropped;
+  if (report.overlay_dropped > 0) line["overlay_dropped"] = report.overlay_dropped;
+  if (!config_.eval_path.empty() && (report.round % config_.eval_every == 0 || server_->done())) {
+    LK_ASSIGN_OR_RETURN(const auto models, evaluate(stop));
+    double all = 0;
+    line["eval"] = eval_json(models, all);
+    line["eval_loss"] = all;
+  }
+  server_->add_history(json_text(line));
+  LK_RETURN_IF_ERROR(save());
+  if (hooks_.on_round) hooks_.on_round(server_->state().history.back());
+  return Status();
+}
+
+// --- What is kept
+
+Status Simulation::save() {
+  const FederatedState& state = server_->state();
+  LK_ASSIGN_OR_RETURN(const FederatedServer::Published published, server_->publish());
+  if (published.dropped > 0)
+    note(fmt::format("round {}: the adapter on disk lacks {:.3g} % of the model's change", state.round,
+                     100 * published.dropped));
+  const std::vector<CheckpointPart> parts{
+      {{kStateFile}, [&](const std::string& to) { return write_state(state, join_path(to, kStateFile)); }},
+      {{kAdapterConfigFile, kAdapterWeightsFile}, [&](const std::string& to) {
+         return save_adapter(*published.adapter, base_.weights->config, to, {.base_model_name = config_.base});
+       }}};
+  LK_RETURN_IF_ERROR(store_.save(state.round, parts));
+  const std::string link = join_path(directory_, "latest"), fresh = link + ".new";
+  std::error_code error;
+  std::filesystem::remove(fresh, error);
+  std::filesystem::create_symlink(fmt::format("rounds/checkpoint-{}", state.round), fresh, error);
+  if (!error) std::filesystem::rename(fresh, link, error);
+  if (error) note(fmt::format("cannot link {}: {}", link, error.message()));
+  LK_RETURN_IF_ERROR(ledger("saved", "", ""));
+  return write_metrics();
+}
+
+Status Simulation::write_metrics() const {
+  std::string text;
+  for (const std::string& line : server_->state().history) text += line + "\n";
+  return write_file_atomic(join_path(directory_, "metrics.jsonl"), text);
+}
+
+Status Simulation::save_personal() {
+  for (const auto& [client, own] : server_->state().personal)
+    LK_RETURN_IF_ERROR(save_adapter(*server_->personal_adapter(client), base_.weights->config,
+                                    join_path(join_path(directory_, "personal"), client),
+                                    {.base_model_name = config_.base}));
+  return Status();
+}
+
+}  // namespace lk

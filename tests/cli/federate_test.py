@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Black-box tests of `lorikeet federate` on the demo's base: what it refuses, and what kills leave. Usage: federate_test.py BINARY"""
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import unittest
+
+BINARY = os.path.abspath(sys.argv.pop(1) if len(sys.argv) > 1 else "build/cpu-release/bin/lorikeet")
+MODEL = "examples/demo/model"
+
+
+class Federate(unittest.TestCase):
+    def setUp(self):
+        self.dir = pathlib.Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.dir)
+        for name in ("red", "blue"):
+            lines = [json.dumps({"prompt": f"{name} {n} =", "completion": f" {n + 1}"}) for n in range(30)]
+            (self.dir / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+
+    def federate(self, *args, code=0):
+        done = subprocess.run([BINARY, "federate", *map(str, args)], capture_output=True, text=True, timeout=120, check=False)
+        self.assertEqual(done.returncode, code, done.stderr)
+        return done
+
+    def split(self):
+        self.federate("split", self.dir / "red.jsonl", self.dir / "blue.jsonl", "--clients", 4, "--alpha", 0.5, "--min-examples", 3,
+                      "--out", self.dir / "clients")
+
+    def run_file(self, **more):
+        run = {"base": MODEL, "dtype": "f32", "block_tokens": 64, "threads": 1, "rounds": 3, "seed": 5,
+               "adapter": {"rank": 2, "alpha": 4, "target_modules": ["q_proj", "down_proj"]},
+               "clients": {"data": str(self.dir / "clients" / "*.jsonl"), "per_round": 3},
+               "train": {"steps": 3, "batch_samples": 2, "lr": 5e-3},
+               "rule": {"name": "slora", "stage1_rounds": 2}, "eval": {"path": [str(self.dir / "red.jsonl")]}}
+        path = self.dir / "run.yaml"
+        path.write_text(json.dumps(run | more))  # JSON is YAML
+        return path
+
+    def test_killed_and_started_again_it_ends_with_the_same_bytes(self):
+        self.split()
+        run = self.run_file()
+        whole, parts = self.dir / "whole", self.dir / "parts"
+        shown = self.federate("simulate", run, "--out", whole).stdout
+        self.assertEqual(shown, (whole / "metrics.jsonl").read_text())
+        self.assertEqual(len(shown.splitlines()), 4)
+        for round_ in (0, 1, 2):
+            process = subprocess.Popen([BINARY, "federate", "simulate", str(run), "--out", str(parts)], stdout=subprocess.PIPE,
+                                       stderr=subprocess.DEVNULL, text=True)
+            self.addCleanup(process.stdout.close)
+            for line in process.stdout:
+                if json.loads(line)["round"] >= round_:
+                    break
+            process.send_signal(signal.SIGKILL if round_ else signal.SIGTERM)
+            self.assertIn(process.wait(60), (-signal.SIGKILL, 130))
+        self.federate("simulate", run, "--out", parts)
+        for name in ("latest/state.safetensors", "latest/adapter_model.safetensors", "latest/adapter_config.json", "metrics.jsonl", "run.json"):
+            self.assertEqual((whole / name).read_bytes(), (parts / name).read_bytes(), name)
+        self.assertIn("3 rounds are over", self.federate("inspect", parts, "--base", MODEL).stdout)
+        verified = subprocess.run([BINARY, "adapter", "verify", str(parts / "latest"), "--base", MODEL], capture_output=True, text=True, check=False)
+        self.assertEqual(verified.returncode, 0, verified.stderr)
+
+    def test_refusals_name_what_to_change(self):
+        self.assertIn("already", self.federate_after_split())
+        self.assertIn("another", self.other_run())
+        for more, word in (({"rule": {"name": "fedsgd"}}, "fedavg"), ({"clients": {"data": "nowhere/*"}}, "nowhere"), ({"rounds": 0}, "rounds"),
+                           ({"clients": {"data": str(self.dir / "clients" / "*.jsonl"), "quorum": 9}}, "quorum")):
+            done = self.federate("simulate", self.run_file(**more), "--out", self.dir / "x", code=1)
+            self.assertIn(word, done.stderr)
+            self.assertFalse((self.dir / "x").exists())
+        self.assertIn("no finished round", self.federate("inspect", self.dir, "--base", MODEL, code=1).stderr)
+
+    def federate_after_split(self):
+        self.split()
+        return self.federate("split", self.dir / "red.jsonl", "--clients", 4, "--out", self.dir / "clients", code=1).stderr
+
+    def other_run(self):
+        self.federate("simulate", self.run_file(rounds=1, rule={"name": "fedavg"}), "--out", self.dir / "one")
+        return self.federate("simulate", self.run_file(rounds=1, rule={"name": "ffa"}), "--out", self.dir / "one", code=1).stderr
+
+
+if __name__ == "__main__":
+    unittest.main()
