@@ -56,13 +56,36 @@ struct ServeFlags {
   Status plan_memory(ServerOptions& options) const;
 };
 
+// What vLLM and SGLang call the same.
+using OtherNames = std::map<std::string, std::string>;
+const OtherNames kToolParserNames{{"llama3_json", "llama3"},    {"llama4_json", "llama3"},
+                                  {"qwen25", "hermes"},         {"qwen3_coder", "qwen3-coder"},
+                                  {"qwen3_xml", "qwen3-coder"}, {"llama4_pythonic", "pythonic"},
+                                  {"phi4_mini_json", "phi4"}};
+const OtherNames kReasoningParserNames{{"none", "off"}, {"deepseek_r1", "deepseek-r1"}};
+
+CLI::Transformer names_of_others(const OtherNames& names) {
+  CLI::Transformer transformer(names);
+  transformer.description("");
+  return transformer;
+}
+
 void ServeFlags::add_to(CLI::App& command) {
   model.add_to(command, true);
   command
       .add_option("--served-model-name", served_name, "what clients call the base model; default: the directory's name")
       ->group("Model");
   command.add_option("--tool-call-parser", server.tool_format, "how the model writes tool calls")
-      ->check(CLI::IsMember({"auto", "none", "hermes", "llama3", "mistral"}))
+      ->transform(names_of_others(kToolParserNames))
+      ->check(
+          CLI::IsMember({"auto", "none", "hermes", "llama3", "mistral", "qwen3-coder", "pythonic", "granite", "phi4"}))
+      ->capture_default_str()
+      ->group("Model");
+  command
+      .add_option("--reasoning-parser", server.reasoning,
+                  "how the model marks what it thinks before it answers; auto = as its chat template says")
+      ->transform(names_of_others(kReasoningParserNames))
+      ->check(CLI::IsMember({"auto", "off", "qwen3", "deepseek-r1", "granite"}))
       ->capture_default_str()
       ->group("Model");
   const char* adapters = "Adapters";
@@ -202,21 +225,51 @@ void ServeFlags::add_to(CLI::App& command) {
 }
 
 // What most operators turn, by group: the rest is under --help-all.
-const std::set<std::string> kServeHelp{
-    "--lora",         "--context",       "--served-model-name", "--tool-call-parser",  // Model
-    "--threads",      "--memory",                                                      // Machine
-    "--max-running",  "--max-loras",     "--scheduling-policy", "--slo-first-token",   // Scheduling
-    "--merging",      "--exact",                                                       //
-    "--lora-dir",     "--lora-root",     "--host-memory",                              // Adapters
-    "--host",         "--port",          "--unix-socket",       "--admin",             // Network
-    "--tls-cert",     "--tls-key",       "--max-body",          "--max-answer",        //
-    "--state",        "--no-state",      "--insecure",          "--public-metrics",    // Security
-    "--require-keys", "--api-key-file",  "--allow-origin",                             //
-    "--fleet",        "--advertise",                                                   // Fleet
-    "--max-queue",    "--max-wait",      "--max-choices",       "--request-timeout",   // Overload
-    "--drain-grace",  "--drain-timeout", "--log-level",         "--log-format",
-    "--log-file",  // Operations
-    "--config",       "--print-config",  "--check-config"};
+const std::set<std::string> kServeHelp{"--lora",
+                                       "--context",
+                                       "--served-model-name",
+                                       "--tool-call-parser",
+                                       "--reasoning-parser",  // Model
+                                       "--threads",
+                                       "--memory",  // Machine
+                                       "--max-running",
+                                       "--max-loras",
+                                       "--scheduling-policy",
+                                       "--slo-first-token",  // Scheduling
+                                       "--merging",
+                                       "--exact",  //
+                                       "--lora-dir",
+                                       "--lora-root",
+                                       "--host-memory",  // Adapters
+                                       "--host",
+                                       "--port",
+                                       "--unix-socket",
+                                       "--admin",  // Network
+                                       "--tls-cert",
+                                       "--tls-key",
+                                       "--max-body",
+                                       "--max-answer",  //
+                                       "--state",
+                                       "--no-state",
+                                       "--insecure",
+                                       "--public-metrics",  // Security
+                                       "--require-keys",
+                                       "--api-key-file",
+                                       "--allow-origin",  //
+                                       "--fleet",
+                                       "--advertise",  // Fleet
+                                       "--max-queue",
+                                       "--max-wait",
+                                       "--max-choices",
+                                       "--request-timeout",  // Overload
+                                       "--drain-grace",
+                                       "--drain-timeout",
+                                       "--log-level",
+                                       "--log-format",
+                                       "--log-file",  // Operations
+                                       "--config",
+                                       "--print-config",
+                                       "--check-config"};
 
 Result<int64_t> parse_size(const char* flag, const std::string& text) {
   Result<int64_t> bytes = parse_bytes(text);

@@ -42,7 +42,7 @@ void answer(const lk::GenerateRequest& request, std::string_view text, lk::ToolF
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
   const std::string_view body(reinterpret_cast<const char*>(data) + 1, size - 1);
-  const auto format = static_cast<lk::ToolFormat>(data[0] / 8 % 4);
+  const auto format = static_cast<lk::ToolFormat>(data[0] / 8 % lk::kNumToolFormats);
   const lk::ApiDefaults defaults{.context = 100, .vocab_size = 300, .generation = {}, .tool_format = format};
   const auto check = [&](const auto& parsed) {
     if (!parsed.ok()) check_json(lk::format_error(parsed.error));

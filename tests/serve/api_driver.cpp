@@ -19,6 +19,10 @@ const char* origin_of(const Field& field) {
   switch (field.origin) {
     case FieldOrigin::kOpenAi:
       return "OpenAI";
+    case FieldOrigin::kSglang:
+      return "SGLang";
+    case FieldOrigin::kLlamaCpp:
+      return "llama.cpp";
     case FieldOrigin::kVllm:
       return "vLLM";
     case FieldOrigin::kOurs:

@@ -510,7 +510,8 @@ TEST(OpenAiParse, ToolChoices) {
   EXPECT_TRUE(none.value->prompts[0].tools.empty());
   EXPECT_FALSE(none.value->tools_allowed);
   EXPECT_TRUE(none.value->prompts[0].skip_special_tokens);
-  EXPECT_FALSE(with(R"(, "response_format": {"type": "json_object"})").value->tools_allowed);
+  EXPECT_TRUE(with(R"(, "response_format": {"type": "json_object"})").value->tools_allowed);
+  EXPECT_FALSE(with(R"(, "guided_json_object": true)").value->tools_allowed);
   const auto named = with(R"(, "tool_choice": {"type": "function", "function": {"name": "g"}})");
   ASSERT_TRUE(named.ok()) << named.error.message;
   EXPECT_TRUE(named.value->tool_forced);

@@ -72,6 +72,37 @@ Completion random_completion(Random& random, const std::string& text, int num_to
   return completion;
 }
 
+// What a model that thinks makes of it: thoughts first, whole or cut off, or none.
+void think_first(Random& random, Exchange& exchange) {
+  const std::shared_ptr<const Tokenizer> tokenizer = testing::byte_tokenizer();
+  exchange.request.reasoning = ReasoningFormat::kQwen3;
+  exchange.request.include_reasoning = random() % 4 != 0;
+  for (TextRequest& text : exchange.request.prompts) {
+    text.reasoning = ReasoningFormat::kQwen3;
+    text.thinking_start = static_cast<ThinkingStart>(random() % 3);
+    text.stop = {"E"};
+  }
+  for (Completion& completion : exchange.completions) {
+    std::string text = pick(random, {"<think>\n", "", " <think>"});
+    for (size_t count = random() % 8; count > 0; --count) text += pick(random, {"so", "é", "漢", " ", "\n", "<", "</"});
+    text += pick(random, {"\n</think>\n\n", "</think>", "</thin", ""});
+    const std::vector<int32_t> tokens = testing::byte_tokens(text);
+    completion.token_ids.insert(completion.token_ids.begin(), tokens.begin(), tokens.end());
+    for (const int32_t token : tokens)
+      if (!completion.logprobs.empty())
+        completion.logprobs.insert(completion.logprobs.begin(), random_logprob(random, token, 1));
+    for (size_t k = 0; k < completion.logprobs.size(); ++k) completion.logprobs[k].token = completion.token_ids[k];
+    TextSequence sequence;
+    sequence.text = exchange.request.prompts[0];
+    ASSERT_TRUE(sequence.begin_text(tokenizer).ok());
+    for (const int32_t token : completion.token_ids) sequence.add({.token = token}, token == testing::kEndToken);
+    sequence.end(completion.finish, Status());
+    completion.text = sequence.completion.text;
+    completion.reasoning = sequence.completion.reasoning;
+    completion.reasoning_tokens = sequence.completion.reasoning_tokens;
+  }
+}
+
 Exchange random_exchange(Random& random) {
   Exchange exchange;
   const bool is_chat = random() % 2 == 0;
@@ -102,6 +133,7 @@ Exchange random_exchange(Random& random) {
   exchange.request = *parsed.value;
   for (size_t i = 0; i < exchange.request.prompts.size() * static_cast<size_t>(exchange.request.n); ++i)
     exchange.completions.push_back(random_completion(random, random_text(random, exchange.format), num_top));
+  if (is_chat && random() % 2 == 0) think_first(random, exchange);
   return exchange;
 }
 
@@ -109,7 +141,7 @@ Exchange random_exchange(Random& random) {
 // of any size.
 std::string stream_of(Random& random, AnswerFormatter& format, const std::vector<Completion>& completions,
                       bool with_begin) {
-  std::vector<size_t> text_at(completions.size()), token_at(completions.size());
+  std::vector<size_t> text_at(completions.size()), token_at(completions.size()), thought_at(completions.size());
   std::vector<size_t> open;
   std::string stream;
   for (size_t i = 0; i < completions.size(); ++i) open.push_back(i);
@@ -128,12 +160,14 @@ std::string stream_of(Random& random, AnswerFormatter& format, const std::vector
     for (size_t count = 1 + random() % 6; count > 0 && token_at[i] < c.token_ids.size(); --count, ++token_at[i])
       delta.tokens.push_back(c.logprobs.empty() ? TokenLogprob{.token = c.token_ids[token_at[i]]}
                                                 : c.logprobs[token_at[i]]);
-    size_t end = std::min(token_at[i], c.text.size());
-    while (end > text_at[i] && end < c.text.size() && (static_cast<unsigned char>(c.text[end]) & 0xC0) == 0x80) --end;
-    if (random() % 3 != 0 && end > text_at[i]) {
-      delta.text = c.text.substr(text_at[i], end - text_at[i]);
-      text_at[i] = end;
-    }
+    const auto piece = [&](const std::string& text, size_t& at) {
+      size_t end = std::min(token_at[i], text.size());
+      while (end > at && end < text.size() && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
+      if (random() % 3 == 0 || end <= at) return std::string();
+      return text.substr(std::exchange(at, end), end - at);
+    };
+    delta.reasoning = piece(c.reasoning, thought_at[i]);
+    if (thought_at[i] == c.reasoning.size()) delta.text = piece(c.text, text_at[i]);
     stream += format.delta(static_cast<int>(i), delta);
   }
   return stream + format.end();
@@ -199,6 +233,12 @@ class Assembler {
   void add_delta(const json::object& delta, bool first, json::object& whole) {
     EXPECT_EQ(delta.contains("role"), first);
     if (const json::value* content = delta.if_contains("content")) add_text(content->as_string(), whole);
+    if (const json::value* thoughts = delta.if_contains("reasoning")) {
+      EXPECT_EQ(*thoughts, delta.at("reasoning_content"));
+      EXPECT_EQ(whole.at("text"), "") << "thoughts come first";
+      if (!whole.contains("reasoning")) whole["reasoning"] = "";
+      whole["reasoning"].as_string() += thoughts->as_string();
+    }
     const json::value* calls = delta.if_contains("tool_calls");
     if (calls == nullptr) return;
     if (!whole.contains("tool_calls")) whole["tool_calls"] = json::array();
@@ -226,6 +266,12 @@ void compare(const Assembler& stream, const json::object& response, bool is_chat
     const json::object& message = is_chat ? other.at("message").as_object() : other;
     const json::value& text = message.at(is_chat ? "content" : "text");
     EXPECT_EQ(one.at("text"), text.is_null() ? json::value("") : text);
+    if (is_chat) {
+      ASSERT_EQ(one.contains("reasoning"), message.contains("reasoning"));
+      if (message.contains("reasoning")) {
+        EXPECT_EQ(one.at("reasoning"), message.at("reasoning"));
+      }
+    }
     for (const char* key : {"logprobs", "finish_reason", "stop_reason"}) EXPECT_EQ(one.at(key), other.at(key)) << key;
     ASSERT_EQ(one.contains("tool_calls"), message.contains("tool_calls"));
     if (message.contains("tool_calls")) {
@@ -242,7 +288,7 @@ void compare(const Assembler& stream, const json::object& response, bool is_chat
 
 TEST(OpenAiStream, AddsUpToTheResponse) {
   const std::shared_ptr<const Tokenizer> tokenizer = testing::byte_tokenizer();
-  int num_calls = 0, num_logprobs = 0;
+  int num_calls = 0, num_logprobs = 0, num_thoughts = 0;
   for (uint64_t seed = 1; seed <= 1000; ++seed) {
     SCOPED_TRACE(seed);
     Random random(seed);
@@ -274,11 +320,13 @@ TEST(OpenAiStream, AddsUpToTheResponse) {
     }
     for (const json::value& choice : assembler.choices()) {
       num_calls += choice.as_object().contains("tool_calls");
+      num_thoughts += choice.as_object().contains("reasoning");
       num_logprobs += !choice.at("logprobs").is_null();
     }
   }
   EXPECT_GT(num_calls, 100);
   EXPECT_GT(num_logprobs, 500);
+  EXPECT_GT(num_thoughts, 100);
 }
 
 // What a client gets of a request, group by group, in the order of tokens; `known`: what it had from elsewhere.
@@ -295,10 +343,14 @@ std::vector<Group> stream_of(const Exchange& exchange, const std::shared_ptr<con
                                         .done = choice.done,
                                         .prompt_tokens = choice.prompt ? choice.prompt->tokens : 0,
                                         .cached_tokens = choice.prompt ? choice.prompt->cached : 0});
+  // What the server finds out of those that are complete.
+  for (size_t i = 0; i < known.size(); ++i)
+    if (known[i].done) request.resumed->choices[i].reasoning_tokens = exchange.completions[i].reasoning_tokens;
   AnswerFormatter formatter(request, "id-1", 7, "m", tokenizer.get(), exchange.format);
   std::vector<std::unique_ptr<TextSequence>> sequences;
   for (size_t i = 0; i < exchange.completions.size(); ++i) {
     auto sequence = std::make_unique<TextSequence>();
+    sequence->text = exchange.request.prompts[i / static_cast<size_t>(exchange.request.n)];
     sequence->text.stop = {"E"};
     sequence->text.sampling.num_logprobs = exchange.request.logprobs ? 1 : -1;
     sequence->asked.prompt = exchange.completions[i].prompt_token_ids;
@@ -334,6 +386,8 @@ std::vector<Group> stream_of(const Exchange& exchange, const std::shared_ptr<con
       sequence.add(delta.tokens[0], is_last && whole.token_ids[t] == testing::kEndToken);
       if (is_last) sequence.end(whole.finish, Status());
       delta.text = sequence.take_text();
+      delta.reasoning = sequence.take_reasoning();
+      delta.reasoning_tokens = sequence.completion.reasoning_tokens;
       if (!is_last) show(formatter.delta(index, delta));  // the last one comes with the end
     }
     if (sequence.completion.finish == FinishReason::kNone) sequence.end(whole.finish, Status());
@@ -355,7 +409,7 @@ std::vector<Group> stream_of(const Exchange& exchange, const std::shared_ptr<con
 // calls, log-probabilities, echo, token ids, usage, of one choice or several.
 TEST(OpenAiStream, WhereverAStreamIsCutItsBytesAreTheSame) {
   const std::shared_ptr<const Tokenizer> tokenizer = testing::byte_tokenizer();
-  int num_calls = 0, num_logprobs = 0, num_cuts = 0, num_usages = 0;
+  int num_calls = 0, num_logprobs = 0, num_cuts = 0, num_usages = 0, num_thoughts = 0;
   for (uint64_t seed = 1; seed <= 200; ++seed) {
     SCOPED_TRACE(seed);
     Random random(seed);
@@ -374,6 +428,7 @@ TEST(OpenAiStream, WhereverAStreamIsCutItsBytesAreTheSame) {
     num_calls += bytes.find("tool_calls") != std::string::npos;
     num_logprobs += bytes.find("\"logprob") != std::string::npos;
     num_usages += bytes.find("\"usage\"") != std::string::npos;
+    num_thoughts += bytes.find("\"reasoning\"") != std::string::npos;
     for (size_t cut = 0; cut < whole.size(); ++cut) {
       AnswerLog log;
       std::string shown;
@@ -395,6 +450,7 @@ TEST(OpenAiStream, WhereverAStreamIsCutItsBytesAreTheSame) {
   EXPECT_GT(num_calls, 20);
   EXPECT_GT(num_logprobs, 20);
   EXPECT_GT(num_usages, 20);
+  EXPECT_GT(num_thoughts, 20);
   EXPECT_GT(num_cuts, 2000);
 }
 

@@ -148,7 +148,8 @@ std::string write(const json::object& body) {
 template <class T>
 Parser parser(ApiResult<T> (*function)(std::string_view, const ApiDefaults&)) {
   return [function](json::object body) -> std::string {
-    const auto result = function(write(body), ApiDefaults{.context = 4096, .vocab_size = 1000});
+    const auto result =
+        function(write(body), ApiDefaults{.context = 4096, .vocab_size = 1000, .reasoning = ReasoningFormat::kQwen3});
     return result.ok() ? "" : result.error.param.empty() ? "no field: " + result.error.message : result.error.param;
   };
 }

@@ -40,7 +40,7 @@ enum class FieldKind : uint8_t {
   kIgnored,   // has no meaning here, and may hold anything
   kRefused,   // would change the meaning; `detail` says why
 };
-enum class FieldOrigin : uint8_t { kOpenAi, kVllm, kOurs };
+enum class FieldOrigin : uint8_t { kOpenAi, kVllm, kSglang, kLlamaCpp, kOurs };  // who calls it so
 
 struct Field {
   std::string_view name;

@@ -3,15 +3,18 @@
 
 #include <algorithm>
 
+#include "lk/infer/grammar_gate.h"
+
 namespace lk {
 namespace {
 
 class TextConstraint final : public TokenConstraint {
  public:
-  TextConstraint(const TextRequest& request, const std::vector<int32_t>& stop_token_ids, int64_t vocab_size)
+  TextConstraint(const TextRequest& request, const std::vector<int32_t>& stop_token_ids, int64_t vocab_size,
+                 const TextSide* side)
       : vocab_size_(vocab_size), min_tokens_(request.min_tokens), stop_token_ids_(stop_token_ids) {
     ends_.reserve(stop_token_ids_.size());
-    if (request.grammar) grammar_.emplace(request.grammar);
+    if (request.grammar || request.thinking_budget >= 0) gate_.emplace(request, side, stop_token_ids, vocab_size);
     if (!request.allowed_token_ids.empty()) {
       allowed_.resize(static_cast<size_t>((vocab_size + 63) / 64));
       for (const int32_t token : request.allowed_token_ids) set(allowed_, token);
@@ -20,10 +23,11 @@ class TextConstraint final : public TokenConstraint {
 
   Status allowed(std::span<uint64_t> words) override {
     LK_CHECK(static_cast<int64_t>(words.size()) == (vocab_size_ + 63) / 64);
-    if (grammar_)
-      grammar_->allowed(words);
+    if (gate_)
+      gate_->allowed(words);
     else
       allow_all(words);
+    if (gate_ && gate_->forces()) return Status();
     if (none(words))
       return failed_precondition("no token of the vocabulary continues the text as its grammar demands after {} tokens",
                                  num_tokens_);
@@ -31,7 +35,7 @@ class TextConstraint final : public TokenConstraint {
       find_ends(words);
       for (size_t i = 0; i < words.size(); ++i) words[i] &= allowed_[i];
       if (none(words)) {
-        if (!grammar_->can_end())
+        if (gate_ && !gate_->can_end())
           return failed_precondition("allowed_token_ids has no token that the grammar allows after {} tokens",
                                      num_tokens_);
         for (const int32_t token : ends_) set(words, token);  // the text is whole, and nothing listed goes on with it
@@ -47,9 +51,10 @@ class TextConstraint final : public TokenConstraint {
   }
   Status accept(int32_t token) override {
     ++num_tokens_;
-    if (!allowed_.empty() && !has(allowed_, token) && std::ranges::count(stop_token_ids_, token) == 0)
+    const bool forced = gate_ && gate_->forces();
+    if (!allowed_.empty() && !forced && !has(allowed_, token) && std::ranges::count(stop_token_ids_, token) == 0)
       return internal_error("token {} is none of allowed_token_ids, after {} tokens", token, num_tokens_ - 1);
-    if (!grammar_ || grammar_->accept(token)) return Status();
+    if (!gate_ || gate_->accept(token)) return Status();
     return internal_error("the grammar refuses token {}, which it allowed, after {} tokens", token, num_tokens_ - 1);
   }
 
@@ -77,7 +82,7 @@ class TextConstraint final : public TokenConstraint {
   const int64_t min_tokens_;
   const std::vector<int32_t> stop_token_ids_;
   int64_t num_tokens_ = 0;
-  std::optional<GrammarState> grammar_;
+  std::optional<GrammarGate> gate_;
   std::vector<uint64_t> allowed_;
   std::vector<int32_t> ends_;  // stop tokens that may come next
 };
@@ -85,11 +90,12 @@ class TextConstraint final : public TokenConstraint {
 }  // namespace
 
 std::shared_ptr<TokenConstraint> make_constraint(const TextRequest& request, const std::vector<int32_t>& stop_token_ids,
-                                                 int64_t vocab_size) {
-  if (!request.grammar && request.allowed_token_ids.empty() && request.min_tokens <= 0) return nullptr;
+                                                 int64_t vocab_size, const TextSide* side) {
+  if (!request.grammar && request.allowed_token_ids.empty() && request.min_tokens <= 0 && request.thinking_budget < 0)
+    return nullptr;
   std::vector<int32_t> stops = stop_token_ids;
   std::erase_if(stops, [&](int32_t token) { return token < 0 || token >= vocab_size; });
-  return std::make_shared<TextConstraint>(request, stops, vocab_size);
+  return std::make_shared<TextConstraint>(request, stops, vocab_size, side);
 }
 
 }  // namespace lk

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The token constraint of a text request: its grammar, its allowed tokens, no end before min_tokens.
+// The token constraint of a text request: its grammar (where GrammarGate says), its allowed tokens, no end before
+// min_tokens, no thoughts beyond their budget.
 #pragma once
 
 #include <memory>
@@ -8,8 +9,9 @@
 
 namespace lk {
 
-// Null when nothing constrains the request.
+// Null when nothing constrains the request. `side`: whose tokens they are; may be null for a request that neither
+// thinks nor may call tools beside a grammar.
 std::shared_ptr<TokenConstraint> make_constraint(const TextRequest& request, const std::vector<int32_t>& stop_token_ids,
-                                                 int64_t vocab_size);
+                                                 int64_t vocab_size, const TextSide* side = nullptr);
 
 }  // namespace lk

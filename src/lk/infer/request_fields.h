@@ -90,6 +90,8 @@ inline constexpr Field kRequestFields[] = {
     rows::flag("ignore_eos", rows::kSampled, rows::kVllm, "false", "Go on after an end-of-sequence token."),
     rows::integer("truncate_prompt_tokens", rows::kText | kEmbeddingForm, rows::kVllm, 1, kNoMaximum, "",
                   "Keep the last so many tokens of the prompt."),
+    rows::integer("thinking_token_budget", kChatForm, rows::kVllm, 0, kNoMaximum, "",
+                  "Thoughts end after so many tokens. Of a model whose thoughts are told from its answers."),
     rows::tokens("output_so_far", kBatchForm, rows::kOurs, 0, kMaxBodyTokens,
                  "Tokens of the answer that were made elsewhere: it goes on after them, exactly. Needs the seed unless "
                  "temperature is 0."),
@@ -169,6 +171,10 @@ inline constexpr Field kRequestFields[] = {
      .max_count = 8,
      .detail = "text"},
 
+    rows::flag("include_reasoning", kChatForm, rows::kVllm, "true", "Show what the model thought before its answer."),
+    rows::flag("separate_reasoning", kChatForm, rows::kSglang, "true",
+               "false: thoughts and their marks stay in the text, as the model wrote them."),
+
     // --- Whose it is
     rows::text("user", rows::kText, rows::kOpenAi, 0, 4 * kMaxNameBytes,
                "Shares are fair between a tenant's users, too."),
@@ -227,6 +233,7 @@ inline constexpr Field kRequestFields[] = {
     rows::ignored("guided_decoding_backend", rows::kText, rows::kVllm),
     rows::ignored("spaces_between_special_tokens", rows::kText, rows::kVllm),
     rows::ignored("detokenize", rows::kText, rows::kVllm),
+    rows::ignored("stream_reasoning", kChatForm, rows::kSglang),
 
     // --- Refused, because ignoring them would change the meaning
     rows::refused("lora_path", rows::kText, rows::kVllm, "name the adapter in \"model\""),
@@ -243,6 +250,7 @@ inline constexpr Field kRequestFields[] = {
     rows::refused("function_call", kMessageForm, rows::kOpenAi, "it is deprecated; use \"tool_calls\""),
     rows::refused("use_beam_search", rows::kText, rows::kVllm, "only sampling is done"),
     rows::refused("bad_words", rows::kText, rows::kVllm, "use \"logit_bias\""),
+    rows::refused("thinking_token_budget", kCompletionForm, rows::kVllm, "only chat tells thoughts from the answer"),
     rows::refused("logits_processors", rows::kText, rows::kVllm, "requests may not bring code"),
     rows::refused("audio", rows::kText, rows::kOpenAi, "the model takes and makes text only"),
     rows::refused("audio", kMessageForm, rows::kOpenAi, "the model takes text only"),

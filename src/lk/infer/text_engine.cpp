@@ -175,6 +175,8 @@ TextUpdate TextEngine::apply(RequestEvent& event) {
     sequence.end(event.finish, std::move(event.error));
   }
   update.delta.text = sequence.take_text();
+  update.delta.reasoning = sequence.take_reasoning();
+  update.delta.reasoning_tokens = completion.reasoning_tokens;
   if (event.finish != FinishReason::kNone) update.ended.reset(static_cast<TextSequence*>(event.ended.release()));
   return update;
 }

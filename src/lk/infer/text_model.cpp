@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 
 #include "lk/base/file.h"
 #include "lk/infer/constraint.h"
@@ -88,6 +89,40 @@ Result<std::shared_ptr<const TextModel>> TextModel::load(const std::string& dire
   if (model->context_ > longest)
     return invalid_argument("--context {} is longer than the {} positions of the model", model->context_, longest);
   return std::shared_ptr<const TextModel>(std::move(model));
+}
+
+// Where the prompt leaves a model that thinks.
+ThinkingStart TextModel::thinking_start_of(const TextRequest& text, const std::vector<int32_t>& prompt,
+                                           const TextSide& side) const {
+  constexpr size_t kEnd = 32;  // tokens: the marks and white space behind them
+  const std::span<const int32_t> end = std::span(prompt).last(std::min(prompt.size(), kEnd));
+  std::string continued;
+  boost::json::array last;
+  if (text.continue_final_message && !text.messages.empty()) {
+    last.push_back(text.messages.back());
+    if (const boost::json::string* content = text_of_last(last)) continued = std::string(*content);
+  }
+  return thinking_start(text.reasoning, side.tokenizer->decode(end, false), continued);
+}
+
+int64_t TextModel::count_reasoning(TextRequest text, std::vector<int32_t> output, const TextSide& side) const {
+  if (text.reasoning == ReasoningFormat::kNone || !side.tokenizer) return 0;
+  if (!text.thinking_start) {
+    const Result<std::vector<int32_t>> prompt = prompt_tokens(text, &side);
+    if (!prompt.ok()) return 0;
+    text.thinking_start = thinking_start_of(text, *prompt, side);
+  }
+  const auto is_one_of = [&](const std::vector<int32_t>& tokens) {
+    return !output.empty() && std::ranges::count(tokens, output.back()) > 0;
+  };
+  if (is_one_of(text.stop_token_ids) || ((!text.ignore_eos || text.grammar) && is_one_of(side.end_tokens)))
+    output.pop_back();  // it has no text
+  TextSequence sequence;
+  text.stop.clear();
+  sequence.text = std::move(text);
+  sequence.asked.output_so_far = std::move(output);
+  (void)sequence.begin_text(side.tokenizer);
+  return sequence.completion.reasoning_tokens;
 }
 
 Result<std::string> render_messages(const TextRequest& request, const TextSide& side, std::string_view* about) {
@@ -240,7 +275,9 @@ Status TextModel::prepare(TextRequest text, TextSequence& sequence, const TextSi
   request.sampling = text.sampling;
   request.output_so_far = text.output_so_far;
   request.pooling = text.embed ? pooling_ : Pooling::kNone;
-  request.constraint = make_constraint(text, request.stop_token_ids, config_.vocab_size);
+  if (text.reasoning != ReasoningFormat::kNone && side.tokenizer && !text.thinking_start)
+    text.thinking_start = thinking_start_of(text, request.prompt, side);
+  request.constraint = make_constraint(text, request.stop_token_ids, config_.vocab_size, &side);
   request.cache_salt = text.cache_salt;
   request.rope_length = prompt_length + request.max_tokens;
   // Keys that are rotated otherwise are not shared.

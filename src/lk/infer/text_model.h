@@ -37,6 +37,9 @@ class TextModel {
   Result<std::vector<int32_t>> prompt_tokens(const TextRequest& request, const TextSide* side = nullptr,
                                              std::string_view* field = nullptr, int64_t enough = 0) const;
 
+  // Of a request's answer that is complete, and was made elsewhere: how many of its tokens were thoughts.
+  int64_t count_reasoning(TextRequest request, std::vector<int32_t> output, const TextSide& side) const;
+
   const std::shared_ptr<const Tokenizer>& tokenizer() const { return base().tokenizer; }  // null with dummy weights
   const ModelConfig& config() const { return config_; }
   int64_t context() const { return context_; }
@@ -44,6 +47,8 @@ class TextModel {
  private:
   TextModel() = default;
   Status check(const TextRequest& request, const TextSide& side, std::string_view& field) const;
+  ThinkingStart thinking_start_of(const TextRequest& text, const std::vector<int32_t>& prompt,
+                                  const TextSide& side) const;
   Status check_output_so_far(const Request& request) const;
   Result<std::vector<int32_t>> encode(const Tokenizer& tokenizer, std::string_view text, bool add_special_tokens,
                                       int64_t enough) const;

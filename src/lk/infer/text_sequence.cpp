@@ -25,6 +25,8 @@ size_t held_back(const std::string& text, const std::vector<std::string>& stops)
 
 Status TextSequence::begin_text(const std::shared_ptr<const Tokenizer>& tokenizer) {
   if (tokenizer) decoder_.emplace(tokenizer, text.skip_special_tokens);
+  if (tokenizer && text.reasoning != ReasoningFormat::kNone)
+    thoughts_.emplace(text.reasoning, text.thinking_start.value_or(ThinkingStart::kMayThink), text.grammar != nullptr);
   completion.prompt_tokens = prompt_length();
   reserved_tokens = asked.reserved_tokens();
   for (const int32_t token : asked.output_so_far) {
@@ -35,7 +37,9 @@ Status TextSequence::begin_text(const std::shared_ptr<const Tokenizer>& tokenize
           *completion.stop_string, num_tokens_ - 1);
   }
   (void)take_text();
+  (void)take_reasoning();
   seam_ = shown_;
+  reasoning_seam_ = reasoning_shown_;
   return Status();
 }
 
@@ -54,10 +58,27 @@ bool TextSequence::add(TokenLogprob token, bool stops) {
   return false;
 }
 
-bool TextSequence::append(const std::string& piece) {
+// What a token adds to the answer; the thoughts are put aside.
+std::string TextSequence::answer_in(const std::string& piece, bool is_last) {
+  using Phase = ThoughtSplitter::Phase;
+  std::string answer;
+  const Phase before = thoughts_->phase();
+  thoughts_->push(piece, completion.reasoning, answer);
+  const Phase after = thoughts_->phase();
+  if (is_last) {
+    thoughts_->finish(completion.reasoning, answer);
+  } else if (after == Phase::kOpening) {
+    ++undecided_;
+  } else if (before == Phase::kThinking || (before == Phase::kOpening && after == Phase::kThinking)) {
+    completion.reasoning_tokens += 1 + std::exchange(undecided_, 0);
+  }
+  return answer;
+}
+
+bool TextSequence::append(const std::string& piece, bool is_last) {
   std::string& all = completion.text;
   const size_t old_size = all.size();
-  all += piece;
+  all += thoughts_ ? answer_in(piece, is_last) : piece;
   size_t cut = std::string::npos;
   const bool may_stop = num_tokens_ >= text.min_tokens;
   for (const std::string& stop : text.stop) {
@@ -79,6 +100,11 @@ std::string TextSequence::take_text() {
   return made.substr(begin, end - begin);
 }
 
+std::string TextSequence::take_reasoning() {
+  const size_t begin = std::exchange(reasoning_shown_, completion.reasoning.size());
+  return completion.reasoning.substr(begin);
+}
+
 Completion TextSequence::prompt_facts() const {
   return {.prompt_logprobs = completion.prompt_logprobs,
           .prompt_token_ids = completion.finish == FinishReason::kNone ? asked.prompt : completion.prompt_token_ids,
@@ -92,10 +118,12 @@ void TextSequence::end(FinishReason reason, Status error) {
   completion.prompt_token_ids = std::move(asked.prompt);
   // Bytes of a character that never became whole. They may end in a stop string; a request that was ended from outside
   // stays so.
-  if (decoder_ && !reached_stop_string_ && append(decoder_->flush()) && reason == FinishReason::kLength)
+  if (decoder_ && !reached_stop_string_ && append(decoder_->flush(), true) && reason == FinishReason::kLength)
     completion.finish = FinishReason::kStop;
   completion.text.erase(0, seam_);
   shown_ -= seam_;
+  completion.reasoning.erase(0, reasoning_seam_);
+  reasoning_shown_ -= reasoning_seam_;
 }
 
 }  // namespace lk

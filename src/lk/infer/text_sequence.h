@@ -12,6 +12,7 @@
 
 #include "lk/grammar/grammar.h"
 #include "lk/sched/sequence.h"
+#include "lk/text/reasoning.h"
 #include "lk/text/tokenizer.h"
 
 namespace lk {
@@ -38,14 +39,22 @@ struct TextRequest {
   bool include_stop_string = false;        // the text ends with the stop string that was reached
   std::vector<int32_t> allowed_token_ids;  // empty = all
   std::shared_ptr<const Grammar> grammar;  // what the text must match, or null; overrides ignore_eos
-  bool embed = false;                      // no output tokens: Completion::embedding instead
+  // How the model's thoughts are told from its answer; kNone: all of the text is the answer. prepare() finds out where
+  // the prompt leaves the model, unless that is known.
+  ReasoningFormat reasoning = ReasoningFormat::kNone;
+  std::optional<ThinkingStart> thinking_start = std::nullopt;
+  int64_t thinking_budget = -1;  // the thoughts end after so many tokens; -1 = when the model ends them
+  // What tool calls may begin with, instead of what the grammar says; empty = no calls beside a grammar.
+  std::vector<std::string> call_openings = {};
+  bool embed = false;  // no output tokens: Completion::embedding instead
   bool ignore_eos = false;
   bool skip_special_tokens = true;
   uint64_t cache_salt = 0;
 };
 
 struct Completion {
-  std::string text;
+  std::string text;            // the answer
+  std::string reasoning = {};  // what was thought before it
   std::vector<int32_t> token_ids;
   std::vector<TokenLogprob> logprobs;         // per token, when asked for
   std::vector<TokenLogprob> prompt_logprobs;  // entry i is prompt token i + 1
@@ -57,6 +66,7 @@ struct Completion {
   // What stopped it: the stop string, or the stop token when it is not an end-of-sequence token.
   std::optional<std::string> stop_string;
   std::optional<int32_t> stop_token;
+  int64_t reasoning_tokens = 0;  // of all tokens so far, also those made elsewhere: thoughts and their marks
   std::vector<float> embedding;  // [hidden_dim] mean of the last hidden states, L2-normalised
 };
 
@@ -65,6 +75,8 @@ struct Completion {
 struct StreamDelta {
   std::string text;
   std::vector<TokenLogprob> tokens;
+  std::string reasoning = {};    // comes before the text
+  int64_t reasoning_tokens = 0;  // so far
 };
 
 class TextSequence : public Sequence {
@@ -78,7 +90,7 @@ class TextSequence : public Sequence {
   // reached a stop string. A null tokenizer (dummy weights) writes tokens as numbers, so that everything downstream has
   // a text to carry.
   Status begin_text(const std::shared_ptr<const Tokenizer>& tokenizer);
-  // The part of it that has been shown. Requires: not ended.
+  // The part of it (without thoughts) that has been shown. Requires: not ended.
   std::string_view text_so_far() const { return std::string_view(completion.text).substr(0, seam_); }
   // Tokens of the prompt that are counted here; a resumed request's were counted where it began.
   int64_t counted_prompt_tokens() const { return asked.resumed() ? 0 : completion.prompt_tokens; }
@@ -86,6 +98,7 @@ class TextSequence : public Sequence {
   bool add(TokenLogprob token, bool stops);
   // What can be shown now and was not yet: never half a character, never what may turn out to be a stop string.
   std::string take_text();
+  std::string take_reasoning();  // likewise of the thoughts; a stop string is none in them
   // Of the completion, what the prompt gave: its tokens, log-probabilities and how much of it was cached.
   Completion prompt_facts() const;
   // Completes the completion; take_text() then gives what was still held back.
@@ -93,12 +106,16 @@ class TextSequence : public Sequence {
 
  private:
   std::string text_of(int32_t token);
-  bool append(const std::string& piece);
+  bool append(const std::string& piece, bool is_last = false);
+  std::string answer_in(const std::string& piece, bool is_last);
 
   std::optional<IncrementalDecoder> decoder_;
   int64_t num_tokens_ = 0;
   size_t shown_ = 0;  // bytes of completion.text
   size_t seam_ = 0;   // of these, shown before it was resumed
+  std::optional<ThoughtSplitter> thoughts_;
+  int64_t undecided_ = 0;  // tokens while it is not known whether they begin thoughts
+  size_t reasoning_shown_ = 0, reasoning_seam_ = 0;
   bool reached_stop_string_ = false;
 };
 

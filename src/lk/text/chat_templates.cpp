@@ -61,6 +61,7 @@ ChatTemplates::Entry make_entry(std::string name, std::shared_ptr<const ChatTemp
   ChatTemplates::Entry entry{.name = std::move(name),
                              .body = body,
                              .tool_format = detect_tool_format(model_type, source),
+                             .reasoning = detect_reasoning_format(source),
                              .reads_tools = has_word(source, "tools"),
                              .list_roles = {}};
   for (const char* role : {"system", "user", "assistant", "tool"})
@@ -77,7 +78,7 @@ const json::value* tool_name(const json::value& tool) {
   return name && name->is_string() ? name : nullptr;
 }
 
-// What was thought before an answer has three names; templates read one of two.
+// What was thought before an answer has three names; templates read one of them.
 void name_reasoning(json::object& message) {
   const json::value* reasoning = nullptr;
   for (const char* key : {"reasoning_content", "thinking", "reasoning"})
@@ -87,6 +88,7 @@ void name_reasoning(json::object& message) {
   const json::value copy = *reasoning;
   if (!message.contains("thinking")) message["thinking"] = copy;
   message["reasoning_content"] = copy;
+  message["reasoning"] = copy;
 }
 
 // What templates of all kinds can print: a content, and arguments that are objects.

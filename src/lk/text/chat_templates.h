@@ -12,6 +12,7 @@
 #include <boost/json/object.hpp>
 
 #include "lk/text/chat_template.h"
+#include "lk/text/reasoning.h"
 #include "lk/text/tokenizer_config.h"
 #include "lk/text/tool_format.h"
 
@@ -31,9 +32,10 @@ class ChatTemplates {
   struct Entry {
     std::string name;
     std::shared_ptr<const ChatTemplate> body;
-    ToolFormat tool_format = ToolFormat::kNone;  // in which it has the model call
-    bool reads_tools = false;                    // whether it looks at "tools" at all
-    std::vector<std::string> list_roles;         // whose content it takes as a list of parts; others get text
+    ToolFormat tool_format = ToolFormat::kNone;          // in which it has the model call
+    ReasoningFormat reasoning = ReasoningFormat::kNone;  // in which it has the model think
+    bool reads_tools = false;                            // whether it looks at "tools" at all
+    std::vector<std::string> list_roles;                 // whose content it takes as a list of parts; others get text
 
     // As transformers renders it, but that a list of parts reaches a template that wants text as its text, a line each,
     // and that what a model wrote itself (calls that were cut off, answers without content) is shown, where

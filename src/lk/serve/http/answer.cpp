@@ -132,7 +132,9 @@ void Answer::show(StreamEvent& event) {
   }
   // The last token is shown with the end, never without it: a router that lost this replica in between would ask
   // another one to go on with an answer that is complete.
-  if (!event.ended && (!event.delta.tokens.empty() || !event.delta.text.empty())) delta(event.choice, event.delta);
+  const StreamDelta& made = event.delta;
+  if (!event.ended && (!made.tokens.empty() || !made.text.empty() || !made.reasoning.empty()))
+    delta(event.choice, event.delta);
 }
 
 void Answer::count(const ServedSequence& sequence) {

@@ -322,7 +322,7 @@ void EngineService::deliver(TextUpdate update) {
     if (timing.started != Clock::time_point()) prompt_tokens_ += sequence.counted_prompt_tokens();
     sequence.lease.reset();
     event.ended.reset(static_cast<ServedSequence*>(update.ended.release()));
-  } else if (event.delta.tokens.empty() && event.delta.text.empty() && !event.prompt) {
+  } else if (event.delta.tokens.empty() && event.delta.text.empty() && event.delta.reasoning.empty() && !event.prompt) {
     return;
   }
   if (event.sink->shard() == RequestSink::kEngineThread) {

@@ -95,7 +95,8 @@ void FleetFeed::tell(ReplicaReport report) {
   before_ = std::move(report);
 }
 
-Result<std::string> numerics_of(EngineService& service, bool merging, int64_t max_answer_bytes) {
+Result<std::string> numerics_of(EngineService& service, bool merging, int64_t max_answer_bytes,
+                                std::string_view formats) {
   const TextModel& text = service.text();
   LK_ASSIGN_OR_RETURN(const std::vector<TokenLogprob> probe, probe_engine(service, kBaseModel, kProbeTokens));
   const int64_t vocabulary = text.config().vocab_size;
@@ -127,6 +128,7 @@ Result<std::string> numerics_of(EngineService& service, bool merging, int64_t ma
     add(value.value_or(-1));
   for (const std::string& stop : generation.stop) add_text(stop);
   add(max_answer_bytes);
+  add_text(formats);
   if (text.tokenizer()) {
     LK_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, text.tokenizer()->encode(kProbeText, true));
     for (const int32_t token : tokens) add(token);

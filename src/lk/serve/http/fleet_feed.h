@@ -51,8 +51,10 @@ class FleetFeed {
 
 // What the bits of this replica's answers depend on, as one word: equal words, equal answers. SHA-256 over what its
 // base model makes of a fixed prompt (the log-probabilities, bit for bit) and over what else decides which tokens come
-// next: tokenizer, templates, end tokens, defaults, context, and how long answers may become. `merging`: answers then
-// depend on what runs beside them, and are like no other replica's.
-Result<std::string> numerics_of(EngineService& service, bool merging, int64_t max_answer_bytes);
+// next: tokenizer, templates, end tokens, defaults, context, how long answers may become, and how calls and thoughts
+// are found in them (`formats`). `merging`: answers then depend on what runs beside them, and are like no other
+// replica's.
+Result<std::string> numerics_of(EngineService& service, bool merging, int64_t max_answer_bytes,
+                                std::string_view formats);
 
 }  // namespace lk

@@ -179,12 +179,8 @@ Result<std::unique_ptr<ServerImpl>> ServerImpl::create(const ServerOptions& opti
   const TextModel& text = self->service_->text();
   self->defaults_ = {
       .context = text.context(), .vocab_size = text.config().vocab_size, .max_choices = options.max_choices};
-  if (options.tool_format == "hermes")
-    self->defaults_.tool_format = ToolFormat::kHermes;
-  else if (options.tool_format == "llama3")
-    self->defaults_.tool_format = ToolFormat::kLlama3;
-  else if (options.tool_format == "mistral")
-    self->defaults_.tool_format = ToolFormat::kMistral;
+  self->defaults_.tool_format = parse_tool_format(options.tool_format).value_or(ToolFormat::kNone);
+  self->defaults_.reasoning = parse_reasoning_format(options.reasoning).value_or(ReasoningFormat::kNone);
   if (text.tokenizer())
     self->grammars_ = std::make_unique<GrammarCache>(text.base().vocabulary(), options.max_grammar_bytes);
   AdapterRegistryOptions registry_options = options.adapters;
@@ -553,6 +549,10 @@ ApiDefaults ServerImpl::api_defaults(const TextSide& side) const {
   defaults.generation = side.generation;
   const bool chosen = options_.tool_format != "auto";
   if (options_.tool_format != "none" && (!chosen || side.own_templates)) defaults.templates = side.templates;
+  // Likewise for thoughts, but that an adapter whose own templates have none does not think.
+  const bool off = parse_reasoning_format(options_.reasoning) == ReasoningFormat::kNone;
+  if (!off && (options_.reasoning == "auto" || side.own_templates)) defaults.reasoning_templates = side.templates;
+  defaults.tokenizer = side.tokenizer.get();
   return defaults;
 }
 

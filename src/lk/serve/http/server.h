@@ -44,7 +44,8 @@ struct ServerOptions {
   double default_timeout_seconds = 600;  // of a request that names none
   int64_t max_answer_bytes = 16 << 20;   // that is not streamed; twice that when its tokens are unusually long
   double sse_ping_seconds = 10;          // a stream that is silent for so long gets a comment; 0 = never
-  std::string tool_format = "auto";      // auto, none, hermes, llama3, mistral
+  std::string tool_format = "auto";      // auto, none, or a name of parse_tool_format()
+  std::string reasoning = "auto";        // auto, off, or a name of parse_reasoning_format()
   int64_t max_grammar_bytes = 64 << 20;  // of compiled grammars kept
   MemoryPlan memory;                     // what the budgets here and in `adapters` come from; shown in /v1/status
   double stuck_seconds = 120;            // no step for so long: /live fails

@@ -167,10 +167,20 @@ void prepare_and_submit(Generation& generation) {
     text.cache_salt = salt_of(*exchange->principal.tenant, request.cache_salt);
     size_t first = i * n;  // that is wanted
     while (first < (i + 1) * n && is_done(first)) ++first;
-    if (first == (i + 1) * n) continue;
+    const auto count_done = [&](const TextRequest& asked) {
+      for (size_t k = i * n; k < (i + 1) * n && request.reasoning != ReasoningFormat::kNone; ++k)
+        if (is_done(k))
+          request.resumed->choices[k].reasoning_tokens = server.text().count_reasoning(asked, known[k].tokens, side);
+    };
+    if (first == (i + 1) * n) {
+      count_done(text);
+      continue;
+    }
     TextRequest own = text;  // the answer echoes prompts and knows their tools
     own.sampling.seed += first - i * n;
     if (!prepare(std::move(own), first)) return;
+    text.thinking_start = sequences[first]->text.thinking_start;
+    count_done(text);
     EngineService::Share one = EngineService::share_of(*sequences[first]);
     for (size_t k = first; k < (i + 1) * n; ++k) {
       if (is_done(k)) continue;

@@ -119,7 +119,8 @@ void ServerImpl::fleet_state(const std::shared_ptr<Exchange>& exchange) { feed_-
 ReplicaReport ServerImpl::report() {
   if (numerics_.empty() && ready_ && Clock::now() >= next_probe_) {
     const bool merging = service_->snapshot().server.merging.chooser != "never";
-    const Result<std::string> numerics = numerics_of(*service_, merging, options_.max_answer_bytes);
+    const Result<std::string> numerics =
+        numerics_of(*service_, merging, options_.max_answer_bytes, options_.tool_format + "/" + options_.reasoning);
     if (numerics.ok()) numerics_ = *numerics;
     next_probe_ = Clock::now() + std::chrono::seconds(10);
   }

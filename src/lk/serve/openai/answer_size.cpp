@@ -61,11 +61,12 @@ AnswerSize answer_size(const GenerateRequest& request, const TextRequest& prompt
   int64_t extras = request.return_token_ids ? times(kTokenId, prompt_tokens) : 0;
   if (request.prompt_logprobs)
     extras += times(times(kPromptEntry, 1 + std::max(0, prompt.sampling.num_prompt_logprobs)), prompt_tokens);
+  // Thoughts are shown under two names.
+  const int64_t text = request.reasoning != ReasoningFormat::kNone ? 2 * kTokenText : kTokenText;
   // A chat's choices share what is said of the prompt, unless they are streamed.
   const bool shared = chat && !request.stream;
   AnswerSize size{.fixed = times(request.n, shared ? fixed : fixed + extras) + (shared ? extras : 0)};
-  if (!request.stream)
-    size.per_token = times(request.n, kTokenText + logprobs + (request.return_token_ids ? kTokenId : 0));
+  if (!request.stream) size.per_token = times(request.n, text + logprobs + (request.return_token_ids ? kTokenId : 0));
   if (request.echo) size.held_fixed = prompt_bytes;
   if (request.logprobs) size.held_per_token = times(request.n, record_bytes(alternatives));
   if (const int of_prompt = prompt.sampling.num_prompt_logprobs; of_prompt >= 0)
@@ -79,7 +80,7 @@ int64_t shown_bytes(const Completion& completion) {
     for (const TokenLogprob& token : tokens) entries += 1 + std::ssize(token.top);
     return kPromptEntry * entries;
   };
-  return std::ssize(completion.text) +
+  return std::ssize(completion.text) + 2 * std::ssize(completion.reasoning) +
          kTokenId * (std::ssize(completion.token_ids) + std::ssize(completion.prompt_token_ids)) +
          logprobs(completion.logprobs) + logprobs(completion.prompt_logprobs) +
          kFloat * std::ssize(completion.embedding);

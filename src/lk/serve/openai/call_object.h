@@ -7,22 +7,20 @@
 #include <string>
 #include <vector>
 
+#include "lk/serve/openai/call_body.h"
 #include "lk/serve/openai/json_scanner.h"
 
 namespace lk::openai {
 
-class CallObject {
+class CallObject final : public CallBody {
  public:
   // `names`: the only names that are calls; null = any.
   explicit CallObject(const std::vector<std::string>* names) : names_(names) {}
 
-  enum class Step { kMore, kDone, kBad };  // kBad: the byte was not taken
-  // Appends what is now known to `arguments`; the call has begun once name() is set.
-  Step feed(char c, std::string& arguments);
-
-  bool begun() const { return begun_; }
-  bool arguments_done() const { return arguments_done_; }
-  const std::string& name() const { return *name_; }
+  Step feed(char c, std::string& arguments) override;
+  bool begun() const override { return begun_; }
+  bool arguments_done() const override { return arguments_done_; }
+  const std::string& name() const override { return *name_; }
 
  private:
   enum class State { kOpen, kFirstKey, kKey, kInKey, kColon, kValue, kInValue, kAfter };

@@ -51,11 +51,14 @@ void AnswerShape::append_finish(std::string& out, const Completion& completion, 
     out += "null";
 }
 
-void append_usage(std::string& out, int64_t prompt_tokens, int64_t completion_tokens, int64_t cached_tokens) {
+void append_usage(std::string& out, const AnswerUsage& usage) {
   const auto out_at = std::back_inserter(out);
   fmt::format_to(out_at, "\"usage\":{{\"prompt_tokens\":{},\"completion_tokens\":{},\"total_tokens\":{},",
-                 prompt_tokens, completion_tokens, prompt_tokens + completion_tokens);
-  fmt::format_to(out_at, "\"prompt_tokens_details\":{{\"cached_tokens\":{}}}}}", cached_tokens);
+                 usage.prompt_tokens, usage.completion_tokens, usage.prompt_tokens + usage.completion_tokens);
+  fmt::format_to(out_at, "\"prompt_tokens_details\":{{\"cached_tokens\":{}}}", usage.cached_tokens);
+  if (usage.reasoning_tokens >= 0)
+    fmt::format_to(out_at, ",\"completion_tokens_details\":{{\"reasoning_tokens\":{}}}", usage.reasoning_tokens);
+  out += '}';
 }
 
 void append_token_ids(std::string& out, std::span<const TokenLogprob> tokens) {
@@ -74,6 +77,9 @@ ToolSyntax tool_syntax(const GenerateRequest& request, ToolFormat format) {
     syntax.format = ToolFormat::kLlama3;  // the grammar is that of a bare object
   else if (request.tools_allowed)
     syntax.format = format;
+  syntax.forced = request.tool_forced;
+  if (syntax.format == ToolFormat::kQwen3Coder)
+    syntax.kinds = std::make_shared<ParameterKinds>(request.prompts.at(0).tools);
   return syntax;
 }
 

@@ -21,6 +21,8 @@ struct Choice {
   bool finished = false;
   std::optional<Completion> prompt;  // only its prompt_* and cached_tokens
   size_t text_bytes = 0;             // of the completion's text, seen so far
+  size_t reasoning_bytes = 0;        // of its thoughts
+  int64_t reasoning_tokens = 0;
   int64_t num_tokens = 0;
   int64_t before = 0;                 // tokens that were made elsewhere
   std::vector<int32_t> uncommitted;   // tokens that no commit has named yet
@@ -36,6 +38,8 @@ struct AnswerShape {
   TokenNames names;
   ToolFormat tool_format;
   bool logprobs, prompt_logprobs, token_ids, echo, parallel_tool_calls;
+  bool tool_forced;  // every answer is a call
+  bool reasoning, include_reasoning;
   std::string forced_tool;
   std::string id;  // of the request; call ids derive from it
 
@@ -58,7 +62,11 @@ Completion prompt_facts(const Completion& completion);
 // The tokens from `first` on, with their logprobs if there are any.
 std::vector<TokenLogprob> tokens_of(const Completion& completion, size_t first);
 
-void append_usage(std::string& out, int64_t prompt_tokens, int64_t completion_tokens, int64_t cached_tokens);
+struct AnswerUsage {
+  int64_t prompt_tokens = 0, completion_tokens = 0, cached_tokens = 0;
+  int64_t reasoning_tokens = -1;  // of the completion's; -1 = thoughts are not told from the answer
+};
+void append_usage(std::string& out, const AnswerUsage& usage);
 void append_token_ids(std::string& out, std::span<const TokenLogprob> tokens);
 inline std::span<const TokenLogprob> span_of(const std::vector<TokenLogprob>& tokens) {
   return {tokens.data(), tokens.size()};

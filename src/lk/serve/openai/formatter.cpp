@@ -20,7 +20,7 @@ struct AnswerFormatter::Impl {
   std::string model;
   int64_t created;
   bool include_usage, continuous_usage;
-  int64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;
+  AnswerUsage usage;  // of the choices that are done
   bool failed = false, ended = false;
   std::optional<ResumedAnswer> resumed;  // commits are written
 
@@ -71,7 +71,10 @@ struct AnswerFormatter::Impl {
     if (shape.token_ids && first && shape.chat()) append_prompt_ids(out, *choice.prompt);
     if (continuous_usage && choice.prompt) {
       out += ',';
-      append_usage(out, choice.prompt->prompt_tokens, choice.before + choice.num_tokens, choice.prompt->cached_tokens);
+      append_usage(out, {.prompt_tokens = choice.prompt->prompt_tokens,
+                         .completion_tokens = choice.before + choice.num_tokens,
+                         .cached_tokens = choice.prompt->cached_tokens,
+                         .reasoning_tokens = shape.reasoning ? choice.reasoning_tokens : -1});
     }
     out += "}\n\n";
   }
@@ -97,6 +100,13 @@ struct AnswerFormatter::Impl {
     append_string(body, text);
     body += '}';
     return body;
+  }
+
+  // Under both names that clients know.
+  static std::string reasoning_body(std::string_view thoughts) {
+    std::string text;
+    append_string(text, thoughts);
+    return "\"delta\":{\"reasoning\":" + text + ",\"reasoning_content\":" + text + "}";
   }
 
   void start(std::string& out, Choice& choice) const {
@@ -134,20 +144,23 @@ struct AnswerFormatter::Impl {
     }
   }
 
-  void feed(std::string& out, int index, Choice& choice, std::string_view text,
+  void feed(std::string& out, int index, Choice& choice, std::string_view thoughts, std::string_view text,
             std::span<const TokenLogprob> tokens) const {
     if (!choice.prompt && shape.needs_prompt()) {
       choice.early.text += text;
+      choice.early.reasoning += thoughts;
       choice.early.tokens.insert(choice.early.tokens.end(), tokens.begin(), tokens.end());
       return;
     }
     if (!choice.started) start(out, choice);
     choice.text_bytes += text.size();
+    choice.reasoning_bytes += thoughts.size();
     choice.num_tokens += static_cast<int64_t>(tokens.size());
     if (resumed)
       for (const TokenLogprob& token : tokens) choice.uncommitted.push_back(token.token);
     if (shape.logprobs || shape.token_ids) choice.waiting.insert(choice.waiting.end(), tokens.begin(), tokens.end());
     if (shape.chat()) {
+      if (!thoughts.empty() && shape.include_reasoning) append_chunk(out, choice, reasoning_body(thoughts));
       ToolDeltas deltas;
       choice.parser.push(text, deltas);
       append_deltas(out, index, choice, deltas);
@@ -161,16 +174,19 @@ struct AnswerFormatter::Impl {
     choice.prompt = prompt_facts(completion);
     const StreamDelta early = std::move(choice.early);
     choice.early = {};
-    if (!early.text.empty() || !early.tokens.empty()) feed(out, index, choice, early.text, span_of(early.tokens));
+    if (!early.text.empty() || !early.reasoning.empty() || !early.tokens.empty())
+      feed(out, index, choice, early.reasoning, early.text, span_of(early.tokens));
   }
 
   void count(int index, const Completion& completion) {
     const Choice& choice = choices[static_cast<size_t>(index)];
-    completion_tokens += choice.before + static_cast<int64_t>(completion.token_ids.size());
+    usage.completion_tokens += choice.before + static_cast<int64_t>(completion.token_ids.size());
+    if (shape.reasoning)
+      usage.reasoning_tokens = std::max<int64_t>(usage.reasoning_tokens, 0) + completion.reasoning_tokens;
     if (static_cast<size_t>(index) % n != 0) return;  // the choices of a prompt share it
     const Completion& prompt = choice.before > 0 ? *choice.prompt : completion;
-    prompt_tokens += prompt.prompt_tokens;
-    cached_tokens += prompt.cached_tokens;
+    usage.prompt_tokens += prompt.prompt_tokens;
+    usage.cached_tokens += prompt.cached_tokens;
   }
 
   // Behind what was written of a choice. Nothing while tokens wait for the events that will show them: whoever goes on
@@ -205,11 +221,17 @@ struct AnswerFormatter::Impl {
         calls.back().second += delta.text;
     }
     out += "\"message\":{\"role\":\"assistant\",\"content\":";
-    if (content.empty() && !calls.empty())
+    const bool thought = shape.include_reasoning && !completion.reasoning.empty();
+    if (content.empty() && (!calls.empty() || !completion.reasoning.empty() || shape.tool_forced))
       out += "null";
     else
       append_string(out, content);
     out += ",\"refusal\":null";
+    for (const char* key : {",\"reasoning\":", ",\"reasoning_content\":"}) {
+      if (!thought) break;
+      out += key;
+      append_string(out, completion.reasoning);
+    }
     for (size_t i = 0; i < calls.size(); ++i) {
       out += i == 0 ? ",\"tool_calls\":[" : ",";
       out +=
@@ -269,6 +291,9 @@ AnswerFormatter::AnswerFormatter(const GenerateRequest& request, std::string id,
                   .token_ids = request.return_token_ids,
                   .echo = request.echo,
                   .parallel_tool_calls = request.parallel_tool_calls,
+                  .tool_forced = request.tool_forced,
+                  .reasoning = request.reasoning != ReasoningFormat::kNone,
+                  .include_reasoning = request.include_reasoning,
                   .forced_tool = request.forced_tool,
                   .id = std::move(id)};
   impl_->n = static_cast<size_t>(request.n);
@@ -296,9 +321,11 @@ void AnswerFormatter::resume(int index, const TextSequence* sequence) {
   choice.prompt->cached_tokens = known.cached_tokens;
   if (known.done) {
     choice.finished = true;
+    choice.prompt->reasoning_tokens = known.reasoning_tokens;
     self.count(index, *choice.prompt);
     return;
   }
+  choice.reasoning_tokens = sequence->completion.reasoning_tokens;
   ToolDeltas shown;
   choice.parser.push(sequence->text_so_far(), shown);
   const auto pass = [&](const std::vector<int32_t>& tokens) {
@@ -318,7 +345,8 @@ std::string AnswerFormatter::delta(int index, const StreamDelta& delta) {
   std::string out;
   Choice& choice = impl_->choices.at(static_cast<size_t>(index));
   if (choice.finished || impl_->failed) return out;
-  impl_->feed(out, index, choice, delta.text, span_of(delta.tokens));
+  choice.reasoning_tokens = std::max(choice.reasoning_tokens, delta.reasoning_tokens);
+  impl_->feed(out, index, choice, delta.reasoning, delta.text, span_of(delta.tokens));
   impl_->commit(out, index, choice, false);
   return out;
 }
@@ -334,9 +362,14 @@ std::string AnswerFormatter::done(int index, const Completion& completion) {
     return "data: " + format_error(api_error(completion.error)) + "\n\n";
   }
   self.know_prompt(out, index, choice, completion);
-  const auto text = std::string_view(completion.text).substr(std::min(choice.text_bytes, completion.text.size()));
+  const auto unseen = [](const std::string& whole, size_t seen) {
+    return std::string_view(whole).substr(std::min(seen, whole.size()));
+  };
+  const std::string_view text = unseen(completion.text, choice.text_bytes);
+  const std::string_view thoughts = unseen(completion.reasoning, choice.reasoning_bytes);
+  choice.reasoning_tokens = completion.reasoning_tokens;
   const std::vector<TokenLogprob> tokens = tokens_of(completion, static_cast<size_t>(choice.num_tokens));
-  self.feed(out, index, choice, text, span_of(tokens));
+  self.feed(out, index, choice, thoughts, text, span_of(tokens));
   if (self.shape.chat()) {
     ToolDeltas deltas;
     choice.parser.finish(deltas);
@@ -356,7 +389,7 @@ std::string AnswerFormatter::end() {
   std::string out;
   if (self.include_usage && !self.failed) {
     out = "data: " + self.stream_head + ",\"choices\":[],";
-    append_usage(out, self.prompt_tokens, self.completion_tokens, self.cached_tokens);
+    append_usage(out, self.usage);
     out += "}\n\n";
   }
   out += "data: [DONE]\n\n";
@@ -387,7 +420,7 @@ std::string AnswerFormatter::response(const std::vector<Completion>& completions
     self.count(static_cast<int>(i), completions[i]);
   }
   out += "],";
-  append_usage(out, self.prompt_tokens, self.completion_tokens, self.cached_tokens);
+  append_usage(out, self.usage);
   if (self.shape.chat()) self.append_prompt_extras(out, completions[0]);
   if (out.size() > max_bytes) return {};
   return out + "}";

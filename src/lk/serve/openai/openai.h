@@ -56,6 +56,7 @@ struct ResumedAnswer {
     std::vector<int32_t> tokens;
     bool done = false;
     int64_t prompt_tokens = 0, cached_tokens = 0;  // of its prompt, once it has tokens
+    int64_t reasoning_tokens = 0;                  // of one that is done; not from the request
     bool begun() const { return done || !tokens.empty(); }
   };
   std::string id;
@@ -87,6 +88,8 @@ struct GenerateRequest {
       false;  // the grammar makes it a tool call: finish_reason is tool_calls ("stop" for a named function)
   std::string forced_tool;  // tool_choice names a function: the whole answer is its arguments
   bool parallel_tool_calls = true;
+  ReasoningFormat reasoning = ReasoningFormat::kNone;  // of the template that renders the prompt
+  bool include_reasoning = true;                       // show what was thought
   std::optional<ResumedAnswer> resumed;
   std::string user;
   std::string cache_salt;  // requests share cached prompts only when these are equal (within a tenant)
@@ -100,6 +103,9 @@ struct ApiDefaults {
   GenerationDefaults generation;               // used where a request is silent
   ToolFormat tool_format = ToolFormat::kNone;  // where `templates` does not say
   std::shared_ptr<const ChatTemplates> templates = nullptr;
+  ReasoningFormat reasoning = ReasoningFormat::kNone;                  // where `reasoning_templates` is null
+  std::shared_ptr<const ChatTemplates> reasoning_templates = nullptr;  // they say how their model thinks
+  const Tokenizer* tokenizer = nullptr;                                // may be null
   int64_t max_choices = 128;  // answers that one request may ask for: n times its prompts, or inputs to embed
 };
 // Caps of ecosystem.md R9: JSON depth 64, n <= 16, stop <= 16 x 256 bytes, logit_bias <= 1024, tools <= 128, logprobs

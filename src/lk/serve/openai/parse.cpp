@@ -106,6 +106,7 @@ ApiResult<GenerateRequest> parse_chat_request(std::string_view body, const ApiDe
   read_messages(fields, text, request.ignored_fields);
   read_template_fields(fields, text);
   read_tools(fields, defaults, request, text);
+  read_reasoning(fields, defaults, request, text);
   fields.read("add_special_tokens", text.add_special_tokens);
   text.special_tokens_around_template = text.add_special_tokens;
   request.says_length = fields.has("max_tokens") || fields.has("max_completion_tokens");

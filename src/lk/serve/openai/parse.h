@@ -28,6 +28,13 @@ void read_template_fields(RequestFields& fields, TextRequest& text);
 void read_tools(RequestFields& fields, const ApiDefaults& defaults, GenerateRequest& request, TextRequest& text);
 void read_tool_list(RequestFields& fields, boost::json::array& tools);
 
+// The template that the request renders; null when there is none, or the name is not known (that is refused where it is
+// rendered).
+const ChatTemplates::Entry* template_of(const ChatTemplates* templates, const TextRequest& text);
+
+// reasoning_fields.cpp: include_reasoning, separate_reasoning, thinking_token_budget. After read_tools().
+void read_reasoning(RequestFields& fields, const ApiDefaults& defaults, GenerateRequest& request, TextRequest& text);
+
 // output_format.cpp: response_format, guided_*, structured_outputs.
 void read_output_format(RequestFields& fields, GenerateRequest& request);
 // Refuses texts beyond kMaxSourceBytes and a second grammar.

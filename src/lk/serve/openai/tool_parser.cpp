@@ -1,30 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/serve/openai/tool_parser.h"
 
+#include <algorithm>
 #include <cctype>
+
+#include "lk/serve/openai/call_object.h"
+#include "lk/serve/openai/python_call.h"
 
 namespace lk::openai {
 namespace {
 
 // Looking again at text that was no call takes time; an answer full of beginnings is just text after so many.
 constexpr int kMaxGivenBack = 64;
-constexpr std::string_view kCloseTag = "</tool_call>";
 constexpr std::string_view kArgsTag = "[ARGS]";
 constexpr size_t kMaxHeader = 64;  // [CALL_ID]...[ARGS]
 
-std::string_view tag_of(ToolFormat format) {
-  switch (format) {
-    case ToolFormat::kHermes:
-      return "<tool_call>";
-    case ToolFormat::kLlama3:
-      return "<|python_tag|>";
-    case ToolFormat::kMistral:
-      return "[TOOL_CALLS]";
-    case ToolFormat::kNone:
-      break;
-  }
-  return "";
-}
+bool is_name(char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '-' || c == '.'; }
 
 void append(ToolDeltas& out, ToolDelta::Kind kind, int call, std::string_view text) {
   if (text.empty()) return;
@@ -34,7 +25,7 @@ void append(ToolDeltas& out, ToolDelta::Kind kind, int call, std::string_view te
 
 }  // namespace
 
-ToolCallParser::ToolCallParser(ToolSyntax syntax) : syntax_(std::move(syntax)), tag_(tag_of(syntax_.format)) {}
+ToolCallParser::ToolCallParser(ToolSyntax syntax) : syntax_(std::move(syntax)), row_(&tool_row(syntax_.format)) {}
 
 void ToolCallParser::push(std::string_view piece, ToolDeltas& out) {
   if (piece.empty()) return;
@@ -55,9 +46,8 @@ void ToolCallParser::run(ToolDeltas& out) {
 
 void ToolCallParser::finish(ToolDeltas& out) {
   // Giving back can start another call, which ends here too.
-  while (mode_ != Mode::kText && mode_ != Mode::kClose && mode_ != Mode::kNext && mode_ != Mode::kArgs &&
-         mode_ != Mode::kBroken) {
-    if (mode_ == Mode::kObject && object_->begun()) break;
+  while (mode_ == Mode::kStart || mode_ == Mode::kItem || mode_ == Mode::kName ||
+         (mode_ == Mode::kBody && !body_->begun())) {
     give_back(out);
     run(out);
   }
@@ -67,7 +57,7 @@ void ToolCallParser::finish(ToolDeltas& out) {
     for (const char c : held_) plain(c, out);
   }
   held_.clear();
-  if (num_calls_ == 0) append(out, ToolDelta::Kind::kContent, 0, gap_);
+  if (num_calls_ == 0) content(gap_, out);
   gap_.clear();
 }
 
@@ -75,18 +65,20 @@ void ToolCallParser::step(char c, ToolDeltas& out) {
   switch (mode_) {
     case Mode::kText:
       return text(c, out);
-    case Mode::kObject:
-      return object(c, out);
-    case Mode::kClose:
-      return close(c, out);
     case Mode::kStart:
+      return start(c, out);
     case Mode::kItem:
+      return item(c, out);
+    case Mode::kBody:
+      return body(c, out);
     case Mode::kNext:
-      return list(c, out);
+      return next(c);
     case Mode::kName:
       return name(c, out);
     case Mode::kArgs:
       return args(c, out);
+    case Mode::kClose:
+      return close(c);
     case Mode::kBroken:
       return broken(c, out);
   }
@@ -94,25 +86,42 @@ void ToolCallParser::step(char c, ToolDeltas& out) {
 
 void ToolCallParser::text(char c, ToolDeltas& out) {
   if (num_given_back_ >= kMaxGivenBack) return plain(c, out);
-  if (c == '{' && at_gap_ && held_.empty() && syntax_.format == ToolFormat::kLlama3) {
+  const char opens = row_->body == ToolRow::Body::kPython ? '[' : '{';
+  if (row_->bare && c == opens && at_gap_ && held_.empty()) {
     raw_.clear();
     tag_bytes_ = 0;
-    start_object(true);
-    return object(c, out);
+    bare_ = true;
+    in_list_ = opens == '[';
+    if (!in_list_) return start_call(c, out);
+    raw_ = c;
+    mode_ = Mode::kItem;
+    return;
   }
   held_ += c;
+  const auto may_be_tag = [&](std::string_view held) {
+    return std::ranges::any_of(row_->tags, [&](const std::string& tag) { return tag.starts_with(held); });
+  };
   size_t passed = 0;
-  while (!tag_.starts_with(std::string_view(held_).substr(passed))) plain(held_[passed++], out);
+  while (!may_be_tag(std::string_view(held_).substr(passed))) plain(held_[passed++], out);
   held_.erase(0, passed);
-  if (held_ != tag_) return;
+  if (std::ranges::find(row_->tags, held_) != row_->tags.end()) found_tag(out);
+}
+
+void ToolCallParser::found_tag(ToolDeltas& out) {
   raw_ = std::move(held_);
   held_.clear();
   tag_bytes_ = raw_.size();
-  in_list_ = false;
-  if (syntax_.format == ToolFormat::kMistral)
-    mode_ = Mode::kStart;
-  else
-    start_object(false);
+  in_list_ = bare_ = false;
+  mode_ = Mode::kStart;
+  if (row_->body != ToolRow::Body::kXml || raw_ != "<function=") return;
+  // The tag is a part of the call.
+  const std::string tag = std::exchange(raw_, {});
+  start_call(tag[0], out);
+  for (const char c : std::string_view(tag).substr(1)) body(c, out);
+}
+
+void ToolCallParser::content(std::string_view text, ToolDeltas& out) {
+  if (!syntax_.forced) append(out, ToolDelta::Kind::kContent, 0, text);
 }
 
 // A byte of content.
@@ -122,99 +131,122 @@ void ToolCallParser::plain(char c, ToolDeltas& out) {
     return;
   }
   at_gap_ = false;
-  append(out, ToolDelta::Kind::kContent, 0, gap_);
+  content(gap_, out);
   gap_.clear();
-  append(out, ToolDelta::Kind::kContent, 0, {&c, 1});
+  content({&c, 1}, out);
 }
 
-void ToolCallParser::start_object(bool bare) {
-  object_.emplace(bare ? &syntax_.names : nullptr);
-  mode_ = Mode::kObject;
+// Whether a call can begin with this byte, behind a tag or in a list.
+bool ToolCallParser::begins_call(char c) const {
+  switch (row_->body) {
+    case ToolRow::Body::kPython:
+      return std::isalpha(static_cast<unsigned char>(c)) != 0 || c == '_';
+    case ToolRow::Body::kXml:
+      return c == '<' || c == '{';
+    case ToolRow::Body::kJson:
+      break;
+  }
+  return c == '{';
 }
 
-void ToolCallParser::object(char c, ToolDeltas& out) {
+void ToolCallParser::start_call(char c, ToolDeltas& out) {
+  const std::vector<std::string>* names = bare_ ? &syntax_.names : nullptr;
+  if (row_->body == ToolRow::Body::kPython)
+    body_ = std::make_unique<PythonCall>(names);
+  else if (c == '<')
+    body_ = std::make_unique<XmlCall>(syntax_.kinds);
+  else
+    body_ = std::make_unique<CallObject>(names);
+  mode_ = Mode::kBody;
+  body(c, out);
+}
+
+void ToolCallParser::start(char c, ToolDeltas& out) {
+  if (is_json_space(c)) {
+    raw_ += c;
+  } else if (row_->list && c == '[') {
+    raw_ += c;
+    in_list_ = true;
+    mode_ = Mode::kItem;
+  } else if (begins_call(c)) {
+    start_call(c, out);
+  } else if (row_->named) {
+    name_.clear();
+    header_.clear();
+    mode_ = Mode::kName;
+    name(c, out);
+  } else {
+    --next_;
+    give_back(out);
+  }
+}
+
+void ToolCallParser::item(char c, ToolDeltas& out) {
+  if (is_json_space(c)) {
+    raw_ += c;
+  } else if (begins_call(c)) {
+    start_call(c, out);
+  } else {
+    --next_;
+    give_back(out);
+  }
+}
+
+void ToolCallParser::next(char c) {
+  if (is_json_space(c)) return;
+  if (c == ',') {
+    mode_ = Mode::kItem;
+    raw_ = c;
+    tag_bytes_ = 1;
+    return;
+  }
+  mode_ = c == ']' ? after_calls() : Mode::kText;
+  if (c != ']') --next_;
+}
+
+void ToolCallParser::body(char c, ToolDeltas& out) {
   std::string piece;
-  const bool had_begun = object_->begun();
-  const CallObject::Step step = object_->feed(c, piece);
-  if (!had_begun && object_->begun()) begin(object_->name(), out);
+  const bool had_begun = body_->begun();
+  const CallBody::Step step = body_->feed(c, piece);
+  if (!had_begun && body_->begun()) begin(body_->name(), out);
   arguments(piece, out);
-  if (!object_->begun()) {
-    if (step == CallObject::Step::kBad) {
+  if (!body_->begun()) {
+    if (step == CallBody::Step::kBad) {
       --next_;
       return give_back(out);
     }
     raw_ += c;
     return;
   }
-  if (step == CallObject::Step::kMore) return;
-  const bool whole = step == CallObject::Step::kDone || object_->arguments_done();
+  if (step == CallBody::Step::kMore) return;
+  const bool whole = step == CallBody::Step::kDone || body_->arguments_done();
   if (!whole) {
     mode_ = Mode::kBroken;
     return broken(c, out);
   }
   end_call();
-  if (syntax_.format == ToolFormat::kHermes)
-    mode_ = Mode::kClose;
-  else if (in_list_)
-    mode_ = Mode::kNext;
-  if (step == CallObject::Step::kBad) --next_;
+  mode_ = in_list_ ? Mode::kNext : after_calls();
+  if (step == CallBody::Step::kBad) --next_;
 }
 
-// White space and </tool_call>; anything else is content.
-void ToolCallParser::close(char c, ToolDeltas&) {
+// White space and what closes calls; anything else is content.
+void ToolCallParser::close(char c) {
   if (held_.empty() && is_json_space(c)) return;
   held_ += c;
-  if (held_ == kCloseTag) {
+  if (held_ == row_->close) {
     held_.clear();
     mode_ = Mode::kText;
-  } else if (!kCloseTag.starts_with(held_)) {
-    input_.replace(0, next_, held_);  // to be read as text; shorter than the tag
-    next_ = 0;
-    held_.clear();
+  } else if (!row_->close.starts_with(held_)) {
     mode_ = Mode::kText;
+    read_again(std::exchange(held_, {}));
   }
-}
-
-void ToolCallParser::list(char c, ToolDeltas& out) {
-  if (is_json_space(c)) {
-    if (mode_ != Mode::kNext) raw_ += c;
-    return;
-  }
-  if (mode_ == Mode::kNext) {
-    if (c == ',')
-      mode_ = Mode::kItem, raw_ = c, tag_bytes_ = 1;
-    else if (c == ']')
-      mode_ = Mode::kText;
-    else
-      mode_ = Mode::kText, --next_;
-    return;
-  }
-  if (c == '{') {
-    start_object(false);
-    return object(c, out);
-  }
-  if (mode_ == Mode::kStart && c == '[') {
-    raw_ += c;
-    in_list_ = true;
-    mode_ = Mode::kItem;
-    return;
-  }
-  if (mode_ == Mode::kStart) {
-    name_.clear();
-    header_.clear();
-    mode_ = Mode::kName;
-    return name(c, out);
-  }
-  --next_;
-  give_back(out);
 }
 
 // name, then perhaps [CALL_ID]id, then [ARGS] or at once the arguments.
 void ToolCallParser::name(char c, ToolDeltas& out) {
   const bool named = !name_.empty();
   const bool header_done = header_.empty() || header_.ends_with(kArgsTag);
-  if (header_.empty() && (std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '-' || c == '.') &&
-      name_.size() < 256) {
+  if (header_.empty() && is_name(c) && name_.size() < kMaxCallName) {
     name_ += c;
   } else if (named && header_done && c == '{') {
     begin(name_, out);
@@ -243,13 +275,14 @@ void ToolCallParser::args(char c, ToolDeltas& out) {
 }
 
 void ToolCallParser::broken(char c, ToolDeltas& out) {
-  if (syntax_.format != ToolFormat::kHermes) return arguments({&c, 1}, out);
+  const std::string& end = row_->close;
+  if (end.empty()) return arguments({&c, 1}, out);
   held_ += c;
   size_t passed = 0;
-  while (!kCloseTag.starts_with(std::string_view(held_).substr(passed))) ++passed;
+  while (!end.starts_with(std::string_view(held_).substr(passed))) ++passed;
   arguments(std::string_view(held_).substr(0, passed), out);
   held_.erase(0, passed);
-  if (held_ != kCloseTag) return;
+  if (held_ != end) return;
   held_.clear();
   end_call();
 }
@@ -270,15 +303,21 @@ void ToolCallParser::end_call() {
   gap_.clear();
 }
 
+// Puts text, which was taken already, before what was not.
+void ToolCallParser::read_again(std::string_view text) {
+  input_.replace(0, next_, text);
+  next_ = 0;
+}
+
 void ToolCallParser::give_back(ToolDeltas& out) {
   ++num_given_back_;
   mode_ = Mode::kText;
-  // A bare object is looked at once; what is inside is text.
+  // A bare call is looked at once; what is inside is text.
   if (tag_bytes_ == 0 && !raw_.empty()) tag_bytes_ = 1;
   for (const char c : std::string_view(raw_).substr(0, tag_bytes_)) plain(c, out);
-  input_.replace(0, next_, raw_.substr(tag_bytes_));
-  next_ = 0;
+  const std::string rest = raw_.substr(std::min(raw_.size(), tag_bytes_));
   raw_.clear();
+  read_again(rest);
 }
 
 }  // namespace lk::openai

@@ -6,6 +6,7 @@
 #include "lk/base/json_fields.h"
 #include "lk/base/json_text.h"
 #include "lk/serve/openai/parse.h"
+#include "lk/serve/openai/tool_table.h"
 
 namespace lk::openai {
 namespace {
@@ -72,6 +73,9 @@ json::object any_call_schema(const json::array& tools) {
   return {{"anyOf", std::move(alternatives)}, {"$defs", std::move(definitions)}};
 }
 
+// Its grammar is that of the answer, not of all that the model writes.
+bool binds_answer(const GenerateRequest& request) { return request.grammar_field.starts_with("response_format"); }
+
 void force_function(RequestFields& fields, const json::object& choice, GenerateRequest& request,
                     const TextRequest& text) {
   RequestFields inner(choice, kToolChoiceForm, "tool_choice", fields.errors());
@@ -86,6 +90,7 @@ void force_function(RequestFields& fields, const json::object& choice, GenerateR
   for (const json::value& tool : text.tools) {
     if (function_name(tool) != request.forced_tool) continue;
     request.tool_forced = true;
+    if (binds_answer(request)) request.grammar.reset();  // there will be none
     return set_grammar(fields, "tool_choice", {GrammarSpec::Kind::kJsonSchema, json_text(parameters(tool)), {}},
                        request);
   }
@@ -121,15 +126,20 @@ void read_tool_list(RequestFields& fields, json::array& tools) {
   if (!fields.failed()) tools = *given;
 }
 
+const ChatTemplates::Entry* template_of(const ChatTemplates* templates, const TextRequest& text) {
+  if (templates == nullptr) return nullptr;
+  const auto entry = templates->choose(text.template_name, !text.tools.empty());
+  return entry.ok() ? *entry : nullptr;
+}
+
 void read_tools(RequestFields& fields, const ApiDefaults& defaults, GenerateRequest& request, TextRequest& text) {
   read_tool_list(fields, text.tools);
   fields.read("parallel_tool_calls", request.parallel_tool_calls);
   const json::value* choice = fields.find("tool_choice");
   if (fields.failed()) return;
   request.tool_format = defaults.tool_format;
-  if (defaults.templates)  // an unknown name is refused where the template is rendered
-    if (const auto entry = defaults.templates->choose(text.template_name, !text.tools.empty()); entry.ok())
-      if ((*entry)->tool_format != ToolFormat::kNone) request.tool_format = (*entry)->tool_format;
+  if (const ChatTemplates::Entry* entry = template_of(defaults.templates.get(), text))
+    if (entry->tool_format != ToolFormat::kNone) request.tool_format = entry->tool_format;
   std::string word = text.tools.empty() ? "none" : "auto";
   if (choice != nullptr && !choice->is_object()) fields.read("tool_choice", word);
   if (text.tools.empty()) {
@@ -140,13 +150,19 @@ void read_tools(RequestFields& fields, const ApiDefaults& defaults, GenerateRequ
     force_function(fields, choice->get_object(), request, text);
   } else if (word == "required") {
     request.tool_forced = true;
+    if (binds_answer(request)) request.grammar.reset();
     set_grammar(fields, "tool_choice", {GrammarSpec::Kind::kJsonSchema, json_text(any_call_schema(text.tools)), {}},
                 request);
   } else if (word == "none") {
     text.tools.clear();
   } else {
-    // A grammar of the caller leaves no room for calls.
-    request.tools_allowed = request.tool_format != ToolFormat::kNone && !request.grammar;
+    // response_format binds the answer, which a call is not; other grammars leave no room for calls.
+    request.tools_allowed = request.tool_format != ToolFormat::kNone && (!request.grammar || binds_answer(request));
+    if (request.tools_allowed && request.grammar) {
+      std::vector<std::string> names;
+      for (const json::value& tool : text.tools) names.emplace_back(function_name(tool));
+      text.call_openings = tool_openings(request.tool_format, names);
+    }
   }
   if (request.tool_forced) request.grammar_field = "tools";
   // The marks of a call are special tokens in most families. End tokens do not show: a token that stops has no text.

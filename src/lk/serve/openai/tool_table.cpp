@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/serve/openai/tool_table.h"
+
+#include <algorithm>
+
+namespace lk::openai {
+
+const ToolRow& tool_row(ToolFormat format) {
+  using enum ToolFormat;
+  static const std::vector<ToolRow> rows = {
+      {},
+      {.format = kHermes, .tags = {"<tool_call>"}, .object = true, .close = "</tool_call>"},
+      {.format = kLlama3, .tags = {"<|python_tag|>"}, .object = true, .bare = true, .gap = ";"},
+      {.format = kMistral, .tags = {"[TOOL_CALLS]"}, .object = true, .list = true, .named = true},
+      {.format = kQwen3Coder,
+       .tags = {"<tool_call>", "<function="},
+       .body = ToolRow::Body::kXml,
+       .object = true,
+       .close = "</tool_call>"},
+      {.format = kPythonic,
+       .tags = {"<|python_tag|>", "<|python_start|>"},
+       .body = ToolRow::Body::kPython,
+       .list = true,
+       .bare = true,
+       .close = "<|python_end|>"},
+      {.format = kGranite,
+       .tags = {"<|tool_call|>", "<tool_call>"},
+       .object = true,
+       .list = true,
+       .close = "</tool_call>"},
+      {.format = kPhi4,
+       .tags = {"functools", "<|tool_call|>"},
+       .object = true,
+       .list = true,
+       .close = "<|/tool_call|>"},
+  };
+  return *std::ranges::find(rows, format, &ToolRow::format);
+}
+
+std::vector<std::string> tool_openings(ToolFormat format, std::span<const std::string> names) {
+  const ToolRow& row = tool_row(format);
+  std::vector<std::string> openings(row.tags.begin(), row.tags.end());
+  if (!row.bare) return openings;
+  for (const std::string& name : names)
+    openings.push_back(row.body == ToolRow::Body::kPython ? "[" + name + "(" : "{\"name\": \"" + name + "\"");
+  return openings;
+}
+
+}  // namespace lk::openai
