@@ -80,6 +80,14 @@ class JsonValidator {
         }
       }
       if (key == "items") {
+        if (rule.is_array()) {  // draft 7
+          for (size_t k = 0; k < list->size(); ++k) {
+            const bool listed = k < rule.as_array().size();
+            if (!listed && !schema.contains("additionalItems")) break;
+            if (!valid((*list)[k], listed ? rule.as_array()[k] : schema.at("additionalItems"))) return false;
+          }
+          return true;
+        }
         const size_t skip = schema.contains("prefixItems") ? schema.at("prefixItems").as_array().size() : 0;
         for (size_t k = skip; k < list->size(); ++k) {
           if (!valid((*list)[k], rule)) return false;
@@ -93,6 +101,10 @@ class JsonValidator {
         for (const auto& [name, sub] : rule.as_object()) {
           if (members->contains(name) && !valid(members->at(name), sub)) return false;
         }
+      }
+      if (key == "propertyNames") {
+        for (const auto& [name, member] : *members)
+          if (!valid(Value(name), rule)) return false;
       }
       if (key == "additionalProperties") {
         for (const auto& [name, member] : *members) {

@@ -136,7 +136,7 @@ Expr JsonRules::constant(const boost::json::value& value) {
   return ir_.literal(json_text(value));
 }
 
-Expr JsonRules::object(const std::vector<Property>& properties, Expr additional) {
+Expr JsonRules::object(const std::vector<Property>& properties, Expr additional, std::optional<Expr> names) {
   const auto count = static_cast<uint32_t>(properties.size());
   // Two rows of states: none[i], no property written and the first i decided; some[i], at least one written. entry[i]
   // begins one.
@@ -151,14 +151,15 @@ Expr JsonRules::object(const std::vector<Property>& properties, Expr additional)
     keys.push_back(ir_.literal(quote_json(property.key)));
     edges.push_back({none(i), entry(i), ir_.empty()});
     edges.push_back({some(i), entry(i), comma()});
-    edges.push_back({entry(i), some(i + 1), pair(keys.back(), property.value)});
+    const Expr key = names ? ir_.both(keys.back(), *names) : keys.back();
+    edges.push_back({entry(i), some(i + 1), pair(key, property.value)});
     if (property.required) continue;
     edges.push_back({none(i), none(i + 1), ir_.empty()});
     edges.push_back({some(i), some(i + 1), ir_.empty()});
   }
   if (additional != ir_.never()) {
-    const Expr any_key = string_of(ir_.repeat(spell(CodePoints::all()), 0, kUnbounded));
-    const Expr key = keys.empty() ? string() : ir_.difference(any_key, ir_.alt(std::move(keys)));
+    const Expr any_key = names ? *names : string_of(ir_.repeat(spell(CodePoints::all()), 0, kUnbounded));
+    const Expr key = !keys.empty() ? ir_.difference(any_key, ir_.alt(std::move(keys))) : names ? *names : string();
     edges.push_back({none(count), entry(count), ir_.empty()});
     edges.push_back({some(count), entry(count), comma()});
     edges.push_back({entry(count), some(count), pair(key, additional)});

@@ -45,8 +45,8 @@ class JsonRules {
   Expr constant(const boost::json::value& value);
 
   // Properties in this order, then any number of additional ones (never(): none), whose keys are different from all
-  // `properties`.
-  Expr object(const std::vector<Property>& properties, Expr additional);
+  // `properties`. `names`: what every key must be as well, in quotes and canonical spelling.
+  Expr object(const std::vector<Property>& properties, Expr additional, std::optional<Expr> names = {});
   Expr any_object() { return object({}, value()); }
   // prefix[0], prefix[1], ..., then any number of `items`; `min` to `max` elements altogether.
   Expr array(const std::vector<Expr>& prefix, Expr items, int64_t min, int64_t max);

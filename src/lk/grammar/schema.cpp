@@ -4,6 +4,7 @@
 #include <boost/json.hpp>
 #include <cmath>
 #include <deque>
+#include <iterator>
 
 #include "lk/grammar/regex_grammar.h"
 #include "lk/text/unicode.h"
@@ -56,6 +57,11 @@ class SchemaCompiler {
     const json::object* object = schema.if_object();
     if (object == nullptr) return invalid_argument("{}: a schema must be an object or a boolean", where);
     LK_RETURN_IF_ERROR(check_keywords(*object, where));
+    if (const json::value* items = object->if_contains("items"); items != nullptr && items->is_array()) {
+      if (object->contains("prefixItems"))
+        return invalid_argument("{}: \"items\" beside \"prefixItems\" must be a schema", where);
+      return compile(with_new_tuples(*object), where, depth);
+    }
     if (const json::value* reference = object->if_contains("$ref"); reference != nullptr && is_alone(*object, "$ref")) {
       if (!reference->is_string()) return invalid_argument("{}: \"$ref\" must be a string", where);
       const std::string target(reference->get_string());
@@ -75,20 +81,39 @@ class SchemaCompiler {
 
   static bool is_alone(const json::object& schema, std::string_view keyword) {
     for (const auto& [key, value] : schema) {
-      if (std::string_view(key) != keyword && !is_annotation(key)) return false;
+      if (std::string_view(key) != keyword && !is_annotation(key, value)) return false;
     }
     return true;
   }
 
   Status check_keywords(const json::object& schema, const std::string& where) const {
-    static const std::vector<std::string_view> known = {
-        "type",    "enum",        "const",    "properties", "required",         "additionalProperties",
-        "items",   "prefixItems", "minItems", "maxItems",   "minLength",        "maxLength",
-        "pattern", "format",      "minimum",  "maximum",    "exclusiveMinimum", "exclusiveMaximum",
-        "anyOf",   "oneOf",       "allOf",    "$ref"};
+    static const std::vector<std::string_view> known = {"type",
+                                                        "enum",
+                                                        "const",
+                                                        "properties",
+                                                        "required",
+                                                        "additionalProperties",
+                                                        "items",
+                                                        "propertyNames",
+                                                        "prefixItems",
+                                                        "additionalItems",
+                                                        "minItems",
+                                                        "maxItems",
+                                                        "minLength",
+                                                        "maxLength",
+                                                        "pattern",
+                                                        "format",
+                                                        "minimum",
+                                                        "maximum",
+                                                        "anyOf",
+                                                        "oneOf",
+                                                        "allOf",
+                                                        "$ref",
+                                                        "exclusiveMinimum",
+                                                        "exclusiveMaximum"};
     for (const auto& [key, value] : schema) {
       const std::string_view keyword(key);
-      if (is_annotation(keyword) || std::find(known.begin(), known.end(), keyword) != known.end()) continue;
+      if (is_annotation(keyword, value) || std::find(known.begin(), known.end(), keyword) != known.end()) continue;
       if (keyword == "uniqueItems" && value.is_bool() && !value.get_bool()) continue;
       return invalid_argument("{}: the keyword \"{}\" is not supported", where, keyword);
     }
@@ -134,16 +159,56 @@ class SchemaCompiler {
                            const std::string& where) {
     LK_ASSIGN_OR_RETURN(const unsigned types,
                         schema.contains("type") ? types_of(schema, where) : Result<unsigned>(kAnyType));
-    for (const auto& [key, value] : schema) {
-      if (is_annotation(key) || key == "enum" || key == "const" || key == "type") continue;
-      return invalid_argument("{}: the keyword \"{}\" beside \"enum\" or \"const\" is not supported", where,
-                              std::string_view(key));
-    }
+    LK_RETURN_IF_ERROR(number_range(schema, where).status());  // its bounds are numbers
     std::vector<Expr> parts;
     for (const json::value& constant : constants) {
-      if (type_of(constant) & types) parts.push_back(rules_.constant(constant));
+      const unsigned type = type_of(constant);
+      if ((type & types) == 0) continue;
+      if ((type & kNumber) != 0 && !is_within(constant.to_number<double>(), schema)) continue;
+      if (type == kArray || type == kObject) LK_RETURN_IF_ERROR(check_beside_constant(schema, type, where));
+      if (type == kArray) {
+        LK_ASSIGN_OR_RETURN(const int64_t min, count(schema, "minItems", 0, where));
+        LK_ASSIGN_OR_RETURN(const int64_t max, count(schema, "maxItems", kUnbounded, where));
+        const auto size = static_cast<int64_t>(constant.get_array().size());
+        if (size < min || (max != kUnbounded && size > max)) continue;
+      }
+      Expr part = rules_.constant(constant);
+      if (type == kString && bounds_text(schema)) {
+        // A constant with a format is what its author calls so.
+        json::object bounds = schema;
+        bounds.erase("format");
+        LK_ASSIGN_OR_RETURN(const Expr bounded, string(bounds, where));
+        part = ir_.both(part, bounded);
+      }
+      parts.push_back(part);
     }
     return ir_.alt(std::move(parts));
+  }
+
+  static bool bounds_text(const json::object& schema) {
+    return schema.contains("minLength") || schema.contains("maxLength") || schema.contains("pattern");
+  }
+
+  static bool is_within(double number, const json::object& schema) {
+    const auto bound = [&](const char* keyword, auto holds) {
+      const json::value* value = schema.if_contains(keyword);
+      return value == nullptr || !value->is_number() || holds(value->to_number<double>());
+    };
+    return bound("minimum", [&](double low) { return number >= low; }) &&
+           bound("maximum", [&](double high) { return number <= high; }) &&
+           bound("exclusiveMinimum", [&](double low) { return number > low; }) &&
+           bound("exclusiveMaximum", [&](double high) { return number < high; });
+  }
+
+  // What is said of the parts of a constant list or object beside it.
+  Status check_beside_constant(const json::object& schema, unsigned type, const std::string& where) const {
+    static const std::vector<std::string_view> of_lists = {"items", "prefixItems", "additionalItems"};
+    static const std::vector<std::string_view> of_objects = {"properties", "required", "additionalProperties",
+                                                             "propertyNames"};
+    for (const std::string_view keyword : type == kArray ? of_lists : of_objects)
+      if (schema.contains(keyword))
+        return invalid_argument("{}: the keyword \"{}\" beside \"enum\" or \"const\" is not supported", where, keyword);
+    return {};
   }
 
   Result<Expr> by_type(const json::object& schema, const std::string& where, int depth) {
@@ -209,14 +274,12 @@ class SchemaCompiler {
     }
     if (const json::value* format = schema.if_contains("format")) {
       if (!format->is_string()) return invalid_argument("{}: \"format\" must be a string", where);
-      const std::string_view pattern = format_pattern(std::string_view(format->get_string()));
-      if (pattern.empty())
-        return invalid_argument("{}: the format \"{}\" is not supported", where,
-                                std::string_view(format->get_string()));
-      RegexOptions whole = search;
-      whole.search = false;
-      LK_ASSIGN_OR_RETURN(const Expr expr, parse_regex(ir_, pattern, whole, budget_));
-      conditions.push_back(expr);
+      if (const std::string_view pattern = format_pattern(std::string_view(format->get_string())); !pattern.empty()) {
+        RegexOptions whole = search;
+        whole.search = false;
+        LK_ASSIGN_OR_RETURN(const Expr expr, parse_regex(ir_, pattern, whole, budget_));
+        conditions.push_back(expr);
+      }
     }
     if (min > 0 || max != kUnbounded)
       conditions.push_back(ir_.repeat(rules_.spell(CodePoints::all()), static_cast<int>(min), static_cast<int>(max)));
@@ -274,13 +337,55 @@ class SchemaCompiler {
     if (const json::value* rest = schema.if_contains("additionalProperties")) {
       LK_ASSIGN_OR_RETURN(additional, compile(*rest, where + "/additionalProperties", depth + 1));
     }
+    std::optional<Expr> names;
+    if (const json::value* rule = schema.if_contains("propertyNames")) {
+      LK_ASSIGN_OR_RETURN(names, property_names(*rule, where + "/propertyNames", depth + 1));
+    }
     if (!required.empty()) additional = rules_.reuse(additional);
     for (const std::string& name : required) {  // required, but not described
       const bool listed =
           std::any_of(properties.begin(), properties.end(), [&](const Property& p) { return p.key == name; });
       if (!listed) properties.push_back({name, additional, true});
     }
-    return rules_.object(properties, additional);
+    return rules_.object(properties, additional, names);
+  }
+
+  // What "propertyNames" says of a key, in quotes; nothing when every key will do. Without calls of rules, so that it
+  // can be compared with the keys that are listed.
+  Result<std::optional<Expr>> property_names(const json::value& schema, const std::string& where, int depth) {
+    using Names = std::optional<Expr>;
+    if (depth > limits_.max_depth)
+      return invalid_argument("{}: schemas are nested more than {} deep", where, limits_.max_depth);
+    LK_ASSIGN_OR_RETURN(const json::value flat, document_.flatten(schema, where));
+    if (const bool* any = flat.if_bool()) return *any ? Names() : Names(ir_.never());
+    const json::object& object = flat.get_object();
+    LK_RETURN_IF_ERROR(check_keywords(object, where));
+    for (const char* keyword : {"anyOf", "oneOf"}) {
+      const json::value* branches = object.if_contains(keyword);
+      if (branches == nullptr) continue;
+      if (!branches->is_array() || !is_alone(object, keyword))
+        return invalid_argument("{}: only \"{}\" by itself is supported in \"propertyNames\"", where, keyword);
+      std::vector<Expr> parts;
+      for (const json::value& branch : branches->get_array()) {
+        LK_ASSIGN_OR_RETURN(const Names part, property_names(branch, where, depth + 1));
+        if (!part) return Names();
+        parts.push_back(*part);
+      }
+      return Names(ir_.alt(std::move(parts)));
+    }
+    LK_ASSIGN_OR_RETURN(const unsigned types,
+                        object.contains("type") ? types_of(object, where) : Result<unsigned>(kAnyType));
+    if ((types & kString) == 0) return Names(ir_.never());
+    if (const auto constants = constants_of(object)) {
+      std::vector<json::value> texts;
+      std::ranges::copy_if(*constants, std::back_inserter(texts), &json::value::is_string);
+      LK_ASSIGN_OR_RETURN(const Expr part, enumeration(object, texts, where));
+      return Names(part);
+    }
+    const json::value* format = object.if_contains("format");
+    if (!bounds_text(object) && (format == nullptr || is_annotation("format", *format))) return Names();
+    LK_ASSIGN_OR_RETURN(const Expr part, string(object, where));
+    return Names(part);
   }
 
   Ir& ir_;

@@ -27,7 +27,11 @@ enum TypeBits : unsigned {
 inline constexpr unsigned kNumber = kInteger | kFraction, kAnyType = 127;
 
 unsigned type_of(const boost::json::value& value);
-bool is_annotation(std::string_view keyword);  // says nothing about what is valid
+// Says nothing about what is valid: every keyword that the standard gives no such meaning, and a "format" that is not
+// known here.
+bool is_annotation(std::string_view keyword, const boost::json::value& value);
+// Tuples of draft 7 ("items" as a list, "additionalItems") in the words of 2020-12.
+boost::json::object with_new_tuples(const boost::json::object& schema);
 
 // One document: its references, and the merging of schemas that must all hold.
 class SchemaDocument {

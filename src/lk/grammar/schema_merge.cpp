@@ -46,11 +46,12 @@ json::array type_list(unsigned types) {
 // Types that a keyword speaks about; 0 if about all.
 unsigned types_of_keyword(std::string_view keyword) {
   static const std::map<std::string_view, unsigned> types = {
-      {"properties", kObject}, {"required", kObject},         {"additionalProperties", kObject},
-      {"items", kArray},       {"prefixItems", kArray},       {"minItems", kArray},
-      {"maxItems", kArray},    {"minLength", kString},        {"maxLength", kString},
-      {"pattern", kString},    {"format", kString},           {"minimum", kNumber},
-      {"maximum", kNumber},    {"exclusiveMinimum", kNumber}, {"exclusiveMaximum", kNumber}};
+      {"properties", kObject},      {"required", kObject}, {"additionalProperties", kObject},
+      {"propertyNames", kObject},   {"items", kArray},     {"prefixItems", kArray},
+      {"minItems", kArray},         {"maxItems", kArray},  {"minLength", kString},
+      {"maxLength", kString},       {"pattern", kString},  {"format", kString},
+      {"minimum", kNumber},         {"maximum", kNumber},  {"exclusiveMinimum", kNumber},
+      {"exclusiveMaximum", kNumber}};
   const auto at = types.find(keyword);
   return at == types.end() ? 0 : at->second;
 }
@@ -93,11 +94,66 @@ unsigned type_of(const json::value& value) {
   }
 }
 
-bool is_annotation(std::string_view keyword) {
-  static const std::set<std::string_view> names = {"title",       "description", "default",  "examples",     "$schema",
-                                                   "$comment",    "deprecated",  "readOnly", "writeOnly",    "$defs",
-                                                   "definitions", "$id",         "example",  "discriminator"};
-  return names.contains(keyword) || keyword.starts_with("x-");
+bool is_annotation(std::string_view keyword, const json::value& value) {
+  // All that says what is valid, in any draft from 4 on.
+  static const std::set<std::string_view> names = {"type",
+                                                   "enum",
+                                                   "const",
+                                                   "properties",
+                                                   "required",
+                                                   "additionalProperties",
+                                                   "propertyNames",
+                                                   "patternProperties",
+                                                   "unevaluatedProperties",
+                                                   "minProperties",
+                                                   "maxProperties",
+                                                   "dependencies",
+                                                   "dependentRequired",
+                                                   "dependentSchemas",
+                                                   "items",
+                                                   "prefixItems",
+                                                   "additionalItems",
+                                                   "unevaluatedItems",
+                                                   "minItems",
+                                                   "maxItems",
+                                                   "uniqueItems",
+                                                   "contains",
+                                                   "minContains",
+                                                   "maxContains",
+                                                   "minLength",
+                                                   "maxLength",
+                                                   "pattern",
+                                                   "format",
+                                                   "minimum",
+                                                   "maximum",
+                                                   "exclusiveMinimum",
+                                                   "exclusiveMaximum",
+                                                   "multipleOf",
+                                                   "anyOf",
+                                                   "oneOf",
+                                                   "allOf",
+                                                   "not",
+                                                   "if",
+                                                   "then",
+                                                   "else",
+                                                   "$ref",
+                                                   "$dynamicRef",
+                                                   "$recursiveRef",
+                                                   "extends",
+                                                   "disallow"};
+  if (keyword == "format" && value.is_string()) return format_pattern(std::string_view(value.get_string())).empty();
+  return !names.contains(keyword);
+}
+
+json::object with_new_tuples(const json::object& schema) {
+  const json::value* items = schema.if_contains("items");
+  json::object out = schema;
+  out.erase("additionalItems");  // without a list it says nothing
+  if (items == nullptr || !items->is_array() || schema.contains("prefixItems")) return out;
+  out["prefixItems"] = *items;
+  out.erase("items");
+  if (const json::value* rest = schema.if_contains("additionalItems")) out["items"] = *rest;
+  return out;
 }
 
 Result<unsigned> types_of(const json::object& schema, const std::string& where) {
@@ -105,7 +161,8 @@ Result<unsigned> types_of(const json::object& schema, const std::string& where) 
   if (type ==
       nullptr) {  // only the types that the keywords speak about: fewer than the standard allows, but what is meant
     unsigned types = 0;
-    for (const auto& [key, value] : schema) types |= types_of_keyword(key);
+    for (const auto& [key, value] : schema)
+      if (!is_annotation(key, value)) types |= types_of_keyword(key);
     return types == 0 ? unsigned{kAnyType} : types;
   }
   unsigned types = 0;
@@ -204,7 +261,8 @@ Result<json::value> SchemaDocument::merge(const json::value& a, const json::valu
   LK_ASSIGN_OR_RETURN(const json::value y, flatten(b, where, depth + 1));
   if (const bool* any = x.if_bool()) return *any ? y : x;
   if (const bool* any = y.if_bool()) return *any ? x : y;
-  LK_ASSIGN_OR_RETURN(json::object out, merge_objects(x.get_object(), y.get_object(), where));
+  LK_ASSIGN_OR_RETURN(json::object out,
+                      merge_objects(with_new_tuples(x.get_object()), with_new_tuples(y.get_object()), where));
   return json::value(std::move(out));
 }
 
@@ -212,12 +270,13 @@ Result<json::object> SchemaDocument::merge_objects(const json::object& a, const 
                                                    const std::string& where) const {
   json::object out;
   for (const auto& [key, value] : a) {
-    if (!is_annotation(key)) out[key] = value;
+    if (!is_annotation(key, value)) out[key] = value;
   }
   LK_RETURN_IF_ERROR(merge_properties(a, b, out, where));
   for (const auto& [key, value] : b) {
     const std::string_view keyword(key);
-    if (is_annotation(keyword) || keyword == "properties" || keyword == "required" || keyword == "additionalProperties")
+    if (is_annotation(keyword, value) || keyword == "properties" || keyword == "required" ||
+        keyword == "additionalProperties")
       continue;
     if (!out.contains(key) || out.at(key) == value) {
       out[key] = value;
@@ -241,7 +300,8 @@ Result<json::object> SchemaDocument::merge_objects(const json::object& a, const 
       out[key] = std::move(common);
     } else if (keyword == "const") {
       out["enum"] = json::array{};  // two different constants: no value
-    } else if (keyword == "items" && !a.contains("prefixItems") && !b.contains("prefixItems")) {
+    } else if (keyword == "propertyNames" ||
+               (keyword == "items" && !a.contains("prefixItems") && !b.contains("prefixItems"))) {
       out[key] = both(out.at(key), value);
     } else {
       return invalid_argument("{}: two different \"{}\" that must both hold are not supported", where, keyword);
