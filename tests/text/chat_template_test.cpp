@@ -201,7 +201,7 @@ TEST(ChatTemplate, TheStepLimitGrowsWithTheConversation) {
   EXPECT_EQ(rendered->size(), 20'000 * std::string_view("a word or two").size());
   EXPECT_EQ(
       (*ChatTemplate::parse("{% for x in range(99999) %}{% for y in range(99999) %}{% endfor %}{% endfor %}", "t"))
-          ->render({{"messages", {{{"role", "user"}}}}})
+          ->render({{"messages", {{{"role", "user"}}}}}, {.max_time = std::chrono::minutes(5)})
           .status()
           .code(),
       StatusCode::kResourceExhausted);
