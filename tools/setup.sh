@@ -6,7 +6,7 @@ PACKAGES="g++ cmake ninja-build pkg-config python3 libfmt-dev libspdlog-dev libc
   clang-format-14 libssl-dev openssl libsqlite3-dev prometheus-cpp-dev libtomlplusplus-dev
   libyaml-cpp-dev"
 # Not needed to build or run: tests and the demo of fleets use them where they are.
-OPTIONAL_PACKAGES="etcd-server etcd-client"
+OPTIONAL_PACKAGES="etcd-server"
 
 install_packages() {
   local missing=() package

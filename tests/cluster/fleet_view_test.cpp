@@ -111,7 +111,7 @@ TEST(FleetViewTest, OneReplicaUnderTwoNamesIsOne) {
   EXPECT_EQ(view->report(1, ready("a"), kStart).code(), StatusCode::kFailedPrecondition);
   EXPECT_EQ(view->life(1, kStart), Life::kUnknown);
   EXPECT_FALSE(FleetView::create({.urls = {"http://a", "http://a"}}).ok());
-  EXPECT_FALSE(FleetView::create({}).ok());
+  EXPECT_TRUE(FleetView::create({}).ok()) << "they may come later";
   EXPECT_FALSE(FleetView::create({.urls = {"http://a"}, .policy = "best"}).ok());
 }
 
@@ -232,6 +232,35 @@ TEST(FleetViewTest, ARestartForgetsWhatWasSentBefore) {
   EXPECT_EQ(view->show(kStart)[0].own_requests, 0);
   view->ended(0, old, std::nullopt);  // its connection breaks later
   EXPECT_EQ(view->show(kStart)[0].own_requests, 0);
+}
+
+TEST(FleetViewTest, ReplicasComeAndGo) {
+  const auto view = FleetView::create({.policy = "rr"}).value();
+  EXPECT_FALSE(view->pick({}, kStart));
+  EXPECT_THAT(view->set_urls({"http://a", "http://b"}), testing::ElementsAre(0, 1));
+  EXPECT_TRUE(view->set_urls({"http://b", "http://a"}).empty()) << "nothing new";
+  tell(*view, 0, ready("a"));
+  tell(*view, 1, ready("b"));
+  // One that should not be there any more stays as long as it speaks, and is given requests.
+  EXPECT_TRUE(view->set_urls({"http://b"}).empty());
+  EXPECT_EQ(view->listed(), 1);
+  EXPECT_EQ(view->life(0, kStart), Life::kReady);
+  EXPECT_FALSE(view->drop(0));
+  // ... and as long as it has something of ours.
+  const StreamId stream = view->sent(0, {});
+  view->lost(0, unavailable("gone"));
+  EXPECT_FALSE(view->drop(0));
+  view->ended(0, stream, std::nullopt);
+  EXPECT_TRUE(view->drop(0));
+  EXPECT_EQ(view->show(kStart).size(), 1u);
+  EXPECT_FALSE(view->any_ready(kStart) && view->pick({}, kStart) == 0);
+  // Its number is free for another, which nothing is known of.
+  EXPECT_THAT(view->set_urls({"http://b", "http://c"}), testing::ElementsAre(0));
+  EXPECT_EQ(view->url(0), "http://c");
+  EXPECT_EQ(view->life(0, kStart), Life::kUnknown);
+  // One that is listed is never dropped.
+  view->lost(1, unavailable("gone"));
+  EXPECT_FALSE(view->drop(1));
 }
 
 }  // namespace

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Members of a real etcd on this machine, to be stopped, killed and started again."""
+import base64
 import contextlib
 import http.client
+import json
 import os
 import shutil
 import signal
@@ -45,6 +47,24 @@ class Etcd:
                 return b"true" in connection.getresponse().read()
             except OSError:
                 return False
+
+    def call(self, path: str, body: dict, i: int = 0) -> dict:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.ports[i][0], timeout=10)) as connection:
+            connection.request("POST", path, json.dumps(body))
+            return json.loads(connection.getresponse().read())
+
+    def put(self, key: str, value: str):
+        answer = self.call("/v3/kv/put", {name: base64.b64encode(text.encode()).decode() for name, text in (("key", key), ("value", value))})
+        assert "header" in answer, answer
+
+    def leader(self):
+        """Its number, or nothing."""
+        for i, process in enumerate(self.processes):
+            with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+                status = self.call("/v3/maintenance/status", {}, i) if process else {}
+                if status.get("leader") and status["leader"] == status["header"]["member_id"]:
+                    return i
+        return None
 
     def kill(self, i: int = 0):
         if self.processes[i]:

@@ -102,8 +102,7 @@ class Members(Fleet):
 
     def test_strange_values_are_ignored_once(self):
         for name, value in (("x", "nothing"), ("y", json.dumps({"form": 9, "id": "y"})), ("z", json.dumps({"form": 1, "id": "z", "url": "http://a/path"}))):
-            subprocess.run(["etcdctl", f"--endpoints=127.0.0.1:{self.etcd.ports[0][0]}", "put", f"/lorikeet/test/members/{name}", value],
-                           env={**os.environ, "ETCDCTL_API": "3"}, check=True, capture_output=True)
+            self.etcd.put(f"/lorikeet/test/members/{name}", value)
         router = self.router()
         self.replica()
         router.ready(1)
@@ -305,8 +304,7 @@ class Adapters(Fleet):
                "d/1": json.dumps({**good, "files": [*good["files"], {"name": "run.sh", "bytes": 1, "sha256": "0" * 64}]}), "sql/1": json.dumps(good),
                "e/x": json.dumps(good), "huge/1": json.dumps({**good, "files": [{**file, "bytes": 1 << 39} for file in good["files"]]})}
         for name, value in bad.items():
-            subprocess.run(["etcdctl", f"--endpoints=127.0.0.1:{self.etcd.ports[0][0]}", "put", f"/lorikeet/test/adapters/{name}", value],
-                           env={**os.environ, "ETCDCTL_API": "3"}, check=True, capture_output=True)
+            self.etcd.put(f"/lorikeet/test/adapters/{name}", value)
         one = self.replica()
         wait_for(lambda: one.get("/v1/models/huge").status == 200, "the last of them")
         self.assertEqual(self.text(one, "huge", 503), "adapter_unavailable")

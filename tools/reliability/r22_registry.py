@@ -87,17 +87,6 @@ async def publish(replicas, number: int, directory: pathlib.Path):
         await asyncio.sleep(0.01)
 
 
-def leader_of(etcd) -> int | None:
-    for i in range(3):
-        out = subprocess.run(["etcdctl", f"--endpoints=127.0.0.1:{etcd.ports[i][0]}", "endpoint", "status", "-w", "json"], capture_output=True, text=True,
-                             env={**os.environ, "ETCDCTL_API": "3"}, timeout=30)
-        if out.returncode == 0:
-            status = json.loads(out.stdout)[0]["Status"]
-            if status["leader"] == status["header"]["member_id"]:
-                return i
-    return None
-
-
 async def main(args, report):
     directory = pathlib.Path(tempfile.mkdtemp(prefix="lorikeet-r22-"))
     (directory / "adapters").mkdir()
@@ -130,7 +119,7 @@ async def main(args, report):
         refused = await publish(replicas, 6, directory)
         for i in range(3):
             etcd.start(i)
-        while leader_of(etcd) is None:
+        while etcd.leader() is None:
             await asyncio.sleep(0.2)
         while (during := await publish(replicas, number := len(times) + 10, directory)) is None:
             times.append(None)
@@ -140,7 +129,7 @@ async def main(args, report):
         print(f"its leader is killed every {args.period:.0f} s, for {args.kills:.0f} s", flush=True)
         end, number, killed = time.monotonic() + args.kills, 100, 0
         while time.monotonic() < end:
-            victim = leader_of(etcd)
+            victim = etcd.leader()
             if victim is not None:
                 etcd.kill(victim)
                 killed += 1
@@ -183,5 +172,5 @@ if __name__ == "__main__":
     parser.add_argument("--period", type=float, default=30)
     parser.add_argument("--clients", type=int, default=4)
     if not PROGRAM:
-        sys.exit("etcd is not installed: apt-get install etcd-server etcd-client")
+        sys.exit("etcd is not installed: apt-get install etcd-server")
     run("R22 registry", parser.parse_args(), main)
