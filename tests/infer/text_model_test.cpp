@@ -86,6 +86,13 @@ TEST_F(TextModelTest, ASequenceKeepsNothingOfWhatItsPromptWasMadeOf) {
   EXPECT_TRUE(prepare(*model_, {.token_ids = {1, 2}}).value()->text.token_ids.empty());
 }
 
+TEST_F(TextModelTest, ABudgetNeedsThoughts) {
+  TextRequest request{.token_ids = {1, 2}, .thinking_budget = 5};
+  EXPECT_THAT(prepare(*model_, request).status().message(), HasSubstr("thinking_token_budget needs"));
+  request.reasoning = ReasoningFormat::kQwen3;
+  EXPECT_TRUE(prepare(*model_, request).ok());
+}
+
 TEST_F(TextModelTest, OutputEndsWhereTheContextDoes) {
   const auto model = open(32);
   TextRequest request;

@@ -14,9 +14,6 @@ void read_reasoning(RequestFields& fields, const ApiDefaults& defaults, Generate
     format = entry != nullptr ? entry->reasoning : ReasoningFormat::kNone;
   }
   if (!separate) format = ReasoningFormat::kNone;
-  if (format == ReasoningFormat::kNone && text.thinking_budget >= 0)
-    return fields.fail("thinking_token_budget",
-                       "needs a model whose thoughts are told from its answers (--reasoning-parser)");
   request.reasoning = text.reasoning = format;
   if (defaults.tokenizer == nullptr) return;
   // Marks that are special tokens must show in the text for it to be parted.
