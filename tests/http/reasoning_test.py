@@ -37,7 +37,7 @@ class Reasoning(SmallBase):
         self.assertEqual("".join(delta.get("content", "") for delta in deltas), message["content"])
         hidden = server.chat("x", "thinks", guided_regex="[ab]{3}", include_reasoning=False, **BUDGET).json
         self.assertEqual(hidden["choices"][0]["message"], {"role": "assistant", "content": message["content"], "refusal": None})
-        self.assertEqual(hidden["usage"], answer["usage"])
+        self.assertEqual(hidden["usage"]["completion_tokens_details"], answer["usage"]["completion_tokens_details"])
         whole = server.chat("x", "thinks", separate_reasoning=False, max_tokens=9, **LETTERS).json["choices"][0]["message"]
         self.assertRegex(whole["content"], "^[a-z]{9}$")
         # No thoughts: the template says so, or the model's template knows none.
