@@ -9,7 +9,9 @@
 #include "lk/base/file.h"
 #include "lk/base/thread_pool.h"
 #include "lk/federated/dirichlet.h"
+#include "lk/federated/exchange.h"
 #include "lk/federated/rules.h"
+#include "lk/federated/run_directory.h"
 #include "lk/federated/simulation.h"
 #include "lk/io/checkpoint.h"
 #include "lk/lora_tools/adapter_rules.h"
@@ -194,6 +196,138 @@ void add_simulate_federated(CLI::App& federate, int& exit_code) {
   });
 }
 
+// --- round, client, close: by files
+
+struct ExchangeFlags {
+  std::string run, state, round, out, data, base, isa = "auto";
+  std::vector<std::string> updates;
+  int64_t attempt = 0;
+  std::optional<int64_t> threads;
+};
+
+struct OpenRun {
+  FederatedConfig config;
+  Checkpoint base;
+  std::unique_ptr<FederatedServer> server;
+  std::unique_ptr<RunDirectory> files;
+};
+
+Result<OpenRun> open_run(const ExchangeFlags& flags) {
+  OpenRun run;
+  LK_ASSIGN_OR_RETURN(run.config, load_federated_config(flags.run));
+  LK_ASSIGN_OR_RETURN(run.base, open_checkpoint(run.config.base));
+  LK_ASSIGN_OR_RETURN(run.server, FederatedServer::create(run.config, run.base.config, *run.base.weights));
+  run.files = std::make_unique<RunDirectory>(run.config, flags.state);
+  LK_ASSIGN_OR_RETURN(const std::vector<std::string> notes,
+                      run.files->open(*run.server, run.base.config, run.config.base, {}));
+  for (const std::string& text : notes) fmt::print(stderr, "{}\n", text);
+  return run;
+}
+
+Status write_rounds(const ExchangeFlags& flags) {
+  LK_ASSIGN_OR_RETURN(const OpenRun run, open_run(flags));
+  if (run.server->done()) return failed_precondition("all {} rounds are over", run.config.rounds);
+  std::vector<std::string> clients;
+  for (const ClientSpec& client : run.config.clients) clients.push_back(client.name);
+  LK_RETURN_IF_ERROR(make_directories(flags.out));
+  for (const std::string& client : run.server->sample(clients, flags.attempt)) {
+    const std::string path = join_path(flags.out, client + ".safetensors");
+    LK_RETURN_IF_ERROR(write_round(*run.server, client, run.files->base_digest(), path));
+    LK_RETURN_IF_ERROR(run.files->ledger(run.server->round(), "sampled", client));
+    fmt::print("{}\n", path);
+  }
+  return Status();
+}
+
+Status run_client(const ExchangeFlags& flags) {
+  LK_ASSIGN_OR_RETURN(const Checkpoint checkpoint, open_checkpoint(flags.base));
+  LK_ASSIGN_OR_RETURN(const RoundFile round, read_round(flags.round, checkpoint.config));
+  const DType act = round.config.dtype == TrainDtype::kF32 ? DType::kF32 : DType::kBF16;
+  LK_ASSIGN_OR_RETURN(const TrainingBase loaded,
+                      open_training_base(flags.base, act, static_cast<int>(flags.threads.value_or(0)), flags.isa));
+  LK_ASSIGN_OR_RETURN(const UpdateFile update,
+                      train_round(round, loaded.base, flags.data, flags.state, [] { return interrupted != 0; }));
+  LK_RETURN_IF_ERROR(write_update(update, round.config.wire, flags.out));
+  fmt::print("{}: round {}, {} examples, loss {:.4f}, wrote {}\n", update.update.client, update.update.round,
+             update.update.num_examples, update.loss, flags.out);
+  return Status();
+}
+
+// What is wrong with an update is said, and the others count.
+Status close_round(const ExchangeFlags& flags) {
+  LK_ASSIGN_OR_RETURN(const OpenRun run, open_run(flags));
+  FederatedServer& server = *run.server;
+  const int64_t round = server.round();
+  std::map<std::string, ClientUpdate> received;
+  for (const std::string& path : flags.updates) {
+    Result<UpdateFile> file = read_update(path, max_update_bytes(server));
+    Status status = file.ok() ? check_update(server, run.files->base_digest(), *file) : file.status();
+    if (status.ok()) {
+      const auto [first, fresh] = received.try_emplace(file->update.client, file->update);
+      if (!fresh && first->second.tensors == file->update.tensors) continue;
+      if (!fresh) status = already_exists("{}: a second update, with other values", file->update.client);
+    }
+    LK_RETURN_IF_ERROR(run.files->ledger(round, status.ok() ? "received" : "refused",
+                                         file.ok() ? file->update.client : "", status.message()));
+    if (!status.ok()) fmt::print(stderr, "lorikeet: refused {}: {}\n", path, status.message());
+  }
+  if (std::ssize(received) < run.config.quorum)
+    return failed_precondition("round {}: {} good updates, quorum {}; the round stays open", round, received.size(),
+                               run.config.quorum);
+  std::vector<ClientUpdate> updates;
+  for (auto& [client, update] : received) updates.push_back(std::move(update));
+  LK_ASSIGN_OR_RETURN(const RoundReport report, server.close(std::move(updates)));
+  server.add_history(round_line(report));
+  LK_ASSIGN_OR_RETURN(const std::vector<std::string> notes, run.files->save(server, run.base.config));
+  for (const std::string& text : notes) fmt::print(stderr, "{}\n", text);
+  fmt::print("round {} of {}: {} updates, aggregation error {:.3g}; the adapter is {}\n", report.round,
+             run.config.rounds, report.clients.size(), report.aggregate.error, run.files->path("latest"));
+  return Status();
+}
+
+void add_exchange(CLI::App& federate, int& exit_code) {
+  const auto add = [&](const char* name, const char* help, Status (*run)(const ExchangeFlags&)) {
+    auto flags = std::make_shared<ExchangeFlags>();
+    CLI::App* sub = federate.add_subcommand(name, help);
+    sub->callback([flags, run, &exit_code] {
+      watch_interrupts();
+      if (Status status = run(*flags); !status.ok()) exit_code = fail(status);
+    });
+    return std::pair(sub, flags);
+  };
+  const char* kRun = "YAML file of the run (docs/guide/federated.md)";
+  const char* kState = "directory of the run, on the server";
+  {
+    const auto [sub, flags] =
+        add("round", "Write what the clients of the next round are given, one file each", write_rounds);
+    sub->add_option("RUN", flags->run, kRun)->required();
+    sub->add_option("--state", flags->state, kState)->required();
+    sub->add_option("--out", flags->out, "directory for CLIENT.safetensors")->required();
+    sub->add_option("--attempt", flags->attempt, "of the same round, with other clients when it is raised")
+        ->check(CLI::Range(0, 1000))
+        ->capture_default_str();
+  }
+  {
+    const auto [sub, flags] = add("client", "Train one round on a client's own records, from file to file", run_client);
+    sub->add_option("--round", flags->round, "what the server gave")->required();
+    sub->add_option("--data", flags->data, "the client's records, JSONL")->required();
+    sub->add_option("--base", flags->base, "base model directory")->required();
+    sub->add_option("--out", flags->out, "file to write: the update")->required();
+    sub->add_option("--state", flags->state, "fedsa: directory for what the client keeps");
+    sub->add_option("--threads", flags->threads, "kernel threads; 0 = every core this process may use")
+        ->check(CLI::Range(0, 1024));
+    sub->add_option("--isa", flags->isa, "instruction set of the kernels")
+        ->check(CLI::IsMember({"auto", "portable", "avx2", "avx512", "avx512_bf16"}))
+        ->capture_default_str();
+  }
+  {
+    const auto [sub, flags] = add("close", "Make the next adapter of a round's updates", close_round);
+    sub->add_option("RUN", flags->run, kRun)->required();
+    sub->add_option("UPDATES", flags->updates, "files of clients")->required();
+    sub->add_option("--state", flags->state, kState)->required();
+  }
+}
+
 // --- inspect
 
 struct InspectFlags {
@@ -205,8 +339,7 @@ Status inspect(const InspectFlags& flags) {
   CheckpointStore store(join_path(flags.directory, "rounds"), {});
   LK_ASSIGN_OR_RETURN(const auto newest, store.newest());
   if (!newest) return not_found("{} holds no finished round of a federated run", flags.directory);
-  LK_ASSIGN_OR_RETURN(const FederatedState state,
-                      read_state(join_path(newest->path, "state.safetensors"), base.config));
+  LK_ASSIGN_OR_RETURN(const FederatedState state, read_state(join_path(newest->path, kStateFile), base.config));
   const auto show = [](const char* what, const ModuleFactors& factors) -> Status {
     if (factors.empty()) return Status();
     int64_t rank = 0;
@@ -249,6 +382,7 @@ void add_federate(CLI::App& app, int& exit_code) {
   CLI::App* command = app.add_subcommand("federate", "Federated LoRA: one adapter from many clients' training");
   command->require_subcommand(1);
   add_simulate_federated(*command, exit_code);
+  add_exchange(*command, exit_code);
   add_split(*command, exit_code);
   add_aggregate(*command, exit_code);
   add_inspect_federated(*command, exit_code);

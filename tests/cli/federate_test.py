@@ -65,6 +65,34 @@ class Federate(unittest.TestCase):
         verified = subprocess.run([BINARY, "adapter", "verify", str(parts / "latest"), "--base", MODEL], capture_output=True, text=True, check=False)
         self.assertEqual(verified.returncode, 0, verified.stderr)
 
+    def test_by_files_it_is_the_same_adapter(self):
+        self.split()
+        run = self.run_file(rounds=2, rule={"name": "slora", "stage1_rounds": 1})
+        self.federate("simulate", run, "--out", self.dir / "simulated")
+        names = [f"client-{n:02}" for n in range(4)]
+        run = self.run_file(rounds=2, rule={"name": "slora", "stage1_rounds": 1}, clients={"names": names, "per_round": 3, "quorum": 2})
+        server, outbox, inbox = self.dir / "server", self.dir / "outbox", self.dir / "inbox"
+        inbox.mkdir()
+        for round_ in (1, 2):
+            given = self.federate("round", run, "--state", server, "--out", outbox).stdout.split()
+            self.assertEqual(len(given), 3)
+            updates = []
+            for path in map(pathlib.Path, given):
+                updates.append(inbox / f"{round_}-{path.name}")
+                self.federate("client", "--round", path, "--data", self.dir / "clients" / f"{path.stem}.jsonl", "--base", MODEL, "--out", updates[-1])
+            if round_ == 1:  # too few: the round stays open
+                self.assertIn("quorum 2", self.federate("close", run, "--state", server, updates[0], code=1).stderr)
+            broken = inbox / "broken.safetensors"
+            broken.write_bytes(updates[0].read_bytes()[:1000])
+            done = self.federate("close", run, "--state", server, *updates, updates[1], broken, given[0])
+            self.assertEqual(done.stderr.count("refused"), 2, done.stderr)
+            shutil.rmtree(outbox)
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
+            self.assertEqual((server / "latest" / name).read_bytes(), (self.dir / "simulated" / "latest" / name).read_bytes())
+        self.assertIn("all 2 rounds", self.federate("round", run, "--state", server, "--out", outbox, code=1).stderr)
+        other = self.run_file(rounds=3, rule={"name": "slora", "stage1_rounds": 1}, clients={"names": names, "per_round": 3})
+        self.assertIn("another run", self.federate("close", other, "--state", self.dir / "other", updates[0], code=1).stderr)
+
     def test_refusals_name_what_to_change(self):
         self.assertIn("already", self.federate_after_split())
         self.assertIn("another", self.other_run())

@@ -60,7 +60,7 @@ TEST_F(FederatedConfigTest, WhatCannotBeIsRefusedByKey) {
           "base is missing");
   refused(fmt::format("base: m\nclients: {{data: \"{}/*.jsonl\"}}\n", dir_.path()), "train.steps is missing");
   refused(base_file("ranks: {desk: 2}\n"), "flora and flex");
-  refused(base_file("rule: {name: flora}\nranks: {\"a/b\": 2}\n"), "no pattern");
+  refused(base_file("rule: {name: flora}\nranks: {\"a/b\": 2}\n"), "matches no client");
   refused(base_file("rule: {name: slora, stage1_rounds: 5}\n"), "stage1_rounds is 5");
   refused(base_file("rule: {trim: 0.5}\n"), "trim");
   for (const char* key : {"kind: dora", "lora_bias: true", "rank_pattern: {q_proj: 2}", "modules_to_save: [norm]",

@@ -81,6 +81,9 @@ JobConfig LocalTraining::job_of(const ClientSpec& client, int64_t round) const {
 
 Status LocalTraining::open(const AskStop& stop) {
   for (const ClientSpec& client : config_.clients) {
+    if (client.path.empty())
+      return invalid_argument("client {}: its records are elsewhere (clients.names); here files are needed",
+                              client.name);
     JobConfig job = job_of(client, 0);
     Result<JobData> data = source_.open(job);
     if (!data.ok()) return data.status().with_context("client " + client.name);

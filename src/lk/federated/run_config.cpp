@@ -53,9 +53,11 @@ class Parser {
     LK_RETURN_IF_ERROR(section(fields, "adapter", [&](YamlFields& f) { read_section(f, run.adapter); }));
     LK_RETURN_IF_ERROR(section(fields, "data", [&](YamlFields& f) { read_section(f, run.data); }));
     LK_RETURN_IF_ERROR(section(fields, "train", [&](YamlFields& f) { read_section(f, run.train); }));
-    std::vector<std::string> patterns;
+    std::vector<std::string> patterns, names;
     LK_RETURN_IF_ERROR(section(fields, "clients", [&](YamlFields& f) {
+      f.exclusive({"data", "names"});
       f.strings("data", patterns);
+      f.strings("names", names);
       f.integer("per_round", run.per_round, 1, kMaxClients);
       f.integer("quorum", run.quorum, 1, kMaxClients);
       f.integer("retries", run.retries, 0, 1000);
@@ -79,7 +81,7 @@ class Parser {
     }));
     fields.finish();
     LK_RETURN_IF_ERROR(fields.status());
-    LK_RETURN_IF_ERROR(add_clients(patterns));
+    LK_RETURN_IF_ERROR(add_clients(patterns, names));
     LK_RETURN_IF_ERROR(check().with_context(file_));
     return std::move(run_);
   }
@@ -94,8 +96,16 @@ class Parser {
     return inner.status();
   }
 
-  Status add_clients(const std::vector<std::string>& patterns) {
-    if (patterns.empty()) return invalid_argument("{}: clients.data is missing: one file of records per client", file_);
+  Status add_clients(const std::vector<std::string>& patterns, const std::vector<std::string>& names) {
+    if (patterns.empty() && names.empty())
+      return invalid_argument(
+          "{}: clients.data is missing: one file of records per client, or clients.names of those who have theirs "
+          "elsewhere",
+          file_);
+    for (const std::string& name : names) {
+      LK_RETURN_IF_ERROR(check_name("client", name).with_context(file_));
+      run_.clients.push_back({name, ""});
+    }
     for (const std::string& pattern : patterns) {
       Result<std::vector<std::string>> paths = expand(pattern);
       if (!paths.ok()) return paths.status().with_context(file_);
@@ -108,8 +118,7 @@ class Parser {
     std::ranges::sort(run_.clients, {}, &ClientSpec::name);
     const auto twice = std::ranges::adjacent_find(run_.clients, {}, &ClientSpec::name);
     if (twice != run_.clients.end())
-      return invalid_argument("{}: two clients are called {} ({} and {}); a client is named after its file", file_,
-                              twice->name, twice->path, std::next(twice)->path);
+      return invalid_argument("{}: two clients are called {}; a client is named after its file", file_, twice->name);
     if (run_.clients.size() > kMaxClients) return invalid_argument("{}: more than {} clients", file_, kMaxClients);
     return Status();
   }
@@ -159,7 +168,8 @@ class Parser {
     if (!run_.ranks.empty() && !takes_any_ranks(rule.name))
       return invalid_argument("ranks: {} needs one rank; flora and flex take any", to_string(rule.name));
     for (const auto& [pattern, rank] : run_.ranks)
-      if (!is_valid_glob(pattern)) return invalid_argument("ranks: \"{}\" is no pattern of names", pattern);
+      if (std::ranges::none_of(run_.clients, [&](const ClientSpec& c) { return glob_match(pattern, c.name); }))
+        return invalid_argument("ranks: \"{}\" matches no client's name", pattern);
     if (rule.name == FederatedRule::kSlora && rule.stage1_rounds > run_.rounds)
       return invalid_argument("rule.stage1_rounds is {}, rounds only {}", rule.stage1_rounds, run_.rounds);
     return Status();
@@ -184,43 +194,63 @@ double FederatedConfig::scaling() const {
 
 Result<FederatedConfig> load_federated_config(const std::string& path) {
   LK_ASSIGN_OR_RETURN(const std::string yaml, read_file(path, size_t{1} << 20));
+  return parse_federated_config(yaml, path);
+}
+
+Result<FederatedConfig> parse_federated_config(const std::string& yaml, const std::string& where) {
   try {
     const std::vector<YAML::Node> documents = YAML::LoadAll(yaml);
-    if (documents.size() != 1) return invalid_argument("{}: {} documents; a run file is one", path, documents.size());
-    return Parser(path).parse(documents[0]);
+    if (documents.size() != 1) return invalid_argument("{}: {} documents; a run file is one", where, documents.size());
+    return Parser(where).parse(documents[0]);
   } catch (const YAML::Exception& error) {
-    return invalid_argument("{}:{}: {}", path, error.mark.line + 1, error.msg);
+    return invalid_argument("{}:{}: {}", where, error.mark.line + 1, error.msg);
   }
 }
 
+namespace {
+
+// A run file has one of these or none; JSON with all defaults would have both.
+void erase_empty(json::object& section, std::initializer_list<const char*> keys) {
+  for (const char* key : keys) {
+    const json::value* value = section.if_contains(key);
+    if (!value) continue;
+    const bool zero = value->is_number() && value->to_number<double>() == 0;
+    if (zero || (value->is_string() && value->get_string().empty())) section.erase(key);
+  }
+}
+
+}  // namespace
+
 std::string federated_identity(const FederatedConfig& config) {
-  json::object data = section_json(config.data), ranks;
+  json::object adapter = section_json(config.adapter), data = section_json(config.data),
+               train = section_json(config.train), ranks;
   for (const char* key : {"path", "eval_path", "eval_split"}) data.erase(key);
+  erase_empty(adapter, {"init_from"});
+  erase_empty(train, {"batch_samples", "batch_tokens", "epochs", "warmup_steps", "warmup_ratio"});
   for (const auto& [pattern, rank] : config.ranks) ranks[pattern] = rank;
   json::array clients;
   for (const ClientSpec& client : config.clients) clients.emplace_back(client.name);
   const RuleSpec& rule = config.rule;
+  json::object rules{
+      {"name", to_string(rule.name)},        {"proximal", rule.proximal},           {"trim", rule.trim},
+      {"residual_rank", rule.residual_rank}, {"stage1_rounds", rule.stage1_rounds}, {"density", rule.density},
+      {"stage1_lr", rule.stage1_lr},         {"keep_sparse", rule.keep_sparse}};
+  erase_empty(rules, {"residual_rank", "density", "stage1_lr"});
   return json_text(json::object{{"seed", config.seed},
                                 {"rounds", config.rounds},
+                                {"block_tokens", std::max<int64_t>(16, config.data.render.max_length)},
                                 {"dtype", config.dtype == TrainDtype::kF32 ? "f32" : "bf16"},
                                 {"wire", config.wire == TrainDtype::kF32 ? "f32" : "bf16"},
-                                {"adapter", section_json(config.adapter)},
+                                {"adapter", std::move(adapter)},
                                 {"data", std::move(data)},
-                                {"train", section_json(config.train)},
-                                {"clients", std::move(clients)},
-                                {"per_round", config.per_round},
-                                {"quorum", config.quorum},
-                                {"min_examples", config.min_examples},
-                                {"max_norm", config.max_norm},
+                                {"train", std::move(train)},
+                                {"clients", json::object{{"names", std::move(clients)},
+                                                         {"per_round", config.per_round},
+                                                         {"quorum", config.quorum},
+                                                         {"min_examples", config.min_examples},
+                                                         {"max_norm", config.max_norm}}},
                                 {"ranks", std::move(ranks)},
-                                {"rule", json::object{{"name", to_string(rule.name)},
-                                                      {"proximal", rule.proximal},
-                                                      {"trim", rule.trim},
-                                                      {"residual_rank", rule.residual_rank},
-                                                      {"stage1_rounds", rule.stage1_rounds},
-                                                      {"density", rule.density},
-                                                      {"stage1_lr", rule.stage1_lr},
-                                                      {"keep_sparse", rule.keep_sparse}}}});
+                                {"rule", std::move(rules)}});
 }
 
 }  // namespace lk

@@ -22,7 +22,8 @@
 namespace lk {
 
 struct ClientSpec {
-  std::string name, path;  // of its records; the name is the file's, without ".jsonl"
+  std::string name;
+  std::string path;  // of its records, whose file it is named after; empty: it has them elsewhere (clients.names)
 };
 
 struct RuleSpec {
@@ -70,9 +71,10 @@ struct FederatedConfig {
 // Paths are relative to the working directory; patterns of clients.data are expanded. kInvalidArgument names file:line
 // and key; an unknown key is an error.
 Result<FederatedConfig> load_federated_config(const std::string& path);
+Result<FederatedConfig> parse_federated_config(const std::string& yaml, const std::string& where);
 
-// All that decides what comes out of it, defaults filled in, as JSON text with a fixed order: not paths, threads,
-// memory, or how many clients share a batch.
+// All that decides what comes out of it, defaults filled in, in a fixed order, as a run file in JSON: not paths,
+// threads, memory, or how many clients share a batch. Parsed again, with a base, it is the same run.
 std::string federated_identity(const FederatedConfig& config);
 
 }  // namespace lk

@@ -1,39 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/federated/simulation.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <boost/json.hpp>
-#include <cerrno>
-#include <chrono>
-#include <cstring>
 #include <filesystem>
 
 #include "lk/base/file.h"
-#include "lk/base/json_fields.h"
 #include "lk/base/json_text.h"
-#include "lk/base/write_error.h"
-#include "lk/lora/adapter_files.h"
+#include "lk/federated/exchange.h"
 #include "lk/lora_tools/save.h"
 
 namespace lk {
 namespace {
 namespace json = boost::json;
-
-constexpr const char* kStateFile = "state.safetensors";
-constexpr const char* kRunFile = "run.json";
-
-Status append_line(const std::string& path, const std::string& line) {
-  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-  const std::string text = line + "\n";
-  bool ok = fd >= 0 && ::write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size()) && ::fsync(fd) == 0;
-  const int error = errno;
-  if (fd >= 0) ::close(fd);
-  return ok ? Status()
-            : Status(write_error_code(error), fmt::format("cannot write {}: {}", path, std::strerror(error)));
-}
 
 json::object eval_json(const std::vector<std::vector<EvalResult>>& models, double& all) {
   json::object files;
@@ -56,11 +35,7 @@ json::object eval_json(const std::vector<std::vector<EvalResult>>& models, doubl
 
 Simulation::Simulation(const FederatedConfig& config, const TrainBase& base, std::string directory,
                        SimulationHooks hooks)
-    : config_(config),
-      base_(base),
-      directory_(std::move(directory)),
-      hooks_(std::move(hooks)),
-      store_(join_path(directory_, "rounds"), {.keep = config.keep, .fault = hooks_.fault}) {}
+    : config_(config), base_(base), hooks_(std::move(hooks)), files_(config, std::move(directory), hooks_.fault) {}
 
 Result<std::unique_ptr<Simulation>> Simulation::create(const FederatedConfig& config, const TrainBase& base,
                                                        const std::string& directory, SimulationHooks hooks,
@@ -81,42 +56,10 @@ Status Simulation::open(const AskStop& stop) {
   if (std::ssize(eligible_) < config_.quorum)
     return invalid_argument("{} of {} clients have clients.min_examples = {} examples, fewer than the quorum of {}",
                             eligible_.size(), config_.clients.size(), config_.min_examples, config_.quorum);
-  LK_RETURN_IF_ERROR(store_.claim());
-  LK_RETURN_IF_ERROR(check_run(stop));
-  LK_ASSIGN_OR_RETURN(const auto newest, store_.newest());
-  if (!newest) return Status();
-  for (const std::string& skipped : newest->skipped) note("not used: " + skipped);
-  LK_ASSIGN_OR_RETURN(FederatedState state, read_state(join_path(newest->path, kStateFile), model));
-  LK_RETURN_IF_ERROR(server_->restore(std::move(state)));
-  note(fmt::format("goes on after round {}", newest->step));
-  return write_metrics();
-}
-
-// The directory belongs to this run, or becomes its.
-Status Simulation::check_run(const AskStop& stop) {
-  LK_ASSIGN_OR_RETURN(const std::string digest, base_files_digest(base_.directory, stop));
-  json::object data;
-  for (const auto& [client, own] : training_->digests()) data[client] = own;
-  const std::string text =
-      json_text(json::object{
-          {"base_digest", digest}, {"config", json::parse(federated_identity(config_))}, {"data", std::move(data)}}) +
-      "\n";
-  const std::string path = join_path(directory_, kRunFile);
-  if (!file_exists(path)) return write_file_atomic(path, text);
-  LK_ASSIGN_OR_RETURN(const std::string saved, read_file(path));
-  if (saved == text) return Status();
-  LK_ASSIGN_OR_RETURN(const json::object before, parse_json_object(saved, path));
-  const json::object now = json::parse(text).get_object();
-  for (const auto& [key, what] : {std::pair("base_digest", "the base's files"), std::pair("data", "the clients' data"),
-                                  std::pair("config", "the configuration")}) {
-    const json::value* other = before.if_contains(key);
-    if (other == nullptr || *other != now.at(key))
-      return failed_precondition(
-          "{}: the run in this directory was made with other values of {} ({}); name another "
-          "directory, or go back to what it was made with",
-          path, what, key);
-  }
-  return failed_precondition("{}: this is another run's directory", path);
+  LK_ASSIGN_OR_RETURN(const std::vector<std::string> notes,
+                      files_.open(*server_, model, base_.directory, training_->digests(), stop));
+  for (const std::string& text : notes) note(text);
+  return Status();
 }
 
 // --- Rounds
@@ -129,13 +72,7 @@ RoundBase Simulation::below() {
 }
 
 Status Simulation::ledger(const std::string& event, const std::string& client, const std::string& reason) {
-  const double now = std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
-  // What is saved is a round that is over.
-  const int64_t round = event == "saved" ? server_->state().round : server_->round();
-  json::object line{{"time", now}, {"round", round}, {"event", event}};
-  if (!client.empty()) line["client"] = client;
-  if (!reason.empty()) line["reason"] = reason;
-  return append_line(join_path(directory_, "ledger.jsonl"), json_text(line));
+  return files_.ledger(server_->round(), event, client, reason);
 }
 
 // Updates of one attempt: of the sampled clients, those that arrived and are right.
@@ -237,16 +174,11 @@ Result<std::vector<std::vector<EvalResult>>> Simulation::evaluate(const AskStop&
 }
 
 Status Simulation::finish_round(const RoundReport& report, int64_t up_bytes, int64_t down_bytes, const AskStop& stop) {
-  json::object line{{"round", report.round},
-                    {"clients", json::value_from(report.clients)},
-                    {"train_loss", round_loss_},
-                    {"train_tokens", round_tokens_},
-                    {"aggregation_error", report.aggregate.error},
-                    {"dropped", report.aggregate.energy > 0 ? report.aggregate.dropped / report.aggregate.energy : 0.0},
-                    {"upload_bytes", up_bytes},
-                    {"download_bytes", down_bytes}};
-  if (report.handover) line["handover_dropped"] = report.handover_dropped;
-  if (report.overlay_dropped > 0) line["overlay_dropped"] = report.overlay_dropped;
+  json::object line = json::parse(round_line(report)).as_object();
+  line["train_loss"] = round_loss_;
+  line["train_tokens"] = round_tokens_;
+  line["upload_bytes"] = up_bytes;
+  line["download_bytes"] = down_bytes;
   if (!config_.eval_path.empty() && (report.round % config_.eval_every == 0 || server_->done())) {
     LK_ASSIGN_OR_RETURN(const auto models, evaluate(stop));
     double all = 0;
@@ -254,46 +186,18 @@ Status Simulation::finish_round(const RoundReport& report, int64_t up_bytes, int
     line["eval_loss"] = all;
   }
   server_->add_history(json_text(line));
-  LK_RETURN_IF_ERROR(save());
+  LK_ASSIGN_OR_RETURN(const std::vector<std::string> notes, files_.save(*server_, base_.weights->config));
+  for (const std::string& text : notes) note(text);
   if (hooks_.on_round) hooks_.on_round(server_->state().history.back());
   return Status();
 }
 
 // --- What is kept
 
-Status Simulation::save() {
-  const FederatedState& state = server_->state();
-  LK_ASSIGN_OR_RETURN(const FederatedServer::Published published, server_->publish());
-  if (published.dropped > 0)
-    note(fmt::format("round {}: the adapter on disk lacks {:.3g} % of the model's change", state.round,
-                     100 * published.dropped));
-  const std::vector<CheckpointPart> parts{
-      {{kStateFile}, [&](const std::string& to) { return write_state(state, join_path(to, kStateFile)); }},
-      {{kAdapterConfigFile, kAdapterWeightsFile}, [&](const std::string& to) {
-         return save_adapter(*published.adapter, base_.weights->config, to, {.base_model_name = config_.base});
-       }}};
-  LK_RETURN_IF_ERROR(store_.save(state.round, parts));
-  const std::string link = join_path(directory_, "latest"), fresh = link + ".new";
-  std::error_code error;
-  std::filesystem::remove(fresh, error);
-  std::filesystem::create_symlink(fmt::format("rounds/checkpoint-{}", state.round), fresh, error);
-  if (!error) std::filesystem::rename(fresh, link, error);
-  if (error) note(fmt::format("cannot link {}: {}", link, error.message()));
-  LK_RETURN_IF_ERROR(ledger("saved", "", ""));
-  return write_metrics();
-}
-
-Status Simulation::write_metrics() const {
-  std::string text;
-  for (const std::string& line : server_->state().history) text += line + "\n";
-  return write_file_atomic(join_path(directory_, "metrics.jsonl"), text);
-}
-
 Status Simulation::save_personal() {
   for (const auto& [client, own] : server_->state().personal)
     LK_RETURN_IF_ERROR(save_adapter(*server_->personal_adapter(client), base_.weights->config,
-                                    join_path(join_path(directory_, "personal"), client),
-                                    {.base_model_name = config_.base}));
+                                    join_path(files_.path("personal"), client), {.base_model_name = config_.base}));
   return Status();
 }
 

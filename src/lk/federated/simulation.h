@@ -1,12 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Simulation: a whole federated run in one process. Everything it needs to go on is in its directory after each round:
-//
-//   run.json               what the run is; another run is refused
-//   rounds/checkpoint-N/   the state after round N, the model as a PEFT directory, complete or not there at all
-//   latest                 link to the newest of them
-//   metrics.jsonl          one line a round, from the state: the same bytes however often the run was interrupted
-//   ledger.jsonl           what happened, with times: who was asked, who answered, who was refused and why
-//   personal/NAME          fedsa, at the end: each client's adapter
+// Simulation: a whole federated run in one process. All it needs to go on is in its directory after each round
+// (run_directory.h). With fedsa each client's adapter is in personal/NAME in the end.
 #pragma once
 
 #include <functional>
@@ -15,7 +9,7 @@
 #include <vector>
 
 #include "lk/federated/local_training.h"
-#include "lk/train/checkpoint_file.h"
+#include "lk/federated/run_directory.h"
 
 namespace lk {
 
@@ -24,7 +18,7 @@ struct SimulationHooks {
   std::function<void(const std::string& text)> on_note;
   // For tests: what arrives of an update; empty: the update.
   std::function<std::vector<ClientUpdate>(const ClientUpdate&, int64_t attempt)> deliver;
-  std::function<Status(std::string_view operation)> fault;  // of CheckpointStore
+  RunDirectory::Fault fault;
 };
 
 class Simulation {
@@ -43,14 +37,11 @@ class Simulation {
   Simulation(const FederatedConfig& config, const TrainBase& base, std::string directory, SimulationHooks hooks);
 
   Status open(const AskStop& stop);
-  Status check_run(const AskStop& stop);
   RoundBase below();
   Result<std::vector<ClientUpdate>> collect(int64_t attempt, const AskStop& stop);
   Status finish_round(const RoundReport& report, int64_t up_bytes, int64_t down_bytes, const AskStop& stop);
   Result<std::vector<std::vector<EvalResult>>> evaluate(const AskStop& stop);
-  Status save();
   Status save_personal();
-  Status write_metrics() const;
   void note(const std::string& text) {
     if (hooks_.on_note) hooks_.on_note(text);
   }
@@ -58,9 +49,8 @@ class Simulation {
 
   const FederatedConfig config_;
   const TrainBase base_;
-  const std::string directory_;
   SimulationHooks hooks_;
-  CheckpointStore store_;
+  RunDirectory files_;
   std::unique_ptr<FederatedServer> server_;
   std::unique_ptr<LocalTraining> training_;
   std::vector<std::string> eligible_;

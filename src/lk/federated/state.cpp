@@ -121,7 +121,8 @@ class Reader {
 
 }  // namespace
 
-Status write_state(const FederatedState& state, const std::string& path) {
+Status write_state(const FederatedState& state, const std::string& path,
+                   const std::map<std::string, std::string>& more) {
   Out out;
   out.add("global", state.global);
   out.add("overlay", state.overlay);
@@ -132,8 +133,9 @@ Status write_state(const FederatedState& state, const std::string& path) {
                             {"round", state.round},
                             {"history", json::value_from(state.history)},
                             {"scalings", std::move(out.scalings)}};
-  LK_ASSIGN_OR_RETURN(SafetensorsWriter writer,
-                      SafetensorsWriter::create(path, out.specs, {{kMetadata, json_text(object)}}));
+  std::map<std::string, std::string> metadata = more;
+  metadata[kMetadata] = json_text(object);
+  LK_ASSIGN_OR_RETURN(SafetensorsWriter writer, SafetensorsWriter::create(path, out.specs, metadata));
   for (const std::vector<float>* values : out.values)
     LK_RETURN_IF_ERROR(writer.append(values->data(), std::ssize(*values) * 4));
   return writer.finish();

@@ -20,8 +20,11 @@ struct FederatedState {
   std::vector<std::string> history;               // of each round a JSON object: metrics.jsonl
 };
 
-// One safetensors file, f32; written atomically.
-Status write_state(const FederatedState& state, const std::string& path);
+inline constexpr const char* kStateFile = "state.safetensors";
+
+// One safetensors file, f32; written atomically. `more` is further metadata of the file.
+Status write_state(const FederatedState& state, const std::string& path,
+                   const std::map<std::string, std::string>& more = {});
 // kDataLoss for a file that is damaged or of another model.
 Result<FederatedState> read_state(const std::string& path, const ModelConfig& config);
 

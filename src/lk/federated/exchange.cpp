@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lk/federated/exchange.h"
+
+#include <algorithm>
+#include <boost/json.hpp>
+#include <charconv>
+#include <filesystem>
+
+#include "lk/base/file.h"
+#include "lk/base/json_fields.h"
+#include "lk/base/json_text.h"
+#include "lk/base/sha256.h"
+#include "lk/io/safetensors.h"
+#include "lk/io/safetensors_writer.h"
+
+namespace lk {
+namespace {
+namespace json = boost::json;
+
+constexpr const char* kKind = "lorikeet.kind";
+constexpr const char* kRound = "lorikeet.round";
+constexpr const char* kUpdate = "lorikeet.update";
+constexpr int64_t kSchema = 1;
+
+Result<json::object> read_header(const TensorStore& store, const std::string& path, const char* kind, const char* key) {
+  const auto found = store.metadata().find(kKind);
+  if (found == store.metadata().end() || found->second != kind)
+    return data_loss("{} is no {} file of a federated run", path, kind);
+  const auto text = store.metadata().find(key);
+  if (text == store.metadata().end()) return data_loss("{} does not say what it is; the file is damaged", path);
+  LK_ASSIGN_OR_RETURN(json::object object, parse_json_object(text->second, path));
+  JsonFields fields(object, path);
+  int64_t schema = 0;
+  fields.read_int("schema", schema, 1, INT64_MAX);
+  LK_RETURN_IF_ERROR(fields.status());
+  if (schema != kSchema)
+    return failed_precondition("{} is of version {} of the format, known is {}: use one version on both sides", path,
+                               schema, kSchema);
+  return object;
+}
+
+// FedSA: the client's own factors after a round.
+std::string own_file(const std::string& state, int64_t round) {
+  return join_path(state, fmt::format("own-{:06}.safetensors", round));
+}
+
+// The newest of an earlier round.
+Result<ModuleFactors> read_own(const std::string& state, int64_t before, const ModelConfig& model) {
+  int64_t newest = 0;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(state, error)) {
+    const std::string name = entry.path().filename();
+    int64_t round = 0;
+    if (!name.starts_with("own-") || !name.ends_with(".safetensors")) continue;
+    std::from_chars(name.data() + 4, name.data() + name.size(), round);
+    if (round < before) newest = std::max(newest, round);
+  }
+  if (newest == 0) return ModuleFactors();
+  LK_ASSIGN_OR_RETURN(FederatedState own, read_state(own_file(state, newest), model));
+  return std::move(own.global);
+}
+
+}  // namespace
+
+std::string run_digest_of(const FederatedConfig& config) {
+  const std::string text = federated_identity(config);
+  Sha256 sha;
+  sha.update(text.data(), text.size());
+  return to_hex(sha.finish());
+}
+
+// --- Rounds
+
+Status write_round(const FederatedServer& server, const std::string& client, const std::string& base_digest,
+                   const std::string& path) {
+  const LocalTask task = server.task_of(client);
+  FederatedState content{.round = task.round - 1, .global = task.start, .overlay = server.state().overlay};
+  content.sparse = server.state().sparse;
+  const json::object header{{"schema", kSchema},          {"run", federated_identity(server.config())},
+                            {"base_digest", base_digest}, {"client", client},
+                            {"freeze_a", task.freeze_a},  {"freeze_b", task.freeze_b},
+                            {"sparse", task.sparse}};
+  return write_state(content, path, {{kKind, "round"}, {kRound, json_text(header)}});
+}
+
+Result<RoundFile> read_round(const std::string& path, const ModelConfig& model) {
+  LK_ASSIGN_OR_RETURN(const auto store, TensorStore::open_file(path));
+  LK_ASSIGN_OR_RETURN(const json::object object, read_header(*store, path, "round", kRound));
+  RoundFile round;
+  std::string run;
+  JsonFields fields(object, path);
+  fields.mark_known("schema");
+  fields.read_string("run", run, 1);
+  fields.read_string("base_digest", round.base_digest, 1);
+  fields.read_string("client", round.client, 1);
+  fields.read_bool("freeze_a", round.task.freeze_a);
+  fields.read_bool("freeze_b", round.task.freeze_b);
+  fields.read_bool("sparse", round.task.sparse);
+  fields.refuse_unknown();
+  LK_RETURN_IF_ERROR(fields.status());
+  // The base is the client's own.
+  LK_ASSIGN_OR_RETURN(json::object config, parse_json_object(run, path));
+  config["base"] = "base";
+  LK_ASSIGN_OR_RETURN(round.config, parse_federated_config(json_text(config), path));
+  round.config.base.clear();
+  round.run_digest = run_digest_of(round.config);
+  LK_ASSIGN_OR_RETURN(FederatedState content, read_state(path, model));
+  round.task.round = content.round + 1;
+  round.task.start = std::move(content.global);
+  round.overlay = std::move(content.overlay);
+  round.sparse = std::move(content.sparse);
+  return round;
+}
+
+// --- Updates
+
+Status write_update(const UpdateFile& file, TrainDtype wire, const std::string& path) {
+  const DType dtype = wire == TrainDtype::kF32 ? DType::kF32 : DType::kBF16;
+  std::vector<TensorSpec> specs;
+  for (const auto& [name, values] : file.update.tensors) specs.push_back({name, dtype, {std::ssize(values)}});
+  const json::object header{{"schema", kSchema},
+                            {"run_digest", file.run_digest},
+                            {"base_digest", file.base_digest},
+                            {"client", file.update.client},
+                            {"round", file.update.round},
+                            {"num_examples", file.update.num_examples},
+                            {"loss", file.loss},
+                            {"tokens", file.tokens}};
+  LK_ASSIGN_OR_RETURN(SafetensorsWriter writer,
+                      SafetensorsWriter::create(path, specs, {{kKind, "update"}, {kUpdate, json_text(header)}}));
+  std::vector<std::byte> packed;
+  for (const auto& [name, values] : file.update.tensors) {
+    packed.resize(values.size() * static_cast<size_t>(dtype_bytes(dtype)));
+    convert(values.data(), DType::kF32, packed.data(), dtype, std::ssize(values));
+    LK_RETURN_IF_ERROR(writer.append(packed.data(), std::ssize(packed)));
+  }
+  return writer.finish();
+}
+
+Result<UpdateFile> read_update(const std::string& path, int64_t max_bytes) {
+  LK_ASSIGN_OR_RETURN(const auto store, TensorStore::open_file(path, {.copy = true, .max_bytes = max_bytes}));
+  LK_ASSIGN_OR_RETURN(const json::object object, read_header(*store, path, "update", kUpdate));
+  UpdateFile file;
+  JsonFields fields(object, path);
+  fields.mark_known("schema");
+  fields.read_string("run_digest", file.run_digest, 1);
+  fields.read_string("base_digest", file.base_digest, 1);
+  fields.read_string("client", file.update.client, 1);
+  fields.read_int("round", file.update.round, 1, INT64_MAX);
+  fields.read_int("num_examples", file.update.num_examples, 0, INT64_MAX);
+  fields.read_double("loss", file.loss);
+  fields.read_int("tokens", file.tokens, 0, INT64_MAX);
+  fields.refuse_unknown();
+  LK_RETURN_IF_ERROR(fields.status());
+  for (const auto& [name, view] : store->tensors()) {
+    std::vector<float>& values = file.update.tensors[name];
+    values.resize(static_cast<size_t>(view.num_elements()));
+    view.copy_to(values.data());
+  }
+  return file;
+}
+
+int64_t max_update_bytes(FederatedServer& server) {
+  constexpr int64_t kHeader = int64_t{1} << 20;
+  int64_t most = 0;
+  for (const ClientSpec& client : server.config().clients) {
+    int64_t bytes = 0;
+    for (const auto& [name, size] : server.expected(server.task_of(client.name))) bytes += 4 * size + 512;
+    most = std::max(most, bytes);
+    if (server.config().ranks.empty()) break;  // all are alike
+  }
+  return most + kHeader;
+}
+
+std::string round_line(const RoundReport& report) {
+  json::object line{
+      {"round", report.round},
+      {"clients", json::value_from(report.clients)},
+      {"aggregation_error", report.aggregate.error},
+      {"dropped", report.aggregate.energy > 0 ? report.aggregate.dropped / report.aggregate.energy : 0.0}};
+  if (report.handover) line["handover_dropped"] = report.handover_dropped;
+  if (report.overlay_dropped > 0) line["overlay_dropped"] = report.overlay_dropped;
+  return json_text(line);
+}
+
+Status check_update(FederatedServer& server, const std::string& base_digest, const UpdateFile& file) {
+  const std::string run = run_digest_of(server.config());
+  for (const auto& [what, theirs, ours] :
+       {std::tuple("run", file.run_digest, run), std::tuple("base", file.base_digest, base_digest)})
+    if (theirs != ours)
+      return failed_precondition("{}: the update is of another {}: {}, and this is {}", file.update.client, what,
+                                 theirs, ours);
+  return server.check(file.update);
+}
+
+// --- The client's side
+
+Result<UpdateFile> train_round(const RoundFile& round, const TrainBase& base, const std::string& data,
+                               const std::string& state, const AskStop& stop) {
+  LK_ASSIGN_OR_RETURN(const std::string digest, base_files_digest(base.directory, stop));
+  if (digest != round.base_digest)
+    return failed_precondition("the round is for a base with the digest {}, and {} has {}", round.base_digest,
+                               base.directory, digest);
+  const ModelConfig& model = base.weights->config;
+  FederatedConfig config = round.config;
+  config.base = base.directory;
+  const bool keeps_b = config.rule.name == FederatedRule::kFedSa;
+  if (keeps_b && state.empty())
+    return invalid_argument(
+        "with fedsa each client keeps factors of its own: give --state DIR, the same in every round");
+  // For the mask, which is drawn, not sent.
+  LK_ASSIGN_OR_RETURN(const auto server, FederatedServer::create(config, model, *base.weights->checkpoint));
+  config.clients = {{round.client, data}};
+  config.per_round = 1;
+  LK_ASSIGN_OR_RETURN(const auto training, LocalTraining::create(config, base, stop));
+  ClientTask task{round.client, round.task};
+  if (keeps_b) {
+    LK_ASSIGN_OR_RETURN(const ModuleFactors own, read_own(state, round.task.round, model));
+    for (auto& [module, each] : task.task.start) {
+      const auto found = own.find(module);
+      if (found != own.end() && found->second.factors.b.size() == each.factors.b.size())
+        each.factors.b = found->second.factors.b;
+    }
+  }
+  RoundBase below{.overlay = &round.overlay, .sparse = &round.sparse};
+  if (!round.sparse.empty()) below.mask = &server->mask();
+  LK_ASSIGN_OR_RETURN(std::vector<ClientResult> results, training->train(std::span(&task, 1), below, stop));
+  LK_RETURN_IF_ERROR(results[0].failure);
+  if (keeps_b) {
+    FederatedState own{.round = round.task.round, .global = results[0].update.personal};
+    LK_RETURN_IF_ERROR(make_directories(state));
+    LK_RETURN_IF_ERROR(write_state(own, own_file(state, round.task.round)));
+    results[0].update.personal.clear();
+  }
+  return UpdateFile{.update = std::move(results[0].update),
+                    .run_digest = round.run_digest,
+                    .base_digest = digest,
+                    .loss = results[0].loss,
+                    .tokens = results[0].tokens};
+}
+
+}  // namespace lk

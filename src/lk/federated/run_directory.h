@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+// RunDirectory: what a federated run leaves on disk, whoever brings its updates:
+//
+//   run.json               what the run is; another run is refused
+//   rounds/checkpoint-N/   the state after round N and the model as a PEFT directory, complete or not there at all
+//   latest                 link to the newest of them
+//   metrics.jsonl          one line a round, from the state: the same bytes however often the run was interrupted
+//   ledger.jsonl           what happened, with times: who was asked, who answered, who was refused and why
+#pragma once
+
+#include <functional>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "lk/dataset/dataset.h"
+#include "lk/federated/server.h"
+#include "lk/train/checkpoint_file.h"
+
+namespace lk {
+
+class RunDirectory {
+ public:
+  using Fault = std::function<Status(std::string_view operation)>;  // of CheckpointStore, for tests
+  RunDirectory(const FederatedConfig& config, std::string directory, Fault fault = {})
+      : config_(config),
+        directory_(std::move(directory)),
+        store_(path("rounds"), {.keep = config.keep, .fault = std::move(fault)}) {}
+
+  // Takes the directory for this process and this run, and puts the server where the newest round left it; what is to
+  // be said of that. `data`: digests of the clients' records, of those that are known. kFailedPrecondition when another
+  // process writes to it, or another run did.
+  Result<std::vector<std::string>> open(FederatedServer& server, const ModelConfig& model,
+                                        const std::string& base_directory,
+                                        const std::map<std::string, std::string>& data, const AskStop& stop = {});
+  const std::string& base_digest() const { return base_digest_; }  // after open()
+
+  Status ledger(int64_t round, const std::string& event, const std::string& client = "",
+                const std::string& reason = "");
+  // The server's state, as the round that is over. What is to be said of it.
+  Result<std::vector<std::string>> save(FederatedServer& server, const ModelConfig& model);
+
+  std::string path(std::string_view name) const;
+
+ private:
+  Status check_run(const std::string& text) const;
+  Status write_metrics(const FederatedServer& server) const;
+
+  const FederatedConfig config_;
+  const std::string directory_;
+  CheckpointStore store_;
+  std::string base_digest_;
+};
+
+}  // namespace lk
