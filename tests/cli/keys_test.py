@@ -132,7 +132,7 @@ class Tenants(Program):
 
     def test_refusals(self):
         for args in (("--weight", "0"), ("--weight", "-1"), ("--weight", "nan"), ("--weight", "inf"), ("--max-in-flight", "-1"),
-                     ("--tokens-per-minute", "-1"), ("--adapters", "a/b"), ("--adapters", "a,,b"), ("--adapters", "a b")):
+                     ("--tokens-per-minute", "-1"), ("--adapters", "a:b"), ("--adapters", "a,,b"), ("--adapters", "a b")):
             self.refused("keys", "tenant", "set", "acme", *args, words=("acme",))
         self.refused("keys", "tenant", "set", "..", words=("..",))
         self.assertEqual(self.tenants(), [])
