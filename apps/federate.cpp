@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <optional>
+#include <set>
 
 #include "commands.h"
 #include "lk/base/file.h"
@@ -27,6 +29,7 @@ struct AggregateFlags {
   std::string base, out, rule = "fedavg", dtype = "f32";
   std::vector<std::string> adapters;
   std::vector<double> weights;
+  std::optional<double> trim;
   RuleOptions options;
 };
 
@@ -45,14 +48,31 @@ Result<std::vector<ClientFactors>> read_clients(const AggregateFlags& flags, con
   return clients;
 }
 
+// The last part of each client's directory, with the one before it ("c1-latest") where that is not enough.
+Result<std::vector<std::string>> names_of(const std::vector<ClientFactors>& clients) {
+  for (const bool with_parent : {false, true}) {
+    std::vector<std::string> names;
+    for (const ClientFactors& client : clients) {
+      std::filesystem::path path = std::filesystem::absolute(client.client).lexically_normal();
+      if (!path.has_filename()) path = path.parent_path();  // "c1/"
+      const std::string parent = path.parent_path().filename().string();
+      names.push_back(with_parent ? parent + "-" + path.filename().string() : path.filename().string());
+    }
+    if (std::set<std::string>(names.begin(), names.end()).size() == names.size()) return names;
+  }
+  return invalid_argument(
+      "the adapters' directories need different names: each client's result goes below one of its own");
+}
+
 // FedSA's result: the common A with each client's own B.
 Status save_personal(const std::vector<ClientFactors>& clients, const ModuleFactors& global, const ModelConfig& config,
                      const std::string& out, const SaveOptions& save) {
-  for (const ClientFactors& client : clients) {
-    ModuleFactors own = client.factors;
+  LK_ASSIGN_OR_RETURN(const std::vector<std::string> names, names_of(clients));
+  for (size_t index = 0; index < clients.size(); ++index) {
+    ModuleFactors own = clients[index].factors;
     for (auto& [module, each] : own) each.factors.a = global.at(module).factors.a;
-    const std::string name = std::filesystem::path(client.client).lexically_normal().filename().string();
-    const std::string directory = join_path(out, name.empty() ? "client" : name);
+    const std::string& name = names[index];
+    const std::string directory = join_path(out, name);
     LK_RETURN_IF_ERROR(save_new_adapter(*adapter_of(own, config, name), config, directory, save));
     fmt::print("wrote {}\n", directory);
   }
@@ -67,10 +87,14 @@ Status aggregate(AggregateFlags& flags) {
     return invalid_argument("slora is a schedule of rounds: its second stage is fedavg, its first needs a run");
   if (options.max_rank > 0 && options.rule != FederatedRule::kFlex)
     return invalid_argument("--max-rank is for flex, which cuts the mean of the changes to it");
+  if (options.residual_rank > 0 && options.rule != FederatedRule::kFedEx)
+    return invalid_argument("--residual-rank is for fedex, which adds a residual to the means");
+  if (flags.trim && options.rule != FederatedRule::kTrimmed) return invalid_argument("--trim is for trimmed");
+  options.trim = flags.trim.value_or(options.trim);
   LK_ASSIGN_OR_RETURN(const Checkpoint base, open_checkpoint(flags.base));
   LK_ASSIGN_OR_RETURN(const std::vector<ClientFactors> clients, read_clients(flags, base));
   LK_ASSIGN_OR_RETURN(Aggregate result, aggregate_factors(clients, options));
-  SaveOptions save{.dtype = flags.dtype == "bf16" ? DType::kBF16 : DType::kF32};
+  SaveOptions save{.dtype = flags.dtype == "bf16" ? DType::kBF16 : DType::kF32, .base_model_name = flags.base};
   fmt::print("{} of {} adapters: aggregation error {:.3g}", flags.rule, clients.size(), result.report.error);
   if (result.report.dropped > 0)
     fmt::print(", dropped {:.3g} % of the energy", 100 * result.report.dropped / result.report.energy);
@@ -108,7 +132,7 @@ void add_aggregate(CLI::App& federate, int& exit_code) {
       ->check(CLI::Range(int64_t{1}, max_servable_rank()));
   sub->add_option("--residual-rank", flags->options.residual_rank, "fedex: of what is added to the means; default: all")
       ->check(CLI::Range(int64_t{1}, max_servable_rank()));
-  sub->add_option("--trim", flags->options.trim, "trimmed: share left out at each end")->capture_default_str();
+  sub->add_option("--trim", flags->trim, "trimmed: share left out at each end, in [0, 0.5); default 0.2");
   sub->add_option("--dtype", flags->dtype, "of the written tensors")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <sstream>
 #include <vector>
 
 #include "lk/base/check.h"
@@ -78,6 +79,13 @@ void install_help(CLI::App& program) {
   formatter->column_width(kColumn);
   program.formatter(formatter);
   program.set_help_all_flag("--help-all", "every option");
+}
+
+std::set<std::string> options_named(const std::string& words) {
+  std::istringstream in(words);
+  std::set<std::string> names;
+  for (std::string word; in >> word;) names.insert("--" + word);
+  return names;
 }
 
 void show_in_help(CLI::App& command, const std::set<std::string>& names) {

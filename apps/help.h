@@ -17,5 +17,7 @@ void install_help(CLI::App& program);
 // What --help of `command` shows; --help-all shows every option. Without it both show everything. Requires: the
 // options are there.
 void show_in_help(CLI::App& command, const std::set<std::string>& names);
+// "lora port": --lora and --port.
+std::set<std::string> options_named(const std::string& words);
 
 }  // namespace lk::apps

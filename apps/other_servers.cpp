@@ -19,8 +19,8 @@ enum class Means : uint8_t {
   kOrigins,  // a JSON list, or one or more
   kKey,      // an API key
   kDtype,
-  kOnly,          // only the values of `text`, separated by '|', and then nothing is to be done
-  kNothing,       // no value, no effect; `text`, if any, says what there is instead
+  kOnly,          // only the values of `text`, separated by '|', and then nothing is to be done; else `why`
+  kNothing,       // no value, no effect; `text` says what there is instead, none: it is so anyway
   kValueNothing,  // the same with a value
   kRefused,       // `text` says what to do instead
 };
@@ -29,6 +29,7 @@ struct Flag {
   std::string_view names;  // without their dashes, separated by spaces
   Means means;
   std::string_view text;
+  std::string_view why = {};
 };
 
 constexpr std::string_view kNoGpu = "this build computes on the CPU";
@@ -43,19 +44,19 @@ constexpr Flag kFlags[] = {
     {"alias a", Means::kOption, "--served-model-name"},
     {"chat-template", Means::kRefused, "put it beside the model as chat_template.jinja"},
     {"quantization q", Means::kRefused, "quantized checkpoints are not read: give one in bf16, f16 or f32"},
-    {"load-format", Means::kOnly, "auto|safetensors"},
-    {"kv-cache-dtype", Means::kOnly, "auto|bfloat16|bf16"},
+    {"load-format", Means::kOnly, "auto|safetensors", "weights are read from *.safetensors"},
+    {"kv-cache-dtype", Means::kOnly, "auto|bfloat16|bf16", "keys and values are kept in the type of --dtype"},
     {"tokenizer tokenizer-path", Means::kRefused, "the tokenizer is the model directory's"},
-    {"tokenizer-mode", Means::kOnly, "auto"},
+    {"tokenizer-mode", Means::kOnly, "auto", "tokenizer.json says all"},
     {"revision tokenizer-revision code-revision hf-token", Means::kRefused, kNoHub},
     {"hf-repo hfr hf-file hff", Means::kRefused, kNoHub},
     {"trust-remote-code", Means::kNothing, "no code of a model directory is ever run"},
     {"download-dir", Means::kValueNothing, "nothing is downloaded"},
-    {"generation-config", Means::kOnly, "auto"},
+    {"generation-config", Means::kOnly, "auto", "generation_config.json of the model directory is what counts"},
     {"override-generation-config", Means::kRefused, "put generation_config.json beside the model"},
     {"hf-overrides json-model-override-args", Means::kRefused, "change config.json of the model directory"},
-    {"runner task", Means::kOnly, "auto|generate|embed|embedding|pooling"},
-    {"is-embedding embedding embeddings", Means::kNothing, ""},
+    {"runner task", Means::kOnly, "auto|generate|embed|embedding|pooling", "models answer and embed, nothing else"},
+    {"is-embedding embedding embeddings", Means::kNothing, "/v1/embeddings is always there"},
     {"speculative-config speculative-algorithm model-draft md", Means::kRefused, "there is no speculative decoding"},
     {"limit-mm-per-prompt", Means::kValueNothing, "models answer text only"},
     {"mmproj", Means::kRefused, "models answer text only"},
@@ -64,37 +65,40 @@ constexpr Flag kFlags[] = {
     {"max-loras-per-batch", Means::kOption, "--max-loras"},
     {"max-lora-rank", Means::kValueNothing, "adapters of every rank are served"},
     {"max-cpu-loras max-loaded-loras", Means::kValueNothing, "copies are bounded in bytes, by --host-memory"},
-    {"lora-dtype", Means::kOnly, "auto"},
-    {"lora-extra-vocab-size lora-backend lora-eviction-policy default-mm-loras", Means::kValueNothing, ""},
+    {"lora-dtype", Means::kOnly, "auto", "adapters are computed in the type of --dtype"},
+    {"lora-extra-vocab-size lora-backend lora-eviction-policy default-mm-loras", Means::kValueNothing,
+     "adapters need no such setting"},
     {"lora-target-modules", Means::kRefused, "leave it out: each adapter's config names its modules"},
-    {"fully-sharded-loras enable-lora-bias", Means::kNothing, ""},
+    {"fully-sharded-loras enable-lora-bias", Means::kNothing, "adapters need no such setting"},
     // Machine
-    {"device", Means::kOnly, "auto|cpu"},
+    {"device", Means::kOnly, "auto|cpu", kNoGpu},
     {"tensor-parallel-size tp tp-size num-shard pipeline-parallel-size pp pp-size data-parallel-size dp dp-size "
      "nnodes api-server-count",
-     Means::kOnly, "1"},
+     Means::kOnly, "1", "one process with one set of weights; `lorikeet route` stands in front of several"},
     {"gpu-memory-utilization mem-fraction-static", Means::kValueNothing,
      "pages take what --memory says, by default three quarters of what the weights leave"},
     {"swap-space cpu-offload-gb block-size page-size max-seq-len-to-capture cuda-graph-max-bs attention-backend",
-     Means::kValueNothing, ""},
-    {"n-gpu-layers ngl gpu-layers", Means::kOnly, "0|auto"},
-    {"flash-attn fa", Means::kValueNothing, ""},
-    {"enforce-eager mlock no-mmap disable-custom-all-reduce disable-cuda-graph", Means::kNothing, ""},
+     Means::kValueNothing, "memory is what --memory and --host-memory say, and the kernels choose for themselves"},
+    {"n-gpu-layers ngl gpu-layers", Means::kOnly, "0|auto", kNoGpu},
+    {"flash-attn fa", Means::kValueNothing, "the kernels choose for themselves"},
+    {"mlock no-mmap", Means::kNothing, "weights are copied into memory once, in the order of the kernels"},
+    {"enforce-eager disable-custom-all-reduce disable-cuda-graph", Means::kNothing, ""},
     // Scheduling
     {"max-running-requests parallel np max-concurrent-requests", Means::kOption, "--max-running"},
     {"chunked-prefill-size batch-size b max-prefill-tokens", Means::kOption, "--step-tokens"},
-    {"ubatch-size ub", Means::kValueNothing, ""},
+    {"ubatch-size ub", Means::kValueNothing, "--step-tokens bounds a step"},
     {"enable-chunked-prefill cont-batching cb", Means::kNothing, ""},
     {"enable-prefix-caching", Means::kNothing, ""},
     {"no-enable-prefix-caching disable-radix-cache", Means::kSwitch, "--no-prefix-cache"},
-    {"schedule-policy", Means::kOnly, "fcfs|lpm"},
-    {"schedule-conservativeness", Means::kValueNothing, ""},
+    {"schedule-policy", Means::kOnly, "fcfs|lpm", "--scheduling-policy has this server's"},
+    {"schedule-conservativeness", Means::kValueNothing, "--admission says when a request finds memory"},
     {"seed random-seed", Means::kValueNothing, "a request's seed makes its answer repeatable"},
-    {"max-logprobs", Means::kValueNothing, ""},
+    {"max-logprobs", Means::kValueNothing, "as many as the API allows"},
     // Answers
     {"enable-auto-tool-choice enable-reasoning jinja", Means::kNothing, ""},
-    {"guided-decoding-backend grammar-backend structured-outputs-config", Means::kValueNothing, ""},
-    {"response-role chat-template-content-format", Means::kValueNothing, ""},
+    {"guided-decoding-backend grammar-backend structured-outputs-config", Means::kValueNothing,
+     "there is one engine for structured output"},
+    {"response-role chat-template-content-format", Means::kValueNothing, "the template decides"},
     {"enable-prompt-tokens-details enable-request-id-headers enable-cache-report", Means::kNothing, ""},
     // Network and operation
     {"api-key", Means::kKey, ""},
@@ -107,7 +111,8 @@ constexpr Flag kFlags[] = {
     {"uvicorn-log-level log-level-http", Means::kValueNothing, "--log-level says what is logged"},
     {"disable-log-requests no-enable-log-requests disable-log-stats disable-uvicorn-access-log", Means::kNothing,
      "--log-level warning leaves requests out of the log"},
-    {"enable-log-requests log-requests enable-metrics metrics slots no-webui", Means::kNothing, ""},
+    {"enable-log-requests log-requests enable-metrics metrics", Means::kNothing, ""},
+    {"slots no-webui", Means::kNothing, "the console shows what runs; --admin moves it elsewhere"},
 };
 
 bool has_word(std::string_view words, std::string_view word, char separator) {
@@ -160,6 +165,8 @@ class Translator {
 
  private:
   Status apply(const Flag& flag) {
+    if (inline_ && (flag.means == Means::kSwitch || flag.means == Means::kNothing))
+      return invalid_argument("{}={}: takes no value here; leave it out for false", shown_, *inline_);
     switch (flag.means) {
       case Means::kOption: {
         LK_ASSIGN_OR_RETURN(std::string value, take());
@@ -202,7 +209,7 @@ class Translator {
         if (has_word(flag.text, value, '|')) return Status();
         std::string allowed(flag.text);
         std::ranges::replace(allowed, '|', ' ');
-        return invalid_argument("{} {}: here only {}; {}", shown_, value, allowed, kNoGpu);
+        return invalid_argument("{} {}: here only {}; {}", shown_, value, allowed, flag.why);
       }
       case Means::kNothing:
         note(flag.text);

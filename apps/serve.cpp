@@ -225,51 +225,17 @@ void ServeFlags::add_to(CLI::App& command) {
 }
 
 // What most operators turn, by group: the rest is under --help-all.
-const std::set<std::string> kServeHelp{"--lora",
-                                       "--context",
-                                       "--served-model-name",
-                                       "--tool-call-parser",
-                                       "--reasoning-parser",  // Model
-                                       "--threads",
-                                       "--memory",  // Machine
-                                       "--max-running",
-                                       "--max-loras",
-                                       "--scheduling-policy",
-                                       "--slo-first-token",  // Scheduling
-                                       "--merging",
-                                       "--exact",  //
-                                       "--lora-dir",
-                                       "--lora-root",
-                                       "--host-memory",  // Adapters
-                                       "--host",
-                                       "--port",
-                                       "--unix-socket",
-                                       "--admin",  // Network
-                                       "--tls-cert",
-                                       "--tls-key",
-                                       "--max-body",
-                                       "--max-answer",  //
-                                       "--state",
-                                       "--no-state",
-                                       "--insecure",
-                                       "--public-metrics",  // Security
-                                       "--require-keys",
-                                       "--api-key-file",
-                                       "--allow-origin",  //
-                                       "--fleet",
-                                       "--advertise",  // Fleet
-                                       "--max-queue",
-                                       "--max-wait",
-                                       "--max-choices",
-                                       "--request-timeout",  // Overload
-                                       "--drain-grace",
-                                       "--drain-timeout",
-                                       "--log-level",
-                                       "--log-format",
-                                       "--log-file",  // Operations
-                                       "--config",
-                                       "--print-config",
-                                       "--check-config"};
+constexpr const char* kServeHelp =
+    "lora context served-model-name tool-call-parser reasoning-parser "
+    "threads memory "
+    "max-running max-loras scheduling-policy slo-first-token merging exact "
+    "lora-dir lora-root host-memory "
+    "host port unix-socket admin tls-cert tls-key max-body max-answer "
+    "state no-state insecure public-metrics require-keys api-key-file allow-origin "
+    "fleet advertise "
+    "max-queue max-wait max-choices request-timeout "
+    "drain-grace drain-timeout log-level log-format log-file "
+    "config print-config check-config";
 
 Result<int64_t> parse_size(const char* flag, const std::string& text) {
   Result<int64_t> bytes = parse_bytes(text);
@@ -639,7 +605,7 @@ void add_serve(CLI::App& app, int& exit_code) {
   CLI::App* command = app.add_subcommand("serve", "Serve the model and its adapters over HTTP (OpenAI's API)");
   flags->add_to(*command);
   add_config_options(*command, [flags] { return flags->check(); });
-  show_in_help(*command, kServeHelp);
+  show_in_help(*command, options_named(kServeHelp));
   command->callback([flags, &exit_code] { exit_code = run(*flags); });
 }
 

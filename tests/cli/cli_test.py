@@ -149,7 +149,7 @@ class Generate(Temporary):
         for arguments, words in ((["--tensor-parallel-size", "2"], ("--tensor-parallel-size 2", "1")), (["--quantization", "awq"], ("--quantization", "bf16")),
                                  (["-m", "model.gguf"], ("GGUF",)), (["--dtype", "half"], ("bf16",)), (["--kv-cache-dtype=fp8"], ("fp8",)),
                                  (["--chat-template", "x.jinja"], ("chat_template.jinja",)), (["--revision", "main"], ("directories",)), (["--device", "cuda"], ("cuda", "CPU")),
-                                 (["--max-running-requests"], ("wants a value",)), (["--api-key", "a" * 20, "b" * 20], ("lorikeet keys create",)), (["--nonsense"], ("--nonsense",)),
+                                 (["--max-running-requests"], ("wants a value",)), (["--disable-radix-cache=false"], ("takes no value",)), (["--load-format", "gguf"], ("safetensors",)), (["--api-key", "a" * 20, "b" * 20], ("lorikeet keys create",)), (["--nonsense"], ("--nonsense",)),
                                  (["--lora-modules", '{"name": "a"}'], ("path",)), (["--lora-modules", '{"name": 5, "path": "x"}'], ("name",))):
             done = run("serve", MODEL, *arguments, "--no-state", "--check-config")
             self.assertEqual(done.returncode, 2 if "lora-modules" not in arguments[0] else 1, (arguments, done.stderr))

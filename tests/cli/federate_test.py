@@ -65,6 +65,22 @@ class Federate(unittest.TestCase):
         verified = subprocess.run([BINARY, "adapter", "verify", str(parts / "latest"), "--base", MODEL], capture_output=True, text=True, check=False)
         self.assertEqual(verified.returncode, 0, verified.stderr)
 
+    def test_aggregate_names_what_it_writes_and_refuses_what_means_nothing(self):
+        for name in ("c1", "c2"):
+            shutil.copytree("examples/demo/adapters/sql", self.dir / name / "latest")
+        given = [f"{self.dir}/c1/latest/", f"{self.dir}/c2/latest"]
+        self.federate("aggregate", *given, "--base", MODEL, "--rule", "fedsa", "--out", self.dir / "personal")
+        self.assertEqual(sorted(path.name for path in (self.dir / "personal").iterdir()), ["c1-latest", "c2-latest"])
+        config = json.loads((self.dir / "personal/c1-latest/adapter_config.json").read_text())
+        self.assertEqual(config["base_model_name_or_path"], MODEL)
+        refused = self.federate("aggregate", given[0], given[0], "--base", MODEL, "--rule", "fedsa", "--out", self.dir / "none", code=1)
+        self.assertIn("twice", refused.stderr)
+        self.assertFalse((self.dir / "none").exists(), "nothing is half made")
+        for flag, value, rule in (("--trim", "0.1", "fedavg"), ("--residual-rank", "4", "fedavg"), ("--max-rank", "4", "fedavg")):
+            refused = self.federate("aggregate", *given, "--base", MODEL, "--rule", rule, flag, value, "--out", self.dir / "none", code=1)
+            self.assertIn(flag, refused.stderr)
+        self.federate("aggregate", *given, given[0], "--base", MODEL, "--rule", "trimmed", "--trim", "0.34", "--out", self.dir / "mean")
+
     def test_by_files_it_is_the_same_adapter(self):
         self.split()
         run = self.run_file(rounds=2, rule={"name": "slora", "stage1_rounds": 1})
