@@ -79,7 +79,7 @@ class Federate(unittest.TestCase):
         for flag, value, rule in (("--trim", "0.1", "fedavg"), ("--residual-rank", "4", "fedavg"), ("--max-rank", "4", "fedavg")):
             refused = self.federate("aggregate", *given, "--base", MODEL, "--rule", rule, flag, value, "--out", self.dir / "none", code=1)
             self.assertIn(flag, refused.stderr)
-        self.federate("aggregate", *given, given[0], "--base", MODEL, "--rule", "trimmed", "--trim", "0.34", "--out", self.dir / "mean")
+        self.federate("aggregate", *given, "examples/demo/adapters/sql", "--base", MODEL, "--rule", "trimmed", "--trim", "0.34", "--out", self.dir / "mean")
 
     def test_by_files_it_is_the_same_adapter(self):
         self.split()
