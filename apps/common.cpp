@@ -144,8 +144,9 @@ Result<std::vector<std::pair<std::string, std::string>>> ModelFlags::parse_loras
       LK_ASSIGN_OR_RETURN(const auto object, parse_json_object(lora, "--lora"));
       JsonFields fields(object, "--lora");
       std::string name, path;
-      fields.read_string("name", name, 1);
-      fields.read_string("path", path, 1);
+      const bool sglang = object.contains("lora_name");
+      fields.read_string(sglang ? "lora_name" : "name", name, 1);
+      fields.read_string(sglang ? "lora_path" : "path", path, 1);
       if (fields.failed()) return fields.status();
       if (name.empty() || path.empty()) return invalid_argument("--lora wants \"name\" and \"path\" in {}", lora);
       parsed.emplace_back(std::move(name), std::move(path));

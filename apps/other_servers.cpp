@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <boost/json.hpp>
+#include <charconv>
+#include <filesystem>
 #include <optional>
 #include <string_view>
 
@@ -19,10 +21,13 @@ enum class Means : uint8_t {
   kOrigins,  // a JSON list, or one or more
   kKey,      // an API key
   kDtype,
-  kOnly,          // only the values of `text`, separated by '|', and then nothing is to be done; else `why`
-  kNothing,       // no value, no effect; `text` says what there is instead, none: it is so anyway
-  kValueNothing,  // the same with a value
-  kRefused,       // `text` says what to do instead
+  kContext,
+  kStep,
+  kValuesNothing,  // the same as kValueNothing, with all values that follow
+  kOnly,           // only the values of `text`, separated by '|', and then nothing is to be done; else `why`
+  kNothing,        // no value, no effect; `text` says what there is instead, none: it is so anyway
+  kValueNothing,   // the same with a value
+  kRefused,        // `text` says what to do instead
 };
 
 struct Flag {
@@ -40,16 +45,17 @@ constexpr Flag kFlags[] = {
     // Models
     {"model-path model-id model m", Means::kModel, ""},
     {"dtype", Means::kDtype, ""},
-    {"ctx-size c context-length max-total-tokens", Means::kOption, "--context"},
+    {"ctx-size c context-length max-model-len", Means::kContext, ""},
+    {"max-total-tokens", Means::kValueNothing, "--memory says how many tokens there is room for"},
     {"alias a", Means::kOption, "--served-model-name"},
-    {"chat-template", Means::kRefused, "put it beside the model as chat_template.jinja"},
+    {"chat-template chat-template-file", Means::kRefused, "put it beside the model as chat_template.jinja"},
     {"quantization q", Means::kRefused, "quantized checkpoints are not read: give one in bf16, f16 or f32"},
     {"load-format", Means::kOnly, "auto|safetensors", "weights are read from *.safetensors"},
     {"kv-cache-dtype", Means::kOnly, "auto|bfloat16|bf16", "keys and values are kept in the type of --dtype"},
     {"tokenizer tokenizer-path", Means::kRefused, "the tokenizer is the model directory's"},
     {"tokenizer-mode", Means::kOnly, "auto", "tokenizer.json says all"},
     {"revision tokenizer-revision code-revision hf-token", Means::kRefused, kNoHub},
-    {"hf-repo hfr hf-file hff", Means::kRefused, kNoHub},
+    {"hf hf-repo hfr hf-file hff", Means::kRefused, kNoHub},
     {"trust-remote-code", Means::kNothing, "no code of a model directory is ever run"},
     {"download-dir", Means::kValueNothing, "nothing is downloaded"},
     {"generation-config", Means::kOnly, "auto", "generation_config.json of the model directory is what counts"},
@@ -68,7 +74,8 @@ constexpr Flag kFlags[] = {
     {"lora-dtype", Means::kOnly, "auto", "adapters are computed in the type of --dtype"},
     {"lora-extra-vocab-size lora-backend lora-eviction-policy default-mm-loras", Means::kValueNothing,
      "adapters need no such setting"},
-    {"lora-target-modules", Means::kRefused, "leave it out: each adapter's config names its modules"},
+    {"lora-target-modules", Means::kValuesNothing, "each adapter's config names its modules"},
+    {"lora-scaled", Means::kRefused, "--lora NAME=DIR, and a request for NAME*0.5 scales it"},
     {"fully-sharded-loras enable-lora-bias", Means::kNothing, "adapters need no such setting"},
     // Machine
     {"device", Means::kOnly, "auto|cpu", kNoGpu},
@@ -85,17 +92,34 @@ constexpr Flag kFlags[] = {
     {"enforce-eager disable-custom-all-reduce disable-cuda-graph", Means::kNothing, ""},
     // Scheduling
     {"max-running-requests parallel np max-concurrent-requests", Means::kOption, "--max-running"},
-    {"chunked-prefill-size batch-size b max-prefill-tokens", Means::kOption, "--step-tokens"},
+    {"chunked-prefill-size batch-size b", Means::kStep, ""},
+    {"max-prefill-tokens", Means::kValueNothing, "--step-tokens bounds a step"},
+    {"no-enable-chunked-prefill", Means::kNothing, "prompts are computed in chunks of --step-tokens at most"},
     {"ubatch-size ub", Means::kValueNothing, "--step-tokens bounds a step"},
-    {"enable-chunked-prefill cont-batching cb", Means::kNothing, ""},
+    {"enable-chunked-prefill cont-batching cb async-scheduling disable-overlap-schedule no-warmup", Means::kNothing,
+     ""},
+    {"enable-torch-compile O0 O1 O2 O3", Means::kNothing, ""},
+    {"compilation-config distributed-executor-backend", Means::kValueNothing, "the kernels choose for themselves"},
+    {"cuda-graph-bs", Means::kValuesNothing, kNoGpu},
+    {"t", Means::kOption, "--threads"},
+    {"threads-batch tb", Means::kValueNothing, "--threads is for prompts, too"},
+    {"timeout to", Means::kOption, "--request-timeout"},
     {"enable-prefix-caching", Means::kNothing, ""},
     {"no-enable-prefix-caching disable-radix-cache", Means::kSwitch, "--no-prefix-cache"},
     {"schedule-policy", Means::kOnly, "fcfs|lpm", "--scheduling-policy has this server's"},
     {"schedule-conservativeness", Means::kValueNothing, "--admission says when a request finds memory"},
-    {"seed random-seed", Means::kValueNothing, "a request's seed makes its answer repeatable"},
+    {"seed random-seed s", Means::kValueNothing, "a request's seed makes its answer repeatable"},
     {"max-logprobs", Means::kValueNothing, "as many as the API allows"},
     // Answers
     {"enable-auto-tool-choice enable-reasoning jinja", Means::kNothing, ""},
+    {"reasoning-format", Means::kValueNothing, "--reasoning-parser says how thoughts are told apart"},
+    {"reasoning-budget", Means::kValueNothing, "a request's thinking_token_budget bounds its thoughts"},
+    {"chat-template-kwargs default-chat-template-kwargs", Means::kRefused,
+     "requests have chat_template_kwargs; for all of them change the template"},
+    {"predict n-predict n", Means::kValueNothing, "a request's max_tokens bounds its answer"},
+    {"temp top-k top-p min-p repeat-penalty", Means::kValueNothing,
+     "a request or the model's generation_config.json says how tokens are drawn"},
+    {"verbose v", Means::kNothing, "--log-level debug says more"},
     {"guided-decoding-backend grammar-backend structured-outputs-config", Means::kValueNothing,
      "there is one engine for structured output"},
     {"response-role chat-template-content-format", Means::kValueNothing, "the template decides"},
@@ -185,9 +209,11 @@ class Translator {
         return Status();
       }
       case Means::kLoras:
-        for (std::string& value : take_all()) {
-          out_.arguments.emplace_back("--lora");
-          out_.arguments.push_back(std::move(value));
+        for (const std::string& value : take_all()) {
+          const bool named = value.starts_with('{') || value.find('=') != value.npos;
+          out_.arguments.push_back(
+              named ? "--lora=" + value
+                    : fmt::format("--lora={}={}", std::filesystem::path(value).filename().string(), value));
         }
         return Status();
       case Means::kOrigins:
@@ -196,6 +222,8 @@ class Translator {
         std::vector<std::string> keys = take_all();
         if (keys.size() != 1)
           return invalid_argument("{}: one key; `lorikeet keys create` makes as many as you like", shown_);
+        if (keys[0].size() < 16)
+          return invalid_argument("{}: a key has 16 to 200 characters; `openssl rand -hex 32` makes one", shown_);
         out_.api_key = std::move(keys[0]);
         out_.notes.push_back(fmt::format(
             "{}: whoever lists this machine's processes sees the key; LORIKEET_API_KEY or --api-key-file hide it",
@@ -204,6 +232,20 @@ class Translator {
       }
       case Means::kDtype:
         return dtype();
+      case Means::kContext:
+        return context();
+      case Means::kStep: {
+        LK_ASSIGN_OR_RETURN(const std::string value, take());
+        if (value != "-1")
+          out_.arguments.push_back("--step-tokens=" + value);
+        else
+          note("prompts are computed in chunks of --step-tokens at most");
+        return Status();
+      }
+      case Means::kValuesNothing:
+        (void)take_all();
+        note(flag.text);
+        return Status();
       case Means::kOnly: {
         LK_ASSIGN_OR_RETURN(const std::string value, take());
         if (has_word(flag.text, value, '|')) return Status();
@@ -231,6 +273,21 @@ class Translator {
                               value);
     const bool bf16 = value == "auto" || value == "bfloat16", f32 = value == "float" || value == "float32";
     out_.arguments.push_back("--dtype=" + (bf16 ? "bf16" : f32 ? "f32" : value));
+    return Status();
+  }
+
+  // vLLM reads 8k as 8000 and 8K as 8192.
+  Status context() {
+    LK_ASSIGN_OR_RETURN(std::string value, take());
+    if (value == "auto" || value == "-1") value = "0";
+    const char unit = value.empty() ? '\0' : value.back();
+    if (unit == 'k' || unit == 'K') {
+      int64_t count = 0;
+      const auto [end, error] = std::from_chars(value.data(), value.data() + value.size() - 1, count);
+      if (error == std::errc() && end == value.data() + value.size() - 1 && count > 0 && count < (1 << 20))
+        value = fmt::format("{}", count * (unit == 'k' ? 1000 : 1024));
+    }
+    out_.arguments.push_back("--context=" + value);
     return Status();
   }
 

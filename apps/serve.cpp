@@ -49,6 +49,7 @@ struct ServeFlags {
     std::unique_ptr<StateStore> store;
   };
   Result<Prepared> prepare(bool dry) const;
+  std::string base_name() const;
   Status check() const;
   Result<ServerOptions> options() const;
   std::string state_path() const { return state.empty() ? default_state_path() : state; }
@@ -298,6 +299,12 @@ Result<ServeFlags::Prepared> ServeFlags::prepare(bool dry) const {
   return prepared;
 }
 
+std::string ServeFlags::base_name() const {
+  if (!served_name.empty()) return served_name;
+  const std::filesystem::path directory = model.model.empty() ? "dummy" : model.model;
+  return (directory.has_filename() ? directory : directory.parent_path()).filename().string();
+}
+
 // The rest of what `serve` does before it answers, without weights: their files are looked at, not read.
 Status ServeFlags::check() const {
   LK_ASSIGN_OR_RETURN(const Prepared prepared, prepare(true));
@@ -313,6 +320,7 @@ Status ServeFlags::check() const {
   for (const auto& [name, directory] : loras) {
     const std::string context = fmt::format("--lora {}={}", name, directory);
     LK_RETURN_IF_ERROR(check_adapter_name("adapter name", name).with_context(context));
+    if (name == "base" || name == base_name()) return already_exists("{}: \"{}\" is the base model", context, name);
     if (!is_directory(directory)) return not_found("{}: not a directory", context);
     LK_ASSIGN_OR_RETURN(const std::string text, read_file(join_path(directory, "adapter_config.json")));
     LK_RETURN_IF_ERROR(parse_adapter_config(text, context).status());
@@ -363,11 +371,7 @@ Result<ServerOptions> ServeFlags::options() const {
     return invalid_argument("--max-answer must be from 64KiB to 1GiB, got {}", max_answer);
   LK_RETURN_IF_ERROR(wishes().status());
   LK_ASSIGN_OR_RETURN(filled.fleet, fleet.options(network.host, no_state ? "" : state_path()));
-  const std::filesystem::path directory =
-      model.model.empty() ? std::filesystem::path("dummy") : std::filesystem::path(model.model);
-  filled.adapters.base_name =
-      !served_name.empty() ? served_name
-                           : (directory.has_filename() ? directory : directory.parent_path()).filename().string();
+  filled.adapters.base_name = base_name();
   filled.adapters.probe = !no_probe;
   filled.adapters.max_idle = std::max<int64_t>(lora_eager, 1);
   for (const auto* roots : {&lora_roots, &lora_dirs})

@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <regex>
+
 namespace lk {
 namespace {
 
@@ -17,12 +19,17 @@ TEST(Names, AllowedAndRefused) {
 }
 
 TEST(Names, OfAdaptersAsHubsWriteThem) {
-  for (const char* good : {"a", "org/name", "_draft", "a+b", "org-1/name_v2.0", "a/b/c", "_", "a..b"})
+  const std::regex pattern(kAdapterNamePattern);  // what the API's page says of them
+  for (const char* good : {"a", "org/name", "_draft", "a+b", "org-1/name_v2.0", "a/b/c", "_", "a..b"}) {
     EXPECT_TRUE(is_adapter_name(good)) << good;
+    EXPECT_TRUE(std::regex_match(good, pattern)) << good;
+  }
   EXPECT_TRUE(is_adapter_name(std::string(128, 'x')));
   for (const char* bad : {"",   "/",    "/a", "a/",  "a//b", "..",  "a/..", "a/../b", "../a", "a/.b",  ".a",
-                          "+a", "a/+b", "-a", "a b", "a@1",  "a:b", "a*b",  "a\\b",   "a\n",  "a%2fb", "\xc3\xa4"})
+                          "+a", "a/+b", "-a", "a b", "a@1",  "a:b", "a*b",  "a\\b",   "a\n",  "a%2fb", "\xc3\xa4"}) {
     EXPECT_FALSE(is_adapter_name(bad)) << bad;
+    EXPECT_FALSE(std::regex_match(bad, pattern)) << bad;
+  }
   EXPECT_FALSE(is_adapter_name(std::string(129, 'x')));
   EXPECT_FALSE(is_adapter_name(std::string_view("a\0b", 3)));
   EXPECT_TRUE(check_adapter_name("adapter", "org/name").ok());

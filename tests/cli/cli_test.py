@@ -133,8 +133,11 @@ class Generate(Temporary):
                      "--disable-log-requests", "--seed", "0", "--api-key", "sk-0123456789abcdefghij", "--host", "127.0.0.1", "--port", "8000", "--allowed-origins", '["https://a.example"]'],
             "positional": ["--swap-space", "4", MODEL, "--uvicorn-log-level=warning", "--no-enable-prefix-caching"],
             "sglang": ["--model-path", MODEL, "--lora-paths", f"a={sql}", f"b={sql}", "--max-loras-per-batch", "2", "--mem-fraction-static", "0.8", "--context-length", "256",
-                       "--chunked-prefill-size", "128", "--tp", "1", "--disable-radix-cache", "--schedule-policy", "lpm", "--lora-backend", "triton"],
-            "llama-server": ["-m", MODEL, "-c", "256", "-np", "4", "-b", "128", "-ub", "64", "-ngl", "0", "-a", "demo", "--jinja", "--threads", "2", "--metrics"],
+                       "--chunked-prefill-size", "128", "--tp", "1", "--disable-radix-cache", "--schedule-policy", "lpm", "--lora-backend", "triton", "--max-total-tokens", "8192",
+                       "--max-prefill-tokens", "128", "--cuda-graph-bs", "1", "2", "--disable-overlap-schedule"],
+            "sglang's other forms": ["--model", MODEL, "--lora-paths", sql, json.dumps({"lora_name": "b", "lora_path": sql}), "--chunked-prefill-size", "-1", "--lora-target-modules", "all"],
+            "short": [MODEL + "/", "--max-model-len", "auto", "-O3", "--compilation-config", "{}", "--no-enable-chunked-prefill"],
+            "llama-server": ["-m", MODEL, "-c", "256", "-np", "4", "-b", "128", "-ub", "64", "-ngl", "0", "-a", "demo", "--jinja", "-t", "2", "--metrics", "--no-warmup", "-n", "64", "--temp", "0.7", "-v"],
         }
         for name, arguments in starts.items():
             done = run("serve", *arguments, "--no-state", "--check-config")
@@ -147,10 +150,11 @@ class Generate(Temporary):
             self.assertTrue(any(all(word in line for word in words) for line in vllm.stderr.splitlines()), (words, vllm.stderr))
         self.assertNotIn("--enable-auto-tool-choice", vllm.stderr, "what is as it was asked for is not worth a line")
         for arguments, words in ((["--tensor-parallel-size", "2"], ("--tensor-parallel-size 2", "1")), (["--quantization", "awq"], ("--quantization", "bf16")),
-                                 (["-m", "model.gguf"], ("GGUF",)), (["--dtype", "half"], ("bf16",)), (["--kv-cache-dtype=fp8"], ("fp8",)),
+                                 (["-m", "model.gguf"], ("GGUF",)), (["-hf", "org/x"], ("-hf", "directories")), (["--api-key", "token-abc123"], ("--api-key", "16")), (["--dtype", "half"], ("bf16",)), (["--kv-cache-dtype=fp8"], ("fp8",)),
                                  (["--chat-template", "x.jinja"], ("chat_template.jinja",)), (["--revision", "main"], ("directories",)), (["--device", "cuda"], ("cuda", "CPU")),
                                  (["--max-running-requests"], ("wants a value",)), (["--disable-radix-cache=false"], ("takes no value",)), (["--load-format", "gguf"], ("safetensors",)), (["--api-key", "a" * 20, "b" * 20], ("lorikeet keys create",)), (["--nonsense"], ("--nonsense",)),
-                                 (["--lora-modules", '{"name": "a"}'], ("path",)), (["--lora-modules", '{"name": 5, "path": "x"}'], ("name",))):
+                                 (["--lora-modules", '{"name": "a"}'], ("path",)), (["--lora-modules", "base=examples/demo/adapters/sql"], ("base model",)),
+                                 (["--lora-modules", "model=examples/demo/adapters/sql"], ("base model",)), (["--lora-modules", '{"name": 5, "path": "x"}'], ("name",))):
             done = run("serve", MODEL, *arguments, "--no-state", "--check-config")
             self.assertEqual(done.returncode, 2 if "lora-modules" not in arguments[0] else 1, (arguments, done.stderr))
             for word in words:

@@ -256,12 +256,22 @@ TEST_F(DirectoryWatcherTest, OrganizationsHoldAdaptersToo) {
   copy_adapter("sql", directory + "/acme/deep/er");       // nor are there organizations in one
   copy_adapter("sql", directory + "/run/checkpoint-10");  // nor is what a trainer made
   std::ofstream(directory + "/run/trainer_state.json") << "{}";
-  fs::create_directory_symlink("/etc", directory + "/etc");
+  copy_adapter("sql", two_.file("elsewhere/sql"));
+  fs::create_directory_symlink(two_.file("elsewhere"), directory + "/linked");
   start({directory});
   for (const char* name : {"acme/sql", "acme/_dates+time", "plain"}) EXPECT_EQ(version_of(name), 1) << name;
   for (const char* name :
-       {"acme", "acme/deep", "acme/deep/er", "plain/acme/inner", "run/checkpoint-10", "acme/../plain"})
+       {"acme", "acme/deep", "acme/deep/er", "plain/acme/inner", "run/checkpoint-10", "acme/../plain", "linked/sql"})
     EXPECT_EQ(version_of(name), 0) << name;
+  EXPECT_EQ(state_of("linked/sql"), "") << "what lies behind a link is not even listed";
+  // One that becomes a link between the look and the load leads nowhere else either.
+  EXPECT_EQ(registry_
+                ->load_and_wait({.name = "linked/sql",
+                                 .path = directory + "/linked/sql",
+                                 .root = std::make_shared<const std::string>(directory)})
+                .status()
+                .code(),
+            StatusCode::kPermissionDenied);
   copy_adapter("dates", directory + "/acme/late");
   scan(2);
   EXPECT_EQ(version_of("acme/late"), 1);
@@ -273,6 +283,16 @@ TEST_F(DirectoryWatcherTest, OrganizationsHoldAdaptersToo) {
   scan(3);
   EXPECT_EQ(version_of("acme/sql"), 0);
   EXPECT_EQ(version_of("plain"), 1);
+}
+
+TEST_F(DirectoryWatcherTest, AnAdapterWhoseNameCannotBeAskedForIsLoggedOnce) {
+  const std::string directory = one_.file("adapters");
+  copy_adapter("sql", directory + "/has space");
+  copy_adapter("sql", directory + "/.hidden");
+  fs::create_directories(directory + "/no adapter");
+  start({directory});
+  scan(3);
+  EXPECT_EQ(count_in_log("is not a name"), 1u);
 }
 
 // As when a volume is unmounted: the mount point is there, and empty.

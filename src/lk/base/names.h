@@ -18,6 +18,7 @@ Status check_name(std::string_view what, std::string_view name);
 // As hubs and trainers write adapters' names: "org/name", "_draft", "a+b". Parts of ^[A-Za-z0-9_][A-Za-z0-9._+-]*$,
 // between single slashes, 128 bytes in all. No part is hidden or ".."; '@' and ':' and '*' mean something in a request.
 bool is_adapter_name(std::string_view name);
+inline constexpr char kAdapterNamePattern[] = "^[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*$";
 // kInvalidArgument; what = "adapter", "alias".
 Status check_adapter_name(std::string_view what, std::string_view name);
 

@@ -12,6 +12,7 @@
 #include "lk/base/file.h"
 #include "lk/base/guarded.h"
 #include "lk/base/names.h"
+#include "lk/base/plain_text.h"
 #include "lk/base/thread_name.h"
 
 namespace lk {
@@ -124,9 +125,11 @@ Status DirectoryWatcher::read(const Directory& directory, std::vector<Sight>& si
 
 // The adapters of `folder`, "" or "ORG/", in the open directory `root`. Of what is known by name only, and not loaded,
 // nothing but the name is looked at: ten thousand adapters cost one listing. A folder with files of its own is no
-// organization: what lies in a trainer's folder are its checkpoints.
+// organization: what lies in a trainer's folder are its checkpoints. Nor is a link: what it leads to is nobody's to
+// list.
 Status DirectoryWatcher::list(int root, const std::string& folder, std::vector<Sight>& sights) {
-  const int fd = ::openat(root, folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const std::string path = folder.empty() ? "." : folder.substr(0, folder.size() - 1);
+  const int fd = ::openat(root, path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
   if (fd < 0) return io_error("{}", std::strerror(errno));
   const std::unique_ptr<DIR, int (*)(DIR*)> open(::fdopendir(fd), &::closedir);
   if (!open) return io_error("{}", std::strerror(errno));
@@ -143,7 +146,13 @@ Status DirectoryWatcher::list(int root, const std::string& folder, std::vector<S
       return Status();
     }
     std::string name = folder + found->d_name;
-    if (!may_be_directory(*found) || !is_adapter_name(name)) continue;
+    if (!may_be_directory(*found)) continue;
+    if (!is_adapter_name(name)) {
+      if (found->d_name[0] != '.' && stat_adapter(root, name).complete() && unusable_names_.insert(name).second)
+        log_.write(LogLevel::kWarning, "adapter_failed",
+                   {{"name", printable(name)}, {"reason", check_adapter_name("the directory", name).message()}});
+      continue;
+    }
     AdapterStat files;
     const auto known = entries_.find(name);
     if (lazy && known != entries_.end() && known->second.told == known->second.seen &&

@@ -10,6 +10,7 @@
 #include <condition_variable>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -72,6 +73,7 @@ class DirectoryWatcher {
   const Options options_;
   std::vector<Directory> directories_;
   std::map<std::string, Entry> entries_;  // the watcher's thread only
+  std::set<std::string> unusable_names_;  // likewise: of adapters that cannot be asked for; each was logged once
   std::mutex mutex_;
   std::condition_variable stop_;
   bool stopping_ = false;  // guarded by mutex_

@@ -40,8 +40,11 @@ VersionLoader::VersionLoader(EngineService& service, Options options, std::share
 Result<std::string> VersionLoader::find(const Place& place) const {
   if (place.kind == Place::kRoots) return resolve_adapter_directory(roots_of(options_.roots, place.tenant), place.path);
   if (place.kind == Place::kListed) {
-    const std::filesystem::path path = place.path;
-    return resolve_listed_directory(path.parent_path().string(), path.filename().string(), options_.roots);
+    // All of the name: a link that is its first part may lead nowhere else either.
+    const std::string relative = "/" + place.name;
+    if (!place.path.ends_with(relative)) return permission_denied("{} was not listed as {}", place.path, place.name);
+    const std::string directory = place.path.substr(0, place.path.size() - relative.size());
+    return resolve_listed_directory(directory.empty() ? "/" : directory, place.name, options_.roots);
   }
   // Through no link: one that is turned while the files are read would mix two adapters.
   std::error_code error;

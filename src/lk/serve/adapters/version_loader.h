@@ -26,7 +26,7 @@ class VersionLoader {
     enum Kind : uint8_t {
       kTrusted,  // `path` was given by the operator: anywhere
       kRoots,    // `path` was given by a client: beneath the roots of `tenant`, or all of them for ""
-      kListed,   // `path` was listed in a directory that the operator gave: there, or beneath a root
+      kListed,   // DIRECTORY/`name`, listed in a directory that the operator gave: there, or beneath a root
     };
     Kind kind = kRoots;
     std::string name, path, tenant;

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "lk/base/json_form.h"
+#include "lk/base/names.h"
 #include "lk/serve/openai/openai.h"
 
 namespace lk {
@@ -19,8 +20,7 @@ enum AdapterForm : uint32_t {
 };
 
 inline constexpr Field kAdapterFields[] = {
-    rows::required(
-        rows::pattern("name", kAdapterCreateForm, rows::kOurs, 0, 256, "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")),
+    rows::required(rows::pattern("name", kAdapterCreateForm, rows::kOurs, 0, 256, kAdapterNamePattern)),
     rows::required(
         rows::text("path", kAdapterCreateForm, rows::kOurs, 0, 4096, "A PEFT directory within the configured roots.")),
     rows::flag("replace", kAdapterCreateForm, rows::kOurs, "true",
@@ -29,7 +29,7 @@ inline constexpr Field kAdapterFields[] = {
                "Replaced versions stay addressable as name@version."),
     rows::flag("pinned", kAdapterCreateForm, rows::kOurs, "false", "Never evicted from the device."),
     rows::flag("pinned", kAdapterPatchForm, rows::kOurs, "", "Never evicted from the device."),
-    rows::pattern("alias", kAdapterPatchForm, rows::kOurs, 0, 256, "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+    rows::pattern("alias", kAdapterPatchForm, rows::kOurs, 0, 256, kAdapterNamePattern,
                   "From now on this alias means the adapter of the path."),
     rows::required(rows::text("lora_name", kLoadLoraForm | kUnloadLoraForm, rows::kVllm, 0, 256)),
     rows::required(rows::text("lora_path", kLoadLoraForm, rows::kVllm, 0, 4096)),
