@@ -185,6 +185,17 @@ TEST_F(AdapterFetcherTest, OnlyLiarsAreTriedABoundedNumberOfTimes) {
   EXPECT_TRUE(nothing_is_left());
 }
 
+TEST_F(AdapterFetcherTest, AnEmptyFileOfAnotherSumIsGivenUpAtOnce) {
+  Holder holder(content_);
+  open({holder.url()});
+  AdapterRecord record = content_.record();
+  for (AdapterRecord::File& file : record.files)
+    if (file.bytes == 0) file.sha256 = std::string(64, 'a');
+  const Status status = fetch(record);
+  EXPECT_EQ(status.code(), StatusCode::kDataLoss) << status.message();
+  EXPECT_TRUE(nothing_is_left());
+}
+
 TEST_F(AdapterFetcherTest, WhoNeverEndsOrSendsTooMuchIsLeft) {
   Holder hangs(content_, [](RawPeer& peer, int64_t, std::string_view, int64_t) {
     peer.write("HTTP/1.1 206 Partial Content\r\nContent-Length: 5\r\n\r\nabc");

@@ -6,13 +6,13 @@
 namespace lk {
 namespace {
 
-const std::string kSum(64, 'a'), kOther(64, 'b');
+const std::string kSum(64, 'a'), kNothing("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
 
 AdapterRecord record() {
   return {.name = "sql",
           .version = 3,
           .digest = kSum,
-          .files = {{"adapter_config.json", kSum, 10}, {"additional_chat_templates/rag.jinja", kOther, 0}},
+          .files = {{"adapter_config.json", kSum, 10}, {"additional_chat_templates/rag.jinja", kNothing, 0}},
           .tenant = "acme",
           .publisher = "r1",
           .created = 7};
@@ -64,7 +64,15 @@ TEST(AdapterRecordTest, NoPathsNoOverflowNoSurprises) {
     changed.files[0].bytes = bytes;
     EXPECT_TRUE(bad(changed)) << bytes;
   }
+  // An empty file has one sum, and no other file has it.
+  AdapterRecord hollow = record();
+  hollow.files[0].bytes = 0;
+  EXPECT_TRUE(bad(hollow));
+  hollow = record();
+  hollow.files[1].bytes = 1;
+  EXPECT_TRUE(bad(hollow));
   AdapterRecord many = record();
+  for (AdapterRecord::File& file : many.files) file.sha256 = kSum;
   for (AdapterRecord::File& file : many.files) file.bytes = (int64_t{1} << 40) - 1;
   EXPECT_TRUE(bad(many)) << "together";
   AdapterRecord twice = record();

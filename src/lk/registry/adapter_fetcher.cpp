@@ -32,6 +32,8 @@ struct AdapterFetcher::Partial {
   std::string source;  // who gave all of it; "" = several
   bool complete = false;
 
+  // Of all of it. Once: restart(), if not.
+  bool matches() { return to_hex(hash.finish()) == file->sha256; }
   Status restart() {
     have = 0;
     hash = Sha256();
@@ -130,6 +132,9 @@ void AdapterFetcher::run(const AdapterRecord& record, const std::stop_token& sto
 }
 
 Status AdapterFetcher::bring(const AdapterRecord& record, const std::stop_token& stop) {
+  for (const AdapterRecord::File& file : record.files)
+    if (!is_possible(file))
+      return data_loss("{}: {} bytes cannot have the SHA-256 {}", file.name, file.bytes, file.sha256);
   LK_ASSIGN_OR_RETURN(const std::string directory, cache_.begin(record));
   std::vector<Partial> partials(record.files.size());
   for (size_t i = 0; i < partials.size(); ++i) {
@@ -147,52 +152,59 @@ Status AdapterFetcher::bring(const AdapterRecord& record, const std::stop_token&
     std::erase_if(urls, [&](const std::string& url) { return contains(liars, url); });
     Status status = urls.empty() ? last : Status();
     for (Partial& partial : partials)
-      if (status.ok() && !partial.complete) status = bring_file(partial, urls, liars);
+      if (status.ok() && !partial.complete) status = bring_file(partial, urls, liars, stop);
     if (status.ok()) return cache_.finish(record);
     last = std::move(status);
-    if (last.code() == StatusCode::kIoError) break;  // this disk's
+    if (last.code() == StatusCode::kIoError || last.code() == StatusCode::kCancelled) break;  // this disk's; the end
   }
   cache_.abandon(record);
   return last;
 }
 
-// Asks one after the other, each for as long as it gives pieces.
-Status AdapterFetcher::bring_file(Partial& partial, const std::vector<std::string>& urls,
-                                  std::vector<std::string>& liars) {
-  const AdapterRecord::File& file = *partial.file;
-  Status last = unavailable("no replica has {}", file.name);
-  if (file.bytes == 0) LK_RETURN_IF_ERROR(partial.append(""));
-  for (size_t i = 0; i < std::max<size_t>(urls.size(), 1);) {
-    while (partial.have < file.bytes && i < urls.size() && !contains(liars, urls[i])) {
-      const Result<std::string> piece = get(urls[i], file, partial.have);
-      if (!piece.ok()) {
-        last = piece.status().with_context(fmt::format("{} from {}", file.name, urls[i]));
-        break;
-      }
-      partial.source = partial.have == 0 || partial.source == urls[i] ? urls[i] : "";
-      LK_RETURN_IF_ERROR(partial.append(*piece));
-      std::lock_guard lock(mutex_);
-      stats_.bytes += std::ssize(*piece);
-    }
-    if (partial.have < file.bytes) {
-      ++i;
-      continue;
-    }
-    Sha256 hash = std::move(partial.hash);
-    if (to_hex(hash.finish()) == file.sha256) {
-      partial.complete = true;
-      return Status();
-    }
-    last = data_loss("{}: what {} sent is something else", file.name, i < urls.size() ? urls[i] : "somebody");
-    // Of several, any may have sent it: the last of them gives all of it by itself.
-    if (!partial.source.empty()) {
-      liars.push_back(partial.source);
-      ++i;
-      std::lock_guard lock(mutex_);
-      ++stats_.wrong;
-    }
-    LK_RETURN_IF_ERROR(partial.restart());
+// What one holder gives, from where the last one broke off.
+Status AdapterFetcher::bring_pieces(Partial& partial, const std::string& url, const std::stop_token& stop) {
+  while (partial.have < partial.file->bytes) {
+    if (stop.stop_requested()) return cancelled("the server is shutting down");
+    Result<std::string> piece = get(url, *partial.file, partial.have);
+    if (!piece.ok()) return piece.status().with_context(fmt::format("{} from {}", partial.file->name, url));
+    partial.source = partial.have == 0 || partial.source == url ? url : "";
+    LK_RETURN_IF_ERROR(partial.append(*piece));
+    std::lock_guard lock(mutex_);
+    stats_.bytes += std::ssize(*piece);
   }
+  return Status();
+}
+
+// Asks one after the other, each for as long as it gives pieces, and none of them more than twice.
+Status AdapterFetcher::bring_file(Partial& partial, const std::vector<std::string>& urls,
+                                  std::vector<std::string>& liars, const std::stop_token& stop) {
+  const AdapterRecord::File& file = *partial.file;
+  if (file.bytes == 0) {  // there is nothing to ask for
+    partial.complete = true;
+    return partial.append("");
+  }
+  Status last = unavailable("no replica has {}", file.name);
+  for (const std::string& url : urls)
+    for (bool again = true; std::exchange(again, false) && !contains(liars, url);) {
+      if (const Status brought = bring_pieces(partial, url, stop); !brought.ok()) {
+        last = brought;
+        if (last.code() == StatusCode::kIoError || last.code() == StatusCode::kCancelled) return last;
+        continue;
+      }
+      if (partial.matches()) {
+        partial.complete = true;
+        return Status();
+      }
+      last = data_loss("{}: what {} sent is something else", file.name, url);
+      if (!partial.source.empty()) {
+        liars.push_back(partial.source);
+        std::lock_guard lock(mutex_);
+        ++stats_.wrong;
+      } else {
+        again = true;  // of several, any may have sent it: this one gives all of it by itself
+      }
+      LK_RETURN_IF_ERROR(partial.restart());
+    }
   return last;
 }
 
@@ -217,17 +229,17 @@ Result<std::string> AdapterFetcher::get(const std::string& url, const AdapterRec
     for (const auto& [name, value] : headers)
       if (name == "content-range") exchange->range = value;
   };
-  callbacks.on_data = [http = http_.get(), exchange, id, wanted](std::string_view bytes) {
-    if (std::ssize(exchange->body) + std::ssize(bytes) <= wanted) {
-      exchange->body += bytes;
-    } else if (!std::exchange(exchange->overflowed, true)) {
-      http->cancel(id->load());  // its time ends it otherwise
-    }
-  };
   callbacks.on_done = [exchange](Status status) { exchange->done.set_value(std::move(status)); };
   {
     std::lock_guard lock(mutex_);
     if (stopping_) return cancelled("the server is shutting down");
+    callbacks.on_data = [http = http_.get(), exchange, id, wanted](std::string_view bytes) {
+      if (std::ssize(exchange->body) + std::ssize(bytes) <= wanted) {
+        exchange->body += bytes;
+      } else if (!std::exchange(exchange->overflowed, true)) {
+        http->cancel(id->load());  // its time ends it otherwise
+      }
+    };
     *id = http_->send(std::move(request), std::move(callbacks));
   }
   const Status ended = done.get();

@@ -55,7 +55,9 @@ class AdapterFetcher {
   void run(const AdapterRecord& record, const std::stop_token& stop);
   Status bring(const AdapterRecord& record, const std::stop_token& stop);
   struct Partial;
-  Status bring_file(Partial& partial, const std::vector<std::string>& urls, std::vector<std::string>& liars);
+  Status bring_file(Partial& partial, const std::vector<std::string>& urls, std::vector<std::string>& liars,
+                    const std::stop_token& stop);
+  Status bring_pieces(Partial& partial, const std::string& url, const std::stop_token& stop);
   Result<std::string> get(const std::string& url, const AdapterRecord::File& file, int64_t offset);
 
   const Options options_;

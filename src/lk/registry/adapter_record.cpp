@@ -21,6 +21,7 @@ constexpr int64_t kForm = 1;
 constexpr size_t kMaxFiles = 64, kMaxValue = 32 << 10;
 constexpr int64_t kMaxBytes = int64_t{1} << 40;  // of one adapter
 constexpr int64_t kMaxVersion = std::numeric_limits<int32_t>::max();
+constexpr std::string_view kSumOfNothing = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 constexpr std::string_view kStates[] = {"pending", "ready", "deleted"};
 
 // A name as one part of a key: what is more than a letter, a digit or one of "._-" as %XX.
@@ -83,6 +84,7 @@ Status read_files(const boost::json::array& list, AdapterRecord& record) {
     if (fields.failed()) return data_loss("{}", fields.status().message());
     if (!is_file_name(file.name)) return data_loss("\"{}\" is no name of a file", file.name);
     if (!is_sha256(file.sha256)) return data_loss("{}: no SHA-256", file.name);
+    if (!is_possible(file)) return data_loss("{}: {} bytes cannot have that SHA-256", file.name, file.bytes);
     if (!names.insert(file.name).second) return data_loss("{} is named twice", file.name);
     if ((total += file.bytes) > kMaxBytes) return data_loss("its files have more than {} bytes", kMaxBytes);
     record.files.push_back(std::move(file));
@@ -173,6 +175,8 @@ Result<std::string> parse_alias(std::string_view key, std::string_view value) {
     return data_loss("its target is no name");
   return target;
 }
+
+bool is_possible(const AdapterRecord::File& file) { return (file.bytes == 0) == (file.sha256 == kSumOfNothing); }
 
 bool is_sha256(std::string_view text) {
   return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string_view::npos;

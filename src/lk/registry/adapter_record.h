@@ -51,6 +51,8 @@ Result<AdapterRecord> parse_adapter(std::string_view key, std::string_view value
 std::string format_alias(std::string_view target);
 Result<std::string> parse_alias(std::string_view key, std::string_view value);
 
+// Whether there can be such a file: only the empty one has the SHA-256 of nothing.
+bool is_possible(const AdapterRecord::File& file);
 bool is_sha256(std::string_view text);  // 64 hexadecimal digits, in lower case
 
 }  // namespace lk
