@@ -2,8 +2,11 @@
 // Adapters between caches, over HTTP, from holders of every kind.
 #include "lk/registry/adapter_fetcher.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <future>
@@ -301,6 +304,37 @@ TEST_F(AdapterCacheTest, WhatIsPublishedOrHeldStays) {
   EXPECT_FALSE(cache->has(held));
   EXPECT_FALSE(std::filesystem::exists(cache->path(held)));
   EXPECT_EQ(cache->stats().bytes, 10);
+}
+
+// The manifest's temporary file is a pipe that nobody reads: the disk does not answer.
+TEST_F(AdapterCacheTest, NobodyWhoLooksWaitsForTheDisk) {
+  const auto cache = AdapterCache::open(directory_.file("c"), 1000).value();
+  const std::string known = put(*cache, "known");
+  directory_.write("source/adapter_config.json", "slow");
+  const AdapterRecord::File file{.name = "adapter_config.json", .sha256 = sum("slow"), .bytes = 4};
+  const std::string slow = AdapterRecord{.files = {file}}.content();
+  const std::string pipe = directory_.file(fmt::format("c/manifests/{}.json.tmp.{}", slow, ::getpid()));
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  std::future<bool> added = std::async(
+      std::launch::async, [&] { return cache->add(directory_.file("source"), {"adapter_config.json"}).ok(); });
+  for (const auto end = std::chrono::steady_clock::now() + 60s; !std::filesystem::exists(cache->path(slow));
+       std::this_thread::sleep_for(1ms))
+    ASSERT_LT(std::chrono::steady_clock::now(), end);
+  std::future<void> looked = std::async(std::launch::async, [&] {
+    EXPECT_TRUE(cache->hold(known) && cache->find(sum("known")) && !cache->has(slow));
+    EXPECT_EQ(cache->stats().adapters, 1);
+    EXPECT_TRUE(put(*cache, "another") != known) << "another content does not wait either";
+  });
+  EXPECT_EQ(looked.wait_for(20s), std::future_status::ready);
+  const int reader = ::open(pipe.c_str(), O_RDONLY | O_NONBLOCK);  // it goes on
+  EXPECT_FALSE(added.get()) << "a pipe cannot be synced";
+  looked.get();
+  ::close(reader);
+  EXPECT_FALSE(cache->has(slow));
+  EXPECT_FALSE(std::filesystem::exists(cache->path(slow)));
+  EXPECT_EQ(cache->stats().bytes, 12);
+  EXPECT_EQ(put(*cache, "slow"), slow);
+  EXPECT_TRUE(cache->hold(slow));
 }
 
 }  // namespace

@@ -158,14 +158,38 @@ bool AdapterCache::has(const std::string& content) const {
   return entries_.contains(content);
 }
 
+// Of one content: from here on nobody else changes what lies on disk of it. Waits until nobody does. One at a time: who
+// has one waits for no other.
+class AdapterCache::Busy {
+ public:
+  Busy(AdapterCache& cache, const std::string& content) : cache_(cache), content_(content) {
+    std::unique_lock lock(cache_.mutex_);
+    cache_.busy_changed_.wait(lock, [&] { return !cache_.busy_.contains(content_); });
+    cache_.busy_.insert(content_);
+  }
+  ~Busy() {
+    {
+      std::lock_guard lock(cache_.mutex_);
+      cache_.busy_.erase(content_);
+    }
+    cache_.busy_changed_.notify_all();
+  }
+  Busy(const Busy&) = delete;
+  Busy& operator=(const Busy&) = delete;
+
+ private:
+  AdapterCache& cache_;
+  const std::string content_;
+};
+
 Status AdapterCache::take_room(int64_t bytes) {
-  std::vector<std::string> evicted;
+  std::vector<std::pair<std::string, std::string>> evicted;  // content, where its files go meanwhile
   {
     std::lock_guard lock(mutex_);
     std::vector<std::pair<int64_t, std::string>> candidates;
     int64_t most = 0;
     for (const auto& [content, entry] : entries_)
-      if (!entry.published && entry.held.expired()) {
+      if (!entry.published && entry.held.expired() && !busy_.contains(content)) {
         candidates.emplace_back(entry.last_use, content);
         most += entry.bytes;
       }
@@ -182,39 +206,58 @@ Status AdapterCache::take_room(int64_t bytes) {
         if (const auto blob = blobs_.find(file.sha256); blob != blobs_.end() && blob->second == content)
           blobs_.erase(blob);
       entries_.erase(entry);
-      // Out of the way at once: the same content may come back while these are removed.
-      ::unlink(manifest(content).c_str());
-      const std::string trash = fmt::format("{}/incoming/gone-{}", directory_, ++additions_);
-      if (::rename(path(content).c_str(), trash.c_str()) == 0) evicted.push_back(trash);
+      busy_.insert(content);
+      evicted.emplace_back(content, fmt::format("{}/incoming/gone-{}", directory_, ++additions_));
     }
     reserved_ += bytes;
   }
-  for (const std::string& trash : evicted) remove_tree(trash);
+  // Out of the way first, for whoever waits to bring the same content again.
+  for (const auto& [content, trash] : evicted) {
+    ::unlink(manifest(content).c_str());
+    if (::rename(path(content).c_str(), trash.c_str()) != 0) remove_files(content);
+    {
+      std::lock_guard lock(mutex_);
+      busy_.erase(content);
+    }
+    busy_changed_.notify_all();
+  }
+  for (const auto& [content, trash] : evicted) remove_tree(trash);
   return Status();
+}
+
+// On disk: the directory at its place, and behind it the manifest.
+Status AdapterCache::place(const std::string& from, const std::string& content, const Entry& entry,
+                           bool is_there) const {
+  const AdapterRecord record{.digest = content, .files = entry.files, .publisher = entry.published ? "here" : ""};
+  if (!is_there && ::rename(from.c_str(), path(content).c_str()) != 0) return system_error("rename", from);
+  const Status written = write_file_atomic(manifest(content), format_adapter(record));
+  if (!written.ok() && !is_there) remove_files(content);
+  return written;
 }
 
 // Moves a whole directory to its place. The room that was reserved for it is used up, or given back.
 Status AdapterCache::settle(const std::string& from, const std::string& content, Entry entry) {
-  boost::json::array files;
-  AdapterRecord record{.digest = content, .files = entry.files, .publisher = entry.published ? "here" : ""};
+  const Busy busy(*this, content);
+  bool is_there = false, is_news = false;
+  {
+    std::lock_guard lock(mutex_);
+    const auto known = entries_.find(content);
+    is_there = known != entries_.end();
+    is_news = !is_there || (entry.published && !known->second.published);
+  }
+  const Status placed = is_news ? place(from, content, entry, is_there) : Status();
   std::lock_guard lock(mutex_);
   reserved_ -= entry.bytes;
-  if (const auto known = entries_.find(content); known != entries_.end()) {
-    if (entry.published && !known->second.published) {
-      LK_RETURN_IF_ERROR(write_file_atomic(manifest(content), format_adapter(record)));
-      known->second.published = true;
-    }
+  if (!placed.ok() || !is_news) return placed;
+  Entry& known = entries_[content];
+  if (is_there) {
+    known.published = true;
     return Status();
-  }
-  if (::rename(from.c_str(), path(content).c_str()) != 0) return system_error("rename", from);
-  if (const Status written = write_file_atomic(manifest(content), format_adapter(record)); !written.ok()) {
-    remove_files(content);
-    return written;
   }
   bytes_ += entry.bytes;
   entry.last_use = ++uses_;
   for (const AdapterRecord::File& file : entry.files) blobs_[file.sha256] = content;
-  entries_[content] = std::move(entry);
+  known = std::move(entry);
   return Status();
 }
 
@@ -258,11 +301,15 @@ Result<AdapterCache::Files> AdapterCache::add(const std::string& source, const s
 }
 
 void AdapterCache::release(const std::string& content) {
-  std::lock_guard lock(mutex_);
-  const auto found = entries_.find(content);
-  if (found == entries_.end() || !std::exchange(found->second.published, false)) return;
-  const AdapterRecord record{.digest = content, .files = found->second.files};
-  (void)write_file_atomic(manifest(content), format_adapter(record));  // else it is kept a little longer
+  const Busy busy(*this, content);
+  Entry entry;
+  {
+    std::lock_guard lock(mutex_);
+    const auto found = entries_.find(content);
+    if (found == entries_.end() || !std::exchange(found->second.published, false)) return;
+    entry.files = found->second.files;
+  }
+  (void)place("", content, entry, true);  // else it is kept a little longer, after a restart
 }
 
 Result<std::string> AdapterCache::begin(const AdapterRecord& record) {

@@ -3,14 +3,17 @@
 // What is held stays, and so does what was published here, for others fetch it here; of the rest the least recently
 // used makes room.
 //
-// Thread safety: any thread. Its lock is held while a small file is written or a directory renamed, never for weights.
+// Thread safety: any thread. hold(), has(), find() and stats() never wait for the disk: whoever changes what lies there
+// says first which content it is busy with, and only others who would change the same one wait.
 #pragma once
 
+#include <condition_variable>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -67,6 +70,8 @@ class AdapterCache {
   Status load();
   Status take_room(int64_t bytes);  // evicts; on success they are counted as reserved
   std::shared_ptr<const void> hold_locked(Entry& entry);
+  class Busy;
+  Status place(const std::string& from, const std::string& content, const Entry& entry, bool is_there) const;
   Status settle(const std::string& from, const std::string& content, Entry entry);
   void remove_files(const std::string& content) const;
   std::string manifest(std::string_view content) const;
@@ -77,6 +82,8 @@ class AdapterCache {
   mutable std::mutex mutex_;
   std::map<std::string, Entry> entries_;      // by content; guarded by mutex_, like all below
   std::map<std::string, std::string> blobs_;  // SHA-256 of a file -> a content that has it
+  std::set<std::string> busy_;                // contents whose files or manifest somebody is changing
+  std::condition_variable busy_changed_;
   int64_t bytes_ = 0, reserved_ = 0, uses_ = 0, additions_ = 0;
 };
 

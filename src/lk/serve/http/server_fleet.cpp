@@ -64,22 +64,23 @@ void ServerImpl::take_out_of_fleet(const std::shared_ptr<Exchange>& exchange, co
 
 // At most kBlobPiece at a time: who wants more asks again, here or elsewhere.
 void ServerImpl::fleet_blob(const std::shared_ptr<Exchange>& exchange) {
-  std::optional<AdapterCache::Blob> blob;
-  if (fleet_ && is_sha256(exchange->parameter)) blob = fleet_->find_blob(exchange->parameter);
-  if (!blob) return exchange->fail(not_found("no such file here"));
-  const std::optional<Range> range = parse_range(exchange->request.header("range"));
-  if (!range || range->first >= blob->bytes)
-    return exchange->fail(ApiError{
-        .status = 416, .message = fmt::format("the file has {} bytes", blob->bytes), .code = "range_not_satisfiable"});
-  const int64_t last = range->last < 0 ? blob->bytes - 1 : std::min(range->last, blob->bytes - 1);
-  const int64_t first = range->first, length = std::min(last - first + 1, kBlobPiece);
-  format(exchange, [exchange, blob = *blob, first, length] {
-    Result<std::string> bytes = read_part(blob, first, length);
+  if (!fleet_ || !is_sha256(exchange->parameter)) return exchange->fail(not_found("no such file here"));
+  format(exchange, [fleet = fleet_.get(), exchange, range = parse_range(exchange->request.header("range"))] {
+    const std::optional<AdapterCache::Blob> blob = fleet->find_blob(exchange->parameter);
+    if (!blob) return exchange->post([exchange] { exchange->fail(not_found("no such file here")); });
+    if (!range || range->first >= blob->bytes)
+      return exchange->post([exchange, bytes = blob->bytes] {
+        exchange->fail(ApiError{
+            .status = 416, .message = fmt::format("the file has {} bytes", bytes), .code = "range_not_satisfiable"});
+      });
+    const int64_t last = range->last < 0 ? blob->bytes - 1 : std::min(range->last, blob->bytes - 1);
+    const int64_t first = range->first, length = std::min(last - first + 1, kBlobPiece);
+    Result<std::string> bytes = read_part(*blob, first, length);
     if (!bytes.ok()) return exchange->post([exchange, status = bytes.status()] { exchange->fail(status); });
     auto response = std::make_shared<HttpResponse>();
     response->status = 206;
     response->content_type = "application/octet-stream";
-    response->headers = {{"content-range", fmt::format("bytes {}-{}/{}", first, first + length - 1, blob.bytes)}};
+    response->headers = {{"content-range", fmt::format("bytes {}-{}/{}", first, first + length - 1, blob->bytes)}};
     response->parts = split_into_parts(*bytes);
     exchange->post([exchange, response] { exchange->respond(std::move(*response)); });
   });
