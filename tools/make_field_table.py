@@ -46,11 +46,11 @@ def page(rows: list) -> str:
                                                     [values(row) + [where(row), row["from"], about(row)] for row in top])]
     parts += ["## Objects in them, and bodies about adapters, keys and tenants\n",
               table(["In", "Field", "Values", "Default", ""], [[where(row)] + values(row) + [about(row)] for row in used if row not in top])]
-    parts += ["## Refused\n", "Ignoring these would change what is meant. Empty, `false`, 0 and `null` are let pass.\n",
+    parts += ["## Refused\n", "Ignoring these would change what is meant. Empty, `false`, 0, `null`, and values that mean \"off\" to those who made the field, are let pass.\n",
               table(["Field", "Where", "Why"], [[f"`{row['name']}`", where(row), row["about"]] for row in rows if row["use"] == "refused"])]
     ignored = ", ".join(sorted({f"`{row['name']}`" for row in rows if row["use"] == "ignored"}))
-    parts += ["## Ignored\n", f"Known, and without meaning here: {ignored}. Unknown fields of requests for text are ignored,\n"
-              "too (`--log-level debug` names them: `fields_ignored`); lines of a batch and bodies about adapters, keys and tenants may have none.\n"]
+    parts += ["## Ignored\n", f"Known, and without meaning here: {ignored}. Unknown fields of requests are ignored,\n"
+              "too. The log names each once (`fields_ignored`), `lorikeet_request_fields_ignored_total` counts them all; lines of a batch and bodies about adapters, keys and tenants may have none.\n"]
     return "\n".join(parts)
 
 

@@ -102,7 +102,52 @@ class BadInput(ServerTest):
                   "logit_bias": None, "response_format": None, "stream": None, "n": None, "temperature": None, "parallel_tool_calls": True, "safety_identifier": "x"}
         self.assertEqual(self.server.chat(max_tokens=1, **fields).status, 200)
         wait_for(lambda: self.server.event("fields_ignored"), "the line about them")
-        self.assertEqual(self.server.event("fields_ignored")["fields"], "my_own_field, " + "x" * 64)
+        named = self.server.event("fields_ignored")["fields"].split(", ")
+        self.assertEqual(sorted(named), ["metadata", "my_own_field", "safety_identifier", "service_tier", "store", "x" * 64])
+        # Once for each name; counted each time.
+        self.assertEqual(self.server.chat(max_tokens=1, store=True, my_own_field=1, **{"stream_options": None}).status, 200)
+        self.assertEqual(self.server.post("/v1/chat/completions", {"model": "sql", "max_tokens": 1, "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}], "mine": 1}, {"role": "user", "content": "b", "mine": 2}]}).status, 200)
+        wait_for(lambda: len(self.server.events("fields_ignored")) == 2, "a second line")
+        self.assertEqual(sorted(self.server.events("fields_ignored")[1]["fields"].split(", ")), ["messages.content.cache_control", "messages.mine"])
+        metrics = self.server.get("/metrics").text
+        for name, count in (("store", 2), ("my_own_field", 2), ("messages.mine", 2), ("metadata", 1)):
+            self.assertRegex(metrics, rf'lorikeet_request_fields_ignored_total{{[^}}]*field="{name}"}} {count}\n')
+
+    def test_what_other_servers_take(self):
+        ask = lambda **fields: self.good(self.server.chat("x", "sql", temperature=0, max_tokens=60, **fields))["choices"][0]["message"]["content"]  # noqa: E731
+        number = {"type": "object", "properties": {"a": {"enum": [7]}}, "required": ["a"], "additionalProperties": False}
+        for fields in ({"json_schema": number}, {"response_format": {"type": "json_object", "schema": number}},
+                       {"response_format": {"type": "json_schema", "schema": number}}):
+            self.assertEqual(json.loads(ask(**fields)), {"a": 7}, fields)
+        for fields in ({"regex": "abc[d]"}, {"ebnf": 'root ::= "abcd"'}, {"grammar": 'root ::= "ab" "cd"'}):
+            self.assertEqual(ask(**fields), "abcd", fields)
+        self.assertEqual(self.good(self.server.complete("x", "sql", n_predict=3, ignore_eos=True))["usage"]["completion_tokens"], 3)
+        self.assertEqual(self.good(self.server.complete("x", "sql", n_predict=9, max_tokens=2, ignore_eos=True))["usage"]["completion_tokens"], 2)
+        plain = self.good(self.server.complete("Once upon a time", "base", temperature=0, max_tokens=30))["choices"][0]["text"]
+        word = plain.split()[0]
+        for bad in ([word], [word[1:3]], [" "]):
+            text = self.good(self.server.complete("Once upon a time", "base", temperature=0, max_tokens=30, bad_words=bad))["choices"][0]["text"]
+            self.assertNotIn(bad[0], text)
+        tokens = self.server.post("/tokenize", {"model": "base", "prompt": "one two three four five six", "add_special_tokens": False}).json["tokens"]
+        for fields, kept in (({"truncate_prompt_tokens": 2}, tokens[-2:]), ({"truncate_prompt_tokens": 2, "truncation_side": "right"}, tokens[:2]),
+                             ({"truncate_prompt_tokens": -1}, tokens)):
+            answer = self.good(self.server.complete(tokens, "base", max_tokens=1, return_token_ids=True, **fields))
+            self.assertEqual(answer["choices"][0]["prompt_token_ids"], kept, fields)
+        long = self.good(self.server.complete("word " * 3000, "base", max_tokens=5, truncate_prompt_tokens=-1))
+        self.assertEqual(long["usage"]["prompt_tokens"], 512 - 5)
+        self.assertEqual(self.server.post("/v1/embeddings", {"model": "base", "input": "word " * 3000, "truncate_prompt_tokens": -1}).json["usage"]["prompt_tokens"], 512)
+        self.assertEqual(self.server.complete("x", "sql", max_tokens=1, priority=-3).status, 200)
+        # What changes nothing passes, what would change the meaning is refused by its name.
+        self.assertEqual(self.server.chat("x", "sql", max_tokens=1, repeat_penalty=1.0, typical_p=1, top_n_sigma=-1, mirostat=0, dry_multiplier=0.0, length_penalty=1,
+                                          n_probs=0, stop_regex=None).status, 200)
+        for field, value in (("repeat_penalty", 1.1), ("typical_p", 0.5), ("mirostat", 2), ("stop_regex", "a"), ("input_ids", [1]), ("n_probs", 3), ("grammar_lazy", True),
+                             ("truncate_prompt_tokens", 0), ("truncation_side", "middle"), ("priority", "high"), ("n_predict", -2), ("vllm_xargs", {"a": 1}),
+                             ("logprob_token_ids", [1])):
+            self.refused(self.server.chat("x", "sql", max_tokens=1, **{field: value}), 400, param=field)
+        for format, param in (({"type": "text", "schema": number}, "response_format.schema"), ({"type": "json_object", "json_schema": {"schema": number}}, "response_format.json_schema"),
+                              ({"type": "json_schema", "schema": number, "json_schema": {"schema": number}}, "response_format.schema")):
+            self.refused(self.server.chat("x", "sql", response_format=format), 400, param=param)
 
     def test_content_types(self):
         body = {"model": "sql", "messages": MESSAGES, "max_tokens": 1}

@@ -101,6 +101,31 @@ TEST(Vtc, ChargesAPartInAdvanceAndTheWholeInTheEnd) {
   }
 }
 
+// Within a tenant lower priorities are next, whatever their adapters; no tenant gains by them.
+TEST(Vtc, PriorityOrdersATenantsOwn) {
+  for (const WithinTenant within : {WithinTenant::kAdapter, WithinTenant::kUser, WithinTenant::kArrival,
+                                    WithinTenant::kSlack, WithinTenant::kNewest}) {
+    QueueOptions options = kPlain;
+    options.within = within;
+    TokenServer server(options, 11);  // one at a time
+    server.arrive(0, 10, 1, 9);
+    server.step();
+    std::vector<std::pair<TenantId, int64_t>> order;
+    server.on_dispatch = [&](const Job& job, int64_t) { order.emplace_back(job.owned.tenant, job.owned.priority); };
+    int64_t adapter = 1;
+    for (const int64_t priority : {5, 0, -7, 3, -2, 0})
+      server.arrive(0, 10, 1, static_cast<AdapterId>(adapter++ % 3), 0, priority);
+    for (const int64_t priority : {-100, -100, -100}) server.arrive(1, 10, 1, 5, 0, priority);
+    while (server.busy()) server.step();
+    std::vector<int64_t> own;
+    for (const auto& [tenant, priority] : order)
+      if (tenant == 0) own.push_back(priority);
+    EXPECT_EQ(own, (std::vector<int64_t>{-7, -2, 0, 0, 3, 5})) << static_cast<int>(within);
+    // The other tenant has its turns, and no more.
+    EXPECT_EQ(std::count_if(order.begin(), order.begin() + 4, [](const auto& entry) { return entry.first == 1; }), 2);
+  }
+}
+
 TEST(Vtc, TheLeadIsWhatRemainsAfterChangingPlaces) {
   TokenServer server({.kind = QueueKind::kVtc, .prediction = Prediction::kMaxTokens, .advance_share = 0.5}, 50);
   const Job* ahead = server.arrive(0, 10, 40);

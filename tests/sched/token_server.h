@@ -29,11 +29,13 @@ class TokenServer {
       : TokenServer(QueuePolicy::create(options, std::move(locality)), capacity) {}
   TokenServer(std::unique_ptr<QueuePolicy> policy, int64_t capacity) : policy(std::move(policy)), capacity_(capacity) {}
 
-  Job* arrive(TenantId tenant, int64_t prompt, int64_t output, AdapterId adapter = kBaseModel, int64_t max_tokens = 0) {
+  Job* arrive(TenantId tenant, int64_t prompt, int64_t output, AdapterId adapter = kBaseModel, int64_t max_tokens = 0,
+              int64_t priority = 0) {
     Job& job = jobs_.emplace_back();
     job.owned = {.id = static_cast<RequestId>(num_jobs_),
                  .adapter = adapter,
                  .tenant = tenant,
+                 .priority = priority,
                  .prompt = std::vector<int32_t>(static_cast<size_t>(prompt)),
                  .max_tokens = max_tokens > 0 ? max_tokens : output};
     job.request = &job.owned;

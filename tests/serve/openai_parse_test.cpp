@@ -115,7 +115,32 @@ const std::vector<Good>& common_good() {
       {R"("suffix": "", "functions": [], "function_call": null, "priority": 0, "bad_words": [], "use_beam_search": false)",
        [](G g, T) { return g.ignored_fields.empty(); }},
       {R"("zorp": 1, "metadata": {}, "store": true)",
-       [](G g, T) { return g.ignored_fields == std::vector<std::string>{"zorp"}; }},
+       [](G g, T) {
+         return g.ignored_fields == std::vector<std::string>{"store", "metadata", "zorp"};
+       }},
+      // As other servers call it.
+      {R"("regex": "a")", [](G g, T) { return g.grammar->kind == GrammarSpec::Kind::kRegex; }},
+      {R"("ebnf": "g")", [](G g, T) { return g.grammar->kind == GrammarSpec::Kind::kEbnf; }},
+      {R"("grammar": "g")", [](G g, T) { return g.grammar->kind == GrammarSpec::Kind::kEbnf; }},
+      {R"("json_schema": {"type": "null"})", [](G g, T) { return g.grammar->text == R"({"type":"null"})"; }},
+      {R"("response_format": {"type": "json_object", "schema": {"type": "null"}})",
+       [](G g, T) { return g.grammar->text == R"({"type":"null"})" && g.grammar_field == "response_format.schema"; }},
+      {R"("response_format": {"type": "json_schema", "schema": {"type": "null"}, "mine": 1})",
+       [](G g, T) {
+         return g.grammar->kind == GrammarSpec::Kind::kJsonSchema &&
+                g.ignored_fields == std::vector<std::string>{"response_format.mine"};
+       }},
+      {R"("no_stop_trim": true)", [](G, T t) { return t.include_stop_string; }},
+      {R"("n_predict": 7)", [](G, T t) { return t.max_tokens == 7; }},
+      {R"("n_predict": 7, "max_tokens": 5)", [](G, T t) { return t.max_tokens == 5; }},
+      {R"("n_predict": -1)", [](G g, T t) { return t.max_tokens > 1'000'000 && !g.says_length; }},
+      {R"("truncate_prompt_tokens": -1, "truncation_side": "right")",
+       [](G, T t) { return t.truncate_prompt_tokens == -1 && t.truncate_right; }},
+      {R"("bad_words": ["a", "b c"])", [](G, T t) { return t.bad_words.size() == 2; }},
+      {R"("priority": -5)", [](G g, T) { return g.priority == -5; }},
+      // What means "off" to those who made it.
+      {R"("repeat_penalty": 1.0, "typical_p": 1, "top_n_sigma": -1, "mirostat": 0, "dry_multiplier": 0.0, "length_penalty": 1)",
+       [](G g, T) { return g.ignored_fields.empty(); }},
   };
   return cases;
 }
@@ -214,8 +239,19 @@ std::vector<Bad> common_bad() {
       {R"("function_call": "auto")", "function_call", "use \"tool_choice\""},
       {R"("chat_template": "{{ x }}")", "chat_template", "may not bring templates"},
       {R"("lora_path": "/p")", "lora_path", "name the adapter in \"model\""},
-      {R"("bad_words": ["a"])", "bad_words", "not supported"},
-      {R"("priority": 1)", "priority", "not supported"},
+      {R"("bad_words": [""])", "bad_words", "1 to 256"},
+      {R"("priority": "high")", "priority", "an integer"},
+      {R"("repeat_penalty": 1.1)", "repeat_penalty", "not supported"},
+      {R"("typical_p": 0.9)", "typical_p", "not supported"},
+      {R"("stop_regex": "a")", "stop_regex", "not supported"},
+      {R"("input_ids": [1])", "input_ids", "not supported"},
+      {R"("vllm_xargs": {"a": 1})", "vllm_xargs", "not supported"},
+      {R"("n_predict": -2)", "n_predict", "-1"},
+      {R"("truncation_side": "middle")", "truncation_side", "left"},
+      {R"("regex": "a", "json_schema": {}, "guided_json": {})", "json_schema", "second constraint"},
+      {R"("response_format": {"type": "text", "schema": {}})", "response_format.schema", "text"},
+      {R"("response_format": {"type": "json_object", "json_schema": {"schema": {}}})", "response_format.json_schema",
+       "json_schema"},
       {R"("temperature": NaN)", "", "not valid JSON"},
       {R"("temperature": Infinity)", "", "not valid JSON"},
       {R"("temperature": 1e999)", "", "out of the range of a double"},

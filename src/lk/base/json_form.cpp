@@ -4,6 +4,8 @@
 #include <charconv>
 #include <cmath>
 
+#include <boost/json/parse.hpp>
+
 #include "lk/base/plain_text.h"
 
 namespace lk {
@@ -114,6 +116,13 @@ void read_field(JsonFields& fields, const Field& field, int& out) {
   int64_t wide = out;
   read_field(fields, field, wide);
   out = static_cast<int>(wide);
+}
+
+bool is_standard(const Field& field, const boost::json::value& value) {
+  if (field.standard.empty()) return value.is_double() && value.get_double() == 0;
+  const boost::json::value standard = boost::json::parse(field.standard);
+  if (value.is_number() && standard.is_number()) return value.to_number<double>() == standard.to_number<double>();
+  return value == standard;
 }
 
 void read_biases(JsonFields& fields, const Field& field, int64_t vocab_size,

@@ -161,8 +161,15 @@ constexpr Field list(std::string_view name, uint32_t forms, FieldOrigin origin, 
 constexpr Field ignored(std::string_view name, uint32_t forms, FieldOrigin origin) {
   return {.name = name, .forms = forms, .kind = FieldKind::kIgnored, .origin = origin};
 }
-constexpr Field refused(std::string_view name, uint32_t forms, FieldOrigin origin, std::string_view reason) {
-  return {.name = name, .forms = forms, .kind = FieldKind::kRefused, .origin = origin, .detail = reason};
+// `neutral`: a value that changes nothing, beside the empty ones.
+constexpr Field refused(std::string_view name, uint32_t forms, FieldOrigin origin, std::string_view reason,
+                        std::string_view neutral = {}) {
+  return {.name = name,
+          .forms = forms,
+          .kind = FieldKind::kRefused,
+          .origin = origin,
+          .detail = reason,
+          .standard = neutral};
 }
 constexpr Field required(Field field) {
   field.required = true;
@@ -193,6 +200,8 @@ void read_field(JsonFields& fields, const Field& field, std::string& out);
 void read_field(JsonFields& fields, const Field& field, std::vector<std::string>& out);
 void read_field(JsonFields& fields, const Field& field, int& out);
 void read_field(JsonFields& fields, const Field& field, int64_t& out);
+// Whether the value is the one that the field has without being there.
+bool is_standard(const Field& field, const boost::json::value& value);
 // kBiases, of tokens below vocab_size.
 void read_biases(JsonFields& fields, const Field& field, int64_t vocab_size,
                  std::vector<std::pair<int32_t, float>>& out);
@@ -230,13 +239,20 @@ class FormFields : public JsonFields {
   void refuse_others() {
     for (const Field& field : kTable) {
       if (!(field.forms & form_)) continue;
-      if (field.kind == FieldKind::kRefused) refuse(field.name, field.detail);
-      if (field.kind == FieldKind::kIgnored) mark_known(field.name);
+      if (field.kind == FieldKind::kRefused) {
+        const boost::json::value* value = JsonFields::find(field.name);
+        if (value != nullptr && !is_standard(field, *value)) refuse(field.name, field.detail);
+      } else if (field.kind == FieldKind::kIgnored && JsonFields::find(field.name) != nullptr) {
+        ignored_.push_back(path(field.name));
+      }
     }
   }
+  // Those of them that are there and have no meaning, by their paths.
+  const std::vector<std::string>& ignored() const { return ignored_; }
 
  private:
   uint32_t form_;
+  std::vector<std::string> ignored_;
 };
 
 }  // namespace lk

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "lk/infer/bad_words.h"
 #include "lk/infer/grammar_gate.h"
 
 namespace lk {
@@ -15,6 +16,8 @@ class TextConstraint final : public TokenConstraint {
       : vocab_size_(vocab_size), min_tokens_(request.min_tokens), stop_token_ids_(stop_token_ids) {
     ends_.reserve(stop_token_ids_.size());
     if (request.grammar || request.thinking_budget >= 0) gate_.emplace(request, side, stop_token_ids, vocab_size);
+    if (!request.bad_words.empty() && side != nullptr && side->tokenizer)
+      bad_words_.emplace(request.bad_words, side->vocabulary());
     if (!request.allowed_token_ids.empty()) {
       allowed_.resize(static_cast<size_t>((vocab_size + 63) / 64));
       for (const int32_t token : request.allowed_token_ids) set(allowed_, token);
@@ -41,6 +44,11 @@ class TextConstraint final : public TokenConstraint {
         for (const int32_t token : ends_) set(words, token);  // the text is whole, and nothing listed goes on with it
       }
     }
+    if (bad_words_) {
+      bad_words_->forbid(words);
+      if (none(words))
+        return failed_precondition("bad_words leave no token that may come next, after {} tokens", num_tokens_);
+    }
     if (num_tokens_ < min_tokens_) {
       find_ends(words);
       for (const int32_t token : ends_) words[static_cast<size_t>(token / 64)] &= ~(uint64_t{1} << (token % 64));
@@ -51,6 +59,7 @@ class TextConstraint final : public TokenConstraint {
   }
   Status accept(int32_t token) override {
     ++num_tokens_;
+    if (bad_words_) bad_words_->accept(token);
     const bool forced = gate_ && gate_->forces();
     if (!allowed_.empty() && !forced && !has(allowed_, token) && std::ranges::count(stop_token_ids_, token) == 0)
       return internal_error("token {} is none of allowed_token_ids, after {} tokens", token, num_tokens_ - 1);
@@ -83,6 +92,7 @@ class TextConstraint final : public TokenConstraint {
   const std::vector<int32_t> stop_token_ids_;
   int64_t num_tokens_ = 0;
   std::optional<GrammarGate> gate_;
+  std::optional<BadWords> bad_words_;
   std::vector<uint64_t> allowed_;
   std::vector<int32_t> ends_;  // stop tokens that may come next
 };
@@ -91,7 +101,8 @@ class TextConstraint final : public TokenConstraint {
 
 std::shared_ptr<TokenConstraint> make_constraint(const TextRequest& request, const std::vector<int32_t>& stop_token_ids,
                                                  int64_t vocab_size, const TextSide* side) {
-  if (!request.grammar && request.allowed_token_ids.empty() && request.min_tokens <= 0 && request.thinking_budget < 0)
+  if (!request.grammar && request.allowed_token_ids.empty() && request.min_tokens <= 0 && request.thinking_budget < 0 &&
+      request.bad_words.empty())
     return nullptr;
   std::vector<int32_t> stops = stop_token_ids;
   std::erase_if(stops, [&](int32_t token) { return token < 0 || token >= vocab_size; });

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The token constraint of a text request: its grammar (where GrammarGate says), its allowed tokens, no end before
-// min_tokens, no thoughts beyond their budget.
+// min_tokens, no thoughts beyond their budget, none of its bad words.
 #pragma once
 
 #include <memory>
@@ -10,7 +10,7 @@
 namespace lk {
 
 // Null when nothing constrains the request. `side`: whose tokens they are; may be null for a request that neither
-// thinks nor may call tools beside a grammar.
+// thinks nor may call tools beside a grammar, nor has bad words.
 std::shared_ptr<TokenConstraint> make_constraint(const TextRequest& request, const std::vector<int32_t>& stop_token_ids,
                                                  int64_t vocab_size, const TextSide* side = nullptr);
 

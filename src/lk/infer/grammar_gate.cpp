@@ -3,41 +3,12 @@
 
 #include <algorithm>
 
-#include "lk/grammar/vocabulary.h"
+#include "lk/infer/token_trie.h"
 
 namespace lk {
 namespace {
 
 using grammar::TrieVocabulary;
-
-void set(std::span<uint64_t> words, int64_t token) {
-  words[static_cast<size_t>(token / 64)] |= uint64_t{1} << (token % 64);
-}
-void clear(std::span<uint64_t> words, int64_t token) {
-  words[static_cast<size_t>(token / 64)] &= ~(uint64_t{1} << (token % 64));
-}
-
-// The child of a node that its tokens reach with this byte; 0 = none.
-size_t child_of(const TrieVocabulary& vocabulary, size_t node, char c) {
-  for (size_t child = node + 1; child < vocabulary.subtree_end(node); child = vocabulary.subtree_end(child))
-    if (vocabulary.byte(child) == static_cast<uint8_t>(c)) return child;
-  return 0;
-}
-
-// Calls back with each token that is a beginning of `rest` (all of it, too), or with those that go on behind it.
-template <class Each>
-void for_tokens_along(const TrieVocabulary& vocabulary, std::string_view rest, bool behind, const Each& each) {
-  size_t node = 0;
-  for (const char c : rest) {
-    node = child_of(vocabulary, node, c);
-    if (node == 0) return;
-    if (!behind)
-      for (const uint32_t token : vocabulary.tokens_at(node)) each(token);
-  }
-  if (!behind) return;
-  for (size_t deeper = node + 1; deeper < vocabulary.subtree_end(node); ++deeper)
-    for (const uint32_t token : vocabulary.tokens_at(deeper)) each(token);
-}
 
 bool any_starts_with(const std::vector<std::string>& marks, std::string_view text) {
   return std::ranges::any_of(marks, [&](const std::string& mark) { return mark.starts_with(text); });
@@ -112,20 +83,20 @@ void GrammarGate::allow_marks(const std::vector<std::string>& marks, bool beyond
   for (const std::string& mark : marks) {
     if (!mark.starts_with(held_)) continue;
     const std::string_view rest = std::string_view(mark).substr(held_.size());
-    const auto allow = [&](uint32_t token) { set(words, token); };
-    for_tokens_along(vocabulary, rest, false, allow);
-    if (beyond) for_tokens_along(vocabulary, rest, true, allow);
+    const auto allow = [&](uint32_t token) { set_token(words, token); };
+    for_tokens_along(vocabulary, rest, allow);
+    if (beyond) for_tokens_beginning(vocabulary, rest, allow, true);
     // A special token has no bytes in the vocabulary.
     if (const std::optional<int32_t> whole = tokenizer_->token_to_id(mark);
         held_.empty() && whole && *whole < vocab_size_)
-      set(words, *whole);
+      set_token(words, *whole);
   }
 }
 
 void GrammarGate::allowed(std::span<uint64_t> words) const {
   if (forces()) {
     std::ranges::fill(words, 0);
-    return set(words, forced_[next_forced_]);
+    return set_token(words, forced_[next_forced_]);
   }
   if (phase_ == Phase::kGrammar) return grammar_->allowed(words);
   if (!grammar_ || phase_ == Phase::kFree) return allow_all(words);
@@ -141,12 +112,13 @@ void GrammarGate::allowed(std::span<uint64_t> words) const {
   // Thoughts are free, but do not end the text, and no token ends them and goes on: its rest would not be bound.
   allow_all(words);
   for (const int32_t token : stop_token_ids_)
-    if (token >= 0 && token < vocab_size_) clear(words, token);
+    if (token >= 0 && token < vocab_size_) clear_token(words, token);
   const auto& vocabulary = static_cast<const TrieVocabulary&>(*vocabulary_);
   for (const std::string& mark : marks_->ends)
     if (mark.starts_with(held_))
-      for_tokens_along(vocabulary, std::string_view(mark).substr(held_.size()), true,
-                       [&](uint32_t token) { clear(words, token); });
+      for_tokens_beginning(
+          vocabulary, std::string_view(mark).substr(held_.size()), [&](uint32_t token) { clear_token(words, token); },
+          true);
 }
 
 bool GrammarGate::accept(int32_t token) {

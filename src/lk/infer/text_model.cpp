@@ -199,8 +199,15 @@ Result<std::vector<int32_t>> TextModel::prompt_tokens(const TextRequest& request
     if (tokens[i] < 0 || tokens[i] >= config_.vocab_size)
       return invalid_argument("token id {} at position {} is outside the vocabulary of {}", tokens[i], i,
                               config_.vocab_size);
-  if (request.truncate_prompt_tokens > 0 && static_cast<int64_t>(tokens.size()) > request.truncate_prompt_tokens)
-    tokens.erase(tokens.begin(), tokens.end() - request.truncate_prompt_tokens);
+  int64_t most = request.truncate_prompt_tokens;
+  // Room for the answer is kept as long as it leaves the prompt half of the context.
+  if (most < 0) most = context_ - (request.embed ? 0 : std::min(request.max_tokens, context_ / 2));
+  if (most > 0 && std::ssize(tokens) > most) {
+    if (request.truncate_right)
+      tokens.resize(static_cast<size_t>(most));
+    else
+      tokens.erase(tokens.begin(), tokens.end() - most);
+  }
   return tokens;
 }
 
@@ -261,7 +268,7 @@ Status TextModel::prepare(TextRequest text, TextSequence& sequence, const TextSi
   field = "prompt";
   Request& request = sequence.asked;
   LK_ASSIGN_OR_RETURN(request.prompt,
-                      prompt_tokens(text, &side, &field, text.truncate_prompt_tokens > 0 ? 0 : context_));
+                      prompt_tokens(text, &side, &field, text.truncate_prompt_tokens != 0 ? 0 : context_));
   const auto prompt_length = static_cast<int64_t>(request.prompt.size());
   if (!text.embed && !config_.has_lm_head)
     return invalid_argument(
@@ -269,9 +276,10 @@ Status TextModel::prepare(TextRequest text, TextSequence& sequence, const TextSi
   if (text.embed) text.max_tokens = 0;
   if (prompt_length > context_ || (prompt_length == context_ && text.max_tokens > 0))
     return invalid_argument(
-        "the prompt has {} tokens, the context {}: {}",
-        prompt_length > 2 * context_ ? fmt::format("more than {}", 2 * context_) : std::to_string(prompt_length),
-        context_, text.max_tokens > 0 ? "no room for output" : "it is too long");
+        // Clients know it by these words: they shorten the conversation, or ask another model.
+        "this model's maximum context length is {} tokens, and the prompt has {}: {}", context_,
+        prompt_length > 2 * context_ ? fmt::format("more than {} tokens", 2 * context_) : std::to_string(prompt_length),
+        text.max_tokens > 0 ? "no room for output" : "it is too long");
   // Asking for more than fits means "until the context is full".
   request.max_tokens = std::min(text.max_tokens, context_ - prompt_length);
   request.stop_token_ids = text.stop_token_ids;

@@ -32,13 +32,15 @@ struct TextRequest {
   int64_t max_tokens = 128;            // more than fits means "until the context is full"
   std::vector<int32_t> output_so_far;  // Request::output_so_far
   int64_t min_tokens = 0;              // no stop token or end of text before
-  int64_t truncate_prompt_tokens = 0;  // keep the last n tokens of the prompt; 0 = all
+  int64_t truncate_prompt_tokens = 0;  // keep the last n tokens of the prompt; 0 = all, -1 = what there is room for
+  bool truncate_right = false;         // keep the first ones
   SamplingParams sampling;
   std::vector<std::string> stop;  // at most 16, none empty
   std::vector<int32_t> stop_token_ids;
-  bool include_stop_string = false;        // the text ends with the stop string that was reached
-  std::vector<int32_t> allowed_token_ids;  // empty = all
-  std::shared_ptr<const Grammar> grammar;  // what the text must match, or null; overrides ignore_eos
+  bool include_stop_string = false;         // the text ends with the stop string that was reached
+  std::vector<int32_t> allowed_token_ids;   // empty = all
+  std::vector<std::string> bad_words = {};  // that the text may not have in it
+  std::shared_ptr<const Grammar> grammar;   // what the text must match, or null; overrides ignore_eos
   // How the model's thoughts are told from its answer; kNone: all of the text is the answer. prepare() finds out where
   // the prompt leaves the model, unless that is known.
   ReasoningFormat reasoning = ReasoningFormat::kNone;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <limits>
 #include <utility>
 
 #include "lk/base/check.h"
@@ -114,17 +115,19 @@ int64_t FairQueue::leaf_id(const Request& request) const {
 }
 
 FairQueue::Rank FairQueue::rank_within(const Ticket& ticket) const {
+  const int64_t priority = ticket.request->priority;
   switch (options_.within) {
     // A prompt's own time is part of its slack; one token of it counts as a millisecond.
     case WithinTenant::kSlack:
-      return {ticket.deadline == kNoDeadline
+      return {priority,
+              ticket.deadline == kNoDeadline
                   ? kNoDeadline
                   : ticket.deadline - 1000 * static_cast<int64_t>(ticket.request->prompt.size()),
               ticket.order};
     case WithinTenant::kNewest:
-      return {-static_cast<int64_t>(ticket.order), ticket.order};
+      return {priority, -static_cast<int64_t>(ticket.order), ticket.order};
     default:
-      return {0, ticket.order};
+      return {priority, 0, ticket.order};
   }
 }
 
@@ -163,6 +166,7 @@ void FairQueue::insert(Ticket& ticket, bool arrives) {
   }
   ticket.place = leaf.get();
   leaf->tickets.emplace(rank_within(ticket), &ticket);
+  if (ticket.request->priority != 0) ++tenant.num_prioritized;
   if (!leaf->waits) tenant.waiting.enter(*leaf, arrives);
   if (!tenant.waits) waiting_.enter(tenant, arrives);
 }
@@ -170,16 +174,38 @@ void FairQueue::insert(Ticket& ticket, bool arrives) {
 void FairQueue::erase(Ticket& ticket) {
   Leaf& leaf = leaf_of(ticket);
   leaf.tickets.erase(rank_within(ticket));
+  if (ticket.request->priority != 0) --leaf.tenant->num_prioritized;
   if (!leaf.tickets.empty()) return;
   leaf.tenant->waiting.leave(leaf);
   if (leaf.tenant->waiting.empty()) waiting_.leave(*leaf.tenant);
 }
 
+// Of those that were not passed over in this round; null when there is none.
+Ticket* FairQueue::first_of(const Leaf& leaf) const {
+  const auto first = leaf.passed_in == round_ ? leaf.tickets.upper_bound(leaf.passed) : leaf.tickets.begin();
+  return first == leaf.tickets.end() ? nullptr : first->second;
+}
+
+// By the counters, unless somebody's priority goes before them.
+FairQueue::Leaf* FairQueue::next_leaf(Tenant& tenant) const {
+  auto* next = static_cast<Leaf*>(tenant.waiting.first(round_));
+  if (next == nullptr || tenant.num_prioritized == 0) return next;
+  const auto priority_of = [&](const Leaf& leaf) {
+    const Ticket* first = first_of(leaf);
+    return first ? first->request->priority : std::numeric_limits<int64_t>::max();
+  };
+  for (const auto& [id, leaf] : tenant.leaves) {
+    if (!leaf->waits || leaf->passed_round == round_ || leaf.get() == next) continue;
+    const int64_t own = priority_of(*leaf), best = priority_of(*next);
+    if (own < best || (own == best && CounterGroup::Before()(leaf.get(), next))) next = leaf.get();
+  }
+  return next;
+}
+
 Ticket* FairQueue::pick() {
   while (auto* tenant = static_cast<Tenant*>(waiting_.first(round_))) {
-    while (auto* leaf = static_cast<Leaf*>(tenant->waiting.first(round_))) {
-      const auto first = leaf->passed_in == round_ ? leaf->tickets.upper_bound(leaf->passed) : leaf->tickets.begin();
-      if (first != leaf->tickets.end()) return first->second;
+    while (Leaf* leaf = next_leaf(*tenant)) {
+      if (Ticket* ticket = first_of(*leaf)) return ticket;
       leaf->passed_round = round_;
     }
     tenant->passed_round = round_;

@@ -2,13 +2,15 @@
 // FairQueue: virtual token counters (VTC, arXiv:2401.00588, algorithm 2) on two levels, tenants and what each tenant
 // chose to be fair between. A counter holds the weighted service its owner was charged; its key adds what is charged in
 // advance. The smallest key is next. Who starts to wait again is lifted to the smallest key that waits, or, when nobody
-// waits, to that of the one who waited last: idle time earns nothing, debts stay.
+// waits, to that of the one who waited last: idle time earns nothing, debts stay. Within a
+// tenant a request's priority goes before all that.
 #pragma once
 
 #include <algorithm>
 #include <map>
 #include <memory>
 #include <set>
+#include <tuple>
 #include <unordered_map>
 
 #include "lk/sched/queue_policy.h"
@@ -116,7 +118,7 @@ class FairQueue : public QueuePolicy {
 
  private:
   struct Tenant;
-  using Rank = std::pair<int64_t, uint64_t>;
+  using Rank = std::tuple<int64_t, int64_t, uint64_t>;  // priority, what is fair, order
   struct Leaf : CounterGroup::Member {
     Tenant* tenant = nullptr;
     std::map<Rank, Ticket*> tickets;  // waiting
@@ -128,7 +130,10 @@ class FairQueue : public QueuePolicy {
     std::unordered_map<int64_t, std::unique_ptr<Leaf>> leaves;
     CounterGroup waiting;  // leaves
     int64_t num_running = 0;
+    int64_t num_prioritized = 0;  // of those that wait
   };
+  Ticket* first_of(const Leaf& leaf) const;
+  Leaf* next_leaf(Tenant& tenant) const;
   static Leaf& leaf_of(const Ticket& ticket) { return *static_cast<Leaf*>(ticket.place); }
   Tenant& tenant_of(TenantId id);
   int64_t leaf_id(const Request& request) const;

@@ -556,6 +556,27 @@ ApiDefaults ServerImpl::api_defaults(const TextSide& side) const {
   return defaults;
 }
 
+// Once for each name, so that whoever runs the server hears of what its clients ask for in vain. Clients make names up.
+void ServerImpl::note_ignored(const std::vector<std::string>& fields, const std::string& id) {
+  constexpr size_t kMostNames = 256;
+  std::vector<std::string> fresh;
+  for (const std::string& field : fields) {
+    // "messages[3].cache_control" and the like are one field.
+    std::string name;
+    bool inside = false;
+    for (const char c : field) {
+      if (c == '[') inside = true;
+      if (!inside) name += c;
+      if (c == ']') inside = false;
+    }
+    metrics_->field_ignored(name);
+    const std::lock_guard lock(ignored_mutex_);
+    if (ignored_.size() < kMostNames && ignored_.insert(name).second) fresh.push_back(std::move(name));
+  }
+  if (!fresh.empty())
+    log_->write(LogLevel::kInfo, "fields_ignored", {{"id", id}, {"fields", fmt::format("{}", fmt::join(fresh, ", "))}});
+}
+
 void ServerImpl::work(const std::shared_ptr<Exchange>& exchange, std::function<void()> task) {
   post_work(*workers_, exchange->work, exchange, exchange->request.body.size() >= kHeavyBody, std::move(task),
             [exchange](const ApiError& error) { exchange->refuse(error); });

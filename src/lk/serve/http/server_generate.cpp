@@ -157,6 +157,7 @@ void prepare_and_submit(Generation& generation) {
       exchange->refuse(prepare_error(prepared, field, prompt, *exchange, *sequence));
       return false;
     }
+    sequence->asked.priority = request.priority;
     sequence->asked.user = static_cast<int64_t>(std::hash<std::string>()(request.user));
     sequences[index] = std::move(sequence);
     return true;
@@ -287,9 +288,7 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
                                .code = "insufficient_scope"});
     limit_unsaid(*parsed.value, server.options().max_answer_bytes, server.limiter().max_held_bytes());
     if (parsed.value->stream) answer->keep_alive();
-    if (const std::vector<std::string>& names = parsed.value->ignored_fields; !names.empty())
-      server.log().write(LogLevel::kDebug, "fields_ignored",
-                         {{"id", exchange->id}, {"fields", fmt::format("{}", fmt::join(names, ", "))}});
+    server.note_ignored(parsed.value->ignored_fields, exchange->id);
     const auto generation = std::make_shared<Generation>(
         Generation{exchange, answer, std::move(*parsed.value), {}, nullptr, std::move(body)});
     server.with_model(exchange, generation->request.model, [generation](AdapterRegistry::Resolved model) {
@@ -319,6 +318,7 @@ void ServerImpl::embeddings(const std::shared_ptr<Exchange>& exchange) {
     ApiResult<EmbeddingRequest> parsed = parse_embedding_request(exchange->request.body, server.api_defaults());
     exchange->request.body = {};
     if (!parsed.ok()) return exchange->refuse(parsed.error);
+    server.note_ignored(parsed.value->ignored_fields, exchange->id);
     const auto request = std::make_shared<EmbeddingRequest>(std::move(*parsed.value));
     if (const int64_t all = server.text().config().hidden_dim; request->dimensions > all)
       return exchange->refuse(
@@ -355,6 +355,7 @@ void ServerImpl::tokenize(const std::shared_ptr<Exchange>& exchange) {
     ApiResult<TokenizeRequest> parsed = parse_tokenize_request(exchange->request.body, server.api_defaults());
     exchange->request.body = {};
     if (!parsed.ok()) return exchange->refuse(parsed.error);
+    server.note_ignored(parsed.value->ignored_fields, exchange->id);
     const auto request = std::make_shared<TokenizeRequest>(std::move(*parsed.value));
     server.with_model(exchange, request->model, [exchange, request](const AdapterRegistry::Resolved& model) {
       const TextModel& text = exchange->server->text();
@@ -381,6 +382,7 @@ void ServerImpl::detokenize(const std::shared_ptr<Exchange>& exchange) {
     ApiResult<DetokenizeRequest> parsed = parse_detokenize_request(exchange->request.body, server.api_defaults());
     exchange->request.body = {};
     if (!parsed.ok()) return exchange->refuse(parsed.error);
+    server.note_ignored(parsed.value->ignored_fields, exchange->id);
     const auto request = std::make_shared<DetokenizeRequest>(std::move(*parsed.value));
     server.with_model(exchange, request->model, [exchange, request](const AdapterRegistry::Resolved& model) {
       const TextSide& side = exchange->server->side_of(model.adapter);

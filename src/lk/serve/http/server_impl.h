@@ -5,6 +5,7 @@
 #include <atomic>
 #include <functional>
 #include <mutex>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -91,6 +92,8 @@ class ServerImpl final : public Server {
     return adapter && adapter->text ? *adapter->text : text().base();
   }
   ApiDefaults api_defaults(const TextSide& side) const;
+  // Any thread: fields of a request that had no meaning here.
+  void note_ignored(const std::vector<std::string>& fields, const std::string& id);
   TenantLimiter& limiter() { return limiter_; }
   UsageLedger& ledger() { return usage_; }
   GrammarCache* grammars() { return grammars_.get(); }
@@ -179,8 +182,10 @@ class ServerImpl final : public Server {
   ApiDefaults defaults_;
   UsageLedger usage_;
   HeapTrimmer heap_;
-  std::string access_failure_;  // that was logged last; state thread
-  std::string own_change_;      // key or tenant that this server itself just changed; state thread
+  std::mutex ignored_mutex_;
+  std::set<std::string> ignored_;  // that the log has named
+  std::string access_failure_;     // that was logged last; state thread
+  std::string own_change_;         // key or tenant that this server itself just changed; state thread
   // Draining: /ready says no; refusing: nothing new; aborting: nothing that waits goes on.
   std::atomic<bool> ready_{false}, draining_{false}, refusing_{false}, aborting_{false};
   std::atomic<int64_t> open_streams_{0};

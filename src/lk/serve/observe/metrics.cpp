@@ -14,6 +14,8 @@ namespace {
 
 using namespace metrics_detail;
 
+constexpr int kMaxFieldLabels = 64;  // clients make them up
+
 constexpr std::string_view kFinishWords[] = {"stop", "length", "tool_calls", "cancelled", "deadline", "error"};
 
 std::string_view finish_word(std::string_view finish) {
@@ -94,6 +96,11 @@ class MetricsImpl final : public Metrics {
     const std::lock_guard lock(mutex_);
     ++state_.refused(reason, options_.max_label_values);
     if (!tenant.empty()) ++state_.tenants(tenant, options_.max_label_values).refused;
+  }
+
+  void field_ignored(std::string_view field) override {
+    const std::lock_guard lock(mutex_);
+    ++state_.ignored_fields(field, kMaxFieldLabels);
   }
 
   void http_request(std::string_view route, int status, double seconds) override {

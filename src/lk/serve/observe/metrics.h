@@ -50,6 +50,7 @@ class Metrics {
       double seconds) = 0;  // from the loss of its connection until the engine had freed what it held
   virtual void request_refused(std::string_view reason,
                                std::string_view tenant) = 0;  // "auth", "rate_limit", "overload", "invalid", ...
+  virtual void field_ignored(std::string_view field) = 0;
   virtual void http_request(std::string_view route, int status, double seconds) = 0;  // route pattern, not path
   virtual void adapter_load(double seconds, bool ok) = 0;
   virtual void state_write_failed() = 0;  // a change that could not be stored

@@ -174,6 +174,9 @@ void Exposition::write_own(MetricFamilies& out) const {
   for (const auto& [endpoint, count] : state.endpoints) out.add(number(count), {{"endpoint", endpoint}});
   out.counter("lorikeet_requests_refused_total", "Requests refused, by reason.");
   for (const auto& [reason, count] : state.refused) out.add(number(count), {{"reason", reason}});
+  out.counter("lorikeet_request_fields_ignored_total",
+              "Fields of requests that were ignored, by name; \"other\" is all beyond the cap of names.");
+  for (const auto& [field, count] : state.ignored_fields) out.add(number(count), {{"field", field}});
   out.histogram("lorikeet_abandoned_seconds", "From the loss of a client until all its request held was free.")
       .add(state.abandoned);
   out.counter("lorikeet_cached_prompt_tokens_total",

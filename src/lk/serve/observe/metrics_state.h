@@ -79,7 +79,7 @@ struct State {
   int64_t failed_loads = 0, failed_state_writes = 0;
   ByLabel<Usage> adapters, tenants;
   ByLabel<KeyUsage> keys;
-  ByLabel<int64_t> refused, endpoints;
+  ByLabel<int64_t> refused, endpoints, ignored_fields;
   ByLabel<Route> routes;
   // The highest value each mirrored total has had.
   std::map<std::string, double> mirrored;

@@ -13,7 +13,8 @@ namespace json = boost::json;
 std::string_view view(const json::string& text) { return {text.data(), text.size()}; }
 
 // The text parts of a content list, as they came: how a template gets them is its own matter.
-bool read_parts(const json::array& parts, const std::string& path, json::array& out, JsonErrors& errors) {
+bool read_parts(const json::array& parts, const std::string& path, json::array& out, std::vector<std::string>& ignored,
+                JsonErrors& errors) {
   for (size_t i = 0; i < parts.size(); ++i) {
     const std::string where = fmt::format("{}[{}]", path, i);
     if (!parts[i].is_object()) {
@@ -33,6 +34,7 @@ bool read_parts(const json::array& parts, const std::string& path, json::array& 
     const bool refusal = type->get_string() == "refusal";
     const json::value* text = refusal ? part.find("refusal") : part.find("text");
     if (text == nullptr || !text->is_string()) return part.fail(view(type->get_string()), "must be a string"), false;
+    add_ignored(part, ignored);
     if (refusal)
       out.push_back({{"type", "text"}, {"text", *text}});
     else
@@ -44,7 +46,8 @@ bool read_parts(const json::array& parts, const std::string& path, json::array& 
 bool is_blank(std::string_view text) { return text.find_first_not_of(" \t\r\n") == text.npos; }
 
 // {"id", "type", "function": {"name", "arguments"}}
-bool read_call(const json::value& value, const std::string& path, json::array& out, JsonErrors& errors) {
+bool read_call(const json::value& value, const std::string& path, json::array& out, std::vector<std::string>& ignored,
+               JsonErrors& errors) {
   if (!value.is_object()) {
     errors.set(path, fmt::format("\"{}\" must be an object, is {}", path, json_kind(value)));
     return false;
@@ -77,6 +80,9 @@ bool read_call(const json::value& value, const std::string& path, json::array& o
     }
   }
   if (fields.failed()) return false;
+  fields.mark_known("index");  // of a call as streams bring it
+  add_ignored(fields, ignored);
+  add_ignored(inner, ignored);
   json::object call{{"type", "function"}, {"function", {{"name", name}, {"arguments", std::move(arguments)}}}};
   if (!id.empty()) call["id"] = id;
   out.emplace_back(std::move(call));
@@ -108,7 +114,7 @@ bool read_message(const json::object& message, const std::string& path, json::ar
     if (!given->empty() && role != "assistant")
       fields.fail("tool_calls", "is only allowed in messages of the assistant");
     for (size_t i = 0; i < given->size(); ++i)
-      if (!read_call((*given)[i], fmt::format("{}.tool_calls[{}]", path, i), calls, errors)) return false;
+      if (!read_call((*given)[i], fmt::format("{}.tool_calls[{}]", path, i), calls, ignored, errors)) return false;
   }
   std::string refusal;
   fields.read("refusal", refusal);
@@ -124,7 +130,7 @@ bool read_message(const json::object& message, const std::string& path, json::ar
     rendered["content"] = *given;
   } else if (given->is_array()) {
     json::array parts;
-    read_parts(given->get_array(), path + ".content", parts, errors);
+    read_parts(given->get_array(), path + ".content", parts, ignored, errors);
     rendered["content"] = std::move(parts);
   } else {
     fields.wrong_kind("content", "a string or a list of text parts", *given);

@@ -92,6 +92,7 @@ struct GenerateRequest {
   bool include_reasoning = true;                       // show what was thought
   std::optional<ResumedAnswer> resumed;
   std::string user;
+  int64_t priority = 0;    // among the tenant's own that wait: lower ones first
   std::string cache_salt;  // requests share cached prompts only when these are equal (within a tenant)
   std::vector<std::string>
       ignored_fields;  // unknown, ignored as OpenAI and vLLM do; for the log: at most 16, names cut to 64 bytes
@@ -118,6 +119,7 @@ struct EmbeddingRequest {
   std::vector<TextRequest> inputs;
   bool base64 = false;
   int64_t dimensions = 0;  // 0 = all; fewer = the first n, normalised again
+  std::vector<std::string> ignored_fields;
 };
 ApiResult<EmbeddingRequest> parse_embedding_request(std::string_view body, const ApiDefaults& defaults);
 std::string format_embeddings(const EmbeddingRequest& request, const std::string& model,
@@ -127,6 +129,7 @@ struct TokenizeRequest {  // vLLM's /tokenize: prompt or messages
   std::string model;
   TextRequest input;
   bool return_token_strs = false;
+  std::vector<std::string> ignored_fields;
 };
 ApiResult<TokenizeRequest> parse_tokenize_request(std::string_view body, const ApiDefaults& defaults);
 std::string format_tokenize(const TokenizeRequest& request, const std::vector<int32_t>& tokens, int64_t context,
@@ -134,6 +137,7 @@ std::string format_tokenize(const TokenizeRequest& request, const std::vector<in
 struct DetokenizeRequest {
   std::string model;
   std::vector<int32_t> tokens;
+  std::vector<std::string> ignored_fields;
 };
 ApiResult<DetokenizeRequest> parse_detokenize_request(std::string_view body, const ApiDefaults& defaults);
 std::string format_detokenize(const std::string& text);

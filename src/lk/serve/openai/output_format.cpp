@@ -57,18 +57,26 @@ void read_constraints(RequestFields& fields, const ConstraintNames& names, Gener
   if (object) set_grammar(fields, fields.row(names.json_object).name, {Kind::kJsonObject, "", {}}, request);
 }
 
-void read_response_format(RequestFields& fields, GenerateRequest& request) {
-  const json::object* format = fields.object("response_format");
-  if (format == nullptr) return;
-  RequestFields inner(*format, kResponseFormatForm, "response_format", fields.errors());
+void read_format(RequestFields& inner, GenerateRequest& request) {
   std::string type;
   inner.read("type", type);
   if (type.empty()) return inner.fail("type", "is missing");
-  if (type == "json_object") return set_grammar(inner, "type", {Kind::kJsonObject, "", {}}, request);
-  if (type == "text") return;
+  if (type == "text") {
+    if (inner.has("schema") || inner.has("json_schema"))
+      inner.fail(inner.has("schema") ? "schema" : "json_schema", "says nothing of type \"text\"");
+    return;
+  }
+  if (inner.has("schema")) {
+    if (inner.has("json_schema")) return inner.fail("schema", "is a second schema");
+    return read_schema(inner, "schema", request);
+  }
+  if (type == "json_object") {
+    if (inner.has("json_schema")) return inner.fail("json_schema", "needs type \"json_schema\"");
+    return set_grammar(inner, "type", {Kind::kJsonObject, "", {}}, request);
+  }
   const json::object* wrapper = inner.object("json_schema");
   if (wrapper == nullptr) return inner.fail("json_schema", "is missing");
-  RequestFields schema(*wrapper, kJsonSchemaForm, "response_format.json_schema", fields.errors());
+  RequestFields schema(*wrapper, kJsonSchemaForm, "response_format.json_schema", inner.errors());
   std::string name, description;
   bool strict = true;  // schemas are always enforced
   schema.read("name", name);
@@ -76,6 +84,15 @@ void read_response_format(RequestFields& fields, GenerateRequest& request) {
   schema.read("strict", strict);
   if (!schema.has("schema")) return schema.fail("schema", "is missing");
   read_schema(schema, "schema", request);
+  add_ignored(schema, request.ignored_fields);
+}
+
+void read_response_format(RequestFields& fields, GenerateRequest& request) {
+  const json::object* format = fields.object("response_format");
+  if (format == nullptr) return;
+  RequestFields inner(*format, kResponseFormatForm, "response_format", fields.errors());
+  read_format(inner, request);
+  add_ignored(inner, request.ignored_fields);
 }
 
 }  // namespace
@@ -94,6 +111,11 @@ void read_output_format(RequestFields& fields, GenerateRequest& request) {
   read_response_format(fields, request);
   read_constraints(fields, {"guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_json_object"},
                    request);
+  // SGLang's and llama.cpp's names.
+  read_schema(fields, "json_schema", request);
+  read_source(fields, "regex", Kind::kRegex, request);
+  read_source(fields, "ebnf", Kind::kEbnf, request);
+  read_source(fields, "grammar", Kind::kEbnf, request);
   if (const json::object* outputs = fields.object("structured_outputs")) {
     RequestFields inner(*outputs, kStructuredOutputsForm, "structured_outputs", fields.errors());
     read_constraints(inner, {"json", "regex", "choice", "grammar", "json_object"}, request);

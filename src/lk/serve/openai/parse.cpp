@@ -60,6 +60,17 @@ void check_min_tokens(RequestFields& fields, TextRequest& text) {
   text.min_tokens = text.max_tokens;
 }
 
+// llama.cpp's max_tokens. Before max_tokens is read.
+void read_n_predict(RequestFields& fields, GenerateRequest& request, TextRequest& text) {
+  if (!fields.has("n_predict")) return;
+  int64_t most = -1;
+  fields.read("n_predict", most);
+  if (most == 0 && request.endpoint == Endpoint::kChat) fields.fail("n_predict", "must be at least 1, or -1");
+  text.max_tokens = most < 0 ? kUntilFull : most;
+  const bool overruled = fields.has("max_tokens") || (request.endpoint == Endpoint::kChat && request.says_length);
+  request.says_length = overruled || most >= 0;
+}
+
 // Every choice is a request of its own to the engine.
 void check_choices(RequestFields& fields, const GenerateRequest& request, size_t num_prompts,
                    const ApiDefaults& defaults) {
@@ -77,8 +88,11 @@ ApiError field_error(const JsonErrors& errors) {
   return {.status = 400, .message = errors.status().message(), .param = errors.path()};
 }
 
-void add_ignored(const JsonFields& fields, std::vector<std::string>& names) {
-  for (std::string& name : fields.unknown(16 - std::min<size_t>(16, names.size()))) names.push_back(std::move(name));
+void add_ignored(const RequestFields& fields, std::vector<std::string>& names) {
+  constexpr size_t kMost = 16;
+  for (const std::string& name : fields.ignored())
+    if (names.size() < kMost) names.push_back(name);
+  for (std::string& name : fields.unknown(kMost - std::min(kMost, names.size()))) names.push_back(std::move(name));
 }
 
 ApiResult<json::object> read_body(std::string_view body, json::storage_ptr storage) {
@@ -110,6 +124,7 @@ ApiResult<GenerateRequest> parse_chat_request(std::string_view body, const ApiDe
   fields.read("add_special_tokens", text.add_special_tokens);
   text.special_tokens_around_template = text.add_special_tokens;
   request.says_length = fields.has("max_tokens") || fields.has("max_completion_tokens");
+  read_n_predict(fields, request, text);
   fields.read("max_tokens", text.max_tokens);
   fields.read("max_completion_tokens", text.max_tokens);
   text.max_tokens = std::min(text.max_tokens, kUntilFull);
@@ -139,6 +154,7 @@ ApiResult<GenerateRequest> parse_completion_request(std::string_view body, const
   TextRequest text{.max_tokens = 16};
   read_common(fields, defaults, request, text);
   fields.read("add_special_tokens", text.add_special_tokens);
+  read_n_predict(fields, request, text);
   fields.read("max_tokens", text.max_tokens);
   text.max_tokens = std::min(text.max_tokens, kUntilFull);
   if (text.max_tokens == 0 && !request.echo && !request.prompt_logprobs)
@@ -170,10 +186,12 @@ ApiResult<EmbeddingRequest> parse_embedding_request(std::string_view body, const
   fields.read("encoding_format", format);
   request.base64 = format == "base64";
   fields.read("dimensions", request.dimensions);
-  fields.read("truncate_prompt_tokens", text.truncate_prompt_tokens);
+  read_truncation(fields, text);
   fields.read("add_special_tokens", text.add_special_tokens);
+  fields.refuse_others();
   read_prompts(fields, "input", defaults, text, request.inputs);
   if (errors.failed()) return field_error(errors);
+  add_ignored(fields, request.ignored_fields);
   return request;
 }
 
@@ -185,24 +203,24 @@ ApiResult<TokenizeRequest> parse_tokenize_request(std::string_view body, const A
   RequestFields fields(*root.value, kTokenizeForm, "", errors);
   TokenizeRequest request;
   TextRequest& text = request.input;
-  std::vector<std::string> ignored;
   fields.read("model", request.model);
   fields.read("return_token_strs", request.return_token_strs);
   fields.read("prompt", text.prompt);
   if (fields.has("messages")) {
     if (fields.has("prompt")) fields.fail("prompt", "and \"messages\" exclude each other");
     text.add_special_tokens = false;
-    read_messages(fields, text, ignored);
+    read_messages(fields, text, request.ignored_fields);
   } else if (!fields.has("prompt")) {
     fields.fail("prompt", "is missing");
   }
   // A prompt has no use for these, but they may not be wrong.
   read_template_fields(fields, text);
-  read_tool_list(fields, text.tools);
+  read_tool_list(fields, text.tools, request.ignored_fields);
   fields.refuse_others();
   fields.read("add_special_tokens", text.add_special_tokens);
   text.special_tokens_around_template = text.add_special_tokens && fields.has("messages");
   if (errors.failed()) return field_error(errors);
+  add_ignored(fields, request.ignored_fields);
   return request;
 }
 
@@ -217,6 +235,7 @@ ApiResult<DetokenizeRequest> parse_detokenize_request(std::string_view body, con
   if (!fields.has("tokens")) fields.fail("tokens", "is missing");
   fields.read("tokens", request.tokens, vocab_size(defaults));
   if (errors.failed()) return field_error(errors);
+  add_ignored(fields, request.ignored_fields);
   return request;
 }
 

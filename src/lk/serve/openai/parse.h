@@ -19,6 +19,9 @@ int64_t vocab_size(const ApiDefaults& defaults);
 // sampling_fields.cpp: fields that chat and completion requests share, except max_tokens and logprobs.
 void read_common(RequestFields& fields, const ApiDefaults& defaults, GenerateRequest& request, TextRequest& text);
 
+// truncate_prompt_tokens, truncation_side.
+void read_truncation(RequestFields& fields, TextRequest& text);
+
 // messages.cpp: messages in the form that chat templates expect (content is a string, arguments are objects).
 void read_messages(RequestFields& fields, TextRequest& text, std::vector<std::string>& ignored);
 // add_generation_prompt, continue_final_message, chat_template_kwargs, documents, reasoning_effort.
@@ -26,7 +29,7 @@ void read_template_fields(RequestFields& fields, TextRequest& text);
 
 // tools.cpp: tools, tool_choice, parallel_tool_calls. May set the grammar.
 void read_tools(RequestFields& fields, const ApiDefaults& defaults, GenerateRequest& request, TextRequest& text);
-void read_tool_list(RequestFields& fields, boost::json::array& tools);
+void read_tool_list(RequestFields& fields, boost::json::array& tools, std::vector<std::string>& ignored);
 
 // The template that the request renders; null when there is none, or the name is not known (that is refused where it is
 // rendered).
@@ -43,7 +46,7 @@ void set_grammar(JsonFields& fields, std::string_view key, GrammarSpec spec, Gen
 // What is wrong with a request, as its client hears of it.
 ApiError field_error(const JsonErrors& errors);
 // Fields that are ignored, for the log: at most 16 of a request.
-void add_ignored(const JsonFields& fields, std::vector<std::string>& names);
+void add_ignored(const RequestFields& fields, std::vector<std::string>& names);
 
 // The body as an object in `storage`, or the error.
 ApiResult<boost::json::object> read_body(std::string_view body, boost::json::storage_ptr storage);

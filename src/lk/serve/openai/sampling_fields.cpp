@@ -81,6 +81,15 @@ int64_t vocab_size(const ApiDefaults& defaults) {
   return defaults.vocab_size > 0 ? defaults.vocab_size : std::numeric_limits<int32_t>::max();
 }
 
+void read_truncation(RequestFields& fields, TextRequest& text) {
+  fields.read("truncate_prompt_tokens", text.truncate_prompt_tokens);
+  if (fields.has("truncate_prompt_tokens") && text.truncate_prompt_tokens == 0)
+    fields.fail("truncate_prompt_tokens", "must be at least 1, or -1");
+  std::string side = "left";
+  fields.read("truncation_side", side);
+  text.truncate_right = side == "right";
+}
+
 void read_common(RequestFields& fields, const ApiDefaults& defaults, GenerateRequest& request, TextRequest& text) {
   const int64_t vocab = vocab_size(defaults);
   fields.read("model", request.model);
@@ -101,7 +110,10 @@ void read_common(RequestFields& fields, const ApiDefaults& defaults, GenerateReq
   if (fields.has("allowed_token_ids") && text.allowed_token_ids.empty())
     fields.fail("allowed_token_ids", "must not be empty");
   fields.read("min_tokens", text.min_tokens);
-  fields.read("truncate_prompt_tokens", text.truncate_prompt_tokens);
+  fields.read("bad_words", text.bad_words);
+  fields.read("priority", request.priority);
+  read_truncation(fields, text);
+  fields.read("no_stop_trim", text.include_stop_string);
   fields.read("include_stop_str_in_output", text.include_stop_string);
   fields.read("ignore_eos", text.ignore_eos);
   fields.read("skip_special_tokens", text.skip_special_tokens);

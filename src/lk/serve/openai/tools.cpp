@@ -99,7 +99,7 @@ void force_function(RequestFields& fields, const json::object& choice, GenerateR
 
 }  // namespace
 
-void read_tool_list(RequestFields& fields, json::array& tools) {
+void read_tool_list(RequestFields& fields, json::array& tools, std::vector<std::string>& ignored) {
   const json::array* given = fields.array("tools");
   if (given == nullptr) return;
   std::set<std::string> names;
@@ -122,6 +122,8 @@ void read_tool_list(RequestFields& fields, json::array& tools) {
     inner.object("parameters");
     bool strict = false;
     inner.read("strict", strict);
+    add_ignored(outer, ignored);
+    add_ignored(inner, ignored);
   }
   if (!fields.failed()) tools = *given;
 }
@@ -133,7 +135,7 @@ const ChatTemplates::Entry* template_of(const ChatTemplates* templates, const Te
 }
 
 void read_tools(RequestFields& fields, const ApiDefaults& defaults, GenerateRequest& request, TextRequest& text) {
-  read_tool_list(fields, text.tools);
+  read_tool_list(fields, text.tools, request.ignored_fields);
   fields.read("parallel_tool_calls", request.parallel_tool_calls);
   const json::value* choice = fields.find("tool_choice");
   if (fields.failed()) return;

@@ -407,7 +407,8 @@ function keepAtEnd(change) {
 async function answer(model, turn, container, signal) {
   const text = element('p', { className: 'text waiting' });
   const figures = element('p', { className: 'figures' });
-  const box = element('div', { className: 'answer' }, element('h3', { text: model }), text, figures);
+  const thoughts = element('p', { className: 'text thoughts' });
+  const box = element('div', { className: 'answer' }, element('h3', { text: model }), thoughts, text, figures);
   container.append(box);
   const start = performance.now();
   let first = 0, tokens = 0, finish = '', content = '';
@@ -416,6 +417,11 @@ async function answer(model, turn, container, signal) {
     await readEvents(await request('POST', path, body, signal), (event) => {
       if (event.error) throw new ApiFailure(500, event.error.message ?? 'the server reported an error');
       const choice = event.choices?.[0];
+      const thought = choice?.delta?.reasoning ?? '';
+      if (thought) {
+        first ||= performance.now();
+        keepAtEnd(() => thoughts.append(thought));
+      }
       const piece = choice?.delta?.content ?? choice?.text ?? '';
       if (piece) {
         first ||= performance.now();
