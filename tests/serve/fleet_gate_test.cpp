@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <future>
+
 #include "lk/cluster/fleet_headers.h"
 #include "lk/serve/access/principal_json.h"
 #include "lk/serve/http/routes.h"
@@ -195,6 +197,35 @@ TEST_F(FleetGateTest, KeysThatReplicasJudgeMustBeThere) {
   HttpRequest other = head("POST", "/v1/completions", "lk-abcdefghijkl-secret");
   ASSERT_EQ(ask(other, "{}"), 200);
   EXPECT_EQ(entry(other).account, "key lk-abcdefghijkl") << "nothing of its secret";
+}
+
+// Lists that wait to be merged: one who asks for many leaves room for others.
+TEST_F(FleetGateTest, WorkIsBoundedAndShared) {
+  make();
+  HttpRequest many = head("GET", "/v1/models"), other = many;
+  other.peer_account = "10.0.0.2";
+  ASSERT_EQ(status(many), 200);
+  ASSERT_FALSE(gate_->judge(many));
+  ASSERT_FALSE(gate_->judge(other));
+  std::promise<void> begun, go_on, done;
+  const auto refused = [] { ADD_FAILURE() << "nothing waits so long"; };
+  ASSERT_TRUE(gate_->work(
+      entry(many),
+      [&] {
+        begun.set_value();
+        go_on.get_future().wait();
+      },
+      refused));
+  begun.get_future().wait();
+  int taken = 0;
+  while (taken < 100'000 && gate_->work(
+                                entry(many), [] {}, refused))
+    ++taken;
+  EXPECT_EQ(taken, 256);
+  EXPECT_TRUE(gate_->work(
+      entry(other), [&] { done.set_value(); }, refused));
+  go_on.set_value();
+  done.get_future().wait();
 }
 
 // What it is told to judge by may have no key yet, or no more.

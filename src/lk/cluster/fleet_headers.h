@@ -16,4 +16,7 @@ inline constexpr const char* kRouterHeader = "x-lorikeet-router";   // the route
 // From a replica:
 inline constexpr const char* kTokensHeader = "x-lorikeet-tokens";  // of prompt and output that a whole answer took
 
+// From a router:
+inline constexpr const char* kReplicasHeader = "x-lorikeet-replicas";  // "2/3": so many of all had part in the answer
+
 }  // namespace lk

@@ -9,9 +9,11 @@
 namespace lk {
 
 // Asks all replicas that live and answers once with what they said: lists merged (kModelList, kAdapterList,
-// kUsageList); of a look-up (kWhoKnows) the first that was found; of a change (kEverywhere) the first refusal, or the
-// first answer if all agree, and `x-lorikeet-replicas: 2/3`; with shared adapters one is asked (but to pin). What no
-// replica answers is 503.
+// kUsageList); of a look-up (kWhoKnows) the first that was found, or why not: a replica that could not be asked before
+// one that does not know it; of a change (kEverywhere) the first refusal, or the first answer if all agree; with shared
+// adapters one is asked (but to pin). `x-lorikeet-replicas: 2/3` says how many replicas' answer it is, but of what was
+// found. Without a replica to ask it is 503. Lists and look-ups are bounded (GatherBounds), and dropped when their
+// client leaves.
 void gather(const RelayContext& context, RoutedAs how, HttpRequest request, std::shared_ptr<HttpReply> reply,
             std::string id);
 

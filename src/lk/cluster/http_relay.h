@@ -17,6 +17,8 @@
 
 namespace lk {
 
+class GatherBounds;
+
 struct RouterCounters {
   std::atomic<int64_t> requests{0}, streams{0}, mismatches{0}, broken{0}, refused{0}, in_flight{0};
 };
@@ -29,7 +31,10 @@ struct RelayContext {
   RouterCounters& counters;
   MoveLog& moves;
   std::function<void(int shard, std::function<void()> task)> post;  // thread safe
-  std::function<void(std::function<void()> task)> work;             // thread safe: what takes long, off the io threads
+  // RouterGate::work().
+  std::function<bool(const RouterEntry& entry, std::function<void()> run, std::function<void()> refuse)> work;
+  GatherBounds& bounds;
+  const std::atomic<bool>& closed;  // nobody is asked for anything, and nobody answered, any more
   void log(std::string_view event, std::string_view detail) const {
     if (options.log) options.log(event, detail);
   }

@@ -17,6 +17,7 @@
 #include "lk/cluster/fleet_figures.h"
 #include "lk/cluster/fleet_headers.h"
 #include "lk/cluster/gather.h"
+#include "lk/cluster/gather_bounds.h"
 #include "lk/cluster/http_relay.h"
 #include "lk/cluster/router_error.h"
 #include "lk/net/http_client.h"
@@ -52,13 +53,10 @@ class RouterImpl final : public Router {
     context_ = std::make_unique<RelayContext>(
         RelayContext{*fleet_, *client_, options_, counters_, moves_,
                      [this](int shard, std::function<void()> task) { http_->post(shard, std::move(task)); },
-                     [this](std::function<void()> task) {
-                       if (closed_) return;  // nobody is answered any more
-                       lists_->submit(0, [task = std::move(task)](const std::stop_token&) {
-                         run_guarded("a list", task);
-                         return Workshop::Finish();
-                       });
-                     }});
+                     [this](const RouterEntry& entry, std::function<void()> run, std::function<void()> refuse) {
+                       return gate_->work(entry, std::move(run), std::move(refuse));
+                     },
+                     bounds_, closed_});
     HttpServerOptions http{.listen = options_.listen,
                            .num_shards = options_.io_threads,
                            .limits = options_.limits,
@@ -87,8 +85,8 @@ class RouterImpl final : public Router {
       end_relays();
       gate_->stop();
     }
-    lists_.reset();   // no shard gives it anything after end_relays(); what it has in hand posts to the server
-    client_.reset();  // its callbacks post to the server
+    figures_.reset();  // no shard gives it anything after end_relays(); what it has in hand posts to the server
+    client_.reset();   // its callbacks post to the server
     http_.reset();
   }
 
@@ -227,7 +225,7 @@ class RouterImpl final : public Router {
         if (fleet_->life(replica, now) == FleetView::Life::kSilent && now - exchange.second > kListenAgain)
           silent.push_back(replica);
       lock.unlock();
-      lists_->collect();
+      figures_->collect();
       for (const int replica : silent) listen_again(replica);
       for (const int replica : due) {
         const std::string url = fleet_->url(replica);
@@ -309,7 +307,7 @@ class RouterImpl final : public Router {
     }
     const bool is_status = path == "/v1/status" || path == "/v1/fleet/status";
     if (is_status || path == "/metrics")
-      return context_->work([this, is_status, reply = std::move(reply), shard]() mutable {
+      return look([this, is_status, reply = std::move(reply), shard]() mutable {
         const auto response = std::make_shared<HttpResponse>();
         if (!is_status) response->content_type = "text/plain; version=0.0.4; charset=utf-8";
         response->body = is_status ? fleet_status(figures()) : fleet_metrics(figures()) + gate_->metrics();
@@ -317,6 +315,15 @@ class RouterImpl final : public Router {
       });
     gate_->answer(std::move(request), std::move(reply),
                   [this, shard](std::function<void()> task) { http_->post(shard, std::move(task)); });
+  }
+
+  // On a thread that nothing else keeps busy: who watches sees the router also when it has much to do.
+  void look(std::function<void()> task) {
+    if (closed_) return;  // nobody is answered any more
+    figures_->submit(0, [task = std::move(task)](const std::stop_token&) {
+      run_guarded("figures", task);
+      return Workshop::Finish();
+    });
   }
 
   void relay(HttpRequest request, std::shared_ptr<HttpReply> reply, std::string id) {
@@ -342,6 +349,7 @@ class RouterImpl final : public Router {
   const Clock::time_point started_ = Clock::now();
   RouterCounters counters_;
   MoveLog moves_;
+  GatherBounds bounds_;
   std::atomic<int> num_routers_{1};
   const std::unique_ptr<RouterGate> gate_;  // outlives the requests that it let in
   std::unique_ptr<FleetView> fleet_;
@@ -361,7 +369,7 @@ class RouterImpl final : public Router {
   std::unordered_map<int, std::string> failures_;                                   // that were logged last
   std::unordered_map<int, FleetView::Life> lives_;                                  // the ticker's only
   std::thread ticker_;
-  std::optional<Workshop> lists_{std::vector<Workshop::Bench>{{.name = "lk-route-lists"}}};  // its jobs use the others
+  std::optional<Workshop> figures_{std::vector<Workshop::Bench>{{.name = "lk-route-look"}}};  // its jobs use the others
 };
 
 }  // namespace

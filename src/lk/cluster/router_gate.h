@@ -28,6 +28,8 @@ enum class RoutedAs : uint8_t {
 class RouterEntry : public HttpAdmission {
  public:
   RoutedAs how = RoutedAs::kOne;
+  std::string payer;      // who shares bounded things with others: the account, or the peer
+  double weight = 1;      // the payer's
   std::string account;    // whose bytes wait for their reader; "" = the peer's
   bool is_known = false;  // its key was judged here: `identity` goes on instead
   HttpHeaders identity;   // by which replicas know the router, and the client if it is known
@@ -48,6 +50,10 @@ class RouterGate {
   // What is the router's own and says nothing of replicas. On a shard's thread; `post` runs a task there later.
   virtual void answer(HttpRequest request, std::shared_ptr<HttpReply> reply,
                       std::function<void(std::function<void()> task)> post) = 0;
+  // Runs what takes long for a request that was let in, off the shards: bounded, and in turn between payers by weight.
+  // False: there is no room, and neither is called. `refuse` is called instead of `run` when that waited too long. On a
+  // shard's thread.
+  virtual bool work(const RouterEntry& entry, std::function<void()> run, std::function<void()> refuse) = 0;
   // Of all limits this router has part number `rank` of `count`: so many routers are there. Any thread.
   virtual void set_share(int rank, int count) = 0;
   // Ends its threads: nothing is posted after this. Once.

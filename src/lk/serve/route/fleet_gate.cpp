@@ -22,6 +22,7 @@
 #include "lk/serve/http/browser_guard.h"
 #include "lk/serve/http/console.h"
 #include "lk/serve/http/refusals.h"
+#include "lk/serve/http/work_queue.h"
 
 namespace lk {
 namespace {
@@ -33,6 +34,9 @@ constexpr int64_t kMaxHeldBytes = int64_t{256} << 20;
 constexpr int64_t kMaxOtherBody = 64 << 10;
 constexpr std::chrono::milliseconds kAccessInterval{1000};
 constexpr std::chrono::milliseconds kStatePatience{2000};
+// Lists of replicas that wait to be merged.
+constexpr int64_t kMostTasks = 256;
+constexpr std::chrono::seconds kTaskPatience{30};
 constexpr int64_t kBytesPerToken = 4;  // of English text, and more than JSON around it has
 // More answers than any server gives at once.
 constexpr int64_t kMostChoices = 1 << 20;
@@ -108,7 +112,12 @@ class Entry final : public RouterEntry {
 class FleetGateImpl final : public FleetGate {
  public:
   FleetGateImpl(const FleetGateOptions& options, std::unique_ptr<StateStore> store)
-      : options_(options), store_(std::move(store)), limiter_(kMaxHeldBytes) {}
+      : options_(options),
+        store_(std::move(store)),
+        limiter_(kMaxHeldBytes),
+        work_(
+            {.num_threads = 1, .thread_name = "lk-route-lists", .max_waiting = kMostTasks, .max_wait = kTaskPatience}) {
+  }
 
   Status start() {
     LK_ASSIGN_OR_RETURN(browser_, BrowserGuard::create({}));
@@ -128,6 +137,16 @@ class FleetGateImpl final : public FleetGate {
   }
   void stop() override {
     if (state_) state_->stop();
+    work_.stop();
+  }
+
+  bool work(const RouterEntry& entry, std::function<void()> run, std::function<void()> refuse) override {
+    return work_
+        .post({.tenant = entry.payer,
+               .weight = entry.weight,
+               .run = std::move(run),
+               .refuse = [refuse = std::move(refuse)](const Status&) { refuse(); }})
+        .status.ok();
   }
 
   bool open() const override { return !access_ && options_.fleet_key.empty(); }
@@ -229,6 +248,7 @@ class FleetGateImpl final : public FleetGate {
 
     auto entry = std::make_shared<Entry>(access == Access::kInfer ? options_.max_body_bytes : kMaxOtherBody);
     entry->how = how;
+    entry->weight = who.tenant->weight;
     entry->who = who;
     if (!options_.fleet_key.empty()) entry->identity.emplace_back(kFleetKeyHeader, options_.fleet_key);
     if (!access_) entry->account = account_of_key(head);
@@ -243,6 +263,7 @@ class FleetGateImpl final : public FleetGate {
       entry->account = "tenant " + who.tenant->name;
       entry->identity.emplace_back(kPrincipalHeader, std::move(text));
     }
+    entry->payer = entry->account.empty() ? "peer " + head.peer_account : entry->account;
     if (route && route->cost != Cost::kNothing) {
       entry->infers = access == Access::kInfer;
       entry->is_charged = route->cost == Cost::kInference;
@@ -334,6 +355,7 @@ class FleetGateImpl final : public FleetGate {
   const FleetGateOptions options_;
   const std::unique_ptr<StateStore> store_;
   TenantLimiter limiter_;
+  WorkQueue work_;
   BrowserGuard browser_;
   std::unique_ptr<AccessControl> access_;
   mutable std::mutex mutex_;
