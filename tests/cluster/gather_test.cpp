@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <future>
 #include <mutex>
@@ -32,6 +33,8 @@ class Replica {
   }
   std::string url() const { return "http://" + server_->address(0); }
   void say(const std::string& path, int status, std::string body) { answers_[path] = {status, std::move(body)}; }
+  std::string tokens;               // that it says its answers took
+  std::vector<std::string> bodies;  // that were sent, of those that were answered
   // Until so many requests wait here.
   bool wait_for(int waiting) {
     std::unique_lock lock(mutex_);
@@ -42,11 +45,15 @@ class Replica {
   void handle(const HttpRequest& request, std::shared_ptr<HttpReply> reply) {
     if (request.path == "/v1/fleet/state") {
       reply->begin_stream(200, {}, "text/event-stream");
-      reply->write("data: " + format_report({.id = id_, .ready = true}, nullptr) + "\n\n");
+      reply->write("data: " + format_report({.id = id_, .ready = true, .context = 100}, nullptr) + "\n\n");
       return held_.push_back(std::move(reply));
     }
     if (const auto found = answers_.find(request.path); found != answers_.end()) {
       HttpResponse response{.status = found->second.first};
+      if (request.method == "POST") {
+        response.headers.emplace_back(kTokensHeader, tokens);
+        bodies.push_back(request.body);
+      }
       response.parts = split_into_parts(found->second.second);
       return reply->respond(std::move(response));
     }
@@ -75,7 +82,11 @@ class Entry final : public RouterEntry {
  public:
   std::optional<HttpResponse> on_body(int64_t) override { return std::nullopt; }
   std::optional<HttpResponse> admit(const RequestFacts*, int64_t, int64_t) override { return std::nullopt; }
-  void finish(int64_t, bool) override {}
+  void finish(int64_t used_tokens, bool) override { used_ = used_tokens; }
+  static int64_t used() { return used_; }  // of the last answer
+
+ private:
+  static inline std::atomic<int64_t> used_{-1};
 };
 
 // Lets everybody in: what they ask for is said by the path, who they are by a header.
@@ -86,6 +97,7 @@ class Gate final : public RouterGate {
     entry->how = head.path.starts_with("/list")    ? RoutedAs::kModelList
                  : head.path.starts_with("/usage") ? RoutedAs::kUsageList
                  : head.path.starts_with("/one")   ? RoutedAs::kWhoKnows
+                 : head.method == "POST"           ? RoutedAs::kOne
                                                    : RoutedAs::kOwn;
     entry->payer = head.header("payer");
     head.admission = std::move(entry);
@@ -130,7 +142,7 @@ class GatherTest : public ::testing::Test {
     int64_t id = 0;
     std::future<Answer> answer;
   };
-  Asked send(const std::string& path, const std::string& payer = "someone") {
+  Asked send(const std::string& path, const std::string& payer = "someone", const std::string& body = "") {
     const auto done = std::make_shared<std::promise<Answer>>();
     const auto answer = std::make_shared<Answer>();
     ClientCallbacks callbacks;
@@ -141,11 +153,13 @@ class GatherTest : public ::testing::Test {
     callbacks.on_data = [answer](std::string_view bytes) { answer->body += bytes; };
     callbacks.on_done = [answer, done](const Status&) { done->set_value(*answer); };
     Asked asked{.answer = done->get_future()};
-    asked.id = client_->send({.method = "GET",
-                              .url = "http://" + router_->address(0) + path,
-                              .headers = {{"payer", payer}},
-                              .timeout = kPatience},
-                             std::move(callbacks));
+    asked.id = client_->send(
+        {.method = body.empty() ? "GET" : "POST",
+         .url = "http://" + router_->address(0) + path,
+         .headers = {{"payer", payer}, {"x-request-id", "chosen-twice"}, {"content-type", "application/json"}},
+         .body = body,
+         .timeout = kPatience},
+        std::move(callbacks));
     return asked;
   }
   Answer get(const std::string& path, const std::string& payer = "someone") { return send(path, payer).answer.get(); }
@@ -212,6 +226,30 @@ TEST_F(GatherTest, WhoLeavesIsAskedForNoLonger) {
   client_->cancel(asked.id);
   EXPECT_TRUE(a_.wait_for(0));
   EXPECT_TRUE(b_.wait_for(0));
+}
+
+TEST_F(GatherTest, WhatAReplicaSaysThatAnAnswerTookIsWithinReason) {
+  a_.say("/v1/embeddings", 200, "{}");
+  b_.say("/v1/embeddings", 200, "{}");
+  start();
+  for (const auto& [told, used] : {std::pair("70", 70), {"-5", 0}, {"9223372036854775807", 200}, {"x", 0}}) {
+    a_.tokens = b_.tokens = told;
+    ASSERT_EQ(send("/v1/embeddings", "someone", R"({"input":["a","b"]})").answer.get().status, 200);
+    EXPECT_EQ(Entry::used(), used) << told;
+  }
+}
+
+TEST_F(GatherTest, EqualIdsOfRequestsMakeNoEqualAnswers) {
+  for (Replica* replica : {&a_, &b_}) replica->say("/v1/completions", 400, "{}");
+  start();
+  for (int i = 0; i < 2; ++i)
+    ASSERT_EQ(send("/v1/completions", "someone", R"({"stream":true})").answer.get().status, 400);
+  std::vector<std::string> bodies = a_.bodies;
+  bodies.insert(bodies.end(), b_.bodies.begin(), b_.bodies.end());
+  ASSERT_GE(bodies.size(), 2u);
+  EXPECT_THAT(bodies[0], HasSubstr("\"seed\":"));
+  const auto seed = [](const std::string& body) { return body.substr(body.find("\"seed\":"), 20); };
+  EXPECT_NE(seed(bodies[0]), seed(bodies[1]));
 }
 
 TEST_F(GatherTest, OnePayerLeavesRoomForOthersAndForFigures) {

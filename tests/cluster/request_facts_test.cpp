@@ -14,7 +14,7 @@ TEST(RequestFactsTest, FindsWhatRoutersNeed) {
   EXPECT_EQ(facts->model, "sql");
   EXPECT_TRUE(facts->stream);
   EXPECT_EQ(facts->n, 3);
-  EXPECT_EQ(facts->max_tokens, 77);
+  EXPECT_EQ(facts->max_completion_tokens, 77);
   EXPECT_EQ(read_request_facts(R"({"model":"a\u0062\"c"})")->model, "ab\"c");
   EXPECT_EQ(read_request_facts(R"({"mod\u0065l":"x"})")->model, "x");
   EXPECT_EQ(read_request_facts(R"({"model":"a","model":"b","stream":"true"})")->model, "a");
@@ -24,6 +24,21 @@ TEST(RequestFactsTest, FindsWhatRoutersNeed) {
   EXPECT_EQ(read_request_facts(R"({"max_tokens": 1e3 })")->max_tokens, 1000);
   EXPECT_EQ(read_request_facts(R"({"max_tokens":1e300})")->max_tokens, 1'000'000'000'000'000);
   EXPECT_FALSE(read_request_facts(R"({"max_tokens":"9"})")->max_tokens);
+}
+
+// As replicas read them: what is written twice, or under another route's name, asks for no less.
+TEST(RequestFactsTest, LengthsAreThoseOfTheRoute) {
+  const auto limit = [](const std::string& path, const std::string& body) {
+    return read_request_facts(body)->output_limit(path);
+  };
+  const std::string chat = "/v1/chat/completions", text = "/v1/completions";
+  EXPECT_EQ(limit(text, R"({"max_completion_tokens":1,"max_tokens":400})"), 400);
+  EXPECT_EQ(limit(text, R"({"max_completion_tokens":400})"), 16);
+  EXPECT_EQ(limit(text, "{}"), 16);
+  EXPECT_EQ(limit(chat, R"({"max_tokens":1,"max_completion_tokens":400})"), 400);
+  EXPECT_EQ(limit(chat, R"({"max_tokens":1,"max_tokens":400})"), 400);
+  EXPECT_FALSE(limit(chat, "{}"));
+  EXPECT_EQ(read_request_facts(R"({"n":1,"n":3})")->n, 3);
 }
 
 // What a tenant is charged for must not depend on how it is written.

@@ -7,6 +7,7 @@
 #include <boost/json.hpp>
 #include <charconv>
 #include <ctime>
+#include <random>
 
 #include "lk/base/json_text.h"
 #include "lk/base/rng.h"
@@ -76,6 +77,12 @@ const char* name_of(Relay::Why why, bool in_mid_answer) {
   }
 }
 
+// Of an answer whose request names none. Not made of the request's id, which a client may have chosen, and twice.
+uint64_t fresh_seed() {
+  thread_local std::random_device source;
+  return (uint64_t{source()} << 32 | source()) >> 11;  // 53 bits: exact in JSON
+}
+
 bool is_generation(const HttpRequest& request) {
   return request.path == "/v1/chat/completions" || request.path == "/v1/completions";
 }
@@ -102,7 +109,7 @@ HttpRelay::HttpRelay(const RelayContext& context, HttpRequest request, std::shar
       reply_(std::move(reply)),
       id_(std::move(id)),
       created_(std::time(nullptr)),
-      seed_(random_bits(std::hash<std::string>()(id_), 0) >> 11),
+      seed_(fresh_seed()),
       facts_(request_.method == "POST" ? read_request_facts(request_.body) : std::nullopt),
       streams_(facts_ && facts_->stream && is_generation(request_)),
       relay_(context.fleet, *this, {.streams = streams_, .exact_only = context.options.exact_only}) {
@@ -125,7 +132,8 @@ void HttpRelay::start() {
     // No name is longer that anybody has: what is, is refused where it arrives.
     if (facts_->model.size() <= kLongestName && !context_.fleet.is_base(facts_->model)) routed.adapter = facts_->model;
     const double predicted = context_.fleet.predicted_output(routed.adapter);
-    const double most = facts_->max_tokens ? static_cast<double>(std::max<int64_t>(0, *facts_->max_tokens)) : predicted;
+    const std::optional<int64_t> limit = facts_->output_limit(request_.path);
+    const double most = limit ? static_cast<double>(std::max<int64_t>(0, *limit)) : predicted;
     routed.predicted_output = std::min(predicted, most) * static_cast<double>(std::clamp<int64_t>(facts_->n, 1, 1024));
   }
   routed.prompt_tokens = static_cast<double>(request_.body.size()) / kBytesPerToken;
@@ -269,7 +277,8 @@ void HttpRelay::on_whole(Relay::SourceId source, Exchange& exchange) {
                          .content_type = std::string(header_of(exchange.headers, "content-type")),
                          .body = std::move(exchange.body)};
   if (const std::string_view tokens = header_of(exchange.headers, kTokensHeader); !tokens.empty())
-    (void)std::from_chars(tokens.data(), tokens.data() + tokens.size(), used_tokens_);
+    if (int64_t told = 0; std::from_chars(tokens.data(), tokens.data() + tokens.size(), told).ec == std::errc())
+      used_tokens_ = std::clamp<int64_t>(told, 0, most_tokens());
   const int status = exchange.status, replica = exchange.replica;
   const bool is_busy = status == 502 || status == 503 || status == 504;
   // Somebody else has it in memory.
@@ -283,10 +292,19 @@ void HttpRelay::on_whole(Relay::SourceId source, Exchange& exchange) {
   lost(source, fmt::format("it answered {}", status), status == 400);
 }
 
+// What a replica may say that an answer took.
+int64_t HttpRelay::most_tokens() const {
+  static constexpr int64_t kMostChoices = 1 << 20, kMostContext = 1 << 22;
+  const auto count = [](int64_t given) { return std::clamp<int64_t>(given, 1, kMostChoices); };
+  const int64_t answers = facts_ ? std::min(count(facts_->n) * count(facts_->prompts), kMostChoices) : 1;
+  return answers * std::clamp<int64_t>(context_.fleet.context(), 0, kMostContext);
+}
+
 // What it took, once: before who has the answer asks the next.
 void HttpRelay::settle(bool client_left) {
   for (const AnswerLog::Choice& choice : relay_.log().choices())
-    used_tokens_ += std::ssize(choice.tokens) + (choice.prompt ? choice.prompt->tokens : 0);
+    used_tokens_ +=
+        std::ssize(choice.tokens) + (choice.prompt ? std::clamp<int64_t>(choice.prompt->tokens, 0, most_tokens()) : 0);
   entry_of(request_).finish(std::exchange(used_tokens_, 0), client_left);
 }
 

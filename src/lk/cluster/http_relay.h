@@ -74,6 +74,7 @@ class HttpRelay final : public Relay::Host, public std::enable_shared_from_this<
     std::unique_ptr<CommitReader> reader;
   };
   void settle(bool client_left = false);
+  int64_t most_tokens() const;
   void ping(const Exchange& exchange);
   ClientRequest to_replica(const Relay::Source& source) const;
   void on_head(Relay::SourceId source, int status, const HttpHeaders& headers);

@@ -127,20 +127,28 @@ std::optional<RequestFacts> read_request_facts(std::string_view body) {
         facts.model = unquoted(*value).value_or("");
       else if (key == "stream" && !std::exchange(saw_stream, true))
         facts.stream = value->starts_with("true");
-      else if (key == "n" && !std::exchange(saw_n, true))
-        facts.n = integer(*value).value_or(1);
+      else if (key == "n")
+        facts.n = std::max(std::exchange(saw_n, true) ? facts.n : INT64_MIN, integer(*value).value_or(1));
       else if (key == "prompt" || key == "input")
         facts.prompts = std::max(facts.prompts, count_prompts(*value));
       else if (key == "lorikeet_resume")
         facts.resumes = true;
-      else if ((key == "max_tokens" || key == "max_completion_tokens") && !facts.max_tokens)
-        facts.max_tokens = integer(*value);
+      else if (key == "max_tokens")
+        facts.max_tokens = std::max(facts.max_tokens, integer(*value));
+      else if (key == "max_completion_tokens")
+        facts.max_completion_tokens = std::max(facts.max_completion_tokens, integer(*value));
     } while (cursor.take(','));
   }
   if (!cursor.take('}')) return std::nullopt;
   cursor.skip_space();
   if (cursor.at() != body.size()) return std::nullopt;
   return facts;
+}
+
+std::optional<int64_t> RequestFacts::output_limit(std::string_view path) const {
+  constexpr int64_t kDefaultCompletion = 16;  // OpenAI's
+  if (path == "/v1/completions") return max_tokens.value_or(kDefaultCompletion);
+  return std::max(max_tokens, max_completion_tokens);
 }
 
 std::string with_field(std::string_view body, const RequestFacts& facts, std::string_view name, std::string_view json) {

@@ -2,6 +2,7 @@
 // What a router must know of a request's body, found without making values of the rest: bodies have megabytes.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -13,14 +14,18 @@ struct RequestFacts {
   bool stream = false;
   int64_t n = 1;
   int64_t prompts = 1;  // texts or lists of tokens in "prompt" or "input"
-  std::optional<int64_t> max_tokens;
+  std::optional<int64_t> max_tokens, max_completion_tokens;
   bool resumes = false;     // says how an answer began ("lorikeet_resume")
   size_t fields_at = 0;     // byte behind the '{'
   bool has_fields = false;  // the object is not empty
+  // Tokens that an answer of this route may have at most, as a replica reads it; nothing where only the context ends
+  // it.
+  std::optional<int64_t> output_limit(std::string_view path) const;
 };
 
-// Of the top level of one JSON object; of equal keys the first counts. Nothing when it is not even that: a replica says
-// what is wrong with it. What it finds is not validated further.
+// Of the top level of one JSON object. Of equal keys the first counts, and of those that say how much is asked for the
+// largest: whichever a replica goes by, no more than that is charged for. Nothing when it is not even that: a replica
+// says what is wrong with it. What it finds is not validated further.
 std::optional<RequestFacts> read_request_facts(std::string_view body);
 
 // The body with one more field, in front. Requires: facts of this body.
