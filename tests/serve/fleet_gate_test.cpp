@@ -18,15 +18,30 @@ using ::testing::HasSubstr;
 
 constexpr int64_t kContext = 100;
 
+// What is answered, and by whom, at once.
+class Reply final : public HttpReply {
+ public:
+  int status = 0;
+  int shard() const override { return 0; }
+  void respond(HttpResponse response) override { status = response.status; }
+  void begin_stream(int, HttpHeaders, std::string_view) override {}
+  bool write(std::string_view) override { return false; }
+  bool write_parts(HttpParts) override { return false; }
+  void end() override {}
+  void on_close(std::function<void()>) override {}
+  void on_silence(std::chrono::milliseconds, std::function<void()>) override {}
+  void charge(const std::string&) override {}
+};
+
 class FleetGateTest : public ::testing::Test {
  protected:
   // A gate that judges keys; its tenant may have two answers in flight and so many tokens a minute.
-  void judge_keys(int64_t tokens_per_minute = 0) {
+  void judge_keys(int64_t tokens_per_minute = 0, int64_t max_in_flight = 2) {
     auto store = StateStore::open(dir_.file("state.db")).value();
     ASSERT_TRUE(store
                     ->put_tenant({.name = "acme",
                                   .weight = 2,
-                                  .max_in_flight = 2,
+                                  .max_in_flight = max_in_flight,
                                   .tokens_per_minute = tokens_per_minute,
                                   .adapters = {"sql*"}})
                     .ok());
@@ -158,6 +173,43 @@ TEST_F(FleetGateTest, ThePromptOfAClientThatLeftIsCharged) {
   EXPECT_THAT(gate_->metrics(), HasSubstr("lorikeet_route_tenant_tokens_total{tenant=\"acme\"} 254\n"));
 }
 
+// What a replica will make is what is charged, however it is written.
+TEST_F(FleetGateTest, LengthsAreThoseThatReplicasGoBy) {
+  judge_keys(1000, 0);
+  make();
+  // The bucket has 1000 tokens: as many requests fit as their charge leaves room for.
+  const auto fit = [&](const std::string& path, const std::string& body) {
+    int64_t count = 0;
+    std::vector<HttpRequest> let_in;
+    for (; count < 1000; ++count) {
+      let_in.push_back(head("POST", path, infer_));
+      if (ask(let_in.back(), body) != 200) break;
+    }
+    for (HttpRequest& request : let_in)
+      if (request.admission) entry(request).finish(0);
+    return count;
+  };
+  // A prompt of about 12 tokens each, and the output.
+  EXPECT_EQ(fit("/v1/completions", R"({"max_completion_tokens":1,"max_tokens":88})"), 10);
+  EXPECT_GE(fit("/v1/completions", R"({"max_completion_tokens":88})"), 1000 / (16 + 9)) << "OpenAI's 16";
+  EXPECT_LE(fit("/v1/completions", R"({"max_completion_tokens":1})"), 1000 / 16);
+  EXPECT_LE(fit("/v1/completions", R"({"max_tokens":1,"max_tokens":88})"), 11);
+  EXPECT_LE(fit("/v1/chat/completions", R"({"max_tokens":1,"max_completion_tokens":88})"), 11);
+  EXPECT_LE(fit("/v1/chat/completions", R"({"n":1,"n":2,"max_tokens":44})"), 11);
+}
+
+// Nobody's path makes a tenant, or takes one away, that is not for keys of scope admin.
+TEST_F(FleetGateTest, OnlyRoutesOfAdministratorsAdministrate) {
+  judge_keys();
+  make();
+  for (const auto& [method, path] : {std::pair("GET", "/v1/status"), {"POST", "/v1/new"}, {"DELETE", "/v1/new/acme"}}) {
+    HttpRequest request = head(method, path, admin_);
+    const auto reply = std::make_shared<Reply>();
+    gate_->answer(std::move(request), reply, [](const std::function<void()>&) {});
+    EXPECT_EQ(reply->status, 404) << path;
+  }
+}
+
 TEST_F(FleetGateTest, NobodySaysHowAnAnswerBegan) {
   make();
   for (const char* path : {"/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize"}) {
@@ -243,7 +295,11 @@ TEST_F(FleetGateTest, ATenantThatDoesNotFitAHeadIsToldSo) {
   for (int i = 0; i < 500; ++i) tenant.adapters.push_back("a-long-name-of-an-adapter-" + std::to_string(i));
   ASSERT_TRUE(store_->put_tenant(tenant).ok());
   make();
-  EXPECT_EQ(status(head("POST", "/v1/completions", infer_)), 503);
+  HttpRequest request = head("POST", "/v1/completions", infer_);
+  const std::optional<HttpResponse> refusal = gate_->judge(request);
+  ASSERT_TRUE(refusal);
+  EXPECT_EQ(refusal->status, 403) << "asking again is no use";
+  EXPECT_THAT(refusal->body, HasSubstr("tenant_too_large"));
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 #include "lk/base/workshop.h"
 #include "lk/cluster/fleet_figures.h"
 #include "lk/cluster/fleet_headers.h"
+#include "lk/cluster/fleet_paths.h"
 #include "lk/cluster/gather.h"
 #include "lk/cluster/gather_bounds.h"
 #include "lk/cluster/http_relay.h"
@@ -157,7 +158,7 @@ class RouterImpl final : public Router {
           if (!raw->failure.ok()) listen_again(replica);
         },
         kMostReportBytes);
-    ClientRequest request{.method = "GET", .url = fleet_->url(replica) + "/v1/fleet/state"};
+    ClientRequest request{.method = "GET", .url = fleet_->url(replica) + std::string(kFleetStatePath)};
     if (!options_.fleet_key.empty()) request.headers.emplace_back("authorization", "Bearer " + options_.fleet_key);
     request.headers.emplace_back(kRouterHeader, name_);
     request.timeout = std::chrono::hours(24 * 365);
@@ -171,9 +172,8 @@ class RouterImpl final : public Router {
       Status reason = !listening->failure.ok() ? listening->failure : ended;
       if (reason.ok() && listening->status != 200)
         reason = failed_precondition(
-            "it answered {} to GET /v1/fleet/state: is it a replica, and is the fleet key one of its keys with scope "
-            "fleet?",
-            listening->status);
+            "it answered {} to GET {}: is it a replica, and is the fleet key one of its keys with scope fleet?",
+            listening->status, kFleetStatePath);
       if (reason.ok()) reason = unavailable("it closed the connection");
       if (reason.code() == StatusCode::kCancelled) reason = unavailable("it said nothing any more");
       on_lost(replica, reason, ended.ok() && listening->status == 200);
@@ -305,7 +305,7 @@ class RouterImpl final : public Router {
       return reply->respond({.status = ready ? 200 : 503,
                              .body = fmt::format("{{\"ready\":{},\"draining\":{}}}", ready, draining_.load())});
     }
-    const bool is_status = path == "/v1/status" || path == "/v1/fleet/status";
+    const bool is_status = path == "/v1/status" || path == kFleetStatusPath;
     if (is_status || path == "/metrics")
       return look([this, is_status, reply = std::move(reply), shard]() mutable {
         const auto response = std::make_shared<HttpResponse>();

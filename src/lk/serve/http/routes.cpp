@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "lk/cluster/fleet_paths.h"
 #include "lk/serve/http/server_impl.h"
 
 namespace lk {
@@ -105,7 +106,7 @@ constexpr Route kRoutes[] = {
           "Status"),
     route("GET", "/metrics", kMetrics, kAdminListener, kOwn, &S::metrics, "metrics",
           "Prometheus text, under vLLM's names and as lorikeet_*", "", "text"),
-    route("GET", "/v1/fleet/state", kFleet, kPlain, kOwn, &S::fleet_state, "getFleetState",
+    route("GET", kFleetStatePath, kFleet, kPlain, kOwn, &S::fleet_state, "getFleetState",
           "For routers: load, adapters in memory and life, as server-sent events", "", "events"),
     route("GET", "/v1/fleet/blobs/{sha256}", kFleet, kPlain, kOwn, &S::fleet_blob, "getFleetBlob",
           "For other replicas: a part of a file of a published adapter, by its SHA-256 (Range)", "", "bytes", 206),

@@ -14,6 +14,7 @@
 #include "lk/base/guarded.h"
 #include "lk/base/json_text.h"
 #include "lk/cluster/fleet_headers.h"
+#include "lk/cluster/fleet_paths.h"
 #include "lk/serve/access/principal_json.h"
 #include "lk/serve/access/state_thread.h"
 #include "lk/serve/access/tenant_limiter.h"
@@ -41,8 +42,6 @@ constexpr int64_t kBytesPerToken = 4;  // of English text, and more than JSON ar
 // More answers than any server gives at once.
 constexpr int64_t kMostChoices = 1 << 20;
 constexpr int64_t kMostTokens = 1 << 22;  // likewise, and of one
-// The router's own, beside the server's routes.
-constexpr std::string_view kFleetStatus = "/v1/fleet/status";
 
 const std::shared_ptr<const Tenant>& nobody() {
   static const auto tenant = std::make_shared<const Tenant>(Tenant{.name = ""});
@@ -60,7 +59,7 @@ std::string account_of_key(const HttpRequest& head) {
 
 class Entry final : public RouterEntry {
  public:
-  explicit Entry(int64_t max_body) : max_body_(max_body) {}
+  Entry(int64_t max_body, std::string path) : max_body_(max_body), path_(std::move(path)) {}
   std::optional<ApiError> hold(int64_t bytes) {
     if (bytes > max_body_)
       return ApiError{.status = 413,
@@ -87,7 +86,7 @@ class Entry final : public RouterEntry {
     const int64_t choices =
         std::clamp<int64_t>(facts->n, 1, kMostChoices) * std::clamp<int64_t>(facts->prompts, 1, kMostChoices);
     const int64_t most = std::clamp<int64_t>(context, 0, kMostTokens);
-    const int64_t output = generates ? std::clamp<int64_t>(facts->max_tokens.value_or(most), 0, most) : 0;
+    const int64_t output = generates ? std::clamp<int64_t>(facts->output_limit(path_).value_or(most), 0, most) : 0;
     prompt_tokens_ = 1 + body_bytes / kBytesPerToken;
     const TenantLimiter::Decision decision = place.admit(prompt_tokens_ + choices * output, choices);
     if (!decision.admitted) return error_response(rate_limited(decision));
@@ -105,6 +104,7 @@ class Entry final : public RouterEntry {
 
  private:
   const int64_t max_body_;
+  const std::string path_;
   int64_t declared_ = 0;       // bytes that are held already
   int64_t prompt_tokens_ = 0;  // about so many, of what is charged
 };
@@ -167,7 +167,11 @@ class FleetGateImpl final : public FleetGate {
 
   void answer(HttpRequest request, std::shared_ptr<HttpReply> reply,
               std::function<void(std::function<void()> task)> post) override {
-    if (request.path.starts_with("/v1/")) return administrate(std::move(request), std::move(reply), std::move(post));
+    std::string parameter;
+    bool path_exists = false;
+    if (const Route* route = find_route(request.method, request.path, &parameter, &path_exists);
+        route && route->access == Access::kAdmin)
+      return administrate(std::move(request), *route, parameter, std::move(reply), std::move(post));
     if (request.path == "/version")
       return reply->respond({.body = json_text(boost::json::object{{"version", options_.version}})});
     if (request.path == "/openapi.json") {
@@ -234,7 +238,7 @@ class FleetGateImpl final : public FleetGate {
     std::string parameter;
     bool path_exists = false;
     const Route* route = find_route(head.method, head.path, &parameter, &path_exists);
-    const bool is_status = head.path == kFleetStatus && (head.method == "GET" || head.method == "HEAD");
+    const bool is_status = head.path == kFleetStatusPath && (head.method == "GET" || head.method == "HEAD");
     if (!route && path_exists)
       return ApiError{
           .status = 405, .message = fmt::format("{} is not allowed here", head.method), .code = "method_not_allowed"};
@@ -246,7 +250,7 @@ class FleetGateImpl final : public FleetGate {
     if (!found.ok()) return found.error;
     const Principal& who = *found.value;
 
-    auto entry = std::make_shared<Entry>(access == Access::kInfer ? options_.max_body_bytes : kMaxOtherBody);
+    auto entry = std::make_shared<Entry>(access == Access::kInfer ? options_.max_body_bytes : kMaxOtherBody, head.path);
     entry->how = how;
     entry->weight = who.tenant->weight;
     entry->who = who;
@@ -255,9 +259,11 @@ class FleetGateImpl final : public FleetGate {
     if (!who.tenant->name.empty()) {
       std::string text = format_principal(who);
       if (text.size() > kMaxPrincipalBytes)
-        return ApiError{.status = 503,
-                        .message = "the list of adapters that this tenant may use is too long for a router",
-                        .type = "server_error",
+        return ApiError{.status = 403,
+                        .message =
+                            "the list of adapters that this tenant may use is too long for a router, which "
+                            "tells replicas of it in a request's head: use patterns (sql*)",
+                        .type = "permission_error",
                         .code = "tenant_too_large"};
       entry->is_known = true;
       entry->account = "tenant " + who.tenant->name;
@@ -290,8 +296,8 @@ class FleetGateImpl final : public FleetGate {
       std::exchange(reply, nullptr)->respond(std::move(response));
     }
   };
-  void administrate(HttpRequest request, std::shared_ptr<HttpReply> reply,
-                    std::function<void(std::function<void()> task)> post) {
+  void administrate(HttpRequest request, const Route& route, const std::string& parameter,
+                    std::shared_ptr<HttpReply> reply, std::function<void(std::function<void()> task)> post) {
     if (!store_) return reply->respond(error_response(no_access_state("the router")));
     auto asked = std::make_shared<Administration>();
     asked->reply = std::move(reply);
@@ -303,10 +309,7 @@ class FleetGateImpl final : public FleetGate {
       alive->gone = true;
       alive->reply.reset();
     });
-    std::string parameter;
-    bool path_exists = false;
-    const Route* route = find_route(asked->request.method, asked->request.path, &parameter, &path_exists);
-    ApiResult<AccessJob> job = read_access_job(*store_, asked->request.method, route->path, parameter,
+    ApiResult<AccessJob> job = read_access_job(*store_, asked->request.method, route.path, parameter,
                                                asked->request.body, [asked] { return asked->gone.load(); });
     if (!job.ok()) return asked->answer(error_response(job.error));
     const bool taken = state_->try_post([this, asked, job = std::move(*job.value)](const Status& turn) {
