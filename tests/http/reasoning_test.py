@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models that think before they answer: thoughts told apart, grammars behind them, budgets, answers that go on elsewhere."""
+import json
 import unittest
 
 from fleet_test import CHAT, groups_of, take
@@ -40,6 +41,9 @@ class Reasoning(SmallBase):
         self.assertEqual(hidden["usage"]["completion_tokens_details"], answer["usage"]["completion_tokens_details"])
         whole = server.chat("x", "thinks", separate_reasoning=False, max_tokens=9, **LETTERS).json["choices"][0]["message"]
         self.assertRegex(whole["content"], "^[a-z]{9}$")
+        # Merged is a matter of form: what is bound still waits for the end of the thoughts.
+        merged = server.chat("x", "thinks", guided_regex="[ab]{3}", separate_reasoning=False, **BUDGET).json
+        self.assertEqual(merged["choices"][0]["message"]["content"], message["reasoning"] + "</think>" + message["content"])
         # No thoughts: the template says so, or the model's template knows none.
         for model, fields in (("thinks", {"chat_template_kwargs": {"enable_thinking": False}}), ("plain", {}), ("base", {})):
             short = server.chat("x", model, guided_regex="[ab]{3}", **LETTERS, **fields).json
@@ -68,6 +72,25 @@ class Reasoning(SmallBase):
         # Cut before the call has a name: no call, and no half of one as text.
         none = server.chat("x", "thinks", tool_choice="required", **{**tools, "max_tokens": 2 + MARK + 6}).json["choices"][0]
         self.assertEqual((none["message"]["content"], none["finish_reason"], "tool_calls" in none["message"]), (None, "length", False), none)
+
+    def test_a_call_beside_a_format_is_a_call(self):
+        server = self.start_thinking()
+        schema = {"type": "json_schema", "json_schema": {"schema": {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}}}
+        kinds = set()
+        for seed in range(24):  # a model that knows nothing, and is pushed towards the mark
+            answer = server.chat("x", "thinks", tools=[TOOL], response_format=schema, seed=seed, temperature=3, thinking_token_budget=1, max_tokens=300,
+                                 logit_bias={str(ord("<")): 8 if seed % 2 else -8}).json["choices"][0]
+            message = answer["message"]
+            if answer["finish_reason"] == "length":
+                continue
+            if "tool_calls" in message:
+                [call] = message["tool_calls"]
+                self.assertEqual((call["function"]["name"], answer["finish_reason"], message["content"]), ("get_weather", "tool_calls", None), message)
+                self.assertIsInstance(json.loads(call["function"]["arguments"]), dict)
+            else:
+                self.assertIn(json.loads(message["content"]), ({"a": 1}, {"a": 2}))
+            kinds.add("tool_calls" in message)
+        self.assertEqual(kinds, {True, False})
 
     def test_earlier_thoughts_reach_the_template(self):
         server = self.start_thinking()

@@ -150,6 +150,18 @@ TEST(GrammarGate, CallsAreFree) {
   EXPECT_EQ(Gate(request).feed(R"({"name": "f")").shown(), "*$");
   EXPECT_EQ(Gate(request).token(kToolToken).shown(), "*$");
   EXPECT_EQ(Gate(request).feed("<tool_call>").shown(), "*$");
+  // With a grammar of calls that holds behind the mark; or without one.
+  request.call_grammar = grammar("[{]call[}]");
+  EXPECT_EQ(Gate(request).feed("<tool_call>").shown(), "{");
+  EXPECT_EQ(Gate(request).token(kToolToken).feed("{call}").shown(), "$");
+  EXPECT_EQ(Gate(request).feed("{a}").shown(), "$");
+  request.call_openings = {};
+  request.bare_calls = true;
+  EXPECT_EQ(Gate(request).shown(), "{");
+  EXPECT_EQ(Gate(request).feed("{").shown(), "ac");
+  EXPECT_EQ(Gate(request).feed("{c").shown(), "a");
+  EXPECT_EQ(Gate(request).feed("{call}").shown(), "$");
+  EXPECT_EQ(Gate(request).feed("{a}").shown(), "$");
   TextRequest both = thinking(ThinkingStart::kThinking, "ab");
   both.call_openings = {"<tool_call>"};
   EXPECT_EQ(Gate(both).feed("x</think>").shown(), "<a#");

@@ -30,7 +30,9 @@ TEST(OpenAiReasoning, Fields) {
   ASSERT_TRUE(all.ok());
   EXPECT_FALSE(all.value->include_reasoning);
   EXPECT_EQ(all.value->prompts[0].thinking_budget, 0);
-  EXPECT_EQ(chat(R"(, "separate_reasoning": false)", thinking()).value->reasoning, ReasoningFormat::kNone);
+  const auto merged = chat(R"(, "separate_reasoning": false)", thinking());
+  EXPECT_TRUE(merged.value->merge_reasoning && merged.value->prompts[0].merge_reasoning);
+  EXPECT_EQ(merged.value->reasoning, ReasoningFormat::kQwen3) << "grammars still wait for the end of the thoughts";
   EXPECT_EQ(chat(R"(, "thinking_token_budget": -1)", thinking()).error.param, "thinking_token_budget");
   EXPECT_EQ(parse_completion_request(R"({"prompt": "x", "thinking_token_budget": 5})", thinking()).error.param,
             "thinking_token_budget");
@@ -100,6 +102,48 @@ TEST(OpenAiReasoning, Streams) {
     EXPECT_NE(end.find(R"("content":"ga")"), end.npos);
     EXPECT_NE(end.find(R"("completion_tokens_details":{"reasoning_tokens":3})"), end.npos);
   }
+}
+
+// Form only: all of the text, as it was written, is in the content; what is bound, and calls, come behind the thoughts.
+TEST(OpenAiReasoning, MergedIsTheWholeText) {
+  for (const std::string whole :
+       {"<think>\na </thi\n</think>\n\nRiga", " <think>cut", "no thoughts", "\n<thi", "<thing>"})
+    for (const ThinkingStart start : {ThinkingStart::kMayThink, ThinkingStart::kThinking, ThinkingStart::kAnswering})
+      for (const int64_t budget : {-1, 3}) {
+        TextSequence sequence;
+        sequence.text.reasoning = ReasoningFormat::kQwen3;
+        sequence.text.thinking_start = start;
+        sequence.text.merge_reasoning = true;
+        sequence.text.thinking_budget = budget;
+        ASSERT_TRUE(sequence.begin_text(testing::byte_tokenizer()).ok());
+        std::string shown;
+        for (const int32_t token : testing::byte_tokens(whole)) {
+          sequence.add({.token = token}, false);
+          shown += sequence.take_reasoning();
+          shown += sequence.take_text();
+        }
+        sequence.end(FinishReason::kLength, Status());
+        shown += sequence.take_reasoning();
+        shown += sequence.take_text();
+        EXPECT_EQ(shown, whole) << static_cast<int>(start);
+        EXPECT_EQ(sequence.completion.reasoning + sequence.completion.text, whole);
+      }
+  const json::object answered = response(answer("<think>Hm.</think>\n", "Riga"), R"(, "separate_reasoning": false)");
+  const json::object& message = answered.at("choices").at(0).at("message").as_object();
+  EXPECT_EQ(message.at("content"), "<think>Hm.</think>\nRiga");
+  EXPECT_FALSE(message.contains("reasoning"));
+}
+
+// Of a mark that a budget forces and max_tokens cuts nothing shows.
+TEST(OpenAiReasoning, HalfOfAForcedMarkIsNoThought) {
+  TextSequence sequence;
+  sequence.text.reasoning = ReasoningFormat::kQwen3;
+  sequence.text.thinking_start = ThinkingStart::kThinking;
+  sequence.text.thinking_budget = 3;
+  ASSERT_TRUE(sequence.begin_text(testing::byte_tokenizer()).ok());
+  for (const int32_t token : testing::byte_tokens("abc</thi")) sequence.add({.token = token}, false);
+  sequence.end(FinishReason::kLength, Status());
+  EXPECT_EQ(sequence.completion.reasoning, "abc");
 }
 
 // Stop strings end answers, not thoughts.

@@ -27,13 +27,19 @@ TEST(ToolsAndFormat, TheFormatBindsTheAnswerOnly) {
   ASSERT_TRUE(hermes.value->grammar.has_value());
   EXPECT_EQ(hermes.value->grammar->kind, GrammarSpec::Kind::kJsonObject);
   EXPECT_THAT(hermes.value->prompts[0].call_openings, ElementsAre("<tool_call>"));
-  EXPECT_THAT(ask(ToolFormat::kLlama3, "").value->prompts[0].call_openings,
-              ElementsAre("<|python_tag|>", R"({"name": "f")"));
+  EXPECT_THAT(ask(ToolFormat::kLlama3, "").value->prompts[0].call_openings, ElementsAre("<|python_tag|>"));
+  EXPECT_TRUE(ask(ToolFormat::kLlama3, "").value->prompts[0].bare_calls);
+  EXPECT_FALSE(hermes.value->prompts[0].bare_calls);
+  // What comes behind the mark is what a forced call would be.
+  ASSERT_TRUE(hermes.value->call_grammar.has_value());
+  EXPECT_EQ(hermes.value->call_grammar->text,
+            ask(ToolFormat::kHermes, R"(, "tool_choice": "required")").value->grammar->text);
   EXPECT_THAT(ask(ToolFormat::kPythonic, "").value->prompts[0].call_openings,
               ElementsAre("<|python_tag|>", "<|python_start|>", "[f("));
   const auto none = ask(ToolFormat::kNone, "");
   EXPECT_FALSE(none.value->tools_allowed);
   EXPECT_TRUE(none.value->prompts[0].call_openings.empty());
+  EXPECT_FALSE(none.value->call_grammar.has_value());
 }
 
 TEST(ToolsAndFormat, AForcedCallLeavesNothingToBind) {

@@ -30,8 +30,12 @@ GrammarGate::GrammarGate(const TextRequest& request, const TextSide* side, std::
                                   ? ThinkingStart::kAnswering
                                   : request.thinking_start.value_or(ThinkingStart::kMayThink);
   const bool thinks = start != ThinkingStart::kAnswering;
-  if (grammar_) calls_ = request.call_openings;
-  if (thinks || !calls_.empty()) {
+  if (grammar_) {
+    calls_ = request.call_openings;
+    call_grammar_ = request.call_grammar;
+    bare_calls_ = request.bare_calls && call_grammar_;
+  }
+  if (thinks || !calls_.empty() || bare_calls_) {
     LK_CHECK(side != nullptr && side->tokenizer, "thoughts and calls need a tokenizer");
     tokenizer_ = side->tokenizer;
     if (grammar_) vocabulary_ = side->vocabulary();
@@ -53,12 +57,13 @@ GrammarGate::GrammarGate(const TextRequest& request, const TextSide* side, std::
 void GrammarGate::open(std::vector<std::string> thoughts) {
   thoughts_ = std::move(thoughts);
   held_.clear();
-  if (thoughts_.empty() && calls_.empty()) {
+  if (thoughts_.empty() && calls_.empty() && !bare_calls_) {
     phase_ = grammar_ ? Phase::kGrammar : Phase::kFree;
     return;
   }
   phase_ = Phase::kOpening;
   if (grammar_) trial_.emplace(*grammar_);
+  if (bare_calls_) call_trial_.emplace(call_grammar_);
 }
 
 // Once the budget is spent the last mark is forced, token by token.
@@ -105,8 +110,13 @@ void GrammarGate::allowed(std::span<uint64_t> words) const {
       trial_->allowed(words);
     else
       std::ranges::fill(words, 0);
+    if (call_trial_) {
+      std::vector<uint64_t> more(words.size());
+      call_trial_->allowed(more);
+      for (size_t i = 0; i < words.size(); ++i) words[i] |= more[i];
+    }
     allow_marks(thoughts_, false, words);
-    allow_marks(calls_, true, words);
+    allow_marks(calls_, call_grammar_ == nullptr, words);  // what is beyond a mark would not be bound
     return;
   }
   // Thoughts are free, but do not end the text, and no token ends them and goes on: its rest would not be bound.
@@ -139,9 +149,11 @@ bool GrammarGate::accept(int32_t token) {
 
 bool GrammarGate::accept_opening(int32_t token, std::string_view bytes) {
   if (trial_ && !trial_->accept(token)) trial_.reset();
+  if (call_trial_ && !call_trial_->accept(token)) call_trial_.reset();
   held_ += bytes;
   if (!held_.empty() && starts_with_any(calls_, held_)) {
     phase_ = Phase::kFree;
+    if (call_grammar_) bind(GrammarState(call_grammar_));
     return true;
   }
   // Without a grammar white space may stand before the mark.
@@ -151,6 +163,7 @@ bool GrammarGate::accept_opening(int32_t token, std::string_view bytes) {
     phase_ = Phase::kThinking;
     held_.clear();
     trial_.reset();
+    call_trial_.reset();
     spend();
     return true;
   }
@@ -160,11 +173,18 @@ bool GrammarGate::accept_opening(int32_t token, std::string_view bytes) {
     phase_ = Phase::kFree;
     return true;
   }
-  if (!trial_) return false;
+  // As long as it may be both a call and an answer it stays open.
+  if (trial_ && call_trial_) return true;
+  if (!trial_ && !call_trial_) return false;
+  bind(GrammarState(trial_ ? *trial_ : *call_trial_));
+  return true;
+}
+
+// From now on this is what holds.
+void GrammarGate::bind(GrammarState state) {
   phase_ = Phase::kGrammar;
   grammar_.reset();
-  grammar_.emplace(*trial_);
-  return true;
+  grammar_.emplace(std::move(state));
 }
 
 bool GrammarGate::accept_thought(std::string_view bytes) {
@@ -185,7 +205,8 @@ bool GrammarGate::accept_thought(std::string_view bytes) {
 bool GrammarGate::can_end() const {
   if (phase_ == Phase::kGrammar) return grammar_->can_end();
   if (!grammar_ || phase_ == Phase::kFree) return true;
-  return phase_ == Phase::kOpening && trial_ && trial_->can_end();
+  if (phase_ != Phase::kOpening) return false;
+  return (trial_ && trial_->can_end()) || (call_trial_ && call_trial_->can_end());
 }
 
 }  // namespace lk

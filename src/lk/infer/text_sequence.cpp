@@ -58,15 +58,36 @@ bool TextSequence::add(TokenLogprob token, bool stops) {
   return false;
 }
 
+// As ThoughtSplitter::push(), but that nothing is dropped.
+void TextSequence::push_merged(std::string_view piece, std::string& answer) {
+  using Phase = ThoughtSplitter::Phase;
+  std::string unwanted;
+  for (const char c : piece) {
+    const Phase before = thoughts_->phase();
+    thoughts_->push({&c, 1}, unwanted, unwanted);
+    const Phase after = thoughts_->phase();
+    undecided_text_ += c;
+    if (after == Phase::kOpening) continue;
+    const bool thought = before == Phase::kThinking || after == Phase::kThinking;
+    (thought ? completion.reasoning : answer) += std::exchange(undecided_text_, {});
+  }
+}
+
 // What a token adds to the answer; the thoughts are put aside.
 std::string TextSequence::answer_in(const std::string& piece, bool is_last) {
   using Phase = ThoughtSplitter::Phase;
   std::string answer;
   const Phase before = thoughts_->phase();
-  thoughts_->push(piece, completion.reasoning, answer);
+  if (text.merge_reasoning)
+    push_merged(piece, answer);
+  else
+    thoughts_->push(piece, completion.reasoning, answer);
   const Phase after = thoughts_->phase();
   if (is_last) {
-    thoughts_->finish(completion.reasoning, answer);
+    std::string rest, held;  // half of a mark; of one that a budget forced nothing shows
+    thoughts_->finish(rest, held);
+    answer += text.merge_reasoning ? std::exchange(undecided_text_, {}) : held;
+    if (!text.merge_reasoning && text.thinking_budget < 0) completion.reasoning += rest;
   } else if (after == Phase::kOpening) {
     ++undecided_;
   } else if (before == Phase::kThinking || (before == Phase::kOpening && after == Phase::kThinking)) {

@@ -46,9 +46,12 @@ struct TextRequest {
   ReasoningFormat reasoning = ReasoningFormat::kNone;
   std::optional<ThinkingStart> thinking_start = std::nullopt;
   int64_t thinking_budget = -1;  // the thoughts end after so many tokens; -1 = when the model ends them
+  bool merge_reasoning = false;  // thoughts are shown as the model wrote them, with their marks and white space
   // What tool calls may begin with, instead of what the grammar says; empty = no calls beside a grammar.
   std::vector<std::string> call_openings = {};
-  bool embed = false;  // no output tokens: Completion::embedding instead
+  std::shared_ptr<const Grammar> call_grammar = nullptr;  // of what comes behind them; null = anything
+  bool bare_calls = false;                                // a call needs no opening
+  bool embed = false;                                     // no output tokens: Completion::embedding instead
   bool ignore_eos = false;
   bool skip_special_tokens = true;
   uint64_t cache_salt = 0;
@@ -110,13 +113,15 @@ class TextSequence : public Sequence {
   std::string text_of(int32_t token);
   bool append(const std::string& piece, bool is_last = false);
   std::string answer_in(const std::string& piece, bool is_last);
+  void push_merged(std::string_view piece, std::string& answer);
 
   std::optional<IncrementalDecoder> decoder_;
   int64_t num_tokens_ = 0;
   size_t shown_ = 0;  // bytes of completion.text
   size_t seam_ = 0;   // of these, shown before it was resumed
   std::optional<ThoughtSplitter> thoughts_;
-  int64_t undecided_ = 0;  // tokens while it is not known whether they begin thoughts
+  std::string undecided_text_;  // with merge_reasoning
+  int64_t undecided_ = 0;       // tokens while it is not known whether they begin thoughts
   size_t reasoning_shown_ = 0, reasoning_seam_ = 0;
   bool reached_stop_string_ = false;
 };

@@ -129,7 +129,7 @@ struct Generation {
   std::shared_ptr<GenerateAnswer> answer;
   GenerateRequest request;
   AdapterRegistry::Resolved model;
-  std::shared_ptr<const Grammar> grammar;
+  std::shared_ptr<const Grammar> grammar, call_grammar;
   std::string body;  // until the model is there: an adapter with a text side of its own reads it with other defaults
 };
 
@@ -165,6 +165,7 @@ void prepare_and_submit(Generation& generation) {
   for (size_t i = 0; i < request.prompts.size(); ++i) {
     TextRequest& text = request.prompts[i];
     text.grammar = generation.grammar;
+    text.call_grammar = generation.call_grammar;
     text.cache_salt = salt_of(*exchange->principal.tenant, request.cache_salt);
     size_t first = i * n;  // that is wanted
     while (first < (i + 1) * n && is_done(first)) ++first;
@@ -228,6 +229,24 @@ void prepare_and_submit(Generation& generation) {
                             wants_prompt);
 }
 
+// The grammar of calls that may stand for the answer, if there is one.
+void compile_calls(const std::shared_ptr<Generation>& generation) {
+  const std::shared_ptr<Exchange>& exchange = generation->exchange;
+  if (!generation->request.call_grammar) return prepare_and_submit(*generation);
+  const auto next = [generation](Result<std::shared_ptr<const Grammar>> compiled) {
+    if (!compiled.ok()) {
+      ApiError error = api_error(compiled.status(), generation->exchange->id);
+      if (error.status < 500) error.status = 400;
+      error.param = "tools";
+      return generation->exchange->refuse(std::move(error));
+    }
+    generation->call_grammar = std::move(compiled).value();
+    prepare_and_submit(*generation);
+  };
+  exchange->server->compile(exchange, *generation->request.call_grammar,
+                            exchange->server->side_of(generation->model.adapter).vocabulary(), next);
+}
+
 void compile_and_submit(const std::shared_ptr<Generation>& generation) {
   const std::shared_ptr<Exchange>& exchange = generation->exchange;
   const GenerateRequest& request = generation->request;
@@ -245,7 +264,7 @@ void compile_and_submit(const std::shared_ptr<Generation>& generation) {
       return asked.refuse(std::move(error));
     }
     generation->grammar = std::move(compiled).value();
-    prepare_and_submit(*generation);
+    compile_calls(generation);
   };
   exchange->server->compile(exchange, *request.grammar, std::move(vocabulary), next);
 }
@@ -290,7 +309,7 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
     if (parsed.value->stream) answer->keep_alive();
     server.note_ignored(parsed.value->ignored_fields, exchange->id);
     const auto generation = std::make_shared<Generation>(
-        Generation{exchange, answer, std::move(*parsed.value), {}, nullptr, std::move(body)});
+        Generation{exchange, answer, std::move(*parsed.value), {}, nullptr, nullptr, std::move(body)});
     server.with_model(exchange, generation->request.model, [generation](AdapterRegistry::Resolved model) {
       generation->model = std::move(model);
       std::optional<ResumedAnswer>& resumed = generation->request.resumed;

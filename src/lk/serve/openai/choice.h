@@ -39,7 +39,7 @@ struct AnswerShape {
   ToolFormat tool_format;
   bool logprobs, prompt_logprobs, token_ids, echo, parallel_tool_calls;
   bool tool_forced;  // every answer is a call
-  bool reasoning, include_reasoning;
+  bool reasoning, include_reasoning, merge_reasoning;
   std::string forced_tool;
   std::string id;  // of the request; call ids derive from it
 

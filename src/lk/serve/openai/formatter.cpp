@@ -160,7 +160,8 @@ struct AnswerFormatter::Impl {
       for (const TokenLogprob& token : tokens) choice.uncommitted.push_back(token.token);
     if (shape.logprobs || shape.token_ids) choice.waiting.insert(choice.waiting.end(), tokens.begin(), tokens.end());
     if (shape.chat()) {
-      if (!thoughts.empty() && shape.include_reasoning) append_chunk(out, choice, reasoning_body(thoughts));
+      if (!thoughts.empty() && shape.include_reasoning)
+        append_chunk(out, choice, shape.merge_reasoning ? content_body(thoughts) : reasoning_body(thoughts));
       ToolDeltas deltas;
       choice.parser.push(text, deltas);
       append_deltas(out, index, choice, deltas);
@@ -209,6 +210,7 @@ struct AnswerFormatter::Impl {
     choice.parser.push(completion.text, deltas);
     choice.parser.finish(deltas);
     std::string content = echo[static_cast<size_t>(index) / n];
+    if (shape.merge_reasoning && shape.include_reasoning) content += completion.reasoning;
     std::vector<std::pair<std::string, std::string>> calls;
     for (ToolDelta& delta : deltas) {
       if (delta.kind == ToolDelta::Kind::kContent)
@@ -221,7 +223,7 @@ struct AnswerFormatter::Impl {
         calls.back().second += delta.text;
     }
     out += "\"message\":{\"role\":\"assistant\",\"content\":";
-    const bool thought = shape.include_reasoning && !completion.reasoning.empty();
+    const bool thought = shape.include_reasoning && !shape.merge_reasoning && !completion.reasoning.empty();
     if (content.empty() && (!calls.empty() || !completion.reasoning.empty() || shape.tool_forced))
       out += "null";
     else
@@ -294,6 +296,7 @@ AnswerFormatter::AnswerFormatter(const GenerateRequest& request, std::string id,
                   .tool_forced = request.tool_forced,
                   .reasoning = request.reasoning != ReasoningFormat::kNone,
                   .include_reasoning = request.include_reasoning,
+                  .merge_reasoning = request.merge_reasoning,
                   .forced_tool = request.forced_tool,
                   .id = std::move(id)};
   impl_->n = static_cast<size_t>(request.n);

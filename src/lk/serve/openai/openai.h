@@ -90,6 +90,8 @@ struct GenerateRequest {
   bool parallel_tool_calls = true;
   ReasoningFormat reasoning = ReasoningFormat::kNone;  // of the template that renders the prompt
   bool include_reasoning = true;                       // show what was thought
+  bool merge_reasoning = false;                        // as a part of the content, marks and all
+  std::optional<GrammarSpec> call_grammar;             // of calls that may stand for an answer bound by `grammar`
   std::optional<ResumedAnswer> resumed;
   std::string user;
   int64_t priority = 0;    // among the tenant's own that wait: lower ones first

@@ -13,7 +13,7 @@ void read_reasoning(RequestFields& fields, const ApiDefaults& defaults, Generate
     const ChatTemplates::Entry* entry = template_of(defaults.reasoning_templates.get(), text);
     format = entry != nullptr ? entry->reasoning : ReasoningFormat::kNone;
   }
-  if (!separate) format = ReasoningFormat::kNone;
+  request.merge_reasoning = text.merge_reasoning = !separate;
   request.reasoning = text.reasoning = format;
   if (defaults.tokenizer == nullptr) return;
   // Marks that are special tokens must show in the text for it to be parted.

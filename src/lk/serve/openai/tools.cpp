@@ -164,6 +164,14 @@ void read_tools(RequestFields& fields, const ApiDefaults& defaults, GenerateRequ
       std::vector<std::string> names;
       for (const json::value& tool : text.tools) names.emplace_back(function_name(tool));
       text.call_openings = tool_openings(request.tool_format, names);
+      // In most families a call may be the same object that a forced one is.
+      const ToolRow& row = tool_row(request.tool_format);
+      if (row.object) {
+        text.bare_calls = row.bare;
+        text.call_openings = row.tags;
+        std::erase(text.call_openings, "<function=");
+        request.call_grammar = GrammarSpec{GrammarSpec::Kind::kJsonSchema, json_text(any_call_schema(text.tools)), {}};
+      }
     }
   }
   if (request.tool_forced) request.grammar_field = "tools";
