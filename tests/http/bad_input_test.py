@@ -16,6 +16,28 @@ def nested(depth: int) -> bytes:
     return b"[" * depth + b"]" * depth
 
 
+class Ignored(ServerTest):
+    """A server of its own: a name is logged once."""
+    ADAPTERS = ("sql",)
+
+    def test_what_is_ignored(self):
+        fields = {"metadata": {"a": "b"}, "store": False, "service_tier": "auto", "my_own_field": [1], "x" * 300: 1, "top_p": None, "stop": None, "tools": None, "seed": None,
+                  "logit_bias": None, "response_format": None, "stream": None, "n": None, "temperature": None, "parallel_tool_calls": True, "safety_identifier": "x"}
+        self.assertEqual(self.server.chat(max_tokens=1, **fields).status, 200)
+        wait_for(lambda: self.server.event("fields_ignored"), "the line about them")
+        named = self.server.event("fields_ignored")["fields"].split(", ")
+        self.assertEqual(sorted(named), ["metadata", "my_own_field", "safety_identifier", "service_tier", "store", "x" * 64])
+        # Once for each name; counted each time.
+        self.assertEqual(self.server.chat(max_tokens=1, store=True, my_own_field=1, **{"stream_options": None}).status, 200)
+        self.assertEqual(self.server.post("/v1/chat/completions", {"model": "sql", "max_tokens": 1, "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}], "mine": 1}, {"role": "user", "content": "b", "mine": 2}]}).status, 200)
+        wait_for(lambda: len(self.server.events("fields_ignored")) == 2, "a second line")
+        self.assertEqual(sorted(self.server.events("fields_ignored")[1]["fields"].split(", ")), ["messages.content.cache_control", "messages.mine"])
+        metrics = self.server.get("/metrics").text
+        for name, count in (("store", 2), ("my_own_field", 2), ("messages.mine", 2), ("metadata", 1)):
+            self.assertRegex(metrics, rf'lorikeet_request_fields_ignored_total{{[^}}]*field="{name}"}} {count}\n')
+
+
 class BadInput(ServerTest):
     ADAPTERS = ("sql",)
     OPTIONS = ("--max-body", "1MiB", "--log-level", "debug")
@@ -48,7 +70,8 @@ class BadInput(ServerTest):
 
     def test_fields(self):
         numbers = ("x", [], {}, True, -1, 1e300, -1e300, 2**63, -(2**63) - 1, 1.5, "1")
-        cases = [(name, value) for name in ("n", "max_tokens", "max_completion_tokens", "top_logprobs", "min_tokens", "truncate_prompt_tokens") for value in numbers]
+        cases = [(name, value) for name in ("n", "max_tokens", "max_completion_tokens", "top_logprobs", "min_tokens", "truncate_prompt_tokens") for value in numbers
+                 if (name, value) != ("truncate_prompt_tokens", -1)]  # -1: as much as fits
         cases += [(name, value) for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
                   for value in ("x", [], {}, True, 1e300, -1e300, 2**63)]
         cases += [("n", 0), ("n", 17), ("max_tokens", 0), ("top_logprobs", 21), ("top_logprobs", 1), ("best_of", 2), ("temperature", -0.1), ("top_p", 0),
@@ -61,7 +84,7 @@ class BadInput(ServerTest):
                   ("model", 5), ("model", []), ("model", "x" * 10_000), ("user", 5), ("user", "x" * 100_000), ("tools", {}), ("tools", [5]),
                   ("tools", [{"type": "function", "function": {"name": "a b"}}]), ("tools", [{"type": "function", "function": {"name": "f", "parameters": 5}}]),
                   ("tool_choice", "required"), ("response_format", "json"), ("response_format", {}), ("response_format", {"type": "json_schema", "json_schema": {}}),
-                  ("guided_regex", "x" * 70_000), ("guided_json", "[" * 1000), ("cache_salt", "x" * 129), ("chat_template", "{{ 1 }}"), ("priority", 5), ("lora_path", "/etc"),
+                  ("guided_regex", "x" * 70_000), ("guided_json", "[" * 1000), ("cache_salt", "x" * 129), ("chat_template", "{{ 1 }}"), ("priority", "x"), ("lora_path", "/etc"),
                   ("use_beam_search", True), ("suffix", "x"), ("prompt_logprobs", 21), ("modalities", ["audio"]), ("functions", [{}]), ("chat_template_kwargs", {"messages": "x"}),
                   ("documents", "x"), ("continue_final_message", 1), ("reasoning_effort", 5), ("messages", None), ("messages", []), ("messages", "x"), ("messages", [5]), ("messages", {})]
         for name, value in cases:
@@ -96,23 +119,6 @@ class BadInput(ServerTest):
         self.refused(self.server.complete("x", "sql", max_tokens=0), 400)
         self.refused(self.server.complete("x", "sql", logprobs=21), 400)
         self.assertEqual(self.server.complete("x", "sql", max_tokens=10**9).status, 200)  # cut to the context
-
-    def test_what_is_ignored(self):
-        fields = {"metadata": {"a": "b"}, "store": False, "service_tier": "auto", "my_own_field": [1], "x" * 300: 1, "top_p": None, "stop": None, "tools": None, "seed": None,
-                  "logit_bias": None, "response_format": None, "stream": None, "n": None, "temperature": None, "parallel_tool_calls": True, "safety_identifier": "x"}
-        self.assertEqual(self.server.chat(max_tokens=1, **fields).status, 200)
-        wait_for(lambda: self.server.event("fields_ignored"), "the line about them")
-        named = self.server.event("fields_ignored")["fields"].split(", ")
-        self.assertEqual(sorted(named), ["metadata", "my_own_field", "safety_identifier", "service_tier", "store", "x" * 64])
-        # Once for each name; counted each time.
-        self.assertEqual(self.server.chat(max_tokens=1, store=True, my_own_field=1, **{"stream_options": None}).status, 200)
-        self.assertEqual(self.server.post("/v1/chat/completions", {"model": "sql", "max_tokens": 1, "messages": [
-            {"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}], "mine": 1}, {"role": "user", "content": "b", "mine": 2}]}).status, 200)
-        wait_for(lambda: len(self.server.events("fields_ignored")) == 2, "a second line")
-        self.assertEqual(sorted(self.server.events("fields_ignored")[1]["fields"].split(", ")), ["messages.content.cache_control", "messages.mine"])
-        metrics = self.server.get("/metrics").text
-        for name, count in (("store", 2), ("my_own_field", 2), ("messages.mine", 2), ("metadata", 1)):
-            self.assertRegex(metrics, rf'lorikeet_request_fields_ignored_total{{[^}}]*field="{name}"}} {count}\n')
 
     def test_what_other_servers_take(self):
         ask = lambda **fields: self.good(self.server.chat("x", "sql", temperature=0, max_tokens=60, **fields))["choices"][0]["message"]["content"]  # noqa: E731
