@@ -38,6 +38,13 @@ TEST(RequestFactsTest, LengthsAreThoseOfTheRoute) {
   EXPECT_EQ(limit(chat, R"({"max_tokens":1,"max_completion_tokens":400})"), 400);
   EXPECT_EQ(limit(chat, R"({"max_tokens":1,"max_tokens":400})"), 400);
   EXPECT_FALSE(limit(chat, "{}"));
+  for (const std::string& path : {chat, text}) {
+    EXPECT_EQ(limit(path, R"({"n_predict":400})"), 400);
+    EXPECT_FALSE(limit(path, R"({"n_predict":-1})")) << "until the context is full";
+    EXPECT_FALSE(limit(path, R"({"n_predict":-1,"n_predict":5})"));
+    EXPECT_EQ(limit(path, R"({"max_tokens":7,"n_predict":-1})"), 7);
+    EXPECT_EQ(limit(path, R"({"max_tokens":7,"n_predict":400})"), 400);
+  }
   EXPECT_EQ(read_request_facts(R"({"n":1,"n":3})")->n, 3);
 }
 

@@ -91,6 +91,11 @@ std::optional<int64_t> integer(std::string_view text) {
   return static_cast<int64_t>(std::clamp(number, -kMost, kMost));
 }
 
+// Of two numbers of tokens, of which a negative one means as many as there is room for.
+std::optional<int64_t> most_of(std::optional<int64_t> a, std::optional<int64_t> b) {
+  return a && b && std::min(*a, *b) < 0 ? std::min(a, b) : std::max(a, b);
+}
+
 // Prompts in the value of "prompt" or "input": a text, a list of tokens, or a list of either.
 int64_t count_prompts(std::string_view value) {
   Cursor cursor(value);
@@ -135,6 +140,8 @@ std::optional<RequestFacts> read_request_facts(std::string_view body) {
         facts.resumes = true;
       else if (key == "max_tokens")
         facts.max_tokens = std::max(facts.max_tokens, integer(*value));
+      else if (key == "n_predict")  // llama.cpp's; below 0: until the context is full
+        facts.n_predict = most_of(facts.n_predict, integer(*value));
       else if (key == "max_completion_tokens")
         facts.max_completion_tokens = std::max(facts.max_completion_tokens, integer(*value));
     } while (cursor.take(','));
@@ -147,8 +154,10 @@ std::optional<RequestFacts> read_request_facts(std::string_view body) {
 
 std::optional<int64_t> RequestFacts::output_limit(std::string_view path) const {
   constexpr int64_t kDefaultCompletion = 16;  // OpenAI's
-  if (path == "/v1/completions") return max_tokens.value_or(kDefaultCompletion);
-  return std::max(max_tokens, max_completion_tokens);
+  const bool is_text = path == "/v1/completions";
+  const std::optional<int64_t> said = is_text ? max_tokens : std::max(max_tokens, max_completion_tokens);
+  if (n_predict && (*n_predict >= 0 || !said)) return *n_predict < 0 ? said : std::max(said, n_predict);
+  return is_text ? said.value_or(kDefaultCompletion) : said;
 }
 
 std::string with_field(std::string_view body, const RequestFacts& facts, std::string_view name, std::string_view json) {

@@ -14,7 +14,7 @@ struct RequestFacts {
   bool stream = false;
   int64_t n = 1;
   int64_t prompts = 1;  // texts or lists of tokens in "prompt" or "input"
-  std::optional<int64_t> max_tokens, max_completion_tokens;
+  std::optional<int64_t> max_tokens, max_completion_tokens, n_predict;
   bool resumes = false;     // says how an answer began ("lorikeet_resume")
   size_t fields_at = 0;     // byte behind the '{'
   bool has_fields = false;  // the object is not empty
