@@ -74,7 +74,7 @@ Result<std::unique_ptr<AdapterFetcher>> AdapterFetcher::create(const Options& op
   return Result<std::unique_ptr<AdapterFetcher>>(std::move(self));
 }
 
-AdapterFetcher::~AdapterFetcher() {
+void AdapterFetcher::stop() {
   {
     std::lock_guard lock(mutex_);
     stopping_ = true;
@@ -82,7 +82,7 @@ AdapterFetcher::~AdapterFetcher() {
   stopped_.notify_all();
   http_.reset();  // whoever waits for an answer has one
   workshop_.reset();
-  for (const auto& [content, callbacks] : waiting_)
+  for (const auto& [content, callbacks] : std::exchange(waiting_, {}))
     for (const auto& callback : callbacks) callback(cancelled("the server is shutting down"));
 }
 
@@ -96,22 +96,20 @@ AdapterFetcher::Stats AdapterFetcher::stats() const {
 void AdapterFetcher::fetch(const AdapterRecord& record, std::function<void(const Status&)> done) {
   const std::string content = record.content();
   if (cache_.has(content)) return done(Status());
-  bool first = false;
   {
     std::lock_guard lock(mutex_);
     if (!stopping_) {
       auto& callbacks = waiting_[content];
-      first = callbacks.empty();
       callbacks.push_back(std::move(done));
-      done = nullptr;
+      if (callbacks.size() == 1)
+        workshop_->submit(0, [this, record](const std::stop_token& stop) {
+          run(record, stop);
+          return Workshop::Finish();
+        });
+      return;
     }
   }
-  if (done) return done(cancelled("the server is shutting down"));
-  if (!first) return;
-  workshop_->submit(0, [this, record](const std::stop_token& stop) {
-    run(record, stop);
-    return Workshop::Finish();
-  });
+  done(cancelled("the server is shutting down"));
 }
 
 void AdapterFetcher::run(const AdapterRecord& record, const std::stop_token& stop) {

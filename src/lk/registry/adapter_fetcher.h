@@ -37,8 +37,10 @@ class AdapterFetcher {
   using Holders = std::function<std::vector<std::string>(const AdapterRecord& record)>;
 
   static Result<std::unique_ptr<AdapterFetcher>> create(const Options& options, AdapterCache& cache, Holders holders);
-  // Those who wait hear kCancelled.
-  ~AdapterFetcher();
+  ~AdapterFetcher() { stop(); }
+  // Those who wait, and who ask from then on, hear kCancelled. No callback runs any more when it returns. Not by two
+  // threads at once.
+  void stop();
 
   // `done` on a thread of the fetcher, or at once when it is here. Who asks for what is being fetched waits for that.
   void fetch(const AdapterRecord& record, std::function<void(const Status& status)> done);

@@ -59,7 +59,7 @@ class Registry {
   // Keeps the value there, whatever becomes of the registry meanwhile, until withdraw() or until this process has been
   // silent for some seconds. Another value under the same name replaces the first.
   virtual void announce(Announcement announcement) = 0;
-  // Takes what is announced away; a second at most.
+  // Takes what is announced away; two seconds at most.
   virtual void withdraw() = 0;
   // Ends everything: whoever waits for it gets kCancelled, and no callback runs any more when this returns.
   virtual void close() = 0;

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/serve/fleet/fleet_adapters.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <ctime>
 #include <filesystem>
@@ -13,6 +16,7 @@
 #include "lk/base/json_fields.h"
 #include "lk/base/json_text.h"
 #include "lk/base/names.h"
+#include "lk/base/sha256.h"
 #include "lk/registry/drain.h"
 #include "lk/serve/adapters/adapter_stat.h"
 #include "lk/serve/adapters/path_guard.h"
@@ -20,11 +24,12 @@
 namespace lk {
 namespace {
 
-constexpr int64_t kMaxTasks = 256;  // changes of the registry that wait
+constexpr int64_t kMaxTasks = 256;  // changes of the registry that wait or are under way
 constexpr int kTaskThreads = 2;
 constexpr int kReserveTries = 8;     // others may publish the same name at the same time
 constexpr size_t kOperations = 100;  // of one transaction; etcd takes 128
 constexpr int64_t kForm = 1;
+constexpr size_t kTasks = 0, kCatalog = 1;  // benches
 constexpr size_t kMaxCatalog = size_t{256} << 20;
 
 bool is_known_file(const std::string& name) {
@@ -50,7 +55,42 @@ int64_t version_in(std::string_view key) {
   return version;
 }
 
+// Somebody who waits hears once, whatever happens: at the latest when nobody is left who could tell.
+template <class Value>
+class Answer {
+ public:
+  explicit Answer(std::function<void(Value)> done) : done_(std::move(done)) {}
+  ~Answer() { give(cancelled("the server is shutting down")); }
+  Answer(const Answer&) = delete;
+  Answer& operator=(const Answer&) = delete;
+  void give(Value value) {
+    if (const auto done = std::exchange(done_, nullptr)) done(std::move(value));
+  }
+
+ private:
+  std::function<void(Value)> done_;
+};
+
+std::string random_word() {
+  std::array<unsigned char, 16> bytes{};
+  (void)::getentropy(bytes.data(), bytes.size());
+  return to_hex(bytes);
+}
+
 }  // namespace
+
+// A version on its way into the registry, and how far it has come: what give_up() takes back.
+struct FleetAdapters::Publication {
+  Publication(AdapterRegistry::LoadRequest what, AdapterRegistry::Loaded done, Slot place)
+      : request(std::move(what)), answer(std::move(done)), slot(std::move(place)) {}
+  AdapterRegistry::LoadRequest request;
+  AdapterRecord record;
+  std::string content;   // kept in the cache for it; "" = nothing
+  int64_t revision = 0;  // of its number in the registry; 0: it has none
+  bool is_loaded = false;
+  Answer<Result<AdapterLease>> answer;
+  const Slot slot;  // for all of it
+};
 
 std::vector<std::string> adapter_file_names(const std::string& directory) {
   std::vector<std::string> names(std::begin(kAdapterFiles), std::end(kAdapterFiles));
@@ -63,20 +103,24 @@ std::vector<std::string> adapter_file_names(const std::string& directory) {
 
 // --- Life
 
-Result<std::unique_ptr<FleetAdapters>> FleetAdapters::open(const FleetAdaptersOptions& options, Log* log) {
+Result<std::unique_ptr<FleetAdapters>> FleetAdapters::open(const FleetAdaptersOptions& options, Log* log,
+                                                           std::unique_ptr<Registry> registry) {
   std::unique_ptr<FleetAdapters> self(new FleetAdapters(options, log));
   FleetAdapters* raw = self.get();
   LK_ASSIGN_OR_RETURN(self->cache_, AdapterCache::open(options.directory, options.max_bytes));
-  LK_ASSIGN_OR_RETURN(
-      self->registry_,
-      open_registry({.url = options.registry,
-                     .tls_ca = options.registry_ca,
-                     .log = [raw](std::string_view what, std::string_view why) { raw->warn(what, why); }}));
+  self->registry_ = std::move(registry);
+  if (!self->registry_) {
+    LK_ASSIGN_OR_RETURN(
+        self->registry_,
+        open_registry({.url = options.registry,
+                       .tls_ca = options.registry_ca,
+                       .log = [raw](std::string_view what, std::string_view why) { raw->warn(what, why); }}));
+  }
   LK_ASSIGN_OR_RETURN(self->fetcher_,
                       AdapterFetcher::create({.fleet_key = options.key, .tls_ca = options.replica_ca}, *self->cache_,
                                              [raw](const AdapterRecord& record) { return raw->holders(record); }));
-  self->tasks_bench_ =
-      std::make_unique<Workshop>(std::vector<Workshop::Bench>{{.name = "lk-fleet-ops", .num_threads = kTaskThreads}});
+  self->tasks_bench_ = std::make_unique<Workshop>(std::vector<Workshop::Bench>{
+      {.name = "lk-fleet-ops", .num_threads = kTaskThreads}, {.name = "lk-catalog", .num_threads = 1}});
   self->member_reader_ =
       std::make_unique<MemberReader>([raw](std::string_view what, std::string_view why) { raw->warn(what, why); });
   return Result<std::unique_ptr<FleetAdapters>>(std::move(self));
@@ -131,22 +175,43 @@ void FleetAdapters::stop() {
     stopped_ = true;
   }
   if (registry_) registry_->close();
-  tasks_bench_.reset();
-  fetcher_.reset();
+  tasks_bench_.reset();  // who waits hears of the end
+  if (fetcher_) fetcher_->stop();
+  bool unsaved = false;
+  {
+    std::lock_guard lock(mutex_);
+    unsaved = save_waits_;
+  }
+  if (unsaved) write_catalog();
 }
 
-bool FleetAdapters::run(std::function<void()> task) {
+FleetAdapters::Slot FleetAdapters::take_slot() {
+  Slot slot(this, [this](void*) { --slots_; });  // not null: it says that there was one
+  return ++slots_ <= kMaxTasks ? slot : nullptr;
+}
+
+bool FleetAdapters::run(Slot slot, std::function<void()> task, std::function<void(const Status&)> failed) {
   std::lock_guard lock(mutex_);
-  if (stopped_ || tasks_ >= kMaxTasks) return false;
-  ++tasks_;
-  tasks_bench_->submit(0, [this, task = std::move(task)](const std::stop_token&) {
+  if (stopped_) return false;
+  tasks_bench_->submit(kTasks, [this, slot = std::move(slot), task = std::move(task),
+                                failed = std::move(failed)](const std::stop_token&) {
     const Status status = guarded("a change of the fleet", task);
-    if (!status.ok()) warn("exception", status.message());
-    std::lock_guard inner(mutex_);
-    --tasks_;
+    if (!status.ok()) {
+      warn("exception", status.message());
+      failed(status);
+    }
     return Workshop::Finish();
   });
   return true;
+}
+
+void FleetAdapters::change(std::function<Status()> task, std::function<void(const Status&)> done) {
+  const auto answer = std::make_shared<Answer<const Status&>>(std::move(done));
+  Slot slot = take_slot();
+  if (!slot) return answer->give(unavailable("too many changes of the fleet wait"));
+  (void)run(
+      std::move(slot), [task = std::move(task), answer] { answer->give(task()); },
+      [answer](const Status& status) { answer->give(status); });
 }
 
 // --- What others say
@@ -173,22 +238,29 @@ std::vector<std::string> FleetAdapters::holders(const AdapterRecord& record) con
 }
 
 void FleetAdapters::on_adapters(const Registry::Entries& entries) {
-  apply(entries);
+  Registry::Entries news;
+  bool changed = false;
+  {
+    std::lock_guard lock(mutex_);
+    for (const auto& [key, entry] : entries) {
+      const auto known = entries_.find(key);
+      const bool is_known = known != entries_.end() && known->second.value == entry.value;
+      changed |= !is_known;
+      if (!is_known || refused_.contains(key)) news.emplace(key, entry);  // its name may be free by now
+    }
+  }
+  apply(news);
   apply_aliases();
-  save();
+  if (changed) save();
 }
 
 void FleetAdapters::apply(const Registry::Entries& entries) {
   for (const auto& [key, entry] : entries) {
-    {
-      std::lock_guard lock(mutex_);
-      const auto known = entries_.find(key);
-      if (known != entries_.end() && known->second.value == entry.value && offered_.contains(key)) continue;
-    }
     Result<AdapterRecord> record = parse_adapter(key, entry.value);
     if (record.ok() && record->state == AdapterRecord::State::kReady)
       if (const Status files = check_files(*record); !files.ok()) record = files;
     std::string ignored = record.ok() ? "" : record.status().message();
+    bool refused = false;
     if (record.ok() && record->state == AdapterRecord::State::kReady) {
       const std::string content = record->content();
       {
@@ -204,6 +276,7 @@ void FleetAdapters::apply(const Registry::Entries& entries) {
         std::lock_guard lock(mutex_);
         offered_.insert(key);
       } else {
+        refused = true;
         ignored = "this server has an adapter or an alias of its own under that name";
       }
     }
@@ -231,6 +304,10 @@ void FleetAdapters::apply(const Registry::Entries& entries) {
     {
       std::lock_guard lock(mutex_);
       entries_[key] = entry;
+      if (refused)
+        refused_.insert(key);
+      else
+        refused_.erase(key);
       news = !ignored.empty() && std::exchange(told_[key], entry.revision + 1) != entry.revision + 1;
     }
     if (news) warn("adapter_ignored", fmt::format("{}: {}", key, ignored));
@@ -238,12 +315,17 @@ void FleetAdapters::apply(const Registry::Entries& entries) {
 }
 
 void FleetAdapters::on_aliases(const Registry::Entries& entries) {
+  bool changed = false;
   {
     std::lock_guard lock(mutex_);
-    for (const auto& [key, entry] : entries) aliases_[key] = entry;
+    for (const auto& [key, entry] : entries) {
+      Registry::Entry& known = aliases_[key];
+      changed |= known.value != entry.value;
+      known = entry;
+    }
   }
   apply_aliases();
-  save();
+  if (changed) save();
 }
 
 void FleetAdapters::apply_aliases() {
@@ -280,12 +362,22 @@ void FleetAdapters::release(const std::string& content) {
   cache_->release(content);
 }
 
-// For a restart while the registry is away.
+// For a restart while the registry is away. However many changes come meanwhile, they are one more writing of it.
 void FleetAdapters::save() {
-  std::lock_guard saving(save_mutex_);
+  std::lock_guard lock(mutex_);
+  if (std::exchange(save_waits_, true) || stopped_) return;
+  tasks_bench_->submit(kCatalog, [this](const std::stop_token&) {
+    const Status status = guarded("the fleet's catalog", [this] { write_catalog(); });
+    if (!status.ok()) warn("catalog_not_written", status.message());
+    return Workshop::Finish();
+  });
+}
+
+void FleetAdapters::write_catalog() {
   boost::json::object catalog;
   {
     std::lock_guard lock(mutex_);
+    save_waits_ = false;
     for (const Registry::Entries* entries : {&entries_, &aliases_})
       for (const auto& [key, entry] : *entries) catalog[key] = entry.value;
   }
@@ -302,71 +394,105 @@ std::shared_ptr<const void> FleetAdapters::hold(const std::string& path) {
 
 void FleetAdapters::fetch(const std::string& path, std::function<void(const Status&)> done) {
   std::optional<AdapterRecord> record;
-  AdapterFetcher* fetcher = nullptr;
   {
     std::lock_guard lock(mutex_);
     const auto found = contents_.find(std::filesystem::path(path).filename().string());
     if (found != contents_.end()) record = found->second.record;
-    if (!stopped_) fetcher = fetcher_.get();
   }
   if (!record) return done(not_found("the fleet's registry does not know it"));
-  if (fetcher == nullptr) return done(cancelled("the server is shutting down"));
-  fetcher->fetch(*record, std::move(done));
+  fetcher_->fetch(*record, std::move(done));
 }
 
 // --- Changes
 
+// The answer to a transaction may be lost, and what is sent again says that something had changed: what stands there
+// tells. Equal values that somebody else put are as good.
+bool FleetAdapters::has_happened(const Registry::Transaction& transaction) {
+  for (const auto& [key, value] : transaction.puts) {
+    const Result<Registry::Entries> now = registry_->list(key);
+    if (!now.ok() || !now->contains(key) || now->at(key).value != value) return false;
+  }
+  return true;
+}
+
 Status FleetAdapters::commit(const Registry::Transaction& transaction, std::string_view what) {
   const Result<bool> done = registry_->commit(transaction);
+  if ((done.ok() && *done) || has_happened(transaction)) return Status();
   if (!done.ok())
     return unavailable("the fleet's registry does not answer; {} may not have happened: {}", what,
                        done.status().message());
-  if (!*done) return unavailable("{}: somebody else changed it at the same moment; try again", what);
-  return Status();
+  return unavailable("{}: somebody else changed it at the same moment; try again", what);
 }
 
 void FleetAdapters::publish(AdapterRegistry::LoadRequest request, AdapterRegistry::Loaded done) {
-  const bool taken = run([this, request = std::move(request), done] { publish_now(request, done); });
-  if (!taken) done(unavailable("too many changes of the fleet wait"));
+  const auto publication = std::make_shared<Publication>(std::move(request), std::move(done), take_slot());
+  if (!publication->slot) return publication->answer.give(unavailable("too many changes of the fleet wait"));
+  (void)run(
+      publication->slot, [this, publication] { publish_now(publication); },
+      [this, publication](const Status& status) { give_up(*publication, status); });
 }
 
-void FleetAdapters::publish_now(AdapterRegistry::LoadRequest request, AdapterRegistry::Loaded done) {
-  const auto prepared = [&]() -> Result<AdapterRecord> {
+void FleetAdapters::publish_now(const std::shared_ptr<Publication>& publication) {
+  AdapterRegistry::LoadRequest& request = publication->request;
+  AdapterRecord& record = publication->record;
+  const Status reserved = [&]() -> Status {
     LK_RETURN_IF_ERROR(check_adapter_name("adapter name", request.name));
     if (const auto known = adapters_->find(request.name, {}); known && !adapters_->is_fleet(request.name))
       return already_exists("\"{}\" is an adapter of this server alone: the fleet's go by other names", request.name);
     if (!request.trusted_path) {
       LK_ASSIGN_OR_RETURN(request.path, resolve_adapter_directory(roots_of(roots_, request.tenant), request.path));
     }
-    AdapterRecord record{.name = request.name, .tenant = request.tenant, .created = std::time(nullptr)};
+    record = {.name = request.name, .tenant = request.tenant, .created = std::time(nullptr)};
     record.state = AdapterRecord::State::kPending;
+    record.digest = random_word();  // until it has one: tells this try from any other
+    {
+      std::lock_guard lock(mutex_);
+      record.publisher = self_.id;
+    }
     LK_ASSIGN_OR_RETURN(record.files, cache_->add(request.path, adapter_file_names(request.path)));
-    std::lock_guard lock(mutex_);
-    record.publisher = self_.id;
-    return record;
+    publication->content = record.content();
+    if (const Status complete = check_files(record); !complete.ok())
+      return not_found("{}: {}", request.path, complete.message());
+    LK_ASSIGN_OR_RETURN(const Reserved number, reserve(record, request.replace));
+    record.version = number.version;
+    publication->revision = number.revision;
+    return Status();
   }();
-  if (!prepared.ok()) return done(prepared.status());
-  AdapterRecord record = *prepared;
-  const std::string content = record.content();
-  const Status complete = check_files(record);
-  Result<Reserved> reserved = complete.ok() ? reserve(record, request.replace) : complete;
-  if (!reserved.ok()) {
-    release(content);
-    return done(complete.ok() ? reserved.status() : not_found("{}: {}", request.path, complete.message()));
-  }
-  record.version = reserved->version;
-  request.path = cache_->path(content);
+  if (!reserved.ok()) return give_up(*publication, reserved);
+  request.path = cache_->path(publication->content);
   request.trusted_path = true;
-  request.files = cache_->hold(content);
+  request.files = cache_->hold(publication->content);
   request.replace = true;
   request.keep_previous = true;
   request.persist = false;
   request.version = record.version;
-  adapters_->load(std::move(request), [this, record, revision = reserved->revision, done](Result<AdapterLease> loaded) {
+  adapters_->load(request, [this, publication](Result<AdapterLease> loaded) {
+    publication->is_loaded = loaded.ok();
     // The registry may take seconds: not on a loader's thread.
-    if (!run([this, record, revision, loaded, done] { conclude(record, revision, loaded, done); }))
-      done(unavailable("the server is shutting down, or too many changes of the fleet wait"));
+    if (!run(
+            publication->slot, [this, publication, loaded] { conclude(*publication, loaded); },
+            [this, publication](const Status& status) { give_up(*publication, status); }))
+      give_up(*publication, cancelled("the server is shutting down"));
   });
+}
+
+// Whatever ends a publication, nothing of it stays: here, in the cache or in the registry.
+void FleetAdapters::give_up(Publication& publication, const Status& status) {
+  const AdapterRecord& record = publication.record;
+  bool stopped = false;
+  {
+    std::lock_guard lock(mutex_);
+    stopped = stopped_;
+  }
+  if (std::exchange(publication.is_loaded, false) && !stopped)
+    (void)adapters_->unload(fmt::format("{}@{}", record.name, record.version), nullptr);
+  if (const int64_t revision = std::exchange(publication.revision, 0); revision != 0) {
+    const std::string key = adapter_key(record.name, record.version);
+    const AdapterRecord gone{.name = record.name, .version = record.version, .state = AdapterRecord::State::kDeleted};
+    (void)registry_->commit({.unchanged = {{key, revision}}, .puts = {{key, format_adapter(gone)}}});
+  }
+  if (const std::string content = std::exchange(publication.content, ""); !content.empty()) release(content);
+  publication.answer.give(status);
 }
 
 // Takes a number that nobody had before and nobody will have again.
@@ -390,42 +516,34 @@ Result<FleetAdapters::Reserved> FleetAdapters::reserve(const AdapterRecord& reco
         last = std::max(last, version_in(known->first));
     }
     const std::string key = adapter_key(record.name, last + 1);
-    const Result<bool> taken = registry_->commit({.unchanged = {{key, 0}}, .puts = {{key, format_adapter(record)}}});
+    const std::string value = format_adapter(record);
+    const Result<bool> taken = registry_->commit({.unchanged = {{key, 0}}, .puts = {{key, value}}});
+    const Result<Registry::Entries> own = registry_->list(key);  // which revision; and whether, if its answer was lost
+    if (!own.ok()) return unavailable("the fleet's registry does not answer: {}", own.status().message());
+    if (const auto found = own->find(key); found != own->end() && found->second.value == value)
+      return Reserved{.version = last + 1, .revision = found->second.revision};
     if (!taken.ok()) return unavailable("the fleet's registry does not answer: {}", taken.status().message());
-    if (!*taken) continue;
-    const Result<Registry::Entries> own = registry_->list(key);
-    if (!own.ok() || !own->contains(key)) return unavailable("the fleet's registry does not answer");
-    return Reserved{.version = last + 1, .revision = own->at(key).revision};
   }
   return unavailable("others publish \"{}\" at the same time; try again", record.name);
 }
 
-void FleetAdapters::conclude(AdapterRecord record, int64_t revision, Result<AdapterLease> loaded,
-                             const AdapterRegistry::Loaded& done) {
-  const std::string key = adapter_key(record.name, record.version), content = record.content();
-  const auto give_up = [&](const Status& status) {
-    AdapterRecord gone{.name = record.name, .version = record.version, .state = AdapterRecord::State::kDeleted};
-    (void)registry_->commit({.unchanged = {{key, revision}}, .puts = {{key, format_adapter(gone)}}});
-    release(content);
-    done(status);
-  };
-  if (!loaded.ok()) return give_up(loaded.status());
+void FleetAdapters::conclude(Publication& publication, Result<AdapterLease> loaded) {
+  if (!loaded.ok()) return give_up(publication, loaded.status());
+  AdapterRecord& record = publication.record;
+  const std::string key = adapter_key(record.name, record.version);
   record.state = AdapterRecord::State::kReady;
   record.digest = (*loaded)->digest;
-  const std::string value = format_adapter(record);
-  Status published = commit({.unchanged = {{key, revision}}, .puts = {{key, value}}}, "the publication");
-  if (!published.ok())  // its answer may have been lost
-    if (const auto now = registry_->list(key); now.ok() && now->contains(key) && now->at(key).value == value)
-      published = Status();
-  if (!published.ok()) {
-    (void)adapters_->unload(fmt::format("{}@{}", record.name, record.version), nullptr);
-    return give_up(published);
-  }
-  done(std::move(loaded));
+  const Status published =
+      commit({.unchanged = {{key, publication.revision}}, .puts = {{key, format_adapter(record)}}}, "the publication");
+  if (!published.ok()) return give_up(publication, published);
+  publication.is_loaded = false;  // it is everybody's from here on: nothing is taken back
+  publication.revision = 0;
+  publication.content.clear();
+  publication.answer.give(std::move(loaded));
 }
 
 void FleetAdapters::remove(const std::string& target, std::function<void(const Status&)> done) {
-  if (!run([this, target, done] { done(remove_now(target)); })) done(unavailable("too many changes of the fleet wait"));
+  change([this, target] { return remove_now(target); }, std::move(done));
 }
 
 Status FleetAdapters::remove_now(const std::string& target) {
@@ -441,20 +559,26 @@ Status FleetAdapters::remove_now(const std::string& target) {
   const auto alias = aliases->find(alias_key(target));
   const bool is_alias = alias != aliases->end() && parse_alias(alias->first, alias->second.value).ok() &&
                         !parse_alias(alias->first, alias->second.value)->empty();
+  std::pair<std::string, int64_t> stays;  // one that is not meant
   for (const auto& [key, entry] : *versions) {
     const Result<AdapterRecord> record = parse_adapter(key, entry.value);
     if (is_alias || !record.ok() || record->state != AdapterRecord::State::kReady) continue;
-    if (wanted.version != 0 && record->version != wanted.version) continue;
+    if (wanted.version != 0 && record->version != wanted.version) {
+      stays = {key, entry.revision};
+      continue;
+    }
     AdapterRecord gone{.name = record->name, .version = record->version, .state = AdapterRecord::State::kDeleted};
     change.unchanged.emplace_back(key, entry.revision);
     change.puts.emplace_back(key, format_adapter(gone));
   }
   if (change.puts.empty() && !is_alias) return not_found("The lora adapter '{}' cannot be found.", target);
+  // With the last version go the aliases of the name: they must not mean what somebody publishes later.
+  const bool is_last = !is_alias && stays.first.empty();
   for (const auto& [key, entry] : *aliases) {
     const Result<std::string> meaning = parse_alias(key, entry.value);
-    const bool goes = is_alias ? key == alias->first
-                               : meaning.ok() && (*meaning == target ||
-                                                  (wanted.version == 0 && split_version(*meaning).name == wanted.name));
+    const bool goes =
+        is_alias ? key == alias->first
+                 : meaning.ok() && (*meaning == target || (is_last && split_version(*meaning).name == wanted.name));
     if (!goes) continue;
     change.unchanged.emplace_back(key, entry.revision);
     change.puts.emplace_back(key, format_alias(""));
@@ -462,17 +586,18 @@ Status FleetAdapters::remove_now(const std::string& target) {
   for (size_t first = 0; first < change.puts.size(); first += kOperations) {
     const auto end = static_cast<ptrdiff_t>(std::min(change.puts.size(), first + kOperations));
     const auto begin = static_cast<ptrdiff_t>(first);
-    LK_RETURN_IF_ERROR(commit({.unchanged = {change.unchanged.begin() + begin, change.unchanged.begin() + end},
-                               .puts = {change.puts.begin() + begin, change.puts.begin() + end}},
-                              "the deletion"));
+    Registry::Transaction part{.unchanged = {change.unchanged.begin() + begin, change.unchanged.begin() + end},
+                               .puts = {change.puts.begin() + begin, change.puts.begin() + end}};
+    // Two who take the last two at the same time would each leave the aliases to the other.
+    if (!stays.first.empty()) part.unchanged.push_back(stays);
+    LK_RETURN_IF_ERROR(commit(part, "the deletion"));
   }
   return Status();
 }
 
 void FleetAdapters::set_alias(const std::string& alias, const std::string& target,
                               std::function<void(const Status&)> done) {
-  if (!run([this, alias, target, done] { done(set_alias_now(alias, target)); }))
-    done(unavailable("too many changes of the fleet wait"));
+  change([this, alias, target] { return set_alias_now(alias, target); }, std::move(done));
 }
 
 Status FleetAdapters::set_alias_now(const std::string& alias, const std::string& target) {

@@ -6,6 +6,7 @@
 // The registry may be away at any time: then nothing is published, and everything else goes on, also after a restart.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <map>
 #include <memory>
@@ -36,7 +37,9 @@ struct FleetAdaptersOptions {
 
 class FleetAdapters final : public AdapterSupply {
  public:
-  static Result<std::unique_ptr<FleetAdapters>> open(const FleetAdaptersOptions& options, Log* log);
+  // `registry`: instead of the one at options.registry.
+  static Result<std::unique_ptr<FleetAdapters>> open(const FleetAdaptersOptions& options, Log* log,
+                                                     std::unique_ptr<Registry> registry = nullptr);
   ~FleetAdapters() override;
 
   // `adapters` must live until stop().
@@ -44,14 +47,15 @@ class FleetAdapters final : public AdapterSupply {
   // From now on the fleet knows of this server, and this server of its changes. What was known of the fleet before a
   // restart is offered at once. Names that the server has by then are its own.
   void join(const Member& member);
-  void leave();  // routers send nothing new; a second or two
+  void leave();  // routers send nothing new; two seconds at most
   void stop();   // no callback runs any more when it returns
 
   // --- AdapterSupply
   std::shared_ptr<const void> hold(const std::string& path) override;
   void fetch(const std::string& path, std::function<void(const Status&)> done) override;
 
-  // --- Changes, for everybody. None of them waits; `done` on some thread. kUnavailable: the registry is away.
+  // --- Changes, for everybody. None of them waits; `done` once, on some thread. kUnavailable: the registry is away;
+  // kCancelled: this server ends.
   // A new version of `request.name`, of the files as they are now; visible once it was proved here.
   void publish(AdapterRegistry::LoadRequest request, AdapterRegistry::Loaded done);
   void remove(const std::string& target,
@@ -67,7 +71,12 @@ class FleetAdapters final : public AdapterSupply {
  private:
   FleetAdapters(const FleetAdaptersOptions& options, Log* log) : options_(options), log_(log) {}
   void warn(std::string_view what, std::string_view reason) const;
-  bool run(std::function<void()> task);  // false: not taken
+  // One of the changes that may wait or be under way; given back with its last reference. Null: there are too many.
+  using Slot = std::shared_ptr<void>;
+  Slot take_slot();
+  // `failed`: what it threw. False: not taken, the server ends.
+  bool run(Slot slot, std::function<void()> task, std::function<void(const Status&)> failed);
+  void change(std::function<Status()> task, std::function<void(const Status&)> done);
   std::vector<std::string> holders(const AdapterRecord& record) const;
   void on_members(const Registry::Entries& entries);
   void on_adapters(const Registry::Entries& entries);
@@ -76,10 +85,12 @@ class FleetAdapters final : public AdapterSupply {
   void apply_aliases();
   void load_catalog();
   void save();
+  void write_catalog();
   void release(const std::string& content);  // unless a version has it
-  void publish_now(AdapterRegistry::LoadRequest request, AdapterRegistry::Loaded done);
-  void conclude(AdapterRecord record, int64_t revision, Result<AdapterLease> loaded,
-                const AdapterRegistry::Loaded& done);
+  struct Publication;
+  void publish_now(const std::shared_ptr<Publication>& publication);
+  void conclude(Publication& publication, Result<AdapterLease> loaded);
+  void give_up(Publication& publication, const Status& status);
   struct Reserved {
     int64_t version = 0, revision = 0;
   };
@@ -87,6 +98,7 @@ class FleetAdapters final : public AdapterSupply {
   Status remove_now(const std::string& target);
   Status set_alias_now(const std::string& alias, const std::string& target);
   Status commit(const Registry::Transaction& transaction, std::string_view what);
+  bool has_happened(const Registry::Transaction& transaction);
 
   const FleetAdaptersOptions options_;
   Log* const log_;
@@ -96,7 +108,7 @@ class FleetAdapters final : public AdapterSupply {
   std::vector<std::string> roots_;
   std::unique_ptr<MemberReader> member_reader_;
 
-  std::mutex save_mutex_;  // before mutex_
+  std::atomic<int64_t> slots_ = 0;
   mutable std::mutex mutex_;
   Member self_;  // guarded by mutex_, like all below
   std::vector<Member> members_;
@@ -108,7 +120,8 @@ class FleetAdapters final : public AdapterSupply {
   std::map<std::string, Content> contents_;  // of ready versions, by content
   std::map<std::string, int64_t> told_;      // revisions of what was ignored, by name
   std::set<std::string> offered_;            // keys of versions that were
-  int64_t tasks_ = 0;
+  std::set<std::string> refused_;            // keys of versions whose names are this server's own, by now
+  bool save_waits_ = false;                  // the catalog will be written, with all that is known by then
   bool stopped_ = false;
   std::unique_ptr<AdapterFetcher> fetcher_;
   std::unique_ptr<Workshop> tasks_bench_;

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+// A replica's part in a fleet, with a registry that loses answers, throws, or does not answer.
+#include "lk/serve/fleet/fleet_adapters.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <condition_variable>
+#include <fstream>
+#include <future>
+
+#include "lk/registry/adapter_record.h"
+#include "serve/registry_testing.h"
+
+namespace lk {
+namespace {
+
+using namespace std::chrono_literals;
+using ::testing::HasSubstr;
+
+// Everything in memory, and faults on demand.
+class FakeRegistry final : public Registry {
+ public:
+  struct State {
+    std::mutex mutex;
+    std::condition_variable changed;
+    Entries entries;
+    int64_t revision = 0;
+    bool lose_answers = false;          // it happens, and then it is said that something had changed
+    bool hang = false, closed = false;  // hang: list() until close()
+    int hanging = 0;
+    std::string throw_at;  // a value with this
+    std::map<std::string, std::function<void(const Entries&)>> watches;
+  };
+  explicit FakeRegistry(std::shared_ptr<State> state) : state_(std::move(state)) {}
+  Result<Entries> list(const std::string& prefix) override {
+    std::unique_lock lock(state_->mutex);
+    ++state_->hanging;
+    state_->changed.notify_all();
+    state_->changed.wait(lock, [&] { return !state_->hang || state_->closed; });
+    --state_->hanging;
+    if (state_->closed) return cancelled("closed");
+    Entries found;
+    for (const auto& [key, entry] : state_->entries)
+      if (key.starts_with(prefix)) found[key] = entry;
+    return found;
+  }
+  Result<bool> commit(const Transaction& transaction) override {
+    std::lock_guard lock(state_->mutex);
+    for (const auto& [key, value] : transaction.puts)
+      if (!state_->throw_at.empty() && value.find(state_->throw_at) != std::string::npos) throw std::bad_alloc();
+    for (const auto& [key, revision] : transaction.unchanged) {
+      const auto found = state_->entries.find(key);
+      if ((found == state_->entries.end() ? 0 : found->second.revision) != revision) return false;
+    }
+    ++state_->revision;
+    for (const auto& [key, value] : transaction.puts)
+      state_->entries[key] = {.value = value, .revision = state_->revision};
+    return !state_->lose_answers;
+  }
+  void watch(const std::string& prefix, std::function<void(const Entries&)> on_change) override {
+    state_->watches[prefix] = std::move(on_change);
+  }
+  void announce(Announcement) override {}
+  void withdraw() override {}
+  void close() override {
+    std::lock_guard lock(state_->mutex);
+    state_->closed = true;
+    state_->changed.notify_all();
+  }
+  bool is_reachable() const override { return true; }
+
+ private:
+  const std::shared_ptr<State> state_;
+};
+
+class FleetAdaptersTest : public testing::AdapterRegistryTest {
+ protected:
+  FleetAdaptersTest() {
+    fleet_ =
+        FleetAdapters::open({.directory = dir_.file("fleet")}, nullptr, std::make_unique<FakeRegistry>(state_)).value();
+    open({.supply = fleet_.get()});
+    fleet_->attach(*registry_, {});
+    fleet_->join({.id = "r1", .url = "http://127.0.0.1:1"});
+  }
+  ~FleetAdaptersTest() override {
+    fleet_->stop();
+    registry_.reset();
+  }
+  Result<AdapterLease> publish(const std::string& name, const std::string& from) {
+    std::promise<Result<AdapterLease>> promise;
+    fleet_->publish({.name = name, .path = testing::kDemoAdapters + from, .trusted_path = true, .replace = true},
+                    [&](Result<AdapterLease> loaded) { promise.set_value(std::move(loaded)); });
+    return promise.get_future().get();
+  }
+  Status remove(const std::string& target) {
+    std::promise<Status> promise;
+    fleet_->remove(target, [&](const Status& status) { promise.set_value(status); });
+    return promise.get_future().get();
+  }
+  AdapterRecord::State state_of(const std::string& key) {
+    std::lock_guard lock(state_->mutex);
+    return parse_adapter(key, state_->entries.at(key).value).value().state;
+  }
+  std::string catalog() {
+    std::ifstream in(dir_.file("fleet/catalog.json"));
+    return {std::istreambuf_iterator<char>(in), {}};
+  }
+  const std::shared_ptr<FakeRegistry::State> state_ = std::make_shared<FakeRegistry::State>();
+  std::unique_ptr<FleetAdapters> fleet_;
+};
+
+TEST_F(FleetAdaptersTest, ALostAnswerIsNoRefusal) {
+  state_->lose_answers = true;
+  const auto published = publish("a", "tag");
+  ASSERT_TRUE(published.ok()) << published.status().message();
+  EXPECT_EQ(state_->entries.size(), 1u) << "one number, and no other that stays pending";
+  EXPECT_EQ(state_of("adapters/a/1"), AdapterRecord::State::kReady);
+  const Status removed = remove("a");
+  EXPECT_TRUE(removed.ok()) << removed.message();
+  EXPECT_EQ(state_of("adapters/a/1"), AdapterRecord::State::kDeleted);
+}
+
+// However the versions went: an alias must not mean what somebody publishes later.
+TEST_F(FleetAdaptersTest, AnAliasGoesWithTheLastVersion) {
+  ASSERT_TRUE(publish("a", "tag").ok() && publish("a", "tag").ok());
+  std::promise<Status> set;
+  fleet_->set_alias("b", "a", [&](const Status& status) { set.set_value(status); });
+  ASSERT_TRUE(set.get_future().get().ok());
+  const auto target = [&] { return parse_alias("aliases/b", state_->entries.at("aliases/b").value).value(); };
+  EXPECT_TRUE(remove("a@2").ok());
+  EXPECT_EQ(target(), "a");
+  EXPECT_TRUE(remove("a@1").ok());
+  EXPECT_EQ(target(), "");
+}
+
+TEST_F(FleetAdaptersTest, NothingOfAPublicationThatFailsStays) {
+  state_->throw_at = "\"ready\"";
+  EXPECT_EQ(publish("a", "tag").status().code(), StatusCode::kInternal);
+  EXPECT_EQ(state_of("adapters/a/1"), AdapterRecord::State::kDeleted);
+  EXPECT_NE(code_of("a@1"), StatusCode::kOk);
+  for (const auto& item : std::filesystem::directory_iterator(dir_.file("fleet/manifests"))) {
+    std::ifstream in(item.path());
+    const std::string text{std::istreambuf_iterator<char>(in), {}};
+    EXPECT_EQ(text.find("\"here\""), std::string::npos) << "it may make room";
+  }
+  state_->throw_at.clear();
+  const auto again = publish("a", "tag");
+  ASSERT_TRUE(again.ok()) << again.status().message();
+  EXPECT_EQ((*again)->version, 2);
+}
+
+TEST_F(FleetAdaptersTest, WhoWaitsHearsOfTheEnd) {
+  state_->hang = true;
+  std::vector<std::promise<Status>> promises(5);
+  for (auto& promise : promises) fleet_->remove("a", [&promise](const Status& status) { promise.set_value(status); });
+  {
+    std::unique_lock lock(state_->mutex);
+    state_->changed.wait(lock, [&] { return state_->hanging == 2; });
+  }
+  fleet_->stop();
+  for (auto& promise : promises) {
+    std::future<Status> end = promise.get_future();
+    ASSERT_EQ(end.wait_for(0s), std::future_status::ready) << "when stop() has returned";
+    EXPECT_FALSE(end.get().ok());
+  }
+  std::promise<Status> late;
+  fleet_->fetch("x", [&](const Status& status) { late.set_value(status); });
+  EXPECT_FALSE(late.get_future().get().ok());
+  EXPECT_EQ(fleet_->fetch_stats().waiting, 0);
+}
+
+// The catalog's temporary file is a pipe that nobody reads: the disk does not answer, and changes go on.
+TEST_F(FleetAdaptersTest, ChangesDoNotWaitForTheCatalog) {
+  const std::string pipe = dir_.file(fmt::format("fleet/catalog.json.tmp.{}", ::getpid()));
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  std::future<void> changes = std::async(std::launch::async, [&] {
+    Registry::Entries entries;
+    for (int i = 1; i <= 100; ++i) {
+      entries[alias_key(fmt::format("alias-{}", i))] = {.value = format_alias("nobody"), .revision = i};
+      state_->watches.at(std::string(kAliases))(entries);
+    }
+  });
+  EXPECT_EQ(changes.wait_for(60s), std::future_status::ready);
+  const int reader = ::open(pipe.c_str(), O_RDONLY | O_NONBLOCK);  // it goes on; a pipe cannot be synced
+  changes.get();
+  fleet_->stop();
+  ::close(reader);
+  EXPECT_THAT(catalog(), HasSubstr("alias-100"));
+}
+
+}  // namespace
+}  // namespace lk
