@@ -5,6 +5,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <future>
+
 #include "lk/registry/etcd_registry.h"
 #include "testing/raw_server.h"
 
@@ -86,10 +88,15 @@ TEST(EtcdClientTest, RefusalsAreNotAskedForElsewhere) {
 }
 
 TEST(EtcdClientTest, WhoWaitsHearsOfTheEnd) {
-  RawServer hangs([](RawPeer& peer) { peer.wait_for_close(); });
+  std::promise<void> asked;
+  RawServer hangs([&](RawPeer& peer) {
+    (void)peer.read_request();
+    asked.set_value();
+    peer.wait_for_close();
+  });
   const auto client = EtcdClient::create({.endpoints = {hangs.url()}, .timeout = 600s}).value();
   std::thread stopper([&] {
-    std::this_thread::sleep_for(50ms);
+    asked.get_future().wait();
     client->stop();
   });
   EXPECT_EQ(client->call("/v3/kv/range", {}).status().code(), StatusCode::kCancelled);
@@ -167,7 +174,8 @@ TEST_F(WatchTest, GoesOnBehindTheLastEventWhateverTheHeaderSays) {
     // ... and breaks off.
   });
   ASSERT_TRUE(wait_for("b", "2"));
-  while (watches_ < 3) std::this_thread::sleep_for(5ms);
+  for (const auto end = std::chrono::steady_clock::now() + kPatience; watches_ < 3; std::this_thread::sleep_for(5ms))
+    ASSERT_LT(std::chrono::steady_clock::now(), end);
   std::lock_guard lock(mutex);
   EXPECT_THAT(bodies[0], HasSubstr(R"("start_revision":"11")"));
   EXPECT_THAT(bodies[1], HasSubstr(R"("start_revision":"13")"));
