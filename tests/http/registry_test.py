@@ -181,6 +181,14 @@ class Adapters(Fleet):
         self.fleet("adapters", "alias", "stable", "shared@1")
         for server in (one, two, three):
             self.assertEqual(self.served(server, "stable"), expected)
+        # What is refused is written nowhere: it would answer under that name once the name is free.
+        self.assertEqual(one.post("/v1/adapters", {"name": "q", "path": path}).status, 201)
+        for alias in ("q", "base", "model", "shared"):
+            self.assertEqual(one.call("PATCH", "/v1/adapters/shared@1", {"alias": alias}).status, 409, alias)
+        self.assertEqual(one.call("DELETE", "/v1/adapters/q").status, 200)
+        for server in (one, two, three):
+            self.gone(server, "q")
+        self.assertEqual({entry["id"] for entry in json.loads(self.fleet("adapters", "list", "--json").stdout)}, {"shared@1", "shared@2", "stable"})
         # A number is never used twice.
         self.assertEqual(router.json("DELETE", "/v1/adapters/shared@2")[0], 200)
         for server in (one, two, three):

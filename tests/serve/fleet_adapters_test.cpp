@@ -135,6 +135,24 @@ TEST_F(FleetAdaptersTest, AnAliasGoesWithTheLastVersion) {
   EXPECT_EQ(target(), "");
 }
 
+// What is refused must leave no record: it would mean something once the name is free, or somebody takes it.
+TEST_F(FleetAdaptersTest, ARefusedAliasIsWrittenNowhere) {
+  ASSERT_TRUE(publish("a", "tag").ok() && publish("q", "tag").ok());
+  const auto alias = [&](const std::string& name, const std::string& target) {
+    std::promise<Status> set;
+    fleet_->set_alias(name, target, [&](const Status& status) { set.set_value(status); });
+    return set.get_future().get().code();
+  };
+  EXPECT_EQ(alias("q", "a"), StatusCode::kAlreadyExists);
+  EXPECT_EQ(alias("a", "a"), StatusCode::kAlreadyExists);
+  EXPECT_EQ(alias("b", "nobody"), StatusCode::kNotFound);
+  EXPECT_EQ(alias("b", "a@7"), StatusCode::kNotFound);
+  for (const auto& [key, entry] : state_->entries) EXPECT_FALSE(key.starts_with("aliases/")) << key;
+  EXPECT_EQ(alias("b", "a@1"), StatusCode::kOk);
+  EXPECT_TRUE(remove("q").ok());
+  EXPECT_EQ(alias("q", "a"), StatusCode::kOk) << "the name is free now";
+}
+
 TEST_F(FleetAdaptersTest, NothingOfAPublicationThatFailsStays) {
   state_->throw_at = "\"ready\"";
   EXPECT_EQ(publish("a", "tag").status().code(), StatusCode::kInternal);

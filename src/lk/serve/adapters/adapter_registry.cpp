@@ -354,8 +354,21 @@ StoredAdapter AdapterRegistry::stored(const AdapterVersion& version, bool is_def
           .tenant = version.tenant};
 }
 
+Status AdapterRegistry::check_alias_locked(const std::string& alias, const std::string& target) const {
+  LK_RETURN_IF_ERROR(check_adapter_name("alias", alias));
+  if (alias == "base" || alias == options_.base_name || table_.name(alias) || queue_.is_busy(alias))
+    return already_exists("\"{}\" is the name of a model", alias);
+  if (table_.aliases.contains(target) || !table_.find(target).slot)  // no alias of an alias
+    return not_found("The lora adapter '{}' cannot be found.", target);
+  return Status();
+}
+
+Status AdapterRegistry::check_alias(const std::string& alias, const std::string& target) const {
+  std::lock_guard lock(mutex_);
+  return check_alias_locked(alias, target);
+}
+
 Status AdapterRegistry::change(const std::string& target, std::optional<bool> pinned, const std::string& alias) {
-  if (!alias.empty()) LK_RETURN_IF_ERROR(check_adapter_name("alias", alias));
   std::lock_guard changes(changes_mutex_);
   AdapterKey key;
   AdapterLease version;              // null: known, and not loaded
@@ -363,12 +376,8 @@ Status AdapterRegistry::change(const std::string& target, std::optional<bool> pi
   bool is_fleet = false;             // what is said of it is kept in the fleet's registry
   {
     std::lock_guard lock(mutex_);
-    AdapterTable::Found found = table_.find(target);
-    if (!alias.empty()) {
-      if (alias == "base" || alias == options_.base_name || table_.name(alias) || queue_.is_busy(alias))
-        return already_exists("\"{}\" is the name of a model", alias);
-      if (table_.aliases.contains(target)) found = {};  // no alias of an alias
-    }
+    if (!alias.empty()) LK_RETURN_IF_ERROR(check_alias_locked(alias, target));
+    const AdapterTable::Found found = table_.find(target);
     if (!found.slot) return not_found("The lora adapter '{}' cannot be found.", target);
     key = found.key();
     version = found.slot->lease;

@@ -117,6 +117,8 @@ class AdapterRegistry {
   // when its pages do not fit beside the others that are pinned.
   Status change(const std::string& target, std::optional<bool> pinned, const std::string& alias);
   Status set_pinned(const std::string& name, bool pinned) { return change(name, pinned, ""); }
+  // What change() would say of the alias, before anything is changed anywhere.
+  Status check_alias(const std::string& alias, const std::string& target) const;
   // `target` is "name" or "name@version".
   Status set_alias(const std::string& alias, const std::string& target) { return change(target, {}, alias); }
   Status remove_alias(const std::string& alias);
@@ -179,6 +181,7 @@ class AdapterRegistry {
   Status publish(const LoadRequest& request, const AdapterLease& version);
   Status check_free(const LoadRequest& request) const;
   Status check_quota_locked(const LoadRequest& request) const;
+  Status check_alias_locked(const std::string& alias, const std::string& target) const;
   void put_locked(const LoadRequest& request, const AdapterLease& version);
   void let_go(const std::vector<Retired>& retired, const std::function<void(Freed)>& freed);
   void forget_version_of(const std::string& name);

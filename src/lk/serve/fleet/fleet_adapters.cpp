@@ -602,7 +602,22 @@ void FleetAdapters::set_alias(const std::string& alias, const std::string& targe
 
 Status FleetAdapters::set_alias_now(const std::string& alias, const std::string& target) {
   LK_RETURN_IF_ERROR(check_adapter_name("alias", alias));
-  return commit({.puts = {{alias_key(alias), format_alias(target)}}}, "the alias");
+  // As the registry has it now, not as this server last heard: no adapter of that name, and one that the alias means.
+  const AdapterKey wanted = split_version(target);
+  Registry::Transaction change{.puts = {{alias_key(alias), format_alias(target)}}};
+  for (const bool of_target : {false, true}) {
+    const Result<Registry::Entries> versions = registry_->list(versions_key(of_target ? wanted.name : alias));
+    if (!versions.ok()) return unavailable("the fleet's registry does not answer: {}", versions.status().message());
+    for (const auto& [key, entry] : *versions) {
+      const Result<AdapterRecord> record = parse_adapter(key, entry.value);
+      if (!record.ok() || record->state == AdapterRecord::State::kDeleted) continue;
+      if (!of_target) return already_exists("\"{}\" is the name of a model", alias);
+      if (record->state == AdapterRecord::State::kReady && (wanted.version == 0 || wanted.version == record->version))
+        change.unchanged = {{key, entry.revision}};  // the newest of them: it is still there when the alias comes
+    }
+  }
+  if (change.unchanged.empty()) return not_found("The lora adapter '{}' cannot be found.", target);
+  return commit(change, "the alias");
 }
 
 bool FleetAdapters::has_alias(const std::string& alias) const {

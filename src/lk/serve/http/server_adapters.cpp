@@ -175,26 +175,30 @@ void ServerImpl::patch_adapter(const std::shared_ptr<Exchange>& exchange) {
     return exchange->fail(permission_denied("this tenant may not use that alias"));
   for (const std::string& name : {exchange->parameter, change.alias})
     if (const Status status = check_owner(*exchange, name); !status.ok()) return exchange->fail(status);
-  const auto apply = [this, exchange, change] {
+  const auto refuse = [exchange](const Status& status) {
+    ApiError error = api_error(status, exchange->id);
+    if (status.code() == StatusCode::kAlreadyExists || status.code() == StatusCode::kResourceExhausted)
+      error.status = 409;
+    exchange->fail(error);
+  };
+  const auto apply = [this, exchange, change, refuse] {
     const Status status = registry_->change(exchange->parameter, change.pinned, change.alias);
     if (change.pinned) audit(*exchange, *change.pinned ? "adapter_pin" : "adapter_unpin", exchange->parameter, status);
     if (!change.alias.empty())
       audit(*exchange, "alias_set", fmt::format("{} -> {}", change.alias, exchange->parameter), status);
     const std::optional<AdapterSnapshot> adapter = registry_->find(exchange->parameter, service_->fresh_snapshot());
-    exchange->post([exchange, status, body = adapter ? adapter_json(*exchange, *adapter) : ""] {
+    exchange->post([exchange, status, refuse, body = adapter ? adapter_json(*exchange, *adapter) : ""] {
       if (status.ok() && !body.empty()) return exchange->respond(200, body);
-      ApiError error =
-          api_error(status.ok() ? not_found("there is no adapter \"{}\"", exchange->parameter) : status, exchange->id);
-      if (status.code() == StatusCode::kAlreadyExists || status.code() == StatusCode::kResourceExhausted)
-        error.status = 409;
-      exchange->fail(error);
+      refuse(status.ok() ? not_found("there is no adapter \"{}\"", exchange->parameter) : status);
     });
   };
-  const auto go_on = [this, exchange, apply, alias = change.alias] {
+  const auto go_on = [this, exchange, apply, refuse, alias = change.alias] {
     if (!fleet_ || alias.empty() || !registry_->is_fleet(exchange->parameter)) return this->change(exchange, apply);
-    fleet_->set_alias(alias, exchange->parameter, [this, exchange, apply](const Status& status) {
-      exchange->post([this, exchange, apply, status] {
-        if (!status.ok()) return exchange->fail(status);
+    // What this server would refuse must not be written where all of them read it.
+    if (const Status status = registry_->check_alias(alias, exchange->parameter); !status.ok()) return refuse(status);
+    fleet_->set_alias(alias, exchange->parameter, [this, exchange, apply, refuse](const Status& status) {
+      exchange->post([this, exchange, apply, refuse, status] {
+        if (!status.ok()) return refuse(status);
         this->change(exchange, apply);
       });
     });
