@@ -88,7 +88,6 @@ class RouterImpl final : public Router {
     }
     figures_.reset();  // no shard gives it anything after end_relays(); what it has in hand posts to the server
     client_.reset();   // its callbacks post to the server
-    http_.reset();
   }
 
   void set_members(const std::vector<std::string>& urls) override {
@@ -355,7 +354,6 @@ class RouterImpl final : public Router {
   std::unique_ptr<FleetView> fleet_;
   std::unique_ptr<HttpClient> client_;
   std::unique_ptr<RelayContext> context_;
-  std::unique_ptr<HttpServer> http_;
   std::vector<std::unordered_set<std::shared_ptr<HttpRelay>>> relays_;  // by shard, used there only
   std::atomic<bool> closed_{false}, draining_{false};
   const uint64_t start_ = static_cast<uint64_t>(Clock::now().time_since_epoch().count());
@@ -370,6 +368,9 @@ class RouterImpl final : public Router {
   std::unordered_map<int, FleetView::Life> lives_;                                  // the ticker's only
   std::thread ticker_;
   std::optional<Workshop> figures_{std::vector<Workshop::Bench>{{.name = "lk-route-look"}}};  // its jobs use the others
+  // Last, so that it ends first, and not by reset(): that forgets the server before its shards have ended, and what
+  // they run until then posts to it.
+  std::unique_ptr<HttpServer> http_;
 };
 
 }  // namespace

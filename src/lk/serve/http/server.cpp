@@ -267,7 +267,6 @@ ServerImpl::~ServerImpl() {
   if (fleet_) fleet_->stop();
   registry_.reset();
   if (service_) service_->stop();
-  http_.reset();
 }
 
 Status ServerImpl::reload_keys() {

@@ -174,7 +174,6 @@ class ServerImpl final : public Server {
   std::unique_ptr<AdapterRegistry> registry_;
   std::unique_ptr<GrammarCache> grammars_;
   std::unique_ptr<WorkQueue> workers_, compilers_, formatters_;
-  std::unique_ptr<HttpServer> http_;
   std::unique_ptr<FleetFeed> feed_;
   // Of reports; the feed's thread only.
   std::string replica_id_, numerics_;
@@ -192,6 +191,9 @@ class ServerImpl final : public Server {
   const Clock::time_point started_ = Clock::now();
   std::thread grace_;
   std::unique_ptr<StateThread> state_;
+  // Last, so that it ends first, and not by reset(): that forgets the server before its shards have ended, and what
+  // they run until then posts to it.
+  std::unique_ptr<HttpServer> http_;
 };
 
 }  // namespace lk
