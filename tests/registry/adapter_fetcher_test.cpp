@@ -223,6 +223,30 @@ TEST_F(AdapterFetcherTest, WhoNeverEndsOrSendsTooMuchIsLeft) {
   expect_whole();
 }
 
+// As slowly as it can without being silent: neither a piece in many parts nor parts of a piece keep a thread.
+TEST_F(AdapterFetcherTest, WhoIsSlowIsAskedOnce) {
+  std::atomic<int> parts = 0;
+  Holder trickles(content_, [](RawPeer& peer, int64_t first, std::string_view piece, int64_t total) {
+    if (total < kBlobPiece) return false;
+    peer.write(
+        fmt::format("HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {}-{}/{}\r\nContent-Length: {}\r\n\r\n",
+                    first, first + std::ssize(piece) - 1, total, piece.size()));
+    while (peer.write("x")) std::this_thread::sleep_for(20ms);
+    return true;
+  });
+  Holder crumbles(content_, [&](RawPeer& peer, int64_t first, std::string_view piece, int64_t total) {
+    ++parts;
+    answer(peer, first, piece.substr(0, 1), total);
+    return true;
+  });
+  Holder whole(content_);
+  open({trickles.url(), crumbles.url(), whole.url()});
+  EXPECT_TRUE(fetch(content_.record()).ok());
+  expect_whole();
+  EXPECT_EQ(trickles.requests, 2) << "the short file, and the first piece of the long one";
+  EXPECT_EQ(parts, 1);
+}
+
 TEST_F(AdapterFetcherTest, NoHolderAndNoKey) {
   open({});
   EXPECT_EQ(fetch(content_.record()).code(), StatusCode::kUnavailable);
@@ -238,7 +262,9 @@ TEST_F(AdapterFetcherTest, DiskIsBounded) {
   Holder holder(content_);
   const int64_t bytes = content_.record().bytes();
   open({holder.url()}, bytes - 1);
-  EXPECT_EQ(fetch(content_.record()).code(), StatusCode::kResourceExhausted);
+  const Status status = fetch(content_.record());
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable) << "no client's budget";
+  EXPECT_THAT(status.message(), HasSubstr("--fleet-disk"));
   EXPECT_EQ(holder.requests, 0) << "before anything is fetched";
   EXPECT_TRUE(nothing_is_left());
 }
@@ -295,8 +321,7 @@ TEST_F(AdapterCacheTest, WhatIsPublishedOrHeldStays) {
   auto hold = cache->hold(held);
   std::filesystem::create_directories(directory_.file("big"));
   directory_.write("big/adapter_config.json", "567890");
-  EXPECT_EQ(cache->add(directory_.file("big"), {"adapter_config.json"}).status().code(),
-            StatusCode::kResourceExhausted);
+  EXPECT_EQ(cache->add(directory_.file("big"), {"adapter_config.json"}).status().code(), StatusCode::kUnavailable);
   EXPECT_TRUE(cache->has(published) && cache->has(held)) << "a refusal takes nothing";
   hold.reset();
   EXPECT_TRUE(cache->add(directory_.file("big"), {"adapter_config.json"}).ok());

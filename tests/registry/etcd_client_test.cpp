@@ -187,7 +187,7 @@ TEST_F(WatchTest, ListsAgainWhereHistoryIsGoneOrStrange) {
                            "nonsense", R"({"result":{"events":[{"type":"PUT"}]}})",
                            R"({"result":{"events":[{"kv":{"key":"!"}}]}})", R"({"result":{"events":7}})"}) {
     lists_ = 0;
-    run([&](RawPeer& peer, int, const std::string&) {
+    run([this, line](RawPeer& peer, int, const std::string&) {
       send(peer, std::string(line) + "\n", 1000);
       peer.wait_for_close();
     });

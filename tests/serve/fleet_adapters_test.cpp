@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <condition_variable>
+#include <ctime>
 #include <fstream>
 #include <future>
 
@@ -57,6 +58,7 @@ class FakeRegistry final : public Registry {
     ++state_->revision;
     for (const auto& [key, value] : transaction.puts)
       state_->entries[key] = {.value = value, .revision = state_->revision};
+    for (const std::string& key : transaction.removals) state_->entries.erase(key);
     return !state_->lose_answers;
   }
   void watch(const std::string& prefix, std::function<void(const Entries&)> on_change) override {
@@ -90,13 +92,14 @@ class FleetAdaptersTest : public testing::AdapterRegistryTest {
   }
   Result<AdapterLease> publish(const std::string& name, const std::string& from) {
     std::promise<Result<AdapterLease>> promise;
-    fleet_->publish({.name = name, .path = testing::kDemoAdapters + from, .trusted_path = true, .replace = true},
-                    [&](Result<AdapterLease> loaded) { promise.set_value(std::move(loaded)); });
+    fleet_->changes().publish(
+        {.name = name, .path = testing::kDemoAdapters + from, .trusted_path = true, .replace = true},
+        [&](Result<AdapterLease> loaded) { promise.set_value(std::move(loaded)); });
     return promise.get_future().get();
   }
   Status remove(const std::string& target) {
     std::promise<Status> promise;
-    fleet_->remove(target, [&](const Status& status) { promise.set_value(status); });
+    fleet_->changes().remove(target, [&](const Status& status) { promise.set_value(status); });
     return promise.get_future().get();
   }
   AdapterRecord::State state_of(const std::string& key) {
@@ -126,7 +129,7 @@ TEST_F(FleetAdaptersTest, ALostAnswerIsNoRefusal) {
 TEST_F(FleetAdaptersTest, AnAliasGoesWithTheLastVersion) {
   ASSERT_TRUE(publish("a", "tag").ok() && publish("a", "tag").ok());
   std::promise<Status> set;
-  fleet_->set_alias("b", "a", [&](const Status& status) { set.set_value(status); });
+  fleet_->changes().set_alias("b", "a", [&](const Status& status) { set.set_value(status); });
   ASSERT_TRUE(set.get_future().get().ok());
   const auto target = [&] { return parse_alias("aliases/b", state_->entries.at("aliases/b").value).value(); };
   EXPECT_TRUE(remove("a@2").ok());
@@ -140,7 +143,7 @@ TEST_F(FleetAdaptersTest, ARefusedAliasIsWrittenNowhere) {
   ASSERT_TRUE(publish("a", "tag").ok() && publish("q", "tag").ok());
   const auto alias = [&](const std::string& name, const std::string& target) {
     std::promise<Status> set;
-    fleet_->set_alias(name, target, [&](const Status& status) { set.set_value(status); });
+    fleet_->changes().set_alias(name, target, [&](const Status& status) { set.set_value(status); });
     return set.get_future().get().code();
   };
   EXPECT_EQ(alias("q", "a"), StatusCode::kAlreadyExists);
@@ -169,10 +172,68 @@ TEST_F(FleetAdaptersTest, NothingOfAPublicationThatFailsStays) {
   EXPECT_EQ((*again)->version, 2);
 }
 
+// A name that is the base's, a quota, a directory without an adapter, one whose files are no adapter.
+TEST_F(FleetAdaptersTest, WhatIsRefusedLeavesNothing) {
+  EXPECT_EQ(publish("base", "tag").status().code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(publish("x", "../../tests").status().code(), StatusCode::kNotFound) << "no adapter lies there";
+  std::filesystem::create_directories(dir_.file("broken"));
+  dir_.write("broken/adapter_config.json", "{}");
+  dir_.write("broken/adapter_model.safetensors", "nothing");
+  const auto load = [&](const std::string& name, const std::string& path, std::shared_ptr<const Tenant> limits) {
+    std::promise<Result<AdapterLease>> promise;
+    fleet_->changes().publish(
+        {.name = name, .path = path, .trusted_path = true, .replace = true, .tenant = "t", .limits = limits},
+        [&](Result<AdapterLease> loaded) { promise.set_value(std::move(loaded)); });
+    return promise.get_future().get().status();
+  };
+  EXPECT_FALSE(load("x", dir_.file("broken"), nullptr).ok());
+  const auto one = std::make_shared<Tenant>();
+  one->name = "t";
+  one->max_adapters = 1;
+  ASSERT_TRUE(load("x", testing::kDemoAdapters + std::string("tag"), one).ok());
+  EXPECT_EQ(load("y", testing::kDemoAdapters + std::string("sql"), one).code(), StatusCode::kResourceExhausted);
+  ASSERT_EQ(state_->entries.size(), 1u);
+  int published = 0;
+  EXPECT_EQ(state_of("adapters/x/1"), AdapterRecord::State::kReady) << "no number was used up";
+  for (const auto& item : std::filesystem::directory_iterator(dir_.file("fleet/manifests"))) {
+    std::ifstream in(item.path());
+    published += std::string(std::istreambuf_iterator<char>(in), {}).find("\"here\"") != std::string::npos;
+  }
+  EXPECT_EQ(published, 1) << "the others' files may make room";
+}
+
+TEST_F(FleetAdaptersTest, NumbersThatAreNoneAndAbandonedOnesAreNobodysWay) {
+  const auto put = [&](const std::string& key, AdapterRecord record) {
+    record.state = AdapterRecord::State::kPending;
+    state_->entries[key] = {.value = format_adapter(record), .revision = ++state_->revision};
+  };
+  const int64_t now = std::time(nullptr);
+  put("adapters/a/2147483648", {});
+  put("adapters/a/07", {});
+  put("adapters/a/3", {.created = now - 100'000});  // its process is gone
+  put("adapters/a/4", {.created = now});            // under way
+  const auto published = publish("a", "tag");
+  ASSERT_TRUE(published.ok()) << published.status().message();
+  EXPECT_EQ((*published)->version, 5);
+  EXPECT_FALSE(state_->entries.contains("adapters/a/3"));
+  EXPECT_TRUE(state_->entries.contains("adapters/a/4"));
+  put("adapters/b/2147483647", {.created = now});
+  EXPECT_EQ(publish("b", "tag").status().code(), StatusCode::kResourceExhausted);
+}
+
+// What is being proved elsewhere may never be anything.
+TEST_F(FleetAdaptersTest, NobodyKeepsWhatIsPending) {
+  const AdapterRecord pending{.name = "a", .version = 1, .state = AdapterRecord::State::kPending};
+  state_->watches.at(std::string(kAdapters))({{"adapters/a/1", {format_adapter(pending), 1}}});
+  fleet_->stop();
+  EXPECT_EQ(catalog().find("adapters/a"), std::string::npos);
+}
+
 TEST_F(FleetAdaptersTest, WhoWaitsHearsOfTheEnd) {
   state_->hang = true;
   std::vector<std::promise<Status>> promises(5);
-  for (auto& promise : promises) fleet_->remove("a", [&promise](const Status& status) { promise.set_value(status); });
+  for (auto& promise : promises)
+    fleet_->changes().remove("a", [&promise](const Status& status) { promise.set_value(status); });
   {
     std::unique_lock lock(state_->mutex);
     state_->changed.wait(lock, [&] { return state_->hanging == 2; });

@@ -195,8 +195,9 @@ Status AdapterCache::take_room(int64_t bytes) {
       }
     // Decided before anything goes.
     if (bytes > max_bytes_ - bytes_ - reserved_ + most)
-      return resource_exhausted("the fleet's adapters on this disk ({}) leave no room for another {}: see --fleet-disk",
-                                format_bytes(bytes_ + reserved_), format_bytes(bytes));
+      return unavailable(
+          "the fleet's adapters on this server's disk ({}) leave no room for another {}: see --fleet-disk",
+          format_bytes(bytes_ + reserved_), format_bytes(bytes));
     std::ranges::sort(candidates);
     for (const auto& [use, content] : candidates) {
       if (bytes_ + reserved_ + bytes <= max_bytes_) break;
@@ -270,6 +271,7 @@ Result<AdapterCache::Files> AdapterCache::add(const std::string& source, const s
     there.emplace_back(name, info.st_size);
     total += info.st_size;
   }
+  if (there.empty()) return not_found("{}: none of an adapter's files is there", source);
   LK_RETURN_IF_ERROR(take_room(total));
   std::string directory;
   {

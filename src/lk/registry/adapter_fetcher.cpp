@@ -139,7 +139,7 @@ Status AdapterFetcher::bring(const AdapterRecord& record, const std::stop_token&
     partials[i].file = &record.files[i];
     partials[i].path = join_path(directory, record.files[i].name);
   }
-  std::vector<std::string> liars;
+  std::vector<std::string> shunned;
   Status last = unavailable("no other replica is known");
   auto pause = options_.first_pause;
   for (int round = 0; round < options_.rounds && !stop.stop_requested(); ++round, pause *= 2) {
@@ -147,10 +147,10 @@ Status AdapterFetcher::bring(const AdapterRecord& record, const std::stop_token&
     if (round > 0 && stopped_.wait_for(lock, pause, [this] { return stopping_; })) break;
     lock.unlock();
     std::vector<std::string> urls = holders_(record);
-    std::erase_if(urls, [&](const std::string& url) { return contains(liars, url); });
+    std::erase_if(urls, [&](const std::string& url) { return contains(shunned, url); });
     Status status = urls.empty() ? last : Status();
     for (Partial& partial : partials)
-      if (status.ok() && !partial.complete) status = bring_file(partial, urls, liars, stop);
+      if (status.ok() && !partial.complete) status = bring_file(partial, urls, shunned, stop);
     if (status.ok()) return cache_.finish(record);
     last = std::move(status);
     if (last.code() == StatusCode::kIoError || last.code() == StatusCode::kCancelled) break;  // this disk's; the end
@@ -173,20 +173,24 @@ Status AdapterFetcher::bring_pieces(Partial& partial, const std::string& url, co
   return Status();
 }
 
-// Asks one after the other, each for as long as it gives pieces, and none of them more than twice.
-Status AdapterFetcher::bring_file(Partial& partial, const std::vector<std::string>& urls,
-                                  std::vector<std::string>& liars, const std::stop_token& stop) {
+// Asks one after the other, each for as long as it gives pieces, and none of them more than twice. Who fails leaves
+// `urls`: in this round it is not asked for the other files either.
+Status AdapterFetcher::bring_file(Partial& partial, std::vector<std::string>& urls, std::vector<std::string>& shunned,
+                                  const std::stop_token& stop) {
   const AdapterRecord::File& file = *partial.file;
   if (file.bytes == 0) {  // there is nothing to ask for
     partial.complete = true;
     return partial.append("");
   }
   Status last = unavailable("no replica has {}", file.name);
-  for (const std::string& url : urls)
-    for (bool again = true; std::exchange(again, false) && !contains(liars, url);) {
+  for (const std::string& url : std::vector<std::string>(urls))
+    for (bool again = true; std::exchange(again, false) && !contains(shunned, url);) {
       if (const Status brought = bring_pieces(partial, url, stop); !brought.ok()) {
         last = brought;
+        std::erase(urls, url);
         if (last.code() == StatusCode::kIoError || last.code() == StatusCode::kCancelled) return last;
+        if (last.code() == StatusCode::kDeadlineExceeded || last.code() == StatusCode::kDataLoss)
+          shunned.push_back(url);
         continue;
       }
       if (partial.matches()) {
@@ -195,7 +199,7 @@ Status AdapterFetcher::bring_file(Partial& partial, const std::vector<std::strin
       }
       last = data_loss("{}: what {} sent is something else", file.name, url);
       if (!partial.source.empty()) {
-        liars.push_back(partial.source);
+        shunned.push_back(partial.source);
         std::lock_guard lock(mutex_);
         ++stats_.wrong;
       } else {
@@ -242,12 +246,15 @@ Result<std::string> AdapterFetcher::get(const std::string& url, const AdapterRec
   }
   const Status ended = done.get();
   if (exchange->overflowed) return data_loss("it sent more than was asked for");
+  if (ended.code() == StatusCode::kDeadlineExceeded) return ended;
   if (!ended.ok()) return unavailable("{}", ended.message());
   if (exchange->status == 404) return not_found("it does not have it");
   if (exchange->status == 401 || exchange->status == 403)
     return permission_denied("it answered {}: is the fleet key one of its keys with scope fleet?", exchange->status);
   if (exchange->status != 206) return unavailable("it answered {}", exchange->status);
-  if (!exchange->range.starts_with(fmt::format("bytes {}-", offset)) || exchange->body.empty())
+  // A piece is sent whole, so that its time bounds how slowly the adapter comes.
+  if (!exchange->range.starts_with(fmt::format("bytes {}-{}/", offset, offset + wanted - 1)) ||
+      std::ssize(exchange->body) != wanted)
     return data_loss("it sent another part than was asked for");
   return std::move(exchange->body);
 }

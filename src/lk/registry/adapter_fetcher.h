@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // AdapterFetcher: brings adapters from other replicas into the cache, file by file, by SHA-256 and in pieces, so that
-// whoever is asked next goes on where the last one broke off. Nothing is believed before the whole file was checked; a
-// replica that sent other bytes is not asked for this adapter again.
+// whoever is asked next goes on where the last one broke off. Nothing is believed before the whole file was checked. A
+// replica that sent other bytes, or sends too slowly, is not asked for this adapter again: what one of them can cost is
+// the time of one piece.
 #pragma once
 
 #include <chrono>
@@ -28,9 +29,9 @@ class AdapterFetcher {
   struct Options {
     std::string fleet_key;  // of scope fleet, at every replica; "" = replicas without keys
     std::string tls_ca;
-    int num_threads = 4;  // adapters at once
-    std::chrono::milliseconds piece_timeout{30'000};
-    std::chrono::milliseconds first_pause{1000};  // between rounds; twice as long each time
+    int num_threads = 4;                              // adapters at once
+    std::chrono::milliseconds piece_timeout{30'000};  // for a whole piece, which is 140 kB/s at least
+    std::chrono::milliseconds first_pause{1000};      // between rounds; twice as long each time
     int rounds = 4;
   };
   // Urls of who may have an adapter, the likeliest first. Any thread.
@@ -57,7 +58,7 @@ class AdapterFetcher {
   void run(const AdapterRecord& record, const std::stop_token& stop);
   Status bring(const AdapterRecord& record, const std::stop_token& stop);
   struct Partial;
-  Status bring_file(Partial& partial, const std::vector<std::string>& urls, std::vector<std::string>& liars,
+  Status bring_file(Partial& partial, std::vector<std::string>& urls, std::vector<std::string>& shunned,
                     const std::stop_token& stop);
   Status bring_pieces(Partial& partial, const std::string& url, const std::stop_token& stop);
   Result<std::string> get(const std::string& url, const AdapterRecord::File& file, int64_t offset);

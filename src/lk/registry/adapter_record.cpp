@@ -5,6 +5,7 @@
 #include <charconv>
 #include <limits>
 #include <set>
+#include <tuple>
 
 #include <boost/json/array.hpp>
 #include <boost/json/object.hpp>
@@ -20,7 +21,6 @@ namespace {
 constexpr int64_t kForm = 1;
 constexpr size_t kMaxFiles = 64, kMaxValue = 32 << 10;
 constexpr int64_t kMaxBytes = int64_t{1} << 40;  // of one adapter
-constexpr int64_t kMaxVersion = std::numeric_limits<int32_t>::max();
 constexpr std::string_view kSumOfNothing = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 constexpr std::string_view kStates[] = {"pending", "ready", "deleted"};
 
@@ -46,6 +46,19 @@ std::string decode(std::string_view text) {
     if (coded) i += 2;
   }
   return out;
+}
+
+// What a key of a version says; kDataLoss: it is none.
+Result<std::pair<std::string, int64_t>> read_key(std::string_view key) {
+  const size_t slash = key.rfind('/');
+  if (!key.starts_with(kAdapters) || slash < kAdapters.size()) return data_loss("no name of an adapter");
+  std::pair<std::string, int64_t> read(decode(key.substr(kAdapters.size(), slash - kAdapters.size())), 0);
+  const std::string_view number = key.substr(slash + 1);
+  const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), read.second);
+  if (!is_adapter_name(read.first) || error != std::errc() || read.second < 1 || read.second > kMaxAdapterVersion ||
+      key != adapter_key(read.first, read.second))
+    return data_loss("no name of an adapter");
+  return read;
 }
 
 bool is_file_name(std::string_view name) {
@@ -117,6 +130,11 @@ std::string adapter_key(std::string_view name, int64_t version) {
   return fmt::format("{}{}", versions_key(name), version);
 }
 
+int64_t version_in(std::string_view key) {
+  const auto read = read_key(key);
+  return read.ok() ? read->second : 0;
+}
+
 std::string format_adapter(const AdapterRecord& record) {
   boost::json::object object{{"form", kForm},
                              {"state", kStates[static_cast<size_t>(record.state)]},
@@ -134,14 +152,7 @@ std::string format_adapter(const AdapterRecord& record) {
 Result<AdapterRecord> parse_adapter(std::string_view key, std::string_view value) {
   LK_ASSIGN_OR_RETURN(const boost::json::object object, read_value(value));
   AdapterRecord record;
-  const size_t slash = key.rfind('/');
-  if (!key.starts_with(kAdapters) || slash < kAdapters.size()) return data_loss("no name of an adapter");
-  record.name = decode(key.substr(kAdapters.size(), slash - kAdapters.size()));
-  const std::string_view number = key.substr(slash + 1);
-  const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), record.version);
-  if (!is_adapter_name(record.name) || error != std::errc() || record.version < 1 || record.version > kMaxVersion ||
-      key != adapter_key(record.name, record.version))
-    return data_loss("no name of an adapter");
+  LK_ASSIGN_OR_RETURN(std::tie(record.name, record.version), read_key(key));
   JsonFields fields(object, "it");
   std::string state;
   fields.read_choice("state", state, {std::begin(kStates), std::end(kStates)});

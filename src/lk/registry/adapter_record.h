@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -42,6 +43,9 @@ std::string versions_key(std::string_view name);  // what all versions of a name
 std::string alias_key(std::string_view alias);
 std::string alias_in(std::string_view key);
 std::string adapter_key(std::string_view name, int64_t version);
+// The version that a key is of; 0: it is no version's key, as adapter_key() would write it.
+int64_t version_in(std::string_view key);
+inline constexpr int64_t kMaxAdapterVersion = std::numeric_limits<int32_t>::max();
 std::string format_adapter(const AdapterRecord& record);
 // `key` as in the registry. kUnsupported: of a form that is not known here; kDataLoss: it is none. File names have at
 // most one folder, and every part of them is a plain name.

@@ -9,6 +9,8 @@
 #include <atomic>
 #include <bit>
 #include <cerrno>
+#include <chrono>
+#include <condition_variable>
 #include <cstring>
 #include <ctime>
 #include <mutex>
@@ -111,9 +113,37 @@ uint64_t random_salt() {
   return salt;
 }
 
+// A mutex that is waited for no longer than one wants to. (std::timed_mutex waits by pthread_mutex_clocklock, which
+// GCC 12's ThreadSanitizer does not know: it would report every unlock.)
+class PatientMutex {
+ public:
+  bool try_lock_for(std::chrono::milliseconds longest) {
+    std::unique_lock lock(mutex_);
+    if (!freed_.wait_for(lock, longest, [this] { return !taken_; })) return false;
+    return taken_ = true;
+  }
+  void lock() {
+    std::unique_lock lock(mutex_);
+    freed_.wait(lock, [this] { return !taken_; });
+    taken_ = true;
+  }
+  void unlock() {
+    {
+      std::lock_guard lock(mutex_);
+      taken_ = false;
+    }
+    freed_.notify_one();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable freed_;
+  bool taken_ = false;
+};
+
 // One of the two connections. Requires, of all but the mutex: the mutex.
 struct StateConnection {
-  std::timed_mutex mutex;
+  PatientMutex mutex;
   std::unique_ptr<SqliteDatabase> database;
 
   Result<SqliteStatement> prepare(std::string_view sql, std::initializer_list<SqliteValue> values = {}) {
@@ -176,7 +206,7 @@ struct StateStore::Impl {
   template <class Work>
   Status write_within(std::chrono::milliseconds longest, Work&& work) {
     const auto begin = std::chrono::steady_clock::now();
-    const std::unique_lock lock(writer.mutex, longest);
+    const std::unique_lock<PatientMutex> lock(writer.mutex, longest);
     if (!lock.owns_lock()) return unavailable("state file {} is busy with other changes", path());
     LK_RETURN_IF_ERROR(check_in_place());
     const auto waited = std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - begin);

@@ -75,6 +75,8 @@ class AdapterRegistry {
   // Queues a load; `done` is called on a loader thread, after the version is visible (or the failure is final).
   void load(LoadRequest request, Loaded done);
   Result<AdapterLease> load_and_wait(LoadRequest request);
+  // What load() would refuse by the name and the quotas alone, before any file is read.
+  Status check_free(const LoadRequest& request) const;
 
   // --- What is known and not loaded (adapter_registry_known.cpp)
   // A version that was stored: `name@version` with that content and no other. `load_now`: retried until it is loaded.
@@ -179,7 +181,6 @@ class AdapterRegistry {
   Result<AdapterLease> run_load(const LoadRequest& request, bool& changed);
   Result<int64_t> number_of(const LoadRequest& request, const std::string& digest) const;
   Status publish(const LoadRequest& request, const AdapterLease& version);
-  Status check_free(const LoadRequest& request) const;
   Status check_quota_locked(const LoadRequest& request) const;
   Status check_alias_locked(const std::string& alias, const std::string& target) const;
   void put_locked(const LoadRequest& request, const AdapterLease& version);

@@ -1,27 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 // FleetAdapters: this server's part in a fleet that has a registry. It stands there as a member; what anybody publishes
-// there is offered here, and brought from another replica when somebody asks for it; what is loaded, deleted or renamed
-// here is published there first.
+// there is offered here (FleetCatalog), and brought from another replica when somebody asks for it; what is loaded,
+// deleted or renamed here is published there first (FleetChanges).
 //
 // The registry may be away at any time: then nothing is published, and everything else goes on, also after a restart.
 #pragma once
 
-#include <atomic>
 #include <functional>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <string>
 #include <vector>
 
-#include "lk/base/workshop.h"
 #include "lk/registry/adapter_cache.h"
 #include "lk/registry/adapter_fetcher.h"
 #include "lk/registry/member.h"
 #include "lk/registry/registry.h"
 #include "lk/serve/adapters/adapter_registry.h"
+#include "lk/serve/fleet/fleet_catalog.h"
+#include "lk/serve/fleet/fleet_changes.h"
 #include "lk/serve/observe/logging.h"
 
 namespace lk {
@@ -54,14 +52,8 @@ class FleetAdapters final : public AdapterSupply {
   std::shared_ptr<const void> hold(const std::string& path) override;
   void fetch(const std::string& path, std::function<void(const Status&)> done) override;
 
-  // --- Changes, for everybody. None of them waits; `done` once, on some thread. kUnavailable: the registry is away;
-  // kCancelled: this server ends.
-  // A new version of `request.name`, of the files as they are now; visible once it was proved here.
-  void publish(AdapterRegistry::LoadRequest request, AdapterRegistry::Loaded done);
-  void remove(const std::string& target,
-              std::function<void(const Status&)> done);  // "name", "name@version" or an alias
-  void set_alias(const std::string& alias, const std::string& target, std::function<void(const Status&)> done);
-  bool has_alias(const std::string& alias) const;
+  FleetChanges& changes() { return *changes_; }
+  const FleetCatalog& catalog() const { return *catalog_; }
 
   std::optional<AdapterCache::Blob> find_blob(const std::string& sha256) { return cache_->find(sha256); }
   bool is_reachable() const { return registry_->is_reachable(); }
@@ -71,63 +63,20 @@ class FleetAdapters final : public AdapterSupply {
  private:
   FleetAdapters(const FleetAdaptersOptions& options, Log* log) : options_(options), log_(log) {}
   void warn(std::string_view what, std::string_view reason) const;
-  // One of the changes that may wait or be under way; given back with its last reference. Null: there are too many.
-  using Slot = std::shared_ptr<void>;
-  Slot take_slot();
-  // `failed`: what it threw. False: not taken, the server ends.
-  bool run(Slot slot, std::function<void()> task, std::function<void(const Status&)> failed);
-  void change(std::function<Status()> task, std::function<void(const Status&)> done);
   std::vector<std::string> holders(const AdapterRecord& record) const;
   void on_members(const Registry::Entries& entries);
-  void on_adapters(const Registry::Entries& entries);
-  void on_aliases(const Registry::Entries& entries);
-  void apply(const Registry::Entries& entries);
-  void apply_aliases();
-  void load_catalog();
-  void save();
-  void write_catalog();
-  void release(const std::string& content);  // unless a version has it
-  struct Publication;
-  void publish_now(const std::shared_ptr<Publication>& publication);
-  void conclude(Publication& publication, Result<AdapterLease> loaded);
-  void give_up(Publication& publication, const Status& status);
-  struct Reserved {
-    int64_t version = 0, revision = 0;
-  };
-  Result<Reserved> reserve(const AdapterRecord& record, bool replace);
-  Status remove_now(const std::string& target);
-  Status set_alias_now(const std::string& alias, const std::string& target);
-  Status commit(const Registry::Transaction& transaction, std::string_view what);
-  bool has_happened(const Registry::Transaction& transaction);
 
   const FleetAdaptersOptions options_;
   Log* const log_;
   std::unique_ptr<AdapterCache> cache_;
   std::unique_ptr<Registry> registry_;
-  AdapterRegistry* adapters_ = nullptr;
-  std::vector<std::string> roots_;
+  std::unique_ptr<FleetCatalog> catalog_;
+  std::unique_ptr<FleetChanges> changes_;
   std::unique_ptr<MemberReader> member_reader_;
-
-  std::atomic<int64_t> slots_ = 0;
+  std::unique_ptr<AdapterFetcher> fetcher_;
   mutable std::mutex mutex_;
   Member self_;  // guarded by mutex_, like all below
   std::vector<Member> members_;
-  Registry::Entries entries_, aliases_;  // as last seen; what is absent now stays
-  struct Content {
-    AdapterRecord record;        // of one of its versions
-    std::set<std::string> keys;  // of all
-  };
-  std::map<std::string, Content> contents_;  // of ready versions, by content
-  std::map<std::string, int64_t> told_;      // revisions of what was ignored, by name
-  std::set<std::string> offered_;            // keys of versions that were
-  std::set<std::string> refused_;            // keys of versions whose names are this server's own, by now
-  bool save_waits_ = false;                  // the catalog will be written, with all that is known by then
-  bool stopped_ = false;
-  std::unique_ptr<AdapterFetcher> fetcher_;
-  std::unique_ptr<Workshop> tasks_bench_;
 };
-
-// Files of an adapter's directory that are read, as they are called there.
-std::vector<std::string> adapter_file_names(const std::string& directory);
 
 }  // namespace lk

@@ -196,7 +196,7 @@ void ServerImpl::patch_adapter(const std::shared_ptr<Exchange>& exchange) {
     if (!fleet_ || alias.empty() || !registry_->is_fleet(exchange->parameter)) return this->change(exchange, apply);
     // What this server would refuse must not be written where all of them read it.
     if (const Status status = registry_->check_alias(alias, exchange->parameter); !status.ok()) return refuse(status);
-    fleet_->set_alias(alias, exchange->parameter, [this, exchange, apply, refuse](const Status& status) {
+    fleet_->changes().set_alias(alias, exchange->parameter, [this, exchange, apply, refuse](const Status& status) {
       exchange->post([this, exchange, apply, refuse, status] {
         if (!status.ok()) return refuse(status);
         this->change(exchange, apply);

@@ -49,15 +49,15 @@ Result<std::string> read_part(const AdapterCache::Blob& blob, int64_t first, int
 
 void ServerImpl::load_adapter(AdapterRegistry::LoadRequest request, AdapterRegistry::Loaded done) {
   if (fleet_)
-    fleet_->publish(std::move(request), std::move(done));
+    fleet_->changes().publish(std::move(request), std::move(done));
   else
     registry_->load(std::move(request), std::move(done));
 }
 
 void ServerImpl::take_out_of_fleet(const std::shared_ptr<Exchange>& exchange, const std::string& target,
                                    std::function<void(const Status& fleet, bool was_fleets)> then) {
-  if (!fleet_ || !(registry_->is_fleet(target) || fleet_->has_alias(target))) return then(Status(), false);
-  fleet_->remove(target, [exchange, then = std::move(then)](const Status& status) {
+  if (!fleet_ || !(registry_->is_fleet(target) || fleet_->catalog().has_alias(target))) return then(Status(), false);
+  fleet_->changes().remove(target, [exchange, then = std::move(then)](const Status& status) {
     exchange->post([then, status] { then(status, true); });
   });
 }
