@@ -81,6 +81,19 @@ ServerSnapshot ServerImpl::snapshot() const {
     s.work.push_back({.name = name, .waiting = stats.waiting, .running = stats.running});
   }
   s.log_lines_dropped = static_cast<int64_t>(log_->num_dropped());
+  if (fleet_) {
+    const AdapterFetcher::Stats fetches = fleet_->fetch_stats();
+    const AdapterCache::Stats disk = fleet_->cache_stats();
+    s.fleet = {.is_registry_reachable = fleet_->is_reachable(),
+               .fetched = fetches.fetched,
+               .failed_fetches = fetches.failed,
+               .fetched_bytes = fetches.bytes,
+               .wrong_files = fetches.wrong,
+               .fetching = fetches.waiting,
+               .disk_adapters = disk.adapters,
+               .disk_bytes = disk.bytes,
+               .max_disk_bytes = disk.max_bytes};
+  }
   const ProcessStats process = read_process_stats();
   s.resident_bytes = process.resident_bytes;
   const HostTier::Stats host = registry_->host_stats();

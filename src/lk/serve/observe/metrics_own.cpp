@@ -131,6 +131,26 @@ void write_io(MetricFamilies& out, const Exposition& e) {
       .add(e.longest_turn_cpu, {{"time", "cpu"}});
 }
 
+void write_fleet(MetricFamilies& out, const ServerSnapshot::Fleet& fleet) {
+  const auto gauge = [&](const char* name, const char* help, int64_t value) {
+    out.gauge(name, help).add(number(value));
+  };
+  gauge("lorikeet_fleet_registry_reachable", "1 when the fleet's registry answered lately.",
+        fleet.is_registry_reachable ? 1 : 0);
+  out.counter("lorikeet_fleet_fetches_total", "Adapters that were to be brought from other replicas, by result.")
+      .add(number(fleet.fetched), {{"result", "ok"}})
+      .add(number(fleet.failed_fetches), {{"result", "failed"}});
+  out.counter("lorikeet_fleet_fetched_bytes_total", "Bytes of adapters that other replicas sent.")
+      .add(number(fleet.fetched_bytes));
+  out.counter("lorikeet_fleet_wrong_files_total",
+              "Files that other replicas sent with other bytes than the registry has.")
+      .add(number(fleet.wrong_files));
+  gauge("lorikeet_fleet_fetching_adapters", "Adapters that are being brought, or wait for it.", fleet.fetching);
+  gauge("lorikeet_fleet_disk_adapters", "The fleet's adapters on this server's disk.", fleet.disk_adapters);
+  gauge("lorikeet_fleet_disk_bytes", "Bytes of these.", fleet.disk_bytes);
+  gauge("lorikeet_fleet_disk_limit_bytes", "What they may have (--fleet-disk).", fleet.max_disk_bytes);
+}
+
 }  // namespace
 
 void Exposition::write_own(MetricFamilies& out) const {
@@ -142,6 +162,7 @@ void Exposition::write_own(MetricFamilies& out) const {
       .add(1, {{"version", options.version}, {"model_name", options.model_name}});
   write_server(out, s);
   write_pool(out, s);
+  if (s.fleet) write_fleet(out, *s.fleet);
 
   total("lorikeet_steps_total", "Engine steps.", "steps");
   total("lorikeet_busy_seconds_total", "Time that the engine thread did not wait for work.", "busy_seconds");

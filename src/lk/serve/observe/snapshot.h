@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -97,6 +98,15 @@ struct ServerSnapshot {
     double service = 0;  // its price, in that of prompt tokens
   };
   std::vector<TenantSnapshot> tenants;
+  // Of a member of a fleet with a registry; totals since the start.
+  struct Fleet {
+    bool is_registry_reachable = false;
+    int64_t fetched = 0, failed_fetches = 0, fetched_bytes = 0;  // adapters brought from other replicas
+    int64_t wrong_files = 0;                                     // that others sent with other bytes
+    int64_t fetching = 0;                                        // adapters, or waiting to be
+    int64_t disk_adapters = 0, disk_bytes = 0, max_disk_bytes = 0;
+  };
+  std::optional<Fleet> fleet;
 };
 
 }  // namespace lk

@@ -74,6 +74,17 @@ json::object count_adapters(const ServerSnapshot& s) {
       {"active", std::move(active)}};
 }
 
+json::value fleet_json(const std::optional<ServerSnapshot::Fleet>& fleet) {
+  if (!fleet) return nullptr;
+  return json::object{{"registry_reachable", fleet->is_registry_reachable},
+                      {"fetched", fleet->fetched},
+                      {"failed_fetches", fleet->failed_fetches},
+                      {"fetching", fleet->fetching},
+                      {"disk_adapters", fleet->disk_adapters},
+                      {"disk_bytes", fleet->disk_bytes},
+                      {"max_disk_bytes", fleet->max_disk_bytes}};
+}
+
 json::object merging_json(const ServerSnapshot::Merging& m) {
   return {{"chooser", m.chooser},
           {"adapter", m.adapter.empty() ? json::value(nullptr) : json::value(clean_text(m.adapter, kMaxNameBytes))},
@@ -175,6 +186,7 @@ std::string format_status(const ServerSnapshot& s) {
         {"max_grammars", s.max_grammar_bytes},
         {"heap_used", s.heap_used_bytes},
         {"heap_free", s.heap_free_bytes}}},
+      {"fleet", fleet_json(s.fleet)},
       {"process", {{"resident_bytes", s.resident_bytes}, {"open_files", s.open_files}, {"threads", s.threads}}},
       {"tenants", tenants_json(s)}});
 }
