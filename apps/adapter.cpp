@@ -17,12 +17,15 @@ namespace {
 
 // The base model that an adapter is checked against.
 struct Base {
+  std::string directory;
   ModelConfig config;
   std::shared_ptr<const TensorStore> weights;
 
-  static Result<Base> open(const std::string& directory) {
-    Base base;
-    LK_ASSIGN_OR_RETURN(Checkpoint checkpoint, open_checkpoint(directory));
+  // `written`: a directory, or a name on the hub.
+  static Result<Base> open(const std::string& written) {
+    Base base{.directory = written};
+    LK_RETURN_IF_ERROR(find_model(base.directory));
+    LK_ASSIGN_OR_RETURN(Checkpoint checkpoint, open_checkpoint(base.directory));
     base.config = std::move(checkpoint.config);
     base.weights = std::move(checkpoint.weights);
     return base;
@@ -51,7 +54,9 @@ struct Flags {
 };
 
 Result<std::shared_ptr<const Adapter>> open_adapter(const Flags& flags, const Base& base) {
-  return load_adapter("adapter", flags.adapter, base.config, base.weights.get(), flags.load());
+  std::string directory = flags.adapter;
+  LK_RETURN_IF_ERROR(find_adapter(directory));
+  return load_adapter("adapter", directory, base.config, base.weights.get(), flags.load());
 }
 
 Status inspect(const Flags& flags) {
@@ -63,10 +68,12 @@ Status inspect(const Flags& flags) {
 
 Status verify(const Flags& flags) {
   LK_ASSIGN_OR_RETURN(const Base base, Base::open(flags.base));
+  std::string directory = flags.adapter;
+  LK_RETURN_IF_ERROR(find_adapter(directory));
   LK_ASSIGN_OR_RETURN(std::vector<std::string> warnings,
-                      verify_adapter(flags.adapter, base.config, base.weights.get(), flags.load()));
-  LK_ASSIGN_OR_RETURN(const auto text, TextSides::open(flags.base, base.config));
-  LK_ASSIGN_OR_RETURN(const auto side, text->of_adapter(flags.adapter));
+                      verify_adapter(directory, base.config, base.weights.get(), flags.load()));
+  LK_ASSIGN_OR_RETURN(const auto text, TextSides::open(base.directory, base.config));
+  LK_ASSIGN_OR_RETURN(const auto side, text->of_adapter(directory));
   if (side != text->base()) warnings.insert(warnings.end(), side->warnings.begin(), side->warnings.end());
   for (const std::string& warning : warnings) fmt::print("warning: {}\n", warning);
   fmt::print("{}: fits {} and can be served{}\n", flags.adapter, flags.base,
@@ -76,8 +83,10 @@ Status verify(const Flags& flags) {
 
 Status convert(const Flags& flags) {
   LK_ASSIGN_OR_RETURN(const Base base, Base::open(flags.base));
+  std::string directory = flags.adapter;
+  LK_RETURN_IF_ERROR(find_adapter(directory));
   LK_ASSIGN_OR_RETURN(const ConvertReport report,
-                      convert_adapter(flags.adapter, base.config, base.weights.get(), flags.out,
+                      convert_adapter(directory, base.config, base.weights.get(), flags.out,
                                       {.dtype = flags.parsed_dtype(), .scaling = flags.scaling}, flags.load()));
   for (const std::string& warning : report.warnings) fmt::print("warning: {}\n", warning);
   fmt::print("wrote {}: {} -> {}, largest rounding {:.3g}\n", flags.out, format_bytes(report.bytes_before),
@@ -134,7 +143,8 @@ Status compose(ComposeFlags& flags) {
   LK_ASSIGN_OR_RETURN(const Base base, Base::open(flags.base));
   std::vector<WeightedAdapter> parts;
   for (size_t index = 0; index < flags.adapters.size(); ++index) {
-    const std::string& directory = flags.adapters[index];
+    std::string directory = flags.adapters[index];
+    LK_RETURN_IF_ERROR(find_adapter(directory));
     LK_ASSIGN_OR_RETURN(auto adapter, load_adapter(directory, directory, base.config, base.weights.get(),
                                                    {.num_threads = default_num_threads()}));
     warn(directory, adapter->warnings);
@@ -151,7 +161,7 @@ Status merge(const Flags& flags) {
   LK_ASSIGN_OR_RETURN(const Base base, Base::open(flags.base));
   LK_ASSIGN_OR_RETURN(const auto adapter, open_adapter(flags, base));
   LK_ASSIGN_OR_RETURN(const MergeReport report,
-                      merge_adapter(flags.base, *adapter, flags.out, {.dtype = flags.parsed_dtype()}));
+                      merge_adapter(base.directory, *adapter, flags.out, {.dtype = flags.parsed_dtype()}));
   fmt::print("{}wrote {}\n", render_merge_report(report), flags.out);
   return Status();
 }
@@ -179,8 +189,8 @@ namespace {
 void add_compose(CLI::App& adapter, int& exit_code) {
   auto flags = std::make_shared<ComposeFlags>();
   CLI::App* sub = adapter.add_subcommand("compose", "Add, merge and truncate adapters into one");
-  sub->add_option("ADAPTERS", flags->adapters, "PEFT adapter directories; one alone is truncated")->required();
-  sub->add_option("--base", flags->base, "base model directory")->required();
+  sub->add_option("ADAPTERS", flags->adapters, "PEFT adapter directories, or names on the hub; one alone is truncated")->required();
+  sub->add_option("--base", flags->base, "base model directory, or its name on the hub")->required();
   sub->add_option("--out", flags->out, "directory to write")->required();
   sub->add_option("--weights", flags->weights, "one number per adapter, also negative; default 1 each")->delimiter(',');
   std::vector<std::string> methods;
@@ -213,8 +223,8 @@ void add_adapter(CLI::App& app, int& exit_code) {
   const auto add = [&](const std::string& name, const std::string& help, Status (*run)(const Flags&), bool writes) {
     auto flags = std::make_shared<Flags>();
     CLI::App* sub = command->add_subcommand(name, help);
-    sub->add_option("ADAPTER", flags->adapter, "PEFT adapter directory")->required();
-    sub->add_option("--base", flags->base, "base model directory")->required();
+    sub->add_option("ADAPTER", flags->adapter, "PEFT adapter directory, or its name on the hub")->required();
+    sub->add_option("--base", flags->base, "base model directory, or its name on the hub")->required();
     sub->add_flag("--ignore-unknown", flags->ignore_unknown, "skip tensors that match nothing in the base");
     if (writes) {
       sub->add_option("--out", flags->out, "directory to write")->required();
@@ -239,7 +249,7 @@ void add_adapter(CLI::App& app, int& exit_code) {
   auto flags = std::make_shared<Flags>();
   CLI::App* sub = command->add_subcommand("init", "Make a random adapter, for benchmarks and tests");
   sub->add_option("OUT", flags->out, "directory to write")->required();
-  sub->add_option("--base", flags->base, "base model directory");
+  sub->add_option("--base", flags->base, "base model directory, or its name on the hub");
   sub->add_option("--config", flags->config, "config.json, instead of --base");
   sub->add_option("--rank", flags->ranks, "N, or PROJECTION=N; repeatable")->delimiter(',')->capture_default_str();
   sub->add_option("--targets", flags->targets, "all, attention, or a list of projections")->capture_default_str();
@@ -258,8 +268,8 @@ void add_merge(CLI::App& app, int& exit_code) {
   auto flags = std::make_shared<Flags>();
   CLI::App* command =
       app.add_subcommand("merge", "Bake one adapter into a new model directory and report the rounding loss");
-  command->add_option("MODEL", flags->base, "base model directory")->required();
-  command->add_option("ADAPTER", flags->adapter, "PEFT adapter directory")->required();
+  command->add_option("MODEL", flags->base, "base model directory, or its name on the hub")->required();
+  command->add_option("ADAPTER", flags->adapter, "PEFT adapter directory, or its name on the hub")->required();
   command->add_option("OUT", flags->out, "directory to write; must not exist or be empty")->required();
   command->add_option("--dtype", flags->dtype, "of the written tensors")
       ->check(CLI::IsMember({"same", "f32", "bf16", "f16"}))

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "hub_names.h"
 #include "lk/base/bytes.h"
 #include "lk/infer/memory_plan.h"
 #include "lk/infer/text_engine.h"
@@ -33,12 +34,14 @@ void add_train(CLI::App& app, int& exit_code);
 void add_route(CLI::App& app, int& exit_code);
 void add_fleet(CLI::App& app, int& exit_code);
 void add_federate(CLI::App& app, int& exit_code);
+void add_pull(CLI::App& app, int& exit_code);
 
 // Options shared by the commands that run a model.
 struct ModelFlags {
   std::string model;
   std::string dummy;
   std::vector<std::string> loras;  // NAME=DIR
+  std::string hub_name;            // what `model` was before fetch(), when the hub has it
   std::string dtype = "bf16";
   std::string isa = "auto";
   std::string memory = "auto";
@@ -49,12 +52,17 @@ struct ModelFlags {
 
   void add_to(CLI::App& command, bool model_is_positional);
   DType act() const { return dtype == "f32" ? DType::kF32 : DType::kBF16; }
-  // Loads the model and every --lora, with progress on a terminal.
+  // Names on the hub, of the model and of adapters, become the directories that they are fetched to.
+  Status fetch(Fetch how = Fetch::kFetch);
+  // Fetches and loads the model and every --lora, with progress on a terminal.
   Result<std::unique_ptr<TextEngine>> open() const;
   Result<std::unique_ptr<TextEngine>> open_without_adapters(const MemoryPlan& memory) const;
   // How memory is divided; wishes.pages is --memory.
   Result<MemoryPlan> plan(MemoryWishes wishes = {}) const;
   Result<std::vector<std::pair<std::string, std::string>>> parse_loras() const;  // (name, directory)
+
+ private:
+  Result<std::unique_ptr<TextEngine>> open_fetched() const;
 };
 
 // What a size flag says; nothing for "auto".

@@ -65,13 +65,14 @@ void warn(const std::string& what, const std::vector<std::string>& messages) {
 }
 
 void ModelFlags::add_to(CLI::App& command, bool model_is_positional) {
-  const std::string model_help = "Hugging Face model directory (config.json, *.safetensors, tokenizer.json)";
+  const std::string model_help =
+      "Hugging Face model directory (config.json, *.safetensors, tokenizer.json), or its name on the hub: ORG/NAME";
   auto* model_option = model_is_positional ? command.add_option("MODEL", model, model_help)
                                            : command.add_option("--model", model, model_help);
   model_option->group("Model");
   command.add_option("--dummy", dummy, "config.json: seeded random weights of this shape instead of a model")
       ->group("Model");
-  command.add_option("--lora,--lora-modules", loras, "load a PEFT adapter directory under a name; repeatable")
+  command.add_option("--lora,--lora-modules", loras, "load a PEFT adapter, a directory or on the hub, under a name; repeatable")
       ->type_name("NAME=DIR")
       ->group("Model");
   command.add_option("--dtype", dtype, "compute type; f32 is for exact comparisons")
@@ -159,7 +160,25 @@ Result<std::vector<std::pair<std::string, std::string>>> ModelFlags::parse_loras
   return parsed;
 }
 
+Status ModelFlags::fetch(Fetch how) {
+  LK_ASSIGN_OR_RETURN(auto adapters, parse_loras());
+  if (names_hub(model)) hub_name = model;
+  LK_RETURN_IF_ERROR(find_model(model, how));
+  loras.clear();
+  for (auto& [name, directory] : adapters) {
+    LK_RETURN_IF_ERROR(find_adapter(directory, how).with_context(fmt::format("--lora {}", name)));
+    loras.push_back(fmt::format("{}={}", name, directory));
+  }
+  return Status();
+}
+
 Result<std::unique_ptr<TextEngine>> ModelFlags::open() const {
+  ModelFlags local = *this;
+  LK_RETURN_IF_ERROR(local.fetch());
+  return local.open_fetched();
+}
+
+Result<std::unique_ptr<TextEngine>> ModelFlags::open_fetched() const {
   LK_ASSIGN_OR_RETURN(const auto adapters, parse_loras());
   LK_ASSIGN_OR_RETURN(const MemoryPlan memory_plan, plan());
   LK_ASSIGN_OR_RETURN(std::unique_ptr<TextEngine> engine, open_without_adapters(memory_plan));

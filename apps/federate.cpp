@@ -23,6 +23,12 @@
 namespace lk::apps {
 namespace {
 
+// Of a directory, or of a name on the hub.
+Result<Checkpoint> open_base(std::string written) {
+  LK_RETURN_IF_ERROR(find_model(written));
+  return open_checkpoint(written);
+}
+
 // --- aggregate
 
 struct AggregateFlags {
@@ -38,12 +44,13 @@ Result<std::vector<ClientFactors>> read_clients(const AggregateFlags& flags, con
     return invalid_argument("--weights has {} numbers for {} adapters", flags.weights.size(), flags.adapters.size());
   std::vector<ClientFactors> clients;
   for (size_t index = 0; index < flags.adapters.size(); ++index) {
-    const std::string& directory = flags.adapters[index];
+    std::string directory = flags.adapters[index];
+    LK_RETURN_IF_ERROR(find_adapter(directory));
     LK_ASSIGN_OR_RETURN(const auto adapter, load_adapter(directory, directory, base.config, base.weights.get(),
                                                          {.num_threads = default_num_threads()}));
     warn(directory, adapter->warnings);
     LK_ASSIGN_OR_RETURN(ModuleFactors factors, factors_of(*adapter));
-    clients.push_back({directory, flags.weights.empty() ? 1.0 : flags.weights[index], std::move(factors)});
+    clients.push_back({flags.adapters[index], flags.weights.empty() ? 1.0 : flags.weights[index], std::move(factors)});
   }
   return clients;
 }
@@ -91,7 +98,7 @@ Status aggregate(AggregateFlags& flags) {
     return invalid_argument("--residual-rank is for fedex, which adds a residual to the means");
   if (flags.trim && options.rule != FederatedRule::kTrimmed) return invalid_argument("--trim is for trimmed");
   options.trim = flags.trim.value_or(options.trim);
-  LK_ASSIGN_OR_RETURN(const Checkpoint base, open_checkpoint(flags.base));
+  LK_ASSIGN_OR_RETURN(const Checkpoint base, open_base(flags.base));
   LK_ASSIGN_OR_RETURN(const std::vector<ClientFactors> clients, read_clients(flags, base));
   LK_ASSIGN_OR_RETURN(Aggregate result, aggregate_factors(clients, options));
   SaveOptions save{.dtype = flags.dtype == "bf16" ? DType::kBF16 : DType::kF32, .base_model_name = flags.base};
@@ -116,8 +123,8 @@ Status aggregate(AggregateFlags& flags) {
 void add_aggregate(CLI::App& federate, int& exit_code) {
   auto flags = std::make_shared<AggregateFlags>();
   CLI::App* sub = federate.add_subcommand("aggregate", "Make one adapter of those that clients trained");
-  sub->add_option("ADAPTERS", flags->adapters, "PEFT directories, one per client")->required();
-  sub->add_option("--base", flags->base, "base model directory")->required();
+  sub->add_option("ADAPTERS", flags->adapters, "PEFT directories, or names on the hub, one per client")->required();
+  sub->add_option("--base", flags->base, "base model directory, or its name on the hub")->required();
   sub->add_option("--out", flags->out, "directory to write; with fedsa, one adapter per client goes below it")
       ->required();
   std::vector<std::string> rules;
@@ -239,11 +246,13 @@ struct OpenRun {
 Result<OpenRun> open_run(const ExchangeFlags& flags) {
   OpenRun run;
   LK_ASSIGN_OR_RETURN(run.config, load_federated_config(flags.run));
-  LK_ASSIGN_OR_RETURN(run.base, open_checkpoint(run.config.base));
+  std::string directory = run.config.base;
+  LK_RETURN_IF_ERROR(find_model(directory));
+  LK_ASSIGN_OR_RETURN(run.base, open_checkpoint(directory));
   LK_ASSIGN_OR_RETURN(run.server, FederatedServer::create(run.config, run.base.config, *run.base.weights));
   run.files = std::make_unique<RunDirectory>(run.config, flags.state);
   LK_ASSIGN_OR_RETURN(const std::vector<std::string> notes,
-                      run.files->open(*run.server, run.base.config, run.config.base, {}));
+                      run.files->open(*run.server, run.base.config, directory, {}));
   for (const std::string& text : notes) fmt::print(stderr, "{}\n", text);
   return run;
 }
@@ -264,7 +273,7 @@ Status write_rounds(const ExchangeFlags& flags) {
 }
 
 Status run_client(const ExchangeFlags& flags) {
-  LK_ASSIGN_OR_RETURN(const Checkpoint checkpoint, open_checkpoint(flags.base));
+  LK_ASSIGN_OR_RETURN(const Checkpoint checkpoint, open_base(flags.base));
   LK_ASSIGN_OR_RETURN(const RoundFile round, read_round(flags.round, checkpoint.config));
   const DType act = round.config.dtype == TrainDtype::kF32 ? DType::kF32 : DType::kBF16;
   LK_ASSIGN_OR_RETURN(const TrainingBase loaded,
@@ -335,7 +344,7 @@ void add_exchange(CLI::App& federate, int& exit_code) {
     const auto [sub, flags] = add("client", "Train one round on a client's own records, from file to file", run_client);
     sub->add_option("--round", flags->round, "what the server gave")->required();
     sub->add_option("--data", flags->data, "the client's records, JSONL")->required();
-    sub->add_option("--base", flags->base, "base model directory")->required();
+    sub->add_option("--base", flags->base, "base model directory, or its name on the hub")->required();
     sub->add_option("--out", flags->out, "file to write: the update")->required();
     sub->add_option("--state", flags->state, "fedsa: directory for what the client keeps");
     sub->add_option("--threads", flags->threads, "kernel threads; 0 = every core this process may use")
@@ -359,7 +368,7 @@ struct InspectFlags {
 };
 
 Status inspect(const InspectFlags& flags) {
-  LK_ASSIGN_OR_RETURN(const Checkpoint base, open_checkpoint(flags.base));
+  LK_ASSIGN_OR_RETURN(const Checkpoint base, open_base(flags.base));
   CheckpointStore store(join_path(flags.directory, "rounds"), {});
   LK_ASSIGN_OR_RETURN(const auto newest, store.newest());
   if (!newest) return not_found("{} holds no finished round of a federated run", flags.directory);
@@ -394,7 +403,7 @@ void add_inspect_federated(CLI::App& federate, int& exit_code) {
   auto flags = std::make_shared<InspectFlags>();
   CLI::App* sub = federate.add_subcommand("inspect", "Show what a run's directory holds: norms, ranks, rounds");
   sub->add_option("DIR", flags->directory, "directory of the run")->required();
-  sub->add_option("--base", flags->base, "base model directory")->required();
+  sub->add_option("--base", flags->base, "base model directory, or its name on the hub")->required();
   sub->callback([flags, &exit_code] {
     if (Status status = inspect(*flags); !status.ok()) exit_code = fail(status);
   });

@@ -25,7 +25,8 @@ const char* rope_name(RopeType type) {
   return "?";
 }
 
-int run(const std::string& directory) {
+int run(std::string directory) {
+  if (const Status found = find_model(directory); !found.ok()) return fail(found);
   const Result<Checkpoint> opened = open_checkpoint(directory);
   if (!opened.ok()) return fail(opened.status());
   const ModelConfig& c = opened->config;
@@ -67,7 +68,7 @@ void add_inspect(CLI::App& app, int& exit_code) {
   auto directory = std::make_shared<std::string>();
   CLI::App* command =
       app.add_subcommand("inspect", "Show the shape, the cost and the completeness of a model directory");
-  command->add_option("MODEL", *directory, "Hugging Face model directory")->required();
+  command->add_option("MODEL", *directory, "Hugging Face model directory, or its name on the hub")->required();
   command->callback([directory, &exit_code] { exit_code = run(*directory); });
 }
 

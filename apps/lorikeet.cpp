@@ -56,6 +56,7 @@ int main(int argc, char** argv) {
   lk::apps::add_fleet(app, exit_code);
   lk::apps::add_train(app, exit_code);
   lk::apps::add_federate(app, exit_code);
+  lk::apps::add_pull(app, exit_code);
   lk::apps::add_inspect(app, exit_code);
   lk::apps::add_merge(app, exit_code);
   lk::apps::add_adapter(app, exit_code);

@@ -74,7 +74,7 @@ CLI::Transformer names_of_others(const OtherNames& names) {
 void ServeFlags::add_to(CLI::App& command) {
   model.add_to(command, true);
   command
-      .add_option("--served-model-name", served_name, "what clients call the base model; default: the directory's name")
+      .add_option("--served-model-name", served_name, "what clients call the base model; default: the directory's name, or that on the hub")
       ->group("Model");
   command.add_option("--tool-call-parser", server.tool_format, "how the model writes tool calls")
       ->transform(names_of_others(kToolParserNames))
@@ -301,6 +301,7 @@ Result<ServeFlags::Prepared> ServeFlags::prepare(bool dry) const {
 
 std::string ServeFlags::base_name() const {
   if (!served_name.empty()) return served_name;
+  if (!model.hub_name.empty()) return parse_hub_name(model.hub_name).value().repo;
   const std::filesystem::path directory = model.model.empty() ? "dummy" : model.model;
   return (directory.has_filename() ? directory : directory.parent_path()).filename().string();
 }
@@ -608,9 +609,17 @@ void add_serve(CLI::App& app, int& exit_code) {
   auto flags = std::make_shared<ServeFlags>();
   CLI::App* command = app.add_subcommand("serve", "Serve the model and its adapters over HTTP (OpenAI's API)");
   flags->add_to(*command);
-  add_config_options(*command, [flags] { return flags->check(); });
+  add_config_options(*command, [flags]() -> Status {
+    LK_RETURN_IF_ERROR(flags->model.fetch(Fetch::kCachedOnly));
+    return flags->check();
+  });
   show_in_help(*command, options_named(kServeHelp));
-  command->callback([flags, &exit_code] { exit_code = run(*flags); });
+  command->callback([flags, &exit_code] {
+    // What is wrong with other options is said before anything is downloaded.
+    Status status = flags->options().status();
+    if (status.ok()) status = flags->model.fetch();
+    exit_code = status.ok() ? run(*flags) : fail(status);
+  });
 }
 
 }  // namespace lk::apps

@@ -56,7 +56,9 @@ Result<RunConfig> read_run(const TrainFlags& flags) {
                            .name = flags.name.empty() ? "adapter" : flags.name,
                            .set = flags.set});
   }
-  if (run.ok() && flags.threads) run->threads = *flags.threads;
+  if (!run.ok()) return run;
+  if (flags.threads) run->threads = *flags.threads;
+  for (JobConfig& job : run->jobs) LK_RETURN_IF_ERROR(find_adapter(job.adapter.init_from));
   return run;
 }
 
@@ -76,9 +78,10 @@ Result<LoadedBase> load_base(const RunConfig& run, const TrainFlags& flags) {
     return loaded;
   }
   loaded.base.directory = run.base;
+  LK_RETURN_IF_ERROR(find_model(loaded.base.directory));
   // Answers need a few pages; they are made between training steps, on the same weights.
   constexpr int64_t kPageMemory = int64_t{256} << 20;
-  TextEngineOptions options{.model = run.base, .num_threads = threads, .memory_bytes = kPageMemory};
+  TextEngineOptions options{.model = loaded.base.directory, .num_threads = threads, .memory_bytes = kPageMemory};
   options.act = act;
   options.isa = parse_cpu_isa(flags.isa);
   LK_ASSIGN_OR_RETURN(loaded.engine, TextEngine::open(options));
@@ -96,9 +99,10 @@ Result<LoadedBase> load_base(const RunConfig& run, const TrainFlags& flags) {
 // All that a preview needs: no weights are read.
 Result<LoadedBase> load_text(const RunConfig& run) {
   LoadedBase loaded;
-  loaded.base.directory = run.base;
-  LK_ASSIGN_OR_RETURN(const ModelConfig config, TextEngine::read_config(run.base, ""));
-  LK_ASSIGN_OR_RETURN(loaded.text, TextModel::load(run.base, config, 0));
+  std::string& directory = loaded.base.directory = run.base;
+  LK_RETURN_IF_ERROR(find_model(directory));
+  LK_ASSIGN_OR_RETURN(const ModelConfig config, TextEngine::read_config(directory, ""));
+  LK_ASSIGN_OR_RETURN(loaded.text, TextModel::load(directory, config, 0));
   LK_RETURN_IF_ERROR(take_text(*loaded.text, loaded.base));
   return loaded;
 }
@@ -363,7 +367,7 @@ void add_train(CLI::App& app, int& exit_code) {
   auto flags = std::make_shared<TrainFlags>();
   CLI::App* command = app.add_subcommand("train", "Train LoRA adapters: many jobs in one pass over one base");
   command->add_option("JOBS", flags->file, "YAML file of jobs (docs/guide/training.md)");
-  command->add_option("--model", flags->base, "one job without a file: Hugging Face model directory");
+  command->add_option("--model", flags->base, "one job without a file: Hugging Face model directory, or its name on the hub");
   command->add_option("--data", flags->data, "its training data, JSONL");
   command->add_option("--output", flags->output, "where its adapter goes");
   command->add_option("--name", flags->name, "of the job")->default_str("adapter");

@@ -21,8 +21,9 @@ Status check_trainable(const TrainBase& base) {
                      base.directory);
 }
 
-Result<TrainingBase> open_training_base(const std::string& directory, DType act, int threads, const std::string& isa) {
+Result<TrainingBase> open_training_base(std::string directory, DType act, int threads, const std::string& isa) {
   TrainingBase loaded;
+  LK_RETURN_IF_ERROR(find_model(directory));
   loaded.base.directory = directory;
   LK_ASSIGN_OR_RETURN(loaded.backend, make_cpu_backend({.num_threads = threads, .isa = parse_cpu_isa(isa)}));
   LK_RETURN_IF_ERROR(TextEngine::read_config(directory, "").status());

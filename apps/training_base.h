@@ -16,8 +16,8 @@ struct TrainingBase {
   TrainBase base;
 };
 
-// threads: 0 = all. Prints the model's warnings. Refuses what cannot be trained: no tokenizer, no head.
-Result<TrainingBase> open_training_base(const std::string& directory, DType act, int threads, const std::string& isa);
+// Of a directory or a name on the hub. threads: 0 = all. Prints the model's warnings. Refuses what cannot be trained: no tokenizer, no head.
+Result<TrainingBase> open_training_base(std::string directory, DType act, int threads, const std::string& isa);
 
 // What training needs of the text side.
 Status take_text(const TextModel& text, TrainBase& base);

@@ -8,7 +8,7 @@ import sys
 
 ALLOWED = {
     "base": [],
-    "net": ["base"], "text": ["base"], "tensor": ["base"], "memory": ["base"],
+    "net": ["base"], "hub": ["base"], "text": ["base"], "tensor": ["base"], "memory": ["base"],
     "grammar": ["base", "text"],
     "cluster": ["base", "net"],
     "registry": ["base", "net"],
