@@ -4,6 +4,7 @@
 #include <charconv>
 
 #include "commands.h"
+#include "hub_names.h"
 #include "lk/base/thread_pool.h"
 #include "lk/infer/text_side.h"
 #include "lk/io/checkpoint.h"
@@ -189,7 +190,8 @@ namespace {
 void add_compose(CLI::App& adapter, int& exit_code) {
   auto flags = std::make_shared<ComposeFlags>();
   CLI::App* sub = adapter.add_subcommand("compose", "Add, merge and truncate adapters into one");
-  sub->add_option("ADAPTERS", flags->adapters, "PEFT adapter directories, or names on the hub; one alone is truncated")->required();
+  sub->add_option("ADAPTERS", flags->adapters, "PEFT adapter directories, or names on the hub; one alone is truncated")
+      ->required();
   sub->add_option("--base", flags->base, "base model directory, or its name on the hub")->required();
   sub->add_option("--out", flags->out, "directory to write")->required();
   sub->add_option("--weights", flags->weights, "one number per adapter, also negative; default 1 each")->delimiter(',');

@@ -10,13 +10,14 @@
 #include <string>
 #include <vector>
 
-#include "hub_names.h"
 #include "lk/base/bytes.h"
 #include "lk/infer/memory_plan.h"
 #include "lk/infer/text_engine.h"
 #include "policy_flags.h"
 
 namespace lk::apps {
+
+enum class Fetch : uint8_t;  // hub_names.h
 
 void add_generate(CLI::App& app, int& exit_code);
 void add_serve(CLI::App& app, int& exit_code);
@@ -53,7 +54,7 @@ struct ModelFlags {
   void add_to(CLI::App& command, bool model_is_positional);
   DType act() const { return dtype == "f32" ? DType::kF32 : DType::kBF16; }
   // Names on the hub, of the model and of adapters, become the directories that they are fetched to.
-  Status fetch(Fetch how = Fetch::kFetch);
+  Status fetch(Fetch how);
   // Fetches and loads the model and every --lora, with progress on a terminal.
   Result<std::unique_ptr<TextEngine>> open() const;
   Result<std::unique_ptr<TextEngine>> open_without_adapters(const MemoryPlan& memory) const;

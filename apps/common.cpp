@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "commands.h"
+#include "hub_names.h"
 #include "lk/base/file.h"
 #include "lk/base/json_fields.h"
 
@@ -72,7 +73,9 @@ void ModelFlags::add_to(CLI::App& command, bool model_is_positional) {
   model_option->group("Model");
   command.add_option("--dummy", dummy, "config.json: seeded random weights of this shape instead of a model")
       ->group("Model");
-  command.add_option("--lora,--lora-modules", loras, "load a PEFT adapter, a directory or on the hub, under a name; repeatable")
+  command
+      .add_option("--lora,--lora-modules", loras,
+                  "load a PEFT adapter, a directory or on the hub, under a name; repeatable")
       ->type_name("NAME=DIR")
       ->group("Model");
   command.add_option("--dtype", dtype, "compute type; f32 is for exact comparisons")
@@ -174,7 +177,7 @@ Status ModelFlags::fetch(Fetch how) {
 
 Result<std::unique_ptr<TextEngine>> ModelFlags::open() const {
   ModelFlags local = *this;
-  LK_RETURN_IF_ERROR(local.fetch());
+  LK_RETURN_IF_ERROR(local.fetch(Fetch::kFetch));
   return local.open_fetched();
 }
 

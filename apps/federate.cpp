@@ -8,6 +8,7 @@
 #include <set>
 
 #include "commands.h"
+#include "hub_names.h"
 #include "lk/base/file.h"
 #include "lk/base/thread_pool.h"
 #include "lk/federated/dirichlet.h"

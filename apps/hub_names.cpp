@@ -82,10 +82,10 @@ class PullProgress : public PullWatcher {
     if (bar_) {
       constexpr int64_t kWidth = 30;
       const auto filled = static_cast<size_t>(
-          total_ > 0 ? std::clamp<int64_t>(static_cast<int64_t>(static_cast<double>(done_) / static_cast<double>(total_) *
-                                                                kWidth),
-                                           0, kWidth)
-                     : kWidth);
+          total_ > 0
+              ? std::clamp<int64_t>(
+                    static_cast<int64_t>(static_cast<double>(done_) / static_cast<double>(total_) * kWidth), 0, kWidth)
+              : kWidth);
       fmt::print(stderr, "\r[{}{}] {}\x1b[K", std::string(filled, '#'), std::string(kWidth - filled, '.'), text);
     } else {
       fmt::print(stderr, "{}: {}\n", name_, text);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // lorikeet inspect: what a model directory holds and what it costs to run.
 #include "commands.h"
+#include "hub_names.h"
 #include "lk/io/checkpoint.h"
 #include "lk/io/weights.h"
 

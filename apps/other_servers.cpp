@@ -38,7 +38,6 @@ struct Flag {
 };
 
 constexpr std::string_view kNoGpu = "this build computes on the CPU";
-constexpr std::string_view kNoHub = "Lorikeet reads directories: give the one with the files";
 
 // vLLM 0.11, SGLang 0.5 and llama-server of 2025, as their --help lists them.
 constexpr Flag kFlags[] = {
@@ -54,10 +53,13 @@ constexpr Flag kFlags[] = {
     {"kv-cache-dtype", Means::kOnly, "auto|bfloat16|bf16", "keys and values are kept in the type of --dtype"},
     {"tokenizer tokenizer-path", Means::kRefused, "the tokenizer is the model directory's"},
     {"tokenizer-mode", Means::kOnly, "auto", "tokenizer.json says all"},
-    {"revision tokenizer-revision code-revision hf-token", Means::kRefused, kNoHub},
-    {"hf hf-repo hfr hf-file hff", Means::kRefused, kNoHub},
+    {"revision", Means::kRefused, "write it behind the model's name: ORG/NAME@REVISION"},
+    {"tokenizer-revision code-revision", Means::kRefused, "the tokenizer is that of the model's revision, ORG/NAME@REVISION"},
+    {"hf-token", Means::kRefused, "set HF_TOKEN: whoever lists this machine's processes sees options"},
+    {"hf hf-repo hfr hf-file hff", Means::kRefused,
+     "GGUF files are not read: give the name of the model with safetensors, ORG/NAME, as the model"},
     {"trust-remote-code", Means::kNothing, "no code of a model directory is ever run"},
-    {"download-dir", Means::kValueNothing, "nothing is downloaded"},
+    {"download-dir", Means::kRefused, "set HF_HUB_CACHE, which transformers and vLLM know as well"},
     {"generation-config", Means::kOnly, "auto", "generation_config.json of the model directory is what counts"},
     {"override-generation-config", Means::kRefused, "put generation_config.json beside the model"},
     {"hf-overrides json-model-override-args", Means::kRefused, "change config.json of the model directory"},

@@ -37,8 +37,9 @@ int list() {
       revisions.push_back(fmt::format("{}{}", revision.name.empty() ? "" : revision.name + " ",
                                       std::string_view(revision.commit).substr(0, 12)));
     fmt::print("  {:<48} {:>10}  {}{}\n", repo.repo, format_bytes(repo.bytes), fmt::join(revisions, ", "),
-               repo.incomplete_bytes > 0 ? fmt::format("; {} of an unfinished download", format_bytes(repo.incomplete_bytes))
-                                         : "");
+               repo.incomplete_bytes > 0
+                   ? fmt::format("; {} of an unfinished download", format_bytes(repo.incomplete_bytes))
+                   : "");
     total += repo.bytes + repo.incomplete_bytes;
   }
   fmt::print("  {} in all\n", format_bytes(total));

@@ -12,6 +12,7 @@
 #include "config.h"
 #include "fleet_flags.h"
 #include "help.h"
+#include "hub_names.h"
 #include "listen_flags.h"
 #include "lk/base/file.h"
 #include "lk/base/names.h"
@@ -74,7 +75,8 @@ CLI::Transformer names_of_others(const OtherNames& names) {
 void ServeFlags::add_to(CLI::App& command) {
   model.add_to(command, true);
   command
-      .add_option("--served-model-name", served_name, "what clients call the base model; default: the directory's name, or that on the hub")
+      .add_option("--served-model-name", served_name,
+                  "what clients call the base model; default: the directory's name, or that on the hub")
       ->group("Model");
   command.add_option("--tool-call-parser", server.tool_format, "how the model writes tool calls")
       ->transform(names_of_others(kToolParserNames))
@@ -617,7 +619,7 @@ void add_serve(CLI::App& app, int& exit_code) {
   command->callback([flags, &exit_code] {
     // What is wrong with other options is said before anything is downloaded.
     Status status = flags->options().status();
-    if (status.ok()) status = flags->model.fetch();
+    if (status.ok()) status = flags->model.fetch(Fetch::kFetch);
     exit_code = status.ok() ? run(*flags) : fail(status);
   });
 }

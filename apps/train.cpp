@@ -13,6 +13,7 @@
 
 #include "commands.h"
 #include "help.h"
+#include "hub_names.h"
 #include "lk/base/file.h"
 #include "lk/base/json_text.h"
 #include "lk/engine/footprint.h"
@@ -367,7 +368,8 @@ void add_train(CLI::App& app, int& exit_code) {
   auto flags = std::make_shared<TrainFlags>();
   CLI::App* command = app.add_subcommand("train", "Train LoRA adapters: many jobs in one pass over one base");
   command->add_option("JOBS", flags->file, "YAML file of jobs (docs/guide/training.md)");
-  command->add_option("--model", flags->base, "one job without a file: Hugging Face model directory, or its name on the hub");
+  command->add_option("--model", flags->base,
+                      "one job without a file: Hugging Face model directory, or its name on the hub");
   command->add_option("--data", flags->data, "its training data, JSONL");
   command->add_option("--output", flags->output, "where its adapter goes");
   command->add_option("--name", flags->name, "of the job")->default_str("adapter");

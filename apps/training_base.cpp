@@ -2,6 +2,7 @@
 #include "training_base.h"
 
 #include "commands.h"
+#include "hub_names.h"
 #include "lk/ops/cpu_backend.h"
 
 namespace lk::apps {

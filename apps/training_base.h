@@ -16,7 +16,8 @@ struct TrainingBase {
   TrainBase base;
 };
 
-// Of a directory or a name on the hub. threads: 0 = all. Prints the model's warnings. Refuses what cannot be trained: no tokenizer, no head.
+// Of a directory or a name on the hub. threads: 0 = all. Prints the model's warnings. Refuses what cannot be trained:
+// no tokenizer, no head.
 Result<TrainingBase> open_training_base(std::string directory, DType act, int threads, const std::string& isa);
 
 // What training needs of the text side.

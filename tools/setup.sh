@@ -4,7 +4,7 @@
 PACKAGES="g++ cmake ninja-build pkg-config python3 libfmt-dev libspdlog-dev libcli11-dev libboost1.81-dev libboost-json1.81-dev
   libpcre2-dev libicu-dev libeigen3-dev libgtest-dev libgmock-dev
   clang-format-14 libssl-dev openssl libsqlite3-dev prometheus-cpp-dev libtomlplusplus-dev
-  libyaml-cpp-dev"
+  libyaml-cpp-dev libcurl4-openssl-dev ca-certificates"
 # Not needed to build or run: tests and the demo of fleets use them where they are.
 OPTIONAL_PACKAGES="etcd-server"
 

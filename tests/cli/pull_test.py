@@ -512,5 +512,30 @@ class Attacks(Pull):
         self.assertEqual((self.pulled("acme/big") / "model.safetensors").read_bytes(), BIG)
 
 
+class Ways(Pull):
+    def test_https(self):
+        certificate, key = (os.path.join(self.dir, name) for name in ("cert.pem", "key.pem"))
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=hub",
+                        "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate], check=True, capture_output=True)
+        with Hub(certificate=(certificate, key)) as hub:
+            hub.add("acme/small", {"config.json": b"{}", "model.safetensors": BIG}, large=("none",))
+            hub.add("acme/big", {"config.json": b"{}", "model.safetensors": BIG})
+            self.environment["HF_ENDPOINT"] = hub.url
+            self.refused("pull", "acme/small", words=("is not trusted", "SSL_CERT_FILE"), HF_TOKEN="hf_right")
+            self.assertEqual(hub.requests, [])
+            self.pulled("acme/small", SSL_CERT_FILE=certificate, HF_TOKEN="hf_right")
+            self.assertEqual({r.token for r in hub.requests}, {"hf_right"})
+            # From HTTPS to plain HTTP: nobody would know who answers.
+            self.refused("pull", "acme/big", words=("not encrypted",), SSL_CERT_FILE=certificate)
+            self.assertEqual(hub.gets(port=hub.ports[1]), [])
+
+    def test_a_proxy(self):
+        self.hub.add("acme/big", {"config.json": b"{}", "model.safetensors": BIG})
+        self.environment["HF_ENDPOINT"] = "http://hub.invalid"
+        self.pulled("acme/big", http_proxy=self.hub.url, no_proxy="127.0.0.1")
+        self.assertTrue(all(r.path.startswith("http://hub.invalid/") for r in self.hub.requests if r.port == self.hub.ports[0]))
+        self.assertTrue(self.hub.gets(port=self.hub.ports[1]))
+
+
 if __name__ == "__main__":
     unittest.main(verbosity=1)

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import http.server
 import json
+import ssl
 import threading
 import urllib.parse
 
@@ -52,7 +53,8 @@ class _Server(http.server.ThreadingHTTPServer):
 class Hub:
     """with Hub() as hub: hub.url is HF_ENDPOINT."""
 
-    def __init__(self, token: str = "hf_right"):
+    def __init__(self, token: str = "hf_right", certificate: tuple = ()):
+        """certificate: (its file, its key's), and the hub speaks HTTPS; its storage does not."""
         self.token = token
         self.repos: dict[str, Repo] = {}
         self.requests: list[Request] = []
@@ -62,10 +64,14 @@ class Hub:
         self.ports = []
         for role in ("hub", "storage"):
             server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self, "role": role}))
+            if certificate and role == "hub":
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                context.load_cert_chain(*certificate)
+                server.socket = context.wrap_socket(server.socket, server_side=True)
             self._servers.append(server)
             self.ports.append(server.server_address[1])
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.ports[0]}"
+        self.url = f"http{'s' if certificate else ''}://127.0.0.1:{self.ports[0]}"
 
     def __enter__(self):
         return self

@@ -73,13 +73,14 @@ class Incoming {
   Status append(std::span<const std::byte> piece) {
     size_t done = 0;
     while (done < piece.size()) {
-      const ssize_t put =
-          ::pwrite(fd_, piece.data() + done, piece.size() - done, static_cast<off_t>(size_ + static_cast<int64_t>(done)));
+      const ssize_t put = ::pwrite(fd_, piece.data() + done, piece.size() - done,
+                                   static_cast<off_t>(size_ + static_cast<int64_t>(done)));
       if (put < 0 && errno == EINTR) continue;
       if (put < 0 && (errno == ENOSPC || errno == EDQUOT))
         return resource_exhausted("no room left for {}: {}. What came is kept; HF_HUB_CACHE says where else", path(),
                                   std::strerror(errno));
-      if (put < 0) return Status(write_error_code(errno), fmt::format("cannot write {}: {}", path(), std::strerror(errno)));
+      if (put < 0)
+        return Status(write_error_code(errno), fmt::format("cannot write {}: {}", path(), std::strerror(errno)));
       done += static_cast<size_t>(put);
     }
     add(piece);

@@ -29,8 +29,7 @@ namespace fs = std::filesystem;
 Status failed(const char* verb, const std::string& path) {
   const int error = errno;
   if (error == ENOENT) return not_found("{} does not exist", path);
-  if (error == ELOOP || error == ENOTDIR)
-    return permission_denied("{} is a link or no directory: not used", path);
+  if (error == ELOOP || error == ENOTDIR) return permission_denied("{} is a link or no directory: not used", path);
   return Status(write_error_code(error), fmt::format("cannot {} {}: {}", verb, path, std::strerror(error)));
 }
 
@@ -46,8 +45,7 @@ Status put_file(const CacheDirectory& directory, const std::string& name, std::s
   const int fd = ::openat(directory.fd(), temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (fd < 0) return failed("create", join_path(directory.path(), temporary));
   const bool written = ::write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size());
-  if (::close(fd) == 0 && written &&
-      ::renameat(directory.fd(), temporary.c_str(), directory.fd(), name.c_str()) == 0)
+  if (::close(fd) == 0 && written && ::renameat(directory.fd(), temporary.c_str(), directory.fd(), name.c_str()) == 0)
     return Status();
   Status status = failed("write", join_path(directory.path(), name));
   (void)::unlinkat(directory.fd(), temporary.c_str(), 0);

@@ -94,8 +94,7 @@ class RepoCache {
   const CacheDirectory& locks() const { return *locks_; }
 
  private:
-  RepoCache(std::string cache, CacheDirectory directory)
-      : cache_(std::move(cache)), directory_(std::move(directory)) {}
+  RepoCache(std::string cache, CacheDirectory directory) : cache_(std::move(cache)), directory_(std::move(directory)) {}
   Result<bool> stays_inside(const std::string& path) const;
 
   std::string cache_;

@@ -211,8 +211,8 @@ Result<HubFile> HubClient::look_up(const HubName& name, const std::string& commi
   if (said.empty() || file.etag.empty())
     return data_loss("{} says neither commit nor ETag of {}: is HF_ENDPOINT a hub?", settings_.endpoint, path);
   if (said != commit)
-    return data_loss("{} gives {} of commit {}, asked for that of {}", settings_.endpoint, path,
-                     printable(said, 64), commit);
+    return data_loss("{} gives {} of commit {}, asked for that of {}", settings_.endpoint, path, printable(said, 64),
+                     commit);
   if (!is_blob_name(file.etag))
     return data_loss("{}: the ETag of {} cannot name a file in the cache: \"{}\"", settings_.endpoint, path,
                      printable(file.etag, 100));
@@ -229,10 +229,11 @@ Status HubClient::download(const HubName& name, const std::string& commit, const
     int64_t first = -1, last = -1, total = -1;
     const char* const end = range.data() + range.size();
     auto [at, error] = std::from_chars(range.data() + std::min(range.size(), size_t{6}), end, first);
-    if (error == std::errc() && at != end && *at == '-') std::tie(at, error) = [&] {
-      const auto parsed = std::from_chars(at + 1, end, last);
-      return std::pair(parsed.ptr, parsed.ec);
-    }();
+    if (error == std::errc() && at != end && *at == '-')
+      std::tie(at, error) = [&] {
+        const auto parsed = std::from_chars(at + 1, end, last);
+        return std::pair(parsed.ptr, parsed.ec);
+      }();
     if (error == std::errc() && at != end && *at == '/') (void)std::from_chars(at + 1, end, total);
     if (reply.status != 206 || !range.starts_with("bytes ") || first != begin)
       return data_loss("{}: asked for bytes from {} on, got status {} and the range \"{}\"", path, begin, reply.status,

@@ -36,8 +36,9 @@ class HubClient {
 
   static Result<std::unique_ptr<HubClient>> open(const HubSettings& settings, Note note);
 
-  // kNotFound: no such repository; kInvalidArgument: no such revision of it. kPermissionDenied: gated. kUnauthenticated: the token is no good.
-  // kUnavailable: the hub cannot be reached, or is not well. `tries`: in all, while it is kUnavailable.
+  // kNotFound: no such repository; kInvalidArgument: no such revision of it. kPermissionDenied: gated.
+  // kUnauthenticated: the token is no good. kUnavailable: the hub cannot be reached, or is not well. `tries`: in all,
+  // while it is kUnavailable.
   Result<HubListing> list(const HubName& name, int tries);
 
   // kNotFound: no such file at this commit.

@@ -74,7 +74,8 @@ class CurlConnection : public HubConnection {
     set_up(request);
     curl_slist* headers = curl_slist_append(nullptr, "Accept-Encoding: identity");
     // Not by CURLOPT_XOAUTH2_BEARER: a header of our own goes to this url and no other, since nothing is followed.
-    if (!request.token.empty()) headers = curl_slist_append(headers, ("Authorization: Bearer " + request.token).c_str());
+    if (!request.token.empty())
+      headers = curl_slist_append(headers, ("Authorization: Bearer " + request.token).c_str());
     if (request.begin > 0) headers = curl_slist_append(headers, fmt::format("Range: bytes={}-", request.begin).c_str());
     curl_easy_setopt(curl_, CURLOPT_HTTPHEADER, headers);
     const CURLcode code = curl_easy_perform(curl_);
@@ -130,8 +131,7 @@ class CurlConnection : public HubConnection {
     if (line.starts_with("HTTP/")) {  // also behind "100 Continue"
       reply_ = {};
       const size_t blank = line.find(' ');
-      if (blank != line.npos)
-        (void)std::from_chars(line.data() + blank + 1, line.data() + line.size(), reply_.status);
+      if (blank != line.npos) (void)std::from_chars(line.data() + blank + 1, line.data() + line.size(), reply_.status);
       return true;
     }
     const size_t colon = line.find(':');

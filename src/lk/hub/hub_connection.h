@@ -29,9 +29,9 @@ Result<HubUrl> parse_hub_url(const std::string& text, const std::string& base = 
 
 struct HubRequest {
   HubUrl url;
-  bool head = false;   // without a body
-  std::string token;   // empty: none is sent
-  int64_t begin = 0;   // first byte that is wanted
+  bool head = false;                         // without a body
+  std::string token;                         // empty: none is sent
+  int64_t begin = 0;                         // first byte that is wanted
   std::chrono::milliseconds timeout{10000};  // longest wait for a connection, and for the next byte
   bool small = true;                         // all of it ends after six times that
 };

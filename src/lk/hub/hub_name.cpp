@@ -21,9 +21,7 @@ bool is_repo_part(std::string_view part) {
          part.find("--") == part.npos && part.find("..") == part.npos;
 }
 
-std::string_view without_prefix(std::string_view text) {
-  return text.starts_with("hf://") ? text.substr(5) : text;
-}
+std::string_view without_prefix(std::string_view text) { return text.starts_with("hf://") ? text.substr(5) : text; }
 
 }  // namespace
 

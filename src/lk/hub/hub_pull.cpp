@@ -243,7 +243,8 @@ class Pull {
   Result<HubClient*> client_of(size_t worker) {
     if (clients_.size() <= worker) clients_.resize(worker + 1);
     if (!clients_[worker]) {
-      LK_ASSIGN_OR_RETURN(clients_[worker], HubClient::open(settings_, [this](const std::string& text) { note(text); }));
+      LK_ASSIGN_OR_RETURN(clients_[worker],
+                          HubClient::open(settings_, [this](const std::string& text) { note(text); }));
     }
     return clients_[worker].get();
   }

@@ -25,8 +25,8 @@ struct HubKind {
 // Among weights, a file whose name ends so stands for those that it names, too.
 inline constexpr std::string_view kIndexEnd = ".index.json";
 
-// The files that a directory with `files` has for each of the kinds that it is, without what indexes name. kNotFound when
-// it is none of them: what is missing, and what it has instead that nobody here reads.
+// The files that a directory with `files` has for each of the kinds that it is, without what indexes name. kNotFound
+// when it is none of them: what is missing, and what it has instead that nobody here reads.
 Result<std::vector<std::string>> select_files(const std::vector<std::string>& files, std::span<const HubKind> kinds,
                                               const std::string& where);
 // The files that an index names, each a plain file name; kDataLoss otherwise.

@@ -130,8 +130,7 @@ Result<HubSettings> read_hub_settings(const std::function<const char*(const char
   settings.offline = environment.flag("HF_HUB_OFFLINE") ||
                      (environment.get("HF_HUB_OFFLINE").empty() && environment.flag("TRANSFORMERS_OFFLINE"));
   settings.progress = !environment.flag("HF_HUB_DISABLE_PROGRESS_BARS");
-  LK_ASSIGN_OR_RETURN(settings.metadata_timeout,
-                      environment.seconds("HF_HUB_ETAG_TIMEOUT", settings.metadata_timeout));
+  LK_ASSIGN_OR_RETURN(settings.metadata_timeout, environment.seconds("HF_HUB_ETAG_TIMEOUT", settings.metadata_timeout));
   LK_ASSIGN_OR_RETURN(settings.download_timeout,
                       environment.seconds("HF_HUB_DOWNLOAD_TIMEOUT", settings.download_timeout));
   settings.ca_file = first_of(environment, {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"});

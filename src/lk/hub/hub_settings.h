@@ -13,7 +13,7 @@ namespace lk {
 struct HubSettings {
   std::string endpoint = "https://huggingface.co";  // HF_ENDPOINT, without a slash at its end
   std::string cache;                                // HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, or HF_HOME/hub
-  std::string token;      // HF_TOKEN, HUGGING_FACE_HUB_TOKEN, or the file that `hf auth login` wrote; empty: none
+  std::string token;        // HF_TOKEN, HUGGING_FACE_HUB_TOKEN, or the file that `hf auth login` wrote; empty: none
   std::string token_place;  // where it is from, for messages: "HF_TOKEN" or the file's path
   bool offline = false;     // HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE
   bool progress = true;     // not HF_HUB_DISABLE_PROGRESS_BARS
