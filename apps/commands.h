@@ -21,6 +21,7 @@ enum class Fetch : uint8_t;  // hub_names.h
 
 void add_generate(CLI::App& app, int& exit_code);
 void add_serve(CLI::App& app, int& exit_code);
+void add_batch(CLI::App& app, int& exit_code);
 void add_inspect(CLI::App& app, int& exit_code);
 void add_merge(CLI::App& app, int& exit_code);
 void add_adapter(CLI::App& app, int& exit_code);

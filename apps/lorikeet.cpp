@@ -30,7 +30,7 @@ void refuse_nan(CLI::App& app) {
 // What the parser is given, in the reverse order that it wants.
 lk::Result<std::vector<std::string>> arguments_of(int argc, char** argv) {
   std::vector<std::string> arguments(argv + 1, argv + argc);
-  if (!arguments.empty() && arguments[0] == "serve") {
+  if (!arguments.empty() && (arguments[0] == "serve" || arguments[0] == "batch" || arguments[0] == "run-batch")) {
     LK_ASSIGN_OR_RETURN(lk::apps::ServeArguments translated,
                         lk::apps::translate_serve_arguments({arguments.begin() + 1, arguments.end()}));
     for (const std::string& note : translated.notes) (void)std::fprintf(stderr, "lorikeet: %s\n", note.c_str());
@@ -52,6 +52,7 @@ int main(int argc, char** argv) {
   int exit_code = 0;
   lk::apps::add_generate(app, exit_code);
   lk::apps::add_serve(app, exit_code);
+  lk::apps::add_batch(app, exit_code);
   lk::apps::add_route(app, exit_code);
   lk::apps::add_fleet(app, exit_code);
   lk::apps::add_train(app, exit_code);

@@ -126,6 +126,10 @@ constexpr Flag kFlags[] = {
      "there is one engine for structured output"},
     {"response-role chat-template-content-format", Means::kValueNothing, "the template decides"},
     {"enable-prompt-tokens-details enable-request-id-headers enable-cache-report", Means::kNothing, ""},
+    // Batches
+    {"i input-file", Means::kOption, "--input-file"},
+    {"o output-file", Means::kOption, "--output-file"},
+    {"output-tmp-dir", Means::kValueNothing, "results are gathered beside their file"},
     // Network and operation
     {"api-key", Means::kKey, ""},
     {"uds", Means::kOption, "--unix-socket"},

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Command lines of other servers: `lorikeet serve` starts with what people have in their scripts for `vllm serve`,
-// SGLang's launch_server and llama-server, or says what to write instead.
+// SGLang's launch_server and llama-server, or says what to write instead; `lorikeet batch` likewise with `vllm
+// run-batch`.
 #pragma once
 
 #include <string>
@@ -16,7 +17,7 @@ struct ServeArguments {
   std::string api_key;                 // given on the command line; empty: none
 };
 
-// `arguments`: what follows `serve`. What is not known is left as it is: the parser refuses it by name.
+// `arguments`: what follows `serve` or `batch`. What is not known is left as it is: the parser refuses it by name.
 // kInvalidArgument: an option that would change answers or machines and cannot be followed, with what to do instead.
 Result<ServeArguments> translate_serve_arguments(const std::vector<std::string>& arguments);
 

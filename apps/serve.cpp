@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <thread>
 
+#include "answer_flags.h"
 #include "commands.h"
 #include "config.h"
 #include "fleet_flags.h"
@@ -17,8 +18,6 @@
 #include "lk/base/file.h"
 #include "lk/base/names.h"
 #include "lk/base/sd_notify.h"
-#include "lk/base/thread_name.h"
-#include "lk/io/base_digest.h"
 #include "lk/lora/adapter_config.h"
 #include "lk/serve/adapters/directory_watcher.h"
 #include "lk/serve/adapters/path_guard.h"
@@ -33,11 +32,10 @@ struct ServeFlags {
   ModelFlags model;
   MemberFlags fleet;
   ListenFlags network;
-  std::string admin, state, served_name, log_level = "info", log_format = "auto", log_file;
-  std::string max_answer = "16MiB", host_memory = "auto", sum_memory = "auto", grammar_memory = "64MiB";
-  std::vector<std::string> lora_dirs, lora_roots;
-  bool no_state = false, enable_lora = false, no_probe = false;
-  int64_t lora_eager = 256;
+  AnswerFlags answers;
+  std::string admin, state, log_level = "info", log_format = "auto", log_file;
+  std::vector<std::string> lora_roots;
+  bool no_state = false, enable_lora = false;
   int kernel_nice = 3;
   double watch_seconds = 2, drain_grace = 5, drain_timeout = 120;
   ServerOptions server;
@@ -50,80 +48,24 @@ struct ServeFlags {
     std::unique_ptr<StateStore> store;
   };
   Result<Prepared> prepare(bool dry) const;
-  std::string base_name() const;
   Status check() const;
   Result<ServerOptions> options() const;
   std::string state_path() const { return state.empty() ? default_state_path() : state; }
-  Result<MemoryWishes> wishes() const;
-  Status plan_memory(ServerOptions& options) const;
 };
-
-// What vLLM and SGLang call the same.
-using OtherNames = std::map<std::string, std::string>;
-const OtherNames kToolParserNames{{"llama3_json", "llama3"},    {"llama4_json", "llama3"},
-                                  {"qwen25", "hermes"},         {"qwen3_coder", "qwen3-coder"},
-                                  {"qwen3_xml", "qwen3-coder"}, {"llama4_pythonic", "pythonic"},
-                                  {"phi4_mini_json", "phi4"}};
-const OtherNames kReasoningParserNames{{"none", "off"}, {"deepseek_r1", "deepseek-r1"}};
-
-CLI::Transformer names_of_others(const OtherNames& names) {
-  CLI::Transformer transformer(names);
-  transformer.description("");
-  return transformer;
-}
 
 void ServeFlags::add_to(CLI::App& command) {
   model.add_to(command, true);
-  command
-      .add_option("--served-model-name", served_name,
-                  "what clients call the base model; default: the directory's name, or that on the hub")
-      ->group("Model");
-  command.add_option("--tool-call-parser", server.tool_format, "how the model writes tool calls")
-      ->transform(names_of_others(kToolParserNames))
-      ->check(
-          CLI::IsMember({"auto", "none", "hermes", "llama3", "mistral", "qwen3-coder", "pythonic", "granite", "phi4"}))
-      ->capture_default_str()
-      ->group("Model");
-  command
-      .add_option("--reasoning-parser", server.reasoning,
-                  "how the model marks what it thinks before it answers; auto = as its chat template says")
-      ->transform(names_of_others(kReasoningParserNames))
-      ->check(CLI::IsMember({"auto", "off", "qwen3", "deepseek-r1", "granite"}))
-      ->capture_default_str()
-      ->group("Model");
+  answers.add_to(command);
   const char* adapters = "Adapters";
-  command
-      .add_option("--lora-dir", lora_dirs,
-                  "load every adapter in this directory and follow what comes and goes; repeatable")
-      ->group(adapters);
   command
       .add_option(
           "--lora-root", lora_roots,
           "clients may load adapters from beneath this directory (or --lora-dir); {tenant} in it stands for the "
           "name of the key's tenant; repeatable")
       ->group(adapters);
-  command
-      .add_option(
-          "--lora-eager", lora_eager,
-          "with more adapters than this in --lora-dir, or stored, each is loaded when a request asks for it first")
-      ->check(CLI::Range(0, 1 << 20))
-      ->capture_default_str()
-      ->group(adapters);
   command.add_option("--watch-interval", watch_seconds, "seconds between looks at --lora-dir")
       ->check(CLI::Range(0.05, 3600.0))
       ->capture_default_str()
-      ->group(adapters);
-  command
-      .add_option("--host-memory", host_memory,
-                  "copies of adapters; others are read from disk again; auto = 1/4 of what weights leave")
-      ->capture_default_str()
-      ->group(adapters);
-  command
-      .add_option("--sum-memory", sum_memory,
-                  "cached weighted sums of adapters, a part of --host-memory; auto = an eighth of it")
-      ->capture_default_str()
-      ->group(adapters);
-  command.add_flag("--no-probe", no_probe, "publish adapters without running a probe prompt through them first")
       ->group(adapters);
   command.add_flag("--enable-lora", enable_lora, "accepted for vLLM's command lines; adapters are always enabled")
       ->group(adapters);
@@ -138,11 +80,6 @@ void ServeFlags::add_to(CLI::App& command) {
       ->group("Machine");
   command.add_option("--worker-threads", server.worker_threads, "threads for parsing and tokenizing")
       ->check(CLI::Range(1, 64))
-      ->capture_default_str()
-      ->group("Network");
-  command
-      .add_option("--max-answer", max_answer,
-                  "largest answer that is not streamed, estimated from what is asked for; readers' buffers follow it")
       ->capture_default_str()
       ->group("Network");
   command
@@ -186,18 +123,9 @@ void ServeFlags::add_to(CLI::App& command) {
       ->capture_default_str()
       ->group(overload);
   command
-      .add_option("--max-choices", server.max_choices,
-                  "most answers that one request may ask for: n times its prompts, or inputs to embed")
-      ->check(CLI::Range(1, 1 << 16))
-      ->capture_default_str()
-      ->group(overload);
-  command
       .add_option("--request-timeout", server.default_timeout_seconds,
                   "seconds, for requests without x-request-timeout")
       ->check(CLI::Range(0.001, 86400.0))
-      ->capture_default_str()
-      ->group(overload);
-  command.add_option("--grammar-memory", grammar_memory, "of cached grammars of structured output")
       ->capture_default_str()
       ->group(overload);
   const char* operations = "Operations";
@@ -240,34 +168,6 @@ constexpr const char* kServeHelp =
     "drain-grace drain-timeout log-level log-format log-file "
     "config print-config check-config";
 
-Result<int64_t> parse_size(const char* flag, const std::string& text) {
-  Result<int64_t> bytes = parse_bytes(text);
-  return bytes.ok() ? std::move(bytes) : bytes.status().with_context(flag);
-}
-
-Result<MemoryWishes> ServeFlags::wishes() const {
-  MemoryWishes wishes;
-  LK_ASSIGN_OR_RETURN(wishes.pages, parse_budget("--memory", model.memory));
-  LK_ASSIGN_OR_RETURN(wishes.adapters, parse_budget("--host-memory", host_memory));
-  LK_ASSIGN_OR_RETURN(wishes.sums, parse_budget("--sum-memory", sum_memory));
-  LK_ASSIGN_OR_RETURN(wishes.grammars, parse_size("--grammar-memory", grammar_memory));
-  return wishes;
-}
-
-// Divides memory and gives every part its budget.
-Status ServeFlags::plan_memory(ServerOptions& options) const {
-  LK_ASSIGN_OR_RETURN(const MemoryWishes wanted, wishes());
-  LK_ASSIGN_OR_RETURN(options.memory, model.plan(wanted));
-  options.adapters.max_host_bytes = options.memory.adapters;
-  options.adapters.max_composed_bytes = options.memory.sums;
-  options.max_grammar_bytes = options.memory.grammars;
-  fmt::print(stderr, "{}", format_memory_plan(options.memory));
-  if (!options.memory.fits_now())
-    fmt::print(stderr, "lorikeet: the memory plan needs {} and {} are free now: others have to let go of some\n",
-               format_bytes(options.memory.total()), format_bytes(options.memory.limits.available));
-  return Status();
-}
-
 // Whether a file could be made there; with `directories` these, too.
 Status check_creatable(const std::string& path, std::string_view what, bool directories) {
   std::filesystem::path directory = std::filesystem::absolute(path).parent_path();
@@ -297,15 +197,8 @@ Result<ServeFlags::Prepared> ServeFlags::prepare(bool dry) const {
   // checked for.
   const Status status = Server::check(prepared.options, prepared.store.get());
   if (!status.ok() && !(dry && status.code() == StatusCode::kAlreadyExists)) return status;
-  LK_RETURN_IF_ERROR(plan_memory(prepared.options));
+  LK_RETURN_IF_ERROR(answers.plan_memory(model, prepared.options));
   return prepared;
-}
-
-std::string ServeFlags::base_name() const {
-  if (!served_name.empty()) return served_name;
-  if (!model.hub_name.empty()) return parse_hub_name(model.hub_name).value().repo;
-  const std::filesystem::path directory = model.model.empty() ? "dummy" : model.model;
-  return (directory.has_filename() ? directory : directory.parent_path()).filename().string();
 }
 
 // The rest of what `serve` does before it answers, without weights: their files are looked at, not read.
@@ -323,7 +216,8 @@ Status ServeFlags::check() const {
   for (const auto& [name, directory] : loras) {
     const std::string context = fmt::format("--lora {}={}", name, directory);
     LK_RETURN_IF_ERROR(check_adapter_name("adapter name", name).with_context(context));
-    if (name == "base" || name == base_name()) return already_exists("{}: \"{}\" is the base model", context, name);
+    if (name == "base" || name == answers.base_name(model))
+      return already_exists("{}: \"{}\" is the base model", context, name);
     if (!is_directory(directory)) return not_found("{}: not a directory", context);
     LK_ASSIGN_OR_RETURN(const std::string text, read_file(join_path(directory, "adapter_config.json")));
     LK_RETURN_IF_ERROR(parse_adapter_config(text, context).status());
@@ -356,12 +250,7 @@ Result<std::string> canonical_root(const std::string& root, bool may_be_of_tenan
 
 Result<ServerOptions> ServeFlags::options() const {
   ServerOptions filled = server;
-  if (model.model.empty() == model.dummy.empty())
-    return invalid_argument("give a model directory, or --dummy CONFIG.json for random weights");
-  LK_ASSIGN_OR_RETURN(const auto loras, model.parse_loras());
-  (void)loras;
-  LK_RETURN_IF_ERROR(model.scheduler.parse().status());
-  LK_RETURN_IF_ERROR(model.scheduler.parse_merging().status());
+  LK_RETURN_IF_ERROR(answers.fill(model, filled));
   LK_ASSIGN_OR_RETURN(filled.listen, network.listen());
   LK_ASSIGN_OR_RETURN(filled.limits, network.http_limits());
   filled.tls_cert = network.tls_cert;
@@ -369,39 +258,18 @@ Result<ServerOptions> ServeFlags::options() const {
   filled.io_threads = network.io_threads;
   const bool tls = filled.listen[0].tls;
   if (!admin.empty()) filled.admin = HttpListen{.address = admin, .tls = tls && !admin.starts_with("unix:")};
-  LK_ASSIGN_OR_RETURN(filled.max_answer_bytes, parse_size("--max-answer", max_answer));
-  if (filled.max_answer_bytes < (64 << 10) || filled.max_answer_bytes > (int64_t{1} << 30))
-    return invalid_argument("--max-answer must be from 64KiB to 1GiB, got {}", max_answer);
-  LK_RETURN_IF_ERROR(wishes().status());
   LK_ASSIGN_OR_RETURN(filled.fleet, fleet.options(network.host, no_state ? "" : state_path()));
-  filled.adapters.base_name = base_name();
-  filled.adapters.probe = !no_probe;
-  filled.adapters.max_idle = std::max<int64_t>(lora_eager, 1);
-  for (const auto* roots : {&lora_roots, &lora_dirs})
+  for (const auto* roots : {&lora_roots, &answers.lora_dirs})
     for (const std::string& root : *roots) {
       LK_ASSIGN_OR_RETURN(const std::string found, canonical_root(root, roots == &lora_roots));
       filled.adapters.roots.push_back(found);
     }
   LK_RETURN_IF_ERROR(BrowserGuard::create(filled.allowed_origins).status().with_context("--allow-origin"));
-  filled.model_root = model.model.empty() ? model.dummy : model.model;
   filled.engine.nice = kernel_nice;
-  filled.version = LK_VERSION;
   if (const char* key = std::getenv("LORIKEET_API_KEY"); key != nullptr) filled.access.key_text = key;
   if (filled.insecure && filled.access.require_keys)
     return invalid_argument("--insecure lets everybody in, --require-keys nobody without a key: give one of them");
   return filled;
-}
-
-// The engine and its kernel threads, with a lower priority than the threads that answer: an event that waits for a core
-// is late, a kernel that waits for an event to leave loses next to nothing. Threads inherit the priority of the one
-// that makes them.
-Result<std::unique_ptr<TextEngine>> open_engine(const ModelFlags& model, const MemoryPlan& memory, int nice) {
-  Result<std::unique_ptr<TextEngine>> engine = internal_error("the engine was not opened");
-  std::thread([&] {
-    lower_thread_priority(nice);
-    engine = model.open_without_adapters(memory);
-  }).join();
-  return engine;
 }
 
 // What is stored for the base that is served.
@@ -410,13 +278,6 @@ struct Stored {
   std::vector<StateStore::Alias> aliases;
   int64_t num_of_other_bases = 0;
 };
-
-Result<std::string> digest_of_base(const ServeFlags& flags, TextEngine& engine) {
-  const bool dummy = flags.model.model.empty();
-  return base_digest(dummy ? flags.model.dummy : join_path(flags.model.model, "config.json"),
-                     dummy ? "" : join_path(flags.model.model, "tokenizer.json"),
-                     engine.engine().weights().checkpoint.get());
-}
 
 Result<Stored> read_stored(const std::string& base, StateStore& store) {
   LK_RETURN_IF_ERROR(store.use_base(base));
@@ -432,24 +293,17 @@ Status load_adapters(const ServeFlags& flags, Server& server, std::unique_ptr<Di
   AdapterRegistry& registry = server.adapters();
   for (const std::string& warning : server.engine().text().base().warnings)
     server.log().write(LogLevel::kWarning, "model_warning", {{"reason", warning}});
-  LK_ASSIGN_OR_RETURN(const auto loras, flags.model.parse_loras());
-  for (const auto& [name, directory] : loras) {
-    const Result<AdapterLease> loaded = registry.load_and_wait(
-        {.name = name, .path = directory, .trusted_path = true, .persist = false, .by_content = true});
-    if (!loaded.ok()) return loaded.status().with_context(fmt::format("--lora {}={}", name, directory));
-    for (const std::string& warning : (*loaded)->warnings)
-      server.log().write(LogLevel::kWarning, "adapter_warning", {{"adapter", name}, {"reason", warning}});
-  }
-  if (!flags.lora_dirs.empty()) {
+  LK_RETURN_IF_ERROR(load_loras(flags.model, server));
+  if (!flags.answers.lora_dirs.empty()) {
     const auto interval = std::chrono::milliseconds(static_cast<int64_t>(flags.watch_seconds * 1e3));
-    LK_ASSIGN_OR_RETURN(
-        watcher,
-        DirectoryWatcher::start(registry, server.log(),
-                                {.directories = flags.lora_dirs, .interval = interval, .max_eager = flags.lora_eager}));
+    LK_ASSIGN_OR_RETURN(watcher, DirectoryWatcher::start(registry, server.log(),
+                                                         {.directories = flags.answers.lora_dirs,
+                                                          .interval = interval,
+                                                          .max_eager = flags.answers.lora_eager}));
   }
   // What clients had loaded before the restart. Something that is gone, changed or no longer allowed costs a log line,
   // not the start: it stays known, and is tried again.
-  const bool load_now = std::ssize(stored.adapters) <= flags.lora_eager;
+  const bool load_now = std::ssize(stored.adapters) <= flags.answers.lora_eager;
   for (const StoredAdapter& adapter : stored.adapters) registry.restore(adapter, load_now || adapter.pinned);
   registry.load_restored();
   for (const StateStore::Alias& alias : stored.aliases) {
@@ -565,7 +419,7 @@ int run(const ServeFlags& flags) {
   Result<std::unique_ptr<TextEngine>> engine = open_engine(flags.model, options.memory, flags.kernel_nice);
   if (!engine.ok()) return fail(engine.status());
   Result<std::string> base = std::string();
-  if (prepared->store || flags.fleet.registry.given()) base = digest_of_base(flags, **engine);
+  if (prepared->store || flags.fleet.registry.given()) base = digest_of_base(flags.model, **engine);
   if (!base.ok()) return fail(base.status());
   Result<Stored> stored = Stored();
   if (prepared->store) stored = read_stored(*base, *prepared->store);

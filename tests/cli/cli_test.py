@@ -161,7 +161,7 @@ class Generate(Temporary):
                 self.assertIn(word, done.stderr, arguments)
 
     def test_help_fits_on_two_screens_and_help_all_has_everything(self):
-        commands = (["serve"], ["generate"], ["simulate"], ["inspect"], ["merge"], ["adapter"], ["federate"], ["keys"], ["bench"],
+        commands = (["serve"], ["generate"], ["batch"], ["simulate"], ["inspect"], ["merge"], ["adapter"], ["federate"], ["keys"], ["bench"],
                     ["bench", "engine"], ["bench", "serve"], ["bench", "calibrate"], ["bench", "merge"])
         for command in commands:
             short = run(*command, "--help")

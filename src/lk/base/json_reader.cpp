@@ -119,10 +119,10 @@ const char* describe(const json::error_code& error) {
 
 }  // namespace
 
-Result<json::value> read_json(std::string_view body, json::storage_ptr storage) {
+Result<json::value> read_json(std::string_view body, json::storage_ptr storage, int max_depth) {
   if (const auto offset = utf8::find_invalid(body)) return invalid_argument("invalid UTF-8 at byte {}", *offset);
   json::parse_options options;
-  options.max_depth = kMaxJsonDepth;
+  options.max_depth = static_cast<size_t>(max_depth);
   json::basic_parser<Builder> parser(options, std::move(storage));
   json::error_code error;
   const size_t used = parser.write_some(false, body.data(), body.size(), error);

@@ -16,6 +16,7 @@ inline constexpr int kMaxJsonDepth = 64;
 inline constexpr int64_t kMaxJsonValues = 1 << 20;
 
 // kInvalidArgument says what is wrong and at which byte. The value lives in `storage`.
-Result<boost::json::value> read_json(std::string_view body, boost::json::storage_ptr storage = {});
+Result<boost::json::value> read_json(std::string_view body, boost::json::storage_ptr storage = {},
+                                     int max_depth = kMaxJsonDepth);
 
 }  // namespace lk

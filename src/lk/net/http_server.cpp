@@ -256,7 +256,6 @@ class Server final : public HttpServer {
 };
 
 Status check_options(const HttpServerOptions& options) {
-  if (options.listen.empty()) return invalid_argument("no listen address given");
   if (options.num_shards < 1 || options.num_shards > 256) {
     return invalid_argument("num_shards must be from 1 to 256, got {}", options.num_shards);
   }

@@ -118,7 +118,7 @@ struct HttpListen {
 };
 
 struct HttpServerOptions {
-  std::vector<HttpListen> listen;
+  std::vector<HttpListen> listen;  // none: its shards serve what is posted to them
   int num_shards = 1;
   HttpLimits limits;
   std::string tls_cert, tls_key;                    // PEM files, for listeners with tls

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -70,6 +71,9 @@ class Server {
   virtual EngineService& engine() = 0;
   virtual Log& log() = 0;
   virtual std::string address(int listener) const = 0;
+  // Answers a request of this process as if it had come over a unix socket; with options.listen empty nobody else can
+  // ask. `done` is called once, on an io thread, at the latest when the server ends; of a stream it gets the whole.
+  virtual void ask(HttpRequest request, std::function<void(HttpResponse)> done) = 0;
   virtual void set_ready(bool ready) = 0;
   // With options.fleet: from now on the fleet's routers find it there; until leave_fleet(), which takes a second or
   // two.

@@ -43,6 +43,7 @@ class ServerImpl final : public Server {
   EngineService& engine() override { return *service_; }
   Log& log() override { return *log_; }
   std::string address(int listener) const override { return http_->address(listener); }
+  void ask(HttpRequest request, std::function<void(HttpResponse)> done) override;
   void set_ready(bool ready) override { ready_ = ready; }
   void join_fleet(const Member& member) override { fleet_->join(member); }
   void leave_fleet() override {
@@ -188,6 +189,7 @@ class ServerImpl final : public Server {
   // Draining: /ready says no; refusing: nothing new; aborting: nothing that waits goes on.
   std::atomic<bool> ready_{false}, draining_{false}, refusing_{false}, aborting_{false};
   std::atomic<int64_t> open_streams_{0};
+  std::atomic<unsigned> next_asked_{0};  // ask()
   const Clock::time_point started_ = Clock::now();
   std::thread grace_;
   std::unique_ptr<StateThread> state_;
