@@ -22,6 +22,9 @@ class SeededExecutor : public Executor {
 
   Micros now() const override { return now_; }  // a step takes a second: what was given back is built again soon
   int64_t footprint(AdapterId adapter) const override { return engine_.footprint(adapter); }
+  std::optional<Activation> activation(AdapterId adapter, std::span<const int32_t> prompt) const override {
+    return engine_.activation(adapter, prompt);
+  }
   void stage(AdapterId adapter) override { engine_.stage(adapter); }
   void unstage(AdapterId adapter) override { engine_.unstage(adapter); }
   void abandon_loads() override { engine_.abandon_loads(); }

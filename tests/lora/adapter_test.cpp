@@ -186,7 +186,6 @@ TEST_F(LoadAdapter, RefusesVariantsByName) {
       {R"("use_bdlora":{"nblocks":2})", "use_bdlora"},
       {R"("kasa_config":{"a":1})", "kasa_config"},
       {R"("arrow_config":{"a":1})", "arrow_config"},
-      {R"("alora_invocation_tokens":[1,2])", "alora_invocation_tokens"},
       {R"("velora_config":{"a":1})", "velora_config"},
       {R"("monteclora_config":{"a":1})", "monteclora_config"},
       {R"("layer_replication":[[0,2],[1,2]])", "layer_replication"},
@@ -303,6 +302,24 @@ TEST_F(LoadAdapter, RefusesResizedVocabularies) {
     expect_refused(kList, "has 41 rows, the base has a vocabulary of 40");
     bag_.erase(name);
   }
+}
+
+TEST_F(LoadAdapter, ActivatedOnesAreWhatPeftTakes) {
+  const std::string activated = kList + R"(,"alora_invocation_tokens":[5,6])";
+  EXPECT_THAT(loaded(activated)->config.alora_invocation_tokens, ElementsAre(5, 6));
+  EXPECT_TRUE(loaded(activated)->is_activated());
+  for (const char* nothing : {"[]", "null"})
+    EXPECT_FALSE(loaded(kList + R"(,"alora_invocation_tokens":)" + nothing)->is_activated());
+  EXPECT_THAT(loaded(kList + R"(,"alora_invocation_tokens":[40])")->warnings,
+              ElementsAre(HasSubstr("no prompt activates the adapter")));
+  expect_refused(activated + R"(,"use_dora":true)", "exclude each other");
+  expect_refused(activated + R"(,"init_lora_weights":"pissa")", "path_initial_model_for_weight_conversion");
+  expect_refused(kList + R"(,"alora_invocation_tokens":[-1])", "alora_invocation_tokens");
+  expect_refused(kList + R"(,"invocation_string":"<|go|>")", "\"alora_invocation_tokens\"");
+  bag_.add("base_model.model.model.embed_tokens.lora_embedding_A", {2, 40})
+      .add("base_model.model.model.embed_tokens.lora_embedding_B", {16, 2});
+  expect_refused(R"("peft_type":"LORA","r":2,"target_modules":["q_proj","embed_tokens"],"alora_invocation_tokens":[5])",
+                 "has linear layers only");
 }
 
 // A tensor may be there twice, as PEFT's save_embedding_layers leaves it, but not with two meanings.

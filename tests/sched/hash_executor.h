@@ -30,18 +30,41 @@ class HashExecutor : public Executor {
     return mix64(state * 31 + static_cast<uint64_t>(token) + 1);
   }
   static uint64_t first_state(AdapterId adapter) { return mix64(static_cast<uint64_t>(adapter) + 77); }
+  // Adapters from here on are activated ones. They act from the last kInvocation of a prompt on; those with odd numbers
+  // also change what comes before.
+  static constexpr AdapterId kActivated = 500;
+  static constexpr int32_t kInvocation = 7;
+  static std::optional<Activation> activation_of(AdapterId adapter, std::span<const int32_t> prompt) {
+    if (adapter < kActivated) return std::nullopt;
+    Activation activation{.base_before = adapter % 2 == 0};
+    for (size_t i = 0; i < prompt.size(); ++i)
+      if (prompt[i] == kInvocation) activation.from = static_cast<int64_t>(i);
+    return activation;
+  }
+  std::optional<Activation> activation(AdapterId adapter, std::span<const int32_t> prompt) const override {
+    return activation_of(adapter, prompt);
+  }
+  // Of position `pos`, if `before` is that of the one before it (anything at 0).
+  static uint64_t state_at(const Request& request, int64_t pos, uint64_t before, int32_t token) {
+    const std::optional<Activation> activation = activation_of(request.adapter, request.prompt);
+    const AdapterId at_first = activation && activation->base_before ? kBaseModel : request.adapter;
+    if (pos == 0) before = first_state(at_first);
+    if (activation && pos >= activation->from) before = mix64(before ^ first_state(request.adapter));
+    return next_state(before, token);
+  }
   static int32_t token_of(uint64_t state) { return static_cast<int32_t>(mix64(state) % 50); }
   // What a request alone would produce.
   static std::vector<int32_t> expected(const Request& request) {
-    uint64_t state = first_state(request.adapter);
-    for (int32_t token : request.prompt) state = next_state(state, token);
+    uint64_t state = 0;
+    int64_t pos = 0;
+    for (int32_t token : request.prompt) state = state_at(request, pos++, state, token);
     std::vector<int32_t> output;
     while (static_cast<int64_t>(output.size()) < request.max_tokens) {
       output.push_back(token_of(state));
       if (std::find(request.stop_token_ids.begin(), request.stop_token_ids.end(), output.back()) !=
           request.stop_token_ids.end())
         break;
-      state = next_state(state, output.back());
+      state = state_at(request, pos++, state, output.back());
     }
     return output;
   }
@@ -76,7 +99,7 @@ class HashExecutor : public Executor {
   }
 
   Result<MergeFootprint> merge_footprint(AdapterId adapter) const override {
-    if (merge_pages == 0) return failed_precondition("nothing to merge");
+    if (merge_pages == 0 || adapter >= kActivated) return failed_precondition("nothing to merge");
     return MergeFootprint{.num_pages = merge_pages + adapter, .relative_cost = 0.5, .build_cost_rows = 1};
   }
   void start_merge(AdapterId adapter, std::span<const PageId> pages) override {
@@ -110,12 +133,14 @@ class HashExecutor : public Executor {
         EXPECT_TRUE(resident.contains(adapter)) << "adapter " << adapter << " runs and is not resident";
         expect_full(resident[adapter], content_of(adapter), "an adapter");
       }
+      const auto activation = activation_of(item.request->adapter, item.request->prompt);
+      EXPECT_EQ(item.deltas_from, activation ? activation->from : 0);
       num_tokens += item.end - item.begin;
       last_step.emplace_back(item.request->id, item.end - item.begin);
       ItemResult result;
       for (int64_t pos = item.begin; pos < item.end; ++pos) {
-        const uint64_t before = pos == 0 ? first_state(item.request->adapter) : slot(item, pos - 1);
-        slot(item, pos) = next_state(before, item.tokens[static_cast<size_t>(pos)]);
+        const uint64_t before = pos == 0 ? 0 : slot(item, pos - 1);
+        slot(item, pos) = state_at(*item.request, pos, before, item.tokens[static_cast<size_t>(pos)]);
         if (item.prompt_logprobs && pos + 1 < static_cast<int64_t>(item.request->prompt.size()))
           result.prompt_logprobs.push_back({.token = item.request->prompt[static_cast<size_t>(pos + 1)],
                                             .logprob = static_cast<float>(token_of(slot(item, pos)))});

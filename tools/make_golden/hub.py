@@ -22,6 +22,7 @@ from typing import Any, Callable
 import torch
 import transformers
 from bases import generator, write_json
+from peft.tuners.lora.variants import calculate_alora_offsets
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -81,23 +82,36 @@ class Writer:
         refused: str | None = None,
         warns: list[str] | None = None,
         lengths: tuple[int, ...] = PROMPT_LENGTHS,
+        prompts: list[list[int]] | None = None,
+        max_new_tokens: int = 0,
         convert: bool = False,
+        unmergeable: str | None = None,
+        shares_base: bool | None = None,
     ) -> None:
         """One case: `lm` gives logits, `decoder` hidden states, `refused` says why there are none.
 
-        `convert`: the adapter is of another trainer, for `adapter convert`.
+        `max_new_tokens`: also what `lm` generates, greedily. `convert`: the adapter is of another trainer, for `adapter
+        convert`. `unmergeable`: why no merged model can be made of it. `shares_base`: of an activated adapter, whether keys
+        and values before its activation are the base's.
         """
         entry: dict[str, Any] = {"name": name, "model": f"models/{model}", "adapter": f"adapters/{adapter}" if adapter else None}
         if refused:
             entry["refused"] = refused
         if convert:
             entry["convert"] = True
+        if unmergeable:
+            entry["unmergeable"] = unmergeable
+        if shares_base is not None:
+            entry["shares_base"] = shares_base
         entry["warns"] = warns or []
         entry["prompts"] = []
-        for index, tokens in enumerate([] if refused else self.prompts(name, lengths)):
+        for index, tokens in enumerate([] if refused else prompts or self.prompts(name, lengths)):
             prompt: dict[str, Any] = {"token_ids": tokens}
             ids = torch.tensor([tokens])
             with torch.no_grad():
+                if shares_base is not None:
+                    offset = calculate_alora_offsets(lm.peft_config, "default", ids)[0]
+                    prompt["activated_at"] = None if offset is None else len(tokens) - offset
                 if lm is not None:
                     table = torch.log_softmax(lm(input_ids=ids, use_cache=False).logits[0].double(), -1)
                     prompt["last_key"] = f"{name}/{index}/last"
@@ -105,6 +119,9 @@ class Writer:
                     if len(tokens) > 1:
                         prompt["prompt_key"] = f"{name}/{index}/prompt"
                         self.arrays[prompt["prompt_key"]] = table[:-1].gather(1, torch.tensor(tokens[1:])[:, None])[:, 0].float()
+                if lm is not None and max_new_tokens:
+                    made = lm.generate(input_ids=ids, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0)
+                    prompt["output"] = made[0, len(tokens) :].tolist()
                 if decoder is not None:
                     hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state[0]
                     for kind, value in {"mean": hidden.mean(0), "last": hidden[-1], "cls": hidden[0]}.items():
@@ -276,6 +293,7 @@ def _multimodal(writer: Writer) -> None:
 def main() -> None:
     """Writes the whole directory."""
     from hub_adapters import adapters
+    from hub_variants import variants
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -288,6 +306,7 @@ def main() -> None:
     _scaled_rope(writer)
     _multimodal(writer)
     adapters(writer)
+    variants(writer)
     save_file(writer.arrays, ROOT / "expected.safetensors")
     lines = ",\n ".join(json.dumps(case) for case in writer.cases)
     (ROOT / "manifest.json").write_text(f'{{"transformers": "{transformers.__version__}", "cases": [\n {lines}\n]}}\n', encoding="utf-8")

@@ -30,6 +30,14 @@ bool pools(const Request& request, int64_t position) {
   return false;
 }
 
+// Whether keys and values before an activation differ from the base's.
+bool changes_kv_without_deltas(const Adapter& adapter) {
+  const std::vector<WeightId> replaced = adapter.replaced.ids();
+  return !adapter.trained_token_ids.empty() || std::ranges::any_of(replaced, [](WeightId weight) {
+    return weight.module != kLmHead && weight.module != kFinalNorm;
+  });
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options,
@@ -85,7 +93,15 @@ Result<Engine::PreparedAdapter> Engine::prepare_adapter(std::shared_ptr<HostAdap
         "fewer adapters, or such of smaller ranks",
         adapter->name(), layout->max_group_rank(), Decoder::kMaxGroupRank);
   auto merge_layout = std::make_shared<MergeLayout>(*content, weights_->shape, weights_->format(), page_bytes());
-  return PreparedAdapter{std::move(adapter), std::move(layout), std::move(merge_layout)};
+  std::vector<int32_t> invocation;
+  // A token that no prompt can have keeps the adapter from ever being activated.
+  for (const int64_t token : content->config.alora_invocation_tokens)
+    invocation.push_back(static_cast<int32_t>(std::min<int64_t>(token, INT32_MAX)));
+  return PreparedAdapter{.host = std::move(adapter),
+                         .layout = std::move(layout),
+                         .merge_layout = std::move(merge_layout),
+                         .invocation_tokens = std::move(invocation),
+                         .base_before = !changes_kv_without_deltas(*content)};
 }
 
 AdapterId Engine::register_adapter(PreparedAdapter adapter) {
@@ -103,6 +119,15 @@ std::vector<AdapterId> Engine::adapters() const {
   std::vector<AdapterId> ids;
   for (const auto& [id, registered] : adapters_) ids.push_back(id);
   return ids;
+}
+
+// As PEFT: from the beginning of the last occurrence on, in the prompt alone.
+std::optional<Activation> Engine::activation(AdapterId adapter, std::span<const int32_t> prompt) const {
+  const PreparedAdapter& prepared = adapters_.at(adapter).prepared;
+  if (prepared.invocation_tokens.empty()) return std::nullopt;
+  const auto found = std::ranges::find_end(prompt, prepared.invocation_tokens);
+  return Activation{.from = found.empty() ? Activation::kNever : found.begin() - prompt.begin(),
+                    .base_before = prepared.base_before};
 }
 
 int64_t Engine::footprint(AdapterId adapter) const { return adapters_.at(adapter).prepared.layout->num_pages(); }
@@ -131,6 +156,9 @@ std::vector<LoadResult> Engine::take_finished_loads(bool wait) {
 
 Result<MergeFootprint> Engine::merge_footprint(AdapterId adapter) const {
   const PreparedAdapter& prepared = adapters_.at(adapter).prepared;
+  if (!prepared.invocation_tokens.empty())
+    return failed_precondition("adapter {} acts from its invocation tokens on, which no merged weight can",
+                               prepared.host->name());
   if (prepared.merge_layout->empty())
     return failed_precondition("adapter {} has nothing to merge: it changes no linear layer by a low-rank delta",
                                prepared.host->name());
@@ -208,10 +236,18 @@ void Engine::add_rows(const StepPlan& plan, size_t item_idx) {
   }
   const MergedWeights* merged =
       plan.merged != kBaseModel && item.request->adapter == plan.merged ? merged_.at(plan.merged).get() : nullptr;
-  if (!runs_.empty() && runs_.back().adapter == adapter)
-    runs_.back().row_end = static_cast<int32_t>(token_ids_.size());
-  else
-    runs_.push_back({row_begin, static_cast<int32_t>(token_ids_.size()), adapter, merged});
+  const auto add_run = [&](int64_t begin, int64_t end, bool dormant) {  // positions
+    if (begin >= end) return;
+    const auto first = static_cast<int32_t>(row_begin + begin - item.begin),
+               last = static_cast<int32_t>(row_begin + end - item.begin);
+    if (!runs_.empty() && runs_.back().adapter == adapter && runs_.back().dormant == dormant)
+      runs_.back().row_end = last;
+    else
+      runs_.push_back({first, last, adapter, merged, dormant});
+  };
+  const int64_t activated = std::clamp(item.deltas_from, item.begin, item.end);
+  add_run(item.begin, activated, true);
+  add_run(activated, item.end, false);
 }
 
 void Engine::build_batch(const StepPlan& plan) {

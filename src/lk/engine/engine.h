@@ -45,6 +45,8 @@ class Engine : public Executor {
     std::shared_ptr<HostAdapter> host;
     std::shared_ptr<const AdapterLayout> layout;
     std::shared_ptr<const MergeLayout> merge_layout;
+    std::vector<int32_t> invocation_tokens;  // of an activated adapter
+    bool base_before = true;                 // Activation::base_before
   };
   Result<PreparedAdapter> prepare_adapter(std::shared_ptr<HostAdapter> adapter) const;
   Result<PreparedAdapter> prepare_adapter(std::shared_ptr<const Adapter> adapter) const {  // that stays in host memory
@@ -69,6 +71,7 @@ class Engine : public Executor {
 
   Micros now() const override;
   int64_t footprint(AdapterId adapter) const override;
+  std::optional<Activation> activation(AdapterId adapter, std::span<const int32_t> prompt) const override;
   void start_load(AdapterId adapter, std::span<const PageId> pages) override;
   void evicted(AdapterId adapter) override;
   void stage(AdapterId adapter) override;

@@ -10,6 +10,7 @@ namespace {
 constexpr ProjGroup kGroups[] = {ProjGroup::kQkv, ProjGroup::kO, ProjGroup::kGateUp, ProjGroup::kDown};
 
 bool can_merge(const Adapter& adapter, size_t layer, ProjGroup group) {
+  if (adapter.is_activated()) return false;  // its rows before the activation run on W
   bool has_delta = false;
   for (Proj proj : projs_of(group)) {
     const ModuleId module = ModuleId::of(static_cast<int64_t>(layer), proj);

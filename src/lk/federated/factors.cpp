@@ -20,6 +20,7 @@ Status check_plain(const Adapter& adapter) {
   if (!adapter.replaced.empty()) return refuse("replaced modules");
   if (!adapter.trained_token_ids.empty()) return refuse("trained token rows");
   if (adapter.embedding) return refuse("a change of the embedding");
+  if (adapter.is_activated()) return refuse("invocation tokens (activated LoRA)");
   const auto check = [&](const std::optional<LoraDelta>& delta) {
     if (delta && delta->magnitude.defined()) return refuse("DoRA magnitudes");
     if (delta && delta->bias.defined()) return refuse("LoRA biases");

@@ -79,6 +79,8 @@ struct Adapter {
   TensorView trained_token_rows;  // [n, hidden]
 
   AdapterConfig config;  // as read; ranks and scalings above are what counts
+  // Activated LoRA: see AdapterConfig::alora_invocation_tokens.
+  bool is_activated() const { return !config.alora_invocation_tokens.empty(); }
   std::vector<std::string> warnings;
 
   // Backing store of the views above.

@@ -25,7 +25,6 @@ struct Refusal {
   const char* reason;
 };
 constexpr Refusal kRefusals[] = {
-    {"alora_invocation_tokens", "activated LoRA applies only from an invocation sequence on"},
     {"layer_replication", "it changes the number of layers of the base"},
     {"target_parameters", "it adapts raw parameters (mixture-of-experts), not linear layers"},
     {"use_qalora", "QALoRA pools the input over quantisation groups"},
@@ -166,6 +165,27 @@ void read_token_indices(JsonFields& fields, AdapterConfig& config) {
   fields.fail(entries.status());
 }
 
+// Activated LoRA, and what PEFT does not combine it with.
+void read_activation(JsonFields& fields, AdapterConfig& config) {
+  std::vector<int64_t>& tokens = config.alora_invocation_tokens;
+  fields.read_ints("alora_invocation_tokens", tokens, 0, int64_t{1} << 40);
+  const json::value* words = fields.find("invocation_string");
+  if (tokens.empty() && words != nullptr && !is_empty(*words))
+    fields.fail(
+        unsupported("{}: \"invocation_string\" is of an activated LoRA from before PEFT had them: write the ids of its "
+                    "tokens to \"alora_invocation_tokens\"",
+                    fields.where()));
+  if (tokens.empty()) return;
+  if (config.use_dora)
+    fields.fail(invalid_argument("{}: alora_invocation_tokens and use_dora exclude each other", fields.where()));
+  if (config.base_change != BaseChange::kNone)
+    fields.fail(
+        unsupported("{}: alora_invocation_tokens with init_lora_weights pissa or olora: before the activation the base "
+                    "would be another one than this; save the adapter again with model.save_pretrained(..., "
+                    "path_initial_model_for_weight_conversion=<directory saved before training>)",
+                    fields.where()));
+}
+
 void check_layer_filters(JsonFields& fields, const AdapterConfig& config) {
   const bool regex = config.target_modules.kind == ModuleSelector::Kind::kRegex;
   if (regex && (!config.layers_to_transform.empty() || !config.layers_pattern.empty())) {
@@ -253,6 +273,7 @@ Result<AdapterConfig> parse_adapter_config(std::string_view text, std::string_vi
     fields.read_strings("layers_pattern", config.layers_pattern);
   }
   fields.read_strings("modules_to_save", config.modules_to_save);
+  read_activation(fields, config);
   read_token_indices(fields, config);
   fields.read_string("base_model_name_or_path", config.base_model_name);
   fields.read_string("task_type", config.task_type);

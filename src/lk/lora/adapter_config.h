@@ -43,6 +43,8 @@ struct AdapterConfig {
   std::vector<int64_t> layers_to_transform;
   std::vector<std::string> layers_pattern;
   std::vector<std::string> modules_to_save;
+  // Activated LoRA: the deltas act from the last of these tokens' occurrences in a prompt on. Empty: everywhere.
+  std::vector<int64_t> alora_invocation_tokens;
   // Module name -> token ids; a bare list stands for "embed_tokens".
   std::map<std::string, std::vector<int64_t>> trainable_token_indices;
   std::string base_model_name;

@@ -229,6 +229,9 @@ Status AdapterLoader::place_embedding(const Parts& parts) {
     return data_loss("'{}' stands alone; lora_embedding_A and lora_embedding_B belong together",
                      parts.begin()->second.name);
   }
+  if (adapter_.is_activated())
+    return unsupported("'{}': an activated LoRA (alora_invocation_tokens) has linear layers only; PEFT refuses it, too",
+                       a->name);
   // (PEFT starts an embedding as usual also under init_lora_weights pissa and olora: no base_change here.)
   embedding_magnitude_ = use(parts, Part::kMagnitude);
   if (config_.use_dora != (embedding_magnitude_ != nullptr))
@@ -283,6 +286,8 @@ Status AdapterLoader::cross_check() {
       if (!source.used)
         return unsupported("tensor '{}' plays no part in this kind of adapter; wrong adapter_config.json?",
                            source.name);
+  if (std::ranges::any_of(config_.alora_invocation_tokens, [&](int64_t token) { return token >= model_.vocab_size; }))
+    warn("alora_invocation_tokens names tokens beyond the vocabulary: no prompt activates the adapter");
   std::vector<std::string> missing, extra;
   for (const ModuleId module : lora_modules(model_)) {
     const std::string path = path_of({module});

@@ -80,12 +80,15 @@ LoraDelta stack(Block& block, std::span<const Part> parts) {
   return sum;
 }
 
-Status check_summable(const Adapter& adapter) {
+Status check_summable(const Adapter& adapter, const Adapter& first) {
   if (!adapter.replaced.empty())
     return unsupported("adapter {} replaces {}: a weighted sum of replaced modules has no meaning", adapter.name,
                        weight_name(adapter.replaced.ids().front()));
   if (!adapter.trained_token_ids.empty())
     return unsupported("adapter {} has trained token rows, which cannot be summed", adapter.name);
+  if (adapter.config.alora_invocation_tokens != first.config.alora_invocation_tokens)
+    return unsupported("adapters {} and {} are not activated by the same tokens: their deltas do not act together",
+                       first.name, adapter.name);
   const auto dora = [](const std::optional<LoraDelta>& delta) { return delta && delta->magnitude.defined(); };
   bool found = dora(adapter.lm_head);
   for (const auto& layer : adapter.layers)
@@ -110,7 +113,7 @@ Result<std::shared_ptr<const Adapter>> compose_adapters(const std::string& name,
   sum->config.base_change = BaseChange::kNone;
   Sha256 digest;
   for (const WeightedAdapter& part : parts) {
-    LK_RETURN_IF_ERROR(check_summable(*part.adapter));
+    LK_RETURN_IF_ERROR(check_summable(*part.adapter, *parts[0].adapter));
     if (!std::isfinite(part.weight))
       return invalid_argument("weight {} of adapter {} is not finite", part.weight, part.adapter->name);
     digest.update(part.adapter->digest.data(), part.adapter->digest.size());

@@ -63,6 +63,7 @@ Inspection inspect_adapter(const Adapter& adapter) {
     count(inspection, adapter.replaced.of(weight));
   }
   inspection.trained_token_ids = adapter.trained_token_ids;
+  inspection.invocation_tokens = adapter.config.alora_invocation_tokens;
   count(inspection, adapter.trained_token_rows);
   if (adapter.file != nullptr) {
     for (const auto& [name, view] : adapter.file->tensors()) ++inspection.tensor_dtypes[to_string(view.dtype())];
@@ -90,6 +91,8 @@ std::string render_inspection(const Inspection& inspection) {
   for (const std::string& name : inspection.replaced) text += fmt::format("  replaces     {}\n", name);
   if (!inspection.trained_token_ids.empty())
     text += fmt::format("  trained tokens: {}\n", inspection.trained_token_ids.size());
+  if (!inspection.invocation_tokens.empty())
+    text += fmt::format("  acts from the tokens {} on\n", fmt::join(inspection.invocation_tokens, " "));
   for (const std::string& warning : inspection.warnings) text += fmt::format("warning: {}\n", warning);
   return text;
 }

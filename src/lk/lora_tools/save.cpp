@@ -164,6 +164,8 @@ class AdapterWriter {
     const std::string& base =
         options_.base_model_name.empty() ? adapter_.config.base_model_name : options_.base_model_name;
     json::object object;
+    const std::vector<int64_t>& invocation = adapter_.config.alora_invocation_tokens;
+    if (!invocation.empty()) object["alora_invocation_tokens"] = json::array(invocation.begin(), invocation.end());
     object["alpha_pattern"] = std::move(alpha_pattern);
     object["auto_mapping"] = nullptr;
     object["base_model_name_or_path"] = base.empty() ? json::value(nullptr) : json::value(base);

@@ -56,6 +56,7 @@ struct Inspection {
   std::map<std::string, int64_t> tensor_dtypes;  // "f32" -> how many
   std::vector<std::string> replaced;
   std::vector<int64_t> trained_token_ids;
+  std::vector<int64_t> invocation_tokens;  // of an activated LoRA
   std::vector<std::string> warnings;
 };
 Inspection inspect_adapter(const Adapter& adapter);

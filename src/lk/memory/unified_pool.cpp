@@ -23,6 +23,14 @@ BlockKey child_block_key(const BlockKey& parent, std::span<const int32_t> tokens
   return sha.finish();
 }
 
+BlockKey activated_block_key(const BlockKey& parent, AdapterId adapter, int64_t from) {
+  Sha256 sha;
+  sha.update(parent.data(), parent.size());
+  sha.update(&adapter, sizeof adapter);
+  sha.update(&from, sizeof from);
+  return sha.finish();
+}
+
 size_t UnifiedPool::KeyHash::operator()(const BlockKey& key) const {
   size_t hash;
   std::memcpy(&hash, key.data(), sizeof hash);

@@ -31,6 +31,8 @@ namespace lk {
 using BlockKey = std::array<uint8_t, 32>;
 BlockKey root_block_key(AdapterId adapter, uint64_t salt);
 BlockKey child_block_key(const BlockKey& parent, std::span<const int32_t> tokens);
+// What stands for the parent of the first page in which an activated adapter acts: from position `from` on.
+BlockKey activated_block_key(const BlockKey& parent, AdapterId adapter, int64_t from);
 
 enum class AdapterState : uint8_t { kAbsent, kLoading, kResident };
 

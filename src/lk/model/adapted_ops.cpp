@@ -37,7 +37,7 @@ const MergedWeights::Layer* merged_layer_of(const AdapterRun& run, const LinearC
 }
 // The low-rank parts of a run, or null.
 const std::vector<LoraProj>* deltas_of(const AdapterRun& run, const LinearCall& call) {
-  if (!run.adapter || merged_layer_of(run, call)) return nullptr;
+  if (!run.adapter || run.dormant || merged_layer_of(run, call)) return nullptr;
   const std::vector<LoraProj>& own = call.layer == LinearCall::kHead
                                          ? run.adapter->lm_head
                                          : layer_of(run, call.layer)->groups[static_cast<size_t>(call.group)];

@@ -13,11 +13,13 @@
 namespace lk {
 
 // Rows [row_begin, row_end) of the batch use `adapter`; null = the bare base model. With `merged` (of that adapter)
-// they run on W' where it has one, instead of on W and the rank rows.
+// they run on W' where it has one, instead of on W and the rank rows. `dormant` rows of an activated adapter come
+// before its activation: they use what it replaces of the base, and none of its deltas.
 struct AdapterRun {
   int32_t row_begin = 0, row_end = 0;
   const ResidentAdapter* adapter = nullptr;
   const MergedWeights* merged = nullptr;
+  bool dormant = false;
 };
 
 // Cuts rows [0, num_rows) into the fewest stretches of rows that use the same thing, and calls apply(thing, begin, end)
@@ -51,7 +53,7 @@ inline void clip_runs(std::span<const AdapterRun> runs, int64_t begin, int64_t e
   for (const AdapterRun& run : runs) {
     const auto first = static_cast<int32_t>(std::max<int64_t>(run.row_begin, begin) - begin);
     const auto last = static_cast<int32_t>(std::min<int64_t>(run.row_end, end) - begin);
-    if (first < last) out.push_back({first, last, run.adapter, run.merged});
+    if (first < last) out.push_back({first, last, run.adapter, run.merged, run.dormant});
   }
 }
 
@@ -63,7 +65,8 @@ inline void gather_runs(std::span<const AdapterRun> runs, std::span<const int32_
     while (i < rows.size() && rows[i] < run.row_begin) ++i;
     const size_t first = i;
     while (i < rows.size() && rows[i] < run.row_end) ++i;
-    if (first < i) out.push_back({static_cast<int32_t>(first), static_cast<int32_t>(i), run.adapter, run.merged});
+    if (first < i)
+      out.push_back({static_cast<int32_t>(first), static_cast<int32_t>(i), run.adapter, run.merged, run.dormant});
   }
 }
 

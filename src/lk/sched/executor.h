@@ -3,6 +3,7 @@
 // simulator with a cost model; the scheduler cannot tell them apart.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -18,6 +19,7 @@ struct StepItem {
   int64_t begin = 0, end = 0;
   std::span<const PageId> block_table;  // covers positions [0, end)
   bool sample = false;                  // end == tokens.size() and another token is wanted
+  int64_t deltas_from = 0;              // positions before run without the adapter's deltas (Activation)
   // With penalties: the distinct tokens so far, and how often each is in the output (token_counts.h).
   std::span<const std::pair<int32_t, int32_t>> seen;
   bool prompt_logprobs = false;  // score the prompt tokens that follow positions [begin, end)
@@ -77,6 +79,11 @@ class Executor {
   // The time by the clock of whatever executes: monotonic, never negative. The scheduler has no other.
   virtual Micros now() const = 0;
   virtual int64_t footprint(AdapterId adapter) const = 0;  // pages of an adapter while it is resident
+  // Of an activated adapter in a request with this prompt; nullopt: the adapter acts on every position.
+  virtual std::optional<Activation> activation(AdapterId, std::span<const int32_t> prompt) const {
+    (void)prompt;
+    return std::nullopt;
+  }
   // Starts filling the pages of an adapter; does not wait. `pages` stays valid until the load is reported.
   virtual void start_load(AdapterId adapter, std::span<const PageId> pages) = 0;
   // The pages of a resident adapter are somebody else's from now on: forget what was in them. No item of the present

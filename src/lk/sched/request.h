@@ -50,6 +50,16 @@ class TokenConstraint {
 // or the first token's.
 enum class Pooling : uint8_t { kNone, kMean, kLast, kFirst };
 
+// Activated LoRA (arXiv:2504.12397): the adapter's deltas act from the position on where its invocation tokens begin in
+// the prompt for the last time, and on all output after it.
+struct Activation {
+  static constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
+  int64_t from = kNever;  // the first position with deltas
+  // What comes before is computed as the base computes it: its KV pages are shared with the base, and with other such
+  // adapters. False: the adapter also replaces weights of the base, and these act everywhere.
+  bool base_before = true;
+};
+
 struct Request {
   RequestId id = 0;
   AdapterId adapter = kBaseModel;

@@ -116,6 +116,7 @@ Status Scheduler::submit(std::unique_ptr<Sequence>& sequence) {
   sequence->order = next_order_++;
   sequence->tokens = request.prompt;
   sequence->tokens.insert(sequence->tokens.end(), request.output_so_far.begin(), request.output_so_far.end());
+  if (request.adapter != kBaseModel) sequence->activation = executor_.activation(request.adapter, request.prompt);
   if (request.resumed()) sequence->num_billed = sequence->prompt_length();
   if (request.sampling.has_penalties())
     for (int64_t i = 0; i < sequence->num_tokens(); ++i)
@@ -419,7 +420,7 @@ void Scheduler::publish_pages(Sequence& sequence) {
   if (!options_.prefix_cache) return;
   for (; (sequence.num_published + 1) * kPageTokens <= sequence.num_computed; ++sequence.num_published)
     pool_.publish_kv(sequence.pages[static_cast<size_t>(sequence.num_published)],
-                     sequence.key_of(sequence.num_published), sequence.request->adapter);
+                     sequence.key_of(sequence.num_published), sequence.maker_of(sequence.num_published));
 }
 
 void Scheduler::apply(const Planned& planned, ItemResult& result) {
@@ -494,6 +495,7 @@ void Scheduler::fill_plan() {
          .end = planned.end,
          .block_table = sequence.pages,
          .sample = planned.end == sequence.num_tokens() && sequence.request->max_tokens > 0,
+         .deltas_from = sequence.activation ? sequence.activation->from : 0,
          .seen = sequence.seen.all(),
          .prompt_logprobs = sequence.wants_prompt_logprobs() && planned.begin < sequence.prompt_length() - 1,
          .hidden_sum = sequence.wants_hidden_sum() ? &sequence.hidden_sum : nullptr});

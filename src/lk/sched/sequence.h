@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -25,12 +26,13 @@ struct Sequence : Ticket {
   Request asked;  // filled by its maker, fixed from submit() on
 
   // --- The scheduler's own, from submit() on.
-  std::vector<int32_t> tokens;  // prompt, then output
-  TokenCounts seen;             // of them, for penalties; empty without
-  int64_t num_computed = 0;     // positions whose K and V are in pages
-  std::vector<PageId> pages;    // block table; one reference each
-  int64_t num_published = 0;    // leading pages that carry a key
-  std::vector<BlockKey> keys;   // of its first full pages, as far as somebody asked for them
+  std::vector<int32_t> tokens;           // prompt, then output
+  TokenCounts seen;                      // of them, for penalties; empty without
+  int64_t num_computed = 0;              // positions whose K and V are in pages
+  std::vector<PageId> pages;             // block table; one reference each
+  int64_t num_published = 0;             // leading pages that carry a key
+  std::vector<BlockKey> keys;            // of its first full pages, as far as somebody asked for them
+  std::optional<Activation> activation;  // of its adapter in its prompt; nullopt: the adapter acts everywhere
   std::vector<TokenLogprob> prompt_logprobs;
   std::vector<double> hidden_sum;
   bool running = false;
@@ -51,12 +53,21 @@ struct Sequence : Ticket {
   int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
   int64_t prompt_length() const { return static_cast<int64_t>(request->prompt.size()); }
   int64_t num_output() const { return num_tokens() - prompt_length(); }
+  // Whose weights computed the K and V of a page. One that an activation cuts in two is the adapter's.
+  AdapterId maker_of(int64_t page) const {
+    const bool before = activation && page < activation->from / kPageTokens;
+    return before && activation->base_before ? kBaseModel : request->adapter;
+  }
   // Requires: its tokens fill the page.
   const BlockKey& key_of(int64_t page) {
-    for (auto next = static_cast<int64_t>(keys.size()); next <= page; ++next)
+    for (auto next = static_cast<int64_t>(keys.size()); next <= page; ++next) {
+      const AdapterId first = activation && activation->base_before ? kBaseModel : request->adapter;
+      BlockKey parent = next == 0 ? root_block_key(first, request->cache_salt) : keys.back();
+      if (activation && next == activation->from / kPageTokens)
+        parent = activated_block_key(parent, request->adapter, activation->from);
       keys.push_back(child_block_key(
-          next == 0 ? root_block_key(request->adapter, request->cache_salt) : keys.back(),
-          std::span<const int32_t>(tokens).subspan(static_cast<size_t>(next * kPageTokens), kPageTokens)));
+          parent, std::span<const int32_t>(tokens).subspan(static_cast<size_t>(next * kPageTokens), kPageTokens)));
+    }
     return keys[static_cast<size_t>(page)];
   }
   // Of the prompt, and not had yet: a resumed one has had both.

@@ -65,6 +65,10 @@ Result<JobStart> make_job_start(const JobConfig& config, const TrainBase& base, 
   if (!spec.init_from.empty()) {
     LK_ASSIGN_OR_RETURN(start.adapter,
                         load_adapter(config.name, spec.init_from, weights.config, weights.checkpoint.get()));
+    if (start.adapter->is_activated())
+      return unsupported(
+          "adapter.init_from: {} is an activated LoRA (alora_invocation_tokens), which is not trained here",
+          spec.init_from);
     start.options.frozen_half = start.adapter->config.base_change != BaseChange::kNone;
   } else {
     for (const int64_t layer : spec.layers_to_transform)

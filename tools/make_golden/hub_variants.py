@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters of hub.py that are not the base's everywhere: activated ones (aLoRA), and those of a resized vocabulary."""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hub import VOCAB, Writer
+from hub_adapters import AdapterWriter, _lora
+
+INVOCATION = [7, 8]
+
+
+def _prompt(length: int, invocations: tuple[int, ...] = ()) -> list[int]:
+    gen = torch.Generator().manual_seed(length)
+    tokens = torch.randint(9, VOCAB, (length,), generator=gen).tolist()
+    for at in invocations:
+        tokens[at : at + 2] = INVOCATION
+    return tokens
+
+
+# In the middle; twice, pages apart, with the beginning of a third at the end; never; at once; as the last tokens.
+ACTIVATED_PROMPTS = [_prompt(14, (5,)), _prompt(40, (3, 21)) + INVOCATION[:1], _prompt(20), _prompt(9, (0,)), _prompt(18, (16,))]
+
+
+def _activated(writer: Writer) -> None:
+    def add(base: str, name: str, targets: Any, shares_base: bool, tokens: list[int] | None = None, **extra: Any) -> None:
+        config = _lora(targets, alora_invocation_tokens=tokens or INVOCATION, **extra)
+        # Without copies of the base beside the adapter: other cases have these.
+        AdapterWriter(writer, base).add(
+            f"activated_{name}", config, save_embeddings=False, prompts=ACTIVATED_PROMPTS, max_new_tokens=8,
+            unmergeable="activated LoRA", shares_base=shares_base)
+
+    for base in ("tied", "untied"):
+        add(base, "plain", ["q_proj", "v_proj", "down_proj"], True)
+        add(base, "head", ["lm_head", "k_proj"], True, use_rslora=True)
+        add(base, "one_token", "all-linear", True, tokens=INVOCATION[1:])
+        add(base, "saved_head", ["v_proj"], True, modules_to_save=["lm_head"])
+        # What these replace acts before the activation, too.
+        add(base, "saved_embedding", ["v_proj"], False, modules_to_save=["embed_tokens"])
+        add(base, "saved_norms", ["v_proj"], False, modules_to_save=["norm", "input_layernorm"])
+        add(base, "rows", ["v_proj"], False, trainable_token_indices=[7, 8, 12])
+        # No tokens: PEFT takes it for a plain one.
+        AdapterWriter(writer, base).add("activated_never", _lora(["v_proj"], alora_invocation_tokens=[]), prompts=ACTIVATED_PROMPTS)
+    add("biased", "bias", ["q_proj", "up_proj"], False, bias="all")
+    add("biased", "lora_bias", ["q_proj", "up_proj"], True, lora_bias=True)
+
+
+def variants(writer: Writer) -> None:
+    """All cases."""
+    _activated(writer)
