@@ -59,7 +59,10 @@ Result<std::optional<std::string>> read_small(const CacheDirectory& directory, c
   if (fd < 0) return failed("open", join_path(directory.path(), name));
   std::string text(256, '\0');
   const ssize_t got = ::read(fd, text.data(), text.size());
+  const int error = errno;
   ::close(fd);
+  if (got < 0 && error == EISDIR) return std::optional<std::string>();  // "refs/pr", where "refs/pr/7" is one
+  errno = error;
   if (got < 0) return failed("read", join_path(directory.path(), name));
   text.resize(static_cast<size_t>(got));
   return std::optional<std::string>(text);

@@ -165,7 +165,9 @@ Result<HubListing> HubClient::list(const HubName& name, int tries) {
     const Status status =
         reply.ok() ? failure_of(*reply, name, "the list of files", reply->header("error")) : reply.status();
     if (status.ok()) break;
-    if (status.code() != StatusCode::kUnavailable || attempt >= tries || !wait(attempt, status)) return status;
+    // Where nobody answers at all, it may be that the name was meant as a path: that should not take long.
+    const int most = reply.ok() ? tries : std::min(tries, 2);
+    if (status.code() != StatusCode::kUnavailable || attempt >= most || !wait(attempt, status)) return status;
   }
   const std::string where = fmt::format("the answer of {} about {}", settings_.endpoint, name.repo);
   LK_ASSIGN_OR_RETURN(const boost::json::object object, parse_json_object(body, where));

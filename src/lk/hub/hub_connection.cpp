@@ -104,6 +104,7 @@ class CurlConnection : public HubConnection {
     const long ms = static_cast<long>(request.timeout.count());
     set(CURLOPT_CONNECTTIMEOUT_MS, ms);
     if (request.small) set(CURLOPT_TIMEOUT_MS, 6 * ms);
+    if (!request.small) set(CURLOPT_BUFFERSIZE, 512L << 10);
     set(CURLOPT_LOW_SPEED_LIMIT, 1L);
     set(CURLOPT_LOW_SPEED_TIME, std::max(ms / 1000, 1L));
     if (!settings_.ca_file.empty()) set(CURLOPT_CAINFO, settings_.ca_file.c_str());
