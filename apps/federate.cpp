@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // lorikeet federate: one adapter from many clients' training.
 #include <algorithm>
+#include <boost/json.hpp>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -8,8 +9,10 @@
 #include <set>
 
 #include "commands.h"
+#include "federate_http.h"
 #include "hub_names.h"
 #include "lk/base/file.h"
+#include "lk/base/json_text.h"
 #include "lk/base/thread_pool.h"
 #include "lk/federated/dirichlet.h"
 #include "lk/federated/exchange.h"
@@ -23,6 +26,7 @@
 
 namespace lk::apps {
 namespace {
+namespace json = boost::json;
 
 // Of a directory, or of a name on the hub.
 Result<Checkpoint> open_base(std::string written) {
@@ -231,8 +235,10 @@ void add_simulate_federated(CLI::App& federate, int& exit_code) {
 // --- round, client, close: by files
 
 struct ExchangeFlags {
-  std::string run, state, round, out, data, base, isa = "auto";
-  std::vector<std::string> updates;
+  std::string run, state, round, out, data, base, model, isa = "auto";
+  std::vector<std::string> updates, failed, received;
+  HttpClientFlags http;
+  bool json = false;
   int64_t attempt = 0;
   std::optional<int64_t> threads;
 };
@@ -260,21 +266,43 @@ Result<OpenRun> open_run(const ExchangeFlags& flags) {
 
 Status write_rounds(const ExchangeFlags& flags) {
   LK_ASSIGN_OR_RETURN(const OpenRun run, open_run(flags));
-  if (run.server->done()) return failed_precondition("all {} rounds are over", run.config.rounds);
+  const bool done = run.server->done();
+  if (done && !flags.json) return failed_precondition("all {} rounds are over", run.config.rounds);
+  json::array sampled;
   std::vector<std::string> clients;
   for (const ClientSpec& client : run.config.clients) clients.push_back(client.name);
-  LK_RETURN_IF_ERROR(make_directories(flags.out));
-  for (const std::string& client : run.server->sample(clients, flags.attempt)) {
-    const std::string path = join_path(flags.out, client + ".safetensors");
-    LK_RETURN_IF_ERROR(write_round(*run.server, client, run.files->base_digest(), path));
-    LK_RETURN_IF_ERROR(run.files->ledger(run.server->round(), "sampled", client));
-    fmt::print("{}\n", path);
+  if (!done) {
+    LK_RETURN_IF_ERROR(make_directories(flags.out));
+    for (const std::string& client : run.server->sample(clients, flags.attempt)) {
+      const std::string path = join_path(flags.out, client + ".safetensors");
+      LK_RETURN_IF_ERROR(write_round(*run.server, client, run.files->base_digest(), path));
+      LK_RETURN_IF_ERROR(run.files->ledger(run.server->round(), "sampled", client));
+      sampled.push_back({{"client", client}, {"file", path}});
+      if (!flags.json) fmt::print("{}\n", path);
+    }
   }
+  if (flags.json)
+    fmt::print("{}\n", json_text(json::object{{"done", done},
+                                              {"round", run.server->round()},
+                                              {"rounds", run.config.rounds},
+                                              {"quorum", run.config.quorum},
+                                              {"retries", run.config.retries},
+                                              {"clients", json::value_from(clients)},
+                                              {"max_update_bytes", done ? 0 : max_update_bytes(*run.server)},
+                                              {"sampled", std::move(sampled)}}));
   return Status();
 }
 
 Status run_client(const ExchangeFlags& flags) {
-  LK_ASSIGN_OR_RETURN(const Checkpoint checkpoint, open_base(flags.base));
+  if (flags.http.server.empty() == flags.round.empty())
+    return invalid_argument("give --server URL, or --round and --out for one round by files");
+  std::string base = flags.base;
+  LK_RETURN_IF_ERROR(find_model(base));
+  if (!flags.http.server.empty())
+    return run_http_client(flags.http, base, flags.data, flags.state, static_cast<int>(flags.threads.value_or(0)),
+                           flags.isa);
+  if (flags.out.empty()) return invalid_argument("--out is missing: the file to write the update to");
+  LK_ASSIGN_OR_RETURN(const Checkpoint checkpoint, open_checkpoint(base));
   LK_ASSIGN_OR_RETURN(const RoundFile round, read_round(flags.round, checkpoint.config));
   const DType act = round.config.dtype == TrainDtype::kF32 ? DType::kF32 : DType::kBF16;
   LK_ASSIGN_OR_RETURN(const TrainingBase loaded,
@@ -288,10 +316,8 @@ Status run_client(const ExchangeFlags& flags) {
 }
 
 // What is wrong with an update is said, and the others count.
-Status close_round(const ExchangeFlags& flags) {
-  LK_ASSIGN_OR_RETURN(const OpenRun run, open_run(flags));
+Result<std::vector<ClientUpdate>> read_updates(const ExchangeFlags& flags, const OpenRun& run) {
   FederatedServer& server = *run.server;
-  const int64_t round = server.round();
   std::map<std::string, ClientUpdate> received;
   for (const std::string& path : flags.updates) {
     Result<UpdateFile> file = read_update(path, max_update_bytes(server));
@@ -301,21 +327,64 @@ Status close_round(const ExchangeFlags& flags) {
       if (!fresh && first->second.tensors == file->update.tensors) continue;
       if (!fresh) status = already_exists("{}: a second update, with other values", file->update.client);
     }
-    LK_RETURN_IF_ERROR(run.files->ledger(round, status.ok() ? "received" : "refused",
+    LK_RETURN_IF_ERROR(run.files->ledger(server.round(), status.ok() ? "received" : "refused",
                                          file.ok() ? file->update.client : "", status.message()));
     if (!status.ok()) fmt::print(stderr, "lorikeet: refused {}: {}\n", path, status.message());
   }
-  if (std::ssize(received) < run.config.quorum)
-    return failed_precondition("round {}: {} good updates, quorum {}; the round stays open", round, received.size(),
-                               run.config.quorum);
   std::vector<ClientUpdate> updates;
   for (auto& [client, update] : received) updates.push_back(std::move(update));
-  LK_ASSIGN_OR_RETURN(const RoundReport report, server.close(std::move(updates)));
+  return updates;
+}
+
+// What there is of a round in work: by the run's updates, or in what somebody else made of them (--model).
+Result<int64_t> collect(const ExchangeFlags& flags, const OpenRun& run, std::vector<ClientUpdate>& updates) {
+  FederatedServer& server = *run.server;
+  for (const std::string& text : flags.failed) {
+    const size_t colon = std::min(text.find(':'), text.size());
+    LK_RETURN_IF_ERROR(run.files->ledger(server.round(), "failed", text.substr(0, colon),
+                                         text.substr(std::min(colon + 1, text.size()))));
+  }
+  for (const std::string& client : flags.received)
+    LK_RETURN_IF_ERROR(run.files->ledger(server.round(), "received", client));
+  LK_ASSIGN_OR_RETURN(updates, read_updates(flags, run));
+  const int64_t count = std::ssize(updates) + std::ssize(flags.received);
+  if (count < run.config.quorum)
+    LK_RETURN_IF_ERROR(
+        run.files->ledger(server.round(), "no quorum", "", fmt::format("{} of {}", count, run.config.quorum)));
+  return count;
+}
+
+Status close_round(const ExchangeFlags& flags) {
+  if (flags.model.empty() ? !flags.received.empty() : !flags.updates.empty() || flags.received.empty())
+    return invalid_argument("give updates, or --model with --received of each client that is in it");
+  LK_ASSIGN_OR_RETURN(const OpenRun run, open_run(flags));
+  FederatedServer& server = *run.server;
+  if (server.done()) return failed_precondition("all {} rounds are over", run.config.rounds);
+  std::vector<ClientUpdate> updates;
+  LK_ASSIGN_OR_RETURN(const int64_t count, collect(flags, run, updates));
+  const auto print_json = [&](bool closed, int64_t round) {
+    if (flags.json)
+      fmt::print("{}\n", json_text(json::object{{"closed", closed}, {"round", round}, {"received", count}}));
+  };
+  if (count < run.config.quorum) {
+    print_json(false, server.round());
+    return failed_precondition("round {}: {} good updates, quorum {}; the round stays open", server.round(), count,
+                               run.config.quorum);
+  }
+  RoundReport report;
+  if (flags.model.empty()) {
+    LK_ASSIGN_OR_RETURN(report, server.close(std::move(updates)));
+  } else {
+    LK_ASSIGN_OR_RETURN(ModuleFactors model, read_model(flags.model, server.state().global));
+    LK_ASSIGN_OR_RETURN(report, server.adopt(std::move(model), flags.received));
+  }
   server.add_history(round_line(report));
   LK_ASSIGN_OR_RETURN(const std::vector<std::string> notes, run.files->save(server, run.base.config));
   for (const std::string& text : notes) fmt::print(stderr, "{}\n", text);
-  fmt::print("round {} of {}: {} updates, aggregation error {:.3g}; the adapter is {}\n", report.round,
-             run.config.rounds, report.clients.size(), report.aggregate.error, run.files->path("latest"));
+  print_json(true, report.round);
+  if (!flags.json)
+    fmt::print("round {} of {}: {} updates, aggregation error {:.3g}; the adapter is {}\n", report.round,
+               run.config.rounds, report.clients.size(), report.aggregate.error, run.files->path("latest"));
   return Status();
 }
 
@@ -325,7 +394,8 @@ void add_exchange(CLI::App& federate, int& exit_code) {
     CLI::App* sub = federate.add_subcommand(name, help);
     sub->callback([flags, run, &exit_code] {
       watch_interrupts();
-      if (Status status = run(*flags); !status.ok()) exit_code = fail(status);
+      const Status status = run(*flags);
+      if (!status.ok()) exit_code = status.code() == StatusCode::kCancelled ? 130 : fail(status);
     });
     return std::pair(sub, flags);
   };
@@ -340,14 +410,17 @@ void add_exchange(CLI::App& federate, int& exit_code) {
     sub->add_option("--attempt", flags->attempt, "of the same round, with other clients when it is raised")
         ->check(CLI::Range(0, 1000))
         ->capture_default_str();
+    sub->add_flag("--json", flags->json, "print what is asked of whom as JSON, also when all rounds are over");
   }
   {
-    const auto [sub, flags] = add("client", "Train one round on a client's own records, from file to file", run_client);
-    sub->add_option("--round", flags->round, "what the server gave")->required();
+    const auto [sub, flags] =
+        add("client", "Train on a client's own records: rounds of a server, or one from file to file", run_client);
+    flags->http.add_to(*sub);
+    sub->add_option("--round", flags->round, "by files: what the server gave");
     sub->add_option("--data", flags->data, "the client's records, JSONL")->required();
     sub->add_option("--base", flags->base, "base model directory, or its name on the hub")->required();
-    sub->add_option("--out", flags->out, "file to write: the update")->required();
-    sub->add_option("--state", flags->state, "fedsa: directory for what the client keeps");
+    sub->add_option("--out", flags->out, "by files: file to write, the update");
+    sub->add_option("--state", flags->state, "directory for what the client keeps; by files only fedsa needs it");
     sub->add_option("--threads", flags->threads, "kernel threads; 0 = every core this process may use")
         ->check(CLI::Range(0, 1024));
     sub->add_option("--isa", flags->isa, "instruction set of the kernels")
@@ -357,8 +430,16 @@ void add_exchange(CLI::App& federate, int& exit_code) {
   {
     const auto [sub, flags] = add("close", "Make the next adapter of a round's updates", close_round);
     sub->add_option("RUN", flags->run, kRun)->required();
-    sub->add_option("UPDATES", flags->updates, "files of clients")->required();
+    sub->add_option("UPDATES", flags->updates, "files of clients");
     sub->add_option("--state", flags->state, kState)->required();
+    sub->add_option("--failed", flags->failed, "CLIENT:WHY of one that sent nothing, for the ledger; repeatable")
+        ->allow_extra_args(false);
+    sub->add_option("--model", flags->model,
+                    "fedavg, ffa, rolora: the next adapter, by PEFT's names (safetensors), instead of updates: what "
+                    "another program made of them");
+    sub->add_option("--received", flags->received, "with --model: a client whose update is in it; repeatable")
+        ->allow_extra_args(false);
+    sub->add_flag("--json", flags->json, "print as JSON whether the round is over, also for want of updates");
   }
 }
 
@@ -417,6 +498,7 @@ void add_federate(CLI::App& app, int& exit_code) {
   command->require_subcommand(1);
   add_simulate_federated(*command, exit_code);
   add_exchange(*command, exit_code);
+  add_federate_server(*command, exit_code);
   add_split(*command, exit_code);
   add_aggregate(*command, exit_code);
   add_inspect_federated(*command, exit_code);

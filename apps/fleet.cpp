@@ -3,7 +3,6 @@
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
-#include <future>
 #include <thread>
 
 #include <boost/json.hpp>
@@ -12,7 +11,7 @@
 #include "fleet_flags.h"
 #include "lk/base/json_text.h"
 #include "lk/base/names.h"
-#include "lk/net/http_client.h"
+#include "lk/net/pending_answer.h"
 #include "lk/registry/adapter_record.h"
 #include "lk/registry/drain.h"
 
@@ -31,26 +30,12 @@ struct Flags {
   Result<std::unique_ptr<Registry>> open() const { return registry.open({}); }
 };
 
-struct Answer {
-  int status = 0;
-  std::string body;
-};
+constexpr size_t kMostAnswerBytes = 1 << 20;
 
-Result<Answer> ask(const Flags& flags, ClientRequest request) {
+Result<ClientAnswer> ask(const Flags& flags, ClientRequest request) {
   LK_ASSIGN_OR_RETURN(const std::unique_ptr<HttpClient> client,
                       HttpClient::create({.tls_ca = flags.replica_ca, .connect_timeout = 2s}));
-  Answer answer;
-  std::promise<Status> promise;
-  std::future<Status> done = promise.get_future();
-  ClientCallbacks callbacks;
-  callbacks.on_head = [&](int status, const HttpHeaders&) { answer.status = status; };
-  callbacks.on_data = [&](std::string_view bytes) {
-    if (answer.body.size() < (1 << 20)) answer.body += bytes;
-  };
-  callbacks.on_done = [&](Status status) { promise.set_value(std::move(status)); };
-  client->send(std::move(request), std::move(callbacks));
-  LK_RETURN_IF_ERROR(done.get());
-  return answer;
+  return PendingAnswer(*client, std::move(request), kMostAnswerBytes).wait();
 }
 
 Result<std::vector<Member>> members_of(Registry& registry) {
@@ -61,7 +46,7 @@ Result<std::vector<Member>> members_of(Registry& registry) {
 }
 
 std::string state_of(const Flags& flags, const Member& member) {
-  const Result<Answer> answer = ask(flags, {.method = "GET", .url = member.url + "/ready", .timeout = 2s});
+  const Result<ClientAnswer> answer = ask(flags, {.method = "GET", .url = member.url + "/ready", .timeout = 2s});
   if (!answer.ok()) return "unreachable";
   return answer->status == 200 ? "ready" : "not ready";
 }
@@ -168,7 +153,7 @@ Status change_adapters(const Flags& flags, const char* method, const std::string
     request.headers.emplace_back("content-type", "application/json");
     request.body = json_text(body);
   }
-  LK_ASSIGN_OR_RETURN(const Answer answer, ask(flags, std::move(request)));
+  LK_ASSIGN_OR_RETURN(const ClientAnswer answer, ask(flags, std::move(request)));
   if (answer.status >= 300) return failed_precondition("{} answered {}: {}", url, answer.status, answer.body);
   fmt::print("{}\n", answer.body);
   return Status();

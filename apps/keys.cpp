@@ -176,7 +176,8 @@ void add_keys(CLI::App& app, int& exit_code) {
   command
       ->add_option(
           "--scope", flags->scopes,
-          "infer, adapters (load and unload), metrics, fleet (routers), admin (everything), separated by commas")
+          "infer, adapters (load and unload), metrics, fleet (routers), federate (clients of federated runs), admin "
+          "(everything), separated by commas")
       ->required();
   command->add_option("--note", flags->note, "a line for you");
   command->add_option("--expires", flags->expires, "30d, 12h, 2w, a date such as 2027-01-31 (UTC), never")

@@ -27,7 +27,7 @@ ALLOWED = {
     "engine": ["base", "tensor", "io", "kernels", "ops", "lora", "model", "sched", "memory"],
     "infer": ["base", "text", "grammar", "io", "ops", "lora", "memory", "sched", "merging", "engine"],
     "load": ["base", "net"],
-    "serve": ["base", "net", "cluster", "registry", "text", "grammar", "io", "ops", "lora", "memory", "sched", "merging", "engine", "infer"],
+    "serve": ["base", "net", "cluster", "registry", "text", "grammar", "io", "ops", "lora", "memory", "sched", "merging", "engine", "infer", "federated"],
 }
 # call -> where alone it may stand, and what to use elsewhere
 ONE_PLACE = {"json::serialize(": ("src/lk/base/json_text.cpp", "lk::json_text (base/json_text.h)")}

@@ -9,6 +9,7 @@
 #include "lk/base/file.h"
 #include "lk/federated/simulation.h"
 #include "lk/lora/adapter_files.h"
+#include "lk/lora_tools/save.h"
 #include "lk/ops/cpu_backend.h"
 #include "testing/temp_dir.h"
 
@@ -177,6 +178,57 @@ TEST_F(Exchange, FilesThatAreNotWhatTheyShouldBeAreRefused) {
   refused([](UpdateFile& f) { f.update.client = "mallory"; }, StatusCode::kInvalidArgument, "no client");
   refused([](UpdateFile& f) { f.update.tensors.begin()->second[0] = std::nanf(""); }, StatusCode::kDataLoss,
           "not finite");
+}
+
+// A server must not choose what a client opens.
+TEST_F(Exchange, ARunFromElsewhereNamesNoFiles) {
+  const std::string good = federated_identity(config("{name: slora, density: 0.1}", "ranks: {}\n"));
+  ASSERT_TRUE(parse_given_run(good, "run").ok()) << parse_given_run(good, "run").status().message();
+  EXPECT_EQ(federated_identity(parse_given_run(good, "run").value()), good);
+  const auto with = [&](const char* where, const std::string& more) {
+    std::string text = good;
+    return text.insert(text.find(where) + std::string_view(where).size(), more);
+  };
+  for (const std::string& bad :
+       {with("{", R"("eval":{"path":["/etc/passwd"]},)"), with("{", R"("base":"/other",)"),
+        with("{", R"("threads":1,)"), with("\"clients\":{", R"("data":["/*/*"],)"),
+        with("\"adapter\":{", R"("init_from":"/x",)"), std::string("[]"), std::string("{}"), good + " "})
+    EXPECT_FALSE(parse_given_run(bad, "run").ok()) << bad;
+}
+
+// What a client keeps of one run is not another's.
+TEST_F(Exchange, FactorsOfAClientAreKeptByRun) {
+  const std::string base = base_files_digest(kModel).value(), given = dir_.file("round.safetensors");
+  for (const char* more : {"", "wire: bf16\n"}) {
+    const auto own = server(config("{name: fedsa}", more));
+    ASSERT_TRUE(write_round(*own, "c1", base, given).ok());
+    const RoundFile round = read_round(given, model()).value();
+    ASSERT_TRUE(train_round(round, demo_base(), data_of("c1"), dir_.file("own"), {}, base).ok());
+    EXPECT_TRUE(file_exists(dir_.file("own/run-" + round.run_digest.substr(0, 16) + "/own-000001.safetensors")));
+  }
+}
+
+TEST_F(Exchange, AnAdapterThatAnotherProgramMadeIsTaken) {
+  const auto own = server(config("{name: ffa}"));
+  const ModuleFactors& start = own->state().global;
+  ModuleFactors other = start;
+  for (auto& [module, each] : other)
+    for (float& v : each.factors.b) v = 0.25f;
+  const std::string path = dir_.file("model");
+  ASSERT_TRUE(save_adapter(*adapter_of(other, model(), "x"), model(), path, {}).ok());
+  const auto read = read_model(path + "/adapter_model.safetensors", start);
+  ASSERT_TRUE(read.ok()) << read.status().message();
+  const auto report = own->adopt(*read, {"c0", "c2"});
+  ASSERT_TRUE(report.ok()) << report.status().message();
+  EXPECT_EQ(own->round(), 2);
+  EXPECT_EQ(own->state().global.begin()->second.factors.b[0], 0.25f);
+  EXPECT_THAT(round_line(*report), HasSubstr("\"clients\":[\"c0\",\"c2\"]"));
+  EXPECT_EQ(read_model(dir_.file("none"), start).status().code(), StatusCode::kNotFound);
+  ModuleFactors less = start;
+  less.erase(less.begin());
+  EXPECT_THAT(read_model(path + "/adapter_model.safetensors", less).status().message(), HasSubstr("are the adapter's"));
+  const auto flora = server(config("{name: flora}"));
+  EXPECT_EQ(flora->adopt(*read, {"c0"}).status().code(), StatusCode::kUnsupported);
 }
 
 }  // namespace

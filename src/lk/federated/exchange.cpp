@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <boost/json.hpp>
 #include <charconv>
+#include <cmath>
 #include <filesystem>
 
 #include "lk/base/file.h"
@@ -39,7 +40,12 @@ Result<json::object> read_header(const TensorStore& store, const std::string& pa
   return object;
 }
 
-// FedSA: the client's own factors after a round.
+// FedSA: where a client keeps its own factors of a run.
+std::string own_directory(const std::string& state, const std::string& run_digest) {
+  return join_path(state, "run-" + run_digest.substr(0, 16));
+}
+
+// After a round.
 std::string own_file(const std::string& state, int64_t round) {
   return join_path(state, fmt::format("own-{:06}.safetensors", round));
 }
@@ -67,6 +73,20 @@ std::string run_digest_of(const FederatedConfig& config) {
   Sha256 sha;
   sha.update(text.data(), text.size());
   return to_hex(sha.finish());
+}
+
+Result<FederatedConfig> parse_given_run(const std::string& text, const std::string& where) {
+  LK_ASSIGN_OR_RETURN(json::object object, parse_json_object(text, where));
+  const json::value* clients = object.if_contains("clients");
+  const bool has_paths = object.contains("base") || object.contains("eval") || clients == nullptr ||
+                         !clients->is_object() || clients->get_object().contains("data");
+  if (has_paths) return data_loss("{}: a run from elsewhere must not name files", where);
+  object["base"] = "base";
+  LK_ASSIGN_OR_RETURN(FederatedConfig config, parse_federated_config(json_text(object), where));
+  config.base.clear();
+  if (federated_identity(config) != text)
+    return data_loss("{}: the run is not written as this version writes it: use one version on both sides", where);
+  return config;
 }
 
 // --- Rounds
@@ -98,11 +118,7 @@ Result<RoundFile> read_round(const std::string& path, const ModelConfig& model) 
   fields.read_bool("sparse", round.task.sparse);
   fields.refuse_unknown();
   LK_RETURN_IF_ERROR(fields.status());
-  // The base is the client's own.
-  LK_ASSIGN_OR_RETURN(json::object config, parse_json_object(run, path));
-  config["base"] = "base";
-  LK_ASSIGN_OR_RETURN(round.config, parse_federated_config(json_text(config), path));
-  round.config.base.clear();
+  LK_ASSIGN_OR_RETURN(round.config, parse_given_run(run, path));
   round.run_digest = run_digest_of(round.config);
   LK_ASSIGN_OR_RETURN(FederatedState content, read_state(path, model));
   round.task.round = content.round + 1;
@@ -160,6 +176,31 @@ Result<UpdateFile> read_update(const std::string& path, int64_t max_bytes) {
   return file;
 }
 
+Result<ModuleFactors> read_model(const std::string& path, const ModuleFactors& like) {
+  LK_ASSIGN_OR_RETURN(const auto store, TensorStore::open_file(path));
+  ModuleFactors factors = like;
+  size_t taken = 0;
+  for (auto& [module, each] : factors) {
+    DeltaFactors& f = each.factors;
+    for (const auto& [what, rows, columns, values] :
+         {std::tuple(kUpdateA, f.rank, f.in, &f.a), std::tuple(kUpdateB, f.out, f.rank, &f.b)}) {
+      const std::string name = update_tensor_name(module, what);
+      const auto found = store->tensors().find(name);
+      if (found == store->tensors().end()) return invalid_argument("{} has no tensor {}", path, name);
+      const TensorView& view = found->second;
+      if (view.num_dims() != 2 || view.dim(0) != rows || view.dim(1) != columns)
+        return invalid_argument("{}: {} must have the shape [{}, {}]", path, name, rows, columns);
+      view.copy_to(values->data());
+      if (!std::ranges::all_of(*values, [](float v) { return std::isfinite(v); }))
+        return data_loss("{}: {} holds values that are not finite", path, name);
+      ++taken;
+    }
+  }
+  if (taken != store->tensors().size())
+    return invalid_argument("{} has {} tensors, {} are the adapter's", path, store->tensors().size(), taken);
+  return factors;
+}
+
 int64_t max_update_bytes(FederatedServer& server) {
   constexpr int64_t kHeader = int64_t{1} << 20;
   int64_t most = 0;
@@ -196,11 +237,13 @@ Status check_update(FederatedServer& server, const std::string& base_digest, con
 // --- The client's side
 
 Result<UpdateFile> train_round(const RoundFile& round, const TrainBase& base, const std::string& data,
-                               const std::string& state, const AskStop& stop) {
-  LK_ASSIGN_OR_RETURN(const std::string digest, base_files_digest(base.directory, stop));
-  if (digest != round.base_digest)
+                               const std::string& state, const AskStop& stop, std::string base_digest) {
+  if (base_digest.empty()) {
+    LK_ASSIGN_OR_RETURN(base_digest, base_files_digest(base.directory, stop));
+  }
+  if (base_digest != round.base_digest)
     return failed_precondition("the round is for a base with the digest {}, and {} has {}", round.base_digest,
-                               base.directory, digest);
+                               base.directory, base_digest);
   const ModelConfig& model = base.weights->config;
   FederatedConfig config = round.config;
   config.base = base.directory;
@@ -214,8 +257,9 @@ Result<UpdateFile> train_round(const RoundFile& round, const TrainBase& base, co
   config.per_round = 1;
   LK_ASSIGN_OR_RETURN(const auto training, LocalTraining::create(config, base, stop));
   ClientTask task{round.client, round.task};
+  const std::string own_of_run = own_directory(state, round.run_digest);
   if (keeps_b) {
-    LK_ASSIGN_OR_RETURN(const ModuleFactors own, read_own(state, round.task.round, model));
+    LK_ASSIGN_OR_RETURN(const ModuleFactors own, read_own(own_of_run, round.task.round, model));
     for (auto& [module, each] : task.task.start) {
       const auto found = own.find(module);
       if (found != own.end() && found->second.factors.b.size() == each.factors.b.size())
@@ -228,15 +272,25 @@ Result<UpdateFile> train_round(const RoundFile& round, const TrainBase& base, co
   LK_RETURN_IF_ERROR(results[0].failure);
   if (keeps_b) {
     FederatedState own{.round = round.task.round, .global = results[0].update.personal};
-    LK_RETURN_IF_ERROR(make_directories(state));
-    LK_RETURN_IF_ERROR(write_state(own, own_file(state, round.task.round)));
+    LK_RETURN_IF_ERROR(make_directories(own_of_run));
+    LK_RETURN_IF_ERROR(write_state(own, own_file(own_of_run, round.task.round)));
     results[0].update.personal.clear();
   }
   return UpdateFile{.update = std::move(results[0].update),
                     .run_digest = round.run_digest,
-                    .base_digest = digest,
+                    .base_digest = std::move(base_digest),
                     .loss = results[0].loss,
                     .tokens = results[0].tokens};
+}
+
+Result<int64_t> count_examples(const FederatedConfig& run, const TrainBase& base, const std::string& client,
+                               const std::string& data, const AskStop& stop) {
+  FederatedConfig config = run;
+  config.base = base.directory;
+  config.clients = {{client, data}};
+  config.per_round = 1;
+  LK_ASSIGN_OR_RETURN(const auto training, LocalTraining::create(config, base, stop));
+  return training->num_examples(client);
 }
 
 }  // namespace lk

@@ -304,6 +304,18 @@ Result<RoundReport> FederatedServer::close(std::vector<ClientUpdate> updates) {
   return report;
 }
 
+Result<RoundReport> FederatedServer::adopt(ModuleFactors global, std::vector<std::string> clients) {
+  const FederatedRule rule = config_.rule.name;
+  if (rule != FederatedRule::kFedAvg && rule != FederatedRule::kFfa && rule != FederatedRule::kRoLora)
+    return unsupported("{}: only with fedavg, ffa and rolora is the adapter all that a round makes", to_string(rule));
+  FederatedState next = state_;
+  next.global = std::move(global);
+  ++next.round;
+  RoundReport report{.round = next.round, .clients = std::move(clients)};
+  LK_RETURN_IF_ERROR(restore(std::move(next)));
+  return report;
+}
+
 Result<RoundReport> FederatedServer::close_sparse(const std::vector<ClientUpdate>& updates) {
   RoundReport report{.round = round()};
   std::vector<double> weights;

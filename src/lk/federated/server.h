@@ -83,6 +83,9 @@ class FederatedServer {
   Status check(const ClientUpdate& update);
   // The round's end: updates that passed check(), one per client, at least one. The state is the next round's.
   Result<RoundReport> close(std::vector<ClientUpdate> updates);
+  // The same where somebody else made the next adapter of the clients' updates. kUnsupported: by rules under which more
+  // than the adapter goes from round to round.
+  Result<RoundReport> adopt(ModuleFactors global, std::vector<std::string> clients);
 
   // The model as it is now, as one adapter on the untouched base: the global adapter, with what lies below it as
   // further ranks, at most as many as can be served. `dropped`: share of the energy that did not fit.

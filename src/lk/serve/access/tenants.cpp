@@ -15,11 +15,9 @@ struct ScopeName {
   Scope scope;
   std::string_view name;
 };
-constexpr ScopeName kScopeNames[] = {{Scope::kInfer, "infer"},
-                                     {Scope::kAdapters, "adapters"},
-                                     {Scope::kMetrics, "metrics"},
-                                     {Scope::kFleet, "fleet"},
-                                     {Scope::kAdmin, "admin"}};
+constexpr ScopeName kScopeNames[] = {{Scope::kInfer, "infer"},       {Scope::kAdapters, "adapters"},
+                                     {Scope::kMetrics, "metrics"},   {Scope::kFleet, "fleet"},
+                                     {Scope::kFederate, "federate"}, {Scope::kAdmin, "admin"}};
 
 constexpr std::string_view kKeyPrefix = "lk-";
 constexpr size_t kMaxKeyText = 256;  // ours have 59; nothing longer is worth hashing

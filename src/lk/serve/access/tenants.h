@@ -17,8 +17,9 @@
 namespace lk {
 
 // Admin includes the others. Fleet is for routers: it says how an answer began that goes on here.
-enum class Scope : uint8_t { kInfer = 1, kAdapters = 2, kAdmin = 4, kMetrics = 8, kFleet = 16 };
-inline constexpr uint8_t kAllScopes = 31;
+// Federate is for clients of federated runs.
+enum class Scope : uint8_t { kInfer = 1, kAdapters = 2, kAdmin = 4, kMetrics = 8, kFleet = 16, kFederate = 32 };
+inline constexpr uint8_t kAllScopes = 63;
 // "infer, adapters, ...": for messages.
 std::string scope_names();
 Result<uint8_t> parse_scopes(std::string_view text);  // "infer,adapters"

@@ -16,6 +16,8 @@ Scope scope_of(Access access) {
       return Scope::kMetrics;
     case Access::kFleet:
       return Scope::kFleet;
+    case Access::kFederate:
+      return Scope::kFederate;
     default:
       return Scope::kAdmin;
   }

@@ -18,7 +18,7 @@ class ServerImpl;
 struct Exchange;
 
 // Who may use a route.
-enum class Access : uint8_t { kOpen, kAnyKey, kInfer, kAdapters, kAdmin, kMetrics, kFleet };
+enum class Access : uint8_t { kOpen, kAnyKey, kInfer, kAdapters, kAdmin, kMetrics, kFleet, kFederate };
 
 // What a request of a route costs. What costs anything takes a place of its tenant's (TenantLimiter) at its head;
 // inference is also refused there when the engine's queue is full.
