@@ -306,7 +306,7 @@ Status run_client(const ExchangeFlags& flags) {
   LK_ASSIGN_OR_RETURN(const RoundFile round, read_round(flags.round, checkpoint.config));
   const DType act = round.config.dtype == TrainDtype::kF32 ? DType::kF32 : DType::kBF16;
   LK_ASSIGN_OR_RETURN(const TrainingBase loaded,
-                      open_training_base(flags.base, act, static_cast<int>(flags.threads.value_or(0)), flags.isa));
+                      open_training_base(base, act, static_cast<int>(flags.threads.value_or(0)), flags.isa));
   LK_ASSIGN_OR_RETURN(const UpdateFile update,
                       train_round(round, loaded.base, flags.data, flags.state, [] { return interrupted != 0; }));
   LK_RETURN_IF_ERROR(write_update(update, round.config.wire, flags.out));
