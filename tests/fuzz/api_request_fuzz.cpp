@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Request bodies of the API, by the first byte: chat, completion, embedding, tokenize, detokenize. What parses is also
-// answered, in small pieces, with the rest of the input as the model's text. No crash, no leak, answers are valid JSON.
+// Request bodies of the API, by the first byte: chat, completion, embedding, tokenize, detokenize, responses, messages.
+// What parses is also answered, in small pieces, with the rest of the input as the model's text. No crash, no leak,
+// answers are valid JSON.
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -34,7 +35,9 @@ void answer(const lk::GenerateRequest& request, std::string_view text, lk::ToolF
   for (size_t i = 0; i + 3 < completion.text.size(); i += 3)
     pieces.delta(0, {.text = completion.text.substr(i, 3), .tokens = {}});
   const std::string last = pieces.done(0, completion);
-  if (last.empty() || !pieces.end().ends_with("data: [DONE]\n\n")) __builtin_trap();
+  const std::string end = pieces.end();
+  const bool has_mark = request.endpoint == lk::Endpoint::kChat || request.endpoint == lk::Endpoint::kCompletion;
+  if (last.empty() || (has_mark ? !end.ends_with("data: [DONE]\n\n") : !end.empty())) __builtin_trap();
 }
 
 }  // namespace
@@ -65,6 +68,14 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     case 4:
       check(lk::parse_detokenize_request(body, defaults));
       break;
+    case 5:
+    case 6: {
+      const auto parsed =
+          data[0] % 8 == 5 ? lk::parse_responses_request(body, defaults) : lk::parse_messages_request(body, defaults);
+      check(parsed);
+      if (parsed.ok()) answer(*parsed.value, body, format);
+      break;
+    }
     default: {
       // All of it is a model's text, after a request with tools.
       static const lk::GenerateRequest request =

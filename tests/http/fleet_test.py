@@ -16,7 +16,7 @@ QUESTION = [{"role": "user", "content": "Which customers live in Riga?"}]
 TOOLS = [{"type": "function", "function": {"name": "save", "parameters": {"type": "object", "properties": {"age": {"type": "integer"}},
                                                                           "required": ["age"], "additionalProperties": False}}}]
 USAGE = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+CHAT, TEXT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
 # Each way of sampling and of showing what was sampled.
 REQUESTS = {
     "greedy": (CHAT, {"messages": QUESTION, "model": "sql", "temperature": 0, "max_tokens": 16}),
@@ -33,6 +33,14 @@ REQUESTS = {
     "forced call": (CHAT, {"messages": QUESTION, "model": "json", "temperature": 1, "max_tokens": 30, "tools": TOOLS, "tool_choice": "required", "logprobs": True}),
     "choices": (CHAT, {"messages": QUESTION, "model": "tag", "temperature": 1.3, "n": 3, "max_tokens": 6, "ignore_eos": True, "logprobs": True, **USAGE}),
     "prompts": (TEXT, {"prompt": ["Once", "upon a time"], "model": "base", "temperature": 1.3, "n": 2, "max_tokens": 4, "ignore_eos": True, "echo": True, **USAGE}),
+    "items": (RESPONSES, {"input": QUESTION, "model": "sql", "temperature": 1.3, "max_output_tokens": 16, "ignore_eos": True, "metadata": {"a": "b"}}),
+    "items, schema": (RESPONSES, {"input": QUESTION, "model": "json", "temperature": 1.2, "max_output_tokens": 40, "text": {"format": {"type": "json_object"}}}),
+    "items, forced call": (RESPONSES, {"input": QUESTION, "model": "json", "temperature": 1, "max_output_tokens": 30, "tool_choice": "required",
+                                       "tools": [{"type": "function", **TOOLS[0]["function"]}]}),
+    "blocks": (MESSAGES, {"messages": QUESTION, "model": "sql", "temperature": 1.3, "max_tokens": 16, "ignore_eos": True}),
+    "blocks, forced call": (MESSAGES, {"messages": QUESTION, "model": "json", "temperature": 1, "max_tokens": 30, "tool_choice": {"type": "any"},
+                                       "tools": [{"name": "save", "input_schema": TOOLS[0]["function"]["parameters"]}]}),
+    "blocks, stop string": (MESSAGES, {"messages": QUESTION, "model": "sql", "temperature": 1.1, "seed": 9, "max_tokens": 24, "stop_sequences": ["zz", "e "]}),
     "sum of adapters": (CHAT, {"messages": QUESTION, "model": "sql*0.5+json*0.5", "temperature": 0, "max_tokens": 8}),
 }
 
@@ -66,7 +74,7 @@ def take(choices: list, commit: dict):
     choice = choices[commit["choice"]]
     assert commit["first"] == len(choice["tokens"]), (commit, choice)
     choice["tokens"] = choice["tokens"] + commit["tokens"]
-    choice.update({name: commit[name] for name in ("prompt_tokens", "cached_tokens", "done") if name in commit})
+    choice.update({name: commit[name] for name in ("prompt_tokens", "cached_tokens", "done", "events") if name in commit})
 
 
 class Resume(ServerTest):
@@ -106,6 +114,10 @@ class Resume(ServerTest):
         self.refused(self.server.complete(**fields, lorikeet_resume={**whole, "choices": [{"tokens": [1, 2, 3, 4]}]}), 400, "fewer than max_tokens", param="lorikeet_resume")
         self.refused(self.server.chat(**fields, lorikeet_resume={**whole, "digest": "other"}), 409, "other weights", code="adapter_differs")
         self.refused(self.server.chat(max_tokens=4, lorikeet_resume=whole), 400, "stream", param="lorikeet_resume")
+        # The end of an answer repeats its log-probabilities: those of its beginning are not known here.
+        for include, status in ((["message.output_text.logprobs"], 400), ([], 200)):
+            body = {"model": "sql", "input": QUESTION, "stream": True, "include": include, "temperature": 0, "lorikeet_resume": {**whole, "choices": [{"tokens": [40]}]}}
+            self.assertEqual(self.server.post(RESPONSES, body).status, status)
         for ask in (self.server.chat, self.server.complete):
             self.refused(ask(max_tokens=4, headers={"x-lorikeet-goes-on": "1"}), 400, "have begun", param="lorikeet_resume")
         self.refused(self.server.post("/v1/embeddings", {"model": "base", "input": "x"}, headers={"x-lorikeet-goes-on": "1"}), 400, "have begun")

@@ -23,9 +23,9 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 TEST(RequestFields, AFormHasANameOnce) {
-  std::map<std::string, uint32_t, std::less<>> forms;
+  std::map<std::string, uint64_t, std::less<>> forms;
   for (const Field& field : kRequestFields) {
-    uint32_t& seen = forms[std::string(field.name)];
+    uint64_t& seen = forms[std::string(field.name)];
     EXPECT_EQ(seen & field.forms, 0u) << field.name;
     seen |= field.forms;
     EXPECT_LE(field.min, field.max) << field.name;

@@ -19,6 +19,8 @@ const char* origin_of(const Field& field) {
   switch (field.origin) {
     case FieldOrigin::kOpenAi:
       return "OpenAI";
+    case FieldOrigin::kAnthropic:
+      return "Anthropic";
     case FieldOrigin::kSglang:
       return "SGLang";
     case FieldOrigin::kLlamaCpp:

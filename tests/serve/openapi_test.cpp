@@ -218,10 +218,15 @@ TEST(OpenApi, CapsOfListsAndMapsAreKept) {
   EXPECT_EQ(with("guided_choice", json::array(cap("guided_choice", "maxItems") + 1, "a")), "guided_choice");
 }
 
+json::object with_length(json::object body) {
+  body["max_tokens"] = 5;
+  return body;
+}
+
 // No row of the table is there for show.
 TEST(OpenApi, EveryFieldOfARequestIsRead) {
   struct Api {
-    uint32_t form;
+    uint64_t form;
     Parser parse;
     json::object base;
   };
@@ -229,7 +234,10 @@ TEST(OpenApi, EveryFieldOfARequestIsRead) {
                       {kCompletionForm, parser(&parse_completion_request), {{"prompt", "hi"}}},
                       {kEmbeddingForm, parser(&parse_embedding_request), {{"input", "hi"}}},
                       {kTokenizeForm, parser(&parse_tokenize_request), kChat},
-                      {kDetokenizeForm, parser(&parse_detokenize_request), {{"tokens", {1}}}}};
+                      {kDetokenizeForm, parser(&parse_detokenize_request), {{"tokens", {1}}}},
+                      {kResponsesForm, parser(&parse_responses_request), {{"input", "hi"}}},
+                      {kMessagesForm, parser(&parse_messages_request), with_length(kChat)},
+                      {kCountTokensForm, parser(&parse_count_tokens_request), kChat}};
   int num_fields = 0;
   for (const Api& api : apis) {
     EXPECT_EQ(api.parse(api.base), "");
@@ -313,6 +321,22 @@ TEST(OpenApi, AnswersAreAsDescribed) {
     ASSERT_TRUE(text.ok()) << text.error.message;
     expect_described(answer(*text.value), "CompletionResponse");
   }
+  for (const char* text : {"ab", R"(<tool_call>{"name": "f", "arguments": {}}</tool_call>)"}) {
+    completion.text = text;
+    completion.reasoning = "hm";
+    const auto items = parse_responses_request(
+        R"({"input": "q", "include": ["message.output_text.logprobs"], "tools": [{"type": "function", "name": "f"}]})",
+        defaults);
+    ASSERT_TRUE(items.ok()) << items.error.message;
+    expect_described(answer(*items.value), "ResponsesResponse");
+    const auto blocks = parse_messages_request(
+        R"({"max_tokens": 9, "messages": [{"role": "user", "content": "q"}], "tools": [{"name": "f", "input_schema": {}}]})",
+        defaults);
+    ASSERT_TRUE(blocks.ok()) << blocks.error.message;
+    expect_described(answer(*blocks.value), "MessagesResponse");
+  }
+  completion.text = "ab";
+  completion.reasoning.clear();
   for (const bool base64 : {false, true})
     expect_described(format_embeddings({.inputs = {{}}, .base64 = base64}, "sql", {completion}), "EmbeddingResponse");
   expect_described(format_tokenize({.return_token_strs = true}, {97}, 4096, *tokenizer), "TokenizeResponse");

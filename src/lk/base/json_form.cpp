@@ -67,9 +67,9 @@ std::string describe_values(const Field& field) {
     case FieldKind::kSchema:
       return fmt::format("JSON schema, at most {} bytes", field.max);
     case FieldKind::kContent:
-      return "text, or a list of TextPart";
+      return fmt::format("text, or a list of {}", field.part);
     case FieldKind::kChoice:
-      return words() + ", or ToolChoice";
+      return fmt::format("{}, or {}", words(), field.part);
     case FieldKind::kPlain:
       return fmt::format("object{}", count());
     case FieldKind::kPattern:

@@ -32,19 +32,19 @@ enum class FieldKind : uint8_t {
   kId,        // a text or an integer
   kBiases,    // token ids to numbers from low to high, at most max_count
   kSchema,    // a JSON schema, as an object or as text of at most max bytes
-  kContent,   // of a message: a text or a list of parts
-  kChoice,    // of a tool: a word of `detail`, or an object
+  kContent,   // of a message: a text or a list of objects of the form `part`
+  kChoice,    // of a tool: a word of `detail`, or an object of the form `part`
   kPlain,     // an object of at most max_count values of any kind
   kPattern,   // a text of min to max bytes; which ones, the regular expression `detail` says, and somebody later
   kArgument,  // a JSON object or list, or text
   kIgnored,   // has no meaning here, and may hold anything
   kRefused,   // would change the meaning; `detail` says why
 };
-enum class FieldOrigin : uint8_t { kOpenAi, kVllm, kSglang, kLlamaCpp, kOurs };  // who calls it so
+enum class FieldOrigin : uint8_t { kOpenAi, kAnthropic, kVllm, kSglang, kLlamaCpp, kOurs };  // who calls it so
 
 struct Field {
   std::string_view name;
-  uint32_t forms = 0;  // bits
+  uint64_t forms = 0;  // bits
   FieldKind kind = FieldKind::kIgnored;
   FieldOrigin origin = FieldOrigin::kOurs;
   int64_t min = 0, max = 0;
@@ -53,6 +53,7 @@ struct Field {
   int64_t min_count = 0, max_count = 0;
   std::string_view detail = {}, standard = {}, about = {};  // standard: the default, as JSON
   bool required = false;
+  std::string_view part = {};
 
   // What a number that is not allowed is said to be; "" for others.
   std::string problem(double value) const { return number_problem(value, low, high, above); }
@@ -71,12 +72,12 @@ namespace rows {
 
 using enum FieldOrigin;
 
-constexpr Field flag(std::string_view name, uint32_t forms, FieldOrigin origin, std::string_view standard,
+constexpr Field flag(std::string_view name, uint64_t forms, FieldOrigin origin, std::string_view standard,
                      std::string_view about = {}) {
   return {
       .name = name, .forms = forms, .kind = FieldKind::kFlag, .origin = origin, .standard = standard, .about = about};
 }
-constexpr Field integer(std::string_view name, uint32_t forms, FieldOrigin origin, int64_t min, int64_t max,
+constexpr Field integer(std::string_view name, uint64_t forms, FieldOrigin origin, int64_t min, int64_t max,
                         std::string_view standard, std::string_view about = {}) {
   return {.name = name,
           .forms = forms,
@@ -87,7 +88,7 @@ constexpr Field integer(std::string_view name, uint32_t forms, FieldOrigin origi
           .standard = standard,
           .about = about};
 }
-constexpr Field number(std::string_view name, uint32_t forms, FieldOrigin origin, double low, double high,
+constexpr Field number(std::string_view name, uint64_t forms, FieldOrigin origin, double low, double high,
                        std::string_view standard, std::string_view about = {}) {
   return {.name = name,
           .forms = forms,
@@ -98,7 +99,7 @@ constexpr Field number(std::string_view name, uint32_t forms, FieldOrigin origin
           .standard = standard,
           .about = about};
 }
-constexpr Field text(std::string_view name, uint32_t forms, FieldOrigin origin, int64_t min_bytes, int64_t max_bytes,
+constexpr Field text(std::string_view name, uint64_t forms, FieldOrigin origin, int64_t min_bytes, int64_t max_bytes,
                      std::string_view about = {}) {
   return {.name = name,
           .forms = forms,
@@ -108,7 +109,7 @@ constexpr Field text(std::string_view name, uint32_t forms, FieldOrigin origin, 
           .max = max_bytes,
           .about = about};
 }
-constexpr Field texts(std::string_view name, uint32_t forms, FieldOrigin origin, int64_t min_count, int64_t max_count,
+constexpr Field texts(std::string_view name, uint64_t forms, FieldOrigin origin, int64_t min_count, int64_t max_count,
                       int64_t min_bytes, int64_t max_bytes, std::string_view about = {}) {
   Field field = text(name, forms, origin, min_bytes, max_bytes, about);
   field.kind = FieldKind::kTexts;
@@ -116,14 +117,14 @@ constexpr Field texts(std::string_view name, uint32_t forms, FieldOrigin origin,
   field.max_count = max_count;
   return field;
 }
-constexpr Field pattern(std::string_view name, uint32_t forms, FieldOrigin origin, int64_t min_bytes, int64_t max_bytes,
+constexpr Field pattern(std::string_view name, uint64_t forms, FieldOrigin origin, int64_t min_bytes, int64_t max_bytes,
                         std::string_view expression, std::string_view about = {}) {
   Field field = text(name, forms, origin, min_bytes, max_bytes, about);
   field.kind = FieldKind::kPattern;
   field.detail = expression;
   return field;
 }
-constexpr Field word(std::string_view name, uint32_t forms, FieldOrigin origin, std::string_view words,
+constexpr Field word(std::string_view name, uint64_t forms, FieldOrigin origin, std::string_view words,
                      std::string_view standard, std::string_view about = {}) {
   return {.name = name,
           .forms = forms,
@@ -133,7 +134,7 @@ constexpr Field word(std::string_view name, uint32_t forms, FieldOrigin origin, 
           .standard = standard,
           .about = about};
 }
-constexpr Field tokens(std::string_view name, uint32_t forms, FieldOrigin origin, int64_t min_count, int64_t max_count,
+constexpr Field tokens(std::string_view name, uint64_t forms, FieldOrigin origin, int64_t min_count, int64_t max_count,
                        std::string_view about = {}) {
   return {.name = name,
           .forms = forms,
@@ -143,11 +144,11 @@ constexpr Field tokens(std::string_view name, uint32_t forms, FieldOrigin origin
           .max_count = max_count,
           .about = about};
 }
-constexpr Field object(std::string_view name, uint32_t forms, FieldOrigin origin, std::string_view form,
+constexpr Field object(std::string_view name, uint64_t forms, FieldOrigin origin, std::string_view form,
                        std::string_view about = {}) {
   return {.name = name, .forms = forms, .kind = FieldKind::kObject, .origin = origin, .detail = form, .about = about};
 }
-constexpr Field list(std::string_view name, uint32_t forms, FieldOrigin origin, int64_t min_count, int64_t max_count,
+constexpr Field list(std::string_view name, uint64_t forms, FieldOrigin origin, int64_t min_count, int64_t max_count,
                      std::string_view form, std::string_view about = {}) {
   return {.name = name,
           .forms = forms,
@@ -158,11 +159,29 @@ constexpr Field list(std::string_view name, uint32_t forms, FieldOrigin origin, 
           .detail = form,
           .about = about};
 }
-constexpr Field ignored(std::string_view name, uint32_t forms, FieldOrigin origin) {
+constexpr Field content(std::string_view name, uint64_t forms, FieldOrigin origin, std::string_view part,
+                        std::string_view about = {}) {
+  return {.name = name, .forms = forms, .kind = FieldKind::kContent, .origin = origin, .about = about, .part = part};
+}
+constexpr Field choice(std::string_view name, uint64_t forms, FieldOrigin origin, std::string_view words,
+                       std::string_view part, std::string_view about = {}) {
+  return {.name = name,
+          .forms = forms,
+          .kind = FieldKind::kChoice,
+          .origin = origin,
+          .detail = words,
+          .about = about,
+          .part = part};
+}
+constexpr Field schema(std::string_view name, uint64_t forms, FieldOrigin origin, int64_t max_bytes,
+                       std::string_view about = {}) {
+  return {.name = name, .forms = forms, .kind = FieldKind::kSchema, .origin = origin, .max = max_bytes, .about = about};
+}
+constexpr Field ignored(std::string_view name, uint64_t forms, FieldOrigin origin) {
   return {.name = name, .forms = forms, .kind = FieldKind::kIgnored, .origin = origin};
 }
 // `neutral`: a value that changes nothing, beside the empty ones.
-constexpr Field refused(std::string_view name, uint32_t forms, FieldOrigin origin, std::string_view reason,
+constexpr Field refused(std::string_view name, uint64_t forms, FieldOrigin origin, std::string_view reason,
                         std::string_view neutral = {}) {
   return {.name = name,
           .forms = forms,
@@ -186,7 +205,7 @@ struct FieldName {
     while (kTable[first].name != name) ++first;
   }
   // Requires: the form has such a field.
-  const Field& in(uint32_t form) const {
+  const Field& in(uint64_t form) const {
     for (size_t k = first; k < std::size(kTable); ++k)
       if ((kTable[k].forms & form) != 0 && kTable[k].name == kTable[first].name) return kTable[k];
     LK_CHECK(false, "form {:#x} has no field \"{}\"", form, kTable[first].name);
@@ -212,9 +231,9 @@ class FormFields : public JsonFields {
  public:
   using Name = FieldName<kTable>;
 
-  FormFields(const boost::json::object& object, uint32_t form, std::string where)
+  FormFields(const boost::json::object& object, uint64_t form, std::string where)
       : JsonFields(object, std::move(where)), form_(form) {}
-  FormFields(const boost::json::object& object, uint32_t form, std::string path, JsonErrors& errors)
+  FormFields(const boost::json::object& object, uint64_t form, std::string path, JsonErrors& errors)
       : JsonFields(object, std::move(path), errors), form_(form) {}
 
   const Field& row(Name name) const { return name.in(form_); }
@@ -251,7 +270,7 @@ class FormFields : public JsonFields {
   const std::vector<std::string>& ignored() const { return ignored_; }
 
  private:
-  uint32_t form_;
+  uint64_t form_;
   std::vector<std::string> ignored_;
 };
 

@@ -25,6 +25,7 @@ std::string format_commit(const AnswerCommit& commit) {
                    commit.prompt->cached);
   if (!commit.digest.empty()) fmt::format_to(std::back_inserter(out), ",\"digest\":\"{}\"", commit.digest);
   if (commit.done) out += ",\"done\":true";
+  if (commit.events > 0) fmt::format_to(std::back_inserter(out), ",\"events\":{}", commit.events);
   return out + "}\n\n";
 }
 
@@ -38,6 +39,7 @@ Result<AnswerCommit> parse_commit(std::string_view json) {
   fields.read_int("first", commit.first, 0, kMaxTokens);
   fields.read_tokens("tokens", commit.tokens, std::numeric_limits<int32_t>::max(), static_cast<size_t>(kMaxTokens));
   fields.read_bool("done", commit.done);
+  fields.read_int("events", commit.events, 0, std::numeric_limits<int64_t>::max());
   if (const auto tokens = fields.integer("prompt_tokens", 0, kMaxTokens)) {
     commit.prompt.emplace().tokens = *tokens;
     fields.read_int("cached_tokens", commit.prompt->cached, 0, kMaxTokens);

@@ -27,6 +27,7 @@ struct AnswerCommit {
   int64_t first = 0;            // index of the first of these tokens in the choice's output
   std::vector<int32_t> tokens;  // may be empty: an end without a token
   bool done = false;            // the choice ended with them
+  int64_t events = 0;           // of those that have numbers, shown so far
   // With the first tokens of a choice: of its prompt, for the usage that the answer ends with.
   struct Prompt {
     int64_t tokens = 0, cached = 0;

@@ -35,6 +35,7 @@ AnswerLog::Verdict AnswerLog::take(const AnswerCommit& commit) {
   if (!choice.prompt) choice.prompt = commit.prompt;
   if (digest_.empty()) digest_ = commit.digest;
   choice.done = commit.done;
+  choice.events = commit.events;
   num_tokens_ += count;
   return Verdict::kNews;
 }
@@ -47,6 +48,7 @@ std::string AnswerLog::choices_json() const {
     if (choice.prompt)
       fmt::format_to(std::back_inserter(out), ",\"prompt_tokens\":{},\"cached_tokens\":{}", choice.prompt->tokens,
                      choice.prompt->cached);
+    if (choice.events > 0) fmt::format_to(std::back_inserter(out), ",\"events\":{}", choice.events);
     out += choice.done ? ",\"done\":true}" : "}";
   }
   return out + "]";

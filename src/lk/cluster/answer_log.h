@@ -26,6 +26,7 @@ class AnswerLog {
   struct Choice {
     std::vector<int32_t> tokens;
     bool done = false;
+    int64_t events = 0;  // that it was shown in, where they have numbers
     std::optional<AnswerCommit::Prompt> prompt;
     bool operator==(const Choice&) const = default;
   };

@@ -83,10 +83,6 @@ uint64_t fresh_seed() {
   return (uint64_t{source()} << 32 | source()) >> 11;  // 53 bits: exact in JSON
 }
 
-bool is_generation(const HttpRequest& request) {
-  return request.path == "/v1/chat/completions" || request.path == "/v1/completions";
-}
-
 }  // namespace
 
 RouterEntry& entry_of(const HttpRequest& request) { return static_cast<RouterEntry&>(*request.admission); }
@@ -111,7 +107,7 @@ HttpRelay::HttpRelay(const RelayContext& context, HttpRequest request, std::shar
       created_(std::time(nullptr)),
       seed_(fresh_seed()),
       facts_(request_.method == "POST" ? read_request_facts(request_.body) : std::nullopt),
-      streams_(facts_ && facts_->stream && is_generation(request_)),
+      streams_(facts_ && facts_->stream && entry_of(request_).generates),
       relay_(context.fleet, *this, {.streams = streams_, .exact_only = context.options.exact_only}) {
   ++context_.counters.in_flight;
 }
@@ -286,7 +282,7 @@ void HttpRelay::on_whole(Relay::SourceId source, Exchange& exchange) {
   // A refusal is nobody's answer while others give one, or have begun it.
   const bool others_answer = status >= 400 && (exchange.resumes || streaming_ || relay_.num_sources() > 1);
   if (streaming_ && !relay_.begun() && status >= 400)  // its head is gone: what would be the answer is an event
-    last_events_ = fmt::format("data: {}\n\ndata: [DONE]\n\n", answer_->body);
+    last_events_ = error_events(entry_of(request_).dialect, answer_->body);
   if (!is_busy && !others_know && !others_answer) return relay_.whole(source);
   if (is_busy) context_.fleet.refused(replica, Clock::now() + kFullFor);
   lost(source, fmt::format("it answered {}", status), status == 400);
@@ -295,8 +291,7 @@ void HttpRelay::on_whole(Relay::SourceId source, Exchange& exchange) {
 // What a replica may say that an answer took.
 int64_t HttpRelay::most_tokens() const {
   static constexpr int64_t kMostChoices = 1 << 20, kMostContext = 1 << 22;
-  const auto count = [](int64_t given) { return std::clamp<int64_t>(given, 1, kMostChoices); };
-  const int64_t answers = facts_ ? std::min(count(facts_->n) * count(facts_->prompts), kMostChoices) : 1;
+  const int64_t answers = facts_ ? std::min(facts_->num_answers(request_.path), kMostChoices) : 1;
   return answers * std::clamp<int64_t>(context_.fleet.context(), 0, kMostContext);
 }
 
@@ -321,9 +316,12 @@ void HttpRelay::finish() {
 void HttpRelay::give_up() {
   settle();
   if (streaming_ && last_events_.empty())
-    last_events_ =
-        fmt::format("data: {}\n\ndata: [DONE]\n\n",
-                    router_error(503, "No replica could go on with this answer: " + last_failure_, "no_replica"));
+    last_events_ = error_events(entry_of(request_).dialect, 503,
+                                {.message = "No replica could go on with this answer: " + last_failure_,
+                                 .type = "server_error",
+                                 .param = "",
+                                 .code = "no_replica"},
+                                relay_.log().choices().empty() ? 0 : relay_.log().choices()[0].events);
   if (!last_events_.empty()) {
     ++context_.counters.broken;
     // Without a token so far: an error that every replica gave.
@@ -335,7 +333,7 @@ void HttpRelay::give_up() {
   if (answer_) return reply_->respond(std::move(*answer_));
   std::string reason = "no replica is ready";
   if (!last_failure_.empty()) reason += "; the last one that was asked: " + last_failure_;
-  HttpResponse refusal = router_refusal(503, reason, "no_replica");
+  HttpResponse refusal = router_refusal(503, reason, "no_replica", entry_of(request_).dialect);
   refusal.headers.emplace_back("x-request-id", id_);
   reply_->respond(std::move(refusal));
 }

@@ -142,6 +142,8 @@ std::optional<RequestFacts> read_request_facts(std::string_view body) {
         facts.max_tokens = std::max(facts.max_tokens, integer(*value));
       else if (key == "n_predict")  // llama.cpp's; below 0: until the context is full
         facts.n_predict = most_of(facts.n_predict, integer(*value));
+      else if (key == "max_output_tokens")
+        facts.max_output_tokens = std::max(facts.max_output_tokens, integer(*value));
       else if (key == "max_completion_tokens")
         facts.max_completion_tokens = std::max(facts.max_completion_tokens, integer(*value));
     } while (cursor.take(','));
@@ -152,8 +154,17 @@ std::optional<RequestFacts> read_request_facts(std::string_view body) {
   return facts;
 }
 
+int64_t RequestFacts::num_answers(std::string_view path) const {
+  static constexpr int64_t kMost = 1 << 20;  // more than any server gives at once
+  const auto count = [](int64_t given) { return std::clamp<int64_t>(given, 1, kMost); };
+  if (path == "/v1/responses" || path == "/v1/messages") return 1;  // their "input" is one conversation
+  return count(n) * count(prompts);
+}
+
 std::optional<int64_t> RequestFacts::output_limit(std::string_view path) const {
   constexpr int64_t kDefaultCompletion = 16;  // OpenAI's
+  if (path == "/v1/responses") return max_output_tokens;
+  if (path == "/v1/messages") return max_tokens;
   const bool is_text = path == "/v1/completions";
   const std::optional<int64_t> said = is_text ? max_tokens : std::max(max_tokens, max_completion_tokens);
   if (n_predict && (*n_predict >= 0 || !said)) return *n_predict < 0 ? said : std::max(said, n_predict);

@@ -281,7 +281,8 @@ class RouterImpl final : public Router {
     const RouterEntry& entry = entry_of(request);
     if (!entry.account.empty()) reply->charge(entry.account);
     if (entry.how == RoutedAs::kOwn) return answer(std::move(request), std::move(reply));
-    if (closed_) return reply->respond(router_refusal(503, "the router is shutting down", "shutting_down"));
+    if (closed_)
+      return reply->respond(router_refusal(503, "the router is shutting down", "shutting_down", entry.dialect));
     std::string id(request.header("x-request-id"));
     if (!is_request_id(id)) {
       const uint64_t number = next_id_.fetch_add(2);

@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 
+#include "lk/cluster/dialect.h"
 #include "lk/cluster/request_facts.h"
 #include "lk/net/http_server.h"
 
@@ -28,11 +29,13 @@ enum class RoutedAs : uint8_t {
 class RouterEntry : public HttpAdmission {
  public:
   RoutedAs how = RoutedAs::kOne;
-  std::string payer;      // who shares bounded things with others: the account, or the peer
-  double weight = 1;      // the payer's
-  std::string account;    // whose bytes wait for their reader; "" = the peer's
-  bool is_known = false;  // its key was judged here: `identity` goes on instead
-  HttpHeaders identity;   // by which replicas know the router, and the client if it is known
+  Dialect dialect = Dialect::kOpenAi;  // of what the router says itself
+  bool generates = false;              // the answer is tokens, and a stream of them may go on elsewhere
+  std::string payer;                   // who shares bounded things with others: the account, or the peer
+  double weight = 1;                   // the payer's
+  std::string account;                 // whose bytes wait for their reader; "" = the peer's
+  bool is_known = false;               // its key was judged here: `identity` goes on instead
+  HttpHeaders identity;                // by which replicas know the router, and the client if it is known
 
   // The body has come: places and tokens for all the answers it asks for. `facts` is null for what is no JSON object.
   // `context`: tokens that a prompt and its answer may have together.

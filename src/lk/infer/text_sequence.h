@@ -97,6 +97,9 @@ class TextSequence : public Sequence {
   Status begin_text(const std::shared_ptr<const Tokenizer>& tokenizer);
   // The part of it (without thoughts) that has been shown. Requires: not ended.
   std::string_view text_so_far() const { return std::string_view(completion.text).substr(0, seam_); }
+  std::string_view reasoning_so_far() const {
+    return std::string_view(completion.reasoning).substr(0, reasoning_seam_);
+  }
   // Tokens of the prompt that are counted here; a resumed request's were counted where it began.
   int64_t counted_prompt_tokens() const { return asked.resumed() ? 0 : completion.prompt_tokens; }
   // Takes one more token; true when its text reached a stop string. The text of one that `stops` is not shown.

@@ -15,6 +15,20 @@ namespace {
 // What an io thread writes itself takes it some 0.1 ms.
 constexpr int64_t kLongAnswer = 32 << 10;
 
+const char* id_prefix(Endpoint endpoint) {
+  switch (endpoint) {
+    case Endpoint::kChat:
+      return "chatcmpl-";
+    case Endpoint::kCompletion:
+      return "cmpl-";
+    case Endpoint::kResponses:
+      return "resp_";
+    case Endpoint::kMessages:
+      return "msg_";
+  }
+  return "";
+}
+
 int64_t shown_bytes(const std::vector<Completion>& completions) {
   int64_t bytes = 0;
   for (const Completion& completion : completions) bytes += shown_bytes(completion);
@@ -228,16 +242,28 @@ void Answer::cancel_others() {
 
 // --- GenerateAnswer
 
+const char* GenerateAnswer::endpoint() const {
+  switch (endpoint_) {
+    case Endpoint::kChat:
+      return "chat";
+    case Endpoint::kCompletion:
+      return "completions";
+    case Endpoint::kResponses:
+      return "responses";
+    case Endpoint::kMessages:
+      return "messages";
+  }
+  return "";
+}
+
 void GenerateAnswer::set_request(const GenerateRequest& request, const std::string& model_name, const TextSide& side,
                                  const Sequences& sequences) {
-  const bool chat = request.endpoint == Endpoint::kChat;
-  chat_ = chat;
+  endpoint_ = request.endpoint;
   stream_ = request.stream;
   const bool watched = request.resumed.has_value();  // by a router, which may go on with it elsewhere
   const std::string& id = watched ? request.resumed->id : exchange_->id;
-  formatter_.emplace(request, fmt::format("{}-{}", chat ? "chatcmpl" : "cmpl", id),
-                     watched ? request.resumed->created : std::time(nullptr), model_name, side.tokenizer.get(),
-                     request.tool_format);
+  formatter_.emplace(request, id_prefix(endpoint_) + id, watched ? request.resumed->created : std::time(nullptr),
+                     model_name, side.tokenizer.get(), request.tool_format);
   for (size_t i = 0; watched && i < request.resumed->choices.size(); ++i)
     if (request.resumed->choices[i].begun()) formatter_->resume(static_cast<int>(i), sequences[i].get());
 }
@@ -330,8 +356,10 @@ void GenerateAnswer::delta(int choice, StreamDelta& delta) {
 void GenerateAnswer::choice_done(int choice, Completion& completion) {
   if (!stream_) return;
   const Completion done = std::exchange(completion, {});  // nobody asks for it any more
-  if (!making_) return send(formatter_->done(choice, done));
-  write(false, [choice, done = std::make_shared<Completion>(std::move(done))](AnswerFormatter& formatter) {
+  // The last events of a stream of items repeat all of it.
+  const bool is_long = endpoint_ == Endpoint::kResponses && shown_bytes(done) > kLongAnswer;
+  if (!making_ && !is_long) return send(formatter_->done(choice, done));
+  write(is_long, [choice, done = std::make_shared<Completion>(std::move(done))](AnswerFormatter& formatter) {
     return formatter.done(choice, *done);
   });
 }

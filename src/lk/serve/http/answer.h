@@ -97,7 +97,7 @@ class GenerateAnswer final : public Answer {
  private:
   using Make = std::function<std::string(AnswerFormatter& formatter)>;
 
-  const char* endpoint() const override { return chat_ ? "chat" : "completions"; }
+  const char* endpoint() const override;
   void prompt_ready(int choice, Completion& prompt) override;
   void delta(int choice, StreamDelta& delta) override;
   void choice_done(int choice, Completion& completion) override;
@@ -112,7 +112,8 @@ class GenerateAnswer final : public Answer {
 
   std::optional<AnswerFormatter> formatter_;  // used by one thread at a time: by the one that makes, while making_
   std::deque<std::pair<Make, const char*>> to_make_;
-  bool chat_ = true, stream_ = false, streaming_ = false, making_ = false;
+  Endpoint endpoint_ = Endpoint::kChat;
+  bool stream_ = false, streaming_ = false, making_ = false;
 };
 
 class EmbeddingAnswer final : public Answer {

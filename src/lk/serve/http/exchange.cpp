@@ -78,7 +78,7 @@ void Exchange::respond(HttpResponse response) {
   if (!reply) return;
   place = {};  // who has the answer may ask the next
   record(response.status, response.status < 400 ? "ok" : "error");
-  response.headers.emplace_back("x-request-id", id);
+  add_request_id(response.headers, id, dialect_of(route));
   server->browser_.add_headers(request, response.headers);
   std::exchange(reply, nullptr)->respond(std::move(response));
 }
@@ -99,22 +99,22 @@ void Exchange::fail(const ApiError& error, HttpHeaders headers) {
   if (!reply) return;
   place = {};
   if (streaming_) {  // its head is gone already
-    reply->write(AnswerFormatter::error_events(error));
+    reply->write(AnswerFormatter::error_events(error, dialect_of(route)));
     return end_stream("error");
   }
   record(error.status, "error");
   if (error.status >= 500 && error.status != 503)
     server->log_->write(LogLevel::kError, "internal_error", {{"id", id}, {"reason", error.message}});
-  HttpResponse response = error_response(error);
+  HttpResponse response = error_response(error, dialect_of(route));
   for (auto& header : headers) response.headers.push_back(std::move(header));
-  response.headers.emplace_back("x-request-id", id);
+  add_request_id(response.headers, id, dialect_of(route));
   server->browser_.add_headers(request, response.headers);
   std::exchange(reply, nullptr)->respond(std::move(response));
 }
 
 void Exchange::begin_stream(HttpHeaders headers) {
   streaming_ = true;
-  headers.emplace_back("x-request-id", id);
+  add_request_id(headers, id, dialect_of(route));
   headers.emplace_back("cache-control", "no-cache");
   server->browser_.add_headers(request, headers);
   reply->begin_stream(200, std::move(headers), "text/event-stream; charset=utf-8");

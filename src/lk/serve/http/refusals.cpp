@@ -25,8 +25,8 @@ ApiError rate_limited(const TenantLimiter::Decision& decision) {
           .retry_after_seconds = std::max(1.0, decision.retry_after_seconds)};
 }
 
-HttpResponse error_response(const ApiError& error) {
-  HttpResponse response{.status = error.status, .body = format_error(error)};
+HttpResponse error_response(const ApiError& error, Dialect dialect) {
+  HttpResponse response{.status = error.status, .body = format_error(error, dialect)};
   if (error.retry_after_seconds > 0) {
     // Whole seconds, spread a little, so that those who were refused together do not come back together.
     thread_local Rng rng(static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count()));
@@ -36,6 +36,11 @@ HttpResponse error_response(const ApiError& error) {
   }
   if (error.status == 401) response.headers.emplace_back("www-authenticate", "Bearer");
   return response;
+}
+
+void add_request_id(HttpHeaders& headers, const std::string& id, Dialect dialect) {
+  headers.emplace_back("x-request-id", id);
+  if (dialect == Dialect::kAnthropic) headers.emplace_back("request-id", id);
 }
 
 std::string_view refusal_reason(int status) {

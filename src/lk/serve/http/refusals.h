@@ -15,7 +15,9 @@ ApiError overloaded(double retry_after_seconds, std::string message = "the serve
 // What a tenant's limits refuse.
 ApiError rate_limited(const TenantLimiter::Decision& decision);
 // As the answer to a request that is refused.
-HttpResponse error_response(const ApiError& error);
+HttpResponse error_response(const ApiError& error, Dialect dialect = Dialect::kOpenAi);
+// x-request-id, and as clients of the dialect look for it.
+void add_request_id(HttpHeaders& headers, const std::string& id, Dialect dialect);
 // For metrics: "rate_limit", "auth", ...
 std::string_view refusal_reason(int status);
 

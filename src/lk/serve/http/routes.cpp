@@ -16,12 +16,14 @@ using enum RoutedAs;
 using S = ServerImpl;
 using Handler = void (ServerImpl::*)(const std::shared_ptr<Exchange>&);
 
-// Where it answers, and what it costs: inference, other work on what was sent, changes on the admin listener.
-enum class Kind { kPlain, kAdminListener, kChanges, kWorks, kInfers };
+// Where it answers, and what it costs: inference (with tokens as its answer: kGenerates), other work on what was sent,
+// changes on the admin listener.
+enum class Kind { kPlain, kAdminListener, kChanges, kWorks, kInfers, kGenerates };
 
 constexpr Cost cost_of(Kind kind) {
   switch (kind) {
     case Kind::kInfers:
+    case Kind::kGenerates:
       return Cost::kInference;
     case Kind::kWorks:
     case Kind::kChanges:
@@ -40,6 +42,8 @@ constexpr Route route(std::string_view method, std::string_view path, Access acc
           .access = access,
           .admin_listener = kind == Kind::kAdminListener || kind == Kind::kChanges,
           .cost = cost_of(kind),
+          .dialect = Dialect::kOpenAi,
+          .generates = kind == Kind::kGenerates,
           .routed = routed,
           .handler = handler,
           .doc = {.id = id,
@@ -51,13 +55,27 @@ constexpr Route route(std::string_view method, std::string_view path, Access acc
                   .refusals = refusals}};
 }
 
+constexpr Route in(Dialect dialect, Route route) {
+  route.dialect = dialect;
+  return route;
+}
+
 using enum Kind;
 
 constexpr Route kRoutes[] = {
-    route("POST", "/v1/chat/completions", kInfer, kInfers, kOne, &S::chat, "createChatCompletion",
+    route("POST", "/v1/chat/completions", kInfer, kGenerates, kOne, &S::chat, "createChatCompletion",
           "Answer a conversation", "ChatRequest", "ChatResponse"),
-    route("POST", "/v1/completions", kInfer, kInfers, kOne, &S::completions, "createCompletion", "Continue text",
+    route("POST", "/v1/completions", kInfer, kGenerates, kOne, &S::completions, "createCompletion", "Continue text",
           "CompletionRequest", "CompletionResponse"),
+    in(Dialect::kResponses, route("POST", "/v1/responses", kInfer, kGenerates, kOne, &S::responses, "createResponse",
+                                  "Answer a conversation of items (OpenAI's Responses, without storage)",
+                                  "ResponsesRequest", "ResponsesResponse")),
+    in(Dialect::kAnthropic,
+       route("POST", "/v1/messages", kInfer, kGenerates, kOne, &S::messages, "createMessage",
+             "Answer a conversation (Anthropic's Messages)", "MessagesRequest", "MessagesResponse")),
+    in(Dialect::kAnthropic,
+       route("POST", "/v1/messages/count_tokens", kInfer, kWorks, kOne, &S::count_tokens, "countMessageTokens",
+             "How many tokens a conversation's prompt has", "CountTokensRequest", "CountTokensResponse")),
     route("POST", "/v1/embeddings", kInfer, kInfers, kOne, &S::embeddings, "createEmbedding",
           "Mean of the last hidden states, normalised", "EmbeddingRequest", "EmbeddingResponse"),
     route("POST", "/tokenize", kInfer, kWorks, kOne, &S::tokenize, "tokenize", "Text or messages to token ids",
@@ -147,6 +165,12 @@ bool matches(const Route& route, std::string_view path) {
   const size_t brace = route.path.find('{');
   if (brace == std::string_view::npos) return path == route.path;
   return path.size() > brace && path.starts_with(route.path.substr(0, brace));
+}
+
+Dialect dialect_at(std::string_view path) {
+  for (const Route& route : kRoutes)
+    if (matches(route, path)) return route.dialect;
+  return Dialect::kOpenAi;
 }
 
 const Route* find_route(std::string_view method, std::string_view path, std::string* parameter, bool* path_exists,

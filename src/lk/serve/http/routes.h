@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 
+#include "lk/cluster/dialect.h"
 #include "lk/cluster/router_gate.h"
 #include "lk/serve/openai/openapi.h"
 
@@ -29,14 +30,21 @@ struct Route {
   Access access;
   bool admin_listener;  // moves to the admin listener when there is one
   Cost cost;
+  Dialect dialect;  // of its refusals and streams
+  bool generates;   // tokens; a stream of them goes on at another replica when its own is lost
   RoutedAs routed;  // what a router in front of replicas does with it
   void (ServerImpl::*handler)(const std::shared_ptr<Exchange>&);
   RouteDoc doc = {};
 };
 std::span<const Route> routes();
 
+// Of a request that has none, OpenAI's.
+inline Dialect dialect_of(const Route* route) { return route != nullptr ? route->dialect : Dialect::kOpenAi; }
+
 // Whether a path is one of the route's.
 bool matches(const Route& route, std::string_view path);
+// Of whatever is asked for at a path, also with methods that it does not have.
+Dialect dialect_at(std::string_view path);
 // The route of a request, and what the parameter of its path is. `path_exists`: with this or another method. Routes
 // that `hidden` wants are passed over.
 using HiddenRoutes = std::function<bool(const Route&)>;

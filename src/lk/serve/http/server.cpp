@@ -501,8 +501,8 @@ HttpResponse ServerImpl::refuse(const HttpRequest& head, const Route* route, con
                {"tenant", tenant},
                {"key", key},
                {"peer", head.peer}});
-  HttpResponse response = error_response(error);
-  response.headers.emplace_back("x-request-id", id);
+  HttpResponse response = error_response(error, dialect_at(head.path));
+  add_request_id(response.headers, id, dialect_at(head.path));
   browser_.add_headers(head, response.headers);
   if (error.status == 405) response.headers.emplace_back("allow", allowed_methods(head));
   return response;

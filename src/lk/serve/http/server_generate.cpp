@@ -3,6 +3,7 @@
 #include "lk/base/sha256.h"
 #include "lk/serve/http/answer.h"
 #include "lk/serve/http/server_impl.h"
+#include "lk/serve/http/shortened.h"
 #include "lk/serve/openai/answer_size.h"
 #include "lk/serve/openai/choice.h"
 #include "lk/serve/openai/parse.h"
@@ -28,14 +29,39 @@ ApiError prompt_error(const Status& status, std::string_view field, std::string_
   return error;
 }
 
+bool is_too_long(std::string_view field, const TextSequence& sequence, const TextModel& model) {
+  return field == "prompt" && static_cast<int64_t>(sequence.asked.prompt.size()) >= model.context();
+}
+
 // What prepare() refuses.
 ApiError prepare_error(const Status& status, std::string_view field, std::string_view prompt, const Exchange& exchange,
                        const TextSequence& sequence) {
   ApiError error = prompt_error(status, field, prompt, exchange.id);
   // Clients act on this code: they shorten the conversation.
-  if (field == "prompt" && static_cast<int64_t>(sequence.asked.prompt.size()) >= exchange.server->text().context())
-    error.code = "context_length_exceeded";
+  if (is_too_long(field, sequence, exchange.server->text())) error.code = "context_length_exceeded";
   return error;
+}
+
+// Prepares a conversation that is too long, without as few of its oldest turns as make it fit.
+Status prepare_shortened(const TextModel& model, const TextRequest& text, const TextSide& side,
+                         std::unique_ptr<ServedSequence>& sequence, std::string_view& field) {
+  const auto prepare = [&](int64_t turns) {
+    TextRequest kept = text;
+    kept.messages = without_oldest(text.messages, turns);
+    sequence = std::make_unique<ServedSequence>();
+    return model.prepare(std::move(kept), *sequence, &side, &field);
+  };
+  int64_t least = 1, most = num_oldest_turns(text.messages);
+  if (most == 0) return prepare(0);
+  while (least < most) {
+    const int64_t middle = least + (most - least) / 2;
+    const Status prepared = prepare(middle);
+    if (!prepared.ok() && is_too_long(field, *sequence, model))
+      least = middle + 1;
+    else
+      most = middle;
+  }
+  return prepare(least);
 }
 
 // Places in the engine's queue; given back when they are not used, whatever is thrown.
@@ -147,14 +173,18 @@ void prepare_and_submit(Generation& generation) {
   Sequences sequences(request.prompts.size() * n);
   EngineService::Share share{.requests = 0};
   int64_t bytes = 0, held = 0;  // of the answer, and of what it is made of
+  const auto refuse = [&](ApiError error) { exchange->refuse(in_own_words(std::move(error), request.names)); };
   const auto prepare = [&](TextRequest text, size_t index) {
     if (index < known.size()) text.output_so_far = known[index].tokens;
     auto sequence = std::make_unique<ServedSequence>();
     std::string_view field;
-    const Status prepared = server.text().prepare(std::move(text), *sequence, &side, &field);
+    const std::optional<TextRequest> whole = request.drops_oldest ? std::optional(text) : std::nullopt;
+    Status prepared = server.text().prepare(std::move(text), *sequence, &side, &field);
+    if (!prepared.ok() && whole && is_too_long(field, *sequence, server.text()))
+      prepared = prepare_shortened(server.text(), *whole, side, sequence, field);
     if (!prepared.ok()) {
-      const char* prompt = request.endpoint == Endpoint::kChat ? "messages" : "prompt";
-      exchange->refuse(prepare_error(prepared, field, prompt, *exchange, *sequence));
+      const char* prompt = is_chat(request.endpoint) ? "messages" : "prompt";
+      refuse(prepare_error(prepared, field, prompt, *exchange, *sequence));
       return false;
     }
     sequence->asked.priority = request.priority;
@@ -195,14 +225,13 @@ void prepare_and_submit(Generation& generation) {
     held += size.held_bytes(sequences[first]->asked.max_tokens);
   }
   if (const int64_t most = server.options().max_answer_bytes; bytes > most)
-    return exchange->refuse(
-        answer_too_large(bytes, most,
-                         request.stream ? "ask for less of the prompt, or for fewer choices"
-                                        : "ask for fewer choices, tokens or log-probabilities, or for a stream",
-                         request.logprobs ? "logprobs" : "max_tokens"));
+    return refuse(answer_too_large(bytes, most,
+                                   request.stream
+                                       ? "ask for less of the prompt, or for fewer choices"
+                                       : "ask for fewer choices, tokens or log-probabilities, or for a stream",
+                                   request.logprobs ? "logprobs" : "max_tokens"));
   if (const int64_t most = server.limiter().max_held_bytes(); held > most)
-    return exchange->refuse(
-        answer_too_large(held, most, "ask for fewer choices, tokens or log-probabilities", "logprobs"));
+    return refuse(answer_too_large(held, most, "ask for fewer choices, tokens or log-probabilities", "logprobs"));
   std::optional<Admitted> admitted = admit(exchange, share, held, goes_on);
   if (!admitted) return;
   for (size_t i = 0; i < request.prompts.size(); ++i) {
@@ -223,8 +252,9 @@ void prepare_and_submit(Generation& generation) {
   }
   if (request.resumed && generation.model.adapter) request.resumed->own_digest = generation.model.adapter->digest;
   generation.answer->set_request(request, generation.model.name, side, sequences);
-  const bool wants_prompt = request.stream && (request.echo || request.prompt_logprobs || request.return_token_ids ||
-                                               request.continuous_usage || request.resumed);
+  const bool wants_prompt =
+      request.stream && (request.echo || request.prompt_logprobs || request.return_token_ids ||
+                         request.continuous_usage || request.resumed || request.endpoint == Endpoint::kMessages);
   generation.answer->submit(std::move(sequences), std::move(generation.model), admitted->use(), admitted->deadline,
                             wants_prompt);
 }
@@ -238,7 +268,7 @@ void compile_calls(const std::shared_ptr<Generation>& generation) {
       ApiError error = api_error(compiled.status(), generation->exchange->id);
       if (error.status < 500) error.status = 400;
       error.param = "tools";
-      return generation->exchange->refuse(std::move(error));
+      return generation->exchange->refuse(in_own_words(std::move(error), generation->request.names));
     }
     generation->call_grammar = std::move(compiled).value();
     prepare_and_submit(*generation);
@@ -252,8 +282,9 @@ void compile_and_submit(const std::shared_ptr<Generation>& generation) {
   const GenerateRequest& request = generation->request;
   if (!request.grammar) return prepare_and_submit(*generation);
   if (!exchange->server->grammars())
-    return exchange->refuse(
-        {.message = "the model has no tokenizer: structured output is not available", .param = request.grammar_field});
+    return exchange->refuse(in_own_words(
+        {.message = "the model has no tokenizer: structured output is not available", .param = request.grammar_field},
+        request.names));
   std::shared_ptr<const TokenVocabulary> vocabulary = exchange->server->side_of(generation->model.adapter).vocabulary();
   const auto next = [generation](Result<std::shared_ptr<const Grammar>> compiled) {
     Exchange& asked = *generation->exchange;
@@ -261,7 +292,7 @@ void compile_and_submit(const std::shared_ptr<Generation>& generation) {
       ApiError error = api_error(compiled.status(), asked.id);
       if (error.status < 500) error.status = 400;
       error.param = generation->request.grammar_field;
-      return asked.refuse(std::move(error));
+      return asked.refuse(in_own_words(std::move(error), generation->request.names));
     }
     generation->grammar = std::move(compiled).value();
     compile_calls(generation);
@@ -272,7 +303,16 @@ void compile_and_submit(const std::shared_ptr<Generation>& generation) {
 ApiResult<GenerateRequest> parse(Endpoint endpoint, const std::string& body, const ServerImpl& server,
                                  const TextSide& side) {
   const ApiDefaults defaults = server.api_defaults(side);
-  return endpoint == Endpoint::kChat ? parse_chat_request(body, defaults) : parse_completion_request(body, defaults);
+  switch (endpoint) {
+    case Endpoint::kChat:
+      return parse_chat_request(body, defaults);
+    case Endpoint::kResponses:
+      return parse_responses_request(body, defaults);
+    case Endpoint::kMessages:
+      return parse_messages_request(body, defaults);
+    default:
+      return parse_completion_request(body, defaults);
+  }
 }
 
 // What the adapter's own text side says where the request is silent. Answers errors itself.
@@ -291,6 +331,12 @@ bool take_defaults(Generation& generation) {
   return true;
 }
 
+// The last events of a stream of items show all log-probabilities, and only tokens come from where it began.
+bool repeats_what_is_unknown(const GenerateRequest& request) {
+  return request.endpoint == Endpoint::kResponses && request.logprobs && request.resumed &&
+         std::ranges::any_of(request.resumed->choices, [](const auto& choice) { return choice.begun(); });
+}
+
 void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
   auto answer = std::make_shared<GenerateAnswer>(exchange);
   watch(answer, *exchange);
@@ -305,6 +351,11 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
                                .type = "permission_error",
                                .param = "lorikeet_resume",
                                .code = "insufficient_scope"});
+    if (repeats_what_is_unknown(*parsed.value))
+      return exchange->refuse({.message =
+                                   "the end of this answer repeats its log-probabilities, of which the first ones "
+                                   "are not known here",
+                               .param = "lorikeet_resume"});
     limit_unsaid(*parsed.value, server.options().max_answer_bytes, server.limiter().max_held_bytes());
     if (parsed.value->stream) answer->keep_alive();
     server.note_ignored(parsed.value->ignored_fields, exchange->id);
@@ -328,6 +379,30 @@ void generate(const std::shared_ptr<Exchange>& exchange, Endpoint endpoint) {
 
 void ServerImpl::chat(const std::shared_ptr<Exchange>& exchange) { generate(exchange, Endpoint::kChat); }
 void ServerImpl::completions(const std::shared_ptr<Exchange>& exchange) { generate(exchange, Endpoint::kCompletion); }
+void ServerImpl::responses(const std::shared_ptr<Exchange>& exchange) { generate(exchange, Endpoint::kResponses); }
+void ServerImpl::messages(const std::shared_ptr<Exchange>& exchange) { generate(exchange, Endpoint::kMessages); }
+
+void ServerImpl::count_tokens(const std::shared_ptr<Exchange>& exchange) {
+  work(exchange, [exchange] {
+    ServerImpl& server = *exchange->server;
+    ApiResult<GenerateRequest> parsed =
+        parse_count_tokens_request(exchange->request.body, server.api_defaults(server.text().base()));
+    exchange->request.body = {};
+    if (!parsed.ok()) return exchange->refuse(parsed.error);
+    server.note_ignored(parsed.value->ignored_fields, exchange->id);
+    const auto request = std::make_shared<GenerateRequest>(std::move(*parsed.value));
+    server.with_model(exchange, request->model, [exchange, request](const AdapterRegistry::Resolved& model) {
+      const TextSide& side = exchange->server->side_of(model.adapter);
+      std::string_view field = "prompt";
+      const Result<std::vector<int32_t>> tokens =
+          exchange->server->text().prompt_tokens(request->prompts[0], &side, &field);
+      if (!tokens.ok())
+        return exchange->refuse(
+            in_own_words(prompt_error(tokens.status(), field, "messages", exchange->id), request->names));
+      exchange->send(200, fmt::format("{{\"input_tokens\":{}}}", tokens->size()));
+    });
+  });
+}
 
 void ServerImpl::embeddings(const std::shared_ptr<Exchange>& exchange) {
   auto answer = std::make_shared<EmbeddingAnswer>(exchange);

@@ -59,6 +59,9 @@ class ServerImpl final : public Server {
   // Routes (server_*.cpp).
   void chat(const std::shared_ptr<Exchange>& exchange);
   void completions(const std::shared_ptr<Exchange>& exchange);
+  void responses(const std::shared_ptr<Exchange>& exchange);
+  void messages(const std::shared_ptr<Exchange>& exchange);
+  void count_tokens(const std::shared_ptr<Exchange>& exchange);
   void embeddings(const std::shared_ptr<Exchange>& exchange);
   void tokenize(const std::shared_ptr<Exchange>& exchange);
   void detokenize(const std::shared_ptr<Exchange>& exchange);

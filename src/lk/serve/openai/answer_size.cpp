@@ -50,7 +50,7 @@ int64_t AnswerSize::tokens_that_fit(int64_t max_bytes, int64_t max_held) const {
 
 AnswerSize answer_size(const GenerateRequest& request, const TextRequest& prompt, int64_t prompt_tokens,
                        int64_t prompt_bytes) {
-  const bool chat = request.endpoint == Endpoint::kChat;
+  const bool chat = is_chat(request.endpoint);
   const int64_t alternatives = std::max(0, prompt.sampling.num_logprobs);
   const int64_t logprobs = !request.logprobs ? 0
                            : chat            ? kChatList + times(kChatEntry, 1 + alternatives)
@@ -67,6 +67,12 @@ AnswerSize answer_size(const GenerateRequest& request, const TextRequest& prompt
   const bool shared = chat && !request.stream;
   AnswerSize size{.fixed = times(request.n, shared ? fixed : fixed + extras) + (shared ? extras : 0)};
   if (!request.stream) size.per_token = times(request.n, text + logprobs + (request.return_token_ids ? kTokenId : 0));
+  if (request.endpoint == Endpoint::kResponses) {
+    // The first and last events of a stream show the request and the whole answer, in part several times.
+    const int64_t times_said = std::ssize(request.repeated);
+    size.fixed += times(request.stream ? 3 : 1, times_said);
+    if (request.stream) size.per_token = times(4, text + logprobs);
+  }
   if (request.echo) size.held_fixed = prompt_bytes;
   if (request.logprobs) size.held_per_token = times(request.n, record_bytes(alternatives));
   if (const int of_prompt = prompt.sampling.num_prompt_logprobs; of_prompt >= 0)

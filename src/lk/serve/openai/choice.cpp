@@ -17,7 +17,7 @@ std::string AnswerShape::call_id(int choice, int call) const {
   hash.update(source.data(), source.size());
   const std::array<uint8_t, 32> digest = hash.finish();
   const size_t length = tool_format == ToolFormat::kMistral ? 9 : 24;
-  std::string text = tool_format == ToolFormat::kMistral ? "" : "call_";
+  std::string text = tool_format == ToolFormat::kMistral ? "" : endpoint == Endpoint::kMessages ? "toolu_" : "call_";
   for (size_t i = 0; i < length; ++i) text += kAlphabet[digest[i] % kAlphabet.size()];
   return text;
 }
@@ -85,7 +85,7 @@ ToolSyntax tool_syntax(const GenerateRequest& request, ToolFormat format) {
 
 std::string echoed(const GenerateRequest& request, const TextRequest& text, const Tokenizer* tokenizer) {
   if (!request.echo) return {};
-  if (request.endpoint == Endpoint::kCompletion)
+  if (!is_chat(request.endpoint))
     return text.token_ids.empty() || tokenizer == nullptr ? text.prompt
                                                           : tokenizer->decode(text.token_ids, text.skip_special_tokens);
   // Of a chat only an assistant's message that is being continued.

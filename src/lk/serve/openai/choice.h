@@ -43,10 +43,12 @@ struct AnswerShape {
   std::string forced_tool;
   std::string id;  // of the request; call ids derive from it
 
-  bool needs_prompt() const { return token_ids || (!chat() && echo && logprobs); }  // in the first chunk
-  bool chat() const { return endpoint == Endpoint::kChat; }
-  // "call_" and 24 letters and digits; of Mistral's models, whose templates insist on it, 9 letters and digits. The
-  // same for the same request, choice and call.
+  bool needs_prompt() const {  // in the first chunk
+    return token_ids || (!chat() && echo && logprobs) || endpoint == Endpoint::kMessages;
+  }
+  bool chat() const { return is_chat(endpoint); }
+  // "call_" (Messages: "toolu_") and 24 letters and digits; of Mistral's models, whose templates insist on it, 9
+  // letters and digits. The same for the same request, choice and call.
   std::string call_id(int choice, int call) const;
   // The tokens of an echoed prompt; the first has no logprob.
   std::vector<TokenLogprob> prompt_tokens(const Completion& prompt) const;

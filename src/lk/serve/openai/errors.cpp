@@ -1,8 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <boost/json/object.hpp>
-#include <boost/json/serialize.hpp>
-
-#include "lk/base/json_text.h"
 #include "lk/serve/openai/openai.h"
 
 namespace lk {
@@ -57,15 +53,12 @@ ApiError api_error(const Status& status, std::string_view request_id) {
   return error;
 }
 
-std::string format_error(const ApiError& error) {
-  const auto text_or_null = [](const std::string& text) {
-    return text.empty() ? boost::json::value(nullptr) : boost::json::value(boost::json::string_view(text));
-  };
-  return json_text(boost::json::object{{"error",
-                                        {{"message", error.message},
-                                         {"type", error.type},
-                                         {"param", text_or_null(error.param)},
-                                         {"code", text_or_null(error.code)}}}});
+ErrorWords words_of(const ApiError& error) {
+  return {.message = error.message, .type = error.type, .param = error.param, .code = error.code};
+}
+
+std::string format_error(const ApiError& error, Dialect dialect) {
+  return error_body(dialect, error.status, words_of(error));
 }
 
 }  // namespace lk

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <iterator>
+#include <utility>
 
 #include "lk/cluster/answer_commits.h"
+#include "lk/serve/openai/answer_items.h"
 #include "lk/serve/openai/choice.h"
 #include "lk/serve/openai/json_writer.h"
 #include "lk/serve/openai/openai.h"
@@ -15,7 +18,8 @@ using namespace openai;
 struct AnswerFormatter::Impl {
   AnswerShape shape;
   std::vector<Choice> choices;
-  std::vector<std::string> echo;  // per prompt
+  std::unique_ptr<AnswerItems> items;  // or null: chat and completions are written here
+  std::vector<std::string> echo;       // per prompt
   size_t n;
   std::string model;
   int64_t created;
@@ -110,6 +114,11 @@ struct AnswerFormatter::Impl {
   }
 
   void start(std::string& out, Choice& choice) const {
+    if (items) {
+      items->begin(&out, choice.prompt.value_or(Completion()));
+      choice.started = true;
+      return;
+    }
     const std::string& echo_text = echo[index_of(choice) / n];
     if (shape.chat()) {
       append_chunk(out, choice, "\"delta\":{\"role\":\"assistant\",\"content\":\"\"}", {}, false, {});
@@ -144,6 +153,40 @@ struct AnswerFormatter::Impl {
     }
   }
 
+  // A text and the tokens that wait for it; of those behind it only what it needs when `in_one_piece`.
+  void item_text(std::string* out, Choice& choice, std::string_view text, bool in_one_piece) const {
+    size_t count = choice.waiting.size();
+    if (in_one_piece && choice.parser.num_calls() > 0) {
+      size_t bytes = 0;
+      for (count = 0; count < choice.waiting.size() && bytes < text.size(); ++count)
+        bytes += shape.names.bytes(choice.waiting[count].token).size();
+    }
+    items->text(out, text, span_of(choice.waiting).first(count));
+    choice.waiting.erase(choice.waiting.begin(), choice.waiting.begin() + static_cast<ptrdiff_t>(count));
+  }
+
+  void feed_items(std::string* out, int index, Choice& choice, const ToolDeltas& deltas, bool in_one_piece) const {
+    for (const ToolDelta& delta : deltas) {
+      if (delta.kind == ToolDelta::Kind::kContent) {
+        item_text(out, choice, delta.text, in_one_piece);
+        continue;
+      }
+      choice.waiting.clear();
+      if (delta.call > 0 && !shape.parallel_tool_calls) continue;
+      if (delta.kind == ToolDelta::Kind::kBegin)
+        items->call(out, shape.call_id(index, delta.call), delta.text);
+      else
+        items->arguments(out, delta.text);
+    }
+  }
+
+  // Thoughts and their marks have no log-probabilities to show.
+  void drop_thoughts(Choice& choice) const {
+    const int64_t first = choice.before + choice.num_tokens - std::ssize(choice.waiting);
+    const int64_t thoughts = std::clamp<int64_t>(choice.reasoning_tokens - first, 0, std::ssize(choice.waiting));
+    choice.waiting.erase(choice.waiting.begin(), choice.waiting.begin() + thoughts);
+  }
+
   void feed(std::string& out, int index, Choice& choice, std::string_view thoughts, std::string_view text,
             std::span<const TokenLogprob> tokens) const {
     if (!choice.prompt && shape.needs_prompt()) {
@@ -159,7 +202,13 @@ struct AnswerFormatter::Impl {
     if (resumed)
       for (const TokenLogprob& token : tokens) choice.uncommitted.push_back(token.token);
     if (shape.logprobs || shape.token_ids) choice.waiting.insert(choice.waiting.end(), tokens.begin(), tokens.end());
-    if (shape.chat()) {
+    if (items) {
+      drop_thoughts(choice);
+      if (!thoughts.empty() && shape.include_reasoning) items->thoughts(&out, thoughts);
+      ToolDeltas deltas;
+      choice.parser.push(text, deltas);
+      feed_items(&out, index, choice, deltas, false);
+    } else if (shape.chat()) {
       if (!thoughts.empty() && shape.include_reasoning)
         append_chunk(out, choice, shape.merge_reasoning ? content_body(thoughts) : reasoning_body(thoughts));
       ToolDeltas deltas;
@@ -197,7 +246,8 @@ struct AnswerFormatter::Impl {
     AnswerCommit commit{.choice = index,
                         .first = choice.before + choice.num_tokens - static_cast<int64_t>(choice.uncommitted.size()),
                         .tokens = std::exchange(choice.uncommitted, {}),
-                        .done = is_done};
+                        .done = is_done,
+                        .events = items ? items->num_events() : 0};
     if (!std::exchange(choice.told_prompt, true) && choice.prompt) {
       commit.prompt = AnswerCommit::Prompt{choice.prompt->prompt_tokens, choice.prompt->cached_tokens};
       commit.digest = resumed->own_digest;
@@ -269,6 +319,26 @@ struct AnswerFormatter::Impl {
     out += '}';
   }
 
+  // The whole answer, of an API of items.
+  std::string items_object(const Completion& completion) {
+    Choice& choice = choices[0];
+    choice.prompt = prompt_facts(completion);
+    choice.reasoning_tokens = completion.reasoning_tokens;
+    choice.num_tokens = std::ssize(completion.token_ids);
+    if (shape.logprobs) choice.waiting = tokens_of(completion, 0);
+    drop_thoughts(choice);
+    items->begin(nullptr, *choice.prompt);
+    if (!completion.reasoning.empty() && shape.include_reasoning) items->thoughts(nullptr, completion.reasoning);
+    ToolDeltas deltas;
+    choice.parser.push(completion.text, deltas);
+    choice.parser.finish(deltas);
+    feed_items(nullptr, 0, choice, deltas, true);
+    items->last_tokens(span_of(choice.waiting));
+    count(0, completion);
+    items->finish(nullptr, completion, usage);
+    return items->whole();
+  }
+
   void append_prompt_extras(std::string& out, const Completion& completion) const {
     if (shape.token_ids) append_prompt_ids(out, completion);
     if (!shape.prompt_logprobs) return;
@@ -305,6 +375,15 @@ AnswerFormatter::AnswerFormatter(const GenerateRequest& request, std::string id,
   impl_->include_usage = request.include_usage;
   impl_->continuous_usage = request.continuous_usage;
   impl_->resumed = request.resumed;
+  const ItemsHead head{.id = impl_->shape.id,
+                       .created = created,
+                       .model = impl_->model,
+                       .repeated = request.repeated,
+                       .names = impl_->shape.names,
+                       .logprobs = request.logprobs,
+                       .max_tokens = first.max_tokens};
+  if (request.endpoint == Endpoint::kResponses) impl_->items = responses_items(head);
+  if (request.endpoint == Endpoint::kMessages) impl_->items = messages_items(head);
   for (const TextRequest& text : request.prompts) impl_->echo.push_back(echoed(request, text, tokenizer));
   const ToolSyntax syntax = tool_syntax(request, tool_format);
   for (size_t i = 0; i < request.prompts.size() * impl_->n; ++i) impl_->choices.emplace_back(syntax);
@@ -331,6 +410,14 @@ void AnswerFormatter::resume(int index, const TextSequence* sequence) {
   choice.reasoning_tokens = sequence->completion.reasoning_tokens;
   ToolDeltas shown;
   choice.parser.push(sequence->text_so_far(), shown);
+  if (self.items) {
+    self.items->begin(nullptr, *choice.prompt);
+    if (const std::string_view thoughts = sequence->reasoning_so_far();
+        !thoughts.empty() && self.shape.include_reasoning)
+      self.items->thoughts(nullptr, thoughts);
+    self.feed_items(nullptr, index, choice, shown, false);
+    self.items->count_from(known.events);
+  }
   const auto pass = [&](const std::vector<int32_t>& tokens) {
     for (const int32_t token : tokens) choice.text_offset += self.shape.names.num_characters(token);
   };
@@ -362,7 +449,8 @@ std::string AnswerFormatter::done(int index, const Completion& completion) {
   choice.finished = true;
   if (completion.finish == FinishReason::kError) {
     self.failed = true;
-    return "data: " + format_error(api_error(completion.error)) + "\n\n";
+    const ApiError error = api_error(completion.error);
+    return self.items ? self.items->error(error) : "data: " + format_error(error) + "\n\n";
   }
   self.know_prompt(out, index, choice, completion);
   const auto unseen = [](const std::string& whole, size_t seen) {
@@ -376,13 +464,21 @@ std::string AnswerFormatter::done(int index, const Completion& completion) {
   if (self.shape.chat()) {
     ToolDeltas deltas;
     choice.parser.finish(deltas);
-    self.append_deltas(out, index, choice, deltas);
+    if (self.items)
+      self.feed_items(&out, index, choice, deltas, false);
+    else
+      self.append_deltas(out, index, choice, deltas);
   }
-  std::string finish;
-  self.shape.append_finish(finish, completion, choice.parser.num_calls());
-  self.append_chunk(out, choice, self.shape.chat() ? "\"delta\":{}" : "\"text\":\"\"", finish);
-  self.commit(out, index, choice, true);
   self.count(index, completion);
+  if (self.items) {
+    self.items->last_tokens(span_of(choice.waiting));
+    self.items->finish(&out, completion, self.usage);
+  } else {
+    std::string finish;
+    self.shape.append_finish(finish, completion, choice.parser.num_calls());
+    self.append_chunk(out, choice, self.shape.chat() ? "\"delta\":{}" : "\"text\":\"\"", finish);
+  }
+  self.commit(out, index, choice, true);
   return out;
 }
 
@@ -390,24 +486,25 @@ std::string AnswerFormatter::end() {
   Impl& self = *impl_;
   if (std::exchange(self.ended, true)) return {};
   std::string out;
-  if (self.include_usage && !self.failed) {
+  if (self.include_usage && !self.failed && !self.items) {
     out = "data: " + self.stream_head + ",\"choices\":[],";
     append_usage(out, self.usage);
     out += "}\n\n";
   }
-  out += "data: [DONE]\n\n";
+  if (!self.items) out += "data: [DONE]\n\n";
   if (self.resumed && !self.failed) out += format_commit({.end = true});
   return out;
 }
 
-std::string AnswerFormatter::error_events(const ApiError& error) {
-  return "data: " + format_error(error) + "\n\ndata: [DONE]\n\n";
+std::string AnswerFormatter::error_events(const ApiError& error, Dialect dialect) {
+  return lk::error_events(dialect, error.status, words_of(error));
 }
 
 std::string AnswerFormatter::error(const ApiError& error) {
-  if (impl_->ended) return {};
-  impl_->failed = true;
-  return "data: " + format_error(error) + "\n\n" + end();
+  Impl& self = *impl_;
+  if (self.ended) return {};
+  self.failed = true;
+  return (self.items ? self.items->error(error) : "data: " + format_error(error) + "\n\n") + end();
 }
 
 std::string AnswerFormatter::response(const std::vector<Completion>& completions, size_t max_bytes) {
@@ -415,6 +512,10 @@ std::string AnswerFormatter::response(const std::vector<Completion>& completions
   self.shape.names.max_bytes = max_bytes;
   LK_CHECK(completions.size() == self.choices.size(), "{} completions for {} choices", completions.size(),
            self.choices.size());
+  if (self.items) {
+    std::string whole = self.items_object(completions[0]);
+    return whole.size() > max_bytes ? std::string() : whole;
+  }
   std::string out = self.head(self.shape.chat() ? "chat.completion" : "text_completion") +
                     ",\"system_fingerprint\":null,\"choices\":[";
   for (size_t i = 0; i < completions.size(); ++i) {

@@ -14,6 +14,7 @@
 
 #include <boost/json/value.hpp>
 
+#include "lk/cluster/dialect.h"
 #include "lk/grammar/grammar.h"
 #include "lk/infer/text_model.h"
 #include "lk/infer/text_sequence.h"
@@ -35,7 +36,8 @@ struct ApiError {
 // full or draining (kUnavailable) 503, both with a Retry-After; the codes of 404 ("model_not_found") and the wait of
 // 429 are for the caller to set.
 ApiError api_error(const Status& status, std::string_view request_id = {});
-std::string format_error(const ApiError& error);
+ErrorWords words_of(const ApiError& error);
+std::string format_error(const ApiError& error, Dialect dialect = Dialect::kOpenAi);
 
 // Either a value or an ApiError.
 template <class T>
@@ -47,7 +49,13 @@ struct ApiResult {
   bool ok() const { return value.has_value(); }
 };
 
-enum class Endpoint : uint8_t { kChat, kCompletion };
+// How an answer is asked for and written. Responses (OpenAI) and Messages (Anthropic) are told as chats (as_chat.h).
+enum class Endpoint : uint8_t { kChat, kCompletion, kResponses, kMessages };
+inline bool is_chat(Endpoint endpoint) { return endpoint != Endpoint::kCompletion; }
+
+// Paths of fields in a chat request, and what they are called in the request that was told as one; parts of what is
+// named there begin with its path.
+using FieldNames = std::vector<std::pair<std::string, std::string>>;
 
 // An answer that a router watches over: what another replica made of it goes on here. Each of its streams says which
 // tokens it holds (cluster/answer_commits.h).
@@ -56,6 +64,7 @@ struct ResumedAnswer {
     std::vector<int32_t> tokens;
     bool done = false;
     int64_t prompt_tokens = 0, cached_tokens = 0;  // of its prompt, once it has tokens
+    int64_t events = 0;                            // that it was shown in, where they have numbers
     int64_t reasoning_tokens = 0;                  // of one that is done; not from the request
     bool begun() const { return done || !tokens.empty(); }
   };
@@ -93,6 +102,9 @@ struct GenerateRequest {
   bool merge_reasoning = false;                        // as a part of the content, marks and all
   std::optional<GrammarSpec> call_grammar;             // of calls that may stand for an answer bound by `grammar`
   std::optional<ResumedAnswer> resumed;
+  FieldNames names;           // of a request that was told as a chat's
+  std::string repeated;       // of Responses: what the answer repeats of the request, as members of a JSON object
+  bool drops_oldest = false;  // a conversation that is too long loses its oldest messages
   std::string user;
   int64_t priority = 0;    // among the tenant's own that wait: lower ones first
   std::string cache_salt;  // requests share cached prompts only when these are equal (within a tenant)
@@ -115,6 +127,12 @@ struct ApiDefaults {
 // <= 20. Duplicate keys, NaN, numbers out of range and mistyped known fields are errors that name the field.
 ApiResult<GenerateRequest> parse_chat_request(std::string_view body, const ApiDefaults& defaults);
 ApiResult<GenerateRequest> parse_completion_request(std::string_view body, const ApiDefaults& defaults);
+ApiResult<GenerateRequest> parse_responses_request(std::string_view body, const ApiDefaults& defaults);
+ApiResult<GenerateRequest> parse_messages_request(std::string_view body, const ApiDefaults& defaults);
+// Of a Messages request of which only the tokens of its prompt are asked for.
+ApiResult<GenerateRequest> parse_count_tokens_request(std::string_view body, const ApiDefaults& defaults);
+// What is wrong with a request, named as the request names it.
+ApiError in_own_words(ApiError error, const FieldNames& names);
 
 struct EmbeddingRequest {
   std::string model;
@@ -167,7 +185,8 @@ class AnswerFormatter {
   std::string done(int choice, const Completion& completion);  // the chunk with the finish reason
   std::string end();                                           // usage if asked for, and [DONE]
   std::string error(const ApiError& error);                    // mid-stream failure: an error event and [DONE]
-  static std::string error_events(const ApiError& error);      // the same, of a stream that has shown nothing yet
+  // The same, of a stream that has shown nothing yet.
+  static std::string error_events(const ApiError& error, Dialect dialect);
 
   // --- Not streaming: completions by choice index. Requires: as many as prompts times n, none failed (kError). Nothing
   // when it would be longer than `max_bytes`.

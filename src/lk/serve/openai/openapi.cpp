@@ -25,6 +25,24 @@ constexpr FormDoc kRequestForms[] = {
     {kTokenizeForm, "TokenizeRequest", "Exactly one of prompt and messages.",
      R"({"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]})"},
     {kDetokenizeForm, "DetokenizeRequest"},
+    {kResponsesForm, "ResponsesRequest", "Unknown fields are ignored. JSON may be nested 64 deep."},
+    {kItemForm, "InputItem"},
+    {kItemPartForm, "ItemPart"},
+    {kFlatToolForm, "FlatTool"},
+    {kFlatChoiceForm, "FlatChoice"},
+    {kTextConfigForm, "TextConfig"},
+    {kTextFormatForm, "TextFormat"},
+    {kReasoningForm, "ReasoningConfig"},
+    {kMessagesForm, "MessagesRequest", "Unknown fields are ignored. JSON may be nested 64 deep."},
+    {kCountTokensForm, "CountTokensRequest"},
+    {kTurnForm, "Turn"},
+    {kBlockForm, "Block"},
+    {kInputToolForm, "InputTool"},
+    {kWhichToolForm, "WhichTool"},
+    {kThinkingForm, "ThinkingConfig"},
+    {kRequesterForm, "Requester"},
+    {kOutputConfigForm, "OutputConfig"},
+    {kOutputFormatForm, "OutputFormat"},
     {kStreamOptionsForm, "StreamOptions"},
     {kResumeForm, "Resume"},
     {kResumedChoiceForm, "ResumedChoice"},
@@ -133,9 +151,9 @@ std::vector<json::object> schemas_of(const Field& field) {
     case FieldKind::kSchema:
       return {typed("object"), text_schema(0, field.max)};
     case FieldKind::kContent:
-      return {typed("string"), list_schema(schema_reference("TextPart"), 0, 0)};
+      return {typed("string"), list_schema(schema_reference(field.part), 0, 0)};
     case FieldKind::kChoice:
-      return {words_of(field), schema_reference("ToolChoice")};
+      return {words_of(field), schema_reference(field.part)};
     case FieldKind::kPlain:
       return {json::object{{"type", "object"}, {"maxProperties", field.max_count}}};
     case FieldKind::kPattern:

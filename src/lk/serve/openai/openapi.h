@@ -31,7 +31,7 @@ std::string openapi_page(std::span<const DocumentedRoute> routes, std::string_vi
 
 // A form and the name of its schema.
 struct FormDoc {
-  uint32_t form = 0;
+  uint64_t form = 0;
   std::string_view name, about = {};
   std::string_view more = {};  // members of the schema, as JSON
 };

@@ -4,6 +4,7 @@
 #include <boost/json.hpp>
 
 #include "lk/base/json_reader.h"
+#include "lk/serve/openai/as_chat.h"
 
 namespace lk {
 namespace openai {
@@ -65,9 +66,9 @@ void read_n_predict(RequestFields& fields, GenerateRequest& request, TextRequest
   if (!fields.has("n_predict")) return;
   int64_t most = -1;
   fields.read("n_predict", most);
-  if (most == 0 && request.endpoint == Endpoint::kChat) fields.fail("n_predict", "must be at least 1, or -1");
+  if (most == 0 && is_chat(request.endpoint)) fields.fail("n_predict", "must be at least 1, or -1");
   text.max_tokens = most < 0 ? kUntilFull : most;
-  const bool overruled = fields.has("max_tokens") || (request.endpoint == Endpoint::kChat && request.says_length);
+  const bool overruled = fields.has("max_tokens") || (is_chat(request.endpoint) && request.says_length);
   request.says_length = overruled || most >= 0;
 }
 
@@ -107,13 +108,7 @@ ApiResult<json::object> read_body(std::string_view body, json::storage_ptr stora
 
 using namespace openai;
 
-ApiResult<GenerateRequest> parse_chat_request(std::string_view body, const ApiDefaults& defaults) {
-  boost::json::monotonic_resource memory;
-  const ApiResult<boost::json::object> root = read_body(body, &memory);
-  if (!root.ok()) return root.error;
-  JsonErrors errors;
-  RequestFields fields(*root.value, kChatForm, "", errors);
-  GenerateRequest request{.endpoint = Endpoint::kChat};
+void openai::read_chat(RequestFields& fields, const ApiDefaults& defaults, GenerateRequest& request) {
   TextRequest text{.add_special_tokens = false, .max_tokens = defaults.generation.max_tokens.value_or(kUntilFull)};
   read_common(fields, defaults, request, text);
   check_choices(fields, request, 1, defaults);
@@ -138,9 +133,19 @@ ApiResult<GenerateRequest> parse_chat_request(std::string_view body, const ApiDe
   if (const boost::json::array* modalities = fields.array("modalities"))
     for (const boost::json::value& modality : *modalities)
       if (modality != "text") fields.fail("modalities", "may only be [\"text\"]");
-  if (errors.failed()) return field_error(errors);
   add_ignored(fields, request.ignored_fields);
   request.prompts.push_back(std::move(text));
+}
+
+ApiResult<GenerateRequest> parse_chat_request(std::string_view body, const ApiDefaults& defaults) {
+  boost::json::monotonic_resource memory;
+  const ApiResult<boost::json::object> root = read_body(body, &memory);
+  if (!root.ok()) return root.error;
+  JsonErrors errors;
+  RequestFields fields(*root.value, kChatForm, "", errors);
+  GenerateRequest request{.endpoint = Endpoint::kChat};
+  read_chat(fields, defaults, request);
+  if (errors.failed()) return field_error(errors);
   return request;
 }
 

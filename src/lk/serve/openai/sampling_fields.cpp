@@ -70,6 +70,7 @@ void read_resume(RequestFields& fields, int64_t vocab_size, GenerateRequest& req
     ResumedAnswer::Choice& known = resumed.choices.emplace_back();
     choice.read("tokens", known.tokens, vocab_size);
     choice.read("done", known.done);
+    choice.read("events", known.events);
     choice.read("prompt_tokens", known.prompt_tokens);
     choice.read("cached_tokens", known.cached_tokens);
   }

@@ -71,7 +71,7 @@ class Entry final : public RouterEntry {
   }
   std::optional<HttpResponse> on_body(int64_t bytes) override {
     if (bytes <= declared_) return std::nullopt;
-    if (const std::optional<ApiError> error = hold(bytes)) return error_response(*error);
+    if (const std::optional<ApiError> error = hold(bytes)) return error_response(*error, dialect);
     return std::nullopt;
   }
   std::optional<HttpResponse> admit(const RequestFacts* facts, int64_t body_bytes, int64_t context) override {
@@ -81,15 +81,15 @@ class Entry final : public RouterEntry {
                              .message = "\"lorikeet_resume\" is for routers that send a key of scope fleet",
                              .type = "permission_error",
                              .param = "lorikeet_resume",
-                             .code = "insufficient_scope"});
+                             .code = "insufficient_scope"},
+                            dialect);
     if (!is_charged) return std::nullopt;
-    const int64_t choices =
-        std::clamp<int64_t>(facts->n, 1, kMostChoices) * std::clamp<int64_t>(facts->prompts, 1, kMostChoices);
+    const int64_t choices = std::min(facts->num_answers(path_), kMostChoices);
     const int64_t most = std::clamp<int64_t>(context, 0, kMostTokens);
     const int64_t output = generates ? std::clamp<int64_t>(facts->output_limit(path_).value_or(most), 0, most) : 0;
     prompt_tokens_ = 1 + body_bytes / kBytesPerToken;
     const TenantLimiter::Decision decision = place.admit(prompt_tokens_ + choices * output, choices);
-    if (!decision.admitted) return error_response(rate_limited(decision));
+    if (!decision.admitted) return error_response(rate_limited(decision), dialect);
     return std::nullopt;
   }
   void finish(int64_t used_tokens, bool client_left) override {
@@ -100,7 +100,6 @@ class Entry final : public RouterEntry {
   Principal who;
   bool infers = false;      // a replica's model reads its body
   bool is_charged = false;  // and computes
-  bool generates = false;   // and answers with tokens
 
  private:
   const int64_t max_body_;
@@ -158,7 +157,7 @@ class FleetGateImpl final : public FleetGate {
         const std::lock_guard lock(mutex_);
         ++refused_[std::string(refusal_reason(error->status))];
       }
-      HttpResponse response = error_response(*error);
+      HttpResponse response = error_response(*error, dialect_at(head.path));
       if (error->status == 405) response.headers.emplace_back("allow", allowed_methods(head.path));
       return response;
     }
@@ -252,6 +251,7 @@ class FleetGateImpl final : public FleetGate {
 
     auto entry = std::make_shared<Entry>(access == Access::kInfer ? options_.max_body_bytes : kMaxOtherBody, head.path);
     entry->how = how;
+    entry->dialect = dialect_of(route);
     entry->weight = who.tenant->weight;
     entry->who = who;
     if (!options_.fleet_key.empty()) entry->identity.emplace_back(kFleetKeyHeader, options_.fleet_key);
@@ -273,7 +273,7 @@ class FleetGateImpl final : public FleetGate {
     if (route && route->cost != Cost::kNothing) {
       entry->infers = access == Access::kInfer;
       entry->is_charged = route->cost == Cost::kInference;
-      entry->generates = entry->is_charged && head.path != "/v1/embeddings";
+      entry->generates = route->generates;
       const TenantLimiter::Decision decision =
           limiter_.enter(who.tenant, entry->place, TenantLimiter::Clock::now(), entry->infers ? 1 : 0,
                          entry->is_known ? "" : "peer " + head.peer_account);
