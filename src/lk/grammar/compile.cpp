@@ -36,6 +36,10 @@ Result<RuleId> translate(Ir& ir, const GrammarSpec& spec, const GrammarLimits& l
       return translate_schema(ir, spec.text, limits, budget);
     case GrammarSpec::Kind::kEbnf:
       return translate_ebnf(ir, spec.text, limits, budget);
+    case GrammarSpec::Kind::kLark:
+      return translate_lark(ir, spec.text, limits, budget);
+    case GrammarSpec::Kind::kPythonCalls:
+      return translate_python_calls(ir, spec.text, limits, budget);
     case GrammarSpec::Kind::kChoice:
       return translate_choices(ir, spec.choices);
     case GrammarSpec::Kind::kRegex: {

@@ -13,6 +13,8 @@ namespace lk::grammar {
 
 Result<RuleId> translate_schema(Ir& ir, std::string_view json, const GrammarLimits& limits, Budget& budget);
 Result<RuleId> translate_ebnf(Ir& ir, std::string_view text, const GrammarLimits& limits, Budget& budget);
+Result<RuleId> translate_lark(Ir& ir, std::string_view text, const GrammarLimits& limits, Budget& budget);
+Result<RuleId> translate_python_calls(Ir& ir, std::string_view functions, const GrammarLimits& limits, Budget& budget);
 
 // The regular expression of a JSON Schema "format"; empty if unknown.
 std::string_view format_pattern(std::string_view name);

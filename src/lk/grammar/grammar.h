@@ -20,9 +20,11 @@
 namespace lk {
 
 struct GrammarSpec {
-  enum class Kind : uint8_t { kJsonObject, kJsonSchema, kRegex, kChoice, kEbnf };
+  enum class Kind : uint8_t { kJsonObject, kJsonSchema, kRegex, kChoice, kEbnf, kLark, kPythonCalls };
   Kind kind = Kind::kJsonObject;
-  std::string text;                  // schema (JSON), pattern or grammar; at most GrammarLimits::max_source_bytes
+  // Schema (JSON), pattern, grammar, or functions as a list of {"name", "parameters"}; at most
+  // GrammarLimits::max_source_bytes.
+  std::string text;
   std::vector<std::string> choices;  // kChoice
 };
 
