@@ -266,6 +266,11 @@ Result<OpenRun> open_run(const ExchangeFlags& flags) {
 
 Status write_rounds(const ExchangeFlags& flags) {
   LK_ASSIGN_OR_RETURN(const OpenRun run, open_run(flags));
+  if (run.server->exhausted() && !flags.json) {
+    fmt::print("the run is over: another round could pass privacy.max_epsilon = {:.4g}\n",
+               run.config.privacy.max_epsilon);
+    return Status();
+  }
   const bool done = run.server->done();
   if (done && !flags.json) return failed_precondition("all {} rounds are over", run.config.rounds);
   json::array sampled;
@@ -290,6 +295,8 @@ Status write_rounds(const ExchangeFlags& flags) {
                                               {"clients", json::value_from(clients)},
                                               {"max_update_bytes", done ? 0 : max_update_bytes(*run.server)},
                                               {"sampled", std::move(sampled)}}));
+  else if (run.config.quorum == 0)
+    fmt::print(stderr, "close the round when they have answered, or when nobody is asked\n");
   return Status();
 }
 
@@ -383,8 +390,11 @@ Status close_round(const ExchangeFlags& flags) {
   for (const std::string& text : notes) fmt::print(stderr, "{}\n", text);
   print_json(true, report.round);
   if (!flags.json)
-    fmt::print("round {} of {}: {} updates, aggregation error {:.3g}; the adapter is {}\n", report.round,
-               run.config.rounds, report.clients.size(), report.aggregate.error, run.files->path("latest"));
+    fmt::print("round {} of {}: {} updates, {}; the adapter is {}\n", report.round, run.config.rounds,
+               report.clients.size(),
+               report.epsilon ? fmt::format("epsilon {:.3g}", *report.epsilon)
+                              : fmt::format("aggregation error {:.3g}", report.aggregate.error),
+               run.files->path("latest"));
   return Status();
 }
 
@@ -430,7 +440,7 @@ void add_exchange(CLI::App& federate, int& exit_code) {
   {
     const auto [sub, flags] = add("close", "Make the next adapter of a round's updates", close_round);
     sub->add_option("RUN", flags->run, kRun)->required();
-    sub->add_option("UPDATES", flags->updates, "files of clients");
+    sub->add_option("UPDATES", flags->updates, "files of clients; with Poisson sampling there may be none");
     sub->add_option("--state", flags->state, kState)->required();
     sub->add_option("--failed", flags->failed, "CLIENT:WHY of one that sent nothing, for the ledger; repeatable")
         ->allow_extra_args(false);
@@ -477,6 +487,11 @@ Status inspect(const InspectFlags& flags) {
     fmt::print("sparse values: {} in {} modules, norm {:.4g}\n", values, state.sparse.size(), std::sqrt(squares));
   }
   if (!state.personal.empty()) fmt::print("clients with factors of their own: {}\n", state.personal.size());
+  LK_ASSIGN_OR_RETURN(const FederatedConfig config, read_run_config(flags.directory));
+  if (config.privacy.on()) {
+    LK_ASSIGN_OR_RETURN(const PrivacySpent spent, read_privacy_spent(flags.directory));
+    fmt::print("privacy: {}\n", privacy_text(config, spent));
+  }
   for (const std::string& line : state.history) fmt::print("{}\n", line);
   return Status();
 }

@@ -6,44 +6,25 @@
 
 #include <filesystem>
 
+#include "federated/demo_federation.h"
 #include "lk/base/file.h"
 #include "lk/federated/simulation.h"
 #include "lk/lora/adapter_files.h"
 #include "lk/lora_tools/save.h"
-#include "lk/ops/cpu_backend.h"
-#include "testing/temp_dir.h"
 
 namespace lk {
 namespace {
 using ::testing::HasSubstr;
 using R = FederatedRule;
 
-constexpr const char* kModel = "examples/demo/model";
+using testing::demo_base;
+constexpr const char* kModel = testing::kDemoModel;
 
-const TrainBase& demo_base() {
-  static const std::unique_ptr<Backend> backend = make_cpu_backend({.num_threads = 2}).value();
-  static const TrainBase base = [] {
-    TrainBase made;
-    made.directory = kModel;
-    made.weights = load_weights(kModel, DType::kF32, *backend).value();
-    made.backend = backend.get();
-    made.tokenizer = Tokenizer::load(kModel).value();
-    return made;
-  }();
-  return base;
-}
 const ModelConfig& model() { return demo_base().weights->config; }
 
 class Exchange : public ::testing::Test {
  protected:
-  Exchange() {
-    for (int client = 0; client < 3; ++client) {
-      std::string lines;
-      for (int n = 0; n < 3 + client; ++n)
-        lines += fmt::format("{{\"prompt\": \"{} + {} =\", \"completion\": \" {}\"}}\n", client, n, client + n);
-      dir_.write(fmt::format("c{}.jsonl", client), lines);
-    }
-  }
+  Exchange() { testing::write_clients(dir_, 3, 3); }
   // As a user writes it: with all that JSON must bring across.
   FederatedConfig config(const std::string& rule, const std::string& more = "") {
     return parse_federated_config(

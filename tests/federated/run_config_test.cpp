@@ -13,6 +13,7 @@
 namespace lk {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 class FederatedConfigTest : public ::testing::Test {
@@ -63,6 +64,16 @@ TEST_F(FederatedConfigTest, WhatCannotBeIsRefusedByKey) {
   refused(base_file("rule: {name: flora}\nranks: {\"a/b\": 2}\n"), "matches no client");
   refused(base_file("rule: {name: slora, stage1_rounds: 5}\n"), "stage1_rounds is 5");
   refused(base_file("rule: {trim: 0.5}\n"), "trim");
+  // What would change nothing.
+  for (const char* key :
+       {"trim: 0.1", "residual_rank: 4", "stage1_rounds: 2", "density: 0.1", "stage1_lr: 0.1", "keep_sparse: true"})
+    refused(base_file(fmt::format("rule: {{name: fedavg, {}}}\n", key)),
+            fmt::format("rule.{}", std::string(key).substr(0, std::string(key).find(':'))));
+  refused(base_file("rule: {name: slora, trim: 0.1}\n"), "is for trimmed, and the rule is slora");
+  refused(base_file("rule: {name: flex, residual_rank: 2}\n"), "is for flora and fedex");
+  refused(base_file("rule: {name: flora}\nranks: {\"*\": 4, desk: 2}\n"),
+          "an earlier pattern matches every client that \"desk\" does");
+  refused(base_file("eval: {every: 2}\n"), "eval.every");
   for (const char* key : {"kind: dora", "lora_bias: true", "rank_pattern: {q_proj: 2}", "modules_to_save: [norm]",
                           "trainable_tokens: [1]", "init: pissa", "freeze: [A]"})
     refused(base_file(fmt::format("adapter: {{{}}}\n", key)), "adapter.");
@@ -79,6 +90,52 @@ TEST_F(FederatedConfigTest, TheIdentityIsWhatDecidesTheResult) {
   EXPECT_EQ(one, federated_identity(parse(base_file("threads: 3\nmemory: 4GiB\nkeep: 9\n")).value()));
   EXPECT_NE(one, federated_identity(parse(base_file("seed: 1\n")).value()));
   EXPECT_NE(one, federated_identity(parse(base_file("rule: {proximal: 0.1}\n")).value()));
+}
+
+TEST_F(FederatedConfigTest, WhereARuleHasAUseForAKeyItIsTaken) {
+  for (const char* rule :
+       {"{name: trimmed, trim: 0.1}", "{name: flora, residual_rank: 4}", "{name: fedex, residual_rank: 4}",
+        "{name: slora, stage1_rounds: 2, density: 0.1, stage1_lr: 0.1, keep_sparse: true}"}) {
+    const auto config = parse(base_file(fmt::format("rule: {}\n", rule)));
+    ASSERT_TRUE(config.ok()) << config.status().message();
+    // And what clients are given of it says the same.
+    std::string text = federated_identity(*config);
+    const auto again = parse_federated_config(text.insert(1, "\"base\":\"b\","), "round file");
+    ASSERT_TRUE(again.ok()) << again.status().message();
+    EXPECT_EQ(federated_identity(*again), federated_identity(*config));
+  }
+}
+
+TEST_F(FederatedConfigTest, PrivacyIsRefusedWhereItWouldBeNone) {
+  const auto with = [&](const std::string& privacy, const std::string& more = "") {
+    return base_file(fmt::format("privacy: {{{}}}\n{}", privacy, more));
+  };
+  for (const auto& [rule, name] : kFederatedRules) {
+    const auto config = parse(with("clip: 1, noise: 1.5, max_epsilon: 8", fmt::format("rule: {{name: {}}}\n", name)));
+    const bool linear = rule == FederatedRule::kFedAvg || rule == FederatedRule::kFfa ||
+                        rule == FederatedRule::kRoLora || rule == FederatedRule::kSlora;
+    ASSERT_EQ(config.ok(), linear) << name;
+    if (!linear) {
+      EXPECT_THAT(config.status().message(), AllOf(HasSubstr("run.yaml"), HasSubstr("not linear"), HasSubstr(name)));
+    }
+    if (!linear) continue;
+    std::string text = federated_identity(*config);
+    const auto again = parse_federated_config(text.insert(1, "\"base\":\"b\","), "round file");
+    ASSERT_TRUE(again.ok()) << again.status().message();
+    EXPECT_EQ(again->privacy.noise, 1.5);
+    EXPECT_EQ(again->privacy.max_epsilon, 8);
+  }
+  refused(with("clip: 1"), "privacy.noise is missing");
+  refused(with("noise: 1"), "privacy.noise needs privacy.clip");
+  refused(with("clip: 1, noise: 1, delta: 0.4"), "delta");
+  refused(with("clip: 1, noise: 0.01"), "noise");
+  refused(with("clip: 1, noise: 1, sampling: uniform"), "poisson");
+  const std::string clients =
+      fmt::format("base: m\nrounds: 1\ntrain: {{steps: 1}}\nclients: {{data: \"{}/*.jsonl\", ", dir_.path());
+  refused(clients + "max_norm: 3}\nprivacy: {clip: 1, noise: 1}\n", "clients.max_norm");
+  refused(clients + "quorum: 2}\nprivacy: {clip: 1, noise: 1, sampling: poisson}\n", "clients.quorum");
+  refused(clients + "retries: 2}\nprivacy: {clip: 1, noise: 1, sampling: poisson}\n", "clients.retries");
+  EXPECT_EQ(parse(with("clip: 1, noise: 1, sampling: poisson"))->quorum, 0);
 }
 
 class DirichletTest : public ::testing::Test {

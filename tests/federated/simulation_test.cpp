@@ -11,12 +11,11 @@
 
 #include <boost/json.hpp>
 
+#include "federated/demo_federation.h"
 #include "lk/base/file.h"
 #include "lk/lora/adapter_files.h"
 #include "lk/lora_tools/save.h"
-#include "lk/ops/cpu_backend.h"
 #include "lk/train/run.h"
-#include "testing/temp_dir.h"
 
 namespace lk {
 namespace {
@@ -24,30 +23,13 @@ namespace json = boost::json;
 using ::testing::HasSubstr;
 using R = FederatedRule;
 
-constexpr const char* kModel = "examples/demo/model";
-
-const TrainBase& demo_base() {
-  static const std::unique_ptr<Backend> backend = make_cpu_backend({.num_threads = 2}).value();
-  static const TrainBase base = [] {
-    TrainBase made;
-    made.directory = kModel;
-    made.weights = load_weights(kModel, DType::kF32, *backend).value();
-    made.backend = backend.get();
-    made.tokenizer = Tokenizer::load(kModel).value();
-    return made;
-  }();
-  return base;
-}
+using testing::demo_base;
+constexpr const char* kModel = testing::kDemoModel;
 
 class SimulationTest : public ::testing::Test {
  protected:
   SimulationTest() {
-    for (int client = 0; client < 4; ++client) {
-      std::string lines;
-      for (int n = 0; n < 4 + client; ++n)
-        lines += fmt::format("{{\"prompt\": \"{} + {} =\", \"completion\": \" {}\"}}\n", client, n, client + n);
-      dir_.write(fmt::format("c{}.jsonl", client), lines);
-    }
+    testing::write_clients(dir_, 4, 4);
     dir_.write("held.jsonl", "{\"prompt\": \"2 + 3 =\", \"completion\": \" 5\"}\n");
   }
 
@@ -193,7 +175,8 @@ TEST_F(SimulationTest, KilledAnywhereAndResumedGivesTheSameBytes) {
 
 // One client, one round: whatever the rule, the model is what the trainer makes of its data alone.
 TEST_F(SimulationTest, OneClientIsLocalTraining) {
-  for (const R rule : {R::kFedAvg, R::kFlex, R::kFedEx, R::kMedian, R::kTrimmed}) {
+  for (const R rule :
+       {R::kFedAvg, R::kFfa, R::kRoLora, R::kFlora, R::kFlex, R::kFedEx, R::kFedSa, R::kMedian, R::kTrimmed}) {
     FederatedConfig run = config(rule);
     run.clients.resize(1);
     run.per_round = 1;
@@ -207,6 +190,7 @@ TEST_F(SimulationTest, OneClientIsLocalTraining) {
     JobConfig job;
     job.name = "alone";
     job.adapter.init_from = out(name + "-start");
+    if (rule == R::kFfa || rule == R::kRoLora) job.adapter.freeze = {"A"};  // of rolora's first round as well
     job.data = run.data;
     job.data.path = run.clients[0].path;
     job.train = run.train;
@@ -221,6 +205,62 @@ TEST_F(SimulationTest, OneClientIsLocalTraining) {
     ASSERT_TRUE(trained->train({}).ok());
     const auto want = load_adapter("w", job.save.dir, demo_base().weights->config, nullptr).value();
     EXPECT_LT(distance(factors_of(*published(name)).value(), factors_of(*want).value()), 1e-5) << name;
+  }
+}
+
+// One step of gradient descent by each client on all it has is one step on all records together: where the mean is that
+// of what is trained (values of the whole matrices, ffa's B, fedavg's first step, in which A stands still).
+TEST_F(SimulationTest, OneStepOfAllClientsIsTheCentralStep) {
+  const std::string lines[] = {
+      "{\"prompt\": \"1 + 2 =\", \"completion\": \" 3\"}\n", "{\"prompt\": \"2 + 2 =\", \"completion\": \" 4\"}\n",
+      "{\"prompt\": \"3 + 4 =\", \"completion\": \" 7\"}\n", "{\"prompt\": \"4 + 1 =\", \"completion\": \" 5\"}\n",
+      "{\"prompt\": \"6 + 2 =\", \"completion\": \" 8\"}\n", "{\"prompt\": \"9 + 0 =\", \"completion\": \" 9\"}\n"};
+  dir_.write("c0.jsonl", lines[0]);
+  dir_.write("c1.jsonl", lines[1] + lines[2]);
+  dir_.write("c2.jsonl", lines[3] + lines[4] + lines[5]);
+  dir_.write("everything.jsonl", lines[0] + lines[1] + lines[2] + lines[3] + lines[4] + lines[5]);
+  for (const R rule : {R::kSlora, R::kFfa, R::kFedAvg}) {
+    FederatedConfig run = config(rule);
+    run.clients.resize(3);
+    run.rounds = 1;
+    run.rule.density = 1;
+    run.rule.keep_sparse = true;
+    run.train.steps = 1;
+    run.train.batch_samples = 6;
+    run.train.clip = 0;
+    // AdamW whose eps is far above all gradients is gradient descent, of the rate lr / eps.
+    run.train.eps = 1e4;
+    run.train.lr = 1e4;
+    expect_runs(run, "apart");
+    run.clients = {{"everything", dir_.file("everything.jsonl")}};
+    run.per_round = 1;
+    expect_runs(run, "central");
+    const ModuleFactors apart = factors_of(*published("apart")).value(),
+                        central = factors_of(*published("central")).value();
+    EXPECT_GT(energy_of(central).value(), 0) << to_string(rule);
+    EXPECT_LT(distance(apart, central), 1e-4) << to_string(rule);
+    for (const char* name : {"apart", "central"}) std::filesystem::remove_all(out(name));
+  }
+}
+
+// Whose updates come first changes no bit of any rule.
+TEST_F(SimulationTest, TheOrderInWhichUpdatesArriveChangesNoBit) {
+  for (const auto& [rule, name] : kFederatedRules) {
+    FederatedConfig run = config(rule);
+    run.rule.density = 0.05;
+    std::vector<std::string> states;
+    for (const bool turned : {false, true}) {
+      const auto server =
+          FederatedServer::create(run, demo_base().weights->config, *demo_base().weights->checkpoint).value();
+      for (int round = 0; round < 2; ++round) {
+        std::vector<ClientUpdate> updates = testing::made_up_updates(*server);
+        if (turned) std::ranges::reverse(updates);
+        ASSERT_TRUE(server->close(std::move(updates)).ok()) << name;
+      }
+      ASSERT_TRUE(write_state(server->state(), dir_.file("state")).ok());
+      states.push_back(read_file(dir_.file("state")).value());
+    }
+    EXPECT_EQ(states[0], states[1]) << name;
   }
 }
 

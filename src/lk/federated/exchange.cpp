@@ -214,11 +214,13 @@ int64_t max_update_bytes(FederatedServer& server) {
 }
 
 std::string round_line(const RoundReport& report) {
-  json::object line{
-      {"round", report.round},
-      {"clients", json::value_from(report.clients)},
-      {"aggregation_error", report.aggregate.error},
-      {"dropped", report.aggregate.energy > 0 ? report.aggregate.dropped / report.aggregate.energy : 0.0}};
+  json::object line{{"round", report.round}, {"clients", json::value_from(report.clients)}};
+  if (report.epsilon) {
+    line["epsilon"] = *report.epsilon;
+  } else {
+    line["aggregation_error"] = report.aggregate.error;
+    line["dropped"] = report.aggregate.energy > 0 ? report.aggregate.dropped / report.aggregate.energy : 0.0;
+  }
   if (report.handover) line["handover_dropped"] = report.handover_dropped;
   if (report.overlay_dropped > 0) line["overlay_dropped"] = report.overlay_dropped;
   return json_text(line);

@@ -108,6 +108,12 @@ const char* to_string(FederatedRule rule) {
 
 bool takes_any_ranks(FederatedRule rule) { return !averages_factors(rule); }
 
+// Not fedsa: the mean of the B that clients keep is neither sent nor bounded.
+bool linear_in_updates(FederatedRule rule) {
+  return rule == FederatedRule::kFedAvg || rule == FederatedRule::kFfa || rule == FederatedRule::kRoLora ||
+         rule == FederatedRule::kSlora;
+}
+
 std::vector<float> weighted_mean(std::span<const std::span<const float>> values, std::span<const double> weights) {
   LK_CHECK(!values.empty() && values.size() == weights.size());
   const double total = std::accumulate(weights.begin(), weights.end(), 0.0);

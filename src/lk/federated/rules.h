@@ -44,6 +44,9 @@ inline constexpr std::array<std::pair<FederatedRule, const char*>, 10> kFederate
 const char* to_string(FederatedRule rule);
 // Whether clients may have different ranks.
 bool takes_any_ranks(FederatedRule rule);
+// Whether what comes out changes by a share of each client's update and by nothing else of it, so that a bound on an
+// update bounds what its client does to the result: what differential privacy needs.
+bool linear_in_updates(FederatedRule rule);
 
 struct ClientFactors {
   std::string client;

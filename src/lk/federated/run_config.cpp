@@ -21,6 +21,24 @@ namespace json = boost::json;
 constexpr int64_t kMaxCount = int64_t{1} << 40;
 constexpr size_t kMaxClients = 100'000;
 
+// Keys of `rule` that mean something to some rules alone. With another one they would change nothing, and whoever
+// wrote them thinks that they do.
+struct RuleKey {
+  const char* key;
+  std::vector<FederatedRule> rules;
+};
+const std::vector<RuleKey>& rule_keys() {
+  using R = FederatedRule;
+  static const std::vector<RuleKey> kKeys{{"trim", {R::kTrimmed}},        {"residual_rank", {R::kFlora, R::kFedEx}},
+                                          {"stage1_rounds", {R::kSlora}}, {"density", {R::kSlora}},
+                                          {"stage1_lr", {R::kSlora}},     {"keep_sparse", {R::kSlora}}};
+  return kKeys;
+}
+bool takes_key(FederatedRule rule, std::string_view key) {
+  const auto found = std::ranges::find(rule_keys(), key, &RuleKey::key);
+  return found == rule_keys().end() || std::ranges::find(found->rules, rule) != found->rules.end();
+}
+
 // Files of a path or pattern, in the order of their names.
 Result<std::vector<std::string>> expand(const std::string& pattern) {
   glob_t found{};
@@ -74,10 +92,25 @@ class Parser {
       f.number("density", run.rule.density, {.min = 0, .max = 1, .above_min = true});
       f.number("stage1_lr", run.rule.stage1_lr, {.min = 0, .max = 1, .above_min = true});
       f.flag("keep_sparse", run.rule.keep_sparse);
+      for (const RuleKey& each : rule_keys()) {
+        if (takes_key(run.rule.name, each.key)) continue;
+        std::vector<const char*> rules;
+        for (const FederatedRule rule : each.rules) rules.push_back(to_string(rule));
+        no_effect(f, "rule.", each.key,
+                  fmt::format("is for {}, and the rule is {}", fmt::join(rules, " and "), to_string(run.rule.name)));
+      }
     }));
+    LK_RETURN_IF_ERROR(section(fields, "privacy", [&](YamlFields& f) { read_privacy(f); }));
+    if (run.privacy.on()) {
+      YamlFields clients(file_, "clients.", fields.sections("clients"));
+      suit_clients_to_privacy(clients);
+      LK_RETURN_IF_ERROR(clients.status());
+    }
     LK_RETURN_IF_ERROR(section(fields, "eval", [&](YamlFields& f) {
       f.strings("path", run.eval_path);
       f.integer("every", run.eval_every, 1, 1'000'000);
+      if (run.eval_path.empty())
+        no_effect(f, "eval.", "every", "counts rounds between evaluations, and path is missing");
     }));
     fields.finish();
     LK_RETURN_IF_ERROR(fields.status());
@@ -94,6 +127,49 @@ class Parser {
     read(inner);
     inner.finish();
     return inner.status();
+  }
+
+  // A key that is there has an effect, or is refused.
+  static void no_effect(YamlFields& fields, const char* section, const char* key, const std::string& why) {
+    if (const YAML::Node* node = fields.find(key)) fields.fail(node->Mark(), fmt::format("{}{} {}", section, key, why));
+  }
+
+  void read_privacy(YamlFields& f) {
+    PrivacySpec& privacy = run_.privacy;
+    f.number("clip", privacy.clip, {.min = 0, .max = 1e6, .above_min = true});
+    f.number("noise", privacy.noise, {.min = 0.05, .max = 1000});
+    f.number("delta", privacy.delta, {.min = 0, .max = 1, .above_min = true});
+    f.number("max_epsilon", privacy.max_epsilon, {.min = 0, .max = 1e6, .above_min = true});
+    f.choice("sampling", privacy.sampling, kPrivacySamplings);
+    for (const char* key : {"noise", "delta", "max_epsilon", "sampling"})
+      if (!privacy.on()) no_effect(f, "privacy.", key, "needs privacy.clip, the longest update");
+  }
+
+  void suit_clients_to_privacy(YamlFields& clients) {
+    no_effect(clients, "clients.", "max_norm", "is not for privacy, which cuts longer updates to privacy.clip");
+    if (run_.privacy.sampling != PrivacySampling::kPoisson) return;
+    for (const char* key : {"quorum", "retries"})
+      no_effect(clients, "clients.", key,
+                "is not for Poisson sampling, where a round is over with whoever was drawn, be it nobody");
+    run_.quorum = run_.retries = 0;
+  }
+
+  Status check_privacy() const {
+    const PrivacySpec& privacy = run_.privacy;
+    if (!privacy.on()) return Status();
+    if (privacy.noise == 0)
+      return invalid_argument("privacy.noise is missing: the noise of a sum of updates, in lengths of privacy.clip");
+    if (!linear_in_updates(run_.rule.name))
+      return invalid_argument(
+          "privacy: what {} makes of updates is not linear in them, so a bound on their lengths does not bound what "
+          "one "
+          "client changes; fedavg, ffa, rolora and slora are linear",
+          to_string(run_.rule.name));
+    if (privacy.delta * static_cast<double>(run_.clients.size()) >= 1)
+      return invalid_argument(
+          "privacy.delta is {}; of {} clients it allows that one is shown as it is: take it well below 1 / clients",
+          privacy.delta, run_.clients.size());
+    return Status();
   }
 
   Status add_clients(const std::vector<std::string>& patterns, const std::vector<std::string>& names) {
@@ -170,9 +246,13 @@ class Parser {
     for (const auto& [pattern, rank] : run_.ranks)
       if (std::ranges::none_of(run_.clients, [&](const ClientSpec& c) { return glob_match(pattern, c.name); }))
         return invalid_argument("ranks: \"{}\" matches no client's name", pattern);
+    for (auto it = run_.ranks.begin(); it != run_.ranks.end(); ++it)
+      if (std::ranges::none_of(run_.clients, [&](const ClientSpec& c) { return run_.rank_pattern_of(c.name) == &*it; }))
+        return invalid_argument(
+            "ranks: an earlier pattern matches every client that \"{}\" does, and the first one counts", it->first);
     if (rule.name == FederatedRule::kSlora && rule.stage1_rounds > run_.rounds)
       return invalid_argument("rule.stage1_rounds is {}, rounds only {}", rule.stage1_rounds, run_.rounds);
-    return Status();
+    return check_privacy();
   }
 
   std::string file_;
@@ -181,10 +261,14 @@ class Parser {
 
 }  // namespace
 
+const std::pair<std::string, int64_t>* FederatedConfig::rank_pattern_of(const std::string& client) const {
+  const auto found = std::ranges::find_if(ranks, [&](const auto& each) { return glob_match(each.first, client); });
+  return found == ranks.end() ? nullptr : &*found;
+}
+
 int64_t FederatedConfig::rank_of(const std::string& client) const {
-  for (const auto& [pattern, rank] : ranks)
-    if (glob_match(pattern, client)) return rank;
-  return adapter.rank;
+  const auto* const pattern = rank_pattern_of(client);
+  return pattern ? pattern->second : adapter.rank;
 }
 
 double FederatedConfig::scaling() const {
@@ -236,6 +320,25 @@ std::string federated_identity(const FederatedConfig& config) {
       {"residual_rank", rule.residual_rank}, {"stage1_rounds", rule.stage1_rounds}, {"density", rule.density},
       {"stage1_lr", rule.stage1_lr},         {"keep_sparse", rule.keep_sparse}};
   erase_empty(rules, {"residual_rank", "density", "stage1_lr"});
+  for (const RuleKey& each : rule_keys())
+    if (!takes_key(rule.name, each.key)) rules.erase(each.key);
+  json::object sampling{{"names", std::move(clients)},
+                        {"per_round", config.per_round},
+                        {"quorum", config.quorum},
+                        {"min_examples", config.min_examples},
+                        {"max_norm", config.max_norm}};
+  const PrivacySpec& own = config.privacy;
+  json::object privacy;
+  if (own.on()) {
+    privacy = {{"clip", own.clip},
+               {"noise", own.noise},
+               {"delta", own.delta},
+               {"max_epsilon", own.max_epsilon},
+               {"sampling", own.sampling == PrivacySampling::kPoisson ? "poisson" : "fixed"}};
+    erase_empty(privacy, {"max_epsilon"});
+    sampling.erase("max_norm");
+    if (own.sampling == PrivacySampling::kPoisson) sampling.erase("quorum");
+  }
   return json_text(json::object{{"seed", config.seed},
                                 {"rounds", config.rounds},
                                 {"block_tokens", std::max<int64_t>(16, config.data.render.max_length)},
@@ -244,13 +347,10 @@ std::string federated_identity(const FederatedConfig& config) {
                                 {"adapter", std::move(adapter)},
                                 {"data", std::move(data)},
                                 {"train", std::move(train)},
-                                {"clients", json::object{{"names", std::move(clients)},
-                                                         {"per_round", config.per_round},
-                                                         {"quorum", config.quorum},
-                                                         {"min_examples", config.min_examples},
-                                                         {"max_norm", config.max_norm}}},
+                                {"clients", std::move(sampling)},
                                 {"ranks", std::move(ranks)},
-                                {"rule", std::move(rules)}});
+                                {"rule", std::move(rules)},
+                                {"privacy", std::move(privacy)}});
 }
 
 }  // namespace lk

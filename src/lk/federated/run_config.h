@@ -11,6 +11,7 @@
 //   eval: {path: [held.jsonl]}
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -38,6 +39,24 @@ struct RuleSpec {
   bool keep_sparse = false;  // what the SVD leaves of the values stays below the adapter instead of being dropped
 };
 
+enum class PrivacySampling {
+  kFixed,    // per_round clients a round, by a draw that is no secret; no part of the bound rests on it
+  kPoisson,  // each with probability per_round / clients, by a secret draw: samples differ in size and may be empty
+};
+inline constexpr std::array<std::pair<PrivacySampling, const char*>, 2> kPrivacySamplings{
+    {{PrivacySampling::kFixed, "fixed"}, {PrivacySampling::kPoisson, "poisson"}}};
+
+// Differential privacy of clients: what is published would be nearly as likely without any one of them. Updates weigh
+// alike, and their sum is divided by per_round, whoever answered.
+struct PrivacySpec {
+  double clip = 0;         // of the L2 norm of an update; 0: no privacy
+  double noise = 0;        // standard deviation of the noise of a sum of updates, over clip
+  double delta = 1e-5;     // of the statement
+  double max_epsilon = 0;  // the run ends before it could be passed; 0 = any
+  PrivacySampling sampling = PrivacySampling::kFixed;
+  bool on() const { return clip > 0; }
+};
+
 struct FederatedConfig {
   std::string base;
   TrainDtype dtype = TrainDtype::kBf16;
@@ -50,7 +69,7 @@ struct FederatedConfig {
   AdapterSpec adapter;
   std::vector<ClientSpec> clients;     // by name
   int64_t per_round = 0;               // sampled; 0 = all
-  int64_t quorum = 1;                  // updates without which a round is none
+  int64_t quorum = 1;                  // updates without which a round is none; 0 with Poisson sampling
   int64_t retries = 2;                 // of such a round, with other clients
   int64_t together = 0;                // clients in one joint batch; 0 = all sampled ones
   int64_t min_examples = 1;            // clients with fewer are never sampled
@@ -61,9 +80,11 @@ struct FederatedConfig {
   DataSpec data;    // its path is a client's
   TrainSpec train;  // steps of one client in one round
   RuleSpec rule;
+  PrivacySpec privacy;
   std::vector<std::string> eval_path;
   int64_t eval_every = 1;  // rounds
 
+  const std::pair<std::string, int64_t>* rank_pattern_of(const std::string& client) const;  // in `ranks`, or null
   int64_t rank_of(const std::string& client) const;
   double scaling() const;  // alpha / r, or alpha / sqrt(r): the same at every rank, so that changes are alike
 };

@@ -1,19 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/federated/run_directory.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <boost/json.hpp>
-#include <cerrno>
 #include <chrono>
-#include <cstring>
 #include <filesystem>
 
 #include "lk/base/file.h"
 #include "lk/base/json_fields.h"
 #include "lk/base/json_text.h"
-#include "lk/base/write_error.h"
+#include "lk/federated/ledger_file.h"
 #include "lk/lora/adapter_files.h"
 #include "lk/lora_tools/save.h"
 #include "lk/train/train_base.h"
@@ -24,14 +19,17 @@ namespace json = boost::json;
 
 constexpr const char* kRunFile = "run.json";
 
-Status append_line(const std::string& path, const std::string& line) {
-  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-  const std::string text = line + "\n";
-  bool ok = fd >= 0 && ::write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size()) && ::fsync(fd) == 0;
-  const int error = errno;
-  if (fd >= 0) ::close(fd);
-  return ok ? Status()
-            : Status(write_error_code(error), fmt::format("cannot write {}: {}", path, std::strerror(error)));
+// How often the client is asked that is asked most often, of a run whose draws are known beforehand.
+int64_t most_asked(const FederatedServer& server) {
+  const FederatedConfig& config = server.config();
+  std::vector<std::string> clients;
+  for (const ClientSpec& client : config.clients) clients.push_back(client.name);
+  if (config.rounds * std::ssize(clients) > 10'000'000) return config.rounds;  // at most
+  std::map<std::string, int64_t> asked;
+  int64_t most = 0;
+  for (int64_t round = 1; round <= config.rounds; ++round)
+    for (const std::string& client : server.sample_of(round, clients, 0)) most = std::max(most, ++asked[client]);
+  return most;
 }
 
 }  // namespace
@@ -52,19 +50,51 @@ Result<std::vector<std::string>> RunDirectory::open(FederatedServer& server, con
                                "\n"));
   std::vector<std::string> notes;
   LK_ASSIGN_OR_RETURN(const auto newest, store_.newest());
-  if (!newest) return notes;
+  if (!newest) {
+    LK_RETURN_IF_ERROR(open_privacy(server, notes));
+    return notes;
+  }
   for (const std::string& skipped : newest->skipped) notes.push_back("not used: " + skipped);
   LK_ASSIGN_OR_RETURN(FederatedState state, read_state(join_path(newest->path, kStateFile), model));
   LK_RETURN_IF_ERROR(server.restore(std::move(state)));
   notes.push_back(fmt::format("goes on after round {}", newest->step));
+  LK_RETURN_IF_ERROR(open_privacy(server, notes));
   LK_RETURN_IF_ERROR(write_metrics(server));
   return notes;
+}
+
+Status RunDirectory::open_privacy(FederatedServer& server, std::vector<std::string>& notes) {
+  const PrivacySpec& privacy = config_.privacy;
+  if (!privacy.on()) return Status();
+  const int64_t over = server.state().round;
+  LK_ASSIGN_OR_RETURN(privacy_, PrivacyLedger::open(config_, directory_, noise_, over, fault_));
+  server.set_privacy(privacy_);
+  if (over > 0) {
+    notes.push_back("privacy: " + privacy_text(config_, privacy_->spent()));
+    return Status();
+  }
+  if (server.exhausted())
+    return invalid_argument(
+        "privacy.max_epsilon is {:.4g}, and one round costs {:.4g} already: more noise, or a larger budget",
+        privacy.max_epsilon, epsilon_of(config_, {}, 1));
+  const bool poisson = privacy.sampling == PrivacySampling::kPoisson;
+  const int64_t releases = poisson ? config_.rounds : most_asked(server);
+  notes.push_back(fmt::format("privacy: {} rounds will come to epsilon {:.3g} at delta {:.3g}{}{}", config_.rounds,
+                              epsilon_of(config_, {}, releases), privacy.delta,
+                              poisson ? "" : fmt::format(", for the client that is asked most, {} times", releases),
+                              noise_ == NoiseSource::kSimulated
+                                  ? "; here the noise is simulated from the run's seed and protects nobody"
+                                  : ""));
+  return Status();
 }
 
 // The directory belongs to this run, or becomes its.
 Status RunDirectory::check_run(const std::string& text) const {
   const std::string file = path(kRunFile);
-  if (!file_exists(file)) return write_file_atomic(file, text);
+  if (!file_exists(file)) {
+    LK_RETURN_IF_ERROR(before("write run.json"));
+    return write_file_atomic(file, text);
+  }
   LK_ASSIGN_OR_RETURN(const std::string saved, read_file(file));
   if (saved == text) return Status();
   LK_ASSIGN_OR_RETURN(const json::object before, parse_json_object(saved, file));
@@ -87,7 +117,8 @@ Status RunDirectory::ledger(int64_t round, const std::string& event, const std::
   json::object line{{"time", now}, {"round", round}, {"event", event}};
   if (!client.empty()) line["client"] = client;
   if (!reason.empty()) line["reason"] = reason;
-  return append_line(path("ledger.jsonl"), json_text(line));
+  LK_RETURN_IF_ERROR(before("ledger " + event));
+  return append_to_ledger(path(kLedgerFile), line);
 }
 
 Result<std::vector<std::string>> RunDirectory::save(FederatedServer& server, const ModelConfig& model) {
@@ -103,6 +134,7 @@ Result<std::vector<std::string>> RunDirectory::save(FederatedServer& server, con
          return save_adapter(*published.adapter, model, to, {.base_model_name = config_.base});
        }}};
   LK_RETURN_IF_ERROR(store_.save(state.round, parts));
+  LK_RETURN_IF_ERROR(before("link latest"));
   const std::string link = path("latest"), fresh = link + ".new";
   std::error_code error;
   std::filesystem::remove(fresh, error);
@@ -111,12 +143,32 @@ Result<std::vector<std::string>> RunDirectory::save(FederatedServer& server, con
   if (error) notes.push_back(fmt::format("cannot link {}: {}", link, error.message()));
   LK_RETURN_IF_ERROR(ledger(state.round, "saved"));
   LK_RETURN_IF_ERROR(write_metrics(server));
+  if (privacy_) {
+    LK_RETURN_IF_ERROR(privacy_->forget(state.round));
+    if (server.exhausted() && state.round < config_.rounds)
+      notes.push_back(fmt::format(
+          "privacy: the run ends after round {} of {}: another could pass max_epsilon = {:.4g}; {}", state.round,
+          config_.rounds, config_.privacy.max_epsilon, privacy_text(config_, privacy_->spent())));
+  }
   return notes;
+}
+
+Result<FederatedConfig> read_run_config(const std::string& directory) {
+  const std::string file = join_path(directory, kRunFile);
+  LK_ASSIGN_OR_RETURN(const json::object run, load_json_object(file));
+  const json::value* saved = run.if_contains("config");
+  if (saved == nullptr || !saved->is_object()) return data_loss("{}: it does not say what the run is", file);
+  json::object config = saved->get_object();
+  config["base"] = "base";
+  LK_ASSIGN_OR_RETURN(FederatedConfig parsed, parse_federated_config(json_text(config), file));
+  parsed.base.clear();
+  return parsed;
 }
 
 Status RunDirectory::write_metrics(const FederatedServer& server) const {
   std::string text;
   for (const std::string& line : server.state().history) text += line + "\n";
+  LK_RETURN_IF_ERROR(before("write metrics"));
   return write_file_atomic(path("metrics.jsonl"), text);
 }
 

@@ -6,6 +6,7 @@
 //   latest                 link to the newest of them
 //   metrics.jsonl          one line a round, from the state: the same bytes however often the run was interrupted
 //   ledger.jsonl           what happened, with times: who was asked, who answered, who was refused and why
+//   noise.key, sampling.key   with privacy (privacy_ledger.h): secrets, of the server alone
 #pragma once
 
 #include <functional>
@@ -22,10 +23,15 @@ namespace lk {
 
 class RunDirectory {
  public:
-  using Fault = std::function<Status(std::string_view operation)>;  // of CheckpointStore, for tests
-  RunDirectory(const FederatedConfig& config, std::string directory, Fault fault = {})
+  // For tests: asked before every operation, those of CheckpointStore and "write run.json", "ledger EVENT", "write
+  // noise key", "erase noise key", "link latest", "write metrics"; a failure stands for the operation's own.
+  using Fault = std::function<Status(std::string_view operation)>;
+  RunDirectory(const FederatedConfig& config, std::string directory, Fault fault = {},
+               NoiseSource noise = NoiseSource::kSecret)
       : config_(config),
         directory_(std::move(directory)),
+        fault_(fault),
+        noise_(noise),
         store_(path("rounds"), {.keep = config.keep, .fault = std::move(fault)}) {}
 
   // Takes the directory for this process and this run, and puts the server where the newest round left it; what is to
@@ -44,13 +50,21 @@ class RunDirectory {
   std::string path(std::string_view name) const;
 
  private:
+  Status before(std::string_view operation) const { return fault_ ? fault_(operation) : Status(); }
   Status check_run(const std::string& text) const;
+  Status open_privacy(FederatedServer& server, std::vector<std::string>& notes);
   Status write_metrics(const FederatedServer& server) const;
 
   const FederatedConfig config_;
   const std::string directory_;
+  const Fault fault_;
+  const NoiseSource noise_;
   CheckpointStore store_;
+  std::shared_ptr<PrivacyLedger> privacy_;
   std::string base_digest_;
 };
+
+// What the run in a directory is, from its run.json; `base` is empty.
+Result<FederatedConfig> read_run_config(const std::string& directory);
 
 }  // namespace lk

@@ -135,12 +135,18 @@ const SparseMask& FederatedServer::mask() {
 
 // --- Rounds
 
-std::vector<std::string> FederatedServer::sample(const std::vector<std::string>& eligible, int64_t attempt) const {
+std::vector<std::string> FederatedServer::sample_of(int64_t round, const std::vector<std::string>& eligible,
+                                                    int64_t attempt) const {
   std::vector<std::string> clients = eligible;
   std::ranges::sort(clients);
+  if (config_.privacy.on() && config_.privacy.sampling == PrivacySampling::kPoisson) {
+    LK_CHECK(privacy_, "a secret draw needs the run's secrets");
+    std::erase_if(clients, [&](const std::string& client) { return !privacy_->sampled(round, client); });
+    return clients;
+  }
   const auto count = std::min<size_t>(clients.size(), static_cast<size_t>(config_.per_round));
   const uint64_t seed =
-      seed_of(config_.seed, Stream::kSampling, static_cast<uint64_t>(round()), static_cast<uint64_t>(attempt));
+      seed_of(config_.seed, Stream::kSampling, static_cast<uint64_t>(round), static_cast<uint64_t>(attempt));
   for (size_t k = 0; k < count; ++k)
     std::swap(clients[k], clients[k + static_cast<size_t>(random_bits(seed, k) % (clients.size() - k))]);
   clients.resize(count);
@@ -263,6 +269,7 @@ Result<RoundReport> FederatedServer::close(std::vector<ClientUpdate> updates) {
   std::ranges::sort(updates, {}, &ClientUpdate::client);
   const auto twice = std::ranges::adjacent_find(updates, {}, &ClientUpdate::client);
   if (twice != updates.end()) return invalid_argument("{} sent two updates", twice->client);
+  if (config_.privacy.on()) return close_private(updates);
   if (updates.empty()) return invalid_argument("a round without updates");
   if (sparse_stage()) return close_sparse(updates);
   RoundReport report{.round = round()};
@@ -308,12 +315,23 @@ Result<RoundReport> FederatedServer::adopt(ModuleFactors global, std::vector<std
   const FederatedRule rule = config_.rule.name;
   if (rule != FederatedRule::kFedAvg && rule != FederatedRule::kFfa && rule != FederatedRule::kRoLora)
     return unsupported("{}: only with fedavg, ffa and rolora is the adapter all that a round makes", to_string(rule));
+  if (config_.privacy.on())
+    return unsupported("privacy: what others made of updates has no bound and no noise of this run");
   FederatedState next = state_;
   next.global = std::move(global);
   ++next.round;
   RoundReport report{.round = next.round, .clients = std::move(clients)};
   LK_RETURN_IF_ERROR(restore(std::move(next)));
   return report;
+}
+
+// To the values on the mask; after the first stage's last round they become factors.
+Status FederatedServer::add_to_sparse(const NamedValues& change, RoundReport& report) {
+  for (auto& [module, values] : state_.sparse)
+    if (!values.empty()) values = plus(values, change.at(update_tensor_name(module, kUpdateSparse)));
+  if (round() == config_.rule.stage1_rounds) LK_RETURN_IF_ERROR(hand_over(report));
+  ++state_.round;
+  return Status();
 }
 
 Result<RoundReport> FederatedServer::close_sparse(const std::vector<ClientUpdate>& updates) {
@@ -323,15 +341,38 @@ Result<RoundReport> FederatedServer::close_sparse(const std::vector<ClientUpdate
     report.clients.push_back(update.client);
     weights.push_back(static_cast<double>(update.num_examples));
   }
-  for (auto& [module, values] : state_.sparse) {
-    if (values.empty()) continue;
+  NamedValues mean;
+  for (const auto& [name, size] : expected(task_of(report.clients[0]))) {
     std::vector<std::span<const float>> added;
-    for (const ClientUpdate& update : updates)
-      added.emplace_back(update.tensors.at(update_tensor_name(module, kUpdateSparse)));
-    values = plus(values, weighted_mean(added, weights));
+    for (const ClientUpdate& update : updates) added.emplace_back(update.tensors.at(name));
+    mean[name] = weighted_mean(added, weights);
   }
-  const bool last = round() == config_.rule.stage1_rounds;
-  if (last) LK_RETURN_IF_ERROR(hand_over(report));
+  LK_RETURN_IF_ERROR(add_to_sparse(mean, report));
+  return report;
+}
+
+// Rules that are linear in the updates (linear_in_updates): the next state is the old one and the mean of what was
+// sent, here with bounds, noise and a denominator that does not tell how many answered.
+Result<RoundReport> FederatedServer::close_private(const std::vector<ClientUpdate>& updates) {
+  if (!privacy_) return failed_precondition("privacy: the run has no ledger to say what is released");
+  RoundReport report{.round = round()};
+  const LocalTask task = task_of(config_.clients[0].name);  // all are alike
+  PrivateSum sum(config_.privacy.clip, config_.privacy.noise, expected(task));
+  for (const ClientUpdate& update : updates) {
+    report.clients.push_back(update.client);
+    sum.add(update.tensors);
+  }
+  LK_ASSIGN_OR_RETURN(const SecretKey key, privacy_->record(round(), report.clients, sum.digest()));
+  const NamedValues change = sum.release(key, config_.per_round);
+  report.epsilon = privacy_->epsilon();
+  if (task.sparse) {
+    LK_RETURN_IF_ERROR(add_to_sparse(change, report));
+    return report;
+  }
+  for (auto& [module, each] : state_.global)
+    for (const auto& [what, values] : {std::pair(kUpdateA, &each.factors.a), std::pair(kUpdateB, &each.factors.b)})
+      if (const auto found = change.find(update_tensor_name(module, what)); found != change.end())
+        *values = plus(*values, found->second);
   ++state_.round;
   return report;
 }

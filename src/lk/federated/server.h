@@ -14,6 +14,8 @@
 #include <string>
 #include <vector>
 
+#include "lk/federated/privacy_ledger.h"
+#include "lk/federated/private_sum.h"
 #include "lk/federated/run_config.h"
 #include "lk/federated/state.h"
 
@@ -38,7 +40,7 @@ struct ClientUpdate {
   int64_t round = 0;
   int64_t num_examples = 0;  // what its weight is made of
   // What training added, by name as in PEFT's files: only what the task trains. Rounded to the wire's type.
-  std::map<std::string, std::vector<float>> tensors;
+  NamedValues tensors;
   // FedSA, in a simulation only: the client's own B as it is now. Elsewhere it stays with the client.
   ModuleFactors personal;
 };
@@ -46,10 +48,11 @@ struct ClientUpdate {
 struct RoundReport {
   int64_t round = 0;
   std::vector<std::string> clients;  // whose updates are in it
-  AggregateReport aggregate;         // zero in slora's first stage
+  AggregateReport aggregate;         // zero in slora's first stage, and with privacy: it tells of updates
   // Of the step from values to factors (slora), or of what went below the adapter at a bounded rank: shares of energy.
   double handover_dropped = 0, overlay_dropped = 0;
   bool handover = false;
+  std::optional<double> epsilon;  // with privacy: of all rounds so far
 };
 
 class FederatedServer {
@@ -63,14 +66,21 @@ class FederatedServer {
   const FederatedConfig& config() const { return config_; }
   const std::vector<ModuleId>& modules() const { return modules_; }
   int64_t round() const { return state_.round + 1; }  // that comes next
-  bool done() const { return state_.round >= config_.rounds; }
+  bool done() const { return state_.round >= config_.rounds || exhausted(); }
+  // Another round could pass privacy.max_epsilon.
+  bool exhausted() const { return privacy_ && privacy_->exhausted(round()); }
+  // Of a run with privacy, before its first sample.
+  void set_privacy(std::shared_ptr<PrivacyLedger> privacy) { privacy_ = std::move(privacy); }
   bool sparse_stage() const;  // of the round that comes next
   // Of slora; the density is that of the configuration, or what costs as many bytes as the factors.
   double density() const;
   const SparseMask& mask();  // drawn when first asked for
 
-  // Clients of a round, of those that may be: `attempt` counts repetitions of it. Ascending.
-  std::vector<std::string> sample(const std::vector<std::string>& eligible, int64_t attempt) const;
+  // Clients of the round that comes next, of those that may be: `attempt` counts repetitions of it. Ascending.
+  std::vector<std::string> sample(const std::vector<std::string>& eligible, int64_t attempt) const {
+    return sample_of(round(), eligible, attempt);
+  }
+  std::vector<std::string> sample_of(int64_t round, const std::vector<std::string>& eligible, int64_t attempt) const;
   LocalTask task_of(const std::string& client) const;
   // Names and sizes of an update's tensors, of this client in this round.
   std::map<std::string, int64_t> expected(const LocalTask& task);
@@ -81,7 +91,8 @@ class FederatedServer {
   // task's, no examples, an update longer than max_norm. kDataLoss: values that are not finite. The message names the
   // client.
   Status check(const ClientUpdate& update);
-  // The round's end: updates that passed check(), one per client, at least one. The state is the next round's.
+  // The round's end: updates that passed check(), one per client, at least one (with Poisson sampling, any number). The
+  // state is the next round's. With privacy the release is in the ledger before this returns.
   Result<RoundReport> close(std::vector<ClientUpdate> updates);
   // The same where somebody else made the next adapter of the clients' updates. kUnsupported: by rules under which more
   // than the adapter goes from round to round.
@@ -103,6 +114,8 @@ class FederatedServer {
 
   Result<ModuleFactors> draw(int64_t rank, uint64_t seed) const;
   Result<RoundReport> close_sparse(const std::vector<ClientUpdate>& updates);
+  Result<RoundReport> close_private(const std::vector<ClientUpdate>& updates);
+  Status add_to_sparse(const NamedValues& change, RoundReport& report);
   Status hand_over(RoundReport& report);
   Result<ModuleFactors> trained(const ClientUpdate& update) const;
   Result<ModuleFactors> sparse_as_factors(int64_t rank, double scaling, double* energy, double* dropped);
@@ -115,6 +128,7 @@ class FederatedServer {
   FederatedState state_;
   ModuleFactors fresh_;  // flora: of the next round, at the largest rank
   std::optional<SparseMask> mask_;
+  std::shared_ptr<PrivacyLedger> privacy_;
 };
 
 }  // namespace lk

@@ -35,7 +35,10 @@ json::object eval_json(const std::vector<std::vector<EvalResult>>& models, doubl
 
 Simulation::Simulation(const FederatedConfig& config, const TrainBase& base, std::string directory,
                        SimulationHooks hooks)
-    : config_(config), base_(base), hooks_(std::move(hooks)), files_(config, std::move(directory), hooks_.fault) {}
+    : config_(config),
+      base_(base),
+      hooks_(std::move(hooks)),
+      files_(config, std::move(directory), hooks_.fault, NoiseSource::kSimulated) {}
 
 Result<std::unique_ptr<Simulation>> Simulation::create(const FederatedConfig& config, const TrainBase& base,
                                                        const std::string& directory, SimulationHooks hooks,
