@@ -150,7 +150,8 @@ TEST(PrivateSum, TheMeanIsOverAFixedNumberAndTheNoiseIsAsWideAsItSays) {
   const NamedValues noise = nobody.release({9}, 4), mean = sum.release({9}, 4);
   NamedValues zero;
   for (const auto& [name, size] : kSizes) zero[name].resize(static_cast<size_t>(size));
-  EXPECT_NEAR(distance(noise, zero), 2 * 0.5 / 4 * std::sqrt(800.0), 0.05 * 2 * 0.5 / 4 * std::sqrt(800.0));
+  const double width = 2 * 0.5 / 4 * std::sqrt(800.0);
+  EXPECT_NEAR(distance(noise, zero), width, 0.1 * width);  // four times what the length of 800 values varies by
   NamedValues want = values_of_length(1, 1);
   for (auto& [name, values] : want)
     for (size_t i = 0; i < values.size(); ++i)
@@ -336,7 +337,9 @@ TEST_F(PrivateRun, OtherUpdatesAreAnotherRelease) {
   run = {};
   run = open(config(), "run");
   ASSERT_EQ(run.server->round(), 1);
-  ASSERT_TRUE(run.server->close(updates_of(*run.server, 0.2)).ok());
+  std::vector<ClientUpdate> others = updates_of(*run.server);
+  others[0].tensors.begin()->second[0] += 0.1f;
+  ASSERT_TRUE(run.server->close(others).ok());
   ASSERT_TRUE(run.files->save(*run.server, model()).ok());
   const PrivacySpent spent = read_privacy_spent(dir_.file("run")).value();
   EXPECT_EQ(spent.releases, 2);

@@ -4,14 +4,10 @@
 #include <algorithm>
 #include <cmath>
 
+#include "lk/tensor/f32_values.h"
+
 namespace lk {
 namespace {
-
-std::vector<float> values_of(const TensorView& view) {
-  std::vector<float> values(static_cast<size_t>(view.num_elements()));
-  view.copy_to(values.data());
-  return values;
-}
 
 Status check_plain(const Adapter& adapter) {
   const auto refuse = [&](const char* what) {
@@ -41,8 +37,8 @@ Result<ModuleFactors> factors_of(const Adapter& adapter) {
     result[module] = {{.rank = delta->rank,
                        .in = delta->a.dim(1),
                        .out = delta->b.dim(0),
-                       .a = values_of(delta->a),
-                       .b = values_of(delta->b)},
+                       .a = f32_values(delta->a),
+                       .b = f32_values(delta->b)},
                       delta->scaling};
   };
   for (size_t layer = 0; layer < adapter.layers.size(); ++layer)

@@ -59,6 +59,8 @@ Result<std::vector<std::string>> RunDirectory::open(FederatedServer& server, con
   LK_RETURN_IF_ERROR(server.restore(std::move(state)));
   notes.push_back(fmt::format("goes on after round {}", newest->step));
   LK_RETURN_IF_ERROR(open_privacy(server, notes));
+  // What follows a checkpoint may not have come to it.
+  LK_RETURN_IF_ERROR(link_latest(newest->step, notes));
   LK_RETURN_IF_ERROR(write_metrics(server));
   return notes;
 }
@@ -121,6 +123,17 @@ Status RunDirectory::ledger(int64_t round, const std::string& event, const std::
   return append_to_ledger(path(kLedgerFile), line);
 }
 
+Status RunDirectory::link_latest(int64_t round, std::vector<std::string>& notes) const {
+  LK_RETURN_IF_ERROR(before("link latest"));
+  const std::string link = path("latest"), fresh = link + ".new";
+  std::error_code error;
+  std::filesystem::remove(fresh, error);
+  std::filesystem::create_symlink(fmt::format("rounds/checkpoint-{}", round), fresh, error);
+  if (!error) std::filesystem::rename(fresh, link, error);
+  if (error) notes.push_back(fmt::format("cannot link {}: {}", link, error.message()));
+  return Status();
+}
+
 Result<std::vector<std::string>> RunDirectory::save(FederatedServer& server, const ModelConfig& model) {
   const FederatedState& state = server.state();
   std::vector<std::string> notes;
@@ -134,13 +147,7 @@ Result<std::vector<std::string>> RunDirectory::save(FederatedServer& server, con
          return save_adapter(*published.adapter, model, to, {.base_model_name = config_.base});
        }}};
   LK_RETURN_IF_ERROR(store_.save(state.round, parts));
-  LK_RETURN_IF_ERROR(before("link latest"));
-  const std::string link = path("latest"), fresh = link + ".new";
-  std::error_code error;
-  std::filesystem::remove(fresh, error);
-  std::filesystem::create_symlink(fmt::format("rounds/checkpoint-{}", state.round), fresh, error);
-  if (!error) std::filesystem::rename(fresh, link, error);
-  if (error) notes.push_back(fmt::format("cannot link {}: {}", link, error.message()));
+  LK_RETURN_IF_ERROR(link_latest(state.round, notes));
   LK_RETURN_IF_ERROR(ledger(state.round, "saved"));
   LK_RETURN_IF_ERROR(write_metrics(server));
   if (privacy_) {

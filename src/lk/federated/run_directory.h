@@ -53,6 +53,7 @@ class RunDirectory {
   Status before(std::string_view operation) const { return fault_ ? fault_(operation) : Status(); }
   Status check_run(const std::string& text) const;
   Status open_privacy(FederatedServer& server, std::vector<std::string>& notes);
+  Status link_latest(int64_t round, std::vector<std::string>& notes) const;
   Status write_metrics(const FederatedServer& server) const;
 
   const FederatedConfig config_;

@@ -7,6 +7,7 @@
 #include "lk/base/json_text.h"
 #include "lk/io/safetensors.h"
 #include "lk/io/safetensors_writer.h"
+#include "lk/tensor/f32_values.h"
 
 namespace lk {
 namespace {
@@ -39,12 +40,6 @@ struct Out {
     }
   }
 };
-
-std::vector<float> values_of(const TensorView& view) {
-  std::vector<float> values(static_cast<size_t>(view.num_elements()));
-  view.copy_to(values.data());
-  return values;
-}
 
 class Reader {
  public:
@@ -87,7 +82,7 @@ class Reader {
     if (!module || !module->proj()) return damaged("it has a tensor " + name);
     const std::string group = name.substr(0, first), what = name.substr(last + 1);
     if (group == "sparse") {
-      state_.sparse[*module] = values_of(view);
+      state_.sparse[*module] = f32_values(view);
       return Status();
     }
     ModuleFactors* factors = group_of(group);
@@ -99,7 +94,7 @@ class Reader {
     if (view.dim(what == "a" ? 1 : 0) != (what == "a" ? in : out) || (to.rank != 0 && to.rank != rank))
       return damaged("the shape of " + name);
     to.rank = rank, to.in = in, to.out = out;
-    (what == "a" ? to.a : to.b) = values_of(view);
+    (what == "a" ? to.a : to.b) = f32_values(view);
     return Status();
   }
 

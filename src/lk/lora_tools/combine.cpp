@@ -10,6 +10,7 @@
 #include "lk/lora/values.h"
 #include "lk/lora_tools/adapter_rules.h"
 #include "lk/lora_tools/delta_svd.h"
+#include "lk/tensor/f32_values.h"
 
 namespace lk {
 namespace {
@@ -54,15 +55,9 @@ std::vector<ModuleId> adapted_modules(std::span<const WeightedAdapter> parts) {
   return modules;
 }
 
-std::vector<float> values_of(const TensorView& view) {
-  std::vector<float> values(static_cast<size_t>(view.num_elements()));
-  view.copy_to(values.data());
-  return values;
-}
-
 // scaling b a as a dense matrix [out, in].
 std::vector<float> dense_of(const Piece& piece) {
-  const std::vector<float> a = values_of(piece.a), b = values_of(piece.b);
+  const std::vector<float> a = f32_values(piece.a), b = f32_values(piece.b);
   const int64_t rank = piece.a.dim(0), in = piece.a.dim(1), out = piece.b.dim(0);
   std::vector<float> dense(static_cast<size_t>(out * in));
   for (int64_t o = 0; o < out; ++o) {
@@ -191,7 +186,7 @@ class Combiner {
     const int64_t in = whole.a.dim(1), out = whole.b.dim(0);
     Result<TruncatedDelta> cut =
         sums ? truncate_delta(
-                   {.rank = whole.a.dim(0), .in = in, .out = out, .a = values_of(whole.a), .b = values_of(whole.b)},
+                   {.rank = whole.a.dim(0), .in = in, .out = out, .a = f32_values(whole.a), .b = f32_values(whole.b)},
                    rank)
              : truncate_matrix(merge(tasks, weights), out, in, rank);
     LK_RETURN_IF_ERROR(cut.status());
@@ -219,8 +214,8 @@ class Combiner {
       const double weight = part.weight * piece->scaling, root = std::sqrt(std::abs(weight));
       a_weights.push_back(static_cast<float>(weight >= 0 ? root : -root));
       b_weights.push_back(static_cast<float>(root));
-      as.push_back(values_of(piece->a));
-      bs.push_back(values_of(piece->b));
+      as.push_back(f32_values(piece->a));
+      bs.push_back(f32_values(piece->b));
     }
     DeltaFactors factors{.rank = rank, .in = in, .out = out, .a = merge(as, a_weights), .b = {}};
     factors.b = merge(bs, b_weights);
@@ -240,7 +235,7 @@ class Combiner {
     LoraDelta delta{.rank = factors.rank, .scaling = 1};
     delta.a = keep(factors.a, {factors.rank, factors.in});
     delta.b = keep(factors.b, {factors.out, factors.rank});
-    if (bias.defined()) delta.bias = keep(values_of(bias), {factors.out});
+    if (bias.defined()) delta.bias = keep(f32_values(bias), {factors.out});
     LK_RETURN_IF_ERROR(
         check_delta(module_path(module), module == kEmbedding ? 1 : factors.in, factors.rank, 1, magnitudes_of(delta)));
     adapter_->max_rank = std::max(adapter_->max_rank, factors.rank);
