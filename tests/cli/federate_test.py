@@ -109,6 +109,40 @@ class Federate(unittest.TestCase):
         other = self.run_file(rounds=3, rule={"name": "slora", "stage1_rounds": 1}, clients={"names": names, "per_round": 3})
         self.assertIn("another run", self.federate("close", other, "--state", self.dir / "other", updates[0], code=1).stderr)
 
+    def test_privacy_is_spent_round_by_round_and_ends_the_run(self):
+        self.split()
+        names = [f"client-{n:02}" for n in range(4)]
+        more = {"rounds": 9, "rule": {"name": "ffa"}, "privacy": {"clip": 0.1, "noise": 2, "max_epsilon": 4}}
+        run = self.run_file(clients={"names": names}, **more)
+        server, outbox, updates = self.dir / "server", self.dir / "outbox", []
+        first = self.federate("round", run, "--state", server, "--out", outbox)
+        self.assertIn("will come to epsilon", first.stderr)
+        for name in names:
+            updates.append(self.dir / f"{name}.update")
+            self.federate("client", "--round", outbox / f"{name}.safetensors", "--data", self.dir / "clients" / f"{name}.jsonl", "--base", MODEL,
+                          "--out", updates[-1])
+        self.assertIn("epsilon", self.federate("close", run, "--state", server, *updates).stdout)
+        self.assertIn("privacy: epsilon", self.federate("inspect", server, "--base", MODEL).stdout)
+        self.assertNotIn("aggregation_error", (server / "metrics.jsonl").read_text())
+        model = server / "latest" / "adapter_model.safetensors"
+        self.assertIn("privacy", self.federate("close", run, "--state", server, "--model", model, code=1).stderr)
+        self.assertFalse((server / "noise.key").exists())
+        # In a simulation until the budget is spent: that is a success.
+        run = self.run_file(**more)
+        done = self.federate("simulate", run, "--out", self.dir / "simulated")
+        self.assertIn("protects nobody", done.stderr)
+        self.assertIn("the run ends after round", done.stderr)
+        rounds = [json.loads(line) for line in done.stdout.splitlines()][1:]
+        self.assertLess(len(rounds), 9)
+        self.assertLessEqual(rounds[-1]["epsilon"], 4)
+        self.assertEqual(self.federate("simulate", run, "--out", self.dir / "simulated").stdout, "")
+        # A secret sample of nobody is closed with nothing.
+        run = self.run_file(rounds=1, rule={"name": "ffa"}, clients={"names": names, "per_round": 1}, privacy={"clip": 0.1, "noise": 2, "sampling": "poisson"})
+        self.federate("round", run, "--state", self.dir / "poisson", "--out", self.dir / "asked")
+        self.assertIn("round 1 of 1: 0 updates, epsilon", self.federate("close", run, "--state", self.dir / "poisson").stdout)
+        refused = self.federate("simulate", self.run_file(rule={"name": "flex"}, privacy={"clip": 0.1, "noise": 2}), "--out", self.dir / "x", code=1)
+        self.assertIn("not linear", refused.stderr)
+
     def test_refusals_name_what_to_change(self):
         self.assertIn("already", self.federate_after_split())
         self.assertIn("another", self.other_run())
