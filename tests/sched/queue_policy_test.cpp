@@ -126,6 +126,58 @@ TEST(Vtc, PriorityOrdersATenantsOwn) {
   }
 }
 
+// With every policy: who of a tenant's is next is for the tenant to say, and moves nobody else's turn (with dlpm turns
+// are bounded by credit, and go by locality).
+TEST(QueuePolicy, PriorityOrdersATenantsOwn) {
+  for (const QueueKind kind : {QueueKind::kFcfs, QueueKind::kVtc, QueueKind::kDlpm}) {
+    const auto order_of = [&](const std::vector<std::pair<TenantId, int64_t>>& arrivals) {
+      TokenServer server({.kind = kind, .prediction = Prediction::kNone}, 11, [](Ticket&) { return 0; });
+      server.arrive(0, 10, 1);
+      server.step();  // one at a time: the others wait for it
+      std::vector<std::pair<TenantId, int64_t>> order;
+      server.on_dispatch = [&](const Job& job, int64_t) { order.emplace_back(job.owned.tenant, job.owned.priority); };
+      for (const auto& [tenant, priority] : arrivals) server.arrive(tenant, 10, 1, kBaseModel, 0, priority);
+      while (server.busy()) server.step();
+      return order;
+    };
+    const auto mixed = order_of({{0, 5}, {1, 3}, {0, 0}, {0, -7}, {1, -100}, {0, 3}, {2, 0}});
+    const auto plain = order_of({{0, 0}, {1, 0}, {0, 0}, {0, 0}, {1, 0}, {0, 0}, {2, 0}});
+    ASSERT_EQ(mixed.size(), plain.size());
+    std::vector<int64_t> first, second;
+    for (size_t i = 0; i < mixed.size(); ++i) {
+      if (kind != QueueKind::kDlpm) EXPECT_EQ(mixed[i].first, plain[i].first) << to_string(kind) << " " << i;
+      if (mixed[i].first == 0) first.push_back(mixed[i].second);
+      if (mixed[i].first == 1) second.push_back(mixed[i].second);
+    }
+    EXPECT_EQ(first, (std::vector<int64_t>{-7, 0, 3, 5})) << to_string(kind);
+    EXPECT_EQ(second, (std::vector<int64_t>{-100, 3})) << to_string(kind);
+  }
+}
+
+// First come, first served: who leaves or is preempted leaves the others where they are.
+TEST(Fcfs, PlacesOfATenantAreItsOwn) {
+  TokenServer server({.kind = QueueKind::kFcfs}, 11);
+  Job* running = server.arrive(0, 10, 1);
+  server.step();
+  (void)running;
+  Job* late = server.arrive(0, 10, 1, kBaseModel, 0, 5);
+  server.arrive(1, 10, 1, kBaseModel, 0, 1);
+  server.arrive(0, 10, 1, kBaseModel, 0, -5);
+  server.arrive(2, 10, 1);
+  Job* gone = server.arrive(0, 10, 1, kBaseModel, 0, 0);
+  server.cancel(gone);
+  std::vector<std::pair<TenantId, int64_t>> order;
+  server.on_dispatch = [&](const Job& job, int64_t) { order.emplace_back(job.owned.tenant, job.owned.priority); };
+  server.policy->begin_round();
+  EXPECT_EQ(server.policy->next()->request->priority, -5);
+  server.policy->pass_over(*server.policy->next());
+  EXPECT_EQ(server.policy->next()->request->tenant, 1);
+  server.policy->pass_over(*server.policy->next());
+  EXPECT_EQ(server.policy->next(), late);
+  while (server.busy()) server.step();
+  EXPECT_EQ(order, (std::vector<std::pair<TenantId, int64_t>>{{0, -5}, {1, 1}, {0, 5}, {2, 0}}));
+}
+
 TEST(Vtc, TheLeadIsWhatRemainsAfterChangingPlaces) {
   TokenServer server({.kind = QueueKind::kVtc, .prediction = Prediction::kMaxTokens, .advance_share = 0.5}, 50);
   const Job* ahead = server.arrive(0, 10, 40);

@@ -12,7 +12,7 @@ constexpr int kLocalityWindow = 64;  // requests of a tenant that are compared
 
 }  // namespace
 
-std::map<uint64_t, Ticket*>::const_iterator DeficitQueue::first_of(const Tenant& tenant) const {
+std::map<DeficitQueue::Rank, Ticket*>::const_iterator DeficitQueue::first_of(const Tenant& tenant) const {
   return tenant.passed_round == round_ ? tenant.waiting.upper_bound(tenant.passed) : tenant.waiting.begin();
 }
 
@@ -38,7 +38,9 @@ Ticket* DeficitQueue::most_local() const {
   for (const Tenant* tenant : ring_) {
     if (tenant->credit <= 0) continue;
     int seen = 0;
-    for (auto it = first_of(*tenant); it != tenant->waiting.end() && seen < kLocalityWindow; ++it, ++seen) {
+    const auto first = first_of(*tenant);
+    for (auto it = first; it != tenant->waiting.end() && seen < kLocalityWindow; ++it, ++seen) {
+      if (it->first.first != first->first.first) break;  // of those that the tenant put first
       const int64_t score = locality_(*it->second);
       if (score < best_score || (score == best_score && best->order < it->second->order)) continue;
       best = it->second;
@@ -58,7 +60,7 @@ Ticket* DeficitQueue::pick() {
 // The order within a tenant is not that of arrival: those before it were no better.
 void DeficitQueue::pass(Ticket& ticket) {
   Tenant& tenant = tenant_of(ticket);
-  tenant.passed = ticket.order;
+  tenant.passed = rank_of(ticket);
   tenant.passed_round = round_;
 }
 
@@ -74,12 +76,12 @@ void DeficitQueue::insert(Ticket& ticket, bool arrives) {
     if (arrives) tenant->credit = std::min(tenant->credit, 0.0);
     tenant->place = ring_.insert(ring_.end(), tenant.get());
   }
-  tenant->waiting.emplace(ticket.order, &ticket);
+  tenant->waiting.emplace(rank_of(ticket), &ticket);
 }
 
 void DeficitQueue::erase(Ticket& ticket) {
   Tenant& tenant = tenant_of(ticket);
-  tenant.waiting.erase(ticket.order);
+  tenant.waiting.erase(rank_of(ticket));
   if (tenant.waiting.empty()) ring_.erase(tenant.place);
 }
 

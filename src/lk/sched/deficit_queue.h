@@ -25,19 +25,22 @@ class DeficitQueue : public QueuePolicy {
   void erase(Ticket& ticket) override;
   void charge(Ticket& ticket, MilliUnits price, MilliUnits advance) override;
 
+  using Rank = std::pair<int64_t, uint64_t>;  // priority, order
   struct Tenant {
     TenantId id = 0;
-    double credit = 0;                      // milli-units
-    std::map<uint64_t, Ticket*> waiting;    // by order
-    uint64_t passed = 0, passed_round = 0;  // the last passed over in that round
-    std::list<Tenant*>::iterator place;     // in the ring, while something waits
+    double credit = 0;  // milli-units
+    std::map<Rank, Ticket*> waiting;
+    Rank passed{};  // the last that was passed over in round `passed_round`
+    uint64_t passed_round = 0;
+    std::list<Tenant*>::iterator place;  // in the ring, while something waits
   };
   // The tenant's first request that was not passed over in this round.
-  std::map<uint64_t, Ticket*>::const_iterator first_of(const Tenant& tenant) const;
+  std::map<Rank, Ticket*>::const_iterator first_of(const Tenant& tenant) const;
   bool refill();
   std::list<Tenant*> ring_;  // tenants with waiting requests; the first in credit has its turn
 
  private:
+  static Rank rank_of(const Ticket& ticket) { return {ticket.request->priority, ticket.order}; }
   Tenant& tenant_of(const Ticket& ticket) { return *static_cast<Tenant*>(ticket.place); }
   Ticket* most_local() const;
 

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// FifoQueue: first come, first served.
+// FifoQueue: first come, first served. A tenant's priorities say which of its own requests stands in which of its
+// places; nobody else's turn comes later for them.
 #pragma once
 
 #include <map>
+#include <set>
+#include <unordered_map>
+#include <utility>
 
 #include "lk/sched/queue_policy.h"
 
@@ -13,22 +17,28 @@ class FifoQueue : public QueuePolicy {
   explicit FifoQueue(const QueueOptions& options) : QueuePolicy(options) {}
 
  protected:
-  void new_round() override { passed_any_ = false; }
-  Ticket* pick() override {
-    const auto it = passed_any_ ? waiting_.upper_bound(passed_) : waiting_.begin();
-    return it == waiting_.end() ? nullptr : it->second;
-  }
-  void pass(Ticket& ticket) override {
-    passed_any_ = true;
-    passed_ = ticket.order;
-  }
-  void insert(Ticket& ticket, bool) override { waiting_.emplace(ticket.order, &ticket); }
-  void erase(Ticket& ticket) override { waiting_.erase(ticket.order); }
+  void new_round() override;
+  Ticket* pick() override;
+  void pass(Ticket& ticket) override;
+  void insert(Ticket& ticket, bool arrives) override;
+  void erase(Ticket& ticket) override;
 
  private:
-  std::map<uint64_t, Ticket*> waiting_;  // by order
-  bool passed_any_ = false;
-  uint64_t passed_ = 0;  // order of the last one
+  using Rank = std::pair<int64_t, uint64_t>;    // priority, order
+  using Place = std::pair<uint64_t, uint64_t>;  // order, and a number of its own
+  struct Tenant {
+    std::map<Rank, Ticket*> waiting;  // the first stands in the first of its places, and so on
+    std::set<Place> places;
+    Rank passed{};  // in round `passed_in`, the last that was passed over
+    uint64_t passed_in = 0;
+  };
+  static Rank rank_of(const Ticket& ticket);
+  std::map<Place, Tenant*>::const_iterator at() const;
+
+  std::unordered_map<TenantId, Tenant> tenants_;  // with somebody waiting
+  std::map<Place, Tenant*> line_;
+  uint64_t next_number_ = 1, round_ = 0;
+  Place passed_{};  // of the last that was passed over in this round; {0, 0}: nobody was
 };
 
 }  // namespace lk

@@ -65,7 +65,7 @@ struct Request {
   AdapterId adapter = kBaseModel;
   TenantId tenant = 0;   // who pays
   int64_t user = 0;      // whom the tenant serves with it; 0 = nobody in particular
-  int64_t priority = 0;  // of the tenant's own that wait, lower ones are next (vtc)
+  int64_t priority = 0;  // of the tenant's own that wait, lower ones are next
   // Of the first token; the earlier one of this and the scheduler's SLO holds.
   Micros deadline = kNoDeadline;
   Micros expires = kNoDeadline;  // it ends then with kDeadlineExceeded, wherever it is
