@@ -36,6 +36,7 @@ std::optional<ReasoningFormat> parse_reasoning_format(std::string_view name) {
   if (name == "qwen3") return ReasoningFormat::kQwen3;
   if (name == "deepseek-r1" || name == "deepseek_r1") return ReasoningFormat::kDeepSeekR1;
   if (name == "granite") return ReasoningFormat::kGranite;
+  if (name == "granite-3.3") return ReasoningFormat::kGranite33;
   return std::nullopt;
 }
 
@@ -44,13 +45,16 @@ const ReasoningMarks& reasoning_marks(ReasoningFormat format) {
   static const ReasoningMarks kThink{{"<think>"}, {"</think>"}};
   static const ReasoningMarks kGranite{{"Here is my thought process:", "Here's my thought process:"},
                                        {"Here is my response:", "Here's my response:"}};
+  static const ReasoningMarks kGranite33{{"<think>"}, {"</think>"}, "<response>", "</response>"};
   if (format == ReasoningFormat::kGranite) return kGranite;
+  if (format == ReasoningFormat::kGranite33) return kGranite33;
   return format == ReasoningFormat::kNone ? kNone : kThink;
 }
 
 ReasoningFormat detect_reasoning_format(std::string_view source) {
   const auto has = [&](std::string_view mark) { return source.find(mark) != source.npos; };
   if (has("my thought process:") || has("my response:")) return ReasoningFormat::kGranite;
+  if (has("<think>") && has("<response>")) return ReasoningFormat::kGranite33;
   if (!has("<think>") && !has("</think>")) return ReasoningFormat::kNone;
   return has("<｜Assistant｜>") ? ReasoningFormat::kDeepSeekR1 : ReasoningFormat::kQwen3;
 }
@@ -69,6 +73,7 @@ ThinkingStart thinking_start(ReasoningFormat format, std::string_view prompt_end
 ThoughtSplitter::ThoughtSplitter(ReasoningFormat format, ThinkingStart start, bool exact)
     : marks_(&reasoning_marks(format)), forced_(start == ThinkingStart::kThinking), exact_(exact) {
   if (format != ReasoningFormat::kNone && start != ThinkingStart::kAnswering) phase_ = Phase::kOpening;
+  if (!exact_ && !marks_->answer_begin.empty()) wrapping_ = Wrapping::kBefore;
   // An answer that is bound begins where the gate of its grammar says, and that has thoughts open from the start.
   if (phase_ == Phase::kOpening && forced_ && exact_) phase_ = Phase::kThinking;
 }
@@ -86,7 +91,36 @@ void ThoughtSplitter::push(std::string_view piece, std::string& thoughts, std::s
     piece.remove_prefix(std::min(piece.size(), piece.find_first_not_of(kSpace)));
     trims_ = piece.empty();
   }
-  answer += piece;
+  unwrap(piece, answer);
+}
+
+// Without the marks around it.
+void ThoughtSplitter::unwrap(std::string_view piece, std::string& answer) {
+  for (size_t at = 0; at < piece.size(); ++at) {
+    if (wrapping_ == Wrapping::kNone) return void(answer += piece.substr(at));
+    if (trims_ && is_space(piece[at])) continue;
+    trims_ = false;
+    held_ += piece[at];
+    if (wrapping_ == Wrapping::kBefore) {
+      std::string_view begun = held_;
+      begun.remove_prefix(std::min(begun.size(), begun.find_first_not_of(kSpace)));
+      if (begun == marks_->answer_begin) {
+        held_.clear();
+        wrapping_ = Wrapping::kInside;
+        trims_ = true;
+      } else if (!marks_->answer_begin.starts_with(begun)) {
+        answer += std::exchange(held_, {});
+        wrapping_ = Wrapping::kNone;
+      }
+      continue;
+    }
+    size_t passed = 0;
+    while (!marks_->answer_end.starts_with(std::string_view(held_).substr(passed))) answer += held_[passed++];
+    held_.erase(0, passed);
+    if (held_ != marks_->answer_end) continue;
+    held_.clear();
+    wrapping_ = Wrapping::kNone;
+  }
 }
 
 void ThoughtSplitter::open(char c, std::string& thoughts, std::string& answer) {
@@ -102,7 +136,7 @@ void ThoughtSplitter::open(char c, std::string& thoughts, std::string& answer) {
     if (forced_)
       for (const char byte : seen) think(byte, thoughts);
     else
-      answer += seen;
+      unwrap(seen, answer);
   }
 }
 
@@ -131,11 +165,10 @@ void ThoughtSplitter::keep(char c, std::string& thoughts) {
 
 void ThoughtSplitter::finish(std::string& thoughts, std::string& answer) {
   const std::string held = std::exchange(held_, {});
-  if (phase_ == Phase::kOpening && !forced_) {
+  if (phase_ == Phase::kAnswer || !(phase_ == Phase::kThinking || forced_))
     answer += held;
-  } else if (phase_ != Phase::kAnswer) {
+  else
     for (const char c : held) keep(c, thoughts);
-  }
   phase_ = Phase::kAnswer;
   trims_ = false;
 }

@@ -13,13 +13,15 @@ namespace lk {
 
 // docs/guide/server.md lists them. kQwen3 and kDeepSeekR1 have the same marks: a Qwen3 model says whether it thinks by
 // writing the first one, a DeepSeek-R1 model thinks unless its prompt says otherwise, and may leave the first one out.
-enum class ReasoningFormat : uint8_t { kNone, kQwen3, kDeepSeekR1, kGranite };
+// Granite 3.3 has Qwen3's marks, and more of them around the answer.
+enum class ReasoningFormat : uint8_t { kNone, kQwen3, kDeepSeekR1, kGranite, kGranite33 };
 
 // By the name that --reasoning-parser gives it, or one that vLLM or SGLang do; "off" is kNone.
 std::optional<ReasoningFormat> parse_reasoning_format(std::string_view name);
 
 struct ReasoningMarks {
-  std::vector<std::string> begins, ends;  // any one of each; the first is the one that templates write
+  std::vector<std::string> begins, ends;           // any one of each; the first is the one that templates write
+  std::string answer_begin = {}, answer_end = {};  // around the answer; empty: none
 };
 const ReasoningMarks& reasoning_marks(ReasoningFormat format);
 
@@ -51,7 +53,9 @@ class ThoughtSplitter {
   Phase phase() const { return phase_ == Phase::kOpening && forced_ ? Phase::kThinking : phase_; }
 
  private:
+  enum class Wrapping : uint8_t { kNone, kBefore, kInside };
   void open(char c, std::string& thoughts, std::string& answer);
+  void unwrap(std::string_view piece, std::string& answer);
   void think(char c, std::string& thoughts);
   void keep(char c, std::string& thoughts);
 
@@ -59,9 +63,10 @@ class ThoughtSplitter {
   Phase phase_ = Phase::kAnswer;
   bool forced_ = false;  // kOpening: what does not begin with the first mark is thought, too
   bool exact_;
-  bool trims_ = false;  // kAnswer: white space behind the mark is to come
-  std::string held_;    // kOpening: all so far; kThinking: what may become the last mark
-  std::string gap_;     // kThinking: white space that may stand before the last mark
+  bool trims_ = false;                   // kAnswer: white space behind the mark is to come
+  Wrapping wrapping_ = Wrapping::kNone;  // kAnswer: where it stands between the marks around it
+  std::string held_;                     // kOpening: all so far; else what may become the next mark
+  std::string gap_;                      // kThinking: white space that may stand before the last mark
   bool any_thought_ = false;
 };
 
