@@ -180,6 +180,14 @@ std::string format_text_result(const std::string& question, const std::string& a
   return fmt::format("[{}] {}\n  -> {}", adapter.empty() ? "base" : adapter, question, answer);
 }
 
+// What the model of a conversation thinks is no part of its answer.
+void part_thoughts_of(TextRequest& request, const TextEngine& engine) {
+  const TextSide& side = engine.side_of(request.adapter);
+  if (request.messages.empty() || !side.templates) return;
+  const Result<const ChatTemplates::Entry*> entry = side.templates->choose(request.template_name, false);
+  if (entry.ok()) part_thoughts(request, (*entry)->reasoning, side.tokenizer.get());
+}
+
 // A line of the input on its way.
 struct BatchLine : TextSequence {
   size_t index = 0;
@@ -213,6 +221,7 @@ int run_batch(const GenerateFlags& flags) {
     const boost::json::value id = parsed->id;
     const std::string adapter = parsed->request.adapter;
     TextRequest request = std::move(parsed->request);
+    part_thoughts_of(request, engine);
     auto line = std::make_unique<BatchLine>();
     line->index = i;
     line->line = std::move(parsed).value();
@@ -263,15 +272,22 @@ int run_prompts(const GenerateFlags& flags) {
       else
         request.prompt = prompt;
       request.adapter = adapter;
+      part_thoughts_of(request, engine);
       const Result<RequestId> submitted = engine.submit(std::move(request));
       if (!submitted.ok()) return fail(submitted.status());
       ids.push_back(*submitted);
     }
   }
+  bool thinks = false;
   while (engine.has_work() && !interrupted) {
     for (TextUpdate& update : engine.step()) {
       // A single answer is shown as it is made.
       if (count == 1) {
+        // Dimmed, for whoever looks on; the answer alone is what programs get.
+        if (!update.delta.reasoning.empty() && stderr_is_terminal())
+          fmt::print(stderr, "\x1b[2m{}\x1b[0m", update.delta.reasoning);
+        if (!update.delta.text.empty() && std::exchange(thinks, false)) fmt::print(stderr, "\n");
+        thinks |= !update.delta.reasoning.empty() && stderr_is_terminal();
         std::fwrite(update.delta.text.data(), 1, update.delta.text.size(), stdout);
         std::fflush(stdout);
       }

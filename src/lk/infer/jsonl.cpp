@@ -121,10 +121,9 @@ bool matches_expected(const std::string& text, const std::string& expected) {
 std::string format_jsonl_result(const json::value& id, const std::string& adapter, const Completion& completion,
                                 const std::optional<std::string>& expected) {
   if (completion.finish == FinishReason::kError) return format_jsonl_error(id, adapter, completion.error);
-  json::object object{{"id", id},
-                      {"adapter", adapter.empty() ? "base" : adapter},
-                      {"text", completion.text},
-                      {"token_ids", json::value_from(completion.token_ids)}};
+  json::object object{{"id", id}, {"adapter", adapter.empty() ? "base" : adapter}, {"text", completion.text}};
+  if (!completion.reasoning.empty()) object["reasoning"] = completion.reasoning;
+  object["token_ids"] = json::value_from(completion.token_ids);
   if (!completion.logprobs.empty()) object["logprobs"] = logprobs_json(completion.logprobs);
   if (!completion.prompt_logprobs.empty()) object["prompt_logprobs"] = logprobs_json(completion.prompt_logprobs);
   if (expected) object["match"] = matches_expected(completion.text, *expected);

@@ -25,9 +25,9 @@ boost::json::value jsonl_id(std::string_view line);
 // Equal after removing white space at both ends.
 bool matches_expected(const std::string& text, const std::string& expected);
 
-// {"id", "adapter", "text", "token_ids", "logprobs", "prompt_logprobs", "finish_reason", "prompt_tokens",
-// "completion_tokens"}, and "match" where an answer was expected; a failed request has "error" {"code", "message"}
-// instead of the results. No line break at the end.
+// {"id", "adapter", "text", "reasoning" (where there is any), "token_ids", "logprobs", "prompt_logprobs",
+// "finish_reason", "prompt_tokens", "completion_tokens"}, and "match" where an answer was expected; a failed request
+// has "error" {"code", "message"} instead of the results. No line break at the end.
 std::string format_jsonl_result(const boost::json::value& id, const std::string& adapter, const Completion& completion,
                                 const std::optional<std::string>& expected = {});
 std::string format_jsonl_error(const boost::json::value& id, const std::string& adapter, const Status& error);

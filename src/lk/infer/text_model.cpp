@@ -258,6 +258,16 @@ Status TextModel::check_output_so_far(const Request& request) const {
   return Status();
 }
 
+void part_thoughts(TextRequest& text, ReasoningFormat format, const Tokenizer* tokenizer) {
+  text.reasoning = format;
+  if (tokenizer == nullptr) return;
+  const ReasoningMarks& marks = reasoning_marks(format);
+  for (const std::vector<std::string>* list : {&marks.begins, &marks.ends})
+    for (const std::string& mark : *list)
+      if (const std::optional<int32_t> token = tokenizer->token_to_id(mark); token && tokenizer->is_special(*token))
+        text.skip_special_tokens = false;
+}
+
 Status TextModel::prepare(TextRequest text, TextSequence& sequence, const TextSide* own,
                           std::string_view* about) const {
   const TextSide& side = own ? *own : base();

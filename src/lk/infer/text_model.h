@@ -64,6 +64,10 @@ class TextModel {
 Result<std::string> render_messages(const TextRequest& request, const TextSide& side,
                                     std::string_view* field = nullptr);
 
+// Has the thoughts of a request's answer told from it. Their marks show in the text then, special tokens or not.
+// `tokenizer` may be null.
+void part_thoughts(TextRequest& text, ReasoningFormat format, const Tokenizer* tokenizer);
+
 // Range checks of every sampling field; the message names the field, its value and the range.
 Status validate_sampling(const SamplingParams& params, int64_t vocab_size);
 

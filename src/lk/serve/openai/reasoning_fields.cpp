@@ -14,15 +14,8 @@ void read_reasoning(RequestFields& fields, const ApiDefaults& defaults, Generate
     format = entry != nullptr ? entry->reasoning : ReasoningFormat::kNone;
   }
   request.merge_reasoning = text.merge_reasoning = !separate;
-  request.reasoning = text.reasoning = format;
-  if (defaults.tokenizer == nullptr) return;
-  // Marks that are special tokens must show in the text for it to be parted.
-  const ReasoningMarks& marks = reasoning_marks(format);
-  for (const std::vector<std::string>* list : {&marks.begins, &marks.ends})
-    for (const std::string& mark : *list)
-      if (const std::optional<int32_t> token = defaults.tokenizer->token_to_id(mark);
-          token && defaults.tokenizer->is_special(*token))
-        text.skip_special_tokens = false;
+  request.reasoning = format;
+  part_thoughts(text, format, defaults.tokenizer);
 }
 
 }  // namespace lk::openai
