@@ -152,8 +152,29 @@ class HubNames(Directory):
         self.assertEqual(server.call("DELETE", f"/v1/adapters/{hub}").status, 200)
         self.assertEqual(server.chat(RIGA, hub).status, 404)
         for bad in ("acme/", "/acme", "a//b", "a/../b", "a/.b", "+a", "a\\b", "x" * 129):
-            self.assertEqual(server.post("/v1/adapters", {"name": bad, "path": "acme/sql"}).status, 400, bad)
+            answer = server.post("/v1/adapters", {"name": bad, "path": "acme/sql"})
+            self.assertEqual((answer.status, answer.json["error"]["param"]), (400, "name"), bad)
+            answer = server.post("/v1/load_lora_adapter", {"lora_name": bad, "lora_path": "acme/sql"})
+            self.assertEqual((answer.status, answer.json["error"]["param"]), (400, "lora_name"), bad)
+            answer = server.call("PATCH", "/v1/adapters/prod/sql", {"alias": bad})
+            self.assertIn((answer.status, answer.json["error"]["param"]), ((400, "alias"), (404, None)), bad)
         server.stop(0)
+
+
+class NamesOfTheBase(Directory):
+    def test_each_is_the_base(self):
+        server = self.start("--served-model-name", "first", "--served-model-name", "org/second", adapters=("sql",))
+        self.assertEqual([(model["id"], model["parent"]) for model in server.get("/v1/models").json["data"]], [("first", None), ("org/second", None), ("sql", "first")])
+        pages, after = [], ""
+        for _ in range(3):
+            page = server.get(f"/v1/models?limit=1&after={after}").json
+            after = page["last_id"]
+            pages.append((after, page["has_more"]))
+        self.assertEqual(pages, [("first", True), ("org/second", True), ("sql", False)])
+        for name in ("first", "org/second", "base", ""):
+            self.assertEqual(server.complete("x", name, max_tokens=1).json["model"], "first")
+        self.assertEqual(server.get("/v1/models/org/second").json["id"], "org/second")
+        self.assertEqual(server.complete("x", "org/second:sql", max_tokens=1).json["model"], "sql")
 
 
 class OwnEndpoints(Directory):

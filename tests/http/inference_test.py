@@ -149,12 +149,15 @@ class Chat(ServerTest):
             self.refused(self.server.chat(model=missing), 404, param="model", code="model_not_found")
 
     def test_unknown_models(self):
-        for model in ("nothing", "sql@2", "sql@0", "sql@x", "base:nothing", "other:sql", "sql@1@1", "SQL", " sql", "sql\n", "base:", "../sql", "gpt-4o"):
+        for model in ("nothing", "sql@2", "sql@0", "sql@x", "sql@01", "sql@+1", "sql@1 ", "sql@", "base:nothing", "other:sql", "sql@1@1", "SQL", " sql", "sql\n", "base:", "../sql", "gpt-4o"):
             with self.subTest(model=model):
                 self.refused(self.server.chat(model=model), 404, param="model", code="model_not_found")
                 for path, body in (("/v1/completions", {"prompt": "x"}), ("/v1/embeddings", {"input": "x"}), ("/tokenize", {"prompt": "x"})):
                     self.refused(self.server.post(path, {"model": model, **body}), 404, param="model")
-        self.refused(self.server.get("/v1/models/nothing"), 404, code="model_not_found")
+        for model in ("nothing", "sql@01", "sql@001", "sql@1.0", "sql@0x1", "base:sql@01"):
+            self.refused(self.server.get(f"/v1/models/{model}"), 404, code="model_not_found")
+            self.assertEqual(self.server.get(f"/v1/adapters/{model}").status, 404)
+            self.assertEqual(self.server.call("DELETE", f"/v1/adapters/{model}").status, 404)
 
 
 class Completions(ServerTest):

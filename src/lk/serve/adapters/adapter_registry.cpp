@@ -47,6 +47,18 @@ Trouble::Kind kind_of_trouble(StatusCode code) {
   }
 }
 
+Status already_loaded(std::string_view name) {
+  return already_exists(
+      "The lora adapter '{}' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to "
+      "True.",
+      name);
+}
+
+bool AdapterRegistry::is_base(std::string_view name) const {
+  return name == "base" || name == options_.base_name ||
+         std::ranges::find(options_.base_aliases, name) != options_.base_aliases.end();
+}
+
 // --- Loading
 
 AdapterRegistry::AdapterRegistry(EngineService& service, const AdapterRegistryOptions& options,
@@ -86,16 +98,12 @@ Result<AdapterLease> AdapterRegistry::load_and_wait(LoadRequest request) {
 
 Status AdapterRegistry::check_free(const LoadRequest& request) const {
   LK_RETURN_IF_ERROR(check_adapter_name("adapter name", request.name));
-  if (request.name == "base" || request.name == options_.base_name)
-    return already_exists("\"{}\" is the base model", request.name);
+  if (is_base(request.name)) return already_exists("\"{}\" is the base model", request.name);
   std::lock_guard lock(mutex_);
   if (table_.aliases.contains(request.name)) return already_exists("\"{}\" is an alias", request.name);
   const AdapterTable::Name* taken = table_.name(request.name);
   if (!request.replace && !request.version && taken && !taken->versions.contains(0))
-    return already_exists(
-        "The lora adapter '{}' has already been loaded. If you want to load the adapter in place, set 'load_inplace' "
-        "to True.",
-        request.name);
+    return already_loaded(request.name);
   return check_quota_locked(request);
 }
 
@@ -356,7 +364,7 @@ StoredAdapter AdapterRegistry::stored(const AdapterVersion& version, bool is_def
 
 Status AdapterRegistry::check_alias_locked(const std::string& alias, const std::string& target) const {
   LK_RETURN_IF_ERROR(check_adapter_name("alias", alias));
-  if (alias == "base" || alias == options_.base_name || table_.name(alias) || queue_.is_busy(alias))
+  if (is_base(alias) || table_.name(alias) || queue_.is_busy(alias))
     return already_exists("\"{}\" is the name of a model", alias);
   if (table_.aliases.contains(target) || !table_.find(target).slot)  // no alias of an alias
     return not_found("The lora adapter '{}' cannot be found.", target);
@@ -439,15 +447,15 @@ std::map<std::string, std::string> AdapterRegistry::aliases() const {
 
 Result<AdapterRegistry::Resolved> AdapterRegistry::resolve(std::string_view model, const Tenant& tenant,
                                                            std::string* cold) {
-  if (model.empty() || model == "base" || model == options_.base_name) {
+  if (model.empty() || is_base(model)) {
     if (!tenant.may_use("base")) return no_such_model(model);
     return Resolved{nullptr, options_.base_name};
   }
   // Ray and SGLang write base:adapter, vLLM the bare name.
   std::string_view name = model;
-  for (const std::string& prefix : {std::string("base:"), options_.base_name + ":"})
-    if (name.starts_with(prefix)) {
-      name.remove_prefix(prefix.size());
+  for (size_t colon = name.find(':'); colon != name.npos; colon = name.find(':', colon + 1))
+    if (is_base(name.substr(0, colon))) {
+      name.remove_prefix(colon + 1);
       break;
     }
   std::unique_lock lock(mutex_);

@@ -26,8 +26,12 @@
 
 namespace lk {
 
+// What a load under a name that is taken is refused with, in vLLM's words.
+Status already_loaded(std::string_view name);
+
 struct AdapterRegistryOptions {
-  std::string base_name;  // what clients call the base model, besides "base"
+  std::string base_name;                  // what clients call the base model, besides "base"; answers show it
+  std::vector<std::string> base_aliases;  // and what else they may call it
   std::vector<std::string>
       roots;  // adapter paths from clients must lie in one of them; empty = loading at run time is refused
   bool probe = true;
@@ -173,6 +177,8 @@ class AdapterRegistry {
   HostTier& host_tier() { return *host_; }
   AdapterSums::Stats sum_stats() const { return sums_.stats(); }
   const std::string& base_name() const { return options_.base_name; }
+  const std::vector<std::string>& base_aliases() const { return options_.base_aliases; }
+  bool is_base(std::string_view name) const;
 
  private:
   struct Retired;

@@ -27,7 +27,7 @@ void AdapterRegistry::restore(const StoredAdapter& stored, bool load_now) {
 }
 
 bool AdapterRegistry::offer_fleet(const FleetVersion& version) {
-  if (version.name == "base" || version.name == options_.base_name) return false;
+  if (is_base(version.name)) return false;
   std::lock_guard lock(mutex_);
   if (table_.aliases.contains(version.name)) return false;
   const AdapterKey key{version.name, version.version};
@@ -73,7 +73,7 @@ void AdapterRegistry::load_restored() {
 
 bool AdapterRegistry::offer(const std::string& text, std::shared_ptr<const std::string> root, bool load_now) {
   std::lock_guard lock(mutex_);
-  if (text == "base" || text == options_.base_name || table_.aliases.contains(text)) return false;
+  if (is_base(text) || table_.aliases.contains(text)) return false;
   if (const AdapterTable::Name* existing = table_.name(text)) {
     for (const auto& [number, slot] : existing->versions)
       if (!slot.lease && slot.is_watched()) {

@@ -14,7 +14,8 @@ AdapterKey split_version(std::string_view text) {
   int64_t version = -1;
   const std::string_view digits = text.substr(at + 1);
   const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), version);
-  if (error != std::errc() || end != digits.data() + digits.size() || version <= 0) version = -1;
+  // A version has one name: "01" is none of them.
+  if (error != std::errc() || end != digits.data() + digits.size() || version <= 0 || digits[0] == '0') version = -1;
   return {std::string(text.substr(0, at)), version};
 }
 

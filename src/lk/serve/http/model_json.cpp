@@ -11,7 +11,9 @@ namespace lk {
 
 using openai::append_string;
 
-void ModelList::add_base(std::string_view root, int64_t context) { append(base_, root, true, context, started_); }
+void ModelList::add_base(std::string_view id, std::string_view root, int64_t context) {
+  append(id, root, true, context, started_);
+}
 
 void ModelList::add(std::string_view id, std::string_view root, int64_t created) {
   append(id, root, false, 0, created > 0 ? created : started_);

@@ -12,8 +12,8 @@ class ModelList {
  public:
   // `started`: when the server was, Unix seconds: the age of what has none of its own.
   ModelList(std::string base, int64_t started) : base_(std::move(base)), started_(started) {}
-  void add_base(std::string_view root, int64_t context);
-  void add(std::string_view id, std::string_view root, int64_t created);  // created 0: not known
+  void add_base(std::string_view id, std::string_view root, int64_t context);  // under one of its names
+  void add(std::string_view id, std::string_view root, int64_t created);       // created 0: not known
   // {"object": "list", "data": [...], "first_id", "last_id", "has_more"}
   std::string text(bool has_more) const;
   // The only entry, by itself.

@@ -5,6 +5,7 @@
 #include <boost/json/serialize.hpp>
 
 #include "lk/base/json_text.h"
+#include "lk/serve/http/query_value.h"
 #include "lk/serve/http/server_impl.h"
 #include "lk/serve/openai/adapter_requests.h"
 
@@ -20,6 +21,13 @@ void vllm_error(const std::shared_ptr<Exchange>& exchange, int status, std::stri
   exchange->respond(
       status,
       json_text(json::object{{"error", {{"message", message}, {"type", type}, {"param", about}, {"code", status}}}}));
+}
+
+// What is wrong with a field.
+ApiError about(const Status& status, std::string_view field) {
+  ApiError error = api_error(status);
+  error.param = field;
+  return error;
 }
 
 void vllm_error(const std::shared_ptr<Exchange>& exchange, const ApiError& error) {
@@ -83,6 +91,8 @@ void ServerImpl::vllm_load(const std::shared_ptr<Exchange>& exchange) {
     return vllm_error(exchange, 400, "InvalidUserInput", "Both 'lora_name' and 'lora_path' must be provided.");
   if (!exchange->principal.tenant->may_use(load->name))
     return vllm_error(exchange, 403, "PermissionDeniedError", "this tenant may not use that adapter name");
+  if (const Status status = check_adapter_name("adapter name", load->name); !status.ok())
+    return vllm_error(exchange, about(status, "lora_name"));
   const std::shared_ptr<const Tenant> limits = exchange->limits();
   load_adapter({.name = load->name,
                 .path = load->path,
@@ -136,6 +146,8 @@ void ServerImpl::post_adapter(const std::shared_ptr<Exchange>& exchange) {
         permission_denied("loading adapters at run time is off: start the server with --lora-root DIR"));
   if (!exchange->principal.tenant->may_use(load->name))
     return exchange->fail(permission_denied("this tenant may not use that adapter name"));
+  if (const Status status = check_adapter_name("adapter name", load->name); !status.ok())
+    return exchange->fail(about(status, "name"));
   AdapterRegistry::LoadRequest request{.name = load->name,
                                        .path = load->path,
                                        .replace = load->in_place,
@@ -148,9 +160,10 @@ void ServerImpl::post_adapter(const std::shared_ptr<Exchange>& exchange) {
     if (!loaded.ok()) {
       exchange->post([exchange, status = loaded.status()] {
         ApiError error = api_error(status, exchange->id);
-        if (status.code() == StatusCode::kAlreadyExists) error.status = 409, error.param = "name";
-        if (status.code() == StatusCode::kNotFound || status.code() == StatusCode::kPermissionDenied)
-          error.param = "path";
+        if (status.code() == StatusCode::kAlreadyExists)
+          error.status = 409, error.param = "name";
+        else if (error.status < 500 && error.status != 429)
+          error.param = "path";  // its name is right
         exchange->fail(error);
       });
       return;
@@ -179,6 +192,8 @@ void ServerImpl::patch_adapter(const std::shared_ptr<Exchange>& exchange) {
     ApiError error = api_error(status, exchange->id);
     if (status.code() == StatusCode::kAlreadyExists || status.code() == StatusCode::kResourceExhausted)
       error.status = 409;
+    if (error.status < 500 && status.code() != StatusCode::kNotFound)
+      error.param = status.code() == StatusCode::kResourceExhausted ? "pinned" : "alias";
     exchange->fail(error);
   };
   const auto apply = [this, exchange, change, refuse] {
@@ -221,7 +236,10 @@ void ServerImpl::delete_adapter(const std::shared_ptr<Exchange>& exchange) {
   if (!exchange->principal.tenant->may_use(name.substr(0, name.find('@'))))
     return exchange->fail(not_found("there is no adapter \"{}\"", name));
   if (const Status status = check_owner(*exchange, name); !status.ok()) return exchange->fail(status);
-  const bool wait = exchange->request.query.find("wait=0") == std::string::npos;
+  const std::string asked = query_value(exchange->request.query, "wait").value_or("1");
+  if (asked != "0" && asked != "1")
+    return exchange->fail(ApiError{.message = "\"wait\" must be 0 or 1", .param = "wait"});
+  const bool wait = asked == "1";
   take_out_of_fleet(exchange, name, [this, exchange, name, wait](const Status& fleet, bool was_fleets) {
     if (!fleet.ok()) return exchange->post([exchange, fleet] { exchange->fail(fleet); });
     unload_and_answer(exchange, name, wait, was_fleets);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Lists of models and adapters, a page at a time: with ten thousand adapters a page costs what is on it, and no io
 // thread makes it.
+#include <algorithm>
 #include <charconv>
 #include <ctime>
 
@@ -51,11 +52,17 @@ void ServerImpl::models(const std::shared_ptr<Exchange>& exchange) {
     const bool paths = exchange->principal.has(Scope::kAdapters);
     const std::string& base = registry_->base_name();
     ModelList list(base, started_at());
-    // The base comes first, then everything else by name.
+    // The base comes first, by all its names, then everything else by name.
     int64_t left = asked.limit;
-    const bool from_base = asked.after == base;
-    if (asked.after.empty() && tenant.may_use("base")) {
-      list.add_base(options_.model_root, text().context());
+    std::vector<std::string> bases{base};
+    bases.insert(bases.end(), registry_->base_aliases().begin(), registry_->base_aliases().end());
+    const auto last = std::ranges::find(bases, asked.after);
+    const bool from_base = last != bases.end();
+    if (from_base) bases.erase(bases.begin(), last + 1);
+    if (!(from_base || asked.after.empty()) || !tenant.may_use("base")) bases.clear();
+    for (const std::string& id : bases) {
+      if (left == 0) return exchange->send(200, list.text(true));
+      list.add_base(id, options_.model_root, text().context());
       --left;
     }
     const AdapterRegistry::NamePage page =
@@ -89,7 +96,9 @@ void ServerImpl::model(const std::shared_ptr<Exchange>& exchange) {
   } else if (found->adapter) {
     list.add(id, paths ? found->adapter->path : found->adapter->name, found->adapter->created);
   } else {
-    list.add_base(options_.model_root, text().context());
+    const std::vector<std::string>& aliases = registry_->base_aliases();
+    const bool is_alias = std::ranges::find(aliases, id) != aliases.end();
+    list.add_base(is_alias ? id : registry_->base_name(), options_.model_root, text().context());
   }
   exchange->respond(200, list.single());
 }
