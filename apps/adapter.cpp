@@ -200,8 +200,10 @@ void add_compose(CLI::App& adapter, int& exit_code) {
   sub->add_option("--method", flags->method, "cat: exact, ranks add up; svd: the same sum in --rank ranks")
       ->check(CLI::IsMember(methods))
       ->capture_default_str();
-  sub->add_option("--rank", flags->options.rank, "of the result; default: all with cat, else the largest of the parts");
-  sub->add_option("--density", flags->options.density, "share of values that ties, dare_* and magnitude_prune keep");
+  sub->add_option("--rank", flags->options.rank, "of the result; default: all with cat, else the largest of the parts")
+      ->check(CLI::PositiveNumber);
+  sub->add_option("--density", flags->options.density, "share of values that ties, dare_* and magnitude_prune keep")
+      ->check(CLI::PositiveNumber);
   sub->add_option("--sign", flags->sign, "which sign ties and dare_ties elect: of the sum, or of most")
       ->check(CLI::IsMember({"total", "frequency"}))
       ->capture_default_str();

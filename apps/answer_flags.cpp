@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "answer_flags.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <thread>
 
@@ -14,11 +15,24 @@ namespace {
 
 // What vLLM and SGLang call the same.
 using OtherNames = std::map<std::string, std::string>;
-const OtherNames kToolParserNames{{"llama3_json", "llama3"},    {"llama4_json", "llama3"},
-                                  {"qwen25", "hermes"},         {"qwen3_coder", "qwen3-coder"},
-                                  {"qwen3_xml", "qwen3-coder"}, {"llama4_pythonic", "pythonic"},
+const OtherNames kToolParserNames{{"llama3_json", "llama3"},
+                                  {"llama4_json", "llama3"},
+                                  {"qwen25", "hermes"},
+                                  {"qwen", "hermes"},
+                                  {"qwen3_coder", "qwen3-coder"},
+                                  {"qwen3_xml", "qwen3-coder"},
+                                  {"llama4_pythonic", "pythonic"},
                                   {"phi4_mini_json", "phi4"}};
-const OtherNames kReasoningParserNames{{"none", "off"}, {"deepseek_r1", "deepseek-r1"}};
+// With those of families whose marks are Qwen3's: what their prompts end with says whether they think.
+const OtherNames kReasoningParserNames{{"none", "off"},
+                                       {"deepseek_r1", "deepseek-r1"},
+                                       {"step3", "deepseek-r1"},
+                                       {"qwen3-thinking", "deepseek-r1"},
+                                       {"glm45", "qwen3"},
+                                       {"deepseek_v3", "qwen3"},
+                                       {"deepseek-v3", "qwen3"},
+                                       {"olmo3", "qwen3"},
+                                       {"granite3.3", "granite-3.3"}};
 
 CLI::Transformer names_of_others(const OtherNames& names) {
   CLI::Transformer transformer(names);
@@ -30,7 +44,10 @@ CLI::Transformer names_of_others(const OtherNames& names) {
 
 void AnswerFlags::add_to(CLI::App& command) {
   command
-      .add_option("--served-model-name", served_name, "what clients call the base model; default: the directory's name, or that on the hub")
+      .add_option("--served-model-name", served_names,
+                  "what clients call the base model; repeatable: answers show the first; default: the directory's name, "
+                  "or that on the hub")
+      ->allow_extra_args(false)
       ->group("Model");
   command.add_option("--tool-call-parser", tool_format, "how the model writes tool calls")
       ->transform(names_of_others(kToolParserNames))
@@ -42,7 +59,7 @@ void AnswerFlags::add_to(CLI::App& command) {
       .add_option("--reasoning-parser", reasoning,
                   "how the model marks what it thinks before it answers; auto = as its chat template says")
       ->transform(names_of_others(kReasoningParserNames))
-      ->check(CLI::IsMember({"auto", "off", "qwen3", "deepseek-r1", "granite"}))
+      ->check(CLI::IsMember({"auto", "off", "qwen3", "deepseek-r1", "granite", "granite-3.3"}))
       ->capture_default_str()
       ->group("Model");
   const char* adapters = "Adapters";
@@ -115,10 +132,14 @@ Status AnswerFlags::plan_memory(const ModelFlags& model, ServerOptions& options)
 }
 
 std::string AnswerFlags::base_name(const ModelFlags& model) const {
-  if (!served_name.empty()) return served_name;
+  if (!served_names.empty()) return served_names[0];
   if (!model.hub_name.empty()) return parse_hub_name(model.hub_name).value().repo;
   const std::filesystem::path directory = model.model.empty() ? "dummy" : model.model;
   return (directory.has_filename() ? directory : directory.parent_path()).filename().string();
+}
+
+bool AnswerFlags::is_base(const ModelFlags& model, const std::string& name) const {
+  return name == "base" || name == base_name(model) || std::ranges::find(served_names, name) != served_names.end();
 }
 
 Status AnswerFlags::fill(const ModelFlags& model, ServerOptions& options) const {
@@ -135,6 +156,13 @@ Status AnswerFlags::fill(const ModelFlags& model, ServerOptions& options) const 
   options.reasoning = reasoning;
   options.max_choices = max_choices;
   options.adapters.base_name = base_name(model);
+  if (served_names.size() > 1) options.adapters.base_aliases.assign(served_names.begin() + 1, served_names.end());
+  for (size_t i = 0; i < served_names.size(); ++i)
+    if (served_names[i].empty() ||
+        std::find(served_names.begin(), served_names.begin() + static_cast<std::ptrdiff_t>(i), served_names[i]) !=
+            served_names.begin() + static_cast<std::ptrdiff_t>(i))
+      return invalid_argument("--served-model-name: \"{}\" is {}", served_names[i],
+                              served_names[i].empty() ? "no name" : "given twice");
   options.adapters.probe = !no_probe;
   options.adapters.max_idle = std::max<int64_t>(lora_eager, 1);
   options.model_root = model.model.empty() ? model.dummy : model.model;

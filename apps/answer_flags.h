@@ -13,7 +13,7 @@
 namespace lk::apps {
 
 struct AnswerFlags {
-  std::string served_name;
+  std::vector<std::string> served_names;  // the first is the one that answers show
   std::string tool_format = "auto", reasoning = "auto";
   std::vector<std::string> lora_dirs;
   int64_t lora_eager = 256;
@@ -23,6 +23,7 @@ struct AnswerFlags {
 
   void add_to(CLI::App& command);
   std::string base_name(const ModelFlags& model) const;
+  bool is_base(const ModelFlags& model, const std::string& name) const;  // one of the names that the base has
   // Checks these and the model's options, and sets what they stand for. Memory is divided by plan_memory().
   Status fill(const ModelFlags& model, ServerOptions& options) const;
   Result<MemoryWishes> wishes(const ModelFlags& model) const;

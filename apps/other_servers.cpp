@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <optional>
 #include <string_view>
+#include <utility>
 
 namespace lk::apps {
 namespace {
@@ -17,6 +18,7 @@ enum class Means : uint8_t {
   kOption,   // `text` is Lorikeet's name for it; takes a value
   kSwitch,   // `text` is Lorikeet's name for it; takes none
   kModel,    // the value is the model's directory
+  kNames,    // of the base model, one or more
   kLoras,    // NAME=DIR, one or more
   kOrigins,  // a JSON list, or one or more
   kKey,      // an API key
@@ -47,6 +49,7 @@ constexpr Flag kFlags[] = {
     {"ctx-size c context-length max-model-len", Means::kContext, ""},
     {"max-total-tokens", Means::kValueNothing, "--memory says how many tokens there is room for"},
     {"alias a", Means::kOption, "--served-model-name"},
+    {"served-model-name", Means::kNames, ""},
     {"chat-template chat-template-file", Means::kRefused, "put it beside the model as chat_template.jinja"},
     {"quantization q", Means::kRefused, "quantized checkpoints are not read: give one in bf16, f16 or f32"},
     {"load-format", Means::kOnly, "auto|safetensors", "weights are read from *.safetensors"},
@@ -214,6 +217,13 @@ class Translator {
         out_.arguments.push_back(std::move(value));
         return Status();
       }
+      case Means::kNames:
+        for (bool first = true; const std::string& value : take_all()) {
+          // The model may follow.
+          const bool model = !std::exchange(first, false) && std::filesystem::is_directory(value);
+          out_.arguments.push_back(model ? value : "--served-model-name=" + value);
+        }
+        return Status();
       case Means::kLoras:
         for (const std::string& value : take_all()) {
           const bool named = value.starts_with('{') || value.find('=') != value.npos;

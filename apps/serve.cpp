@@ -216,8 +216,7 @@ Status ServeFlags::check() const {
   for (const auto& [name, directory] : loras) {
     const std::string context = fmt::format("--lora {}={}", name, directory);
     LK_RETURN_IF_ERROR(check_adapter_name("adapter name", name).with_context(context));
-    if (name == "base" || name == answers.base_name(model))
-      return already_exists("{}: \"{}\" is the base model", context, name);
+    if (answers.is_base(model, name)) return already_exists("{}: \"{}\" is the base model", context, name);
     if (!is_directory(directory)) return not_found("{}: not a directory", context);
     LK_ASSIGN_OR_RETURN(const std::string text, read_file(join_path(directory, "adapter_config.json")));
     LK_RETURN_IF_ERROR(parse_adapter_config(text, context).status());

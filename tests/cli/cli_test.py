@@ -131,6 +131,7 @@ class Generate(Temporary):
                      "--max-lora-rank", "64", "--max-cpu-loras=8", "--max_model_len", "256", "--max-num-seqs", "16", "--gpu-memory-utilization", "0.9", "--dtype", "auto", "-tp", "1",
                      "--enable-prefix-caching", "--enable-chunked-prefill", "--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--trust-remote-code",
                      "--disable-log-requests", "--seed", "0", "--api-key", "sk-0123456789abcdefghij", "--host", "127.0.0.1", "--port", "8000", "--allowed-origins", '["https://a.example"]'],
+            "several names": ["--served-model-name", "a", "org/b", MODEL, "--tool-call-parser", "qwen", "--reasoning-parser", "qwen3-thinking"],
             "positional": ["--swap-space", "4", MODEL, "--uvicorn-log-level=warning", "--no-enable-prefix-caching"],
             "sglang": ["--model-path", MODEL, "--lora-paths", f"a={sql}", f"b={sql}", "--max-loras-per-batch", "2", "--mem-fraction-static", "0.8", "--context-length", "256",
                        "--chunked-prefill-size", "128", "--tp", "1", "--disable-radix-cache", "--schedule-policy", "lpm", "--lora-backend", "triton", "--max-total-tokens", "8192",
@@ -154,9 +155,10 @@ class Generate(Temporary):
                                  (["--chat-template", "x.jinja"], ("chat_template.jinja",)), (["--revision", "main"], ("ORG/NAME@REVISION",)), (["--download-dir", "x"], ("HF_HUB_CACHE",)), (["--device", "cuda"], ("cuda", "CPU")),
                                  (["--max-running-requests"], ("wants a value",)), (["--disable-radix-cache=false"], ("takes no value",)), (["--load-format", "gguf"], ("safetensors",)), (["--api-key", "a" * 20, "b" * 20], ("lorikeet keys create",)), (["--nonsense"], ("--nonsense",)),
                                  (["--lora-modules", '{"name": "a"}'], ("path",)), (["--lora-modules", "base=examples/demo/adapters/sql"], ("base model",)),
+                                 (["--served-model-name", "a", "b", "--lora-modules", "b=examples/demo/adapters/sql"], ("base model",)), (["--served-model-name", "a", "a"], ("twice",)),
                                  (["--lora-modules", "model=examples/demo/adapters/sql"], ("base model",)), (["--lora-modules", '{"name": 5, "path": "x"}'], ("name",))):
             done = run("serve", MODEL, *arguments, "--no-state", "--check-config")
-            self.assertEqual(done.returncode, 2 if "lora-modules" not in arguments[0] else 1, (arguments, done.stderr))
+            self.assertEqual(done.returncode, 1 if {"--lora-modules", "--served-model-name"} & set(arguments) else 2, (arguments, done.stderr))
             for word in words:
                 self.assertIn(word, done.stderr, arguments)
 
@@ -283,6 +285,10 @@ class Adapters(Temporary):
         self.assertIn("% of the energy", done.stdout)
         self.assertIn("can be served", run("adapter", "verify", out, "--base", MODEL).stdout)
         self.refused("adapter", "compose", sql, dates, "--base", MODEL, "--out", out, words=("already",))
+        for options in (("--rank", "0"), ("--rank", "-1"), ("--density", "0")):
+            done = run("adapter", "compose", sql, dates, "--method", "svd", *options, "--base", MODEL, "--out", out + "x")
+            self.assertEqual(done.returncode, 2, options)
+            self.assertIn(options[0], done.stderr)
         for options, words in ((("--weights", "1"), ("1 numbers for 2",)), (("--method", "ties"), ("--density",)), (("--method", "linear"), ("cat", "--peft-compatible"))):
             self.refused("adapter", "compose", sql, dates, *options, "--base", MODEL, "--out", out + "x", words=words)
         sorted_ = str(DEMO / "adapters" / "sort")
