@@ -98,6 +98,17 @@ class Reasoning(SmallBase):
             messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", name: "hm"}, {"role": "user", "content": "c"}]
             self.assertIn(b"assistant:<think>hm</think>b", bytes(t for t in tokens_of(server, "thinks", messages) if t < 256))
 
+    def test_a_mark_that_is_cut_off_shows_nowhere(self):
+        server = self.start_thinking()
+        for length in range(5, 5 + MARK + 1):
+            fields = {"max_tokens": length, **BUDGET}
+            cut = server.chat("x", "thinks", **fields).json["choices"][0]
+            self.assertRegex(cut["message"]["reasoning"], "^[a-z]{5}$", length)
+            self.assertEqual((cut["message"]["content"] or "", cut["finish_reason"]), ("", "length"))
+            events = server.stream(CHAT, {"model": "thinks", "messages": [{"role": "user", "content": "x"}], **fields})
+            deltas = [event["choices"][0]["delta"] for event in events]
+            self.assertEqual("".join(delta.get("reasoning", "") for delta in deltas), cut["message"]["reasoning"], length)
+
     def test_the_operator_chooses(self):
         off = self.start_thinking("--reasoning-parser", "off")
         plain = off.chat("x", "thinks", max_tokens=9, **LETTERS).json
