@@ -34,8 +34,11 @@ TEST(ToolsAndFormat, TheFormatBindsTheAnswerOnly) {
   ASSERT_TRUE(hermes.value->call_grammar.has_value());
   EXPECT_EQ(hermes.value->call_grammar->text,
             ask(ToolFormat::kHermes, R"(, "tool_choice": "required")").value->grammar->text);
-  EXPECT_THAT(ask(ToolFormat::kPythonic, "").value->prompts[0].call_openings,
-              ElementsAre("<|python_tag|>", "<|python_start|>", "[f("));
+  const auto pythonic = ask(ToolFormat::kPythonic, "");
+  EXPECT_THAT(pythonic.value->prompts[0].call_openings, ElementsAre("<|python_tag|>", "<|python_start|>"));
+  EXPECT_TRUE(pythonic.value->prompts[0].bare_calls);
+  EXPECT_EQ(pythonic.value->call_grammar->kind, GrammarSpec::Kind::kPythonCalls);
+  EXPECT_EQ(pythonic.value->call_grammar->text, R"([{"name":"f","parameters":{"type":"object","properties":{}}}])");
   const auto none = ask(ToolFormat::kNone, "");
   EXPECT_FALSE(none.value->tools_allowed);
   EXPECT_TRUE(none.value->prompts[0].call_openings.empty());

@@ -127,6 +127,21 @@ class Stock(unittest.TestCase):
         follow = [{"role": "user", "content": PERSON}, answer.choices[0].message.model_dump(exclude_none=True), {"role": "tool", "tool_call_id": call.id, "content": "saved"}]
         self.assertEqual(len(self.ask(model="json", messages=follow, tools=[SAVE]).choices), 1)
 
+    def test_custom_and_allowed_tools(self):
+        date = {"type": "custom", "custom": {"name": "date", "format": {"type": "grammar", "grammar": {"syntax": "lark", "definition": 'start: YEAR "-" MONTH\nYEAR: /20[0-9]{2}/\nMONTH: /0[1-9]|1[0-2]/'}}}}
+        asked = {"model": "dates", "messages": [{"role": "user", "content": "When?"}], "tools": [SAVE, date], "max_tokens": 60}
+        for choice in ({"type": "custom", "custom": {"name": "date"}},
+                       {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [{"type": "custom", "custom": {"name": "date"}}]}}):
+            answer = self.ask(**asked, tool_choice=choice)
+            [call] = answer.choices[0].message.tool_calls
+            self.assertEqual((call.type, call.custom.name), ("custom", "date"))
+            self.assertRegex(call.custom.input, "^20[0-9]{2}-(0[1-9]|1[0-2])$")
+            follow = [*asked["messages"], answer.choices[0].message.model_dump(exclude_none=True), {"role": "tool", "tool_call_id": call.id, "content": "ok"}]
+            self.assertEqual(len(self.ask(**{**asked, "messages": follow}).choices), 1)
+        only = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [{"type": "function", "function": {"name": "save"}}]}}
+        [call] = self.ask(**asked, tool_choice=only).choices[0].message.tool_calls
+        self.assertEqual(call.function.name, "save")
+
     def test_streamed_tools(self):
         with self.client.chat.completions.stream(model="json", messages=[{"role": "user", "content": PERSON}], temperature=0, tools=[SAVE], tool_choice="required") as stream:
             for _ in stream:

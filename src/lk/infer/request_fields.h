@@ -47,6 +47,11 @@ enum RequestForm : uint64_t {
   kOutputConfigForm = uint64_t{1} << 36,
   kOutputFormatForm = uint64_t{1} << 37,
   kRequesterForm = uint64_t{1} << 38,
+  kCustomToolForm = uint64_t{1} << 39,
+  kCustomFormatForm = uint64_t{1} << 40,
+  kCustomGrammarForm = uint64_t{1} << 41,
+  kCalledCustomForm = uint64_t{1} << 42,
+  kAllowedToolsForm = uint64_t{1} << 43,
 };
 
 inline constexpr int64_t kMaxNameBytes = 256;         // of a model, a function, a message's author
@@ -214,7 +219,7 @@ inline constexpr Field kRequestFields[] = {
     rows::text("user", rows::kAsked, rows::kOpenAi, 0, 4 * kMaxNameBytes,
                "Shares are fair between a tenant's users, too."),
     rows::integer("priority", rows::kAsked, rows::kVllm, -1'000'000'000, 1'000'000'000, "0",
-                  "Of those of a tenant that wait, lower ones come first (vtc)."),
+                  "Of those of a tenant that wait, lower ones come first."),
     rows::text("cache_salt", rows::kAsked, rows::kVllm, 1, 128,
                "Separates the prefix cache further, within the tenant."),
 
@@ -266,7 +271,7 @@ inline constexpr Field kRequestFields[] = {
      .kind = FieldKind::kChoice,
      .origin = rows::kOpenAi,
      .detail = "none|auto|required",
-     .about = "Or {\"type\": \"function\", \"function\": {\"name\"}}.",
+     .about = "Or {\"type\": \"function\", \"function\": {\"name\"}}, the same with custom, or allowed_tools.",
      .part = "ToolChoice"},
     rows::flag("parallel_tool_calls", kChatForm | kResponsesForm, rows::kOpenAi, "true"),
 
@@ -385,8 +390,10 @@ inline constexpr Field kRequestFields[] = {
     rows::refused("whitespace_pattern", kStructuredOutputsForm, rows::kVllm, "white space follows the grammar"),
     // ResponseFormat and its json_schema
     rows::required(rows::word("type", kResponseFormatForm, rows::kOpenAi, "text|json_object|json_schema", "")),
-    rows::required(rows::word("type", kToolForm | kToolChoiceForm, rows::kOpenAi, "function", "")),
-    rows::word("type", kCallForm, rows::kOpenAi, "function", "\"function\""),
+    rows::required(rows::word("type", kToolForm, rows::kOpenAi, "function|custom", "")),
+    rows::required(rows::word("type", kToolChoiceForm, rows::kOpenAi, "function|custom|allowed_tools", "")),
+    rows::word("type", kCallForm, rows::kOpenAi, "function|custom", "\"function\""),
+    rows::word("type", kCustomFormatForm, rows::kOpenAi, "text|grammar", "\"text\""),
     rows::required(rows::word("type", kPartForm, rows::kOpenAi, "text|refusal", "")),
     rows::object("json_schema", kResponseFormatForm, rows::kOpenAi, "JsonSchemaFormat", "With type json_schema."),
     {.name = "schema",
@@ -402,10 +409,12 @@ inline constexpr Field kRequestFields[] = {
      .max = kMaxSourceBytes,
      .required = true},
     rows::flag("strict", kJsonSchemaForm | kFunctionForm, rows::kOpenAi, "false", "Schemas are always followed."),
-    rows::text("description", kJsonSchemaForm | kFunctionForm, rows::kOpenAi, 0, kMaxSourceBytes),
+    rows::text("description", kJsonSchemaForm | kFunctionForm | kCustomToolForm, rows::kOpenAi, 0, kMaxSourceBytes),
     rows::text("name", kJsonSchemaForm | kMessageForm, rows::kOpenAi, 0, kMaxNameBytes),
     rows::required(rows::text("name", kCalledFunctionForm, rows::kOpenAi, 1, kAnyLength)),
-    rows::required(rows::pattern("name", kFunctionForm, rows::kOpenAi, 1, 64, "^[A-Za-z0-9_.-]{1,64}$")),
+    rows::required(rows::text("name", kCalledCustomForm, rows::kOpenAi, 1, kAnyLength)),
+    rows::required(
+        rows::pattern("name", kFunctionForm | kCustomToolForm, rows::kOpenAi, 1, 64, "^[A-Za-z0-9_.-]{1,64}$")),
     rows::required(rows::text("name", kChosenFunctionForm, rows::kOpenAi, 1, 64)),
     // Message
     rows::required(rows::text("role", kMessageForm, rows::kOpenAi, 1, 64,
@@ -420,9 +429,22 @@ inline constexpr Field kRequestFields[] = {
     rows::text("text", kPartForm, rows::kOpenAi, 0, kAnyLength),
     // ToolCall, Tool, ToolChoice
     rows::text("id", kCallForm, rows::kOpenAi, 0, kMaxNameBytes),
-    rows::required(rows::object("function", kCallForm, rows::kOpenAi, "CalledFunction")),
-    rows::required(rows::object("function", kToolForm, rows::kOpenAi, "Function")),
-    rows::required(rows::object("function", kToolChoiceForm, rows::kOpenAi, "ChosenFunction")),
+    rows::object("function", kCallForm, rows::kOpenAi, "CalledFunction", "Of type function."),
+    rows::object("function", kToolForm, rows::kOpenAi, "Function", "Of type function."),
+    rows::object("function", kToolChoiceForm, rows::kOpenAi, "ChosenFunction", "Of type function."),
+    rows::object("custom", kCallForm, rows::kOpenAi, "CalledCustom", "Of type custom."),
+    rows::object("custom", kToolForm, rows::kOpenAi, "CustomTool", "Of type custom: called with a text."),
+    rows::object("custom", kToolChoiceForm, rows::kOpenAi, "ChosenFunction", "Of type custom."),
+    rows::object("allowed_tools", kToolChoiceForm, rows::kOpenAi, "AllowedTools", "Of type allowed_tools."),
+    rows::required(rows::word("mode", kAllowedToolsForm, rows::kOpenAi, "auto|required", "")),
+    rows::required(rows::list("tools", kAllowedToolsForm, rows::kOpenAi, 1, 128, "ToolChoice",
+                              "Of type function or custom: the model is shown these only.")),
+    rows::text("input", kCalledCustomForm, rows::kOpenAi, 0, kAnyLength),
+    rows::object("format", kCustomToolForm, rows::kOpenAi, "CustomFormat"),
+    rows::object("grammar", kCustomFormatForm, rows::kOpenAi, "CustomGrammar",
+                 "Binds calls that are forced, and is shown to the model."),
+    rows::required(rows::word("syntax", kCustomGrammarForm, rows::kOpenAi, "lark|regex", "")),
+    rows::required(rows::text("definition", kCustomGrammarForm, rows::kOpenAi, 1, kMaxSourceBytes)),
     {.name = "arguments", .forms = kCalledFunctionForm, .kind = FieldKind::kArgument, .origin = rows::kOpenAi},
     rows::object("parameters", kFunctionForm, rows::kOpenAi, "", "A JSON schema of at most 64 KiB."),
     // --- Responses

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <iterator>
 
 #include "lk/base/sha256.h"
@@ -20,6 +21,18 @@ std::string AnswerShape::call_id(int choice, int call) const {
   std::string text = tool_format == ToolFormat::kMistral ? "" : endpoint == Endpoint::kMessages ? "toolu_" : "call_";
   for (size_t i = 0; i < length; ++i) text += kAlphabet[digest[i] % kAlphabet.size()];
   return text;
+}
+
+bool AnswerShape::is_custom(std::string_view tool) const {
+  return std::ranges::find(custom_tools, tool, &CustomTool::name) != custom_tools.end();
+}
+
+void AnswerShape::append_call_head(std::string& out, int choice, int call, std::string_view tool) const {
+  const bool custom = is_custom(tool);
+  const char* type = custom ? "custom" : "function";
+  out += fmt::format("\"id\":\"{}\",\"type\":\"{}\",\"{}\":{{\"name\":", call_id(choice, call), type, type);
+  append_string(out, tool);
+  out += custom ? ",\"input\":" : ",\"arguments\":";
 }
 
 std::vector<TokenLogprob> AnswerShape::prompt_tokens(const Completion& prompt) const {
@@ -40,7 +53,7 @@ void AnswerShape::append_finish(std::string& out, const Completion& completion, 
     reason = "abort";
   else if (completion.finish == FinishReason::kError)
     reason = "error";
-  else if (num_calls > 0 && forced_tool.empty())
+  else if (num_calls > 0 && !tool_named)
     reason = "tool_calls";
   fmt::format_to(std::back_inserter(out), "\"finish_reason\":\"{}\",\"stop_reason\":", reason);
   if (completion.stop_string)

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "lk/serve/openai/custom_tools.h"
 #include "lk/serve/openai/logprobs.h"
 #include "lk/serve/openai/openai.h"
 #include "lk/serve/openai/tool_parser.h"
@@ -29,7 +30,10 @@ struct Choice {
   bool told_prompt = false;           // a commit has said what the prompt came to
   StreamDelta early;                  // came before the prompt's facts, which the first chunk needs
   std::vector<TokenLogprob> waiting;  // tokens that go with the next chunk
-  int64_t text_offset = 0;            // of the next token's text, in characters
+  int call = 0;                       // the latest
+  bool call_is_custom = false;
+  std::optional<CustomInput> input;  // of it, while it has one
+  int64_t text_offset = 0;           // of the next token's text, in characters
 };
 
 // Facts of a request that formatting needs.
@@ -40,8 +44,10 @@ struct AnswerShape {
   bool logprobs, prompt_logprobs, token_ids, echo, parallel_tool_calls;
   bool tool_forced;  // every answer is a call
   bool reasoning, include_reasoning, merge_reasoning;
-  std::string forced_tool;
-  std::string id;  // of the request; call ids derive from it
+  bool tool_named;
+  std::vector<CustomTool> custom_tools;
+  bool forced_input;  // what is called is the input itself
+  std::string id;     // of the request; call ids derive from it
 
   bool needs_prompt() const {  // in the first chunk
     return token_ids || (!chat() && echo && logprobs) || endpoint == Endpoint::kMessages;
@@ -50,6 +56,9 @@ struct AnswerShape {
   // "call_" (Messages: "toolu_") and 24 letters and digits; of Mistral's models, whose templates insist on it, 9
   // letters and digits. The same for the same request, choice and call.
   std::string call_id(int choice, int call) const;
+  bool is_custom(std::string_view tool) const;
+  // {"id":...,"type":...,"function":{"name":...,"arguments": for a call of this tool, up to its arguments or input.
+  void append_call_head(std::string& out, int choice, int call, std::string_view tool) const;
   // The tokens of an echoed prompt; the first has no logprob.
   std::vector<TokenLogprob> prompt_tokens(const Completion& prompt) const;
   void append_finish(std::string& out, const Completion& completion,

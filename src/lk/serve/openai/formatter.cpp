@@ -139,18 +139,42 @@ struct AnswerFormatter::Impl {
         continue;
       }
       if (delta.call > 0 && !shape.parallel_tool_calls) continue;
-      std::string body = fmt::format("\"delta\":{{\"tool_calls\":[{{\"index\":{},", delta.call);
       if (delta.kind == ToolDelta::Kind::kBegin) {
-        body += "\"id\":\"" + shape.call_id(index, delta.call) + "\",\"type\":\"function\",\"function\":{\"name\":";
-        append_string(body, delta.text);
-        body += ",\"arguments\":\"\"}}]}";
+        end_input(out, choice);
+        std::string body = fmt::format("\"delta\":{{\"tool_calls\":[{{\"index\":{},", delta.call);
+        shape.append_call_head(body, index, delta.call, delta.text);
+        body += "\"\"}}]}";
+        append_chunk(out, choice, body);
+        if (!shape.forced_input && shape.is_custom(delta.text)) choice.input.emplace();
+        choice.call = delta.call;
+        choice.call_is_custom = shape.is_custom(delta.text);
+      } else if (choice.input) {
+        std::string text;
+        choice.input->push(delta.text, text);
+        append_arguments(out, choice, text);
       } else {
-        body += "\"function\":{\"arguments\":";
-        append_string(body, delta.text);
-        body += "}}]}";
+        append_arguments(out, choice, delta.text);
       }
-      append_chunk(out, choice, body);
     }
+  }
+
+  // Of the call at hand.
+  void append_arguments(std::string& out, Choice& choice, std::string_view text) const {
+    if (text.empty()) return;
+    std::string body = fmt::format("\"delta\":{{\"tool_calls\":[{{\"index\":{},\"{}\":", choice.call,
+                                   choice.call_is_custom ? "custom\":{\"input" : "function\":{\"arguments");
+    append_string(body, text);
+    body += "}}]}";
+    append_chunk(out, choice, body);
+  }
+
+  // No more comes of a custom tool's arguments.
+  void end_input(std::string& out, Choice& choice) const {
+    if (!choice.input) return;
+    std::string rest;
+    choice.input->finish(rest);
+    choice.input.reset();
+    append_arguments(out, choice, rest);
   }
 
   // A text and the tokens that wait for it; of those behind it only what it needs when `in_one_piece`.
@@ -255,6 +279,16 @@ struct AnswerFormatter::Impl {
     out += format_commit(commit);
   }
 
+  // A call's arguments, or its input.
+  std::string written(std::string_view tool, std::string arguments) const {
+    if (shape.forced_input || !shape.is_custom(tool)) return arguments;
+    std::string text;
+    CustomInput input;
+    input.push(arguments, text);
+    input.finish(text);
+    return text;
+  }
+
   void append_message(std::string& out, int index, Choice& choice, const Completion& completion) const {
     ToolDeltas deltas;
     choice.parser.push(completion.text, deltas);
@@ -286,11 +320,9 @@ struct AnswerFormatter::Impl {
     }
     for (size_t i = 0; i < calls.size(); ++i) {
       out += i == 0 ? ",\"tool_calls\":[" : ",";
-      out +=
-          "{\"id\":\"" + shape.call_id(index, static_cast<int>(i)) + "\",\"type\":\"function\",\"function\":{\"name\":";
-      append_string(out, calls[i].first);
-      out += ",\"arguments\":";
-      append_string(out, calls[i].second);
+      out += '{';
+      shape.append_call_head(out, index, static_cast<int>(i), calls[i].first);
+      append_string(out, written(calls[i].first, std::move(calls[i].second)));
       out += "}}";
     }
     out += calls.empty() ? "}," : "]},";
@@ -367,7 +399,9 @@ AnswerFormatter::AnswerFormatter(const GenerateRequest& request, std::string id,
                   .reasoning = request.reasoning != ReasoningFormat::kNone,
                   .include_reasoning = request.include_reasoning,
                   .merge_reasoning = request.merge_reasoning,
-                  .forced_tool = request.forced_tool,
+                  .tool_named = request.tool_named,
+                  .custom_tools = request.custom_tools,
+                  .forced_input = request.forced_input,
                   .id = std::move(id)};
   impl_->n = static_cast<size_t>(request.n);
   impl_->model = std::move(model);
@@ -417,6 +451,9 @@ void AnswerFormatter::resume(int index, const TextSequence* sequence) {
       self.items->thoughts(nullptr, thoughts);
     self.feed_items(nullptr, index, choice, shown, false);
     self.items->count_from(known.events);
+  } else {
+    std::string nowhere;
+    self.append_deltas(nowhere, index, choice, shown);  // where a custom tool's input stands
   }
   const auto pass = [&](const std::vector<int32_t>& tokens) {
     for (const int32_t token : tokens) choice.text_offset += self.shape.names.num_characters(token);
@@ -464,10 +501,12 @@ std::string AnswerFormatter::done(int index, const Completion& completion) {
   if (self.shape.chat()) {
     ToolDeltas deltas;
     choice.parser.finish(deltas);
-    if (self.items)
+    if (self.items) {
       self.feed_items(&out, index, choice, deltas, false);
-    else
+    } else {
       self.append_deltas(out, index, choice, deltas);
+      self.end_input(out, choice);
+    }
   }
   self.count(index, completion);
   if (self.items) {

@@ -3,6 +3,7 @@
 
 #include "lk/base/json_fields.h"
 #include "lk/base/json_reader.h"
+#include "lk/serve/openai/custom_tools.h"
 #include "lk/serve/openai/parse.h"
 
 namespace lk::openai {
@@ -45,7 +46,8 @@ bool read_parts(const json::array& parts, const std::string& path, json::array& 
 
 bool is_blank(std::string_view text) { return text.find_first_not_of(" \t\r\n") == text.npos; }
 
-// {"id", "type", "function": {"name", "arguments"}}
+// {"id", "type", "function": {"name", "arguments"}}, or {"id", "type": "custom", "custom": {"name", "input"}}, which
+// templates get as the function that their model was shown.
 bool read_call(const json::value& value, const std::string& path, json::array& out, std::vector<std::string>& ignored,
                JsonErrors& errors) {
   if (!value.is_object()) {
@@ -56,17 +58,22 @@ bool read_call(const json::value& value, const std::string& path, json::array& o
   std::string id, type = "function";
   fields.read("id", id);
   fields.read("type", type);
-  const json::object* function = fields.object("function");
-  if (function == nullptr) fields.fail("function", "is missing");
+  const bool custom = type == "custom";
+  const json::object* function = custom ? fields.object("custom") : fields.object("function");
+  if (function == nullptr) fields.fail(custom ? "custom" : "function", "is missing");
   if (fields.failed()) return false;
-  RequestFields inner(*function, kCalledFunctionForm, path + ".function", errors);
-  std::string name;
+  RequestFields inner(*function, custom ? kCalledCustomForm : kCalledFunctionForm,
+                      path + (custom ? ".custom" : ".function"), errors);
+  std::string name, input;
   inner.read("name", name);
   if (name.empty()) inner.fail("name", "is missing");
   // Templates print arguments as JSON, so they get what the text says. A model's own calls come back as it wrote them:
   // cut off, lists, nothing at all.
   json::value arguments = json::object();
-  if (const json::value* given = inner.find("arguments")) {
+  if (custom) {
+    inner.read("input", input);
+    arguments = custom_arguments(input);
+  } else if (const json::value* given = inner.find("arguments")) {
     if (given->is_object() || given->is_array()) {
       arguments = *given;
     } else if (!given->is_string()) {

@@ -75,6 +75,13 @@ struct ResumedAnswer {
   std::string own_digest;       // of the adapter that makes the rest; not from the request
 };
 
+// A tool that is called with a text (custom_tools.h); models see it as a function.
+struct CustomTool {
+  std::string name;
+  std::optional<GrammarSpec> grammar = {};  // of the text; absent: any
+  std::string format_field = {};            // where that was given
+};
+
 struct GenerateRequest {
   Endpoint endpoint = Endpoint::kChat;
   std::string model;  // "" = the base model
@@ -93,9 +100,11 @@ struct GenerateRequest {
   std::string grammar_field;                   // which of them
   ToolFormat tool_format = ToolFormat::kNone;  // of the template that shows the tools
   bool tools_allowed = false;                  // parse tool calls out of the answer
-  bool tool_forced =
-      false;  // the grammar makes it a tool call: finish_reason is tool_calls ("stop" for a named function)
-  std::string forced_tool;  // tool_choice names a function: the whole answer is its arguments
+  bool tool_forced = false;                    // the grammar makes it a tool call
+  std::string forced_tool;                     // there is only one to call: the whole answer is its arguments,
+  bool forced_input = false;                   // or, of a custom one, its input
+  bool tool_named = false;                     // by tool_choice: finish_reason is "stop"
+  std::vector<CustomTool> custom_tools;
   bool parallel_tool_calls = true;
   ReasoningFormat reasoning = ReasoningFormat::kNone;  // of the template that renders the prompt
   bool include_reasoning = true;                       // show what was thought

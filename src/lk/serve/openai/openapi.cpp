@@ -57,6 +57,11 @@ constexpr FormDoc kRequestForms[] = {
     {kFunctionForm, "Function"},
     {kToolChoiceForm, "ToolChoice"},
     {kChosenFunctionForm, "ChosenFunction"},
+    {kAllowedToolsForm, "AllowedTools"},
+    {kCustomToolForm, "CustomTool"},
+    {kCustomFormatForm, "CustomFormat"},
+    {kCustomGrammarForm, "CustomGrammar"},
+    {kCalledCustomForm, "CalledCustom"},
 };
 constexpr std::string_view kNoOthers = R"({"additionalProperties": false})";
 constexpr FormDoc kAdapterForms[] = {

@@ -29,7 +29,9 @@ void read_template_fields(RequestFields& fields, TextRequest& text);
 
 // tools.cpp: tools, tool_choice, parallel_tool_calls. May set the grammar.
 void read_tools(RequestFields& fields, const ApiDefaults& defaults, GenerateRequest& request, TextRequest& text);
-void read_tool_list(RequestFields& fields, boost::json::array& tools, std::vector<std::string>& ignored);
+// `customs` (may be null): those that are custom; `tools` has them as functions.
+void read_tool_list(RequestFields& fields, boost::json::array& tools, std::vector<std::string>& ignored,
+                    std::vector<CustomTool>* customs = nullptr);
 
 // The template that the request renders; null when there is none, or the name is not known (that is refused where it is
 // rendered).

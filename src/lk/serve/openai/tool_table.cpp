@@ -37,13 +37,4 @@ const ToolRow& tool_row(ToolFormat format) {
   return *std::ranges::find(rows, format, &ToolRow::format);
 }
 
-std::vector<std::string> tool_openings(ToolFormat format, std::span<const std::string> names) {
-  const ToolRow& row = tool_row(format);
-  std::vector<std::string> openings(row.tags.begin(), row.tags.end());
-  if (!row.bare) return openings;
-  for (const std::string& name : names)
-    openings.push_back(row.body == ToolRow::Body::kPython ? "[" + name + "(" : "{\"name\": \"" + name + "\"");
-  return openings;
-}
-
 }  // namespace lk::openai

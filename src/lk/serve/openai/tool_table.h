@@ -2,7 +2,6 @@
 // How the families of models write tool calls, a row each: what ToolCallParser reads by.
 #pragma once
 
-#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -24,8 +23,5 @@ struct ToolRow {
   std::string gap;                // beside white space, between calls
 };
 const ToolRow& tool_row(ToolFormat format);
-
-// What the calls of these functions may begin with.
-std::vector<std::string> tool_openings(ToolFormat format, std::span<const std::string> names);
 
 }  // namespace lk::openai
