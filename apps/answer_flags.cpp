@@ -5,9 +5,9 @@
 #include <filesystem>
 #include <thread>
 
-#include "lk/hub/hub_name.h"
 #include "lk/base/file.h"
 #include "lk/base/thread_name.h"
+#include "lk/hub/hub_name.h"
 #include "lk/io/base_digest.h"
 
 namespace lk::apps {

@@ -6,6 +6,7 @@
 #include "commands.h"
 #include "config.h"
 #include "help.h"
+#include "hub_names.h"
 #include "lk/serve/adapters/directory_watcher.h"
 #include "lk/serve/batch/batch.h"
 #include "lk/serve/http/heap_trimmer.h"
@@ -173,7 +174,12 @@ void add_batch(CLI::App& app, int& exit_code) {
                options_named("lora lora-dir dtype context threads memory host-memory max-running errors max-body "
                              "served-model-name tool-call-parser reasoning-parser max-answer max-choices "
                              "config print-config check-config"));
-  command->callback([flags, &exit_code] { exit_code = run(*flags); });
+  command->callback([flags, &exit_code] {
+    // What is wrong with other options is said before anything is downloaded.
+    Status status = server_options(*flags).status();
+    if (status.ok()) status = flags->model.fetch(Fetch::kFetch);
+    exit_code = status.ok() ? run(*flags) : fail(status);
+  });
 }
 
 }  // namespace lk::apps

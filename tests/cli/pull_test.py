@@ -159,6 +159,14 @@ class Names(Pull):
         self.good("federate", "aggregate", "bob/sql", "--base", "acme/tiny", "--out", "averaged")
         self.assertEqual(json.loads(pathlib.Path(self.dir, "averaged/adapter_config.json").read_text())["base_model_name_or_path"], "acme/tiny")
 
+    def test_a_batch_by_name(self):
+        self.hub.add("acme/tiny", MODEL)
+        body = {"model": "acme/tiny", "prompt": "Who", "max_tokens": 4}
+        pathlib.Path(self.dir, "in.jsonl").write_text(json.dumps({"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": body}) + "\n")
+        self.good("batch", "acme/tiny", "in.jsonl", "out.jsonl", "--threads", "1", "--memory", "64MiB")
+        answer = json.loads(pathlib.Path(self.dir, "out.jsonl").read_text())["response"]
+        self.assertEqual((answer["status_code"], answer["body"]["model"]), (200, "acme/tiny"))
+
     def test_training_names_the_base_as_it_was_written(self):
         self.hub.add("acme/tiny", MODEL)
         self.hub.add("bob/sql", ADAPTER)
