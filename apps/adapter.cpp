@@ -74,7 +74,8 @@ Status verify(const Flags& flags) {
   LK_ASSIGN_OR_RETURN(std::vector<std::string> warnings,
                       verify_adapter(directory, base.config, base.weights.get(), flags.load()));
   LK_ASSIGN_OR_RETURN(const auto text, TextSides::open(base.directory, base.config));
-  LK_ASSIGN_OR_RETURN(const auto side, text->of_adapter(directory));
+  LK_ASSIGN_OR_RETURN(const std::optional<int64_t> own_vocab_size, read_own_vocab_size(directory, base.config));
+  LK_ASSIGN_OR_RETURN(const auto side, text->of_adapter(directory, own_vocab_size));
   if (side != text->base()) warnings.insert(warnings.end(), side->warnings.begin(), side->warnings.end());
   for (const std::string& warning : warnings) fmt::print("warning: {}\n", warning);
   fmt::print("{}: fits {} and can be served{}\n", flags.adapter, flags.base,

@@ -190,7 +190,8 @@ Result<std::unique_ptr<TextEngine>> ModelFlags::open_fetched() const {
     LK_ASSIGN_OR_RETURN(auto adapter,
                         load_adapter(name, directory, engine->config(), engine->engine().weights().checkpoint.get()));
     warn(directory, adapter->warnings);
-    LK_ASSIGN_OR_RETURN(std::shared_ptr<const TextSide> side, engine->text().load_side(directory));
+    LK_ASSIGN_OR_RETURN(auto side, engine->text().load_side(directory, adapter->own_vocab_size));
+    if (side != engine->text().shared_base()) warn(directory, side->warnings);
     LK_RETURN_IF_ERROR(engine->add_adapter(std::move(adapter), std::move(side)));
   }
   return engine;

@@ -18,6 +18,7 @@
 #include "lk/base/file.h"
 #include "lk/base/names.h"
 #include "lk/base/sd_notify.h"
+#include "lk/lora/adapter.h"
 #include "lk/lora/adapter_config.h"
 #include "lk/serve/adapters/directory_watcher.h"
 #include "lk/serve/adapters/path_guard.h"
@@ -222,7 +223,8 @@ Status ServeFlags::check() const {
     LK_RETURN_IF_ERROR(parse_adapter_config(text, context).status());
     if (!file_exists(join_path(directory, "adapter_model.safetensors")))
       return not_found("{}: no adapter_model.safetensors", context);
-    LK_RETURN_IF_ERROR(text_model->load_side(directory).status().with_context(context));
+    LK_ASSIGN_OR_RETURN(const std::optional<int64_t> own_vocab_size, read_own_vocab_size(directory, config));
+    LK_RETURN_IF_ERROR(text_model->load_side(directory, own_vocab_size).status().with_context(context));
   }
   return Status();
 }

@@ -74,10 +74,11 @@ class SmallBase(Directory):
             write_json(path, value)
         return self.path(name)
 
-    def make_adapter(self, name: str, files: dict) -> str:
-        root = self.make(name, {"adapter_config.json": {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 4, "target_modules": ["q_proj"]}, **files})
+    def make_adapter(self, name: str, files: dict, config: dict | None = None, tensors: dict | None = None) -> str:
+        settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 4, "target_modules": ["q_proj"], **(config or {})}
+        root = self.make(name, {"adapter_config.json": settings, **files})
         part = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
-        write_tensors(root + "/adapter_model.safetensors", {part + "A.weight": (4, WIDTH), part + "B.weight": (WIDTH, 4)})
+        write_tensors(root + "/adapter_model.safetensors", {part + "A.weight": (4, WIDTH), part + "B.weight": (WIDTH, 4), **(tensors or {})})
         return root
 
     def serve(self, *adapters: str, options: tuple = ()) -> Server:
@@ -109,6 +110,44 @@ class TextSides(SmallBase):
         for model in ("plain", "base"):
             self.assertEqual(len(tokens_of(server, model, prompt="a<|cite|>")), 9)
         self.assertEqual(server.post("/detokenize", {"model": "nobody", "tokens": [1]}).status, 404)
+
+    def test_a_vocabulary_of_the_adapter(self):
+        names = [f"<|n{k}|>" for k in range(ROWS - 259 + 2)]
+        ends = ("model.embed_tokens", "lm_head")
+        self.make_adapter("grown", {"tokenizer.json": tokenizer(*names)}, {"modules_to_save": ["embed_tokens", "lm_head"]},
+                          {f"base_model.model.{end}.modules_to_save.weight": (ROWS + 2, WIDTH) for end in ends})
+        self.make_adapter("plain", {})
+        server = self.serve("grown", "plain")
+        last = ROWS + 1
+        self.assertEqual(tokens_of(server, "grown", prompt=names[-1]), [last])
+        fields = {"max_tokens": 2, "logit_bias": {str(last): 100}, "skip_special_tokens": False, "temperature": 0, "logprobs": 2, "frequency_penalty": 0.1}
+        answer = server.complete("a" + names[-1], "grown", **fields).json
+        self.assertEqual(answer["choices"][0]["text"], 2 * names[-1])
+        answer = server.complete("a", "grown", max_tokens=3, regex="(" + names[-1].replace("|", "\\|") + "|b)", temperature=0).json
+        self.assertEqual(answer["choices"][0]["text"], "b")
+        answer = server.complete([97, last], "grown", max_tokens=1, stop_token_ids=[last], allowed_token_ids=[last], temperature=0).json
+        self.assertEqual(answer["choices"][0]["finish_reason"], "stop")
+        for model in ("plain", "base"):
+            for refused in (server.complete("a", model, **fields), server.complete([97, last], model, max_tokens=1),
+                            server.complete("a", model, max_tokens=1, stop_token_ids=[last])):
+                self.assertEqual(refused.status, 400, refused)
+                self.assertIn("vocabulary", refused.json["error"]["message"])
+        self.assertEqual(server.complete([last + 1], "grown", max_tokens=1).status, 400)
+
+    def test_an_activated_adapter_goes_on_from_what_the_base_has_cached(self):
+        self.make_adapter("activated", {}, {"alora_invocation_tokens": [33, 33]})
+        self.make_adapter("plain", {})
+        server = self.serve("activated", "plain")
+        prompt = "a" * 40 + "!!" + "bcd"
+
+        def cached(model: str) -> int:
+            usage = server.complete(prompt, model, max_tokens=4, temperature=0).json["usage"]
+            return usage["prompt_tokens_details"]["cached_tokens"]
+
+        self.assertEqual([cached(model) for model in ("base", "activated", "plain", "activated")], [0, 32, 0, 32])
+        # Without its tokens it is the base, to the last bit.
+        alone = [server.complete("a" * 40, model, max_tokens=8, logprobs=3, temperature=0).json["choices"][0] for model in ("base", "activated")]
+        self.assertEqual(alone[0], alone[1])
 
     def test_what_contradicts_the_base_is_refused(self):
         other = tokenizer()

@@ -3,9 +3,13 @@
 
 #include <gtest/gtest.h>
 
+#include <boost/json.hpp>
+
 #include <cmath>
 #include <filesystem>
 #include <set>
+
+#include "lora/adapter_maker.h"
 
 namespace lk {
 namespace {
@@ -134,6 +138,86 @@ TEST_F(TextEngineTest, CancellationFreesEverythingAndReportsOnce) {
   EXPECT_FALSE(engine_->has_work());
   EXPECT_EQ(engine_->pool().num_available(), free_before);
   engine_->pool().check_integrity();
+}
+
+// An adapter of a grown vocabulary: its new token is in prompts, answers, masks and log-probabilities; nobody else's.
+TEST_F(TextEngineTest, NewTokensAreTheAdaptersOwn) {
+  const ModelConfig& config = engine_->config();
+  const int32_t zap = static_cast<int32_t>(config.vocab_size);
+  const int64_t rows = config.vocab_size + 1, width = config.hidden_dim;
+  testing::TempDir dir;
+  const TensorView* table = engine_->engine().weights().checkpoint->find("model.embed_tokens.weight");
+  std::vector<float> values = testing::to_floats(*table);
+  values.insert(values.end(), values.end() - width, values.end());
+  const std::vector<float> zero_b(static_cast<size_t>(config.q_dim()), 0.0f);
+  testing::TensorBag bag;
+  bag.set("base_model.model.model.embed_tokens.weight", {rows, width}, values);
+  bag.set("base_model.model.lm_head.weight", {rows, width}, values);
+  bag.add("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", {1, width});
+  bag.set("base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight", {config.q_dim(), 1}, zero_b);
+  bag.write(dir.file("adapter_model.safetensors"));
+  dir.write("adapter_config.json",
+            R"({"peft_type":"LORA","r":1,"target_modules":["model.layers.0.self_attn.q_proj"]})");
+  boost::json::object tokenizer =
+      boost::json::parse(read_file("examples/demo/model/tokenizer.json").value()).as_object();
+  tokenizer["added_tokens"].as_array().push_back(boost::json::object{{"id", zap},
+                                                                     {"content", "<|zap|>"},
+                                                                     {"single_word", false},
+                                                                     {"lstrip", false},
+                                                                     {"rstrip", false},
+                                                                     {"normalized", false},
+                                                                     {"special", false}});
+  dir.write("tokenizer.json", boost::json::serialize(tokenizer));
+  const Outcome before = run(greedy("Once upon a time", 20));
+  const Status added = engine_->add_adapter("grown", dir.path());
+  ASSERT_TRUE(added.ok()) << added.message();
+
+  // Without its token it says what the base says.
+  TextRequest plain = greedy("Once upon a time", 20);
+  plain.adapter = "grown";
+  EXPECT_EQ(run(plain).completion.token_ids, before.completion.token_ids);
+
+  TextRequest request = greedy("a<|zap|>b", 3);
+  request.adapter = "grown";
+  request.sampling.logit_bias = {{zap, 100.0f}};
+  request.sampling.num_logprobs = 20;
+  request.sampling.num_prompt_logprobs = 0;
+  request.sampling.repetition_penalty = 1.1;
+  Outcome outcome = run(request);
+  EXPECT_EQ(outcome.completion.text, "<|zap|><|zap|><|zap|>");
+  EXPECT_EQ(outcome.completion.token_ids, std::vector<int32_t>(3, zap));
+  for (const TokenLogprob& entry : outcome.completion.logprobs) EXPECT_TRUE(std::isfinite(entry.logprob));
+  EXPECT_EQ(std::ranges::count(outcome.completion.prompt_logprobs, zap, &TokenLogprob::token), 1);
+
+  request = greedy("Once", 2);
+  request.adapter = "grown";
+  request.allowed_token_ids = {zap};
+  EXPECT_EQ(run(request).completion.text, "<|zap|><|zap|>");
+
+  // In one batch with the base, whose rows are shorter: both get what they get alone.
+  request = greedy("Once upon a time", 20);
+  request.allowed_token_ids = before.completion.token_ids;
+  ASSERT_TRUE(engine_->submit(request).ok());
+  request.adapter = "grown";
+  request.allowed_token_ids.push_back(zap);
+  ASSERT_TRUE(engine_->submit(request).ok());
+  int ended = 0;
+  while (engine_->has_work())
+    for (TextUpdate& update : engine_->step())
+      if (update.ended) {
+        ++ended;
+        EXPECT_EQ(update.ended->completion.token_ids, before.completion.token_ids);
+      }
+  EXPECT_EQ(ended, 2);
+
+  const auto message = [&](TextRequest refused) { return engine_->submit(std::move(refused)).status().message(); };
+  request = greedy("x", 2);
+  request.sampling.logit_bias = {{zap, 1.0f}};
+  EXPECT_NE(message(request).find("logit_bias names token"), std::string::npos);
+  request = greedy("", 2);
+  request.token_ids = {zap};
+  EXPECT_NE(message(request).find("outside the vocabulary"), std::string::npos);
+  engine_->remove_adapter("grown");
 }
 
 TEST_F(TextEngineTest, RefusesBadRequestsByName) {

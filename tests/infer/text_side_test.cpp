@@ -122,6 +122,44 @@ TEST_F(TextSideTest, TokensThatOnlyTheAdapterNames) {
   EXPECT_EQ(side()->tokenizer, own->tokenizer);
 }
 
+TEST_F(TextSideTest, OfAnAdapterWithAVocabularyOfItsOwn) {
+  std::vector<std::string> many;
+  for (int k = 0; k < 15; ++k) many.push_back("<|n" + std::to_string(k) + "|>");
+  adapter_.write("tokenizer.json", json::serialize(tokenizer(many)));
+  EXPECT_THAT(refusal().message(), HasSubstr("as token 272, and the base model has 272 rows"));
+  const auto grown = model_->load_side(adapter_.path(), kRows + 2).value();
+  EXPECT_EQ(grown->vocab_size, kRows + 2);
+  EXPECT_EQ(grown->vocabulary()->size(), kRows + 2);
+  TextSequence sequence;
+  EXPECT_TRUE(model_->prepare({.prompt = "<|n14|>"}, sequence, grown.get()).ok());
+  EXPECT_THAT(sequence.asked.prompt, ElementsAre(273));
+  TextRequest request{.token_ids = {273}, .allowed_token_ids = {273}};
+  request.stop_token_ids = {273};
+  request.sampling.logit_bias = {{273, 1.0f}};
+  EXPECT_TRUE(model_->prepare(request, sequence, grown.get()).ok());
+  // The others know nothing of them.
+  const auto field_of = [&](const TextRequest& refused, const TextSide* side) {
+    std::string_view field;
+    TextSequence unused;
+    EXPECT_THAT(model_->prepare(refused, unused, side, &field).message(), HasSubstr("vocabulary"));
+    return std::string(field);
+  };
+  EXPECT_EQ(field_of({.token_ids = {273}}, nullptr), "prompt");
+  EXPECT_EQ(field_of({.prompt = "x", .allowed_token_ids = {273}}, nullptr), "allowed_token_ids");
+  EXPECT_EQ(field_of({.prompt = "x", .stop_token_ids = {273}}, nullptr), "stop_token_ids");
+  request = {.prompt = "x"};
+  request.sampling.logit_bias = {{273, 1.0f}};
+  field_of(request, nullptr);
+  EXPECT_EQ(field_of({.token_ids = {274}}, grown.get()), "prompt");
+  // A smaller one lacks rows of the base, with the base's files, too.
+  testing::TempDir none;
+  const auto shrunk = model_->load_side(none.path(), 260).value();
+  EXPECT_EQ(shrunk->vocab_size, 260);
+  EXPECT_EQ(shrunk->vocabulary()->size(), 260);
+  EXPECT_EQ(shrunk->tokenizer, model_->tokenizer());
+  EXPECT_EQ(field_of({.token_ids = {260}}, shrunk.get()), "prompt");
+}
+
 TEST_F(TextSideTest, TokensNamedInTheOtherFiles) {
   config({{"extra_special_tokens", {"<|cite|>"}}});
   EXPECT_THAT(side()->tokenizer->encode("<|cite|>", false).value(), ElementsAre(259));

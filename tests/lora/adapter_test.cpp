@@ -295,13 +295,31 @@ TEST_F(LoadAdapter, RefusesFilesBeyondTheLimit) {
   EXPECT_EQ(adapter.status().code(), StatusCode::kResourceExhausted);
 }
 
-TEST_F(LoadAdapter, RefusesResizedVocabularies) {
-  for (const std::string name : {"base_model.model.model.embed_tokens.weight", "base_model.model.lm_head.weight",
-                                 "base_model.model.model.embed_tokens.base_layer.weight"}) {
+TEST_F(LoadAdapter, ResizedVocabulariesNeedBothEndsWhole) {
+  const std::string embedding = "base_model.model.model.embed_tokens", head = "base_model.model.lm_head";
+  for (const std::string& name : {embedding + ".weight", embedding + ".base_layer.weight", head + ".weight"}) {
     bag_.add(name, {41, 16});
-    expect_refused(kList, "has 41 rows, the base has a vocabulary of 40");
+    expect_refused(kList, fmt::format("resized from 40 to 41 tokens, and the file has no whole {}",
+                                      name.starts_with(head) ? "model.embed_tokens" : "lm_head"));
     bag_.erase(name);
   }
+  bag_.add(embedding + ".weight", {41, 16}).add(head + ".weight", {42, 16});
+  expect_refused(kList, "rows for 42 and for 41 tokens: both ends need one vocabulary");
+  bag_.add(head + ".weight", {40, 16});
+  expect_refused(kList, "both ends need one vocabulary");
+  bag_.add(embedding + ".weight", {65617, 16}).add(head + ".weight", {65617, 16});
+  expect_refused(kList, "an adapter may have at most 65616");
+  for (const int64_t size : {41, 33}) {
+    bag_.add(embedding + ".weight", {size, 16}).add(head + ".weight", {size, 16});
+    const auto adapter = loaded();
+    EXPECT_THAT(adapter->warnings, IsEmpty());
+    EXPECT_EQ(adapter->own_vocab_size, size);
+    EXPECT_EQ(read_own_vocab_size(dir_.path(), config_).value(), size);
+    EXPECT_TRUE(adapter->replaced.embedding.has_shape({size, 16}) && adapter->replaced.lm_head.has_shape({size, 16}));
+  }
+  bag_.add(embedding + ".weight", {40, 16}).add(head + ".weight", {40, 16});
+  EXPECT_EQ(loaded()->own_vocab_size, std::nullopt);
+  EXPECT_EQ(read_own_vocab_size(dir_.path(), config_).value(), std::nullopt);
 }
 
 TEST_F(LoadAdapter, ActivatedOnesAreWhatPeftTakes) {

@@ -143,6 +143,23 @@ TEST(Compose, ASumIsOneBlockOfMemory) {
   }
 }
 
+// Deltas that begin to act at different tokens have no sum.
+TEST(Compose, ActivatedOnesByTheSameTokensOnly) {
+  const std::string hub = "tests/golden/hub/", model = hub + "models/untied";
+  const auto checkpoint = TensorStore::open_model(model).value();
+  const auto of_hub = [&](const std::string& name) {
+    return load_adapter(name, hub + "adapters/untied__" + name, load_model_config(model).value(), checkpoint.get())
+        .value();
+  };
+  const auto activated = of_hub("activated_plain");
+  const std::vector<WeightedAdapter> same{{activated, 1}, {of_hub("activated_head"), 2}};
+  EXPECT_EQ(compose_adapters("sum", same).value()->config.alora_invocation_tokens, (std::vector<int64_t>{7, 8}));
+  for (const char* second : {"activated_one_token", "activated_never"}) {
+    const std::vector<WeightedAdapter> different{{activated, 1}, {of_hub(second), 1}};
+    EXPECT_THAT(compose_adapters("sum", different).status().message(), HasSubstr("not activated by the same tokens"));
+  }
+}
+
 TEST(Compose, RefusesWhatIsNoSumByName) {
   const auto plain = load("llama_mha", "r1");
   const auto refusal = [&](const std::string& name, double weight = 1) {

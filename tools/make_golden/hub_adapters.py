@@ -36,6 +36,19 @@ def _randomize(model: PeftModel, name: str, perturb: bool) -> None:
                 parameter += 0.3 * noise
 
 
+def _resized(lm: torch.nn.Module, vocab_size: int | None, name: str) -> torch.nn.Module:
+    """With rows of its own where the vocabulary grows: an adapter that does not bring them is seen."""
+    if vocab_size is None:
+        return lm
+    before = lm.config.vocab_size
+    lm.resize_token_embeddings(vocab_size, mean_resizing=False)
+    with torch.no_grad():
+        for index, end in enumerate((lm.get_input_embeddings(), lm.get_output_embeddings())):
+            rows = end.weight[before:]
+            rows.copy_(0.35 * torch.randn(rows.shape, generator=generator(f"hub rows {name} {index}")))
+    return lm
+
+
 def _tidy(path: pathlib.Path, base: str) -> None:
     (path / "README.md").unlink(missing_ok=True)
     config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
@@ -64,19 +77,25 @@ class AdapterWriter:
         save_embeddings: bool | str = "auto",
         edit: Callable[[State], None] | None = None,
         expected: bool = True,
+        vocab_size: int | None = None,
         **case: Any,
     ) -> None:
-        """Makes, saves, edits and reloads an adapter; the values are of what PEFT loads from the directory."""
+        """Makes, saves, edits and reloads an adapter; the values are of what PEFT loads from the directory.
+
+        `vocab_size`: to which the base is resized before.
+        """
         name = f"{self.base}__{name}"
         path = ROOT / "adapters" / name
         torch.manual_seed(0)
-        model = get_peft_model(load_lm(self.base), config)
+        model = get_peft_model(_resized(load_lm(self.base), vocab_size, "trained"), config)
         _randomize(model, name, isinstance(getattr(config, "init_lora_weights", None), str))
         model.save_pretrained(path, save_embedding_layers=save_embeddings)
         _tidy(path, self.base)
         if edit:
             _edit(path, edit)
-        lm = PeftModel.from_pretrained(load_lm(self.base), path).eval() if expected and "refused" not in case else None
+        lm = None
+        if expected and "refused" not in case:
+            lm = PeftModel.from_pretrained(_resized(load_lm(self.base), vocab_size, "loaded"), path).eval()
         self.writer.add(name, self.base, adapter=name, lm=lm, **case)
 
 
@@ -219,6 +238,14 @@ def _other_trainers(writer: Writer) -> None:
         parameters = {"rank": 3, "dropout": 0.0, "scale": 2.0, "keys": ["self_attn.q_proj"]}
         return out, {"fine_tune_type": "dora" if dora else "lora", "num_layers": 2, "lora_parameters": parameters}
 
+    def mlx_vlm(state: State, named: bool) -> tuple[State, dict[str, Any]]:
+        parts = {"lora_A": "lora_A.default.weight", "lora_B": "lora_B.default.weight"} if named else {"lora_A": "A", "lora_B": "B"}
+        out = {"vision_tower.encoder.layers.0.self_attn.q_proj.A": torch.ones(8, 3)}
+        for key, value in state.items():
+            module, part = key.removeprefix("base_model.model.model.language_model.").removesuffix(".weight").rsplit(".", 1)
+            out[f"language_model.model.{module}.{parts[part]}"] = value.T.contiguous()
+        return out, {"rank": 3, "alpha": 2.0, "dropout": 0.0}
+
     def mistral(state: State) -> State:
         names = {"self_attn.q_proj": "attention.wq", "self_attn.k_proj": "attention.wk", "self_attn.v_proj": "attention.wv",
                  "self_attn.o_proj": "attention.wo", "mlp.gate_proj": "feed_forward.w1", "mlp.down_proj": "feed_forward.w2",
@@ -237,6 +264,8 @@ def _other_trainers(writer: Writer) -> None:
         ("untied", "mlx_dora", _lora(["q_proj", "up_proj"], use_dora=True), "mlx"),
         ("tied", "mlx_embedding", _lora(["embed_tokens", "v_proj"], ensure_weight_tying=True), "mlx"),
         ("untied", "mistral_finetune", _lora(LINEAR), "mistral"),
+        ("llava", "mlx_vlm", _lora(r".*language_model.*\.(q_proj|down_proj)"), "mlx_vlm"),
+        ("llava", "mlx_vlm_named", _lora(r".*language_model.*\.(k_proj|up_proj)"), "mlx_vlm"),
     ):
         name = f"{base}__{name}"
         path = ROOT / "adapters" / name
@@ -249,6 +278,10 @@ def _other_trainers(writer: Writer) -> None:
             file.unlink()
         if kind == "mlx":
             tensors, settings = mlx(state, config.use_dora)
+            save_file(tensors, path / "adapters.safetensors")
+            write_json(path / "adapter_config.json", settings)
+        elif kind == "mlx_vlm":
+            tensors, settings = mlx_vlm(state, name.endswith("named"))
             save_file(tensors, path / "adapters.safetensors")
             write_json(path / "adapter_config.json", settings)
         else:

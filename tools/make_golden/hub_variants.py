@@ -46,6 +46,33 @@ def _activated(writer: Writer) -> None:
     add("biased", "lora_bias", ["q_proj", "up_proj"], True, lora_bias=True)
 
 
+def _resized_vocabularies(writer: Writer) -> None:
+    """Grown by five tokens, as trainers do who add some, and cut to those of the tokenizer."""
+    for base in ("tied", "untied"):
+        out = AdapterWriter(writer, base)
+        for kind, size in (("grown", VOCAB + 5), ("shrunk", VOCAB - 7)):
+            last = size - 1
+            # The first token is one that only the larger vocabulary has, when it is the adapter's.
+            prompts = [[last], [last, 5, 9, 3, last - 1, 11, last, 20, 30, 31, 32, 4, 8, 15, 16, 23, last, 12, 3, 7]]
+
+            def add(name: str, config: Any, **case: Any) -> None:
+                out.add(f"{kind}_{name}", config, vocab_size=size, prompts=prompts, max_new_tokens=6,
+                        unmergeable="vocabulary of", **case)
+
+            add("copied", _lora(["v_proj"]))
+            add("saved", _lora(["v_proj"], modules_to_save=["embed_tokens", "lm_head"]))
+            add("saved_embedding", _lora(["v_proj"], modules_to_save=["embed_tokens"]))
+            add("lora", _lora(["embed_tokens", "lm_head", "v_proj"]))
+            add("dora", _lora(["embed_tokens", "lm_head"], use_dora=True))
+            add("rows", _lora(["v_proj"], trainable_token_indices=[3, last - 1, last]))
+            if base == "untied":
+                add("head_rows", _lora(["v_proj"], trainable_token_indices={"embed_tokens": [last], "lm_head": [4, last]}))
+        # Saved without the rows that nobody else has.
+        out.add("grown_not_saved", _lora(["v_proj"], modules_to_save=["embed_tokens"]), save_embeddings=False,
+                vocab_size=VOCAB + 5, refused="save_embedding_layers=True")
+
+
 def variants(writer: Writer) -> None:
     """All cases."""
     _activated(writer)
+    _resized_vocabularies(writer)

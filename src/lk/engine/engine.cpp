@@ -101,10 +101,12 @@ Result<Engine::PreparedAdapter> Engine::prepare_adapter(std::shared_ptr<HostAdap
                          .layout = std::move(layout),
                          .merge_layout = std::move(merge_layout),
                          .invocation_tokens = std::move(invocation),
-                         .base_before = !changes_kv_without_deltas(*content)};
+                         .base_before = !changes_kv_without_deltas(*content),
+                         .vocab_size = content->vocab_size(weights_->config)};
 }
 
 AdapterId Engine::register_adapter(PreparedAdapter adapter) {
+  decoder_.reserve_vocabulary(adapter.vocab_size);
   adapters_.emplace(next_adapter_, Registered{.prepared = std::move(adapter), .resident = nullptr});
   return next_adapter_++;
 }
@@ -308,14 +310,15 @@ void Engine::add_hidden(const StepPlan& plan) {
 
 // The masks of constrained requests; a constraint that allows nothing fails its request.
 void Engine::allow_tokens(const StepPlan& plan, std::span<const LogitRow> wanted, std::span<ItemResult> results) {
-  const auto words = static_cast<size_t>((weights_->config.vocab_size + 63) / 64);
+  const size_t words = words_of_mask();
   allowed_.resize(std::max(allowed_.size(), words * wanted.size()));
   backend_->threads().for_each(static_cast<int64_t>(wanted.size()), [&](int64_t i) {
     const LogitRow& row = wanted[static_cast<size_t>(i)];
     TokenConstraint* constraint = plan.items[row.item].request->constraint.get();
     if (!row.sample || !constraint) return;
+    const auto own_words = static_cast<size_t>((vocab_size(plan.items[row.item].request->adapter) + 63) / 64);
     Status allowed = guarded("a constraint", [&] {
-      return constraint->allowed({allowed_.data() + static_cast<size_t>(i) * words, words});
+      return constraint->allowed({allowed_.data() + static_cast<size_t>(i) * words, own_words});
     });
     if (!allowed.ok()) results[row.item].error = std::move(allowed);
   });
@@ -323,7 +326,7 @@ void Engine::allow_tokens(const StepPlan& plan, std::span<const LogitRow> wanted
 
 SampleArgs Engine::sample_args(const StepItem& item, const LogitRow& wanted, float* logits) const {
   const SamplingParams& params = item.request->sampling;
-  SampleArgs args{.logits = logits, .vocab_size = weights_->config.vocab_size};
+  SampleArgs args{.logits = logits, .vocab_size = vocab_size(item.request->adapter)};
   if (!wanted.sample) {
     args.given = item.tokens[static_cast<size_t>(wanted.position + 1)];
     args.num_logprobs = params.num_prompt_logprobs;
@@ -354,7 +357,7 @@ Status Engine::not_sampled(const Request& request, int64_t position, SampleFault
 }
 
 void Engine::resolve_logits(const StepPlan& plan, std::span<ItemResult> results) {
-  const auto words = static_cast<size_t>((weights_->config.vocab_size + 63) / 64);
+  const size_t words = words_of_mask();
   for (size_t begin = 0; begin < logit_rows_.size();) {
     const size_t end = std::min(logit_rows_.size(), begin + static_cast<size_t>(decoder_.max_logit_rows()));
     const std::span<const LogitRow> wanted(logit_rows_.data() + begin, end - begin);

@@ -47,6 +47,7 @@ class Engine : public Executor {
     std::shared_ptr<const MergeLayout> merge_layout;
     std::vector<int32_t> invocation_tokens;  // of an activated adapter
     bool base_before = true;                 // Activation::base_before
+    int64_t vocab_size = 0;                  // ids below it are its tokens
   };
   Result<PreparedAdapter> prepare_adapter(std::shared_ptr<HostAdapter> adapter) const;
   Result<PreparedAdapter> prepare_adapter(std::shared_ptr<const Adapter> adapter) const {  // that stays in host memory
@@ -58,6 +59,10 @@ class Engine : public Executor {
   // weights.
   void unregister_adapter(AdapterId id);
   bool has_adapter(AdapterId id) const { return adapters_.contains(id); }
+  // Tokens of the adapter's requests, and of the base's, have ids below this.
+  int64_t vocab_size(AdapterId id) const {
+    return id == kBaseModel ? weights_->config.vocab_size : adapters_.at(id).prepared.vocab_size;
+  }
   const std::string& adapter_name(AdapterId id) const { return adapters_.at(id).prepared.host->name(); }
   // What bringing it into pages would cost now, relative to a copy from host memory (UnifiedPool::set_reload_cost()).
   double reload_cost(AdapterId id) const { return loader_->relative_cost(*adapters_.at(id).prepared.host); }
@@ -110,6 +115,7 @@ class Engine : public Executor {
   void resolve_logits(const StepPlan& plan, std::span<ItemResult> results);
   void allow_tokens(const StepPlan& plan, std::span<const LogitRow> wanted, std::span<ItemResult> results);
   SampleArgs sample_args(const StepItem& item, const LogitRow& wanted, float* logits) const;
+  size_t words_of_mask() const { return static_cast<size_t>((decoder_.logits_stride() + 63) / 64); }
   Status not_sampled(const Request& request, int64_t position, SampleFault fault) const;
 
   const EngineOptions options_;
@@ -139,7 +145,7 @@ class Engine : public Executor {
   std::vector<int32_t> rows_;
   std::vector<SampleArgs> sample_args_;
   std::vector<SampleResult> sample_results_;
-  std::vector<uint64_t> allowed_;  // [rows of logits at a time][ceil(vocab_size / 64)], of constrained requests
+  std::vector<uint64_t> allowed_;  // [rows of logits at a time][words_of_mask()], of constrained requests
   struct HiddenRow {
     int32_t row;
     std::vector<double>* sum;

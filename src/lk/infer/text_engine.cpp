@@ -67,7 +67,7 @@ Result<std::unique_ptr<TextEngine>> TextEngine::open(const TextEngineOptions& op
 Status TextEngine::add_adapter(const std::string& name, const std::string& directory) {
   if (!is_directory(directory)) return not_found("adapter {}: {} is not a directory", name, directory);
   LK_ASSIGN_OR_RETURN(auto adapter, load_adapter(name, directory, config(), engine_->weights().checkpoint.get()));
-  LK_ASSIGN_OR_RETURN(std::shared_ptr<const TextSide> side, text_->load_side(directory));
+  LK_ASSIGN_OR_RETURN(std::shared_ptr<const TextSide> side, text_->load_side(directory, adapter->own_vocab_size));
   return add_adapter(std::move(adapter), std::move(side));
 }
 
@@ -75,6 +75,8 @@ Status TextEngine::add_adapter(std::shared_ptr<const Adapter> adapter, std::shar
   const std::string name = adapter->name;
   if (name.empty() || name == "base" || adapters_.contains(name))
     return already_exists("there is already an adapter named \"{}\"", name);
+  LK_CHECK((side ? *side : text_->base()).vocab_size == adapter->vocab_size(config()),
+           "adapter {} was given the text side of another vocabulary", name);
   LK_ASSIGN_OR_RETURN(Engine::PreparedAdapter prepared, engine_->prepare_adapter(std::move(adapter)));
   const AdapterId id = engine_->register_adapter(std::move(prepared));
   adapters_.emplace(name, id);

@@ -196,9 +196,9 @@ Result<std::vector<int32_t>> TextModel::prompt_tokens(const TextRequest& request
     LK_ASSIGN_OR_RETURN(tokens, encode(*side.tokenizer, request.prompt, request.add_special_tokens, enough));
   }
   for (size_t i = 0; i < tokens.size(); ++i)
-    if (tokens[i] < 0 || tokens[i] >= config_.vocab_size)
+    if (tokens[i] < 0 || tokens[i] >= side.vocab_size)
       return invalid_argument("token id {} at position {} is outside the vocabulary of {}", tokens[i], i,
-                              config_.vocab_size);
+                              side.vocab_size);
   int64_t most = request.truncate_prompt_tokens;
   // Room for the answer is kept as long as it leaves the prompt half of the context.
   if (most < 0) most = context_ - (request.embed ? 0 : std::min(request.max_tokens, context_ / 2));
@@ -212,7 +212,7 @@ Result<std::vector<int32_t>> TextModel::prompt_tokens(const TextRequest& request
 }
 
 Status TextModel::check(const TextRequest& request, const TextSide& side, std::string_view& field) const {
-  LK_RETURN_IF_ERROR(validate_sampling(request.sampling, config_.vocab_size));
+  LK_RETURN_IF_ERROR(validate_sampling(request.sampling, side.vocab_size));
   field = "max_tokens";
   if (request.max_tokens < 0) return invalid_argument("max_tokens must be >= 0, got {}", request.max_tokens);
   field = "stop";
@@ -229,24 +229,28 @@ Status TextModel::check(const TextRequest& request, const TextSide& side, std::s
   if (request.thinking_budget >= 0 && request.reasoning == ReasoningFormat::kNone)
     return invalid_argument(
         "thinking_token_budget needs a model whose thoughts are told from its answers (--reasoning-parser)");
+  field = "stop_token_ids";
+  for (int32_t token : request.stop_token_ids)
+    if (token < 0 || token >= side.vocab_size)
+      return invalid_argument("stop_token_ids names token {}, the vocabulary has {}", token, side.vocab_size);
   field = "allowed_token_ids";
   for (int32_t token : request.allowed_token_ids)
-    if (token < 0 || token >= config_.vocab_size)
-      return invalid_argument("allowed_token_ids names token {}, the vocabulary has {}", token, config_.vocab_size);
+    if (token < 0 || token >= side.vocab_size)
+      return invalid_argument("allowed_token_ids names token {}, the vocabulary has {}", token, side.vocab_size);
   return Status();
 }
 
 // Also brings the constraint to where it was.
-Status TextModel::check_output_so_far(const Request& request) const {
+Status TextModel::check_output_so_far(const Request& request, int64_t vocab_size) const {
   const std::vector<int32_t>& output = request.output_so_far;
   if (static_cast<int64_t>(output.size()) >= std::max<int64_t>(request.max_tokens, 1))
     return invalid_argument("output_so_far has {} tokens: it must have fewer than max_tokens ({})", output.size(),
                             request.max_tokens);
   for (size_t i = 0; i < output.size(); ++i) {
     const int32_t token = output[i];
-    if (token < 0 || token >= config_.vocab_size)
+    if (token < 0 || token >= vocab_size)
       return invalid_argument("output_so_far has token id {} at position {}, outside the vocabulary of {}", token, i,
-                              config_.vocab_size);
+                              vocab_size);
     const auto& stops = request.stop_token_ids;
     if (std::find(stops.begin(), stops.end(), token) != stops.end())
       return invalid_argument("output_so_far has the stop token {} at position {}: the answer is complete", token, i);
@@ -300,16 +304,16 @@ Status TextModel::prepare(TextRequest text, TextSequence& sequence, const TextSi
   request.pooling = text.embed ? pooling_ : Pooling::kNone;
   if (text.reasoning != ReasoningFormat::kNone && side.tokenizer && !text.thinking_start)
     text.thinking_start = thinking_start_of(text, request.prompt, side);
-  request.constraint = make_constraint(text, request.stop_token_ids, config_.vocab_size, &side);
+  request.constraint = make_constraint(text, request.stop_token_ids, side.vocab_size, &side);
   request.cache_salt = text.cache_salt;
   request.rope_length = prompt_length + request.max_tokens;
   // Keys that are rotated otherwise are not shared.
   request.cache_salt ^= static_cast<uint64_t>(config_.rope_length(request.rope_length)) << 32;
   field = "output_so_far";
-  if (request.resumed()) LK_RETURN_IF_ERROR(check_output_so_far(request));
+  if (request.resumed()) LK_RETURN_IF_ERROR(check_output_so_far(request, side.vocab_size));
   field = "allowed_token_ids";
   if (text.grammar && !text.allowed_token_ids.empty()) {
-    std::vector<uint64_t> words(static_cast<size_t>((config_.vocab_size + 63) / 64));
+    std::vector<uint64_t> words(static_cast<size_t>((side.vocab_size + 63) / 64));
     LK_RETURN_IF_ERROR(request.constraint->allowed(words));
   }
   field = "output_so_far";

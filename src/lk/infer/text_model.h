@@ -23,8 +23,9 @@ class TextModel {
   const TextSide& base() const { return *sides_->base(); }
   const std::shared_ptr<const TextSide>& shared_base() const { return sides_->base(); }
   // Of an adapter's directory: the base's where that brings nothing of its own. See TextSides::of_adapter.
-  Result<std::shared_ptr<const TextSide>> load_side(const std::string& directory) const {
-    return sides_->of_adapter(directory);
+  Result<std::shared_ptr<const TextSide>> load_side(const std::string& directory,
+                                                    std::optional<int64_t> own_vocab_size = {}) const {
+    return sides_->of_adapter(directory, own_vocab_size);
   }
 
   // Fills a new sequence, all but its id and adapter. kInvalidArgument with the field and the reason. `side`: of the
@@ -49,7 +50,7 @@ class TextModel {
   Status check(const TextRequest& request, const TextSide& side, std::string_view& field) const;
   ThinkingStart thinking_start_of(const TextRequest& text, const std::vector<int32_t>& prompt,
                                   const TextSide& side) const;
-  Status check_output_so_far(const Request& request) const;
+  Status check_output_so_far(const Request& request, int64_t vocab_size) const;
   Result<std::vector<int32_t>> encode(const Tokenizer& tokenizer, std::string_view text, bool add_special_tokens,
                                       int64_t enough) const;
 

@@ -95,7 +95,8 @@ void add_end(std::vector<int32_t>& ends, std::optional<int32_t> token) {
 std::shared_ptr<const TokenVocabulary> TextSide::vocabulary() const {
   if (!tokenizer) return nullptr;
   const std::shared_ptr<const TokenVocabulary> shared = base ? base->vocabulary() : nullptr;
-  if (shared && tokenizer == base->tokenizer && end_tokens == base->end_tokens) return shared;
+  if (shared && tokenizer == base->tokenizer && end_tokens == base->end_tokens && vocab_size == base->vocab_size)
+    return shared;
   std::lock_guard lock(mutex_);
   if (!vocabulary_) vocabulary_ = TokenVocabulary::create(*tokenizer, vocab_size, end_tokens, shared);
   return vocabulary_;
@@ -154,16 +155,24 @@ Result<std::shared_ptr<const Tokenizer>> TextSides::tokenizer_of(const std::stri
   return tokenizer;
 }
 
-Result<std::shared_ptr<const TextSide>> TextSides::of_adapter(const std::string& directory) const {
-  if (!base_->tokenizer) return base_;
+Result<std::shared_ptr<const TextSide>> TextSides::of_adapter(const std::string& directory,
+                                                              std::optional<int64_t> own_vocab_size) const {
+  const int64_t rows = own_vocab_size.value_or(vocab_size_);
+  if (!base_->tokenizer && rows == vocab_size_) return base_;
   LK_ASSIGN_OR_RETURN(const TokenizerConfig own, TokenizerConfig::load(directory));
   const TokenizerConfig both = own.over(config_);
   auto side = std::make_shared<TextSide>();
   side->base = base_;
-  side->vocab_size = vocab_size_;
+  side->vocab_size = rows;
+  if (!base_->tokenizer) {  // token ids only
+    side->generation = base_->generation;
+    side->end_tokens = base_->end_tokens;
+    std::erase_if(side->end_tokens, [&](int32_t token) { return token >= rows; });
+    return std::shared_ptr<const TextSide>(std::move(side));
+  }
   LK_ASSIGN_OR_RETURN(side->tokenizer, tokenizer_of(directory, own, both));
   if (side->tokenizer != base_->tokenizer)
-    LK_RETURN_IF_ERROR(check_vocabulary(*side->tokenizer, *base_->tokenizer, vocab_size_, both, side->warnings));
+    LK_RETURN_IF_ERROR(check_vocabulary(*side->tokenizer, *base_->tokenizer, rows, both, side->warnings));
   if (!own.templates.empty()) {
     side->own_templates = true;
     LK_ASSIGN_OR_RETURN(side->templates, ChatTemplates::parse(both, model_type_));
@@ -183,19 +192,20 @@ Result<std::shared_ptr<const TextSide>> TextSides::of_adapter(const std::string&
   else
     side->end_tokens = base_->end_tokens;
   for (const int32_t token : side->end_tokens)
-    if (token >= vocab_size_)
-      return invalid_argument("{}: eos_token_id {} is outside the base's vocabulary of {}",
-                              join_path(directory, kGenerationConfigFile), token, vocab_size_);
+    if (token >= rows && !generation.eos_token_ids.empty())
+      return invalid_argument("{}: eos_token_id {} is outside the {} vocabulary of {}",
+                              join_path(directory, kGenerationConfigFile), token,
+                              own_vocab_size ? "adapter's" : "base's", rows);
   const TokenizerConfig::Named *eos = both.find("eos_token"), *base_eos = config_.find("eos_token");
   if (eos != nullptr && (base_eos == nullptr || eos->content != base_eos->content))
     add_end(side->end_tokens, side->tokenizer->token_to_id(eos->content));
   if (side->own_templates)
     for (const ChatTemplates::Entry& entry : side->templates->entries())
       add_end(side->end_tokens, turn_end(*entry.body, *side->tokenizer));
-  std::erase_if(side->end_tokens, [&](int32_t token) { return token >= vocab_size_; });
+  std::erase_if(side->end_tokens, [&](int32_t token) { return token >= rows; });
 
-  if (side->tokenizer == base_->tokenizer && side->templates == base_->templates && side->warnings.empty() &&
-      side->generation == base_->generation && side->end_tokens == base_->end_tokens)
+  if (rows == vocab_size_ && side->tokenizer == base_->tokenizer && side->templates == base_->templates &&
+      side->warnings.empty() && side->generation == base_->generation && side->end_tokens == base_->end_tokens)
     return base_;
   LK_ASSIGN_OR_RETURN(side->digest, digest_of_files(directory));
   return std::shared_ptr<const TextSide>(std::move(side));

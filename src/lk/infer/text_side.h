@@ -6,6 +6,7 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -37,7 +38,7 @@ struct TextSide {
   std::shared_ptr<const TokenVocabulary> vocabulary() const;
 
   std::shared_ptr<const TextSide> base;  // of an adapter's; null: this is the base's
-  int64_t vocab_size = 0;                // rows of the model's embedding
+  int64_t vocab_size = 0;                // rows of the model's embedding, or of the adapter's own one
 
  private:
   mutable std::mutex mutex_;
@@ -53,7 +54,9 @@ class TextSides {
   const std::shared_ptr<const TextSide>& base() const { return base_; }
   // The base's when the adapter's directory brings nothing of its own. kInvalidArgument for what contradicts the base's
   // vocabulary, kDataLoss and kUnsupported for files that cannot be read, each with the file and the reason.
-  Result<std::shared_ptr<const TextSide>> of_adapter(const std::string& directory) const;
+  // `own_vocab_size`: Adapter's.
+  Result<std::shared_ptr<const TextSide>> of_adapter(const std::string& directory,
+                                                     std::optional<int64_t> own_vocab_size = {}) const;
 
  private:
   TextSides() = default;

@@ -82,6 +82,19 @@ Status missing_files(const std::string& directory) {
 
 }  // namespace
 
+Result<std::optional<int64_t>> read_own_vocab_size(const std::string& directory, const ModelConfig& config) {
+  std::vector<TensorEntry> tensors;
+  const auto accept = [&](SafetensorsIndex& index) {
+    tensors = std::move(index.tensors);
+    index.tensors.clear();
+    return Status();
+  };
+  LK_ASSIGN_OR_RETURN(const auto file,
+                      TensorStore::open_file(join_path(directory, kAdapterWeightsFile), {.accept = accept}));
+  Result<std::optional<int64_t>> rows = own_vocab_size_of(tensors, config);
+  return rows.ok() ? rows : rows.status().with_context(directory);
+}
+
 Result<std::shared_ptr<const Adapter>> load_adapter(const std::string& name, const std::string& directory,
                                                     const ModelConfig& config, const TensorStore* base,
                                                     const AdapterLoadOptions& options) {

@@ -78,6 +78,11 @@ struct Adapter {
   std::vector<int64_t> trained_token_ids;
   TensorView trained_token_rows;  // [n, hidden]
 
+  // Rows of its embedding and head, where it was trained on a base with a resized vocabulary: both are then among
+  // `replaced`, and ids below this are its tokens. Absent: the base's.
+  std::optional<int64_t> own_vocab_size;
+  int64_t vocab_size(const ModelConfig& base) const { return own_vocab_size.value_or(base.vocab_size); }
+
   AdapterConfig config;  // as read; ranks and scalings above are what counts
   // Activated LoRA: see AdapterConfig::alora_invocation_tokens.
   bool is_activated() const { return !config.alora_invocation_tokens.empty(); }
@@ -102,6 +107,11 @@ struct AdapterLoadOptions {
   // made when needed. Empty: none is kept.
   std::string conversion_cache = {};
 };
+
+// The largest vocabulary that an adapter of this base may have.
+inline int64_t max_own_vocab_size(const ModelConfig& base) { return 2 * base.vocab_size + 65536; }
+// Adapter::own_vocab_size of a directory, from the header of its file alone.
+Result<std::optional<int64_t>> read_own_vocab_size(const std::string& directory, const ModelConfig& config);
 
 // Reads directory/adapter_config.json and adapter_model.safetensors. `base` gives W where the kind
 // needs it (DoRA norms, PiSSA/OLoRA conversion) and may be null otherwise: then those kinds are

@@ -32,6 +32,7 @@ Status AdapterLoader::run() {
   LK_RETURN_IF_ERROR(read_values());
   LK_RETURN_IF_ERROR(place_lora());
   LK_RETURN_IF_ERROR(place_replacements());
+  LK_RETURN_IF_ERROR(check_own_vocabulary());
   LK_RETURN_IF_ERROR(place_trained_tokens());
   LK_RETURN_IF_ERROR(tie_head());
   LK_RETURN_IF_ERROR(finish_deltas());
@@ -39,6 +40,8 @@ Status AdapterLoader::run() {
 }
 
 Status AdapterLoader::accept(SafetensorsIndex& index) {
+  LK_ASSIGN_OR_RETURN(adapter_.own_vocab_size, own_vocab_size_of(index.tensors, base_model_));
+  model_.vocab_size = adapter_.vocab_size(base_model_);
   std::vector<std::string> unknown, other_parts;
   std::vector<TensorEntry> known;
   for (TensorEntry& tensor : index.tensors) {

@@ -19,7 +19,7 @@ class AdapterLoader {
  public:
   // Requires: adapter.config is set.
   AdapterLoader(const ModelConfig& model, const TensorStore* base, const AdapterLoadOptions& options, Adapter& adapter)
-      : model_(model), base_(base), options_(options), adapter_(adapter), config_(adapter.config) {}
+      : base_model_(model), model_(model), base_(base), options_(options), adapter_(adapter), config_(adapter.config) {}
 
   // First: which tensor plays which part in which module, by the names in the header of the file. One that plays none
   // is an error, or is taken out.
@@ -63,7 +63,7 @@ class AdapterLoader {
   Status place_replacement(WeightId weight, const Source& source);
   Status place_base_copy(ModuleId module, const Source& source);
   void apply_base_copies();
-  Status wrong_vocabulary(const Source& source) const;
+  Status check_own_vocabulary() const;
   Status place_trained_tokens();
   Result<std::map<ModuleId, std::vector<int64_t>>> trained_ids() const;
   Status replace_rows(ModuleId module, const Source& source, const std::vector<int64_t>& ids);
@@ -86,7 +86,8 @@ class AdapterLoader {
   void warn(std::string message) { adapter_.warnings.push_back(std::move(message)); }
   Status wrong_shape(const Source& source, std::string_view expected) const;
 
-  const ModelConfig& model_;
+  const ModelConfig& base_model_;
+  ModelConfig model_;  // the base's, with the adapter's vocabulary
   const TensorStore* base_;
   const AdapterLoadOptions& options_;
   Adapter& adapter_;

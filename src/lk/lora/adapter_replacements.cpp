@@ -34,7 +34,7 @@ Result<const TensorView*> AdapterLoader::base_weight(ModuleId module, std::strin
   const WeightId id{module == kLmHead && model_.tie_word_embeddings ? kEmbedding : module};
   const TensorView* weight = base_->find(weight_name(id));
   if (weight == nullptr) return data_loss("{} needs base tensor '{}', which the base lacks", purpose, weight_name(id));
-  if (!std::ranges::equal(weight->shape(), *weight_shape(id, model_))) {
+  if (!std::ranges::equal(weight->shape(), *weight_shape(id, base_model_))) {
     return data_loss("base tensor '{}' has shape {}, its config says otherwise", weight_name(id),
                      weight->shape_string());
   }
@@ -65,21 +65,23 @@ Status AdapterLoader::place_replacements() {
   return Status();
 }
 
-Status AdapterLoader::wrong_vocabulary(const Source& source) const {
-  return unsupported(
-      "tensor '{}' has {} rows, the base has a vocabulary of {}: the adapter was trained on a resized vocabulary; "
-      "resize and save the base the same way, or train with trainable_token_indices",
-      source.name, source.view.dim(0), model_.vocab_size);
+// Rows that resizing made are nowhere but in the adapter, and those that it left need one matrix with them.
+Status AdapterLoader::check_own_vocabulary() const {
+  if (!adapter_.own_vocab_size) return Status();
+  for (const ModuleId module : {kEmbedding, kLmHead})
+    if (weight_shape({module}, model_) && !adapter_.replaced.of({module}).defined())
+      return unsupported(
+          "the adapter was trained on a vocabulary resized from {} to {} tokens, and the file has no whole {} of that "
+          "size: save it again with model.save_pretrained(..., save_embedding_layers=True)",
+          base_model_.vocab_size, model_.vocab_size, module_path(module));
+  return Status();
 }
 
 Status AdapterLoader::place_replacement(WeightId weight, const Source& source) {
   const ModuleId module = weight.module;
   const std::vector<int64_t> shape = *weight_shape(weight, model_);
-  if (!std::ranges::equal(source.view.shape(), shape)) {
-    if (module.is_vocabulary() && source.view.num_dims() == 2 && source.view.dim(0) != model_.vocab_size)
-      return wrong_vocabulary(source);
+  if (!std::ranges::equal(source.view.shape(), shape))
     return wrong_shape(source, fmt::format("[{}]", fmt::join(shape, ", ")));
-  }
   const bool saved = matcher_->is_saved(path_of({module}));
   if (weight.bias) {
     if (!saved && !config_.trained_biases) {
@@ -107,11 +109,8 @@ Status AdapterLoader::place_replacement(WeightId weight, const Source& source) {
 // both ends of a tied model.
 Status AdapterLoader::place_base_copy(ModuleId module, const Source& source) {
   const std::vector<int64_t> shape = *weight_shape({module}, model_);
-  if (!std::ranges::equal(source.view.shape(), shape)) {
-    if (module.is_vocabulary() && source.view.num_dims() == 2 && source.view.dim(0) != model_.vocab_size)
-      return wrong_vocabulary(source);
+  if (!std::ranges::equal(source.view.shape(), shape))
     return wrong_shape(source, fmt::format("[{}]", fmt::join(shape, ", ")));
-  }
   const ModuleId own = module == kLmHead && model_.tie_word_embeddings ? kEmbedding : module;
   const TensorView* own_weight = base_ == nullptr ? nullptr : base_->find(weight_name({own}));
   if (own_weight != nullptr && same_weight(source.view, *own_weight)) return Status();
@@ -134,7 +133,8 @@ void AdapterLoader::apply_base_copies() {
     };
     apply(own);
     if (own == kEmbedding && model_.tie_word_embeddings) apply(kLmHead);
-    if (matters && base_ != nullptr)
+    const bool resized = own.is_vocabulary() && adapter_.own_vocab_size;
+    if (matters && base_ != nullptr && !resized)
       warn(fmt::format("tensor '{}' differs from the base's and replaces it", source->name));
   }
 }
@@ -212,6 +212,15 @@ Status AdapterLoader::place_trained_tokens() {
       adapter_.trained_token_rows = rows->view;
     }
   }
+  const ReplacedWeights& replaced = adapter_.replaced;
+  if (!model_.tie_word_embeddings || adapter_.trained_token_ids.empty() || !replaced.lm_head.defined() ||
+      replaced.lm_head.raw() != replaced.embedding.raw())
+    return Status();
+  // One matrix for both ends of a tied model, and these are rows of it.
+  LK_RETURN_IF_ERROR(replace_rows(kEmbedding, *embedding_rows, adapter_.trained_token_ids));
+  adapter_.replaced.lm_head = adapter_.replaced.embedding;
+  adapter_.trained_token_ids.clear();
+  adapter_.trained_token_rows = {};
   return Status();
 }
 

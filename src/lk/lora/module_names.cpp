@@ -4,6 +4,8 @@
 #include <tuple>
 #include <utility>
 
+#include "lk/lora/adapter.h"
+
 namespace lk {
 namespace {
 
@@ -134,6 +136,28 @@ std::optional<TensorRole> parse_tensor_name(std::string_view name, const ModelCo
   if (!module) return std::nullopt;
   TensorRole role{*module, split->part, std::move(path)};
   return fits(role, config) ? std::optional(std::move(role)) : std::nullopt;
+}
+
+Result<std::optional<int64_t>> own_vocab_size_of(std::span<const TensorEntry> tensors, const ModelConfig& base) {
+  const TensorEntry* first = nullptr;
+  int64_t size = base.vocab_size;
+  for (const TensorEntry& tensor : tensors) {
+    const std::optional<TensorRole> role = parse_tensor_name(tensor.name, base);
+    if (!role || !role->module.first.is_vocabulary() || tensor.view.num_dims() != 2) continue;
+    const bool by_rows = role->part == Part::kWeight || role->part == Part::kBaseWeight || role->part == Part::kB;
+    if (!by_rows && role->part != Part::kEmbeddingA) continue;
+    const int64_t own = tensor.view.dim(by_rows ? 0 : 1);
+    if (first != nullptr && own != size)
+      return unsupported("tensors '{}' and '{}' have rows for {} and for {} tokens: both ends need one vocabulary",
+                         first->name, tensor.name, size, own);
+    first = &tensor;
+    size = own;
+  }
+  if (size == base.vocab_size) return std::optional<int64_t>();
+  if (size < 1 || size > max_own_vocab_size(base))
+    return unsupported("tensor '{}' has rows for {} tokens, the base has {}; an adapter may have at most {}",
+                       first->name, size, base.vocab_size, max_own_vocab_size(base));
+  return std::optional(size);
 }
 
 std::vector<ModuleId> lora_modules(const ModelConfig& config) {

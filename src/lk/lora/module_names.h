@@ -5,10 +5,13 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "lk/base/status.h"
+#include "lk/io/safetensors.h"
 #include "lk/io/weight_names.h"
 
 namespace lk {
@@ -47,6 +50,11 @@ struct TensorRole {
 // Accepts names with or without "base_model.model.", with an embedded adapter name ("lora_A.default.weight") and with
 // the prefixes of torch.compile and FSDP. Nullopt when the tensor plays no part in a model of this config.
 std::optional<TensorRole> parse_tensor_name(std::string_view name, const ModelConfig& config);
+
+// The number of tokens to which these tensors of an adapter give rows, where that is not the base's: it was trained on
+// a resized vocabulary. kUnsupported when the two ends of the model have different ones, or one is out of all
+// proportion.
+Result<std::optional<int64_t>> own_vocab_size_of(std::span<const TensorEntry> tensors, const ModelConfig& base);
 
 // Every module LoRA can target in this model: the embedding, all projections, lm_head.
 std::vector<ModuleId> lora_modules(const ModelConfig& config);

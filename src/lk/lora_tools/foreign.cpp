@@ -43,19 +43,27 @@ class ForeignReader {
       return unsupported("{}: fine_tune_type \"{}\" is not an adapter; supported: lora, dora", where, type);
     LK_RETURN_IF_ERROR(read_mlx_scaling(fields));
     LK_RETURN_IF_ERROR(open(join_path(directory, kMlxFile)));
+    int64_t num_other = 0;
     for (const auto& [name, view] : adapter_->file->tensors()) {
-      const size_t dot = name.rfind('.');
-      const std::string leaf = dot == std::string::npos ? "" : name.substr(dot + 1);
-      const std::optional<ModuleId> module = find_module(text_model_path(name.substr(0, dot)), config_);
-      if (!module || (leaf != "lora_a" && leaf != "lora_b" && leaf != "m")) return no_part(name);
+      if (!other_modality(name).empty()) {
+        ++num_other;
+        continue;
+      }
+      const auto [path, leaf] = mlx_part(name);
+      const std::optional<ModuleId> module = find_module(text_model_path(path), config_);
+      const bool is_a = leaf == "lora_a", is_b = leaf == "lora_b";
+      if (!module || !(is_a || is_b || leaf == "m")) return no_part(name);
       Parts& parts = modules_[*module];
       if (leaf == "m") {
         parts.magnitude = view;
         continue;
       }
       if (view.num_dims() != 2) return no_part(name);
-      (leaf == "lora_a" ? parts.a : parts.b) = transposed(view, adapter_->owned);  // there x A B, here B A x
+      (is_a ? parts.a : parts.b) = transposed(view, adapter_->owned);  // there x A B, here B A x
     }
+    if (num_other > 0)
+      adapter_->warnings.push_back(fmt::format(
+          "{} tensors adapt other parts of a multimodal model, which text does not use, and are left out", num_other));
     // There a tied head is the embedding's own product, delta included.
     tied_delta_ = config_.tie_word_embeddings;
     return finish();
@@ -93,6 +101,17 @@ class ForeignReader {
   }
 
  private:
+  // Module and part of a tensor. mlx-vlm calls the factors A and B, or "lora_A.NAME.weight" and "lora_B.NAME.weight".
+  static std::pair<std::string, std::string> mlx_part(const std::string& name) {
+    for (const auto& [named, part] : {std::pair(".lora_A.", "lora_a"), {".lora_B.", "lora_b"}})
+      if (const size_t at = name.rfind(named); at != std::string::npos && name.ends_with(".weight"))
+        return {name.substr(0, at), part};
+    const size_t dot = name.rfind('.');
+    if (dot == std::string::npos) return {name, ""};
+    const std::string leaf = name.substr(dot + 1);
+    return {name.substr(0, dot), leaf == "A" ? "lora_a" : leaf == "B" ? "lora_b" : leaf};
+  }
+
   Status no_part(const std::string& name) const {
     return invalid_argument("tensor '{}' plays no part in this {} model ({} layers); adapter for another base?", name,
                             config_.architecture, config_.num_layers);
@@ -107,6 +126,11 @@ class ForeignReader {
   Status read_mlx_scaling(JsonFields& fields) {
     const json::object* lora = fields.object("lora_parameters");
     if (scaling_) return Status();
+    if (double alpha = 0; lora == nullptr && fields.find("rank") != nullptr && fields.find("alpha") != nullptr) {
+      fields.read_double("alpha", alpha);  // mlx-vlm: not divided by the rank
+      scaling_ = alpha;
+      return fields.status();
+    }
     if (lora == nullptr)
       return invalid_argument("{}: no \"lora_parameters\" with a scale; say it with --scaling", fields.where());
     JsonFields inner(*lora, fields.where() + ": lora_parameters");

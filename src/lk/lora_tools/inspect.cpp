@@ -63,6 +63,7 @@ Inspection inspect_adapter(const Adapter& adapter) {
     count(inspection, adapter.replaced.of(weight));
   }
   inspection.trained_token_ids = adapter.trained_token_ids;
+  inspection.own_vocab_size = adapter.own_vocab_size;
   inspection.invocation_tokens = adapter.config.alora_invocation_tokens;
   count(inspection, adapter.trained_token_rows);
   if (adapter.file != nullptr) {
@@ -91,6 +92,7 @@ std::string render_inspection(const Inspection& inspection) {
   for (const std::string& name : inspection.replaced) text += fmt::format("  replaces     {}\n", name);
   if (!inspection.trained_token_ids.empty())
     text += fmt::format("  trained tokens: {}\n", inspection.trained_token_ids.size());
+  if (inspection.own_vocab_size) text += fmt::format("  vocabulary   {} tokens\n", *inspection.own_vocab_size);
   if (!inspection.invocation_tokens.empty())
     text += fmt::format("  acts from the tokens {} on\n", fmt::join(inspection.invocation_tokens, " "));
   for (const std::string& warning : inspection.warnings) text += fmt::format("warning: {}\n", warning);

@@ -241,11 +241,16 @@ class ModelMerger {
 Result<MergeReport> merge_adapter(const std::string& base_dir, const Adapter& adapter, const std::string& out_dir,
                                   const MergeOptions& options) {
   LK_RETURN_IF_ERROR(check_out_dir(out_dir));
+  LK_ASSIGN_OR_RETURN(const Checkpoint base, open_checkpoint(base_dir));
+  if (adapter.own_vocab_size)
+    return unsupported(
+        "adapter '{}' has a vocabulary of {} tokens, the base has {}: merge it with PEFT into the base "
+        "resized",
+        adapter.name, *adapter.own_vocab_size, base.config.vocab_size);
   if (adapter.is_activated())
     return unsupported(
         "adapter '{}' is an activated LoRA: it acts from its invocation tokens on, which no merged weight can",
         adapter.name);
-  LK_ASSIGN_OR_RETURN(const Checkpoint base, open_checkpoint(base_dir));
   if (adapter.layers.size() != static_cast<size_t>(base.config.num_layers)) {
     return invalid_argument("adapter '{}' was loaded for a model of {} layers, {} has {}", adapter.name,
                             adapter.layers.size(), base_dir, base.config.num_layers);

@@ -57,6 +57,7 @@ struct Inspection {
   std::vector<std::string> replaced;
   std::vector<int64_t> trained_token_ids;
   std::vector<int64_t> invocation_tokens;  // of an activated LoRA
+  std::optional<int64_t> own_vocab_size;   // of a resized base
   std::vector<std::string> warnings;
 };
 Inspection inspect_adapter(const Adapter& adapter);

@@ -149,8 +149,8 @@ void AdaptedOps::rotate(float* qkv, int64_t num_rows, const float* cos, const fl
 // --- Linears
 
 int64_t AdaptedOps::columns_of_call(const LinearCall& call) const {
-  return call.layer == LinearCall::kHead ? align_panel(weights_.shape.vocab_size)
-                                         : group_columns(call.group, weights_.shape);
+  if (call.layer != LinearCall::kHead) return group_columns(call.group, weights_.shape);
+  return call.head_stride > 0 ? call.head_stride : align_panel(weights_.shape.vocab_size);
 }
 
 void AdaptedOps::linear(const LinearCall& call) {

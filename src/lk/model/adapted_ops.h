@@ -20,7 +20,9 @@ struct LinearCall {
   const void* x = nullptr;            // act [num_rows, inputs]
   int64_t x_stride = 0;
   const void* x_of_deltas = nullptr;  // what the adapters' low-rank parts read (dropout); null: x
-  float* y = nullptr;                 // f32 [num_rows, columns of the group, or the vocabulary in whole panels], dense
+  // f32 [num_rows, columns of the group, or the vocabulary in whole panels], dense; of the head with head_stride.
+  float* y = nullptr;
+  int64_t head_stride = 0;  // 0: the base's vocabulary in whole panels. Adapters with larger ones need more
   int64_t num_rows = 0;
   std::span<const AdapterRun> runs;  // of these rows
   float* rank_rows = nullptr;        // f32 [num_rows, rank_stride]: the low-rank parts' products with A

@@ -56,6 +56,12 @@ int64_t Decoder::buffer_bytes(const ModelShape& shape, DType act, int64_t max_ro
   return total;
 }
 
+void Decoder::reserve_vocabulary(int64_t num_tokens) {
+  if (align_panel(num_tokens) <= logits_stride_) return;
+  logits_stride_ = align_panel(num_tokens);
+  logits_ = backend_.allocate(max_logit_rows_ * logits_stride_ * 4);
+}
+
 void Decoder::forward(const DecoderBatch& batch, const std::function<void()>& between_layers) {
   LK_CHECK(static_cast<int64_t>(batch.token_ids.size()) <= max_rows_ && pool_base_ != nullptr);
   backend_.upload(slots_.as<int64_t>(), batch.slots);
@@ -190,6 +196,7 @@ float* Decoder::logits(std::span<const int32_t> rows, std::span<const AdapterRun
   linear({.x = head_input_.data(),
           .x_stride = shape.hidden_dim,
           .y = out,
+          .head_stride = logits_stride_,
           .num_rows = static_cast<int64_t>(rows.size()),
           .runs = local_runs_});
   return out;

@@ -41,11 +41,14 @@ class Decoder {
     ops_.set_pool(base, slice_bytes());
   }
 
+  // From now on adapters with this many tokens may run. Not while results of logits() are in use.
+  void reserve_vocabulary(int64_t num_tokens);
   // Runs all layers; hidden states of all rows stay inside for logits(). `between_layers` (may be empty) is called
   // after each, on this thread; it must not change what the batch refers to.
   void forward(const DecoderBatch& batch, const std::function<void()>& between_layers = {});
-  // Logits of `rows` (ascending rows of the last forward): f32 [rows.size(), vocab_size] in device memory, row stride
-  // logits_stride(), valid until the next call. The caller may overwrite them. Requires: rows.size() <= max_logit_rows.
+  // Logits of `rows` (ascending rows of the last forward): f32 [rows.size(), vocabulary of the row's adapter] in device
+  // memory, row stride logits_stride(), valid until the next call. The caller may overwrite them. Requires: rows.size()
+  // <= max_logit_rows.
   float* logits(std::span<const int32_t> rows, std::span<const AdapterRun> runs);
   // Last hidden states of `rows` after the final norm (Hugging Face's last_hidden_state): f32 [rows.size(),
   // hidden_dim] in device memory. Requires: rows.size() <= max_logit_rows. Valid until the next call of hidden() or

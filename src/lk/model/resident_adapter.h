@@ -38,7 +38,7 @@ struct ResidentAdapter {
   const float* final_norm = nullptr;
 
   struct Embedding {
-    TensorView table;                                     // [vocab_size, hidden_dim] in the base's stead, or undefined
+    TensorView table;                                     // [vocabulary, hidden_dim] in the base's stead, or undefined
     TensorView trained_rows;                              // [n, hidden_dim] in the stead of the table's, or undefined
     std::unordered_map<int32_t, int64_t> trained_row_of;  // token id -> row of trained_rows
     std::optional<EmbeddingDelta> delta;

@@ -65,6 +65,11 @@ Result<JobStart> make_job_start(const JobConfig& config, const TrainBase& base, 
   if (!spec.init_from.empty()) {
     LK_ASSIGN_OR_RETURN(start.adapter,
                         load_adapter(config.name, spec.init_from, weights.config, weights.checkpoint.get()));
+    if (start.adapter->own_vocab_size)
+      return unsupported(
+          "adapter.init_from: {} has a vocabulary of its own ({} tokens, the base has {}), which is not "
+          "trained here",
+          spec.init_from, *start.adapter->own_vocab_size, weights.config.vocab_size);
     if (start.adapter->is_activated())
       return unsupported(
           "adapter.init_from: {} is an activated LoRA (alora_invocation_tokens), which is not trained here",

@@ -32,6 +32,7 @@ AdapterVersion::AdapterVersion(EngineService& service, const Adapter& content, E
       host_bytes(prepared.host->bytes()),
       targets(target_names(content)),
       warnings(content.warnings),
+      invocation_tokens(prepared.invocation_tokens),
       created(std::time(nullptr)),
       host_(prepared.host),
       service_(service),

@@ -26,8 +26,9 @@ class AdapterVersion {
   int64_t rank = 0, file_bytes = 0;
   int64_t host_bytes = 0;  // of its copy in host memory, while it has one
   std::vector<std::string> targets, warnings;
-  std::shared_ptr<const void> files;     // keeps its directory as it is; or null
-  std::shared_ptr<const TextSide> text;  // its own or the base's; null: the base's
+  std::vector<int32_t> invocation_tokens;  // of an activated adapter
+  std::shared_ptr<const void> files;       // keeps its directory as it is; or null
+  std::shared_ptr<const TextSide> text;    // its own or the base's; null: the base's
   double load_seconds = 0;
   int64_t created = 0;               // Unix seconds
   float probe_shift = 0;             // largest change of a log-probability of the probe prompt against the base

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/serve/adapters/version_loader.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -77,8 +78,8 @@ Result<AdapterLease> VersionLoader::read(const Place& place) {
         std::make_shared<AdapterDirectory>(place.name, path, service_.text().config(), checkpoint_, load_options);
     LK_ASSIGN_OR_RETURN(const std::shared_ptr<HostAdapter> host,
                         host_->add(std::move(source), error ? 0 : static_cast<int64_t>(file_bytes)));
-    LK_ASSIGN_OR_RETURN(text, service_.text().load_side(path));
     LK_ASSIGN_OR_RETURN(content, host->get());
+    LK_ASSIGN_OR_RETURN(text, service_.text().load_side(path, content->own_vocab_size));
     LK_ASSIGN_OR_RETURN(prepared, service_.prepare_adapter(host));
   }
   auto adapter = std::make_shared<AdapterVersion>(service_, *content, std::move(*prepared));
@@ -91,8 +92,9 @@ Result<AdapterLease> VersionLoader::read(const Place& place) {
   return adapter;
 }
 
-Result<std::vector<TokenLogprob>> VersionLoader::run_probe(AdapterId adapter) {
-  Result<std::vector<TokenLogprob>> probe = probe_engine(service_, adapter, kProbeTokens);
+Result<std::vector<TokenLogprob>> VersionLoader::run_probe(AdapterId adapter, std::span<const int32_t> beginning,
+                                                           const TextSide* side) {
+  Result<std::vector<TokenLogprob>> probe = probe_engine(service_, adapter, kProbeTokens, beginning, side);
   // A probe that does not fit beside what is pinned is the adapter's want of room, not the caller's mistake.
   const StatusCode code = probe.status().code();
   if (code == StatusCode::kFailedPrecondition || code == StatusCode::kDeadlineExceeded)
@@ -103,21 +105,31 @@ Result<std::vector<TokenLogprob>> VersionLoader::run_probe(AdapterId adapter) {
 // The whole path, pages and kernels included, must give finite log-probabilities; how far they moved from the base's is
 // reported, so that an adapter without effect is seen before its users see it.
 Status VersionLoader::prove(AdapterVersion& version) {
-  {
+  // What its tokens do not activate is the base. With tokens that no prompt can have nothing of it is ever used.
+  std::vector<int32_t> beginning = version.invocation_tokens;
+  const int64_t vocabulary = service_.text().config().vocab_size;
+  const auto stranger = [&](int32_t token) { return token >= vocabulary; };
+  if (std::ranges::any_of(beginning, stranger) || std::ssize(beginning) + kProbeTokens > service_.text().context())
+    beginning.clear();
+  std::vector<TokenLogprob> own_base_probe;
+  if (!beginning.empty()) {
+    LK_ASSIGN_OR_RETURN(own_base_probe, run_probe(kBaseModel, beginning));
+  } else {
     std::lock_guard lock(probe_mutex_);
     if (base_probe_.empty()) {
       LK_ASSIGN_OR_RETURN(base_probe_, run_probe(kBaseModel));
     }
   }
-  Result<std::vector<TokenLogprob>> result = run_probe(version.id());
+  Result<std::vector<TokenLogprob>> result = run_probe(version.id(), beginning, version.text.get());
   if (result.status().code() == StatusCode::kInternal)
     return data_loss("on a probe prompt {}", result.status().message());
   LK_ASSIGN_OR_RETURN(const std::vector<TokenLogprob> probe, std::move(result));
-  for (size_t i = 0; i < probe.size(); ++i) {
+  const std::vector<TokenLogprob>& base_probe = beginning.empty() ? base_probe_ : own_base_probe;
+  for (size_t i = 0; i < std::min(probe.size(), base_probe.size()); ++i) {
     if (!std::isfinite(probe[i].logprob))
       return data_loss("on a probe prompt the adapter makes a token's log-probability {}: its weights are damaged",
                        probe[i].logprob);
-    version.probe_shift = std::max(version.probe_shift, std::abs(probe[i].logprob - base_probe_[i].logprob));
+    version.probe_shift = std::max(version.probe_shift, std::abs(probe[i].logprob - base_probe[i].logprob));
   }
   return Status();
 }

@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <semaphore>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -45,7 +46,8 @@ class VersionLoader {
 
  private:
   Result<std::string> find(const Place& place) const;
-  Result<std::vector<TokenLogprob>> run_probe(AdapterId adapter);
+  Result<std::vector<TokenLogprob>> run_probe(AdapterId adapter, std::span<const int32_t> beginning = {},
+                                              const TextSide* side = nullptr);
 
   EngineService& service_;
   const Options options_;

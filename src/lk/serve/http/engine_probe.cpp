@@ -20,16 +20,18 @@ class ProbeSink final : public RequestSink {
 
 }  // namespace
 
-Result<std::vector<TokenLogprob>> probe_engine(EngineService& service, AdapterId adapter, int64_t tokens) {
+Result<std::vector<TokenLogprob>> probe_engine(EngineService& service, AdapterId adapter, int64_t tokens,
+                                               std::span<const int32_t> beginning, const TextSide* side) {
   const TextModel& text = service.text();
-  TextRequest request{.max_tokens = 0};
-  const int64_t vocabulary = text.config().vocab_size;
-  const int64_t length = std::min(tokens, text.context());
+  TextRequest request{.token_ids = {beginning.begin(), beginning.end()}, .max_tokens = 0};
+  // Tokens that every adapter has, so that their log-probabilities can be compared with the base's.
+  const int64_t vocabulary = std::min(text.config().vocab_size, side ? side->vocab_size : INT64_MAX);
+  const int64_t length = std::min(tokens, text.context() - std::ssize(beginning));
   for (int64_t i = 0; i < length; ++i) request.token_ids.push_back(static_cast<int32_t>((i * 7919 + 13) % vocabulary));
   request.sampling.temperature = 0;
   request.sampling.num_prompt_logprobs = 0;
   auto sequence = std::make_unique<ServedSequence>();
-  LK_RETURN_IF_ERROR(text.prepare(std::move(request), *sequence));
+  LK_RETURN_IF_ERROR(text.prepare(std::move(request), *sequence, side));
   sequence->asked.adapter = adapter;
   sequence->asked.urgent = true;
   sequence->asked.expires = to_micros(Clock::now() + kPatience);

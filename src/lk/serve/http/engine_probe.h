@@ -3,15 +3,18 @@
 // compute alike.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "lk/serve/http/engine_service.h"
 
 namespace lk {
 
-// Log-probabilities of the prompt's `tokens` tokens (fewer if the context is shorter), greedy, before other requests.
+// Log-probabilities of a prompt of `tokens` tokens (fewer if the context is shorter) behind `beginning`, greedy, before
+// other requests. `side`: of the adapter; null for the base's.
 // Waits for the engine: not on its thread, nor on an io thread. kDeadlineExceeded after half a minute: the machine has
 // no time for it now, or something has all pages.
-Result<std::vector<TokenLogprob>> probe_engine(EngineService& service, AdapterId adapter, int64_t tokens);
+Result<std::vector<TokenLogprob>> probe_engine(EngineService& service, AdapterId adapter, int64_t tokens,
+                                               std::span<const int32_t> beginning = {}, const TextSide* side = nullptr);
 
 }  // namespace lk

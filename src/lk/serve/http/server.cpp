@@ -178,7 +178,7 @@ Result<std::unique_ptr<ServerImpl>> ServerImpl::create(const ServerOptions& opti
       [raw](int shard, std::vector<StreamEvent> events) { raw->deliver(shard, std::move(events)); });
   const TextModel& text = self->service_->text();
   self->defaults_ = {
-      .context = text.context(), .vocab_size = text.config().vocab_size, .max_choices = options.max_choices};
+      .context = text.context(), .vocab_size = max_own_vocab_size(text.config()), .max_choices = options.max_choices};
   self->defaults_.tool_format = parse_tool_format(options.tool_format).value_or(ToolFormat::kNone);
   self->defaults_.reasoning = parse_reasoning_format(options.reasoning).value_or(ReasoningFormat::kNone);
   if (text.tokenizer())
