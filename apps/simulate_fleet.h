@@ -14,7 +14,8 @@ namespace lk::apps {
 struct FleetFlags {
   int replicas = 0;  // 0: one machine, without routers
   int routers = 1;
-  std::vector<std::string> policies, faults;
+  std::vector<std::string> policies, planners, faults;
+  bool placement = true;
   double report_age = 0, slo_first_token = 2, slo_token = 0.1;
 
   void add_to(CLI::App& command);

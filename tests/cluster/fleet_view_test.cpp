@@ -153,7 +153,7 @@ TEST(FleetViewTest, AdaptersGoWhereTheyAreUntilThatCostsMore) {
   for (int k = 0; k < 400; ++k) {
     const int replica = view->pick({.request = request}, kStart).value();
     ++counts[static_cast<size_t>(replica)];
-    (void)view->sent(replica, request);
+    (void)view->sent(replica, request, kStart);
   }
   EXPECT_EQ(*std::ranges::max_element(counts), counts[2]);
   for (const int count : counts) EXPECT_GT(count, 20) << "whoever waits there would wait longer than for a load";
@@ -164,7 +164,7 @@ TEST(FleetViewTest, AdaptersGoWhereTheyAreUntilThatCostsMore) {
 
 // With equal replicas each policy spreads a mix of adapters, and `cost` keeps each where it was.
 TEST(FleetViewTest, LoadIsSpreadAndAffinityKept) {
-  for (const char* policy : {"cost", "p2c", "chbl", "rr", "dlora"}) {
+  for (const char* policy : {"cost", "p2c", "chbl", "rr", "dlora", "dlora-rr", "dlora-proactive"}) {
     auto view = fleet(4, policy);
     for (int i = 0; i < 4; ++i) tell(*view, i, ready(std::to_string(i)));
     std::vector<int> counts(4);
@@ -174,7 +174,7 @@ TEST(FleetViewTest, LoadIsSpreadAndAffinityKept) {
           .adapter = "a" + std::to_string(k % 16), .prompt_tokens = 100, .predicted_output = 100};
       const int replica = view->pick({.request = request}, kStart).value();
       ++counts[static_cast<size_t>(replica)];
-      all.emplace_back(replica, view->sent(replica, request));
+      all.emplace_back(replica, view->sent(replica, request, kStart));
     }
     for (const int count : counts) EXPECT_THAT(count, testing::AllOf(testing::Ge(25), testing::Le(100))) << policy;
     for (const auto& [replica, id] : all) view->ended(replica, id, 100);
@@ -187,7 +187,7 @@ TEST(FleetViewTest, LoadIsSpreadAndAffinityKept) {
     const RoutedRequest request{.adapter = "a" + std::to_string(k % 16), .prompt_tokens = 100, .predicted_output = 100};
     const int replica = view->pick({.request = request}, kStart).value();
     homes[request.adapter].insert(replica);
-    view->ended(replica, view->sent(replica, request), 100);
+    view->ended(replica, view->sent(replica, request, kStart), 100);
   }
   std::set<int> used;
   for (const auto& [adapter, replicas] : homes) {
@@ -201,11 +201,56 @@ TEST(FleetViewTest, PredictsByWhatAdaptersAnswered) {
   auto view = fleet(1);
   tell(*view, 0, ready("a"));
   const double guess = view->predicted_output("sql");
-  for (int k = 0; k < 50; ++k) view->ended(0, view->sent(0, {.adapter = "sql"}), 10);
-  view->ended(0, view->sent(0, {.adapter = "sql"}), std::nullopt);  // cut short: says nothing
+  for (int k = 0; k < 50; ++k) view->ended(0, view->sent(0, {.adapter = "sql"}, kStart), 10);
+  view->ended(0, view->sent(0, {.adapter = "sql"}, kStart), std::nullopt);  // cut short: says nothing
   EXPECT_EQ(view->predicted_output("sql"), 10);
   EXPECT_LT(view->predicted_output("other"), guess) << "the mean has moved";
   EXPECT_GT(view->predicted_output("other"), 100);
+}
+
+// How many run at once is known: behind them one waits for a place.
+TEST(FleetViewTest, PlacesThatAreTakenCost) {
+  auto view = fleet(2);
+  ReplicaReport busy = ready("a"), free = ready("b");
+  busy.running = busy.max_running = 16;
+  busy.waiting = 4;
+  free.running = 15;
+  free.max_running = 16;
+  tell(*view, 0, busy);
+  tell(*view, 1, free);
+  for (int k = 0; k < 16; ++k)
+    EXPECT_EQ(
+        view->pick({.request = {.adapter = "a" + std::to_string(k), .prompt_tokens = 50, .predicted_output = 200}},
+                   kStart),
+        1);
+}
+
+TEST(FleetViewTest, AmongEqualsHomesAreFirst) {
+  auto view = fleet(4);
+  for (int i = 0; i < 4; ++i) tell(*view, i, ready(std::to_string(i)));
+  for (int home = 0; home < 4; ++home) {
+    Placement placement;
+    placement.homes["sql"] = {view->url(home)};
+    view->set_placement(std::make_shared<const Placement>(placement));
+    EXPECT_EQ(view->pick({.request = {.adapter = "sql", .prompt_tokens = 50, .predicted_output = 200}}, kStart), home);
+  }
+}
+
+TEST(FleetViewTest, APictureHasWhatRunsWhere) {
+  auto view = fleet(3);
+  for (int i = 0; i < 2; ++i) tell(*view, i, ready(std::to_string(i)));
+  const StreamId one = view->sent(1, {.adapter = "sql", .prompt_tokens = 50, .predicted_output = 100}, kStart);
+  view->token(1, one, 40);
+  const StreamId other = view->sent(0, {.prompt_tokens = 5, .predicted_output = 10}, kStart + 2s);
+  const FleetPicture picture = view->picture(kStart + 3s - 2500ms);
+  ASSERT_EQ(picture.replicas.size(), 2u) << "nobody has heard of the third";
+  ASSERT_EQ(picture.requests.size(), 2u);
+  EXPECT_EQ(picture.requests[0].stream, one);
+  EXPECT_EQ(picture.requests[0].at, 1);
+  EXPECT_EQ(picture.requests[0].made, 40);
+  EXPECT_EQ(picture.requests[0].left, 60);
+  EXPECT_EQ(picture.requests[0].age_seconds, 0.5);
+  EXPECT_EQ(picture.requests[1].stream, other);
 }
 
 TEST(FleetViewTest, BusyReplicasCostMore) {
@@ -225,7 +270,7 @@ TEST(FleetViewTest, BusyReplicasCostMore) {
 TEST(FleetViewTest, ARestartForgetsWhatWasSentBefore) {
   auto view = fleet(1);
   tell(*view, 0, ready("a"));
-  const StreamId old = view->sent(0, {.adapter = "sql"});
+  const StreamId old = view->sent(0, {.adapter = "sql"}, kStart);
   tell(*view, 0, ready("a"));
   EXPECT_EQ(view->show(kStart)[0].own_requests, 1);
   tell(*view, 0, ready("a2"));
@@ -247,17 +292,24 @@ TEST(FleetViewTest, ReplicasComeAndGo) {
   EXPECT_EQ(view->life(0, kStart), Life::kReady);
   EXPECT_FALSE(view->drop(0));
   // ... and as long as it has something of ours.
-  const StreamId stream = view->sent(0, {});
+  const StreamId stream = view->sent(0, {}, kStart);
   view->lost(0, unavailable("gone"));
   EXPECT_FALSE(view->drop(0));
   view->ended(0, stream, std::nullopt);
   EXPECT_TRUE(view->drop(0));
   EXPECT_EQ(view->show(kStart).size(), 1u);
   EXPECT_FALSE(view->any_ready(kStart) && view->pick({}, kStart) == 0);
-  // Its number is free for another, which nothing is known of.
-  EXPECT_THAT(view->set_urls({"http://b", "http://c"}), testing::ElementsAre(0));
-  EXPECT_EQ(view->url(0), "http://c");
+  // Its number is nobody else's: what still speaks of it does not mean another.
+  EXPECT_THAT(view->set_urls({"http://b", "http://c"}), testing::ElementsAre(2));
+  EXPECT_THAT(view->numbers(), testing::ElementsAre(1, 2));
+  EXPECT_EQ(view->url(0), "");
   EXPECT_EQ(view->life(0, kStart), Life::kUnknown);
+  EXPECT_EQ(view->report(0, ready("a"), kStart).code(), StatusCode::kNotFound);
+  view->lost(0, unavailable("gone"));
+  view->refused(0, kStart);
+  view->token(0, stream, 1);
+  view->ended(0, stream, 10);
+  EXPECT_EQ(view->life(2, kStart), Life::kUnknown);
   // One that is listed is never dropped.
   view->lost(1, unavailable("gone"));
   EXPECT_FALSE(view->drop(1));

@@ -142,6 +142,54 @@ TEST_F(RelayTest, AnAnswerThatHasBegunWaitsForSomebody) {
   EXPECT_EQ(given_up_, 1);
 }
 
+TEST_F(RelayTest, APlannedMoveRunsBesideUntilItHasCaughtUp) {
+  start();
+  token(1, 0);
+  const StreamId stream = relay_->source(1)->stream;
+  EXPECT_FALSE(relay_->move(stream, 0, now_)) << "it is there";
+  EXPECT_FALSE(relay_->move(stream + 1, 1, now_)) << "another stream";
+  EXPECT_FALSE(relay_->move(stream, 7, now_)) << "nobody";
+  EXPECT_TRUE(relay_->move(stream, 2, now_));
+  ASSERT_EQ(asked_.size(), 2u);
+  EXPECT_EQ(asked_[1], (std::tuple(Relay::SourceId{2}, 2, Why::kPlanned)));
+  EXPECT_FALSE(relay_->move(stream, 1, now_)) << "one at a time";
+  token(1, 1);  // who had it goes on
+  EXPECT_TRUE(cancelled_.empty());
+  token(2, 1);  // known
+  token(2, 2);
+  EXPECT_THAT(cancelled_, testing::ElementsAre(1));
+  EXPECT_EQ(shown_.size(), 3u);
+  EXPECT_EQ(view_->counts().planned, 1);
+}
+
+TEST_F(RelayTest, APlannedMoveThatFailsChangesNothing) {
+  start();
+  token(1, 0);
+  EXPECT_TRUE(relay_->move(relay_->source(1)->stream, 2, now_));
+  relay_->lost(2, now_);
+  token(1, 1, true);
+  relay_->group(1, "", {.end = true}, now_);
+  EXPECT_EQ(finished_, 1);
+}
+
+TEST_F(RelayTest, WhatWaitsLeavesAtOnce) {
+  start();
+  const StreamId stream = relay_->source(1)->stream;
+  EXPECT_TRUE(relay_->move(stream, 1, now_));
+  EXPECT_THAT(cancelled_, testing::ElementsAre(1));
+  EXPECT_EQ(relay_->num_sources(), 1);
+  EXPECT_EQ(view_->picture(now_).requests.at(0).request.moves, 1);
+  // Who it was moved to refuses: it is nobody's fault, and another one is asked.
+  relay_->lost(2, now_);
+  EXPECT_EQ(relay_->num_sources(), 1);
+}
+
+TEST_F(RelayTest, OnlyStreamsAreMoved) {
+  start(false);
+  EXPECT_FALSE(relay_->move(relay_->source(1)->stream, 1, now_));
+  EXPECT_FALSE(view_->picture(now_).requests.at(0).request.can_move);
+}
+
 TEST_F(RelayTest, NobodyWaitsForWhatHasNotBegun) {
   for (int i = 0; i < 3; ++i) view_->lost(i, unavailable("gone"));
   start();

@@ -70,6 +70,7 @@ std::string fleet_status(const FleetFigures& figures) {
                                 {"continued", s.others.continued},
                                 {"hedged", s.others.hedged},
                                 {"moved", s.others.moved},
+                                {"planned", s.others.planned},
                                 {"retried", s.others.retried},
                                 {"inexact", s.others.inexact},
                                 {"mismatches", s.mismatches},
@@ -95,6 +96,8 @@ std::string fleet_metrics(const FleetFigures& figures) {
   one("hedged_total", "counter", "Answers that another replica was asked to go on with because theirs was silent.",
       s.others.hedged);
   one("moved_total", "counter", "Answers that were moved away from a replica that drains.", s.others.moved);
+  one("planned_total", "counter", "Answers that were moved from a busy replica to another one by plan.",
+      s.others.planned);
   one("retried_total", "counter", "Requests sent to another replica before anything was shown.", s.others.retried);
   one("inexact_total", "counter", "Continuations by a replica of other numerics.", s.others.inexact);
   one("mismatches_total", "counter", "Two replicas gave different tokens for one place.", s.mismatches);

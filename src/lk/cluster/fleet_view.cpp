@@ -27,14 +27,27 @@ Result<std::unique_ptr<FleetView>> FleetView::create(const FleetOptions& options
   return Result<std::unique_ptr<FleetView>>(std::move(self));
 }
 
-int FleetView::size() const {
+const FleetView::Replica& FleetView::at(int replica) const {
+  static const Replica nobody;
+  const auto found = replicas_.find(replica);
+  return found == replicas_.end() ? nobody : found->second;
+}
+
+FleetView::Replica* FleetView::find(int replica) {
+  const auto found = replicas_.find(replica);
+  return found == replicas_.end() ? nullptr : &found->second;
+}
+
+std::vector<int> FleetView::numbers() const {
   std::lock_guard lock(mutex_);
-  return static_cast<int>(replicas_.size());
+  std::vector<int> numbers;
+  for (const auto& [number, replica] : replicas_) numbers.push_back(number);
+  return numbers;
 }
 
 int FleetView::listed() const {
   std::lock_guard lock(mutex_);
-  return static_cast<int>(std::ranges::count_if(replicas_, &Replica::listed));
+  return static_cast<int>(std::ranges::count_if(replicas_, [](const auto& entry) { return entry.second.listed; }));
 }
 
 std::string FleetView::url(int replica) const {
@@ -44,35 +57,35 @@ std::string FleetView::url(int replica) const {
 
 std::vector<int> FleetView::set_urls(const std::vector<std::string>& urls) {
   std::lock_guard lock(mutex_);
-  for (Replica& replica : replicas_) replica.listed = false;
+  for (auto& [number, replica] : replicas_) replica.listed = false;
   std::vector<int> added;
   for (const std::string& url : urls) {
-    auto place = std::ranges::find(replicas_, url, &Replica::url);
+    auto place = std::ranges::find(replicas_, url, [](const auto& entry) { return entry.second.url; });
     if (place == replicas_.end()) {
-      place = std::ranges::find(replicas_, "", &Replica::url);
-      if (place == replicas_.end()) place = replicas_.emplace(replicas_.end());
-      place->url = url;
-      added.push_back(static_cast<int>(place - replicas_.begin()));
+      added.push_back(next_replica_);
+      place = replicas_.try_emplace(next_replica_++).first;
+      place->second.url = url;
     }
-    place->listed = true;
+    place->second.listed = true;
   }
   return added;
 }
 
 bool FleetView::drop(int replica) {
   std::lock_guard lock(mutex_);
-  Replica& place = at(replica);
+  const Replica& place = at(replica);
   if (place.listed || place.connected || place.load.own_requests() > 0) return false;
-  place = Replica();
+  replicas_.erase(replica);
   return true;
 }
 
 Status FleetView::report(int replica, ReplicaReport report, Time now) {
   const auto news = std::make_shared<const ReplicaReport>(std::move(report));
   std::lock_guard lock(mutex_);
-  Replica& from = at(replica);
+  if (find(replica) == nullptr) return not_found("that replica has left");
+  Replica& from = *find(replica);
   // One process under two names would be given twice its share, and its streams would «move» to itself.
-  for (const Replica& other : replicas_)
+  for (const auto& [number, other] : replicas_)
     if (&other != &from && other.connected && other.report->id == news->id) {
       from.connected = false;
       from.failure = fmt::format("the same replica as {}", other.url);
@@ -88,15 +101,17 @@ Status FleetView::report(int replica, ReplicaReport report, Time now) {
 
 void FleetView::lost(int replica, const Status& reason, bool was_ended) {
   std::lock_guard lock(mutex_);
+  Replica* from = find(replica);
+  if (from == nullptr) return;
   // What a broken attempt to connect again says of it is no news about how its reports ended.
-  if (at(replica).connected) at(replica).last_words = was_ended;
-  at(replica).connected = false;
-  at(replica).failure = reason.message();
+  if (from->connected) from->last_words = was_ended;
+  from->connected = false;
+  from->failure = reason.message();
 }
 
 void FleetView::refused(int replica, Time until) {
   std::lock_guard lock(mutex_);
-  at(replica).full_until = until;
+  if (Replica* from = find(replica)) from->full_until = until;
 }
 
 FleetView::Life FleetView::life_of(const Replica& replica, Time now) const {
@@ -137,7 +152,7 @@ const char* FleetView::to_string(Life life) {
 
 bool FleetView::any_ready(Time now) const {
   std::lock_guard lock(mutex_);
-  return std::ranges::any_of(replicas_, [&](const Replica& r) { return life_of(r, now) == Life::kReady; });
+  return std::ranges::any_of(replicas_, [&](const auto& r) { return life_of(r.second, now) == Life::kReady; });
 }
 
 std::string FleetView::numerics(int replica) const {
@@ -148,14 +163,14 @@ std::string FleetView::numerics(int replica) const {
 int64_t FleetView::context() const {
   std::lock_guard lock(mutex_);
   int64_t longest = 0;
-  for (const Replica& replica : replicas_) longest = std::max(longest, replica.report->context);
+  for (const auto& [number, replica] : replicas_) longest = std::max(longest, replica.report->context);
   return longest;
 }
 
 std::vector<std::string> FleetView::routers(Time now) const {
   std::lock_guard lock(mutex_);
   std::set<std::string> names;
-  for (const Replica& replica : replicas_)
+  for (const auto& [number, replica] : replicas_)
     if (const Life life = life_of(replica, now); life == Life::kReady || life == Life::kStarting)
       names.insert(replica.report->routers.begin(), replica.report->routers.end());
   return {names.begin(), names.end()};
@@ -165,10 +180,13 @@ std::optional<int> FleetView::pick(const Wish& wish, Time now) {
   std::lock_guard lock(mutex_);
   std::vector<Candidate> all, full;
   const std::string& adapter = wish.request.adapter;
-  for (int i = 0; i < std::ssize(replicas_); ++i) {
-    const Replica& replica = at(i);
-    if (life_of(replica, now) != Life::kReady || std::ranges::count(wish.excluded, i) > 0) continue;
-    (replica.full_until > now ? full : all).push_back({.index = i, .key = replica.url, .load = &replica.load});
+  for (const auto& [number, replica] : replicas_) {
+    if (life_of(replica, now) != Life::kReady || std::ranges::count(wish.excluded, number) > 0) continue;
+    (replica.full_until > now ? full : all)
+        .push_back({.index = number,
+                    .key = replica.url,
+                    .load = &replica.load,
+                    .is_home = placement_->is_home(adapter, replica.url)});
   }
   if (all.empty()) all = std::move(full);  // it may have room by now; else it says so
   const auto keep_if_any = [&](auto&& wanted) {
@@ -183,9 +201,15 @@ std::optional<int> FleetView::pick(const Wish& wish, Time now) {
     else
       keep_if_any(alike);
   }
+  if (wish.wanted) {
+    const auto found = std::ranges::find(all, *wish.wanted, &Candidate::index);
+    if (found == all.end()) return std::nullopt;
+    picker_->moved(adapter, *found);
+    return found->index;
+  }
   if (all.empty()) return std::nullopt;
   RoutedRequest request = wish.request;
-  for (const Replica& replica : replicas_)
+  for (const auto& [number, replica] : replicas_)
     request.adapter_bytes = std::max(request.adapter_bytes, replica.load.adapter_bytes(adapter));
   return all[picker_->pick(request, all)].index;
 }
@@ -196,22 +220,23 @@ double FleetView::predicted_output(const std::string& adapter) const {
   return found == outputs_.end() ? mean_output_ : found->second;
 }
 
-StreamId FleetView::sent(int replica, const RoutedRequest& request) {
+StreamId FleetView::sent(int replica, const RoutedRequest& request, Time now) {
   std::lock_guard lock(mutex_);
-  at(replica).load.sent(next_stream_, request);
+  if (Replica* to = find(replica)) to->load.sent(next_stream_, request, now);
   return next_stream_++;
 }
 
 void FleetView::token(int replica, StreamId id, int64_t count) {
   std::lock_guard lock(mutex_);
-  at(replica).load.token(id, count);
+  if (Replica* from = find(replica)) from->load.token(id, count);
 }
 
 void FleetView::ended(int replica, StreamId id, std::optional<int64_t> output) {
   std::lock_guard lock(mutex_);
-  ReplicaLoad& load = at(replica).load;
-  const std::string adapter = load.adapter_of(id);
-  load.ended(id);
+  Replica* from = find(replica);
+  if (from == nullptr) return;
+  const std::string adapter = from->load.adapter_of(id);
+  from->load.ended(id);
   if (!output) return;
   const auto tokens = static_cast<double>(*output);
   mean_output_ += kMeanWeight * (tokens - mean_output_);
@@ -223,14 +248,14 @@ void FleetView::ended(int replica, StreamId id, std::optional<int64_t> output) {
 bool FleetView::is_base(std::string_view model) const {
   if (model.empty() || model == "base") return true;
   std::lock_guard lock(mutex_);
-  return std::ranges::any_of(replicas_, [&](const Replica& replica) { return replica.report->model == model; });
+  return std::ranges::any_of(replicas_, [&](const auto& entry) { return entry.second.report->model == model; });
 }
 
 bool FleetView::others_know(int replica, const std::string& adapter) const {
   std::lock_guard lock(mutex_);
-  for (int other = 0; other < std::ssize(replicas_); ++other)
-    if (other != replica && at(other).connected && at(other).report->adapters.contains(adapter)) return true;
-  return false;
+  return std::ranges::any_of(replicas_, [&](const auto& entry) {
+    return entry.first != replica && entry.second.connected && entry.second.report->adapters.contains(adapter);
+  });
 }
 
 void FleetView::count(Why why, bool in_mid_answer, bool is_inexact) {
@@ -244,6 +269,9 @@ void FleetView::count(Why why, bool in_mid_answer, bool is_inexact) {
       return;
     case Why::kSilent:
       ++counts_.hedged;
+      return;
+    case Why::kPlanned:
+      ++counts_.planned;
       return;
     case Why::kDrains:
       ++counts_.moved;
@@ -259,8 +287,7 @@ FleetView::Counts FleetView::counts() const {
 std::vector<FleetView::Shown> FleetView::show(Time now) const {
   std::lock_guard lock(mutex_);
   std::vector<Shown> shown;
-  for (const Replica& replica : replicas_) {
-    if (replica.url.empty()) continue;
+  for (const auto& [number, replica] : replicas_) {
     shown.push_back({.url = replica.url,
                      .failure = replica.failure,
                      .listed = replica.listed,
@@ -271,6 +298,44 @@ std::vector<FleetView::Shown> FleetView::show(Time now) const {
                      .tokens_per_second = replica.load.tokens_per_second()});
   }
   return shown;
+}
+
+FleetPicture FleetView::picture(Time now) const {
+  FleetPicture picture;
+  std::lock_guard lock(mutex_);
+  for (const auto& [number, replica] : replicas_) {
+    const Life life = life_of(replica, now);
+    if (life != Life::kReady && life != Life::kDraining) continue;
+    const auto position = static_cast<int>(picture.replicas.size());
+    picture.replicas.push_back({.number = number,
+                                .url = replica.url,
+                                .takes = life == Life::kReady && replica.full_until <= now,
+                                .report = replica.report,
+                                .requests = replica.load.requests(),
+                                .free_pages = replica.load.free_pages(),
+                                .step_seconds = replica.load.step_seconds(),
+                                .tokens_per_second = replica.load.tokens_per_second()});
+    for (const ReplicaLoad::Owned& own : replica.load.own())
+      picture.requests.push_back({.stream = own.id,
+                                  .at = position,
+                                  .request = *own.request,
+                                  .made = own.made,
+                                  .left = own.left,
+                                  .age_seconds = std::chrono::duration<double>(now - own.since).count()});
+  }
+  // In an order of its own, so that equal fleets are planned for alike.
+  std::ranges::sort(picture.requests, {}, &FleetPicture::Request::stream);
+  return picture;
+}
+
+void FleetView::set_placement(std::shared_ptr<const Placement> placement) {
+  std::lock_guard lock(mutex_);
+  placement_ = std::move(placement);
+}
+
+std::shared_ptr<const Placement> FleetView::placement() const {
+  std::lock_guard lock(mutex_);
+  return placement_;
 }
 
 }  // namespace lk

@@ -4,7 +4,7 @@
 #pragma once
 
 #include <chrono>
-#include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -13,7 +13,9 @@
 #include <unordered_map>
 #include <vector>
 
+#include "lk/cluster/fleet_picture.h"
 #include "lk/cluster/picker.h"
+#include "lk/cluster/placement.h"
 
 namespace lk {
 
@@ -32,15 +34,16 @@ class FleetView {
 
   static Result<std::unique_ptr<FleetView>> create(const FleetOptions& options);
 
-  // --- Which replicas there are. Each has a number below size(); one that left leaves its number free for another.
-  int size() const;
+  // --- Which replicas there are. Each has a number that no other one ever gets. Of one that has left, everything below
+  // is what it is of one that was never heard of, with no URL.
+  std::vector<int> numbers() const;
   int listed() const;  // as many as there should be
   std::string url(int replica) const;
   // The replicas there are from now on; returns the numbers of new ones, which nobody listens to yet. One that is not
   // among them any more stays until drop().
   std::vector<int> set_urls(const std::vector<std::string>& urls);
   // To be asked of one whose stream of reports broke: true when it should not be there any more and has no request of
-  // this router. Its number is free from now on.
+  // this router. It has left then.
   bool drop(int replica);
 
   // --- What is heard of a replica.
@@ -66,11 +69,12 @@ class FleetView {
   std::vector<std::string> routers(Time now) const;  // that listen to replicas, by the names they gave; sorted
 
   // --- Requests.
-  enum class Why : uint8_t { kFirst, kLost, kSilent, kDrains };  // somebody is asked for an answer
-  struct Counts {                                                // totals
+  enum class Why : uint8_t { kFirst, kLost, kSilent, kDrains, kPlanned };  // somebody is asked for an answer
+  struct Counts {                                                          // totals
     int64_t continued = 0;  // answers that another replica went on with, because theirs was lost
     int64_t hedged = 0;     // likewise, because it was silent; it may have come back
     int64_t moved = 0;      // because it drains
+    int64_t planned = 0;    // because the planner wants it elsewhere
     int64_t retried = 0;    // asked for again before anything was shown
     int64_t inexact = 0;    // continued by a replica of other numerics
   };
@@ -79,6 +83,7 @@ class FleetView {
   struct Wish {
     RoutedRequest request;
     std::span<const int> excluded = {};  // tried in vain
+    std::optional<int> wanted = {};      // this one or nobody: it was planned
     // Go on with an answer whose first part was computed so: replicas of these numerics come first; with `only` no
     // others are taken.
     std::string_view numerics = {};
@@ -87,10 +92,15 @@ class FleetView {
   std::optional<int> pick(const Wish& wish, Time now);
   // Predicted output of a request for this adapter, tokens: what others for it came to lately.
   double predicted_output(const std::string& adapter) const;
-  StreamId sent(int replica, const RoutedRequest& request);
+  StreamId sent(int replica, const RoutedRequest& request, Time now);
   void token(int replica, StreamId id, int64_t count);
   // `output`: tokens of a whole answer, for the predictions; nothing when it was cut short.
   void ended(int replica, StreamId id, std::optional<int64_t> output);
+
+  // --- What is planned (planner.h).
+  FleetPicture picture(Time now) const;
+  void set_placement(std::shared_ptr<const Placement> placement);
+  std::shared_ptr<const Placement> placement() const;  // never null
 
   // Whether a request for it is one for the base model: of no name, "base", or what replicas call it.
   bool is_base(std::string_view model) const;
@@ -109,7 +119,7 @@ class FleetView {
 
  private:
   struct Replica {
-    std::string url;      // "": the number is free
+    std::string url;
     bool listed = false;  // it should be there
     ReplicaLoad load;
     std::shared_ptr<const ReplicaReport> report = std::make_shared<ReplicaReport>();
@@ -119,12 +129,14 @@ class FleetView {
   };
   explicit FleetView(const FleetOptions& options) : options_(options) {}
   Life life_of(const Replica& replica, Time now) const;
-  const Replica& at(int replica) const { return replicas_[static_cast<size_t>(replica)]; }
-  Replica& at(int replica) { return replicas_[static_cast<size_t>(replica)]; }
+  const Replica& at(int replica) const;  // one that was never heard of, where there is none
+  Replica* find(int replica);            // null: it has left
 
   const FleetOptions options_;
   mutable std::mutex mutex_;
-  std::deque<Replica> replicas_;  // guarded by mutex_, like all below
+  std::map<int, Replica> replicas_;  // guarded by mutex_, like all below
+  int next_replica_ = 0;
+  std::shared_ptr<const Placement> placement_ = std::make_shared<Placement>();
   std::unique_ptr<Picker> picker_;
   std::unordered_map<std::string, double> outputs_;  // by adapter, at most kMaxForecasts
   double mean_output_;

@@ -76,7 +76,7 @@ class Gathering : public std::enable_shared_from_this<Gathering> {
     const bool of_one = how_ == RoutedAs::kEverywhere && context_.options.shared_adapters && request_.method != "PATCH";
     std::vector<int> replicas;
     const auto now = std::chrono::steady_clock::now();
-    for (int i = 0; i < context_.fleet.size(); ++i) {
+    for (const int i : context_.fleet.numbers()) {
       const Life life = context_.fleet.life(i, now);
       if (life == Life::kReady || (!of_one && (life == Life::kStarting || life == Life::kDraining)))
         replicas.push_back(i);

@@ -72,6 +72,8 @@ const char* name_of(Relay::Why why, bool in_mid_answer) {
       return "hedged";
     case Relay::Why::kDrains:
       return "moved";
+    case Relay::Why::kPlanned:
+      return "planned";
     default:
       return in_mid_answer ? "continued" : "retried";
   }

@@ -12,7 +12,7 @@ namespace lk {
 
 struct Move {
   int64_t time = 0;              // Unix seconds
-  const char* why = "";          // "continued", "hedged", "moved" or "retried", as they are counted
+  const char* why = "";          // "continued", "hedged", "moved", "planned" or "retried", as they are counted
   std::string request, adapter;  // its x-request-id; "" = the base model
   std::string from, to;          // replicas, by URL
   int64_t tokens = 0;            // that its client had by then

@@ -20,6 +20,7 @@ struct Candidate {
   std::string key;  // its URL: for hashing, the same in every router
   const ReplicaLoad* load = nullptr;
   double cached_tokens = 0;  // of the request's prompt, that it may still have
+  bool is_home = false;      // of the request's adapter, by the plan
 };
 
 class Picker {
@@ -27,11 +28,14 @@ class Picker {
   virtual ~Picker() = default;
   // Position in `candidates`. Requires: at least one.
   virtual size_t pick(const RoutedRequest& request, std::span<const Candidate> candidates) = 0;
+  // A request of this adapter was moved there by plan.
+  virtual void moved(const std::string& /*adapter*/, const Candidate& /*to*/) {}
 };
 
 // "cost", "p2c" (power of two choices), "chbl" (consistent hashing with bounded loads, arXiv:1608.01350), "rr" (round
-// robin), "dlora" (static homes by share of the work, the least loaded of them; dLoRA, OSDI '24, section 3.1).
-// kInvalidArgument lists them.
+// robin), and what dLoRA (OSDI '24) does and compares itself with: "dlora" (homes by share of the work, the least
+// loaded of them), "dlora-rr" (homes dealt out in turn; a move by plan makes another one), "dlora-proactive" (likewise,
+// and when their batches are full somebody else's becomes one). kInvalidArgument lists them.
 Result<std::unique_ptr<Picker>> make_picker(std::string_view policy, uint64_t seed = 0);
 std::vector<std::string> picker_names();
 

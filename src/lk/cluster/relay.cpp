@@ -31,24 +31,40 @@ const Relay::Source* Relay::source(SourceId id) const { return const_cast<Relay*
 
 void Relay::start(const RoutedRequest& request, Time now) {
   request_ = request;
+  request_.can_move = options_.streams;
   if (!ask(Why::kFirst, now)) end(&Host::give_up);
 }
 
-bool Relay::ask(Why why, Time now) {
+bool Relay::move(StreamId stream, int replica, Time now) {
+  if (over_ || !options_.streams || sources_.size() != 1) return false;
+  const Source from = sources_.front();
+  if (from.stream != stream || from.replica == replica) return false;
+  ++request_.moves;
+  if (!ask(Why::kPlanned, now, replica)) {
+    --request_.moves;
+    return false;
+  }
+  // What has given nothing has nothing to go on with meanwhile.
+  if (!from.gave) drop(from.id);
+  return true;
+}
+
+bool Relay::ask(Why why, Time now, std::optional<int> planned) {
   std::vector<int> excluded = tried_;
   for (const Source& source : sources_) excluded.push_back(source.replica);
   const bool resumes = !log_.choices().empty();
   const std::optional<int> replica =
       fleet_.pick({.request = request_,
                    .excluded = excluded,
+                   .wanted = planned,
                    .numerics = resumes ? std::string_view(numerics_) : std::string_view(),
-                   .only = options_.exact_only},
+                   .only = options_.exact_only || planned},
                   now);
   if (!replica) return false;
   const Source source{.id = next_id_++,
                       .replica = *replica,
                       .numerics = fleet_.numerics(*replica),
-                      .stream = fleet_.sent(*replica, request_),
+                      .stream = fleet_.sent(*replica, request_, now),
                       .resumes = resumes,
                       .heard = now};
   sources_.push_back(source);

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <chrono>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -61,6 +62,9 @@ class Relay {
   void lost(SourceId source, Time now, bool is_final = false);
   // The whole answer, of one that does not stream.
   void whole(SourceId source);
+  // Another replica should go on with what this stream has given: at once with one that waits, beside it with one that
+  // runs, until the other has caught up. Not taken, false, when it is not one that can move now.
+  bool move(StreamId stream, int replica, Time now);
   void tick(Time now);  // some times a second
   void close();         // the client left
 
@@ -68,11 +72,15 @@ class Relay {
   bool begun() const { return begun_; }  // the client has seen something
   const AnswerLog& log() const { return log_; }
   const Source* source(SourceId id) const;
+  // What one source gives, if it is one; what move() goes by.
+  std::optional<StreamId> stream() const {
+    return sources_.size() == 1 ? std::optional(sources_.front().stream) : std::nullopt;
+  }
   int64_t num_sources() const { return static_cast<int64_t>(sources_.size()); }
   int64_t num_mismatches() const { return num_mismatches_; }
 
  private:
-  bool ask(Why why, Time now);
+  bool ask(Why why, Time now, std::optional<int> planned = {});
   void drop(SourceId id, std::optional<int64_t> output = {});
   void drop_others(SourceId id);
   void fail_over(Time now, bool is_final);

@@ -14,6 +14,7 @@ constexpr double kFewTokens = 64;
 constexpr double kTypicalWeights = 13e9;  // bytes, of a replica that does not say
 // Of what an answer is predicted to come to, the part that is still expected of one that has outgrown its prediction.
 constexpr double kLeastLeft = 0.25;
+constexpr double kTypicalLeft = 100;  // tokens of what runs, before anything is known of it
 
 double left_of(const RoutedRequest& request, double made) {
   return std::max(request.predicted_output - made, kLeastLeft * request.predicted_output);
@@ -46,8 +47,8 @@ void ReplicaLoad::report(std::shared_ptr<const ReplicaReport> news) {
   for (auto& [id, own] : own_) own.newer = false;
 }
 
-void ReplicaLoad::sent(StreamId id, const RoutedRequest& request) {
-  own_[id] = {.request = request};
+void ReplicaLoad::sent(StreamId id, const RoutedRequest& request, Time now) {
+  own_[id] = {.request = request, .since = now};
   ++own_adapters_[request.adapter];
   ++newer_requests_;
 }
@@ -103,6 +104,35 @@ double ReplicaLoad::free_pages() const {
     free -= pages_of(own.newer || own.made == 0 ? own.request.prompt_tokens + own.made + left : left);
   }
   return free;
+}
+
+std::vector<ReplicaLoad::Owned> ReplicaLoad::own() const {
+  std::vector<Owned> all;
+  all.reserve(own_.size());
+  for (const auto& [id, own] : own_)
+    all.push_back({.id = id,
+                   .request = &own.request,
+                   .made = own.made,
+                   .left = left_of(own.request, own.made),
+                   .since = own.since});
+  return all;
+}
+
+double ReplicaLoad::place_seconds() const {
+  const auto places = static_cast<double>(report_->max_running);
+  const double behind = requests() + 1 - places;
+  if (places <= 0 || behind <= 0) return 0;
+  // Places come free as what runs ends: each after what is left of it, on average.
+  double left = 0, running = 0;
+  for (const auto& [id, own] : own_)
+    if (own.made > 0) left += left_of(own.request, own.made), ++running;
+  return behind * (running > 0 ? left / running : kTypicalLeft) * step_seconds_ / places;
+}
+
+bool ReplicaLoad::has_copy(const std::string& adapter) const {
+  if (holds(adapter)) return true;
+  const auto found = report_->adapters.find(adapter);
+  return found != report_->adapters.end() && found->second.on_host;
 }
 
 bool ReplicaLoad::holds(const std::string& adapter) const {

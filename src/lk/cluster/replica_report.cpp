@@ -32,6 +32,8 @@ void visit(Report& report, Visit&& visit) {
   visit("pages_free", report.pages_free);
   visit("running", report.running);
   visit("waiting", report.waiting);
+  visit("max_running", report.max_running);
+  visit("host_bytes", report.host_bytes);
   visit("steps", report.steps);
   visit("computed_tokens", report.computed_tokens);
   visit("execute_seconds", report.execute_seconds);
@@ -61,6 +63,7 @@ std::string format_report(const ReplicaReport& report, const ReplicaReport* befo
     adapters[name] = {{"digest", adapter.digest},
                       {"bytes", adapter.bytes},
                       {"on_device", adapter.on_device},
+                      {"on_host", adapter.on_host},
                       {"in_flight", adapter.in_flight}};
   }
   out["adapters"] = std::move(adapters);
@@ -98,6 +101,7 @@ Status apply_report(std::string_view json, ReplicaReport& report) {
       entry.read_string("digest", adapter.digest, 0, kMaxName);
       entry.read_int("bytes", adapter.bytes, 0, kMany);
       entry.read_bool("on_device", adapter.on_device);
+      entry.read_bool("on_host", adapter.on_host);
       entry.read_int("in_flight", adapter.in_flight, 0, kMany);
       next.adapters[name] = std::move(adapter);
     }

@@ -15,10 +15,10 @@ namespace lk {
 
 struct ReplicaReport {
   struct Adapter {
-    std::string digest;  // SHA-256 of its files, hex
-    int64_t bytes = 0;   // on the device
-    bool on_device = false;
-    int64_t in_flight = 0;  // requests, running or waiting
+    std::string digest;                       // SHA-256 of its files, hex
+    int64_t bytes = 0;                        // on the device
+    bool on_device = false, on_host = false;  // in its memory: in pages, or as a copy from which pages are filled
+    int64_t in_flight = 0;                    // requests, running or waiting
     bool operator==(const Adapter&) const = default;
   };
 
@@ -33,6 +33,8 @@ struct ReplicaReport {
   int64_t page_tokens = 16, page_bytes = 0, pages = 0;  // of its pool
   int64_t pages_free = 0;                               // or kept only for the prefix cache
   int64_t running = 0, waiting = 0;                     // requests
+  int64_t max_running = 0;                              // that run at once; 0 = it does not say
+  int64_t host_bytes = 0;                               // most that copies of adapters may have; 0 = it does not say
   int64_t steps = 0, computed_tokens = 0;               // totals since its start
   double execute_seconds = 0;                           // likewise, in the model
   double stalled_seconds = 0;                           // since its engine last showed life, 0 when idle

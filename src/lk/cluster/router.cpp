@@ -69,7 +69,7 @@ class RouterImpl final : public Router {
                                    [this](HttpRequest request, std::shared_ptr<HttpReply> reply) {
                                      handle(std::move(request), std::move(reply));
                                    }));
-    for (int i = 0; i < fleet_->size(); ++i) listen_to(i);
+    for (const int replica : fleet_->numbers()) listen_to(replica);
     ticker_ = std::thread([this] { tick_until_stopped(); });
     return Status();
   }
@@ -230,12 +230,16 @@ class RouterImpl final : public Router {
         const std::string url = fleet_->url(replica);
         if (fleet_->drop(replica)) {
           lives_.erase(replica);
+          {
+            std::lock_guard forget(mutex_);
+            failures_.erase(replica);
+          }
           log("replica", fmt::format("{} left", url));
         } else {
           listen_to(replica);
         }
       }
-      for (int i = 0; i < fleet_->size(); ++i) show_life(i, now);
+      for (const int replica : fleet_->numbers()) show_life(replica, now);
       share_limits(now);
       for (int shard = 0; shard < http_->num_shards(); ++shard) http_->post(shard, [this, shard] { tick(shard); });
       lock.lock();

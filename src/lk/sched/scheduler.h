@@ -132,6 +132,7 @@ class Scheduler {
   };
   std::map<AdapterId, AdapterLoad> adapter_load() const;
   bool serves_by_weight() const { return options_.serves_by_weight(); }
+  int64_t max_running() const { return options_.max_running; }  // sequences of a step
   void set_tenant_weight(TenantId tenant, double weight) { policy_->set_weight(tenant, weight); }
   const std::unordered_map<TenantId, TenantService>& tenants() const { return policy_->tenants(); }
 

@@ -110,12 +110,20 @@ ReplicaReport FleetReplica::report() const {
                        .pages_free = pool_->num_free() + pool_->num_cached_kv(),
                        .running = scheduler_->num_running(),
                        .waiting = scheduler_->num_waiting(),
+                       .max_running = options_.scheduler.max_running,
+                       .host_bytes = static_cast<int64_t>(options_.host_bytes),
                        .steps = stats.num_steps,
                        .computed_tokens = stats.num_computed_tokens,
                        .execute_seconds = executor_->busy_us() * 1e-6};
-  for (const auto& [adapter, info] : pool_->resident_adapters())
-    report.adapters[adapter_name(adapter)] = {
-        .bytes = static_cast<int64_t>(options_.adapters[static_cast<size_t>(adapter)].bytes), .on_device = true};
+  const auto bytes_of = [&](AdapterId adapter) {
+    return static_cast<int64_t>(options_.adapters[static_cast<size_t>(adapter)].bytes);
+  };
+  for (const AdapterId adapter : executor_->on_host())
+    report.adapters[adapter_name(adapter)] = {.bytes = bytes_of(adapter), .on_host = true};
+  for (const auto& [adapter, info] : pool_->resident_adapters()) {
+    report.adapters[adapter_name(adapter)].bytes = bytes_of(adapter);
+    report.adapters[adapter_name(adapter)].on_device = true;
+  }
   for (const auto& [adapter, load] : scheduler_->adapter_load())
     if (adapter != kBaseModel) report.adapters[adapter_name(adapter)].in_flight = load.running + load.waiting;
   return report;

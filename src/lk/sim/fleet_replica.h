@@ -25,11 +25,13 @@ class FleetReplica {
   // Takes a request of which `so_far` tokens have been made elsewhere.
   Status submit(const SimRequest& request, const Work& work, int32_t so_far, Micros now);
   void cancel(const Work& work);
+  void prefetch(AdapterId adapter) { scheduler_->prefetch(adapter); }
   // One step of the scheduler, at its own time; `until`: when something else happens, if nothing can run before.
   struct Event {
     Work work;
     bool has_token = false, ended = false, failed = false;
     int32_t index = 0;  // of the token in the output
+    int content = 0;    // which weights its adapter has there
   };
   std::vector<Event> step(Micros until);
 

@@ -9,16 +9,21 @@
 #include <functional>
 #include <map>
 #include <queue>
+#include <unordered_map>
 
+#include "lk/cluster/planner.h"
 #include "lk/cluster/relay.h"
 #include "lk/sim/fleet_replica.h"
 
 namespace lk::sim {
 namespace {
 
-constexpr Micros kTick = 50'000;  // of relays, as in the router
-constexpr Micros kNetwork = 500;  // one way
+constexpr Micros kTick = 50'000;      // of relays, as in the router
+constexpr Micros kNetwork = 500;      // one way
+constexpr Micros kFullFor = 200'000;  // as in the router
 constexpr Micros kForever = std::numeric_limits<Micros>::max() / 4;
+constexpr double kObserveSeconds = 1;
+constexpr int64_t kPlaceEvery = 10;  // observations
 constexpr int64_t kMostEvents = 2'000'000'000;
 
 Relay::Time time_of(Micros micros) { return Relay::Time() + std::chrono::hours(1) + std::chrono::microseconds(micros); }
@@ -37,7 +42,7 @@ class SimClient final : public Relay::Host {
   void give_up() override;
   Relay& relay() { return relay_; }
   int ended = 0;  // times; more than once is a fault
-  bool done = false;
+  bool done = false, rejected = false;
   Micros first_token = -1, last_token = -1, end = -1;
   Micros longest_gap = 0;
 
@@ -59,7 +64,12 @@ class FleetSimulation {
       for (int j = 0; j < options_.replicas; ++j) fleet.urls.push_back(fmt::format("http://r{}", j));
       LK_ASSIGN_OR_RETURN(auto view, FleetView::create(fleet));
       views_.push_back(std::move(view));
+      LK_ASSIGN_OR_RETURN(auto planner, Planner::create({.kind = options_.planner, .ilp_limit = ilp_limit()}));
+      planners_.push_back(std::move(planner));
+      at(seconds(planners_.back()->interval_seconds()), [this, r] { move_requests(r); });
     }
+    if (options_.placement && (options_.planner == "greedy" || options_.planner == "ilp"))
+      at(seconds(kObserveSeconds), [this] { place_adapters(1); });
     nodes_.resize(static_cast<size_t>(options_.replicas));
     for (int j = 0; j < options_.replicas; ++j) {
       start_replica(j);
@@ -84,7 +94,7 @@ class FleetSimulation {
   struct Node {
     std::unique_ptr<FleetReplica> replica;  // null: killed
     int64_t generation = 0;
-    Micros hung_until = 0;
+    Micros hung_until = 0, refuses_until = 0;
     std::vector<Micros> cut_until;                                         // by router
     std::vector<std::deque<std::pair<Micros, FleetReplica::Event>>> sent;  // by router: on its way, and when it arrives
     bool was_replaced = false;
@@ -136,6 +146,7 @@ class FleetSimulation {
     for (const FleetReplica::Event& event : events) {
       const int router = router_of(event.work.request);
       node(j).sent[static_cast<size_t>(router)].emplace_back(end + kNetwork, event);
+      node(j).sent[static_cast<size_t>(router)].back().second.content = content_at(j, event.work.request);
       at(end + kNetwork, [this, j, router] { flush(j, router); });
     }
   }
@@ -158,19 +169,40 @@ class FleetSimulation {
     Relay& relay = to.relay();
     if (event.ended && (event.failed || !event.has_token)) return relay.lost(event.work.source, time_of(now_));
     if (!event.has_token) return relay.heard(event.work.source, time_of(now_));
-    AnswerCommit commit{
-        .first = event.index, .tokens = {token_of(event.work.request, event.index)}, .done = event.ended};
+    AnswerCommit commit{.first = event.index,
+                        .tokens = {token_of(event.work.request, event.index, event.content)},
+                        .done = event.ended,
+                        .digest = digest_of(event.content)};
+    const int64_t mismatches = relay.num_mismatches();
     relay.group(event.work.source, "token", commit, time_of(now_));
     if (event.ended && relay.source(event.work.source) != nullptr)
       relay.group(event.work.source, "end", {.end = true}, time_of(now_));
-    if (relay.num_mismatches() > 0)
+    result_.mismatches += relay.num_mismatches() - mismatches;
+    if (relay.num_mismatches() > mismatches && options_.faults.other_weights == 0)
       fail(
           internal_error("request {} got token {} out of turn or twice, in two ways", event.work.request, event.index));
   }
 
-  // Which token it is does not matter, that it is the right one does.
-  static int32_t token_of(int32_t request, int32_t index) {
-    return static_cast<int32_t>(random_bits(static_cast<uint64_t>(request), static_cast<uint64_t>(index)) >> 34);
+  // Which token it is does not matter, that it is the right one, of these weights, does.
+  static int32_t token_of(int32_t request, int32_t index, int content) {
+    return static_cast<int32_t>(random_bits(static_cast<uint64_t>(request) * 2 + static_cast<uint64_t>(content),
+                                            static_cast<uint64_t>(index)) >>
+                                34);
+  }
+  static std::string digest_of(int content) { return content == 0 ? "d0" : "d1"; }
+
+  // Which weights the adapter of a request has at a replica.
+  int content_at(int j, int32_t request) {
+    const AdapterId adapter = workload_.requests[static_cast<size_t>(request)].adapter;
+    if (adapter == kBaseModel) return 0;
+    const auto start = static_cast<uint64_t>(node(j).generation * options_.replicas + j);
+    return is_drawn(options_.faults.other_weights, start, static_cast<uint64_t>(adapter) + 1) ? 1 : 0;
+  }
+  bool is_rejected(int32_t request) const {
+    return is_drawn(options_.faults.rejected, static_cast<uint64_t>(request), 0);
+  }
+  bool is_drawn(double part, uint64_t one, uint64_t other) const {
+    return static_cast<double>(random_bits(random_bits(options_.seed, one), other) >> 11) * 0x1p-53 < part;
   }
 
   void arrive(int32_t request) {
@@ -200,6 +232,49 @@ class FleetSimulation {
     at(now_ + kTick, [this] { tick(); });
   }
 
+  // --- What is planned.
+
+  static Micros seconds(double value) { return static_cast<Micros>(value * 1e6); }
+  std::chrono::milliseconds ilp_limit() const {
+    return std::chrono::milliseconds(static_cast<int64_t>(options_.ilp_limit_s * 1e3));
+  }
+
+  // Each router moves its own requests.
+  void move_requests(int router) {
+    FleetView& view = *views_[static_cast<size_t>(router)];
+    Planner& planner = *planners_[static_cast<size_t>(router)];
+    const std::vector<PlannedMove> moves = planner.moves(view.picture(time_of(now_)));
+    std::unordered_map<StreamId, int32_t> streams;
+    if (!moves.empty())
+      for (const int32_t request : open_)
+        if (router_of(request) == router)
+          if (const std::optional<StreamId> stream = client(request).relay().stream()) streams[*stream] = request;
+    for (const PlannedMove& move : moves)
+      if (const auto found = streams.find(move.stream); found != streams.end())
+        (void)client(found->second).relay().move(move.stream, move.to, time_of(now_));
+    at(now_ + seconds(planner.interval_seconds()), [this, router] { move_requests(router); });
+  }
+
+  // The first router leads: it says where adapters are at home, to the others and to replicas.
+  void place_adapters(int64_t round) {
+    Planner& leader = *planners_.front();
+    const FleetPicture picture = views_.front()->picture(time_of(now_));
+    leader.observe(picture, kObserveSeconds);
+    if (round % kPlaceEvery == 0) {
+      const auto placement = std::make_shared<const Placement>(leader.place(picture));
+      for (auto& view : views_) at(now_ + kNetwork, [&view, placement] { view->set_placement(placement); });
+    }
+    for (const Planner::Hint& hint : leader.hints(picture, leader.placement()))
+      for (const std::string& adapter : hint.adapters) {
+        ++result_.hints;
+        at(now_ + kNetwork, [this, j = hint.replica, adapter] {
+          if (node(j).replica && node(j).hung_until <= now_)
+            node(j).replica->prefetch(static_cast<AdapterId>(std::stoi(adapter.substr(1))));
+        });
+      }
+    at(now_ + seconds(kObserveSeconds), [this, round] { place_adapters(round + 1); });
+  }
+
   // --- Replicas.
 
   void start_replica(int j) {
@@ -208,7 +283,7 @@ class FleetSimulation {
     n.sent.resize(static_cast<size_t>(options_.routers));
     n.replica = std::make_unique<FleetReplica>(options_.replica, fmt::format("r{}.{}", j, ++n.generation));
     n.replica->advance_to(now_);
-    n.hung_until = 0;
+    n.hung_until = n.refuses_until = 0;
   }
 
   void report(int j, Micros age) {
@@ -277,6 +352,10 @@ class FleetSimulation {
         if (node(j).replica && node(j).generation == generation) node(j).replica->set_slow(false);
       });
     });
+    plan(j, f.refusals, [this, j] {
+      ++result_.refusals;
+      node(j).refuses_until = now_ + hang();
+    });
     plan(j, f.partitions, [this, j] {
       ++result_.partitions;
       node(j).cut_until[rng_.below(static_cast<uint64_t>(options_.routers))] = now_ + hang();
@@ -296,13 +375,17 @@ class FleetSimulation {
 
   FleetResult result() {
     FleetResult& out = result_;
-    std::vector<double> ttft, per_token, gaps;
+    std::vector<double> ttft, per_token, gaps, queueing;
     int64_t within = 0;
     Micros last = 0;
     for (size_t i = 0; i < clients_.size(); ++i) {
       const SimClient& one = *clients_[i];
       const SimRequest& asked = workload_.requests[i];
       ++out.requests;
+      if (one.rejected) {
+        ++out.rejected;
+        continue;
+      }
       if (!one.done) {
         ++out.given_up;
         continue;
@@ -314,6 +397,7 @@ class FleetSimulation {
       const double all = static_cast<double>(one.end - asked.arrival) * 1e-6;
       ttft.push_back(first);
       per_token.push_back(all / asked.output);
+      queueing.push_back(std::max(0.0, first - unloaded_ttft_s(options_.replica, asked)) / asked.output);
       gaps.push_back(static_cast<double>(one.longest_gap) * 1e-6);
       within += first < options_.slo_first_token_s &&
                 (asked.output < 2 || (all - first) / (asked.output - 1) < options_.slo_token_s);
@@ -322,6 +406,7 @@ class FleetSimulation {
     out.ttft_s = summarise(ttft);
     out.s_per_token = summarise(per_token);
     out.longest_gap_s = summarise(gaps);
+    out.queueing_s_per_token = summarise(queueing);
     out.makespan_s = static_cast<double>(last) * 1e-6;
     double busy = 0, busiest = 0;
     int64_t counted = 0;
@@ -339,6 +424,7 @@ class FleetSimulation {
       out.others.continued += counts.continued;
       out.others.hedged += counts.hedged;
       out.others.moved += counts.moved;
+      out.others.planned += counts.planned;
       out.others.retried += counts.retried;
       out.others.inexact += counts.inexact;
     }
@@ -348,7 +434,8 @@ class FleetSimulation {
   const FleetSimOptions& options_;
   const Workload& workload_;
   Rng rng_;
-  std::vector<std::unique_ptr<FleetView>> views_;  // by router
+  std::vector<std::unique_ptr<FleetView>> views_;   // by router
+  std::vector<std::unique_ptr<Planner>> planners_;  // likewise
   std::vector<Node> nodes_;
   std::vector<std::unique_ptr<SimClient>> clients_;  // by request, once it has arrived
   std::vector<int32_t> open_;                        // that have not ended
@@ -365,10 +452,22 @@ void SimClient::send(const Relay::Source& source, Relay::Why) {
   const auto so_far = static_cast<int32_t>(relay_.log().num_tokens());
   const SimRequest& asked = fleet_.workload_.requests[static_cast<size_t>(request_)];
   if (source.resumes) fleet_.result_.recomputed_tokens += asked.input + so_far;
+  if (fleet_.is_rejected(request_)) {
+    fleet_.at(fleet_.now_ + kNetwork, [this, id = source.id] { relay_.whole(id); });
+    return;
+  }
   const auto refused = [this, id = source.id] {
     fleet_.at(fleet_.now_ + kNetwork, [this, id] { relay_.lost(id, time_of(fleet_.now_)); });
   };
   if (!node.replica) return refused();  // nobody listens there
+  if (node.refuses_until > fleet_.now_) {
+    fleet_.view_of(request_).refused(source.replica, time_of(fleet_.now_ + kFullFor));
+    return refused();
+  }
+  // A replica goes on with nobody's answer that other weights began.
+  if (source.resumes &&
+      relay_.log().digest() != FleetSimulation::digest_of(fleet_.content_at(source.replica, request_)))
+    return refused();
   // What is cut off or hangs gets it later; here it is there at once and does nothing meanwhile.
   const Status taken = node.replica->submit(asked, {.request = request_, .source = source.id}, so_far, fleet_.now_);
   if (!taken.ok()) refused();
@@ -390,16 +489,22 @@ void SimClient::show(std::string_view, const Relay::Source&) {
 }
 
 void SimClient::finish() {
-  done = true;
   end = fleet_.now_;
   ++fleet_.num_ended_;
+  if (fleet_.is_rejected(request_)) {
+    rejected = true;
+    if (++ended > 1 || relay_.begun()) fleet_.fail(internal_error("request {} was refused and answered", request_));
+    return;
+  }
+  done = true;
   const AnswerLog::Choice& answer = relay_.log().choices().at(0);
   const int32_t expected = fleet_.workload_.requests[static_cast<size_t>(request_)].output;
   if (++ended > 1) fleet_.fail(internal_error("request {} ended twice", request_));
   if (static_cast<int64_t>(answer.tokens.size()) != expected)
     fleet_.fail(internal_error("request {} has {} tokens instead of {}", request_, answer.tokens.size(), expected));
+  const int content = relay_.log().digest() == FleetSimulation::digest_of(0) ? 0 : 1;
   for (size_t i = 0; i < answer.tokens.size(); ++i)
-    if (answer.tokens[i] != FleetSimulation::token_of(request_, static_cast<int32_t>(i)))
+    if (answer.tokens[i] != FleetSimulation::token_of(request_, static_cast<int32_t>(i), content))
       fleet_.fail(internal_error("request {} has another token {}", request_, i));
 }
 

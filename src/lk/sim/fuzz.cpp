@@ -164,8 +164,14 @@ Result<FleetResult> fuzz_fleet(uint64_t seed) {
                   .partitions = per_hour(),
                   .drains = per_hour(),
                   .slowdowns = per_hour(),
+                  .refusals = per_hour(),
                   .repair_s = around(rng, 0.1, 20),
-                  .hang_s = around(rng, 0.1, 20)};
+                  .hang_s = around(rng, 0.1, 20),
+                  .rejected = rng.below(3) == 0 ? rng.uniform() * 0.2 : 0,
+                  .other_weights = rng.below(3) == 0 ? rng.uniform() : 0};
+  const char* planners[] = {"off", "greedy", "dlora"};  // the exact one goes by the wall clock
+  fleet.planner = planners[rng.below(std::size(planners))];
+  fleet.placement = rng.below(2) == 0;
   Result<FleetResult> result = simulate_fleet(fleet, experiment.workload);
   if (!result.ok()) return result.status().with_context(fmt::format("seed {}", seed));
   return result;

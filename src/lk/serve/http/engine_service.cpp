@@ -366,6 +366,7 @@ void EngineService::publish(bool force) {
   const SchedulerStats& stats = scheduler.stats();
   s.num_running = scheduler.num_running();
   s.num_waiting = scheduler.num_waiting();
+  s.max_running = scheduler.max_running();
   s.num_steps = stats.num_steps;
   s.num_computed_tokens = stats.num_computed_tokens;
   s.num_preemptions = stats.num_preemptions;

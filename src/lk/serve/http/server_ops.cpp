@@ -153,6 +153,8 @@ ReplicaReport ServerImpl::report() {
                        .pages_free = s.pages_free + s.pages_cached,
                        .running = s.num_running,
                        .waiting = s.num_waiting,
+                       .max_running = s.max_running,
+                       .host_bytes = s.max_adapter_bytes,
                        .steps = s.num_steps,
                        .computed_tokens = s.num_computed_tokens,
                        .execute_seconds = s.execute_seconds,
@@ -162,6 +164,7 @@ ReplicaReport ServerImpl::report() {
         .digest = adapter.digest,
         .bytes = adapter.device_bytes,
         .on_device = adapter.tier == "device",
+        .on_host = adapter.tier == "host",
         .in_flight = adapter.running + adapter.waiting};
   return report;
 }

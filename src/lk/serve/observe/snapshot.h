@@ -34,7 +34,7 @@ struct AdapterSnapshot {
 
 struct ServerSnapshot {
   // Scheduler
-  int64_t num_running = 0, num_waiting = 0;
+  int64_t num_running = 0, num_waiting = 0, max_running = 0;
   int64_t num_steps = 0, num_computed_tokens = 0, num_preemptions = 0, num_adapter_loads = 0, num_adapter_evictions = 0;
   int64_t num_fair_preemptions = 0;   // of the preemptions, those for a tenant that fell too far behind
   int64_t num_sampling_failures = 0;  // requests ended because no token could be sampled or scored
