@@ -132,7 +132,8 @@ TEST(FleetSimulation, MovesMendWhatRoutingMissed) {
     options.seed = seed;
     options.policy = "rr";
     options.replica.scheduler.max_running = 8;
-    const Workload workload = some_requests(seed, 32, 60);
+    options.replica.model.step_us = 50'000;
+    const Workload workload = some_requests(seed, 8.5, 120);
     const FleetResult moved = simulate_fleet(options, workload).value();
     options.planner = "off";
     const FleetResult stayed = simulate_fleet(options, workload).value();
