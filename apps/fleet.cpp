@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
+#include <map>
 #include <thread>
 
 #include <boost/json.hpp>
@@ -11,6 +12,7 @@
 #include "fleet_flags.h"
 #include "lk/base/json_text.h"
 #include "lk/base/names.h"
+#include "lk/cluster/fleet_plan.h"
 #include "lk/net/pending_answer.h"
 #include "lk/registry/adapter_record.h"
 #include "lk/registry/drain.h"
@@ -99,6 +101,45 @@ Status drain(const Flags& flags) {
   }
   LK_RETURN_IF_ERROR(registry->commit({.removals = {name}}).status());
   fmt::print(stderr, "{} takes nothing new, finishes what it has and ends\n", flags.id);
+  return Status();
+}
+
+// What the router that leads has planned, and why: how much each adapter is asked for, and what each member has of it.
+Status show_plan(const Flags& flags) {
+  LK_ASSIGN_OR_RETURN(const std::unique_ptr<Registry> registry, flags.open());
+  LK_ASSIGN_OR_RETURN(const Registry::Entries entries, registry->list(std::string(kPlan)));
+  const auto current = entries.find(std::string(kPlan));
+  if (current == entries.end())
+    return not_found("no router of this fleet has planned anything yet; is one of `lorikeet route --fleet` running?");
+  LK_ASSIGN_OR_RETURN(const FleetPlan plan, parse_plan(current->second.value));
+  if (flags.as_json) {
+    fmt::print("{}\n", current->second.value);
+    return Status();
+  }
+  double total = 0;
+  for (const auto& [adapter, work] : plan.work) total += work;
+  std::map<std::string, double> parts;
+  std::vector<std::pair<double, std::string>> order;
+  for (const auto& [adapter, homes] : plan.placement.homes) {
+    const auto found = plan.work.find(adapter);
+    const double work = found == plan.work.end() ? 0 : found->second;
+    order.emplace_back(-work, adapter);
+    for (const std::string& url : homes) parts[url] += work / static_cast<double>(homes.size());
+  }
+  std::ranges::sort(order);
+  fmt::print("{:32}  {:>9}  {:>6}  {}\n", "ADAPTER", "IN FLIGHT", "PART", "AT HOME ON");
+  for (const auto& [negative_work, adapter] : order)
+    fmt::print("{:32}  {:>9.2f}  {:>5.1f}%  {}\n", adapter, -negative_work,
+               total > 0 ? -100 * negative_work / total : 0,
+               fmt::join(plan.placement.homes.find(adapter)->second, ", "));
+  for (const auto& [url, part] : parts)
+    fmt::print("{}: {:.1f} % of the work\n", url, total > 0 ? 100 * part / total : 0);
+  const auto age =
+      std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch());
+  fmt::print(
+      "by router {}, {} s ago; in flight = requests, averaged over minutes. More than a replica's part has several "
+      "homes; an old home stays while its replica has at most 15 % above its part.\n",
+      plan.leader, std::max<int64_t>(0, age.count() - plan.made_at));
   return Status();
 }
 
@@ -199,6 +240,8 @@ void add_fleet(CLI::App& app, int& exit_code) {
     return command;
   };
   add(*fleet, "status", "Who is a member, and whether it is ready", show_status)
+      ->add_flag("--json", flags->as_json, "print JSON");
+  add(*fleet, "plan", "Where adapters are at home, and how much each is asked for", show_plan)
       ->add_flag("--json", flags->as_json, "print JSON");
   CLI::App* command = add(*fleet, "drain", "Let a replica finish what it has and end; waits until it has left", drain);
   command->add_option("ID", flags->id, "of the member")->required();

@@ -108,6 +108,52 @@ void follow_members(Registry& registry, Router& router, OperatorLog log) {
                  });
 }
 
+void PlanBoard::follow(Router& router) {
+  const std::string value = fmt::format("{{\"form\":1,\"router\":\"{}\"}}", router.name());
+  router.set_leads(false);
+  registry_.watch(std::string(kPlanLeader.substr(0, kPlanLeader.find('/') + 1)),
+                  [this, &router, value](const Registry::Entries& entries) {
+                    const auto place = entries.find(std::string(kPlanLeader));
+                    const bool leads = place != entries.end() && place->second.value == value;
+                    {
+                      std::lock_guard lock(mutex_);
+                      place_ = leads ? place->second.revision : 0;
+                    }
+                    router.set_leads(leads);
+                  });
+  registry_.watch(std::string(kPlan), [this, &router](const Registry::Entries& entries) {
+    const auto current = entries.find(std::string(kPlan));
+    if (current == entries.end()) return;
+    const Result<FleetPlan> plan = parse_plan(current->second.value);
+    if (plan.ok()) return router.follow_plan(*plan);
+    if (log_) log_("plan_ignored", plan.status().message());
+  });
+  registry_.announce({.name = std::string(kPlanLeader),
+                      .value = value,
+                      .may_replace = [value](const std::string& found) { return found == value; },
+                      .agreed = {}});
+}
+
+void PlanBoard::publish(const FleetPlan& plan) {
+  writer_.submit(0, [this, value = format_plan(plan)](const std::stop_token&) {
+    write(value);
+    return Workshop::Finish();
+  });
+}
+
+void PlanBoard::write(const std::string& value) {
+  int64_t place = 0;
+  {
+    std::lock_guard lock(mutex_);
+    place = place_;
+  }
+  if (place == 0) return;
+  const Result<bool> written = registry_.commit(
+      {.unchanged = {{std::string(kPlanLeader), place}}, .puts = {{std::string(kPlan), value}}, .removals = {}});
+  if (!written.ok() && log_) log_("plan_not_published", written.status().message());
+  if (written.ok() && !*written && log_) log_("plan_not_published", "another router leads by now");
+}
+
 Result<std::string> read_key(const std::string& file, const char* variable) {
   std::string key;
   if (!file.empty()) {

@@ -6,9 +6,11 @@
 
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 
+#include "lk/base/workshop.h"
 #include "lk/cluster/router.h"
 #include "lk/registry/member.h"
 #include "lk/serve/fleet/fleet_adapters.h"
@@ -39,6 +41,25 @@ struct MemberFlags {
 
 // From now on the router's replicas are those of the registry, too.
 void follow_members(Registry& registry, Router& router, OperatorLog log);
+
+// Who of a fleet's routers leads, and what that one has planned, in the registry: leader/planner is a place of one,
+// which goes with its lease; a plan is written only while its writer still has the place, so that of two that think
+// they lead one is heard. Must outlive the router, whose thread publishes.
+class PlanBoard {
+ public:
+  PlanBoard(Registry& registry, OperatorLog log) : registry_(registry), log_(std::move(log)) {}
+  void follow(Router& router);
+  void publish(const FleetPlan& plan);  // any thread; returns at once
+
+ private:
+  void write(const std::string& value);
+
+  Registry& registry_;
+  const OperatorLog log_;
+  std::mutex mutex_;
+  int64_t place_ = 0;  // guarded by mutex_: revision of the place this router has; 0 = it does not lead
+  Workshop writer_{std::vector<Workshop::Bench>{{.name = "lk-route-plans"}}};  // last: its jobs use the others
+};
 
 // A key on one line: of the file, or of the variable; "" when neither is given.
 Result<std::string> read_key(const std::string& file, const char* variable);

@@ -47,6 +47,12 @@ void RouteFlags::add_to(CLI::App& command) {
       ->capture_default_str()
       ->group(fleet);
   command
+      .add_option("--planner", router.planner.kind,
+                  "which running requests go on elsewhere, and where adapters are kept; ilp needs CBC")
+      ->check(CLI::IsMember(planner_names()))
+      ->capture_default_str()
+      ->group(fleet);
+  command
       .add_option("--fleet-key-file", key_file,
                   "file with a key of scope fleet that every replica knows; also as $LORIKEET_FLEET_KEY")
       ->group(fleet);
@@ -127,12 +133,18 @@ Status run(const RouteFlags& flags) {
           "listening on {} without any API key would let everybody in: give replicas keys and the router one of scope "
           "fleet (--fleet-key-file), or the router keys of its own (--state), or say --insecure",
           listener.address);
-  raise_file_limit(2 * options.limits.max_connections);  // most of them have one to a replica
-  LK_ASSIGN_OR_RETURN(const std::unique_ptr<Router> router, Router::start(options, std::move(gate)));
-  std::unique_ptr<Registry> registry;  // goes before the router
+  std::unique_ptr<Registry> registry;
+  std::unique_ptr<PlanBoard> board;
   if (flags.registry.given()) {
     LK_ASSIGN_OR_RETURN(registry, flags.registry.open(options.log));
+    board = std::make_unique<PlanBoard>(*registry, options.log);
+    options.publish_plan = [raw = board.get()](const FleetPlan& plan) { raw->publish(plan); };
+  }
+  raise_file_limit(2 * options.limits.max_connections);  // most of them have one to a replica
+  LK_ASSIGN_OR_RETURN(const std::unique_ptr<Router> router, Router::start(options, std::move(gate)));
+  if (registry) {
     follow_members(*registry, *router, options.log);
+    board->follow(*router);
   }
   fmt::print(stderr, "lorikeet route: {} replicas{}, policy {}, http{}://{}\n", options.fleet.urls.size(),
              registry ? " and those of " + flags.registry.url : "", options.fleet.policy,
@@ -141,6 +153,10 @@ Status run(const RouteFlags& flags) {
   fmt::print(stderr, "lorikeet route: no new requests; finishing what is in flight\n");
   if (!router->drain(std::chrono::milliseconds(static_cast<int64_t>(flags.drain_timeout * 1000))))
     fmt::print(stderr, "lorikeet route: some answers were cut off after {} s\n", flags.drain_timeout);
+  if (registry) {
+    registry->withdraw();
+    registry->close();  // it speaks to the router no more
+  }
   return Status();
 }
 

@@ -40,6 +40,23 @@ json::object replica_json(const FleetView::Shown& shown) {
           {"tokens_per_second", shown.tokens_per_second}};
 }
 
+json::object plan_json(const RoutePlanner::Figures& plan) {
+  json::array hot;
+  for (const Planner::Hot& one : plan.hot)
+    hot.push_back({{"replica", one.url},
+                   {"work_seconds", one.seconds},
+                   {"mean_seconds", one.mean_seconds},
+                   {"waiting", one.waiting},
+                   {"moved", one.moved}});
+  json::object out{{"planner", plan.kind},
+                   {"leads", plan.leads},
+                   {"adapters_with_homes", plan.homes},
+                   {"prefetches", plan.hints},
+                   {"busy", std::move(hot)}};
+  if (plan.hot_seconds_ago >= 0) out["busy_seconds_ago"] = plan.hot_seconds_ago;
+  return out;
+}
+
 }  // namespace
 
 std::string fleet_status(const FleetFigures& figures) {
@@ -76,6 +93,7 @@ std::string fleet_status(const FleetFigures& figures) {
                                 {"mismatches", s.mismatches},
                                 {"broken", s.broken},
                                 {"refused", s.refused},
+                                {"plan", plan_json(figures.plan)},
                                 {"moves", std::move(moves)}});
 }
 
@@ -105,6 +123,9 @@ std::string fleet_metrics(const FleetFigures& figures) {
   one("refused_total", "counter", "Requests that nobody was there to answer.", s.refused);
   one("in_flight", "gauge", "Requests that wait for replicas now.", s.in_flight);
   one("connections", "gauge", "Open connections of clients.", s.connections);
+  one("prefetches_total", "counter", "Adapters that replicas were told to have in memory.", figures.plan.hints);
+  one("adapters_with_homes", "gauge", "Adapters that have a home by plan.", figures.plan.homes);
+  one("leads", "gauge", "Whether this router says where adapters are at home.", figures.plan.leads ? 1 : 0);
   one("routers", "gauge", "Routers that share the tenants' limits, this one among them.", figures.routers);
   const auto each = [&](std::string_view name, std::string_view type, std::string_view help, auto&& value) {
     show(name, type, help);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "lk/cluster/move_log.h"
+#include "lk/cluster/route_planner.h"
 #include "lk/cluster/router.h"
 
 namespace lk {
@@ -17,6 +18,7 @@ struct FleetFigures {
   RouterStats stats;
   std::vector<Move> moves;  // the latest first
   int routers = 1;          // that share the tenants' limits
+  RoutePlanner::Figures plan;
   double uptime_seconds = 0;
 };
 

@@ -54,6 +54,8 @@ class HttpRelay final : public Relay::Host, public std::enable_shared_from_this<
   void start();
   void close() { relay_.close(); }
   void tick(Relay::Time now) { relay_.tick(now); }
+  std::optional<StreamId> stream() const { return relay_.stream(); }
+  void move(StreamId stream, int replica, Relay::Time now) { (void)relay_.move(stream, replica, now); }
   bool over() const { return relay_.over(); }
 
   void send(const Relay::Source& source, Relay::Why why) override;

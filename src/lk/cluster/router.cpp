@@ -20,6 +20,7 @@
 #include "lk/cluster/gather.h"
 #include "lk/cluster/gather_bounds.h"
 #include "lk/cluster/http_relay.h"
+#include "lk/cluster/route_planner.h"
 #include "lk/cluster/router_error.h"
 #include "lk/net/http_client.h"
 
@@ -33,6 +34,7 @@ constexpr auto kTick = 50ms;        // how often relays look whether their repli
 constexpr auto kReconnect = 200ms;  // to a replica whose stream of reports broke
 constexpr auto kListenAgain = 5s;   // to one that is connected and silent
 constexpr auto kConnectTimeout = 1000ms;
+constexpr auto kPrefetchTimeout = 30s;  // reading an adapter from a slow disk, or from another replica
 constexpr size_t kMostReportBytes = 32 << 20;
 
 // A name among the routers that listen to the same replicas.
@@ -71,6 +73,12 @@ class RouterImpl final : public Router {
                                    }));
     for (const int replica : fleet_->numbers()) listen_to(replica);
     ticker_ = std::thread([this] { tick_until_stopped(); });
+    LK_ASSIGN_OR_RETURN(std::unique_ptr<Planner> planner, Planner::create(options_.planner));
+    planner_ = std::make_unique<RoutePlanner>(
+        *fleet_, std::move(planner), options_.planner.kind, name_,
+        RoutePlanner::Host{.move = [this](std::vector<PlannedMove> moves) { move(std::move(moves)); },
+                           .prefetch = [this](int replica, const std::string& adapter) { prefetch(replica, adapter); },
+                           .publish = options_.publish_plan});
     return Status();
   }
 
@@ -80,6 +88,7 @@ class RouterImpl final : public Router {
       stopping_ = true;
     }
     stop_.notify_all();
+    planner_.reset();
     if (ticker_.joinable()) ticker_.join();
     if (http_) {
       http_->stop_accepting();
@@ -99,6 +108,9 @@ class RouterImpl final : public Router {
       listen_to(replica);
     }
   }
+  const std::string& name() const override { return name_; }
+  void set_leads(bool leads) override { planner_->set_leads(leads); }
+  void follow_plan(const FleetPlan& plan) override { planner_->follow(plan.placement); }
   std::string address(int listener) const override { return http_->address(listener); }
   const FleetView& fleet() const override { return *fleet_; }
   RouterStats stats() const override {
@@ -246,6 +258,33 @@ class RouterImpl final : public Router {
     }
   }
 
+  // --- What is planned.
+
+  // Each relay knows whether a stream is its own, and whether it can move now.
+  void move(std::vector<PlannedMove> moves) {
+    const auto planned = std::make_shared<const std::vector<PlannedMove>>(std::move(moves));
+    for (int shard = 0; shard < http_->num_shards(); ++shard)
+      http_->post(shard, [this, shard, planned] {
+        if (closed_) return;
+        std::unordered_map<StreamId, std::shared_ptr<HttpRelay>> streams;
+        for (const std::shared_ptr<HttpRelay>& relay : relays_[static_cast<size_t>(shard)])
+          if (const std::optional<StreamId> stream = relay->stream()) streams[*stream] = relay;
+        for (const PlannedMove& one : *planned)
+          if (const auto found = streams.find(one.stream); found != streams.end())
+            found->second->move(one.stream, one.to, Clock::now());
+      });
+  }
+
+  // What comes of it is seen in the replica's reports.
+  void prefetch(int replica, const std::string& adapter) {
+    ClientRequest request{.method = "POST", .url = fleet_->url(replica) + std::string(kFleetPrefetchPath) + adapter};
+    if (!options_.fleet_key.empty()) request.headers.emplace_back("authorization", "Bearer " + options_.fleet_key);
+    request.timeout = kPrefetchTimeout;
+    ClientCallbacks callbacks;
+    callbacks.on_done = [](const Status&) {};
+    client_->send(std::move(request), std::move(callbacks));
+  }
+
   // Tenants' limits are shared with the other routers that replicas have heard of: by number, in the order of their
   // names, which each of them knows.
   void share_limits(Clock::time_point now) {
@@ -345,6 +384,7 @@ class RouterImpl final : public Router {
             .stats = stats(),
             .moves = moves_.latest_first(),
             .routers = num_routers_,
+            .plan = planner_->figures(),
             .uptime_seconds = std::chrono::duration<double>(Clock::now() - started_).count()};
   }
 
@@ -372,6 +412,7 @@ class RouterImpl final : public Router {
   std::unordered_map<int, std::string> failures_;                                   // that were logged last
   std::unordered_map<int, FleetView::Life> lives_;                                  // the ticker's only
   std::thread ticker_;
+  std::unique_ptr<RoutePlanner> planner_;
   std::optional<Workshop> figures_{std::vector<Workshop::Bench>{{.name = "lk-route-look"}}};  // its jobs use the others
   // Last, so that it ends first, and not by reset(): that forgets the server before its shards have ended, and what
   // they run until then posts to it.

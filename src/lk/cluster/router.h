@@ -8,7 +8,9 @@
 #include <string>
 #include <string_view>
 
+#include "lk/cluster/fleet_plan.h"
 #include "lk/cluster/fleet_view.h"
+#include "lk/cluster/planner.h"
 #include "lk/cluster/router_gate.h"
 #include "lk/net/http_server.h"
 
@@ -20,6 +22,9 @@ struct RouterOptions {
   HttpLimits limits;
   std::string tls_cert, tls_key;
   FleetOptions fleet;
+  PlannerOptions planner;
+  // The plan of a router that leads, when it has changed; on a thread that waits for nothing else.
+  std::function<void(const FleetPlan&)> publish_plan;
   std::string fleet_key;  // of scope fleet, at every replica; "" = replicas without keys
   // Replicas tell each other of adapters (they have a registry): one is asked to change them, for all.
   bool shared_adapters = false;
@@ -51,6 +56,11 @@ class Router {
   // The replicas there are from now on, beside those of the options. One that is not among them any more goes on as
   // long as it answers. Any thread.
   virtual void set_members(const std::vector<std::string>& urls) = 0;
+  // A router without others leads: it says where adapters are at home. With a registry it says who does, and what that
+  // one has planned. Any thread.
+  virtual const std::string& name() const = 0;
+  virtual void set_leads(bool leads) = 0;
+  virtual void follow_plan(const FleetPlan& plan) = 0;
   // No new connections; what is in flight goes on. Waits at most so long; true when nothing is left.
   virtual bool drain(std::chrono::milliseconds timeout) = 0;
 };

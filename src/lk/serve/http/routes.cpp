@@ -126,6 +126,8 @@ constexpr Route kRoutes[] = {
           "Prometheus text, under vLLM's names and as lorikeet_*", "", "text"),
     route("GET", kFleetStatePath, kFleet, kPlain, kOwn, &S::fleet_state, "getFleetState",
           "For routers: load, adapters in memory and life, as server-sent events", "", "events"),
+    route("POST", "/v1/fleet/prefetch/{adapter}", kFleet, kPlain, kOwn, &S::fleet_prefetch, "prefetchAdapter",
+          "From routers: requests for this adapter are expected, so read it into memory"),
     route("GET", "/v1/fleet/blobs/{sha256}", kFleet, kPlain, kOwn, &S::fleet_blob, "getFleetBlob",
           "For other replicas: a part of a file of a published adapter, by its SHA-256 (Range)", "", "bytes", 206),
     route("GET", "/health", kOpen, kPlain, kOwn, &S::health, "health", "200 while the engine works", "", "", 200,

@@ -36,4 +36,13 @@ void ServerImpl::fleet_blob(const std::shared_ptr<Exchange>& exchange) {
   });
 }
 
+// A router expects requests for it here: it is read into memory, from disk or another replica, before they come.
+void ServerImpl::fleet_prefetch(const std::shared_ptr<Exchange>& exchange) {
+  work(exchange, [this, exchange] {
+    with_model(exchange, exchange->parameter, [exchange](const AdapterRegistry::Resolved&) {
+      exchange->post([exchange] { exchange->respond(200, "{}"); });
+    });
+  });
+}
+
 }  // namespace lk

@@ -80,6 +80,7 @@ class ServerImpl final : public Server {
   void metrics(const std::shared_ptr<Exchange>& exchange);
   void fleet_state(const std::shared_ptr<Exchange>& exchange);
   void fleet_blob(const std::shared_ptr<Exchange>& exchange);
+  void fleet_prefetch(const std::shared_ptr<Exchange>& exchange);
   void health(const std::shared_ptr<Exchange>& exchange);
   void ready(const std::shared_ptr<Exchange>& exchange);
   void live(const std::shared_ptr<Exchange>& exchange);

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// RoutePlanner: the planner of a running router, on a thread of its own. Once a second it looks at the fleet and says
+// which requests should move; where it leads, also where adapters are at home and what replicas should fetch.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "lk/cluster/fleet_plan.h"
+#include "lk/cluster/fleet_view.h"
+#include "lk/cluster/planner.h"
+
+namespace lk {
+
+class RoutePlanner {
+ public:
+  // Called on the planner's thread; none may wait for long.
+  struct Host {
+    std::function<void(std::vector<PlannedMove>)> move;
+    std::function<void(int replica, const std::string& adapter)> prefetch;
+    std::function<void(const FleetPlan&)> publish;  // of a router that leads, when the plan has changed; may be empty
+  };
+  // What is shown.
+  struct Figures {
+    std::string kind = "off";
+    bool leads = false;
+    int64_t homes = 0, hints = 0;   // now; since the start
+    std::vector<Planner::Hot> hot;  // that had too much, in the last round that had any
+    double hot_seconds_ago = -1;    // -1: there was none
+  };
+
+  // `fleet` must outlive it. `name`: the router's.
+  RoutePlanner(FleetView& fleet, std::unique_ptr<Planner> planner, std::string kind, std::string name, Host host);
+  ~RoutePlanner();
+  // Alone a router leads; with a registry it says who does.
+  void set_leads(bool leads) { leads_ = leads; }
+  // Of another router that leads.
+  void follow(const Placement& placement);
+  Figures figures() const;
+
+ private:
+  void run();
+  void round();
+
+  FleetView& fleet_;
+  const std::unique_ptr<Planner> planner_;  // the thread's only
+  const std::string kind_, name_;
+  const Host host_;
+  std::atomic<bool> leads_{true};
+  std::atomic<int64_t> hints_{0};
+  int64_t rounds_ = 0;  // the thread's only
+  mutable std::mutex mutex_;
+  std::condition_variable stop_;
+  bool stopping_ = false;  // guarded by mutex_, like all below
+  std::vector<Planner::Hot> hot_;
+  FleetView::Time hot_at_{};
+  std::thread thread_;
+};
+
+}  // namespace lk
