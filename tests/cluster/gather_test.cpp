@@ -99,6 +99,7 @@ class Gate final : public RouterGate {
                  : head.path.starts_with("/one")   ? RoutedAs::kWhoKnows
                  : head.method == "POST"           ? RoutedAs::kOne
                                                    : RoutedAs::kOwn;
+    entry->generates = head.path == "/v1/completions";
     entry->payer = head.header("payer");
     head.admission = std::move(entry);
     return std::nullopt;
