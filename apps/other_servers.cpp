@@ -57,7 +57,8 @@ constexpr Flag kFlags[] = {
     {"tokenizer tokenizer-path", Means::kRefused, "the tokenizer is the model directory's"},
     {"tokenizer-mode", Means::kOnly, "auto", "tokenizer.json says all"},
     {"revision", Means::kRefused, "write it behind the model's name: ORG/NAME@REVISION"},
-    {"tokenizer-revision code-revision", Means::kRefused, "the tokenizer is that of the model's revision, ORG/NAME@REVISION"},
+    {"tokenizer-revision code-revision", Means::kRefused,
+     "the tokenizer is that of the model's revision, ORG/NAME@REVISION"},
     {"hf-token", Means::kRefused, "set HF_TOKEN: whoever lists this machine's processes sees options"},
     {"hf hf-repo hfr hf-file hff", Means::kRefused,
      "GGUF files are not read: give the name of the model with safetensors, ORG/NAME, as the model"},
@@ -82,6 +83,7 @@ constexpr Flag kFlags[] = {
     {"lora-target-modules", Means::kValuesNothing, "each adapter's config names its modules"},
     {"lora-scaled", Means::kRefused, "--lora NAME=DIR, and a request for NAME*0.5 scales it"},
     {"fully-sharded-loras enable-lora-bias", Means::kNothing, "adapters need no such setting"},
+    {"enable-lora", Means::kNothing, ""},
     // Machine
     {"device", Means::kOnly, "auto|cpu", kNoGpu},
     {"tensor-parallel-size tp tp-size num-shard pipeline-parallel-size pp pp-size data-parallel-size dp dp-size "

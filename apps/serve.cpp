@@ -36,7 +36,7 @@ struct ServeFlags {
   AnswerFlags answers;
   std::string admin, state, log_level = "info", log_format = "auto", log_file;
   std::vector<std::string> lora_roots;
-  bool no_state = false, enable_lora = false;
+  bool no_state = false;
   int kernel_nice = 3;
   double watch_seconds = 2, drain_grace = 5, drain_timeout = 120;
   ServerOptions server;
@@ -67,8 +67,6 @@ void ServeFlags::add_to(CLI::App& command) {
   command.add_option("--watch-interval", watch_seconds, "seconds between looks at --lora-dir")
       ->check(CLI::Range(0.05, 3600.0))
       ->capture_default_str()
-      ->group(adapters);
-  command.add_flag("--enable-lora", enable_lora, "accepted for vLLM's command lines; adapters are always enabled")
       ->group(adapters);
   network.add_to(command);
   command
