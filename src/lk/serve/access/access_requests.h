@@ -18,8 +18,8 @@ inline constexpr int64_t kMaxTenantLimit = int64_t{1} << 50;
 // The store says what is a name, a note, a pattern.
 inline constexpr Field kAccessFields[] = {
     rows::required(rows::pattern("tenant", kKeyCreateForm, rows::kOurs, 1, 256, "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")),
-    rows::required(
-        rows::texts("scopes", kKeyCreateForm, rows::kOurs, 1, 8, 1, 64, "infer, adapters, metrics, fleet, admin.")),
+    rows::required(rows::texts("scopes", kKeyCreateForm, rows::kOurs, 1, 8, 1, 64,
+                               "infer, adapters, metrics, fleet, federate, admin.")),
     rows::text("note", kKeyCreateForm, rows::kOurs, 0, 4096, "One line of at most 256 bytes."),
     rows::text("expires", kKeyCreateForm, rows::kOurs, 0, 64, "30d, 12h, 2w, a date such as 2027-01-31 (UTC), never."),
     rows::required(rows::pattern("name", kTenantCreateForm, rows::kOurs, 1, 256, "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")),
