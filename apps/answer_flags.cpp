@@ -44,9 +44,10 @@ CLI::Transformer names_of_others(const OtherNames& names) {
 
 void AnswerFlags::add_to(CLI::App& command) {
   command
-      .add_option("--served-model-name", served_names,
-                  "what clients call the base model; repeatable: answers show the first; default: the directory's name, "
-                  "or that on the hub")
+      .add_option(
+          "--served-model-name", served_names,
+          "what clients call the base model; repeatable: answers show the first; default: the directory's name, "
+          "or that on the hub")
       ->allow_extra_args(false)
       ->group("Model");
   command.add_option("--tool-call-parser", tool_format, "how the model writes tool calls")
