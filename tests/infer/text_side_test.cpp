@@ -149,7 +149,7 @@ TEST_F(TextSideTest, OfAnAdapterWithAVocabularyOfItsOwn) {
   EXPECT_EQ(field_of({.prompt = "x", .stop_token_ids = {273}}, nullptr), "stop_token_ids");
   request = {.prompt = "x"};
   request.sampling.logit_bias = {{273, 1.0f}};
-  field_of(request, nullptr);
+  EXPECT_EQ(field_of(request, nullptr), "logit_bias");
   EXPECT_EQ(field_of({.token_ids = {274}}, grown.get()), "prompt");
   // A smaller one lacks rows of the base, with the base's files, too.
   testing::TempDir none;

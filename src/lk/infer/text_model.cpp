@@ -212,6 +212,11 @@ Result<std::vector<int32_t>> TextModel::prompt_tokens(const TextRequest& request
 }
 
 Status TextModel::check(const TextRequest& request, const TextSide& side, std::string_view& field) const {
+  field = "logit_bias";
+  for (const auto& [token, bias] : request.sampling.logit_bias)
+    if (token < 0 || token >= side.vocab_size)
+      return invalid_argument("logit_bias names token {}, the vocabulary has {}", token, side.vocab_size);
+  field = "";
   LK_RETURN_IF_ERROR(validate_sampling(request.sampling, side.vocab_size));
   field = "max_tokens";
   if (request.max_tokens < 0) return invalid_argument("max_tokens must be >= 0, got {}", request.max_tokens);
