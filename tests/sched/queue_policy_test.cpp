@@ -145,7 +145,9 @@ TEST(QueuePolicy, PriorityOrdersATenantsOwn) {
     ASSERT_EQ(mixed.size(), plain.size());
     std::vector<int64_t> first, second;
     for (size_t i = 0; i < mixed.size(); ++i) {
-      if (kind != QueueKind::kDlpm) EXPECT_EQ(mixed[i].first, plain[i].first) << to_string(kind) << " " << i;
+      if (kind != QueueKind::kDlpm) {
+        EXPECT_EQ(mixed[i].first, plain[i].first) << to_string(kind) << " " << i;
+      }
       if (mixed[i].first == 0) first.push_back(mixed[i].second);
       if (mixed[i].first == 1) second.push_back(mixed[i].second);
     }
