@@ -86,7 +86,7 @@ class Keys(Program):
 
     def test_bad_input(self):
         self.refused("keys", "create", "--tenant", "a/b", "--scope", "infer", words=("a/b",))
-        self.refused("keys", "create", "--tenant", "acme", "--scope", "root", words=("root", "infer, adapters, metrics, fleet, admin"))
+        self.refused("keys", "create", "--tenant", "acme", "--scope", "root", words=("root", "infer, adapters, metrics, fleet, federate, admin"))
         self.refused("keys", "create", "--tenant", "acme", "--scope", "", words=("scope",))
         self.refused("keys", "create", "--tenant", "acme", "--scope", "infer", "--note", "a\nb", words=("note",))
         self.refused("keys", "list", "--state", "/dev/null", words=("/dev/null",))

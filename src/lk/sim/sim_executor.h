@@ -62,7 +62,7 @@ class SimExecutor : public Executor {
   const std::vector<LoadRecord>& loads() const { return loads_; }
   int64_t num_cold_loads() const { return num_cold_loads_; }  // that had to wait for the disk
   int64_t num_disk_reads() const { return num_disk_reads_; }
-  double busy_us() const { return busy_us_; }  // in steps, exact
+  double busy_us() const { return busy_us_; }                                              // in steps, exact
   std::vector<AdapterId> on_host() const { return {host_lru_.begin(), host_lru_.end()}; }  // of a bounded host tier
   const CostModel& model() const { return model_; }
 

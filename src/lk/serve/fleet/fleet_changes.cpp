@@ -239,8 +239,7 @@ Result<FleetChanges::Reserved> FleetChanges::reserve(const AdapterRecord& record
     for (const auto& [key, entry] : *entries) {
       last = std::max(last, version_in(key));
       const Result<AdapterRecord> known = parse_adapter(key, entry.value);
-      if (!replace && known.ok() && known->state == AdapterRecord::State::kReady)
-        return already_loaded(record.name);
+      if (!replace && known.ok() && known->state == AdapterRecord::State::kReady) return already_loaded(record.name);
       if (known.ok() && known->state == AdapterRecord::State::kPending &&
           known->created < record.created - kAbandoned && change.removals.size() < kOperations) {
         change.unchanged.emplace_back(key, entry.revision);
