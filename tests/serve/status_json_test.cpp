@@ -56,6 +56,15 @@ TEST(StatusJson, HoldsEveryFieldOfTheSnapshot) {
                .merged_steps = 44,
                .exclusive_steps = 45,
                .mode_changes = 46};
+  s.fleet = {.is_registry_reachable = true,
+             .fetched = 110,
+             .failed_fetches = 111,
+             .fetched_bytes = 112,
+             .wrong_files = 113,
+             .fetching = 114,
+             .disk_adapters = 115,
+             .disk_bytes = 116,
+             .max_disk_bytes = 117};
   s.held_bytes = 75, s.max_held_bytes = 76, s.output_bytes = 77, s.max_output_bytes = 78;
   s.work = {{.name = "parse", .waiting = 79, .running = 86}, {.name = "format", .waiting = 87, .running = 88}};
   s.tenants = {{.name = "acme",
@@ -87,7 +96,9 @@ TEST(StatusJson, HoldsEveryFieldOfTheSnapshot) {
              "work": {"parse": {"waiting": 79, "running": 86}, "format": {"waiting": 87, "running": 88}}},
     "memory": {"plan": {"limit": 90, "limit_source": "memory.max of /x", "available_at_start": 91, "weights": 80, "activations": 81,
                         "pages": 82, "adapters": 83, "grammars": 84, "reserve": 85, "total": 495},
-               "adapters": 61, "max_adapters": 62, "num_sums": 63, "sums": 64, "grammars": 65, "max_grammars": 66, "heap_used": 67, "heap_free": 68}, "process": {"resident_bytes": 27, "open_files": 28, "threads": 29},
+               "adapters": 61, "max_adapters": 62, "num_sums": 63, "sums": 64, "grammars": 65, "max_grammars": 66, "heap_used": 67, "heap_free": 68}, "fleet": {"registry_reachable": true, "fetched": 110, "failed_fetches": 111, "fetched_bytes": 112, "wrong_files": 113, "fetching": 114,
+              "disk_adapters": 115, "disk_bytes": 116, "max_disk_bytes": 117},
+    "process": {"resident_bytes": 27, "open_files": 28, "threads": 29},
     "tenants": [{"name": "acme", "in_flight": 30, "requests": 33, "refused": 34, "prompt_tokens": 31, "cached_tokens": 36, "output_tokens": 32,
                  "weight": 35.5, "waiting": 37, "running": 38, "service": 39.5}]})"));
 }

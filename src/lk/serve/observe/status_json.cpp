@@ -79,6 +79,8 @@ json::value fleet_json(const std::optional<ServerSnapshot::Fleet>& fleet) {
   return json::object{{"registry_reachable", fleet->is_registry_reachable},
                       {"fetched", fleet->fetched},
                       {"failed_fetches", fleet->failed_fetches},
+                      {"fetched_bytes", fleet->fetched_bytes},
+                      {"wrong_files", fleet->wrong_files},
                       {"fetching", fleet->fetching},
                       {"disk_adapters", fleet->disk_adapters},
                       {"disk_bytes", fleet->disk_bytes},
