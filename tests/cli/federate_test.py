@@ -125,7 +125,7 @@ class Federate(unittest.TestCase):
         self.assertIn("privacy: epsilon", self.federate("inspect", server, "--base", MODEL).stdout)
         self.assertNotIn("aggregation_error", (server / "metrics.jsonl").read_text())
         model = server / "latest" / "adapter_model.safetensors"
-        self.assertIn("privacy", self.federate("close", run, "--state", server, "--model", model, code=1).stderr)
+        self.assertIn("privacy", self.federate("close", run, "--state", server, "--model", model, "--received", names[0], code=1).stderr)
         self.assertFalse((server / "noise.key").exists())
         # In a simulation until the budget is spent: that is a success.
         run = self.run_file(**more)
