@@ -9,13 +9,13 @@ import sys
 
 PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs/guide/request_fields.md"
 APIS = {"ChatRequest": "chat", "CompletionRequest": "completions", "EmbeddingRequest": "embeddings", "TokenizeRequest": "tokenize",
-        "DetokenizeRequest": "detokenize", "ResponsesRequest": "responses", "MessagesRequest": "messages", "CountTokensRequest": "count_tokens", "BatchLine": "lines", "GenerationConfig": "model"}
+        "DetokenizeRequest": "detokenize", "ResponsesRequest": "responses", "MessagesRequest": "messages", "CountTokensRequest": "count_tokens", "ScoreRequest": "score", "BatchLine": "lines", "GenerationConfig": "model"}
 HEAD = """# Fields of requests
 
 <!-- Made by tools/make_field_table.py from the tables that the parsers read by; a test holds it against them. -->
 
 What stands here is what is checked: other types, values beyond a range and longer texts or lists are refused (400) with the field's path.
-`null` counts as absent. Limits of texts count bytes of UTF-8. *Where*: chat and completions, responses, messages and their count_tokens, embeddings, tokenize and detokenize are the HTTP routes
+`null` counts as absent. Limits of texts count bytes of UTF-8. *Where*: chat and completions, responses, messages and their count_tokens, score, embeddings, tokenize and detokenize are the HTTP routes
 ([server.md](server.md)); *lines* are those of `lorikeet generate --input`, where options of the command line are the defaults and an unknown field is an error; *model* is
 `generation_config.json` of the model, whose values count where a request has none. All of `GET /openapi.json` is made of the same tables.
 """

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "kernels/kernel_test_util.h"
+#include "lk/base/logprobs.h"
 
 namespace lk::testing {
 namespace {
@@ -179,7 +180,7 @@ TEST_P(SampleTest, DrawsWhatTheDefinitionDraws) {
         std::vector<uint64_t> allowed(static_cast<size_t>((n + 63) / 64));
         for (uint64_t& word : allowed) word = rng.next();
         if (rng.below(3) == 0) args.allowed = allowed.data();
-        args.num_logprobs = static_cast<int>(rng.below(4)) - 1;
+        args.num_logprobs = static_cast<int>(rng.below(5)) + kLogprobsOfBiased;
         const SampleResult want = define(args, row), got = run(args, row);
         const std::string what =
             fmt::format("{} kind {} round {}: temperature {} top_k {} top_p {} min_p {} u {}", n, kind, round,

@@ -20,6 +20,7 @@
 #include "lk/serve/http/routes.h"
 #include "lk/serve/observe/status_json.h"
 #include "lk/serve/openai/openai.h"
+#include "lk/serve/openai/score.h"
 #include "serve/openai_testing.h"
 
 namespace lk {
@@ -230,14 +231,16 @@ TEST(OpenApi, EveryFieldOfARequestIsRead) {
     Parser parse;
     json::object base;
   };
-  const Api apis[] = {{kChatForm, parser(&parse_chat_request), kChat},
-                      {kCompletionForm, parser(&parse_completion_request), {{"prompt", "hi"}}},
-                      {kEmbeddingForm, parser(&parse_embedding_request), {{"input", "hi"}}},
-                      {kTokenizeForm, parser(&parse_tokenize_request), kChat},
-                      {kDetokenizeForm, parser(&parse_detokenize_request), {{"tokens", {1}}}},
-                      {kResponsesForm, parser(&parse_responses_request), {{"input", "hi"}}},
-                      {kMessagesForm, parser(&parse_messages_request), with_length(kChat)},
-                      {kCountTokensForm, parser(&parse_count_tokens_request), kChat}};
+  const Api apis[] = {
+      {kChatForm, parser(&parse_chat_request), kChat},
+      {kCompletionForm, parser(&parse_completion_request), {{"prompt", "hi"}}},
+      {kEmbeddingForm, parser(&parse_embedding_request), {{"input", "hi"}}},
+      {kTokenizeForm, parser(&parse_tokenize_request), kChat},
+      {kDetokenizeForm, parser(&parse_detokenize_request), {{"tokens", {1}}}},
+      {kScoreForm, parser(&parse_score_request), {{"query", "a"}, {"items", "b"}, {"label_token_ids", {1}}}},
+      {kResponsesForm, parser(&parse_responses_request), {{"input", "hi"}}},
+      {kMessagesForm, parser(&parse_messages_request), with_length(kChat)},
+      {kCountTokensForm, parser(&parse_count_tokens_request), kChat}};
   int num_fields = 0;
   for (const Api& api : apis) {
     EXPECT_EQ(api.parse(api.base), "");

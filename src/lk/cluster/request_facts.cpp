@@ -134,7 +134,7 @@ std::optional<RequestFacts> read_request_facts(std::string_view body) {
         facts.stream = value->starts_with("true");
       else if (key == "n")
         facts.n = std::max(std::exchange(saw_n, true) ? facts.n : INT64_MIN, integer(*value).value_or(1));
-      else if (key == "prompt" || key == "input")
+      else if (key == "prompt" || key == "input" || key == "items")
         facts.prompts = std::max(facts.prompts, count_prompts(*value));
       else if (key == "lorikeet_resume")
         facts.resumes = true;
@@ -165,6 +165,7 @@ std::optional<int64_t> RequestFacts::output_limit(std::string_view path) const {
   constexpr int64_t kDefaultCompletion = 16;  // OpenAI's
   if (path == "/v1/responses") return max_output_tokens;
   if (path == "/v1/messages") return max_tokens;
+  if (path == "/v1/score") return 1;
   const bool is_text = path == "/v1/completions";
   const std::optional<int64_t> said = is_text ? max_tokens : std::max(max_tokens, max_completion_tokens);
   if (n_predict && (*n_predict >= 0 || !said)) return *n_predict < 0 ? said : std::max(said, n_predict);

@@ -52,6 +52,7 @@ enum RequestForm : uint64_t {
   kCustomGrammarForm = uint64_t{1} << 41,
   kCalledCustomForm = uint64_t{1} << 42,
   kAllowedToolsForm = uint64_t{1} << 43,
+  kScoreForm = uint64_t{1} << 44,
 };
 
 inline constexpr int64_t kMaxNameBytes = 256;         // of a model, a function, a message's author
@@ -75,8 +76,8 @@ inline constexpr uint64_t kToldTemplated = kTemplated | kTold | kCountTokensForm
 inline constexpr Field kRequestFields[] = {
     // --- What is asked
     rows::text(
-        "model", rows::kAsked | kCountTokensForm | kEmbeddingForm | kTokenizeForm | kDetokenizeForm, rows::kOpenAi, 0,
-        kMaxNameBytes,
+        "model", rows::kAsked | kCountTokensForm | kScoreForm | kEmbeddingForm | kTokenizeForm | kDetokenizeForm,
+        rows::kOpenAi, 0, kMaxNameBytes,
         "An adapter: name, name@version, base:name or an alias; a weighted sum of adapters: a*0.7+b*0.3; the base "
         "model: its name, \"base\" or nothing."),
     rows::text("adapter", kBatchForm, rows::kOurs, 0, kMaxNameBytes, "Its name; \"\" is the base model."),
@@ -216,11 +217,11 @@ inline constexpr Field kRequestFields[] = {
                "false: thoughts and their marks stay in the text, as the model wrote them."),
 
     // --- Whose it is
-    rows::text("user", rows::kAsked, rows::kOpenAi, 0, 4 * kMaxNameBytes,
+    rows::text("user", rows::kAsked | kScoreForm, rows::kOpenAi, 0, 4 * kMaxNameBytes,
                "Shares are fair between a tenant's users, too."),
-    rows::integer("priority", rows::kAsked, rows::kVllm, -1'000'000'000, 1'000'000'000, "0",
+    rows::integer("priority", rows::kAsked | kScoreForm, rows::kVllm, -1'000'000'000, 1'000'000'000, "0",
                   "Of those of a tenant that wait, lower ones come first."),
-    rows::text("cache_salt", rows::kAsked, rows::kVllm, 1, 128,
+    rows::text("cache_salt", rows::kAsked | kScoreForm, rows::kVllm, 1, 128,
                "Separates the prefix cache further, within the tenant."),
 
     // --- What it must match (docs/guide/structured_output.md)
@@ -251,8 +252,8 @@ inline constexpr Field kRequestFields[] = {
 
     // --- Templates and tools
     rows::flag("add_special_tokens", kChatForm | rows::kTold, rows::kVllm, "false", "The template brings its own."),
-    rows::flag("add_special_tokens", kCompletionForm | kEmbeddingForm | kTokenizeForm | kBatchForm, rows::kVllm,
-               "true"),
+    rows::flag("add_special_tokens", kCompletionForm | kScoreForm | kEmbeddingForm | kTokenizeForm | kBatchForm,
+               rows::kVllm, "true"),
     rows::flag("add_generation_prompt", rows::kToldTemplated, rows::kVllm, "true"),
     rows::flag("continue_final_message", rows::kToldTemplated, rows::kVllm, "false", "Excludes add_generation_prompt."),
     rows::text("chat_template", rows::kToldTemplated, rows::kVllm, 1, kMaxSourceBytes,
@@ -614,6 +615,36 @@ inline constexpr Field kRequestFields[] = {
     rows::object("format", kOutputConfigForm, rows::kAnthropic, "OutputFormat"),
     rows::required(rows::word("type", kOutputFormatForm, rows::kAnthropic, "json_schema", "")),
     rows::required(rows::schema("schema", kOutputFormatForm, rows::kAnthropic, kMaxSourceBytes)),
+    // --- Scores
+    {.name = "query",
+     .forms = kScoreForm,
+     .kind = FieldKind::kPrompts,
+     .origin = rows::kSglang,
+     .about = "Text or token ids: the part that all prompts share.",
+     .required = true},
+    {.name = "items",
+     .forms = kScoreForm,
+     .kind = FieldKind::kPrompts,
+     .origin = rows::kSglang,
+     .about = "What comes behind it, one prompt each; texts or token ids, as query, at most --max-choices (128).",
+     .required = true},
+    rows::required(rows::tokens("label_token_ids", kScoreForm, rows::kSglang, 1, 1024,
+                                "Whose probabilities are asked for, as the next token.")),
+    rows::flag("apply_softmax", kScoreForm, rows::kSglang, "false", "Among the labels, not among all tokens."),
+    rows::flag("item_first", kScoreForm, rows::kSglang, "false", "Items come before the query."),
+    rows::refused("text_1", kScoreForm, rows::kVllm,
+                  "the model compares no texts; use query, items and label_token_ids"),
+    rows::refused("text_2", kScoreForm, rows::kVllm,
+                  "the model compares no texts; use query, items and label_token_ids"),
+    rows::refused("queries", kScoreForm, rows::kVllm, "use query, items and label_token_ids"),
+    rows::refused("documents", kScoreForm, rows::kVllm, "use query, items and label_token_ids"),
+    rows::refused("data_1", kScoreForm, rows::kVllm, "use query, items and label_token_ids"),
+    rows::refused("data_2", kScoreForm, rows::kVllm, "use query, items and label_token_ids"),
+    rows::refused("temperature", kScoreForm, rows::kVllm, "scores are of the model's own distribution", "1"),
+    rows::refused("top_k", kScoreForm, rows::kVllm, "scores are of the model's own distribution", "-1"),
+    rows::refused("top_p", kScoreForm, rows::kVllm, "scores are of the model's own distribution", "1"),
+    rows::ignored("request_id", kScoreForm, rows::kVllm),
+    rows::ignored("rid", kScoreForm, rows::kSglang),
 };
 
 using RequestFields = FormFields<kRequestFields>;

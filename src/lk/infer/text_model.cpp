@@ -6,6 +6,7 @@
 #include <span>
 
 #include "lk/base/file.h"
+#include "lk/base/logprobs.h"
 #include "lk/infer/constraint.h"
 #include "lk/infer/pooling.h"
 #include "lk/infer/request_fields.h"
@@ -59,7 +60,7 @@ Status validate_sampling(const SamplingParams& p, int64_t vocab_size) {
   number(sampling_field("repetition_penalty"), p.repetition_penalty);
   number(sampling_field("presence_penalty"), p.presence_penalty);
   number(sampling_field("frequency_penalty"), p.frequency_penalty);
-  count(sampling_field("logprobs"), p.num_logprobs, -1);
+  if (p.num_logprobs != kLogprobsOfBiased) count(sampling_field("logprobs"), p.num_logprobs, -1);
   count(sampling_field("prompt_logprobs"), p.num_prompt_logprobs, -1);
   const Field& bias_field = sampling_field("logit_bias");
   if (problem.empty() && p.logit_bias.size() > static_cast<size_t>(bias_field.max_count))

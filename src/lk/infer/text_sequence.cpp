@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/infer/text_sequence.h"
 
+#include "lk/base/logprobs.h"
+
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -51,7 +53,7 @@ bool TextSequence::add(TokenLogprob token, bool stops) {
   const int32_t id = token.token;
   ++num_tokens_;
   completion.token_ids.push_back(id);
-  if (text.sampling.num_logprobs >= 0) completion.logprobs.push_back(std::move(token));
+  if (wants_logprobs(text.sampling.num_logprobs)) completion.logprobs.push_back(std::move(token));
   if (!stops) return append(text_of(id));
   const auto& own_stops = text.stop_token_ids;
   if (std::find(own_stops.begin(), own_stops.end(), id) != own_stops.end()) completion.stop_token = id;

@@ -9,6 +9,7 @@
 #include <limits>
 #include <optional>
 
+#include "lk/base/logprobs.h"
 #include "lk/kernels/cpu.h"
 #include "lk/kernels/ref/sample.h"
 
@@ -116,7 +117,7 @@ void RowSampler::run(SampleResult* result) {
   }
   const float* given = a_.logits;
   if (changes_logits(a_) || a_.allowed) {
-    if (a_.num_logprobs >= 0) {
+    if (wants_logprobs(a_.num_logprobs)) {
       s_.row.assign(a_.logits, a_.logits + n());
       given = s_.row.data();
     }
@@ -129,7 +130,7 @@ void RowSampler::run(SampleResult* result) {
     }
   }
   result->token = draw();
-  if (a_.num_logprobs >= 0) score(given, given_max, result);
+  if (wants_logprobs(a_.num_logprobs)) score(given, given_max, result);
 }
 
 // A row that is not finite has a minus infinity, which says «never», or something worse.
@@ -346,6 +347,9 @@ void RowSampler::score(const float* logits, float max, SampleResult* result) {
   const float logit = logits[result->token], log_sum = k_.log_sum_exp(logits, n(), max);
   result->logprob = logit - log_sum;
   result->rank = 1 + k_.count_above(logits, n(), logit);
+  if (a_.num_logprobs == kLogprobsOfBiased)
+    for (const auto& [token, bias] : a_.logit_bias)
+      if (token >= 0 && token < n()) result->top.emplace_back(token, logits[token] - log_sum);
   if (a_.num_logprobs <= 0) return;
   for (const Candidate& candidate : top_candidates(logits, a_.num_logprobs))
     result->top.emplace_back(candidate.token, candidate.logit - log_sum);

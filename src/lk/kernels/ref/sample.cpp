@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "lk/base/logprobs.h"
 #include "lk/kernels/cpu.h"
 
 namespace lk {
@@ -118,7 +119,7 @@ void sample(const SampleArgs& args, SampleResult* result) {
     result->token = static_cast<int32_t>(std::max_element(args.logits, args.logits + args.vocab_size) - args.logits);
     if (args.temperature != 0) result->token = draw(args);
   }
-  if (args.num_logprobs < 0) return;
+  if (!wants_logprobs(args.num_logprobs)) return;
   std::vector<Candidate> order;
   for (size_t token = 0; token < given.size(); ++token) order.push_back({given[token], static_cast<int32_t>(token)});
   std::sort(order.begin(), order.end());
@@ -129,6 +130,11 @@ void sample(const SampleArgs& args, SampleResult* result) {
   const float logit = given[static_cast<size_t>(result->token)];
   result->logprob = static_cast<float>(static_cast<double>(logit) - log_sum);
   result->rank = 1 + std::count_if(given.begin(), given.end(), [&](float other) { return other > logit; });
+  if (args.num_logprobs == kLogprobsOfBiased)
+    for (const auto& [token, bias] : args.logit_bias)
+      if (token >= 0 && token < args.vocab_size)
+        result->top.emplace_back(token,
+                                 static_cast<float>(static_cast<double>(given[static_cast<size_t>(token)]) - log_sum));
   for (size_t i = 0; i < std::min(order.size(), static_cast<size_t>(std::max(args.num_logprobs, 0))); ++i)
     result->top.emplace_back(order[i].token, static_cast<float>(static_cast<double>(order[i].logit) - log_sum));
 }

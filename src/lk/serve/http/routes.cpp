@@ -78,6 +78,8 @@ constexpr Route kRoutes[] = {
              "How many tokens a conversation's prompt has", "CountTokensRequest", "CountTokensResponse")),
     route("POST", "/v1/embeddings", kInfer, kInfers, kOne, &S::embeddings, "createEmbedding",
           "Mean of the last hidden states, normalised", "EmbeddingRequest", "EmbeddingResponse"),
+    route("POST", "/v1/score", kInfer, kInfers, kOne, &S::score, "createScore",
+          "How likely label tokens come next, for each item", "ScoreRequest", "ScoreResponse"),
     route("POST", "/tokenize", kInfer, kWorks, kOne, &S::tokenize, "tokenize", "Text or messages to token ids",
           "TokenizeRequest", "TokenizeResponse"),
     route("POST", "/detokenize", kInfer, kWorks, kOne, &S::detokenize, "detokenize", "Token ids to text",

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Chat, completions and embeddings: from a body to engine submissions.
-#include "lk/base/sha256.h"
+#include "lk/serve/http/admit.h"
 #include "lk/serve/http/answer.h"
 #include "lk/serve/http/server_impl.h"
 #include "lk/serve/http/shortened.h"
@@ -10,37 +10,6 @@
 
 namespace lk {
 namespace {
-
-uint64_t salt_of(const Tenant& tenant, const std::string& text) {
-  if (text.empty()) return tenant.cache_salt;
-  Sha256 sha;
-  sha.update(&tenant.cache_salt, sizeof tenant.cache_salt);
-  sha.update(text.data(), text.size());
-  const auto digest = sha.finish();
-  uint64_t salt;
-  std::memcpy(&salt, digest.data(), sizeof salt);
-  return salt;
-}
-
-// What is wrong with a field that may be the prompt: it has another name in each kind of request.
-ApiError prompt_error(const Status& status, std::string_view field, std::string_view prompt, const std::string& id) {
-  ApiError error = api_error(status, id);
-  error.param = field == "prompt" ? prompt : field == "output_so_far" ? "lorikeet_resume" : field;
-  return error;
-}
-
-bool is_too_long(std::string_view field, const TextSequence& sequence, const TextModel& model) {
-  return field == "prompt" && static_cast<int64_t>(sequence.asked.prompt.size()) >= model.context();
-}
-
-// What prepare() refuses.
-ApiError prepare_error(const Status& status, std::string_view field, std::string_view prompt, const Exchange& exchange,
-                       const TextSequence& sequence) {
-  ApiError error = prompt_error(status, field, prompt, exchange.id);
-  // Clients act on this code: they shorten the conversation.
-  if (is_too_long(field, sequence, exchange.server->text())) error.code = "context_length_exceeded";
-  return error;
-}
 
 // Prepares a conversation that is too long, without as few of its oldest turns as make it fit.
 Status prepare_shortened(const TextModel& model, const TextRequest& text, const TextSide& side,
@@ -62,75 +31,6 @@ Status prepare_shortened(const TextModel& model, const TextRequest& text, const 
       most = middle;
   }
   return prepare(least);
-}
-
-// Places in the engine's queue; given back when they are not used, whatever is thrown.
-class Admitted {
- public:
-  Admitted(EngineService& engine, const EngineService::Account& account, const EngineService::Share& share,
-           Clock::time_point deadline)
-      : deadline(deadline), engine_(&engine), account_(account), share_(share) {}
-  Admitted(Admitted&& other) noexcept
-      : deadline(other.deadline),
-        engine_(std::exchange(other.engine_, nullptr)),
-        account_(other.account_),
-        share_(other.share_) {}
-  Admitted& operator=(Admitted&&) = delete;
-  ~Admitted() {
-    if (engine_) engine_->abandon(account_, share_);
-  }
-  // The sequences of this tenant have them from now on.
-  TenantId use() {
-    engine_ = nullptr;
-    return account_.id;
-  }
-  const Clock::time_point deadline;
-
- private:
-  EngineService* engine_;
-  EngineService::Account account_;
-  EngineService::Share share_;
-};
-
-// Worker: admission to the tenant's limits and the queue. Answers errors itself.
-// `held_bytes`: what its answer will be made of. What `goes_on` was admitted elsewhere: limits and places were taken
-// there, and it waits behind nobody.
-std::optional<Admitted> admit(const std::shared_ptr<Exchange>& exchange, const EngineService::Share& share,
-                              int64_t held_bytes, bool goes_on = false) {
-  ServerImpl& server = *exchange->server;
-  const auto refuse = [&](ApiError error) {
-    exchange->refuse(std::move(error));
-    return std::nullopt;
-  };
-  const ApiResult<double> timeout = timeout_of(*exchange);
-  if (!timeout.ok()) return refuse(timeout.error);
-  if (server.aborting()) return refuse(api_error(unavailable("the server is shutting down")));
-  if (exchange->place.was_let_in() && !goes_on)
-    return refuse({.message = "x-lorikeet-goes-on is for answers that have begun", .param = "lorikeet_resume"});
-  if (share.requests > 0) {  // else all its choices were complete elsewhere
-    const TenantLimiter::Decision decision = exchange->place.admit(share.tokens, share.requests);
-    if (!decision.admitted) return refuse(rate_limited(decision));
-  }
-  // The body is gone; what is left of it waits among the engine's tokens.
-  if (!exchange->place.hold(held_bytes))
-    return refuse(overloaded(1, "too many log-probabilities are held for answers, try again later"));
-  const Tenant& tenant = *exchange->principal.tenant;
-  const EngineService::Account account = server.engine().account(tenant.name, tenant.weight);
-  const EngineService::Admission admission =
-      goes_on ? server.engine().admit_anyway(account, share) : server.engine().admit(account, share, *timeout.value);
-  if (admission.status.code() == StatusCode::kInvalidArgument)
-    return refuse({.message = admission.status.message(), .code = "request_too_large"});
-  if (!admission.status.ok()) return refuse(overloaded(admission.retry_after_seconds, admission.status.message()));
-  return Admitted(
-      server.engine(), account, share,
-      exchange->arrival + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(*timeout.value)));
-}
-
-// A client that leaves cancels what the engine does for it.
-void watch(const std::shared_ptr<Answer>& answer, Exchange& exchange) {
-  exchange.on_gone = [weak = std::weak_ptr<Answer>(answer)] {
-    if (const auto alive = weak.lock()) alive->close();
-  };
 }
 
 // What an answer to this prompt would be; a text that was given as token ids has about eight bytes for each.

@@ -62,6 +62,7 @@ class ServerImpl final : public Server {
   void responses(const std::shared_ptr<Exchange>& exchange);
   void messages(const std::shared_ptr<Exchange>& exchange);
   void count_tokens(const std::shared_ptr<Exchange>& exchange);
+  void score(const std::shared_ptr<Exchange>& exchange);
   void embeddings(const std::shared_ptr<Exchange>& exchange);
   void tokenize(const std::shared_ptr<Exchange>& exchange);
   void detokenize(const std::shared_ptr<Exchange>& exchange);

@@ -17,7 +17,7 @@ namespace lk {
 
 // One finished request. Durations in seconds.
 struct RequestRecord {
-  std::string_view endpoint;  // "chat", "completions", "responses", "messages", "embeddings"
+  std::string_view endpoint;  // "chat", "completions", "responses", "messages", "score", "embeddings"
   std::string_view tenant;    // "" without keys
   std::string_view key;       // its id; "" without keys
   std::string_view adapter;   // name, "base" for none

@@ -22,6 +22,7 @@ constexpr FormDoc kRequestForms[] = {
     {kChatForm, "ChatRequest", "Unknown fields are ignored. JSON may be nested 64 deep."},
     {kCompletionForm, "CompletionRequest", "Unknown fields are ignored. JSON may be nested 64 deep."},
     {kEmbeddingForm, "EmbeddingRequest"},
+    {kScoreForm, "ScoreRequest"},
     {kTokenizeForm, "TokenizeRequest", "Exactly one of prompt and messages.",
      R"({"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]})"},
     {kDetokenizeForm, "DetokenizeRequest"},
