@@ -104,7 +104,9 @@ class VllmEndpoints(Directory):
         self.error(load({"lora_name": "b", "lora_path": self.path("root", "nothing")}), 404, "NotFoundError")
         os.mkdir(self.path("root", "empty"))
         self.error(load({"lora_name": "b", "lora_path": "empty"}), 404, "NotFoundError")
-        for bad in ({"lora_name": "a b", "lora_path": path}, {"lora_name": "../b", "lora_path": path}, [], "x", 5):
+        for name in ("a b", "../b"):
+            self.error(load({"lora_name": name, "lora_path": path}), 400, "BadRequestError", param="lora_name")
+        for bad in ([], "x", 5):
             self.error(load(bad), 400, "BadRequestError")
         for param, value in (("lora_name", 5), ("load_inplace", "yes")):
             self.error(load({"lora_name": "b", "lora_path": path, param: value}), 400, "BadRequestError", param=param)

@@ -227,7 +227,7 @@ class EveryRoute(ServerTest):
         "/tokenize": {"model": "base", "prompt": "Once"},
         "/detokenize": {"model": "base", "tokens": [5, 6]},
     }
-    OWN = {"/v1/status": "fleet", "/metrics": "lorikeet_route_", "/v1/fleet/state": None, "/live": '"live"'}
+    OWN = {"/v1/status": "fleet", "/metrics": "lorikeet_route_", "/v1/fleet/state": None, "/v1/fleet/prefetch/{adapter}": None, "/live": '"live"'}
 
     def test_every_route(self):
         router = Router(self.server.address)

@@ -41,6 +41,7 @@ class TextModelTest : public ::testing::Test {
   std::shared_ptr<const TextSide> with_template(const std::string& source) {
     auto side = std::make_shared<TextSide>();
     side->tokenizer = model_->tokenizer();
+    side->vocab_size = model_->shared_base()->vocab_size;
     side->templates = ChatTemplates::of(ChatTemplate::parse(source, "test").value());
     return side;
   }
