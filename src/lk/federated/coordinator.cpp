@@ -62,6 +62,15 @@ bool Coordinator::has_client(std::string_view name) const {
   return std::ranges::find(config_.clients, name, &ClientSpec::name) != config_.clients.end();
 }
 
+// Values of a mask come first, factors later; either may be the larger.
+int64_t Coordinator::max_update_bytes_of_run() const {
+  int64_t rank = config_.adapter.rank, bytes = int64_t{1} << 20;
+  for (const auto& [pattern, other] : config_.ranks) rank = std::max(rank, other);
+  for (const ModuleId module : server_->modules())
+    bytes += 4 * rank * (in_dim(*module.proj(), model_) + out_dim(*module.proj(), model_)) + 1024;
+  return std::max(bytes, max_update_bytes_);
+}
+
 // --- Clients
 
 Status Coordinator::read_joined() {

@@ -42,7 +42,8 @@ class Coordinator {
 
   const FederatedServer& server() const { return *server_; }
   const std::string& base_digest() const { return files_.base_digest(); }
-  int64_t max_update_bytes() const { return max_update_bytes_; }  // of any client's, in any round
+  int64_t max_update_bytes() const { return max_update_bytes_; }  // of any client's, in the round that is next
+  int64_t max_update_bytes_of_run() const;                        // from that round on
   bool has_client(std::string_view name) const;
 
   // --- Clients

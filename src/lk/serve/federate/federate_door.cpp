@@ -27,6 +27,7 @@ namespace {
 namespace json = boost::json;
 using Clock = std::chrono::steady_clock;
 
+constexpr int64_t kUpdatesAtOnce = 64;
 constexpr int64_t kMaxSmallBody = 64 << 10;  // of what is no update
 constexpr std::chrono::milliseconds kTick{100};
 constexpr std::chrono::milliseconds kAccessInterval{1000};
@@ -231,8 +232,10 @@ Status FederateDoorImpl::start() {
                          .limits = options_.limits,
                          .tls_cert = options_.tls_cert,
                          .tls_key = options_.tls_key};
-  http.limits.max_body_bytes = std::numeric_limits<int64_t>::max() / 2;
-  http.limits.max_total_body_bytes = std::max(http.limits.max_total_body_bytes, 2 * coordinator_->max_update_bytes());
+  // Far above what any update takes: one that is too long is refused by filter(), so that the ledger has it. And as many
+  // may be on their way at once.
+  http.limits.max_body_bytes = kUpdatesAtOnce * std::max(kMaxSmallBody, coordinator_->max_update_bytes_of_run());
+  http.limits.max_total_body_bytes = std::max(http.limits.max_total_body_bytes, http.limits.max_body_bytes);
   LK_ASSIGN_OR_RETURN(server_, HttpServer::start(
                                    http, [this](HttpRequest& head) { return filter(head); },
                                    [this](HttpRequest request, std::shared_ptr<HttpReply> reply) {
