@@ -232,8 +232,8 @@ Status FederateDoorImpl::start() {
                          .limits = options_.limits,
                          .tls_cert = options_.tls_cert,
                          .tls_key = options_.tls_key};
-  // Far above what any update takes: one that is too long is refused by filter(), so that the ledger has it. And as many
-  // may be on their way at once.
+  // Far above what any update takes: one that is too long is refused by filter(), so that the ledger has it. And as
+  // many may be on their way at once.
   http.limits.max_body_bytes = kUpdatesAtOnce * std::max(kMaxSmallBody, coordinator_->max_update_bytes_of_run());
   http.limits.max_total_body_bytes = std::max(http.limits.max_total_body_bytes, http.limits.max_body_bytes);
   LK_ASSIGN_OR_RETURN(server_, HttpServer::start(

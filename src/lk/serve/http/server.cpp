@@ -221,6 +221,7 @@ Result<std::unique_ptr<ServerImpl>> ServerImpl::create(const ServerOptions& opti
 // The events of a step, on the shard: a few with each task, so that a step which ends a thousand requests does not keep
 // the shard's other connections waiting. The loop looks at the time between tasks.
 void ServerImpl::deliver(int shard, std::vector<StreamEvent> events) {
+  const Clock::time_point step_end = events.front().step_end;  // the shard lets go of events as soon as it has them
   const auto batch = std::make_shared<std::vector<StreamEvent>>(std::move(events));
   for (size_t first = 0; first < batch->size(); first += kEventsAtOnce)
     http_->post(shard, [this, batch, first] {
@@ -232,7 +233,7 @@ void ServerImpl::deliver(int shard, std::vector<StreamEvent> events) {
       }
     });
   // What they wrote is sent when the last of these tasks returns; this one sees it done.
-  http_->post(shard, [this, shard, step_end = batch->front().step_end] {
+  http_->post(shard, [this, shard, step_end] {
     http_->post(shard, [this, step_end] {
       metrics_->events_delivered(std::chrono::duration<double>(Clock::now() - step_end).count());
     });
