@@ -35,7 +35,10 @@ class Search {
       if (problem.requests[i].moves) requests_[at].push_back(static_cast<int>(i));
     }
     mean_ = mean_of(loads_);
+    brought_.assign(problem.adapters.size() * loads_.size(), 0);
   }
+  // Whether something did not go where it would have been good because pages did not hold it.
+  bool was_short_of_pages() const { return was_short_of_pages_; }
 
   bool is_small() const { return problem_.requests.size() <= kFewRequests && problem_.replicas.size() <= kFewReplicas; }
 
@@ -87,6 +90,9 @@ class Search {
   }
 
  private:
+  size_t place_of(int adapter, int j) const {
+    return static_cast<size_t>(adapter) * loads_.size() + static_cast<size_t>(j);
+  }
   double& load(int j) { return loads_[static_cast<size_t>(j)]; }
   const MoveProblem::Request& request(int i) const { return problem_.requests[static_cast<size_t>(i)]; }
   const MoveProblem::Replica& replica(int j) const { return problem_.replicas[static_cast<size_t>(j)]; }
@@ -97,8 +103,7 @@ class Search {
     const int adapter = request(i).adapter;
     if (adapter < 0 || request(i).at == j || problem_.adapters[static_cast<size_t>(adapter)].on[static_cast<size_t>(j)])
       return false;
-    const auto brought = brought_.find({adapter, j});
-    return brought == brought_.end() || brought->second == 0;
+    return brought_[place_of(adapter, j)] == 0;
   }
   double pages_at(int i, int j) const {
     if (request(i).at == j) return 0;
@@ -132,7 +137,10 @@ class Search {
     const auto consider = [&](int i, int j) {
       if (j == from || !(replica(j).takes || request(i).at == j) || load(j) >= load(from)) return;
       const double pages = pages_at(i, j);
-      if (pages > free_[static_cast<size_t>(j)]) return;
+      if (pages > free_[static_cast<size_t>(j)]) {
+        was_short_of_pages_ = true;
+        return;
+      }
       const double gains =
           gain(from, load(from) - work_at(i, from), j, load(j) + work_at(i, j), price_at(i, j) - price_at(i, from));
       if (gains <= kNothing) return;
@@ -145,7 +153,7 @@ class Search {
       if (request(i).adapter < 0) continue;
       const std::vector<bool>& on = problem_.adapters[static_cast<size_t>(request(i).adapter)].on;
       for (size_t k = first; k < order_.size(); ++k)
-        if (on[static_cast<size_t>(order_[k])]) consider(i, order_[k]);
+        if (on[static_cast<size_t>(order_[k])] && load(order_[k]) < mean_) consider(i, order_[k]);
     }
     if (best < 0) return false;
     put(best, best_to);
@@ -224,10 +232,10 @@ class Search {
     for (int i = 0; i < std::ssize(where_); ++i)
       if (const int j = where_[static_cast<size_t>(i)]; j != request(i).at)
         prices += replica(j).slowness * request(i).price;
-    for (const auto& [place, users] : brought_)
-      if (const MoveProblem::Adapter& adapter = problem_.adapters[static_cast<size_t>(place.first)];
-          users > 0 && !adapter.on[static_cast<size_t>(place.second)])
-        prices += adapter.load_seconds;
+    for (size_t a = 0; a < problem_.adapters.size(); ++a)
+      for (size_t j = 0; j < loads_.size(); ++j)
+        if (brought_[a * loads_.size() + j] > 0 && !problem_.adapters[a].on[j])
+          prices += problem_.adapters[a].load_seconds;
     return highest + (excesses + prices) / static_cast<double>(loads_.size());
   }
 
@@ -237,10 +245,10 @@ class Search {
     load(to) += work_at(i, to);
     if (request(i).at != to) {
       free_[static_cast<size_t>(to)] -= pages_at(i, to);
-      if (request(i).adapter >= 0) ++brought_[{request(i).adapter, to}];
+      if (request(i).adapter >= 0) ++brought_[place_of(request(i).adapter, to)];
     }
     if (request(i).at != from) {
-      if (request(i).adapter >= 0) --brought_[{request(i).adapter, from}];
+      if (request(i).adapter >= 0) --brought_[place_of(request(i).adapter, from)];
       free_[static_cast<size_t>(from)] += pages_at(i, from);
     }
     std::erase(requests_[static_cast<size_t>(from)], i);
@@ -249,13 +257,14 @@ class Search {
 
   const MoveProblem& problem_;
   const bool by_page_;
+  bool was_short_of_pages_ = false;
   Assignment where_;
-  std::vector<double> loads_, free_;            // by replica
-  double mean_ = 0;                             // of the loads before
-  double highest_ = 0, others_highest_ = 0;     // loads now; of all but the fullest that is looked at
-  std::vector<std::vector<int>> requests_;      // that may move, by replica
-  std::map<std::pair<int, int>, int> brought_;  // requests that came for an adapter to a replica
-  std::vector<int> order_;                      // replicas, the emptiest first
+  std::vector<double> loads_, free_;         // by replica
+  double mean_ = 0;                          // of the loads before
+  double highest_ = 0, others_highest_ = 0;  // loads now; of all but the fullest that is looked at
+  std::vector<std::vector<int>> requests_;   // that may move, by replica
+  std::vector<int> brought_;                 // requests that came for an adapter to a replica, by place_of()
+  std::vector<int> order_;                   // replicas, the emptiest first
 };
 
 }  // namespace
@@ -305,19 +314,23 @@ Result<double> cost_of(const MoveProblem& problem, const Assignment& assignment)
 Assignment plan_greedy(const MoveProblem& problem, int most_moves) {
   Assignment best;
   double least = std::numeric_limits<double>::infinity();
-  const auto consider = [&](Search search) {
+  const auto consider = [&](Search& search) {
     Assignment found = search.run(most_moves);
     if (const Result<double> cost = cost_of(problem, found); cost.ok() && *cost < least) {
       best = std::move(found);
       least = *cost;
     }
   };
-  consider({problem, false});
-  consider({problem, true});
+  Search first(problem, false);
+  consider(first);
+  if (first.was_short_of_pages()) {
+    Search by_page(problem, true);
+    consider(by_page);
+  }
   // Of few large requests the order in which they were taken decides much.
   if (Search dealt(problem, false); dealt.is_small()) {
     dealt.deal();
-    consider(std::move(dealt));
+    consider(dealt);
   }
   return best.empty() ? assignment_of(problem) : best;
 }

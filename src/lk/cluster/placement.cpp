@@ -4,6 +4,9 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <string_view>
+#include <tuple>
+#include <unordered_map>
 
 #include "lk/cluster/picker.h"
 
@@ -41,34 +44,38 @@ Placement place(const PlacementProblem& problem, const Placement& before) {
     return one.work != other.work ? one.work > other.work : one.name < other.name;
   });
   std::vector<Room> used(replicas.size());
+  std::unordered_map<std::string_view, size_t> by_url;
+  for (size_t j = 0; j < replicas.size(); ++j) by_url[replicas[j].url] = j;
   for (const size_t a : order) {
     const PlacementProblem::Adapter& adapter = problem.adapters[a];
     if (adapter.work <= 0) break;
     const auto count = std::min(replicas.size(), static_cast<size_t>(std::ceil(adapter.work / mean_part - 1e-9)));
     const double share = adapter.work / static_cast<double>(std::max<size_t>(1, count));
     const auto filled = [&](size_t j) { return (used[j].work + share) / part(j); };
-    std::vector<size_t> rooms;
-    for (size_t j = 0; j < replicas.size(); ++j)
-      if (replicas[j].capacity > 0 && used[j].bytes + adapter.bytes <= replicas[j].memory) rooms.push_back(j);
-    // While they are not too full, old homes first, then as routers order them that have no plan; else the emptiest.
-    struct Rank {
-      int kind = 2;  // 0: was its home; 1: has room
-      double fill = 0;
-      uint64_t weight = 0;
+    const auto holds = [&](size_t j) {
+      return replicas[j].capacity > 0 && used[j].bytes + adapter.bytes <= replicas[j].memory;
     };
-    std::vector<Rank> ranks(replicas.size());
-    for (const size_t j : rooms) {
-      const double fill = filled(j);
-      if (fill <= 1 + kSlack) ranks[j].kind = before.is_home(adapter.name, replicas[j].url) ? 0 : 1;
-      if (ranks[j].kind == 2) ranks[j].fill = fill;
-      ranks[j].weight = rendezvous_weight(adapter.name, replicas[j].url);
+    // While they are not too full, old homes; then as routers order them that have no plan; else the emptiest.
+    std::vector<size_t> rooms;
+    const size_t wanted = std::max<size_t>(1, count);
+    if (const auto old = before.homes.find(adapter.name); old != before.homes.end())
+      for (const std::string& url : old->second)
+        if (const auto j = by_url.find(url);
+            j != by_url.end() && rooms.size() < wanted && holds(j->second) && filled(j->second) <= 1 + kSlack)
+          rooms.push_back(j->second);
+    if (rooms.size() < wanted) {
+      std::vector<std::tuple<bool, double, size_t>> others;  // the first ones first
+      for (size_t j = 0; j < replicas.size(); ++j) {
+        if (!holds(j) || std::ranges::count(rooms, j) > 0) continue;
+        const double fill = filled(j);
+        const bool is_full = fill > 1 + kSlack;
+        others.emplace_back(is_full,
+                            is_full ? fill : -static_cast<double>(rendezvous_weight(adapter.name, replicas[j].url)), j);
+      }
+      const size_t more = std::min(wanted - rooms.size(), others.size());
+      std::ranges::partial_sort(others, others.begin() + static_cast<std::ptrdiff_t>(more));
+      for (size_t k = 0; k < more; ++k) rooms.push_back(std::get<2>(others[k]));
     }
-    std::ranges::stable_sort(rooms, [&](size_t i, size_t j) {
-      const Rank &one = ranks[i], &other = ranks[j];
-      if (one.kind != other.kind) return one.kind < other.kind;
-      return one.kind == 2 ? one.fill < other.fill : one.weight > other.weight;
-    });
-    rooms.resize(std::min(rooms.size(), std::max<size_t>(1, count)));
     for (const size_t j : rooms) {
       used[j].work += share;
       used[j].bytes += adapter.bytes;
