@@ -18,7 +18,7 @@ struct PendingAnswer::Shared {
   std::promise<Status> promise;
   std::future<Status> done = promise.get_future();
   std::atomic<bool> too_long = false;
-  std::atomic<int64_t> id = 0;  // 0: send() has not returned
+  std::atomic<int64_t> id = -1;  // send() has not returned
 };
 
 PendingAnswer::PendingAnswer(HttpClient& client, ClientRequest request, size_t most_bytes)
@@ -35,7 +35,7 @@ PendingAnswer::PendingAnswer(HttpClient& client, ClientRequest request, size_t m
       return;
     }
     shared->too_long = true;
-    if (const int64_t id = shared->id; id != 0) client.cancel(id);
+    if (const int64_t id = shared->id; id >= 0) client.cancel(id);
   };
   callbacks.on_done = [shared = shared_](Status status) { shared->promise.set_value(std::move(status)); };
   id_ = client.send(std::move(request), std::move(callbacks));
