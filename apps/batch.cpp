@@ -10,6 +10,7 @@
 #include "lk/serve/adapters/directory_watcher.h"
 #include "lk/serve/batch/batch.h"
 #include "lk/serve/http/heap_trimmer.h"
+#include "progress_line.h"
 
 namespace lk::apps {
 namespace {
@@ -40,45 +41,46 @@ Result<ServerOptions> server_options(const BatchFlags& flags) {
   return options;
 }
 
-// One line, redrawn in place on a terminal, written every ten seconds otherwise.
-class Progress {
+// Threads that begin while it lives never take an interrupt: those go to the main thread, and end its wait for a pipe.
+class InterruptsBlocked {
  public:
-  void show(const BatchProgress& progress) {
-    const auto now = Clock::now();
-    if (now - shown_ < (terminal_ ? std::chrono::milliseconds(100) : std::chrono::milliseconds(10'000))) return;
-    shown_ = now;
-    std::string text = fmt::format("{} answered", progress.answered + progress.failed);
-    if (progress.failed > 0) text += fmt::format(" ({} failed)", progress.failed);
-    if (progress.before > 0) text += fmt::format(", {} before", progress.before);
-    text += fmt::format(", {} under way", progress.under_way);
-    if (progress.file_bytes > 0)
-      text += fmt::format(", {} % of the input read", 100 * progress.bytes_read / progress.file_bytes);
-    if (terminal_)
-      fmt::print(stderr, "\r{}\x1b[K", text);
-    else
-      fmt::print(stderr, "{}\n", text);
-    std::fflush(stderr);
+  InterruptsBlocked() {
+    sigset_t signals;
+    ::sigemptyset(&signals);
+    ::sigaddset(&signals, SIGINT);
+    ::sigaddset(&signals, SIGTERM);
+    ::pthread_sigmask(SIG_BLOCK, &signals, &before_);
   }
-  void clear() const {
-    if (terminal_) fmt::print(stderr, "\r\x1b[K");
-  }
+  ~InterruptsBlocked() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  InterruptsBlocked(const InterruptsBlocked&) = delete;
+  InterruptsBlocked& operator=(const InterruptsBlocked&) = delete;
 
  private:
-  const bool terminal_ = stderr_is_terminal();
-  Clock::time_point shown_ = Clock::now();
+  sigset_t before_;
 };
+
+void show(ProgressLine& line, const BatchProgress& progress) {
+  if (!line.due()) return;
+  std::string text = fmt::format("{} answered", progress.answered + progress.failed);
+  if (progress.failed > 0) text += fmt::format(" ({} failed)", progress.failed);
+  if (progress.before > 0) text += fmt::format(", {} before", progress.before);
+  text += fmt::format(", {} under way", progress.under_way);
+  if (progress.file_bytes > 0)
+    text += fmt::format(", {} % of the input read", 100 * progress.bytes_read / progress.file_bytes);
+  line.show(text);
+}
 
 Result<BatchProgress> answer(const BatchFlags& flags) {
   LK_ASSIGN_OR_RETURN(ServerOptions options, server_options(flags));
   Server* running = nullptr;
-  Progress progress;
+  ProgressLine line;
   BatchOptions wanted{.input = flags.input, .output = flags.output, .errors = flags.errors};
   wanted.max_line = static_cast<size_t>(options.limits.max_body_bytes) + 1024;  // what is around a body
   LK_ASSIGN_OR_RETURN(const SchedulerOptions scheduler, flags.model.scheduler.parse());
   wanted.max_under_way = 2 * scheduler.max_running;  // enough that a step never lacks a request
   wanted.stop = &interrupted;
   wanted.on_progress = [&](const BatchProgress& now) {
-    progress.show(now);
+    show(line, now);
     running->housekeep();
   };
   wanted.on_ignored = [](int64_t line, const std::string& field) {
@@ -89,12 +91,7 @@ Result<BatchProgress> answer(const BatchFlags& flags) {
   LK_RETURN_IF_ERROR(flags.answers.plan_memory(flags.model, options));
   LK_ASSIGN_OR_RETURN(std::unique_ptr<Log> log,
                       Log::create({.level = LogLevel::kWarning, .format = Log::Format::kText}));
-  // Signals are this thread's, which may wait for a pipe.
-  sigset_t signals, before;
-  ::sigemptyset(&signals);
-  ::sigaddset(&signals, SIGINT);
-  ::sigaddset(&signals, SIGTERM);
-  ::pthread_sigmask(SIG_BLOCK, &signals, &before);
+  std::optional<InterruptsBlocked> blocked(std::in_place);  // for the threads that begin now
   LK_ASSIGN_OR_RETURN(std::unique_ptr<TextEngine> engine, open_engine(flags.model, options.memory, 0));
   LK_ASSIGN_OR_RETURN(const std::string base, digest_of_base(flags.model, *engine));
   LK_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
@@ -108,14 +105,10 @@ Result<BatchProgress> answer(const BatchFlags& flags) {
                                                 .max_eager = flags.answers.lora_eager})
                            .status());
   server->set_ready(true);
-  struct Mask {
-    sigset_t before;
-    ~Mask() { ::pthread_sigmask(SIG_SETMASK, &before, nullptr); }
-  };
-  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  blocked.reset();
   const std::string what = fmt::format("{} {} {}", base, flags.model.dtype, flags.answers.base_name(flags.model));
   Result<BatchProgress> done = batch->run(*server, what);
-  progress.clear();
+  line.clear();
   if (interrupted) {
     server->begin_drain(std::chrono::milliseconds(0));
     (void)server->finish_drain(std::chrono::milliseconds(0));

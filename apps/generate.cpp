@@ -15,8 +15,10 @@
 #include "commands.h"
 #include "config.h"
 #include "help.h"
+#include "lk/base/file.h"
 #include "lk/infer/jsonl.h"
 #include "lk/infer/request_fields.h"
+#include "progress_line.h"
 
 namespace lk::apps {
 namespace {
@@ -93,13 +95,7 @@ class ResultWriter {
   void write_line(std::string line) {
     line += '\n';
     if (status_.ok()) {
-      size_t done = 0;
-      while (done < line.size()) {
-        const ssize_t put = ::write(fd_, line.data() + done, line.size() - done);
-        if (put < 0 && errno == EINTR) continue;
-        if (put < 0) break;
-        done += static_cast<size_t>(put);
-      }
+      const size_t done = write_all(fd_, line);
       if (done == line.size()) {
         written_ += static_cast<off_t>(line.size());
         return;
@@ -122,35 +118,13 @@ class ResultWriter {
   Status status_;
 };
 
-// "running 12, waiting 80, 41 done, 98.3 tok/s", redrawn in place on a terminal, a plain line every ten seconds
-// otherwise.
-class Progress {
- public:
-  explicit Progress(size_t total) : total_(total), terminal_(stderr_is_terminal()), shown_(Clock::now()) {}
-  void update(const TextEngine& engine, const Totals& totals, bool last = false) {
-    const auto now = Clock::now();
-    if (!last && now - shown_ < (terminal_ ? std::chrono::milliseconds(100) : std::chrono::milliseconds(10000))) return;
-    shown_ = now;
-    const auto done = static_cast<size_t>(totals.requests);
-    if (terminal_) {
-      constexpr size_t kWidth = 30;
-      const size_t filled = total_ == 0 ? kWidth : done * kWidth / total_;
-      fmt::print(stderr, "\r[{}{}] {}/{} done, {} running, {} waiting \x1b[K", std::string(filled, '#'),
-                 std::string(kWidth - filled, '.'), done, total_, engine.scheduler().num_running(),
-                 engine.scheduler().num_waiting());
-      if (last) fmt::print(stderr, "\r\x1b[K");
-      std::fflush(stderr);
-    } else if (!last) {
-      fmt::print(stderr, "{}/{} done, {} running, {} waiting\n", done, total_, engine.scheduler().num_running(),
-                 engine.scheduler().num_waiting());
-    }
-  }
-
- private:
-  size_t total_;
-  bool terminal_;
-  Clock::time_point shown_;
-};
+void show(ProgressLine& line, const TextEngine& engine, const Totals& totals, size_t total) {
+  if (!line.due()) return;
+  const auto done = static_cast<size_t>(totals.requests);
+  line.show(total == 0 ? 1.0 : static_cast<double>(done) / static_cast<double>(total),
+            fmt::format("{}/{} done, {} running, {} waiting", done, total, engine.scheduler().num_running(),
+                        engine.scheduler().num_waiting()));
+}
 
 Result<std::vector<std::string>> read_lines(const std::string& path) {
   std::vector<std::string> lines;
@@ -206,7 +180,7 @@ int run_batch(const GenerateFlags& flags) {
   TextEngine& engine = **opened;
 
   Totals totals;
-  Progress progress(lines->size());
+  ProgressLine line_of_progress;
   for (size_t i = 0; i < lines->size(); ++i) {
     const auto reject = [&](const boost::json::value& id, const std::string& adapter, const Status& status) {
       ++totals.requests, ++totals.failed;
@@ -239,9 +213,9 @@ int run_batch(const GenerateFlags& flags) {
   while (engine.has_work() && !interrupted && (*writer)->status().ok()) {
     for (const TextUpdate& update : engine.step())
       if (update.ended) write(static_cast<const BatchLine&>(*update.ended));
-    progress.update(engine, totals);
+    show(line_of_progress, engine, totals, lines->size());
   }
-  progress.update(engine, totals, true);
+  line_of_progress.clear();
   (*writer)->flush();
   fmt::print(stderr, "{}{}\n", totals.summary(), totals.failed ? fmt::format(", {} failed", totals.failed) : "");
   for (const auto& [adapter, count] : totals.matches)

@@ -11,6 +11,7 @@
 #include "lk/base/sd_notify.h"
 #include "lk/infer/text_side.h"
 #include "lk/lora/adapter_files.h"
+#include "progress_line.h"
 
 namespace lk::apps {
 namespace {
@@ -43,30 +44,28 @@ const std::array<HubKind, 2>& all_kinds() {
 // "1.20 of 2.40 GiB, 35.1 MiB/s, 34 s left"
 class PullProgress : public PullWatcher {
  public:
-  explicit PullProgress(bool bar) : bar_(bar) {}
+  explicit PullProgress(bool bar) : line_(bar) {}
 
   void on_start(const HubName& name, int64_t num_files, int64_t total_bytes) override {
     name_ = name.text();
     total_ = total_bytes;
-    start_ = shown_ = Clock::now();
+    start_ = Clock::now();
     fmt::print(stderr, "{}: {} file{}, {}\n", name_, num_files, num_files == 1 ? "" : "s", format_bytes(total_bytes));
   }
   void on_bytes(int64_t bytes) override {
     done_ += bytes;
     if (!come_) come_ = done_;  // of an earlier try: they say nothing about the line
-    const auto now = Clock::now();
-    if (now - shown_ < (bar_ ? std::chrono::milliseconds(100) : std::chrono::milliseconds(10000))) return;
-    shown_ = now;
+    if (!line_.due()) return;
     // Somebody who waits for this server waits for the files, too.
     (void)notify_service_manager("EXTEND_TIMEOUT_USEC=120000000");
     show();
   }
   void on_file(const std::string& path, int64_t bytes) override {
-    if (!bar_) fmt::print(stderr, "{}: {}{}\n", name_, path, bytes < 0 ? "" : ", " + format_bytes(bytes));
+    if (!line_.redrawn()) fmt::print(stderr, "{}: {}{}\n", name_, path, bytes < 0 ? "" : ", " + format_bytes(bytes));
   }
-  void on_end() override { clear(); }
+  void on_end() override { line_.clear(); }
   void on_note(const std::string& text) override {
-    clear();
+    line_.clear();
     fmt::print(stderr, "lorikeet: {}\n", text);
   }
   bool stopped() const override { return interrupted != 0; }
@@ -79,28 +78,15 @@ class PullProgress : public PullWatcher {
         rate > 0 ? fmt::format(", {:.0f} s left", static_cast<double>(total_ - done_) / rate) : std::string();
     const std::string text = fmt::format("{} of {}, {}/s{}", format_bytes(done_), format_bytes(total_),
                                          format_bytes(static_cast<int64_t>(rate)), left);
-    if (bar_) {
-      constexpr int64_t kWidth = 30;
-      const auto filled = static_cast<size_t>(
-          total_ > 0
-              ? std::clamp<int64_t>(
-                    static_cast<int64_t>(static_cast<double>(done_) / static_cast<double>(total_) * kWidth), 0, kWidth)
-              : kWidth);
-      fmt::print(stderr, "\r[{}{}] {}\x1b[K", std::string(filled, '#'), std::string(kWidth - filled, '.'), text);
-    } else {
-      fmt::print(stderr, "{}: {}\n", name_, text);
-    }
-    std::fflush(stderr);
-  }
-  void clear() const {
-    if (bar_) fmt::print(stderr, "\r\x1b[K");
+    line_.show(total_ > 0 ? static_cast<double>(done_) / static_cast<double>(total_) : 1.0,
+               line_.redrawn() ? text : name_ + ": " + text);
   }
 
-  const bool bar_;
+  ProgressLine line_;
   std::string name_;
   int64_t total_ = 0, done_ = 0;
   std::optional<int64_t> come_;
-  Clock::time_point start_, shown_;
+  Clock::time_point start_;
 };
 
 }  // namespace

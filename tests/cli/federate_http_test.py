@@ -194,6 +194,18 @@ class FederateHttp(unittest.TestCase):
 
     # --- Failures
 
+    def test_who_is_asked_is_a_secret_where_privacy_rests_on_it(self):
+        self.key("boss", "metrics")
+        unseen = {"asked", "received", "refused", "failed", "attempt", "missing", "clients"}
+        for privacy in ({}, {"privacy": {"clip": 1.0, "noise": 1.0, "sampling": "poisson"}}):
+            server = self.server(self.run_file(self.names(per_round=2), **privacy), state="poisson" if privacy else "fixed")
+            self.join(*CLIENTS)
+            status = self.call("GET", "/v1/federated/status")[1]
+            self.assertEqual(unseen & set(status), set() if privacy else unseen - {"missing", "clients"})
+            self.assertEqual(unseen - set(self.call("GET", "/v1/federated/status", tenant="boss")[1]), set())
+            server.send_signal(signal.SIGTERM)
+            server.wait(PATIENCE)
+
     def test_doors_are_shut_to_others(self):
         for tenant, scope in (("guest", "infer"), ("stranger", "federate"), ("boss", "metrics")):
             self.key(tenant, scope)

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Black-box tests of names on the hub, against a stand-in of it. Usage: pull_test.py BINARY"""
+import fcntl
 import hashlib
 import json
 import os
@@ -276,6 +277,14 @@ class Trouble(Pull):
             self.assertEqual(process.returncode, 0, err)
             self.check(pathlib.Path(out.strip()))
         self.assertEqual(self.ranges(), [""])
+
+    def test_the_first_failure_ends_who_waits_for_a_lock(self):
+        locks = self.cache / ".locks" / "models--acme--big"
+        locks.mkdir(parents=True)
+        with (locks / f"{self.etag}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # never given up while the pull runs
+            self.faults["config.json"] = ["wrong", "wrong"]
+            self.refused("pull", "acme/big", words=(git_sha1(b"{}"), "digest"))
 
     def test_wrong_bytes_are_not_kept(self):
         self.faults["model.safetensors"] = ["wrong"]

@@ -5,9 +5,12 @@
 
 #include <gmock/gmock.h>
 
+#include <boost/json.hpp>
 #include <filesystem>
+#include <set>
 
 #include "lk/base/file.h"
+#include "lk/federated/ledger_file.h"
 #include "lk/federated/simulation.h"
 #include "lk/lora/adapter_files.h"
 #include "lk/ops/cpu_backend.h"
@@ -108,18 +111,34 @@ class Coordinated : public ::testing::Test {
   std::map<std::string, std::string> updates_;
 };
 
-TEST_F(Coordinated, KilledAtEachStepItEndsWithTheSimulationsBytes) {
+// The whole directory's history: a kill between a file and its line in the ledger loses neither.
+TEST_F(Coordinated, KilledAtEachStepItEndsWithTheSimulationsBytesAndAWholeLedger) {
   const FederatedConfig run = config();
   const std::string expected = simulated(run);
   std::vector<std::string> steps;
   {
     Coordinator::Hooks hooks;
     hooks.before = [&](std::string_view step) { return steps.emplace_back(step), Status(); };
+    hooks.fault = hooks.before;
     auto whole = open(run, "whole", std::move(hooks)).value();
     ASSERT_TRUE(finish(*whole, run).ok());
   }
   EXPECT_EQ(adapter("whole"), expected);
-  for (const char* step : {"join", "sample", "task", "write update", "take update", "save", "close"})
+  const auto happened = [&](const std::string& name) {
+    std::set<std::string> lines;
+    EXPECT_TRUE(read_ledger(join_path(dir_.file(name), kLedgerFile), [&](const boost::json::object& line) {
+                  const auto text = [&](const char* key) {
+                    return line.contains(key) ? std::string(line.at(key).as_string()) : std::string();
+                  };
+                  const std::string event = text("event");
+                  if (event == "joined" || event == "resumed")  // of no round; only after a kill
+                    return void(event == "joined" && lines.insert(event + text("client")).second);
+                  lines.insert(fmt::format("{} {} {}", line.at("round").as_int64(), event, text("client")));
+                }).ok());
+    return lines;
+  };
+  for (const char* step : {"join", "sample", "task", "write update", "take update", "save", "close", "ledger joined",
+                           "ledger sampled", "ledger received", "ledger saved"})
     EXPECT_THAT(steps, ::testing::Contains(step));
   for (size_t kill = 0; kill < steps.size(); ++kill) {
     const std::string name = fmt::format("killed{}", kill);
@@ -127,14 +146,17 @@ TEST_F(Coordinated, KilledAtEachStepItEndsWithTheSimulationsBytes) {
     Coordinator::Hooks hooks;
     // Of this machine: nobody is told that it was the client's fault.
     hooks.before = [&](std::string_view) { return count++ == kill ? io_error("killed") : Status(); };
+    hooks.fault = hooks.before;
     {
-      auto server = open(run, name, std::move(hooks)).value();
-      EXPECT_EQ(finish(*server, run).code(), StatusCode::kIoError) << steps[kill];
+      const Made server = open(run, name, std::move(hooks));
+      const Status ended = server.ok() ? finish(**server, run) : server.status();
+      EXPECT_EQ(ended.code(), StatusCode::kIoError) << steps[kill];
     }
     auto again = open(run, name).value();
     const Status status = finish(*again, run);
     ASSERT_TRUE(status.ok()) << steps[kill] << ": " << status.message();
     EXPECT_EQ(adapter(name), expected) << kill << " " << steps[kill];
+    EXPECT_EQ(happened(name), happened("whole")) << kill << " " << steps[kill];
   }
 }
 

@@ -74,34 +74,36 @@ Result<std::string> read_prefix(const std::string& path, size_t num_bytes) {
   return read_some(path, file, std::min(size, num_bytes));
 }
 
-Status write_file_atomic(const std::string& path, std::string_view bytes) {
-  const std::string temporary = path + fmt::format(".tmp.{}", ::getpid());
-  {
-    Fd file{::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)};
-    if (file.fd < 0) return write_error("create", temporary);
-    size_t done = 0;
-    while (done < bytes.size()) {
-      const ssize_t put = ::write(file.fd, bytes.data() + done, bytes.size() - done);
-      if (put < 0 && errno == EINTR) continue;
-      if (put < 0) {
-        Status status = write_error("write", temporary);
-        ::unlink(temporary.c_str());
-        return status;
-      }
-      done += static_cast<size_t>(put);
-    }
-    if (::fsync(file.fd) != 0) {
-      Status status = write_error("sync", temporary);
-      ::unlink(temporary.c_str());
-      return status;
-    }
+size_t write_all(int fd, std::string_view bytes) {
+  size_t done = 0;
+  while (done < bytes.size()) {
+    const ssize_t put = ::write(fd, bytes.data() + done, bytes.size() - done);
+    if (put < 0 && errno == EINTR) continue;
+    if (put == 0) errno = EIO;
+    if (put <= 0) break;
+    done += static_cast<size_t>(put);
   }
-  if (::rename(temporary.c_str(), path.c_str()) != 0) {
-    Status status = write_error("rename to", path);
+  return done;
+}
+
+Status write_file_atomic(const std::string& path, std::string_view bytes, FileAccess access) {
+  const std::string temporary = path + fmt::format(".tmp.{}", ::getpid());
+  const auto failed = [&](const char* verb, const std::string& name) {
+    Status status = write_error(verb, name);
     ::unlink(temporary.c_str());
     return status;
+  };
+  {
+    const bool shared = access == FileAccess::kShared;
+    // Whoever opened an earlier file of that name would see what comes into it.
+    if (!shared) ::unlink(temporary.c_str());
+    const int fresh = shared ? O_TRUNC : O_EXCL;
+    const Fd file{::open(temporary.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | fresh, shared ? 0644 : 0600)};
+    if (file.fd < 0) return write_error("create", temporary);
+    if (write_all(file.fd, bytes) != bytes.size()) return failed("write", temporary);
+    if (::fsync(file.fd) != 0) return failed("sync", temporary);
   }
-  return Status();
+  return ::rename(temporary.c_str(), path.c_str()) == 0 ? Status() : failed("rename to", path);
 }
 
 bool file_exists(const std::string& path) { return ::access(path.c_str(), F_OK) == 0; }

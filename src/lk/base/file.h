@@ -19,7 +19,12 @@ Result<std::string> read_file(const std::string& path, size_t max_bytes = size_t
 Result<std::string> read_prefix(const std::string& path, size_t num_bytes);
 
 // Writes a temporary file beside `path`, fsyncs, renames: readers see the old or the new file, never half of one.
-Status write_file_atomic(const std::string& path, std::string_view bytes);
+// A private one is for its owner alone, also before it has its name.
+enum class FileAccess { kShared, kPrivate };
+Status write_file_atomic(const std::string& path, std::string_view bytes, FileAccess access = FileAccess::kShared);
+
+// Writes all of it, however many calls that takes: the bytes written, fewer when one failed, whose reason is in errno.
+size_t write_all(int fd, std::string_view bytes);
 
 bool file_exists(const std::string& path);
 bool is_directory(const std::string& path);

@@ -13,15 +13,12 @@
 #include <tuple>
 #include <vector>
 
+#include "lk/base/stop.h"
 #include "lk/dataset/permutation.h"
 #include "lk/dataset/record.h"
 #include "lk/dataset/render.h"
 
 namespace lk {
-
-// Asked again and again by what may take long: true ends it with kCancelled. Empty: never.
-using AskStop = std::function<bool()>;
-inline Status check_stop(const AskStop& stop) { return stop && stop() ? cancelled("interrupted") : Status(); }
 
 // A JSONL file that stays open: one that is replaced by another is still the old one here, one that is changed in place
 // is an error. Lines of white space are no records.

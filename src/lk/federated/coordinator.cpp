@@ -25,11 +25,6 @@ std::string sha256_of(std::string_view bytes) {
   return to_hex(sha.finish());
 }
 
-Result<json::object> read_object(const std::string& path) {
-  LK_ASSIGN_OR_RETURN(const std::string text, read_file(path));
-  return parse_json_object(text, path);
-}
-
 // Of this machine: the client did nothing wrong, and may send it again.
 bool is_ours(StatusCode code) { return code == StatusCode::kIoError || code == StatusCode::kInternal; }
 
@@ -76,13 +71,15 @@ int64_t Coordinator::max_update_bytes_of_run() const {
 Status Coordinator::read_joined() {
   const std::string path = files_.path(kClientsFile);
   if (!file_exists(path)) return Status();
-  LK_ASSIGN_OR_RETURN(const json::object object, read_object(path));
+  LK_ASSIGN_OR_RETURN(const json::object object, load_json_object(path));
   for (const auto& [name, examples] : object) {
     const std::optional<int64_t> count = json_integer(examples);
     if (!count || !has_client(name)) return data_loss("{}: the file is damaged at {}", path, std::string_view(name));
     joined_[name] = *count;
   }
-  return Status();
+  std::vector<RunDirectory::Happened> happened;
+  for (const auto& [client, examples] : joined_) happened.push_back({"joined", client});
+  return files_.complete_ledger({}, happened);
 }
 
 Status Coordinator::check_base(const std::string& client, const std::string& base_digest) const {
@@ -157,7 +154,7 @@ Status Coordinator::write_tasks(const std::vector<std::string>& clients) {
 Status Coordinator::resume() {
   const std::string path = open_path(kRoundFile);
   if (!file_exists(path)) return Status();
-  LK_ASSIGN_OR_RETURN(const json::object object, read_object(path));
+  LK_ASSIGN_OR_RETURN(const json::object object, load_json_object(path));
   int64_t round = 0, attempt = 0;
   std::vector<std::string> clients;
   JsonFields fields(object, path);
@@ -183,6 +180,11 @@ Status Coordinator::resume() {
     asked.answer = Answer::kReceived;
     asked.sha256 = sha256_of(bytes);
   }
+  std::vector<RunDirectory::Happened> happened;
+  for (const std::string& client : clients) happened.push_back({"sampled", client});
+  for (const auto& [client, asked] : asked_)
+    if (asked.answer == Answer::kReceived) happened.push_back({"received", client});
+  LK_RETURN_IF_ERROR(files_.complete_ledger(round, happened));
   const Progress now = progress();
   note(fmt::format("round {}, attempt {}: goes on with {} of {} updates", round, attempt, now.received, now.asked));
   return ledger("resumed", "", fmt::format("{} of {} updates", now.received, now.asked));

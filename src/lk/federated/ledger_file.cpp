@@ -26,7 +26,7 @@ Status append_to_ledger(const std::string& path, const json::object& line) {
     ok = size >= 0 && (size == 0 || ::pread(fd, &last, 1, size - 1) == 1);
     if (last != '\n') text.insert(text.begin(), '\n');
   }
-  ok = ok && ::write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size()) && ::fsync(fd) == 0;
+  ok = ok && write_all(fd, text) == text.size() && ::fsync(fd) == 0;
   const int error = errno;
   if (fd >= 0) ::close(fd);
   return ok ? Status()

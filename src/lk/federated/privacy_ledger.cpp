@@ -1,24 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/federated/privacy_ledger.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <boost/json.hpp>
-#include <cerrno>
 #include <charconv>
 #include <chrono>
 #include <cmath>
-#include <cstdio>
-#include <cstring>
 #include <filesystem>
 
 #include "lk/base/file.h"
 #include "lk/base/json_fields.h"
 #include "lk/base/json_text.h"
 #include "lk/base/sha256.h"
-#include "lk/base/write_error.h"
 #include "lk/federated/ledger_file.h"
 #include "lk/federated/privacy_accounting.h"
 
@@ -45,20 +38,6 @@ bool parse_key(const std::string& hex, SecretKey& key) {
     if (parsed.ec != std::errc() || parsed.ptr != at + 2) return false;
   }
   return true;
-}
-
-// For its owner's eyes, and whole or not there.
-Status write_private_file(const std::string& path, const std::string& text) {
-  const std::string fresh = path + ".new";
-  std::error_code ignored;
-  std::filesystem::remove(fresh, ignored);
-  const int fd = ::open(fresh.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-  bool ok = fd >= 0 && ::write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size()) && ::fsync(fd) == 0;
-  int error = errno;
-  if (fd >= 0) ::close(fd);
-  if (ok && std::rename(fresh.c_str(), path.c_str()) != 0) ok = false, error = errno;
-  return ok ? Status()
-            : Status(write_error_code(error), fmt::format("cannot write {}: {}", path, std::strerror(error)));
 }
 
 double rate_of(const FederatedConfig& config) {
@@ -157,7 +136,7 @@ Result<PrivacyLedger::Pending> PrivacyLedger::draw(int64_t round, const std::str
 
 Status PrivacyLedger::write_secret(const char* name, const Pending& secret) const {
   const json::object object{{"round", secret.round}, {"sum", secret.digest}, {"key", to_hex(secret.key)}};
-  return write_private_file(join_path(directory_, name), json_text(object) + "\n");
+  return write_file_atomic(join_path(directory_, name), json_text(object) + "\n", FileAccess::kPrivate);
 }
 
 Result<PrivacyLedger::Pending> PrivacyLedger::read_secret(const char* name) const {

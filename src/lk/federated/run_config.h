@@ -55,6 +55,7 @@ struct PrivacySpec {
   double max_epsilon = 0;  // the run ends before it could be passed; 0 = any
   PrivacySampling sampling = PrivacySampling::kFixed;
   bool on() const { return clip > 0; }
+  bool unseen() const { return on() && sampling == PrivacySampling::kPoisson; }  // who is asked is a secret
 };
 
 struct FederatedConfig {

@@ -4,6 +4,7 @@
 #include <boost/json.hpp>
 #include <chrono>
 #include <filesystem>
+#include <set>
 
 #include "lk/base/file.h"
 #include "lk/base/json_fields.h"
@@ -18,6 +19,7 @@ namespace {
 namespace json = boost::json;
 
 constexpr const char* kRunFile = "run.json";
+constexpr const char* kNoQuorum = "no quorum";
 
 // How often the client is asked that is asked most often, of a run whose draws are known beforehand.
 int64_t most_asked(const FederatedServer& server) {
@@ -61,6 +63,7 @@ Result<std::vector<std::string>> RunDirectory::open(FederatedServer& server, con
   LK_RETURN_IF_ERROR(open_privacy(server, notes));
   // What follows a checkpoint may not have come to it.
   LK_RETURN_IF_ERROR(link_latest(newest->step, notes));
+  LK_RETURN_IF_ERROR(complete_ledger(newest->step, {{"saved", ""}}));
   LK_RETURN_IF_ERROR(write_metrics(server));
   return notes;
 }
@@ -121,6 +124,23 @@ Status RunDirectory::ledger(int64_t round, const std::string& event, const std::
   if (!reason.empty()) line["reason"] = reason;
   LK_RETURN_IF_ERROR(before("ledger " + event));
   return append_to_ledger(path(kLedgerFile), line);
+}
+
+Status RunDirectory::complete_ledger(std::optional<int64_t> round, const std::vector<Happened>& happened) {
+  std::set<Happened> there;
+  LK_RETURN_IF_ERROR(read_ledger(path(kLedgerFile), [&](const json::object& line) {
+    const auto text = [&](const char* key) {
+      const json::value* value = line.if_contains(key);
+      return value && value->is_string() ? std::string(value->get_string()) : std::string();
+    };
+    const json::value* at = line.if_contains("round");
+    if (round && (at == nullptr || !at->is_int64() || at->get_int64() != *round)) return;
+    if (round && text("event") == kNoQuorum) return there.clear();
+    there.insert({text("event"), text("client")});
+  }));
+  for (const Happened& what : happened)
+    if (!there.contains(what)) LK_RETURN_IF_ERROR(ledger(round.value_or(0), what.event, what.client));
+  return Status();
 }
 
 Status RunDirectory::link_latest(int64_t round, std::vector<std::string>& notes) const {

@@ -11,6 +11,7 @@
 
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -44,6 +45,13 @@ class RunDirectory {
 
   Status ledger(int64_t round, const std::string& event, const std::string& client = "",
                 const std::string& reason = "");
+  // What the files of the run say happened, and the ledger may lack because of a kill between the two. Of a round whose
+  // attempt failed, only lines after that count. Without a round: whichever it was in.
+  struct Happened {
+    std::string event, client;
+    auto operator<=>(const Happened&) const = default;
+  };
+  Status complete_ledger(std::optional<int64_t> round, const std::vector<Happened>& happened);
   // The server's state, as the round that is over. What is to be said of it.
   Result<std::vector<std::string>> save(FederatedServer& server, const ModelConfig& model);
 

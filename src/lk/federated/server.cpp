@@ -139,7 +139,7 @@ std::vector<std::string> FederatedServer::sample_of(int64_t round, const std::ve
                                                     int64_t attempt) const {
   std::vector<std::string> clients = eligible;
   std::ranges::sort(clients);
-  if (config_.privacy.on() && config_.privacy.sampling == PrivacySampling::kPoisson) {
+  if (config_.privacy.unseen()) {
     LK_CHECK(privacy_, "a secret draw needs the run's secrets");
     std::erase_if(clients, [&](const std::string& client) { return !privacy_->sampled(round, client); });
     return clients;

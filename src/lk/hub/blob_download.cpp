@@ -215,7 +215,8 @@ Status fetch_all(Incoming& incoming, HubClient& client, const HubName& name, con
     if (status.ok()) break;
     if (status.code() != StatusCode::kUnavailable) return status;
     attempt = came ? 1 : attempt + 1;  // as long as it goes on, however slowly
-    if (attempt > HubClient::kTries || !client.wait(std::max(attempt - 1, 1), status)) return status;
+    if (attempt > HubClient::kTries) return status;
+    LK_RETURN_IF_ERROR(client.wait(std::max(attempt - 1, 1), status));
   }
   return Status();
 }
@@ -236,9 +237,12 @@ int64_t missing_bytes(const RepoCache& cache, const HubFile& file) {
 
 Status fetch_blob(const RepoCache& cache, HubClient& client, const HubName& name, const std::string& commit,
                   const HubFile& file, const BlobWatcher& watcher) {
-  LK_ASSIGN_OR_RETURN(const BlobLock lock, BlobLock::take(cache.locks(), file.etag, [&] {
-                        watcher.on_note(fmt::format("{}: another process is downloading it; waiting", file.path));
-                      }));
+  LK_ASSIGN_OR_RETURN(
+      const BlobLock lock,
+      BlobLock::take(
+          cache.locks(), file.etag,
+          [&] { watcher.on_note(fmt::format("{}: another process is downloading it; waiting", file.path)); },
+          watcher.stopped));
   LK_ASSIGN_OR_RETURN(const bool there, cache.has_blob(file.etag, file.size));
   if (there) {
     watcher.on_bytes(std::max<int64_t>(file.size, 0));

@@ -44,7 +44,7 @@ Status put_file(const CacheDirectory& directory, const std::string& name, std::s
   const std::string temporary = temporary_name(name);
   const int fd = ::openat(directory.fd(), temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (fd < 0) return failed("create", join_path(directory.path(), temporary));
-  const bool written = ::write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size());
+  const bool written = write_all(fd, text) == text.size();
   if (::close(fd) == 0 && written && ::renameat(directory.fd(), temporary.c_str(), directory.fd(), name.c_str()) == 0)
     return Status();
   Status status = failed("write", join_path(directory.path(), name));
@@ -74,9 +74,9 @@ Status tag_cache(const CacheDirectory& cache) {
   constexpr std::string_view kTag =
       "Signature: 8a477f597d28d172789f06886806bc55\n# Models of the Hugging Face hub. What is gone is downloaded "
       "again.\n";
-  const ssize_t put = ::write(fd, kTag.data(), kTag.size());
+  const bool written = write_all(fd, kTag) == kTag.size();
   ::close(fd);
-  return put == static_cast<ssize_t>(kTag.size()) ? Status() : io_error("cannot write into {}", cache.path());
+  return written ? Status() : io_error("cannot write into {}", cache.path());
 }
 
 }  // namespace
@@ -122,7 +122,7 @@ Result<CacheDirectory> CacheDirectory::enter_parents(std::string_view path, bool
 // --- BlobLock
 
 Result<BlobLock> BlobLock::take(const CacheDirectory& locks, const std::string& etag,
-                                const std::function<void()>& on_wait) {
+                                const std::function<void()>& on_wait, const AskStop& stop) {
   const std::string name = etag + ".lock", path = join_path(locks.path(), name);
   constexpr auto kPoll = std::chrono::milliseconds(50);
   constexpr int kPollsUntilSaid = 40;
@@ -143,7 +143,7 @@ Result<BlobLock> BlobLock::take(const CacheDirectory& locks, const std::string& 
     if (errno == ENOSYS || errno == ENOLCK || errno == EOPNOTSUPP) return BlobLock(-1);
     if (errno != EWOULDBLOCK && errno != EINTR && errno != EACCES) return failed("lock", path);
     if (polls == kPollsUntilSaid && on_wait) on_wait();
-    std::this_thread::sleep_for(kPoll);
+    LK_RETURN_IF_ERROR(wait_unless_stopped(kPoll, stop));
   }
 }
 

@@ -26,6 +26,7 @@
 #include <vector>
 
 #include "lk/base/status.h"
+#include "lk/base/stop.h"
 
 namespace lk {
 
@@ -56,8 +57,9 @@ class CacheDirectory {
 class BlobLock {
  public:
   // Waits; `on_wait` is called once, after some seconds of it. An empty lock where the file system has none.
+  // kCancelled: stopped.
   static Result<BlobLock> take(const CacheDirectory& locks, const std::string& etag,
-                               const std::function<void()>& on_wait);
+                               const std::function<void()>& on_wait, const AskStop& stop);
   BlobLock(BlobLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
   BlobLock& operator=(BlobLock&&) = delete;
   ~BlobLock();

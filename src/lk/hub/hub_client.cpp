@@ -64,9 +64,9 @@ int64_t wanted_wait(const HubReply& reply) {
 
 }  // namespace
 
-Result<std::unique_ptr<HubClient>> HubClient::open(const HubSettings& settings, Note note) {
-  std::unique_ptr<HubClient> client(new HubClient(settings, std::move(note)));
-  LK_ASSIGN_OR_RETURN(client->connection_, HubConnection::open(settings));
+Result<std::unique_ptr<HubClient>> HubClient::open(const HubSettings& settings, Note note, AskStop stop) {
+  std::unique_ptr<HubClient> client(new HubClient(settings, std::move(note), stop));
+  LK_ASSIGN_OR_RETURN(client->connection_, HubConnection::open(settings, std::move(stop)));
   LK_ASSIGN_OR_RETURN(client->endpoint_, parse_hub_url(settings.endpoint));
   return client;
 }
@@ -144,15 +144,14 @@ Status HubClient::failure_of(const HubReply& reply, const HubName& name, const s
   return Status(StatusCode::kDataLoss, answers);
 }
 
-bool HubClient::wait(int attempt, const Status& why) {
+Status HubClient::wait(int attempt, const Status& why) {
   const auto doubled = settings_.first_wait * (1 << std::min(attempt - 1, 3));
   const auto asked = std::chrono::milliseconds(asked_to_wait_s_ * 1000);
-  if (asked_to_wait_s_ > kLongestWait_s) return false;
+  if (asked_to_wait_s_ > kLongestWait_s) return why;
   const auto wait = std::max<std::chrono::milliseconds>(doubled, asked);
   if (note_) note_(fmt::format("{}; another try in {:.1f} s", why.message(), static_cast<double>(wait.count()) / 1e3));
-  std::this_thread::sleep_for(wait);
   asked_to_wait_s_ = 0;
-  return true;
+  return wait_unless_stopped(wait, stop_);
 }
 
 Result<HubListing> HubClient::list(const HubName& name, int tries) {
@@ -167,7 +166,8 @@ Result<HubListing> HubClient::list(const HubName& name, int tries) {
     if (status.ok()) break;
     // Where nobody answers at all, it may be that the name was meant as a path: that should not take long.
     const int most = reply.ok() ? tries : std::min(tries, 2);
-    if (status.code() != StatusCode::kUnavailable || attempt >= most || !wait(attempt, status)) return status;
+    if (status.code() != StatusCode::kUnavailable || attempt >= most) return status;
+    LK_RETURN_IF_ERROR(wait(attempt, status));
   }
   const std::string where = fmt::format("the answer of {} about {}", settings_.endpoint, name.repo);
   LK_ASSIGN_OR_RETURN(const boost::json::object object, parse_json_object(body, where));
@@ -203,7 +203,8 @@ Result<HubFile> HubClient::look_up(const HubName& name, const std::string& commi
       reply = *std::move(answer);
       break;
     }
-    if (status.code() != StatusCode::kUnavailable || attempt >= kTries || !wait(attempt, status)) return status;
+    if (status.code() != StatusCode::kUnavailable || attempt >= kTries) return status;
+    LK_RETURN_IF_ERROR(wait(attempt, status));
   }
   const std::string_view linked = reply.header("x-linked-etag");
   HubFile file{.path = path, .etag = plain_etag(linked.empty() ? reply.header("etag") : linked)};

@@ -34,7 +34,8 @@ class HubClient {
   // Hears of waits before further tries: "429 Too Many Requests; another try in 4 s".
   using Note = std::function<void(const std::string&)>;
 
-  static Result<std::unique_ptr<HubClient>> open(const HubSettings& settings, Note note);
+  // `stop` is asked during whatever takes long, be it a wait: kCancelled then.
+  static Result<std::unique_ptr<HubClient>> open(const HubSettings& settings, Note note, AskStop stop);
 
   // kNotFound: no such repository; kInvalidArgument: no such revision of it. kPermissionDenied: gated.
   // kUnauthenticated: the token is no good. kUnavailable: the hub cannot be reached, or is not well. `tries`: in all,
@@ -51,12 +52,14 @@ class HubClient {
   Status download(const HubName& name, const std::string& commit, const std::string& path, int64_t begin,
                   const OnBegin& on_begin, const HubConnection::OnBody& on_body);
 
-  // Waits before try number `attempt` (1: the second), as long as the last answer asked for; false: more than a minute.
-  bool wait(int attempt, const Status& why);
+  // Waits before try number `attempt` (1: the second), as long as the last answer asked for; `why` itself when that is
+  // more than a minute.
+  Status wait(int attempt, const Status& why);
   static constexpr int kTries = 6;
 
  private:
-  HubClient(const HubSettings& settings, Note note) : settings_(settings), note_(std::move(note)) {}
+  HubClient(const HubSettings& settings, Note note, AskStop stop)
+      : settings_(settings), note_(std::move(note)), stop_(std::move(stop)) {}
   struct Asked {
     HubUrl url;
     bool head = false, small = true;
@@ -71,7 +74,8 @@ class HubClient {
   Status failure_of(const HubReply& reply, const HubName& name, const std::string& what, std::string_view body) const;
 
   const HubSettings settings_;
-  Note note_;
+  const Note note_;
+  const AskStop stop_;
   std::unique_ptr<HubConnection> connection_;
   HubUrl endpoint_;
   // Of the last answer: who gave it, and how long it asks to wait.

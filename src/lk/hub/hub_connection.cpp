@@ -54,7 +54,8 @@ std::string lower(std::string_view text) {
 
 class CurlConnection : public HubConnection {
  public:
-  explicit CurlConnection(const HubSettings& settings) : settings_(settings), curl_(curl_easy_init()) {}
+  CurlConnection(const HubSettings& settings, AskStop stop)
+      : settings_(settings), stop_(std::move(stop)), curl_(curl_easy_init()) {}
   ~CurlConnection() override {
     if (curl_ != nullptr) curl_easy_cleanup(curl_);
   }
@@ -109,12 +110,19 @@ class CurlConnection : public HubConnection {
     set(CURLOPT_LOW_SPEED_TIME, std::max(ms / 1000, 1L));
     if (!settings_.ca_file.empty()) set(CURLOPT_CAINFO, settings_.ca_file.c_str());
     if (!settings_.ca_directory.empty()) set(CURLOPT_CAPATH, settings_.ca_directory.c_str());
+    // Asked about once a second when nothing comes.
+    set(CURLOPT_NOPROGRESS, 0L);
+    set(CURLOPT_XFERINFOFUNCTION, &CurlConnection::look_up_stop);
+    set(CURLOPT_XFERINFODATA, static_cast<void*>(this));
     set(CURLOPT_HEADERFUNCTION, &CurlConnection::take_header);
     set(CURLOPT_HEADERDATA, static_cast<void*>(this));
     set(CURLOPT_WRITEFUNCTION, &CurlConnection::take_body);
     set(CURLOPT_WRITEDATA, static_cast<void*>(this));
   }
 
+  static int look_up_stop(void* self, curl_off_t, curl_off_t, curl_off_t, curl_off_t) {
+    return check_stop(static_cast<CurlConnection*>(self)->stop_).ok() ? 0 : 1;
+  }
   static size_t take_header(char* data, size_t, size_t size, void* self) {
     return static_cast<CurlConnection*>(self)->header({data, size}) ? size : 0;
   }
@@ -159,6 +167,8 @@ class CurlConnection : public HubConnection {
         return failed_precondition(
             "{} is not trusted: {}. Certificates are those of the package ca-certificates, or of SSL_CERT_FILE", host,
             why);
+      case CURLE_ABORTED_BY_CALLBACK:
+        return cancelled("{}: interrupted", host);
       case CURLE_UNSUPPORTED_PROTOCOL:
       case CURLE_URL_MALFORMAT:
         return failed_precondition("{}: {}", host, why);
@@ -168,6 +178,7 @@ class CurlConnection : public HubConnection {
   }
 
   const HubSettings settings_;
+  const AskStop stop_;
   CURL* const curl_;
   char error_[CURL_ERROR_SIZE] = {};
   HubReply reply_;
@@ -195,9 +206,9 @@ Result<HubUrl> parse_hub_url(const std::string& text, const std::string& base) {
   return parsed;
 }
 
-Result<std::unique_ptr<HubConnection>> HubConnection::open(const HubSettings& settings) {
+Result<std::unique_ptr<HubConnection>> HubConnection::open(const HubSettings& settings, AskStop stop) {
   static const bool ready = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK;
-  auto connection = std::make_unique<CurlConnection>(settings);
+  auto connection = std::make_unique<CurlConnection>(settings, std::move(stop));
   if (!ready || !connection->ready()) return internal_error("libcurl cannot start");
   return std::unique_ptr<HubConnection>(std::move(connection));
 }
@@ -206,7 +217,7 @@ Result<std::unique_ptr<HubConnection>> HubConnection::open(const HubSettings& se
 
 Result<HubUrl> parse_hub_url(const std::string& text, const std::string&) { return HubUrl{.text = text}; }
 
-Result<std::unique_ptr<HubConnection>> HubConnection::open(const HubSettings&) {
+Result<std::unique_ptr<HubConnection>> HubConnection::open(const HubSettings&, AskStop) {
   return unsupported(
       "this lorikeet was built without libcurl and downloads nothing; what other programs put into the cache is used "
       "(build it with libcurl4-openssl-dev)");

@@ -14,6 +14,7 @@
 #include <string_view>
 
 #include "lk/base/status.h"
+#include "lk/base/stop.h"
 #include "lk/hub/hub_settings.h"
 
 namespace lk {
@@ -51,12 +52,12 @@ class HubConnection {
   using OnBody = std::function<Status(std::span<const std::byte>)>;
 
   // kUnsupported in a build without libcurl.
-  static Result<std::unique_ptr<HubConnection>> open(const HubSettings& settings);
+  static Result<std::unique_ptr<HubConnection>> open(const HubSettings& settings, AskStop stop = {});
   virtual ~HubConnection() = default;
 
   // on_head comes before the first piece of a body, or at the end without one. What either returns ends the exchange
   // and is returned. kUnavailable: nobody answered, or the connection broke, and another try may help;
-  // kFailedPrecondition: it will not, as with certificates.
+  // kFailedPrecondition: it will not, as with certificates. kCancelled: stopped, also while nothing comes.
   virtual Result<HubReply> exchange(const HubRequest& request, const OnHead& on_head, const OnBody& on_body) = 0;
 };
 

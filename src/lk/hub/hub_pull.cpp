@@ -244,7 +244,8 @@ class Pull {
     if (clients_.size() <= worker) clients_.resize(worker + 1);
     if (!clients_[worker]) {
       LK_ASSIGN_OR_RETURN(clients_[worker],
-                          HubClient::open(settings_, [this](const std::string& text) { note(text); }));
+                          HubClient::open(
+                              settings_, [this](const std::string& text) { note(text); }, quiet().stopped));
     }
     return clients_[worker].get();
   }

@@ -11,7 +11,7 @@
 namespace lk {
 namespace {
 
-constexpr int64_t kRows = 16;
+constexpr int64_t kRows = kSparseRows;
 
 template <class F>
 void with_act(DType type, const F& f) {
@@ -37,35 +37,30 @@ void for_groups(int64_t num_rows, ThreadPool& pool, const F& f) {
 
 }  // namespace
 
-void sparse_product(const SparseProductArgs& a, ThreadPool& pool) {
+void sparse_product(const SparseProductArgs& a, const SparseRowKernels& row, ThreadPool& pool) {
   with_act(a.act, [&]<class T>(std::type_identity<T>) {
     for_groups(a.num_rows, pool, [&](int64_t first, int64_t count) {
       std::vector<float> x(static_cast<size_t>(a.s.in * kRows));
       gather_columns(static_cast<const T*>(a.x) + first * a.x_stride, a.x_stride, count, a.s.in, x.data());
       for (int64_t o = 0; o < a.s.out; ++o) {
-        if (a.s.row_begins[o] == a.s.row_begins[o + 1]) continue;
-        std::array<float, kRows> sum{};
-        for (int64_t k = a.s.row_begins[o]; k < a.s.row_begins[o + 1]; ++k) {
-          const float* column = x.data() + a.s.columns[k] * kRows;
-          for (int64_t m = 0; m < kRows; ++m) sum[static_cast<size_t>(m)] += a.values[k] * column[m];
-        }
+        const int64_t begin = a.s.row_begins[o], n = a.s.row_begins[o + 1] - begin;
+        if (n == 0) continue;
+        std::array<float, kRows> sum;
+        row.product(a.values + begin, a.s.columns + begin, n, x.data(), sum.data());
         for (int64_t m = 0; m < count; ++m) a.y[(first + m) * a.y_stride + o] += sum[static_cast<size_t>(m)];
       }
     });
   });
 }
 
-void sparse_input_gradient(const SparseInputGradientArgs& a, ThreadPool& pool) {
+void sparse_input_gradient(const SparseInputGradientArgs& a, const SparseRowKernels& row, ThreadPool& pool) {
   with_act(a.act, [&]<class T>(std::type_identity<T>) {
     for_groups(a.num_rows, pool, [&](int64_t first, int64_t count) {
       std::vector<float> dy(static_cast<size_t>(a.s.out * kRows)), dx(static_cast<size_t>(a.s.in * kRows));
       gather_columns(static_cast<const T*>(a.dy) + first * a.dy_stride, a.dy_stride, count, a.s.out, dy.data());
       for (int64_t o = 0; o < a.s.out; ++o) {
-        const float* from = dy.data() + o * kRows;
-        for (int64_t k = a.s.row_begins[o]; k < a.s.row_begins[o + 1]; ++k) {
-          float* column = dx.data() + a.s.columns[k] * kRows;
-          for (int64_t m = 0; m < kRows; ++m) column[m] += a.values[k] * from[m];
-        }
+        const int64_t begin = a.s.row_begins[o], n = a.s.row_begins[o + 1] - begin;
+        row.input_gradient(a.values + begin, a.s.columns + begin, n, dy.data() + o * kRows, dx.data());
       }
       for (int64_t i = 0; i < a.s.in; ++i)
         for (int64_t m = 0; m < count; ++m)
@@ -75,7 +70,7 @@ void sparse_input_gradient(const SparseInputGradientArgs& a, ThreadPool& pool) {
 }
 
 // Threads own rows of S; each takes the rows of the batch in order.
-void sparse_gradient(const SparseGradientArgs& a, ThreadPool& pool) {
+void sparse_gradient(const SparseGradientArgs& a, const SparseRowKernels& kernels, ThreadPool& pool) {
   with_act(a.act, [&]<class T>(std::type_identity<T>) {
     std::vector<float> x(static_cast<size_t>(a.num_rows * a.s.in));
     pool.for_each(a.num_rows, [&](int64_t m) {
@@ -87,15 +82,11 @@ void sparse_gradient(const SparseGradientArgs& a, ThreadPool& pool) {
       for (int64_t o = item * kOut; o < std::min((item + 1) * kOut, a.s.out); ++o) {
         const int64_t begin = a.s.row_begins[o], n = a.s.row_begins[o + 1] - begin;
         float* gradient = a.gradient + begin;
-        const int32_t* columns = a.s.columns + begin;
+        // Of a whole row the columns are all of them, in order.
+        const int32_t* columns = n == a.s.in ? nullptr : a.s.columns + begin;
         for (int64_t m = 0; m < a.num_rows; ++m) {
           const float d = static_cast<float>(static_cast<const T*>(a.dy)[m * a.dy_stride + o]);
-          const float* row = x.data() + m * a.s.in;
-          if (n == a.s.in) {  // a whole row: its columns are all of them, in order
-            for (int64_t k = 0; k < n; ++k) gradient[k] += d * row[k];
-          } else {
-            for (int64_t k = 0; k < n; ++k) gradient[k] += d * row[columns[k]];
-          }
+          kernels.gradient(d, x.data() + m * a.s.in, columns, n, gradient);
         }
       }
     });

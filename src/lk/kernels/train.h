@@ -6,6 +6,7 @@
 #include <span>
 
 #include "lk/kernels/cpu.h"
+#include "lk/kernels/sparse.h"
 #include "lk/kernels/train_args.h"
 
 namespace lk {
@@ -23,7 +24,9 @@ struct TrainKernels {
   // Bytes that the two need of every thread's scratch, at most, for sequences of these lengths; no pointer is read.
   int64_t (*block_attention_scratch)(const BlockAttention&);
   void (*cross_entropy)(const CrossEntropyArgs&, ThreadPool&);
-  void (*adamw)(const AdamwArgs&, ThreadPool&);  // the same bits on every instruction set
+  // The same bits on every instruction set:
+  void (*adamw)(const AdamwArgs&, ThreadPool&);
+  SparseRowKernels sparse_row;
 };
 const TrainKernels& train_kernels(CpuIsa isa);  // Requires: isa is in supported_cpu_isas()
 

@@ -66,7 +66,8 @@ static const IsaTable kTable = {
      merge_panel,
      {row_stats, log_sum_exp, mask_row, count_above, collect_between, add_to_buckets, exp_block_sums}},
     {gemm_transposed, outer, round_rows, rms_norm_backward, swiglu_keep, swiglu_backward, block_attention,
-     block_attention_backward, block_attention_scratch, cross_entropy, adamw},
+     block_attention_backward, block_attention_scratch, cross_entropy, adamw,
+     {sparse_row_product, sparse_row_input_gradient, sparse_row_gradient}},
     {probe_read, probe_dot_bf16, probe_fma_f32}};
 
 const IsaTable& table() { return kTable; }

@@ -13,6 +13,7 @@
 #include <limits>
 #include <utility>
 
+#include "lk/base/file.h"
 #include "lk/base/line_reader.h"
 #include "lk/serve/batch/batch_line.h"
 
@@ -73,13 +74,7 @@ Status BatchOutput::recover(const std::function<void(std::string_view)>& on_foun
 }
 
 Status BatchOutput::append(std::string_view line) {
-  size_t done = 0;
-  while (done < line.size()) {
-    const ssize_t put = ::write(fd_, line.data() + done, line.size() - done);
-    if (put < 0 && errno == EINTR) continue;
-    if (put < 0) break;
-    done += static_cast<size_t>(put);
-  }
+  const size_t done = write_all(fd_, line);
   synced_ = false;
   if (done == line.size()) {
     bytes_ += static_cast<int64_t>(done);

@@ -57,15 +57,10 @@ int64_t size_of(const std::string& path) {
 
 Status append(const std::string& path, std::string_view bytes) {
   const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-  Status status = fd < 0 ? io_error("cannot write {}: {}", path, std::strerror(errno)) : Status();
-  while (status.ok() && !bytes.empty()) {
-    const ssize_t put = ::write(fd, bytes.data(), bytes.size());
-    if (put < 0 && errno == EINTR) continue;
-    if (put <= 0) status = io_error("cannot write {}: {}", path, std::strerror(errno));
-    bytes.remove_prefix(static_cast<size_t>(std::max<ssize_t>(put, 0)));
-  }
+  const bool ok = fd >= 0 && write_all(fd, bytes) == bytes.size();
+  const int error = errno;
   if (fd >= 0) ::close(fd);
-  return status;
+  return ok ? Status() : io_error("cannot write {}: {}", path, std::strerror(error));
 }
 
 class Client {
@@ -93,14 +88,7 @@ class Client {
     if (options_.log) options_.log(event, detail);
   }
 
-  Status wait(std::chrono::milliseconds pause) const {
-    const Clock::time_point end = Clock::now() + pause;
-    while (Clock::now() < end) {
-      LK_RETURN_IF_ERROR(check_stop(stop_));
-      std::this_thread::sleep_for(std::min<Clock::duration>(50ms, end - Clock::now()));
-    }
-    return check_stop(stop_);
-  }
+  Status wait(std::chrono::milliseconds pause) const { return wait_unless_stopped(pause, stop_); }
 
   // What the server said is wrong; what it is not asked about (a proxy's page) in its first words.
   static std::string message_of(const ClientAnswer& answer) {

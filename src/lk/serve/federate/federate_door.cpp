@@ -457,17 +457,21 @@ void FederateDoorImpl::status(const AskedPtr& asked) {
                     {"rounds", c.server().config().rounds},
                     {"done", c.done()},
                     {"in_work", c.in_work()},
-                    {"attempt", c.attempt()},
-                    {"asked", now.asked},
-                    {"received", now.received},
-                    {"refused", now.refused},
-                    {"failed", now.failed},
                     {"quorum", c.server().config().quorum},
                     {"joined", c.joined().size()},
                     {"wait_for", c.wait_for()}};
   if (c.in_work())
     body["seconds_left"] = std::max(0.0, std::chrono::duration<double>(deadline_ - Clock::now()).count());
-  if (asked->who.has(Scope::kMetrics)) {
+  const bool operators = asked->who.has(Scope::kMetrics);
+  // The privacy of Poisson sampling rests on nobody knowing who is asked; how many are is a part of that.
+  if (operators || !c.server().config().privacy.unseen()) {
+    body["attempt"] = c.attempt();
+    body["asked"] = now.asked;
+    body["received"] = now.received;
+    body["refused"] = now.refused;
+    body["failed"] = now.failed;
+  }
+  if (operators) {
     body["missing"] = json::value_from(c.missing());
     json::object clients;
     for (const auto& [client, examples] : c.joined()) clients[client] = examples;

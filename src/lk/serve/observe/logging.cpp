@@ -15,6 +15,7 @@
 #include <cstring>
 #include <ctime>
 
+#include "lk/base/file.h"
 #include "lk/base/plain_text.h"
 
 namespace lk {
@@ -111,19 +112,14 @@ class FileSink final : public spdlog::sinks::base_sink<std::mutex> {
     if (waiting_.size() >= kPiece) flush_();
   }
   void flush_() override {
-    for (size_t done = 0; done < waiting_.size();) {
-      const ssize_t written = ::write(fd_, waiting_.data() + done, waiting_.size() - done);
-      if (written < 0 && errno == EINTR) continue;
-      if (written <= 0) {  // a full disk: they are not kept, the next ones may find room
-        num_lost_.fetch_add(static_cast<uint64_t>(std::count(waiting_.begin() + done, waiting_.end(), '\n')),
-                            std::memory_order_relaxed);
-        const bool torn = done > 0 && waiting_[done - 1] != '\n';
-        waiting_ = torn ? "\n" : "";
-        return;
-      }
-      done += static_cast<size_t>(written);
-    }
-    waiting_.clear();
+    const size_t done = write_all(fd_, waiting_);
+    const bool whole = done == waiting_.size();
+    const bool torn = !whole && done > 0 && waiting_[done - 1] != '\n';
+    if (!whole)  // a full disk: they are not kept, the next ones may find room
+      num_lost_.fetch_add(
+          static_cast<uint64_t>(std::count(waiting_.begin() + static_cast<ptrdiff_t>(done), waiting_.end(), '\n')),
+          std::memory_order_relaxed);
+    waiting_ = torn ? "\n" : "";
   }
 
  private:
