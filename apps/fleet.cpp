@@ -90,7 +90,8 @@ Status drain(const Flags& flags) {
   const auto member = std::ranges::find(members, flags.id, &Member::id);
   if (member == members.end()) return not_found("\"{}\" is no member of this fleet", flags.id);
   const std::string name = std::string(kDrains) + flags.id;
-  LK_RETURN_IF_ERROR(registry->commit({.puts = {{name, format_drain(member->incarnation)}}}).status());
+  const std::string value = format_drain(member->incarnation);
+  LK_RETURN_IF_ERROR(registry->commit({.puts = {{name, value}}}).status());
   const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(flags.patience);
   for (;;) {
     std::this_thread::sleep_for(200ms);
@@ -99,7 +100,10 @@ Status drain(const Flags& flags) {
     if (std::chrono::steady_clock::now() > end)
       return deadline_exceeded("{} was asked to, and is still a member after {} s", flags.id, flags.patience);
   }
-  LK_RETURN_IF_ERROR(registry->commit({.removals = {name}}).status());
+  // Somebody may have asked the next one under this name to end by now: that is theirs.
+  LK_ASSIGN_OR_RETURN(const Registry::Entries drains, registry->list(name));
+  if (const auto own = drains.find(name); own != drains.end() && own->second.value == value)
+    LK_RETURN_IF_ERROR(registry->commit({.unchanged = {{name, own->second.revision}}, .removals = {name}}).status());
   fmt::print(stderr, "{} takes nothing new, finishes what it has and ends\n", flags.id);
   return Status();
 }

@@ -5,10 +5,12 @@
 #include <sys/random.h>
 #include <unistd.h>
 
+#include <boost/json/object.hpp>
 #include <cstdlib>
 
 #include "lk/base/bytes.h"
 #include "lk/base/file.h"
+#include "lk/base/json_text.h"
 #include "lk/base/names.h"
 #include "lk/base/sha256.h"
 
@@ -108,8 +110,8 @@ void follow_members(Registry& registry, Router& router, OperatorLog log) {
                  });
 }
 
-void PlanBoard::follow(Router& router) {
-  const std::string value = fmt::format("{{\"form\":1,\"router\":\"{}\"}}", router.name());
+void PlanBoard::follow(Router& router, bool may_lead) {
+  const std::string value = json_text(boost::json::object{{"form", 1}, {"router", router.name()}});
   router.set_leads(false);
   registry_.watch(std::string(kPlanLeader.substr(0, kPlanLeader.find('/') + 1)),
                   [this, &router, value](const Registry::Entries& entries) {
@@ -123,11 +125,12 @@ void PlanBoard::follow(Router& router) {
                   });
   registry_.watch(std::string(kPlan), [this, &router](const Registry::Entries& entries) {
     const auto current = entries.find(std::string(kPlan));
-    if (current == entries.end()) return;
+    if (current == entries.end()) return router.follow_plan({});
     const Result<FleetPlan> plan = parse_plan(current->second.value);
     if (plan.ok()) return router.follow_plan(*plan);
     if (log_) log_("plan_ignored", plan.status().message());
   });
+  if (!may_lead) return;  // the place is for one that does something with it
   registry_.announce({.name = std::string(kPlanLeader),
                       .value = value,
                       .may_replace = [value](const std::string& found) { return found == value; },

@@ -48,7 +48,8 @@ void follow_members(Registry& registry, Router& router, OperatorLog log);
 class PlanBoard {
  public:
   PlanBoard(Registry& registry, OperatorLog log) : registry_(registry), log_(std::move(log)) {}
-  void follow(Router& router);
+  // `may_lead`: the router makes plans.
+  void follow(Router& router, bool may_lead);
   void publish(const FleetPlan& plan);  // any thread; returns at once
 
  private:

@@ -144,7 +144,7 @@ Status run(const RouteFlags& flags) {
   LK_ASSIGN_OR_RETURN(const std::unique_ptr<Router> router, Router::start(options, std::move(gate)));
   if (registry) {
     follow_members(*registry, *router, options.log);
-    board->follow(*router);
+    board->follow(*router, planner_places(options.planner.kind));
   }
   fmt::print(stderr, "lorikeet route: {} replicas{}, policy {}, http{}://{}\n", options.fleet.urls.size(),
              registry ? " and those of " + flags.registry.url : "", options.fleet.policy,

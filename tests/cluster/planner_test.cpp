@@ -221,6 +221,41 @@ TEST(PlannerTest, DloraMovesBetweenOnePairByCounts) {
   EXPECT_TRUE(dlora->moves(even.picture).empty()) << "less than sixteen more than the mean";
 }
 
+// It counts replicas that take requests, and no others: neither for the mean nor as one of the pair.
+TEST(PlannerTest, DloraGoesOnWhileTheFirstReplicaDrains) {
+  Fleet fleet;
+  fleet.add(2, 0, 2, 0);
+  fleet.add(16, 24, 16, 24);
+  fleet.add(2, 0, 2, 0);
+  fleet.picture.replicas[0].takes = false;
+  const std::vector<PlannedMove> moves = planner("dlora")->moves(fleet.picture);
+  EXPECT_GT(moves.size(), 10u);
+  for (const PlannedMove& move : moves) EXPECT_EQ(move.to, 12);
+  fleet.picture.replicas[2].takes = false;
+  EXPECT_TRUE(planner("dlora")->moves(fleet.picture).empty()) << "there is no pair";
+  // 26 against a mean of 18 of the two that take requests: too little; of all three the mean would be 12.
+  Fleet even;
+  even.add(0, 0, 0, 0);
+  even.add(16, 10, 16, 10);
+  even.add(10, 0, 10, 0);
+  even.picture.replicas[0].takes = false;
+  EXPECT_TRUE(planner("dlora")->moves(even.picture).empty());
+}
+
+// What a replica that drains has is the others' to do, and its room is nobody's.
+TEST(PlannerTest, ReplicasThatDrainLowerNoMean) {
+  Fleet fleet;
+  fleet.add(16, 5, 16, 5);
+  fleet.add(16, 2, 16, 2);
+  for (int j = 0; j < 4; ++j) {
+    fleet.add(0, 0, 0, 0);
+    fleet.picture.replicas.back().takes = false;
+  }
+  const auto greedy = planner();
+  EXPECT_TRUE(greedy->moves(fleet.picture).empty());
+  EXPECT_TRUE(greedy->last_hot().empty()) << "21 is no more than a quarter above 19.5";
+}
+
 TEST(PlannerTest, PopularAdaptersAreFetchedAhead) {
   Fleet fleet;
   for (int j = 0; j < 3; ++j) fleet.add(4, 0, 0, 0);

@@ -52,7 +52,10 @@ Result<double> cost_of(const MoveProblem& problem, const Assignment& assignment)
 
 // From the fullest replica to emptier ones, one request at a time, each time the one that lowers the cost most; when
 // none does, an exchange (of few requests, any two moves); when none does, from the next one. Its cost is never above
-// that of assignment_of(). At most `most_moves`. O(moves (requests of a replica + replicas)).
+// that of assignment_of(). At most `most_moves`. Of each move, with R requests on the
+// fullest of G replicas: O(R (8 + G)) tries of one request, on the 8 emptiest and wherever its adapter is, and where
+// none helps 8 x 64^2 of an exchange. Twice, where pages were short. Up to 24 requests on 8 replicas: three times, with
+// O((24 G)^2) tries of two, each O(24 + adapters G).
 Assignment plan_greedy(const MoveProblem& problem, int most_moves = 10'000);
 
 // The optimum, or the best that is found in so long, beginning with `start`. kUnsupported when the program was built

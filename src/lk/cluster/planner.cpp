@@ -70,10 +70,11 @@ struct Account {
       ++requests[at];
     }
     const double mean_work = picture.requests.empty() ? 0 : total / static_cast<double>(picture.requests.size());
-    for (size_t j = 0; j < count; ++j) {
+    for (size_t j = 0; j < count; ++j)
       fixed[j] = std::max(0.0, picture.replicas[j].requests - requests[j]) * mean_work * slowness(j);
-      mean_load += load(j) / static_cast<double>(count);
-    }
+    // What one that drains has is for the others to do.
+    const auto takers = std::ranges::count(picture.replicas, true, &FleetPicture::Replica::takes);
+    for (size_t j = 0; j < count; ++j) mean_load += load(j) / static_cast<double>(std::max<ptrdiff_t>(1, takers));
   }
   // Of a replica whose places are all taken, at the mean speed.
   double work(const FleetPicture::Request& request) const {
@@ -182,6 +183,8 @@ Named problem_of(const Account& account, const std::vector<size_t>& hot, const s
 
 std::vector<std::string> planner_names() { return {"off", "greedy", "ilp", "dlora"}; }
 
+bool planner_places(std::string_view kind) { return kind == "greedy" || kind == "ilp"; }
+
 Result<std::unique_ptr<Planner>> Planner::create(const PlannerOptions& options) {
   if (std::ranges::count(planner_names(), options.kind) == 0)
     return invalid_argument("\"{}\" is no planner; there are {}", options.kind, fmt::join(planner_names(), ", "));
@@ -213,7 +216,10 @@ std::vector<PlannedMove> Planner::balance(const FleetPicture& picture) {
   std::vector<size_t> order(picture.replicas.size()), hot;
   std::iota(order.begin(), order.end(), size_t{0});
   std::ranges::stable_sort(order, std::greater(), [&](size_t j) { return account.load(j); });
-  const double least = account.load(order.back());
+  const auto emptiest =
+      std::find_if(order.rbegin(), order.rend(), [&](size_t j) { return picture.replicas[j].takes; });
+  if (emptiest == order.rend()) return {};
+  const double least = account.load(*emptiest);
   for (const size_t j : order) {
     if (account.waiting(j) <= 0 || account.load(j) <= kHotRatio * account.mean_load ||
         account.load(j) - least < kLeastGapSeconds || account.requests[j] == 0 ||
@@ -259,25 +265,26 @@ std::vector<PlannedMove> Planner::balance(const FleetPicture& picture) {
 
 std::vector<PlannedMove> Planner::dlora(const FleetPicture& picture) const {
   const Account account(picture);
-  size_t fullest = 0, emptiest = 0, most_pages = 0, least_pages = 0;
-  double mean = 0;
   const auto pages_used = [&](size_t j) {
     const ReplicaReport& report = *picture.replicas[j].report;
     return 1 - static_cast<double>(report.pages_free) / static_cast<double>(std::max<int64_t>(1, report.pages));
   };
-  for (size_t j = 0; j < picture.replicas.size(); ++j) {
-    if (!picture.replicas[j].takes) continue;
-    mean += account.requests[j] / static_cast<double>(picture.replicas.size());
-    if (account.requests[j] > account.requests[fullest]) fullest = j;
-    if (account.requests[j] < account.requests[emptiest]) emptiest = j;
-    if (pages_used(j) > pages_used(most_pages)) most_pages = j;
-    if (pages_used(j) < pages_used(least_pages)) least_pages = j;
-  }
-  if (pages_used(most_pages) >= kDloraPages && pages_used(least_pages) < kDloraPages)
-    fullest = most_pages, emptiest = least_pages;
-  else if (account.requests[fullest] - mean < kDloraRequests)
+  // It knows no replicas that drain: they are not there for it.
+  std::vector<size_t> takers;
+  for (size_t j = 0; j < picture.replicas.size(); ++j)
+    if (picture.replicas[j].takes) takers.push_back(j);
+  if (takers.size() < 2) return {};
+  const auto requests_at = [&](size_t j) { return account.requests[j]; };
+  auto [emptiest_at, fullest_at] = std::ranges::minmax_element(takers, {}, requests_at);
+  const auto [least_at, most_at] = std::ranges::minmax_element(takers, {}, pages_used);
+  double mean = 0;
+  for (const size_t j : takers) mean += account.requests[j] / static_cast<double>(takers.size());
+  if (pages_used(*most_at) >= kDloraPages && pages_used(*least_at) < kDloraPages)
+    fullest_at = most_at, emptiest_at = least_at;
+  else if (account.requests[*fullest_at] - mean < kDloraRequests)
     return {};
-  if (fullest == emptiest || !picture.replicas[emptiest].takes) return {};
+  const size_t fullest = *fullest_at, emptiest = *emptiest_at;
+  if (fullest == emptiest) return {};
   MoveProblem problem{.replicas = {{}, {}}, .requests = {}, .adapters = {}};
   std::vector<size_t> names;
   for (size_t i = 0; i < picture.requests.size(); ++i) {
@@ -320,6 +327,11 @@ double Planner::work_of(std::string_view adapter) const {
   return found == demand_.end() ? 0 : found->second.work;
 }
 
+void Planner::adopt(const Placement& placement, const std::map<std::string, double, std::less<>>& work) {
+  placement_ = placement;
+  for (const auto& [name, much] : work) demand_.try_emplace(name, Demand{.work = much});
+}
+
 const Placement& Planner::place(const FleetPicture& picture) {
   PlacementProblem problem;
   for (const FleetPicture::Replica& replica : picture.replicas) {
@@ -328,6 +340,7 @@ const Placement& Planner::place(const FleetPicture& picture) {
     if (replica.report->host_bytes > 0) there.memory = static_cast<double>(replica.report->host_bytes);
     problem.replicas.push_back(std::move(there));
   }
+  if (problem.replicas.empty()) return placement_;
   for (const auto& [name, demand] : demand_)
     problem.adapters.push_back({.name = name, .work = demand.work, .bytes = demand.bytes});
   placement_ = lk::place(problem, placement_);

@@ -27,6 +27,8 @@ struct PlannerOptions {
   std::chrono::milliseconds ilp_limit{200};
 };
 std::vector<std::string> planner_names();
+// Whether such a planner says where adapters are at home, and so may lead.
+bool planner_places(std::string_view kind);
 
 class Planner {
  public:
@@ -49,9 +51,11 @@ class Planner {
 
   // Learns what adapters are asked for; called about once a second.
   void observe(const FleetPicture& picture, double elapsed_seconds);
-  // Makes the placement anew of what was learned.
+  // Makes the placement anew of what was learned. While no replica takes anything the old one stays.
   const Placement& place(const FleetPicture& picture);
   const Placement& placement() const { return placement_; }
+  // Another planner's, with its work_of() by adapter: the next one is made from it.
+  void adopt(const Placement& placement, const std::map<std::string, double, std::less<>>& work);
   double work_of(std::string_view adapter) const;  // requests in flight, averaged over minutes
 
   // Adapters that replicas should have in memory and have not, the most popular first; none again within half a minute.

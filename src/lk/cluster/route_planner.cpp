@@ -23,7 +23,9 @@ RoutePlanner::RoutePlanner(FleetView& fleet, std::unique_ptr<Planner> planner, s
       planner_(std::move(planner)),
       kind_(std::move(kind)),
       name_(std::move(name)),
-      host_(std::move(host)) {
+      host_(std::move(host)) {}
+
+void RoutePlanner::start() {
   if (kind_ != "off") thread_ = std::thread([this] { run(); });
 }
 
@@ -58,19 +60,19 @@ void RoutePlanner::round() {
     }
     if (!moves.empty()) host_.move(std::move(moves));
   }
-  if (kind_ == "dlora") return;  // it moves only
+  if (!planner_places(kind_)) return;
   planner_->observe(picture, std::chrono::duration<double>(kRound).count());
-  if (!leads_) return;
-  if (rounds_ % kPlaceEvery == 0) {
-    const Placement before = planner_->placement();
-    const Placement& placement = planner_->place(picture);
-    fleet_.set_placement(std::make_shared<const Placement>(placement));
-    if (host_.publish && (placement != before || rounds_ == kPlaceEvery)) {
-      FleetPlan plan{.leader = name_, .made_at = std::time(nullptr), .placement = placement, .work = {}};
-      for (const auto& [adapter, homes] : placement.homes) plan.work[adapter] = planner_->work_of(adapter);
-      host_.publish(plan);
-    }
+  std::shared_ptr<const FleetPlan> seen;
+  {
+    std::lock_guard lock(mutex_);
+    seen = seen_;
   }
+  // Whoever begins to lead goes on from the homes that the fleet has, not from those it would have chosen alone.
+  const bool leads = leads_;
+  if (leads && !led_ && seen) planner_->adopt(seen->placement, seen->work);
+  led_ = leads;
+  if (!leads) return;
+  if (rounds_ % kPlaceEvery == 0) place(picture, seen.get());
   for (const Planner::Hint& hint : planner_->hints(picture, planner_->placement()))
     for (const std::string& adapter : hint.adapters) {
       ++hints_;
@@ -78,8 +80,28 @@ void RoutePlanner::round() {
     }
 }
 
-void RoutePlanner::follow(const Placement& placement) {
-  if (!leads_) fleet_.set_placement(std::make_shared<const Placement>(placement));
+void RoutePlanner::place(const FleetPicture& picture, const FleetPlan* seen) {
+  const Placement& placement = planner_->place(picture);
+  fleet_.set_placement(std::make_shared<const Placement>(placement));
+  if (!host_.publish) return;
+  FleetPlan plan{.leader = name_, .made_at = std::time(nullptr), .placement = placement, .work = {}};
+  for (const auto& [adapter, homes] : placement.homes) plan.work[adapter] = planner_->work_of(adapter);
+  // As it would be read: of very many adapters only the first fit.
+  const Result<FleetPlan> written = parse_plan(format_plan(plan));
+  if (seen && written.ok() && seen->leader == name_ && seen->placement == written->placement) return;
+  host_.publish(plan);
+}
+
+void RoutePlanner::set_leads(bool leads) {
+  std::lock_guard lock(mutex_);
+  leads_ = leads;
+  if (!leads && seen_) fleet_.set_placement(std::make_shared<const Placement>(seen_->placement));
+}
+
+void RoutePlanner::follow(const FleetPlan& plan) {
+  std::lock_guard lock(mutex_);
+  seen_ = plan.leader.empty() ? nullptr : std::make_shared<const FleetPlan>(plan);
+  if (!leads_ && seen_) fleet_.set_placement(std::make_shared<const Placement>(plan.placement));
 }
 
 RoutePlanner::Figures RoutePlanner::figures() const {

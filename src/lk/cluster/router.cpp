@@ -79,6 +79,7 @@ class RouterImpl final : public Router {
         RoutePlanner::Host{.move = [this](std::vector<PlannedMove> moves) { move(std::move(moves)); },
                            .prefetch = [this](int replica, const std::string& adapter) { prefetch(replica, adapter); },
                            .publish = options_.publish_plan});
+    planner_->start();
     return Status();
   }
 
@@ -110,7 +111,7 @@ class RouterImpl final : public Router {
   }
   const std::string& name() const override { return name_; }
   void set_leads(bool leads) override { planner_->set_leads(leads); }
-  void follow_plan(const FleetPlan& plan) override { planner_->follow(plan.placement); }
+  void follow_plan(const FleetPlan& plan) override { planner_->follow(plan); }
   std::string address(int listener) const override { return http_->address(listener); }
   const FleetView& fleet() const override { return *fleet_; }
   RouterStats stats() const override {

@@ -23,7 +23,7 @@ struct RouterOptions {
   std::string tls_cert, tls_key;
   FleetOptions fleet;
   PlannerOptions planner;
-  // The plan of a router that leads, when it has changed; on a thread that waits for nothing else.
+  // The plan of a router that leads, when follow_plan() has not brought it; on a thread that waits for nothing else.
   std::function<void(const FleetPlan&)> publish_plan;
   std::string fleet_key;  // of scope fleet, at every replica; "" = replicas without keys
   // Replicas tell each other of adapters (they have a registry): one is asked to change them, for all.
