@@ -2,7 +2,9 @@
 // Requests and answers: methods, bodies, keep-alive, pipelining, failures of the handler, drain.
 #include <sys/stat.h>
 
+#include <atomic>
 #include <filesystem>
+#include <future>
 #include <mutex>
 #include <stdexcept>
 
@@ -281,6 +283,27 @@ TEST(HttpServer, Ipv6AndUnixSockets) {
   EXPECT_EQ(RawClient(server->address(2)).connected(), true);
   server = nullptr;
   EXPECT_FALSE(std::filesystem::exists(path));
+}
+
+TEST(HttpServer, LetsNobodyInBeforeAccept) {
+  std::atomic<bool> ready = false, early = false;
+  const auto handler = [&](const HttpRequest& request, const std::shared_ptr<HttpReply>& reply) {
+    if (!ready) early = true;
+    echo(request, reply);
+  };
+  const auto server = HttpServer::open(local_options(), nullptr, handler).value();
+  RawClient client(server->address(0));
+  ASSERT_TRUE(client.connected());  // by the kernel; it waits for its turn
+  client.send(get("/"));
+  for (int turn = 0; turn < 3; ++turn) {  // the loops run: what is made meanwhile may post to them
+    std::promise<void> ran;
+    server->post(0, [&] { ran.set_value(); });
+    ran.get_future().wait();
+  }
+  ready = true;
+  server->accept();
+  EXPECT_EQ(client.read().status, 200);
+  EXPECT_FALSE(early);
 }
 
 TEST(HttpServer, RefusesBadOptions) {

@@ -29,7 +29,7 @@ void RoutePlanner::start() {
   if (kind_ != "off") thread_ = std::thread([this] { run(); });
 }
 
-RoutePlanner::~RoutePlanner() {
+void RoutePlanner::stop() {
   {
     std::lock_guard lock(mutex_);
     stopping_ = true;

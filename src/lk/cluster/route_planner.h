@@ -39,8 +39,9 @@ class RoutePlanner {
 
   // `fleet` must outlive it. `name`: the router's.
   RoutePlanner(FleetView& fleet, std::unique_ptr<Planner> planner, std::string kind, std::string name, Host host);
-  ~RoutePlanner();
+  ~RoutePlanner() { stop(); }
   void start();  // rounds on a thread, unless the kind is "off"; once
+  void stop();   // no more of them; figures() goes on
   // Alone a router leads; with a registry it says who does.
   void set_leads(bool leads);
   // What the registry has now, whoever wrote it. Without a leader: nothing.

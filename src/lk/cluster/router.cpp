@@ -66,7 +66,7 @@ class RouterImpl final : public Router {
                            .tls_cert = options_.tls_cert,
                            .tls_key = options_.tls_key};
     relays_.resize(static_cast<size_t>(options_.io_threads));
-    LK_ASSIGN_OR_RETURN(http_, HttpServer::start(
+    LK_ASSIGN_OR_RETURN(http_, HttpServer::open(
                                    http, [this](HttpRequest& head) { return gate_->judge(head); },
                                    [this](HttpRequest request, std::shared_ptr<HttpReply> reply) {
                                      handle(std::move(request), std::move(reply));
@@ -80,6 +80,7 @@ class RouterImpl final : public Router {
                            .prefetch = [this](int replica, const std::string& adapter) { prefetch(replica, adapter); },
                            .publish = options_.publish_plan});
     planner_->start();
+    http_->accept();
     return Status();
   }
 
@@ -89,7 +90,7 @@ class RouterImpl final : public Router {
       stopping_ = true;
     }
     stop_.notify_all();
-    planner_.reset();
+    if (planner_) planner_->stop();
     if (ticker_.joinable()) ticker_.join();
     if (http_) {
       http_->stop_accepting();

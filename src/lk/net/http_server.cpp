@@ -143,7 +143,6 @@ class Server final : public HttpServer {
 
   void run() {
     for (const auto& shard : shards_) shard->loop.post([&shard = *shard] { shard.start_ticking(); });
-    shards_[0]->loop.post([this] { acceptor_.start(); });
     for (const auto& shard : shards_)
       threads_.emplace_back([shard] {
         set_thread_name("lk-http");
@@ -182,6 +181,9 @@ class Server final : public HttpServer {
     for (std::thread& thread : threads_) thread.join();
   }
 
+  void accept() override {
+    shards_[0]->loop.post([this] { acceptor_.start(); });
+  }
   int num_shards() const override { return static_cast<int>(shards_.size()); }
   void post(int shard, std::function<void()> task) override {
     shards_.at(static_cast<size_t>(shard))->loop.post(std::move(task));
@@ -292,6 +294,13 @@ Status HttpServer::check(const HttpServerOptions& options) {
 
 Result<std::unique_ptr<HttpServer>> HttpServer::start(const HttpServerOptions& options, HeadFilter filter,
                                                       Handler handler) {
+  LK_ASSIGN_OR_RETURN(std::unique_ptr<HttpServer> server, open(options, std::move(filter), std::move(handler)));
+  server->accept();
+  return server;
+}
+
+Result<std::unique_ptr<HttpServer>> HttpServer::open(const HttpServerOptions& options, HeadFilter filter,
+                                                     Handler handler) {
   LK_RETURN_IF_ERROR(check_options(options));
   auto state = std::make_shared<HttpServerState>();
   state->options = options;

@@ -140,14 +140,18 @@ class HttpServer {
   // may set the request's `admission`. On the shard's thread.
   using HeadFilter = std::function<std::optional<HttpResponse>(HttpRequest& head)>;
 
-  // Sets SIGPIPE to be ignored. With TLS listeners the certificate is read here and by reload_tls().
+  // Listens, and lets nobody in before accept(): what filter and handler use may be made between the two. Sets SIGPIPE
+  // to be ignored. With TLS listeners the certificate is read here and by reload_tls().
+  static Result<std::unique_ptr<HttpServer>> open(const HttpServerOptions& options, HeadFilter filter, Handler handler);
+  // open() and accept(): for a handler that uses nothing which is made later, such as the server itself.
   static Result<std::unique_ptr<HttpServer>> start(const HttpServerOptions& options, HeadFilter filter,
                                                    Handler handler);
-  // What start() would refuse, without serving anybody: limits, certificate and key, addresses. kAlreadyExists when an
+  // What open() would refuse, without serving anybody: limits, certificate and key, addresses. kAlreadyExists when an
   // address is taken and nothing else is wrong.
   static Status check(const HttpServerOptions& options);
   virtual ~HttpServer() = default;  // closes everything at once
 
+  virtual void accept() = 0;  // once
   virtual int num_shards() const = 0;
   virtual void post(int shard, std::function<void()> task) = 0;  // thread safe
   virtual std::string address(int listener) const = 0;           // with the port that was chosen

@@ -236,7 +236,7 @@ Status FederateDoorImpl::start() {
   // many may be on their way at once.
   http.limits.max_body_bytes = kUpdatesAtOnce * std::max(kMaxSmallBody, coordinator_->max_update_bytes_of_run());
   http.limits.max_total_body_bytes = std::max(http.limits.max_total_body_bytes, http.limits.max_body_bytes);
-  LK_ASSIGN_OR_RETURN(server_, HttpServer::start(
+  LK_ASSIGN_OR_RETURN(server_, HttpServer::open(
                                    http, [this](HttpRequest& head) { return filter(head); },
                                    [this](HttpRequest request, std::shared_ptr<HttpReply> reply) {
                                      handle(std::move(request), std::move(reply));
@@ -252,6 +252,7 @@ Status FederateDoorImpl::start() {
       tick_posted_ = false;
   };
   state_ = std::make_unique<StateThread>(tick, kTick);
+  server_->accept();
   return Status();
 }
 

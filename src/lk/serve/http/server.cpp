@@ -249,11 +249,12 @@ Status Server::check(const ServerOptions& options, StateStore* store) {
 Status ServerImpl::open_listeners() {
   HttpServerOptions http = http_options(options_);
   http.on_turn = [this](const IoTurn& turn) { metrics_->io_turn(turn.seconds, turn.cpu_seconds); };
-  LK_ASSIGN_OR_RETURN(http_, HttpServer::start(
+  LK_ASSIGN_OR_RETURN(http_, HttpServer::open(
                                  http, [this](HttpRequest& head) { return filter(head); },
                                  [this](HttpRequest request, std::shared_ptr<HttpReply> reply) {
                                    handle(std::move(request), std::move(reply));
                                  }));
+  http_->accept();
   return Status();
 }
 
