@@ -386,7 +386,7 @@ class Trouble(Pull):
         self.refused("pull", "acme/none", words=("neither a model nor an adapter",))
 
     def test_no_room(self):
-        self.hub.repos["acme/big"].head["model.safetensors"] = {"X-Linked-Size": str(1 << 60)}
+        self.hub.repos["acme/big"].head["model.safetensors"] = {"X-Linked-Size": str(1 << 43)}
         self.refused("pull", "acme/big", words=("more in", "are free", "HF_HUB_CACHE"))
         self.assertEqual(self.hub.gets(port=self.hub.ports[1]), [])
 
@@ -454,10 +454,26 @@ class Attacks(Pull):
         self.assertLess(sum(p.stat().st_size for p in self.cache.rglob("*") if p.is_file()), 4 * len(BIG))
 
     def test_lengths_that_are_lies(self):
-        self.it.head["config.json"] = {"Content-Length": "1000000000000000000"}
+        self.it.head["config.json"] = {"Content-Length": "10000000000000"}
         self.refused("pull", "acme/big", words=("are free",))
         self.it.head["config.json"] = {"Content-Length": "99999999999999999999999999"}
         self.refused("pull", "acme/big")
+
+    def test_sizes_that_are_no_sizes(self):
+        for size in (2**63 - 1, 2**62, 2**45):
+            for path in ("config.json", "model.safetensors"):
+                self.it.head[path] = {"X-Linked-Size": str(size)}
+            self.refused("pull", "acme/big", words=("is said to have",))
+            self.assertFalse(any(p.stat().st_size for p in self.cache.rglob("*.incomplete")))
+
+    def test_etags_that_say_nothing_of_the_bytes(self):
+        for path in ("config.json", "model.safetensors"):
+            self.it.head[path] = {"ETag": '"odd"', "X-Linked-ETag": '"odd"'}
+        self.refused("pull", "acme/big", words=("no digest of their bytes",))
+        self.assertFalse((self.repo("acme/big") / "snapshots").exists())
+        for path in ("config.json", "model.safetensors"):
+            self.it.head[path] = {"ETag": f'"odd-{path}"', "X-Linked-ETag": f'"odd-{path}"'}
+        self.assertIn("not checked", self.good("pull", "acme/big").stderr)
 
     def test_answers_that_are_bombs(self):
         for body in (b"[" * 100000, b'{"a":' * 100000, b'{"sha": "' + b"a" * (17 << 20) + b'"}', b"null", b"", b"[]", b'{"sha": 1}', b"\xff\xfe",

@@ -164,6 +164,9 @@ class BadInput(ServerTest):
 
     def test_body_sizes(self):
         self.refused(self.server.complete("x" * (1 << 20), "sql"), 413)
+        for path in ("/health", "/ready", "/version", "/openapi.json", "/", "/v1/models", "/metrics"):  # nobody reads a body there
+            self.refused(self.server.call("GET", path, b"x" * 5000), 413)
+            self.assertEqual(self.server.call("GET", path, b"{}").status, 200, path)
         for head in (b"Content-Length: 99999999999\r\n", b"Content-Length: 1048577\r\n"):
             answer = self.server.raw(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + head + b"\r\n")
             self.assertTrue(answer.startswith(b"HTTP/1.1 413 "), answer[:80])

@@ -72,8 +72,8 @@ TEST_P(Sparse, ProductsAreThoseOfTheDenseMatrix) {
       want_y[static_cast<size_t>(m * y_stride_ + o)] += static_cast<float>(sum);
     }
   sparse_product({s_, values_.data(), x_.data(act_), act_, x_stride_, y.data(), y_stride_, shape_.rows}, rows_, many_);
-  sparse_input_gradient({s_, values_.data(), dy_.data(act_), act_, y_stride_, dx.data(), x_stride_, shape_.rows},
-                        rows_, many_);
+  sparse_input_gradient({s_, values_.data(), dy_.data(act_), act_, y_stride_, dx.data(), x_stride_, shape_.rows}, rows_,
+                        many_);
   expect_close(y.values(), want_y, {1e-11, 1e-5}, "y");
   expect_close(dx.values(), want_dx, {1e-11, 1e-5}, "dx");
   y.expect_intact("y"), dx.expect_intact("dx");
@@ -84,7 +84,8 @@ TEST_P(Sparse, ARowDependsOnItselfAlone) {
   Guarded<float> together(shape_.rows * y_stride_), apart(shape_.rows * y_stride_);
   Guarded<float> dx_together(shape_.rows * x_stride_), dx_apart(shape_.rows * x_stride_);
   for (auto* y : {&together, &apart, &dx_together, &dx_apart}) y->fill(1);
-  sparse_product({s_, values_.data(), x_.data(act_), act_, x_stride_, together.data(), y_stride_, shape_.rows}, rows_, many_);
+  sparse_product({s_, values_.data(), x_.data(act_), act_, x_stride_, together.data(), y_stride_, shape_.rows}, rows_,
+                 many_);
   sparse_input_gradient(
       {s_, values_.data(), dy_.data(act_), act_, y_stride_, dx_together.data(), x_stride_, shape_.rows}, rows_, many_);
   const int64_t bytes = dtype_bytes(act_);
@@ -139,8 +140,8 @@ TEST_P(Sparse, EveryInstructionSetHasTheSameBits) {
     std::vector<float> dx(static_cast<size_t>(shape_.rows * x_stride_), 0.3f);
     std::vector<float> gradient(static_cast<size_t>(s_.nnz + 1), 0.7f);
     sparse_product({s_, values_.data(), x_.data(act_), act_, x_stride_, y.data(), y_stride_, shape_.rows}, rows, many_);
-    sparse_input_gradient({s_, values_.data(), dy_.data(act_), act_, y_stride_, dx.data(), x_stride_, shape_.rows}, rows,
-                          many_);
+    sparse_input_gradient({s_, values_.data(), dy_.data(act_), act_, y_stride_, dx.data(), x_stride_, shape_.rows},
+                          rows, many_);
     sparse_gradient({s_, dy_.data(act_), x_.data(act_), act_, y_stride_, x_stride_, gradient.data(), shape_.rows}, rows,
                     many_);
     return std::tuple(y, dx, gradient);

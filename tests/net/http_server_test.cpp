@@ -285,6 +285,35 @@ TEST(HttpServer, Ipv6AndUnixSockets) {
   EXPECT_FALSE(std::filesystem::exists(path));
 }
 
+// What a route that anybody may ask keeps of a body is what an attacker's connections hold together.
+TEST(HttpServer, TakesNoLongBodyThatNobodyAnswersFor) {
+  class Admitted : public HttpAdmission {
+    std::optional<HttpResponse> on_body(int64_t) override { return std::nullopt; }
+  };
+  const auto server = start_server(local_options(), echo, [](HttpRequest& head) -> std::optional<HttpResponse> {
+    if (head.path == "/in") head.admission = std::make_shared<Admitted>();
+    return std::nullopt;
+  });
+  const std::string small(kUnadmittedBody, 'x'), large(kUnadmittedBody + 1, 'x');
+  const auto chunked = [](const std::string& path, const std::string& body) {
+    return fmt::format("POST {} HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{}\r\n0\r\n\r\n", path,
+                       body.size(), body);
+  };
+  RawClient client(server->address(0));
+  for (const std::string& request :
+       {post("/", small), chunked("/", small), post("/in", large), chunked("/in", large)}) {
+    client.send(request);
+    EXPECT_EQ(client.read().status, 200);
+  }
+  for (const std::string& request : {post("/", large), chunked("/", large),
+                                     std::string("POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 8000000\r\n\r\n")}) {
+    RawClient refused(server->address(0));
+    refused.send(request);
+    EXPECT_EQ(refused.read().status, 413);
+    EXPECT_TRUE(refused.closed());
+  }
+}
+
 TEST(HttpServer, LetsNobodyInBeforeAccept) {
   std::atomic<bool> ready = false, early = false;
   const auto handler = [&](const HttpRequest& request, const std::shared_ptr<HttpReply>& reply) {

@@ -37,6 +37,22 @@ TEST_F(AdapterSumsTest, SumsAreResolvedCachedAndRefused) {
   EXPECT_EQ(registry_->list(service_->engine->snapshot(), "", 100).entries.size(), 3u) << "sums are not listed";
 }
 
+TEST_F(AdapterSumsTest, NobodyTakesTheNameOfASum) {
+  must_load("a", "sql");
+  must_load("b", "math");
+  const AdapterLease sum = resolve("a+b")->adapter;
+  for (const char* name : {"a+b", "b+a", "a+a"}) {
+    EXPECT_EQ(load(name, "tag").status().code(), StatusCode::kAlreadyExists) << name;
+    EXPECT_EQ(load(name, "tag", {.replace = true}).status().code(), StatusCode::kAlreadyExists) << name;
+    EXPECT_EQ(registry_->set_alias(name, "b").code(), StatusCode::kAlreadyExists) << name;
+  }
+  EXPECT_EQ(resolve("a+b")->adapter, sum);
+  must_load("a+c", "tag");  // a name like others, as hubs have them
+  must_load("c", "sql");
+  must_load("a+c", "math", {.replace = true});
+  EXPECT_EQ(resolve("a+c")->adapter->name, "a+c") << "goes before the sum that it could be since";
+}
+
 TEST_F(AdapterSumsTest, SumFollowsItsComponents) {
   must_load("a", "sql");
   must_load("b", "math");

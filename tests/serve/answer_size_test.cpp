@@ -108,6 +108,14 @@ TEST(AnswerSize, LogProbabilitiesAreHeldUntilTheEnd) {
   EXPECT_EQ(answer_size(request, text, 1000, 4000).held_per_token, 0) << "plain text is bounded by its tokens";
 }
 
+TEST(AnswerSize, WhatAResponseRepeatsOfItsRequestIsHeldUntilTheEnd) {
+  GenerateRequest request{.endpoint = Endpoint::kResponses, .n = 1, .repeated = std::string(100'000, 'x')};
+  const TextRequest text;
+  EXPECT_EQ(answer_size(request, text, 10, 40).held_fixed, 100'000);
+  request.echo = true;
+  EXPECT_EQ(answer_size(request, text, 10, 40).held_fixed, 100'040);
+}
+
 TEST(AnswerSize, HugeRequestsDoNotOverflow) {
   GenerateRequest request{.n = 1 << 30, .logprobs = true, .prompt_logprobs = true};
   TextRequest text;

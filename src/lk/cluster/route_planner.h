@@ -26,7 +26,8 @@ class RoutePlanner {
   struct Host {
     std::function<void(std::vector<PlannedMove>)> move;
     std::function<void(int replica, const std::string& adapter)> prefetch;
-    std::function<void(const FleetPlan&)> publish;  // of a router that leads, when the registry has another; may be empty
+    std::function<void(const FleetPlan&)>
+        publish;  // of a router that leads, when the registry has another; may be empty
   };
   // What is shown.
   struct Figures {

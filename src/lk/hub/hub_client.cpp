@@ -17,6 +17,7 @@ constexpr int kMaxRedirects = 10;
 constexpr size_t kMaxListingBytes = size_t{16} << 20;
 constexpr size_t kMaxErrorBytes = size_t{16} << 10;
 constexpr size_t kMaxFiles = size_t{1} << 18;
+constexpr int64_t kMaxFileBytes = int64_t{1} << 44;  // of kMaxFiles files the sum is a number yet
 constexpr int64_t kLongestWait_s = 60;
 
 // Where the token may go beside the endpoint: a mirror sends requests for gated files there.
@@ -53,13 +54,14 @@ std::string error_in(std::string_view body) {
 
 // Seconds until another try makes sense: Retry-After, or t= of RateLimit where nothing remains (r=0).
 int64_t wanted_wait(const HubReply& reply) {
-  if (const int64_t seconds = reply.length("retry-after"); seconds >= 0) return seconds;
+  const auto bounded = [](int64_t seconds) { return std::clamp<int64_t>(seconds, 0, kLongestWait_s + 1); };
+  if (const int64_t seconds = reply.length("retry-after"); seconds >= 0) return bounded(seconds);
   const std::string_view limit = reply.header("ratelimit");
   const size_t at = limit.find(";t=");
   if (at == limit.npos || limit.find(";r=0") == limit.npos) return 0;
   int64_t seconds = 0;
   (void)std::from_chars(limit.data() + at + 3, limit.data() + limit.size(), seconds);
-  return seconds;
+  return bounded(seconds);
 }
 
 }  // namespace
@@ -210,6 +212,8 @@ Result<HubFile> HubClient::look_up(const HubName& name, const std::string& commi
   HubFile file{.path = path, .etag = plain_etag(linked.empty() ? reply.header("etag") : linked)};
   file.size = reply.length("x-linked-size");
   if (file.size < 0 && !is_redirect(reply.status)) file.size = reply.length("content-length");
+  if (file.size > kMaxFileBytes)
+    return data_loss("{}: {} is said to have {} bytes", settings_.endpoint, path, file.size);
   const std::string_view said = reply.header("x-repo-commit");
   if (said.empty() || file.etag.empty())
     return data_loss("{} says neither commit nor ETag of {}: is HF_ENDPOINT a hub?", settings_.endpoint, path);

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <functional>
 #include <limits>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -177,6 +178,7 @@ class Pull {
     std::ranges::sort(files, [](const HubFile& a, const HubFile& b) {
       return std::pair(-a.size, a.path) < std::pair(-b.size, b.path);
     });
+    LK_RETURN_IF_ERROR(check_etags(files));
     int64_t total = 0, missing = 0;
     std::set<std::string> etags;
     for (const HubFile& file : files) {
@@ -197,6 +199,20 @@ class Pull {
     });
     watcher_.on_end();
     return status;
+  }
+
+  // Two files may have one ETag when it says that their bytes are the same.
+  Status check_etags(const std::vector<HubFile>& files) {
+    std::map<std::string, const HubFile*> by_etag;
+    for (const HubFile& file : files) {
+      const auto& [etag, first] = *by_etag.emplace(file.etag, &file).first;
+      const bool checked = digest_of_etag(etag) != BlobDigest::kNone;
+      if (first != &file && (!checked || first->size != file.size))
+        return data_loss("{}: {} and {} have the same ETag \"{}\", {}", name_.text(), first->path, file.path, etag,
+                         checked ? "and not the same size" : "which is no digest of their bytes");
+      if (!checked) note(fmt::format("{}: the hub says no digest; its bytes are not checked", file.path));
+    }
+    return Status();
   }
 
   Status check_room(int64_t missing) const {

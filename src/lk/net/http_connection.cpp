@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "lk/net/http_reply.h"
+#include "lk/net/http_server.h"
 
 namespace lk {
 namespace {
@@ -176,6 +177,8 @@ void HttpConnection::on_head() {
       response = error_response(500, "internal error");
     }
     if (response) return answer_from_filter(std::move(*response));
+    if (!head.admission && !parser_->limit_body(kUnadmittedBody))
+      return refuse(413, fmt::format("the body is larger than {} bytes, and nobody reads it here", kUnadmittedBody));
   }
   if (parser_->expects_continue()) {
     output().append("HTTP/1.1 100 Continue\r\n\r\n");

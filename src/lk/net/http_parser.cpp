@@ -212,6 +212,11 @@ void HttpParser::check_framing() {
   }
 }
 
+bool HttpParser::limit_body(int64_t max_bytes) {
+  if (chunks_) chunks_ = std::make_unique<ChunkDecoder>(max_bytes);  // none was looked at
+  return content_length_ <= max_bytes;
+}
+
 void HttpParser::parse_target() {
   std::string_view target = request_.target;
   if (target.starts_with("http://") || target.starts_with("https://")) {  // absolute form: a proxy's habit

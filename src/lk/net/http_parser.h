@@ -38,6 +38,8 @@ class HttpParser {
   int64_t content_length() const { return content_length_; }  // -1: chunked, not known
   int64_t body_bytes() const { return body_bytes_; }          // received so far
   void discard_body() { discard_body_ = true; }               // count and check, but do not keep
+  // A shorter limit than HttpLimits' for this body. False: it says that it is longer.
+  bool limit_body(int64_t max_bytes);
 
   static constexpr int64_t kMaxHeaders = 128;
   static constexpr int kMaxBlankLines = 2;

@@ -132,12 +132,16 @@ struct HttpStats {  // since the start
   int64_t output_bytes = 0;     // waiting for readers now
 };
 
+// So much of a body may come where no filter answers for more: many connections at once may hold it.
+inline constexpr int64_t kUnadmittedBody = 4 << 10;
+
 class HttpServer {
  public:
   using Handler = std::function<void(HttpRequest request, std::shared_ptr<HttpReply> reply)>;
   // Called when the head is known, before the body is read: an answer given here ends the request (wrong key, overload,
   // too large). A short body is skipped then, for a long or unknown one the connection is closed behind the answer. It
-  // may set the request's `admission`. On the shard's thread.
+  // may set the request's `admission`; without one nobody answers for a body, which is kUnadmittedBody at most. On the
+  // shard's thread.
   using HeadFilter = std::function<std::optional<HttpResponse>(HttpRequest& head)>;
 
   // Listens, and lets nobody in before accept(): what filter and handler use may be made between the two. Sets SIGPIPE

@@ -41,7 +41,9 @@ class CpuTrainOps final : public TrainOps {
   void do_unfold_modules(const ModuleScalesArgs& a) override { lk::unfold_modules(a, pool_); }
   void do_adamw(const AdamwArgs& a) override { kernels_.adamw(a, pool_); }
   void do_sparse_product(const SparseProductArgs& a) override { lk::sparse_product(a, kernels_.sparse_row, pool_); }
-  void do_sparse_input_gradient(const SparseInputGradientArgs& a) override { lk::sparse_input_gradient(a, kernels_.sparse_row, pool_); }
+  void do_sparse_input_gradient(const SparseInputGradientArgs& a) override {
+    lk::sparse_input_gradient(a, kernels_.sparse_row, pool_);
+  }
   void do_sparse_gradient(const SparseGradientArgs& a) override { lk::sparse_gradient(a, kernels_.sparse_row, pool_); }
   void do_proximal_gradient(const ProximalArgs& a) override { lk::proximal_gradient(a, pool_); }
   double do_sum_squares(const float* x, int64_t n) override { return lk::sum_squares(x, n, pool_); }

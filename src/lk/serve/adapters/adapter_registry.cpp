@@ -47,6 +47,10 @@ Trouble::Kind kind_of_trouble(StatusCode code) {
   }
 }
 
+Status is_a_sum(std::string_view name) {
+  return already_exists("\"{}\" is the sum of adapters that are here; choose another name", name);
+}
+
 Status already_loaded(std::string_view name) {
   return already_exists(
       "The lora adapter '{}' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to "
@@ -96,12 +100,23 @@ Result<AdapterLease> AdapterRegistry::load_and_wait(LoadRequest request) {
   return result.get();
 }
 
+// Whoever asks for "a+b" while there are an a and a b has their sum, and goes on having it: a name goes before the sum
+// that it could be, so nobody may take such a name.
+bool AdapterRegistry::means_sum_locked(const std::string& name) const {
+  if (!AdapterSums::is_sum(name)) return false;
+  const Result<std::vector<AdapterSums::NamedTerm>> terms = AdapterSums::parse(name);
+  return terms.ok() && std::ranges::all_of(*terms, [&](const AdapterSums::NamedTerm& term) {
+           return table_.find(std::string(term.name)).slot != nullptr;
+         });
+}
+
 Status AdapterRegistry::check_free(const LoadRequest& request) const {
   LK_RETURN_IF_ERROR(check_adapter_name("adapter name", request.name));
   if (is_base(request.name)) return already_exists("\"{}\" is the base model", request.name);
   std::lock_guard lock(mutex_);
   if (table_.aliases.contains(request.name)) return already_exists("\"{}\" is an alias", request.name);
   const AdapterTable::Name* taken = table_.name(request.name);
+  if (!taken && means_sum_locked(request.name)) return is_a_sum(request.name);
   if (!request.replace && !request.version && taken && !taken->versions.contains(0))
     return already_loaded(request.name);
   return check_quota_locked(request);
@@ -366,6 +381,7 @@ Status AdapterRegistry::check_alias_locked(const std::string& alias, const std::
   LK_RETURN_IF_ERROR(check_adapter_name("alias", alias));
   if (is_base(alias) || table_.name(alias) || queue_.is_busy(alias))
     return already_exists("\"{}\" is the name of a model", alias);
+  if (means_sum_locked(alias)) return is_a_sum(alias);
   if (table_.aliases.contains(target) || !table_.find(target).slot)  // no alias of an alias
     return not_found("The lora adapter '{}' cannot be found.", target);
   return Status();

@@ -179,6 +179,7 @@ class AdapterRegistry {
   const std::string& base_name() const { return options_.base_name; }
   const std::vector<std::string>& base_aliases() const { return options_.base_aliases; }
   bool is_base(std::string_view name) const;
+  bool means_sum_locked(const std::string& name) const;
 
  private:
   struct Retired;

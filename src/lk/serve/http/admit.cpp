@@ -54,7 +54,7 @@ std::optional<Admitted> admit(const std::shared_ptr<Exchange>& exchange, const E
   }
   // The body is gone; what is left of it waits among the engine's tokens.
   if (!exchange->place.hold(held_bytes))
-    return refuse(overloaded(1, "too many log-probabilities are held for answers, try again later"));
+    return refuse(overloaded(1, "too much is held for answers that are not written yet, try again later"));
   const Tenant& tenant = *exchange->principal.tenant;
   const EngineService::Account account = server.engine().account(tenant.name, tenant.weight);
   const EngineService::Admission admission =

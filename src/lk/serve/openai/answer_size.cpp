@@ -72,8 +72,9 @@ AnswerSize answer_size(const GenerateRequest& request, const TextRequest& prompt
     const int64_t times_said = std::ssize(request.repeated);
     size.fixed += times(request.stream ? 3 : 1, times_said);
     if (request.stream) size.per_token = times(4, text + logprobs);
+    size.held_fixed = times_said;  // as long as the request waits
   }
-  if (request.echo) size.held_fixed = prompt_bytes;
+  if (request.echo) size.held_fixed += prompt_bytes;
   if (request.logprobs) size.held_per_token = times(request.n, record_bytes(alternatives));
   if (const int of_prompt = prompt.sampling.num_prompt_logprobs; of_prompt >= 0)
     size.held_fixed += times(request.n, times(record_bytes(of_prompt), prompt_tokens));

@@ -39,6 +39,7 @@ class ResponsesReader {
     if (metadata != nullptr && metadata->size() > static_cast<size_t>(fields_.row("metadata").max_count))
       fields_.fail("metadata", "has {} entries, at most {} are allowed", metadata->size(),
                    fields_.row("metadata").max_count);
+    if (metadata != nullptr) check_metadata(*metadata);
     const ApiResult<GenerateRequest> read = draft_.read(Endpoint::kResponses, defaults, fields_, std::move(ignored_));
     if (!read.ok()) return read.error;
     GenerateRequest request = std::move(*read.value);
@@ -259,6 +260,17 @@ class ResponsesReader {
     if (!wanted) return;
     draft_.put("logprobs", true, "include");
     draft_.put("top_logprobs", top_logprobs_, "top_logprobs");
+  }
+
+  // As OpenAI bounds them: the answer says them again.
+  void check_metadata(const json::object& metadata) {
+    constexpr size_t kMaxKey = 64, kMaxValue = 512;
+    for (const auto& [key, value] : metadata) {
+      if (key.size() > kMaxKey)
+        return fields_.fail("metadata", "has a key of {} bytes, at most {} are allowed", key.size(), kMaxKey);
+      if (!value.is_string() || value.get_string().size() > kMaxValue)
+        return fields_.fail("metadata", "{} is no string of at most {} bytes", std::string_view(key), kMaxValue);
+    }
   }
 
   std::string repeated(const GenerateRequest& request, const std::string& truncation) {
