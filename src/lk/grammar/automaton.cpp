@@ -11,15 +11,20 @@ namespace lk::grammar {
 namespace {
 
 // Which rules are reached from the root, which of them call themselves, and how large each is when expanded.
+// Expressions share parts, so every walk here meets an expression once, however many ways lead to it: as trees they may
+// be exponentially larger than the grammar. Whatever loops is charged to the budget.
 class RuleGraph {
  public:
-  RuleGraph(const Ir& ir, RuleId root) : ir_(ir), info_(ir.num_rules()) { visit(root); }
+  RuleGraph(const Ir& ir, RuleId root, Budget& budget)
+      : ir_(ir), budget_(budget), info_(ir.num_rules()), seen_(ir.nodes().size(), 0), times_(seen_.size(), 0) {
+    visit(root);
+  }
 
   struct Info {
     bool reached = false, done = false, recursive = false;
     int64_t size = 0;
     int nesting = 0;  // of expanded rules in one another
-    int uses = 0;
+    int64_t uses = 0;
   };
   const Info& operator[](RuleId rule) const { return info_[rule]; }
   std::vector<uint8_t> expand(RuleId root) const {
@@ -32,6 +37,9 @@ class RuleGraph {
  private:
   static constexpr int64_t kAlwaysExpanded = 128;  // bytes of text, about
   static constexpr int kMaxNesting = 8;            // expansion is recursive
+  static constexpr int64_t kHuge = int64_t{1} << 40;
+  static int64_t capped_product(int64_t a, int64_t b) { return a > kHuge / std::max<int64_t>(b, 1) ? kHuge : a * b; }
+
   bool expandable(RuleId rule) const {
     const Info& info = info_[rule];
     return !ir_.rule(rule).shared && !info.recursive && info.nesting < kMaxNesting &&
@@ -40,19 +48,21 @@ class RuleGraph {
 
   // Depth first without recursion: a rule is done after the rules it calls; one that is met while open calls itself.
   void visit(RuleId root) {
-    std::vector<std::pair<RuleId, size_t>> open;
-    std::vector<std::vector<RuleId>> callees(info_.size());
+    struct Open {
+      RuleId rule;
+      std::vector<RuleId> callees;
+      size_t next = 0;
+    };
+    std::vector<Open> open;
     const auto enter = [&](RuleId rule) {
       info_[rule].reached = true;
-      collect(ir_.rule(rule).body, callees[rule]);
-      open.emplace_back(rule, 0);
+      open.push_back({rule, callees(rule)});
     };
     enter(root);
-    while (!open.empty()) {
-      const RuleId rule = open.back().first;
-      if (open.back().second < callees[rule].size()) {
-        const RuleId callee = callees[rule][open.back().second++];
-        ++info_[callee].uses;
+    while (!open.empty() && budget_.ok()) {
+      Open& top = open.back();
+      if (top.next < top.callees.size()) {
+        const RuleId callee = top.callees[top.next++];
         if (!info_[callee].reached) {
           enter(callee);
         } else if (!info_[callee].done) {
@@ -61,45 +71,81 @@ class RuleGraph {
         }
         continue;
       }
-      info_[rule].done = true;
-      measure(rule);
+      info_[top.rule].done = true;
+      measure(top.rule);
       open.pop_back();
     }
   }
 
-  void collect(Expr root, std::vector<RuleId>& rules) const {
-    std::vector<Expr> todo{root};
-    while (!todo.empty()) {
-      const ExprNode& node = ir_.node(todo.back());
-      todo.pop_back();
-      if (node.kind == ExprNode::Kind::kRule) rules.push_back(node.rule);
-      for (const Expr child : node.children) todo.push_back(child);
-      for (const auto& edge : node.edges) todo.push_back(edge.expr);
+  // The expressions of a rule's body, each once and after its parts: a part is always older, so of a smaller index.
+  std::vector<Expr> parts(RuleId rule) {
+    std::vector<Expr> found;
+    ++walk_;
+    const auto meet = [&](Expr expr) {
+      if (seen_[expr] == walk_) return;
+      seen_[expr] = walk_;
+      times_[expr] = 0;
+      found.push_back(expr);
+    };
+    meet(ir_.rule(rule).body);
+    for (size_t k = 0; k < found.size() && budget_.spend(0); ++k) {
+      const ExprNode& node = ir_.node(found[k]);
+      for (const Expr child : node.children) meet(child);
+      for (const auto& edge : node.edges) meet(edge.expr);
     }
+    std::ranges::sort(found);
+    return found;
   }
 
-  void measure(RuleId rule) {
-    info_[rule].size = size(ir_.rule(rule).body, info_[rule]);
-    ++info_[rule].nesting;
-  }
-  int64_t size(Expr expr, Info& info) {
-    constexpr int64_t kHuge = int64_t{1} << 40;
-    const ExprNode& node = ir_.node(expr);
-    if (node.kind == ExprNode::Kind::kRule) {
-      const Info& callee = info_[node.rule];
-      if (!callee.done || !expandable(node.rule)) return 1;
-      info.nesting = std::max(info.nesting, callee.nesting);
-      return callee.size;
+  // The rules called by this one, each once; counts their uses, as many as there are when all is written out.
+  std::vector<RuleId> callees(RuleId rule) {
+    std::vector<RuleId> called;
+    const std::vector<Expr> all = parts(rule);
+    if (!budget_.ok()) return called;
+    times_[all.back()] = 1;  // the body, which is the newest
+    for (size_t k = all.size(); k-- > 0;) {
+      const ExprNode& node = ir_.node(all[k]);
+      const auto use = [&](int64_t& count) { count = std::min(kHuge, count + times_[all[k]]); };
+      for (const Expr child : node.children) use(times_[child]);
+      for (const auto& edge : node.edges) use(times_[edge.expr]);
+      if (node.kind != ExprNode::Kind::kRule) continue;
+      use(info_[node.rule].uses);
+      called.push_back(node.rule);
     }
-    int64_t total = 1 + static_cast<int64_t>(node.literal.size());
-    for (const Expr child : node.children) total += size(child, info);
-    for (const auto& edge : node.edges) total += size(edge.expr, info);
-    if (node.kind == ExprNode::Kind::kRepeat) total *= std::max({1, node.min, node.max});
-    return std::min(total, kHuge);
+    std::ranges::sort(called);
+    called.erase(std::ranges::unique(called).begin(), called.end());
+    return called;
+  }
+
+  // Size and nesting of a rule, from those of the rules it calls.
+  void measure(RuleId rule) {
+    Info& info = info_[rule];
+    std::vector<int64_t>& size = times_;
+    for (const Expr expr : parts(rule)) {
+      const ExprNode& node = ir_.node(expr);
+      if (node.kind == ExprNode::Kind::kRule) {
+        const Info& callee = info_[node.rule];
+        const bool expanded = callee.done && expandable(node.rule);
+        if (expanded) info.nesting = std::max(info.nesting, callee.nesting);
+        size[expr] = expanded ? callee.size : 1;
+        continue;
+      }
+      int64_t total = 1 + static_cast<int64_t>(node.literal.size());
+      for (const Expr child : node.children) total = std::min(kHuge, total + size[child]);
+      for (const auto& edge : node.edges) total = std::min(kHuge, total + size[edge.expr]);
+      if (node.kind == ExprNode::Kind::kRepeat) total = capped_product(total, std::max({1, node.min, node.max}));
+      size[expr] = total;
+    }
+    info.size = size[ir_.rule(rule).body];
+    ++info.nesting;
   }
 
   const Ir& ir_;
+  Budget& budget_;
   std::vector<Info> info_;
+  uint32_t walk_ = 0;
+  std::vector<uint32_t> seen_;  // [expr] by which walk, the last one
+  std::vector<int64_t> times_;  // [expr] of that walk: how often it is written out, or its size
 };
 
 // Open calls that each node needs to reach the end of its rule; kNoNode if it never does. Settles nodes in order of
@@ -152,15 +198,15 @@ std::vector<uint32_t> heights(const Automaton& a, const std::vector<std::vector<
   return height;
 }
 
-void find_nullable(Automaton& a, const std::vector<std::vector<Automaton::Call>>& calls) {
+void find_nullable(Automaton& a, const std::vector<std::vector<Automaton::Call>>& calls, Budget& budget) {
   a.nullable.assign(a.start.size(), 0);
-  for (bool changed = true; changed;) {
+  for (bool changed = true; changed && budget.ok();) {
     changed = false;
     for (RuleId rule = 0; rule < a.start.size(); ++rule) {
       if (a.nullable[rule] || a.start[rule] == kNoNode) continue;
       std::vector<uint32_t> todo{a.start[rule]};
       std::unordered_set<uint32_t> seen{a.start[rule]};
-      while (!todo.empty() && !a.nullable[rule]) {
+      while (!todo.empty() && !a.nullable[rule] && budget.spend(0)) {
         const uint32_t node = todo.back();
         todo.pop_back();
         a.nullable[rule] = a.accepts[node];
@@ -200,14 +246,14 @@ bool fan_out_fits(const Automaton& a, Budget& budget) {
 }
 
 // A rule that can call itself before any byte, or kNoNode.
-RuleId find_left_recursion(const Automaton& a) {
+RuleId find_left_recursion(const Automaton& a, Budget& budget) {
   const size_t num_rules = a.start.size();
   std::vector<std::vector<RuleId>> first(num_rules);
   for (RuleId rule = 0; rule < num_rules; ++rule) {
     if (a.start[rule] == kNoNode) continue;
     std::vector<uint32_t> todo{a.start[rule]};
     std::unordered_set<uint32_t> seen{a.start[rule]};
-    while (!todo.empty()) {
+    while (!todo.empty() && budget.spend(0)) {
       const uint32_t node = todo.back();
       todo.pop_back();
       for (const Automaton::Call& call : a.calls_of(node)) {
@@ -274,7 +320,8 @@ int64_t Automaton::memory() const {
 Result<Automaton> build_automaton(const Ir& ir, RuleId root, Budget& budget) {
   budget.spend(ir.memory());
   LK_RETURN_IF_ERROR(budget.status());
-  const RuleGraph graph(ir, root);
+  const RuleGraph graph(ir, root, budget);
+  LK_RETURN_IF_ERROR(budget.status());
   for (RuleId rule = 0; rule < ir.num_rules(); ++rule) {
     if (graph[rule].reached && !ir.rule(rule).defined)
       return invalid_argument("rule \"{}\" is not defined", ir.rule(rule).name);
@@ -312,8 +359,9 @@ Result<Automaton> build_automaton(const Ir& ir, RuleId root, Budget& budget) {
     const auto list = a.calls_of(node);
     calls[node].assign(list.begin(), list.end());
   }
-  find_nullable(a, calls);
-  if (const RuleId rule = find_left_recursion(a); rule != kNoNode) {
+  find_nullable(a, calls, budget);
+  LK_RETURN_IF_ERROR(budget.status());
+  if (const RuleId rule = find_left_recursion(a, budget); rule != kNoNode) {
     return invalid_argument(
         "rule \"{}\" is left-recursive: it can begin with itself before any character; write it with repetition",
         ir.rule(rule).name);

@@ -59,7 +59,7 @@ class Budget {
   // Accounts for memory in use by a growing structure; false once a limit is passed, and ever after.
   bool spend(int64_t bytes) {
     bytes_ += bytes;
-    if (bytes_ > max_bytes_) failed_ = true;
+    if (bytes_ > max_bytes_ && !failed_) failed_ = too_large_ = true;
     if ((++calls_ & 127) == 0) look_at_clock();
     return !failed_;
   }
@@ -68,7 +68,7 @@ class Budget {
   Status status() const {
     if (!failed_) return {};
     if (given_up_) return unavailable("the grammar was not compiled: nobody waits for it any more");
-    if (bytes_ > max_bytes_)
+    if (too_large_)
       return invalid_argument("the grammar is too large: it needs more than {} bytes when compiled", max_bytes_);
     return invalid_argument("the grammar is too complex: compiling takes more than {} ms", timeout_.count());
   }
@@ -90,7 +90,7 @@ class Budget {
   std::chrono::milliseconds timeout_;
   int64_t max_bytes_, bytes_ = 0;
   uint32_t calls_ = 0;
-  bool failed_ = false, given_up_ = false;
+  bool failed_ = false, given_up_ = false, too_large_ = false;
 };
 
 // kInvalidArgument: a limit, a rule that is not defined, left recursion, or no text at all.

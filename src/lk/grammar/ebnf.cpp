@@ -6,6 +6,7 @@
 
 #include "lk/base/utf8.h"
 #include "lk/grammar/code_points.h"
+#include "lk/grammar/cursor.h"
 #include "lk/grammar/frontends.h"
 #include "lk/grammar/regex_grammar.h"
 #include "lk/text/unicode.h"
@@ -13,10 +14,10 @@
 namespace lk::grammar {
 namespace {
 
-class Parser {
+class Parser : private Cursor {
  public:
   Parser(Ir& ir, std::string_view text, const GrammarLimits& limits, Budget& budget)
-      : ir_(ir), text_(text), limits_(limits), budget_(budget) {}
+      : Cursor(text), ir_(ir), limits_(limits), budget_(budget) {}
 
   Result<RuleId> run() {
     for (skip_space(); more(); skip_space()) LK_RETURN_IF_ERROR(rule());
@@ -32,23 +33,14 @@ class Parser {
  private:
   template <class... Args>
   Status error(fmt::format_string<Args...> format, Args&&... args) const {
-    return invalid_argument("grammar, line {}: {}",
-                            1 + std::count(text_.begin(), text_.begin() + static_cast<std::ptrdiff_t>(at_), '\n'),
-                            fmt::format(format, std::forward<Args>(args)...));
-  }
-  bool more() const { return at_ < text_.size(); }
-  char peek() const { return more() ? text_[at_] : '\0'; }
-  bool take(std::string_view text) {
-    if (!text_.substr(at_).starts_with(text)) return false;
-    at_ += text.size();
-    return true;
+    return invalid_argument("grammar, line {}: {}", line(), fmt::format(format, std::forward<Args>(args)...));
   }
   void skip_space() {
     while (more()) {
       if (peek() == '#') {
-        while (more() && peek() != '\n') ++at_;
+        while (more() && peek() != '\n') skip();
       } else if (peek() == ' ' || peek() == '\t' || peek() == '\n' || peek() == '\r') {
-        ++at_;
+        skip();
       } else {
         return;
       }
@@ -58,9 +50,9 @@ class Parser {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '-';
   }
   std::string_view name() {
-    const size_t begin = at_;
-    while (is_name(peek())) ++at_;
-    return text_.substr(begin, at_ - begin);
+    const size_t begin = at();
+    while (is_name(peek())) skip();
+    return since(begin);
   }
   RuleId rule_of(std::string_view name) {
     const auto [at, added] = rules_.try_emplace(std::string(name), 0);
@@ -70,7 +62,7 @@ class Parser {
 
   Status rule() {
     const std::string_view rule_name = name();
-    if (rule_name.empty()) return error("expected a rule name, found \"{}\"", text_.substr(at_, 1));
+    if (rule_name.empty()) return error("expected a rule name, found \"{}\"", rest().substr(0, 1));
     skip_space();
     if (!take("::=")) return error("expected \"::=\" after \"{}\"", rule_name);
     const RuleId id = rule_of(rule_name);
@@ -83,11 +75,11 @@ class Parser {
 
   // At a name that is followed by "::=": the next rule.
   bool at_rule() {
-    const size_t begin = at_;
-    name();
+    const size_t begin = at();
+    const bool named = !name().empty();
     skip_space();
-    const bool yes = at_ > begin && text_.substr(at_).starts_with("::=");
-    at_ = begin;
+    const bool yes = named && rest().starts_with("::=");
+    back_to(begin);
     return yes;
   }
 
@@ -110,23 +102,23 @@ class Parser {
   Result<Expr> repeated(int depth) {
     LK_ASSIGN_OR_RETURN(Expr part, atom(depth));
     for (bool again = false;; again = true) {
-      Bounds bounds{};
+      Bounds found{};
       if (take("*")) {
-        bounds = {0, kUnbounded};
+        found = {0, kUnbounded};
       } else if (take("+")) {
-        bounds = {1, kUnbounded};
+        found = {1, kUnbounded};
       } else if (take("?")) {
-        bounds = {0, 1};
-      } else if (const auto parsed = parse_bounds(text_, at_)) {
-        bounds = *parsed;
+        found = {0, 1};
+      } else if (const auto parsed = bounds()) {
+        found = *parsed;
       } else {
         return part;
       }
-      if (bounds.min > kMaxRepeat || bounds.max > kMaxRepeat) return error("more than {} repetitions", kMaxRepeat);
-      if (bounds.max != kUnbounded && bounds.max < bounds.min)
+      if (found.min > kMaxRepeat || found.max > kMaxRepeat) return error("more than {} repetitions", kMaxRepeat);
+      if (found.max != kUnbounded && found.max < found.min)
         return error("a repetition whose maximum is below its minimum");
       if (again) return error("a quantifier after a quantifier; use a group");
-      part = ir_.repeat(part, static_cast<int>(bounds.min), static_cast<int>(bounds.max));
+      part = ir_.repeat(part, static_cast<int>(found.min), static_cast<int>(found.max));
     }
   }
 
@@ -142,7 +134,7 @@ class Parser {
     if (take(".")) return ir_.code_points(CodePoints::all());
     const std::string_view rule_name = name();
     if (!rule_name.empty()) return ir_.call(rule_of(rule_name));
-    return error("unexpected \"{}\"", text_.substr(at_, 1));
+    return error("unexpected \"{}\"", rest().substr(0, 1));
   }
 
   Result<Expr> literal(char quote) {
@@ -160,16 +152,16 @@ class Parser {
     CodePoints set;
     while (!take("]")) {
       if (!more() || peek() == '\n') return error("a character class is not closed");
-      if (peek() == '\\' && at_ + 1 < text_.size() &&
-          std::string_view("dDwWsS").find(text_[at_ + 1]) != std::string_view::npos) {
+      if (peek() == '\\' && rest().size() > 1 &&
+          std::string_view("dDwWsS").find(peek(1)) != std::string_view::npos) {
         LK_ASSIGN_OR_RETURN(const CodePoints named, shorthand());
         set.add(named);
         continue;
       }
       LK_ASSIGN_OR_RETURN(const uint32_t low, character());
       uint32_t high = low;
-      if (peek() == '-' && at_ + 1 < text_.size() && text_[at_ + 1] != ']') {
-        ++at_;
+      if (peek() == '-' && rest().size() > 1 && peek(1) != ']') {
+        skip();
         LK_ASSIGN_OR_RETURN(high, character());
       }
       if (high < low) return error("a range whose end is before its beginning");
@@ -180,9 +172,9 @@ class Parser {
   }
 
   Result<CodePoints> shorthand() {
-    ++at_;
+    skip();
     CodePoints set;
-    const char c = text_[at_++];
+    const char c = next();
     if (c == 'd' || c == 'D') set = {{'0', '9'}};
     if (c == 'w' || c == 'W') set = {{'0', '9'}, {'A', 'Z'}, {'_', '_'}, {'a', 'z'}};
     if (c == 's' || c == 'S') set = {{'\t', '\r'}, {' ', ' '}};
@@ -191,13 +183,9 @@ class Parser {
 
   // One character, perhaps escaped. Requires: more().
   Result<uint32_t> character() {
-    if (!take("\\")) {
-      const uint32_t code = utf8::decode(text_, at_);
-      at_ += utf8::char_length(text_[at_]);
-      return code;
-    }
-    const char c = peek();
-    ++at_;
+    if (!take("\\")) return code_point();
+    const std::string_view escaped = rest().substr(0, more() ? utf8::char_length(peek()) : 0);
+    const char c = next();
     switch (c) {
       case 'n':
         return uint32_t{'\n'};
@@ -206,11 +194,11 @@ class Parser {
       case 't':
         return uint32_t{'\t'};
       case 'x':
-        return hex(2);
+        return escaped_hex(2);
       case 'u':
-        return hex(4);
+        return escaped_hex(4);
       case 'U':
-        return hex(8);
+        return escaped_hex(8);
       case '"':
       case '\'':
       case '\\':
@@ -232,33 +220,19 @@ class Parser {
       case ' ':
         return static_cast<uint32_t>(c);
       default:
-        --at_;
-        return error("the escape \\{} is not supported", text_.substr(at_, more() ? utf8::char_length(c) : 0));
+        return error("the escape \\{} is not supported", escaped);
     }
   }
-  Result<uint32_t> hex(int count) {
-    uint32_t code = 0;
-    for (int k = 0; k < count; ++k) {
-      const char c = peek();
-      const int digit = c >= '0' && c <= '9'   ? c - '0'
-                        : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                        : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                               : -1;
-      if (digit < 0) return error("an escape with fewer than {} hexadecimal digits", count);
-      code = code << 4 | static_cast<uint32_t>(digit);
-      ++at_;
-    }
-    if (code > CodePoints::kMax || (code >= 0xD800 && code <= 0xDFFF))
-      return error("an escape that is no Unicode character");
+  Result<uint32_t> escaped_hex(int count) {
+    const Result<uint32_t> code = hex(count);
+    if (!code.ok()) return error("{}", code.status().message());
     return code;
   }
 
   Ir& ir_;
-  std::string_view text_;
   const GrammarLimits& limits_;
   Budget& budget_;
   std::map<std::string, RuleId, std::less<>> rules_;
-  size_t at_ = 0;
 };
 
 }  // namespace

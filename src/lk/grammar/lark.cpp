@@ -9,6 +9,7 @@
 
 #include "lk/base/utf8.h"
 #include "lk/grammar/code_points.h"
+#include "lk/grammar/cursor.h"
 #include "lk/grammar/frontends.h"
 #include "lk/grammar/regex_grammar.h"
 
@@ -48,10 +49,10 @@ bool is_terminal(std::string_view name) {
   return first != name.npos && name[first] >= 'A' && name[first] <= 'Z';
 }
 
-class Parser {
+class Parser : private Cursor {
  public:
   Parser(Ir& ir, std::string_view text, const GrammarLimits& limits, Budget& budget)
-      : ir_(ir), text_(text), limits_(limits), budget_(budget), gap_(ir.add_rule("%ignore")) {}
+      : Cursor(text), ir_(ir), limits_(limits), budget_(budget), gap_(ir.add_rule("%ignore")) {}
 
   Result<RuleId> run() {
     for (skip_lines(); more(); skip_lines()) LK_RETURN_IF_ERROR(statement());
@@ -72,42 +73,31 @@ class Parser {
  private:
   template <class... Args>
   Status error(fmt::format_string<Args...> format, Args&&... args) const {
-    return invalid_argument("grammar, line {}: {}",
-                            1 + std::count(text_.begin(), text_.begin() + static_cast<std::ptrdiff_t>(at_), '\n'),
-                            fmt::format(format, std::forward<Args>(args)...));
-  }
-  bool more() const { return at_ < text_.size(); }
-  char peek(size_t ahead = 0) const { return at_ + ahead < text_.size() ? text_[at_ + ahead] : '\0'; }
-  bool take(std::string_view text) {
-    if (!text_.substr(at_).starts_with(text)) return false;
-    at_ += text.size();
-    return true;
+    return invalid_argument("grammar, line {}: {}", line(), fmt::format(format, std::forward<Args>(args)...));
   }
   void skip_blanks() {
     while (more()) {
-      if (text_.substr(at_).starts_with("//") || peek() == '#') {
-        while (more() && peek() != '\n') ++at_;
+      if (rest().starts_with("//") || peek() == '#') {
+        while (more() && peek() != '\n') skip();
       } else if (peek() == ' ' || peek() == '\t' || peek() == '\r') {
-        ++at_;
-      } else if (text_.substr(at_).starts_with("\\\n")) {
-        at_ += 2;
-      } else {
+        skip();
+      } else if (!take("\\\n")) {
         return;
       }
     }
   }
   void skip_lines() {
-    for (skip_blanks(); peek() == '\n'; skip_blanks()) ++at_;
+    for (skip_blanks(); peek() == '\n'; skip_blanks()) skip();
   }
   Status end_of_statement() {
     skip_blanks();
-    if (more() && peek() != '\n') return error("unexpected \"{}\"", text_.substr(at_, 1));
+    if (more() && peek() != '\n') return error("unexpected \"{}\"", rest().substr(0, 1));
     return Status();
   }
   std::string_view name() {
-    const size_t begin = at_;
-    while (is_name(peek())) ++at_;
-    return text_.substr(begin, at_ - begin);
+    const size_t begin = at();
+    while (is_name(peek())) skip();
+    return since(begin);
   }
   RuleId rule_of(std::string_view name) {
     const auto [at, added] = rules_.try_emplace(std::string(name), 0);
@@ -117,13 +107,13 @@ class Parser {
 
   Status statement() {
     if (peek() == '%') return directive();
-    while (peek() == '?' || peek() == '!') ++at_;  // how a tree looks
+    while (peek() == '?' || peek() == '!') skip();  // how a tree looks
     const std::string_view rule_name = name();
     if (rule_name.empty() || is_digit(rule_name[0]))
-      return error("expected the name of a rule, found \"{}\"", text_.substr(at_, 1));
+      return error("expected the name of a rule, found \"{}\"", rest().substr(0, 1));
     if (peek() == '{') return error("templates of rules are not supported");
     if (take("."))  // a priority, between texts that are the same for us
-      while (is_digit(peek()) || peek() == '-') ++at_;
+      while (is_digit(peek()) || peek() == '-') skip();
     skip_blanks();
     if (!take(":")) return error("expected \":\" after \"{}\"", rule_name);
     const RuleId id = rule_of(rule_name);
@@ -135,14 +125,14 @@ class Parser {
   }
 
   Status directive() {
-    ++at_;
+    skip();
     const std::string_view word = name();
     skip_blanks();
     if (word == "import") return import();
     if (word != "ignore") return error("%{} is not supported", word);
     in_terminal_ = true;
     if (const std::string_view terminal = peek_name(); !terminal.empty()) {
-      at_ += terminal.size();
+      skip(terminal.size());
       (void)rule_of(terminal);
       ignored_names_.emplace_back(terminal);
     } else {
@@ -191,28 +181,28 @@ class Parser {
 
   // The name at hand if it is all that follows on this line.
   std::string_view peek_name() const {
-    size_t end = at_;
-    while (end < text_.size() && is_name(text_[end])) ++end;
-    const size_t next = text_.find_first_not_of(" \t\r", end);
-    const bool alone = next == text_.npos || text_[next] == '\n' || text_.substr(next).starts_with("//");
-    return alone && end > at_ ? text_.substr(at_, end - at_) : std::string_view();
+    const std::string_view left = rest();
+    const std::string_view word(left.begin(), std::ranges::find_if_not(left, is_name));
+    const size_t after = left.find_first_not_of(" \t\r", word.size());
+    const bool alone = after == left.npos || left[after] == '\n' || left.substr(after).starts_with("//");
+    return alone ? word : std::string_view();
   }
 
   // A "|" goes on with the rule on the next line, too; within a group lines do not matter.
   bool take_bar(int depth) {
-    const size_t begin = at_;
+    const size_t begin = at();
     if (depth > 0)
       skip_lines();
     else
       skip_lines_before_bar();
-    if (peek() == '|') return ++at_, true;
-    if (depth == 0) at_ = begin;
+    if (take("|")) return true;
+    if (depth == 0) back_to(begin);
     return false;
   }
   void skip_lines_before_bar() {
-    const size_t begin = at_;
+    const size_t begin = at();
     skip_lines();
-    if (peek() != '|') at_ = begin;
+    if (peek() != '|') back_to(begin);
   }
 
   Result<Expr> alternatives(int depth) {
@@ -244,7 +234,7 @@ class Parser {
   Result<int64_t> number() {
     int64_t value = 0;
     if (!is_digit(peek())) return error("expected a number");
-    while (is_digit(peek()) && value <= kMaxRepeat) value = value * 10 + (text_[at_++] - '0');
+    while (is_digit(peek()) && value <= kMaxRepeat) value = value * 10 + (next() - '0');
     if (value > kMaxRepeat) return error("more than {} repetitions", kMaxRepeat);
     return value;
   }
@@ -254,28 +244,28 @@ class Parser {
     if (take("*")) return ir_.repeat(part, 0, kUnbounded);
     if (take("+")) return ir_.repeat(part, 1, kUnbounded);
     if (take("?")) return ir_.optional(part);
-    Bounds bounds{};
-    const size_t begin = at_;
+    Bounds found{};
+    const size_t begin = at();
     skip_blanks();
     if (take("~")) {
       skip_blanks();
-      LK_ASSIGN_OR_RETURN(bounds.min, number());
-      bounds.max = bounds.min;
+      LK_ASSIGN_OR_RETURN(found.min, number());
+      found.max = found.min;
       skip_blanks();
       if (take("..")) {
         skip_blanks();
-        LK_ASSIGN_OR_RETURN(bounds.max, number());
+        LK_ASSIGN_OR_RETURN(found.max, number());
       }
-    } else if (const auto parsed = parse_bounds(text_, at_)) {
-      bounds = *parsed;
+    } else if (const auto parsed = bounds()) {
+      found = *parsed;
     } else {
-      at_ = begin;
+      back_to(begin);
       return part;
     }
-    if (bounds.min > kMaxRepeat || bounds.max > kMaxRepeat) return error("more than {} repetitions", kMaxRepeat);
-    if (bounds.max != kUnbounded && bounds.max < bounds.min)
+    if (found.min > kMaxRepeat || found.max > kMaxRepeat) return error("more than {} repetitions", kMaxRepeat);
+    if (found.max != kUnbounded && found.max < found.min)
       return error("a repetition whose maximum is below its minimum");
-    return ir_.repeat(part, static_cast<int>(bounds.min), static_cast<int>(bounds.max));
+    return ir_.repeat(part, static_cast<int>(found.min), static_cast<int>(found.max));
   }
 
   // In a rule: what is ignored may follow.
@@ -301,7 +291,7 @@ class Parser {
       return terminal(pattern);
     }
     const std::string_view called = name();
-    if (called.empty() || is_digit(called[0])) return error("unexpected \"{}\"", text_.substr(at_, 1));
+    if (called.empty() || is_digit(called[0])) return error("unexpected \"{}\"", rest().substr(0, 1));
     if (peek() == '{') return error("templates of rules are not supported");
     const bool is_rule = !is_terminal(called);
     if (is_rule && in_terminal_) return error("a terminal cannot use the rule \"{}\"", called);
@@ -327,7 +317,7 @@ class Parser {
       for (const char32_t code : text) utf8::append(bytes, code);
       return ir_.literal(bytes);
     }
-    ++at_;
+    skip();
     std::vector<Expr> parts;
     for (const char32_t code : text) {
       const char32_t lower = code >= 'A' && code <= 'Z' ? code + 32 : code;
@@ -344,12 +334,11 @@ class Parser {
 
   Result<std::u32string> quoted() {
     std::u32string out;
-    ++at_;
+    skip();
     while (!take("\"")) {
       if (!more() || peek() == '\n') return error("a string is not closed");
       if (!take("\\")) {
-        out += utf8::decode(text_, at_);
-        at_ += utf8::char_length(text_[at_]);
+        out += code_point();
         continue;
       }
       LK_ASSIGN_OR_RETURN(const uint32_t code, escape());
@@ -358,8 +347,8 @@ class Parser {
     return out;
   }
   Result<uint32_t> escape() {
-    const char c = peek();
-    ++at_;
+    if (!more()) return error("a string is not closed");
+    const char c = next();
     static constexpr std::string_view kNames = "nrtfvb0", kCodes("\n\r\t\f\v\b\0", 7);
     if (const size_t known = kNames.find(c); known != kNames.npos) return static_cast<uint32_t>(kCodes[known]);
     const int digits = c == 'x' ? 2 : c == 'u' ? 4 : c == 'U' ? 8 : 0;
@@ -368,40 +357,32 @@ class Parser {
         return error("the escape \\{} is not supported", is_letter(c) || is_digit(c) ? std::string(1, c) : "");
       return static_cast<uint32_t>(c);
     }
-    uint32_t code = 0;
-    for (int k = 0; k < digits; ++k, ++at_) {
-      const char digit = peek();
-      const bool letter = (digit >= 'a' && digit <= 'f') || (digit >= 'A' && digit <= 'F');
-      if (!is_digit(digit) && !letter) return error("an escape with fewer than {} hexadecimal digits", digits);
-      code = code << 4 | static_cast<uint32_t>(is_digit(digit) ? digit - '0' : (digit | 32) - 'a' + 10);
-    }
-    if (code > CodePoints::kMax || (code >= 0xD800 && code <= 0xDFFF))
-      return error("an escape that is no Unicode character");
+    const Result<uint32_t> code = hex(digits);
+    if (!code.ok()) return error("{}", code.status().message());
     return code;
   }
 
   // /pattern/, with "\/" for a slash.
   Result<Expr> regex() {
-    ++at_;
+    skip();
     std::string pattern;
     while (peek() != '/') {
       if (!more() || peek() == '\n') return error("a regular expression is not closed");
       if (peek() == '\\' && peek(1) == '/')
-        ++at_;  // a slash means nothing else
-      else if (peek() == '\\' && peek(1) != '\n' && at_ + 1 < text_.size())
-        pattern += text_[at_++];
-      pattern += text_[at_++];
+        skip();  // a slash means nothing else
+      else if (peek() == '\\' && peek(1) != '\n' && rest().size() > 1)
+        pattern += next();
+      pattern += next();
     }
-    ++at_;
+    skip();
     if (is_letter(peek()))
-      return error("the flag \"{}\" of a regular expression is not supported", text_.substr(at_, 1));
+      return error("the flag \"{}\" of a regular expression is not supported", rest().substr(0, 1));
     Result<Expr> parsed = parse_regex(ir_, pattern, {.max_depth = limits_.max_depth}, budget_);
     if (!parsed.ok()) return error("{}", parsed.status().message());
     return parsed;
   }
 
   Ir& ir_;
-  std::string_view text_;
   const GrammarLimits& limits_;
   Budget& budget_;
   const RuleId gap_;
@@ -409,7 +390,6 @@ class Parser {
   std::vector<std::string> ignored_names_;
   std::vector<Expr> ignored_;
   bool in_terminal_ = false;
-  size_t at_ = 0;
 };
 
 }  // namespace

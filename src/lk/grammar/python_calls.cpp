@@ -54,16 +54,27 @@ class Calls {
         return invalid_argument("{}: \"{}\" is not supported beside the keys of a call", name, std::string_view(key));
     std::vector<Key> keys;
     LK_RETURN_IF_ERROR(read_keys(parameters, name, keys));
-    // From the last key on: what may follow when nothing was written yet, and when something was.
-    Expr first = ir_.empty(), later = ir_.empty();
-    for (size_t i = keys.size(); i-- > 0;) {
-      const Expr item = ir_.seq({ir_.literal(keys[i].name + "="), keys[i].value, later});
-      const Expr comma = ir_.seq({ir_.literal(","), ir_.optional(ir_.literal(" "))});
-      const Expr behind = ir_.seq({comma, item});
-      first = keys[i].required ? item : ir_.alt({item, first});
-      later = keys[i].required ? behind : ir_.alt({behind, later});
+    // The keys as a graph, in which each is written once: none(i), the first i keys are decided and none was written;
+    // some(i), one was; entry(i), key i begins.
+    const auto count = static_cast<uint32_t>(keys.size());
+    const auto none = [&](uint32_t i) { return i; };
+    const auto some = [&](uint32_t i) { return count + 1 + i; };
+    const auto entry = [&](uint32_t i) { return 2 * (count + 1) + i; };
+    const uint32_t end = entry(count);
+    const Expr comma = ir_.seq({ir_.literal(","), ir_.optional(ir_.literal(" "))});
+    std::vector<ExprNode::Edge> edges;
+    for (uint32_t i = 0; i < count; ++i) {
+      edges.push_back({none(i), entry(i), ir_.empty()});
+      edges.push_back({some(i), entry(i), comma});
+      edges.push_back({entry(i), some(i + 1), ir_.seq({ir_.literal(keys[i].name + "="), keys[i].value})});
+      if (keys[i].required) continue;
+      edges.push_back({none(i), none(i + 1), ir_.empty()});
+      edges.push_back({some(i), some(i + 1), ir_.empty()});
     }
-    return ir_.seq({ir_.literal("[" + name + "("), first, ir_.literal(")]")});
+    edges.push_back({none(count), end, ir_.empty()});
+    edges.push_back({some(count), end, ir_.empty()});
+    const Expr arguments = ir_.graph(static_cast<int>(end) + 1, std::move(edges));
+    return ir_.seq({ir_.literal("[" + name + "("), arguments, ir_.literal(")]")});
   }
 
  private:
@@ -82,6 +93,7 @@ class Calls {
     const json::object none;
     const json::object* given = properties != nullptr ? properties->if_object() : nullptr;
     for (const auto& [key, schema] : given != nullptr ? *given : none) {
+      if (!budget_.spend(0)) return budget_.status();
       const std::string where = fmt::format("{}.{}", function, std::string_view(key));
       const bool needed = std::ranges::find(required, std::string_view(key)) != required.end();
       if (!is_identifier(key)) {

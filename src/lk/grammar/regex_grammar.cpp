@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "lk/base/utf8.h"
+#include "lk/grammar/cursor.h"
 #include "lk/text/unicode.h"
 
 namespace lk::grammar {
@@ -22,27 +23,21 @@ const CodePoints& space() {
   return set;
 }
 
-class Parser {
+class Parser : private Cursor {
  public:
   Parser(Ir& ir, std::string_view pattern, const RegexOptions& options, Budget& budget)
-      : ir_(ir), pattern_(pattern), options_(options), budget_(budget) {}
+      : Cursor(pattern), ir_(ir), options_(options), budget_(budget) {}
 
   Result<Expr> run() {
     LK_ASSIGN_OR_RETURN(const Expr expr, alternatives(0));
-    if (at_ < pattern_.size()) return error("an unmatched \")\"");
+    if (more()) return error("an unmatched \")\"");
     return expr;
   }
 
  private:
   template <class... Args>
   Status error(fmt::format_string<Args...> format, Args&&... args) const {
-    return invalid_argument("pattern, byte {}: {}", at_, fmt::format(format, std::forward<Args>(args)...));
-  }
-  bool more() const { return at_ < pattern_.size(); }
-  bool take(std::string_view text) {
-    if (!pattern_.substr(at_).starts_with(text)) return false;
-    at_ += text.size();
-    return true;
+    return invalid_argument("pattern, byte {}: {}", at(), fmt::format(format, std::forward<Args>(args)...));
   }
   Expr spell(const CodePoints& set) { return options_.spell ? options_.spell(set) : ir_.code_points(set); }
   Expr anything() { return ir_.repeat(spell(CodePoints::all()), 0, kUnbounded); }
@@ -62,12 +57,12 @@ class Parser {
     std::vector<Expr> parts;
     bool begins = false, ends = false;
     while (depth == 0 && take("^")) begins = true;
-    while (more() && pattern_[at_] != '|' && pattern_[at_] != ')') {
+    while (more() && peek() != '|' && peek() != ')') {
       if (!budget_.spend(0)) return budget_.status();
-      if (pattern_[at_] == '^') return error("\"^\" is supported at the beginning only");
+      if (peek() == '^') return error("\"^\" is supported at the beginning only");
       if (take("$")) {
         ends = true;
-        if (depth == 0 && (!more() || pattern_[at_] == '|' || pattern_[at_] == '$')) continue;
+        if (depth == 0 && (!more() || peek() == '|' || peek() == '$')) continue;
         return error("\"$\" is supported at the end only");
       }
       LK_ASSIGN_OR_RETURN(const Expr part, repeated(depth));
@@ -83,43 +78,41 @@ class Parser {
   Result<Expr> repeated(int depth) {
     LK_ASSIGN_OR_RETURN(Expr part, atom(depth));
     for (int quantifiers = 0; more(); ++quantifiers) {
-      Bounds bounds{};
+      Bounds found{};
       if (take("*")) {
-        bounds = {0, kUnbounded};
+        found = {0, kUnbounded};
       } else if (take("+")) {
-        bounds = {1, kUnbounded};
+        found = {1, kUnbounded};
       } else if (take("?")) {
-        bounds = {0, 1};
-      } else if (const auto parsed = parse_bounds(pattern_, at_)) {
-        bounds = *parsed;
+        found = {0, 1};
+      } else if (const auto parsed = bounds()) {
+        found = *parsed;
       } else {
-        const size_t digits = pattern_.find_first_not_of("0123456789", at_ + 2);
-        if (pattern_.substr(at_).starts_with("{,") && digits > at_ + 2 && digits != pattern_.npos &&
-            pattern_[digits] == '}')
+        const size_t digits = rest().find_first_not_of("0123456789", 2);
+        if (rest().starts_with("{,") && digits > 2 && digits != std::string_view::npos && rest()[digits] == '}')
           return error("\"{{,n}}\" is read differently by different readers; write {{0,n}}");
         break;
       }
       if (quantifiers > 0) return error("a quantifier after a quantifier");
-      if (bounds.min > kMaxRepeat || bounds.max > kMaxRepeat) return error("more than {} repetitions", kMaxRepeat);
-      if (bounds.max != kUnbounded && bounds.max < bounds.min)
+      if (found.min > kMaxRepeat || found.max > kMaxRepeat) return error("more than {} repetitions", kMaxRepeat);
+      if (found.max != kUnbounded && found.max < found.min)
         return error("a repetition whose maximum is below its minimum");
-      part = ir_.repeat(part, static_cast<int>(bounds.min), static_cast<int>(bounds.max));
+      part = ir_.repeat(part, static_cast<int>(found.min), static_cast<int>(found.max));
       take("?");  // lazy: the same texts
-      if (more() && pattern_[at_] == '+') return error("possessive quantifiers are not supported");
+      if (more() && peek() == '+') return error("possessive quantifiers are not supported");
     }
     return part;
   }
 
   Result<Expr> atom(int depth) {
-    const char c = pattern_[at_];
+    const char c = peek();
     if (c == '(') return group(depth);
     if (c == '[') {
       LK_ASSIGN_OR_RETURN(const CodePoints set, char_class());
       return spell(set);
     }
     if (c == '*' || c == '+' || c == '?') return error("\"{}\" has nothing to repeat", c);
-    if (c == '.') {
-      ++at_;
+    if (take(".")) {
       static const CodePoints line_end{{'\n', '\n'}};
       static const CodePoints ecma_line_ends{{'\n', '\n'}, {'\r', '\r'}, {0x2028, 0x2029}};
       return spell((options_.search ? ecma_line_ends : line_end).inverted());
@@ -129,14 +122,13 @@ class Parser {
   }
 
   Result<Expr> group(int depth) {
-    ++at_;
+    skip();
     if (take("?")) {
-      if (take("P<") || (pattern_.substr(at_).starts_with("<") && !pattern_.substr(at_).starts_with("<=") &&
-                         !pattern_.substr(at_).starts_with("<!") && take("<"))) {
-        while (more() && pattern_[at_] != '>') ++at_;
+      if (take("P<") || (peek(1) != '=' && peek(1) != '!' && take("<"))) {
+        while (more() && peek() != '>') skip();
         if (!take(">")) return error("a group name without \">\"");
       } else if (!take(":")) {
-        const char kind = more() ? pattern_[at_] : ' ';
+        const char kind = more() ? peek() : ' ';
         if (kind == '=' || kind == '!' || kind == '<') return error("look-around is not supported");
         if (kind == '>') return error("atomic groups are not supported");
         if (kind == '(' || kind == '|') return error("conditional groups are not supported");
@@ -151,12 +143,12 @@ class Parser {
   // One character or escape, as the set it stands for.
   Result<CodePoints> character(bool in_class) {
     if (!take("\\")) {
-      const uint32_t c = utf8::decode(pattern_, at_);
-      at_ += utf8::char_length(pattern_[at_]);
+      const uint32_t c = code_point();
       return CodePoints{{c, c}};
     }
     if (!more()) return error("the pattern ends with \"\\\"");
-    const char c = pattern_[at_++];
+    const size_t escaped = at();
+    const char c = next();
     const auto single = [](uint32_t code) { return CodePoints{{code, code}}; };
     switch (c) {
       case 'd':
@@ -182,14 +174,14 @@ class Parser {
       case 'v':
         return single('\v');
       case '0':
-        if (more() && pattern_[at_] >= '0' && pattern_[at_] <= '9') return error("octal escapes are not supported");
+        if (peek() >= '0' && peek() <= '9') return error("octal escapes are not supported");
         return single(0);
       case 'x':
-        return hex(2);
+        return single_of(hex(2));
       case 'u':
-        return take("{") ? braced_hex() : hex(4);
+        return take("{") ? braced_hex() : single_of(hex(4));
       case 'U':
-        return hex(8);
+        return single_of(hex(8));
       case 'b':
         if (in_class) return single('\b');
         return error("word boundaries (\\b) are not supported");
@@ -211,69 +203,49 @@ class Parser {
     }
     if (c >= '1' && c <= '9') return error("backreferences are not supported");
     if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z')) return error("the escape \\{} is not supported", c);
-    --at_;
-    const uint32_t code = utf8::decode(pattern_, at_);
-    at_ += utf8::char_length(pattern_[at_]);
-    return single(code);
+    back_to(escaped);
+    return single(code_point());
   }
 
-  static int hex_digit(char c) {
-    return c >= '0' && c <= '9'   ? c - '0'
-           : c >= 'a' && c <= 'f' ? c - 'a' + 10
-           : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                  : -1;
-  }
-  Result<CodePoints> checked(uint32_t code) {
-    if (code > CodePoints::kMax || (code >= 0xD800 && code <= 0xDFFF))
-      return error("an escape that is no Unicode character");
-    return CodePoints{{code, code}};
-  }
-  Result<CodePoints> hex(int count) {
-    uint32_t code = 0;
-    for (int k = 0; k < count; ++k) {
-      const int digit = more() ? hex_digit(pattern_[at_]) : -1;
-      if (digit < 0) return error("an escape with fewer than {} hexadecimal digits", count);
-      code = code << 4 | static_cast<uint32_t>(digit);
-      ++at_;
-    }
-    return checked(code);
+  Result<CodePoints> single_of(const Result<uint32_t>& code) {
+    if (!code.ok()) return error("{}", code.status().message());
+    return CodePoints{{*code, *code}};
   }
   Result<CodePoints> braced_hex() {
     uint32_t code = 0;
     int count = 0;
-    for (; more() && hex_digit(pattern_[at_]) >= 0 && count < 6; ++at_, ++count)
-      code = code << 4 | static_cast<uint32_t>(hex_digit(pattern_[at_]));
+    for (; hex_digit(peek()) >= 0 && count < 6; ++count) code = code << 4 | static_cast<uint32_t>(hex_digit(next()));
     if (count == 0 || !take("}")) return error("\\u{{...}} needs 1 to 6 hexadecimal digits");
-    return checked(code);
+    return single_of(checked(code));
   }
 
   Result<CodePoints> char_class() {
-    const size_t begin = at_++;
+    const size_t begin = at();
+    skip();
     const bool inverted = take("^");
     CodePoints set;
     bool first = true;
     for (;; first = false) {
       if (!more()) {
-        at_ = begin;
+        back_to(begin);
         return error("a character class is not closed");
       }
-      if (pattern_[at_] == ']' && !first) break;
-      if (pattern_[at_] == ']') return error("an empty character class is not supported; write \\] for the character");
-      if (pattern_[at_] == '[') {
+      if (peek() == ']' && !first) break;
+      if (peek() == ']') return error("an empty character class is not supported; write \\] for the character");
+      if (peek() == '[') {
         // Plain in most dialects, a nested or POSIX class in others: refuse what is read differently.
-        if (at_ + 1 < pattern_.size() &&
-            (pattern_[at_ + 1] == ':' || pattern_[at_ + 1] == '.' || pattern_[at_ + 1] == '='))
+        if (peek(1) == ':' || peek(1) == '.' || peek(1) == '=')
           return error("POSIX classes are not supported");
       }
       if (take("&&") || take("--") || take("~~"))
         return error("set operations in a character class are not supported; escape the character");
       LK_ASSIGN_OR_RETURN(const CodePoints low, character(true));
-      const bool range = at_ + 1 < pattern_.size() && pattern_[at_] == '-' && pattern_[at_ + 1] != ']';
+      const bool range = rest().size() > 1 && peek() == '-' && peek(1) != ']';
       if (!range) {
         set.add(low);
         continue;
       }
-      ++at_;
+      skip();
       LK_ASSIGN_OR_RETURN(const CodePoints high, character(true));
       const auto single = [](const CodePoints& s) {
         return s.ranges.size() == 1 && s.ranges[0].first == s.ranges[0].second;
@@ -282,16 +254,14 @@ class Parser {
       if (low.ranges[0].first > high.ranges[0].first) return error("a range whose end is before its beginning");
       set.add(low.ranges[0].first, high.ranges[0].first);
     }
-    ++at_;
+    skip();
     set.normalize();
     return inverted ? set.inverted() : set;
   }
 
   Ir& ir_;
-  std::string_view pattern_;
   const RegexOptions& options_;
   Budget& budget_;
-  size_t at_ = 0;
 };
 
 }  // namespace
