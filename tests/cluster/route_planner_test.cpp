@@ -21,10 +21,11 @@ class RoutePlannerTest : public ::testing::Test {
     return std::make_unique<RoutePlanner>(*fleet_, Planner::create({.kind = kind}).value(), kind, "me",
                                           RoutePlanner::Host{.move = [](const auto&) {},
                                                              .prefetch = [](int, const std::string&) {},
-                                                             .publish = [this](const FleetPlan& plan) {
-                                                               ++published_;
-                                                               registry_ = parse_plan(format_plan(plan)).value();
-                                                             }});
+                                                             .publish =
+                                                                 [this](const FleetPlan& plan) {
+                                                                   ++published_;
+                                                                   registry_ = parse_plan(format_plan(plan)).value();
+                                                                 }});
   }
   // As long as it takes until a leader has placed.
   static void rounds(RoutePlanner& planner) {

@@ -31,9 +31,7 @@ TEST(SharedParts, AreWalkedOnceAndWrittenOutWithinTheLimits) {
   EXPECT_THAT(sequence.status().message(), HasSubstr("too large"));
   const auto choice = build_doubled([](Ir& ir, Expr x) { return ir.alt({x, x}); });
   EXPECT_THAT(choice.status().message(), HasSubstr("too large"));
-  const auto graph = build_doubled([](Ir& ir, Expr x) {
-    return ir.graph(3, {{0, 1, x}, {1, 2, x}});
-  });
+  const auto graph = build_doubled([](Ir& ir, Expr x) { return ir.graph(3, {{0, 1, x}, {1, 2, x}}); });
   EXPECT_THAT(graph.status().message(), HasSubstr("too large"));
   const auto repeated = build_doubled([](Ir& ir, Expr x) { return ir.repeat(ir.seq({x, x}), 1, 100'000); });
   EXPECT_THAT(repeated.status().message(), HasSubstr("too large"));
@@ -62,9 +60,8 @@ std::string function_of(int keys, const std::string& required = "") {
 
 TEST(SharedParts, ManyOptionalKeysOfACall) {
   for (const int keys : {40, 300}) {
-    const GrammarSpec spec{GrammarSpec::Kind::kPythonCalls,
-                           fmt::format(R"([{{"name": "f", "parameters": {}}}])", function_of(keys)),
-                           {}};
+    const GrammarSpec spec{
+        GrammarSpec::Kind::kPythonCalls, fmt::format(R"([{{"name": "f", "parameters": {}}}])", function_of(keys)), {}};
     const auto grammar = compile(spec, byte_vocabulary());
     ASSERT_NE(grammar, nullptr);
     std::string all, odd;
@@ -110,7 +107,8 @@ TEST(SharedParts, ManyOptionalPartsOfAGrammar) {
   }
   lark += "\nV: /[a-z]+;/\n";
   ebnf += "\nv ::= [a-z]+ \";\"\n";
-  for (const GrammarSpec& spec : {GrammarSpec{GrammarSpec::Kind::kLark, lark, {}}, ebnf_spec(ebnf), regex_spec(regex)}) {
+  for (const GrammarSpec& spec :
+       {GrammarSpec{GrammarSpec::Kind::kLark, lark, {}}, ebnf_spec(ebnf), regex_spec(regex)}) {
     const auto grammar = compile(spec, byte_vocabulary());
     ASSERT_NE(grammar, nullptr);
     EXPECT_TRUE(matches(grammar, ""));

@@ -20,7 +20,8 @@ class GuardedText {
  public:
   GuardedText()
       : page_(static_cast<size_t>(sysconf(_SC_PAGESIZE))),
-        base_(static_cast<char*>(mmap(nullptr, 2 * page_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))) {
+        base_(
+            static_cast<char*>(mmap(nullptr, 2 * page_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))) {
     EXPECT_EQ(mprotect(base_ + page_, page_, PROT_NONE), 0);
   }
   ~GuardedText() { munmap(base_, 2 * page_); }
@@ -57,12 +58,13 @@ TEST(SourceBounds, Lark) {
   const Reader read = [](Ir& ir, std::string_view text, const GrammarLimits& limits, Budget& budget) {
     return translate_lark(ir, text, limits, budget).status();
   };
-  expect_bounded(read,
-                 "// numbers\n?start: list -> all\n!list.2: \"[\" [item (\",\" item)*] \"]\"\n"
-                 "item: /[a-z\\/\\]]+/ | \"a\"..\"z\" | \"Select\"i | X~2..3 | Y{1,2} | \"\\u00e9\\x41\\U0001F600\\n\"\n"
-                 "    | \"\xC3\xA9\"\nX: \"x\"?\nY: (\"y\" | \"z\")+\n%import common.WS -> GAP\n"
-                 "%import common (INT, CNAME)\n%ignore GAP\n%ignore \" \" // end\n",
-                 {"", "\\", "\"\\", "\"\\x", "/\\", "/", "%", "-", "{1"});
+  expect_bounded(
+      read,
+      "// numbers\n?start: list -> all\n!list.2: \"[\" [item (\",\" item)*] \"]\"\n"
+      "item: /[a-z\\/\\]]+/ | \"a\"..\"z\" | \"Select\"i | X~2..3 | Y{1,2} | \"\\u00e9\\x41\\U0001F600\\n\"\n"
+      "    | \"\xC3\xA9\"\nX: \"x\"?\nY: (\"y\" | \"z\")+\n%import common.WS -> GAP\n"
+      "%import common (INT, CNAME)\n%ignore GAP\n%ignore \" \" // end\n",
+      {"", "\\", "\"\\", "\"\\x", "/\\", "/", "%", "-", "{1"});
 }
 
 TEST(SourceBounds, Ebnf) {
@@ -79,9 +81,9 @@ TEST(SourceBounds, Regex) {
   const Reader read = [](Ir& ir, std::string_view text, const GrammarLimits&, Budget& budget) {
     return parse_regex(ir, text, {}, budget).status();
   };
-  expect_bounded(read,
-                 "^(?:a|b+?)(?P<name>[^\\]x-z\\d\\x41]{1,3})(?<n>\\u{1F600}\\u00e9\\U0001F600|\xC3\xA9*)[\\-a]\\.\\n{2,}$",
-                 {"", "\\", "\\x", "\\u{", "[", "[\\", "[a-", "(?", "(?P", "(?<", "{,", "{1,"});
+  expect_bounded(
+      read, "^(?:a|b+?)(?P<name>[^\\]x-z\\d\\x41]{1,3})(?<n>\\u{1F600}\\u00e9\\U0001F600|\xC3\xA9*)[\\-a]\\.\\n{2,}$",
+      {"", "\\", "\\x", "\\u{", "[", "[\\", "[a-", "(?", "(?P", "(?<", "{,", "{1,"});
 }
 
 TEST(SourceBounds, SchemasAndCalls) {

@@ -216,8 +216,7 @@ std::vector<PlannedMove> Planner::balance(const FleetPicture& picture) {
   std::vector<size_t> order(picture.replicas.size()), hot;
   std::iota(order.begin(), order.end(), size_t{0});
   std::ranges::stable_sort(order, std::greater(), [&](size_t j) { return account.load(j); });
-  const auto emptiest =
-      std::find_if(order.rbegin(), order.rend(), [&](size_t j) { return picture.replicas[j].takes; });
+  const auto emptiest = std::find_if(order.rbegin(), order.rend(), [&](size_t j) { return picture.replicas[j].takes; });
   if (emptiest == order.rend()) return {};
   const double least = account.load(*emptiest);
   for (const size_t j : order) {

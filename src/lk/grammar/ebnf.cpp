@@ -152,8 +152,7 @@ class Parser : private Cursor {
     CodePoints set;
     while (!take("]")) {
       if (!more() || peek() == '\n') return error("a character class is not closed");
-      if (peek() == '\\' && rest().size() > 1 &&
-          std::string_view("dDwWsS").find(peek(1)) != std::string_view::npos) {
+      if (peek() == '\\' && rest().size() > 1 && std::string_view("dDwWsS").find(peek(1)) != std::string_view::npos) {
         LK_ASSIGN_OR_RETURN(const CodePoints named, shorthand());
         set.add(named);
         continue;

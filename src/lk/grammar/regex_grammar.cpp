@@ -234,8 +234,7 @@ class Parser : private Cursor {
       if (peek() == ']') return error("an empty character class is not supported; write \\] for the character");
       if (peek() == '[') {
         // Plain in most dialects, a nested or POSIX class in others: refuse what is read differently.
-        if (peek(1) == ':' || peek(1) == '.' || peek(1) == '=')
-          return error("POSIX classes are not supported");
+        if (peek(1) == ':' || peek(1) == '.' || peek(1) == '=') return error("POSIX classes are not supported");
       }
       if (take("&&") || take("--") || take("~~"))
         return error("set operations in a character class are not supported; escape the character");
