@@ -153,9 +153,9 @@ class Admission(Directory):
             connection.close()
         answer = connections[0].recv(65536)
         self.assertIn(b" 400 ", answer)
-        self.assertIn(b"too complex", answer)
+        self.assertIn(b"too large", answer)
         connections[0].close()
-        self.refused(server.complete(key=other, model="sql", max_tokens=1, guided_regex=costly(0)), 400, "too complex", param="guided_regex")  # is known to fail
+        self.refused(server.complete(key=other, model="sql", max_tokens=1, guided_regex=costly(0)), 400, "too large", param="guided_regex")  # is known to fail
         server.stop(0)
 
     def test_work_of_clients_that_left_is_dropped(self):

@@ -163,15 +163,24 @@ class Loopback(unittest.TestCase):
                 simulated = self.simulate(f"arrays-{rule}", {}, {"name": rule})
                 state = self.flower(f"arrays-{rule}", {}, {"name": rule}, carried="arrays")
                 self.adapter(state)
-                mine, theirs = (read_arrays(path / "latest/adapter_model.safetensors") for path in (state, simulated))
-                self.assertEqual(set(mine), set(theirs))
-                start = read_arrays(simulated / "rounds/checkpoint-1/adapter_model.safetensors")
-                for name in theirs:
-                    one, other = np.frombuffer(mine[name], "<f4"), np.frombuffer(theirs[name], "<f4")
-                    # FedAvg's means are of f32; a client that trains from them learns what the last bit says.
-                    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6, err_msg=name)
+                # FedAvg's means are of f32, in the order in which clients answered.
+                mine, theirs = self.checkpoints(state), self.checkpoints(simulated)
+                for name, first in theirs[0].items():
+                    np.testing.assert_allclose(mine[0][name], first, rtol=1e-5, atol=1e-8, err_msg=name)
+                # Clients that train from them learn what the last bit says: AdamW's step has a gradient's sign however
+                # small that is. So a value may differ, and the change as a whole may not.
+                for name, last in theirs[1].items():
+                    change = np.linalg.norm(last - theirs[0][name])
+                    self.assertLessEqual(np.linalg.norm(mine[1][name] - last), 1e-2 * change, name)
                     if rule == "ffa" and "lora_A" in name:
-                        self.assertEqual(mine[name], start[name], "what is frozen is not averaged")
+                        self.assertEqual(mine[1][name].tobytes(), theirs[0][name].tobytes(), "what is frozen is not averaged")
+
+    def checkpoints(self, state):
+        """The adapters after both rounds, by tensor."""
+        import numpy as np
+
+        return [{name: np.frombuffer(data, "<f4") for name, data in read_arrays(state / f"rounds/checkpoint-{round}/adapter_model.safetensors").items()}
+                for round in (1, 2)]
 
     def test_a_round_closes_by_quorum(self):
         for name, stub in (("fails", FAILS), ("hangs", HANGS), ("garbage", GARBAGE), ("nan", NOT_FINITE)):
