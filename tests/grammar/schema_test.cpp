@@ -248,8 +248,60 @@ TEST(Schema, RefusesByName) {
   EXPECT_THAT(error(R"({"type":"string","maxLength":1e8})"), HasSubstr("maxLength"));
 }
 
+// Bounds as pydantic writes them: counted, not written out.
+TEST(Schema, LongStringsAreCounted) {
+  const auto object = [](const std::string& text) {
+    return R"({"type":"object","properties":{"x":)" + text + R"(},"required":["x"],"additionalProperties":false})";
+  };
+  const auto of_length = [](size_t length, const std::string& character = "a") {
+    std::string text;
+    for (size_t k = 0; k < length; ++k) text += character;
+    return "{\"x\":\"" + text + "\"}";
+  };
+  struct Case {
+    int min, max;
+  };
+  for (const auto& [min, max] : {Case{0, 20'000}, Case{3'000, 20'000}, Case{1'500, 1'500}, Case{0, 100'000},
+                                 Case{1, 1'024}, Case{1'000, 1'300}, Case{5'000, -1}}) {
+    std::string schema = fmt::format(R"({{"type":"string","minLength":{})", min);
+    if (max >= 0) schema += fmt::format(R"(,"maxLength":{})", max);
+    const auto grammar = compile(schema_spec(object(schema + "}")), byte_vocabulary({"ab\"", "aaaaaaaa", "\"}"}));
+    ASSERT_NE(grammar, nullptr);
+    const int top = max < 0 ? min + 3'000 : max;
+    for (const int length : {min, min + 1, min + 255, min + 256, min + 257, min + 700, top - 256, top - 1, top})
+      EXPECT_EQ(matches(grammar, of_length(static_cast<size_t>(length))), length >= min && length <= top) << length;
+    EXPECT_TRUE(matches(grammar, of_length(static_cast<size_t>(top), "\xC3\xA9"))) << "characters, not bytes";
+    EXPECT_TRUE(matches(grammar, of_length(static_cast<size_t>(top), "\\n"))) << "characters, not their spelling";
+    EXPECT_EQ(matches(grammar, of_length(static_cast<size_t>(top) + 1)), max < 0);
+    EXPECT_EQ(matches(grammar, of_length(static_cast<size_t>(std::max(min, 1)) - 1)), min == 0);
+  }
+  // pydantic's HttpUrl, and other formats with more room than they need.
+  const auto url = compile(schema_spec(object(R"({"type":"string","format":"uri","minLength":1,"maxLength":2083})")),
+                           byte_vocabulary());
+  ASSERT_NE(url, nullptr);
+  EXPECT_TRUE(matches(url, R"({"x":"https://example.org:80/a/b?c=%20"})"));
+  EXPECT_TRUE(matches(url, R"({"x":"https://example.org/)" + std::string(1'700, 'a') + "\"}"));
+  EXPECT_FALSE(matches(url, R"({"x":"https://example.org/)" + std::string(2'083, 'a') + "\"}"));
+  EXPECT_FALSE(matches(url, R"({"x":""})"));
+  EXPECT_NE(compile(schema_spec(object(R"({"type":"string","format":"email","maxLength":2000})")), byte_vocabulary()),
+            nullptr);
+  const auto date = compile(schema_spec(object(R"({"type":"string","format":"date","maxLength":10})")), byte_vocabulary());
+  EXPECT_TRUE(matches(date, R"({"x":"2024-02-29"})"));
+  // What a constant or a property's name is compared with is written out.
+  EXPECT_NE(compile(schema_spec(R"({"enum":["a","b"],"type":"string","maxLength":2000})"), byte_vocabulary()), nullptr);
+}
+
+TEST(Schema, WhatIsTooLargeIsNamed) {
+  const std::string error = compile_error(schema_spec(
+      R"({"type":"object","properties":{"x":{"type":"string","pattern":"^([a-c]{3}-){0,90}","maxLength":90000}}})"));
+  EXPECT_THAT(error, HasSubstr("too large"));
+  EXPECT_THAT(error, HasSubstr("\"maxLength\" in #/properties/x"));
+  EXPECT_THAT(compile_error(regex_spec("([a-z]{1,300}x?){1,90000}")), HasSubstr("a repetition"));
+}
+
 TEST(Schema, LimitsHold) {
-  EXPECT_THAT(compile_error(schema_spec(R"({"type":"string","maxLength":100000})")), HasSubstr("too "));
+  EXPECT_THAT(compile_error(schema_spec(R"({"type":"string","pattern":"^(ab*c)*$","maxLength":100000})")),
+              HasSubstr("too "));
   std::string nested = "{}";
   for (int k = 0; k < 70; ++k) nested = R"({"type":"array","items":)" + nested + "}";
   EXPECT_THAT(compile_error(schema_spec(nested)), HasSubstr("deep"));

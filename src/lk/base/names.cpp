@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/base/names.h"
 
+#include "lk/base/ascii.h"
 #include "lk/base/plain_text.h"
 
 namespace lk {
@@ -8,7 +9,6 @@ namespace {
 
 constexpr size_t kMaxName = 128;
 
-bool is_alnum(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9'); }
 bool is_name_char(char c) { return is_alnum(c) || c == '.' || c == '_' || c == '-'; }
 
 }  // namespace

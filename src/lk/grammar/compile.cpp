@@ -65,8 +65,15 @@ Result<std::shared_ptr<const Grammar>> compile_grammar(const GrammarSpec& spec,
   Budget budget(limits);
   Ir ir;
   LK_ASSIGN_OR_RETURN(const RuleId root, translate(ir, spec, limits, budget));
-  LK_ASSIGN_OR_RETURN(Automaton automaton, build_automaton(ir, root, budget));
-  return std::shared_ptr<const Grammar>(std::make_shared<Grammar>(std::move(automaton), std::move(vocabulary)));
+  Result<Automaton> automaton = build_automaton(ir, root, budget);
+  if (automaton.ok())
+    return std::shared_ptr<const Grammar>(
+        std::make_shared<Grammar>(std::move(automaton).value(), std::move(vocabulary)));
+  constexpr int64_t kLarge = 100;
+  const Ir::Count& count = ir.largest_count();
+  if (budget.status().code() != StatusCode::kInvalidArgument || count.number < kLarge) return automaton.status();
+  return invalid_argument("{}; the largest number in it is {}, of {}", automaton.status().message(), count.number,
+                          count.what);
 }
 
 }  // namespace lk

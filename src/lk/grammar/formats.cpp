@@ -8,7 +8,7 @@ namespace lk::grammar {
 namespace {
 
 // Each is a part of what its RFC allows, chosen so that every text is valid for strict readers too.
-std::map<std::string, std::string, std::less<>> make_formats() {
+std::map<std::string, Format, std::less<>> make_formats() {
   const std::string year = "(000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})";
   const std::string leap_year = "([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)";
   const std::string date =
@@ -33,26 +33,28 @@ std::map<std::string, std::string, std::less<>> make_formats() {
   const std::string days = "[0-9]{1,9}D", months = "[0-9]{1,9}M(" + days + ")?";
   const std::string calendar = "([0-9]{1,9}Y(" + months + ")?|" + months + "|" + days + ")";
   const std::string path = "([a-zA-Z0-9._~!$&'()*+,;=:@/?-]|%[0-9a-fA-F]{2})*";
+  constexpr int kLabel = 63, kHostname = 4 * kLabel + 3;
   return {
-      {"date", date},
-      {"time", time},
-      {"date-time", date + "T" + time},
-      {"duration", "P(" + calendar + "(" + clock + ")?|" + clock + "|[0-9]{1,9}W)"},
-      {"uuid", "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"},
-      {"email", atom + "{1,24}(\\." + atom + "{1,24})?@" + label + "(\\." + label + "){1,3}"},
-      {"hostname", hostname},
-      {"ipv4", octet + "(\\." + octet + "){3}"},
-      {"ipv6", ipv6},
-      {"uri", "[a-zA-Z][a-zA-Z0-9+.-]{0,20}://" + hostname + "(:[0-9]{1,5})?(/" + path + ")?"},
+      {"date", {date, 10}},
+      {"time", {time, 21}},
+      {"date-time", {date + "T" + time, 32}},
+      {"duration", {"P(" + calendar + "(" + clock + ")?|" + clock + "|[0-9]{1,9}W)", 62}},
+      {"uuid", {"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", 36}},
+      {"email", {atom + "{1,24}(\\." + atom + "{1,24})?@" + label + "(\\." + label + "){1,3}", 50 + 4 * kLabel + 3}},
+      {"hostname", {hostname, kHostname}},
+      {"ipv4", {octet + "(\\." + octet + "){3}", 15}},
+      {"ipv6", {ipv6, 39}},
+      {"uri", {"[a-zA-Z][a-zA-Z0-9+.-]{0,20}://" + hostname + "(:[0-9]{1,5})?", 21 + 3 + kHostname + 6,
+               "(/" + path + ")?"}},
   };
 }
 
 }  // namespace
 
-std::string_view format_pattern(std::string_view name) {
+const Format* find_format(std::string_view name) {
   static const auto formats = make_formats();
   const auto at = formats.find(name);
-  return at == formats.end() ? std::string_view() : std::string_view(at->second);
+  return at == formats.end() ? nullptr : &at->second;
 }
 
 }  // namespace lk::grammar

@@ -16,7 +16,13 @@ Result<RuleId> translate_ebnf(Ir& ir, std::string_view text, const GrammarLimits
 Result<RuleId> translate_lark(Ir& ir, std::string_view text, const GrammarLimits& limits, Budget& budget);
 Result<RuleId> translate_python_calls(Ir& ir, std::string_view functions, const GrammarLimits& limits, Budget& budget);
 
-// The regular expression of a JSON Schema "format"; empty if unknown.
-std::string_view format_pattern(std::string_view name);
+// A "format" of JSON Schema that binds texts, all of which have at least one character: those of `head` with one of
+// `tail` behind. Both are regular expressions.
+struct Format {
+  std::string head;
+  int64_t max_head;  // characters
+  std::string tail = {};
+};
+const Format* find_format(std::string_view name);  // null: it is an annotation
 
 }  // namespace lk::grammar

@@ -92,6 +92,7 @@ Expr Ir::alt(std::vector<Expr> parts) {
 Expr Ir::repeat(Expr part, int min, int max) {
   if (max == 0 || part == empty()) return empty();
   if (min == 1 && max == 1) return part;
+  if (const int count = std::max(min, max); count > largest_.number) note_count(count, "a repetition");
   return add({.kind = ExprNode::Kind::kRepeat, .min = min, .max = max, .children = {part}});
 }
 

@@ -80,12 +80,23 @@ class Ir {
   size_t num_rules() const { return rules_.size(); }
   int64_t memory() const { return memory_; }
 
+  // The largest number that was asked for, and where: what to name when the whole is too large.
+  struct Count {
+    int64_t number = 0;
+    std::string what;
+  };
+  void note_count(int64_t number, std::string what) {
+    if (number > largest_.number) largest_ = {number, std::move(what)};
+  }
+  const Count& largest_count() const { return largest_; }
+
  private:
   Expr add(ExprNode node);
   std::vector<ExprNode> nodes_;
   std::vector<Rule> rules_;
   std::unordered_map<ByteSet, Expr> byte_sets_;
   std::map<std::vector<std::pair<uint32_t, uint32_t>>, Expr> code_point_sets_;
+  Count largest_;
   int64_t memory_ = 0;
 };
 

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <boost/json.hpp>
 #include <cmath>
 
@@ -117,6 +118,33 @@ Expr JsonRules::spell(const CodePoints& set) {
   const Expr escape = ir_.alt({ir_.bytes(letters), ir_.seq({ir_.literal("u000"), ir_.bytes(digits[0])}),
                                ir_.seq({ir_.literal("u001"), ir_.bytes(digits[1])})});
   return at->second = ir_.alt({ir_.code_points(set.minus(escaped())), ir_.seq({ir_.literal("\\"), escape})});
+}
+
+Expr JsonRules::string_between(int64_t min, int64_t max, bool in_calls) {
+  constexpr int kBlock = 256;
+  const Expr character = spell(CodePoints::all()), quote = ir_.literal("\"");
+  const auto times = [&](Expr part, int64_t least, int64_t most) {
+    return ir_.repeat(part, static_cast<int>(least), static_cast<int>(most));
+  };
+  if (!in_calls || std::max(min, max) <= 4 * kBlock) return string_of(times(character, min, max));
+  if (!block_) {
+    block_ = ir_.add_rule("characters", true);
+    ir_.define(*block_, times(character, kBlock, kBlock));
+    last_block_ = ir_.add_rule("last characters", true);
+    ir_.define(*last_block_, ir_.seq({times(character, 0, kBlock - 1), quote}));
+  }
+  const Expr block = ir_.call(*block_);
+  std::vector<Expr> parts{quote, times(block, min / kBlock, min / kBlock), times(character, min % kBlock, min % kBlock)};
+  if (max == kUnbounded) {
+    parts.push_back(times(character, 0, kUnbounded));
+    parts.push_back(quote);
+    return ir_.seq(std::move(parts));
+  }
+  // Fewer than all further blocks and any rest, or all of them and what is left then.
+  const int64_t blocks = (max - min) / kBlock, rest = (max - min) % kBlock;
+  const Expr all = ir_.seq({times(block, blocks, blocks), times(character, 0, rest), quote});
+  parts.push_back(blocks == 0 ? all : ir_.alt({ir_.seq({times(block, 0, blocks - 1), ir_.call(*last_block_)}), all}));
+  return ir_.seq(std::move(parts));
 }
 
 Expr JsonRules::constant(const boost::json::value& value) {

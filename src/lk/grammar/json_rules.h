@@ -41,6 +41,9 @@ class JsonRules {
 
   // A string whose content, each character in its canonical spelling (plain, or the shortest escape), is of `content`.
   Expr string_of(Expr content) { return ir_.seq({ir_.literal("\""), content, ir_.literal("\"")}); }
+  // Any string of `min` to `max` (or kUnbounded) characters. With `in_calls`, long ones are counted in blocks, which
+  // are rules: then it cannot stand in an intersection.
+  Expr string_between(int64_t min, int64_t max, bool in_calls);
   Expr spell(const CodePoints& set);  // one character of the set in its canonical spelling
   Expr constant(const boost::json::value& value);
 
@@ -72,6 +75,7 @@ class JsonRules {
   Ir& ir_;
   std::map<std::vector<CodePoints::Range>, Expr> spellings_;
   std::optional<RuleId> space_, string_, number_, integer_, value_;
+  std::optional<RuleId> block_, last_block_;  // of the characters of a string
 };
 
 std::string quote_json(std::string_view text);  // canonical spelling, in quotes

@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "lk/base/ascii.h"
 #include "lk/base/utf8.h"
 #include "lk/grammar/code_points.h"
 #include "lk/grammar/cursor.h"
@@ -40,9 +41,6 @@ constexpr std::pair<std::string_view, std::string_view> kCommon[] = {
     {"NEWLINE", "(\\r?\\n)+"},
 };
 
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
-bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
-bool is_name(char c) { return is_letter(c) || is_digit(c) || c == '_'; }
 // By its first letter.
 bool is_terminal(std::string_view name) {
   const size_t first = name.find_first_not_of('_');
@@ -96,7 +94,7 @@ class Parser : private Cursor {
   }
   std::string_view name() {
     const size_t begin = at();
-    while (is_name(peek())) skip();
+    while (is_word_char(peek())) skip();
     return since(begin);
   }
   RuleId rule_of(std::string_view name) {
@@ -182,7 +180,7 @@ class Parser : private Cursor {
   // The name at hand if it is all that follows on this line.
   std::string_view peek_name() const {
     const std::string_view left = rest();
-    const std::string_view word(left.begin(), std::ranges::find_if_not(left, is_name));
+    const std::string_view word(left.begin(), std::ranges::find_if_not(left, is_word_char));
     const size_t after = left.find_first_not_of(" \t\r", word.size());
     const bool alone = after == left.npos || left[after] == '\n' || left.substr(after).starts_with("//");
     return alone ? word : std::string_view();
@@ -312,7 +310,7 @@ class Parser : private Cursor {
       set.normalize();
       return ir_.code_points(set);
     }
-    if (!is_letter(peek()) || peek() != 'i' || is_name(peek(1))) {
+    if (!is_letter(peek()) || peek() != 'i' || is_word_char(peek(1))) {
       std::string bytes;
       for (const char32_t code : text) utf8::append(bytes, code);
       return ir_.literal(bytes);

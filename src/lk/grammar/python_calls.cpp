@@ -6,6 +6,7 @@
 
 #include <boost/json.hpp>
 
+#include "lk/base/ascii.h"
 #include "lk/base/json_reader.h"
 #include "lk/base/json_text.h"
 #include "lk/grammar/frontends.h"
@@ -14,12 +15,6 @@ namespace lk::grammar {
 namespace {
 
 namespace json = boost::json;
-
-bool is_identifier(std::string_view text) {
-  const auto is_letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; };
-  return !text.empty() && is_letter(text[0]) &&
-         std::ranges::all_of(text, [&](char c) { return is_letter(c) || (c >= '0' && c <= '9'); });
-}
 
 // A value's schema is a document of its own from here on: it may refer to definitions, which go with it, and nothing
 // else.

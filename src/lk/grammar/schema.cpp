@@ -222,7 +222,7 @@ class SchemaCompiler {
       parts.push_back(part);
     }
     if (types & kString) {
-      LK_ASSIGN_OR_RETURN(const Expr part, string(schema, where));
+      LK_ASSIGN_OR_RETURN(const Expr part, string(schema, where, true));
       parts.push_back(part);
     }
     if (types & kArray) {
@@ -255,10 +255,12 @@ class SchemaCompiler {
     if (value->is_uint64()) number = int64_t{1} << 40;
     if (number < 0) return invalid_argument("{}: \"{}\" must be a whole number that is not negative", where, keyword);
     if (number > kMaxRepeat) return invalid_argument("{}: \"{}\" is more than {}", where, keyword, kMaxRepeat);
+    ir_.note_count(number, fmt::format("\"{}\" in {}", keyword, where));
     return number;
   }
 
-  Result<Expr> string(const json::object& schema, const std::string& where) {
+  // `alone`: it will not stand in an intersection.
+  Result<Expr> string(const json::object& schema, const std::string& where, bool alone = false) {
     LK_ASSIGN_OR_RETURN(const int64_t min, count(schema, "minLength", 0, where));
     LK_ASSIGN_OR_RETURN(const int64_t max, count(schema, "maxLength", kUnbounded, where));
     if (max != kUnbounded && min > max) return ir_.never();
@@ -272,21 +274,43 @@ class SchemaCompiler {
       if (!expr.ok()) return expr.status().with_context(where);
       conditions.push_back(*expr);
     }
-    if (const json::value* format = schema.if_contains("format")) {
-      if (!format->is_string()) return invalid_argument("{}: \"format\" must be a string", where);
-      if (const std::string_view pattern = format_pattern(std::string_view(format->get_string())); !pattern.empty()) {
-        RegexOptions whole = search;
-        whole.search = false;
-        LK_ASSIGN_OR_RETURN(const Expr expr, parse_regex(ir_, pattern, whole, budget_));
+    int64_t least = min, most = max;  // what is left to be counted
+    if (const json::value* name = schema.if_contains("format")) {
+      if (!name->is_string()) return invalid_argument("{}: \"format\" must be a string", where);
+      if (const Format* format = find_format(std::string_view(name->get_string()))) {
+        LK_ASSIGN_OR_RETURN(const Expr expr, formatted(*format, most));
         conditions.push_back(expr);
+        if (least == 1) least = 0;
       }
     }
-    if (min > 0 || max != kUnbounded)
-      conditions.push_back(ir_.repeat(rules_.spell(CodePoints::all()), static_cast<int>(min), static_cast<int>(max)));
+    if (least > 0 || most != kUnbounded) {
+      if (conditions.empty()) return rules_.string_between(least, most, alone);
+      conditions.push_back(
+          ir_.repeat(rules_.spell(CodePoints::all()), static_cast<int>(least), static_cast<int>(most)));
+    }
     if (conditions.empty()) return rules_.string();
     Expr content = conditions[0];
     for (size_t k = 1; k < conditions.size(); ++k) content = ir_.both(content, conditions[k]);
     return rules_.string_of(content);
+  }
+
+  // The texts of a format. A bound `most` that holds for all of them, or for all with a tail of some length, is
+  // unbounded from then on: counting the whole would take each of its places as often as it can stand somewhere.
+  Result<Expr> formatted(const Format& format, int64_t& most) {
+    const RegexOptions whole{.max_depth = limits_.max_depth,
+                             .spell = [this](const CodePoints& set) { return rules_.spell(set); }};
+    LK_ASSIGN_OR_RETURN(const Expr head, parse_regex(ir_, format.head, whole, budget_));
+    if (format.tail.empty()) {
+      if (most >= format.max_head) most = kUnbounded;
+      return head;
+    }
+    LK_ASSIGN_OR_RETURN(Expr tail, parse_regex(ir_, format.tail, whole, budget_));
+    if (most >= format.max_head) {
+      const auto left = static_cast<int>(most - format.max_head);
+      tail = ir_.both(tail, ir_.repeat(rules_.spell(CodePoints::all()), 0, left));
+      most = kUnbounded;
+    }
+    return ir_.seq({head, tail});
   }
 
   Result<Expr> array(const json::object& schema, const std::string& where, int depth) {

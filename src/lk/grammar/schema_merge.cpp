@@ -141,7 +141,7 @@ bool is_annotation(std::string_view keyword, const json::value& value) {
                                                    "$recursiveRef",
                                                    "extends",
                                                    "disallow"};
-  if (keyword == "format" && value.is_string()) return format_pattern(std::string_view(value.get_string())).empty();
+  if (keyword == "format" && value.is_string()) return find_format(std::string_view(value.get_string())) == nullptr;
   return !names.contains(keyword);
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Oniguruma (Ruby syntax) to PCRE2. Source: doc/RE of Oniguruma 6.9, pcre2pattern(3).
+#include "lk/base/ascii.h"
 #include "lk/base/utf8.h"
 #include "lk/text/regex.h"
 #include "lk/text/unicode.h"
@@ -234,8 +235,7 @@ class Translator {
   Result<std::optional<uint32_t>> escaped_literal() {
     using Literal = std::optional<uint32_t>;
     const char c = peek();
-    const bool alnum = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
-    if (!alnum) return Literal(take_char());
+    if (!is_alnum(c)) return Literal(take_char());
     static constexpr std::pair<char, uint32_t> kControls[] = {{'n', 10}, {'r', 13}, {'t', 9}, {'f', 12},
                                                               {'v', 11}, {'a', 7},  {'e', 27}};
     for (const auto& [name, code_point] : kControls) {
