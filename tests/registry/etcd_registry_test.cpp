@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "lk/registry/member.h"
+#include "registry/seen.h"
 #include "testing/etcd_process.h"
 
 namespace lk {
@@ -14,50 +15,10 @@ namespace {
 using namespace std::chrono_literals;
 using ::testing::ElementsAre;
 using testing::Etcd;
+using testing::kPatience;
+using testing::Seen;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-
-constexpr auto kPatience = 60s;  // of a busy machine
-
-// What a watch said last, and lines for the operator.
-struct Seen {
-  std::mutex mutex;
-  std::condition_variable news;
-  Registry::Entries entries;
-  int calls = 0;
-  std::string lines;
-
-  auto on_change() {
-    return [this](const Registry::Entries& now) {
-      std::lock_guard lock(mutex);
-      entries = now;
-      ++calls;
-      news.notify_all();
-    };
-  }
-  auto log() {
-    return [this](std::string_view event, std::string_view detail) {
-      std::lock_guard lock(mutex);
-      lines += fmt::format("{}: {}\n", event, detail);
-      news.notify_all();
-    };
-  }
-  template <class Condition>
-  bool wait(Condition condition) {
-    std::unique_lock lock(mutex);
-    return news.wait_for(lock, kPatience, condition);
-  }
-  bool wait_for_names(std::vector<std::string> names) {
-    return wait([&] {
-      std::vector<std::string> now;
-      for (const auto& [name, entry] : entries) now.push_back(name);
-      return calls > 0 && now == names;
-    });
-  }
-  bool wait_for_line(std::string_view text) {
-    return wait([&] { return lines.find(text) != std::string::npos; });
-  }
-};
 
 class EtcdRegistryTest : public ::testing::Test {
  protected:
@@ -94,6 +55,23 @@ TEST_F(EtcdRegistryTest, TransactionsHappenOnce) {
   EXPECT_FALSE(registry->commit({.unchanged = {{"a/first", revision}}, .puts = {{"a/first", "y"}}}).value());
   EXPECT_EQ(registry->list("a/").value().size(), 1u);
   EXPECT_THAT(registry->list("b/").value(), IsEmpty());
+}
+
+TEST_F(EtcdRegistryTest, ATransactionMayRestOnAWholeList) {
+  Etcd etcd;
+  Seen seen;
+  const auto registry = open(etcd, seen);
+  ASSERT_TRUE(put(*registry, "other", "1"));
+  const auto commit = [&](int64_t newest, const std::string& name) {
+    return registry->commit({.none_newer = {{"a/", newest}}, .puts = {{name, "1"}}}).value();
+  };
+  EXPECT_TRUE(commit(0, "a/1")) << "nothing is below it";
+  EXPECT_FALSE(commit(0, "a/2"));
+  const int64_t newest = Registry::newest_of(registry->list("a/").value());
+  EXPECT_TRUE(commit(newest, "b")) << "what is not below it does not matter";
+  EXPECT_TRUE(commit(newest, "a/2"));
+  EXPECT_FALSE(commit(newest, "a/3"));
+  EXPECT_EQ(registry->list("a/").value().size(), 2u);
 }
 
 TEST_F(EtcdRegistryTest, WatchesOutliveRestartsAndCompaction) {

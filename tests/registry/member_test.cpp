@@ -48,6 +48,11 @@ TEST(RegistryUrlTest, NamesHostsAndAFleet) {
   for (const char* url :
        {"etcd://a:1/f", "etcd://a/f", "etcd://a:1,b:2,[::1]:3/prod-2", "etcds://a/f", "etcd://[::1]/f"})
     EXPECT_TRUE(open_registry({.url = url}).ok()) << url;
+  for (const char* url : {"kubernetes://a:6443/default/llm", "kubernetes+http://[::1]:8001/ns-1/llm"})
+    EXPECT_TRUE(open_registry({.url = url}).ok()) << url;
+  for (const char* url : {"kubernetes:///default/llm", "kubernetes://a:6443/llm", "kubernetes://a/Default/llm",
+                          "kubernetes://a/default/llm/x", "kubernetes://a/default/", "kubernetes://a/b.c/llm"})
+    EXPECT_EQ(open_registry({.url = url}).status().code(), StatusCode::kInvalidArgument) << url;
   for (const char* url : {"", "http://a/f", "etcd://a", "etcd:///f", "etcd://a/", "etcd://a/f/g", "etcd://a/..",
                           "etcd://a:x/f", "etcd://a:1,,b/f", "etcd://u@a/f", "consul://a/f", "etcd://a?b/f"})
     EXPECT_EQ(open_registry({.url = url}).status().code(), StatusCode::kInvalidArgument) << url;

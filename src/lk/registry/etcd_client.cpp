@@ -4,10 +4,12 @@
 #include <openssl/evp.h>
 
 #include <charconv>
-#include <future>
+#include <optional>
 
 #include "lk/base/json_fields.h"
 #include "lk/base/json_text.h"
+#include "lk/net/pending_answer.h"
+#include "lk/registry/line_stream.h"
 
 namespace lk {
 namespace {
@@ -66,37 +68,24 @@ Result<boost::json::object> EtcdClient::call(std::string_view path, const boost:
 
 Result<boost::json::object> EtcdClient::call_at(size_t endpoint, std::string_view path,
                                                 const boost::json::object& body) {
-  struct Call {
-    int status = 0;
-    std::string body;
-    std::promise<Status> done;
-  };
-  const auto call = std::make_shared<Call>();
-  std::future<Status> done = call->done.get_future();
-  ClientCallbacks callbacks;
-  callbacks.on_head = [call](int status, const HttpHeaders&) { call->status = status; };
-  callbacks.on_data = [call](std::string_view bytes) {
-    if (call->body.size() <= kMostAnswerBytes) call->body += bytes;
-  };
-  callbacks.on_done = [call](Status status) { call->done.set_value(std::move(status)); };
-  int64_t id = 0;
+  std::optional<PendingAnswer> pending;
   {
     std::lock_guard lock(mutex_);
     if (stopped_) return cancelled("the registry is closed");
-    id = http_->send(request(endpoint, path, body), std::move(callbacks));
-    waiting_.insert(id);
+    pending.emplace(*http_, request(endpoint, path, body), kMostAnswerBytes);
+    waiting_.insert(pending->id());
   }
-  const Status ended = done.get();
+  const Result<ClientAnswer> got = pending->wait();
   {
     std::lock_guard lock(mutex_);
-    waiting_.erase(id);
+    waiting_.erase(pending->id());
     if (stopped_) return cancelled("the registry is closed");
   }
-  if (!ended.ok()) return unavailable("{}: {}", url(endpoint), ended.message());
-  if (call->body.size() > kMostAnswerBytes)
-    return data_loss("{}: an answer of {} bytes", url(endpoint), call->body.size());
-  if (call->status != 200) return refusal(call->status, call->body);
-  Result<boost::json::object> answer = parse_json_object(call->body, url(endpoint));
+  if (got.status().code() == StatusCode::kResourceExhausted)
+    return data_loss("{}: an answer of more than {} bytes", url(endpoint), kMostAnswerBytes);
+  if (!got.ok()) return unavailable("{}: {}", url(endpoint), got.status().message());
+  if (got->status != 200) return refusal(got->status, got->body);
+  Result<boost::json::object> answer = parse_json_object(got->body, url(endpoint));
   if (!answer.ok()) return unavailable("{}", answer.status().message());
   return answer;
 }
@@ -108,33 +97,14 @@ void EtcdClient::skip(size_t endpoint) {
 
 int64_t EtcdClient::open(size_t endpoint, std::string_view path, const boost::json::object& body,
                          std::function<void(std::string_view)> on_message, std::function<void(const Status&)> on_end) {
-  struct Stream {
-    int status = 0;
-    std::string line;
-    bool overflowed = false;
-  };
-  const auto stream = std::make_shared<Stream>();
-  ClientCallbacks callbacks;
-  callbacks.on_head = [stream](int status, const HttpHeaders&) { stream->status = status; };
-  callbacks.on_data = [stream, on_message = std::move(on_message)](std::string_view bytes) {
-    while (!bytes.empty() && !stream->overflowed) {
-      const size_t end = bytes.find('\n');
-      stream->line += bytes.substr(0, end);
-      stream->overflowed = stream->line.size() > kMostAnswerBytes;
-      if (end == std::string_view::npos || stream->overflowed) return;
-      bytes.remove_prefix(end + 1);
-      if (stream->status == 200 && !stream->line.empty()) on_message(stream->line);
-      stream->line.clear();
-    }
-  };
-  callbacks.on_done = [stream, on_end = std::move(on_end)](const Status& ended) {
-    if (stream->overflowed) return on_end(data_loss("a message of more than {} bytes", kMostAnswerBytes));
-    if (ended.ok() && stream->status != 200) return on_end(refusal(stream->status, stream->line));
-    on_end(ended.ok() ? unavailable("etcd ended the stream") : ended);
-  };
   ClientRequest whole = request(endpoint, path, body);
   whole.timeout = kForever;
-  return http_->send(std::move(whole), std::move(callbacks));
+  return open_lines(*http_, std::move(whole),
+                    {.on_line = std::move(on_message),
+                     .on_end = [on_end = std::move(on_end)](const Status& ended, int status, std::string_view text) {
+                       if (ended.ok() && status != 200) return on_end(refusal(status, text));
+                       on_end(ended.ok() ? unavailable("etcd ended the stream") : ended);
+                     }});
 }
 
 void EtcdClient::stop() {

@@ -8,9 +8,7 @@
 
 #include "lk/base/json_fields.h"
 #include "lk/base/json_text.h"
-#include "lk/base/names.h"
 #include "lk/base/thread_name.h"
-#include "lk/net/http_client_url.h"
 
 namespace lk {
 namespace {
@@ -66,6 +64,15 @@ Result<int64_t> store_revision(const json::object& answer) {
 
 json::object compare(const std::string& key, int64_t revision) {
   return {{"key", key}, {"target", "MOD"}, {"result", "EQUAL"}, {"mod_revision", std::to_string(revision)}};
+}
+
+// Of a range without keys etcd compares a pair of zeros.
+json::object compare_below(const std::string& prefix, int64_t revision) {
+  return {{"key", to_base64(prefix)},
+          {"range_end", to_base64(end_of(prefix))},
+          {"target", "MOD"},
+          {"result", "LESS"},
+          {"mod_revision", std::to_string(revision + 1)}};
 }
 
 json::object put_operation(const std::string& key, std::string_view value, int64_t lease) {
@@ -174,6 +181,8 @@ Result<Registry::Entries> EtcdRegistry::list(const std::string& prefix) {
 Result<bool> EtcdRegistry::commit(const Transaction& transaction) {
   json::array compares, operations;
   for (const auto& [name, revision] : transaction.unchanged) compares.push_back(compare(key(name), revision));
+  for (const auto& [prefix, revision] : transaction.none_newer)
+    compares.push_back(compare_below(options_.prefix + prefix, revision));
   for (const auto& [name, value] : transaction.puts) operations.push_back(put_operation(key(name), value, 0));
   for (const std::string& name : transaction.removals) {
     json::object operation;
@@ -435,39 +444,6 @@ void EtcdRegistry::withdraw() {
   withdrawn_ = true;
   changed_.notify_all();
   changed_.wait_for(lock, kGoodbye, [this] { return gone_ || stopping_; });
-}
-
-// --- Opening
-
-Result<std::unique_ptr<Registry>> open_registry(const RegistryOptions& options) {
-  const auto wrong = [&](std::string_view why) {
-    return invalid_argument("\"{}\": {}; write etcd://HOST:PORT[,HOST:PORT...]/FLEET, or etcds:// for TLS", options.url,
-                            why);
-  };
-  std::string_view rest = options.url;
-  const bool tls = rest.starts_with("etcds://");
-  if (!tls && !rest.starts_with("etcd://")) return wrong("no registry that is known");
-  rest.remove_prefix(rest.find("://") + 3);
-  const size_t slash = rest.find('/');
-  if (slash == std::string_view::npos) return wrong("it names no fleet");
-  const std::string_view name = rest.substr(slash + 1);
-  if (!is_valid_name(name)) return wrong("the fleet's name has letters, digits, '.', '_' and '-'");
-  EtcdClient::Options client{.tls_ca = options.tls_ca};
-  for (std::string_view hosts = rest.substr(0, slash); !hosts.empty();) {
-    const size_t comma = std::min(hosts.find(','), hosts.size());
-    const std::string_view host = hosts.substr(0, comma);
-    hosts.remove_prefix(std::min(comma + 1, hosts.size()));
-    const size_t bracket = host.rfind(']');
-    const bool has_port = host.find(':', bracket == std::string_view::npos ? 0 : bracket) != std::string_view::npos;
-    const std::string url = fmt::format("{}://{}{}", tls ? "https" : "http", host, has_port ? "" : ":2379");
-    const Result<ClientUrl> parsed = parse_client_url(url);
-    if (!parsed.ok() || parsed->target != "/") return wrong(fmt::format("\"{}\" is no HOST:PORT", host));
-    client.endpoints.push_back(url);
-  }
-  if (client.endpoints.empty()) return wrong("it names no host");
-  LK_ASSIGN_OR_RETURN(std::unique_ptr<EtcdClient> etcd, EtcdClient::create(client));
-  return std::unique_ptr<Registry>(std::make_unique<EtcdRegistry>(
-      std::move(etcd), EtcdRegistry::Options{.prefix = fmt::format("/lorikeet/{}/", name), .log = options.log}));
 }
 
 }  // namespace lk

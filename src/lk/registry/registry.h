@@ -6,6 +6,7 @@
 // Names are relative to the fleet: "members/a", "adapters/sql/3". Values are JSON texts of a few kilobytes.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -28,12 +29,21 @@ class Registry {
   };
   using Entries = std::map<std::string, Entry>;  // by name
 
-  // All of it happens, or nothing: when one of `unchanged` has another revision by then. 0: it must not be there.
+  // All of it happens, or nothing: when one of `unchanged` has another revision by then (0: it must not be there), or
+  // something below a prefix of `none_newer` a greater one (0: nothing must be there). So whoever decides by a list
+  // says with newest_of() that it still is the list.
   struct Transaction {
-    std::vector<std::pair<std::string, int64_t>> unchanged;
+    std::vector<std::pair<std::string, int64_t>> unchanged, none_newer;
     std::vector<std::pair<std::string, std::string>> puts;  // name, value
     std::vector<std::string> removals;
   };
+
+  // The greatest revision in a list, 0 of an empty one.
+  static int64_t newest_of(const Entries& entries) {
+    int64_t newest = 0;
+    for (const auto& [name, entry] : entries) newest = std::max(newest, entry.revision);
+    return newest;
+  }
 
   // Somebody's place under a name, for as long as it lives.
   struct Announcement {
@@ -68,8 +78,11 @@ class Registry {
 };
 
 struct RegistryOptions {
-  std::string url;     // etcd://HOST:PORT[,HOST:PORT...]/FLEET, or etcds:// for TLS
+  // etcd://HOST:PORT[,HOST:PORT...]/FLEET, or etcds:// for TLS; kubernetes://[HOST:PORT]/NAMESPACE/SERVICE, without a
+  // host that of the pod it runs in; kubernetes+http:// without TLS.
+  std::string url;
   std::string tls_ca;  // PEM file of authorities instead of the system's
+  std::string token_file;  // of an account at Kubernetes; default: the pod's
   // A line for the operator, on any thread.
   std::function<void(std::string_view event, std::string_view detail)> log;
 };
