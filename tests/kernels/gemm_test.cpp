@@ -119,6 +119,54 @@ TEST_P(GemmTest, InScatteredPagesIsBitIdenticalToInOneBlock) {
   });
 }
 
+// What ranks rely on: the sum of any subtree of shards, added to that of the other one, is the whole product's, bit for
+// bit, for any height of tile and also where a panel is cut by pages.
+TEST_P(GemmTest, ShardsAreAddedInABinaryTree) {
+  with_type([&](auto type) {
+    using T = typename decltype(type)::type;
+    for (const auto& [n, k] : std::vector<std::pair<int64_t, int64_t>>{{70, 256}, {33, 768}, {64, 2048}}) {
+      const Case<T> c(n, k, pool());
+      const PagedWeight paged(c.weight.format, n, k, 1152, 128, 5);
+      pack_weight(TensorView(c.w.data(), dtype_of<T>(), {n, k}), 0, paged.get(), pool());
+      for (const int64_t rows : {1, 2, 5, 12, 13, 40}) {
+        const std::vector<T> x = random_values<T>(rows * k, 11);
+        // Shards [first, first + count) of `shards`, by a matrix of these columns alone.
+        const auto part = [&](int64_t shards, int64_t first, int64_t count) {
+          const int64_t begin = k / shards * first, width = k / shards * count;
+          std::vector<T> columns;
+          for (int64_t out = 0; out < n; ++out)
+            columns.insert(columns.end(), c.w.begin() + out * k + begin, c.w.begin() + out * k + begin + width);
+          Buffer packed(packed_weight_bytes(c.weight.format, n, width));
+          const PackedWeight weight{c.weight.format, n, width, packed.data()};
+          pack_weight(TensorView(columns.data(), dtype_of<T>(), {n, width}), 0, weight, pool());
+          Guarded<float> y(rows * n);
+          kernels().gemm({x.data() + begin, act(), k, weight, y.data(), n, rows, count}, pool());
+          y.expect_intact("part");
+          return y.values();
+        };
+        for (int64_t shards = 1; shards <= kMaxShards; shards *= 2) {
+          const std::string what = fmt::format("n {} k {} rows {} shards {}", n, k, rows, shards);
+          const std::vector<float> whole = part(shards, 0, shards);
+          for (int64_t ranks = 1; ranks <= shards; ranks *= 2) {
+            std::vector<std::vector<float>> sums;
+            for (int64_t rank = 0; rank < ranks; ++rank)
+              sums.push_back(part(shards, shards / ranks * rank, shards / ranks));
+            for (size_t step = 1; step < sums.size(); step *= 2)
+              for (size_t rank = 0; rank < sums.size(); rank += 2 * step)
+                for (size_t i = 0; i < whole.size(); ++i) sums[rank][i] += sums[rank + step][i];
+            ASSERT_TRUE(same_bits(sums[0].data(), whole.data(), rows * n)) << what << " ranks " << ranks;
+          }
+          Guarded<float> in_pages(rows * n), want(rows * n);
+          kernels().gemm({x.data(), act(), k, paged.get(), in_pages.data(), n, rows, shards}, pool());
+          ASSERT_EQ(in_pages.values(), whole) << what << " in pages";
+          ref::gemm({x.data(), act(), k, c.weight, want.data(), n, rows, shards});
+          expect_close(whole, want.values(), tolerance(Op::kGemm, act()), what);
+        }
+      }
+    }
+  });
+}
+
 LK_INSTANTIATE_KERNEL_TESTS(GemmTest);
 
 TEST(PackWeight, CopiesPanelsFromPagesToPages) {

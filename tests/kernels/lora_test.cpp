@@ -161,6 +161,66 @@ TEST_P(LoraTest, RowAloneEqualsRowInAnyBatchAndAnyChunkingBitForBit) {
   });
 }
 
+// The products with A of any subtree of shards add up to the whole input's, bit for bit, whatever the chunks. Scaling
+// comes after the sum, so the ranks' parts are taken unscaled.
+TEST_P(LoraTest, ShardsAreAddedInABinaryTree) {
+  with_type([&](auto type) {
+    using T = typename decltype(type)::type;
+    constexpr int64_t kWidth = 1536, kRows = 37, kRank = 21;
+    const std::vector<T> x = random_values<T>(kRows * kWidth, 1), a = random_values<T>(kRank * kWidth, 2);
+    // v of columns [begin, begin + width) of x and A, whose rows are cut into chunks.
+    const auto shrink = [&](int64_t begin, int64_t width, int64_t shards, int64_t chunk_cols, float scaling) {
+      const int64_t chunks = chunk_cols == 0 ? 1 : (width + chunk_cols - 1) / chunk_cols;
+      std::vector<int64_t> offsets;
+      for (int64_t r = 0; r < kRank; ++r)
+        for (int64_t chunk = 0; chunk < chunks; ++chunk)
+          offsets.push_back((r * kWidth + begin + chunk * chunk_cols) * static_cast<int64_t>(sizeof(T)));
+      const LoraProj proj{
+          .a = {offsets.data(), kRank, static_cast<int32_t>(chunks), width, chunks == 1 ? width : chunk_cols},
+          .scaling = scaling};
+      const std::vector<LoraSegment> segments{{0, 1, reinterpret_cast<const std::byte*>(a.data()), {&proj, 1}},
+                                              {1, kRows, reinterpret_cast<const std::byte*>(a.data()), {&proj, 1}}};
+      std::vector<float> v(kRows * kRank);
+      float none = 0;
+      kernels().lora({x.data() + begin, act(), kWidth, &none, 0, segments, v.data(), kRank, shards}, pool());
+      return v;
+    };
+    for (int64_t shards = 1; shards <= kMaxShards; shards *= 2) {
+      const std::vector<float> whole = shrink(0, kWidth, shards, 0, 0.7f);
+      for (const int64_t chunk_cols : {32, 160, 192, 512})
+        ASSERT_EQ(shrink(0, kWidth, shards, chunk_cols, 0.7f), whole) << shards << " in chunks of " << chunk_cols;
+      for (int64_t ranks = 1; ranks <= shards; ranks *= 2) {
+        std::vector<std::vector<float>> sums;
+        for (int64_t rank = 0; rank < ranks; ++rank)
+          sums.push_back(shrink(kWidth / ranks * rank, kWidth / ranks, shards / ranks, rank % 2 == 0 ? 0 : 96, 1));
+        for (size_t step = 1; step < sums.size(); step *= 2)
+          for (size_t rank = 0; rank < sums.size(); rank += 2 * step)
+            for (size_t i = 0; i < whole.size(); ++i) sums[rank][i] += sums[rank + step][i];
+        for (float& value : sums[0]) value *= 0.7f;
+        ASSERT_EQ(sums[0], whole) << shards << " shards on " << ranks << " ranks";
+      }
+    }
+  });
+}
+
+TEST_P(LoraTest, TheTwoPhasesAreTheWholeBitForBit) {
+  with_type([&](auto type) {
+    using T = typename decltype(type)::type;
+    const Batch<T> batch(40);
+    const Adapter<T> one(specs(16, true), 64, 5), other(specs(7), 0, 9);
+    const std::vector<LoraSegment> segments{{1, 2, one.base(), one.projs()}, {3, 40, other.base(), other.projs()}};
+    const std::vector<float> whole = batch.run(segments, &kernels(), pool());
+    std::vector<float> y = batch.y0, v(40 * 64);
+    LoraArgs args{batch.x.data(), act(), kIn, y.data(), kOut, segments, v.data(), 64};
+    args.phase = LoraPhase::kShrink;
+    kernels().lora(args, pool());
+    ASSERT_EQ(y, batch.y0);
+    args.phase = LoraPhase::kExpand;
+    kernels().lora(args, pool());
+    ASSERT_EQ(y, whole);
+  });
+}
+
 TEST_P(LoraTest, NoSegmentsIsANoOp) { kernels().lora(LoraArgs{}, pool()); }
 LK_INSTANTIATE_KERNEL_TESTS(LoraTest);
 

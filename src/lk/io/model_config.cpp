@@ -324,6 +324,24 @@ int64_t ModelConfig::context_limit() const {
   return std::max(max_positions, static_cast<int64_t>(std::min(limit, 0x1p40)));
 }
 
+ModelShape rank_share(const ModelShape& shape, int64_t ranks) {
+  LK_CHECK(ranks >= 1 && shape.num_shards % ranks == 0, "{} shards on {} ranks", shape.num_shards, ranks);
+  ModelShape share = shape;
+  for (int64_t* extent : {&share.intermediate_dim, &share.num_heads, &share.num_kv_heads, &share.num_shards})
+    *extent /= ranks;
+  return share;
+}
+
+// The largest power of two of at most 8 that divides the heads and leaves each shard a multiple of 32 inputs of o and
+// of down, so that neither a pair of bf16 nor a vector of them is ever cut.
+ModelShape ModelConfig::shape() const {
+  int64_t shards = 8;
+  while (shards > 1 && (num_kv_heads % shards != 0 || num_heads % shards != 0 || q_dim() % (32 * shards) != 0 ||
+                        intermediate_dim % (32 * shards) != 0))
+    shards /= 2;
+  return {num_layers, hidden_dim, intermediate_dim, num_heads, num_kv_heads, head_dim, vocab_size, shards};
+}
+
 int64_t ModelConfig::rope_length(int64_t sequence_length) const {
   if (rope.type == RopeType::kDynamic && sequence_length > max_positions) return sequence_length;
   if (rope.type == RopeType::kLongrope && sequence_length > rope.original_max_positions)

@@ -41,10 +41,16 @@ struct ModelShape {
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;
   int64_t vocab_size = 0;
+  // Parts in which sums over q_dim and intermediate_dim are added up (docs/design/numerics.md, Shards).
+  int64_t num_shards = 1;
 
   int64_t q_dim() const { return num_heads * head_dim; }
   int64_t kv_dim() const { return num_kv_heads * head_dim; }
 };
+
+// What each of `ranks` ranks has of a shape: 1/ranks of its heads, KV heads, intermediate dimension and shards.
+// Requires: shape.num_shards % ranks == 0.
+ModelShape rank_share(const ModelShape& shape, int64_t ranks);
 
 // What the file says.
 struct ModelConfig {
@@ -83,9 +89,7 @@ struct ModelConfig {
   // make_rope_table() for the returned length (dynamic and longrope, beyond the original context). Sequences that
   // differ in it share no cached keys.
   int64_t rope_length(int64_t sequence_length) const;
-  ModelShape shape() const {  // of the whole model
-    return {num_layers, hidden_dim, intermediate_dim, num_heads, num_kv_heads, head_dim, vocab_size};
-  }
+  ModelShape shape() const;  // of the whole model
 };
 
 // `where` (a path) prefixes errors. Checks ranges: every extent positive and bounded (hidden <=

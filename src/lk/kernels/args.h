@@ -84,6 +84,16 @@ struct PackedWeight {
   int64_t total_bytes() const { return packed_weight_bytes(format, n, k); }
 };
 
+// A sum over an inner dimension that ranks may share (docs/design/numerics.md, Shards): num_shards equal parts, each
+// one ascending chain from zero, added in a binary tree, ((p0 + p1) + (p2 + p3)) + ... A rank that has a run of them
+// which is a subtree gets that subtree's sum.
+inline constexpr int64_t kMaxShards = 8;
+inline constexpr int64_t kShardCols = 32;  // a part is a multiple of this
+constexpr bool can_shard(int64_t num_shards, int64_t inner) {
+  const bool power = num_shards >= 1 && num_shards <= kMaxShards && (num_shards & (num_shards - 1)) == 0;
+  return power && (num_shards == 1 || inner % (num_shards * kShardCols) == 0);
+}
+
 // y[m, n] = sum_k x[m, k] w[n, k].  x: act [num_rows, k]; y: f32 [num_rows, n].
 struct GemmArgs {
   const void* x = nullptr;
@@ -93,6 +103,7 @@ struct GemmArgs {
   float* y = nullptr;
   int64_t y_stride = 0;
   int64_t num_rows = 0;
+  int64_t num_shards = 1;  // of k: can_shard()
 };
 
 // What an adapter adds to the embedding of token t: scaling * b a[:, t].
@@ -175,6 +186,10 @@ struct LoraSegment {
   std::span<const LoraProj> projs;  // <= 3 projections that read the same x
 };
 
+// Both halves of lora(), or one: between them ranks add up what each made of its part of x. kShrink leaves v unscaled;
+// kExpand takes such sums in v, which it scales. kAll is kShrink, then kExpand, bit for bit.
+enum class LoraPhase : uint8_t { kAll, kShrink, kExpand };
+
 // Adds the adapters' contribution to y in place. All segments' projections share x and write disjoint columns of y.
 struct LoraArgs {
   const void* x = nullptr;  // act [num_rows, in]
@@ -185,6 +200,8 @@ struct LoraArgs {
   std::span<const LoraSegment> segments;  // disjoint, ascending
   float* v = nullptr;                     // scratch f32 [num_rows, v_stride]
   int64_t v_stride = 0;                   // >= the largest sum of ranks over the projections of one segment
+  int64_t num_shards = 1;                 // of the sums over x: can_shard()
+  LoraPhase phase = LoraPhase::kAll;      // lk::ref knows no other
 };
 
 // A merged copy of one projection's columns of a packed weight:

@@ -116,6 +116,7 @@ void Backend::gemm(const GemmArgs& a) {
   LK_CHECK(a.x && a.y && a.num_rows > 0 && a.x_stride >= a.w.k && a.y_stride >= a.w.n);
   LK_CHECK(a.act == traits_of(a.w.format).act, "no product of {} activations with weights of {}", to_string(a.act),
            to_string(traits_of(a.w.format).element));
+  LK_CHECK(can_shard(a.num_shards, a.w.k), "{} shards of {}", a.num_shards, a.w.k);
   check_weight(a.w);
   do_gemm(a);
 }
@@ -137,7 +138,7 @@ void Backend::lora(const LoraArgs& a) {
     int64_t sum_ranks = 0;
     for (const LoraProj& proj : segment.projs) {
       LK_CHECK(proj.a.num_rows == proj.b.num_rows && proj.a.width <= a.x_stride &&
-               proj.out_begin + proj.b.width <= a.y_stride);
+               proj.out_begin + proj.b.width <= a.y_stride && can_shard(a.num_shards, proj.a.width));
       sum_ranks += proj.a.num_rows;
     }
     LK_CHECK(sum_ranks <= a.v_stride);

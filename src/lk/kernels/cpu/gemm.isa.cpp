@@ -2,7 +2,9 @@
 // y = x w^T over packed panels of 32 output columns.
 //
 // Row determinism: an output element is one accumulator lane that starts at zero and takes the inner dimension in
-// ascending order (pairs for bf16), whatever the tile height. The tiling is free; the arithmetic is not.
+// ascending order (pairs for bf16), whatever the tile height. The tiling is free; the arithmetic is not. With
+// num_shards the inner dimension is so many of these chains, which a tile adds up in their binary tree while they are
+// in L1.
 //
 // A thread takes a run of panels; per panel it walks the rows in tiles of nearly equal height, so that the panel comes
 // from memory once and stays in L2 for the remaining tiles, while those tiles prefetch the next panel. Where a panel
@@ -39,6 +41,43 @@ Stretch stretch_at(const PackedWeight& weight, int64_t total_bytes, int64_t at, 
   return {w, num_steps, {near_place - w, far_place, lines}};
 }
 
+// The sums of a tile's shards that wait for the other half of their tree: a stack whose first entry is y itself.
+class ShardSums {
+ public:
+  ShardSums(float* y, int64_t y_stride, int64_t rows, int64_t cols)
+      : y_(y), y_stride_(y_stride), rows_(rows), cols_(cols) {}
+  struct Place {
+    float* data;
+    int64_t stride;
+  };
+  Place next() { return place(depth_); }  // where the next shard's sums go
+  // Those of shard `shard` lie there: adds up what is complete now.
+  void push(int64_t shard) {
+    for (int64_t bits = shard; (bits & 1) != 0; bits >>= 1, --depth_) add_to(place(depth_ - 1), place(depth_).data);
+    ++depth_;
+  }
+
+ private:
+  Place place(int64_t depth) { return depth == 0 ? Place{y_, y_stride_} : Place{rest_[depth - 1], kPanelCols}; }
+  void add_to(Place sum, const float* more) const {
+    for (int64_t row = 0; row < rows_; ++row, sum.data += sum.stride, more += kPanelCols) {
+      for (int64_t col = 0; col < cols_; col += 16) {
+        float* to = sum.data + col;
+        const int64_t cols = cols_ - col;
+        if (cols >= 16)
+          store(to, add(load(to), load(more + col)));
+        else
+          store_partial(to, add(load_partial(to, cols), load_partial(more + col, cols)), cols);
+      }
+    }
+  }
+
+  float* const y_;
+  const int64_t y_stride_, rows_, cols_;
+  int64_t depth_ = 0;
+  alignas(64) float rest_[3][kMaxRows * kPanelCols];  // log2(kMaxShards)
+};
+
 template <class P>
 void run(const GemmArgs& args, ThreadPool& pool) {
   const auto* x = static_cast<const typename P::X*>(args.x);
@@ -46,6 +85,7 @@ void run(const GemmArgs& args, ThreadPool& pool) {
   const int64_t panel_bytes = ceil_div(k, P::kPerStep) * kStepBytes;
   const int64_t num_panels = ceil_div(n, kPanelCols), total_bytes = num_panels * panel_bytes;
   const int64_t num_tiles = num_row_tiles<P>(num_rows, args.x_stride);
+  const int64_t shard_cols = k / args.num_shards;
   constexpr int kGroupLines = kGroup * kStepBytes / 64;
   // One pass: run ahead in the same stream; into L2 first when the product takes longer than L1 keeps lines in flight.
   // More passes: each fetches its share of the next panel.
@@ -69,19 +109,25 @@ void run(const GemmArgs& args, ThreadPool& pool) {
           far_lines = kGroupLines;
         }
         const TileFn<P> fn = tile_for<P>(rows);
-        for (int64_t done = 0; done < k;) {
-          const int64_t at = first_byte + done / P::kPerStep * kStepBytes;
-          const Stretch stretch =
-              stretch_at(args.w, total_bytes, at, ceil_div(k - done, P::kPerStep), near_bytes, far, far_lines);
-          const int64_t part = min64(k - done, stretch.num_steps * P::kPerStep);
-          for (int64_t half = 0; half < kHalves; ++half) {
-            const int64_t col = first_col + half * 16;
-            if (col >= n) break;
-            fn(x + row * args.x_stride + done, args.x_stride, part, stretch.w + 64 * half,
-               args.y + row * args.y_stride + col, args.y_stride, n - col, stretch.ahead, done > 0);
+        ShardSums sums(args.y + row * args.y_stride + first_col, args.y_stride, rows, min64(kPanelCols, n - first_col));
+        for (int64_t shard = 0, done = 0; shard < args.num_shards; ++shard) {
+          const int64_t first = done, end = first + shard_cols;
+          const ShardSums::Place to = sums.next();
+          while (done < end) {
+            const int64_t at = first_byte + done / P::kPerStep * kStepBytes;
+            const Stretch stretch =
+                stretch_at(args.w, total_bytes, at, ceil_div(end - done, P::kPerStep), near_bytes, far, far_lines);
+            const int64_t part = min64(end - done, stretch.num_steps * P::kPerStep);
+            for (int64_t half = 0; half < kHalves; ++half) {
+              const int64_t col = half * 16;
+              if (first_col + col >= n) break;
+              fn(x + row * args.x_stride + done, args.x_stride, part, stretch.w + 64 * half, to.data + col, to.stride,
+                 n - first_col - col, stretch.ahead, done > first);
+            }
+            done += part;
+            far += stretch.num_steps / kGroup * 64 * far_lines;
           }
-          done += part;
-          far += stretch.num_steps / kGroup * 64 * far_lines;
+          sums.push(shard);
         }
       });
     }

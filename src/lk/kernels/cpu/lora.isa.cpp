@@ -5,7 +5,8 @@
 // Source of the segment layout: S-LoRA, arXiv:2311.03285.
 //
 // Row determinism: v is one vector accumulator per (row, rank row) that takes the columns in ascending order, across
-// chunks, and is reduced in a fixed tree; the sum over r is one f32 chain in ascending order. Tiles only share loads.
+// chunks, and is reduced in a fixed tree (with num_shards: one such sum per shard, in a binary tree); the sum over r is
+// one f32 chain in ascending order. Tiles only share loads.
 #include "lk/kernels/cpu/isa.h"
 #include "lk/kernels/cpu/lora_shrink.h"
 #include "lk/kernels/cpu/simd.h"
@@ -242,17 +243,37 @@ void run_items(const LoraArgs& args, ThreadPool& pool, CountFn count_items, Item
   });
 }
 
+// Sums over the ranks, as shrink would have scaled them.
+void scale_sums(const LoraArgs& args) {
+  for (size_t i = 0; i < args.segments.size(); ++i) {
+    const LoraSegment& s = args.segments.data()[i];
+    for (int64_t row = s.row_begin; row < s.row_end; ++row) {
+      float* v = args.v + row * args.v_stride;
+      for (size_t p = 0; p < s.projs.size(); ++p) {
+        const LoraProj& proj = s.projs.data()[p];
+        for (int32_t r = 0; r < proj.a.num_rows; ++r, ++v) *v = proj.scaling * *v;
+      }
+    }
+  }
+}
+
+template <class Act>
+void run_phases(const LoraArgs& args, ThreadPool& pool) {
+  if (args.phase == LoraPhase::kExpand)
+    scale_sums(args);
+  else
+    run_items(args, pool, num_shrink_items, shrink_item<Act>);
+  if (args.phase != LoraPhase::kShrink) run_items(args, pool, num_expand_items, expand_item<typename Act::T>);
+}
+
 }  // namespace
 
 void lora(const LoraArgs& args, ThreadPool& pool) {
   if (args.segments.empty()) return;
-  if (args.act == DType::kBF16) {
-    run_items(args, pool, num_shrink_items, shrink_item<Bf16Act>);
-    run_items(args, pool, num_expand_items, expand_item<uint16_t>);
-  } else {
-    run_items(args, pool, num_shrink_items, shrink_item<F32Act>);
-    run_items(args, pool, num_expand_items, expand_item<float>);
-  }
+  if (args.act == DType::kBF16)
+    run_phases<Bf16Act>(args, pool);
+  else
+    run_phases<F32Act>(args, pool);
 }
 
 }  // namespace lk::LK_ISA_NAMESPACE

@@ -46,7 +46,7 @@ constexpr int64_t kAheadBytes = 1024;  // per rank row
 // kRows rows of x times kRanks rank rows from r on.
 template <class P, int kRows, int kRanks>
 void shrink_tile(const typename P::T* x, int64_t x_stride, const LoraMatrix& a, const std::byte* base, int64_t r,
-                 const NextRows& next, float scaling, float* v, int64_t v_stride) {
+                 const NextRows& next, float scaling, int64_t num_shards, float* v, int64_t v_stride) {
   using T = typename P::T;
   F32x16 acc[kRows][kRanks];
   LK_UNROLL
@@ -54,6 +54,24 @@ void shrink_tile(const typename P::T* x, int64_t x_stride, const LoraMatrix& a, 
     LK_UNROLL
     for (int rank = 0; rank < kRanks; ++rank) acc[row][rank] = zero();
   }
+  // Sums of shards that wait for the other half of their tree; what a shard completes is in the last one.
+  float waiting[4][kRows][kRanks];
+  const int64_t shard_cols = a.width / num_shards;
+  int64_t shard = 0;
+  const auto end_shard = [&]() __attribute__((always_inline)) {
+    LK_UNROLL
+    for (int row = 0; row < kRows; ++row) {
+      LK_UNROLL
+      for (int rank = 0; rank < kRanks; ++rank) {
+        float sum = reduce_add(acc[row][rank]);
+        acc[row][rank] = zero();
+        int depth = __builtin_popcountll(static_cast<unsigned long long>(shard));
+        for (int64_t bits = shard; (bits & 1) != 0; bits >>= 1) sum = waiting[--depth][row][rank] + sum;
+        waiting[depth][row][rank] = sum;
+      }
+    }
+    ++shard;
+  };
   const int64_t chunk_cols = chunk_width(a);
   for (int64_t chunk = 0; chunk < a.num_chunks; ++chunk) {
     const T* ar[kRanks];
@@ -83,9 +101,16 @@ void shrink_tile(const typename P::T* x, int64_t x_stride, const LoraMatrix& a, 
         for (int rank = 0; rank < kRanks; ++rank) acc[row][rank] = P::mac(acc[row][rank], av[rank], xv);
       }
     };
-    for (; i + P::kStep + kAhead <= cols; i += P::kStep) step(ar, i + kAhead);
-    const int64_t wrap = i + kAhead < cols ? cols - kAhead : i;
-    for (; i + P::kStep <= cols; i += P::kStep) step(ahead, i - wrap);
+    const int64_t wrap = max64(0, cols - kAhead);
+    // To the chunk's end, with a stop where a shard ends: always after whole steps.
+    for (;;) {
+      const int64_t to_shard = (shard + 1) * shard_cols - begin, stop = min64(cols, to_shard);
+      for (; i + P::kStep <= stop && i + P::kStep + kAhead <= cols; i += P::kStep) step(ar, i + kAhead);
+      for (; i + P::kStep <= stop; i += P::kStep) step(ahead, i - wrap);
+      if (to_shard > cols || shard + 1 == num_shards) break;
+      end_shard();
+      if (stop == cols) break;
+    }
     if (i < cols) {
       for (int row = 0; row < kRows; ++row) {
         const typename P::V xv = P::load(xc + row * x_stride + i, cols - i);
@@ -94,16 +119,17 @@ void shrink_tile(const typename P::T* x, int64_t x_stride, const LoraMatrix& a, 
       }
     }
   }
+  end_shard();
   LK_UNROLL
   for (int row = 0; row < kRows; ++row) {
     LK_UNROLL
-    for (int rank = 0; rank < kRanks; ++rank) v[row * v_stride + rank] = scaling * reduce_add(acc[row][rank]);
+    for (int rank = 0; rank < kRanks; ++rank) v[row * v_stride + rank] = scaling * waiting[0][row][rank];
   }
 }
 
 template <class P>
 using ShrinkFn = void (*)(const typename P::T*, int64_t, const LoraMatrix&, const std::byte*, int64_t, const NextRows&,
-                          float, float*, int64_t);
+                          float, int64_t, float*, int64_t);
 template <class P>
 ShrinkFn<P> shrink_for(int64_t rows, int64_t ranks) {
 #define LK_FN(rows, ranks) \
@@ -156,10 +182,11 @@ void shrink_item(const LoraArgs& args, const LoraSegment& s, int64_t item, const
   const int64_t first = s.row_begin + item / tiles * kShrinkBlockRows;
   const int64_t last = min64(first + kShrinkBlockRows, s.row_end);
   const auto* x = static_cast<const typename P::T*>(args.x);
+  const float scaling = args.phase == LoraPhase::kShrink ? 1.0f : proj->scaling;
   for (int64_t row = first; row < last; row += kShrinkRows) {
     const int64_t rows = min64(kShrinkRows, last - row);
-    shrink_for<P>(rows, ranks)(x + row * args.x_stride, args.x_stride, proj->a, s.base, r, next, proj->scaling,
-                               args.v + row * args.v_stride + v_begin + r, args.v_stride);
+    shrink_for<P>(rows, ranks)(x + row * args.x_stride, args.x_stride, proj->a, s.base, r, next, scaling,
+                               args.num_shards, args.v + row * args.v_stride + v_begin + r, args.v_stride);
   }
 }
 
