@@ -164,9 +164,34 @@ def _other_adapters() -> list[Adapter]:
     ]
 
 
+def _divisible_adapters() -> list[Adapter]:
+    """Adapters of each kind on the bases that ranks can divide."""
+    base = "qwen3_ranks4"
+    some = list(range(3, 131, 5))
+    mixed = ("all",)
+    saved = _lora(2, 4, ["q_proj", "gate_proj"], modules_to_save=["o_proj", "v_proj", "down_proj", "norm"])
+    return [
+        Adapter("r8_linear", base, _lora(8, 12, LINEAR), dtype="bfloat16", mixed=mixed),
+        Adapter("r3_inputs", base, _lora(3, 5, ["o_proj", "down_proj"], use_rslora=True), mixed=mixed),
+        Adapter("dora_r4", base, _lora(4, 8, LINEAR, use_dora=True), dtype="bfloat16", mixed=mixed),
+        Adapter("pissa_r4", base, _lora(4, 8, ["o_proj", "up_proj"], init_lora_weights="pissa"), mixed=mixed),
+        Adapter("fused_source", base, _lora(5, 9, LINEAR), dtype="bfloat16", shared_a=True),
+        Adapter("fused", base, {}, fused_of=f"{base}__fused_source", mixed=mixed),
+        Adapter("linears_saved", base, saved, dtype="bfloat16", mixed=mixed),
+        Adapter("head", base, _lora(3, 6, ["lm_head", "o_proj"]), mixed=mixed),
+        Adapter("modules_to_save", base, _lora(2, 2, ["q_proj"], modules_to_save=["embed_tokens"]), mixed=mixed),
+        Adapter("tokens", base, _lora(2, 4, ["k_proj"], trainable_token_indices=some), mixed=mixed),
+        Adapter("lora_bias", "llama_ranks2", _lora(4, 8, LINEAR, lora_bias=True), dtype="bfloat16", mixed=mixed),
+        Adapter("dora_rslora", "llama_ranks2", _lora(4, 4, LINEAR, use_dora=True, use_rslora=True), mixed=mixed),
+        Adapter("trained_biases", "llama_ranks2", _lora(2, 4, ["q_proj", "down_proj"], bias="lora_only"), mixed=mixed),
+    ]
+
+
 def all_adapters() -> list[Adapter]:
     """Every adapter of the fixture set."""
-    return _plain_adapters() + _special_adapters() + _tied_adapters() + _other_adapters()
+    return (
+        _plain_adapters() + _special_adapters() + _tied_adapters() + _other_adapters() + _divisible_adapters()
+    )
 
 
 def _scaled_b(layer: LoraLayer, value: torch.Tensor, strength: float) -> torch.Tensor:

@@ -264,9 +264,35 @@ def _qwen_bases() -> list[Base]:
     ]
 
 
+def _divisible_bases() -> list[Base]:
+    """Shapes that ranks can divide: into 4 (two queries to each KV head), and into 2 only (three to each)."""
+    return [
+        Base(
+            "qwen3_ranks4",
+            _qwen3(
+                48, 128, 2, 8, 4, 131,
+                dtype="bfloat16", head_dim=16, attention_bias=False, tie_word_embeddings=True,
+                rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+                use_sliding_window=False, sliding_window=None, max_window_layers=2,
+                layer_types=["full_attention", "full_attention"],
+            ),
+            dtype="bfloat16",
+        ),
+        Base(
+            "llama_ranks2",
+            _llama(
+                42, 192, 2, 6, 2, 131,
+                dtype="bfloat16", head_dim=32, attention_bias=True, mlp_bias=True,
+                rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            ),
+            dtype="bfloat16",
+        ),
+    ]
+
+
 def all_bases() -> list[Base]:
     """Every base checkpoint of the fixture set."""
-    return _llama_bases() + _mistral_bases() + _qwen_bases()
+    return _llama_bases() + _mistral_bases() + _qwen_bases() + _divisible_bases()
 
 
 def _random_parameter(name: str, shape: torch.Size, gen: torch.Generator) -> torch.Tensor:

@@ -27,7 +27,7 @@ from adapters import Adapter, all_adapters, load_adapter, write_adapter
 from bases import Base, Prompt, all_bases, load_base, write_base, write_json
 from expected import Expected, find_prompt
 from extras import write_extras
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from training import write_training
 
 ROOT = pathlib.Path(__file__).resolve().parents[2] / "tests" / "golden" / "fixtures"
@@ -135,6 +135,31 @@ def generate() -> None:
     write_manifest(manifest)
 
 
+def add(names: list[str]) -> None:
+    """Writes these bases with their adapters again, or for the first time, and leaves the rest of the fixtures."""
+    manifest = json.loads((ROOT / "manifest.json").read_text(encoding="utf-8"))
+    models = {f"models/{name}" for name in names}
+    prefixes = tuple(f"{name}{end}" for name in names for end in ("/", "__"))
+    arrays = {key: value for key, value in load_file(ROOT / "expected.safetensors").items() if not key.startswith(prefixes)}
+    cases: dict[str, dict[str, Any]] = {}
+    adapters = [adapter for adapter in all_adapters() if adapter.base in names]
+    bases = {base.name: base for base in all_bases() if base.name in names}
+    for base in bases.values():
+        shutil.rmtree(ROOT / "models" / base.name, ignore_errors=True)
+        write_base(base, ROOT)
+        cases[base.name] = _base_case(base, arrays)
+        print(base.name, flush=True)
+    for adapter in adapters:
+        shutil.rmtree(ROOT / "adapters" / adapter.case, ignore_errors=True)
+        write_adapter(adapter, ROOT)
+        cases[adapter.case] = _adapter_case(adapter, bases[adapter.base], arrays, cases)
+        print(adapter.case, flush=True)
+    save_file(arrays, ROOT / "expected.safetensors")
+    for key, new in (("cases", list(cases.values())), ("mixed_batches", _mixed_batches(adapters, cases))):
+        manifest[key] = [entry for entry in manifest[key] if entry["model"] not in models] + new
+    write_manifest(manifest)
+
+
 def write_manifest(manifest: dict[str, Any]) -> None:
     """Writes manifest.json with every list of numbers on one line, so that it stays readable."""
     text = json.dumps(manifest, indent=1)
@@ -148,6 +173,7 @@ def main() -> int:
     parser.add_argument("--verify", action="store_true", help="reload the fixtures from disk and compare")
     parser.add_argument("--extras", action="store_true", help="write only extras.json and extras.safetensors")
     parser.add_argument("--training", action="store_true", help="write only training.json and training.safetensors")
+    parser.add_argument("--add", nargs="+", metavar="BASE", help="write only these bases and their adapters")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -158,6 +184,9 @@ def main() -> int:
         from verify import verify
 
         return verify(ROOT)
+    if args.add:
+        add(args.add)
+        return 0
     if not args.extras and not args.training:
         generate()
     if not args.training:
