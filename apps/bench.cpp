@@ -255,9 +255,12 @@ Status run_engine(EngineFlags& flags) {
   LK_ASSIGN_OR_RETURN(std::unique_ptr<TextEngine> engine, flags.model.open());
   if (flags.adapter_dir.empty()) flags.adapter_dir = default_adapter_dir(engine->config());
   if (flags.assign != "none" || flags.adapters > 0) LK_RETURN_IF_ERROR(add_random_adapters(flags, *engine));
-  ThreadPool pool(engine->engine().backend().num_host_threads());
+  const RankTeam& ranks = engine->engine().ranks();
+  ThreadPool pool(engine->engine().backend().num_host_threads() * ranks.size());
   const ModelConfig& c = engine->config();
-  const auto weight_bytes = static_cast<double>(engine->engine().weights().decode_bytes());
+  double weight_bytes = 0;
+  for (size_t rank = 0; rank < static_cast<size_t>(ranks.size()); ++rank)
+    weight_bytes += static_cast<double>(ranks[rank].weights->decode_bytes());
 
   // A short run first loads adapters, touches pages and is not counted.
   EngineFlags short_flags = flags;

@@ -48,6 +48,7 @@ struct ModelFlags {
   std::string isa = "auto";
   std::string memory = "auto";
   int threads = 0;
+  int ranks = 1;  // --tensor-parallel
   int64_t context = 0;
   std::string pooling = "auto";
   SchedulerFlags scheduler;

@@ -92,8 +92,14 @@ void ModelFlags::add_to(CLI::App& command, bool model_is_positional) {
       ->check(CLI::IsMember({"auto", "mean", "last", "cls"}))
       ->capture_default_str()
       ->group("Model");
-  command.add_option("--threads", threads, "kernel threads; 0 = every core this process may use")
+  command.add_option("--threads", threads, "kernel threads of each rank; 0 = every core this process may use")
       ->check(CLI::Range(0, 1024))
+      ->capture_default_str()
+      ->group("Machine");
+  command
+      .add_option("--tensor-parallel,--tensor-parallel-size,--tp", ranks,
+                  "divide the model among so many ranks, with --threads each; answers are the same, bit for bit")
+      ->check(CLI::Range(1, 64))
       ->capture_default_str()
       ->group("Machine");
   command.add_option("--isa", isa, "instruction set of the kernels")
@@ -121,11 +127,13 @@ Result<MemoryPlan> ModelFlags::plan(MemoryWishes wishes) const {
   LK_ASSIGN_OR_RETURN(wishes.pages, parse_budget("--memory", memory));
   LK_ASSIGN_OR_RETURN(const SchedulerOptions options, scheduler.parse());
   LK_ASSIGN_OR_RETURN(const ModelConfig config, TextEngine::read_config(model, dummy));
-  return plan_memory(read_memory_limits(), model_footprint(config, act(), options.max_step_tokens), wishes);
+  LK_RETURN_IF_ERROR(check_num_ranks(config.shape(), ranks));
+  return plan_memory(read_memory_limits(), footprint_of_ranks(config, act(), options.max_step_tokens, ranks), wishes);
 }
 
 Result<std::unique_ptr<TextEngine>> ModelFlags::open_without_adapters(const MemoryPlan& plan) const {
-  TextEngineOptions options{.model = model, .dummy_config = dummy, .num_threads = threads, .context = context};
+  TextEngineOptions options{
+      .model = model, .dummy_config = dummy, .num_threads = threads, .num_ranks = ranks, .context = context};
   options.act = act();
   options.memory_bytes = plan.pages;
   options.isa = parse_cpu_isa(isa);

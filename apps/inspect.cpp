@@ -2,6 +2,7 @@
 // lorikeet inspect: what a model directory holds and what it costs to run.
 #include "commands.h"
 #include "hub_names.h"
+#include "lk/engine/footprint.h"
 #include "lk/io/checkpoint.h"
 #include "lk/io/weights.h"
 
@@ -26,7 +27,24 @@ const char* rope_name(RopeType type) {
   return "?";
 }
 
-int run(std::string directory) {
+// What each rank of a divided model takes, in bf16, with steps of the usual 512 rows.
+Status print_ranks(const ModelConfig& c, int num_ranks) {
+  LK_RETURN_IF_ERROR(check_num_ranks(c.shape(), num_ranks));
+  const ModelShape shape = rank_share(c.shape(), num_ranks);
+  fmt::print("ranks          {} of {} shards: {} heads, {} KV heads and {} of the MLP each\n", num_ranks,
+             c.shape().num_shards, shape.num_heads, shape.num_kv_heads, shape.intermediate_dim);
+  for (int rank = 0; rank < num_ranks; ++rank) {
+    const ModelFootprint own = model_footprint(c, DType::kBF16, 512, {rank, num_ranks});
+    fmt::print("  rank {}       {} of weights{}, {} of buffers, {} of KV cache per token\n", rank,
+               format_bytes(own.packed), rank == 0 && c.has_lm_head ? " (with the head)" : "",
+               format_bytes(own.activations), format_bytes(own.page / kPageTokens));
+  }
+  fmt::print("  all          {} of embedding, which ranks of one process share\n",
+             format_bytes(model_footprint(c, DType::kBF16, 512).embedding));
+  return Status();
+}
+
+int run(std::string directory, int num_ranks) {
   if (const Status found = find_model(directory); !found.ok()) return fail(found);
   const Result<Checkpoint> opened = open_checkpoint(directory);
   if (!opened.ok()) return fail(opened.status());
@@ -57,6 +75,8 @@ int run(std::string directory) {
                  width += in_dim(static_cast<Proj>(p), c) + out_dim(static_cast<Proj>(p), c);
                return width * 16 * 2 * c.num_layers;
              }()));
+  if (num_ranks > 1)
+    if (const Status possible = print_ranks(c, num_ranks); !possible.ok()) return fail(possible);
   for (const std::string& warning : opened->warnings) fmt::print("warning        {}\n", warning);
   fmt::print("checkpoint     {} tensors, {}: complete\n", opened->files->tensors().size(),
              format_bytes(opened->files->size_bytes()));
@@ -67,10 +87,13 @@ int run(std::string directory) {
 
 void add_inspect(CLI::App& app, int& exit_code) {
   auto directory = std::make_shared<std::string>();
+  auto ranks = std::make_shared<int>(1);
   CLI::App* command =
       app.add_subcommand("inspect", "Show the shape, the cost and the completeness of a model directory");
   command->add_option("MODEL", *directory, "Hugging Face model directory, or its name on the hub")->required();
-  command->callback([directory, &exit_code] { exit_code = run(*directory); });
+  command->add_option("--tensor-parallel", *ranks, "also what each of so many ranks would hold")
+      ->check(CLI::Range(1, 64));
+  command->callback([directory, ranks, &exit_code] { exit_code = run(*directory, *ranks); });
 }
 
 }  // namespace lk::apps

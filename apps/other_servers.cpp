@@ -86,9 +86,9 @@ constexpr Flag kFlags[] = {
     {"enable-lora", Means::kNothing, ""},
     // Machine
     {"device", Means::kOnly, "auto|cpu", kNoGpu},
-    {"tensor-parallel-size tp tp-size num-shard pipeline-parallel-size pp pp-size data-parallel-size dp dp-size "
-     "nnodes api-server-count",
-     Means::kOnly, "1", "one process with one set of weights; `lorikeet route` stands in front of several"},
+    {"tp-size num-shard", Means::kOnly, "1", "--tensor-parallel"},
+    {"pipeline-parallel-size pp pp-size data-parallel-size dp dp-size nnodes api-server-count", Means::kOnly, "1",
+     "one process with one set of weights; `lorikeet route` stands in front of several"},
     {"gpu-memory-utilization mem-fraction-static", Means::kValueNothing,
      "pages take what --memory says, by default three quarters of what the weights leave"},
     {"swap-space cpu-offload-gb block-size page-size max-seq-len-to-capture cuda-graph-max-bs attention-backend",

@@ -157,7 +157,7 @@ void ServeFlags::add_to(CLI::App& command) {
 // What most operators turn, by group: the rest is under --help-all.
 constexpr const char* kServeHelp =
     "lora context served-model-name tool-call-parser reasoning-parser "
-    "threads memory "
+    "threads tensor-parallel memory "
     "max-running max-loras scheduling-policy slo-first-token merging exact "
     "lora-dir lora-root host-memory "
     "host port unix-socket admin tls-cert tls-key max-body max-answer "
@@ -320,6 +320,8 @@ void print_banner(const ServeFlags& flags, const ServerOptions& options, Server&
   const int64_t num_adapters = server.adapters().counts().names;
   fmt::print(stderr, "\nLorikeet {} serves {} with {} adapter{} on {}\n", options.version, options.adapters.base_name,
              num_adapters, num_adapters == 1 ? "" : "s", url);
+  if (flags.model.ranks > 1)
+    fmt::print(stderr, "  ranks    {} in this process, each with its part of the model\n", flags.model.ranks);
   if (options.admin) fmt::print(stderr, "  admin    {}\n", server.address(static_cast<int>(options.listen.size())));
   if (options.console) {
     // Where status and adapters are, too; a browser cannot open a unix socket.
@@ -348,7 +350,6 @@ void print_banner(const ServeFlags& flags, const ServerOptions& options, Server&
                "\n  curl {}/v1/completions -H 'Content-Type: application/json' -d '{{\"model\": \"{}\", \"prompt\": "
                "[1, 2, 3]}}'\n\n",
                url, name);
-  (void)flags;
 }
 
 // From now on routers find it, as soon as the registry answers.

@@ -150,7 +150,7 @@ class Generate(Temporary):
         for words in (("--gpu-memory-utilization", "--memory"), ("--max-cpu-loras", "--host-memory"), ("--api-key", "--api-key-file")):
             self.assertTrue(any(all(word in line for word in words) for line in vllm.stderr.splitlines()), (words, vllm.stderr))
         self.assertNotIn("--enable-auto-tool-choice", vllm.stderr, "what is as it was asked for is not worth a line")
-        for arguments, words in ((["--tensor-parallel-size", "2"], ("--tensor-parallel-size 2", "1")), (["--quantization", "awq"], ("--quantization", "bf16")),
+        for arguments, words in ((["--pipeline-parallel-size", "2"], ("--pipeline-parallel-size 2", "1")), (["--tensor-parallel-size", "3"], ("allow --tensor-parallel 1, 2 or 4",)), (["--quantization", "awq"], ("--quantization", "bf16")),
                                  (["-m", "model.gguf"], ("GGUF",)), (["-hf", "org/x"], ("-hf", "safetensors")), (["--api-key", "token-abc123"], ("--api-key", "16")), (["--dtype", "half"], ("bf16",)), (["--kv-cache-dtype=fp8"], ("fp8",)),
                                  (["--chat-template", "x.jinja"], ("chat_template.jinja",)), (["--revision", "main"], ("ORG/NAME@REVISION",)), (["--download-dir", "x"], ("HF_HUB_CACHE",)), (["--device", "cuda"], ("cuda", "CPU")),
                                  (["--max-running-requests"], ("wants a value",)), (["--disable-radix-cache=false"], ("takes no value",)), (["--load-format", "gguf"], ("safetensors",)), (["--api-key", "a" * 20, "b" * 20], ("lorikeet keys create",)), (["--nonsense"], ("--nonsense",)),

@@ -38,6 +38,7 @@ struct Setup {
   DType act;
   std::vector<size_t> merged = {};  // adapters that may be merged: their own last bits may change, nobody else's
   std::optional<CpuIsa> isa = {};   // default: the best of this machine
+  int num_ranks = 1;
 };
 
 class EngineHarness {
@@ -45,12 +46,20 @@ class EngineHarness {
   // With a seed its loads and merges end when the seed says so (seeded_executor.h), else when they do.
   EngineHarness(const Setup& setup, const SchedulerOptions& options, int64_t num_pages, int num_threads,
                 std::optional<uint64_t> seed = {}) {
-    auto backend = make_backend({.num_threads = num_threads, .isa = setup.isa});
-    auto weights = load_weights(kGoldenDir + "models/" + setup.model, setup.act, *backend).value();
-    const int64_t page = Decoder(weights, *backend, 1, 1).page_bytes();
-    engine = Engine::create({.max_step_tokens = options.max_step_tokens, .memory_bytes = num_pages * page}, weights,
-                            std::move(backend))
-                 .value();
+    std::vector<RankTeam::Setup> ranks;
+    for (int rank = 0; rank < setup.num_ranks; ++rank) {
+      RankTeam::Setup& own = ranks.emplace_back();
+      own.backend = make_backend({.num_threads = num_threads, .isa = setup.isa});
+      own.weights = rank == 0 ? load_weights(kGoldenDir + "models/" + setup.model, setup.act, *own.backend, nullptr,
+                                             setup.num_ranks)
+                                    .value()
+                              : load_rank(*ranks[0].weights, rank, *own.backend);
+    }
+    const std::shared_ptr<const ModelWeights> weights = ranks[0].weights;
+    const int64_t page = weights->shape.num_layers * 2 * kPageTokens * weights->shape.kv_dim() * dtype_bytes(setup.act);
+    engine =
+        Engine::create({.max_step_tokens = options.max_step_tokens, .memory_bytes = num_pages * page}, std::move(ranks))
+            .value();
     pool = std::make_unique<UnifiedPool>(engine->num_pages());
     if (seed) seeded = std::make_unique<SeededExecutor>(*engine, *seed);
     Executor& executor = seed ? static_cast<Executor&>(*seeded) : *engine;

@@ -43,14 +43,18 @@ void expect_isolation(const Setup& setup, uint64_t num_seeds) {
   int64_t merged_steps = 0, given_back = 0;
   const bool merging = !setup.merged.empty();
   Harness alone({setup.model, setup.adapters, setup.act}, {.max_step_tokens = 512, .prefix_cache = false}, 4096, 1);
+  std::optional<Harness> divided;
+  if (setup.num_ranks > 1) divided.emplace(setup, SchedulerOptions{.max_step_tokens = 1}, 4096, 1);
   const int64_t vocab_size = alone.engine->weights().config.vocab_size;
   for (uint64_t seed = 0; seed < num_seeds; ++seed) {
     Rng rng(seed);
     const SchedulerOptions options{.max_step_tokens = static_cast<int64_t>(3 + rng.below(60)),
                                    .max_running = static_cast<int64_t>(4 + rng.below(12))};
-    const int64_t num_pages = std::max<int64_t>(alone.largest_adapter() + 9, 12) + alone.merged_pages(setup.merged) +
+    // Adapters take more pages, of fewer bytes each, where the model is divided.
+    const Harness& sizes = divided ? *divided : alone;
+    const int64_t num_pages = std::max<int64_t>(sizes.largest_adapter() + 9, 12) + sizes.merged_pages(setup.merged) +
                               static_cast<int64_t>(rng.below(8));
-    Harness crowd(setup, options, num_pages, 2, seed);
+    Harness crowd(setup, options, num_pages, setup.num_ranks == 1 ? 2 : 1, seed);
     std::map<RequestId, Request> requests;
     std::map<RequestId, Output> outputs;
     std::set<RequestId> cancelled;
@@ -124,6 +128,26 @@ TEST(Isolation, TiedHeadsAndGroupedQueries) {
 }
 TEST(Isolation, SlidingWindows) {
   expect_isolation({"mistral_window7", {"r8_attention", "r5_all_linear"}, DType::kBF16}, 3);
+}
+// A model that is divided among ranks gives the bits of one that is not: every kind of adapter, replaced linears,
+// preemption, shared prefixes, merged neighbours (whose own bits are those of merging).
+const std::vector<std::string> kDivisibleAdapters = {"r8_linear", "r3_inputs",     "dora_r4", "pissa_r4",       "fused",
+                                                     "head",      "linears_saved", "tokens",  "modules_to_save"};
+TEST(Isolation, RanksAreBitIdenticalToOne) {
+  for (const DType act : {DType::kBF16, DType::kF32}) {
+    for (const int ranks : {2, 4})
+      expect_isolation({.model = "qwen3_ranks4", .adapters = kDivisibleAdapters, .act = act, .num_ranks = ranks}, 4);
+    expect_isolation({.model = "llama_ranks2",
+                      .adapters = {"lora_bias", "dora_rslora", "trained_biases"},
+                      .act = act,
+                      .num_ranks = 2},
+                     4);
+  }
+}
+TEST(Isolation, RanksWithMergedNeighbours) {
+  expect_isolation(
+      {.model = "qwen3_ranks4", .adapters = kDivisibleAdapters, .act = DType::kBF16, .merged = {0, 2}, .num_ranks = 4},
+      12);
 }
 TEST(Isolation, DynamicRope) { expect_isolation({"llama_dynamic", {"r4"}, DType::kBF16}, 12); }
 

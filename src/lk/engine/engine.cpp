@@ -9,6 +9,7 @@
 #include "lk/base/guarded.h"
 #include "lk/base/rng.h"
 #include "lk/engine/footprint.h"
+#include "lk/lora/shard.h"
 
 namespace lk {
 namespace {
@@ -43,9 +44,15 @@ bool changes_kv_without_deltas(const Adapter& adapter) {
 Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options,
                                                std::shared_ptr<const ModelWeights> weights,
                                                std::unique_ptr<Backend> backend) {
+  std::vector<RankTeam::Setup> ranks(1);
+  ranks[0] = {.weights = std::move(weights), .backend = std::move(backend)};
+  return create(options, std::move(ranks));
+}
+
+Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options, std::vector<RankTeam::Setup> ranks) {
   if (options.max_step_tokens < 1)
     return invalid_argument("max_step_tokens must be >= 1, got {}", options.max_step_tokens);
-  std::unique_ptr<Engine> engine(new Engine(options, std::move(weights), std::move(backend)));
+  std::unique_ptr<Engine> engine(new Engine(options, std::move(ranks)));
   const int64_t budget = options.memory_bytes;
   // Page numbers are 32 bits, and a pool beyond what all sequences together could fill has no use.
   engine->num_pages_ = std::min<int64_t>(budget / engine->page_bytes(), std::numeric_limits<PageId>::max() / 2);
@@ -53,61 +60,77 @@ Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options,
     return resource_exhausted(
         "a memory budget of {} bytes holds no page; one page (16 tokens) takes {} bytes: raise --memory", budget,
         engine->page_bytes());
-  LK_ASSIGN_OR_RETURN(engine->arena_, engine->backend_->try_allocate(engine->num_pages_ * engine->page_bytes()));
-  engine->decoder_.set_pool(engine->arena_.data());
+  LK_RETURN_IF_ERROR(engine->ranks_.allocate(engine->num_pages_));
   std::vector<Workshop::Bench> benches(3);
   benches[kReaderBench] = {.name = "lk-reader", .num_threads = kNumReaders};
   benches[kCopierBench] = {.name = "lk-loader"};
   benches[kMergerBench] = {.name = "lk-merger"};
   engine->workshop_ = std::make_unique<Workshop>(benches);
   engine->reader_ = std::make_unique<AdapterReader>(*engine->workshop_);
-  engine->loader_ =
-      std::make_unique<Loader>(*engine->workshop_, *engine->reader_, engine->arena_.data(), *engine->backend_);
-  engine->merger_ = std::make_unique<Merger>(*engine->workshop_, *engine->reader_, engine->weights_, *engine->backend_,
-                                             engine->arena_.data());
+  engine->loader_ = std::make_unique<Loader>(*engine->workshop_, *engine->reader_, engine->ranks_.memory());
+  engine->merger_ = std::make_unique<Merger>(*engine->workshop_, *engine->reader_, engine->ranks_.memory());
   return engine;
 }
 
-Engine::Engine(const EngineOptions& options, std::shared_ptr<const ModelWeights> weights,
-               std::unique_ptr<Backend> backend)
+Engine::Engine(const EngineOptions& options, std::vector<RankTeam::Setup> ranks)
     : options_(options),
-      weights_(std::move(weights)),
-      backend_(std::move(backend)),
-      decoder_(weights_, *backend_, options.max_step_tokens, std::min(kMaxLogitRows, options.max_step_tokens)),
-      geometry_{.slice_bytes = decoder_.slice_bytes(), .page_bytes = decoder_.page_bytes(), .act = weights_->act},
-      default_rope_(make_rope_table(weights_->config, 0)) {}
+      ranks_(std::move(ranks), options.max_step_tokens, std::min(kMaxLogitRows, options.max_step_tokens)),
+      weights_(ranks_[0].weights),
+      backend_(*ranks_[0].backend),
+      decoder_(*ranks_[0].decoder),
+      default_rope_(make_rope_table(weights_->config, 0)),
+      runs_(static_cast<size_t>(ranks_.size())) {}
 
 // --- Adapters
 
 Result<Engine::PreparedAdapter> Engine::prepare_adapter(std::shared_ptr<HostAdapter> adapter) const {
   LK_ASSIGN_OR_RETURN(const std::shared_ptr<const Adapter> content, adapter->get());
-  auto layout =
-      std::make_shared<AdapterLayout>(*content, weights_->shape, weights_->config.tie_word_embeddings, geometry_);
-  if (layout->num_pages() >= num_pages_)
+  PreparedAdapter prepared;
+  int64_t group_rank = 0;
+  for (size_t r = 0; r < static_cast<size_t>(ranks_.size()); ++r) {
+    const RankTeam::Rank& rank = ranks_[r];
+    if (r < 2) {  // from the second on they are of equal sizes
+      const PageGeometry geometry{.slice_bytes = rank.decoder->slice_bytes(),
+                                  .page_bytes = rank.decoder->page_bytes(),
+                                  .act = rank.weights->act};
+      const bool tied_head = rank.weights->config.tie_word_embeddings && rank.weights->rank.leads();
+      const std::shared_ptr<const Adapter> shard = shard_of(content, rank.weights->rank);
+      const ModelShape& shape = rank.weights->shape;
+      prepared.layouts.push_back(std::make_shared<AdapterLayout>(*shard, shape, tied_head, geometry));
+      prepared.merge_layouts.push_back(
+          std::make_shared<MergeLayout>(*shard, shape, rank.weights->format(), geometry.page_bytes));
+    } else {
+      prepared.layouts.push_back(prepared.layouts.back());
+      prepared.merge_layouts.push_back(prepared.merge_layouts.back());
+    }
+    prepared.num_pages = std::max(prepared.num_pages, prepared.layouts.back()->num_pages());
+    group_rank = std::max(group_rank, prepared.layouts.back()->max_group_rank());
+  }
+  if (prepared.num_pages >= num_pages_)
     return resource_exhausted("adapter {} needs {} pages of {} bytes, the pool has {}: raise --memory", adapter->name(),
-                              layout->num_pages(), page_bytes(), num_pages_);
-  if (layout->max_group_rank() > Decoder::kMaxGroupRank)
+                              prepared.num_pages, page_bytes(), num_pages_);
+  if (group_rank > Decoder::kMaxGroupRank)
     return invalid_argument(
         "adapter {}: the ranks of q, k and v, or of gate and up, sum to {}, more than the {} that a layer may have: "
         "sum "
         "fewer adapters, or such of smaller ranks",
-        adapter->name(), layout->max_group_rank(), Decoder::kMaxGroupRank);
-  auto merge_layout = std::make_shared<MergeLayout>(*content, weights_->shape, weights_->format(), page_bytes());
-  std::vector<int32_t> invocation;
+        adapter->name(), group_rank, Decoder::kMaxGroupRank);
+  // What merging is worth does not depend on how the model is divided.
+  const MergeLayout whole(*content, weights_->config.shape(), weights_->format(), page_bytes());
+  prepared.merge_cost = whole.relative_cost();
+  prepared.merge_build_rows = whole.build_cost_rows();
   // A token that no prompt can have keeps the adapter from ever being activated.
   for (const int64_t token : content->config.alora_invocation_tokens)
-    invocation.push_back(static_cast<int32_t>(std::min<int64_t>(token, INT32_MAX)));
-  return PreparedAdapter{.host = std::move(adapter),
-                         .layout = std::move(layout),
-                         .merge_layout = std::move(merge_layout),
-                         .invocation_tokens = std::move(invocation),
-                         .base_before = !changes_kv_without_deltas(*content),
-                         .vocab_size = content->vocab_size(weights_->config)};
+    prepared.invocation_tokens.push_back(static_cast<int32_t>(std::min<int64_t>(token, INT32_MAX)));
+  prepared.base_before = !changes_kv_without_deltas(*content);
+  prepared.vocab_size = content->vocab_size(weights_->config);
+  prepared.host = std::move(adapter);
+  return prepared;
 }
 
 AdapterId Engine::register_adapter(PreparedAdapter adapter) {
   decoder_.reserve_vocabulary(adapter.vocab_size);
-  adapters_.emplace(next_adapter_, Registered{.prepared = std::move(adapter), .resident = nullptr});
+  adapters_.emplace(next_adapter_, Registered{.prepared = std::move(adapter), .residents = {}});
   return next_adapter_++;
 }
 
@@ -132,23 +155,23 @@ std::optional<Activation> Engine::activation(AdapterId adapter, std::span<const 
                     .base_before = prepared.base_before};
 }
 
-int64_t Engine::footprint(AdapterId adapter) const { return adapters_.at(adapter).prepared.layout->num_pages(); }
+int64_t Engine::footprint(AdapterId adapter) const { return adapters_.at(adapter).prepared.num_pages; }
 
 void Engine::start_load(AdapterId adapter, std::span<const PageId> pages) {
   const PreparedAdapter& prepared = adapters_.at(adapter).prepared;
   loader_->start(
-      {.adapter = adapter, .host = prepared.host, .layout = prepared.layout, .pages = {pages.begin(), pages.end()}});
+      {.adapter = adapter, .host = prepared.host, .layouts = prepared.layouts, .pages = {pages.begin(), pages.end()}});
 }
 
 // With it goes the hold that embedding rows have on the host copy, which the host tier may drop from now on.
-void Engine::evicted(AdapterId adapter) { adapters_.at(adapter).resident = nullptr; }
+void Engine::evicted(AdapterId adapter) { adapters_.at(adapter).residents.clear(); }
 
 void Engine::stage(AdapterId adapter) { loader_->stage(adapter, adapters_.at(adapter).prepared.host); }
 
 std::vector<LoadResult> Engine::take_finished_loads(bool wait) {
   std::vector<LoadResult> results;
   for (Loader::Done& done : loader_->take_finished(wait)) {
-    adapters_.at(done.adapter).resident = std::move(done.resident);
+    adapters_.at(done.adapter).residents = std::move(done.residents);
     results.push_back({done.adapter, std::move(done.status)});
   }
   return results;
@@ -161,26 +184,27 @@ Result<MergeFootprint> Engine::merge_footprint(AdapterId adapter) const {
   if (!prepared.invocation_tokens.empty())
     return failed_precondition("adapter {} acts from its invocation tokens on, which no merged weight can",
                                prepared.host->name());
-  if (prepared.merge_layout->empty())
+  if (prepared.merge_layouts[0]->empty())
     return failed_precondition("adapter {} has nothing to merge: it changes no linear layer by a low-rank delta",
                                prepared.host->name());
-  return MergeFootprint{.num_pages = prepared.merge_layout->num_pages(),
-                        .relative_cost = prepared.merge_layout->relative_cost(),
-                        .build_cost_rows = prepared.merge_layout->build_cost_rows()};
+  return MergeFootprint{.num_pages = prepared.merge_layouts[0]->num_pages(),
+                        .relative_cost = prepared.merge_cost,
+                        .build_cost_rows = prepared.merge_build_rows};
 }
 
 void Engine::start_merge(AdapterId adapter, std::span<const PageId> pages) {
   const PreparedAdapter& prepared = adapters_.at(adapter).prepared;
   merger_->start({.adapter = adapter,
                   .host = prepared.host,
-                  .layout = prepared.merge_layout,
+                  .layouts = prepared.merge_layouts,
+                  .build_cost_rows = prepared.merge_build_rows,
                   .pages = {pages.begin(), pages.end()}});
 }
 
 std::vector<MergeResult> Engine::take_finished_merges() {
   std::vector<MergeResult> results;
   for (Merger::Done& done : merger_->take_finished()) {
-    if (done.weights) merged_[done.result.adapter] = std::move(done.weights);
+    if (!done.weights.empty()) merged_[done.result.adapter] = std::move(done.weights);
     results.push_back(std::move(done.result));
   }
   return results;
@@ -230,26 +254,33 @@ void Engine::add_rows(const StepPlan& plan, size_t item_idx) {
                         .row_end = static_cast<int32_t>(token_ids_.size()),
                         .first_position = item.begin,
                         .block_table = item.block_table.data()});
-  const ResidentAdapter* adapter = nullptr;
-  if (item.request->adapter != kBaseModel) {
-    adapter = adapters_.at(item.request->adapter).resident.get();
-    LK_CHECK(adapter, "request {} runs with adapter {}, which is not resident", item.request->id,
-             item.request->adapter);
-  }
-  const MergedWeights* merged =
-      plan.merged != kBaseModel && item.request->adapter == plan.merged ? merged_.at(plan.merged).get() : nullptr;
-  const auto add_run = [&](int64_t begin, int64_t end, bool dormant) {  // positions
-    if (begin >= end) return;
-    const auto first = static_cast<int32_t>(row_begin + begin - item.begin),
-               last = static_cast<int32_t>(row_begin + end - item.begin);
-    if (!runs_.empty() && runs_.back().adapter == adapter && runs_.back().dormant == dormant)
-      runs_.back().row_end = last;
-    else
-      runs_.push_back({first, last, adapter, merged, dormant});
-  };
+  add_runs(plan, item, row_begin);
+}
+
+// Which of the item's rows use which adapter, on every rank.
+void Engine::add_runs(const StepPlan& plan, const StepItem& item, int32_t row_begin) {
+  const AdapterId id = item.request->adapter;
+  const Registered* registered = id == kBaseModel ? nullptr : &adapters_.at(id);
+  LK_CHECK(!registered || !registered->residents.empty(), "request {} runs with adapter {}, which is not resident",
+           item.request->id, id);
+  const auto* merges = plan.merged != kBaseModel && id == plan.merged ? &merged_.at(id) : nullptr;
   const int64_t activated = std::clamp(item.deltas_from, item.begin, item.end);
-  add_run(item.begin, activated, true);
-  add_run(activated, item.end, false);
+  for (size_t rank = 0; rank < runs_.size(); ++rank) {
+    std::vector<AdapterRun>& runs = runs_[rank];
+    const ResidentAdapter* adapter = registered ? registered->residents[rank].get() : nullptr;
+    const MergedWeights* merged = merges ? (*merges)[rank].get() : nullptr;
+    const auto add_run = [&](int64_t begin, int64_t end, bool dormant) {  // positions
+      if (begin >= end) return;
+      const auto first = static_cast<int32_t>(row_begin + begin - item.begin),
+                 last = static_cast<int32_t>(row_begin + end - item.begin);
+      if (!runs.empty() && runs.back().adapter == adapter && runs.back().dormant == dormant)
+        runs.back().row_end = last;
+      else
+        runs.push_back({first, last, adapter, merged, dormant});
+    };
+    add_run(item.begin, activated, true);
+    add_run(activated, item.end, false);
+  }
 }
 
 void Engine::build_batch(const StepPlan& plan) {
@@ -267,7 +298,7 @@ void Engine::build_batch(const StepPlan& plan) {
   cos_.clear();
   sin_.clear();
   sequences_.clear();
-  runs_.clear();
+  for (std::vector<AdapterRun>& runs : runs_) runs.clear();
   logit_rows_.clear();
   hidden_rows_.clear();
   for (size_t item : order_) add_rows(plan, item);
@@ -276,18 +307,25 @@ void Engine::build_batch(const StepPlan& plan) {
 std::span<ItemResult> Engine::execute(const StepPlan& plan) {
   LK_CHECK(plan.num_tokens <= options_.max_step_tokens);
   const auto begin = std::chrono::steady_clock::now();
-  const double lora_before = backend_->lora_seconds();
+  const double lora_before = backend_.lora_seconds();
   build_batch(plan);
-  decoder_.forward(
-      {.token_ids = token_ids_, .slots = slots_, .cos = cos_, .sin = sin_, .sequences = sequences_, .runs = runs_},
-      interlude_);
+  ranks_.run([this](size_t rank) {
+    static const std::function<void()> kNone;
+    ranks_[rank].decoder->forward({.token_ids = token_ids_,
+                                   .slots = slots_,
+                                   .cos = cos_,
+                                   .sin = sin_,
+                                   .sequences = sequences_,
+                                   .runs = runs_[rank]},
+                                  rank == 0 ? interlude_ : kNone);
+  });
   results_.assign(plan.items.size(), {});
   add_hidden(plan);
   resolve_logits(plan, results_);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   execute_seconds_ += seconds;
   last_step_times_ = {.total = static_cast<Micros>(seconds * 1e6),
-                      .lora = static_cast<Micros>((backend_->lora_seconds() - lora_before) * 1e6)};
+                      .lora = static_cast<Micros>((backend_.lora_seconds() - lora_before) * 1e6)};
   return results_;
 }
 
@@ -300,7 +338,8 @@ void Engine::add_hidden(const StepPlan& plan) {
     rows_.clear();
     for (size_t i = begin; i < end; ++i) rows_.push_back(hidden_rows_[i].row);
     hidden_.resize((end - begin) * dim);
-    backend_->read(hidden_.data(), decoder_.hidden(rows_, runs_), static_cast<int64_t>(hidden_.size() * sizeof(float)));
+    backend_.read(hidden_.data(), decoder_.hidden(rows_, runs_[0]),
+                  static_cast<int64_t>(hidden_.size() * sizeof(float)));
     // One row after the other: the sum does not depend on how the prompt was cut into chunks.
     for (size_t i = begin; i < end; ++i)
       for (size_t d = 0; d < dim; ++d) (*hidden_rows_[i].sum)[d] += static_cast<double>(hidden_[(i - begin) * dim + d]);
@@ -312,7 +351,7 @@ void Engine::add_hidden(const StepPlan& plan) {
 void Engine::allow_tokens(const StepPlan& plan, std::span<const LogitRow> wanted, std::span<ItemResult> results) {
   const size_t words = words_of_mask();
   allowed_.resize(std::max(allowed_.size(), words * wanted.size()));
-  backend_->threads().for_each(static_cast<int64_t>(wanted.size()), [&](int64_t i) {
+  backend_.threads().for_each(static_cast<int64_t>(wanted.size()), [&](int64_t i) {
     const LogitRow& row = wanted[static_cast<size_t>(i)];
     TokenConstraint* constraint = plan.items[row.item].request->constraint.get();
     if (!row.sample || !constraint) return;
@@ -364,7 +403,7 @@ void Engine::resolve_logits(const StepPlan& plan, std::span<ItemResult> results)
     rows_.clear();
     for (const LogitRow& row : wanted) rows_.push_back(row.row);
     // Sampling may overwrite its row; nobody reads it afterwards.
-    float* logits = decoder_.logits(rows_, runs_);
+    float* logits = decoder_.logits(rows_, runs_[0]);
     const auto start = std::chrono::steady_clock::now();
     allow_tokens(plan, wanted, results);
     sample_args_.clear();
@@ -374,7 +413,7 @@ void Engine::resolve_logits(const StepPlan& plan, std::span<ItemResult> results)
       if (wanted[i].sample && item.request->constraint) sample_args_.back().allowed = allowed_.data() + i * words;
     }
     sample_results_.resize(wanted.size());
-    backend_->sample(sample_args_, sample_results_);
+    backend_.sample(sample_args_, sample_results_);
     sample_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     for (size_t i = 0; i < wanted.size(); ++i) {
       SampleResult& sampled = sample_results_[i];

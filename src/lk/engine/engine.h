@@ -17,6 +17,7 @@
 #include "lk/engine/adapter_reader.h"
 #include "lk/engine/loader.h"
 #include "lk/engine/merger.h"
+#include "lk/engine/rank_team.h"
 #include "lk/model/decoder.h"
 #include "lk/model/rope.h"
 #include "lk/sched/executor.h"
@@ -25,7 +26,7 @@ namespace lk {
 
 struct EngineOptions {
   int64_t max_step_tokens = 512;
-  int64_t memory_bytes = 0;  // of the page pool
+  int64_t memory_bytes = 0;  // of the page pool, of each rank
 };
 
 class Engine : public Executor {
@@ -33,21 +34,27 @@ class Engine : public Executor {
   static Result<std::unique_ptr<Engine>> create(const EngineOptions& options,
                                                 std::shared_ptr<const ModelWeights> weights,
                                                 std::unique_ptr<Backend> backend);
+  // A model that is divided among ranks, in their order: the same tokens as those of one.
+  static Result<std::unique_ptr<Engine>> create(const EngineOptions& options, std::vector<RankTeam::Setup> ranks);
 
+  // Those of rank 0, and what is the same on every rank.
   const ModelWeights& weights() const { return *weights_; }
   const std::shared_ptr<const ModelWeights>& shared_weights() const { return weights_; }
-  Backend& backend() { return *backend_; }
+  Backend& backend() { return backend_; }
   int64_t num_pages() const { return num_pages_; }
-  int64_t page_bytes() const { return geometry_.page_bytes; }
+  int64_t page_bytes() const { return decoder_.page_bytes(); }
+  const RankTeam& ranks() const { return ranks_; }
 
   // Plans where an adapter will lie. Any thread. kResourceExhausted when it can never fit.
   struct PreparedAdapter {
     std::shared_ptr<HostAdapter> host;
-    std::shared_ptr<const AdapterLayout> layout;
-    std::shared_ptr<const MergeLayout> merge_layout;
-    std::vector<int32_t> invocation_tokens;  // of an activated adapter
-    bool base_before = true;                 // Activation::base_before
-    int64_t vocab_size = 0;                  // ids below it are its tokens
+    std::vector<std::shared_ptr<const AdapterLayout>> layouts;      // by rank
+    std::vector<std::shared_ptr<const MergeLayout>> merge_layouts;  // by rank
+    int64_t num_pages = 0;                                          // of the largest layout
+    double merge_cost = 0, merge_build_rows = 0;                    // of the whole (MergeFootprint)
+    std::vector<int32_t> invocation_tokens;                         // of an activated adapter
+    bool base_before = true;                                        // Activation::base_before
+    int64_t vocab_size = 0;                                         // ids below it are its tokens
   };
   Result<PreparedAdapter> prepare_adapter(std::shared_ptr<HostAdapter> adapter) const;
   Result<PreparedAdapter> prepare_adapter(std::shared_ptr<const Adapter> adapter) const {  // that stays in host memory
@@ -97,7 +104,8 @@ class Engine : public Executor {
  private:
   struct Registered {
     PreparedAdapter prepared;
-    std::shared_ptr<const ResidentAdapter> resident;  // null while it has no pages, or they are being filled
+    // By rank; empty while it has no pages, or they are being filled.
+    std::vector<std::shared_ptr<const ResidentAdapter>> residents;
   };
   // A row of logits somebody wants.
   struct LogitRow {
@@ -107,9 +115,10 @@ class Engine : public Executor {
     bool sample;       // else: score the next prompt token
   };
 
-  Engine(const EngineOptions& options, std::shared_ptr<const ModelWeights> weights, std::unique_ptr<Backend> backend);
+  Engine(const EngineOptions& options, std::vector<RankTeam::Setup> ranks);
   void build_batch(const StepPlan& plan);
   void add_rows(const StepPlan& plan, size_t item_idx);
+  void add_runs(const StepPlan& plan, const StepItem& item, int32_t row_begin);
   const RopeTable& rope_table(int64_t sequence_length);
   void add_hidden(const StepPlan& plan);
   void resolve_logits(const StepPlan& plan, std::span<ItemResult> results);
@@ -119,12 +128,12 @@ class Engine : public Executor {
   Status not_sampled(const Request& request, int64_t position, SampleFault fault) const;
 
   const EngineOptions options_;
-  std::shared_ptr<const ModelWeights> weights_;
-  std::unique_ptr<Backend> backend_;
-  Decoder decoder_;
-  PageGeometry geometry_;
+  RankTeam ranks_;
+  // Of rank 0, which alone has the head.
+  const std::shared_ptr<const ModelWeights> weights_;
+  Backend& backend_;
+  Decoder& decoder_;
   int64_t num_pages_ = 0;
-  DeviceBuffer arena_;
   std::unordered_map<AdapterId, Registered> adapters_;
   AdapterId next_adapter_ = 0;
   std::function<void()> interlude_;
@@ -139,7 +148,7 @@ class Engine : public Executor {
   std::vector<int64_t> slots_;
   std::vector<float> cos_, sin_;
   std::vector<AttentionSeq> sequences_;
-  std::vector<AdapterRun> runs_;
+  std::vector<std::vector<AdapterRun>> runs_;  // by rank: the same rows, with what each has of the adapters
   std::vector<LogitRow> logit_rows_;
   std::vector<ItemResult> results_;
   std::vector<int32_t> rows_;
@@ -153,7 +162,7 @@ class Engine : public Executor {
   std::vector<HiddenRow> hidden_rows_;
   std::vector<float> hidden_;  // read from the device
 
-  std::unordered_map<AdapterId, std::shared_ptr<const MergedWeights>> merged_;  // finished ones
+  std::unordered_map<AdapterId, std::vector<std::shared_ptr<const MergedWeights>>> merged_;  // finished ones; by rank
   std::unique_ptr<AdapterReader> reader_;
   std::unique_ptr<Loader> loader_;
   std::unique_ptr<Merger> merger_;

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "lk/io/model_config.h"
+#include "lk/io/rank_slice.h"
 #include "lk/tensor/dtype.h"
 
 namespace lk {
@@ -20,7 +21,10 @@ struct ModelFootprint {
   int64_t page = 0;         // one page of the pool: 16 tokens of K and V of every layer
 };
 
-// `act` is the compute type, bf16 or f32; `max_step_tokens` the rows of a step.
-ModelFootprint model_footprint(const ModelConfig& config, DType act, int64_t max_step_tokens);
+// `act` is the compute type, bf16 or f32; `max_step_tokens` the rows of a step. What one rank takes, with the embedding
+// counted for each; check_num_ranks() allows them.
+ModelFootprint model_footprint(const ModelConfig& config, DType act, int64_t max_step_tokens, RankId rank = {});
+// All ranks of one process, which share the embedding.
+ModelFootprint footprint_of_ranks(const ModelConfig& config, DType act, int64_t max_step_tokens, int num_ranks);
 
 }  // namespace lk

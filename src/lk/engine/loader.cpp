@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "lk/base/guarded.h"
+#include "lk/lora/shard.h"
 
 namespace lk {
 namespace {
@@ -28,12 +29,25 @@ void Loader::start(Load load) {
                                  [this, loading](AdapterReader::Content read) -> Workshop::Finish {
                                    if (!read.ok())
                                      return [this, adapter = loading->load.adapter, status = read.status()] {
-                                       end({.adapter = adapter, .status = status, .resident = nullptr});
+                                       end({.adapter = adapter, .status = status, .residents = {}});
                                      };
                                    copy(loading, std::move(read).value());
                                    return nullptr;
                                  });
   unstage(adapter);  // its read, if it has not ended, is this load's now
+}
+
+std::vector<std::shared_ptr<const ResidentAdapter>> Loader::fill(const Load& load,
+                                                                 const std::shared_ptr<const Adapter>& content) const {
+  std::vector<std::shared_ptr<const ResidentAdapter>> residents;
+  for (size_t r = 0; r < ranks_.size(); ++r) {
+    const RankMemory& rank = ranks_[r];
+    const AdapterLayout& layout = *load.layouts[r];
+    residents.push_back(fill_adapter(layout, shard_of(content, rank.weights->rank),
+                                     std::span(load.pages).first(static_cast<size_t>(layout.num_pages())),
+                                     rank.pool_base, *rank.backend));
+  }
+  return residents;
 }
 
 // On the engine thread, or on a reader's before AdapterReader::cancel() knows that the read has ended.
@@ -42,9 +56,10 @@ void Loader::copy(const std::shared_ptr<Loading>& loading, std::shared_ptr<const
       kCopierBench, [this, loading, content = std::move(content)](const std::stop_token&) mutable -> Workshop::Finish {
         const Load& load = loading->load;
         const auto begin = Clock::now();
-        Done done{.adapter = load.adapter, .status = Status(), .resident = nullptr};
+        Done done{.adapter = load.adapter, .status = Status(), .residents = {}};
         done.status = guarded("a load of an adapter", [&] {
-          done.resident = fill_adapter(*load.layout, std::move(content), load.pages, pool_base_, backend_);
+          const std::shared_ptr<const Adapter> whole = std::move(content);  // until here: let_go() asks who has it
+          done.residents = fill(load, whole);
         });
         const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
         const double measured = seconds / static_cast<double>(std::max<int64_t>(load.host->bytes(), 1));
@@ -73,7 +88,7 @@ void Loader::abandon() {
   std::erase_if(loading_, [&](const auto& entry) {
     const Loading& loading = *entry.second;
     if (!reader_.cancel(loading.read) && !workshop_.cancel(loading.copy)) return false;
-    done_.push_back({.adapter = entry.first, .status = unavailable("loading was given up"), .resident = nullptr});
+    done_.push_back({.adapter = entry.first, .status = unavailable("loading was given up"), .residents = {}});
     return true;
   });
 }

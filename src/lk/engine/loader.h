@@ -12,6 +12,7 @@
 #include "lk/base/workshop.h"
 #include "lk/engine/adapter_filler.h"
 #include "lk/engine/adapter_reader.h"
+#include "lk/engine/rank_memory.h"
 #include "lk/memory/stage_budget.h"
 #include "lk/sched/load_breaker.h"
 
@@ -22,20 +23,20 @@ class Loader {
   struct Load {
     AdapterId adapter = kBaseModel;
     std::shared_ptr<HostAdapter> host;
-    std::shared_ptr<const AdapterLayout> layout;
-    std::vector<PageId> pages;
+    std::vector<std::shared_ptr<const AdapterLayout>> layouts;  // by rank
+    std::vector<PageId> pages;                                  // a rank uses as many of the first as its layout needs
   };
   struct Done {
     AdapterId adapter = kBaseModel;
-    Status status;                                    // of reading it
-    std::shared_ptr<const ResidentAdapter> resident;  // null after a failure
+    Status status;                                                  // of reading it
+    std::vector<std::shared_ptr<const ResidentAdapter>> residents;  // by rank; empty after a failure
   };
 
   // The workshop must be destroyed first: its jobs refer to this.
-  Loader(Workshop& workshop, AdapterReader& reader, std::byte* pool_base, Backend& backend)
-      : workshop_(workshop), reader_(reader), pool_base_(pool_base), backend_(backend) {}
+  Loader(Workshop& workshop, AdapterReader& reader, std::vector<RankMemory> ranks)
+      : workshop_(workshop), reader_(reader), ranks_(std::move(ranks)) {}
 
-  // Fills the load's pages.
+  // Fills the load's pages on all ranks.
   void start(Load load);
   // Loads that ended. With `wait`, blocks until there is one.
   std::vector<Done> take_finished(bool wait);
@@ -62,13 +63,14 @@ class Loader {
     std::shared_ptr<HostAdapter> host;
     AdapterReader::Ticket read = 0;
   };
+  std::vector<std::shared_ptr<const ResidentAdapter>> fill(const Load& load,
+                                                           const std::shared_ptr<const Adapter>& content) const;
   void copy(const std::shared_ptr<Loading>& loading, std::shared_ptr<const Adapter> content);
   void end(Done done);
 
   Workshop& workshop_;
   AdapterReader& reader_;
-  std::byte* const pool_base_;
-  Backend& backend_;
+  const std::vector<RankMemory> ranks_;
   double copy_seconds_per_byte_ = 0;  // a moving average
   std::map<AdapterId, std::shared_ptr<Loading>> loading_;
   StageBudget budget_;

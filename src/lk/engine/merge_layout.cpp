@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
 
 namespace lk {
 namespace {
@@ -69,20 +70,62 @@ MergeLayout::MergeLayout(const Adapter& adapter, const ModelShape& shape, Weight
   build_cost_rows_ /= base_cost;
 }
 
-// Builds one adapter's merged layers on the calling thread.
+// What merging the matrices of a layer changed, of all ranks together.
+using LayerSums = std::array<std::optional<MergeSums>, kNumProjs>;
+
+// Says whether what was merged may be used.
+class MergeLayout::Judge {
+ public:
+  Judge(const std::string& adapter, DType act) : adapter_(adapter), act_(act) {}
+
+  Status judge(size_t layer, const LayerSums& sums) {
+    for (size_t p = 0; p < sums.size(); ++p)
+      if (sums[p])
+        LK_RETURN_IF_ERROR(
+            judge(module_path(ModuleId::of(static_cast<int64_t>(layer), static_cast<Proj>(p))), *sums[p]));
+    return Status();
+  }
+  const RoundingLoss& loss() const { return loss_; }
+
+ private:
+  Status judge(const std::string& name, const MergeSums& sums) {
+    total_.change += sums.change;
+    total_.rounding += sums.rounding;
+    loss_.total = relative(total_);
+    if (!std::isfinite(sums.change) || !std::isfinite(sums.rounding))
+      return failed_precondition("merging adapter {}: {} would not be finite; it stays unmerged", adapter_, name);
+    const double loss = relative(sums);
+    if (loss > loss_.worst || loss_.worst_module.empty()) {
+      loss_.worst = loss;
+      loss_.worst_module = name;
+    }
+    if (loss <= kMaxRoundingLoss) return Status();
+    return failed_precondition(
+        "merging adapter {}: rounding {} to {} would lose {:.1f} % of its change, more than the {:.1f} % allowed; it "
+        "stays unmerged (compute in f32 to merge it)",
+        adapter_, name, to_string(act_), 100 * loss, 100 * kMaxRoundingLoss);
+  }
+
+  const std::string adapter_;
+  const DType act_;
+  MergeSums total_;
+  RoundingLoss loss_;
+};
+
+// Builds one rank's merged layers on the calling thread.
 class MergeLayout::Builder {
  public:
-  Builder(const MergeLayout& layout, const Adapter& adapter, const ModelWeights& base, Backend& backend,
-          const std::function<bool()>& stop, std::byte* pool_base, const std::vector<PageId>& pages)
-      : layout_(layout),
-        adapter_(adapter),
-        base_(base),
-        backend_(backend),
+  Builder(const Target& target, const std::function<bool()>& stop, const std::vector<PageId>& pages)
+      : layout_(target.layout),
+        adapter_(target.shard),
+        base_(target.base),
+        backend_(target.backend),
         stop_(stop),
-        pool_base_(pool_base),
+        pool_base_(target.pool_base),
         pages_(pages) {}
 
-  Status build_layer(size_t layer, MergedWeights::Layer& out) {
+  // Adds to `sums`.
+  Status build_layer(size_t layer, MergedWeights::Layer& out, LayerSums& sums) {
     for (ProjGroup group : kGroups) {
       const auto g = static_cast<size_t>(group);
       if (!layout_.merges_[layer][g]) continue;
@@ -96,7 +139,7 @@ class MergeLayout::Builder {
                        .begin = next_byte_};
       next_byte_ += w.total_bytes();
       bias_.clear();
-      for (Proj proj : projs_of(group)) LK_RETURN_IF_ERROR(build_proj(layer, proj, out));
+      for (Proj proj : projs_of(group)) LK_RETURN_IF_ERROR(build_proj(layer, proj, out, sums));
       if (bias_.empty()) continue;
       DeviceBuffer& buffer = buffers_.emplace_back(backend_.allocate(static_cast<int64_t>(bias_.size()) * 4));
       backend_.upload(buffer.as<float>(), std::span<const float>(bias_));
@@ -105,10 +148,9 @@ class MergeLayout::Builder {
     return Status();
   }
   std::vector<DeviceBuffer>& buffers() { return buffers_; }
-  const RoundingLoss& loss() const { return loss_; }
 
  private:
-  Status build_proj(size_t layer, Proj proj, MergedWeights::Layer& out) {
+  Status build_proj(size_t layer, Proj proj, MergedWeights::Layer& out, LayerSums& layer_sums) {
     const ProjGroup group = group_of(proj);
     const auto g = static_cast<size_t>(group);
     const PackedWeight& w = base_.layers[layer].linear[g];
@@ -147,13 +189,14 @@ class MergeLayout::Builder {
                          .b = b,
                          .scaling = static_cast<float>(delta->scaling),
                          .out_scale = device_scale};
-    MergeSums sums;
+    std::optional<MergeSums>& sums = layer_sums[static_cast<size_t>(proj)];
+    if (!sums) sums.emplace();
     for (int64_t panel = 0; panel < num_panels; ++panel) {
       if (stop_()) return cancelled("merging was stopped");
-      backend_.merge_panel(args, panel, &sums);
+      backend_.merge_panel(args, panel, &*sums);
     }
     if (delta->bias.defined()) add_bias(*delta, scale, column, group);
-    return judge(layer, proj, sums);
+    return Status();
   }
 
   // At least `bytes` of device memory in `buffer`; what was there may go.
@@ -170,25 +213,6 @@ class MergeLayout::Builder {
       bias[j] = static_cast<float>(bias[j] * delta.scaling) * (scale.empty() ? 1.0f : scale[static_cast<size_t>(j)]);
   }
 
-  Status judge(size_t layer, Proj proj, const MergeSums& sums) {
-    total_.change += sums.change;
-    total_.rounding += sums.rounding;
-    loss_.total = relative(total_);
-    const std::string name = module_path(ModuleId::of(static_cast<int64_t>(layer), proj));
-    if (!std::isfinite(sums.change) || !std::isfinite(sums.rounding))
-      return failed_precondition("merging adapter {}: {} would not be finite; it stays unmerged", adapter_.name, name);
-    const double loss = relative(sums);
-    if (loss > loss_.worst || loss_.worst_module.empty()) {
-      loss_.worst = loss;
-      loss_.worst_module = name;
-    }
-    if (loss <= kMaxRoundingLoss) return Status();
-    return failed_precondition(
-        "merging adapter {}: rounding {} to {} would lose {:.1f} % of its change, more than the {:.1f} % allowed; it "
-        "stays unmerged (compute in f32 to merge it)",
-        adapter_.name, name, to_string(base_.act), 100 * loss, 100 * kMaxRoundingLoss);
-  }
-
   const MergeLayout& layout_;
   const Adapter& adapter_;
   const ModelWeights& base_;
@@ -201,26 +225,38 @@ class MergeLayout::Builder {
   DeviceBuffer device_a_, device_b_, device_scale_;  // of the delta being merged
   std::vector<float> bias_;                          // of the group being built; empty: none
   std::vector<DeviceBuffer> buffers_;                // of biases
-  MergeSums total_;
-  RoundingLoss loss_;
 };
 
-Result<std::shared_ptr<const MergedWeights>> MergeLayout::build(const Adapter& adapter, const ModelWeights& base,
-                                                                std::span<const PageId> pages, std::byte* pool_base,
-                                                                Backend& backend, const std::function<bool()>& stop,
-                                                                RoundingLoss* loss) const {
-  auto merged = std::make_shared<MergedWeights>();
-  LK_CHECK(static_cast<int64_t>(pages.size()) == num_pages());
-  merged->layers.resize(merges_.size());
-  merged->pages.assign(pages.begin(), pages.end());
-  Builder builder(*this, adapter, base, backend, stop, pool_base, merged->pages);
+Result<std::vector<std::shared_ptr<const MergedWeights>>> MergeLayout::build(std::span<const Target> ranks,
+                                                                             std::span<const PageId> pages,
+                                                                             const std::function<bool()>& stop,
+                                                                             RoundingLoss* loss) {
+  std::vector<std::shared_ptr<MergedWeights>> merged;
+  std::deque<Builder> builders;
+  const size_t num_layers = ranks[0].layout.merges_.size();
+  for (const Target& target : ranks) {
+    LK_CHECK(static_cast<int64_t>(pages.size()) == target.layout.num_pages());
+    MergedWeights& own = *merged.emplace_back(std::make_shared<MergedWeights>());
+    own.layers.resize(num_layers);
+    own.pages.assign(pages.begin(), pages.end());
+    builders.emplace_back(target, stop, own.pages);
+  }
+  Judge judge(ranks[0].shard.name, ranks[0].base.act);
   Status status;
-  for (size_t layer = 0; layer < merges_.size() && status.ok(); ++layer)
-    status = builder.build_layer(layer, merged->layers[layer]);
-  *loss = builder.loss();
+  for (size_t layer = 0; layer < num_layers && status.ok(); ++layer) {
+    LayerSums sums;
+    for (size_t rank = 0; rank < ranks.size() && status.ok(); ++rank)
+      status = builders[rank].build_layer(layer, merged[rank]->layers[layer], sums);
+    if (status.ok()) status = judge.judge(layer, sums);
+  }
+  *loss = judge.loss();
   LK_RETURN_IF_ERROR(status);
-  merged->buffers = std::move(builder.buffers());
-  return std::shared_ptr<const MergedWeights>(std::move(merged));
+  std::vector<std::shared_ptr<const MergedWeights>> result;
+  for (size_t rank = 0; rank < ranks.size(); ++rank) {
+    merged[rank]->buffers = std::move(builders[rank].buffers());
+    result.push_back(std::move(merged[rank]));
+  }
+  return result;
 }
 
 }  // namespace lk

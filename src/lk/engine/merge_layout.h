@@ -42,16 +42,25 @@ class MergeLayout {
   // Largest ||round(W') - W'|| / ||W' - W|| (Frobenius) of any one matrix; beyond it the merge is refused. What is lost
   // is noise of a size that an adapter's change should be well above; docs/results/merging.md has measurements.
   static constexpr double kMaxRoundingLoss = 0.1;
-  // Writes W' into the pages, one matrix after the other without a gap; `stop` is asked after each panel. kCancelled
-  // when it said so, kFailedPrecondition when rounding loses more than allowed or W' is not finite. *loss is what was
-  // measured so far, either way.
-  Result<std::shared_ptr<const MergedWeights>> build(const Adapter& adapter, const ModelWeights& base,
-                                                     std::span<const PageId> pages, std::byte* pool_base,
-                                                     Backend& backend, const std::function<bool()>& stop,
-                                                     RoundingLoss* loss) const;
+  // Where one rank's part of the copy goes: made from its shard of the adapter and of the base, by its layout.
+  struct Target {
+    const MergeLayout& layout;
+    const Adapter& shard;
+    const ModelWeights& base;
+    std::byte* pool_base;
+    Backend& backend;
+  };
+  // Writes W' into the pages of every rank, layer by layer, one matrix after the other without a gap; `stop` is asked
+  // after each panel. kCancelled when it said so, kFailedPrecondition when rounding loses more than allowed of a whole
+  // matrix, or when W' is not finite. *loss is what was measured so far, either way. By rank.
+  static Result<std::vector<std::shared_ptr<const MergedWeights>>> build(std::span<const Target> ranks,
+                                                                         std::span<const PageId> pages,
+                                                                         const std::function<bool()>& stop,
+                                                                         RoundingLoss* loss);
 
  private:
   class Builder;
+  class Judge;
   ModelShape shape_;
   int64_t page_bytes_;
   std::vector<std::array<bool, kNumProjGroups>> merges_;  // by layer

@@ -2,6 +2,7 @@
 #include "lk/engine/merger.h"
 
 #include "lk/base/guarded.h"
+#include "lk/lora/shard.h"
 
 #include <time.h>
 
@@ -17,10 +18,6 @@ Micros thread_cpu_time() {
 }
 
 }  // namespace
-
-Merger::Merger(Workshop& workshop, AdapterReader& reader, std::shared_ptr<const ModelWeights> base, Backend& backend,
-               std::byte* pool_base)
-    : workshop_(workshop), reader_(reader), base_(std::move(base)), backend_(backend), pool_base_(pool_base) {}
 
 void Merger::start(Merge merge) {
   LK_CHECK(!has(merge.adapter), "adapter {} is merged or being merged already", merge.adapter);
@@ -40,12 +37,12 @@ void Merger::start(Merge merge) {
 
 void Merger::build(const std::shared_ptr<Started>& started, AdapterReader::Content content) {
   if (!content.ok()) {
-    done_.push_back({.result = {.adapter = started->merge.adapter, .status = content.status()}, .weights = nullptr});
+    done_.push_back({.result = {.adapter = started->merge.adapter, .status = content.status()}, .weights = {}});
     return;
   }
   started->job = workshop_.submit(
       kMergerBench, [this, started, content = std::move(content).value()](const std::stop_token& stop) {
-        return Workshop::Finish([this, done = run_build(*started, *content, stop), weak = std::weak_ptr(started)] {
+        return Workshop::Finish([this, done = run_build(*started, content, stop), weak = std::weak_ptr(started)] {
           if (!weak.expired()) done_.push_back(done);
         });
       });
@@ -67,23 +64,40 @@ void Merger::drop(AdapterId adapter) {
   std::erase_if(done_, [&](const Done& done) { return done.result.adapter == adapter; });
 }
 
+Result<std::vector<std::shared_ptr<const MergedWeights>>> Merger::build_ranks(
+    const Merge& merge, const std::shared_ptr<const Adapter>& content, const std::function<bool()>& stop,
+    RoundingLoss* loss) const {
+  std::vector<std::shared_ptr<const Adapter>> shards;
+  std::vector<MergeLayout::Target> targets;
+  for (size_t r = 0; r < ranks_.size(); ++r) {
+    const RankMemory& rank = ranks_[r];
+    shards.push_back(shard_of(content, rank.weights->rank));
+    targets.push_back({.layout = *merge.layouts[r],
+                       .shard = *shards.back(),
+                       .base = *rank.weights,
+                       .pool_base = rank.pool_base,
+                       .backend = *rank.backend});
+  }
+  return MergeLayout::build(targets, merge.pages, stop, loss);
+}
+
 // On a thread of the workshop.
-Merger::Done Merger::run_build(const Started& started, const Adapter& content, const std::stop_token& stop) {
+Merger::Done Merger::run_build(const Started& started, const std::shared_ptr<const Adapter>& content,
+                               const std::stop_token& stop) {
   const Merge& merge = started.merge;
   const Micros cpu_begin = thread_cpu_time();
   const std::function<bool()> stopped = [&] { return stop.stop_requested(); };
   RoundingLoss loss;
-  Result<std::shared_ptr<const MergedWeights>> weights = guarded("a merge", [&] {
-    return merge.layout->build(content, *base_, merge.pages, pool_base_, backend_, stopped, &loss);
-  });
+  Result<std::vector<std::shared_ptr<const MergedWeights>>> weights =
+      guarded("a merge", [&] { return build_ranks(merge, content, stopped, &loss); });
   Done done;
   done.result = {.adapter = merge.adapter,
                  .status = weights.status(),
                  .build_time = std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() -
                                                                                      started.begin)
                                    .count(),
-                 .engine_time = (thread_cpu_time() - cpu_begin) / backend_.num_host_threads(),
-                 .build_cost_rows = merge.layout->build_cost_rows(),
+                 .engine_time = (thread_cpu_time() - cpu_begin) / ranks_[0].backend->num_host_threads(),
+                 .build_cost_rows = merge.build_cost_rows,
                  .rounding_loss = loss.total,
                  .worst_rounding_loss = loss.worst,
                  .worst_module = loss.worst_module};

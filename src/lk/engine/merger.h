@@ -13,6 +13,7 @@
 #include "lk/base/workshop.h"
 #include "lk/engine/adapter_reader.h"
 #include "lk/engine/merge_layout.h"
+#include "lk/engine/rank_memory.h"
 #include "lk/sched/executor.h"
 
 namespace lk {
@@ -22,17 +23,18 @@ class Merger {
   struct Merge {
     AdapterId adapter = kBaseModel;
     std::shared_ptr<HostAdapter> host;
-    std::shared_ptr<const MergeLayout> layout;
+    std::vector<std::shared_ptr<const MergeLayout>> layouts;  // by rank
+    double build_cost_rows = 0;                               // of the whole: MergeLayout::build_cost_rows()
     std::vector<PageId> pages;
   };
   struct Done {
     MergeResult result;
-    std::shared_ptr<const MergedWeights> weights;  // null after a failure
+    std::vector<std::shared_ptr<const MergedWeights>> weights;  // by rank; empty after a failure
   };
 
   // The workshop must be destroyed first: its jobs refer to this.
-  Merger(Workshop& workshop, AdapterReader& reader, std::shared_ptr<const ModelWeights> base, Backend& backend,
-         std::byte* pool_base);
+  Merger(Workshop& workshop, AdapterReader& reader, std::vector<RankMemory> ranks)
+      : workshop_(workshop), reader_(reader), ranks_(std::move(ranks)) {}
 
   void start(Merge merge);  // Requires: !has(merge.adapter)
   std::vector<Done> take_finished();
@@ -49,13 +51,15 @@ class Merger {
     Workshop::JobId job = 0;  // 0: it waits for the read
   };
   void build(const std::shared_ptr<Started>& started, AdapterReader::Content content);
-  Done run_build(const Started& started, const Adapter& content, const std::stop_token& stop);
+  Done run_build(const Started& started, const std::shared_ptr<const Adapter>& content, const std::stop_token& stop);
+  Result<std::vector<std::shared_ptr<const MergedWeights>>> build_ranks(const Merge& merge,
+                                                                        const std::shared_ptr<const Adapter>& content,
+                                                                        const std::function<bool()>& stop,
+                                                                        RoundingLoss* loss) const;
 
   Workshop& workshop_;
   AdapterReader& reader_;
-  std::shared_ptr<const ModelWeights> base_;
-  Backend& backend_;
-  std::byte* pool_base_;
+  const std::vector<RankMemory> ranks_;
   std::map<AdapterId, std::shared_ptr<Started>> started_;  // a job whose entry is gone reports to nobody
   std::vector<Done> done_;
 };

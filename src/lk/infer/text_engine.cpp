@@ -37,21 +37,36 @@ Result<ModelConfig> TextEngine::read_config(const std::string& model, const std:
   return load_model_config(model);
 }
 
+Result<std::vector<RankTeam::Setup>> TextEngine::load_ranks(const TextEngineOptions& options,
+                                                            const ModelConfig& config) {
+  LK_RETURN_IF_ERROR(check_num_ranks(config.shape(), options.num_ranks));
+  const int threads =
+      options.num_threads > 0 ? options.num_threads : std::max(1, default_num_threads() / options.num_ranks);
+  std::vector<RankTeam::Setup> ranks;
+  for (int rank = 0; rank < options.num_ranks; ++rank) {
+    RankTeam::Setup& own = ranks.emplace_back();
+    LK_ASSIGN_OR_RETURN(own.backend, make_cpu_backend({.num_threads = threads, .isa = options.isa}));
+    if (!options.dummy_config.empty()) {
+      own.weights = make_dummy_weights(config, options.act, options.seed, *own.backend, {rank, options.num_ranks});
+    } else if (rank == 0) {
+      LK_ASSIGN_OR_RETURN(own.weights,
+                          load_weights(options.model, options.act, *own.backend, options.progress, options.num_ranks));
+    } else {
+      own.weights = load_rank(*ranks[0].weights, rank, *own.backend);
+    }
+  }
+  return ranks;
+}
+
 Result<std::unique_ptr<TextEngine>> TextEngine::open(const TextEngineOptions& options) {
   std::unique_ptr<TextEngine> self(new TextEngine());
   LK_ASSIGN_OR_RETURN(const ModelConfig config, read_config(options.model, options.dummy_config));
-  LK_ASSIGN_OR_RETURN(auto backend, make_cpu_backend({.num_threads = options.num_threads, .isa = options.isa}));
-  std::shared_ptr<const ModelWeights> weights;
-  if (!options.dummy_config.empty()) {
-    weights = make_dummy_weights(config, options.act, options.seed, *backend);
-  } else {
-    LK_ASSIGN_OR_RETURN(weights, load_weights(options.model, options.act, *backend, options.progress));
-  }
-  LK_ASSIGN_OR_RETURN(self->text_, TextModel::load(options.dummy_config.empty() ? options.model : "", weights->config,
-                                                   options.context, options.pooling));
+  LK_ASSIGN_OR_RETURN(std::vector<RankTeam::Setup> ranks, load_ranks(options, config));
+  LK_ASSIGN_OR_RETURN(self->text_, TextModel::load(options.dummy_config.empty() ? options.model : "",
+                                                   ranks[0].weights->config, options.context, options.pooling));
   LK_ASSIGN_OR_RETURN(self->engine_, Engine::create({.max_step_tokens = options.scheduler.max_step_tokens,
-                                                     .memory_bytes = options.memory_bytes},
-                                                    std::move(weights), std::move(backend)));
+                                                     .memory_bytes = options.memory_bytes / options.num_ranks},
+                                                    std::move(ranks)));
   self->pool_ = std::make_unique<UnifiedPool>(self->engine_->num_pages());
   self->pool_->set_reload_cost([engine = self->engine_.get()](AdapterId id) { return engine->reload_cost(id); });
   SchedulerOptions scheduler = options.scheduler;

@@ -23,9 +23,10 @@ struct TextEngineOptions {
   std::string model;         // Hugging Face directory; empty with dummy_config
   std::string dummy_config;  // config.json of random weights instead
   DType act = DType::kBF16;
-  int num_threads = 0;  // 0 = all that the affinity mask allows
+  int num_threads = 0;  // of each rank; 0 = all that the affinity mask allows, divided among them
+  int num_ranks = 1;    // that the model is divided among (docs/guide/tensor_parallel.md)
   std::optional<CpuIsa> isa;
-  int64_t memory_bytes = 0;        // of the page pool (memory_plan.h)
+  int64_t memory_bytes = 0;        // of the page pool (memory_plan.h), of all ranks together
   int64_t context = 0;             // prompt + output tokens; 0 = the model's
   std::optional<Pooling> pooling;  // of embeddings; absent: the directory's
   SchedulerOptions scheduler;      // max_sequence is set from context
@@ -94,6 +95,7 @@ class TextEngine {
 
  private:
   TextEngine() = default;
+  static Result<std::vector<RankTeam::Setup>> load_ranks(const TextEngineOptions& options, const ModelConfig& config);
   TextUpdate update(RequestEvent& event);
   TextUpdate apply(RequestEvent& event);
   std::optional<TextUpdate> end(RequestId id, FinishReason reason, Status error);

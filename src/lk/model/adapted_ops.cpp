@@ -54,10 +54,11 @@ auto norm_of(int64_t layer, const float* base, AdaptedOps::Norm norm) {
 
 }  // namespace
 
-AdaptedOps::AdaptedOps(const ModelWeights& weights, Backend& backend, int64_t max_rows)
-    : weights_(weights), backend_(backend), act_bytes_(dtype_bytes(weights.act)) {
+AdaptedOps::AdaptedOps(const ModelWeights& weights, Backend& backend, int64_t max_rows, Collective* collective)
+    : weights_(weights), backend_(backend), collective_(collective), act_bytes_(dtype_bytes(weights.act)) {
   embed_rows_.reserve(static_cast<size_t>(max_rows));
   segments_.reserve(static_cast<size_t>(max_rows));
+  sums_.reserve(static_cast<size_t>(max_rows) + 1);
 }
 
 void AdaptedOps::embed(std::span<const int32_t> tokens, std::span<const AdapterRun> runs, float* y) {
@@ -154,8 +155,12 @@ int64_t AdaptedOps::columns_of_call(const LinearCall& call) const {
 }
 
 void AdaptedOps::linear(const LinearCall& call) {
-  add_products(call);
-  add_deltas(call);
+  if (collective_ && sums_over_ranks(call)) {
+    add_over_ranks(call);
+  } else {
+    add_products(call);
+    add_deltas(call);
+  }
   if (call.layer == LinearCall::kHead)
     add_trained_columns(call);
   else
@@ -205,7 +210,46 @@ void AdaptedOps::product(const LinearCall& call, const PackedWeight& w, int64_t 
                  .w = w,
                  .y = call.y + begin * y_stride + column,
                  .y_stride = y_stride,
-                 .num_rows = end - begin});
+                 .num_rows = end - begin,
+                 .num_shards = shards_of(call)});
+}
+
+// o and down sum over what the ranks divide among them; the others' inputs are whole on every rank.
+bool AdaptedOps::sums_over_ranks(const LinearCall& call) const {
+  return call.layer != LinearCall::kHead && divides_inputs(projs_of(call.group)[0]);
+}
+
+int64_t AdaptedOps::shards_of(const LinearCall& call) const {
+  return sums_over_ranks(call) ? weights_.shape.num_shards : 1;
+}
+
+// The products with the weights and with A are summed, in one message; what comes after them is done by every rank, in
+// the order of a whole model.
+void AdaptedOps::add_over_ranks(const LinearCall& call) {
+  LinearCall part = call;
+  part.y = call.y_part;
+  part.rank_rows = call.rank_rows_part;
+  add_products(part);
+  add_deltas(part, LoraPhase::kShrink);
+  const auto sum_of = [](const float* from, float* to, int64_t stride, int64_t first, int64_t end, int64_t n) {
+    return RankSum{.part = from + first * stride,
+                   .part_stride = stride,
+                   .sum = to + first * stride,
+                   .sum_stride = stride,
+                   .num_rows = end - first,
+                   .n = n};
+  };
+  sums_.clear();
+  sums_.push_back(sum_of(part.y, call.y, columns_of_call(call), 0, call.num_rows, weights_.shape.hidden_dim));
+  for (const LoraSegment& segment : segments_) {
+    int64_t ranks = 0;
+    for (const LoraProj& proj : segment.projs) ranks += proj.a.num_rows;
+    if (ranks > 0)
+      sums_.push_back(
+          sum_of(part.rank_rows, call.rank_rows, call.rank_stride, segment.row_begin, segment.row_end, ranks));
+  }
+  collective_->sum(sums_, backend_.threads());
+  add_deltas(call, LoraPhase::kExpand);
 }
 
 int64_t AdaptedOps::rank_stride_of(const LinearCall& call) {
@@ -220,7 +264,7 @@ int64_t AdaptedOps::rank_stride_of(const LinearCall& call) {
 }
 
 // The low-rank products of the runs that need them, and the LoRA biases of merged ones.
-void AdaptedOps::add_deltas(const LinearCall& call) {
+void AdaptedOps::add_deltas(const LinearCall& call, LoraPhase phase) {
   struct Delta {
     const float* merged_bias;
     const std::vector<LoraProj>* projs;
@@ -236,7 +280,8 @@ void AdaptedOps::add_deltas(const LinearCall& call) {
   };
   segments_.clear();
   for_each_stretch(call.runs, call.num_rows, choose, [&](const Delta& delta, int64_t begin, int64_t end) {
-    if (delta.merged_bias) add_bias(call, delta.merged_bias, 0, columns_of_call(call), begin, end);
+    if (delta.merged_bias && phase != LoraPhase::kShrink)
+      add_bias(call, delta.merged_bias, 0, columns_of_call(call), begin, end);
     if (delta.projs)
       segments_.push_back({static_cast<int32_t>(begin), static_cast<int32_t>(end), delta.base, *delta.projs});
   });
@@ -247,7 +292,9 @@ void AdaptedOps::add_deltas(const LinearCall& call) {
                  .y_stride = columns_of_call(call),
                  .segments = segments_,
                  .v = call.rank_rows,
-                 .v_stride = call.rank_stride});
+                 .v_stride = call.rank_stride,
+                 .num_shards = shards_of(call),
+                 .phase = phase});
 }
 
 // The base's bias or what replaces it, outside the LoRA and DoRA terms, as PEFT adds it.

@@ -9,6 +9,7 @@
 #include "lk/model/adapter_run.h"
 #include "lk/model/weights.h"
 #include "lk/ops/backend.h"
+#include "lk/ops/collective.h"
 
 namespace lk {
 
@@ -27,12 +28,17 @@ struct LinearCall {
   std::span<const AdapterRun> runs;  // of these rows
   float* rank_rows = nullptr;        // f32 [num_rows, rank_stride]: the low-rank parts' products with A
   int64_t rank_stride = 0;           // >= the largest sum of ranks of a run in the group
+  // With a collective, of o and down: where this rank's parts of y and of rank_rows go, of the same strides. They may
+  // be written again when the next such call has returned (ops/collective.h).
+  float* y_part = nullptr;
+  float* rank_rows_part = nullptr;
 };
 
 class AdaptedOps {
  public:
-  // Calls of at most max_rows rows allocate nothing.
-  AdaptedOps(const ModelWeights& weights, Backend& backend, int64_t max_rows);
+  // Calls of at most max_rows rows allocate nothing. `collective`: of the ranks that the model is divided among; null
+  // where it is whole.
+  AdaptedOps(const ModelWeights& weights, Backend& backend, int64_t max_rows, Collective* collective = nullptr);
 
   // Where rank rows lie of adapters that do not say so themselves: slices of layers, one after the other.
   void set_pool(const std::byte* base, int64_t slice_bytes) {
@@ -52,9 +58,9 @@ class AdaptedOps {
   void rotate(float* qkv, int64_t num_rows, const float* cos, const float* sin);
 
   void linear(const LinearCall& call);
-  // The parts of linear(), in their order.
+  // The parts of linear() on a whole model, in their order.
   void add_products(const LinearCall& call);
-  void add_deltas(const LinearCall& call);
+  void add_deltas(const LinearCall& call, LoraPhase phase = LoraPhase::kAll);
   // The largest rank_stride that a call can need.
   static int64_t rank_stride_of(const LinearCall& call);
 
@@ -67,15 +73,20 @@ class AdaptedOps {
   void rms_norm(const float* x, int64_t x_stride, int64_t dim, int64_t num_rows, const float* weight, void* y,
                 DType y_dtype, int64_t y_stride);
   int64_t columns_of_call(const LinearCall& call) const;
+  bool sums_over_ranks(const LinearCall& call) const;
+  int64_t shards_of(const LinearCall& call) const;
+  void add_over_ranks(const LinearCall& call);
 
   const ModelWeights& weights_;
   Backend& backend_;
+  Collective* const collective_;
   const int64_t act_bytes_;
   const std::byte* pool_base_ = nullptr;
   int64_t slice_bytes_ = 0;
   // Arguments of the op being called; kept for their memory.
   std::vector<EmbedRow> embed_rows_;
   std::vector<LoraSegment> segments_;
+  std::vector<RankSum> sums_;
 };
 
 }  // namespace lk

@@ -13,12 +13,13 @@ constexpr int64_t kMlpRows = 256;
 }  // namespace
 
 Decoder::Decoder(std::shared_ptr<const ModelWeights> weights, Backend& backend, int64_t max_rows,
-                 int64_t max_logit_rows)
+                 int64_t max_logit_rows, Collective* collective)
     : weights_(std::move(weights)),
       backend_(backend),
-      ops_(*weights_, backend, std::max(max_rows, max_logit_rows)),
+      ops_(*weights_, backend, std::max(max_rows, max_logit_rows), collective),
       max_rows_(max_rows),
       max_logit_rows_(max_logit_rows) {
+  LK_CHECK(collective ? collective->size() == weights_->rank.size : weights_->rank.alone());
   const ModelShape& shape = weights_->shape;
   act_bytes_ = dtype_bytes(weights_->act);
   kv_bytes_ = kPageTokens * shape.kv_dim() * act_bytes_;
@@ -26,14 +27,17 @@ Decoder::Decoder(std::shared_ptr<const ModelWeights> weights, Backend& backend, 
   gate_up_columns_ = group_columns(ProjGroup::kGateUp, shape);
   product_columns_ = align_panel(shape.hidden_dim);
   logits_stride_ = align_panel(shape.vocab_size);
-  for (const auto& [buffer, bytes] : buffers(shape, weights_->act, max_rows, max_logit_rows))
+  for (const auto& [buffer, bytes] : buffers(shape, weights_->act, max_rows, max_logit_rows, weights_->rank.size))
     this->*buffer = backend.allocate(bytes);
   local_runs_.reserve(static_cast<size_t>(max_rows));
 }
 
 std::vector<std::pair<DeviceBuffer Decoder::*, int64_t>> Decoder::buffers(const ModelShape& shape, DType act,
-                                                                          int64_t max_rows, int64_t max_logit_rows) {
+                                                                          int64_t max_rows, int64_t max_logit_rows,
+                                                                          int num_ranks) {
   const int64_t elem = dtype_bytes(act), mlp_rows = std::min(max_rows, kMlpRows);
+  const int64_t product = max_rows * align_panel(shape.hidden_dim) * 4;
+  const int64_t rank_rows = std::max(max_rows, max_logit_rows) * kMaxGroupRank * 4;
   return {{&Decoder::slots_, max_rows * 8},
           {&Decoder::cos_, max_rows * shape.head_dim / 2 * 4},
           {&Decoder::sin_, max_rows * shape.head_dim / 2 * 4},
@@ -43,16 +47,19 @@ std::vector<std::pair<DeviceBuffer Decoder::*, int64_t>> Decoder::buffers(const 
           {&Decoder::attended_, max_rows * shape.q_dim() * elem},
           {&Decoder::gate_up_, mlp_rows * group_columns(ProjGroup::kGateUp, shape) * 4},
           {&Decoder::activated_, mlp_rows * shape.intermediate_dim * elem},
-          {&Decoder::product_, max_rows * align_panel(shape.hidden_dim) * 4},
-          {&Decoder::rank_rows_, std::max(max_rows, max_logit_rows) * kMaxGroupRank * 4},
+          {&Decoder::product_, product},
+          {&Decoder::rank_rows_, rank_rows},
+          {&Decoder::product_parts_, num_ranks > 1 ? 2 * product : 0},
+          {&Decoder::rank_rows_parts_, num_ranks > 1 ? 2 * rank_rows : 0},
           {&Decoder::head_input_, max_logit_rows * shape.hidden_dim * elem},
           {&Decoder::gathered_, max_logit_rows * shape.hidden_dim * 4},
           {&Decoder::logits_, max_logit_rows * align_panel(shape.vocab_size) * 4}};
 }
 
-int64_t Decoder::buffer_bytes(const ModelShape& shape, DType act, int64_t max_rows, int64_t max_logit_rows) {
+int64_t Decoder::buffer_bytes(const ModelShape& shape, DType act, int64_t max_rows, int64_t max_logit_rows,
+                              int num_ranks) {
   int64_t total = 0;
-  for (const auto& [buffer, bytes] : buffers(shape, act, max_rows, max_logit_rows)) total += bytes;
+  for (const auto& [buffer, bytes] : buffers(shape, act, max_rows, max_logit_rows, num_ranks)) total += bytes;
   return total;
 }
 
@@ -168,6 +175,11 @@ void Decoder::linear(LinearCall call) {
   call.rank_rows = rank_rows_.as<float>();
   call.rank_stride = AdaptedOps::rank_stride_of(call);
   LK_CHECK(call.rank_stride <= kMaxGroupRank);
+  if (!weights_->rank.alone() && call.layer != LinearCall::kHead && divides_inputs(projs_of(call.group)[0])) {
+    call.y_part = product_parts_.as<float>() + next_part_ * (product_parts_.size_bytes() / 8);
+    call.rank_rows_part = rank_rows_parts_.as<float>() + next_part_ * (rank_rows_parts_.size_bytes() / 8);
+    next_part_ = 1 - next_part_;
+  }
   ops_.linear(call);
 }
 

@@ -25,10 +25,13 @@ struct DecoderBatch {
 
 class Decoder {
  public:
-  // Buffers are sized for max_rows rows a step and max_logit_rows rows a logits() call.
-  Decoder(std::shared_ptr<const ModelWeights> weights, Backend& backend, int64_t max_rows, int64_t max_logit_rows);
-  // What these take together, known before there are weights.
-  static int64_t buffer_bytes(const ModelShape& shape, DType act, int64_t max_rows, int64_t max_logit_rows);
+  // Buffers are sized for max_rows rows a step and max_logit_rows rows a logits() call. `collective`: this rank's end,
+  // of weights that are a rank's; all ranks make the same calls of forward(). Null for a whole model.
+  Decoder(std::shared_ptr<const ModelWeights> weights, Backend& backend, int64_t max_rows, int64_t max_logit_rows,
+          Collective* collective = nullptr);
+  // What these take together, known before there are weights. `shape`: of one of num_ranks ranks.
+  static int64_t buffer_bytes(const ModelShape& shape, DType act, int64_t max_rows, int64_t max_logit_rows,
+                              int num_ranks = 1);
   // The ranks of an adapter's projections in one group may sum to this: eight times the largest rank that is read from
   // a file, for weighted sums of several. Memory of rows that are never used is never touched.
   static constexpr int64_t kMaxGroupRank = 4096;
@@ -61,8 +64,7 @@ class Decoder {
   void attention_block(int64_t layer, const DecoderBatch& batch);
   void mlp_block(int64_t layer, const DecoderBatch& batch);
   void linear(LinearCall call);  // with rank_rows_
-  // Adds product_ to rows [begin, begin + num_rows) of the residual stream: the two points of a layer, after o and
-  // after down, where ranks that hold a part of the heads and of the intermediate dimension would sum their products.
+  // Adds product_ to rows [begin, begin + num_rows) of the residual stream.
   void add_to_residual(int64_t begin, int64_t num_rows);
   // Gathers rows of the residual stream and applies the final norm: y [rows.size(), hidden_dim] of y_dtype. Leaves
   // their runs in local_runs_.
@@ -77,18 +79,23 @@ class Decoder {
 
   // The buffers below and their sizes: nobody else knows them.
   static std::vector<std::pair<DeviceBuffer Decoder::*, int64_t>> buffers(const ModelShape& shape, DType act,
-                                                                          int64_t max_rows, int64_t max_logit_rows);
+                                                                          int64_t max_rows, int64_t max_logit_rows,
+                                                                          int num_ranks);
   int64_t qkv_columns_, gate_up_columns_, product_columns_, logits_stride_;
-  DeviceBuffer slots_;                  // i64 [max_rows] of the step
-  DeviceBuffer cos_, sin_;              // f32 [max_rows, head_dim / 2]
-  DeviceBuffer hidden_;                 // f32 [max_rows, hidden_dim] residual stream
-  DeviceBuffer normed_;                 // act [max_rows, hidden_dim]
-  DeviceBuffer qkv_;                    // f32 [max_rows, qkv_columns]
-  DeviceBuffer attended_;               // act [max_rows, q_dim]
-  DeviceBuffer gate_up_;                // f32 [block rows, gate_up_columns]
-  DeviceBuffer activated_;              // act [block rows, intermediate_dim]
-  DeviceBuffer product_;                // f32 [max_rows, hidden_dim padded] of o and down
-  DeviceBuffer rank_rows_;              // f32 [max_rows, kMaxGroupRank], as close as each call's ranks allow
+  DeviceBuffer slots_;      // i64 [max_rows] of the step
+  DeviceBuffer cos_, sin_;  // f32 [max_rows, head_dim / 2]
+  DeviceBuffer hidden_;     // f32 [max_rows, hidden_dim] residual stream
+  DeviceBuffer normed_;     // act [max_rows, hidden_dim]
+  DeviceBuffer qkv_;        // f32 [max_rows, qkv_columns]
+  DeviceBuffer attended_;   // act [max_rows, q_dim]
+  DeviceBuffer gate_up_;    // f32 [block rows, gate_up_columns]
+  DeviceBuffer activated_;  // act [block rows, intermediate_dim]
+  DeviceBuffer product_;    // f32 [max_rows, hidden_dim padded] of o and down
+  DeviceBuffer rank_rows_;  // f32 [max_rows, kMaxGroupRank], as close as each call's ranks allow
+  // Of several ranks: this one's parts of product_ and rank_rows_, used in turn.
+  DeviceBuffer product_parts_;    // f32 2 x as product_
+  DeviceBuffer rank_rows_parts_;  // f32 2 x as rank_rows_
+  int next_part_ = 0;
   DeviceBuffer head_input_;             // act [max_logit_rows, hidden_dim]
   DeviceBuffer gathered_;               // f32 [max_logit_rows, hidden_dim]
   DeviceBuffer logits_;                 // f32 [max_logit_rows, logits_stride]

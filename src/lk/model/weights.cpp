@@ -20,7 +20,7 @@ const float* store_vector(ModelWeights& weights, Backend& backend, std::span<con
 // Gathers named tensors of a checkpoint into packed matrices and f32 vectors.
 class Packer {
  public:
-  Packer(ModelWeights& weights, Backend& backend, void (*progress)(int64_t, int64_t))
+  Packer(ModelWeights& weights, Backend& backend, void (*progress)(int64_t, int64_t) = nullptr)
       : weights_(weights), backend_(backend), progress_(progress), total_(weights.checkpoint->size_bytes()) {}
 
   // Requires: a tensor of open_checkpoint(), which is there in the shape of the config.
@@ -40,22 +40,45 @@ class Packer {
     return store_vector(weights_, backend_, values);
   }
 
-  // Parts are (tensor name, first column) of one matrix.
-  PackedWeight matrix(const std::vector<std::pair<std::string, int64_t>>& parts, int64_t n, int64_t k) {
-    const int64_t bytes = packed_weight_bytes(weights_.format(), n, k);
-    DeviceBuffer buffer = backend_.allocate(bytes);
-    const PackedWeight packed{.format = weights_.format(), .n = n, .k = k, .data = buffer.data()};
-    for (const auto& [name, column] : parts) {
-      const TensorView& view = tensor(name);
-      backend_.pack_weight(view, column, packed, Workers::kAll);
-      weights_.checkpoint->drop_pages(view);  // so that the base is never in memory twice
-    }
-    weights_.packed_bytes += bytes;
-    weights_.storage.push_back(std::move(buffer));
-    return packed;
+  // What this rank has of one layer's projections that share a matrix.
+  PackedWeight group(const std::string& prefix, ProjGroup group) {
+    const ModelShape& shape = weights_.shape;
+    return matrix(group_columns(group, shape), in_dim(projs_of(group)[0], shape), [&](const PackedWeight& packed) {
+      for (const Proj proj : projs_of(group)) {
+        std::vector<Buffer> owned;
+        const TensorView& whole = tensor(prefix + hf_name(proj) + ".weight");
+        backend_.pack_weight(rank_weight(whole, proj, weights_.rank, owned), group_column(proj, shape), packed,
+                             Workers::kAll);
+        weights_.checkpoint->drop_pages(whole);  // so that the base is never in memory twice
+      }
+    });
+  }
+  const float* group_bias(const std::string& prefix, ProjGroup group) {
+    std::vector<float> bias(static_cast<size_t>(group_columns(group, weights_.shape)));
+    for (const Proj proj : projs_of(group))
+      rank_outputs(tensor(prefix + hf_name(proj) + ".bias"), proj, weights_.rank)
+          .copy_to(bias.data() + group_column(proj, weights_.shape));
+    return store_vector(weights_, backend_, bias);
+  }
+  PackedWeight head(const std::string& name) {
+    return matrix(weights_.config.vocab_size, weights_.config.hidden_dim, [&](const PackedWeight& packed) {
+      const TensorView& whole = tensor(name);
+      backend_.pack_weight(whole, 0, packed, Workers::kAll);
+      weights_.checkpoint->drop_pages(whole);
+    });
   }
 
  private:
+  template <class Fill>
+  PackedWeight matrix(int64_t n, int64_t k, const Fill& fill) {
+    const int64_t bytes = packed_weight_bytes(weights_.format(), n, k);
+    DeviceBuffer& buffer = weights_.storage.emplace_back(backend_.allocate(bytes));
+    const PackedWeight packed{.format = weights_.format(), .n = n, .k = k, .data = buffer.data()};
+    fill(packed);
+    weights_.packed_bytes += bytes;
+    return packed;
+  }
+
   ModelWeights& weights_;
   Backend& backend_;
   void (*progress_)(int64_t, int64_t);
@@ -66,27 +89,30 @@ bool has_bias(ProjGroup group, const ModelConfig& c) {
   return group == ProjGroup::kQkv ? c.qkv_bias : group == ProjGroup::kO ? c.o_bias : c.mlp_bias;
 }
 
-void pack_layer(Packer& packer, ModelWeights& weights, Backend& backend, int64_t index) {
+void pack_layer(Packer& packer, ModelWeights& weights, int64_t index) {
   const ModelConfig& c = weights.config;
-  const ModelShape& shape = weights.shape;
   const std::string prefix = fmt::format("model.layers.{}.", index);
   LayerWeights& layer = weights.layers[static_cast<size_t>(index)];
   for (const ProjGroup group : {ProjGroup::kQkv, ProjGroup::kO, ProjGroup::kGateUp, ProjGroup::kDown}) {
     const auto g = static_cast<size_t>(group);
-    std::vector<std::pair<std::string, int64_t>> parts;
-    for (Proj proj : projs_of(group)) parts.emplace_back(prefix + hf_name(proj) + ".weight", group_column(proj, shape));
-    layer.linear[g] = packer.matrix(parts, group_columns(group, shape), in_dim(projs_of(group)[0], shape));
-    if (!has_bias(group, c)) continue;
-    std::vector<float> bias(static_cast<size_t>(group_columns(group, shape)));
-    for (Proj proj : projs_of(group))
-      packer.tensor(prefix + hf_name(proj) + ".bias").copy_to(bias.data() + group_column(proj, shape));
-    layer.bias[g] = store_vector(weights, backend, bias);
+    layer.linear[g] = packer.group(prefix, group);
+    if (has_bias(group, c)) layer.bias[g] = packer.group_bias(prefix, group);
   }
   layer.input_norm = packer.vector(prefix + "input_layernorm.weight");
   layer.post_norm = packer.vector(prefix + "post_attention_layernorm.weight");
   if (!c.qk_norm) return;
   layer.q_norm = packer.vector(prefix + "self_attn.q_norm.weight");
   layer.k_norm = packer.vector(prefix + "self_attn.k_norm.weight");
+}
+
+// All but the embedding.
+void pack_all(Packer& packer, ModelWeights& weights) {
+  const ModelConfig& c = weights.config;
+  weights.layers.resize(static_cast<size_t>(c.num_layers));
+  for (int64_t layer = 0; layer < c.num_layers; ++layer) pack_layer(packer, weights, layer);
+  weights.final_norm = packer.vector("model.norm.weight");
+  if (c.has_lm_head && weights.rank.leads())
+    weights.lm_head = packer.head(c.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight");
 }
 
 // Uniform values of standard deviation 0.02: the usual initialiser, cheap to make. Blocks are made by the calling
@@ -159,7 +185,7 @@ int64_t group_columns(ProjGroup group, const ModelShape& shape) {
 }
 
 Result<std::shared_ptr<const ModelWeights>> load_weights(const std::string& directory, DType act, Backend& backend,
-                                                         void (*progress)(int64_t, int64_t)) {
+                                                         void (*progress)(int64_t, int64_t), int num_ranks) {
   LK_CHECK(act == DType::kBF16 || act == DType::kF32);
   auto weights = std::make_shared<ModelWeights>();
   weights->act = act;
@@ -167,29 +193,43 @@ Result<std::shared_ptr<const ModelWeights>> load_weights(const std::string& dire
   weights->config = std::move(checkpoint.config);
   weights->checkpoint = std::move(checkpoint.weights);
   weights->warnings = std::move(checkpoint.warnings);
-  weights->shape = weights->config.shape();
-  const ModelConfig& c = weights->config;
+  LK_RETURN_IF_ERROR(check_num_ranks(weights->config.shape(), num_ranks));
+  weights->rank = {0, num_ranks};
+  weights->shape = rank_share(weights->config.shape(), num_ranks);
   LK_RETURN_IF_ERROR(check_finite(*weights->checkpoint, backend.num_host_threads()).with_context(directory));
-  weights->layers.resize(static_cast<size_t>(c.num_layers));
   Packer packer(*weights, backend, progress);
   const TensorView& embedding = packer.tensor("model.embed_tokens.weight");
   // A copy: a row of the mapped file may be gone from memory, and a step would wait for the disk.
-  DeviceBuffer& table = weights->storage.emplace_back(backend.allocate(embedding.num_bytes()));
-  backend.upload(table.data(), embedding.row(0), embedding.num_bytes());
+  auto table = std::make_shared<DeviceBuffer>(backend.allocate(embedding.num_bytes()));
+  backend.upload(table->data(), embedding.row(0), embedding.num_bytes());
   weights->checkpoint->drop_pages(embedding);
-  weights->embedding = TensorView(table.data(), embedding.dtype(), embedding.shape());
-  for (int64_t layer = 0; layer < c.num_layers; ++layer) pack_layer(packer, *weights, backend, layer);
-  weights->final_norm = packer.vector("model.norm.weight");
-  const char* head = c.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
-  if (c.has_lm_head) weights->lm_head = packer.matrix({{head, 0}}, c.vocab_size, c.hidden_dim);
+  weights->embedding = TensorView(table->data(), embedding.dtype(), embedding.shape());
+  weights->embedding_rows = std::move(table);
+  pack_all(packer, *weights);
   return std::shared_ptr<const ModelWeights>(std::move(weights));
 }
 
+std::shared_ptr<const ModelWeights> load_rank(const ModelWeights& first, int rank, Backend& backend) {
+  LK_CHECK(first.checkpoint && first.rank.leads() && rank > 0 && rank < first.rank.size);
+  auto weights = std::make_shared<ModelWeights>();
+  weights->config = first.config;
+  weights->shape = first.shape;
+  weights->rank = {rank, first.rank.size};
+  weights->act = first.act;
+  weights->checkpoint = first.checkpoint;
+  weights->embedding = first.embedding;
+  weights->embedding_rows = first.embedding_rows;
+  Packer packer(*weights, backend);
+  pack_all(packer, *weights);
+  return weights;
+}
+
 std::shared_ptr<const ModelWeights> make_dummy_weights(const ModelConfig& config, DType act, uint64_t seed,
-                                                       Backend& backend) {
+                                                       Backend& backend, RankId rank) {
   auto weights = std::make_shared<ModelWeights>();
   weights->config = config;
-  weights->shape = config.shape();
+  weights->rank = rank;
+  weights->shape = rank_share(config.shape(), rank.size);
   const ModelShape& shape = weights->shape;
   weights->act = act;
   ThreadPool pool(backend.num_host_threads());
@@ -216,7 +256,7 @@ std::shared_ptr<const ModelWeights> make_dummy_weights(const ModelConfig& config
     weights->layers.push_back(layer);
   }
   weights->final_norm = vector(shape.hidden_dim, 1);
-  weights->lm_head = matrix(shape.vocab_size, shape.hidden_dim);
+  if (rank.leads()) weights->lm_head = matrix(shape.vocab_size, shape.hidden_dim);
   const int64_t table = shape.vocab_size * shape.hidden_dim;
   DeviceBuffer& embedding = weights->storage.emplace_back(backend.allocate(table * dtype_bytes(act)));
   fill_random(backend, embedding.data(), act, table, seed + 1, pool);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "lk/io/model_config.h"
+#include "lk/io/rank_slice.h"
 #include "lk/io/safetensors.h"
 #include "lk/kernels/args.h"
 #include "lk/lora/adapter.h"
@@ -49,29 +50,35 @@ struct LayerWeights {
 
 struct ModelWeights {
   ModelConfig config;        // what the file says
-  ModelShape shape;          // what is here
+  ModelShape shape;          // what is here: of the whole model, or of a rank
+  RankId rank;               // whose
   DType act = DType::kBF16;  // compute type: bf16 or f32
   std::vector<LayerWeights> layers;
   TensorView embedding;  // [vocab_size, hidden_dim], any dtype
-  PackedWeight lm_head;  // n = vocab_size, or 0 without one (ModelConfig::has_lm_head)
+  PackedWeight lm_head;  // n = vocab_size, or 0 without one (ModelConfig::has_lm_head, ranks but the first)
   const float* final_norm = nullptr;
   int64_t packed_bytes = 0;
 
   std::shared_ptr<const TensorStore> checkpoint;  // the weights, by weight_name(); null for dummy weights
   std::vector<std::string> warnings;              // of open_checkpoint(): which tensors are not used, and why
   std::vector<DeviceBuffer> storage;
+  std::shared_ptr<const DeviceBuffer> embedding_rows;  // what `embedding` is in; ranks of a process share it
 
   WeightFormat format() const { return weight_format_of(act); }
   // Bytes of weights read for one decode step (all linears and the head).
   int64_t decode_bytes() const { return packed_bytes; }
 };
 
-// Reads and packs a Hugging Face directory. Errors name the tensor: missing, misshapen, not finite.
+// Reads and packs a Hugging Face directory: all of it, or what rank 0 of `num_ranks` has of it. Errors name the tensor:
+// missing, misshapen, not finite; kInvalidArgument when the shape does not allow so many ranks (check_num_ranks()).
 // progress: called with (done, total) bytes, may be null.
 Result<std::shared_ptr<const ModelWeights>> load_weights(const std::string& directory, DType act, Backend& backend,
-                                                         void (*progress)(int64_t done, int64_t total) = nullptr);
-// Seeded random weights of the given shape; for benchmarks.
+                                                         void (*progress)(int64_t done, int64_t total) = nullptr,
+                                                         int num_ranks = 1);
+// What another rank of this process has, from the file that rank 0's were read from. Shares rank 0's embedding.
+std::shared_ptr<const ModelWeights> load_rank(const ModelWeights& first, int rank, Backend& backend);
+// Seeded random weights of the given shape; for benchmarks. Those of ranks are no parts of those of one.
 std::shared_ptr<const ModelWeights> make_dummy_weights(const ModelConfig& config, DType act, uint64_t seed,
-                                                       Backend& backend);
+                                                       Backend& backend, RankId rank = {});
 
 }  // namespace lk
