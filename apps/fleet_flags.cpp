@@ -13,6 +13,7 @@
 #include "lk/base/json_text.h"
 #include "lk/base/names.h"
 #include "lk/base/sha256.h"
+#include "lk/serve/fleet/fleet_accounts.h"
 
 namespace lk::apps {
 namespace {
@@ -45,6 +46,25 @@ Result<std::unique_ptr<Registry>> RegistryFlags::open(OperatorLog log) const {
   return registry.ok() ? std::move(registry) : registry.status().with_context("--fleet");
 }
 
+void RegistryFlags::add_keys_to(CLI::App& command, const char* group) {
+  command
+      .add_option(
+          "--fleet-keys", keys_file,
+          "keys and tenants are those of the fleet's registry (lorikeet keys --fleet), and of no state file; in "
+          "this file they are remembered for a start while the registry is away")
+      ->type_name("FILE")
+      ->group(group);
+}
+
+Result<std::unique_ptr<AccountStore>> RegistryFlags::open_accounts() const {
+  if (!given()) return invalid_argument("--fleet-keys needs --fleet");
+  // A connection of its own, and silent: the other one says when the registry is away.
+  LK_ASSIGN_OR_RETURN(std::unique_ptr<Registry> registry, open({}));
+  Result<std::unique_ptr<FleetAccounts>> accounts = FleetAccounts::open(std::move(registry), keys_file);
+  if (!accounts.ok()) return accounts.status().with_context("--fleet-keys");
+  return std::unique_ptr<AccountStore>(std::move(*accounts));
+}
+
 void MemberFlags::add_to(CLI::App& command) {
   registry.add_to(command,
                   "be a replica of this fleet: routers find it there, and adapters that one has all can serve");
@@ -67,8 +87,9 @@ void MemberFlags::add_to(CLI::App& command) {
 Result<std::optional<FleetAdaptersOptions>> MemberFlags::options(const std::string& host,
                                                                  const std::string& state) const {
   if (!registry.given()) {
-    for (const auto& [flag, value] : {std::pair("--advertise", &advertise), std::pair("--fleet-id", &id),
-                                      std::pair("--fleet-key-file", &key_file), std::pair("--fleet-dir", &directory)})
+    for (const auto& [flag, value] :
+         {std::pair("--advertise", &advertise), std::pair("--fleet-id", &id), std::pair("--fleet-key-file", &key_file),
+          std::pair("--fleet-dir", &directory), std::pair("--fleet-keys", &registry.keys_file)})
       if (!value->empty()) return invalid_argument("{} needs --fleet", flag);
     return std::optional<FleetAdaptersOptions>();
   }

@@ -13,6 +13,7 @@
 #include "lk/base/workshop.h"
 #include "lk/cluster/router.h"
 #include "lk/registry/member.h"
+#include "lk/serve/access/account_store.h"
 #include "lk/serve/fleet/fleet_adapters.h"
 
 namespace lk::apps {
@@ -21,10 +22,14 @@ using OperatorLog = std::function<void(std::string_view event, std::string_view 
 
 // What names the registry; for all who speak with it.
 struct RegistryFlags {
-  std::string url, tls_ca;
+  std::string url, tls_ca, keys_file;
   void add_to(CLI::App& command, const char* help);
   bool given() const { return !url.empty(); }
   Result<std::unique_ptr<Registry>> open(OperatorLog log) const;
+  // --fleet-keys: of who judges keys by the registry.
+  void add_keys_to(CLI::App& command, const char* group);
+  bool has_keys() const { return !keys_file.empty(); }
+  Result<std::unique_ptr<AccountStore>> open_accounts() const;
 };
 
 // Of a replica.

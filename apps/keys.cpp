@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// lorikeet keys create|list|revoke and keys tenant set|list|remove: who may use the server, in its state file.
+// lorikeet keys create|list|revoke and keys tenant set|list|remove: who may use the server, in its state file or in the
+// registry of its fleet.
 #include <boost/json.hpp>
 
 #include <cstdio>
@@ -7,6 +8,7 @@
 #include <optional>
 
 #include "commands.h"
+#include "fleet_flags.h"
 #include "lk/base/json_text.h"
 #include "lk/base/names.h"
 #include "lk/base/plain_text.h"
@@ -24,8 +26,21 @@ struct Flags {
   std::optional<int64_t> max_in_flight, tokens_per_minute, max_adapters, max_versions, max_sums;
   std::optional<std::string> adapters;
 
-  Result<std::unique_ptr<StateStore>> open() const {
-    return StateStore::open(state.empty() ? default_state_path() : state);
+  RegistryFlags registry;
+
+  Result<std::unique_ptr<AccountStore>> open() const {
+    if (!registry.given()) {
+      LK_ASSIGN_OR_RETURN(std::unique_ptr<StateStore> file,
+                          StateStore::open(state.empty() ? default_state_path() : state));
+      return std::unique_ptr<AccountStore>(std::move(file));
+    }
+    if (!state.empty()) return invalid_argument("--state and --fleet: keys are in one place");
+    LK_ASSIGN_OR_RETURN(std::unique_ptr<AccountStore> fleet, registry.open_accounts());
+    Status away;
+    fleet->set_log([&away](std::string_view, std::string_view reason) { away = unavailable("{}", reason); });
+    fleet->set_log({});
+    if (!away.ok()) return away;
+    return fleet;
   }
 };
 
@@ -47,10 +62,13 @@ Status create(const Flags& flags) {
   const Result<int64_t> parsed = parse_expiry(flags.expires, std::time(nullptr));
   if (!parsed.ok()) return parsed.status().with_context("--expires");
   const int64_t expires = *parsed;
-  LK_ASSIGN_OR_RETURN(const std::unique_ptr<StateStore> store, flags.open());
-  Result<StateStore::NewKey> made = store->create_key(flags.tenant, scopes, flags.note, expires);
+  LK_ASSIGN_OR_RETURN(const std::unique_ptr<AccountStore> store, flags.open());
+  Result<AccountStore::NewKey> made = store->create_key(flags.tenant, scopes, flags.note, expires);
   if (made.status().code() == StatusCode::kNotFound) {
-    LK_RETURN_IF_ERROR(store->put_tenant({.name = flags.tenant}));
+    LK_RETURN_IF_ERROR(store
+                           ->change_tenant(
+                               flags.tenant, [](Tenant&) { return Status(); }, true)
+                           .status());
     fmt::print(stderr, "new tenant {}, without limits (see lorikeet keys tenant set)\n", flags.tenant);
     made = store->create_key(flags.tenant, scopes, flags.note, expires);
   }
@@ -76,7 +94,7 @@ Status create(const Flags& flags) {
 }
 
 Status list(const Flags& flags) {
-  LK_ASSIGN_OR_RETURN(const std::unique_ptr<StateStore> store, flags.open());
+  LK_ASSIGN_OR_RETURN(const std::unique_ptr<AccountStore> store, flags.open());
   LK_ASSIGN_OR_RETURN(const std::vector<ApiKey> keys, store->keys());
   const int64_t now = std::time(nullptr);
   if (flags.json) {
@@ -100,7 +118,7 @@ Status revoke(const Flags& flags) {
   // The whole key works too: that is what one has at hand when it leaked.
   std::string id = flags.id;
   if (id.starts_with("lk-")) id = id.substr(3, id.find('-', 3) - 3);
-  LK_ASSIGN_OR_RETURN(const std::unique_ptr<StateStore> store, flags.open());
+  LK_ASSIGN_OR_RETURN(const std::unique_ptr<AccountStore> store, flags.open());
   LK_RETURN_IF_ERROR(store->revoke_key(id));
   fmt::print(stderr, "key {} is revoked; a running server refuses it within two seconds\n", id);
   return Status();
@@ -108,7 +126,7 @@ Status revoke(const Flags& flags) {
 
 Status set_tenant(const Flags& flags) {
   LK_RETURN_IF_ERROR(check_name("tenant", flags.tenant));
-  LK_ASSIGN_OR_RETURN(const std::unique_ptr<StateStore> store, flags.open());
+  LK_ASSIGN_OR_RETURN(const std::unique_ptr<AccountStore> store, flags.open());
   const auto change = [&](Tenant& tenant) {
     if (flags.weight) tenant.weight = *flags.weight;
     if (flags.max_in_flight) tenant.max_in_flight = *flags.max_in_flight;
@@ -124,7 +142,7 @@ Status set_tenant(const Flags& flags) {
 }
 
 Status list_tenants(const Flags& flags) {
-  LK_ASSIGN_OR_RETURN(const std::unique_ptr<StateStore> store, flags.open());
+  LK_ASSIGN_OR_RETURN(const std::unique_ptr<AccountStore> store, flags.open());
   LK_ASSIGN_OR_RETURN(const std::vector<Tenant> tenants, store->tenants());
   if (flags.json) {
     boost::json::array rows;
@@ -146,7 +164,7 @@ Status list_tenants(const Flags& flags) {
 }
 
 Status remove_tenant(const Flags& flags) {
-  LK_ASSIGN_OR_RETURN(const std::unique_ptr<StateStore> store, flags.open());
+  LK_ASSIGN_OR_RETURN(const std::unique_ptr<AccountStore> store, flags.open());
   return store->remove_tenant(flags.tenant);
 }
 
@@ -164,6 +182,7 @@ void add_keys(CLI::App& app, int& exit_code) {
                      "state file; default: $LORIKEET_STATE, or state.db in $STATE_DIRECTORY, $XDG_STATE_HOME/lorikeet "
                      "or ~/.local/state/lorikeet")
         ->type_name("FILE");
+    flags->registry.add_to(*command, "keys of this fleet, in its registry, instead of a state file");
     command->callback([flags, work, &exit_code] {
       const Status status = work(*flags);
       exit_code = status.ok() ? 0 : fail(status);

@@ -11,6 +11,7 @@
 #include "lk/base/file.h"
 #include "lk/cluster/router.h"
 #include "lk/net/listener.h"
+#include "lk/serve/access/state_store.h"
 #include "lk/serve/route/fleet_gate.h"
 
 namespace lk::apps {
@@ -33,7 +34,7 @@ struct RouteFlags {
   struct Prepared {
     RouterOptions router;
     FleetGateOptions gate;
-    std::unique_ptr<StateStore> store;
+    std::unique_ptr<AccountStore> store;
   };
   Result<Prepared> prepare() const;
 };
@@ -73,6 +74,7 @@ void RouteFlags::add_to(CLI::App& command) {
       .add_option("--api-key-file", gate.access.key_file,
                   "file with one key of your own, for completions; also as $LORIKEET_API_KEY")
       ->group(security);
+  registry.add_keys_to(command, security);
   command.add_flag("--insecure", gate.insecure, "allow listening beyond loopback without any API key")->group(security);
   command.add_option("--drain-timeout", drain_timeout, "seconds to finish what is in flight after SIGTERM")
       ->check(CLI::Range(0.0, 86400.0))
@@ -108,6 +110,10 @@ Result<RouteFlags::Prepared> RouteFlags::prepare() const {
     if (!file_exists(state)) return not_found("--state {}: no such file; lorikeet keys --state makes one", state);
     LK_ASSIGN_OR_RETURN(prepared.store, StateStore::open(state));
   }
+  if (registry.has_keys()) {
+    if (prepared.store) return invalid_argument("--state and --fleet-keys: keys are in one place");
+    LK_ASSIGN_OR_RETURN(prepared.store, registry.open_accounts());
+  }
   door.judges = prepared.store != nullptr || !door.access.key_file.empty() || !door.access.key_text.empty();
   door.fleet_key = filled.fleet_key;
   door.max_body_bytes = filled.limits.max_body_bytes;
@@ -131,7 +137,7 @@ Status run(const RouteFlags& flags) {
     if (gate->open() && !prepared.gate.insecure && !is_local_address(listener.address))
       return failed_precondition(
           "listening on {} without any API key would let everybody in: give replicas keys and the router one of scope "
-          "fleet (--fleet-key-file), or the router keys of its own (--state), or say --insecure",
+          "fleet (--fleet-key-file), or the router keys of its own (--state, --fleet-keys), or say --insecure",
           listener.address);
   std::unique_ptr<Registry> registry;
   std::unique_ptr<PlanBoard> board;

@@ -88,6 +88,7 @@ void ServeFlags::add_to(CLI::App& command) {
       ->capture_default_str()
       ->group("Network");
   fleet.add_to(command);
+  fleet.registry.add_keys_to(command, "Fleet");
   const char* security = "Security";
   command.add_option("--state", state, "file of keys, tenants and loaded adapters; default: as `lorikeet keys`")
       ->group(security);
@@ -192,6 +193,9 @@ Result<ServeFlags::Prepared> ServeFlags::prepare(bool dry) const {
       LK_RETURN_IF_ERROR(prepared.store->aliases().status());
     }
   }
+  if (!dry && fleet.registry.has_keys()) {
+    LK_ASSIGN_OR_RETURN(prepared.options.accounts, fleet.registry.open_accounts());
+  }
   // Also before a start: it is soon done, the model is not. An address that is taken may be by the server that is being
   // checked for.
   const Status status = Server::check(prepared.options, prepared.store.get());
@@ -258,6 +262,7 @@ Result<ServerOptions> ServeFlags::options() const {
   const bool tls = filled.listen[0].tls;
   if (!admin.empty()) filled.admin = HttpListen{.address = admin, .tls = tls && !admin.starts_with("unix:")};
   LK_ASSIGN_OR_RETURN(filled.fleet, fleet.options(network.host, no_state ? "" : state_path()));
+  filled.access.require_keys |= fleet.registry.has_keys();
   for (const auto* roots : {&lora_roots, &answers.lora_dirs})
     for (const std::string& root : *roots) {
       LK_ASSIGN_OR_RETURN(const std::string found, canonical_root(root, roots == &lora_roots));

@@ -15,8 +15,23 @@ MIXES = {
     "the same, bursts (cv 4), popularity moves every 60 s": ("--model", "a10g-7b", "--adapters", "512", "--popularity", "zipf:1", "--host-bytes", "8e9", "--cv", "4",
                                                              "--shift", "60"),
     "A100, 128 adapters, Zipf 1": ("--model", "a100-80-7b", "--adapters", "128", "--popularity", "zipf:1", "--host-bytes", "8e9"),
+    "A10G, four routers": ("--model", "a10g-7b", "--adapters", "512", "--popularity", "zipf:1", "--host-bytes", "8e9", "--routers", "4"),
     "A10G, reports 1 s old, four routers": ("--model", "a10g-7b", "--adapters", "512", "--popularity", "zipf:1", "--host-bytes", "8e9", "--report-age", "1", "--routers", "4"),
 }
+SHORT_OF_MEMORY = "A10G, 512 adapters, Zipf 1"  # 80 of 512 adapters in host memory
+ONE, FOUR = SHORT_OF_MEMORY, "A10G, four routers"
+
+
+def goals(found) -> list:
+    """(what, ratio, least) of what was measured: `cost` against the others, four routers against one."""
+    rows = []
+    for mix, rates in found.items():
+        for policy, least in (("p2c", 1.05), ("dlora", 1.2 if mix == SHORT_OF_MEMORY else 0.97)):
+            if "cost" in rates and rates.get(policy):
+                rows.append((f"{mix}: cost / {policy}", rates["cost"] / rates[policy], least))
+    if found.get(ONE, {}).get("cost") and FOUR in found:
+        rows.append(("four routers / one", found[FOUR]["cost"] / found[ONE]["cost"], 0.97))
+    return rows
 
 
 def attainment(options, mix, policy, rate, seed) -> float:
@@ -57,6 +72,8 @@ def main():
     for mix in options.mix or MIXES:
         found[mix] = {policy: capacity(options, mix, policy) for policy in policies}
         print(f"| {mix} | " + " | ".join(f"{found[mix][policy]:.2f}" for policy in policies) + " |", flush=True)
+    for what, ratio, least in goals(found):
+        print(f"{what}: {ratio:.2f}, goal {least}{'' if ratio >= least else ' (not reached)'}", flush=True)
     if options.json:
         with open(options.json, "w") as file:
             json.dump({"options": vars(options), "requests_per_s": found}, file, indent=1)

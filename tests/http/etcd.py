@@ -2,6 +2,7 @@
 """Members of a real etcd on this machine, to be stopped, killed and started again."""
 import base64
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -16,16 +17,30 @@ from harness import PATIENCE, wait_for
 PROGRAM = shutil.which("etcd") or ("/usr/bin/etcd" if os.path.exists("/usr/bin/etcd") else None)
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+class HeldPort:
+    """A port for a program that has to be told one, below those that the system gives to anybody; nobody else of these tests
+    (tests/testing/held_port.h has the same locks) gets it while it is held."""
+
+    def __init__(self):
+        directory = os.path.join(tempfile.gettempdir(), "lorikeet-test-ports")
+        os.makedirs(directory, exist_ok=True)
+        for i in range(10_000):
+            self.number = 20_000 + (os.getpid() * 17 + i) % 10_000
+            self.lock = open(os.path.join(directory, str(self.number)), "w")  # noqa: SIM115: closed when it is let go
+            with contextlib.suppress(OSError), socket.socket() as listener:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(("127.0.0.1", self.number))
+                return
+            self.lock.close()
+        raise RuntimeError("no port is free")
 
 
 class Etcd:
     def __init__(self, members: int = 1):
         self.directory = tempfile.mkdtemp()
-        self.ports = [(free_port(), free_port()) for _ in range(members)]
+        self.held = [HeldPort() for _ in range(2 * members)]
+        self.ports = [(self.held[2 * i].number, self.held[2 * i + 1].number) for i in range(members)]
         self.processes: list = [None] * members
         for i in range(members):
             self.start(i)
@@ -80,6 +95,8 @@ class Etcd:
         for i in range(len(self.processes)):
             self.kill(i)
         shutil.rmtree(self.directory, ignore_errors=True)
+        for port in self.held:
+            port.lock.close()
 
     def url(self, fleet: str = "test") -> str:
         return "etcd://" + ",".join(f"127.0.0.1:{port}" for port, _ in self.ports) + "/" + fleet

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A fleet whose members find each other in etcd. Skipped where etcd is not installed."""
+import base64
 import hashlib
+import http.client
 import json
 import os
 import pathlib
@@ -8,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import unittest
 
 from etcd import PROGRAM, Etcd
@@ -122,6 +125,138 @@ class Members(Fleet):
         refused(*serve, "--fleet", self.etcd.url(), "--advertise", "http://a/b", words="HOST:PORT")
         refused(*serve, "--advertise", "http://a:1", words="--fleet")
         refused(*serve, "--fleet", self.etcd.url(), "--fleet-id", "../x", words="--fleet-id")
+
+
+@needs_etcd
+class Keys(Fleet):
+    """Tenants and keys of the fleet's registry."""
+
+    def keys(self, *arguments) -> str:
+        out = subprocess.run([BINARY, "keys", *arguments, "--fleet", self.etcd.url()], capture_output=True, text=True, timeout=PATIENCE)
+        self.assertEqual(out.returncode, 0, out.stderr)
+        return out.stdout.strip()
+
+    def replica(self, name: str, key: str):
+        return super().replica("--fleet-keys", self.path(name), environment={"LORIKEET_FLEET_KEY": key})
+
+    def router(self, name: str, key: str):
+        router = Router(options=("--fleet", self.etcd.url(), "--fleet-keys", self.path(name)), environment={"LORIKEET_FLEET_KEY": key})
+        self.addCleanup(router.stop)
+        return router
+
+    def test_a_key_made_anywhere_works_everywhere_until_it_is_revoked(self):
+        fleet, admin = self.keys("create", "--tenant", "ops", "--scope", "fleet"), self.keys("create", "--tenant", "ops", "--scope", "admin")
+        one, two = self.replica("one.json", fleet), self.replica("two.json", fleet)
+        router = self.router("router.json", fleet)
+        router.ready(2)
+
+        def status(at, key):
+            return router.json("POST", CHAT, {"model": "base", **BODY}, key=key)[0] if at is router else at.post(CHAT, {"model": "base", **BODY}, key=key).status
+
+        everywhere = [one, two, router]
+        self.assertEqual([status(at, None) for at in everywhere], [401] * 3)
+        self.assertEqual([status(at, "lk-abcdefghijkl-" + "x" * 43) for at in everywhere], [401] * 3)
+        # Made at each kind of place, the tenant with it.
+        self.assertEqual(one.post("/v1/tenants", {"name": "acme", "max_in_flight": 7}, key=admin).status, 201)
+        wait_for(lambda: "acme" in json.dumps(router.json("GET", "/v1/tenants", key=admin)[1]), "the tenant at the router")
+        made = [one.post("/v1/keys", {"tenant": "acme", "scopes": ["infer"]}, key=admin).json["key"],
+                router.json("POST", "/v1/keys", {"tenant": "acme", "scopes": ["infer"]}, key=admin)[1]["key"], self.keys("create", "--tenant", "acme", "--scope", "infer")]
+        for key in made:
+            for at in everywhere:
+                wait_for(lambda at=at, key=key: status(at, key) == 200, "a key that is known")
+        self.assertEqual(len(json.loads(self.keys("list", "--json"))), 5)
+        # No secret is anywhere but with its owner.
+        stored = json.dumps(self.etcd.call("/v3/kv/range", {"key": "AA==", "range_end": "AA=="}))
+        texts = [base64.b64decode(pair["value"]).decode() for pair in json.loads(stored)["kvs"]] + [pathlib.Path(self.path(name)).read_text() for name in ("one.json", "router.json")]
+        for key in (*made, fleet, admin):
+            self.assertFalse([text for text in texts if key.split("-")[2] in text])
+        self.assertEqual(os.stat(self.path("one.json")).st_mode & 0o777, 0o600)
+        # Revoked at a replica, by hand, and at the router.
+        self.assertEqual(two.call("DELETE", f"/v1/keys/{made[0].split('-')[1]}", key=admin).status, 200)
+        self.keys("revoke", made[1])
+        for key in made[:2]:
+            for at in everywhere:
+                wait_for(lambda at=at, key=key: status(at, key) == 401, "a key that is revoked")
+        # Without the registry what was known holds, and nothing changes.
+        self.etcd.kill()
+        self.assertEqual([status(at, made[2]) for at in everywhere], [200] * 3)
+        self.assertEqual([status(at, made[0]) for at in everywhere], [401] * 3)
+        self.assertEqual(one.post("/v1/keys", {"tenant": "acme", "scopes": ["infer"]}, key=admin).status, 503)
+        self.assertEqual(router.json("DELETE", f"/v1/keys/{made[2].split('-')[1]}", key=admin)[0], 503)
+        one.signal(signal.SIGTERM)
+        one.process.wait(PATIENCE)
+        again = self.replica("one.json", fleet)
+        self.assertEqual([status(again, key) for key in made], [401, 401, 200])
+        # A server that never saw it lets nobody in, and knows all when it is back.
+        fresh = self.replica("fresh.json", fleet)
+        self.assertEqual(status(fresh, made[2]), 401)
+        self.etcd.start()
+        wait_for(lambda: status(fresh, made[2]) == 200, "the keys")
+
+
+@needs_etcd
+class Plans(Fleet):
+    """The planner at a live router: three replicas, two of which were away while everything came to the first."""
+
+    def test_moves_and_homes(self):
+        body = {"messages": QUESTION, "temperature": 0, "max_tokens": 300, "ignore_eos": True}
+        alone = Server()
+        self.addCleanup(self.end, alone)
+        models = ["sql", "json", "tag", "base"]
+        quiet = {model: alone.post(CHAT, {"model": model, **body}).json["choices"][0]["message"]["content"] for model in models}
+        replicas = [self.replica("--max-running", "2") for _ in range(3)]
+        router = self.router("--planner", "greedy")
+        router.ready(3)
+        for late in replicas[1:]:
+            late.signal(signal.SIGSTOP)
+        wait_for(lambda: sorted(r["state"] for r in router.status()["replicas"]) == ["ready", "silent", "silent"], "two that are silent")
+        texts, failures = [], []
+
+        def client(i: int):
+            model = models[i % len(models)]
+            try:
+                connection = http.client.HTTPConnection(router.address, timeout=PATIENCE)
+                connection.request("POST", CHAT, json.dumps({"model": model, "stream": True, **body}), {"Content-Type": "application/json"})
+                events = connection.getresponse().read().decode().split("\n\n")
+                assert events[-2] == "data: [DONE]", events[-2:]
+                texts.append((model, "".join(json.loads(event[6:])["choices"][0]["delta"].get("content") or "" for event in events[:-2] if event.startswith("data: {"))))
+            except Exception as failure:  # noqa: BLE001: told by the test
+                failures.append(failure)
+
+        clients = [threading.Thread(target=client, args=(i,)) for i in range(24)]
+        for thread in clients:
+            thread.start()
+        wait_for(lambda: router.status()["in_flight"] == len(clients), "all in flight")
+        for late in replicas[1:]:
+            late.signal(signal.SIGCONT)
+        for thread in clients:
+            thread.join(4 * PATIENCE)
+        self.assertEqual(failures, [])
+        status = router.status()
+        self.assertEqual((status["mismatches"], status["broken"], status["continued"]), (0, 0, 0), status)
+        self.assertGreater(status["planned"], 0, status)
+        self.assertTrue(any(move["why"] == "planned" for move in status["moves"]), status["moves"])
+        for model, text in texts:
+            self.assertEqual(text, quiet[model], model)
+        self.assertEqual(len(texts), len(clients))
+
+        def plan():
+            out = subprocess.run([BINARY, "fleet", "plan", "--json", "--fleet", self.etcd.url()], capture_output=True, text=True, timeout=PATIENCE)
+            return json.loads(out.stdout) if out.returncode == 0 else {}
+
+        wait_for(lambda: set(plan().get("adapters", {})) >= {"sql", "json", "tag"}, "a plan with homes")
+        homes = plan()["adapters"]
+        self.assertLessEqual({url for entry in homes.values() for url in entry["homes"]}, {f"http://{replica.address}" for replica in replicas})
+        # Another router goes by the same plan, and on from it when the first one has gone.
+        leader = plan()["leader"]
+        other = self.router()
+        other.ready(3)
+        wait_for(lambda: other.status()["plan"]["adapters_with_homes"] == len(homes), "the plan at the other router")
+        self.assertFalse(other.status()["plan"]["leads"])
+        router.stop()
+        wait_for(lambda: other.status()["plan"]["leads"], "the other router leads")
+        wait_for(lambda: plan()["leader"] not in ("", leader), "its plan")
+        self.assertEqual({name: entry["homes"] for name, entry in plan()["adapters"].items() if name in homes}, {name: homes[name]["homes"] for name in homes})
 
 
 @needs_etcd

@@ -15,10 +15,10 @@ namespace {
 using namespace std::chrono_literals;
 using ::testing::ElementsAre;
 using testing::Etcd;
-using testing::kPatience;
-using testing::Seen;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using testing::kPatience;
+using testing::Seen;
 
 class EtcdRegistryTest : public ::testing::Test {
  protected:

@@ -12,6 +12,7 @@
 #include <future>
 
 #include "lk/registry/adapter_record.h"
+#include "serve/fake_registry.h"
 #include "serve/registry_testing.h"
 
 namespace lk {
@@ -20,62 +21,7 @@ namespace {
 using namespace std::chrono_literals;
 using ::testing::HasSubstr;
 
-// Everything in memory, and faults on demand.
-class FakeRegistry final : public Registry {
- public:
-  struct State {
-    std::mutex mutex;
-    std::condition_variable changed;
-    Entries entries;
-    int64_t revision = 0;
-    bool lose_answers = false;          // it happens, and then it is said that something had changed
-    bool hang = false, closed = false;  // hang: list() until close()
-    int hanging = 0;
-    std::string throw_at;  // a value with this
-    std::map<std::string, std::function<void(const Entries&)>> watches;
-  };
-  explicit FakeRegistry(std::shared_ptr<State> state) : state_(std::move(state)) {}
-  Result<Entries> list(const std::string& prefix) override {
-    std::unique_lock lock(state_->mutex);
-    ++state_->hanging;
-    state_->changed.notify_all();
-    state_->changed.wait(lock, [&] { return !state_->hang || state_->closed; });
-    --state_->hanging;
-    if (state_->closed) return cancelled("closed");
-    Entries found;
-    for (const auto& [key, entry] : state_->entries)
-      if (key.starts_with(prefix)) found[key] = entry;
-    return found;
-  }
-  Result<bool> commit(const Transaction& transaction) override {
-    std::lock_guard lock(state_->mutex);
-    for (const auto& [key, value] : transaction.puts)
-      if (!state_->throw_at.empty() && value.find(state_->throw_at) != std::string::npos) throw std::bad_alloc();
-    for (const auto& [key, revision] : transaction.unchanged) {
-      const auto found = state_->entries.find(key);
-      if ((found == state_->entries.end() ? 0 : found->second.revision) != revision) return false;
-    }
-    ++state_->revision;
-    for (const auto& [key, value] : transaction.puts)
-      state_->entries[key] = {.value = value, .revision = state_->revision};
-    for (const std::string& key : transaction.removals) state_->entries.erase(key);
-    return !state_->lose_answers;
-  }
-  void watch(const std::string& prefix, std::function<void(const Entries&)> on_change) override {
-    state_->watches[prefix] = std::move(on_change);
-  }
-  void announce(Announcement) override {}
-  void withdraw() override {}
-  void close() override {
-    std::lock_guard lock(state_->mutex);
-    state_->closed = true;
-    state_->changed.notify_all();
-  }
-  bool is_reachable() const override { return true; }
-
- private:
-  const std::shared_ptr<State> state_;
-};
+using testing::FakeRegistry;
 
 class FleetAdaptersTest : public testing::AdapterRegistryTest {
  protected:
@@ -101,6 +47,16 @@ class FleetAdaptersTest : public testing::AdapterRegistryTest {
     std::promise<Status> promise;
     fleet_->changes().remove(target, [&](const Status& status) { promise.set_value(status); });
     return promise.get_future().get();
+  }
+  Status set_alias(const std::string& alias, const std::string& target) {
+    std::promise<Status> promise;
+    fleet_->changes().set_alias(alias, target, [&](const Status& status) { promise.set_value(status); });
+    return promise.get_future().get();
+  }
+  std::string target_of(const std::string& alias) {
+    std::lock_guard lock(state_->mutex);
+    const auto found = state_->entries.find(alias_key(alias));
+    return found == state_->entries.end() ? "" : parse_alias(found->first, found->second.value).value();
   }
   AdapterRecord::State state_of(const std::string& key) {
     std::lock_guard lock(state_->mutex);
@@ -154,6 +110,50 @@ TEST_F(FleetAdaptersTest, ARefusedAliasIsWrittenNowhere) {
   EXPECT_EQ(alias("b", "a@1"), StatusCode::kOk);
   EXPECT_TRUE(remove("q").ok());
   EXPECT_EQ(alias("q", "a"), StatusCode::kOk) << "the name is free now";
+}
+
+// Each looks for the other's key, finds none, and writes its own: one of the two is refused, whoever is first.
+TEST_F(FleetAdaptersTest, OfTwoAtOneMomentOneGetsTheName) {
+  ASSERT_TRUE(publish("a", "tag").ok());
+  state_->meanwhile = [](auto& state) { state.put(alias_key("n"), format_alias("a")); };
+  EXPECT_EQ(publish("n", "tag").status().code(), StatusCode::kAlreadyExists);
+  EXPECT_FALSE(state_->entries.contains("adapters/n/1"));
+  const AdapterRecord pending{.state = AdapterRecord::State::kPending, .created = std::time(nullptr)};
+  state_->meanwhile = [&](auto& state) { state.put("adapters/m/1", format_adapter(pending)); };
+  EXPECT_EQ(set_alias("m", "a").code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(target_of("m"), "");
+  // Nobody comes to finish that one any more.
+  state_->put("adapters/o/1", format_adapter({.state = AdapterRecord::State::kPending, .created = 1}));
+  EXPECT_TRUE(set_alias("o", "a").ok());
+  EXPECT_FALSE(state_->entries.contains("adapters/o/1"));
+}
+
+TEST_F(FleetAdaptersTest, AnAliasThatComesWhileItsAdapterGoesDoesNotStay) {
+  ASSERT_TRUE(publish("a", "tag").ok());
+  state_->meanwhile = [](auto& state) { state.put(alias_key("b"), format_alias("a")); };
+  EXPECT_TRUE(remove("a").ok());
+  EXPECT_EQ(state_of("adapters/a/1"), AdapterRecord::State::kDeleted);
+  EXPECT_EQ(target_of("b"), "");
+}
+
+TEST_F(FleetAdaptersTest, AliasesStayWithAVersionThatComesWhileTheLastOneGoes) {
+  ASSERT_TRUE(publish("a", "tag").ok());
+  ASSERT_TRUE(set_alias("b", "a").ok());
+  state_->meanwhile = [](auto& state) {
+    AdapterRecord next = parse_adapter("adapters/a/1", state.entries.at("adapters/a/1").value).value();
+    state.put("adapters/a/2", format_adapter(next));
+  };
+  EXPECT_TRUE(remove("a@1").ok());
+  EXPECT_EQ(state_of("adapters/a/2"), AdapterRecord::State::kReady);
+  EXPECT_EQ(target_of("b"), "a");
+}
+
+TEST_F(FleetAdaptersTest, MoreThanOneTransactionHoldsIsRemoved) {
+  ASSERT_TRUE(publish("a", "tag").ok() && publish("a", "tag").ok());
+  for (int i = 0; i < 250; ++i) state_->put(alias_key(fmt::format("b{}", i)), format_alias(i % 2 ? "a" : "a@1"));
+  EXPECT_TRUE(remove("a").ok());
+  for (int i = 0; i < 250; ++i) EXPECT_EQ(target_of(fmt::format("b{}", i)), "") << i;
+  EXPECT_EQ(state_of("adapters/a/2"), AdapterRecord::State::kDeleted);
 }
 
 TEST_F(FleetAdaptersTest, NothingOfAPublicationThatFailsStays) {
@@ -221,12 +221,63 @@ TEST_F(FleetAdaptersTest, NumbersThatAreNoneAndAbandonedOnesAreNobodysWay) {
   EXPECT_EQ(publish("b", "tag").status().code(), StatusCode::kResourceExhausted);
 }
 
+// Numbers stay for good, also those of what was deleted: one tenant cannot use up the registry.
+TEST_F(FleetAdaptersTest, ATenantHasSoManyNumbers) {
+  Registry::Entries entries;
+  for (int64_t i = 1; i <= kMostVersionsOfTenant; ++i)
+    entries[adapter_key("n", i)] = {format_adapter({.state = AdapterRecord::State::kDeleted, .tenant = "t"}), i};
+  state_->watches.at(std::string(kAdapters))(entries);
+  const auto publish_as = [&](const std::string& tenant, const std::string& name) {
+    std::promise<Result<AdapterLease>> promise;
+    fleet_->changes().publish({.name = name,
+                               .path = testing::kDemoAdapters + std::string("tag"),
+                               .trusted_path = true,
+                               .replace = true,
+                               .tenant = tenant},
+                              [&](Result<AdapterLease> loaded) { promise.set_value(std::move(loaded)); });
+    return promise.get_future().get().status().code();
+  };
+  EXPECT_EQ(publish_as("t", "a"), StatusCode::kResourceExhausted);
+  EXPECT_EQ(publish_as("u", "b"), StatusCode::kOk);
+  EXPECT_TRUE(remove("b").ok());
+  EXPECT_EQ(parse_adapter("adapters/b/1", state_->entries.at("adapters/b/1").value)->tenant, "u") << "it counts";
+}
+
+TEST(PublicationPaceTest, ManyAtOnceAndThenAFewASecond) {
+  PublicationPace pace;
+  PublicationPace::Time now{};
+  for (int i = 0; i < kPublicationsAtOnce; ++i) EXPECT_TRUE(pace.enter("t", now).ok());
+  EXPECT_EQ(pace.enter("t", now).code(), StatusCode::kResourceExhausted);
+  EXPECT_TRUE(pace.enter("u", now).ok());
+  now += 2s;
+  EXPECT_TRUE(pace.enter("t", now).ok());
+  EXPECT_FALSE(pace.enter("t", now).ok());
+  for (int i = 0; i < 1000; ++i) EXPECT_TRUE(pace.enter("", now).ok());
+}
+
 // What is being proved elsewhere may never be anything.
 TEST_F(FleetAdaptersTest, NobodyKeepsWhatIsPending) {
   const AdapterRecord pending{.name = "a", .version = 1, .state = AdapterRecord::State::kPending};
   state_->watches.at(std::string(kAdapters))({{"adapters/a/1", {format_adapter(pending), 1}}});
   fleet_->stop();
   EXPECT_EQ(catalog().find("adapters/a"), std::string::npos);
+}
+
+// However often it is seen: nothing is new for the file.
+TEST_F(FleetAdaptersTest, WhatIsPendingWritesNoCatalog) {
+  const auto see = [&] {
+    Registry::Entries entries;
+    entries["adapters/a/1"] = {format_adapter({.state = AdapterRecord::State::kPending}), 1};
+    entries["adapters/b/1"] = {format_adapter({.state = AdapterRecord::State::kDeleted}), 2};
+    state_->watches.at(std::string(kAdapters))(entries);
+  };
+  see();
+  fleet_->stop();
+  EXPECT_THAT(catalog(), HasSubstr("adapters/b/1"));
+  std::filesystem::remove(dir_.file("fleet/catalog.json"));
+  see();
+  fleet_->stop();  // would write what is not on disk
+  EXPECT_EQ(catalog(), "");
 }
 
 TEST_F(FleetAdaptersTest, WhoWaitsHearsOfTheEnd) {

@@ -3,11 +3,9 @@
 // it is not installed: if (!Etcd::is_installed()) GTEST_SKIP().
 #pragma once
 
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -18,6 +16,7 @@
 #include <vector>
 
 #include "lk/registry/etcd_client.h"
+#include "testing/held_port.h"
 #include "testing/temp_dir.h"
 
 namespace lk::testing {
@@ -32,9 +31,9 @@ class Etcd {
   static bool is_installed() { return !program().empty(); }
 
   explicit Etcd(int members = 1) {
-    for (int i = 0; i < members; ++i) {
-      clients_.push_back(free_port());
-      peers_.push_back(free_port());
+    for (int i = 0; i < 2 * members; ++i) {
+      ports_.emplace_back();
+      (i < members ? clients_ : peers_).push_back(ports_.back().number());
     }
     processes_.resize(static_cast<size_t>(members), -1);
     for (int i = 0; i < members; ++i) start(i);
@@ -107,18 +106,8 @@ class Etcd {
 
  private:
   std::string data(int member) const { return directory_.file(fmt::format("m{}", member)); }
-  static int free_port() {
-    const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof address;
-    ::bind(fd, reinterpret_cast<sockaddr*>(&address), size);
-    ::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size);
-    ::close(fd);
-    return ntohs(address.sin_port);
-  }
   TempDir directory_;
+  std::vector<HeldPort> ports_;
   std::vector<int> clients_, peers_;
   std::vector<pid_t> processes_;
 };

@@ -66,9 +66,9 @@ class KubernetesStandIn {
       say(watch, json_text(boost::json::object{{"type", "BOOKMARK"}, {"object", object}}));
     }
   }
-  std::string token;           // that opens; "" = any
-  bool is_away = false;        // 503 to everybody
-  int fail_writes_once = 0;    // so many writes happen, and their answers are lost: 504
+  std::string token;                      // that opens; "" = any
+  bool is_away = false;                   // 503 to everybody
+  int fail_writes_once = 0;               // so many writes happen, and their answers are lost: 504
   std::mutex& mutex() { return mutex_; }  // of all of these
   int num_lists() {
     std::lock_guard lock(mutex_);
@@ -182,7 +182,8 @@ class KubernetesStandIn {
     reply->begin_stream(200, {}, "application/json");
     const Watch watch{reply, collection, selector};
     if (from < oldest_) {
-      reply->write(R"({"type":"ERROR","object":{"kind":"Status","code":410,"reason":"Expired"}})" "\n");
+      reply->write(R"({"type":"ERROR","object":{"kind":"Status","code":410,"reason":"Expired"}})"
+                   "\n");
       return reply->end();
     }
     for (const Event& event : history_)

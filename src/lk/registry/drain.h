@@ -6,12 +6,16 @@
 #include <string>
 #include <string_view>
 
+#include <boost/json/object.hpp>
+
+#include "lk/base/json_text.h"
+
 namespace lk {
 
 inline constexpr std::string_view kDrains = "drains/";
 
 inline std::string format_drain(std::string_view incarnation) {
-  return "{\"form\":1,\"incarnation\":\"" + std::string(incarnation) + "\"}";
+  return json_text(boost::json::object{{"form", 1}, {"incarnation", incarnation}});
 }
 
 }  // namespace lk

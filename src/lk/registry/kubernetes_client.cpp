@@ -19,15 +19,21 @@ Status refusal(int status, std::string_view body) {
   if (const Result<boost::json::object> error = parse_json_object(body, "it"); error.ok())
     if (const auto* text = error->if_contains("message"); text && text->is_string()) message = text->get_string();
   switch (status) {
-    case 404: return not_found("Kubernetes: {}", message);
-    case 409: return already_exists("Kubernetes: {}", message);
-    case 410: return failed_precondition("Kubernetes: {}", message);
+    case 404:
+      return not_found("Kubernetes: {}", message);
+    case 409:
+      return already_exists("Kubernetes: {}", message);
+    case 410:
+      return failed_precondition("Kubernetes: {}", message);
     case 401:
-    case 403: return permission_denied("Kubernetes answered {}: {}; see the roles in its chart", status, message);
+    case 403:
+      return permission_denied("Kubernetes answered {}: {}; see the roles in its chart", status, message);
     case 400:
     case 413:
-    case 422: return invalid_argument("Kubernetes answered {}: {}", status, message);
-    default: return unavailable("Kubernetes answered {}: {}", status, message);
+    case 422:
+      return invalid_argument("Kubernetes answered {}: {}", status, message);
+    default:
+      return unavailable("Kubernetes answered {}: {}", status, message);
   }
 }
 

@@ -29,7 +29,8 @@ class KubernetesClient {
   ~KubernetesClient() { stop(); }
 
   // Blocks. kNotFound; kAlreadyExists: 409, it is there already or has changed; kPermissionDenied: 401, 403;
-  // kFailedPrecondition: 410, history is gone; kInvalidArgument: what was sent is none; kUnavailable: nobody answered, or not now.
+  // kFailedPrecondition: 410, history is gone; kInvalidArgument: what was sent is none; kUnavailable: nobody answered,
+  // or not now.
   Result<boost::json::object> call(const char* method, const std::string& path,
                                    const boost::json::object* body = nullptr);
 

@@ -37,7 +37,7 @@ bool is_of_keys(std::string_view name) { return name.starts_with("tenants/") || 
 struct KubernetesRegistry::Following {
   std::mutex mutex;
   std::condition_variable news;
-  Listing listing;  // guarded by mutex, like all below
+  Listing listing;                        // guarded by mutex, like all below
   bool changed = false, unknown = false;  // unknown: history is gone, or it said something strange; list again
   bool stopping = false;
   std::optional<Status> ended;
@@ -172,11 +172,11 @@ Result<bool> KubernetesRegistry::commit(const Transaction& transaction) {
     LK_ASSIGN_OR_RETURN(const json::object object,
                         format_entries(entries, objects.kind, object_name(), objects.is_secret));
     const bool is_new = entries.resource_version.empty();
-    const Result<json::object> written = client_->call(
-        is_new ? "POST" : "PUT", is_new ? objects.path : objects.path + "/" + object_name(), &object);
+    const Result<json::object> written =
+        client_->call(is_new ? "POST" : "PUT", is_new ? objects.path : objects.path + "/" + object_name(), &object);
     // Somebody else wrote it, or took it away, since it was read.
-    const bool was_late = written.status().code() == StatusCode::kAlreadyExists ||
-                          written.status().code() == StatusCode::kNotFound;
+    const bool was_late =
+        written.status().code() == StatusCode::kAlreadyExists || written.status().code() == StatusCode::kNotFound;
     note(was_late ? Status() : written.status());
     if (written.ok()) return true;
     if (!was_late) return written.status();
@@ -238,9 +238,8 @@ Status KubernetesRegistry::follow(const Objects& objects, Listing& listing, cons
       });
   std::unique_lock lock(following->mutex);
   while (!following->stopping && !following->unknown) {
-    following->news.wait(lock, [&] {
-      return following->changed || following->ended || following->unknown || following->stopping;
-    });
+    following->news.wait(
+        lock, [&] { return following->changed || following->ended || following->unknown || following->stopping; });
     if (std::exchange(following->changed, false)) {
       listing = following->listing;
       lock.unlock();

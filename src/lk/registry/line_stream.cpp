@@ -35,7 +35,8 @@ int64_t open_lines(HttpClient& client, ClientRequest request, LineCallbacks line
     }
   };
   callbacks.on_done = [stream](const Status& ended) {
-    if (stream->overflowed) return stream->lines.on_end(data_loss("a line of more than {} bytes", kMostLineBytes), 0, "");
+    if (stream->overflowed)
+      return stream->lines.on_end(data_loss("a line of more than {} bytes", kMostLineBytes), 0, "");
     stream->lines.on_end(ended, stream->status, stream->line);
   };
   return client.send(std::move(request), std::move(callbacks));

@@ -15,7 +15,8 @@ constexpr std::string_view kAccount = "/var/run/secrets/kubernetes.io/serviceacc
 
 Status wrong(const RegistryOptions& options, std::string_view why) {
   return invalid_argument(
-      "\"{}\": {}; write etcd://HOST:PORT[,HOST:PORT...]/FLEET, or etcds:// for TLS, or kubernetes:///NAMESPACE/SERVICE "
+      "\"{}\": {}; write etcd://HOST:PORT[,HOST:PORT...]/FLEET, or etcds:// for TLS, or "
+      "kubernetes:///NAMESPACE/SERVICE "
       "in a pod of that cluster",
       options.url, why);
 }

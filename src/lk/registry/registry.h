@@ -81,7 +81,7 @@ struct RegistryOptions {
   // etcd://HOST:PORT[,HOST:PORT...]/FLEET, or etcds:// for TLS; kubernetes://[HOST:PORT]/NAMESPACE/SERVICE, without a
   // host that of the pod it runs in; kubernetes+http:// without TLS.
   std::string url;
-  std::string tls_ca;  // PEM file of authorities instead of the system's
+  std::string tls_ca;      // PEM file of authorities instead of the system's
   std::string token_file;  // of an account at Kubernetes; default: the pod's
   // A line for the operator, on any thread.
   std::function<void(std::string_view event, std::string_view detail)> log;

@@ -55,7 +55,7 @@ void compare_tenants(const std::vector<Tenant>& before, const std::vector<Tenant
 
 }  // namespace
 
-Result<std::unique_ptr<AccessControl>> AccessControl::create(const AccessOptions& options, StateStore* store) {
+Result<std::unique_ptr<AccessControl>> AccessControl::create(const AccessOptions& options, AccountStore* store) {
   std::unique_ptr<AccessControl> self(new AccessControl(options, store));
   LK_RETURN_IF_ERROR(self->reload().status());
   return self;
@@ -67,7 +67,7 @@ std::shared_ptr<const KeyRing> AccessControl::ring() const {
 }
 
 Result<std::vector<AccessChange>> AccessControl::reload() {
-  StateStore::Accounts accounts;
+  AccountStore::Accounts accounts;
   if (store_ != nullptr) {
     LK_ASSIGN_OR_RETURN(accounts, store_->accounts());
   }
@@ -86,7 +86,7 @@ Result<std::vector<AccessChange>> AccessControl::reload() {
   std::vector<AccessChange> changes;
   if (const auto before = this->ring()) {
     if (ring->open() && !before->open())
-      return data_loss("the API keys are gone from the state file; those that were known hold on");
+      return data_loss("the API keys are gone from where they are kept; those that were known hold on");
     compare_keys(accounts_.keys, accounts.keys, changes);
     compare_tenants(accounts_.tenants, accounts.tenants, changes);
     if (!options_.key_file.empty() && plain.back().sha256 != plain_.back().sha256)

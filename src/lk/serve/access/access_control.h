@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// AccessControl: the keys and tenants that hold now. They come from the state file and from plain keys (a file, the
-// environment); what changes there, also by another process, holds from the next refresh() on.
+// AccessControl: the keys and tenants that hold now. They come from the state file, or a fleet's registry, and from
+// plain keys (a file, the environment); what changes there, also by another process, holds from the next refresh() on.
 //
 // Thread safety: ring() from any thread, the rest from one at a time that may wait for files.
 #pragma once
@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "lk/serve/access/state_store.h"
+#include "lk/serve/access/account_store.h"
 
 namespace lk {
 
@@ -30,7 +30,7 @@ struct AccessChange {
 class AccessControl {
  public:
   // `store` may be null. Reads everything once.
-  static Result<std::unique_ptr<AccessControl>> create(const AccessOptions& options, StateStore* store);
+  static Result<std::unique_ptr<AccessControl>> create(const AccessOptions& options, AccountStore* store);
 
   std::shared_ptr<const KeyRing> ring() const;
   // Reads everything again. On failure what held stays; so it does when keys are gone altogether, which nobody can have
@@ -40,12 +40,12 @@ class AccessControl {
   Result<std::vector<AccessChange>> refresh();
 
  private:
-  AccessControl(const AccessOptions& options, StateStore* store) : options_(options), store_(store) {}
+  AccessControl(const AccessOptions& options, AccountStore* store) : options_(options), store_(store) {}
   std::string key_file_stamp() const;
 
   const AccessOptions options_;
-  StateStore* const store_;
-  StateStore::Accounts accounts_;
+  AccountStore* const store_;
+  AccountStore::Accounts accounts_;
   std::vector<PlainKey> plain_;
   std::string key_file_stamp_;  // of what was read
   bool stale_ = false;          // what was written is still to be read

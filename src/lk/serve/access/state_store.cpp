@@ -24,9 +24,7 @@
 namespace lk {
 namespace {
 
-constexpr size_t kIdLength = 12;
-constexpr size_t kSecretLength = 43;  // 256 bits
-constexpr size_t kMaxNote = 256, kMaxPath = 4096, kMaxPatterns = 1024;
+constexpr size_t kMaxPath = 4096;
 constexpr int64_t kMaxLimit = int64_t{1} << 50;  // of every count and time in the file
 
 using Kind = SqliteTransaction::Kind;
@@ -36,41 +34,8 @@ bool is_hex_digest(std::string_view text) {
 }
 bool in_range(int64_t value, int64_t low = 0) { return value >= low && value <= kMaxLimit; }
 
-Status check(const Tenant& tenant) {
-  LK_RETURN_IF_ERROR(check_name("tenant", tenant.name));
-  if (!(tenant.weight >= 1e-3 && tenant.weight <= 1e6))
-    return invalid_argument("tenant {}: weight {} is not in [0.001, 1000000]", tenant.name, tenant.weight);
-  if (!in_range(tenant.max_in_flight))
-    return invalid_argument("tenant {}: {} requests in flight is no limit; 0 = unlimited", tenant.name,
-                            tenant.max_in_flight);
-  if (!in_range(tenant.tokens_per_minute))
-    return invalid_argument("tenant {}: {} tokens per minute is no limit; 0 = unlimited", tenant.name,
-                            tenant.tokens_per_minute);
-  if (!in_range(tenant.max_adapters) || !in_range(tenant.max_versions) || !in_range(tenant.max_sums))
-    return invalid_argument("tenant {}: {} adapters, {} versions and {} sums are no limits; 0 = unlimited", tenant.name,
-                            tenant.max_adapters, tenant.max_versions, tenant.max_sums);
-  if (tenant.adapters.size() > kMaxPatterns)
-    return invalid_argument("tenant {}: more than {} adapter patterns", tenant.name, kMaxPatterns);
-  for (const std::string& pattern : tenant.adapters)
-    if (!is_valid_glob(pattern))
-      return invalid_argument("tenant {}: \"{}\" is not an adapter pattern; use names with * and ?", tenant.name,
-                              is_plain_text(pattern, 128) ? pattern : "?");
-  return Status();
-}
-
-Status check(const ApiKey& key) {
-  if (key.id.size() != kIdLength || !is_valid_name(key.id) || key.id.find_first_of(".-_") != std::string::npos)
-    return invalid_argument("a key has an id of another form");
-  LK_RETURN_IF_ERROR(check_name("tenant", key.tenant));
-  if (!is_hex_digest(key.secret_sha256)) return invalid_argument("key {}: the hash is not SHA-256", key.id);
-  if (key.scopes == 0 || key.scopes > kAllScopes)
-    return invalid_argument("key {}: scopes {} are none", key.id, key.scopes);
-  if (!is_plain_text(key.note, kMaxNote))
-    return invalid_argument("key {}: the note is not one line of at most {} bytes", key.id, kMaxNote);
-  if (!in_range(key.created) || !in_range(key.expires))
-    return invalid_argument("key {}: a time is out of range", key.id);
-  return Status();
-}
+Status check(const Tenant& tenant) { return check_account(tenant); }
+Status check(const ApiKey& key) { return check_account(key); }
 
 Status check(const StoredAdapter& adapter) {
   LK_RETURN_IF_ERROR(check_adapter_name("adapter", adapter.name));
@@ -105,12 +70,6 @@ std::vector<std::string> split_patterns(const std::string& text) {
     begin = comma + 1;
   }
   return patterns;
-}
-
-uint64_t random_salt() {
-  uint64_t salt = 0;
-  while (salt == 0) fill_random({reinterpret_cast<uint8_t*>(&salt), sizeof salt});
-  return salt;
 }
 
 // A mutex that is waited for no longer than one wants to. (std::timed_mutex waits by pthread_mutex_clocklock, which
@@ -272,11 +231,6 @@ Result<std::vector<Tenant>> StateConnection::read_tenants() {
       });
 }
 
-Result<std::vector<Tenant>> StateStore::tenants() {
-  const std::lock_guard lock(impl_->reader.mutex);
-  return impl_->reader.read_tenants();
-}
-
 // Requires: a write transaction.
 Status StateStore::Impl::put_tenant(const Tenant& tenant) {
   const auto new_salt = std::bit_cast<int64_t>(random_salt());
@@ -358,28 +312,10 @@ Result<std::vector<ApiKey>> StateConnection::read_keys() {
       });
 }
 
-Result<std::vector<ApiKey>> StateStore::keys() {
-  const std::lock_guard lock(impl_->reader.mutex);
-  return impl_->reader.read_keys();
-}
-
 Result<StateStore::NewKey> StateStore::create_key(const std::string& tenant, uint8_t scopes, const std::string& note,
                                                   int64_t expires) {
-  const std::string secret = random_base62(kSecretLength);
-  Sha256 hash;
-  hash.update(secret.data(), secret.size());
-  NewKey made{.key = {.id = random_base62(kIdLength),
-                      .secret_sha256 = to_hex(hash.finish()),
-                      .tenant = tenant,
-                      .scopes = scopes,
-                      .note = note,
-                      .created = std::time(nullptr),
-                      .expires = expires},
-              .text = {}};
+  LK_ASSIGN_OR_RETURN(NewKey made, make_key(tenant, scopes, note, expires));
   const ApiKey& key = made.key;
-  LK_RETURN_IF_ERROR(check(key));
-  if (expires != 0 && expires <= key.created) return invalid_argument("the key would have expired already");
-  made.text = fmt::format("lk-{}-{}", key.id, secret);
   LK_RETURN_IF_ERROR(impl_->write([&]() -> Status {
     LK_ASSIGN_OR_RETURN(const bool known,
                         impl_->writer.exists("SELECT 1 FROM tenants WHERE name = ? AND removed = 0", {tenant}));

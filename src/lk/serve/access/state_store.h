@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "lk/serve/access/tenants.h"
+#include "lk/serve/access/account_store.h"
 
 namespace lk {
 
@@ -24,47 +24,34 @@ struct StoredAdapter {
   std::string tenant;      // whose key loaded it; "" = nobody's
 };
 
-class StateStore {
+class StateStore final : public AccountStore {
  public:
   // Creates the file (mode 0600) and its directory; refuses a file of a newer schema, of another program, or a damaged
   // one, naming it.
   static Result<std::unique_ptr<StateStore>> open(const std::string& path);
-  ~StateStore();
+  ~StateStore() override;
 
   // Thread safe; each call is one transaction, durable when it returns. What is read is checked like any input: a file
   // somebody tampered with gives kDataLoss, not strange names. Reads have a connection of their own and do not wait for
   // writes; a write waits for others, in this process and elsewhere, no longer than the patience (5 s at first).
-  void set_patience(std::chrono::milliseconds patience);
+  void set_patience(std::chrono::milliseconds patience) override;
   // Called, on the writer's thread, with why a write failed for the file's sake (locked, full, read-only, damaged,
   // gone); what it returns is what the caller sees. Set it before other threads come.
-  void on_failed_write(std::function<Status(const Status& reason)> callback);
+  void on_failed_write(std::function<Status(const Status& reason)> callback) override;
   // Whether anybody, also this process, committed something since the last call (or the opening). kDataLoss when the
   // file was removed or replaced: what is written would be lost.
-  Result<bool> changed();
+  Result<bool> changed() override;
 
-  Result<std::vector<Tenant>> tenants();
+  // --- AccountStore
   Status put_tenant(const Tenant& tenant);  // insert or update; keeps the salt, makes one for a new tenant
-  // kAlreadyExists when there is one of that name.
-  Status create_tenant(const Tenant& tenant);
-  // Read, changed and written in one transaction, so that of two who change different things at the same time neither
-  // undoes the other's. `change` must not come back here. kNotFound, unless it may be a new one.
+  Status create_tenant(const Tenant& tenant) override;
   Result<Tenant> change_tenant(const std::string& name, const std::function<Status(Tenant& tenant)>& change,
-                               bool may_be_new = false);
-  // Refused while it has usable keys. The others are revoked and stay, so that a server whose keys are all gone does
-  // not open.
-  Status remove_tenant(const std::string& name);
-  Result<std::vector<ApiKey>> keys();
-  struct NewKey {
-    ApiKey key;
-    std::string text;  // the whole key, shown once
-  };
-  Result<NewKey> create_key(const std::string& tenant, uint8_t scopes, const std::string& note, int64_t expires);
-  Status revoke_key(const std::string& id);
-  struct Accounts {
-    std::vector<Tenant> tenants;
-    std::vector<ApiKey> keys;
-  };
-  Result<Accounts> accounts();  // of one moment
+                               bool may_be_new = false) override;
+  Status remove_tenant(const std::string& name) override;
+  Result<NewKey> create_key(const std::string& tenant, uint8_t scopes, const std::string& note,
+                            int64_t expires) override;
+  Status revoke_key(const std::string& id) override;
+  Result<Accounts> accounts() override;
   Result<KeyRing> load_key_ring();
 
   // What is said of adapters from now on is about this base model (base_digest.h): adapters and aliases of others are

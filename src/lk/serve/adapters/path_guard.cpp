@@ -147,6 +147,16 @@ Result<std::string> resolve_beneath(const std::vector<std::string>& roots, const
   return found.path;
 }
 
+bool is_beneath(const std::vector<std::string>& roots, int fd) {
+  const std::optional<std::string> path = path_of(fd);
+  for (const std::string& name : roots) {
+    const Fd root(::open(name.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+    const std::optional<std::string> canonical = root.ok() ? path_of(root.get()) : std::nullopt;
+    if (path && canonical && strip_root(*path, *canonical)) return true;
+  }
+  return false;
+}
+
 std::vector<std::string> roots_of(const std::vector<std::string>& roots, std::string_view tenant) {
   std::vector<std::string> found;
   for (const std::string& root : roots) {

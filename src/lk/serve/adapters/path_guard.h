@@ -26,6 +26,9 @@ Result<std::string> resolve_adapter_directory(const std::vector<std::string>& ro
 Result<std::string> resolve_listed_directory(const std::string& directory, const std::string& name,
                                              const std::vector<std::string>& roots);
 
+// Whether an open file lies beneath one of `roots` now.
+bool is_beneath(const std::vector<std::string>& roots, int fd);
+
 // Roots with "{tenant}" as one of their directories are each tenant's own. The roots of `tenant`, or those of somebody
 // who may read every tenant's ("" as its name): the directory that has them all.
 std::vector<std::string> roots_of(const std::vector<std::string>& roots, std::string_view tenant);

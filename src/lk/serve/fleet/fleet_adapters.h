@@ -13,11 +13,11 @@
 #include <string>
 #include <vector>
 
-#include "lk/registry/adapter_cache.h"
-#include "lk/registry/adapter_fetcher.h"
 #include "lk/registry/member.h"
 #include "lk/registry/registry.h"
 #include "lk/serve/adapters/adapter_registry.h"
+#include "lk/serve/fleet/adapter_cache.h"
+#include "lk/serve/fleet/adapter_fetcher.h"
 #include "lk/serve/fleet/fleet_catalog.h"
 #include "lk/serve/fleet/fleet_changes.h"
 #include "lk/serve/observe/logging.h"

@@ -78,19 +78,18 @@ void FleetCatalog::on_adapters(const Registry::Entries& entries) {
     for (const auto& [key, entry] : entries) {
       const auto known = entries_.find(key);
       const bool is_known = known != entries_.end() && known->second.value == entry.value;
-      changed |= !is_known;
       if (!is_known || refused_.contains(key)) news.emplace(key, entry);  // its name may be free by now
     }
   }
-  for (const auto& [key, entry] : news) apply(key, entry);
+  for (const auto& [key, entry] : news) changed |= apply(key, entry);
   apply_aliases();
   if (changed) save();
 }
 
-void FleetCatalog::apply(const std::string& key, const Registry::Entry& entry) {
+bool FleetCatalog::apply(const std::string& key, const Registry::Entry& entry) {
   Result<AdapterRecord> record = parse_adapter(key, entry.value);
   // What is being proved is nothing yet, and may never be: nobody keeps it.
-  if (record.ok() && record->state == AdapterRecord::State::kPending) return;
+  if (record.ok() && record->state == AdapterRecord::State::kPending) return false;
   const bool is_ready = record.ok() && record->state == AdapterRecord::State::kReady;
   if (is_ready)
     if (const Status files = check_adapter_files(*record); !files.ok()) record = files;
@@ -117,15 +116,19 @@ void FleetCatalog::apply(const std::string& key, const Registry::Entry& entry) {
   } else if (record.ok()) {
     take_away(key, *record);
   }
+  bool changed = false;
   {
     std::lock_guard lock(mutex_);
-    entries_[key] = entry;
+    const auto [known, is_new] = entries_.try_emplace(key);
+    if (is_new && record.ok()) ++versions_of_[record->tenant];
+    changed = std::exchange(known->second, entry).value != entry.value;
     if (refused)
       refused_.insert(key);
     else
       refused_.erase(key);
   }
   if (!ignored.empty() && is_news(key, entry)) warn_("adapter_ignored", fmt::format("{}: {}", key, ignored));
+  return changed;
 }
 
 void FleetCatalog::take_away(const std::string& key, const AdapterRecord& deleted) {
@@ -158,6 +161,12 @@ std::optional<AdapterRecord> FleetCatalog::record_of(const std::string& content)
   std::lock_guard lock(mutex_);
   const auto found = contents_.find(content);
   return found == contents_.end() ? std::nullopt : std::optional(found->second.record);
+}
+
+int64_t FleetCatalog::num_versions(const std::string& tenant) const {
+  std::lock_guard lock(mutex_);
+  const auto found = versions_of_.find(tenant);
+  return found == versions_of_.end() ? 0 : found->second;
 }
 
 int64_t FleetCatalog::last_version(const std::string& name) const {

@@ -13,9 +13,9 @@
 #include <string_view>
 
 #include "lk/base/workshop.h"
-#include "lk/registry/adapter_cache.h"
 #include "lk/registry/registry.h"
 #include "lk/serve/adapters/adapter_registry.h"
+#include "lk/serve/fleet/adapter_cache.h"
 
 namespace lk {
 
@@ -36,11 +36,12 @@ class FleetCatalog {
 
   std::optional<AdapterRecord> record_of(const std::string& content) const;  // one of its ready versions
   bool has_alias(const std::string& alias) const;
-  int64_t last_version(const std::string& name) const;  // 0: none is known
-  void release(const std::string& content);             // in the cache, unless a version has it
+  int64_t num_versions(const std::string& tenant) const;  // it ever published, also those that are deleted
+  int64_t last_version(const std::string& name) const;    // 0: none is known
+  void release(const std::string& content);               // in the cache, unless a version has it
 
  private:
-  void apply(const std::string& key, const Registry::Entry& entry);
+  bool apply(const std::string& key, const Registry::Entry& entry);  // whether there is more to keep
   void take_away(const std::string& key, const AdapterRecord& deleted);
   void apply_aliases();
   bool is_news(const std::string& key, const Registry::Entry& entry);
@@ -57,13 +58,14 @@ class FleetCatalog {
     AdapterRecord record;        // of one of its versions
     std::set<std::string> keys;  // of all
   };
-  std::map<std::string, Content> contents_;  // of ready versions, by content
-  std::map<std::string, int64_t> told_;      // revisions of what was ignored, by key
-  std::set<std::string> offered_;            // keys of versions that were
-  std::set<std::string> refused_;            // keys of versions whose names are this server's own, by now
-  bool save_waits_ = false;                  // it will be written, with all that is known by then
-  bool is_saved_ = true;                     // the file has all of it; if it could not be written, it has not
-  std::unique_ptr<Workshop> bench_;          // null: stopped
+  std::map<std::string, Content> contents_;     // of ready versions, by content
+  std::map<std::string, int64_t> versions_of_;  // by tenant
+  std::map<std::string, int64_t> told_;         // revisions of what was ignored, by key
+  std::set<std::string> offered_;               // keys of versions that were
+  std::set<std::string> refused_;               // keys of versions whose names are this server's own, by now
+  bool save_waits_ = false;                     // it will be written, with all that is known by then
+  bool is_saved_ = true;                        // the file has all of it; if it could not be written, it has not
+  std::unique_ptr<Workshop> bench_;             // null: stopped
 };
 
 // Nothing is fetched or published that no loader would read, or that lacks what one needs.

@@ -13,6 +13,7 @@
 #include "lk/base/guarded.h"
 #include "lk/base/names.h"
 #include "lk/base/sha256.h"
+#include "lk/registry/decision.h"
 #include "lk/serve/adapters/adapter_stat.h"
 #include "lk/serve/adapters/path_guard.h"
 
@@ -21,7 +22,7 @@ namespace {
 
 constexpr int64_t kMaxTasks = 256;  // changes that wait or are under way
 constexpr int kTaskThreads = 2;
-constexpr int kReserveTries = 8;      // others may publish the same name at the same time
+constexpr int kTries = 8;             // others may change the same at the same time
 constexpr size_t kOperations = 100;   // of one transaction; etcd takes 128
 constexpr int64_t kAbandoned = 3600;  // seconds: a publication that old has no process any more
 
@@ -55,6 +56,22 @@ std::vector<std::string> adapter_file_names(const std::string& directory) {
     if (const std::string name = item.path().filename().string(); name.ends_with(".jinja") && is_valid_name(name))
       names.push_back(join_path(kChatTemplateDirectory, name));
   return names;
+}
+
+bool is_abandoned(const AdapterRecord& record) {
+  return record.state == AdapterRecord::State::kPending && record.created < std::time(nullptr) - kAbandoned;
+}
+
+void take_away(const std::string& key, const Registry::Entry& entry, Registry::Transaction& change) {
+  change.unchanged.emplace_back(key, entry.revision);
+  change.removals.push_back(key);
+}
+
+bool is_set(const Registry::Entries& aliases, std::string_view alias) {
+  const auto found = aliases.find(alias_key(alias));
+  if (found == aliases.end()) return false;
+  const Result<std::string> target = parse_alias(found->first, found->second.value);
+  return target.ok() && !target->empty();
 }
 
 }  // namespace
@@ -126,25 +143,6 @@ void FleetChanges::change(std::function<Status()> task, std::function<void(const
 
 // --- Changes
 
-// The answer to a transaction may be lost, and what is sent again says that something had changed: what stands there
-// tells. Equal values that somebody else put are as good.
-bool FleetChanges::has_happened(const Registry::Transaction& transaction) {
-  for (const auto& [key, value] : transaction.puts) {
-    const Result<Registry::Entries> now = parts_.registry.list(key);
-    if (!now.ok() || !now->contains(key) || now->at(key).value != value) return false;
-  }
-  return true;
-}
-
-Status FleetChanges::commit(const Registry::Transaction& transaction, std::string_view what) {
-  const Result<bool> done = parts_.registry.commit(transaction);
-  if ((done.ok() && *done) || has_happened(transaction)) return Status();
-  if (!done.ok())
-    return unavailable("the fleet's registry does not answer; {} may not have happened: {}", what,
-                       done.status().message());
-  return unavailable("{}: somebody else changed it at the same moment; try again", what);
-}
-
 void FleetChanges::publish(AdapterRegistry::LoadRequest request, AdapterRegistry::Loaded done) {
   const auto publication = std::make_shared<Publication>(std::move(request), std::move(done), take_slot());
   if (!publication->slot) return publication->answer.give(unavailable("too many changes of the fleet wait"));
@@ -162,10 +160,19 @@ Status FleetChanges::prepare(Publication& publication) {
   request.persist = false;
   // Before anything is copied or written anywhere.
   LK_RETURN_IF_ERROR(adapters_->check_free(request));
+  {
+    std::lock_guard lock(mutex_);
+    LK_RETURN_IF_ERROR(pace_.enter(request.tenant, std::chrono::steady_clock::now()));
+  }
+  if (!request.tenant.empty() && parts_.catalog.num_versions(request.tenant) >= kMostVersionsOfTenant)
+    return resource_exhausted("tenant {} has published {} versions in this fleet, and no number comes back",
+                              request.tenant, kMostVersionsOfTenant);
   if (const auto known = adapters_->find(request.name, {}); known && !adapters_->is_fleet(request.name))
     return already_exists("\"{}\" is an adapter of this server alone: the fleet's go by other names", request.name);
+  const std::vector<std::string> roots =
+      request.trusted_path ? std::vector<std::string>() : roots_of(roots_, request.tenant);
   if (!request.trusted_path) {
-    LK_ASSIGN_OR_RETURN(request.path, resolve_adapter_directory(roots_of(roots_, request.tenant), request.path));
+    LK_ASSIGN_OR_RETURN(request.path, resolve_adapter_directory(roots, request.path));
   }
   record = {.name = request.name, .tenant = request.tenant, .created = std::time(nullptr)};
   record.state = AdapterRecord::State::kPending;
@@ -174,7 +181,7 @@ Status FleetChanges::prepare(Publication& publication) {
     std::lock_guard lock(mutex_);
     record.publisher = publisher_;
   }
-  LK_ASSIGN_OR_RETURN(record.files, parts_.cache.add(request.path, adapter_file_names(request.path)));
+  LK_ASSIGN_OR_RETURN(record.files, parts_.cache.add(request.path, adapter_file_names(request.path), roots));
   publication.content = record.content();
   if (const Status complete = check_adapter_files(record); !complete.ok())
     return not_found("{}: {}", request.path, complete.message());
@@ -214,7 +221,10 @@ void FleetChanges::give_up(Publication& publication, const Status& status) {
   if (was_loaded && !stopped) (void)adapters_->unload(fmt::format("{}@{}", record.name, record.version), nullptr);
   if (const int64_t revision = std::exchange(publication.revision, 0); revision != 0) {
     const std::string key = adapter_key(record.name, record.version);
-    const AdapterRecord gone{.name = record.name, .version = record.version, .state = AdapterRecord::State::kDeleted};
+    const AdapterRecord gone{.name = record.name,
+                             .version = record.version,
+                             .state = AdapterRecord::State::kDeleted,
+                             .tenant = record.tenant};
     Registry::Transaction change{.unchanged = {{key, revision}}};
     if (was_loaded)
       change.puts = {{key, format_adapter(gone)}};
@@ -227,24 +237,24 @@ void FleetChanges::give_up(Publication& publication, const Status& status) {
   publication.answer.give(status);
 }
 
-// Takes a number that nobody had before and nobody will have again.
+// Takes a number that nobody had before and nobody will have again, for a name that is no alias.
 Result<FleetChanges::Reserved> FleetChanges::reserve(const AdapterRecord& record, bool replace) {
   const std::string prefix = versions_key(record.name);
-  for (int tries = 0; tries < kReserveTries; ++tries) {
-    const Result<Registry::Entries> entries = parts_.registry.list(prefix);
-    if (!entries.ok()) return unavailable("the fleet's registry does not answer: {}", entries.status().message());
+  for (int tries = 0; tries < kTries; ++tries) {
+    LK_ASSIGN_OR_RETURN(const Registry::Entries entries, list_for_change(parts_.registry, prefix));
     Registry::Transaction change;
+    // set_alias_now() looks for versions as this looks for an alias: of two at one moment one is refused.
+    LK_ASSIGN_OR_RETURN(const Registry::Entries aliases, list_for_change(parts_.registry, alias_key(record.name)));
+    const auto alias = aliases.find(alias_key(record.name));
+    if (is_set(aliases, record.name)) return already_exists("\"{}\" is an alias", record.name);
+    change.unchanged.emplace_back(alias_key(record.name), alias == aliases.end() ? 0 : alias->second.revision);
     // A registry that lost its data has forgotten numbers that this server has not.
     int64_t last = parts_.catalog.last_version(record.name);
-    for (const auto& [key, entry] : *entries) {
+    for (const auto& [key, entry] : entries) {
       last = std::max(last, version_in(key));
       const Result<AdapterRecord> known = parse_adapter(key, entry.value);
       if (!replace && known.ok() && known->state == AdapterRecord::State::kReady) return already_loaded(record.name);
-      if (known.ok() && known->state == AdapterRecord::State::kPending &&
-          known->created < record.created - kAbandoned && change.removals.size() < kOperations) {
-        change.unchanged.emplace_back(key, entry.revision);
-        change.removals.push_back(key);
-      }
+      if (known.ok() && is_abandoned(*known) && change.removals.size() < kOperations) take_away(key, entry, change);
     }
     if (last >= kMaxAdapterVersion) return resource_exhausted("\"{}\" has no version left", record.name);
     const std::string key = adapter_key(record.name, last + 1);
@@ -268,9 +278,11 @@ void FleetChanges::conclude(Publication& publication, Result<AdapterLease> loade
   const std::string key = adapter_key(record.name, record.version);
   record.state = AdapterRecord::State::kReady;
   record.digest = (*loaded)->digest;
-  const Status published =
-      commit({.unchanged = {{key, publication.revision}}, .puts = {{key, format_adapter(record)}}}, "the publication");
-  if (!published.ok()) return give_up(publication, published);
+  const Result<bool> published =
+      try_commit(parts_.registry, {.unchanged = {{key, publication.revision}}, .puts = {{key, format_adapter(record)}}},
+                 "the publication");
+  if (!published.ok()) return give_up(publication, published.status());
+  if (!*published) return give_up(publication, unavailable("{} was taken away at the same moment; try again", key));
   publication.is_loaded = false;  // it is everybody's from here on: nothing is taken back
   publication.revision = 0;
   publication.content.clear();
@@ -282,51 +294,60 @@ void FleetChanges::remove(const std::string& target, std::function<void(const St
 }
 
 Status FleetChanges::remove_now(const std::string& target) {
-  Registry::Transaction change;
+  return decide(parts_.registry, "the deletion",
+                [&](Registry::Transaction& change, bool& is_all) { return make_removal(target, change, is_all); });
+}
+
+Status FleetChanges::make_removal(const std::string& target, Registry::Transaction& change, bool& is_all) {
   const AdapterKey wanted = split_version(target);
-  const auto away = [](const Status& status) {
-    return unavailable("the fleet's registry does not answer: {}", status.message());
-  };
-  const Result<Registry::Entries> aliases = parts_.registry.list(std::string(kAliases));
-  if (!aliases.ok()) return away(aliases.status());
-  const Result<Registry::Entries> versions = parts_.registry.list(versions_key(wanted.name));
-  if (!versions.ok()) return away(versions.status());
-  const auto alias = aliases->find(alias_key(target));
-  const bool is_alias = alias != aliases->end() && parse_alias(alias->first, alias->second.value).ok() &&
-                        !parse_alias(alias->first, alias->second.value)->empty();
-  std::pair<std::string, int64_t> stays;  // one that is not meant
-  for (const auto& [key, entry] : *versions) {
-    const Result<AdapterRecord> record = parse_adapter(key, entry.value);
-    if (is_alias || !record.ok() || record->state != AdapterRecord::State::kReady) continue;
-    if (wanted.version != 0 && record->version != wanted.version) {
-      stays = {key, entry.revision};
-      continue;
-    }
-    AdapterRecord gone{.name = record->name, .version = record->version, .state = AdapterRecord::State::kDeleted};
-    change.unchanged.emplace_back(key, entry.revision);
-    change.puts.emplace_back(key, format_adapter(gone));
-  }
-  if (change.puts.empty() && !is_alias) return not_found("The lora adapter '{}' cannot be found.", target);
-  // With the last version go the aliases of the name: they must not mean what somebody publishes later.
-  const bool is_last = !is_alias && stays.first.empty();
-  for (const auto& [key, entry] : *aliases) {
-    const Result<std::string> meaning = parse_alias(key, entry.value);
-    const bool goes =
-        is_alias ? key == alias->first
-                 : meaning.ok() && (*meaning == target || (is_last && split_version(*meaning).name == wanted.name));
-    if (!goes) continue;
+  const std::string versions_prefix = versions_key(wanted.name);
+  LK_ASSIGN_OR_RETURN(const Registry::Entries aliases, list_for_change(parts_.registry, kAliases));
+  const auto remove_alias = [&](const std::string& key, const Registry::Entry& entry) {
     change.unchanged.emplace_back(key, entry.revision);
     change.puts.emplace_back(key, format_alias(""));
+  };
+  if (is_set(aliases, target)) {
+    const auto alias = aliases.find(alias_key(target));
+    remove_alias(alias->first, alias->second);
+    return Status();
   }
-  for (size_t first = 0; first < change.puts.size(); first += kOperations) {
-    const auto end = static_cast<ptrdiff_t>(std::min(change.puts.size(), first + kOperations));
-    const auto begin = static_cast<ptrdiff_t>(first);
-    Registry::Transaction part{.unchanged = {change.unchanged.begin() + begin, change.unchanged.begin() + end},
-                               .puts = {change.puts.begin() + begin, change.puts.begin() + end}};
-    // Two who take the last two at the same time would each leave the aliases to the other.
-    if (!stays.first.empty()) part.unchanged.push_back(stays);
-    LK_RETURN_IF_ERROR(commit(part, "the deletion"));
+  LK_ASSIGN_OR_RETURN(const Registry::Entries versions, list_for_change(parts_.registry, versions_prefix));
+  std::vector<std::pair<AdapterRecord, const Registry::Entry*>> going;
+  bool is_last = true;  // no version stays
+  for (const auto& [key, entry] : versions) {
+    const Result<AdapterRecord> record = parse_adapter(key, entry.value);
+    if (!record.ok() || record->state != AdapterRecord::State::kReady) continue;
+    if (wanted.version == 0 || record->version == wanted.version)
+      going.emplace_back(*record, &entry);
+    else
+      is_last = false;
   }
+  if (going.empty()) return not_found("The lora adapter '{}' cannot be found.", target);
+  // With the last version go the aliases of the name: they must not mean what somebody publishes later.
+  for (const auto& [key, entry] : aliases) {
+    const Result<std::string> meaning = parse_alias(key, entry.value);
+    if (meaning.ok() && (*meaning == target || (is_last && split_version(*meaning).name == wanted.name)))
+      remove_alias(key, entry);
+  }
+  std::ranges::sort(going, {}, [](const auto& version) { return version.first.version; });
+  for (const auto& [record, entry] : going) {
+    const std::string key = adapter_key(record.name, record.version);
+    change.unchanged.emplace_back(key, entry->revision);
+    change.puts.emplace_back(key, format_adapter({.name = record.name,
+                                                  .version = record.version,
+                                                  .state = AdapterRecord::State::kDeleted,
+                                                  .tenant = record.tenant}));  // whose number it was
+  }
+  if (change.puts.size() > kOperations) {  // the newest version in the last part
+    is_all = false;
+    change.unchanged.resize(kOperations);
+    change.puts.resize(kOperations);
+    return Status();
+  }
+  // Whoever publishes the name or gives it an alias meanwhile would be overlooked, and of two who take the last two
+  // versions each would leave the aliases to the other.
+  change.none_newer = {{versions_prefix, Registry::newest_of(versions)},
+                       {std::string(kAliases), Registry::newest_of(aliases)}};
   return Status();
 }
 
@@ -337,22 +358,33 @@ void FleetChanges::set_alias(const std::string& alias, const std::string& target
 
 Status FleetChanges::set_alias_now(const std::string& alias, const std::string& target) {
   LK_RETURN_IF_ERROR(check_adapter_name("alias", alias));
-  // As the registry has it now, not as this server last heard: no adapter of that name, and one that the alias means.
-  const AdapterKey wanted = split_version(target);
-  Registry::Transaction change{.puts = {{alias_key(alias), format_alias(target)}}};
-  for (const bool of_target : {false, true}) {
-    const Result<Registry::Entries> versions = parts_.registry.list(versions_key(of_target ? wanted.name : alias));
-    if (!versions.ok()) return unavailable("the fleet's registry does not answer: {}", versions.status().message());
-    for (const auto& [key, entry] : *versions) {
-      const Result<AdapterRecord> record = parse_adapter(key, entry.value);
-      if (!record.ok() || record->state == AdapterRecord::State::kDeleted) continue;
-      if (!of_target) return already_exists("\"{}\" is the name of a model", alias);
-      if (record->state == AdapterRecord::State::kReady && (wanted.version == 0 || wanted.version == record->version))
-        change.unchanged = {{key, entry.revision}};  // the newest of them: it is still there when the alias comes
-    }
+  return decide(parts_.registry, "the alias",
+                [&](Registry::Transaction& change, bool&) { return make_alias(alias, target, change); });
+}
+
+// As the registry has it now, not as this server last heard: no adapter of that name, and one that the alias means.
+Status FleetChanges::make_alias(const std::string& alias, const std::string& target, Registry::Transaction& change) {
+  LK_ASSIGN_OR_RETURN(const Registry::Entries of_alias, list_for_change(parts_.registry, versions_key(alias)));
+  for (const auto& [key, entry] : of_alias) {
+    const Result<AdapterRecord> record = parse_adapter(key, entry.value);
+    if (!record.ok() || record->state == AdapterRecord::State::kDeleted) continue;
+    if (!is_abandoned(*record)) return already_exists("\"{}\" is the name of a model", alias);
+    if (change.removals.size() < kOperations) take_away(key, entry, change);
   }
-  if (change.unchanged.empty()) return not_found("The lora adapter '{}' cannot be found.", target);
-  return commit(change, "the alias");
+  const AdapterKey wanted = split_version(target);
+  LK_ASSIGN_OR_RETURN(const Registry::Entries of_target, list_for_change(parts_.registry, versions_key(wanted.name)));
+  std::pair<std::string, int64_t> meant;
+  for (const auto& [key, entry] : of_target) {
+    const Result<AdapterRecord> record = parse_adapter(key, entry.value);
+    if (record.ok() && record->state == AdapterRecord::State::kReady &&
+        (wanted.version == 0 || wanted.version == record->version))
+      meant = {key, entry.revision};
+  }
+  if (meant.first.empty()) return not_found("The lora adapter '{}' cannot be found.", target);
+  change.unchanged.push_back(meant);  // it is still there when the alias comes
+  change.none_newer = {{versions_key(alias), Registry::newest_of(of_alias)}};
+  change.puts = {{alias_key(alias), format_alias(target)}};
+  return Status();
 }
 
 }  // namespace lk

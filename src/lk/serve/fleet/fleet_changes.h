@@ -13,10 +13,11 @@
 #include <vector>
 
 #include "lk/base/workshop.h"
-#include "lk/registry/adapter_cache.h"
 #include "lk/registry/registry.h"
 #include "lk/serve/adapters/adapter_registry.h"
+#include "lk/serve/fleet/adapter_cache.h"
 #include "lk/serve/fleet/fleet_catalog.h"
+#include "lk/serve/fleet/publication_pace.h"
 
 namespace lk {
 
@@ -60,9 +61,9 @@ class FleetChanges {
   };
   Result<Reserved> reserve(const AdapterRecord& record, bool replace);
   Status remove_now(const std::string& target);
+  Status make_removal(const std::string& target, Registry::Transaction& change, bool& is_all);
+  Status make_alias(const std::string& alias, const std::string& target, Registry::Transaction& change);
   Status set_alias_now(const std::string& alias, const std::string& target);
-  Status commit(const Registry::Transaction& transaction, std::string_view what);
-  bool has_happened(const Registry::Transaction& transaction);
 
   const Parts parts_;
   AdapterRegistry* adapters_ = nullptr;
@@ -70,6 +71,7 @@ class FleetChanges {
   std::atomic<int64_t> slots_ = 0;
   std::mutex mutex_;
   std::string publisher_;  // guarded by mutex_, like all below
+  PublicationPace pace_;
   bool stopped_ = false;
   std::unique_ptr<Workshop> bench_;
 };

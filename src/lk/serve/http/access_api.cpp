@@ -33,26 +33,26 @@ json::object shown(const ApiKey& key) { return key_json(key, std::time(nullptr))
 
 // --- Keys
 
-Result<std::string> get_key(StateStore& store, const std::string& id) {
+Result<std::string> get_key(AccountStore& store, const std::string& id) {
   LK_ASSIGN_OR_RETURN(const std::vector<ApiKey> keys, store.keys());
   const auto it = std::ranges::find(keys, id, &ApiKey::id);
   if (it == keys.end()) return not_found("no key \"{}\"", id);
   return json_text(shown(*it));
 }
 
-Status revoke(StateStore& store, const std::string& id, const AccessAudit& audit) {
+Status revoke(AccountStore& store, const std::string& id, const AccessAudit& audit) {
   const Status status = store.revoke_key(id);
   audit("key_revoke", id, status);
   return status;
 }
 
-AccessJob create_key(StateStore& store, KeyCreate asked, std::function<bool()> gone) {
+AccessJob create_key(AccountStore& store, KeyCreate asked, std::function<bool()> gone) {
   const auto id = std::make_shared<std::string>();
   AccessJob job{.success = 201, .changes = true};
   job.run = [&store, id, asked = std::move(asked),
              gone = std::move(gone)](const AccessAudit& audit) -> Result<std::string> {
     if (gone()) return unavailable("the client left");
-    Result<StateStore::NewKey> made = store.create_key(asked.tenant, asked.scopes, asked.note, asked.expires);
+    Result<AccountStore::NewKey> made = store.create_key(asked.tenant, asked.scopes, asked.note, asked.expires);
     audit("key_create", made.ok() ? made->key.id : asked.tenant, made.status());
     if (!made.ok()) return made.status();
     *id = made->key.id;
@@ -65,21 +65,21 @@ AccessJob create_key(StateStore& store, KeyCreate asked, std::function<bool()> g
   return job;
 }
 
-Result<std::string> delete_key(StateStore& store, const std::string& id, const AccessAudit& audit) {
+Result<std::string> delete_key(AccountStore& store, const std::string& id, const AccessAudit& audit) {
   LK_RETURN_IF_ERROR(revoke(store, id, audit));
   return json_text(json::object{{"id", id}, {"object", "api_key"}, {"deleted", true}});
 }
 
 // --- Tenants
 
-Result<std::string> get_tenant(StateStore& store, const std::string& name) {
+Result<std::string> get_tenant(AccountStore& store, const std::string& name) {
   LK_ASSIGN_OR_RETURN(const std::vector<Tenant> tenants, store.tenants());
   const auto it = std::ranges::find(tenants, name, &Tenant::name);
   if (it == tenants.end()) return not_found("no tenant \"{}\"", name);
   return json_text(tenant_json(*it));
 }
 
-Result<std::string> create_tenant(StateStore& store, const Tenant& tenant, const AccessAudit& audit) {
+Result<std::string> create_tenant(AccountStore& store, const Tenant& tenant, const AccessAudit& audit) {
   Status status = store.create_tenant(tenant);
   if (status.code() == StatusCode::kAlreadyExists) status = already_exists("{}; PATCH changes it", status.message());
   audit("tenant_create", tenant.name, status);
@@ -87,7 +87,7 @@ Result<std::string> create_tenant(StateStore& store, const Tenant& tenant, const
   return json_text(tenant_json(tenant));
 }
 
-Result<std::string> patch_tenant(StateStore& store, const std::string& name, const std::string& body,
+Result<std::string> patch_tenant(AccountStore& store, const std::string& name, const std::string& body,
                                  const AccessAudit& audit) {
   const Result<Tenant> changed = store.change_tenant(name, [&](Tenant& tenant) {
     tenant = *parse_tenant(body, tenant, kTenantPatchForm).value;
@@ -98,7 +98,7 @@ Result<std::string> patch_tenant(StateStore& store, const std::string& name, con
   return json_text(tenant_json(*changed));
 }
 
-Result<std::string> delete_tenant(StateStore& store, const std::string& name, const AccessAudit& audit) {
+Result<std::string> delete_tenant(AccountStore& store, const std::string& name, const AccessAudit& audit) {
   const Status status = store.remove_tenant(name);
   audit("tenant_remove", name, status);
   if (!status.ok()) return status;
@@ -107,10 +107,10 @@ Result<std::string> delete_tenant(StateStore& store, const std::string& name, co
 
 }  // namespace
 
-ApiResult<AccessJob> read_access_job(StateStore& store, std::string_view method, std::string_view path,
+ApiResult<AccessJob> read_access_job(AccountStore& store, std::string_view method, std::string_view path,
                                      const std::string& parameter, const std::string& body,
                                      std::function<bool()> gone) {
-  StateStore* const at = &store;
+  AccountStore* const at = &store;
   const bool of_keys = path.starts_with("/v1/keys");
   const bool of_one = path.find('{') != std::string_view::npos;
   AccessJob job{.changes = true};

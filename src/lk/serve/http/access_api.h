@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// AccessApi: /v1/keys and /v1/tenants, of who judges keys by a state file: a server, or a router.
+// AccessApi: /v1/keys and /v1/tenants, of who judges keys: a server, or a router.
 #pragma once
 
 #include <functional>
 #include <string>
 #include <string_view>
 
-#include "lk/serve/access/state_store.h"
+#include "lk/serve/access/account_store.h"
 #include "lk/serve/openai/openai.h"
 
 namespace lk {
@@ -25,7 +25,7 @@ struct AccessJob {
 
 // `path` without its parameter: "/v1/keys", "/v1/tenants/{name}". What is malformed is refused at once. `gone`: whether
 // the client has left; any thread.
-ApiResult<AccessJob> read_access_job(StateStore& store, std::string_view method, std::string_view path,
+ApiResult<AccessJob> read_access_job(AccountStore& store, std::string_view method, std::string_view path,
                                      const std::string& parameter, const std::string& body, std::function<bool()> gone);
 
 // 409 for what is there already or must not be, else as every failure.

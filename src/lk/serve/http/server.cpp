@@ -152,7 +152,7 @@ Result<std::unique_ptr<ServerImpl>> ServerImpl::create(const ServerOptions& opti
   std::unique_ptr<ServerImpl> self(new ServerImpl(options));
   self->log_ = std::move(log);
   self->store_ = std::move(store);
-  LK_ASSIGN_OR_RETURN(self->access_, AccessControl::create(options.access, self->store_.get()));
+  LK_ASSIGN_OR_RETURN(self->access_, AccessControl::create(options.access, self->accounts()));
   LK_ASSIGN_OR_RETURN(self->browser_, BrowserGuard::create(options.allowed_origins));
   LK_RETURN_IF_ERROR(check_exposure(options, !self->access_->ring()->open()));
   if (!self->keys()->open() && !self->keys()->has_usable_key(std::time(nullptr)))
@@ -160,6 +160,10 @@ Result<std::unique_ptr<ServerImpl>> ServerImpl::create(const ServerOptions& opti
   self->metrics_ = Metrics::create({.model_name = options.adapters.base_name, .version = options.version});
   const std::shared_ptr<const TensorStore> checkpoint = engine->engine().weights().checkpoint;
   ServerImpl* raw = self.get();
+  if (options.accounts)
+    options.accounts->set_log([raw](std::string_view what, std::string_view reason) {
+      raw->log_->write(LogLevel::kWarning, "fleet_keys", {{"what", what}, {"reason", reason}});
+    });
   if (self->store_) {
     self->store_->set_patience(kStatePatience);
     self->store_->on_failed_write([raw](const Status& reason) {
@@ -241,7 +245,8 @@ void ServerImpl::deliver(int shard, std::vector<StreamEvent> events) {
 }
 
 Status Server::check(const ServerOptions& options, StateStore* store) {
-  LK_ASSIGN_OR_RETURN(const std::unique_ptr<AccessControl> access, AccessControl::create(options.access, store));
+  LK_ASSIGN_OR_RETURN(const std::unique_ptr<AccessControl> access,
+                      AccessControl::create(options.access, options.accounts ? options.accounts.get() : store));
   LK_RETURN_IF_ERROR(check_exposure(options, !access->ring()->open()));
   return HttpServer::check(http_options(options));
 }

@@ -37,6 +37,7 @@ struct ServerOptions {
   EngineServiceOptions engine;
   AccessOptions access;
   std::optional<FleetAdaptersOptions> fleet;  // the registry it is a member of
+  std::shared_ptr<AccountStore> accounts;     // keys and tenants; null = the state file's
   bool insecure = false;                      // keyless service beyond loopback is wanted
   std::vector<std::string> allowed_origins;   // pages that may use this server from their browsers; BrowserGuard
   bool public_metrics = false;                // /metrics and /v1/status without a key

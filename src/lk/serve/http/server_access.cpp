@@ -15,9 +15,9 @@ namespace json = boost::json;
 
 // Runs on the state thread, which is where the store is read and written. What changed holds before it is answered.
 void ServerImpl::administrate(const std::shared_ptr<Exchange>& exchange) {
-  if (!store_) return exchange->fail(no_access_state("the server"));
+  if (!accounts()) return exchange->fail(no_access_state("the server"));
   const HttpRequest& request = exchange->request;
-  ApiResult<AccessJob> read = read_access_job(*store_, request.method, exchange->route->path, exchange->parameter,
+  ApiResult<AccessJob> read = read_access_job(*accounts(), request.method, exchange->route->path, exchange->parameter,
                                               request.body, [exchange] { return exchange->gone.load(); });
   if (!read.ok()) return exchange->fail(read.error);
   const AccessAudit tell = [this, exchange](const char* action, std::string_view target, const Status& outcome) {

@@ -160,6 +160,7 @@ class ServerImpl final : public Server {
   void deliver(int shard, std::vector<StreamEvent> events);  // of a step; engine thread
   void post_work(WorkQueue& queue, std::atomic<WorkQueue::Id>& id, const std::shared_ptr<Exchange>& exchange,
                  bool heavy, std::function<void()> task, std::function<void(const ApiError&)> refuse);
+  AccountStore* accounts() const { return options_.accounts ? options_.accounts.get() : store_.get(); }  // or null
   std::shared_ptr<const KeyRing> keys() const { return access_->ring(); }
   ReplicaReport report();
   Status apply_access(Result<std::vector<AccessChange>> changes);  // state thread

@@ -110,7 +110,7 @@ class Entry final : public RouterEntry {
 
 class FleetGateImpl final : public FleetGate {
  public:
-  FleetGateImpl(const FleetGateOptions& options, std::unique_ptr<StateStore> store)
+  FleetGateImpl(const FleetGateOptions& options, std::unique_ptr<AccountStore> store)
       : options_(options),
         store_(std::move(store)),
         limiter_(kMaxHeldBytes),
@@ -126,6 +126,7 @@ class FleetGateImpl final : public FleetGate {
     LK_ASSIGN_OR_RETURN(access_, AccessControl::create(access, store_.get()));
     if (store_) {
       store_->set_patience(kStatePatience);
+      store_->set_log([this](std::string_view what, std::string_view reason) { log(what, reason); });
       store_->on_failed_write([this](const Status& reason) {
         log("state_not_written", reason.message());
         return unavailable("the change could not be stored and is not in effect; the router's log says why");
@@ -356,7 +357,7 @@ class FleetGateImpl final : public FleetGate {
   }
 
   const FleetGateOptions options_;
-  const std::unique_ptr<StateStore> store_;
+  const std::unique_ptr<AccountStore> store_;
   TenantLimiter limiter_;
   WorkQueue work_;
   BrowserGuard browser_;
@@ -370,7 +371,7 @@ class FleetGateImpl final : public FleetGate {
 }  // namespace
 
 Result<std::unique_ptr<FleetGate>> FleetGate::create(const FleetGateOptions& options,
-                                                     std::unique_ptr<StateStore> store) {
+                                                     std::unique_ptr<AccountStore> store) {
   auto gate = std::make_unique<FleetGateImpl>(options, std::move(store));
   LK_RETURN_IF_ERROR(gate->start());
   return Result<std::unique_ptr<FleetGate>>(std::move(gate));

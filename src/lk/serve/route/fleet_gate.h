@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // FleetGate: the door of `lorikeet route`. It goes by the server's own table of routes, and either
-//   judges keys itself, from the same state file and plain keys as a server (AccessControl): wrong keys are refused
-//     before a replica hears of them, tenants' limits hold here for the whole fleet, and replicas are told whose
-//     request it is (serve/access/principal_json.h);
+//   judges keys itself, from the same state file (or fleet's registry) and plain keys as a server (AccessControl):
+//     wrong keys are refused before a replica hears of them, tenants' limits hold here for the whole fleet, and
+//     replicas are told whose request it is (serve/access/principal_json.h);
 //   or, with a fleet key and no keys of its own, passes clients' keys on for replicas to judge;
 //   or, with neither, stands in front of replicas without keys and keeps web pages out.
 #pragma once
@@ -14,7 +14,7 @@
 
 #include "lk/cluster/router_gate.h"
 #include "lk/serve/access/access_control.h"
-#include "lk/serve/access/state_store.h"
+#include "lk/serve/access/account_store.h"
 
 namespace lk {
 
@@ -31,7 +31,8 @@ struct FleetGateOptions {
 class FleetGate : public RouterGate {
  public:
   // `store` may be null.
-  static Result<std::unique_ptr<FleetGate>> create(const FleetGateOptions& options, std::unique_ptr<StateStore> store);
+  static Result<std::unique_ptr<FleetGate>> create(const FleetGateOptions& options,
+                                                   std::unique_ptr<AccountStore> store);
   virtual bool open() const = 0;  // everybody is let in
 };
 

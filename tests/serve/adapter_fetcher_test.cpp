@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Adapters between caches, over HTTP, from holders of every kind.
-#include "lk/registry/adapter_fetcher.h"
+#include "lk/serve/fleet/adapter_fetcher.h"
 
 #include <fcntl.h>
 #include <gmock/gmock.h>
@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <fstream>
 #include <future>
 
 #include "lk/base/sha256.h"
@@ -311,6 +312,27 @@ TEST_F(AdapterCacheTest, SurvivesRestartsAndHalfWrittenThings) {
   }
   directory_.write("c/adapters/" + content + "/adapter_config.json", "longer than it was");
   EXPECT_FALSE(AdapterCache::open(directory_.file("c"), 1000).value()->has(content));
+}
+
+// Between the look at a directory and the copy of its files somebody may put a link there.
+TEST_F(AdapterCacheTest, WhatIsReadMustLieBeneathTheRoots) {
+  const auto cache = AdapterCache::open(directory_.file("cache"), 1 << 20).value();
+  namespace fs = std::filesystem;
+  fs::create_directories(directory_.file("root/a"));
+  fs::create_directories(directory_.file("root/b"));
+  std::ofstream(directory_.file("secret")) << "secret";
+  std::ofstream(directory_.file("root/b/blob")) << "weights";
+  fs::create_symlink(directory_.file("secret"), directory_.file("root/a/config"));
+  fs::create_symlink("../b/blob", directory_.file("root/a/weights"));
+  const auto add = [&](const std::string& name) {
+    return cache->add(directory_.file("root/a"), {name}, {directory_.file("elsewhere"), directory_.file("root")})
+        .status()
+        .code();
+  };
+  EXPECT_EQ(add("config"), StatusCode::kPermissionDenied);
+  EXPECT_EQ(add("weights"), StatusCode::kOk) << "as hubs keep files";
+  EXPECT_EQ(add("nothing"), StatusCode::kNotFound);
+  EXPECT_EQ(cache->stats().adapters, 1);
 }
 
 TEST_F(AdapterCacheTest, WhatIsPublishedOrHeldStays) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lk/registry/adapter_cache.h"
+#include "lk/serve/fleet/adapter_cache.h"
 
 #include <fcntl.h>
 #include <sys/file.h>
@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <utility>
 
 #include <boost/json/array.hpp>
 #include <boost/json/object.hpp>
@@ -18,6 +19,7 @@
 #include "lk/base/file.h"
 #include "lk/base/json_text.h"
 #include "lk/base/sha256.h"
+#include "lk/serve/adapters/path_guard.h"
 
 namespace lk {
 namespace {
@@ -29,6 +31,8 @@ constexpr std::string_view kManifestKey = "adapters/manifest/1";  // read with t
 
 struct Fd {
   int fd = -1;
+  explicit Fd(int number = -1) : fd(number) {}
+  Fd(Fd&& other) noexcept : fd(std::exchange(other.fd, -1)) {}
   ~Fd() {
     if (fd >= 0) ::close(fd);
   }
@@ -49,13 +53,9 @@ Status sync_file(const std::string& path) {
   return Status();
 }
 
-// Copies a regular file and says what it was.
-Result<AdapterRecord::File> copy_file(const std::string& from, const std::string& to, const std::string& name,
-                                      int64_t expected) {
-  const Fd in{::open(from.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
-  struct stat info {};
-  if (in.fd < 0 || ::fstat(in.fd, &info) != 0) return system_error("read", from);
-  if (!S_ISREG(info.st_mode)) return invalid_argument("{} is no regular file", from);
+// Copies all of an open file and says what it was.
+Result<AdapterRecord::File> copy_file(const Fd& in, const std::string& from, const std::string& to,
+                                      const std::string& name, int64_t expected) {
   const Fd out{::open(to.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600)};
   if (out.fd < 0) return system_error("create", to);
   Sha256 hash;
@@ -262,14 +262,28 @@ Status AdapterCache::settle(const std::string& from, const std::string& content,
   return Status();
 }
 
-Result<AdapterCache::Files> AdapterCache::add(const std::string& source, const std::vector<std::string>& names) {
-  std::vector<std::pair<std::string, int64_t>> there;
+Result<AdapterCache::Files> AdapterCache::add(const std::string& source, const std::vector<std::string>& names,
+                                              const std::vector<std::string>& roots) {
+  struct Found {
+    std::string name;
+    Fd in;
+    int64_t size = 0;
+  };
+  std::vector<Found> there;
   int64_t total = 0;
   for (const std::string& name : names) {
+    const std::string from = join_path(source, name);
+    Found found{.name = name, .in = Fd{::open(from.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)}};
+    if (found.in.fd < 0 && (errno == ENOENT || errno == ENOTDIR)) continue;
     struct stat info {};
-    if (::stat(join_path(source, name).c_str(), &info) != 0) continue;
-    there.emplace_back(name, info.st_size);
+    if (found.in.fd < 0 || ::fstat(found.in.fd, &info) != 0) return system_error("read", from);
+    // Whatever the path meant when somebody looked at it: this is what is read.
+    if (!roots.empty() && !is_beneath(roots, found.in.fd))
+      return permission_denied("{} is a link that leaves the adapter roots", from);
+    if (!S_ISREG(info.st_mode)) return invalid_argument("{} is no regular file", from);
+    found.size = info.st_size;
     total += info.st_size;
+    there.push_back(std::move(found));
   }
   if (there.empty()) return not_found("{}: none of an adapter's files is there", source);
   LK_RETURN_IF_ERROR(take_room(total));
@@ -280,10 +294,10 @@ Result<AdapterCache::Files> AdapterCache::add(const std::string& source, const s
   }
   Entry entry{.bytes = total, .published = true};
   const Status copied = [&] {
-    for (const auto& [name, size] : there) {
+    for (const auto& [name, in, size] : there) {
       const std::string to = join_path(directory, name);
       LK_RETURN_IF_ERROR(make_directories(fs::path(to).parent_path().string()));
-      LK_ASSIGN_OR_RETURN(AdapterRecord::File file, copy_file(join_path(source, name), to, name, size));
+      LK_ASSIGN_OR_RETURN(AdapterRecord::File file, copy_file(in, join_path(source, name), to, name, size));
       if (file.bytes != size) return failed_precondition("{} changed while it was read", join_path(source, name));
       entry.files.push_back(std::move(file));
     }

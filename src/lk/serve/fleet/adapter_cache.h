@@ -35,9 +35,10 @@ class AdapterCache {
   std::shared_ptr<const void> hold(const std::string& content);
   bool has(const std::string& content) const;
 
-  // Copies those of `names` that are in `source`, to be published: kept until release(). kUnavailable: no
-  // room; kNotFound: none of them is there.
-  Result<Files> add(const std::string& source, const std::vector<std::string>& names);
+  // Copies those of `names` that are in `source`, to be published: kept until release(). With `roots` what is read must
+  // lie beneath one of them. kUnavailable: no room; kNotFound: none of them is there; kPermissionDenied: outside.
+  Result<Files> add(const std::string& source, const std::vector<std::string>& names,
+                    const std::vector<std::string>& roots = {});
   // It is published here no more: it may make room.
   void release(const std::string& content);
 

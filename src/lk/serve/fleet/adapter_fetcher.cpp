@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "lk/registry/adapter_fetcher.h"
+#include "lk/serve/fleet/adapter_fetcher.h"
 
 #include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
 #include <cstring>
-#include <future>
+#include <optional>
 
 #include "lk/base/file.h"
 #include "lk/base/guarded.h"
 #include "lk/base/sha256.h"
+#include "lk/net/pending_answer.h"
 
 namespace lk {
 namespace {
@@ -211,52 +211,30 @@ Status AdapterFetcher::bring_file(Partial& partial, std::vector<std::string>& ur
 }
 
 Result<std::string> AdapterFetcher::get(const std::string& url, const AdapterRecord::File& file, int64_t offset) {
-  struct Exchange {
-    int status = 0;
-    std::string body, range;
-    bool overflowed = false;
-    std::promise<Status> done;
-  };
   const int64_t wanted = std::min(kBlobPiece, file.bytes - offset);
-  const auto exchange = std::make_shared<Exchange>();
-  std::future<Status> done = exchange->done.get_future();
   ClientRequest request{.method = "GET", .url = fmt::format("{}{}{}", url, kBlobPath, file.sha256)};
   request.headers.emplace_back("range", fmt::format("bytes={}-{}", offset, offset + wanted - 1));
   if (!options_.fleet_key.empty()) request.headers.emplace_back("authorization", "Bearer " + options_.fleet_key);
   request.timeout = options_.piece_timeout;
-  const auto id = std::make_shared<std::atomic<int64_t>>(0);
-  ClientCallbacks callbacks;
-  callbacks.on_head = [exchange](int status, const HttpHeaders& headers) {
-    exchange->status = status;
-    for (const auto& [name, value] : headers)
-      if (name == "content-range") exchange->range = value;
-  };
-  callbacks.on_done = [exchange](Status status) { exchange->done.set_value(std::move(status)); };
+  std::optional<PendingAnswer> pending;
   {
     std::lock_guard lock(mutex_);
     if (stopping_) return cancelled("the server is shutting down");
-    callbacks.on_data = [http = http_.get(), exchange, id, wanted](std::string_view bytes) {
-      if (std::ssize(exchange->body) + std::ssize(bytes) <= wanted) {
-        exchange->body += bytes;
-      } else if (!std::exchange(exchange->overflowed, true)) {
-        http->cancel(id->load());  // its time ends it otherwise
-      }
-    };
-    *id = http_->send(std::move(request), std::move(callbacks));
+    pending.emplace(*http_, std::move(request), static_cast<size_t>(wanted));
   }
-  const Status ended = done.get();
-  if (exchange->overflowed) return data_loss("it sent more than was asked for");
-  if (ended.code() == StatusCode::kDeadlineExceeded) return ended;
-  if (!ended.ok()) return unavailable("{}", ended.message());
-  if (exchange->status == 404) return not_found("it does not have it");
-  if (exchange->status == 401 || exchange->status == 403)
-    return permission_denied("it answered {}: is the fleet key one of its keys with scope fleet?", exchange->status);
-  if (exchange->status != 206) return unavailable("it answered {}", exchange->status);
+  Result<ClientAnswer> answer = pending->wait();
+  if (answer.status().code() == StatusCode::kResourceExhausted) return data_loss("it sent more than was asked for");
+  if (answer.status().code() == StatusCode::kDeadlineExceeded) return answer.status();
+  if (!answer.ok()) return unavailable("{}", answer.status().message());
+  if (answer->status == 404) return not_found("it does not have it");
+  if (answer->status == 401 || answer->status == 403)
+    return permission_denied("it answered {}: is the fleet key one of its keys with scope fleet?", answer->status);
+  if (answer->status != 206) return unavailable("it answered {}", answer->status);
   // A piece is sent whole, so that its time bounds how slowly the adapter comes.
-  if (!exchange->range.starts_with(fmt::format("bytes {}-{}/", offset, offset + wanted - 1)) ||
-      std::ssize(exchange->body) != wanted)
+  if (!answer->header("content-range").starts_with(fmt::format("bytes {}-{}/", offset, offset + wanted - 1)) ||
+      std::ssize(answer->body) != wanted)
     return data_loss("it sent another part than was asked for");
-  return std::move(exchange->body);
+  return std::move(answer->body);
 }
 
 }  // namespace lk

@@ -15,7 +15,7 @@
 
 #include "lk/base/workshop.h"
 #include "lk/net/http_client.h"
-#include "lk/registry/adapter_cache.h"
+#include "lk/serve/fleet/adapter_cache.h"
 
 namespace lk {
 
