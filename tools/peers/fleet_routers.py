@@ -25,7 +25,9 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools" / "conformance"))
-AFFINE = 0.75  # of an adapter's requests, at least so many at one of two replicas
+# Of an adapter's requests, at least so many at one of two replicas. Envoy's bound of 1.25 leaves 0.625 where all adapters hash to one replica; in turns it
+# is 0.5.
+AFFINE = 0.6
 
 
 HELD = []  # ports
