@@ -108,7 +108,7 @@ Result<std::string> find_directory(const std::string& written, std::span<const H
   if (!names_hub(written)) return written;
   LK_ASSIGN_OR_RETURN(const HubName name, parse_hub_name(written));
   LK_ASSIGN_OR_RETURN(HubSettings settings, read_hub_settings());
-  if (fetch == Fetch::kCachedOnly) settings.offline = true;
+  if (fetch == Fetch::kCachedOnly) settings.cached_only = true;
   const Result<Pulled> pulled = pull_shown(settings, name, kinds);
   if (pulled.ok()) return pulled->directory;
   if (written.starts_with("hf://")) return pulled.status();

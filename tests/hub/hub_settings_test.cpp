@@ -65,13 +65,13 @@ TEST(HubSettings, TakeTheRestFromVariables) {
   EXPECT_EQ(settings.download_timeout, std::chrono::seconds(30));
   EXPECT_EQ(settings.metadata_timeout, std::chrono::seconds(10));
   EXPECT_EQ(settings.ca_file, "/ca.pem");
-  EXPECT_FALSE(settings.offline);
+  EXPECT_EQ(settings.offline_by, "");
   for (const auto& [name, value, offline] : {std::tuple("HF_HUB_OFFLINE", "on", true),
                                              {"HF_HUB_OFFLINE", "0", false},
                                              {"TRANSFORMERS_OFFLINE", "1", true},
                                              {"HF_HUB_OFFLINE", "", false}})
-    EXPECT_EQ(read({{"HF_HOME", "/hf"}, {name, value}}).value().offline, offline) << name << value;
-  EXPECT_FALSE(read({{"HF_HOME", "/hf"}, {"HF_HUB_OFFLINE", "0"}, {"TRANSFORMERS_OFFLINE", "1"}}).value().offline);
+    EXPECT_EQ(read({{"HF_HOME", "/hf"}, {name, value}}).value().offline_by, offline ? name : "") << name << value;
+  EXPECT_EQ(read({{"HF_HOME", "/hf"}, {"HF_HUB_OFFLINE", "0"}, {"TRANSFORMERS_OFFLINE", "1"}}).value().offline_by, "");
   for (const auto& [name, value] : {std::pair("HF_ENDPOINT", "file:///etc"),
                                     {"HF_ENDPOINT", "hub"},
                                     {"HF_HUB_ETAG_TIMEOUT", "soon"},

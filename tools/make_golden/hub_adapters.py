@@ -105,6 +105,13 @@ def _lora(targets: Any, **extra: Any) -> LoraConfig:
 
 def _heads(out: AdapterWriter) -> None:
     """Everything about the two ends of the model, on a tied and on an untied base."""
+    def change(key: str) -> Callable[[State], None]:
+        def apply(state: State) -> None:
+            found = next(name for name in state if name.endswith(key))
+            state[found] = state[found] + 0.2 * torch.randn(state[found].shape, generator=generator(key))
+
+        return apply
+
     for init in ("pissa", "olora"):
         out.add(f"{init}_head", _lora(["lm_head", "q_proj"], init_lora_weights=init))
         out.add(f"{init}_head_raw", _lora(["lm_head", "q_proj"], init_lora_weights=init), save_embeddings=False)
@@ -119,6 +126,13 @@ def _heads(out: AdapterWriter) -> None:
     out.add("saved_embedding", _lora(["v_proj"], modules_to_save=["embed_tokens"]))
     out.add("saved_both", _lora(["v_proj"], modules_to_save=["embed_tokens", "lm_head"]))
     out.add("saved_twice", _lora(["v_proj"], modules_to_save=["embed_tokens", "lm_head"]), save_embeddings=True)
+    if out.base == "tied":
+        for ends, named in (("embedding", ["embed_tokens"]), ("head", ["lm_head"]), ("both", ["embed_tokens", "lm_head"])):
+            config = {"modules_to_save": named, "ensure_weight_tying": True}
+            out.add(f"saved_tied_{ends}", _lora(["v_proj"], **config))
+            # The copies beside them are the base's, or another's: nobody sees these.
+            out.add(f"saved_tied_{ends}_twice", _lora(["v_proj"], **config), save_embeddings=True)
+            out.add(f"saved_tied_{ends}_copy_changed", _lora(["v_proj"], **config), save_embeddings=True, edit=change("embed_tokens.original_module.weight"))
     out.add("head_rows", _lora(["v_proj"], trainable_token_indices={"lm_head": SOME}))
     out.add("both_rows", _lora(["v_proj"], trainable_token_indices={"embed_tokens": SOME, "lm_head": OTHER}))
     # PEFT writes this for a tied base, too, and then fails when it runs.
@@ -127,13 +141,6 @@ def _heads(out: AdapterWriter) -> None:
     out.add("rows_copied", _lora(["v_proj"], trainable_token_indices=SOME), save_embeddings=True)
     out.add("trainable_tokens", TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=SOME))
     out.add("trainable_head_rows", TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=SOME, target_modules=["lm_head"]))
-
-    def change(key: str) -> Callable[[State], None]:
-        def apply(state: State) -> None:
-            found = next(name for name in state if name.endswith(key))
-            state[found] = state[found] + 0.2 * torch.randn(state[found].shape, generator=generator(key))
-
-        return apply
 
     out.add("head_copy_changed", _lora(["lm_head", "v_proj"]), save_embeddings=True, edit=change("lm_head.base_layer.weight"),
             warns=["lm_head.base_layer.weight"])

@@ -65,6 +65,11 @@ def _resized_vocabularies(writer: Writer) -> None:
             add("lora", _lora(["embed_tokens", "lm_head", "v_proj"]))
             add("dora", _lora(["embed_tokens", "lm_head"], use_dora=True))
             add("rows", _lora(["v_proj"], trainable_token_indices=[3, last - 1, last]))
+            if base == "tied":
+                for ends, named in (("embedding", ["embed_tokens"]), ("head", ["lm_head"]), ("both", ["embed_tokens", "lm_head"])):
+                    add(f"tied_{ends}", _lora(["v_proj"], modules_to_save=named, ensure_weight_tying=True))
+                add("tied_lora", _lora(["embed_tokens", "v_proj"], ensure_weight_tying=True))
+                add("tied_rows", _lora(["v_proj"], trainable_token_indices=[3, last], ensure_weight_tying=True))
             if base == "untied":
                 add("head_rows", _lora(["v_proj"], trainable_token_indices={"embed_tokens": [last], "lm_head": [4, last]}))
         # Saved without the rows that nobody else has.

@@ -60,7 +60,7 @@ class Pull {
 
   Result<Pulled> run() {
     Result<Pulled> cached = from_cache();
-    if (settings_.offline) return cached.ok() ? std::move(cached) : offline(cached.status());
+    if (settings_.cached_only || !settings_.offline_by.empty()) return cached.ok() ? std::move(cached) : offline(cached.status());
     Result<HubListing> listing = list(cached.ok());
     if (!listing.ok()) {
       if (!cached.ok() || listing.status().code() == StatusCode::kInvalidArgument) return listing.status();
@@ -104,10 +104,12 @@ class Pull {
 
   Status offline(const Status& why) const {
     if (why.code() != StatusCode::kNotFound) return why;
-    return not_found(
-        "{} is not in the cache {} ({}), and nothing is downloaded while HF_HUB_OFFLINE is set; run `lorikeet pull {}` "
-        "without it",
-        name_.text(), settings_.cache, why.message(), name_.text());
+    const std::string missing =
+        fmt::format("{} is not in the cache {} ({})", name_.text(), settings_.cache, why.message());
+    if (settings_.offline_by.empty())
+      return not_found("{}, and a check downloads nothing: run `lorikeet pull {}` first", missing, name_.text());
+    return not_found("{}, and nothing is downloaded while {} is set; run `lorikeet pull {}` without it", missing,
+                     settings_.offline_by, name_.text());
   }
 
   // --- What the hub has

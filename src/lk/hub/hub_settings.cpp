@@ -127,8 +127,9 @@ Result<HubSettings> read_hub_settings(const std::function<const char*(const char
     if (!here) return io_error("the working directory is gone: give HF_HOME as an absolute path");
     settings.cache = join_path(here.get(), settings.cache);
   }
-  settings.offline = environment.flag("HF_HUB_OFFLINE") ||
-                     (environment.get("HF_HUB_OFFLINE").empty() && environment.flag("TRANSFORMERS_OFFLINE"));
+  if (const char* name = environment.get("HF_HUB_OFFLINE").empty() ? "TRANSFORMERS_OFFLINE" : "HF_HUB_OFFLINE";
+      environment.flag(name))
+    settings.offline_by = name;
   settings.progress = !environment.flag("HF_HUB_DISABLE_PROGRESS_BARS");
   LK_ASSIGN_OR_RETURN(settings.metadata_timeout, environment.seconds("HF_HUB_ETAG_TIMEOUT", settings.metadata_timeout));
   LK_ASSIGN_OR_RETURN(settings.download_timeout,

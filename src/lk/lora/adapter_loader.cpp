@@ -261,10 +261,9 @@ Status AdapterLoader::place_embedding(const Parts& parts) {
 
 // ensure_weight_tying on a tied base: the head uses the transpose of the embedding's delta.
 Status AdapterLoader::tie_head() {
-  if (!config_.ensure_weight_tying || !model_.tie_word_embeddings) return Status();
+  if (!ties_ends()) return Status();
   if (embedding_magnitude_ != nullptr)
     return unsupported("ensure_weight_tying with DoRA on the embedding is not supported");
-  if (!adapter_.replaced.lm_head.defined()) adapter_.replaced.lm_head = adapter_.replaced.embedding;
   if (!adapter_.embedding || adapter_.lm_head) return Status();
   const Adapter::EmbeddingDelta& source = *adapter_.embedding;
   LoraDelta head;
@@ -297,7 +296,7 @@ Status AdapterLoader::cross_check() {
     LK_ASSIGN_OR_RETURN(const bool targeted, matcher_->is_targeted(path));
     const bool loaded = lora_modules_.contains(module);
     if (targeted && !loaded) missing.push_back(path);
-    const bool tied = module == kLmHead && config_.ensure_weight_tying && model_.tie_word_embeddings;
+    const bool tied = module == kLmHead && ties_ends();
     if (!targeted && loaded && !tied) extra.push_back(path);
     // Patterns are reported as unused only when they match no module of the model at all.
     LK_ASSIGN_OR_RETURN(const std::optional<size_t> rank_key, matcher_->rank_pattern_of(path));

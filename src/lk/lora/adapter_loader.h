@@ -55,6 +55,9 @@ class AdapterLoader {
   Status read_values();
   // The module by the name that adapter_config.json is made for.
   std::string path_of(FileModule module) const;
+  // What is done to one end of the model is done to both.
+  bool ties_ends() const { return config_.ensure_weight_tying && model_.tie_word_embeddings; }
+  bool is_saved(ModuleId module) const;
   Status place_lora();
   Status place_projection(FileModule module, const Parts& parts);
   Status place_lm_head(const Parts& parts);
@@ -62,6 +65,7 @@ class AdapterLoader {
   Status place_replacements();
   Status place_replacement(WeightId weight, const Source& source);
   Status place_base_copy(ModuleId module, const Source& source);
+  Status tie_saved_ends();
   void apply_base_copies();
   Status check_own_vocabulary() const;
   Status place_trained_tokens();

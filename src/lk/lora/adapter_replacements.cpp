@@ -54,14 +54,34 @@ Status AdapterLoader::place_replacements() {
         LK_RETURN_IF_ERROR(place_base_copy(module.first, *copy));
     }
   }
+  LK_RETURN_IF_ERROR(tie_saved_ends());
   apply_base_copies();
   // A module that was to be saved and is not in the file would silently stay the base's. (A tied head is not among the
   // model's weights: it may follow the embedding.)
   for (const WeightId weight : model_weights(model_)) {
-    if (matcher_->is_saved(path_of({weight.module})) && !adapter_.replaced.of(weight).defined()) {
+    if (is_saved(weight.module) && !adapter_.replaced.of(weight).defined()) {
       return data_loss("modules_to_save covers '{}', which is not in adapter_model.safetensors", weight_name(weight));
     }
   }
+  return Status();
+}
+
+// With ensure_weight_tying the ends of a tied model have one saved matrix, whichever of them modules_to_save names.
+bool AdapterLoader::is_saved(ModuleId module) const {
+  if (matcher_->is_saved(path_of({module}))) return true;
+  return module.is_vocabulary() && ties_ends() &&
+         (matcher_->is_saved(path_of({kEmbedding})) || matcher_->is_saved(path_of({kLmHead})));
+}
+
+// Before the base's copies get what is left: the matrix is written under the names of both ends, or of one.
+Status AdapterLoader::tie_saved_ends() {
+  if (!ties_ends() || !is_saved(kEmbedding)) return Status();
+  TensorView &embedding = adapter_.replaced.embedding, &head = adapter_.replaced.lm_head;
+  if (embedding.defined() && head.defined() && !same_values(embedding, head))
+    return data_loss("ensure_weight_tying is true, and the saved values of '{}' and '{}' differ",
+                     module_path(kEmbedding), module_path(kLmHead));
+  if (!head.defined()) head = embedding;
+  embedding = head;
   return Status();
 }
 
@@ -82,7 +102,7 @@ Status AdapterLoader::place_replacement(WeightId weight, const Source& source) {
   const std::vector<int64_t> shape = *weight_shape(weight, model_);
   if (!std::ranges::equal(source.view.shape(), shape))
     return wrong_shape(source, fmt::format("[{}]", fmt::join(shape, ", ")));
-  const bool saved = matcher_->is_saved(path_of({module}));
+  const bool saved = is_saved(module);
   if (weight.bias) {
     if (!saved && !config_.trained_biases) {
       if (base_ != nullptr && base_->find(weight_name(weight)) != nullptr &&
