@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "lk/base/file.h"
+#include "lk/serve/access/state_store.h"
 #include "lk/serve/access/state_thread.h"
 #include "testing/temp_dir.h"
 

@@ -11,7 +11,6 @@
 #include "lk/base/json_fields.h"
 #include "lk/base/json_text.h"
 #include "lk/base/names.h"
-#include "lk/base/file.h"
 #include "lk/registry/decision.h"
 
 namespace lk {
