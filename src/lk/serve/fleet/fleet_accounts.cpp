@@ -45,6 +45,7 @@ FleetAccounts::~FleetAccounts() {
 void FleetAccounts::set_log(std::function<void(std::string_view, std::string_view)> log) {
   std::lock_guard lock(mutex_);
   log_ = std::move(log);
+  if (!log_) return;
   for (const auto& [what, reason] : std::exchange(untold_, {})) log_(what, reason);
 }
 

@@ -271,6 +271,7 @@ ServerImpl::~ServerImpl() {
   for (WorkQueue* queue : {compilers_.get(), workers_.get(), formatters_.get()})  // the first gives to the second
     if (queue) queue->stop();
   if (state_) state_->stop();
+  if (options_.accounts) options_.accounts->set_log({});  // they may outlive this
   if (fleet_) fleet_->stop();
   registry_.reset();
   if (service_) service_->stop();
