@@ -14,7 +14,7 @@ using testing::HasSubstr;
 std::vector<std::string> spans(std::string_view pattern, std::string_view text) {
   const auto regex = Regex::compile(pattern);
   if (!regex.ok()) return {regex.status().message()};
-  RegexBudget budget(text.size());
+  WorkBudget budget(text.size());
   std::vector<Span> found;
   EXPECT_TRUE(regex->find_spans(text, budget, found).ok());
   std::vector<std::string> out;

@@ -12,6 +12,7 @@ namespace {
 
 constexpr size_t kMaxTokenBytes = 1024;  // bounds the work per position of the text
 constexpr int64_t kMaxId = INT32_MAX - 1;
+constexpr size_t kMaxTrieNodes = 1 << 21;  // about 64 bytes each
 
 size_t spaces_before(std::string_view text, size_t end, size_t limit) {
   while (end > limit) {
@@ -69,30 +70,34 @@ bool TokenTrie::insert(std::string_view text, int32_t value) {
   return true;
 }
 
-std::optional<TokenTrie::Match> TokenTrie::find(std::string_view text, size_t from) const {
+Result<std::optional<TokenTrie::Match>> TokenTrie::find(std::string_view text, size_t from, WorkBudget& budget) const {
   for (size_t begin = from; begin < text.size(); ++begin) {
     std::optional<Match> best;
     int32_t node = 0;
-    for (size_t pos = begin; pos < text.size(); ++pos) {
+    size_t pos = begin;
+    for (; pos < text.size(); ++pos) {
       node = child(node, static_cast<unsigned char>(text[pos]));
       if (node == 0) break;
       const int32_t value = nodes_[static_cast<size_t>(node)].value;
       if (value >= 0) best = Match{begin, pos + 1, value};
     }
+    LK_RETURN_IF_ERROR(budget.spend(pos - begin + 1));
     if (best.has_value()) return best;
   }
-  return std::nullopt;
+  return std::optional<Match>();
 }
 
 struct AddedTokens::Place {
   const BpeModel& model;
   const Normalizer* normalizer;
   std::string where;
+  WorkBudget& budget;  // of all tokens of the files
 };
 
 Result<AddedTokens> AddedTokens::parse(const JsonView& json, const BpeModel& model, const Normalizer* normalizer,
                                        const TokenizerConfig& config) {
   AddedTokens added;
+  WorkBudget budget(0);
   if (!json.is_null()) {
     LK_ASSIGN_OR_RETURN(const std::vector<JsonView> items, json.array());
     for (const JsonView& item : items) {
@@ -105,10 +110,10 @@ Result<AddedTokens> AddedTokens::parse(const JsonView& json, const BpeModel& mod
       LK_ASSIGN_OR_RETURN(token.rstrip, item.boolean("rstrip"));
       LK_ASSIGN_OR_RETURN(token.normalized, item.boolean("normalized"));
       LK_ASSIGN_OR_RETURN(token.special, item.boolean("special"));
-      LK_RETURN_IF_ERROR(added.add(std::move(token), declared, {model, normalizer, item.where()}));
+      LK_RETURN_IF_ERROR(added.add(std::move(token), declared, {model, normalizer, item.where(), budget}));
     }
   }
-  LK_RETURN_IF_ERROR(added.apply(config, {model, normalizer, config.where}));
+  LK_RETURN_IF_ERROR(added.apply(config, {model, normalizer, config.where, budget}));
   LK_RETURN_IF_ERROR(added.index(json.where()));
   return added;
 }
@@ -137,7 +142,7 @@ Status AddedTokens::add(AddedToken given, std::optional<int64_t> declared, const
                 fmt::format("token \"{}\" declares id {}, but stands at id {}: ids must follow the vocabulary's {} "
                             "tokens without gaps",
                             content, *declared, id, vocabulary));
-  if (id > kMaxId) return fail(StatusCode::kResourceExhausted, "too many tokens");
+  if (id > kMaxId) return fail(StatusCode::kUnsupported, "too many tokens");
   if (!in_model.has_value() && model.id_to_token(static_cast<int32_t>(id)) != nullptr)
     return fail(StatusCode::kDataLoss, fmt::format("id {} of \"{}\" is the id of \"{}\" in the vocabulary", id, content,
                                                    *model.id_to_token(static_cast<int32_t>(id))));
@@ -145,8 +150,7 @@ Status AddedTokens::add(AddedToken given, std::optional<int64_t> declared, const
   token.text = content;
   if (token.normalized && place.normalizer != nullptr) {
     NormalizedText text{.text = content, .origins = {}, .track = false};
-    RegexBudget budget(0);
-    LK_RETURN_IF_ERROR(place.normalizer->apply(text, budget).with_context(place.where));
+    LK_RETURN_IF_ERROR(place.normalizer->apply(text, place.budget).with_context(place.where));
     token.text = std::move(text.text);
     if (token.text.empty() || token.text.size() > kMaxTokenBytes)
       return fail(StatusCode::kUnsupported, fmt::format("\"{}\" is {} bytes long when normalised, not in [1, {}]",
@@ -208,19 +212,26 @@ Status AddedTokens::apply(const TokenizerConfig& config, const Place& place) {
 Status AddedTokens::index(const std::string& where) {
   for (size_t k = 0; k < tokens_.size(); ++k) {
     const Token& token = tokens_[k];
+    if (raw_.num_nodes() + normalized_.num_nodes() > kMaxTrieNodes)
+      return unsupported("{}: the texts of the added tokens are too long together", where);
     if (!(token.normalized ? normalized_ : raw_).insert(token.text, static_cast<int32_t>(k)))
       return data_loss("{}: \"{}\" has the same normalised text as another token", where, token.content);
   }
   return {};
 }
 
-std::vector<AddedTokens::Part> AddedTokens::split(std::string_view text, bool normalized) const {
+Result<std::vector<AddedTokens::Part>> AddedTokens::split(std::string_view text, bool normalized,
+                                                          WorkBudget& budget) const {
   std::vector<Part> parts;
   const TokenTrie& trie = normalized ? normalized_ : raw_;
   size_t done = 0;
   size_t spaces_end = 0;  // end of the last run of spaces walked: no run is walked twice
   if (!trie.empty()) {
-    for (auto match = trie.find(text, 0); match.has_value(); match = trie.find(text, match->end)) {
+    size_t from = 0;
+    while (true) {
+      LK_ASSIGN_OR_RETURN(const std::optional<TokenTrie::Match> match, trie.find(text, from, budget));
+      if (!match.has_value()) break;
+      from = match->end;
       const Token& token = tokens_[static_cast<size_t>(match->value)];
       if (split_special_ && token.special) continue;
       if (token.single_word && !is_whole_word(text, *match)) continue;

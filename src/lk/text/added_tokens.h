@@ -26,8 +26,10 @@ class TokenTrie {
     size_t begin, end;
     int32_t value;
   };
-  // Leftmost, then longest, at or after `from`.
-  std::optional<Match> find(std::string_view text, size_t from) const;
+  // Leftmost, then longest, at or after `from`. Spends a step for each byte it looks at: tokens that nearly match
+  // everywhere make it look at each many times.
+  Result<std::optional<Match>> find(std::string_view text, size_t from, WorkBudget& budget) const;
+  size_t num_nodes() const { return nodes_.size(); }
 
  private:
   struct Node {
@@ -58,7 +60,7 @@ class AddedTokens {
     int32_t token;
   };
   // Parts in order. With lstrip and rstrip neighbours may overlap, as in the package.
-  std::vector<Part> split(std::string_view text, bool normalized) const;
+  Result<std::vector<Part>> split(std::string_view text, bool normalized, WorkBudget& budget) const;
 
   const Token* find(int32_t id) const;
   const Token* find(std::string_view content) const;

@@ -18,6 +18,8 @@ namespace {
 constexpr uint32_t kSmallCharacters = 0x800;  // covers the byte-level alphabet and most alphabets
 constexpr size_t kMaxCachedBytes = 64;        // longer words hardly repeat
 constexpr size_t kMaxCachedWords = 8192;      // per shard
+constexpr size_t kMaxAffixBytes = 32;         // "##", "</w>": written to every character that is looked up
+constexpr size_t kMaxUnknownBytes = 1024;
 constexpr size_t kShortWord = 24;             // symbols; up to here scanning beats a heap
 
 std::string_view text_of(const boost::json::string& text) { return {text.data(), text.size()}; }
@@ -73,15 +75,17 @@ Status BpeModel::parse_options(const JsonView& json) {
       return dropout.error(StatusCode::kUnsupported, "dropout makes encoding random; only 0 or null is supported");
     }
   }
-  const auto text = [&](std::string_view key, std::string& out) -> Status {
+  const auto text = [&](std::string_view key, std::string& out, size_t most) -> Status {
     if (!json.has(key)) return {};
     LK_ASSIGN_OR_RETURN(const std::string_view value, json.string(key));
+    if (value.size() > most)
+      return json.error(StatusCode::kUnsupported, "{} has {} bytes, more than {}", key, value.size(), most);
     out = value;
     return {};
   };
-  LK_RETURN_IF_ERROR(text("continuing_subword_prefix", prefix_));
-  LK_RETURN_IF_ERROR(text("end_of_word_suffix", suffix_));
-  if (json.has("unk_token")) LK_RETURN_IF_ERROR(text("unk_token", unk_token_.emplace()));
+  LK_RETURN_IF_ERROR(text("continuing_subword_prefix", prefix_, kMaxAffixBytes));
+  LK_RETURN_IF_ERROR(text("end_of_word_suffix", suffix_, kMaxAffixBytes));
+  if (json.has("unk_token")) LK_RETURN_IF_ERROR(text("unk_token", unk_token_.emplace(), kMaxUnknownBytes));
   LK_ASSIGN_OR_RETURN(fuse_unk_, json.boolean_or("fuse_unk", false));
   LK_ASSIGN_OR_RETURN(byte_fallback_, json.boolean_or("byte_fallback", false));
   LK_ASSIGN_OR_RETURN(ignore_merges_, json.boolean_or("ignore_merges", false));
@@ -274,7 +278,7 @@ void BpeModel::merge_short(std::vector<Symbol>& symbols) const {
   symbols.resize(size);
 }
 
-void BpeModel::merge_long(std::vector<Symbol>& symbols) const {
+Status BpeModel::merge_long(std::vector<Symbol>& symbols, WorkBudget& budget) const {
   struct Candidate {
     uint32_t rank;
     int32_t position;
@@ -293,6 +297,7 @@ void BpeModel::merge_long(std::vector<Symbol>& symbols) const {
   };
   for (size_t k = 0; k < symbols.size(); ++k) offer(static_cast<int32_t>(k));
   while (!queue.empty()) {
+    LK_RETURN_IF_ERROR(budget.spend(8));
     const Candidate top = queue.top();
     queue.pop();
     Symbol& left = symbols[static_cast<size_t>(top.position)];
@@ -308,10 +313,12 @@ void BpeModel::merge_long(std::vector<Symbol>& symbols) const {
     offer(top.position);
   }
   std::erase_if(symbols, [](const Symbol& symbol) { return symbol.removed; });
+  return {};
 }
 
-Status BpeModel::tokenize(std::string_view word, std::vector<int32_t>& ids) const {
+Status BpeModel::tokenize(std::string_view word, std::vector<int32_t>& ids, WorkBudget& budget) const {
   if (word.empty()) return {};
+  LK_RETURN_IF_ERROR(budget.spend(word.size()));
   if (ignore_merges_) {
     if (const std::optional<int32_t> id = token_to_id(word)) {
       ids.push_back(*id);
@@ -337,7 +344,7 @@ Status BpeModel::tokenize(std::string_view word, std::vector<int32_t>& ids) cons
   if (symbols.size() <= kShortWord) {
     merge_short(symbols);
   } else {
-    merge_long(symbols);
+    LK_RETURN_IF_ERROR(merge_long(symbols, budget));
   }
   const size_t begin = ids.size();
   for (const Symbol& symbol : symbols) ids.push_back(symbol.id);

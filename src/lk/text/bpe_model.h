@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "lk/text/json_view.h"
+#include "lk/text/work_budget.h"
 
 namespace lk {
 
@@ -71,7 +72,7 @@ class BpeModel {
   static Result<std::unique_ptr<const BpeModel>> parse(const JsonView& json);
 
   // Appends the ids of one pre-token. Requires: valid UTF-8.
-  Status tokenize(std::string_view word, std::vector<int32_t>& ids) const;
+  Status tokenize(std::string_view word, std::vector<int32_t>& ids, WorkBudget& budget) const;
 
   std::optional<int32_t> token_to_id(std::string_view token) const;
   const std::string* id_to_token(int32_t id) const;  // nullptr if no token has this id
@@ -100,7 +101,7 @@ class BpeModel {
   std::optional<int32_t> find_symbol(std::string_view character, bool first, bool last) const;
   Status split_symbols(std::string_view word, std::vector<Symbol>& symbols) const;
   void merge_short(std::vector<Symbol>& symbols) const;
-  void merge_long(std::vector<Symbol>& symbols) const;
+  Status merge_long(std::vector<Symbol>& symbols, WorkBudget& budget) const;
 
   StringMap<int32_t> token_ids_;
   std::vector<const std::string*> tokens_;  // [max id + 1], keys of token_ids_; null in a gap

@@ -44,7 +44,7 @@ Result<std::shared_ptr<const ChatTemplate>> ChatTemplate::parse(std::string_view
   parsed->where = std::string(where);
   parsed->source = std::string(source);
   if (source.size() > kMaxSourceBytes) {
-    return resource_exhausted("{}: a chat template is limited to {} bytes, this one has {}", where, kMaxSourceBytes,
+    return unsupported("{}: a chat template is limited to {} bytes, this one has {}", where, kMaxSourceBytes,
                               source.size());
   }
   if (!utf8::is_valid(source)) return invalid_argument("{}: the chat template is not valid UTF-8", where);

@@ -191,7 +191,7 @@ class ReplaceStage : public DecodeStage {
 
  private:
   std::string replace_all(std::string_view whole) const {
-    RegexBudget budget(whole.size());
+    WorkBudget budget(whole.size());
     std::vector<Span> spans;
     // A pattern that exceeds its limits replaces nothing: decoding has no way to fail.
     if (!rule_.pattern.find_spans(whole, budget, spans).ok()) spans.assign(1, {0, whole.size(), false});
@@ -319,6 +319,7 @@ Result<Decoder> Decoder::parse(const JsonView& json) {
   Decoder decoder;
   if (json.is_null()) {
     decoder.factories_.push_back(factory<JoinStage>());
+    decoder.growth_.added = 1;
   } else {
     LK_RETURN_IF_ERROR(decoder.add(json));
   }
@@ -326,15 +327,16 @@ Result<Decoder> Decoder::parse(const JsonView& json) {
 }
 
 Status Decoder::add(const JsonView& json) {
-  constexpr size_t kMaxStages = 64;
+  constexpr size_t kMaxStages = 16;
   if (factories_.size() >= kMaxStages) {
     return json.error(StatusCode::kUnsupported, "more than {} decoders in sequence", kMaxStages);
   }
   LK_ASSIGN_OR_RETURN(const std::string_view type, json.string("type"));
   if (type == "Sequence") {
-    LK_ASSIGN_OR_RETURN(const std::vector<JsonView> items, json.array("decoders"));
+    LK_ASSIGN_OR_RETURN(const std::vector<JsonView> items, json.array("decoders", kMaxStages));
     for (const JsonView& item : items) LK_RETURN_IF_ERROR(add(item));
   } else if (type == "ByteLevel") {
+    growth_ = growth_.then({.factor = 1.5});  // U+FFFD for a byte that takes two to write
     factories_.push_back(factory<ByteLevelStage>());
   } else if (type == "ByteFallback") {
     factories_.push_back(factory<ByteFallbackStage>());
@@ -345,6 +347,9 @@ Status Decoder::add(const JsonView& json) {
     factories_.push_back(factory<MetaspaceStage>(std::move(options)));
   } else if (type == "Replace") {
     LK_ASSIGN_OR_RETURN(ReplaceRule rule, ReplaceRule::parse(json));
+    growth_ = growth_.then(rule.growth());
+    LK_RETURN_IF_ERROR(growth_.check(json));
+    has_pattern_ |= rule.pattern.literal().empty();
     factories_.push_back(factory<ReplaceStage>(std::move(rule)));
   } else if (type == "Strip") {
     LK_ASSIGN_OR_RETURN(const JsonView content, json.field("content"));

@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "lk/text/growth.h"
 #include "lk/text/json_view.h"
 
 namespace lk {
@@ -47,11 +48,15 @@ class DecodeStream {
 
 class Decoder {
  public:
-  // A null section joins tokens with spaces, as the package does.
+  // A null section joins tokens with spaces, as the package does. kUnsupported for one that multiplies texts.
   static Result<Decoder> parse(const JsonView& json);
   DecodeStream start() const;
   // The raw bytes of a token in the middle of a text.
   std::string middle_bytes(std::string_view token) const;
+  // How much longer than a token what it shows may be.
+  const Growth& growth() const { return growth_; }
+  // Whether it matches regular expressions: of these nobody knows how long they take.
+  bool has_pattern() const { return has_pattern_; }
 
   // Makes a fresh stage for a stream.
   class Factory {
@@ -63,6 +68,8 @@ class Decoder {
  private:
   Status add(const JsonView& json);
   std::vector<std::shared_ptr<const Factory>> factories_;
+  Growth growth_;
+  bool has_pattern_ = false;
 };
 
 }  // namespace lk

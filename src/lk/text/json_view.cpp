@@ -6,6 +6,7 @@
 #include <boost/json/string.hpp>
 
 #include "lk/base/json_fields.h"
+#include "lk/base/plain_text.h"
 
 namespace lk {
 namespace {
@@ -59,9 +60,17 @@ Result<int64_t> JsonView::integer(int64_t min, int64_t max) const {
   return *number;
 }
 
-Result<std::vector<JsonView>> JsonView::array() const {
+// Some messages quote the file, which may hold a name of many megabytes.
+Status JsonView::failed(StatusCode code, std::string_view message) const {
+  constexpr size_t kMostBytes = 1000;
+  return Status(code, fmt::format("{}: {}", where(), clean_text(message, kMostBytes)));
+}
+
+Result<std::vector<JsonView>> JsonView::array(size_t most) const {
   const boost::json::array* items = value_->if_array();
   if (items == nullptr) return error(StatusCode::kDataLoss, "must be a list, is {}", json_kind(*value_));
+  if (items->size() > most)
+    return error(StatusCode::kUnsupported, "has {} entries, more than {}", items->size(), most);
   std::vector<JsonView> views;
   views.reserve(items->size());
   for (size_t k = 0; k < items->size(); ++k) views.emplace_back((*items)[k], file_, fmt::format("{}[{}]", path_, k));
@@ -82,9 +91,9 @@ Result<bool> JsonView::boolean_or(std::string_view key, bool fallback) const {
   return has(key) ? boolean(key) : Result<bool>(fallback);
 }
 
-Result<std::vector<JsonView>> JsonView::array(std::string_view key) const {
+Result<std::vector<JsonView>> JsonView::array(std::string_view key, size_t most) const {
   LK_ASSIGN_OR_RETURN(const JsonView value, field(key));
-  return value.array();
+  return value.array(most);
 }
 
 }  // namespace lk

@@ -30,20 +30,23 @@ class JsonView {
   Result<std::string_view> string() const;
   Result<bool> boolean() const;
   Result<int64_t> integer(int64_t min, int64_t max) const;
-  Result<std::vector<JsonView>> array() const;
+  // kUnsupported for more than `most`: each view is far larger than "0," in a file.
+  static constexpr size_t kMostItems = 1 << 19;
+  Result<std::vector<JsonView>> array(size_t most = kMostItems) const;
   Status expect_object() const;
 
   Result<std::string_view> string(std::string_view key) const;
   Result<bool> boolean(std::string_view key) const;
   Result<bool> boolean_or(std::string_view key, bool fallback) const;  // absent or null: fallback
-  Result<std::vector<JsonView>> array(std::string_view key) const;
+  Result<std::vector<JsonView>> array(std::string_view key, size_t most = kMostItems) const;
 
   template <class... Args>
   Status error(StatusCode code, fmt::format_string<Args...> format, Args&&... args) const {
-    return Status(code, fmt::format("{}: {}", where(), fmt::format(format, std::forward<Args>(args)...)));
+    return failed(code, fmt::format(format, std::forward<Args>(args)...));
   }
 
  private:
+  Status failed(StatusCode code, std::string_view message) const;
   const boost::json::value* value_;
   std::string file_;
   std::string path_;

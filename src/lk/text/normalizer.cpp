@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/text/normalizer.h"
 
+#include <algorithm>
 #include <array>
 
 #include "lk/base/utf8.h"
@@ -37,12 +38,18 @@ const ByteAlphabet& alphabet() {
 class Sequence : public Normalizer {
  public:
   explicit Sequence(std::vector<std::unique_ptr<const Normalizer>> parts) : parts_(std::move(parts)) {}
-  Status apply(NormalizedText& text, RegexBudget& budget) const override {
+  Status apply(NormalizedText& text, WorkBudget& budget) const override {
     for (const auto& part : parts_) {
+      LK_RETURN_IF_ERROR(budget.spend(text.text.size()));
       LK_RETURN_IF_ERROR(part->apply(text, budget));
-      LK_RETURN_IF_ERROR(text.check_size());
+      LK_RETURN_IF_ERROR(budget.check_size(text.text.size()));
     }
     return {};
+  }
+  Growth growth() const override {
+    Growth all;
+    for (const auto& part : parts_) all = all.then(part->growth());
+    return all;
   }
 
  private:
@@ -52,13 +59,14 @@ class Sequence : public Normalizer {
 class Prepend : public Normalizer {
  public:
   explicit Prepend(std::string prefix) : prefix_(std::move(prefix)) {}
-  Status apply(NormalizedText& text, RegexBudget&) const override {
+  Status apply(NormalizedText& text, WorkBudget&) const override {
     if (text.text.empty()) return {};
     const uint32_t origin = text.origin_at(0);
     text.text.insert(0, prefix_);
     if (text.track) text.origins.insert(text.origins.begin(), prefix_.size(), origin);
     return {};
   }
+  Growth growth() const override { return {.added = static_cast<double>(prefix_.size())}; }
 
  private:
   std::string prefix_;
@@ -67,22 +75,22 @@ class Prepend : public Normalizer {
 class Replace : public Normalizer {
  public:
   explicit Replace(ReplaceRule rule) : rule_(std::move(rule)) {}
-  Status apply(NormalizedText& text, RegexBudget& budget) const override {
-    std::vector<Span> spans;
-    LK_RETURN_IF_ERROR(rule_.pattern.find_spans(text.text, budget, spans));
+  Status apply(NormalizedText& text, WorkBudget& budget) const override {
     NormalizedText out{.text = {}, .origins = {}, .track = text.track};
     out.text.reserve(text.text.size());
-    for (const Span& span : spans) {
-      if (span.is_match) {
-        out.add(rule_.content, span.end == 0 ? 0 : text.origin_at(span.end - 1));
-        LK_RETURN_IF_ERROR(out.check_size());
-      } else {
+    LK_RETURN_IF_ERROR(rule_.pattern.each_span(text.text, budget, [&](const Span& span) -> Status {
+      if (!span.is_match) {
         out.add(std::string_view(text.text).substr(span.begin, span.end - span.begin), text.origins_at(span.begin));
+        return {};
       }
-    }
+      LK_RETURN_IF_ERROR(budget.check_size(out.text.size() + rule_.content.size()));
+      out.add(rule_.content, span.end == 0 ? 0 : text.origin_at(span.end - 1));
+      return {};
+    }));
     text = std::move(out);
     return {};
   }
+  Growth growth() const override { return rule_.growth(); }
 
  private:
   ReplaceRule rule_;
@@ -91,7 +99,7 @@ class Replace : public Normalizer {
 class Strip : public Normalizer {
  public:
   Strip(bool left, bool right) : left_(left), right_(right) {}
-  Status apply(NormalizedText& text, RegexBudget&) const override {
+  Status apply(NormalizedText& text, WorkBudget&) const override {
     const std::string_view view = text.text;
     size_t begin = 0, end = view.size();
     while (left_ && begin < end && unicode::is_space(utf8::decode(view, begin))) {
@@ -117,7 +125,7 @@ class Strip : public Normalizer {
 class UnicodeForm : public Normalizer {
  public:
   explicit UnicodeForm(unicode::Form form) : form_(form) {}
-  Status apply(NormalizedText& text, RegexBudget&) const override {
+  Status apply(NormalizedText& text, WorkBudget&) const override {
     if (text.track) return apply_tracked(text);
     LK_ASSIGN_OR_RETURN(text.text, unicode::normalize(text.text, form_));
     return {};
@@ -148,7 +156,7 @@ class UnicodeForm : public Normalizer {
 // Normalizers that map each character on its own.
 class PerCharacter : public Normalizer {
  public:
-  Status apply(NormalizedText& text, RegexBudget&) const override {
+  Status apply(NormalizedText& text, WorkBudget&) const override {
     NormalizedText out{.text = {}, .origins = {}, .track = text.track};
     out.text.reserve(text.text.size());
     std::string mapped;
@@ -176,6 +184,7 @@ class StripAccents : public PerCharacter {
 };
 
 class ByteLevel : public PerCharacter {
+  Growth growth() const override { return {.factor = 2}; }
   void map(uint32_t code_point, std::string& out) const override {
     std::string bytes;
     utf8::append(bytes, code_point);
@@ -206,16 +215,29 @@ Result<ReplaceRule> ReplaceRule::parse(const JsonView& json) {
   return ReplaceRule{std::move(pattern), std::string(content)};
 }
 
-Result<std::unique_ptr<const Normalizer>> Normalizer::parse(const JsonView& json) {
+Growth ReplaceRule::growth() const {
+  const auto made = static_cast<double>(content.size()), used = static_cast<double>(pattern.min_match_bytes());
+  // Empty matches stand before every character and at the end.
+  return used > 0 ? Growth{.factor = std::max(1.0, made / used)} : Growth{.factor = 1 + made, .added = made};
+}
+
+namespace {
+
+// `num_parts`: of the whole section so far.
+Result<std::unique_ptr<const Normalizer>> parse_part(const JsonView& json, size_t& num_parts) {
   using Pointer = std::unique_ptr<const Normalizer>;
-  if (json.is_null()) return Pointer();
+  constexpr size_t kMaxParts = 256;
+  if (++num_parts > kMaxParts) return json.error(StatusCode::kUnsupported, "more than {} normalizers", kMaxParts);
   LK_ASSIGN_OR_RETURN(const std::string_view type, json.string("type"));
   if (type == "Sequence") {
     LK_ASSIGN_OR_RETURN(const std::vector<JsonView> items, json.array("normalizers"));
     std::vector<Pointer> parts;
+    Growth growth;
     for (const JsonView& item : items) {
       LK_RETURN_IF_ERROR(item.expect_object());
-      LK_ASSIGN_OR_RETURN(Pointer part, parse(item));
+      LK_ASSIGN_OR_RETURN(Pointer part, parse_part(item, num_parts));
+      growth = growth.then(part->growth());
+      LK_RETURN_IF_ERROR(growth.check(item));
       parts.push_back(std::move(part));
     }
     return Pointer(std::make_unique<Sequence>(std::move(parts)));
@@ -244,6 +266,16 @@ Result<std::unique_ptr<const Normalizer>> Normalizer::parse(const JsonView& json
   if (type == "StripAccents") return Pointer(std::make_unique<StripAccents>());
   if (type == "ByteLevel") return Pointer(std::make_unique<ByteLevel>());
   return json.error(StatusCode::kUnsupported, "normalizer \"{}\" is not supported", type);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<const Normalizer>> Normalizer::parse(const JsonView& json) {
+  if (json.is_null()) return std::unique_ptr<const Normalizer>();
+  size_t num_parts = 0;
+  LK_ASSIGN_OR_RETURN(std::unique_ptr<const Normalizer> whole, parse_part(json, num_parts));
+  LK_RETURN_IF_ERROR(whole->growth().check(json));
+  return whole;
 }
 
 }  // namespace lk

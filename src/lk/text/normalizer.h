@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "lk/text/growth.h"
 #include "lk/text/json_view.h"
 #include "lk/text/pieces.h"
 
@@ -16,6 +17,7 @@ struct ReplaceRule {
   Regex pattern;
   std::string content;
   static Result<ReplaceRule> parse(const JsonView& json);
+  Growth growth() const;
 };
 
 // {"String": "..."} or {"Regex": "..."}
@@ -28,10 +30,12 @@ int char_byte(uint32_t code_point);
 
 class Normalizer {
  public:
-  // Null for a null section. Nested sequences are allowed to the depth the JSON parser allows.
+  // Null for a null section. Nested sequences are allowed to the depth the JSON parser allows. kUnsupported for one
+  // that multiplies texts.
   static Result<std::unique_ptr<const Normalizer>> parse(const JsonView& json);
   virtual ~Normalizer() = default;
-  virtual Status apply(NormalizedText& text, RegexBudget& budget) const = 0;
+  virtual Status apply(NormalizedText& text, WorkBudget& budget) const = 0;
+  virtual Growth growth() const { return {}; }
 };
 
 }  // namespace lk

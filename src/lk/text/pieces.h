@@ -15,8 +15,6 @@
 
 namespace lk {
 
-inline constexpr size_t kMaxTextBytes = size_t{1} << 30;  // of any stage: hostile rules may grow the text
-
 // A string that normalizers rewrite. With `track`, origins has one entry per byte.
 struct NormalizedText {
   std::string text;
@@ -34,10 +32,6 @@ struct NormalizedText {
   }
   uint32_t origin_at(size_t byte) const { return track && byte < origins.size() ? origins[byte] : 0; }
   const uint32_t* origins_at(size_t byte) const { return track ? origins.data() + byte : nullptr; }
-  Status check_size() const {
-    if (text.size() <= kMaxTextBytes) return {};
-    return resource_exhausted("the tokenizer's rules grow the text beyond {} bytes", kMaxTextBytes);
-  }
 };
 
 struct Piece {

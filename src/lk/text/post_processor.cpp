@@ -8,6 +8,8 @@ namespace {
 
 constexpr size_t kMaxSequences = 8;  // how often a template may repeat the text
 constexpr size_t kMaxSpecialIds = 4096;
+constexpr size_t kMaxPieces = kMaxSequences + kMaxSpecialIds;
+constexpr size_t kMaxNameBytes = 1024;  // as of an added token
 
 }  // namespace
 
@@ -34,8 +36,15 @@ Status PostProcessor::add_template(const JsonView& json) {
   has_template_ = true;
   LK_ASSIGN_OR_RETURN(const JsonView specials, json.field("special_tokens"));
   LK_RETURN_IF_ERROR(specials.expect_object());
-  LK_ASSIGN_OR_RETURN(const std::vector<JsonView> single, json.array("single"));
+  LK_ASSIGN_OR_RETURN(const std::vector<JsonView> single, json.array("single", kMaxPieces));
   size_t num_sequences = 0, num_ids = 0;
+  // Counted before they are made: a small file may name one long token again and again.
+  const auto count = [&](size_t& number, size_t more) -> Status {
+    number += more;
+    if (num_sequences <= kMaxSequences && num_ids <= kMaxSpecialIds) return {};
+    return json.error(StatusCode::kUnsupported, "the template has more than {} sequences or {} special ids",
+                      kMaxSequences, kMaxSpecialIds);
+  };
   for (const JsonView& piece : single) {
     if (piece.has("Sequence")) {
       LK_ASSIGN_OR_RETURN(const JsonView sequence, piece.field("Sequence"));
@@ -44,25 +53,23 @@ Status PostProcessor::add_template(const JsonView& json) {
         return sequence.error(StatusCode::kDataLoss, "the template of a single text names sequence \"{}\", not \"A\"",
                               id);
       }
+      LK_RETURN_IF_ERROR(count(num_sequences, 1));
       pieces_.push_back({true, {}});
-      ++num_sequences;
       continue;
     }
     LK_ASSIGN_OR_RETURN(const JsonView special, piece.field("SpecialToken"));
     LK_ASSIGN_OR_RETURN(const std::string_view name, special.string("id"));
+    if (name.size() > kMaxNameBytes)
+      return special.error(StatusCode::kUnsupported, "the id has {} bytes, more than {}", name.size(), kMaxNameBytes);
     LK_ASSIGN_OR_RETURN(const JsonView entry, specials.field(name));
-    LK_ASSIGN_OR_RETURN(const std::vector<JsonView> ids, entry.array("ids"));
+    LK_ASSIGN_OR_RETURN(const std::vector<JsonView> ids, entry.array("ids", kMaxSpecialIds));
+    LK_RETURN_IF_ERROR(count(num_ids, ids.size()));
     Piece out{false, {}};
     for (const JsonView& id_json : ids) {
       LK_ASSIGN_OR_RETURN(const int64_t id, id_json.integer(0, INT32_MAX - 1));
       out.ids.push_back(static_cast<int32_t>(id));
     }
-    num_ids += out.ids.size();
     pieces_.push_back(std::move(out));
-  }
-  if (num_sequences > kMaxSequences || num_ids > kMaxSpecialIds) {
-    return json.error(StatusCode::kUnsupported, "the template has {} sequences and {} special ids, more than {} and {}",
-                      num_sequences, num_ids, kMaxSequences, kMaxSpecialIds);
   }
   return {};
 }

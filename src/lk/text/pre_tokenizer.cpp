@@ -39,7 +39,7 @@ Status split_pieces(PieceList& list, Find find) {
 
 // Rewrites the text of every piece that is not a token: write(piece, out) appends the new text.
 template <class Write>
-Status rewrite_pieces(PieceList& list, Write write) {
+Status rewrite_pieces(PieceList& list, const WorkBudget& budget, Write write) {
   NormalizedText out{.text = {}, .origins = {}, .track = list.buffer.track};
   out.text.reserve(list.buffer.text.size() * 5 / 4 + list.pieces.size());
   for (Piece& piece : list.pieces) {
@@ -47,7 +47,7 @@ Status rewrite_pieces(PieceList& list, Write write) {
     if (piece.token < 0) write(piece, out);
     piece.begin = begin;
     piece.end = out.text.size();
-    LK_RETURN_IF_ERROR(out.check_size());
+    LK_RETURN_IF_ERROR(budget.check_size(out.text.size()));
   }
   list.buffer = std::move(out);
   return {};
@@ -73,9 +73,17 @@ void find_chars(std::string_view text, Predicate in_class, std::vector<Span>& sp
 class Sequence : public PreTokenizer {
  public:
   explicit Sequence(std::vector<std::unique_ptr<const PreTokenizer>> parts) : parts_(std::move(parts)) {}
-  Status apply(PieceList& list, RegexBudget& budget) const override {
-    for (const auto& part : parts_) LK_RETURN_IF_ERROR(part->apply(list, budget));
+  Status apply(PieceList& list, WorkBudget& budget) const override {
+    for (const auto& part : parts_) {
+      LK_RETURN_IF_ERROR(budget.spend(list.buffer.text.size()));
+      LK_RETURN_IF_ERROR(part->apply(list, budget));
+    }
     return {};
+  }
+  Growth growth() const override {
+    Growth all;
+    for (const auto& part : parts_) all = all.then(part->growth());
+    return all;
   }
   bool needs_origins() const override {
     return std::any_of(parts_.begin(), parts_.end(), [](const auto& part) { return part->needs_origins(); });
@@ -89,9 +97,9 @@ class ByteLevel : public PreTokenizer {
  public:
   ByteLevel(bool add_prefix_space, std::optional<Regex> regex)
       : add_prefix_space_(add_prefix_space), regex_(std::move(regex)) {}
-  Status apply(PieceList& list, RegexBudget& budget) const override {
+  Status apply(PieceList& list, WorkBudget& budget) const override {
     if (add_prefix_space_) {
-      LK_RETURN_IF_ERROR(rewrite_pieces(list, [&](const Piece& piece, NormalizedText& out) {
+      LK_RETURN_IF_ERROR(rewrite_pieces(list, budget, [&](const Piece& piece, NormalizedText& out) {
         const std::string_view text = list.text(piece);
         if (!text.starts_with(' ')) out.add(" ", list.buffer.origin_at(piece.begin));
         out.add(text, list.buffer.origins_at(piece.begin));
@@ -102,13 +110,14 @@ class ByteLevel : public PreTokenizer {
         return regex_->find_spans(text, budget, spans);
       }));
     }
-    return rewrite_pieces(list, [&](const Piece& piece, NormalizedText& out) {
+    return rewrite_pieces(list, budget, [&](const Piece& piece, NormalizedText& out) {
       for (size_t pos = piece.begin; pos < piece.end; ++pos) {
         const std::string& mapped = byte_char(static_cast<unsigned char>(list.buffer.text[pos]));
         out.add(mapped, list.buffer.origin_at(pos));
       }
     });
   }
+  Growth growth() const override { return {.factor = 2}; }
 
  private:
   bool add_prefix_space_;
@@ -119,7 +128,7 @@ class Split : public PreTokenizer {
  public:
   Split(Regex regex, SplitBehavior behavior, bool invert)
       : regex_(std::move(regex)), behavior_(behavior), invert_(invert) {}
-  Status apply(PieceList& list, RegexBudget& budget) const override {
+  Status apply(PieceList& list, WorkBudget& budget) const override {
     return split_pieces(list, [&](std::string_view text, std::vector<Span>& spans) -> Status {
       LK_RETURN_IF_ERROR(regex_.find_spans(text, budget, spans));
       if (invert_) {
@@ -141,8 +150,9 @@ class Metaspace : public PreTokenizer {
   explicit Metaspace(MetaspaceOptions options)
       : options_(std::move(options)), code_point_(utf8::decode(options_.replacement, 0)) {}
   bool needs_origins() const override { return options_.scheme == PrependScheme::kFirst; }
-  Status apply(PieceList& list, RegexBudget&) const override {
-    LK_RETURN_IF_ERROR(rewrite_pieces(list, [&](const Piece& piece, NormalizedText& out) {
+  Growth growth() const override { return {.factor = static_cast<double>(options_.replacement.size())}; }
+  Status apply(PieceList& list, WorkBudget& budget) const override {
+    LK_RETURN_IF_ERROR(rewrite_pieces(list, budget, [&](const Piece& piece, NormalizedText& out) {
       const std::string_view text = list.text(piece);
       const bool prepend =
           options_.scheme == PrependScheme::kAlways || (options_.scheme == PrependScheme::kFirst && piece.origin == 0);
@@ -172,7 +182,7 @@ class Metaspace : public PreTokenizer {
 class CharSplit : public PreTokenizer {
  public:
   CharSplit(bool (*in_class)(uint32_t), SplitBehavior behavior) : in_class_(in_class), behavior_(behavior) {}
-  Status apply(PieceList& list, RegexBudget&) const override {
+  Status apply(PieceList& list, WorkBudget&) const override {
     return split_pieces(list, [&](std::string_view text, std::vector<Span>& spans) -> Status {
       find_chars(text, in_class_, spans);
       apply_behavior(behavior_, spans);
@@ -188,7 +198,7 @@ class CharSplit : public PreTokenizer {
 // The Rust pattern \w+|[^\w\s]+: runs of word characters, runs of others, white space dropped.
 class Whitespace : public PreTokenizer {
  public:
-  Status apply(PieceList& list, RegexBudget&) const override {
+  Status apply(PieceList& list, WorkBudget&) const override {
     return split_pieces(list, [](std::string_view text, std::vector<Span>& spans) -> Status {
       spans.clear();
       enum class Kind { kSpace, kWord, kOther };
@@ -295,16 +305,23 @@ Result<MetaspaceOptions> MetaspaceOptions::parse(const JsonView& json) {
   return options;
 }
 
-Result<std::unique_ptr<const PreTokenizer>> PreTokenizer::parse(const JsonView& json) {
+namespace {
+
+// `num_parts`: of the whole section so far.
+Result<std::unique_ptr<const PreTokenizer>> parse_part(const JsonView& json, size_t& num_parts) {
   using Pointer = std::unique_ptr<const PreTokenizer>;
-  if (json.is_null()) return Pointer();
+  constexpr size_t kMaxParts = 256;
+  if (++num_parts > kMaxParts) return json.error(StatusCode::kUnsupported, "more than {} pre-tokenizers", kMaxParts);
   LK_ASSIGN_OR_RETURN(const std::string_view type, json.string("type"));
   if (type == "Sequence") {
     LK_ASSIGN_OR_RETURN(const std::vector<JsonView> items, json.array("pretokenizers"));
     std::vector<Pointer> parts;
+    Growth growth;
     for (const JsonView& item : items) {
       LK_RETURN_IF_ERROR(item.expect_object());
-      LK_ASSIGN_OR_RETURN(Pointer part, parse(item));
+      LK_ASSIGN_OR_RETURN(Pointer part, parse_part(item, num_parts));
+      growth = growth.then(part->growth());
+      LK_RETURN_IF_ERROR(growth.check(item));
       parts.push_back(std::move(part));
     }
     return Pointer(std::make_unique<Sequence>(std::move(parts)));
@@ -346,6 +363,14 @@ Result<std::unique_ptr<const PreTokenizer>> PreTokenizer::parse(const JsonView& 
     return Pointer(std::make_unique<CharSplit>(&unicode::is_punctuation, behavior));
   }
   return json.error(StatusCode::kUnsupported, "pre-tokenizer \"{}\" is not supported", type);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<const PreTokenizer>> PreTokenizer::parse(const JsonView& json) {
+  if (json.is_null()) return std::unique_ptr<const PreTokenizer>();
+  size_t num_parts = 0;
+  return parse_part(json, num_parts);
 }
 
 }  // namespace lk

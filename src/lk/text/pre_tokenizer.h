@@ -5,6 +5,7 @@
 
 #include <memory>
 
+#include "lk/text/growth.h"
 #include "lk/text/json_view.h"
 #include "lk/text/pieces.h"
 
@@ -28,11 +29,12 @@ struct MetaspaceOptions {
 
 class PreTokenizer {
  public:
-  // Null for a null section.
+  // Null for a null section. kUnsupported for one that multiplies texts.
   static Result<std::unique_ptr<const PreTokenizer>> parse(const JsonView& json);
   virtual ~PreTokenizer() = default;
-  virtual Status apply(PieceList& list, RegexBudget& budget) const = 0;
+  virtual Status apply(PieceList& list, WorkBudget& budget) const = 0;
   virtual bool needs_origins() const { return false; }
+  virtual Growth growth() const { return {}; }
 };
 
 }  // namespace lk

@@ -13,6 +13,7 @@ namespace lk {
 namespace {
 
 constexpr size_t kMaxPatternBytes = 64 << 10;
+constexpr size_t kMaxLiteralBytes = 1024;  // bounds the work per position of the text
 constexpr size_t kMaxTranslatedBytes = 1 << 20;
 constexpr uint32_t kMaxNesting = 100;
 constexpr uint32_t kMatchLimit = 20'000'000;  // backtracking steps of one match: a fraction of a second
@@ -48,11 +49,6 @@ struct MatchScratch {
 
 }  // namespace
 
-RegexBudget::RegexBudget(size_t text_bytes)
-    : deadline_(std::chrono::steady_clock::now() + std::chrono::seconds(10 + 2 * (text_bytes >> 20))) {}
-
-bool RegexBudget::expired() { return ++calls_ % 16 == 0 && std::chrono::steady_clock::now() > deadline_; }
-
 struct Regex::Code {
   pcre2_code* code;
   explicit Code(pcre2_code* c) : code(c) {}
@@ -72,6 +68,8 @@ Result<Regex> Regex::compile(std::string_view pattern) {
 
 Result<Regex> Regex::compile_literal(std::string_view text) {
   if (text.empty()) return build("");  // matches between all characters, as in the package
+  if (text.size() > kMaxLiteralBytes)
+    return unsupported("the pattern has {} bytes, more than {}", text.size(), kMaxLiteralBytes);
   Regex regex;
   regex.literal_ = text;
   return regex;
@@ -98,28 +96,44 @@ Result<Regex> Regex::build(const std::string& pcre) {
   return regex;
 }
 
-Status Regex::find_spans(std::string_view text, RegexBudget& budget, std::vector<Span>& spans) const {
+size_t Regex::min_match_bytes() const {
+  if (code_ == nullptr) return literal_.size();
+  uint32_t characters = 0;
+  return pcre2_pattern_info(code_->code, PCRE2_INFO_MINLENGTH, &characters) == 0 ? characters : 0;
+}
+
+Status Regex::find_spans(std::string_view text, WorkBudget& budget, std::vector<Span>& spans) const {
   spans.clear();
+  return each_span(text, budget, [&](const Span& span) -> Status {
+    spans.push_back(span);
+    return {};
+  });
+}
+
+Status Regex::each_span(std::string_view text, WorkBudget& budget,
+                        const std::function<Status(const Span&)>& take) const {
   size_t previous = 0;  // end of the last span
-  const auto add_match = [&](size_t begin, size_t end) {
-    if (previous != begin) spans.push_back({previous, begin, false});
-    spans.push_back({begin, end, true});
+  const auto add_match = [&](size_t begin, size_t end) -> Status {
+    if (previous != begin) LK_RETURN_IF_ERROR(take({previous, begin, false}));
     previous = end;
+    return take({begin, end, true});
+  };
+  const auto add_rest = [&]() -> Status {
+    return previous == text.size() ? Status() : take({previous, text.size(), false});
   };
   if (text.empty()) return {};
   if (code_ == nullptr) {
     for (size_t at = text.find(literal_); at != text.npos; at = text.find(literal_, at + literal_.size())) {
-      add_match(at, at + literal_.size());
+      LK_RETURN_IF_ERROR(add_match(at, at + literal_.size()));
     }
-    if (previous != text.size()) spans.push_back({previous, text.size(), false});
-    return {};
+    return add_rest();
   }
 
   static thread_local MatchScratch scratch;
   size_t from = 0;
   size_t last_match_end = text.npos;
   while (from <= text.size()) {
-    if (budget.expired()) return resource_exhausted("a regular expression of the tokenizer takes too long");
+    LK_RETURN_IF_ERROR(budget.tick());
     const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
     int count = pcre2_match(code_->code, subject, text.size(), from, PCRE2_NO_UTF_CHECK, scratch.data, scratch.context);
     if (count == PCRE2_ERROR_JIT_STACKLIMIT) {
@@ -128,7 +142,7 @@ Status Regex::find_spans(std::string_view text, RegexBudget& budget, std::vector
     }
     if (count == PCRE2_ERROR_NOMATCH) break;
     if (count < 0) {
-      return resource_exhausted("a regular expression of the tokenizer exceeds its limits: {}", error_text(count));
+      return invalid_argument("a regular expression of the tokenizer exceeds its limits: {}", error_text(count));
     }
     const PCRE2_SIZE* range = pcre2_get_ovector_pointer(scratch.data);
     if (range[1] < range[0]) return invalid_argument("a regular expression of the tokenizer matches backwards");
@@ -137,11 +151,11 @@ Status Regex::find_spans(std::string_view text, RegexBudget& budget, std::vector
       from += from < text.size() ? utf8::char_length(text[from]) : 1;
       continue;
     }
-    add_match(range[0], range[1]);
-    from = last_match_end = range[1];
+    const size_t end = range[1];
+    LK_RETURN_IF_ERROR(add_match(range[0], end));
+    from = last_match_end = end;
   }
-  if (previous != text.size()) spans.push_back({previous, text.size(), false});
-  return {};
+  return add_rest();
 }
 
 }  // namespace lk

@@ -88,6 +88,8 @@ Result<std::shared_ptr<const Tokenizer>> Tokenizer::parse(std::string_view json,
   LK_ASSIGN_OR_RETURN(impl->post_processor, PostProcessor::parse(post_processor));
   LK_ASSIGN_OR_RETURN(const JsonView decoder, section("decoder"));
   LK_ASSIGN_OR_RETURN(impl->decoder, Decoder::parse(decoder));
+  impl->decoder_text = json_text(decoder.raw());
+  if (base != nullptr) LK_RETURN_IF_ERROR(impl->check_decoder(*base->impl_, decoder));
   Sha256 sha;
   for (const JsonView* part : {&normalizer, &pre_tokenizer, &post_processor, &decoder}) {
     const std::string text = json_text(part->raw()) + ";";
@@ -111,7 +113,7 @@ Result<std::vector<int32_t>> Tokenizer::Impl::plain_ids(std::string_view text, s
   if (const std::optional<size_t> offset = utf8::find_invalid(text)) {
     return invalid_argument("the text is not valid UTF-8 at byte {}", *offset);
   }
-  RegexBudget budget(text.size());
+  WorkBudget budget(text.size());
   LK_ASSIGN_OR_RETURN(PieceList list, cut(text, begins != nullptr, budget));
   if (pre_tokenizer != nullptr) LK_RETURN_IF_ERROR(pre_tokenizer->apply(list, budget));
   std::vector<int32_t> ids;
@@ -121,7 +123,7 @@ Result<std::vector<int32_t>> Tokenizer::Impl::plain_ids(std::string_view text, s
       ids.push_back(piece.token);
       if (begins != nullptr) begins->push_back(piece.origin);
     } else {
-      LK_RETURN_IF_ERROR(model->tokenize(list.text(piece), ids));
+      LK_RETURN_IF_ERROR(model->tokenize(list.text(piece), ids, budget));
       if (begins != nullptr) find_begins(*model, list, piece, std::span(ids).subspan(first), *begins);
     }
   }
@@ -149,10 +151,11 @@ Result<Tokenizer::Encoding> Tokenizer::encode_with_offsets(std::string_view text
 }
 
 // Source: AddedVocabulary::extract_and_normalize.
-Result<PieceList> Tokenizer::Impl::cut(std::string_view text, bool track, RegexBudget& budget) const {
+Result<PieceList> Tokenizer::Impl::cut(std::string_view text, bool track, WorkBudget& budget) const {
   PieceList list;
   list.buffer.track = track || (pre_tokenizer != nullptr && pre_tokenizer->needs_origins());
-  for (const AddedTokens::Part& raw : added.split(text, false)) {
+  LK_ASSIGN_OR_RETURN(const std::vector<AddedTokens::Part> parts, added.split(text, false, budget));
+  for (const AddedTokens::Part& raw : parts) {
     if (raw.token >= 0) {
       const size_t end = list.buffer.text.size();
       list.pieces.push_back({end, end, static_cast<uint32_t>(raw.begin), raw.token});
@@ -166,13 +169,32 @@ Result<PieceList> Tokenizer::Impl::cut(std::string_view text, bool track, RegexB
     }
     if (normalizer != nullptr) LK_RETURN_IF_ERROR(normalizer->apply(part, budget));
     const size_t base = list.buffer.text.size();
-    for (const AddedTokens::Part& piece : added.split(part.text, true)) {
+    LK_ASSIGN_OR_RETURN(const std::vector<AddedTokens::Part> pieces, added.split(part.text, true, budget));
+    for (const AddedTokens::Part& piece : pieces) {
       list.pieces.push_back({base + piece.begin, base + piece.end, part.origin_at(piece.begin), piece.token});
     }
     list.buffer.add(part.text, part.origins.data());
-    LK_RETURN_IF_ERROR(list.buffer.check_size());
+    LK_RETURN_IF_ERROR(budget.check_size(list.buffer.text.size()));
   }
   return list;
+}
+
+double Tokenizer::Impl::longest_shown() const {
+  size_t longest = 0;
+  for (int32_t id = 0; id <= std::max(model->max_id(), added.max_id()); ++id)
+    if (const std::string* token = token_text(id)) longest = std::max(longest, token->size());
+  return decoder.growth().factor * static_cast<double>(longest) + decoder.growth().added;
+}
+
+// Answers are decoded token by token on the engine's thread, for all its requests.
+Status Tokenizer::Impl::check_decoder(const Impl& base, const JsonView& section) const {
+  constexpr double kMostShown = 4096;
+  if (decoder.has_pattern() && decoder_text != base.decoder_text)
+    return section.error(StatusCode::kUnsupported,
+                         "an adapter's decoder may not bring a regular expression that the base's has not");
+  if (const double most = std::max(kMostShown, base.longest_shown()), shown = longest_shown(); shown > most)
+    return section.error(StatusCode::kUnsupported, "a token may show up to {:g} bytes, more than {:g}", shown, most);
+  return {};
 }
 
 const std::string* Tokenizer::Impl::token_text(int32_t id) const {

@@ -275,7 +275,7 @@ class Reader {
   Status add(TokenizerConfig::Template added) {
     std::erase_if(config_.templates, [&](const auto& known) { return known.name == added.name; });
     if (config_.templates.size() == kMaxTemplates)
-      return resource_exhausted("{}: more than {} chat templates", added.where, kMaxTemplates);
+      return unsupported("{}: more than {} chat templates", added.where, kMaxTemplates);
     config_.templates.push_back(std::move(added));
     return {};
   }

@@ -22,10 +22,14 @@ struct Tokenizer::Impl {
   PostProcessor post_processor;
   Decoder decoder;
   int64_t vocab_size = 0;
-  std::string pipeline;  // digest of the sections beside vocabulary and added tokens
+  std::string pipeline;      // digest of the sections beside vocabulary and added tokens
+  std::string decoder_text;  // that section
+  // kUnsupported when an adapter's decoder could keep busy the thread that answers everybody.
+  Status check_decoder(const Impl& base, const JsonView& section) const;
+  double longest_shown() const;  // bytes at most that one token shows
 
   // The normalised text cut at the added tokens. Requires: valid UTF-8.
-  Result<PieceList> cut(std::string_view text, bool track, RegexBudget& budget) const;
+  Result<PieceList> cut(std::string_view text, bool track, WorkBudget& budget) const;
   // The ids of a text, without what the post-processor adds; with `begins`, where each begins.
   Result<std::vector<int32_t>> plain_ids(std::string_view text, std::vector<size_t>* begins) const;
   // What decoding sees of an id; nullptr outside the vocabulary.

@@ -60,7 +60,7 @@ Result<ParsedJson> ParsedJson::parse(std::string_view text, const std::string& f
     }
     out.value_ = std::make_shared<boost::json::value>(parser.release());
   } catch (const std::bad_alloc&) {
-    return resource_exhausted("{}: {} bytes of JSON need too much memory", file, text.size());
+    return unsupported("{}: {} bytes of JSON need too much memory", file, text.size());
   } catch (const std::exception& e) {
     return data_loss("{}: not valid JSON: {}", file, e.what());
   }

@@ -32,6 +32,22 @@ std::string property_key(std::string_view name) {
   return key;
 }
 
+// ICU puts the marks on one character in order by moving each past those before it: in time that is quadratic in their
+// number.
+Status check_marks(std::string_view text) {
+  constexpr int kMaxMarks = 1024;  // Unicode's stream-safe texts have 30
+  int marks = 0;
+  for (size_t at = 0; at < text.size(); at += utf8::char_length(text[at])) {
+    const uint32_t c = utf8::decode(text, at);
+    const bool reordered =
+        c >= 0x300 && u_getIntPropertyValue(static_cast<UChar32>(c), UCHAR_LEAD_CANONICAL_COMBINING_CLASS) != 0;
+    marks = reordered ? marks + 1 : 0;
+    if (marks > kMaxMarks)
+      return invalid_argument("the text has more than {} combining marks on one character, at byte {}", kMaxMarks, at);
+  }
+  return {};
+}
+
 struct Normalizers {
   std::array<std::unique_ptr<icu::FilteredNormalizer2>, 4> forms;
   icu::UnicodeSet assigned;
@@ -95,6 +111,7 @@ std::span<const CodePointRange> space_ranges() { return kSpaceRanges; }
 Result<std::string> normalize(std::string_view text, Form form) {
   const bool ascii = std::none_of(text.begin(), text.end(), [](char c) { return static_cast<signed char>(c) < 0; });
   if (ascii) return std::string(text);  // every form leaves ASCII alone
+  LK_RETURN_IF_ERROR(check_marks(text));
   static const Normalizers normalizers;
   if (!normalizers.ok) return internal_error("ICU has no normalisation data");
   UErrorCode error = U_ZERO_ERROR;

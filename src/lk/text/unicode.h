@@ -45,7 +45,8 @@ const RegexProperty* find_property(std::string_view name);
 std::span<const CodePointRange> space_ranges();
 
 enum class Form { kNfc, kNfd, kNfkc, kNfkd };
-// As Unicode 9, the version of the package's normaliser: newer characters are left alone.
+// As Unicode 9, the version of the package's normaliser: newer characters are left alone. kInvalidArgument for more
+// than 1024 combining marks on one character.
 Result<std::string> normalize(std::string_view text, Form form);
 
 }  // namespace lk::unicode

@@ -41,7 +41,7 @@ bool is_reserved(std::string_view name) {
 }  // namespace
 
 void ExprParser::fail_depth() const {
-  throw TemplateError{StatusCode::kResourceExhausted,
+  throw TemplateError{StatusCode::kInvalidArgument,
                       "expressions or blocks nest too deep here; split the expression with set tags", current().line};
 }
 

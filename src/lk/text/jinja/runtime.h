@@ -100,7 +100,7 @@ class Runtime {
   void check_time() {
     work_since_check_ = 0;
     if (std::chrono::steady_clock::now() > deadline_) {
-      throw TemplateError{StatusCode::kDeadlineExceeded,
+      throw TemplateError{StatusCode::kInvalidArgument,
                           fmt::format("the template ran longer than {} ms", limits_.max_time.count())};
     }
   }

@@ -36,7 +36,7 @@ template <class... Args>
 }
 template <class... Args>
 [[noreturn]] void fail_limit(fmt::format_string<Args...> format, Args&&... args) {
-  throw TemplateError{StatusCode::kResourceExhausted, fmt::format(format, std::forward<Args>(args)...)};
+  throw TemplateError{StatusCode::kInvalidArgument, fmt::format(format, std::forward<Args>(args)...)};
 }
 
 // Deeper values are refused: destruction, repr and comparison recurse once per level.
