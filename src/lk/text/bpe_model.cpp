@@ -20,7 +20,7 @@ constexpr size_t kMaxCachedBytes = 64;        // longer words hardly repeat
 constexpr size_t kMaxCachedWords = 8192;      // per shard
 constexpr size_t kMaxAffixBytes = 32;         // "##", "</w>": written to every character that is looked up
 constexpr size_t kMaxUnknownBytes = 1024;
-constexpr size_t kShortWord = 24;             // symbols; up to here scanning beats a heap
+constexpr size_t kShortWord = 24;  // symbols; up to here scanning beats a heap
 
 std::string_view text_of(const boost::json::string& text) { return {text.data(), text.size()}; }
 

@@ -45,7 +45,7 @@ Result<std::shared_ptr<const ChatTemplate>> ChatTemplate::parse(std::string_view
   parsed->source = std::string(source);
   if (source.size() > kMaxSourceBytes) {
     return unsupported("{}: a chat template is limited to {} bytes, this one has {}", where, kMaxSourceBytes,
-                              source.size());
+                       source.size());
   }
   if (!utf8::is_valid(source)) return invalid_argument("{}: the chat template is not valid UTF-8", where);
   try {

@@ -12,9 +12,7 @@ namespace lk {
 struct Growth {
   double factor = 1, added = 0;
 
-  Growth then(const Growth& next) const {
-    return {factor * next.factor, added * next.factor + next.added};
-  }
+  Growth then(const Growth& next) const { return {factor * next.factor, added * next.factor + next.added}; }
   // kUnsupported naming the part, the last one of a chain which has this growth as a whole.
   Status check(const JsonView& part) const;
 };

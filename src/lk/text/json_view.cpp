@@ -69,8 +69,7 @@ Status JsonView::failed(StatusCode code, std::string_view message) const {
 Result<std::vector<JsonView>> JsonView::array(size_t most) const {
   const boost::json::array* items = value_->if_array();
   if (items == nullptr) return error(StatusCode::kDataLoss, "must be a list, is {}", json_kind(*value_));
-  if (items->size() > most)
-    return error(StatusCode::kUnsupported, "has {} entries, more than {}", items->size(), most);
+  if (items->size() > most) return error(StatusCode::kUnsupported, "has {} entries, more than {}", items->size(), most);
   std::vector<JsonView> views;
   views.reserve(items->size());
   for (size_t k = 0; k < items->size(); ++k) views.emplace_back((*items)[k], file_, fmt::format("{}[{}]", path_, k));

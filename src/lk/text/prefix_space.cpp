@@ -28,8 +28,8 @@ bool each_part(json::value& section, const char* list_key, const Change& change)
   json::value* list = section.get_object().if_contains(list_key);
   if (list == nullptr || !list->is_array()) return true;
   json::array& parts = list->get_array();
-  const auto dropped = std::remove_if(parts.begin(), parts.end(),
-                                      [&](json::value& part) { return !each_part(part, list_key, change); });
+  const auto dropped =
+      std::remove_if(parts.begin(), parts.end(), [&](json::value& part) { return !each_part(part, list_key, change); });
   parts.erase(dropped, parts.end());
   return true;
 }

@@ -38,7 +38,7 @@ class Regex {
   Status each_span(std::string_view text, WorkBudget& budget, const std::function<Status(const Span&)>& take) const;
 
   const std::string& literal() const { return literal_; }  // empty if a pattern
-  size_t min_match_bytes() const;                           // 0: perhaps an empty match
+  size_t min_match_bytes() const;                          // 0: perhaps an empty match
 
  private:
   struct Code;
