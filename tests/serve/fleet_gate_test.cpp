@@ -8,6 +8,7 @@
 
 #include "lk/cluster/fleet_headers.h"
 #include "lk/serve/access/principal_json.h"
+#include "lk/serve/access/state_store.h"
 #include "lk/serve/http/routes.h"
 #include "testing/temp_dir.h"
 
