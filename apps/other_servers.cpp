@@ -86,7 +86,7 @@ constexpr Flag kFlags[] = {
     {"enable-lora", Means::kNothing, ""},
     // Machine
     {"device", Means::kOnly, "auto|cpu", kNoGpu},
-    {"tp-size num-shard", Means::kOnly, "1", "--tensor-parallel"},
+    {"tp tp-size tensor-parallel-size num-shard", Means::kOption, "--tensor-parallel"},
     {"pipeline-parallel-size pp pp-size data-parallel-size dp dp-size nnodes api-server-count", Means::kOnly, "1",
      "one process with one set of weights; `lorikeet route` stands in front of several"},
     {"gpu-memory-utilization mem-fraction-static", Means::kValueNothing,

@@ -134,6 +134,7 @@ TEST(Isolation, SlidingWindows) {
 const std::vector<std::string> kDivisibleAdapters = {"r8_linear", "r3_inputs",     "dora_r4", "pissa_r4",       "fused",
                                                      "head",      "linears_saved", "tokens",  "modules_to_save"};
 TEST(Isolation, RanksAreBitIdenticalToOne) {
+  if (testing::is_late_backend()) GTEST_SKIP() << "ranks of one process read one another's memory";
   for (const DType act : {DType::kBF16, DType::kF32}) {
     for (const int ranks : {2, 4})
       expect_isolation({.model = "qwen3_ranks4", .adapters = kDivisibleAdapters, .act = act, .num_ranks = ranks}, 4);
@@ -145,6 +146,7 @@ TEST(Isolation, RanksAreBitIdenticalToOne) {
   }
 }
 TEST(Isolation, RanksWithMergedNeighbours) {
+  if (testing::is_late_backend()) GTEST_SKIP() << "ranks of one process read one another's memory";
   expect_isolation(
       {.model = "qwen3_ranks4", .adapters = kDivisibleAdapters, .act = DType::kBF16, .merged = {0, 2}, .num_ranks = 4},
       12);

@@ -34,6 +34,7 @@ std::map<RequestId, Output> answers(Harness& harness) {
 
 // The element of W' that one rank would have, in each of the ranks' own copies.
 TEST(RanksTest, MergedCopiesArePartsOfTheWholeCopy) {
+  if (testing::is_late_backend()) GTEST_SKIP() << "ranks of one process read one another's memory";
   const std::string directory = testing::kGoldenDir + "adapters/qwen3_ranks4__dora_r4";
   struct Copy {
     std::vector<std::shared_ptr<const MergedWeights>> weights;
@@ -98,6 +99,7 @@ TEST(RanksTest, MergedCopiesArePartsOfTheWholeCopy) {
 
 // Two sums in a layer for each step, whatever adapters run in it.
 TEST(RanksTest, LoraAddsNoCollective) {
+  if (testing::is_late_backend()) GTEST_SKIP() << "ranks of one process read one another's memory";
   for (const bool with_adapters : {false, true}) {
     Harness harness({.model = "qwen3_ranks4",
                      .adapters = with_adapters ? kAdapters : std::vector<std::string>{"r8_linear"},

@@ -285,7 +285,8 @@ TEST(Schema, LongStringsAreCounted) {
   EXPECT_FALSE(matches(url, R"({"x":""})"));
   EXPECT_NE(compile(schema_spec(object(R"({"type":"string","format":"email","maxLength":2000})")), byte_vocabulary()),
             nullptr);
-  const auto date = compile(schema_spec(object(R"({"type":"string","format":"date","maxLength":10})")), byte_vocabulary());
+  const auto date =
+      compile(schema_spec(object(R"({"type":"string","format":"date","maxLength":10})")), byte_vocabulary());
   EXPECT_TRUE(matches(date, R"({"x":"2024-02-29"})"));
   // What a constant or a property's name is compared with is written out.
   EXPECT_NE(compile(schema_spec(R"({"enum":["a","b"],"type":"string","maxLength":2000})"), byte_vocabulary()), nullptr);

@@ -44,8 +44,8 @@ std::map<std::string, Format, std::less<>> make_formats() {
       {"hostname", {hostname, kHostname}},
       {"ipv4", {octet + "(\\." + octet + "){3}", 15}},
       {"ipv6", {ipv6, 39}},
-      {"uri", {"[a-zA-Z][a-zA-Z0-9+.-]{0,20}://" + hostname + "(:[0-9]{1,5})?", 21 + 3 + kHostname + 6,
-               "(/" + path + ")?"}},
+      {"uri",
+       {"[a-zA-Z][a-zA-Z0-9+.-]{0,20}://" + hostname + "(:[0-9]{1,5})?", 21 + 3 + kHostname + 6, "(/" + path + ")?"}},
   };
 }
 

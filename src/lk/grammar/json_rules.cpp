@@ -134,7 +134,8 @@ Expr JsonRules::string_between(int64_t min, int64_t max, bool in_calls) {
     ir_.define(*last_block_, ir_.seq({times(character, 0, kBlock - 1), quote}));
   }
   const Expr block = ir_.call(*block_);
-  std::vector<Expr> parts{quote, times(block, min / kBlock, min / kBlock), times(character, min % kBlock, min % kBlock)};
+  std::vector<Expr> parts{quote, times(block, min / kBlock, min / kBlock),
+                          times(character, min % kBlock, min % kBlock)};
   if (max == kUnbounded) {
     parts.push_back(times(character, 0, kUnbounded));
     parts.push_back(quote);

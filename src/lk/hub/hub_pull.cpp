@@ -60,7 +60,8 @@ class Pull {
 
   Result<Pulled> run() {
     Result<Pulled> cached = from_cache();
-    if (settings_.cached_only || !settings_.offline_by.empty()) return cached.ok() ? std::move(cached) : offline(cached.status());
+    if (settings_.cached_only || !settings_.offline_by.empty())
+      return cached.ok() ? std::move(cached) : offline(cached.status());
     Result<HubListing> listing = list(cached.ok());
     if (!listing.ok()) {
       if (!cached.ok() || listing.status().code() == StatusCode::kInvalidArgument) return listing.status();
