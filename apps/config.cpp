@@ -62,7 +62,8 @@ bool is_service_discovery(std::string_view name, std::string_view value) {
 }
 
 // Not options, but read by the program.
-constexpr std::string_view kOtherVariables[] = {"LORIKEET_API_KEY", "LORIKEET_STATE"};
+constexpr std::string_view kOtherVariables[] = {"LORIKEET_API_KEY", "LORIKEET_FLEET", "LORIKEET_FLEET_KEY",
+                                                "LORIKEET_STATE"};
 
 // A variable that is misspelt would change nothing, without a word.
 void warn_of_unknown_variables(const std::vector<const CLI::App*>& commands) {

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A fleet whose members find each other in etcd. Skipped where etcd is not installed."""
 import base64
+import contextlib
 import hashlib
 import http.client
 import json
@@ -215,9 +216,9 @@ class Plans(Fleet):
         def client(i: int):
             model = models[i % len(models)]
             try:
-                connection = http.client.HTTPConnection(router.address, timeout=PATIENCE)
-                connection.request("POST", CHAT, json.dumps({"model": model, "stream": True, **body}), {"Content-Type": "application/json"})
-                events = connection.getresponse().read().decode().split("\n\n")
+                with contextlib.closing(http.client.HTTPConnection(router.address, timeout=PATIENCE)) as connection:
+                    connection.request("POST", CHAT, json.dumps({"model": model, "stream": True, **body}), {"Content-Type": "application/json"})
+                    events = connection.getresponse().read().decode().split("\n\n")
                 assert events[-2] == "data: [DONE]", events[-2:]
                 texts.append((model, "".join(json.loads(event[6:])["choices"][0]["delta"].get("content") or "" for event in events[:-2] if event.startswith("data: {"))))
             except Exception as failure:  # noqa: BLE001: told by the test
