@@ -13,6 +13,7 @@
 #include "hub_names.h"
 #include "lk/base/file.h"
 #include "lk/base/json_text.h"
+#include "lk/base/plain_text.h"
 #include "lk/base/thread_pool.h"
 #include "lk/federated/dirichlet.h"
 #include "lk/federated/exchange.h"
@@ -27,6 +28,8 @@
 namespace lk::apps {
 namespace {
 namespace json = boost::json;
+
+constexpr size_t kMostMessage = 4000;
 
 // Of a directory, or of a name on the hub.
 Result<Checkpoint> open_base(std::string written) {
@@ -335,8 +338,10 @@ Result<std::vector<ClientUpdate>> read_updates(const ExchangeFlags& flags, const
       if (!fresh) status = already_exists("{}: a second update, with other values", file->update.client);
     }
     LK_RETURN_IF_ERROR(run.files->ledger(server.round(), status.ok() ? "received" : "refused",
-                                         file.ok() ? file->update.client : "", status.message()));
-    if (!status.ok()) fmt::print(stderr, "lorikeet: refused {}: {}\n", path, status.message());
+                                         file.ok() ? printable(file->update.client) : "",
+                                         clean_text(status.message(), kMostMessage)));
+    if (!status.ok())
+      fmt::print(stderr, "lorikeet: refused {}: {}\n", path, clean_text(status.message(), kMostMessage));
   }
   std::vector<ClientUpdate> updates;
   for (auto& [client, update] : received) updates.push_back(std::move(update));
@@ -380,7 +385,17 @@ Status close_round(const ExchangeFlags& flags) {
   }
   RoundReport report;
   if (flags.model.empty()) {
-    LK_ASSIGN_OR_RETURN(report, server.close(std::move(updates)));
+    const auto on_dropped = [&](const std::string& client, const std::string& reason) {
+      fmt::print(stderr, "lorikeet: without {}: {}\n", client, reason);
+      return run.files->ledger(server.round(), "dropped", client, reason);
+    };
+    LK_ASSIGN_OR_RETURN(std::optional<RoundReport> closed, server.close_what_can_be(std::move(updates), on_dropped));
+    if (!closed) {
+      print_json(false, server.round());
+      return failed_precondition("round {}: no quorum of {} among updates whose sum is finite; the round stays open",
+                                 server.round(), run.config.quorum);
+    }
+    report = std::move(*closed);
   } else {
     LK_ASSIGN_OR_RETURN(ModuleFactors model, read_model(flags.model, server.state().global));
     LK_ASSIGN_OR_RETURN(report, server.adopt(std::move(model), flags.received));
@@ -405,7 +420,10 @@ void add_exchange(CLI::App& federate, int& exit_code) {
     sub->callback([flags, run, &exit_code] {
       watch_interrupts();
       const Status status = run(*flags);
-      if (!status.ok()) exit_code = status.code() == StatusCode::kCancelled ? 130 : fail(status);
+      if (status.ok()) return;
+      // Files of the other side may say anything; a terminal must not obey it.
+      const Status said(status.code(), clean_text(status.message(), kMostMessage));
+      exit_code = status.code() == StatusCode::kCancelled ? 130 : fail(said);
     });
     return std::pair(sub, flags);
   };

@@ -11,6 +11,7 @@
 #include "fleet_flags.h"
 #include "listen_flags.h"
 #include "lk/base/file.h"
+#include "lk/base/plain_text.h"
 #include "lk/io/checkpoint.h"
 #include "lk/serve/federate/federate_client.h"
 #include "lk/serve/federate/federate_door.h"
@@ -24,7 +25,8 @@ std::function<void(std::string_view, std::string_view)> make_log(const char* who
   auto mutex = std::make_shared<std::mutex>();
   return [mutex, who](std::string_view event, std::string_view detail) {
     const std::lock_guard lock(*mutex);
-    fmt::print(stderr, "lorikeet federate {}: {}: {}\n", who, event, detail);
+    // Texts of the other side are among them.
+    fmt::print(stderr, "lorikeet federate {}: {}: {}\n", who, event, clean_text(detail, 2000));
   };
 }
 

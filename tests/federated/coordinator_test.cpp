@@ -211,7 +211,8 @@ TEST_F(Coordinated, WhatIsNoUpdateIsRefusedAndTheOthersCount) {
   EXPECT_EQ(code("c2", 1, changed([](UpdateFile& f) { f.update.tensors.begin()->second.pop_back(); })),
             StatusCode::kInvalidArgument);
   EXPECT_EQ(code("c2", 1, changed([](UpdateFile& f) { f.run_digest = "ef01"; })), StatusCode::kFailedPrecondition);
-  EXPECT_EQ(code("c2", 1, changed([](UpdateFile& f) { f.base_digest = "ef01"; })), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(code("c1", 1, update_of("c1", c1, [](UpdateFile& f) { f.base_digest = "ef01"; })),
+            StatusCode::kFailedPrecondition);
   EXPECT_EQ(code("c0", 1, good), StatusCode::kOk);
   EXPECT_EQ(code("c0", 1, good), StatusCode::kOk) << "once more is no harm";
   EXPECT_EQ(code("c0", 1, update_of("c0", c0, [](UpdateFile& f) { f.loss = 7; })), StatusCode::kAlreadyExists);
@@ -227,6 +228,68 @@ TEST_F(Coordinated, WhatIsNoUpdateIsRefusedAndTheOthersCount) {
   for (const char* part :
        {"not finite", "another run", "another base", "second update", "no memory", "at most", "values, expected"})
     EXPECT_THAT(said, HasSubstr(part));
+}
+
+TEST_F(Coordinated, OneClientCannotEndTheRunNorTakeMoreWeightThanItJoinedWith) {
+  for (const char* rule : {"fedavg", "flora", "flex", "fedex", "trimmed", "median"}) {
+    const FederatedConfig run = config("per_round: 3, quorum: 1", fmt::format("rule: {{name: {}}}\n", rule));
+    const std::string name = std::string("huge-") + rule;
+    auto server = open(run, name).value();
+    join_all(*server, run);
+    while (!server->done()) {
+      ASSERT_TRUE(server->begin().ok());
+      bool first = true;
+      for (const std::string& client : server->missing()) {
+        const Coordinator::Task task = *server->task_of(client);
+        const Status status =
+            server->receive(client, task.round, update_of(client, task, [&](UpdateFile& f) {
+                              if (first)
+                                for (auto& [tensor, values] : f.update.tensors) std::ranges::fill(values, 3e38f);
+                              f.update.num_examples = int64_t{1} << 40;
+                            }));
+        EXPECT_EQ(status.code(), first ? StatusCode::kInvalidArgument : StatusCode::kOk) << rule;
+        if (first) EXPECT_THAT(status.message(), Not(HasSubstr(dir_.path())));
+        first = false;
+      }
+      const Status ended = server->end();
+      ASSERT_TRUE(ended.ok()) << rule << ": " << ended.message();
+    }
+    if (std::string(rule) == "fedavg") {  // with the honest weights it would be the same bytes
+      const std::string weighed = adapter(name);
+      auto honest = open(run, "honest").value();
+      join_all(*honest, run);
+      while (!honest->done()) {
+        ASSERT_TRUE(honest->begin().ok());
+        bool refused = true;
+        for (const std::string& client : honest->missing()) {
+          const Coordinator::Task task = *honest->task_of(client);
+          if (!std::exchange(refused, false))
+            ASSERT_TRUE(honest->receive(client, task.round, update_of(client, task)).ok());
+        }
+        ASSERT_TRUE(honest->end().ok());
+      }
+      EXPECT_EQ(weighed, adapter("honest"));
+    }
+  }
+}
+
+TEST_F(Coordinated, WhatAClientRepeatsIsOneLineAndNamesNoPath) {
+  const FederatedConfig run = config("per_round: 4, quorum: 1");
+  auto server = open(run, "repeated").value();
+  join_all(*server, run);
+  ASSERT_TRUE(server->begin().ok());
+  EXPECT_THAT(server->receive("c0", 1, "no update").message(), Not(HasSubstr(dir_.path())));
+  const std::string before = ledger("repeated");
+  for (int n = 0; n < 20; ++n) {
+    EXPECT_FALSE(server->receive("c0", 1, fmt::format("no update {}", n)).ok());
+    EXPECT_FALSE(server->receive("c0", 7, "stale").ok());
+    EXPECT_TRUE(server->give_up("c0", 1, "boom\n\x1b[31m").ok());
+    EXPECT_TRUE(server->refuse("c0", 1, "too large").ok());
+    EXPECT_TRUE(server->join("c0", 5 + n).ok());
+  }
+  const std::string added = ledger("repeated").substr(before.size());
+  EXPECT_LE(std::ranges::count(added, '\n'), 5);
+  EXPECT_THAT(added, AllOf(HasSubstr("boom??[31m"), Not(HasSubstr(dir_.path()))));
 }
 
 TEST_F(Coordinated, ARoundWithoutQuorumIsRepeatedWithOthersAndThenEndsTheRun) {

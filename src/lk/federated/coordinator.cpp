@@ -9,6 +9,7 @@
 #include "lk/base/file.h"
 #include "lk/base/json_fields.h"
 #include "lk/base/json_text.h"
+#include "lk/base/plain_text.h"
 #include "lk/base/sha256.h"
 
 namespace lk {
@@ -17,6 +18,7 @@ namespace json = boost::json;
 
 constexpr const char* kClientsFile = "clients.json";
 constexpr const char* kRoundFile = "round.json";
+constexpr size_t kMostReasonBytes = 1000;
 constexpr size_t kMostUpdateBytes = size_t{1} << 40;
 
 std::string sha256_of(std::string_view bytes) {
@@ -28,7 +30,28 @@ std::string sha256_of(std::string_view bytes) {
 // Of this machine: the client did nothing wrong, and may send it again.
 bool is_ours(StatusCode code) { return code == StatusCode::kIoError || code == StatusCode::kInternal; }
 
+// What goes to the other side names no path of this machine.
+Status without_path(const Status& status, const std::string& path, std::string_view name) {
+  std::string text = status.message();
+  for (size_t at = text.find(path); at != std::string::npos; at = text.find(path, at + name.size()))
+    text.replace(at, path.size(), name);
+  return Status(status.code(), std::move(text));
+}
+
 }  // namespace
+
+// A ledger that cannot be written is this machine's fault, whatever keeps it from it.
+Status Coordinator::ledger(const char* event, const std::string& client, const std::string& reason) {
+  const Status status = files_.ledger(server_->round(), event, client, clean_text(reason, kMostReasonBytes));
+  return status.ok() ? status : Status(StatusCode::kIoError, status.message());
+}
+
+Status Coordinator::ledger_once(const char* event, const std::string& client, const Status& why) {
+  if (said_in_ != server_->round()) said_.clear();
+  said_in_ = server_->round();
+  if (!said_.insert(fmt::format("{} {} {}", event, client, static_cast<int>(why.code()))).second) return Status();
+  return ledger(event, client, why.message());
+}
 
 Result<std::unique_ptr<Coordinator>> Coordinator::create(const FederatedConfig& config, const ModelConfig& model,
                                                          const TensorStore& base, const std::string& directory,
@@ -97,9 +120,10 @@ Status Coordinator::join(const std::string& client, int64_t num_examples) {
   json::object object;
   for (const auto& [name, examples] : now) object[name] = examples;
   LK_RETURN_IF_ERROR(before("join"));
-  LK_RETURN_IF_ERROR(write_file_atomic(files_.path(kClientsFile), json_text(object) + "\n"));
+  if (const Status written = write_file_atomic(files_.path(kClientsFile), json_text(object) + "\n"); !written.ok())
+    return io_error("{}", written.message());
   joined_ = std::move(now);
-  return ledger("joined", client);
+  return ledger_once("joined", client, Status());
 }
 
 // --- The round in work
@@ -204,11 +228,16 @@ const Coordinator::Task* Coordinator::task_of(const std::string& client) const {
 }
 
 Result<ClientUpdate> Coordinator::accept(const std::string& client, int64_t round, const std::string& path) {
-  LK_ASSIGN_OR_RETURN(UpdateFile file, read_update(path, max_update_bytes_));
+  Result<UpdateFile> read = read_update(path, max_update_bytes_);
+  if (!read.ok()) return without_path(read.status(), path, client + ": the update");
+  UpdateFile& file = *read;
   if (file.update.client != client || file.update.round != round)
-    return invalid_argument("{}: the update says that it is of {} in round {}", client, file.update.client,
+    return invalid_argument("{}: the update says that it is of {} in round {}", client, printable(file.update.client),
                             file.update.round);
   LK_RETURN_IF_ERROR(check_update(*server_, files_.base_digest(), file));
+  // What it weighs was said when it joined, before it knew of whom it would be beside.
+  if (const auto known = joined_.find(client); known != joined_.end())
+    file.update.num_examples = std::min(file.update.num_examples, std::max<int64_t>(known->second, 1));
   return std::move(file.update);
 }
 
@@ -234,7 +263,7 @@ Status Coordinator::receive(const std::string& client, int64_t round, std::strin
                               ? failed_precondition("{}: the update is of round {}, and this is round {}", client,
                                                     round, server_->round())
                               : not_found("{}: you were not asked in this round", client);
-    LK_RETURN_IF_ERROR(ledger("refused", client, status.message()));
+    LK_RETURN_IF_ERROR(ledger_once("refused", client, status));
     return status;
   }
   Asked& asked = found->second;
@@ -242,7 +271,7 @@ Status Coordinator::receive(const std::string& client, int64_t round, std::strin
   if (asked.answer == Answer::kReceived) {
     if (asked.sha256 == digest) return Status();
     const Status status = already_exists("{}: a second update, with other values", client);
-    LK_RETURN_IF_ERROR(ledger("refused", client, status.message()));
+    LK_RETURN_IF_ERROR(ledger_once("refused", client, status));
     return status;
   }
   const Status status = std::ssize(bytes) > max_update_bytes_
@@ -252,7 +281,7 @@ Status Coordinator::receive(const std::string& client, int64_t round, std::strin
   if (is_ours(status.code())) return status;
   asked.answer = status.ok() ? Answer::kReceived : Answer::kRefused;
   asked.sha256 = digest;
-  LK_RETURN_IF_ERROR(ledger(status.ok() ? "received" : "refused", client, status.message()));
+  LK_RETURN_IF_ERROR(ledger_once(status.ok() ? "received" : "refused", client, status));
   return status;
 }
 
@@ -270,7 +299,9 @@ Status Coordinator::take_no(const std::string& client, int64_t round, Answer ans
     return failed_precondition("{}: that is of round {}, and this is round {}", client, round, server_->round());
   if (found->second.answer == Answer::kReceived) return already_exists("{}: your update has arrived", client);
   found->second.answer = answer;
-  return ledger(answer == Answer::kFailed ? "failed" : "refused", client, reason);
+  return ledger_once(answer == Answer::kFailed ? "failed" : "refused", client,
+                     answer == Answer::kFailed ? Status(StatusCode::kCancelled, reason)
+                                               : Status(StatusCode::kResourceExhausted, reason));
 }
 
 Coordinator::Progress Coordinator::progress() const {
@@ -295,11 +326,24 @@ Status Coordinator::end() {
   std::vector<ClientUpdate> updates;
   for (const auto& [client, asked] : asked_) {
     if (asked.answer != Answer::kReceived) continue;
-    LK_ASSIGN_OR_RETURN(ClientUpdate update, accept(client, server_->round(), update_path(client)));
-    updates.push_back(std::move(update));
+    Result<ClientUpdate> update = accept(client, server_->round(), update_path(client));
+    if (update.ok()) {
+      updates.push_back(std::move(*update));
+    } else {
+      if (is_ours(update.status().code())) return update.status();
+      LK_RETURN_IF_ERROR(ledger("dropped", client, update.status().message()));
+    }
   }
-  if (std::ssize(updates) < config_.quorum) {
-    const std::string count = fmt::format("{} of {}", updates.size(), config_.quorum);
+  int64_t left = std::ssize(updates);
+  const auto on_dropped = [&](const std::string& client, const std::string& reason) {
+    --left;
+    note(fmt::format("round {}: without {}: {}", server_->round(), client, reason));
+    return ledger("dropped", client, reason);
+  };
+  LK_ASSIGN_OR_RETURN(const std::optional<RoundReport> report,
+                      server_->close_what_can_be(std::move(updates), on_dropped));
+  if (!report) {
+    const std::string count = fmt::format("{} of {}", left, config_.quorum);
     LK_RETURN_IF_ERROR(ledger("no quorum", "", count));
     note(fmt::format("round {}: no quorum, {} updates", server_->round(), count));
     close_open();
@@ -309,8 +353,7 @@ Status Coordinator::end() {
         "round {}: no quorum of {} in {} attempts; see ledger.jsonl. The rounds before it are kept", server_->round(),
         config_.quorum, config_.retries + 1);
   }
-  LK_ASSIGN_OR_RETURN(const RoundReport report, server_->close(std::move(updates)));
-  server_->add_history(round_line(report));
+  server_->add_history(round_line(*report));
   LK_RETURN_IF_ERROR(before("save"));
   LK_ASSIGN_OR_RETURN(const std::vector<std::string> notes, files_.save(*server_, model_));
   for (const std::string& text : notes) note(text);

@@ -17,6 +17,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <set>
 #include <string_view>
 #include <vector>
 
@@ -106,9 +107,9 @@ class Coordinator {
   Result<ClientUpdate> accept(const std::string& client, int64_t round, const std::string& path);
   Status take_no(const std::string& client, int64_t round, Answer answer, const std::string& reason);
   Status store(const std::string& client, int64_t round, std::string_view bytes);
-  Status ledger(const char* event, const std::string& client = "", const std::string& reason = "") {
-    return files_.ledger(server_->round(), event, client, reason);
-  }
+  Status ledger(const char* event, const std::string& client = "", const std::string& reason = "");
+  // What clients can repeat as they please: one line of each kind for each client in a round.
+  Status ledger_once(const char* event, const std::string& client, const Status& why);
   Status before(std::string_view step) const { return hooks_.before ? hooks_.before(step) : Status(); }
   std::string open_path(std::string_view name) const { return join_path(files_.path("open"), name); }
   std::string update_path(const std::string& client) const;
@@ -125,6 +126,8 @@ class Coordinator {
   int64_t wait_for_ = 0, max_update_bytes_ = 0;
   bool in_work_ = false;
   std::map<std::string, Asked> asked_;  // of the round in work; there may be none
+  std::set<std::string> said_;          // by ledger_once() in the round `said_in_`
+  int64_t said_in_ = 0;
   int64_t attempt_ = 0;                 // of it, or of the one that begin() makes
 };
 

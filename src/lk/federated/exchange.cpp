@@ -22,6 +22,10 @@ constexpr const char* kKind = "lorikeet.kind";
 constexpr const char* kRound = "lorikeet.round";
 constexpr const char* kUpdate = "lorikeet.update";
 constexpr int64_t kSchema = 1;
+constexpr int64_t kMostExamples = int64_t{1} << 40;
+// What a client does for a server in a round at most. A run asks for less by far; who asks for more wants the machine.
+constexpr int64_t kMostSteps = 1'000'000, kMostBatchSamples = 65'536, kMostBatchTokens = int64_t{1} << 24;
+constexpr int64_t kMostLength = int64_t{1} << 20;
 
 Result<json::object> read_header(const TensorStore& store, const std::string& path, const char* kind, const char* key) {
   const auto found = store.metadata().find(kKind);
@@ -38,6 +42,10 @@ Result<json::object> read_header(const TensorStore& store, const std::string& pa
     return failed_precondition("{} is of version {} of the format, known is {}: use one version on both sides", path,
                                schema, kSchema);
   return object;
+}
+
+bool all_finite(const std::vector<float>& values) {
+  return std::ranges::all_of(values, [](float v) { return std::isfinite(v); });
 }
 
 // FedSA: where a client keeps its own factors of a run.
@@ -86,6 +94,13 @@ Result<FederatedConfig> parse_given_run(const std::string& text, const std::stri
   config.base.clear();
   if (federated_identity(config) != text)
     return data_loss("{}: the run is not written as this version writes it: use one version on both sides", where);
+  const TrainSpec& train = config.train;
+  if (train.steps > kMostSteps || train.batch_samples > kMostBatchSamples || train.batch_tokens > kMostBatchTokens ||
+      config.data.render.max_length > kMostLength)
+    return data_loss(
+        "{}: the run asks for more than a client does in a round: at most {} steps of {} samples or {} tokens, of {} "
+        "tokens each",
+        where, kMostSteps, kMostBatchSamples, kMostBatchTokens, kMostLength);
   return config;
 }
 
@@ -125,6 +140,14 @@ Result<RoundFile> read_round(const std::string& path, const ModelConfig& model) 
   round.task.start = std::move(content.global);
   round.overlay = std::move(content.overlay);
   round.sparse = std::move(content.sparse);
+  if (std::ranges::find(round.config.clients, round.client, &ClientSpec::name) == round.config.clients.end())
+    return data_loss("{}: the round is for nobody of its run", path);
+  for (const ModuleFactors* factors : {&round.task.start, &round.overlay})
+    for (const auto& [module, each] : *factors)
+      if (!std::isfinite(each.scaling) || !all_finite(each.factors.a) || !all_finite(each.factors.b))
+        return data_loss("{}: {} holds values that are not finite", path, module_path(module));
+  for (const auto& [module, values] : round.sparse)
+    if (!all_finite(values)) return data_loss("{}: {} holds values that are not finite", path, module_path(module));
   return round;
 }
 
@@ -163,7 +186,7 @@ Result<UpdateFile> read_update(const std::string& path, int64_t max_bytes) {
   fields.read_string("base_digest", file.base_digest, 1);
   fields.read_string("client", file.update.client, 1);
   fields.read_int("round", file.update.round, 1, INT64_MAX);
-  fields.read_int("num_examples", file.update.num_examples, 0, INT64_MAX);
+  fields.read_int("num_examples", file.update.num_examples, 0, kMostExamples);
   fields.read_double("loss", file.loss);
   fields.read_int("tokens", file.tokens, 0, INT64_MAX);
   fields.refuse_unknown();
@@ -191,7 +214,7 @@ Result<ModuleFactors> read_model(const std::string& path, const ModuleFactors& l
       if (view.num_dims() != 2 || view.dim(0) != rows || view.dim(1) != columns)
         return invalid_argument("{}: {} must have the shape [{}, {}]", path, name, rows, columns);
       view.copy_to(values->data());
-      if (!std::ranges::all_of(*values, [](float v) { return std::isfinite(v); }))
+      if (!all_finite(*values))
         return data_loss("{}: {} holds values that are not finite", path, name);
       ++taken;
     }
@@ -272,6 +295,11 @@ Result<UpdateFile> train_round(const RoundFile& round, const TrainBase& base, co
   if (!round.sparse.empty()) below.mask = &server->mask();
   LK_ASSIGN_OR_RETURN(std::vector<ClientResult> results, training->train(std::span(&task, 1), below, stop));
   LK_RETURN_IF_ERROR(results[0].failure);
+  for (const auto& [name, values] : results[0].update.tensors)
+    if (!all_finite(values)) return data_loss("training made values of {} that are not finite", name);
+  for (const auto& [module, each] : results[0].update.personal)
+    if (!all_finite(each.factors.b))
+      return data_loss("training made values of {} that are not finite", module_path(module));
   if (keeps_b) {
     FederatedState own{.round = round.task.round, .global = results[0].update.personal};
     LK_RETURN_IF_ERROR(make_directories(own_of_run));

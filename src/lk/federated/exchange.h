@@ -24,7 +24,7 @@ struct RoundFile {
 
 std::string run_digest_of(const FederatedConfig& config);
 // A run as another machine names it, without a base. kDataLoss for anything but what federated_identity() writes: a
-// configuration from elsewhere must not open files here.
+// configuration from elsewhere must not open files here, nor have this machine train for ever.
 Result<FederatedConfig> parse_given_run(const std::string& text, const std::string& where);
 
 // Of the round that comes next.

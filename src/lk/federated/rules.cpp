@@ -128,7 +128,9 @@ std::vector<float> weighted_mean(std::span<const std::span<const float>> values,
 
 std::vector<float> trimmed_mean(std::span<const std::span<const float>> values, double trim) {
   LK_CHECK(!values.empty() && trim >= 0 && trim < 0.5);
-  const size_t n = values.size(), cut = static_cast<size_t>(trim * static_cast<double>(n));
+  const size_t n = values.size();
+  size_t cut = static_cast<size_t>(trim * static_cast<double>(n));
+  if (trim > 0 && n >= 3) cut = std::max<size_t>(cut, 1);
   std::vector<float> result(values[0].size()), column(n);
   for (size_t i = 0; i < result.size(); ++i) {
     for (size_t k = 0; k < n; ++k) column[k] = values[k][i];

@@ -79,7 +79,8 @@ struct Aggregate {
 Result<Aggregate> aggregate_factors(std::vector<ClientFactors> clients, const RuleOptions& options);
 
 // Element-wise statistics of values of equal size, in the given order: the weighted mean (weights are divided by their
-// sum), the median, the mean without floor(trim n) of each end.
+// sum), the median, the mean without floor(trim n) of each end: without one at least where there are three or more and
+// trim is not 0, for else a single client among a few would decide. Of two nothing can be trimmed.
 std::vector<float> weighted_mean(std::span<const std::span<const float>> values, std::span<const double> weights);
 std::vector<float> median_of(std::span<const std::span<const float>> values);
 std::vector<float> trimmed_mean(std::span<const std::span<const float>> values, double trim);

@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <set>
 
+#include "lk/base/plain_text.h"
 #include "lk/base/rng.h"
 #include "lk/lora_tools/adapter_rules.h"
 #include "lk/lora_tools/initial.h"
@@ -41,6 +43,39 @@ std::vector<float> plus(const std::vector<float>& start, const std::vector<float
   for (size_t i = 0; i < sum.size(); ++i)
     sum[i] = static_cast<float>(static_cast<double>(start[i]) + static_cast<double>(added[i]));
   return sum;
+}
+
+Status check_values(const std::string& what, std::span<const float> values, float most) {
+  for (const float v : values) {
+    if (!std::isfinite(v)) return data_loss("{} holds values that are not finite", what);
+    if (std::abs(v) > most)
+      return invalid_argument("{} changes a value by {:.3g}, more than any training does (at most {:.3g})", what, v,
+                              most);
+  }
+  return Status();
+}
+
+Status check_finite(const ModuleFactors& factors, float most = std::numeric_limits<float>::infinity()) {
+  for (const auto& [module, each] : factors)
+    for (const std::vector<float>* values : {&each.factors.a, &each.factors.b})
+      LK_RETURN_IF_ERROR(check_values(module_path(module), *values, most));
+  return Status();
+}
+
+Status check_finite(const FederatedState& state) {
+  LK_RETURN_IF_ERROR(check_finite(state.global));
+  LK_RETURN_IF_ERROR(check_finite(state.overlay));
+  for (const auto& [client, own] : state.personal) LK_RETURN_IF_ERROR(check_finite(own));
+  for (const auto& [module, values] : state.sparse)
+    LK_RETURN_IF_ERROR(check_values(module_path(module), values, std::numeric_limits<float>::infinity()));
+  return Status();
+}
+
+float largest_of(const ClientUpdate& update) {
+  float largest = 0;
+  for (const auto& [name, values] : update.tensors)
+    for (const float v : values) largest = std::max(largest, std::abs(v));
+  return largest;
 }
 
 }  // namespace
@@ -235,15 +270,16 @@ Status FederatedServer::check(const ClientUpdate& update) {
     if (std::ssize(found->second) != size)
       return refuse(invalid_argument("{} has {} values, expected {}", name, found->second.size(), size));
   }
+  const float most = config_.privacy.on() ? std::numeric_limits<float>::infinity() : kLargestChange;
   double squares = 0;
   for (const auto& [name, values] : update.tensors) {
     if (!sizes.contains(name))
-      return refuse(invalid_argument("the update has a tensor {} that this round does not train", name));
-    for (const float v : values) {
-      if (!std::isfinite(v)) return refuse(data_loss("{} holds values that are not finite", name));
-      squares += static_cast<double>(v) * static_cast<double>(v);
-    }
+      return refuse(
+          invalid_argument("the update has a tensor {} that this round does not train", printable(name, 200)));
+    if (Status status = check_values(name, values, most); !status.ok()) return refuse(std::move(status));
+    for (const float v : values) squares += static_cast<double>(v) * static_cast<double>(v);
   }
+  if (Status status = check_finite(update.personal); !status.ok()) return refuse(std::move(status));
   if (config_.max_norm > 0 && std::sqrt(squares) > config_.max_norm)
     return refuse(invalid_argument("the update has the norm {:.4g}, more than max_norm {:.4g}", std::sqrt(squares),
                                    config_.max_norm));
@@ -266,6 +302,29 @@ Result<ModuleFactors> FederatedServer::trained(const ClientUpdate& update) const
 }
 
 Result<RoundReport> FederatedServer::close(std::vector<ClientUpdate> updates) {
+  FederatedState before = state_;
+  Result<RoundReport> report = close_all(std::move(updates));
+  Status status = report.status();
+  if (status.ok()) status = check_finite(state_).with_context(fmt::format("round {}", report->round));
+  if (status.ok()) return report;
+  LK_RETURN_IF_ERROR(restore(std::move(before)));
+  return status;
+}
+
+Result<std::optional<RoundReport>> FederatedServer::close_what_can_be(std::vector<ClientUpdate> updates,
+                                                                      const OnDropped& on_dropped) {
+  while (std::ssize(updates) >= config_.quorum) {
+    Result<RoundReport> report = close(updates);
+    if (report.ok()) return std::optional<RoundReport>(std::move(*report));
+    if (report.status().code() != StatusCode::kDataLoss || updates.empty()) return report.status();
+    const auto largest = std::ranges::max_element(updates, {}, largest_of);
+    LK_RETURN_IF_ERROR(on_dropped(largest->client, report.status().message()));
+    updates.erase(largest);
+  }
+  return std::optional<RoundReport>();
+}
+
+Result<RoundReport> FederatedServer::close_all(std::vector<ClientUpdate> updates) {
   std::ranges::sort(updates, {}, &ClientUpdate::client);
   const auto twice = std::ranges::adjacent_find(updates, {}, &ClientUpdate::client);
   if (twice != updates.end()) return invalid_argument("{} sent two updates", twice->client);

@@ -7,6 +7,7 @@
 // gives the same bits.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -55,6 +56,11 @@ struct RoundReport {
   std::optional<double> epsilon;  // with privacy: of all rounds so far
 };
 
+// Of a value of an update, without privacy (which shortens updates instead). Far above what an optimiser moves a factor
+// by in a round, and so small that products of factors, their squares and sums over any number of rounds are finite in
+// f64, and factors in f32. It keeps the arithmetic whole, not the model good: that is max_norm's, or the rule's.
+inline constexpr float kLargestChange = 1e4f;
+
 class FederatedServer {
  public:
   // The initial adapter is drawn from the seed. `modules` are those that the configuration targets.
@@ -88,12 +94,17 @@ class FederatedServer {
   int64_t download_bytes(const LocalTask& task);  // likewise, of what a client must be given: f32
 
   // kFailedPrecondition: of another round. kInvalidArgument: a client that does not exist, other tensors than the
-  // task's, no examples, an update longer than max_norm. kDataLoss: values that are not finite. The message names the
+  // task's, no examples, an update longer than max_norm, a value above kLargestChange. kDataLoss: not finite. The message names the
   // client.
   Status check(const ClientUpdate& update);
   // The round's end: updates that passed check(), one per client, at least one (with Poisson sampling, any number). The
   // state is the next round's. With privacy the release is in the ledger before this returns.
+  // On failure the state is what it was. kDataLoss: what comes out would not be finite.
   Result<RoundReport> close(std::vector<ClientUpdate> updates);
+  // The same, but as long as what comes out is not finite the update with the largest value is left out, which
+  // `on_dropped` is told. Nothing, and the old state, when fewer than the quorum are left.
+  using OnDropped = std::function<Status(const std::string& client, const std::string& reason)>;
+  Result<std::optional<RoundReport>> close_what_can_be(std::vector<ClientUpdate> updates, const OnDropped& on_dropped);
   // The same where somebody else made the next adapter of the clients' updates. kUnsupported: by rules under which more
   // than the adapter goes from round to round.
   Result<RoundReport> adopt(ModuleFactors global, std::vector<std::string> clients);
@@ -113,6 +124,7 @@ class FederatedServer {
   FederatedServer(const FederatedConfig& config, const ModelConfig& model) : config_(config), model_(model) {}
 
   Result<ModuleFactors> draw(int64_t rank, uint64_t seed) const;
+  Result<RoundReport> close_all(std::vector<ClientUpdate> updates);
   Result<RoundReport> close_sparse(const std::vector<ClientUpdate>& updates);
   Result<RoundReport> close_private(const std::vector<ClientUpdate>& updates);
   Status add_to_sparse(const NamedValues& change, RoundReport& report);

@@ -103,6 +103,7 @@ Result<std::vector<ClientUpdate>> Simulation::collect(int64_t attempt, const Ask
     for (ClientUpdate& update : arrived) {
       const std::string client = update.client;
       Status status = server_->check(update);
+      update.num_examples = std::min(update.num_examples, training_->num_examples(result.client));
       if (const auto first = received.find(client); status.ok() && first != received.end()) {
         // Sent again is no harm; a second one that differs is not the client's word.
         if (first->second.tensors == update.tensors) continue;
@@ -152,8 +153,15 @@ Status Simulation::run(const AskStop& stop) {
     for (const ClientUpdate& update : updates) down += server_->download_bytes(server_->task_of(update.client));
     int64_t up = 0;
     for (const ClientUpdate& update : updates) up += server_->upload_bytes(server_->task_of(update.client));
-    LK_ASSIGN_OR_RETURN(const RoundReport report, server_->close(updates));
-    LK_RETURN_IF_ERROR(finish_round(report, up, down, stop));
+    const auto on_dropped = [&](const std::string& client, const std::string& reason) {
+      return ledger("dropped", client, reason);
+    };
+    LK_ASSIGN_OR_RETURN(const std::optional<RoundReport> report,
+                        server_->close_what_can_be(std::move(updates), on_dropped));
+    if (!report)
+      return failed_precondition("round {}: no quorum of {} among updates whose sum is finite; see ledger.jsonl",
+                                 server_->round(), config_.quorum);
+    LK_RETURN_IF_ERROR(finish_round(*report, up, down, stop));
   }
   return config_.rule.name == FederatedRule::kFedSa ? save_personal() : Status();
 }

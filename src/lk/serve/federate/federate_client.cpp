@@ -16,6 +16,7 @@
 #include "lk/base/file.h"
 #include "lk/base/json_fields.h"
 #include "lk/base/json_text.h"
+#include "lk/base/plain_text.h"
 #include "lk/base/sha256.h"
 #include "lk/net/pending_answer.h"
 #include "lk/registry/adapter_record.h"
@@ -33,6 +34,7 @@ constexpr int64_t kWaitSeconds = 25;    // of a poll: less than proxies and the 
 constexpr auto kTimeout = 120s;         // of an exchange without large bodies; the end of a round may be in it
 constexpr int64_t kSlowest = 16 << 10;  // bytes a second that a large body's time is reckoned with
 constexpr size_t kMostAnswer = size_t{4} << 20;
+constexpr size_t kMostMessage = 4000;
 constexpr size_t kMostUpdate = size_t{1} << 40;
 
 struct Task {
@@ -72,11 +74,24 @@ class Client {
     LK_ASSIGN_OR_RETURN(http_, HttpClient::create({.tls_ca = options_.tls_ca}));
     LK_ASSIGN_OR_RETURN(base_digest_, base_files_digest(options_.base, stop_));
     LK_RETURN_IF_ERROR(join());
-    for (;;) {
+    // A turn that came to nothing is followed by a pause, longer each time: a server whose answers lead nowhere (a
+    // task without its file, a poll that does not wait) must not be asked without end.
+    auto fruitful = Clock::now();
+    for (auto pause = options_.pause;;) {
+      const auto begun = Clock::now();
+      const int64_t before = after_;
       LK_ASSIGN_OR_RETURN(const Task task, next_task());
       if (task.done) return Status();
-      if (task.number == 0) continue;
-      LK_RETURN_IF_ERROR(take_part(task));
+      if (task.number > 0) LK_RETURN_IF_ERROR(take_part(task));
+      const bool waited = task.number == 0 && Clock::now() - begun >= options_.pause;
+      if (waited || after_ > before) {
+        pause = options_.pause, fruitful = Clock::now();
+        continue;
+      }
+      if (Clock::now() + pause > fruitful + options_.patience)
+        return unavailable("{}: its answers lead nowhere", options_.server);
+      LK_RETURN_IF_ERROR(wait(pause));
+      pause = std::min(2 * pause, 16 * options_.pause);
     }
   }
 
@@ -145,6 +160,11 @@ class Client {
     fields.read_string("run", run, 1);
     LK_RETURN_IF_ERROR(fields.status());
     LK_ASSIGN_OR_RETURN(const FederatedConfig config, parse_given_run(run, options_.server));
+    const std::string digest = run_digest_of(config);
+    if (!run_digest_.empty() && digest != run_digest_)
+      return failed_precondition("{}: the run is another than the one that was joined; start again to take part",
+                                 options_.server);
+    run_digest_ = digest;
     const DType act = config.dtype == TrainDtype::kF32 ? DType::kF32 : DType::kBF16;
     if (!base_ || act != act_) {
       base_.reset();
@@ -153,7 +173,8 @@ class Client {
     }
     LK_ASSIGN_OR_RETURN(const int64_t examples, count_examples(config, *base_, client_, options_.data, stop_));
     LK_RETURN_IF_ERROR(post_join(examples).status());
-    log("joined", fmt::format("as {}, with {} examples", client_, examples));
+    log("joined", fmt::format("as {}, with {} examples: {} rounds of {} steps", client_, examples, config.rounds,
+                              config.train.steps));
     return Status();
   }
   Result<ClientAnswer> post_join(int64_t examples) {
@@ -186,6 +207,7 @@ class Client {
     LK_RETURN_IF_ERROR(fields.status());
     if (!task.done && (task.number == 0 || task.round == 0 || task.bytes == 0 || !is_sha256(task.sha256)))
       return data_loss("{}: a task that is none", options_.server);
+    if (!task.done && task.number <= after_) return data_loss("{}: a task that is over", options_.server);
     return task;
   }
 
@@ -234,6 +256,8 @@ class Client {
     const std::string sent = path(task, "update");
     if (read_update(sent, INT64_MAX).ok()) return Status();
     LK_ASSIGN_OR_RETURN(const RoundFile round, read_round(path(task, "round"), base_->weights->config));
+    if (round.run_digest != run_digest_)
+      return failed_precondition("the round is of another run than the one that was joined");
     if (round.client != client_) return data_loss("the round is for {}, and this is {}", round.client, client_);
     log("training", fmt::format("round {}", task.round));
     LK_ASSIGN_OR_RETURN(const UpdateFile update,
@@ -257,6 +281,23 @@ class Client {
     for (const char* what : {"round", "update"}) std::remove(path(task, what).c_str());
   }
 
+  // What is said of this machine's files names none of them.
+  std::string without_paths(std::string text) const {
+    for (const auto& [path, name] : {std::pair(options_.data, "the records"), std::pair(options_.state, "the state"),
+                                     std::pair(options_.base, "the base")}) {
+      if (path.empty()) continue;
+      for (size_t at = text.find(path); at != std::string::npos; at = text.find(path, at + std::strlen(name)))
+        text.replace(at, path.size(), name);
+    }
+    // And those that the three lead to by another way.
+    for (size_t at = text.find('/'); at != std::string::npos; at = text.find('/', at + 1)) {
+      const size_t begin = text.find_last_of(" \"'(", at) + 1, end = text.find_first_of(" :\"'),", at);
+      text.replace(begin, std::min(end, text.size()) - begin, "a file");
+      at = begin;
+    }
+    return text;
+  }
+
   // What keeps this client from training ends it, and the server does not wait for it.
   Status take_part(const Task& task) {
     const Result<bool> fetched = fetch(task);
@@ -268,7 +309,7 @@ class Client {
                             status.code() == StatusCode::kPermissionDenied || status.code() == StatusCode::kCancelled;
     if (!is_network)
       (void)ask("POST", fmt::format("{}{}", kFederateUpdates, task.round),
-                json_text(json::object{{"error", status.message()}}));
+                json_text(json::object{{"error", without_paths(status.message())}}));
     return status;
   }
 
@@ -277,14 +318,16 @@ class Client {
   std::shared_ptr<const TrainBase> base_;
   DType act_ = DType::kF32;
   std::unique_ptr<HttpClient> http_;
-  std::string base_digest_, client_;
+  std::string base_digest_, client_, run_digest_;
   int64_t after_ = 0;  // number of the last task that is over
 };
 
 }  // namespace
 
 Status run_federate_client(const FederateClientOptions& options, const AskStop& stop) {
-  return Client(options, stop).run();
+  // The server's words may be in it, and it is for a terminal.
+  const Status status = Client(options, stop).run();
+  return Status(status.code(), clean_text(status.message(), kMostMessage));
 }
 
 }  // namespace lk

@@ -12,6 +12,7 @@
 #include "lk/base/guarded.h"
 #include "lk/base/json_fields.h"
 #include "lk/base/json_text.h"
+#include "lk/base/plain_text.h"
 #include "lk/serve/access/access_control.h"
 #include "lk/serve/access/state_thread.h"
 #include "lk/serve/federate/federate_paths.h"
@@ -75,12 +76,8 @@ std::optional<int64_t> number_of(std::string_view text) {
   return value;
 }
 
-// Cut where it may be cut: the ledger is UTF-8.
-std::string reason_of(std::string_view text) {
-  size_t length = std::min(text.size(), kMostReasonBytes);
-  while (length > 0 && length < text.size() && (static_cast<unsigned char>(text[length]) & 0xc0) == 0x80) --length;
-  return std::string(text.substr(0, length));
-}
+// For the ledger and the log.
+std::string reason_of(std::string_view text) { return clean_text(text, kMostReasonBytes); }
 
 enum class Action : uint8_t { kJoin, kTask, kBlob, kUpdate, kGiveUp, kStatus, kHealth };
 
@@ -191,6 +188,14 @@ class FederateDoorImpl final : public FederateDoor {
   void update(const AskedPtr& asked);
   void give_up(const AskedPtr& asked);
   void status(const AskedPtr& asked);
+  // One line of a kind for each client in a round: clients can repeat what they do as they please.
+  void log_once(const std::string& client, const Status& status, std::string_view event, const std::string& detail) {
+    const int64_t round = coordinator_->server().round();
+    if (logged_in_ != round) logged_.clear();
+    logged_in_ = round;
+    if (logged_.insert(fmt::format("{} {} {}", event, client, static_cast<int>(status.code()))).second)
+      log(event, detail);
+  }
   void advance();
   Status advance_round(Clock::time_point now);
   void refuse_large(const std::string& client, int64_t round, int64_t most);
@@ -208,6 +213,8 @@ class FederateDoorImpl final : public FederateDoor {
   std::set<std::string, std::less<>> names_;
   std::atomic<int64_t> most_update_bytes_ = 0;
   std::map<std::string, Poll> waiting_;  // by client
+  std::set<std::string> logged_;         // by log_once() in the round `logged_in_`
+  int64_t logged_in_ = 0;
   std::set<std::string> told_;           // that the run is over
   Clock::time_point deadline_ = {};
   std::optional<Clock::time_point> over_since_;
@@ -422,8 +429,10 @@ void FederateDoorImpl::update(const AskedPtr& asked) {
   if (!round) return fail(asked, {.status = 404, .message = "no such round", .code = "not_found"});
   const Status status = coordinator_->receive(asked->client(), *round, asked->request.body);
   std::string().swap(asked->request.body);
-  log(status.ok() ? "update" : "update_refused",
-      status.ok() ? fmt::format("{} in round {}", asked->client(), *round) : status.message());
+  if (status.ok())
+    log_once(asked->client(), status, "update", fmt::format("{} in round {}", asked->client(), *round));
+  else
+    log_once(asked->client(), status, "update_refused", status.message());
   if (status.ok())
     answer(asked, json_response({{"round", *round}}));
   else
@@ -445,7 +454,7 @@ void FederateDoorImpl::give_up(const AskedPtr& asked) {
   if (!status.ok()) return fail(asked, api_error(status));
   if (round) status = coordinator_->give_up(asked->client(), *round, reason_of(reason));
   if (!round || !status.ok()) return fail(asked, refusal_of(round ? status : failed_precondition("no such round")));
-  log("client_failed", asked->client() + ": " + reason_of(reason));
+  log_once(asked->client(), status, "client_failed", asked->client() + ": " + reason_of(reason));
   answer(asked, json_response({{"round", *round}}));
   advance();
 }
@@ -484,7 +493,7 @@ void FederateDoorImpl::status(const AskedPtr& asked) {
 void FederateDoorImpl::refuse_large(const std::string& client, int64_t round, int64_t most) {
   const auto run = [this, client, round, most] {
     const Status status = coordinator_->refuse(client, round, fmt::format("an update of more than {} bytes", most));
-    log("update_refused", status.ok() ? client + ": too large" : status.message());
+    log_once(client, status, "update_refused", status.ok() ? client + ": too large" : status.message());
     advance();
   };
   (void)desk_.post({.tenant = client, .run = run, .refuse = [](const Status&) {}});
