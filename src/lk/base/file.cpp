@@ -64,7 +64,7 @@ Result<std::string> read_some(const std::string& path, const Fd& file, size_t si
 Result<std::string> read_file(const std::string& path, size_t max_bytes) {
   Fd file{-1};
   LK_ASSIGN_OR_RETURN(const size_t size, open_regular(path, file));
-  if (size > max_bytes) return resource_exhausted("{} has {} bytes, more than the limit of {}", path, size, max_bytes);
+  if (size > max_bytes) return invalid_argument("{} has {} bytes, more than the limit of {}", path, size, max_bytes);
   return read_some(path, file, size);
 }
 

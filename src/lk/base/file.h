@@ -12,7 +12,7 @@
 
 namespace lk {
 
-// The whole file; kNotFound, kIoError, or kResourceExhausted past max_bytes. Errors name the path.
+// The whole file; kNotFound, kIoError, or kInvalidArgument past max_bytes. Errors name the path.
 Result<std::string> read_file(const std::string& path, size_t max_bytes = size_t{256} << 20);
 
 // The first `num_bytes` bytes of a file, or all of a shorter one.

@@ -2,6 +2,30 @@
 #include "lk/serve/openai/openai.h"
 
 namespace lk {
+namespace {
+
+// Where the server keeps its files is nobody's business: of an absolute path the last two names stay, which say whose
+// file it is. Logs have all of it.
+std::string with_short_paths(std::string_view message) {
+  constexpr std::string_view kBefore = " \"'(", kBehind = " \"'(),:;`";
+  std::string out;
+  for (size_t at = 0; at < message.size();) {
+    const bool begins = message[at] == '/' && (at == 0 || kBefore.find(message[at - 1]) != kBefore.npos);
+    if (!begins) {
+      out += message[at++];
+      continue;
+    }
+    const std::string_view path = message.substr(at, message.find_first_of(kBehind, at) - at);
+    at += path.size();
+    const size_t last = path.rfind('/');
+    const size_t before = last == 0 ? last : path.rfind('/', last - 1);
+    const bool is_route = path.starts_with("/v1/");
+    out += is_route || last == 0 ? path : path.substr(before + 1);
+  }
+  return out;
+}
+
+}  // namespace
 
 ApiError api_error(const Status& status, std::string_view request_id) {
   ApiError error{.message = status.message()};
@@ -23,6 +47,7 @@ ApiError api_error(const Status& status, std::string_view request_id) {
     case StatusCode::kDataLoss:
     case StatusCode::kUnsupported:
     case StatusCode::kFailedPrecondition:
+      error.message = with_short_paths(error.message);
       set(400, "invalid_request_error", "");
       break;
     case StatusCode::kNotFound:
@@ -37,10 +62,13 @@ ApiError api_error(const Status& status, std::string_view request_id) {
     case StatusCode::kPermissionDenied:
       set(403, "invalid_request_error", "permission_denied");
       break;
+    // Something that will be free again: what is too large for ever is kInvalidArgument or kUnsupported.
     case StatusCode::kResourceExhausted:
+      error.message = with_short_paths(error.message);
       set(429, "rate_limit_error", "rate_limit_exceeded", 1);
       break;
     case StatusCode::kUnavailable:
+      error.message = with_short_paths(error.message);
       set(503, "server_error", "overloaded", 1);
       break;
     case StatusCode::kDeadlineExceeded:
