@@ -47,7 +47,8 @@ void ServerImpl::score(const std::shared_ptr<Exchange>& exchange) {
       const TextSide& side = exchange->server->side_of(model.adapter);
       Sequences sequences;
       EngineService::Share share{.requests = 0};
-      for (TextRequest& prompt : request->prompts) {
+      for (size_t item = 0; item < request->items.size(); ++item) {
+        TextRequest prompt = request->prompt(item);
         prompt.cache_salt = salt_of(*exchange->principal.tenant, request->cache_salt);
         auto sequence = std::make_unique<ServedSequence>();
         std::string_view field;
@@ -58,6 +59,8 @@ void ServerImpl::score(const std::shared_ptr<Exchange>& exchange) {
         share += EngineService::share_of(*sequence);
         sequences.push_back(std::move(sequence));
       }
+      request->query = {};
+      request->items.clear();
       std::optional<Admitted> admitted = admit(exchange, share, bytes);
       if (!admitted) return;
       answer->set_request(std::move(*request), model.name);

@@ -21,11 +21,14 @@ namespace {
 
 namespace json = boost::json;
 
+// Of all prompts together: so much is tokenized before any limit counts its tokens.
+constexpr size_t kMaxPromptBytes = size_t{32} << 20;
+
 // A text or token ids. False: neither, and it is said.
-bool read_half(const json::value& value, const std::string& path, int64_t vocab, TextRequest& half,
+bool read_half(const json::value& value, const std::string& path, int64_t vocab, ScoreRequest::Half& half,
                JsonErrors& errors) {
   if (value.is_string())
-    half.prompt = std::string(value.get_string());
+    half.text = std::string(value.get_string());
   else if (value.is_array())
     read_token_list(value.get_array(), path, vocab, half.token_ids, errors);
   else
@@ -33,34 +36,22 @@ bool read_half(const json::value& value, const std::string& path, int64_t vocab,
   return !errors.failed();
 }
 
-// Prompts that are both texts or both token ids.
-void join(TextRequest& prompt, const TextRequest& first, const TextRequest& second) {
-  prompt.prompt = first.prompt + second.prompt;
-  prompt.token_ids = first.token_ids;
-  prompt.token_ids.insert(prompt.token_ids.end(), second.token_ids.begin(), second.token_ids.end());
-}
-
-void read_prompts(RequestFields& fields, const ApiDefaults& defaults, const TextRequest& common,
-                  ScoreRequest& request) {
+void read_halves(RequestFields& fields, const ApiDefaults& defaults, ScoreRequest& request) {
   const json::value *query = fields.find("query"), *items = fields.find("items");
   if (query == nullptr) return fields.fail("query", "is missing");
   if (items == nullptr) return fields.fail("items", "is missing");
   const int64_t vocab = vocab_size(defaults);
-  TextRequest asked;
-  if (!read_half(*query, fields.path("query"), vocab, asked, fields.errors())) return;
-  bool item_first = false;
-  fields.read("item_first", item_first);
+  if (!read_half(*query, fields.path("query"), vocab, request.query, fields.errors())) return;
+  fields.read("item_first", request.item_first);
   const auto add = [&](const json::value& item, const std::string& path) {
-    TextRequest own;
+    ScoreRequest::Half& own = request.items.emplace_back();
     if (!read_half(item, path, vocab, own, fields.errors())) return false;
     if (item.is_string() != query->is_string()) {
       fields.errors().set(path, fmt::format("\"{}\" must be {}, as \"query\" is", path,
                                             query->is_string() ? "a string" : "a list of token ids"));
       return false;
     }
-    TextRequest& prompt = request.prompts.emplace_back(common);
-    join(prompt, item_first ? own : asked, item_first ? asked : own);
-    if (prompt.prompt.empty() && prompt.token_ids.empty())
+    if (own.bytes() + request.query.bytes() == 0)
       fields.errors().set(path, fmt::format("\"{}\" and \"query\" must not both be empty", path));
     return !fields.failed();
   };
@@ -73,6 +64,11 @@ void read_prompts(RequestFields& fields, const ApiDefaults& defaults, const Text
   if (list->empty()) return fields.fail("items", "must not be empty");
   if (static_cast<int64_t>(list->size()) > defaults.max_choices)
     return fields.fail("items", "has {} entries, at most {} are allowed", list->size(), defaults.max_choices);
+  if (const size_t bytes = list->size() * request.query.bytes(); bytes > kMaxPromptBytes)
+    return fields.fail("items",
+                       "has {} entries, which with \"query\" make prompts of {} bytes, more than {}: send "
+                       "fewer items at a time",
+                       list->size(), bytes, kMaxPromptBytes);
   for (size_t i = 0; i < list->size(); ++i)
     if (!add((*list)[i], fmt::format("{}[{}]", fields.path("items"), i))) return;
 }
@@ -87,7 +83,9 @@ ApiResult<ScoreRequest> parse_score_request(std::string_view body, const ApiDefa
   RequestFields fields(*root.value, kScoreForm, "", errors);
   ScoreRequest request;
   // One token is drawn behind each prompt, and told nobody.
-  TextRequest text{.max_tokens = 1, .ignore_eos = true};
+  TextRequest& text = request.common;
+  text.max_tokens = 1;
+  text.ignore_eos = true;
   text.sampling.temperature = 0;
   text.sampling.num_logprobs = kLogprobsOfBiased;
   fields.read("model", request.model);
@@ -101,10 +99,22 @@ ApiResult<ScoreRequest> parse_score_request(std::string_view body, const ApiDefa
     fields.fail("label_token_ids", "{}", fields.has("label_token_ids") ? "must not be empty" : "is missing");
   for (const int32_t label : request.labels) text.sampling.logit_bias.emplace_back(label, 0.0F);
   fields.refuse_others();
-  read_prompts(fields, defaults, text, request);
+  read_halves(fields, defaults, request);
   if (errors.failed()) return field_error(errors);
   add_ignored(fields, request.ignored_fields);
   return request;
+}
+
+TextRequest ScoreRequest::prompt(size_t item) const {
+  const Half& own = items[item];
+  const Half &first = item_first ? own : query, &second = item_first ? query : own;
+  TextRequest prompt = common;
+  prompt.prompt.reserve(first.text.size() + second.text.size());
+  prompt.prompt.append(first.text).append(second.text);
+  prompt.token_ids.reserve(first.token_ids.size() + second.token_ids.size());
+  for (const Half* half : {&first, &second})
+    prompt.token_ids.insert(prompt.token_ids.end(), half->token_ids.begin(), half->token_ids.end());
+  return prompt;
 }
 
 std::string format_scores(const ScoreRequest& request, const std::string& model,
@@ -139,7 +149,7 @@ std::string format_scores(const ScoreRequest& request, const std::string& model,
 
 int64_t scores_size(const ScoreRequest& request) {
   constexpr int64_t kScore = 24;  // 1.2345678901234567e-10,
-  return 256 + std::ssize(request.prompts) * (2 + kScore * std::ssize(request.labels));
+  return 256 + std::ssize(request.items) * (2 + kScore * std::ssize(request.labels));
 }
 
 }  // namespace lk

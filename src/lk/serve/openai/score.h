@@ -13,7 +13,18 @@ namespace lk {
 
 struct ScoreRequest {
   std::string model;
-  std::vector<TextRequest> prompts;  // one for each item
+  // Texts or token ids, all alike.
+  struct Half {
+    std::string text;
+    std::vector<int32_t> token_ids;
+    size_t bytes() const { return text.size() + sizeof(int32_t) * token_ids.size(); }
+  };
+  Half query;  // of all prompts: held once
+  std::vector<Half> items;
+  bool item_first = false;
+  TextRequest common;  // what the prompts share beside it
+  // Made when it is needed: together the prompts may be far larger than the body.
+  TextRequest prompt(size_t item) const;
   std::vector<int32_t> labels;
   bool apply_softmax = false;  // among the labels; else among all tokens
   std::string user;
