@@ -65,6 +65,16 @@ TEST(RequestFactsTest, CountsPromptsAndSeesWhoSaysHowAnAnswerBegan) {
   EXPECT_TRUE(read_request_facts(R"({"lorikeet_resum\u0065":null})")->resumes);
 }
 
+TEST(RequestFactsTest, AQueryToScoreStandsInEachPrompt) {
+  const std::string query = '"' + std::string(998, 'q') + '"';
+  const std::string body = R"({"query":)" + query + R"(,"items":["a","b","c"]})";
+  const RequestFacts facts = read_request_facts(body).value();
+  const auto size = static_cast<int64_t>(body.size());
+  EXPECT_EQ(facts.prompt_bytes("/v1/score", size), size + 2 * 1000);
+  EXPECT_EQ(facts.prompt_bytes("/v1/completions", size), size);
+  EXPECT_EQ(read_request_facts(R"({"query":"a","items":"b"})")->prompt_bytes("/v1/score", 25), 25);
+}
+
 TEST(RequestFactsTest, WhatIsNoObjectHasNone) {
   for (const char* bad :
        {"", " ", "[]", "null", "{", "{\"a\"", "{\"a\":", "{\"a\":1", "{\"a\":1,", "{\"a\":1,}", "{\"a\" 1}",

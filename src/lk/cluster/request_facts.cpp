@@ -136,6 +136,8 @@ std::optional<RequestFacts> read_request_facts(std::string_view body) {
         facts.n = std::max(std::exchange(saw_n, true) ? facts.n : INT64_MIN, integer(*value).value_or(1));
       else if (key == "prompt" || key == "input" || key == "items")
         facts.prompts = std::max(facts.prompts, count_prompts(*value));
+      else if (key == "query")
+        facts.query_bytes = std::max(facts.query_bytes, std::ssize(*value));
       else if (key == "lorikeet_resume")
         facts.resumes = true;
       else if (key == "max_tokens")
@@ -159,6 +161,11 @@ int64_t RequestFacts::num_answers(std::string_view path) const {
   const auto count = [](int64_t given) { return std::clamp<int64_t>(given, 1, kMost); };
   if (path == "/v1/responses" || path == "/v1/messages") return 1;  // their "input" is one conversation
   return count(n) * count(prompts);
+}
+
+int64_t RequestFacts::prompt_bytes(std::string_view path, int64_t body_bytes) const {
+  static constexpr int64_t kMostItems = 1 << 20;
+  return path == "/v1/score" ? body_bytes + query_bytes * (std::min(prompts, kMostItems) - 1) : body_bytes;
 }
 
 std::optional<int64_t> RequestFacts::output_limit(std::string_view path) const {

@@ -13,13 +13,16 @@ struct RequestFacts {
   std::string model;
   bool stream = false;
   int64_t n = 1;
-  int64_t prompts = 1;  // texts or lists of tokens in "prompt" or "input"
+  int64_t prompts = 1;      // texts or lists of tokens in "prompt" or "input"
+  int64_t query_bytes = 0;  // of "query", as it is written
   std::optional<int64_t> max_tokens, max_completion_tokens, max_output_tokens, n_predict;
   bool resumes = false;     // says how an answer began ("lorikeet_resume")
   size_t fields_at = 0;     // byte behind the '{'
   bool has_fields = false;  // the object is not empty
   // Answers that a request to this route asks for.
   int64_t num_answers(std::string_view path) const;
+  // Bytes of the prompts that a replica makes of a body of `body_bytes`: a query to score stands in each.
+  int64_t prompt_bytes(std::string_view path, int64_t body_bytes) const;
   // Tokens that an answer of this route may have at most, as a replica reads it; nothing where only the context ends
   // it.
   std::optional<int64_t> output_limit(std::string_view path) const;

@@ -87,7 +87,7 @@ class Entry final : public RouterEntry {
     const int64_t choices = std::min(facts->num_answers(path_), kMostChoices);
     const int64_t most = std::clamp<int64_t>(context, 0, kMostTokens);
     const int64_t output = generates ? std::clamp<int64_t>(facts->output_limit(path_).value_or(most), 0, most) : 0;
-    prompt_tokens_ = 1 + body_bytes / kBytesPerToken;
+    prompt_tokens_ = 1 + facts->prompt_bytes(path_, body_bytes) / kBytesPerToken;
     const TenantLimiter::Decision decision = place.admit(prompt_tokens_ + choices * output, choices);
     if (!decision.admitted) return error_response(rate_limited(decision), dialect);
     return std::nullopt;
