@@ -11,26 +11,33 @@
 namespace lk {
 namespace {
 
-// Prepares a conversation that is too long, without as few of its oldest turns as make it fit.
-Status prepare_shortened(const TextModel& model, const TextRequest& text, const TextSide& side,
+// Prepares a conversation that is too long, without as few of its oldest items as make it fit.
+Status prepare_shortened(const TextModel& model, TextRequest text, const TextSide& side,
                          std::unique_ptr<ServedSequence>& sequence, std::string_view& field) {
-  const auto prepare = [&](int64_t turns) {
+  const boost::json::array messages = std::exchange(text.messages, {});  // only what stays is copied
+  Status prepared;
+  bool sequence_is_shortened = false;
+  const auto fits = [&](int64_t steps) {
     TextRequest kept = text;
-    kept.messages = without_oldest(text.messages, turns);
-    sequence = std::make_unique<ServedSequence>();
-    return model.prepare(std::move(kept), *sequence, &side, &field);
+    kept.messages = without_oldest(messages, steps);
+    auto made = std::make_unique<ServedSequence>();
+    std::string_view about;
+    const Status status = model.prepare(std::move(kept), *made, &side, &about);
+    const bool too_long = !status.ok() && is_too_long(about, *made, model);
+    if (!too_long || !sequence_is_shortened) {  // the last that fits is the longest
+      sequence = std::move(made);
+      prepared = status;
+      field = about;
+      sequence_is_shortened = true;
+    }
+    return !too_long;
   };
-  int64_t least = 1, most = num_oldest_turns(text.messages);
-  if (most == 0) return prepare(0);
-  while (least < most) {
-    const int64_t middle = least + (most - least) / 2;
-    const Status prepared = prepare(middle);
-    if (!prepared.ok() && is_too_long(field, *sequence, model))
-      least = middle + 1;
-    else
-      most = middle;
-  }
-  return prepare(least);
+  const int64_t most = num_oldest_steps(messages);
+  if (most == 0)
+    (void)fits(0);
+  else
+    (void)fewest_steps(most, fits);
+  return prepared;
 }
 
 // What an answer to this prompt would be; a text that was given as token ids has about eight bytes for each.
@@ -78,10 +85,10 @@ void prepare_and_submit(Generation& generation) {
     if (index < known.size()) text.output_so_far = known[index].tokens;
     auto sequence = std::make_unique<ServedSequence>();
     std::string_view field;
-    const std::optional<TextRequest> whole = request.drops_oldest ? std::optional(text) : std::nullopt;
+    std::optional<TextRequest> whole = request.drops_oldest ? std::optional(text) : std::nullopt;
     Status prepared = server.text().prepare(std::move(text), *sequence, &side, &field);
     if (!prepared.ok() && whole && is_too_long(field, *sequence, server.text()))
-      prepared = prepare_shortened(server.text(), *whole, side, sequence, field);
+      prepared = prepare_shortened(server.text(), std::move(*whole), side, sequence, field);
     if (!prepared.ok()) {
       const char* prompt = is_chat(request.endpoint) ? "messages" : "prompt";
       refuse(prepare_error(prepared, field, prompt, *exchange, *sequence));
