@@ -115,6 +115,12 @@ Result<Engine::PreparedAdapter> Engine::prepare_adapter(std::shared_ptr<HostAdap
         "sum "
         "fewer adapters, or such of smaller ranks",
         adapter->name(), group_rank, Decoder::kMaxGroupRank);
+  if (const int64_t size = content->vocab_size(weights_->config); !decoder_.fits_vocabulary(size))
+    return resource_exhausted(
+        "adapter {} has a vocabulary of {} tokens: the memory for logits, {} rows of the base's {}, does not hold one row "
+        "of it: raise --step-tokens (up to {}), or serve it over a base of that vocabulary",
+        adapter->name(), size, std::min(kMaxLogitRows, options_.max_step_tokens), weights_->config.vocab_size,
+        kMaxLogitRows);
   // What merging is worth does not depend on how the model is divided.
   const MergeLayout whole(*content, weights_->config.shape(), weights_->format(), page_bytes());
   prepared.merge_cost = whole.relative_cost();
@@ -129,7 +135,8 @@ Result<Engine::PreparedAdapter> Engine::prepare_adapter(std::shared_ptr<HostAdap
 }
 
 AdapterId Engine::register_adapter(PreparedAdapter adapter) {
-  decoder_.reserve_vocabulary(adapter.vocab_size);
+  vocab_sizes_.insert(adapter.vocab_size);
+  decoder_.set_vocabulary(*vocab_sizes_.rbegin());
   adapters_.emplace(next_adapter_, Registered{.prepared = std::move(adapter), .residents = {}});
   return next_adapter_++;
 }
@@ -137,7 +144,11 @@ AdapterId Engine::register_adapter(PreparedAdapter adapter) {
 void Engine::unregister_adapter(AdapterId id) {
   LK_CHECK(!merger_->has(id), "adapter {} is unregistered while it is merged", id);
   loader_->forget(id);
-  LK_CHECK(adapters_.erase(id) == 1, "adapter {} is not registered", id);
+  const auto at = adapters_.find(id);
+  LK_CHECK(at != adapters_.end(), "adapter {} is not registered", id);
+  vocab_sizes_.erase(vocab_sizes_.find(at->second.prepared.vocab_size));
+  decoder_.set_vocabulary(vocab_sizes_.empty() ? 0 : *vocab_sizes_.rbegin());
+  adapters_.erase(at);
 }
 
 std::vector<AdapterId> Engine::adapters() const {

@@ -9,6 +9,7 @@
 
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -136,6 +137,7 @@ class Engine : public Executor {
   int64_t num_pages_ = 0;
   std::unordered_map<AdapterId, Registered> adapters_;
   AdapterId next_adapter_ = 0;
+  std::multiset<int64_t> vocab_sizes_;  // of adapters_
   std::function<void()> interlude_;
   double execute_seconds_ = 0, sample_seconds_ = 0;
   StepTimes last_step_times_;

@@ -10,6 +10,9 @@ namespace {
 // Rows of the MLP computed at a time: still compute bound, and their products fit the cache.
 constexpr int64_t kMlpRows = 256;
 
+// So many rows of logits have memory even where fewer are computed at a time: room for a larger vocabulary.
+constexpr int64_t kMinLogitRows = 4;
+
 }  // namespace
 
 Decoder::Decoder(std::shared_ptr<const ModelWeights> weights, Backend& backend, int64_t max_rows,
@@ -18,7 +21,8 @@ Decoder::Decoder(std::shared_ptr<const ModelWeights> weights, Backend& backend, 
       backend_(backend),
       ops_(*weights_, backend, std::max(max_rows, max_logit_rows), collective),
       max_rows_(max_rows),
-      max_logit_rows_(max_logit_rows) {
+      max_logit_rows_(max_logit_rows),
+      num_head_rows_(max_logit_rows) {
   LK_CHECK(collective ? collective->size() == weights_->rank.size : weights_->rank.alone());
   const ModelShape& shape = weights_->shape;
   act_bytes_ = dtype_bytes(weights_->act);
@@ -53,7 +57,12 @@ std::vector<std::pair<DeviceBuffer Decoder::*, int64_t>> Decoder::buffers(const 
           {&Decoder::rank_rows_parts_, num_ranks > 1 ? 2 * rank_rows : 0},
           {&Decoder::head_input_, max_logit_rows * shape.hidden_dim * elem},
           {&Decoder::gathered_, max_logit_rows * shape.hidden_dim * 4},
-          {&Decoder::logits_, max_logit_rows * align_panel(shape.vocab_size) * 4}};
+          {&Decoder::logits_, num_logits(shape, max_logit_rows) * 4}};
+}
+
+int64_t Decoder::num_logits(const ModelShape& shape, int64_t max_logit_rows) {
+  if (max_logit_rows == 0) return 0;  // of a rank that has no head
+  return std::max(max_logit_rows, kMinLogitRows) * align_panel(shape.vocab_size);
 }
 
 int64_t Decoder::buffer_bytes(const ModelShape& shape, DType act, int64_t max_rows, int64_t max_logit_rows,
@@ -63,10 +72,14 @@ int64_t Decoder::buffer_bytes(const ModelShape& shape, DType act, int64_t max_ro
   return total;
 }
 
-void Decoder::reserve_vocabulary(int64_t num_tokens) {
-  if (align_panel(num_tokens) <= logits_stride_) return;
-  logits_stride_ = align_panel(num_tokens);
-  logits_ = backend_.allocate(max_logit_rows_ * logits_stride_ * 4);
+bool Decoder::fits_vocabulary(int64_t num_tokens) const {
+  return align_panel(num_tokens) <= num_logits(weights_->shape, num_head_rows_);
+}
+
+void Decoder::set_vocabulary(int64_t num_tokens) {
+  LK_CHECK(fits_vocabulary(num_tokens));
+  logits_stride_ = align_panel(std::max(num_tokens, weights_->shape.vocab_size));
+  max_logit_rows_ = std::min(num_head_rows_, num_logits(weights_->shape, num_head_rows_) / logits_stride_);
 }
 
 void Decoder::forward(const DecoderBatch& batch, const std::function<void()>& between_layers) {

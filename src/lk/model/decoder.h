@@ -44,8 +44,12 @@ class Decoder {
     ops_.set_pool(base, slice_bytes());
   }
 
-  // From now on adapters with this many tokens may run. Not while results of logits() are in use.
-  void reserve_vocabulary(int64_t num_tokens);
+  // The memory for logits is that of the base's vocabulary: a larger one of an adapter makes fewer rows fit at a time.
+  // Whether one row does. From any thread.
+  bool fits_vocabulary(int64_t num_tokens) const;
+  // From now on adapters with up to so many tokens may run, and max_logit_rows() is what fits with these. Requires:
+  // fits_vocabulary(). Not while results of logits() are in use.
+  void set_vocabulary(int64_t num_tokens);
   // Runs all layers; hidden states of all rows stay inside for logits(). `between_layers` (may be empty) is called
   // after each, on this thread; it must not change what the batch refers to.
   void forward(const DecoderBatch& batch, const std::function<void()>& between_layers = {});
@@ -74,6 +78,7 @@ class Decoder {
   Backend& backend_;
   AdaptedOps ops_;
   int64_t max_rows_, max_logit_rows_;
+  const int64_t num_head_rows_;  // max_logit_rows_ with the base's vocabulary
   int64_t act_bytes_, kv_bytes_;
   std::byte* pool_base_ = nullptr;
 
@@ -81,6 +86,7 @@ class Decoder {
   static std::vector<std::pair<DeviceBuffer Decoder::*, int64_t>> buffers(const ModelShape& shape, DType act,
                                                                           int64_t max_rows, int64_t max_logit_rows,
                                                                           int num_ranks);
+  static int64_t num_logits(const ModelShape& shape, int64_t max_logit_rows);
   int64_t qkv_columns_, gate_up_columns_, product_columns_, logits_stride_;
   DeviceBuffer slots_;      // i64 [max_rows] of the step
   DeviceBuffer cos_, sin_;  // f32 [max_rows, head_dim / 2]
@@ -98,7 +104,7 @@ class Decoder {
   int next_part_ = 0;
   DeviceBuffer head_input_;             // act [max_logit_rows, hidden_dim]
   DeviceBuffer gathered_;               // f32 [max_logit_rows, hidden_dim]
-  DeviceBuffer logits_;                 // f32 [max_logit_rows, logits_stride]
+  DeviceBuffer logits_;                 // f32 [max_logit_rows, logits_stride], and what is left of num_logits()
   std::vector<AdapterRun> local_runs_;  // of the rows in work; kept for its memory
 };
 
