@@ -197,7 +197,8 @@ class Names(Pull):
         check = ("serve", "acme/tiny", "--port", "0", "--no-state", "--threads", "1", "--check-config")
         done = self.run_it(*check)
         self.assertNotEqual(done.returncode, 0)
-        self.assertIn("lorikeet pull acme/tiny", done.stderr)
+        self.assertIn("downloads nothing: run `lorikeet pull acme/tiny` first", done.stderr)
+        self.assertNotIn("OFFLINE", done.stderr)
         self.assertEqual(self.hub.requests, [])
         self.pulled("acme/tiny")
         self.good(*check)
@@ -355,7 +356,8 @@ class Trouble(Pull):
         self.assertEqual((snapshot / "model.safetensors").read_bytes(), BIG)
 
     def test_offline(self):
-        self.refused("pull", "acme/big", words=("not in the cache", "HF_HUB_OFFLINE"), HF_HUB_OFFLINE="1")
+        self.refused("pull", "acme/big", words=("not in the cache", "HF_HUB_OFFLINE is set"), HF_HUB_OFFLINE="1")
+        self.refused("pull", "acme/big", words=("not in the cache", "TRANSFORMERS_OFFLINE is set"), TRANSFORMERS_OFFLINE="1")
         self.assertEqual(self.hub.requests, [])
         self.pulled("acme/big")
         count = len(self.hub.requests)
@@ -376,6 +378,11 @@ class Trouble(Pull):
         (self.blobs / self.etag).unlink()  # the link leads nowhere
         self.refused("pull", "acme/big", words=("no model.safetensors",), HF_HUB_OFFLINE="1")
         self.check(self.pulled("acme/big"))
+
+    def test_folders_that_could_have_been_meant_are_named(self):
+        self.hub.add("acme/ck", {f"checkpoint-{step}/{name}": b"x" for step in (10, 20) for name in ("adapter_config.json", "adapter_model.safetensors")} | {"README.md": b"x"})
+        self.refused("pull", "acme/ck", words=("acme/ck/checkpoint-10, acme/ck/checkpoint-20",))
+        self.assertTrue((self.pulled("acme/ck/checkpoint-10") / "adapter_config.json").is_file())
 
     def test_what_is_neither(self):
         self.hub.add("acme/pickled", {"config.json": b"{}", "pytorch_model.bin": b"\x80"})

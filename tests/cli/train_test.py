@@ -244,7 +244,7 @@ class BadInput(Train):
         job(["alpha_pattern 'q_prj' matches no module"], self.job(adapter={"alpha_pattern": {"q_prj": 4}}))
         job(["nonsense"], self.job(adapter={"modules_to_save": ["nonsense"]}))
         job(["99999"], self.job(adapter={"trainable_tokens": [99999]}))
-        job(["nowhere", "PEFT adapter directory"], self.job() | {"adapter": {"init_from": str(self.dir / "nowhere")}})
+        job(["nowhere", "no such directory"], self.job() | {"adapter": {"init_from": str(self.dir / "nowhere")}})
         job(["two jobs are named \"a\""], self.job(), self.job())
         job(["both write to"], self.job(save={"dir": str(self.dir / "out/x")}), self.job("b", save={"dir": str(self.dir / "out/x/")}))
         for lr in ("nan", ".inf", "-1", "0", "2", "1e400"):

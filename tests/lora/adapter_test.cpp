@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <limits>
 
 #include "lora/adapter_maker.h"
@@ -320,6 +321,42 @@ TEST_F(LoadAdapter, ResizedVocabulariesNeedBothEndsWhole) {
   bag_.add(embedding + ".weight", {40, 16}).add(head + ".weight", {40, 16});
   EXPECT_EQ(loaded()->own_vocab_size, std::nullopt);
   EXPECT_EQ(read_own_vocab_size(dir_.path(), config_).value(), std::nullopt);
+}
+
+TEST_F(LoadAdapter, SaysWhereAnAdapterIsInstead) {
+  const auto missing = load_adapter("a", dir_.file("nope"), config_, nullptr, options_);
+  EXPECT_THAT(missing.status().message(), HasSubstr("no such directory"));
+  EXPECT_THAT(load_adapter("a", dir_.path(), config_, nullptr, options_).status().message(),
+              HasSubstr("is this a PEFT adapter directory?"));
+  std::filesystem::create_directory(dir_.file("other"));
+  std::filesystem::create_directory(dir_.file("foo"));
+  dir_.write("foo/adapter_model.safetensors", "x");
+  const auto named = load_adapter("a", dir_.path(), config_, nullptr, options_);
+  EXPECT_EQ(named.status().code(), StatusCode::kNotFound);
+  EXPECT_THAT(named.status().message(), HasSubstr("but in " + dir_.file("foo") + ": give that directory"));
+}
+
+// Both names of the one matrix, or one of them; what was beside it is nobody's.
+TEST_F(LoadAdapter, TiedSavedEndsAreOneMatrix) {
+  config_.tie_word_embeddings = true;
+  const std::string fields = kList + R"(,"ensure_weight_tying":true,"modules_to_save":)";
+  const std::string embedding = "base_model.model.model.embed_tokens", head = "base_model.model.lm_head";
+  for (const char* named : {R"(["embed_tokens"])", R"(["lm_head"])", R"(["embed_tokens","lm_head"])"})
+    for (const int64_t size : {40, 43})
+      for (const std::string& written : {embedding, head}) {
+        bag_.add(written + ".modules_to_save.weight", {size, 16});
+        bag_.add(written + ".original_module.weight", {size, 16});
+        const auto adapter = loaded(fields + named);
+        EXPECT_THAT(adapter->warnings, IsEmpty());
+        EXPECT_TRUE(adapter->replaced.embedding.has_shape({size, 16}));
+        EXPECT_EQ(adapter->replaced.embedding.raw(), adapter->replaced.lm_head.raw());
+        EXPECT_EQ(adapter->replaced.embedding.raw(), adapter->file->find(written + ".modules_to_save.weight")->raw());
+        bag_.erase(written + ".modules_to_save.weight");
+        bag_.erase(written + ".original_module.weight");
+      }
+  bag_.set(embedding + ".weight", {40, 16}, std::vector<float>(640, 0.25f));
+  bag_.set(head + ".weight", {40, 16}, std::vector<float>(640, 0.5f));
+  expect_refused(fields + R"(["embed_tokens"])", "ensure_weight_tying is true, and the saved values");
 }
 
 TEST_F(LoadAdapter, ActivatedOnesAreWhatPeftTakes) {

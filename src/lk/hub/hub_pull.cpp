@@ -120,9 +120,31 @@ class Pull {
     return client->list(name_, cached ? 1 : HubClient::kTries);
   }
 
+  // Trainers leave checkpoints in folders, PEFT adapters in one of the adapter's name: what could have been meant.
+  Status with_folders(const Status& why, const std::vector<std::string>& files) const {
+    std::set<std::string> folders;
+    for (const std::string& file : files)
+      if (const size_t slash = file.rfind('/'); slash != file.npos) folders.insert(file.substr(0, slash));
+    std::vector<std::string> names;
+    for (const std::string& folder : folders) {
+      if (!select_files(within(files, folder), kinds_, folder).ok()) continue;
+      HubName name = name_;
+      name.subfolder = in_folder(name_.subfolder, folder);
+      names.push_back(name.text());
+    }
+    if (names.empty()) return why;
+    constexpr size_t kMostNames = 5;
+    const size_t more = names.size() - std::min(names.size(), kMostNames);
+    names.resize(names.size() - more);
+    return Status(why.code(), fmt::format("{}; what its folders have is {}{}", why.message(), fmt::join(names, ", "),
+                                          more > 0 ? fmt::format(" and {} more", more) : ""));
+  }
+
   Result<Pulled> bring(const HubListing& listing) {
     const std::vector<std::string> files = within(listing.files, name_.subfolder);
-    LK_ASSIGN_OR_RETURN(std::vector<std::string> selected, select_files(files, kinds_, name_.text()));
+    Result<std::vector<std::string>> selection = select_files(files, kinds_, name_.text());
+    if (!selection.ok()) return with_folders(selection.status(), files);
+    std::vector<std::string> selected = std::move(*selection);
     LK_ASSIGN_OR_RETURN(std::vector<HubFile> found, look_up(selected));
     // Indexes first: they say what else there is.
     std::set<std::string> shards;

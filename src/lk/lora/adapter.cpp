@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lk/lora/adapter.h"
 
+#include <algorithm>
+#include <filesystem>
 #include <utility>
 
 #include "lk/base/file.h"
@@ -77,7 +79,23 @@ Status missing_files(const std::string& directory) {
       return unsupported("{}: {} is an adapter as {} writes it; make a PEFT one of it with `lorikeet adapter convert`",
                          directory, file, trainer);
   }
-  return not_found("{}: no adapter_model.safetensors; is this a PEFT adapter directory?", directory);
+  std::error_code error;
+  if (!is_directory(directory))
+    return not_found("{}: {}", directory, file_exists(directory) ? "a file, not a directory" : "no such directory");
+  // PEFT saves an adapter that is not called "default" in a folder of its name, trainers have one for each checkpoint.
+  std::vector<std::string> inside;
+  size_t looked = 0;
+  constexpr size_t kMostEntries = 1000, kMostNamed = 5;
+  for (std::filesystem::directory_iterator at(directory, error);
+       !error && at != std::filesystem::directory_iterator() && looked < kMostEntries; at.increment(error), ++looked)
+    if (file_exists(join_path(at->path().string(), kAdapterWeightsFile))) inside.push_back(at->path().string());
+  if (!inside.empty()) {
+    std::ranges::sort(inside);
+    inside.resize(std::min(inside.size(), kMostNamed));
+    return not_found("{}: no {} here, but in {}: give that directory", directory, kAdapterWeightsFile,
+                     fmt::join(inside, ", "));
+  }
+  return not_found("{}: no {}; is this a PEFT adapter directory?", directory, kAdapterWeightsFile);
 }
 
 }  // namespace
