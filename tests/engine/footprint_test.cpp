@@ -97,8 +97,7 @@ TEST(Footprint, VocabulariesWithoutRoomForARowAreRefused) {
     for (const char* end : {"model.embed_tokens", "lm_head"})
       bag.add(fmt::format("base_model.model.{}.weight", end), {tokens, 16});
     bag.write(dir.file("adapter_model.safetensors"));
-    return engine->prepare_adapter(
-        load_adapter("a", dir.path(), weights->config, weights->checkpoint.get()).value());
+    return engine->prepare_adapter(load_adapter("a", dir.path(), weights->config, weights->checkpoint.get()).value());
   };
   EXPECT_TRUE(prepared(49).ok());
   const Status refused = prepared(5000).status();

@@ -241,12 +241,12 @@ TEST_F(Coordinated, OneClientCannotEndTheRunNorTakeMoreWeightThanItJoinedWith) {
       bool first = true;
       for (const std::string& client : server->missing()) {
         const Coordinator::Task task = *server->task_of(client);
-        const Status status =
-            server->receive(client, task.round, update_of(client, task, [&](UpdateFile& f) {
-                              if (first)
-                                for (auto& [tensor, values] : f.update.tensors) std::ranges::fill(values, 3e38f);
-                              f.update.num_examples = int64_t{1} << 40;
-                            }));
+        const Status status = server->receive(client, task.round, update_of(client, task, [&](UpdateFile& f) {
+                                                if (first)
+                                                  for (auto& [tensor, values] : f.update.tensors)
+                                                    std::ranges::fill(values, 3e38f);
+                                                f.update.num_examples = int64_t{1} << 40;
+                                              }));
         EXPECT_EQ(status.code(), first ? StatusCode::kInvalidArgument : StatusCode::kOk) << rule;
         if (first) EXPECT_THAT(status.message(), Not(HasSubstr(dir_.path())));
         first = false;

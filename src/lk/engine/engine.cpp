@@ -117,7 +117,8 @@ Result<Engine::PreparedAdapter> Engine::prepare_adapter(std::shared_ptr<HostAdap
         adapter->name(), group_rank, Decoder::kMaxGroupRank);
   if (const int64_t size = content->vocab_size(weights_->config); !decoder_.fits_vocabulary(size))
     return resource_exhausted(
-        "adapter {} has a vocabulary of {} tokens: the memory for logits, {} rows of the base's {}, does not hold one row "
+        "adapter {} has a vocabulary of {} tokens: the memory for logits, {} rows of the base's {}, does not hold one "
+        "row "
         "of it: raise --step-tokens (up to {}), or serve it over a base of that vocabulary",
         adapter->name(), size, std::min(kMaxLogitRows, options_.max_step_tokens), weights_->config.vocab_size,
         kMaxLogitRows);

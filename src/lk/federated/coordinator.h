@@ -16,8 +16,8 @@
 
 #include <map>
 #include <memory>
-#include <string>
 #include <set>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -128,7 +128,7 @@ class Coordinator {
   std::map<std::string, Asked> asked_;  // of the round in work; there may be none
   std::set<std::string> said_;          // by ledger_once() in the round `said_in_`
   int64_t said_in_ = 0;
-  int64_t attempt_ = 0;                 // of it, or of the one that begin() makes
+  int64_t attempt_ = 0;  // of it, or of the one that begin() makes
 };
 
 }  // namespace lk

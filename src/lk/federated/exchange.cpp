@@ -214,8 +214,7 @@ Result<ModuleFactors> read_model(const std::string& path, const ModuleFactors& l
       if (view.num_dims() != 2 || view.dim(0) != rows || view.dim(1) != columns)
         return invalid_argument("{}: {} must have the shape [{}, {}]", path, name, rows, columns);
       view.copy_to(values->data());
-      if (!all_finite(*values))
-        return data_loss("{}: {} holds values that are not finite", path, name);
+      if (!all_finite(*values)) return data_loss("{}: {} holds values that are not finite", path, name);
       ++taken;
     }
   }

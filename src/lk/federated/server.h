@@ -94,8 +94,8 @@ class FederatedServer {
   int64_t download_bytes(const LocalTask& task);  // likewise, of what a client must be given: f32
 
   // kFailedPrecondition: of another round. kInvalidArgument: a client that does not exist, other tensors than the
-  // task's, no examples, an update longer than max_norm, a value above kLargestChange. kDataLoss: not finite. The message names the
-  // client.
+  // task's, no examples, an update longer than max_norm, a value above kLargestChange. kDataLoss: not finite. The
+  // message names the client.
   Status check(const ClientUpdate& update);
   // The round's end: updates that passed check(), one per client, at least one (with Poisson sampling, any number). The
   // state is the next round's. With privacy the release is in the ledger before this returns.

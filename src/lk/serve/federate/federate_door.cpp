@@ -215,7 +215,7 @@ class FederateDoorImpl final : public FederateDoor {
   std::map<std::string, Poll> waiting_;  // by client
   std::set<std::string> logged_;         // by log_once() in the round `logged_in_`
   int64_t logged_in_ = 0;
-  std::set<std::string> told_;           // that the run is over
+  std::set<std::string> told_;  // that the run is over
   Clock::time_point deadline_ = {};
   std::optional<Clock::time_point> over_since_;
   std::atomic<bool> tick_posted_ = false;
