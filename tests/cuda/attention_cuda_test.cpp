@@ -8,7 +8,7 @@
 #include <cmath>
 #include <random>
 
-#include "cuda/buffer.h"
+#include "simt/host.h"
 
 namespace lk::cuda {
 namespace {
@@ -85,17 +85,16 @@ struct Problem {
                     q.begin() + (rows_before + end) * q_width);
       rows += end - begin;
     }
-    test::Buffer<uint16_t> pool("pool", static_cast<size_t>(num_pages * page_stride));
+    simt::Buffer<uint16_t> pool("pool", static_cast<size_t>(num_pages * page_stride));
     for (const auto& [offset, row] : writes) pool.copy_in(static_cast<size_t>(offset), row);
     const std::vector<int32_t> count = {static_cast<int32_t>(tiles.size())};
-    test::Buffer<uint16_t> q_device("q", std::span<const uint16_t>(q_rows)), y("y", q_rows.size());
-    test::Buffer<int32_t> table("page_table", std::span<const int32_t>(page_table)),
+    simt::Buffer<uint16_t> q_device("q", std::span<const uint16_t>(q_rows)), y("y", q_rows.size());
+    simt::Buffer<int32_t> table("page_table", std::span<const int32_t>(page_table)),
         num_tiles("num_tiles", std::span<const int32_t>(count));
-    test::Buffer<AttentionTile> tiles_device("tiles", std::span<const AttentionTile>(tiles));
+    simt::Buffer<AttentionTile> tiles_device("tiles", std::span<const AttentionTile>(tiles));
     attention({q_device.data(), pool.data(), page_stride, v_offset, table.data(), tiles_device.data(), num_tiles.data(),
                y.data(), c.num_heads, c.num_kv_heads, static_cast<float>(M_LOG2E / std::sqrt(c.head_dim))},
               c.head_dim, row_tiles, num_blocks);
-    test::finish();
     return y.copy_out();
   }
 
@@ -128,25 +127,18 @@ struct Problem {
   }
 };
 
-class Attention : public testing::TestWithParam<Case> {
- protected:
-  void SetUp() override {
-    if (!test::can_run()) GTEST_SKIP() << "no CUDA device";
-  }
-};
+class Attention : public testing::TestWithParam<Case> {};
 
 TEST_P(Attention, EqualsTheReferenceAndARowIsTheSameInAnyCompany) {
   const Problem problem(GetParam());
   const Case& c = problem.c;
   const auto y = problem.run(2, 3);
   EXPECT_LT(problem.relative_error(y), 4e-3);  // p and y are rounded to bf16
-#ifndef __CUDACC__
   for (const auto order : {simt::Order::kReverse, simt::Order::kShuffled}) {
     simt::order = order;
     EXPECT_EQ(problem.run(2, 3), y) << "depends on the order of threads";
   }
   simt::order = simt::Order::kForward;
-#endif
   EXPECT_EQ(problem.run(1, 1000), y) << "one row tile or two";
   const auto width = static_cast<ptrdiff_t>(c.num_heads * c.head_dim);
   auto row = y.begin();

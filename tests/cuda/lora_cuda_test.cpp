@@ -12,7 +12,7 @@
 #include <map>
 #include <random>
 
-#include "cuda/buffer.h"
+#include "simt/host.h"
 
 namespace lk::cuda {
 namespace {
@@ -108,23 +108,23 @@ std::vector<float> run(const Case& c, const Adapters& adapters, const std::vecto
   for (const Segment& s : c.segments) num_rows += s.rows;
   for (const int rank : c.ranks) max_rank = std::max(max_rank, rank);
 
-  test::Buffer<uint16_t> pool("pool", adapters.pool_elements);
+  simt::Buffer<uint16_t> pool("pool", adapters.pool_elements);
   for (const auto& [offset, row] : adapters.rows) pool.copy_in(offset, row);
-  test::Buffer<RowRef> row_refs("row_refs", std::span(adapters.row_refs));
-  test::Buffer<int32_t> page_lists("page_lists", std::span(adapters.page_lists));
-  test::Buffer<Slot> slots("slots", std::span(adapters.slots));
-  test::Buffer<uint16_t> x_device("x", std::span(x));
+  simt::Buffer<RowRef> row_refs("row_refs", std::span(adapters.row_refs));
+  simt::Buffer<int32_t> page_lists("page_lists", std::span(adapters.page_lists));
+  simt::Buffer<Slot> slots("slots", std::span(adapters.slots));
+  simt::Buffer<uint16_t> x_device("x", std::span(x));
   const auto shrink_tiles = make_tiles(c.segments, c.prefill ? kPrefillRows : kDecodeRows);
   const auto expand_tiles = make_tiles(c.segments, kExpandRows);
   const std::vector<int32_t> counts = {static_cast<int32_t>(shrink_tiles.size()),
                                        static_cast<int32_t>(expand_tiles.size())};
-  test::Buffer<Tile> shrink_list("shrink tiles", std::span(shrink_tiles)),
+  simt::Buffer<Tile> shrink_list("shrink tiles", std::span(shrink_tiles)),
       expand_list("expand tiles", std::span(expand_tiles));
-  test::Buffer<int32_t> count("tile counts", std::span(counts));
+  simt::Buffer<int32_t> count("tile counts", std::span(counts));
   const int64_t v_stride = max_rank, plane_stride = v_stride * num_rows, y_stride = c.out_dim + 4;
-  test::Buffer<float> v("v", static_cast<size_t>(plane_stride * c.planes));
+  simt::Buffer<float> v("v", static_cast<size_t>(plane_stride * c.planes));
   const std::vector<float> y_before(static_cast<size_t>(num_rows * y_stride), kUntouched);
-  test::Buffer<float> y("y", std::span(y_before));
+  simt::Buffer<float> y("y", std::span(y_before));
 
   const Pool p{pool.data(), kPageGranules * kGranule, page_lists.data(), row_refs.data(), slots.data()};
   const ShrinkArgs shrink{x_device.data(), c.in_dim, c.in_dim,     p,       shrink_list.data(), count.data(),
@@ -133,7 +133,6 @@ std::vector<float> run(const Case& c, const Adapters& adapters, const std::vecto
   expand({v.data(), v_stride, plane_stride, c.planes, p, expand_list.data(), count.data() + 1, y.data(), y_stride,
           c.out_dim},
          num_blocks);
-  test::finish();
 
   std::vector<float> out;
   const auto padded = y.copy_out();
@@ -165,12 +164,7 @@ std::vector<double> reference(const Case& c, const Adapters& adapters, const std
   return y;
 }
 
-class Lora : public testing::TestWithParam<Case> {
- protected:
-  void SetUp() override {
-    if (!test::can_run()) GTEST_SKIP() << "no CUDA device";
-  }
-};
+class Lora : public testing::TestWithParam<Case> {};
 
 TEST_P(Lora, EqualsTheReferenceAndDoesNotDependOnTheBatch) {
   const Case& c = GetParam();
@@ -196,13 +190,11 @@ TEST_P(Lora, EqualsTheReferenceAndDoesNotDependOnTheBatch) {
       }
   EXPECT_LE(std::sqrt(error), 3e-5 * std::sqrt(norm));
 
-#ifndef __CUDACC__
   for (const auto order : {simt::Order::kReverse, simt::Order::kShuffled}) {
     simt::order = order;
     EXPECT_EQ(run(c, adapters, x, 3), y) << "depends on the order of threads";
   }
   simt::order = simt::Order::kForward;
-#endif
   EXPECT_EQ(run(c, adapters, x, 40), y) << "depends on the number of blocks";
 
   // Every row alone, as far as three rows of each segment go.

@@ -4,19 +4,13 @@
 #include <chrono>
 #include <thread>
 
+#include "lk/base/cpu_relax.h"
+
 namespace lk {
 namespace {
 
 constexpr int kSpins = 4000;
 constexpr auto kYieldTime = std::chrono::milliseconds(1);
-
-void cpu_relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
 
 }  // namespace
 

@@ -6,18 +6,11 @@
 #include <chrono>
 
 #include "lk/base/check.h"
+#include "lk/base/cpu_relax.h"
 #include "lk/base/thread_name.h"
 
 namespace lk {
 namespace {
-
-void cpu_relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
 
 // Covers the serial gaps between the kernels of one step; longer would take the core from somebody who has work.
 constexpr auto kSpinTime = std::chrono::microseconds(100);
