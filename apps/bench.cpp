@@ -358,7 +358,7 @@ void add_bench(CLI::App& app, int& exit_code) {
                       "only ops that start with this: gemm, lora, attention, rms_norm, swiglu, rope, sample; of "
                       "training block_attention, outer, cross_entropy and others");
   kernels->add_option("--isa", kernel->isa, "instruction set, or all")
-      ->check(CLI::IsMember({"auto", "all", "portable", "avx2", "avx512", "avx512_bf16"}))
+      ->check(CLI::IsMember(isa_choices({"auto", "all"})))
       ->capture_default_str();
   kernels->add_option("--dtype", kernel->dtypes, "bf16, f32 or both")
       ->delimiter(',')

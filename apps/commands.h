@@ -38,6 +38,9 @@ void add_fleet(CLI::App& app, int& exit_code);
 void add_federate(CLI::App& app, int& exit_code);
 void add_pull(CLI::App& app, int& exit_code);
 
+// What --isa may be: `other`, and the name of every instruction set.
+std::vector<std::string> isa_choices(std::vector<std::string> other = {"auto"});
+
 // Options shared by the commands that run a model.
 struct ModelFlags {
   std::string model;

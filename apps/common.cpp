@@ -8,6 +8,7 @@
 #include "hub_names.h"
 #include "lk/base/file.h"
 #include "lk/base/json_fields.h"
+#include "lk/kernels/cpu.h"
 
 namespace lk::apps {
 
@@ -31,6 +32,11 @@ void show_progress(int64_t done, int64_t total) {
 }
 
 }  // namespace
+
+std::vector<std::string> isa_choices(std::vector<std::string> other) {
+  for (const CpuIsa isa : kCpuIsas) other.emplace_back(to_string(isa));
+  return other;
+}
 
 void watch_interrupts() {
   struct sigaction action {};
@@ -103,7 +109,7 @@ void ModelFlags::add_to(CLI::App& command, bool model_is_positional) {
       ->capture_default_str()
       ->group("Machine");
   command.add_option("--isa", isa, "instruction set of the kernels")
-      ->check(CLI::IsMember({"auto", "portable", "avx2", "avx512", "avx512_bf16"}))
+      ->check(CLI::IsMember(isa_choices()))
       ->capture_default_str()
       ->group("Machine");
   command

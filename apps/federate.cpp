@@ -224,7 +224,7 @@ void add_simulate_federated(CLI::App& federate, int& exit_code) {
   sub->add_option("--threads", flags->threads, "kernel threads; 0 = every core this process may use")
       ->check(CLI::Range(0, 1024));
   sub->add_option("--isa", flags->isa, "instruction set of the kernels")
-      ->check(CLI::IsMember({"auto", "portable", "avx2", "avx512", "avx512_bf16"}))
+      ->check(CLI::IsMember(isa_choices()))
       ->capture_default_str();
   sub->callback([flags, &exit_code] {
     watch_interrupts();
@@ -452,7 +452,7 @@ void add_exchange(CLI::App& federate, int& exit_code) {
     sub->add_option("--threads", flags->threads, "kernel threads; 0 = every core this process may use")
         ->check(CLI::Range(0, 1024));
     sub->add_option("--isa", flags->isa, "instruction set of the kernels")
-        ->check(CLI::IsMember({"auto", "portable", "avx2", "avx512", "avx512_bf16"}))
+        ->check(CLI::IsMember(isa_choices()))
         ->capture_default_str();
   }
   {

@@ -378,7 +378,7 @@ void add_train(CLI::App& app, int& exit_code) {
   command->add_option("--threads", flags->threads, "kernel threads; 0 = every core this process may use")
       ->check(CLI::Range(0, 1024));
   command->add_option("--isa", flags->isa, "instruction set of the kernels")
-      ->check(CLI::IsMember({"auto", "portable", "avx2", "avx512", "avx512_bf16"}))
+      ->check(CLI::IsMember(isa_choices()))
       ->capture_default_str();
   command->add_option("--preview", flags->preview, "show so many samples of each job, what is trained marked, and end")
       ->check(CLI::Range(int64_t{1}, int64_t{1'000'000}));

@@ -109,10 +109,8 @@ TEST_P(ElementwiseTest, AddAndAddBias) {
 LK_INSTANTIATE_KERNEL_TESTS(ElementwiseTest);
 
 TEST(CpuIsa, NamesRoundTrip) {
-  for (CpuIsa isa : supported_cpu_isas()) {
-    EXPECT_EQ(parse_cpu_isa(to_string(isa)), isa);
-    EXPECT_EQ(cpu_kernels(isa).isa, isa);
-  }
+  for (const CpuIsa isa : kCpuIsas) EXPECT_EQ(parse_cpu_isa(to_string(isa)), isa);
+  for (const CpuIsa isa : supported_cpu_isas()) EXPECT_EQ(cpu_kernels(isa).isa, isa);
   EXPECT_EQ(parse_cpu_isa("mmx"), std::nullopt);
 }
 

@@ -72,6 +72,25 @@ TEST_P(GemmTest, RowAloneEqualsRowInABatchBitForBit) {
   });
 }
 
+// More rows than a cache holds beside the weights, more of the inner dimension than is brought together at once, and
+// panels enough for groups of them.
+TEST_P(GemmTest, RowAloneEqualsRowAmongHundredsBitForBit) {
+  with_type([&](auto type) {
+    using T = typename decltype(type)::type;
+    constexpr int64_t kRows = 260, kN = 32 * 32 + 6, kK = 2200;
+    const Case<T> c(kN, kK, pool());
+    const std::vector<T> x = random_values<T>(kRows * kK, 13);
+    Guarded<float> y(kRows * kN);
+    kernels().gemm({x.data(), act(), kK, c.weight, y.data(), kN, kRows}, pool());
+    y.expect_intact("y");
+    std::vector<float> alone(kN);
+    for (int64_t row = 0; row < kRows; row += 37) {
+      kernels().gemm({x.data() + row * kK, act(), kK, c.weight, alone.data(), kN, 1}, pool());
+      ASSERT_TRUE(same_bits(y.data() + row * kN, alone.data(), kN)) << "row " << row;
+    }
+  });
+}
+
 TEST_P(GemmTest, HonoursStrides) {
   with_type([&](auto type) {
     using T = typename decltype(type)::type;

@@ -2,6 +2,7 @@
 // The CPU kernels, one table per instruction set, chosen at run time. lk::ref holds the scalar reference of each.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <optional>
 #include <string_view>
@@ -13,8 +14,10 @@
 
 namespace lk {
 
-enum class CpuIsa : uint8_t { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
-const char* to_string(CpuIsa isa);  // "portable" "avx2" "avx512" "avx512_bf16"
+enum class CpuIsa : uint8_t { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmxBf16 };
+inline constexpr std::array kCpuIsas = {CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16,
+                                        CpuIsa::kAmxBf16};
+const char* to_string(CpuIsa isa);  // "portable" "avx2" "avx512" "avx512_bf16" "amx_bf16"
 std::optional<CpuIsa> parse_cpu_isa(std::string_view name);
 std::vector<CpuIsa> supported_cpu_isas();  // of this machine, best last
 

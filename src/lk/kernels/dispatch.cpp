@@ -1,5 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Chooses among the instruction sets at run time, and runs ranges on the pool for them.
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 
@@ -19,6 +25,9 @@ namespace isa_avx512 {
 const IsaTable& table();
 }
 namespace isa_avx512_bf16 {
+const IsaTable& table();
+}
+namespace isa_amx_bf16 {
 const IsaTable& table();
 }
 #endif
@@ -66,15 +75,38 @@ const char* to_string(CpuIsa isa) {
       return "avx512";
     case CpuIsa::kAvx512Bf16:
       return "avx512_bf16";
+    case CpuIsa::kAmxBf16:
+      return "amx_bf16";
   }
   return "?";
 }
 
 std::optional<CpuIsa> parse_cpu_isa(std::string_view name) {
-  for (CpuIsa isa : {CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16})
+  for (const CpuIsa isa : kCpuIsas)
     if (name == to_string(isa)) return isa;
   return std::nullopt;
 }
+
+namespace {
+#if defined(__x86_64__)
+// AMX's tiles are used by a process only after it has asked the system for room to save them; the answer holds for all
+// of its threads (https://docs.kernel.org/arch/x86/xstate.html).
+bool may_use_tiles() {
+  static const bool granted = [] {
+    constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;  // leaf 7, EDX
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (~d & (kAmxBf16 | kAmxTile)) != 0) return false;
+#if defined(__linux__)
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return ::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+  }();
+  return granted;
+}
+#endif
+}  // namespace
 
 std::vector<CpuIsa> supported_cpu_isas() {
   std::vector<CpuIsa> isas = {CpuIsa::kPortable};
@@ -86,7 +118,9 @@ std::vector<CpuIsa> supported_cpu_isas() {
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (avx2) isas.push_back(CpuIsa::kAvx2);
   if (avx512) isas.push_back(CpuIsa::kAvx512);
-  if (avx512 && __builtin_cpu_supports("avx512bf16")) isas.push_back(CpuIsa::kAvx512Bf16);
+  const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  if (avx512_bf16) isas.push_back(CpuIsa::kAvx512Bf16);
+  if (avx512_bf16 && may_use_tiles()) isas.push_back(CpuIsa::kAmxBf16);
 #endif
   return isas;
 }
@@ -102,6 +136,8 @@ const IsaTable& isa_table(CpuIsa isa) {
       return isa_avx512::table();
     case CpuIsa::kAvx512Bf16:
       return isa_avx512_bf16::table();
+    case CpuIsa::kAmxBf16:
+      return isa_amx_bf16::table();
 #else
     default:
       break;

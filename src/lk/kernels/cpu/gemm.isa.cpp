@@ -17,6 +17,8 @@
 namespace lk::LK_ISA_NAMESPACE {
 namespace {
 
+constexpr int64_t kCachedBytes = int64_t{1} << 20;  // half of an L2
+
 // Steps of a panel that are read, and whose prefetches lie, without passing from one page to another.
 struct Stretch {
   const char* w;
@@ -41,7 +43,19 @@ Stretch stretch_at(const PackedWeight& weight, int64_t total_bytes, int64_t at, 
   return {w, num_steps, {near_place - w, far_place, lines}};
 }
 
+// One block of the inner dimension that lies in two pages.
+LK_INLINE const char* block_at(const PackedWeight& weight, int64_t at, int64_t num_steps, char* block) {
+  for (int64_t done = 0, bytes = num_steps * kStepBytes; done < bytes;) {
+    const PanelBytes own = panel_bytes_at(weight, at + done);
+    const int64_t part = min64(own.size, bytes - done);
+    __builtin_memcpy(block + done, own.data, static_cast<size_t>(part));
+    done += part;
+  }
+  return block;
+}
+
 // The sums of a tile's shards that wait for the other half of their tree: a stack whose first entry is y itself.
+template <int kMaxRows>
 class ShardSums {
  public:
   ShardSums(float* y, int64_t y_stride, int64_t rows, int64_t cols)
@@ -78,8 +92,33 @@ class ShardSums {
   alignas(64) float rest_[3][kMaxRows * kPanelCols];  // log2(kMaxShards)
 };
 
+// Rows that L2 does not hold beside a panel, in one block and one shard: groups of panels that stay in L2, so that the
+// rows come from memory once for each group (Tiles::kManyPanels).
+template <class P>
+void run_groups(const GemmArgs& args, ThreadPool& pool) {
+  using T = Tiles<P>;
+  const auto* x = static_cast<const typename P::X*>(args.x);
+  const int64_t n = args.w.n, panel_bytes = args.w.panel_bytes(), num_panels = ceil_div(n, kPanelCols);
+  const int64_t num_tiles = num_row_tiles<P>(args.num_rows, args.x_stride);
+  const int64_t fair = num_panels / (4 * pool_size(pool));  // so that the threads end together
+  const int64_t group = max64(1, min64(kCachedBytes / panel_bytes, fair));
+  parallel(pool, ceil_div(num_panels, group), 64, [&](int64_t begin, int64_t end) {
+    typename T::Registers registers;
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t first_col = item * group * kPanelCols, cols = min64(group * kPanelCols, n - first_col);
+      const char* panels = static_cast<const char*>(args.w.data) + item * group * panel_bytes;
+      for_row_tiles(args.num_rows, num_tiles, [&](int64_t, int64_t row, int64_t rows) {
+        registers.hold(rows);
+        T::multiply_panels(rows, x + row * args.x_stride, args.x_stride, args.w.k, panels, panel_bytes,
+                           args.y + row * args.y_stride + first_col, args.y_stride, cols, false);
+      });
+    }
+  });
+}
+
 template <class P>
 void run(const GemmArgs& args, ThreadPool& pool) {
+  using T = Tiles<P>;
   const auto* x = static_cast<const typename P::X*>(args.x);
   const int64_t n = args.w.n, k = args.w.k, num_rows = args.num_rows;
   const int64_t panel_bytes = ceil_div(k, P::kPerStep) * kStepBytes;
@@ -93,10 +132,17 @@ void run(const GemmArgs& args, ThreadPool& pool) {
   const int lines = static_cast<int>(ceil_div(kGroupLines, num_tiles));
   const int64_t pass_bytes = lines * 64 * (ceil_div(k, P::kPerStep) / kGroup);
 
+  if constexpr (T::kManyPanels) {
+    if (args.w.pages == nullptr && args.num_shards == 1 &&
+        num_rows * k * static_cast<int64_t>(sizeof(*x)) > kCachedBytes)
+      return run_groups<P>(args, pool);
+  }
   parallel(pool, num_panels, 64, [&](int64_t begin, int64_t end) {
+    typename T::Registers registers;
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t first_byte = panel * panel_bytes, first_col = panel * kPanelCols;
       for_row_tiles(num_rows, num_tiles, [&](int64_t t, int64_t row, int64_t rows) {
+        registers.hold(rows);
         int64_t near_bytes = kAheadBytes, far = first_byte;
         int far_lines = 0;
         if (num_tiles > 1) {
@@ -108,24 +154,33 @@ void run(const GemmArgs& args, ThreadPool& pool) {
           far += 2 * kAheadBytes;
           far_lines = kGroupLines;
         }
-        const TileFn<P> fn = tile_for<P>(rows);
-        ShardSums sums(args.y + row * args.y_stride + first_col, args.y_stride, rows, min64(kPanelCols, n - first_col));
+        ShardSums<T::kMaxRows> sums(args.y + row * args.y_stride + first_col, args.y_stride, rows,
+                                    min64(kPanelCols, n - first_col));
         for (int64_t shard = 0, done = 0; shard < args.num_shards; ++shard) {
           const int64_t first = done, end = first + shard_cols;
-          const ShardSums::Place to = sums.next();
+          const auto to = sums.next();
           while (done < end) {
             const int64_t at = first_byte + done / P::kPerStep * kStepBytes;
             const Stretch stretch =
                 stretch_at(args.w, total_bytes, at, ceil_div(end - done, P::kPerStep), near_bytes, far, far_lines);
-            const int64_t part = min64(end - done, stretch.num_steps * P::kPerStep);
+            int64_t part = min64(end - done, stretch.num_steps * P::kPerStep);
+            if (part < end - done) part -= part % T::kInner;
+            const char* w = stretch.w;
+            Prefetch ahead = stretch.ahead;
+            alignas(64) char block[T::kInner / P::kPerStep * kStepBytes];
+            if (part == 0) {
+              part = min64(end - done, T::kInner);
+              w = block_at(args.w, at, ceil_div(part, P::kPerStep), block);
+              ahead = {0, nullptr, 0};
+            }
             for (int64_t half = 0; half < kHalves; ++half) {
               const int64_t col = half * 16;
               if (first_col + col >= n) break;
-              fn(x + row * args.x_stride + done, args.x_stride, part, stretch.w + 64 * half, to.data + col, to.stride,
-                 n - first_col - col, stretch.ahead, done > first);
+              T::multiply(rows, x + row * args.x_stride + done, args.x_stride, part, w + 64 * half, to.data + col,
+                          to.stride, n - first_col - col, ahead, done > first);
             }
             done += part;
-            far += stretch.num_steps / kGroup * 64 * far_lines;
+            far += ceil_div(part, P::kPerStep) / kGroup * 64 * far_lines;
           }
           sums.push(shard);
         }

@@ -11,8 +11,8 @@
 namespace lk::LK_ISA_NAMESPACE {
 namespace {
 
-// Register tile: kMaxRows x kTileVecs accumulators, leaving room for the weights (for emulated bf16: both halves).
-constexpr int kMaxRows = kNumVectors >= 32 ? 12 : kNumVectors >= 8 ? 4 : 2;
+// Register tile: kVectorRows x kTileVecs accumulators, leaving room for the weights (for emulated bf16: both halves).
+constexpr int kVectorRows = kNumVectors >= 32 ? 12 : kNumVectors >= 8 ? 4 : 2;
 constexpr int kTileVecs = kNumVectors >= 32 ? 2 : 1;
 constexpr int64_t kStepBytes = kPanelStepBytes;
 
@@ -115,7 +115,7 @@ template <class P>
 TileFn<P> tile_for(int64_t rows) {
   static constexpr TileFn<P> kTable[] = {
       tile_fn<P, 1>, tile_fn<P, 2>,
-#define LK_TILE(rows) tile_fn<P, rows <= kMaxRows ? rows : 1>
+#define LK_TILE(rows) tile_fn<P, rows <= kVectorRows ? rows : 1>
       LK_TILE(3),    LK_TILE(4),    LK_TILE(5),  LK_TILE(6),  LK_TILE(7),
       LK_TILE(8),    LK_TILE(9),    LK_TILE(10), LK_TILE(11), LK_TILE(12),
 #undef LK_TILE
@@ -123,14 +123,68 @@ TileFn<P> tile_for(int64_t rows) {
   return kTable[rows - 1];
 }
 
+}  // namespace
+}  // namespace lk::LK_ISA_NAMESPACE
+
+#if defined(__AMX_BF16__)
+#include "lk/kernels/cpu/gemm_tile_amx.h"
+#endif
+
+namespace lk::LK_ISA_NAMESPACE {
+namespace {
+
+constexpr int64_t kHalves = 2 / kTileVecs;  // passes over a panel's columns per tile
+
+// What a format's products are made of: the most rows of a tile, and the elements of the inner dimension that belong
+// together. A product whose inner dimension is cut must be cut at multiples of kInner. kManyPanels: a tile's rows
+// should meet several panels while they are in L1.
+template <class P>
+struct Tiles {
+  static constexpr int kMaxRows = kVectorRows;
+  static constexpr int64_t kInner = P::kPerStep;
+  static constexpr bool kManyPanels = false;
+  // What a thread holds while it multiplies; hold() before each tile of another height.
+  struct Registers {
+    void hold(int64_t) {}
+  };
+  LK_INLINE void multiply(int64_t rows, const typename P::X* x, int64_t x_stride, int64_t k, const char* w, float* y,
+                          int64_t y_stride, int64_t num_cols, Prefetch ahead, bool resume) {
+    tile_for<P>(rows)(x, x_stride, k, w, y, y_stride, num_cols, ahead, resume);
+  }
+  // Panels in cache, `panel_bytes` apart; y has num_cols columns in all.
+  LK_INLINE void multiply_panels(int64_t rows, const typename P::X* x, int64_t x_stride, int64_t k, const char* panels,
+                                 int64_t panel_bytes, float* y, int64_t y_stride, int64_t num_cols, bool resume) {
+    for (int64_t col = 0; col < num_cols; col += 16 * kTileVecs)
+      multiply(rows, x, x_stride, k, panels + col / kPanelCols * panel_bytes + col % kPanelCols * 4, y + col, y_stride,
+               num_cols - col, {2048, nullptr, 0}, resume);
+  }
+};
+#if defined(__AMX_BF16__)
+template <>
+struct Tiles<Bf16Panels> {
+  static constexpr int kMaxRows = kAmxRows;
+  static constexpr int64_t kInner = kTileInner;
+  static constexpr bool kManyPanels = true;
+  using Registers = AmxRegisters;
+  LK_INLINE void multiply(int64_t rows, const uint16_t* x, int64_t x_stride, int64_t k, const char* w, float* y,
+                          int64_t y_stride, int64_t num_cols, Prefetch ahead, bool resume) {
+    amx_tile(rows, x, x_stride, k, w, y, y_stride, num_cols, ahead, resume);
+  }
+  LK_INLINE void multiply_panels(int64_t rows, const uint16_t* x, int64_t x_stride, int64_t k, const char* panels,
+                                 int64_t panel_bytes, float* y, int64_t y_stride, int64_t num_cols, bool resume) {
+    amx_tile_row(rows, x, x_stride, k, panels, panel_bytes, y, y_stride, num_cols, resume);
+  }
+};
+#endif
+
 // Tiles of nearly equal height that num_rows rows are cut into.
 template <class P>
 int64_t num_row_tiles(int64_t num_rows, int64_t x_stride) {
   // Rows a multiple of 4 KiB apart share the sets of an 8-way L1, and 12 of them evict each other.
   const bool aliased = x_stride * static_cast<int64_t>(sizeof(typename P::X)) % 4096 == 0;
-  return ceil_div(num_rows, aliased ? min64(kMaxRows, 11) : kMaxRows);
+  const int64_t most = Tiles<P>::kMaxRows;
+  return ceil_div(num_rows, aliased && most == kVectorRows ? min64(most, 11) : most);
 }
-constexpr int64_t kHalves = 2 / kTileVecs;  // passes over a panel's columns per tile
 
 // f(tile, its first row, its rows) for num_tiles tiles that together are num_rows rows.
 template <class F>
@@ -147,10 +201,12 @@ LK_INLINE void for_row_tiles(int64_t num_rows, int64_t num_tiles, const F& f) {
 template <class P>
 void multiply_panel(const typename P::X* x, int64_t x_stride, int64_t num_rows, int64_t k, const char* panel, float* y,
                     int64_t y_stride, int64_t num_cols, bool resume) {
+  typename Tiles<P>::Registers registers;
   for_row_tiles(num_rows, num_row_tiles<P>(num_rows, x_stride), [&](int64_t, int64_t row, int64_t rows) {
+    registers.hold(rows);
     for (int64_t half = 0; half < kHalves && half * 16 < num_cols; ++half)
-      tile_for<P>(rows)(x + row * x_stride, x_stride, k, panel + 64 * half, y + row * y_stride + 16 * half, y_stride,
-                        num_cols - 16 * half, {0, nullptr, 0}, resume);
+      Tiles<P>::multiply(rows, x + row * x_stride, x_stride, k, panel + 64 * half, y + row * y_stride + 16 * half,
+                         y_stride, num_cols - 16 * half, {0, nullptr, 0}, resume);
   });
 }
 

@@ -65,6 +65,7 @@ void run(const GemmTransposedArgs& args, ThreadPool& pool) {
   parallel(pool, ceil_div(num_blocks, group), 1, [&](int64_t begin, int64_t end) {
     // The near prefetch runs past the end.
     auto* turned = reinterpret_cast<char*>(thread_scratch(group * kTurnedBytes + 4096));
+    typename Tiles<P>::Registers registers;
     for (int64_t item = begin; item < end; ++item) {
       const int64_t first_block = item * group, blocks = min64(group, num_blocks - first_block);
       for (int64_t first_n = 0; first_n < n; first_n += kBlockN) {
@@ -81,16 +82,11 @@ void run(const GemmTransposedArgs& args, ThreadPool& pool) {
           }
         }
         for_row_tiles(args.num_rows, num_tiles, [&](int64_t, int64_t row, int64_t rows) {
-          const TileFn<P> fn = tile_for<P>(rows);
-          for (int64_t b = 0; b < blocks; ++b) {
-            for (int64_t half = 0; half < kHalves; ++half) {
-              const int64_t col = (first_block + b) * kPanelCols + half * 16;
-              if (col >= k) break;
-              fn(x + row * args.x_stride + first_n, args.x_stride, part, turned + b * kTurnedBytes + 64 * half,
-                 args.y + row * args.y_stride + col, args.y_stride, k - col, {2048, nullptr, 0},
-                 args.add || first_n > 0);
-            }
-          }
+          registers.hold(rows);
+          const int64_t col = first_block * kPanelCols;
+          Tiles<P>::multiply_panels(rows, x + row * args.x_stride + first_n, args.x_stride, part, turned, kTurnedBytes,
+                                    args.y + row * args.y_stride + col, args.y_stride,
+                                    min64(blocks * kPanelCols, k - col), args.add || first_n > 0);
         });
       }
     }

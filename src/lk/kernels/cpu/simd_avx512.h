@@ -8,7 +8,9 @@
 
 namespace lk::LK_ISA_NAMESPACE {
 
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
+constexpr CpuIsa kIsa = CpuIsa::kAmxBf16;
+#elif defined(__AVX512BF16__)
 constexpr CpuIsa kIsa = CpuIsa::kAvx512Bf16;
 #else
 constexpr CpuIsa kIsa = CpuIsa::kAvx512;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernel table of one instruction set, and the loops that probe its limits.
+#include "lk/kernels/cpu/gemm_tile.h"
 #include "lk/kernels/cpu/isa.h"
 #include "lk/kernels/cpu/simd.h"
 
@@ -20,6 +21,9 @@ constexpr int kChains = kNumVectors >= 32 ? 12 : kNumVectors >= 8 ? 5 : 2;
 
 static volatile float sink;  // keeps the probes from being optimised away
 
+#if defined(__AMX_BF16__)
+static double probe_dot_bf16(int64_t iterations) { return amx_probe(iterations); }
+#else
 static double probe_dot_bf16(int64_t iterations) {
   F32x16 acc[kChains];
   for (F32x16& a : acc) a = zero();
@@ -34,6 +38,7 @@ static double probe_dot_bf16(int64_t iterations) {
   sink = reduce_add(sum);
   return static_cast<double>(iterations) * kChains * 64;
 }
+#endif
 
 static double probe_fma_f32(int64_t iterations) {
   F32x16 acc[kChains];
