@@ -17,7 +17,7 @@
 namespace lk::LK_ISA_NAMESPACE {
 namespace {
 
-constexpr int64_t kCachedBytes = int64_t{1} << 20;  // half of an L2
+constexpr int64_t kCachedBytes = int64_t{5} << 18;  // of the 2 MiB of an L2 where it is used
 
 // Steps of a panel that are read, and whose prefetches lie, without passing from one page to another.
 struct Stretch {
@@ -92,25 +92,37 @@ class ShardSums {
   alignas(64) float rest_[3][kMaxRows * kPanelCols];  // log2(kMaxShards)
 };
 
-// Rows that L2 does not hold beside a panel, in one block and one shard: groups of panels that stay in L2, so that the
-// rows come from memory once for each group (Tiles::kManyPanels).
+// More rows than L2 holds beside a panel: panels in groups that stay in L2, so that the rows come from memory once for
+// each group (Tiles::kManyPanels). Requires: the weight is in one block.
 template <class P>
 void run_groups(const GemmArgs& args, ThreadPool& pool) {
   using T = Tiles<P>;
-  const auto* x = static_cast<const typename P::X*>(args.x);
-  const int64_t n = args.w.n, panel_bytes = args.w.panel_bytes(), num_panels = ceil_div(n, kPanelCols);
-  const int64_t num_tiles = num_row_tiles<P>(args.num_rows, args.x_stride);
+  using X = typename P::X;
+  const int64_t n = args.w.n, k = args.w.k, panel_bytes = args.w.panel_bytes(), num_panels = ceil_div(n, kPanelCols);
+  const int64_t num_tiles = num_row_tiles<P>(args.num_rows, args.x_stride), shard_cols = k / args.num_shards;
   const int64_t fair = num_panels / (4 * pool_size(pool));  // so that the threads end together
   const int64_t group = max64(1, min64(kCachedBytes / panel_bytes, fair));
+  const int64_t room_bytes = T::kMaxRows * T::gathered_stride(k) * static_cast<int64_t>(sizeof(X));
   parallel(pool, ceil_div(num_panels, group), 64, [&](int64_t begin, int64_t end) {
+    auto* room = reinterpret_cast<X*>(thread_scratch(room_bytes));
     typename T::Registers registers;
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t first_col = item * group * kPanelCols, cols = min64(group * kPanelCols, n - first_col);
-      const char* panels = static_cast<const char*>(args.w.data) + item * group * panel_bytes;
       for_row_tiles(args.num_rows, num_tiles, [&](int64_t, int64_t row, int64_t rows) {
         registers.hold(rows);
-        T::multiply_panels(rows, x + row * args.x_stride, args.x_stride, args.w.k, panels, panel_bytes,
-                           args.y + row * args.y_stride + first_col, args.y_stride, cols, false);
+        const TileRows<P> x =
+            T::gather(rows, static_cast<const X*>(args.x) + row * args.x_stride, args.x_stride, k, room);
+        for (int64_t panel = item * group; panel < min64(num_panels, (item + 1) * group); ++panel) {
+          const int64_t col = panel * kPanelCols, cols = min64(kPanelCols, n - col);
+          const char* w = static_cast<const char*>(args.w.data) + panel * panel_bytes;
+          ShardSums<T::kMaxRows> sums(args.y + row * args.y_stride + col, args.y_stride, rows, cols);
+          for (int64_t shard = 0; shard < args.num_shards; ++shard) {
+            const int64_t first = shard * shard_cols;
+            const auto to = sums.next();
+            T::multiply(rows, x.data + first, x.stride, shard_cols, w + first / P::kPerStep * kStepBytes, to.data,
+                        to.stride, cols, {4096, nullptr, 0}, false);
+            sums.push(shard);
+          }
+        }
       });
     }
   });
@@ -133,8 +145,7 @@ void run(const GemmArgs& args, ThreadPool& pool) {
   const int64_t pass_bytes = lines * 64 * (ceil_div(k, P::kPerStep) / kGroup);
 
   if constexpr (T::kManyPanels) {
-    if (args.w.pages == nullptr && args.num_shards == 1 &&
-        num_rows * k * static_cast<int64_t>(sizeof(*x)) > kCachedBytes)
+    if (args.w.pages == nullptr && num_rows * k * static_cast<int64_t>(sizeof(*x)) > kCachedBytes)
       return run_groups<P>(args, pool);
   }
   parallel(pool, num_panels, 64, [&](int64_t begin, int64_t end) {

@@ -135,6 +135,12 @@ namespace {
 
 constexpr int64_t kHalves = 2 / kTileVecs;  // passes over a panel's columns per tile
 
+template <class P>
+struct TileRows {
+  const typename P::X* data;
+  int64_t stride;
+};
+
 // What a format's products are made of: the most rows of a tile, and the elements of the inner dimension that belong
 // together. A product whose inner dimension is cut must be cut at multiples of kInner. kManyPanels: a tile's rows
 // should meet several panels while they are in L1.
@@ -151,12 +157,11 @@ struct Tiles {
                           int64_t y_stride, int64_t num_cols, Prefetch ahead, bool resume) {
     tile_for<P>(rows)(x, x_stride, k, w, y, y_stride, num_cols, ahead, resume);
   }
-  // Panels in cache, `panel_bytes` apart; y has num_cols columns in all.
-  LK_INLINE void multiply_panels(int64_t rows, const typename P::X* x, int64_t x_stride, int64_t k, const char* panels,
-                                 int64_t panel_bytes, float* y, int64_t y_stride, int64_t num_cols, bool resume) {
-    for (int64_t col = 0; col < num_cols; col += 16 * kTileVecs)
-      multiply(rows, x, x_stride, k, panels + col / kPanelCols * panel_bytes + col % kPanelCols * 4, y + col, y_stride,
-               num_cols - col, {2048, nullptr, 0}, resume);
+  // Rows of x that meet several panels, as they are multiplied fastest: where they are, or brought together in `room`
+  // for kMaxRows gathered_stride(k) elements.
+  static constexpr int64_t gathered_stride(int64_t) { return 0; }
+  LK_INLINE TileRows<P> gather(int64_t, const typename P::X* x, int64_t x_stride, int64_t, typename P::X*) {
+    return {x, x_stride};
   }
 };
 #if defined(__AMX_BF16__)
@@ -170,9 +175,9 @@ struct Tiles<Bf16Panels> {
                           int64_t y_stride, int64_t num_cols, Prefetch ahead, bool resume) {
     amx_tile(rows, x, x_stride, k, w, y, y_stride, num_cols, ahead, resume);
   }
-  LK_INLINE void multiply_panels(int64_t rows, const uint16_t* x, int64_t x_stride, int64_t k, const char* panels,
-                                 int64_t panel_bytes, float* y, int64_t y_stride, int64_t num_cols, bool resume) {
-    amx_tile_row(rows, x, x_stride, k, panels, panel_bytes, y, y_stride, num_cols, resume);
+  static constexpr int64_t gathered_stride(int64_t k) { return amx_gathered_stride(k); }
+  LK_INLINE TileRows<Bf16Panels> gather(int64_t rows, const uint16_t* x, int64_t x_stride, int64_t k, uint16_t* room) {
+    return {amx_gather(rows, x, x_stride, k, room), amx_gathered_stride(k)};
   }
 };
 #endif

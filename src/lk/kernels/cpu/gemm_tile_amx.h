@@ -160,21 +160,13 @@ void amx_tile(int64_t rows, const uint16_t* x, int64_t x_stride, int64_t k, cons
       __builtin_memcpy(y + row * y_stride, part + row * kPanelCols, static_cast<size_t>(num_cols) * 4);
 }
 
-// The same against the panels of num_cols columns, which are in L2, `panel_bytes` apart. Rows of x lie far apart, often
-// a multiple of 4 KiB: they are brought together once, for all panels.
-void amx_tile_row(int64_t rows, const uint16_t* x, int64_t x_stride, int64_t k, const char* panels, int64_t panel_bytes,
-                  float* y, int64_t y_stride, int64_t num_cols, bool resume) {
-  constexpr int64_t kPiece = 2048;
-  alignas(64) uint16_t piece[kAmxRows * (kPiece + kTileInner)];
-  for (int64_t done = 0; done < k; done += kPiece) {
-    const int64_t part = min64(kPiece, k - done);
-    const int64_t stride = ceil_div(part, 2 * kTileInner) * 2 * kTileInner + kTileInner;  // an odd number of lines
-    for (int64_t row = 0; row < rows; ++row)
-      __builtin_memcpy(piece + row * stride, x + row * x_stride + done, static_cast<size_t>(part) * 2);
-    const char* w = panels + done / 2 * kPanelStepBytes;
-    for (int64_t col = 0; col < num_cols; col += kPanelCols, w += panel_bytes)
-      amx_tile(rows, piece, stride, part, w, y + col, y_stride, num_cols - col, {4096, nullptr, 0}, resume || done > 0);
-  }
+// Rows of x lie far apart, often a multiple of 4 KiB, which puts them into the same sets of L1. Where they meet several
+// panels they are brought together first, an odd number of lines apart.
+constexpr int64_t amx_gathered_stride(int64_t k) { return (k / (2 * kTileInner) + 1) * (2 * kTileInner) + kTileInner; }
+const uint16_t* amx_gather(int64_t rows, const uint16_t* x, int64_t x_stride, int64_t k, uint16_t* room) {
+  for (int64_t row = 0; row < rows; ++row)
+    __builtin_memcpy(room + row * amx_gathered_stride(k), x + row * x_stride, static_cast<size_t>(k) * 2);
+  return room;
 }
 
 }  // namespace

@@ -52,7 +52,9 @@ void turn(const std::byte* from, int64_t num_steps, F32Panels, char* to) {
 
 template <class P>
 void run(const GemmTransposedArgs& args, ThreadPool& pool) {
-  const auto* x = static_cast<const typename P::X*>(args.x);
+  using T = Tiles<P>;
+  using X = typename P::X;
+  const auto* x = static_cast<const X*>(args.x);
   const auto* w = static_cast<const std::byte*>(args.w.data);
   const int64_t n = args.w.n, k = args.w.k, num_steps = ceil_div(k, P::kPerStep);
   const int64_t panel_bytes = num_steps * kStepBytes;
@@ -60,12 +62,14 @@ void run(const GemmTransposedArgs& args, ThreadPool& pool) {
   const int64_t num_blocks = ceil_div(k, kPanelCols);
   const int64_t group = min64(kPanels, max64(1, num_blocks / (4 * pool_size(pool))));
   const int64_t num_tiles = num_row_tiles<P>(args.num_rows, args.x_stride);
+  constexpr int64_t kRoomBytes = T::kMaxRows * T::gathered_stride(kBlockN) * static_cast<int64_t>(sizeof(X));
   constexpr int64_t kTurnedBytes = kBlockN / P::kPerStep * kStepBytes;
 
   parallel(pool, ceil_div(num_blocks, group), 1, [&](int64_t begin, int64_t end) {
     // The near prefetch runs past the end.
-    auto* turned = reinterpret_cast<char*>(thread_scratch(group * kTurnedBytes + 4096));
-    typename Tiles<P>::Registers registers;
+    auto* turned = reinterpret_cast<char*>(thread_scratch(group * kTurnedBytes + 4096 + kRoomBytes));
+    char* const room = turned + group * kTurnedBytes + 4096;
+    typename T::Registers registers;
     for (int64_t item = begin; item < end; ++item) {
       const int64_t first_block = item * group, blocks = min64(group, num_blocks - first_block);
       for (int64_t first_n = 0; first_n < n; first_n += kBlockN) {
@@ -83,10 +87,17 @@ void run(const GemmTransposedArgs& args, ThreadPool& pool) {
         }
         for_row_tiles(args.num_rows, num_tiles, [&](int64_t, int64_t row, int64_t rows) {
           registers.hold(rows);
-          const int64_t col = first_block * kPanelCols;
-          Tiles<P>::multiply_panels(rows, x + row * args.x_stride + first_n, args.x_stride, part, turned, kTurnedBytes,
-                                    args.y + row * args.y_stride + col, args.y_stride,
-                                    min64(blocks * kPanelCols, k - col), args.add || first_n > 0);
+          const TileRows<P> tile =
+              T::gather(rows, x + row * args.x_stride + first_n, args.x_stride, part, reinterpret_cast<X*>(room));
+          for (int64_t b = 0; b < blocks; ++b) {
+            for (int64_t half = 0; half < kHalves; ++half) {
+              const int64_t col = (first_block + b) * kPanelCols + half * 16;
+              if (col >= k) break;
+              T::multiply(rows, tile.data, tile.stride, part, turned + b * kTurnedBytes + 64 * half,
+                          args.y + row * args.y_stride + col, args.y_stride, k - col, {2048, nullptr, 0},
+                          args.add || first_n > 0);
+            }
+          }
         });
       }
     }
