@@ -129,10 +129,51 @@ void expect_refused(Parse parse, std::initializer_list<Wrong> wrongs) {
   }
 }
 
+TEST(ResponsesRequest, CustomTools) {
+  const std::string own =
+      R"("tools": [{"type": "function", "name": "f"}, {"type": "custom", "name": "sh", "description": "d"},
+          {"type": "custom", "name": "date", "format": {"type": "grammar", "syntax": "regex", "definition": "[0-9]+"}}])";
+  const std::string chat =
+      R"("tools": [{"type": "function", "function": {"name": "f"}}, {"type": "custom", "custom": {"name": "sh", "description": "d"}},
+          {"type": "custom", "custom": {"name": "date", "format": {"type": "grammar", "grammar": {"syntax": "regex", "definition": "[0-9]+"}}}}])";
+  for (
+      const auto& [flat, nested] : std::vector<std::pair<std::string, std::string>>{
+          {R"("auto")", R"("auto")"},
+          {R"({"type": "custom", "name": "sh"})", R"({"type": "custom", "custom": {"name": "sh"}})"},
+          {R"({"type": "custom", "name": "date"})", R"({"type": "custom", "custom": {"name": "date"}})"},
+          {R"({"type": "allowed_tools", "mode": "required", "tools": [{"type": "custom", "name": "sh"}, {"type": "function", "name": "f"}]})",
+           R"({"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [
+                {"type": "custom", "custom": {"name": "sh"}}, {"type": "function", "function": {"name": "f"}}]}})"}})
+    expect_same(
+        good(parse_responses_request, fmt::format(R"({{"input": "q", "seed": 1, {}, "tool_choice": {}}})", own, flat)),
+        fmt::format(R"({{"messages": [{{"role": "user", "content": "q"}}], "seed": 1, {}, "tool_choice": {}}})", chat,
+                    nested));
+  // An answer's own items come back as they are.
+  expect_same(good(parse_responses_request,
+                   R"({"input": [{"role": "user", "content": "q"},
+              {"type": "custom_tool_call", "id": "ctc_1", "status": "completed", "call_id": "c1", "name": "sh", "input": "ls \"a\""},
+              {"type": "custom_tool_call_output", "call_id": "c1", "output": "a b"}], "seed": 1})"),
+              R"({"messages": [{"role": "user", "content": "q"},
+          {"role": "assistant", "tool_calls": [{"id": "c1", "type": "custom", "custom": {"name": "sh", "input": "ls \"a\""}}]},
+          {"role": "tool", "tool_call_id": "c1", "content": "a b"}], "seed": 1})");
+}
+
 TEST(ResponsesRequest, IsRefusedInItsOwnWords) {
   expect_refused(
       parse_responses_request,
-      {{R"({})", "input", "is missing"},
+      {{R"({"input": "a", "tools": [{"type": "custom", "name": "t", "format": {"type": "grammar", "syntax": "gbnf", "definition": "x"}}]})",
+        "tools[0].format.syntax", "lark"},
+       {R"({"input": "a", "tools": [{"type": "custom", "name": "t", "format": {"type": "grammar", "syntax": "regex"}}]})",
+        "tools[0].format.definition", "is missing"},
+       {R"({"input": "a", "tools": [{"type": "custom", "name": "t"}], "tool_choice": {"type": "function", "name": "t"}})",
+        "tool_choice.name", "of the other type"},
+       {R"({"input": "a", "tools": [{"type": "custom", "name": "t"}], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "custom", "name": "u"}]}})",
+        "tool_choice.tools[0].name", "none of the tools"},
+       {R"({"input": "a", "tools": [{"type": "custom", "name": "t"}], "tool_choice": {"type": "allowed_tools", "tools": [{"type": "custom", "name": "t"}]}})",
+        "tool_choice.mode", "auto"},
+       {R"({"input": [{"role": "user", "content": "a"}, {"type": "custom_tool_call", "call_id": "c", "input": "x"}]})",
+        "input[1].name", "is missing"},
+       {R"({})", "input", "is missing"},
        {R"({"input": []})", "input", "at least one item"},
        {R"({"input": 3})", "input", "a string or a list of items"},
        {R"({"input": ["a"]})", "input[0]", "must be an object"},

@@ -17,11 +17,15 @@ namespace {
 namespace json = boost::json;
 
 const ApiDefaults kDefaults{.context = 4096, .vocab_size = 400, .tool_format = ToolFormat::kHermes};
+constexpr const char* kShell = R"(<tool_call>{"name": "sh", "arguments": {"input": "ls \"a\"\n\u00e9"}}</tool_call>)";
 constexpr const char* kCall = R"(<tool_call>{"name": "f", "arguments": {"a": "e"}}</tool_call>)";
 
 GenerateRequest responses(std::string_view more = "") {
   return *parse_responses_request(
-              fmt::format(R"({{"input": "q", "tools": [{{"type": "function", "name": "f"}}]{}}})", more), kDefaults)
+              fmt::format(
+                  R"({{"input": "q", "tools": [{{"type": "function", "name": "f"}}, {{"type": "custom", "name": "sh"}}]{}}})",
+                  more),
+              kDefaults)
               .value;
 }
 GenerateRequest messages(std::string_view more = "") {
@@ -97,6 +101,9 @@ const std::vector<std::pair<std::string, std::string>> kTexts = {
     {std::string("let me see") + kCall + kCall, "thought"},
     {std::string(kCall) + "and then", ""},
     {"", ""},
+    {std::string(kShell) + kCall + kShell, "thought"},
+    {R"(<tool_call>{"name": "sh", "arguments": {"input": ""}}</tool_call>)", ""},
+    {R"(<tool_call>{"name": "sh", "arguments": {"in": 3}}</tool_call>)", ""},
     {R"(<tool_call>{"name": "f", "arguments": {"a": )", ""}};
 
 TEST(ResponsesItems, EventsAddUpToTheObject) {
@@ -127,8 +134,9 @@ TEST(ResponsesItems, EventsAddUpToTheObject) {
         ASSERT_EQ(built.size(), whole.at("output").as_array().size());
         for (size_t i = 0; i < built.size(); ++i) {
           const json::object& item = whole.at("output").at(i).as_object();
-          const json::value& said =
-              item.contains("arguments") ? item.at("arguments") : item.at("content").at(0).at("text");
+          const json::value& said = item.contains("arguments") ? item.at("arguments")
+                                    : item.contains("input")   ? item.at("input")
+                                                               : item.at("content").at(0).at("text");
           EXPECT_EQ(built[i].at("text"), said);
         }
         json::object last = events.back().at("response").as_object();
@@ -141,6 +149,39 @@ TEST(ResponsesItems, EventsAddUpToTheObject) {
         EXPECT_EQ(json_text(last), json_text(expected));
         EXPECT_EQ(events.back().at("type"), "response.completed");
       }
+}
+
+TEST(ResponsesItems, ACustomToolsCallIsItsInput) {
+  const Asked asked = Asked::of(responses(), kShell);
+  const json::object whole = asked.whole();
+  ASSERT_EQ(whole.at("output").as_array().size(), 1u);
+  const json::object& item = whole.at("output").at(0).as_object();
+  EXPECT_EQ(item.at("type"), "custom_tool_call");
+  EXPECT_EQ(item.at("name"), "sh");
+  EXPECT_EQ(item.at("input"), "ls \"a\"\n\xc3\xa9");
+  EXPECT_FALSE(item.at("call_id").as_string().empty());
+  std::vector<std::string> types;
+  for (const json::object& event : asked.events(7)) types.emplace_back(event.at("type").as_string());
+  EXPECT_NE(std::ranges::find(types, "response.custom_tool_call_input.delta"), types.end());
+  EXPECT_EQ(std::ranges::count(types, "response.custom_tool_call_input.done"), 1);
+  EXPECT_EQ(std::ranges::count(types, "response.function_call_arguments.delta"), 0);
+}
+
+// A grammar may allow the empty text.
+TEST(ResponsesItems, AForcedInputMayBeEmpty) {
+  const auto parsed = parse_responses_request(
+      R"({"input": "q", "tools": [{"type": "custom", "name": "sh", "format": {"type": "grammar", "syntax": "regex", "definition": "a*"}}],
+          "tool_choice": {"type": "custom", "name": "sh"}})",
+      kDefaults);
+  ASSERT_TRUE(parsed.ok()) << parsed.error.message;
+  for (const char* text : {"", "aa"}) {
+    const Asked asked = Asked::of(*parsed.value, text);
+    const json::object whole = asked.whole();
+    ASSERT_EQ(whole.at("output").as_array().size(), 1u) << json_text(whole);
+    EXPECT_EQ(whole.at("output").at(0).at("type"), "custom_tool_call");
+    EXPECT_EQ(whole.at("output").at(0).at("input"), text);
+    EXPECT_EQ(json_text(asked.events(1).back().at("response").at("output")), json_text(whole.at("output")));
+  }
 }
 
 TEST(ResponsesItems, WhatWasCutIsIncomplete) {

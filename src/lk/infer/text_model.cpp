@@ -230,11 +230,6 @@ Status TextModel::check(const TextRequest& request, const TextSide& side, std::s
       return invalid_argument("stop strings must have 1 to {} bytes", stops.max);
     if (!side.tokenizer) return failed_precondition("the model has no tokenizer.json: stop strings cannot be matched");
   }
-  // Not a matter of the fields alone: an adapter's template may have its model think, where the base's does not.
-  field = "thinking_token_budget";
-  if (request.thinking_budget >= 0 && request.reasoning == ReasoningFormat::kNone)
-    return invalid_argument(
-        "thinking_token_budget needs a model whose thoughts are told from its answers (--reasoning-parser)");
   field = "stop_token_ids";
   for (int32_t token : request.stop_token_ids)
     if (token < 0 || token >= side.vocab_size)

@@ -45,7 +45,8 @@ struct TextRequest {
   // the prompt leaves the model, unless that is known.
   ReasoningFormat reasoning = ReasoningFormat::kNone;
   std::optional<ThinkingStart> thinking_start = std::nullopt;
-  int64_t thinking_budget = -1;  // the thoughts end after so many tokens; -1 = when the model ends them
+  int64_t thinking_budget =
+      -1;  // the thoughts end after so many tokens, if there are any; -1 = when the model ends them
   bool merge_reasoning = false;  // thoughts are shown as the model wrote them, with their marks and white space
   // What tool calls may begin with, instead of what the grammar says; empty = no calls beside a grammar.
   std::vector<std::string> call_openings = {};

@@ -26,7 +26,8 @@ class AnswerItems {
   virtual void text(std::string* out, std::string_view text, std::span<const TokenLogprob> tokens) = 0;
   // Tokens behind the last text, such as the one that ended it.
   virtual void last_tokens(std::span<const TokenLogprob>) {}
-  virtual void call(std::string* out, const std::string& id, std::string_view name) = 0;
+  // `custom`: of a tool that is called with a text, which is what arguments() gives of it.
+  virtual void call(std::string* out, const std::string& id, std::string_view name, bool custom) = 0;
   virtual void arguments(std::string* out, std::string_view piece) = 0;
   // Closes what is open. `usage` is of the whole answer.
   virtual void finish(std::string* out, const Completion& completion, const AnswerUsage& usage) = 0;

@@ -91,6 +91,7 @@ ToolSyntax tool_syntax(const GenerateRequest& request, ToolFormat format) {
   else if (request.tools_allowed)
     syntax.format = format;
   syntax.forced = request.tool_forced;
+  syntax.may_be_empty = request.forced_input;
   if (syntax.format == ToolFormat::kQwen3Coder)
     syntax.kinds = std::make_shared<ParameterKinds>(request.prompts.at(0).tools);
   return syntax;

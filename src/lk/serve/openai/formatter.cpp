@@ -140,22 +140,30 @@ struct AnswerFormatter::Impl {
       }
       if (delta.call > 0 && !shape.parallel_tool_calls) continue;
       if (delta.kind == ToolDelta::Kind::kBegin) {
-        end_input(out, choice);
+        end_input(&out, choice);
         std::string body = fmt::format("\"delta\":{{\"tool_calls\":[{{\"index\":{},", delta.call);
         shape.append_call_head(body, index, delta.call, delta.text);
         body += "\"\"}}]}";
         append_chunk(out, choice, body);
-        if (!shape.forced_input && shape.is_custom(delta.text)) choice.input.emplace();
-        choice.call = delta.call;
-        choice.call_is_custom = shape.is_custom(delta.text);
-      } else if (choice.input) {
-        std::string text;
-        choice.input->push(delta.text, text);
-        append_arguments(out, choice, text);
+        begin_call(choice, delta);
       } else {
-        append_arguments(out, choice, delta.text);
+        append_arguments(out, choice, input_text(choice, delta.text));
       }
     }
+  }
+
+  void begin_call(Choice& choice, const ToolDelta& delta) const {
+    choice.call = delta.call;
+    choice.call_is_custom = shape.is_custom(delta.text);
+    if (!shape.forced_input && choice.call_is_custom) choice.input.emplace();
+  }
+
+  // What the client sees of a piece of the call's arguments: of a custom tool's, the input that they hold.
+  std::string input_text(Choice& choice, std::string_view arguments) const {
+    if (!choice.input) return std::string(arguments);
+    std::string text;
+    choice.input->push(arguments, text);
+    return text;
   }
 
   // Of the call at hand.
@@ -169,12 +177,15 @@ struct AnswerFormatter::Impl {
   }
 
   // No more comes of a custom tool's arguments.
-  void end_input(std::string& out, Choice& choice) const {
+  void end_input(std::string* out, Choice& choice) const {
     if (!choice.input) return;
     std::string rest;
     choice.input->finish(rest);
     choice.input.reset();
-    append_arguments(out, choice, rest);
+    if (!items)
+      append_arguments(*out, choice, rest);
+    else if (!rest.empty())
+      items->arguments(out, rest);
   }
 
   // A text and the tokens that wait for it; of those behind it only what it needs when `in_one_piece`.
@@ -197,10 +208,13 @@ struct AnswerFormatter::Impl {
       }
       choice.waiting.clear();
       if (delta.call > 0 && !shape.parallel_tool_calls) continue;
-      if (delta.kind == ToolDelta::Kind::kBegin)
-        items->call(out, shape.call_id(index, delta.call), delta.text);
-      else
-        items->arguments(out, delta.text);
+      if (delta.kind == ToolDelta::Kind::kBegin) {
+        end_input(out, choice);
+        begin_call(choice, delta);
+        items->call(out, shape.call_id(index, delta.call), delta.text, choice.call_is_custom);
+      } else if (const std::string text = input_text(choice, delta.text); !text.empty()) {
+        items->arguments(out, text);
+      }
     }
   }
 
@@ -365,6 +379,7 @@ struct AnswerFormatter::Impl {
     choice.parser.push(completion.text, deltas);
     choice.parser.finish(deltas);
     feed_items(nullptr, 0, choice, deltas, true);
+    end_input(nullptr, choice);
     items->last_tokens(span_of(choice.waiting));
     count(0, completion);
     items->finish(nullptr, completion, usage);
@@ -501,12 +516,11 @@ std::string AnswerFormatter::done(int index, const Completion& completion) {
   if (self.shape.chat()) {
     ToolDeltas deltas;
     choice.parser.finish(deltas);
-    if (self.items) {
+    if (self.items)
       self.feed_items(&out, index, choice, deltas, false);
-    } else {
+    else
       self.append_deltas(out, index, choice, deltas);
-      self.end_input(out, choice);
-    }
+    self.end_input(&out, choice);
   }
   self.count(index, completion);
   if (self.items) {

@@ -49,7 +49,7 @@ class MessagesItems final : public AnswerItems {
     if (out) delta(out, "{\"type\":\"text_delta\",\"text\":" + quoted(text) + "}");
   }
 
-  void call(std::string* out, const std::string& id, std::string_view name) override {
+  void call(std::string* out, const std::string& id, std::string_view name, bool) override {
     close(out);
     blocks_.push_back({.kind = Block::Kind::kUse, .text = "", .id = id, .name = std::string(name)});
     started(out);

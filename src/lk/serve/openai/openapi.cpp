@@ -31,6 +31,7 @@ constexpr FormDoc kRequestForms[] = {
     {kItemPartForm, "ItemPart"},
     {kFlatToolForm, "FlatTool"},
     {kFlatChoiceForm, "FlatChoice"},
+    {kFlatFormatForm, "FlatFormat"},
     {kTextConfigForm, "TextConfig"},
     {kTextFormatForm, "TextFormat"},
     {kReasoningForm, "ReasoningConfig"},

@@ -20,8 +20,8 @@ std::string quoted(std::string_view text) {
 }
 
 struct Item {
-  enum class Kind { kThoughts, kText, kCall } kind;
-  std::string id, text;  // of a call: its arguments
+  enum class Kind { kThoughts, kText, kCall, kCustomCall } kind;
+  std::string id, text;  // of a call: its arguments; of a custom one: its input
   std::string call_id, name;
   std::vector<TokenLogprob> tokens;
 };
@@ -56,10 +56,10 @@ class ResponsesItems final : public AnswerItems {
     items_.back().tokens.insert(items_.back().tokens.end(), tokens.begin(), tokens.end());
   }
 
-  void call(std::string* out, const std::string& id, std::string_view name) override {
+  void call(std::string* out, const std::string& id, std::string_view name, bool custom) override {
     close(out, "completed");
-    items_.push_back({.kind = Item::Kind::kCall,
-                      .id = item_id("fc", items_.size()),
+    items_.push_back({.kind = custom ? Item::Kind::kCustomCall : Item::Kind::kCall,
+                      .id = item_id(custom ? "ctc" : "fc", items_.size()),
                       .text = "",
                       .call_id = id,
                       .name = std::string(name),
@@ -70,7 +70,10 @@ class ResponsesItems final : public AnswerItems {
 
   void arguments(std::string* out, std::string_view piece) override {
     items_.back().text += piece;
-    if (out) event(out, "response.function_call_arguments.delta", place(false) + ",\"delta\":" + quoted(piece));
+    const bool custom = items_.back().kind == Item::Kind::kCustomCall;
+    if (out)
+      event(out, custom ? "response.custom_tool_call_input.delta" : "response.function_call_arguments.delta",
+            place(false) + ",\"delta\":" + quoted(piece));
   }
 
   void finish(std::string* out, const Completion& completion, const AnswerUsage& usage) override {
@@ -142,6 +145,11 @@ class ResponsesItems final : public AnswerItems {
             "{{\"id\":\"{}\",\"type\":\"function_call\",\"status\":\"{}\",\"call_id\":\"{}\",\"name\":{},"
             "\"arguments\":{}}}",
             item.id, status, item.call_id, quoted(item.name), quoted(item.text));
+      case Item::Kind::kCustomCall:
+        return fmt::format(
+            "{{\"id\":\"{}\",\"type\":\"custom_tool_call\",\"status\":\"{}\",\"call_id\":\"{}\",\"name\":{},"
+            "\"input\":{}}}",
+            item.id, status, item.call_id, quoted(item.name), quoted(item.text));
     }
     return "";
   }
@@ -171,7 +179,9 @@ class ResponsesItems final : public AnswerItems {
   void close(std::string* out, std::string_view status) {
     if (!std::exchange(open_, false) || out == nullptr) return;
     const Item& item = items_.back();
-    if (item.kind == Item::Kind::kCall) {
+    if (item.kind == Item::Kind::kCustomCall) {
+      event(out, "response.custom_tool_call_input.done", place(false) + ",\"input\":" + quoted(item.text));
+    } else if (item.kind == Item::Kind::kCall) {
       event(out, "response.function_call_arguments.done",
             place(false) + ",\"name\":" + quoted(item.name) + ",\"arguments\":" + quoted(item.text));
     } else {

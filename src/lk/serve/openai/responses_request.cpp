@@ -69,9 +69,8 @@ class ResponsesReader {
     if (items->empty()) return fields_.fail("input", "must be a string or a list with at least one item");
     for (size_t i = 0; i < items->size() && !fields_.failed(); ++i) {
       const std::string path = fmt::format("input[{}]", i);
-      const json::object* item = (*items)[i].if_object();
-      if (item == nullptr)
-        return errors().set(path, fmt::format("\"{}\" must be an object, is {}", path, json_kind((*items)[i])));
+      const json::object* item = object_at(*items, i, path);
+      if (item == nullptr) return;
       RequestFields fields(*item, kItemForm, path, errors());
       read_item(fields, path);
       fields.refuse_others();
@@ -85,7 +84,8 @@ class ResponsesReader {
     if (item.failed()) return;
     if (type == "message") return read_message(item, path);
     if (type == "reasoning") return read_thoughts(item, path);
-    if (type == "function_call") return read_call(item, path);
+    if (type == "function_call") return read_call(item, path, false);
+    if (type == "custom_tool_call") return read_call(item, path, true);
     draft_.open(false);
     json::object message({{"role", "tool"}}, storage_);
     copy(item, "call_id", message, "tool_call_id");
@@ -122,9 +122,8 @@ class ResponsesReader {
       if (list == nullptr) return item.wrong_kind(key, "a list of texts", *parts);
       for (size_t i = 0; i < list->size(); ++i) {
         const std::string where = fmt::format("{}.{}[{}]", path, key, i);
-        const json::object* part = (*list)[i].if_object();
-        if (part == nullptr)
-          return errors().set(where, fmt::format("\"{}\" must be an object, is {}", where, json_kind((*list)[i])));
+        const json::object* part = object_at(*list, i, where);
+        if (part == nullptr) return;
         RequestFields fields(*part, kItemPartForm, where, errors());
         std::string type, text;
         fields.read("type", type);
@@ -137,12 +136,16 @@ class ResponsesReader {
     turn_for("reasoning_content", path)["reasoning_content"] = thoughts;
   }
 
-  void read_call(RequestFields& item, const std::string& path) {
-    json::object function(storage_), call({{"type", "function"}}, storage_);
-    copy(item, "name", function, "name");
-    copy(item, "arguments", function, "arguments");
+  void read_call(RequestFields& item, const std::string& path, bool custom) {
+    const char* const type = custom ? "custom" : "function";
+    json::object called(storage_), call({{"type", type}}, storage_);
+    copy(item, "name", called, "name");
+    if (custom)
+      copy(item, "input", called, "input");
+    else
+      copy(item, "arguments", called, "arguments");
     copy(item, "call_id", call, "id");
-    call["function"] = std::move(function);
+    call[type] = std::move(called);
     json::object& turn = turn_for("", path);
     json::value& calls = turn["tool_calls"];
     if (!calls.is_array()) calls.emplace_array();
@@ -150,7 +153,7 @@ class ResponsesReader {
     const std::string at = fmt::format("{}.tool_calls[{}]", draft_.last_path(), calls.get_array().size() - 1);
     draft_.rename(at, path);
     draft_.rename(at + ".id", path + ".call_id");
-    draft_.rename(at + ".function", path);
+    draft_.rename(fmt::format("{}.{}", at, type), path);
   }
 
   // The assistant's message that this goes into: thoughts, then text, then calls.
@@ -173,29 +176,47 @@ class ResponsesReader {
     if (const json::value* value = from.find(name)) to[key] = *value;
   }
 
-  // {"type": "function", "name", ...} is {"type": "function", "function": {"name", ...}} in chat.
+  // {"type": "function", "name", ...} is {"type": "function", "function": {"name", ...}} in chat, and so of custom
+  // tools.
   void read_tools() {
     const json::array* tools = fields_.array("tools");
     if (tools == nullptr) return;
     json::array nested(storage_);
     for (size_t i = 0; i < tools->size(); ++i) {
       const std::string path = fmt::format("tools[{}]", i);
-      const json::object* tool = (*tools)[i].if_object();
-      if (tool == nullptr)
-        return errors().set(path, fmt::format("\"{}\" must be an object, is {}", path, json_kind((*tools)[i])));
+      const json::object* tool = object_at(*tools, i, path);
+      if (tool == nullptr) return;
       RequestFields fields(*tool, kFlatToolForm, path, errors());
-      json::object outer(storage_), inner(storage_);
-      copy(fields, "type", outer, "type");
+      std::string type;
+      fields.read("type", type);
+      json::object inner(storage_);
       copy(fields, "name", inner, "name");
       copy(fields, "description", inner, "description");
-      copy(fields, "parameters", inner, "parameters");
-      copy(fields, "strict", inner, "strict");
-      outer["function"] = std::move(inner);
+      if (type == "custom") {
+        read_format(fields, inner, path);
+      } else {
+        copy(fields, "parameters", inner, "parameters");
+        copy(fields, "strict", inner, "strict");
+      }
       add_ignored(fields, ignored_);
-      nested.emplace_back(std::move(outer));
-      draft_.rename(path + ".function", path);
+      nested.emplace_back(nest(fields, std::move(inner), path, path));
     }
     draft_.put("tools", std::move(nested), "tools");
+  }
+
+  // {"type": "grammar", "syntax", "definition"} is {"type": "grammar", "grammar": {"syntax", "definition"}} in chat.
+  void read_format(RequestFields& tool, json::object& custom, const std::string& path) {
+    const json::object* format = tool.object("format");
+    if (format == nullptr) return;
+    RequestFields fields(*format, kFlatFormatForm, path + ".format", errors());
+    json::object outer(storage_), grammar(storage_);
+    copy(fields, "type", outer, "type");
+    copy(fields, "syntax", grammar, "syntax");
+    copy(fields, "definition", grammar, "definition");
+    if (!grammar.empty()) outer["grammar"] = std::move(grammar);
+    custom["format"] = std::move(outer);
+    draft_.rename(path + ".custom.format.grammar", path + ".format");
+    add_ignored(fields, ignored_);
   }
 
   void read_choice() {
@@ -204,12 +225,53 @@ class ResponsesReader {
     const json::object* named = choice->if_object();
     if (named == nullptr) return draft_.put("tool_choice", *choice, "tool_choice");
     RequestFields fields(*named, kFlatChoiceForm, "tool_choice", errors());
-    json::object outer(storage_), inner(storage_);
-    copy(fields, "type", outer, "type");
+    std::string type;
+    fields.read("type", type);
+    if (type != "allowed_tools")
+      return draft_.put("tool_choice", read_chosen(fields, "tool_choice", "tool_choice"), "tool_choice");
+    json::object allowed(storage_);
+    copy(fields, "mode", allowed, "mode");
+    if (const json::array* tools = fields.array("tools")) {
+      json::array entries(storage_);
+      for (size_t i = 0; i < tools->size(); ++i) {
+        const std::string path = fmt::format("tool_choice.tools[{}]", i);
+        const json::object* entry = object_at(*tools, i, path);
+        if (entry == nullptr) return;
+        RequestFields each(*entry, kFlatChoiceForm, path, errors());
+        entries.emplace_back(read_chosen(each, fmt::format("tool_choice.allowed_tools.tools[{}]", i), path));
+      }
+      allowed["tools"] = std::move(entries);
+    }
+    draft_.put("tool_choice",
+               json::object({{"type", "allowed_tools"}, {"allowed_tools", std::move(allowed)}}, storage_),
+               "tool_choice");
+    draft_.rename("tool_choice.allowed_tools", "tool_choice");
+  }
+
+  json::object read_chosen(RequestFields& fields, const std::string& chat_path, const std::string& path) {
+    json::object inner(storage_);
     copy(fields, "name", inner, "name");
-    outer["function"] = std::move(inner);
-    draft_.put("tool_choice", std::move(outer), "tool_choice");
-    draft_.rename("tool_choice.function", "tool_choice");
+    return nest(fields, std::move(inner), chat_path, path);
+  }
+
+  // {"type", TYPE: inner}
+  json::object nest(RequestFields& fields, json::object inner, const std::string& chat_path, const std::string& path) {
+    json::object outer(storage_);
+    std::string type;
+    fields.read("type", type);
+    copy(fields, "type", outer, "type");
+    if (!type.empty()) {
+      outer[type] = std::move(inner);
+      draft_.rename(fmt::format("{}.{}", chat_path, type), path);
+    }
+    return outer;
+  }
+
+  const json::object* object_at(const json::array& list, size_t index, const std::string& path) {
+    const json::object* object = list[index].if_object();
+    if (object == nullptr)
+      errors().set(path, fmt::format("\"{}\" must be an object, is {}", path, json_kind(list[index])));
+    return object;
   }
 
   void read_text() {

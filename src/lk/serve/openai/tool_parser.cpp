@@ -57,6 +57,7 @@ void ToolCallParser::finish(ToolDeltas& out) {
     for (const char c : held_) plain(c, out);
   }
   held_.clear();
+  if (num_calls_ == 0 && syntax_.may_be_empty) return begin(syntax_.forced_name, out);
   if (num_calls_ == 0) content(gap_, out);
   gap_.clear();
 }

@@ -37,6 +37,7 @@ using ToolDeltas = std::vector<ToolDelta>;
 struct ToolSyntax {
   ToolFormat format = ToolFormat::kNone;  // kNone: all is content
   std::string forced_name = {};           // not empty: all is the arguments of this function
+  bool may_be_empty = false;              // then: no text is a call, too
   std::vector<std::string> names = {};    // of the functions; calls without a tag are calls only with one of these
   bool forced = false;                    // a grammar makes the answer a call: there is no content
   std::shared_ptr<const ParameterKinds> kinds = nullptr;  // of the functions; null: all parameters are texts
